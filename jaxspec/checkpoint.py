@@ -1,0 +1,299 @@
+"""Checkpoints on disk: `config.json` beside an orbax `params/` folder.
+
+The only module that imports orbax, and only inside the functions that need it.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxspec.config import TokenizerConfig, TransformerConfig, from_dict, to_dict
+from jaxspec.drafters.block_diffusion import BlockDiffusion
+from jaxspec.errors import CheckpointError, ConfigError, NonFiniteError
+from jaxspec.models.tokenizer import Tokenizer
+from jaxspec.models.transformer import Transformer
+from jaxspec.typing import Params
+
+FORMAT = 1
+KINDS = {
+    "tokenizer": TokenizerConfig,
+    "prior": TransformerConfig,
+    "block_diffusion": BlockDiffusion,
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model on disk or in memory.
+
+    Attributes:
+      kind: a key of `KINDS`.
+      config: the frozen configuration of that kind (a drafter's holds its target's).
+      params: nested dict of arrays.
+      about: everything else worth keeping: data, licence, command, device, steps,
+        metrics, class names.
+    """
+
+    kind: str
+    config: Any
+    params: Params
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+def save(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
+    """Writes a checkpoint folder, atomically replacing one that is there.
+
+    A killed save leaves the old folder whole.
+
+    Raises:
+      CheckpointError: the place cannot be written.
+    """
+    from jaxspec import __version__
+
+    path = Path(path)
+    record = {
+        "format": FORMAT,
+        "jaxspec": __version__,
+        "kind": checkpoint.kind,
+        "config": to_dict(checkpoint.config),
+        "about": checkpoint.about,
+    }
+    with _replacing(path) as fresh:
+        _write_tree(fresh / "params", checkpoint.params)
+        (fresh / "config.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def read_config(path: str | os.PathLike) -> Checkpoint:
+    """Reads `config.json` alone; `params` of the result is empty.
+
+    Raises:
+      CheckpointError: the folder or file is missing or unreadable, or newer than
+        this library.
+    """
+    path = Path(path)
+    file = path / "config.json"
+    if not path.is_dir():
+        raise CheckpointError(f"no checkpoint folder at '{path}'; check the path")
+    try:
+        record = json.loads(file.read_text())
+        kind, version = record["kind"], record["format"]
+        config_class = KINDS[kind]
+        config = from_dict(config_class, record["config"])
+        about = dict(record.get("about", {}))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"'{path}' has no config.json; it is not a jaxspec checkpoint"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+        raise CheckpointError(
+            f"'{file}' is damaged or not a jaxspec config ({error!r}); fetch it again"
+        ) from None
+    if version != FORMAT:
+        raise CheckpointError(
+            f"'{path}' has format {version}; this jaxspec reads format {FORMAT}: "
+            "install a matching version"
+        )
+    return Checkpoint(kind, config, {}, about)
+
+
+def load(
+    path: str | os.PathLike,
+    kind: str | None = None,
+    *,
+    dtype: Any = None,
+    check_finite: bool = True,
+) -> Checkpoint:
+    """Reads a checkpoint onto the default device.
+
+    Args:
+      path: a folder written by `save`.
+      kind: refuse any other kind.
+      dtype: cast floating parameters to this.
+      check_finite: refuse NaN and infinity.
+
+    Raises:
+      CheckpointError: missing, damaged, of another kind, or not of the shapes its
+        configuration asks for.
+      NonFiniteError: a parameter holds NaN or infinity.
+    """
+    head = read_config(path)
+    if kind is not None and head.kind != kind:
+        raise CheckpointError(f"'{path}' holds a {head.kind}, not a {kind}")
+    params = _read_tree(Path(path) / "params", _abstract(head.kind, head.config))
+    if check_finite:
+        for name, x in _named_leaves(params):
+            if not bool(jnp.isfinite(x).all()):
+                raise NonFiniteError(
+                    f"'{path}': parameter {name} holds NaN or infinity; "
+                    "the checkpoint is unusable, fetch or train it again"
+                )
+    if dtype is not None:
+        params = jax.tree.map(lambda x: x.astype(dtype), params)
+    return Checkpoint(head.kind, head.config, params, head.about)
+
+
+def _abstract(kind: str, config: Any) -> Params:
+    """Shapes and dtypes of a model's parameters."""
+    init = {
+        "tokenizer": lambda key: Tokenizer(config).init(key),
+        "prior": lambda key: Transformer(config).init(key),
+        "block_diffusion": lambda key: config.init_params(key),
+    }[kind]
+    return jax.eval_shape(init, jax.random.key(0))
+
+
+def save_state(
+    path: str | os.PathLike, state: Any, notes: dict[str, str] | None = None
+) -> None:
+    """Writes any tree of arrays (a training state) and text files, atomically."""
+    with _replacing(Path(path)) as fresh:
+        _write_tree(fresh / "state", state)
+        for name, text in (notes or {}).items():
+            (fresh / name).write_text(text)
+
+
+def load_state(path: str | os.PathLike, like: Any) -> Any:
+    """Reads what `save_state` wrote, with the structure and shapes of `like`."""
+    return _read_tree(Path(path) / "state", jax.eval_shape(lambda x: x, like))
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Yields a fresh sibling folder that takes `path`'s place when all went well."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        os.chmod(fresh, 0o755)
+    except OSError as error:
+        raise CheckpointError(f"cannot write '{path}': {error.strerror}") from None
+    try:
+        yield fresh
+        if path.exists():
+            old = path.with_name(f".{path.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            path.rename(old)
+            fresh.rename(path)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            fresh.rename(path)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _quiet_logs() -> Iterator[None]:
+    """Keeps orbax's progress lines off the user's screen."""
+    loggers = [logging.getLogger(name) for name in ("absl", "orbax")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _write_tree(path: Path, tree: Any) -> None:
+    import orbax.checkpoint as ocp
+
+    with _quiet_logs(), ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path.absolute(), tree)
+
+
+def _read_tree(path: Path, like: Any) -> Any:
+    """Restores onto `like`; a mismatch is one message, told before orbax reads."""
+    import orbax.checkpoint as ocp
+
+    if not path.is_dir():
+        raise CheckpointError(f"'{path}' is missing; the checkpoint is incomplete")
+    with _quiet_logs(), ocp.StandardCheckpointer() as checkpointer:
+        try:
+            found = checkpointer.metadata(path.absolute()).item_metadata.tree
+        except Exception as error:
+            raise CheckpointError(
+                f"'{path}' is damaged (its metadata cannot be read: "
+                f"{_first_line(error)}); fetch it again"
+            ) from None
+        _compare(path, found, like)
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        target = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), like
+        )
+        try:
+            return checkpointer.restore(path.absolute(), target)
+        except Exception as error:
+            raise CheckpointError(
+                f"'{path}' is damaged or truncated ({_first_line(error)}); "
+                "fetch it again"
+            ) from None
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return (text[0] if text else type(error).__name__)[:160]
+
+
+def _named_leaves(tree: Any) -> Iterator[tuple[str, Any]]:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf
+
+
+def _compare(path: Path, found: Any, wanted: Any) -> None:
+    """Says in one message what is missing, unexpected or of another shape."""
+    have = {n: tuple(x.shape) for n, x in _named_leaves(found)}
+    want = {n: tuple(x.shape) for n, x in _named_leaves(wanted)}
+    problems = []
+    if missing := sorted(set(want) - set(have)):
+        problems.append(f"missing {_some(missing)}")
+    if extra := sorted(set(have) - set(want)):
+        problems.append(f"unexpected {_some(extra)}")
+    shapes = [
+        f"{n} is {have[n]} instead of {want[n]}"
+        for n in sorted(set(want) & set(have))
+        if have[n] != want[n]
+    ]
+    if shapes:
+        problems.append(_some(shapes))
+    if problems:
+        raise CheckpointError(
+            f"'{path}' does not fit its configuration: {'; '.join(problems)}"
+        )
+
+
+def _some(names: list[str], most: int = 4) -> str:
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
+
+
+def file_digests(folder: str | os.PathLike) -> dict[str, str]:
+    """SHA-256 of every file below `folder`, by path relative to it."""
+    folder = Path(folder)
+    return {
+        file.relative_to(folder).as_posix(): hashlib.sha256(
+            file.read_bytes()
+        ).hexdigest()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+
+
+def params_digest(params: Params) -> str:
+    """A short digest of parameter values, to tell two checkpoints apart."""
+    digest = hashlib.sha256()
+    for name, x in sorted(_named_leaves(params)):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(x).tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,133 @@
+"""tfds builders for data that tfds itself does not know."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from jaxspec.data.packed import read_class_names, read_packed
+from jaxspec.errors import DataError
+
+
+class Fruits360(tfds.core.GeneratorBasedBuilder):
+    """Fruits-360, 64x64 colour, one class a variety.
+
+    Author: Mihai Oltean, Fruits-360, 2017-. Licence: CC BY-SA 4.0.
+    """
+
+    name = "fruits360_64"
+    VERSION = tfds.core.Version("1.0.0")
+    MANUAL_DOWNLOAD_INSTRUCTIONS = """
+    The manual folder holds either the packed file `fruits360_64_jpeg.npz`, or the
+    public archive (github.com/fruits-360/fruits-360-3-body-problem) unpacked, with
+    its folders `Training` and `Test`. From the archive every third file of each
+    variety is taken, resized to 64x64 and stored as JPEG; every tenth of these is
+    in the split `test`.
+    """
+    PACKED = "fruits360_64_jpeg.npz"
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(
+                        shape=(64, 64, 3), encoding_format="jpeg"
+                    ),
+                    "label": tfds.features.Scalar(np.int64),
+                }
+            ),
+            supervised_keys=("image", "label"),
+            description="Fruits-360 at 64x64. Mihai Oltean, CC BY-SA 4.0.",
+            homepage="https://github.com/fruits-360",
+        )
+
+    def _split_generators(self, dl_manager):
+        folder = Path(dl_manager.manual_dir)
+        splits = ("train", "test")
+        return {split: self._generate_examples(folder, split) for split in splits}
+
+    def _generate_examples(self, folder: Path, split: str):
+        if (folder / self.PACKED).is_file():
+            pictures = read_packed(folder / self.PACKED, split)
+        else:
+            pictures = _public_fruits(folder, split)
+        for i, (jpeg, label) in enumerate(pictures):
+            yield i, {"image": io.BytesIO(jpeg), "label": label}
+
+    @classmethod
+    def class_names(cls, folder: Path) -> list[str]:
+        """Names of the classes, by label."""
+        if (folder / cls.PACKED).is_file():
+            return read_class_names(folder / cls.PACKED)
+        return _varieties(folder)
+
+
+def _varieties(folder: Path) -> list[str]:
+    names = {p.name for p in folder.glob("*/*") if p.is_dir()}
+    if not names:
+        raise DataError(
+            f"'{folder}' holds neither {Fruits360.PACKED} nor the public archive's "
+            "folders Training and Test"
+        )
+    return sorted(names)
+
+
+def _public_fruits(folder: Path, split: str) -> Iterator[tuple[bytes, int]]:
+    """Every third picture of each variety, 64x64; every tenth of these is test."""
+    for label, variety in enumerate(_varieties(folder)):
+        files = sorted(f for f in folder.glob(f"*/{variety}/*.jpg") if f.is_file())
+        for i, file in enumerate(files[::3]):
+            if (i % 10 == 9) == (split == "test"):
+                picture = Image.open(file).convert("RGB")
+                picture = picture.resize((64, 64), Image.Resampling.LANCZOS)
+                out = io.BytesIO()
+                picture.save(out, "JPEG", quality=90, subsampling=0)
+                yield out.getvalue(), label
+
+
+class Cifar10Packed(tfds.core.GeneratorBasedBuilder):
+    """CIFAR-10 from a packed file of JPEG pictures; research use only.
+
+    A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
+    """
+
+    name = "cifar10_packed"
+    VERSION = tfds.core.Version("1.0.0")
+    PACKED = "cifar10_jpeg.npz"
+    MANUAL_DOWNLOAD_INSTRUCTIONS = f"""
+    The manual folder holds the packed file `{PACKED}`. Without it, use the data set
+    `cifar10` of tfds, which downloads the original.
+    """
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(
+                        shape=(32, 32, 3), encoding_format="jpeg"
+                    ),
+                    "label": tfds.features.Scalar(np.int64),
+                }
+            ),
+            supervised_keys=("image", "label"),
+            description="CIFAR-10, JPEG packed. Research use.",
+            homepage="https://www.cs.toronto.edu/~kriz/cifar.html",
+        )
+
+    def _split_generators(self, dl_manager):
+        path = Path(dl_manager.manual_dir) / self.PACKED
+        splits = ("train", "test")
+        return {split: self._generate_examples(path, split) for split in splits}
+
+    def _generate_examples(self, path: Path, split: str):
+        for i, (jpeg, label) in enumerate(read_packed(path, split)):
+            yield i, {"image": io.BytesIO(jpeg), "label": label}
+
+    @classmethod
+    def class_names(cls, folder: Path) -> list[str]:
+        """Names of the classes, by label."""
+        return read_class_names(folder / cls.PACKED)
+

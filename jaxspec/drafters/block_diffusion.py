@@ -1,0 +1,216 @@
+"""A block-diffusion drafter: one pass, one denoising step, a whole tree of guesses."""
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+
+from jaxspec.config import BlockDiffusionConfig, TransformerConfig
+from jaxspec.drafters.base import fill_tree
+from jaxspec.drafters.block_network import BlockNetwork, KeysValues
+from jaxspec.errors import ConfigError
+from jaxspec.nn.rope import grid_table, sequence_angles
+from jaxspec.spec.cache import KVCache, init_cache, write
+from jaxspec.spec.draft import Draft, Round
+from jaxspec.spec.sampling import Step, guide
+from jaxspec.spec.tree import Tree
+from jaxspec.typing import Array, Bool, Float, Int, Params
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class BlockState:
+    """What the drafter carries between rounds.
+
+    Attributes:
+      cache: keys and values of the context, slot = absolute position.
+      pending: [R, A, E], features of the last accepted path, not yet in the cache.
+      counts: int32 [R], how many of them are real.
+    """
+
+    cache: KVCache
+    pending: Float[Array, "R A E"]
+    counts: Int[Array, "R"]
+
+
+@dataclass(frozen=True)
+class BlockDiffusion:
+    """DFlash's drafter for a given target; static and hashable.
+
+    Sources: DFlash (arXiv 2602.06036) for the injected context, DSpark (arXiv
+    2607.05147) for drafting from the anchor's own row and for the Markov head, JetSpec
+    (arXiv 2606.18394) for causal blocks. Ranking children by `log q + noise` and
+    merging both guidance streams of the drafter are ours.
+
+    Parameters are a dict: "own" (the drafter's network), "embedding" [V, D] and "head"
+    [D, V] of the target, which are shared and frozen; see `bind`.
+    """
+
+    config: BlockDiffusionConfig
+    target: TransformerConfig
+
+    def __post_init__(self):
+        if self.config.width != self.target.width:
+            raise ConfigError(
+                f"the drafter's width {self.config.width} is not the target's "
+                f"{self.target.width}; they share embedding and head"
+            )
+        if max(self.config.taps) >= self.target.layers:
+            raise ConfigError(
+                f"tap {max(self.config.taps)} is beyond the target's "
+                f"{self.target.layers} layers (0 is the first)"
+            )
+
+    @property
+    def network(self) -> BlockNetwork:
+        """The Linen module behind "own"."""
+        c, t = self.config, self.target
+        return BlockNetwork(c, t.vocab_size, t.width * len(c.taps))
+
+    def init_params(self, key: Array) -> Params:
+        """Random float32 parameters of the drafter's own network; consumes `key`."""
+        c, t = self.config, self.target
+        features = jnp.zeros((1, 1, t.width * len(c.taps)))
+        angles = jnp.zeros((1, 1, c.head_size // 2, 2))
+        anchor = jnp.zeros((1, c.width))
+        return self.network.init(key, features, angles, anchor)["params"]
+
+    def bind(self, own: Params, target_params: Params) -> Params:
+        """Joins the drafter's parameters with what it shares with the target."""
+        embedding = target_params["embedding"]["embedding"]
+        head = embedding.T if self.target.tied_head else target_params["head"]
+        return {"own": own, "embedding": embedding, "head": head}
+
+    def angles(self, positions: Int[Array, "R T"]) -> Float[Array, "R T f 2"]:
+        """Rotary angles of absolute positions: the target's scheme at our head size."""
+        t, size = self.target, self.config.head_size
+        if t.rope == "sequence":
+            return sequence_angles(positions, size, t.rope_base)
+        table = grid_table(
+            t.prefix_length, t.grid, size, t.rope_base, 2 * self.config.block_size
+        )
+        return jnp.asarray(table)[positions]
+
+    def init(
+        self, params: Params, features: Float[Array, "R P E"], extra: int, tree: Tree
+    ) -> BlockState:
+        """See `spec.draft.Drafter`.
+
+        Raises:
+          ConfigError: the tree is deeper than the block.
+        """
+        c = self.config
+        if tree.depth > c.block_size:
+            raise ConfigError(
+                f"the tree is {tree.depth} deep, the drafter's block reaches "
+                f"{c.block_size}; choose a shallower tree"
+            )
+        rows, length, width = features.shape
+        # The path and the block are written behind the last committed position.
+        capacity = length + extra + max(c.block_size, tree.depth + 1)
+        cache = init_cache(
+            c.layers, rows, c.num_kv_heads, capacity, c.head_size, features.dtype
+        )
+        counts = jnp.full(rows, length, jnp.int32)
+        cache = self._commit(params, cache, features, counts)
+        pending = jnp.zeros((rows, tree.depth + 1, width), features.dtype)
+        return BlockState(cache, pending, jnp.zeros(rows, jnp.int32))
+
+    def propose(
+        self,
+        params: Params,
+        state: BlockState,
+        this: Round,
+        tree: Tree,
+        order: tuple[Step, ...],
+    ) -> tuple[Draft, BlockState]:
+        """See `spec.draft.Drafter`."""
+        cache = self._commit(params, state.cache, state.pending, state.counts)
+        base, cache = self._block_logits(params, cache, this, tree.depth)
+        index = this.index[:, None] + jnp.arange(tree.depth)
+        base = guide(base, this.sampling, index)  # [B, depth, V]
+
+        def scores(depth, tokens):
+            logits = base[:, depth, None]
+            if self.config.markov_rank:
+                # The bias is the same in both streams, so it passes through guidance.
+                logits = logits + self.network.apply(
+                    {"params": params["own"]}, tokens, method=BlockNetwork.markov
+                )
+            return jnp.broadcast_to(logits, (*tokens.shape, logits.shape[-1]))
+
+        draft = fill_tree(tree, this, order, scores)
+        return draft, replace(
+            state, cache=cache, counts=jnp.zeros_like(state.counts)
+        )
+
+    def observe(
+        self,
+        params: Params,
+        state: BlockState,
+        features: Float[Array, "R A E"],
+        counts: Int[Array, "R"],
+    ) -> BlockState:
+        """See `spec.draft.Drafter`; the work is left to the next `propose`."""
+        return replace(state, pending=features, counts=counts)
+
+    def _commit(self, params, cache, features, counts) -> KVCache:
+        """Writes the context of newly committed positions."""
+        positions = cache.lengths[:, None] + jnp.arange(features.shape[1])
+        contexts = self.network.apply(
+            {"params": params["own"]},
+            features,
+            self.angles(positions),
+            method=BlockNetwork.context,
+        )
+        layers = tuple(
+            (write(old_k, k, cache.lengths), write(old_v, v, cache.lengths))
+            for (old_k, old_v), (k, v) in zip(cache.layers, contexts, strict=True)
+        )
+        return replace(cache, layers=layers, lengths=cache.lengths + counts)
+
+    def _block_logits(
+        self, params: Params, cache: KVCache, this: Round, depth: int
+    ) -> tuple[Float[Array, "R G V"], KVCache]:
+        """One pass over the block; its own keys and values are scratch."""
+        streams = cache.lengths.shape[0] // this.root.shape[0]
+        root = jnp.concatenate([this.root] * streams)
+        starts = cache.lengths
+        positions = starts[:, None] + jnp.arange(self.config.block_size)
+        mask = block_mask(cache, self.config.block_size, self.config.causal)
+        written: list[KeysValues] = []
+
+        def join_at(layer):
+            def join(own):
+                k = write(cache.layers[layer][0], own[0], starts)
+                v = write(cache.layers[layer][1], own[1], starts)
+                written.append((k, v))
+                return k, v
+
+            return join
+
+        network, variables = self.network, {"params": params["own"]}
+        anchor = params["embedding"][root]
+        h = network.apply(variables, anchor, method=BlockNetwork.block_input)
+        h = network.apply(
+            variables,
+            h,
+            self.angles(positions),
+            mask,
+            [join_at(layer) for layer in range(self.config.layers)],
+            method=BlockNetwork.block,
+        )
+        logits = jnp.matmul(
+            h[:, :depth], params["head"], preferred_element_type=jnp.float32
+        )
+        return logits, replace(cache, layers=tuple(written))
+
+
+def block_mask(
+    cache: KVCache, block_size: int, causal: bool
+) -> Bool[Array, "R G S"]:
+    """Block rows see the committed context, and the block (causally or whole)."""
+    slot = jnp.arange(cache.capacity) - cache.lengths[:, None]  # [R, S]
+    row = jnp.arange(block_size)[None, :, None]
+    last = row if causal else block_size - 1
+    return slot[:, None, :] <= last

@@ -1,0 +1,138 @@
+"""The network of the block drafter: target features enter as keys and values."""
+
+from collections.abc import Callable
+
+import einops
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jaxspec.config import BlockDiffusionConfig
+from jaxspec.nn.attention import attend
+from jaxspec.nn.layers import INIT, RMSNorm, SwiGLU, linear
+from jaxspec.nn.rope import rotate
+from jaxspec.typing import Array, Bool, Float
+
+KeysValues = tuple[Float[Array, "R K S F"], Float[Array, "R K S F"]]
+
+
+class BlockLayer(nn.Module):
+    """One layer: block rows attend to injected context and to one another.
+
+    The context stream makes keys and values only. It skips the input norm, the queries,
+    the output map and the SwiGLU (DFlash, arXiv 2602.06036).
+    """
+
+    config: BlockDiffusionConfig
+
+    def setup(self):
+        c = self.config
+        size, eps = c.head_size, c.norm_eps
+        self.input_norm = RMSNorm(eps)
+        self.query = linear(c.heads * size, "query")
+        self.key = linear(c.num_kv_heads * size, "key")
+        self.value = linear(c.num_kv_heads * size, "value")
+        self.q_norm = RMSNorm(eps)
+        self.k_norm = RMSNorm(eps)
+        self.out = linear(c.width, "out")
+        self.post_norm = RMSNorm(eps)
+        self.ffn = SwiGLU(c.ffn_width)
+
+    def keys_values(
+        self, x: Float[Array, "R T D"], angles: Float[Array, "R T f 2"]
+    ) -> KeysValues:
+        """Keys and values `[R, K, T, F]` of the context or of normed block rows."""
+        size = self.config.head_size
+        k = einops.rearrange(self.key(x), "r t (k f) -> r t k f", f=size)
+        k = rotate(self.k_norm(k), angles)
+        v = einops.rearrange(self.value(x), "r t (k f) -> r k t f", f=size)
+        return einops.rearrange(k, "r t k f -> r k t f"), v
+
+    def __call__(
+        self,
+        h: Float[Array, "R T D"],
+        angles: Float[Array, "R T f 2"],
+        mask: Bool[Array, "R T S"],
+        join: Callable[[KeysValues], KeysValues],
+    ) -> Float[Array, "R T D"]:
+        """`join` puts the block's own keys and values behind the context's."""
+        size = self.config.head_size
+        x = self.input_norm(h)
+        q = einops.rearrange(self.query(x), "r t (h f) -> r t h f", f=size)
+        q = rotate(self.q_norm(q), angles)
+        k, v = join(self.keys_values(x, angles))
+        h = h + self.out(attend(q, k, v, mask))
+        return h + self.ffn(self.post_norm(h))
+
+
+class BlockNetwork(nn.Module):
+    """Projection of the features, the layers, the mask rows and the Markov head."""
+
+    config: BlockDiffusionConfig
+    vocab_size: int
+    features: int
+
+    def setup(self):
+        c = self.config
+        self.project = linear(c.width, "project")
+        self.context_norm = RMSNorm(c.norm_eps)
+        self.layers = [BlockLayer(c, name=f"layers_{i}") for i in range(c.layers)]
+        self.norm = RMSNorm(c.norm_eps)
+        self.mask_rows = self.param("mask_rows", INIT, (c.block_size - 1, c.width))
+        if c.markov_rank:
+            shape = (self.vocab_size, c.markov_rank)
+            self.markov_in = self.param("markov_in", INIT, shape)
+            self.markov_out = self.param("markov_out", INIT, shape[::-1])
+
+    def context(
+        self, features: Float[Array, "R C E"], angles: Float[Array, "R C f 2"]
+    ) -> list[KeysValues]:
+        """Keys and values of committed positions, for each layer."""
+        c = self.context_norm(self.project(features))
+        return [layer.keys_values(c, angles) for layer in self.layers]
+
+    def block_input(self, anchor: Float[Array, "... D"]) -> Float[Array, "... G D"]:
+        """The anchor's embedding, then the mask rows."""
+        masks = jnp.broadcast_to(
+            self.mask_rows.astype(anchor.dtype),
+            (*anchor.shape[:-1], *self.mask_rows.shape),
+        )
+        return jnp.concatenate([anchor[..., None, :], masks], axis=-2)
+
+    def block(
+        self,
+        h: Float[Array, "R T D"],
+        angles: Float[Array, "R T f 2"],
+        mask: Bool[Array, "R T S"],
+        joins: list[Callable[[KeysValues], KeysValues]],
+    ) -> Float[Array, "R T D"]:
+        """Normed outputs of block rows, ready for the target's head."""
+        for layer, join in zip(self.layers, joins, strict=True):
+            h = layer(h, angles, mask, join)
+        return self.norm(h)
+
+    def markov(self, tokens: Array) -> Float[Array, "... V"]:
+        """Bias that a token puts on the logits of the next one."""
+        bias = jnp.matmul(
+            self.markov_in[tokens],
+            self.markov_out,
+            preferred_element_type=jnp.float32,
+        )
+        return bias
+
+    def __call__(self, features, angles, anchor):
+        """Touches every parameter once; for initialisation."""
+        contexts = self.context(features, angles)
+        h = self.block_input(anchor)
+        rows, length = h.shape[:2]
+        block_angles = jnp.zeros((rows, length, *angles.shape[2:]))
+        mask = jnp.ones((rows, length, features.shape[1] + length), bool)
+        joins = [
+            lambda own, past=past: tuple(
+                jnp.concatenate(pair, axis=2) for pair in zip(past, own, strict=True)
+            )
+            for past in contexts
+        ]
+        h = self.block(h, block_angles, mask, joins)
+        if self.config.markov_rank:
+            self.markov(jnp.zeros(rows, jnp.int32))
+        return h

@@ -1,0 +1,21 @@
+"""Typed errors. Each message names the thing that is wrong and says what to do."""
+
+
+class JaxspecError(Exception):
+    """Base of every error that jaxspec raises on purpose."""
+
+
+class ConfigError(JaxspecError, ValueError):
+    """A setting is impossible, unknown or of the wrong type."""
+
+
+class CheckpointError(JaxspecError):
+    """A checkpoint is missing, damaged, or does not fit the model it is loaded into."""
+
+
+class DataError(JaxspecError):
+    """A data set is missing, or a picture or token array has the wrong form."""
+
+
+class NonFiniteError(JaxspecError, ArithmeticError):
+    """Weights or logits hold NaN or infinity where numbers are needed."""

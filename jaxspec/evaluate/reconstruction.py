@@ -1,0 +1,43 @@
+"""How well a tokenizer keeps pictures, and how much of its codebook it uses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxspec.data.source import ImageSource, to_unit
+from jaxspec.models.tokenizer import Tokenizer
+from jaxspec.typing import Params
+
+
+def reconstruction_metrics(
+    tokenizer: Tokenizer, params: Params, source: ImageSource, batch: int = 100
+) -> dict[str, float]:
+    """Measures a tokenizer on every picture of `source`.
+
+    Returns:
+      "psnr": mean over pictures of the peak signal-to-noise ratio in dB, decoded
+        values clipped to [-1, 1]; "codes_used": share of the codebook seen;
+        "perplexity": exp of the entropy of the code histogram.
+    """
+
+    @jax.jit
+    def measure(params, pictures):
+        codes = tokenizer.encode(params, pictures)
+        out = jnp.clip(tokenizer.decode(params, codes), -1.0, 1.0)
+        mse = jnp.mean((out - pictures) ** 2, axis=(1, 2, 3))
+        return codes, 10 * jnp.log10(4.0 / jnp.maximum(mse, 1e-10))
+
+    size = tokenizer.config.codebook_size
+    counts, psnr = np.zeros(size), []
+    for start in range(0, len(source), batch):
+        pictures = source.take(range(start, min(start + batch, len(source))))
+        codes, values = measure(params, to_unit(pictures))
+        counts += np.bincount(np.asarray(codes).ravel(), minlength=size)
+        psnr.append(np.asarray(values))
+    share = counts / counts.sum()
+    entropy = -np.sum(share[share > 0] * np.log(share[share > 0]))
+    return {
+        "psnr": float(np.concatenate(psnr).mean()),
+        "codes_used": float((counts > 0).mean()),
+        "perplexity": float(np.exp(entropy)),
+    }

@@ -1,0 +1,39 @@
+"""LlamaGen's published decoder sizes (arXiv 2406.06525, table 1 and released code)."""
+
+from dataclasses import replace
+
+from jaxspec.config import TransformerConfig
+from jaxspec.errors import ConfigError
+
+# name: layers, heads, width
+_SIZES = {
+    "B": (12, 12, 768),
+    "L": (24, 16, 1024),
+    "XL": (36, 20, 1280),
+    "XXL": (48, 24, 1536),
+    "XXXL": (48, 40, 2560),
+    "1B": (22, 32, 2048),
+    "3B": (24, 32, 3200),
+    "7B": (32, 32, 4096),
+}
+NAMES = tuple(f"gpt-{size.lower()}" for size in _SIZES)
+
+
+def preset(name: str, condition: str = "class", grid: int = 16) -> TransformerConfig:
+    """A LlamaGen configuration such as `preset("gpt-xl", "caption", grid=32)`.
+
+    Args:
+      name: one of `NAMES`.
+      condition: "class" (ImageNet, 1000 classes) or "caption" (120 T5 features).
+      grid: tokens along a side: 16, 24 or 32 for 256, 384 or 512 pixels.
+
+    Raises:
+      ConfigError: no such size or condition.
+    """
+    if name not in NAMES:
+        raise ConfigError(f"unknown preset {name!r}; choose one of {', '.join(NAMES)}")
+    if condition not in ("class", "caption"):
+        raise ConfigError(f"condition={condition!r} must be 'class' or 'caption'")
+    layers, heads, width = _SIZES[name.removeprefix("gpt-").upper()]
+    base = TransformerConfig(layers=layers, heads=heads, width=width, grid=grid)
+    return replace(base, condition=condition)

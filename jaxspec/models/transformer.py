@@ -1,0 +1,262 @@
+"""The autoregressive decoder: LlamaGen, and by configuration its relatives."""
+
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxspec.config import TransformerConfig
+from jaxspec.nn.attention import Attention
+from jaxspec.nn.layers import INIT, RMSNorm, SwiGLU, linear
+from jaxspec.nn.rope import grid_table, sequence_angles
+from jaxspec.spec.cache import KVCache
+from jaxspec.typing import Array, Bool, Float, Int, Mask, Params, PyTree
+
+# Positions beyond the grid that a draft may reach; they get rows of the rotary table
+# like any other and are never committed.
+_OVERHANG = 64
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Caption:
+    """A text prompt.
+
+    Attributes:
+      features: float [B, P, E], outputs of the text encoder, left padded.
+      valid: bool [B, P], False at padding.
+    """
+
+    features: Float[Array, "B P E"]
+    valid: Bool[Array, "B P"]
+
+
+class _Layer(nn.Module):
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x, angles, mask, cache, starts, train):
+        c = self.config
+        h = RMSNorm(c.norm_eps, name="attention_norm")(x)
+        h, cache = Attention(
+            c.heads,
+            c.num_kv_heads,
+            c.head_size,
+            c.qkv_bias,
+            c.norm_eps if c.qk_norm else None,
+            name="attention",
+        )(h, angles, mask, cache, starts)
+        x = x + nn.Dropout(c.residual_dropout)(h, deterministic=not train)
+        h = RMSNorm(c.norm_eps, name="ffn_norm")(x)
+        h = SwiGLU(c.ffn_size, name="ffn")(h)
+        h = nn.Dropout(c.ffn_dropout)(h, deterministic=not train)
+        return x + nn.Dropout(c.residual_dropout)(h, deterministic=not train), cache
+
+
+class _Decoder(nn.Module):
+    """Everything between ids and logits; see `Transformer` for the pure functions."""
+
+    config: TransformerConfig
+
+    def setup(self):
+        c = self.config
+        self.token_dropout = nn.Dropout(c.token_dropout)
+        self.embedding = nn.Embed(c.vocab_size, c.width, embedding_init=INIT)
+        if c.condition == "class":
+            self.classes = nn.Embed(c.classes + 1, c.width, embedding_init=INIT)
+        elif c.condition == "caption":
+            shape = (c.caption_length, c.caption_width)
+            init = nn.initializers.normal(c.caption_width**-0.5)
+            self.null_caption = self.param("null_caption", init, shape)
+            self.caption_in = linear(c.width, "caption_in")
+            self.caption_out = linear(c.width, "caption_out")
+        self.layers = [_Layer(c, name=f"layers_{i}") for i in range(c.layers)]
+        self.norm = RMSNorm(c.norm_eps)
+        if not c.tied_head:
+            init = nn.initializers.zeros
+            self.head = self.param("head", init, (c.width, c.vocab_size))
+
+    def condition(self, prompt, null):
+        """Prefix embeddings [B, P, D]; rows where `null` have the null condition."""
+        c = self.config
+        if c.condition == "class":
+            ids = jnp.where(null, c.classes, prompt)
+            return self.classes(ids)[:, None]
+        features = jnp.where(
+            null[:, None, None], self.null_caption.astype(prompt.features.dtype), prompt.features
+        )
+        return self.caption_out(nn.gelu(self.caption_in(features), approximate=True))
+
+    def tokens(self, ids):
+        return self.embedding(ids)
+
+    def body(self, x, positions, mask, cache, taps, train):
+        """Logits, tapped features and the updated cache layers."""
+        c = self.config
+        if c.rope == "grid":
+            table = grid_table(
+                c.prefix_length, c.grid, c.head_size, c.rope_base, _OVERHANG
+            )
+            angles = jnp.asarray(table)[positions]
+        else:
+            angles = sequence_angles(positions, c.head_size, c.rope_base)
+        x = self.token_dropout(x, deterministic=not train)
+        tapped, layers = {}, []
+        for i, layer in enumerate(self.layers):
+            layer_cache = None if cache is None else cache.layers[i]
+            starts = None if cache is None else cache.lengths
+            x, layer_cache = layer(x, angles, mask, layer_cache, starts, train)
+            layers.append(layer_cache)
+            if i in taps:
+                tapped[i] = x
+        head = self.embedding.embedding.T if c.tied_head else self.head
+        logits = jnp.matmul(self.norm(x), head, preferred_element_type=jnp.float32)
+        features = [tapped[i] for i in taps]
+        features = jnp.concatenate(features, axis=-1) if taps else x[..., :0]
+        return logits, features, tuple(layers)
+
+    def __call__(self, prompt, ids):
+        x = self.tokens(ids)
+        if self.config.condition != "none":
+            null = jnp.zeros(ids.shape[0], bool)
+            x = jnp.concatenate([self.condition(prompt, null), x], axis=1)
+        length = x.shape[1]
+        positions = jnp.broadcast_to(jnp.arange(length), x.shape[:2])
+        mask = jnp.ones((x.shape[0], length, length), bool)
+        return self.body(x, positions, mask, None, (), False)[0]
+
+
+@dataclass(frozen=True)
+class Transformer:
+    """Pure functions of a decoder; static and hashable.
+
+    A stream is `P` condition positions (a class, a caption, or none) followed by
+    tokens. Source: LlamaGen (arXiv 2406.06525).
+    """
+
+    config: TransformerConfig
+
+    def init(self, key: Array) -> Params:
+        """Random float32 parameters; `key` is consumed. The head starts at zero."""
+        ids = jnp.zeros((1, 1), jnp.int32)
+        return _Decoder(self.config).init(key, self.blank_prompt(1), ids)["params"]
+
+    def blank_prompt(self, rows: int) -> PyTree:
+        """A prompt of zeros, for shapes; None when there is no condition."""
+        c = self.config
+        if c.condition == "class":
+            return jnp.zeros(rows, jnp.int32)
+        if c.condition == "caption":
+            return Caption(
+                jnp.zeros((rows, c.caption_length, c.caption_width)),
+                jnp.ones((rows, c.caption_length), bool),
+            )
+        return None
+
+    def score(
+        self,
+        params: Params,
+        prompt: PyTree,
+        tokens: Int[Array, "B T"],
+        *,
+        null: Bool[Array, "B"] | None = None,
+        taps: tuple[int, ...] = (),
+        dropout_key: Array | None = None,
+    ) -> tuple[Float[Array, "B U V"], Float[Array, "B U E"]]:
+        """Scores a whole stream at once, without a cache.
+
+        Args:
+          params: parameters.
+          prompt: class ids int32 [B], a `Caption`, or None.
+          tokens: the tokens after the condition.
+          null: rows that get the null condition instead.
+          taps: layers whose outputs are returned.
+          dropout_key: turns dropout on; consumed.
+
+        Returns:
+          Logits float32 for all `U = P + T` positions (position `P - 1 + t` scores
+          token `t`), and the tapped layers' outputs side by side.
+        """
+        rows, length = tokens.shape
+        null = jnp.zeros(rows, bool) if null is None else null
+        decoder = _Decoder(self.config)
+        bound = decoder.bind(
+            {"params": params},
+            rngs=None if dropout_key is None else {"dropout": dropout_key},
+        )
+        x = bound.tokens(tokens)
+        if self.config.condition != "none":
+            x = jnp.concatenate([bound.condition(prompt, null), x], axis=1)
+        total = self.config.prefix_length + length
+        positions = jnp.broadcast_to(jnp.arange(total), (rows, total))
+        mask = jnp.tril(jnp.ones((total, total), bool))[None]
+        mask = jnp.broadcast_to(mask, (rows, total, total))
+        if isinstance(prompt, Caption):
+            mask &= _caption_columns(prompt, total)[:, None, :] | jnp.eye(
+                total, dtype=bool
+            )
+        logits, features, _ = bound.body(
+            x, positions, mask, None, taps, dropout_key is not None
+        )
+        return logits, features
+
+    def read_prompt(
+        self,
+        params: Params,
+        prompt: PyTree,
+        null: Bool[Array, "R"],
+        cache: KVCache,
+        taps: tuple[int, ...] = (),
+    ) -> tuple[Float[Array, "R P V"], Float[Array, "R P E"], KVCache]:
+        """Reads the condition into an empty cache.
+
+        Returns:
+          Logits and features of the `P` condition positions, and the cache with their
+          keys and values committed; a caption's padding is not visible in it.
+        """
+        length = self.config.prefix_length
+        bound = _Decoder(self.config).bind({"params": params})
+        x = bound.condition(prompt, null)
+        rows = x.shape[0]
+        positions = jnp.broadcast_to(jnp.arange(length), (rows, length))
+        columns = jnp.ones((rows, cache.capacity), bool)
+        if isinstance(prompt, Caption):
+            columns = _caption_columns(prompt, cache.capacity)
+        causal = jnp.tril(jnp.ones((length, cache.capacity), bool))
+        mask = columns[:, None, :] & causal
+        mask |= jnp.eye(length, cache.capacity, dtype=bool)
+        logits, features, layers = bound.body(x, positions, mask, cache, taps, False)
+        lengths = jnp.full(rows, length, jnp.int32)
+        return logits, features, KVCache(layers, lengths, columns)
+
+    def extend(
+        self,
+        params: Params,
+        cache: KVCache,
+        tokens: Int[Array, "R T"],
+        positions: Int[Array, "R T"],
+        mask: Mask,
+        taps: tuple[int, ...] = (),
+    ) -> tuple[Float[Array, "R T V"], Float[Array, "R T E"], KVCache]:
+        """Reads tokens at any positions on top of a cache.
+
+        Their keys and values are written at slots `cache.lengths ..` and are not
+        committed: the lengths stay. `mask[r, t]` names the slots that `t` sees.
+        """
+        bound = _Decoder(self.config).bind({"params": params})
+        x = bound.tokens(tokens)
+        logits, features, layers = bound.body(x, positions, mask, cache, taps, False)
+        return logits, features, KVCache(layers, cache.lengths, cache.visible)
+
+
+def _caption_columns(prompt: Caption, total: int) -> Bool[Array, "B S"]:
+    """Slots that may be attended to: all but the caption's padding."""
+    padding = ((0, 0), (0, total - prompt.valid.shape[1]))
+    return jnp.pad(prompt.valid, padding, constant_values=True)
+
+
+def parameter_count(config: TransformerConfig) -> int:
+    """Number of parameters, without allocating them."""
+    shapes = jax.eval_shape(Transformer(config).init, jax.random.key(0))
+    return sum(x.size for x in jax.tree.leaves(shapes))

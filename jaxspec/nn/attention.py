@@ -1,0 +1,77 @@
+"""Grouped-query attention with a boolean mask; caches are arguments and results."""
+
+import einops
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxspec.nn.layers import RMSNorm, linear
+from jaxspec.nn.rope import rotate
+from jaxspec.spec.cache import write
+from jaxspec.typing import Array, Bool, Float, Int
+
+# Added to masked scores; -inf would make a fully masked row NaN.
+MASKED = -1e30
+
+
+def attend(
+    q: Float[Array, "R T H F"],
+    k: Float[Array, "R K S F"],
+    v: Float[Array, "R K S F"],
+    mask: Bool[Array, "R T S"],
+) -> Float[Array, "R T D"]:
+    """Softmax attention; scores and softmax in float32; `D = H F`."""
+    heads = k.shape[1]
+    q = einops.rearrange(q, "r t (k g) f -> r k (g t) f", k=heads)
+    scores = jnp.einsum("rkqf,rksf->rkqs", q, k, preferred_element_type=jnp.float32)
+    scores = einops.rearrange(
+        scores * q.shape[-1] ** -0.5, "r k (g t) s -> r k g t s", t=mask.shape[1]
+    )
+    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED))
+    weights = einops.rearrange(weights.astype(v.dtype), "r k g t s -> r k (g t) s")
+    out = jnp.einsum("rkqs,rksf->rkqf", weights, v)
+    return einops.rearrange(out, "r k (g t) f -> r t (k g f)", t=mask.shape[1])
+
+
+class Attention(nn.Module):
+    """Self-attention of one layer.
+
+    Attributes:
+      heads: `H`.
+      kv_heads: `K`.
+      head_dim: `F`.
+      qkv_bias: biases in the fused query/key/value map.
+      qk_norm_eps: epsilon of the norms over query and key heads; None for no norms.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    qkv_bias: bool = False
+    qk_norm_eps: float | None = None
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "R T D"],
+        angles: Float[Array, "R T f 2"],
+        mask: Bool[Array, "R T S"],
+        cache: tuple[Array, Array] | None = None,
+        starts: Int[Array, "R"] | None = None,
+    ) -> tuple[Float[Array, "R T D"], tuple[Array, Array] | None]:
+        """Attends over `x` alone, or over a cache into which `x` is written first."""
+        h, kv, f = self.heads, self.kv_heads, self.head_dim
+        fused = linear((h + 2 * kv) * f, "qkv", bias=self.qkv_bias)(x)
+        q, k, v = jnp.split(fused, [h * f, (h + kv) * f], axis=-1)
+        q, k, v = (einops.rearrange(t, "r t (h f) -> r t h f", f=f) for t in (q, k, v))
+        if self.qk_norm_eps is not None:
+            q = RMSNorm(self.qk_norm_eps, name="q_norm")(q)
+            k = RMSNorm(self.qk_norm_eps, name="k_norm")(k)
+        q, k = rotate(q, angles), rotate(k, angles)
+        k, v = (einops.rearrange(t, "r t k f -> r k t f") for t in (k, v))
+        if cache is not None:
+            assert starts is not None
+            k, v = write(cache[0], k, starts), write(cache[1], v, starts)
+            cache = (k, v)
+        out = attend(q, k, v, mask)
+        return linear(x.shape[-1], "out")(out), cache

@@ -1,0 +1,70 @@
+"""Convolution blocks of the VQGAN family, channels last."""
+
+import einops
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxspec.typing import Array, Float
+
+
+def group_norm(groups: int, name: str) -> nn.GroupNorm:
+    """GroupNorm with the VQGAN family's epsilon."""
+    return nn.GroupNorm(num_groups=groups, epsilon=1e-6, name=name)
+
+
+class ResidualBlock(nn.Module):
+    """Two normalised 3x3 convolutions beside a (1x1 where widths differ) shortcut."""
+
+    width: int
+    groups: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W D"]:
+        h = nn.silu(group_norm(self.groups, "norm1")(x))
+        h = nn.Conv(self.width, (3, 3), name="conv1")(h)
+        h = nn.silu(group_norm(self.groups, "norm2")(h))
+        h = nn.Conv(self.width, (3, 3), name="conv2")(h)
+        if x.shape[-1] != self.width:
+            x = nn.Conv(self.width, (1, 1), name="nin_shortcut")(x)
+        return x + h
+
+
+class AttentionBlock(nn.Module):
+    """Single-head self-attention over all positions of the map."""
+
+    groups: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        width = x.shape[-1]
+        h = group_norm(self.groups, "norm")(x)
+        q, k, v = (nn.Conv(width, (1, 1), name=name)(h) for name in ("q", "k", "v"))
+        q, k, v = (einops.rearrange(t, "b h w c -> b (h w) c") for t in (q, k, v))
+        weights = jax.nn.softmax(
+            jnp.einsum("btc,bsc->bts", q, k).astype(jnp.float32) * width**-0.5
+        )
+        h = jnp.einsum("bts,bsc->btc", weights.astype(v.dtype), v)
+        h = h.reshape(x.shape)
+        return x + nn.Conv(width, (1, 1), name="proj_out")(h)
+
+
+class Downsample(nn.Module):
+    """Halves the side: one pixel of zeros right and below, then 3x3 with stride 2."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
+        x = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
+        conv = nn.Conv(
+            x.shape[-1], (3, 3), strides=(2, 2), padding="VALID", name="conv"
+        )
+        return conv(x)
+
+
+class Upsample(nn.Module):
+    """Doubles the side: nearest neighbour, then 3x3."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B H W C"]:
+        x = einops.repeat(x, "b h w c -> b (h i) (w j) c", i=2, j=2)
+        return nn.Conv(x.shape[-1], (3, 3), name="conv")(x)

@@ -1,0 +1,95 @@
+"""Key/value caches: explicit, one pair of buffers a layer, heads first."""
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import register_dataclass
+
+from jaxspec.typing import Array, Bool, Float, Int
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class KVCache:
+    """Keys and values of the committed tokens of every row.
+
+    Attributes:
+      layers: a pair `k, v` of `[R, K, S, F]` for each layer. Slots at or beyond a
+        row's length hold garbage.
+      lengths: int32 [R], filled slots.
+      visible: bool [R, S], False at filled slots that nobody may attend to (padding
+        of a caption).
+    """
+
+    layers: tuple[tuple[Array, Array], ...]
+    lengths: Int[Array, "R"]
+    visible: Bool[Array, "R S"]
+
+    @property
+    def capacity(self) -> int:
+        """`S`."""
+        return self.visible.shape[1]
+
+
+def init_cache(
+    layers: int, rows: int, kv_heads: int, capacity: int, head_dim: int, dtype
+) -> KVCache:
+    """An empty cache of zeros."""
+    shape = (rows, kv_heads, capacity, head_dim)
+    return KVCache(
+        tuple((jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(layers)),
+        jnp.zeros(rows, jnp.int32),
+        jnp.ones((rows, capacity), bool),
+    )
+
+
+def write(
+    buffer: Float[Array, "R K S F"],
+    new: Float[Array, "R K T F"],
+    starts: Int[Array, "R"],
+) -> Float[Array, "R K S F"]:
+    """Writes `new` at slots `starts[r] ..` of each row.
+
+    `starts + T` must not exceed the capacity: a start too large is clamped and would
+    overwrite committed slots, so allocate capacity for the longest output plus `T`.
+    """
+    put = jax.vmap(lambda b, x, s: jax.lax.dynamic_update_slice(b, x, (0, s, 0)))
+    return put(buffer, new.astype(buffer.dtype), starts)
+
+
+def compact(
+    cache: KVCache, nodes: int, path: Int[Array, "R A"], counts: Int[Array, "R"]
+) -> KVCache:
+    """Moves an accepted path's rows behind the committed ones.
+
+    The tree of the last round lies at slots `lengths ..`, one slot a node. Its rows on
+    `path` are moved to the front of that window, and `counts` of them are committed.
+    All `A` rows are moved whatever `counts` is: what is beyond is garbage anyway.
+
+    Done on entry to a round, before the new tree is written: then XLA keeps every
+    buffer in place.
+    """
+
+    def move(buffer, start, row_path):
+        heads, _, size = buffer.shape
+        window = jax.lax.dynamic_slice(buffer, (0, start, 0), (heads, nodes, size))
+        return jax.lax.dynamic_update_slice(buffer, window[:, row_path], (0, start, 0))
+
+    if path.shape[1] == 1:  # the root alone, and it is in place
+        return replace(cache, lengths=cache.lengths + counts)
+    moved = tuple(
+        tuple(jax.vmap(move)(buffer, cache.lengths, path) for buffer in layer)
+        for layer in cache.layers
+    )
+    return replace(cache, layers=moved, lengths=cache.lengths + counts)
+
+
+def tree_mask(cache: KVCache, ancestors: Bool[Array, "N N"]) -> Bool[Array, "R N S"]:
+    """Who a tree written at slots `lengths ..` may see: the past, and its ancestors."""
+    nodes = ancestors.shape[0]
+    slot = jnp.arange(cache.capacity)[None] - cache.lengths[:, None]  # [R, S]
+    past = (slot < 0) & cache.visible
+    inside = (slot >= 0) & (slot < nodes)
+    own = jnp.asarray(ancestors).T[jnp.clip(slot, 0, nodes - 1)]  # [R, S, N]
+    return past[:, None, :] | (inside[:, :, None] & own).swapaxes(1, 2)

@@ -1,0 +1,384 @@
+"""The speculative loop: one round as a pure function, and all rounds as one program."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import register_dataclass
+
+from jaxspec.errors import ConfigError
+from jaxspec.spec.cache import KVCache, compact, tree_mask
+from jaxspec.spec.draft import Draft, Drafter, Round
+from jaxspec.spec.noise import position_noise
+from jaxspec.spec.sampling import LLAMAGEN_ORDER, Sampling, Step, guide, process
+from jaxspec.spec.target import Target
+from jaxspec.spec.tree import Tree
+from jaxspec.spec.verify import Coupled, Rule
+from jaxspec.spec.verify.coupled import choose
+from jaxspec.typing import Array, Bool, Float, Int, Params, PyTree, RowKeys
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Everything static about a generation; hashable, closed over by `jax.jit`.
+
+    Attributes:
+      target: the model that is sped up.
+      max_tokens: tokens to generate in each row.
+      drafter: None decodes plainly, one token a call.
+      tree: shape of the drafts; the root alone without a drafter.
+      rule: how drafts are judged.
+      order: processing steps, in order; see `spec.sampling.process`.
+      tie_margin: a decision won by less than this is taken again from the target's
+        `rescore`, which has one fixed shape. Passes of different widths round
+        differently; as long as they differ by less than half this margin, every tree,
+        drafter and batch yields the same tokens, not merely almost always. 0 never
+        asks.
+    """
+
+    target: Target
+    max_tokens: int
+    drafter: Drafter | None = None
+    tree: Tree = Tree.root()
+    rule: Rule = Coupled()
+    order: tuple[Step, ...] = LLAMAGEN_ORDER
+    tie_margin: float = 1e-3
+
+    def __post_init__(self):
+        if self.max_tokens < 1:
+            raise ConfigError(f"max_tokens={self.max_tokens} must be at least 1")
+        if self.drafter is None and self.tree.size != 1:
+            raise ConfigError("a tree of drafts needs a drafter")
+        if self.tie_margin < 0:
+            raise ConfigError(f"tie_margin={self.tie_margin} must not be negative")
+
+    @property
+    def path_length(self) -> int:
+        """`A`."""
+        return self.tree.depth + 1
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Stats:
+    """Counters kept on the device and fetched once.
+
+    Attributes:
+      calls: int32 [B], target calls of each row: its prefill, and each round in which
+        it was not finished.
+      rounds: int32 [], rounds of the whole batch.
+      rescored: int32 [B], near-ties that were decided again.
+      accepted: int32 [A], rounds of live rows by number of accepted tokens.
+      hits: int32 [A - 1, W], accepted drafted tokens by depth and rank.
+    """
+
+    calls: Int[Array, "B"]
+    rounds: Int[Array, ""]
+    rescored: Int[Array, "B"]
+    accepted: Int[Array, "A"]
+    hits: Int[Array, "D W"]
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class SpecState:
+    """Everything that one round hands to the next.
+
+    Attributes:
+      tokens: int32 [B, max_tokens + A], generated tokens; garbage beyond `length`.
+      length: int32 [B], generated tokens so far.
+      start: int32 [B], absolute position of the first generated token.
+      cache: the target's keys and values; the last tree lies behind them uncommitted.
+      path: int32 [B, A], accepted nodes of the last tree.
+      counts: int32 [B], how many of them to commit on entry to the next round.
+      drafter: the drafter's state.
+      keys: typed keys [B].
+      stats: counters.
+      finite: bool [], False once a decision met NaN or nothing but -inf.
+    """
+
+    tokens: Int[Array, "B T"]
+    length: Int[Array, "B"]
+    start: Int[Array, "B"]
+    cache: KVCache
+    path: Int[Array, "B A"]
+    counts: Int[Array, "B"]
+    drafter: PyTree
+    keys: RowKeys
+    stats: Stats
+    finite: Bool[Array, ""]
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Generation:
+    """The result of `generate`.
+
+    Attributes:
+      tokens: int32 [B, max_tokens].
+      stats: counters of the run.
+      finite: bool [], False if the target ever gave NaN or only -inf; the tokens mean
+        nothing then.
+    """
+
+    tokens: Int[Array, "B T"]
+    stats: Stats
+    finite: Bool[Array, ""]
+
+
+def _streams(engine: Engine, x: Array) -> Array:
+    """Repeats rows for each guidance stream."""
+    return jnp.concatenate([x] * engine.target.streams) if x.ndim else x
+
+
+def _noise(engine, keys, positions, sampling):
+    """Noise of sampled rows; greedy rows get none."""
+    noise = position_noise(keys, positions, engine.target.vocab_size)
+    return jnp.where(sampling.temperature[:, None, None] > 0, noise, 0.0)
+
+
+def _settle(
+    engine: Engine,
+    params: Params,
+    prompt: PyTree,
+    sampling: Sampling,
+    noise: Float[Array, "B V"],
+    tokens: Int[Array, "B T"],
+    index: Int[Array, "B"],
+    choice: Int[Array, "B"],
+    near: Bool[Array, "B"],
+) -> Int[Array, "B"]:
+    """Takes near-tied decisions again, each row alone and by a forward of fixed shape.
+
+    Args:
+      noise: of the positions in question.
+      tokens: generated tokens, of which the first `index` are read.
+      index: which generated token is decided.
+      choice: what the wide pass chose.
+      near: rows to look at again.
+    """
+    target = engine.target
+    if target.rescore is None or engine.tie_margin == 0:
+        return choice
+    rescore = target.rescore
+    known = jnp.arange(engine.max_tokens) < index[:, None]
+    known_tokens = jnp.where(known, tokens[:, : engine.max_tokens], 0)
+
+    def one(row):
+        own, own_prompt, own_sampling, own_noise, own_tokens, own_index, old = row
+
+        def again():
+            alone = jax.tree.map(lambda x: x[None], (own_prompt, own_sampling))
+            logits = rescore(params, alone[0], own_tokens[None], own_index[None])
+            merged = guide(logits, alone[1], own_index[None])
+            scores = process(merged, alone[1], engine.order)
+            return choose(scores + own_noise)[0][0]
+
+        return jax.lax.cond(own, again, lambda: old)
+
+    rows = (near, prompt, sampling, noise, known_tokens, index, choice)
+    return jax.lax.cond(
+        jnp.any(near), lambda: jax.lax.map(one, rows), lambda: choice
+    )
+
+
+def init_state(
+    engine: Engine,
+    params: Params,
+    drafter_params: Params,
+    prompt: PyTree,
+    sampling: Sampling,
+    keys: RowKeys,
+) -> SpecState:
+    """Reads the prompt and draws the first token, which never is a draft's.
+
+    Args:
+      engine: static pieces.
+      params: the target's parameters.
+      drafter_params: the drafter's; None without one.
+      prompt: what the target's `prefill` takes, `B` rows.
+      sampling: settings of the rows.
+      keys: one typed key a row; the same key, prompt and settings give the same
+        tokens in any batch, with any drafter and tree.
+    """
+    rows = keys.shape[0]
+    length = engine.path_length
+    extra = engine.max_tokens + engine.tree.size  # slots beyond the prompt's
+    logits, features, cache = engine.target.prefill(params, prompt, extra)
+    start = cache.lengths[:rows]
+    index = jnp.zeros(rows, jnp.int32)
+    noise = _noise(engine, keys, start[:, None], sampling)[:, 0]
+    merged = process(guide(logits, sampling, index), sampling, engine.order)
+    first, margin = choose(merged + noise)
+    tokens = jnp.zeros((rows, engine.max_tokens + length), jnp.int32)
+    near = margin < engine.tie_margin
+    first = _settle(
+        engine, params, prompt, sampling, noise, tokens, index, first, near
+    )
+    drafter = None
+    if engine.drafter is not None:
+        drafter = engine.drafter.init(
+            drafter_params, features, extra, engine.tree
+        )
+    identity = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (rows, length))
+    depth, width = max(engine.tree.depth, 1), engine.tree.width
+    return SpecState(
+        tokens=tokens.at[:, 0].set(first),
+        length=jnp.ones(rows, jnp.int32),
+        start=start,
+        cache=cache,
+        path=identity,
+        counts=jnp.zeros(rows, jnp.int32),
+        drafter=drafter,
+        keys=keys,
+        stats=Stats(
+            calls=jnp.ones(rows, jnp.int32),
+            rounds=jnp.zeros((), jnp.int32),
+            rescored=near.astype(jnp.int32),
+            accepted=jnp.zeros(length, jnp.int32),
+            hits=jnp.zeros((depth, width), jnp.int32),
+        ),
+        finite=~jnp.any(jnp.isnan(margin)),
+    )
+
+
+def spec_step(
+    engine: Engine,
+    params: Params,
+    drafter_params: Params,
+    prompt: PyTree,
+    sampling: Sampling,
+    state: SpecState,
+) -> SpecState:
+    """One round: commit the last path, draft, verify, emit. Donate `state`.
+
+    Rows advance at their own pace; finished rows change nothing but garbage.
+    """
+    tree, target = engine.tree, engine.target
+    live = state.length < engine.max_tokens
+    cache = compact(
+        state.cache,
+        tree.size,
+        _streams(engine, state.path),
+        _streams(engine, state.counts),
+    )
+
+    newest = jnp.take_along_axis(state.tokens, state.length[:, None] - 1, 1)[:, 0]
+    position = state.start + state.length - 1
+    after = position[:, None] + 1 + jnp.arange(engine.path_length)
+    noise = _noise(engine, state.keys, after, sampling)
+
+    this = Round(newest, position, state.length, noise, sampling)
+    drafter_state = state.drafter
+    if engine.drafter is None:
+        draft = Draft(newest[:, None], jnp.ones((newest.shape[0], 1), bool))
+    else:
+        draft, drafter_state = engine.drafter.propose(
+            drafter_params, drafter_state, this, tree, engine.order
+        )
+
+    depths = jnp.asarray(tree.depths)
+    logits, features, cache = target.forward(
+        params,
+        cache,
+        _streams(engine, draft.tokens),
+        _streams(engine, position[:, None] + depths),
+        tree_mask(cache, jnp.asarray(tree.ancestors)),
+    )
+    merged = guide(logits, sampling, state.length[:, None] + depths)
+    verdict = engine.rule.verify(
+        process(merged, sampling, engine.order), draft, tree, noise
+    )
+
+    # A path ends at its first near-tie, which is decided again.
+    place = jnp.arange(engine.path_length)
+    near = (verdict.margin < engine.tie_margin) & (place <= verdict.accepted[:, None])
+    tied = jnp.any(near, axis=1) & live
+    if target.rescore is None:
+        tied = jnp.zeros_like(tied)
+    accepted = jnp.where(tied, jnp.argmax(near, axis=1), verdict.accepted)
+    on_path = jnp.take_along_axis(draft.tokens, verdict.path[:, 1:], axis=1)
+    on_path = jnp.pad(on_path, ((0, 0), (0, 1)))
+    write_row = jax.vmap(
+        lambda row, new, at: jax.lax.dynamic_update_slice(row, new, (at,))
+    )
+    tokens = write_row(state.tokens, on_path, state.length)
+    own_noise = jnp.take_along_axis(noise, accepted[:, None, None], axis=1)[:, 0]
+    next_token = _settle(
+        engine,
+        params,
+        prompt,
+        sampling,
+        own_noise,
+        tokens,
+        state.length + accepted,
+        verdict.next_token,
+        tied,
+    )
+    emitted = jnp.where(place == accepted[:, None], next_token[:, None], on_path)
+    tokens = write_row(state.tokens, emitted, state.length)
+
+    count = jnp.minimum(accepted + 1, engine.max_tokens - state.length)
+    if engine.drafter is not None:
+        path = _streams(engine, verdict.path)
+        seen = jnp.take_along_axis(features, path[..., None], axis=1)
+        drafter_state = engine.drafter.observe(
+            drafter_params, drafter_state, seen, _streams(engine, count)
+        )
+    return replace(
+        state,
+        tokens=tokens,
+        length=state.length + count,
+        cache=cache,
+        path=verdict.path,
+        counts=count,
+        drafter=drafter_state,
+        stats=_count(engine, state.stats, verdict.path, accepted, tied, live),
+        finite=state.finite
+        & ~jnp.any(jnp.isnan(verdict.margin) & (place <= accepted[:, None])),
+    )
+
+
+def _count(engine, stats, path, accepted, tied, live) -> Stats:
+    one = live.astype(jnp.int32)
+    hits = stats.hits
+    if engine.tree.depth:
+        ranks = jnp.asarray(engine.tree.ranks)[path[:, 1:]]  # [B, D]
+        kept = jnp.arange(engine.tree.depth) < accepted[:, None]
+        depth = jnp.broadcast_to(jnp.arange(engine.tree.depth), ranks.shape)
+        hits = hits.at[depth, ranks].add(kept * one[:, None])
+    return Stats(
+        calls=stats.calls + one,
+        rounds=stats.rounds + 1,
+        rescored=stats.rescored + tied,
+        accepted=stats.accepted.at[accepted].add(one),
+        hits=hits,
+    )
+
+
+def generate(
+    engine: Engine,
+    params: Params,
+    drafter_params: Params,
+    prompt: PyTree,
+    sampling: Sampling,
+    keys: RowKeys,
+) -> Generation:
+    """Generates every row to its end in one `lax.while_loop`; call it under `jit`.
+
+    With a lossless rule the tokens are those of the same call without a drafter.
+    Arguments as in `init_state`.
+    """
+
+    def running(state: SpecState) -> Any:
+        return jnp.any(state.length < engine.max_tokens)
+
+    def step(state: SpecState) -> SpecState:
+        return spec_step(engine, params, drafter_params, prompt, sampling, state)
+
+    state = init_state(engine, params, drafter_params, prompt, sampling, keys)
+    state = jax.lax.while_loop(running, step, state)
+    return Generation(
+        state.tokens[:, : engine.max_tokens], state.stats, state.finite
+    )

@@ -1,0 +1,168 @@
+"""Static draft trees: shape only, numpy inside, hashable."""
+
+import heapq
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from jaxspec.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The shape of a draft: who is whose child.
+
+    Node 0 is the root, the last committed token. A node's `rank` says which of its
+    drafter's choices it holds: 0 is the best child of its parent.
+
+    Attributes:
+      parents: parent of each node, -1 for the root; `parents[n] < n`.
+      ranks: rank of each node among its parent's children, 0 for the root.
+    """
+
+    parents: tuple[int, ...]
+    ranks: tuple[int, ...]
+
+    def __post_init__(self):
+        parents, ranks = self.parents, self.ranks
+        if not parents or parents[0] != -1 or len(ranks) != len(parents):
+            raise ConfigError(
+                "a tree needs a root (parents[0] == -1) and one rank per node"
+            )
+        for n, parent in enumerate(parents[1:], start=1):
+            if not 0 <= parent < n:
+                raise ConfigError(
+                    f"node {n} has parent {parent}; parents must come before children"
+                )
+        siblings = list(zip(parents[1:], ranks[1:], strict=True))
+        if len(set(siblings)) != len(siblings) or min(ranks) < 0:
+            raise ConfigError("two children of one node have the same rank")
+
+    @classmethod
+    def root(cls) -> "Tree":
+        """No draft at all: plain autoregressive decoding."""
+        return cls((-1,), (0,))
+
+    @classmethod
+    def chain(cls, length: int) -> "Tree":
+        """`length` drafted tokens in a row."""
+        if length < 1:
+            raise ConfigError(f"a chain needs at least 1 drafted token, not {length}")
+        return cls(tuple(range(-1, length)), (0,) * (length + 1))
+
+    @classmethod
+    def from_paths(cls, paths: Iterable[Sequence[int]]) -> "Tree":
+        """Builds the tree that holds the given paths of ranks.
+
+        Args:
+          paths: each a node named by the ranks that lead to it from the root, for
+            example `(0, 2)`. Parents that are not named are added.
+
+        Raises:
+          ConfigError: a rank is negative or no path is given.
+        """
+        nodes = {()}
+        for path in paths:
+            path = tuple(int(rank) for rank in path)
+            if any(rank < 0 for rank in path):
+                raise ConfigError(f"path {path} has a negative rank")
+            nodes.update(path[:i] for i in range(1, len(path) + 1))
+        if len(nodes) == 1:
+            raise ConfigError("from_paths needs at least one path")
+        order = sorted(nodes, key=lambda path: (len(path), path))
+        index = {path: n for n, path in enumerate(order)}
+        return cls(
+            tuple(index[path[:-1]] if path else -1 for path in order),
+            tuple(path[-1] if path else 0 for path in order),
+        )
+
+    @classmethod
+    def optimal(
+        cls, acceptance: Sequence[Sequence[float]], nodes: int, max_depth: int
+    ) -> "Tree":
+        """The tree with the most expected accepted tokens for its size.
+
+        Sequoia's dynamic programme (arXiv 2402.12374) under the assumption that
+        acceptance depends on depth and rank alone; then the best tree is simply the
+        `nodes - 1` most probable paths, which are closed under parents.
+
+        Args:
+          acceptance: `[depth][rank]`, chance that the child of this rank is the one
+            accepted, given that its parent was. The last row serves deeper levels.
+          nodes: number of nodes, the root included.
+          max_depth: most drafted tokens on a path.
+        """
+        if nodes < 2 or max_depth < 1:
+            raise ConfigError("an optimal tree needs at least 2 nodes and depth 1")
+
+        def chance(depth: int, rank: int) -> float:
+            row = acceptance[min(depth, len(acceptance) - 1)]
+            return float(row[rank]) if rank < len(row) else 0.0
+
+        paths: list[tuple[int, ...]] = []
+        heap = [(-chance(0, rank), (rank,)) for rank in range(len(acceptance[0]))]
+        heapq.heapify(heap)
+        while heap and len(paths) < nodes - 1:
+            value, path = heapq.heappop(heap)
+            if value == 0.0:
+                break
+            paths.append(path)
+            if len(path) < max_depth:
+                width = len(acceptance[min(len(path), len(acceptance) - 1)])
+                for rank in range(width):
+                    child = value * chance(len(path), rank)
+                    heapq.heappush(heap, (child, (*path, rank)))
+        return cls.from_paths(paths)
+
+    @property
+    def size(self) -> int:
+        """`N`, nodes with the root."""
+        return len(self.parents)
+
+    @property
+    def depth(self) -> int:
+        """Most drafted tokens on a path; `A = depth + 1`."""
+        return int(self.depths.max())
+
+    @cached_property
+    def depths(self) -> np.ndarray:
+        """`int32 [N]`, 0 for the root."""
+        depths = np.zeros(self.size, np.int32)
+        for n, parent in enumerate(self.parents[1:], start=1):
+            depths[n] = depths[parent] + 1
+        return depths
+
+    @cached_property
+    def ancestors(self) -> np.ndarray:
+        """`bool [N, N]`: `ancestors[n, m]` says that m is n or above it."""
+        closed = np.eye(self.size, dtype=bool)
+        for n, parent in enumerate(self.parents[1:], start=1):
+            closed[n] |= closed[parent]
+        return closed
+
+    @cached_property
+    def paths(self) -> np.ndarray:
+        """`int32 [N, A]`: nodes from the root to each node, padded with itself."""
+        paths = np.zeros((self.size, self.depth + 1), np.int32)
+        for n in range(self.size):
+            path = np.flatnonzero(self.ancestors[n])
+            paths[n] = n
+            paths[n, : len(path)] = path
+        return paths
+
+    @cached_property
+    def levels(self) -> tuple[np.ndarray, ...]:
+        """Nodes of each depth, root first."""
+        return tuple(np.flatnonzero(self.depths == d) for d in range(self.depth + 1))
+
+    @cached_property
+    def internal(self) -> np.ndarray:
+        """Nodes that have children."""
+        return np.unique(np.array(self.parents[1:], np.int64))
+
+    @property
+    def width(self) -> int:
+        """Most choices that a drafter must offer at one node."""
+        return max(self.ranks) + 1

@@ -1,0 +1,116 @@
+"""What a file in `configs/` returns: data, three models, and how to train each."""
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxspec.config import BlockDiffusionConfig, TokenizerConfig, TransformerConfig
+from jaxspec.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """A data set and the words its derivatives must carry.
+
+    Attributes:
+      name: a name that `jaxspec.data.source.ImageSource` takes.
+      train_split: tfds split to learn from.
+      heldout_split: tfds split that measures and selects.
+      flips: pictures may be mirrored left to right.
+      credit: author and origin.
+      licence: licence of the data and of what is derived from it.
+    """
+
+    name: str
+    train_split: str = "train"
+    heldout_split: str = "test"
+    flips: bool = True
+    credit: str = ""
+    licence: str = "unknown"
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Settings that every trainer reads.
+
+    Attributes:
+      steps: optimizer steps.
+      batch: examples a step.
+      learning_rate: peak of a linear warm-up and cosine decay to zero.
+      warmup: steps of the warm-up.
+      beta2: AdamW's second moment.
+      weight_decay: AdamW's decay, on matrices only.
+      clip: global gradient norm.
+      ema: decay of the averaged weights that are kept; 0 keeps the last.
+      compute_dtype: "float32" or "bfloat16", of the matrix products.
+      seed: of the order, of dropout and of the initial weights.
+      log_every: steps between lines of metrics.
+      evaluate_every: steps between measurements on held-out data.
+      save_every: steps between saved states.
+    """
+
+    steps: int
+    batch: int
+    learning_rate: float = 1e-3
+    warmup: int = 100
+    beta2: float = 0.95
+    weight_decay: float = 0.05
+    clip: float = 1.0
+    ema: float = 0.999
+    compute_dtype: str = "float32"
+    seed: int = 0
+    log_every: int = 20
+    evaluate_every: int = 500
+    save_every: int = 500
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One preset: a tokenizer, a prior over its codes, and the prior's drafter."""
+
+    name: str
+    data: DataConfig
+    tokenizer: TokenizerConfig
+    prior: TransformerConfig
+    drafter: BlockDiffusionConfig
+    train_tokenizer: TrainingConfig
+    train_prior: TrainingConfig
+    train_drafter: TrainingConfig
+
+    def __post_init__(self):
+        t, p, d = self.tokenizer, self.prior, self.drafter
+        if p.vocab_size != t.codebook_size or p.grid != t.grid:
+            raise ConfigError(
+                f"{self.name}: the prior is over {p.vocab_size} codes on a "
+                f"{p.grid}x{p.grid} grid, the tokenizer makes {t.codebook_size} on "
+                f"{t.grid}x{t.grid}"
+            )
+        if d.width != p.width or max(d.taps) >= p.layers:
+            raise ConfigError(
+                f"{self.name}: the drafter needs the prior's width ({p.width}) and "
+                f"taps below its {p.layers} layers"
+            )
+
+
+def load_experiment(path: str | Path) -> Experiment:
+    """Runs `get_config()` of a file such as `configs/fruits64.py`.
+
+    Raises:
+      ConfigError: the file is missing, fails, or returns something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"no config file at '{path}'")
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        experiment = module.get_config()
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"'{path}': get_config() failed: {error}") from error
+    if not isinstance(experiment, Experiment):
+        raise ConfigError(f"'{path}': get_config() must return an Experiment")
+    return experiment

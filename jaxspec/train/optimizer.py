@@ -1,0 +1,35 @@
+"""AdamW with warm-up, cosine decay and clipping; averaged weights."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxspec.train.experiment import TrainingConfig
+from jaxspec.typing import Array, Params
+
+
+def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
+    """The optimizer of every trainer; decay is on matrices only."""
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, config.learning_rate, config.warmup, max(config.steps, config.warmup + 1)
+    )
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip),
+        optax.adamw(
+            schedule,
+            b1=0.9,
+            b2=config.beta2,
+            weight_decay=config.weight_decay,
+            mask=lambda params: jax.tree.map(lambda x: x.ndim > 1, params),
+        ),
+    )
+
+
+def update_average(
+    average: Params, params: Params, decay: float, step: Array
+) -> Params:
+    """Exponential moving average, with a shorter memory in the first steps."""
+    if decay == 0:
+        return params
+    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), average, params)

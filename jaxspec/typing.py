@@ -1,0 +1,45 @@
+"""The one alphabet of dimension letters, as jaxtyping aliases.
+
+========  =====================================================================
+letter    meaning
+========  =====================================================================
+``B``     rows: sequences that are generated side by side
+``R``     streams x rows, stream-major: with guidance ``R = 2 B``, conditional
+          rows first
+``T``     query positions of one forward pass
+``N``     nodes of a draft tree; node 0 is the root, the last committed token
+``A``     path length: tree depth + 1
+``G``     rows of a drafter's block
+``S``     cache slots
+``L``     layers
+``D``     model width
+``H``     query heads
+``K``     key/value heads
+``F``     head size
+``V``     vocabulary
+========  =====================================================================
+"""
+
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+
+Params = PyTree
+Tokens = Int[Array, "B T"]
+Logits = Float[Array, "B T V"]
+Noise = Float[Array, "B A V"]
+RowKeys = Key[Array, "B"]
+Mask = Bool[Array, "R T S"]
+
+__all__ = [
+    "Array",
+    "Bool",
+    "Float",
+    "Int",
+    "Key",
+    "Logits",
+    "Mask",
+    "Noise",
+    "Params",
+    "PyTree",
+    "RowKeys",
+    "Tokens",
+]
