@@ -32,6 +32,10 @@ def get_config() -> Experiment:
             heads=4,
             grid=16,
             classes=67,
+            # Two passes over the data do not need more than the mirrored pictures.
+            token_dropout=0.0,
+            residual_dropout=0.0,
+            ffn_dropout=0.0,
         ),
         drafter=BlockDiffusionConfig(
             block_size=8,
@@ -43,7 +47,7 @@ def get_config() -> Experiment:
             markov_rank=64,
         ),
         train_tokenizer=TrainingConfig(
-            steps=2200, batch=64, weight_decay=1e-4, ema=0.995, evaluate_every=550
+            steps=3000, batch=64, weight_decay=1e-4, ema=0.995
         ),
         train_prior=TrainingConfig(
             steps=3000, batch=16, warmup=200, ema=0.998, evaluate_every=500

@@ -52,10 +52,15 @@ class Checkpoint:
     about: dict[str, Any] = field(default_factory=dict)
 
 
-def save(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
+def save(
+    path: str | os.PathLike,
+    checkpoint: Checkpoint,
+    notes: dict[str, str] | None = None,
+) -> None:
     """Writes a checkpoint folder, atomically replacing one that is there.
 
-    A killed save leaves the old folder whole.
+    A killed save leaves the old folder whole. `notes` are text files to put beside the
+    parameters, by name.
 
     Raises:
       CheckpointError: the place cannot be written.
@@ -73,6 +78,8 @@ def save(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
     with _replacing(path) as fresh:
         _write_tree(fresh / "params", checkpoint.params)
         (fresh / "config.json").write_text(json.dumps(record, indent=2) + "\n")
+        for name, text in (notes or {}).items():
+            (fresh / name).write_text(text)
 
 
 def read_config(path: str | os.PathLike) -> Checkpoint:
@@ -131,7 +138,7 @@ def load(
     head = read_config(path)
     if kind is not None and head.kind != kind:
         raise CheckpointError(f"'{path}' holds a {head.kind}, not a {kind}")
-    params = _read_tree(Path(path) / "params", _abstract(head.kind, head.config))
+    params = _read_tree(Path(path) / "params", abstract_params(head.kind, head.config))
     if check_finite:
         for name, x in _named_leaves(params):
             if not bool(jnp.isfinite(x).all()):
@@ -144,7 +151,7 @@ def load(
     return Checkpoint(head.kind, head.config, params, head.about)
 
 
-def _abstract(kind: str, config: Any) -> Params:
+def abstract_params(kind: str, config: Any) -> Params:
     """Shapes and dtypes of a model's parameters."""
     init = {
         "tokenizer": lambda key: Tokenizer(config).init(key),

@@ -69,15 +69,15 @@ class Stats:
         it was not finished.
       rounds: int32 [], rounds of the whole batch.
       rescored: int32 [B], near-ties that were decided again.
-      accepted: int32 [A], rounds of live rows by number of accepted tokens.
-      hits: int32 [A - 1, W], accepted drafted tokens by depth and rank.
+      accepted: int32 [B, A], rounds by number of accepted tokens.
+      hits: int32 [B, A - 1, W], accepted drafted tokens by depth and rank.
     """
 
     calls: Int[Array, "B"]
     rounds: Int[Array, ""]
     rescored: Int[Array, "B"]
-    accepted: Int[Array, "A"]
-    hits: Int[Array, "D W"]
+    accepted: Int[Array, "B A"]
+    hits: Int[Array, "B D W"]
 
 
 @register_dataclass
@@ -236,8 +236,8 @@ def init_state(
             calls=jnp.ones(rows, jnp.int32),
             rounds=jnp.zeros((), jnp.int32),
             rescored=near.astype(jnp.int32),
-            accepted=jnp.zeros(length, jnp.int32),
-            hits=jnp.zeros((depth, width), jnp.int32),
+            accepted=jnp.zeros((rows, length), jnp.int32),
+            hits=jnp.zeros((rows, depth, width), jnp.int32),
         ),
         finite=~jnp.any(jnp.isnan(margin)),
     )
@@ -342,17 +342,18 @@ def spec_step(
 
 def _count(engine, stats, path, accepted, tied, live) -> Stats:
     one = live.astype(jnp.int32)
+    row = jnp.arange(one.shape[0])
     hits = stats.hits
     if engine.tree.depth:
         ranks = jnp.asarray(engine.tree.ranks)[path[:, 1:]]  # [B, D]
         kept = jnp.arange(engine.tree.depth) < accepted[:, None]
         depth = jnp.broadcast_to(jnp.arange(engine.tree.depth), ranks.shape)
-        hits = hits.at[depth, ranks].add(kept * one[:, None])
+        hits = hits.at[row[:, None], depth, ranks].add(kept * one[:, None])
     return Stats(
         calls=stats.calls + one,
         rounds=stats.rounds + 1,
         rescored=stats.rescored + tied,
-        accepted=stats.accepted.at[accepted].add(one),
+        accepted=stats.accepted.at[row, accepted].add(one),
         hits=hits,
     )
 

@@ -1,7 +1,7 @@
 """What a file in `configs/` returns: data, three models, and how to train each."""
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jaxspec.config import BlockDiffusionConfig, TokenizerConfig, TransformerConfig
@@ -114,3 +114,10 @@ def load_experiment(path: str | Path) -> Experiment:
     if not isinstance(experiment, Experiment):
         raise ConfigError(f"'{path}': get_config() must return an Experiment")
     return experiment
+
+
+def with_steps(experiment: Experiment, part: str, steps: int) -> Experiment:
+    """The same experiment with another length for one part's training."""
+    field = f"train_{part}"
+    training = replace(getattr(experiment, field), steps=steps)
+    return replace(experiment, **{field: training})

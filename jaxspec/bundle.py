@@ -1,0 +1,154 @@
+"""A bundle: tokenizer, prior and drafter that belong together, in one folder."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxspec.checkpoint import Checkpoint, file_digests, load, params_digest
+from jaxspec.errors import CheckpointError, ConfigError
+
+DEFAULT = "fruits64"
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Three checkpoints and where they came from; `drafter` may be missing."""
+
+    name: str
+    tokenizer: Checkpoint
+    prior: Checkpoint
+    drafter: Checkpoint | None
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the prior's classes; decimal numbers where it has none."""
+        count = self.prior.config.classes
+        return self.prior.about.get("class_names") or [str(i) for i in range(count)]
+
+
+def embedded_folder() -> Path:
+    """Folder of the checkpoints that come with jaxspec.
+
+    Raises:
+      CheckpointError: the installation has none.
+    """
+    package = Path(__file__).parent
+    for folder in (package / "_checkpoints", package.parent / "checkpoints"):
+        if (folder / DEFAULT).is_dir():
+            return folder
+    raise CheckpointError(
+        "this installation has no embedded checkpoint; name a folder with --checkpoint"
+    )
+
+
+def load_bundle(path: str | os.PathLike | None = None, *, dtype: Any = None) -> Bundle:
+    """Loads a bundle folder, or the embedded default.
+
+    Args:
+      path: a folder with `tokenizer/`, `prior/` and, if there is one, `drafter/`.
+      dtype: cast the prior's and the drafter's parameters; the tokenizer stays
+        float32.
+
+    Raises:
+      CheckpointError: something is missing, damaged or does not belong together.
+      NonFiniteError: a parameter holds NaN or infinity.
+    """
+    folder = Path(path) if path is not None else embedded_folder() / DEFAULT
+    if not folder.is_dir():
+        raise CheckpointError(f"no checkpoint folder at '{folder}'; check the path")
+    check_manifest(folder)
+    tokenizer = load(folder / "tokenizer", "tokenizer")
+    prior = load(folder / "prior", "prior")
+    drafter = None
+    if (folder / "drafter").is_dir():
+        drafter = load(folder / "drafter", "block_diffusion")
+        if drafter.config.target != prior.config:
+            raise CheckpointError(
+                f"'{folder / 'drafter'}' was made for another prior than "
+                f"'{folder / 'prior'}': their configurations differ"
+            )
+    if tokenizer.config.codebook_size != prior.config.vocab_size:
+        raise CheckpointError(
+            f"'{folder}': the prior speaks {prior.config.vocab_size} codes, the "
+            f"tokenizer {tokenizer.config.codebook_size}"
+        )
+    if dtype is not None:
+        prior = _cast(prior, dtype)
+        drafter = drafter and _cast(drafter, dtype)
+    return Bundle(folder.name, tokenizer, prior, drafter)
+
+
+def _cast(checkpoint: Checkpoint, dtype: Any) -> Checkpoint:
+    import jax
+
+    params = jax.tree.map(lambda x: x.astype(dtype), checkpoint.params)
+    return Checkpoint(checkpoint.kind, checkpoint.config, params, checkpoint.about)
+
+
+def drafter_fits(bundle: Bundle) -> bool:
+    """Whether the drafter was trained for this very prior (digest of its weights)."""
+    if bundle.drafter is None:
+        return False
+    wanted = bundle.drafter.about.get("target_digest")
+    return wanted == params_digest(bundle.prior.params)
+
+
+def write_manifest(root: str | os.PathLike) -> None:
+    """Writes the SHA-256 of every file of the bundles below `root`."""
+    root = Path(root)
+    digests = file_digests(root)
+    digests.pop(MANIFEST, None)
+    (root / MANIFEST).write_text(json.dumps(digests, indent=1) + "\n")
+
+
+def check_manifest(folder: Path) -> None:
+    """Compares a bundle with the manifest beside it, if there is one.
+
+    Raises:
+      CheckpointError: a file is missing or differs.
+    """
+    manifest = folder.parent / MANIFEST
+    if not manifest.is_file():
+        return
+    try:
+        listed = json.loads(manifest.read_text())
+    except ValueError:
+        raise CheckpointError(f"'{manifest}' is damaged; fetch it again") from None
+    prefix = folder.name + "/"
+    wanted = {k[len(prefix) :]: v for k, v in listed.items() if k.startswith(prefix)}
+    if not wanted:
+        return
+    found = file_digests(folder)
+    for name, digest in wanted.items():
+        if found.get(name) != digest:
+            what = "is damaged" if name in found else "is missing"
+            raise CheckpointError(
+                f"'{folder / name}' {what} (its digest is in {MANIFEST}); "
+                "fetch the checkpoint again"
+            )
+
+
+def resolve_classes(bundle: Bundle, names: list[str]) -> list[int]:
+    """Class ids of names or numbers.
+
+    Raises:
+      ConfigError: a class is unknown.
+    """
+    known = bundle.class_names
+    lower = {name.lower(): i for i, name in enumerate(known)}
+    ids = []
+    for name in names:
+        text = name.strip()
+        if text.lower() in lower:
+            ids.append(lower[text.lower()])
+        elif text.isdigit() and int(text) < len(known):
+            ids.append(int(text))
+        else:
+            raise ConfigError(
+                f"unknown class {text!r}; use a number from 0 to {len(known) - 1} or "
+                f"a name that `jaxspec info` lists, such as {known[0]!r}"
+            )
+    return ids

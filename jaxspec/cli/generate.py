@@ -1,0 +1,145 @@
+"""`jaxspec generate`: pictures, drawn speculatively and plainly."""
+
+import argparse
+
+from jaxspec.cli.options import add_checkpoint, add_sampling
+
+
+def add_parser(commands) -> None:
+    """Registers the command."""
+    parser = commands.add_parser(
+        "generate",
+        help="draw pictures, and show what speculation saves",
+        description="Draws a grid of class-conditional pictures twice from the same "
+        "seed, with speculative and with plain decoding, and says how fast each was "
+        "and whether the pictures are the same.",
+        epilog="Example: jaxspec generate --classes 'Tomato 3,Apple 10' --num 8 "
+        "--seed 7",
+    )
+    add_checkpoint(parser)
+    parser.add_argument(
+        "--num",
+        type=int,
+        default=16,
+        metavar="N",
+        help="number of pictures (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--classes",
+        metavar="LIST",
+        help="names or numbers, divided by commas, used in turn "
+        "(default: spread over all classes)",
+    )
+    add_sampling(parser)
+    group = parser.add_argument_group("speculation")
+    group.add_argument(
+        "--drafter",
+        choices=("block-diffusion", "none"),
+        default="block-diffusion",
+        help="none decodes plainly (default: %(default)s)",
+    )
+    group.add_argument(
+        "--tree",
+        metavar="TREE",
+        help="shape of the drafts: a published name (naive_extend_57, mc_sim_7b_63, "
+        "...), chain-LENGTH, or paths of ranks such as 0,1,00 "
+        "(default: measured for this kind of device)",
+    )
+    group.add_argument(
+        "--rule",
+        choices=("coupled",),
+        default="coupled",
+        help="how drafts are verified (default: %(default)s, lossless)",
+    )
+    group.add_argument(
+        "--batch",
+        type=int,
+        default=8,
+        metavar="N",
+        help="most pictures side by side (default: %(default)s)",
+    )
+    group.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of weights and caches; pictures are identical in float32, and up to "
+        "near-ties in bfloat16 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--out",
+        default="samples.png",
+        metavar="FILE",
+        help="where the pictures go (default: %(default)s)",
+    )
+    parser.add_argument("--report", metavar="FILE", help="write the numbers as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Runs the command."""
+    from jaxspec.errors import ConfigError
+    from jaxspec.images import check_writable
+
+    if arguments.num < 1:
+        raise ConfigError(f"--num {arguments.num}: ask for at least one picture")
+    for path in filter(None, (arguments.out, arguments.report)):
+        check_writable(path)
+
+    import numpy as np
+    from tqdm import tqdm
+
+    from jaxspec.bundle import load_bundle, resolve_classes
+    from jaxspec.images import grid_picture, png_bytes, write_file
+    from jaxspec.pipeline import Settings, decode_pictures, draw
+    from jaxspec.report import generation_report, generation_table, json_bytes
+    from jaxspec.spec.named_trees import named_tree
+    from jaxspec.spec.tree import Tree
+    from jaxspec.trees import default_tree
+
+    speculative = arguments.drafter != "none"
+    named = named_tree(arguments.tree) if arguments.tree else None
+    # Impossible settings are told before anything is loaded.
+    settings = Settings(
+        classes=(0,) * arguments.num,
+        seed=arguments.seed,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        guidance=arguments.cfg_scale,
+        guidance_interval=arguments.cfg_interval,
+        batch=arguments.batch,
+    )
+    dtype = arguments.dtype if arguments.dtype != "float32" else None
+    bundle = load_bundle(arguments.checkpoint, dtype=dtype)
+    if arguments.classes is None:
+        count = len(bundle.class_names)
+        ids = [i * count // arguments.num % count for i in range(arguments.num)]
+    else:
+        ids = resolve_classes(bundle, arguments.classes.split(","))
+    settings = _with_classes(settings, tuple(np.resize(ids, arguments.num).tolist()))
+
+    tree = Tree.root()
+    if speculative:
+        tree = named or default_tree()
+    ways = 2 if speculative else 1
+    with tqdm(total=ways * arguments.num, desc="drawing", unit="picture") as bar:
+        bar.set_postfix_str("compiling")
+        fast = draw(bundle, settings, tree, progress=bar.update)
+        bar.set_postfix_str("compiling plain decoding" if speculative else "")
+        plain = fast
+        if speculative:
+            plain = draw(bundle, settings, Tree.root(), progress=bar.update)
+        bar.set_postfix_str("")
+    pictures = decode_pictures(bundle, fast.tokens)
+    report = generation_report(bundle, settings, tree, fast, plain)
+    write_file(arguments.out, png_bytes(grid_picture(pictures)))
+    if arguments.report:
+        write_file(arguments.report, json_bytes(report))
+    print(generation_table(report))
+    print(f"wrote {arguments.out}")
+
+
+def _with_classes(settings, classes):
+    import dataclasses
+
+    return dataclasses.replace(settings, classes=classes)

@@ -1,0 +1,69 @@
+"""`jaxspec train`: tokenizer, prior, drafter."""
+
+import argparse
+
+
+def add_parser(commands) -> None:
+    """Registers the command."""
+    parser = commands.add_parser(
+        "train",
+        help="train a tokenizer, a prior or a drafter",
+        description="Trains one part of a preset. Parts are trained in this order, in "
+        "one working folder, because each reads the one before. A run that was "
+        "stopped goes on where it was when the same command is given again.",
+        epilog="Example: jaxspec train tokenizer --config configs/fruits64_cpu.py "
+        "--manual-dir DIR_OF_FRUITS360 --workdir runs/fruits64",
+    )
+    parser.add_argument("part", choices=("tokenizer", "prior", "drafter"))
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE",
+        help="preset: a Python file with get_config(), as in configs/",
+    )
+    parser.add_argument(
+        "--workdir",
+        required=True,
+        metavar="DIR",
+        help="holds DIR/PART/ (state, metrics.jsonl) and the loadable result in "
+        "DIR/checkpoint/PART/",
+    )
+    from jaxspec.cli.options import add_data
+
+    add_data(parser)
+    parser.add_argument(
+        "--steps",
+        type=int,
+        metavar="N",
+        help="train for N steps instead of the preset's",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Runs the command."""
+    from pathlib import Path
+
+    from jaxspec.errors import ConfigError
+    from jaxspec.train.experiment import load_experiment, with_steps
+
+    experiment = load_experiment(arguments.config)
+    if arguments.steps is not None:
+        if arguments.steps < 1:
+            raise ConfigError(f"--steps {arguments.steps}: train at least one step")
+        experiment = with_steps(experiment, arguments.part, arguments.steps)
+
+    from jaxspec.train.run import train_part
+
+    command = f"jaxspec train {arguments.part} --config {arguments.config}"
+    if arguments.steps is not None:
+        command += f" --steps {arguments.steps}"
+    path = train_part(
+        experiment,
+        arguments.part,
+        Path(arguments.workdir),
+        Path(arguments.data_dir),
+        Path(arguments.manual_dir) if arguments.manual_dir else None,
+        command,
+    )
+    print(f"wrote {path}")

@@ -1,0 +1,70 @@
+"""Pictures as codes, computed once and kept."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from jaxspec.checkpoint import params_digest
+from jaxspec.data.source import ImageSource, to_unit
+from jaxspec.models.tokenizer import Tokenizer
+from jaxspec.typing import Params
+
+
+@dataclass(frozen=True)
+class CodeSource:
+    """Codes of a split.
+
+    Attributes:
+      codes: uint16 or int32 [M, n, T]: as they are, and mirrored when `M` is 2.
+      labels: int32 [n].
+    """
+
+    codes: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(
+        self, indices: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Codes int32 [k, T] (mirrored at random where possible) and labels [k]."""
+        mirrored = rng.integers(self.codes.shape[0], size=len(indices))
+        return self.codes[mirrored, indices].astype(np.int32), self.labels[indices]
+
+
+def encode_source(
+    tokenizer: Tokenizer,
+    params: Params,
+    source: ImageSource,
+    *,
+    split: str,
+    flips: bool,
+    cache_dir: Path,
+    batch: int = 64,
+) -> CodeSource:
+    """Encodes a split, or reads what an earlier run with the same tokenizer kept."""
+    digest = params_digest(params)
+    file = cache_dir / f"{split}-{'flips' if flips else 'plain'}-{digest}.npy"
+    if file.exists():
+        return CodeSource(np.load(file), source.labels)
+    encode = jax.jit(tokenizer.encode)
+    length = tokenizer.config.grid**2
+    kind = np.uint16 if tokenizer.config.codebook_size <= 1 << 16 else np.int32
+    codes = np.empty((1 + flips, len(source), length), kind)
+    for start in tqdm(range(0, len(source), batch), desc=f"encoding {split}"):
+        rows = np.arange(start, min(start + batch, len(source)))
+        pictures = to_unit(source.take(rows))
+        for mirrored in range(1 + flips):
+            view = pictures[:, :, ::-1] if mirrored else pictures
+            codes[mirrored, rows] = np.asarray(encode(params, view))
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    fresh = file.with_suffix(f".{os.getpid()}.tmp")
+    with open(fresh, "wb") as out:
+        np.save(out, codes)
+    fresh.replace(file)
+    return CodeSource(codes, source.labels)

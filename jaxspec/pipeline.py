@@ -1,0 +1,231 @@
+"""From a bundle and settings to pictures: compile, run in batches, time, compare."""
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxspec.bundle import Bundle
+from jaxspec.data.source import to_bytes
+from jaxspec.drafters.block_diffusion import BlockDiffusion
+from jaxspec.errors import ConfigError, NonFiniteError
+from jaxspec.models.target import make_target
+from jaxspec.models.tokenizer import Tokenizer
+from jaxspec.models.transformer import Transformer
+from jaxspec.spec.loop import Engine, generate
+from jaxspec.spec.noise import row_keys
+from jaxspec.spec.sampling import Sampling, active_steps, make_sampling
+from jaxspec.spec.tree import Tree
+from jaxspec.spec.verify import Coupled, Rule
+
+Progress = Callable[[int], object]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to draw and how.
+
+    Attributes:
+      classes: class id of each picture.
+      seed: picture `i` uses key `fold_in(key(seed), i)`.
+      temperature: 0 is greedy.
+      top_k: 0 keeps all codes.
+      top_p: 1 keeps all codes.
+      guidance: classifier-free guidance scale; 1 runs no unconditional stream.
+      guidance_interval: see `spec.sampling.make_sampling`.
+      batch: most pictures side by side.
+      rule: verification rule.
+    """
+
+    classes: tuple[int, ...]
+    seed: int = 0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    guidance: float = 2.0
+    guidance_interval: int = -1
+    batch: int = 8
+    rule: Rule = Coupled()
+
+    def __post_init__(self):
+        if not self.classes:
+            raise ConfigError("there is no picture to draw; ask for at least one")
+        if self.batch < 1:
+            raise ConfigError(f"batch={self.batch} must be at least 1")
+        self.sampling(1)
+
+    def sampling(self, rows: int) -> Sampling:
+        """The same settings for `rows` rows; checked."""
+        return make_sampling(
+            rows,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            guidance=self.guidance,
+            guidance_interval=self.guidance_interval,
+        )
+
+
+@dataclass(frozen=True)
+class Run:
+    """One way of drawing all pictures.
+
+    Attributes:
+      tokens: int32 [n, T].
+      calls: int [n], target calls of each picture, its prefill included.
+      accepted: int [n, A], rounds by accepted tokens.
+      hits: int [n, A - 1, W], accepted tokens by depth and rank.
+      rescored: near-ties that were decided again, in all pictures.
+      seconds: wall-clock time of all batches, compilation excluded.
+      compile_seconds: time of tracing and compiling.
+    """
+
+    tokens: np.ndarray
+    calls: np.ndarray
+    accepted: np.ndarray
+    hits: np.ndarray
+    rescored: int
+    seconds: float
+    compile_seconds: float
+
+    @property
+    def tokens_per_call(self) -> float:
+        """All tokens over all target calls."""
+        return self.tokens.size / int(self.calls.sum())
+
+
+def make_engine(bundle: Bundle, settings: Settings, tree: Tree) -> Engine:
+    """The engine that draws with `tree`; its root alone decodes plainly.
+
+    Raises:
+      ConfigError: the tree does not suit the drafter, or there is no drafter.
+    """
+    model = Transformer(bundle.prior.config)
+    exact = _exact(bundle)
+    drafter, taps = None, ()
+    if tree.size > 1:
+        if bundle.drafter is None:
+            raise ConfigError(f"bundle '{bundle.name}' has no drafter; use none")
+        drafter = bundle.drafter.config
+        assert isinstance(drafter, BlockDiffusion)
+        taps = drafter.config.taps
+        if tree.depth > drafter.config.block_size:
+            raise ConfigError(
+                f"the tree is {tree.depth} deep, but the drafter's block reaches "
+                f"{drafter.config.block_size}; choose a shallower tree"
+            )
+        if tree.width > model.config.vocab_size:
+            raise ConfigError(
+                f"the tree asks for {tree.width} children of one node, but there are "
+                f"only {model.config.vocab_size} codes"
+            )
+    return Engine(
+        target=make_target(model, guided=settings.guidance != 1.0, taps=taps),
+        max_tokens=model.config.sequence_length,
+        drafter=drafter,
+        tree=tree,
+        rule=settings.rule,
+        order=active_steps(settings.sampling(1)),
+        **({} if exact else {"tie_margin": 0.0}),
+    )
+
+
+def _exact(bundle: Bundle) -> bool:
+    leaf = jax.tree.leaves(bundle.prior.params)[0]
+    return leaf.dtype == jnp.float32
+
+
+def draw(
+    bundle: Bundle,
+    settings: Settings,
+    tree: Tree,
+    *,
+    repeats: int = 1,
+    warm_up: bool = False,
+    progress: Progress = lambda count: None,
+) -> Run:
+    """Draws all pictures' codes; `tree` of one node is plain decoding.
+
+    Args:
+      bundle: models.
+      settings: what to draw.
+      tree: shape of the drafts.
+      repeats: timed runs; `seconds` is their median.
+      warm_up: run once before the timed runs.
+      progress: called with the number of pictures done.
+
+    Raises:
+      ConfigError: settings, tree and models do not go together.
+      NonFiniteError: the model gave NaN.
+    """
+    engine = make_engine(bundle, settings, tree)
+    count = len(settings.classes)
+    batches = -(-count // settings.batch)
+    rows = -(-count // batches)
+    padded = np.resize(np.array(settings.classes, np.int32), rows * batches)
+    padded = padded.reshape(batches, rows)
+    keys = row_keys(settings.seed, rows * batches).reshape(batches, rows)
+    sampling = settings.sampling(rows)
+    params, drafter_params = bundle.prior.params, None
+    if engine.drafter is not None:
+        assert bundle.drafter is not None
+        drafter_params = bundle.drafter.config.bind(bundle.drafter.params, params)
+
+    with _precision(bundle):
+        began = time.perf_counter()
+        arguments = (params, drafter_params, padded[0], sampling, keys[0])
+        run = jax.jit(partial(generate, engine)).lower(*arguments).compile()
+        compile_seconds = time.perf_counter() - began
+        times = []
+        for _ in range(repeats + warm_up):
+            parts, began = [], time.perf_counter()
+            for i in range(batches):
+                part = run(params, drafter_params, padded[i], sampling, keys[i])
+                parts.append(jax.block_until_ready(part))
+                progress(min(rows, count - i * rows))
+            times.append(time.perf_counter() - began)
+        times = times[warm_up:]
+
+    if not all(bool(part.finite) for part in parts):
+        raise NonFiniteError(
+            f"the prior of bundle '{bundle.name}' gave NaN or only -inf logits; its "
+            "weights are unusable, fetch or train it again"
+        )
+
+    def joined(pick):
+        return np.concatenate([np.asarray(pick(part)) for part in parts])[:count]
+
+    return Run(
+        tokens=joined(lambda p: p.tokens),
+        calls=joined(lambda p: p.stats.calls),
+        accepted=joined(lambda p: p.stats.accepted),
+        hits=joined(lambda p: p.stats.hits),
+        rescored=int(joined(lambda p: p.stats.rescored).sum()),
+        seconds=float(np.median(times)),
+        compile_seconds=compile_seconds,
+    )
+
+
+def _precision(bundle: Bundle):
+    """Float32 means float32, also where a device would use shorter products."""
+    if _exact(bundle):
+        return jax.default_matmul_precision("highest")
+    return contextlib.nullcontext()
+
+
+def decode_pictures(bundle: Bundle, tokens: np.ndarray, batch: int = 16) -> np.ndarray:
+    """Codes `[n, T]` to pictures `uint8 [n, H, W, 3]`."""
+    decode = jax.jit(Tokenizer(bundle.tokenizer.config).decode)
+    params = bundle.tokenizer.params
+    batch = min(batch, len(tokens))
+    padded = np.resize(tokens, (-(-len(tokens) // batch) * batch, tokens.shape[1]))
+    parts = [
+        to_bytes(decode(params, padded[i : i + batch]))
+        for i in range(0, len(padded), batch)
+    ]
+    return np.concatenate(parts)[: len(tokens)]

@@ -1,0 +1,120 @@
+"""What a generation tells about itself: a dict for files, a table for people."""
+
+import json
+import os
+import platform
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxspec import __version__
+from jaxspec.bundle import Bundle
+from jaxspec.pipeline import Run, Settings
+from jaxspec.spec.tree import Tree
+
+
+def device_name() -> str:
+    """The default device in words, for example `cpu (2 cores, x86_64)`."""
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        return f"cpu ({os.cpu_count()} cores, {platform.machine()})"
+    return f"{device.platform} ({device.device_kind})"
+
+
+def generation_report(
+    bundle: Bundle, settings: Settings, tree: Tree, fast: Run, plain: Run
+) -> dict[str, Any]:
+    """The numbers of one comparison, ready for JSON.
+
+    `target_calls` counts, for every picture, its prefill and each round until its last
+    token; `seconds` leave compilation out.
+    """
+    same = np.array_equal(fast.tokens, plain.tokens)
+    dtype = jax.tree.leaves(bundle.prior.params)[0].dtype
+    speculative = tree.size > 1
+    return {
+        "pictures": len(settings.classes),
+        "tokens": int(fast.tokens.size),
+        "target_calls": int(fast.calls.sum()),
+        "tokens_per_call": fast.tokens_per_call,
+        "seconds": fast.seconds,
+        "compile_seconds": fast.compile_seconds,
+        "baseline_target_calls": int(plain.calls.sum()),
+        "baseline_seconds": plain.seconds,
+        "baseline_compile_seconds": plain.compile_seconds,
+        "speedup": plain.seconds / fast.seconds,
+        "identical_to_autoregressive": bool(same),
+        "different_tokens": int((fast.tokens != plain.tokens).sum()),
+        "near_ties_decided_again": fast.rescored,
+        "checkpoint": bundle.name,
+        "drafter": bundle.drafter.kind if speculative and bundle.drafter else "none",
+        "tree": {"nodes": tree.size, "depth": tree.depth},
+        "rule": type(settings.rule).__name__,
+        "lossless": settings.rule.lossless,
+        "accepted_histogram": fast.accepted.sum(0).tolist(),
+        "classes": list(settings.classes),
+        "seed": settings.seed,
+        "temperature": settings.temperature,
+        "top_k": settings.top_k,
+        "top_p": settings.top_p,
+        "cfg_scale": settings.guidance,
+        "cfg_interval": settings.guidance_interval,
+        "batch": settings.batch,
+        "dtype": str(dtype),
+        "device": device_name(),
+        "versions": {"jaxspec": __version__, "jax": jax.__version__},
+    }
+
+
+def generation_table(report: dict[str, Any]) -> str:
+    """A short table of a report."""
+    per_picture = report["tokens"] // report["pictures"]
+    kind = "lossless" if report["lossless"] else "LOSSY"
+    lines = [
+        f"device      {report['device']}, {report['dtype']}",
+        f"checkpoint  {report['checkpoint']}, {report['pictures']} pictures of "
+        f"{per_picture} tokens, temperature {report['temperature']:g}, "
+        f"cfg {report['cfg_scale']:g}",
+    ]
+    speculative = report["drafter"] != "none"
+    if speculative:
+        tree = report["tree"]
+        lines.append(
+            f"drafter     {report['drafter']}, tree of {tree['nodes']} nodes and depth "
+            f"{tree['depth']}, rule {report['rule']} ({kind})"
+        )
+    header = f"{'':12}{'tokens':>8}{'target calls':>14}{'tokens/call':>13}"
+    lines += ["", f"{header}{'seconds':>9}{'compile':>9}"]
+
+    def row(name, calls, seconds, compiling):
+        ratio = report["tokens"] / calls
+        counts = f"{report['tokens']:>8}{calls:>14}{ratio:>13.2f}"
+        return f"{name:12}{counts}{seconds:>9.2f}{compiling:>9.1f}"
+
+    plain = row(
+        "plain",
+        report["baseline_target_calls"],
+        report["baseline_seconds"],
+        report["baseline_compile_seconds"],
+    )
+    if not speculative:
+        return "\n".join([*lines, plain])
+    fast = row(
+        "speculative",
+        report["target_calls"],
+        report["seconds"],
+        report["compile_seconds"],
+    )
+    same = "yes, every token"
+    if not report["identical_to_autoregressive"]:
+        same = f"NO, {report['different_tokens']} tokens differ"
+    return "\n".join(
+        [*lines, fast, plain, "", f"speedup     {report['speedup']:.2f}x"]
+        + [f"identical   {same}"]
+    )
+
+
+def json_bytes(report: dict[str, Any]) -> bytes:
+    """Indented JSON with a final newline."""
+    return (json.dumps(report, indent=2) + "\n").encode()

@@ -1,0 +1,120 @@
+"""A tiny target and deliberately odd drafters, to hold the engine or a rule to."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxspec.spec.cache import init_cache, write
+from jaxspec.spec.draft import Draft, Round
+from jaxspec.spec.sampling import Step
+from jaxspec.spec.target import Prefill, Target
+from jaxspec.spec.tree import Tree
+from jaxspec.typing import Array, Params
+
+WIDTH = 8
+
+
+def toy_params(vocab_size: int, positions: int, seed: int = 0) -> Params:
+    """Parameters of `toy_target` for streams of up to `positions`."""
+    keys = jax.random.split(jax.random.key(seed), 2)
+    values = jax.random.normal(keys[0], (vocab_size + 1, positions, WIDTH))
+    head = jax.random.normal(keys[1], (WIDTH, vocab_size))
+    return {"values": values, "head": head}
+
+
+def toy_target(vocab_size: int, streams: int = 1) -> Target:
+    """A target made of plain functions: no module system, a real cache.
+
+    Its prompt is one token, int32 [B]. A token's scores are a random map of the sum,
+    over all positions that it sees, of a vector that belongs to that position and its
+    token: so they change when a mask, a position, a slot or an order is wrong. The
+    unconditional stream sees `vocab_size` in the prompt's place.
+    """
+
+    def vectors(params, tokens, positions):
+        return params["values"][tokens, positions]
+
+    def attend(params, values, mask):
+        seen = jnp.where(mask[..., None], values[:, None], 0.0).sum(axis=2)
+        return jnp.tanh(seen) @ params["head"], seen
+
+    def doubled(prompt):
+        null = jnp.full_like(prompt, vocab_size)
+        return jnp.concatenate([prompt, null]) if streams == 2 else prompt
+
+    def prefill(params, prompt, extra):
+        tokens = doubled(prompt)[:, None]
+        cache = init_cache(1, tokens.shape[0], 1, 1 + extra, WIDTH, jnp.float32)
+        mask = jnp.arange(1 + extra)[None, None] == 0
+        mask = jnp.broadcast_to(mask, (tokens.shape[0], 1, 1 + extra))
+        logits, seen, cache = forward(
+            params, cache, tokens, jnp.zeros_like(tokens), mask
+        )
+        cache = replace(cache, lengths=cache.lengths + 1)
+        return Prefill(logits[:, 0], seen, cache)
+
+    def forward(params, cache, tokens, positions, mask):
+        new = vectors(params, tokens, positions)[:, None]
+        k, v = cache.layers[0]
+        layer = (write(k, new, cache.lengths), write(v, new, cache.lengths))
+        logits, seen = attend(params, layer[1][:, 0], mask)
+        return logits, seen, replace(cache, layers=(layer,))
+
+    def rescore(params, prompt, tokens, index):
+        stream = jnp.concatenate([prompt[:, None], tokens], axis=1)
+        if streams == 2:
+            null = stream.at[:, 0].set(vocab_size)
+            stream, index = (
+                jnp.concatenate([stream, null]),
+                jnp.concatenate([index] * 2),
+            )
+        values = vectors(params, stream, jnp.arange(stream.shape[1])[None])
+        mask = (jnp.arange(stream.shape[1]) <= index[:, None])[:, None]
+        return attend(params, values, mask)[0][:, 0]
+
+    return Target(vocab_size, streams, prefill, forward, rescore)
+
+
+@dataclass(frozen=True)
+class NoisyOracle:
+    """Proposes the target's own future tokens, some of them spoilt.
+
+    Its parameters are a dict: "tokens" int32 [B, T], what plain decoding yields, and
+    "spoil", the chance that a node gets a random token instead. The right token of a
+    level sits at a random rank. Invalid nodes appear at random, too. With
+    `spoil = 1` it is useless; with 0 it is perfect.
+    """
+
+    vocab_size: int
+    seed: int = 0
+
+    def init(self, params: Params, features: Array, extra: int, tree: Tree) -> Any:
+        """Counts the rounds, so that each draft is different."""
+        return jnp.zeros((), jnp.int32)
+
+    def propose(
+        self, params: Params, state: Any, this: Round, tree: Tree, order: tuple[Step, ...]
+    ) -> tuple[Draft, Any]:
+        """See `spec.draft.Drafter`."""
+        rows = this.root.shape[0]
+        key = jax.random.fold_in(jax.random.key(self.seed), state)
+        keys = jax.random.split(key, 4)
+        shape = (rows, tree.size)
+        future = this.index[:, None] - 1 + jnp.asarray(tree.depths)
+        last = params["tokens"].shape[1] - 1
+        truth = jnp.take_along_axis(
+            params["tokens"], jnp.minimum(future, last), axis=1
+        )
+        random = jax.random.randint(keys[0], shape, 0, self.vocab_size)
+        lucky = jax.random.randint(keys[1], shape, 0, tree.width)
+        spoilt = jax.random.bernoulli(keys[2], params["spoil"], shape)
+        right = (lucky == jnp.asarray(tree.ranks)) & ~spoilt
+        tokens = jnp.where(right, truth, random).at[:, 0].set(this.root)
+        valid = jax.random.bernoulli(keys[3], 0.95, shape).at[:, 0].set(True)
+        return Draft(tokens, valid), state + 1
+
+    def observe(self, params: Params, state: Any, features: Array, counts: Array) -> Any:
+        """Learns nothing."""
+        return state

@@ -1,0 +1,56 @@
+"""Model cards: what a checkpoint is, where it comes from, what may be done with it."""
+
+from jaxspec.checkpoint import Checkpoint
+from jaxspec.config import to_dict
+from jaxspec.train.experiment import Experiment
+
+_WHAT = {
+    "tokenizer": "VQ image tokenizer (LlamaGen family): pictures to codes and back.",
+    "prior": "Autoregressive transformer over the tokenizer's codes (LlamaGen family).",
+    "drafter": "One-pass block-diffusion drafter (DFlash family) for the prior beside "
+    "it. It can change the speed of generation and nothing else.",
+}
+
+
+def model_card(part: str, checkpoint: Checkpoint, experiment: Experiment) -> str:
+    """Markdown that is written beside the parameters."""
+    about = checkpoint.about
+    training = to_dict(getattr(experiment, f"train_{part}"))
+    metrics = about["metrics"]
+    lines = [
+        f"# {experiment.name}: {part}",
+        "",
+        _WHAT[part],
+        "",
+        f"- Data: {about['data']} (`{experiment.data.name}`, "
+        f"{experiment.tokenizer.image_size}x{experiment.tokenizer.image_size})",
+        f"- Licence of the data and of these weights: {about['licence']}",
+        f"- Command: `{about['command']}`",
+        f"- Device: {about['device']}, jax {about['jax']}",
+        f"- Time: {metrics['seconds'] / 60:.1f} minutes; kept: step "
+        f"{metrics['step']} of {training['steps']}, where the held-out loss was least",
+        "",
+        "## Measured on held-out data",
+        "",
+        *(
+            f"- {name}: {value:.4g}"
+            for name, value in metrics.items()
+            if name not in ("step", "seconds")
+        ),
+        "",
+        "## Settings",
+        "",
+        "Model: " + _words(to_dict(checkpoint.config)) + ".",
+        "",
+        "Training: " + _words(training) + ".",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _words(values: dict) -> str:
+    return ", ".join(
+        f"{name} ({_words(value)})" if isinstance(value, dict) else f"{name} {value}"
+        for name, value in values.items()
+        if value is not None
+    )

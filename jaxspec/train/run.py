@@ -1,0 +1,84 @@
+"""Trains one part of an experiment from data to a loadable checkpoint."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+
+from jaxspec.checkpoint import Checkpoint, load, save
+from jaxspec.data.codes import encode_source
+from jaxspec.data.source import ImageSource
+from jaxspec.errors import CheckpointError
+from jaxspec.models.tokenizer import Tokenizer
+from jaxspec.report import device_name
+from jaxspec.train.card import model_card
+from jaxspec.train.drafter import train_drafter
+from jaxspec.train.experiment import Experiment
+from jaxspec.train.prior import train_prior
+from jaxspec.train.tokenizer import train_tokenizer
+
+
+def train_part(
+    experiment: Experiment,
+    part: str,
+    workdir: Path,
+    data_dir: Path,
+    manual_dir: Path | None,
+    command: str,
+) -> Path:
+    """Trains "tokenizer", "prior" or "drafter" and returns the checkpoint's folder.
+
+    Raises:
+      CheckpointError: an earlier part is missing from `workdir`.
+      DataError: the data cannot be had.
+    """
+    data, side = experiment.data, experiment.tokenizer.image_size
+    done = workdir / "checkpoint"
+    for earlier in {"prior": ["tokenizer"], "drafter": ["tokenizer", "prior"]}.get(
+        part, []
+    ):
+        if not (done / earlier).is_dir():
+            raise CheckpointError(
+                f"'{done / earlier}' is missing; run `jaxspec train {earlier}` with "
+                "this --workdir first"
+            )
+    splits = (data.train_split, data.heldout_split)
+    source, heldout = (
+        ImageSource(data.name, split, side, data_dir, manual_dir) for split in splits
+    )
+    if part == "tokenizer":
+        result = train_tokenizer(experiment, source, heldout, workdir / part)
+    else:
+        tokenizer = load(done / "tokenizer", "tokenizer")
+        codes, heldout_codes = (
+            encode_source(
+                Tokenizer(tokenizer.config),
+                tokenizer.params,
+                pictures,
+                split=split,
+                flips=data.flips and pictures is source,
+                cache_dir=workdir / "codes",
+            )
+            for pictures, split in zip((source, heldout), splits, strict=True)
+        )
+        if part == "prior":
+            result = train_prior(experiment, codes, heldout_codes, workdir / part)
+        else:
+            prior = load(done / "prior", "prior")
+            result = train_drafter(
+                experiment, prior, codes, heldout_codes, workdir / part
+            )
+    about = {
+        "preset": experiment.name,
+        "data": data.credit or data.name,
+        "licence": data.licence,
+        "command": command,
+        "device": device_name(),
+        "jax": jax.__version__,
+        **result.about,
+    }
+    if part == "prior":
+        about["class_names"] = source.class_names
+    result = replace(result, about=about)
+    save(done / part, result, {"README.md": model_card(part, result, experiment)})
+    return done / part

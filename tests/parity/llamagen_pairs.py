@@ -1,0 +1,102 @@
+"""The same random LlamaGen decoder in both frameworks, and prompts for it."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import torch
+from comparing import as_jax
+from llamagen_twin import CaptionCondition, ClassCondition, LlamaGen, left_padded
+from mapping import decoder_params
+from random_weights import randomized
+
+from jaxspec.config import TransformerConfig
+from jaxspec.models.transformer import Caption, Transformer
+
+VOCAB, GRID, CLASSES, ROWS = 40, 4, 5, 3
+CAPTION_LENGTH, CAPTION_WIDTH = 6, 10
+
+STATIC = ("self", "taps")
+score = jax.jit(Transformer.score, static_argnames=STATIC)
+read_prompt = jax.jit(Transformer.read_prompt, static_argnames=STATIC)
+extend = jax.jit(Transformer.extend, static_argnames=STATIC)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A model of ours, its parameters, and the twin."""
+
+    model: Transformer
+    params: dict
+    twin: LlamaGen
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """`ROWS` prompts: for us, and embedded by the twin.
+
+    Attributes:
+      ours: what `Transformer` takes.
+      given: the twin's conditional prefix `[R, P, D]`.
+      null: its unconditional prefix.
+      real: `[R, P]`, False at padding.
+    """
+
+    ours: object
+    given: torch.Tensor
+    null: torch.Tensor
+    real: torch.Tensor
+
+    def prefix(self, null):
+        """The twin's prefix, null in the rows of `null`."""
+        return torch.where(null[:, None, None], self.null, self.given)
+
+
+def make_pair(condition, *, width=24, heads=2, kv_heads=None):
+    config = TransformerConfig(
+        vocab_size=VOCAB,
+        layers=2,
+        width=width,
+        heads=heads,
+        kv_heads=kv_heads,
+        grid=GRID,
+        condition=condition,
+        classes=CLASSES,
+        caption_length=CAPTION_LENGTH,
+        caption_width=CAPTION_WIDTH,
+    )
+    twin = LlamaGen(
+        vocab=VOCAB,
+        layers=2,
+        width=width,
+        heads=heads,
+        kv_heads=kv_heads,
+        grid=GRID,
+        condition=ClassCondition(CLASSES, width)
+        if condition == "class"
+        else CaptionCondition(CAPTION_LENGTH, CAPTION_WIDTH, width),
+    )
+    twin = randomized(twin, seed=0)
+    return Pair(Transformer(config), decoder_params(twin.state_dict()), twin)
+
+
+def make_prompt(pair):
+    """Classes, or captions of 4, 1 and 6 features (no padding)."""
+    embed = pair.twin.cls_embedding
+    torch.manual_seed(1)
+    if pair.model.config.condition == "class":
+        ids = torch.tensor([0, 3, 4])
+        real = torch.ones(ROWS, 1, dtype=torch.bool)
+        null = embed(torch.full_like(ids, CLASSES))
+        return Prompt(as_jax(ids), embed(ids), null, real)
+    features = torch.randn(ROWS, CAPTION_LENGTH, CAPTION_WIDTH)
+    features, real = left_padded(features, [4, 1, 6])
+    # What stands at our padding must not matter.
+    filled = torch.where(real[..., None], features, 7.0)
+    ours = Caption(as_jax(filled), jnp.asarray(real.numpy()))
+    return Prompt(ours, embed(features), embed.null(ROWS), real)
+
+
+def make_tokens(length=GRID**2, seed=2):
+    torch.manual_seed(seed)
+    return torch.randint(VOCAB, (ROWS, length))

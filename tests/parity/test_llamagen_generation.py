@@ -1,0 +1,87 @@
+# ruff: noqa: E402
+"""Guided decoding with `make_target` against a plain loop around the twin."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import sampling_twin
+from comparing import as_jax, assert_close
+from llamagen_pairs import GRID, ROWS, make_pair, make_prompt, make_tokens
+
+from jaxspec.models.target import make_target
+from jaxspec.spec.cache import compact, tree_mask
+from jaxspec.spec.sampling import guide, make_sampling
+
+pytestmark = pytest.mark.parity
+
+SCALE = 3.0
+
+
+@pytest.fixture(scope="module", params=["class", "caption"])
+def pair(request):
+    return make_pair(request.param)
+
+
+def twin_streams(pair, prompt, tokens):
+    """The twin's last scores of the conditional rows, then of the null rows."""
+    prefix = torch.cat([prompt.given, prompt.null])
+    both = [x.repeat(2, 1) for x in (tokens, prompt.real)]
+    return pair.twin(prefix, *both)[:, -1]
+
+
+def twin_decode(pair, prompt, length, interval):
+    """Greedy guided decoding without a cache: tokens and guided scores."""
+    tokens, scores = make_tokens(0), []
+    for index in range(length):
+        conditional, unconditional = twin_streams(pair, prompt, tokens).chunk(2)
+        step = index - 1  # reads token `step`, decides the next one
+        alone = interval >= 0 and step > interval
+        guided = sampling_twin.guide(conditional, unconditional, SCALE)
+        scores.append(conditional if alone else guided)
+        tokens = torch.cat([tokens, scores[-1].argmax(-1, keepdim=True)], dim=1)
+    return tokens, torch.stack(scores, dim=1)
+
+
+def decode(pair, prompt, length, interval):
+    """The same with `make_target`'s cache."""
+    target = make_target(pair.model)
+    prefill = jax.jit(target.prefill, static_argnums=2)
+    forward = jax.jit(target.forward)
+    sampling = make_sampling(ROWS, guidance=SCALE, guidance_interval=interval)
+    logits, _, cache = prefill(pair.params, prompt.ours, length)
+    tokens, scores = [], []
+    for index in range(length):
+        scores.append(guide(logits, sampling, jnp.full(ROWS, index)))
+        tokens.append(jnp.argmax(scores[-1], axis=-1))
+        twice = jnp.concatenate([tokens[-1]] * target.streams)[:, None]
+        mask = tree_mask(cache, np.ones((1, 1), bool))
+        logits, _, cache = forward(
+            pair.params, cache, twice, cache.lengths[:, None], mask
+        )
+        logits = logits[:, 0]
+        cache = compact(cache, 1, jnp.zeros((len(twice), 1), int), 1)
+    return jnp.stack(tokens, axis=1), jnp.stack(scores, axis=1)
+
+
+@pytest.mark.parametrize("interval", [-1, 0, 5])
+def test_greedy_pictures_agree(pair, interval):
+    prompt, length = make_prompt(pair), GRID**2
+    tokens, scores = decode(pair, prompt, length, interval)
+    their_tokens, their_scores = twin_decode(pair, prompt, length, interval)
+    np.testing.assert_array_equal(np.asarray(tokens), their_tokens.numpy())
+    assert_close(scores, their_scores, atol=3e-5)
+
+
+def test_rescoring_one_token_ignores_later_ones(pair):
+    prompt, tokens, index = make_prompt(pair), make_tokens(), [0, 6, 15]
+    target = make_target(pair.model)
+    rescore = jax.jit(target.rescore)
+    ours = rescore(pair.params, prompt.ours, as_jax(tokens), jnp.array(index))
+    for row, end in enumerate(index):
+        theirs = twin_streams(pair, prompt, tokens[:, :end])
+        assert_close(ours[row], theirs[row])
+        assert_close(ours[ROWS + row], theirs[ROWS + row])

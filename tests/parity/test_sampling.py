@@ -1,0 +1,66 @@
+# ruff: noqa: E402
+"""Guidance and filters against LlamaGen's, one setting a row."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import sampling_twin
+from comparing import as_jax, assert_close
+
+from jaxspec.spec.sampling import guide, make_sampling, process
+
+pytestmark = pytest.mark.parity
+
+# temperature, top_k, top_p
+SETTINGS = [
+    (1.0, 0, 1.0),
+    (0.7, 0, 1.0),
+    (1.0, 5, 1.0),
+    (1.0, 1, 1.0),
+    (1.0, 500, 1.0),
+    (1.0, 0, 0.6),
+    (1.0, 0, 1e-3),
+    (1.6, 12, 0.8),
+    (0.5, 12, 0.8),
+]
+
+
+def scores(rows, seed=0):
+    torch.manual_seed(seed)
+    return 2 * torch.randn(rows, 50)
+
+
+def probabilities(x, settings):
+    temperature, top_k, top_p = (jnp.array(s) for s in zip(*settings, strict=True))
+    sampling = make_sampling(
+        len(settings), temperature=temperature, top_k=top_k, top_p=top_p
+    )
+    return jax.nn.softmax(process(as_jax(x), sampling), axis=-1)
+
+
+def test_filtered_distributions_agree():
+    x = scores(len(SETTINGS))
+    ours = probabilities(x, SETTINGS)
+    for row, setting in enumerate(SETTINGS):
+        theirs = sampling_twin.filtered(x[row : row + 1], *setting)[0]
+        assert_close(ours[row], theirs, atol=1e-6)
+        assert (ours[row] > 0).tolist() == (theirs > 0).tolist()
+
+
+def test_all_that_tie_with_the_kth_score_stay():
+    x = scores(1).round()
+    theirs = sampling_twin.filtered(x, 1.0, 7, 1.0)
+    assert (theirs > 0).sum() > 7
+    assert_close(probabilities(x, [(1.0, 7, 1.0)]), theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 1.75, 7.5])
+def test_guided_scores_agree(scale):
+    conditional, unconditional = scores(4), scores(4, seed=1)
+    both = as_jax(torch.cat([conditional, unconditional]))
+    ours = guide(both, make_sampling(4, guidance=scale), jnp.zeros(4, int))
+    theirs = sampling_twin.guide(conditional, unconditional, scale)
+    assert_close(ours, theirs, atol=1e-5)

@@ -1,0 +1,66 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxspec.spec.draft import Draft
+from jaxspec.spec.tree import Tree
+from jaxspec.spec.verify import Coupled
+from tests.spec.test_tree import trees
+
+
+def walk(tree, tokens, valid, choice):
+    """The rule as one would say it: follow children that equal the choice, deepest."""
+    reached = [[0]]
+    for path in reached:
+        for n in range(1, tree.size):
+            if tree.parents[n] == path[-1] and valid[n]:
+                if tokens[n] == choice[path[-1]]:
+                    reached.append([*path, n])
+    return min(reached, key=lambda path: (-len(path), path[-1]))
+
+
+@settings(max_examples=60)
+@given(trees(), st.integers(0, 2**31 - 1))
+def test_loop_free_rule_equals_a_walk_down_the_tree(tree, seed):
+    rng = np.random.default_rng(seed)
+    rows, vocab = 4, 3
+    log_p = rng.normal(size=(rows, tree.size, vocab)).astype(np.float32)
+    noise = rng.gumbel(size=(rows, tree.depth + 1, vocab)).astype(np.float32)
+    tokens = rng.integers(vocab, size=(rows, tree.size)).astype(np.int32)
+    valid = rng.random((rows, tree.size)) < 0.8
+    draft = Draft(jnp.asarray(tokens), jnp.asarray(valid))
+    verdict = Coupled().verify(jnp.asarray(log_p), draft, tree, jnp.asarray(noise))
+    for b in range(rows):
+        choice = (log_p[b] + noise[b, tree.depths]).argmax(-1)
+        path = walk(tree, tokens[b], valid[b], choice)
+        accepted = int(verdict.accepted[b])
+        assert verdict.path[b, : accepted + 1].tolist() == path
+        assert int(verdict.next_token[b]) == choice[path[-1]]
+
+
+def test_margin_is_the_lead_of_the_choice():
+    scores = jnp.array([[[1.0, 4.0, 3.5], [0.0, 0.0, -jnp.inf]]])
+    draft = Draft(jnp.array([[0, 1]]), jnp.ones((1, 2), bool))
+    verdict = Coupled().verify(scores, draft, Tree.chain(1), jnp.zeros((1, 2, 3)))
+    assert verdict.accepted.tolist() == [1]
+    assert verdict.next_token.tolist() == [0]  # the lowest id on ties
+    np.testing.assert_allclose(verdict.margin, [[0.5, 0.0]])
+
+
+def test_usable_inside_jit_and_vmap():
+    rule = Coupled()
+    assert hash(rule) == hash(Coupled()) and rule.lossless
+    tree = Tree.chain(2)
+    key = jax.random.key(0)
+    log_p = jax.random.normal(key, (5, 1, 3, 7))
+    tokens = jax.random.randint(key, (5, 1, 3), 0, 7)
+    draft = Draft(tokens, jnp.ones_like(tokens, bool))
+    noise = jnp.zeros((5, 1, 3, 7))
+    apart = jax.jit(jax.vmap(lambda p, d, g: rule.verify(p, d, tree, g)))
+    verdict = apart(log_p, draft, noise)
+    together = rule.verify(
+        log_p[:, 0], Draft(tokens[:, 0], draft.valid[:, 0]), tree, noise[:, 0]
+    )
+    np.testing.assert_array_equal(verdict.path[:, 0], together.path)

@@ -1,0 +1,245 @@
+from dataclasses import dataclass, replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxspec.errors import ConfigError
+from jaxspec.spec.loop import Engine, generate, init_state, spec_step
+from jaxspec.spec.named_trees import named_tree
+from jaxspec.spec.noise import row_keys
+from jaxspec.spec.sampling import make_sampling
+from jaxspec.spec.tree import Tree
+from jaxspec.spec.verify import Coupled
+from jaxspec.testing.toy import NoisyOracle, toy_params, toy_target
+from tests.spec.test_tree import trees
+
+VOCAB, LENGTH = 5, 17
+PARAMS = toy_params(VOCAB, LENGTH + 40)
+
+
+def plain_tokens(target, prompt, sampling, keys):
+    engine = Engine(target, LENGTH)
+    run = jax.jit(partial(generate, engine))
+    return run(PARAMS, None, prompt, sampling, keys)
+
+
+@settings(max_examples=8)
+@given(
+    tree=trees(10).filter(lambda tree: tree.size > 1),
+    rows=st.integers(1, 5),
+    spoil=st.sampled_from([0.0, 0.3, 1.0]),
+    streams=st.sampled_from([1, 2]),
+    seed=st.integers(0, 1000),
+)
+def test_any_draft_on_any_tree_gives_the_tokens_of_plain_decoding(
+    tree, rows, spoil, streams, seed
+):
+    target = toy_target(VOCAB, streams)
+    prompt = jnp.arange(rows) % VOCAB
+    # Greedy and sampled rows, filters and scales, each row its own.
+    sampling = make_sampling(
+        rows,
+        temperature=np.resize([1.0, 0.0, 0.7, 2.0], rows),
+        top_k=np.resize([0, 0, 3], rows),
+        top_p=np.resize([1.0, 1.0, 1.0, 0.8], rows),
+        guidance=np.resize([3.0, 1.0, 0.5], rows),
+        guidance_interval=np.resize([-1, 4], rows),
+    )
+    keys = row_keys(seed, rows)
+    plain = plain_tokens(target, prompt, sampling, keys)
+    engine = Engine(target, LENGTH, NoisyOracle(VOCAB, seed), tree)
+    drafter_params = {"tokens": plain.tokens, "spoil": spoil}
+    fast = jax.jit(partial(generate, engine))(
+        PARAMS, drafter_params, prompt, sampling, keys
+    )
+    np.testing.assert_array_equal(fast.tokens, plain.tokens)
+    assert (fast.stats.calls <= plain.stats.calls).all()
+    assert (plain.stats.calls == LENGTH).all()
+
+
+def test_a_perfect_drafter_gets_its_whole_path_accepted_every_round():
+    target, rows = toy_target(VOCAB), 3
+    prompt, keys = jnp.arange(rows), row_keys(0, rows)
+    sampling = make_sampling(rows)
+    plain = plain_tokens(target, prompt, sampling, keys)
+
+    @dataclass(frozen=True)
+    class Perfect(NoisyOracle):
+        def propose(self, params, state, this, tree, order):
+            draft, state = super().propose(params, state, this, tree, order)
+            return replace(draft, valid=jnp.ones_like(draft.valid)), state
+
+    engine = Engine(target, LENGTH, Perfect(VOCAB), Tree.chain(3))
+    drafter_params = {"tokens": plain.tokens, "spoil": 0.0}
+    fast = generate(engine, PARAMS, drafter_params, prompt, sampling, keys)
+    np.testing.assert_array_equal(fast.tokens, plain.tokens)
+    # One prefill for the first token, then four tokens a call.
+    assert fast.stats.calls.tolist() == [1 + (LENGTH - 1) // 4] * rows
+    assert fast.stats.accepted.tolist() == [[0, 0, 0, 4]] * rows
+    assert fast.stats.hits.tolist() == [[[4], [4], [4]]] * rows
+
+
+def test_a_row_does_not_depend_on_its_neighbours_or_its_place():
+    target, rows = toy_target(VOCAB, 2), 6
+    prompt, keys = jnp.arange(rows) % VOCAB, row_keys(3, rows)
+    sampling = make_sampling(rows, guidance=2.0)
+    together = plain_tokens(target, prompt, sampling, keys).tokens
+    order = jnp.array([4, 0, 5])
+    some = make_sampling(3, guidance=2.0)
+    apart = plain_tokens(target, prompt[order], some, keys[order]).tokens
+    np.testing.assert_array_equal(together[order], apart)
+
+
+def test_rows_advance_at_their_own_pace():
+    target, rows = toy_target(VOCAB), 2
+    prompt, keys = jnp.zeros(rows, jnp.int32), row_keys(1, rows)
+    sampling = make_sampling(rows)
+    plain = plain_tokens(target, prompt, sampling, keys)
+    engine = Engine(target, LENGTH, NoisyOracle(VOCAB), Tree.chain(4))
+    # Row 1's oracle lies always, row 0's never.
+    drafter_params = {"tokens": plain.tokens, "spoil": jnp.array([[0.0], [1.0]])}
+    fast = generate(engine, PARAMS, drafter_params, prompt, sampling, keys)
+    np.testing.assert_array_equal(fast.tokens, plain.tokens)
+    assert fast.stats.calls[0] < fast.stats.calls[1] / 2
+    assert fast.stats.rounds == fast.stats.calls.max() - 1
+
+
+def test_output_follows_the_target_law():
+    """All continuations of two tokens against the exact law, with a control."""
+    target, rows = toy_target(VOCAB), 20000
+    prompt = jnp.zeros(rows, jnp.int32)
+    engine = Engine(target, 3, NoisyOracle(VOCAB), named_tree("0,1,00,01"))
+    drafter_params = {"tokens": jnp.ones((rows, 3), jnp.int32), "spoil": 0.5}
+    run = jax.jit(partial(generate, engine))
+    sampling = make_sampling(rows)
+    tokens = np.asarray(
+        run(PARAMS, drafter_params, prompt, sampling, row_keys(0, rows)).tokens
+    )
+
+    def law(prefix):
+        padded = jnp.array([prefix + [0] * (3 - len(prefix))])
+        index = jnp.array([len(prefix)])
+        logits = target.rescore(PARAMS, prompt[:1], padded, index)
+        return np.asarray(jax.nn.softmax(logits[0]), np.float64)
+
+    expected = np.zeros((VOCAB,) * 3)
+    for a in range(VOCAB):
+        for b in range(VOCAB):
+            expected[a, b] = law([])[a] * law([a])[b] * law([a, b])
+    seen = np.zeros_like(expected)
+    np.add.at(seen, tuple(tokens.T), 1)
+
+    def statistic(counts):
+        return ((counts - rows * expected) ** 2 / (rows * expected)).sum()
+
+    freedom = expected.size - 1
+    bound = freedom + 5 * np.sqrt(2 * freedom)
+    assert statistic(seen) < bound
+    # Control: three per cent of the last tokens replaced are noticed.
+    spoilt = tokens.copy()
+    spoilt[:600, 2] = 0
+    wrong = np.zeros_like(expected)
+    np.add.at(wrong, tuple(spoilt.T), 1)
+    assert statistic(wrong) > bound
+
+
+def test_a_rule_that_accepts_everything_is_caught():
+    @dataclass(frozen=True)
+    class AcceptAll(Coupled):
+        def verify(self, log_p, draft, tree, noise):
+            verdict = super().verify(log_p, draft, tree, noise)
+            last = jnp.full_like(verdict.accepted, tree.size - 1)
+            path = jnp.asarray(tree.paths)[last]
+            accepted = jnp.full_like(last, tree.depth)
+            return replace(verdict, path=path, accepted=accepted)
+
+    target, rows = toy_target(VOCAB), 4
+    prompt, keys = jnp.zeros(rows, jnp.int32), row_keys(1, rows)
+    sampling = make_sampling(rows)
+    plain = plain_tokens(target, prompt, sampling, keys)
+    engine = Engine(
+        target, LENGTH, NoisyOracle(VOCAB), Tree.chain(3), AcceptAll(), tie_margin=0.0
+    )
+    drafter_params = {"tokens": plain.tokens, "spoil": 0.5}
+    fast = generate(engine, PARAMS, drafter_params, prompt, sampling, keys)
+    assert (fast.tokens != plain.tokens).any()
+
+
+def test_cache_after_a_run_equals_a_fresh_pass_over_the_output():
+    target, rows = toy_target(VOCAB), 3
+    prompt, keys = jnp.arange(rows), row_keys(5, rows)
+    sampling = make_sampling(rows)
+    plain = plain_tokens(target, prompt, sampling, keys)
+    engine = Engine(target, LENGTH, NoisyOracle(VOCAB), named_tree("mc_sim_7b_63"))
+    arguments = (PARAMS, {"tokens": plain.tokens, "spoil": 0.5}, prompt, sampling)
+    state = init_state(engine, *arguments, keys)
+    step = jax.jit(partial(spec_step, engine))
+    while (state.length < LENGTH).any():
+        state = step(*arguments, state)
+    state = step(*arguments, state)  # commits the last path; nothing else is live
+    np.testing.assert_array_equal(state.cache.lengths, LENGTH)
+    stream = jnp.concatenate([prompt[:, None], plain.tokens[:, :-1]], axis=1)
+    fresh = PARAMS["values"][stream, jnp.arange(LENGTH)]
+    np.testing.assert_array_equal(state.cache.layers[0][0][:, 0, :LENGTH], fresh)
+
+
+def drifting(target, size):
+    """The same target, off by up to `size` in passes with more than one node."""
+
+    def forward(params, cache, tokens, positions, mask):
+        logits, features, cache = target.forward(
+            params, cache, tokens, positions, mask
+        )
+        if tokens.shape[1] > 1:
+            drift = jnp.sin(1e4 * logits + tokens[..., None])
+            logits = logits + size * drift
+        return logits, features, cache
+
+    return replace(target, forward=forward)
+
+
+@pytest.mark.parametrize(("margin", "same"), [(0.1, True), (0.0, False)])
+def test_near_ties_are_settled_so_that_rounding_cannot_change_a_token(margin, same):
+    """Wide passes that round differently, exaggerated until it matters."""
+    rows = 32
+    target = drifting(toy_target(VOCAB), 0.03)
+    prompt, keys = jnp.zeros(rows, jnp.int32), row_keys(0, rows)
+    sampling = make_sampling(rows)
+
+    def run(drafter, tree, drafter_params):
+        engine = Engine(target, LENGTH, drafter, tree, tie_margin=margin)
+        return jax.jit(partial(generate, engine))(
+            PARAMS, drafter_params, prompt, sampling, keys
+        )
+
+    plain = run(None, Tree.root(), None)
+    oracle = {"tokens": plain.tokens, "spoil": 0.2}
+    fast = run(NoisyOracle(VOCAB), Tree.chain(3), oracle)
+    assert bool((fast.tokens == plain.tokens).all()) == same
+    assert bool(fast.stats.rescored.sum() > 0) == same
+
+
+def test_nan_logits_are_reported():
+    broken = jax.tree.map(lambda x: x * jnp.nan, PARAMS)
+    engine = Engine(toy_target(VOCAB), 4)
+    out = generate(
+        engine, broken, None, jnp.zeros(2, jnp.int32), make_sampling(2), row_keys(0, 2)
+    )
+    assert not out.finite
+    good = generate(
+        engine, PARAMS, None, jnp.zeros(2, jnp.int32), make_sampling(2), row_keys(0, 2)
+    )
+    assert good.finite
+
+
+def test_impossible_engines_say_what_is_wrong():
+    target = toy_target(VOCAB)
+    with pytest.raises(ConfigError, match="needs a drafter"):
+        Engine(target, 4, tree=Tree.chain(2))
+    with pytest.raises(ConfigError, match="max_tokens=0"):
+        Engine(target, 0)

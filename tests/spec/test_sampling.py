@@ -1,0 +1,117 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from jaxspec.errors import ConfigError
+from jaxspec.spec.noise import position_noise, row_keys
+from jaxspec.spec.sampling import (
+    active_steps,
+    guide,
+    keep_top_k,
+    keep_top_p,
+    make_sampling,
+    process,
+)
+
+logits_rows = hnp.arrays(
+    np.float32,
+    (2, 3, 11),
+    # Multiples of 1/8: sums of their exponentials tie only where logits tie.
+    elements=st.integers(-40, 40).map(lambda i: np.float32(i / 8)),
+)
+
+
+@given(logits_rows, st.integers(0, 12))
+def test_top_k_keeps_what_a_sort_keeps_with_ties(logits, k):
+    out = np.asarray(keep_top_k(jnp.asarray(logits), jnp.full((2, 1, 1), k)))
+    kth = np.sort(logits, -1)[..., ::-1][..., min(k or 11, 11) - 1]
+    np.testing.assert_array_equal(np.isfinite(out), logits >= kth[..., None])
+    np.testing.assert_array_equal(out[np.isfinite(out)], logits[np.isfinite(out)])
+
+
+@given(logits_rows, st.sampled_from([0.05, 0.3, 0.5, 0.9, 0.999, 1.0]))
+def test_top_p_keeps_the_smallest_set_that_reaches_p(logits, p):
+    out = np.asarray(keep_top_p(jnp.asarray(logits), jnp.full((2, 1, 1), p)))
+    probabilities = np.asarray(jax.nn.softmax(jnp.asarray(logits), axis=-1), np.float64)
+    for index in np.ndindex(logits.shape[:-1]):
+        kept = np.isfinite(out[index])
+        row, chance = logits[index], probabilities[index]
+        smallest = row[kept].min()
+        assert (row[~kept] < smallest).all()
+        if p == 1.0:
+            assert kept.all()
+            continue
+        assert chance[kept].sum() >= p - 1e-5
+        assert chance[row > smallest].sum() < p + 1e-5
+
+
+def test_filters_run_in_the_given_order():
+    logits = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]]))
+    sampling = make_sampling(1, top_k=2, top_p=0.6)
+    kept = {
+        order: np.isfinite(process(logits, sampling, order))[0].tolist()
+        for order in [("top_k", "top_p"), ("top_p", "top_k")]
+    }
+    # After top-k the best code holds 0.625 of what is left and is enough alone.
+    assert kept["top_k", "top_p"] == [True, False, False, False]
+    assert kept["top_p", "top_k"] == [True, True, False, False]
+
+
+def test_only_the_steps_in_use_are_compiled():
+    assert active_steps(make_sampling(2)) == ("temperature",)
+    both = make_sampling(2, top_k=[0, 5], top_p=[0.9, 1.0])
+    assert active_steps(both) == ("temperature", "top_k", "top_p")
+
+
+def test_guidance_merges_streams_up_to_its_interval():
+    conditional, unconditional = jnp.ones((2, 4, 3)), jnp.zeros((2, 4, 3))
+    stacked = jnp.concatenate([conditional, unconditional])
+    index = jnp.broadcast_to(jnp.arange(4), (2, 4))
+    always = guide(stacked, make_sampling(2, guidance=3.0), index)
+    np.testing.assert_array_equal(always, 3.0)
+    # LlamaGen guides the first token and those of steps 0 .. interval.
+    some = guide(stacked, make_sampling(2, guidance=3.0, guidance_interval=1), index)
+    np.testing.assert_array_equal(some[0, :, 0], [3, 3, 3, 1])
+    alone = guide(conditional, make_sampling(2, guidance=3.0), index)
+    np.testing.assert_array_equal(alone, conditional)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": -1.0},
+        {"temperature": float("nan")},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+        {"guidance": -0.5},
+    ],
+)
+def test_impossible_settings_are_named(settings):
+    (name,) = settings
+    with pytest.raises(ConfigError, match=f"{name}=.* is impossible; use"):
+        make_sampling(2, **settings)
+
+
+def test_noise_belongs_to_row_and_position_alone():
+    keys = row_keys(7, 5)
+    positions = jnp.arange(20).reshape(5, 4)
+    noise = position_noise(keys, positions, 16)
+    one = position_noise(keys[3:4], positions[3:4, 2:3], 16)
+    np.testing.assert_array_equal(noise[3, 2], one[0, 0])
+    assert (keys[:2] == row_keys(7, 2)).all()
+    assert len(np.unique(np.asarray(noise[..., 0]))) == 20
+
+
+def test_noise_is_gumbel_with_its_whole_tail():
+    key = row_keys(0, 64)
+    noise = position_noise(key, jnp.arange(4)[None].repeat(64, 0), 1 << 16)
+    assert float(noise.mean()) == pytest.approx(0.5772, abs=2e-3)
+    assert float(noise.var()) == pytest.approx(np.pi**2 / 6, rel=5e-3)
+    # The default float32 draw cannot exceed 15.95; 16.7 M draws of the true law do
+    # with probability 1 - exp(-16.7e6 * exp(-15.95)) = 0.87. The seed is fixed.
+    assert float(noise.max()) > 15.95
