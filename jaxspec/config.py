@@ -272,7 +272,8 @@ def _coerce(cls: type, name: str, hint: Any, value: Any) -> Any:
         if isinstance(value, list | tuple):
             return tuple(_coerce(cls, name, args[0], v) for v in value)
     elif dataclasses.is_dataclass(hint):
-        return from_dict(hint, value) if isinstance(value, dict) else value
+        if isinstance(hint, type) and isinstance(value, dict):
+            return from_dict(hint, value)
     elif hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     elif hint is int and isinstance(value, bool):

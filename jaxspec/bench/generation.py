@@ -33,9 +33,7 @@ def bench_generation(
     runs = len(cells) * (len(trees) + 1)
     with tqdm(total=runs * (repeats + 1) * num, desc="bench", unit="picture") as bar:
         for batch, scale in cells:
-            settings = Settings(
-                classes=classes, seed=seed, guidance=scale, batch=batch
-            )
+            settings = Settings(classes=classes, seed=seed, guidance=scale, batch=batch)
 
             def measure(tree, settings=settings):
                 return draw(

@@ -130,4 +130,3 @@ class Cifar10Packed(tfds.core.GeneratorBasedBuilder):
     def class_names(cls, folder: Path) -> list[str]:
         """Names of the classes, by label."""
         return read_class_names(folder / cls.PACKED)
-

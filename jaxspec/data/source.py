@@ -5,6 +5,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -46,7 +47,7 @@ class ImageSource:
           DataError: the set is unknown or cannot be prepared.
         """
         self._side = side
-        self._records = _open(name, split, data_dir, manual_dir)
+        self._records: Any = _open(name, split, data_dir, manual_dir)
         self.class_names = _class_names(name, self._records, manual_dir)
         self._pictures = None
         if len(self._records) * side * side * 3 <= _MEMORY_BYTES:
@@ -82,8 +83,8 @@ def fit_square(picture: np.ndarray, side: int) -> np.ndarray:
         return picture
     image = Image.fromarray(np.squeeze(picture)).convert("RGB")
     scale = side / min(image.size)
-    size = tuple(max(side, round(s * scale)) for s in image.size)
-    image = image.resize(size, Image.Resampling.LANCZOS)
+    width, height = (max(side, round(s * scale)) for s in image.size)
+    image = image.resize((width, height), Image.Resampling.LANCZOS)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return np.asarray(image.crop((left, top, left + side, top + side)))
 

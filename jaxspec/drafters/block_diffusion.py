@@ -61,11 +61,13 @@ class BlockDiffusion:
                 f"{self.target.layers} layers (0 is the first)"
             )
 
+    def network(self, own: Params) -> BlockNetwork:
+        """The Linen module bound to the drafter's own parameters."""
+        return self._module.bind({"params": own})
+
     @property
-    def network(self) -> BlockNetwork:
-        """The Linen module behind "own"."""
-        c, t = self.config, self.target
-        return BlockNetwork(c, t.vocab_size, t.width * len(c.taps))
+    def _module(self) -> BlockNetwork:
+        return BlockNetwork(self.config, self.target.vocab_size)
 
     def init_params(self, key: Array) -> Params:
         """Random float32 parameters of the drafter's own network; consumes `key`."""
@@ -73,7 +75,7 @@ class BlockDiffusion:
         features = jnp.zeros((1, 1, t.width * len(c.taps)))
         angles = jnp.zeros((1, 1, c.head_size // 2, 2))
         anchor = jnp.zeros((1, c.width))
-        return self.network.init(key, features, angles, anchor)["params"]
+        return self._module.init(key, features, angles, anchor)["params"]
 
     def bind(self, own: Params, target_params: Params) -> Params:
         """Joins the drafter's parameters with what it shares with the target."""
@@ -134,15 +136,11 @@ class BlockDiffusion:
             logits = base[:, depth, None]
             if self.config.markov_rank:
                 # The bias is the same in both streams, so it passes through guidance.
-                logits = logits + self.network.apply(
-                    {"params": params["own"]}, tokens, method=BlockNetwork.markov
-                )
+                logits = logits + self.network(params["own"]).markov(tokens)
             return jnp.broadcast_to(logits, (*tokens.shape, logits.shape[-1]))
 
         draft = fill_tree(tree, this, order, scores)
-        return draft, replace(
-            state, cache=cache, counts=jnp.zeros_like(state.counts)
-        )
+        return draft, replace(state, cache=cache, counts=jnp.zeros_like(state.counts))
 
     def observe(
         self,
@@ -157,12 +155,8 @@ class BlockDiffusion:
     def _commit(self, params, cache, features, counts) -> KVCache:
         """Writes the context of newly committed positions."""
         positions = cache.lengths[:, None] + jnp.arange(features.shape[1])
-        contexts = self.network.apply(
-            {"params": params["own"]},
-            features,
-            self.angles(positions),
-            method=BlockNetwork.context,
-        )
+        network = self.network(params["own"])
+        contexts = network.context(features, self.angles(positions))
         layers = tuple(
             (write(old_k, k, cache.lengths), write(old_v, v, cache.lengths))
             for (old_k, old_v), (k, v) in zip(cache.layers, contexts, strict=True)
@@ -189,26 +183,17 @@ class BlockDiffusion:
 
             return join
 
-        network, variables = self.network, {"params": params["own"]}
-        anchor = params["embedding"][root]
-        h = network.apply(variables, anchor, method=BlockNetwork.block_input)
-        h = network.apply(
-            variables,
-            h,
-            self.angles(positions),
-            mask,
-            [join_at(layer) for layer in range(self.config.layers)],
-            method=BlockNetwork.block,
-        )
+        network = self.network(params["own"])
+        h = network.block_input(params["embedding"][root])
+        joins = [join_at(layer) for layer in range(self.config.layers)]
+        h = network.block(h, self.angles(positions), mask, joins)
         logits = jnp.matmul(
             h[:, :depth], params["head"], preferred_element_type=jnp.float32
         )
         return logits, replace(cache, layers=tuple(written))
 
 
-def block_mask(
-    cache: KVCache, block_size: int, causal: bool
-) -> Bool[Array, "R G S"]:
+def block_mask(cache: KVCache, block_size: int, causal: bool) -> Bool[Array, "R G S"]:
     """Block rows see the committed context, and the block (causally or whole)."""
     slot = jnp.arange(cache.capacity) - cache.lengths[:, None]  # [R, S]
     row = jnp.arange(block_size)[None, :, None]

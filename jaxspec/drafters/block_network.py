@@ -15,6 +15,16 @@ from jaxspec.typing import Array, Bool, Float
 KeysValues = tuple[Float[Array, "R K S F"], Float[Array, "R K S F"]]
 
 
+def append_to(past: KeysValues) -> Callable[[KeysValues], KeysValues]:
+    """A join that puts a block's keys and values behind the given ones."""
+
+    def join(own: KeysValues) -> KeysValues:
+        k = jnp.concatenate([past[0], own[0]], axis=2)
+        return k, jnp.concatenate([past[1], own[1]], axis=2)
+
+    return join
+
+
 class BlockLayer(nn.Module):
     """One layer: block rows attend to injected context and to one another.
 
@@ -25,6 +35,7 @@ class BlockLayer(nn.Module):
     config: BlockDiffusionConfig
 
     def setup(self):
+        """Builds the submodules."""
         c = self.config
         size, eps = c.head_size, c.norm_eps
         self.input_norm = RMSNorm(eps)
@@ -69,9 +80,9 @@ class BlockNetwork(nn.Module):
 
     config: BlockDiffusionConfig
     vocab_size: int
-    features: int
 
     def setup(self):
+        """Builds the submodules."""
         c = self.config
         self.project = linear(c.width, "project")
         self.context_norm = RMSNorm(c.norm_eps)
@@ -112,12 +123,11 @@ class BlockNetwork(nn.Module):
 
     def markov(self, tokens: Array) -> Float[Array, "... V"]:
         """Bias that a token puts on the logits of the next one."""
-        bias = jnp.matmul(
+        return jnp.matmul(
             self.markov_in[tokens],
             self.markov_out,
             preferred_element_type=jnp.float32,
         )
-        return bias
 
     def __call__(self, features, angles, anchor):
         """Touches every parameter once; for initialisation."""
@@ -126,12 +136,7 @@ class BlockNetwork(nn.Module):
         rows, length = h.shape[:2]
         block_angles = jnp.zeros((rows, length, *angles.shape[2:]))
         mask = jnp.ones((rows, length, features.shape[1] + length), bool)
-        joins = [
-            lambda own, past=past: tuple(
-                jnp.concatenate(pair, axis=2) for pair in zip(past, own, strict=True)
-            )
-            for past in contexts
-        ]
+        joins = [append_to(past) for past in contexts]
         h = self.block(h, block_angles, mask, joins)
         if self.config.markov_rank:
             self.markov(jnp.zeros(rows, jnp.int32))

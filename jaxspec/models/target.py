@@ -41,9 +41,7 @@ def make_target(
             config.head_size,
             dtype,
         )
-        logits, features, cache = model.read_prompt(
-            params, repeated, null, cache, taps
-        )
+        logits, features, cache = model.read_prompt(params, repeated, null, cache, taps)
         return Prefill(logits[:, -1], features, cache)
 
     def forward(params, cache, tokens, positions, mask):

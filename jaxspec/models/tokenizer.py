@@ -176,9 +176,7 @@ class Tokenizer:
                 f"pictures have shape {tuple(images.shape)}; this tokenizer takes "
                 f"[B, {side}, {side}, 3] in [-1, 1]: resize or crop them first"
             )
-        return _Networks(self.config).apply(
-            {"params": params}, images, method=_Networks.encode
-        )
+        return _Networks(self.config).bind({"params": params}).encode(images)
 
     def encode(
         self, params: Params, images: Float[Array, "B H W 3"]
@@ -195,9 +193,7 @@ class Tokenizer:
         self, params: Params, vectors: Float[Array, "B h w d"]
     ) -> Float[Array, "B H W 3"]:
         """Maps code vectors on the grid to pictures."""
-        return _Networks(self.config).apply(
-            {"params": params}, vectors, method=_Networks.decode
-        )
+        return _Networks(self.config).bind({"params": params}).decode(vectors)
 
     def decode(
         self, params: Params, codes: Int[Array, "B T"]
@@ -214,7 +210,9 @@ class Tokenizer:
                 f"[B, {grid * grid}] ({grid} x {grid} in raster order)"
             )
         vectors = look_up(params["codebook"], codes)
-        return self.decode_vectors(params, vectors.reshape(-1, grid, grid, vectors.shape[-1]))
+        return self.decode_vectors(
+            params, vectors.reshape(-1, grid, grid, vectors.shape[-1])
+        )
 
 
 def parameter_count(config: TokenizerConfig) -> int:

@@ -84,7 +84,9 @@ class _Decoder(nn.Module):
             ids = jnp.where(null, c.classes, prompt)
             return self.classes(ids)[:, None]
         features = jnp.where(
-            null[:, None, None], self.null_caption.astype(prompt.features.dtype), prompt.features
+            null[:, None, None],
+            self.null_caption.astype(prompt.features.dtype),
+            prompt.features,
         )
         return self.caption_out(nn.gelu(self.caption_in(features), approximate=True))
 

@@ -21,6 +21,7 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W D"]:
+        """Maps a picture-shaped array to one of `width` channels."""
         h = nn.silu(group_norm(self.groups, "norm1")(x))
         h = nn.Conv(self.width, (3, 3), name="conv1")(h)
         h = nn.silu(group_norm(self.groups, "norm2")(h))
@@ -37,6 +38,7 @@ class AttentionBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        """Adds what attention gathers."""
         width = x.shape[-1]
         h = group_norm(self.groups, "norm")(x)
         q, k, v = (nn.Conv(width, (1, 1), name=name)(h) for name in ("q", "k", "v"))
@@ -54,6 +56,7 @@ class Downsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
+        """Halves height and width."""
         x = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
         conv = nn.Conv(
             x.shape[-1], (3, 3), strides=(2, 2), padding="VALID", name="conv"
@@ -66,5 +69,6 @@ class Upsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B H W C"]:
+        """Doubles height and width."""
         x = einops.repeat(x, "b h w c -> b (h i) (w j) c", i=2, j=2)
         return nn.Conv(x.shape[-1], (3, 3), name="conv")(x)

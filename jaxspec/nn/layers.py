@@ -22,6 +22,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        """Norms the last axis."""
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         h = x.astype(jnp.float32)
         h = h * jax.lax.rsqrt(jnp.mean(h * h, axis=-1, keepdims=True) + self.eps)
@@ -35,5 +36,6 @@ class SwiGLU(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        """Applies the two maps."""
         gate, up = jnp.split(linear(2 * self.width, "gate_up")(x), 2, axis=-1)
         return linear(x.shape[-1], "down")(nn.silu(gate) * up)

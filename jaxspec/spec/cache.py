@@ -38,7 +38,9 @@ def init_cache(
     """An empty cache of zeros."""
     shape = (rows, kv_heads, capacity, head_dim)
     return KVCache(
-        tuple((jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(layers)),
+        tuple(
+            (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(layers)
+        ),
         jnp.zeros(rows, jnp.int32),
         jnp.ones((rows, capacity), bool),
     )

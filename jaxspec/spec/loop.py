@@ -178,9 +178,7 @@ def _settle(
         return jax.lax.cond(own, again, lambda: old)
 
     rows = (near, prompt, sampling, noise, known_tokens, index, choice)
-    return jax.lax.cond(
-        jnp.any(near), lambda: jax.lax.map(one, rows), lambda: choice
-    )
+    return jax.lax.cond(jnp.any(near), lambda: jax.lax.map(one, rows), lambda: choice)
 
 
 def init_state(
@@ -213,14 +211,10 @@ def init_state(
     first, margin = choose(merged + noise)
     tokens = jnp.zeros((rows, engine.max_tokens + length), jnp.int32)
     near = margin < engine.tie_margin
-    first = _settle(
-        engine, params, prompt, sampling, noise, tokens, index, first, near
-    )
+    first = _settle(engine, params, prompt, sampling, noise, tokens, index, first, near)
     drafter = None
     if engine.drafter is not None:
-        drafter = engine.drafter.init(
-            drafter_params, features, extra, engine.tree
-        )
+        drafter = engine.drafter.init(drafter_params, features, extra, engine.tree)
     identity = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (rows, length))
     depth, width = max(engine.tree.depth, 1), engine.tree.width
     return SpecState(
@@ -380,6 +374,4 @@ def generate(
 
     state = init_state(engine, params, drafter_params, prompt, sampling, keys)
     state = jax.lax.while_loop(running, step, state)
-    return Generation(
-        state.tokens[:, : engine.max_tokens], state.stats, state.finite
-    )
+    return Generation(state.tokens[:, : engine.max_tokens], state.stats, state.finite)

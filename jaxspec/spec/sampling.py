@@ -16,7 +16,7 @@ from jaxspec.errors import ConfigError
 from jaxspec.typing import Array, Float, Int
 
 Step = Literal["temperature", "top_k", "top_p"]
-# LlamaGen's order; LANTERN takes top_p before top_k, VAR filters before the temperature.
+# LlamaGen's order; LANTERN takes top_p before top_k, VAR filters and then divides.
 LLAMAGEN_ORDER: tuple[Step, ...] = ("temperature", "top_k", "top_p")
 
 
@@ -82,9 +82,7 @@ def make_sampling(
             lambda x: x >= 0,
             "0 (greedy) or more",
         ),
-        check(
-            "top_k", top_k, jnp.int32, lambda x: x >= 0, "0 (keep all) or more"
-        ),
+        check("top_k", top_k, jnp.int32, lambda x: x >= 0, "0 (keep all) or more"),
         check(
             "top_p",
             top_p,
@@ -184,8 +182,9 @@ def keep_top_p(
     bits = _ordered_bits(logits)
     threshold = _largest_threshold(
         bits,
-        lambda kept: jnp.sum(jnp.where(kept, probabilities, 0.0), -1, keepdims=True)
-        >= p,
+        lambda kept: (
+            jnp.sum(jnp.where(kept, probabilities, 0.0), -1, keepdims=True) >= p
+        ),
     )
     return jnp.where((bits >= threshold) | (p >= 1), logits, -jnp.inf)
 

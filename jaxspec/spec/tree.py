@@ -63,7 +63,7 @@ class Tree:
         Raises:
           ConfigError: a rank is negative or no path is given.
         """
-        nodes = {()}
+        nodes: set[tuple[int, ...]] = {()}
         for path in paths:
             path = tuple(int(rank) for rank in path)
             if any(rank < 0 for rank in path):
@@ -102,7 +102,9 @@ class Tree:
             return float(row[rank]) if rank < len(row) else 0.0
 
         paths: list[tuple[int, ...]] = []
-        heap = [(-chance(0, rank), (rank,)) for rank in range(len(acceptance[0]))]
+        heap: list[tuple[float, tuple[int, ...]]] = [
+            (-chance(0, rank), (rank,)) for rank in range(len(acceptance[0]))
+        ]
         heapq.heapify(heap)
         while heap and len(paths) < nodes - 1:
             value, path = heapq.heappop(heap)

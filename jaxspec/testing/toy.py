@@ -95,7 +95,12 @@ class NoisyOracle:
         return jnp.zeros((), jnp.int32)
 
     def propose(
-        self, params: Params, state: Any, this: Round, tree: Tree, order: tuple[Step, ...]
+        self,
+        params: Params,
+        state: Any,
+        this: Round,
+        tree: Tree,
+        order: tuple[Step, ...],
     ) -> tuple[Draft, Any]:
         """See `spec.draft.Drafter`."""
         rows = this.root.shape[0]
@@ -104,9 +109,7 @@ class NoisyOracle:
         shape = (rows, tree.size)
         future = this.index[:, None] - 1 + jnp.asarray(tree.depths)
         last = params["tokens"].shape[1] - 1
-        truth = jnp.take_along_axis(
-            params["tokens"], jnp.minimum(future, last), axis=1
-        )
+        truth = jnp.take_along_axis(params["tokens"], jnp.minimum(future, last), axis=1)
         random = jax.random.randint(keys[0], shape, 0, self.vocab_size)
         lucky = jax.random.randint(keys[1], shape, 0, tree.width)
         spoilt = jax.random.bernoulli(keys[2], params["spoil"], shape)
@@ -115,6 +118,8 @@ class NoisyOracle:
         valid = jax.random.bernoulli(keys[3], 0.95, shape).at[:, 0].set(True)
         return Draft(tokens, valid), state + 1
 
-    def observe(self, params: Params, state: Any, features: Array, counts: Array) -> Any:
+    def observe(
+        self, params: Params, state: Any, features: Array, counts: Array
+    ) -> Any:
         """Learns nothing."""
         return state

@@ -12,7 +12,7 @@ from jaxspec.checkpoint import Checkpoint, params_digest
 from jaxspec.data.batches import batch_indices, step_rng
 from jaxspec.data.codes import CodeSource
 from jaxspec.drafters.block_diffusion import BlockDiffusion
-from jaxspec.drafters.block_network import BlockNetwork
+from jaxspec.drafters.block_network import append_to
 from jaxspec.models.transformer import Transformer
 from jaxspec.train.experiment import Experiment, TrainingConfig
 from jaxspec.train.loop import fit
@@ -77,7 +77,7 @@ def make_step(drafter: BlockDiffusion, config: TrainingConfig):
 
     def loss_fn(own, target_params, codes, labels, key):
         cast = jax.tree.map(lambda x: x.astype(dtype), (own, target_params))
-        losses, _ = block_losses(drafter, *cast, codes, labels, key)
+        losses, _ = block_losses(drafter, cast[0], cast[1], codes, labels, key)
         return weighted(losses)
 
     def step_fn(state, target_params, step, batch):
@@ -155,34 +155,21 @@ def block_losses(
     previous = jnp.take_along_axis(known, places.reshape(rows, -1), axis=1)
     anchor_tokens = jnp.take_along_axis(known, anchors, axis=1)
 
-    network, variables = drafter.network, {"params": own}
+    network = drafter.network(own)
     positions = jnp.broadcast_to(jnp.arange(total), (rows, total))
-    contexts = network.apply(
-        variables, features, drafter.angles(positions), method=BlockNetwork.context
-    )
-    h = network.apply(
-        variables,
-        target_params["embedding"]["embedding"][anchor_tokens],
-        method=BlockNetwork.block_input,
-    )
-    joins = [
-        lambda mine, past=past: tuple(
-            jnp.concatenate(pair, axis=2) for pair in zip(past, mine, strict=True)
-        )
-        for past in contexts
-    ]
-    h = network.apply(
-        variables,
+    contexts = network.context(features, drafter.angles(positions))
+    h = network.block_input(target_params["embedding"]["embedding"][anchor_tokens])
+    block_positions = (anchors[..., None] + jnp.arange(size)).reshape(rows, -1)
+    h = network.block(
         h.reshape(rows, -1, h.shape[-1]),
-        drafter.angles((anchors[..., None] + jnp.arange(size)).reshape(rows, -1)),
+        drafter.angles(block_positions),
         anchored_mask(anchors, total, size, config.causal),
-        joins,
-        method=BlockNetwork.block,
+        [append_to(past) for past in contexts],
     )
     head = drafter.bind(own, target_params)["head"]
     scores = jnp.matmul(h, head, preferred_element_type=jnp.float32)
     if config.markov_rank:
-        scores += network.apply(variables, previous, method=BlockNetwork.markov)
+        scores += network.markov(previous)
     log_q = jax.nn.log_softmax(scores)
     rows_p = jnp.take_along_axis(logits, places.reshape(rows, -1, 1), axis=1)
     p = jax.nn.softmax(rows_p)

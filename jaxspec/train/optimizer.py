@@ -31,5 +31,5 @@ def update_average(
     """Exponential moving average, with a shorter memory in the first steps."""
     if decay == 0:
         return params
-    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    return jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), average, params)
+    rate = 1 - jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda a, p: a + rate * (p - a), average, params)

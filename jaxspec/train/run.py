@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 
-from jaxspec.checkpoint import Checkpoint, load, save
+from jaxspec.checkpoint import load, save
 from jaxspec.data.codes import encode_source
 from jaxspec.data.source import ImageSource
 from jaxspec.errors import CheckpointError

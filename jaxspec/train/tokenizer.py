@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec.checkpoint import Checkpoint
-from jaxspec.config import TokenizerConfig
 from jaxspec.data.batches import batch_indices, step_rng
 from jaxspec.data.source import ImageSource
 from jaxspec.evaluate.reconstruction import reconstruction_metrics

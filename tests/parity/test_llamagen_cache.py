@@ -3,6 +3,7 @@
 
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,14 +12,20 @@ torch = pytest.importorskip("torch")
 
 import llamagen_pairs
 from comparing import as_jax, assert_close
-from llamagen_pairs import GRID, ROWS, make_pair, make_prompt, make_tokens
+from llamagen_pairs import ROWS, make_pair, make_prompt, make_tokens
 
-from jaxspec.spec.cache import compact, init_cache, tree_mask
+from jaxspec.spec import cache as cache_lib
+from jaxspec.spec.cache import init_cache, tree_mask
 from jaxspec.spec.tree import Tree
 
 pytestmark = pytest.mark.parity
 
+compact = jax.jit(cache_lib.compact, static_argnames="nodes")
+
 NULL = torch.tensor([True, False, False])
+TREE = Tree.from_paths([(0, 0, 0), (0, 1), (1, 0)])
+TAPS = (0, 1)
+ROOM = 16
 
 
 @pytest.fixture(scope="module", params=["class", "caption"])
@@ -26,25 +33,25 @@ def pair(request):
     return make_pair(request.param, width=32, heads=4, kv_heads=2)
 
 
-def start(pair, prompt, room, taps=()):
+def start(pair, prompt):
     """Reads the prompt into a cache with room for more tokens."""
     c = pair.model.config
-    capacity = c.prefix_length + room
+    capacity = c.prefix_length + ROOM
     cache = init_cache(
         c.layers, ROWS, c.num_kv_heads, capacity, c.head_size, jnp.float32
     )
     null = jnp.asarray(NULL.numpy())
     return llamagen_pairs.read_prompt(
-        pair.model, pair.params, prompt.ours, null, cache, taps
+        pair.model, pair.params, prompt.ours, null, cache, TAPS
     )
 
 
-def extend(pair, cache, tokens, ancestors, depths, taps=()):
+def extend(pair, cache, tokens, ancestors, depths):
     """Reads the nodes of a tree behind the committed tokens."""
     positions = cache.lengths[:, None] + depths
     mask = tree_mask(cache, ancestors)
     return llamagen_pairs.extend(
-        pair.model, pair.params, cache, as_jax(tokens), positions, mask, taps
+        pair.model, pair.params, cache, as_jax(tokens), positions, mask, TAPS
     )
 
 
@@ -54,57 +61,49 @@ def twin_scores(pair, prompt, tokens):
 
 def test_the_prompt_predicts_the_first_token(pair):
     prompt = make_prompt(pair)
-    logits, _, cache = start(pair, prompt, room=1)
-    theirs = twin_scores(pair, prompt, make_tokens(0))[:, -1]
-    assert_close(logits[:, -1], theirs)
+    logits, _, cache = start(pair, prompt)
+    assert_close(logits[:, -1], twin_scores(pair, prompt, make_tokens(0))[:, -1])
     assert cache.lengths.tolist() == [pair.model.config.prefix_length] * ROWS
 
 
-@pytest.mark.parametrize("chunks", [(1,) * GRID**2, (3, 1, 7, 5)], ids=str)
-def test_scores_do_not_depend_on_the_chunks(pair, chunks):
-    prompt, tokens, taps = make_prompt(pair), make_tokens(), (0, 1)
-    logits, features, cache = start(pair, prompt, len(tokens[0]), taps)
+@pytest.mark.parametrize("chunks", [(1,) * ROOM, (7, 1, 1, 7)], ids=["1", "uneven"])
+def test_scores_and_taps_do_not_depend_on_the_chunks(pair, chunks):
+    prompt, tokens = make_prompt(pair), make_tokens(ROOM)
+    logits, features, cache = start(pair, prompt)
     scores, tapped = [logits[:, -1:]], [features[:, -1:]]
     for chunk in tokens.split(chunks, dim=1):
         size = chunk.shape[1]
         causal = np.tril(np.ones((size, size), bool))
-        logits, features, cache = extend(
-            pair, cache, chunk, causal, jnp.arange(size), taps
-        )
+        logits, features, cache = extend(pair, cache, chunk, causal, np.arange(size))
         cache = replace(cache, lengths=cache.lengths + size)
         scores.append(logits)
         tapped.append(features)
     first = pair.model.config.prefix_length - 1
+    theirs = twin_scores(pair, prompt, tokens)
     streams = pair.twin.streams(prompt.prefix(NULL), tokens, prompt.real)
-    assert_close(
-        jnp.concatenate(scores, 1), twin_scores(pair, prompt, tokens)[:, first:]
-    )
+    assert_close(jnp.concatenate(scores, 1), theirs[:, first:])
     assert_close(jnp.concatenate(tapped, 1), torch.cat(streams, -1)[:, first:])
 
 
 def test_each_node_of_a_tree_is_scored_as_the_end_of_its_own_path(pair):
-    tree = Tree.from_paths([(0, 0, 0), (0, 1), (1, 0)])
-    prompt, nodes = make_prompt(pair), make_tokens(tree.size)
-    _, _, cache = start(pair, prompt, room=tree.size)
-    logits, _, _ = extend(pair, cache, nodes, tree.ancestors, tree.depths)
-    for n in range(tree.size):
-        path = nodes[:, np.flatnonzero(tree.ancestors[n])]
+    prompt, nodes = make_prompt(pair), make_tokens(TREE.size)
+    _, _, cache = start(pair, prompt)
+    logits, _, _ = extend(pair, cache, nodes, TREE.ancestors, TREE.depths)
+    for n in range(TREE.size):
+        path = nodes[:, np.flatnonzero(TREE.ancestors[n])]
         assert_close(logits[:, n], twin_scores(pair, prompt, path)[:, -1])
 
 
 def test_rows_go_on_from_the_paths_that_they_accepted(pair):
-    tree = Tree.from_paths([(0, 0), (1, 0)])
-    prompt, nodes = make_prompt(pair), make_tokens(tree.size)
-    _, _, cache = start(pair, prompt, room=2 * tree.size)
-    _, _, cache = extend(pair, cache, nodes, tree.ancestors, tree.depths)
-    ends = [tree.levels[2][0], 0, tree.levels[2][1]]
-    counts = tree.depths[ends] + 1
-    cache = compact(
-        cache, tree.size, jnp.asarray(tree.paths[ends]), jnp.asarray(counts)
-    )
+    prompt, nodes = make_prompt(pair), make_tokens(TREE.size)
+    _, _, cache = start(pair, prompt)
+    _, _, cache = extend(pair, cache, nodes, TREE.ancestors, TREE.depths)
+    ends = [TREE.levels[3][0], 0, TREE.levels[2][-1]]
+    paths, counts = jnp.asarray(TREE.paths[ends]), jnp.asarray(TREE.depths[ends] + 1)
+    cache = compact(cache, TREE.size, paths, counts)
     after = make_tokens(1, seed=3)
-    logits, _, _ = extend(pair, cache, after, np.ones((1, 1), bool), jnp.zeros(1, int))
+    logits, _, _ = extend(pair, cache, after, np.ones((1, 1), bool), np.zeros(1, int))
     for row, end in enumerate(ends):
-        path = np.flatnonzero(tree.ancestors[end])
+        path = np.flatnonzero(TREE.ancestors[end])
         stream = torch.cat([nodes[:, path], after], dim=1)
         assert_close(logits[row, 0], twin_scores(pair, prompt, stream)[row, -1])

@@ -18,6 +18,10 @@ from jaxspec.models.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.parity
 
+embed = jax.jit(Tokenizer.embed, static_argnums=0)
+encode = jax.jit(Tokenizer.encode, static_argnums=0)
+decode = jax.jit(Tokenizer.decode, static_argnums=0)
+
 CONFIGS = {
     "two levels": TokenizerConfig(
         image_size=8,
@@ -85,7 +89,7 @@ def test_vectors_before_the_quantiser_agree(both):
     tokenizer, params, model = both
     images = pictures(tokenizer.config)
     theirs = channels_last(model.quant_conv(model.encoder(images)))
-    assert_close(tokenizer.embed(params, as_jax(channels_last(images))), theirs)
+    assert_close(embed(tokenizer, params, as_jax(channels_last(images))), theirs)
 
 
 def test_pictures_of_given_codes_agree(both):
@@ -93,7 +97,7 @@ def test_pictures_of_given_codes_agree(both):
     size, count = tokenizer.config.grid**2, tokenizer.config.codebook_size
     codes = torch.randint(count, (3, size))
     theirs = channels_last(model.decode(codes))
-    assert_close(tokenizer.decode(params, as_jax(codes)), theirs)
+    assert_close(decode(tokenizer, params, as_jax(codes)), theirs)
 
 
 def test_codes_agree_when_stored_rows_have_unit_length(both):
@@ -104,7 +108,7 @@ def test_codes_agree_when_stored_rows_have_unit_length(both):
     stored.copy_(torch.nn.functional.normalize(stored))
     images = pictures(tokenizer.config)
     theirs = model.encode(images).image_tokens.reshape(len(images), -1)
-    ours = tokenizer.encode(converted(model), as_jax(channels_last(images)))
+    ours = encode(tokenizer, converted(model), as_jax(channels_last(images)))
     np.testing.assert_array_equal(np.asarray(ours), theirs.numpy())
     assert len(theirs.unique()) > 8
 
@@ -117,6 +121,6 @@ def test_codes_are_the_nearest_by_angle(both):
     stored = model.quantize.embedding.weight
     unit = torch.nn.functional.normalize
     theirs = torch.cdist(unit(vectors, dim=-1), unit(stored)).argmin(-1)
-    ours = tokenizer.encode(params, as_jax(channels_last(images)))
+    ours = encode(tokenizer, params, as_jax(channels_last(images)))
     np.testing.assert_array_equal(np.asarray(ours), theirs.numpy())
     assert (torch.cdist(vectors, stored).argmin(-1) != theirs).any()

@@ -192,9 +192,7 @@ def drifting(target, size):
     """The same target, off by up to `size` in passes with more than one node."""
 
     def forward(params, cache, tokens, positions, mask):
-        logits, features, cache = target.forward(
-            params, cache, tokens, positions, mask
-        )
+        logits, features, cache = target.forward(params, cache, tokens, positions, mask)
         if tokens.shape[1] > 1:
             drift = jnp.sin(1e4 * logits + tokens[..., None])
             logits = logits + size * drift
