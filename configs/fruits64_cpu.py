@@ -50,9 +50,14 @@ def get_config() -> Experiment:
             steps=3000, batch=64, weight_decay=1e-4, ema=0.995
         ),
         train_prior=TrainingConfig(
-            steps=3000, batch=16, warmup=200, ema=0.998, evaluate_every=500
+            steps=1800,
+            batch=16,
+            warmup=150,
+            ema=0.997,
+            evaluate_every=300,
+            save_every=300,
         ),
         train_drafter=TrainingConfig(
-            steps=2000, batch=16, warmup=100, ema=0.998, evaluate_every=500
+            steps=800, batch=16, warmup=80, ema=0.99, evaluate_every=200, save_every=200
         ),
     )

@@ -197,5 +197,5 @@ def block_mask(cache: KVCache, block_size: int, causal: bool) -> Bool[Array, "R 
     """Block rows see the committed context, and the block (causally or whole)."""
     slot = jnp.arange(cache.capacity) - cache.lengths[:, None]  # [R, S]
     row = jnp.arange(block_size)[None, :, None]
-    last = row if causal else block_size - 1
+    last = row if causal else jnp.full_like(row, block_size - 1)
     return slot[:, None, :] <= last

@@ -83,13 +83,16 @@ def kept_params(state: dict[str, Any]) -> Params:
 def make_step(tokenizer: Tokenizer, config: TrainingConfig):
     """One step `(state, step, pictures uint8 [B, H, W, 3]) -> (state, metrics)`."""
     optimizer = make_optimizer(config)
+    dtype = jnp.dtype(config.compute_dtype)
 
     def loss_fn(networks, codebook, pictures):
-        z = l2_normalize(tokenizer.embed(networks, pictures))
+        networks = jax.tree.map(lambda x: x.astype(dtype), networks)
+        z = l2_normalize(tokenizer.embed(networks, pictures.astype(dtype)))
         codes = nearest_codes(codebook, jax.lax.stop_gradient(z))
         q = look_up(codebook, codes)
-        out = tokenizer.decode_vectors(networks, z + jax.lax.stop_gradient(q - z))
-        error = out - pictures
+        straight = z + jax.lax.stop_gradient(q - z)
+        out = tokenizer.decode_vectors(networks, straight.astype(dtype))
+        error = out.astype(jnp.float32) - pictures
         mse = jnp.mean(error**2)
         commitment = jnp.mean((z - q) ** 2)
         loss = mse + L1 * jnp.mean(jnp.abs(error)) + COMMITMENT * commitment

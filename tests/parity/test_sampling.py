@@ -63,4 +63,4 @@ def test_guided_scores_agree(scale):
     both = as_jax(torch.cat([conditional, unconditional]))
     ours = guide(both, make_sampling(4, guidance=scale), jnp.zeros(4, int))
     theirs = sampling_twin.guide(conditional, unconditional, scale)
-    assert_close(ours, theirs, atol=1e-5)
+    assert_close(ours, theirs)

@@ -55,7 +55,12 @@ def oracle(config, seed=0):
         channel_multiplier=list(config.multipliers),
         num_res_blocks=config.encoder_blocks,
     )
-    return randomized(transformers.JanusVQVAE(janus), seed)
+    model = randomized(transformers.JanusVQVAE(janus), seed)
+    # Little contrast at first: then the epsilon of the norms counts.
+    for layer in (model.encoder.conv_in, model.decoder.conv_in):
+        layer.weight.mul_(0.01)
+        layer.bias.mul_(0.01)
+    return model
 
 
 def converted(model):

@@ -1,0 +1,52 @@
+"""CIFAR-10 for one large GPU: the benchmark model. Research use only."""
+
+from jaxspec.config import BlockDiffusionConfig, TokenizerConfig, TransformerConfig
+from jaxspec.train.experiment import DataConfig, Experiment, TrainingConfig
+
+DATA = DataConfig(
+    name="cifar10_packed",  # or "cifar10", which tfds downloads
+    credit="CIFAR-10, A. Krizhevsky, 2009",
+    licence="research use only; no formal licence stated by the authors",
+)
+
+
+def get_config() -> Experiment:
+    """32x32 pictures as 256 codes."""
+    return Experiment(
+        name="cifar10",
+        data=DATA,
+        tokenizer=TokenizerConfig(
+            image_size=32,
+            patch_size=2,
+            channels=96,
+            multipliers=(1,),
+            attention="middle",
+            groups=8,
+            latent_channels=96,
+            codebook_size=1024,
+        ),
+        prior=TransformerConfig(
+            vocab_size=1024, layers=7, width=320, heads=5, grid=16, classes=10
+        ),
+        drafter=BlockDiffusionConfig(
+            block_size=8,
+            layers=3,
+            width=320,
+            heads=5,
+            ffn_width=1024,
+            taps=(0, 3, 6),
+            markov_rank=128,
+        ),
+        train_tokenizer=TrainingConfig(
+            steps=4000,
+            batch=256,
+            weight_decay=1e-4,
+            compute_dtype="bfloat16",
+        ),
+        train_prior=TrainingConfig(
+            steps=6000, batch=128, warmup=200, compute_dtype="bfloat16"
+        ),
+        train_drafter=TrainingConfig(
+            steps=4000, batch=64, warmup=100, compute_dtype="bfloat16"
+        ),
+    )

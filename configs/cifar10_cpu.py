@@ -1,0 +1,57 @@
+"""CIFAR-10 for a machine with a few CPU cores. Research use only."""
+
+from jaxspec.config import BlockDiffusionConfig, TokenizerConfig, TransformerConfig
+from jaxspec.train.experiment import DataConfig, Experiment, TrainingConfig
+
+
+def get_config() -> Experiment:
+    """32x32 pictures as 256 codes; small models, short training."""
+    return Experiment(
+        name="cifar10",
+        data=DataConfig(
+            name="cifar10_packed",  # or "cifar10", which tfds downloads
+            credit="CIFAR-10, A. Krizhevsky, 2009",
+            licence="research use only; no formal licence stated by the authors",
+        ),
+        tokenizer=TokenizerConfig(
+            image_size=32,
+            patch_size=2,
+            channels=64,
+            multipliers=(1,),
+            encoder_blocks=1,
+            decoder_blocks=2,
+            attention="middle",
+            groups=8,
+            latent_channels=64,
+            codebook_size=1024,
+        ),
+        prior=TransformerConfig(
+            vocab_size=1024,
+            layers=6,
+            width=256,
+            heads=4,
+            grid=16,
+            classes=10,
+            token_dropout=0.0,
+            residual_dropout=0.0,
+            ffn_dropout=0.0,
+        ),
+        drafter=BlockDiffusionConfig(
+            block_size=8,
+            layers=2,
+            width=256,
+            heads=4,
+            ffn_width=768,
+            taps=(1, 3, 5),
+            markov_rank=64,
+        ),
+        train_tokenizer=TrainingConfig(
+            steps=600, batch=64, weight_decay=1e-4, ema=0.99, evaluate_every=300
+        ),
+        train_prior=TrainingConfig(
+            steps=1200, batch=16, warmup=100, ema=0.995, evaluate_every=400
+        ),
+        train_drafter=TrainingConfig(
+            steps=800, batch=16, warmup=50, ema=0.995, evaluate_every=400
+        ),
+    )

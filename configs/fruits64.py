@@ -1,0 +1,50 @@
+"""Fruits-360 at 64x64 for one large GPU; each part is meant to take minutes there."""
+
+from jaxspec.config import BlockDiffusionConfig, TokenizerConfig, TransformerConfig
+from jaxspec.train.experiment import DataConfig, Experiment, TrainingConfig
+
+
+def get_config() -> Experiment:
+    """Same data and grid as `fruits64_cpu`, longer training, dropout."""
+    return Experiment(
+        name="fruits64",
+        data=DataConfig(
+            name="fruits360_64",
+            credit="Fruits-360, Copyright (c) 2017- Mihai Oltean",
+            licence="CC BY-SA 4.0",
+        ),
+        tokenizer=TokenizerConfig(
+            image_size=64,
+            patch_size=4,
+            channels=96,
+            multipliers=(1,),
+            attention="middle",
+            groups=8,
+            latent_channels=96,
+            codebook_size=1024,
+        ),
+        prior=TransformerConfig(
+            vocab_size=1024, layers=8, width=256, heads=4, grid=16, classes=67
+        ),
+        drafter=BlockDiffusionConfig(
+            block_size=8,
+            layers=2,
+            width=256,
+            heads=4,
+            ffn_width=768,
+            taps=(1, 4, 7),
+            markov_rank=64,
+        ),
+        train_tokenizer=TrainingConfig(
+            steps=5000,
+            batch=256,
+            weight_decay=1e-4,
+            compute_dtype="bfloat16",
+        ),
+        train_prior=TrainingConfig(
+            steps=4000, batch=128, warmup=200, compute_dtype="bfloat16"
+        ),
+        train_drafter=TrainingConfig(
+            steps=3000, batch=64, warmup=100, compute_dtype="bfloat16"
+        ),
+    )

@@ -1,0 +1,175 @@
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxspec.config import BlockDiffusionConfig, TransformerConfig
+from jaxspec.drafters.base import fill_tree
+from jaxspec.drafters.block_diffusion import BlockDiffusion
+from jaxspec.errors import ConfigError
+from jaxspec.drafters.block_network import append_to
+from jaxspec.models.target import make_target
+from jaxspec.models.transformer import Transformer
+from jaxspec.spec.draft import Round
+from jaxspec.spec.loop import Engine, generate
+from jaxspec.spec.named_trees import named_tree
+from jaxspec.spec.noise import position_noise, row_keys
+from jaxspec.spec.sampling import make_sampling
+from jaxspec.train import drafter as training
+from tests.models.test_transformer import random_params
+
+TARGET = TransformerConfig(
+    vocab_size=23, layers=3, width=32, heads=2, grid=4, classes=3
+)
+BLOCK = BlockDiffusionConfig(
+    block_size=4, layers=2, width=32, heads=2, ffn_width=48, taps=(0, 2), markov_rank=6
+)
+VARIANTS = {
+    "causal with Markov head": BLOCK,
+    "bidirectional": replace(BLOCK, causal=False, markov_rank=0),
+    "grouped heads": replace(BLOCK, kv_heads=1),
+}
+
+
+def make(config=BLOCK, seed=0):
+    drafter = BlockDiffusion(config, TARGET)
+    own = drafter.init_params(jax.random.key(seed))
+    own = jax.tree.map(
+        lambda x: x + 0.1 * jax.random.normal(jax.random.key(7), x.shape), own
+    )
+    target_params = random_params(TARGET)
+    return drafter, own, target_params
+
+
+def inference_logits(drafter, params, features, anchor_tokens, anchor, chunks):
+    """Block logits when the context arrives in uneven chunks, as in a run."""
+    rows = features.shape[0]
+    tree = named_tree("chain-3")
+    state = drafter.init(params, features[:, : chunks[0]], 40, tree)
+    done = chunks[0]
+    for size in chunks[1:]:
+        chunk = features[:, done : done + size]
+        pending = jnp.pad(chunk, ((0, 0), (0, 4 - size), (0, 0)), constant_values=9.0)
+        state = drafter.observe(params, state, pending, jnp.full(rows, size))
+        cache = drafter._commit(params, state.cache, state.pending, state.counts)
+        state = replace(state, cache=cache, counts=jnp.zeros(rows, jnp.int32))
+        done += size
+    assert done == anchor
+    this = Round(
+        anchor_tokens,
+        jnp.full(rows, anchor),
+        jnp.full(rows, anchor),
+        jnp.zeros((rows, 4, 23)),
+        make_sampling(rows),
+    )
+    return drafter._block_logits(params, state.cache, this, 4)[0]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_training_and_inference_compute_the_same_block(variant, monkeypatch):
+    drafter, own, target_params = make(VARIANTS[variant])
+    codes = jax.random.randint(jax.random.key(1), (2, 16), 0, 23)
+    labels, anchor = jnp.array([0, 2]), 6
+    monkeypatch.setattr(training, "ANCHORS", 1)
+    monkeypatch.setattr(training, "NULL_SHARE", 0.0)
+    monkeypatch.setattr(
+        jax.random, "randint", lambda *_: jnp.full((2, 1), anchor - 1)
+    )
+    losses, _ = training.block_losses(
+        drafter, own, target_params, codes, labels, jax.random.key(0)
+    )
+    monkeypatch.undo()
+
+    logits, features = Transformer(TARGET).score(
+        target_params, labels, codes, taps=(0, 2)
+    )
+    params = drafter.bind(own, target_params)
+    known = jnp.pad(codes, ((0, 0), (1, 0)))
+    base = inference_logits(
+        drafter, params, features, known[:, anchor], anchor, [1, 2, 3]
+    )
+    if drafter.config.markov_rank:
+        base += drafter.network(own).markov(known[:, anchor : anchor + 4])
+    p = jax.nn.softmax(logits[:, anchor : anchor + 4])
+    expected = -jnp.sum(p * jax.nn.log_softmax(base), axis=-1)
+    np.testing.assert_allclose(losses[:, 0], expected, atol=2e-5)
+
+
+def test_a_block_never_sees_its_own_or_later_features(monkeypatch):
+    drafter, own, target_params = make()
+    features = jax.random.normal(jax.random.key(2), (1, 17, 64))
+    anchors = jnp.array([[3, 9]])
+
+    def outputs(features):
+        network = drafter.network(own)
+        contexts = network.context(features, drafter.angles(jnp.arange(17)[None]))
+        h = network.block_input(jnp.ones((1, 2, 32))).reshape(1, 8, 32)
+        positions = (anchors[..., None] + jnp.arange(4)).reshape(1, 8)
+        joins = [append_to(past) for past in contexts]
+        mask = training.anchored_mask(anchors, 17, 4, drafter.config.causal)
+        return network.block(h, drafter.angles(positions), mask, joins)
+
+    for block, anchor in enumerate([3, 9]):
+        gradient = jax.grad(lambda f, b=block: outputs(f)[0, 4 * b : 4 * b + 4].sum())(
+            features
+        )
+        seen = np.flatnonzero(np.abs(np.asarray(gradient[0])).sum(-1))
+        assert seen.tolist() == list(range(anchor))
+
+
+def test_children_are_the_best_under_the_shared_noise():
+    tree = named_tree("0,1,2,00,01,10")
+    rows = 2
+    noise = position_noise(row_keys(0, rows), jnp.arange(6).reshape(2, 3), 23)
+    sampling = make_sampling(rows, temperature=[1.0, 0.5], top_k=[0, 2])
+    this = Round(
+        jnp.array([4, 5]), jnp.array([3, 3]), jnp.array([3, 3]), noise, sampling
+    )
+    table = jax.random.normal(jax.random.key(3), (2, 23, 23))  # by depth, token
+    order = ("temperature", "top_k")
+    draft = fill_tree(tree, this, order, lambda depth, tokens: table[depth, tokens])
+    for b in range(rows):
+        for n in range(1, tree.size):
+            parent = tree.parents[n]
+            depth = tree.depths[parent]
+            logits = np.asarray(table[depth, draft.tokens[b, parent]])
+            logits = logits / (1.0, 0.5)[b]
+            if b == 1:  # top-k of 2
+                logits[logits < np.sort(logits)[-2]] = -np.inf
+            ranked = np.argsort(-(logits + np.asarray(noise[b, depth])), kind="stable")
+            if tree.ranks[n] < (23, 2)[b]:
+                assert draft.valid[b, n] and draft.tokens[b, n] == ranked[tree.ranks[n]]
+            else:
+                assert not draft.valid[b, n]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("tree", ["chain-4", "0,1,00,01,10,000,0000"])
+def test_any_block_drafter_gives_the_tokens_of_plain_decoding(variant, tree):
+    drafter, own, target_params = make(VARIANTS[variant])
+    rows = 3
+    taps = drafter.config.taps
+    target = make_target(Transformer(TARGET), guided=True, taps=taps)
+    sampling = make_sampling(rows, guidance=[1.0, 2.0, 4.0])
+    arguments = (jnp.array([0, 1, 2]), sampling, row_keys(0, rows))
+    plain = generate(Engine(target, 16), target_params, None, *arguments)
+    fast = generate(
+        Engine(target, 16, drafter, named_tree(tree)),
+        target_params,
+        drafter.bind(own, target_params),
+        *arguments,
+    )
+    np.testing.assert_array_equal(fast.tokens, plain.tokens)
+
+
+def test_impossible_drafters_say_what_is_wrong():
+    with pytest.raises(ConfigError, match="width 64 is not the target's 32"):
+        BlockDiffusion(replace(BLOCK, width=64), TARGET)
+    with pytest.raises(ConfigError, match="tap 3 is beyond"):
+        BlockDiffusion(replace(BLOCK, taps=(3,)), TARGET)
+    drafter, own, target_params = make()
+    params = drafter.bind(own, target_params)
+    with pytest.raises(ConfigError, match="5 deep"):
+        drafter.init(params, jnp.zeros((1, 1, 64)), 20, named_tree("chain-5"))

@@ -1,0 +1,83 @@
+"""The same random block drafter in both frameworks."""
+
+from dataclasses import dataclass
+
+import torch
+from comparing import as_jax
+from dflash_twin import DFlash
+from llamagen_twin import grid_rotations
+from mapping import drafter_params
+from random_weights import randomized
+
+from jaxspec.config import BlockDiffusionConfig, TransformerConfig
+from jaxspec.drafters.block_diffusion import BlockDiffusion
+
+VOCAB, WIDTH, GRID, BLOCK, ROWS = 40, 32, 4, 4, 3
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A drafter of ours and the twin, with what they share with the target.
+
+    Attributes:
+      drafter: ours.
+      params: its parameters.
+      twin: theirs.
+      embedding: `[V, D]`, the target's.
+      head: `[V, D]`, the target's.
+      masks: `[G - 1, D]`, input rows behind the anchor.
+    """
+
+    drafter: BlockDiffusion
+    params: dict
+    twin: DFlash
+    embedding: torch.Tensor
+    head: torch.Tensor
+    masks: torch.Tensor
+
+    def block(self, anchors):
+        """Input rows `[R, G, D]`: the anchor's embedding and the masks."""
+        masks = self.masks.expand(len(anchors), -1, -1)
+        return torch.cat([self.embedding[anchors][:, None], masks], dim=1)
+
+    def turns(self, positions):
+        """The target's rotations at absolute positions, one of them the condition."""
+        size = WIDTH // self.drafter.config.heads
+        return grid_rotations(1, GRID, size, extra=2 * BLOCK)[positions]
+
+
+def make_pair(*, causal):
+    config = BlockDiffusionConfig(
+        block_size=BLOCK,
+        layers=2,
+        width=WIDTH,
+        heads=4,
+        kv_heads=2,
+        ffn_width=48,
+        taps=(0, 2),
+        causal=causal,
+        markov_rank=6,
+    )
+    target = TransformerConfig(
+        vocab_size=VOCAB, layers=3, width=WIDTH, heads=2, grid=GRID, classes=5
+    )
+    twin = DFlash(
+        vocab=VOCAB,
+        taps=2,
+        layers=2,
+        width=WIDTH,
+        heads=4,
+        kv_heads=2,
+        hidden=48,
+        eps=1e-6,
+        rank=6,
+    )
+    twin = randomized(twin, seed=0)
+    # Small, as trained ones are: then the epsilon of the norms counts.
+    embedding = 0.02 * torch.randn(VOCAB, WIDTH)
+    masks = 0.02 * torch.randn(BLOCK - 1, WIDTH)
+    head = torch.randn(VOCAB, WIDTH) / WIDTH**0.5
+    drafter = BlockDiffusion(config, target)
+    shared = {"embedding": {"embedding": as_jax(embedding)}, "head": as_jax(head).T}
+    params = drafter.bind(drafter_params(twin.state_dict(), masks.numpy()), shared)
+    return Pair(drafter, params, twin, embedding, head, masks)

@@ -1,0 +1,100 @@
+# ruff: noqa: E402
+"""Whole drafts over several rounds against the DFlash twin."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import sampling_twin
+from comparing import as_jax
+from dflash_pairs import BLOCK, ROWS, VOCAB, WIDTH, make_pair
+
+from jaxspec.spec.draft import Round
+from jaxspec.spec.sampling import make_sampling
+from jaxspec.spec.tree import Tree
+
+pytestmark = pytest.mark.parity
+
+SCALE = 2.0
+CHAIN = Tree.chain(BLOCK)
+# Tokens that each row commits in each round, the newest (the next anchor) included.
+COMMITTED = torch.tensor([[1, 4, 2], [3, 1, 5], [2, 2, 1]])
+LENGTH = 1 + int(COMMITTED.sum(0).max())
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["bidirectional", "causal"])
+def pair(request):
+    return make_pair(causal=request.param)
+
+
+def make_features(seed=1):
+    """Target features of each position, conditional streams first."""
+    torch.manual_seed(seed)
+    return torch.randn(2 * ROWS, LENGTH, 2 * WIDTH)
+
+
+def their_draft(pair, row, features, anchor):
+    """Greedy guided draft of one row, left to right, from the whole context."""
+    conditional, unconditional = (
+        hidden_rows(pair, stream[None], anchor)
+        for stream in (features[row], features[ROWS + row])
+    )
+    draft = [anchor]
+    for i in range(BLOCK):
+        scores = sampling_twin.guide(
+            *(
+                pair.twin.scores(hidden[i], pair.head, draft[-1])
+                for hidden in (conditional, unconditional)
+            ),
+            SCALE,
+        )
+        draft.append(scores.argmax())
+    return torch.stack(draft)
+
+
+def hidden_rows(pair, context, anchor):
+    turns = pair.turns(torch.arange(context.shape[1] + BLOCK)[None])
+    causal = pair.drafter.config.causal
+    return pair.twin(context, pair.block(anchor[None]), turns, causal)[0]
+
+
+def gathered(features, lengths, counts):
+    """The next `counts` positions of each row; garbage behind them."""
+    size = BLOCK + 1
+    chunk = torch.full((len(features), size, features.shape[2]), 9.0)
+    for row, (start, count) in enumerate(zip(lengths, counts, strict=True)):
+        chunk[row, :count] = features[row, start : start + count]
+    return chunk
+
+
+def test_greedy_drafts_agree_round_after_round(pair):
+    features = make_features()
+    propose = jax.jit(pair.drafter.propose, static_argnums=(3, 4))
+    start = jax.jit(pair.drafter.init, static_argnums=(2, 3))
+    state = start(pair.params, as_jax(features[:, :1]), LENGTH, CHAIN)
+    lengths = torch.ones(ROWS, dtype=torch.long)
+    sampling = make_sampling(ROWS, temperature=0.0, guidance=SCALE)
+    noise = jnp.zeros((ROWS, BLOCK + 1, VOCAB))
+    drafts = []
+    for counts in COMMITTED:
+        chunk = gathered(features, lengths.repeat(2), counts.repeat(2))
+        twice = as_jax(counts.repeat(2))
+        state = pair.drafter.observe(pair.params, state, as_jax(chunk), twice)
+        lengths = lengths + counts
+        anchors = torch.randint(VOCAB, (ROWS,))
+        this = Round(
+            as_jax(anchors), as_jax(lengths), as_jax(lengths - 1), noise, sampling
+        )
+        draft, state = propose(pair.params, state, this, CHAIN, ("temperature",))
+        theirs = [
+            their_draft(pair, row, features[:, : lengths[row]], anchors[row])
+            for row in range(ROWS)
+        ]
+        np.testing.assert_array_equal(
+            np.asarray(draft.tokens), torch.stack(theirs).numpy()
+        )
+        drafts.append(theirs)
+    assert len({tuple(x.tolist()) for round_ in drafts for x in round_}) > ROWS

@@ -1,0 +1,90 @@
+"""Who may know whom: imports point one way."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "jaxspec"
+LEAVES = {
+    "bench", "bundle", "checkpoint", "cli", "data", "evaluate", "images", "pipeline",
+    "report", "testing", "train", "trees",
+}  # fmt: skip
+ALLOWED = {
+    "errors": set(),
+    "typing": set(),
+    "config": {"errors"},
+    "spec": {"errors", "typing"},
+    "nn": {"errors", "typing", "config", "spec"},
+    "models": {"errors", "typing", "config", "spec", "nn"},
+    "drafters": {"errors", "typing", "config", "spec", "nn"},
+}
+# Outside packages that only one room may import.
+RESERVED = {
+    "orbax": {"checkpoint"},
+    "tensorflow_datasets": {"data"},
+    "optax": {"train"},
+    "flax": {"nn", "models", "drafters"},
+    "torch": set(),
+}
+
+
+def imports(file):
+    """(module, at module level) of every import in a file."""
+    tree = ast.parse(file.read_text())
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            names = [node.module]
+            if node.module == "jaxspec":
+                names = [f"jaxspec.{alias.name}" for alias in node.names]
+        for name in names:
+            yield name, node in tree.body
+
+
+def room(file):
+    return file.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def test_every_room_has_its_place():
+    assert {room(f) for f in FILES} - {"__init__"} == LEAVES | set(ALLOWED)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.relative_to(ROOT).as_posix())
+def test_imports_point_one_way(file):
+    here = room(file)
+    for name, _ in imports(file):
+        first, *rest = name.split(".")
+        if first == "jaxspec" and rest and here in ALLOWED:
+            assert rest[0] in ALLOWED[here] | {here}, f"{here} imports {name}"
+        if first in RESERVED:
+            assert here in RESERVED[first], f"{here} imports {name}"
+
+
+def test_importing_jaxspec_is_quick_and_quiet():
+    """No array library, no device and no file is touched before it is needed."""
+    code = (
+        "import sys, jaxspec, jaxspec.cli;"
+        "heavy = {'jax', 'flax', 'numpy', 'orbax', 'tensorflow_datasets', 'torch'};"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (out.stdout.strip(), out.stderr) == ("[]", "")
+
+
+def test_public_names_resolve():
+    import jaxspec
+
+    for name in jaxspec.__all__:
+        assert getattr(jaxspec, name) is not None
+    assert set(jaxspec.__all__) <= set(dir(jaxspec))
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = jaxspec.no_such_name
