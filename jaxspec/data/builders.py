@@ -66,7 +66,8 @@ class Fruits360(tfds.core.GeneratorBasedBuilder):
 
 
 def _varieties(folder: Path) -> list[str]:
-    names = {p.name for p in folder.glob("*/*") if p.is_dir()}
+    halves = (folder / "Training", folder / "Test")
+    names = {p.name for half in halves for p in half.glob("*") if p.is_dir()}
     if not names:
         raise DataError(
             f"'{folder}' holds neither {Fruits360.PACKED} nor the public archive's "
@@ -78,7 +79,7 @@ def _varieties(folder: Path) -> list[str]:
 def _public_fruits(folder: Path, split: str) -> Iterator[tuple[bytes, int]]:
     """Every third picture of each variety, 64x64; every tenth of these is test."""
     for label, variety in enumerate(_varieties(folder)):
-        files = sorted(f for f in folder.glob(f"*/{variety}/*.jpg") if f.is_file())
+        files = sorted(folder.glob(f"T*/{variety}/*.jpg"))
         for i, file in enumerate(files[::3]):
             if (i % 10 == 9) == (split == "test"):
                 picture = Image.open(file).convert("RGB")

@@ -39,7 +39,10 @@ def _arrays(path: str | Path, *names: str) -> list[np.ndarray]:
         with np.load(path) as file:
             return [file[name] for name in names]
     except FileNotFoundError:
-        raise DataError(f"no packed data file at '{path}'") from None
+        raise DataError(
+            f"no packed data file at '{path}'; give the folder that holds it "
+            "(--manual-dir)"
+        ) from None
     except KeyError as error:
         raise DataError(f"'{path}' has no array {error.args[0]!r}") from None
     except (OSError, ValueError, zipfile.BadZipFile) as error:

@@ -225,7 +225,7 @@ def init_state(
         path=identity,
         counts=jnp.zeros(rows, jnp.int32),
         drafter=drafter,
-        keys=keys,
+        keys=jax.random.clone(keys),  # the state may be donated, the caller's keys not
         stats=Stats(
             calls=jnp.ones(rows, jnp.int32),
             rounds=jnp.zeros((), jnp.int32),

@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 
 import torch
-from comparing import as_jax
-from dflash_twin import DFlash
-from llamagen_twin import grid_rotations
-from mapping import drafter_params
-from random_weights import randomized
 
 from jaxspec.config import BlockDiffusionConfig, TransformerConfig
 from jaxspec.drafters.block_diffusion import BlockDiffusion
+from tests.parity.comparing import as_jax
+from tests.parity.dflash_twin import DFlash
+from tests.parity.llamagen_twin import grid_rotations
+from tests.parity.mapping import drafter_params
+from tests.parity.random_weights import randomized
 
 VOCAB, WIDTH, GRID, BLOCK, ROWS = 40, 32, 4, 4, 3
 

@@ -5,9 +5,10 @@ has no cache: every call gets the features of the whole context.
 """
 
 import torch
-from llamagen_twin import Norm, attend, rotate_pairs
 from torch import nn
 from torch.nn import functional
+
+from tests.parity.llamagen_twin import Norm, attend, rotate_pairs
 
 
 class SelfAttention(nn.Module):

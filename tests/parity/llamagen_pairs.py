@@ -5,13 +5,18 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import torch
-from comparing import as_jax
-from llamagen_twin import CaptionCondition, ClassCondition, LlamaGen, left_padded
-from mapping import decoder_params
-from random_weights import randomized
 
 from jaxspec.config import TransformerConfig
 from jaxspec.models.transformer import Caption, Transformer
+from tests.parity.comparing import as_jax
+from tests.parity.llamagen_twin import (
+    CaptionCondition,
+    ClassCondition,
+    LlamaGen,
+    left_padded,
+)
+from tests.parity.mapping import decoder_params
+from tests.parity.random_weights import randomized
 
 VOCAB, GRID, CLASSES, ROWS = 40, 4, 5, 3
 CAPTION_LENGTH, CAPTION_WIDTH = 6, 10

@@ -48,9 +48,8 @@ class Norm(nn.Module):
 
     def forward(self, x):
         h = x.float()
-        return (h / (h.square().mean(-1, keepdim=True) + self.eps).sqrt()).type_as(
-            x
-        ) * self.weight
+        h = h / (h.square().mean(-1, keepdim=True) + self.eps).sqrt()
+        return h.type_as(x) * self.weight
 
 
 class FeedForward(nn.Module):

@@ -7,8 +7,8 @@ from torch import nn
 def randomized(module: nn.Module, seed: int) -> nn.Module:
     """Fills a module in place and returns it, in evaluation mode.
 
-    Matrices get unit gain, tables unit rows, norm weights values around 1 and biases
-    values around 0.
+    Matrices get unit gain, tables entries of order 1, norms weights around 1; biases
+    are around 0.
     """
     torch.manual_seed(seed)
     tables = {m.weight for m in module.modules() if isinstance(m, nn.Embedding)}

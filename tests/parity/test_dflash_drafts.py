@@ -8,13 +8,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import sampling_twin
-from comparing import as_jax
-from dflash_pairs import BLOCK, ROWS, VOCAB, WIDTH, make_pair
-
 from jaxspec.spec.draft import Round
 from jaxspec.spec.sampling import make_sampling
 from jaxspec.spec.tree import Tree
+from tests.parity import sampling_twin
+from tests.parity.comparing import as_jax
+from tests.parity.dflash_pairs import BLOCK, ROWS, VOCAB, WIDTH, make_pair
 
 pytestmark = pytest.mark.parity
 

@@ -9,11 +9,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from comparing import as_jax, assert_close
-from dflash_pairs import BLOCK, ROWS, WIDTH, make_pair
-
 from jaxspec.drafters.block_diffusion import block_mask
 from jaxspec.spec.cache import init_cache, write
+from tests.parity.comparing import as_jax, assert_close
+from tests.parity.dflash_pairs import BLOCK, ROWS, WIDTH, make_pair
 
 pytestmark = pytest.mark.parity
 

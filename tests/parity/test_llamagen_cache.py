@@ -10,13 +10,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import llamagen_pairs
-from comparing import as_jax, assert_close
-from llamagen_pairs import ROWS, make_pair, make_prompt, make_tokens
-
 from jaxspec.spec import cache as cache_lib
 from jaxspec.spec.cache import init_cache, tree_mask
 from jaxspec.spec.tree import Tree
+from tests.parity import llamagen_pairs
+from tests.parity.comparing import as_jax, assert_close
+from tests.parity.llamagen_pairs import ROWS, make_pair, make_prompt, make_tokens
 
 pytestmark = pytest.mark.parity
 

@@ -10,13 +10,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import sampling_twin
-from comparing import as_jax, assert_close
-from llamagen_pairs import GRID, ROWS, make_pair, make_prompt, make_tokens
-
 from jaxspec.models.target import make_target
 from jaxspec.spec.cache import compact, tree_mask
 from jaxspec.spec.sampling import guide, make_sampling
+from tests.parity import sampling_twin
+from tests.parity.comparing import as_jax, assert_close
+from tests.parity.llamagen_pairs import GRID, ROWS, make_pair, make_prompt, make_tokens
 
 pytestmark = pytest.mark.parity
 

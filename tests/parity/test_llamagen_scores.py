@@ -7,8 +7,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from comparing import as_jax, assert_close
-from llamagen_pairs import make_pair, make_prompt, make_tokens, score
+from tests.parity.comparing import as_jax, assert_close
+from tests.parity.llamagen_pairs import make_pair, make_prompt, make_tokens, score
 
 pytestmark = pytest.mark.parity
 
@@ -26,11 +26,17 @@ def pair(request):
     return make_pair(**request.param)
 
 
-def ours_and_theirs(pair, null, taps=()):
+def ours_and_theirs(pair, null):
+    """Scores and tapped layers of ours; each layer's output of the twin."""
     prompt, tokens = make_prompt(pair), make_tokens()
     null_rows = jnp.asarray(null.numpy())
     ours = score(
-        pair.model, pair.params, prompt.ours, as_jax(tokens), null=null_rows, taps=taps
+        pair.model,
+        pair.params,
+        prompt.ours,
+        as_jax(tokens),
+        null=null_rows,
+        taps=(0, 1),
     )
     first = prompt.real.shape[1] - 1  # before it there may be padding
     streams = pair.twin.streams(prompt.prefix(null), tokens, prompt.real)
@@ -51,5 +57,5 @@ def test_scores_agree(pair, null):
 
 
 def test_tapped_layers_agree(pair):
-    (_, ours), streams = ours_and_theirs(pair, NULL, taps=(0, 1))
+    (_, ours), streams = ours_and_theirs(pair, NULL)
     assert_close(ours, torch.cat(streams, dim=-1))

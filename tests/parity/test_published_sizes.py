@@ -7,10 +7,9 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from llamagen_twin import CaptionCondition, ClassCondition, LlamaGen
-
 from jaxspec.models import tokenizer, transformer
 from jaxspec.models.presets import preset
+from tests.parity.llamagen_twin import CaptionCondition, ClassCondition, LlamaGen
 
 pytestmark = pytest.mark.parity
 

@@ -7,10 +7,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import sampling_twin
-from comparing import as_jax, assert_close
-
 from jaxspec.spec.sampling import guide, make_sampling, process
+from tests.parity import sampling_twin
+from tests.parity.comparing import as_jax, assert_close
 
 pytestmark = pytest.mark.parity
 

@@ -9,12 +9,11 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from comparing import as_jax, assert_close
-from mapping import from_janus_keys, tokenizer_params
-from random_weights import randomized
-
 from jaxspec.config import TokenizerConfig
 from jaxspec.models.tokenizer import Tokenizer
+from tests.parity.comparing import as_jax, assert_close
+from tests.parity.mapping import from_janus_keys, tokenizer_params
+from tests.parity.random_weights import randomized
 
 pytestmark = pytest.mark.parity
 

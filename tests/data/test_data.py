@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxspec.data.batches import batch_indices
+from jaxspec.data.packed import read_packed
+from jaxspec.data.source import ImageSource, fit_square, to_bytes, to_unit
+from jaxspec.errors import DataError
+from tests.data.packed import pictures, write_packed
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "side"),
+    [
+        ("fruits360_64", "fruits360_64_jpeg.npz", 64),
+        ("cifar10_packed", "cifar10_jpeg.npz", 32),
+    ],
+)
+def test_packed_files_are_served_by_tfds(tmp_path, name, file, side):
+    write_packed(tmp_path / file, side)
+    source = ImageSource(name, "test", side, tmp_path / "tfds", tmp_path)
+    images, labels = pictures(9, side, seed=1)
+    assert source.class_names == ["red", "green", "blue"]
+    # tfds shuffles; every picture must be there, close to what was packed.
+    found = source.take(range(9)).astype(int)
+    for image, label in zip(images, labels, strict=True):
+        distance = np.abs(found - image).mean(axis=(1, 2, 3))
+        assert distance.min() < 4
+        assert source.labels[distance.argmin()] == label
+    # The second opening reads what the first prepared; the source may be gone.
+    (tmp_path / file).rename(tmp_path / "elsewhere.npz")
+    again = ImageSource(name, "test", side, tmp_path / "tfds")
+    np.testing.assert_array_equal(again.take([3]), source.take([3]))
+
+
+def test_the_public_fruit_archive_is_thinned_and_split(tmp_path):
+    for folder, start in (("Training", 0), ("Test", 40)):
+        for variety in ("Apple 1", "Tomato 1"):
+            place = tmp_path / folder / variety
+            place.mkdir(parents=True)
+            for i in range(40):
+                shade = np.full((100, 100, 3), start + i, np.uint8)
+                Image.fromarray(shade).save(place / f"r_{start + i:03}.jpg")
+    splits = {
+        split: ImageSource("fruits360_64", split, 64, tmp_path / "tfds", tmp_path)
+        for split in ("train", "test")
+    }
+    # 80 files a variety, every third kept: 27; every tenth of those is test.
+    assert len(splits["train"]) == 2 * 25 and len(splits["test"]) == 2 * 2
+    assert splits["train"].class_names == ["Apple 1", "Tomato 1"]
+    assert splits["test"].take([0]).shape == (1, 64, 64, 3)
+
+
+def test_wrong_files_are_named(tmp_path):
+    with pytest.raises(DataError, match="no packed data file"):
+        list(read_packed(tmp_path / "none.npz", "train"))
+    path = tmp_path / "cut.npz"
+    write_packed(path, 32)
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(DataError, match="not a readable"):
+        list(read_packed(path, "train"))
+    with pytest.raises(DataError, match="cannot open data set 'no_such_set'"):
+        ImageSource("no_such_set", "train", 32, tmp_path / "tfds")
+    with pytest.raises(DataError, match="--manual-dir"):
+        ImageSource("cifar10_packed", "train", 32, tmp_path / "tfds", tmp_path)
+
+
+def test_pictures_of_other_sizes_are_resized_and_cropped():
+    wide = np.zeros((20, 40, 3), np.uint8)
+    wide[:, 10:30] = 255
+    out = fit_square(wide, 10)
+    assert out.shape == (10, 10, 3) and out[:, 1:9].min() > 200
+    assert fit_square(np.zeros((7, 9, 1), np.uint8), 8).shape == (8, 8, 3)
+
+
+def test_pixel_scaling_round_trips():
+    values = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    np.testing.assert_array_equal(to_bytes(to_unit(values)), values)
+    assert to_bytes(np.array([-3.0, 3.0])).tolist() == [0, 255]
+
+
+def test_every_epoch_sees_every_example_once():
+    seen = np.concatenate([batch_indices(5, step, 4, 10) for step in range(5)])
+    assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
+    assert seen[:10].tolist() != seen[10:].tolist()
+    np.testing.assert_array_equal(batch_indices(5, 3, 4, 10), seen[12:16])

@@ -1,0 +1,166 @@
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxspec.bundle import load_bundle
+from jaxspec.cli import main
+from jaxspec.errors import ConfigError
+from jaxspec.train.experiment import load_experiment, with_steps
+from tests.data.packed import write_packed
+
+TINY = Path(__file__).parent / "tiny.py"
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def train(part, workdir, data, *extra):
+    command = ["train", part, "--config", str(TINY), "--workdir", str(workdir)]
+    places = ["--data-dir", str(data / "tfds"), "--manual-dir", str(data)]
+    return [*command, *places, *extra]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write_packed(folder / "cifar10_jpeg.npz", 32)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, data):
+    """A working folder in which all three parts were trained."""
+    workdir = tmp_path_factory.mktemp("run")
+    for part in ("tokenizer", "prior", "drafter"):
+        assert main(train(part, workdir, data)) == 0
+    return workdir
+
+
+def losses(workdir, part):
+    lines = (workdir / part / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize("part", ["tokenizer", "prior", "drafter"])
+def test_every_part_learns_and_leaves_a_loadable_result(trained, part):
+    values = [line["loss"] for line in losses(trained, part) if "loss" in line]
+    assert len(values) == 12 and values[-1] < values[0]
+    bundle = load_bundle(trained / "checkpoint")
+    about = getattr(bundle, part).about
+    assert about["licence"] == "CC0" and about["metrics"]["step"] in (4, 8, 12)
+    card = (trained / "checkpoint" / part / "README.md").read_text()
+    for words in ("made on the spot", "CC0", f"jaxspec train {part}", "cpu", "step"):
+        assert words in card
+    assert bundle.class_names == ["red", "green", "blue"]
+
+
+def test_a_trained_bundle_draws(trained, tmp_path, capsys):
+    out, report = tmp_path / "s.png", tmp_path / "r.json"
+    command = ["generate", "--checkpoint", str(trained / "checkpoint"), "--num", "3"]
+    command += ["--tree", "chain-3", "--out", str(out), "--report", str(report)]
+    assert main([*command, "--classes", "blue,0"]) == 0
+    values = json.loads(report.read_text())
+    assert values["identical_to_autoregressive"] and values["classes"] == [2, 0, 2]
+    assert values["tokens"] == 3 * 16
+    assert out.read_bytes()[:4] == b"\x89PNG"
+    assert "identical   yes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("part", ["tokenizer", "drafter"])
+def test_a_killed_run_resumes_to_the_same_losses_bit_for_bit(
+    trained, tmp_path, data, part
+):
+    workdir = tmp_path / "run"
+    if part == "drafter":  # it reads what the earlier parts left
+        shutil.copytree(trained / "checkpoint", workdir / "checkpoint")
+    code = "import sys; from jaxspec.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, *train(part, workdir, data)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    saved = workdir / part / "state" / "progress.json"
+    while time.monotonic() < deadline and process.poll() is None:
+        if saved.exists():
+            process.kill()
+            break
+        time.sleep(0.02)
+    process.wait()
+    assert saved.exists()
+    subprocess.run(command, check=True, capture_output=True)
+    assert losses(workdir, part) == losses(trained, part)
+
+
+def test_a_killed_save_leaves_the_old_state(tmp_path, monkeypatch):
+    from jaxspec import checkpoint
+
+    place = tmp_path / "state"
+    checkpoint.save_state(place, {"x": jnp.ones(3)}, {"note": "old"})
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", die)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save_state(place, {"x": jnp.zeros(3)}, {"note": "new"})
+    monkeypatch.undo()
+    assert (place / "note").read_text() == "old"
+    old = checkpoint.load_state(place, {"x": jnp.zeros(3)})
+    np.testing.assert_array_equal(old["x"], 1.0)
+    assert [p.name for p in tmp_path.iterdir()] == ["state"]
+
+
+def test_parts_are_trained_in_order(tmp_path, data, capsys):
+    assert main(train("prior", tmp_path, data)) == 2
+    assert "run `jaxspec train tokenizer`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda p: p.stem)
+def test_presets_load_and_fit_together(path):
+    experiment = load_experiment(path)
+    assert experiment.tokenizer.grid == 16 and experiment.prior.vocab_size >= 1024
+    shorter = with_steps(experiment, "prior", 3)
+    assert shorter.train_prior.steps == 3
+
+
+def test_wrong_presets_say_what_is_wrong(tmp_path):
+    with pytest.raises(ConfigError, match="no config file at"):
+        load_experiment(tmp_path / "none.py")
+    file = tmp_path / "bad.py"
+    file.write_text("def get_config():\n    return 3\n")
+    with pytest.raises(ConfigError, match="must return an Experiment"):
+        load_experiment(file)
+    file.write_text("raise RuntimeError('oh')\n")
+    with pytest.raises(ConfigError, match="failed: oh"):
+        load_experiment(file)
+
+
+def test_dead_codes_are_revived_and_used_ones_stay():
+    from jaxspec.train.tokenizer import _update_codebook
+
+    key = jax.random.key(0)
+    vectors = jax.random.normal(key, (4, 8, 8, 4))
+    vectors /= jnp.linalg.norm(vectors, axis=-1, keepdims=True)
+    book = jnp.eye(4)[jnp.arange(16) % 4] * 1.0
+    state = {
+        "codebook": book,
+        "sums": 10.0 * book,
+        "counts": jnp.where(jnp.arange(16) < 4, 10.0, 0.0),
+    }
+    codes = jnp.argmax(vectors @ book[:4].T, axis=-1)
+    new = _update_codebook(key, state, vectors, codes, jnp.array(False))
+    np.testing.assert_allclose(jnp.linalg.norm(new["codebook"], axis=1), 1, atol=1e-5)
+    assert (jnp.sum(new["codebook"][:4] * book[:4], axis=1) > 0.9).all()
+    # Revived codes are vectors of the batch, all different.
+    flat = np.asarray(vectors).reshape(-1, 4)
+    for row in np.asarray(new["codebook"][4:]):
+        assert np.abs(flat - row).sum(-1).min() < 1e-4
+    assert len(np.unique(np.asarray(new["codebook"]).round(4), axis=0)) == 16
+    late = _update_codebook(key, state, vectors, codes, jnp.array(True))
+    np.testing.assert_array_equal(late["counts"][4:], 0.0)
