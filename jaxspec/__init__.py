@@ -1,6 +1,6 @@
 """Fast, unchanged autoregressive generation in JAX.
 
-The names below are imported when they are first used, so that `import jaxspec` is quick.
+The names below are imported when they are first used: `import jaxspec` is quick.
 """
 
 import importlib

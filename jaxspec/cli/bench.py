@@ -13,22 +13,40 @@ def add_parser(commands) -> None:
         description="Measures speculative against plain decoding for every asked "
         "combination of tree, batch and guidance, in one process, after a warm-up, "
         "medians over repeats. Times leave compilation out.",
-        epilog="Example: jaxspec bench generate --trees chain-4,naive_extend_57 "
-        "--batches 1,8 --cfg-scales 1,2,3 --num 64 --out docs/reports/fruits64",
+        epilog="Example: jaxspec bench generate --trees chain-4 naive_extend_57 "
+        "--batches 1 8 --cfg-scales 1 2 3 --num 64 --out docs/reports/fruits64",
     )
     parser.add_argument("what", choices=("generate",))
     add_checkpoint(parser)
     parser.add_argument(
         "--trees",
-        metavar="LIST",
-        help="divided by commas; see `jaxspec generate --help` "
-        "(default: the device's default tree)",
+        nargs="+",
+        metavar="TREE",
+        help="see `jaxspec generate --help` (default: the device's default tree)",
     )
-    parser.add_argument("--batches", default="8", metavar="LIST")
-    parser.add_argument("--cfg-scales", default="2", metavar="LIST")
-    parser.add_argument("--num", type=int, default=64, metavar="N", help="pictures")
-    parser.add_argument("--repeats", type=int, default=3, metavar="N")
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument(
+        "--batches",
+        nargs="+",
+        type=int,
+        default=[8],
+        metavar="N",
+        help="pictures side by side (default: 8)",
+    )
+    parser.add_argument(
+        "--cfg-scales",
+        nargs="+",
+        type=float,
+        default=[2.0],
+        metavar="S",
+        help="guidance scales (default: 2)",
+    )
+    parser.add_argument(
+        "--num", type=int, default=64, metavar="N", help="pictures (default: 64)"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=3, metavar="N", help="timed runs (default: 3)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="(default: 0)")
     parser.add_argument(
         "--out",
         required=True,
@@ -43,16 +61,6 @@ def run(arguments: argparse.Namespace) -> None:
     from jaxspec.errors import ConfigError
     from jaxspec.images import check_writable
 
-    def numbers(option, text, kind):
-        try:
-            return [kind(word) for word in text.split(",")]
-        except ValueError:
-            raise ConfigError(
-                f"{option} {text}: give numbers divided by commas"
-            ) from None
-
-    batches = numbers("--batches", arguments.batches, int)
-    scales = numbers("--cfg-scales", arguments.cfg_scales, float)
     if arguments.num < 1 or arguments.repeats < 1:
         raise ConfigError("--num and --repeats must be at least 1")
     stem = arguments.out
@@ -68,21 +76,25 @@ def run(arguments: argparse.Namespace) -> None:
 
     trees = {"default": default_tree()}
     if arguments.trees:
-        names = arguments.trees.split(",")
-        trees = {name: named_tree(name) for name in names}
+        trees = {name: named_tree(name) for name in arguments.trees}
     bundle = load_bundle(arguments.checkpoint)
-    command = (
-        f"jaxspec bench generate --num {arguments.num} --batches {arguments.batches} "
-        f"--cfg-scales {arguments.cfg_scales} --repeats {arguments.repeats} "
-        f"--seed {arguments.seed}"
-        + (f" --trees {arguments.trees}" if arguments.trees else "")
-        + f" --out {stem}"
-    )
+    scales = [f"{scale:g}" for scale in arguments.cfg_scales]
+    options = {
+        "trees": arguments.trees or [],
+        "batches": arguments.batches,
+        "cfg-scales": scales,
+        "num": [arguments.num],
+        "repeats": [arguments.repeats],
+        "seed": [arguments.seed],
+        "out": [stem],
+    }
+    words = (f"--{k} {' '.join(map(str, v))}" for k, v in options.items() if v)
+    command = f"jaxspec bench {arguments.what} {' '.join(words)}"
     rows = bench_generation(
         bundle,
         trees,
-        batches,
-        scales,
+        arguments.batches,
+        arguments.cfg_scales,
         num=arguments.num,
         repeats=arguments.repeats,
         seed=arguments.seed,

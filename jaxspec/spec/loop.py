@@ -138,6 +138,13 @@ def _noise(engine, keys, positions, sampling):
     return jnp.where(sampling.temperature[:, None, None] > 0, noise, 0.0)
 
 
+def _near(engine: Engine, margin: Float[Array, "B ..."]) -> Bool[Array, "B ..."]:
+    """Decisions too close to leave to rounding, if the target can take them again."""
+    if engine.target.rescore is None:
+        return jnp.zeros_like(margin, bool)
+    return margin < engine.tie_margin
+
+
 def _settle(
     engine: Engine,
     params: Params,
@@ -158,10 +165,9 @@ def _settle(
       choice: what the wide pass chose.
       near: rows to look at again.
     """
-    target = engine.target
-    if target.rescore is None or engine.tie_margin == 0:
+    rescore = engine.target.rescore
+    if rescore is None or engine.tie_margin == 0:
         return choice
-    rescore = target.rescore
     known = jnp.arange(engine.max_tokens) < index[:, None]
     known_tokens = jnp.where(known, tokens[:, : engine.max_tokens], 0)
 
@@ -210,7 +216,7 @@ def init_state(
     merged = process(guide(logits, sampling, index), sampling, engine.order)
     first, margin = choose(merged + noise)
     tokens = jnp.zeros((rows, engine.max_tokens + length), jnp.int32)
-    near = margin < engine.tie_margin
+    near = _near(engine, margin)
     first = _settle(engine, params, prompt, sampling, noise, tokens, index, first, near)
     drafter = None
     if engine.drafter is not None:
@@ -287,10 +293,8 @@ def spec_step(
 
     # A path ends at its first near-tie, which is decided again.
     place = jnp.arange(engine.path_length)
-    near = (verdict.margin < engine.tie_margin) & (place <= verdict.accepted[:, None])
+    near = _near(engine, verdict.margin) & (place <= verdict.accepted[:, None])
     tied = jnp.any(near, axis=1) & live
-    if target.rescore is None:
-        tied = jnp.zeros_like(tied)
     accepted = jnp.where(tied, jnp.argmax(near, axis=1), verdict.accepted)
     on_path = jnp.take_along_axis(draft.tokens, verdict.path[:, 1:], axis=1)
     on_path = jnp.pad(on_path, ((0, 0), (0, 1)))

@@ -8,8 +8,8 @@ import pytest
 from jaxspec.config import BlockDiffusionConfig, TransformerConfig
 from jaxspec.drafters.base import fill_tree
 from jaxspec.drafters.block_diffusion import BlockDiffusion
-from jaxspec.errors import ConfigError
 from jaxspec.drafters.block_network import append_to
+from jaxspec.errors import ConfigError
 from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
 from jaxspec.spec.draft import Round
@@ -74,9 +74,7 @@ def test_training_and_inference_compute_the_same_block(variant, monkeypatch):
     labels, anchor = jnp.array([0, 2]), 6
     monkeypatch.setattr(training, "ANCHORS", 1)
     monkeypatch.setattr(training, "NULL_SHARE", 0.0)
-    monkeypatch.setattr(
-        jax.random, "randint", lambda *_: jnp.full((2, 1), anchor - 1)
-    )
+    monkeypatch.setattr(jax.random, "randint", lambda *_: jnp.full((2, 1), anchor - 1))
     losses, _ = training.block_losses(
         drafter, own, target_params, codes, labels, jax.random.key(0)
     )

@@ -1,0 +1,167 @@
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxspec.bundle import load_bundle
+from jaxspec.cli import main
+from jaxspec.pipeline import Settings, draw
+from jaxspec.spec.named_trees import named_tree
+from jaxspec.spec.tree import Tree
+from jaxspec.trees import default_tree
+
+REPORT_KEYS = {
+    "tokens", "target_calls", "tokens_per_call", "seconds", "baseline_seconds",
+    "speedup", "identical_to_autoregressive", "checkpoint", "drafter", "rule", "device",
+}  # fmt: skip
+
+
+def test_generate_draws_both_ways_and_reports(tmp_path, capsys):
+    out, report = tmp_path / "s.png", tmp_path / "r.json"
+    assert (
+        main(["generate", "--num", "4", "--out", str(out), "--report", str(report)])
+        == 0
+    )
+    values = json.loads(report.read_text())
+    assert set(values) >= REPORT_KEYS
+    assert values["identical_to_autoregressive"] is True and values["lossless"] is True
+    assert values["tokens"] == 4 * 256 and values["baseline_target_calls"] == 4 * 256
+    assert values["target_calls"] < 1024
+    assert values["tokens_per_call"] == 1024 / values["target_calls"]
+    assert values["speedup"] == values["baseline_seconds"] / values["seconds"]
+    assert Image.open(out).size == (2 * 128 + 12, 2 * 128 + 12)
+    text = capsys.readouterr().out
+    for words in ("speculative", "plain", "tokens/call", "compile", "identical   yes"):
+        assert words in text
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["r.json", "s.png"]
+
+
+def test_generate_without_a_drafter_is_plain_decoding(tmp_path, capsys):
+    out = tmp_path / "s.png"
+    command = ["generate", "--num", "1", "--drafter", "none", "--out", str(out)]
+    assert main([*command, "--cfg-scale", "1", "--temperature", "0"]) == 0
+    assert "speculative" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"guidance": 2.0},
+        {"guidance": 4.0, "guidance_interval": 100, "top_k": 200, "top_p": 0.95},
+        {"guidance": 1.0, "temperature": 0.0},
+    ],
+    ids=["default", "filters", "greedy"],
+)
+def test_embedded_model_draws_the_same_tokens_every_way(seed, settings):
+    bundle = load_bundle()
+    classes = tuple(range(seed, 67, 17))
+    several = Settings(classes=classes, seed=seed, batch=4, **settings)
+    plain = draw(bundle, several, Tree.root())
+    fast = draw(bundle, several, default_tree())
+    np.testing.assert_array_equal(fast.tokens, plain.tokens)
+    # The same pictures in other company, under another tree.
+    fewer = Settings(classes=classes[:3], seed=seed, batch=3, **settings)
+    again = draw(bundle, fewer, named_tree("mc_sim_7b_63"))
+    np.testing.assert_array_equal(again.tokens, plain.tokens[:3])
+
+
+WRONG = {
+    "unknown class": (["--classes", "Pear"], "unknown class 'Pear'"),
+    "unknown tree": (["--tree", "oak"], "unknown tree 'oak'"),
+    "tree too deep": (["--tree", "chain-40"], "choose a shallower tree"),
+    "tree too wide": (["--tree", "2000"], "children"),
+    "top-p of 0": (["--top-p", "0"], "top_p=0.0 is impossible"),
+    "negative temperature": (["--temperature", "-1"], "temperature=-1.0 is impossible"),
+    "nothing to draw": (["--num", "0"], "at least one picture"),
+    "no batch": (["--batch", "0"], "batch=0"),
+    "no checkpoint": (["--checkpoint", "nowhere"], "no checkpoint folder at 'nowhere'"),
+    "no folder": (["--out", "nowhere/s.png"], "there is no folder 'nowhere'"),
+    "not a number": (["--seed", "x"], "invalid int value"),
+    "unknown option": (["--fast"], "unrecognized arguments"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_is_one_clear_line(case, tmp_path, monkeypatch, capsys):
+    arguments, words = WRONG[case]
+    monkeypatch.chdir(tmp_path)
+    try:
+        status = main(["generate", "--num", "1", *arguments])
+    except SystemExit as stop:  # argparse's own way out
+        status = stop.code
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert status == 2 and words in error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_folders_without_permission_are_named(tmp_path, capsys):
+    tmp_path.chmod(0o500)
+    assert main(["generate", "--num", "1", "--out", str(tmp_path / "s.png")]) == 2
+    assert "cannot write" in capsys.readouterr().err
+
+
+def test_expected_errors_show_no_traceback(tmp_path):
+    code = "import sys; from jaxspec.cli import main; sys.exit(main(sys.argv[1:]))"
+    out = subprocess.run(
+        [sys.executable, "-c", code, "generate", "--checkpoint", "nowhere"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert out.returncode == 2 and out.stdout == ""
+    assert len(out.stderr.splitlines()) == 1
+
+
+def test_info_tells_what_a_checkpoint_is(capsys):
+    assert main(["info"]) == 0
+    text = capsys.readouterr().out
+    for words in ("tokenizer", "prior", "block_diffusion", "M parameters", "psnr"):
+        assert words in text
+    assert "CC BY-SA 4.0" in text and "Tomato 3" in text
+    assert main(["info", "nowhere"]) == 2
+
+
+@pytest.mark.parametrize("command", ["generate", "info", "train", "eval", "bench"])
+def test_help_reads_well_and_loads_nothing(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"usage: jaxspec {command}")
+    assert max(map(len, lines)) <= 100
+
+
+def test_bench_writes_a_table(tmp_path):
+    stem = str(tmp_path / "b")
+    command = ["bench", "generate", "--num", "2", "--repeats", "1", "--batches", "2"]
+    command += ["--cfg-scales", "2", "--trees", "chain-2", "0,1", "--out", stem]
+    assert main(command) == 0
+    rows = json.loads((tmp_path / "b.json").read_text())["rows"]
+    assert [row["tree_name"] for row in rows] == ["chain-2", "0,1"]
+    assert all(row["identical_to_autoregressive"] for row in rows)
+    table = (tmp_path / "b.md").read_text()
+    assert "| 2 | 2 | chain-2 | 3 | 2 |" in table and "jaxspec bench" in table
+
+
+def test_a_bundle_whose_weights_give_nan_is_refused():
+    """Finite weights whose logits overflow: noticed after the run."""
+    import jax
+
+    from jaxspec.bundle import Bundle
+    from jaxspec.checkpoint import Checkpoint
+    from jaxspec.errors import NonFiniteError
+
+    bundle = load_bundle()
+    prior = bundle.prior
+    params = jax.tree.map(lambda x: x * 1e30, prior.params)
+    broken = Bundle(
+        "broken", bundle.tokenizer, Checkpoint("prior", prior.config, params), None
+    )
+    with pytest.raises(NonFiniteError, match="bundle 'broken' gave NaN"):
+        draw(broken, Settings(classes=(0,)), Tree.root())

@@ -1,0 +1,180 @@
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxspec.bundle import (
+    check_manifest,
+    drafter_fits,
+    embedded_folder,
+    load_bundle,
+    resolve_classes,
+    write_manifest,
+)
+from jaxspec.checkpoint import Checkpoint, load, read_config, save
+from jaxspec.config import TransformerConfig
+from jaxspec.errors import CheckpointError, ConfigError, NonFiniteError
+from jaxspec.models.transformer import Transformer
+
+CONFIG = TransformerConfig(vocab_size=8, layers=1, width=16, heads=2, grid=2, classes=2)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    params = Transformer(CONFIG).init(jax.random.key(0))
+    save(tmp_path / "prior", Checkpoint("prior", CONFIG, params, {"note": "x"}))
+    return tmp_path / "prior", params
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_what_is_saved_is_loaded_bit_for_bit(tmp_path, dtype):
+    params = Transformer(CONFIG).init(jax.random.key(0))
+    params = jax.tree.map(lambda x: x.astype(dtype), params)
+    save(tmp_path / "a", Checkpoint("prior", CONFIG, params, {"classes": ["x"]}))
+    back = load(tmp_path / "a", "prior", dtype=dtype)
+    assert back.config == CONFIG and back.about == {"classes": ["x"]}
+    jax.tree.map(np.testing.assert_array_equal, back.params, params)
+
+
+def test_a_save_replaces_and_a_killed_one_does_not(saved, monkeypatch):
+    path, params = saved
+    changed = jax.tree.map(lambda x: x + 1, params)
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jaxspec.checkpoint._write_tree", die)
+    with pytest.raises(KeyboardInterrupt):
+        save(path, Checkpoint("prior", CONFIG, changed))
+    monkeypatch.undo()
+    jax.tree.map(np.testing.assert_array_equal, load(path).params, params)
+    assert [p.name for p in path.parent.iterdir()] == ["prior"]
+    save(path, Checkpoint("prior", CONFIG, changed))
+    jax.tree.map(np.testing.assert_array_equal, load(path).params, changed)
+    assert [p.name for p in path.parent.iterdir()] == ["prior"]
+
+
+def edit_config(path, **changes):
+    file = path / "config.json"
+    record = json.loads(file.read_text())
+    record["config"] |= changes
+    file.write_text(json.dumps(record))
+
+
+def test_other_shapes_are_told_in_one_message(saved):
+    edit_config(saved[0], width=32, layers=2)
+    with pytest.raises(CheckpointError) as error:
+        load(saved[0])
+    text = str(error.value)
+    assert "missing" in text and "layers_1" in text and "instead of" in text
+    assert len(text) < 900 and "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda p: shutil.rmtree(p), "no checkpoint folder"),
+        (lambda p: (p / "config.json").unlink(), "has no config.json"),
+        (lambda p: (p / "config.json").write_text("{"), "damaged or not a jaxspec"),
+        (lambda p: edit_config(p, wings=2), "unknown field"),
+        (lambda p: shutil.rmtree(p / "params"), "incomplete"),
+        (lambda p: (p / "params" / "_METADATA").write_text("{"), "damaged"),
+    ],
+)
+def test_damage_is_named(saved, damage, words):
+    damage(saved[0])
+    with pytest.raises(CheckpointError, match=words):
+        load(saved[0])
+
+
+def test_every_truncated_file_is_noticed(saved):
+    """Cuts each file in half in turn: an error, or nothing lost, but no wrong value."""
+    path, params = saved
+    noticed = 0
+    for file in sorted((path / "params").rglob("*")):
+        if not file.is_file() or file.stat().st_size < 2:
+            continue
+        whole = file.read_bytes()
+        file.write_bytes(whole[: len(whole) // 2])
+        try:
+            back = load(path).params
+        except CheckpointError:
+            noticed += 1
+        else:
+            jax.tree.map(np.testing.assert_array_equal, back, params)
+        file.write_bytes(whole)
+    assert noticed >= 2
+
+
+def test_nan_weights_are_refused_by_name(tmp_path):
+    params = Transformer(CONFIG).init(jax.random.key(0))
+    params["head"] = params["head"].at[0, 0].set(jnp.nan)
+    save(tmp_path / "p", Checkpoint("prior", CONFIG, params))
+    with pytest.raises(NonFiniteError, match="parameter head holds NaN"):
+        load(tmp_path / "p")
+
+
+def test_kind_and_format_are_checked(saved):
+    with pytest.raises(CheckpointError, match="holds a prior, not a tokenizer"):
+        load(saved[0], "tokenizer")
+    file = saved[0] / "config.json"
+    file.write_text(file.read_text().replace('"format": 1', '"format": 99'))
+    with pytest.raises(CheckpointError, match="format 99"):
+        read_config(saved[0])
+
+
+def test_places_that_cannot_be_written_are_named(tmp_path):
+    params = Transformer(CONFIG).init(jax.random.key(0))
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(CheckpointError, match="cannot write"):
+        save(tmp_path / "file" / "prior", Checkpoint("prior", CONFIG, params))
+
+
+def test_manifest_notices_missing_and_changed_files(tmp_path):
+    (tmp_path / "b" / "prior").mkdir(parents=True)
+    file = tmp_path / "b" / "prior" / "x"
+    file.write_text("one")
+    write_manifest(tmp_path)
+    check_manifest(tmp_path / "b")
+    file.write_text("two")
+    with pytest.raises(CheckpointError, match="'.*x' is damaged"):
+        check_manifest(tmp_path / "b")
+    file.unlink()
+    with pytest.raises(CheckpointError, match="'.*x' is missing"):
+        check_manifest(tmp_path / "b")
+
+
+def test_embedded_checkpoint_is_whole_small_and_documented():
+    folder = embedded_folder()
+    bundle = load_bundle()  # checks every digest
+    files = [f for f in folder.rglob("*") if f.is_file()]
+    assert sum(f.stat().st_size for f in files) <= 48e6
+    listed = json.loads((folder / "manifest.json").read_text())
+    found = {f.relative_to(folder).as_posix() for f in files} - {"manifest.json"}
+    assert set(listed) == found
+    assert drafter_fits(bundle)
+    for part in ("tokenizer", "prior", "drafter"):
+        card = (folder / bundle.name / part / "README.md").read_text()
+        assert "CC BY-SA 4.0" in card and "Mihai Oltean" in card
+        assert getattr(bundle, part).about["licence"] == "CC BY-SA 4.0"
+    metrics = bundle.tokenizer.about["metrics"]
+    assert metrics["psnr"] >= 30 and metrics["codes_used"] >= 0.75
+    assert len(bundle.class_names) == 67
+
+
+def test_embedded_folder_is_the_repositorys():
+    assert embedded_folder() == Path(__file__).parents[1] / "checkpoints"
+
+
+def test_classes_by_name_and_number():
+    bundle = load_bundle()
+    names = bundle.class_names
+    assert resolve_classes(bundle, [names[3].lower(), " 5"]) == [3, 5]
+    with pytest.raises(ConfigError, match="unknown class 'Pear'.*0 to 66"):
+        resolve_classes(bundle, ["Pear"])
+    with pytest.raises(ConfigError, match="unknown class '67'"):
+        resolve_classes(bundle, ["67"])
