@@ -11,7 +11,14 @@ from jaxspec.errors import ConfigError
 from jaxspec.spec.cache import KVCache, compact, tree_mask
 from jaxspec.spec.draft import Draft, Drafter, Round
 from jaxspec.spec.noise import position_noise
-from jaxspec.spec.sampling import LLAMAGEN_ORDER, Sampling, Step, guide, process
+from jaxspec.spec.sampling import (
+    LLAMAGEN_ORDER,
+    Sampling,
+    Step,
+    guide,
+    process,
+    process_with_doubt,
+)
 from jaxspec.spec.target import Target
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify import Coupled, Rule
@@ -145,6 +152,19 @@ def _near(engine: Engine, margin: Float[Array, "B ..."]) -> Bool[Array, "B ..."]
     return margin < engine.tie_margin
 
 
+def _doubted(
+    margin: Float[Array, "B ..."],
+    scores: Float[Array, "B ... V"],
+    doubtful: Float[Array, "B ... V"] | None,
+    noise: Float[Array, "B ... V"],
+) -> Float[Array, "B ..."]:
+    """Shortens margins by what a filter was not sure of: see `process_with_doubt`."""
+    if doubtful is None:
+        return margin
+    lead = jnp.max(scores + noise, axis=-1) - jnp.max(doubtful + noise, axis=-1)
+    return jnp.minimum(margin, lead)
+
+
 def _settle(
     engine: Engine,
     params: Params,
@@ -213,8 +233,12 @@ def init_state(
     start = cache.lengths[:rows]
     index = jnp.zeros(rows, jnp.int32)
     noise = _noise(engine, keys, start[:, None], sampling)[:, 0]
-    merged = process(guide(logits, sampling, index), sampling, engine.order)
-    first, margin = choose(merged + noise)
+    guided = guide(logits, sampling, index)
+    scores, doubtful = process_with_doubt(
+        guided, sampling, engine.order, engine.tie_margin
+    )
+    first, margin = choose(scores + noise)
+    margin = _doubted(margin, scores, doubtful, noise)
     tokens = jnp.zeros((rows, engine.max_tokens + length), jnp.int32)
     near = _near(engine, margin)
     first = _settle(engine, params, prompt, sampling, noise, tokens, index, first, near)
@@ -287,13 +311,18 @@ def spec_step(
         tree_mask(cache, jnp.asarray(tree.ancestors)),
     )
     merged = guide(logits, sampling, state.length[:, None] + depths)
-    verdict = engine.rule.verify(
-        process(merged, sampling, engine.order), draft, tree, noise
+    scores, doubtful = process_with_doubt(
+        merged, sampling, engine.order, engine.tie_margin
     )
+    verdict = engine.rule.verify(scores, draft, tree, noise)
+    sure = jnp.full(draft.tokens.shape, jnp.inf)
+    doubted = _doubted(sure, scores, doubtful, noise[:, depths])
+    doubted = jnp.take_along_axis(doubted, verdict.path, axis=1)
+    margin = jnp.minimum(verdict.margin, doubted)
 
     # A path ends at its first near-tie, which is decided again.
     place = jnp.arange(engine.path_length)
-    near = _near(engine, verdict.margin) & (place <= verdict.accepted[:, None])
+    near = _near(engine, margin) & (place <= verdict.accepted[:, None])
     tied = jnp.any(near, axis=1) & live
     accepted = jnp.where(tied, jnp.argmax(near, axis=1), verdict.accepted)
     on_path = jnp.take_along_axis(draft.tokens, verdict.path[:, 1:], axis=1)

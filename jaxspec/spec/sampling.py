@@ -137,16 +137,46 @@ def process(
       sampling: settings of each row.
       order: static; a step that is left out is not compiled.
     """
+    return process_with_doubt(logits, sampling, order, 0.0)[0]
+
+
+def process_with_doubt(
+    logits: Float[Array, "B ... V"],
+    sampling: Sampling,
+    order: tuple[Step, ...],
+    slack: float,
+) -> tuple[Float[Array, "B ... V"], Float[Array, "B ... V"] | None]:
+    """`process`, and what could not be told with certainty.
+
+    Args:
+      slack: how far logits and probability masses may be off.
+
+    Returns:
+      The processed logits, and the scores of doubtful tokens: those that a filter would
+      treat otherwise if logits moved by up to `slack`, kept or not; -inf elsewhere,
+      None without a filter.
+    """
     shape = (-1,) + (1,) * (logits.ndim - 1)
     temperature = sampling.temperature.reshape(shape)
-    steps = {
-        "temperature": lambda x: x / jnp.where(temperature > 0, temperature, 1.0),
-        "top_k": lambda x: keep_top_k(x, sampling.top_k.reshape(shape)),
-        "top_p": lambda x: keep_top_p(x, sampling.top_p.reshape(shape)),
-    }
+    kept, plain = logits, logits
+    doubt = jnp.zeros(logits.shape, bool)
     for step in order:
-        logits = steps[step](logits)
-    return logits
+        if step == "temperature":
+            divisor = jnp.where(temperature > 0, temperature, 1.0)
+            kept, plain = kept / divisor, plain / divisor
+        elif step == "top_k":
+            k = sampling.top_k.reshape(shape)
+            edge = jnp.any(doubt, axis=-1, keepdims=True)
+            doubt |= (edge & (k > 0)) | _doubt_top_k(kept, k, slack)
+            kept = keep_top_k(kept, k)
+        else:
+            p = sampling.top_p.reshape(shape)
+            edge = jnp.any(doubt, axis=-1, keepdims=True)
+            doubt |= (edge & (p < 1)) | _doubt_top_p(kept, p, slack)
+            kept = keep_top_p(kept, p)
+    if "top_k" not in order and "top_p" not in order:
+        return kept, None
+    return kept, jnp.where(doubt, plain, -jnp.inf)
 
 
 def active_steps(sampling: Sampling) -> tuple[Step, ...]:
@@ -163,12 +193,7 @@ def keep_top_k(
     logits: Float[Array, "... V"], k: Int[Array, "... 1"]
 ) -> Float[Array, "... V"]:
     """Keeps the `k` largest (all that tie with the k-th); 0 keeps everything."""
-    k = jnp.where(k <= 0, logits.shape[-1], k)
-    bits = _ordered_bits(logits)
-    threshold = _largest_threshold(
-        bits, lambda kept: jnp.sum(kept, -1, keepdims=True, dtype=jnp.int32) >= k
-    )
-    return jnp.where(bits >= threshold, logits, -jnp.inf)
+    return jnp.where(logits >= _kth_largest(logits, k), logits, -jnp.inf)
 
 
 def keep_top_p(
@@ -178,15 +203,48 @@ def keep_top_p(
 
     The token that crosses `p` stays, so at least one does; 1 keeps everything.
     """
-    probabilities = jax.nn.softmax(logits, axis=-1)
-    bits = _ordered_bits(logits)
-    threshold = _largest_threshold(
-        bits,
-        lambda kept: (
-            jnp.sum(jnp.where(kept, probabilities, 0.0), -1, keepdims=True) >= p
-        ),
+    edge, _ = _crossing(logits, p)
+    return jnp.where((logits >= edge) | (p >= 1), logits, -jnp.inf)
+
+
+def _kth_largest(logits, k):
+    """Value of the k-th largest logit, `[..., 1]`; the smallest for `k` of 0."""
+    k = jnp.where(k <= 0, logits.shape[-1], jnp.minimum(k, logits.shape[-1]))
+    return _largest_threshold(
+        logits, lambda kept: jnp.sum(kept, -1, keepdims=True, dtype=jnp.int32) >= k
     )
-    return jnp.where((bits >= threshold) | (p >= 1), logits, -jnp.inf)
+
+
+def _crossing(logits, p):
+    """Logit of the token with which the mass, likeliest first, reaches `p`."""
+    probabilities = jax.nn.softmax(logits, axis=-1)
+
+    def mass(kept):
+        return jnp.sum(jnp.where(kept, probabilities, 0.0), -1, keepdims=True)
+
+    return _largest_threshold(logits, lambda kept: mass(kept) >= p), mass
+
+
+def _doubt_top_k(logits, k, slack):
+    """Tokens at the edge of the k largest, if the edge is no clear gap."""
+    edge = _kth_largest(logits, k)
+    near = jnp.abs(logits - edge) <= slack
+    count = jnp.sum(logits >= edge - slack, -1, keepdims=True)
+    return near & (count > k) & (k > 0)
+
+
+def _doubt_top_p(logits, p, slack):
+    """Tokens that a small change of logits or of the mass would move over the edge."""
+    edge, mass = _crossing(logits, p)
+    near = jnp.abs(logits - edge) <= slack
+    several = jnp.sum(near, -1, keepdims=True) > 1
+    barely_needed = jnp.abs(p - mass(logits > edge)) <= slack
+    below = jnp.max(
+        jnp.where(logits < edge - slack, logits, -jnp.inf), -1, keepdims=True
+    )
+    barely_enough = mass(logits >= edge) - p <= slack
+    next_ones = (logits >= below - slack) & (logits < edge) & barely_enough
+    return ((near & (several | barely_needed)) | next_ones) & (p < 1)
 
 
 def _ordered_bits(x: Float[Array, "..."]) -> Int[Array, "..."]:
@@ -196,12 +254,17 @@ def _ordered_bits(x: Float[Array, "..."]) -> Int[Array, "..."]:
     return jnp.where(negative, ~bits, bits | jnp.uint32(1 << 31))
 
 
-def _largest_threshold(bits, enough):
-    """Largest 32-bit `t`, one a row, for which `enough(bits >= t)`; bit by bit."""
+def _largest_threshold(logits, enough):
+    """Largest value `t`, one a row, with `enough(logits >= t)`; bit by bit, no sort.
+
+    Float32 is ordered like the integers of its bits, so 32 halvings find `t` exactly.
+    """
+    bits = _ordered_bits(logits)
 
     def try_bit(i, t):
         candidate = t | (jnp.uint32(1 << 31) >> i.astype(jnp.uint32))
         return jnp.where(enough(bits >= candidate), candidate, t)
 
     start = jnp.zeros((*bits.shape[:-1], 1), jnp.uint32)
-    return jax.lax.fori_loop(0, 32, try_bit, start)
+    found = jax.lax.fori_loop(0, 32, try_bit, start)
+    return jnp.min(jnp.where(bits >= found, logits, jnp.inf), -1, keepdims=True)

@@ -202,12 +202,20 @@ def drifting(target, size):
 
 
 @pytest.mark.parametrize(("margin", "same"), [(0.1, True), (0.0, False)])
-def test_near_ties_are_settled_so_that_rounding_cannot_change_a_token(margin, same):
-    """Wide passes that round differently, exaggerated until it matters."""
-    rows = 32
+@pytest.mark.parametrize(
+    "filters", [{}, {"top_k": 2}, {"top_p": 0.7}, {"top_k": 3, "top_p": 0.8}]
+)
+def test_near_ties_are_settled_so_that_rounding_cannot_change_a_token(
+    margin, same, filters
+):
+    """Wide passes that round differently, exaggerated until it matters.
+
+    With filters, a token can also be lost or won at their edge, by a wide margin.
+    """
+    rows = 64
     target = drifting(toy_target(VOCAB), 0.03)
     prompt, keys = jnp.zeros(rows, jnp.int32), row_keys(0, rows)
-    sampling = make_sampling(rows)
+    sampling = make_sampling(rows, **filters)
 
     def run(drafter, tree, drafter_params):
         engine = Engine(target, LENGTH, drafter, tree, tie_margin=margin)
