@@ -1,6 +1,7 @@
 """CIFAR-10 for one large GPU: the benchmark model. Research use only."""
 
-from jaxspec.config import BlockDiffusionConfig, TokenizerConfig, TransformerConfig
+from jaxspec.config import BlockDiffusionConfig, TransformerConfig
+from jaxspec.models.tokenizer import PRESETS
 from jaxspec.train.experiment import DataConfig, Experiment, TrainingConfig
 
 DATA = DataConfig(
@@ -15,16 +16,7 @@ def get_config() -> Experiment:
     return Experiment(
         name="cifar10",
         data=DATA,
-        tokenizer=TokenizerConfig(
-            image_size=32,
-            patch_size=2,
-            channels=96,
-            multipliers=(1,),
-            attention="middle",
-            groups=8,
-            latent_channels=96,
-            codebook_size=1024,
-        ),
+        tokenizer=PRESETS["small-32"],
         prior=TransformerConfig(
             vocab_size=1024, layers=7, width=320, heads=5, grid=16, classes=10
         ),

@@ -1,6 +1,9 @@
 """CIFAR-10 for a machine with a few CPU cores. Research use only."""
 
-from jaxspec.config import BlockDiffusionConfig, TokenizerConfig, TransformerConfig
+from dataclasses import replace
+
+from jaxspec.config import BlockDiffusionConfig, TransformerConfig
+from jaxspec.models.tokenizer import PRESETS
 from jaxspec.train.experiment import DataConfig, Experiment, TrainingConfig
 
 
@@ -13,17 +16,12 @@ def get_config() -> Experiment:
             credit="CIFAR-10, A. Krizhevsky, 2009",
             licence="research use only; no formal licence stated by the authors",
         ),
-        tokenizer=TokenizerConfig(
-            image_size=32,
-            patch_size=2,
+        tokenizer=replace(
+            PRESETS["small-32"],
             channels=64,
-            multipliers=(1,),
             encoder_blocks=1,
             decoder_blocks=2,
-            attention="middle",
-            groups=8,
             latent_channels=64,
-            codebook_size=1024,
         ),
         prior=TransformerConfig(
             vocab_size=1024,

@@ -1,6 +1,7 @@
 """Fruits-360 at 64x64 for one large GPU; each part is meant to take minutes there."""
 
-from jaxspec.config import BlockDiffusionConfig, TokenizerConfig, TransformerConfig
+from jaxspec.config import BlockDiffusionConfig, TransformerConfig
+from jaxspec.models.tokenizer import PRESETS
 from jaxspec.train.experiment import DataConfig, Experiment, TrainingConfig
 
 
@@ -13,16 +14,7 @@ def get_config() -> Experiment:
             credit="Fruits-360, Copyright (c) 2017- Mihai Oltean",
             licence="CC BY-SA 4.0",
         ),
-        tokenizer=TokenizerConfig(
-            image_size=64,
-            patch_size=4,
-            channels=96,
-            multipliers=(1,),
-            attention="middle",
-            groups=8,
-            latent_channels=96,
-            codebook_size=1024,
-        ),
+        tokenizer=PRESETS["small-64"],
         prior=TransformerConfig(
             vocab_size=1024, layers=8, width=256, heads=4, grid=16, classes=67
         ),

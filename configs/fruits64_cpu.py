@@ -1,6 +1,9 @@
 """Fruits-360 at 64x64 for a machine with a few CPU cores: about 90 minutes on two."""
 
-from jaxspec.config import BlockDiffusionConfig, TokenizerConfig, TransformerConfig
+from dataclasses import replace
+
+from jaxspec.config import BlockDiffusionConfig, TransformerConfig
+from jaxspec.models.tokenizer import PRESETS
 from jaxspec.train.experiment import DataConfig, Experiment, TrainingConfig
 
 
@@ -13,17 +16,12 @@ def get_config() -> Experiment:
             credit="Fruits-360, Copyright (c) 2017- Mihai Oltean",
             licence="CC BY-SA 4.0",
         ),
-        tokenizer=TokenizerConfig(
-            image_size=64,
-            patch_size=4,
+        tokenizer=replace(
+            PRESETS["small-64"],
             channels=64,
-            multipliers=(1,),
             encoder_blocks=1,
             decoder_blocks=2,
-            attention="middle",
-            groups=8,
             latent_channels=64,
-            codebook_size=1024,
         ),
         prior=TransformerConfig(
             vocab_size=1024,

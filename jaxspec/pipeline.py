@@ -17,9 +17,10 @@ from jaxspec.errors import ConfigError, NonFiniteError
 from jaxspec.models.target import make_target
 from jaxspec.models.tokenizer import Tokenizer
 from jaxspec.models.transformer import Transformer
-from jaxspec.spec.loop import Engine, generate
+from jaxspec.spec.loop import generate
 from jaxspec.spec.noise import row_keys
 from jaxspec.spec.sampling import Sampling, active_steps, make_sampling
+from jaxspec.spec.state import Engine
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify import Coupled, Rule
 

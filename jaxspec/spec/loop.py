@@ -1,137 +1,19 @@
 """The speculative loop: one round as a pure function, and all rounds as one program."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import register_dataclass
 
-from jaxspec.errors import ConfigError
-from jaxspec.spec.cache import KVCache, compact, tree_mask
-from jaxspec.spec.draft import Draft, Drafter, Round
+from jaxspec.spec.cache import compact, tree_mask
+from jaxspec.spec.draft import Draft, Round
 from jaxspec.spec.noise import position_noise
-from jaxspec.spec.sampling import (
-    LLAMAGEN_ORDER,
-    Sampling,
-    Step,
-    guide,
-    process,
-    process_with_doubt,
-)
-from jaxspec.spec.target import Target
-from jaxspec.spec.tree import Tree
-from jaxspec.spec.verify import Coupled, Rule
+from jaxspec.spec.sampling import Sampling, guide, process_with_doubt
+from jaxspec.spec.settle import doubted_margin, near_tie, settle
+from jaxspec.spec.state import Engine, Generation, SpecState, Stats
 from jaxspec.spec.verify.coupled import choose
-from jaxspec.typing import Array, Bool, Float, Int, Params, PyTree, RowKeys
-
-
-@dataclass(frozen=True)
-class Engine:
-    """Everything static about a generation; hashable, closed over by `jax.jit`.
-
-    Attributes:
-      target: the model that is sped up.
-      max_tokens: tokens to generate in each row.
-      drafter: None decodes plainly, one token a call.
-      tree: shape of the drafts; the root alone without a drafter.
-      rule: how drafts are judged.
-      order: processing steps, in order; see `spec.sampling.process`.
-      tie_margin: a decision won by less than this is taken again from the target's
-        `rescore`, which has one fixed shape. Passes of different widths round
-        differently; as long as they differ by less than half this margin, every tree,
-        drafter and batch yields the same tokens, not merely almost always. 0 never
-        asks.
-    """
-
-    target: Target
-    max_tokens: int
-    drafter: Drafter | None = None
-    tree: Tree = Tree.root()
-    rule: Rule = Coupled()
-    order: tuple[Step, ...] = LLAMAGEN_ORDER
-    tie_margin: float = 1e-3
-
-    def __post_init__(self):
-        if self.max_tokens < 1:
-            raise ConfigError(f"max_tokens={self.max_tokens} must be at least 1")
-        if self.drafter is None and self.tree.size != 1:
-            raise ConfigError("a tree of drafts needs a drafter")
-        if self.tie_margin < 0:
-            raise ConfigError(f"tie_margin={self.tie_margin} must not be negative")
-
-    @property
-    def path_length(self) -> int:
-        """`A`."""
-        return self.tree.depth + 1
-
-
-@register_dataclass
-@dataclass(frozen=True)
-class Stats:
-    """Counters kept on the device and fetched once.
-
-    Attributes:
-      calls: int32 [B], target calls of each row: its prefill, and each round in which
-        it was not finished.
-      rounds: int32 [], rounds of the whole batch.
-      rescored: int32 [B], near-ties that were decided again.
-      accepted: int32 [B, A], rounds by number of accepted tokens.
-      hits: int32 [B, A - 1, W], accepted drafted tokens by depth and rank.
-    """
-
-    calls: Int[Array, "B"]
-    rounds: Int[Array, ""]
-    rescored: Int[Array, "B"]
-    accepted: Int[Array, "B A"]
-    hits: Int[Array, "B D W"]
-
-
-@register_dataclass
-@dataclass(frozen=True)
-class SpecState:
-    """Everything that one round hands to the next.
-
-    Attributes:
-      tokens: int32 [B, max_tokens + A], generated tokens; garbage beyond `length`.
-      length: int32 [B], generated tokens so far.
-      start: int32 [B], absolute position of the first generated token.
-      cache: the target's keys and values; the last tree lies behind them uncommitted.
-      path: int32 [B, A], accepted nodes of the last tree.
-      counts: int32 [B], how many of them to commit on entry to the next round.
-      drafter: the drafter's state.
-      keys: typed keys [B].
-      stats: counters.
-      finite: bool [], False once a decision met NaN or nothing but -inf.
-    """
-
-    tokens: Int[Array, "B T"]
-    length: Int[Array, "B"]
-    start: Int[Array, "B"]
-    cache: KVCache
-    path: Int[Array, "B A"]
-    counts: Int[Array, "B"]
-    drafter: PyTree
-    keys: RowKeys
-    stats: Stats
-    finite: Bool[Array, ""]
-
-
-@register_dataclass
-@dataclass(frozen=True)
-class Generation:
-    """The result of `generate`.
-
-    Attributes:
-      tokens: int32 [B, max_tokens].
-      stats: counters of the run.
-      finite: bool [], False if the target ever gave NaN or only -inf; the tokens mean
-        nothing then.
-    """
-
-    tokens: Int[Array, "B T"]
-    stats: Stats
-    finite: Bool[Array, ""]
+from jaxspec.typing import Array, Params, PyTree, RowKeys
 
 
 def _streams(engine: Engine, x: Array) -> Array:
@@ -143,68 +25,6 @@ def _noise(engine, keys, positions, sampling):
     """Noise of sampled rows; greedy rows get none."""
     noise = position_noise(keys, positions, engine.target.vocab_size)
     return jnp.where(sampling.temperature[:, None, None] > 0, noise, 0.0)
-
-
-def _near(engine: Engine, margin: Float[Array, "B ..."]) -> Bool[Array, "B ..."]:
-    """Decisions too close to leave to rounding, if the target can take them again."""
-    if engine.target.rescore is None:
-        return jnp.zeros_like(margin, bool)
-    return margin < engine.tie_margin
-
-
-def _doubted(
-    margin: Float[Array, "B ..."],
-    scores: Float[Array, "B ... V"],
-    doubtful: Float[Array, "B ... V"] | None,
-    noise: Float[Array, "B ... V"],
-) -> Float[Array, "B ..."]:
-    """Shortens margins by what a filter was not sure of: see `process_with_doubt`."""
-    if doubtful is None:
-        return margin
-    lead = jnp.max(scores + noise, axis=-1) - jnp.max(doubtful + noise, axis=-1)
-    return jnp.minimum(margin, lead)
-
-
-def _settle(
-    engine: Engine,
-    params: Params,
-    prompt: PyTree,
-    sampling: Sampling,
-    noise: Float[Array, "B V"],
-    tokens: Int[Array, "B T"],
-    index: Int[Array, "B"],
-    choice: Int[Array, "B"],
-    near: Bool[Array, "B"],
-) -> Int[Array, "B"]:
-    """Takes near-tied decisions again, each row alone and by a forward of fixed shape.
-
-    Args:
-      noise: of the positions in question.
-      tokens: generated tokens, of which the first `index` are read.
-      index: which generated token is decided.
-      choice: what the wide pass chose.
-      near: rows to look at again.
-    """
-    rescore = engine.target.rescore
-    if rescore is None or engine.tie_margin == 0:
-        return choice
-    known = jnp.arange(engine.max_tokens) < index[:, None]
-    known_tokens = jnp.where(known, tokens[:, : engine.max_tokens], 0)
-
-    def one(row):
-        own, own_prompt, own_sampling, own_noise, own_tokens, own_index, old = row
-
-        def again():
-            alone = jax.tree.map(lambda x: x[None], (own_prompt, own_sampling))
-            logits = rescore(params, alone[0], own_tokens[None], own_index[None])
-            merged = guide(logits, alone[1], own_index[None])
-            scores = process(merged, alone[1], engine.order)
-            return choose(scores + own_noise)[0][0]
-
-        return jax.lax.cond(own, again, lambda: old)
-
-    rows = (near, prompt, sampling, noise, known_tokens, index, choice)
-    return jax.lax.cond(jnp.any(near), lambda: jax.lax.map(one, rows), lambda: choice)
 
 
 def init_state(
@@ -238,10 +58,10 @@ def init_state(
         guided, sampling, engine.order, engine.tie_margin
     )
     first, margin = choose(scores + noise)
-    margin = _doubted(margin, scores, doubtful, noise)
+    margin = doubted_margin(margin, scores, doubtful, noise)
     tokens = jnp.zeros((rows, engine.max_tokens + length), jnp.int32)
-    near = _near(engine, margin)
-    first = _settle(engine, params, prompt, sampling, noise, tokens, index, first, near)
+    near = near_tie(engine, margin)
+    first = settle(engine, params, prompt, sampling, noise, tokens, index, first, near)
     drafter = None
     if engine.drafter is not None:
         drafter = engine.drafter.init(drafter_params, features, extra, engine.tree)
@@ -316,13 +136,13 @@ def spec_step(
     )
     verdict = engine.rule.verify(scores, draft, tree, noise)
     sure = jnp.full(draft.tokens.shape, jnp.inf)
-    doubted = _doubted(sure, scores, doubtful, noise[:, depths])
+    doubted = doubted_margin(sure, scores, doubtful, noise[:, depths])
     doubted = jnp.take_along_axis(doubted, verdict.path, axis=1)
     margin = jnp.minimum(verdict.margin, doubted)
 
     # A path ends at its first near-tie, which is decided again.
     place = jnp.arange(engine.path_length)
-    near = _near(engine, margin) & (place <= verdict.accepted[:, None])
+    near = near_tie(engine, margin) & (place <= verdict.accepted[:, None])
     tied = jnp.any(near, axis=1) & live
     accepted = jnp.where(tied, jnp.argmax(near, axis=1), verdict.accepted)
     on_path = jnp.take_along_axis(draft.tokens, verdict.path[:, 1:], axis=1)
@@ -332,7 +152,7 @@ def spec_step(
     )
     tokens = write_row(state.tokens, on_path, state.length)
     own_noise = jnp.take_along_axis(noise, accepted[:, None, None], axis=1)[:, 0]
-    next_token = _settle(
+    next_token = settle(
         engine,
         params,
         prompt,

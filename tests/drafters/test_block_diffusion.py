@@ -13,10 +13,11 @@ from jaxspec.errors import ConfigError
 from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
 from jaxspec.spec.draft import Round
-from jaxspec.spec.loop import Engine, generate
+from jaxspec.spec.loop import generate
 from jaxspec.spec.named_trees import named_tree
 from jaxspec.spec.noise import position_noise, row_keys
 from jaxspec.spec.sampling import make_sampling
+from jaxspec.spec.state import Engine
 from jaxspec.train import drafter as training
 from tests.models.test_transformer import random_params
 

@@ -9,10 +9,11 @@ import pytest
 
 from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
-from jaxspec.spec.loop import Engine, generate, init_state, spec_step
+from jaxspec.spec.loop import generate, init_state, spec_step
 from jaxspec.spec.named_trees import named_tree
 from jaxspec.spec.noise import row_keys
 from jaxspec.spec.sampling import make_sampling
+from jaxspec.spec.state import Engine
 from jaxspec.spec.tree import Tree
 from jaxspec.testing.toy import NoisyOracle
 from tests.drafters.test_block_diffusion import TARGET, make

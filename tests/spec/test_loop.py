@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxspec.errors import ConfigError
-from jaxspec.spec.loop import Engine, generate, init_state, spec_step
+from jaxspec.spec.loop import generate, init_state, spec_step
 from jaxspec.spec.named_trees import named_tree
 from jaxspec.spec.noise import row_keys
 from jaxspec.spec.sampling import make_sampling
+from jaxspec.spec.state import Engine
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify import Coupled
 from jaxspec.testing.toy import NoisyOracle, toy_params, toy_target

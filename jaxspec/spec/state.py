@@ -1,0 +1,122 @@
+"""What the loop holds fixed, what it carries, and what it returns."""
+
+from dataclasses import dataclass
+
+from jax.tree_util import register_dataclass
+
+from jaxspec.errors import ConfigError
+from jaxspec.spec.cache import KVCache
+from jaxspec.spec.draft import Drafter
+from jaxspec.spec.sampling import LLAMAGEN_ORDER, Step
+from jaxspec.spec.target import Target
+from jaxspec.spec.tree import Tree
+from jaxspec.spec.verify import Coupled, Rule
+from jaxspec.typing import Array, Bool, Int, PyTree, RowKeys
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Everything static about a generation; hashable, closed over by `jax.jit`.
+
+    Attributes:
+      target: the model that is sped up.
+      max_tokens: tokens to generate in each row.
+      drafter: None decodes plainly, one token a call.
+      tree: shape of the drafts; the root alone without a drafter.
+      rule: how drafts are judged.
+      order: processing steps, in order; see `spec.sampling.process`.
+      tie_margin: a decision won by less than this is taken again from the target's
+        `rescore`, which has one fixed shape. Passes of different widths round
+        differently; as long as they differ by less than half this margin, every tree,
+        drafter and batch yields the same tokens, not merely almost always. 0 never
+        asks.
+    """
+
+    target: Target
+    max_tokens: int
+    drafter: Drafter | None = None
+    tree: Tree = Tree.root()
+    rule: Rule = Coupled()
+    order: tuple[Step, ...] = LLAMAGEN_ORDER
+    tie_margin: float = 1e-3
+
+    def __post_init__(self):
+        if self.max_tokens < 1:
+            raise ConfigError(f"max_tokens={self.max_tokens} must be at least 1")
+        if self.drafter is None and self.tree.size != 1:
+            raise ConfigError("a tree of drafts needs a drafter")
+        if self.tie_margin < 0:
+            raise ConfigError(f"tie_margin={self.tie_margin} must not be negative")
+
+    @property
+    def path_length(self) -> int:
+        """`A`."""
+        return self.tree.depth + 1
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Stats:
+    """Counters kept on the device and fetched once.
+
+    Attributes:
+      calls: int32 [B], target calls of each row: its prefill, and each round in which
+        it was not finished.
+      rounds: int32 [], rounds of the whole batch.
+      rescored: int32 [B], near-ties that were decided again.
+      accepted: int32 [B, A], rounds by number of accepted tokens.
+      hits: int32 [B, A - 1, W], accepted drafted tokens by depth and rank.
+    """
+
+    calls: Int[Array, "B"]
+    rounds: Int[Array, ""]
+    rescored: Int[Array, "B"]
+    accepted: Int[Array, "B A"]
+    hits: Int[Array, "B D W"]
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class SpecState:
+    """Everything that one round hands to the next.
+
+    Attributes:
+      tokens: int32 [B, max_tokens + A], generated tokens; garbage beyond `length`.
+      length: int32 [B], generated tokens so far.
+      start: int32 [B], absolute position of the first generated token.
+      cache: the target's keys and values; the last tree lies behind them uncommitted.
+      path: int32 [B, A], accepted nodes of the last tree.
+      counts: int32 [B], how many of them to commit on entry to the next round.
+      drafter: the drafter's state.
+      keys: typed keys [B].
+      stats: counters.
+      finite: bool [], False once a decision met NaN or nothing but -inf.
+    """
+
+    tokens: Int[Array, "B T"]
+    length: Int[Array, "B"]
+    start: Int[Array, "B"]
+    cache: KVCache
+    path: Int[Array, "B A"]
+    counts: Int[Array, "B"]
+    drafter: PyTree
+    keys: RowKeys
+    stats: Stats
+    finite: Bool[Array, ""]
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Generation:
+    """The result of `generate`.
+
+    Attributes:
+      tokens: int32 [B, max_tokens].
+      stats: counters of the run.
+      finite: bool [], False if the target ever gave NaN or only -inf; the tokens mean
+        nothing then.
+    """
+
+    tokens: Int[Array, "B T"]
+    stats: Stats
+    finite: Bool[Array, ""]
