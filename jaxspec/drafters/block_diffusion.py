@@ -166,12 +166,16 @@ class BlockDiffusion:
     def _block_logits(
         self, params: Params, cache: KVCache, this: Round, depth: int
     ) -> tuple[Float[Array, "R G V"], KVCache]:
-        """One pass over the block; its own keys and values are scratch."""
+        """One pass over the block; its own keys and values are scratch.
+
+        Causal rows do not see later ones, so only as many as the tree is deep are run.
+        """
+        rows = depth if self.config.causal else self.config.block_size
         streams = cache.lengths.shape[0] // this.root.shape[0]
         root = jnp.concatenate([this.root] * streams)
         starts = cache.lengths
-        positions = starts[:, None] + jnp.arange(self.config.block_size)
-        mask = block_mask(cache, self.config.block_size, self.config.causal)
+        positions = starts[:, None] + jnp.arange(rows)
+        mask = block_mask(cache, rows, self.config.causal)
         written: list[KeysValues] = []
 
         def join_at(layer):
@@ -184,7 +188,7 @@ class BlockDiffusion:
             return join
 
         network = self.network(params["own"])
-        h = network.block_input(params["embedding"][root])
+        h = network.block_input(params["embedding"][root])[:, :rows]
         joins = [join_at(layer) for layer in range(self.config.layers)]
         h = network.block(h, self.angles(positions), mask, joins)
         logits = jnp.matmul(
@@ -193,9 +197,9 @@ class BlockDiffusion:
         return logits, replace(cache, layers=tuple(written))
 
 
-def block_mask(cache: KVCache, block_size: int, causal: bool) -> Bool[Array, "R G S"]:
+def block_mask(cache: KVCache, rows: int, causal: bool) -> Bool[Array, "R G S"]:
     """Block rows see the committed context, and the block (causally or whole)."""
     slot = jnp.arange(cache.capacity) - cache.lengths[:, None]  # [R, S]
-    row = jnp.arange(block_size)[None, :, None]
-    last = row if causal else jnp.full_like(row, block_size - 1)
+    row = jnp.arange(rows)[None, :, None]
+    last = row if causal else jnp.full_like(row, rows - 1)
     return slot[:, None, :] <= last
