@@ -47,9 +47,14 @@ def get_config() -> Experiment:
             steps=600, batch=64, weight_decay=1e-4, ema=0.99, evaluate_every=300
         ),
         train_prior=TrainingConfig(
-            steps=1200, batch=16, warmup=100, ema=0.995, evaluate_every=400
+            steps=900,
+            batch=16,
+            warmup=100,
+            ema=0.995,
+            evaluate_every=300,
+            save_every=300,
         ),
         train_drafter=TrainingConfig(
-            steps=800, batch=16, warmup=50, ema=0.995, evaluate_every=400
+            steps=600, batch=16, warmup=50, ema=0.99, evaluate_every=200, save_every=200
         ),
     )

@@ -143,6 +143,7 @@ def spec_step(
     # A path ends at its first near-tie, which is decided again.
     place = jnp.arange(engine.path_length)
     near = near_tie(engine, margin) & (place <= verdict.accepted[:, None])
+    near &= state.length[:, None] + place < engine.max_tokens  # what will be emitted
     tied = jnp.any(near, axis=1) & live
     accepted = jnp.where(tied, jnp.argmax(near, axis=1), verdict.accepted)
     on_path = jnp.take_along_axis(draft.tokens, verdict.path[:, 1:], axis=1)
