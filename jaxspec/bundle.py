@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,15 +65,20 @@ def load_bundle(path: str | os.PathLike | None = None, *, dtype: Any = None) -> 
     drafter = None
     if (folder / "drafter").is_dir():
         drafter = load(folder / "drafter", "block_diffusion")
-        if drafter.config.target != prior.config:
+        trained_for = drafter.about.get("target_digest", params_digest(prior.params))
+        if (drafter.config.target, trained_for) != (
+            prior.config,
+            params_digest(prior.params),
+        ):
             raise CheckpointError(
-                f"'{folder / 'drafter'}' was made for another prior than "
-                f"'{folder / 'prior'}': their configurations differ"
+                f"'{folder / 'drafter'}' was trained for another prior than "
+                f"'{folder / 'prior'}'; train it again"
             )
-    if tokenizer.config.codebook_size != prior.config.vocab_size:
+    codes, grid = tokenizer.config.codebook_size, tokenizer.config.grid
+    if (codes, grid) != (prior.config.vocab_size, prior.config.grid):
         raise CheckpointError(
-            f"'{folder}': the prior speaks {prior.config.vocab_size} codes, the "
-            f"tokenizer {tokenizer.config.codebook_size}"
+            f"'{folder}': the prior is over {prior.config.vocab_size} codes on a grid "
+            f"of {prior.config.grid}, the tokenizer makes {codes} on one of {grid}"
         )
     if dtype is not None:
         prior = _cast(prior, dtype)
@@ -85,15 +90,7 @@ def _cast(checkpoint: Checkpoint, dtype: Any) -> Checkpoint:
     import jax
 
     params = jax.tree.map(lambda x: x.astype(dtype), checkpoint.params)
-    return Checkpoint(checkpoint.kind, checkpoint.config, params, checkpoint.about)
-
-
-def drafter_fits(bundle: Bundle) -> bool:
-    """Whether the drafter was trained for this very prior (digest of its weights)."""
-    if bundle.drafter is None:
-        return False
-    wanted = bundle.drafter.about.get("target_digest")
-    return wanted == params_digest(bundle.prior.params)
+    return replace(checkpoint, params=params)
 
 
 def write_manifest(root: str | os.PathLike) -> None:

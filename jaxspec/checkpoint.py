@@ -89,16 +89,20 @@ def read_config(path: str | os.PathLike) -> Checkpoint:
       CheckpointError: the folder or file is missing or unreadable, or newer than
         this library.
     """
-    path = Path(path)
+    path = recover(path)
     file = path / "config.json"
     if not path.is_dir():
         raise CheckpointError(f"no checkpoint folder at '{path}'; check the path")
     try:
         record = json.loads(file.read_text())
-        kind, version = record["kind"], record["format"]
-        config_class = KINDS[kind]
-        config = from_dict(config_class, record["config"])
-        about = dict(record.get("about", {}))
+        if record["format"] != FORMAT:
+            raise CheckpointError(
+                f"'{path}' has format {record['format']}; this jaxspec reads format "
+                f"{FORMAT}: install a matching version"
+            )
+        kind = record["kind"]
+        config = from_dict(KINDS[kind], record["config"])
+        return Checkpoint(kind, config, {}, dict(record.get("about", {})))
     except FileNotFoundError:
         raise CheckpointError(
             f"'{path}' has no config.json; it is not a jaxspec checkpoint"
@@ -107,28 +111,14 @@ def read_config(path: str | os.PathLike) -> Checkpoint:
         raise CheckpointError(
             f"'{file}' is damaged or not a jaxspec config ({error!r}); fetch it again"
         ) from None
-    if version != FORMAT:
-        raise CheckpointError(
-            f"'{path}' has format {version}; this jaxspec reads format {FORMAT}: "
-            "install a matching version"
-        )
-    return Checkpoint(kind, config, {}, about)
 
 
-def load(
-    path: str | os.PathLike,
-    kind: str | None = None,
-    *,
-    dtype: Any = None,
-    check_finite: bool = True,
-) -> Checkpoint:
-    """Reads a checkpoint onto the default device.
+def load(path: str | os.PathLike, kind: str | None = None) -> Checkpoint:
+    """Reads a checkpoint onto the default device, in the dtypes it was saved in.
 
     Args:
       path: a folder written by `save`.
       kind: refuse any other kind.
-      dtype: cast floating parameters to this.
-      check_finite: refuse NaN and infinity.
 
     Raises:
       CheckpointError: missing, damaged, of another kind, or not of the shapes its
@@ -139,15 +129,12 @@ def load(
     if kind is not None and head.kind != kind:
         raise CheckpointError(f"'{path}' holds a {head.kind}, not a {kind}")
     params = _read_tree(Path(path) / "params", abstract_params(head.kind, head.config))
-    if check_finite:
-        for name, x in _named_leaves(params):
-            if not bool(jnp.isfinite(x).all()):
-                raise NonFiniteError(
-                    f"'{path}': parameter {name} holds NaN or infinity; "
-                    "the checkpoint is unusable, fetch or train it again"
-                )
-    if dtype is not None:
-        params = jax.tree.map(lambda x: x.astype(dtype), params)
+    for name, x in _named_leaves(params):
+        if not bool(jnp.isfinite(x).all()):
+            raise NonFiniteError(
+                f"'{path}': parameter {name} holds NaN or infinity; "
+                "the checkpoint is unusable, fetch or train it again"
+            )
     return Checkpoint(head.kind, head.config, params, head.about)
 
 
@@ -173,7 +160,16 @@ def save_state(
 
 def load_state(path: str | os.PathLike, like: Any) -> Any:
     """Reads what `save_state` wrote, with the structure and shapes of `like`."""
-    return _read_tree(Path(path) / "state", jax.eval_shape(lambda x: x, like))
+    return _read_tree(recover(path) / "state", jax.eval_shape(lambda x: x, like))
+
+
+def recover(path: str | os.PathLike) -> Path:
+    """Finishes a replacement that was cut off between its two renames."""
+    path = Path(path)
+    old = path.with_name(f".{path.name}.old")
+    if old.is_dir() and not path.exists():
+        old.rename(path)
+    return path
 
 
 @contextlib.contextmanager
@@ -181,42 +177,49 @@ def _replacing(path: Path) -> Iterator[Path]:
     """Yields a fresh sibling folder that takes `path`'s place when all went well."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        recover(path)
         fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         os.chmod(fresh, 0o755)
     except OSError as error:
         raise CheckpointError(f"cannot write '{path}': {error.strerror}") from None
     try:
         yield fresh
+        old = path.with_name(f".{path.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
         if path.exists():
-            old = path.with_name(f".{path.name}.old")
-            shutil.rmtree(old, ignore_errors=True)
             path.rename(old)
-            fresh.rename(path)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            fresh.rename(path)
+        fresh.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise CheckpointError(f"cannot write '{path}': {error.strerror}") from None
     finally:
+        recover(path)
         shutil.rmtree(fresh, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _quiet_logs() -> Iterator[None]:
-    """Keeps orbax's progress lines off the user's screen."""
-    loggers = [logging.getLogger(name) for name in ("absl", "orbax")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+def _quiet() -> Iterator[None]:
+    """Keeps orbax's progress lines and stray tracebacks off the user's screen.
+
+    They come from other threads and from C++, so the file behind stderr is switched.
+    """
+    logger = logging.getLogger("absl")
+    level, kept = logger.level, os.dup(2)
+    logger.setLevel(logging.ERROR)
     try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
         yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        os.dup2(kept, 2)
+        os.close(kept)
+        logger.setLevel(level)
 
 
 def _write_tree(path: Path, tree: Any) -> None:
     import orbax.checkpoint as ocp
 
-    with _quiet_logs(), ocp.StandardCheckpointer() as checkpointer:
+    with _quiet(), ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(path.absolute(), tree)
 
 
@@ -226,18 +229,21 @@ def _read_tree(path: Path, like: Any) -> Any:
 
     if not path.is_dir():
         raise CheckpointError(f"'{path}' is missing; the checkpoint is incomplete")
-    with _quiet_logs(), ocp.StandardCheckpointer() as checkpointer:
+    with _quiet(), ocp.StandardCheckpointer() as checkpointer:
         try:
             found = checkpointer.metadata(path.absolute()).item_metadata.tree
-        except Exception as error:
+        except Exception:
             raise CheckpointError(
-                f"'{path}' is damaged (its metadata cannot be read: "
-                f"{_first_line(error)}); fetch it again"
+                f"'{path}' is damaged (its metadata cannot be read); fetch it again"
             ) from None
         _compare(path, found, like)
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         target = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), like
+            lambda x, there: jax.ShapeDtypeStruct(
+                x.shape, there.dtype, sharding=device
+            ),
+            like,
+            found,
         )
         try:
             return checkpointer.restore(path.absolute(), target)

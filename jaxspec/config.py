@@ -17,6 +17,12 @@ def _require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def _positive(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(value >= 1, f"{name}={value} must be at least 1")
+
+
 @dataclass(frozen=True)
 class TokenizerConfig:
     """A VQ tokenizer of the LlamaGen family (arXiv 2406.06525, section 2.1).
@@ -51,6 +57,9 @@ class TokenizerConfig:
     code_dim: int = 8
 
     def __post_init__(self):
+        _positive(self, "patch_size", "channels", "groups", "latent_channels")
+        _positive(self, "codebook_size", "code_dim", "encoder_blocks", "decoder_blocks")
+        _require(len(self.multipliers) >= 1, "multipliers must name at least one level")
         step = self.downsampling
         _require(
             self.image_size % step == 0,
@@ -106,7 +115,7 @@ class TransformerConfig:
       qk_norm: RMSNorm over the heads of queries and keys (Qwen3).
       tied_head: the output head is the transposed token embedding.
       token_dropout: dropout after the embedding, training only.
-      residual_dropout: dropout of each block's output, training only.
+      residual_dropout: dropout of each attention output, training only.
       ffn_dropout: dropout of each SwiGLU output, training only.
       condition_dropout: chance of the null condition, training only.
     """
@@ -137,6 +146,8 @@ class TransformerConfig:
     condition_dropout: float = 0.1
 
     def __post_init__(self):
+        _positive(self, "vocab_size", "layers", "width", "heads", "num_kv_heads")
+        _positive(self, "ffn_multiple", "grid", "max_length", "classes")
         _require(
             self.head_dim is not None or self.width % self.heads == 0,
             f"heads={self.heads} must divide width={self.width}, or set head_dim",
@@ -214,7 +225,13 @@ class BlockDiffusionConfig:
     markov_rank: int = 256
 
     def __post_init__(self):
-        _require(self.block_size >= 1, "block_size must be at least 1")
+        _positive(self, "block_size", "layers", "width", "heads", "num_kv_heads")
+        _positive(self, "ffn_width")
+        _require(self.markov_rank >= 0, "markov_rank must not be negative")
+        _require(
+            self.heads % self.num_kv_heads == 0,
+            f"kv_heads={self.num_kv_heads} must divide heads={self.heads}",
+        )
         _require(len(self.taps) >= 1, "taps must name at least one target layer")
         _require(
             self.width % self.heads == 0 and (self.width // self.heads) % 4 == 0,

@@ -1,4 +1,4 @@
-"""Pictures on disk."""
+"""Pictures as numbers, as a sheet, and on disk."""
 
 import io
 import os
@@ -11,12 +11,23 @@ from PIL import Image
 from jaxspec.errors import DataError
 
 
-def grid_picture(pictures: np.ndarray, columns: int | None = None) -> np.ndarray:
+def to_unit(pictures: np.ndarray) -> np.ndarray:
+    """Maps `uint8` pictures to float32 in [-1, 1]."""
+    return pictures.astype(np.float32) / 127.5 - 1.0
+
+
+def to_bytes(pictures: np.ndarray) -> np.ndarray:
+    """Maps pictures in [-1, 1] to `uint8`, clipping what lies outside."""
+    scaled = (np.asarray(pictures, np.float32) + 1.0) * 127.5
+    return np.clip(np.round(scaled), 0, 255).astype(np.uint8)
+
+
+def grid_picture(pictures: np.ndarray) -> np.ndarray:
     """Lays `uint8 [n, H, W, 3]` out on a white grid; small ones are doubled."""
     count, height = pictures.shape[:2]
     if height < 128:
         pictures = pictures.repeat(2, axis=1).repeat(2, axis=2)
-    columns = columns or int(np.ceil(np.sqrt(count)))
+    columns = int(np.ceil(np.sqrt(count)))
     rows = -(-count // columns)
     _, height, width, _ = pictures.shape
     gap = 4

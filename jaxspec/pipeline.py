@@ -1,6 +1,5 @@
 """From a bundle and settings to pictures: compile, run in batches, time, compare."""
 
-import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec.bundle import Bundle
-from jaxspec.data.source import to_bytes
 from jaxspec.drafters.block_diffusion import BlockDiffusion
 from jaxspec.errors import ConfigError, NonFiniteError
+from jaxspec.images import to_bytes
 from jaxspec.models.target import make_target
 from jaxspec.models.tokenizer import Tokenizer
 from jaxspec.models.transformer import Transformer
@@ -72,6 +71,11 @@ class Settings:
         )
 
 
+def spread_classes(classes: int, count: int) -> tuple[int, ...]:
+    """`count` class ids, evenly spread over `classes`."""
+    return tuple(i * classes // count % classes for i in range(count))
+
+
 @dataclass(frozen=True)
 class Run:
     """One way of drawing all pictures.
@@ -107,7 +111,13 @@ def make_engine(bundle: Bundle, settings: Settings, tree: Tree) -> Engine:
       ConfigError: the tree does not suit the drafter, or there is no drafter.
     """
     model = Transformer(bundle.prior.config)
-    exact = _exact(bundle)
+    wrong = [c for c in settings.classes if not 0 <= c < model.config.classes]
+    if wrong:
+        raise ConfigError(
+            f"unknown class {wrong[0]}; this prior has 0 to {model.config.classes - 1}"
+        )
+    # Passes in bfloat16 differ by too much for near-ties to be rare.
+    exact = jax.tree.leaves(bundle.prior.params)[0].dtype == jnp.float32
     drafter, taps = None, ()
     if tree.size > 1:
         if bundle.drafter is None:
@@ -115,16 +125,7 @@ def make_engine(bundle: Bundle, settings: Settings, tree: Tree) -> Engine:
         drafter = bundle.drafter.config
         assert isinstance(drafter, BlockDiffusion)
         taps = drafter.config.taps
-        if tree.depth > drafter.config.block_size:
-            raise ConfigError(
-                f"the tree is {tree.depth} deep, but the drafter's block reaches "
-                f"{drafter.config.block_size}; choose a shallower tree"
-            )
-        if tree.width > model.config.vocab_size:
-            raise ConfigError(
-                f"the tree asks for {tree.width} children of one node, but there are "
-                f"only {model.config.vocab_size} codes"
-            )
+        drafter.check_tree(tree)
     return Engine(
         target=make_target(model, guided=settings.guidance != 1.0, taps=taps),
         max_tokens=model.config.sequence_length,
@@ -134,11 +135,6 @@ def make_engine(bundle: Bundle, settings: Settings, tree: Tree) -> Engine:
         order=active_steps(settings.sampling(1)),
         **({} if exact else {"tie_margin": 0.0}),
     )
-
-
-def _exact(bundle: Bundle) -> bool:
-    leaf = jax.tree.leaves(bundle.prior.params)[0]
-    return leaf.dtype == jnp.float32
 
 
 def draw(
@@ -177,20 +173,19 @@ def draw(
         assert bundle.drafter is not None
         drafter_params = bundle.drafter.config.bind(bundle.drafter.params, params)
 
-    with _precision(bundle):
-        began = time.perf_counter()
-        arguments = (params, drafter_params, padded[0], sampling, keys[0])
-        run = jax.jit(partial(generate, engine)).lower(*arguments).compile()
-        compile_seconds = time.perf_counter() - began
-        times = []
-        for _ in range(repeats + warm_up):
-            parts, began = [], time.perf_counter()
-            for i in range(batches):
-                part = run(params, drafter_params, padded[i], sampling, keys[i])
-                parts.append(jax.block_until_ready(part))
-                progress(min(rows, count - i * rows))
-            times.append(time.perf_counter() - began)
-        times = times[warm_up:]
+    began = time.perf_counter()
+    arguments = (params, drafter_params, padded[0], sampling, keys[0])
+    run = jax.jit(partial(generate, engine)).lower(*arguments).compile()
+    compile_seconds = time.perf_counter() - began
+    times = []
+    for _ in range(repeats + warm_up):
+        parts, began = [], time.perf_counter()
+        for i in range(batches):
+            part = run(params, drafter_params, padded[i], sampling, keys[i])
+            parts.append(jax.block_until_ready(part))
+            progress(min(rows, count - i * rows))
+        times.append(time.perf_counter() - began)
+    times = times[warm_up:]
 
     if not all(bool(part.finite) for part in parts):
         raise NonFiniteError(
@@ -210,13 +205,6 @@ def draw(
         seconds=float(np.median(times)),
         compile_seconds=compile_seconds,
     )
-
-
-def _precision(bundle: Bundle):
-    """Float32 means float32, also where a device would use shorter products."""
-    if _exact(bundle):
-        return jax.default_matmul_precision("highest")
-    return contextlib.nullcontext()
 
 
 def decode_pictures(bundle: Bundle, tokens: np.ndarray, batch: int = 16) -> np.ndarray:

@@ -1,8 +1,6 @@
 """What a generation tells about itself: a dict for files, a table for people."""
 
 import json
-import os
-import platform
 from typing import Any
 
 import jax
@@ -10,16 +8,9 @@ import numpy as np
 
 from jaxspec import __version__
 from jaxspec.bundle import Bundle
+from jaxspec.device import device_name
 from jaxspec.pipeline import Run, Settings
 from jaxspec.spec.tree import Tree
-
-
-def device_name() -> str:
-    """The default device in words, for example `cpu (2 cores, x86_64)`."""
-    device = jax.devices()[0]
-    if device.platform == "cpu":
-        return f"cpu ({os.cpu_count()} cores, {platform.machine()})"
-    return f"{device.platform} ({device.device_kind})"
 
 
 def generation_report(

@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "jaxspec"
 LEAVES = {
-    "bench", "bundle", "checkpoint", "cli", "data", "evaluate", "images", "pipeline",
-    "report", "testing", "train", "trees",
+    "bench", "bundle", "checkpoint", "cli", "data", "device", "evaluate", "images",
+    "pipeline", "report", "testing", "train", "trees",
 }  # fmt: skip
 ALLOWED = {
     "errors": set(),

@@ -80,6 +80,7 @@ def run(arguments: argparse.Namespace) -> None:
     bundle = load_bundle(arguments.checkpoint)
     scales = [f"{scale:g}" for scale in arguments.cfg_scales]
     options = {
+        "checkpoint": [arguments.checkpoint] if arguments.checkpoint else [],
         "trees": arguments.trees or [],
         "batches": arguments.batches,
         "cfg-scales": scales,

@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
                 tokenizer,
                 bundle.tokenizer.params,
                 source,
-                split=arguments.split,
+                name=arguments.split,
                 flips=False,
                 cache_dir=Path(folder),
             )

@@ -77,11 +77,15 @@ def add_parser(commands) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
+    from pathlib import Path
+
     from jaxspec.errors import ConfigError
     from jaxspec.images import check_writable
 
     if arguments.num < 1:
         raise ConfigError(f"--num {arguments.num}: ask for at least one picture")
+    if arguments.report and Path(arguments.report) == Path(arguments.out):
+        raise ConfigError(f"--out and --report are both '{arguments.out}'")
     for path in filter(None, (arguments.out, arguments.report)):
         check_writable(path)
 
@@ -90,10 +94,11 @@ def run(arguments: argparse.Namespace) -> None:
 
     from jaxspec.bundle import load_bundle, resolve_classes
     from jaxspec.images import grid_picture, png_bytes, write_file
-    from jaxspec.pipeline import Settings, decode_pictures, draw
+    from jaxspec.pipeline import Settings, decode_pictures, draw, spread_classes
     from jaxspec.report import generation_report, generation_table, json_bytes
     from jaxspec.spec.named_trees import named_tree
     from jaxspec.spec.tree import Tree
+    from jaxspec.spec.verify import Coupled
     from jaxspec.trees import default_tree
 
     speculative = arguments.drafter != "none"
@@ -108,12 +113,13 @@ def run(arguments: argparse.Namespace) -> None:
         guidance=arguments.cfg_scale,
         guidance_interval=arguments.cfg_interval,
         batch=arguments.batch,
+        rule={"coupled": Coupled()}[arguments.rule],
     )
     dtype = arguments.dtype if arguments.dtype != "float32" else None
     bundle = load_bundle(arguments.checkpoint, dtype=dtype)
     if arguments.classes is None:
         count = len(bundle.class_names)
-        ids = [i * count // arguments.num % count for i in range(arguments.num)]
+        ids = spread_classes(count, arguments.num)
     else:
         ids = resolve_classes(bundle, arguments.classes.split(","))
     settings = _with_classes(settings, tuple(np.resize(ids, arguments.num).tolist()))

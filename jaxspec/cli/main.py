@@ -42,6 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except JaxspecError as error:
         print(f"jaxspec: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, a folder without permission
+        place = f" '{error.filename}'" if error.filename else ""
+        print(f"jaxspec: {error.strerror or error}{place}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("jaxspec: interrupted", file=sys.stderr)
         return 130

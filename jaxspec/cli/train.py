@@ -56,6 +56,9 @@ def run(arguments: argparse.Namespace) -> None:
     from jaxspec.train.run import train_part
 
     command = f"jaxspec train {arguments.part} --config {arguments.config}"
+    command += f" --workdir {arguments.workdir}"
+    if arguments.manual_dir:
+        command += " --manual-dir DIR"
     if arguments.steps is not None:
         command += f" --steps {arguments.steps}"
     path = train_part(

@@ -9,7 +9,8 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxspec.checkpoint import params_digest
-from jaxspec.data.source import ImageSource, to_unit
+from jaxspec.data.source import ImageSource
+from jaxspec.images import to_unit
 from jaxspec.models.tokenizer import Tokenizer
 from jaxspec.typing import Params
 
@@ -21,10 +22,12 @@ class CodeSource:
     Attributes:
       codes: uint16 or int32 [M, n, T]: as they are, and mirrored when `M` is 2.
       labels: int32 [n].
+      digest: of the tokenizer that made them.
     """
 
     codes: np.ndarray
     labels: np.ndarray
+    digest: str
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -42,21 +45,31 @@ def encode_source(
     params: Params,
     source: ImageSource,
     *,
-    split: str,
+    name: str,
     flips: bool,
     cache_dir: Path,
     batch: int = 64,
 ) -> CodeSource:
-    """Encodes a split, or reads what an earlier run with the same tokenizer kept."""
+    """Encodes a split, or reads what an earlier run with the same tokenizer kept.
+
+    Args:
+      tokenizer: static functions.
+      params: its parameters.
+      source: pictures.
+      name: of data set and split, on disk.
+      flips: also encode mirrored pictures.
+      cache_dir: where codes are kept.
+      batch: pictures side by side.
+    """
     digest = params_digest(params)
-    file = cache_dir / f"{split}-{'flips' if flips else 'plain'}-{digest}.npy"
+    file = cache_dir / f"{name}-{'flips' if flips else 'plain'}-{digest}.npy"
     if file.exists():
-        return CodeSource(np.load(file), source.labels)
+        return CodeSource(np.load(file), source.labels, digest)
     encode = jax.jit(tokenizer.encode)
     length = tokenizer.config.grid**2
     kind = np.uint16 if tokenizer.config.codebook_size <= 1 << 16 else np.int32
     codes = np.empty((1 + flips, len(source), length), kind)
-    for start in tqdm(range(0, len(source), batch), desc=f"encoding {split}"):
+    for start in tqdm(range(0, len(source), batch), desc=f"encoding {name}"):
         rows = np.arange(start, min(start + batch, len(source)))
         pictures = to_unit(source.take(rows))
         for mirrored in range(1 + flips):
@@ -67,4 +80,4 @@ def encode_source(
     with open(fresh, "wb") as out:
         np.save(out, codes)
     fresh.replace(file)
-    return CodeSource(codes, source.labels)
+    return CodeSource(codes, source.labels, digest)

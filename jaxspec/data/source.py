@@ -1,6 +1,7 @@
 """Random access to the pictures of a tfds data set."""
 
 import io
+import json
 import logging
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -48,7 +49,7 @@ class ImageSource:
         """
         self._side = side
         self._records: Any = _open(name, split, data_dir, manual_dir)
-        self.class_names = _class_names(name, self._records, manual_dir)
+        self.class_names = _class_names(name, self._records, data_dir, manual_dir)
         self._pictures = None
         if len(self._records) * side * side * 3 <= _MEMORY_BYTES:
             shape = (len(self._records), side, side, 3)
@@ -61,9 +62,9 @@ class ImageSource:
                     self._pictures[i] = fit_square(row["image"], side)
                     self.labels[i] = row["label"]
         else:
+            raw = _open(name, split, data_dir, manual_dir, decode=False)
             self.labels = np.array(
-                [r["label"] for r in tqdm(self._records, desc=f"labels of {split}")],
-                np.int32,
+                [r["label"] for r in tqdm(raw, desc=f"labels of {split}")], np.int32
             )
 
     def __len__(self) -> int:
@@ -89,18 +90,7 @@ def fit_square(picture: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(image.crop((left, top, left + side, top + side)))
 
 
-def to_unit(pictures: np.ndarray) -> np.ndarray:
-    """Maps `uint8` pictures to float32 in [-1, 1]."""
-    return pictures.astype(np.float32) / 127.5 - 1.0
-
-
-def to_bytes(pictures: np.ndarray) -> np.ndarray:
-    """Maps pictures in [-1, 1] to `uint8`, clipping what lies outside."""
-    scaled = (np.asarray(pictures, np.float32) + 1.0) * 127.5
-    return np.clip(np.round(scaled), 0, 255).astype(np.uint8)
-
-
-def _open(name, split, data_dir, manual_dir):
+def _open(name, split, data_dir, manual_dir, decode=True):
     import tensorflow_datasets as tfds
 
     from jaxspec.data import builders  # registers our own sets  # noqa: F401
@@ -118,6 +108,7 @@ def _open(name, split, data_dir, manual_dir):
                 name,
                 split=split,
                 data_dir=str(data_dir),
+                decoders=None if decode else {"image": tfds.decode.SkipDecoding()},
                 builder_kwargs={"file_format": "array_record"},
                 download_and_prepare_kwargs=prepare,
             )
@@ -134,13 +125,16 @@ def _open(name, split, data_dir, manual_dir):
         logging.getLogger("absl").setLevel(level)
 
 
-def _class_names(name, records, manual_dir):
+def _class_names(name, records, data_dir, manual_dir):
+    """Names by label; those of our own sets are kept beside the prepared data."""
     from jaxspec.data import builders
 
     own = {b.name: b for b in (builders.Fruits360, builders.Cifar10Packed)}
-    feature = records.dataset_info.features["label"]
-    if name in own and manual_dir is not None:
-        return own[name].class_names(Path(manual_dir))
-    if hasattr(feature, "names"):
-        return list(feature.names)
-    return []
+    if name not in own:
+        return list(getattr(records.dataset_info.features["label"], "names", []))
+    kept = Path(data_dir) / name / "class_names.json"
+    if not kept.is_file():
+        if manual_dir is None:
+            raise DataError(f"'{kept}' is missing; give --manual-dir once more")
+        kept.write_text(json.dumps(own[name].class_names(Path(manual_dir))))
+    return json.loads(kept.read_text())

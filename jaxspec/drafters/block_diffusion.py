@@ -55,11 +55,12 @@ class BlockDiffusion:
                 f"the drafter's width {self.config.width} is not the target's "
                 f"{self.target.width}; they share embedding and head"
             )
-        if max(self.config.taps) >= self.target.layers:
-            raise ConfigError(
-                f"tap {max(self.config.taps)} is beyond the target's "
-                f"{self.target.layers} layers (0 is the first)"
-            )
+        for tap in self.config.taps:
+            if not 0 <= tap < self.target.layers:
+                raise ConfigError(
+                    f"tap {tap} is beyond the target's {self.target.layers} layers "
+                    "(0 is the first)"
+                )
 
     def network(self, own: Params) -> BlockNetwork:
         """The Linen module bound to the drafter's own parameters."""
@@ -93,20 +94,34 @@ class BlockDiffusion:
         )
         return jnp.asarray(table)[positions]
 
+    def check_tree(self, tree: Tree) -> None:
+        """Refuses trees that this drafter cannot fill.
+
+        Raises:
+          ConfigError: the tree is deeper than the block, or a node has more children
+            than there are tokens.
+        """
+        if tree.depth > self.config.block_size:
+            raise ConfigError(
+                f"the tree is {tree.depth} deep, the drafter's block reaches "
+                f"{self.config.block_size}; choose a shallower tree"
+            )
+        if tree.width > self.target.vocab_size:
+            raise ConfigError(
+                f"the tree asks for {tree.width} children of one node, but there are "
+                f"only {self.target.vocab_size} tokens"
+            )
+
     def init(
         self, params: Params, features: Float[Array, "R P E"], extra: int, tree: Tree
     ) -> BlockState:
         """See `spec.draft.Drafter`.
 
         Raises:
-          ConfigError: the tree is deeper than the block.
+          ConfigError: see `check_tree`.
         """
+        self.check_tree(tree)
         c = self.config
-        if tree.depth > c.block_size:
-            raise ConfigError(
-                f"the tree is {tree.depth} deep, the drafter's block reaches "
-                f"{c.block_size}; choose a shallower tree"
-            )
         rows, length, width = features.shape
         # The path and the block are written behind the last committed position.
         capacity = length + extra + max(c.block_size, tree.depth + 1)

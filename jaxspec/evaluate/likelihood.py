@@ -1,8 +1,11 @@
 """How well a prior predicts held-out codes."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
 from jaxspec.data.codes import CodeSource
 from jaxspec.models.transformer import Transformer
@@ -31,21 +34,24 @@ def likelihood_metrics(
       predictions at the same places; both in nats.
     """
 
-    @jax.jit
-    def measure(params, codes, labels):
-        logits, _ = model.score(params, labels, codes[:, :-1])
-        log_p = jax.nn.log_softmax(logits[:, model.config.prefix_length - 1 :])
-        taken = jnp.take_along_axis(log_p, codes[..., None], axis=-1)[..., 0]
-        entropy = -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
-        return -jnp.mean(taken, axis=1), jnp.mean(entropy, axis=1)
-
     count = min(most or len(source), len(source))
     # Spread over the split, whose order may follow the classes.
     rows = np.linspace(0, len(source) - 1, count).astype(np.int64)
     padded = np.resize(rows, -(-count // batch) * batch).reshape(-1, batch)
     values = [
-        measure(params, source.codes[0, part].astype(np.int32), source.labels[part])
-        for part in padded
+        _measure(
+            model, params, source.codes[0, part].astype(np.int32), source.labels[part]
+        )
+        for part in tqdm(padded, desc="measuring", leave=False)
     ]
     nll, entropy = (np.concatenate(x)[:count].mean() for x in zip(*values, strict=True))
     return {"nll": float(nll), "entropy": float(entropy)}
+
+
+@partial(jax.jit, static_argnums=0)
+def _measure(model, params, codes, labels):
+    logits, _ = model.score(params, labels, codes[:, :-1])
+    log_p = jax.nn.log_softmax(logits[:, model.config.prefix_length - 1 :])
+    taken = jnp.take_along_axis(log_p, codes[..., None], axis=-1)[..., 0]
+    entropy = -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
+    return -jnp.mean(taken, axis=1), jnp.mean(entropy, axis=1)

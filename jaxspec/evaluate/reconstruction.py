@@ -1,10 +1,14 @@
 """How well a tokenizer keeps pictures, and how much of its codebook it uses."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
-from jaxspec.data.source import ImageSource, to_unit
+from jaxspec.data.source import ImageSource
+from jaxspec.images import to_unit
 from jaxspec.models.tokenizer import Tokenizer
 from jaxspec.typing import Params
 
@@ -20,18 +24,11 @@ def reconstruction_metrics(
         "perplexity": exp of the entropy of the code histogram.
     """
 
-    @jax.jit
-    def measure(params, pictures):
-        codes = tokenizer.encode(params, pictures)
-        out = jnp.clip(tokenizer.decode(params, codes), -1.0, 1.0)
-        mse = jnp.mean((out - pictures) ** 2, axis=(1, 2, 3))
-        return codes, 10 * jnp.log10(4.0 / jnp.maximum(mse, 1e-10))
-
     size = tokenizer.config.codebook_size
     counts, psnr = np.zeros(size), []
-    for start in range(0, len(source), batch):
+    for start in tqdm(range(0, len(source), batch), desc="measuring", leave=False):
         pictures = source.take(range(start, min(start + batch, len(source))))
-        codes, values = measure(params, to_unit(pictures))
+        codes, values = _measure(tokenizer, params, to_unit(pictures))
         counts += np.bincount(np.asarray(codes).ravel(), minlength=size)
         psnr.append(np.asarray(values))
     share = counts / counts.sum()
@@ -41,3 +38,11 @@ def reconstruction_metrics(
         "codes_used": float((counts > 0).mean()),
         "perplexity": float(np.exp(entropy)),
     }
+
+
+@partial(jax.jit, static_argnums=0)
+def _measure(tokenizer, params, pictures):
+    codes = tokenizer.encode(params, pictures)
+    out = jnp.clip(tokenizer.decode(params, codes), -1.0, 1.0)
+    mse = jnp.mean((out - pictures) ** 2, axis=(1, 2, 3))
+    return codes, 10 * jnp.log10(4.0 / jnp.maximum(mse, 1e-10))

@@ -5,6 +5,7 @@ from functools import lru_cache
 import jax
 import jax.numpy as jnp
 
+from jaxspec.errors import ConfigError
 from jaxspec.models.transformer import Transformer
 from jaxspec.spec.cache import init_cache
 from jaxspec.spec.target import Prefill, Target
@@ -20,8 +21,13 @@ def make_target(
       model: a conditional transformer.
       guided: run an unconditional stream beside each row (classifier-free guidance).
       taps: layers whose outputs the drafter reads.
+
+    Raises:
+      ConfigError: the model has no condition to start from.
     """
     config = model.config
+    if config.condition == "none":
+        raise ConfigError("a target needs a condition: 'class' or 'caption'")
     streams = 2 if guided else 1
 
     def doubled(prompt):

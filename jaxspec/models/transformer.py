@@ -50,8 +50,7 @@ class _Layer(nn.Module):
         x = x + nn.Dropout(c.residual_dropout)(h, deterministic=not train)
         h = RMSNorm(c.norm_eps, name="ffn_norm")(x)
         h = SwiGLU(c.ffn_size, name="ffn")(h)
-        h = nn.Dropout(c.ffn_dropout)(h, deterministic=not train)
-        return x + nn.Dropout(c.residual_dropout)(h, deterministic=not train), cache
+        return x + nn.Dropout(c.ffn_dropout)(h, deterministic=not train), cache
 
 
 class _Decoder(nn.Module):

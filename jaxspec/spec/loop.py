@@ -1,6 +1,7 @@
 """The speculative loop: one round as a pure function, and all rounds as one program."""
 
 from dataclasses import replace
+from functools import wraps
 from typing import Any
 
 import jax
@@ -27,6 +28,18 @@ def _noise(engine, keys, positions, sampling):
     return jnp.where(sampling.temperature[:, None, None] > 0, noise, 0.0)
 
 
+def _full_precision(function):
+    """Float32 means float32, also where a device would take shorter products."""
+
+    @wraps(function)
+    def run(*arguments, **options):
+        with jax.default_matmul_precision("highest"):
+            return function(*arguments, **options)
+
+    return run
+
+
+@_full_precision
 def init_state(
     engine: Engine,
     params: Params,
@@ -50,7 +63,7 @@ def init_state(
     length = engine.path_length
     extra = engine.max_tokens + engine.tree.size  # slots beyond the prompt's
     logits, features, cache = engine.target.prefill(params, prompt, extra)
-    start = cache.lengths[:rows]
+    start = jnp.copy(cache.lengths[:rows])  # not the cache's own buffer: see donation
     index = jnp.zeros(rows, jnp.int32)
     noise = _noise(engine, keys, start[:, None], sampling)[:, 0]
     guided = guide(logits, sampling, index)
@@ -60,7 +73,7 @@ def init_state(
     first, margin = choose(scores + noise)
     margin = doubted_margin(margin, scores, doubtful, noise)
     tokens = jnp.zeros((rows, engine.max_tokens + length), jnp.int32)
-    near = near_tie(engine, margin)
+    near = near_tie(engine, sampling, margin)
     first = settle(engine, params, prompt, sampling, noise, tokens, index, first, near)
     drafter = None
     if engine.drafter is not None:
@@ -87,6 +100,7 @@ def init_state(
     )
 
 
+@_full_precision
 def spec_step(
     engine: Engine,
     params: Params,
@@ -142,7 +156,7 @@ def spec_step(
 
     # A path ends at its first near-tie, which is decided again.
     place = jnp.arange(engine.path_length)
-    near = near_tie(engine, margin) & (place <= verdict.accepted[:, None])
+    near = near_tie(engine, sampling, margin) & (place <= verdict.accepted[:, None])
     near &= state.length[:, None] + place < engine.max_tokens  # what will be emitted
     tied = jnp.any(near, axis=1) & live
     accepted = jnp.where(tied, jnp.argmax(near, axis=1), verdict.accepted)

@@ -64,7 +64,10 @@ def named_tree(name: str) -> Tree:
     if name == "root":
         return Tree.root()
     if match := re.fullmatch(r"chain(?:-(\d+))?", name):
-        return Tree.chain(int(match[1] or _CHAIN))
+        length = match[1] or str(_CHAIN)
+        if len(length) > 4:
+            raise ConfigError(f"a chain of {length} tokens is longer than any output")
+        return Tree.chain(int(length))
     if re.fullmatch(r"\d+(,\d+)*", name):
         return Tree.from_paths(list(map(int, word)) for word in name.split(","))
     raise ConfigError(

@@ -3,12 +3,20 @@
 import jax
 import jax.numpy as jnp
 
+from jaxspec.errors import ConfigError
 from jaxspec.typing import Array, Float, Int, RowKeys
 
 
 def row_keys(seed: int, rows: int) -> RowKeys:
-    """One key a row; row `b` has the same key in a batch of any size."""
-    key = jax.random.key(seed)
+    """One key a row; row `b` has the same key in a batch of any size.
+
+    Raises:
+      ConfigError: the seed does not fit in 64 bits.
+    """
+    if not -(1 << 63) <= seed < 1 << 63:
+        raise ConfigError(f"seed={seed} does not fit in 64 bits; use a smaller one")
+    # Named, because under other generators draws depend on the batch they are part of.
+    key = jax.random.key(seed, impl="threefry2x32")
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(rows))
 
 

@@ -54,7 +54,7 @@ def make_sampling(
 
     Args:
       rows: `B`.
-      temperature: 0 (greedy) or more.
+      temperature: 0 (greedy), or 0.001 and more.
       top_k: 0 (all) or the number of tokens kept.
       top_p: in (0, 1].
       guidance: classifier-free guidance scale, 1 for none.
@@ -74,13 +74,18 @@ def make_sampling(
 
     last = np.iinfo(np.int32).max
     interval = np.broadcast_to(np.asarray(guidance_interval), (rows,))
+    if (interval < -1).any() or (interval > 1 << 20).any():
+        raise ConfigError(
+            f"guidance_interval={interval.min()} is out of range; use "
+            "-1 (always) or a step"
+        )
     return Sampling(
         check(
             "temperature",
             temperature,
             jnp.float32,
-            lambda x: x >= 0,
-            "0 (greedy) or more",
+            lambda x: (x == 0) | (x >= 1e-3),
+            "0 (greedy), or 0.001 and more",
         ),
         check("top_k", top_k, jnp.int32, lambda x: x >= 0, "0 (keep all) or more"),
         check(
@@ -91,13 +96,7 @@ def make_sampling(
             "a value above 0 and up to 1 (keep all)",
         ),
         check("guidance", guidance, jnp.float32, lambda x: x >= 0, "0 or more"),
-        check(
-            "guidance_interval",
-            np.where(interval < 0, last, interval + 2),
-            jnp.int32,
-            lambda x: x > 0,
-            "-1 (always) or a step",
-        ),
+        jnp.asarray(np.where(interval < 0, last, interval + 2), jnp.int32),
     )
 
 
@@ -149,7 +148,7 @@ def process_with_doubt(
     """`process`, and what could not be told with certainty.
 
     Args:
-      slack: how far logits and probability masses may be off.
+      slack: how far the model's logits may be off; see `amplification`.
 
     Returns:
       The processed logits, and the scores of doubtful tokens: those that a filter would
@@ -160,23 +159,37 @@ def process_with_doubt(
     temperature = sampling.temperature.reshape(shape)
     kept, plain = logits, logits
     doubt = jnp.zeros(logits.shape, bool)
+    off = (slack * amplification(sampling)).reshape(shape)
     for step in order:
         if step == "temperature":
             divisor = jnp.where(temperature > 0, temperature, 1.0)
             kept, plain = kept / divisor, plain / divisor
         elif step == "top_k":
             k = sampling.top_k.reshape(shape)
-            edge = jnp.any(doubt, axis=-1, keepdims=True)
-            doubt |= (edge & (k > 0)) | _doubt_top_k(kept, k, slack)
-            kept = keep_top_k(kept, k)
+            new = _doubt_top_k(kept, k, off)
+            # Whoever is in doubt already may free or take a place.
+            spare = jnp.sum(doubt, axis=-1, keepdims=True)
+            new |= (
+                (spare > 0) & _between_ranks(kept, k - spare, k + spare, off) & (k > 0)
+            )
+            kept, doubt = keep_top_k(kept, k), doubt | new
         else:
             p = sampling.top_p.reshape(shape)
-            edge = jnp.any(doubt, axis=-1, keepdims=True)
-            doubt |= (edge & (p < 1)) | _doubt_top_p(kept, p, slack)
-            kept = keep_top_p(kept, p)
+            chances = jax.nn.softmax(kept, axis=-1)
+            in_doubt = jnp.sum(jnp.where(doubt, chances, 0.0), -1, keepdims=True)
+            new = _doubt_top_p(kept, p, off, off + 2 * in_doubt)
+            kept, doubt = keep_top_p(kept, p), doubt | new
     if "top_k" not in order and "top_p" not in order:
         return kept, None
     return kept, jnp.where(doubt, plain, -jnp.inf)
+
+
+def amplification(sampling: Sampling) -> Float[Array, "B"]:
+    """How much guidance and temperature enlarge a rounding error of the logits."""
+    scale = sampling.guidance
+    merged = jnp.maximum(jnp.abs(scale) + jnp.abs(scale - 1.0), 1.0)
+    temperature = sampling.temperature
+    return merged / jnp.where(temperature > 0, temperature, 1.0)
 
 
 def active_steps(sampling: Sampling) -> tuple[Step, ...]:
@@ -225,6 +238,13 @@ def _crossing(logits, p):
     return _largest_threshold(logits, lambda kept: mass(kept) >= p), mass
 
 
+def _between_ranks(logits, low, high, slack):
+    """Tokens whose rank, counted from the largest, lies between two ranks."""
+    top = _kth_largest(logits, jnp.maximum(low, 1)) + slack
+    bottom = _kth_largest(logits, jnp.maximum(high, 1)) - slack
+    return (logits <= top) & (logits >= bottom)
+
+
 def _doubt_top_k(logits, k, slack):
     """Tokens at the edge of the k largest, if the edge is no clear gap."""
     edge = _kth_largest(logits, k)
@@ -233,18 +253,17 @@ def _doubt_top_k(logits, k, slack):
     return near & (count > k) & (k > 0)
 
 
-def _doubt_top_p(logits, p, slack):
-    """Tokens that a small change of logits or of the mass would move over the edge."""
-    edge, mass = _crossing(logits, p)
-    near = jnp.abs(logits - edge) <= slack
-    several = jnp.sum(near, -1, keepdims=True) > 1
-    barely_needed = jnp.abs(p - mass(logits > edge)) <= slack
-    below = jnp.max(
-        jnp.where(logits < edge - slack, logits, -jnp.inf), -1, keepdims=True
-    )
-    barely_enough = mass(logits >= edge) - p <= slack
-    next_ones = (logits >= below - slack) & (logits < edge) & barely_enough
-    return ((near & (several | barely_needed)) | next_ones) & (p < 1)
+def _doubt_top_p(logits, p, slack, mass_slack):
+    """Tokens between the edges of slightly smaller and slightly larger masses.
+
+    The likeliest token is always kept, so it is in doubt only beside a rival.
+    """
+    tight, _ = _crossing(logits, p - mass_slack)
+    loose, _ = _crossing(logits, jnp.minimum(p + mass_slack, 1.0))
+    between = (logits <= tight + slack) & (logits >= loose - slack)
+    top = jnp.max(logits, axis=-1, keepdims=True)
+    rivals = jnp.sum(logits >= top - slack, -1, keepdims=True) > 1
+    return between & ((logits < top) | rivals) & (p < 1)
 
 
 def _ordered_bits(x: Float[Array, "..."]) -> Int[Array, "..."]:

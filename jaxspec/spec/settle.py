@@ -7,17 +7,20 @@ a token, both ways of decoding ask the same function the same question instead.
 import jax
 import jax.numpy as jnp
 
-from jaxspec.spec.sampling import Sampling, guide, process
+from jaxspec.spec.sampling import Sampling, amplification, guide, process
 from jaxspec.spec.state import Engine
 from jaxspec.spec.verify.coupled import choose
 from jaxspec.typing import Array, Bool, Float, Int, Params, PyTree
 
 
-def near_tie(engine: Engine, margin: Float[Array, "B ..."]) -> Bool[Array, "B ..."]:
+def near_tie(
+    engine: Engine, sampling: Sampling, margin: Float[Array, "B ..."]
+) -> Bool[Array, "B ..."]:
     """Decisions too close to leave to rounding, if the target can take them again."""
     if engine.target.rescore is None:
         return jnp.zeros_like(margin, bool)
-    return margin < engine.tie_margin
+    close = engine.tie_margin * amplification(sampling)
+    return margin < close.reshape(-1, *(1,) * (margin.ndim - 1))
 
 
 def doubted_margin(

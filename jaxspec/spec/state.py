@@ -25,11 +25,11 @@ class Engine:
       tree: shape of the drafts; the root alone without a drafter.
       rule: how drafts are judged.
       order: processing steps, in order; see `spec.sampling.process`.
-      tie_margin: a decision won by less than this is taken again from the target's
-        `rescore`, which has one fixed shape. Passes of different widths round
-        differently; as long as they differ by less than half this margin, every tree,
-        drafter and batch yields the same tokens, not merely almost always. 0 never
-        asks.
+      tie_margin: how far apart, at most, the logits of two passes of different widths
+        may be, doubled. A decision that such a difference could change (guidance and
+        temperature enlarge it, see `spec.sampling.amplification`) is taken again from
+        the target's `rescore`, which has one fixed shape: so every tree, drafter and
+        batch yields the same tokens, not merely almost always. 0 never asks.
     """
 
     target: Target
@@ -38,7 +38,7 @@ class Engine:
     tree: Tree = Tree.root()
     rule: Rule = Coupled()
     order: tuple[Step, ...] = LLAMAGEN_ORDER
-    tie_margin: float = 1e-3
+    tie_margin: float = 5e-4
 
     def __post_init__(self):
         if self.max_tokens < 1:

@@ -41,8 +41,6 @@ class Target:
         generated token `index` given the `index` tokens before it, by one forward of
         fixed shape without a cache; later tokens must not matter. None if the model
         has none: then near-ties are decided by the rounding of the moment.
-      streams: 2 with classifier-free guidance (rows are conditional first, then
-        unconditional), else 1.
     """
 
     vocab_size: int

@@ -14,7 +14,7 @@ from jaxspec.data.codes import CodeSource
 from jaxspec.drafters.block_diffusion import BlockDiffusion
 from jaxspec.drafters.block_network import append_to
 from jaxspec.models.transformer import Transformer
-from jaxspec.train.experiment import Experiment, TrainingConfig
+from jaxspec.train.experiment import Experiment, TrainingConfig, fingerprint
 from jaxspec.train.loop import fit
 from jaxspec.train.optimizer import make_optimizer, update_average
 from jaxspec.typing import Array, Bool, Float, Int, Params
@@ -39,6 +39,7 @@ def train_drafter(
     """Trains a block drafter for a frozen prior; resumes what `workdir` holds."""
     config = experiment.train_drafter
     drafter = BlockDiffusion(experiment.drafter, prior.config)
+    digest = params_digest(prior.params)
 
     def batch_fn(step):
         indices = batch_indices(config.seed, step, config.batch, len(source))
@@ -55,8 +56,9 @@ def train_drafter(
         make_evaluation(drafter, prior.params, heldout, config),
         lambda state: state["average"],
         "drafter",
+        fingerprint(experiment.drafter, config, experiment.data, source.digest, digest),
     )
-    about = {"metrics": metrics, "target_digest": params_digest(prior.params)}
+    about = {"metrics": metrics, "target_digest": digest}
     return Checkpoint("block_diffusion", drafter, kept, about)
 
 
@@ -190,7 +192,7 @@ def make_evaluation(
 ):
     """Held-out loss, and the overlap with the target by place in the block."""
     batch = config.batch
-    count = min(HELDOUT, len(heldout)) // batch * batch
+    count = max(min(HELDOUT, len(heldout)) // batch, 1) * batch
     rows = np.linspace(0, len(heldout) - 1, count).astype(np.int64)
 
     @jax.jit

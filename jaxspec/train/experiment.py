@@ -1,8 +1,10 @@
 """What a file in `configs/` returns: data, three models, and how to train each."""
 
+import hashlib
 import importlib.util
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from jaxspec.config import BlockDiffusionConfig, TokenizerConfig, TransformerConfig
 from jaxspec.errors import ConfigError
@@ -90,6 +92,18 @@ class Experiment:
                 f"{self.name}: the drafter needs the prior's width ({p.width}) and "
                 f"taps below its {p.layers} layers"
             )
+
+
+def fingerprint(model: Any, training: TrainingConfig, *sources: Any) -> str:
+    """A digest of all that decides a training's course; `steps` included.
+
+    Args:
+      model: the model's frozen configuration.
+      training: its training's settings.
+      sources: what it reads: the data's configuration, digests of earlier parts.
+    """
+    text = repr((model, training, *sources))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def load_experiment(path: str | Path) -> Experiment:

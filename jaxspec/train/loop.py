@@ -1,6 +1,7 @@
 """The training loop that all parts share: logs, resumes, keeps the best."""
 
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +11,8 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from jaxspec.checkpoint import load_state, save_state
-from jaxspec.errors import NonFiniteError
+from jaxspec.checkpoint import load_state, recover, save_state
+from jaxspec.errors import CheckpointError, NonFiniteError
 from jaxspec.train.experiment import TrainingConfig
 
 Metrics = dict[str, float]
@@ -26,6 +27,7 @@ def fit(
     evaluate: Callable[[Any], Metrics],
     keep: Callable[[Any], Any],
     label: str,
+    fingerprint: str,
 ) -> tuple[Any, Metrics]:
     """Trains, and returns what was kept at the best held-out loss.
 
@@ -41,6 +43,7 @@ def fit(
       evaluate: held-out metrics of a state; "heldout_loss" selects.
       keep: the part of a state to return.
       label: name on the progress bar.
+      fingerprint: says what is trained on what; a state with another one is refused.
 
     Returns:
       `keep(state)` where "heldout_loss" was least, and the metrics there with
@@ -48,14 +51,20 @@ def fit(
 
     Raises:
       NonFiniteError: the loss became NaN or infinite.
+      CheckpointError: `workdir` holds the state of another training.
     """
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     log = workdir / "metrics.jsonl"
-    progress = {"step": 0, "seconds": 0.0, "best": None}
-    saved = workdir / "state"
+    progress = {"step": 0, "seconds": 0.0, "best": None, "fingerprint": fingerprint}
+    saved = recover(workdir / "state")
     if saved.is_dir():
         progress = json.loads((saved / "progress.json").read_text())
+        if progress["fingerprint"] != fingerprint:
+            raise CheckpointError(
+                f"'{workdir}' holds a training with another preset or of an earlier "
+                "part that has changed; remove it or choose another --workdir"
+            )
         state = load_state(saved, state)
     _truncate(log, progress["step"])
 
@@ -79,12 +88,13 @@ def fit(
                 values = evaluate(state)
                 _write(lines, {"step": done, **values})
                 best = progress["best"]
-                if best is None or values["heldout_loss"] < best["heldout_loss"]:
+                if best is None or not values["heldout_loss"] >= best["heldout_loss"]:
                     progress["best"] = {"step": done, **values}
                     save_state(workdir / "best", keep(state))
                 tqdm.write(
                     f"{label} step {done}: "
-                    + ", ".join(f"{k} {v:.4g}" for k, v in values.items())
+                    + ", ".join(f"{k} {v:.4g}" for k, v in values.items()),
+                    file=sys.stderr,
                 )
             if done % config.save_every == 0 or done == config.steps:
                 progress.update(step=done, seconds=time.perf_counter() - began)
@@ -109,4 +119,6 @@ def _truncate(log: Path, step: int) -> None:
             for line in log.read_text().splitlines(keepends=True)
             if line.endswith("\n") and json.loads(line)["step"] <= step
         ]
-        log.write_text("".join(kept))
+        fresh = log.with_suffix(".tmp")
+        fresh.write_text("".join(kept))
+        fresh.replace(log)

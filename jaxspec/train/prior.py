@@ -12,7 +12,7 @@ from jaxspec.data.batches import batch_indices, step_rng
 from jaxspec.data.codes import CodeSource
 from jaxspec.evaluate.likelihood import likelihood_metrics
 from jaxspec.models.transformer import Transformer
-from jaxspec.train.experiment import Experiment, TrainingConfig
+from jaxspec.train.experiment import Experiment, TrainingConfig, fingerprint
 from jaxspec.train.loop import fit
 from jaxspec.train.optimizer import make_optimizer, update_average
 from jaxspec.typing import Array, Float, Int, Params
@@ -47,6 +47,7 @@ def train_prior(
         evaluate,
         lambda state: state["average"],
         "prior",
+        fingerprint(experiment.prior, config, experiment.data, source.digest),
     )
     return Checkpoint("prior", experiment.prior, kept, {"metrics": metrics})
 

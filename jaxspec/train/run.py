@@ -8,9 +8,9 @@ import jax
 from jaxspec.checkpoint import load, save
 from jaxspec.data.codes import encode_source
 from jaxspec.data.source import ImageSource
+from jaxspec.device import device_name
 from jaxspec.errors import CheckpointError
 from jaxspec.models.tokenizer import Tokenizer
-from jaxspec.report import device_name
 from jaxspec.train.card import model_card
 from jaxspec.train.drafter import train_drafter
 from jaxspec.train.experiment import Experiment
@@ -55,7 +55,7 @@ def train_part(
                 Tokenizer(tokenizer.config),
                 tokenizer.params,
                 pictures,
-                split=split,
+                name=f"{data.name}-{split}",
                 flips=data.flips and pictures is source,
                 cache_dir=workdir / "codes",
             )

@@ -13,7 +13,7 @@ from jaxspec.data.source import ImageSource
 from jaxspec.evaluate.reconstruction import reconstruction_metrics
 from jaxspec.models.tokenizer import Tokenizer
 from jaxspec.nn.vq import l2_normalize, look_up, nearest_codes
-from jaxspec.train.experiment import Experiment, TrainingConfig
+from jaxspec.train.experiment import Experiment, TrainingConfig, fingerprint
 from jaxspec.train.loop import fit
 from jaxspec.train.optimizer import make_optimizer, update_average
 from jaxspec.typing import Array, Float, Params
@@ -56,6 +56,7 @@ def train_tokenizer(
         evaluate,
         kept_params,
         "tokenizer",
+        fingerprint(experiment.tokenizer, config, experiment.data),
     )
     metrics.pop("heldout_loss")
     return Checkpoint("tokenizer", experiment.tokenizer, kept, {"metrics": metrics})
@@ -147,7 +148,8 @@ def _update_codebook(
     dead = (counts < DEAD_SHARE * uniform) & ~late
     error = jnp.sum((vectors - state["codebook"][codes]) ** 2, axis=-1)
     score = jnp.log(error + 1e-9) + jax.random.gumbel(key, error.shape)
-    chosen = vectors[jax.lax.top_k(score, size)[1]]
+    drawn = jax.lax.top_k(score, min(size, len(vectors)))[1]
+    chosen = vectors[drawn[jnp.arange(size) % len(drawn)]]
     counts = jnp.where(dead, 0.1 * uniform, counts)
     sums = jnp.where(dead[:, None], 0.1 * uniform * chosen, sums)
     codebook = jnp.where(counts[:, None] > 0, l2_normalize(sums), state["codebook"])

@@ -4,8 +4,9 @@ from PIL import Image
 
 from jaxspec.data.batches import batch_indices
 from jaxspec.data.packed import read_packed
-from jaxspec.data.source import ImageSource, fit_square, to_bytes, to_unit
+from jaxspec.data.source import ImageSource, fit_square
 from jaxspec.errors import DataError
+from jaxspec.images import to_bytes, to_unit
 from tests.data.packed import pictures, write_packed
 
 
@@ -31,6 +32,7 @@ def test_packed_files_are_served_by_tfds(tmp_path, name, file, side):
     (tmp_path / file).rename(tmp_path / "elsewhere.npz")
     again = ImageSource(name, "test", side, tmp_path / "tfds")
     np.testing.assert_array_equal(again.take([3]), source.take([3]))
+    assert again.class_names == source.class_names
 
 
 def test_the_public_fruit_archive_is_thinned_and_split(tmp_path):

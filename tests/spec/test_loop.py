@@ -204,19 +204,29 @@ def drifting(target, size):
 
 @pytest.mark.parametrize(("margin", "same"), [(0.1, True), (0.0, False)])
 @pytest.mark.parametrize(
-    "filters", [{}, {"top_k": 2}, {"top_p": 0.7}, {"top_k": 3, "top_p": 0.8}]
+    "settings",
+    [
+        {},
+        {"top_k": 2},
+        {"top_p": 0.7},
+        {"top_k": 3, "top_p": 0.8},
+        {"temperature": 0.3},
+        {"guidance": 4.0, "top_p": 0.9},
+    ],
+    ids=str,
 )
 def test_near_ties_are_settled_so_that_rounding_cannot_change_a_token(
-    margin, same, filters
+    margin, same, settings
 ):
     """Wide passes that round differently, exaggerated until it matters.
 
-    With filters, a token can also be lost or won at their edge, by a wide margin.
+    With filters, a token can also be lost or won at their edge, by a wide margin;
+    guidance and a low temperature enlarge what rounding does.
     """
     rows = 64
-    target = drifting(toy_target(VOCAB), 0.03)
+    target = drifting(toy_target(VOCAB, 2), 0.03)
     prompt, keys = jnp.zeros(rows, jnp.int32), row_keys(0, rows)
-    sampling = make_sampling(rows, **filters)
+    sampling = make_sampling(rows, **settings)
 
     def run(drafter, tree, drafter_params):
         engine = Engine(target, LENGTH, drafter, tree, tie_margin=margin)

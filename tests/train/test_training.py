@@ -1,8 +1,8 @@
 import json
 import shutil
+import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -12,7 +12,7 @@ import pytest
 
 from jaxspec.bundle import load_bundle
 from jaxspec.cli import main
-from jaxspec.errors import ConfigError
+from jaxspec.errors import CheckpointError, ConfigError
 from jaxspec.train.experiment import load_experiment, with_steps
 from tests.data.packed import write_packed
 
@@ -72,29 +72,49 @@ def test_a_trained_bundle_draws(trained, tmp_path, capsys):
     assert "identical   yes" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("part", ["tokenizer", "drafter"])
+# Dies in the middle of its second save: after the files, before they take their place.
+DYING = """
+import os, signal, sys
+from jaxspec import checkpoint
+from jaxspec.cli import main
+real, saves = checkpoint._write_tree, []
+def write(path, tree):
+    real(path, tree)
+    saves.append(path.parent.name.startswith(".state."))
+    if sum(saves) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+checkpoint._write_tree = write
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("part", ["tokenizer", "prior", "drafter"])
 def test_a_killed_run_resumes_to_the_same_losses_bit_for_bit(
     trained, tmp_path, data, part
 ):
     workdir = tmp_path / "run"
-    if part == "drafter":  # it reads what the earlier parts left
-        shutil.copytree(trained / "checkpoint", workdir / "checkpoint")
-    code = "import sys; from jaxspec.cli import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, *train(part, workdir, data)]
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 120
+    # What the part reads; a part that is there already is trained again.
+    shutil.copytree(trained / "checkpoint", workdir / "checkpoint")
+    command = train(part, workdir, data)
+    child = subprocess.run([sys.executable, "-c", DYING, *command], capture_output=True)
+    assert child.returncode == -signal.SIGKILL
     saved = workdir / part / "state" / "progress.json"
-    while time.monotonic() < deadline and process.poll() is None:
-        if saved.exists():
-            process.kill()
-            break
-        time.sleep(0.02)
-    process.wait()
-    assert saved.exists()
-    subprocess.run(command, check=True, capture_output=True)
+    assert json.loads(saved.read_text())["step"] == 4
+    assert main(command) == 0
     assert losses(workdir, part) == losses(trained, part)
+
+
+def test_a_state_of_another_training_is_refused(trained, tmp_path, data, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir)
+    assert main(train("prior", workdir, data, "--steps", "13")) == 2
+    assert "choose another --workdir" in capsys.readouterr().err
+    # A new prior makes the old drafter's state useless, too.
+    shutil.rmtree(workdir / "prior")
+    assert main(train("prior", workdir, data, "--steps", "13")) == 0
+    assert main(train("drafter", workdir, data)) == 2
+    with pytest.raises(CheckpointError, match="trained for another prior"):
+        load_bundle(workdir / "checkpoint")
 
 
 def test_a_killed_save_leaves_the_old_state(tmp_path, monkeypatch):
