@@ -238,13 +238,12 @@ def _read_tree(path: Path, like: Any) -> Any:
             ) from None
         _compare(path, found, like)
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        target = jax.tree.map(
-            lambda x, there: jax.ShapeDtypeStruct(
-                x.shape, there.dtype, sharding=device
-            ),
-            like,
-            found,
-        )
+        dtypes = {name: x.dtype for name, x in _named_leaves(found)}
+        leaves = [
+            jax.ShapeDtypeStruct(x.shape, dtypes[name], sharding=device)
+            for name, x in _named_leaves(like)
+        ]
+        target = jax.tree.unflatten(jax.tree.structure(like), leaves)
         try:
             return checkpointer.restore(path.absolute(), target)
         except Exception as error:

@@ -93,7 +93,7 @@ def make_step(drafter: BlockDiffusion, config: TrainingConfig):
         params = optax.apply_updates(state["params"], updates)
         average = update_average(state["average"], params, config.ema, step)
         state = {"params": params, "average": average, "optimizer": optimizer_state}
-        return state, {"loss": loss, "gradient_norm": optax.global_norm(gradient)}
+        return state, {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
 
     return step_fn
 
