@@ -13,6 +13,8 @@ def get_config() -> Experiment:
             name="fruits360_64",
             credit="Fruits-360, Copyright (c) 2017- Mihai Oltean",
             licence="CC BY-SA 4.0",
+            caveat="train and test show the same physical fruit from neighbouring "
+            "angles, so held-out figures are optimistic",
         ),
         tokenizer=PRESETS["small-64"],
         prior=TransformerConfig(

@@ -29,9 +29,15 @@ def model_card(part: str, checkpoint: Checkpoint, experiment: Experiment) -> str
         f"- Device: {about['device']}, jax {about['jax']}",
         f"- Time: {metrics['seconds'] / 60:.1f} minutes; kept: step "
         f"{metrics['step']} of {training['steps']}, where the held-out loss was least",
+        *([f"- Note: {about['note']}"] if "note" in about else []),
         "",
-        "## Measured on held-out data",
+        f"## Measured on the split `{experiment.data.heldout_split}`",
         "",
+        *(
+            [f"Mind that {experiment.data.caveat}.", ""]
+            if experiment.data.caveat
+            else []
+        ),
         *(
             f"- {name}: {value:.4g}"
             for name, value in metrics.items()

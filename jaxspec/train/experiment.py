@@ -21,6 +21,7 @@ class DataConfig:
       flips: pictures may be mirrored left to right.
       credit: author and origin.
       licence: licence of the data and of what is derived from it.
+      caveat: what a reader of held-out measurements must know.
     """
 
     name: str
@@ -29,6 +30,7 @@ class DataConfig:
     flips: bool = True
     credit: str = ""
     licence: str = "unknown"
+    caveat: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,88 @@
+"""The embedded model: same tokens every way, and why that is not luck."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxspec.bundle import load_bundle
+from jaxspec.models.target import make_target
+from jaxspec.models.transformer import Transformer
+from jaxspec.pipeline import Settings, draw
+from jaxspec.spec.cache import tree_mask
+from jaxspec.spec.named_trees import named_tree
+from jaxspec.spec.state import Engine
+from jaxspec.spec.tree import Tree
+from jaxspec.trees import default_tree
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"guidance": 2.0},
+        {"guidance": 4.0, "guidance_interval": 100, "top_k": 200, "top_p": 0.95},
+        {"guidance": 1.0, "temperature": 0.0},
+    ],
+    ids=["default", "filters", "greedy"],
+)
+def test_the_same_tokens_every_way(seed, settings):
+    bundle = load_bundle()
+    classes = tuple(range(seed, 67, 17))
+    several = Settings(classes=classes, seed=seed, batch=4, **settings)
+    plain = draw(bundle, several, Tree.root())
+    fast = draw(bundle, several, default_tree())
+    np.testing.assert_array_equal(fast.tokens, plain.tokens)
+    # The same pictures in other company, under another tree.
+    fewer = Settings(classes=classes[:3], seed=seed, batch=3, **settings)
+    again = draw(bundle, fewer, named_tree("mc_sim_7b_63"))
+    np.testing.assert_array_equal(again.tokens, plain.tokens[:3])
+
+
+def test_speculation_accepts_two_tokens_and_a_half_a_call():
+    """The floor of the published figure, on fewer pictures."""
+    settings = Settings(classes=tuple(range(0, 64, 8)), batch=8)
+    fast = draw(load_bundle(), settings, named_tree("naive_extend_57"))
+    assert fast.tokens_per_call >= 2.5
+
+
+def test_passes_of_different_width_differ_by_far_less_than_the_margin():
+    """Logits of a tree pass against those of the pass of fixed shape."""
+    prior = load_bundle().prior
+    target = make_target(Transformer(prior.config), guided=True)
+    rng = np.random.default_rng(0)
+    tree, length = named_tree("naive_extend_57"), 120
+    prompt = jnp.array([5, 40])
+    tokens = jnp.asarray(rng.integers(1024, size=(2, 256)), jnp.int32)
+    nodes = jnp.asarray(rng.integers(1024, size=(2, tree.size)), jnp.int32)
+    _, _, cache = target.prefill(prior.params, prompt, 256 + tree.size)
+
+    def read(cache, tokens, positions, mask):
+        rows = jnp.concatenate([tokens] * 2)
+        positions = jnp.broadcast_to(positions, rows.shape)
+        mask = jnp.broadcast_to(mask, (4, *mask.shape[-2:]))
+        return jax.jit(target.forward)(prior.params, cache, rows, positions, mask)
+
+    causal = jnp.arange(cache.capacity) <= 1 + jnp.arange(length)[:, None]
+    _, _, cache = read(cache, tokens[:, :length], 1 + jnp.arange(length), causal)
+    cache = type(cache)(cache.layers, cache.lengths + length, cache.visible)
+    depths = jnp.asarray(tree.depths)
+    mask = tree_mask(cache, jnp.asarray(tree.ancestors))
+    wide, _, _ = read(cache, nodes, 1 + length + depths, mask[0])
+
+    worst = 0.0
+    rescore = jax.jit(partial(target.rescore, prior.params))
+    for n in (0, 7, 40, 57):
+        path = tree.paths[n][: tree.depths[n] + 1]
+        stream = tokens.at[:, length : length + len(path)].set(nodes[:, path])
+        for row in range(2):
+            alone = rescore(
+                prompt[row : row + 1],
+                stream[row : row + 1],
+                jnp.array([length + len(path)]),
+            )
+            difference = jnp.abs(alone - wide[row::2, n])
+            worst = max(worst, float(difference.max()))
+    assert 0 < worst < Engine(target, 1).tie_margin / 20
