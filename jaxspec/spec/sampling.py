@@ -159,7 +159,9 @@ def process_with_doubt(
     temperature = sampling.temperature.reshape(shape)
     kept, plain = logits, logits
     doubt = jnp.zeros(logits.shape, bool)
-    off = (slack * amplification(sampling)).reshape(shape)
+    # Filters may stand before a temperature that shrinks differences.
+    factor = amplification(sampling) * jnp.maximum(sampling.temperature, 1.0)
+    off = (slack * factor).reshape(shape)
     for step in order:
         if step == "temperature":
             divisor = jnp.where(temperature > 0, temperature, 1.0)
@@ -216,7 +218,7 @@ def keep_top_p(
 
     The token that crosses `p` stays, so at least one does; 1 keeps everything.
     """
-    edge, _ = _crossing(logits, p)
+    edge = _crossing(logits, p)
     return jnp.where((logits >= edge) | (p >= 1), logits, -jnp.inf)
 
 
@@ -230,12 +232,11 @@ def _kth_largest(logits, k):
 
 def _crossing(logits, p):
     """Logit of the token with which the mass, likeliest first, reaches `p`."""
-    probabilities = jax.nn.softmax(logits, axis=-1)
-
-    def mass(kept):
-        return jnp.sum(jnp.where(kept, probabilities, 0.0), -1, keepdims=True)
-
-    return _largest_threshold(logits, lambda kept: mass(kept) >= p), mass
+    chances = jax.nn.softmax(logits, axis=-1)
+    return _largest_threshold(
+        logits,
+        lambda kept: jnp.sum(jnp.where(kept, chances, 0.0), -1, keepdims=True) >= p,
+    )
 
 
 def _between_ranks(logits, low, high, slack):
@@ -258,8 +259,8 @@ def _doubt_top_p(logits, p, slack, mass_slack):
 
     The likeliest token is always kept, so it is in doubt only beside a rival.
     """
-    tight, _ = _crossing(logits, p - mass_slack)
-    loose, _ = _crossing(logits, jnp.minimum(p + mass_slack, 1.0))
+    tight = _crossing(logits, p - mass_slack)
+    loose = _crossing(logits, jnp.minimum(p + mass_slack, 1.0))
     between = (logits <= tight + slack) & (logits >= loose - slack)
     top = jnp.max(logits, axis=-1, keepdims=True)
     rivals = jnp.sum(logits >= top - slack, -1, keepdims=True) > 1
