@@ -65,8 +65,8 @@ def generation_table(report: dict[str, Any]) -> str:
     lines = [
         f"device      {report['device']}, {report['dtype']}",
         f"checkpoint  {report['checkpoint']}, {report['pictures']} pictures of "
-        f"{per_picture} tokens, temperature {report['temperature']:g}, "
-        f"cfg {report['cfg_scale']:g}",
+        f"{per_picture} tokens, {report['batch']} at a time, "
+        f"temperature {report['temperature']:g}, cfg {report['cfg_scale']:g}",
     ]
     speculative = report["drafter"] != "none"
     if speculative:

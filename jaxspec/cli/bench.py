@@ -71,12 +71,11 @@ def run(arguments: argparse.Namespace) -> None:
     from jaxspec.bundle import load_bundle
     from jaxspec.images import write_file
     from jaxspec.report import json_bytes
-    from jaxspec.spec.named_trees import named_tree
-    from jaxspec.trees import default_tree
+    from jaxspec.trees import default_tree, find_tree
 
     trees = {"default": default_tree()}
     if arguments.trees:
-        trees = {name: named_tree(name) for name in arguments.trees}
+        trees = {name: find_tree(name) for name in arguments.trees}
     bundle = load_bundle(arguments.checkpoint)
     scales = [f"{scale:g}" for scale in arguments.cfg_scales]
     options = {

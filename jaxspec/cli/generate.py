@@ -42,7 +42,7 @@ def add_parser(commands) -> None:
         "--tree",
         metavar="TREE",
         help="shape of the drafts: a published name (naive_extend_57, mc_sim_7b_63, "
-        "...), chain-LENGTH, or paths of ranks such as 0,1,00 "
+        "...), chain-LENGTH, optimal-NODES, or paths of ranks such as 0,1,00 "
         "(default: measured for this kind of device)",
     )
     group.add_argument(
@@ -54,9 +54,8 @@ def add_parser(commands) -> None:
     group.add_argument(
         "--batch",
         type=int,
-        default=8,
         metavar="N",
-        help="most pictures side by side (default: %(default)s)",
+        help="most pictures side by side (default: 1 on a CPU, 8 elsewhere)",
     )
     group.add_argument(
         "--dtype",
@@ -96,13 +95,12 @@ def run(arguments: argparse.Namespace) -> None:
     from jaxspec.images import grid_picture, png_bytes, write_file
     from jaxspec.pipeline import Settings, decode_pictures, draw, spread_classes
     from jaxspec.report import generation_report, generation_table, json_bytes
-    from jaxspec.spec.named_trees import named_tree
     from jaxspec.spec.tree import Tree
     from jaxspec.spec.verify import Coupled
-    from jaxspec.trees import default_tree
+    from jaxspec.trees import default_batch, default_tree, find_tree
 
     speculative = arguments.drafter != "none"
-    named = named_tree(arguments.tree) if arguments.tree else None
+    named = find_tree(arguments.tree) if arguments.tree else None
     # Impossible settings are told before anything is loaded.
     settings = Settings(
         classes=(0,) * arguments.num,
@@ -112,7 +110,7 @@ def run(arguments: argparse.Namespace) -> None:
         top_p=arguments.top_p,
         guidance=arguments.cfg_scale,
         guidance_interval=arguments.cfg_interval,
-        batch=arguments.batch,
+        batch=default_batch() if arguments.batch is None else arguments.batch,
         rule={"coupled": Coupled()}[arguments.rule],
     )
     dtype = arguments.dtype if arguments.dtype != "float32" else None
