@@ -127,13 +127,16 @@ def run(arguments: argparse.Namespace) -> None:
         tree = named or default_tree()
     ways = 2 if speculative else 1
     with tqdm(total=ways * arguments.num, desc="drawing", unit="picture") as bar:
+
+        def advance(count):
+            bar.set_postfix_str("", refresh=False)
+            bar.update(count)
+
         bar.set_postfix_str("compiling")
-        fast = draw(bundle, settings, tree, progress=bar.update)
-        bar.set_postfix_str("compiling plain decoding" if speculative else "")
-        plain = fast
+        plain = fast = draw(bundle, settings, tree, progress=advance)
         if speculative:
-            plain = draw(bundle, settings, Tree.root(), progress=bar.update)
-        bar.set_postfix_str("")
+            bar.set_postfix_str("compiling plain decoding")
+            plain = draw(bundle, settings, Tree.root(), progress=advance)
     pictures = decode_pictures(bundle, fast.tokens)
     report = generation_report(bundle, settings, tree, fast, plain)
     write_file(arguments.out, png_bytes(grid_picture(pictures)))
