@@ -153,9 +153,10 @@ def test_any_block_drafter_gives_the_tokens_of_plain_decoding(variant, tree):
     target = make_target(Transformer(TARGET), guided=True, taps=taps)
     sampling = make_sampling(rows, guidance=[1.0, 2.0, 4.0])
     arguments = (jnp.array([0, 1, 2]), sampling, row_keys(0, rows))
-    plain = generate(Engine(target, 16), target_params, None, *arguments)
+    order = ("temperature",)
+    plain = generate(Engine(target, 16, order=order), target_params, None, *arguments)
     fast = generate(
-        Engine(target, 16, drafter, named_tree(tree)),
+        Engine(target, 16, drafter, named_tree(tree), order=order),
         target_params,
         drafter.bind(own, target_params),
         *arguments,

@@ -104,7 +104,7 @@ def test_one_compilation_serves_all_rounds_and_all_contents(guided):
     drafter, own, target_params = make()
     taps = drafter.config.taps
     target = make_target(Transformer(TARGET), guided=guided, taps=taps)
-    engine = Engine(target, 16, drafter, named_tree("chain-3"))
+    engine = Engine(target, 16, drafter, named_tree("chain-3"), order=("temperature",))
     params = drafter.bind(own, target_params)
     traces = []
 
