@@ -18,6 +18,7 @@ from jaxspec.spec.named_trees import named_tree
 from jaxspec.spec.noise import position_noise, row_keys
 from jaxspec.spec.sampling import make_sampling
 from jaxspec.spec.state import Engine
+from jaxspec.spec.tree import Tree
 from jaxspec.train import drafter as training
 from tests.models.test_transformer import random_params
 
@@ -173,3 +174,5 @@ def test_impossible_drafters_say_what_is_wrong():
     params = drafter.bind(own, target_params)
     with pytest.raises(ConfigError, match="5 deep"):
         drafter.init(params, jnp.zeros((1, 1, 64)), 20, named_tree("chain-5"))
+    with pytest.raises(ConfigError, match="24 children"):
+        drafter.check_tree(Tree.from_paths([(23,)]))
