@@ -1,7 +1,6 @@
 """Training of the block drafter: random anchors, soft targets, decayed weights."""
 
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ from jaxspec.drafters.block_network import append_to
 from jaxspec.models.transformer import Transformer
 from jaxspec.train.experiment import Experiment, TrainingConfig, fingerprint
 from jaxspec.train.loop import fit
-from jaxspec.train.optimizer import make_optimizer, update_average
+from jaxspec.train.optimizer import begin, descend
 from jaxspec.typing import Array, Bool, Float, Int, Params
 
 # Blocks drawn in every sequence.
@@ -50,7 +49,7 @@ def train_drafter(
     kept, metrics = fit(
         workdir,
         config,
-        init_state(drafter, config),
+        begin(config, drafter.init_params(jax.random.key(config.seed))),
         lambda state, i, batch: step(state, prior.params, i, batch),
         batch_fn,
         make_evaluation(drafter, prior.params, heldout, config),
@@ -62,19 +61,8 @@ def train_drafter(
     return Checkpoint("block_diffusion", drafter, kept, about)
 
 
-def init_state(drafter: BlockDiffusion, config: TrainingConfig) -> dict[str, Any]:
-    """Parameters of the drafter's own network, their average, the optimizer."""
-    params = drafter.init_params(jax.random.key(config.seed))
-    return {
-        "params": params,
-        "average": jax.tree.map(jnp.copy, params),
-        "optimizer": make_optimizer(config).init(params),
-    }
-
-
 def make_step(drafter: BlockDiffusion, config: TrainingConfig):
     """One step `(state, target_params, step, (codes, labels)) -> (state, metrics)`."""
-    optimizer = make_optimizer(config)
     dtype = jnp.dtype(config.compute_dtype)
 
     def loss_fn(own, target_params, codes, labels, key):
@@ -87,12 +75,7 @@ def make_step(drafter: BlockDiffusion, config: TrainingConfig):
         loss, gradient = jax.value_and_grad(loss_fn)(
             state["params"], target_params, *batch, key
         )
-        updates, optimizer_state = optimizer.update(
-            gradient, state["optimizer"], state["params"]
-        )
-        params = optax.apply_updates(state["params"], updates)
-        average = update_average(state["average"], params, config.ema, step)
-        state = {"params": params, "average": average, "optimizer": optimizer_state}
+        state = descend(config, state, gradient, step)
         return state, {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
 
     return step_fn

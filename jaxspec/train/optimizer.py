@@ -1,5 +1,7 @@
 """AdamW with warm-up, cosine decay and clipping; averaged weights."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -33,3 +35,24 @@ def update_average(
         return params
     rate = 1 - jnp.minimum(decay, (1.0 + step) / (10.0 + step))
     return jax.tree.map(lambda a, p: a + rate * (p - a), average, params)
+
+
+def begin(config: TrainingConfig, params: Params) -> dict[str, Any]:
+    """State of a training: parameters, their average, the optimizer's own."""
+    return {
+        "params": params,
+        "average": jax.tree.map(jnp.copy, params),
+        "optimizer": make_optimizer(config).init(params),
+    }
+
+
+def descend(
+    config: TrainingConfig, state: dict[str, Any], gradient: Params, step: Array
+) -> dict[str, Any]:
+    """One step of the optimizer and of the average."""
+    updates, optimizer = make_optimizer(config).update(
+        gradient, state["optimizer"], state["params"]
+    )
+    params = optax.apply_updates(state["params"], updates)
+    average = update_average(state["average"], params, config.ema, step)
+    return {"params": params, "average": average, "optimizer": optimizer}

@@ -1,7 +1,6 @@
 """Training of the autoregressive prior: next-code cross-entropy."""
 
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ from jaxspec.evaluate.likelihood import likelihood_metrics
 from jaxspec.models.transformer import Transformer
 from jaxspec.train.experiment import Experiment, TrainingConfig, fingerprint
 from jaxspec.train.loop import fit
-from jaxspec.train.optimizer import make_optimizer, update_average
+from jaxspec.train.optimizer import begin, descend
 from jaxspec.typing import Array, Float, Int, Params
 
 # Held-out sequences that select the checkpoint.
@@ -41,7 +40,7 @@ def train_prior(
     kept, metrics = fit(
         workdir,
         config,
-        init_state(model, config),
+        begin(config, model.init(jax.random.key(config.seed))),
         jax.jit(make_step(model, config), donate_argnums=0),
         batch_fn,
         evaluate,
@@ -52,19 +51,8 @@ def train_prior(
     return Checkpoint("prior", experiment.prior, kept, {"metrics": metrics})
 
 
-def init_state(model: Transformer, config: TrainingConfig) -> dict[str, Any]:
-    """Parameters, their average and the optimizer's state."""
-    params = model.init(jax.random.key(config.seed))
-    return {
-        "params": params,
-        "average": jax.tree.map(jnp.copy, params),
-        "optimizer": make_optimizer(config).init(params),
-    }
-
-
 def make_step(model: Transformer, config: TrainingConfig):
     """One step `(state, step, (codes [B, T], labels [B])) -> (state, metrics)`."""
-    optimizer = make_optimizer(config)
     dtype = jnp.dtype(config.compute_dtype)
 
     def loss_fn(params, codes, labels, key):
@@ -77,12 +65,7 @@ def make_step(model: Transformer, config: TrainingConfig):
     def step_fn(state, step, batch):
         key = jax.random.fold_in(jax.random.key(config.seed), step)
         loss, gradient = jax.value_and_grad(loss_fn)(state["params"], *batch, key)
-        updates, optimizer_state = optimizer.update(
-            gradient, state["optimizer"], state["params"]
-        )
-        params = optax.apply_updates(state["params"], updates)
-        average = update_average(state["average"], params, config.ema, step)
-        state = {"params": params, "average": average, "optimizer": optimizer_state}
+        state = descend(config, state, gradient, step)
         return state, {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
 
     return step_fn
