@@ -133,7 +133,7 @@ def make_engine(bundle: Bundle, settings: Settings, tree: Tree) -> Engine:
         tree=tree,
         rule=settings.rule,
         order=active_steps(settings.sampling(1)),
-        **({} if exact else {"tie_margin": 0.0}),
+        tie_margin=Engine.tie_margin if exact else 0.0,
     )
 
 

@@ -11,6 +11,8 @@ letter    meaning
 ``A``     path length: tree depth + 1
 ``G``     rows of a drafter's block
 ``S``     cache slots
+``I``     nodes that may have children
+``W``     most children of one node
 ``L``     layers
 ``D``     model width
 ``H``     query heads
@@ -25,7 +27,6 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 Params = PyTree
 Tokens = Int[Array, "B T"]
 Logits = Float[Array, "B T V"]
-Noise = Float[Array, "B A V"]
 RowKeys = Key[Array, "B"]
 Mask = Bool[Array, "R T S"]
 
@@ -37,7 +38,6 @@ __all__ = [
     "Key",
     "Logits",
     "Mask",
-    "Noise",
     "Params",
     "PyTree",
     "RowKeys",

@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec.config import BlockDiffusionConfig, TransformerConfig
-from jaxspec.drafters.base import fill_tree
 from jaxspec.drafters.block_network import BlockNetwork, KeysValues
+from jaxspec.drafters.grow import at_depth, grow
 from jaxspec.errors import ConfigError
 from jaxspec.nn.rope import grid_table, sequence_angles
 from jaxspec.spec.cache import KVCache, init_cache, write
-from jaxspec.spec.draft import Draft, Round
-from jaxspec.spec.sampling import Step, guide
+from jaxspec.spec.draft import Draft, Observation, Round
+from jaxspec.spec.envelopes import Envelope
+from jaxspec.spec.sampling import guide
 from jaxspec.spec.tree import Tree
 from jaxspec.typing import Array, Bool, Float, Int, Params
 
@@ -94,7 +95,7 @@ class BlockDiffusion:
         )
         return jnp.asarray(table)[positions]
 
-    def check_tree(self, tree: Tree) -> None:
+    def check_tree(self, tree: Tree | Envelope) -> None:
         """Refuses trees that this drafter cannot fill.
 
         Raises:
@@ -106,14 +107,18 @@ class BlockDiffusion:
                 f"the tree is {tree.depth} deep, the drafter's block reaches "
                 f"{self.config.block_size}; choose a shallower tree"
             )
-        if tree.width > self.target.vocab_size:
+        if isinstance(tree, Tree) and tree.width > self.target.vocab_size:
             raise ConfigError(
                 f"the tree asks for {tree.width} children of one node, but there are "
                 f"only {self.target.vocab_size} tokens"
             )
 
     def init(
-        self, params: Params, features: Float[Array, "R P E"], extra: int, tree: Tree
+        self,
+        params: Params,
+        features: Float[Array, "R P E"],
+        extra: int,
+        tree: Tree | Envelope,
     ) -> BlockState:
         """See `spec.draft.Drafter`.
 
@@ -134,38 +139,35 @@ class BlockDiffusion:
         return BlockState(cache, pending, jnp.zeros(rows, jnp.int32))
 
     def propose(
-        self,
-        params: Params,
-        state: BlockState,
-        this: Round,
-        tree: Tree,
-        order: tuple[Step, ...],
+        self, params: Params, state: BlockState, this: Round
     ) -> tuple[Draft, BlockState]:
         """See `spec.draft.Drafter`."""
+        depth = this.tree.depth
         cache = self._commit(params, state.cache, state.pending, state.counts)
-        base, cache = self._block_logits(params, cache, this, tree.depth)
-        index = this.index[:, None] + jnp.arange(tree.depth)
+        base, cache = self._block_logits(params, cache, this, depth)
+        index = this.index[:, None] + jnp.arange(depth)
         base = guide(base, this.sampling, index)  # [B, depth, V]
 
         def scores(depth, tokens):
-            logits = base[:, depth, None]
+            logits = at_depth(base, depth)
             if self.config.markov_rank:
                 # The bias is the same in both streams, so it passes through guidance.
                 logits = logits + self.network(params["own"]).markov(tokens)
             return jnp.broadcast_to(logits, (*tokens.shape, logits.shape[-1]))
 
-        draft = fill_tree(tree, this, order, scores)
+        draft = grow(this, scores)
         return draft, replace(state, cache=cache, counts=jnp.zeros_like(state.counts))
 
     def observe(
-        self,
-        params: Params,
-        state: BlockState,
-        features: Float[Array, "R A E"],
-        counts: Int[Array, "R"],
+        self, params: Params, state: BlockState, seen: Observation
     ) -> BlockState:
         """See `spec.draft.Drafter`; the work is left to the next `propose`."""
-        return replace(state, pending=features, counts=counts)
+        streams = state.counts.shape[0] // seen.counts.shape[0]
+        return replace(
+            state,
+            pending=seen.on_path(seen.features),
+            counts=jnp.concatenate([seen.counts] * streams),
+        )
 
     def _commit(self, params, cache, features, counts) -> KVCache:
         """Writes the context of newly committed positions."""

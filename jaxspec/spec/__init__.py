@@ -1,0 +1,5 @@
+"""The speculative engine: trees, rules, caches and the loop; knows no model."""
+
+from jaxspec.spec.acceptance import optimal_acceptance
+
+__all__ = ["optimal_acceptance"]

@@ -87,11 +87,21 @@ def compact(
     return replace(cache, layers=moved, lengths=cache.lengths + counts)
 
 
-def tree_mask(cache: KVCache, ancestors: Bool[Array, "N N"]) -> Bool[Array, "R N S"]:
-    """Who a tree written at slots `lengths ..` may see: the past, and its ancestors."""
-    nodes = ancestors.shape[0]
+def tree_mask(cache: KVCache, window: Bool[Array, "... T T"]) -> Bool[Array, "R T S"]:
+    """Who rows written at slots `lengths ..` may see: the past, and each other.
+
+    Args:
+      cache: its lengths say where the window begins.
+      window: `[T, T]` or `[R, T, T]`: `[t, u]` says that row t may see row u; for a
+        tree, its table of ancestors.
+    """
+    size = window.shape[-1]
     slot = jnp.arange(cache.capacity)[None] - cache.lengths[:, None]  # [R, S]
     past = (slot < 0) & cache.visible
-    inside = (slot >= 0) & (slot < nodes)
-    own = jnp.asarray(ancestors).T[jnp.clip(slot, 0, nodes - 1)]  # [R, S, N]
-    return past[:, None, :] | (inside[:, :, None] & own).swapaxes(1, 2)
+    inside = (slot >= 0) & (slot < size)
+    place = jnp.clip(slot, 0, size - 1)
+    if window.ndim == 2:
+        own = jnp.asarray(window).T[place].swapaxes(1, 2)  # [R, T, S]
+    else:
+        own = jax.vmap(lambda table, at: table[:, at])(window, place)
+    return past[:, None, :] | (inside[:, None, :] & own)

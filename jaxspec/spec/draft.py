@@ -1,13 +1,27 @@
 """What passes between the loop, a drafter and a rule in one round."""
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol
 
+import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
-from jaxspec.spec.sampling import Sampling, Step
+from jaxspec.errors import ConfigError
+from jaxspec.spec.envelopes import Envelope
+from jaxspec.spec.sampling import LLAMAGEN_ORDER, Sampling, Step
+from jaxspec.spec.topology import Topology, grown_topology, pick, static_topology
 from jaxspec.spec.tree import Tree
-from jaxspec.typing import Array, Bool, Float, Int, Params
+from jaxspec.typing import Array, Bool, Float, Int, Params, RowKeys
+
+# How a node's children are chosen from the drafter's distribution q:
+#   coupled              the best of log q + the noise that the target will use
+#   top                  the likeliest
+#   without_replacement  drawn one after another, none twice (Gumbel-top-k)
+#   with_replacement     drawn independently
+#   top_and_sample       the likeliest, and a last one drawn from the rest
+Selection = Literal[
+    "coupled", "top", "without_replacement", "with_replacement", "top_and_sample"
+]
 
 
 @register_dataclass
@@ -22,14 +36,41 @@ class Round:
       noise: float32 [B, A, V], Gumbel noise of the positions after the root; zero in
         greedy rows. Ranking by `log q + noise` is what makes drafts agree with a
         coupled verification.
+      keys: typed keys [B] for the drafter's own draws, of this root alone.
       sampling: the settings that the target's distribution will be processed with.
+      tree: shape of the draft, or the bound of one that grows; static.
+      selection: how children are to be chosen; static.
+      order: processing steps; static.
     """
 
     root: Int[Array, "B"]
     position: Int[Array, "B"]
     index: Int[Array, "B"]
     noise: Float[Array, "B A V"]
+    keys: RowKeys
     sampling: Sampling
+    tree: Tree | Envelope = field(metadata={"static": True})
+    selection: Selection = field(default="coupled", metadata={"static": True})
+    order: tuple[Step, ...] = field(default=LLAMAGEN_ORDER, metadata={"static": True})
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class ExtraRows:
+    """Rows that ride along in the verify pass; their hidden states go to the drafter.
+
+    They see the committed past, and what `mask` allows of the tree and of each other.
+    Nothing sees them but themselves, and their keys and values are never committed.
+
+    Attributes:
+      tokens: int32 [B, X].
+      positions: int32 [B, X], absolute.
+      mask: bool [B, X, N + X].
+    """
+
+    tokens: Int[Array, "B X"]
+    positions: Int[Array, "B X"]
+    mask: Bool[Array, "B X M"]
 
 
 @register_dataclass
@@ -39,11 +80,83 @@ class Draft:
 
     Attributes:
       tokens: int32 [B, N]; node 0 is the root.
-      valid: bool [B, N]; a node that is not valid is never accepted.
+      valid: bool [B, N]; a node that is not valid is never accepted, nor is what hangs
+        below it.
+      log_q: float32 [B, I, V], the drafter's processed log-probabilities after each
+        node that may have children (`Tree.internal`; all `N` of a grown tree).
+      parents: int32 [B, N] of a tree grown this round; None for a static one.
+      confidence: float32 [B, N], predicted chance that a node is accepted once its
+        parent is.
+      extra: rows that ride along.
+      drawn: how children were chosen; "guess" if nothing is known. A rule that needs
+        honest samples refuses others. Static.
+      pruned: what decided which nodes are valid: nothing or what lies above a node
+        ("past"), or also the node's own token ("token"). Static.
     """
 
     tokens: Int[Array, "B N"]
     valid: Bool[Array, "B N"]
+    log_q: Float[Array, "B I V"] | None = None
+    parents: Int[Array, "B N"] | None = None
+    confidence: Float[Array, "B N"] | None = None
+    extra: ExtraRows | None = None
+    drawn: Selection | Literal["guess"] = field(
+        default="guess", metadata={"static": True}
+    )
+    pruned: Literal["past", "token"] = field(default="past", metadata={"static": True})
+
+    def topology(self, tree: Tree | Envelope) -> Topology:
+        """The tables of this draft's shape.
+
+        Raises:
+          ConfigError: a grown tree without parents, or tokens that do not fit.
+        """
+        if self.tokens.shape[1] != tree.size:
+            raise ConfigError(
+                f"the draft has {self.tokens.shape[1]} nodes, the tree {tree.size}"
+            )
+        if self.parents is not None:
+            return grown_topology(self.parents, self.valid, tree.depth, tree.width)
+        if not isinstance(tree, Tree):
+            raise ConfigError(
+                f"{type(tree).__name__} bounds trees that are grown each round; the "
+                "draft has to name its `parents`"
+            )
+        return static_topology(tree)
+
+    def keep(self, wanted: Bool[Array, "B N"], *, past: bool) -> "Draft":
+        """The draft with some nodes made invalid; `past` as in `pruned`."""
+        pruned = self.pruned if past else "token"
+        wanted = wanted.at[:, 0].set(True)
+        return replace(self, valid=self.valid & wanted, pruned=pruned)
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Observation:
+    """What a drafter learns after a round. What it does not use is not computed.
+
+    Attributes:
+      tokens: int32 [B, A], what was emitted; garbage beyond `counts`.
+      counts: int32 [B], how many tokens; 0 in finished rows.
+      path: int32 [B, A], accepted nodes, root first.
+      accepted: int32 [B], drafted tokens that were accepted.
+      features: [R, N, E], the target's features of all nodes, both streams.
+      log_p: float32 [B, N, V], the target's processed scores after all nodes.
+      extra: [R, X, E], features of the extra rows, None without.
+    """
+
+    tokens: Int[Array, "B A"]
+    counts: Int[Array, "B"]
+    path: Int[Array, "B A"]
+    accepted: Int[Array, "B"]
+    features: Float[Array, "R N E"]
+    log_p: Float[Array, "B N V"]
+    extra: Float[Array, "R X E"] | None
+
+    def on_path(self, x: Array) -> Array:
+        """`[B or R, N, ...]` at the accepted nodes, `[B or R, A, ...]`."""
+        return pick(x, jnp.concatenate([self.path] * (x.shape[0] // len(self.path))))
 
 
 class Drafter(Protocol):
@@ -51,32 +164,30 @@ class Drafter(Protocol):
 
     A drafter is static and hashable; what changes lives in its state, a tree of
     arrays of fixed shapes. It may be wrong in any way: under a lossless rule it can
-    change the speed and nothing else.
+    change the speed and nothing else, as long as `Draft.drawn` is true.
+
+    One that sends `ExtraRows` has an attribute `extra_rows`, their static number `X`.
     """
 
     def init(
-        self, params: Params, features: Float[Array, "R P E"], extra: int, tree: Tree
+        self,
+        params: Params,
+        features: Float[Array, "R P E"],
+        extra: int,
+        tree: Tree | Envelope,
     ) -> Any:
         """State after a prompt of `P` positions; at most `extra` more will follow."""
         ...
 
-    def propose(
-        self,
-        params: Params,
-        state: Any,
-        this: Round,
-        tree: Tree,
-        order: tuple[Step, ...],
-    ) -> tuple[Draft, Any]:
-        """Guesses the tokens of `tree` after the root."""
+    def propose(self, params: Params, state: Any, this: Round) -> tuple[Draft, Any]:
+        """Guesses the tokens of `this.tree` after the root."""
         ...
 
-    def observe(
-        self,
-        params: Params,
-        state: Any,
-        features: Float[Array, "R A E"],
-        counts: Int[Array, "R"],
-    ) -> Any:
-        """Learns the target's features of the `counts` newly committed tokens."""
+    def observe(self, params: Params, state: Any, seen: Observation) -> Any:
+        """Learns what became of the draft."""
         ...
+
+
+def extra_rows(drafter: Drafter | None) -> int:
+    """`X` of a drafter."""
+    return getattr(drafter, "extra_rows", 0)

@@ -2,30 +2,32 @@
 
 from dataclasses import replace
 from functools import wraps
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxspec.errors import ConfigError
 from jaxspec.spec.cache import compact, tree_mask
-from jaxspec.spec.draft import Draft, Round
-from jaxspec.spec.noise import position_noise
+from jaxspec.spec.draft import Draft, Observation, Round, extra_rows
+from jaxspec.spec.noise import draw_noise, position_noise, private_keys
 from jaxspec.spec.sampling import Sampling, guide, process_with_doubt
 from jaxspec.spec.settle import doubted_margin, near_tie, settle
-from jaxspec.spec.state import Engine, Generation, SpecState, Stats
+from jaxspec.spec.state import (
+    Engine,
+    Generation,
+    Limits,
+    SpecState,
+    Stats,
+    make_limits,
+)
+from jaxspec.spec.topology import Topology, pick
 from jaxspec.spec.verify.coupled import choose
-from jaxspec.typing import Array, Params, PyTree, RowKeys
+from jaxspec.typing import Array, Bool, Int, Params, PyTree, RowKeys
 
 
 def _streams(engine: Engine, x: Array) -> Array:
     """Repeats rows for each guidance stream."""
     return jnp.concatenate([x] * engine.target.streams) if x.ndim else x
-
-
-def _noise(engine, keys, positions, sampling):
-    """Noise of sampled rows; greedy rows get none."""
-    noise = position_noise(keys, positions, engine.target.vocab_size)
-    return jnp.where(sampling.temperature[:, None, None] > 0, noise, 0.0)
 
 
 def _full_precision(function):
@@ -39,6 +41,12 @@ def _full_precision(function):
     return run
 
 
+def _stops(limits: Limits, tokens: Int[Array, "B ..."]) -> Bool[Array, "B ..."]:
+    """Which tokens end their row."""
+    stop = jnp.expand_dims(limits.stop, tuple(range(1, tokens.ndim)))
+    return jnp.any((tokens[..., None] == stop) & (stop >= 0), axis=-1)
+
+
 @_full_precision
 def init_state(
     engine: Engine,
@@ -47,6 +55,7 @@ def init_state(
     prompt: PyTree,
     sampling: Sampling,
     keys: RowKeys,
+    limits: Limits | None = None,
 ) -> SpecState:
     """Reads the prompt and draws the first token, which never is a draft's.
 
@@ -58,14 +67,19 @@ def init_state(
       sampling: settings of the rows.
       keys: one typed key a row; the same key, prompt and settings give the same
         tokens in any batch, with any drafter and tree.
+      limits: when rows end; by default at `engine.max_tokens`, and no earlier.
     """
     rows = keys.shape[0]
     length = engine.path_length
-    extra = engine.max_tokens + engine.tree.size  # slots beyond the prompt's
+    limits = make_limits(rows, engine.max_tokens) if limits is None else limits
+    budget = jnp.minimum(limits.budget, engine.max_tokens)
+    limits = replace(limits, budget=budget)
+    extra = engine.max_tokens + engine.window  # slots beyond the prompt's
     logits, features, cache = engine.target.prefill(params, prompt, extra)
     start = jnp.copy(cache.lengths[:rows])  # not the cache's own buffer: see donation
     index = jnp.zeros(rows, jnp.int32)
-    noise = _noise(engine, keys, start[:, None], sampling)[:, 0]
+    noise = position_noise(keys, start[:, None], engine.target.vocab_size)[:, 0]
+    noise = jnp.where(sampling.temperature[:, None] > 0, noise, 0.0)
     guided = guide(logits, sampling, index)
     scores, doubtful = process_with_doubt(
         guided, sampling, engine.order, engine.tie_margin
@@ -89,9 +103,12 @@ def init_state(
         counts=jnp.zeros(rows, jnp.int32),
         drafter=drafter,
         keys=jax.random.clone(keys),  # the state may be donated, the caller's keys not
+        limits=limits,
+        done=(budget <= 1) | _stops(limits, first),
         stats=Stats(
             calls=jnp.ones(rows, jnp.int32),
             rounds=jnp.zeros((), jnp.int32),
+            proposed=jnp.zeros(rows, jnp.int32),
             rescored=near.astype(jnp.int32),
             accepted=jnp.zeros((rows, length), jnp.int32),
             hits=jnp.zeros((rows, depth, width), jnp.int32),
@@ -108,112 +125,169 @@ def spec_step(
     prompt: PyTree,
     sampling: Sampling,
     state: SpecState,
+    rule_params: Params = None,
 ) -> SpecState:
     """One round: commit the last path, draft, verify, emit. Donate `state`.
 
     Rows advance at their own pace; finished rows change nothing but garbage.
+    `rule_params` are the arrays that the rule needs, if any.
     """
     tree, target = engine.tree, engine.target
-    live = state.length < engine.max_tokens
-    cache = compact(
-        state.cache,
-        tree.size,
-        _streams(engine, state.path),
-        _streams(engine, state.counts),
-    )
-
+    live = ~state.done
     newest = jnp.take_along_axis(state.tokens, state.length[:, None] - 1, 1)[:, 0]
     position = state.start + state.length - 1
     after = position[:, None] + 1 + jnp.arange(engine.path_length)
-    noise = _noise(engine, state.keys, after, sampling)
+    greedy = sampling.temperature == 0
+    noise = draw_noise(state.keys, after, tree.size, target.vocab_size, greedy)
 
-    this = Round(newest, position, state.length, noise, sampling)
+    this = Round(
+        root=newest,
+        position=position,
+        index=state.length,
+        noise=noise.coupled,
+        keys=private_keys(state.keys, position),
+        sampling=sampling,
+        tree=tree,
+        selection=engine.candidates,
+        order=engine.order,
+    )
     drafter_state = state.drafter
     if engine.drafter is None:
         draft = Draft(newest[:, None], jnp.ones((newest.shape[0], 1), bool))
     else:
         draft, drafter_state = engine.drafter.propose(
-            drafter_params, drafter_state, this, tree, engine.order
+            drafter_params, drafter_state, this
         )
+    shape = draft.topology(tree)
 
-    depths = jnp.asarray(tree.depths)
-    logits, features, cache = target.forward(
-        params,
-        cache,
-        _streams(engine, draft.tokens),
-        _streams(engine, position[:, None] + depths),
-        tree_mask(cache, jnp.asarray(tree.ancestors)),
-    )
-    merged = guide(logits, sampling, state.length[:, None] + depths)
+    logits, features, extra, cache = _read(engine, params, state, draft, shape)
+    index = state.length[:, None] + shape.depths
+    merged = guide(logits, sampling, index)
     scores, doubtful = process_with_doubt(
         merged, sampling, engine.order, engine.tie_margin
     )
-    verdict = engine.rule.verify(scores, draft, tree, noise)
-    sure = jnp.full(draft.tokens.shape, jnp.inf)
-    doubted = doubted_margin(sure, scores, doubtful, noise[:, depths])
-    doubted = jnp.take_along_axis(doubted, verdict.path, axis=1)
-    margin = jnp.minimum(verdict.margin, doubted)
+    verdict = engine.rule.verify(scores, draft, tree, noise, rule_params, features)
 
-    # A path ends at its first near-tie, which is decided again.
     place = jnp.arange(engine.path_length)
-    near = near_tie(engine, sampling, margin) & (place <= verdict.accepted[:, None])
-    near &= state.length[:, None] + place < engine.max_tokens  # what will be emitted
-    tied = jnp.any(near, axis=1) & live
-    accepted = jnp.where(tied, jnp.argmax(near, axis=1), verdict.accepted)
+    left = state.limits.budget - state.length
+    accepted, tied = verdict.accepted, jnp.zeros_like(live)
+    if engine.rule.settles:  # a path ends at its first near-tie, decided again below
+        sure = jnp.full(draft.tokens.shape, jnp.inf)
+        own = pick(noise.coupled, shape.depths)
+        doubted = doubted_margin(sure, scores, doubtful, own)
+        doubted = jnp.take_along_axis(doubted, verdict.path, axis=1)
+        near = near_tie(engine, sampling, jnp.minimum(verdict.margin, doubted))
+        near &= place <= accepted[:, None]
+        near &= place < left[:, None]  # what will be emitted
+        tied = jnp.any(near, axis=1) & live
+        accepted = jnp.where(tied, jnp.argmax(near, axis=1), accepted)
     on_path = jnp.take_along_axis(draft.tokens, verdict.path[:, 1:], axis=1)
     on_path = jnp.pad(on_path, ((0, 0), (0, 1)))
     write_row = jax.vmap(
         lambda row, new, at: jax.lax.dynamic_update_slice(row, new, (at,))
     )
-    tokens = write_row(state.tokens, on_path, state.length)
-    own_noise = jnp.take_along_axis(noise, accepted[:, None, None], axis=1)[:, 0]
-    next_token = settle(
-        engine,
-        params,
-        prompt,
-        sampling,
-        own_noise,
-        tokens,
-        state.length + accepted,
-        verdict.next_token,
-        tied,
-    )
+    next_token = verdict.next_token
+    if engine.rule.settles:
+        own_noise = jnp.take_along_axis(noise.coupled, accepted[:, None, None], axis=1)
+        next_token = settle(
+            engine,
+            params,
+            prompt,
+            sampling,
+            own_noise[:, 0],
+            write_row(state.tokens, on_path, state.length),
+            state.length + accepted,
+            next_token,
+            tied,
+        )
     emitted = jnp.where(place == accepted[:, None], next_token[:, None], on_path)
     tokens = write_row(state.tokens, emitted, state.length)
 
-    count = jnp.minimum(accepted + 1, engine.max_tokens - state.length)
+    stops = _stops(state.limits, emitted) & (place <= accepted[:, None])
+    until = jnp.where(jnp.any(stops, axis=1), jnp.argmax(stops, axis=1) + 1, left)
+    count = jnp.minimum(jnp.minimum(accepted + 1, left), until)
+    count = jnp.where(live, count, 0)
+    stopped = jnp.any(stops & (place < count[:, None]), axis=1)
     if engine.drafter is not None:
-        path = _streams(engine, verdict.path)
-        seen = jnp.take_along_axis(features, path[..., None], axis=1)
-        drafter_state = engine.drafter.observe(
-            drafter_params, drafter_state, seen, _streams(engine, count)
+        seen = Observation(
+            tokens=emitted,
+            counts=count,
+            path=verdict.path,
+            accepted=accepted,
+            features=features,
+            log_p=scores,
+            extra=extra,
         )
+        drafter_state = engine.drafter.observe(drafter_params, drafter_state, seen)
+    length = state.length + count
+    broken = jnp.isnan(verdict.margin) & (place <= accepted[:, None]) & live[:, None]
     return replace(
         state,
         tokens=tokens,
-        length=state.length + count,
+        length=length,
         cache=cache,
         path=verdict.path,
         counts=count,
         drafter=drafter_state,
-        stats=_count(engine, state.stats, verdict.path, accepted, tied, live),
-        finite=state.finite
-        & ~jnp.any(jnp.isnan(verdict.margin) & (place <= accepted[:, None])),
+        done=state.done | stopped | (length >= state.limits.budget),
+        stats=_count(state.stats, draft, shape, verdict.path, accepted, tied, live),
+        finite=state.finite & ~jnp.any(broken),
     )
 
 
-def _count(engine, stats, path, accepted, tied, live) -> Stats:
+def _read(engine: Engine, params: Params, state: SpecState, draft: Draft, shape):
+    """The target's pass over the tree and what rides along, behind the last path."""
+    size = engine.tree.size
+    path, counts = _streams(engine, state.path), _streams(engine, state.counts)
+    cache = compact(state.cache, size, path, counts)
+    tokens = draft.tokens
+    position = state.start + state.length - 1
+    positions = position[:, None] + shape.depths
+    window = shape.ancestors
+    static = draft.parents is None
+    window = window[0] if static else window  # [N, N] or [B, N, N]
+    riders, wanted = draft.extra, extra_rows(engine.drafter)
+    if (riders.tokens.shape[1] if riders else 0) != wanted:
+        raise ConfigError(
+            f"the drafter sent {riders.tokens.shape[1] if riders else 0} extra rows, "
+            f"its attribute extra_rows says {wanted}"
+        )
+    if riders is not None:
+        rows = tokens.shape[0]
+        tokens = jnp.concatenate([tokens, riders.tokens], axis=1)
+        positions = jnp.concatenate([positions, riders.positions], axis=1)
+        nodes = jnp.broadcast_to(shape.ancestors, (rows, size, size))
+        nodes = jnp.pad(nodes, ((0, 0), (0, 0), (0, wanted)))  # nobody sees a rider
+        own = jnp.eye(wanted, size + wanted, size, dtype=bool)
+        window = jnp.concatenate([nodes, riders.mask | own], axis=1)
+    if window.ndim == 3:
+        window = _streams(engine, window)
+    logits, features, cache = engine.target.forward(
+        params,
+        cache,
+        _streams(engine, tokens),
+        _streams(engine, positions),
+        tree_mask(cache, window),
+    )
+    extra = None if riders is None else features[:, size:]
+    return logits[:, :size], features[:, :size], extra, cache
+
+
+def _count(stats, draft, shape: Topology, path, accepted, tied, live) -> Stats:
     one = live.astype(jnp.int32)
     row = jnp.arange(one.shape[0])
     hits = stats.hits
-    if engine.tree.depth:
-        ranks = jnp.asarray(engine.tree.ranks)[path[:, 1:]]  # [B, D]
-        kept = jnp.arange(engine.tree.depth) < accepted[:, None]
-        depth = jnp.broadcast_to(jnp.arange(engine.tree.depth), ranks.shape)
-        hits = hits.at[row[:, None], depth, ranks].add(kept * one[:, None])
+    depth = path.shape[1] - 1
+    if depth:
+        ranks = pick(shape.ranks, path[:, 1:])  # [B, D]
+        kept = jnp.arange(depth) < accepted[:, None]
+        place = jnp.broadcast_to(jnp.arange(depth), ranks.shape)
+        hits = hits.at[row[:, None], place, ranks].add(kept * one[:, None])
+    proposed = jnp.sum(draft.valid[:, 1:], axis=1, dtype=jnp.int32)
     return Stats(
         calls=stats.calls + one,
         rounds=stats.rounds + 1,
+        proposed=stats.proposed + proposed * one,
         rescored=stats.rescored + tied,
         accepted=stats.accepted.at[row, accepted].add(one),
         hits=hits,
@@ -227,19 +301,27 @@ def generate(
     prompt: PyTree,
     sampling: Sampling,
     keys: RowKeys,
+    limits: Limits | None = None,
+    rule_params: Params = None,
 ) -> Generation:
     """Generates every row to its end in one `lax.while_loop`; call it under `jit`.
 
-    With a lossless rule the tokens are those of the same call without a drafter.
-    Arguments as in `init_state`.
+    With `Coupled` (the default) the tokens are those of the same call without a
+    drafter. Other lossless rules keep the distribution. Arguments as in `init_state`
+    and `spec_step`.
     """
 
-    def running(state: SpecState) -> Any:
-        return jnp.any(state.length < engine.max_tokens)
+    def running(state: SpecState) -> Array:
+        return jnp.any(~state.done)
 
     def step(state: SpecState) -> SpecState:
-        return spec_step(engine, params, drafter_params, prompt, sampling, state)
+        return spec_step(
+            engine, params, drafter_params, prompt, sampling, state, rule_params
+        )
 
-    state = init_state(engine, params, drafter_params, prompt, sampling, keys)
+    state = init_state(engine, params, drafter_params, prompt, sampling, keys, limits)
     state = jax.lax.while_loop(running, step, state)
-    return Generation(state.tokens[:, : engine.max_tokens], state.stats, state.finite)
+    tokens = state.tokens[:, : engine.max_tokens]
+    beyond = jnp.arange(engine.max_tokens) >= state.length[:, None]
+    tokens = jnp.where(beyond, -1, tokens)
+    return Generation(tokens, state.length, state.stats, state.finite)

@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass
 
+import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import register_dataclass
 
 from jaxspec.errors import ConfigError
 from jaxspec.spec.cache import KVCache
-from jaxspec.spec.draft import Drafter
+from jaxspec.spec.draft import Drafter, Selection, extra_rows
+from jaxspec.spec.envelopes import Envelope
 from jaxspec.spec.sampling import LLAMAGEN_ORDER, Step
 from jaxspec.spec.target import Target
 from jaxspec.spec.tree import Tree
@@ -22,7 +25,8 @@ class Engine:
       target: the model that is sped up.
       max_tokens: tokens to generate in each row.
       drafter: None decodes plainly, one token a call.
-      tree: shape of the drafts; the root alone without a drafter.
+      tree: shape of the drafts, or the bound of trees that grow; the root alone
+        without a drafter.
       rule: how drafts are judged.
       order: processing steps, in order; see `spec.sampling.process`.
       tie_margin: how far apart, at most, the logits of two passes of different widths
@@ -30,15 +34,17 @@ class Engine:
         temperature enlarge it, see `spec.sampling.amplification`) is taken again from
         the target's `rescore`, which has one fixed shape: so every tree, drafter and
         batch yields the same tokens, not merely almost always. 0 never asks.
+      selection: how the drafter chooses candidates; None is what the rule asks for.
     """
 
     target: Target
     max_tokens: int
     drafter: Drafter | None = None
-    tree: Tree = Tree.root()
+    tree: Tree | Envelope = Tree.root()
     rule: Rule = Coupled()
     order: tuple[Step, ...] = LLAMAGEN_ORDER
     tie_margin: float = 5e-4
+    selection: Selection | None = None
 
     def __post_init__(self):
         if self.max_tokens < 1:
@@ -53,6 +59,52 @@ class Engine:
         """`A`."""
         return self.tree.depth + 1
 
+    @property
+    def window(self) -> int:
+        """Rows of one verify pass: the tree's nodes and a drafter's extra rows."""
+        return self.tree.size + extra_rows(self.drafter)
+
+    @property
+    def candidates(self) -> Selection:
+        """How the drafter chooses candidates."""
+        return self.selection or self.rule.selection
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Limits:
+    """When rows end.
+
+    Attributes:
+      budget: int32 [B], most tokens of each row; at least 1.
+      stop: int32 [B, E], tokens that end a row, itself included in the output; -1 for
+        none.
+    """
+
+    budget: Int[Array, "B"]
+    stop: Int[Array, "B E"]
+
+
+def make_limits(rows: int, budget, stop=()) -> Limits:
+    """Checks limits given as numbers or as arrays of `rows`.
+
+    Args:
+      rows: `B`.
+      budget: most tokens of a row, or of each.
+      stop: tokens that end a row; `[E]` for all rows or `[B, E]`, -1 for none.
+
+    Raises:
+      ConfigError: a budget is not positive, or a stop token is below -1.
+    """
+    budget = np.broadcast_to(np.asarray(budget), (rows,))
+    stop = np.asarray(stop, np.int32)
+    stop = np.broadcast_to(stop, (rows, stop.shape[-1]))
+    if (budget < 1).any():
+        raise ConfigError(f"budget={budget.min()} must be at least 1 token")
+    if (stop < -1).any():
+        raise ConfigError(f"stop token {stop.min()} is impossible; use -1 for none")
+    return Limits(jnp.asarray(budget, jnp.int32), jnp.asarray(stop))
+
 
 @register_dataclass
 @dataclass(frozen=True)
@@ -63,6 +115,7 @@ class Stats:
       calls: int32 [B], target calls of each row: its prefill, and each round in which
         it was not finished.
       rounds: int32 [], rounds of the whole batch.
+      proposed: int32 [B], drafted tokens that were verified: valid nodes of trees.
       rescored: int32 [B], near-ties that were decided again.
       accepted: int32 [B, A], rounds by number of accepted tokens.
       hits: int32 [B, A - 1, W], accepted drafted tokens by depth and rank.
@@ -70,6 +123,7 @@ class Stats:
 
     calls: Int[Array, "B"]
     rounds: Int[Array, ""]
+    proposed: Int[Array, "B"]
     rescored: Int[Array, "B"]
     accepted: Int[Array, "B A"]
     hits: Int[Array, "B D W"]
@@ -89,6 +143,8 @@ class SpecState:
       counts: int32 [B], how many of them to commit on entry to the next round.
       drafter: the drafter's state.
       keys: typed keys [B].
+      limits: when rows end.
+      done: bool [B], rows that have ended: by their budget or at a stop token.
       stats: counters.
       finite: bool [], False once a decision met NaN or nothing but -inf.
     """
@@ -101,6 +157,8 @@ class SpecState:
     counts: Int[Array, "B"]
     drafter: PyTree
     keys: RowKeys
+    limits: Limits
+    done: Bool[Array, "B"]
     stats: Stats
     finite: Bool[Array, ""]
 
@@ -111,12 +169,14 @@ class Generation:
     """The result of `generate`.
 
     Attributes:
-      tokens: int32 [B, max_tokens].
+      tokens: int32 [B, max_tokens]; -1 beyond a row's length.
+      lengths: int32 [B], generated tokens of each row, a stop token included.
       stats: counters of the run.
       finite: bool [], False if the target ever gave NaN or only -inf; the tokens mean
         nothing then.
     """
 
     tokens: Int[Array, "B T"]
+    lengths: Int[Array, "B"]
     stats: Stats
     finite: Bool[Array, ""]

@@ -166,5 +166,26 @@ class Tree:
 
     @property
     def width(self) -> int:
-        """Most choices that a drafter must offer at one node."""
+        """`W`, most choices that a drafter must offer at one node."""
         return max(self.ranks) + 1
+
+    @cached_property
+    def slots(self) -> np.ndarray:
+        """`int32 [N]`: place of each node among `internal`; 0 for leaves."""
+        slots = np.zeros(self.size, np.int32)
+        slots[self.internal] = np.arange(len(self.internal))
+        return slots
+
+    @cached_property
+    def children(self) -> np.ndarray:
+        """`int32 [I, W]`: child of each rank of each internal node, -1 for none."""
+        children = np.full((len(self.internal), self.width), -1, np.int32)
+        for n, parent in enumerate(self.parents[1:], start=1):
+            children[self.slots[parent], self.ranks[n]] = n
+        return children
+
+    @property
+    def gapless(self) -> bool:
+        """Whether each node's children have the ranks 0, 1, ... without a gap."""
+        held = self.children >= 0
+        return bool((held[:, 1:] <= held[:, :-1]).all())

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec.spec.cache import init_cache, write
-from jaxspec.spec.draft import Draft, Round
-from jaxspec.spec.sampling import Step
+from jaxspec.spec.draft import Draft, Observation, Round
+from jaxspec.spec.envelopes import Envelope
 from jaxspec.spec.target import Prefill, Target
 from jaxspec.spec.tree import Tree
 from jaxspec.typing import Array, Params
@@ -90,19 +90,16 @@ class NoisyOracle:
     vocab_size: int
     seed: int = 0
 
-    def init(self, params: Params, features: Array, extra: int, tree: Tree) -> Any:
+    def init(
+        self, params: Params, features: Array, extra: int, tree: Tree | Envelope
+    ) -> Any:
         """Counts the rounds, so that each draft is different."""
         return jnp.zeros((), jnp.int32)
 
-    def propose(
-        self,
-        params: Params,
-        state: Any,
-        this: Round,
-        tree: Tree,
-        order: tuple[Step, ...],
-    ) -> tuple[Draft, Any]:
+    def propose(self, params: Params, state: Any, this: Round) -> tuple[Draft, Any]:
         """See `spec.draft.Drafter`."""
+        tree = this.tree
+        assert isinstance(tree, Tree)
         rows = this.root.shape[0]
         key = jax.random.fold_in(jax.random.key(self.seed), state)
         keys = jax.random.split(key, 4)
@@ -118,8 +115,6 @@ class NoisyOracle:
         valid = jax.random.bernoulli(keys[3], 0.95, shape).at[:, 0].set(True)
         return Draft(tokens, valid), state + 1
 
-    def observe(
-        self, params: Params, state: Any, features: Array, counts: Array
-    ) -> Any:
+    def observe(self, params: Params, state: Any, seen: Observation) -> Any:
         """Learns nothing."""
         return state

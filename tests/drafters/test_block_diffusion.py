@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from jaxspec.config import BlockDiffusionConfig, TransformerConfig
-from jaxspec.drafters.base import fill_tree
 from jaxspec.drafters.block_diffusion import BlockDiffusion
 from jaxspec.drafters.block_network import append_to
+from jaxspec.drafters.grow import grow
 from jaxspec.errors import ConfigError
 from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
-from jaxspec.spec.draft import Round
+from jaxspec.spec.draft import Observation, Round
 from jaxspec.spec.loop import generate
 from jaxspec.spec.named_trees import named_tree
 from jaxspec.spec.noise import position_noise, row_keys
@@ -45,6 +45,14 @@ def make(config=BLOCK, seed=0):
     return drafter, own, target_params
 
 
+def seen_features(features, count):
+    """What a round shows whose accepted path holds `count` new positions."""
+    rows, length = features.shape[:2]
+    path = jnp.broadcast_to(jnp.arange(length), (rows, length))
+    counts = jnp.full(rows, count)
+    return Observation(path, counts, path, counts - 1, features, jnp.zeros(()), None)
+
+
 def inference_logits(drafter, params, features, anchor_tokens, anchor, chunks):
     """Block logits when the context arrives in uneven chunks, as in a run."""
     rows = features.shape[0]
@@ -54,7 +62,7 @@ def inference_logits(drafter, params, features, anchor_tokens, anchor, chunks):
     for size in chunks[1:]:
         chunk = features[:, done : done + size]
         pending = jnp.pad(chunk, ((0, 0), (0, 4 - size), (0, 0)), constant_values=9.0)
-        state = drafter.observe(params, state, pending, jnp.full(rows, size))
+        state = drafter.observe(params, state, seen_features(pending, size))
         cache = drafter._commit(params, state.cache, state.pending, state.counts)
         state = replace(state, cache=cache, counts=jnp.zeros(rows, jnp.int32))
         done += size
@@ -64,7 +72,9 @@ def inference_logits(drafter, params, features, anchor_tokens, anchor, chunks):
         jnp.full(rows, anchor),
         jnp.full(rows, anchor),
         jnp.zeros((rows, 4, 23)),
+        row_keys(0, rows),
         make_sampling(rows),
+        tree,
     )
     return drafter._block_logits(params, state.cache, this, 4)[0]
 
@@ -124,12 +134,19 @@ def test_children_are_the_best_under_the_shared_noise():
     rows = 2
     noise = position_noise(row_keys(0, rows), jnp.arange(6).reshape(2, 3), 23)
     sampling = make_sampling(rows, temperature=[1.0, 0.5], top_k=[0, 2])
+    three = jnp.array([3, 3])
     this = Round(
-        jnp.array([4, 5]), jnp.array([3, 3]), jnp.array([3, 3]), noise, sampling
+        jnp.array([4, 5]),
+        three,
+        three,
+        noise,
+        row_keys(0, rows),
+        sampling,
+        tree,
+        order=("temperature", "top_k"),
     )
     table = jax.random.normal(jax.random.key(3), (2, 23, 23))  # by depth, token
-    order = ("temperature", "top_k")
-    draft = fill_tree(tree, this, order, lambda depth, tokens: table[depth, tokens])
+    draft = grow(this, lambda depth, tokens: table[depth, tokens])
     for b in range(rows):
         for n in range(1, tree.size):
             parent = tree.parents[n]

@@ -8,7 +8,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from jaxspec.spec.draft import Round
+from jaxspec.spec.draft import Observation, Round
+from jaxspec.spec.noise import row_keys
 from jaxspec.spec.sampling import make_sampling
 from jaxspec.spec.tree import Tree
 from tests.parity import sampling_twin
@@ -69,9 +70,18 @@ def gathered(features, lengths, counts):
     return chunk
 
 
+def seen(chunk, counts):
+    """What a round shows that committed `counts` positions with these features."""
+    rows = len(counts)
+    path = jnp.broadcast_to(jnp.arange(chunk.shape[1]), (rows, chunk.shape[1]))
+    count = as_jax(counts)
+    features = as_jax(chunk)
+    return Observation(path, count, path, count - 1, features, jnp.zeros(()), None)
+
+
 def test_greedy_drafts_agree_round_after_round(pair):
     features = make_features()
-    propose = jax.jit(pair.drafter.propose, static_argnums=(3, 4))
+    propose = jax.jit(pair.drafter.propose)
     start = jax.jit(pair.drafter.init, static_argnums=(2, 3))
     state = start(pair.params, as_jax(features[:, :1]), LENGTH, CHAIN)
     lengths = torch.ones(ROWS, dtype=torch.long)
@@ -80,14 +90,20 @@ def test_greedy_drafts_agree_round_after_round(pair):
     drafts = []
     for counts in COMMITTED:
         chunk = gathered(features, lengths.repeat(2), counts.repeat(2))
-        twice = as_jax(counts.repeat(2))
-        state = pair.drafter.observe(pair.params, state, as_jax(chunk), twice)
+        state = pair.drafter.observe(pair.params, state, seen(chunk, counts))
         lengths = lengths + counts
         anchors = torch.randint(VOCAB, (ROWS,))
         this = Round(
-            as_jax(anchors), as_jax(lengths), as_jax(lengths - 1), noise, sampling
+            as_jax(anchors),
+            as_jax(lengths),
+            as_jax(lengths - 1),
+            noise,
+            row_keys(0, ROWS),
+            sampling,
+            CHAIN,
+            order=("temperature",),
         )
-        draft, state = propose(pair.params, state, this, CHAIN, ("temperature",))
+        draft, state = propose(pair.params, state, this)
         theirs = [
             their_draft(pair, row, features[:, : lengths[row]], anchors[row])
             for row in range(ROWS)

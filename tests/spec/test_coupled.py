@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from jaxspec.spec.draft import Draft
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify import Coupled
+from tests.spec.noises import coupled_noise
 from tests.spec.test_tree import trees
 
 
@@ -31,7 +32,8 @@ def test_loop_free_rule_equals_a_walk_down_the_tree(tree, seed):
     tokens = rng.integers(vocab, size=(rows, tree.size)).astype(np.int32)
     valid = rng.random((rows, tree.size)) < 0.8
     draft = Draft(jnp.asarray(tokens), jnp.asarray(valid))
-    verdict = Coupled().verify(jnp.asarray(log_p), draft, tree, jnp.asarray(noise))
+    given = coupled_noise(noise, tree.size)
+    verdict = Coupled().verify(jnp.asarray(log_p), draft, tree, given)
     for b in range(rows):
         choice = (log_p[b] + noise[b, tree.depths]).argmax(-1)
         path = walk(tree, tokens[b], valid[b], choice)
@@ -43,7 +45,9 @@ def test_loop_free_rule_equals_a_walk_down_the_tree(tree, seed):
 def test_margin_is_the_lead_of_the_choice():
     scores = jnp.array([[[1.0, 4.0, 3.5], [0.0, 0.0, -jnp.inf]]])
     draft = Draft(jnp.array([[0, 1]]), jnp.ones((1, 2), bool))
-    verdict = Coupled().verify(scores, draft, Tree.chain(1), jnp.zeros((1, 2, 3)))
+    verdict = Coupled().verify(
+        scores, draft, Tree.chain(1), coupled_noise(jnp.zeros((1, 2, 3)), 2)
+    )
     assert verdict.accepted.tolist() == [1]
     assert verdict.next_token.tolist() == [0]  # the lowest id on ties
     np.testing.assert_allclose(verdict.margin, [[0.5, 0.0]])
@@ -57,10 +61,13 @@ def test_usable_inside_jit_and_vmap():
     log_p = jax.random.normal(key, (5, 1, 3, 7))
     tokens = jax.random.randint(key, (5, 1, 3), 0, 7)
     draft = Draft(tokens, jnp.ones_like(tokens, bool))
-    noise = jnp.zeros((5, 1, 3, 7))
+    noise = jax.vmap(lambda x: coupled_noise(x, 3))(jnp.zeros((5, 1, 3, 7)))
     apart = jax.jit(jax.vmap(lambda p, d, g: rule.verify(p, d, tree, g)))
     verdict = apart(log_p, draft, noise)
     together = rule.verify(
-        log_p[:, 0], Draft(tokens[:, 0], draft.valid[:, 0]), tree, noise[:, 0]
+        log_p[:, 0],
+        Draft(tokens[:, 0], draft.valid[:, 0]),
+        tree,
+        jax.tree.map(lambda x: x[:, 0], noise),
     )
     np.testing.assert_array_equal(verdict.path[:, 0], together.path)

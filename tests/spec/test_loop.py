@@ -74,8 +74,8 @@ def test_a_perfect_drafter_gets_its_whole_path_accepted_every_round():
 
     @dataclass(frozen=True)
     class Perfect(NoisyOracle):
-        def propose(self, params, state, this, tree, order):
-            draft, state = super().propose(params, state, this, tree, order)
+        def propose(self, params, state, this):
+            draft, state = super().propose(params, state, this)
             return replace(draft, valid=jnp.ones_like(draft.valid)), state
 
     engine = Engine(target, LENGTH, Perfect(VOCAB), Tree.chain(3), order=PLAIN)
@@ -156,7 +156,7 @@ def test_output_follows_the_target_law():
 def test_a_rule_that_accepts_everything_is_caught():
     @dataclass(frozen=True)
     class AcceptAll(Coupled):
-        def verify(self, log_p, draft, tree, noise):
+        def verify(self, log_p, draft, tree, noise, params=None, features=None):
             verdict = super().verify(log_p, draft, tree, noise)
             last = jnp.full_like(verdict.accepted, tree.size - 1)
             path = jnp.asarray(tree.paths)[last]

@@ -1,6 +1,34 @@
 """Verification rules, one file a family."""
 
-from jaxspec.spec.verify.base import Rule, Verdict
+from jaxspec.spec.verify.annealed import Annealed
+from jaxspec.spec.verify.base import LosslessRule, LossyRule, Rule, Verdict
+from jaxspec.spec.verify.block import Block
 from jaxspec.spec.verify.coupled import Coupled
+from jaxspec.spec.verify.coupled_relaxed import CoupledRelaxed
+from jaxspec.spec.verify.greedy_set import GreedySet
+from jaxspec.spec.verify.grouped import Grouped
+from jaxspec.spec.verify.judge import Judge
+from jaxspec.spec.verify.kseq import KSeq
+from jaxspec.spec.verify.lantern import Lantern
+from jaxspec.spec.verify.law import Law
+from jaxspec.spec.verify.rejection import Rejection
+from jaxspec.spec.verify.typical import Typical
 
-__all__ = ["Coupled", "Rule", "Verdict"]
+__all__ = [
+    "Annealed",
+    "Block",
+    "Coupled",
+    "CoupledRelaxed",
+    "GreedySet",
+    "Grouped",
+    "Judge",
+    "KSeq",
+    "Lantern",
+    "Law",
+    "LosslessRule",
+    "LossyRule",
+    "Rejection",
+    "Rule",
+    "Typical",
+    "Verdict",
+]

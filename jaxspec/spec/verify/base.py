@@ -1,13 +1,19 @@
 """What every verification rule takes and returns."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+import jax
+import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
-from jaxspec.spec.draft import Draft
+from jaxspec.errors import ConfigError
+from jaxspec.spec.draft import Draft, Selection
+from jaxspec.spec.envelopes import Envelope
+from jaxspec.spec.noise import Noise
+from jaxspec.spec.topology import pick
 from jaxspec.spec.tree import Tree
-from jaxspec.typing import Array, Float, Int, Noise
+from jaxspec.typing import Array, Bool, Float, Int, Params
 
 
 @register_dataclass
@@ -21,13 +27,21 @@ class Verdict:
       accepted: int32 [B], drafted tokens kept, 0 to `A - 1`.
       next_token: int32 [B], the target's own token after them.
       margin: float32 [B, A], by how much each decision on the path was won: the
-        distance between the best and the second best score at that node.
+        distance between the best and the second best score at that node. Infinite
+        where equality with plain decoding is not promised, NaN where scores were.
     """
 
     path: Int[Array, "B A"]
     accepted: Int[Array, "B"]
     next_token: Int[Array, "B"]
     margin: Float[Array, "B A"]
+
+    def emitted(self, draft: Draft) -> tuple[Int[Array, "B A"], Int[Array, "B"]]:
+        """The new tokens of each row, and how many of them count (`accepted + 1`)."""
+        kept = pick(draft.tokens, self.path[:, 1:])
+        kept = jnp.pad(kept, ((0, 0), (0, 1)))
+        last = jnp.arange(self.path.shape[1]) == self.accepted[:, None]
+        return jnp.where(last, self.next_token[:, None], kept), self.accepted + 1
 
 
 class Rule(Protocol):
@@ -38,15 +52,108 @@ class Rule(Protocol):
         """Whether the output follows the target's distribution exactly."""
         ...
 
+    @property
+    def selection(self) -> Selection:
+        """How a drafter should choose candidates for this rule."""
+        ...
+
+    @property
+    def settles(self) -> bool:
+        """Whether near-ties (`Verdict.margin`) are to be decided again by the loop."""
+        ...
+
     def verify(
-        self, log_p: Float[Array, "B N V"], draft: Draft, tree: Tree, noise: Noise
+        self,
+        log_p: Float[Array, "B N V"],
+        draft: Draft,
+        tree: Tree | Envelope,
+        noise: Noise,
+        params: Params = None,
+        features: Float[Array, "R N E"] | None = None,
     ) -> Verdict:
         """Judges a draft.
 
         Args:
           log_p: processed target scores after each node, up to a constant a node.
           draft: the drafter's guesses.
-          tree: their shape.
-          noise: float32 [B, A, V], Gumbel noise by depth.
+          tree: their shape, or its bound.
+          noise: the round's randomness.
+          params: arrays that the rule needs (a neighbour table, a trained head).
+          features: the target's hidden states at each node, conditional rows first.
+
+        Raises:
+          ConfigError: the draft was not made the way this rule needs, or something it
+            needs is missing.
         """
         ...
+
+
+class LosslessRule:
+    """Rules whose output follows the target's distribution, whatever is drafted."""
+
+    @property
+    def lossless(self) -> bool:
+        """Always."""
+        return True
+
+
+class LossyRule:
+    """Rules that trade the target's distribution for speed. Never a default."""
+
+    @property
+    def lossless(self) -> bool:
+        """Never."""
+        return False
+
+
+def log_probabilities(
+    log_p: Float[Array, "B ... V"], greedy: Bool[Array, "B"] | None
+) -> Float[Array, "B ... V"]:
+    """Normalised; greedy rows have all mass on the best token, lowest id on ties."""
+    normal = jax.nn.log_softmax(log_p, axis=-1)
+    if greedy is None:
+        return normal
+    best = jnp.argmax(log_p, axis=-1)[..., None]
+    ids = jax.lax.broadcasted_iota(jnp.int32, log_p.shape, log_p.ndim - 1)
+    sharp = jnp.where(ids == best, 0.0, -jnp.inf).astype(normal.dtype)
+    return jnp.where(greedy.reshape(-1, *(1,) * (log_p.ndim - 1)), sharp, normal)
+
+
+def honest_log_q(
+    rule: Any, draft: Draft, tree: Tree | Envelope, drawn: tuple[str, ...]
+) -> Float[Array, "B I V"]:
+    """The drafter's log-probabilities, if its tokens are samples of them.
+
+    Raises:
+      ConfigError: the draft was chosen otherwise, pruned by its own tokens, holds
+        ranks that skip a sample, or comes without probabilities.
+    """
+    name = type(rule).__name__
+    if draft.drawn not in drawn:
+        raise ConfigError(
+            f"{name} needs candidates chosen {' or '.join(drawn)}, not {draft.drawn}; "
+            f"set Engine.selection={drawn[0]!r}, or use Coupled, which takes any draft"
+        )
+    if draft.log_q is None:
+        raise ConfigError(f"{name} needs the drafter's distribution (Draft.log_q)")
+    if draft.pruned != "past":
+        raise ConfigError(
+            f"{name} needs drafts whose length was decided from the past only; a "
+            "policy that drops a token for what it is biases the output. Stop after "
+            "the token instead (keep_trigger=True), or use Coupled"
+        )
+    if isinstance(tree, Tree) and not tree.gapless:
+        raise ConfigError(
+            f"{name} needs children of ranks 0, 1, ... without a gap: a sample that is "
+            "drawn and not verified biases the output"
+        )
+    return draft.log_q
+
+
+def needed(rule: Any, params: Params, name: str) -> Any:
+    """`params[name]`, or one clear error."""
+    if params is None or name not in params:
+        raise ConfigError(
+            f"{type(rule).__name__} needs params={{{name!r}: ...}}; see its docstring"
+        )
+    return params[name]

@@ -5,14 +5,18 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from jaxspec.spec.draft import Draft
+from jaxspec.spec.draft import Draft, Selection
+from jaxspec.spec.envelopes import Envelope
+from jaxspec.spec.noise import Noise
+from jaxspec.spec.topology import Topology, pick
 from jaxspec.spec.tree import Tree
-from jaxspec.spec.verify.base import Verdict
-from jaxspec.typing import Array, Float, Noise
+from jaxspec.spec.verify.base import LosslessRule, Verdict, log_probabilities
+from jaxspec.spec.verify.law import Law, all_above, walk_siblings
+from jaxspec.typing import Array, Bool, Float, Int, Params
 
 
 @dataclass(frozen=True)
-class Coupled:
+class Coupled(LosslessRule):
     """Follows the children that equal the target's own sample at each node.
 
     The sample of a node is `argmax(log p + noise)` with the noise of its absolute
@@ -25,29 +29,74 @@ class Coupled:
     """
 
     @property
-    def lossless(self) -> bool:
-        """Always."""
+    def selection(self) -> Selection:
+        """Any draft will do; one that ranks by `log q + noise` is accepted most."""
+        return "coupled"
+
+    @property
+    def settles(self) -> bool:
+        """Yes: the target's samples are those of plain decoding."""
         return True
 
     def verify(
-        self, log_p: Float[Array, "B N V"], draft: Draft, tree: Tree, noise: Noise
+        self,
+        log_p: Float[Array, "B N V"],
+        draft: Draft,
+        tree: Tree | Envelope,
+        noise: Noise,
+        params: Params = None,
+        features: Float[Array, "R N E"] | None = None,
     ) -> Verdict:
-        """See `Rule.verify`."""
-        depths = jnp.asarray(tree.depths)
-        choice, margin = choose(log_p + noise[:, depths])  # [B, N]
-        parents = jnp.maximum(jnp.asarray(tree.parents), 0)
-        match = (draft.tokens == choice[:, parents]) & draft.valid
-        match = match.at[:, 0].set(True)
-        above = jnp.asarray(tree.ancestors)[None]
-        alive = ~jnp.any(above & ~match[:, None, :], axis=-1)  # [B, N]
-        best = jnp.argmax(jnp.where(alive, depths, -1), axis=-1)
-        path = jnp.asarray(tree.paths)[best]
-        return Verdict(
-            path=path,
-            accepted=depths[best],
-            next_token=jnp.take_along_axis(choice, best[:, None], 1)[:, 0],
-            margin=jnp.take_along_axis(margin, path, axis=1),
+        """See `Rule.verify`; needs neither parameters nor features."""
+        shape = draft.topology(tree)
+        choice, margin = coupled_choice(log_p, shape, noise)
+        match = (draft.tokens == shape.of_parents(choice)) & draft.valid
+        return follow(shape, match, choice, margin)
+
+    def law(
+        self,
+        log_p: Float[Array, "B N V"],
+        draft: Draft,
+        tree: Tree | Envelope,
+        greedy: Bool[Array, "B"] | None = None,
+        params: Params = None,
+    ) -> Law:
+        """The law of the outcome for a draft made without sight of the noise."""
+        p = jnp.exp(log_probabilities(log_p, greedy))
+        return walk_siblings(
+            draft.topology(tree),
+            draft,
+            p,
+            None,
+            accept=lambda now: now.p_token(),
+            reject=lambda now: jnp.where(now.one_hot(), 0.0, now.p),
+            remove=False,
         )
+
+
+def coupled_choice(
+    log_p: Float[Array, "B N V"], shape: Topology, noise: Noise
+) -> tuple[Int[Array, "B N"], Float[Array, "B N"]]:
+    """The target's sample at every node, and by how much it won."""
+    return choose(log_p + pick(noise.coupled, shape.depths))
+
+
+def follow(
+    shape: Topology,
+    match: Bool[Array, "B N"],
+    choice: Int[Array, "B N"],
+    margin: Float[Array, "B N"],
+) -> Verdict:
+    """Keeps the deepest node all of whose line matches, lowest index on ties."""
+    depth = jnp.where(all_above(shape, match), shape.depths, -1)
+    best = jnp.argmax(depth, axis=-1)
+    path = shape.path(best)
+    return Verdict(
+        path=path,
+        accepted=jnp.max(depth, axis=-1),
+        next_token=jnp.take_along_axis(choice, best[:, None], 1)[:, 0],
+        margin=jnp.take_along_axis(margin, path, axis=1),
+    )
 
 
 def choose(scores: Float[Array, "... V"]) -> tuple[Array, Array]:

@@ -1,0 +1,81 @@
+"""Choosing children from a drafter's distribution."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxspec.errors import ConfigError
+from jaxspec.spec.draft import Round
+from jaxspec.spec.sampling import process
+from jaxspec.typing import Array, Float, Int
+
+
+def log_probabilities(
+    this: Round, logits: Float[Array, "B M V"]
+) -> Float[Array, "B M V"]:
+    """Log-probabilities as processed for the target: filtered tokens are -inf."""
+    return jax.nn.log_softmax(process(logits, this.sampling, this.order), axis=-1)
+
+
+def private_noise(this: Round, stream: int, shape: tuple[int, ...]) -> Array:
+    """Gumbel noise `[B, *shape]` of the drafter's own; 0 in greedy rows."""
+
+    def draw(key):
+        return jax.random.gumbel(
+            jax.random.fold_in(key, stream), shape, jnp.float32, mode="high"
+        )
+
+    noise = jax.vmap(draw)(this.keys)
+    sampled = this.sampling.temperature.reshape(-1, *(1,) * len(shape)) > 0
+    return jnp.where(sampled, noise, 0.0)
+
+
+def choose_children(
+    this: Round,
+    depth: int,
+    log_q: Float[Array, "B M V"],
+    width: int,
+    children: Int[Array, "M"],
+) -> tuple[Int[Array, "B M W"], Float[Array, "B M W"]]:
+    """The `width` best children of `M` nodes of one depth, by `this.selection`.
+
+    Args:
+      this: the round.
+      depth: of the nodes.
+      log_q: their drafter's log-probabilities.
+      width: `W`.
+      children: how many children each node really has; the last one is the sample of
+        "top_and_sample".
+
+    Returns:
+      Tokens, and the values they were ranked by; -inf says that there is no such token.
+    """
+    how, vocabulary = this.selection, log_q.shape[-1]
+    if width > vocabulary:
+        raise ConfigError(
+            f"the tree asks for {width} children of one node, but there are only "
+            f"{vocabulary} tokens"
+        )
+    if how == "coupled":
+        ranked = log_q + this.noise[:, depth, None]
+    elif how == "without_replacement":
+        ranked = log_q + private_noise(this, depth, log_q.shape[1:])
+    elif how == "with_replacement":
+        shape = (*log_q.shape[1:2], width, vocabulary)
+        ranked = log_q[:, :, None] + private_noise(this, depth, shape)
+        return jnp.argmax(ranked, -1).astype(jnp.int32), jnp.max(ranked, axis=-1)
+    else:
+        ranked = log_q
+    best, ids = jax.lax.top_k(ranked, width)
+    if how == "top_and_sample":
+        place = jnp.arange(width)
+        given = place < children[:, None] - 1  # [M, W]
+        hidden = jnp.where(given, ids, vocabulary)  # beyond the vocabulary: dropped
+        row = jnp.arange(log_q.shape[0])[:, None, None]
+        node = jnp.arange(log_q.shape[1])[None, :, None]
+        rest = log_q.at[row, node, hidden].set(-jnp.inf, mode="drop")
+        rest = rest + private_noise(this, depth, log_q.shape[1:])
+        sample, value = jnp.argmax(rest, axis=-1), jnp.max(rest, axis=-1)
+        last = place == children[:, None] - 1
+        ids = jnp.where(last, sample[..., None], ids)
+        best = jnp.where(last, value[..., None], best)
+    return ids.astype(jnp.int32), best

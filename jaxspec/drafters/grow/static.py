@@ -1,0 +1,44 @@
+"""Filling a static tree, level by level."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxspec.drafters.grow.select import choose_children, log_probabilities
+from jaxspec.spec.draft import Draft, Round
+from jaxspec.spec.tree import Tree
+
+
+def fill_tree(this: Round, scores) -> Draft:
+    """Fills a static tree with the best children of each node.
+
+    With coupled candidates, children are ranked by `log q + noise`, the noise being
+    that which the target's own choice at their position will use: rank 0 is the token
+    that the target would choose if it agreed with the drafter. Where the noise is 0
+    (greedy rows) they are ranked by likelihood.
+
+    Arguments as in `grow`.
+    """
+    tree = this.tree
+    assert isinstance(tree, Tree)
+    rows = this.root.shape[0]
+    tokens = jnp.zeros((rows, tree.size), jnp.int32).at[:, 0].set(this.root)
+    valid = jnp.ones((rows, tree.size), bool)
+    log_q = {}
+    for depth in range(tree.depth):
+        parents = np.intersect1d(tree.levels[depth], tree.internal)
+        children = tree.levels[depth + 1]
+        ranks = np.array(tree.ranks)[children]
+        place = np.searchsorted(parents, np.array(tree.parents)[children])
+        level = log_probabilities(this, scores(depth, tokens[:, parents]))
+        count = jnp.asarray((tree.children[tree.slots[parents]] >= 0).sum(axis=1))
+        ids, best = choose_children(this, depth, level, int(ranks.max()) + 1, count)
+        tokens = tokens.at[:, children].set(ids[:, place, ranks])
+        valid = valid.at[:, children].set(best[:, place, ranks] > -jnp.inf)
+        log_q.update({n: level[:, i] for i, n in enumerate(parents)})
+    in_order = [log_q[n] for n in tree.internal]
+    return Draft(
+        tokens,
+        valid,
+        log_q=jnp.stack(in_order, axis=1) if in_order else None,
+        drawn=this.selection,
+    )

@@ -1,0 +1,77 @@
+"""RSD-S: paths sampled without replacement by stochastic beam search."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxspec.drafters.grow.select import log_probabilities, private_noise
+from jaxspec.errors import ConfigError
+from jaxspec.spec.draft import Draft, Round
+from jaxspec.spec.envelopes import StochasticBeam
+from jaxspec.typing import Array
+
+
+def grow_stochastic_beam(this: Round, scores) -> Draft:
+    """Keeps, at each depth, the paths with the highest perturbed log-probability.
+
+    A path's Gumbel value is drawn given that of its parent, so the kept paths are a
+    sample without replacement from the drafter's law of paths (RSD-S, arXiv 2402.14160;
+    stochastic beam search, arXiv 1903.06059). Siblings come in descending order of that
+    value, the order in which `Rejection` has to try them.
+
+    Arguments as in `grow`.
+
+    Raises:
+      ConfigError: candidates are not to be drawn without replacement.
+    """
+    tree = this.tree
+    assert isinstance(tree, StochasticBeam)
+    if this.selection != "without_replacement":
+        raise ConfigError(
+            "a StochasticBeam draws without replacement; set "
+            "Engine.selection='without_replacement' or use another tree"
+        )
+    rows = this.root.shape[0]
+    frontier, alive = this.root[:, None], jnp.ones((rows, 1), bool)
+    log_path, perturbed = jnp.zeros((rows, 1)), jnp.zeros((rows, 1))
+    first, found, laws = 0, [], []
+    for depth in range(tree.max_depth):
+        log_q = log_probabilities(this, scores(depth, frontier))
+        laws.append(log_q)
+        vocabulary = log_q.shape[-1]
+        child = jnp.where(alive[..., None], log_path[..., None] + log_q, -jnp.inf)
+        raw = child + private_noise(this, depth, log_q.shape[1:])
+        value = _with_maximum(raw, perturbed[..., None])
+        value = jnp.where(jnp.isfinite(child), value, -jnp.inf).reshape(rows, -1)
+        keep = min(tree.beam, value.shape[1])
+        perturbed, best = jax.lax.top_k(value, keep)
+        log_path = jnp.take_along_axis(child.reshape(rows, -1), best, axis=1)
+        frontier, parent = best % vocabulary, best // vocabulary
+        alive = perturbed > -jnp.inf
+        short = ((0, 0), (0, tree.beam - keep))
+        frontier, parent, alive = (jnp.pad(x, short) for x in (frontier, parent, alive))
+        perturbed = jnp.pad(perturbed, short, constant_values=-jnp.inf)
+        log_path = jnp.pad(log_path, short, constant_values=-jnp.inf)
+        found.append((frontier, alive, jnp.where(alive, parent + first, 0)))
+        first = first + 1 if depth == 0 else first + tree.beam
+    tokens, valid, parents = (
+        jnp.concatenate(x, axis=1) for x in zip(*found, strict=True)
+    )
+    root = jnp.ones((rows, 1), bool)
+    leaves = jnp.zeros((rows, tree.beam, laws[0].shape[-1]))  # their law is not asked
+    return Draft(
+        jnp.concatenate([this.root[:, None], tokens.astype(jnp.int32)], axis=1),
+        jnp.concatenate([root, valid], axis=1),
+        log_q=jnp.concatenate([*laws, leaves], axis=1),
+        parents=jnp.pad(parents, ((0, 0), (1, 0))).astype(jnp.int32),
+        drawn=this.selection,
+    )
+
+
+def _with_maximum(raw: Array, maximum: Array) -> Array:
+    """Gumbel values of children, given that the greatest of them is `maximum`."""
+    top = jnp.max(raw, axis=-1, keepdims=True)
+    below = jnp.where(jnp.isfinite(raw), raw - top, -jnp.inf)
+    # log1p(-exp(.)) is -inf at the greatest child itself, which then gets `maximum`.
+    gap = maximum - raw + jnp.log1p(-jnp.exp(jnp.minimum(below, 0.0)))
+    gap = jnp.where(below == 0, -jnp.inf, gap)
+    return maximum - jnp.maximum(gap, 0.0) - jnp.log1p(jnp.exp(-jnp.abs(gap)))

@@ -1,0 +1,77 @@
+"""Annealed acceptance (Cool-SD, arXiv 2601.09212). Lossy."""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxspec.errors import ConfigError
+from jaxspec.spec.draft import Draft, Selection
+from jaxspec.spec.envelopes import Envelope
+from jaxspec.spec.tree import Tree
+from jaxspec.spec.verify.base import LossyRule, honest_log_q, log_probabilities
+from jaxspec.spec.verify.law import Law, LawRule, Siblings, walk_siblings
+from jaxspec.typing import Array, Bool, Float, Params
+
+
+@dataclass(frozen=True)
+class Annealed(LossyRule, LawRule):
+    """Accepts with `min(1, w p / q)`, generously at first and strictly later.
+
+    `w` of the `i`-th drafted token (0 is the first) is `delta exp(-decay i - mu)`, with
+    `mu` such that its mean over the tree's depths is `delta`: the paper names a
+    normaliser and no more, this reading is ours. After a rejection the residual is the
+    one best for total variation, `(p - min(q, w p))+`. With `delta = 1` and no decay it
+    is `Rejection`.
+
+    Attributes:
+      delta: mean factor; 1.1 and 2 in the paper.
+      decay: .7.
+      selection: how the drafter should draw.
+    """
+
+    delta: float = 1.1
+    decay: float = 0.7
+    selection: Selection = "without_replacement"
+
+    def __post_init__(self):
+        if not (self.delta > 0 and self.decay >= 0):
+            raise ConfigError(f"{self}: use a positive delta and no negative decay")
+
+    def factors(self, depth: int) -> np.ndarray:
+        """`w` of each drafted position, float64 `[depth]`."""
+        falling = np.exp(-self.decay * np.arange(depth))
+        return self.delta * falling / max(falling.mean() if depth else 1.0, 1e-300)
+
+    def law(
+        self,
+        log_p: Float[Array, "B N V"],
+        draft: Draft,
+        tree: Tree | Envelope,
+        greedy: Bool[Array, "B"] | None = None,
+        params: Params = None,
+    ) -> Law:
+        """See `LawRule.law`."""
+        p = jnp.exp(log_probabilities(log_p, greedy))
+        drawn = ("without_replacement", "with_replacement")
+        log_q = honest_log_q(self, draft, tree, drawn)
+        factors = jnp.asarray(np.append(self.factors(tree.depth), 1.0), p.dtype)
+
+        def taken(now: Siblings):
+            w = factors[jnp.clip(now.depth - 1, 0, tree.depth)]
+            return jnp.minimum(now.q_all(), w[..., None] * now.p)
+
+        def accept(now: Siblings):
+            q = now.q_token()
+            mass = jnp.take_along_axis(taken(now), now.token[..., None], -1)[..., 0]
+            return jnp.where(q > 0, mass / jnp.where(q > 0, q, 1.0), 0.0)
+
+        return walk_siblings(
+            draft.topology(tree),
+            draft,
+            p,
+            log_q,
+            accept=accept,
+            reject=lambda now: jnp.maximum(now.p - taken(now), 0.0),
+            remove=draft.drawn == "without_replacement",
+        )

@@ -1,0 +1,71 @@
+"""Block verification: a chain is judged as a whole."""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+
+from jaxspec.errors import ConfigError
+from jaxspec.spec.draft import Draft, Selection
+from jaxspec.spec.envelopes import Envelope
+from jaxspec.spec.tree import Tree
+from jaxspec.spec.verify.base import LosslessRule, honest_log_q, log_probabilities
+from jaxspec.spec.verify.law import Law, LawRule, at, normal
+from jaxspec.typing import Array, Bool, Float, Params
+
+
+@dataclass(frozen=True)
+class Block(LosslessRule, LawRule):
+    """Accepts a prefix of a chain jointly; never shorter than `Rejection` on average.
+
+    Source: arXiv 2403.10444. Chains only; their tokens must be samples of `log_q`.
+    """
+
+    @property
+    def selection(self) -> Selection:
+        """One sample after another."""
+        return "without_replacement"
+
+    def law(
+        self,
+        log_p: Float[Array, "B N V"],
+        draft: Draft,
+        tree: Tree | Envelope,
+        greedy: Bool[Array, "B"] | None = None,
+        params: Params = None,
+    ) -> Law:
+        """See `LawRule.law`.
+
+        Raises:
+          ConfigError: the tree branches.
+        """
+        if not isinstance(tree, Tree) or tree.width > 1:
+            raise ConfigError("Block verifies chains alone; use Tree.chain(length)")
+        drawn = ("without_replacement", "with_replacement")
+        q = jnp.exp(honest_log_q(self, draft, tree, drawn))
+        p = jnp.exp(log_probabilities(log_p, greedy))
+        token = draft.tokens[:, 1:]  # [B, D]
+        there = jnp.cumprod(draft.valid[:, 1:], axis=-1) > 0
+        p_token, q_token = at(p[:, :-1], token), at(q, token)
+        odds = jnp.where(q_token > 0, p_token / jnp.where(q_token > 0, q_token, 1), 0)
+
+        joint = [jnp.ones_like(odds[:, 0])]  # as likely under p as drawn, at most 1
+        for i in range(tree.depth):
+            joint.append(jnp.minimum(joint[-1] * odds[:, i], 1.0))
+        joint = jnp.stack(joint, axis=1)  # [B, A]
+
+        left = jnp.maximum(joint[:, :-1, None] * p[:, :-1] - q, 0.0)
+        mass = jnp.sum(left, axis=-1)
+        room = mass + 1.0 - joint[:, :-1]
+        inner = jnp.where(room > 0, mass / jnp.where(room > 0, room, 1.0), 1.0)
+        # The last token of the block is accepted with its joint chance.
+        more = there  # whether node i has a child in the block
+        ends = jnp.ones_like(there[:, :1])
+        is_last = ~jnp.concatenate([more, ~ends], axis=1)
+        exists = jnp.concatenate([ends, there], axis=1)
+        inner = jnp.pad(inner, ((0, 0), (0, 1)))
+        chance = jnp.where(exists, jnp.where(is_last, joint, inner), 0.0)
+        # The longest prefix whose coin falls: none of the longer ones' does.
+        misses = jnp.cumprod((1.0 - chance)[:, ::-1], axis=1)[:, ::-1]
+        longer = jnp.concatenate([misses[:, 1:], jnp.ones_like(joint[:, :1])], axis=1)
+        rest = jnp.concatenate([normal(left, p[:, :-1]), p[:, -1:]], axis=1)
+        return Law(chance * longer, jnp.where(is_last[..., None], p, rest))

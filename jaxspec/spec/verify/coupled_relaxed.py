@@ -1,0 +1,149 @@
+"""Coupled verification that forgives small codebook distances. Lossy, bounded."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from jaxspec.errors import ConfigError
+from jaxspec.spec.draft import Draft, Selection
+from jaxspec.spec.envelopes import Envelope
+from jaxspec.spec.noise import Noise
+from jaxspec.spec.topology import pick
+from jaxspec.spec.tree import Tree
+from jaxspec.spec.verify.base import LossyRule, Verdict, log_probabilities
+from jaxspec.spec.verify.coupled import coupled_choice, follow
+from jaxspec.spec.verify.law import Law, normal, tree_law
+from jaxspec.spec.verify.relaxed_set import check_budget, table_of, within_budget
+from jaxspec.typing import Array, Bool, Float, Int, Params
+
+
+@dataclass(frozen=True)
+class CoupledRelaxed(LossyRule):
+    """Accepts a child that is, or lies near, the code that exact sampling draws there.
+
+    The target's sample `y` is drawn as in `Coupled`. A child `x` is accepted if it is
+    `y`, or if `y` is in the relaxed set of `x`: its nearest codes, nearest first, while
+    their mass stays within the budget and their distance within the radius. Of several
+    such children the nearest to `y` is followed. So an emitted code never lies farther
+    than `radius` from the one that exact sampling would have drawn after the same
+    prefix, and with budget 0 the rule is `Coupled`. Nothing is resampled.
+
+    A child that was drafted without sight of the noise is accepted with exactly
+    LANTERN's relaxed probability. Ours.
+
+    Parameters: `{"neighbours": Neighbours}`.
+
+    Attributes:
+      k: neighbours that are looked at.
+      budget: most mass of a relaxed set, or None for
+      radius: greatest distance to a forgiven code, in units of the code vectors.
+      lam: a budget of `(lam - 1) p(x)`.
+    """
+
+    k: int
+    budget: float | None = None
+    radius: float = float("inf")
+    lam: float | None = None
+
+    def __post_init__(self):
+        check_budget(self.k, self.budget, self.lam)
+        if not self.radius >= 0:
+            raise ConfigError(f"radius={self.radius} must not be negative")
+
+    @property
+    def selection(self) -> Selection:
+        """As for `Coupled`."""
+        return "coupled"
+
+    @property
+    def settles(self) -> bool:
+        """Yes: the target's samples are those of plain decoding."""
+        return True
+
+    def verify(
+        self,
+        log_p: Float[Array, "B N V"],
+        draft: Draft,
+        tree: Tree | Envelope,
+        noise: Noise,
+        params: Params = None,
+        features: Float[Array, "R N E"] | None = None,
+    ) -> Verdict:
+        """See `Rule.verify`."""
+        shape = draft.topology(tree)
+        choice, margin = coupled_choice(log_p, shape, noise)
+        wanted = shape.of_parents(choice)
+        total = jax.nn.logsumexp(log_p, axis=-1)  # [B, N]
+
+        def p_before(tokens):  # probabilities of [B, N, m] tokens at each node's parent
+            row = jnp.arange(tokens.shape[0])[:, None, None]
+            parents = jnp.broadcast_to(shape.parents, draft.tokens.shape)[..., None]
+            return jnp.exp(
+                log_p[row, parents, tokens] - pick(total, parents[..., 0])[..., None]
+            )
+
+        distance = self._distance(p_before, draft.tokens, wanted[..., None], params)
+        distance = jnp.where(draft.valid, distance[..., 0], jnp.inf)  # [B, N]
+        # Among siblings the nearest is followed, the first on ties.
+        siblings = shape.parents[:, :, None] == shape.parents[:, None, :]
+        siblings = siblings.at[:, :, 0].set(False)
+        nodes = jnp.arange(tree.size)
+        ahead = (distance[:, None, :] < distance[:, :, None]) | (
+            (distance[:, None, :] == distance[:, :, None])
+            & (nodes[None, :] < nodes[:, None])
+        )
+        match = jnp.isfinite(distance) & ~jnp.any(siblings & ahead, axis=-1)
+        return follow(shape, match, choice, margin)
+
+    def law(
+        self,
+        log_p: Float[Array, "B N V"],
+        draft: Draft,
+        tree: Tree | Envelope,
+        greedy: Bool[Array, "B"] | None = None,
+        params: Params = None,
+    ) -> Law:
+        """The law of the outcome for a draft made without sight of the noise."""
+        shape = draft.topology(tree)
+        every = jnp.exp(log_probabilities(log_p, greedy))
+        p = shape.of_internal(every)
+        tokens = shape.of_children(draft.tokens, 0)
+        valid = shape.of_children(draft.valid, False)
+        samples = jnp.arange(p.shape[-1])  # every code that might be drawn
+        distances = []
+        for r in range(tokens.shape[2]):
+            x = tokens[..., r]
+            d = self._distance(
+                lambda ids: jnp.take_along_axis(p, ids, axis=-1), x, samples, params
+            )
+            distances.append(jnp.where(valid[..., r, None], d, jnp.inf))
+        distances = jnp.stack(distances, axis=2)  # [B, I, W, V]
+        nearest = jnp.argmin(distances, axis=2)
+        caught = jnp.isfinite(jnp.min(distances, axis=2))
+        ranks = jnp.arange(tokens.shape[2])[:, None]
+        goes_to = caught[:, :, None] & (nearest[:, :, None] == ranks)
+        take = jnp.sum(jnp.where(goes_to, p[:, :, None], 0.0), axis=-1)
+        left = jnp.where(caught, 0.0, p)
+        none = jnp.sum(left, axis=-1)
+        return tree_law(shape, draft, every, take, none, normal(left, p))
+
+    def _distance(
+        self, p_of, tokens: Int[Array, "B M"], wanted: Int[Array, "..."], params: Params
+    ) -> Float[Array, "B M m"]:
+        """Distance from each token to the wanted ones it may stand for, else inf."""
+        table = table_of(self, params, self.k)
+        ids, far = table.ids[tokens, : self.k], table.distances[tokens, : self.k]
+        fits = within_budget(
+            p_of(ids), p_of(tokens[..., None])[..., 0], self.budget, self.lam
+        )
+        fits &= far <= self.radius
+        if wanted.ndim == 1:  # all codes: scatter the set
+            row = jnp.arange(tokens.shape[0])[:, None, None]
+            column = jnp.arange(tokens.shape[1])[None, :, None]
+            out = jnp.full((*tokens.shape, wanted.shape[0]), jnp.inf, far.dtype)
+            out = out.at[row, column, ids].min(jnp.where(fits, far, jnp.inf))
+            return jnp.where(wanted == tokens[..., None], 0.0, out)
+        found = (ids == wanted) & fits
+        out = jnp.min(jnp.where(found, far, jnp.inf), axis=-1, keepdims=True)
+        return jnp.where(wanted == tokens[..., None], 0.0, out)

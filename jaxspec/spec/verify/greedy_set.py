@@ -1,0 +1,74 @@
+"""The optimal transport for a greedy draft set: the likeliest tokens and one sample."""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+
+from jaxspec.spec.draft import Draft, Selection
+from jaxspec.spec.envelopes import Envelope
+from jaxspec.spec.tree import Tree
+from jaxspec.spec.verify.base import LosslessRule, honest_log_q, log_probabilities
+from jaxspec.spec.verify.law import Law, LawRule, at, normal, ratio, tree_law
+from jaxspec.typing import Array, Bool, Float, Params
+
+
+@dataclass(frozen=True)
+class GreedySet(LosslessRule, LawRule):
+    """Optimal verification of the drafter's likeliest tokens plus one sample.
+
+    The children of a node are the best tokens `S` under `q` and, last, one drawn from
+    `q` restricted to the rest. Accepts with the highest probability any rule can reach
+    for such drafts, `p(S) + sum over the rest of min(p, q')`.
+
+    Source: draft set of arXiv 2502.18779; the direct verification is ours: accept the
+    sample with `min(1, p / q')`, else draw from `(p - q')+` over all tokens and follow
+    the child that holds the result, if one does.
+    """
+
+    @property
+    def selection(self) -> Selection:
+        """The likeliest, and a sample."""
+        return "top_and_sample"
+
+    def law(
+        self,
+        log_p: Float[Array, "B N V"],
+        draft: Draft,
+        tree: Tree | Envelope,
+        greedy: Bool[Array, "B"] | None = None,
+        params: Params = None,
+    ) -> Law:
+        """See `LawRule.law`."""
+        q = jnp.exp(honest_log_q(self, draft, tree, ("top_and_sample",)))
+        shape = draft.topology(tree)
+        every = jnp.exp(log_probabilities(log_p, greedy))
+        p = shape.of_internal(every)
+        tokens = shape.of_children(draft.tokens, 0)
+        held = shape.of_children(jnp.ones_like(draft.valid), False)
+        valid = shape.of_children(draft.valid, False)
+        last = jnp.sum(held, axis=-1) - 1  # [B, I], which child is the sample
+        place = jnp.arange(tokens.shape[2])
+        given = held & (place < last[..., None])
+
+        ids = jnp.arange(p.shape[-1])
+        taken = jnp.zeros(p.shape, bool)
+        for r in range(tokens.shape[2]):
+            here = tokens[..., r, None] == ids
+            taken = taken | (here & given[..., r, None])
+        rest = normal(jnp.where(taken, 0.0, q), jnp.zeros_like(q))
+        index = jnp.maximum(last, 0)[..., None]
+        sample = jnp.take_along_axis(tokens, index, axis=-1)[..., 0]
+        drawn = jnp.take_along_axis(valid, index, axis=-1)[..., 0] & (last >= 0)
+        chance = jnp.where(drawn, ratio(at(p, sample), at(rest, sample)), 0.0)
+        left = jnp.where(drawn[..., None], jnp.maximum(p - rest, 0.0), p)
+        left = normal(left, p)
+
+        open_ = given & valid  # a child that is not valid cannot be followed
+        caught = jnp.take_along_axis(left, tokens, axis=-1) * open_
+        take = jnp.where(place == last[..., None], chance[..., None], 0.0)
+        take = take + (1.0 - chance)[..., None] * caught
+        for r in range(tokens.shape[2]):
+            here = (tokens[..., r, None] == ids) & open_[..., r, None]
+            left = jnp.where(here, 0.0, left)
+        none = (1.0 - chance) * jnp.sum(left, axis=-1)
+        return tree_law(shape, draft, every, take, none, normal(left, p))

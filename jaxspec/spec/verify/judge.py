@@ -1,0 +1,64 @@
+"""Judge decoding (arXiv 2501.19309): a learned head may accept what equality would not.
+
+Lossy.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from jaxspec.errors import ConfigError
+from jaxspec.spec.draft import Draft, Selection
+from jaxspec.spec.envelopes import Envelope
+from jaxspec.spec.noise import Noise
+from jaxspec.spec.tree import Tree
+from jaxspec.spec.verify.base import LossyRule, Verdict
+from jaxspec.spec.verify.coupled import coupled_choice, follow
+from jaxspec.typing import Array, Float, Params
+
+
+@dataclass(frozen=True)
+class Judge(LossyRule):
+    """Accepts a child if `Coupled` does, or if a head likes the target's reading of it.
+
+    Attributes:
+      head: `(params["head"], features [B, N, E]) -> scores [B, N]`, a pure function of
+        the target's hidden state at the drafted token (conditional rows).
+      threshold: a score above it accepts.
+    """
+
+    head: Callable[[Any, Array], Array]
+    threshold: float = 0.0
+
+    @property
+    def selection(self) -> Selection:
+        """As for `Coupled`."""
+        return "coupled"
+
+    @property
+    def settles(self) -> bool:
+        """Yes: the target's samples are those of plain decoding."""
+        return True
+
+    def verify(
+        self,
+        log_p: Float[Array, "B N V"],
+        draft: Draft,
+        tree: Tree | Envelope,
+        noise: Noise,
+        params: Params = None,
+        features: Float[Array, "R N E"] | None = None,
+    ) -> Verdict:
+        """See `Rule.verify`.
+
+        Raises:
+          ConfigError: there are no features.
+        """
+        if features is None:
+            raise ConfigError("Judge reads the target's features; pass features=...")
+        shape = draft.topology(tree)
+        choice, margin = coupled_choice(log_p, shape, noise)
+        own = None if params is None else params["head"]
+        liked = self.head(own, features[: log_p.shape[0]]) > self.threshold
+        match = (draft.tokens == shape.of_parents(choice)) | liked
+        return follow(shape, match & draft.valid, choice, margin)

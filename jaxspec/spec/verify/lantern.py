@@ -1,0 +1,192 @@
+"""LANTERN and LANTERN++: credit a code with its neighbours' mass. Lossy."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxspec.errors import ConfigError
+from jaxspec.spec.draft import Draft, Selection
+from jaxspec.spec.envelopes import Envelope
+from jaxspec.spec.topology import Topology, pick
+from jaxspec.spec.tree import Tree
+from jaxspec.spec.verify.base import LossyRule, honest_log_q, log_probabilities
+from jaxspec.spec.verify.law import (
+    Law,
+    LawRule,
+    Siblings,
+    all_above,
+    normal,
+    ratio,
+    sure_law,
+    walk_siblings,
+)
+from jaxspec.spec.verify.relaxed_set import (
+    check_budget,
+    most_mass,
+    table_of,
+    within_budget,
+)
+from jaxspec.typing import Array, Bool, Float, Params
+
+Residual = Literal["published", "zero_target", "keep_target", "drop_target", "optimal"]
+
+
+@dataclass(frozen=True)
+class Lantern(LossyRule, LawRule):
+    """The published relaxed test: accept `x` if `u <= (p(x) + mass of its set) / q(x)`.
+
+    The set holds the `k` nearest codes of `x`, nearest first, while their mass stays
+    within `delta` (LANTERN, arXiv 2410.03355) or `(lam - 1) p(x)` (LANTERN++, arXiv
+    2502.06352). Children that were given and not drawn have `q = 1`. Greedy rows accept
+    a child that would be the argmax if it had its relaxed probability.
+
+    What becomes of the target's distribution after a rejection differs within the
+    release (jadohu/LANTERN); all three forms are here, and the one that is best for the
+    total variation distance. With `relaxed` meaning that a neighbour fitted, and the
+    neighbours being `k + 1`, one more than were tested, as released:
+
+    - "zero_target": `x` loses its mass; if relaxed, so do its neighbours. The release
+      does this for dynamic trees.
+    - "keep_target": subtract the drafter's distribution; if relaxed, not where the
+      neighbours are. Static trees of LlamaGen and Anole.
+    - "drop_target": subtract it; if relaxed, the neighbours lose their mass first.
+      Static trees of Lumina-mGPT.
+    - "optimal": subtract `q min(1, relaxed p / q)` (Cool-SD, arXiv 2601.09212).
+    - "published": "keep_target" for drawn children, "zero_target" for given ones.
+
+    Deviations from the release: probabilities are float32, not the model's dtype; the
+    same filter order as the engine's; `fallback="target"` if you ask for it.
+
+    Parameters: `{"neighbours": Neighbours}`.
+
+    Attributes:
+      k: neighbours that are tested; the release's default is 1000.
+      delta: additive budget, .1 by default there; or None for
+      lam: multiplicative budget.
+      residual: see above.
+      fallback: what to draw from when a rejection leaves nothing: "uniform" over the
+        vocabulary as released, or the "target" as it was before that rejection.
+      selection: how the drafter should draw.
+    """
+
+    k: int
+    delta: float | None = None
+    lam: float | None = None
+    residual: Residual = "published"
+    fallback: Literal["uniform", "target"] = "uniform"
+    selection: Selection = "without_replacement"
+
+    def __post_init__(self):
+        check_budget(self.k, self.delta, self.lam)
+        for name, value, known in (
+            ("residual", self.residual, Residual.__args__),
+            ("fallback", self.fallback, ("uniform", "target")),
+        ):
+            if value not in known:
+                raise ConfigError(f"{name}={value!r}; use one of {', '.join(known)}")
+
+    def law(
+        self,
+        log_p: Float[Array, "B N V"],
+        draft: Draft,
+        tree: Tree | Envelope,
+        greedy: Bool[Array, "B"] | None = None,
+        params: Params = None,
+    ) -> Law:
+        """See `LawRule.law`."""
+        table = table_of(self, params, self.k)
+        shape = draft.topology(tree)
+        p = jax.nn.softmax(log_p, axis=-1)
+        log_q = None
+        if draft.drawn not in ("guess", "top", "coupled"):
+            drawn = ("without_replacement", "with_replacement")
+            log_q = honest_log_q(self, draft, tree, drawn)
+        residual = self.residual
+        if residual == "published":
+            residual = "zero_target" if log_q is None else "keep_target"
+        if log_q is None and residual in ("keep_target", "drop_target"):
+            raise ConfigError(
+                f"residual={residual!r} subtracts the drafter's distribution, but "
+                "candidates were given, not drawn; use 'zero_target' or 'optimal'"
+            )
+
+        def credit(now: Siblings):
+            """Relaxed probability of the child, and whether a neighbour fitted."""
+            ids = table.ids[now.token, : self.k]
+            masses = jnp.take_along_axis(now.p, ids, axis=-1)
+            fits = within_budget(masses, now.p_token(), self.delta, self.lam)
+            more = jnp.sum(jnp.where(fits, masses, 0.0), axis=-1)
+            return now.p_token() + more, fits[..., 0]
+
+        def reject(now: Siblings):
+            around = table.ids[now.token, : self.k + 1]
+            relaxed = credit(now)[1][..., None]
+
+            def without_neighbours(x):
+                row = jnp.arange(x.shape[0])[:, None, None]
+                column = jnp.arange(x.shape[1])[None, :, None]
+                return jnp.where(relaxed, x.at[row, column, around].set(0.0), x)
+
+            q = now.q_all()
+            if residual == "zero_target":
+                left = without_neighbours(jnp.where(now.one_hot(), 0.0, now.p))
+            elif residual == "keep_target":
+                left = now.p - without_neighbours(q)
+            elif residual == "drop_target":
+                left = without_neighbours(now.p) - q
+            else:
+                left = now.p - jnp.minimum(q, self._credit_all(table, now.p))
+            left = jnp.maximum(left, 0.0)
+            if self.fallback == "uniform":
+                left = normal(left, jnp.full_like(left, 1 / left.shape[-1]))
+            # A child that cannot have been drawn changes nothing.
+            return jnp.where(now.q_token()[..., None] > 0, left, now.p)
+
+        sampled = walk_siblings(
+            shape,
+            draft,
+            p,
+            log_q,
+            accept=lambda now: ratio(credit(now)[0], now.q_token()),
+            reject=reject,
+            remove=draft.drawn == "without_replacement",
+        )
+        if greedy is None:
+            return sampled
+        sharp = self._greedy_law(shape, draft, log_p, p, table)
+        return Law(
+            jnp.where(greedy[:, None], sharp.stop, sampled.stop),
+            jnp.where(greedy[:, None, None], sharp.final, sampled.final),
+        )
+
+    def _credit_all(self, table, p):
+        """Relaxed probability of every code: `k` gathers, nothing of size `V x k`."""
+        most = most_mass(p, self.delta, self.lam)
+
+        def add(j, carry):
+            total, fitting = carry
+            total = total + p[..., table.ids[:, j]]
+            return total, jnp.where(total <= most, total, fitting)
+
+        zero = jnp.zeros_like(p)
+        return p + jax.lax.fori_loop(0, self.k, add, (zero, zero))[1]
+
+    def _greedy_law(self, shape: Topology, draft: Draft, log_p, p, table) -> Law:
+        """Temperature 0: a child that its relaxed probability makes the argmax."""
+        before = pick(p, shape.parents)  # [B, N, V]
+        token = draft.tokens[..., None]
+        ids = table.ids[draft.tokens, : self.k]
+        masses = jnp.take_along_axis(before, ids, axis=-1)
+        own = jnp.take_along_axis(before, token, axis=-1)[..., 0]
+        fits = within_budget(masses, own, self.delta, self.lam)
+        own = own + jnp.sum(jnp.where(fits, masses, 0.0), axis=-1)
+        best = jnp.argmax(before, axis=-1)
+        top = jnp.max(before, axis=-1)
+        wins = (own > top) | ((own == top) & (draft.tokens <= best))
+        match = (wins | (draft.tokens == best)) & draft.valid
+        alive: Bool[Array, "B N"] = all_above(shape, match)
+        everyone = jnp.ones(log_p.shape[0], bool)
+        sharp = jnp.exp(log_probabilities(log_p, everyone))
+        return sure_law(shape, alive, sharp, jnp.zeros_like(own))

@@ -1,0 +1,58 @@
+"""Recursive rejection sampling: one rule for chains and for several siblings."""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+
+from jaxspec.spec.draft import Draft, Selection
+from jaxspec.spec.envelopes import Envelope
+from jaxspec.spec.tree import Tree
+from jaxspec.spec.verify.base import LosslessRule, honest_log_q, log_probabilities
+from jaxspec.spec.verify.law import Law, LawRule, ratio, walk_siblings
+from jaxspec.typing import Array, Bool, Float, Params
+
+# Candidates of which nothing but their token is used: their distribution is one-hot.
+_GIVEN = ("guess", "top", "coupled")
+
+
+@dataclass(frozen=True)
+class Rejection(LosslessRule, LawRule):
+    """Accepts a child with probability `p(x) / q(x)`, else goes on with the residual.
+
+    What was drawn how is read from the draft:
+
+    - a chain: speculative sampling (Leviathan, arXiv 2211.17192; Chen, 2302.01318);
+    - siblings drawn with replacement: SpecInfer (arXiv 2305.09781);
+    - without replacement: RSD-C, and RSD-S on a `StochasticBeam` (arXiv 2402.14160);
+    - anything else, as one-hot: a child that was given, not drawn, is accepted with
+      probability `p(x)` (SGLang's target-only rule). Exact for any such draft.
+
+    Attributes:
+      selection: how the drafter should draw.
+    """
+
+    selection: Selection = "without_replacement"
+
+    def law(
+        self,
+        log_p: Float[Array, "B N V"],
+        draft: Draft,
+        tree: Tree | Envelope,
+        greedy: Bool[Array, "B"] | None = None,
+        params: Params = None,
+    ) -> Law:
+        """See `LawRule.law`."""
+        p = jnp.exp(log_probabilities(log_p, greedy))
+        log_q = None
+        if draft.drawn not in _GIVEN:
+            drawn = ("without_replacement", "with_replacement")
+            log_q = honest_log_q(self, draft, tree, drawn)
+        return walk_siblings(
+            draft.topology(tree),
+            draft,
+            p,
+            log_q,
+            accept=lambda now: ratio(now.p_token(), now.q_token()),
+            reject=lambda now: jnp.maximum(now.p - now.q_all(), 0.0),
+            remove=draft.drawn == "without_replacement",
+        )

@@ -1,0 +1,61 @@
+"""Typical acceptance (Medusa, arXiv 2401.10774). Lossy."""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+
+from jaxspec.errors import ConfigError
+from jaxspec.spec.draft import Draft, Selection
+from jaxspec.spec.envelopes import Envelope
+from jaxspec.spec.topology import pick
+from jaxspec.spec.tree import Tree
+from jaxspec.spec.verify.base import LossyRule, log_probabilities
+from jaxspec.spec.verify.law import Law, LawRule, all_above, sure_law
+from jaxspec.typing import Array, Bool, Float, Params
+
+
+@dataclass(frozen=True)
+class Typical(LossyRule, LawRule):
+    """Accepts a child if `p(x) > min(epsilon, delta exp(-entropy of p))`.
+
+    The longest accepted path wins, the likelier one on ties; the token after it is
+    drawn from `p`. Greedy rows accept the likeliest token alone.
+
+    Attributes:
+      epsilon: most probability that is asked of a token. Medusa's own calls use .09.
+      delta: scale of the entropy term; .3.
+    """
+
+    epsilon: float = 0.09
+    delta: float = 0.3
+
+    def __post_init__(self):
+        if not (0 < self.epsilon <= 1 and self.delta > 0):
+            raise ConfigError(f"{self}: use epsilon in (0, 1] and a positive delta")
+
+    @property
+    def selection(self) -> Selection:
+        """The likeliest."""
+        return "top"
+
+    def law(
+        self,
+        log_p: Float[Array, "B N V"],
+        draft: Draft,
+        tree: Tree | Envelope,
+        greedy: Bool[Array, "B"] | None = None,
+        params: Params = None,
+    ) -> Law:
+        """See `LawRule.law`; the accepted path is certain, the next token drawn."""
+        shape = draft.topology(tree)
+        normal = log_probabilities(log_p, greedy)
+        p = jnp.exp(normal)
+        entropy = -jnp.sum(jnp.where(p > 0, p * normal, 0.0), axis=-1)
+        least = jnp.minimum(self.epsilon, self.delta * jnp.exp(-entropy))
+        before = jnp.take_along_axis(
+            pick(normal, shape.parents), draft.tokens[..., None], axis=-1
+        )[..., 0]
+        match = (jnp.exp(before) > shape.of_parents(least)) & draft.valid
+        before = jnp.where(match, before, 0.0).at[:, 0].set(0.0)
+        line = jnp.sum(jnp.where(shape.ancestors, before[:, None], 0.0), axis=-1)
+        return sure_law(shape, all_above(shape, match), p, line)
