@@ -117,8 +117,10 @@ class BlockDiffusion:
         self,
         params: Params,
         features: Float[Array, "R P E"],
+        lengths: Int[Array, "R"],
         extra: int,
         tree: Tree | Envelope,
+        rows: int,
     ) -> BlockState:
         """See `spec.draft.Drafter`.
 
@@ -127,16 +129,15 @@ class BlockDiffusion:
         """
         self.check_tree(tree)
         c = self.config
-        rows, length, width = features.shape
+        streams, length, width = features.shape
         # The path and the block are written behind the last committed position.
         capacity = length + extra + max(c.block_size, tree.depth + 1)
         cache = init_cache(
-            c.layers, rows, c.num_kv_heads, capacity, c.head_size, features.dtype
+            c.layers, streams, c.num_kv_heads, capacity, c.head_size, features.dtype
         )
-        counts = jnp.full(rows, length, jnp.int32)
-        cache = self._commit(params, cache, features, counts)
-        pending = jnp.zeros((rows, tree.depth + 1, width), features.dtype)
-        return BlockState(cache, pending, jnp.zeros(rows, jnp.int32))
+        cache = self._commit(params, cache, features, lengths)
+        pending = jnp.zeros((streams, tree.depth + 1, width), features.dtype)
+        return BlockState(cache, pending, jnp.zeros(streams, jnp.int32))
 
     def propose(
         self, params: Params, state: BlockState, this: Round

@@ -173,10 +173,22 @@ class Drafter(Protocol):
         self,
         params: Params,
         features: Float[Array, "R P E"],
+        lengths: Int[Array, "R"],
         extra: int,
         tree: Tree | Envelope,
+        rows: int,
     ) -> Any:
-        """State after a prompt of `P` positions; at most `extra` more will follow."""
+        """State after prompts; at most `extra` positions more will follow.
+
+        Args:
+          params: the drafter's.
+          features: the target's, of `P` positions; those beyond a row's length mean
+            nothing.
+          lengths: of the prompts, both streams.
+          extra: see above.
+          tree: what drafts will look like.
+          rows: `B`.
+        """
         ...
 
     def propose(self, params: Params, state: Any, this: Round) -> tuple[Draft, Any]:

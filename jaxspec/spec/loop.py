@@ -91,7 +91,9 @@ def init_state(
     first = settle(engine, params, prompt, sampling, noise, tokens, index, first, near)
     drafter = None
     if engine.drafter is not None:
-        drafter = engine.drafter.init(drafter_params, features, extra, engine.tree)
+        drafter = engine.drafter.init(
+            drafter_params, features, cache.lengths, extra, engine.tree, rows
+        )
     identity = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (rows, length))
     depth, width = max(engine.tree.depth, 1), engine.tree.width
     return SpecState(

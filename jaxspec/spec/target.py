@@ -14,7 +14,8 @@ class Prefill(NamedTuple):
     Attributes:
       logits: float32 [R, V], scores of the first generated token.
       features: [R, P, E], tapped hidden states of the prompt.
-      cache: holds the prompt in its first slots.
+      cache: holds the prompt in its first slots; its lengths say how long each row's
+        is. Positions of one row may differ from another's.
     """
 
     logits: Float[Array, "R V"]

@@ -27,10 +27,11 @@ def toy_params(vocab_size: int, positions: int, seed: int = 0) -> Params:
 def toy_target(vocab_size: int, streams: int = 1) -> Target:
     """A target made of plain functions: no module system, a real cache.
 
-    Its prompt is one token, int32 [B]. A token's scores are a random map of the sum,
-    over all positions that it sees, of a vector that belongs to that position and its
-    token: so they change when a mask, a position, a slot or an order is wrong. The
-    unconditional stream sees `vocab_size` in the prompt's place.
+    Its prompt is one token, int32 [B], or several, int32 [B, P], with -1 behind shorter
+    ones. A token's scores are a random map of the sum, over all positions that it sees,
+    of a vector that belongs to that position and its token: so they change when a mask,
+    a position, a slot or an order is wrong. The unconditional stream sees `vocab_size`
+    in the place of each token of the prompt.
     """
 
     def vectors(params, tokens, positions):
@@ -41,19 +42,27 @@ def toy_target(vocab_size: int, streams: int = 1) -> Target:
         return jnp.tanh(seen) @ params["head"], seen
 
     def doubled(prompt):
+        """Tokens [R, P] and lengths [R]."""
+        prompt = prompt.reshape(prompt.shape[0], -1)
+        length = jnp.sum(prompt >= 0, axis=1, dtype=jnp.int32)
+        prompt = jnp.maximum(prompt, 0)
+        if streams == 1:
+            return prompt, length
         null = jnp.full_like(prompt, vocab_size)
-        return jnp.concatenate([prompt, null]) if streams == 2 else prompt
+        return jnp.concatenate([prompt, null]), jnp.concatenate([length] * 2)
 
     def prefill(params, prompt, extra):
-        tokens = doubled(prompt)[:, None]
-        cache = init_cache(1, tokens.shape[0], 1, 1 + extra, WIDTH, jnp.float32)
-        mask = jnp.arange(1 + extra)[None, None] == 0
-        mask = jnp.broadcast_to(mask, (tokens.shape[0], 1, 1 + extra))
-        logits, seen, cache = forward(
-            params, cache, tokens, jnp.zeros_like(tokens), mask
-        )
-        cache = replace(cache, lengths=cache.lengths + 1)
-        return Prefill(logits[:, 0], seen, cache)
+        tokens, length = doubled(prompt)
+        rows, size = tokens.shape
+        cache = init_cache(1, rows, 1, size + extra, WIDTH, jnp.float32)
+        place = jnp.arange(size)
+        mask = jnp.arange(size + extra) <= place[:, None]
+        mask = jnp.broadcast_to(mask, (rows, size, size + extra))
+        positions = jnp.broadcast_to(place, tokens.shape)
+        logits, seen, cache = forward(params, cache, tokens, positions, mask)
+        cache = replace(cache, lengths=length)
+        last = jnp.take_along_axis(logits, length[:, None, None] - 1, axis=1)[:, 0]
+        return Prefill(last, seen, cache)
 
     def forward(params, cache, tokens, positions, mask):
         new = vectors(params, tokens, positions)[:, None]
@@ -63,15 +72,16 @@ def toy_target(vocab_size: int, streams: int = 1) -> Target:
         return logits, seen, replace(cache, layers=(layer,))
 
     def rescore(params, prompt, tokens, index):
-        stream = jnp.concatenate([prompt[:, None], tokens], axis=1)
-        if streams == 2:
-            null = stream.at[:, 0].set(vocab_size)
-            stream, index = (
-                jnp.concatenate([stream, null]),
-                jnp.concatenate([index] * 2),
-            )
-        values = vectors(params, stream, jnp.arange(stream.shape[1])[None])
-        mask = (jnp.arange(stream.shape[1]) <= index[:, None])[:, None]
+        prompt, length = doubled(prompt)
+        tokens = jnp.concatenate([tokens] * streams)
+        index = jnp.concatenate([index] * streams) + length - 1
+        place = jnp.arange(prompt.shape[1] + tokens.shape[1])
+        beyond = jnp.clip(place - length[:, None], 0, tokens.shape[1] - 1)
+        generated = jnp.take_along_axis(tokens, beyond, axis=1)
+        given = jnp.pad(prompt, ((0, 0), (0, tokens.shape[1])))
+        stream = jnp.where(place < length[:, None], given, generated)
+        values = vectors(params, stream, place[None])
+        mask = (place <= index[:, None])[:, None]
         return attend(params, values, mask)[0][:, 0]
 
     return Target(vocab_size, streams, prefill, forward, rescore)
@@ -91,7 +101,13 @@ class NoisyOracle:
     seed: int = 0
 
     def init(
-        self, params: Params, features: Array, extra: int, tree: Tree | Envelope
+        self,
+        params: Params,
+        features: Array,
+        lengths: Array,
+        extra: int,
+        tree: Tree | Envelope,
+        rows: int,
     ) -> Any:
         """Counts the rounds, so that each draft is different."""
         return jnp.zeros((), jnp.int32)

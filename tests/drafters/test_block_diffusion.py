@@ -57,7 +57,8 @@ def inference_logits(drafter, params, features, anchor_tokens, anchor, chunks):
     """Block logits when the context arrives in uneven chunks, as in a run."""
     rows = features.shape[0]
     tree = named_tree("chain-3")
-    state = drafter.init(params, features[:, : chunks[0]], 40, tree)
+    lengths = jnp.full(rows, chunks[0])
+    state = drafter.init(params, features[:, : chunks[0]], lengths, 40, tree, rows)
     done = chunks[0]
     for size in chunks[1:]:
         chunk = features[:, done : done + size]
@@ -189,7 +190,12 @@ def test_impossible_drafters_say_what_is_wrong():
         BlockDiffusion(replace(BLOCK, taps=(3,)), TARGET)
     drafter, own, target_params = make()
     params = drafter.bind(own, target_params)
+    one = jnp.ones(1, jnp.int32)
+
+    def start(tree):
+        drafter.init(params, jnp.zeros((1, 1, 64)), one, 20, tree, 1)
+
     with pytest.raises(ConfigError, match="5 deep"):
-        drafter.init(params, jnp.zeros((1, 1, 64)), 20, named_tree("chain-5"))
+        start(named_tree("chain-5"))
     with pytest.raises(ConfigError, match="24 children"):
         drafter.check_tree(Tree.from_paths([(23,)]))

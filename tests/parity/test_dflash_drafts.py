@@ -82,8 +82,9 @@ def seen(chunk, counts):
 def test_greedy_drafts_agree_round_after_round(pair):
     features = make_features()
     propose = jax.jit(pair.drafter.propose)
-    start = jax.jit(pair.drafter.init, static_argnums=(2, 3))
-    state = start(pair.params, as_jax(features[:, :1]), LENGTH, CHAIN)
+    start = jax.jit(pair.drafter.init, static_argnums=(3, 4, 5))
+    ones = jnp.ones(2 * ROWS, jnp.int32)
+    state = start(pair.params, as_jax(features[:, :1]), ones, LENGTH, CHAIN, ROWS)
     lengths = torch.ones(ROWS, dtype=torch.long)
     sampling = make_sampling(ROWS, temperature=0.0, guidance=SCALE)
     noise = jnp.zeros((ROWS, BLOCK + 1, VOCAB))
