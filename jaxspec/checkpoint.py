@@ -1,5 +1,7 @@
 """Checkpoints on disk: `config.json` beside an orbax `params/` folder.
 
+A tokenizer may bring `neighbours.npz`, the nearest codes of its codebook.
+
 The only module that imports orbax, and only inside the functions that need it.
 """
 
@@ -10,6 +12,8 @@ import logging
 import os
 import shutil
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,9 +28,11 @@ from jaxspec.drafters.block_diffusion import BlockDiffusion
 from jaxspec.errors import CheckpointError, ConfigError, NonFiniteError
 from jaxspec.models.tokenizer import Tokenizer
 from jaxspec.models.transformer import Transformer
+from jaxspec.spec.neighbours import Neighbours
 from jaxspec.typing import Params
 
 FORMAT = 1
+NEIGHBOURS = "neighbours.npz"
 KINDS = {
     "tokenizer": TokenizerConfig,
     "prior": TransformerConfig,
@@ -44,12 +50,14 @@ class Checkpoint:
       params: nested dict of arrays.
       about: everything else worth keeping: data, licence, command, device, steps,
         metrics, class names.
+      neighbours: of a tokenizer's codes, if it was saved with them.
     """
 
     kind: str
     config: Any
     params: Params
     about: dict[str, Any] = field(default_factory=dict)
+    neighbours: Neighbours | None = None
 
 
 def save(
@@ -78,6 +86,8 @@ def save(
     with _replacing(path) as fresh:
         _write_tree(fresh / "params", checkpoint.params)
         (fresh / "config.json").write_text(json.dumps(record, indent=2) + "\n")
+        if checkpoint.neighbours is not None:
+            _write_neighbours(fresh / NEIGHBOURS, checkpoint.neighbours)
         for name, text in (notes or {}).items():
             (fresh / name).write_text(text)
 
@@ -135,7 +145,11 @@ def load(path: str | os.PathLike, kind: str | None = None) -> Checkpoint:
                 f"'{path}': parameter {name} holds NaN or infinity; "
                 "the checkpoint is unusable, fetch or train it again"
             )
-    return Checkpoint(head.kind, head.config, params, head.about)
+    neighbours = None
+    if head.kind == "tokenizer" and (Path(path) / NEIGHBOURS).is_file():
+        codes = head.config.codebook_size
+        neighbours = _read_neighbours(Path(path) / NEIGHBOURS, codes)
+    return Checkpoint(head.kind, head.config, params, head.about, neighbours)
 
 
 def abstract_params(kind: str, config: Any) -> Params:
@@ -254,6 +268,29 @@ def _read_tree(path: Path, like: Any) -> Any:
                 f"'{path}' is damaged or truncated ({_first_line(error)}); "
                 "fetch it again"
             ) from None
+
+
+def _write_neighbours(file: Path, table: Neighbours) -> None:
+    small = np.uint16 if table.ids.shape[0] <= 1 << 16 else np.int32
+    ids, distances = np.asarray(table.ids, small), np.asarray(table.distances)
+    np.savez_compressed(file, ids=ids, distances=distances)
+
+
+def _read_neighbours(file: Path, codes: int) -> Neighbours:
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            ids, distances = arrays["ids"].astype(np.int32), arrays["distances"]
+        good = ids.shape == distances.shape and ids.ndim == 2 and len(ids) == codes
+        good = good and bool((ids >= 0).all() and (ids < codes).all())
+        good = good and bool((distances >= 0).all())
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
+        good = False
+    if not good:
+        raise CheckpointError(
+            f"'{file}' is damaged or not of {codes} codes; fetch it again, or delete "
+            "it to have it built from the codebook"
+        )
+    return Neighbours(jnp.asarray(ids), jnp.asarray(distances, jnp.float32))
 
 
 def _first_line(error: Exception) -> str:

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,8 @@ from jaxspec.images import to_bytes
 from jaxspec.models.target import make_target
 from jaxspec.models.tokenizer import Tokenizer
 from jaxspec.models.transformer import Transformer
+from jaxspec.rules import rule_params
+from jaxspec.spec.envelopes import Envelope
 from jaxspec.spec.loop import generate
 from jaxspec.spec.noise import row_keys
 from jaxspec.spec.sampling import Sampling, active_steps, make_sampling
@@ -85,6 +86,7 @@ class Run:
       calls: int [n], target calls of each picture, its prefill included.
       accepted: int [n, A], rounds by accepted tokens.
       hits: int [n, A - 1, W], accepted tokens by depth and rank.
+      proposed: int [n], drafted tokens that were verified.
       rescored: near-ties that were decided again, in all pictures.
       seconds: wall-clock time of all batches, compilation excluded.
       compile_seconds: time of tracing and compiling.
@@ -94,6 +96,7 @@ class Run:
     calls: np.ndarray
     accepted: np.ndarray
     hits: np.ndarray
+    proposed: np.ndarray
     rescored: int
     seconds: float
     compile_seconds: float
@@ -104,7 +107,7 @@ class Run:
         return self.tokens.size / int(self.calls.sum())
 
 
-def make_engine(bundle: Bundle, settings: Settings, tree: Tree) -> Engine:
+def make_engine(bundle: Bundle, settings: Settings, tree: Tree | Envelope) -> Engine:
     """The engine that draws with `tree`; its root alone decodes plainly.
 
     Raises:
@@ -131,7 +134,7 @@ def make_engine(bundle: Bundle, settings: Settings, tree: Tree) -> Engine:
         max_tokens=model.config.sequence_length,
         drafter=drafter,
         tree=tree,
-        rule=settings.rule,
+        rule=settings.rule if tree.size > 1 else Coupled(),
         order=active_steps(settings.sampling(1)),
         tie_margin=Engine.tie_margin if exact else 0.0,
     )
@@ -140,7 +143,7 @@ def make_engine(bundle: Bundle, settings: Settings, tree: Tree) -> Engine:
 def draw(
     bundle: Bundle,
     settings: Settings,
-    tree: Tree,
+    tree: Tree | Envelope,
     *,
     repeats: int = 1,
     warm_up: bool = False,
@@ -174,14 +177,27 @@ def draw(
         drafter_params = bundle.drafter.config.bind(bundle.drafter.params, params)
 
     began = time.perf_counter()
-    arguments = (params, drafter_params, padded[0], sampling, keys[0])
-    run = jax.jit(partial(generate, engine)).lower(*arguments).compile()
+    for_rule = rule_params(engine.rule, bundle)
+
+    def draw_rows(params, drafter_params, for_rule, classes, sampling, keys):
+        return generate(
+            engine,
+            params,
+            drafter_params,
+            classes,
+            sampling,
+            keys,
+            rule_params=for_rule,
+        )
+
+    arguments = (params, drafter_params, for_rule, padded[0], sampling, keys[0])
+    run = jax.jit(draw_rows).lower(*arguments).compile()
     compile_seconds = time.perf_counter() - began
     times = []
     for _ in range(repeats + warm_up):
         parts, began = [], time.perf_counter()
         for i in range(batches):
-            part = run(params, drafter_params, padded[i], sampling, keys[i])
+            part = run(params, drafter_params, for_rule, padded[i], sampling, keys[i])
             parts.append(jax.block_until_ready(part))
             progress(min(rows, count - i * rows))
         times.append(time.perf_counter() - began)
@@ -201,6 +217,7 @@ def draw(
         calls=joined(lambda p: p.stats.calls),
         accepted=joined(lambda p: p.stats.accepted),
         hits=joined(lambda p: p.stats.hits),
+        proposed=joined(lambda p: p.stats.proposed),
         rescored=int(joined(lambda p: p.stats.rescored).sum()),
         seconds=float(np.median(times)),
         compile_seconds=compile_seconds,

@@ -10,11 +10,13 @@ from jaxspec import __version__
 from jaxspec.bundle import Bundle
 from jaxspec.device import device_name
 from jaxspec.pipeline import Run, Settings
+from jaxspec.rules import rule_words
+from jaxspec.spec.envelopes import Envelope
 from jaxspec.spec.tree import Tree
 
 
 def generation_report(
-    bundle: Bundle, settings: Settings, tree: Tree, fast: Run, plain: Run
+    bundle: Bundle, settings: Settings, tree: Tree | Envelope, fast: Run, plain: Run
 ) -> dict[str, Any]:
     """The numbers of one comparison, ready for JSON.
 
@@ -41,8 +43,11 @@ def generation_report(
         "checkpoint": bundle.name,
         "drafter": bundle.drafter.kind if speculative and bundle.drafter else "none",
         "tree": {"nodes": tree.size, "depth": tree.depth},
-        "rule": type(settings.rule).__name__,
+        "rule": rule_words(settings.rule),
         "lossless": settings.rule.lossless,
+        "promises_identity": settings.rule.lossless and settings.rule.settles,
+        "proposed_tokens": int(fast.proposed.sum()),
+        "accepted_tokens": int(fast.hits.sum()),
         "accepted_histogram": fast.accepted.sum(0).tolist(),
         "classes": list(settings.classes),
         "seed": settings.seed,
@@ -100,6 +105,10 @@ def generation_table(report: dict[str, Any]) -> str:
     same = "yes, every token"
     if not report["identical_to_autoregressive"]:
         same = f"NO, {report['different_tokens']} tokens differ"
+        if not report["lossless"]:
+            same += " (the rule is LOSSY)"
+        elif not report["promises_identity"]:
+            same += " (this rule keeps the distribution, not the tokens)"
     return "\n".join(
         [*lines, fast, plain, "", f"speedup     {report['speedup']:.2f}x"]
         + [f"identical   {same}"]

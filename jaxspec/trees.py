@@ -5,6 +5,7 @@ import re
 import jax
 
 from jaxspec.errors import ConfigError
+from jaxspec.spec.envelopes import Beam, BestFirst, Envelope, StochasticBeam
 from jaxspec.spec.named_trees import named_tree
 from jaxspec.spec.tree import Tree
 
@@ -19,18 +20,31 @@ _DEFAULTS = {"cpu": "optimal-5"}
 _ACCELERATOR = "optimal-58"
 
 
-def find_tree(name: str) -> Tree:
-    """A tree by the names of `named_tree`, or `optimal-NODES` for the embedded model.
+def find_tree(name: str) -> Tree | Envelope:
+    """A tree by the names of `named_tree`, or one of these.
+
+    `optimal-NODES` is the best static tree for the embedded model; `beam-NODES`,
+    `best-first-NODES` and `stochastic-beam-DEPTHxBEAM` grow anew in each round.
 
     Raises:
       ConfigError: no such tree.
     """
     if match := re.fullmatch(r"optimal-(\d{1,4})", name):
         return Tree.optimal(ACCEPTANCE, int(match[1]), MAX_DEPTH)
+    if match := re.fullmatch(r"(beam|best-first)-(\d{1,4})", name):
+        nodes = int(match[2])
+        if match[1] == "beam":
+            return Beam(nodes, MAX_DEPTH, beam=max(nodes - 1, 1), branch=10)
+        return BestFirst(nodes, MAX_DEPTH)
+    if match := re.fullmatch(r"stochastic-beam-(\d{1,2})x(\d{1,3})", name):
+        return StochasticBeam(int(match[1]), int(match[2]))
     try:
         return named_tree(name)
     except ConfigError as error:
-        raise ConfigError(f"{error}; or optimal-NODES") from None
+        raise ConfigError(
+            f"{error}; or optimal-NODES, beam-NODES, best-first-NODES, "
+            "stochastic-beam-DEPTHxBEAM"
+        ) from None
 
 
 def default_batch() -> int:
@@ -38,7 +52,7 @@ def default_batch() -> int:
     return 1 if jax.devices()[0].platform == "cpu" else 8
 
 
-def default_tree(platform: str | None = None) -> Tree:
+def default_tree(platform: str | None = None) -> Tree | Envelope:
     """The tree that `jaxspec generate` uses when none is named."""
     platform = platform or jax.devices()[0].platform
     return find_tree(_DEFAULTS.get(platform, _ACCELERATOR))

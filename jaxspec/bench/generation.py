@@ -8,12 +8,13 @@ from tqdm import tqdm
 from jaxspec.bundle import Bundle
 from jaxspec.pipeline import Settings, draw, make_engine, spread_classes
 from jaxspec.report import generation_report
+from jaxspec.spec.envelopes import Envelope
 from jaxspec.spec.tree import Tree
 
 
 def bench_generation(
     bundle: Bundle,
-    trees: dict[str, Tree],
+    trees: dict[str, Tree | Envelope],
     batches: list[int],
     scales: list[float],
     *,

@@ -47,9 +47,12 @@ def add_parser(commands) -> None:
     )
     group.add_argument(
         "--rule",
-        choices=("coupled",),
         default="coupled",
-        help="how drafts are verified (default: %(default)s, lossless)",
+        metavar="RULE",
+        help="how drafts are verified: coupled (same tokens as plain decoding); "
+        "rejection, block, kseq, greedy-set (same distribution); or, LOSSY, "
+        "lantern:k=10,lam=2, coupled-relaxed:k=10,budget=0.1,radius=0.5, grouped, "
+        "annealed, typical (default: %(default)s)",
     )
     group.add_argument(
         "--batch",
@@ -95,8 +98,8 @@ def run(arguments: argparse.Namespace) -> None:
     from jaxspec.images import grid_picture, png_bytes, write_file
     from jaxspec.pipeline import Settings, decode_pictures, draw, spread_classes
     from jaxspec.report import generation_report, generation_table, json_bytes
+    from jaxspec.rules import find_rule
     from jaxspec.spec.tree import Tree
-    from jaxspec.spec.verify import Coupled
     from jaxspec.trees import default_batch, default_tree, find_tree
 
     speculative = arguments.drafter != "none"
@@ -111,7 +114,7 @@ def run(arguments: argparse.Namespace) -> None:
         guidance=arguments.cfg_scale,
         guidance_interval=arguments.cfg_interval,
         batch=default_batch() if arguments.batch is None else arguments.batch,
-        rule={"coupled": Coupled()}[arguments.rule],
+        rule=find_rule(arguments.rule),
     )
     dtype = arguments.dtype if arguments.dtype != "float32" else None
     bundle = load_bundle(arguments.checkpoint, dtype=dtype)

@@ -13,6 +13,7 @@ from jaxspec.data.source import ImageSource
 from jaxspec.evaluate.reconstruction import reconstruction_metrics
 from jaxspec.models.tokenizer import Tokenizer
 from jaxspec.nn.vq import l2_normalize, look_up, nearest_codes
+from jaxspec.spec.neighbours import neighbour_table
 from jaxspec.train.experiment import Experiment, TrainingConfig, fingerprint
 from jaxspec.train.loop import fit
 from jaxspec.train.optimizer import make_optimizer, update_average
@@ -23,6 +24,8 @@ L1 = 0.2
 CODE_DECAY = 0.99
 # A code is reset when its average count falls below this share of the uniform one.
 DEAD_SHARE = 0.02
+# Neighbours of each code that are kept beside it, for rules that relax equality.
+NEIGHBOURS = 100
 
 
 def train_tokenizer(
@@ -59,7 +62,10 @@ def train_tokenizer(
         fingerprint(experiment.tokenizer, config, experiment.data),
     )
     metrics.pop("heldout_loss")
-    return Checkpoint("tokenizer", experiment.tokenizer, kept, {"metrics": metrics})
+    book = kept["codebook"]
+    neighbours = neighbour_table(book, min(NEIGHBOURS, len(book) - 2))
+    about = {"metrics": metrics}
+    return Checkpoint("tokenizer", experiment.tokenizer, kept, about, neighbours)
 
 
 def init_state(tokenizer: Tokenizer, config: TrainingConfig) -> dict[str, Any]:

@@ -1,0 +1,95 @@
+"""Verification rules by name, and the arrays that a bundle's models give them."""
+
+import dataclasses
+import typing
+from typing import Any
+
+from jaxspec.bundle import Bundle
+from jaxspec.errors import ConfigError
+from jaxspec.spec import verify
+from jaxspec.spec.neighbours import neighbour_table
+from jaxspec.spec.verify import Rule
+
+# Judge is missing: its head is a function, which no command line can give.
+RULES = {
+    "coupled": verify.Coupled,
+    "rejection": verify.Rejection,
+    "block": verify.Block,
+    "kseq": verify.KSeq,
+    "greedy-set": verify.GreedySet,
+    "lantern": verify.Lantern,
+    "coupled-relaxed": verify.CoupledRelaxed,
+    "grouped": verify.Grouped,
+    "annealed": verify.Annealed,
+    "typical": verify.Typical,
+}
+
+
+def find_rule(text: str) -> Rule:
+    """A rule by name, with settings: `lantern:k=10,lam=2`.
+
+    Raises:
+      ConfigError: no such rule or setting, or an impossible value.
+    """
+    name, _, settings = text.partition(":")
+    if name not in RULES:
+        raise ConfigError(f"unknown rule {name!r}; choose {', '.join(RULES)}")
+    rule = RULES[name]
+    known = typing.get_type_hints(rule)
+    known = {f.name: known[f.name] for f in dataclasses.fields(rule)}
+    values: dict[str, Any] = {}
+    for setting in filter(None, settings.split(",")):
+        key, equals, value = setting.partition("=")
+        if key not in known or not equals:
+            offer = ", ".join(f"{k}=..." for k in known) or "none"
+            raise ConfigError(f"{name} has no setting {setting!r}; it takes {offer}")
+        values[key] = _read(name, key, value, known[key])
+    try:
+        return rule(**values)
+    except TypeError:
+        needs = [
+            f.name
+            for f in dataclasses.fields(rule)
+            if f.default is dataclasses.MISSING and f.name not in values
+        ]
+        offer = ",".join(f"{k}=..." for k in needs)
+        raise ConfigError(f"{name} needs {name}:{offer}") from None
+
+
+def _read(name: str, key: str, value: str, kind: Any) -> Any:
+    options = typing.get_args(kind)
+    kinds = [x for x in options or (kind,) if x in (int, float)]
+    if kinds:
+        try:
+            return kinds[0](value)
+        except ValueError:
+            raise ConfigError(f"{name}: {key}={value!r} is no number") from None
+    if value not in options:
+        raise ConfigError(f"{name}: {key}={value!r}; use {', '.join(options)}")
+    return value
+
+
+def rule_words(rule: Rule) -> str:
+    """The rule with its settings, as `find_rule` reads it."""
+    name = next((k for k, v in RULES.items() if type(rule) is v), type(rule).__name__)
+    words = [
+        f"{f.name}={getattr(rule, f.name)}"
+        for f in dataclasses.fields(typing.cast(Any, rule))
+        if getattr(rule, f.name) != f.default and getattr(rule, f.name) is not None
+    ]
+    return f"{name}:{','.join(words)}" if words else name
+
+
+def rule_params(rule: Rule, bundle: Bundle) -> dict[str, Any] | None:
+    """The arrays that a rule needs: neighbours of codes, or their embeddings.
+
+    The neighbour table is the tokenizer's own where it is wide enough, else built anew.
+    """
+    if isinstance(rule, (verify.Lantern, verify.CoupledRelaxed)):
+        table = bundle.tokenizer.neighbours
+        if table is None or table.most < rule.k:
+            table = neighbour_table(bundle.tokenizer.params["codebook"], rule.k)
+        return {"neighbours": table}
+    if isinstance(rule, verify.Grouped):
+        return {"embedding": bundle.prior.params["embedding"]["embedding"]}
+    return None

@@ -1,0 +1,210 @@
+"""Trees that grow in each round: their shape, their law, and what they leave unchanged."""
+
+import heapq
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxspec.drafters.grow import grow
+from jaxspec.errors import ConfigError
+from jaxspec.spec.draft import Round
+from jaxspec.spec.envelopes import Beam, BestFirst, StochasticBeam
+from jaxspec.spec.loop import generate
+from jaxspec.spec.named_trees import named_tree
+from jaxspec.spec.noise import position_noise, row_keys
+from jaxspec.spec.sampling import make_sampling
+from jaxspec.spec.state import Engine
+from jaxspec.spec.topology import grown_topology, static_topology
+from jaxspec.spec.verify import Coupled, Rejection
+from jaxspec.testing.table_drafter import TableDrafter
+from jaxspec.testing.toy import toy_params, toy_target
+from tests.spec.test_tree import trees
+
+VOCAB, LENGTH = 6, 14
+PARAMS = toy_params(VOCAB, 60)
+ENVELOPES = [
+    Beam(9, 3, beam=4, branch=3),
+    Beam(20, 4, beam=19, branch=6),
+    BestFirst(9, 4, branch=3),
+    StochasticBeam(3, 3),
+]
+
+
+def make_round(rows, tree, selection, seed=0, **options):
+    position = jnp.arange(rows)
+    after = position[:, None] + 1 + jnp.arange(tree.depth + 1)
+    keys = row_keys(seed, rows)
+    return Round(
+        root=jnp.arange(rows) % VOCAB,
+        position=position,
+        index=position,
+        noise=position_noise(keys, after, VOCAB),
+        keys=keys,
+        sampling=make_sampling(rows, **options),
+        tree=tree,
+        selection=selection,
+        order=("temperature",),
+    )
+
+
+def table_scores(table):
+    def scores(depth, tokens):
+        return table[depth[:, None] if jnp.ndim(depth) else depth, tokens]
+
+    return scores
+
+
+@settings(max_examples=40)
+@given(trees(), st.integers(0, 2**31 - 1))
+def test_grown_tables_equal_those_of_the_same_static_tree(tree, seed):
+    """The same shape, given as data, yields the same tables as a static tree."""
+    parents = jnp.asarray(tree.parents)[None]
+    rng = np.random.default_rng(seed)
+    valid = jnp.ones((1, tree.size), bool)
+    grown = grown_topology(parents, valid, tree.depth, tree.width)
+    static = static_topology(tree)
+    np.testing.assert_array_equal(grown.depths, static.depths)
+    np.testing.assert_array_equal(grown.ancestors, static.ancestors)
+    np.testing.assert_array_equal(grown.ranks, static.ranks)
+    nodes = jnp.asarray(rng.integers(tree.size, size=1))
+    np.testing.assert_array_equal(grown.path(nodes), static.path(nodes))
+    np.testing.assert_array_equal(grown.path(nodes)[0], tree.paths[int(nodes[0])])
+    internal = np.asarray(grown.children[0])[tree.internal]
+    np.testing.assert_array_equal(internal, static.children[0])
+
+
+@pytest.mark.parametrize("selection", ["top", "coupled"])
+def test_a_wide_beam_finds_the_tree_a_heap_finds(selection):
+    """For a factorised drafter the layered beam is DDTree's best-first search."""
+    rows, nodes, depth = 5, 12, 4
+    tree = Beam(nodes, depth, beam=nodes - 1, branch=VOCAB)
+    this = make_round(rows, tree, selection)
+    table = 2 * jax.random.normal(jax.random.key(1), (depth, 1, VOCAB))
+    table = jnp.broadcast_to(table, (depth, VOCAB, VOCAB))
+    draft = grow(this, table_scores(table))
+    for b in range(rows):
+        value = np.asarray(jax.nn.log_softmax(table[:, 0]))
+        if selection == "coupled":
+            noisy = value + np.asarray(this.noise[b, :depth])
+            value = np.asarray(jax.nn.log_softmax(noisy))
+        order, best = np.argsort(-value, axis=1), -np.sort(-value, axis=1)
+        heap, kept = [(-best[0, 0], (0,))], set()
+        while len(kept) < nodes - 1:
+            total, ranks = heapq.heappop(heap)
+            kept.add(tuple(order[d, r] for d, r in enumerate(ranks)))
+            d, r = len(ranks) - 1, ranks[-1]
+            if r + 1 < VOCAB:
+                sibling = total + best[d, r] - best[d, r + 1]
+                heapq.heappush(heap, (sibling, (*ranks[:-1], r + 1)))
+            if d + 1 < depth:
+                heapq.heappush(heap, (total - best[d + 1, 0], (*ranks, 0)))
+        shape = draft.topology(tree)
+        found = set()
+        for n in range(1, nodes):
+            path = np.asarray(shape.path(jnp.full(rows, n)))[b]
+            path = path[1 : int(shape.depths[b, n]) + 1]
+            found.add(tuple(np.asarray(draft.tokens)[b, path].tolist()))
+        assert found == kept
+
+
+@pytest.mark.parametrize("tree", ENVELOPES, ids=lambda t: type(t).__name__)
+def test_grown_drafts_are_trees(tree):
+    """Parents come first, nothing is too deep, no two siblings hold the same token."""
+    rows = 16
+    how = "without_replacement" if isinstance(tree, StochasticBeam) else "coupled"
+    this = make_round(rows, tree, how, top_k=np.resize([0, 2, 1], rows))
+    table = 2 * jax.random.normal(jax.random.key(1), (tree.depth + 1, VOCAB, VOCAB))
+    draft = jax.tree.map(np.asarray, grow(this, table_scores(table)))
+    depths = np.asarray(draft.topology(tree).depths)
+    for b in range(rows):
+        seen = set()
+        for n in range(1, tree.size):
+            parent = int(draft.parents[b, n])
+            if draft.valid[b, n]:
+                assert parent < n and draft.valid[b, parent]
+                assert 1 <= depths[b, n] <= tree.depth
+                assert (parent, draft.tokens[b, n]) not in seen
+                seen.add((parent, draft.tokens[b, n]))
+        assert seen
+
+
+@pytest.mark.parametrize(
+    "tree", ENVELOPES, ids=lambda t: f"{type(t).__name__}-{t.size}"
+)
+@pytest.mark.parametrize("streams", [1, 2])
+def test_any_grown_draft_gives_the_tokens_of_plain_decoding(tree, streams):
+    target, rows = toy_target(VOCAB, streams), 4
+    prompt, keys = jnp.arange(rows), row_keys(1, rows)
+    sampling = make_sampling(rows, temperature=[1.0, 0.0, 0.7, 1.0], guidance=1.5)
+    order = ("temperature",)
+    how = "without_replacement" if isinstance(tree, StochasticBeam) else "coupled"
+    plain = generate(
+        Engine(target, LENGTH, order=order), PARAMS, None, prompt, sampling, keys
+    )
+    engine = Engine(target, LENGTH, TableDrafter(), tree, order=order, selection=how)
+    run = jax.jit(partial(generate, engine))
+    for seed in range(3):  # contents change, the program does not
+        table = jax.random.normal(jax.random.key(seed), (tree.depth + 1, VOCAB, VOCAB))
+        fast = run(PARAMS, {"table": table}, prompt, sampling, keys)
+        np.testing.assert_array_equal(fast.tokens, plain.tokens)
+        assert fast.stats.hits.sum() > 0
+    assert run._cache_size() == 1
+
+
+def test_a_stochastic_beam_samples_paths_without_replacement():
+    """Its first path is a sample of the drafter's law; the control has another law."""
+    rows, tree = 20000, StochasticBeam(2, 2)
+    table = 1.5 * jax.random.normal(jax.random.key(0), (2, VOCAB, VOCAB))
+    this = make_round(rows, tree, "without_replacement")
+    this = Round(**{**vars(this), "root": jnp.zeros(rows, jnp.int32)})
+    draft = jax.jit(lambda this: grow(this, table_scores(table)))(this)
+    # Nodes 3 and 4 are the two paths of depth 2, the best first.
+    first = np.asarray(draft.tokens)[np.arange(rows), np.asarray(draft.parents)[:, 3]]
+    pairs = np.stack([first, np.asarray(draft.tokens)[:, 3]], axis=1)
+    q = np.asarray(jax.nn.softmax(table, axis=-1), np.float64)
+    law = q[0, 0][:, None] * q[1]
+
+    def statistic(pairs):
+        seen = np.zeros_like(law)
+        np.add.at(seen, tuple(pairs.T), 1)
+        return ((seen - rows * law) ** 2 / (rows * law)).sum()
+
+    bound = law.size - 1 + 5 * np.sqrt(2 * law.size)
+    assert statistic(pairs) < bound
+    second = np.asarray(draft.tokens)[np.arange(rows), np.asarray(draft.parents)[:, 4]]
+    others = np.stack([second, np.asarray(draft.tokens)[:, 4]], axis=1)
+    assert statistic(others) > bound
+
+
+@pytest.mark.parametrize(
+    ("tree", "selection", "words"),
+    [
+        (Beam(5, 2), "without_replacement", "cannot be drawn"),
+        (StochasticBeam(2, 2), "coupled", "draws without replacement"),
+        (BestFirst(5, 2), "with_replacement", "cannot be drawn"),
+        (named_tree("0,1,2,3,4,5,6"), "top", "only 6 tokens"),
+    ],
+)
+def test_impossible_ways_to_grow_say_what_to_do(tree, selection, words):
+    table = jnp.zeros((3, VOCAB, VOCAB))
+    with pytest.raises(ConfigError, match=words):
+        grow(make_round(2, tree, selection), table_scores(table))
+
+
+def test_impossible_envelopes_are_refused():
+    for make in (
+        lambda: Beam(1, 3),
+        lambda: Beam(4, 0),
+        lambda: Beam(4, 2, sharpness=0.0),
+        lambda: StochasticBeam(0, 2),
+        lambda: BestFirst(4, 2, branch=0),
+    ):
+        with pytest.raises(ConfigError):
+            make()
+    assert Coupled().selection == "coupled"
+    assert Rejection().selection == "without_replacement"

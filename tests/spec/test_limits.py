@@ -1,0 +1,148 @@
+"""Rows end when they are done, each in its own time and without a trace in others."""
+
+from functools import lru_cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxspec.errors import ConfigError
+from jaxspec.spec.loop import generate
+from jaxspec.spec.named_trees import named_tree
+from jaxspec.spec.noise import row_keys
+from jaxspec.spec.sampling import make_sampling
+from jaxspec.spec.state import Engine, make_limits
+from jaxspec.spec.tree import Tree
+from jaxspec.testing.toy import NoisyOracle, toy_params, toy_target
+
+VOCAB, LENGTH, PROMPT = 5, 13, 4
+PARAMS = toy_params(VOCAB, PROMPT + 2 * LENGTH + 12)
+
+
+def cut(tokens, budget, stop):
+    """What a limit leaves of an unlimited row."""
+    tokens = tokens[:budget]
+    ends = np.flatnonzero(np.isin(tokens, [t for t in stop if t >= 0]))
+    return tokens[: ends[0] + 1] if len(ends) else tokens
+
+
+@lru_cache
+def runner(streams, tree=None):
+    """A compiled run; the same for all contents."""
+    drafter = None if tree is None else NoisyOracle(VOCAB)
+    shape = Tree.root() if tree is None else named_tree(tree)
+    engine = Engine(
+        toy_target(VOCAB, streams), LENGTH, drafter, shape, order=("temperature",)
+    )
+    return jax.jit(partial(generate, engine))
+
+
+@settings(max_examples=25)
+@given(
+    tree=st.sampled_from(["chain-4", "0,1,2,00,01"]),
+    spoil=st.sampled_from([0.0, 0.4, 1.0]),
+    streams=st.sampled_from([1, 2]),
+    data=st.data(),
+)
+def test_each_row_is_its_unlimited_self_cut_where_it_ends(tree, spoil, streams, data):
+    """Ragged prompts, budgets, stop tokens, greedy and sampled rows in one batch."""
+    rows = 4
+    budget = data.draw(st.lists(st.integers(1, LENGTH), min_size=rows, max_size=rows))
+    stop = data.draw(
+        st.lists(
+            st.tuples(st.integers(-1, VOCAB - 1), st.integers(-1, VOCAB - 1)),
+            min_size=rows,
+            max_size=rows,
+        )
+    )
+    prompts = data.draw(
+        st.lists(
+            st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=PROMPT),
+            min_size=rows,
+            max_size=rows,
+        )
+    )
+    seed = data.draw(st.integers(0, 1000))
+    padded = jnp.array([p + [-1] * (PROMPT - len(p)) for p in prompts])
+    temperature = np.resize([1.0, 0.0, 1.5], rows)
+    guidance = np.resize([2.0, 0.5], rows)
+    keys = row_keys(seed, rows)
+
+    # Alone, unpadded, plain and without limits.
+    alone = []
+    for b in range(rows):
+        one = make_sampling(1, temperature=temperature[b], guidance=guidance[b])
+        prompt = jnp.array([prompts[b]])
+        out = runner(streams)(PARAMS, None, prompt, one, keys[b : b + 1])
+        alone.append(np.asarray(out.tokens[0]))
+
+    sampling = make_sampling(rows, temperature=temperature, guidance=guidance)
+    oracle = {"tokens": jnp.asarray(np.stack(alone)), "spoil": spoil}
+    limits = make_limits(rows, budget, stop)
+    out = runner(streams, tree)(PARAMS, oracle, padded, sampling, keys, limits)
+    for b in range(rows):
+        wanted = cut(alone[b], budget[b], stop[b])
+        length = int(out.lengths[b])
+        assert out.tokens[b, :length].tolist() == wanted.tolist()
+        assert (np.asarray(out.tokens[b, length:]) == -1).all()
+
+
+def test_a_finished_row_costs_no_calls():
+    rows = 3
+    target, sampling = toy_target(VOCAB), make_sampling(3)
+    engine = Engine(target, LENGTH, order=("temperature",))
+    limits = make_limits(rows, [1, 5, LENGTH])
+    prompt, keys = jnp.zeros(rows, jnp.int32), row_keys(0, rows)
+    out = generate(engine, PARAMS, None, prompt, sampling, keys, limits)
+    assert out.stats.calls.tolist() == [1, 5, LENGTH]
+    assert out.lengths.tolist() == [1, 5, LENGTH]
+    assert out.stats.accepted.sum(1).tolist() == [0, 4, LENGTH - 1]
+
+
+def test_counters_add_up():
+    rows = 4
+    target, sampling = toy_target(VOCAB), make_sampling(4)
+    prompt, keys = jnp.zeros(rows, jnp.int32), row_keys(2, rows)
+    plain = generate(Engine(target, LENGTH), PARAMS, None, prompt, sampling, keys)
+    engine = Engine(target, LENGTH, NoisyOracle(VOCAB), named_tree("0,1,00,01,000"))
+    oracle = {"tokens": plain.tokens, "spoil": 0.3}
+    out = jax.jit(partial(generate, engine))(PARAMS, oracle, prompt, sampling, keys)
+    stats = jax.tree.map(np.asarray, out.stats)
+    rounds = stats.calls - 1  # without the prefill
+    np.testing.assert_array_equal(stats.accepted.sum(1), rounds)
+    kept = (stats.accepted * np.arange(stats.accepted.shape[1])).sum(1)
+    np.testing.assert_array_equal(stats.hits.sum((1, 2)), kept)
+    # All tokens but the last round's surplus beyond the budget.
+    surplus = 1 + kept + rounds - out.lengths
+    assert (surplus >= 0).all() and (surplus <= engine.tree.depth).all()
+    assert (stats.proposed <= 5 * rounds).all() and (stats.proposed > 0).all()
+    assert (kept <= stats.proposed).all()
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: make_limits(2, 0), "budget=0 must be at least 1"),
+        (lambda: make_limits(1, 3, [-2]), "stop token -2"),
+    ],
+)
+def test_impossible_limits_say_what_is_wrong(make, words):
+    with pytest.raises(ConfigError, match=words):
+        make()
+
+
+def test_a_buffer_that_is_filled_exactly_loses_nothing():
+    """The last path may reach beyond the budget; nothing committed is overwritten."""
+    target, rows = toy_target(VOCAB), 2
+    sampling, keys = make_sampling(rows), row_keys(5, rows)
+    prompt = jnp.zeros(rows, jnp.int32)
+    known = runner(1)(PARAMS, None, prompt, sampling, keys)
+    for length in (1, 2, 8, 9):
+        plain = generate(Engine(target, length), PARAMS, None, prompt, sampling, keys)
+        engine = Engine(target, length, NoisyOracle(VOCAB), Tree.chain(7))
+        oracle = {"tokens": known.tokens, "spoil": 0.0}
+        fast = generate(engine, PARAMS, oracle, prompt, sampling, keys)
+        np.testing.assert_array_equal(fast.tokens, plain.tokens)
