@@ -25,14 +25,15 @@ class Beam:
       branch: children of one expanded node; EAGLE-2 takes 10.
       sharpness: with coupled candidates a path's score is the sum of
         `log_softmax(sharpness * (log q + noise))`, an estimate of the chance that the
-        target, under the same noise, follows it. Unused otherwise.
+        target, under the same noise, follows it. Unused otherwise. Of .5, 1, 2, 3 and 4
+        it accepted most with 2 on the embedded model.
     """
 
     nodes: int
     max_depth: int
     beam: int = 10
     branch: int = 10
-    sharpness: float = 1.0
+    sharpness: float = 2.0
 
     def __post_init__(self):
         if min(self.nodes - 1, self.max_depth, self.beam, self.branch) < 1:

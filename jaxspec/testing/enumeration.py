@@ -7,6 +7,7 @@ the law of the tokens that come out. A lossless rule's equals the target's.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -98,7 +99,7 @@ class Drafts:
 
     Attributes:
       draft: rows are drafts.
-      chance: float64 [B]; sums to 1.
+      chance: float64 [B]; sums to 1. Rows of chance 0 mean nothing.
       tree: their shape, or its bound.
       exact: whether every possible draft is there, or rows are independent samples.
     """
@@ -133,17 +134,11 @@ def all_drafts(q: Conditionals, tree: Tree, selection: Selection) -> Drafts:
         children = tree.children[slot][tree.children[slot] >= 0]
         drawn = _chance_of_children(laws[node], tokens[:, children], selection)
         chance, valid[:, children] = chance * drawn[0], drawn[1]
-    possible = chance > 0
     log_q = np.stack([laws[n] for n in tree.internal], axis=1) if laws else None
     with np.errstate(divide="ignore"):
-        log_q = None if log_q is None else np.log(log_q[possible])
-    draft = Draft(
-        jnp.asarray(tokens[possible]),
-        jnp.asarray(valid[possible]),
-        log_q=None if log_q is None else jnp.asarray(log_q),
-        drawn=selection,
-    )
-    return Drafts(draft, chance[possible], tree, True)
+        log_q = None if log_q is None else jnp.asarray(np.log(log_q))
+    draft = Draft(jnp.asarray(tokens), jnp.asarray(valid), log_q=log_q, drawn=selection)
+    return Drafts(draft, chance, tree, True)
 
 
 def _after_node(law: Conditionals, tokens: np.ndarray, tree: Tree, node: int):
@@ -239,7 +234,7 @@ def law_of_each_draft(
                 log_p[here, n] = p.after(before[here, n, :d])
     with np.errstate(divide="ignore"):
         log_p = np.log(log_p)
-    law = rule.law(jnp.asarray(log_p), draft, tree, params=params)
+    law = _law(rule, jnp.asarray(log_p), draft, tree, params)
     stop, final = np.asarray(law.stop, np.float64), np.asarray(law.final, np.float64)
 
     # outcome[d]: chance of each sequence of d + 1 tokens ending the round there.
@@ -258,6 +253,11 @@ def law_of_each_draft(
     return total.reshape(rows, -1)
 
 
+@partial(jax.jit, static_argnames=("rule", "tree"))
+def _law(rule, log_p, draft, tree, params):
+    return rule.law(log_p, draft, tree, params=params)
+
+
 def output_law(
     rule: Any, p: Conditionals, drafts: Drafts, params: Any = None
 ) -> np.ndarray:
@@ -273,6 +273,7 @@ def output_law(
     with jax.enable_x64(True):
         drafts = _as_float64(drafts)
         each = law_of_each_draft(rule, p, drafts, params)
+    each = np.where(drafts.chance[:, None] > 0, each, 0.0)
     return (drafts.chance @ each).reshape((size,) * length)
 
 

@@ -358,7 +358,7 @@ def test_optimal_residual_leaves_no_more_distortion_than_the_test_itself_makes(b
     k, vocab = 3, 8
     kin = kin_of(codebook(vocab))
     params = {"neighbours": neighbour_table(codebook(vocab), k)}
-    p, q = Conditionals.random(vocab, 2, 0), Conditionals.random(vocab, 1, 1)
+    p, q = Conditionals.random(vocab, 2, 0), Conditionals.random(vocab, 1, 20)
     drafts = all_drafts(q, Tree.chain(1), "without_replacement")
     first, drawn = p.tables[0], q.tables[0]
     credit = [

@@ -1,0 +1,490 @@
+"""Rules that trade exactness for speed, each held to its definition in plain Python."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given as vary
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from jaxspec.errors import ConfigError
+from jaxspec.spec.draft import Draft
+from jaxspec.spec.neighbours import neighbour_table
+from jaxspec.spec.tree import Tree
+from jaxspec.spec.verify import (
+    Annealed,
+    Block,
+    Coupled,
+    CoupledRelaxed,
+    GreedySet,
+    Grouped,
+    Judge,
+    KSeq,
+    Lantern,
+    LosslessRule,
+    LossyRule,
+    Rejection,
+    Typical,
+)
+from jaxspec.testing.enumeration import (
+    Conditionals,
+    all_drafts,
+    assert_lossless,
+    distortion,
+)
+from tests.spec.noises import coupled_noise
+from tests.spec.test_lantern import (
+    CHAIN,
+    FORK,
+    WIDE,
+    assert_follows,
+    codebook,
+    given,
+    kin_of,
+    normalised,
+    random_round,
+    relaxed_probability,
+)
+from tests.spec.test_tree import trees
+
+
+@pytest.mark.parametrize(
+    ("rule", "kind"),
+    [
+        (Lantern(3, 0.1), LossyRule),
+        (Grouped(), LossyRule),
+        (Annealed(), LossyRule),
+        (Typical(), LossyRule),
+        (Judge(jnp.dot), LossyRule),
+        (CoupledRelaxed(3, 0.1), LossyRule),
+        # Without credit these two are exact, and still not called so.
+        (Lantern(3, lam=1.0, residual="optimal"), LossyRule),
+        (CoupledRelaxed(3, 0.0), LossyRule),
+        (Coupled(), LosslessRule),
+        (Rejection(), LosslessRule),
+        (Block(), LosslessRule),
+        (KSeq(), LosslessRule),
+        (GreedySet(), LosslessRule),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+def test_every_rule_says_whether_it_is_exact(rule, kind):
+    assert rule.lossless is (kind is LosslessRule)
+    assert isinstance(rule, LosslessRule) is rule.lossless
+    assert isinstance(rule, LossyRule) is not rule.lossless
+    assert hash(rule) == hash(replace(rule))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Grouped(group=0), "positive group"),
+        (lambda: Grouped(distance=-1.0), "no negative limit"),
+        (lambda: Annealed(delta=0.0), "positive delta"),
+        (lambda: Annealed(decay=-0.1), "no negative decay"),
+        (lambda: Typical(epsilon=0.0), r"epsilon in \(0, 1\]"),
+        (lambda: Typical(delta=0.0), "positive delta"),
+        (lambda: CoupledRelaxed(3), "either an additive budget"),
+        (lambda: CoupledRelaxed(3, 0.1, radius=-1.0), "must not be negative"),
+    ],
+)
+def test_impossible_settings_say_what_is_wrong(make, words):
+    with pytest.raises(ConfigError, match=words):
+        make()
+
+
+@pytest.mark.parametrize("rule", [Grouped(), Annealed()])
+def test_rules_that_weigh_q_need_drawn_children(rule):
+    log_p, draft, _, _ = random_round(CHAIN, rows=2)
+    params = {"embedding": jnp.zeros((7, 2))}
+    with pytest.raises(ConfigError, match="without_replacement or with_replacement"):
+        rule.law(log_p, given(draft), CHAIN, params=params)
+
+
+# --- Grouped ---------------------------------------------------------------------
+
+
+def grouped(embedding, group, distance, gap):
+    """Group ratio: ranks -G/2 .. G/2 - 1 around x, alike in place and probability."""
+
+    def accept(p, q, x, node):
+        order = sorted(range(len(p)), key=lambda y: (-p[y], y))
+        rank = order.index(x)
+        window = order[max(0, rank - group // 2) : rank - group // 2 + group]
+        alike = [
+            y
+            for y in window
+            if ((embedding[x] - embedding[y]) ** 2).sum() < distance
+            and abs(p[x] - p[y]) < gap
+        ]
+        return min(1.0, sum(p[y] for y in alike) / sum(q[y] for y in alike))
+
+    return accept, subtract
+
+
+def subtract(p, q, x, node):
+    return normalised([max(a - b, 0.0) for a, b in zip(p, q, strict=True)], p)
+
+
+@pytest.mark.parametrize("tree", [CHAIN, FORK], ids=["chain", "fork"])
+def test_grouped_weighs_a_group_instead_of_a_code(tree):
+    embedding, laws = codebook(), []
+    # From the release's window, which holds every code here, to narrow and odd ones.
+    limits = [(14, 2.0, 0.15), (4, 9.0, 0.9), (5, 9.0, 0.9), (2, 9.0, 0.9)]
+    with jax.enable_x64(True):
+        params = {"embedding": jnp.asarray(embedding)}
+        log_p, draft, p, q = random_round(tree)
+        for group, distance, gap in limits:
+            rule = Grouped(group, distance, gap)
+            law = rule.law(log_p, draft, tree, params=params)
+            steps = grouped(embedding, group, distance, gap)
+            assert_follows(law, tree, draft, p, q, *steps)
+            laws.append(np.asarray(law.stop))
+        alone = Grouped(group=1).law(log_p, draft, tree, params=params)
+        plain = Rejection().law(log_p, draft, tree)
+    for i, law in enumerate(laws):
+        assert not any(np.allclose(law, other) for other in laws[:i])
+    np.testing.assert_allclose(alone.stop, plain.stop, atol=1e-12)
+
+
+# --- Annealed --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("delta", "decay"), [(1.1, 0.7), (2.0, 0.7), (0.5, 0.2)])
+def test_factors_fall_by_their_rate_around_their_mean(delta, decay):
+    for depth in (1, 2, 5):
+        factors = Annealed(delta, decay).factors(depth)
+        assert factors.mean() == pytest.approx(delta)
+        np.testing.assert_allclose(factors[1:] / factors[:-1], np.exp(-decay))
+
+
+@pytest.mark.parametrize("tree", [CHAIN, FORK], ids=["chain", "fork"])
+@pytest.mark.parametrize("delta", [0.6, 2.0])
+def test_annealed_accepts_by_depth_and_subtracts_what_it_accepts(tree, delta):
+    factor = np.exp(-0.7 * np.arange(2))
+    factor *= delta / factor.mean()
+
+    def accept(p, q, x, node):
+        return min(1.0, factor[tree.depths[node] - 1] * p[x] / q[x])
+
+    def reject(p, q, x, node):
+        f = [min(1, factor[tree.depths[node] - 1] * p[y] / b) for y, b in fill(q)]
+        left = [max(a - q[y] * f[y], 0.0) for y, a in enumerate(p)]
+        return normalised(left, p)
+
+    def fill(q):  # where q is 0 any factor will do
+        return enumerate(b if b > 0 else 1.0 for b in q)
+
+    with jax.enable_x64(True):
+        log_p, draft, p, q = random_round(tree)
+        law = Annealed(delta, 0.7).law(log_p, draft, tree)
+        assert_follows(law, tree, draft, p, q, accept, reject)
+
+
+def test_annealed_without_decay_and_generosity_is_rejection():
+    rule = Annealed(delta=1.0, decay=0.0)
+    with jax.enable_x64(True):
+        log_p, draft, _, _ = random_round(FORK)
+        law, plain = (x.law(log_p, draft, FORK) for x in (rule, Rejection()))
+        np.testing.assert_allclose(law.stop, plain.stop, atol=1e-12)
+        weight = plain.stop[..., None]
+        np.testing.assert_allclose(weight * law.final, weight * plain.final, atol=1e-12)
+    p, q = Conditionals.random(4, 3, 0, zeros=0.2), Conditionals.random(4, 3, 1)
+    drafts = all_drafts(q, CHAIN, "without_replacement")
+    assert_lossless(rule, p, drafts)
+    with pytest.raises(AssertionError, match="Annealed is biased"):
+        assert_lossless(Annealed(delta=1.0, decay=0.7), p, drafts)
+
+
+@pytest.mark.parametrize("delta", [0.5, 1.1, 2.0])
+def test_annealed_distorts_only_by_what_it_accepts_too_often(delta):
+    p, q = Conditionals.random(6, 2, 0), Conditionals.random(6, 1, 1)
+    drafts = all_drafts(q, Tree.chain(1), "without_replacement")
+    first = p.tables[0]
+    accepted = np.minimum(q.tables[0], delta * first)
+    floor = np.maximum(accepted - first, 0).sum()
+    assert distortion(Annealed(delta), p, drafts) == pytest.approx(floor, abs=1e-6)
+    assert (floor > 0.01) == (delta > 1)
+
+
+# --- Typical ---------------------------------------------------------------------
+
+
+def typical_walk(tree, tokens, valid, p, epsilon, delta):
+    """The node that is kept: deepest, then likeliest, then first."""
+    value = {0: (0, 0.0, 0)}
+    for n in range(1, tree.size):
+        parent = tree.parents[n]
+        row, x = p[parent], tokens[n]
+        entropy = -sum(mass * np.log(mass) for mass in row if mass > 0)
+        typical = row[x] > min(epsilon, delta * np.exp(-entropy))
+        if parent in value and valid[n] and typical:
+            depth, likelihood, _ = value[parent]
+            value[n] = (depth + 1, likelihood + np.log(row[x]), -n)
+    return max(value, key=value.get)
+
+
+@pytest.mark.parametrize("tree", [FORK, WIDE], ids=["fork", "wide"])
+def test_typical_keeps_the_longest_line_of_typical_tokens(tree):
+    lines = np.zeros(tree.size)
+    with jax.enable_x64(True):
+        log_p, draft, p, _ = random_round(tree, rows=200)
+        draft = given(draft)
+        tokens, valid = np.asarray(draft.tokens), np.asarray(draft.valid)
+        for epsilon, delta in ((0.09, 0.3), (0.3, 0.5), (0.9, 1.5)):
+            law = Typical(epsilon, delta).law(log_p, draft, tree)
+            np.testing.assert_allclose(law.final, p, atol=1e-12)
+            for row in range(len(p)):
+                case = tree, tokens[row], valid[row], p[row]
+                last = typical_walk(*case, epsilon, delta)
+                assert law.stop[row].tolist() == [n == last for n in range(tree.size)]
+                lines[last] += 1
+        greedy = Typical().law(log_p, draft, tree, jnp.arange(200) % 2 == 0)
+    assert (lines > 5).all()  # every node was the last one kept, time and again
+    np.testing.assert_array_equal(greedy.stop[1::2], Typical_stop(log_p, draft, tree))
+    for row in range(0, 200, 2):
+        last = typical_walk(
+            tree, tokens[row], valid[row], np.eye(7)[p[row].argmax(-1)], 0.5, 0.5
+        )
+        assert greedy.stop[row, last] == 1
+
+
+def Typical_stop(log_p, draft, tree):
+    return Typical().law(log_p, draft, tree).stop[1::2]
+
+
+def test_typical_asks_less_of_a_token_where_the_target_is_unsure():
+    """Ten codes of .1: none reaches .3, all reach .5 exp(-entropy) = .05."""
+    flat = jnp.zeros((1, 2, 10))
+    sure = jnp.log(jnp.array([0.1, 0.9] + [0.0] * 8))[None, None].repeat(2, 1)
+    draft = Draft(jnp.array([[0, 0]]), jnp.ones((1, 2), bool))
+    rule = Typical(epsilon=0.3, delta=0.5)
+    assert rule.law(flat, draft, Tree.chain(1)).stop.tolist() == [[0, 1]]
+    assert rule.law(sure, draft, Tree.chain(1)).stop.tolist() == [[1, 0]]
+
+
+# --- Judge -----------------------------------------------------------------------
+
+
+def test_judge_follows_the_sample_or_what_its_head_likes():
+    rows, rng = 40, np.random.default_rng(0)
+    log_p, draft, _, _ = random_round(FORK, rows=rows)
+    draft, tokens, valid = given(draft), np.asarray(draft.tokens), draft.valid
+    noise = rng.gumbel(size=(rows, 3, 7)).astype(np.float32)
+    features = rng.normal(size=(2 * rows, FORK.size, 3)).astype(np.float32)
+    weights, seen = rng.normal(size=3).astype(np.float32), []
+
+    def head(params, x):
+        seen.append(np.asarray(x))
+        return x @ params
+
+    def verdict(threshold):
+        return Judge(head, threshold).verify(
+            log_p,
+            draft,
+            FORK,
+            coupled_noise(noise, FORK.size),
+            params={"head": jnp.asarray(weights)},
+            features=jnp.asarray(features),
+        )
+
+    found = verdict(0.8)
+    np.testing.assert_array_equal(seen[0], features[:rows])  # conditional rows alone
+    choice = (np.asarray(log_p) + noise[:, FORK.depths]).argmax(-1)
+    liked = features[:rows] @ weights > 0.8
+    for row in range(rows):
+        alive = {0}
+        for n in range(1, FORK.size):
+            parent = FORK.parents[n]
+            good = tokens[row, n] == choice[row, parent] or liked[row, n]
+            if parent in alive and valid[row, n] and good:
+                alive.add(n)
+        last = max(alive, key=lambda n: (FORK.depths[n], -n))
+        assert int(found.accepted[row]) == FORK.depths[last]
+        assert int(found.path[row, -1]) == last
+        assert int(found.next_token[row]) == choice[row, last]
+
+    exact = Coupled().verify(log_p, draft, FORK, coupled_noise(noise, FORK.size))
+    jax.tree.map(np.testing.assert_array_equal, verdict(float("inf")), exact)
+    assert (found.accepted > exact.accepted).any()
+    with pytest.raises(ConfigError, match="features"):
+        Judge(head).verify(log_p, draft, FORK, coupled_noise(noise, FORK.size))
+
+
+# --- CoupledRelaxed --------------------------------------------------------------
+
+VOCAB = 8
+# Codes on a line, in no order of their numbers: many equal distances, all exact.
+LINE = np.random.default_rng(5).permutation(VOCAB)[:, None].astype(np.float32)
+
+
+def coupled_round(tree, seed, rows=4):
+    """Scores, noise, the target's samples, and siblings that often hold them."""
+    rng = np.random.default_rng(seed)
+    log_p = rng.normal(size=(rows, tree.size, VOCAB)).astype(np.float32)
+    noise = rng.gumbel(size=(rows, tree.depth + 1, VOCAB)).astype(np.float32)
+    choice = (log_p + noise[:, tree.depths]).argmax(-1)
+    tokens = np.zeros((rows, tree.size), np.int32)
+    for node in tree.internal:
+        children = [n for n in range(1, tree.size) if tree.parents[n] == node]
+        for row in range(rows):
+            eager = rng.random(VOCAB)
+            eager[choice[row, node]] += rng.random() < 0.6
+            best = np.argsort(-eager)[: len(children)]
+            tokens[row, children] = rng.permutation(best)
+    valid = rng.random((rows, tree.size)) < 0.85
+    draft = Draft(jnp.asarray(tokens), jnp.asarray(valid))
+    return log_p, noise, choice, draft
+
+
+def relaxed_walk(tree, tokens, valid, log_p, choice, kin, *, k, radius, **budget):
+    """Path of the rule: at each node to the child nearest to the sample, if any."""
+    path = [0]
+    while True:
+        y, best = choice[path[-1]], (np.inf, None)
+        p = np.exp(log_p[path[-1]].astype(np.float64))
+        p /= p.sum()
+        for n in range(1, tree.size):
+            if tree.parents[n] != path[-1] or not valid[n]:
+                continue
+            x = tokens[n]
+            apart = abs(LINE[x, 0] - LINE[y, 0])
+            fitting = relaxed_probability(p, x, kin, k=k, **budget)[1]
+            if x == y or (y in kin[x][:fitting] and apart <= radius):
+                best = min(best, (apart, n))
+        if best[1] is None:
+            return path
+        path.append(best[1])
+
+
+@settings(max_examples=25)
+@vary(
+    trees(VOCAB),
+    st.integers(0, 2**31 - 1),
+    st.sampled_from([{"budget": 0.2}, {"budget": 0.5}, {"lam": 4.0}]),
+    st.sampled_from([1.0, 2.0, float("inf")]),
+)
+def test_relaxed_verdict_is_that_of_a_walk_and_never_strays(tree, seed, budget, radius):
+    log_p, noise, choice, draft = coupled_round(tree, seed)
+    given_noise = coupled_noise(noise, tree.size)
+    params, kin = {"neighbours": neighbour_table(LINE, 4)}, kin_of(LINE)
+    judge = jax.jit(
+        lambda rule: rule.verify(jnp.asarray(log_p), draft, tree, given_noise, params),
+        static_argnums=0,
+    )
+    exact = judge(Coupled())
+    for rule in (CoupledRelaxed(4, 0.0), CoupledRelaxed(4, lam=1.0)):
+        jax.tree.map(np.testing.assert_array_equal, judge(rule), exact)
+
+    verdict = judge(CoupledRelaxed(4, radius=radius, **budget))
+    tokens, valid = np.asarray(draft.tokens), np.asarray(draft.valid)
+    named = {"delta": budget["budget"]} if "budget" in budget else budget
+    for row in range(len(tokens)):
+        count = int(verdict.accepted[row])
+        path = verdict.path[row, : count + 1].tolist()
+        case = tree, tokens[row], valid[row], log_p[row], choice[row], kin
+        assert path == relaxed_walk(*case, k=4, radius=radius, **named)
+        assert int(verdict.next_token[row]) == choice[row, path[-1]]
+        wanted, kept = choice[row, path[:-1]], tokens[row, path[1:]]
+        assert (np.abs(LINE[kept] - LINE[wanted]) <= radius).all()
+
+
+def test_forgiving_accepts_more_and_the_radius_holds_it_back():
+    """The control of the walk: codes are forgiven, and without a radius far ones."""
+    farthest, kept = {}, {}
+    log_p, noise, choice, draft = coupled_round(FORK, 0, rows=200)
+    params = {"neighbours": neighbour_table(LINE, 4)}
+    for radius in (0.0, 1.0, float("inf")):
+        rule = CoupledRelaxed(4, 0.6, radius=radius)
+        verdict = rule.verify(
+            jnp.asarray(log_p), draft, FORK, coupled_noise(noise, FORK.size), params
+        )
+        first = verdict.path[:, 1]
+        rows = np.flatnonzero(verdict.accepted > 0)
+        codes = np.asarray(draft.tokens)[rows, first[rows]]
+        farthest[radius] = np.abs(LINE[codes] - LINE[choice[rows, 0]]).max()
+        kept[radius] = int(verdict.accepted.sum())
+    assert farthest[0.0] == 0 and farthest[1.0] == 1 < farthest[float("inf")]
+    assert kept[0.0] < kept[1.0] < kept[float("inf")]
+
+
+def test_of_equal_siblings_the_deeper_line_is_followed_as_coupled_does():
+    """Independent drafts may repeat a token; what hangs below either counts."""
+    tree = Tree.from_paths([(0,), (1,), (1, 0)])
+    draft = Draft(jnp.array([[0, 3, 3, 5]]), jnp.ones((1, 4), bool))
+    log_p = np.zeros((1, 4, VOCAB), np.float32)
+    log_p[0, 0, 3] = log_p[0, 2, 5] = 9.0
+    noise = coupled_noise(jnp.zeros((1, 3, VOCAB)), 4)
+    params = {"neighbours": neighbour_table(LINE, 4)}
+    exact = Coupled().verify(jnp.asarray(log_p), draft, tree, noise)
+    assert exact.accepted.tolist() == [2]
+    verdict = CoupledRelaxed(4, 0.0).verify(
+        jnp.asarray(log_p), draft, tree, noise, params
+    )
+    jax.tree.map(np.testing.assert_array_equal, verdict, exact)
+
+
+@pytest.mark.parametrize("amount", [{"delta": 0.3}, {"lam": 3.0}], ids=str)
+def test_a_blind_child_is_accepted_as_often_as_lantern_would(amount):
+    k, kin = 3, kin_of(codebook())
+    params = {"neighbours": neighbour_table(codebook(), k)}
+    named = {"budget": 0.3} if "delta" in amount else amount
+    with jax.enable_x64(True):
+        log_p, draft, p, _ = random_round(CHAIN, absent=0.0)
+        draft = given(draft)
+        law = CoupledRelaxed(k, **named).law(log_p, draft, CHAIN, params=params)
+        other = Lantern(k, **amount).law(log_p, draft, CHAIN, params=params)
+        np.testing.assert_allclose(law.stop, other.stop, atol=1e-12)
+        for row, x in enumerate(np.asarray(draft.tokens)[:, 1]):
+            relaxed, _ = relaxed_probability(p[row, 0], x, kin, k=k, **amount)
+            assert 1 - law.stop[row, 0] == pytest.approx(relaxed, abs=1e-9)
+
+
+def outcome_counts(rule, log_p, draft, tree, params, rounds, seed):
+    """How often each last node and next token come up, `[N, V]`, and their law."""
+    rng = np.random.default_rng(seed)
+    noise = rng.gumbel(size=(rounds, tree.depth + 1, log_p.shape[-1]))
+    many = jax.tree.map(lambda x: jnp.repeat(x[:1], rounds, axis=0), (log_p, draft))
+    noise = coupled_noise(noise.astype(np.float32), tree.size)
+    verdict = jax.jit(lambda p, d, g: rule.verify(p, d, tree, g, params))(*many, noise)
+    counts = np.zeros((tree.size, log_p.shape[-1]))
+    np.add.at(counts, (np.asarray(verdict.path[:, -1]), verdict.next_token), 1)
+    return counts
+
+
+def surprise(counts, law):
+    """Greatest distance of a count from its mean, in standard deviations."""
+    chance = np.asarray(law.stop[0, :, None] * law.final[0], np.float64)
+    mean = counts.sum() * chance
+    return (np.abs(counts - mean) / np.sqrt(mean * (1 - chance) + 1)).max()
+
+
+def test_relaxed_law_is_that_of_the_verdicts():
+    params = {"neighbours": neighbour_table(codebook(), 3)}
+    log_p, draft, _, _ = random_round(FORK, rows=1, absent=0.0, zeros=0.15, seed=2)
+    draft = given(draft)
+    log_p = log_p.astype(jnp.float32)
+
+    def law(rule):
+        return rule.law(log_p, draft, FORK, params=params)
+
+    rule = CoupledRelaxed(3, 0.4, radius=1.5)
+    counts = outcome_counts(rule, log_p, draft, FORK, params, 100_000, 0)
+    assert surprise(counts, law(rule)) < 5
+    # Controls: other settings have other laws, and the counts tell.
+    for other in (Coupled(), CoupledRelaxed(3, 0.4), CoupledRelaxed(3, 0.1)):
+        assert surprise(counts, law(other)) > 20
+
+
+def test_relaxed_law_of_greedy_rows_is_that_of_their_verdicts():
+    log_p, _, _, draft = coupled_round(CHAIN, 1, rows=40)
+    params = {"neighbours": neighbour_table(LINE, 4)}
+    greedy = jnp.ones(40, bool)
+    silent = replace(coupled_noise(jnp.zeros((40, 3, VOCAB)), 3), greedy=greedy)
+    rule = CoupledRelaxed(4, 0.4)
+    law = rule.law(jnp.asarray(log_p), draft, CHAIN, greedy, params)
+    verdict = rule.verify(jnp.asarray(log_p), draft, CHAIN, silent, params)
+    np.testing.assert_array_equal(jnp.argmax(law.stop, axis=-1), verdict.path[:, -1])

@@ -1,0 +1,207 @@
+"""The output law of every lossless rule equals the target's; lies are caught."""
+
+from dataclasses import dataclass, replace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxspec.spec.envelopes import Beam, BestFirst, StochasticBeam
+from jaxspec.spec.named_trees import named_tree
+from jaxspec.spec.tree import Tree
+from jaxspec.spec.verify import Block, Coupled, GreedySet, KSeq, Rejection
+from jaxspec.spec.verify.law import Law
+from jaxspec.testing.enumeration import (
+    Conditionals,
+    all_drafts,
+    assert_lossless,
+    distortion,
+    sampled_drafts,
+)
+
+RULES = [
+    Coupled(),
+    Rejection("without_replacement"),
+    Rejection("with_replacement"),
+    Rejection("top"),
+    KSeq(),
+    GreedySet(),
+    Block(),
+]
+# (vocabulary, tree): deep, wide and mixed, all drafts of which can be listed.
+SIZES = [
+    (5, "chain-3"),
+    (3, "0,1,00,01,10,000"),
+    (5, "0,1,2,00"),
+    (4, "0,1,00,000,001"),
+]
+
+
+def laws(vocab, length):
+    """Pairs `(p, q)`: random, with zeros, one-hot, equal and disjoint."""
+    random = [
+        (
+            Conditionals.random(vocab, length, seed, zeros=zeros),
+            Conditionals.random(vocab, length, 50 + seed, zeros=zeros),
+        )
+        for seed, zeros in ((0, 0.0), (1, 0.0), (2, 0.4), (3, 0.6))
+    ]
+    same = Conditionals.random(vocab, length, 7)
+    sharp = Conditionals.constant(np.eye(vocab)[1], length)
+    other = Conditionals.constant(np.eye(vocab)[0], length)
+    half = np.arange(vocab) < vocab // 2
+    low = Conditionals.constant(half / half.sum(), length)
+    high = Conditionals.constant(~half / (~half).sum(), length)
+    return [
+        *random,
+        (same, same),
+        (sharp, same),
+        (same, sharp),
+        (sharp, sharp),
+        (sharp, other),
+        (low, high),
+    ]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize(("vocab", "tree"), SIZES)
+def test_the_output_law_is_the_targets(rule, vocab, tree):
+    tree = named_tree(tree)
+    if isinstance(rule, Block) and tree.width > 1:
+        pytest.skip("Block judges chains")
+    for p, q in laws(vocab, tree.depth + 1):
+        assert_lossless(rule, p, all_drafts(q, tree, rule.selection))
+
+
+@pytest.mark.parametrize(
+    ("rule", "tree"),
+    [
+        (Rejection(), named_tree("0,1,00,01,10")),
+        (Rejection("with_replacement"), named_tree("0,1,00,01,10")),
+        (KSeq(), named_tree("0,1,00,01,10")),
+        (GreedySet(), named_tree("0,1,2,00,01")),
+        (Block(), Tree.chain(3)),
+        (Rejection(), StochasticBeam(2, 3)),
+        (Rejection(), BestFirst(7, 3, branch=3)),
+        (Rejection("top"), Beam(7, 3, beam=4, branch=3)),
+        (Coupled(), Beam(7, 3, beam=4, branch=3)),
+    ],
+    ids=str,
+)
+def test_drafts_as_the_library_draws_them_keep_the_law(rule, tree):
+    """Production drafters, sampled; the rule's law of each is exact."""
+    rng = np.random.default_rng(0)
+    steps = rng.dirichlet(np.full(4, 0.5), size=(tree.depth, 4))
+    p = Conditionals.random(4, tree.depth + 1, 1)
+    how = "top" if isinstance(tree, Beam) else rule.selection
+    assert_lossless(rule, p, sampled_drafts(steps, tree, how, 20000))
+
+
+# What follows must fail: each is a mistake that was made somewhere.
+
+
+def caught(rule, p, drafts):
+    with pytest.raises(AssertionError, match="is biased"):
+        assert_lossless(rule, p, drafts)
+
+
+P = Conditionals.random(4, 3, 1)
+Q = Conditionals.random(4, 3, 2)
+CHAIN, PAIR = Tree.chain(2), named_tree("0,1")
+
+
+def test_accepting_everything_is_caught():
+    @dataclass(frozen=True)
+    class AcceptAll(Rejection):
+        def law(self, log_p, draft, tree, greedy=None, params=None):
+            law = super().law(log_p, draft, tree, greedy, params)
+            last = jnp.zeros_like(law.stop).at[:, tree.size - 1].set(1.0)
+            return Law(last, law.final)
+
+    caught(AcceptAll(), P, all_drafts(Q, CHAIN, "without_replacement"))
+
+
+def test_a_lie_about_q_is_caught():
+    drafts = all_drafts(Q, CHAIN, "without_replacement")
+    flat = jnp.full_like(drafts.draft.log_q, -np.log(4))
+    lying = replace(drafts, draft=replace(drafts.draft, log_q=flat))
+    for rule in (Rejection(), Block()):
+        assert_lossless(rule, P, drafts)
+        caught(rule, P, lying)
+
+
+def test_argmax_drafts_that_pass_for_samples_are_caught():
+    """The bias of a peer library: drafts by argmax, corrected as if drawn from q."""
+    drafts = all_drafts(Q, CHAIN, "top")
+    lying = replace(drafts, draft=replace(drafts.draft, drawn="without_replacement"))
+    assert_lossless(Rejection("top"), P, drafts)
+    caught(Rejection(), P, lying)
+
+
+@pytest.mark.parametrize("tree", ["chain-2", "0,1,00"])
+def test_dropping_a_sample_for_what_it_is_is_caught(tree):
+    tree = named_tree(tree)
+    drafts = all_drafts(Q, tree, "without_replacement")
+    tokens = np.asarray(drafts.draft.tokens)
+    unlikely = (tokens == Q.tables[0].argmin()) & (tree.depths == 1)
+    pruned = replace(drafts, draft=drafts.draft.keep(~jnp.asarray(unlikely), past=True))
+    caught(Rejection(), P, pruned)  # `past=True` is the lie
+    honest = replace(
+        drafts, draft=drafts.draft.keep(~jnp.asarray(unlikely), past=False)
+    )
+    assert_lossless(Coupled(), P, honest)
+    # Stopping after the token is decided from the past, and is exact.
+    after = unlikely[:, np.maximum(tree.parents, 0)] & (tree.depths == 2)
+    stopped = replace(drafts, draft=drafts.draft.keep(~jnp.asarray(after), past=True))
+    assert_lossless(Rejection(), P, stopped)
+    if tree.width == 1:
+        assert_lossless(Block(), P, stopped)
+
+
+def test_one_draw_for_each_path_is_caught():
+    """A draw for each path instead of each node: (.5, .3, .2) becomes (.675, ...)."""
+
+    @dataclass(frozen=True)
+    class PathDraws(Rejection):
+        def law(self, log_p, draft, tree, greedy=None, params=None):
+            p = jnp.exp(log_p[:, 0])
+            stop, missed = [], 1.0
+            for n in range(1, tree.size):
+                chance = jnp.take_along_axis(p, draft.tokens[:, n : n + 1], 1)[:, 0]
+                stop.append(missed * chance)
+                missed = missed * (1 - chance)
+            return Law(jnp.stack([missed, *stop], axis=1), jnp.exp(log_p))
+
+    p = Conditionals.constant([0.5, 0.3, 0.2], 2)
+    drafts = all_drafts(Conditionals.constant([0.5, 0.3, 0.2], 1), PAIR, "top")
+    caught(PathDraws(), p, drafts)
+    assert distortion(PathDraws(), p, drafts) > 0.05
+
+
+def test_batches_in_lockstep_are_caught():
+    """Rows cut to the shortest of the batch, their next token drawn from a residual."""
+
+    @dataclass(frozen=True)
+    class Lockstep(Rejection):
+        def law(self, log_p, draft, tree, greedy=None, params=None):
+            law = super().law(log_p, draft, tree, greedy, params)
+            # A neighbour that accepts 0, 1 or 2 tokens with equal chances.
+            at_least = jnp.array([1.0, 2 / 3, 1 / 3])
+            own = jnp.cumsum(law.stop[:, ::-1], axis=1)[:, ::-1]
+            both = own * at_least
+            stop = both - jnp.pad(both[:, 1:], ((0, 0), (0, 1)))
+            return Law(stop, law.final)
+
+    caught(Lockstep(), P, all_drafts(Q, CHAIN, "without_replacement"))
+
+
+def test_a_biased_rule_is_caught_on_sampled_drafts_too():
+    steps = np.stack([np.broadcast_to(Q.tables[0], (4, 4))] * 2)
+    drafts = sampled_drafts(steps, CHAIN, "without_replacement", 20000)
+    assert_lossless(Rejection(), P, drafts)
+    flat = jnp.full_like(drafts.draft.log_q, -np.log(4))
+    caught(Rejection(), P, replace(drafts, draft=replace(drafts.draft, log_q=flat)))
+    # Samples that were then chosen by their probability.
+    likely = Q.tables[0][np.asarray(drafts.draft.tokens)] > 0.2
+    kept = drafts.draft.keep(jnp.asarray(likely), past=True)
+    caught(Rejection(), P, replace(drafts, draft=kept))
