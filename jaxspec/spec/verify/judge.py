@@ -58,7 +58,7 @@ class Judge(LossyRule):
             raise ConfigError("Judge reads the target's features; pass features=...")
         shape = draft.topology(tree)
         choice, margin = coupled_choice(log_p, shape, noise)
-        own = None if params is None else params["head"]
+        own = None if params is None else params.get("head")
         liked = self.head(own, features[: log_p.shape[0]]) > self.threshold
         match = (draft.tokens == shape.of_parents(choice)) | liked
         return follow(shape, match & draft.valid, choice, margin)

@@ -1,0 +1,102 @@
+"""Rows that ride along in the verify pass."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxspec.errors import ConfigError
+from jaxspec.spec.draft import ExtraRows
+from jaxspec.spec.envelopes import Beam
+from jaxspec.spec.loop import generate, init_state, spec_step
+from jaxspec.spec.named_trees import named_tree
+from jaxspec.spec.noise import row_keys
+from jaxspec.spec.sampling import make_sampling
+from jaxspec.spec.state import Engine
+from jaxspec.testing.table_drafter import TableDrafter
+from jaxspec.testing.toy import WIDTH, toy_params, toy_target
+
+VOCAB, LENGTH = 5, 12
+PARAMS = toy_params(VOCAB, 60)
+TABLE = {"table": jax.random.normal(jax.random.key(1), (4, VOCAB, VOCAB))}
+
+
+@dataclass(frozen=True)
+class Riding(TableDrafter):
+    """Sends two rows: one sees nodes 0 and 1, the other nodes 0, 2 and the first."""
+
+    extra_rows: int = 2
+    sent: int = 2
+
+    def init(self, params, features, lengths, extra, tree, rows):
+        return jnp.zeros((lengths.shape[0], self.extra_rows, features.shape[-1]))
+
+    def propose(self, params, state, this):
+        draft, _ = super().propose(params, (), this)
+        rows, size = draft.tokens.shape
+        mask = np.zeros((2, size + 2), bool)
+        mask[0, [0, 1]] = True
+        mask[1, [0, 2, size]] = True
+        rider = ExtraRows(
+            tokens=jnp.stack([draft.tokens[:, 1], draft.tokens[:, 2]], axis=1),
+            positions=this.position[:, None] + jnp.array([2, 3]),
+            mask=jnp.broadcast_to(mask, (rows, *mask.shape)),
+        )
+        rider = jax.tree.map(lambda x: x[:, : self.sent], rider)
+        if self.sent < 2:
+            rider = replace(rider, mask=rider.mask[:, :, : size + self.sent])
+        return replace(draft, extra=rider), state
+
+    def observe(self, params, state, seen):
+        return seen.extra
+
+
+@pytest.mark.parametrize(
+    ("streams", "tree"), [(2, named_tree("0,1,00")), (1, Beam(4, 2, 3, 2))]
+)
+def test_riders_return_their_features_and_change_nothing(streams, tree):
+    target, rows = toy_target(VOCAB, streams), 3
+    prompt, keys = jnp.arange(rows), row_keys(0, rows)
+    sampling = make_sampling(rows, guidance=2.0)
+    order = ("temperature",)
+    plain = jax.jit(partial(generate, Engine(target, LENGTH, order=order)))(
+        PARAMS, None, prompt, sampling, keys
+    )
+    engine = Engine(target, LENGTH, Riding(), tree, order=order)
+    arguments = (PARAMS, TABLE, prompt, sampling)
+    state = jax.jit(partial(init_state, engine))(*arguments, keys)
+    step = jax.jit(partial(spec_step, engine))
+    for _ in range(4):
+        before, state = state, step(*arguments, state)
+    for b in range(rows):
+        done = int(state.length[b])
+        np.testing.assert_array_equal(state.tokens[b, :done], plain.tokens[b, :done])
+
+    # What the toy's features are: the sum of what a row sees, itself included.
+    lengths = before.cache.lengths + jnp.concatenate([before.counts] * streams)
+    size = tree.size
+    for r in range(rows * streams):
+        own, length = state.cache.layers[0][0][r, 0], int(lengths[r])
+        past = own[:length].sum(0)
+        window = own[length : length + size + 2]
+        first = past + window[0] + window[1] + window[size]
+        second = past + window[0] + window[2] + window[size] + window[size + 1]
+        wanted = jnp.stack([first, second])
+        np.testing.assert_allclose(state.drafter[r], wanted, rtol=1e-5)
+        assert wanted.shape == (2, WIDTH)
+
+
+def test_a_wrong_number_of_riders_is_refused():
+    engine = Engine(toy_target(VOCAB), 4, Riding(sent=1), named_tree("0,1"))
+    with pytest.raises(ConfigError, match="sent 1 extra rows.*says 2"):
+        generate(
+            engine,
+            PARAMS,
+            TABLE,
+            jnp.zeros(1, jnp.int32),
+            make_sampling(1),
+            row_keys(0, 1),
+        )

@@ -1,0 +1,223 @@
+"""Every rule inside the engine: what it promises, and what rows keep to themselves."""
+
+from functools import lru_cache, partial
+from itertools import product
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxspec.errors import ConfigError
+from jaxspec.spec.envelopes import BestFirst, StochasticBeam
+from jaxspec.spec.loop import generate
+from jaxspec.spec.named_trees import named_tree
+from jaxspec.spec.neighbours import neighbour_table
+from jaxspec.spec.noise import row_keys
+from jaxspec.spec.sampling import make_sampling
+from jaxspec.spec.state import Engine
+from jaxspec.spec.tree import Tree
+from jaxspec.spec.verify import (
+    Annealed,
+    Block,
+    Coupled,
+    CoupledRelaxed,
+    GreedySet,
+    Grouped,
+    Judge,
+    KSeq,
+    Lantern,
+    Rejection,
+    Typical,
+)
+from jaxspec.testing.table_drafter import TableDrafter
+from jaxspec.testing.toy import toy_params, toy_target
+
+VOCAB, LENGTH = 5, 6
+PARAMS = toy_params(VOCAB, 40)
+TABLE = {"table": jax.random.normal(jax.random.key(1), (3, VOCAB, VOCAB))}
+CODES = jax.random.normal(jax.random.key(2), (VOCAB, 2))
+RULE_PARAMS = {"neighbours": neighbour_table(CODES, 2), "embedding": CODES}
+BUSHY = named_tree("0,1,00,01,10")
+
+
+def first_is_large(_, features):
+    return features[..., 0]
+
+
+def kind(x):
+    return type(x).__name__
+
+
+LOSSLESS = [
+    (Coupled(), BUSHY),
+    (Rejection(), BUSHY),
+    (Rejection(), StochasticBeam(2, 2)),
+    (Rejection(), BestFirst(5, 2)),
+    (Rejection("with_replacement"), BUSHY),
+    (Rejection("top"), BUSHY),
+    (KSeq(), BUSHY),
+    (GreedySet(), BUSHY),
+    (Block(), Tree.chain(3)),
+]
+LOSSY = [
+    (Lantern(2, delta=0.2), BUSHY),
+    (Lantern(2, lam=3.0, residual="optimal"), BUSHY),
+    (CoupledRelaxed(2, budget=0.3), BUSHY),
+    (Grouped(group=3, distance=9.0, gap=0.5), BUSHY),
+    (Annealed(1.5), BUSHY),
+    (Typical(), BUSHY),
+    (Judge(first_is_large), BUSHY),
+]
+
+
+@lru_cache
+def runner(rule, tree, streams=1):
+    engine = Engine(
+        toy_target(VOCAB, streams),
+        LENGTH,
+        TableDrafter(),
+        tree,
+        rule,
+        ("temperature", "top_k"),
+    )
+
+    def run(prompt, sampling, keys):
+        return generate(
+            engine, PARAMS, TABLE, prompt, sampling, keys, rule_params=RULE_PARAMS
+        )
+
+    return jax.jit(run)
+
+
+@lru_cache
+def plain(streams=1):
+    engine = Engine(toy_target(VOCAB, streams), LENGTH, order=("temperature", "top_k"))
+    return jax.jit(partial(generate, engine, PARAMS, None))
+
+
+@lru_cache
+def target_law(top_k):
+    """The exact law of three tokens after prompt 0, `[V, V, V]`."""
+    target = toy_target(VOCAB)
+    law = np.ones(())
+    for d in range(3):
+        prefixes = np.array(list(product(range(VOCAB), repeat=d)), int)
+        tokens = np.pad(prefixes.reshape(VOCAB**d, d), ((0, 0), (0, 3 - d)))
+        logits = target.rescore(
+            PARAMS,
+            jnp.zeros(len(tokens), jnp.int32),
+            jnp.asarray(tokens),
+            jnp.full(len(tokens), d),
+        )
+        logits = np.asarray(logits, np.float64)
+        if top_k:
+            edge = np.sort(logits, -1)[:, -top_k, None]
+            logits = np.where(logits >= edge, logits, -np.inf)
+        p = np.exp(logits - logits.max(-1, keepdims=True))
+        p = p / p.sum(-1, keepdims=True)
+        law = law[..., None] * p.reshape((VOCAB,) * (d + 1))
+    return law
+
+
+def misfit(tokens, law):
+    """Chi-square statistic in units of its standard deviation above its mean."""
+    rows = len(tokens)
+    seen = np.zeros_like(law)
+    np.add.at(seen, tuple(tokens[:, :3].T), 1)
+    if seen[law == 0].any():
+        return np.inf
+    wanted = rows * law[law > 0]
+    statistic = ((seen[law > 0] - wanted) ** 2 / wanted).sum()
+    freedom = len(wanted) - 1
+    return (statistic - freedom) / np.sqrt(2 * freedom)
+
+
+ROWS, HALF = 6000, 3000
+FILTERS = np.repeat([0, 3], HALF)
+
+
+@lru_cache
+def sampled(rule, tree):
+    """A batch from prompt 0; its second half filtered."""
+    prompt = jnp.zeros(ROWS, jnp.int32)
+    sampling = make_sampling(ROWS, top_k=FILTERS)
+    return runner(rule, tree)(prompt, sampling, row_keys(3, ROWS))
+
+
+@pytest.mark.parametrize(("rule", "tree"), LOSSLESS, ids=kind)
+def test_lossless_rules_keep_the_law_of_the_first_three_tokens(rule, tree):
+    out = sampled(rule, tree)
+    tokens = np.asarray(out.tokens)
+    assert misfit(tokens[:HALF], target_law(0)) < 5
+    assert misfit(tokens[HALF:], target_law(3)) < 5
+    assert out.stats.hits.sum() > 0 and bool(out.finite)
+
+
+def test_the_same_measure_sees_a_lossy_rule():
+    tokens = np.asarray(sampled(*LOSSY[0]).tokens)
+    assert misfit(tokens[:HALF], target_law(0)) > 10
+
+
+@pytest.mark.parametrize(("rule", "tree"), [*LOSSLESS, *LOSSY], ids=kind)
+def test_a_row_does_not_depend_on_its_neighbours_or_its_slot(rule, tree):
+    order = np.random.default_rng(0).permutation(ROWS)
+    order[order >= 5000] = 0  # a thousand rows get other neighbours' company
+    sampling = make_sampling(ROWS, top_k=FILTERS[order])
+    prompt, keys = jnp.zeros(ROWS, jnp.int32), row_keys(3, ROWS)[order]
+    moved = runner(rule, tree)(prompt, sampling, keys).tokens
+    np.testing.assert_array_equal(sampled(rule, tree).tokens[order], moved)
+
+
+@pytest.mark.parametrize(("rule", "tree"), LOSSLESS, ids=kind)
+def test_greedy_rows_are_greedy_decoding_beside_sampled_ones(rule, tree):
+    greedy = np.arange(ROWS) % 3 == 0
+    sampling = make_sampling(ROWS, temperature=np.where(greedy, 0.0, 1.0))
+    prompt, keys = jnp.arange(ROWS) % VOCAB, row_keys(0, ROWS)
+    wanted = plain()(prompt, sampling, keys).tokens
+    out = runner(rule, tree)(prompt, sampling, keys).tokens
+    np.testing.assert_array_equal(out[greedy], wanted[greedy])
+
+
+@pytest.mark.parametrize("rule", [r for r, _ in LOSSY], ids=kind)
+def test_lossy_rules_say_so_in_their_type(rule):
+    assert not rule.lossless
+    for exact, _ in LOSSLESS:
+        assert exact.lossless and type(exact) is not type(rule)
+
+
+def test_a_rule_without_its_table_says_what_to_pass():
+    engine = Engine(toy_target(VOCAB), 3, TableDrafter(), BUSHY, Lantern(2, delta=0.1))
+    with pytest.raises(ConfigError, match="neighbour_table"):
+        generate(
+            engine,
+            PARAMS,
+            TABLE,
+            jnp.zeros(1, jnp.int32),
+            make_sampling(1),
+            row_keys(0, 1),
+        )
+
+
+def test_a_drafter_of_the_wrong_kind_is_refused_before_anything_runs():
+    engine = Engine(
+        toy_target(VOCAB), 3, TableDrafter(), BUSHY, KSeq(), selection="coupled"
+    )
+    with pytest.raises(ConfigError, match="KSeq needs candidates chosen with_repl"):
+        generate(
+            engine,
+            PARAMS,
+            TABLE,
+            jnp.zeros(1, jnp.int32),
+            make_sampling(1),
+            row_keys(0, 1),
+        )
+
+
+def test_nan_logits_are_reported_by_rules_that_draw():
+    broken = jax.tree.map(lambda x: x * jnp.nan, PARAMS)
+    engine = Engine(toy_target(VOCAB), 4, TableDrafter(), BUSHY, Rejection())
+    prompt, keys = jnp.zeros(2, jnp.int32), row_keys(0, 2)
+    run = jax.jit(partial(generate, engine))
+    assert not run(broken, TABLE, prompt, make_sampling(2), keys).finite
+    assert run(PARAMS, TABLE, prompt, make_sampling(2), keys).finite
