@@ -32,7 +32,7 @@ from jaxspec.spec.noise import row_keys
 from jaxspec.spec.sampling import active_steps, guide, process
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify import Coupled, CoupledRelaxed, Lantern, Rejection
-from jaxspec.spec.verify.relaxed_set import within_budget
+from jaxspec.spec.verify.relaxed_set import relaxed_set
 
 Cell = tuple[str, Any, str]
 Seed = int | tuple[int, ...]
@@ -346,7 +346,11 @@ def stand_ins(rule: Coupled | CoupledRelaxed, position: Position) -> np.ndarray:
         ids = np.asarray(position.neighbours.ids)[:, : rule.k]
         far = np.asarray(position.neighbours.distances)[:, : rule.k]
         p = jnp.asarray(position.p, jnp.float32)
-        fits = within_budget(p[ids], p, rule.budget, rule.lam) & (far <= rule.radius)
+        everyone = jnp.arange(size)
+        *_, fits = relaxed_set(
+            position.neighbours, lambda x: p[x], everyone, rule.k, rule.budget, rule.lam
+        )
+        fits = np.asarray(fits) & (far <= rule.radius)
         np.put_along_axis(reach, ids, np.where(fits, far, np.inf), axis=1)
     np.fill_diagonal(reach, 0.0)
     return reach

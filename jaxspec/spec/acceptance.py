@@ -6,8 +6,9 @@ import jax.numpy as jnp
 from jaxspec.errors import ConfigError
 from jaxspec.typing import Array, Float
 
-# Grid over the logarithm of time; its truncation and spacing err below 1e-12.
-_FROM, _TO, _POINTS = -40.0, 40.0, 401
+# Grid over the logarithm of time; its truncation and spacing err below 1e-12 as long as
+# what is left of `q` outside a prefix is above 1e-37, where float32 ends.
+_FROM, _TO, _POINTS = -40.0, 88.0, 641
 
 
 def optimal_acceptance(

@@ -70,6 +70,8 @@ def neighbour_table(
       ConfigError: there are not `k + 1` other codes.
     """
     codes = np.asarray(codebook, np.float32)
+    if codes.ndim != 2 or not np.isfinite(codes).all():
+        raise ConfigError(f"a codebook is [V, d] of finite numbers, not {codes.shape}")
     if not 1 <= k <= len(codes) - 2:
         raise ConfigError(
             f"k={k}: {len(codes)} codes have 1 to {len(codes) - 2} usable neighbours"
@@ -77,6 +79,9 @@ def neighbour_table(
     if normalise:
         length = np.linalg.norm(codes, axis=1, keepdims=True)
         codes = codes / np.maximum(length, 1e-12)
+    else:  # distances from the middle code are the same, and cancel less below
+        middle = np.linalg.norm(codes - codes.mean(axis=0), axis=1).argmin()
+        codes = codes - codes[middle]
     parts = [
         _nearest(codes[at : at + block], codes, at, k + 1)
         for at in range(0, len(codes), block)

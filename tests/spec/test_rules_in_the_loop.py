@@ -127,8 +127,11 @@ def misfit(tokens, law):
     np.add.at(seen, tuple(tokens[:, :3].T), 1)
     if seen[law == 0].any():
         return np.inf
-    wanted = rows * law[law > 0]
-    statistic = ((seen[law > 0] - wanted) ** 2 / wanted).sum()
+    wanted, seen = rows * law[law > 0], seen[law > 0]
+    rare = wanted < 5  # together one cell: chi-square is for counts like these or more
+    wanted = np.append(wanted[~rare], wanted[rare].sum() or 1.0)
+    seen = np.append(seen[~rare], seen[rare].sum() if rare.any() else 1.0)
+    statistic = ((seen - wanted) ** 2 / wanted).sum()
     freedom = len(wanted) - 1
     return (statistic - freedom) / np.sqrt(2 * freedom)
 

@@ -55,7 +55,7 @@ class Block(LosslessRule, LawRule):
 
         left = jnp.maximum(joint[:, :-1, None] * p[:, :-1] - q, 0.0)
         mass = jnp.sum(left, axis=-1)
-        room = mass + 1.0 - joint[:, :-1]
+        room = mass + (1.0 - joint[:, :-1])  # so rounding leaves it at least `mass`
         inner = jnp.where(room > 0, mass / jnp.where(room > 0, room, 1.0), 1.0)
         # The last token of the block is accepted with its joint chance.
         more = there  # whether node i has a child in the block

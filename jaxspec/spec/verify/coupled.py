@@ -61,7 +61,11 @@ class Coupled(LosslessRule):
         greedy: Bool[Array, "B"] | None = None,
         params: Params = None,
     ) -> Law:
-        """The law of the outcome for a draft made without sight of the noise."""
+        """The law for a draft made without sight of the noise.
+
+        Of siblings that repeat a token it follows the first; `verify` follows the one
+        whose branch goes on for longer, which emits the same law in fewer rounds.
+        """
         p = jnp.exp(log_probabilities(log_p, greedy))
         return walk_siblings(
             draft.topology(tree),

@@ -1,5 +1,6 @@
 """Coupled verification that forgives small codebook distances. Lossy, bounded."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -8,13 +9,14 @@ import jax.numpy as jnp
 from jaxspec.errors import ConfigError
 from jaxspec.spec.draft import Draft, Selection
 from jaxspec.spec.envelopes import Envelope
+from jaxspec.spec.neighbours import Neighbours
 from jaxspec.spec.noise import Noise
 from jaxspec.spec.topology import pick
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify.base import LossyRule, Verdict, log_probabilities
 from jaxspec.spec.verify.coupled import coupled_choice, follow
 from jaxspec.spec.verify.law import Law, normal, tree_law
-from jaxspec.spec.verify.relaxed_set import check_budget, table_of, within_budget
+from jaxspec.spec.verify.relaxed_set import check_budget, relaxed_set, table_of
 from jaxspec.typing import Array, Bool, Float, Int, Params
 
 
@@ -83,15 +85,18 @@ class CoupledRelaxed(LossyRule):
                 log_p[row, parents, tokens] - pick(total, parents[..., 0])[..., None]
             )
 
-        distance = self._distance(p_before, draft.tokens, wanted[..., None], params)
+        table = table_of(self, params, self.k, log_p.shape[-1])
+        distance = self._distance(table, p_before, draft.tokens, wanted[..., None])
         distance = jnp.where(draft.valid, distance[..., 0], jnp.inf)  # [B, N]
-        # Among siblings the nearest is followed, the first on ties.
+        # Among siblings the nearest is followed, the first on ties. A token that is
+        # drafted twice is one child: both may be followed, to the better of their ends.
         siblings = shape.parents[:, :, None] == shape.parents[:, None, :]
         siblings = siblings.at[:, :, 0].set(False)
         nodes = jnp.arange(tree.size)
         ahead = (distance[:, None, :] < distance[:, :, None]) | (
             (distance[:, None, :] == distance[:, :, None])
             & (nodes[None, :] < nodes[:, None])
+            & (draft.tokens[:, None, :] != draft.tokens[:, :, None])
         )
         match = jnp.isfinite(distance) & ~jnp.any(siblings & ahead, axis=-1)
         return follow(shape, match, choice, margin)
@@ -104,18 +109,22 @@ class CoupledRelaxed(LossyRule):
         greedy: Bool[Array, "B"] | None = None,
         params: Params = None,
     ) -> Law:
-        """The law of the outcome for a draft made without sight of the noise."""
+        """The law for a draft of different siblings made without sight of the noise."""
         shape = draft.topology(tree)
+        table = table_of(self, params, self.k, log_p.shape[-1])
         every = jnp.exp(log_probabilities(log_p, greedy))
         p = shape.of_internal(every)
+        mass = shape.of_internal(jax.nn.softmax(log_p, axis=-1))  # of greedy rows too
         tokens = shape.of_children(draft.tokens, 0)
         valid = shape.of_children(draft.valid, False)
         samples = jnp.arange(p.shape[-1])  # every code that might be drawn
         distances = []
         for r in range(tokens.shape[2]):
-            x = tokens[..., r]
             d = self._distance(
-                lambda ids: jnp.take_along_axis(p, ids, axis=-1), x, samples, params
+                table,
+                lambda ids: jnp.take_along_axis(mass, ids, axis=-1),
+                tokens[..., r],
+                samples,
             )
             distances.append(jnp.where(valid[..., r, None], d, jnp.inf))
         distances = jnp.stack(distances, axis=2)  # [B, I, W, V]
@@ -129,13 +138,15 @@ class CoupledRelaxed(LossyRule):
         return tree_law(shape, draft, every, take, none, normal(left, p))
 
     def _distance(
-        self, p_of, tokens: Int[Array, "B M"], wanted: Int[Array, "..."], params: Params
+        self,
+        table: Neighbours,
+        p_of: Callable[[Int[Array, "B M m"]], Float[Array, "B M m"]],
+        tokens: Int[Array, "B M"],
+        wanted: Int[Array, "..."],
     ) -> Float[Array, "B M m"]:
         """Distance from each token to the wanted ones it may stand for, else inf."""
-        table = table_of(self, params, self.k)
-        ids, far = table.ids[tokens, : self.k], table.distances[tokens, : self.k]
-        fits = within_budget(
-            p_of(ids), p_of(tokens[..., None])[..., 0], self.budget, self.lam
+        ids, far, _, fits = relaxed_set(
+            table, p_of, tokens, self.k, self.budget, self.lam
         )
         fits &= far <= self.radius
         if wanted.ndim == 1:  # all codes: scatter the set

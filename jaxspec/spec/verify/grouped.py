@@ -35,8 +35,8 @@ class Grouped(LossyRule, LawRule):
 
     Attributes:
       group: `G`; 14 in the release, up to 50 in its paper.
-      distance: greatest squared Euclidean distance.
-      gap: greatest difference of probabilities.
+      distance: squared Euclidean distances below this count as near.
+      gap: differences of probability below this count as near.
       selection: how the drafter should draw.
     """
 

@@ -24,9 +24,8 @@ from jaxspec.spec.verify.law import (
 )
 from jaxspec.spec.verify.relaxed_set import (
     check_budget,
-    most_mass,
+    relaxed_set,
     table_of,
-    within_budget,
 )
 from jaxspec.typing import Array, Bool, Float, Params
 
@@ -53,7 +52,9 @@ class Lantern(LossyRule, LawRule):
       neighbours are. Static trees of LlamaGen and Anole.
     - "drop_target": subtract it; if relaxed, the neighbours lose their mass first.
       Static trees of Lumina-mGPT.
-    - "optimal": subtract `q min(1, relaxed p / q)` (Cool-SD, arXiv 2601.09212).
+    - "optimal": subtract the accepted part of the drafter's distribution, `q min(1,
+      relaxed p / q)` (Cool-SD, arXiv 2601.09212). A relaxed probability is at least
+      `p`, so what is left is `max(p - q, 0)`: that of exact rejection.
     - "published": "keep_target" for drawn children, "zero_target" for given ones.
 
     Deviations from the release: probabilities are float32, not the model's dtype; the
@@ -96,7 +97,7 @@ class Lantern(LossyRule, LawRule):
         params: Params = None,
     ) -> Law:
         """See `LawRule.law`."""
-        table = table_of(self, params, self.k)
+        table = table_of(self, params, self.k, log_p.shape[-1])
         shape = draft.topology(tree)
         p = jax.nn.softmax(log_p, axis=-1)
         log_q = None
@@ -114,9 +115,14 @@ class Lantern(LossyRule, LawRule):
 
         def credit(now: Siblings):
             """Relaxed probability of the child, and whether a neighbour fitted."""
-            ids = table.ids[now.token, : self.k]
-            masses = jnp.take_along_axis(now.p, ids, axis=-1)
-            fits = within_budget(masses, now.p_token(), self.delta, self.lam)
+            _, _, masses, fits = relaxed_set(
+                table,
+                lambda ids: jnp.take_along_axis(now.p, ids, axis=-1),
+                now.token,
+                self.k,
+                self.delta,
+                self.lam,
+            )
             more = jnp.sum(jnp.where(fits, masses, 0.0), axis=-1)
             return now.p_token() + more, fits[..., 0]
 
@@ -137,7 +143,7 @@ class Lantern(LossyRule, LawRule):
             elif residual == "drop_target":
                 left = without_neighbours(now.p) - q
             else:
-                left = now.p - jnp.minimum(q, self._credit_all(table, now.p))
+                left = now.p - q
             left = jnp.maximum(left, 0.0)
             if self.fallback == "uniform":
                 left = normal(left, jnp.full_like(left, 1 / left.shape[-1]))
@@ -161,26 +167,19 @@ class Lantern(LossyRule, LawRule):
             jnp.where(greedy[:, None, None], sharp.final, sampled.final),
         )
 
-    def _credit_all(self, table, p):
-        """Relaxed probability of every code: `k` gathers, nothing of size `V x k`."""
-        most = most_mass(p, self.delta, self.lam)
-
-        def add(j, carry):
-            total, fitting = carry
-            total = total + p[..., table.ids[:, j]]
-            return total, jnp.where(total <= most, total, fitting)
-
-        zero = jnp.zeros_like(p)
-        return p + jax.lax.fori_loop(0, self.k, add, (zero, zero))[1]
-
     def _greedy_law(self, shape: Topology, draft: Draft, log_p, p, table) -> Law:
         """Temperature 0: a child that its relaxed probability makes the argmax."""
         before = pick(p, shape.parents)  # [B, N, V]
         token = draft.tokens[..., None]
-        ids = table.ids[draft.tokens, : self.k]
-        masses = jnp.take_along_axis(before, ids, axis=-1)
+        _, _, masses, fits = relaxed_set(
+            table,
+            lambda ids: jnp.take_along_axis(before, ids, axis=-1),
+            draft.tokens,
+            self.k,
+            self.delta,
+            self.lam,
+        )
         own = jnp.take_along_axis(before, token, axis=-1)[..., 0]
-        fits = within_budget(masses, own, self.delta, self.lam)
         own = own + jnp.sum(jnp.where(fits, masses, 0.0), axis=-1)
         best = jnp.argmax(before, axis=-1)
         top = jnp.max(before, axis=-1)

@@ -75,8 +75,10 @@ def draw(law: Law, shape: Topology, noise: Noise) -> Verdict:
     own = jnp.take_along_axis(noise.fresh, accepted[:, None, None], axis=1)[:, 0]
     scores = jnp.log(final) + own
     stop = jnp.take_along_axis(law.stop, last[:, None], axis=1)[:, 0]
-    sound = stop * jnp.max(scores, axis=-1)  # NaN in, NaN out; so is nothing but -inf
-    margin = jnp.where(jnp.isfinite(sound), jnp.inf, jnp.nan)
+    # NaN in, NaN out; so are a token law of nothing and a law that is none.
+    sound = stop * jnp.max(scores, axis=-1)
+    sound = jnp.isfinite(sound) & jnp.all(law.stop >= 0, axis=-1)
+    margin = jnp.where(sound, jnp.inf, jnp.nan)
     path = shape.path(last)
     return Verdict(
         path=path,

@@ -1,10 +1,12 @@
 """LANTERN's relaxed set: the nearest codes of a code whose mass fits a budget."""
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 
 from jaxspec.errors import ConfigError
 from jaxspec.spec.neighbours import Neighbours
-from jaxspec.typing import Array, Bool, Float, Params
+from jaxspec.typing import Array, Float, Int, Params
 
 
 def check_budget(k: int, budget: float | None, lam: float | None) -> None:
@@ -23,37 +25,41 @@ def check_budget(k: int, budget: float | None, lam: float | None) -> None:
         raise ConfigError(f"lam={lam} must be at least 1")
 
 
-def within_budget(
-    masses: Float[Array, "... k"],
-    p_token: Float[Array, "..."],
+def relaxed_set(
+    table: Neighbours,
+    p_of: Callable[[Int[Array, "... m"]], Float[Array, "... m"]],
+    tokens: Int[Array, "..."],
+    k: int,
     budget: float | None,
     lam: float | None,
-) -> Bool[Array, "... k"]:
-    """Which neighbours fit, nearest first: those before the budget is exceeded.
+) -> tuple[Array, Array, Array, Array]:
+    """The nearest `k` codes of each token, and which of them belong to its set.
 
     Args:
-      masses: target probabilities of a token's neighbours.
-      p_token: of the token itself, which is never charged.
+      table: neighbours of every token; those of a token that is no code do not count.
+      p_of: target probabilities of tokens; one more axis than `tokens`.
+      tokens: whose sets.
+      k: neighbours that are looked at.
       budget: additive (LANTERN, arXiv 2410.03355), or None for
-      lam: `(lam - 1) p_token` (LANTERN++, arXiv 2502.06352).
+      lam: `(lam - 1) p(token)` (LANTERN++, arXiv 2502.06352).
+
+    Returns:
+      ids, distances, masses and membership, all `[..., k]`. Members are the neighbours
+      before the budget is exceeded; the token's own mass is never charged.
     """
-    return jnp.cumsum(masses, axis=-1) <= most_mass(p_token, budget, lam)[..., None]
+    ids, distances = table.ids[tokens, :k], table.distances[tokens, :k]
+    codes = jnp.isfinite(distances)
+    masses = jnp.where(codes, p_of(ids), 0.0)
+    most = budget if lam is None else (lam - 1.0) * p_of(tokens[..., None])
+    return ids, distances, masses, codes & (jnp.cumsum(masses, axis=-1) <= most)
 
 
-def most_mass(
-    p_token: Float[Array, "..."], budget: float | None, lam: float | None
-) -> Float[Array, "..."]:
-    """The budget of each token."""
-    if lam is not None:
-        return (lam - 1.0) * p_token
-    return jnp.full_like(p_token, 0.0 if budget is None else budget)
-
-
-def table_of(rule, params: Params, k: int) -> Neighbours:
+def table_of(rule, params: Params, k: int, vocab_size: int) -> Neighbours:
     """The neighbour table among a rule's parameters.
 
     Raises:
-      ConfigError: there is none, or it has too few columns.
+      ConfigError: there is none, it has too few columns, or it is not of this
+        vocabulary.
     """
     table = None if params is None else params.get("neighbours")
     name = type(rule).__name__
@@ -65,5 +71,10 @@ def table_of(rule, params: Params, k: int) -> Neighbours:
         raise ConfigError(
             f"{name} tests {k} neighbours, its table serves {table.most}; build a "
             "wider one with neighbour_table(codebook, k), or use a smaller k"
+        )
+    if len(table.ids) != vocab_size:
+        raise ConfigError(
+            f"{name}: the neighbour table has {len(table.ids)} rows, the vocabulary "
+            f"{vocab_size} tokens; place it with for_vocabulary(vocab_size, offset)"
         )
     return table

@@ -55,7 +55,9 @@ class Typical(LossyRule, LawRule):
         before = jnp.take_along_axis(
             pick(normal, shape.parents), draft.tokens[..., None], axis=-1
         )[..., 0]
-        match = (jnp.exp(before) > shape.of_parents(least)) & draft.valid
+        # Strict, as published; a token of all the mass is typical at any threshold.
+        match = (before >= 0) | (jnp.exp(before) > shape.of_parents(least))
+        match &= draft.valid
         before = jnp.where(match, before, 0.0).at[:, 0].set(0.0)
         line = jnp.sum(jnp.where(shape.ancestors, before[:, None], 0.0), axis=-1)
         return sure_law(shape, all_above(shape, match), p, line)
