@@ -7,14 +7,18 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jaxspec.checkpoint import abstract_params
+from jaxspec.config import TransformerConfig
 from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
+from jaxspec.spec.envelopes import BestFirst
 from jaxspec.spec.loop import generate, init_state, spec_step
 from jaxspec.spec.named_trees import named_tree
 from jaxspec.spec.noise import row_keys
 from jaxspec.spec.sampling import make_sampling
-from jaxspec.spec.state import Engine
+from jaxspec.spec.state import Engine, make_limits
 from jaxspec.spec.tree import Tree
+from jaxspec.testing.table_drafter import TableDrafter
 from jaxspec.testing.toy import NoisyOracle
 from tests.drafters.test_block_diffusion import TARGET, make
 
@@ -48,10 +52,9 @@ def cache_copies(hlo, shape):
     ]
 
 
-@pytest.mark.parametrize("tree", ["chain-3", "0,1,00,01,10,000"])
+@pytest.mark.parametrize("tree", [named_tree("0,1,00,01,10,000"), BestFirst(7, 3)])
 def test_no_cache_is_copied_inside_the_loop(tree):
     drafter, own, target_params = make()
-    tree = named_tree(tree)
     target = make_target(Transformer(TARGET), guided=True, taps=drafter.config.taps)
     engine = Engine(target, 16, drafter, tree)
     compiled = (
@@ -99,12 +102,14 @@ def test_the_copy_counter_sees_a_copy():
     assert cache_copies(hlo, shape) != []
 
 
-@pytest.mark.parametrize("guided", [True, False])
-def test_one_compilation_serves_all_rounds_and_all_contents(guided):
+@pytest.mark.parametrize(
+    ("guided", "tree"), [(True, BestFirst(6, 3)), (False, Tree.chain(3))]
+)
+def test_one_compilation_serves_all_rounds_and_all_contents(guided, tree):
     drafter, own, target_params = make()
     taps = drafter.config.taps
     target = make_target(Transformer(TARGET), guided=guided, taps=taps)
-    engine = Engine(target, 16, drafter, named_tree("chain-3"), order=("temperature",))
+    engine = Engine(target, 16, drafter, tree, order=("temperature",))
     params = drafter.bind(own, target_params)
     traces = []
 
@@ -113,16 +118,42 @@ def test_one_compilation_serves_all_rounds_and_all_contents(guided):
         return spec_step(engine, target_params, params, prompt, sampling, state)
 
     jitted = jax.jit(step, donate_argnums=4)
+    start = jax.jit(partial(init_state, engine))
+    alone = Engine(target, 16, order=("temperature",))
+    plain = jax.jit(partial(generate, alone))
     for seed in range(2):
         prompt = jnp.array([seed, 1])
         sampling = make_sampling(ROWS, guidance=1.5 + seed)
         keys = row_keys(seed, ROWS)
-        state = init_state(engine, target_params, params, prompt, sampling, keys)
-        while bool((state.length < 16).any()):
-            state = jitted(target_params, params, prompt, sampling, state)
-        whole = generate(engine, target_params, params, prompt, sampling, keys)
-        assert (state.tokens[:, :16] == whole.tokens).all()
+        limits = make_limits(ROWS, [16, 7 + seed], stop=[seed])
+        arguments = (target_params, params, prompt, sampling)
+        state = start(*arguments, keys, limits)
+        while not bool(state.done.all()):
+            state = jitted(*arguments, state)
+        alone = plain(target_params, None, prompt, sampling, keys, limits)
+        assert (state.length == alone.lengths).all()
+        kept = jnp.arange(16) < alone.lengths[:, None]
+        assert (jnp.where(kept, state.tokens[:, :16], -1) == alone.tokens).all()
     assert len(traces) == jitted._cache_size() == 1
+
+
+@pytest.mark.parametrize("tree", [named_tree("mc_sim_7b_63"), BestFirst(26, 5)])
+def test_a_round_needs_little_memory_beside_its_cache(tree):
+    config = TransformerConfig(
+        vocab_size=512, layers=6, width=128, heads=2, grid=32, classes=3
+    )
+    engine = Engine(make_target(Transformer(config)), 1024, TableDrafter(), tree)
+    params = abstract_params("prior", config)
+    table = {"table": jax.ShapeDtypeStruct((2, 512, 512), jnp.float32)}
+    rows, sampling = 4, make_sampling(4, guidance=2.0)
+    arguments = (params, table, jnp.zeros(rows, jnp.int32), sampling)
+    start = partial(init_state, engine)
+    state = jax.eval_shape(start, *arguments, row_keys(0, rows))
+    step = jax.jit(partial(spec_step, engine), donate_argnums=4)
+    memory = step.lower(*arguments, state).compile().memory_analysis()
+    cache = sum(4 * x.size for x in jax.tree.leaves(state.cache.layers))
+    assert memory.temp_size_in_bytes < 0.2 * cache
+    assert memory.alias_size_in_bytes >= cache  # updated in place
 
 
 def test_engines_are_static_arguments():

@@ -1,0 +1,109 @@
+"""Whole rounds of a tiny engine, as plain numbers.
+
+`python -m tests.spec.replays` writes `replays.json` anew; do so only when a change is
+meant to alter what rounds do, and say why.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxspec.spec.draft import Draft
+from jaxspec.spec.envelopes import Beam, StochasticBeam
+from jaxspec.spec.loop import init_state, spec_step
+from jaxspec.spec.named_trees import named_tree
+from jaxspec.spec.neighbours import neighbour_table
+from jaxspec.spec.noise import row_keys
+from jaxspec.spec.sampling import make_sampling
+from jaxspec.spec.state import Engine, make_limits
+from jaxspec.spec.tree import Tree
+from jaxspec.spec.verify import Block, Coupled, Lantern, Rejection
+from jaxspec.testing.table_drafter import TableDrafter
+from jaxspec.testing.toy import toy_params, toy_target
+
+FILE = Path(__file__).with_suffix(".json")
+ROWS, VOCAB, LENGTH = 3, 7, 10
+BUSHY = named_tree("0,1,00,01,10")
+CASES = {
+    "coupled, static tree": (Coupled(), BUSHY),
+    "coupled, layered beam": (Coupled(), Beam(6, 2, 4, 3)),
+    "rejection, stochastic beam": (Rejection(), StochasticBeam(2, 2)),
+    "block, chain": (Block(), Tree.chain(3)),
+    "lantern, static tree": (Lantern(2, delta=0.2), BUSHY),
+}
+
+
+@dataclass(frozen=True)
+class Recording(TableDrafter):
+    """Keeps its last draft and what became of it."""
+
+    def init(self, params, features, lengths, extra, tree, rows):
+        """Nothing yet."""
+        return None
+
+    def propose(self, params, state, this):
+        """The draft is the state."""
+        draft, _ = super().propose(params, (), this)
+        return draft, draft
+
+    def observe(self, params, state, seen):
+        """Adds the outcome."""
+        return state, seen.path, seen.accepted, seen.tokens, seen.counts
+
+
+def record(case: str) -> list[dict]:
+    """All rounds of a case: drafts, paths, what was kept and what was emitted."""
+    rule, tree = CASES[case]
+    keys = jax.random.split(jax.random.key(11), 2)
+    params = toy_params(VOCAB, 40)
+    table = {"table": 1.5 * jax.random.normal(keys[0], (3, VOCAB, VOCAB))}
+    codes = jax.random.normal(keys[1], (VOCAB, 2))
+    engine = Engine(toy_target(VOCAB, 2), LENGTH, Recording(), tree, rule)
+    sampling = make_sampling(
+        ROWS, temperature=[1.0, 0.7, 0.0], top_k=[0, 4, 0], guidance=[1.0, 2.0, 3.0]
+    )
+    arguments = (params, table, jnp.arange(ROWS), sampling)
+    limits = make_limits(ROWS, [LENGTH, 6, LENGTH], stop=[[-1], [-1], [5]])
+    state = jax.jit(partial(init_state, engine))(*arguments, row_keys(2, ROWS), limits)
+    step = jax.jit(partial(spec_step, engine))
+    rule_params = {"neighbours": neighbour_table(codes, 2)}
+    rounds = []
+    while not bool(state.done.all()):
+        state = step(*arguments, state, rule_params)
+        draft, path, accepted, tokens, counts = state.drafter
+        assert isinstance(draft, Draft)
+        parents = draft.topology(tree).parents
+        shape = draft.tokens.shape
+        kept = np.arange(path.shape[1]) <= np.asarray(accepted)[:, None]
+        real = np.arange(path.shape[1]) < np.asarray(counts)[:, None]
+        rounds.append(
+            {
+                "tokens": draft.tokens,
+                "valid": draft.valid,
+                "parents": np.broadcast_to(parents, shape),
+                "path": np.where(kept, path, -1),
+                "accepted": accepted,
+                "emitted": np.where(real, tokens, -1),
+                "done": state.done,
+            }
+        )
+    return [{k: np.asarray(v).tolist() for k, v in row.items()} for row in rounds]
+
+
+def main() -> None:
+    """Writes the file."""
+    everything = {case: record(case) for case in CASES}
+    lines = [
+        f"{json.dumps(case)}: [\n" + ",\n".join(json.dumps(r) for r in rounds) + "\n]"
+        for case, rounds in everything.items()
+    ]
+    FILE.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+if __name__ == "__main__":
+    main()
