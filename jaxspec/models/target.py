@@ -56,8 +56,7 @@ def make_target(
     def rescore(params, prompt, tokens, index):
         repeated, null = doubled(prompt)
         tokens = jnp.concatenate([tokens] * streams)
-        logits, _ = model.score(params, repeated, tokens, null=null)
         place = jnp.concatenate([index] * streams) + config.prefix_length - 1
-        return jnp.take_along_axis(logits, place[:, None, None], axis=1)[:, 0]
+        return model.score(params, repeated, tokens, null=null, at=place)[0][:, 0]
 
     return Target(config.vocab_size, streams, prefill, forward, rescore)

@@ -92,8 +92,8 @@ class _Decoder(nn.Module):
     def tokens(self, ids):
         return self.embedding(ids)
 
-    def body(self, x, positions, mask, cache, taps, train):
-        """Logits, tapped features and the updated cache layers."""
+    def body(self, x, positions, mask, cache, taps, train, at=None):
+        """Logits (at one place of each row), tapped features, updated cache layers."""
         c = self.config
         if c.rope == "grid":
             table = grid_table(
@@ -111,10 +111,12 @@ class _Decoder(nn.Module):
             layers.append(layer_cache)
             if i in taps:
                 tapped[i] = x
-        head = self.embedding.embedding.T if c.tied_head else self.head
-        logits = jnp.matmul(self.norm(x), head, preferred_element_type=jnp.float32)
         features = [tapped[i] for i in taps]
         features = jnp.concatenate(features, axis=-1) if taps else x[..., :0]
+        if at is not None:
+            x = jnp.take_along_axis(x, at[:, None, None], axis=1)
+        head = self.embedding.embedding.T if c.tied_head else self.head
+        logits = jnp.matmul(self.norm(x), head, preferred_element_type=jnp.float32)
         return logits, features, tuple(layers)
 
     def __call__(self, prompt, ids):
@@ -162,6 +164,7 @@ class Transformer:
         tokens: Int[Array, "B T"],
         *,
         null: Bool[Array, "B"] | None = None,
+        at: Int[Array, "B"] | None = None,
         taps: tuple[int, ...] = (),
         dropout_key: Array | None = None,
     ) -> tuple[Float[Array, "B U V"], Float[Array, "B U E"]]:
@@ -172,12 +175,14 @@ class Transformer:
           prompt: class ids int32 [B], a `Caption`, or None.
           tokens: the tokens after the condition.
           null: rows that get the null condition instead.
+          at: the one position of each row whose logits are wanted.
           taps: layers whose outputs are returned.
           dropout_key: turns dropout on; consumed.
 
         Returns:
           Logits float32 for all `U = P + T` positions (position `P - 1 + t` scores
-          token `t`), and the tapped layers' outputs side by side.
+          token `t`), or for those `at`, `[B, 1, V]`; and the tapped layers' outputs
+          side by side.
         """
         rows, length = tokens.shape
         null = jnp.zeros(rows, bool) if null is None else null
@@ -198,7 +203,7 @@ class Transformer:
                 total, dtype=bool
             )
         logits, features, _ = bound.body(
-            x, positions, mask, None, taps, dropout_key is not None
+            x, positions, mask, None, taps, dropout_key is not None, at
         )
         return logits, features
 

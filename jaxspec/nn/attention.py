@@ -12,6 +12,8 @@ from jaxspec.typing import Array, Bool, Float, Int
 
 # Added to masked scores; -inf would make a fully masked row NaN.
 MASKED = -1e30
+# More queries than this are worked on in blocks, so that scores stay small.
+_MOST_QUERIES, _BLOCK = 512, 128
 
 
 def attend(
@@ -21,6 +23,19 @@ def attend(
     mask: Bool[Array, "R T S"],
 ) -> Float[Array, "R T D"]:
     """Softmax attention; scores and softmax in float32; `D = H F`."""
+    length = q.shape[1]
+    if length > _MOST_QUERIES:
+        fill = -length % _BLOCK
+        blocks = einops.rearrange(
+            jnp.pad(q, ((0, 0), (0, fill), (0, 0), (0, 0))),
+            "r (b t) h f -> b r t h f",
+            t=_BLOCK,
+        )
+        masks = einops.rearrange(
+            jnp.pad(mask, ((0, 0), (0, fill), (0, 0))), "r (b t) s -> b r t s", t=_BLOCK
+        )
+        out = jax.lax.map(lambda x: attend(x[0], k, v, x[1]), (blocks, masks))
+        return einops.rearrange(out, "b r t d -> r (b t) d")[:, :length]
     heads = k.shape[1]
     q = einops.rearrange(q, "r t (k g) f -> r k (g t) f", k=heads)
     scores = jnp.einsum("rkqf,rksf->rkqs", q, k, preferred_element_type=jnp.float32)

@@ -8,6 +8,7 @@ from jaxspec.errors import ConfigError
 from jaxspec.models.presets import NAMES, preset
 from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Caption, Transformer, parameter_count
+from jaxspec.nn import attention
 from jaxspec.nn.rope import grid_table
 from jaxspec.spec.cache import init_cache, tree_mask
 from jaxspec.spec.named_trees import named_tree
@@ -207,3 +208,23 @@ def test_cache_has_the_dtype_of_the_weights():
 def test_impossible_configurations_say_what_is_wrong(settings, words):
     with pytest.raises(ConfigError, match=words):
         from_dict(TransformerConfig, to_dict(TINY) | settings)
+
+
+def test_long_queries_are_worked_on_in_blocks_to_the_same_end(monkeypatch):
+    keys = jax.random.split(jax.random.key(0), 4)
+    q = jax.random.normal(keys[0], (2, 9, 4, 6))
+    k, v = (jax.random.normal(key, (2, 2, 11, 6)) for key in keys[1:3])
+    mask = jax.random.bernoulli(keys[3], 0.5, (2, 9, 11))
+    whole = attention.attend(q, k, v, mask)
+    monkeypatch.setattr(attention, "_MOST_QUERIES", 4)
+    monkeypatch.setattr(attention, "_BLOCK", 4)
+    np.testing.assert_allclose(attention.attend(q, k, v, mask), whole, atol=1e-6)
+
+
+def test_scores_of_one_position_are_those_of_the_whole_stream():
+    model, params = Transformer(TINY), random_params(TINY)
+    tokens = jax.random.randint(jax.random.key(1), (2, 9), 0, 19)
+    prompt, at = jnp.array([0, 3]), jnp.array([4, 9])
+    whole, _ = model.score(params, prompt, tokens)
+    one, _ = model.score(params, prompt, tokens, at=at)
+    np.testing.assert_allclose(one[:, 0], whole[jnp.arange(2), at], atol=1e-6)

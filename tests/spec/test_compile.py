@@ -139,13 +139,14 @@ def test_one_compilation_serves_all_rounds_and_all_contents(guided, tree):
 
 @pytest.mark.parametrize("tree", [named_tree("mc_sim_7b_63"), BestFirst(26, 5)])
 def test_a_round_needs_little_memory_beside_its_cache(tree):
+    vocab = 16384  # LlamaGen-B
     config = TransformerConfig(
-        vocab_size=512, layers=6, width=128, heads=2, grid=32, classes=3
+        vocab_size=vocab, layers=12, width=768, heads=12, grid=24, classes=1000
     )
-    engine = Engine(make_target(Transformer(config)), 1024, TableDrafter(), tree)
+    engine = Engine(make_target(Transformer(config)), 576, TableDrafter(), tree)
     params = abstract_params("prior", config)
-    table = {"table": jax.ShapeDtypeStruct((2, 512, 512), jnp.float32)}
-    rows, sampling = 4, make_sampling(4, guidance=2.0)
+    table = {"table": jax.ShapeDtypeStruct((2, vocab, vocab), jnp.float32)}
+    rows, sampling = 8, make_sampling(8, guidance=2.0)
     arguments = (params, table, jnp.zeros(rows, jnp.int32), sampling)
     start = partial(init_state, engine)
     state = jax.eval_shape(start, *arguments, row_keys(0, rows))
