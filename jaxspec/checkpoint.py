@@ -2,7 +2,8 @@
 
 A tokenizer may bring `neighbours.npz`, the nearest codes of its codebook.
 
-The only module that imports orbax, and only inside the functions that need it.
+The only module that imports orbax and its storage, tensorstore, and only inside the
+functions that need them.
 """
 
 import contextlib
@@ -12,8 +13,6 @@ import logging
 import os
 import shutil
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -248,6 +247,10 @@ def _read_tree(path: Path, like: Any) -> Any:
         raise CheckpointError(f"'{path}' is missing; the checkpoint is incomplete")
     with _quiet(), ocp.StandardCheckpointer() as checkpointer:
         try:
+            _read_values(path)
+        except Exception as error:
+            raise _damaged(path, error) from None
+        try:
             found = checkpointer.metadata(path.absolute()).item_metadata.tree
         except Exception:
             raise CheckpointError(
@@ -264,10 +267,23 @@ def _read_tree(path: Path, like: Any) -> Any:
         try:
             return checkpointer.restore(path.absolute(), target)
         except Exception as error:
-            raise CheckpointError(
-                f"'{path}' is damaged or truncated ({_first_line(error)}); "
-                "fetch it again"
-            ) from None
+            raise _damaged(path, error) from None
+
+
+def _read_values(path: Path) -> None:
+    """Reads every stored value, so that one which is cut off is told in peace.
+
+    orbax reads all arrays at once and, when one fails, abandons the other reads; these
+    complain on stderr, from other threads and at random moments.
+    """
+    import tensorstore as ts
+
+    for file in path.glob("array_metadatas/*"):
+        json.loads(file.read_text())
+    base = {"driver": "file", "path": f"{path.absolute()}/"}
+    store = ts.KvStore.open({"driver": "ocdbt", "base": base}).result()
+    for key in store.list().result():
+        store.read(key).result()
 
 
 def _write_neighbours(file: Path, table: Neighbours) -> None:
@@ -283,7 +299,7 @@ def _read_neighbours(file: Path, codes: int) -> Neighbours:
         good = ids.shape == distances.shape and ids.ndim == 2 and len(ids) == codes
         good = good and bool((ids >= 0).all() and (ids < codes).all())
         good = good and bool((distances >= 0).all())
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
+    except Exception:  # numpy, zipfile and zlib each raise their own kinds
         good = False
     if not good:
         raise CheckpointError(
@@ -293,9 +309,12 @@ def _read_neighbours(file: Path, codes: int) -> Neighbours:
     return Neighbours(jnp.asarray(ids), jnp.asarray(distances, jnp.float32))
 
 
-def _first_line(error: Exception) -> str:
+def _damaged(path: Path, error: Exception) -> CheckpointError:
     text = str(error).strip().splitlines()
-    return (text[0] if text else type(error).__name__)[:160]
+    reason = (text[0] if text else type(error).__name__)[:160]
+    return CheckpointError(
+        f"'{path}' is damaged or truncated ({reason}); fetch it again"
+    )
 
 
 def _named_leaves(tree: Any) -> Iterator[tuple[str, Any]]:

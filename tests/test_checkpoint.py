@@ -16,10 +16,24 @@ from jaxspec.bundle import (
     write_manifest,
 )
 from jaxspec.checkpoint import Checkpoint, load, read_config, save
-from jaxspec.config import TransformerConfig
+from jaxspec.config import TokenizerConfig, TransformerConfig
 from jaxspec.errors import CheckpointError, ConfigError, NonFiniteError
+from jaxspec.models.tokenizer import Tokenizer
 from jaxspec.models.transformer import Transformer
+from jaxspec.spec.neighbours import neighbour_table
 
+CODES = TokenizerConfig(
+    image_size=8,
+    patch_size=4,
+    channels=4,
+    multipliers=(1,),
+    encoder_blocks=1,
+    decoder_blocks=1,
+    groups=2,
+    latent_channels=4,
+    codebook_size=16,
+    code_dim=4,
+)
 CONFIG = TransformerConfig(vocab_size=8, layers=1, width=16, heads=2, grid=2, classes=2)
 
 
@@ -117,6 +131,67 @@ def test_nan_weights_are_refused_by_name(tmp_path):
     save(tmp_path / "p", Checkpoint("prior", CONFIG, params))
     with pytest.raises(NonFiniteError, match="parameter head holds NaN"):
         load(tmp_path / "p")
+
+
+@pytest.fixture
+def with_neighbours(tmp_path):
+    params = Tokenizer(CODES).init(jax.random.key(0))
+    table = neighbour_table(params["codebook"], 5)
+    path = tmp_path / "tokenizer"
+    save(path, Checkpoint("tokenizer", CODES, params, neighbours=table))
+    return path, table
+
+
+def test_neighbours_are_loaded_as_saved(with_neighbours):
+    path, table = with_neighbours
+    back = load(path, "tokenizer").neighbours
+    assert back.most == 5
+    chex.assert_trees_all_equal(back, table)
+    chex.assert_trees_all_equal_dtypes(back, table)
+    (path / "neighbours.npz").unlink()
+    assert load(path).neighbours is None
+
+
+@pytest.mark.parametrize("size", [0, 10, 400])
+def test_truncated_neighbours_are_refused(with_neighbours, size):
+    file = with_neighbours[0] / "neighbours.npz"
+    whole = file.read_bytes()
+    assert len(whole) > size
+    file.write_bytes(whole[:size])
+    with pytest.raises(CheckpointError, match="neighbours.npz' is damaged"):
+        load(with_neighbours[0])
+
+
+def test_neighbours_that_are_no_archive_are_refused(with_neighbours):
+    with open(with_neighbours[0] / "neighbours.npz", "wb") as file:
+        np.save(file, np.zeros((16, 6)))
+    with pytest.raises(CheckpointError, match="neighbours.npz' is damaged"):
+        load(with_neighbours[0])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda ids, far: {"ids": ids[:-1], "distances": far[:-1]},
+        lambda ids, far: {"ids": ids, "distances": far[:, 1:]},
+        lambda ids, far: {"ids": ids[:, 0], "distances": far[:, 0]},
+        lambda ids, far: {"ids": ids + 1, "distances": far},
+        lambda ids, far: {"ids": ids.astype(np.int32) - 1, "distances": far},
+        lambda ids, far: {"ids": ids, "distances": -far},
+        lambda ids, far: {"ids": ids, "distances": far * np.nan},
+        lambda ids, far: {"ids": ids},
+        lambda ids, far: {"ids": ids.astype(object), "distances": far},
+    ],
+    ids="codes columns flat high low negative nan missing objects".split(),
+)
+def test_neighbours_of_other_codes_are_refused(with_neighbours, change):
+    path = with_neighbours[0]
+    with np.load(path / "neighbours.npz") as arrays:
+        arrays = change(arrays["ids"], arrays["distances"])
+    np.savez_compressed(path / "neighbours.npz", **arrays)
+    with pytest.raises(CheckpointError, match="is damaged or not of 16 codes") as error:
+        load(path)
+    assert "\n" not in str(error.value) and "delete it" in str(error.value)
 
 
 def test_kind_and_format_are_checked(saved):

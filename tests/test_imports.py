@@ -24,6 +24,8 @@ ALLOWED = {
 # Outside packages that only one room may import.
 RESERVED = {
     "orbax": {"checkpoint"},
+    "tensorstore": {"checkpoint"},
+    "scipy": {"bench"},
     "tensorflow_datasets": {"data"},
     "optax": {"train"},
     "flax": {"nn", "models", "drafters"},

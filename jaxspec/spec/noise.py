@@ -7,9 +7,11 @@ import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
 from jaxspec.errors import ConfigError
+from jaxspec.spec.threefry import threefry
 from jaxspec.typing import Array, Bool, Float, Int, RowKeys
 
-# Streams apart from the coupled noise, which is keyed by position alone (< 2**31).
+# Streams apart from the coupled noise. Its counter is (position, token), with tokens
+# below 2**31; folding one of these in is the counter (0, stream).
 _FRESH, _NODES, _PRIVATE = 0x80000001, 0x80000002, 0x80000003
 
 
@@ -48,17 +50,47 @@ def row_keys(seed: int, rows: int) -> RowKeys:
 def position_noise(
     keys: RowKeys, positions: Int[Array, "B A"], vocab_size: int
 ) -> Float[Array, "B A V"]:
-    """Standard Gumbel noise of each row and absolute position, float32.
+    """Standard Gumbel noise of each row, absolute position and token, float32.
 
-    `mode="high"` keeps the tail: the default float32 draw never exceeds 15.94, which
-    sharpens a distribution over many unlikely tokens (arXiv 2409.02908).
+    Each number is a function of its row's key, its position and its token alone.
+    Uniform numbers have 48 bits where they become large noise: with the 23 of a plain
+    float32 draw the noise would never exceed 15.94, which sharpens a distribution over
+    many unlikely tokens (arXiv 2409.02908).
+
+    Raises:
+      ConfigError: the keys are not those of `row_keys`.
     """
+    if jax.random.key_impl(keys) != "threefry2x32":
+        raise ConfigError(
+            f"row keys are of the kind {jax.random.key_impl(keys)}; make them with "
+            "row_keys, or with jax.random.key(seed, impl='threefry2x32')"
+        )
+    words = jax.random.key_data(keys)
+    token = jnp.arange(vocab_size, dtype=jnp.uint32)
 
-    def draw(key, position):
-        key = jax.random.fold_in(key, position)
-        return jax.random.gumbel(key, (vocab_size,), jnp.float32, mode="high")
+    def draw(position):  # [B, ...] to [B, ..., V]
+        word = words.reshape(-1, *(1,) * position.ndim, 2)
+        counter = position.astype(jnp.uint32)[..., None], token
+        return _gumbel(*threefry((word[..., 0], word[..., 1]), counter))
 
-    return jax.vmap(jax.vmap(draw, (None, 0)))(keys, positions)
+    def one_by_one(positions):
+        return jax.lax.map(draw, positions.T).swapaxes(0, 1)
+
+    # On a CPU XLA would fuse the draw into whatever reads it, and so repeat it for
+    # every node of a position. A loop's result is drawn once.
+    return jax.lax.platform_dependent(positions, cpu=one_by_one, default=draw)
+
+
+def _gumbel(high: Int[Array, "..."], low: Int[Array, "..."]) -> Float[Array, "..."]:
+    """Standard Gumbel noise from two random words."""
+
+    def fraction(word):  # in [0, 1), 24 bits
+        return (word >> 8).astype(jnp.int32).astype(jnp.float32) * 2.0**-24
+
+    x = fraction(high)
+    # The second word refines where float32 can tell, and keeps x from being 0.
+    x = jnp.where(x < 0.5, x + 2.0**-24 * fraction(low) + 2.0**-49, x)
+    return -jnp.log(-jnp.log1p(-x))
 
 
 def draw_noise(

@@ -118,6 +118,19 @@ class Tree:
                     heapq.heappush(heap, (child, (*path, rank)))
         return cls.from_paths(paths)
 
+    def expected_tokens(self, acceptance: Sequence[Sequence[float]]) -> float:
+        """Mean tokens a call under the assumption of `optimal`: accepted ones and one.
+
+        Args:
+          acceptance: as in `optimal`.
+        """
+        chance = np.ones(self.size)
+        for n, parent in enumerate(self.parents[1:], start=1):
+            row = acceptance[min(int(self.depths[parent]), len(acceptance) - 1)]
+            rank = self.ranks[n]
+            chance[n] = chance[parent] * (row[rank] if rank < len(row) else 0.0)
+        return float(chance.sum())
+
     @property
     def size(self) -> int:
         """`N`, nodes with the root."""

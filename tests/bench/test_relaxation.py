@@ -1,6 +1,7 @@
 """The output law of relaxed rules at one position: exact where it says so."""
 
 import io
+import json
 from itertools import permutations
 
 import jax
@@ -10,25 +11,24 @@ import pytest
 from PIL import Image
 
 from jaxspec.bench.plot import Line, Panel, plot_panels, ticks
-from jaxspec.bench.relaxation import (
+from jaxspec.bench.relaxation import relaxation_markdown, relaxation_plot
+from jaxspec.bench.relaxation.drafts import (
     Drafts,
     blind_drafts,
-    blind_outcome,
-    cells,
     coupled_drafts,
-    coupled_outcome,
     coupled_pairs,
-    equal_acceptance,
-    lantern_at,
-    measure_setting,
-    model_positions,
-    relaxation_markdown,
-    relaxation_plot,
+)
+from jaxspec.bench.relaxation.equal_acceptance import equal_acceptance, lantern_at
+from jaxspec.bench.relaxation.outcomes import (
+    blind_outcome,
+    coupled_outcome,
     total_variation,
-    toy_positions,
     wasserstein,
 )
+from jaxspec.bench.relaxation.positions import model_positions, toy_positions
+from jaxspec.bench.relaxation.sweep import cells, measure_setting
 from jaxspec.bundle import load_bundle
+from jaxspec.cli import main
 from jaxspec.images import png_bytes
 from jaxspec.rules import find_rule, rule_words
 from jaxspec.spec.draft import Draft
@@ -270,6 +270,37 @@ def test_report_holds_every_row_and_the_plot_is_a_picture():
     picture = Image.open(io.BytesIO(relaxation_plot(result)))
     assert picture.format == "PNG" and picture.mode == "RGB"
     assert len(np.unique(np.asarray(picture).reshape(-1, 3), axis=0)) > 50
+
+
+def test_command_writes_numbers_tables_and_plot(tmp_path, monkeypatch, capsys):
+    result, asked = tiny_result(), []
+    del result["command"]
+
+    def measured(bundle, **options):
+        asked.append((bundle.name, options))
+        return result
+
+    monkeypatch.setattr("jaxspec.bench.relaxation.measure_relaxation", measured)
+    stem = str(tmp_path / "r")
+    assert main(["bench", "relaxation", "--out", stem]) == 0
+    written = json.loads((tmp_path / "r.json").read_text())
+    command = f"jaxspec bench relaxation --out {stem}"
+    assert written == json.loads(json.dumps({"command": command, **result}))
+    assert list(written)[0] == "command"
+    text = (tmp_path / "r.md").read_text()
+    assert f"`{command}`" in text and "](r.png)" in text
+    assert capsys.readouterr().out == text + "\n"
+    assert Image.open(tmp_path / "r.png").format == "PNG"
+    assert len(list(tmp_path.iterdir())) == 3
+
+    # What was asked is measured, and told where it is not the default.
+    few = ["--pictures", "2", "--drafts", "8", "--seed", "3", "--out", stem]
+    assert main(["bench", "relaxation", *few]) == 0
+    told = json.loads((tmp_path / "r.json").read_text())["command"]
+    assert told == " ".join(["jaxspec bench relaxation", *few])
+    plain = {"toys": 8, "pictures": 16, "drafts": 4096, "draws": 1 << 19, "seed": 0}
+    changed = {**plain, "pictures": 2, "drafts": 8, "seed": 3}
+    assert asked == [("fruits64", plain), ("fruits64", changed)]
 
 
 def lantern_row(curve, rule, acceptance, tv):

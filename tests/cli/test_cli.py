@@ -47,6 +47,9 @@ def test_generate_without_a_drafter_is_plain_decoding(tmp_path, capsys):
 WRONG = {
     "unknown class": (["--classes", "Pear"], "unknown class 'Pear'"),
     "unknown tree": (["--tree", "oak"], "unknown tree 'oak'"),
+    "unknown rule": (["--rule", "oak"], "unknown rule 'oak'; choose coupled,"),
+    "unknown setting": (["--rule", "lantern:k=2,wings=2"], "no setting 'wings=2'"),
+    "impossible setting": (["--rule", "lantern:k=0,lam=2"], "k=0"),
     "tree too deep": (["--tree", "chain-40"], "choose a shallower tree"),
     "top-p of 0": (["--top-p", "0"], "top_p=0.0 is impossible"),
     "negative temperature": (["--temperature", "-1"], "temperature=-1.0 is impossible"),
@@ -105,10 +108,14 @@ def test_info_tells_what_a_checkpoint_is(capsys):
     assert main(["info", "nowhere"]) == 2
 
 
-@pytest.mark.parametrize("command", ["generate", "info", "train", "eval", "bench"])
+COMMANDS = ["generate", "info", "train", "eval", "bench"]
+MEASUREMENTS = ["bench generate", "bench relaxation"]
+
+
+@pytest.mark.parametrize("command", COMMANDS + MEASUREMENTS)
 def test_help_reads_well(command, capsys):
     with pytest.raises(SystemExit) as stop:
-        main([command, "--help"])
+        main([*command.split(), "--help"])
     assert stop.value.code == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"usage: jaxspec {command}")
@@ -148,6 +155,34 @@ def test_damaged_checkpoints_are_one_clear_line(damage, tmp_path):
     assert child.returncode == 2 and child.stdout == ""
     assert len(child.stderr.splitlines()) == 1 and "prior" in child.stderr
     assert not (tmp_path / "samples.png").exists()
+
+
+@pytest.mark.parametrize("command", MEASUREMENTS)
+def test_bench_refuses_before_it_measures(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken.md").mkdir()
+    for stem, words in (("nowhere/x", "no folder 'nowhere'"), ("taken", "a folder")):
+        assert main([*command.split(), "--out", stem]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "cannot write" in line and words in line
+    with pytest.raises(SystemExit) as stop:
+        main(command.split())
+    assert stop.value.code == 2
+    assert "--out" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["taken.md"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--toys", "0"], "--toys 0 must be at least 1"),
+        (["--drafts", "12"], "--drafts 12 must be a power of 2"),
+        (["--seed", "-1"], "--seed -1 must not be negative"),
+    ],
+)
+def test_impossible_relaxation_sweeps_are_one_clear_line(options, words, capsys):
+    assert main(["bench", "relaxation", *options, "--out", "x"]) == 2
+    assert capsys.readouterr().err == f"jaxspec: {words}\n"
 
 
 def test_bench_writes_a_table(tmp_path):

@@ -1,4 +1,5 @@
 import jax
+import jax.extend.random
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from jaxspec.spec.sampling import (
     make_sampling,
     process,
 )
+from jaxspec.spec.threefry import threefry
 
 logits_rows = hnp.arrays(
     np.float32,
@@ -105,6 +107,19 @@ def test_noise_belongs_to_row_and_position_alone():
     np.testing.assert_array_equal(noise[3, 2], one[0, 0])
     assert (keys[:2] == row_keys(7, 2)).all()
     assert len(np.unique(np.asarray(noise[..., 0]))) == 20
+
+
+def test_noise_is_made_of_the_words_of_the_published_generator():
+    key, counts = jax.random.key(7), jnp.arange(20, dtype=jnp.uint32)
+    wanted = jax.extend.random.threefry_2x32(jax.random.key_data(key), counts)
+    words = threefry(tuple(jax.random.key_data(key)), (counts[:10], counts[10:]))
+    np.testing.assert_array_equal(jnp.concatenate(words), wanted)
+
+
+def test_noise_of_other_generators_is_refused():
+    keys = jax.random.split(jax.random.key(0, impl="rbg"), 2)
+    with pytest.raises(ConfigError, match="of the kind rbg; make them with row_keys"):
+        position_noise(keys, jnp.zeros((2, 1), jnp.int32), 8)
 
 
 def test_noise_is_gumbel_with_its_whole_tail():

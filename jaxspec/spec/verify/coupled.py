@@ -104,9 +104,35 @@ def follow(
 
 
 def choose(scores: Float[Array, "... V"]) -> tuple[Array, Array]:
-    """The best token, lowest id on ties, and its lead over the second best."""
-    token = jnp.argmax(scores, axis=-1)
-    top = jnp.take_along_axis(scores, token[..., None], axis=-1)[..., 0]
-    ids = jax.lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1)
-    others = jnp.where(ids == token[..., None], -jnp.inf, scores)
-    return token.astype(jnp.int32), top - jnp.max(others, axis=-1)
+    """The best token, lowest id on ties, and its lead over the second best.
+
+    Reads the scores once, for the best of each block of tokens, and then the winning
+    block: several times faster than `argmax` on a CPU.
+    """
+    size = scores.shape[-1]
+    count = 128 if size >= 512 else 1
+    width = -(-size // count)
+    fill = [(0, 0)] * (scores.ndim - 1) + [(0, count * width - size)]
+    blocks = jnp.pad(scores, fill, constant_values=-jnp.inf)
+    blocks = blocks.reshape(*scores.shape[:-1], count, width)
+    best = jnp.max(blocks, axis=-1)
+    top = jnp.max(best, axis=-1, keepdims=True)
+    block = _first(best == top)
+    own = jnp.take_along_axis(blocks, block[..., None], axis=-2)[..., 0, :]
+    place = _first(own == top)
+    others = jnp.maximum(_best_but(best, block), _best_but(own, place))
+    token = (block * width + place)[..., 0]
+    return jnp.minimum(token, size - 1), top[..., 0] - others
+
+
+def _first(flags: Bool[Array, "... n"]) -> Int[Array, "... 1"]:
+    """The lowest index that is set; `n - 1` if none is."""
+    ids = jax.lax.broadcasted_iota(jnp.int32, flags.shape, flags.ndim - 1)
+    last = flags.shape[-1] - 1
+    return jnp.min(jnp.where(flags, ids, last), axis=-1, keepdims=True)
+
+
+def _best_but(x: Float[Array, "... n"], index: Int[Array, "... 1"]) -> Array:
+    """The largest entry but one."""
+    ids = jax.lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
+    return jnp.max(jnp.where(ids == index, -jnp.inf, x), axis=-1)

@@ -1,22 +1,24 @@
-"""`jaxspec bench`: measurements, written as JSON and Markdown."""
+"""`jaxspec bench generate`: speculative against plain decoding."""
 
 import argparse
 
+from jaxspec.cli.bench.output import add_out, check_out, command_line
 from jaxspec.cli.options import add_checkpoint
 
+SUFFIXES = (".json", ".md")
 
-def add_parser(commands) -> None:
-    """Registers the command."""
-    parser = commands.add_parser(
-        "bench",
-        help="measure generation",
+
+def add_parser(measurements) -> None:
+    """Registers the sub-command."""
+    parser = measurements.add_parser(
+        "generate",
+        help="speculative against plain decoding",
         description="Measures speculative against plain decoding for every asked "
         "combination of tree, batch and guidance, in one process, after a warm-up, "
         "medians over repeats. Times leave compilation out.",
         epilog="Example: jaxspec bench generate --trees chain-4 naive_extend_57 "
         "--batches 1 8 --cfg-scales 1 2 3 --num 64 --out docs/reports/fruits64",
     )
-    parser.add_argument("what", choices=("generate",))
     add_checkpoint(parser)
     parser.add_argument(
         "--trees",
@@ -47,25 +49,18 @@ def add_parser(commands) -> None:
         "--repeats", type=int, default=3, metavar="N", help="timed runs (default: 3)"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="(default: 0)")
-    parser.add_argument(
-        "--out",
-        required=True,
-        metavar="STEM",
-        help="writes STEM.json and STEM.md",
-    )
+    add_out(parser, *SUFFIXES)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Runs the command."""
+    """Runs the sub-command."""
     from jaxspec.errors import ConfigError
-    from jaxspec.images import check_writable
 
     if arguments.num < 1 or arguments.repeats < 1:
         raise ConfigError("--num and --repeats must be at least 1")
     stem = arguments.out
-    for suffix in (".json", ".md"):
-        check_writable(stem + suffix)
+    check_out(stem, *SUFFIXES)
 
     from jaxspec.bench.generation import bench_generation, generation_markdown
     from jaxspec.bundle import load_bundle
@@ -77,19 +72,16 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.trees:
         trees = {name: find_tree(name) for name in arguments.trees}
     bundle = load_bundle(arguments.checkpoint)
-    scales = [f"{scale:g}" for scale in arguments.cfg_scales]
     options = {
         "checkpoint": [arguments.checkpoint] if arguments.checkpoint else [],
         "trees": arguments.trees or [],
         "batches": arguments.batches,
-        "cfg-scales": scales,
+        "cfg-scales": [f"{scale:g}" for scale in arguments.cfg_scales],
         "num": [arguments.num],
         "repeats": [arguments.repeats],
         "seed": [arguments.seed],
         "out": [stem],
     }
-    words = (f"--{k} {' '.join(map(str, v))}" for k, v in options.items() if v)
-    command = f"jaxspec bench {arguments.what} {' '.join(words)}"
     rows = bench_generation(
         bundle,
         trees,
@@ -99,6 +91,7 @@ def run(arguments: argparse.Namespace) -> None:
         repeats=arguments.repeats,
         seed=arguments.seed,
     )
+    command = command_line("generate", options)
     result = {"command": command, "checkpoint": bundle.name, "rows": rows}
     write_file(stem + ".json", json_bytes(result))
     text = generation_markdown(result)

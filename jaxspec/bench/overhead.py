@@ -1,0 +1,258 @@
+"""What a round costs beside the two models: rule, tree and bookkeeping.
+
+The round is the engine's own `spec_step`, with a target and a drafter that hand over
+finished arrays. So noise, filters, verification, near-tie checks, commits, cache moves
+and counters are all in it, and no forward pass is.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from jaxspec import __version__
+from jaxspec.config import TransformerConfig
+from jaxspec.device import device_name
+from jaxspec.models.presets import preset
+from jaxspec.models.target import make_target
+from jaxspec.models.transformer import Transformer
+from jaxspec.rules import find_rule
+from jaxspec.spec.cache import init_cache, tree_mask
+from jaxspec.spec.draft import Draft, Round
+from jaxspec.spec.loop import init_state, spec_step
+from jaxspec.spec.neighbours import neighbour_table
+from jaxspec.spec.noise import row_keys
+from jaxspec.spec.sampling import make_sampling
+from jaxspec.spec.state import Engine
+from jaxspec.spec.target import Prefill, Target
+from jaxspec.spec.tree import Tree
+from jaxspec.trees import find_tree
+from jaxspec.typing import Array, Params
+
+MODEL = "gpt-l"  # whose cache is moved, and whose verify pass is the yardstick
+RULES = (
+    "coupled",
+    "rejection",
+    "kseq",
+    "greedy-set",
+    "block",
+    "typical",
+    "lantern:k=100,delta=0.1",
+    "coupled-relaxed:k=100,budget=0.1",
+)
+
+
+@dataclass(frozen=True)
+class GivenDrafts:
+    """Proposes what its parameters hold: `tokens` [B, N] and `log_q` [B, I, V]."""
+
+    def init(self, params, features, lengths, extra, tree, rows):
+        """Remembers nothing."""
+        return ()
+
+    def propose(self, params: Params, state: Any, this: Round) -> tuple[Draft, Any]:
+        """See `spec.draft.Drafter`."""
+        tokens = params["tokens"].at[:, 0].set(this.root)
+        valid = jnp.ones(tokens.shape, bool)
+        return Draft(tokens, valid, params["log_q"], drawn=this.selection), state
+
+    def observe(self, params, state, seen):
+        """Learns nothing."""
+        return state
+
+
+def given_target(vocab_size: int, streams: int, cache: dict[str, Any]) -> Target:
+    """A target whose scores are its parameters, `logits` [R, N, V]; a real cache."""
+
+    def prefill(params, prompt, extra):
+        rows = streams * prompt.shape[0]
+        made = init_cache(rows=rows, capacity=1 + extra, **cache)
+        made = replace(made, lengths=jnp.ones(rows, jnp.int32))
+        features = jnp.zeros((rows, 1, 0))
+        return Prefill(params["logits"][:, 0], features, made)
+
+    def forward(params, cache, tokens, positions, mask):
+        return params["logits"], jnp.zeros((*tokens.shape, 0)), cache
+
+    return Target(vocab_size, streams, prefill, forward, None)
+
+
+def measure_overhead(
+    *,
+    batch: int = 8,
+    nodes: int = 64,
+    vocab_size: int = 16384,
+    repeats: int = 20,
+    rules: tuple[str, ...] = RULES,
+) -> dict[str, Any]:
+    """Medians, side by side, of a round without models and of one softmax.
+
+    Args:
+      batch: `B`.
+      nodes: `N`, of the tree that is best for the embedded model.
+      vocab_size: `V`.
+      repeats: timed runs of each.
+      rules: by name, see `find_rule`; each on one stream, the first with guidance too.
+    """
+    dtype = jnp.float32 if _on_cpu() else jnp.bfloat16
+    config = preset(MODEL, "class", grid=24)
+    cache = {
+        "layers": config.layers,
+        "kv_heads": config.num_kv_heads,
+        "head_dim": config.head_size,
+        "dtype": dtype,
+    }
+    keys = jax.random.split(jax.random.key(0), 4)
+    tree = find_tree(f"optimal-{nodes}")
+    assert isinstance(tree, Tree)
+    logits = 3 * jax.random.normal(keys[0], (2 * batch, tree.size, vocab_size))
+    q = jax.nn.log_softmax(3 * jax.random.normal(keys[1], (batch, 1, vocab_size)))
+    codes = jax.random.normal(keys[3], (vocab_size, 8))
+    params = {"neighbours": neighbour_table(codes, 100)}
+    cells = [(rules[0], 2), *((rule, 1) for rule in rules)]
+    softmax = jax.jit(partial(jax.nn.softmax, axis=-1))
+    rows = []
+    for name, streams in tqdm(cells, desc="overhead", unit="rule"):
+        rule = find_rule(name)
+        shape = Tree.chain(tree.depth) if name == "block" else tree
+        engine = Engine(
+            given_target(vocab_size, streams, cache),
+            config.sequence_length,
+            GivenDrafts(),
+            shape,
+            rule,
+            order=("temperature",),
+        )
+        given = {"logits": logits[: streams * batch, : shape.size]}
+        drafted = {
+            "tokens": _likely_drafts(given["logits"][:batch], shape),
+            "log_q": jnp.broadcast_to(q, (batch, len(shape.internal), vocab_size)),
+        }
+        sampling = make_sampling(batch, guidance=2.0)
+        prompt = jnp.zeros(batch, jnp.int32)
+        arguments = (given, drafted, prompt, sampling)
+        state = init_state(engine, *arguments, row_keys(0, batch))
+        step = jax.jit(partial(spec_step, engine), donate_argnums=4)
+
+        def one_round(held, step=step, arguments=arguments, params=params):
+            return step(*arguments, held, params)
+
+        state = one_round(state)  # compiles
+        seconds, yardstick = _side_by_side(
+            one_round, state, softmax, given["logits"][:batch], repeats
+        )
+        rows.append(
+            {
+                "rule": name,
+                "streams": streams,
+                "nodes": shape.size,
+                "round_seconds": seconds,
+                "softmax_seconds": yardstick,
+                "ratio": seconds / yardstick,
+            }
+        )
+    return {
+        "batch": batch,
+        "vocab_size": vocab_size,
+        "model_of_the_cache": MODEL,
+        "cache_dtype": str(jnp.dtype(dtype)),
+        "repeats": repeats,
+        "rows": rows,
+        "verify_seconds": _verify_seconds(config, tree, batch, repeats),
+        "device": device_name(),
+        "versions": {"jaxspec": __version__, "jax": jax.__version__},
+    }
+
+
+def _likely_drafts(logits: Array, tree: Tree) -> Array:
+    """The target's own likeliest tokens, so that rounds accept some."""
+    order = np.asarray(jax.lax.top_k(logits, tree.width)[1])  # [B, N, W]
+    tokens = np.zeros(order.shape[:2], np.int32)
+    for n in range(1, tree.size):
+        tokens[:, n] = order[:, tree.parents[n], tree.ranks[n]]
+    return jnp.asarray(tokens)
+
+
+def _side_by_side(
+    one_round: Callable, state: Any, softmax: Callable, logits: Array, repeats: int
+) -> tuple[float, float]:
+    """Medians of a round and of a softmax, taken in turn."""
+    times = []
+    jax.block_until_ready(softmax(logits))
+    for _ in range(repeats):
+        began = time.perf_counter()
+        state = jax.block_until_ready(one_round(state))
+        between = time.perf_counter()
+        jax.block_until_ready(softmax(logits))
+        times.append((between - began, time.perf_counter() - between))
+    round_seconds, softmax_seconds = np.median(times, axis=0)
+    return float(round_seconds), float(softmax_seconds)
+
+
+def _verify_seconds(
+    config: TransformerConfig, tree: Tree, batch: int, repeats: int
+) -> float | None:
+    """Median of the model's pass over the trees of a guided batch; None on a CPU."""
+    if _on_cpu():
+        return None
+    model = Transformer(config)
+    target = make_target(model)
+    params = jax.jit(model.init)(jax.random.key(0))
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    prompt = jnp.zeros(batch, jnp.int32)
+    _, _, cache = target.prefill(params, prompt, config.sequence_length + tree.size)
+    cache = replace(cache, lengths=cache.lengths + config.sequence_length - 1)
+    tokens = jnp.zeros((2 * batch, tree.size), jnp.int32)
+    positions = cache.lengths[:, None] + jnp.asarray(tree.depths)
+    mask = tree_mask(cache, jnp.asarray(tree.ancestors))
+    forward = jax.jit(target.forward, donate_argnums=1)
+    times = []
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        _, _, cache = jax.block_until_ready(
+            forward(params, cache, tokens, positions, mask)
+        )
+        times.append(time.perf_counter() - began)
+    return float(np.median(times[1:]))
+
+
+def _on_cpu() -> bool:
+    return jax.devices()[0].platform == "cpu"
+
+
+def overhead_markdown(result: dict[str, Any]) -> str:
+    """The rows as a table."""
+    verify = result["verify_seconds"]
+    lines = [
+        "# Cost of a round beside target and drafter",
+        "",
+        f"`{result['command']}`",
+        "",
+        f"Device: {result['device']}, jax {result['versions']['jax']}. Batch "
+        f"{result['batch']}, vocabulary {result['vocab_size']}, caches of "
+        f"{result['model_of_the_cache']} in {result['cache_dtype']}, temperature 1, no "
+        f"filters. Medians of {result['repeats']} rounds, each in turn with a softmax "
+        "over the same logits (of one guidance stream).",
+        "",
+        "| rule | streams | nodes | round ms | softmax ms | rounds / softmax "
+        "| of a verify pass |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        share = f"{100 * row['round_seconds'] / verify:.1f} %" if verify else ""
+        lines.append(
+            f"| {row['rule']} | {row['streams']} | {row['nodes']} "
+            f"| {1e3 * row['round_seconds']:.2f} | {1e3 * row['softmax_seconds']:.2f} "
+            f"| {row['ratio']:.2f} | {share} |"
+        )
+    if verify:
+        lines += ["", f"A guided verify pass takes {1e3 * verify:.2f} ms."]
+    else:
+        lines += ["", "The last column is for accelerators; none was at hand."]
+    return "\n".join(lines) + "\n"

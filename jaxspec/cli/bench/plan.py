@@ -1,0 +1,83 @@
+"""`jaxspec bench plan`: which tree pays on this device."""
+
+import argparse
+
+from jaxspec.cli.bench.output import command_line
+from jaxspec.cli.options import add_checkpoint
+
+
+def add_parser(measurements) -> None:
+    """Registers the sub-command."""
+    parser = measurements.add_parser(
+        "plan",
+        help="which tree pays on this device",
+        description="Counts which ranks of the drafter are accepted, times rounds of "
+        "trees of several sizes, and names the tree with the best expected speed.",
+        epilog="Example: jaxspec bench plan --batch 8 --cfg-scale 3",
+    )
+    add_checkpoint(parser)
+    parser.add_argument(
+        "--batch",
+        type=int,
+        metavar="N",
+        help="pictures side by side (default: 1 on a CPU, 8 elsewhere)",
+    )
+    parser.add_argument(
+        "--cfg-scale",
+        type=float,
+        default=2.0,
+        metavar="S",
+        help="guidance scale (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--num",
+        type=int,
+        default=16,
+        metavar="N",
+        help="pictures that are drawn to count (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--nodes",
+        nargs="+",
+        type=int,
+        metavar="N",
+        help="sizes of trees to look at (default: 2 to 128)",
+    )
+    parser.add_argument("--out", metavar="FILE", help="write the numbers as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Runs the sub-command."""
+    from jaxspec.errors import ConfigError
+    from jaxspec.images import check_writable
+
+    if arguments.num < 1:
+        raise ConfigError(f"--num {arguments.num}: ask for at least one picture")
+    if arguments.out:
+        check_writable(arguments.out)
+
+    from jaxspec.bench.plan import NODES, plan_text, plan_tree
+    from jaxspec.bundle import load_bundle
+    from jaxspec.images import write_file
+    from jaxspec.pipeline import Settings, spread_classes
+    from jaxspec.report import json_bytes
+    from jaxspec.trees import default_batch
+
+    batch = default_batch() if arguments.batch is None else arguments.batch
+    bundle = load_bundle(arguments.checkpoint)
+    classes = spread_classes(len(bundle.class_names), arguments.num)
+    settings = Settings(classes, guidance=arguments.cfg_scale, batch=batch)
+    result = plan_tree(bundle, settings, nodes=arguments.nodes or NODES)
+    if arguments.out:
+        options = {
+            "checkpoint": [arguments.checkpoint] if arguments.checkpoint else [],
+            "batch": [batch],
+            "cfg-scale": [f"{arguments.cfg_scale:g}"],
+            "num": [arguments.num],
+            "nodes": arguments.nodes or [],
+            "out": [arguments.out],
+        }
+        result = {"command": command_line("plan", options), **result}
+        write_file(arguments.out, json_bytes(result))
+    print(plan_text(result))

@@ -1,0 +1,40 @@
+"""The pages in docs/ do what they say."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import jaxspec
+from tests.test_readme import blocks
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = (DOCS / "verification.md").read_text()
+
+
+def test_a_rule_runs_in_somebody_elses_loop_and_changes_no_token(capsys):
+    loop, module, proof = blocks("python", PAGE)
+    assert sum(bool(line.strip()) for line in loop.splitlines()) < 30
+    here = {}
+    exec(compile(loop, "verification.md", "exec"), here)
+    fast, _, calls = here["out"]
+    here["tree"] = jaxspec.Tree.root()
+    run = here["jax"].jit(here["run"], static_argnums=0)
+    target = lambda p, a, b: p[b] + p[a] / 4  # noqa: E731
+    plain, _, plain_calls = run(target, here["table"], jaxspec.row_keys(0, 4))
+    np.testing.assert_array_equal(fast[:, :40], plain[:, :40])
+    assert plain_calls == 38 and calls < 30
+
+    here["tree"] = jaxspec.named_tree("0,1,00,01,10")
+    exec(compile(module, "verification.md", "exec"), here)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(") ")[0] for line in lines] == ["(4, 40", "(4, 40"]
+    assert here["out"][2] < 38
+    exec(compile(proof, "verification.md", "exec"), here)
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda p: p.name)
+def test_files_that_pages_point_to_exist(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        assert target.startswith("http") or (DOCS / target).exists(), target

@@ -1,0 +1,80 @@
+"""What a generation says of its rule, in the table and in the JSON."""
+
+import json
+
+import numpy as np
+import pytest
+
+from jaxspec.bundle import load_bundle
+from jaxspec.pipeline import Run, Settings
+from jaxspec.report import generation_report, generation_table, json_bytes
+from jaxspec.rules import find_rule
+from jaxspec.spec.tree import Tree
+
+LOSSY = ["lantern:k=5,lam=2.0", "coupled-relaxed:k=5,budget=0.1", "grouped", "typical"]
+
+
+@pytest.fixture(scope="module")
+def bundle():
+    return load_bundle()
+
+
+def run(tokens, calls):
+    return Run(
+        tokens=np.array([tokens]),
+        calls=np.array([calls]),
+        accepted=np.array([[1, 1, 0]]),
+        hits=np.array([[[1], [0]]]),
+        proposed=np.array([4]),
+        rescored=0,
+        seconds=calls / 2,
+        compile_seconds=1.0,
+    )
+
+
+def report_of(bundle, words, *, same, tree=None):
+    settings = Settings(classes=(0,), rule=find_rule(words))
+    fast, plain = run([1, 2, 3 if same else 4, 5], 2), run([1, 2, 3, 5], 4)
+    return generation_report(bundle, settings, tree or Tree.chain(2), fast, plain)
+
+
+@pytest.mark.parametrize("same", [True, False])
+@pytest.mark.parametrize("words", LOSSY)
+def test_lossy_rules_are_called_so(bundle, words, same):
+    report = report_of(bundle, words, same=same)
+    read = json.loads(json_bytes(report))
+    assert read == report
+    assert read["rule"] == words
+    assert read["lossless"] is False and read["promises_identity"] is False
+    table = generation_table(read)
+    assert f"rule {words} (LOSSY)" in table and "(lossless)" not in table
+    # A lossy rule is told also where these pictures happen to be the same.
+    assert ("NO, 1 tokens differ (the rule is LOSSY)" in table) == (not same)
+
+
+def test_lossless_rules_are_not_called_lossy(bundle):
+    coupled = report_of(bundle, "coupled", same=True)
+    assert coupled["lossless"] is True and coupled["promises_identity"] is True
+    rejection = report_of(bundle, "rejection", same=False)
+    assert rejection["lossless"] is True and rejection["promises_identity"] is False
+    for report in (coupled, rejection):
+        table = generation_table(report)
+        assert f"rule {report['rule']} (lossless)" in table and "LOSSY" not in table
+    assert "this rule keeps the distribution, not the tokens" in table
+
+
+def test_numbers_are_of_the_two_runs(bundle):
+    report = report_of(bundle, "coupled", same=False)
+    assert report["tokens"] == 4 and report["tokens_per_call"] == 2
+    assert report["target_calls"] == 2 and report["baseline_target_calls"] == 4
+    assert report["speedup"] == 2 and report["different_tokens"] == 1
+    assert report["identical_to_autoregressive"] is False
+    table = generation_table(report)
+    assert "speedup     2.00x" in table and "NO, 1 tokens differ" in table
+
+
+def test_plain_decoding_says_nothing_of_rules(bundle):
+    report = report_of(bundle, "coupled", same=True, tree=Tree.root())
+    assert report["drafter"] == "none"
+    table = generation_table(report)
+    assert "rule" not in table and "speculative" not in table and "plain" in table
