@@ -84,7 +84,8 @@ class Draft:
         below it.
       log_q: float32 [B, I, V], the drafter's processed log-probabilities after each
         node that may have children (`Tree.internal`; all `N` of a grown tree).
-      parents: int32 [B, N] of a tree grown this round; None for a static one.
+      parents: int32 [B, N] of a tree grown this round; None for a static one. A node
+        has at most `tree.width` valid children; rules that draw ignore what is more.
       confidence: float32 [B, N], predicted chance that a node is accepted once its
         parent is.
       extra: rows that ride along.

@@ -51,14 +51,18 @@ class Topology:
         return jnp.where(self.children >= 0, found, default)
 
     def of_nodes(self, x: Array) -> Array:
-        """`[B, I, W]` of children as seen from their parents, at each node `[B, N]`."""
+        """`[B, I, W]` of children as seen from their parents, at each node `[B, N]`.
+
+        0 at nodes beyond the `W` children that a node may have.
+        """
         width = self.children.shape[2]
         if not self.children.shape[1]:
             return jnp.zeros((x.shape[0], self.parents.shape[1]), x.dtype)
         place = pick(self.slots, self.parents) * width + jnp.minimum(
             self.ranks, width - 1
         )
-        return pick(x.reshape(x.shape[0], -1), place)
+        found = pick(x.reshape(x.shape[0], -1), place)
+        return jnp.where(self.ranks < width, found, 0)
 
     def along(self, step: Array) -> Array:
         """Products `[B, N]` of `step [B, N]` over each node and those above it."""

@@ -1,11 +1,15 @@
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxspec.errors import ConfigError
+from jaxspec.spec.draft import Draft
+from jaxspec.spec.envelopes import Beam
 from jaxspec.spec.named_trees import NAMES, named_tree
 from jaxspec.spec.tree import Tree
+from jaxspec.spec.verify import Coupled
 
 
 @st.composite
@@ -99,3 +103,14 @@ def test_optimal_tree_beats_every_tree_of_its_size():
 def test_impossible_trees_say_what_is_wrong(make, words):
     with pytest.raises(ConfigError, match=words):
         make()
+
+
+def test_more_children_than_the_width_allows_are_left_out_of_the_law():
+    draft = Draft(
+        jnp.array([[0, 0, 1, 2]]),
+        jnp.ones((1, 4), bool),
+        parents=jnp.zeros((1, 4), jnp.int32),
+    )
+    p = jnp.log(jnp.tile(jnp.array([0.5, 0.3, 0.2]), (1, 4, 1)))
+    stop = Coupled().law(p, draft, Beam(4, 2, branch=2)).stop
+    np.testing.assert_allclose(stop, [[0.2, 0.5, 0.3, 0.0]], atol=1e-6)

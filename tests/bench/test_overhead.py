@@ -1,0 +1,16 @@
+"""What a round costs beside the models; the figures are in docs/reports."""
+
+from jaxspec.bench.overhead import measure_overhead, overhead_markdown
+
+
+def test_rounds_without_models_are_timed_beside_a_softmax():
+    result = measure_overhead(
+        batch=1, nodes=4, vocab_size=256, repeats=2, rules=("coupled",)
+    )
+    assert [row["streams"] for row in result["rows"]] == [2, 1]
+    for row in result["rows"]:
+        assert row["nodes"] == 4
+        assert row["ratio"] == row["round_seconds"] / row["softmax_seconds"] > 0
+    text = overhead_markdown({"command": "jaxspec bench overhead", **result})
+    assert text.count("| coupled |") == 2
+    assert "none was at hand" in text  # the tests run on a CPU

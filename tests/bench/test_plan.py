@@ -1,0 +1,77 @@
+"""The planner: acceptance on one side, cost on the other."""
+
+import numpy as np
+import pytest
+
+from jaxspec.bench import plan
+from jaxspec.bundle import load_bundle
+from jaxspec.cli import main
+from jaxspec.pipeline import Run, Settings
+from jaxspec.spec.named_trees import named_tree
+from jaxspec.spec.tree import Tree
+
+
+def test_acceptance_is_counted_along_the_spine():
+    tree = plan.spine(3, 2)
+    assert tree == named_tree("0,1,00,01,000,001")
+    hits = np.array([[600, 200], [300, 60], [30, 3]])
+    table = plan.rank_acceptance(hits, 1000)
+    np.testing.assert_allclose(table, [[0.6, 0.2], [0.5, 0.1], [0.1, 0.01]])
+    few = plan.rank_acceptance(hits // 10, 100)  # the third depth was reached 30 times
+    np.testing.assert_allclose(few, [[0.6, 0.2]])
+
+
+def test_expected_tokens_are_one_and_the_chance_of_every_node():
+    acceptance = [[0.5, 0.25], [0.4]]
+    tree = named_tree("0,1,00,10,000")
+    wanted = 1 + 0.5 + 0.25 + 0.5 * 0.4 + 0.25 * 0.4 + 0.5 * 0.4 * 0.4
+    assert tree.expected_tokens(acceptance) == pytest.approx(wanted)
+    best = Tree.optimal(acceptance, 6, 3)
+    assert best.expected_tokens(acceptance) >= wanted
+
+
+def planned(monkeypatch, cost):
+    """A plan for the embedded bundle whose measurements are made up."""
+    classes = (0,) * 16
+    hits = np.tile([[60, 15], [50, 10]], (16, 1, 1))
+    seen = Run(
+        tokens=np.zeros((16, 256), int),
+        calls=np.full(16, 101),
+        accepted=np.zeros((16, 3), int),
+        hits=hits,
+        proposed=np.zeros(16, int),
+        rescored=0,
+        seconds=1.0,
+        compile_seconds=1.0,
+    )
+    monkeypatch.setattr(plan, "draw", lambda *_: seen)
+    monkeypatch.setattr(plan, "round_seconds", lambda b, s, tree, r: cost(tree.size))
+    return plan.plan_tree(load_bundle(), Settings(classes), nodes=(2, 4, 8))
+
+
+def test_the_best_tree_weighs_tokens_against_cost(monkeypatch):
+    idle = planned(monkeypatch, lambda nodes: 1.0)  # nodes cost nothing: the largest
+    assert idle["best"]["nodes"] == 8
+    assert idle["acceptance"][0] == [0.6, 0.15]
+    tree = named_tree(idle["best"]["paths"])
+    assert tree.size == 8
+    speedup = tree.expected_tokens(idle["acceptance"])
+    assert idle["best"]["expected_speedup"] == pytest.approx(speedup)
+
+    dear = planned(monkeypatch, lambda nodes: 1 + 0.5 * (nodes - 1))
+    assert dear["best"]["nodes"] == 2
+    assert f"--tree {dear['best']['paths']}" in plan.plan_text(dear)
+
+    busy = planned(monkeypatch, lambda nodes: float(nodes))
+    assert busy["best"] is None
+    assert "decode plainly" in plan.plan_text(busy)
+
+
+def test_plan_is_also_an_option(monkeypatch, capsys):
+    result = planned(monkeypatch, lambda nodes: 1.0)
+    monkeypatch.setattr(plan, "plan_tree", lambda *_, **__: result)
+    assert main(["bench", "--plan"]) == 0
+    assert "best: 8 nodes" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["bench"])
+    assert "say what: generate, plan" in capsys.readouterr().err
