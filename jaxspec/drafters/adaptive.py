@@ -15,6 +15,7 @@ from jaxspec.spec.draft import Draft, Drafter, Observation, Round, extra_rows
 from jaxspec.spec.envelopes import Envelope
 from jaxspec.spec.topology import pick
 from jaxspec.spec.tree import Tree
+from jaxspec.spec.verify.law import all_above
 from jaxspec.typing import Array, Bool, Float, Int, Params
 
 
@@ -100,6 +101,10 @@ class EntropyCutoff(_Stateless):
 
     most: float
 
+    def __post_init__(self):
+        if not self.most >= 0:
+            raise ConfigError(f"most={self.most} nats: an entropy is at least 0")
+
     @property
     def past_only(self) -> bool:
         """Always."""
@@ -113,7 +118,7 @@ class EntropyCutoff(_Stateless):
         q = jnp.exp(draft.log_q)
         entropy = -jnp.sum(jnp.where(q > 0, q * draft.log_q, 0.0), axis=-1)  # [B, I]
         before = pick(entropy, pick(shape.slots, shape.parents))
-        return before <= self.most, state
+        return all_above(shape, before <= self.most), state
 
 
 @dataclass(frozen=True)
@@ -142,6 +147,10 @@ class ConfidenceCutoff(_Stateless):
     def __post_init__(self):
         if not 0 <= self.least <= 1:
             raise ConfigError(f"least={self.least} is not a probability")
+        if self.source not in ("q", "head"):
+            raise ConfigError(f"source={self.source!r} is neither 'q' nor 'head'")
+        if self.least_length < 0:
+            raise ConfigError(f"least_length={self.least_length} is not a depth")
 
     @property
     def past_only(self) -> bool:
@@ -176,7 +185,7 @@ class LengthState:
       length: int32 [B], drafted tokens this round.
       generated: float32 [B], moving average of drafted lengths.
       accepted: float32 [B], of accepted lengths.
-      drafted: int32 [B], length of the last draft up to an end token.
+      drafted: int32 [B], length of the last draft, up to an end token.
     """
 
     length: Int[Array, "B"]
@@ -210,6 +219,8 @@ class LengthController:
     def __post_init__(self):
         if not 1 <= self.least <= self.most or not 0 <= self.decay < 1:
             raise ConfigError(f"{self}: needs 1 <= least <= most and decay in [0, 1)")
+        if self.step < 0 or (self.end_token is not None and self.end_token < 0):
+            raise ConfigError(f"{self}: step and end_token must not be negative")
 
     @property
     def past_only(self) -> bool:
@@ -218,25 +229,27 @@ class LengthController:
 
     def init(self, rows: int) -> LengthState:
         """The longest draft, and averages of 0."""
-        most = jnp.full(rows, self.most, jnp.int32)
-        zero = jnp.zeros(rows)
-        return LengthState(most, zero, zero, most)
+        return LengthState(  # no buffer twice: the state may be donated
+            jnp.full(rows, self.most, jnp.int32),
+            jnp.zeros(rows),
+            jnp.zeros(rows),
+            jnp.zeros(rows, jnp.int32),
+        )
 
     def keep(
         self, state: LengthState, draft: Draft, this: Round
     ) -> tuple[Bool[Array, "B N"], LengthState]:
         """See `Policy.keep`."""
         shape = draft.topology(this.tree)
-        depth = this.tree.depth
-        drafted = jnp.minimum(state.length, depth)
+        kept = shape.depths <= state.length[:, None]
+        alive = all_above(shape, draft.valid & kept)
+        drafted = jnp.max(jnp.where(alive, shape.depths, 0), axis=1)
         if self.end_token is not None:
-            best = shape.along(jnp.where(shape.ranks == 0, 1, 0)) > 0  # first choices
-            end = best & draft.valid & (draft.tokens == self.end_token)
-            end = end & (shape.depths > 0)
-            first = jnp.min(jnp.where(end, shape.depths, depth + 1), axis=1)
-            drafted = jnp.minimum(drafted, first - 1)
-        state = LengthState(state.length, state.generated, state.accepted, drafted)
-        return shape.depths <= state.length[:, None], state
+            best = all_above(shape, draft.valid & (shape.ranks == 0))  # first choices
+            end = best & (draft.tokens == self.end_token) & (shape.depths > 0)
+            before = jnp.where(end, shape.depths - 1, this.tree.depth)
+            drafted = jnp.minimum(drafted, jnp.min(before, axis=1))
+        return kept, LengthState(state.length, state.generated, state.accepted, drafted)
 
     def observe(self, state: LengthState, seen: Observation) -> LengthState:
         """See `Policy.observe`."""

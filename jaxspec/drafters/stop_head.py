@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxspec.errors import ConfigError
 from jaxspec.nn.layers import linear
 from jaxspec.typing import Array, Bool, Float, Params
 
@@ -16,13 +17,13 @@ class _Network(nn.Module):
 
     @nn.compact
     def __call__(self, h):
-        """Two logits: accepted, rejected."""
+        """Two logits: rejected, accepted."""
         width = h.shape[-1]
         names = ["block" if self.shared else f"block_{i}" for i in range(self.layers)]
         blocks = {name: nn.Dense(width, name=name) for name in dict.fromkeys(names)}
         for name in names:
             h = h + nn.silu(blocks[name](h))
-        return linear(2, "head")(h)
+        return linear(2, "head", bias=True)(h)
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,10 @@ class StopHead:
     layers: int = 3
     shared: bool = True
 
+    def __post_init__(self):
+        if self.width < 1 or self.layers < 0:
+            raise ConfigError(f"{self}: needs a positive width, and layers >= 0")
+
     def init_params(self, key: Array) -> Params:
         """Random float32 parameters; consumes `key`."""
         return self._network.init(key, jnp.zeros((1, self.width)))["params"]
@@ -51,7 +56,7 @@ class StopHead:
     ) -> Float[Array, "..."]:
         """Predicted chance of acceptance, float32."""
         logits = self._network.apply({"params": params}, hidden)
-        return jax.nn.softmax(jnp.asarray(logits, jnp.float32), axis=-1)[..., 0]
+        return jax.nn.softmax(jnp.asarray(logits, jnp.float32), axis=-1)[..., 1]
 
     def loss(
         self,
@@ -63,18 +68,23 @@ class StopHead:
     ) -> Float[Array, ""]:
         """Cross-entropy to the true acceptance `min(1, p / q)`, rejections weigh more.
 
+        So the best confidence where a share `a` is accepted is not `a` but the lower
+        `a / (a + reject_weight * (1 - a))`.
+
         Args:
           params: of the head.
           hidden: the drafter's states.
           accept: acceptance probability of each drafted token.
-          use: positions that count; the paper leaves out those where the target's own
-            token was put in.
+          use: positions that count, all by default; `accept` may be anything at
+            others. The paper leaves out those where the target's own token was put in.
           reject_weight: 6 in the paper.
         """
+        if use is not None:  # NaN times 0 would reach the gradient
+            accept = jnp.where(use, accept, 0.0)
         logits = self._network.apply({"params": params}, hidden)
         log_chance = jax.nn.log_softmax(jnp.asarray(logits, jnp.float32), axis=-1)
-        rejected = reject_weight * (1.0 - accept) * log_chance[..., 1]
-        losses = -(accept * log_chance[..., 0] + rejected)
+        rejected = reject_weight * (1.0 - accept) * log_chance[..., 0]
+        losses = -(accept * log_chance[..., 1] + rejected)
         if use is None:
             return jnp.mean(losses)
         return jnp.sum(jnp.where(use, losses, 0.0)) / jnp.maximum(jnp.sum(use), 1)
