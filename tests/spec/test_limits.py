@@ -141,8 +141,10 @@ def test_a_buffer_that_is_filled_exactly_loses_nothing():
     prompt = jnp.zeros(rows, jnp.int32)
     known = runner(1)(PARAMS, None, prompt, sampling, keys)
     for length in (1, 2, 8, 9):
-        plain = generate(Engine(target, length), PARAMS, None, prompt, sampling, keys)
-        engine = Engine(target, length, NoisyOracle(VOCAB), Tree.chain(7))
+        engine = Engine(
+            target, length, NoisyOracle(VOCAB), Tree.chain(7), order=("temperature",)
+        )
         oracle = {"tokens": known.tokens, "spoil": 0.0}
-        fast = generate(engine, PARAMS, oracle, prompt, sampling, keys)
-        np.testing.assert_array_equal(fast.tokens, plain.tokens)
+        run = jax.jit(partial(generate, engine))
+        fast = run(PARAMS, oracle, prompt, sampling, keys)
+        np.testing.assert_array_equal(fast.tokens, known.tokens[:, :length])

@@ -50,7 +50,10 @@ def relaxed_set(
     ids, distances = table.ids[tokens, :k], table.distances[tokens, :k]
     codes = jnp.isfinite(distances)
     masses = jnp.where(codes, p_of(ids), 0.0)
-    most = budget or 0.0 if lam is None else (lam - 1.0) * p_of(tokens[..., None])
+    if lam is None:
+        most = 0.0 if budget is None else budget
+    else:
+        most = (lam - 1.0) * p_of(tokens[..., None])
     return ids, distances, masses, codes & (jnp.cumsum(masses, axis=-1) <= most)
 
 
