@@ -52,7 +52,7 @@ RULES = (
 class GivenDrafts:
     """Proposes what its parameters hold: `tokens` [B, N] and `log_q` [B, I, V]."""
 
-    def init(self, params, features, lengths, extra, tree, rows):
+    def init(self, params, start):
         """Remembers nothing."""
         return ()
 

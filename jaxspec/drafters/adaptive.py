@@ -11,10 +11,15 @@ import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
 from jaxspec.errors import ConfigError
-from jaxspec.spec.draft import Draft, Drafter, Observation, Round, extra_rows
-from jaxspec.spec.envelopes import Envelope
+from jaxspec.spec.draft import (
+    Draft,
+    Drafter,
+    Observation,
+    Round,
+    Start,
+    extra_rows,
+)
 from jaxspec.spec.topology import pick
-from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify.law import all_above
 from jaxspec.typing import Array, Bool, Float, Int, Params
 
@@ -56,18 +61,9 @@ class Adaptive:
         """Those of the drafter."""
         return extra_rows(self.drafter)
 
-    def init(
-        self,
-        params: Params,
-        features: Float[Array, "R P E"],
-        lengths: Int[Array, "R"],
-        extra: int,
-        tree: Tree | Envelope,
-        rows: int,
-    ) -> Any:
+    def init(self, params: Params, start: Start) -> Any:
         """See `spec.draft.Drafter`."""
-        own = self.drafter.init(params, features, lengths, extra, tree, rows)
-        return own, self.policy.init(rows)
+        return self.drafter.init(params, start), self.policy.init(start.rows)
 
     def propose(self, params: Params, state: Any, this: Round) -> tuple[Draft, Any]:
         """See `spec.draft.Drafter`."""

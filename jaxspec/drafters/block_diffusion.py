@@ -11,7 +11,7 @@ from jaxspec.drafters.grow import at_depth, grow
 from jaxspec.errors import ConfigError
 from jaxspec.nn.rope import grid_table, sequence_angles
 from jaxspec.spec.cache import KVCache, init_cache, write
-from jaxspec.spec.draft import Draft, Observation, Round
+from jaxspec.spec.draft import Draft, Observation, Round, Start
 from jaxspec.spec.envelopes import Envelope
 from jaxspec.spec.sampling import guide
 from jaxspec.spec.tree import Tree
@@ -113,30 +113,22 @@ class BlockDiffusion:
                 f"only {self.target.vocab_size} tokens"
             )
 
-    def init(
-        self,
-        params: Params,
-        features: Float[Array, "R P E"],
-        lengths: Int[Array, "R"],
-        extra: int,
-        tree: Tree | Envelope,
-        rows: int,
-    ) -> BlockState:
+    def init(self, params: Params, start: Start) -> BlockState:
         """See `spec.draft.Drafter`.
 
         Raises:
           ConfigError: see `check_tree`.
         """
-        self.check_tree(tree)
-        c = self.config
+        self.check_tree(start.tree)
+        c, features, depth = self.config, start.features, start.tree.depth
         streams, length, width = features.shape
         # The path and the block are written behind the last committed position.
-        capacity = length + extra + max(c.block_size, tree.depth + 1)
+        capacity = length + start.extra + max(c.block_size, depth + 1)
         cache = init_cache(
             c.layers, streams, c.num_kv_heads, capacity, c.head_size, features.dtype
         )
-        cache = self._commit(params, cache, features, lengths)
-        pending = jnp.zeros((streams, tree.depth + 1, width), features.dtype)
+        cache = self._commit(params, cache, features, start.lengths)
+        pending = jnp.zeros((streams, depth + 1, width), features.dtype)
         return BlockState(cache, pending, jnp.zeros(streams, jnp.int32))
 
     def propose(
@@ -149,14 +141,15 @@ class BlockDiffusion:
         index = this.index[:, None] + jnp.arange(depth)
         base = guide(base, this.sampling, index)  # [B, depth, V]
 
-        def scores(depth, tokens):
+        def step(depth, tokens, own, shared):
             logits = at_depth(base, depth)
             if self.config.markov_rank:
                 # The bias is the same in both streams, so it passes through guidance.
                 logits = logits + self.network(params["own"]).markov(tokens)
-            return jnp.broadcast_to(logits, (*tokens.shape, logits.shape[-1]))
+            logits = jnp.broadcast_to(logits, (*tokens.shape, logits.shape[-1]))
+            return logits, own, shared
 
-        draft = grow(this, scores)
+        draft, _ = grow(this, step)
         return draft, replace(state, cache=cache, counts=jnp.zeros_like(state.counts))
 
     def observe(

@@ -11,7 +11,7 @@ from jaxspec.spec.envelopes import Envelope
 from jaxspec.spec.sampling import LLAMAGEN_ORDER, Sampling, Step
 from jaxspec.spec.topology import Topology, grown_topology, pick, static_topology
 from jaxspec.spec.tree import Tree
-from jaxspec.typing import Array, Bool, Float, Int, Params, RowKeys
+from jaxspec.typing import Array, Bool, Float, Int, Params, PyTree, RowKeys
 
 # How a node's children are chosen from the drafter's distribution q:
 #   coupled              the best of log q + the noise that the target will use
@@ -26,11 +26,35 @@ Selection = Literal[
 
 @register_dataclass
 @dataclass(frozen=True)
+class Start:
+    """What a drafter may know before the first round.
+
+    Attributes:
+      prompt: what the target was given, `B` rows.
+      features: [R, P, E], the target's, of `P` positions; those beyond a row's length
+        mean nothing.
+      lengths: int32 [R], of the prompts, both streams.
+      tree: what drafts will look like; static.
+      rows: `B`; static.
+      extra: at most so many positions will follow; static.
+    """
+
+    prompt: PyTree
+    features: Float[Array, "R P E"]
+    lengths: Int[Array, "R"]
+    tree: Tree | Envelope = field(metadata={"static": True})
+    rows: int = field(metadata={"static": True})
+    extra: int = field(metadata={"static": True})
+
+
+@register_dataclass
+@dataclass(frozen=True)
 class Round:
     """What a drafter may know before it proposes.
 
     Attributes:
       root: int32 [B], the newest committed token; the target has not read it yet.
+      tokens: int32 [B, T], generated tokens; garbage from `index` on.
       position: int32 [B], the root's absolute position.
       index: int32 [B], which generated token comes next (0 is the first).
       noise: float32 [B, A, V], Gumbel noise of the positions after the root; zero in
@@ -44,6 +68,7 @@ class Round:
     """
 
     root: Int[Array, "B"]
+    tokens: Int[Array, "B T"]
     position: Int[Array, "B"]
     index: Int[Array, "B"]
     noise: Float[Array, "B A V"]
@@ -57,7 +82,7 @@ class Round:
 @register_dataclass
 @dataclass(frozen=True)
 class ExtraRows:
-    """Rows that ride along in the verify pass; their hidden states go to the drafter.
+    """Rows that ride along in the verify pass; what they yield goes to the drafter.
 
     They see the committed past, and what `mask` allows of the tree and of each other.
     Nothing sees them but themselves, and their keys and values are never committed.
@@ -143,8 +168,12 @@ class Observation:
       path: int32 [B, A], accepted nodes, root first.
       accepted: int32 [B], drafted tokens that were accepted.
       features: [R, N, E], the target's features of all nodes, both streams.
-      log_p: float32 [B, N, V], the target's processed scores after all nodes.
+      logits: float32 [B, N, V], the target's after all nodes; guidance merged, not
+        processed, as `grow` takes them.
+      draft: what was proposed.
+      tree: the round's; static.
       extra: [R, X, E], features of the extra rows, None without.
+      extra_logits: float32 [B, X, V], the target's after the extra rows, likewise.
     """
 
     tokens: Int[Array, "B A"]
@@ -152,8 +181,11 @@ class Observation:
     path: Int[Array, "B A"]
     accepted: Int[Array, "B"]
     features: Float[Array, "R N E"]
-    log_p: Float[Array, "B N V"]
-    extra: Float[Array, "R X E"] | None
+    logits: Float[Array, "B N V"]
+    draft: Draft
+    tree: Tree | Envelope = field(metadata={"static": True})
+    extra: Float[Array, "R X E"] | None = None
+    extra_logits: Float[Array, "B X V"] | None = None
 
     def on_path(self, x: Array) -> Array:
         """`[B or R, N, ...]` at the accepted nodes, `[B or R, A, ...]`."""
@@ -170,26 +202,8 @@ class Drafter(Protocol):
     One that sends `ExtraRows` has an attribute `extra_rows`, their static number `X`.
     """
 
-    def init(
-        self,
-        params: Params,
-        features: Float[Array, "R P E"],
-        lengths: Int[Array, "R"],
-        extra: int,
-        tree: Tree | Envelope,
-        rows: int,
-    ) -> Any:
-        """State after prompts; at most `extra` positions more will follow.
-
-        Args:
-          params: the drafter's.
-          features: the target's, of `P` positions; those beyond a row's length mean
-            nothing.
-          lengths: of the prompts, both streams.
-          extra: see above.
-          tree: what drafts will look like.
-          rows: `B`.
-        """
+    def init(self, params: Params, start: Start) -> Any:
+        """State after prompts."""
         ...
 
     def propose(self, params: Params, state: Any, this: Round) -> tuple[Draft, Any]:

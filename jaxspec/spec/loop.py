@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxspec.errors import ConfigError
 from jaxspec.spec.cache import compact, tree_mask
-from jaxspec.spec.draft import Draft, Observation, Round, extra_rows
+from jaxspec.spec.draft import Draft, Observation, Round, Start, extra_rows
 from jaxspec.spec.noise import draw_noise, position_noise, private_keys
 from jaxspec.spec.sampling import Sampling, guide, process_with_doubt
 from jaxspec.spec.settle import doubted_margin, near_tie, settle
@@ -91,9 +91,8 @@ def init_state(
     first = settle(engine, params, prompt, sampling, noise, tokens, index, first, near)
     drafter = None
     if engine.drafter is not None:
-        drafter = engine.drafter.init(
-            drafter_params, features, cache.lengths, extra, engine.tree, rows
-        )
+        start_of = Start(prompt, features, cache.lengths, engine.tree, rows, extra)
+        drafter = engine.drafter.init(drafter_params, start_of)
     identity = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (rows, length))
     depth, width = max(engine.tree.depth, 1), engine.tree.width
     return SpecState(
@@ -144,6 +143,7 @@ def spec_step(
 
     this = Round(
         root=newest,
+        tokens=state.tokens,
         position=position,
         index=state.length,
         noise=noise.coupled,
@@ -162,9 +162,15 @@ def spec_step(
         )
     shape = draft.topology(tree)
 
-    logits, features, extra, cache = _read(engine, params, state, draft, shape)
+    logits, features, cache = _read(engine, params, state, draft, shape)
     index = state.length[:, None] + shape.depths
-    merged = guide(logits, sampling, index)
+    merged = guide(logits[:, : tree.size], sampling, index)
+    extra = extra_logits = None
+    if draft.extra is not None:
+        extra = features[:, tree.size :]
+        index = draft.extra.positions - state.start[:, None] + 1
+        extra_logits = guide(logits[:, tree.size :], sampling, index)
+    features = features[:, : tree.size]
     scores, doubtful = process_with_doubt(
         merged, sampling, engine.order, engine.tie_margin
     )
@@ -217,8 +223,11 @@ def spec_step(
             path=verdict.path,
             accepted=accepted,
             features=features,
-            log_p=scores,
+            logits=merged,
+            draft=draft,
+            tree=tree,
             extra=extra,
+            extra_logits=extra_logits,
         )
         drafter_state = engine.drafter.observe(drafter_params, drafter_state, seen)
     length = state.length + count
@@ -264,15 +273,13 @@ def _read(engine: Engine, params: Params, state: SpecState, draft: Draft, shape)
         window = jnp.concatenate([nodes, riders.mask | own], axis=1)
     if window.ndim == 3:
         window = _streams(engine, window)
-    logits, features, cache = engine.target.forward(
+    return engine.target.forward(
         params,
         cache,
         _streams(engine, tokens),
         _streams(engine, positions),
         tree_mask(cache, window),
     )
-    extra = None if riders is None else features[:, size:]
-    return logits[:, :size], features[:, :size], extra, cache
 
 
 def _count(stats, draft, shape: Topology, path, accepted, tied, live) -> Stats:

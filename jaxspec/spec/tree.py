@@ -168,6 +168,14 @@ class Tree:
         return paths
 
     @cached_property
+    def rank_paths(self) -> tuple[tuple[int, ...], ...]:
+        """Ranks that lead from the root to each node; `()` for the root itself."""
+        found: list[tuple[int, ...]] = [()]
+        for parent, rank in zip(self.parents[1:], self.ranks[1:], strict=True):
+            found.append((*found[parent], rank))
+        return tuple(found)
+
+    @cached_property
     def levels(self) -> tuple[np.ndarray, ...]:
         """Nodes of each depth, root first."""
         return tuple(np.flatnonzero(self.depths == d) for d in range(self.depth + 1))

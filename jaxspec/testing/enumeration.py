@@ -22,6 +22,7 @@ from jaxspec.spec.envelopes import Envelope
 from jaxspec.spec.noise import row_keys
 from jaxspec.spec.sampling import make_sampling
 from jaxspec.spec.tree import Tree
+from jaxspec.testing.table_drafter import table_step
 
 TOLERANCE = 1e-6
 _MOST_DRAFTS = 300_000
@@ -189,6 +190,7 @@ def sampled_drafts(
     vocab_size = steps.shape[-1]
     this = Round(
         root=zeros,
+        tokens=zeros[:, None],
         position=zeros,
         index=zeros,
         noise=jnp.zeros((rows, tree.depth + 1, vocab_size)),
@@ -198,12 +200,7 @@ def sampled_drafts(
         selection=selection,
     )
 
-    def scores(depth, tokens):
-        at = jnp.minimum(depth, len(steps) - 1)
-        at = at[:, None] if jnp.ndim(at) else at
-        return log_steps[at, tokens]
-
-    draft = jax.jit(lambda this: grow(this, scores))(this)
+    draft = jax.jit(lambda this: grow(this, table_step(log_steps))[0])(this)
     return Drafts(draft, np.full(rows, 1 / rows), tree, False)
 
 

@@ -7,11 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec.spec.cache import init_cache, write
-from jaxspec.spec.draft import Draft, Observation, Round
-from jaxspec.spec.envelopes import Envelope
+from jaxspec.spec.draft import Draft, Observation, Round, Start
 from jaxspec.spec.target import Prefill, Target
 from jaxspec.spec.tree import Tree
-from jaxspec.typing import Array, Params
+from jaxspec.typing import Params
 
 WIDTH = 8
 
@@ -100,15 +99,7 @@ class NoisyOracle:
     vocab_size: int
     seed: int = 0
 
-    def init(
-        self,
-        params: Params,
-        features: Array,
-        lengths: Array,
-        extra: int,
-        tree: Tree | Envelope,
-        rows: int,
-    ) -> Any:
+    def init(self, params: Params, start: Start) -> Any:
         """Counts the rounds, so that each draft is different."""
         return jnp.zeros((), jnp.int32)
 

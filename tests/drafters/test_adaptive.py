@@ -18,7 +18,7 @@ from jaxspec.drafters.adaptive import (
 )
 from jaxspec.drafters.stop_head import StopHead
 from jaxspec.errors import ConfigError
-from jaxspec.spec.draft import Draft, Observation, Round
+from jaxspec.spec.draft import Draft, Observation, Round, Start
 from jaxspec.spec.envelopes import Beam, BestFirst, StochasticBeam
 from jaxspec.spec.loop import generate
 from jaxspec.spec.named_trees import named_tree
@@ -48,7 +48,7 @@ CHAIN, BUSHY = Tree.chain(3), named_tree("0,1,00,01,000")
 class Given:
     """Drafts what its parameters are."""
 
-    def init(self, params, features, lengths, extra, tree, rows):
+    def init(self, params, start):
         return ()
 
     def propose(self, params, state, this):
@@ -62,6 +62,7 @@ def a_round(rows, tree, selection="coupled"):
     zeros = jnp.zeros(rows, jnp.int32)
     return Round(
         root=zeros,
+        tokens=zeros[:, None],
         position=zeros,
         index=zeros,
         noise=jnp.zeros((rows, tree.depth + 1, VOCAB)),
@@ -82,7 +83,7 @@ def nested(drafter, *policies):
 @partial(jax.jit, static_argnums=(1, 2))
 def _cut(draft, tree, policies):
     drafter, rows = nested(Given(), *policies), draft.tokens.shape[0]
-    state = drafter.init(draft, None, None, 0, tree, rows)
+    state = drafter.init(draft, Start(None, None, None, tree, rows, 0))
     return drafter.propose(draft, state, a_round(rows, tree))[0]
 
 
@@ -342,7 +343,7 @@ def test_the_length_controller_follows_its_paper(controller):
         none = jnp.zeros(0)
         counts = jnp.where(live[:, t], accepted + 1, 0)
         state = observe(
-            state, Observation(none, counts, none, accepted, none, none, None)
+            state, Observation(none, counts, none, accepted, none, none, None, None)
         )
         got.append(state.length)
     got = np.stack(got, axis=1)
@@ -527,15 +528,15 @@ def test_the_loop_sees_the_bias_that_it_otherwise_refuses():
 
 def test_the_state_of_policies_can_be_donated_from_the_start():
     drafter = nested(Given(), *(policy for line in IN_LOOP for policy in line))
-    state = drafter.init(None, None, None, 0, CHAIN, ROWS)
+    state = drafter.init(None, Start(None, None, None, CHAIN, ROWS, 0))
     jax.jit(lambda state: state, donate_argnums=0)(state)
 
 
 def test_the_drafter_inside_still_sees_everything():
     @dataclass(frozen=True)
     class Counting(TableDrafter):
-        def init(self, params, features, lengths, extra, tree, rows):
-            return jnp.zeros(rows, jnp.int32)
+        def init(self, params, start):
+            return jnp.zeros(start.rows, jnp.int32)
 
         def observe(self, params, state, seen):
             return state + seen.counts
@@ -545,9 +546,9 @@ def test_the_drafter_inside_still_sees_everything():
         extra_rows: int = 3
 
     drafter = nested(Counting(), LengthController(1, 2, 1), EntropyCutoff(1.0))
-    state = drafter.init(None, None, None, 0, CHAIN, 2)
+    state = drafter.init(None, Start(None, None, None, CHAIN, 2, 0))
     none, counts = jnp.zeros(0), jnp.array([3, 0])
-    seen = Observation(none, counts, none, jnp.array([2, 0]), none, none, None)
+    seen = Observation(none, counts, none, jnp.array([2, 0]), none, none, None, None)
     (counted, lengths), _ = drafter.observe(None, state, seen)
     np.testing.assert_array_equal(counted, counts)
     np.testing.assert_array_equal(lengths.accepted, [1, 0])

@@ -12,13 +12,14 @@ from jaxspec.drafters.grow import grow
 from jaxspec.errors import ConfigError
 from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
-from jaxspec.spec.draft import Observation, Round
+from jaxspec.spec.draft import Observation, Round, Start
 from jaxspec.spec.loop import generate
 from jaxspec.spec.named_trees import named_tree
 from jaxspec.spec.noise import position_noise, row_keys
 from jaxspec.spec.sampling import make_sampling
 from jaxspec.spec.state import Engine
 from jaxspec.spec.tree import Tree
+from jaxspec.testing.table_drafter import table_step
 from jaxspec.train import drafter as training
 from tests.models.test_transformer import random_params
 
@@ -50,7 +51,7 @@ def seen_features(features, count):
     rows, length = features.shape[:2]
     path = jnp.broadcast_to(jnp.arange(length), (rows, length))
     counts = jnp.full(rows, count)
-    return Observation(path, counts, path, counts - 1, features, jnp.zeros(()), None)
+    return Observation(path, counts, path, counts - 1, features, None, None, None)
 
 
 def inference_logits(drafter, params, features, anchor_tokens, anchor, chunks):
@@ -58,7 +59,8 @@ def inference_logits(drafter, params, features, anchor_tokens, anchor, chunks):
     rows = features.shape[0]
     tree = named_tree("chain-3")
     lengths = jnp.full(rows, chunks[0])
-    state = drafter.init(params, features[:, : chunks[0]], lengths, 40, tree, rows)
+    start = Start(None, features[:, : chunks[0]], lengths, tree, rows, 40)
+    state = drafter.init(params, start)
     done = chunks[0]
     for size in chunks[1:]:
         chunk = features[:, done : done + size]
@@ -70,6 +72,7 @@ def inference_logits(drafter, params, features, anchor_tokens, anchor, chunks):
     assert done == anchor
     this = Round(
         anchor_tokens,
+        anchor_tokens[:, None],
         jnp.full(rows, anchor),
         jnp.full(rows, anchor),
         jnp.zeros((rows, 4, 23)),
@@ -138,6 +141,7 @@ def test_children_are_the_best_under_the_shared_noise():
     three = jnp.array([3, 3])
     this = Round(
         jnp.array([4, 5]),
+        jnp.array([[4], [5]]),
         three,
         three,
         noise,
@@ -147,7 +151,7 @@ def test_children_are_the_best_under_the_shared_noise():
         order=("temperature", "top_k"),
     )
     table = jax.random.normal(jax.random.key(3), (2, 23, 23))  # by depth, token
-    draft = grow(this, lambda depth, tokens: table[depth, tokens])
+    draft = grow(this, table_step(table))[0]
     for b in range(rows):
         for n in range(1, tree.size):
             parent = tree.parents[n]
@@ -193,7 +197,7 @@ def test_impossible_drafters_say_what_is_wrong():
     one = jnp.ones(1, jnp.int32)
 
     def start(tree):
-        drafter.init(params, jnp.zeros((1, 1, 64)), one, 20, tree, 1)
+        drafter.init(params, Start(None, jnp.zeros((1, 1, 64)), one, tree, 1, 20))
 
     with pytest.raises(ConfigError, match="5 deep"):
         start(named_tree("chain-5"))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxspec.drafters.grow import grow
+from jaxspec.drafters.grow import expansions, grow
 from jaxspec.errors import ConfigError
 from jaxspec.spec.draft import Round
 from jaxspec.spec.envelopes import Beam, BestFirst, StochasticBeam
@@ -21,7 +21,7 @@ from jaxspec.spec.sampling import make_sampling
 from jaxspec.spec.state import Engine
 from jaxspec.spec.topology import grown_topology, static_topology
 from jaxspec.spec.verify import Coupled, Rejection
-from jaxspec.testing.table_drafter import TableDrafter
+from jaxspec.testing.table_drafter import TableDrafter, table_step
 from jaxspec.testing.toy import toy_params, toy_target
 from tests.spec.test_tree import trees
 
@@ -41,6 +41,7 @@ def make_round(rows, tree, selection, seed=0, **options):
     keys = row_keys(seed, rows)
     return Round(
         root=jnp.arange(rows) % VOCAB,
+        tokens=jnp.zeros((rows, 1), jnp.int32),
         position=position,
         index=position,
         noise=position_noise(keys, after, VOCAB),
@@ -50,13 +51,6 @@ def make_round(rows, tree, selection, seed=0, **options):
         selection=selection,
         order=("temperature",),
     )
-
-
-def table_scores(table):
-    def scores(depth, tokens):
-        return table[depth[:, None] if jnp.ndim(depth) else depth, tokens]
-
-    return scores
 
 
 @settings(max_examples=40)
@@ -86,7 +80,7 @@ def test_a_wide_beam_finds_the_tree_a_heap_finds(selection):
     this = make_round(rows, tree, selection)
     table = 2 * jax.random.normal(jax.random.key(1), (depth, 1, VOCAB))
     table = jnp.broadcast_to(table, (depth, VOCAB, VOCAB))
-    draft = grow(this, table_scores(table))
+    draft = grow(this, table_step(table))[0]
     for b in range(rows):
         value = np.asarray(jax.nn.log_softmax(table[:, 0]))
         if selection == "coupled":
@@ -119,7 +113,7 @@ def test_grown_drafts_are_trees(tree):
     how = "without_replacement" if isinstance(tree, StochasticBeam) else "coupled"
     this = make_round(rows, tree, how, top_k=np.resize([0, 2, 1], rows))
     table = 2 * jax.random.normal(jax.random.key(1), (tree.depth + 1, VOCAB, VOCAB))
-    draft = jax.tree.map(np.asarray, grow(this, table_scores(table)))
+    draft = jax.tree.map(np.asarray, grow(this, table_step(table))[0])
     depths = np.asarray(draft.topology(tree).depths)
     for b in range(rows):
         seen = set()
@@ -160,7 +154,7 @@ def test_a_stochastic_beam_samples_paths_without_replacement():
     table = 1.5 * jax.random.normal(jax.random.key(0), (2, VOCAB, VOCAB))
     this = make_round(rows, tree, "without_replacement")
     this = Round(**{**vars(this), "root": jnp.zeros(rows, jnp.int32)})
-    draft = jax.jit(lambda this: grow(this, table_scores(table)))(this)
+    draft = jax.jit(lambda this: grow(this, table_step(table))[0])(this)
     # Nodes 3 and 4 are the two paths of depth 2, the best first.
     first = np.asarray(draft.tokens)[np.arange(rows), np.asarray(draft.parents)[:, 3]]
     pairs = np.stack([first, np.asarray(draft.tokens)[:, 3]], axis=1)
@@ -191,7 +185,7 @@ def test_a_stochastic_beam_samples_paths_without_replacement():
 def test_impossible_ways_to_grow_say_what_to_do(tree, selection, words):
     table = jnp.zeros((3, VOCAB, VOCAB))
     with pytest.raises(ConfigError, match=words):
-        grow(make_round(2, tree, selection), table_scores(table))
+        grow(make_round(2, tree, selection), table_step(table))
 
 
 def test_impossible_envelopes_are_refused():
@@ -206,3 +200,48 @@ def test_impossible_envelopes_are_refused():
             make()
     assert Coupled().selection == "coupled"
     assert Rejection().selection == "without_replacement"
+
+
+@pytest.mark.parametrize(
+    ("tree", "selection"),
+    [
+        (named_tree("0,1,2,00,01,10,000,001,010,100"), "coupled"),
+        (named_tree("1,0,00,10,11,110"), "without_replacement"),
+        (Beam(14, 3, beam=4, branch=3), "coupled"),
+        (BestFirst(14, 3, branch=3), "without_replacement"),
+        (StochasticBeam(3, 4), "without_replacement"),
+    ],
+)
+def test_each_node_reads_the_memory_of_its_own_path(tree, selection):
+    """Scores that depend on the whole path are those of the path a node lies on."""
+    rows = 6
+    this = make_round(rows, tree, selection)
+    weight = 2 * jax.random.normal(jax.random.key(4), (5, VOCAB))
+
+    def read(depth, tokens, memory):
+        depth = depth[:, None] if jnp.ndim(depth) else depth
+        return jnp.sin(3 * memory + tokens[..., None] + depth) + memory[..., ::-1]
+
+    def step(depth, tokens, memory, steps):
+        memory = read(depth, tokens, memory)
+        return memory @ weight, memory, steps + tokens.shape[1]
+
+    start = jax.random.normal(jax.random.key(5), (rows, 1, 5))
+    draft, steps = jax.jit(lambda this: grow(this, step, start, 0))(this)
+    assert steps <= expansions(tree)[0]
+    shape = draft.topology(tree)
+    depths = np.broadcast_to(shape.depths, draft.tokens.shape)
+    for b, n in zip(*np.nonzero(draft.valid), strict=True):
+        path = np.asarray(shape.path(jnp.full(rows, n)))
+        memory, law = start[b, 0], None
+        for depth, node in enumerate(path[min(b, len(path) - 1), : depths[b, n] + 1]):
+            token = draft.tokens[b, node]
+            if depth and selection == "coupled":
+                value = law + this.noise[b, depth - 1]
+                assert value[token] >= jnp.sort(value)[-tree.width] - 1e-4
+            memory = read(depth, token[None], memory)[0]
+            law = jax.nn.log_softmax(memory @ weight)
+        inner = shape.internal is None or n in shape.internal
+        if draft.log_q is not None and inner and depths[b, n] < tree.depth:
+            slot = shape.slots[min(b, len(shape.slots) - 1), n]
+            np.testing.assert_allclose(draft.log_q[b, slot], law, atol=1e-4)

@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from jaxspec.spec.draft import Observation, Round
+from jaxspec.spec.draft import Observation, Round, Start
 from jaxspec.spec.noise import row_keys
 from jaxspec.spec.sampling import make_sampling
 from jaxspec.spec.tree import Tree
@@ -76,15 +76,15 @@ def seen(chunk, counts):
     path = jnp.broadcast_to(jnp.arange(chunk.shape[1]), (rows, chunk.shape[1]))
     count = as_jax(counts)
     features = as_jax(chunk)
-    return Observation(path, count, path, count - 1, features, jnp.zeros(()), None)
+    return Observation(path, count, path, count - 1, features, None, None, None)
 
 
 def test_greedy_drafts_agree_round_after_round(pair):
     features = make_features()
     propose = jax.jit(pair.drafter.propose)
-    start = jax.jit(pair.drafter.init, static_argnums=(3, 4, 5))
     ones = jnp.ones(2 * ROWS, jnp.int32)
-    state = start(pair.params, as_jax(features[:, :1]), ones, LENGTH, CHAIN, ROWS)
+    start = Start(None, as_jax(features[:, :1]), ones, CHAIN, ROWS, LENGTH)
+    state = jax.jit(pair.drafter.init)(pair.params, start)
     lengths = torch.ones(ROWS, dtype=torch.long)
     sampling = make_sampling(ROWS, temperature=0.0, guidance=SCALE)
     noise = jnp.zeros((ROWS, BLOCK + 1, VOCAB))
@@ -96,6 +96,7 @@ def test_greedy_drafts_agree_round_after_round(pair):
         anchors = torch.randint(VOCAB, (ROWS,))
         this = Round(
             as_jax(anchors),
+            as_jax(anchors)[:, None],
             as_jax(lengths),
             as_jax(lengths - 1),
             noise,

@@ -42,7 +42,7 @@ CASES = {
 class Recording(TableDrafter):
     """Keeps its last draft and what became of it."""
 
-    def init(self, params, features, lengths, extra, tree, rows):
+    def init(self, params, start):
         """Nothing yet."""
         return None
 

@@ -1,22 +1,25 @@
 """After a run every layer's cache is that of a fresh pass over what was generated."""
 
-from functools import lru_cache, partial
+from dataclasses import replace
+from functools import lru_cache
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
-from jaxspec.spec.cache import compact
 from jaxspec.spec.envelopes import BestFirst
-from jaxspec.spec.loop import init_state, spec_step
 from jaxspec.spec.named_trees import named_tree
-from jaxspec.spec.noise import row_keys
 from jaxspec.spec.sampling import make_sampling
-from jaxspec.spec.state import Engine, make_limits
+from jaxspec.spec.state import make_limits
 from jaxspec.spec.verify import Coupled, Rejection
+from jaxspec.testing.properties import (
+    assert_fresh_cache,
+    cache_error,
+    committed,
+    run_rounds,
+)
 from tests.drafters.test_block_diffusion import TARGET, make
 
 ROWS, LENGTH = 3, 16
@@ -30,64 +33,40 @@ CASES = {
 
 @lru_cache
 def run(case):
-    """The state after the last round, its path not yet committed, and the engine."""
+    """The engine, the target's parameters, and the state after the last round."""
     drafter, own, params = make()
     target = make_target(Transformer(TARGET), guided=True, taps=drafter.config.taps)
     tree, rule = CASES[case]
-    engine = Engine(target, LENGTH, drafter, tree, rule, order=("temperature",))
-    sampling = make_sampling(ROWS, guidance=2.0)
-    arguments = (params, drafter.bind(own, params), PROMPT, sampling)
-    limits = make_limits(ROWS, [LENGTH, 9, LENGTH])
-    start, step = (
-        jax.jit(partial(init_state, engine)),
-        jax.jit(partial(spec_step, engine)),
+    engine, state = run_rounds(
+        target,
+        params,
+        drafter,
+        drafter.bind(own, params),
+        tree,
+        PROMPT,
+        length=LENGTH,
+        rows=ROWS,
+        rule=rule,
+        sampling=make_sampling(ROWS, guidance=2.0),
+        limits=make_limits(ROWS, [LENGTH, 9, LENGTH]),
+        seed=4,
     )
-    state = start(*arguments, row_keys(4, ROWS), limits)
-    while not bool(state.done.all()):
-        state = step(*arguments, state)
-    return engine, params, drafter, state
-
-
-def fresh_pass(engine, params, tokens):
-    """The cache of one causal pass over whole rows, each stream its own."""
-    streams = engine.target.streams
-    tokens = jnp.concatenate([tokens] * streams)
-    _, _, cache = engine.target.prefill(params, PROMPT, tokens.shape[1])
-    place = jnp.arange(tokens.shape[1])
-    mask = jnp.arange(cache.capacity) <= 1 + place[:, None]
-    mask = jnp.broadcast_to(mask, (len(tokens), *mask.shape))
-    positions = jnp.broadcast_to(1 + place, tokens.shape)
-    return engine.target.forward(params, cache, tokens, positions, mask)[2]
-
-
-def worst_difference(engine, params, state, cache):
-    """Of keys and values of all layers, rows, streams and committed slots."""
-    fresh = fresh_pass(engine, params, state.tokens[:, :LENGTH])
-    filled = np.arange(LENGTH) < np.asarray(cache.lengths)[:, None]  # [R, S]
-    worst = 0.0
-    for mine, theirs in zip(cache.layers, fresh.layers, strict=True):
-        for a, b in zip(mine, theirs, strict=True):
-            gap = np.abs(np.asarray(a[:, :, :LENGTH] - b[:, :, :LENGTH]))
-            worst = max(worst, np.where(filled[:, None, :, None], gap, 0).max())
-    return worst
+    return engine, params, state
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_layer_holds_what_a_fresh_pass_computes(case):
-    engine, params, _, state = run(case)
-    assert int(state.stats.hits.sum()) > 0  # something was moved
-    streams = engine.target.streams
-    path = jnp.concatenate([state.path] * streams)
-    counts = jnp.concatenate([state.counts] * streams)
-    cache = compact(state.cache, engine.tree.size, path, counts)
+    engine, params, state = run(case)
+    lengths = committed(engine, state).lengths
     # The class and all tokens but the newest, which was never read.
-    np.testing.assert_array_equal(cache.lengths, jnp.tile(state.length, streams))
-    assert worst_difference(engine, params, state, cache) < 1e-4
+    np.testing.assert_array_equal(
+        lengths, jnp.tile(state.length, engine.target.streams)
+    )
+    assert_fresh_cache(engine, params, PROMPT, state)
 
 
 def test_the_comparison_sees_a_path_that_is_off_by_one():
-    engine, params, _, state = run("static")
-    path = jnp.concatenate([jnp.roll(state.path, 1, axis=1)] * 2)
-    counts = jnp.concatenate([state.counts] * 2)
-    cache = compact(state.cache, engine.tree.size, path, counts)
-    assert worst_difference(engine, params, state, cache) > 1e-2
+    engine, params, state = run("static")
+    wrong = committed(engine, replace(state, path=jnp.roll(state.path, 1, axis=1)))
+    tokens = state.tokens[:, :LENGTH]
+    assert cache_error(engine, params, PROMPT, tokens, wrong) > 1e-2

@@ -31,8 +31,9 @@ class Riding(TableDrafter):
     extra_rows: int = 2
     sent: int = 2
 
-    def init(self, params, features, lengths, extra, tree, rows):
-        return jnp.zeros((lengths.shape[0], self.extra_rows, features.shape[-1]))
+    def init(self, params, start):
+        rows, _, width = start.features.shape
+        return jnp.zeros((rows, self.extra_rows, width))
 
     def propose(self, params, state, this):
         draft, _ = super().propose(params, (), this)

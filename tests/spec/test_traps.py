@@ -42,7 +42,7 @@ from jaxspec.testing.enumeration import (
     all_drafts,
     assert_lossless,
 )
-from jaxspec.testing.table_drafter import TableDrafter
+from jaxspec.testing.table_drafter import TableDrafter, table_step
 from jaxspec.testing.toy import NoisyOracle, toy_params, toy_target
 from tests.drafters.test_block_diffusion import TARGET, make
 from tests.models.test_transformer import TINY, random_params
@@ -67,8 +67,8 @@ class Prompter:
 
     inner: BlockDiffusion
 
-    def init(self, params, features, lengths, extra, tree, rows):
-        return self.inner.init(params["inner"], features, lengths, extra, tree, rows)
+    def init(self, params, start):
+        return self.inner.init(params["inner"], start)
 
     def propose(self, params, state, this):
         draft, state = self.inner.propose(params["inner"], state, this)
@@ -346,8 +346,9 @@ class FromAllLayers:
         own = layers[..., params["taps"], :]
         return own.reshape(*features.shape[:-1], -1)
 
-    def init(self, params, features, *rest):
-        return self.inner.init(params["inner"], self.chosen(params, features), *rest)
+    def init(self, params, start):
+        start = replace(start, features=self.chosen(params, start.features))
+        return self.inner.init(params["inner"], start)
 
     def propose(self, params, state, this):
         return self.inner.propose(params["inner"], state, this)
@@ -565,6 +566,7 @@ def test_the_drafters_law_is_processed_as_the_targets(tree):
     rows = 8
     this = Round(
         root=jnp.arange(rows) % VOCAB,
+        tokens=jnp.zeros((rows, 1), jnp.int32),
         position=jnp.zeros(rows, jnp.int32),
         index=jnp.zeros(rows, jnp.int32),
         noise=jnp.zeros((rows, 3, VOCAB)),
@@ -574,10 +576,7 @@ def test_the_drafters_law_is_processed_as_the_targets(tree):
         selection="without_replacement",
     )
 
-    def scores(depth, tokens):
-        return TABLE[depth[:, None] if jnp.ndim(depth) else depth, tokens]
-
-    draft = jax.jit(lambda this: grow(this, scores))(this)
+    draft = jax.jit(lambda this: grow(this, table_step(TABLE))[0])(this)
     shape = draft.topology(tree)
     internal = np.flatnonzero((np.asarray(shape.depths) < 2).all(0))
     internal = internal if shape.internal is None else np.array(shape.internal)

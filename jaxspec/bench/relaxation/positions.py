@@ -12,7 +12,7 @@ from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
 from jaxspec.pipeline import Settings, draw, spread_classes
 from jaxspec.rules import rule_params
-from jaxspec.spec.draft import Round
+from jaxspec.spec.draft import Round, Start
 from jaxspec.spec.neighbours import Neighbours, neighbour_table
 from jaxspec.spec.noise import row_keys
 from jaxspec.spec.sampling import active_steps, guide, process
@@ -108,9 +108,11 @@ def model_positions(
         logits = jnp.take_along_axis(logits, place[:, None, None], axis=1)[:, 0]
         scores = process(guide(logits, sampling, index), sampling, order)
         # The drafter has read what stands before the root, the newest token.
-        state = drafter.init(drafter_params, features, place, length, tree, count)
+        start = Start(prompt, features, place, tree, count, length)
+        state = drafter.init(drafter_params, start)
         this = Round(
             root=jnp.take_along_axis(tokens, index[:, None] - 1, axis=1)[:, 0],
+            tokens=tokens,
             position=index + first,
             index=index,
             noise=jnp.zeros((count, 2, model.config.vocab_size)),

@@ -3,13 +3,13 @@
 import jax
 import jax.numpy as jnp
 
-from jaxspec.drafters.grow.select import choose_children, log_probabilities
+from jaxspec.drafters.grow.select import choose_children, inherit, log_probabilities
 from jaxspec.errors import ConfigError
 from jaxspec.spec.draft import Draft, Round
 from jaxspec.spec.envelopes import Beam
 
 
-def grow_beam(this: Round, scores) -> Draft:
+def grow_beam(this: Round, step, own, shared):
     """Expands the best nodes of each depth; keeps the best of all nodes seen.
 
     A path's score is the sum of its tokens' log-probabilities: the drafter's own, or,
@@ -36,7 +36,8 @@ def grow_beam(this: Round, scores) -> Draft:
     pool = [(frontier, frontier_score, frontier_node)]
     seen = 1
     for depth in range(tree.max_depth):
-        log_q = log_probabilities(this, scores(depth, frontier))
+        logits, own, shared = step(depth, frontier, own, shared)
+        log_q = log_probabilities(this, logits)
         width = min(tree.branch, log_q.shape[-1])
         count = jnp.full(frontier.shape[1], width)
         ids, value = choose_children(this, depth, log_q, width, count)
@@ -52,6 +53,7 @@ def grow_beam(this: Round, scores) -> Draft:
         frontier_score, best = jax.lax.top_k(score, keep)
         frontier = jnp.take_along_axis(tokens, best, axis=1)
         frontier_node = (seen + best).astype(jnp.int32)
+        own = inherit(own, best // width)
         seen += score.shape[1]
     tokens, score, parents = (
         jnp.concatenate(x, axis=1) for x in zip(*pool, strict=True)
@@ -70,9 +72,10 @@ def grow_beam(this: Round, scores) -> Draft:
     parents = jnp.take_along_axis(new_index, parents, axis=1)
     tokens = jnp.take_along_axis(tokens, chosen, axis=1)
     short = ((0, 0), (0, tree.nodes - kept))
-    return Draft(
+    draft = Draft(
         jnp.pad(tokens, short),
         jnp.pad(valid, short),
         parents=jnp.pad(jnp.where(valid, parents, 0), short),
         drawn=this.selection,
     )
+    return draft, shared

@@ -9,7 +9,7 @@ from jaxspec.spec.draft import Draft, Round
 from jaxspec.spec.envelopes import BestFirst
 
 
-def grow_best_first(this: Round, scores) -> Draft:
+def grow_best_first(this: Round, step, own, shared):
     """Gives the place that is likeliest to be reached its token, again and again.
 
     Each node offers one place at a time: for its next child, which is reached if the
@@ -18,7 +18,7 @@ def grow_best_first(this: Round, scores) -> Draft:
     samples without replacement (DySpec, arXiv 2410.11744). As a `lax.fori_loop` of
     `N - 1` steps; every step asks for one node's scores.
 
-    Arguments as in `grow`; `scores` is asked with a depth for each row.
+    Arguments as in `grow`; `step` is asked with a depth for each row.
 
     Raises:
       ConfigError: candidates are to be drawn with replacement.
@@ -32,7 +32,13 @@ def grow_best_first(this: Round, scores) -> Draft:
         )
     rows, size = this.root.shape[0], tree.size
     row = jnp.arange(rows)
-    first = log_probabilities(this, scores(0, this.root[:, None]))
+    depth = jnp.zeros(rows, jnp.int32)
+    logits, own, shared = step(depth, this.root[:, None], own, shared)
+    first = log_probabilities(this, logits)
+
+    def slots(x):  # of every node; the root's is known
+        return jnp.zeros((rows, size, *x.shape[2:]), x.dtype).at[:, 0].set(x[:, 0])
+
     vocabulary = first.shape[-1]
     empty = jnp.full((rows, size, vocabulary), -jnp.inf, first.dtype)
     carry = {
@@ -44,6 +50,8 @@ def grow_best_first(this: Round, scores) -> Draft:
         "parents": jnp.zeros((rows, size), jnp.int32),
         "depths": jnp.zeros((rows, size), jnp.int32),
         "valid": jnp.zeros((rows, size), bool).at[:, 0].set(True),
+        "own": jax.tree.map(slots, own),
+        "shared": shared,
     }
 
     def add(n, c):
@@ -66,7 +74,9 @@ def grow_best_first(this: Round, scores) -> Draft:
         token = jnp.argmax(left + noise, axis=1).astype(jnp.int32)
         chance = left[row, token]
         found = open_ & (chance > -jnp.inf)
-        after = log_probabilities(this, scores(depth + 1, token[:, None]))[:, 0]
+        given = jax.tree.map(lambda x: x[row, parent][:, None], c["own"])
+        logits, own, shared = step(depth + 1, token[:, None], given, c["shared"])
+        after = log_probabilities(this, logits)[:, 0]
         rest = left.at[row, token].set(-jnp.inf)
         total = jax.nn.logsumexp(rest, axis=1)
         some = total > -jnp.inf
@@ -87,13 +97,16 @@ def grow_best_first(this: Round, scores) -> Draft:
             "parents": c["parents"].at[:, n].set(jnp.where(found, parent, 0)),
             "depths": c["depths"].at[:, n].set(depth + 1),
             "valid": c["valid"].at[:, n].set(found),
+            "own": jax.tree.map(lambda x, y: x.at[:, n].set(y[:, 0]), c["own"], own),
+            "shared": shared,
         }
 
     c = jax.lax.fori_loop(1, size, add, carry)
-    return Draft(
+    draft = Draft(
         c["tokens"],
         c["valid"],
         log_q=c["log_q"],
         parents=c["parents"],
         drawn=this.selection,
     )
+    return draft, c["shared"]

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from jaxspec.errors import ConfigError
 from jaxspec.spec.draft import Round
 from jaxspec.spec.sampling import process
-from jaxspec.typing import Array, Float, Int
+from jaxspec.spec.topology import pick
+from jaxspec.typing import Array, Float, Int, PyTree
 
 
 def log_probabilities(
@@ -14,6 +15,11 @@ def log_probabilities(
 ) -> Float[Array, "B M V"]:
     """Log-probabilities as processed for the target: filtered tokens are -inf."""
     return jax.nn.log_softmax(process(logits, this.sampling, this.order), axis=-1)
+
+
+def inherit(own: PyTree, parents: Int[Array, "b M"]) -> PyTree:
+    """What the parents' steps returned, for each of their children `[B, M, ...]`."""
+    return jax.tree.map(lambda x: pick(x, parents), own)
 
 
 def private_noise(this: Round, stream: int, shape: tuple[int, ...]) -> Array:

@@ -3,12 +3,12 @@
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec.drafters.grow.select import choose_children, log_probabilities
+from jaxspec.drafters.grow.select import choose_children, inherit, log_probabilities
 from jaxspec.spec.draft import Draft, Round
 from jaxspec.spec.tree import Tree
 
 
-def fill_tree(this: Round, scores) -> Draft:
+def fill_tree(this: Round, step, own, shared):
     """Fills a static tree with the best children of each node.
 
     With coupled candidates, children are ranked by `log q + noise`, the noise being
@@ -24,21 +24,27 @@ def fill_tree(this: Round, scores) -> Draft:
     tokens = jnp.zeros((rows, tree.size), jnp.int32).at[:, 0].set(this.root)
     valid = jnp.ones((rows, tree.size), bool)
     log_q = {}
+    given = np.array([0])  # nodes that `own` is for
     for depth in range(tree.depth):
         parents = np.intersect1d(tree.levels[depth], tree.internal)
         children = tree.levels[depth + 1]
         ranks = np.array(tree.ranks)[children]
         place = np.searchsorted(parents, np.array(tree.parents)[children])
-        level = log_probabilities(this, scores(depth, tokens[:, parents]))
+        own = inherit(own, np.searchsorted(given, parents)[None])
+        logits, own, shared = step(depth, tokens[:, parents], own, shared)
+        level = log_probabilities(this, logits)
         count = jnp.asarray((tree.children[tree.slots[parents]] >= 0).sum(axis=1))
         ids, best = choose_children(this, depth, level, int(ranks.max()) + 1, count)
         tokens = tokens.at[:, children].set(ids[:, place, ranks])
         valid = valid.at[:, children].set(best[:, place, ranks] > -jnp.inf)
         log_q.update({n: level[:, i] for i, n in enumerate(parents)})
+        own = inherit(own, place[None])
+        given = children
     in_order = [log_q[n] for n in tree.internal]
-    return Draft(
+    draft = Draft(
         tokens,
         valid,
         log_q=jnp.stack(in_order, axis=1) if in_order else None,
         drawn=this.selection,
     )
+    return draft, shared

@@ -3,14 +3,14 @@
 import jax
 import jax.numpy as jnp
 
-from jaxspec.drafters.grow.select import log_probabilities, private_noise
+from jaxspec.drafters.grow.select import inherit, log_probabilities, private_noise
 from jaxspec.errors import ConfigError
 from jaxspec.spec.draft import Draft, Round
 from jaxspec.spec.envelopes import StochasticBeam
 from jaxspec.typing import Array
 
 
-def grow_stochastic_beam(this: Round, scores) -> Draft:
+def grow_stochastic_beam(this: Round, step, own, shared):
     """Keeps, at each depth, the paths with the highest perturbed log-probability.
 
     A path's Gumbel value is drawn given that of its parent, so the kept paths are a
@@ -35,7 +35,8 @@ def grow_stochastic_beam(this: Round, scores) -> Draft:
     log_path, perturbed = jnp.zeros((rows, 1)), jnp.zeros((rows, 1))
     first, found, laws = 0, [], []
     for depth in range(tree.max_depth):
-        log_q = log_probabilities(this, scores(depth, frontier))
+        logits, own, shared = step(depth, frontier, own, shared)
+        log_q = log_probabilities(this, logits)
         laws.append(log_q)
         vocabulary = log_q.shape[-1]
         child = jnp.where(alive[..., None], log_path[..., None] + log_q, -jnp.inf)
@@ -49,6 +50,7 @@ def grow_stochastic_beam(this: Round, scores) -> Draft:
         alive = perturbed > -jnp.inf
         short = ((0, 0), (0, tree.beam - keep))
         frontier, parent, alive = (jnp.pad(x, short) for x in (frontier, parent, alive))
+        own = inherit(own, parent)
         perturbed = jnp.pad(perturbed, short, constant_values=-jnp.inf)
         log_path = jnp.pad(log_path, short, constant_values=-jnp.inf)
         found.append((frontier, alive, jnp.where(alive, parent + first, 0)))
@@ -58,13 +60,14 @@ def grow_stochastic_beam(this: Round, scores) -> Draft:
     )
     root = jnp.ones((rows, 1), bool)
     leaves = jnp.zeros((rows, tree.beam, laws[0].shape[-1]))  # their law is not asked
-    return Draft(
+    draft = Draft(
         jnp.concatenate([this.root[:, None], tokens.astype(jnp.int32)], axis=1),
         jnp.concatenate([root, valid], axis=1),
         log_q=jnp.concatenate([*laws, leaves], axis=1),
         parents=jnp.pad(parents, ((0, 0), (1, 0))).astype(jnp.int32),
         drawn=this.selection,
     )
+    return draft, shared
 
 
 def _with_maximum(raw: Array, maximum: Array) -> Array:

@@ -1,0 +1,31 @@
+"""The tokens that stand before the root, prompt and all, as one array."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxspec.spec.draft import Round, Start
+from jaxspec.typing import Array, Int
+
+
+def prompt_tokens(start: Start) -> Int[Array, "B P"]:
+    """The prompt, if it is tokens `[B, P]` with -1 behind shorter ones; else nothing.
+
+    A class or a caption is no history: its ids are not of the vocabulary.
+    """
+    prompt = start.prompt
+    if isinstance(prompt, jax.Array) and prompt.ndim == 2:
+        if jnp.issubdtype(prompt.dtype, jnp.integer):
+            return prompt.astype(jnp.int32)
+    return jnp.full((start.rows, 0), -1, jnp.int32)
+
+
+def history(
+    prompt: Int[Array, "B P"], this: Round
+) -> tuple[Int[Array, "B H"], Int[Array, "B"]]:
+    """All tokens up to the root, and how many there are; -1 behind them."""
+    lengths = jnp.sum(prompt >= 0, axis=1, dtype=jnp.int32)
+    generated = jnp.arange(this.tokens.shape[1]) < this.index[:, None]
+    generated = jnp.where(generated, this.tokens, -1)
+    room = jnp.pad(prompt, ((0, 0), (0, generated.shape[1])), constant_values=-1)
+    write = jax.vmap(lambda row, new, at: jax.lax.dynamic_update_slice(row, new, (at,)))
+    return write(room, generated, lengths), lengths + this.index
