@@ -250,6 +250,63 @@ class BlockDiffusionConfig:
         return self.width // self.heads
 
 
+@dataclass(frozen=True)
+class FeatureHeadConfig:
+    """A one-layer drafter on target features (EAGLE).
+
+    Attributes:
+      version: 1 (EAGLE-1, arXiv 2401.15077: features after the target's final norm, no
+        norm before the attention) or 3 (EAGLE-3, arXiv 2503.01840: features of several
+        layers, norms, an own output norm).
+      width: `D`, equal to the target's, whose embedding is shared.
+      heads: query heads.
+      kv_heads: key/value heads; None means `heads`.
+      ffn_width: SwiGLU width.
+      norm_eps: epsilon of every RMSNorm.
+      taps: target layers whose outputs are read (0 is the first layer's output); for
+        version 1 the last one. EAGLE-3's released heads name layers by their inputs,
+        which is one more.
+      draft_vocab: tokens of an own output head (version 3); 0 shares the target's.
+    """
+
+    version: Literal[1, 3] = 1
+    width: int = 1280
+    heads: int = 20
+    kv_heads: int | None = None
+    ffn_width: int = 3584
+    norm_eps: float = 1e-6
+    taps: tuple[int, ...] = (35,)
+    draft_vocab: int = 0
+
+    def __post_init__(self):
+        _positive(self, "width", "heads", "num_kv_heads", "ffn_width")
+        _require(self.draft_vocab >= 0, "draft_vocab must not be negative")
+        _require(
+            self.version == 3 or not self.draft_vocab,
+            "version 1 shares the target's head; draft_vocab is for version 3",
+        )
+        _require(
+            self.heads % self.num_kv_heads == 0,
+            f"kv_heads={self.num_kv_heads} must divide heads={self.heads}",
+        )
+        _require(len(self.taps) >= 1, "taps must name at least one target layer")
+        _require(
+            self.width % self.heads == 0 and (self.width // self.heads) % 4 == 0,
+            f"heads={self.heads} must divide width={self.width} into head sizes that "
+            "are multiples of 4",
+        )
+
+    @property
+    def num_kv_heads(self) -> int:
+        """`K`."""
+        return self.heads if self.kv_heads is None else self.kv_heads
+
+    @property
+    def head_size(self) -> int:
+        """`F`."""
+        return self.width // self.heads
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """Turns a frozen configuration into plain JSON types (tuples become lists)."""
     return json.loads(json.dumps(dataclasses.asdict(config)))

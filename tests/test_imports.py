@@ -19,7 +19,7 @@ ALLOWED = {
     "spec": {"errors", "typing"},
     "nn": {"errors", "typing", "config", "spec"},
     "models": {"errors", "typing", "config", "spec", "nn"},
-    "drafters": {"errors", "typing", "config", "spec", "nn"},
+    "drafters": {"errors", "typing", "config", "spec", "nn", "models"},
 }
 # Outside packages that only one room may import.
 RESERVED = {

@@ -9,7 +9,7 @@ from jaxspec.config import BlockDiffusionConfig, TransformerConfig
 from jaxspec.drafters.block_network import BlockNetwork, KeysValues
 from jaxspec.drafters.grow import at_depth, grow
 from jaxspec.errors import ConfigError
-from jaxspec.nn.rope import grid_table, sequence_angles
+from jaxspec.nn.rope import angles_of
 from jaxspec.spec.cache import KVCache, init_cache, write
 from jaxspec.spec.draft import Draft, Observation, Round, Start
 from jaxspec.spec.envelopes import Envelope
@@ -87,13 +87,7 @@ class BlockDiffusion:
 
     def angles(self, positions: Int[Array, "R T"]) -> Float[Array, "R T f 2"]:
         """Rotary angles of absolute positions: the target's scheme at our head size."""
-        t, size = self.target, self.config.head_size
-        if t.rope == "sequence":
-            return sequence_angles(positions, size, t.rope_base)
-        table = grid_table(
-            t.prefix_length, t.grid, size, t.rope_base, 2 * self.config.block_size
-        )
-        return jnp.asarray(table)[positions]
+        return angles_of(self.target, positions, self.config.head_size)
 
     def check_tree(self, tree: Tree | Envelope) -> None:
         """Refuses trees that this drafter cannot fill.

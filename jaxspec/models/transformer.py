@@ -9,13 +9,9 @@ import jax.numpy as jnp
 from jaxspec.config import TransformerConfig
 from jaxspec.nn.attention import Attention
 from jaxspec.nn.layers import INIT, RMSNorm, SwiGLU, linear
-from jaxspec.nn.rope import grid_table, sequence_angles
+from jaxspec.nn.rope import angles_of
 from jaxspec.spec.cache import KVCache
 from jaxspec.typing import Array, Bool, Float, Int, Mask, Params, PyTree
-
-# Positions beyond the grid that a draft may reach; they get rows of the rotary table
-# like any other and are never committed.
-_OVERHANG = 64
 
 
 @jax.tree_util.register_dataclass
@@ -95,13 +91,7 @@ class _Decoder(nn.Module):
     def body(self, x, positions, mask, cache, taps, train, at=None):
         """Logits (at one place of each row), tapped features, updated cache layers."""
         c = self.config
-        if c.rope == "grid":
-            table = grid_table(
-                c.prefix_length, c.grid, c.head_size, c.rope_base, _OVERHANG
-            )
-            angles = jnp.asarray(table)[positions]
-        else:
-            angles = sequence_angles(positions, c.head_size, c.rope_base)
+        angles = angles_of(c, positions, c.head_size)
         x = self.token_dropout(x, deterministic=not train)
         tapped, layers = {}, []
         for i, layer in enumerate(self.layers):

@@ -57,6 +57,7 @@ class Attention(nn.Module):
       head_dim: `F`.
       qkv_bias: biases in the fused query/key/value map.
       qk_norm_eps: epsilon of the norms over query and key heads; None for no norms.
+      width: of the output; None for the input's.
     """
 
     heads: int
@@ -64,6 +65,7 @@ class Attention(nn.Module):
     head_dim: int
     qkv_bias: bool = False
     qk_norm_eps: float | None = None
+    width: int | None = None
 
     @nn.compact
     def __call__(
@@ -89,4 +91,4 @@ class Attention(nn.Module):
             k, v = write(cache[0], k, starts), write(cache[1], v, starts)
             cache = (k, v)
         out = attend(q, k, v, mask)
-        return linear(x.shape[-1], "out")(out), cache
+        return linear(self.width or x.shape[-1], "out")(out), cache

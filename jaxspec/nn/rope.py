@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
+from jaxspec.config import TransformerConfig
 from jaxspec.typing import Array, Float, Int
 
 
@@ -43,6 +44,29 @@ def sequence_angles(
     frequencies = base ** (-2.0 * np.arange(head_dim // 2) / head_dim)
     angles = positions[..., None].astype(jnp.float32) * frequencies.astype(np.float32)
     return jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def angles_of(
+    config: TransformerConfig,
+    positions: Int[Array, "R T"],
+    head_dim: int,
+    overhang: int = 64,
+) -> Float[Array, "R T f 2"]:
+    """Angles of absolute positions by a transformer's scheme, for heads of any size.
+
+    Args:
+      config: of the transformer.
+      positions: int32.
+      head_dim: `F`.
+      overhang: positions beyond a grid that a draft may reach; they get rows of the
+        table like any other and are never committed.
+    """
+    if config.rope == "sequence":
+        return sequence_angles(positions, head_dim, config.rope_base)
+    table = grid_table(
+        config.prefix_length, config.grid, head_dim, config.rope_base, overhang
+    )
+    return jnp.asarray(table)[positions]
 
 
 def rotate(

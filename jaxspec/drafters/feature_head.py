@@ -1,0 +1,232 @@
+"""EAGLE: one decoder layer that continues the target's features."""
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import register_dataclass
+
+from jaxspec.config import FeatureHeadConfig, TransformerConfig
+from jaxspec.drafters.draft_vocabulary import widened
+from jaxspec.drafters.feature_network import FeatureNetwork
+from jaxspec.drafters.grow import expansions, grow
+from jaxspec.drafters.history import prompt_tokens
+from jaxspec.errors import ConfigError
+from jaxspec.nn.rope import angles_of
+from jaxspec.spec.cache import KVCache, init_cache, tree_mask
+from jaxspec.spec.draft import Draft, Observation, Round, Start
+from jaxspec.spec.sampling import guide
+from jaxspec.typing import Array, Float, Int, Params
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class FeatureState:
+    """What the drafter carries between rounds.
+
+    Attributes:
+      cache: keys and values of all pairs that were read.
+      features: [R, A, E], the target's features of committed positions that were not.
+      tokens: int32 [B, A], the token after each of them; the root is the last.
+      counts: int32 [B], how many of them are real.
+    """
+
+    cache: KVCache
+    features: Float[Array, "R A E"]
+    tokens: Int[Array, "B A"]
+    counts: Int[Array, "B"]
+
+
+@dataclass(frozen=True)
+class FeatureHead:
+    """Predicts the next feature from a feature and the token after it; then again.
+
+    With `version=1` the head of EAGLE (arXiv 2401.15077), as LANTERN uses it: last
+    features, a static tree or, as EAGLE-2 (arXiv 2406.16858), a `Beam`. With
+    `version=3` that of EAGLE-3 (arXiv 2503.01840): features of several layers, own
+    output norm, perhaps a smaller vocabulary.
+
+    Parameters are a dict, see `bind`: "own", and of the target "embedding" [V, D],
+    "head" [D, V] and "norm" [D].
+    """
+
+    config: FeatureHeadConfig
+    target: TransformerConfig
+
+    def __post_init__(self):
+        c, t = self.config, self.target
+        if c.width != t.width:
+            raise ConfigError(
+                f"the drafter's width {c.width} is not the target's {t.width}; they "
+                "share the embedding"
+            )
+        if c.version == 1 and c.taps != (t.layers - 1,):
+            raise ConfigError(
+                f"EAGLE-1 reads the last layer alone: taps=({t.layers - 1},)"
+            )
+        for tap in c.taps:
+            if not 0 <= tap < t.layers:
+                raise ConfigError(
+                    f"tap {tap} is beyond the target's {t.layers} layers (0 is the "
+                    "first)"
+                )
+
+    def network(self, own: Params) -> FeatureNetwork:
+        """The Linen module bound to the drafter's own parameters."""
+        return self._module.bind({"params": own})
+
+    @property
+    def _module(self) -> FeatureNetwork:
+        return FeatureNetwork(self.config)
+
+    def init_params(self, key: Array) -> Params:
+        """Random float32 parameters; consumes `key`."""
+        c, t = self.config, self.target
+        one = jnp.zeros((1, 1, c.width))
+        features = jnp.zeros((1, 1, t.width * len(c.taps)))
+        angles = jnp.zeros((1, 1, c.head_size // 2, 2))
+        return self._module.init(key, features, one, angles)["params"]
+
+    def bind(self, own: Params, target_params: Params) -> Params:
+        """Joins the drafter's parameters with what it shares with the target."""
+        embedding = target_params["embedding"]["embedding"]
+        head = embedding.T if self.target.tied_head else target_params["head"]
+        norm = target_params["norm"]["scale"]
+        return {"own": own, "embedding": embedding, "head": head, "norm": norm}
+
+    def inputs(
+        self, params: Params, features: Float[Array, "... E"]
+    ) -> Float[Array, "... D"]:
+        """The target's tapped features as the head takes them."""
+        if self.config.version == 3:
+            return self.network(params["own"]).join(features)
+        h = features.astype(jnp.float32)
+        mean = jnp.mean(h * h, axis=-1, keepdims=True)
+        h = h * jax.lax.rsqrt(mean + self.target.norm_eps)
+        return h.astype(features.dtype) * params["norm"]
+
+    def scores(self, params: Params, h: Float[Array, "... D"]) -> Float[Array, "... V"]:
+        """Logits float32 over the target's vocabulary from the head's outputs."""
+        own = params["own"]
+        if self.config.version == 1:
+            head = params["head"]
+            return jnp.matmul(h, head, preferred_element_type=jnp.float32)
+        h = self.network(own).normed(h)
+        if not self.config.draft_vocab:
+            head = params["head"]
+            return jnp.matmul(h, head, preferred_element_type=jnp.float32)
+        logits = jnp.matmul(h, own["head"], preferred_element_type=jnp.float32)
+        return widened(logits, own["ids"], self.target.vocab_size)
+
+    def init(self, params: Params, start: Start) -> FeatureState:
+        """See `spec.draft.Drafter`; reads all pairs of the prompt but the last."""
+        c, path = self.config, start.tree.depth + 1
+        streams, length, width = start.features.shape
+        room = start.extra + path + expansions(start.tree)[0]
+        cache = init_cache(
+            1,
+            streams,
+            c.num_kv_heads,
+            length + room,
+            c.head_size,
+            start.features.dtype,
+        )
+        # Conditions have no tokens; LANTERN's filler is the embedding of token 0.
+        tokens = jnp.zeros((start.rows, length), jnp.int32)
+        given = prompt_tokens(start)
+        if given.shape[1] == length:
+            tokens = jnp.maximum(jnp.roll(given, -1, axis=1), 0)
+        last = jnp.maximum(start.lengths - 1, 0)
+        cache, _ = self._read(params, cache, start.features, tokens, length)
+        cache = replace(cache, lengths=cache.lengths + last)
+        features = jnp.take_along_axis(start.features, last[:, None, None], axis=1)
+        return FeatureState(
+            cache,
+            jnp.pad(features, ((0, 0), (0, path - 1), (0, 0))),
+            jnp.zeros((start.rows, path), jnp.int32),
+            jnp.ones(start.rows, jnp.int32),
+        )
+
+    def propose(
+        self, params: Params, state: FeatureState, this: Round
+    ) -> tuple[Draft, FeatureState]:
+        """See `spec.draft.Drafter`."""
+        rows, path = state.tokens.shape
+        streams = state.features.shape[0] // rows
+
+        def both(x):
+            return jnp.concatenate([x] * streams)
+
+        def by_row(x):  # [R, M, D] to [B, M, streams, D]
+            return x.reshape(streams, rows, *x.shape[1:]).transpose(1, 2, 0, 3)
+
+        def by_stream(x):
+            return x.transpose(2, 0, 1, 3).reshape(streams * rows, x.shape[1], -1)
+
+        last = jnp.maximum(state.counts - 1, 0)
+        here = jnp.arange(path) == last[:, None]
+        tokens = jnp.where(here, this.root[:, None], state.tokens)
+        cache, h = self._read(params, state.cache, state.features, tokens, path)
+        first = jnp.take_along_axis(h, both(last)[:, None, None], axis=1)
+        lengths = cache.lengths + both(state.counts)
+        slots = expansions(this.tree)[0]
+
+        def step(depth, tokens, own, shared):
+            seen, above = own
+            layers, used = shared
+            ahead = jnp.broadcast_to(jnp.reshape(depth, (-1, 1)), tokens.shape)
+            if used is None:  # the root was read above
+                h, shared = first, (layers, 0)
+            else:
+                seen |= jnp.arange(slots) == used + jnp.arange(tokens.shape[1])[:, None]
+                behind = replace(cache, layers=layers, lengths=lengths)
+                mask = tree_mask(behind, both(seen))
+                # A pair stands where its feature does, one place before its token.
+                positions = lengths[:, None] - 1 + both(ahead)
+                behind = replace(behind, lengths=lengths + used)
+                h, layer = self.network(params["own"]).layer(
+                    params["embedding"][both(tokens)],
+                    by_stream(above),
+                    self._angles(positions),
+                    mask,
+                    behind.layers[0],
+                    behind.lengths,
+                )
+                shared = (layer,), used + tokens.shape[1]
+            logits = self.scores(params, h)
+            logits = guide(logits, this.sampling, this.index[:, None] + ahead)
+            return logits, (seen, by_row(h)), shared
+
+        nothing = jnp.zeros((rows, 1, slots), bool)
+        own = nothing, by_row(jnp.zeros_like(first))
+        draft, (layers, _) = grow(this, step, own, (cache.layers, None))
+        cache = replace(cache, layers=layers, lengths=lengths)
+        return draft, replace(state, cache=cache, counts=jnp.zeros_like(state.counts))
+
+    def observe(
+        self, params: Params, state: FeatureState, seen: Observation
+    ) -> FeatureState:
+        """See `spec.draft.Drafter`; the pairs are read by the next `propose`."""
+        return replace(
+            state,
+            features=seen.on_path(seen.features),
+            tokens=seen.tokens,
+            counts=seen.counts,
+        )
+
+    def _angles(self, positions: Int[Array, "R T"]) -> Float[Array, "R T f 2"]:
+        return angles_of(self.target, positions, self.config.head_size)
+
+    def _read(self, params, cache, features, tokens, count):
+        """Writes committed pairs behind the cache's; the lengths stay."""
+        streams = features.shape[0] // tokens.shape[0]
+        positions = cache.lengths[:, None] + jnp.arange(count)
+        h, layer = self.network(params["own"]).layer(
+            params["embedding"][jnp.concatenate([tokens] * streams)],
+            self.inputs(params, features),
+            self._angles(positions),
+            tree_mask(cache, jnp.tril(jnp.ones((count, count), bool))),
+            cache.layers[0],
+            cache.lengths,
+        )
+        return replace(cache, layers=(layer,)), h

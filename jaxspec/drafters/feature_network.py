@@ -1,0 +1,68 @@
+"""The networks of EAGLE's heads."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jaxspec.config import FeatureHeadConfig
+from jaxspec.nn.attention import Attention
+from jaxspec.nn.layers import INIT, RMSNorm, SwiGLU, linear
+from jaxspec.typing import Array, Bool, Float, Int
+
+
+class FeatureNetwork(nn.Module):
+    """One decoder layer over pairs of a feature and the embedding of the next token."""
+
+    config: FeatureHeadConfig
+
+    def setup(self):
+        """Builds the submodules."""
+        c = self.config
+        eps, size = c.norm_eps, c.head_size
+        self.attention = Attention(
+            c.heads, c.num_kv_heads, size, width=c.width, name="attention"
+        )
+        self.post_norm = RMSNorm(eps)
+        self.ffn = SwiGLU(c.ffn_width)
+        if c.version == 1:
+            self.pair = linear(c.width, "pair", bias=True)
+        else:
+            self.joined = linear(c.width, "joined")
+            self.embedding_norm, self.hidden_norm = RMSNorm(eps), RMSNorm(eps)
+            self.norm = RMSNorm(eps)
+            if c.draft_vocab:
+                self.head = self.param("head", INIT, (c.width, c.draft_vocab))
+                ids = lambda key, shape: jnp.arange(shape[0], dtype=jnp.int32)  # noqa: E731
+                self.ids = self.param("ids", ids, (c.draft_vocab,))
+
+    def join(self, features: Float[Array, "... E"]) -> Float[Array, "... D"]:
+        """Features of several layers as one (EAGLE-3)."""
+        return self.joined(features)
+
+    def normed(self, h: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        """An output, ready for the head (EAGLE-3)."""
+        return self.norm(h)
+
+    def layer(
+        self,
+        embedding: Float[Array, "R T D"],
+        h: Float[Array, "R T D"],
+        angles: Float[Array, "R T f 2"],
+        mask: Bool[Array, "R T S"],
+        cache: tuple[Array, Array] | None = None,
+        starts: Int[Array, "R"] | None = None,
+    ) -> tuple[Float[Array, "R T D"], tuple[Array, Array] | None]:
+        """Predicted features; EAGLE-1 has no norm before its attention."""
+        if self.config.version == 1:
+            h = x = self.pair(jnp.concatenate([embedding, h], axis=-1))
+        else:
+            parts = [self.embedding_norm(embedding), self.hidden_norm(h)]
+            x = jnp.concatenate(parts, axis=-1)
+        out, cache = self.attention(x, angles, mask, cache, starts)
+        h = h + out
+        return h + self.ffn(self.post_norm(h)), cache
+
+    def __call__(self, features, embedding, angles):
+        """Touches every parameter once; for initialisation."""
+        h = self.join(features) if self.config.version == 3 else embedding
+        h, _ = self.layer(embedding, h, angles, jnp.ones((1, 1, 1), bool))
+        return self.normed(h) if self.config.version == 3 else h

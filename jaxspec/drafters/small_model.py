@@ -1,0 +1,146 @@
+"""Any autoregressive model as a drafter of another, with a cache of its own."""
+
+from dataclasses import dataclass, replace
+
+import jax.numpy as jnp
+from jax.tree_util import register_dataclass
+
+from jaxspec.config import TransformerConfig
+from jaxspec.drafters.grow import expansions, grow
+from jaxspec.errors import ConfigError
+from jaxspec.models.target import make_target
+from jaxspec.models.transformer import Transformer
+from jaxspec.spec.cache import KVCache, tree_mask
+from jaxspec.spec.draft import Draft, Observation, Round, Start
+from jaxspec.spec.sampling import guide
+from jaxspec.spec.target import Target
+from jaxspec.typing import Array, Int, Params
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class ModelState:
+    """What the drafter carries between rounds.
+
+    Attributes:
+      cache: holds all committed tokens that were read.
+      tokens: int32 [B, A], committed tokens that were not, the root last.
+      counts: int32 [B], how many of them are real.
+    """
+
+    cache: KVCache
+    tokens: Int[Array, "B A"]
+    counts: Int[Array, "B"]
+
+
+@dataclass(frozen=True)
+class SmallModel:
+    """Drafts with a smaller model of the same vocabulary, level by level.
+
+    What a round committed is read in one pass of fixed width together with the new root
+    (so a cache never misses a token, however much was accepted); then each level of the
+    tree takes one pass. Nodes are written behind the committed slots, where nobody else
+    looks, and each sees its own ancestors. The same class serves:
+
+    - an ordinary draft model (Leviathan et al., arXiv 2211.17192), or the first layers
+      of one that was trained to be cut anywhere (S2D, arXiv 2407.01955);
+    - the target's own first layers and head (LayerSkip, arXiv 2404.16710), or these
+      with an adapter (Kangaroo, arXiv 2404.18911): see `early_exit`.
+
+    Parameters: those of `model`.
+
+    Attributes:
+      model: the drafter as a `Target`. With two guidance streams it follows the same
+        scale as the target; with one it drafts without guidance.
+    """
+
+    model: Target
+
+    def init(self, params: Params, start: Start) -> ModelState:
+        """See `spec.draft.Drafter`."""
+        path = start.tree.depth + 1
+        room = start.extra + path + expansions(start.tree)[0]
+        _, _, cache = self.model.prefill(params, start.prompt, room)
+        return ModelState(
+            cache,
+            jnp.zeros((start.rows, path), jnp.int32),
+            jnp.ones(start.rows, jnp.int32),
+        )
+
+    def propose(
+        self, params: Params, state: ModelState, this: Round
+    ) -> tuple[Draft, ModelState]:
+        """See `spec.draft.Drafter`."""
+        rows, path = state.tokens.shape
+        if self.model.vocab_size != this.noise.shape[-1]:
+            raise ConfigError(
+                f"the drafter has {self.model.vocab_size} tokens, the target "
+                f"{this.noise.shape[-1]}; they must share a vocabulary"
+            )
+        last = jnp.maximum(state.counts - 1, 0)
+        here = jnp.arange(path) == last[:, None]
+        tokens = jnp.where(here, this.root[:, None], state.tokens)
+        positions = (this.position - last)[:, None] + jnp.arange(path)
+        mask = tree_mask(state.cache, jnp.tril(jnp.ones((path, path), bool)))
+        logits, cache = self._read(params, state.cache, tokens, positions, mask)
+        first = jnp.take_along_axis(logits, self._both(last)[:, None, None], axis=1)
+        lengths = cache.lengths + self._both(state.counts)
+        slots = expansions(this.tree)[0]
+
+        def step(depth, tokens, own, shared):
+            layers, used = shared
+            ahead = jnp.broadcast_to(jnp.reshape(depth, (-1, 1)), tokens.shape)
+            if used is None:  # the root was read above
+                logits, shared = first, (layers, 0)
+            else:
+                behind = replace(cache, layers=layers, lengths=lengths)
+                own |= jnp.arange(slots) == used + jnp.arange(tokens.shape[1])[:, None]
+                mask = tree_mask(behind, self._both(own))
+                behind = replace(behind, lengths=lengths + used)
+                positions = this.position[:, None] + ahead
+                logits, behind = self._read(params, behind, tokens, positions, mask)
+                shared = behind.layers, used + tokens.shape[1]
+            logits = guide(logits, this.sampling, this.index[:, None] + ahead)
+            return logits, own, shared
+
+        nothing = jnp.zeros((rows, 1, slots), bool)
+        draft, (layers, _) = grow(this, step, nothing, (cache.layers, None))
+        cache = replace(cache, layers=layers, lengths=lengths)
+        return draft, replace(state, cache=cache, counts=jnp.zeros_like(state.counts))
+
+    def observe(
+        self, params: Params, state: ModelState, seen: Observation
+    ) -> ModelState:
+        """See `spec.draft.Drafter`; the tokens are read by the next `propose`."""
+        return replace(state, tokens=seen.tokens, counts=seen.counts)
+
+    def _both(self, x: Array) -> Array:
+        """Repeats rows for each guidance stream of the drafter."""
+        return jnp.concatenate([x] * self.model.streams)
+
+    def _read(self, params, cache, tokens, positions, mask):
+        logits, _, cache = self.model.forward(
+            params, cache, self._both(tokens), self._both(positions), mask
+        )
+        return logits, cache
+
+
+def early_exit(
+    config: TransformerConfig, layers: int, *, guided: bool = True
+) -> SmallModel:
+    """The first layers of a transformer, its final norm and its head, as its drafter.
+
+    The drafter's parameters are the target's own. It works as far as the target was
+    trained to be left early (LayerSkip, arXiv 2404.16710).
+
+    Raises:
+      ConfigError: there are not that many layers.
+    """
+    if not 1 <= layers < config.layers:
+        raise ConfigError(
+            f"layers={layers}: an early exit keeps 1 to {config.layers - 1} of the "
+            f"target's {config.layers} layers"
+        )
+    return SmallModel(
+        make_target(Transformer(replace(config, layers=layers)), guided=guided)
+    )
