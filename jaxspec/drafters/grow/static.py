@@ -36,9 +36,10 @@ def fill_tree(this: Round, scores) -> Draft:
         valid = valid.at[:, children].set(best[:, place, ranks] > -jnp.inf)
         log_q.update({n: level[:, i] for i, n in enumerate(parents)})
     in_order = [log_q[n] for n in tree.internal]
+    none = jnp.zeros((rows, 0, this.noise.shape[-1]))
     return Draft(
         tokens,
         valid,
-        log_q=jnp.stack(in_order, axis=1) if in_order else None,
+        log_q=jnp.stack(in_order, axis=1) if in_order else none,
         drawn=this.selection,
     )
