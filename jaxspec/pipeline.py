@@ -134,10 +134,15 @@ def make_engine(bundle: Bundle, settings: Settings, tree: Tree | Envelope) -> En
         max_tokens=model.config.sequence_length,
         drafter=drafter,
         tree=tree,
-        rule=settings.rule if tree.size > 1 else Coupled(),
+        rule=rule_in_use(settings, tree),
         order=active_steps(settings.sampling(1)),
         tie_margin=Engine.tie_margin if exact else 0.0,
     )
+
+
+def rule_in_use(settings: Settings, tree: Tree | Envelope) -> Rule:
+    """The rule of `settings`, where there is anything to judge."""
+    return settings.rule if tree.size > 1 else Coupled()
 
 
 def draw(
@@ -203,7 +208,7 @@ def draw(
         times.append(time.perf_counter() - began)
     times = times[warm_up:]
 
-    if not all(bool(part.finite) for part in parts):
+    if not all(bool(part.finite.all()) for part in parts):
         raise NonFiniteError(
             f"the prior of bundle '{bundle.name}' gave NaN or only -inf logits; its "
             "weights are unusable, fetch or train it again"

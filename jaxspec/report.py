@@ -9,7 +9,7 @@ import numpy as np
 from jaxspec import __version__
 from jaxspec.bundle import Bundle
 from jaxspec.device import device_name
-from jaxspec.pipeline import Run, Settings
+from jaxspec.pipeline import Run, Settings, rule_in_use
 from jaxspec.rules import rule_words
 from jaxspec.spec.envelopes import Envelope
 from jaxspec.spec.tree import Tree
@@ -26,6 +26,7 @@ def generation_report(
     same = np.array_equal(fast.tokens, plain.tokens)
     dtype = jax.tree.leaves(bundle.prior.params)[0].dtype
     speculative = tree.size > 1
+    rule = rule_in_use(settings, tree)
     return {
         "pictures": len(settings.classes),
         "tokens": int(fast.tokens.size),
@@ -43,9 +44,9 @@ def generation_report(
         "checkpoint": bundle.name,
         "drafter": bundle.drafter.kind if speculative and bundle.drafter else "none",
         "tree": {"nodes": tree.size, "depth": tree.depth},
-        "rule": rule_words(settings.rule),
-        "lossless": settings.rule.lossless,
-        "promises_identity": settings.rule.lossless and settings.rule.settles,
+        "rule": rule_words(rule),
+        "lossless": rule.lossless,
+        "promises_identity": rule.lossless and rule.settles,
         "proposed_tokens": int(fast.proposed.sum()),
         "accepted_tokens": int(fast.hits.sum()),
         "accepted_histogram": fast.accepted.sum(0).tolist(),

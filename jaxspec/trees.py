@@ -4,6 +4,7 @@ import re
 
 import jax
 
+from jaxspec.bundle import Bundle
 from jaxspec.errors import ConfigError
 from jaxspec.spec.envelopes import Beam, BestFirst, Envelope, StochasticBeam
 from jaxspec.spec.named_trees import named_tree
@@ -20,22 +21,23 @@ _DEFAULTS = {"cpu": "optimal-5"}
 _ACCELERATOR = "optimal-58"
 
 
-def find_tree(name: str) -> Tree | Envelope:
+def find_tree(name: str, max_depth: int = MAX_DEPTH) -> Tree | Envelope:
     """A tree by the names of `named_tree`, or one of these.
 
     `optimal-NODES` is the best static tree for the embedded model; `beam-NODES`,
-    `best-first-NODES` and `stochastic-beam-DEPTHxBEAM` grow anew in each round.
+    `best-first-NODES` and `stochastic-beam-DEPTHxBEAM` grow anew in each round. The
+    first three are no deeper than `max_depth`; see `deepest`.
 
     Raises:
       ConfigError: no such tree.
     """
     if match := re.fullmatch(r"optimal-(\d{1,4})", name):
-        return Tree.optimal(ACCEPTANCE, int(match[1]), MAX_DEPTH)
+        return Tree.optimal(ACCEPTANCE, int(match[1]), max_depth)
     if match := re.fullmatch(r"(beam|best-first)-(\d{1,4})", name):
         nodes = int(match[2])
         if match[1] == "beam":
-            return Beam(nodes, MAX_DEPTH, beam=max(nodes - 1, 1), branch=10)
-        return BestFirst(nodes, MAX_DEPTH)
+            return Beam(nodes, max_depth, beam=max(nodes - 1, 1), branch=10)
+        return BestFirst(nodes, max_depth)
     if match := re.fullmatch(r"stochastic-beam-(\d{1,2})x(\d{1,3})", name):
         return StochasticBeam(int(match[1]), int(match[2]))
     try:
@@ -52,7 +54,16 @@ def default_batch() -> int:
     return 1 if jax.devices()[0].platform == "cpu" else 8
 
 
-def default_tree(platform: str | None = None) -> Tree | Envelope:
+def default_tree(
+    platform: str | None = None, max_depth: int = MAX_DEPTH
+) -> Tree | Envelope:
     """The tree that `jaxspec generate` uses when none is named."""
     platform = platform or jax.devices()[0].platform
-    return find_tree(_DEFAULTS.get(platform, _ACCELERATOR))
+    return find_tree(_DEFAULTS.get(platform, _ACCELERATOR), max_depth)
+
+
+def deepest(bundle: Bundle) -> int:
+    """How deep trees may be for a bundle's drafter; `MAX_DEPTH` without one."""
+    if bundle.drafter is None:
+        return MAX_DEPTH
+    return min(MAX_DEPTH, bundle.drafter.config.config.block_size)

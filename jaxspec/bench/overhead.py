@@ -1,8 +1,9 @@
 """What a round costs beside the two models: rule, tree and bookkeeping.
 
 The round is the engine's own `spec_step`, with a target and a drafter that hand over
-finished arrays. So noise, filters, verification, near-tie checks, commits, cache moves
-and counters are all in it, and no forward pass is.
+finished arrays. So noise, verification, commits, cache moves and counters are all in
+it, and no forward pass is. Filters, and the near-ties that they leave, are in the rows
+that name them: they are not compiled where nobody asks for them.
 """
 
 import time
@@ -28,7 +29,7 @@ from jaxspec.spec.draft import Draft, Round
 from jaxspec.spec.loop import init_state, spec_step
 from jaxspec.spec.neighbours import neighbour_table
 from jaxspec.spec.noise import row_keys
-from jaxspec.spec.sampling import make_sampling
+from jaxspec.spec.sampling import LLAMAGEN_ORDER, make_sampling
 from jaxspec.spec.state import Engine
 from jaxspec.spec.target import Prefill, Target
 from jaxspec.spec.tree import Tree
@@ -46,6 +47,8 @@ RULES = (
     "lantern:k=100,delta=0.1",
     "coupled-relaxed:k=100,budget=0.1",
 )
+
+FILTERS = {"top_k": 1000, "top_p": 0.95}
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,10 @@ def given_target(vocab_size: int, streams: int, cache: dict[str, Any]) -> Target
     def forward(params, cache, tokens, positions, mask):
         return params["logits"], jnp.zeros((*tokens.shape, 0)), cache
 
-    return Target(vocab_size, streams, prefill, forward, None)
+    def rescore(params, prompt, tokens, index):
+        return params["logits"][:streams, 0]
+
+    return Target(vocab_size, streams, prefill, forward, rescore)
 
 
 def measure_overhead(
@@ -98,7 +104,8 @@ def measure_overhead(
       nodes: `N`, of the tree that is best for the embedded model.
       vocab_size: `V`.
       repeats: timed runs of each.
-      rules: by name, see `find_rule`; each on one stream, the first with guidance too.
+      rules: by name, see `find_rule`; each on one stream, the first also with
+        guidance, and with guidance and filters.
     """
     dtype = jnp.float32 if _on_cpu() else jnp.bfloat16
     config = preset(MODEL, "class", grid=24)
@@ -115,10 +122,11 @@ def measure_overhead(
     q = jax.nn.log_softmax(3 * jax.random.normal(keys[1], (batch, 1, vocab_size)))
     codes = jax.random.normal(keys[3], (vocab_size, 8))
     params = {"neighbours": neighbour_table(codes, 100)}
-    cells = [(rules[0], 2), *((rule, 1) for rule in rules)]
+    cells = [(rules[0], 2, True), (rules[0], 2, False)]
+    cells += [(rule, 1, False) for rule in rules]
     softmax = jax.jit(partial(jax.nn.softmax, axis=-1))
     rows = []
-    for name, streams in tqdm(cells, desc="overhead", unit="rule"):
+    for name, streams, filters in tqdm(cells, desc="overhead", unit="rule"):
         rule = find_rule(name)
         shape = Tree.chain(tree.depth) if name == "block" else tree
         engine = Engine(
@@ -127,14 +135,15 @@ def measure_overhead(
             GivenDrafts(),
             shape,
             rule,
-            order=("temperature",),
+            order=LLAMAGEN_ORDER if filters else ("temperature",),
         )
         given = {"logits": logits[: streams * batch, : shape.size]}
         drafted = {
             "tokens": _likely_drafts(given["logits"][:batch], shape),
             "log_q": jnp.broadcast_to(q, (batch, len(shape.internal), vocab_size)),
         }
-        sampling = make_sampling(batch, guidance=2.0)
+        options = FILTERS if filters else {}
+        sampling = make_sampling(batch, guidance=2.0, **options)
         prompt = jnp.zeros(batch, jnp.int32)
         arguments = (given, drafted, prompt, sampling)
         state = init_state(engine, *arguments, row_keys(0, batch))
@@ -151,6 +160,7 @@ def measure_overhead(
             {
                 "rule": name,
                 "streams": streams,
+                "filters": options,
                 "nodes": shape.size,
                 "round_seconds": seconds,
                 "softmax_seconds": yardstick,
@@ -222,6 +232,10 @@ def _verify_seconds(
     return float(np.median(times[1:]))
 
 
+def _filter_words(row: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in row["filters"].items())
+
+
 def _on_cpu() -> bool:
     return jax.devices()[0].platform == "cpu"
 
@@ -236,18 +250,19 @@ def overhead_markdown(result: dict[str, Any]) -> str:
         "",
         f"Device: {result['device']}, jax {result['versions']['jax']}. Batch "
         f"{result['batch']}, vocabulary {result['vocab_size']}, caches of "
-        f"{result['model_of_the_cache']} in {result['cache_dtype']}, temperature 1, no "
-        f"filters. Medians of {result['repeats']} rounds, each in turn with a softmax "
+        f"{result['model_of_the_cache']} in {result['cache_dtype']}, temperature 1. "
+        f"Medians of {result['repeats']} rounds, each in turn with a softmax "
         "over the same logits (of one guidance stream).",
         "",
-        "| rule | streams | nodes | round ms | softmax ms | rounds / softmax "
-        "| of a verify pass |",
-        "|---|---|---|---|---|---|---|",
+        "| rule | filters | streams | nodes | round ms | softmax ms "
+        "| rounds / softmax | of a verify pass |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in result["rows"]:
         share = f"{100 * row['round_seconds'] / verify:.1f} %" if verify else ""
         lines.append(
-            f"| {row['rule']} | {row['streams']} | {row['nodes']} "
+            f"| {row['rule']} | {_filter_words(row)} | {row['streams']} "
+            f"| {row['nodes']} "
             f"| {1e3 * row['round_seconds']:.2f} | {1e3 * row['softmax_seconds']:.2f} "
             f"| {row['ratio']:.2f} | {share} |"
         )

@@ -19,6 +19,7 @@ from jaxspec.rules import rule_params, rule_words
 from jaxspec.spec.loop import init_state, spec_step
 from jaxspec.spec.noise import row_keys
 from jaxspec.spec.tree import Tree
+from jaxspec.trees import deepest
 
 NODES = (2, 3, 5, 8, 16, 32, 64, 128)
 
@@ -77,6 +78,9 @@ def plan_tree(
     """
     if bundle.drafter is None:
         raise ConfigError(f"bundle '{bundle.name}' has no drafter; there is no plan")
+    if width > 10:
+        raise ConfigError("ranks beyond 9 cannot be written as a path; use width 10")
+    max_depth = min(max_depth, deepest(bundle))
     if min(nodes) < 2:
         raise ConfigError("a tree with drafts has at least 2 nodes")
     with tqdm(total=len(nodes) + 2, desc="plan", unit="tree") as bar:

@@ -100,11 +100,12 @@ def run(arguments: argparse.Namespace) -> None:
     from jaxspec.report import generation_report, generation_table, json_bytes
     from jaxspec.rules import find_rule
     from jaxspec.spec.tree import Tree
-    from jaxspec.trees import default_batch, default_tree, find_tree
+    from jaxspec.trees import deepest, default_batch, default_tree, find_tree
 
     speculative = arguments.drafter != "none"
-    named = find_tree(arguments.tree) if arguments.tree else None
     # Impossible settings are told before anything is loaded.
+    if arguments.tree:
+        find_tree(arguments.tree)
     settings = Settings(
         classes=(0,) * arguments.num,
         seed=arguments.seed,
@@ -127,7 +128,9 @@ def run(arguments: argparse.Namespace) -> None:
 
     tree = Tree.root()
     if speculative:
-        tree = named or default_tree()
+        depth = deepest(bundle)
+        named = arguments.tree and find_tree(arguments.tree, depth)
+        tree = named or default_tree(max_depth=depth)
     ways = 2 if speculative else 1
     with tqdm(total=ways * arguments.num, desc="drawing", unit="picture") as bar:
 

@@ -8,12 +8,14 @@ import jax.numpy as jnp
 from jaxspec.config import BlockDiffusionConfig, TransformerConfig
 from jaxspec.drafters.block_network import BlockNetwork, KeysValues
 from jaxspec.drafters.grow import at_depth, grow
+from jaxspec.drafters.stop_head import StopHead
 from jaxspec.errors import ConfigError
 from jaxspec.nn.rope import angles_of
 from jaxspec.spec.cache import KVCache, init_cache, write
 from jaxspec.spec.draft import Draft, Observation, Round, Start
 from jaxspec.spec.envelopes import Envelope
 from jaxspec.spec.sampling import guide
+from jaxspec.spec.topology import pick
 from jaxspec.spec.tree import Tree
 from jaxspec.typing import Array, Bool, Float, Int, Params
 
@@ -44,13 +46,25 @@ class BlockDiffusion:
     merging both guidance streams of the drafter are ours.
 
     Parameters are a dict: "own" (the drafter's network), "embedding" [V, D] and "head"
-    [D, V] of the target, which are shared and frozen; see `bind`.
+    [D, V] of the target, which are shared and frozen, and "stop"; see `bind`.
+
+    Attributes:
+      config: of the network.
+      target: the target's.
+      stop: predicts from `stop_states` how likely a drafted token is to be accepted;
+        `ConfidenceCutoff("head")` reads it.
     """
 
     config: BlockDiffusionConfig
     target: TransformerConfig
+    stop: StopHead | None = None
 
     def __post_init__(self):
+        if self.stop is not None and self.stop.width != self.config.width:
+            raise ConfigError(
+                f"the stop head reads {self.stop.width} numbers, the drafter's states "
+                f"have {self.config.width}"
+            )
         if self.config.width != self.target.width:
             raise ConfigError(
                 f"the drafter's width {self.config.width} is not the target's "
@@ -79,11 +93,26 @@ class BlockDiffusion:
         anchor = jnp.zeros((1, c.width))
         return self._module.init(key, features, angles, anchor)["params"]
 
-    def bind(self, own: Params, target_params: Params) -> Params:
+    def bind(self, own: Params, target_params: Params, stop: Params = None) -> Params:
         """Joins the drafter's parameters with what it shares with the target."""
         embedding = target_params["embedding"]["embedding"]
         head = embedding.T if self.target.tied_head else target_params["head"]
-        return {"own": own, "embedding": embedding, "head": head}
+        return {"own": own, "embedding": embedding, "head": head, "stop": stop}
+
+    def stop_states(
+        self,
+        params: Params,
+        rows: Float[Array, "... D"],
+        tokens: Int[Array, "..."],
+    ) -> Float[Array, "... D"]:
+        """What a stop head reads of a drafted token.
+
+        Args:
+          params: see `bind`.
+          rows: outputs of the block rows that predicted the tokens, conditional stream.
+          tokens: the drafted tokens.
+        """
+        return rows + params["embedding"][tokens]
 
     def angles(self, positions: Int[Array, "R T"]) -> Float[Array, "R T f 2"]:
         """Rotary angles of absolute positions: the target's scheme at our head size."""
@@ -131,7 +160,8 @@ class BlockDiffusion:
         """See `spec.draft.Drafter`."""
         depth = this.tree.depth
         cache = self._commit(params, state.cache, state.pending, state.counts)
-        base, cache = self._block_logits(params, cache, this, depth)
+        h, cache = self._block_rows(params, cache, this, depth)
+        base = jnp.matmul(h, params["head"], preferred_element_type=jnp.float32)
         index = this.index[:, None] + jnp.arange(depth)
         base = guide(base, this.sampling, index)  # [B, depth, V]
 
@@ -144,6 +174,13 @@ class BlockDiffusion:
             return logits, own, shared
 
         draft, _ = grow(this, step)
+        if self.stop is not None:
+            above = jnp.maximum(draft.topology(this.tree).depths - 1, 0)
+            states = self.stop_states(
+                params, pick(h[: len(draft.tokens)], above), draft.tokens
+            )
+            confidence = self.stop.confidence(params["stop"], states)
+            draft = replace(draft, confidence=confidence)
         return draft, replace(state, cache=cache, counts=jnp.zeros_like(state.counts))
 
     def observe(
@@ -168,9 +205,9 @@ class BlockDiffusion:
         )
         return replace(cache, layers=layers, lengths=cache.lengths + counts)
 
-    def _block_logits(
+    def _block_rows(
         self, params: Params, cache: KVCache, this: Round, depth: int
-    ) -> tuple[Float[Array, "R G V"], KVCache]:
+    ) -> tuple[Float[Array, "R G D"], KVCache]:
         """One pass over the block; its own keys and values are scratch.
 
         Causal rows do not see later ones, so only as many as the tree is deep are run.
@@ -196,10 +233,7 @@ class BlockDiffusion:
         h = network.block_input(params["embedding"][root])[:, :rows]
         joins = [join_at(layer) for layer in range(self.config.layers)]
         h = network.block(h, self.angles(positions), mask, joins)
-        logits = jnp.matmul(
-            h[:, :depth], params["head"], preferred_element_type=jnp.float32
-        )
-        return logits, replace(cache, layers=tuple(written))
+        return h[:, :depth], replace(cache, layers=tuple(written))
 
 
 def block_mask(cache: KVCache, rows: int, causal: bool) -> Bool[Array, "R G S"]:

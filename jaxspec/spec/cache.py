@@ -56,8 +56,12 @@ def write(
     `starts + T` must not exceed the capacity: a start too large is clamped and would
     overwrite committed slots, so allocate capacity for the longest output plus `T`.
     """
-    put = jax.vmap(lambda b, x, s: jax.lax.dynamic_update_slice(b, x, (0, s, 0)))
-    return put(buffer, new.astype(buffer.dtype), starts)
+
+    def put(b, x, start):
+        zero = jnp.zeros_like(start)  # of one dtype with it, also under x64
+        return jax.lax.dynamic_update_slice(b, x, (zero, start, zero))
+
+    return jax.vmap(put)(buffer, new.astype(buffer.dtype), starts)
 
 
 def compact(
@@ -75,8 +79,10 @@ def compact(
 
     def move(buffer, start, row_path):
         heads, _, size = buffer.shape
-        window = jax.lax.dynamic_slice(buffer, (0, start, 0), (heads, nodes, size))
-        return jax.lax.dynamic_update_slice(buffer, window[:, row_path], (0, start, 0))
+        zero = jnp.zeros_like(start)
+        place = (zero, start, zero)
+        window = jax.lax.dynamic_slice(buffer, place, (heads, nodes, size))
+        return jax.lax.dynamic_update_slice(buffer, window[:, row_path], place)
 
     if path.shape[1] == 1:  # the root alone, and it is in place
         return replace(cache, lengths=cache.lengths + counts)

@@ -19,10 +19,9 @@ class Beam:
     Attributes:
       nodes: `N`, the root included.
       max_depth: most drafted tokens on a path.
-      beam: nodes expanded at one depth. `nodes - 1` finds the best tree there is for a
-        factorised drafter (DDTree, arXiv 2604.12989); EAGLE-2 (arXiv 2406.16858)
-        takes 10.
-      branch: children of one expanded node; EAGLE-2 takes 10.
+      beam: nodes expanded at one depth; EAGLE-2 (arXiv 2406.16858) takes 10.
+      branch: children of one expanded node; EAGLE-2 takes 10. For a factorised drafter
+        `nodes - 1` of both find the best tree there is (DDTree, arXiv 2604.12989).
       sharpness: with coupled candidates a path's score is the sum of
         `log_softmax(sharpness * (log q + noise))`, an estimate of the chance that the
         target, under the same noise, follows it. Unused otherwise. Of .5, 1, 2, 3 and 4

@@ -18,6 +18,7 @@ from jaxspec.spec.state import (
     Limits,
     SpecState,
     Stats,
+    check_rows,
     make_limits,
 )
 from jaxspec.spec.topology import Topology, pick
@@ -68,12 +69,17 @@ def init_state(
       keys: one typed key a row; the same key, prompt and settings give the same
         tokens in any batch, with any drafter and tree.
       limits: when rows end; by default at `engine.max_tokens`, and no earlier.
+
+    Raises:
+      ConfigError: arguments have different numbers of rows.
     """
     rows = keys.shape[0]
+    check_rows(rows, prompt=prompt, sampling=sampling, limits=limits)
     length = engine.path_length
     limits = make_limits(rows, engine.max_tokens) if limits is None else limits
     budget = jnp.minimum(limits.budget, engine.max_tokens)
-    limits = replace(limits, budget=budget)
+    # Copies: the state may be donated, what the caller holds may not.
+    limits = replace(limits, budget=budget, stop=jnp.copy(limits.stop))
     extra = engine.max_tokens + engine.window  # slots beyond the prompt's
     logits, features, cache = engine.target.prefill(params, prompt, extra)
     start = jnp.copy(cache.lengths[:rows])  # not the cache's own buffer: see donation
@@ -103,7 +109,7 @@ def init_state(
         path=identity,
         counts=jnp.zeros(rows, jnp.int32),
         drafter=drafter,
-        keys=jax.random.clone(keys),  # the state may be donated, the caller's keys not
+        keys=jax.random.clone(keys),
         limits=limits,
         done=(budget <= 1) | _stops(limits, first),
         stats=Stats(
@@ -114,7 +120,7 @@ def init_state(
             accepted=jnp.zeros((rows, length), jnp.int32),
             hits=jnp.zeros((rows, depth, width), jnp.int32),
         ),
-        finite=~jnp.any(jnp.isnan(margin)),
+        finite=~jnp.isnan(margin),
     )
 
 
@@ -134,6 +140,7 @@ def spec_step(
     `rule_params` are the arrays that the rule needs, if any.
     """
     tree, target = engine.tree, engine.target
+    check_rows(state.done.shape[0], prompt=prompt, sampling=sampling)
     live = ~state.done
     newest = jnp.take_along_axis(state.tokens, state.length[:, None] - 1, 1)[:, 0]
     position = state.start + state.length - 1
@@ -155,7 +162,10 @@ def spec_step(
     )
     drafter_state = state.drafter
     if engine.drafter is None:
-        draft = Draft(newest[:, None], jnp.ones((newest.shape[0], 1), bool))
+        rows = newest.shape[0]
+        nothing = jnp.zeros((rows, 0, target.vocab_size))
+        root = jnp.ones((rows, 1), bool)
+        draft = Draft(newest[:, None], root, nothing, drawn=engine.candidates)
     else:
         draft, drafter_state = engine.drafter.propose(
             drafter_params, drafter_state, this
@@ -178,7 +188,8 @@ def spec_step(
 
     place = jnp.arange(engine.path_length)
     left = state.limits.budget - state.length
-    accepted, tied = verdict.accepted, jnp.zeros_like(live)
+    accepted = verdict.accepted.astype(jnp.int32)
+    tied = jnp.zeros_like(live)
     if engine.rule.settles:  # a path ends at its first near-tie, decided again below
         sure = jnp.full(draft.tokens.shape, jnp.inf)
         own = pick(noise.coupled, shape.depths)
@@ -188,13 +199,14 @@ def spec_step(
         near &= place <= accepted[:, None]
         near &= place < left[:, None]  # what will be emitted
         tied = jnp.any(near, axis=1) & live
-        accepted = jnp.where(tied, jnp.argmax(near, axis=1), accepted)
+        first = jnp.argmax(near, axis=1).astype(jnp.int32)
+        accepted = jnp.where(tied, first, accepted)
     on_path = jnp.take_along_axis(draft.tokens, verdict.path[:, 1:], axis=1)
     on_path = jnp.pad(on_path, ((0, 0), (0, 1)))
     write_row = jax.vmap(
         lambda row, new, at: jax.lax.dynamic_update_slice(row, new, (at,))
     )
-    next_token = verdict.next_token
+    next_token = verdict.next_token.astype(jnp.int32)
     if engine.rule.settles:
         own_noise = jnp.take_along_axis(noise.coupled, accepted[:, None, None], axis=1)
         next_token = settle(
@@ -212,7 +224,8 @@ def spec_step(
     tokens = write_row(state.tokens, emitted, state.length)
 
     stops = _stops(state.limits, emitted) & (place <= accepted[:, None])
-    until = jnp.where(jnp.any(stops, axis=1), jnp.argmax(stops, axis=1) + 1, left)
+    ends = jnp.argmax(stops, axis=1).astype(jnp.int32) + 1
+    until = jnp.where(jnp.any(stops, axis=1), ends, left)
     count = jnp.minimum(jnp.minimum(accepted + 1, left), until)
     count = jnp.where(live, count, 0)
     stopped = jnp.any(stops & (place < count[:, None]), axis=1)
@@ -242,7 +255,7 @@ def spec_step(
         drafter=drafter_state,
         done=state.done | stopped | (length >= state.limits.budget),
         stats=_count(state.stats, draft, shape, verdict.path, accepted, tied, live),
-        finite=state.finite & ~jnp.any(broken),
+        finite=state.finite & ~jnp.any(broken, axis=1),
     )
 
 

@@ -99,7 +99,9 @@ def _nearest(rows, codes, first, count):
     squares = jnp.where(jnp.arange(len(codes)) == own[:, None], jnp.inf, squares)
     _, ids = jax.lax.top_k(-squares, count)
     # The expansion above cancels; distances are taken again from the differences.
-    exact = jnp.linalg.norm(codes[ids] - rows[:, None], axis=-1)
+    exact = jax.lax.map(
+        lambda pair: jnp.linalg.norm(codes[pair[0]] - pair[1], axis=-1), (ids, rows)
+    )
     order = jnp.argsort(exact, axis=1, stable=True)
     ids = jnp.take_along_axis(ids, order, axis=1).astype(jnp.int32)
     return ids, jnp.take_along_axis(exact, order, axis=1)

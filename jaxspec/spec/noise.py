@@ -1,6 +1,6 @@
 """Randomness that belongs to a row and an absolute position, and to nothing else."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
@@ -17,19 +17,43 @@ _FRESH, _NODES, _PRIVATE = 0x80000001, 0x80000002, 0x80000003
 
 @register_dataclass
 @dataclass(frozen=True)
+class FreshNoise:
+    """Gumbel noise of the positions after the root, drawn where it is asked for.
+
+    Attributes:
+      keys: one typed key a row.
+      positions: int32 [B, A], absolute.
+      greedy: bool [B], rows whose noise is 0.
+      vocab_size: `V`; static.
+    """
+
+    keys: RowKeys
+    positions: Int[Array, "B A"]
+    greedy: Bool[Array, "B"]
+    vocab_size: int = field(metadata={"static": True})
+
+    def at(self, place: Int[Array, "B"]) -> Float[Array, "B V"]:
+        """Float32, of the `place`-th position after the root."""
+        position = jnp.take_along_axis(self.positions, place[:, None], axis=1)
+        noise = position_noise(self.keys, position, self.vocab_size)[:, 0]
+        return jnp.where(self.greedy[:, None], 0.0, noise)
+
+
+@register_dataclass
+@dataclass(frozen=True)
 class Noise:
     """What a rule draws with in one round. What a rule leaves unused is not computed.
 
     Attributes:
       coupled: float32 [B, A, V], Gumbel noise of the positions after the root. Drafters
         may see it. 0 in greedy rows.
-      fresh: float32 [B, A, V], Gumbel noise that nothing but the rule sees.
+      fresh: Gumbel noise that nothing but the rule sees.
       nodes: float32 [B, N], Gumbel noise that decides where a draft ends; as secret.
       greedy: bool [B], rows that take the likeliest token.
     """
 
     coupled: Float[Array, "B A V"]
-    fresh: Float[Array, "B A V"]
+    fresh: FreshNoise
     nodes: Float[Array, "B N"]
     greedy: Bool[Array, "B"]
 
@@ -120,7 +144,7 @@ def draw_noise(
 
     return Noise(
         quiet(position_noise(keys, positions, vocab_size)),
-        quiet(position_noise(fold(_FRESH), positions, vocab_size)),
+        FreshNoise(fold(_FRESH), positions, greedy, vocab_size),
         quiet(position_noise(fold(_NODES), positions[:, :1], nodes)[:, 0]),
         greedy,
     )

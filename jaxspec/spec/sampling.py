@@ -128,8 +128,8 @@ def process(
 ) -> Float[Array, "B ... V"]:
     """Applies temperature and filters, each row its own, in the given order.
 
-    Greedy rows (temperature 0) keep their logits: nothing that is filtered could be
-    their argmax. What is filtered out becomes -inf.
+    What is filtered out becomes -inf. Greedy rows (temperature 0) keep all their
+    logits: nothing that is filtered could be their argmax.
 
     Args:
       logits: merged logits, float32.
@@ -157,31 +157,37 @@ def process_with_doubt(
     """
     shape = (-1,) + (1,) * (logits.ndim - 1)
     temperature = sampling.temperature.reshape(shape)
-    kept, plain = logits, logits
-    doubt = jnp.zeros(logits.shape, bool)
+    sampled = temperature > 0
+    kept, plain, doubt = logits, logits, None
     # Filters may stand before a temperature that shrinks differences.
     factor = amplification(sampling) * jnp.maximum(sampling.temperature, 1.0)
     off = (slack * factor).reshape(shape)
     for step in order:
         if step == "temperature":
-            divisor = jnp.where(temperature > 0, temperature, 1.0)
+            divisor = jnp.where(sampled, temperature, 1.0)
             kept, plain = kept / divisor, plain / divisor
         elif step == "top_k":
-            k = sampling.top_k.reshape(shape)
-            new = _doubt_top_k(kept, k, off)
-            # Whoever is in doubt already may free or take a place.
-            spare = jnp.sum(doubt, axis=-1, keepdims=True)
-            new |= (
-                (spare > 0) & _between_ranks(kept, k - spare, k + spare, off) & (k > 0)
-            )
-            kept, doubt = keep_top_k(kept, k), doubt | new
+            k = jnp.where(sampled, sampling.top_k.reshape(shape), 0)
+            edge = _kth_largest(kept, k)
+            new = _doubt_top_k(kept, edge, k, off)
+            if doubt is not None:  # whoever is in doubt may free or take a place
+                spare = jnp.sum(doubt, axis=-1, keepdims=True)
+                near = _between_ranks(kept, k - spare, k + spare, off)
+                new |= near & (spare > 0) & (k > 0)
+            kept = _keep(kept, kept >= edge)
+            doubt = new if doubt is None else doubt | new
         else:
-            p = sampling.top_p.reshape(shape)
-            chances = jax.nn.softmax(kept, axis=-1)
-            in_doubt = jnp.sum(jnp.where(doubt, chances, 0.0), -1, keepdims=True)
-            new = _doubt_top_p(kept, p, off, off + 2 * in_doubt)
-            kept, doubt = keep_top_p(kept, p), doubt | new
-    if "top_k" not in order and "top_p" not in order:
+            p = jnp.where(sampled, sampling.top_p.reshape(shape), 1.0)
+            vague = off
+            if doubt is not None:
+                chances = jnp.where(doubt, jax.nn.softmax(kept, axis=-1), 0.0)
+                vague = off + 2 * jnp.sum(chances, axis=-1, keepdims=True)
+            masses = p - vague, p, jnp.minimum(p + vague, 1.0)
+            tight, edge, loose = _crossings(kept, masses)
+            new = _doubt_top_p(kept, tight, loose, off) & (p < 1)
+            kept = _keep(kept, (kept >= edge) | (p >= 1))
+            doubt = new if doubt is None else doubt | new
+    if doubt is None:
         return kept, None
     return kept, jnp.where(doubt, plain, -jnp.inf)
 
@@ -208,7 +214,7 @@ def keep_top_k(
     logits: Float[Array, "... V"], k: Int[Array, "... 1"]
 ) -> Float[Array, "... V"]:
     """Keeps the `k` largest (all that tie with the k-th); 0 keeps everything."""
-    return jnp.where(logits >= _kth_largest(logits, k), logits, -jnp.inf)
+    return _keep(logits, logits >= _kth_largest(logits, k))
 
 
 def keep_top_p(
@@ -218,25 +224,57 @@ def keep_top_p(
 
     The token that crosses `p` stays, so at least one does; 1 keeps everything.
     """
-    edge = _crossing(logits, p)
-    return jnp.where((logits >= edge) | (p >= 1), logits, -jnp.inf)
+    (edge,) = _crossings(logits, (p,))
+    return _keep(logits, (logits >= edge) | (p >= 1))
+
+
+def _keep(logits, wanted):
+    """Drops the others; NaN stays, to be found."""
+    return jnp.where(wanted | jnp.isnan(logits), logits, -jnp.inf)
 
 
 def _kth_largest(logits, k):
     """Value of the k-th largest logit, `[..., 1]`; the smallest for `k` of 0."""
     k = jnp.where(k <= 0, logits.shape[-1], jnp.minimum(k, logits.shape[-1]))
-    return _largest_threshold(
-        logits, lambda kept: jnp.sum(kept, -1, keepdims=True, dtype=jnp.int32) >= k
-    )
+    bits = _ordered_bits(logits)
+
+    def undecided(carry):
+        i, _, count = carry
+        return (i < 32) & jnp.any(count != k)
+
+    def try_bit(carry):
+        i, found, count = carry
+        candidate = found | (jnp.uint32(1 << 31) >> i)
+        held = jnp.sum(bits >= candidate, axis=-1, keepdims=True, dtype=jnp.int32)
+        enough = held >= k
+        found = jnp.where(enough, candidate, found)
+        return i + 1, found, jnp.where(enough, held, count)
+
+    zero = jnp.zeros((*bits.shape[:-1], 1), jnp.uint32)
+    start = jnp.uint32(0), zero, jnp.full(zero.shape, logits.shape[-1], jnp.int32)
+    found = jax.lax.while_loop(undecided, try_bit, start)[1]
+    return _least(logits, bits >= found)
 
 
-def _crossing(logits, p):
-    """Logit of the token with which the mass, likeliest first, reaches `p`."""
+def _crossings(logits, masses):
+    """Logits of the tokens with which the mass, likeliest first, reaches each mass."""
     chances = jax.nn.softmax(logits, axis=-1)
-    return _largest_threshold(
-        logits,
-        lambda kept: jnp.sum(jnp.where(kept, chances, 0.0), -1, keepdims=True) >= p,
-    )
+    bits = _ordered_bits(logits)
+
+    def try_bit(i, found):
+        bit = jnp.uint32(1 << 31) >> i.astype(jnp.uint32)
+
+        def one(found, mass):
+            candidate = found | bit
+            held = jnp.where(bits >= candidate, chances, 0.0)
+            enough = jnp.sum(held, axis=-1, keepdims=True) >= mass
+            return jnp.where(enough, candidate, found)
+
+        return tuple(map(one, found, masses))
+
+    zero = jnp.zeros((*bits.shape[:-1], 1), jnp.uint32)
+    found = jax.lax.fori_loop(0, 32, try_bit, (zero,) * len(masses))
+    return tuple(_least(logits, bits >= t) for t in found)
 
 
 def _between_ranks(logits, low, high, slack):
@@ -246,45 +284,36 @@ def _between_ranks(logits, low, high, slack):
     return (logits <= top) & (logits >= bottom)
 
 
-def _doubt_top_k(logits, k, slack):
+def _doubt_top_k(logits, edge, k, slack):
     """Tokens at the edge of the k largest, if the edge is no clear gap."""
-    edge = _kth_largest(logits, k)
     near = jnp.abs(logits - edge) <= slack
     count = jnp.sum(logits >= edge - slack, -1, keepdims=True)
     return near & (count > k) & (k > 0)
 
 
-def _doubt_top_p(logits, p, slack, mass_slack):
+def _doubt_top_p(logits, tight, loose, slack):
     """Tokens between the edges of slightly smaller and slightly larger masses.
 
-    The likeliest token is always kept, so it is in doubt only beside a rival.
+    The likeliest token is always kept, so it is in doubt only beside a rival. So is a
+    token that is the edge of either mass, with no other near it.
     """
-    tight = _crossing(logits, p - mass_slack)
-    loose = _crossing(logits, jnp.minimum(p + mass_slack, 1.0))
     between = (logits <= tight + slack) & (logits >= loose - slack)
+    beside = jnp.sum(jnp.abs(logits - tight) <= slack, -1, keepdims=True)
+    between &= (tight != loose) | (beside > 1)
     top = jnp.max(logits, axis=-1, keepdims=True)
     rivals = jnp.sum(logits >= top - slack, -1, keepdims=True) > 1
-    return between & ((logits < top) | rivals) & (p < 1)
+    return between & ((logits < top) | rivals)
 
 
 def _ordered_bits(x: Float[Array, "..."]) -> Int[Array, "..."]:
-    """Maps float32 to uint32 so that order is kept."""
+    """Maps float32 to uint32 so that order is kept.
+
+    Thresholds are found among them bit by bit, which needs no sort.
+    """
     bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
     negative = bits >> 31 == 1
     return jnp.where(negative, ~bits, bits | jnp.uint32(1 << 31))
 
 
-def _largest_threshold(logits, enough):
-    """Largest value `t`, one a row, with `enough(logits >= t)`; bit by bit, no sort.
-
-    Float32 is ordered like the integers of its bits, so 32 halvings find `t` exactly.
-    """
-    bits = _ordered_bits(logits)
-
-    def try_bit(i, t):
-        candidate = t | (jnp.uint32(1 << 31) >> i.astype(jnp.uint32))
-        return jnp.where(enough(bits >= candidate), candidate, t)
-
-    start = jnp.zeros((*bits.shape[:-1], 1), jnp.uint32)
-    found = jax.lax.fori_loop(0, 32, try_bit, start)
-    return jnp.min(jnp.where(bits >= found, logits, jnp.inf), -1, keepdims=True)
+def _least(logits, wanted):
+    return jnp.min(jnp.where(wanted, logits, jnp.inf), -1, keepdims=True)

@@ -16,8 +16,8 @@ from jaxspec.typing import Array, Bool, Float, Int, Params, PyTree
 def near_tie(
     engine: Engine, sampling: Sampling, margin: Float[Array, "B ..."]
 ) -> Bool[Array, "B ..."]:
-    """Decisions too close to leave to rounding, if the target can take them again."""
-    if engine.target.rescore is None:
+    """Decisions too close to leave to rounding, if they can be taken again."""
+    if engine.target.rescore is None or engine.tie_margin == 0:
         return jnp.zeros_like(margin, bool)
     close = engine.tie_margin * amplification(sampling)
     return margin < close.reshape(-1, *(1,) * (margin.ndim - 1))
@@ -57,7 +57,7 @@ def settle(
       near: rows to look at again.
     """
     rescore = engine.target.rescore
-    if rescore is None or engine.tie_margin == 0:
+    if rescore is None or engine.tie_margin == 0:  # then nothing is near, see above
         return choice
     known = jnp.arange(engine.max_tokens) < index[:, None]
     known_tokens = jnp.where(known, tokens[:, : engine.max_tokens], 0)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import register_dataclass
@@ -94,16 +95,37 @@ def make_limits(rows: int, budget, stop=()) -> Limits:
       stop: tokens that end a row; `[E]` for all rows or `[B, E]`, -1 for none.
 
     Raises:
-      ConfigError: a budget is not positive, or a stop token is below -1.
+      ConfigError: a budget is not positive, a stop token is below -1, or a shape does
+        not fit.
     """
-    budget = np.broadcast_to(np.asarray(budget), (rows,))
-    stop = np.asarray(stop, np.int32)
+    budget, stop = np.asarray(budget), np.atleast_1d(np.asarray(stop, np.int32))
+    if budget.shape not in ((), (rows,)):
+        raise ConfigError(f"budget has shape {budget.shape}; give one, or one a row")
+    if stop.ndim > 2 or stop.shape[:-1] not in ((), (rows,)):
+        raise ConfigError(f"stop has shape {stop.shape}; give [E], or [{rows}, E]")
+    budget = np.broadcast_to(budget, (rows,))
     stop = np.broadcast_to(stop, (rows, stop.shape[-1]))
     if (budget < 1).any():
         raise ConfigError(f"budget={budget.min()} must be at least 1 token")
     if (stop < -1).any():
         raise ConfigError(f"stop token {stop.min()} is impossible; use -1 for none")
     return Limits(jnp.asarray(budget, jnp.int32), jnp.asarray(stop))
+
+
+def check_rows(rows: int, **arguments: PyTree) -> None:
+    """Refuses arguments whose arrays do not have `rows` rows.
+
+    Raises:
+      ConfigError: names the argument.
+    """
+    for name, value in arguments.items():
+        for leaf in jax.tree.leaves(value):
+            shape = jnp.shape(leaf)
+            if shape[:1] != (rows,):
+                raise ConfigError(
+                    f"{name} holds an array of shape {shape}, but there are {rows} row "
+                    "keys; every row needs one of each"
+                )
 
 
 @register_dataclass
@@ -146,7 +168,7 @@ class SpecState:
       limits: when rows end.
       done: bool [B], rows that have ended: by their budget or at a stop token.
       stats: counters.
-      finite: bool [], False once a decision met NaN or nothing but -inf.
+      finite: bool [B], False once a decision met NaN or nothing but -inf.
     """
 
     tokens: Int[Array, "B T"]
@@ -160,7 +182,7 @@ class SpecState:
     limits: Limits
     done: Bool[Array, "B"]
     stats: Stats
-    finite: Bool[Array, ""]
+    finite: Bool[Array, "B"]
 
 
 @register_dataclass
@@ -172,11 +194,11 @@ class Generation:
       tokens: int32 [B, max_tokens]; -1 beyond a row's length.
       lengths: int32 [B], generated tokens of each row, a stop token included.
       stats: counters of the run.
-      finite: bool [], False if the target ever gave NaN or only -inf; the tokens mean
-        nothing then.
+      finite: bool [B], False if the target ever gave a row NaN or only -inf; its
+        tokens mean nothing then.
     """
 
     tokens: Int[Array, "B T"]
     lengths: Int[Array, "B"]
     stats: Stats
-    finite: Bool[Array, ""]
+    finite: Bool[Array, "B"]

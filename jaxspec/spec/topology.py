@@ -43,6 +43,11 @@ class Topology:
         """`[B, N]` at each node's parent."""
         return pick(x, self.parents)
 
+    def before(self, x: Array, tokens: Array) -> Array:
+        """Entries `[B, N, m]` of `x [B, N, V]` at each node's parent, for `tokens`."""
+        row = jnp.arange(x.shape[0])[:, None, None]
+        return x[row, self.parents[..., None], tokens]
+
     def of_children(self, x: Array, default) -> Array:
         """`[B, N]` at each child, `[B, I, W]`; `default` where there is none."""
         flat = self.children.reshape(self.children.shape[0], -1)

@@ -10,6 +10,18 @@ import numpy as np
 from jaxspec.errors import ConfigError
 
 
+def _levelled(row: Sequence[float]) -> list[float]:
+    """The closest row that never rises: neighbours that do are averaged."""
+    blocks: list[tuple[float, int]] = []
+    for value in row:
+        total, count = float(value), 1
+        while blocks and blocks[-1][0] * count < total * blocks[-1][1]:
+            before, size = blocks.pop()
+            total, count = total + before, count + size
+        blocks.append((total, count))
+    return [total / count for total, count in blocks for _ in range(count)]
+
+
 @dataclass(frozen=True)
 class Tree:
     """The shape of a draft: who is whose child.
@@ -90,20 +102,31 @@ class Tree:
 
         Args:
           acceptance: `[depth][rank]`, chance that the child of this rank is the one
-            accepted, given that its parent was. The last row serves deeper levels.
+            accepted, given that its parent was. The last row serves deeper levels. A
+            row that rises is noise, as ranks are tried in turn: it is levelled by
+            isotonic regression, so no rank is skipped.
           nodes: number of nodes, the root included.
           max_depth: most drafted tokens on a path.
+
+        Raises:
+          ConfigError: too small a tree, or nothing is ever accepted.
         """
         if nodes < 2 or max_depth < 1:
             raise ConfigError("an optimal tree needs at least 2 nodes and depth 1")
+        falling = [_levelled(row) for row in acceptance]
+        if not falling or not falling[0] or not falling[0][0] > 0:
+            raise ConfigError(
+                "no draft is ever accepted at the root, so no tree is worth verifying; "
+                "decode plainly"
+            )
 
         def chance(depth: int, rank: int) -> float:
-            row = acceptance[min(depth, len(acceptance) - 1)]
-            return float(row[rank]) if rank < len(row) else 0.0
+            row = falling[min(depth, len(falling) - 1)]
+            return row[rank] if rank < len(row) else 0.0
 
         paths: list[tuple[int, ...]] = []
         heap: list[tuple[float, tuple[int, ...]]] = [
-            (-chance(0, rank), (rank,)) for rank in range(len(acceptance[0]))
+            (-chance(0, rank), (rank,)) for rank in range(len(falling[0]))
         ]
         heapq.heapify(heap)
         while heap and len(paths) < nodes - 1:
@@ -112,7 +135,7 @@ class Tree:
                 break
             paths.append(path)
             if len(path) < max_depth:
-                width = len(acceptance[min(len(path), len(acceptance) - 1)])
+                width = len(falling[min(len(path), len(falling) - 1)])
                 for rank in range(width):
                     child = value * chance(len(path), rank)
                     heapq.heappush(heap, (child, (*path, rank)))

@@ -19,7 +19,7 @@ from jaxspec.drafters.grow import grow
 from jaxspec.errors import ConfigError
 from jaxspec.spec.draft import Draft, Round, Selection
 from jaxspec.spec.envelopes import Envelope
-from jaxspec.spec.noise import row_keys
+from jaxspec.spec.noise import draw_noise, row_keys
 from jaxspec.spec.sampling import make_sampling
 from jaxspec.spec.tree import Tree
 from jaxspec.testing.table_drafter import table_step
@@ -211,15 +211,45 @@ def law_of_each_draft(
 
     A round emits a path and one token; where that is less than the tree is deep, the
     target's own law goes on, so that all outcomes are sequences of `A` tokens.
+
+    Raises:
+      ConfigError: the rule has no `law`, or the target is shorter than the tree.
     """
+    if not hasattr(rule, "law"):
+        raise ConfigError(
+            f"{type(rule).__name__} has no `law` to enumerate; assert_lossless draws "
+            "from its `verify` instead"
+        )
+    log_p, before, depths = _seen_by_nodes(p, drafts)
+    law = _law(rule, jnp.asarray(log_p), drafts.draft, drafts.tree, params)
+    stop, final = np.asarray(law.stop, np.float64), np.asarray(law.final, np.float64)
+    outcome = _no_outcome(p, drafts, len(depths))
+    row = np.arange(len(depths))
+    for n in range(depths.shape[1]):
+        weight = stop[:, n, None] * final[:, n]
+        for d in np.unique(depths[:, n]):
+            here = (depths[:, n] == d) & (stop[:, n] > 0)
+            if here.any():
+                place = (row[here], *before[here, n, :d].T)
+                np.add.at(outcome[d], place, weight[here])
+    return _continued(outcome, p).reshape(len(depths), -1)
+
+
+def _seen_by_nodes(p: Conditionals, drafts: Drafts):
+    """Of each node: the target's log-probabilities, the tokens above, the depth."""
     draft, tree = drafts.draft, drafts.tree
+    if len(p.tables) <= tree.depth:
+        raise ConfigError(
+            f"the target is {len(p.tables)} tokens long; a tree of depth {tree.depth} "
+            f"needs {tree.depth + 1}"
+        )
     shape = draft.topology(tree)
     tokens = np.asarray(draft.tokens)
     rows, size = tokens.shape
     depths = np.broadcast_to(np.asarray(shape.depths), (rows, size))
     ancestors = np.broadcast_to(np.asarray(shape.ancestors), (rows, size, size))
-    depth, vocab_size = tree.depth, p.vocab_size
-    log_p = np.zeros((rows, size, vocab_size))
+    depth = tree.depth
+    chance = np.zeros((rows, size, p.vocab_size))
     before = np.zeros((rows, size, depth), np.int64)  # drafted tokens up to each node
     for n in range(size):
         order = np.argsort(~ancestors[:, n], axis=1, kind="stable")[:, 1 : depth + 1]
@@ -227,27 +257,63 @@ def law_of_each_draft(
         before[:, n] = np.take_along_axis(tokens, order, axis=1)
         for d in np.unique(depths[:, n]):
             here = depths[:, n] == d
-            if d < len(p.tables):
-                log_p[here, n] = p.after(before[here, n, :d])
+            chance[here, n] = p.after(before[here, n, :d])
     with np.errstate(divide="ignore"):
-        log_p = np.log(log_p)
-    law = _law(rule, jnp.asarray(log_p), draft, tree, params)
-    stop, final = np.asarray(law.stop, np.float64), np.asarray(law.final, np.float64)
+        return np.log(chance), before, depths
 
-    # outcome[d]: chance of each sequence of d + 1 tokens ending the round there.
-    outcome = [np.zeros((rows, *(vocab_size,) * (d + 1))) for d in range(depth + 1)]
-    row = np.arange(rows)
-    for n in range(size):
-        weight = stop[:, n, None] * final[:, n]
-        for d in np.unique(depths[:, n]):
-            here = (depths[:, n] == d) & (stop[:, n] > 0)
-            if here.any():
-                place = (row[here], *before[here, n, :d].T)
-                np.add.at(outcome[d], place, weight[here])
+
+def _no_outcome(p: Conditionals, drafts: Drafts, rows: int) -> list[np.ndarray]:
+    """`outcome[d]`: chance of each sequence of d + 1 tokens ending a row's round."""
+    lengths = range(1, drafts.tree.depth + 2)
+    return [np.zeros((rows, *(p.vocab_size,) * length)) for length in lengths]
+
+
+def _continued(outcome: list[np.ndarray], p: Conditionals) -> np.ndarray:
+    """All outcomes as the longest sequences, the target going on where they end."""
     total = outcome[0]
-    for d in range(1, depth + 1):
+    for d in range(1, len(outcome)):
         total = total[..., None] * p.tables[d] + outcome[d]
-    return total.reshape(rows, -1)
+    return total
+
+
+def drawn_law(
+    rule: Any,
+    p: Conditionals,
+    drafts: Drafts,
+    params: Any = None,
+    *,
+    draws: int = 20_000,
+    seed: int = 0,
+) -> np.ndarray:
+    """The law of the next `A` tokens as `rule.verify` draws them, `[V] * A`.
+
+    Args:
+      rule: anything with `verify`.
+      p: the target, at least `A` tokens long.
+      drafts: as in `output_law`; they are drawn by their chances.
+      params: the rule's.
+      draws: rounds.
+      seed: of drafts and noise.
+    """
+    log_p = _seen_by_nodes(p, drafts)[0].astype(np.float32)
+    tree, chance = drafts.tree, drafts.chance / drafts.chance.sum()
+    chosen = np.random.default_rng(seed).choice(len(chance), draws, p=chance)
+    draft = jax.tree.map(lambda x: jnp.asarray(x)[chosen], drafts.draft)
+
+    @jax.jit
+    def judge(keys, log_p, draft, params):
+        positions = jnp.tile(jnp.arange(tree.depth + 1), (draws, 1))
+        noise = draw_noise(keys, positions, tree.size, p.vocab_size)
+        return rule.verify(log_p, draft, tree, noise, params).emitted(draft)
+
+    found = judge(row_keys(seed, draws), jnp.asarray(log_p[chosen]), draft, params)
+    tokens, counts = map(np.asarray, found)
+    outcome = _no_outcome(p, drafts, 1)
+    for length in range(1, tree.depth + 2):
+        here = tokens[counts == length, :length]
+        place = (np.zeros(len(here), int), *here.T)
+        np.add.at(outcome[length - 1], place, 1 / draws)
+    return _continued(outcome, p)[0]
 
 
 @partial(jax.jit, static_argnames=("rule", "tree"))
@@ -290,33 +356,57 @@ def distortion(rule: Any, p: Conditionals, drafts: Drafts, params: Any = None) -
 
 
 def assert_lossless(
-    rule: Any, p: Conditionals, drafts: Drafts, params: Any = None
+    rule: Any,
+    p: Conditionals,
+    drafts: Drafts,
+    params: Any = None,
+    *,
+    draws: int = 20_000,
 ) -> None:
-    """Holds a rule to the target's law.
+    """Holds a rule to the target's law: its `law`, and what its `verify` draws.
 
-    Over all drafts the greatest error of a probability may be 1e-6. Over samples, none
-    may be more than six standard errors away.
+    Over all drafts the greatest error of a probability of `law` may be 1e-6. Over
+    sampled drafts, and of what `verify` draws, none may be more than six standard
+    errors away. A rule without a `law` is judged by its draws alone.
+
+    Args:
+      rule: anything with `verify`, and perhaps `law`.
+      p: the target.
+      drafts: all drafts with their chances, or samples of them.
+      params: the rule's.
+      draws: rounds of `verify`; 0 looks at `law` alone.
 
     Raises:
       AssertionError: the law of the output is not the target's; says where.
+      ConfigError: there is nothing to look at.
     """
     length = drafts.tree.depth + 1
     wanted = Conditionals(p.tables[:length]).joint()
-    if drafts.exact:
-        total = drafts.chance.sum()
-        assert abs(total - 1) < TOLERANCE, f"the drafts' chances sum to {total}"
-        error = np.abs(output_law(rule, p, drafts, params) - wanted)
-        limit = np.full_like(error, TOLERANCE)
-    else:
-        with jax.enable_x64(True):
-            each = law_of_each_draft(rule, p, _as_float64(drafts), params)
-        error = np.abs(each.mean(0).reshape(wanted.shape) - wanted)
-        spread = each.std(0).reshape(wanted.shape) / np.sqrt(len(each))
-        limit = 6 * spread + TOLERANCE
+    if hasattr(rule, "law") or not draws:
+        if drafts.exact:
+            total = drafts.chance.sum()
+            assert abs(total - 1) < TOLERANCE, f"the drafts' chances sum to {total}"
+            found = output_law(rule, p, drafts, params)
+            limit = np.full_like(wanted, TOLERANCE)
+        else:
+            with jax.enable_x64(True):
+                each = law_of_each_draft(rule, p, _as_float64(drafts), params)
+            found = each.mean(0).reshape(wanted.shape)
+            spread = each.std(0).reshape(wanted.shape) / np.sqrt(len(each))
+            limit = 6 * spread + TOLERANCE
+        _compare(rule, "law", found, wanted, limit)
+    if draws:
+        found = drawn_law(rule, p, drafts, params, draws=draws)
+        spread = np.sqrt(wanted * (1 - wanted) / draws)
+        limit = 6 * spread + np.where(wanted > 0, 6 / draws, TOLERANCE)
+        _compare(rule, "verify", found, wanted, limit)
+
+
+def _compare(rule: Any, part: str, found, wanted, limit) -> None:
+    error = np.abs(found - wanted)
     worst = np.unravel_index(np.argmax(error - limit), error.shape)
     assert (error <= limit).all(), (
-        f"{type(rule).__name__} is biased: tokens {tuple(map(int, worst))} have "
-        f"probability {wanted[worst] + error[worst]:.6f} or "
-        f"{wanted[worst] - error[worst]:.6f} instead of {wanted[worst]:.6f}; total "
+        f"{type(rule).__name__}.{part} is biased: tokens {tuple(map(int, worst))} have "
+        f"probability {found[worst]:.6f} instead of {wanted[worst]:.6f}; total "
         f"variation {error.sum() / 2:.2e}"
     )

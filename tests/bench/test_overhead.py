@@ -7,10 +7,12 @@ def test_rounds_without_models_are_timed_beside_a_softmax():
     result = measure_overhead(
         batch=1, nodes=4, vocab_size=256, repeats=2, rules=("coupled",)
     )
-    assert [row["streams"] for row in result["rows"]] == [2, 1]
+    assert [row["streams"] for row in result["rows"]] == [2, 2, 1]
+    assert [bool(row["filters"]) for row in result["rows"]] == [True, False, False]
     for row in result["rows"]:
         assert row["nodes"] == 4
         assert row["ratio"] == row["round_seconds"] / row["softmax_seconds"] > 0
     text = overhead_markdown({"command": "jaxspec bench overhead", **result})
-    assert text.count("| coupled |") == 2
+    assert text.count("| coupled |") == 3
+    assert text.count("top_k 1000, top_p 0.95") == 1
     assert "none was at hand" in text  # the tests run on a CPU

@@ -145,7 +145,7 @@ def test_stopping_after_a_token_leaves_every_rule_exact(policies):
         assert short.pruned == "past"
         dropped, deep = np.asarray(drafts.draft.valid & ~short.valid), tree.depths > 1
         assert dropped.any() and np.asarray(short.valid)[:, deep].any()
-        assert_lossless(rule, P, replace(drafts, draft=short))
+        assert_lossless(rule, P, replace(drafts, draft=short), draws=0)
 
 
 @pytest.mark.parametrize("policy", DROPPING, ids=ids)
@@ -161,13 +161,13 @@ def test_dropping_a_token_for_what_it_is_is_refused_where_it_would_bias(policy):
             output_law(rule, P, replace(drafts, draft=later))
         lying = replace(drafts, draft=replace(honest, pruned="past"))
         with pytest.raises(AssertionError, match="is biased"):
-            assert_lossless(rule, P, lying)
+            assert_lossless(rule, P, lying, draws=0)
         assert distortion(rule, P, lying) > 1e-3
     for rule, tree in GIVEN:
         drafts = drafts_of(rule, tree)
         dropped = cut(drafts.draft, tree, policy)
         assert dropped.pruned == "token"
-        assert_lossless(rule, P, replace(drafts, draft=dropped))
+        assert_lossless(rule, P, replace(drafts, draft=dropped), draws=0)
 
 
 def test_the_bias_of_dropping_unlikely_tokens_is_the_known_one():
@@ -199,7 +199,7 @@ def test_judging_a_chain_by_its_end_is_caught():
         drafts = drafts_of(rule, CHAIN)
         short = cut(drafts.draft, CHAIN, AllOrNothing(0.05))
         with pytest.raises(AssertionError, match="is biased"):
-            assert_lossless(rule, P, replace(drafts, draft=short))
+            assert_lossless(rule, P, replace(drafts, draft=short), draws=0)
 
 
 @pytest.mark.parametrize(
@@ -211,11 +211,11 @@ def test_grown_drafts_stay_exact_too(tree):
     for policy in (EntropyCutoff(0.8), ConfidenceCutoff(0.3), LengthController(1, 2)):
         short = cut(drafts.draft, tree, policy)
         assert (drafts.draft.valid & ~short.valid).any()
-        assert_lossless(Rejection(), P, replace(drafts, draft=short))
+        assert_lossless(Rejection(), P, replace(drafts, draft=short), draws=0)
     lying = ConfidenceCutoff(0.3, keep_trigger=False, least_length=0)
     lying = replace(cut(drafts.draft, tree, lying), pruned="past")
     with pytest.raises(AssertionError, match="is biased"):
-        assert_lossless(Rejection(), P, replace(drafts, draft=lying))
+        assert_lossless(Rejection(), P, replace(drafts, draft=lying), draws=0)
 
 
 def foreseen(draft, tree, n, policies, seed):
@@ -453,7 +453,7 @@ BEST = BestFirst(7, 3, branch=3)
 def test_shortened_drafts_give_the_tokens_of_plain_decoding(tree, policies):
     out = batch(tree, policies)
     np.testing.assert_array_equal(out.tokens, plain().tokens)
-    assert bool(out.finite) and out.stats.hits.sum() > 0
+    assert bool(out.finite.all()) and out.stats.hits.sum() > 0
     proposed = per_round(out.stats)
     assert (proposed <= tree.size - 1).all()
     assert proposed.mean() < 0.9 * (tree.size - 1)

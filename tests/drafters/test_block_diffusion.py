@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 
 from jaxspec.config import BlockDiffusionConfig, TransformerConfig
+from jaxspec.drafters.adaptive import Adaptive, ConfidenceCutoff
 from jaxspec.drafters.block_diffusion import BlockDiffusion
 from jaxspec.drafters.block_network import append_to
 from jaxspec.drafters.grow import grow
+from jaxspec.drafters.stop_head import StopHead
 from jaxspec.errors import ConfigError
 from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
 from jaxspec.spec.draft import Observation, Round, Start
+from jaxspec.spec.envelopes import BestFirst
 from jaxspec.spec.loop import generate
 from jaxspec.spec.named_trees import named_tree
 from jaxspec.spec.noise import position_noise, row_keys
@@ -80,7 +83,8 @@ def inference_logits(drafter, params, features, anchor_tokens, anchor, chunks):
         make_sampling(rows),
         tree,
     )
-    return drafter._block_logits(params, state.cache, this, 4)[0]
+    rows = drafter._block_rows(params, state.cache, this, 4)[0]
+    return rows @ params["head"]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -203,3 +207,41 @@ def test_impossible_drafters_say_what_is_wrong():
         start(named_tree("chain-5"))
     with pytest.raises(ConfigError, match="24 children"):
         drafter.check_tree(Tree.from_paths([(23,)]))
+
+
+@pytest.mark.parametrize("tree", [named_tree("0,1,00,01,000"), BestFirst(6, 3)])
+def test_a_stop_head_reads_the_row_and_the_token_of_each_node(tree):
+    drafter, own, target_params = make()
+    head = StopHead(TARGET.width, layers=1)
+    stop = head.init_params(jax.random.key(7))
+    drafter = replace(drafter, stop=head)
+    params = drafter.bind(own, target_params, stop)
+    rows = 2
+    features = jax.random.normal(jax.random.key(8), (2 * rows, 1, 64))
+    ones = jnp.ones(2 * rows, jnp.int32)
+    start = Start(None, features, ones, tree, rows, 20)
+    state = drafter.init(params, start)
+    this = Round(
+        jnp.array([4, 5]),
+        jnp.array([[4], [5]]),
+        jnp.ones(rows, jnp.int32),
+        jnp.ones(rows, jnp.int32),
+        position_noise(row_keys(0, rows), jnp.arange(8).reshape(2, 4), 23),
+        row_keys(0, rows),
+        make_sampling(rows, guidance=2.0),
+        tree,
+    )
+    h, _ = drafter._block_rows(params, state.cache, this, tree.depth)
+    draft, _ = drafter.propose(params, state, this)
+    depths = np.broadcast_to(draft.topology(tree).depths, draft.tokens.shape)
+    for b, n in np.ndindex(rows, tree.size):
+        if n and draft.valid[b, n]:
+            token = target_params["embedding"]["embedding"][draft.tokens[b, n]]
+            wanted = head.confidence(stop, h[b, depths[b, n] - 1] + token)
+            np.testing.assert_allclose(draft.confidence[b, n], wanted, rtol=1e-5)
+    short = Adaptive(drafter, ConfidenceCutoff(1.0, "head"))
+    state = short.init(params, start)
+    cut, _ = short.propose(params, state, this)
+    assert (np.asarray(cut.valid) == (depths <= 1) & np.asarray(draft.valid)).all()
+    with pytest.raises(ConfigError, match="reads 8 numbers"):
+        replace(drafter, stop=StopHead(8))

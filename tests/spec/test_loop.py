@@ -13,9 +13,10 @@ from jaxspec.spec.loop import generate, init_state, spec_step
 from jaxspec.spec.named_trees import named_tree
 from jaxspec.spec.noise import row_keys
 from jaxspec.spec.sampling import active_steps, make_sampling
-from jaxspec.spec.state import Engine
+from jaxspec.spec.state import Engine, make_limits
 from jaxspec.spec.tree import Tree
-from jaxspec.spec.verify import Coupled
+from jaxspec.spec.verify import Coupled, GreedySet, KSeq, Rejection
+from jaxspec.testing.table_drafter import TableDrafter
 from jaxspec.testing.toy import NoisyOracle, toy_params, toy_target
 from tests.spec.test_tree import trees
 
@@ -247,16 +248,97 @@ def test_near_ties_are_settled_so_that_rounding_cannot_change_a_token(
 
 
 def test_nan_logits_are_reported():
-    broken = jax.tree.map(lambda x: x * jnp.nan, PARAMS)
+    """Those of a row, in that row; also where a filter meets them, of either sign."""
+    engine = Engine(toy_target(VOCAB), 4, order=("top_k", "temperature"))
+    run = jax.jit(partial(generate, engine))
+    prompt, keys = jnp.array([0, 1]), row_keys(0, 2)
+    sampling = make_sampling(2, top_k=[0, 3])
+    assert run(PARAMS, None, prompt, sampling, keys).finite.all()
+    for nan in (jnp.nan, -jnp.nan):
+        values = PARAMS["values"].at[1].set(nan)  # token 1, the second row's prompt
+        out = run({**PARAMS, "values": values}, None, prompt, sampling, keys)
+        assert not out.finite[1]
+        assert out.finite[0] or 1 in out.tokens[0]
+        head = PARAMS["head"].at[:, 2].set(nan)
+        out = run({**PARAMS, "head": head}, None, prompt, sampling, keys)
+        assert not out.finite.any()
+
+
+def test_rows_that_do_not_fit_together_are_refused():
     engine = Engine(toy_target(VOCAB), 4)
-    out = generate(
-        engine, broken, None, jnp.zeros(2, jnp.int32), make_sampling(2), row_keys(0, 2)
-    )
-    assert not out.finite
-    good = generate(
-        engine, PARAMS, None, jnp.zeros(2, jnp.int32), make_sampling(2), row_keys(0, 2)
-    )
-    assert good.finite
+    prompt, keys = jnp.zeros(2, jnp.int32), row_keys(0, 2)
+    good = (prompt, make_sampling(2), keys, None)
+    for place, (wrong, words) in enumerate(
+        [
+            (prompt[:1], r"prompt holds an array of shape \(1,\), but there are 2"),
+            (make_sampling(1), "sampling holds"),
+            (row_keys(0, 3), "but there are 3 row keys"),
+            (make_limits(3, 4), "limits holds"),
+        ]
+    ):
+        arguments = [*good[:place], wrong, *good[place + 1 :]]
+        with pytest.raises(ConfigError, match=words):
+            generate(engine, PARAMS, None, *arguments)
+
+
+def test_programs_in_double_precision_may_call_it():
+    """Integers and scores keep their types, so the tokens are the same."""
+    prompt, keys, sampling = jnp.zeros(2, jnp.int32), row_keys(0, 2), make_sampling(2)
+    table = {"table": jax.random.normal(jax.random.key(0), (1, VOCAB, VOCAB))}
+    tree = named_tree("0,1,00")
+    engine = Engine(toy_target(VOCAB), 9, TableDrafter(), tree)
+    wanted = generate(engine, PARAMS, table, prompt, sampling, keys)
+    with jax.enable_x64(True):
+        run = jax.jit(partial(generate, engine))
+        found = run(PARAMS, table, prompt, sampling, keys)
+    np.testing.assert_array_equal(found.tokens, wanted.tokens)
+    assert found.tokens.dtype == jnp.int32
+
+
+def test_what_the_caller_holds_survives_a_donated_round():
+    engine = Engine(toy_target(VOCAB), 4, NoisyOracle(VOCAB), Tree.chain(2))
+    keys, sampling, prompt = row_keys(0, 2), make_sampling(2), jnp.zeros(2, jnp.int32)
+    limits = make_limits(2, 4, stop=[3])
+    oracle = {"tokens": jnp.zeros((2, 8), jnp.int32), "spoil": 0.5}
+    arguments = (PARAMS, oracle, prompt, sampling)
+    state = init_state(engine, *arguments, keys, limits)
+    step = jax.jit(partial(spec_step, engine), donate_argnums=4)
+    step(*arguments, state)
+    for leaf in jax.tree.leaves((limits, keys, arguments)):
+        assert not leaf.is_deleted() if isinstance(leaf, jax.Array) else True
+
+
+@pytest.mark.parametrize(
+    "order", [("temperature", "top_k", "top_p"), ("top_p", "top_k")]
+)
+def test_a_margin_of_zero_leaves_every_decision_alone(order):
+    """Tokens of filters' edges are doubtful even then; nobody is there to settle."""
+    target, rows = toy_target(VOCAB), 8
+    coarse = {**PARAMS, "head": jnp.round(2 * PARAMS["head"]) / 2}
+    prompt, keys = jnp.arange(rows) % VOCAB, row_keys(3, rows)
+    sampling = make_sampling(rows, top_k=3, top_p=0.8)
+
+    def run(drafter, tree, oracle):
+        engine = Engine(target, LENGTH, drafter, tree, order=order, tie_margin=0.0)
+        run = jax.jit(partial(generate, engine))
+        return run(coarse, oracle, prompt, sampling, keys)
+
+    plain = run(None, Tree.root(), None)
+    oracle = {"tokens": plain.tokens, "spoil": 0.3}
+    fast = run(NoisyOracle(VOCAB), Tree.chain(3), oracle)
+    np.testing.assert_array_equal(fast.tokens, plain.tokens)
+    assert fast.stats.rescored.sum() == 0
+
+
+@pytest.mark.parametrize("rule", [Rejection(), KSeq(), GreedySet(), Coupled()], ids=str)
+def test_every_lossless_rule_decodes_without_drafts(rule):
+    engine = Engine(toy_target(VOCAB), 6, rule=rule)
+    alone = Engine(toy_target(VOCAB), 6, TableDrafter(), Tree.root(), rule)
+    prompt, keys = jnp.zeros(2, jnp.int32), row_keys(0, 2)
+    table = {"table": jnp.zeros((1, VOCAB, VOCAB))}
+    out = generate(engine, PARAMS, None, prompt, make_sampling(2), keys)
+    same = generate(alone, PARAMS, table, prompt, make_sampling(2), keys)
+    np.testing.assert_array_equal(out.tokens, same.tokens)
 
 
 def test_impossible_engines_say_what_is_wrong():

@@ -47,6 +47,7 @@ from jaxspec.testing.toy import NoisyOracle, toy_params, toy_target
 from tests.drafters.test_block_diffusion import TARGET, make
 from tests.models.test_transformer import TINY, random_params
 from tests.spec import test_limits
+from tests.spec.noises import Given
 from tests.spec.test_guarantees import EVERY_RULE, batch, compiled, random_laws
 from tests.spec.test_rules_in_the_loop import misfit
 
@@ -484,7 +485,7 @@ def test_no_coin_lets_an_impossible_token_through(rule, selection, tree):
         worst = replace(
             noise,
             coupled=jnp.where(at_depth, size, noise.coupled),
-            fresh=jnp.where(at_depth, size, noise.fresh),
+            fresh=Given(jnp.where(at_depth, size, noise.coupled)),
             nodes=jnp.where(below, size, noise.nodes),
         )
         verdict = compiled(rule, "verify", tree)(drafts.log_p, draft, worst)
@@ -527,7 +528,8 @@ def test_every_kind_of_draw_has_noise_of_its_own():
         )
         private += [private_noise(this, depth, (vocab,)) for depth in range(size)]
     # [anything, V]: rows, positions, streams of draws.
-    drawn = [*noise.coupled.swapaxes(0, 1), *noise.fresh.swapaxes(0, 1)]
+    fresh = [noise.fresh.at(jnp.full(2, place)) for place in range(size)]
+    drawn = [*noise.coupled.swapaxes(0, 1), *fresh]
     drawn = np.concatenate([*drawn, *nodes, *private])
     assert len(drawn) == 2 * (3 * size + size**2)
     between = np.corrcoef(drawn) - np.eye(len(drawn))
@@ -657,7 +659,7 @@ def test_nodes_that_are_not_valid_are_never_kept_and_bias_nothing(
     for absent in range(1, tree.size):
         wanted = jnp.arange(tree.size) != absent
         draft = drafts.draft.keep(jnp.broadcast_to(wanted, flat.shape[:2]), past=True)
-        assert_lossless(rule, p, replace(drafts, draft=draft))
+        assert_lossless(rule, p, replace(drafts, draft=draft), draws=0)
         gone = tree.ancestors[:, absent]
         stop = np.asarray(judge(flat, draft).stop)
         assert (stop[:, gone] == 0).all()
@@ -677,8 +679,9 @@ def test_given_children_may_repeat_a_token():
     draft = Draft(tokens, jnp.ones_like(tokens, bool))
     assert (tokens[:, 1] == tokens[:, 2]).any()
     drafts = Drafts(draft, np.full(len(rows), 1 / len(rows)), tree, True)
+    p = Conditionals.random(vocab, 3, 6, zeros=0.2)
     for rule in (Rejection(), Coupled()):
-        assert_lossless(rule, Conditionals.random(vocab, 3, 6, zeros=0.2), drafts)
+        assert_lossless(rule, p, drafts, draws=0)
     # The control: twins that pass for independent samples of a law they do not have.
     log_q = jnp.full((len(rows), len(tree.internal), vocab), -np.log(vocab))
     twins = rows.copy()
@@ -687,7 +690,10 @@ def test_given_children_may_repeat_a_token():
     lying = Draft(twins, draft.valid, log_q=log_q, drawn="with_replacement")
     with pytest.raises(AssertionError, match="is biased"):
         assert_lossless(
-            Rejection(), Conditionals.random(vocab, 3, 6), replace(drafts, draft=lying)
+            Rejection(),
+            Conditionals.random(vocab, 3, 6),
+            replace(drafts, draft=lying),
+            draws=0,
         )
 
 

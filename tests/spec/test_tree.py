@@ -114,3 +114,16 @@ def test_more_children_than_the_width_allows_are_left_out_of_the_law():
     p = jnp.log(jnp.tile(jnp.array([0.5, 0.3, 0.2]), (1, 4, 1)))
     stop = Coupled().law(p, draft, Beam(4, 2, branch=2)).stop
     np.testing.assert_allclose(stop, [[0.2, 0.5, 0.3, 0.0]], atol=1e-6)
+
+
+@given(
+    st.lists(st.lists(st.floats(0, 1), min_size=1, max_size=4), min_size=1, max_size=3),
+    st.integers(2, 12),
+)
+def test_optimal_trees_never_skip_a_rank(acceptance, nodes):
+    """Counts of ranks rise by chance; a rule that draws needs every sibling before."""
+    if sum(acceptance[0]) == 0:
+        with pytest.raises(ConfigError, match="no draft is ever accepted"):
+            Tree.optimal(acceptance, nodes, 3)
+    else:
+        assert Tree.optimal(acceptance, nodes, 3).gapless

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxspec.errors import ConfigError
 from jaxspec.spec.envelopes import Beam, BestFirst, StochasticBeam
 from jaxspec.spec.named_trees import named_tree
 from jaxspec.spec.tree import Tree
@@ -70,7 +71,7 @@ def test_the_output_law_is_the_targets(rule, vocab, tree):
     if isinstance(rule, Block) and tree.width > 1:
         pytest.skip("Block judges chains")
     for p, q in laws(vocab, tree.depth + 1):
-        assert_lossless(rule, p, all_drafts(q, tree, rule.selection))
+        assert_lossless(rule, p, all_drafts(q, tree, rule.selection), draws=0)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +95,7 @@ def test_drafts_as_the_library_draws_them_keep_the_law(rule, tree):
     steps = rng.dirichlet(np.full(4, 0.5), size=(tree.depth, 4))
     p = Conditionals.random(4, tree.depth + 1, 1)
     how = "top" if isinstance(tree, Beam) else rule.selection
-    assert_lossless(rule, p, sampled_drafts(steps, tree, how, 20000))
+    assert_lossless(rule, p, sampled_drafts(steps, tree, how, 20000), draws=0)
 
 
 # What follows must fail: each is a mistake that was made somewhere.
@@ -119,6 +120,48 @@ def test_accepting_everything_is_caught():
             return Law(last, law.final)
 
     caught(AcceptAll(), P, all_drafts(Q, CHAIN, "without_replacement"))
+
+
+class Wrapped:
+    """A rule with nothing but `verify`, which may be spoilt."""
+
+    def __init__(self, rule, always_last=False):
+        self.rule, self.always_last = rule, always_last
+
+    def verify(self, log_p, draft, tree, noise, params=None, features=None):
+        verdict = self.rule.verify(log_p, draft, tree, noise, params, features)
+        if not self.always_last:
+            return verdict
+        shape, rows = draft.topology(tree), draft.tokens.shape[0]
+        end = jnp.full(rows, tree.size - 1)
+        last = jnp.take_along_axis(log_p, end[:, None, None], axis=1)[:, 0]
+        token = jnp.argmax(last + noise.fresh.at(end), axis=-1)
+        depth = jnp.full(rows, tree.depth)
+        return replace(verdict, path=shape.path(end), accepted=depth, next_token=token)
+
+
+@pytest.mark.parametrize("rule", [Rejection(), Block(), Coupled()], ids=str)
+def test_what_verify_draws_is_held_to_the_law_too(rule):
+    """A rule with an honest law that acts otherwise, and one that has no law at all."""
+    drafts = all_drafts(Q, CHAIN, rule.selection)
+    assert_lossless(rule, P, drafts)
+    assert_lossless(Wrapped(rule), P, drafts)
+    cheat = Wrapped(rule, always_last=True)
+    with pytest.raises(AssertionError, match="verify is biased"):
+        assert_lossless(cheat, P, drafts)
+    cheat.law = rule.law
+    assert_lossless(cheat, P, drafts, draws=0)
+    with pytest.raises(AssertionError, match="verify is biased"):
+        assert_lossless(cheat, P, drafts)
+
+
+def test_a_rule_or_target_that_cannot_be_enumerated_says_why():
+    drafts = all_drafts(Q, CHAIN, "without_replacement")
+    with pytest.raises(ConfigError, match="Wrapped has no `law`"):
+        assert_lossless(Wrapped(Rejection()), P, drafts, draws=0)
+    short = Conditionals(P.tables[:2])
+    with pytest.raises(ConfigError, match="2 tokens long; a tree of depth 2 needs 3"):
+        assert_lossless(Rejection(), short, drafts)
 
 
 def test_a_lie_about_q_is_caught():

@@ -66,12 +66,15 @@ def run(arguments: argparse.Namespace) -> None:
     from jaxspec.bundle import load_bundle
     from jaxspec.images import write_file
     from jaxspec.report import json_bytes
-    from jaxspec.trees import default_tree, find_tree
+    from jaxspec.trees import deepest, default_tree, find_tree
 
-    trees = {"default": default_tree()}
-    if arguments.trees:
-        trees = {name: find_tree(name) for name in arguments.trees}
+    for name in arguments.trees or []:  # told before anything is loaded
+        find_tree(name)
     bundle = load_bundle(arguments.checkpoint)
+    depth = deepest(bundle)
+    trees = {"default": default_tree(max_depth=depth)}
+    if arguments.trees:
+        trees = {name: find_tree(name, depth) for name in arguments.trees}
     options = {
         "checkpoint": [arguments.checkpoint] if arguments.checkpoint else [],
         "trees": arguments.trees or [],

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxspec.drafters.grow.select import log_probabilities
+from jaxspec.drafters.grow.select import log_probabilities, private_noise
 from jaxspec.errors import ConfigError
 from jaxspec.spec.draft import Draft, Round
 from jaxspec.spec.envelopes import BestFirst
@@ -55,17 +55,12 @@ def grow_best_first(this: Round, step, own, shared):
     }
 
     def add(n, c):
-        parent = jnp.argmax(c["value"], axis=1)
+        parent = jnp.argmax(c["value"], axis=1).astype(jnp.int32)
         value, depth = c["value"][row, parent], c["depths"][row, parent]
         open_ = value > -jnp.inf
         left = c["left"][row, parent]  # [B, V], normalised
         if this.selection == "without_replacement":
-            noise = jax.vmap(
-                lambda key: jax.random.gumbel(
-                    jax.random.fold_in(key, n), (vocabulary,), jnp.float32, mode="high"
-                )
-            )(this.keys)
-            noise = jnp.where(this.sampling.temperature[:, None] > 0, noise, 0.0)
+            noise = private_noise(this, n, (vocabulary,))
         elif this.selection == "coupled":
             at = jnp.minimum(depth, this.noise.shape[1] - 1)
             noise = this.noise[row, at]

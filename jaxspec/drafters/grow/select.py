@@ -1,5 +1,7 @@
 """Choosing children from a drafter's distribution."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -22,7 +24,21 @@ def inherit(own: PyTree, parents: Int[Array, "b M"]) -> PyTree:
     return jax.tree.map(lambda x: pick(x, parents), own)
 
 
-def private_noise(this: Round, stream: int, shape: tuple[int, ...]) -> Array:
+def _independent(this: Round, depth: int, log_q: Float[Array, "B M V"], width: int):
+    """`width` samples of each node, by inversion, and their log-probabilities."""
+    total = jnp.cumsum(jnp.exp(log_q), axis=-1)
+    share = jnp.exp(-jnp.exp(-private_noise(this, depth, (log_q.shape[1], width))))
+    # Strictly below the whole mass, so the token that is found has some.
+    last = jnp.nextafter(total[..., -1:], jnp.zeros(()))
+    level = jnp.minimum(share * total[..., -1:], last)
+    search = jax.vmap(jax.vmap(partial(jnp.searchsorted, side="right")))
+    sampled = (this.sampling.temperature > 0)[:, None, None]
+    best = jnp.argmax(log_q, axis=-1)[..., None]
+    ids = jnp.where(sampled, search(total, level), best).astype(jnp.int32)
+    return ids, jnp.take_along_axis(log_q, ids, axis=-1)
+
+
+def private_noise(this: Round, stream: int | Array, shape: tuple[int, ...]) -> Array:
     """Gumbel noise `[B, *shape]` of the drafter's own; 0 in greedy rows."""
 
     def draw(key):
@@ -66,9 +82,7 @@ def choose_children(
     elif how == "without_replacement":
         ranked = log_q + private_noise(this, depth, log_q.shape[1:])
     elif how == "with_replacement":
-        shape = (*log_q.shape[1:2], width, vocabulary)
-        ranked = log_q[:, :, None] + private_noise(this, depth, shape)
-        return jnp.argmax(ranked, -1).astype(jnp.int32), jnp.max(ranked, axis=-1)
+        return _independent(this, depth, log_q, width)
     else:
         ranked = log_q
     best, ids = jax.lax.top_k(ranked, width)

@@ -41,10 +41,11 @@ def fill_tree(this: Round, step, own, shared):
         own = inherit(own, place[None])
         given = children
     in_order = [log_q[n] for n in tree.internal]
+    none = jnp.zeros((rows, 0, this.noise.shape[-1]))
     draft = Draft(
         tokens,
         valid,
-        log_q=jnp.stack(in_order, axis=1) if in_order else None,
+        log_q=jnp.stack(in_order, axis=1) if in_order else none,
         drawn=this.selection,
     )
     return draft, shared

@@ -27,8 +27,8 @@ def grow_stochastic_beam(this: Round, step, own, shared):
     assert isinstance(tree, StochasticBeam)
     if this.selection != "without_replacement":
         raise ConfigError(
-            "a StochasticBeam draws without replacement; set "
-            "Engine.selection='without_replacement' or use another tree"
+            "a StochasticBeam draws without replacement; use a rule that asks for it, "
+            "such as Rejection, or set Engine.selection='without_replacement'"
         )
     rows = this.root.shape[0]
     frontier, alive = this.root[:, None], jnp.ones((rows, 1), bool)

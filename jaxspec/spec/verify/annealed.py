@@ -10,7 +10,7 @@ from jaxspec.spec.draft import Draft, Selection
 from jaxspec.spec.envelopes import Envelope
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify.base import LossyRule, honest_log_q, log_probabilities
-from jaxspec.spec.verify.law import Law, LawRule, Siblings, walk_siblings
+from jaxspec.spec.verify.law import Law, LawRule, Siblings, at, ratio, walk_siblings
 from jaxspec.typing import Array, Bool, Float, Params
 
 
@@ -35,7 +35,7 @@ class Annealed(LossyRule, LawRule):
     selection: Selection = "without_replacement"
 
     def __post_init__(self):
-        if not (self.delta > 0 and self.decay >= 0):
+        if not (0 < self.delta < np.inf and 0 <= self.decay < np.inf):
             raise ConfigError(f"{self}: use a positive delta and no negative decay")
 
     def factors(self, depth: int) -> np.ndarray:
@@ -53,8 +53,7 @@ class Annealed(LossyRule, LawRule):
     ) -> Law:
         """See `LawRule.law`."""
         p = jnp.exp(log_probabilities(log_p, greedy))
-        drawn = ("without_replacement", "with_replacement")
-        log_q = honest_log_q(self, draft, tree, drawn)
+        log_q = honest_log_q(self, draft, tree)
         factors = jnp.asarray(np.append(self.factors(tree.depth), 1.0), p.dtype)
 
         def taken(now: Siblings):
@@ -62,9 +61,7 @@ class Annealed(LossyRule, LawRule):
             return jnp.minimum(now.q_all(), w[..., None] * now.p)
 
         def accept(now: Siblings):
-            q = now.q_token()
-            mass = jnp.take_along_axis(taken(now), now.token[..., None], -1)[..., 0]
-            return jnp.where(q > 0, mass / jnp.where(q > 0, q, 1.0), 0.0)
+            return ratio(at(taken(now), now.token), now.q_token())
 
         return walk_siblings(
             draft.topology(tree),

@@ -119,8 +119,13 @@ def log_probabilities(
     return jnp.where(greedy.reshape(-1, *(1,) * (log_p.ndim - 1)), sharp, normal)
 
 
+# Candidates that are given, as it were, not samples of `q`; and those that are.
+GIVEN = ("guess", "top", "coupled")
+DRAWN = ("without_replacement", "with_replacement")
+
+
 def honest_log_q(
-    rule: Any, draft: Draft, tree: Tree | Envelope, drawn: tuple[str, ...]
+    rule: Any, draft: Draft, tree: Tree | Envelope, drawn: tuple[str, ...] = DRAWN
 ) -> Float[Array, "B I V"]:
     """The drafter's log-probabilities, if its tokens are samples of them.
 

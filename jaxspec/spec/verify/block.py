@@ -39,9 +39,11 @@ class Block(LosslessRule, LawRule):
           ConfigError: the tree branches.
         """
         if not isinstance(tree, Tree) or tree.width > 1:
-            raise ConfigError("Block verifies chains alone; use Tree.chain(length)")
-        drawn = ("without_replacement", "with_replacement")
-        q = jnp.exp(honest_log_q(self, draft, tree, drawn))
+            raise ConfigError(
+                "Block verifies chains alone; use Tree.chain(length), or "
+                "--tree chain-LENGTH"
+            )
+        q = jnp.exp(honest_log_q(self, draft, tree))
         p = jnp.exp(log_probabilities(log_p, greedy))
         token = draft.tokens[:, 1:]  # [B, D]
         there = jnp.cumprod(draft.valid[:, 1:], axis=-1) > 0

@@ -11,7 +11,6 @@ from jaxspec.spec.draft import Draft, Selection
 from jaxspec.spec.envelopes import Envelope
 from jaxspec.spec.neighbours import Neighbours
 from jaxspec.spec.noise import Noise
-from jaxspec.spec.topology import pick
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify.base import LossyRule, Verdict, log_probabilities
 from jaxspec.spec.verify.coupled import coupled_choice, follow
@@ -49,7 +48,7 @@ class CoupledRelaxed(LossyRule):
     lam: float | None = None
 
     def __post_init__(self):
-        check_budget(self.k, self.budget, self.lam)
+        check_budget("budget", self.k, self.budget, self.lam)
         if not self.radius >= 0:
             raise ConfigError(f"radius={self.radius} must not be negative")
 
@@ -79,10 +78,8 @@ class CoupledRelaxed(LossyRule):
         total = jax.nn.logsumexp(log_p, axis=-1)  # [B, N]
 
         def p_before(tokens):  # probabilities of [B, N, m] tokens at each node's parent
-            row = jnp.arange(tokens.shape[0])[:, None, None]
-            parents = jnp.broadcast_to(shape.parents, draft.tokens.shape)[..., None]
             return jnp.exp(
-                log_p[row, parents, tokens] - pick(total, parents[..., 0])[..., None]
+                shape.before(log_p, tokens) - shape.of_parents(total)[..., None]
             )
 
         table = table_of(self, params, self.k, log_p.shape[-1])

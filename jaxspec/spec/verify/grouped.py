@@ -46,7 +46,7 @@ class Grouped(LossyRule, LawRule):
     selection: Selection = "without_replacement"
 
     def __post_init__(self):
-        if self.group < 1 or self.distance < 0 or self.gap < 0:
+        if not (self.group >= 1 and self.distance >= 0 and self.gap >= 0):
             raise ConfigError(f"{self}: use a positive group and no negative limit")
 
     def law(
@@ -60,22 +60,23 @@ class Grouped(LossyRule, LawRule):
         """See `LawRule.law`."""
         table = needed(self, params, "embedding")
         p = jnp.exp(log_probabilities(log_p, greedy))
-        drawn = ("without_replacement", "with_replacement")
-        log_q = honest_log_q(self, draft, tree, drawn)
+        log_q = honest_log_q(self, draft, tree)
         before = self.group // 2
         offsets = jnp.arange(self.group) - before
 
         def accept(now: Siblings):
             vocabulary = now.p.shape[-1]
             order = jnp.argsort(-now.p, axis=-1)
-            rank = jnp.argmax(order == now.token[..., None], axis=-1)
+            own = now.p_token()[..., None]
+            first = jnp.arange(vocabulary) < now.token[..., None]  # of equals
+            rank = jnp.sum((now.p > own) | ((now.p == own) & first), axis=-1)
             place = rank[..., None] + offsets
             inside = (place >= 0) & (place < vocabulary)
             ids = jnp.take_along_axis(order, jnp.clip(place, 0, vocabulary - 1), -1)
             masses = jnp.take_along_axis(now.p, ids, axis=-1)
             apart = table[ids] - table[now.token][..., None, :]
             alike = jnp.sum(apart.astype(jnp.float32) ** 2, axis=-1) < self.distance
-            alike &= jnp.abs(masses - now.p_token()[..., None]) < self.gap
+            alike &= jnp.abs(masses - own) < self.gap
             alike = (alike | (ids == now.token[..., None])) & inside
             drafted = jnp.take_along_axis(now.q_all(), ids, axis=-1)
             return ratio(jnp.sum(masses * alike, -1), jnp.sum(drafted * alike, -1))

@@ -12,7 +12,7 @@ from jaxspec.spec.verify.base import LosslessRule, honest_log_q, log_probabiliti
 from jaxspec.spec.verify.law import Law, LawRule, at, normal, ratio, tree_law
 from jaxspec.typing import Array, Bool, Float, Params
 
-_HALVINGS = 40
+_HALVINGS = 26  # as many as float32 can tell apart
 
 
 @dataclass(frozen=True)

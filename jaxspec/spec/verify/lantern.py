@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jaxspec.errors import ConfigError
 from jaxspec.spec.draft import Draft, Selection
 from jaxspec.spec.envelopes import Envelope
-from jaxspec.spec.topology import Topology, pick
+from jaxspec.spec.topology import Topology
 from jaxspec.spec.tree import Tree
-from jaxspec.spec.verify.base import LossyRule, honest_log_q, log_probabilities
+from jaxspec.spec.verify.base import GIVEN, LossyRule, honest_log_q, log_probabilities
 from jaxspec.spec.verify.law import (
     Law,
     LawRule,
@@ -80,7 +80,7 @@ class Lantern(LossyRule, LawRule):
     selection: Selection = "without_replacement"
 
     def __post_init__(self):
-        check_budget(self.k, self.delta, self.lam)
+        check_budget("delta", self.k, self.delta, self.lam)
         for name, value, known in (
             ("residual", self.residual, Residual.__args__),
             ("fallback", self.fallback, ("uniform", "target")),
@@ -101,9 +101,8 @@ class Lantern(LossyRule, LawRule):
         shape = draft.topology(tree)
         p = jax.nn.softmax(log_p, axis=-1)
         log_q = None
-        if draft.drawn not in ("guess", "top", "coupled"):
-            drawn = ("without_replacement", "with_replacement")
-            log_q = honest_log_q(self, draft, tree, drawn)
+        if draft.drawn not in GIVEN:
+            log_q = honest_log_q(self, draft, tree)
         residual = self.residual
         if residual == "published":
             residual = "zero_target" if log_q is None else "keep_target"
@@ -169,20 +168,18 @@ class Lantern(LossyRule, LawRule):
 
     def _greedy_law(self, shape: Topology, draft: Draft, log_p, p, table) -> Law:
         """Temperature 0: a child that its relaxed probability makes the argmax."""
-        before = pick(p, shape.parents)  # [B, N, V]
-        token = draft.tokens[..., None]
         _, _, masses, fits = relaxed_set(
             table,
-            lambda ids: jnp.take_along_axis(before, ids, axis=-1),
+            lambda ids: shape.before(p, ids),
             draft.tokens,
             self.k,
             self.delta,
             self.lam,
         )
-        own = jnp.take_along_axis(before, token, axis=-1)[..., 0]
+        own = shape.before(p, draft.tokens[..., None])[..., 0]
         own = own + jnp.sum(jnp.where(fits, masses, 0.0), axis=-1)
-        best = jnp.argmax(before, axis=-1)
-        top = jnp.max(before, axis=-1)
+        best = shape.of_parents(jnp.argmax(p, axis=-1))
+        top = shape.of_parents(jnp.max(p, axis=-1))
         wins = (own > top) | ((own == top) & (draft.tokens <= best))
         match = (wins | (draft.tokens == best)) & draft.valid
         alive: Bool[Array, "B N"] = all_above(shape, match)

@@ -72,8 +72,7 @@ def draw(law: Law, shape: Topology, noise: Noise) -> Verdict:
     last = jnp.argmax(jnp.log(law.stop) + noise.nodes, axis=-1)
     accepted = pick(shape.depths, last[:, None])[:, 0]
     final = jnp.take_along_axis(law.final, last[:, None, None], axis=1)[:, 0]
-    own = jnp.take_along_axis(noise.fresh, accepted[:, None, None], axis=1)[:, 0]
-    scores = jnp.log(final) + own
+    scores = jnp.log(final) + noise.fresh.at(accepted)
     stop = jnp.take_along_axis(law.stop, last[:, None], axis=1)[:, 0]
     # NaN in, NaN out; so are a token law of nothing and a law that is none.
     sound = stop * jnp.max(scores, axis=-1)

@@ -7,12 +7,16 @@ import jax.numpy as jnp
 from jaxspec.spec.draft import Draft, Selection
 from jaxspec.spec.envelopes import Envelope
 from jaxspec.spec.tree import Tree
-from jaxspec.spec.verify.base import LosslessRule, honest_log_q, log_probabilities
+from jaxspec.spec.verify.base import (
+    GIVEN,
+    LosslessRule,
+    honest_log_q,
+    log_probabilities,
+)
 from jaxspec.spec.verify.law import Law, LawRule, ratio, walk_siblings
 from jaxspec.typing import Array, Bool, Float, Params
 
 # Candidates of which nothing but their token is used: their distribution is one-hot.
-_GIVEN = ("guess", "top", "coupled")
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,8 @@ class Rejection(LosslessRule, LawRule):
         """See `LawRule.law`."""
         p = jnp.exp(log_probabilities(log_p, greedy))
         log_q = None
-        if draft.drawn not in _GIVEN:
-            drawn = ("without_replacement", "with_replacement")
-            log_q = honest_log_q(self, draft, tree, drawn)
+        if draft.drawn not in GIVEN:
+            log_q = honest_log_q(self, draft, tree)
         return walk_siblings(
             draft.topology(tree),
             draft,

@@ -1,5 +1,6 @@
 """LANTERN's relaxed set: the nearest codes of a code whose mass fits a budget."""
 
+import math
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -9,8 +10,8 @@ from jaxspec.spec.neighbours import Neighbours
 from jaxspec.typing import Array, Float, Int, Params
 
 
-def check_budget(k: int, budget: float | None, lam: float | None) -> None:
-    """Refuses settings that no relaxed set can have.
+def check_budget(name: str, k: int, budget: float | None, lam: float | None) -> None:
+    """Refuses settings that no relaxed set can have; `name` is the budget's.
 
     Raises:
       ConfigError: none or both of the budgets are given, or a value is out of range.
@@ -18,11 +19,12 @@ def check_budget(k: int, budget: float | None, lam: float | None) -> None:
     if k < 1:
         raise ConfigError(f"k={k} must be at least 1")
     if (budget is None) == (lam is None):
-        raise ConfigError("give either an additive budget (delta) or lam, not both")
+        both = "both" if lam is not None else "none"
+        raise ConfigError(f"give an additive {name} or lam; {both} was given")
     if budget is not None and not 0 <= budget <= 1:
-        raise ConfigError(f"an additive budget of {budget} is not in [0, 1]")
-    if lam is not None and not lam >= 1:
-        raise ConfigError(f"lam={lam} must be at least 1")
+        raise ConfigError(f"{name}={budget} is not in [0, 1]")
+    if lam is not None and not 1 <= lam < math.inf:
+        raise ConfigError(f"lam={lam} must be a number of at least 1")
 
 
 def relaxed_set(

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from jaxspec.errors import ConfigError
 from jaxspec.spec.draft import Draft, Selection
 from jaxspec.spec.envelopes import Envelope
-from jaxspec.spec.topology import pick
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify.base import LossyRule, log_probabilities
 from jaxspec.spec.verify.law import Law, LawRule, all_above, sure_law
@@ -30,7 +29,7 @@ class Typical(LossyRule, LawRule):
     delta: float = 0.3
 
     def __post_init__(self):
-        if not (0 < self.epsilon <= 1 and self.delta > 0):
+        if not (0 < self.epsilon <= 1 and 0 < self.delta < float("inf")):
             raise ConfigError(f"{self}: use epsilon in (0, 1] and a positive delta")
 
     @property
@@ -52,9 +51,7 @@ class Typical(LossyRule, LawRule):
         p = jnp.exp(normal)
         entropy = -jnp.sum(jnp.where(p > 0, p * normal, 0.0), axis=-1)
         least = jnp.minimum(self.epsilon, self.delta * jnp.exp(-entropy))
-        before = jnp.take_along_axis(
-            pick(normal, shape.parents), draft.tokens[..., None], axis=-1
-        )[..., 0]
+        before = shape.before(normal, draft.tokens[..., None])[..., 0]
         # Strict, as published; a token of all the mass is typical at any threshold.
         match = (before >= 0) | (jnp.exp(before) > shape.of_parents(least))
         match &= draft.valid
