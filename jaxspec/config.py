@@ -114,6 +114,8 @@ class TransformerConfig:
       qkv_bias: biases in the query, key and value maps (Qwen2).
       qk_norm: RMSNorm over the heads of queries and keys (Qwen3).
       tied_head: the output head is the transposed token embedding.
+      extra_tokens: rows of the embedding beyond the vocabulary, for tokens that are
+        read and never drawn: masks, prompt tokens of a drafter.
       token_dropout: dropout after the embedding, training only.
       residual_dropout: dropout of each attention output, training only.
       ffn_dropout: dropout of each SwiGLU output, training only.
@@ -140,6 +142,7 @@ class TransformerConfig:
     qkv_bias: bool = False
     qk_norm: bool = False
     tied_head: bool = False
+    extra_tokens: int = 0
     token_dropout: float = 0.1
     residual_dropout: float = 0.1
     ffn_dropout: float = 0.1
@@ -148,6 +151,7 @@ class TransformerConfig:
     def __post_init__(self):
         _positive(self, "vocab_size", "layers", "width", "heads", "num_kv_heads")
         _positive(self, "ffn_multiple", "grid", "max_length", "classes")
+        _require(self.extra_tokens >= 0, "extra_tokens must not be negative")
         _require(
             self.head_dim is not None or self.width % self.heads == 0,
             f"heads={self.heads} must divide width={self.width}, or set head_dim",
@@ -305,6 +309,43 @@ class FeatureHeadConfig:
     def head_size(self) -> int:
         """`F`."""
         return self.width // self.heads
+
+
+@dataclass(frozen=True)
+class ParallelHeadsConfig:
+    """Heads that each guess one place ahead (Medusa, Hydra).
+
+    Attributes:
+      heads: places ahead.
+      width: `D`, equal to the target's.
+      blocks: residual blocks of each head.
+      sequential: heads read the tokens drafted before them (Hydra, arXiv 2402.05109);
+        otherwise the feature alone (Medusa, arXiv 2401.10774).
+      own_output: each head has an output map `[D, V]` of its own, as published; else
+        all share the target's, which costs `V D` parameters less a head.
+      prefix_heads: attention heads of a decoder layer before the heads (Hydra++); 0 for
+        none.
+      prefix_ffn_width: SwiGLU width of that layer.
+      norm_eps: epsilon of its norms.
+    """
+
+    heads: int = 4
+    width: int = 768
+    blocks: int = 1
+    sequential: bool = False
+    own_output: bool = False
+    prefix_heads: int = 0
+    prefix_ffn_width: int = 2048
+    norm_eps: float = 1e-6
+
+    def __post_init__(self):
+        _positive(self, "heads", "width", "blocks", "prefix_ffn_width")
+        step = 4 * max(self.prefix_heads, 1)
+        _require(
+            self.prefix_heads >= 0 and self.width % step == 0,
+            f"prefix_heads={self.prefix_heads} must divide width={self.width} into "
+            "head sizes that are multiples of 4",
+        )
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxspec.config import BlockDiffusionConfig, TransformerConfig
 from jaxspec.drafters.block_network import BlockNetwork, KeysValues
 from jaxspec.drafters.grow import at_depth, grow
+from jaxspec.drafters.shared import shared_parameters
 from jaxspec.drafters.stop_head import StopHead
 from jaxspec.errors import ConfigError
 from jaxspec.nn.rope import angles_of
@@ -95,9 +96,8 @@ class BlockDiffusion:
 
     def bind(self, own: Params, target_params: Params, stop: Params = None) -> Params:
         """Joins the drafter's parameters with what it shares with the target."""
-        embedding = target_params["embedding"]["embedding"]
-        head = embedding.T if self.target.tied_head else target_params["head"]
-        return {"own": own, "embedding": embedding, "head": head, "stop": stop}
+        shared = shared_parameters(self.target, target_params)
+        return {"own": own, **shared, "stop": stop}
 
     def stop_states(
         self,

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 
-import jax
 import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
@@ -11,6 +10,7 @@ from jaxspec.drafters.draft_vocabulary import widened
 from jaxspec.drafters.feature_network import FeatureNetwork
 from jaxspec.drafters.grow import expansions, grow
 from jaxspec.drafters.history import prompt_tokens
+from jaxspec.drafters.shared import shared_parameters, target_norm
 from jaxspec.errors import ConfigError
 from jaxspec.nn.rope import angles_of
 from jaxspec.spec.cache import KVCache, init_cache, tree_mask
@@ -89,10 +89,7 @@ class FeatureHead:
 
     def bind(self, own: Params, target_params: Params) -> Params:
         """Joins the drafter's parameters with what it shares with the target."""
-        embedding = target_params["embedding"]["embedding"]
-        head = embedding.T if self.target.tied_head else target_params["head"]
-        norm = target_params["norm"]["scale"]
-        return {"own": own, "embedding": embedding, "head": head, "norm": norm}
+        return {"own": own, **shared_parameters(self.target, target_params)}
 
     def inputs(
         self, params: Params, features: Float[Array, "... E"]
@@ -100,10 +97,7 @@ class FeatureHead:
         """The target's tapped features as the head takes them."""
         if self.config.version == 3:
             return self.network(params["own"]).join(features)
-        h = features.astype(jnp.float32)
-        mean = jnp.mean(h * h, axis=-1, keepdims=True)
-        h = h * jax.lax.rsqrt(mean + self.target.norm_eps)
-        return h.astype(features.dtype) * params["norm"]
+        return target_norm(self.target, params, features)
 
     def scores(self, params: Params, h: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Logits float32 over the target's vocabulary from the head's outputs."""

@@ -1,5 +1,6 @@
 """An n-gram table on the device, filled from a corpus and by what is emitted."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,37 +107,74 @@ class NgramTable:
         """Learns what was emitted since the last round, and drafts."""
         counts, prompt, learned = state
         tokens, length = history(prompt, this)
+        counts = self.learn(counts, tokens, learned, length)
+        law, path = self.reader(counts, tokens, length, this.tree.depth)
 
-        def catch_up(counts, row, done, length):
+        def step(depth, drafted, own, shared):
+            logits, own = law(depth, drafted, own)
+            return logits, own, shared
+
+        return grow(this, step, path)[0], (counts, prompt, length)
+
+    def learn(
+        self,
+        counts: Counts,
+        tokens: Int[Array, "B H"],
+        start: Int[Array, "B"],
+        end: Int[Array, "B"],
+    ) -> Counts:
+        """Counts the tokens from `start` to `end` of each row."""
+
+        def catch_up(counts, row, start, end):
             def read(carry):
                 at, counts = carry
                 return at + 1, self._learn(counts, row, at)
 
-            more = lambda carry: carry[0] < length  # noqa: E731
-            return jax.lax.while_loop(more, read, (done, counts))[1]
+            more = lambda carry: carry[0] < end  # noqa: E731
+            return jax.lax.while_loop(more, read, (start, counts))[1]
 
-        counts = jax.vmap(catch_up)(counts, tokens, learned, length)
-        depths = this.tree.depth + 1
+        return jax.vmap(catch_up)(counts, tokens, start, end)
 
-        def step(depth, drafted, own, shared):
-            path = jnp.arange(depths) == jnp.reshape(depth, (-1, 1, 1))
-            own = jnp.where(path, drafted[..., None], own)  # [B, M, A]
+    def reader(
+        self,
+        counts: Counts,
+        tokens: Int[Array, "B H"],
+        length: Int[Array, "B"],
+        depth: int,
+    ) -> tuple[Callable[..., tuple[Array, Array]], Array]:
+        """What follows the nodes of a tree, as `grow` asks for it.
+
+        Args:
+          counts: of each row, `[B, ...]`.
+          tokens: all tokens up to the root.
+          length: how many there are.
+          depth: of the tree.
+
+        Returns:
+          `(depth, drafted [B, M], path) -> (log-probabilities [B, M, V], path)`, and
+          the root's path.
+        """
+
+        def law(depth, drafted, path):
+            at = jnp.reshape(depth, (-1, 1))
+            here = jnp.arange(path.shape[-1]) == at[..., None]
+            path = jnp.where(here, drafted[..., None], path)  # [B, M, A]
 
             def context(offset):  # the token `offset` before the next
-                at = jnp.reshape(depth, (-1, 1)) + 1 - offset
-                past = jnp.clip(length[:, None] - 1 + at, 0)
-                past = jnp.take_along_axis(tokens, past, axis=1)
-                past = jnp.where(length[:, None] - 1 + at >= 0, past, -1)
-                place = jnp.broadcast_to(jnp.maximum(at, 0), drafted.shape)
-                drawn = jnp.take_along_axis(own, place[..., None], axis=2)[..., 0]
-                return jnp.where(at >= 0, drawn, past)
+                place = at + 1 - offset
+                past = length[:, None] - 1 + place
+                before = jnp.take_along_axis(tokens, jnp.maximum(past, 0), axis=1)
+                before = jnp.where(past >= 0, before, -1)
+                place = jnp.broadcast_to(place, drafted.shape)
+                own = jnp.maximum(place, 0)[..., None]
+                drawn = jnp.take_along_axis(path, own, axis=2)[..., 0]
+                return jnp.where(place >= 0, drawn, before)
 
             first, second = map(context, self.context)
-            law = jax.vmap(jax.vmap(self._law, (None, 0, 0)))(counts, first, second)
-            return law, own, shared
+            each = jax.vmap(jax.vmap(self._law, (None, 0, 0)))
+            return each(counts, first, second), path
 
-        own = jnp.zeros((*this.root.shape, 1, depths), jnp.int32)
-        return grow(this, step, own)[0], (counts, prompt, length)
+        return law, jnp.zeros((len(tokens), 1, depth + 1), jnp.int32)
 
     def observe(self, params: Params, state: Any, seen: Observation) -> Any:
         """Nothing: the next `propose` learns from the tokens themselves."""

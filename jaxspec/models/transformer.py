@@ -57,7 +57,8 @@ class _Decoder(nn.Module):
     def setup(self):
         c = self.config
         self.token_dropout = nn.Dropout(c.token_dropout)
-        self.embedding = nn.Embed(c.vocab_size, c.width, embedding_init=INIT)
+        ids = c.vocab_size + c.extra_tokens
+        self.embedding = nn.Embed(ids, c.width, embedding_init=INIT)
         if c.condition == "class":
             self.classes = nn.Embed(c.classes + 1, c.width, embedding_init=INIT)
         elif c.condition == "caption":
@@ -105,7 +106,8 @@ class _Decoder(nn.Module):
         features = jnp.concatenate(features, axis=-1) if taps else x[..., :0]
         if at is not None:
             x = jnp.take_along_axis(x, at[:, None, None], axis=1)
-        head = self.embedding.embedding.T if c.tied_head else self.head
+        tied = self.embedding.embedding[: c.vocab_size].T
+        head = tied if c.tied_head else self.head
         logits = jnp.matmul(self.norm(x), head, preferred_element_type=jnp.float32)
         return logits, features, tuple(layers)
 
@@ -157,6 +159,7 @@ class Transformer:
         at: Int[Array, "B"] | None = None,
         taps: tuple[int, ...] = (),
         dropout_key: Array | None = None,
+        causal: bool | Bool[Array, "U U"] = True,
     ) -> tuple[Float[Array, "B U V"], Float[Array, "B U E"]]:
         """Scores a whole stream at once, without a cache.
 
@@ -168,6 +171,8 @@ class Transformer:
           at: the one position of each row whose logits are wanted.
           taps: layers whose outputs are returned.
           dropout_key: turns dropout on; consumed.
+          causal: a position sees itself and what stands before; False: everything; or
+            a table of who sees whom.
 
         Returns:
           Logits float32 for all `U = P + T` positions (position `P - 1 + t` scores
@@ -186,7 +191,11 @@ class Transformer:
             x = jnp.concatenate([bound.condition(prompt, null), x], axis=1)
         total = self.config.prefix_length + length
         positions = jnp.broadcast_to(jnp.arange(total), (rows, total))
-        mask = jnp.tril(jnp.ones((total, total), bool))[None]
+        mask = jnp.ones((total, total), bool)
+        if not isinstance(causal, bool):
+            mask = causal
+        elif causal:
+            mask = jnp.tril(mask)
         mask = jnp.broadcast_to(mask, (rows, total, total))
         if isinstance(prompt, Caption):
             mask &= _caption_columns(prompt, total)[:, None, :] | jnp.eye(

@@ -1,13 +1,35 @@
 """Whatever drafts: the tokens are those of plain decoding, the cache is like new."""
 
+from dataclasses import replace
+from functools import lru_cache
+
+import jax
 import jax.numpy as jnp
 import pytest
 
+from jaxspec.config import (
+    FeatureHeadConfig,
+    ParallelHeadsConfig,
+    TransformerConfig,
+)
+from jaxspec.drafters.feature_head import FeatureHead
 from jaxspec.drafters.jacobi import Jacobi
+from jaxspec.drafters.lattice import Lattice
+from jaxspec.drafters.lookahead import Lookahead
+from jaxspec.drafters.mask_drafter import MaskDrafter
 from jaxspec.drafters.ngram import NgramTable
+from jaxspec.drafters.parallel_heads import ParallelHeads
 from jaxspec.drafters.prompt_lookup import PromptLookup
 from jaxspec.drafters.recycling import TokenRecycling
+from jaxspec.drafters.riding_blocks import (
+    prompt_tokens,
+    tidar,
+    with_extra_tokens,
+)
+from jaxspec.drafters.small_model import SmallModel, early_exit
 from jaxspec.drafters.union import Union
+from jaxspec.models.target import make_target
+from jaxspec.models.transformer import Transformer
 from jaxspec.spec.envelopes import Beam, BestFirst
 from jaxspec.spec.named_trees import named_tree
 from jaxspec.spec.sampling import make_sampling
@@ -19,23 +41,49 @@ from jaxspec.testing.properties import (
     run_rounds,
 )
 from jaxspec.testing.toy import toy_params, toy_target
+from tests.models.test_transformer import random_params
 
 VOCAB, LENGTH, ROWS = 6, 24, 3
-PARAMS = toy_params(VOCAB, 60)
+PARAMS, OTHER = toy_params(VOCAB, 60), toy_params(VOCAB, 60, seed=1)
 PROMPT = jnp.array([[1, 2, 3, 1], [4, 4, -1, -1], [0, -1, -1, -1]])
 BUSHY = named_tree("0,1,2,00,01,10,000")
 BOTH = Union(PromptLookup(), Jacobi(VOCAB), Tree.chain(3), named_tree("0,1,00"))
-DRAFTERS = {
-    "jacobi, uniform": (Jacobi(VOCAB, "uniform"), BUSHY),
-    "jacobi, last": (Jacobi(VOCAB), BUSHY),
-    "jacobi, repeat": (Jacobi(VOCAB, "repeat"), Tree.chain(5)),
-    "jacobi, grown": (Jacobi(VOCAB), Beam(9, 3, beam=4, branch=3)),
-    "recycling": (TokenRecycling(VOCAB, 4), BUSHY),
-    "recycling, a table a row": (TokenRecycling(VOCAB, 4, False), BestFirst(8, 3)),
-    "prompt lookup": (PromptLookup(), named_tree("0,1,00,10,000")),
-    "n-grams": (NgramTable(VOCAB, buckets=64, width=4), BUSHY),
-    "n-grams of a grid": (NgramTable(VOCAB, (1, 4), 64, 4), BestFirst(8, 3)),
-    "union": (BOTH, BOTH.tree),
+AHEAD = Lookahead(VOCAB, 4, 5, 3)
+# Drafters that know tokens and scores alone, on the toy target.
+TABLES = {
+    "jacobi, uniform": (Jacobi(VOCAB, "uniform"), BUSHY, None),
+    "jacobi, last": (Jacobi(VOCAB), BUSHY, None),
+    "jacobi, repeat": (Jacobi(VOCAB, "repeat"), Tree.chain(5), None),
+    "jacobi, grown": (Jacobi(VOCAB), Beam(9, 3, beam=4, branch=3), None),
+    "recycling": (TokenRecycling(VOCAB, 4), BUSHY, None),
+    "recycling, by row": (TokenRecycling(VOCAB, 4, False), BestFirst(8, 3), None),
+    "prompt lookup": (PromptLookup(), named_tree("0,1,00,10,000"), None),
+    "n-grams": (NgramTable(VOCAB, buckets=64, width=4), BUSHY, None),
+    "n-grams of a grid": (NgramTable(VOCAB, (1, 4), 64, 4), BestFirst(8, 3), None),
+    "union": (BOTH, BOTH.tree, None),
+    "lookahead": (AHEAD, AHEAD.tree, None),
+    "small model": (SmallModel(toy_target(VOCAB)), BUSHY, OTHER),
+    "small model, guided": (
+        SmallModel(toy_target(VOCAB, 2)),
+        Beam(9, 3, beam=4, branch=3),
+        OTHER,
+    ),
+    "small model, best first": (SmallModel(toy_target(VOCAB)), BestFirst(8, 3), OTHER),
+    "masks": (MaskDrafter(toy_target(VOCAB, 2), 3, VOCAB), BUSHY, OTHER),
+    "masks, shifted": (MaskDrafter(toy_target(VOCAB), 3, VOCAB, 1), BUSHY, OTHER),
+    "lattice": (
+        Lattice(
+            lambda params, prompt, tokens: params[tokens],
+            VOCAB,
+            NgramTable(VOCAB, buckets=64, width=4),
+            most=3,
+        ),
+        Beam(9, 3, beam=3, branch=3),
+        {
+            "model": jax.random.normal(jax.random.key(3), (VOCAB + 1, VOCAB)),
+            "counts": None,
+        },
+    ),
 }
 SETTINGS = {
     "temperature": [1.0, 0.0, 0.7],
@@ -44,14 +92,14 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("name", DRAFTERS)
+@pytest.mark.parametrize("name", TABLES)
 def test_the_same_tokens_as_plain_decoding(name):
-    drafter, tree = DRAFTERS[name]
+    drafter, tree, params = TABLES[name]
     assert_same_tokens(
         toy_target(VOCAB, 2),
         PARAMS,
         drafter,
-        None,
+        params,
         tree,
         PROMPT,
         length=LENGTH,
@@ -62,14 +110,14 @@ def test_the_same_tokens_as_plain_decoding(name):
     )
 
 
-@pytest.mark.parametrize("name", DRAFTERS)
+@pytest.mark.parametrize("name", TABLES)
 def test_the_cache_is_that_of_a_fresh_pass(name):
-    drafter, tree = DRAFTERS[name]
+    drafter, tree, params = TABLES[name]
     engine, state = run_rounds(
         toy_target(VOCAB, 1),
         PARAMS,
         drafter,
-        None,
+        params,
         tree,
         PROMPT,
         length=LENGTH,
@@ -77,3 +125,99 @@ def test_the_cache_is_that_of_a_fresh_pass(name):
         sampling=make_sampling(ROWS, temperature=0.3),
     )
     assert_fresh_cache(engine, PARAMS, PROMPT, state)
+
+
+# Drafters that read a transformer's features, or are one.
+
+TARGET = TransformerConfig(
+    vocab_size=19, layers=3, width=32, heads=2, grid=4, classes=3, extra_tokens=3
+)
+CLASSES = jnp.array([0, 2, 1])
+SMALL = replace(TARGET, layers=1, width=16, extra_tokens=0)
+EAGLE = FeatureHeadConfig(1, 32, 2, ffn_width=48, taps=(2,))
+HEADS = ParallelHeadsConfig(4, 32)
+TREE = named_tree("0,1,2,00,01,10,000,0000")
+
+
+@lru_cache
+def target_params():
+    plain = random_params(replace(TARGET, extra_tokens=0))
+    rows = 0.3 * jax.random.normal(jax.random.key(9), (3, TARGET.width))
+    return with_extra_tokens(plain, rows)
+
+
+def own(drafter):
+    """Random parameters of a drafter, joined with the target's."""
+    made = drafter.init_params(jax.random.key(5))
+    floats = lambda x: jnp.issubdtype(x.dtype, jnp.floating)  # noqa: E731
+    made = jax.tree.map(
+        lambda x: (
+            x + 0.1 * jax.random.normal(jax.random.key(6), x.shape) if floats(x) else x
+        ),
+        made,
+    )
+    return drafter.bind(made, target_params())
+
+
+def feature_drafters():
+    three = replace(EAGLE, version=3, taps=(0, 1, 2))
+    heads = {
+        "medusa": HEADS,
+        "medusa, own outputs": replace(HEADS, own_output=True, blocks=2),
+        "hydra": replace(HEADS, sequential=True),
+        "hydra++": replace(HEADS, sequential=True, prefix_heads=2, prefix_ffn_width=32),
+    }
+    found = {
+        "eagle-1": (FeatureHead(EAGLE, TARGET), TREE),
+        "eagle-2": (FeatureHead(EAGLE, TARGET), Beam(9, 4, beam=4, branch=3)),
+        "eagle-1, best first": (FeatureHead(EAGLE, TARGET), BestFirst(8, 4)),
+        "eagle-3": (FeatureHead(three, TARGET), TREE),
+        "eagle-3, trimmed": (FeatureHead(replace(three, draft_vocab=7), TARGET), TREE),
+        **{name: (ParallelHeads(c, TARGET), TREE) for name, c in heads.items()},
+    }
+    found = {
+        name: (drafter, tree, own(drafter)) for name, (drafter, tree) in found.items()
+    }
+    found["early exit"] = early_exit(TARGET, 2), TREE, target_params()
+    small = SmallModel(make_target(Transformer(SMALL), guided=False))
+    found["small transformer"] = small, TREE, random_params(SMALL)
+    riding = Tree.chain(3)
+    found["tidar"] = tidar(riding, TARGET, 4), riding, None
+    bushy = named_tree("0,1,00")
+    found["prompt tokens"] = prompt_tokens(bushy, TARGET, 3), bushy, None
+    return found
+
+
+NAMES = [
+    "eagle-1",
+    "eagle-2",
+    "eagle-1, best first",
+    "eagle-3",
+    "eagle-3, trimmed",
+    "medusa",
+    "medusa, own outputs",
+    "hydra",
+    "hydra++",
+    "early exit",
+    "small transformer",
+    "tidar",
+    "prompt tokens",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_drafters_on_a_transformer_leave_tokens_and_cache_as_they_are(name):
+    drafter, tree, params = feature_drafters()[name]
+    taps = getattr(drafter, "taps", None)
+    if isinstance(drafter, FeatureHead):
+        taps = drafter.config.taps
+    target = make_target(Transformer(TARGET), guided=True, taps=taps or ())
+    settings = {
+        "length": 16,
+        "rows": ROWS,
+        "sampling": make_sampling(ROWS, temperature=[1.0, 0.0, 0.7], guidance=2.0),
+    }
+    arguments = (target, target_params(), drafter, params, tree, CLASSES)
+    assert_same_tokens(*arguments, seed=3, **settings)
+    engine, state = run_rounds(*arguments, seed=3, **settings)
+    assert_fresh_cache(engine, target_params(), CLASSES, state)

@@ -1,0 +1,104 @@
+"""DiffuSpec: any masked-diffusion model, untrained for it, and a search for order."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxspec.drafters.grow import at_depth, grow
+from jaxspec.drafters.history import history
+from jaxspec.drafters.ngram import NgramTable
+from jaxspec.errors import ConfigError
+from jaxspec.spec.draft import Draft, Observation, Round, Start
+from jaxspec.typing import Array, Float, Params
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """Paths through a masked-diffusion model's candidates that make sense in order.
+
+    One denoising step gives a law for each place on its own. Of each, the likeliest
+    tokens are candidates; a path is scored by `weight * log q + (1 - weight) * log n`,
+    the second being an n-gram model that knows what stands before. On a `Beam` this is
+    DiffuSpec's causal-consistency search (arXiv 2510.02358), whose best path is one of
+    the tree's; with coupled candidates the noise takes part. Its adaptive length is
+    `Adaptive(lattice, LengthController(...))`.
+
+    The model sees past and future, so nothing of it can be cached: it reads everything
+    in each round.
+
+    Parameters are a dict: "model", and "counts" of the n-gram model (None: empty).
+
+    Attributes:
+      denoise: `(params, prompt, tokens [B, T]) -> logits [B, T, V]`, guidance merged;
+        each row predicts its own place. `T` is what the engine generates at most, `A`
+        more included.
+      mask_token: id of a place that is not known.
+      grams: the n-gram model; None leaves order out.
+      weight: of the diffusion model; .5 in the paper.
+      mass: of the candidates; .8.
+      most: candidates; 15.
+    """
+
+    denoise: Callable[[Params, Any, Array], Array]
+    mask_token: int
+    grams: NgramTable | None = None
+    weight: float = 0.5
+    mass: float = 0.8
+    most: int = 15
+
+    def __post_init__(self):
+        if not (0 <= self.weight <= 1 and 0 < self.mass <= 1 and self.most >= 1):
+            raise ConfigError(f"{self}: use weights and masses in [0, 1], most >= 1")
+
+    def init(self, params: Params, start: Start) -> Any:
+        """See `spec.draft.Drafter`."""
+        state = ()
+        if self.grams is not None:
+            state = self.grams.init(params["counts"], start)
+        return jax.tree.map(jnp.copy, start.prompt), state
+
+    def propose(self, params: Params, state: Any, this: Round) -> tuple[Draft, Any]:
+        """See `spec.draft.Drafter`."""
+        prompt, inner = state
+        known = jnp.arange(this.tokens.shape[1]) < this.index[:, None]
+        tokens = jnp.where(known, this.tokens, self.mask_token)
+        logits = self.denoise(params["model"], prompt, tokens)
+        ahead = this.index[:, None] + jnp.arange(this.tree.depth)
+        ahead = jnp.minimum(ahead, logits.shape[1] - 1)
+        log_q = jnp.take_along_axis(logits, ahead[..., None], axis=1)
+        log_q = self._candidates(jax.nn.log_softmax(log_q, axis=-1))
+        law, path = None, ()
+        if self.grams is not None:
+            counts, given, learned = inner
+            read, length = history(given, this)
+            counts = self.grams.learn(counts, read, learned, length)
+            law, path = self.grams.reader(counts, read, length, this.tree.depth)
+            inner = counts, given, length
+
+        def step(depth, drafted, own, shared):
+            scores = at_depth(log_q, depth)
+            scores = jnp.broadcast_to(scores, (*drafted.shape, scores.shape[-1]))
+            if law is not None:
+                order, own = law(depth, drafted, own)
+                mixed = self.weight * scores + (1 - self.weight) * order
+                scores = jnp.where(jnp.isfinite(scores), mixed, -jnp.inf)
+            return scores, own, shared
+
+        return grow(this, step, path)[0], (prompt, inner)
+
+    def observe(self, params: Params, state: Any, seen: Observation) -> Any:
+        """Nothing: the next `propose` reads all tokens anyway."""
+        return state
+
+    def _candidates(self, log_q: Float[Array, "B G V"]) -> Float[Array, "B G V"]:
+        """The fewest tokens that hold `mass`, and at most `most`; -inf elsewhere."""
+        best, ids = jax.lax.top_k(log_q, min(self.most, log_q.shape[-1]))
+        before = jnp.cumsum(jnp.exp(best), axis=-1) - jnp.exp(best)
+        kept = jnp.where(before < self.mass, best, -jnp.inf)
+        row = jnp.arange(log_q.shape[0])[:, None, None]
+        place = jnp.arange(log_q.shape[1])[:, None]
+        none = jnp.full_like(log_q, -jnp.inf)
+        return none.at[row, place, ids].set(kept)

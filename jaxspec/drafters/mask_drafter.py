@@ -1,0 +1,118 @@
+"""DEER: a masked-diffusion model of the tokens alone, in one denoising step."""
+
+from dataclasses import dataclass, replace
+
+import jax.numpy as jnp
+
+from jaxspec.drafters.grow import at_depth, grow
+from jaxspec.drafters.small_model import ModelState
+from jaxspec.errors import ConfigError
+from jaxspec.spec.cache import tree_mask
+from jaxspec.spec.draft import Draft, Observation, Round, Start
+from jaxspec.spec.sampling import guide
+from jaxspec.spec.target import Target
+from jaxspec.typing import Array, Params
+
+
+@dataclass(frozen=True)
+class MaskDrafter:
+    """A block of masks behind the committed tokens, filled in one pass.
+
+    Committed tokens see what stands before them alone, and a block sees all of them and
+    itself: so the drafter's cache is exact, and no token is read twice. It sees nothing
+    of the target (DEER, arXiv 2512.15176); SpecDiff (arXiv 2408.05636) is the same with
+    another training.
+
+    Parameters: those of `model`.
+
+    Attributes:
+      model: the drafter as a `Target`; see `SmallModel.model`.
+      block: masks, `G`.
+      mask_token: id of the mask, one that is read and never drawn.
+      shift: 0 if a row predicts the token in its own place (MDLM, LLaDA), 1 if the next
+        one (Dream).
+    """
+
+    model: Target
+    block: int
+    mask_token: int
+    shift: int = 0
+
+    def __post_init__(self):
+        if self.block < 1 or self.shift not in (0, 1):
+            raise ConfigError("a block needs rows, and a shift of 0 or 1")
+
+    def init(self, params: Params, start: Start) -> ModelState:
+        """See `spec.draft.Drafter`.
+
+        Raises:
+          ConfigError: the tree is deeper than the block.
+        """
+        path = start.tree.depth + 1
+        if start.tree.depth > self.block + self.shift:
+            raise ConfigError(
+                f"the tree is {start.tree.depth} deep, the block reaches "
+                f"{self.block + self.shift}; choose a shallower tree"
+            )
+        room = start.extra + path + self.block
+        _, _, cache = self.model.prefill(params, start.prompt, room)
+        return ModelState(
+            cache,
+            jnp.zeros((start.rows, path), jnp.int32),
+            jnp.ones(start.rows, jnp.int32),
+        )
+
+    def propose(
+        self, params: Params, state: ModelState, this: Round
+    ) -> tuple[Draft, ModelState]:
+        """See `spec.draft.Drafter`."""
+        rows, path = state.tokens.shape
+
+        def both(x: Array) -> Array:
+            return jnp.concatenate([x] * self.model.streams)
+
+        last = jnp.maximum(state.counts - 1, 0)
+        place = jnp.arange(path)
+        fresh = jnp.where(place == last[:, None], this.root[:, None], state.tokens)
+        masks = jnp.full((rows, self.block), self.mask_token, jnp.int32)
+        begin = (this.position - last)[:, None]
+        ahead = this.position[:, None] + 1 + jnp.arange(self.block)
+        width = path + self.block
+        committed = jnp.arange(width) <= last[:, None, None]  # [B, 1, U]
+        block = jnp.arange(width) >= path
+        seen = jnp.tril(jnp.ones((path, width), bool))
+        window = jnp.concatenate(
+            [
+                jnp.broadcast_to(seen, (rows, path, width)),
+                jnp.broadcast_to(committed | block, (rows, self.block, width)),
+            ],
+            axis=1,
+        )
+        logits, _, cache = self.model.forward(
+            params,
+            state.cache,
+            both(jnp.concatenate([fresh, masks], axis=1)),
+            both(jnp.concatenate([begin + place, ahead], axis=1)),
+            tree_mask(state.cache, both(window)),
+        )
+        guesses = logits[:, path:]
+        if self.shift:
+            root = jnp.take_along_axis(logits, both(last)[:, None, None], axis=1)
+            guesses = jnp.concatenate([root, guesses], axis=1)
+        guesses = guesses[:, : this.tree.depth]
+        index = this.index[:, None] + jnp.arange(guesses.shape[1])
+        marginals = guide(guesses, this.sampling, index)
+
+        def step(depth, tokens, own, shared):
+            wide = (*tokens.shape, marginals.shape[-1])
+            return jnp.broadcast_to(at_depth(marginals, depth), wide), own, shared
+
+        draft, _ = grow(this, step)
+        cache = replace(cache, lengths=cache.lengths + both(state.counts))
+        return draft, replace(state, cache=cache, counts=jnp.zeros_like(state.counts))
+
+    def observe(
+        self, params: Params, state: ModelState, seen: Observation
+    ) -> ModelState:
+        """See `spec.draft.Drafter`; the tokens are read by the next `propose`."""
+        return replace(state, tokens=seen.tokens, counts=seen.counts)

@@ -1,0 +1,24 @@
+"""What drafters that read features share with their target."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxspec.config import TransformerConfig
+from jaxspec.typing import Array, Float, Params
+
+
+def shared_parameters(target: TransformerConfig, params: Params) -> Params:
+    """The target's "embedding" [V, D], "head" [D, V] and final "norm" [D]; frozen."""
+    embedding = params["embedding"]["embedding"][: target.vocab_size]
+    head = embedding.T if target.tied_head else params["head"]
+    return {"embedding": embedding, "head": head, "norm": params["norm"]["scale"]}
+
+
+def target_norm(
+    target: TransformerConfig, params: Params, features: Float[Array, "... D"]
+) -> Float[Array, "... D"]:
+    """The target's final norm of its last layer's outputs."""
+    h = features.astype(jnp.float32)
+    mean = jnp.mean(h * h, axis=-1, keepdims=True)
+    h = h * jax.lax.rsqrt(mean + target.norm_eps)
+    return h.astype(features.dtype) * params["norm"]

@@ -1,0 +1,111 @@
+"""A masked-diffusion transformer: it fills in what is hidden, in any order."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from jaxspec.errors import ConfigError
+from jaxspec.models.transformer import Transformer
+from jaxspec.spec.noise import position_noise
+from jaxspec.spec.sampling import Sampling, guide, process
+from jaxspec.typing import Array, Bool, Float, Int, Params, PyTree, RowKeys
+
+
+@dataclass(frozen=True)
+class MaskedDiffusion:
+    """Predicts every hidden token from all that are known; static and hashable.
+
+    The network is the same transformer without causality; its first extra token is the
+    mask. A row predicts the token in its own place. Trained by MDLM's objective
+    (`train.masked_diffusion`), it generates on its own, and `Lattice` makes any such
+    model a drafter. Sources: MDLM (arXiv 2406.07524), first-hitting sampler and precise
+    noise (arXiv 2409.02908).
+    """
+
+    model: Transformer
+
+    def __post_init__(self):
+        if self.model.config.extra_tokens < 1:
+            raise ConfigError("a masked-diffusion model needs extra_tokens=1, its mask")
+
+    @property
+    def mask_token(self) -> int:
+        """Id of a hidden place."""
+        return self.model.config.vocab_size
+
+    def score(
+        self,
+        params: Params,
+        prompt: PyTree,
+        tokens: Int[Array, "B T"],
+        *,
+        null: Bool[Array, "B"] | None = None,
+        dropout_key: Array | None = None,
+    ) -> Float[Array, "B T V"]:
+        """Logits float32 of the token in each place; hidden ones hold `mask_token`."""
+        logits, _ = self.model.score(
+            params, prompt, tokens, null=null, dropout_key=dropout_key, causal=False
+        )
+        return logits[:, self.model.config.prefix_length :]
+
+    def denoise(
+        self,
+        params: Params,
+        prompt: PyTree,
+        tokens: Int[Array, "B T"],
+        sampling: Sampling,
+    ) -> Float[Array, "B T V"]:
+        """`score` with guidance merged, each row at its own scale."""
+        rows, length = tokens.shape
+        doubled = jax.tree.map(lambda x: jnp.concatenate([x] * 2), prompt)
+        null = jnp.repeat(jnp.arange(2) > 0, rows)
+        logits = self.score(params, doubled, jnp.concatenate([tokens] * 2), null=null)
+        places = jnp.broadcast_to(jnp.arange(length), (rows, length))
+        return guide(logits, sampling, places)
+
+    def sample(
+        self,
+        params: Params,
+        prompt: PyTree,
+        keys: RowKeys,
+        sampling: Sampling,
+        length: int,
+        steps: int | None = None,
+    ) -> Int[Array, "B T"]:
+        """Generates from nothing but masks, in a random order.
+
+        The first-hitting sampler: the time at which the next place is revealed need
+        not be known to a network that is not told the time, so each step reveals a
+        place at random. With fewer `steps` than places a step reveals several, drawn
+        independently. Both the order and the tokens come from the rows' keys, with the
+        engine's noise: exact far into the tail.
+
+        Args:
+          params: parameters.
+          prompt: `B` rows.
+          keys: see `row_keys`.
+          sampling: settings of the rows.
+          length: `T`.
+          steps: forward passes; by default one a token.
+        """
+        steps = length if steps is None else steps
+        if not 1 <= steps <= length:
+            raise ConfigError(f"steps={steps} is not between 1 and {length}")
+        rows, vocabulary = keys.shape[0], self.model.config.vocab_size
+        places = jnp.broadcast_to(jnp.arange(length), (rows, length))
+        turn = jax.vmap(lambda key: jax.random.permutation(key, length))(
+            jax.vmap(lambda key: jax.random.fold_in(key, 0x8D1F))(keys)
+        )
+
+        def reveal(i, tokens):
+            logits = self.denoise(params, prompt, tokens, sampling)
+            scores = process(logits, sampling)
+            noise = position_noise(keys, places, vocabulary)
+            noise = jnp.where(sampling.temperature[:, None, None] > 0, noise, 0.0)
+            drawn = jnp.argmax(scores + noise, axis=-1).astype(jnp.int32)
+            now = (turn >= i * length // steps) & (turn < (i + 1) * length // steps)
+            return jnp.where(now, drawn, tokens)
+
+        hidden = jnp.full((rows, length), self.mask_token, jnp.int32)
+        return jax.lax.fori_loop(0, steps, reveal, hidden)
