@@ -32,6 +32,9 @@ def test_a_rule_runs_in_somebody_elses_loop_and_changes_no_token(capsys):
     assert [line.split(") ")[0] for line in lines] == ["(4, 40", "(4, 40"]
     assert here["out"][2] < 38
     exec(compile(proof, "verification.md", "exec"), here)
+    # The file to run holds the same two programs.
+    example = (DOCS / "examples" / "own_loop.py").read_text()
+    assert loop.strip() in example and module.strip() in example
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda p: p.name)
