@@ -78,6 +78,11 @@ class BlockDiffusion:
                     "(0 is the first)"
                 )
 
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """Layers of the target whose outputs are read."""
+        return self.config.taps
+
     def network(self, own: Params) -> BlockNetwork:
         """The Linen module bound to the drafter's own parameters."""
         return self._module.bind({"params": own})

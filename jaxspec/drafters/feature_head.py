@@ -71,6 +71,11 @@ class FeatureHead:
                     "first)"
                 )
 
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """Layers of the target whose outputs are read."""
+        return self.config.taps
+
     def network(self, own: Params) -> FeatureNetwork:
         """The Linen module bound to the drafter's own parameters."""
         return self._module.bind({"params": own})
@@ -99,18 +104,13 @@ class FeatureHead:
             return self.network(params["own"]).join(features)
         return target_norm(self.target, params, features)
 
-    def scores(self, params: Params, h: Float[Array, "... D"]) -> Float[Array, "... V"]:
-        """Logits float32 over the target's vocabulary from the head's outputs."""
-        own = params["own"]
-        if self.config.version == 1:
-            head = params["head"]
-            return jnp.matmul(h, head, preferred_element_type=jnp.float32)
-        h = self.network(own).normed(h)
-        if not self.config.draft_vocab:
-            head = params["head"]
-            return jnp.matmul(h, head, preferred_element_type=jnp.float32)
-        logits = jnp.matmul(h, own["head"], preferred_element_type=jnp.float32)
-        return widened(logits, own["ids"], self.target.vocab_size)
+    def scores(self, params: Params, h: Float[Array, "... D"]) -> Float[Array, "... U"]:
+        """Logits float32 from the head's outputs, over the draft's vocabulary."""
+        own, head = params["own"], params["head"]
+        if self.config.version == 3:
+            h = self.network(own).normed(h)
+            head = own["head"] if self.config.draft_vocab else head
+        return jnp.matmul(h, head, preferred_element_type=jnp.float32)
 
     def init(self, params: Params, start: Start) -> FeatureState:
         """See `spec.draft.Drafter`; reads all pairs of the prompt but the last."""
@@ -189,6 +189,9 @@ class FeatureHead:
                 shared = (layer,), used + tokens.shape[1]
             logits = self.scores(params, h)
             logits = guide(logits, this.sampling, this.index[:, None] + ahead)
+            if self.config.draft_vocab:  # after guidance: -inf less -inf is NaN
+                ids = params["own"]["ids"]
+                logits = widened(logits, ids, self.target.vocab_size)
             return logits, (seen, by_row(h)), shared
 
         nothing = jnp.zeros((rows, 1, slots), bool)

@@ -1,12 +1,13 @@
 """Medusa and Hydra: one small head for each place ahead."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
 from jaxspec.config import ParallelHeadsConfig, TransformerConfig
-from jaxspec.drafters.grow import at_depth, grow
+from jaxspec.drafters.grow import Step, at_depth, grow
 from jaxspec.drafters.heads_network import HeadsNetwork
 from jaxspec.drafters.shared import shared_parameters, target_norm
 from jaxspec.errors import ConfigError
@@ -129,8 +130,7 @@ class ParallelHeads:
     ) -> tuple[Draft, HeadsState]:
         """See `spec.draft.Drafter`."""
         c, network = self.config, self.network(params["own"])
-        rows, depths = this.root.shape[0], this.tree.depth
-        streams = state.counts.shape[0] // rows
+        depths = this.tree.depth
         h, cache = target_norm(self.target, params, state.features), state.cache
         if c.prefix_heads:
             cache, h = self._prefix(params, cache, state.features)
@@ -142,29 +142,40 @@ class ParallelHeads:
             head = params["own"]["output"][place] if c.own_output else params["head"]
             return jnp.matmul(h, head, preferred_element_type=jnp.float32)
 
-        if not c.sequential:
-            guesses = [logits(i, network.head(i, h)) for i in range(depths)]
-            index = this.index[:, None] + jnp.arange(depths)
-            marginals = guide(jnp.concatenate(guesses, axis=1), this.sampling, index)
-
-            def step(depth, tokens, own, shared):
-                wide = (*tokens.shape, marginals.shape[-1])
-                return jnp.broadcast_to(at_depth(marginals, depth), wide), own, shared
-
-            draft, _ = grow(this, step)
+        if c.sequential:
+            step = self._reading(params, h, this, logits)
         else:
-
-            def step(depth, tokens, own, shared):
-                path = [*own, tokens]  # [B, M] each
-                seen = [params["embedding"][x] for x in path]
-                seen = jnp.concatenate([jnp.concatenate(seen, -1)] * streams)
-                wide = jnp.broadcast_to(h, (*seen.shape[:2], h.shape[-1]))
-                out = logits(depth, network.head(depth, wide, seen))
-                index = this.index[:, None] + jnp.full(tokens.shape, depth)
-                return guide(out, this.sampling, index), path, shared
-
-            draft, _ = grow(this, step, [])
+            guesses = [logits(i, network.head(i, h)) for i in range(depths)]
+            step = self._marginal(jnp.concatenate(guesses, axis=1), this)
+        draft, _ = grow(this, step, [])
         return draft, replace(state, cache=cache)
+
+    def _marginal(self, guesses: Float[Array, "R G V"], this: Round) -> Step:
+        """Medusa: a place's guess is the same after every token."""
+        index = this.index[:, None] + jnp.arange(guesses.shape[1])
+        marginals = guide(guesses, this.sampling, index)
+
+        def step(depth, tokens, own, shared):
+            wide = (*tokens.shape, marginals.shape[-1])
+            return jnp.broadcast_to(at_depth(marginals, depth), wide), own, shared
+
+        return step
+
+    def _reading(self, params: Params, h: Array, this: Round, logits: Callable) -> Step:
+        """Hydra: a node's `own` are the tokens of its path."""
+        network = self.network(params["own"])
+        streams = len(h) // len(this.root)
+
+        def step(depth, tokens, own, shared):
+            path = [*own, tokens]  # [B, M] each
+            seen = [params["embedding"][x] for x in path]
+            seen = jnp.concatenate([jnp.concatenate(seen, -1)] * streams)
+            wide = jnp.broadcast_to(h, (*seen.shape[:2], h.shape[-1]))
+            out = logits(depth, network.head(depth, wide, seen))
+            index = this.index[:, None] + jnp.full(tokens.shape, depth)
+            return guide(out, this.sampling, index), path, shared
+
+        return step
 
     def observe(
         self, params: Params, state: HeadsState, seen: Observation

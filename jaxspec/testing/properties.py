@@ -12,7 +12,7 @@ from jaxspec.spec.draft import Drafter
 from jaxspec.spec.envelopes import Envelope
 from jaxspec.spec.loop import generate, init_state, spec_step
 from jaxspec.spec.noise import row_keys
-from jaxspec.spec.sampling import Sampling, make_sampling
+from jaxspec.spec.sampling import LLAMAGEN_ORDER, Sampling, Step, make_sampling
 from jaxspec.spec.state import Engine, Generation, Limits, SpecState
 from jaxspec.spec.target import Target
 from jaxspec.spec.tree import Tree
@@ -32,6 +32,7 @@ def assert_same_tokens(
     rows: int,
     sampling: Sampling | None = None,
     limits: Limits | None = None,
+    order: tuple[Step, ...] = LLAMAGEN_ORDER,
     seed: int = 0,
 ) -> Generation:
     """Holds a drafter to plain decoding from the same keys, token for token.
@@ -47,6 +48,7 @@ def assert_same_tokens(
       rows: `B`.
       sampling: settings of the rows; temperature 1 by default.
       limits: when rows end.
+      order: processing steps; fewer compile faster.
       seed: of the rows' keys.
 
     Returns:
@@ -57,8 +59,10 @@ def assert_same_tokens(
     """
     sampling = make_sampling(rows) if sampling is None else sampling
     arguments = (prompt, sampling, row_keys(seed, rows), limits)
-    plain = jax.jit(partial(generate, Engine(target, length)))
-    fast = jax.jit(partial(generate, Engine(target, length, drafter, tree)))
+    alone = Engine(target, length, order=order)
+    plain = jax.jit(partial(generate, alone))
+    helped = Engine(target, length, drafter, tree, order=order)
+    fast = jax.jit(partial(generate, helped))
     wanted = plain(params, None, *arguments)
     found = fast(params, drafter_params, *arguments)
     np.testing.assert_array_equal(found.lengths, wanted.lengths)
@@ -79,11 +83,12 @@ def run_rounds(
     rule: Rule | None = None,
     sampling: Sampling | None = None,
     limits: Limits | None = None,
+    order: tuple[Step, ...] = LLAMAGEN_ORDER,
     seed: int = 0,
 ) -> tuple[Engine, SpecState]:
     """The engine, and its state after the last round; arguments as above."""
     sampling = make_sampling(rows) if sampling is None else sampling
-    engine = Engine(target, length, drafter, tree, rule or Coupled())
+    engine = Engine(target, length, drafter, tree, rule or Coupled(), order)
     arguments = (params, drafter_params, prompt, sampling)
     step = jax.jit(partial(spec_step, engine))
     state = jax.jit(partial(init_state, engine))(

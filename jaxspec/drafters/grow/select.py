@@ -4,6 +4,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxspec.errors import ConfigError
 from jaxspec.spec.draft import Round
@@ -19,9 +20,15 @@ def log_probabilities(
     return jax.nn.log_softmax(process(logits, this.sampling, this.order), axis=-1)
 
 
-def inherit(own: PyTree, parents: Int[Array, "b M"]) -> PyTree:
-    """What the parents' steps returned, for each of their children `[B, M, ...]`."""
-    return jax.tree.map(lambda x: pick(x, parents), own)
+def inherit(own: PyTree, parents: Array | np.ndarray) -> PyTree:
+    """What the parents' steps returned, for each of their children `[B, M, ...]`.
+
+    Args:
+      own: of the parents, `[B, P, ...]`.
+      parents: int [b, M], `b` being 1 or `B`.
+    """
+    place = jnp.asarray(parents)
+    return jax.tree.map(lambda x: pick(x, place), own)
 
 
 def _independent(this: Round, depth: int, log_q: Float[Array, "B M V"], width: int):

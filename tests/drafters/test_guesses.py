@@ -1,0 +1,347 @@
+"""Drafts are not only harmless: they are what their methods say."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxspec.drafters.jacobi import Jacobi
+from jaxspec.drafters.lookahead import Lookahead
+from jaxspec.drafters.mask_drafter import MaskDrafter
+from jaxspec.drafters.ngram import NgramTable
+from jaxspec.drafters.prompt_lookup import PromptLookup
+from jaxspec.drafters.recycling import TokenRecycling
+from jaxspec.drafters.small_model import SmallModel
+from jaxspec.models.target import make_target
+from jaxspec.models.transformer import Transformer
+from jaxspec.spec.draft import Draft, Observation, Round, Start
+from jaxspec.spec.envelopes import Beam, BestFirst
+from jaxspec.spec.loop import init_state, spec_step
+from jaxspec.spec.named_trees import named_tree
+from jaxspec.spec.noise import position_noise, private_keys, row_keys
+from jaxspec.spec.sampling import make_sampling
+from jaxspec.spec.state import Engine, make_limits
+from jaxspec.spec.tree import Tree
+from jaxspec.testing.properties import run_rounds
+from jaxspec.testing.toy import toy_params, toy_target
+from tests.drafters.test_every_drafter import (
+    CLASSES,
+    NAMES,
+    TARGET,
+    feature_drafters,
+    target_params,
+)
+
+VOCAB, ROWS, LENGTH = 6, 3, 21
+PARAMS = toy_params(VOCAB, 60)
+PROMPT = jnp.array([[1, 2, 3, 1], [4, 4, -1, -1], [0, -1, -1, -1]])
+
+
+def next_round(engine, state, sampling):
+    """What a drafter would be told next."""
+    last = jnp.take_along_axis(state.tokens, state.length[:, None] - 1, axis=1)
+    position = state.start + state.length - 1
+    after = position[:, None] + 1 + jnp.arange(engine.path_length)
+    return Round(
+        root=last[:, 0],
+        tokens=state.tokens,
+        position=position,
+        index=state.length,
+        noise=position_noise(state.keys, after, engine.target.vocab_size),
+        keys=private_keys(state.keys, position),
+        sampling=sampling,
+        tree=engine.tree,
+        selection=engine.candidates,
+        order=engine.order,
+    )
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [Tree.chain(4), named_tree("0,1,00,01,10,000"), Beam(9, 3, 4, 3), BestFirst(5, 4)],
+    ids=str,
+)
+@pytest.mark.parametrize("streams", [1, 2])
+def test_a_drafter_that_is_the_target_is_always_right(tree, streams):
+    """Its cache, positions and masks are those of the target itself."""
+    target = toy_target(VOCAB, streams)
+    engine, state = run_rounds(
+        target,
+        PARAMS,
+        SmallModel(target),
+        PARAMS,
+        tree,
+        PROMPT,
+        length=LENGTH,
+        rows=ROWS,
+        sampling=make_sampling(ROWS, temperature=[1.0, 0.0, 0.7], guidance=1.5),
+        limits=make_limits(ROWS, [LENGTH, 1 + 2 * (tree.depth + 1), LENGTH]),
+        order=("temperature",),
+    )
+    accepted = np.asarray(state.stats.accepted)
+    if isinstance(tree, Tree):  # nodes of grown trees may go elsewhere
+        assert accepted[:, : tree.depth].sum() == 0
+    assert accepted[:, 1:].sum() > 0.9 * accepted.sum()
+
+
+def after(rounds, target, params, drafter, own, tree, prompt, sampling):
+    """Engine and state after some rounds; no row has ended."""
+    length = 1 + rounds * (tree.depth + 1)
+    engine = Engine(target, length, drafter, tree, order=("temperature",))
+    arguments = (params, own, prompt, sampling)
+    state = init_state(engine, *arguments, row_keys(0, ROWS))
+    step = jax.jit(partial(spec_step, engine))
+    for _ in range(rounds):
+        state = step(*arguments, state)
+    assert not (state.done & (state.length < length)).any()
+    return engine, state
+
+
+def agree(a, b):
+    """Two drafts of one round, up to rounding."""
+    np.testing.assert_array_equal(a.tokens, b.tokens)
+    np.testing.assert_array_equal(a.valid, b.valid)
+    if a.log_q is not None:
+        np.testing.assert_allclose(a.log_q, b.log_q, atol=2e-3)
+        assert not np.isnan(a.log_q).any()
+
+
+ON_FEATURES = [n for n in NAMES if n.startswith(("eagle", "medusa", "hydra"))]
+
+
+@pytest.mark.parametrize("name", ON_FEATURES)
+def test_a_context_in_pieces_is_the_same_context(name):
+    """After many rounds the drafter is where it would be, had it read all at once."""
+    drafter, tree, params = feature_drafters()[name]
+    target = make_target(Transformer(TARGET), guided=True, taps=drafter.taps)
+    sampling = make_sampling(ROWS, guidance=2.0)
+    engine, state = after(
+        3, target, target_params(), drafter, params, tree, CLASSES, sampling
+    )
+    this = next_round(engine, state, sampling)
+    pieces, _ = jax.jit(drafter.propose)(params, state.drafter, this)
+
+    known = state.tokens[:, :16]
+    null = jnp.repeat(jnp.arange(2) > 0, ROWS)
+    _, features = Transformer(TARGET).score(
+        target_params(),
+        jnp.concatenate([CLASSES] * 2),
+        jnp.concatenate([known] * 2),
+        null=null,
+        taps=drafter.taps,
+    )
+    read = jnp.pad(known, ((0, 0), (1, 0)))  # by position: the class, then tokens
+    lengths = jnp.concatenate([state.length] * 2)  # all but the root
+    start = Start(read, features, lengths, tree, ROWS, 8)
+    fresh = drafter.init(params, start)
+    at_once, _ = jax.jit(drafter.propose)(params, fresh, this)
+    agree(pieces, at_once)
+
+
+@pytest.mark.parametrize("name", ["eagle-1", "eagle-3", "hydra++"])
+def test_a_node_depends_on_its_own_path_alone(name):
+    drafter, _, params = feature_drafters()[name]
+    features = jax.random.normal(
+        jax.random.key(1), (2 * ROWS, 3, 32 * len(drafter.taps))
+    )
+    laws = []
+    for tree in (named_tree("0,1,2,00,01,10,000"), Tree.chain(3)):
+        start = Start(CLASSES, features, jnp.full(2 * ROWS, 3), tree, ROWS, 8)
+        state = drafter.init(params, start)
+        this = Round(
+            root=jnp.array([3, 1, 5]),
+            tokens=jnp.zeros((ROWS, 4), jnp.int32),
+            position=jnp.full(ROWS, 3),
+            index=jnp.full(ROWS, 3),
+            noise=position_noise(
+                row_keys(0, ROWS), jnp.tile(jnp.arange(4), (ROWS, 1)), 19
+            ),
+            keys=row_keys(0, ROWS),
+            sampling=make_sampling(ROWS, guidance=2.0),
+            tree=tree,
+        )
+        draft, _ = drafter.propose(params, state, this)
+        first = [tree.rank_paths.index((0,) * d) for d in range(3)]
+        laws.append(draft.log_q[:, tree.slots[first]])
+    np.testing.assert_allclose(laws[0], laws[1], atol=1e-4)
+
+
+def observed(logits, draft, tree, path, accepted, tokens=None):
+    """What a round shows of a toy draft."""
+    rows = len(logits)
+    path = jnp.broadcast_to(jnp.asarray(path), (rows, len(path)))
+    accepted = jnp.full(rows, accepted)
+    tokens = jnp.zeros(path.shape, jnp.int32) if tokens is None else tokens
+    none = jnp.zeros((rows, tree.size, 0))
+    return Observation(tokens, accepted + 1, path, accepted, none, logits, draft, tree)
+
+
+def test_jacobi_drafts_from_what_the_target_said_last():
+    tree, rows = named_tree("0,1,00,10,000,100"), 2
+    jacobi = Jacobi(VOCAB, "uniform")
+    state = jacobi.init(
+        None, Start(None, None, jnp.ones(rows, jnp.int32), tree, rows, 9)
+    )
+    logits = jax.random.normal(jax.random.key(0), (rows, tree.size, VOCAB))
+    draft = Draft(jnp.zeros((rows, 7), jnp.int32), jnp.ones((rows, 7), bool))
+    # Node 2 (path 1) was accepted; below it lie nodes 4 and 6 (10, 100).
+    state = jacobi.observe(None, state, observed(logits, draft, tree, [0, 2, 2, 2], 1))
+    assert tree.rank_paths[4] == (1, 0) and tree.rank_paths[6] == (1, 0, 0)
+    np.testing.assert_array_equal(state.known[0], [True, True, False])
+    np.testing.assert_array_equal(state.logits[:, 0], logits[:, 4])
+    np.testing.assert_array_equal(state.logits[:, 1], logits[:, 6])
+    # Nothing was accepted: the first nodes of each depth speak.
+    state = jacobi.observe(None, state, observed(logits, draft, tree, [0] * 4, 0))
+    np.testing.assert_array_equal(state.logits[:, 0], logits[:, 1])
+    np.testing.assert_array_equal(state.logits[:, 2], logits[:, 5])
+
+
+def test_recycling_keeps_the_latest_successors_of_every_node():
+    tree, rows = named_tree("0,1,00"), 2
+    table = TokenRecycling(VOCAB, 3, shared=False)
+    state = table.init(None, Start(None, None, jnp.ones(2, jnp.int32), tree, rows, 9))
+    logits = jax.random.normal(jax.random.key(0), (rows, tree.size, VOCAB))
+    tokens = jnp.array([[1, 2, 2, 4], [5, 0, 3, 3]])
+    draft = Draft(tokens, jnp.array([[True] * 4, [True, True, True, False]]))
+    state = table.observe(None, state, observed(logits, draft, tree, [0, 0, 0], 0))
+    for row, token, node in [(0, 1, 0), (0, 2, 2), (0, 4, 3), (1, 5, 0), (1, 3, 2)]:
+        best = np.argsort(-np.asarray(logits[row, node]))[:3]
+        np.testing.assert_array_equal(state.ids[row, token], best)
+        np.testing.assert_array_equal(state.logits[row, token], logits[row, node, best])
+    np.testing.assert_array_equal(state.ids[0, 5], [0, 1, 2])  # never read
+
+
+def a_round(tokens, tree, rows=1):
+    """A round after `tokens`."""
+    given = jnp.asarray([tokens] * rows)
+    return Round(
+        root=given[:, -1],
+        tokens=jnp.pad(given, ((0, 0), (0, 4))),
+        position=jnp.full(rows, len(tokens) - 1),
+        index=jnp.full(rows, len(tokens)),
+        noise=jnp.zeros((rows, tree.depth + 1, VOCAB)),
+        keys=row_keys(0, rows),
+        sampling=make_sampling(rows, temperature=0.0),
+        tree=tree,
+        selection="top",
+        order=("temperature",),
+    )
+
+
+def test_prompt_lookup_copies_the_longest_and_then_the_latest_match():
+    tree = named_tree("0,1,00,10,000,0000")
+    drafter = PromptLookup(longest=3)
+    start = Start(jnp.zeros(1, jnp.int32), None, jnp.ones(1, jnp.int32), tree, 1, 9)
+    state = drafter.init(None, start)
+    #         0  1  2  3  4  5  6  7  8  9
+    tokens = [1, 2, 3, 4, 5, 2, 3, 0, 2, 3]  # "2 3" before at 1 and at 5
+    draft, _ = drafter.propose(None, state, a_round(tokens, tree))
+    found = dict(zip(tree.rank_paths, np.asarray(draft.tokens[0]), strict=True))
+    assert [found[(0,) * d] for d in (1, 2, 3, 4)] == [0, 2, 3, 0]  # goes on in circles
+    assert [found[1,], found[1, 0]] == [4, 5]
+    assert draft.valid.all()
+    draft, _ = drafter.propose(None, state, a_round([1, 2, 3], tree))
+    assert draft.valid[0].tolist() == [True] + [False] * 6
+
+
+def test_n_grams_are_counts_with_a_prior_from_below():
+    table = NgramTable(VOCAB, buckets=1 << 16, width=VOCAB)
+    corpus = np.random.default_rng(0).integers(VOCAB, size=(4, 30))
+    counts = table.fit(corpus)
+    alone = np.bincount(corpus.ravel(), minlength=VOCAB) + 0.1
+    pairs = np.zeros((VOCAB, VOCAB))
+    triples = np.zeros((VOCAB, VOCAB, VOCAB))
+    for row in corpus:
+        np.add.at(pairs, (row[:-1], row[1:]), 1)
+        np.add.at(triples, (row[1:-1], row[:-2], row[2:]), 1)
+    for first in range(VOCAB):
+        for second in range(VOCAB):
+            law = alone / alone.sum()
+            for seen in (pairs[first], triples[first, second]):
+                law = (seen + law) / (seen.sum() + 1)
+            found = table._law(counts, jnp.int32(first), jnp.int32(second))
+            np.testing.assert_allclose(np.exp(found), law, rtol=1e-4)
+
+
+def test_n_grams_read_the_grid_and_their_own_path():
+    table = NgramTable(VOCAB, (1, 3), 1 << 16, VOCAB)
+    tree = named_tree("0,1,00,000,0000")
+    start = Start(jnp.zeros(1, jnp.int32), None, jnp.ones(1, jnp.int32), tree, 1, 20)
+    tokens = [1, 2, 3, 4, 5, 0, 1, 2]
+    counts, _, learned = table.propose(
+        None, table.init(None, start), a_round(tokens, tree)
+    )[1]
+    assert int(learned[0]) == len(tokens)
+    wanted = table.fit(jnp.asarray([tokens]))
+    for mine, theirs in zip(
+        jax.tree.leaves(counts), jax.tree.leaves(wanted), strict=True
+    ):
+        np.testing.assert_array_equal(mine[0], theirs)
+    law, path = table.reader(counts, jnp.asarray([tokens]), learned, 4)
+    logits, path = law(0, jnp.array([[2]]), path)  # the root; above the next stands 0
+    one = jax.tree.map(lambda x: x[0], counts)
+    np.testing.assert_allclose(
+        logits[0, 0], table._law(one, jnp.int32(2), jnp.int32(0)), rtol=1e-5
+    )
+    for depth, token, above in [(1, 5, 1), (2, 3, 2), (3, 0, 5), (4, 1, 3)]:
+        logits, path = law(depth, jnp.array([[token]]), path)
+        wanted = table._law(one, jnp.int32(token), jnp.int32(above))
+        np.testing.assert_allclose(logits[0, 0], wanted, rtol=1e-5)
+
+
+def cycle_target(length):
+    """Greedy text that repeats itself."""
+    target, params = toy_target(length), toy_params(length, 200)
+
+    def forward(params, cache, tokens, positions, mask):
+        logits, features, cache = target.forward(params, cache, tokens, positions, mask)
+        return 9.0 * jax.nn.one_hot((tokens + 1) % length, length), features, cache
+
+    def prefill(params, prompt, extra):
+        first = target.prefill(params, prompt, extra)
+        return first._replace(logits=jax.nn.one_hot(jnp.zeros(len(prompt)), length))
+
+    return replace(target, forward=forward, prefill=prefill, rescore=None), params
+
+
+@pytest.mark.parametrize("drafter", [Lookahead(5, 4, 4, 2), PromptLookup(2)], ids=str)
+def test_repeating_text_is_found_out(drafter):
+    target, params = cycle_target(5)
+    tree = getattr(drafter, "tree", Tree.chain(3))
+    _, state = run_rounds(
+        target,
+        params,
+        drafter,
+        None,
+        tree,
+        jnp.zeros((2, 1), jnp.int32),
+        length=60,
+        rows=2,
+        sampling=make_sampling(2, temperature=0.0),
+        order=("temperature",),
+    )
+    assert (state.tokens[:, :60] == jnp.arange(60) % 5).all()
+    assert (state.stats.calls < 30).all()  # 60 tokens; four a call once it is known
+
+
+def test_masks_see_what_is_committed_and_their_own_block():
+    """One pass of the drafter is one pass over the committed tokens and the masks."""
+    tree, block = Tree.chain(3), 3
+    drafter = MaskDrafter(toy_target(VOCAB), block, VOCAB)
+    sampling = make_sampling(ROWS)
+    engine, state = after(
+        4, toy_target(VOCAB), PARAMS, drafter, PARAMS, tree, PROMPT, sampling
+    )
+    this = next_round(engine, state, sampling)
+    draft, _ = drafter.propose(PARAMS, state.drafter, this)
+    for b in range(ROWS):
+        prompt = PROMPT[b][PROMPT[b] >= 0]
+        tokens = jnp.concatenate([prompt, state.tokens[b, : state.length[b]]])
+        tokens = jnp.concatenate([tokens, jnp.full(block, VOCAB)])
+        seen = PARAMS["values"][tokens, jnp.arange(len(tokens))].sum(axis=0)
+        wanted = jax.nn.log_softmax(jnp.tanh(seen) @ PARAMS["head"])
+        for place in range(tree.depth):
+            np.testing.assert_allclose(draft.log_q[b, place], wanted, atol=1e-4)
