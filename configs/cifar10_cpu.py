@@ -4,7 +4,12 @@ from dataclasses import replace
 
 from jaxspec.config import BlockDiffusionConfig, TransformerConfig
 from jaxspec.models.tokenizer import PRESETS
-from jaxspec.train.experiment import DataConfig, Experiment, TrainingConfig
+from jaxspec.train.experiment import (
+    DataConfig,
+    DrafterTrainingConfig,
+    Experiment,
+    TrainingConfig,
+)
 
 
 def get_config() -> Experiment:
@@ -54,7 +59,7 @@ def get_config() -> Experiment:
             evaluate_every=300,
             save_every=300,
         ),
-        train_drafter=TrainingConfig(
+        train_drafter=DrafterTrainingConfig(
             steps=600, batch=16, warmup=50, ema=0.99, evaluate_every=200, save_every=200
         ),
     )

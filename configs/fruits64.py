@@ -2,7 +2,12 @@
 
 from jaxspec.config import BlockDiffusionConfig, TransformerConfig
 from jaxspec.models.tokenizer import PRESETS
-from jaxspec.train.experiment import DataConfig, Experiment, TrainingConfig
+from jaxspec.train.experiment import (
+    DataConfig,
+    DrafterTrainingConfig,
+    Experiment,
+    TrainingConfig,
+)
 
 
 def get_config() -> Experiment:
@@ -38,7 +43,7 @@ def get_config() -> Experiment:
         train_prior=TrainingConfig(
             steps=4000, batch=128, warmup=200, compute_dtype="bfloat16"
         ),
-        train_drafter=TrainingConfig(
+        train_drafter=DrafterTrainingConfig(
             steps=3000, batch=64, warmup=100, compute_dtype="bfloat16"
         ),
     )

@@ -4,7 +4,12 @@ from dataclasses import replace
 
 from jaxspec.config import BlockDiffusionConfig, TransformerConfig
 from jaxspec.models.tokenizer import PRESETS
-from jaxspec.train.experiment import DataConfig, Experiment, TrainingConfig
+from jaxspec.train.experiment import (
+    DataConfig,
+    DrafterTrainingConfig,
+    Experiment,
+    TrainingConfig,
+)
 
 
 def get_config() -> Experiment:
@@ -57,7 +62,7 @@ def get_config() -> Experiment:
             evaluate_every=300,
             save_every=300,
         ),
-        train_drafter=TrainingConfig(
+        train_drafter=DrafterTrainingConfig(
             steps=800, batch=16, warmup=80, ema=0.99, evaluate_every=200, save_every=200
         ),
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxspec.checkpoint import Checkpoint, file_digests, load, params_digest
+from jaxspec.drafters.kinds import DRAFTERS
 from jaxspec.errors import CheckpointError, ConfigError
 
 DEFAULT = "fruits64"
@@ -64,7 +65,9 @@ def load_bundle(path: str | os.PathLike | None = None, *, dtype: Any = None) -> 
     prior = load(folder / "prior", "prior")
     drafter = None
     if (folder / "drafter").is_dir():
-        drafter = load(folder / "drafter", "block_diffusion")
+        drafter = load(folder / "drafter")
+        if drafter.kind not in DRAFTERS:
+            raise CheckpointError(f"'{folder / 'drafter'}' holds a {drafter.kind}")
         trained_for = drafter.about.get("target_digest", params_digest(prior.params))
         if (drafter.config.target, trained_for) != (
             prior.config,

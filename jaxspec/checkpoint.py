@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec.config import TokenizerConfig, TransformerConfig, from_dict, to_dict
-from jaxspec.drafters.block_diffusion import BlockDiffusion
+from jaxspec.drafters.kinds import DRAFTERS
 from jaxspec.errors import CheckpointError, ConfigError, NonFiniteError
 from jaxspec.models.tokenizer import Tokenizer
 from jaxspec.models.transformer import Transformer
@@ -35,7 +35,7 @@ NEIGHBOURS = "neighbours.npz"
 KINDS = {
     "tokenizer": TokenizerConfig,
     "prior": TransformerConfig,
-    "block_diffusion": BlockDiffusion,
+    **DRAFTERS,
 }
 
 
@@ -156,7 +156,7 @@ def abstract_params(kind: str, config: Any) -> Params:
     init = {
         "tokenizer": lambda key: Tokenizer(config).init(key),
         "prior": lambda key: Transformer(config).init(key),
-        "block_diffusion": lambda key: config.init_params(key),
+        **{name: lambda key: config.init_params(key) for name in DRAFTERS},
     }[kind]
     return jax.eval_shape(init, jax.random.key(0))
 

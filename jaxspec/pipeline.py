@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec.bundle import Bundle
-from jaxspec.drafters.block_diffusion import BlockDiffusion
 from jaxspec.errors import ConfigError, NonFiniteError
 from jaxspec.images import to_bytes
 from jaxspec.models.target import make_target
@@ -126,8 +125,7 @@ def make_engine(bundle: Bundle, settings: Settings, tree: Tree | Envelope) -> En
         if bundle.drafter is None:
             raise ConfigError(f"bundle '{bundle.name}' has no drafter; use none")
         drafter = bundle.drafter.config
-        assert isinstance(drafter, BlockDiffusion)
-        taps = drafter.config.taps
+        taps = drafter.taps
         drafter.check_tree(tree)
     return Engine(
         target=make_target(model, guided=settings.guidance != 1.0, taps=taps),

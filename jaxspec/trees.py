@@ -66,4 +66,4 @@ def deepest(bundle: Bundle) -> int:
     """How deep trees may be for a bundle's drafter; `MAX_DEPTH` without one."""
     if bundle.drafter is None:
         return MAX_DEPTH
-    return min(MAX_DEPTH, bundle.drafter.config.config.block_size)
+    return min(MAX_DEPTH, bundle.drafter.config.reach)

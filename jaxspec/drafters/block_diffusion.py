@@ -83,6 +83,11 @@ class BlockDiffusion:
         """Layers of the target whose outputs are read."""
         return self.config.taps
 
+    @property
+    def reach(self) -> int:
+        """Most drafted tokens on a path: the rows of a block."""
+        return self.config.block_size
+
     def network(self, own: Params) -> BlockNetwork:
         """The Linen module bound to the drafter's own parameters."""
         return self._module.bind({"params": own})
@@ -130,7 +135,7 @@ class BlockDiffusion:
           ConfigError: the tree is deeper than the block, or a node has more children
             than there are tokens.
         """
-        if tree.depth > self.config.block_size:
+        if tree.depth > self.reach:
             raise ConfigError(
                 f"the tree is {tree.depth} deep, the drafter's block reaches "
                 f"{self.config.block_size}; choose a shallower tree"

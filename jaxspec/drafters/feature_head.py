@@ -1,5 +1,6 @@
 """EAGLE: one decoder layer that continues the target's features."""
 
+import sys
 from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
@@ -15,7 +16,9 @@ from jaxspec.errors import ConfigError
 from jaxspec.nn.rope import angles_of
 from jaxspec.spec.cache import KVCache, init_cache, tree_mask
 from jaxspec.spec.draft import Draft, Observation, Round, Start
+from jaxspec.spec.envelopes import Envelope
 from jaxspec.spec.sampling import guide
+from jaxspec.spec.tree import Tree
 from jaxspec.typing import Array, Float, Int, Params
 
 
@@ -76,6 +79,24 @@ class FeatureHead:
         """Layers of the target whose outputs are read."""
         return self.config.taps
 
+    @property
+    def reach(self) -> int:
+        """Any depth: the head goes on with its own features."""
+        return sys.maxsize
+
+    def check_tree(self, tree: Tree | Envelope) -> None:
+        """Refuses trees that this drafter cannot fill.
+
+        Raises:
+          ConfigError: a node has more children than there are tokens.
+        """
+        most = self.config.draft_vocab or self.target.vocab_size
+        if isinstance(tree, Tree) and tree.width > most:
+            raise ConfigError(
+                f"the tree asks for {tree.width} children of one node, but there are "
+                f"only {most} tokens"
+            )
+
     def network(self, own: Params) -> FeatureNetwork:
         """The Linen module bound to the drafter's own parameters."""
         return self._module.bind({"params": own})
@@ -113,7 +134,12 @@ class FeatureHead:
         return jnp.matmul(h, head, preferred_element_type=jnp.float32)
 
     def init(self, params: Params, start: Start) -> FeatureState:
-        """See `spec.draft.Drafter`; reads all pairs of the prompt but the last."""
+        """See `spec.draft.Drafter`; reads all pairs of the prompt but the last.
+
+        Raises:
+          ConfigError: see `check_tree`.
+        """
+        self.check_tree(start.tree)
         c, path = self.config, start.tree.depth + 1
         streams, length, width = start.features.shape
         room = start.extra + path + expansions(start.tree)[0]

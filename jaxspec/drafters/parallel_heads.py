@@ -63,6 +63,11 @@ class ParallelHeads:
         """The target's last layer."""
         return (self.target.layers - 1,)
 
+    @property
+    def reach(self) -> int:
+        """Most drafted tokens on a path: one for each head."""
+        return self.config.heads
+
     def network(self, own: Params) -> HeadsNetwork:
         """The Linen module bound to the drafter's own parameters."""
         return self._module.bind({"params": own})
@@ -92,7 +97,7 @@ class ParallelHeads:
           ConfigError: the tree is deeper than there are heads, or Hydra's heads are
             asked for nodes of several depths at once.
         """
-        if tree.depth > self.config.heads:
+        if tree.depth > self.reach:
             raise ConfigError(
                 f"the tree is {tree.depth} deep, but there are {self.config.heads} "
                 "heads; choose a shallower tree"

@@ -4,11 +4,16 @@ from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import to_dict
 from jaxspec.train.experiment import Experiment
 
+_HARMLESS = "It can change the speed of generation and nothing else."
 _WHAT = {
     "tokenizer": "VQ image tokenizer (LlamaGen family): pictures to codes and back.",
     "prior": "Autoregressive transformer over the tokenizer's codes (LlamaGen family).",
-    "drafter": "One-pass block-diffusion drafter (DFlash family) for the prior beside "
-    "it. It can change the speed of generation and nothing else.",
+    "block_diffusion": "One-pass block-diffusion drafter (DFlash family) for the prior "
+    "beside it. " + _HARMLESS,
+    "feature_head": "One-layer feature drafter (EAGLE family) for the prior beside it. "
+    + _HARMLESS,
+    "parallel_heads": "Parallel heads (Medusa, Hydra) for the prior beside them. "
+    + _HARMLESS,
 }
 
 
@@ -20,7 +25,7 @@ def model_card(part: str, checkpoint: Checkpoint, experiment: Experiment) -> str
     lines = [
         f"# {experiment.name}: {part}",
         "",
-        _WHAT[part],
+        _WHAT[checkpoint.kind],
         "",
         f"- Data: {about['data']} (`{experiment.data.name}`, "
         f"{experiment.tokenizer.image_size}x{experiment.tokenizer.image_size})",

@@ -4,10 +4,12 @@ import hashlib
 import importlib.util
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from jaxspec.config import BlockDiffusionConfig, TokenizerConfig, TransformerConfig
+from jaxspec.config import TokenizerConfig, TransformerConfig
+from jaxspec.drafters.kinds import DrafterConfig, make_drafter
 from jaxspec.errors import ConfigError
+from jaxspec.train.divergence import Divergence
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,29 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
+class DrafterTrainingConfig(TrainingConfig):
+    """Settings of the drafters' trainer.
+
+    Attributes:
+      divergence: what is made small; see `train.divergence`.
+      decay: guesses `k` places ahead weigh `exp(-k / decay)`.
+      null_share: share of unconditional sequences; guidance needs the drafter in both
+        streams.
+      regression: weight of a loss on features, where a recipe has one (EAGLE-1).
+    """
+
+    divergence: Divergence = "forward_kl"
+    decay: float = 4.0
+    null_share: float = 0.3
+    regression: float = 10.0
+
+    def __post_init__(self):
+        if self.divergence not in get_args(Divergence):
+            known = ", ".join(get_args(Divergence))
+            raise ConfigError(f"divergence={self.divergence!r}; choose {known}")
+
+
+@dataclass(frozen=True)
 class Experiment:
     """One preset: a tokenizer, a prior over its codes, and the prior's drafter."""
 
@@ -76,10 +101,10 @@ class Experiment:
     data: DataConfig
     tokenizer: TokenizerConfig
     prior: TransformerConfig
-    drafter: BlockDiffusionConfig
+    drafter: DrafterConfig
     train_tokenizer: TrainingConfig
     train_prior: TrainingConfig
-    train_drafter: TrainingConfig
+    train_drafter: DrafterTrainingConfig
 
     def __post_init__(self):
         t, p, d = self.tokenizer, self.prior, self.drafter
@@ -89,11 +114,10 @@ class Experiment:
                 f"{p.grid}x{p.grid} grid, the tokenizer makes {t.codebook_size} on "
                 f"{t.grid}x{t.grid}"
             )
-        if d.width != p.width or max(d.taps) >= p.layers:
-            raise ConfigError(
-                f"{self.name}: the drafter needs the prior's width ({p.width}) and "
-                f"taps below its {p.layers} layers"
-            )
+        try:
+            make_drafter(d, p)
+        except ConfigError as error:
+            raise ConfigError(f"{self.name}: {error}") from None
 
 
 def fingerprint(model: Any, training: TrainingConfig, *sources: Any) -> str:

@@ -14,7 +14,7 @@ from jaxspec.drafters.stop_head import StopHead
 from jaxspec.errors import ConfigError
 from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
-from jaxspec.spec.draft import Observation, Round, Start
+from jaxspec.spec.draft import Round, Start
 from jaxspec.spec.envelopes import BestFirst
 from jaxspec.spec.loop import generate
 from jaxspec.spec.named_trees import named_tree
@@ -23,7 +23,7 @@ from jaxspec.spec.sampling import make_sampling
 from jaxspec.spec.state import Engine
 from jaxspec.spec.tree import Tree
 from jaxspec.testing.table_drafter import table_step
-from jaxspec.train import drafter as training
+from jaxspec.train.recipes.block_diffusion import anchored_mask
 from tests.models.test_transformer import random_params
 
 TARGET = TransformerConfig(
@@ -49,73 +49,7 @@ def make(config=BLOCK, seed=0):
     return drafter, own, target_params
 
 
-def seen_features(features, count):
-    """What a round shows whose accepted path holds `count` new positions."""
-    rows, length = features.shape[:2]
-    path = jnp.broadcast_to(jnp.arange(length), (rows, length))
-    counts = jnp.full(rows, count)
-    return Observation(path, counts, path, counts - 1, features, None, None, None)
-
-
-def inference_logits(drafter, params, features, anchor_tokens, anchor, chunks):
-    """Block logits when the context arrives in uneven chunks, as in a run."""
-    rows = features.shape[0]
-    tree = named_tree("chain-3")
-    lengths = jnp.full(rows, chunks[0])
-    start = Start(None, features[:, : chunks[0]], lengths, tree, rows, 40)
-    state = drafter.init(params, start)
-    done = chunks[0]
-    for size in chunks[1:]:
-        chunk = features[:, done : done + size]
-        pending = jnp.pad(chunk, ((0, 0), (0, 4 - size), (0, 0)), constant_values=9.0)
-        state = drafter.observe(params, state, seen_features(pending, size))
-        cache = drafter._commit(params, state.cache, state.pending, state.counts)
-        state = replace(state, cache=cache, counts=jnp.zeros(rows, jnp.int32))
-        done += size
-    assert done == anchor
-    this = Round(
-        anchor_tokens,
-        anchor_tokens[:, None],
-        jnp.full(rows, anchor),
-        jnp.full(rows, anchor),
-        jnp.zeros((rows, 4, 23)),
-        row_keys(0, rows),
-        make_sampling(rows),
-        tree,
-    )
-    rows = drafter._block_rows(params, state.cache, this, 4)[0]
-    return rows @ params["head"]
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_training_and_inference_compute_the_same_block(variant, monkeypatch):
-    drafter, own, target_params = make(VARIANTS[variant])
-    codes = jax.random.randint(jax.random.key(1), (2, 16), 0, 23)
-    labels, anchor = jnp.array([0, 2]), 6
-    monkeypatch.setattr(training, "ANCHORS", 1)
-    monkeypatch.setattr(training, "NULL_SHARE", 0.0)
-    monkeypatch.setattr(jax.random, "randint", lambda *_: jnp.full((2, 1), anchor - 1))
-    losses, _ = training.block_losses(
-        drafter, own, target_params, codes, labels, jax.random.key(0)
-    )
-    monkeypatch.undo()
-
-    logits, features = Transformer(TARGET).score(
-        target_params, labels, codes, taps=(0, 2)
-    )
-    params = drafter.bind(own, target_params)
-    known = jnp.pad(codes, ((0, 0), (1, 0)))
-    base = inference_logits(
-        drafter, params, features, known[:, anchor], anchor, [1, 2, 3]
-    )
-    if drafter.config.markov_rank:
-        base += drafter.network(own).markov(known[:, anchor : anchor + 4])
-    p = jax.nn.softmax(logits[:, anchor : anchor + 4])
-    expected = -jnp.sum(p * jax.nn.log_softmax(base), axis=-1)
-    np.testing.assert_allclose(losses[:, 0], expected, atol=2e-5)
-
-
-def test_a_block_never_sees_its_own_or_later_features(monkeypatch):
+def test_a_block_never_sees_its_own_or_later_features():
     drafter, own, target_params = make()
     features = jax.random.normal(jax.random.key(2), (1, 17, 64))
     anchors = jnp.array([[3, 9]])
@@ -126,7 +60,7 @@ def test_a_block_never_sees_its_own_or_later_features(monkeypatch):
         h = network.block_input(jnp.ones((1, 2, 32))).reshape(1, 8, 32)
         positions = (anchors[..., None] + jnp.arange(4)).reshape(1, 8)
         joins = [append_to(past) for past in contexts]
-        mask = training.anchored_mask(anchors, 17, 4, drafter.config.causal)
+        mask = anchored_mask(anchors, 17, 4, drafter.config.causal)
         return network.block(h, drafter.angles(positions), mask, joins)
 
     for block, anchor in enumerate([3, 9]):

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from jaxspec.config import (
+    BlockDiffusionConfig,
     FeatureHeadConfig,
     ParallelHeadsConfig,
     TransformerConfig,
 )
+from jaxspec.drafters.block_diffusion import BlockDiffusion
 from jaxspec.drafters.feature_head import FeatureHead
 from jaxspec.drafters.jacobi import Jacobi
 from jaxspec.drafters.lattice import Lattice
@@ -140,6 +142,7 @@ CLASSES = jnp.array([0, 2, 1])
 SMALL = replace(TARGET, layers=1, width=16, extra_tokens=0)
 EAGLE = FeatureHeadConfig(1, 32, 2, ffn_width=48, taps=(2,))
 HEADS = ParallelHeadsConfig(4, 32)
+BLOCK = BlockDiffusionConfig(4, 2, 32, 2, ffn_width=48, taps=(0, 2), markov_rank=6)
 TREE = named_tree("0,1,2,00,01,10,000,0000")
 
 
@@ -165,6 +168,7 @@ def own(drafter):
 
 def feature_drafters():
     three = replace(EAGLE, version=3, taps=(0, 1, 2))
+    grouped = replace(BLOCK, kv_heads=1, causal=False, markov_rank=0)
     heads = {
         "medusa": HEADS,
         "medusa, own outputs": replace(HEADS, own_output=True, blocks=2),
@@ -178,6 +182,8 @@ def feature_drafters():
         "eagle-3": (FeatureHead(three, TARGET), TREE),
         "eagle-3, trimmed": (FeatureHead(replace(three, draft_vocab=12), TARGET), TREE),
         **{name: (ParallelHeads(c, TARGET), TREE) for name, c in heads.items()},
+        "block": (BlockDiffusion(BLOCK, TARGET), TREE),
+        "block, grouped heads": (BlockDiffusion(grouped, TARGET), BestFirst(8, 4)),
     }
     found = {
         name: (drafter, tree, own(drafter)) for name, (drafter, tree) in found.items()
@@ -202,6 +208,8 @@ NAMES = [
     "medusa, own outputs",
     "hydra",
     "hydra++",
+    "block",
+    "block, grouped heads",
     "early exit",
     "small transformer",
     "tidar",

@@ -109,7 +109,7 @@ def agree(a, b):
         assert not np.isnan(a.log_q).any()
 
 
-ON_FEATURES = [n for n in NAMES if n.startswith(("eagle", "medusa", "hydra"))]
+ON_FEATURES = [n for n in NAMES if n.startswith(("eagle", "medusa", "hydra", "block"))]
 
 
 @pytest.mark.parametrize("name", ON_FEATURES)
@@ -141,7 +141,7 @@ def test_a_context_in_pieces_is_the_same_context(name):
     agree(pieces, at_once)
 
 
-@pytest.mark.parametrize("name", ["eagle-1", "eagle-3", "hydra++"])
+@pytest.mark.parametrize("name", ["eagle-1", "eagle-3", "hydra++", "block"])
 def test_a_node_depends_on_its_own_path_alone(name):
     drafter, _, params = feature_drafters()[name]
     features = jax.random.normal(

@@ -1,7 +1,12 @@
 """A preset so small that all three parts train in seconds."""
 
 from jaxspec.config import BlockDiffusionConfig, TokenizerConfig, TransformerConfig
-from jaxspec.train.experiment import DataConfig, Experiment, TrainingConfig
+from jaxspec.train.experiment import (
+    DataConfig,
+    DrafterTrainingConfig,
+    Experiment,
+    TrainingConfig,
+)
 
 
 def get_config():
@@ -36,5 +41,5 @@ def get_config():
         ),
         train_tokenizer=TrainingConfig(steps=12, batch=8, **short),
         train_prior=TrainingConfig(steps=12, batch=8, **short),
-        train_drafter=TrainingConfig(steps=12, batch=8, **short),
+        train_drafter=DrafterTrainingConfig(steps=12, batch=8, **short),
     )

@@ -1,0 +1,84 @@
+"""How far a drafter's law is from the target's: what training makes small."""
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+
+from jaxspec.typing import Array, Bool, Float, Int
+
+Divergence = Literal["cross_entropy", "forward_kl", "reverse_kl", "tvd", "tvd++"]
+
+
+def divergence(
+    name: Divergence,
+    target: Float[Array, "... V"],
+    drafter: Float[Array, "... V"],
+    tokens: Int[Array, "..."],
+    present: Bool[Array, "..."],
+) -> Float[Array, "..."]:
+    """One number a guess; smaller is closer.
+
+    - "cross_entropy": to the token of the data, hard labels;
+    - "forward_kl": `KL(p | q)` up to the entropy of `p`, soft labels;
+    - "reverse_kl": `KL(q | p)`;
+    - "tvd": `1 - sum min(p, q)`, the chance that an honest draft is rejected;
+    - "tvd++": the same gradient with its rewards whitened over all guesses, as a loss
+      whose value means nothing (arXiv 2403.00858).
+
+    Args:
+      name: see above.
+      target: logits of `p`; no gradient flows into them.
+      drafter: logits of `q`.
+      tokens: int32, the tokens of the data.
+      present: guesses that count, for whitening.
+    """
+    log_p = jax.lax.stop_gradient(jax.nn.log_softmax(target, axis=-1))
+    log_q = jax.nn.log_softmax(drafter, axis=-1)
+    return _OF[name](log_p, log_q, tokens, present)
+
+
+def overlap(
+    target: Float[Array, "... V"], drafter: Float[Array, "... V"]
+) -> Float[Array, "..."]:
+    """`sum min(p, q)`: the chance that an honest draft is accepted."""
+    p, q = jax.nn.softmax(target, axis=-1), jax.nn.softmax(drafter, axis=-1)
+    return jnp.sum(jnp.minimum(p, q), axis=-1)
+
+
+def _cross_entropy(log_p, log_q, tokens, present):
+    return -jnp.take_along_axis(log_q, tokens[..., None], axis=-1)[..., 0]
+
+
+def _forward_kl(log_p, log_q, tokens, present):
+    return -jnp.sum(jnp.exp(log_p) * log_q, axis=-1)
+
+
+def _reverse_kl(log_p, log_q, tokens, present):
+    return jnp.sum(jnp.exp(log_q) * (log_q - jnp.maximum(log_p, -50.0)), axis=-1)
+
+
+def _tvd(log_p, log_q, tokens, present):
+    return 1.0 - jnp.sum(jnp.minimum(jnp.exp(log_p), jnp.exp(log_q)), axis=-1)
+
+
+def _tvd_plus(log_p, log_q, tokens, present):
+    q = jax.lax.stop_gradient(jnp.exp(log_q))
+    reward = (log_p > log_q).astype(log_q.dtype)
+    weight = q * present[..., None]  # tokens as the drafter draws them
+    total = jnp.maximum(jnp.sum(weight), 1e-6)
+    mean = jnp.sum(weight * reward) / total
+    spread = jnp.sqrt(jnp.sum(weight * (reward - mean) ** 2) / total)
+    whitened = (reward - mean) / jnp.maximum(spread, 1e-6)
+    return -jnp.sum(jax.lax.stop_gradient(q * whitened) * log_q, axis=-1)
+
+
+_OF: dict[str, Callable] = {
+    "cross_entropy": _cross_entropy,
+    "forward_kl": _forward_kl,
+    "reverse_kl": _reverse_kl,
+    "tvd": _tvd,
+    "tvd++": _tvd_plus,
+}
+assert set(_OF) == set(get_args(Divergence))

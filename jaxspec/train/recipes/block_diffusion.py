@@ -1,0 +1,65 @@
+"""Random anchors, each followed by a block of masks (DFlash, arXiv 2602.06036)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxspec.drafters.block_diffusion import BlockDiffusion
+from jaxspec.drafters.block_network import append_to
+from jaxspec.train.recipes.lesson import Guesses, Lesson
+from jaxspec.typing import Array, Bool, Int, Params
+
+# Blocks drawn in every sequence.
+ANCHORS = 32
+
+
+def anchored_mask(
+    anchors: Int[Array, "B M"], context: int, block_size: int, causal: bool
+) -> Bool[Array, "B U S"]:
+    """Who the rows of all blocks may see, `U = M G`, `S = context + U`.
+
+    Context strictly before the anchor, and the own block (causally or whole); never
+    another block.
+    """
+    rows = anchors.shape[1] * block_size
+    past = jnp.arange(context) < jnp.repeat(anchors, block_size, axis=1)[..., None]
+    block, place = np.divmod(np.arange(rows), block_size)
+    own = block[:, None] == block[None]
+    if causal:
+        own &= place[:, None] >= place[None]
+    own = jnp.broadcast_to(own, (anchors.shape[0], rows, rows))
+    return jnp.concatenate([past, own], axis=-1)
+
+
+def block_guesses(
+    drafter: BlockDiffusion, own: Params, lesson: Lesson, key: Array
+) -> Guesses:
+    """One block behind each anchor; `key` draws the anchors and is consumed."""
+    config, size = drafter.config, drafter.config.block_size
+    rows, total = lesson.tokens.shape
+    prefix = drafter.target.prefix_length
+    # Anchors are absolute positions of tokens that have at least one successor.
+    anchors = jax.random.randint(key, (rows, ANCHORS), prefix, total - 1)
+    read = anchors[..., None] + jnp.arange(size)  # of each row's own token
+    present = read + 1 < total
+    read = jnp.minimum(read, total - 2)
+    tokens = jnp.take_along_axis(lesson.tokens, anchors, axis=1)
+
+    network = drafter.network(own)
+    positions = jnp.broadcast_to(jnp.arange(total), (rows, total))
+    contexts = network.context(lesson.features, drafter.angles(positions))
+    h = network.block_input(lesson.params["embedding"]["embedding"][tokens])
+    block_positions = (anchors[..., None] + jnp.arange(size)).reshape(rows, -1)
+    h = network.block(
+        h.reshape(rows, -1, h.shape[-1]),
+        drafter.angles(block_positions),
+        anchored_mask(anchors, total, size, config.causal),
+        [append_to(past) for past in contexts],
+    )
+    head = drafter.bind(own, lesson.params)["head"]
+    logits = jnp.matmul(h, head, preferred_element_type=jnp.float32)
+    if config.markov_rank:
+        previous = jnp.take_along_axis(lesson.tokens, read.reshape(rows, -1), axis=1)
+        logits += network.markov(previous)
+    logits = logits.reshape(rows, ANCHORS, size, -1)
+    return Guesses(logits, read + 1, present, jnp.zeros(()))

@@ -1,0 +1,91 @@
+"""What a recipe is given, and what it returns."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import register_dataclass
+
+from jaxspec.config import TransformerConfig
+from jaxspec.models.transformer import Transformer
+from jaxspec.typing import Array, Bool, Float, Int, Params
+
+# Positions of every sequence from which guesses are made, where all could be.
+STARTS = 64
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Lesson:
+    """Sequences as the frozen target sees them; `U = P + T` absolute positions.
+
+    Attributes:
+      tokens: int32 [B, U], by absolute position; 0 for the condition.
+      logits: float32 [B, U, V], the target's after each position.
+      features: [B, U, E], the tapped layers' outputs.
+      params: the target's parameters.
+    """
+
+    tokens: Int[Array, "B U"]
+    logits: Float[Array, "B U V"]
+    features: Float[Array, "B U E"]
+    params: Params
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Guesses:
+    """Guesses in blocks of consecutive tokens: `M` blocks of `G` places.
+
+    Attributes:
+      logits: float32 [B, M, G, V], the drafter's.
+      places: int32 [B, M, G], absolute position of the token that is guessed.
+      present: bool [B, M, G], False beyond the sequence's end.
+      regression: a loss on features, 0 where there is none.
+    """
+
+    logits: Float[Array, "B M G V"]
+    places: Int[Array, "B M G"]
+    present: Bool[Array, "B M G"]
+    regression: Float[Array, ""]
+
+
+def make_lesson(
+    target: TransformerConfig,
+    params: Params,
+    taps: tuple[int, ...],
+    codes: Int[Array, "B T"],
+    labels: Int[Array, "B"],
+    null: Bool[Array, "B"],
+) -> Lesson:
+    """Reads sequences with the target; no gradient flows into it."""
+    logits, features = Transformer(target).score(
+        params, labels, codes, null=null, taps=taps
+    )
+    logits, features = jax.lax.stop_gradient((logits, features))
+    tokens = jnp.pad(codes, ((0, 0), (target.prefix_length, 0)))
+    return Lesson(tokens, logits, features, params)
+
+
+def some_starts(lesson: Lesson, key: Array, first: int) -> Int[Array, "B M"]:
+    """Positions from which guesses are made, drawn evenly; `key` is consumed.
+
+    Args:
+      lesson: what is read.
+      key: of the draw.
+      first: least position: the last one of the condition.
+    """
+    rows, length = lesson.tokens.shape
+    return jax.random.randint(key, (rows, STARTS), first, length - 2)
+
+
+def guesses_from(
+    lesson: Lesson, starts: Int[Array, "B M"], depth: int
+) -> tuple[Int[Array, "B M G"], Bool[Array, "B M G"]]:
+    """Places and presence of `depth` guesses from two places behind each start.
+
+    The token right behind a start is the target's own to say.
+    """
+    places = starts[..., None] + 2 + jnp.arange(depth)
+    length = lesson.tokens.shape[1]
+    return jnp.minimum(places, length - 1), places < length

@@ -1,0 +1,181 @@
+"""Training computes what drafting computes, and makes drafts better."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxspec.config import BlockDiffusionConfig
+from jaxspec.drafters.block_diffusion import BlockDiffusion
+from jaxspec.drafters.feature_head import FeatureHead
+from jaxspec.drafters.parallel_heads import ParallelHeads
+from jaxspec.models.target import make_target
+from jaxspec.models.transformer import Transformer
+from jaxspec.spec.draft import Round, Start
+from jaxspec.spec.loop import generate
+from jaxspec.spec.noise import row_keys
+from jaxspec.spec.sampling import make_sampling
+from jaxspec.spec.state import Engine
+from jaxspec.spec.tree import Tree
+from jaxspec.train.divergence import divergence, overlap
+from jaxspec.train.drafter import guess_losses, make_step
+from jaxspec.train.experiment import DrafterTrainingConfig
+from jaxspec.train.optimizer import begin
+from jaxspec.train.recipes import lesson as lessons
+from jaxspec.train.recipes import recipe_of
+from jaxspec.train.recipes.lesson import make_lesson
+from tests.drafters.test_every_drafter import EAGLE, HEADS, own
+from tests.drafters.test_every_drafter import TARGET as WIDE
+from tests.models.test_transformer import random_params
+
+TARGET = replace(WIDE, extra_tokens=0)
+BLOCK = BlockDiffusionConfig(
+    block_size=4, layers=2, width=32, heads=2, ffn_width=48, taps=(0, 2), markov_rank=6
+)
+THREE = replace(EAGLE, version=3, taps=(0, 1, 2))
+KINDS = {
+    "block": BlockDiffusion(BLOCK, TARGET),
+    "block, whole": BlockDiffusion(replace(BLOCK, causal=False, markov_rank=0), TARGET),
+    "block, grouped heads": BlockDiffusion(replace(BLOCK, kv_heads=1), TARGET),
+    "eagle-1": FeatureHead(EAGLE, TARGET),
+    "eagle-3": FeatureHead(THREE, TARGET),
+    "medusa": ParallelHeads(replace(HEADS, own_output=True), TARGET),
+    "hydra++": ParallelHeads(
+        replace(HEADS, sequential=True, prefix_heads=2, prefix_ffn_width=32), TARGET
+    ),
+}
+PARAMS = random_params(TARGET)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_and_drafting_compute_the_same_laws(kind, monkeypatch):
+    """A chain that was drafted, put into the data: the recipe guesses the same."""
+    drafter, rows, root = KINDS[kind], 2, 6  # the root's absolute position
+    tree = Tree.chain(4)
+    params = {**own(drafter), "embedding": PARAMS["embedding"]["embedding"]}
+    params = drafter.bind(params["own"], PARAMS)
+    codes = jax.random.randint(jax.random.key(1), (rows, 16), 0, TARGET.vocab_size)
+    labels, null = jnp.array([0, 2]), jnp.zeros(rows, bool)
+    known = jnp.pad(codes, ((0, 0), (1, 0)))
+    before = make_lesson(TARGET, PARAMS, drafter.taps, codes, labels, null)
+    # Tokens as the prompt, by position, so that heads know what followed each feature.
+    start = Start(known, before.features, jnp.full(rows, root), tree, rows, 8)
+    state = drafter.init(params, start)
+    this = Round(
+        known[:, root],
+        codes,
+        jnp.full(rows, root),
+        jnp.full(rows, root),
+        jnp.zeros((rows, 5, TARGET.vocab_size)),
+        row_keys(0, rows),
+        make_sampling(rows),
+        tree,
+        selection="top",
+        order=("temperature",),
+    )
+    draft, _ = drafter.propose(params, state, this)
+    # From here on the data say what was drafted; what was read does not change.
+    codes = codes.at[:, root : root + 4].set(draft.tokens[:, 1:])
+    lesson = make_lesson(TARGET, PARAMS, drafter.taps, codes, labels, null)
+    at = root if kind.startswith("block") else root - 1
+    monkeypatch.setattr(jax.random, "randint", lambda *a, **k: jnp.full((rows, 1), at))
+    monkeypatch.setattr("jaxspec.train.recipes.block_diffusion.ANCHORS", 1)
+    guesses = recipe_of(drafter)(drafter, params["own"], lesson, jax.random.key(0))
+    assert (guesses.places[:, 0, :4] == root + 1 + jnp.arange(4)).all()
+    found = jax.nn.log_softmax(guesses.logits[:, 0, :4])
+    np.testing.assert_allclose(found, draft.log_q, atol=1e-4)
+
+
+def test_divergences_are_what_they_are_called():
+    p, q = jax.random.normal(jax.random.key(0), (2, 3, 4, 7))
+    tokens = jax.random.randint(jax.random.key(1), (3, 4), 0, 7)
+    present = jnp.ones((3, 4), bool)
+    a, b = np.asarray(jax.nn.softmax(p)), np.asarray(jax.nn.softmax(q))
+    wanted = {
+        "cross_entropy": -np.log(np.take_along_axis(b, tokens[..., None], -1)[..., 0]),
+        "forward_kl": -(a * np.log(b)).sum(-1),
+        "reverse_kl": (b * np.log(b / a)).sum(-1),
+        "tvd": np.abs(a - b).sum(-1) / 2,
+    }
+    for name, value in wanted.items():
+        found = divergence(name, p, q, tokens, present)
+        np.testing.assert_allclose(found, value, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(overlap(p, q), 1 - wanted["tvd"], rtol=1e-5)
+
+
+def test_tvd_plus_moves_along_a_whitened_gradient_of_tvd():
+    """One guess: the reward's mean shifts nothing, its spread scales all."""
+    p, q = jax.random.normal(jax.random.key(0), (2, 1, 7))
+    tokens, present = jnp.zeros(1, jnp.int32), jnp.ones(1, bool)
+    plain, whitened = (
+        jax.grad(lambda q, n=name: divergence(n, p, q, tokens, present).sum())(q)
+        for name in ("tvd", "tvd++")
+    )
+    ratio = np.asarray(whitened / plain)
+    np.testing.assert_allclose(ratio, ratio[0, 0], rtol=1e-3)
+    assert ratio[0, 0] > 1
+
+
+# Learning on a toy target, from what the target itself draws.
+
+LEARNED = ["block", "eagle-1", "eagle-3", "medusa", "hydra++"]
+SHARP = {**PARAMS, "head": 4.0 * PARAMS["head"]}
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """Codes that the target draws by itself, with their classes."""
+    rows = 256
+    labels = jnp.arange(rows) % 3
+    target = make_target(Transformer(TARGET), guided=False)
+    run = jax.jit(partial(generate, Engine(target, 16, order=("temperature",))))
+    keys = row_keys(0, rows)
+    return run(SHARP, None, labels, make_sampling(rows), keys).tokens, labels
+
+
+@pytest.mark.parametrize("kind", LEARNED)
+def test_a_drafter_learns_from_its_targets_features(kind, drawn, monkeypatch):
+    drafter = KINDS[kind]
+    codes, labels = drawn
+    config = DrafterTrainingConfig(
+        steps=150, batch=32, learning_rate=3e-3, warmup=5, ema=0.9, null_share=0.0
+    )
+
+    @jax.jit
+    def accepted(own, key):
+        shared = guess_losses(
+            drafter, config, own, SHARP, codes[224:], labels[224:], key
+        )[1]
+        return jnp.nanmean(shared, axis=(0, 1))
+
+    def train():
+        step = make_step(drafter, config, {})
+
+        def body(state, i):
+            rows = jax.random.randint(jax.random.fold_in(KEY, i), (32,), 0, 224)
+            return step(state, SHARP, i, (codes[rows], labels[rows]))[0], None
+
+        own = drafter.init_params(jax.random.key(5))
+        run = jax.jit(lambda s: jax.lax.scan(body, s, jnp.arange(config.steps))[0])
+        return accepted(own, KEY), accepted(run(begin(config, own))["average"], KEY)
+
+    before, after = train()
+    shuffled = lessons.Transformer
+
+    class Shuffled(shuffled):
+        """The control: features of another sequence."""
+
+        def score(self, *arguments, **options):
+            logits, features = super().score(*arguments, **options)
+            return logits, jnp.roll(features, 1, axis=0)
+
+    monkeypatch.setattr(lessons, "Transformer", Shuffled)
+    _, control = train()
+    assert after[0] > 1.3 * before[0], (before, after)
+    assert after[0] > 1.1 * control[0], (control, after)
+
+
+KEY = jax.random.key(11)
