@@ -41,3 +41,10 @@ def test_a_rule_runs_in_somebody_elses_loop_and_changes_no_token(capsys):
 def test_files_that_pages_point_to_exist(page):
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         assert target.startswith("http") or (DOCS / target).exists(), target
+
+
+def test_drafters_page_runs(capsys):
+    here = {}
+    for code in blocks("python", (DOCS / "drafters.md").read_text()):
+        exec(compile(code, "drafters.md", "exec"), here)
+    assert (here["out"].stats.calls < 64).all()

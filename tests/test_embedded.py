@@ -18,13 +18,12 @@ from jaxspec.spec.tree import Tree
 from jaxspec.trees import default_tree
 
 
-@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize(
-    "settings",
+    ("seed", "settings"),
     [
-        {"guidance": 2.0},
-        {"guidance": 4.0, "guidance_interval": 100, "top_k": 200, "top_p": 0.95},
-        {"guidance": 1.0, "temperature": 0.0},
+        (0, {"guidance": 2.0}),
+        (1, {"guidance": 4.0, "guidance_interval": 100, "top_k": 200, "top_p": 0.95}),
+        (2, {"guidance": 1.0, "temperature": 0.0}),
     ],
     ids=["default", "filters", "greedy"],
 )

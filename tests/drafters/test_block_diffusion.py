@@ -12,15 +12,11 @@ from jaxspec.drafters.block_network import append_to
 from jaxspec.drafters.grow import grow
 from jaxspec.drafters.stop_head import StopHead
 from jaxspec.errors import ConfigError
-from jaxspec.models.target import make_target
-from jaxspec.models.transformer import Transformer
 from jaxspec.spec.draft import Round, Start
 from jaxspec.spec.envelopes import BestFirst
-from jaxspec.spec.loop import generate
 from jaxspec.spec.named_trees import named_tree
 from jaxspec.spec.noise import position_noise, row_keys
 from jaxspec.spec.sampling import make_sampling
-from jaxspec.spec.state import Engine
 from jaxspec.spec.tree import Tree
 from jaxspec.testing.table_drafter import table_step
 from jaxspec.train.recipes.block_diffusion import anchored_mask
@@ -103,26 +99,6 @@ def test_children_are_the_best_under_the_shared_noise():
                 assert draft.valid[b, n] and draft.tokens[b, n] == ranked[tree.ranks[n]]
             else:
                 assert not draft.valid[b, n]
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("tree", ["chain-4", "0,1,00,01,10,000,0000"])
-def test_any_block_drafter_gives_the_tokens_of_plain_decoding(variant, tree):
-    drafter, own, target_params = make(VARIANTS[variant])
-    rows = 3
-    taps = drafter.config.taps
-    target = make_target(Transformer(TARGET), guided=True, taps=taps)
-    sampling = make_sampling(rows, guidance=[1.0, 2.0, 4.0])
-    arguments = (jnp.array([0, 1, 2]), sampling, row_keys(0, rows))
-    order = ("temperature",)
-    plain = generate(Engine(target, 16, order=order), target_params, None, *arguments)
-    fast = generate(
-        Engine(target, 16, drafter, named_tree(tree), order=order),
-        target_params,
-        drafter.bind(own, target_params),
-        *arguments,
-    )
-    np.testing.assert_array_equal(fast.tokens, plain.tokens)
 
 
 def test_impossible_drafters_say_what_is_wrong():

@@ -175,7 +175,7 @@ def test_a_drafter_learns_from_its_targets_features(kind, drawn, monkeypatch):
     monkeypatch.setattr(lessons, "Transformer", Shuffled)
     _, control = train()
     assert after[0] > 1.3 * before[0], (before, after)
-    assert after[0] > 1.1 * control[0], (control, after)
+    assert after[0] > control[0] + 0.03, (control, after)
 
 
 KEY = jax.random.key(11)
