@@ -160,6 +160,7 @@ class Transformer:
         taps: tuple[int, ...] = (),
         dropout_key: Array | None = None,
         causal: bool | Bool[Array, "U U"] = True,
+        positions: Int[Array, "U"] | None = None,
     ) -> tuple[Float[Array, "B U V"], Float[Array, "B U E"]]:
         """Scores a whole stream at once, without a cache.
 
@@ -173,6 +174,7 @@ class Transformer:
           dropout_key: turns dropout on; consumed.
           causal: a position sees itself and what stands before; False: everything; or
             a table of who sees whom.
+          positions: of everything, the condition included; by default in order.
 
         Returns:
           Logits float32 for all `U = P + T` positions (position `P - 1 + t` scores
@@ -190,7 +192,8 @@ class Transformer:
         if self.config.condition != "none":
             x = jnp.concatenate([bound.condition(prompt, null), x], axis=1)
         total = self.config.prefix_length + length
-        positions = jnp.broadcast_to(jnp.arange(total), (rows, total))
+        places = jnp.arange(total) if positions is None else positions
+        places = jnp.broadcast_to(places, (rows, total))
         mask = jnp.ones((total, total), bool)
         if not isinstance(causal, bool):
             mask = causal
@@ -202,7 +205,7 @@ class Transformer:
                 total, dtype=bool
             )
         logits, features, _ = bound.body(
-            x, positions, mask, None, taps, dropout_key is not None, at
+            x, places, mask, None, taps, dropout_key is not None, at
         )
         return logits, features
 
