@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxspec.bundle import Bundle
 from jaxspec.errors import ConfigError, NonFiniteError
+from jaxspec.helpers import Helper, own_helper
 from jaxspec.images import to_bytes
 from jaxspec.models.target import make_target
 from jaxspec.models.tokenizer import Tokenizer
@@ -106,8 +107,19 @@ class Run:
         return self.tokens.size / int(self.calls.sum())
 
 
-def make_engine(bundle: Bundle, settings: Settings, tree: Tree | Envelope) -> Engine:
+def make_engine(
+    bundle: Bundle,
+    settings: Settings,
+    tree: Tree | Envelope,
+    helper: Helper | None = None,
+) -> Engine:
     """The engine that draws with `tree`; its root alone decodes plainly.
+
+    Args:
+      bundle: models.
+      settings: what to draw.
+      tree: shape of the drafts.
+      helper: who drafts; by default the bundle's own drafter.
 
     Raises:
       ConfigError: the tree does not suit the drafter, or there is no drafter.
@@ -120,17 +132,16 @@ def make_engine(bundle: Bundle, settings: Settings, tree: Tree | Envelope) -> En
         )
     # Passes in bfloat16 differ by too much for near-ties to be rare.
     exact = jax.tree.leaves(bundle.prior.params)[0].dtype == jnp.float32
-    drafter, taps = None, ()
     if tree.size > 1:
-        if bundle.drafter is None:
-            raise ConfigError(f"bundle '{bundle.name}' has no drafter; use none")
-        drafter = bundle.drafter.config
-        taps = drafter.taps
-        drafter.check_tree(tree)
+        helper = helper or own_helper(bundle)
+        helper.check_tree(tree)
+    else:
+        helper = None
+    taps = helper.taps if helper else ()
     return Engine(
         target=make_target(model, guided=settings.guidance != 1.0, taps=taps),
         max_tokens=model.config.sequence_length,
-        drafter=drafter,
+        drafter=helper.drafter if helper else None,
         tree=tree,
         rule=rule_in_use(settings, tree),
         order=active_steps(settings.sampling(1)),
@@ -148,6 +159,7 @@ def draw(
     settings: Settings,
     tree: Tree | Envelope,
     *,
+    helper: Helper | None = None,
     repeats: int = 1,
     warm_up: bool = False,
     progress: Progress = lambda count: None,
@@ -158,6 +170,7 @@ def draw(
       bundle: models.
       settings: what to draw.
       tree: shape of the drafts.
+      helper: who drafts; by default the bundle's own drafter.
       repeats: timed runs; `seconds` is their median.
       warm_up: run once before the timed runs.
       progress: called with the number of pictures done.
@@ -166,7 +179,9 @@ def draw(
       ConfigError: settings, tree and models do not go together.
       NonFiniteError: the model gave NaN.
     """
-    engine = make_engine(bundle, settings, tree)
+    if helper is None and tree.size > 1:
+        helper = own_helper(bundle)
+    engine = make_engine(bundle, settings, tree, helper)
     count = len(settings.classes)
     batches = -(-count // settings.batch)
     rows = -(-count // batches)
@@ -174,10 +189,8 @@ def draw(
     padded = padded.reshape(batches, rows)
     keys = row_keys(settings.seed, rows * batches).reshape(batches, rows)
     sampling = settings.sampling(rows)
-    params, drafter_params = bundle.prior.params, None
-    if engine.drafter is not None:
-        assert bundle.drafter is not None
-        drafter_params = bundle.drafter.config.bind(bundle.drafter.params, params)
+    params = bundle.prior.params
+    drafter_params = helper.params if helper and engine.drafter else None
 
     began = time.perf_counter()
     for_rule = rule_params(engine.rule, bundle)

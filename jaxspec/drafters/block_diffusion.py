@@ -106,7 +106,7 @@ class BlockDiffusion:
 
     def bind(self, own: Params, target_params: Params, stop: Params = None) -> Params:
         """Joins the drafter's parameters with what it shares with the target."""
-        shared = shared_parameters(self.target, target_params)
+        shared = shared_parameters(self.target, target_params, norm=False)
         return {"own": own, **shared, "stop": stop}
 
     def stop_states(

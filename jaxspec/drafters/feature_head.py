@@ -115,7 +115,7 @@ class FeatureHead:
 
     def bind(self, own: Params, target_params: Params) -> Params:
         """Joins the drafter's parameters with what it shares with the target."""
-        return {"own": own, **shared_parameters(self.target, target_params)}
+        return {"own": own, **shared_parameters(self.target, target_params, norm=True)}
 
     def inputs(
         self, params: Params, features: Float[Array, "... E"]

@@ -88,7 +88,7 @@ class ParallelHeads:
 
     def bind(self, own: Params, target_params: Params) -> Params:
         """Joins the drafter's parameters with what it shares with the target."""
-        return {"own": own, **shared_parameters(self.target, target_params)}
+        return {"own": own, **shared_parameters(self.target, target_params, norm=True)}
 
     def check_tree(self, tree: Tree | Envelope) -> None:
         """Refuses trees that the heads cannot fill.

@@ -7,11 +7,17 @@ from jaxspec.config import TransformerConfig
 from jaxspec.typing import Array, Float, Params
 
 
-def shared_parameters(target: TransformerConfig, params: Params) -> Params:
-    """The target's "embedding" [V, D], "head" [D, V] and final "norm" [D]; frozen."""
+def shared_parameters(
+    target: TransformerConfig, params: Params, *, norm: bool
+) -> Params:
+    """The target's "embedding" [V, D] and "head" [D, V]; frozen.
+
+    With `norm`, its final norm's scale "norm" [D], too.
+    """
     embedding = params["embedding"]["embedding"][: target.vocab_size]
     head = embedding.T if target.tied_head else params["head"]
-    return {"embedding": embedding, "head": head, "norm": params["norm"]["scale"]}
+    shared = {"embedding": embedding, "head": head}
+    return {**shared, "norm": params["norm"]["scale"]} if norm else shared
 
 
 def target_norm(

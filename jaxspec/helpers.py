@@ -1,0 +1,107 @@
+"""Drafters by name, with the parameters that a bundle gives them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxspec.bundle import Bundle
+from jaxspec.checkpoint import load, params_digest
+from jaxspec.drafters.jacobi import Jacobi
+from jaxspec.drafters.kinds import DRAFTERS
+from jaxspec.drafters.ngram import NgramTable
+from jaxspec.drafters.prompt_lookup import PromptLookup
+from jaxspec.drafters.recycling import TokenRecycling
+from jaxspec.drafters.small_model import early_exit
+from jaxspec.errors import CheckpointError, ConfigError
+from jaxspec.spec.draft import Drafter
+from jaxspec.spec.envelopes import Envelope
+from jaxspec.spec.tree import Tree
+from jaxspec.typing import Params
+
+# What `find_helper` knows besides a bundle's own drafter and folders.
+NAMES = "jacobi, recycling, ngrams, prompt-lookup, early-exit-LAYERS"
+
+
+@dataclass(frozen=True)
+class Helper:
+    """A drafter, ready for a bundle's prior.
+
+    Attributes:
+      name: as in reports.
+      drafter: static.
+      params: bound to the target's.
+      taps: layers of the target that it reads.
+    """
+
+    name: str
+    drafter: Drafter
+    params: Params
+    taps: tuple[int, ...] = ()
+
+    def check_tree(self, tree: Tree | Envelope) -> None:
+        """Refuses trees that the drafter cannot fill.
+
+        Raises:
+          ConfigError: says why.
+        """
+        check = getattr(self.drafter, "check_tree", None)
+        if check is not None:
+            check(tree)
+
+
+def own_helper(bundle: Bundle) -> Helper:
+    """The drafter that a bundle holds.
+
+    Raises:
+      ConfigError: it holds none.
+    """
+    if bundle.drafter is None:
+        raise ConfigError(f"bundle '{bundle.name}' has no drafter; use none")
+    return _trained(bundle.drafter.kind, bundle.drafter, bundle)
+
+
+def find_helper(name: str, bundle: Bundle) -> Helper:
+    """A drafter by name: the bundle's own ("own"), one of `NAMES`, or a folder.
+
+    A folder holds a drafter's checkpoint that was trained for the bundle's prior.
+
+    Raises:
+      ConfigError: no such drafter.
+      CheckpointError: the folder cannot be used.
+    """
+    config = bundle.prior.config
+    if name in ("own", "block-diffusion"):
+        return own_helper(bundle)
+    simple = {
+        "jacobi": lambda: Jacobi(config.vocab_size),
+        "recycling": lambda: TokenRecycling(config.vocab_size, 32),
+        "ngrams": lambda: NgramTable(config.vocab_size, (1, config.grid), 1 << 14, 16),
+        "prompt-lookup": lambda: PromptLookup(),
+    }
+    if name in simple:
+        return Helper(name, simple[name](), None)
+    if name.startswith("early-exit-") and name[11:].isdigit():
+        drafter = early_exit(config, int(name[11:]))
+        return Helper(name, drafter, bundle.prior.params)
+    if Path(name).is_dir():
+        checkpoint = load(name)
+        if checkpoint.kind not in DRAFTERS:
+            raise CheckpointError(f"'{name}' holds a {checkpoint.kind}, no drafter")
+        wanted = checkpoint.about.get("target_digest")
+        same = checkpoint.config.target == config
+        if not same or wanted not in (None, params_digest(bundle.prior.params)):
+            raise CheckpointError(
+                f"the drafter in '{name}' was trained for another prior than that of "
+                f"bundle '{bundle.name}'"
+            )
+        return _trained(Path(name).name, checkpoint, bundle)
+    raise ConfigError(
+        f"no drafter '{name}'; use own, {NAMES}, none, or the folder of one that was "
+        "trained for this prior"
+    )
+
+
+def _trained(name: str, checkpoint: Any, bundle: Bundle) -> Helper:
+    drafter = checkpoint.config
+    params = drafter.bind(checkpoint.params, bundle.prior.params)
+    return Helper(name, drafter, params, drafter.taps)
