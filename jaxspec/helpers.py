@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from jaxspec.bundle import Bundle
 from jaxspec.checkpoint import load, params_digest
 from jaxspec.drafters.jacobi import Jacobi
@@ -102,6 +105,11 @@ def find_helper(name: str, bundle: Bundle) -> Helper:
 
 
 def _trained(name: str, checkpoint: Any, bundle: Bundle) -> Helper:
-    drafter = checkpoint.config
-    params = drafter.bind(checkpoint.params, bundle.prior.params)
+    drafter, prior = checkpoint.config, bundle.prior.params
+    dtype = jax.tree.leaves(prior)[0].dtype
+
+    def cast(x):
+        return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    params = drafter.bind(jax.tree.map(cast, checkpoint.params), prior)
     return Helper(name, drafter, params, drafter.taps)

@@ -9,6 +9,7 @@ import numpy as np
 from jaxspec import __version__
 from jaxspec.bundle import Bundle
 from jaxspec.device import device_name
+from jaxspec.helpers import Helper, own_helper
 from jaxspec.pipeline import Run, Settings, rule_in_use
 from jaxspec.rules import rule_words
 from jaxspec.spec.envelopes import Envelope
@@ -16,7 +17,12 @@ from jaxspec.spec.tree import Tree
 
 
 def generation_report(
-    bundle: Bundle, settings: Settings, tree: Tree | Envelope, fast: Run, plain: Run
+    bundle: Bundle,
+    settings: Settings,
+    tree: Tree | Envelope,
+    fast: Run,
+    plain: Run,
+    helper: Helper | None = None,
 ) -> dict[str, Any]:
     """The numbers of one comparison, ready for JSON.
 
@@ -42,7 +48,7 @@ def generation_report(
         "different_tokens": int((fast.tokens != plain.tokens).sum()),
         "near_ties_decided_again": fast.rescored,
         "checkpoint": bundle.name,
-        "drafter": bundle.drafter.kind if speculative and bundle.drafter else "none",
+        "drafter": (helper or own_helper(bundle)).name if speculative else "none",
         "tree": {"nodes": tree.size, "depth": tree.depth},
         "rule": rule_words(rule),
         "lossless": rule.lossless,

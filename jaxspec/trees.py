@@ -1,10 +1,10 @@
 """How the embedded model is best drawn: measured acceptance, defaults by device."""
 
 import re
+from typing import Any
 
 import jax
 
-from jaxspec.bundle import Bundle
 from jaxspec.errors import ConfigError
 from jaxspec.spec.envelopes import Beam, BestFirst, Envelope, StochasticBeam
 from jaxspec.spec.named_trees import named_tree
@@ -62,8 +62,6 @@ def default_tree(
     return find_tree(_DEFAULTS.get(platform, _ACCELERATOR), max_depth)
 
 
-def deepest(bundle: Bundle) -> int:
-    """How deep trees may be for a bundle's drafter; `MAX_DEPTH` without one."""
-    if bundle.drafter is None:
-        return MAX_DEPTH
-    return min(MAX_DEPTH, bundle.drafter.config.reach)
+def deepest(drafter: Any) -> int:
+    """How deep trees by name should be for a drafter: `MAX_DEPTH`, or its reach."""
+    return min(MAX_DEPTH, getattr(drafter, "reach", MAX_DEPTH))

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "jaxspec"
 LEAVES = {
     "bench", "bundle", "checkpoint", "cli", "data", "device", "evaluate", "images",
-    "pipeline", "report", "rules", "testing", "train", "trees",
+    "helpers", "pipeline", "report", "rules", "testing", "train", "trees",
 }  # fmt: skip
 ALLOWED = {
     "errors": set(),

@@ -14,8 +14,10 @@ from jaxspec import __version__
 from jaxspec.bundle import Bundle
 from jaxspec.device import device_name
 from jaxspec.errors import ConfigError
+from jaxspec.helpers import Helper, own_helper
 from jaxspec.pipeline import Settings, draw, make_engine
 from jaxspec.rules import rule_params, rule_words
+from jaxspec.spec.envelopes import Envelope
 from jaxspec.spec.loop import init_state, spec_step
 from jaxspec.spec.noise import row_keys
 from jaxspec.spec.tree import Tree
@@ -53,6 +55,7 @@ def plan_tree(
     bundle: Bundle,
     settings: Settings,
     *,
+    helper: Helper | None = None,
     nodes: Sequence[int] = NODES,
     max_depth: int = 8,
     width: int = 8,
@@ -66,8 +69,9 @@ def plan_tree(
     a call, times a plain round's seconds, over its own round's.
 
     Args:
-      bundle: models; there has to be a drafter.
+      bundle: models.
       settings: what is drawn, at which batch, by which rule.
+      helper: who drafts; by default the bundle's own drafter.
       nodes: sizes to look at.
       max_depth: most drafted tokens on a path.
       width: ranks that are looked at.
@@ -76,24 +80,23 @@ def plan_tree(
     Raises:
       ConfigError: nothing to plan with, or a tree does not suit the drafter.
     """
-    if bundle.drafter is None:
-        raise ConfigError(f"bundle '{bundle.name}' has no drafter; there is no plan")
+    helper = helper or own_helper(bundle)
     if width > 10:
         raise ConfigError("ranks beyond 9 cannot be written as a path; use width 10")
-    max_depth = min(max_depth, deepest(bundle))
+    max_depth = min(max_depth, deepest(helper.drafter))
     if min(nodes) < 2:
         raise ConfigError("a tree with drafts has at least 2 nodes")
     with tqdm(total=len(nodes) + 2, desc="plan", unit="tree") as bar:
-        seen = draw(bundle, settings, spine(max_depth, width))
+        seen = draw(bundle, settings, spine(max_depth, width), helper=helper)
         bar.update()
         rounds = int(seen.calls.sum()) - len(settings.classes)
         acceptance = rank_acceptance(seen.hits.sum(axis=0), rounds)
-        plain = round_seconds(bundle, settings, Tree.root(), repeats)
+        plain = round_seconds(bundle, settings, Tree.root(), None, repeats)
         bar.update()
         rows = []
         for count in nodes:
             tree = Tree.optimal(acceptance, count, max_depth)
-            seconds = round_seconds(bundle, settings, tree, repeats)
+            seconds = round_seconds(bundle, settings, tree, helper, repeats)
             expected = tree.expected_tokens(acceptance)
             rows.append(
                 {
@@ -125,15 +128,16 @@ def plan_tree(
 
 
 def round_seconds(
-    bundle: Bundle, settings: Settings, tree: Tree, repeats: int
+    bundle: Bundle,
+    settings: Settings,
+    tree: Tree | Envelope,
+    helper: Helper | None,
+    repeats: int,
 ) -> float:
     """Median time of one round of a full batch, without compilation."""
-    engine = make_engine(bundle, settings, tree)
-    batch = settings.batch
-    params, drafter_params = bundle.prior.params, None
-    if engine.drafter is not None:
-        assert bundle.drafter is not None
-        drafter_params = bundle.drafter.config.bind(bundle.drafter.params, params)
+    engine = make_engine(bundle, settings, tree, helper)
+    batch, params = settings.batch, bundle.prior.params
+    drafter_params = helper.params if helper and engine.drafter else None
     classes = jnp.asarray(np.resize(np.array(settings.classes, np.int32), batch))
     arguments = (params, drafter_params, classes, settings.sampling(batch))
     for_rule = rule_params(engine.rule, bundle)

@@ -34,9 +34,11 @@ def add_parser(commands) -> None:
     group = parser.add_argument_group("speculation")
     group.add_argument(
         "--drafter",
-        choices=("block-diffusion", "none"),
-        default="block-diffusion",
-        help="none decodes plainly (default: %(default)s)",
+        default="own",
+        metavar="NAME",
+        help="own (the checkpoint's), jacobi, recycling, ngrams, prompt-lookup, "
+        "early-exit-LAYERS, the folder of another that was trained for this prior, or "
+        "none, which decodes plainly (default: %(default)s)",
     )
     group.add_argument(
         "--tree",
@@ -95,6 +97,7 @@ def run(arguments: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from jaxspec.bundle import load_bundle, resolve_classes
+    from jaxspec.helpers import find_helper
     from jaxspec.images import grid_picture, png_bytes, write_file
     from jaxspec.pipeline import Settings, decode_pictures, draw, spread_classes
     from jaxspec.report import generation_report, generation_table, json_bytes
@@ -126,9 +129,10 @@ def run(arguments: argparse.Namespace) -> None:
         ids = resolve_classes(bundle, arguments.classes.split(","))
     settings = _with_classes(settings, tuple(np.resize(ids, arguments.num).tolist()))
 
-    tree = Tree.root()
+    tree, helper = Tree.root(), None
     if speculative:
-        depth = deepest(bundle)
+        helper = find_helper(arguments.drafter, bundle)
+        depth = deepest(helper.drafter)
         named = arguments.tree and find_tree(arguments.tree, depth)
         tree = named or default_tree(max_depth=depth)
     ways = 2 if speculative else 1
@@ -139,12 +143,12 @@ def run(arguments: argparse.Namespace) -> None:
             bar.update(count)
 
         bar.set_postfix_str("compiling")
-        plain = fast = draw(bundle, settings, tree, progress=advance)
+        plain = fast = draw(bundle, settings, tree, helper=helper, progress=advance)
         if speculative:
             bar.set_postfix_str("compiling plain decoding")
             plain = draw(bundle, settings, Tree.root(), progress=advance)
     pictures = decode_pictures(bundle, fast.tokens)
-    report = generation_report(bundle, settings, tree, fast, plain)
+    report = generation_report(bundle, settings, tree, fast, plain, helper)
     write_file(arguments.out, png_bytes(grid_picture(pictures)))
     if arguments.report:
         write_file(arguments.report, json_bytes(report))

@@ -213,3 +213,25 @@ def test_a_bundle_whose_weights_give_nan_is_refused():
     )
     with pytest.raises(NonFiniteError, match="bundle 'broken' gave NaN"):
         draw(broken, Settings(classes=(0,)), Tree.root())
+
+
+def test_drafters_by_name_change_no_token(tmp_path):
+    """Those that need no training, and a folder; each told in the report."""
+    from jaxspec.bundle import embedded_folder
+
+    folder = str(embedded_folder() / "fruits64" / "drafter")
+    for name in ("recycling", folder):
+        report = tmp_path / "report.json"
+        command = ["generate", "--num", "1", "--drafter", name, "--tree", "0,1,00"]
+        command += ["--out", str(tmp_path / "a.png"), "--report", str(report)]
+        assert main(command) == 0
+        found = json.loads(report.read_text())
+        assert found["identical_to_autoregressive"]
+        assert found["drafter"] == name.rsplit("/", 1)[-1]
+        assert found["tokens_per_call"] > 1
+
+
+def test_unknown_drafters_say_which_there_are(tmp_path, capsys):
+    command = ["generate", "--num", "1", "--drafter", "eagle9"]
+    assert main([*command, "--out", str(tmp_path / "a.png")]) == 2
+    assert "no drafter 'eagle9'; use own, jacobi" in capsys.readouterr().err

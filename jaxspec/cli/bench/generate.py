@@ -64,6 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     from jaxspec.bench.generation import bench_generation, generation_markdown
     from jaxspec.bundle import load_bundle
+    from jaxspec.helpers import own_helper
     from jaxspec.images import write_file
     from jaxspec.report import json_bytes
     from jaxspec.trees import deepest, default_tree, find_tree
@@ -71,7 +72,7 @@ def run(arguments: argparse.Namespace) -> None:
     for name in arguments.trees or []:  # told before anything is loaded
         find_tree(name)
     bundle = load_bundle(arguments.checkpoint)
-    depth = deepest(bundle)
+    depth = deepest(own_helper(bundle).drafter)
     trees = {"default": default_tree(max_depth=depth)}
     if arguments.trees:
         trees = {name: find_tree(name, depth) for name in arguments.trees}
