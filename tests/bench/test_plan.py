@@ -44,7 +44,7 @@ def planned(monkeypatch, cost):
         seconds=1.0,
         compile_seconds=1.0,
     )
-    monkeypatch.setattr(plan, "draw", lambda *_: seen)
+    monkeypatch.setattr(plan, "draw", lambda *_, **__: seen)
     monkeypatch.setattr(plan, "round_seconds", lambda b, s, tree, h, r: cost(tree.size))
     return plan.plan_tree(load_bundle(), Settings(classes), nodes=(2, 4, 8))
 
