@@ -34,12 +34,16 @@ class Helper:
       drafter: static.
       params: bound to the target's.
       taps: layers of the target that it reads.
+      size: parameters of its own, not counting what it shares with the target.
+      trained_seconds: how long its training took, if it was trained.
     """
 
     name: str
     drafter: Drafter
     params: Params
     taps: tuple[int, ...] = ()
+    size: int = 0
+    trained_seconds: float | None = None
 
     def check_tree(self, tree: Tree | Envelope) -> None:
         """Refuses trees that the drafter cannot fill.
@@ -112,4 +116,6 @@ def _trained(name: str, checkpoint: Any, bundle: Bundle) -> Helper:
         return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
     params = drafter.bind(jax.tree.map(cast, checkpoint.params), prior)
-    return Helper(name, drafter, params, drafter.taps)
+    size = sum(x.size for x in jax.tree.leaves(checkpoint.params))
+    seconds = checkpoint.about.get("metrics", {}).get("seconds")
+    return Helper(name, drafter, params, drafter.taps, size, seconds)

@@ -1,0 +1,231 @@
+"""Drafters side by side on one target: tokens a call, cost, wall-clock."""
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from jaxspec.bench.plot import Line, Panel, plot_panels
+from jaxspec.bundle import Bundle
+from jaxspec.device import device_name
+from jaxspec.errors import ConfigError
+from jaxspec.helpers import Helper
+from jaxspec.pipeline import Run, Settings, draw, make_engine
+from jaxspec.report import generation_report
+from jaxspec.rules import find_rule
+from jaxspec.spec.draft import Round
+from jaxspec.spec.envelopes import Envelope
+from jaxspec.spec.loop import init_state
+from jaxspec.spec.noise import row_keys
+from jaxspec.spec.tree import Tree
+from jaxspec.trees import deepest, find_tree
+
+NODES = (16, 57, 128)
+RULES = ("coupled",)
+
+
+def tree_for(helper: Helper, nodes: int) -> Tree | Envelope:
+    """A layered beam of so many nodes; a static tree where the drafter needs one.
+
+    Raises:
+      ConfigError: the drafter can fill neither.
+    """
+    depth = deepest(helper.drafter)
+    for name in (f"beam-{nodes}", f"optimal-{nodes}"):
+        tree = find_tree(name, depth)
+        try:
+            helper.check_tree(tree)
+        except ConfigError:
+            continue
+        return tree
+    raise ConfigError(f"{helper.name} can fill no tree of {nodes} nodes")
+
+
+def bench_drafters(
+    bundle: Bundle,
+    helpers: Sequence[Helper],
+    settings: Settings,
+    *,
+    nodes: Sequence[int] = NODES,
+    scales: Sequence[float] = (2.0, 3.0),
+    rules: Sequence[str] = RULES,
+    repeats: int = 1,
+) -> dict[str, Any]:
+    """One row for each drafter, number of nodes, guidance scale and rule.
+
+    Plain decoding is timed once for each scale, in the same run.
+
+    Args:
+      bundle: models.
+      helpers: the drafters.
+      settings: what is drawn; its guidance and rule are replaced.
+      nodes: sizes of trees.
+      scales: guidance.
+      rules: by name, see `find_rule`; a drafter that a rule refuses is left out there.
+      repeats: timed runs, after a warm-up.
+    """
+    from dataclasses import replace
+
+    rows: list[dict[str, Any]] = []
+    cells = [(h, n, r) for h in helpers for n in nodes for r in rules]
+    with tqdm(total=len(scales) * (1 + len(cells)), desc="drafters", unit="run") as bar:
+        for scale in scales:
+            here = replace(settings, guidance=scale, rule=find_rule("coupled"))
+            run = partial(draw, bundle, repeats=repeats, warm_up=True)
+            plain = run(here, Tree.root())
+            bar.update()
+            for helper, count, name in cells:
+                given = replace(here, rule=find_rule(name))
+                row = _row(bundle, helper, given, count, plain, run)
+                if row is not None:
+                    rows.append(row)
+                bar.update()
+    return {
+        "checkpoint": bundle.name,
+        "pictures": len(settings.classes),
+        "batch": settings.batch,
+        "repeats": repeats,
+        "rows": rows,
+        "device": device_name(),
+        "jax": jax.__version__,
+    }
+
+
+def _row(bundle, helper, settings, count, plain: Run, run) -> dict[str, Any] | None:
+    tree = tree_for(helper, count)
+    try:
+        fast = run(settings, tree, helper=helper)
+    except ConfigError:
+        static = find_tree(f"optimal-{count}", deepest(helper.drafter))
+        try:
+            tree, fast = static, run(settings, static, helper=helper)
+        except ConfigError:
+            return None
+    report = generation_report(bundle, settings, tree, fast, plain, helper)
+    return {
+        "drafter": helper.name,
+        "rule": report["rule"],
+        "lossless": report["lossless"],
+        "cfg_scale": settings.guidance,
+        "tree": type(tree).__name__,
+        "nodes": tree.size,
+        "depth": tree.depth,
+        "tokens_per_call": fast.tokens_per_call,
+        "seconds": fast.seconds,
+        "plain_seconds": plain.seconds,
+        "speedup": plain.seconds / fast.seconds,
+        "identical": report["identical_to_autoregressive"],
+        "drafter_cost": draft_seconds(bundle, settings, tree, helper)
+        / (plain.seconds / plain.calls.max() / _batches(settings)),
+        "parameters": helper.size,
+        "trained_seconds": helper.trained_seconds,
+    }
+
+
+def _batches(settings: Settings) -> int:
+    return -(-len(settings.classes) // settings.batch)
+
+
+def draft_seconds(
+    bundle: Bundle,
+    settings: Settings,
+    tree: Tree | Envelope,
+    helper: Helper,
+    repeats: int = 5,
+) -> float:
+    """Median time of one `propose` for a full batch."""
+    engine = make_engine(bundle, settings, tree, helper)
+    rows, drafter = settings.batch, helper.drafter
+    classes = jnp.asarray(np.resize(np.array(settings.classes, np.int32), rows))
+    sampling, keys = settings.sampling(rows), row_keys(settings.seed, rows)
+    state = jax.jit(partial(init_state, engine))(
+        bundle.prior.params, helper.params, classes, sampling, keys
+    )
+    vocabulary = engine.target.vocab_size
+    this = Round(
+        root=state.tokens[:, 0],
+        tokens=state.tokens,
+        position=state.start,
+        index=state.length,
+        noise=jax.random.gumbel(jax.random.key(0), (rows, tree.depth + 1, vocabulary)),
+        keys=keys,
+        sampling=sampling,
+        tree=tree,
+        selection=engine.candidates,
+        order=engine.order,
+    )
+    propose = jax.jit(drafter.propose)
+    jax.block_until_ready(propose(helper.params, state.drafter, this))
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        jax.block_until_ready(propose(helper.params, state.drafter, this))
+        times.append(time.perf_counter() - began)
+    return float(np.median(times))
+
+
+def drafters_markdown(result: dict[str, Any]) -> str:
+    """The rows as a table, best first within each guidance scale and rule."""
+    lines = [
+        f"# Drafters: {result['checkpoint']}",
+        "",
+        f"`{result['command']}`",
+        "",
+        f"Device: {result['device']}, jax {result['jax']}. {result['pictures']} "
+        f"pictures, {result['batch']} at a time, temperature 1. Tokens per call count "
+        "the prefill as a call; draft cost is one `propose` beside one plain step; "
+        "speedup is against plain decoding in the same run.",
+    ]
+    keys = sorted({(row["cfg_scale"], row["rule"]) for row in result["rows"]})
+    for scale, rule in keys:
+        rows = [
+            r for r in result["rows"] if (r["cfg_scale"], r["rule"]) == (scale, rule)
+        ]
+        kind = "lossless" if rows[0]["lossless"] else "LOSSY"
+        lines += [
+            "",
+            f"## cfg {scale:g}, {rule} ({kind})",
+            "",
+            "| drafter | tree | nodes | depth | tokens/call | draft cost | speedup "
+            "| identical | parameters | trained for |",
+            "|---|---|---|---|---|---|---|---|---|---|",
+        ]
+        for row in sorted(rows, key=lambda r: -r["tokens_per_call"]):
+            trained = row["trained_seconds"]
+            cells = [
+                row["drafter"],
+                row["tree"],
+                row["nodes"],
+                row["depth"],
+                f"{row['tokens_per_call']:.2f}",
+                f"{row['drafter_cost']:.2f}",
+                f"{row['speedup']:.2f}",
+                "yes" if row["identical"] else "no",
+                f"{row['parameters']:,}" if row["parameters"] else "",
+                f"{trained / 60:.0f} min" if trained else "",
+            ]
+            lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def drafters_plot(result: dict[str, Any]) -> np.ndarray:
+    """Tokens per call over nodes, a panel for each guidance scale and rule."""
+    panels = []
+    rows = result["rows"]
+    for scale, rule in sorted({(r["cfg_scale"], r["rule"]) for r in rows}):
+        lines = []
+        for name in dict.fromkeys(r["drafter"] for r in rows):
+            own = [
+                r
+                for r in rows
+                if (r["drafter"], r["cfg_scale"], r["rule"]) == (name, scale, rule)
+            ]
+            x, y = [r["nodes"] for r in own], [r["tokens_per_call"] for r in own]
+            lines.append(Line(name, x, y))
+        panels.append(Panel(f"cfg {scale:g}, {rule}", lines))
+    return plot_panels(panels, "nodes", "tokens per call")

@@ -1,0 +1,127 @@
+"""`jaxspec bench drafters`: drafters side by side on one target."""
+
+import argparse
+
+from jaxspec.cli.bench.output import add_out, check_out, command_line
+from jaxspec.cli.options import add_checkpoint
+
+SUFFIXES = (".json", ".md", ".png")
+DEFAULT = ["own", "jacobi", "recycling", "ngrams", "prompt-lookup"]
+
+
+def add_parser(measurements) -> None:
+    """Registers the sub-command."""
+    parser = measurements.add_parser(
+        "drafters",
+        help="drafters side by side on one target",
+        description="Draws the same pictures with every asked drafter, tree size, "
+        "guidance scale and rule: tokens a call, the cost of drafting, wall-clock "
+        "against plain decoding in the same run. Writes numbers, tables and a plot.",
+        epilog="Example: jaxspec bench drafters --drafters own jacobi runs/eagle "
+        "--nodes 16 57 --out docs/reports/drafters_cpu",
+    )
+    add_checkpoint(parser)
+    parser.add_argument(
+        "--drafters",
+        nargs="+",
+        default=DEFAULT,
+        metavar="NAME",
+        help="see `jaxspec generate --help`; folders are told by their last name "
+        f"(default: {' '.join(DEFAULT)})",
+    )
+    parser.add_argument(
+        "--nodes",
+        nargs="+",
+        type=int,
+        default=[16, 57, 128],
+        metavar="N",
+        help="sizes of trees (default: 16 57 128)",
+    )
+    parser.add_argument(
+        "--cfg-scales",
+        nargs="+",
+        type=float,
+        default=[2.0, 3.0],
+        metavar="S",
+        help="guidance scales (default: 2 3)",
+    )
+    parser.add_argument(
+        "--rules",
+        nargs="+",
+        default=["coupled"],
+        metavar="RULE",
+        help="see `jaxspec generate --help` (default: coupled)",
+    )
+    numbers = {
+        "num": (32, "pictures"),
+        "batch": (16, "pictures side by side"),
+        "repeats": (1, "timed runs"),
+        "seed": (0, "of pictures and noise"),
+    }
+    for name, (default, words) in numbers.items():
+        parser.add_argument(
+            f"--{name}",
+            type=int,
+            default=default,
+            metavar="N",
+            help=f"{words} (default: %(default)s)",
+        )
+    add_out(parser, *SUFFIXES)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Runs the sub-command."""
+    from jaxspec.errors import ConfigError
+
+    for name in ("num", "batch", "repeats"):
+        if getattr(arguments, name) < 1:
+            raise ConfigError(f"--{name} must be at least 1")
+    if min(arguments.nodes) < 2:
+        raise ConfigError("--nodes: a tree with drafts has at least 2 nodes")
+    check_out(arguments.out, *SUFFIXES)
+
+    from jaxspec.bench.drafters import (
+        bench_drafters,
+        drafters_markdown,
+        drafters_plot,
+    )
+    from jaxspec.bundle import load_bundle
+    from jaxspec.helpers import find_helper
+    from jaxspec.images import png_bytes, write_file
+    from jaxspec.pipeline import Settings, spread_classes
+    from jaxspec.report import json_bytes
+    from jaxspec.rules import find_rule
+
+    for name in arguments.rules:  # told before anything is loaded
+        find_rule(name)
+    bundle = load_bundle(arguments.checkpoint)
+    helpers = [find_helper(name, bundle) for name in arguments.drafters]
+    classes = spread_classes(len(bundle.class_names), arguments.num)
+    settings = Settings(classes, seed=arguments.seed, batch=arguments.batch)
+    result = bench_drafters(
+        bundle,
+        helpers,
+        settings,
+        nodes=arguments.nodes,
+        scales=arguments.cfg_scales,
+        rules=arguments.rules,
+        repeats=arguments.repeats,
+    )
+    options = {
+        "checkpoint": [arguments.checkpoint] if arguments.checkpoint else [],
+        "drafters": arguments.drafters,
+        "nodes": arguments.nodes,
+        "cfg-scales": [f"{scale:g}" for scale in arguments.cfg_scales],
+        "rules": arguments.rules,
+        "num": [arguments.num],
+        "batch": [arguments.batch],
+        "repeats": [arguments.repeats],
+        "seed": [arguments.seed],
+        "out": [arguments.out],
+    }
+    result = {"command": command_line("drafters", options), **result}
+    write_file(arguments.out + ".json", json_bytes(result))
+    write_file(arguments.out + ".md", drafters_markdown(result).encode())
+    write_file(arguments.out + ".png", png_bytes(drafters_plot(result)))
+    print(drafters_markdown(result))
