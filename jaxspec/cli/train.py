@@ -37,6 +37,12 @@ def add_parser(commands) -> None:
         metavar="N",
         help="train for N steps instead of the preset's",
     )
+    parser.add_argument(
+        "--checkpoint",
+        metavar="DIR",
+        help="bundle whose tokenizer and prior are used instead of those that "
+        "--workdir holds; 'embedded' is the one that comes with jaxspec",
+    )
     parser.set_defaults(run=run)
 
 
@@ -53,10 +59,17 @@ def run(arguments: argparse.Namespace) -> None:
             raise ConfigError(f"--steps {arguments.steps}: train at least one step")
         experiment = with_steps(experiment, arguments.part, arguments.steps)
 
+    from jaxspec.bundle import DEFAULT, embedded_folder
     from jaxspec.train.run import train_part
+
+    bundle = arguments.checkpoint and Path(arguments.checkpoint)
+    if arguments.checkpoint == "embedded":
+        bundle = embedded_folder() / DEFAULT
 
     command = f"jaxspec train {arguments.part} --config {arguments.config}"
     command += f" --workdir {arguments.workdir}"
+    if arguments.checkpoint:
+        command += f" --checkpoint {arguments.checkpoint}"
     if arguments.manual_dir:
         command += " --manual-dir DIR"
     if arguments.steps is not None:
@@ -68,5 +81,6 @@ def run(arguments: argparse.Namespace) -> None:
         Path(arguments.data_dir),
         Path(arguments.manual_dir) if arguments.manual_dir else None,
         command,
+        bundle,
     )
     print(f"wrote {path}")

@@ -25,8 +25,11 @@ def train_part(
     data_dir: Path,
     manual_dir: Path | None,
     command: str,
+    bundle: Path | None = None,
 ) -> Path:
     """Trains "tokenizer", "prior" or "drafter" and returns the checkpoint's folder.
+
+    Earlier parts are read from `bundle`, or from what `workdir` holds.
 
     Raises:
       CheckpointError: an earlier part is missing from `workdir`.
@@ -34,13 +37,14 @@ def train_part(
     """
     data, side = experiment.data, experiment.tokenizer.image_size
     done = workdir / "checkpoint"
+    given = bundle or done
     for earlier in {"prior": ["tokenizer"], "drafter": ["tokenizer", "prior"]}.get(
         part, []
     ):
-        if not (done / earlier).is_dir():
+        if not (given / earlier).is_dir():
             raise CheckpointError(
-                f"'{done / earlier}' is missing; run `jaxspec train {earlier}` with "
-                "this --workdir first"
+                f"'{given / earlier}' is missing; run `jaxspec train {earlier}` with "
+                "this --workdir first, or name a bundle with --checkpoint"
             )
     splits = (data.train_split, data.heldout_split)
     source, heldout = (
@@ -49,7 +53,7 @@ def train_part(
     if part == "tokenizer":
         result = train_tokenizer(experiment, source, heldout, workdir / part)
     else:
-        tokenizer = load(done / "tokenizer", "tokenizer")
+        tokenizer = load(given / "tokenizer", "tokenizer")
         codes, heldout_codes = (
             encode_source(
                 Tokenizer(tokenizer.config),
@@ -64,7 +68,7 @@ def train_part(
         if part == "prior":
             result = train_prior(experiment, codes, heldout_codes, workdir / part)
         else:
-            prior = load(done / "prior", "prior")
+            prior = load(given / "prior", "prior")
             result = train_drafter(
                 experiment, prior, codes, heldout_codes, workdir / part
             )
