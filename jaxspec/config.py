@@ -215,6 +215,8 @@ class BlockDiffusionConfig:
         otherwise all rows see each other (DFlash).
       markov_rank: rank of the bias that the previous token puts on the next one's
         logits (DSpark); 0 for none.
+      refinements: passes in which the rows also read the tokens that the pass before
+        drafted under the noise of their positions; 0 for none. Ours; needs `causal`.
     """
 
     block_size: int = 8
@@ -227,10 +229,15 @@ class BlockDiffusionConfig:
     taps: tuple[int, ...] = (1, 5, 9)
     causal: bool = True
     markov_rank: int = 256
+    refinements: int = 0
 
     def __post_init__(self):
         _positive(self, "block_size", "layers", "width", "heads", "num_kv_heads")
         _positive(self, "ffn_width")
+        _require(
+            self.refinements == 0 or (self.refinements > 0 and self.causal),
+            f"refinements={self.refinements} need causal=True, and at least 0",
+        )
         _require(self.markov_rank >= 0, "markov_rank must not be negative")
         _require(
             self.heads % self.num_kv_heads == 0,

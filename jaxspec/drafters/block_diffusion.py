@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxspec.config import BlockDiffusionConfig, TransformerConfig
 from jaxspec.drafters.block_network import BlockNetwork, KeysValues
 from jaxspec.drafters.grow import at_depth, grow
+from jaxspec.drafters.grow.select import log_probabilities
 from jaxspec.drafters.shared import shared_parameters
 from jaxspec.drafters.stop_head import StopHead
 from jaxspec.errors import ConfigError
@@ -171,19 +172,26 @@ class BlockDiffusion:
         depth = this.tree.depth
         cache = self._commit(params, state.cache, state.pending, state.counts)
         h, cache = self._block_rows(params, cache, this, depth)
-        base = jnp.matmul(h, params["head"], preferred_element_type=jnp.float32)
-        index = this.index[:, None] + jnp.arange(depth)
-        base = guide(base, this.sampling, index)  # [B, depth, V]
+        base = self._logits(params, h, this)  # [B, depth, V]
+        path, refined = None, base
+        for _ in range(self.config.refinements):
+            path = self._best_path(params, refined, this)
+            h, cache = self._block_rows(params, cache, this, depth, path)
+            refined = self._logits(params, h, this)
 
         def step(depth, tokens, own, shared):
             logits = at_depth(base, depth)
+            if path is not None:  # what was refined is for the path it was refined on
+                known = jnp.concatenate([this.root[:, None], path], axis=1)
+                own &= tokens == at_depth(known[..., None], depth)[..., 0]
+                logits = jnp.where(own[..., None], at_depth(refined, depth), logits)
             if self.config.markov_rank:
                 # The bias is the same in both streams, so it passes through guidance.
                 logits = logits + self.network(params["own"]).markov(tokens)
             logits = jnp.broadcast_to(logits, (*tokens.shape, logits.shape[-1]))
             return logits, own, shared
 
-        draft, _ = grow(this, step)
+        draft, _ = grow(this, step, jnp.ones((len(this.root), 1), bool))
         if self.stop is not None:
             above = jnp.maximum(draft.topology(this.tree).depths - 1, 0)
             states = self.stop_states(
@@ -215,8 +223,35 @@ class BlockDiffusion:
         )
         return replace(cache, layers=layers, lengths=cache.lengths + counts)
 
+    def _logits(self, params: Params, h: Array, this: Round) -> Float[Array, "B G V"]:
+        """Scores after the block's rows, guidance merged."""
+        logits = jnp.matmul(h, params["head"], preferred_element_type=jnp.float32)
+        index = this.index[:, None] + jnp.arange(h.shape[1])
+        return guide(logits, this.sampling, index)
+
+    def _best_path(
+        self, params: Params, logits: Array, this: Round
+    ) -> Int[Array, "B G"]:
+        """The rank-0 path: what the target would draw if it agreed with the drafter."""
+        token, path = this.root, []
+        for depth in range(logits.shape[1]):
+            scores = logits[:, depth]
+            if self.config.markov_rank:
+                scores = scores + self.network(params["own"]).markov(token)
+            scores = log_probabilities(this, scores[:, None])[:, 0]
+            if this.selection == "coupled":
+                scores = scores + this.noise[:, depth]
+            token = jnp.argmax(scores, axis=-1).astype(jnp.int32)
+            path.append(token)
+        return jnp.stack(path, axis=1)
+
     def _block_rows(
-        self, params: Params, cache: KVCache, this: Round, depth: int
+        self,
+        params: Params,
+        cache: KVCache,
+        this: Round,
+        depth: int,
+        path: Int[Array, "B G"] | None = None,
     ) -> tuple[Float[Array, "R G D"], KVCache]:
         """One pass over the block; its own keys and values are scratch.
 
@@ -240,7 +275,16 @@ class BlockDiffusion:
             return join
 
         network = self.network(params["own"])
-        h = network.block_input(params["embedding"][root])[:, :rows]
+        guessed = None
+        if path is not None:
+            short = (
+                (0, 0),
+                (0, self.config.block_size - 1 - path[:, :-1].shape[1]),
+                (0, 0),
+            )
+            guessed = jnp.pad(params["embedding"][path[:, :-1]], short)
+            guessed = jnp.concatenate([guessed] * streams)
+        h = network.block_input(params["embedding"][root], guessed)[:, :rows]
         joins = [join_at(layer) for layer in range(self.config.layers)]
         h = network.block(h, self.angles(positions), mask, joins)
         return h[:, :depth], replace(cache, layers=tuple(written))

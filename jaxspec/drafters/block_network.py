@@ -101,12 +101,24 @@ class BlockNetwork(nn.Module):
         c = self.context_norm(self.project(features))
         return [layer.keys_values(c, angles) for layer in self.layers]
 
-    def block_input(self, anchor: Float[Array, "... D"]) -> Float[Array, "... G D"]:
-        """The anchor's embedding, then the mask rows."""
+    def block_input(
+        self,
+        anchor: Float[Array, "... D"],
+        path: Float[Array, "... P D"] | None = None,
+    ) -> Float[Array, "... G D"]:
+        """The anchor's embedding, then the mask rows.
+
+        Args:
+          anchor: its embedding.
+          path: embeddings of the tokens behind the anchor, one for each mask row, if
+            they are guessed or known; 0 where not.
+        """
         masks = jnp.broadcast_to(
             self.mask_rows.astype(anchor.dtype),
             (*anchor.shape[:-1], *self.mask_rows.shape),
         )
+        if path is not None:
+            masks = masks + path
         return jnp.concatenate([anchor[..., None, :], masks], axis=-2)
 
     def block(

@@ -184,6 +184,7 @@ def own(drafter):
 
 def feature_drafters():
     three = replace(EAGLE, version=3, taps=(0, 1, 2))
+    refined = replace(BLOCK, refinements=2)
     grouped = replace(BLOCK, kv_heads=1, causal=False, markov_rank=0)
     heads = {
         "medusa": HEADS,
@@ -199,6 +200,7 @@ def feature_drafters():
         "eagle-3, trimmed": (FeatureHead(replace(three, draft_vocab=12), TARGET), TREE),
         **{name: (ParallelHeads(c, TARGET), TREE) for name, c in heads.items()},
         "block": (BlockDiffusion(BLOCK, TARGET), TREE),
+        "block, refined": (BlockDiffusion(refined, TARGET), Beam(9, 4, 4, 3)),
         "block, grouped heads": (BlockDiffusion(grouped, TARGET), BestFirst(8, 4)),
     }
     found = {
@@ -225,6 +227,7 @@ NAMES = [
     "hydra",
     "hydra++",
     "block",
+    "block, refined",
     "block, grouped heads",
     "early exit",
     "small transformer",

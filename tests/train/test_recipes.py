@@ -40,6 +40,7 @@ KINDS = {
     "block": BlockDiffusion(BLOCK, TARGET),
     "block, whole": BlockDiffusion(replace(BLOCK, causal=False, markov_rank=0), TARGET),
     "block, grouped heads": BlockDiffusion(replace(BLOCK, kv_heads=1), TARGET),
+    "block, refined": BlockDiffusion(replace(BLOCK, refinements=4), TARGET),
     "eagle-1": FeatureHead(EAGLE, TARGET),
     "eagle-3": FeatureHead(THREE, TARGET),
     "medusa": ParallelHeads(replace(HEADS, own_output=True), TARGET),
@@ -82,6 +83,8 @@ def test_training_and_drafting_compute_the_same_laws(kind, monkeypatch):
     lesson = make_lesson(TARGET, PARAMS, drafter.taps, codes, labels, null)
     at = root if kind.startswith("block") else root - 1
     monkeypatch.setattr(jax.random, "randint", lambda *a, **k: jnp.full((rows, 1), at))
+    told = lambda *a, **k: jnp.ones((rows, 1), bool)  # noqa: E731
+    monkeypatch.setattr(jax.random, "bernoulli", told)
     monkeypatch.setattr("jaxspec.train.recipes.block_diffusion.ANCHORS", 1)
     guesses = recipe_of(drafter)(drafter, params["own"], lesson, jax.random.key(0))
     assert (guesses.places[:, 0, :4] == root + 1 + jnp.arange(4)).all()

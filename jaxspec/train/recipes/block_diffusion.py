@@ -39,6 +39,7 @@ def block_guesses(
     rows, total = lesson.tokens.shape
     prefix = drafter.target.prefix_length
     # Anchors are absolute positions of tokens that have at least one successor.
+    key, tell_key = jax.random.split(key)
     anchors = jax.random.randint(key, (rows, ANCHORS), prefix, total - 1)
     read = anchors[..., None] + jnp.arange(size)  # of each row's own token
     present = read + 1 < total
@@ -48,7 +49,17 @@ def block_guesses(
     network = drafter.network(own)
     positions = jnp.broadcast_to(jnp.arange(total), (rows, total))
     contexts = network.context(lesson.features, drafter.angles(positions))
-    h = network.block_input(lesson.params["embedding"]["embedding"][tokens])
+    embedding = lesson.params["embedding"]["embedding"]
+    path = None
+    if config.refinements:
+        # Half of the blocks read the tokens, as they will when guesses are refined.
+        told = jax.random.bernoulli(tell_key, 0.5, (rows, ANCHORS))
+        inner = jnp.take_along_axis(
+            lesson.tokens, read[..., 1:].reshape(rows, -1), axis=1
+        )
+        path = embedding[inner.reshape(rows, ANCHORS, size - 1)]
+        path = jnp.where(told[..., None, None], path, 0.0)
+    h = network.block_input(embedding[tokens], path)
     block_positions = (anchors[..., None] + jnp.arange(size)).reshape(rows, -1)
     h = network.block(
         h.reshape(rows, -1, h.shape[-1]),
