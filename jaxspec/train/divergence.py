@@ -8,6 +8,8 @@ import jax.numpy as jnp
 
 from jaxspec.typing import Array, Bool, Float, Int
 
+# A log-probability that stands for none: finite, so that 0 times it is 0.
+_NEVER = -80.0
 Divergence = Literal["cross_entropy", "forward_kl", "reverse_kl", "tvd", "tvd++"]
 
 
@@ -27,6 +29,10 @@ def divergence(
     - "tvd++": the same gradient with its rewards whitened over all guesses, as a loss
       whose value means nothing (arXiv 2403.00858).
 
+    Tokens that the drafter never drafts (logits of -inf) are left out of `p`, which is
+    taken relative to the others (EAGLE-3, arXiv 2503.01840); where the data hold one,
+    "cross_entropy" is 0.
+
     Args:
       name: see above.
       target: logits of `p`; no gradient flows into them.
@@ -34,8 +40,10 @@ def divergence(
       tokens: int32, the tokens of the data.
       present: guesses that count, for whitening.
     """
-    log_p = jax.lax.stop_gradient(jax.nn.log_softmax(target, axis=-1))
-    log_q = jax.nn.log_softmax(drafter, axis=-1)
+    known = drafter > -jnp.inf
+    log_p = jax.nn.log_softmax(jnp.where(known, target, -jnp.inf), axis=-1)
+    log_p = jnp.where(known, jax.lax.stop_gradient(log_p), _NEVER)
+    log_q = jnp.where(known, jax.nn.log_softmax(drafter, axis=-1), _NEVER)
     return _OF[name](log_p, log_q, tokens, present)
 
 
@@ -48,7 +56,8 @@ def overlap(
 
 
 def _cross_entropy(log_p, log_q, tokens, present):
-    return -jnp.take_along_axis(log_q, tokens[..., None], axis=-1)[..., 0]
+    own = jnp.take_along_axis(log_q, tokens[..., None], axis=-1)[..., 0]
+    return jnp.where(own > _NEVER, -own, 0.0)
 
 
 def _forward_kl(log_p, log_q, tokens, present):
@@ -56,7 +65,7 @@ def _forward_kl(log_p, log_q, tokens, present):
 
 
 def _reverse_kl(log_p, log_q, tokens, present):
-    return jnp.sum(jnp.exp(log_q) * (log_q - jnp.maximum(log_p, -50.0)), axis=-1)
+    return jnp.sum(jnp.exp(log_q) * (log_q - jnp.maximum(log_p, _NEVER)), axis=-1)
 
 
 def _tvd(log_p, log_q, tokens, present):

@@ -141,7 +141,7 @@ def test_parts_are_trained_in_order(tmp_path, data, capsys):
     assert "run `jaxspec train tokenizer`" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.py")), ids=lambda p: p.stem)
 def test_presets_load_and_fit_together(path):
     experiment = load_experiment(path)
     assert experiment.tokenizer.grid == 16 and experiment.prior.vocab_size >= 1024
@@ -184,3 +184,37 @@ def test_dead_codes_are_revived_and_used_ones_stay():
     assert len(np.unique(np.asarray(new["codebook"]).round(4), axis=0)) == 16
     late = _update_codebook(key, state, vectors, codes, jnp.array(True))
     np.testing.assert_array_equal(late["counts"][4:], 0.0)
+
+
+HEAD = """
+from dataclasses import replace
+from jaxspec.config import FeatureHeadConfig
+from jaxspec.train.experiment import load_experiment
+
+
+def get_config():
+    tiny = load_experiment({tiny!r})
+    head = FeatureHeadConfig(
+        3, width=16, heads=2, ffn_width=32, taps=(0, 1), draft_vocab=8
+    )
+    return replace(tiny, drafter=head)
+"""
+
+
+def test_another_drafter_is_trained_for_a_bundle_and_drafts_by_its_folder(
+    trained, data, tmp_path
+):
+    """An EAGLE-3 head over the eight codes that occur most, beside the bundle's own."""
+    config = tmp_path / "head.py"
+    config.write_text(HEAD.format(tiny=str(TINY)))
+    bundle, workdir = str(trained / "checkpoint"), tmp_path / "run"
+    command = train("drafter", workdir, data, "--checkpoint", bundle)
+    command[command.index("--config") + 1] = str(config)
+    assert main(command) == 0
+    folder = workdir / "checkpoint" / "drafter"
+    assert "EAGLE" in (folder / "README.md").read_text()
+    report = tmp_path / "r.json"
+    command = ["generate", "--checkpoint", bundle, "--num", "1", "--tree", "0,1,00"]
+    command += ["--drafter", str(folder), "--report", str(report)]
+    assert main([*command, "--out", str(tmp_path / "s.png")]) == 0
+    assert json.loads(report.read_text())["identical_to_autoregressive"]
