@@ -219,7 +219,7 @@ def test_each_node_reads_the_memory_of_its_own_path(tree, selection):
     weight = 2 * jax.random.normal(jax.random.key(4), (5, VOCAB))
 
     def read(depth, tokens, memory):
-        depth = depth[:, None] if jnp.ndim(depth) else depth
+        depth = depth[:, None, None] if jnp.ndim(depth) else depth
         return jnp.sin(3 * memory + tokens[..., None] + depth) + memory[..., ::-1]
 
     def step(depth, tokens, memory, steps):

@@ -124,7 +124,8 @@ def test_tvd_plus_moves_along_a_whitened_gradient_of_tvd():
 
 # Learning on a toy target, from what the target itself draws.
 
-LEARNED = ["block", "eagle-1", "eagle-3", "medusa", "hydra++"]
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("eagle-1", "hydra++")]
+LEARNED = ["block", "eagle-3", "medusa", *SLOW]
 SHARP = {**PARAMS, "head": 4.0 * PARAMS["head"]}
 
 
