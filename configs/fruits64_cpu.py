@@ -63,6 +63,13 @@ def get_config() -> Experiment:
             save_every=300,
         ),
         train_drafter=DrafterTrainingConfig(
-            steps=800, batch=16, warmup=80, ema=0.99, evaluate_every=200, save_every=200
+            steps=800,
+            batch=8,
+            warmup=80,
+            ema=0.99,
+            evaluate_every=200,
+            save_every=200,
+            guidance=3.0,
+            drawn=2048,
         ),
     )

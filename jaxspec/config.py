@@ -217,6 +217,8 @@ class BlockDiffusionConfig:
         logits (DSpark); 0 for none.
       refinements: passes in which the rows also read the tokens that the pass before
         drafted under the noise of their positions; 0 for none. Ours; needs `causal`.
+      above: each row also reads the three tokens of the picture's row above that are
+        nearest to the one it predicts. Ours; for pictures.
     """
 
     block_size: int = 8
@@ -230,6 +232,7 @@ class BlockDiffusionConfig:
     causal: bool = True
     markov_rank: int = 256
     refinements: int = 0
+    above: bool = False
 
     def __post_init__(self):
         _positive(self, "block_size", "layers", "width", "heads", "num_kv_heads")

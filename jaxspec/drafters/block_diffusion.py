@@ -9,6 +9,7 @@ from jaxspec.config import BlockDiffusionConfig, TransformerConfig
 from jaxspec.drafters.block_network import BlockNetwork, KeysValues
 from jaxspec.drafters.grow import at_depth, grow
 from jaxspec.drafters.grow.select import log_probabilities
+from jaxspec.drafters.row_above import row_above
 from jaxspec.drafters.shared import shared_parameters
 from jaxspec.drafters.stop_head import StopHead
 from jaxspec.errors import ConfigError
@@ -72,6 +73,12 @@ class BlockDiffusion:
                 f"the drafter's width {self.config.width} is not the target's "
                 f"{self.target.width}; they share embedding and head"
             )
+        if self.config.above and (
+            self.target.rope != "grid" or self.config.block_size >= self.target.grid
+        ):
+            raise ConfigError(
+                "above=True needs a target on a grid, and a block shorter than a row"
+            )
         for tap in self.config.taps:
             if not 0 <= tap < self.target.layers:
                 raise ConfigError(
@@ -124,6 +131,20 @@ class BlockDiffusion:
           tokens: the drafted tokens.
         """
         return rows + params["embedding"][tokens]
+
+    def embed_above(
+        self, params: Params, tokens: Int[Array, "B T"], index: Int[Array, "B ..."]
+    ) -> Float[Array, "B ... E"]:
+        """Embeddings of the nearest tokens of the row above; 0 where there are none.
+
+        Args:
+          params: see `bind`.
+          tokens: generated so far, by place in the picture.
+          index: the places that block rows predict.
+        """
+        above, there = row_above(tokens, index, self.target.grid)
+        embedded = jnp.where(there[..., None], params["embedding"][above], 0.0)
+        return embedded.reshape(*index.shape, -1)
 
     def angles(self, positions: Int[Array, "R T"]) -> Float[Array, "R T f 2"]:
         """Rotary angles of absolute positions: the target's scheme at our head size."""
@@ -284,7 +305,12 @@ class BlockDiffusion:
             )
             guessed = jnp.pad(params["embedding"][path[:, :-1]], short)
             guessed = jnp.concatenate([guessed] * streams)
-        h = network.block_input(params["embedding"][root], guessed)[:, :rows]
+        above = None
+        if self.config.above:
+            index = this.index[:, None] + jnp.arange(self.config.block_size)
+            above = self.embed_above(params, this.tokens, index)
+            above = jnp.concatenate([above] * streams)
+        h = network.block_input(params["embedding"][root], guessed, above)[:, :rows]
         joins = [join_at(layer) for layer in range(self.config.layers)]
         h = network.block(h, self.angles(positions), mask, joins)
         return h[:, :depth], replace(cache, layers=tuple(written))

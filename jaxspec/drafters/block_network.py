@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxspec.config import BlockDiffusionConfig
+from jaxspec.drafters.row_above import COLUMNS
 from jaxspec.nn.attention import attend
 from jaxspec.nn.layers import INIT, RMSNorm, SwiGLU, linear
 from jaxspec.nn.rope import rotate
@@ -89,6 +90,8 @@ class BlockNetwork(nn.Module):
         self.layers = [BlockLayer(c, name=f"layers_{i}") for i in range(c.layers)]
         self.norm = RMSNorm(c.norm_eps)
         self.mask_rows = self.param("mask_rows", INIT, (c.block_size - 1, c.width))
+        if c.above:
+            self.above = linear(c.width, "above")
         if c.markov_rank:
             shape = (self.vocab_size, c.markov_rank)
             self.markov_in = self.param("markov_in", INIT, shape)
@@ -105,6 +108,7 @@ class BlockNetwork(nn.Module):
         self,
         anchor: Float[Array, "... D"],
         path: Float[Array, "... P D"] | None = None,
+        above: Float[Array, "... G E"] | None = None,
     ) -> Float[Array, "... G D"]:
         """The anchor's embedding, then the mask rows.
 
@@ -112,6 +116,7 @@ class BlockNetwork(nn.Module):
           anchor: its embedding.
           path: embeddings of the tokens behind the anchor, one for each mask row, if
             they are guessed or known; 0 where not.
+          above: embeddings of the tokens above what each row predicts, side by side.
         """
         masks = jnp.broadcast_to(
             self.mask_rows.astype(anchor.dtype),
@@ -119,7 +124,8 @@ class BlockNetwork(nn.Module):
         )
         if path is not None:
             masks = masks + path
-        return jnp.concatenate([anchor[..., None, :], masks], axis=-2)
+        h = jnp.concatenate([anchor[..., None, :], masks], axis=-2)
+        return h if above is None else h + self.above(above)
 
     def block(
         self,
@@ -144,7 +150,11 @@ class BlockNetwork(nn.Module):
     def __call__(self, features, angles, anchor):
         """Touches every parameter once; for initialisation."""
         contexts = self.context(features, angles)
-        h = self.block_input(anchor)
+        above = None
+        if self.config.above:
+            shape = (*anchor.shape[:-1], self.config.block_size)
+            above = jnp.zeros((*shape, len(COLUMNS) * self.config.width))
+        h = self.block_input(anchor, above=above)
         rows, length = h.shape[:2]
         block_angles = jnp.zeros((rows, length, *angles.shape[2:]))
         mask = jnp.ones((rows, length, features.shape[1] + length), bool)

@@ -36,11 +36,11 @@ def model_card(part: str, checkpoint: Checkpoint, experiment: Experiment) -> str
         f"{metrics['step']} of {training['steps']}, where the held-out loss was least",
         *([f"- Note: {about['note']}"] if "note" in about else []),
         "",
-        f"## Measured on the split `{experiment.data.heldout_split}`",
+        f"## Measured on {_heldout(part, experiment)}",
         "",
         *(
             [f"Mind that {experiment.data.caveat}.", ""]
-            if experiment.data.caveat
+            if experiment.data.caveat and not _drawn(part, experiment)
             else []
         ),
         *(
@@ -57,6 +57,17 @@ def model_card(part: str, checkpoint: Checkpoint, experiment: Experiment) -> str
         "",
     ]
     return "\n".join(lines)
+
+
+def _drawn(part: str, experiment: Experiment) -> bool:
+    """Whether a drafter learned from what its target drew."""
+    return part == "drafter" and experiment.train_drafter.drawn > 0
+
+
+def _heldout(part: str, experiment: Experiment) -> str:
+    if _drawn(part, experiment):
+        return "other sequences that the target drew"
+    return f"the split `{experiment.data.heldout_split}`"
 
 
 def _words(values: dict) -> str:

@@ -116,27 +116,49 @@ def guess_losses(
 ) -> tuple[Float[Array, "B M G"], Float[Array, "B M G"], Float[Array, ""]]:
     """Divergence from the target, the overlap `sum min(p, q)`, and the regression.
 
-    The first two are NaN for places beyond the sequence's end. `key` draws what the
-    recipe draws and the unconditional sequences, which guidance needs the drafter for;
-    it is consumed.
+    The first two are NaN for places beyond the sequence's end. With `config.guidance`
+    above 1 both streams guess at the same places, and the guided laws are compared, at
+    a scale drawn for each sequence; else a stream is drawn for each. `key` draws these
+    and what the recipe draws; it is consumed.
     """
-    null_key, recipe_key = jax.random.split(key)
-    null = jax.random.bernoulli(null_key, config.null_share, labels.shape)
-    lesson = make_lesson(
-        drafter.target, target_params, drafter.taps, codes, labels, null
-    )
-    guesses = recipe_of(drafter)(drafter, own, lesson, recipe_key)
-    rows, places = len(codes), guesses.places
-    flat = places.reshape(rows, -1)
-    p = jnp.take_along_axis(lesson.logits, flat[..., None] - 1, axis=1)
-    p = p.reshape(guesses.logits.shape)
-    tokens = jnp.take_along_axis(lesson.tokens, flat, axis=1).reshape(places.shape)
-    losses = divergence(config.divergence, p, guesses.logits, tokens, guesses.present)
-    shared = overlap(p, guesses.logits)
+    draw_key, recipe_key = jax.random.split(key)
+    guided = config.guidance > 1.0
+    if guided:
+        nulls = [jnp.zeros(labels.shape, bool), jnp.ones(labels.shape, bool)]
+        scale = jax.random.uniform(
+            draw_key, labels.shape, minval=1.0, maxval=config.guidance
+        )
+    else:
+        nulls = [jax.random.bernoulli(draw_key, config.null_share, labels.shape)]
+        scale = None
+    streams, regressions = [], []
+    for null in nulls:
+        lesson = make_lesson(
+            drafter.target, target_params, drafter.taps, codes, labels, null
+        )
+        # The same key: the same places in both streams.
+        guesses = recipe_of(drafter)(drafter, own, lesson, recipe_key)
+        flat = guesses.places.reshape(len(codes), -1)
+        p = jnp.take_along_axis(lesson.logits, flat[..., None] - 1, axis=1)
+        streams.append((p.reshape(guesses.logits.shape), guesses.logits))
+        regressions.append(guesses.regression)
+    p, q = streams[0] if scale is None else _guided(*streams, scale)
+    tokens = jnp.take_along_axis(lesson.tokens, flat, axis=1)
+    tokens, present = tokens.reshape(guesses.places.shape), guesses.present
+    losses = divergence(config.divergence, p, q, tokens, present)
     return (
-        jnp.where(guesses.present, losses, jnp.nan),
-        jnp.where(guesses.present, shared, jnp.nan),
-        guesses.regression,
+        jnp.where(present, losses, jnp.nan),
+        jnp.where(present, overlap(p, q), jnp.nan),
+        sum(regressions) / len(regressions),
+    )
+
+
+def _guided(conditional, unconditional, scale: Float[Array, "B"]):
+    """Guided logits of target and drafter."""
+    scale = scale[:, None, None, None]
+    return tuple(
+        jnp.where(c > -jnp.inf, u + scale * (c - u), -jnp.inf)
+        for c, u in zip(conditional, unconditional, strict=True)
     )
 
 

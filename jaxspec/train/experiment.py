@@ -77,13 +77,18 @@ class DrafterTrainingConfig(TrainingConfig):
     Attributes:
       divergence: what is made small; see `train.divergence`.
       decay: guesses `k` places ahead weigh `exp(-k / decay)`.
-      null_share: share of unconditional sequences; guidance needs the drafter in both
-        streams.
+      guidance: above 1, guided laws are compared, at scales drawn evenly between 1 and
+        this for each sequence (ours): what guidance amplifies is what is trained.
+      drawn: sequences that the target draws and the drafter is trained on, guided as
+        above, instead of the data's; 0 for the data.
+      null_share: share of unconditional sequences where `guidance` is 1.
       regression: weight of a loss on features, where a recipe has one (EAGLE-1).
     """
 
     divergence: Divergence = "forward_kl"
     decay: float = 4.0
+    guidance: float = 1.0
+    drawn: int = 0
     null_share: float = 0.3
     regression: float = 10.0
 
@@ -91,6 +96,10 @@ class DrafterTrainingConfig(TrainingConfig):
         if self.divergence not in get_args(Divergence):
             known = ", ".join(get_args(Divergence))
             raise ConfigError(f"divergence={self.divergence!r}; choose {known}")
+        if self.guidance < 1:
+            raise ConfigError(f"guidance={self.guidance} must be at least 1")
+        if self.drawn < 0:
+            raise ConfigError(f"drawn={self.drawn} must not be negative")
 
 
 @dataclass(frozen=True)

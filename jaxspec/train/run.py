@@ -12,9 +12,10 @@ from jaxspec.device import device_name
 from jaxspec.errors import CheckpointError
 from jaxspec.models.tokenizer import Tokenizer
 from jaxspec.train.card import model_card
-from jaxspec.train.drafter import train_drafter
+from jaxspec.train.drafter import HELDOUT, train_drafter
 from jaxspec.train.experiment import Experiment
 from jaxspec.train.prior import train_prior
+from jaxspec.train.self_drawn import draw_source
 from jaxspec.train.tokenizer import train_tokenizer
 
 
@@ -29,7 +30,8 @@ def train_part(
 ) -> Path:
     """Trains "tokenizer", "prior" or "drafter" and returns the checkpoint's folder.
 
-    Earlier parts are read from `bundle`, or from what `workdir` holds.
+    Earlier parts are read from `bundle`, or from what `workdir` holds. A drafter that
+    learns from what its target draws needs no data.
 
     Raises:
       CheckpointError: an earlier part is missing from `workdir`.
@@ -46,6 +48,20 @@ def train_part(
                 f"'{given / earlier}' is missing; run `jaxspec train {earlier}` with "
                 "this --workdir first, or name a bundle with --checkpoint"
             )
+    training = experiment.train_drafter
+    if part == "drafter" and training.drawn:
+        prior, folder = load(given / "prior", "prior"), workdir / "codes"
+        codes, heldout_codes = (
+            draw_source(
+                prior, count, guidance=training.guidance, seed=seed, cache_dir=folder
+            )
+            for count, seed in (
+                (training.drawn, training.seed),
+                (HELDOUT, training.seed + 1),
+            )
+        )
+        result = train_drafter(experiment, prior, codes, heldout_codes, workdir / part)
+        return _finish(experiment, part, result, command, done)
     splits = (data.train_split, data.heldout_split)
     source, heldout = (
         ImageSource(data.name, split, side, data_dir, manual_dir) for split in splits
@@ -72,6 +88,15 @@ def train_part(
             result = train_drafter(
                 experiment, prior, codes, heldout_codes, workdir / part
             )
+    if part == "prior":
+        about = {**result.about, "class_names": source.class_names}
+        result = replace(result, about=about)
+    return _finish(experiment, part, result, command, done)
+
+
+def _finish(experiment, part, result, command, done: Path) -> Path:
+    """Writes the checkpoint with its card."""
+    data = experiment.data
     about = {
         "preset": experiment.name,
         "data": data.credit or data.name,
@@ -81,8 +106,6 @@ def train_part(
         "jax": jax.__version__,
         **result.about,
     }
-    if part == "prior":
-        about["class_names"] = source.class_names
     result = replace(result, about=about)
     save(done / part, result, {"README.md": model_card(part, result, experiment)})
     return done / part

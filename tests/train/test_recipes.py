@@ -40,6 +40,9 @@ KINDS = {
     "block": BlockDiffusion(BLOCK, TARGET),
     "block, whole": BlockDiffusion(replace(BLOCK, causal=False, markov_rank=0), TARGET),
     "block, grouped heads": BlockDiffusion(replace(BLOCK, kv_heads=1), TARGET),
+    "block, row above": BlockDiffusion(
+        replace(BLOCK, above=True), replace(TARGET, grid=8)
+    ),
     "block, refined": BlockDiffusion(replace(BLOCK, refinements=4), TARGET),
     "eagle-1": FeatureHead(EAGLE, TARGET),
     "eagle-3": FeatureHead(THREE, TARGET),

@@ -59,7 +59,12 @@ def block_guesses(
         )
         path = embedding[inner.reshape(rows, ANCHORS, size - 1)]
         path = jnp.where(told[..., None, None], path, 0.0)
-    h = network.block_input(embedding[tokens], path)
+    above = None
+    if config.above:
+        index = anchors[..., None] + 1 - prefix + jnp.arange(size)
+        bound = drafter.bind(own, lesson.params)
+        above = drafter.embed_above(bound, lesson.tokens[:, prefix:], index)
+    h = network.block_input(embedding[tokens], path, above)
     block_positions = (anchors[..., None] + jnp.arange(size)).reshape(rows, -1)
     h = network.block(
         h.reshape(rows, -1, h.shape[-1]),

@@ -21,50 +21,59 @@ UNROLL = 5
 def feature_guesses(
     drafter: FeatureHead, own: Params, lesson: Lesson, key: Array
 ) -> Guesses:
-    """Every position goes on for `UNROLL` tokens with the head's own features.
+    """Some positions go on for `UNROLL` tokens with the head's own features.
 
-    Step 0 reads the target's features; step `i` the head's outputs of step `i - 1`, one
-    token further on. A row sees the features of step 0 up to itself, and its own
-    outputs of the steps since, as it will when drafting. Version 1 also learns to meet
-    the target's next feature (EAGLE-1's regression). `key` draws the positions whose
-    tokens are scored and is consumed.
+    Step 0 reads the target's features of all positions; step `i` the head's outputs of
+    step `i - 1` at the drawn ones, one token further on. A row sees the features of
+    step 0 up to itself, and its own outputs of the steps since, as it will when
+    drafting. Version 1 also learns to meet the target's next feature (EAGLE-1's
+    regression). `key` draws the positions and is consumed.
     """
     params = drafter.bind(own, lesson.params)
     network = drafter.network(own)
     rows, length = lesson.tokens.shape
+    starts = some_starts(lesson, key, drafter.target.prefix_length - 1)
+    count = starts.shape[1]
     wanted = h = drafter.inputs(params, lesson.features)
-    positions = jnp.broadcast_to(jnp.arange(length), (rows, length))
-    causal = jnp.tril(jnp.ones((length, length), bool))
-    diagonal = jnp.eye(length, dtype=bool)
-    capacity = UNROLL * length
+    capacity = length + (UNROLL - 1) * count
     shape = (rows, drafter.config.num_kv_heads, capacity, drafter.config.head_size)
     cache = jnp.zeros(shape, h.dtype), jnp.zeros(shape, h.dtype)
-    starts = some_starts(lesson, key, drafter.target.prefix_length - 1)
+    place, read = jnp.broadcast_to(jnp.arange(length), (rows, length)), 0
+    mask = jnp.pad(
+        jnp.tril(jnp.ones((length, length), bool)), ((0, 0), (0, capacity - length))
+    )
+    mask = jnp.broadcast_to(mask, (rows, length, capacity))
     logits, regression = [], jnp.zeros(())
     for i in range(UNROLL):
-        # Row t reads the token i + 1 places after the position of its first feature.
-        ahead = jnp.roll(lesson.tokens, -(i + 1), axis=1)
-        table = jnp.concatenate([causal] + [diagonal] * i, axis=1)
-        table = jnp.pad(table, ((0, 0), (0, capacity - table.shape[1])))
+        # The token i + 1 places after the position of a row's first feature.
+        ahead = jnp.minimum(place + i + 1, length - 1)
+        tokens = jnp.take_along_axis(lesson.tokens, ahead, axis=1)
         h, cache = network.layer(
-            params["embedding"][ahead],
+            params["embedding"][tokens],
             h,
-            angles_of(drafter.target, positions + i, drafter.config.head_size),
-            jnp.broadcast_to(table, (rows, length, capacity)),
+            angles_of(drafter.target, place + i, drafter.config.head_size),
+            mask,
             cache,
-            jnp.full(rows, i * length),
+            jnp.full(rows, read),
         )
-        chosen = jnp.take_along_axis(h, starts[..., None], axis=1)
-        scores = drafter.scores(params, chosen)
+        read += place.shape[1]
+        if drafter.config.version == 1:
+            # The output stands for the feature at the position of the token just read.
+            next_feature = jnp.take_along_axis(wanted, ahead[..., None], axis=1)
+            gap = (h - jax.lax.stop_gradient(next_feature)).astype(jnp.float32)
+            gap = jnp.abs(gap)
+            smooth = jnp.where(gap < 1, 0.5 * gap**2, gap - 0.5).mean(axis=-1)
+            inside = place + i + 1 < length
+            regression += jnp.sum(smooth * inside) / jnp.sum(inside) / UNROLL
+        if i == 0:  # the others are not followed further
+            h = jnp.take_along_axis(h, starts[..., None], axis=1)
+            mask = jnp.take_along_axis(mask, starts[..., None], axis=1)
+            place = starts
+        scores = drafter.scores(params, h)
         if drafter.config.draft_vocab:
             scores = widened(scores, own["ids"], drafter.target.vocab_size)
         logits.append(scores)
-        if drafter.config.version == 1:
-            # The output stands for the feature at the position of the token just read.
-            next_feature = jax.lax.stop_gradient(jnp.roll(wanted, -(i + 1), axis=1))
-            gap = jnp.abs(h - next_feature).astype(jnp.float32)
-            smooth = jnp.where(gap < 1, 0.5 * gap**2, gap - 0.5).mean(axis=-1)
-            inside = jnp.arange(length) + i + 1 < length
-            regression += jnp.sum(smooth * inside) / (rows * jnp.sum(inside)) / UNROLL
+        own_rows = jnp.arange(length + i * count, length + (i + 1) * count)
+        mask |= own_rows[:, None] == jnp.arange(capacity)
     places, present = guesses_from(lesson, starts, UNROLL)
     return Guesses(jnp.stack(logits, axis=2), places, present, regression)

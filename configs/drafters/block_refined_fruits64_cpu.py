@@ -1,0 +1,12 @@
+"""The embedded block drafter, with rows refined under the known noise."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from jaxspec.train.experiment import Experiment, load_experiment
+
+
+def get_config() -> Experiment:
+    """The embedded preset with another drafter."""
+    experiment = load_experiment(Path(__file__).parents[1] / "fruits64_cpu.py")
+    return replace(experiment, drafter=replace(experiment.drafter, refinements=1))
