@@ -60,6 +60,13 @@ def get_config() -> Experiment:
             save_every=300,
         ),
         train_drafter=DrafterTrainingConfig(
-            steps=600, batch=16, warmup=50, ema=0.99, evaluate_every=200, save_every=200
+            steps=600,
+            batch=8,
+            warmup=50,
+            ema=0.99,
+            evaluate_every=200,
+            save_every=200,
+            guidance=3.0,
+            drawn=2048,
         ),
     )

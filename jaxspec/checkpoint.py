@@ -25,6 +25,7 @@ import numpy as np
 from jaxspec.config import TokenizerConfig, TransformerConfig, from_dict, to_dict
 from jaxspec.drafters.kinds import DRAFTERS
 from jaxspec.errors import CheckpointError, ConfigError, NonFiniteError
+from jaxspec.models.classifier import Classifier, ClassifierConfig
 from jaxspec.models.tokenizer import Tokenizer
 from jaxspec.models.transformer import Transformer
 from jaxspec.spec.neighbours import Neighbours
@@ -35,6 +36,7 @@ NEIGHBOURS = "neighbours.npz"
 KINDS = {
     "tokenizer": TokenizerConfig,
     "prior": TransformerConfig,
+    "classifier": ClassifierConfig,
     **DRAFTERS,
 }
 
@@ -156,6 +158,7 @@ def abstract_params(kind: str, config: Any) -> Params:
     init = {
         "tokenizer": lambda key: Tokenizer(config).init(key),
         "prior": lambda key: Transformer(config).init(key),
+        "classifier": lambda key: Classifier(config).init(key),
         **{name: lambda key: config.init_params(key) for name in DRAFTERS},
     }[kind]
     return jax.eval_shape(init, jax.random.key(0))

@@ -4,35 +4,103 @@ import argparse
 
 from jaxspec.cli.options import add_checkpoint, add_data
 
+SUFFIXES = (".json", ".md", ".png")
+
 
 def add_parser(commands) -> None:
     """Registers the command."""
     parser = commands.add_parser(
         "eval",
-        help="measure a tokenizer or a prior on held-out pictures",
-        description="Measures a tokenizer (PSNR in dB, share of the codebook in use) "
-        "or a prior (nats per code, entropy of its predictions) on a split.",
-        epilog="Example: jaxspec eval tokenizer --data fruits360_64 "
-        "--manual-dir DIR_OF_FRUITS360",
+        help="measure a tokenizer, a prior, or what rules do to pictures",
+        description="Measures models and pictures against held-out data.",
     )
-    parser.add_argument("part", choices=("tokenizer", "prior"))
+    parts = parser.add_subparsers(dest="part", required=True)
+    for name, words in (
+        ("tokenizer", "PSNR in dB, share of the codebook in use"),
+        ("prior", "nats per code, entropy of its predictions"),
+    ):
+        part = parts.add_parser(
+            name,
+            help=words,
+            description=f"Measures a {name} on a split: {words}.",
+            epilog=f"Example: jaxspec eval {name} --data fruits360_64 "
+            "--manual-dir DIR_OF_FRUITS360",
+        )
+        _add_source(part)
+        part.set_defaults(run=run_model)
+    _add_pictures(parts)
+
+
+def _add_source(parser) -> None:
     add_checkpoint(parser)
     parser.add_argument(
         "--data", required=True, metavar="NAME", help="tfds name of the data set"
     )
     parser.add_argument("--split", default="test", help="(default: %(default)s)")
     add_data(parser)
-    parser.set_defaults(run=run)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Runs the command."""
+def _add_pictures(parts) -> None:
+    from jaxspec.cli.bench.output import add_numbers, add_out
+
+    parser = parts.add_parser(
+        "pictures",
+        help="pictures drawn by each rule against held-out ones",
+        description="Draws the same pictures plainly and by each rule, for several "
+        "seeds, and compares them with held-out pictures (Frechet distance, precision "
+        "and recall in the features of a small classifier, class accuracy), with the "
+        "target (log-likelihood) and with the plain picture of the same seed "
+        "(distortion). Writes numbers, a table and plots of speed against each.",
+        epilog="Example: jaxspec eval pictures --data fruits360_64 --manual-dir "
+        "DIR_OF_FRUITS360 --rules coupled lantern:k=10,lam=2 --out quality",
+    )
+    _add_source(parser)
+    parser.add_argument(
+        "--classifier",
+        metavar="DIR",
+        help="trained by `jaxspec train classifier` (default: the one in the bundle)",
+    )
+    parser.add_argument(
+        "--rules",
+        nargs="+",
+        default=["coupled"],
+        metavar="RULE",
+        help="see `jaxspec generate --help` (default: coupled)",
+    )
+    parser.add_argument(
+        "--seeds",
+        nargs="+",
+        type=int,
+        default=[0, 1, 2],
+        metavar="N",
+        help="of the noise, at least two (default: 0 1 2)",
+    )
+    parser.add_argument(
+        "--cfg-scale", type=float, default=2.0, metavar="S", help="(default: 2)"
+    )
+    parser.add_argument(
+        "--tree", default="optimal-57", help="of the drafts (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--drafter",
+        default="own",
+        metavar="NAME",
+        help="see `jaxspec generate --help` (default: own)",
+    )
+    add_numbers(
+        parser, num=(256, "pictures for each seed"), batch=(16, "pictures side by side")
+    )
+    add_out(parser, *SUFFIXES)
+    parser.set_defaults(run=run_pictures)
+
+
+def run_model(arguments: argparse.Namespace) -> None:
+    """Runs `jaxspec eval tokenizer` and `jaxspec eval prior`."""
     import tempfile
     from pathlib import Path
 
     from jaxspec.bundle import load_bundle
     from jaxspec.data.codes import encode_source
-    from jaxspec.data.source import ImageSource
     from jaxspec.evaluate.likelihood import likelihood_metrics
     from jaxspec.evaluate.reconstruction import reconstruction_metrics
     from jaxspec.models.tokenizer import Tokenizer
@@ -40,13 +108,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     bundle = load_bundle(arguments.checkpoint)
     tokenizer = Tokenizer(bundle.tokenizer.config)
-    source = ImageSource(
-        arguments.data,
-        arguments.split,
-        tokenizer.config.image_size,
-        arguments.data_dir,
-        arguments.manual_dir,
-    )
+    source = _source(arguments, bundle)
     if arguments.part == "tokenizer":
         metrics = reconstruction_metrics(tokenizer, bundle.tokenizer.params, source)
     else:
@@ -63,3 +125,89 @@ def run(arguments: argparse.Namespace) -> None:
         metrics = likelihood_metrics(model, bundle.prior.params, codes)
     for name, value in metrics.items():
         print(f"{name:12} {value:.4f}")
+
+
+def _source(arguments, bundle):
+    from jaxspec.data.source import ImageSource
+
+    return ImageSource(
+        arguments.data,
+        arguments.split,
+        bundle.tokenizer.config.image_size,
+        arguments.data_dir,
+        arguments.manual_dir,
+    )
+
+
+def run_pictures(arguments: argparse.Namespace) -> None:
+    """Runs `jaxspec eval pictures`."""
+    from pathlib import Path
+
+    from jaxspec.cli.bench.output import check_numbers, check_out, command_line
+    from jaxspec.errors import ConfigError
+
+    check_numbers(arguments, "num", "batch")
+    if len(set(arguments.seeds)) < 2:
+        raise ConfigError("--seeds: give at least two, so that there is a spread")
+    check_out(arguments.out, *SUFFIXES)
+
+    from tqdm import tqdm
+
+    from jaxspec.bundle import embedded_folder, load_bundle
+    from jaxspec.checkpoint import load
+    from jaxspec.evaluate.quality import (
+        classifier_features,
+        measure_quality,
+        read_heldout,
+    )
+    from jaxspec.evaluate.quality_report import quality_markdown, quality_plot
+    from jaxspec.helpers import find_helper
+    from jaxspec.images import png_bytes, write_file
+    from jaxspec.pipeline import Settings, spread_classes
+    from jaxspec.report import json_bytes
+    from jaxspec.rules import find_rule
+    from jaxspec.trees import deepest, find_tree
+
+    for name in arguments.rules:  # told before anything is loaded
+        find_rule(name)
+    bundle = load_bundle(arguments.checkpoint)
+    folder = Path(arguments.checkpoint or embedded_folder() / bundle.name)
+    classifier = load(arguments.classifier or folder / "classifier", "classifier")
+    extract = classifier_features(classifier)
+    helper = find_helper(arguments.drafter, bundle)
+    tree = find_tree(arguments.tree, deepest(helper.drafter))
+    heldout = read_heldout(_source(arguments, bundle), extract, arguments.num)
+    classes = spread_classes(len(bundle.class_names), arguments.num)
+    settings = Settings(classes, batch=arguments.batch, guidance=arguments.cfg_scale)
+    total = arguments.num * len(arguments.seeds) * (1 + len(arguments.rules))
+    with tqdm(total=total, desc="drawing", unit="picture") as bar:
+        result = measure_quality(
+            bundle,
+            settings,
+            arguments.rules,
+            tree,
+            heldout,
+            extract,
+            seeds=arguments.seeds,
+            helper=helper,
+            progress=bar.update,
+        )
+    options = {
+        "checkpoint": [arguments.checkpoint] if arguments.checkpoint else [],
+        "classifier": [arguments.classifier] if arguments.classifier else [],
+        "data": [arguments.data],
+        "split": [arguments.split],
+        "rules": arguments.rules,
+        "seeds": arguments.seeds,
+        "cfg-scale": [f"{arguments.cfg_scale:g}"],
+        "tree": [arguments.tree],
+        "drafter": [arguments.drafter],
+        "num": [arguments.num],
+        "batch": [arguments.batch],
+        "out": [arguments.out],
+    }
+    result = {"command": command_line("eval pictures", options), **result}
+    write_file(arguments.out + ".json", json_bytes(result))
+    write_file(arguments.out + ".md", quality_markdown(result).encode())
+    write_file(arguments.out + ".png", png_bytes(quality_plot(result)))
+    print(quality_markdown(result))

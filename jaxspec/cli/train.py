@@ -1,4 +1,4 @@
-"""`jaxspec train`: tokenizer, prior, drafter."""
+"""`jaxspec train`: tokenizer, prior, drafter, classifier."""
 
 import argparse
 
@@ -7,14 +7,15 @@ def add_parser(commands) -> None:
     """Registers the command."""
     parser = commands.add_parser(
         "train",
-        help="train a tokenizer, a prior or a drafter",
-        description="Trains one part of a preset. Parts are trained in this order, in "
-        "one working folder, because each reads the one before. A run that was "
+        help="train a tokenizer, a prior, a drafter or a classifier",
+        description="Trains one part of a preset. Tokenizer, prior and drafter are "
+        "trained in this order, in one working folder, because each reads the one "
+        "before; the classifier, which measures pictures, reads none. A run that was "
         "stopped goes on where it was when the same command is given again.",
         epilog="Example: jaxspec train tokenizer --config configs/fruits64_cpu.py "
         "--manual-dir DIR_OF_FRUITS360 --workdir runs/fruits64",
     )
-    parser.add_argument("part", choices=("tokenizer", "prior", "drafter"))
+    parser.add_argument("part", choices=("tokenizer", "prior", "drafter", "classifier"))
     parser.add_argument(
         "--config",
         required=True,
@@ -43,6 +44,11 @@ def add_parser(commands) -> None:
         help="bundle whose tokenizer and prior are used instead of those that "
         "--workdir holds; 'embedded' is the one that comes with jaxspec",
     )
+    parser.add_argument(
+        "--start",
+        metavar="DIR",
+        help="a trained drafter of the same shape to go on from",
+    )
     parser.set_defaults(run=run)
 
 
@@ -70,6 +76,10 @@ def run(arguments: argparse.Namespace) -> None:
     command += f" --workdir {arguments.workdir}"
     if arguments.checkpoint:
         command += f" --checkpoint {arguments.checkpoint}"
+    if arguments.start:
+        if arguments.part != "drafter":
+            raise ConfigError("--start is for drafters")
+        command += f" --start {arguments.start}"
     if arguments.manual_dir:
         command += " --manual-dir DIR"
     if arguments.steps is not None:
@@ -82,5 +92,6 @@ def run(arguments: argparse.Namespace) -> None:
         Path(arguments.manual_dir) if arguments.manual_dir else None,
         command,
         bundle,
+        Path(arguments.start) if arguments.start else None,
     )
     print(f"wrote {path}")

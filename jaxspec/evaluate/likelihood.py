@@ -55,3 +55,43 @@ def _measure(model, params, codes, labels):
     taken = jnp.take_along_axis(log_p, codes[..., None], axis=-1)[..., 0]
     entropy = -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
     return -jnp.mean(taken, axis=1), jnp.mean(entropy, axis=1)
+
+
+def guided_nll(
+    model: Transformer,
+    params: Params,
+    codes: np.ndarray,
+    labels: np.ndarray,
+    guidance: float,
+    *,
+    batch: int = 16,
+) -> float:
+    """Mean negative log-likelihood of codes under the guided law, in nats a token.
+
+    Args:
+      model: static functions of the prior.
+      params: its parameters.
+      codes: int [n, T].
+      labels: int [n].
+      guidance: scale; 1 is the conditional law.
+      batch: sequences side by side.
+    """
+    padded = np.resize(np.arange(len(codes)), -(-len(codes) // batch) * batch)
+    values = [
+        _guided(model, params, codes[part], labels[part], jnp.float32(guidance))
+        for part in padded.reshape(-1, batch)
+    ]
+    return float(np.concatenate(values)[: len(codes)].mean())
+
+
+@partial(jax.jit, static_argnums=0)
+def _guided(model, params, codes, labels, guidance):
+    streams = [
+        model.score(params, labels, codes[:, :-1], null=jnp.full(labels.shape, null))[0]
+        for null in (False, True)
+    ]
+    conditional, unconditional = streams
+    logits = unconditional + guidance * (conditional - unconditional)
+    log_p = jax.nn.log_softmax(logits[:, model.config.prefix_length - 1 :])
+    taken = jnp.take_along_axis(log_p, codes[..., None], axis=-1)[..., 0]
+    return -jnp.mean(taken, axis=1)

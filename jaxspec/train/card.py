@@ -8,6 +8,8 @@ _HARMLESS = "It can change the speed of generation and nothing else."
 _WHAT = {
     "tokenizer": "VQ image tokenizer (LlamaGen family): pictures to codes and back.",
     "prior": "Autoregressive transformer over the tokenizer's codes (LlamaGen family).",
+    "classifier": "Small convolutional classifier; its features measure sets of "
+    "pictures (`jaxspec eval pictures`).",
     "block_diffusion": "One-pass block-diffusion drafter (DFlash family) for the prior "
     "beside it. " + _HARMLESS,
     "feature_head": "One-layer feature drafter (EAGLE family) for the prior beside it. "

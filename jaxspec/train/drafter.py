@@ -13,6 +13,7 @@ from jaxspec.data.batches import batch_indices, step_rng
 from jaxspec.data.codes import CodeSource
 from jaxspec.drafters.draft_vocabulary import frequent_tokens
 from jaxspec.drafters.kinds import make_drafter
+from jaxspec.errors import ConfigError
 from jaxspec.train.divergence import divergence, overlap
 from jaxspec.train.experiment import (
     DrafterTrainingConfig,
@@ -35,8 +36,21 @@ def train_drafter(
     source: CodeSource,
     heldout: CodeSource,
     workdir: Path,
+    start: Checkpoint | None = None,
 ) -> Checkpoint:
-    """Trains a drafter for a frozen prior; resumes what `workdir` holds."""
+    """Trains a drafter for a frozen prior; resumes what `workdir` holds.
+
+    Args:
+      experiment: what to train and how.
+      prior: the target.
+      source: sequences.
+      heldout: sequences that select the checkpoint.
+      workdir: state and metrics.
+      start: a trained drafter of the same configuration to go on from.
+
+    Raises:
+      ConfigError: `start` is another kind of drafter.
+    """
     config = experiment.train_drafter
     kind, drafter = make_drafter(experiment.drafter, prior.config)
     digest = params_digest(prior.params)
@@ -46,6 +60,11 @@ def train_drafter(
         return source.take(indices, step_rng(config.seed, step))
 
     own = drafter.init_params(jax.random.key(config.seed))
+    if start is not None:
+        if start.config != drafter:
+            raise ConfigError("the drafter to start from has another configuration")
+        own = dict(start.params)
+    before = params_digest(own) if start is not None else ""
     fixed = {}
     if own.pop("ids", None) is not None:  # a smaller vocabulary: the tokens that occur
         count, most = drafter.config.draft_vocab, prior.config.vocab_size
@@ -61,7 +80,9 @@ def train_drafter(
         make_evaluation(drafter, prior.params, heldout, config, fixed),
         lambda state: {**state["average"], **fixed},
         "drafter",
-        fingerprint(experiment.drafter, config, experiment.data, source.digest, digest),
+        fingerprint(
+            experiment.drafter, config, experiment.data, source.digest, digest, before
+        ),
     )
     about = {"metrics": metrics, "target_digest": digest}
     return Checkpoint(kind, drafter, kept, about)

@@ -104,7 +104,10 @@ class DrafterTrainingConfig(TrainingConfig):
 
 @dataclass(frozen=True)
 class Experiment:
-    """One preset: a tokenizer, a prior over its codes, and the prior's drafter."""
+    """One preset: a tokenizer, a prior over its codes, and the prior's drafter.
+
+    The classifier that measures pictures is the same for all, but for its training.
+    """
 
     name: str
     data: DataConfig
@@ -114,6 +117,9 @@ class Experiment:
     train_tokenizer: TrainingConfig
     train_prior: TrainingConfig
     train_drafter: DrafterTrainingConfig
+    train_classifier: TrainingConfig = TrainingConfig(
+        steps=1000, batch=64, warmup=50, ema=0.99, evaluate_every=200, save_every=200
+    )
 
     def __post_init__(self):
         t, p, d = self.tokenizer, self.prior, self.drafter

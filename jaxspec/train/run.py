@@ -12,6 +12,7 @@ from jaxspec.device import device_name
 from jaxspec.errors import CheckpointError
 from jaxspec.models.tokenizer import Tokenizer
 from jaxspec.train.card import model_card
+from jaxspec.train.classifier import train_classifier
 from jaxspec.train.drafter import HELDOUT, train_drafter
 from jaxspec.train.experiment import Experiment
 from jaxspec.train.prior import train_prior
@@ -27,11 +28,13 @@ def train_part(
     manual_dir: Path | None,
     command: str,
     bundle: Path | None = None,
+    start: Path | None = None,
 ) -> Path:
-    """Trains "tokenizer", "prior" or "drafter" and returns the checkpoint's folder.
+    """Trains a part and returns the checkpoint's folder.
 
-    Earlier parts are read from `bundle`, or from what `workdir` holds. A drafter that
-    learns from what its target draws needs no data.
+    Parts are "tokenizer", "prior", "drafter" and "classifier". Earlier ones are read
+    from `bundle`, or from what `workdir` holds. A drafter that learns from what its
+    target draws needs no data, and may go on from the drafter in `start`.
 
     Raises:
       CheckpointError: an earlier part is missing from `workdir`.
@@ -49,6 +52,7 @@ def train_part(
                 "this --workdir first, or name a bundle with --checkpoint"
             )
     training = experiment.train_drafter
+    begun = load(start) if start is not None and part == "drafter" else None
     if part == "drafter" and training.drawn:
         prior, folder = load(given / "prior", "prior"), workdir / "codes"
         codes, heldout_codes = (
@@ -60,7 +64,9 @@ def train_part(
                 (HELDOUT, training.seed + 1),
             )
         )
-        result = train_drafter(experiment, prior, codes, heldout_codes, workdir / part)
+        result = train_drafter(
+            experiment, prior, codes, heldout_codes, workdir / part, begun
+        )
         return _finish(experiment, part, result, command, done)
     splits = (data.train_split, data.heldout_split)
     source, heldout = (
@@ -68,6 +74,8 @@ def train_part(
     )
     if part == "tokenizer":
         result = train_tokenizer(experiment, source, heldout, workdir / part)
+    elif part == "classifier":
+        result = train_classifier(experiment, source, heldout, workdir / part)
     else:
         tokenizer = load(given / "tokenizer", "tokenizer")
         codes, heldout_codes = (
@@ -86,9 +94,9 @@ def train_part(
         else:
             prior = load(given / "prior", "prior")
             result = train_drafter(
-                experiment, prior, codes, heldout_codes, workdir / part
+                experiment, prior, codes, heldout_codes, workdir / part, begun
             )
-    if part == "prior":
+    if part in ("prior", "classifier"):
         about = {**result.about, "class_names": source.class_names}
         result = replace(result, about=about)
     return _finish(experiment, part, result, command, done)

@@ -72,6 +72,31 @@ def test_a_trained_bundle_draws(trained, tmp_path, capsys):
     assert "identical   yes" in capsys.readouterr().out
 
 
+def test_rules_are_compared_by_the_pictures_that_they_draw(
+    trained, data, tmp_path, capsys
+):
+    """Coupled rows are the plain pictures, whatever is measured; a loose rule's not."""
+    assert main(train("classifier", tmp_path, data, "--steps", "3")) == 0
+    stem = tmp_path / "quality"
+    command = ["eval", "pictures", "--checkpoint", str(trained / "checkpoint")]
+    command += ["--classifier", str(tmp_path / "checkpoint" / "classifier")]
+    command += ["--data", "cifar10_packed", "--data-dir", str(data / "tfds")]
+    command += ["--manual-dir", str(data), "--num", "5", "--seeds", "0", "3"]
+    command += ["--rules", "coupled", "lantern:k=4,lam=9", "--tree", "0,1,00"]
+    assert main([*command, "--out", str(stem)]) == 0
+    plain, coupled, loose = json.loads(stem.with_suffix(".json").read_text())["rows"]
+    assert plain["lossless"] and coupled["lossless"] and not loose["lossless"]
+    for key in plain.keys() - {"rule", "tokens_per_call"}:
+        assert plain[key] == coupled[key], key
+    assert coupled["same_tokens"] == [1.0, 1.0] and max(loose["same_tokens"]) < 1.0
+    assert loose["code_distance"][0] > 0 and np.isfinite(loose["psnr"]).all()
+    assert "| lantern:k=4,lam=9 | no |" in stem.with_suffix(".md").read_text()
+    assert stem.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
+    capsys.readouterr()
+    assert main([*command, "--seeds", "1", "--out", str(stem)]) == 2
+    assert "at least two" in capsys.readouterr().err
+
+
 # Dies in the middle of its second save: after the files, before they take their place.
 DYING = """
 import os, signal, sys

@@ -2,7 +2,13 @@
 
 import argparse
 
-from jaxspec.cli.bench.output import add_out, check_out, command_line
+from jaxspec.cli.bench.output import (
+    add_numbers,
+    add_out,
+    check_numbers,
+    check_out,
+    command_line,
+)
 from jaxspec.cli.options import add_checkpoint
 
 SUFFIXES = (".json", ".md", ".png")
@@ -52,20 +58,13 @@ def add_parser(measurements) -> None:
         metavar="RULE",
         help="see `jaxspec generate --help` (default: coupled)",
     )
-    numbers = {
-        "num": (32, "pictures"),
-        "batch": (16, "pictures side by side"),
-        "repeats": (1, "timed runs"),
-        "seed": (0, "of pictures and noise"),
-    }
-    for name, (default, words) in numbers.items():
-        parser.add_argument(
-            f"--{name}",
-            type=int,
-            default=default,
-            metavar="N",
-            help=f"{words} (default: %(default)s)",
-        )
+    add_numbers(
+        parser,
+        num=(32, "pictures"),
+        batch=(16, "pictures side by side"),
+        repeats=(1, "timed runs"),
+        seed=(0, "of pictures and noise"),
+    )
     add_out(parser, *SUFFIXES)
     parser.set_defaults(run=run)
 
@@ -74,9 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Runs the sub-command."""
     from jaxspec.errors import ConfigError
 
-    for name in ("num", "batch", "repeats"):
-        if getattr(arguments, name) < 1:
-            raise ConfigError(f"--{name} must be at least 1")
+    check_numbers(arguments, "num", "batch", "repeats")
     if min(arguments.nodes) < 2:
         raise ConfigError("--nodes: a tree with drafts has at least 2 nodes")
     check_out(arguments.out, *SUFFIXES)
@@ -120,7 +117,7 @@ def run(arguments: argparse.Namespace) -> None:
         "seed": [arguments.seed],
         "out": [arguments.out],
     }
-    result = {"command": command_line("drafters", options), **result}
+    result = {"command": command_line("bench drafters", options), **result}
     write_file(arguments.out + ".json", json_bytes(result))
     write_file(arguments.out + ".md", drafters_markdown(result).encode())
     write_file(arguments.out + ".png", png_bytes(drafters_plot(result)))

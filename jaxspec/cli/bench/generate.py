@@ -95,7 +95,7 @@ def run(arguments: argparse.Namespace) -> None:
         repeats=arguments.repeats,
         seed=arguments.seed,
     )
-    command = command_line("generate", options)
+    command = command_line("bench generate", options)
     result = {"command": command, "checkpoint": bundle.name, "rows": rows}
     write_file(stem + ".json", json_bytes(result))
     text = generation_markdown(result)

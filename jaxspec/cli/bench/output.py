@@ -1,4 +1,4 @@
-"""Files of one measurement that share a stem, and the command that they show."""
+"""Options, files and the shown command that measurements share."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,33 @@ def check_out(stem: str, *suffixes: str) -> None:
         check_writable(stem + suffix)
 
 
-def command_line(what: str, options: Mapping[str, Sequence]) -> str:
-    """`jaxspec bench WHAT` with its options; those without values are left out."""
+def add_numbers(parser: argparse.ArgumentParser, **numbers: tuple[int, str]) -> None:
+    """Whole-number options: name = (default, what it counts)."""
+    for name, (default, words) in numbers.items():
+        parser.add_argument(
+            f"--{name}",
+            type=int,
+            default=default,
+            metavar="N",
+            help=f"{words} (default: %(default)s)",
+        )
+
+
+def check_numbers(arguments: argparse.Namespace, *names: str, **least: int) -> None:
+    """Refuses numbers below 1, or below `least` of their name.
+
+    Raises:
+      ConfigError: says which.
+    """
+    from jaxspec.errors import ConfigError
+
+    for name, low in {**dict.fromkeys(names, 1), **least}.items():
+        number = getattr(arguments, name)
+        if number < low:
+            raise ConfigError(f"--{name} {number} must be at least {low}")
+
+
+def command_line(command: str, options: Mapping[str, Sequence]) -> str:
+    """`jaxspec COMMAND` with its options; those without values are left out."""
     words = [f"--{k} {' '.join(map(str, v))}" for k, v in options.items() if v]
-    return " ".join(["jaxspec bench", what, *words])
+    return " ".join(["jaxspec", command, *words])

@@ -2,7 +2,13 @@
 
 import argparse
 
-from jaxspec.cli.bench.output import add_out, check_out, command_line
+from jaxspec.cli.bench.output import (
+    add_numbers,
+    add_out,
+    check_numbers,
+    check_out,
+    command_line,
+)
 
 SUFFIXES = (".json", ".md")
 NUMBERS = {
@@ -23,27 +29,15 @@ def add_parser(measurements) -> None:
         "accelerator, beside a verify pass of GPT-L.",
         epilog="Example: jaxspec bench overhead --out docs/reports/overhead_cpu",
     )
-    for name, (default, words) in NUMBERS.items():
-        parser.add_argument(
-            f"--{name}",
-            type=int,
-            default=default,
-            metavar="N",
-            help=f"{words} (default: %(default)s)",
-        )
+    add_numbers(parser, **NUMBERS)
     add_out(parser, *SUFFIXES)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the sub-command."""
-    from jaxspec.errors import ConfigError
-
-    least = {"batch": 1, "nodes": 2, "vocab": 128, "repeats": 1}
+    check_numbers(arguments, batch=1, nodes=2, vocab=128, repeats=1)
     numbers = {name: getattr(arguments, name) for name in NUMBERS}
-    for name, number in numbers.items():
-        if number < least[name]:
-            raise ConfigError(f"--{name} {number} must be at least {least[name]}")
     check_out(arguments.out, *SUFFIXES)
 
     from jaxspec.bench.overhead import measure_overhead, overhead_markdown
@@ -51,7 +45,7 @@ def run(arguments: argparse.Namespace) -> None:
     from jaxspec.report import json_bytes
 
     changed = {k: [v] for k, v in numbers.items() if v != NUMBERS[k][0]}
-    command = command_line("overhead", {**changed, "out": [arguments.out]})
+    command = command_line("bench overhead", {**changed, "out": [arguments.out]})
     result = measure_overhead(
         batch=arguments.batch,
         nodes=arguments.nodes,

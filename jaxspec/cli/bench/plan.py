@@ -78,6 +78,6 @@ def run(arguments: argparse.Namespace) -> None:
             "nodes": arguments.nodes or [],
             "out": [arguments.out],
         }
-        result = {"command": command_line("plan", options), **result}
+        result = {"command": command_line("bench plan", options), **result}
         write_file(arguments.out, json_bytes(result))
     print(plan_text(result))

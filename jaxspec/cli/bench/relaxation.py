@@ -2,7 +2,13 @@
 
 import argparse
 
-from jaxspec.cli.bench.output import add_out, check_out, command_line
+from jaxspec.cli.bench.output import (
+    add_numbers,
+    add_out,
+    check_numbers,
+    check_out,
+    command_line,
+)
 from jaxspec.cli.options import add_checkpoint
 
 SUFFIXES = (".json", ".md", ".png")
@@ -25,21 +31,7 @@ def add_parser(measurements) -> None:
         epilog="Example: jaxspec bench relaxation --out docs/reports/relaxation_cpu",
     )
     add_checkpoint(parser)
-    for name, (default, words) in NUMBERS.items():
-        parser.add_argument(
-            f"--{name}",
-            type=int,
-            default=default,
-            metavar="N",
-            help=f"{words} (default: %(default)s)",
-        )
-    parser.add_argument(
-        "--seed",
-        type=int,
-        default=0,
-        metavar="N",
-        help="of pictures, drafts and noise (default: %(default)s)",
-    )
+    add_numbers(parser, **NUMBERS, seed=(0, "of pictures, drafts and noise"))
     add_out(parser, *SUFFIXES)
     parser.set_defaults(run=run)
 
@@ -50,14 +42,10 @@ def run(arguments: argparse.Namespace) -> None:
 
     from jaxspec.errors import ConfigError
 
+    check_numbers(arguments, *NUMBERS, seed=0)
     numbers = {name: getattr(arguments, name) for name in NUMBERS}
-    for name, number in numbers.items():
-        if number < 1:
-            raise ConfigError(f"--{name} {number} must be at least 1")
     if arguments.drafts.bit_count() != 1:
         raise ConfigError(f"--drafts {arguments.drafts} must be a power of 2")
-    if arguments.seed < 0:
-        raise ConfigError(f"--seed {arguments.seed} must not be negative")
     stem = arguments.out
     check_out(stem, *SUFFIXES)
 
@@ -80,7 +68,7 @@ def run(arguments: argparse.Namespace) -> None:
     result = measure_relaxation(
         load_bundle(arguments.checkpoint), **numbers, seed=arguments.seed
     )
-    result = {"command": command_line("relaxation", options), **result}
+    result = {"command": command_line("bench relaxation", options), **result}
     write_file(stem + ".json", json_bytes(result))
     text = relaxation_markdown(result, f"{Path(stem).name}.png")
     write_file(stem + ".md", text.encode())

@@ -1,0 +1,82 @@
+"""A small convolutional classifier; its last features measure sets of pictures."""
+
+from dataclasses import dataclass
+
+import einops
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jaxspec.errors import ConfigError
+from jaxspec.nn.conv import Downsample, ResidualBlock, group_norm
+from jaxspec.typing import Array, Float, Params
+
+GROUPS = 8
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """A residual network over folded pixels.
+
+    Attributes:
+      image_size: side of a square picture in pixels.
+      classes: number of classes.
+      patch_size: pixels folded into channels before the first convolution.
+      widths: channels of each level, multiples of 8; each level halves the side of the
+        one before. The last is the width of the features.
+    """
+
+    image_size: int
+    classes: int
+    patch_size: int = 4
+    widths: tuple[int, ...] = (64, 96, 64)
+
+    def __post_init__(self):
+        step = self.patch_size * 2 ** (len(self.widths) - 1)
+        if self.image_size % step:
+            raise ConfigError(f"image_size={self.image_size} is no multiple of {step}")
+        if not self.widths or any(width % GROUPS for width in self.widths):
+            raise ConfigError(f"widths={self.widths} must be multiples of {GROUPS}")
+        if self.classes < 2:
+            raise ConfigError(f"classes={self.classes}: there is nothing to tell apart")
+
+
+class _Network(nn.Module):
+    config: ClassifierConfig
+
+    @nn.compact
+    def __call__(self, pictures):
+        c = self.config
+        x = einops.rearrange(
+            pictures, "b (h i) (w j) c -> b h w (i j c)", i=c.patch_size, j=c.patch_size
+        )
+        x = nn.Conv(c.widths[0], (3, 3), name="conv_in")(x)
+        for i, width in enumerate(c.widths):
+            x = x if i == 0 else Downsample(name=f"down_{i}")(x)
+            x = ResidualBlock(width, GROUPS, name=f"block_{i}")(x)
+        x = nn.silu(group_norm(GROUPS, "norm")(x))
+        features = jnp.mean(x, axis=(1, 2))
+        return features, nn.Dense(c.classes, name="head")(features)
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """Pure functions of a classifier; static and hashable."""
+
+    config: ClassifierConfig
+
+    def init(self, key: Array) -> Params:
+        """Random float32 parameters; consumes `key`."""
+        side = self.config.image_size
+        return _Network(self.config).init(key, jnp.zeros((1, side, side, 3)))["params"]
+
+    def __call__(
+        self, params: Params, pictures: Float[Array, "B H W 3"]
+    ) -> tuple[Float[Array, "B E"], Float[Array, "B N"]]:
+        """Features after the mean over places, and the logits of the classes.
+
+        Args:
+          params: parameters.
+          pictures: values in [-1, 1].
+        """
+        features, logits = _Network(self.config).apply({"params": params}, pictures)
+        return features.astype(jnp.float32), logits.astype(jnp.float32)
