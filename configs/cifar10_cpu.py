@@ -8,6 +8,7 @@ from jaxspec.train.experiment import (
     DataConfig,
     DrafterTrainingConfig,
     Experiment,
+    PriorTrainingConfig,
     TrainingConfig,
 )
 
@@ -51,7 +52,7 @@ def get_config() -> Experiment:
         train_tokenizer=TrainingConfig(
             steps=600, batch=64, weight_decay=1e-4, ema=0.99, evaluate_every=300
         ),
-        train_prior=TrainingConfig(
+        train_prior=PriorTrainingConfig(
             steps=900,
             batch=16,
             warmup=100,

@@ -6,6 +6,7 @@ from jaxspec.train.experiment import (
     DataConfig,
     DrafterTrainingConfig,
     Experiment,
+    PriorTrainingConfig,
     TrainingConfig,
 )
 
@@ -40,7 +41,7 @@ def get_config() -> Experiment:
             weight_decay=1e-4,
             compute_dtype="bfloat16",
         ),
-        train_prior=TrainingConfig(
+        train_prior=PriorTrainingConfig(
             steps=4000, batch=128, warmup=200, compute_dtype="bfloat16"
         ),
         train_drafter=DrafterTrainingConfig(

@@ -8,6 +8,7 @@ from jaxspec.train.experiment import (
     DataConfig,
     DrafterTrainingConfig,
     Experiment,
+    PriorTrainingConfig,
     TrainingConfig,
 )
 
@@ -54,7 +55,7 @@ def get_config() -> Experiment:
         train_tokenizer=TrainingConfig(
             steps=3000, batch=64, weight_decay=1e-4, ema=0.995
         ),
-        train_prior=TrainingConfig(
+        train_prior=PriorTrainingConfig(
             steps=1800,
             batch=16,
             warmup=150,

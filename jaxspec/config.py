@@ -217,6 +217,9 @@ class BlockDiffusionConfig:
         logits (DSpark); 0 for none.
       refinements: passes in which the rows also read the tokens that the pass before
         drafted under the noise of their positions; 0 for none. Ours; needs `causal`.
+      confidence: a head predicts how likely a row's guess is to be accepted, from the
+        row and the token before (DSpark); `ConfidenceCutoff("head")` reads it.
+      window: block rows see so many committed positions at most; 0 for all.
       above: each row also reads the three tokens of the picture's row above that are
         nearest to the one it predicts. Ours; for pictures.
     """
@@ -232,6 +235,8 @@ class BlockDiffusionConfig:
     causal: bool = True
     markov_rank: int = 256
     refinements: int = 0
+    confidence: bool = False
+    window: int = 0
     above: bool = False
 
     def __post_init__(self):
@@ -242,6 +247,7 @@ class BlockDiffusionConfig:
             f"refinements={self.refinements} need causal=True, and at least 0",
         )
         _require(self.markov_rank >= 0, "markov_rank must not be negative")
+        _require(self.window >= 0, "window must not be negative")
         _require(
             self.heads % self.num_kv_heads == 0,
             f"kv_heads={self.num_kv_heads} must divide heads={self.heads}",
@@ -356,6 +362,70 @@ class ParallelHeadsConfig:
             f"prefix_heads={self.prefix_heads} must divide width={self.width} into "
             "head sizes that are multiples of 4",
         )
+
+
+@dataclass(frozen=True)
+class SemiAutoregressiveConfig:
+    """A feature drafter that guesses several places at once (Falcon, arXiv 2412.12639).
+
+    Attributes:
+      block: places a pass, `G`; 2 in the paper.
+      width: `D`, equal to the target's.
+      heads: query heads.
+      ffn_width: SwiGLU width.
+      norm_eps: epsilon of its norm.
+    """
+
+    block: int = 2
+    width: int = 1280
+    heads: int = 20
+    ffn_width: int = 3584
+    norm_eps: float = 1e-6
+
+    def __post_init__(self):
+        _positive(self, "block", "width", "heads", "ffn_width")
+        _require(
+            self.width % self.heads == 0 and self.width // self.heads % 4 == 0,
+            f"heads={self.heads} must divide width={self.width} into head sizes that "
+            "are multiples of 4",
+        )
+
+    @property
+    def head_size(self) -> int:
+        """`F`."""
+        return self.width // self.heads
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """An adapter over a target's first layers (Kangaroo, arXiv 2404.18911).
+
+    Attributes:
+      layers: of the target, below the adapter; 2 in the paper.
+      heads: of the adapter's attention.
+      norm_eps: epsilon of its norms.
+    """
+
+    layers: int = 2
+    heads: int = 12
+    norm_eps: float = 1e-6
+
+    def __post_init__(self):
+        _positive(self, "layers", "heads")
+
+
+@dataclass(frozen=True)
+class PromptTokensConfig:
+    """Trained tokens behind every node of a tree (PPD, arXiv 2405.18628).
+
+    Attributes:
+      count: of them; 3 in the paper.
+    """
+
+    count: int = 3
+
+    def __post_init__(self):
+        _positive(self, "count")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

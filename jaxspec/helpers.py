@@ -1,6 +1,6 @@
 """Drafters by name, with the parameters that a bundle gives them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +8,22 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec.bundle import Bundle
-from jaxspec.checkpoint import load, params_digest
+from jaxspec.checkpoint import Checkpoint, load, params_digest
+from jaxspec.drafters.dynamic_exit import DynamicExit
 from jaxspec.drafters.jacobi import Jacobi
 from jaxspec.drafters.kinds import DRAFTERS
+from jaxspec.drafters.lattice import Lattice
+from jaxspec.drafters.mask_drafter import MaskDrafter
 from jaxspec.drafters.ngram import NgramTable
 from jaxspec.drafters.prompt_lookup import PromptLookup
+from jaxspec.drafters.prompt_tokens import PromptTokens
 from jaxspec.drafters.recycling import TokenRecycling
-from jaxspec.drafters.small_model import early_exit
+from jaxspec.drafters.riding_blocks import tidar
+from jaxspec.drafters.small_model import SmallModel, early_exit
 from jaxspec.errors import CheckpointError, ConfigError
+from jaxspec.models.masked_diffusion import MaskedDiffusion
+from jaxspec.models.target import make_target
+from jaxspec.models.transformer import Transformer
 from jaxspec.spec.draft import Drafter
 from jaxspec.spec.envelopes import Envelope
 from jaxspec.spec.tree import Tree
@@ -36,6 +44,7 @@ class Helper:
       taps: layers of the target that it reads.
       size: parameters of its own, not counting what it shares with the target.
       trained_seconds: how long its training took, if it was trained.
+      prior: the target, where the drafter is part of it.
     """
 
     name: str
@@ -44,6 +53,7 @@ class Helper:
     taps: tuple[int, ...] = ()
     size: int = 0
     trained_seconds: float | None = None
+    prior: Checkpoint | None = None
 
     def check_tree(self, tree: Tree | Envelope) -> None:
         """Refuses trees that the drafter cannot fill.
@@ -70,7 +80,8 @@ def own_helper(bundle: Bundle) -> Helper:
 def find_helper(name: str, bundle: Bundle) -> Helper:
     """A drafter by name: the bundle's own ("own"), one of `NAMES`, or a folder.
 
-    A folder holds a drafter's checkpoint that was trained for the bundle's prior.
+    A folder holds a drafter that was trained for the bundle's prior, or any model over
+    the same codes, which drafts as its objective says.
 
     Raises:
       ConfigError: no such drafter.
@@ -92,6 +103,8 @@ def find_helper(name: str, bundle: Bundle) -> Helper:
         return Helper(name, drafter, bundle.prior.params)
     if Path(name).is_dir():
         checkpoint = load(name)
+        if checkpoint.kind == "prior":
+            return _model(Path(name).name, checkpoint, bundle)
         if checkpoint.kind not in DRAFTERS:
             raise CheckpointError(f"'{name}' holds a {checkpoint.kind}, no drafter")
         wanted = checkpoint.about.get("target_digest")
@@ -108,6 +121,35 @@ def find_helper(name: str, bundle: Bundle) -> Helper:
     )
 
 
+def _model(name: str, checkpoint: Checkpoint, bundle: Bundle) -> Helper:
+    """A model over the same codes; how it drafts is how it was trained."""
+    config, target, about = checkpoint.config, bundle.prior.config, checkpoint.about
+    if (config.vocab_size, config.grid) != (target.vocab_size, target.grid):
+        raise CheckpointError(
+            f"the model in '{name}' is over {config.vocab_size} codes, the prior over "
+            f"{target.vocab_size}; they must share a tokenizer"
+        )
+    model, mask = Transformer(config), config.vocab_size
+    as_target, params = make_target(model, guided=True), checkpoint.params
+    objective, prior = about.get("objective", "next"), None
+    if objective == "next":
+        drafter = SmallModel(as_target)
+    elif objective == "sorted":
+        drafter = DynamicExit(config, tuple(about["exits"]))
+    elif objective == "masked":
+        drafter = Lattice(
+            MaskedDiffusion(model).denoise, mask, length=config.sequence_length
+        )
+        params = {"model": params, "counts": None}
+    elif objective == "tidar":
+        drafter, prior, params = tidar(config, about["block"]), checkpoint, None
+    else:
+        drafter = MaskDrafter(as_target, about["block"], mask)
+    size = sum(x.size for x in jax.tree.leaves(checkpoint.params))
+    seconds = about.get("metrics", {}).get("seconds")
+    return Helper(name, drafter, params, (), size, seconds, prior)
+
+
 def _trained(name: str, checkpoint: Any, bundle: Bundle) -> Helper:
     drafter, prior = checkpoint.config, bundle.prior.params
     dtype = jax.tree.leaves(prior)[0].dtype
@@ -118,4 +160,8 @@ def _trained(name: str, checkpoint: Any, bundle: Bundle) -> Helper:
     params = drafter.bind(jax.tree.map(cast, checkpoint.params), prior)
     size = sum(x.size for x in jax.tree.leaves(checkpoint.params))
     seconds = checkpoint.about.get("metrics", {}).get("seconds")
+    if isinstance(drafter, PromptTokens):
+        widened = drafter.target_params(checkpoint.params, prior)
+        brought = replace(bundle.prior, config=drafter.widened, params=widened)
+        return Helper(name, drafter.drafter, None, (), size, seconds, brought)
     return Helper(name, drafter, params, drafter.taps, size, seconds)

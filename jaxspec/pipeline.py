@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -124,6 +124,7 @@ def make_engine(
     Raises:
       ConfigError: the tree does not suit the drafter, or there is no drafter.
     """
+    bundle = bundle_for(bundle, helper)
     model = Transformer(bundle.prior.config)
     wrong = [c for c in settings.classes if not 0 <= c < model.config.classes]
     if wrong:
@@ -149,6 +150,13 @@ def make_engine(
     )
 
 
+def bundle_for(bundle: Bundle, helper: Helper | None) -> Bundle:
+    """The bundle with the prior that a drafter brings, if it brings one."""
+    if helper is None or helper.prior is None:
+        return bundle
+    return replace(bundle, prior=helper.prior)
+
+
 def rule_in_use(settings: Settings, tree: Tree | Envelope) -> Rule:
     """The rule of `settings`, where there is anything to judge."""
     return settings.rule if tree.size > 1 else Coupled()
@@ -170,7 +178,8 @@ def draw(
       bundle: models.
       settings: what to draw.
       tree: shape of the drafts.
-      helper: who drafts; by default the bundle's own drafter.
+      helper: who drafts; by default the bundle's own drafter. One that needs another
+        prior brings it, also to plain decoding.
       repeats: timed runs; `seconds` is their median.
       warm_up: run once before the timed runs.
       progress: called with the number of pictures done.
@@ -181,6 +190,7 @@ def draw(
     """
     if helper is None and tree.size > 1:
         helper = own_helper(bundle)
+    bundle = bundle_for(bundle, helper)
     engine = make_engine(bundle, settings, tree, helper)
     count = len(settings.classes)
     batches = -(-count // settings.batch)

@@ -146,7 +146,7 @@ def run(arguments: argparse.Namespace) -> None:
         plain = fast = draw(bundle, settings, tree, helper=helper, progress=advance)
         if speculative:
             bar.set_postfix_str("compiling plain decoding")
-            plain = draw(bundle, settings, Tree.root(), progress=advance)
+            plain = draw(bundle, settings, Tree.root(), helper=helper, progress=advance)
     pictures = decode_pictures(bundle, fast.tokens)
     report = generation_report(bundle, settings, tree, fast, plain, helper)
     write_file(arguments.out, png_bytes(grid_picture(pictures)))

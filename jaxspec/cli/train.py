@@ -47,7 +47,7 @@ def add_parser(commands) -> None:
     parser.add_argument(
         "--start",
         metavar="DIR",
-        help="a trained drafter of the same shape to go on from",
+        help="a trained prior or drafter of the same shape to go on from",
     )
     parser.set_defaults(run=run)
 
@@ -77,8 +77,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.checkpoint:
         command += f" --checkpoint {arguments.checkpoint}"
     if arguments.start:
-        if arguments.part != "drafter":
-            raise ConfigError("--start is for drafters")
+        if arguments.part not in ("prior", "drafter"):
+            raise ConfigError("--start is for priors and drafters")
         command += f" --start {arguments.start}"
     if arguments.manual_dir:
         command += " --manual-dir DIR"

@@ -17,7 +17,6 @@ from jaxspec.spec.draft import (
     Observation,
     Round,
     Start,
-    extra_rows,
 )
 from jaxspec.spec.topology import pick
 from jaxspec.spec.verify.law import all_above
@@ -59,7 +58,7 @@ class Adaptive:
     @property
     def extra_rows(self) -> int:
         """Those of the drafter."""
-        return extra_rows(self.drafter)
+        return getattr(self.drafter, "extra_rows", 0)
 
     def init(self, params: Params, start: Start) -> Any:
         """See `spec.draft.Drafter`."""

@@ -68,6 +68,8 @@ class BlockDiffusion:
                 f"the stop head reads {self.stop.width} numbers, the drafter's states "
                 f"have {self.config.width}"
             )
+        if self.stop is not None and self.config.confidence:
+            raise ConfigError("confidence=True and a stop head say the same; keep one")
         if self.config.width != self.target.width:
             raise ConfigError(
                 f"the drafter's width {self.config.width} is not the target's "
@@ -213,14 +215,19 @@ class BlockDiffusion:
             return logits, own, shared
 
         draft, _ = grow(this, step, jnp.ones((len(this.root), 1), bool))
-        if self.stop is not None:
-            above = jnp.maximum(draft.topology(this.tree).depths - 1, 0)
-            states = self.stop_states(
-                params, pick(h[: len(draft.tokens)], above), draft.tokens
-            )
-            confidence = self.stop.confidence(params["stop"], states)
-            draft = replace(draft, confidence=confidence)
+        if self.stop is not None or self.config.confidence:
+            draft = replace(draft, confidence=self._confidence(params, h, draft, this))
         return draft, replace(state, cache=cache, counts=jnp.zeros_like(state.counts))
+
+    def _confidence(self, params, h, draft, this) -> Float[Array, "B N"]:
+        """How likely each node is to be accepted, by the row that guessed it."""
+        shape = draft.topology(this.tree)
+        rows = pick(h[: len(draft.tokens)], jnp.maximum(shape.depths - 1, 0))
+        if self.stop is not None:
+            states = self.stop_states(params, rows, draft.tokens)
+            return self.stop.confidence(params["stop"], states)
+        before = jnp.take_along_axis(draft.tokens, shape.parents, axis=1)
+        return jax.nn.sigmoid(self.network(params["own"]).confidence(rows, before))
 
     def observe(
         self, params: Params, state: BlockState, seen: Observation
@@ -283,7 +290,7 @@ class BlockDiffusion:
         root = jnp.concatenate([this.root] * streams)
         starts = cache.lengths
         positions = starts[:, None] + jnp.arange(rows)
-        mask = block_mask(cache, rows, self.config.causal)
+        mask = block_mask(cache, rows, self.config)
         written: list[KeysValues] = []
 
         def join_at(layer):
@@ -316,9 +323,12 @@ class BlockDiffusion:
         return h[:, :depth], replace(cache, layers=tuple(written))
 
 
-def block_mask(cache: KVCache, rows: int, causal: bool) -> Bool[Array, "R G S"]:
+def block_mask(
+    cache: KVCache, rows: int, config: BlockDiffusionConfig
+) -> Bool[Array, "R G S"]:
     """Block rows see the committed context, and the block (causally or whole)."""
     slot = jnp.arange(cache.capacity) - cache.lengths[:, None]  # [R, S]
     row = jnp.arange(rows)[None, :, None]
-    last = row if causal else jnp.full_like(row, rows - 1)
-    return slot[:, None, :] <= last
+    last = row if config.causal else jnp.full_like(row, rows - 1)
+    seen = slot[:, None, :] <= last
+    return seen & (slot[:, None, :] >= -config.window) if config.window else seen

@@ -11,7 +11,7 @@ from jaxspec.drafters.row_above import COLUMNS
 from jaxspec.nn.attention import attend
 from jaxspec.nn.layers import INIT, RMSNorm, SwiGLU, linear
 from jaxspec.nn.rope import rotate
-from jaxspec.typing import Array, Bool, Float
+from jaxspec.typing import Array, Bool, Float, Int
 
 KeysValues = tuple[Float[Array, "R K S F"], Float[Array, "R K S F"]]
 
@@ -90,6 +90,8 @@ class BlockNetwork(nn.Module):
         self.layers = [BlockLayer(c, name=f"layers_{i}") for i in range(c.layers)]
         self.norm = RMSNorm(c.norm_eps)
         self.mask_rows = self.param("mask_rows", INIT, (c.block_size - 1, c.width))
+        if c.confidence:
+            self.confidence_out = linear(1, "confidence_out", bias=True)
         if c.above:
             self.above = linear(c.width, "above")
         if c.markov_rank:
@@ -147,6 +149,19 @@ class BlockNetwork(nn.Module):
             preferred_element_type=jnp.float32,
         )
 
+    def confidence(
+        self, h: Float[Array, "... D"], tokens: Int[Array, "..."]
+    ) -> Float[Array, "..."]:
+        """Logit of the chance that a row's guess is accepted.
+
+        Args:
+          h: outputs of the rows that guess.
+          tokens: before each guess.
+        """
+        if self.config.markov_rank:
+            h = jnp.concatenate([h, self.markov_in[tokens]], axis=-1)
+        return self.confidence_out(h)[..., 0].astype(jnp.float32)
+
     def __call__(self, features, angles, anchor):
         """Touches every parameter once; for initialisation."""
         contexts = self.context(features, angles)
@@ -162,4 +177,6 @@ class BlockNetwork(nn.Module):
         h = self.block(h, block_angles, mask, joins)
         if self.config.markov_rank:
             self.markov(jnp.zeros(rows, jnp.int32))
+        if self.config.confidence:
+            self.confidence(h, jnp.zeros(h.shape[:-1], jnp.int32))
         return h

@@ -3,25 +3,44 @@
 from typing import Any
 
 from jaxspec.config import (
+    AdapterConfig,
     BlockDiffusionConfig,
     FeatureHeadConfig,
     ParallelHeadsConfig,
+    PromptTokensConfig,
+    SemiAutoregressiveConfig,
     TransformerConfig,
 )
 from jaxspec.drafters.block_diffusion import BlockDiffusion
+from jaxspec.drafters.falcon import Falcon
 from jaxspec.drafters.feature_head import FeatureHead
+from jaxspec.drafters.kangaroo import Kangaroo
 from jaxspec.drafters.parallel_heads import ParallelHeads
+from jaxspec.drafters.prompt_tokens import PromptTokens
 
 DRAFTERS: dict[str, Any] = {
     "block_diffusion": BlockDiffusion,
     "feature_head": FeatureHead,
     "parallel_heads": ParallelHeads,
+    "prompt_tokens": PromptTokens,
+    "kangaroo": Kangaroo,
+    "falcon": Falcon,
 }
-DrafterConfig = BlockDiffusionConfig | FeatureHeadConfig | ParallelHeadsConfig
+DrafterConfig = (
+    BlockDiffusionConfig
+    | FeatureHeadConfig
+    | ParallelHeadsConfig
+    | PromptTokensConfig
+    | AdapterConfig
+    | SemiAutoregressiveConfig
+)
 _KIND_OF = {
     BlockDiffusionConfig: "block_diffusion",
     FeatureHeadConfig: "feature_head",
     ParallelHeadsConfig: "parallel_heads",
+    PromptTokensConfig: "prompt_tokens",
+    AdapterConfig: "kangaroo",
+    SemiAutoregressiveConfig: "falcon",
 }
 
 

@@ -12,6 +12,7 @@ from jaxspec.drafters.history import history
 from jaxspec.drafters.ngram import NgramTable
 from jaxspec.errors import ConfigError
 from jaxspec.spec.draft import Draft, Observation, Round, Start
+from jaxspec.spec.sampling import Sampling
 from jaxspec.typing import Array, Float, Params
 
 
@@ -32,22 +33,23 @@ class Lattice:
     Parameters are a dict: "model", and "counts" of the n-gram model (None: empty).
 
     Attributes:
-      denoise: `(params, prompt, tokens [B, T]) -> logits [B, T, V]`, guidance merged;
-        each row predicts its own place. `T` is what the engine generates at most, `A`
-        more included.
+      denoise: `(params, prompt, tokens [B, T], sampling) -> logits [B, T, V]`, guidance
+        merged, as `MaskedDiffusion.denoise`; each row predicts its own place.
       mask_token: id of a place that is not known.
       grams: the n-gram model; None leaves order out.
       weight: of the diffusion model; .5 in the paper.
       mass: of the candidates; .8.
       most: candidates; 15.
+      length: `T`, places of the model; None: all that the engine has room for.
     """
 
-    denoise: Callable[[Params, Any, Array], Array]
+    denoise: Callable[[Params, Any, Array, Sampling], Array]
     mask_token: int
     grams: NgramTable | None = None
     weight: float = 0.5
     mass: float = 0.8
     most: int = 15
+    length: int | None = None
 
     def __post_init__(self):
         if not (0 <= self.weight <= 1 and 0 < self.mass <= 1 and self.most >= 1):
@@ -65,7 +67,8 @@ class Lattice:
         prompt, inner = state
         known = jnp.arange(this.tokens.shape[1]) < this.index[:, None]
         tokens = jnp.where(known, this.tokens, self.mask_token)
-        logits = self.denoise(params["model"], prompt, tokens)
+        tokens = tokens[:, : self.length]
+        logits = self.denoise(params["model"], prompt, tokens, this.sampling)
         ahead = this.index[:, None] + jnp.arange(this.tree.depth)
         ahead = jnp.minimum(ahead, logits.shape[1] - 1)
         log_q = jnp.take_along_axis(logits, ahead[..., None], axis=1)

@@ -1,17 +1,18 @@
 """DEER: a masked-diffusion model of the tokens alone, in one denoising step."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import jax.numpy as jnp
 
 from jaxspec.drafters.grow import at_depth, grow
-from jaxspec.drafters.small_model import ModelState
+from jaxspec.drafters.small_model import ModelState, begin, both
 from jaxspec.errors import ConfigError
 from jaxspec.spec.cache import tree_mask
 from jaxspec.spec.draft import Draft, Observation, Round, Start
 from jaxspec.spec.sampling import guide
 from jaxspec.spec.target import Target
-from jaxspec.typing import Array, Params
+from jaxspec.typing import Params
 
 
 @dataclass(frozen=True)
@@ -48,29 +49,19 @@ class MaskDrafter:
         Raises:
           ConfigError: the tree is deeper than the block.
         """
-        path = start.tree.depth + 1
         if start.tree.depth > self.block + self.shift:
             raise ConfigError(
                 f"the tree is {start.tree.depth} deep, the block reaches "
                 f"{self.block + self.shift}; choose a shallower tree"
             )
-        room = start.extra + path + self.block
-        _, _, cache = self.model.prefill(params, start.prompt, room)
-        return ModelState(
-            cache,
-            jnp.zeros((start.rows, path), jnp.int32),
-            jnp.ones(start.rows, jnp.int32),
-        )
+        return begin(self.model, params, start, self.block)
 
     def propose(
         self, params: Params, state: ModelState, this: Round
     ) -> tuple[Draft, ModelState]:
         """See `spec.draft.Drafter`."""
         rows, path = state.tokens.shape
-
-        def both(x: Array) -> Array:
-            return jnp.concatenate([x] * self.model.streams)
-
+        both_streams = partial(both, self.model)
         last = jnp.maximum(state.counts - 1, 0)
         place = jnp.arange(path)
         fresh = jnp.where(place == last[:, None], this.root[:, None], state.tokens)
@@ -91,13 +82,15 @@ class MaskDrafter:
         logits, _, cache = self.model.forward(
             params,
             state.cache,
-            both(jnp.concatenate([fresh, masks], axis=1)),
-            both(jnp.concatenate([begin + place, ahead], axis=1)),
-            tree_mask(state.cache, both(window)),
+            both_streams(jnp.concatenate([fresh, masks], axis=1)),
+            both_streams(jnp.concatenate([begin + place, ahead], axis=1)),
+            tree_mask(state.cache, both_streams(window)),
         )
         guesses = logits[:, path:]
         if self.shift:
-            root = jnp.take_along_axis(logits, both(last)[:, None, None], axis=1)
+            root = jnp.take_along_axis(
+                logits, both_streams(last)[:, None, None], axis=1
+            )
             guesses = jnp.concatenate([root, guesses], axis=1)
         guesses = guesses[:, : this.tree.depth]
         index = this.index[:, None] + jnp.arange(guesses.shape[1])
@@ -108,7 +101,7 @@ class MaskDrafter:
             return jnp.broadcast_to(at_depth(marginals, depth), wide), own, shared
 
         draft, _ = grow(this, step)
-        cache = replace(cache, lengths=cache.lengths + both(state.counts))
+        cache = replace(cache, lengths=cache.lengths + both_streams(state.counts))
         return draft, replace(state, cache=cache, counts=jnp.zeros_like(state.counts))
 
     def observe(

@@ -10,6 +10,7 @@ from jaxspec.config import TransformerConfig
 from jaxspec.drafters.grow import at_depth, grow
 from jaxspec.errors import ConfigError
 from jaxspec.spec.draft import Draft, ExtraRows, Observation, Round, Start
+from jaxspec.spec.envelopes import Envelope
 from jaxspec.spec.topology import pick
 from jaxspec.spec.tree import Tree
 from jaxspec.typing import Array, Bool, Float, Params
@@ -41,7 +42,6 @@ class RidingBlocks:
     trained is the target (TiDAR) or rows of its embedding (PPD).
 
     Attributes:
-      tree: as given to the engine; `N` nodes.
       vocab_size: `V`.
       ids: tokens of a block's rows, from the target's `extra_tokens` as a rule.
       whole: rows of a block see one another; else only earlier ones.
@@ -50,7 +50,6 @@ class RidingBlocks:
         predict the token in their own place.
     """
 
-    tree: Tree
     vocab_size: int
     ids: tuple[int, ...]
     whole: bool
@@ -59,30 +58,37 @@ class RidingBlocks:
     def __post_init__(self):
         if not self.ids or self.shift not in (0, 1):
             raise ConfigError("a block needs rows, and a shift of 0 or 1")
-        if self.tree.depth > self.reach:
-            raise ConfigError(
-                f"the tree is {self.tree.depth} deep, blocks of {len(self.ids)} rows "
-                f"reach {self.reach} tokens beyond the root"
-            )
 
     @property
     def reach(self) -> int:
         """Tokens after the root that a block predicts; the root is the next token."""
         return len(self.ids) + self.shift - 1
 
-    @property
-    def extra_rows(self) -> int:
-        """`N` blocks."""
-        return self.tree.size * len(self.ids)
+    def extra_rows(self, tree: Tree | Envelope) -> int:
+        """A block for each of the tree's nodes."""
+        return tree.size * len(self.ids)
+
+    def check_tree(self, tree: Tree | Envelope) -> None:
+        """Refuses trees that blocks cannot ride on.
+
+        Raises:
+          ConfigError: the tree is deeper than the blocks reach, or not static.
+        """
+        if not isinstance(tree, Tree):
+            raise ConfigError("blocks ride on a static tree; name one")
+        if tree.depth > self.reach:
+            raise ConfigError(
+                f"the tree is {tree.depth} deep, blocks of {len(self.ids)} rows reach "
+                f"{self.reach} tokens beyond the root; choose a shallower tree"
+            )
 
     def init(self, params: Params, start: Start) -> BlockGuess:
         """See `spec.draft.Drafter`.
 
         Raises:
-          ConfigError: the engine's tree is another.
+          ConfigError: see `check_tree`.
         """
-        if start.tree != self.tree:
-            raise ConfigError("the engine's tree is not the one the blocks ride on")
+        self.check_tree(start.tree)
         logits = jnp.zeros((start.rows, self.reach, self.vocab_size), jnp.float32)
         return BlockGuess(logits, jnp.zeros(start.rows, bool))
 
@@ -107,14 +113,15 @@ class RidingBlocks:
         assert seen.extra_logits is not None
         rows, size = len(seen.path), len(self.ids)
         last = jnp.take_along_axis(seen.path, seen.accepted[:, None], axis=1)
-        blocks = seen.extra_logits.reshape(rows, self.tree.size, size, -1)
+        blocks = seen.extra_logits.reshape(rows, seen.tree.size, size, -1)
         logits = pick(blocks, last)[:, 0, size - self.reach :]
         return BlockGuess(logits, jnp.ones(rows, bool))
 
     def _riders(self, this: Round) -> ExtraRows:
         """`N` blocks, node by node."""
-        tree, size = self.tree, len(self.ids)
-        count, rows = self.extra_rows, this.root.shape[0]
+        tree, size = this.tree, len(self.ids)
+        assert isinstance(tree, Tree)  # see `check_tree`
+        count, rows = self.extra_rows(tree), this.root.shape[0]
         node, row = np.divmod(np.arange(count), size)
         positions = this.position[:, None] + jnp.asarray(tree.depths[node] + 1 + row)
         own = node[:, None] == node
@@ -129,33 +136,33 @@ class RidingBlocks:
         )
 
 
-def tidar(tree: Tree, target: TransformerConfig, block: int) -> RidingBlocks:
+def tidar(target: TransformerConfig, block: int) -> RidingBlocks:
     """TiDAR's blocks of masks (arXiv 2511.08923), with the target's own embedding.
 
     The first row of a block stands where the next root will and is not needed: the
     target's next-token scores decide it.
 
+    The paper's tree is `Tree.chain(block - 1)`.
+
     Args:
-      tree: `Tree.chain(block - 1)` in the paper.
       target: a model trained by TiDAR's recipe; its first extra token is the mask.
       block: rows of a block, 4 to 16.
     """
     _needs_extra(target, 1)
     ids = (target.vocab_size,) * block
-    return RidingBlocks(tree, target.vocab_size, ids, whole=True, shift=0)
+    return RidingBlocks(target.vocab_size, ids, whole=True, shift=0)
 
 
-def prompt_tokens(tree: Tree, target: TransformerConfig, count: int) -> RidingBlocks:
+def prompt_tokens(target: TransformerConfig, count: int) -> RidingBlocks:
     """Parallel prompt decoding (arXiv 2405.18628): trained tokens behind each node.
 
     Args:
-      tree: any.
       target: whose extra tokens are the prompt tokens.
       count: of them; 3 in the paper.
     """
     _needs_extra(target, count)
     ids = tuple(range(target.vocab_size, target.vocab_size + count))
-    return RidingBlocks(tree, target.vocab_size, ids, whole=False, shift=1)
+    return RidingBlocks(target.vocab_size, ids, whole=False, shift=1)
 
 
 def _needs_extra(target: TransformerConfig, count: int) -> None:

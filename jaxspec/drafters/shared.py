@@ -20,6 +20,14 @@ def shared_parameters(
     return {**shared, "norm": params["norm"]["scale"]} if norm else shared
 
 
+def scores_of(
+    target: TransformerConfig, shared: Params, features: Float[Array, "... D"]
+) -> Float[Array, "... V"]:
+    """Logits float32 of a layer's outputs by the target's norm and head."""
+    h = target_norm(target, shared, features)
+    return jnp.matmul(h, shared["head"], preferred_element_type=jnp.float32)
+
+
 def target_norm(
     target: TransformerConfig, params: Params, features: Float[Array, "... D"]
 ) -> Float[Array, "... D"]:

@@ -14,7 +14,7 @@ from jaxspec.spec.cache import KVCache, tree_mask
 from jaxspec.spec.draft import Draft, Observation, Round, Start
 from jaxspec.spec.sampling import guide
 from jaxspec.spec.target import Target
-from jaxspec.typing import Array, Int, Params
+from jaxspec.typing import Array, Float, Int, Params, PyTree
 
 
 @register_dataclass
@@ -44,8 +44,10 @@ class SmallModel:
 
     - an ordinary draft model (Leviathan et al., arXiv 2211.17192), or the first layers
       of one that was trained to be cut anywhere (S2D, arXiv 2407.01955);
-    - the target's own first layers and head (LayerSkip, arXiv 2404.16710), or these
-      with an adapter (Kangaroo, arXiv 2404.18911): see `early_exit`.
+    - the target's own first layers and head (LayerSkip, arXiv 2404.16710): see
+      `early_exit`; or these with an adapter (arXiv 2404.18911): see `Kangaroo`.
+
+    `DynamicExit` chooses among several cuts.
 
     Parameters: those of `model`.
 
@@ -58,53 +60,22 @@ class SmallModel:
 
     def init(self, params: Params, start: Start) -> ModelState:
         """See `spec.draft.Drafter`."""
-        path = start.tree.depth + 1
-        room = start.extra + path + expansions(start.tree)[0]
-        _, _, cache = self.model.prefill(params, start.prompt, room)
-        return ModelState(
-            cache,
-            jnp.zeros((start.rows, path), jnp.int32),
-            jnp.ones(start.rows, jnp.int32),
-        )
+        return begin(self.model, params, start, expansions(start.tree)[0])
 
     def propose(
         self, params: Params, state: ModelState, this: Round
     ) -> tuple[Draft, ModelState]:
         """See `spec.draft.Drafter`."""
-        rows, path = state.tokens.shape
         if self.model.vocab_size != this.noise.shape[-1]:
             raise ConfigError(
                 f"the drafter has {self.model.vocab_size} tokens, the target "
                 f"{this.noise.shape[-1]}; they must share a vocabulary"
             )
-        last = jnp.maximum(state.counts - 1, 0)
-        here = jnp.arange(path) == last[:, None]
-        tokens = jnp.where(here, this.root[:, None], state.tokens)
-        positions = (this.position - last)[:, None] + jnp.arange(path)
-        mask = tree_mask(state.cache, jnp.tril(jnp.ones((path, path), bool)))
-        logits, cache = self._read(params, state.cache, tokens, positions, mask)
-        first = jnp.take_along_axis(logits, self._both(last)[:, None, None], axis=1)
-        lengths = cache.lengths + self._both(state.counts)
-        slots = expansions(this.tree)[0]
-
-        def step(depth, tokens, own, shared):
-            layers, used = shared
-            ahead = jnp.broadcast_to(jnp.reshape(depth, (-1, 1)), tokens.shape)
-            if used is None:  # the root was read above
-                logits, shared = first, (layers, 0)
-            else:
-                behind = replace(cache, layers=layers, lengths=lengths)
-                own |= jnp.arange(slots) == used + jnp.arange(tokens.shape[1])[:, None]
-                mask = tree_mask(behind, self._both(own))
-                behind = replace(behind, lengths=lengths + used)
-                positions = this.position[:, None] + ahead
-                logits, behind = self._read(params, behind, tokens, positions, mask)
-                shared = behind.layers, used + tokens.shape[1]
-            logits = guide(logits, this.sampling, this.index[:, None] + ahead)
-            return logits, own, shared
-
-        nothing = jnp.zeros((rows, 1, slots), bool)
-        draft, (layers, _) = grow(this, step, nothing, (cache.layers, None))
+        logits, _, cache, last = catch_up(self.model, params, state, this)
+        lengths = cache.lengths + both(self.model, state.counts)
+        last = both(self.model, last)[:, None, None]
+        first = jnp.take_along_axis(logits, last, axis=1)
+        draft, layers = grow_by_levels(self.model, params, cache, lengths, first, this)
         cache = replace(cache, layers=layers, lengths=lengths)
         return draft, replace(state, cache=cache, counts=jnp.zeros_like(state.counts))
 
@@ -114,15 +85,88 @@ class SmallModel:
         """See `spec.draft.Drafter`; the tokens are read by the next `propose`."""
         return replace(state, tokens=seen.tokens, counts=seen.counts)
 
-    def _both(self, x: Array) -> Array:
-        """Repeats rows for each guidance stream of the drafter."""
-        return jnp.concatenate([x] * self.model.streams)
 
-    def _read(self, params, cache, tokens, positions, mask):
-        logits, _, cache = self.model.forward(
-            params, cache, self._both(tokens), self._both(positions), mask
-        )
-        return logits, cache
+def both(model: Target, x: Array) -> Array:
+    """Repeats rows for each guidance stream of a drafter."""
+    return jnp.concatenate([x] * model.streams)
+
+
+def begin(model: Target, params: Params, start: Start, room: int) -> ModelState:
+    """Reads the prompt; the cache has `room` slots more than the engine asks for."""
+    path = start.tree.depth + 1
+    _, _, cache = model.prefill(params, start.prompt, start.extra + path + room)
+    return ModelState(
+        cache,
+        jnp.zeros((start.rows, path), jnp.int32),
+        jnp.ones(start.rows, jnp.int32),
+    )
+
+
+def catch_up(
+    model: Target, params: Params, state: ModelState, this: Round
+) -> tuple[Float[Array, "R A V"], Float[Array, "R A E"], KVCache, Int[Array, "B"]]:
+    """Reads what the last round committed, and the new root.
+
+    Returns:
+      Logits and features after each of these tokens, the cache that holds them (its
+      lengths are what they were), and the place of the root among them.
+    """
+    path = state.tokens.shape[1]
+    last = jnp.maximum(state.counts - 1, 0)
+    here = jnp.arange(path) == last[:, None]
+    tokens = jnp.where(here, this.root[:, None], state.tokens)
+    positions = (this.position - last)[:, None] + jnp.arange(path)
+    mask = tree_mask(state.cache, jnp.tril(jnp.ones((path, path), bool)))
+    logits, features, cache = model.forward(
+        params, state.cache, both(model, tokens), both(model, positions), mask
+    )
+    return logits, features, cache, last
+
+
+def grow_by_levels(
+    model: Target,
+    params: Params,
+    cache: KVCache,
+    lengths: Int[Array, "R"],
+    first: Float[Array, "R 1 V"],
+    this: Round,
+) -> tuple[Draft, PyTree]:
+    """A draft, a pass for each level, nodes on slots behind the committed ones.
+
+    Args:
+      model: the drafter.
+      params: its parameters.
+      cache: holds all committed tokens and the root.
+      lengths: how many that are.
+      first: logits after the root.
+      this: the round.
+
+    Returns:
+      The draft, and the cache's layers with what was written behind `lengths`.
+    """
+    slots = expansions(this.tree)[0]
+
+    def step(depth, tokens, own, shared):
+        layers, used = shared
+        ahead = jnp.broadcast_to(jnp.reshape(depth, (-1, 1)), tokens.shape)
+        if used is None:  # the root was read before
+            logits, shared = first, (layers, 0)
+        else:
+            behind = replace(cache, layers=layers, lengths=lengths)
+            own |= jnp.arange(slots) == used + jnp.arange(tokens.shape[1])[:, None]
+            mask = tree_mask(behind, both(model, own))
+            behind = replace(behind, lengths=lengths + used)
+            positions = both(model, this.position[:, None] + ahead)
+            logits, _, behind = model.forward(
+                params, behind, both(model, tokens), positions, mask
+            )
+            shared = behind.layers, used + tokens.shape[1]
+        logits = guide(logits, this.sampling, this.index[:, None] + ahead)
+        return logits, own, shared
+
+    nothing = jnp.zeros((len(this.root), 1, slots), bool)
+    draft, (layers, _) = grow(this, step, nothing, (cache.layers, None))
+    return draft, layers
 
 
 def early_exit(

@@ -51,7 +51,9 @@ def likelihood_metrics(
 @partial(jax.jit, static_argnums=0)
 def _measure(model, params, codes, labels):
     logits, _ = model.score(params, labels, codes[:, :-1])
-    log_p = jax.nn.log_softmax(logits[:, model.config.prefix_length - 1 :])
+    prefix = model.config.prefix_length
+    log_p = jax.nn.log_softmax(logits[:, max(prefix - 1, 0) :])
+    codes = codes if prefix else codes[:, 1:]
     taken = jnp.take_along_axis(log_p, codes[..., None], axis=-1)[..., 0]
     entropy = -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
     return -jnp.mean(taken, axis=1), jnp.mean(entropy, axis=1)

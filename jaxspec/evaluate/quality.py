@@ -19,7 +19,14 @@ from jaxspec.helpers import Helper
 from jaxspec.images import to_unit
 from jaxspec.models.classifier import Classifier
 from jaxspec.models.transformer import Transformer
-from jaxspec.pipeline import Progress, Run, Settings, decode_pictures, draw
+from jaxspec.pipeline import (
+    Progress,
+    Run,
+    Settings,
+    bundle_for,
+    decode_pictures,
+    draw,
+)
 from jaxspec.rules import find_rule
 from jaxspec.spec.envelopes import Envelope
 from jaxspec.spec.tree import Tree
@@ -149,12 +156,13 @@ def measure_quality(
     """
     if len(set(seeds)) < 2:
         raise ConfigError("quality needs at least two seeds, to show a spread")
+    bundle = bundle_for(bundle, helper)
     chosen = {name: find_rule(name) for name in rules}
     cells: dict[str, list[dict[str, float]]] = {"plain": [], **{n: [] for n in rules}}
     for seed in seeds:
         here = replace(settings, seed=seed, rule=find_rule("coupled"))
         measure = partial(measure_run, heldout=heldout, extract=extract)
-        plain = draw(bundle, here, Tree.root(), progress=progress)
+        plain = draw(bundle, here, Tree.root(), helper=helper, progress=progress)
         cells["plain"].append(
             {"tokens_per_call": 1.0, **measure(bundle, here, plain, plain)}
         )

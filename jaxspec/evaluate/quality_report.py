@@ -20,8 +20,8 @@ def quality_markdown(result: dict[str, Any]) -> str:
         "",
         f"Device: {result['device']}, jax {result['jax']}. {result['pictures']} "
         f"pictures for each of the seeds {', '.join(map(str, seeds))}, temperature 1, "
-        f"cfg {result['cfg_scale']:g}, {result['tree']} of {result['nodes']} nodes. Each "
-        "number is a mean over seeds, with the standard deviation between seeds. "
+        f"cfg {result['cfg_scale']:g}, {result['tree']} of {result['nodes']} nodes. "
+        "Each number is a mean over seeds, with the standard deviation between seeds. "
         "Distances are in the features of a small classifier trained on the same data "
         "(this is no FID), against as many held-out pictures; that classifier is right "
         f"about {100 * result['heldout_accuracy']:.1f} % of those. Distortions are "

@@ -199,7 +199,8 @@ class Drafter(Protocol):
     arrays of fixed shapes. It may be wrong in any way: under a lossless rule it can
     change the speed and nothing else, as long as `Draft.drawn` is true.
 
-    One that sends `ExtraRows` has an attribute `extra_rows`, their static number `X`.
+    One that sends `ExtraRows` has `extra_rows`: their static number `X`, or a function
+    of the tree that returns it.
     """
 
     def init(self, params: Params, start: Start) -> Any:
@@ -215,6 +216,7 @@ class Drafter(Protocol):
         ...
 
 
-def extra_rows(drafter: Drafter | None) -> int:
+def extra_rows(drafter: Drafter | None, tree: Tree | Envelope) -> int:
     """`X` of a drafter."""
-    return getattr(drafter, "extra_rows", 0)
+    found = getattr(drafter, "extra_rows", 0)
+    return found(tree) if callable(found) else found

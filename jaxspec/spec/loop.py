@@ -270,7 +270,7 @@ def _read(engine: Engine, params: Params, state: SpecState, draft: Draft, shape)
     window = shape.ancestors
     static = draft.parents is None
     window = window[0] if static else window  # [N, N] or [B, N, N]
-    riders, wanted = draft.extra, extra_rows(engine.drafter)
+    riders, wanted = draft.extra, extra_rows(engine.drafter, engine.tree)
     if (riders.tokens.shape[1] if riders else 0) != wanted:
         raise ConfigError(
             f"the drafter sent {riders.tokens.shape[1] if riders else 0} extra rows, "

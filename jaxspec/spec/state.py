@@ -63,7 +63,7 @@ class Engine:
     @property
     def window(self) -> int:
         """Rows of one verify pass: the tree's nodes and a drafter's extra rows."""
-        return self.tree.size + extra_rows(self.drafter)
+        return self.tree.size + extra_rows(self.drafter, self.tree)
 
     @property
     def candidates(self) -> Selection:

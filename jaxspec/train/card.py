@@ -14,6 +14,11 @@ _WHAT = {
     "beside it. " + _HARMLESS,
     "feature_head": "One-layer feature drafter (EAGLE family) for the prior beside it. "
     + _HARMLESS,
+    "falcon": "Semi-autoregressive feature drafter (Falcon) for the prior beside it. "
+    + _HARMLESS,
+    "kangaroo": "Adapter over the first layers (Kangaroo) of the prior beside it. "
+    + _HARMLESS,
+    "prompt_tokens": "Prompt tokens (PPD) for the prior beside them. " + _HARMLESS,
     "parallel_heads": "Parallel heads (Medusa, Hydra) for the prior beside them. "
     + _HARMLESS,
 }

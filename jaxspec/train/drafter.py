@@ -139,8 +139,9 @@ def guess_losses(
 
     The first two are NaN for places beyond the sequence's end. With `config.guidance`
     above 1 both streams guess at the same places, and the guided laws are compared, at
-    a scale drawn for each sequence; else a stream is drawn for each. `key` draws these
-    and what the recipe draws; it is consumed.
+    a scale drawn for each sequence; else a stream is drawn for each. Where the drafter
+    judges its own guesses, the cross-entropy to the true overlap is added (DSpark).
+    `key` draws scales or streams and what the recipe draws; it is consumed.
     """
     draw_key, recipe_key = jax.random.split(key)
     guided = config.guidance > 1.0
@@ -152,7 +153,7 @@ def guess_losses(
     else:
         nulls = [jax.random.bernoulli(draw_key, config.null_share, labels.shape)]
         scale = None
-    streams, regressions = [], []
+    streams, regressions, confidence = [], [], None
     for null in nulls:
         lesson = make_lesson(
             drafter.target, target_params, drafter.taps, codes, labels, null
@@ -163,13 +164,18 @@ def guess_losses(
         p = jnp.take_along_axis(lesson.logits, flat[..., None] - 1, axis=1)
         streams.append((p.reshape(guesses.logits.shape), guesses.logits))
         regressions.append(guesses.regression)
+        confidence = guesses.confidence if confidence is None else confidence
     p, q = streams[0] if scale is None else _guided(*streams, scale)
     tokens = jnp.take_along_axis(lesson.tokens, flat, axis=1)
     tokens, present = tokens.reshape(guesses.places.shape), guesses.present
     losses = divergence(config.divergence, p, q, tokens, present)
+    shared = overlap(p, q)
+    if confidence is not None:  # of the conditional stream, which drafting reads too
+        judged = jax.lax.stop_gradient(shared)
+        losses += optax.sigmoid_binary_cross_entropy(confidence, judged)
     return (
         jnp.where(present, losses, jnp.nan),
-        jnp.where(present, overlap(p, q), jnp.nan),
+        jnp.where(present, shared, jnp.nan),
         sum(regressions) / len(regressions),
     )
 

@@ -4,7 +4,7 @@ import hashlib
 import importlib.util
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from jaxspec.config import TokenizerConfig, TransformerConfig
 from jaxspec.drafters.kinds import DrafterConfig, make_drafter
@@ -70,6 +70,36 @@ class TrainingConfig:
     save_every: int = 500
 
 
+Objective = Literal["next", "sorted", "masked", "continuation", "refinement", "tidar"]
+
+
+@dataclass(frozen=True)
+class PriorTrainingConfig(TrainingConfig):
+    """Settings of the trainer of models over codes; see `train.objectives`.
+
+    Attributes:
+      objective: what is learned. "next": the next token. "sorted": the same at several
+        depths (S2D, LayerSkip). "masked": hidden tokens (MDLM). "continuation" and
+        "refinement": blocks behind a prefix (DEER's two stages). "tidar": next tokens
+        and blocks. All but the first two need `extra_tokens`.
+      exits: layers after which a "sorted" model may be left.
+      block: rows of a block.
+    """
+
+    objective: Objective = "next"
+    exits: tuple[int, ...] = ()
+    block: int = 8
+
+    def __post_init__(self):
+        if self.objective not in get_args(Objective):
+            known = ", ".join(get_args(Objective))
+            raise ConfigError(f"objective={self.objective!r}; choose {known}")
+        if (self.objective == "sorted") != bool(self.exits):
+            raise ConfigError("exits belong to objective 'sorted', which needs them")
+        if self.block < 1:
+            raise ConfigError(f"block={self.block} must be at least 1")
+
+
 @dataclass(frozen=True)
 class DrafterTrainingConfig(TrainingConfig):
     """Settings of the drafters' trainer.
@@ -115,7 +145,7 @@ class Experiment:
     prior: TransformerConfig
     drafter: DrafterConfig
     train_tokenizer: TrainingConfig
-    train_prior: TrainingConfig
+    train_prior: PriorTrainingConfig
     train_drafter: DrafterTrainingConfig
     train_classifier: TrainingConfig = TrainingConfig(
         steps=1000, batch=64, warmup=50, ema=0.99, evaluate_every=200, save_every=200

@@ -10,9 +10,126 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxspec.drafters.shared import scores_of, shared_parameters
 from jaxspec.models.masked_diffusion import MaskedDiffusion
 from jaxspec.models.transformer import Transformer
 from jaxspec.typing import Array, Bool, Float, Int, Params
+
+
+def next_loss(
+    model: Transformer,
+    params: Params,
+    codes: Int[Array, "B T"],
+    labels: Int[Array, "B"],
+    null: Bool[Array, "B"],
+    key: Array,
+) -> Float[Array, ""]:
+    """Each token given those before it; `key` is for dropout."""
+    logits, _ = model.score(params, labels, codes[:, :-1], null=null, dropout_key=key)
+    return jnp.mean(token_losses(model, logits, codes))
+
+
+def token_losses(
+    model: Transformer, logits: Float[Array, "B U V"], codes: Int[Array, "B T"]
+) -> Float[Array, "B N"]:
+    """Negative log-likelihood in nats of each token that something stands before.
+
+    Args:
+      model: causal.
+      logits: of the condition and all tokens but the last.
+      codes: all tokens. Without a condition the first one is not predicted.
+    """
+    prefix = model.config.prefix_length
+    return _cross(logits[:, max(prefix - 1, 0) :], codes if prefix else codes[:, 1:])
+
+
+def sorted_loss(
+    model: Transformer,
+    params: Params,
+    codes: Int[Array, "B T"],
+    labels: Int[Array, "B"],
+    null: Bool[Array, "B"],
+    key: Array,
+    *,
+    exits: tuple[int, ...],
+) -> Float[Array, ""]:
+    """Next tokens by the whole model and by its first layers, as one mean.
+
+    All share the final norm and the head: a model that can be left early (S2D, arXiv
+    2407.01955; the losses of LayerSkip, arXiv 2404.16710, without its layer dropout).
+
+    Args:
+      model: causal.
+      params: its parameters.
+      codes: tokens.
+      labels: conditions.
+      null: rows without condition.
+      key: for dropout.
+      exits: numbers of layers.
+    """
+    taps = tuple(n - 1 for n in exits)
+    logits, features = model.score(
+        params, labels, codes[:, :-1], null=null, taps=taps, dropout_key=key
+    )
+    losses = [jnp.mean(token_losses(model, logits, codes))]
+    shared = shared_parameters(model.config, params, norm=True)
+    for h in jnp.split(features, len(exits), axis=-1):
+        logits = scores_of(model.config, shared, h)
+        losses.append(jnp.mean(token_losses(model, logits, codes)))
+    return sum(losses) / len(losses)
+
+
+def block_loss(
+    model: Transformer,
+    params: Params,
+    codes: Int[Array, "B T"],
+    labels: Int[Array, "B"],
+    null: Bool[Array, "B"],
+    key: Array,
+    *,
+    block: int,
+    refine: bool,
+    growth: float = 1.01,
+    least: float = 1e-3,
+) -> Float[Array, ""]:
+    """DEER's two stages (arXiv 2512.15176), for all prefixes in one pass.
+
+    Clean tokens are causal, and blocks behind each prefix see it and themselves, so a
+    cache of clean tokens is exact. Where blocks begin is drawn anew each time.
+
+    Args:
+      model: with an extra token for the mask.
+      params: its parameters.
+      codes: tokens.
+      labels: conditions.
+      null: rows without condition.
+      key: shifts the blocks and hides tokens; consumed.
+      block: rows of a block.
+      refine: stage two: all of a block is hidden, and a token weighs the more the
+        nearer it is to the prefix. Else stage one: a share `t`, weighing `1 / t`.
+      growth: of the weight from a place to the one before; 1.02 is noisy, 1.05
+        diverges, says the paper.
+      least: share that is hidden.
+    """
+    shift_key, time_key, mask_key = jax.random.split(key, 3)
+    rows, length = codes.shape
+    shift = jax.random.randint(shift_key, (), 0, block)
+    hidden, weight = (
+        jnp.ones(codes.shape, bool),
+        growth ** -(_place(length, block, shift)),
+    )
+    weight = jnp.broadcast_to(weight, codes.shape)
+    if not refine:
+        even = (jax.random.uniform(time_key) + jnp.arange(rows) / rows) % 1.0
+        t = (least + (1.0 - least) * even)[:, None]
+        hidden = jax.random.uniform(mask_key, codes.shape) < t
+        weight = hidden / t
+    tokens = jnp.where(hidden, model.config.vocab_size, codes)
+    logits = _doubled_scores(model, params, codes, tokens, labels, null, block, shift)
+    filled = _cross(logits[:, model.config.prefix_length + length :], codes)
+    return jnp.sum(filled * weight) / (
+        jnp.sum(weight) if refine else jnp.float32(codes.size)
+    )
 
 
 def masked_loss(
@@ -95,28 +212,39 @@ def tidar_loss(
     Returns:
       The loss, and its two parts: autoregressive and hidden.
     """
-    config = model.config
-    prefix, (rows, length) = config.prefix_length, codes.shape
     shift = jax.random.randint(key, (), 0, block)
+    hidden = jnp.full(codes.shape, model.config.vocab_size, codes.dtype)
+    logits = _doubled_scores(model, params, codes, hidden, labels, null, block, shift)
+    total = model.config.prefix_length + codes.shape[1]
+    following = jnp.mean(token_losses(model, logits[:, : total - 1], codes))
+    filled = jnp.mean(_cross(logits[:, total:], codes))
+    return (weight * following + filled) / (1.0 + weight), following, filled
+
+
+_cross = optax.softmax_cross_entropy_with_integer_labels
+
+
+def _doubled_scores(model, params, codes, seconds, labels, null, block, shift):
+    """Logits of clean tokens, then of the same places as `seconds`, in blocks."""
+    prefix, length = model.config.prefix_length, codes.shape[1]
     tables = jnp.stack(
         [jnp.asarray(_shifted_table(prefix, length, block, s)) for s in range(block)]
     )
-    hidden = jnp.full((rows, length), config.vocab_size, codes.dtype)
     order = np.arange(prefix + length)
     positions = jnp.asarray(np.concatenate([order, order[prefix:]]))
-    logits, _ = model.score(
+    return model.score(
         params,
         labels,
-        jnp.concatenate([codes, hidden], axis=1),
+        jnp.concatenate([codes, seconds], axis=1),
         null=null,
         causal=tables[shift],
         positions=positions,
-    )
-    cross = optax.softmax_cross_entropy_with_integer_labels
-    ahead = logits[:, prefix - 1 : prefix + length - 1]
-    following = jnp.mean(cross(ahead, codes))
-    filled = jnp.mean(cross(logits[:, prefix + length :], codes))
-    return (weight * following + filled) / (1.0 + weight), following, filled
+    )[0]
+
+
+def _place(length: int, block: int, shift: Array) -> Int[Array, "T"]:
+    """Place of each token in its block."""
+    return (jnp.arange(length) - shift) % block
 
 
 def _shifted_table(prefix: int, length: int, block: int, shift: int) -> np.ndarray:

@@ -1,66 +1,120 @@
-"""Training of the autoregressive prior: next-code cross-entropy."""
+"""Training of models over codes: the prior, and drafters that are such models."""
 
+from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from jaxspec.checkpoint import Checkpoint
+from jaxspec.checkpoint import Checkpoint, params_digest
 from jaxspec.data.batches import batch_indices, step_rng
 from jaxspec.data.codes import CodeSource
+from jaxspec.drafters.riding_blocks import with_extra_tokens
+from jaxspec.errors import ConfigError
 from jaxspec.evaluate.likelihood import likelihood_metrics
+from jaxspec.models.masked_diffusion import MaskedDiffusion
 from jaxspec.models.transformer import Transformer
-from jaxspec.train.experiment import Experiment, TrainingConfig, fingerprint
+from jaxspec.train import objectives
+from jaxspec.train.experiment import Experiment, PriorTrainingConfig, fingerprint
 from jaxspec.train.loop import fit
 from jaxspec.train.optimizer import begin, descend
-from jaxspec.typing import Array, Float, Int, Params
+from jaxspec.typing import Params
 
 # Held-out sequences that select the checkpoint.
 HELDOUT = 512
 
 
 def train_prior(
-    experiment: Experiment, source: CodeSource, heldout: CodeSource, workdir: Path
+    experiment: Experiment,
+    source: CodeSource,
+    heldout: CodeSource,
+    workdir: Path,
+    start: Checkpoint | None = None,
 ) -> Checkpoint:
-    """Trains the prior of an experiment; resumes what `workdir` holds."""
+    """Trains a model over codes; resumes what `workdir` holds.
+
+    Args:
+      experiment: what to train and how.
+      source: sequences.
+      heldout: sequences that select the checkpoint.
+      workdir: state and metrics.
+      start: a model of the same shape to go on from; it may have fewer extra tokens.
+
+    Raises:
+      ConfigError: the model does not suit the objective, or `start` is another one.
+    """
     config = experiment.train_prior
     model = Transformer(experiment.prior)
+    if config.objective not in ("next", "sorted") and not model.config.extra_tokens:
+        raise ConfigError(f"objective={config.objective!r} needs extra_tokens=1")
+    if any(not 0 < n < model.config.layers for n in config.exits):
+        raise ConfigError(f"exits={config.exits}: the model has {model.config.layers}")
+    params = model.init(jax.random.key(config.seed))
+    if start is not None:
+        params = _grown(start.params, params)
+    begun = params_digest(params) if start is not None else ""
 
     def batch_fn(step):
         indices = batch_indices(config.seed, step, config.batch, len(source))
         return source.take(indices, step_rng(config.seed, step))
 
-    def evaluate(state):
-        values = likelihood_metrics(
-            model, state["average"], heldout, batch=config.batch, most=HELDOUT
-        )
-        return {"heldout_loss": values["nll"], "entropy": values["entropy"]}
-
     kept, metrics = fit(
         workdir,
         config,
-        begin(config, model.init(jax.random.key(config.seed))),
+        begin(config, params),
         jax.jit(make_step(model, config), donate_argnums=0),
         batch_fn,
-        evaluate,
+        make_evaluation(model, config, heldout),
         lambda state: state["average"],
         "prior",
-        fingerprint(experiment.prior, config, experiment.data, source.digest),
+        fingerprint(experiment.prior, config, experiment.data, source.digest, begun),
     )
-    return Checkpoint("prior", experiment.prior, kept, {"metrics": metrics})
+    about = {"metrics": metrics, "objective": config.objective}
+    if config.objective == "sorted":
+        about["exits"] = list(config.exits)
+    if config.objective not in ("next", "sorted", "masked"):
+        about["block"] = config.block
+    return Checkpoint("prior", experiment.prior, kept, about)
 
 
-def make_step(model: Transformer, config: TrainingConfig):
+def _grown(params: Params, like: Params) -> Params:
+    """Parameters with the extra tokens that the new model has and they lack."""
+    wanted = like["embedding"]["embedding"]
+    have = len(params["embedding"]["embedding"])
+    grown = with_extra_tokens(params, wanted[have:])
+    shapes = [jax.tree.map(jnp.shape, tree) for tree in (grown, like)]
+    if shapes[0] != shapes[1]:
+        raise ConfigError("the model to start from has another shape")
+    return grown
+
+
+def loss_of(model: Transformer, config: PriorTrainingConfig):
+    """The objective: `(params, codes, labels, null, key) -> loss`."""
+    blocks = partial(objectives.block_loss, model, block=config.block)
+    return {
+        "next": partial(objectives.next_loss, model),
+        "sorted": partial(objectives.sorted_loss, model, exits=config.exits),
+        "masked": lambda *given: objectives.masked_loss(MaskedDiffusion(model), *given),
+        "continuation": partial(blocks, refine=False),
+        "refinement": partial(blocks, refine=True),
+        "tidar": lambda *given: objectives.tidar_loss(
+            model, *given, block=config.block
+        )[0],
+    }[config.objective]
+
+
+def make_step(model: Transformer, config: PriorTrainingConfig):
     """One step `(state, step, (codes [B, T], labels [B])) -> (state, metrics)`."""
-    dtype = jnp.dtype(config.compute_dtype)
+    dtype, objective = jnp.dtype(config.compute_dtype), loss_of(model, config)
 
     def loss_fn(params, codes, labels, key):
-        null_key, dropout_key = jax.random.split(key)
+        null_key, own_key = jax.random.split(key)
         chance = model.config.condition_dropout
         null = jax.random.bernoulli(null_key, chance, labels.shape)
         params = jax.tree.map(lambda x: x.astype(dtype), params)
-        return jnp.mean(nll(model, params, codes, labels, null, dropout_key))
+        return objective(params, codes, labels, null, own_key)
 
     def step_fn(state, step, batch):
         key = jax.random.fold_in(jax.random.key(config.seed), step)
@@ -71,17 +125,28 @@ def make_step(model: Transformer, config: TrainingConfig):
     return step_fn
 
 
-def nll(
-    model: Transformer,
-    params: Params,
-    codes: Int[Array, "B T"],
-    labels: Int[Array, "B"],
-    null: Array | None = None,
-    dropout_key: Array | None = None,
-) -> Float[Array, "B T"]:
-    """Negative log-likelihood of each code in nats, given those before it."""
-    logits, _ = model.score(
-        params, labels, codes[:, :-1], null=null, dropout_key=dropout_key
-    )
-    first = model.config.prefix_length - 1
-    return optax.softmax_cross_entropy_with_integer_labels(logits[:, first:], codes)
+def make_evaluation(
+    model: Transformer, config: PriorTrainingConfig, heldout: CodeSource
+):
+    """Held-out loss; of a next-token model its likelihood and entropy."""
+    objective = loss_of(model, config)
+    count = max(min(HELDOUT, len(heldout)) // config.batch, 1) * config.batch
+    rows = np.linspace(0, len(heldout) - 1, count).astype(np.int64)
+    key = jax.random.key(config.seed + 1)
+
+    def evaluate(state):
+        if config.objective == "next":
+            values = likelihood_metrics(
+                model, state["average"], heldout, batch=config.batch, most=HELDOUT
+            )
+            return {"heldout_loss": values["nll"], "entropy": values["entropy"]}
+        losses = []
+        for i, part in enumerate(rows.reshape(-1, config.batch)):
+            codes = heldout.codes[0, part].astype(np.int32)
+            given = codes, heldout.labels[part], np.zeros(len(part), bool)
+            own = jax.random.fold_in(key, i) if model.config.extra_tokens else None
+            losses.append(measure(state["average"], *given, own))
+        return {"heldout_loss": float(np.mean(losses))}
+
+    measure = jax.jit(objective)
+    return evaluate

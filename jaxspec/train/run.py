@@ -34,7 +34,7 @@ def train_part(
 
     Parts are "tokenizer", "prior", "drafter" and "classifier". Earlier ones are read
     from `bundle`, or from what `workdir` holds. A drafter that learns from what its
-    target draws needs no data, and may go on from the drafter in `start`.
+    target draws needs no data. Prior and drafter may go on from `start`.
 
     Raises:
       CheckpointError: an earlier part is missing from `workdir`.
@@ -52,7 +52,7 @@ def train_part(
                 "this --workdir first, or name a bundle with --checkpoint"
             )
     training = experiment.train_drafter
-    begun = load(start) if start is not None and part == "drafter" else None
+    begun = load(start) if start is not None else None
     if part == "drafter" and training.drawn:
         prior, folder = load(given / "prior", "prior"), workdir / "codes"
         codes, heldout_codes = (
@@ -90,7 +90,9 @@ def train_part(
             for pictures, split in zip((source, heldout), splits, strict=True)
         )
         if part == "prior":
-            result = train_prior(experiment, codes, heldout_codes, workdir / part)
+            result = train_prior(
+                experiment, codes, heldout_codes, workdir / part, begun
+            )
         else:
             prior = load(given / "prior", "prior")
             result = train_drafter(

@@ -28,11 +28,6 @@ TARGET = TransformerConfig(
 BLOCK = BlockDiffusionConfig(
     block_size=4, layers=2, width=32, heads=2, ffn_width=48, taps=(0, 2), markov_rank=6
 )
-VARIANTS = {
-    "causal with Markov head": BLOCK,
-    "bidirectional": replace(BLOCK, causal=False, markov_rank=0),
-    "grouped heads": replace(BLOCK, kv_heads=1),
-}
 
 
 def make(config=BLOCK, seed=0):
@@ -56,7 +51,7 @@ def test_a_block_never_sees_its_own_or_later_features():
         h = network.block_input(jnp.ones((1, 2, 32))).reshape(1, 8, 32)
         positions = (anchors[..., None] + jnp.arange(4)).reshape(1, 8)
         joins = [append_to(past) for past in contexts]
-        mask = anchored_mask(anchors, 17, 4, drafter.config.causal)
+        mask = anchored_mask(anchors, 17, drafter.config)
         return network.block(h, drafter.angles(positions), mask, joins)
 
     for block, anchor in enumerate([3, 9]):

@@ -9,14 +9,19 @@ import numpy as np
 import pytest
 
 from jaxspec.config import (
+    AdapterConfig,
     BlockDiffusionConfig,
     FeatureHeadConfig,
     ParallelHeadsConfig,
+    SemiAutoregressiveConfig,
     TransformerConfig,
 )
 from jaxspec.drafters.block_diffusion import BlockDiffusion
+from jaxspec.drafters.dynamic_exit import DynamicExit
+from jaxspec.drafters.falcon import Falcon
 from jaxspec.drafters.feature_head import FeatureHead
 from jaxspec.drafters.jacobi import Jacobi
+from jaxspec.drafters.kangaroo import Kangaroo
 from jaxspec.drafters.lattice import Lattice
 from jaxspec.drafters.lookahead import Lookahead
 from jaxspec.drafters.mask_drafter import MaskDrafter
@@ -78,7 +83,7 @@ TABLES = {
     "masks, shifted": (MaskDrafter(toy_target(VOCAB), 3, VOCAB, 1), BUSHY, OTHER),
     "lattice": (
         Lattice(
-            lambda params, prompt, tokens: params[tokens],
+            lambda params, prompt, tokens, sampling: params[tokens],
             VOCAB,
             NgramTable(VOCAB, buckets=64, width=4),
             most=3,
@@ -133,6 +138,28 @@ def test_tokens_and_cache_stay_as_they_are(name):
     assert_fresh_cache(engine, PARAMS, PROMPT, state)
 
 
+@pytest.mark.parametrize("tree", [BUSHY, Beam(9, 3, 4, 3), BestFirst(8, 3)], ids=str)
+def test_a_drafter_that_breaks_down_costs_speed_alone(tree):
+    """Whatever follows a certain token is NaN to it."""
+    broken = {**OTHER, "values": OTHER["values"].at[2].set(jnp.nan)}
+    engine, state = run_rounds(
+        toy_target(VOCAB, 2),
+        PARAMS,
+        SmallModel(toy_target(VOCAB)),
+        broken,
+        tree,
+        PROMPT,
+        length=LENGTH,
+        rows=ROWS,
+        sampling=make_sampling(ROWS, **SETTINGS),
+        limits=make_limits(ROWS, *LIMITS),
+        seed=3,
+    )
+    kept = np.arange(LENGTH) < state.length[:, None]
+    tokens = np.where(kept, state.tokens[:, :LENGTH], -1)
+    np.testing.assert_array_equal(tokens, plain_toy_tokens().tokens)
+
+
 def test_the_whole_loop_as_one_program_is_held_to_plain_decoding_too():
     drafter, tree, params = TABLES["union"]
     out = assert_same_tokens(
@@ -156,6 +183,7 @@ TARGET = TransformerConfig(
 )
 CLASSES = jnp.array([0, 2, 1])
 SMALL = replace(TARGET, layers=1, width=16, extra_tokens=0)
+SMALL_THREE = replace(SMALL, layers=3)
 EAGLE = FeatureHeadConfig(1, 32, 2, ffn_width=48, taps=(2,))
 HEADS = ParallelHeadsConfig(4, 32)
 BLOCK = BlockDiffusionConfig(4, 2, 32, 2, ffn_width=48, taps=(0, 2), markov_rank=6)
@@ -206,13 +234,22 @@ def feature_drafters():
     found = {
         name: (drafter, tree, own(drafter)) for name, (drafter, tree) in found.items()
     }
+    falcon = Falcon(SemiAutoregressiveConfig(2, 32, 2, 48), TARGET)
+    found["falcon"] = falcon, TREE, own(falcon)
+    three = Falcon(SemiAutoregressiveConfig(3, 32, 2, 48), TARGET)
+    found["falcon, blocks of 3"] = three, Beam(9, 4, 4, 3), own(three)
+    kangaroo = Kangaroo(AdapterConfig(2, 2), TARGET)
+    found["kangaroo"] = kangaroo, TREE, own(kangaroo)
+    found["dynamic exit"] = DynamicExit(TARGET, (1, 2)), TREE, target_params()
+    sub = DynamicExit(SMALL_THREE, (1, 3), verify_cost=9.0, guided=False)
+    found["sub-networks"] = sub, Beam(9, 4, 4, 3), random_params(SMALL_THREE)
     found["early exit"] = early_exit(TARGET, 2), TREE, target_params()
     small = SmallModel(make_target(Transformer(SMALL), guided=False))
     found["small transformer"] = small, TREE, random_params(SMALL)
     riding = Tree.chain(3)
-    found["tidar"] = tidar(riding, TARGET, 4), riding, None
+    found["tidar"] = tidar(TARGET, 4), riding, None
     bushy = named_tree("0,1,00")
-    found["prompt tokens"] = prompt_tokens(bushy, TARGET, 3), bushy, None
+    found["prompt tokens"] = prompt_tokens(TARGET, 3), bushy, None
     return found
 
 
@@ -229,6 +266,11 @@ NAMES = [
     "block",
     "block, refined",
     "block, grouped heads",
+    "falcon",
+    "falcon, blocks of 3",
+    "kangaroo",
+    "dynamic exit",
+    "sub-networks",
     "early exit",
     "small transformer",
     "tidar",

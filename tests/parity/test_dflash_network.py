@@ -58,7 +58,7 @@ def ours(pair, chunks):
     return network.block(
         network.block_input(pair.params["embedding"][as_jax(anchors(pair))]),
         drafter.angles(lengths[:, None] + jnp.arange(BLOCK)),
-        block_mask(cache, BLOCK, c.causal),
+        block_mask(cache, BLOCK, c),
         [lambda own, past=past: joined(past, own, lengths) for past in layers],
     )
 

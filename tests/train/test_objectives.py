@@ -51,8 +51,8 @@ def test_blocks_see_the_clean_past_and_themselves():
 def test_riders_say_what_one_pass_over_the_tokens_says(kind):
     """After some rounds, block and shift and masks are those of a pass by hand."""
     tree = Tree.chain(3) if kind == "tidar" else named_tree("0,1,00")
-    drafter = tidar(tree, CONFIG, 4) if kind == "tidar" else None
-    drafter = drafter or prompt_tokens(tree, CONFIG, 3)
+    drafter = tidar(CONFIG, 4) if kind == "tidar" else None
+    drafter = drafter or prompt_tokens(CONFIG, 3)
     target = make_target(MODEL, guided=False)
     _, state = after(3, target, PARAMS, drafter, None, tree, LABELS, make_sampling(3))
     riders = len(drafter.ids)
@@ -73,9 +73,9 @@ def test_riders_say_what_one_pass_over_the_tokens_says(kind):
 def test_blocks_need_their_tokens_and_room():
     plain = replace(CONFIG, extra_tokens=0)
     with pytest.raises(ConfigError, match="0 extra tokens, 1 are needed"):
-        tidar(Tree.chain(3), plain, 4)
+        tidar(plain, 4)
     with pytest.raises(ConfigError, match="4 deep, blocks of 4 rows reach 3"):
-        tidar(Tree.chain(4), CONFIG, 4)
+        tidar(CONFIG, 4).check_tree(Tree.chain(4))
     with pytest.raises(ConfigError, match="extra_tokens=1"):
         MaskedDiffusion(Transformer(plain))
 

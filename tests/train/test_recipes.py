@@ -8,10 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.config import BlockDiffusionConfig
+from jaxspec.config import (
+    AdapterConfig,
+    BlockDiffusionConfig,
+    PromptTokensConfig,
+    SemiAutoregressiveConfig,
+)
 from jaxspec.drafters.block_diffusion import BlockDiffusion
+from jaxspec.drafters.falcon import Falcon
 from jaxspec.drafters.feature_head import FeatureHead
+from jaxspec.drafters.kangaroo import Kangaroo
 from jaxspec.drafters.parallel_heads import ParallelHeads
+from jaxspec.drafters.prompt_tokens import PromptTokens
 from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
 from jaxspec.spec.draft import Round, Start
@@ -38,14 +46,22 @@ BLOCK = BlockDiffusionConfig(
 THREE = replace(EAGLE, version=3, taps=(0, 1, 2))
 KINDS = {
     "block": BlockDiffusion(BLOCK, TARGET),
-    "block, whole": BlockDiffusion(replace(BLOCK, causal=False, markov_rank=0), TARGET),
-    "block, grouped heads": BlockDiffusion(replace(BLOCK, kv_heads=1), TARGET),
+    "block of 32, fewer rows run": BlockDiffusion(
+        replace(BLOCK, block_size=32, kv_heads=1), TARGET
+    ),
+    "block, whole, in a window": BlockDiffusion(
+        replace(BLOCK, causal=False, markov_rank=0, window=3), TARGET
+    ),
+    "block, judged": BlockDiffusion(replace(BLOCK, confidence=True, window=2), TARGET),
     "block, row above": BlockDiffusion(
         replace(BLOCK, above=True), replace(TARGET, grid=8)
     ),
     "block, refined": BlockDiffusion(replace(BLOCK, refinements=4), TARGET),
     "eagle-1": FeatureHead(EAGLE, TARGET),
     "eagle-3": FeatureHead(THREE, TARGET),
+    "falcon": Falcon(SemiAutoregressiveConfig(2, 32, 2, 48), TARGET),
+    "kangaroo": Kangaroo(AdapterConfig(2, 2), TARGET),
+    "prompt tokens": PromptTokens(PromptTokensConfig(4), TARGET),
     "medusa": ParallelHeads(replace(HEADS, own_output=True), TARGET),
     "hydra++": ParallelHeads(
         replace(HEADS, sequential=True, prefix_heads=2, prefix_ffn_width=32), TARGET
@@ -54,7 +70,11 @@ KINDS = {
 PARAMS = random_params(TARGET)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+# Kangaroo guesses one token at a time; prompt tokens ride in the target's own pass.
+AHEAD = [kind for kind in KINDS if kind not in ("kangaroo", "prompt tokens")]
+
+
+@pytest.mark.parametrize("kind", AHEAD)
 def test_training_and_drafting_compute_the_same_laws(kind, monkeypatch):
     """A chain that was drafted, put into the data: the recipe guesses the same."""
     drafter, rows, root = KINDS[kind], 2, 6  # the root's absolute position
@@ -93,6 +113,56 @@ def test_training_and_drafting_compute_the_same_laws(kind, monkeypatch):
     assert (guesses.places[:, 0, :4] == root + 1 + jnp.arange(4)).all()
     found = jax.nn.log_softmax(guesses.logits[:, 0, :4])
     np.testing.assert_allclose(found, draft.log_q, atol=1e-4)
+    assert (guesses.confidence is None) == (draft.confidence is None)
+    if guesses.confidence is not None:
+        chance = jax.nn.sigmoid(guesses.confidence[:, 0, :4])
+        np.testing.assert_allclose(chance, draft.confidence[:, 1:], atol=1e-5)
+        assert np.ptp(chance) > 1e-3
+
+
+def test_the_adapter_is_trained_on_what_it_drafts():
+    """Each guess is what the same model says with its cache, one token at a time."""
+    drafter, rows = KINDS["kangaroo"], 2
+    own = drafter.init_params(jax.random.key(2))
+    params = drafter.bind(own, PARAMS)
+    codes = jax.random.randint(jax.random.key(1), (rows, 16), 0, TARGET.vocab_size)
+    labels, null = jnp.array([0, 2]), jnp.zeros(rows, bool)
+    lesson = make_lesson(TARGET, PARAMS, drafter.taps, codes, labels, null)
+    guesses = recipe_of(drafter)(drafter, own, lesson, jax.random.key(4))
+    model = drafter.drafter.model
+    first, _, cache = model.prefill(params, labels, 16)
+    both, streams = jnp.concatenate([codes] * 2), 2 * rows
+    said = [first[:rows]]
+    for t in range(15):
+        mask = jnp.broadcast_to(
+            jnp.arange(cache.capacity) <= t + 1, (streams, 1, cache.capacity)
+        )
+        place = jnp.full((streams, 1), t + 1)
+        logits, _, cache = model.forward(params, cache, both[:, t : t + 1], place, mask)
+        cache = replace(cache, lengths=cache.lengths + 1)
+        said.append(logits[:rows, 0])
+    said = jnp.stack(said, axis=1)  # of token t, given those before
+    wanted = jnp.take_along_axis(said, guesses.places - 1, axis=1)
+    np.testing.assert_allclose(guesses.logits[:, :, 0], wanted, atol=1e-4)
+
+
+def test_prompt_tokens_are_trained_on_what_rides_along():
+    """A guess is what one pass over the tokens and the prompt tokens says."""
+    drafter, rows = KINDS["prompt tokens"], 2
+    own = drafter.init_params(jax.random.key(2))
+    codes = jax.random.randint(jax.random.key(1), (rows, 16), 0, TARGET.vocab_size)
+    labels, null = jnp.array([0, 2]), jnp.array([False, True])
+    lesson = make_lesson(TARGET, PARAMS, (), codes, labels, null)
+    guesses = recipe_of(drafter)(drafter, own, lesson, jax.random.key(4))
+    model, wide = Transformer(drafter.widened), drafter.target_params(own, PARAMS)
+    ids = TARGET.vocab_size + jnp.arange(4)
+    for block in (0, 7):
+        place = int(guesses.places[0, block, 0]) - 2  # of the last token that is seen
+        tokens = jnp.concatenate(
+            [codes[:, :place], jnp.broadcast_to(ids, (rows, 4))], axis=1
+        )
+        logits, _ = model.score(wide, labels, tokens, null=null)
+        np.testing.assert_allclose(guesses.logits[:, block], logits[:, -4:], atol=1e-4)
 
 
 def test_divergences_are_what_they_are_called():
@@ -127,8 +197,11 @@ def test_tvd_plus_moves_along_a_whitened_gradient_of_tvd():
 
 # Learning on a toy target, from what the target itself draws.
 
-SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("eagle-1", "hydra++")]
-LEARNED = ["block", "eagle-3", "medusa", *SLOW]
+SLOW = [
+    pytest.param(kind, marks=pytest.mark.slow)
+    for kind in ("eagle-1", "hydra++", "kangaroo", "falcon")
+]
+LEARNED = ["block", "eagle-3", "medusa", "prompt tokens", *SLOW]
 SHARP = {**PARAMS, "head": 4.0 * PARAMS["head"]}
 
 

@@ -5,6 +5,7 @@ from jaxspec.train.experiment import (
     DataConfig,
     DrafterTrainingConfig,
     Experiment,
+    PriorTrainingConfig,
     TrainingConfig,
 )
 
@@ -40,6 +41,6 @@ def get_config():
             markov_rank=4,
         ),
         train_tokenizer=TrainingConfig(steps=12, batch=8, **short),
-        train_prior=TrainingConfig(steps=12, batch=8, **short),
+        train_prior=PriorTrainingConfig(steps=12, batch=8, **short),
         train_drafter=DrafterTrainingConfig(steps=12, batch=8, **short),
     )

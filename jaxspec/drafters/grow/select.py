@@ -16,8 +16,12 @@ from jaxspec.typing import Array, Float, Int, PyTree
 def log_probabilities(
     this: Round, logits: Float[Array, "B M V"]
 ) -> Float[Array, "B M V"]:
-    """Log-probabilities as processed for the target: filtered tokens are -inf."""
-    return jax.nn.log_softmax(process(logits, this.sampling, this.order), axis=-1)
+    """Log-probabilities as processed for the target: filtered tokens are -inf.
+
+    So are those that are NaN: a tree must stay a tree, whatever a drafter says.
+    """
+    log_q = jax.nn.log_softmax(process(logits, this.sampling, this.order), axis=-1)
+    return jnp.where(jnp.isnan(log_q), -jnp.inf, log_q)
 
 
 def inherit(own: PyTree, parents: Array | np.ndarray) -> PyTree:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxspec.config import BlockDiffusionConfig
 from jaxspec.drafters.block_diffusion import BlockDiffusion
 from jaxspec.drafters.block_network import append_to
 from jaxspec.train.recipes.lesson import Guesses, Lesson
@@ -14,18 +15,21 @@ ANCHORS = 32
 
 
 def anchored_mask(
-    anchors: Int[Array, "B M"], context: int, block_size: int, causal: bool
+    anchors: Int[Array, "B M"], context: int, config: BlockDiffusionConfig
 ) -> Bool[Array, "B U S"]:
     """Who the rows of all blocks may see, `U = M G`, `S = context + U`.
 
     Context strictly before the anchor, and the own block (causally or whole); never
     another block.
     """
-    rows = anchors.shape[1] * block_size
-    past = jnp.arange(context) < jnp.repeat(anchors, block_size, axis=1)[..., None]
-    block, place = np.divmod(np.arange(rows), block_size)
+    rows = anchors.shape[1] * config.block_size
+    anchor = jnp.repeat(anchors, config.block_size, axis=1)[..., None]
+    past = jnp.arange(context) < anchor
+    if config.window:
+        past &= jnp.arange(context) >= anchor - config.window
+    block, place = np.divmod(np.arange(rows), config.block_size)
     own = block[:, None] == block[None]
-    if causal:
+    if config.causal:
         own &= place[:, None] >= place[None]
     own = jnp.broadcast_to(own, (anchors.shape[0], rows, rows))
     return jnp.concatenate([past, own], axis=-1)
@@ -69,13 +73,16 @@ def block_guesses(
     h = network.block(
         h.reshape(rows, -1, h.shape[-1]),
         drafter.angles(block_positions),
-        anchored_mask(anchors, total, size, config.causal),
+        anchored_mask(anchors, total, config),
         [append_to(past) for past in contexts],
     )
     head = drafter.bind(own, lesson.params)["head"]
     logits = jnp.matmul(h, head, preferred_element_type=jnp.float32)
+    before = jnp.take_along_axis(lesson.tokens, read.reshape(rows, -1), axis=1)
     if config.markov_rank:
-        previous = jnp.take_along_axis(lesson.tokens, read.reshape(rows, -1), axis=1)
-        logits += network.markov(previous)
+        logits += network.markov(before)
     logits = logits.reshape(rows, ANCHORS, size, -1)
-    return Guesses(logits, read + 1, present, jnp.zeros(()))
+    confidence = None
+    if config.confidence:
+        confidence = network.confidence(h, before).reshape(rows, ANCHORS, size)
+    return Guesses(logits, read + 1, present, jnp.zeros(()), confidence)

@@ -1,6 +1,5 @@
 """EAGLE's recipes: next features, and the head fed with its own outputs."""
 
-import jax
 import jax.numpy as jnp
 
 from jaxspec.drafters.draft_vocabulary import widened
@@ -10,6 +9,7 @@ from jaxspec.train.recipes.lesson import (
     Guesses,
     Lesson,
     guesses_from,
+    smooth_l1,
     some_starts,
 )
 from jaxspec.typing import Array, Params
@@ -60,11 +60,8 @@ def feature_guesses(
         if drafter.config.version == 1:
             # The output stands for the feature at the position of the token just read.
             next_feature = jnp.take_along_axis(wanted, ahead[..., None], axis=1)
-            gap = (h - jax.lax.stop_gradient(next_feature)).astype(jnp.float32)
-            gap = jnp.abs(gap)
-            smooth = jnp.where(gap < 1, 0.5 * gap**2, gap - 0.5).mean(axis=-1)
             inside = place + i + 1 < length
-            regression += jnp.sum(smooth * inside) / jnp.sum(inside) / UNROLL
+            regression += smooth_l1(h, next_feature, inside) / UNROLL
         if i == 0:  # the others are not followed further
             h = jnp.take_along_axis(h, starts[..., None], axis=1)
             mask = jnp.take_along_axis(mask, starts[..., None], axis=1)

@@ -23,12 +23,16 @@ class Lesson:
       tokens: int32 [B, U], by absolute position; 0 for the condition.
       logits: float32 [B, U, V], the target's after each position.
       features: [B, U, E], the tapped layers' outputs.
+      labels: int32 [B], conditions.
+      null: bool [B], sequences without condition.
       params: the target's parameters.
     """
 
     tokens: Int[Array, "B U"]
     logits: Float[Array, "B U V"]
     features: Float[Array, "B U E"]
+    labels: Int[Array, "B"]
+    null: Bool[Array, "B"]
     params: Params
 
 
@@ -42,12 +46,15 @@ class Guesses:
       places: int32 [B, M, G], absolute position of the token that is guessed.
       present: bool [B, M, G], False beyond the sequence's end.
       regression: a loss on features, 0 where there is none.
+      confidence: logits float32 [B, M, G] of each guess's chance to be accepted, where
+        the drafter has a head for it.
     """
 
     logits: Float[Array, "B M G V"]
     places: Int[Array, "B M G"]
     present: Bool[Array, "B M G"]
     regression: Float[Array, ""]
+    confidence: Float[Array, "B M G"] | None = None
 
 
 def make_lesson(
@@ -64,7 +71,7 @@ def make_lesson(
     )
     logits, features = jax.lax.stop_gradient((logits, features))
     tokens = jnp.pad(codes, ((0, 0), (target.prefix_length, 0)))
-    return Lesson(tokens, logits, features, params)
+    return Lesson(tokens, logits, features, labels, null, params)
 
 
 def some_starts(lesson: Lesson, key: Array, first: int) -> Int[Array, "B M"]:
@@ -77,6 +84,15 @@ def some_starts(lesson: Lesson, key: Array, first: int) -> Int[Array, "B M"]:
     """
     rows, length = lesson.tokens.shape
     return jax.random.randint(key, (rows, STARTS), first, length - 2)
+
+
+def smooth_l1(
+    h: Float[Array, "... D"], wanted: Float[Array, "... D"], present: Bool[Array, "..."]
+) -> Float[Array, ""]:
+    """Mean distance of features: squared when small, absolute when large."""
+    gap = jnp.abs(h - jax.lax.stop_gradient(wanted)).astype(jnp.float32)
+    each = jnp.where(gap < 1, 0.5 * gap**2, gap - 0.5).mean(axis=-1)
+    return jnp.sum(each * present) / jnp.sum(present)
 
 
 def guesses_from(

@@ -1,0 +1,174 @@
+"""Kangaroo: the target's first layers, an adapter, and the target's head."""
+
+import sys
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jaxspec.config import AdapterConfig, TransformerConfig
+from jaxspec.drafters.small_model import ModelState, SmallModel
+from jaxspec.errors import ConfigError
+from jaxspec.models.target import make_target
+from jaxspec.models.transformer import Transformer
+from jaxspec.nn.attention import Attention
+from jaxspec.nn.layers import RMSNorm
+from jaxspec.nn.rope import angles_of
+from jaxspec.spec.cache import KVCache
+from jaxspec.spec.draft import Draft, Observation, Round, Start
+from jaxspec.spec.envelopes import Envelope
+from jaxspec.spec.target import Prefill, Target
+from jaxspec.spec.tree import Tree
+from jaxspec.typing import Array, Bool, Float, Int, Mask, Params
+
+
+class AdapterNetwork(nn.Module):
+    """Attention between two norms, without a feed-forward layer."""
+
+    config: AdapterConfig
+    size: int
+
+    @nn.compact
+    def __call__(self, h, angles, mask, cache=None, starts=None):
+        """Outputs for the target's head, and the layer's cache."""
+        c = self.config
+        x = RMSNorm(c.norm_eps, name="input_norm")(h)
+        out, cache = Attention(c.heads, c.heads, self.size, name="attention")(
+            x, angles, mask, cache, starts
+        )
+        return RMSNorm(c.norm_eps, name="norm")(h + out), cache
+
+
+@dataclass(frozen=True)
+class Kangaroo:
+    """Drafts with the target's first layers and a trained adapter (arXiv 2404.18911).
+
+    It drafts level by level with a cache of its own, as any `SmallModel`; stopping
+    where a token is unsure is `Adaptive(kangaroo, ConfidenceCutoff("q", .6))`.
+
+    Parameters are a dict, see `bind`: "own" of the adapter, and the "target"'s.
+    """
+
+    config: AdapterConfig
+    target: TransformerConfig
+
+    def __post_init__(self):
+        c, t = self.config, self.target
+        if not 1 <= c.layers < t.layers:
+            raise ConfigError(
+                f"layers={c.layers}: keep 1 to {t.layers - 1} of the target's layers"
+            )
+        if t.width % c.heads or t.width // c.heads % 4:
+            raise ConfigError(
+                f"heads={c.heads} must divide the target's width {t.width} into head "
+                "sizes that are multiples of 4"
+            )
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """The layer under the adapter; training reads it."""
+        return (self.config.layers - 1,)
+
+    @property
+    def reach(self) -> int:
+        """Any depth."""
+        return sys.maxsize
+
+    def check_tree(self, tree: Tree | Envelope) -> None:
+        """Any tree will do."""
+
+    @property
+    def head_size(self) -> int:
+        """Of the adapter."""
+        return self.target.width // self.config.heads
+
+    @property
+    def network(self) -> AdapterNetwork:
+        """The Linen module."""
+        return AdapterNetwork(self.config, self.head_size)
+
+    @property
+    def drafter(self) -> SmallModel:
+        """The same as a model of its own."""
+        return SmallModel(adapted(self))
+
+    def init_params(self, key: Array) -> Params:
+        """Random float32 parameters of the adapter; consumes `key`."""
+        h = jnp.zeros((1, 1, self.target.width))
+        angles = jnp.zeros((1, 1, self.head_size // 2, 2))
+        return self.network.init(key, h, angles, jnp.ones((1, 1, 1), bool))["params"]
+
+    def bind(self, own: Params, target_params: Params) -> Params:
+        """Joins the adapter's parameters with the target's."""
+        return {"own": own, "target": target_params}
+
+    def adapt(
+        self,
+        params: Params,
+        h: Float[Array, "R T D"],
+        positions: Int[Array, "R T"],
+        mask: Bool[Array, "R T S"],
+        cache: tuple[Array, Array] | None = None,
+        starts: Int[Array, "R"] | None = None,
+    ) -> tuple[Float[Array, "R T V"], tuple[Array, Array] | None]:
+        """Logits float32 from the outputs of the layer below, and the layer's cache."""
+        angles = angles_of(self.target, positions, self.head_size)
+        h, cache = self.network.apply(
+            {"params": params["own"]}, h, angles, mask, cache, starts
+        )
+        target = params["target"]
+        tied = target["embedding"]["embedding"][: self.target.vocab_size].T
+        head = tied if self.target.tied_head else target["head"]
+        return jnp.matmul(h, head, preferred_element_type=jnp.float32), cache
+
+    def init(self, params: Params, start: Start) -> ModelState:
+        """See `spec.draft.Drafter`."""
+        return self.drafter.init(params, start)
+
+    def propose(
+        self, params: Params, state: ModelState, this: Round
+    ) -> tuple[Draft, ModelState]:
+        """See `spec.draft.Drafter`."""
+        return self.drafter.propose(params, state, this)
+
+    def observe(
+        self, params: Params, state: ModelState, seen: Observation
+    ) -> ModelState:
+        """See `spec.draft.Drafter`."""
+        return self.drafter.observe(params, state, seen)
+
+
+@lru_cache(maxsize=64)
+def adapted(kangaroo: Kangaroo) -> Target:
+    """First layers, adapter and head as one model, whose cache has a layer more."""
+    layers = kangaroo.config.layers
+    model = Transformer(replace(kangaroo.target, layers=layers))
+    below = make_target(model, guided=True, taps=kangaroo.taps)
+
+    def prefill(params, prompt, extra) -> Prefill:
+        _, h, cache = below.prefill(params["target"], prompt, extra)
+        rows, length = h.shape[:2]
+        size = kangaroo.config.heads, cache.capacity, kangaroo.head_size
+        zeros = jnp.zeros((rows, *size), h.dtype)
+        mask = jnp.tril(jnp.ones((length, cache.capacity), bool))
+        mask = (mask & cache.visible[:, None, :]) | (
+            jnp.eye(length, cache.capacity, dtype=bool)
+        )
+        positions = jnp.broadcast_to(jnp.arange(length), (rows, length))
+        starts = jnp.zeros(rows, jnp.int32)
+        logits, layer = kangaroo.adapt(
+            params, h, positions, mask, (zeros, jnp.copy(zeros)), starts
+        )
+        cache = replace(cache, layers=(*cache.layers, layer))
+        return Prefill(logits[:, -1], h, cache)
+
+    def forward(params, cache: KVCache, tokens, positions, mask: Mask):
+        lower = replace(cache, layers=cache.layers[:-1])
+        _, h, lower = below.forward(params["target"], lower, tokens, positions, mask)
+        logits, layer = kangaroo.adapt(
+            params, h, positions, mask, cache.layers[-1], cache.lengths
+        )
+        return logits, h, replace(lower, layers=(*lower.layers, layer))
+
+    return Target(kangaroo.target.vocab_size, below.streams, prefill, forward)
