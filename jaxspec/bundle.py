@@ -16,12 +16,26 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class Bundle:
-    """Three checkpoints and where they came from; `drafter` may be missing."""
+    """Three checkpoints and where they came from.
+
+    A text model has no tokenizer: its tokens are bytes. `drafter` may be missing.
+    """
 
     name: str
-    tokenizer: Checkpoint
+    tokenizer: Checkpoint | None
     prior: Checkpoint
     drafter: Checkpoint | None
+
+    @property
+    def pictures(self) -> Checkpoint:
+        """The tokenizer.
+
+        Raises:
+          ConfigError: there is none.
+        """
+        if self.tokenizer is None:
+            raise ConfigError(f"bundle '{self.name}' makes text, no pictures")
+        return self.tokenizer
 
     @property
     def class_names(self) -> list[str]:
@@ -61,8 +75,9 @@ def load_bundle(path: str | os.PathLike | None = None, *, dtype: Any = None) -> 
     if not folder.is_dir():
         raise CheckpointError(f"no checkpoint folder at '{folder}'; check the path")
     check_manifest(folder)
-    tokenizer = load(folder / "tokenizer", "tokenizer")
-    prior = load(folder / "prior", "prior")
+    prior, tokenizer = load(folder / "prior", "prior"), None
+    if prior.config.condition != "none":
+        tokenizer = load(folder / "tokenizer", "tokenizer")
     drafter = None
     if (folder / "drafter").is_dir():
         drafter = load(folder / "drafter")
@@ -77,12 +92,14 @@ def load_bundle(path: str | os.PathLike | None = None, *, dtype: Any = None) -> 
                 f"'{folder / 'drafter'}' was trained for another prior than "
                 f"'{folder / 'prior'}'; train it again"
             )
-    codes, grid = tokenizer.config.codebook_size, tokenizer.config.grid
-    if (codes, grid) != (prior.config.vocab_size, prior.config.grid):
-        raise CheckpointError(
-            f"'{folder}': the prior is over {prior.config.vocab_size} codes on a grid "
-            f"of {prior.config.grid}, the tokenizer makes {codes} on one of {grid}"
-        )
+    if tokenizer is not None:
+        codes, grid = tokenizer.config.codebook_size, tokenizer.config.grid
+        if (codes, grid) != (prior.config.vocab_size, prior.config.grid):
+            raise CheckpointError(
+                f"'{folder}': the prior is over {prior.config.vocab_size} codes on a "
+                f"grid of {prior.config.grid}, the tokenizer makes {codes} on one of "
+                f"{grid}"
+            )
     if dtype is not None:
         prior = _cast(prior, dtype)
         drafter = drafter and _cast(drafter, dtype)

@@ -99,7 +99,7 @@ def find_helper(name: str, bundle: Bundle) -> Helper:
     if name in simple:
         return Helper(name, simple[name](), None)
     if name.startswith("early-exit-") and name[11:].isdigit():
-        drafter = early_exit(config, int(name[11:]))
+        drafter = early_exit(config, int(name[11:]), guided=config.condition != "none")
         return Helper(name, drafter, bundle.prior.params)
     if Path(name).is_dir():
         checkpoint = load(name)
@@ -130,12 +130,20 @@ def _model(name: str, checkpoint: Checkpoint, bundle: Bundle) -> Helper:
             f"{target.vocab_size}; they must share a tokenizer"
         )
     model, mask = Transformer(config), config.vocab_size
-    as_target, params = make_target(model, guided=True), checkpoint.params
+    as_target, params = (
+        make_target(model, guided=config.condition != "none"),
+        checkpoint.params,
+    )
     objective, prior = about.get("objective", "next"), None
     if objective == "next":
         drafter = SmallModel(as_target)
     elif objective == "sorted":
-        drafter = DynamicExit(config, tuple(about["exits"]))
+        drafter = DynamicExit(
+            config,
+            (*about["exits"], config.layers),
+            verify_cost=target.layers,
+            guided=config.condition != "none",
+        )
     elif objective == "masked":
         drafter = Lattice(
             MaskedDiffusion(model).denoise, mask, length=config.sequence_length

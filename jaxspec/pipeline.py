@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec.bundle import Bundle
+from jaxspec.config import TransformerConfig
 from jaxspec.errors import ConfigError, NonFiniteError
 from jaxspec.helpers import Helper, own_helper
 from jaxspec.images import to_bytes
@@ -32,7 +33,9 @@ class Settings:
     """What to draw and how.
 
     Attributes:
-      classes: class id of each picture.
+      classes: class id of each picture; of text, what tells its sequences apart.
+      texts: what each sequence goes on from, as bytes, for a model of text.
+      length: tokens of each sequence; None: as many as the model makes.
       seed: picture `i` uses key `fold_in(key(seed), i)`.
       temperature: 0 is greedy.
       top_k: 0 keeps all codes.
@@ -52,13 +55,28 @@ class Settings:
     guidance_interval: int = -1
     batch: int = 8
     rule: Rule = Coupled()
+    texts: tuple[bytes, ...] = ()
+    length: int | None = None
 
     def __post_init__(self):
         if not self.classes:
             raise ConfigError("there is no picture to draw; ask for at least one")
         if self.batch < 1:
             raise ConfigError(f"batch={self.batch} must be at least 1")
+        if self.texts and (len(self.texts) != len(self.classes) or not all(self.texts)):
+            raise ConfigError("each sequence needs a text of at least one byte")
         self.sampling(1)
+
+    def prompts(self) -> np.ndarray:
+        """Classes int32 [n], or texts int32 [n, P] with -1 behind shorter ones."""
+        if not self.texts:
+            return np.array(self.classes, np.int32)
+        longest = max(map(len, self.texts))
+        rows = [np.frombuffer(text, np.uint8).astype(np.int32) for text in self.texts]
+        pads = [(0, longest - len(row)) for row in rows]
+        return np.stack(
+            [np.pad(r, p, constant_values=-1) for r, p in zip(rows, pads, strict=True)]
+        )
 
     def sampling(self, rows: int) -> Sampling:
         """The same settings for `rows` rows; checked."""
@@ -126,8 +144,9 @@ def make_engine(
     """
     bundle = bundle_for(bundle, helper)
     model = Transformer(bundle.prior.config)
+    room = _room(model.config, settings)
     wrong = [c for c in settings.classes if not 0 <= c < model.config.classes]
-    if wrong:
+    if wrong and not settings.texts:
         raise ConfigError(
             f"unknown class {wrong[0]}; this prior has 0 to {model.config.classes - 1}"
         )
@@ -141,13 +160,25 @@ def make_engine(
     taps = helper.taps if helper else ()
     return Engine(
         target=make_target(model, guided=settings.guidance != 1.0, taps=taps),
-        max_tokens=model.config.sequence_length,
+        max_tokens=room if settings.length is None else min(room, settings.length),
         drafter=helper.drafter if helper else None,
         tree=tree,
         rule=rule_in_use(settings, tree),
         order=active_steps(settings.sampling(1)),
         tie_margin=Engine.tie_margin if exact else 0.0,
     )
+
+
+def _room(config: TransformerConfig, settings: Settings) -> int:
+    """Tokens that the model can make."""
+    if (config.condition == "none") != bool(settings.texts):
+        raise ConfigError(
+            "a model of text goes on from texts; one of pictures does not"
+        )
+    room = config.sequence_length - max(map(len, settings.texts), default=0)
+    if room < 1:
+        raise ConfigError(f"the text fills the model's {config.sequence_length} places")
+    return room
 
 
 def bundle_for(bundle: Bundle, helper: Helper | None) -> Bundle:
@@ -195,8 +226,9 @@ def draw(
     count = len(settings.classes)
     batches = -(-count // settings.batch)
     rows = -(-count // batches)
-    padded = np.resize(np.array(settings.classes, np.int32), rows * batches)
-    padded = padded.reshape(batches, rows)
+    prompts = settings.prompts()
+    padded = prompts[np.resize(np.arange(count), rows * batches)]
+    padded = padded.reshape(batches, rows, *prompts.shape[1:])
     keys = row_keys(settings.seed, rows * batches).reshape(batches, rows)
     sampling = settings.sampling(rows)
     params = bundle.prior.params
@@ -252,8 +284,8 @@ def draw(
 
 def decode_pictures(bundle: Bundle, tokens: np.ndarray, batch: int = 16) -> np.ndarray:
     """Codes `[n, T]` to pictures `uint8 [n, H, W, 3]`."""
-    decode = jax.jit(Tokenizer(bundle.tokenizer.config).decode)
-    params = bundle.tokenizer.params
+    decode = jax.jit(Tokenizer(bundle.pictures.config).decode)
+    params = bundle.pictures.params
     batch = min(batch, len(tokens))
     padded = np.resize(tokens, (-(-len(tokens) // batch) * batch, tokens.shape[1]))
     parts = [

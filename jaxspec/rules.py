@@ -86,9 +86,9 @@ def rule_params(rule: Rule, bundle: Bundle) -> dict[str, Any] | None:
     The neighbour table is the tokenizer's own where it is wide enough, else built anew.
     """
     if isinstance(rule, (verify.Lantern, verify.CoupledRelaxed)):
-        table = bundle.tokenizer.neighbours
+        table = bundle.pictures.neighbours
         if table is None or table.most < rule.k:
-            table = neighbour_table(bundle.tokenizer.params["codebook"], rule.k)
+            table = neighbour_table(bundle.pictures.params["codebook"], rule.k)
         return {"neighbours": table}
     if isinstance(rule, verify.Grouped):
         return {"embedding": bundle.prior.params["embedding"]["embedding"]}

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from jaxspec.bundle import Bundle
 from jaxspec.device import device_name
 from jaxspec.errors import ConfigError
 from jaxspec.helpers import Helper
-from jaxspec.pipeline import Run, Settings, draw, make_engine
+from jaxspec.pipeline import Run, Settings, bundle_for, draw, make_engine
 from jaxspec.report import generation_report
 from jaxspec.rules import find_rule
 from jaxspec.spec.draft import Round
@@ -69,8 +70,6 @@ def bench_drafters(
       rules: by name, see `find_rule`; a drafter that a rule refuses is left out there.
       repeats: timed runs, after a warm-up.
     """
-    from dataclasses import replace
-
     rows: list[dict[str, Any]] = []
     cells = [(h, n, r) for h in helpers for n in nodes for r in rules]
     with tqdm(total=len(scales) * (1 + len(cells)), desc="drafters", unit="run") as bar:
@@ -139,12 +138,14 @@ def draft_seconds(
     repeats: int = 5,
 ) -> float:
     """Median time of one `propose` for a full batch."""
+    bundle = bundle_for(bundle, helper)
     engine = make_engine(bundle, settings, tree, helper)
     rows, drafter = settings.batch, helper.drafter
-    classes = jnp.asarray(np.resize(np.array(settings.classes, np.int32), rows))
+    count = len(settings.classes)
+    prompts = jnp.asarray(settings.prompts()[np.resize(np.arange(count), rows)])
     sampling, keys = settings.sampling(rows), row_keys(settings.seed, rows)
     state = jax.jit(partial(init_state, engine))(
-        bundle.prior.params, helper.params, classes, sampling, keys
+        bundle.prior.params, helper.params, prompts, sampling, keys
     )
     vocabulary = engine.target.vocab_size
     this = Round(

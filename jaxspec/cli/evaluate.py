@@ -107,15 +107,15 @@ def run_model(arguments: argparse.Namespace) -> None:
     from jaxspec.models.transformer import Transformer
 
     bundle = load_bundle(arguments.checkpoint)
-    tokenizer = Tokenizer(bundle.tokenizer.config)
+    tokenizer = Tokenizer(bundle.pictures.config)
     source = _source(arguments, bundle)
     if arguments.part == "tokenizer":
-        metrics = reconstruction_metrics(tokenizer, bundle.tokenizer.params, source)
+        metrics = reconstruction_metrics(tokenizer, bundle.pictures.params, source)
     else:
         with tempfile.TemporaryDirectory() as folder:
             codes = encode_source(
                 tokenizer,
-                bundle.tokenizer.params,
+                bundle.pictures.params,
                 source,
                 name=arguments.split,
                 flips=False,
@@ -133,7 +133,7 @@ def _source(arguments, bundle):
     return ImageSource(
         arguments.data,
         arguments.split,
-        bundle.tokenizer.config.image_size,
+        bundle.pictures.config.image_size,
         arguments.data_dir,
         arguments.manual_dir,
     )

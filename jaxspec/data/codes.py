@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -15,7 +16,25 @@ from jaxspec.models.tokenizer import Tokenizer
 from jaxspec.typing import Params
 
 
-@dataclass(frozen=True)
+class Sequences(Protocol):
+    """What trainers read: `CodeSource`, or text."""
+
+    codes: np.ndarray
+    labels: np.ndarray
+    digest: str
+
+    def __len__(self) -> int:
+        """How many."""
+        ...
+
+    def take(
+        self, indices: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens int32 [k, T] and labels int32 [k] of a training step."""
+        ...
+
+
+@dataclass
 class CodeSource:
     """Codes of a split.
 

@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass, replace
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -161,7 +162,7 @@ class Falcon:
         mask: Bool[Array, "R T S"],
         cache: tuple[Array, Array],
         starts: Int[Array, "R"],
-    ) -> tuple[Float[Array, "R T D"], tuple[Array, Array]]:
+    ) -> tuple[Float[Array, "R T D"], Any]:
         """Predicted features of rows at `positions`, and the cache with them in it."""
         network = self.network.bind({"params": params["own"]})
         places = jnp.maximum(positions, 0)

@@ -114,9 +114,8 @@ class Kangaroo:
     ) -> tuple[Float[Array, "R T V"], tuple[Array, Array] | None]:
         """Logits float32 from the outputs of the layer below, and the layer's cache."""
         angles = angles_of(self.target, positions, self.head_size)
-        h, cache = self.network.apply(
-            {"params": params["own"]}, h, angles, mask, cache, starts
-        )
+        bound = self.network.bind({"params": params["own"]})
+        h, cache = bound(h, angles, mask, cache, starts)
         target = params["target"]
         tied = target["embedding"]["embedding"][: self.target.vocab_size].T
         head = tied if self.target.tied_head else target["head"]
@@ -144,7 +143,8 @@ def adapted(kangaroo: Kangaroo) -> Target:
     """First layers, adapter and head as one model, whose cache has a layer more."""
     layers = kangaroo.config.layers
     model = Transformer(replace(kangaroo.target, layers=layers))
-    below = make_target(model, guided=True, taps=kangaroo.taps)
+    guided = kangaroo.target.condition != "none"
+    below = make_target(model, guided=guided, taps=kangaroo.taps)
 
     def prefill(params, prompt, extra) -> Prefill:
         _, h, cache = below.prefill(params["target"], prompt, extra)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from jaxspec.data.codes import CodeSource
+from jaxspec.data.codes import Sequences
 from jaxspec.models.transformer import Transformer
 from jaxspec.typing import Params
 
@@ -15,7 +15,7 @@ from jaxspec.typing import Params
 def likelihood_metrics(
     model: Transformer,
     params: Params,
-    source: CodeSource,
+    source: Sequences,
     *,
     batch: int = 16,
     most: int | None = None,

@@ -104,7 +104,7 @@ def measure_run(
     pictures = decode_pictures(bundle, run.tokens)
     features, classes = extract(pictures)
     precision, recall = precision_recall(heldout.features, features)
-    book = np.asarray(bundle.tokenizer.params["codebook"], np.float64)
+    book = np.asarray(bundle.pictures.params["codebook"], np.float64)
     apart = np.linalg.norm(book[run.tokens] - book[plain.tokens], axis=-1)
     own = decode_pictures(bundle, plain.tokens).astype(np.float64)
     error = np.mean((pictures - own) ** 2)

@@ -78,5 +78,5 @@ class Classifier:
           params: parameters.
           pictures: values in [-1, 1].
         """
-        features, logits = _Network(self.config).apply({"params": params}, pictures)
+        features, logits = _Network(self.config).bind({"params": params})(pictures)
         return features.astype(jnp.float32), logits.astype(jnp.float32)

@@ -1,5 +1,6 @@
 """A transformer as a `Target` of the engine."""
 
+from dataclasses import replace
 from functools import lru_cache
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxspec.errors import ConfigError
 from jaxspec.models.transformer import Transformer
-from jaxspec.spec.cache import init_cache
+from jaxspec.spec.cache import init_cache, tree_mask
 from jaxspec.spec.target import Prefill, Target
 
 
@@ -18,16 +19,19 @@ def make_target(
     """Wraps a model; equal arguments give the same (hashable) record.
 
     Args:
-      model: a conditional transformer.
+      model: a transformer. Without a condition its prompts are tokens, int32 [B, P],
+        at least one a row, with -1 behind shorter ones.
       guided: run an unconditional stream beside each row (classifier-free guidance).
       taps: layers whose outputs the drafter reads.
 
     Raises:
-      ConfigError: the model has no condition to start from.
+      ConfigError: guidance is asked of a model that has no condition.
     """
     config = model.config
     if config.condition == "none":
-        raise ConfigError("a target needs a condition: 'class' or 'caption'")
+        if guided:
+            raise ConfigError("without a condition there is no guidance: guided=False")
+        return _prompted(model, taps)
     streams = 2 if guided else 1
 
     def doubled(prompt):
@@ -60,3 +64,44 @@ def make_target(
         return model.score(params, repeated, tokens, null=null, at=place)[0][:, 0]
 
     return Target(config.vocab_size, streams, prefill, forward, rescore)
+
+
+def _prompted(model: Transformer, taps: tuple[int, ...]) -> Target:
+    """A model of bare sequences, which goes on from prompts."""
+    config = model.config
+
+    def prefill(params, prompt, extra):
+        rows, size = prompt.shape
+        lengths = jnp.sum(prompt >= 0, axis=1, dtype=jnp.int32)
+        dtype = jax.tree.leaves(params)[0].dtype
+        cache = init_cache(
+            config.layers,
+            rows,
+            config.num_kv_heads,
+            size + extra,
+            config.head_size,
+            dtype,
+        )
+        positions = jnp.broadcast_to(jnp.arange(size), (rows, size))
+        mask = tree_mask(cache, jnp.tril(jnp.ones((size, size), bool)))
+        logits, features, cache = model.extend(
+            params, cache, jnp.maximum(prompt, 0), positions, mask, taps
+        )
+        last = jnp.maximum(lengths - 1, 0)
+        logits = jnp.take_along_axis(logits, last[:, None, None], axis=1)[:, 0]
+        return Prefill(logits, features, replace(cache, lengths=lengths))
+
+    def forward(params, cache, tokens, positions, mask):
+        return model.extend(params, cache, tokens, positions, mask, taps)
+
+    def rescore(params, prompt, tokens, index):
+        lengths = jnp.sum(prompt >= 0, axis=1, dtype=jnp.int32)
+        total = prompt.shape[1] + tokens.shape[1]
+        behind = jnp.arange(total) - lengths[:, None]
+        given = jnp.pad(prompt, ((0, 0), (0, tokens.shape[1])))
+        place = jnp.clip(behind, 0, tokens.shape[1] - 1)
+        drawn = jnp.take_along_axis(tokens, place, axis=1)
+        stream = jnp.where(behind < 0, given, drawn)
+        return model.score(params, None, stream, at=lengths + index - 1)[0][:, 0]
+
+    return Target(config.vocab_size, 1, prefill, forward, rescore)

@@ -218,5 +218,5 @@ class Drafter(Protocol):
 
 def extra_rows(drafter: Drafter | None, tree: Tree | Envelope) -> int:
     """`X` of a drafter."""
-    found = getattr(drafter, "extra_rows", 0)
-    return found(tree) if callable(found) else found
+    found: Any = getattr(drafter, "extra_rows", 0)
+    return int(found(tree) if callable(found) else found)

@@ -34,8 +34,7 @@ def model_card(part: str, checkpoint: Checkpoint, experiment: Experiment) -> str
         "",
         _WHAT[checkpoint.kind],
         "",
-        f"- Data: {about['data']} (`{experiment.data.name}`, "
-        f"{experiment.tokenizer.image_size}x{experiment.tokenizer.image_size})",
+        f"- Data: {about['data']} (`{experiment.data.name}`{_size(experiment)})",
         f"- Licence of the data and of these weights: {about['licence']}",
         f"- Command: `{about['command']}`",
         f"- Device: {about['device']}, jax {about['jax']}",
@@ -66,6 +65,12 @@ def model_card(part: str, checkpoint: Checkpoint, experiment: Experiment) -> str
     return "\n".join(lines)
 
 
+def _size(experiment: Experiment) -> str:
+    if experiment.tokenizer is None:
+        return ""
+    return f", {experiment.tokenizer.image_size}x{experiment.tokenizer.image_size}"
+
+
 def _drawn(part: str, experiment: Experiment) -> bool:
     """Whether a drafter learned from what its target drew."""
     return part == "drafter" and experiment.train_drafter.drawn > 0
@@ -74,6 +79,8 @@ def _drawn(part: str, experiment: Experiment) -> bool:
 def _heldout(part: str, experiment: Experiment) -> str:
     if _drawn(part, experiment):
         return "other sequences that the target drew"
+    if experiment.text_file is not None:
+        return "the end of the text"
     return f"the split `{experiment.data.heldout_split}`"
 
 

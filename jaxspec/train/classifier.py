@@ -27,6 +27,7 @@ def train_classifier(
 ) -> Checkpoint:
     """Trains a classifier on the experiment's pictures; resumes `workdir`."""
     config = experiment.train_classifier
+    assert experiment.tokenizer is not None  # there are pictures
     side = experiment.tokenizer.image_size
     shape = ClassifierConfig(side, len(source.class_names), max(side // 16, 1))
     model, most = Classifier(shape), max(int(SHIFT * side), 1)

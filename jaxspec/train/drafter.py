@@ -10,7 +10,7 @@ import optax
 
 from jaxspec.checkpoint import Checkpoint, params_digest
 from jaxspec.data.batches import batch_indices, step_rng
-from jaxspec.data.codes import CodeSource
+from jaxspec.data.codes import Sequences
 from jaxspec.drafters.draft_vocabulary import frequent_tokens
 from jaxspec.drafters.kinds import make_drafter
 from jaxspec.errors import ConfigError
@@ -33,8 +33,8 @@ HELDOUT = 256
 def train_drafter(
     experiment: Experiment,
     prior: Checkpoint,
-    source: CodeSource,
-    heldout: CodeSource,
+    source: Sequences,
+    heldout: Sequences,
     workdir: Path,
     start: Checkpoint | None = None,
 ) -> Checkpoint:
@@ -165,7 +165,7 @@ def guess_losses(
         streams.append((p.reshape(guesses.logits.shape), guesses.logits))
         regressions.append(guesses.regression)
         confidence = guesses.confidence if confidence is None else confidence
-    p, q = streams[0] if scale is None else _guided(*streams, scale)
+    p, q = streams[0] if scale is None else _guided(streams[0], streams[1], scale)
     tokens = jnp.take_along_axis(lesson.tokens, flat, axis=1)
     tokens, present = tokens.reshape(guesses.places.shape), guesses.present
     losses = divergence(config.divergence, p, q, tokens, present)
@@ -176,7 +176,7 @@ def guess_losses(
     return (
         jnp.where(present, losses, jnp.nan),
         jnp.where(present, shared, jnp.nan),
-        sum(regressions) / len(regressions),
+        jnp.mean(jnp.stack(regressions)),
     )
 
 
@@ -192,7 +192,7 @@ def _guided(conditional, unconditional, scale: Float[Array, "B"]):
 def make_evaluation(
     drafter: Any,
     target_params: Params,
-    heldout: CodeSource,
+    heldout: Sequences,
     config: DrafterTrainingConfig,
     fixed: Params,
 ):

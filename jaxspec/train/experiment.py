@@ -17,7 +17,8 @@ class DataConfig:
     """A data set and the words its derivatives must carry.
 
     Attributes:
-      name: a name that `jaxspec.data.source.ImageSource` takes.
+      name: a name that `jaxspec.data.source.ImageSource` takes, or "text:FILE" for a
+        file in the folder of files, one token a byte.
       train_split: tfds split to learn from.
       heldout_split: tfds split that measures and selects.
       flips: pictures may be mirrored left to right.
@@ -136,15 +137,17 @@ class DrafterTrainingConfig(TrainingConfig):
 class Experiment:
     """One preset: a tokenizer, a prior over its codes, and the prior's drafter.
 
+    Text has no tokenizer: a token is a byte.
+
     The classifier that measures pictures is the same for all, but for its training.
     """
 
     name: str
     data: DataConfig
-    tokenizer: TokenizerConfig
+    tokenizer: TokenizerConfig | None
     prior: TransformerConfig
     drafter: DrafterConfig
-    train_tokenizer: TrainingConfig
+    train_tokenizer: TrainingConfig | None
     train_prior: PriorTrainingConfig
     train_drafter: DrafterTrainingConfig
     train_classifier: TrainingConfig = TrainingConfig(
@@ -153,7 +156,15 @@ class Experiment:
 
     def __post_init__(self):
         t, p, d = self.tokenizer, self.prior, self.drafter
-        if p.vocab_size != t.codebook_size or p.grid != t.grid:
+        if self.text_file is not None:
+            if t is not None or p.condition != "none" or p.vocab_size != 256:
+                raise ConfigError(
+                    f"{self.name}: text takes no tokenizer, and a prior over 256 "
+                    "tokens without a condition"
+                )
+        elif t is None:
+            raise ConfigError(f"{self.name}: pictures need a tokenizer")
+        elif p.vocab_size != t.codebook_size or p.grid != t.grid:
             raise ConfigError(
                 f"{self.name}: the prior is over {p.vocab_size} codes on a "
                 f"{p.grid}x{p.grid} grid, the tokenizer makes {t.codebook_size} on "
@@ -163,6 +174,12 @@ class Experiment:
             make_drafter(d, p)
         except ConfigError as error:
             raise ConfigError(f"{self.name}: {error}") from None
+
+    @property
+    def text_file(self) -> str | None:
+        """Name of the text that is learned, if it is text."""
+        kind, _, file = self.data.name.partition(":")
+        return file if kind == "text" else None
 
 
 def fingerprint(model: Any, training: TrainingConfig, *sources: Any) -> str:

@@ -76,7 +76,7 @@ def sorted_loss(
     for h in jnp.split(features, len(exits), axis=-1):
         logits = scores_of(model.config, shared, h)
         losses.append(jnp.mean(token_losses(model, logits, codes)))
-    return sum(losses) / len(losses)
+    return jnp.mean(jnp.stack(losses))
 
 
 def block_loss(

@@ -10,7 +10,7 @@ import optax
 
 from jaxspec.checkpoint import Checkpoint, params_digest
 from jaxspec.data.batches import batch_indices, step_rng
-from jaxspec.data.codes import CodeSource
+from jaxspec.data.codes import Sequences
 from jaxspec.drafters.riding_blocks import with_extra_tokens
 from jaxspec.errors import ConfigError
 from jaxspec.evaluate.likelihood import likelihood_metrics
@@ -28,8 +28,8 @@ HELDOUT = 512
 
 def train_prior(
     experiment: Experiment,
-    source: CodeSource,
-    heldout: CodeSource,
+    source: Sequences,
+    heldout: Sequences,
     workdir: Path,
     start: Checkpoint | None = None,
 ) -> Checkpoint:
@@ -126,7 +126,7 @@ def make_step(model: Transformer, config: PriorTrainingConfig):
 
 
 def make_evaluation(
-    model: Transformer, config: PriorTrainingConfig, heldout: CodeSource
+    model: Transformer, config: PriorTrainingConfig, heldout: Sequences
 ):
     """Held-out loss; of a next-token model its likelihood and entropy."""
     objective = loss_of(model, config)

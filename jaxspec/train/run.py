@@ -1,15 +1,17 @@
 """Trains one part of an experiment from data to a loadable checkpoint."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import jax
 
-from jaxspec.checkpoint import load, save
-from jaxspec.data.codes import encode_source
+from jaxspec.checkpoint import Checkpoint, load, save
+from jaxspec.data.codes import CodeSource, Sequences, encode_source
 from jaxspec.data.source import ImageSource
+from jaxspec.data.text import TextSource
 from jaxspec.device import device_name
-from jaxspec.errors import CheckpointError
+from jaxspec.errors import CheckpointError, ConfigError
 from jaxspec.models.tokenizer import Tokenizer
 from jaxspec.train.card import model_card
 from jaxspec.train.classifier import train_classifier
@@ -37,74 +39,112 @@ def train_part(
     target draws needs no data. Prior and drafter may go on from `start`.
 
     Raises:
-      CheckpointError: an earlier part is missing from `workdir`.
+      CheckpointError: an earlier part is missing.
+      ConfigError: the experiment has no such part.
       DataError: the data cannot be had.
     """
-    data, side = experiment.data, experiment.tokenizer.image_size
-    done = workdir / "checkpoint"
-    given = bundle or done
-    for earlier in {"prior": ["tokenizer"], "drafter": ["tokenizer", "prior"]}.get(
-        part, []
-    ):
+    given = bundle or workdir / "checkpoint"
+    begun = load(start) if start is not None else None
+    text, about = experiment.text_file is not None, {}
+    sources: Sequence[Sequences]
+    needed = {"prior": ["tokenizer"], "drafter": ["tokenizer", "prior"]}.get(part, [])
+    for earlier in needed[text:]:
         if not (given / earlier).is_dir():
             raise CheckpointError(
                 f"'{given / earlier}' is missing; run `jaxspec train {earlier}` with "
                 "this --workdir first, or name a bundle with --checkpoint"
             )
-    training = experiment.train_drafter
-    begun = load(start) if start is not None else None
-    if part == "drafter" and training.drawn:
-        prior, folder = load(given / "prior", "prior"), workdir / "codes"
-        codes, heldout_codes = (
-            draw_source(
-                prior, count, guidance=training.guidance, seed=seed, cache_dir=folder
-            )
-            for count, seed in (
-                (training.drawn, training.seed),
-                (HELDOUT, training.seed + 1),
-            )
-        )
-        result = train_drafter(
-            experiment, prior, codes, heldout_codes, workdir / part, begun
-        )
-        return _finish(experiment, part, result, command, done)
-    splits = (data.train_split, data.heldout_split)
-    source, heldout = (
-        ImageSource(data.name, split, side, data_dir, manual_dir) for split in splits
-    )
-    if part == "tokenizer":
-        result = train_tokenizer(experiment, source, heldout, workdir / part)
-    elif part == "classifier":
-        result = train_classifier(experiment, source, heldout, workdir / part)
-    else:
-        tokenizer = load(given / "tokenizer", "tokenizer")
-        codes, heldout_codes = (
-            encode_source(
-                Tokenizer(tokenizer.config),
-                tokenizer.params,
-                pictures,
-                name=f"{data.name}-{split}",
-                flips=data.flips and pictures is source,
-                cache_dir=workdir / "codes",
-            )
-            for pictures, split in zip((source, heldout), splits, strict=True)
-        )
+    if part in ("prior", "drafter"):
+        if part == "drafter" and experiment.train_drafter.drawn:
+            sources = _drawn(experiment, given, workdir)
+        elif text:
+            sources = _text(experiment, manual_dir or data_dir)
+        else:
+            pictures = _pictures(experiment, data_dir, manual_dir)
+            sources = _encoded(experiment, given, workdir, pictures)
+            about = {"class_names": pictures[0].class_names} if part == "prior" else {}
         if part == "prior":
             result = train_prior(
-                experiment, codes, heldout_codes, workdir / part, begun
+                experiment, sources[0], sources[1], workdir / part, begun
             )
         else:
             prior = load(given / "prior", "prior")
             result = train_drafter(
-                experiment, prior, codes, heldout_codes, workdir / part, begun
+                experiment, prior, sources[0], sources[1], workdir / part, begun
             )
-    if part in ("prior", "classifier"):
-        about = {**result.about, "class_names": source.class_names}
-        result = replace(result, about=about)
-    return _finish(experiment, part, result, command, done)
+    else:
+        if text:
+            raise ConfigError(f"text has no {part}; train its prior, then a drafter")
+        pictures = _pictures(experiment, data_dir, manual_dir)
+        train = {"tokenizer": train_tokenizer, "classifier": train_classifier}[part]
+        result = train(experiment, *pictures, workdir / part)
+        if part == "classifier":
+            about = {"class_names": pictures[0].class_names}
+    result = replace(result, about={**result.about, **about})
+    return _finish(experiment, part, result, command, workdir / "checkpoint" / part)
 
 
-def _finish(experiment, part, result, command, done: Path) -> Path:
+def _pictures(
+    experiment: Experiment, data_dir: Path, manual_dir: Path | None
+) -> tuple[ImageSource, ImageSource]:
+    """Those to learn from, and those held out."""
+    data, tokenizer = experiment.data, experiment.tokenizer
+    assert tokenizer is not None  # see Experiment
+    first, second = (
+        ImageSource(data.name, split, tokenizer.image_size, data_dir, manual_dir)
+        for split in (data.train_split, data.heldout_split)
+    )
+    return first, second
+
+
+def _encoded(
+    experiment: Experiment,
+    given: Path,
+    workdir: Path,
+    pictures: tuple[ImageSource, ImageSource],
+) -> list[CodeSource]:
+    """Pictures as codes, encoded once and kept."""
+    tokenizer, data = load(given / "tokenizer", "tokenizer"), experiment.data
+    splits = (data.train_split, data.heldout_split)
+    return [
+        encode_source(
+            Tokenizer(tokenizer.config),
+            tokenizer.params,
+            source,
+            name=f"{data.name}-{split}",
+            flips=data.flips and source is pictures[0],
+            cache_dir=workdir / "codes",
+        )
+        for source, split in zip(pictures, splits, strict=True)
+    ]
+
+
+def _text(experiment: Experiment, folder: Path) -> list[TextSource]:
+    file, length = folder / str(experiment.text_file), experiment.prior.sequence_length
+    return [TextSource(file, length, heldout=held) for held in (False, True)]
+
+
+def _drawn(experiment: Experiment, given: Path, workdir: Path) -> list[CodeSource]:
+    """What the target itself draws."""
+    prior, training = load(given / "prior", "prior"), experiment.train_drafter
+    return [
+        draw_source(
+            prior,
+            count,
+            guidance=training.guidance,
+            seed=seed,
+            cache_dir=workdir / "codes",
+        )
+        for count, seed in (
+            (training.drawn, training.seed),
+            (HELDOUT, training.seed + 1),
+        )
+    ]
+
+
+def _finish(
+    experiment: Experiment, part: str, result: Checkpoint, command: str, path: Path
+) -> Path:
     """Writes the checkpoint with its card."""
     data = experiment.data
     about = {
@@ -117,5 +157,5 @@ def _finish(experiment, part, result, command, done: Path) -> Path:
         **result.about,
     }
     result = replace(result, about=about)
-    save(done / part, result, {"README.md": model_card(part, result, experiment)})
-    return done / part
+    save(path, result, {"README.md": model_card(part, result, experiment)})
+    return path

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from jaxspec.checkpoint import Checkpoint, params_digest
 from jaxspec.data.codes import CodeSource
+from jaxspec.errors import ConfigError
 from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
 from jaxspec.spec.loop import generate
@@ -38,8 +39,13 @@ def draw_source(
       seed: of scales and noise.
       cache_dir: where codes are kept.
       batch: sequences side by side.
+
+    Raises:
+      ConfigError: the target takes no class.
     """
     config = prior.config
+    if config.condition != "class":
+        raise ConfigError("drawn sequences need a target that is given a class")
     about = repr((params_digest(prior.params), config, count, guidance, seed))
     digest = hashlib.sha256(about.encode()).hexdigest()[:16]
     labels = (np.arange(count) * config.classes // count).astype(np.int32)

@@ -32,8 +32,9 @@ def train_tokenizer(
     experiment: Experiment, source: ImageSource, heldout: ImageSource, workdir: Path
 ) -> Checkpoint:
     """Trains the tokenizer of an experiment; resumes what `workdir` holds."""
-    config = experiment.train_tokenizer
-    tokenizer = Tokenizer(experiment.tokenizer)
+    config, shape = experiment.train_tokenizer, experiment.tokenizer
+    assert config is not None and shape is not None  # there are pictures
+    tokenizer = Tokenizer(shape)
     flips = experiment.data.flips
 
     def batch_fn(step):

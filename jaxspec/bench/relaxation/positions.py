@@ -131,7 +131,7 @@ def model_positions(
         logs = jax.jit(both)(params, bound, tokens, index)
     p, q = (np.exp(np.asarray(x, np.float64)) for x in logs)
     p, q = (x / x.sum(-1, keepdims=True) for x in (p, q))
-    book = np.asarray(bundle.tokenizer.params["codebook"])
+    book = np.asarray(bundle.pictures.params["codebook"])
     needed = rule_params(CoupledRelaxed(most, 1.0), bundle)
     assert needed is not None
     return [

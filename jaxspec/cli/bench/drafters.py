@@ -58,6 +58,17 @@ def add_parser(measurements) -> None:
         metavar="RULE",
         help="see `jaxspec generate --help` (default: coupled)",
     )
+    parser.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help="for a model of text: passages parted by empty lines, one a sequence",
+    )
+    parser.add_argument(
+        "--length",
+        type=int,
+        metavar="N",
+        help="tokens of each sequence (default: as many as the model makes)",
+    )
     add_numbers(
         parser,
         num=(32, "pictures"),
@@ -71,6 +82,8 @@ def add_parser(measurements) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the sub-command."""
+    from pathlib import Path
+
     from jaxspec.errors import ConfigError
 
     check_numbers(arguments, "num", "batch", "repeats")
@@ -95,13 +108,24 @@ def run(arguments: argparse.Namespace) -> None:
     bundle = load_bundle(arguments.checkpoint)
     helpers = [find_helper(name, bundle) for name in arguments.drafters]
     classes = spread_classes(len(bundle.class_names), arguments.num)
-    settings = Settings(classes, seed=arguments.seed, batch=arguments.batch)
+    texts, scales = (), arguments.cfg_scales
+    if bundle.tokenizer is None:
+        texts = read_texts(arguments.prompts, arguments.num, bundle)
+        classes, scales = tuple(range(len(texts))), [1.0]
+    settings = Settings(
+        classes,
+        seed=arguments.seed,
+        batch=arguments.batch,
+        guidance=scales[0],
+        texts=texts,
+        length=arguments.length,
+    )
     result = bench_drafters(
         bundle,
         helpers,
         settings,
         nodes=arguments.nodes,
-        scales=arguments.cfg_scales,
+        scales=scales,
         rules=arguments.rules,
         repeats=arguments.repeats,
     )
@@ -109,7 +133,9 @@ def run(arguments: argparse.Namespace) -> None:
         "checkpoint": [arguments.checkpoint] if arguments.checkpoint else [],
         "drafters": arguments.drafters,
         "nodes": arguments.nodes,
-        "cfg-scales": [f"{scale:g}" for scale in arguments.cfg_scales],
+        "prompts": [Path(arguments.prompts).name] if texts else [],
+        "length": [arguments.length] if arguments.length else [],
+        "cfg-scales": [] if texts else [f"{scale:g}" for scale in scales],
         "rules": arguments.rules,
         "num": [arguments.num],
         "batch": [arguments.batch],
@@ -122,3 +148,28 @@ def run(arguments: argparse.Namespace) -> None:
     write_file(arguments.out + ".md", drafters_markdown(result).encode())
     write_file(arguments.out + ".png", png_bytes(drafters_plot(result)))
     print(drafters_markdown(result))
+
+
+def read_texts(file: str | None, count: int, bundle) -> tuple[bytes, ...]:
+    """The beginnings of a file's passages, short enough for the model to go on.
+
+    Raises:
+      ConfigError: no file was named.
+      DataError: it cannot be read, or holds too few passages.
+    """
+    from pathlib import Path
+
+    from jaxspec.errors import ConfigError, DataError
+
+    if file is None:
+        raise ConfigError(f"bundle '{bundle.name}' makes text; give --prompts FILE")
+    try:
+        passages = [p.strip() for p in Path(file).read_bytes().split(b"\n\n")]
+    except OSError as error:
+        raise DataError(f"cannot read '{file}': {error.strerror}") from None
+    most = bundle.prior.config.sequence_length // 4
+    texts = [passage[:most] for passage in passages if passage]
+    if len(texts) < count:
+        raise DataError(f"'{file}' has {len(texts)} passages; --num asks for {count}")
+    step = len(texts) // count
+    return tuple(texts[::step][:count])

@@ -83,7 +83,7 @@ def some_starts(lesson: Lesson, key: Array, first: int) -> Int[Array, "B M"]:
       first: least position: the last one of the condition.
     """
     rows, length = lesson.tokens.shape
-    return jax.random.randint(key, (rows, STARTS), first, length - 2)
+    return jax.random.randint(key, (rows, STARTS), max(first, 0), length - 2)
 
 
 def smooth_l1(

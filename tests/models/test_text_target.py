@@ -1,0 +1,95 @@
+"""A model of text goes on from prompts of any length, and drafters read them too."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxspec.config import (
+    BlockDiffusionConfig,
+    FeatureHeadConfig,
+    SemiAutoregressiveConfig,
+    TransformerConfig,
+)
+from jaxspec.drafters.block_diffusion import BlockDiffusion
+from jaxspec.drafters.falcon import Falcon
+from jaxspec.drafters.feature_head import FeatureHead
+from jaxspec.drafters.prompt_lookup import PromptLookup
+from jaxspec.errors import ConfigError
+from jaxspec.models.target import make_target
+from jaxspec.models.transformer import Transformer
+from jaxspec.spec.named_trees import named_tree
+from jaxspec.spec.sampling import make_sampling
+from jaxspec.testing.properties import assert_fresh_cache, run_rounds
+from tests.models.test_transformer import random_params
+
+CONFIG = TransformerConfig(
+    vocab_size=17, layers=2, width=32, heads=2, rope="sequence", max_length=48,
+    condition="none", classes=1,
+)  # fmt: skip
+MODEL, PARAMS = Transformer(CONFIG), random_params(CONFIG)
+PROMPT = jnp.array([[3, 1, 4, 1, 5], [9, -1, -1, -1, -1], [2, 6, 5, -1, -1]])
+TREE = named_tree("0,1,2,00,01,000")
+LENGTH = 12
+BLOCK = BlockDiffusionConfig(4, 1, 32, 2, ffn_width=48, taps=(0, 1), markov_rank=4)
+DRAFTERS = {
+    "block": BlockDiffusion(BLOCK, CONFIG),
+    "eagle-3": FeatureHead(FeatureHeadConfig(3, 32, 2, None, 48, taps=(0, 1)), CONFIG),
+    "falcon": Falcon(SemiAutoregressiveConfig(2, 32, 2, 48), CONFIG),
+}
+
+
+def by_hand():
+    """Greedy tokens of each row, one whole pass a token."""
+    rows = []
+    for prompt in np.asarray(PROMPT):
+        tokens = [int(t) for t in prompt if t >= 0]
+        for _ in range(LENGTH):
+            logits, _ = MODEL.score(PARAMS, None, jnp.array([tokens]))
+            tokens.append(int(logits[0, -1].argmax()))
+        rows.append(tokens[-LENGTH:])
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("name", ["prompt lookup", *DRAFTERS])
+def test_drafted_text_is_what_the_model_says_by_itself(name):
+    drafter = DRAFTERS.get(name) or PromptLookup()
+    params = None
+    if name in DRAFTERS:
+        own = drafter.init_params(jax.random.key(1))
+        params = drafter.bind(own, PARAMS)
+    engine, state = run_rounds(
+        make_target(MODEL, guided=False, taps=getattr(drafter, "taps", ())),
+        PARAMS,
+        drafter,
+        params,
+        TREE,
+        PROMPT,
+        length=LENGTH,
+        rows=3,
+        sampling=make_sampling(3, temperature=0.0),
+        order=("temperature",),
+    )
+    np.testing.assert_array_equal(state.tokens[:, :LENGTH], by_hand())
+    assert_fresh_cache(engine, PARAMS, PROMPT, state)
+
+
+def test_near_ties_are_scored_without_a_cache_behind_each_rows_prompt():
+    target = make_target(MODEL, guided=False)
+    tokens = jax.random.randint(jax.random.key(2), (3, LENGTH), 0, 17)
+    index = jnp.array([0, 3, 7])
+    assert target.rescore is not None
+    found = target.rescore(PARAMS, PROMPT, tokens, index)
+    for row in range(3):
+        stream = [int(t) for t in PROMPT[row] if t >= 0]
+        stream += [int(t) for t in tokens[row, : index[row]]]
+        wanted, _ = MODEL.score(PARAMS, None, jnp.array([stream]))
+        np.testing.assert_allclose(found[row], wanted[0, -1], atol=1e-4)
+
+
+def test_text_has_no_guidance():
+    with pytest.raises(ConfigError, match="guided=False"):
+        make_target(MODEL)
+    make_target(Transformer(replace(CONFIG, layers=1)), guided=False)
