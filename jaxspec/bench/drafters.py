@@ -68,14 +68,14 @@ def bench_drafters(
       nodes: sizes of trees.
       scales: guidance.
       rules: by name, see `find_rule`; a drafter that a rule refuses is left out there.
-      repeats: timed runs, after a warm-up.
+      repeats: timed runs; after a warm-up, if there is more than one.
     """
     rows: list[dict[str, Any]] = []
     cells = [(h, n, r) for h in helpers for n in nodes for r in rules]
     with tqdm(total=len(scales) * (1 + len(cells)), desc="drafters", unit="run") as bar:
         for scale in scales:
             here = replace(settings, guidance=scale, rule=find_rule("coupled"))
-            run = partial(draw, bundle, repeats=repeats, warm_up=True)
+            run = partial(draw, bundle, repeats=repeats, warm_up=repeats > 1)
             plain = run(here, Tree.root())
             bar.update()
             for helper, count, name in cells:

@@ -1,5 +1,6 @@
 """What passes between the loop, a drafter and a rule in one round."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
@@ -218,5 +219,5 @@ class Drafter(Protocol):
 
 def extra_rows(drafter: Drafter | None, tree: Tree | Envelope) -> int:
     """`X` of a drafter."""
-    found: Any = getattr(drafter, "extra_rows", 0)
-    return int(found(tree) if callable(found) else found)
+    found: int | Callable[..., int] = getattr(drafter, "extra_rows", 0)
+    return found if isinstance(found, int) else found(tree)

@@ -120,7 +120,8 @@ def cache_error(
       cache: holds the prompt and all generated tokens but each row's newest.
 
     Returns:
-      The maximum over layers, keys and values, rows, streams and committed slots.
+      The maximum over layers, keys and values, rows, streams and committed slots; NaN
+      if one of them is NaN.
 
     Raises:
       AssertionError: the cache is longer than the tokens.
@@ -142,7 +143,8 @@ def cache_error(
     for mine, theirs in zip(cache.layers, fresh.layers, strict=True):
         for a, b in zip(mine, theirs, strict=True):
             gap = np.abs(np.asarray(a[:, :, :slots], np.float64) - np.asarray(b))
-            worst = max(worst, float(np.where(filled[:, None, :, None], gap, 0).max()))
+            gap = np.where(filled[:, None, :, None], gap, 0.0).max()
+            worst = float(np.maximum(worst, gap))  # NaN stays
     return worst
 
 

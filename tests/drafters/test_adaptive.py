@@ -27,14 +27,8 @@ from jaxspec.spec.sampling import make_sampling
 from jaxspec.spec.state import Engine
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify import Block, Coupled, GreedySet, KSeq, Rejection
-from jaxspec.testing.enumeration import (
-    Conditionals,
-    all_drafts,
-    assert_lossless,
-    distortion,
-    output_law,
-    sampled_drafts,
-)
+from jaxspec.testing.drafts import Conditionals, all_drafts, sampled_drafts
+from jaxspec.testing.enumeration import assert_lossless, distortion, output_law
 from jaxspec.testing.table_drafter import TableDrafter
 from jaxspec.testing.toy import NoisyOracle, toy_params, toy_target
 from tests.spec.test_rules_in_the_loop import misfit, target_law

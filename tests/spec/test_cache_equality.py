@@ -70,3 +70,12 @@ def test_the_comparison_sees_a_path_that_is_off_by_one():
     wrong = committed(engine, replace(state, path=jnp.roll(state.path, 1, axis=1)))
     tokens = state.tokens[:, :LENGTH]
     assert cache_error(engine, params, PROMPT, tokens, wrong) > 1e-2
+
+
+def test_the_comparison_sees_nan_in_any_layer():
+    engine, params, state = run("static")
+    right = committed(engine, state)
+    (k, v), *rest = right.layers
+    wrong = replace(right, layers=((k.at[0, 0, 0, 0].set(jnp.nan), v), *rest))
+    tokens = state.tokens[:, :LENGTH]
+    assert np.isnan(cache_error(engine, params, PROMPT, tokens, wrong))

@@ -16,7 +16,7 @@ from jaxspec.spec.noise import draw_noise, row_keys
 from jaxspec.spec.sampling import keep_top_k
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify import Block, Coupled, GreedySet, KSeq, Rejection
-from jaxspec.testing.enumeration import Conditionals, all_drafts
+from jaxspec.testing.drafts import Conditionals, all_drafts
 from tests.spec.test_acceptance import transport
 
 SIBLINGS = {1: named_tree("0"), 2: named_tree("0,1"), 3: named_tree("0,1,2")}

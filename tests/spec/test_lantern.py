@@ -14,12 +14,8 @@ from jaxspec.spec.draft import Draft
 from jaxspec.spec.neighbours import neighbour_table
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify import Lantern, Rejection
-from jaxspec.testing.enumeration import (
-    Conditionals,
-    all_drafts,
-    assert_lossless,
-    distortion,
-)
+from jaxspec.testing.drafts import Conditionals, all_drafts
+from jaxspec.testing.enumeration import assert_lossless, distortion
 
 CHAIN = Tree.chain(2)
 FORK = Tree.from_paths([(0,), (1,), (0, 0), (0, 1)])

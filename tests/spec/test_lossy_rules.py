@@ -29,12 +29,8 @@ from jaxspec.spec.verify import (
     Rejection,
     Typical,
 )
-from jaxspec.testing.enumeration import (
-    Conditionals,
-    all_drafts,
-    assert_lossless,
-    distortion,
-)
+from jaxspec.testing.drafts import Conditionals, all_drafts
+from jaxspec.testing.enumeration import assert_lossless, distortion
 from tests.spec.noises import coupled_noise
 from tests.spec.test_lantern import (
     CHAIN,

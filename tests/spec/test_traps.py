@@ -36,12 +36,8 @@ from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify import Coupled, Rejection
 from jaxspec.spec.verify.law import Law
 from jaxspec.spec.verify.law import draw as draw_from_law
-from jaxspec.testing.enumeration import (
-    Conditionals,
-    Drafts,
-    all_drafts,
-    assert_lossless,
-)
+from jaxspec.testing.drafts import Conditionals, Drafts, all_drafts
+from jaxspec.testing.enumeration import assert_lossless
 from jaxspec.testing.table_drafter import TableDrafter, table_step
 from jaxspec.testing.toy import NoisyOracle, toy_params, toy_target
 from tests.drafters.test_block_diffusion import TARGET, make

@@ -12,13 +12,8 @@ from jaxspec.spec.named_trees import named_tree
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify import Block, Coupled, GreedySet, KSeq, Rejection
 from jaxspec.spec.verify.law import Law
-from jaxspec.testing.enumeration import (
-    Conditionals,
-    all_drafts,
-    assert_lossless,
-    distortion,
-    sampled_drafts,
-)
+from jaxspec.testing.drafts import Conditionals, all_drafts, sampled_drafts
+from jaxspec.testing.enumeration import assert_lossless, distortion
 
 RULES = [
     Coupled(),

@@ -1,0 +1,13 @@
+"""Kangaroo's adapter over the embedded prior's first two layers."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from jaxspec.config import AdapterConfig
+from jaxspec.train.experiment import Experiment, load_experiment
+
+
+def get_config() -> Experiment:
+    """The embedded preset with another drafter."""
+    experiment = load_experiment(Path(__file__).parents[1] / "fruits64_cpu.py")
+    return replace(experiment, drafter=AdapterConfig(2, 4))

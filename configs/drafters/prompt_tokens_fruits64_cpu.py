@@ -1,0 +1,13 @@
+"""Four prompt tokens (PPD) for the embedded prior."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from jaxspec.config import PromptTokensConfig
+from jaxspec.train.experiment import Experiment, load_experiment
+
+
+def get_config() -> Experiment:
+    """The embedded preset with another drafter."""
+    experiment = load_experiment(Path(__file__).parents[1] / "fruits64_cpu.py")
+    return replace(experiment, drafter=PromptTokensConfig(4))

@@ -1,0 +1,28 @@
+"""A masked-diffusion model: it generates, and drafts as a lattice (DiffuSpec).
+
+Trained as a prior: `jaxspec train prior --config configs/models/mdlm_fruits64_cpu.py
+--checkpoint embedded ...`; what comes out drafts by its folder's name.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from jaxspec.train.experiment import Experiment, PriorTrainingConfig, load_experiment
+
+
+def get_config() -> Experiment:
+    """The embedded preset with another model over its codes."""
+    experiment = load_experiment(Path(__file__).parents[1] / "fruits64_cpu.py")
+    return replace(
+        experiment,
+        prior=replace(experiment.prior, layers=2, width=128, heads=4, extra_tokens=1),
+        train_prior=PriorTrainingConfig(
+            steps=800,
+            batch=16,
+            warmup=60,
+            ema=0.99,
+            evaluate_every=200,
+            save_every=200,
+            objective="masked",
+        ),
+    )

@@ -1,0 +1,27 @@
+"""A small autoregressive model over the embedded tokenizer's codes.
+
+Trained as a prior: `jaxspec train prior --config configs/models/small_fruits64_cpu.py
+--checkpoint embedded ...`; what comes out drafts by its folder's name.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from jaxspec.train.experiment import Experiment, PriorTrainingConfig, load_experiment
+
+
+def get_config() -> Experiment:
+    """The embedded preset with another model over its codes."""
+    experiment = load_experiment(Path(__file__).parents[1] / "fruits64_cpu.py")
+    return replace(
+        experiment,
+        prior=replace(experiment.prior, layers=2, width=128, heads=4),
+        train_prior=PriorTrainingConfig(
+            steps=800,
+            batch=16,
+            warmup=60,
+            ema=0.99,
+            evaluate_every=200,
+            save_every=200,
+        ),
+    )

@@ -1,0 +1,25 @@
+"""Frozen model configurations and their JSON form."""
+
+from jaxspec.config.drafters import (
+    AdapterConfig,
+    BlockDiffusionConfig,
+    FeatureHeadConfig,
+    ParallelHeadsConfig,
+    PromptTokensConfig,
+    SemiAutoregressiveConfig,
+)
+from jaxspec.config.models import TokenizerConfig, TransformerConfig
+from jaxspec.config.plain import from_dict, to_dict
+
+__all__ = [
+    "AdapterConfig",
+    "BlockDiffusionConfig",
+    "FeatureHeadConfig",
+    "ParallelHeadsConfig",
+    "PromptTokensConfig",
+    "SemiAutoregressiveConfig",
+    "TokenizerConfig",
+    "TransformerConfig",
+    "from_dict",
+    "to_dict",
+]

@@ -1,0 +1,176 @@
+"""Frozen configurations of tokenizers and transformers."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxspec.config.checks import grouped_heads, positive, require
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """A VQ tokenizer of the LlamaGen family (arXiv 2406.06525, section 2.1).
+
+    Attributes:
+      image_size: side of a square picture in pixels.
+      patch_size: pixels folded into channels before the first convolution (1 in
+        LlamaGen; small presets fold more so that all work is at the code grid).
+      channels: width of the first level.
+      multipliers: width of each level as a multiple of `channels`; each level but
+        the last halves the side.
+      encoder_blocks: residual blocks a level in the encoder.
+      decoder_blocks: residual blocks a level in the decoder.
+      attention: "lowest" puts attention after each block of the lowest level and in
+        the middle (LlamaGen); "middle" only in the middle.
+      groups: groups of every GroupNorm.
+      latent_channels: channels between the networks and the quantiser's 1x1 maps.
+      codebook_size: number of codes, `V`.
+      code_dim: width of a code.
+    """
+
+    image_size: int = 256
+    patch_size: int = 1
+    channels: int = 128
+    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    encoder_blocks: int = 2
+    decoder_blocks: int = 3
+    attention: Literal["lowest", "middle"] = "lowest"
+    groups: int = 32
+    latent_channels: int = 256
+    codebook_size: int = 16384
+    code_dim: int = 8
+
+    def __post_init__(self):
+        positive(self, "patch_size", "channels", "groups", "latent_channels")
+        positive(self, "codebook_size", "code_dim", "encoder_blocks", "decoder_blocks")
+        require(len(self.multipliers) >= 1, "multipliers must name at least one level")
+        step = self.downsampling
+        require(
+            self.image_size % step == 0,
+            f"image_size={self.image_size} must be a multiple of {step} "
+            "(patch_size x 2 per level after the first)",
+        )
+        for m in self.multipliers:
+            require(
+                self.channels * m % self.groups == 0,
+                f"groups={self.groups} must divide every level's width "
+                f"({self.channels} x {m})",
+            )
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels a code covers along each side."""
+        return self.patch_size * 2 ** (len(self.multipliers) - 1)
+
+    @property
+    def grid(self) -> int:
+        """Codes along each side of a picture."""
+        return self.image_size // self.downsampling
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """An autoregressive decoder over codes or text.
+
+    The defaults are LlamaGen's (arXiv 2406.06525): 2-D rotary embedding over a square
+    grid, SwiGLU, RMSNorm, no biases, an untied head.
+
+    Attributes:
+      vocab_size: `V`.
+      layers: `L`.
+      width: `D`.
+      heads: query heads `H`.
+      kv_heads: key/value heads `K`; None means `heads`.
+      head_dim: `F`; None means `width // heads`.
+      ffn_multiple: the SwiGLU width is `int(8 width / 3)` rounded up to this.
+      ffn_width: overrides the rule above.
+      norm_eps: epsilon of every RMSNorm.
+      rope: "grid" (2-D, interleaved pairs, zero rows for the condition) or
+        "sequence" (1-D, interleaved pairs).
+      rope_base: base of the rotary frequencies.
+      grid: codes along each side ("grid"); the sequence has `grid ** 2` of them.
+      max_length: longest sequence for `rope="sequence"`.
+      condition: "class" (one learned prefix token a class), "caption" (a prefix of
+        `caption_length` text features) or "none".
+      classes: number of classes; id `classes` is the null class of guidance.
+      caption_length: prefix tokens of a caption.
+      caption_width: width of the text features.
+      qkv_bias: biases in the query, key and value maps (Qwen2).
+      qk_norm: RMSNorm over the heads of queries and keys (Qwen3).
+      tied_head: the output head is the transposed token embedding.
+      extra_tokens: rows of the embedding beyond the vocabulary, for tokens that are
+        read and never drawn: masks, prompt tokens of a drafter.
+      token_dropout: dropout after the embedding, training only.
+      residual_dropout: dropout of each attention output, training only.
+      ffn_dropout: dropout of each SwiGLU output, training only.
+      condition_dropout: chance of the null condition, training only.
+    """
+
+    vocab_size: int = 16384
+    layers: int = 12
+    width: int = 768
+    heads: int = 12
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    ffn_multiple: int = 256
+    ffn_width: int | None = None
+    norm_eps: float = 1e-5
+    rope: Literal["grid", "sequence"] = "grid"
+    rope_base: float = 10000.0
+    grid: int = 16
+    max_length: int = 2048
+    condition: Literal["class", "caption", "none"] = "class"
+    classes: int = 1000
+    caption_length: int = 120
+    caption_width: int = 2048
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    tied_head: bool = False
+    extra_tokens: int = 0
+    token_dropout: float = 0.1
+    residual_dropout: float = 0.1
+    ffn_dropout: float = 0.1
+    condition_dropout: float = 0.1
+
+    def __post_init__(self):
+        positive(self, "vocab_size", "layers", "width", "heads", "num_kv_heads")
+        positive(self, "ffn_multiple", "grid", "max_length", "classes")
+        require(self.extra_tokens >= 0, "extra_tokens must not be negative")
+        require(
+            self.head_dim is not None or self.width % self.heads == 0,
+            f"heads={self.heads} must divide width={self.width}, or set head_dim",
+        )
+        grouped_heads(self.heads, self.num_kv_heads)
+        step = 4 if self.rope == "grid" else 2
+        require(
+            self.head_size % step == 0,
+            f"the head size {self.head_size} must be a multiple of {step} for "
+            f"rope={self.rope!r}",
+        )
+
+    @property
+    def num_kv_heads(self) -> int:
+        """`K`."""
+        return self.heads if self.kv_heads is None else self.kv_heads
+
+    @property
+    def head_size(self) -> int:
+        """`F`."""
+        return self.width // self.heads if self.head_dim is None else self.head_dim
+
+    @property
+    def ffn_size(self) -> int:
+        """Width of the SwiGLU hidden layer."""
+        if self.ffn_width is not None:
+            return self.ffn_width
+        m = self.ffn_multiple
+        return -(-int(8 * self.width / 3) // m) * m
+
+    @property
+    def prefix_length(self) -> int:
+        """Condition positions before the first token."""
+        return {"class": 1, "caption": self.caption_length, "none": 0}[self.condition]
+
+    @property
+    def sequence_length(self) -> int:
+        """Most tokens after the condition."""
+        return self.grid**2 if self.rope == "grid" else self.max_length
