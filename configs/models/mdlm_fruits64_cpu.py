@@ -1,7 +1,9 @@
 """A masked-diffusion model: it generates, and drafts as a lattice (DiffuSpec).
 
-Trained as a prior: `jaxspec train prior --config configs/models/mdlm_fruits64_cpu.py
---checkpoint embedded ...`; what comes out drafts by its folder's name.
+Trained as a prior:
+`jaxspec train prior --config configs/models/mdlm_fruits64_cpu.py
+--checkpoint embedded ...`
+What comes out drafts by its folder's name.
 """
 
 from dataclasses import replace
@@ -15,6 +17,7 @@ def get_config() -> Experiment:
     experiment = load_experiment(Path(__file__).parents[1] / "fruits64_cpu.py")
     return replace(
         experiment,
+        drafter=None,
         prior=replace(experiment.prior, layers=2, width=128, heads=4, extra_tokens=1),
         train_prior=PriorTrainingConfig(
             steps=800,

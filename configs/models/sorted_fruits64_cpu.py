@@ -1,7 +1,9 @@
 """The same, which can be left after its first layer (S2D).
 
-Trained as a prior: `jaxspec train prior --config configs/models/sorted_fruits64_cpu.py
---checkpoint embedded ...`; what comes out drafts by its folder's name.
+Trained as a prior:
+`jaxspec train prior --config configs/models/sorted_fruits64_cpu.py
+--checkpoint embedded ...`
+What comes out drafts by its folder's name.
 """
 
 from dataclasses import replace
@@ -15,6 +17,7 @@ def get_config() -> Experiment:
     experiment = load_experiment(Path(__file__).parents[1] / "fruits64_cpu.py")
     return replace(
         experiment,
+        drafter=None,
         prior=replace(experiment.prior, layers=3, width=128, heads=4),
         train_prior=PriorTrainingConfig(
             steps=800,

@@ -1,7 +1,9 @@
 """The embedded prior, taught to fill blocks of masks (TiDAR).
 
-Trained as a prior: `jaxspec train prior --config configs/models/tidar_fruits64_cpu.py
---checkpoint embedded --start checkpoints/fruits64/prior ...`; what comes out drafts by its folder's name.
+Trained as a prior:
+`jaxspec train prior --config configs/models/tidar_fruits64_cpu.py
+--checkpoint embedded --start checkpoints/fruits64/prior ...`
+What comes out drafts by its folder's name.
 """
 
 from dataclasses import replace
@@ -15,6 +17,7 @@ def get_config() -> Experiment:
     experiment = load_experiment(Path(__file__).parents[1] / "fruits64_cpu.py")
     return replace(
         experiment,
+        drafter=None,
         prior=replace(experiment.prior, extra_tokens=1),
         train_prior=PriorTrainingConfig(
             steps=600,

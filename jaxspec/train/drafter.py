@@ -46,12 +46,14 @@ def train_drafter(
       source: sequences.
       heldout: sequences that select the checkpoint.
       workdir: state and metrics.
-      start: a trained drafter of the same configuration to go on from.
+      start: a trained drafter of the same shape to go on from.
 
     Raises:
-      ConfigError: `start` is another kind of drafter.
+      ConfigError: `start` is another kind of drafter, or none is configured.
     """
     config = experiment.train_drafter
+    if experiment.drafter is None:
+        raise ConfigError(f"{experiment.name} has no drafter to train")
     kind, drafter = make_drafter(experiment.drafter, prior.config)
     digest = params_digest(prior.params)
 
@@ -61,8 +63,9 @@ def train_drafter(
 
     own = drafter.init_params(jax.random.key(config.seed))
     if start is not None:
-        if start.config != drafter:
-            raise ConfigError("the drafter to start from has another configuration")
+        shapes = [jax.tree.map(jnp.shape, params) for params in (start.params, own)]
+        if start.kind != kind or shapes[0] != shapes[1]:
+            raise ConfigError("the drafter to start from has another shape")
         own = dict(start.params)
     before = params_digest(own) if start is not None else ""
     fixed = {}

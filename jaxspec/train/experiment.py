@@ -137,7 +137,7 @@ class DrafterTrainingConfig(TrainingConfig):
 class Experiment:
     """One preset: a tokenizer, a prior over its codes, and the prior's drafter.
 
-    Text has no tokenizer: a token is a byte.
+    Text has no tokenizer: a token is a byte. A model that is itself a drafter has none.
 
     The classifier that measures pictures is the same for all, but for its training.
     """
@@ -146,7 +146,7 @@ class Experiment:
     data: DataConfig
     tokenizer: TokenizerConfig | None
     prior: TransformerConfig
-    drafter: DrafterConfig
+    drafter: DrafterConfig | None
     train_tokenizer: TrainingConfig | None
     train_prior: PriorTrainingConfig
     train_drafter: DrafterTrainingConfig
@@ -171,7 +171,8 @@ class Experiment:
                 f"{t.grid}x{t.grid}"
             )
         try:
-            make_drafter(d, p)
+            if d is not None:
+                make_drafter(d, p)
         except ConfigError as error:
             raise ConfigError(f"{self.name}: {error}") from None
 

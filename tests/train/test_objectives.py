@@ -19,8 +19,11 @@ from jaxspec.spec.sampling import make_sampling
 from jaxspec.spec.tree import Tree
 from jaxspec.train.objectives import (
     _shifted_table,
+    block_loss,
     doubled_table,
     masked_loss,
+    next_loss,
+    sorted_loss,
     tidar_loss,
 )
 from tests.drafters.test_guesses import after
@@ -142,3 +145,48 @@ def test_tidar_learns_both_ways():
     start = PARAMS, optimizer.init(PARAMS)
     _, parts = jax.jit(lambda c: jax.lax.scan(step, c, jnp.arange(120)))(start)
     assert (parts[-1] < 0.5 * parts[0]).all() and (parts[-1] < 1.2).all()
+
+
+CODES = jax.random.randint(jax.random.key(8), (3, 16), 0, 11)
+NULL = jnp.array([False, True, False])
+
+
+def test_sorted_losses_are_those_of_the_model_cut_short():
+    whole = next_loss(MODEL, PARAMS, CODES, LABELS, NULL, None)
+    short = Transformer(replace(CONFIG, layers=1))
+    first = next_loss(short, PARAMS, CODES, LABELS, NULL, None)
+    found = sorted_loss(MODEL, PARAMS, CODES, LABELS, NULL, None, exits=(1,))
+    np.testing.assert_allclose(found, (whole + first) / 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("refine", [False, True])
+def test_a_block_is_filled_from_the_tokens_before_it_alone(refine, monkeypatch):
+    """Each block by a pass of its own: clean tokens causal, the block sees itself."""
+    block, shift = 4, 3
+    key = jax.random.key(2)
+    _, time_key, mask_key = jax.random.split(key, 3)
+    monkeypatch.setattr(jax.random, "randint", lambda *a, **k: jnp.array(shift))
+    found = block_loss(
+        MODEL, PARAMS, CODES, LABELS, NULL, key, block=block, refine=refine, growth=1.5
+    )
+    even = (jax.random.uniform(time_key) + jnp.arange(3) / 3) % 1.0
+    t = 1e-3 + (1 - 1e-3) * even
+    hidden = jax.random.uniform(mask_key, CODES.shape) < t[:, None]
+    hidden = hidden | refine
+    total, weights = 0.0, 0.0
+    for begin, end in [(0, 3), (3, 7), (7, 11), (11, 15), (15, 16)]:
+        seen = jnp.where(hidden, CONFIG.vocab_size, CODES)[:, begin:end]
+        tokens = jnp.concatenate([CODES[:, :begin], seen], axis=1)
+        table = np.tri(1 + end, dtype=bool)
+        table[1 + begin :, 1 + begin :] = True
+        logits, _ = MODEL.score(
+            PARAMS, LABELS, tokens, null=NULL, causal=jnp.asarray(table)
+        )
+        law = jax.nn.log_softmax(logits[:, 1 + begin :])
+        own = jnp.take_along_axis(law, CODES[:, begin:end, None], axis=-1)[..., 0]
+        place = np.arange(begin, end) - (begin if begin else end - block)
+        weight = 1.5**-place if refine else hidden[:, begin:end] / t[:, None]
+        total -= float(jnp.sum(own * weight))
+        weights += float(jnp.sum(jnp.broadcast_to(weight, own.shape)))
+    wanted = total / (weights if refine else CODES.size)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)

@@ -72,6 +72,53 @@ def test_a_trained_bundle_draws(trained, tmp_path, capsys):
     assert "identical   yes" in capsys.readouterr().out
 
 
+MODEL = """
+from dataclasses import replace
+from jaxspec.train.experiment import PriorTrainingConfig, load_experiment
+
+
+def get_config():
+    tiny = load_experiment({tiny!r})
+    short = {{"warmup": 1, "log_every": 1, "evaluate_every": 2, "save_every": 2}}
+    prior = replace(tiny.prior, extra_tokens={extra})
+    training = PriorTrainingConfig(
+        steps=2, batch=4, objective={objective!r}, exits={exits}, block=3, **short
+    )
+    return replace(tiny, prior=prior, train_prior=training)
+"""
+SLOW = pytest.mark.slow
+OBJECTIVES = [
+    "tidar",
+    "masked",
+    pytest.param("sorted", marks=SLOW),
+    pytest.param("continuation", marks=SLOW),
+    pytest.param("refinement", marks=SLOW),
+    pytest.param("next", marks=SLOW),
+]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_whole_models_draft_as_they_were_trained_to(objective, trained, data, tmp_path):
+    """From the bundle's own prior, where it may start there, to identical pictures."""
+    config, bundle = tmp_path / "model.py", trained / "checkpoint"
+    text = MODEL.format(
+        tiny=str(TINY),
+        objective=objective,
+        extra=int(objective not in ("next", "sorted")),
+        exits=(1,) if objective == "sorted" else (),
+    )
+    config.write_text(text)
+    command = train("prior", tmp_path, data, "--checkpoint", str(bundle))
+    command[command.index("--config") + 1] = str(config)
+    assert main([*command, "--start", str(bundle / "prior")]) == 0
+    folder, report = tmp_path / "checkpoint" / "prior", tmp_path / "r.json"
+    command = ["generate", "--checkpoint", str(bundle), "--num", "2"]
+    command += ["--tree", "chain-2", "--drafter", str(folder)]
+    command += ["--report", str(report), "--out", str(tmp_path / "s.png")]
+    assert main(command) == 0
+    assert json.loads(report.read_text())["identical_to_autoregressive"]
+
+
 def test_rules_are_compared_by_the_pictures_that_they_draw(
     trained, data, tmp_path, capsys
 ):
@@ -227,6 +274,20 @@ def get_config():
 """
 
 
+DRAWN = """
+from dataclasses import replace
+from jaxspec.train.experiment import load_experiment
+
+
+def get_config():
+    tiny = load_experiment({tiny!r})
+    training = replace(
+        tiny.train_drafter, steps=6, guidance=2.0, drawn=24, learning_rate=1e-2
+    )
+    return replace(tiny, train_drafter=training)
+"""
+
+
 def test_another_drafter_is_trained_for_a_bundle_and_drafts_by_its_folder(
     trained, data, tmp_path
 ):
@@ -244,3 +305,29 @@ def test_another_drafter_is_trained_for_a_bundle_and_drafts_by_its_folder(
     command += ["--drafter", str(folder), "--report", str(report)]
     assert main([*command, "--out", str(tmp_path / "s.png")]) == 0
     assert json.loads(report.read_text())["identical_to_autoregressive"]
+
+
+def test_a_drafter_goes_on_from_another_on_what_its_target_draws(
+    trained, data, tmp_path, capsys
+):
+    """No data set is read; the first loss is the trained drafter's, not a fresh one's."""
+    config, bundle = tmp_path / "drawn.py", trained / "checkpoint"
+    config.write_text(DRAWN.format(tiny=str(TINY)))
+    command = ["train", "drafter", "--config", str(config), "--checkpoint", str(bundle)]
+    fresh, further = tmp_path / "fresh", tmp_path / "further"
+    assert main([*command, "--workdir", str(fresh)]) == 0
+    start = ["--start", str(fresh / "checkpoint" / "drafter")]
+    assert main([*command, "--workdir", str(further), *start]) == 0
+    first, second = (losses(run, "drafter") for run in (fresh, further))
+    assert second[0]["loss"] < first[0]["loss"] - 0.01
+    assert (
+        "other sequences that the target drew"
+        in (fresh / "checkpoint" / "drafter" / "README.md").read_text()
+    )
+    head = tmp_path / "head.py"
+    head.write_text(HEAD.format(tiny=str(TINY)))
+    command[command.index("--config") + 1] = str(head)
+    other = ["--workdir", str(tmp_path / "other"), "--manual-dir", str(data)]
+    places = ["--data-dir", str(data / "tfds")]
+    assert main([*command, *other, *places, *start]) == 2
+    assert "another shape" in capsys.readouterr().err
