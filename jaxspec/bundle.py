@@ -9,6 +9,7 @@ from typing import Any
 from jaxspec.checkpoint import Checkpoint, file_digests, load, params_digest
 from jaxspec.drafters.kinds import DRAFTERS
 from jaxspec.errors import CheckpointError, ConfigError
+from jaxspec.typing import Params
 
 DEFAULT = "fruits64"
 MANIFEST = "manifest.json"
@@ -92,6 +93,12 @@ def load_bundle(path: str | os.PathLike | None = None, *, dtype: Any = None) -> 
                 f"'{folder / 'drafter'}' was trained for another prior than "
                 f"'{folder / 'prior'}'; train it again"
             )
+    objective = prior.about.get("objective", "next")
+    if objective not in ("next", "sorted", "tidar"):
+        raise CheckpointError(
+            f"'{folder / 'prior'}' was trained for {objective!r}: it drafts for "
+            "another model (--drafter), but does not draw on its own"
+        )
     if tokenizer is not None:
         codes, grid = tokenizer.config.codebook_size, tokenizer.config.grid
         if (codes, grid) != (prior.config.vocab_size, prior.config.grid):
@@ -107,10 +114,18 @@ def load_bundle(path: str | os.PathLike | None = None, *, dtype: Any = None) -> 
 
 
 def _cast(checkpoint: Checkpoint, dtype: Any) -> Checkpoint:
-    import jax
+    return replace(checkpoint, params=cast_floats(checkpoint.params, dtype))
 
-    params = jax.tree.map(lambda x: x.astype(dtype), checkpoint.params)
-    return replace(checkpoint, params=params)
+
+def cast_floats(params: Params, dtype: Any) -> Params:
+    """Floating-point leaves in another dtype; ids stay what they are."""
+    import jax
+    import jax.numpy as jnp
+
+    def cast(x):
+        return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(cast, params)
 
 
 def write_manifest(root: str | os.PathLike) -> None:

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from jaxspec.bundle import Bundle
+from jaxspec.bundle import Bundle, cast_floats
 from jaxspec.checkpoint import Checkpoint, load, params_digest
 from jaxspec.drafters.dynamic_exit import DynamicExit
 from jaxspec.drafters.jacobi import Jacobi
@@ -73,7 +72,10 @@ def own_helper(bundle: Bundle) -> Helper:
       ConfigError: it holds none.
     """
     if bundle.drafter is None:
-        raise ConfigError(f"bundle '{bundle.name}' has no drafter; use none")
+        raise ConfigError(
+            f"bundle '{bundle.name}' has no drafter of its own; name another, such as "
+            "recycling"
+        )
     return _trained(bundle.drafter.kind, bundle.drafter, bundle)
 
 
@@ -116,19 +118,21 @@ def find_helper(name: str, bundle: Bundle) -> Helper:
             )
         return _trained(Path(name).name, checkpoint, bundle)
     raise ConfigError(
-        f"no drafter '{name}'; use own, {NAMES}, none, or the folder of one that was "
-        "trained for this prior"
+        f"no drafter '{name}'; use own, {NAMES}, or the folder of one that was trained "
+        "for this prior"
     )
 
 
 def _model(name: str, checkpoint: Checkpoint, bundle: Bundle) -> Helper:
     """A model over the same codes; how it drafts is how it was trained."""
     config, target, about = checkpoint.config, bundle.prior.config, checkpoint.about
-    if (config.vocab_size, config.grid) != (target.vocab_size, target.grid):
-        raise CheckpointError(
-            f"the model in '{name}' is over {config.vocab_size} codes, the prior over "
-            f"{target.vocab_size}; they must share a tokenizer"
-        )
+    for field in ("vocab_size", "condition", "classes", "rope", "sequence_length"):
+        mine, theirs = getattr(config, field), getattr(target, field)
+        if mine != theirs:
+            raise CheckpointError(
+                f"the model in '{name}' has {field} {mine}, the prior {theirs}; they "
+                "must share tokens and conditions"
+            )
     model, mask = Transformer(config), config.vocab_size
     as_target, params = (
         make_target(model, guided=config.condition != "none"),
@@ -141,10 +145,12 @@ def _model(name: str, checkpoint: Checkpoint, bundle: Bundle) -> Helper:
         drafter = DynamicExit(
             config,
             (*about["exits"], config.layers),
-            verify_cost=target.layers,
+            verify_cost=target.layers * (target.width / config.width) ** 2,
             guided=config.condition != "none",
         )
     elif objective == "masked":
+        if config.condition == "none":
+            raise ConfigError("a masked model of text cannot draft: it reads no prompt")
         drafter = Lattice(
             MaskedDiffusion(model).denoise, mask, length=config.sequence_length
         )
@@ -161,11 +167,7 @@ def _model(name: str, checkpoint: Checkpoint, bundle: Bundle) -> Helper:
 def _trained(name: str, checkpoint: Any, bundle: Bundle) -> Helper:
     drafter, prior = checkpoint.config, bundle.prior.params
     dtype = jax.tree.leaves(prior)[0].dtype
-
-    def cast(x):
-        return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
-
-    params = drafter.bind(jax.tree.map(cast, checkpoint.params), prior)
+    params = drafter.bind(cast_floats(checkpoint.params, dtype), prior)
     size = sum(x.size for x in jax.tree.leaves(checkpoint.params))
     seconds = checkpoint.about.get("metrics", {}).get("seconds")
     if isinstance(drafter, PromptTokens):

@@ -146,9 +146,11 @@ def run_pictures(arguments: argparse.Namespace) -> None:
     from jaxspec.cli.bench.output import check_numbers, check_out, command_line
     from jaxspec.errors import ConfigError
 
-    check_numbers(arguments, "num", "batch")
-    if len(set(arguments.seeds)) < 2:
-        raise ConfigError("--seeds: give at least two, so that there is a spread")
+    check_numbers(arguments, "batch", num=4)
+    if len(arguments.seeds) < 2 or len(set(arguments.seeds)) < len(arguments.seeds):
+        raise ConfigError("--seeds: give at least two, all different, for a spread")
+    if len(set(arguments.rules)) < len(arguments.rules):
+        raise ConfigError("--rules: name each once")
     check_out(arguments.out, *SUFFIXES)
 
     from tqdm import tqdm
@@ -173,6 +175,13 @@ def run_pictures(arguments: argparse.Namespace) -> None:
     bundle = load_bundle(arguments.checkpoint)
     folder = Path(arguments.checkpoint or embedded_folder() / bundle.name)
     classifier = load(arguments.classifier or folder / "classifier", "classifier")
+    if classifier.about.get("class_names") != bundle.class_names or (
+        classifier.config.image_size != bundle.pictures.config.image_size
+    ):
+        raise ConfigError(
+            "the classifier was trained on other pictures than bundle "
+            f"'{bundle.name}'; see `jaxspec train classifier`"
+        )
     extract = classifier_features(classifier)
     helper = find_helper(arguments.drafter, bundle)
     tree = find_tree(arguments.tree, deepest(helper.drafter))

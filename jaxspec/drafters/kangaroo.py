@@ -161,7 +161,9 @@ def adapted(kangaroo: Kangaroo) -> Target:
             params, h, positions, mask, (zeros, jnp.copy(zeros)), starts
         )
         cache = replace(cache, layers=(*cache.layers, layer))
-        return Prefill(logits[:, -1], h, cache)
+        last = jnp.maximum(cache.lengths - 1, 0)[:, None, None]
+        logits = jnp.take_along_axis(logits, last, axis=1)[:, 0]
+        return Prefill(logits, h, cache)
 
     def forward(params, cache: KVCache, tokens, positions, mask: Mask):
         lower = replace(cache, layers=cache.layers[:-1])

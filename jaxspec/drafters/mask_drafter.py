@@ -10,8 +10,10 @@ from jaxspec.drafters.small_model import ModelState, begin, both
 from jaxspec.errors import ConfigError
 from jaxspec.spec.cache import tree_mask
 from jaxspec.spec.draft import Draft, Observation, Round, Start
+from jaxspec.spec.envelopes import Envelope
 from jaxspec.spec.sampling import guide
 from jaxspec.spec.target import Target
+from jaxspec.spec.tree import Tree
 from jaxspec.typing import Params
 
 
@@ -43,17 +45,30 @@ class MaskDrafter:
         if self.block < 1 or self.shift not in (0, 1):
             raise ConfigError("a block needs rows, and a shift of 0 or 1")
 
-    def init(self, params: Params, start: Start) -> ModelState:
-        """See `spec.draft.Drafter`.
+    @property
+    def reach(self) -> int:
+        """Most drafted tokens on a path."""
+        return self.block + self.shift
+
+    def check_tree(self, tree: Tree | Envelope) -> None:
+        """Refuses trees that this drafter cannot fill.
 
         Raises:
           ConfigError: the tree is deeper than the block.
         """
-        if start.tree.depth > self.block + self.shift:
+        if tree.depth > self.reach:
             raise ConfigError(
-                f"the tree is {start.tree.depth} deep, the block reaches "
-                f"{self.block + self.shift}; choose a shallower tree"
+                f"the tree is {tree.depth} deep, the block reaches {self.reach}; "
+                "choose a shallower tree"
             )
+
+    def init(self, params: Params, start: Start) -> ModelState:
+        """See `spec.draft.Drafter`.
+
+        Raises:
+          ConfigError: see `check_tree`.
+        """
+        self.check_tree(start.tree)
         return begin(self.model, params, start, self.block)
 
     def propose(

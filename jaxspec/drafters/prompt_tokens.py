@@ -8,6 +8,7 @@ from jaxspec.drafters.riding_blocks import (
     prompt_tokens,
     with_extra_tokens,
 )
+from jaxspec.errors import ConfigError
 from jaxspec.nn.layers import INIT
 from jaxspec.spec.envelopes import Envelope
 from jaxspec.spec.tree import Tree
@@ -24,6 +25,13 @@ class PromptTokens:
 
     config: PromptTokensConfig
     target: TransformerConfig
+
+    def __post_init__(self):
+        if self.target.extra_tokens:
+            raise ConfigError(
+                f"the target has {self.target.extra_tokens} extra tokens already; "
+                "prompt tokens are added to one that has none"
+            )
 
     @property
     def taps(self) -> tuple[int, ...]:
@@ -57,5 +65,5 @@ class PromptTokens:
         """What the drafter takes: nothing."""
 
     def target_params(self, own: Params, target_params: Params) -> Params:
-        """The target's parameters, widened. Its own tokens' rows must be all it has."""
+        """The target's parameters, widened."""
         return with_extra_tokens(target_params, own["rows"])

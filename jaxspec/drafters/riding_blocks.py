@@ -133,6 +133,7 @@ class RidingBlocks:
             jnp.broadcast_to(tokens, (rows, count)),
             positions,
             jnp.broadcast_to(mask, (rows, *mask.shape)),
+            self.shift,
         )
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec.errors import ConfigError
-from jaxspec.spec.draft import Draft, Drafter, Observation, Round, Start
+from jaxspec.spec.draft import Draft, Drafter, Observation, Round, Start, extra_rows
 from jaxspec.spec.tree import Tree
 from jaxspec.typing import Params
 
@@ -36,7 +36,8 @@ class Union:
     second_tree: Tree
 
     def __post_init__(self):
-        if hasattr(self.first, "extra_rows") or hasattr(self.second, "extra_rows"):
+        parts = (self.first, self.first_tree), (self.second, self.second_tree)
+        if any(extra_rows(drafter, tree) for drafter, tree in parts):
             raise ConfigError("drafters whose extra rows ride along cannot be united")
 
     @property

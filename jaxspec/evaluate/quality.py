@@ -95,8 +95,8 @@ def measure_run(
     plain: Run,
     heldout: HeldOut,
     extract: Extractor,
-) -> dict[str, float]:
-    """All of `METRICS` for what was drawn; "psnr" is infinite for equal pictures.
+) -> dict[str, float | None]:
+    """All of `METRICS` for what was drawn; "psnr" is None for equal pictures.
 
     "nll" is of the law that is sampled from: guided, temperature 1, without filters.
     Code distances are Euclidean, between the tokenizer's vectors.
@@ -120,7 +120,7 @@ def measure_run(
             np.array(settings.classes),
             settings.guidance,
         ),
-        "psnr": float(10 * np.log10(255**2 / error)) if error else float("inf"),
+        "psnr": float(10 * np.log10(255**2 / error)) if error else None,
         "code_distance": float(apart.mean()),
         "same_tokens": float((run.tokens == plain.tokens).mean()),
     }
@@ -154,11 +154,14 @@ def measure_quality(
     Raises:
       ConfigError: fewer than two seeds, or a rule that the drafter cannot serve.
     """
-    if len(set(seeds)) < 2:
-        raise ConfigError("quality needs at least two seeds, to show a spread")
+    if len(seeds) < 2 or len(set(seeds)) < len(seeds):
+        raise ConfigError("quality needs at least two seeds, all different")
     bundle = bundle_for(bundle, helper)
     chosen = {name: find_rule(name) for name in rules}
-    cells: dict[str, list[dict[str, float]]] = {"plain": [], **{n: [] for n in rules}}
+    cells: dict[str, list[dict[str, float | None]]] = {
+        "plain": [],
+        **{n: [] for n in rules},
+    }
     for seed in seeds:
         here = replace(settings, seed=seed, rule=find_rule("coupled"))
         measure = partial(measure_run, heldout=heldout, extract=extract)

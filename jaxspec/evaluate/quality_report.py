@@ -37,10 +37,13 @@ def quality_markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _cell(values: list[float]) -> str:
-    if not np.isfinite(values).all():
+def _cell(values: list[float | None]) -> str:
+    some = [x for x in values if x is not None]
+    if not some:
         return "same"
-    return f"{np.mean(values):.3g} ({np.std(values, ddof=1):.1g})"
+    if len(some) < len(values):
+        return f"{np.mean(some):.3g}, same {len(values) - len(some)} times"
+    return f"{np.mean(some):.3g} ({np.std(some, ddof=1):.1g})"
 
 
 def quality_plot(result: dict[str, Any]) -> np.ndarray:
@@ -52,14 +55,14 @@ def quality_plot(result: dict[str, Any]) -> np.ndarray:
     rows = result["rows"]
     right = max(np.mean(row["tokens_per_call"]) for row in rows)
     for key, (words, _) in METRICS.items():
-        plain = np.array(rows[0][key])
         lines = []
-        if np.isfinite(plain).all():
+        if None not in rows[0][key]:
+            plain = np.array(rows[0][key])
             middle, spread = plain.mean(), plain.std(ddof=1)
             for level in (middle - spread, middle + spread):
                 lines.append(Line("plain, spread", [1, right], [level] * 2, True))
         for row in rows:
-            if np.isfinite(row[key]).all():
+            if None not in row[key]:
                 x, y = np.mean(row["tokens_per_call"]), np.mean(row[key])
                 lines.append(Line(row["rule"], [x], [y]))
         panels.append(Panel(words, lines))

@@ -18,7 +18,7 @@ class MaskedDiffusion:
 
     The network is the same transformer without causality; its first extra token is the
     mask. A row predicts the token in its own place. Trained by MDLM's objective
-    (`train.masked_diffusion`), it generates on its own, and `Lattice` makes any such
+    (`masked_loss`), it generates on its own, and `Lattice` makes any such
     model a drafter. Sources: MDLM (arXiv 2406.07524), first-hitting sampler and precise
     noise (arXiv 2409.02908).
     """

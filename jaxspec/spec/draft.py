@@ -92,11 +92,14 @@ class ExtraRows:
       tokens: int32 [B, X].
       positions: int32 [B, X], absolute.
       mask: bool [B, X, N + X].
+      ahead: how many places after its own a row predicts a token: 1, or 0 for rows
+        that fill their own place; static. Guidance may depend on the place.
     """
 
     tokens: Int[Array, "B X"]
     positions: Int[Array, "B X"]
     mask: Bool[Array, "B X M"]
+    ahead: int = field(default=1, metadata={"static": True})
 
 
 @register_dataclass

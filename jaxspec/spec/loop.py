@@ -178,7 +178,7 @@ def spec_step(
     extra = extra_logits = None
     if draft.extra is not None:
         extra = features[:, tree.size :]
-        index = draft.extra.positions - state.start[:, None] + 1
+        index = draft.extra.positions - state.start[:, None] + draft.extra.ahead
         extra_logits = guide(logits[:, tree.size :], sampling, index)
     features = features[:, : tree.size]
     scores, doubtful = process_with_doubt(

@@ -7,7 +7,7 @@ from jaxspec.train.experiment import Experiment
 _HARMLESS = "It can change the speed of generation and nothing else."
 _WHAT = {
     "tokenizer": "VQ image tokenizer (LlamaGen family): pictures to codes and back.",
-    "prior": "Autoregressive transformer over the tokenizer's codes (LlamaGen family).",
+    "prior": "Autoregressive transformer over codes or bytes (LlamaGen family).",
     "classifier": "Small convolutional classifier; its features measure sets of "
     "pictures (`jaxspec eval pictures`).",
     "block_diffusion": "One-pass block-diffusion drafter (DFlash family) for the prior "
@@ -32,7 +32,7 @@ def model_card(part: str, checkpoint: Checkpoint, experiment: Experiment) -> str
     lines = [
         f"# {experiment.name}: {part}",
         "",
-        _WHAT[checkpoint.kind],
+        _what(checkpoint),
         "",
         f"- Data: {about['data']} (`{experiment.data.name}`{_size(experiment)})",
         f"- Licence of the data and of these weights: {about['licence']}",
@@ -69,6 +69,15 @@ def _size(experiment: Experiment) -> str:
     if experiment.tokenizer is None:
         return ""
     return f", {experiment.tokenizer.image_size}x{experiment.tokenizer.image_size}"
+
+
+def _what(checkpoint: Checkpoint) -> str:
+    objective = checkpoint.about.get("objective", "next")
+    if checkpoint.kind == "prior" and objective != "next":
+        return (
+            f"Transformer over the prior's tokens, trained for {objective!r}; drafts."
+        )
+    return _WHAT[checkpoint.kind]
 
 
 def _drawn(part: str, experiment: Experiment) -> bool:

@@ -1,5 +1,6 @@
 """One trainer for every drafter that reads the target's features."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import optax
 
 from jaxspec.checkpoint import Checkpoint, params_digest
+from jaxspec.config import BlockDiffusionConfig
 from jaxspec.data.batches import batch_indices, step_rng
 from jaxspec.data.codes import Sequences
 from jaxspec.drafters.draft_vocabulary import frequent_tokens
@@ -46,14 +48,13 @@ def train_drafter(
       source: sequences.
       heldout: sequences that select the checkpoint.
       workdir: state and metrics.
-      start: a trained drafter of the same shape to go on from.
+      start: a trained drafter of the same configuration to go on from.
 
     Raises:
-      ConfigError: `start` is another kind of drafter, or none is configured.
+      ConfigError: `start` is another drafter.
     """
     config = experiment.train_drafter
-    if experiment.drafter is None:
-        raise ConfigError(f"{experiment.name} has no drafter to train")
+    assert experiment.drafter is not None  # see `train_part`
     kind, drafter = make_drafter(experiment.drafter, prior.config)
     digest = params_digest(prior.params)
 
@@ -61,17 +62,14 @@ def train_drafter(
         indices = batch_indices(config.seed, step, config.batch, len(source))
         return source.take(indices, step_rng(config.seed, step))
 
-    own = drafter.init_params(jax.random.key(config.seed))
-    if start is not None:
-        shapes = [jax.tree.map(jnp.shape, params) for params in (start.params, own)]
-        if start.kind != kind or shapes[0] != shapes[1]:
-            raise ConfigError("the drafter to start from has another shape")
-        own = dict(start.params)
-    before = params_digest(own) if start is not None else ""
-    fixed = {}
+    own, before, fixed = drafter.init_params(jax.random.key(config.seed)), "", {}
     if own.pop("ids", None) is not None:  # a smaller vocabulary: the tokens that occur
         count, most = drafter.config.draft_vocab, prior.config.vocab_size
         fixed = {"ids": frequent_tokens(source.codes, most, count)}
+    if start is not None:
+        check_start(start, kind, drafter)
+        own, before = dict(start.params), params_digest(start.params)
+        fixed = {"ids": own.pop("ids")} if "ids" in own else {}
     # The frozen target is an argument, not a constant of the compiled step.
     step = jax.jit(make_step(drafter, config, fixed), donate_argnums=0)
     kept, metrics = fit(
@@ -89,6 +87,30 @@ def train_drafter(
     )
     about = {"metrics": metrics, "target_digest": digest}
     return Checkpoint(kind, drafter, kept, about)
+
+
+def check_start(start: Checkpoint, kind: str, drafter: Any) -> None:
+    """Refuses a drafter that another one cannot go on from.
+
+    Passes of refinement may differ: they have no parameters.
+
+    Raises:
+      ConfigError: says what differs.
+    """
+
+    def but_passes(config):
+        same = isinstance(config, BlockDiffusionConfig)
+        return replace(config, refinements=0) if same else config
+
+    if start.kind != kind:
+        raise ConfigError(f"--start holds a {start.kind}; this trains a {kind}")
+    mine = but_passes(drafter.config), drafter.target
+    theirs = but_passes(start.config.config), start.config.target
+    if mine != theirs:
+        raise ConfigError(
+            f"the drafter to start from is another one: {start.config.config}, where "
+            f"{drafter.config} is trained"
+        )
 
 
 def make_step(drafter: Any, config: DrafterTrainingConfig, fixed: Params):

@@ -97,6 +97,10 @@ class PriorTrainingConfig(TrainingConfig):
             raise ConfigError(f"objective={self.objective!r}; choose {known}")
         if (self.objective == "sorted") != bool(self.exits):
             raise ConfigError("exits belong to objective 'sorted', which needs them")
+        if list(self.exits) != sorted(set(self.exits)) or any(
+            n < 1 for n in self.exits
+        ):
+            raise ConfigError(f"exits={self.exits} must rise, from 1 on")
         if self.block < 1:
             raise ConfigError(f"block={self.block} must be at least 1")
 
@@ -170,6 +174,15 @@ class Experiment:
                 f"{p.grid}x{p.grid} grid, the tokenizer makes {t.codebook_size} on "
                 f"{t.grid}x{t.grid}"
             )
+        objective, exits = self.train_prior.objective, self.train_prior.exits
+        if objective not in ("next", "sorted") and not p.extra_tokens:
+            raise ConfigError(
+                f"{self.name}: objective={objective!r} needs extra_tokens=1"
+            )
+        if any(n >= p.layers for n in exits):
+            raise ConfigError(
+                f"{self.name}: exits={exits} must be below the {p.layers} layers"
+            )
         try:
             if d is not None:
                 make_drafter(d, p)
@@ -222,5 +235,7 @@ def load_experiment(path: str | Path) -> Experiment:
 def with_steps(experiment: Experiment, part: str, steps: int) -> Experiment:
     """The same experiment with another length for one part's training."""
     field = f"train_{part}"
+    if getattr(experiment, field) is None:
+        raise ConfigError(f"{experiment.name} has no {part} to train")
     training = replace(getattr(experiment, field), steps=steps)
     return replace(experiment, **{field: training})

@@ -1,8 +1,8 @@
 """What models of several kinds are trained for: functions of parameters and data.
 
 All take codes `[B, T]` and labels `[B]`, null conditions `[B]` and a key, which is
-consumed, and return a mean in nats a token. The mask of a model is its first extra
-token. A table says who sees whom among the condition and what follows it.
+consumed, and return a mean in nats a token (TiDAR's with its two parts). The mask of a
+model is its first extra token. A table says who sees whom among the condition and what follows it.
 """
 
 import jax
@@ -141,17 +141,16 @@ def masked_loss(
     key: Array,
     *,
     least: float = 1e-3,
-    most: float = 1.0,
 ) -> Float[Array, ""]:
     """MDLM's bound (arXiv 2406.07524): `1 / t` times the loss of the hidden tokens.
 
-    Each sequence has a share `t` of hidden tokens between `least` and `most`, drawn
+    Each sequence has a share `t` of hidden tokens between `least` and 1, drawn
     antithetically over the batch.
     """
     rows, length = codes.shape
     time_key, mask_key = jax.random.split(key)
     even = (jax.random.uniform(time_key) + jnp.arange(rows) / rows) % 1.0
-    t = least + (most - least) * even
+    t = least + (1.0 - least) * even
     hidden = jax.random.uniform(mask_key, codes.shape) < t[:, None]
     tokens = jnp.where(hidden, model.mask_token, codes)
     logits = model.score(params, labels, tokens, null=null)

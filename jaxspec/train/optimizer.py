@@ -38,9 +38,12 @@ def update_average(
 
 
 def begin(config: TrainingConfig, params: Params) -> dict[str, Any]:
-    """State of a training: parameters, their average, the optimizer's own."""
+    """State of a training: parameters, their average, the optimizer's own.
+
+    Copies: the state may be donated, what the caller holds may not.
+    """
     return {
-        "params": params,
+        "params": jax.tree.map(jnp.copy, params),
         "average": jax.tree.map(jnp.copy, params),
         "optimizer": make_optimizer(config).init(params),
     }

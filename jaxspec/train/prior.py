@@ -1,5 +1,6 @@
 """Training of models over codes: the prior, and drafters that are such models."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -43,17 +44,13 @@ def train_prior(
       start: a model of the same shape to go on from; it may have fewer extra tokens.
 
     Raises:
-      ConfigError: the model does not suit the objective, or `start` is another one.
+      ConfigError: `start` is another kind of model.
     """
     config = experiment.train_prior
     model = Transformer(experiment.prior)
-    if config.objective not in ("next", "sorted") and not model.config.extra_tokens:
-        raise ConfigError(f"objective={config.objective!r} needs extra_tokens=1")
-    if any(not 0 < n < model.config.layers for n in config.exits):
-        raise ConfigError(f"exits={config.exits}: the model has {model.config.layers}")
     params = model.init(jax.random.key(config.seed))
     if start is not None:
-        params = _grown(start.params, params)
+        params = _grown(start, model, params)
     begun = params_digest(params) if start is not None else ""
 
     def batch_fn(step):
@@ -79,15 +76,22 @@ def train_prior(
     return Checkpoint("prior", experiment.prior, kept, about)
 
 
-def _grown(params: Params, like: Params) -> Params:
+def _grown(start: Checkpoint, model: Transformer, like: Params) -> Params:
     """Parameters with the extra tokens that the new model has and they lack."""
+    if start.kind != "prior":
+        raise ConfigError(f"--start holds a {start.kind}; a prior goes on from a prior")
+    now, before = model.config, start.config
+    rates = {name: 0.0 for name in now.__dataclass_fields__ if name.endswith("dropout")}
+    if replace(before, extra_tokens=now.extra_tokens, **rates) != replace(now, **rates):
+        raise ConfigError("the model to start from has another configuration")
+    if before.extra_tokens > now.extra_tokens:
+        raise ConfigError(
+            f"the model to start from has {before.extra_tokens} extra tokens, this one "
+            f"{now.extra_tokens}"
+        )
     wanted = like["embedding"]["embedding"]
-    have = len(params["embedding"]["embedding"])
-    grown = with_extra_tokens(params, wanted[have:])
-    shapes = [jax.tree.map(jnp.shape, tree) for tree in (grown, like)]
-    if shapes[0] != shapes[1]:
-        raise ConfigError("the model to start from has another shape")
-    return grown
+    have = len(start.params["embedding"]["embedding"])
+    return with_extra_tokens(start.params, wanted[have:])
 
 
 def loss_of(model: Transformer, config: PriorTrainingConfig):
@@ -144,7 +148,7 @@ def make_evaluation(
         for i, part in enumerate(rows.reshape(-1, config.batch)):
             codes = heldout.codes[0, part].astype(np.int32)
             given = codes, heldout.labels[part], np.zeros(len(part), bool)
-            own = jax.random.fold_in(key, i) if model.config.extra_tokens else None
+            own = None if config.objective == "sorted" else jax.random.fold_in(key, i)
             losses.append(measure(state["average"], *given, own))
         return {"heldout_loss": float(np.mean(losses))}
 

@@ -43,6 +43,8 @@ def train_part(
       ConfigError: the experiment has no such part.
       DataError: the data cannot be had.
     """
+    if part == "drafter" and experiment.drafter is None:
+        raise ConfigError(f"{experiment.name} has no drafter to train")
     given = bundle or workdir / "checkpoint"
     begun = load(start) if start is not None else None
     text, about = experiment.text_file is not None, {}

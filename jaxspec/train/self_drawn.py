@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from jaxspec.checkpoint import Checkpoint, params_digest
 from jaxspec.data.codes import CodeSource
-from jaxspec.errors import ConfigError
+from jaxspec.errors import ConfigError, NonFiniteError
 from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
 from jaxspec.spec.loop import generate
@@ -42,6 +42,7 @@ def draw_source(
 
     Raises:
       ConfigError: the target takes no class.
+      NonFiniteError: it gave NaN.
     """
     config = prior.config
     if config.condition != "class":
@@ -63,6 +64,8 @@ def draw_source(
             rows = np.arange(start, start + batch) % count
             sampling = replace(some, guidance=scales[rows].astype(np.float32))
             out = run(prior.params, None, labels[rows], sampling, keys[rows])
+            if not bool(out.finite.all()):
+                raise NonFiniteError("the target gave NaN; its weights are unusable")
             parts.append(np.asarray(out.tokens))
             bar.update(min(batch, count - start))
     kind = np.uint16 if config.vocab_size <= 1 << 16 else np.int32

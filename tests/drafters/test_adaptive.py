@@ -17,6 +17,7 @@ from jaxspec.drafters.adaptive import (
     LengthController,
 )
 from jaxspec.drafters.stop_head import StopHead
+from jaxspec.drafters.union import Union
 from jaxspec.errors import ConfigError
 from jaxspec.spec.draft import Draft, Observation, Round, Start
 from jaxspec.spec.envelopes import Beam, BestFirst, StochasticBeam
@@ -548,6 +549,8 @@ def test_the_drafter_inside_still_sees_everything():
     np.testing.assert_array_equal(lengths.accepted, [1, 0])
     assert nested(Riding(), EntropyCutoff(1.0), ConfidenceCutoff(0.3)).extra_rows == 3
     assert drafter.extra_rows == 0
+    united = Union(drafter, drafter, Tree.chain(1), Tree.chain(1))  # nothing rides
+    assert united.tree.size == 3
 
 
 # SpecDec++'s head.

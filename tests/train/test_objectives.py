@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.config import TransformerConfig
+from jaxspec.config import PromptTokensConfig, TransformerConfig
+from jaxspec.drafters.mask_drafter import MaskDrafter
+from jaxspec.drafters.prompt_tokens import PromptTokens
 from jaxspec.drafters.riding_blocks import prompt_tokens, tidar
 from jaxspec.errors import ConfigError
 from jaxspec.models.masked_diffusion import MaskedDiffusion
@@ -77,6 +79,11 @@ def test_blocks_need_their_tokens_and_room():
     plain = replace(CONFIG, extra_tokens=0)
     with pytest.raises(ConfigError, match="0 extra tokens, 1 are needed"):
         tidar(plain, 4)
+    with pytest.raises(ConfigError, match="has 3 extra tokens already"):
+        PromptTokens(PromptTokensConfig(2), CONFIG)
+    masks = MaskDrafter(make_target(MODEL, guided=False), 2, CONFIG.vocab_size)
+    with pytest.raises(ConfigError, match="3 deep, the block reaches 2"):
+        masks.check_tree(Tree.chain(3))
     with pytest.raises(ConfigError, match="4 deep, blocks of 4 rows reach 3"):
         tidar(CONFIG, 4).check_tree(Tree.chain(4))
     with pytest.raises(ConfigError, match="extra_tokens=1"):

@@ -3,6 +3,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -10,10 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.bundle import load_bundle
+from jaxspec.bundle import DEFAULT, embedded_folder, load_bundle
 from jaxspec.cli import main
 from jaxspec.errors import CheckpointError, ConfigError
-from jaxspec.train.experiment import load_experiment, with_steps
+from jaxspec.train.experiment import (
+    PriorTrainingConfig,
+    load_experiment,
+    with_steps,
+)
 from tests.data.packed import write_packed
 
 TINY = Path(__file__).parent / "tiny.py"
@@ -142,6 +147,11 @@ def test_rules_are_compared_by_the_pictures_that_they_draw(
     capsys.readouterr()
     assert main([*command, "--seeds", "1", "--out", str(stem)]) == 2
     assert "at least two" in capsys.readouterr().err
+    text = stem.with_suffix(".json").read_text()
+    json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    other = ["--classifier", str(embedded_folder() / DEFAULT / "classifier")]
+    assert main([*command, *other, "--out", str(stem)]) == 2
+    assert "trained on other pictures" in capsys.readouterr().err
 
 
 # Dies in the middle of its second save: after the files, before they take their place.
@@ -214,6 +224,40 @@ def test_parts_are_trained_in_order(tmp_path, data, capsys):
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.py")), ids=lambda p: p.stem)
+WRONG_PARTS = {
+    "a drafter to start a prior from": (
+        ["prior", "--start", "DRAFTER"],
+        "a prior goes on from a prior",
+    ),
+    "another prior": (["prior", "--start", "EMBEDDED"], "another configuration"),
+    "a part that cannot go on": (["tokenizer", "--start", "DRAFTER"], "priors and dra"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_PARTS)
+def test_what_cannot_be_gone_on_from_is_refused(case, trained, data, tmp_path, capsys):
+    (part, flag, start), words = WRONG_PARTS[case]
+    places = {
+        "DRAFTER": trained / "checkpoint" / "drafter",
+        "EMBEDDED": embedded_folder() / DEFAULT / "prior",
+    }
+    bundle = ["--checkpoint", str(trained / "checkpoint")]
+    command = train(part, tmp_path, data, *bundle, flag, str(places[start]))
+    assert main(command) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_what_is_gone_on_from_stays_as_it_was():
+    """The state is donated to each step; the checkpoint that began it is not."""
+    from jaxspec.train.experiment import TrainingConfig
+    from jaxspec.train.optimizer import begin
+
+    given = {"w": jnp.ones((2, 2))}
+    state = begin(TrainingConfig(steps=1, batch=1), given)
+    jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)(state)
+    np.testing.assert_array_equal(given["w"], 1.0)
+
+
 def test_presets_load_and_fit_together(path):
     experiment = load_experiment(path)
     if experiment.text_file is None:
@@ -223,6 +267,17 @@ def test_presets_load_and_fit_together(path):
 
 
 def test_wrong_presets_say_what_is_wrong(tmp_path):
+    text = load_experiment(CONFIGS / "shakespeare.py")
+    with pytest.raises(ConfigError, match="has no tokenizer to train"):
+        with_steps(text, "tokenizer", 3)
+    with pytest.raises(ConfigError, match="needs extra_tokens=1"):
+        replace(text, train_prior=PriorTrainingConfig(1, 1, objective="masked"))
+    with pytest.raises(ConfigError, match="must rise"):
+        PriorTrainingConfig(1, 1, objective="sorted", exits=(2, 1))
+    with pytest.raises(ConfigError, match="below the 4 layers"):
+        replace(
+            text, train_prior=PriorTrainingConfig(1, 1, objective="sorted", exits=(4,))
+        )
     with pytest.raises(ConfigError, match="no config file at"):
         load_experiment(tmp_path / "none.py")
     file = tmp_path / "bad.py"
@@ -331,4 +386,4 @@ def test_a_drafter_goes_on_from_another_on_what_its_target_draws(
     other = ["--workdir", str(tmp_path / "other"), "--manual-dir", str(data)]
     places = ["--data-dir", str(data / "tfds")]
     assert main([*command, *other, *places, *start]) == 2
-    assert "another shape" in capsys.readouterr().err
+    assert "this trains a feature_head" in capsys.readouterr().err

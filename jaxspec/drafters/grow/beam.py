@@ -44,7 +44,9 @@ def grow_beam(this: Round, step, own, shared):
         if this.selection == "coupled":
             noisy = tree.sharpness * (log_q + this.noise[:, depth, None])
             total = jax.nn.logsumexp(noisy, axis=-1, keepdims=True)
-            value = tree.sharpness * value - total
+            # Not NaN where nothing is possible: a NaN may sort before the root.
+            noisy = tree.sharpness * value - total
+            value = jnp.where(value > -jnp.inf, noisy, -jnp.inf)
         score = (frontier_score[..., None] + jnp.minimum(value, 0.0)).reshape(rows, -1)
         tokens = ids.reshape(rows, -1)
         parents = jnp.repeat(frontier_node, width, axis=1)
