@@ -223,7 +223,6 @@ def test_parts_are_trained_in_order(tmp_path, data, capsys):
     assert "run `jaxspec train tokenizer`" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.py")), ids=lambda p: p.stem)
 WRONG_PARTS = {
     "a drafter to start a prior from": (
         ["prior", "--start", "DRAFTER"],
@@ -258,6 +257,7 @@ def test_what_is_gone_on_from_stays_as_it_was():
     np.testing.assert_array_equal(given["w"], 1.0)
 
 
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.py")), ids=lambda p: p.stem)
 def test_presets_load_and_fit_together(path):
     experiment = load_experiment(path)
     if experiment.text_file is None:
