@@ -2,7 +2,8 @@
 
 All take codes `[B, T]` and labels `[B]`, null conditions `[B]` and a key, which is
 consumed, and return a mean in nats a token (TiDAR's with its two parts). The mask of a
-model is its first extra token. A table says who sees whom among the condition and what follows it.
+model is its first extra token. A table says who sees whom among the condition and what
+follows it.
 """
 
 import jax
