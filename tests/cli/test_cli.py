@@ -177,7 +177,7 @@ def test_bench_refuses_before_it_measures(command, tmp_path, monkeypatch, capsys
     [
         (["--toys", "0"], "--toys 0 must be at least 1"),
         (["--drafts", "12"], "--drafts 12 must be a power of 2"),
-        (["--seed", "-1"], "--seed -1 must not be negative"),
+        (["--seed", "-1"], "--seed -1 must be at least 0"),
     ],
 )
 def test_impossible_relaxation_sweeps_are_one_clear_line(options, words, capsys):
