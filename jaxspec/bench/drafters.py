@@ -184,7 +184,7 @@ def drafters_markdown(result: dict[str, Any]) -> str:
         f"`{result['command']}`",
         "",
         f"Device: {result['device']}, jax {result['jax']}. {result['pictures']} "
-        f"pictures, {result['batch']} at a time, temperature 1. Tokens per call count "
+        f"sequences, {result['batch']} at a time, temperature 1. Tokens per call count "
         "the prefill as a call; draft cost is one `propose` beside one plain step; "
         "speedup is against plain decoding in the same run.",
     ]
