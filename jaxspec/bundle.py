@@ -76,7 +76,7 @@ def load_bundle(path: str | os.PathLike | None = None, *, dtype: Any = None) -> 
     if not folder.is_dir():
         raise CheckpointError(f"no checkpoint folder at '{folder}'; check the path")
     check_manifest(folder)
-    prior, tokenizer = load(folder / "prior", "prior"), None
+    prior, tokenizer = load_prior(folder / "prior"), None
     if prior.config.condition != "none":
         tokenizer = load(folder / "tokenizer", "tokenizer")
     drafter = None
@@ -93,12 +93,6 @@ def load_bundle(path: str | os.PathLike | None = None, *, dtype: Any = None) -> 
                 f"'{folder / 'drafter'}' was trained for another prior than "
                 f"'{folder / 'prior'}'; train it again"
             )
-    objective = prior.about.get("objective", "next")
-    if objective not in ("next", "sorted", "tidar"):
-        raise CheckpointError(
-            f"'{folder / 'prior'}' was trained for {objective!r}: it drafts for "
-            "another model (--drafter), but does not draw on its own"
-        )
     if tokenizer is not None:
         codes, grid = tokenizer.config.codebook_size, tokenizer.config.grid
         if (codes, grid) != (prior.config.vocab_size, prior.config.grid):
@@ -111,6 +105,22 @@ def load_bundle(path: str | os.PathLike | None = None, *, dtype: Any = None) -> 
         prior = _cast(prior, dtype)
         drafter = drafter and _cast(drafter, dtype)
     return Bundle(folder.name, tokenizer, prior, drafter)
+
+
+def load_prior(path: Path) -> Checkpoint:
+    """A model that draws token by token, and so can be sped up.
+
+    Raises:
+      CheckpointError: it cannot be read, or was trained for something else.
+    """
+    prior = load(path, "prior")
+    objective = prior.about.get("objective", "next")
+    if objective not in ("next", "sorted", "tidar"):
+        raise CheckpointError(
+            f"'{path}' was trained for {objective!r}: it drafts for another model "
+            "(--drafter), but does not draw on its own"
+        )
+    return prior
 
 
 def _cast(checkpoint: Checkpoint, dtype: Any) -> Checkpoint:

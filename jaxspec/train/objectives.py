@@ -113,7 +113,7 @@ def block_loss(
       least: share that is hidden.
     """
     shift_key, time_key, mask_key = jax.random.split(key, 3)
-    rows, length = codes.shape
+    length = codes.shape[1]
     shift = jax.random.randint(shift_key, (), 0, block)
     hidden, weight = (
         jnp.ones(codes.shape, bool),
@@ -121,9 +121,7 @@ def block_loss(
     )
     weight = jnp.broadcast_to(weight, codes.shape)
     if not refine:
-        even = (jax.random.uniform(time_key) + jnp.arange(rows) / rows) % 1.0
-        t = (least + (1.0 - least) * even)[:, None]
-        hidden = jax.random.uniform(mask_key, codes.shape) < t
+        hidden, t = _hide(time_key, mask_key, codes.shape, least)
         weight = hidden / t
     tokens = jnp.where(hidden, model.config.vocab_size, codes)
     logits = _doubled_scores(model, params, codes, tokens, labels, null, block, shift)
@@ -148,26 +146,19 @@ def masked_loss(
     Each sequence has a share `t` of hidden tokens between `least` and 1, drawn
     antithetically over the batch.
     """
-    rows, length = codes.shape
     time_key, mask_key = jax.random.split(key)
-    even = (jax.random.uniform(time_key) + jnp.arange(rows) / rows) % 1.0
-    t = least + (1.0 - least) * even
-    hidden = jax.random.uniform(mask_key, codes.shape) < t[:, None]
+    hidden, t = _hide(time_key, mask_key, codes.shape, least)
     tokens = jnp.where(hidden, model.mask_token, codes)
     logits = model.score(params, labels, tokens, null=null)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, codes)
-    each = jnp.sum(jnp.where(hidden, losses, 0.0), axis=1) / (t * length)
-    return jnp.mean(each)
+    return jnp.mean(_cross(logits, codes) * hidden / t)
 
 
-def doubled_table(
-    prefix: int, length: int, block: int, *, whole: bool
-) -> Bool[np.ndarray, "U U"]:
+def doubled_table(prefix: int, length: int, block: int) -> Bool[np.ndarray, "U U"]:
     """Clean tokens, then the same places hidden, in blocks: `U = prefix + 2 length`.
 
     Clean tokens are causal. A hidden one sees the clean tokens before its block, and
-    its block: all of it, or what stands before. Nobody else sees hidden ones. (BD3-LM,
-    arXiv 2503.09573; TiDAR, arXiv 2511.08923.)
+    all of its block. Nobody else sees hidden ones. (BD3-LM, arXiv 2503.09573; TiDAR,
+    arXiv 2511.08923.)
     """
     clean = prefix + length
     table = np.zeros((clean + length, clean + length), bool)
@@ -175,10 +166,7 @@ def doubled_table(
     place = np.arange(length)
     begin = prefix + place // block * block  # first clean position of each block
     table[clean:, :clean] = np.arange(clean) < begin[:, None]
-    same = place[:, None] // block == place // block
-    if not whole:
-        same &= place[:, None] >= place
-    table[clean:, clean:] = same
+    table[clean:, clean:] = place[:, None] // block == place // block
     return table
 
 
@@ -224,6 +212,15 @@ def tidar_loss(
 _cross = optax.softmax_cross_entropy_with_integer_labels
 
 
+def _hide(
+    time_key: Array, mask_key: Array, shape: tuple[int, ...], least: float
+) -> tuple[Bool[Array, "B T"], Float[Array, "B 1"]]:
+    """Which tokens are hidden, and the share of each sequence, drawn antithetically."""
+    even = (jax.random.uniform(time_key) + jnp.arange(shape[0]) / shape[0]) % 1.0
+    t = (least + (1.0 - least) * even)[:, None]
+    return jax.random.uniform(mask_key, shape) < t, t
+
+
 def _doubled_scores(model, params, codes, seconds, labels, null, block, shift):
     """Logits of clean tokens, then of the same places as `seconds`, in blocks."""
     prefix, length = model.config.prefix_length, codes.shape[1]
@@ -250,7 +247,7 @@ def _place(length: int, block: int, shift: Array) -> Int[Array, "T"]:
 def _shifted_table(prefix: int, length: int, block: int, shift: int) -> np.ndarray:
     """`doubled_table` whose first block has `shift` places, if that is not 0."""
     extra = (block - shift) % block
-    table = doubled_table(prefix, length + extra, block, whole=True)
+    table = doubled_table(prefix, length + extra, block)
     clean = prefix + length + extra
     kept = np.r_[0:prefix, prefix + extra : clean, clean + extra : table.shape[0]]
     return table[np.ix_(kept, kept)]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 
+from jaxspec.bundle import load_prior
 from jaxspec.checkpoint import Checkpoint, load, save
 from jaxspec.data.codes import CodeSource, Sequences, encode_source
 from jaxspec.data.source import ImageSource
@@ -70,7 +71,7 @@ def train_part(
                 experiment, sources[0], sources[1], workdir / part, begun
             )
         else:
-            prior = load(given / "prior", "prior")
+            prior = load_prior(given / "prior")
             result = train_drafter(
                 experiment, prior, sources[0], sources[1], workdir / part, begun
             )
@@ -128,7 +129,7 @@ def _text(experiment: Experiment, folder: Path) -> list[TextSource]:
 
 def _drawn(experiment: Experiment, given: Path, workdir: Path) -> list[CodeSource]:
     """What the target itself draws."""
-    prior, training = load(given / "prior", "prior"), experiment.train_drafter
+    prior, training = load_prior(given / "prior"), experiment.train_drafter
     return [
         draw_source(
             prior,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.bundle import DEFAULT, embedded_folder, load_bundle
+from jaxspec.bundle import DEFAULT, embedded_folder, load_bundle, load_prior
 from jaxspec.cli import main
 from jaxspec.errors import CheckpointError, ConfigError
 from jaxspec.train.experiment import (
@@ -117,6 +117,9 @@ def test_whole_models_draft_as_they_were_trained_to(objective, trained, data, tm
     command[command.index("--config") + 1] = str(config)
     assert main([*command, "--start", str(bundle / "prior")]) == 0
     folder, report = tmp_path / "checkpoint" / "prior", tmp_path / "r.json"
+    if objective == "masked":  # it drafts, but cannot be drafted for
+        with pytest.raises(CheckpointError, match="does not draw on its own"):
+            load_prior(folder)
     command = ["generate", "--checkpoint", str(bundle), "--num", "2"]
     command += ["--tree", "chain-2", "--drafter", str(folder)]
     command += ["--report", str(report), "--out", str(tmp_path / "s.png")]
