@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec.config import TokenizerConfig, TransformerConfig, from_dict, to_dict
+from jaxspec.config import (
+    TextEncoderConfig,
+    TokenizerConfig,
+    TransformerConfig,
+    from_dict,
+    to_dict,
+)
 from jaxspec.drafters.kinds import DRAFTERS
 from jaxspec.errors import CheckpointError, ConfigError, NonFiniteError
 from jaxspec.models.classifier import Classifier, ClassifierConfig
+from jaxspec.models.t5 import TextEncoder
 from jaxspec.models.tokenizer import Tokenizer
 from jaxspec.models.transformer import Transformer
 from jaxspec.spec.neighbours import Neighbours
@@ -33,10 +40,13 @@ from jaxspec.typing import Params
 
 FORMAT = 1
 NEIGHBOURS = "neighbours.npz"
+# Larger models are written in parts of about this size.
+PART_BYTES = 1 << 29
 KINDS = {
     "tokenizer": TokenizerConfig,
     "prior": TransformerConfig,
     "classifier": ClassifierConfig,
+    "text_encoder": TextEncoderConfig,
     **DRAFTERS,
 }
 
@@ -74,9 +84,17 @@ def save(
     Raises:
       CheckpointError: the place cannot be written.
     """
+    with _replacing(Path(path)) as fresh:
+        _write_tree(fresh / "params", checkpoint.params)
+        _write_notes(fresh, checkpoint, notes)
+
+
+def _write_notes(
+    folder: Path, checkpoint: Checkpoint, notes: dict[str, str] | None
+) -> None:
+    """Everything but the parameters."""
     from jaxspec import __version__
 
-    path = Path(path)
     record = {
         "format": FORMAT,
         "jaxspec": __version__,
@@ -84,13 +102,37 @@ def save(
         "config": to_dict(checkpoint.config),
         "about": checkpoint.about,
     }
+    (folder / "config.json").write_text(json.dumps(record, indent=2) + "\n")
+    if checkpoint.neighbours is not None:
+        _write_neighbours(folder / NEIGHBOURS, checkpoint.neighbours)
+    for name, text in (notes or {}).items():
+        (folder / name).write_text(text)
+
+
+def save_leaves(
+    path: str | os.PathLike,
+    leaves: Iterable[tuple[str, np.ndarray]],
+    finish: Callable[[], Checkpoint],
+    notes: dict[str, str] | None = None,
+    part_bytes: int = PART_BYTES,
+) -> None:
+    """`save` for parameters that do not fit into memory together.
+
+    Args:
+      path: folder; replaced atomically.
+      leaves: parameters by path; no more than `part_bytes` of them, and the next, are
+        held at a time.
+      finish: called behind the last one; gives everything but the parameters.
+      notes: text files to put beside the parameters, by name.
+      part_bytes: size of the parts that are written.
+
+    Raises:
+      CheckpointError: the place cannot be written.
+    """
+    path = Path(path)
     with _replacing(path) as fresh:
-        _write_tree(fresh / "params", checkpoint.params)
-        (fresh / "config.json").write_text(json.dumps(record, indent=2) + "\n")
-        if checkpoint.neighbours is not None:
-            _write_neighbours(fresh / NEIGHBOURS, checkpoint.neighbours)
-        for name, text in (notes or {}).items():
-            (fresh / name).write_text(text)
+        _write_parts(fresh / "params", leaves, part_bytes)
+        _write_notes(fresh, finish(), notes)
 
 
 def read_config(path: str | os.PathLike) -> Checkpoint:
@@ -124,12 +166,21 @@ def read_config(path: str | os.PathLike) -> Checkpoint:
         ) from None
 
 
-def load(path: str | os.PathLike, kind: str | None = None) -> Checkpoint:
-    """Reads a checkpoint onto the default device, in the dtypes it was saved in.
+def load(
+    path: str | os.PathLike,
+    kind: str | None = None,
+    *,
+    sharding: Callable[[str, tuple[int, ...]], Any] | None = None,
+    dtype: Any = None,
+) -> Checkpoint:
+    """Reads a checkpoint.
 
     Args:
       path: a folder written by `save`.
       kind: refuse any other kind.
+      sharding: the place of each parameter, by its path and shape; by default the first
+        device.
+      dtype: of floating-point parameters; by default as saved.
 
     Raises:
       CheckpointError: missing, damaged, of another kind, or not of the shapes its
@@ -139,8 +190,9 @@ def load(path: str | os.PathLike, kind: str | None = None) -> Checkpoint:
     head = read_config(path)
     if kind is not None and head.kind != kind:
         raise CheckpointError(f"'{path}' holds a {head.kind}, not a {kind}")
-    params = _read_tree(Path(path) / "params", abstract_params(head.kind, head.config))
-    for name, x in _named_leaves(params):
+    like = abstract_params(head.kind, head.config)
+    params = _read_tree(Path(path) / "params", like, sharding, dtype)
+    for name, x in named_leaves(params):
         if not bool(jnp.isfinite(x).all()):
             raise NonFiniteError(
                 f"'{path}': parameter {name} holds NaN or infinity; "
@@ -159,6 +211,7 @@ def abstract_params(kind: str, config: Any) -> Params:
         "tokenizer": lambda key: Tokenizer(config).init(key),
         "prior": lambda key: Transformer(config).init(key),
         "classifier": lambda key: Classifier(config).init(key),
+        "text_encoder": lambda key: TextEncoder(config).init(key),
         **{name: lambda key: config.init_params(key) for name in DRAFTERS},
     }[kind]
     return jax.eval_shape(init, jax.random.key(0))
@@ -242,35 +295,96 @@ def _write_tree(path: Path, tree: Any) -> None:
         note.write_text("committed\n")
 
 
-def _read_tree(path: Path, like: Any) -> Any:
-    """Restores onto `like`; a mismatch is one message, told before orbax reads."""
+def _write_parts(
+    path: Path, leaves: Iterable[tuple[str, np.ndarray]], part_bytes: int
+) -> None:
+    """One tree, or several in numbered folders that make one together."""
+    held: dict[str, np.ndarray] = {}
+    count = size = 0
+    for name, x in leaves:
+        if held and size + x.nbytes > part_bytes:
+            _write_tree(path / f"part_{count}", _nested(held))
+            held, size, count = {}, 0, count + 1
+        held[name] = x
+        size += x.nbytes
+    _write_tree(path / f"part_{count}" if count else path, _nested(held))
+
+
+def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """A tree of dicts from leaves by path."""
+    tree: dict[str, Any] = {}
+    for name, x in leaves.items():
+        *above, last = name.split("/")
+        here = tree
+        for key in above:
+            here = here.setdefault(key, {})
+        here[last] = x
+    return tree
+
+
+def _read_tree(path: Path, like: Any, sharding: Any = None, dtype: Any = None) -> Any:
+    """Restores onto `like`; a mismatch is one message, told before orbax reads.
+
+    `sharding` gives the place of a leaf by its path and shape; `dtype` casts floats.
+    """
     import orbax.checkpoint as ocp
 
     if not path.is_dir():
         raise CheckpointError(f"'{path}' is missing; the checkpoint is incomplete")
+    parts = sorted(path.glob("part_*")) or [path]
     with _quiet(), ocp.StandardCheckpointer() as checkpointer:
         try:
-            _read_values(path)
+            for part in parts:
+                _read_values(part)
         except Exception as error:
             raise _damaged(path, error) from None
         try:
-            found = checkpointer.metadata(path.absolute()).item_metadata.tree
+            found = [
+                dict(
+                    named_leaves(
+                        checkpointer.metadata(part.absolute()).item_metadata.tree
+                    )
+                )
+                for part in parts
+            ]
         except Exception:
             raise CheckpointError(
                 f"'{path}' is damaged (its metadata cannot be read); fetch it again"
             ) from None
-        _compare(path, found, like)
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        dtypes = {name: x.dtype for name, x in _named_leaves(found)}
-        leaves = [
-            jax.ShapeDtypeStruct(x.shape, dtypes[name], sharding=device)
-            for name, x in _named_leaves(like)
-        ]
-        target = jax.tree.unflatten(jax.tree.structure(like), leaves)
-        try:
-            return checkpointer.restore(path.absolute(), target)
-        except Exception as error:
-            raise _damaged(path, error) from None
+        if len(parts) == 1:  # a tree may hold lists and the like
+            _compare(path, found[0], like)
+            target = _target(like, found[0], sharding, dtype)
+            return _restored(checkpointer, path, path, target)
+        _compare(path, {k: v for part in found for k, v in part.items()}, like)
+        shapes, whole = dict(named_leaves(like)), {}
+        for part, names in zip(parts, found, strict=True):
+            some = _nested({name: shapes[name] for name in names})
+            target = _target(some, names, sharding, dtype)
+            whole |= dict(named_leaves(_restored(checkpointer, path, part, target)))
+    leaves = [whole[name] for name, _ in named_leaves(like)]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _target(like: Any, found: Mapping[str, Any], sharding: Any, dtype: Any) -> Any:
+    """What a tree shall be restored as: shapes, dtypes and places."""
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+    def leaf(name: str, x: Any) -> jax.ShapeDtypeStruct:
+        kind = found[name].dtype
+        if dtype is not None and jnp.issubdtype(kind, jnp.floating):
+            kind = jnp.dtype(dtype)
+        where = device if sharding is None else sharding(name, x.shape)
+        return jax.ShapeDtypeStruct(x.shape, kind, sharding=where)
+
+    leaves = [leaf(name, x) for name, x in named_leaves(like)]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _restored(checkpointer: Any, path: Path, part: Path, target: Any) -> Any:
+    try:
+        return checkpointer.restore(part.absolute(), target)
+    except Exception as error:
+        raise _damaged(path, error) from None
 
 
 def _read_values(path: Path) -> None:
@@ -320,15 +434,16 @@ def _damaged(path: Path, error: Exception) -> CheckpointError:
     )
 
 
-def _named_leaves(tree: Any) -> Iterator[tuple[str, Any]]:
+def named_leaves(tree: Any) -> Iterator[tuple[str, Any]]:
+    """Leaves of a tree of parameters, by path."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf
 
 
 def _compare(path: Path, found: Any, wanted: Any) -> None:
     """Says in one message what is missing, unexpected or of another shape."""
-    have = {n: tuple(x.shape) for n, x in _named_leaves(found)}
-    want = {n: tuple(x.shape) for n, x in _named_leaves(wanted)}
+    have = {n: tuple(x.shape) for n, x in named_leaves(found)}
+    want = {n: tuple(x.shape) for n, x in named_leaves(wanted)}
     problems = []
     if missing := sorted(set(want) - set(have)):
         problems.append(f"missing {_some(missing)}")
@@ -367,7 +482,7 @@ def file_digests(folder: str | os.PathLike) -> dict[str, str]:
 def params_digest(params: Params) -> str:
     """A short digest of parameter values, to tell two checkpoints apart."""
     digest = hashlib.sha256()
-    for name, x in sorted(_named_leaves(params)):
+    for name, x in sorted(named_leaves(params)):
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(x).tobytes())
     return digest.hexdigest()[:16]

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "jaxspec"
 LEAVES = {
-    "bench", "bundle", "checkpoint", "cli", "data", "device", "evaluate", "images",
+    "bench", "bundle", "checkpoint", "cli", "convert", "data", "device", "evaluate", "images",
     "helpers", "pipeline", "report", "rules", "testing", "train", "trees",
 }  # fmt: skip
 ALLOWED = {
@@ -25,7 +25,8 @@ ALLOWED = {
 RESERVED = {
     "orbax": {"checkpoint"},
     "tensorstore": {"checkpoint"},
-    "scipy": {"bench"},
+    "scipy": {"bench", "convert"},
+    "huggingface_hub": {"convert"},
     "tensorflow_datasets": {"data"},
     "optax": {"train"},
     "flax": {"nn", "models", "drafters"},

@@ -1,7 +1,7 @@
 """Drafters side by side on one target: tokens a call, cost, wall-clock."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from jaxspec.errors import ConfigError
 from jaxspec.helpers import Helper
 from jaxspec.pipeline import Run, Settings, bundle_for, draw, make_engine
 from jaxspec.report import generation_report
-from jaxspec.rules import find_rule
+from jaxspec.rules import find_rule, rule_words
 from jaxspec.spec.draft import Round
 from jaxspec.spec.envelopes import Envelope
 from jaxspec.spec.loop import init_state
@@ -56,6 +56,8 @@ def bench_drafters(
     scales: Sequence[float] = (2.0, 3.0),
     rules: Sequence[str] = RULES,
     repeats: int = 1,
+    known: Sequence[dict[str, Any]] = (),
+    keep: Callable[[dict[str, Any]], None] = lambda result: None,
 ) -> dict[str, Any]:
     """One row for each drafter, number of nodes, guidance scale and rule.
 
@@ -69,28 +71,13 @@ def bench_drafters(
       scales: guidance.
       rules: by name, see `find_rule`; a drafter that a rule refuses is left out there.
       repeats: timed runs; after a warm-up, if there is more than one.
+      known: rows of an earlier run, kept as they are and not measured again.
+      keep: called with the result so far after each row.
     """
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = list(known)
+    have = {(r["drafter"], r["nodes"], r["rule"], r["cfg_scale"]) for r in known}
     cells = [(h, n, r) for h in helpers for n in nodes for r in rules]
-    targets = len({id(h.prior) for h in helpers})
-    total = len(scales) * (targets + len(cells))
-    with tqdm(total=total, desc="drafters", unit="run") as bar:
-        for scale in scales:
-            here = replace(settings, guidance=scale, rule=find_rule("coupled"))
-            run = partial(draw, bundle, repeats=repeats, warm_up=repeats > 1)
-            plains: dict[int, Run] = {}  # a drafter may bring the target with it
-            for helper, count, name in cells:
-                plain = plains.get(id(helper.prior))
-                if plain is None:
-                    plain = run(here, Tree.root(), helper=helper)
-                    plains[id(helper.prior)] = plain
-                    bar.update()
-                given = replace(here, rule=find_rule(name))
-                row = _row(bundle, helper, given, count, plain, run)
-                if row is not None:
-                    rows.append(row)
-                bar.update()
-    return {
+    result = {
         "checkpoint": bundle.name,
         "pictures": len(settings.classes),
         "batch": settings.batch,
@@ -99,6 +86,29 @@ def bench_drafters(
         "device": device_name(),
         "jax": jax.__version__,
     }
+    targets = len({id(h.prior) for h in helpers})
+    total = len(scales) * (targets + len(cells))
+    with tqdm(total=total, desc="drafters", unit="run") as bar:
+        for scale in scales:
+            here = replace(settings, guidance=scale, rule=find_rule("coupled"))
+            run = partial(draw, bundle, repeats=repeats, warm_up=repeats > 1)
+            plains: dict[int, Run] = {}  # a drafter may bring the target with it
+            for helper, count, name in cells:
+                given = replace(here, rule=find_rule(name))
+                if (helper.name, count, rule_words(given.rule), scale) in have:
+                    bar.update()
+                    continue
+                plain = plains.get(id(helper.prior))
+                if plain is None:
+                    plain = run(here, Tree.root(), helper=helper)
+                    plains[id(helper.prior)] = plain
+                    bar.update()
+                row = _row(bundle, helper, given, count, plain, run)
+                if row is not None:
+                    rows.append(row)
+                    keep(result)
+                bar.update()
+    return result
 
 
 def _row(bundle, helper, settings, count, plain: Run, run) -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ class _Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands; imports nothing heavy."""
-    from jaxspec.cli import bench, evaluate, generate, info, train
+    from jaxspec.cli import bench, convert, evaluate, generate, info, train
 
     parser = _Parser(
         prog="jaxspec",
@@ -29,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(
         dest="command", required=True, metavar="COMMAND", parser_class=_Parser
     )
-    for module in (generate, info, train, evaluate, bench):
+    for module in (generate, info, convert, train, evaluate, bench):
         module.add_parser(commands)
     return parser
 

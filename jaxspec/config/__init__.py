@@ -8,7 +8,12 @@ from jaxspec.config.drafters import (
     PromptTokensConfig,
     SemiAutoregressiveConfig,
 )
-from jaxspec.config.models import TokenizerConfig, TransformerConfig
+from jaxspec.config.models import (
+    RopeScaling,
+    TextEncoderConfig,
+    TokenizerConfig,
+    TransformerConfig,
+)
 from jaxspec.config.plain import from_dict, to_dict
 
 __all__ = [
@@ -17,7 +22,9 @@ __all__ = [
     "FeatureHeadConfig",
     "ParallelHeadsConfig",
     "PromptTokensConfig",
+    "RopeScaling",
     "SemiAutoregressiveConfig",
+    "TextEncoderConfig",
     "TokenizerConfig",
     "TransformerConfig",
     "from_dict",

@@ -18,6 +18,7 @@ class BlockDiffusionConfig:
       width: `D`, equal to the target's, whose embedding and head are shared.
       heads: query heads.
       kv_heads: key/value heads; None means `heads`.
+      head_dim: `F`; None means `width // heads`.
       ffn_width: SwiGLU width.
       norm_eps: epsilon of every RMSNorm.
       taps: target layers whose outputs are read (0 is the first layer's output).
@@ -30,6 +31,9 @@ class BlockDiffusionConfig:
       confidence: a head predicts how likely a row's guess is to be accepted, from the
         row and the token before (DSpark); `ConfidenceCutoff("head")` reads it.
       window: block rows see so many committed positions at most; 0 for all.
+      same_place: row `i` predicts the token in its own place, `i` after the anchor, so
+        that a block drafts `G - 1` tokens and the anchor's row none (DFlash as
+        released); otherwise the one behind it.
       above: each row also reads the three tokens of the picture's row above that are
         nearest to the one it predicts. Ours; for pictures.
     """
@@ -39,6 +43,7 @@ class BlockDiffusionConfig:
     width: int = 768
     heads: int = 12
     kv_heads: int | None = None
+    head_dim: int | None = None
     ffn_width: int = 2048
     norm_eps: float = 1e-6
     taps: tuple[int, ...] = (1, 5, 9)
@@ -47,6 +52,7 @@ class BlockDiffusionConfig:
     refinements: int = 0
     confidence: bool = False
     window: int = 0
+    same_place: bool = False
     above: bool = False
 
     def __post_init__(self):
@@ -58,9 +64,14 @@ class BlockDiffusionConfig:
         )
         require(self.markov_rank >= 0, "markov_rank must not be negative")
         require(self.window >= 0, "window must not be negative")
+        require(
+            not self.same_place
+            or (self.block_size > 1 and not self.refinements and not self.above),
+            "same_place needs a block of two, no refinements and above=False",
+        )
         grouped_heads(self.heads, self.num_kv_heads)
         require(len(self.taps) >= 1, "taps must name at least one target layer")
-        even_heads(self.heads, self.width)
+        even_heads(self.heads, self.heads * (self.head_dim or 0) or self.width)
 
     @property
     def num_kv_heads(self) -> int:
@@ -70,7 +81,7 @@ class BlockDiffusionConfig:
     @property
     def head_size(self) -> int:
         """`F`."""
-        return self.width // self.heads
+        return self.head_dim or self.width // self.heads
 
 
 @dataclass(frozen=True)
@@ -84,22 +95,31 @@ class FeatureHeadConfig:
       width: `D`, equal to the target's, whose embedding is shared.
       heads: query heads.
       kv_heads: key/value heads; None means `heads`.
+      head_dim: `F`; None means `width // heads`.
       ffn_width: SwiGLU width.
       norm_eps: epsilon of every RMSNorm.
       taps: target layers whose outputs are read (0 is the first layer's output); for
         version 1 the last one. EAGLE-3's released heads name layers by their inputs,
         which is one more.
       draft_vocab: tokens of an own output head (version 3); 0 shares the target's.
+      norm_before_residual: the residual of version 3 is the normed feature.
+      qkv_bias: biases in the query, key and value maps (Qwen2's heads).
+      own_embedding: tokens are read through a table `[V, D]` of the head's own; else
+        through the target's.
     """
 
     version: Literal[1, 3] = 1
     width: int = 1280
     heads: int = 20
     kv_heads: int | None = None
+    head_dim: int | None = None
     ffn_width: int = 3584
     norm_eps: float = 1e-6
     taps: tuple[int, ...] = (35,)
     draft_vocab: int = 0
+    norm_before_residual: bool = False
+    qkv_bias: bool = False
+    own_embedding: bool = False
 
     def __post_init__(self):
         positive(self, "width", "heads", "num_kv_heads", "ffn_width")
@@ -110,7 +130,7 @@ class FeatureHeadConfig:
         )
         grouped_heads(self.heads, self.num_kv_heads)
         require(len(self.taps) >= 1, "taps must name at least one target layer")
-        even_heads(self.heads, self.width)
+        even_heads(self.heads, self.heads * (self.head_dim or 0) or self.width)
 
     @property
     def num_kv_heads(self) -> int:
@@ -120,7 +140,7 @@ class FeatureHeadConfig:
     @property
     def head_size(self) -> int:
         """`F`."""
-        return self.width // self.heads
+        return self.head_dim or self.width // self.heads
 
 
 @dataclass(frozen=True)
@@ -135,9 +155,12 @@ class ParallelHeadsConfig:
         otherwise the feature alone (Medusa, arXiv 2401.10774).
       own_output: each head has an output map `[D, V]` of its own, as published; else
         all share the target's, which costs `V D` parameters less a head.
+      output_bias: those own maps have biases (released Hydra).
+      narrow_bias: the map that narrows Hydra's first block has a bias (released).
       prefix_heads: attention heads of a decoder layer before the heads (Hydra++); 0 for
         none.
       prefix_ffn_width: SwiGLU width of that layer.
+      prefix_out_norm: a norm stands behind that layer (released Hydra++).
       norm_eps: epsilon of its norms.
     """
 
@@ -146,12 +169,16 @@ class ParallelHeadsConfig:
     blocks: int = 1
     sequential: bool = False
     own_output: bool = False
+    output_bias: bool = False
+    narrow_bias: bool = False
     prefix_heads: int = 0
     prefix_ffn_width: int = 2048
+    prefix_out_norm: bool = False
     norm_eps: float = 1e-6
 
     def __post_init__(self):
         positive(self, "heads", "width", "blocks", "prefix_ffn_width")
+        require(self.own_output or not self.output_bias, "output_bias needs own_output")
         step = 4 * max(self.prefix_heads, 1)
         require(
             self.prefix_heads >= 0 and self.width % step == 0,

@@ -25,6 +25,9 @@ class TokenizerConfig:
       latent_channels: channels between the networks and the quantiser's 1x1 maps.
       codebook_size: number of codes, `V`.
       code_dim: width of a code.
+      normalised: where vectors are scaled to unit length: when they are matched with
+        codes and when codes are decoded ("both", LlamaGen), when they are decoded
+        alone ("decoding", Janus), or nowhere ("none", VQGAN, Chameleon).
     """
 
     image_size: int = 256
@@ -38,6 +41,7 @@ class TokenizerConfig:
     latent_channels: int = 256
     codebook_size: int = 16384
     code_dim: int = 8
+    normalised: Literal["both", "decoding", "none"] = "both"
 
     def __post_init__(self):
         positive(self, "patch_size", "channels", "groups", "latent_channels")
@@ -68,6 +72,32 @@ class TokenizerConfig:
 
 
 @dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are stretched for sequences longer than trained on.
+
+    Attributes:
+      kind: "linear" (all alike), "llama3" (long waves alone, with a smooth edge) or
+        "yarn" (arXiv 2309.00071).
+      factor: of the stretch.
+      original_length: of the sequences that the frequencies were trained on.
+      slow: waves with fewer turns than this over the original length are stretched.
+      fast: those with more are not.
+      magnitude: of cosines and sines (yarn's attention factor).
+    """
+
+    kind: Literal["linear", "llama3", "yarn"]
+    factor: float
+    original_length: int = 8192
+    slow: float = 1.0
+    fast: float = 4.0
+    magnitude: float = 1.0
+
+    def __post_init__(self):
+        positive(self, "factor", "original_length", "magnitude")
+        require(0 < self.slow < self.fast, "rope scaling needs 0 < slow < fast")
+
+
+@dataclass(frozen=True)
 class TransformerConfig:
     """An autoregressive decoder over codes or text.
 
@@ -87,6 +117,7 @@ class TransformerConfig:
       rope: "grid" (2-D, interleaved pairs, zero rows for the condition) or
         "sequence" (1-D, interleaved pairs).
       rope_base: base of the rotary frequencies.
+      rope_scaling: of a sequence's frequencies; None for none.
       grid: codes along each side ("grid"); the sequence has `grid ** 2` of them.
       max_length: longest sequence for `rope="sequence"`.
       condition: "class" (one learned prefix token a class), "caption" (a prefix of
@@ -96,7 +127,13 @@ class TransformerConfig:
       caption_width: width of the text features.
       qkv_bias: biases in the query, key and value maps (Qwen2).
       qk_norm: RMSNorm over the heads of queries and keys (Qwen3).
+      qk_layer_norm: LayerNorm over them, with scales and biases of each head's own
+        (Chameleon).
+      norm_after: both norms of a layer stand after its attention and its SwiGLU,
+        before the residual is added (Chameleon 34B), not before them.
       tied_head: the output head is the transposed token embedding.
+      head_width: of the hidden layer of an output head that is an MLP with biases
+        (Janus); 0: the head is one matrix.
       extra_tokens: rows of the embedding beyond the vocabulary, for tokens that are
         read and never drawn: masks, prompt tokens of a drafter.
       token_dropout: dropout after the embedding, training only.
@@ -116,6 +153,7 @@ class TransformerConfig:
     norm_eps: float = 1e-5
     rope: Literal["grid", "sequence"] = "grid"
     rope_base: float = 10000.0
+    rope_scaling: RopeScaling | None = None
     grid: int = 16
     max_length: int = 2048
     condition: Literal["class", "caption", "none"] = "class"
@@ -124,7 +162,10 @@ class TransformerConfig:
     caption_width: int = 2048
     qkv_bias: bool = False
     qk_norm: bool = False
+    qk_layer_norm: bool = False
+    norm_after: bool = False
     tied_head: bool = False
+    head_width: int = 0
     extra_tokens: int = 0
     token_dropout: float = 0.1
     residual_dropout: float = 0.1
@@ -135,6 +176,19 @@ class TransformerConfig:
         positive(self, "vocab_size", "layers", "width", "heads", "num_kv_heads")
         positive(self, "ffn_multiple", "grid", "max_length", "classes")
         require(self.extra_tokens >= 0, "extra_tokens must not be negative")
+        require(self.head_width >= 0, "head_width must not be negative")
+        require(
+            not (self.qk_norm and self.qk_layer_norm),
+            "qk_norm and qk_layer_norm exclude each other",
+        )
+        require(
+            not (self.tied_head and self.head_width),
+            "a head with a hidden layer is not the embedding: tied_head=False",
+        )
+        require(
+            self.rope_scaling is None or self.rope == "sequence",
+            "rope_scaling stretches sequences, not grids",
+        )
         require(
             self.head_dim is not None or self.width % self.heads == 0,
             f"heads={self.heads} must divide width={self.width}, or set head_dim",
@@ -174,3 +228,37 @@ class TransformerConfig:
     def sequence_length(self) -> int:
         """Most tokens after the condition."""
         return self.grid**2 if self.rope == "grid" else self.max_length
+
+
+@dataclass(frozen=True)
+class TextEncoderConfig:
+    """A T5 encoder with gated GELUs; the defaults are Flan-T5-XL's.
+
+    Attributes:
+      vocab_size: `V`.
+      layers: `L`.
+      width: `D`.
+      heads: of the attention.
+      head_dim: `F`.
+      ffn_width: of the hidden layers.
+      buckets: of distances between tokens.
+      most_distance: from which on all are alike.
+      norm_eps: epsilon of every RMSNorm.
+      length: tokens of a caption.
+    """
+
+    vocab_size: int = 32128
+    layers: int = 24
+    width: int = 2048
+    heads: int = 32
+    head_dim: int = 64
+    ffn_width: int = 5120
+    buckets: int = 32
+    most_distance: int = 128
+    norm_eps: float = 1e-6
+    length: int = 120
+
+    def __post_init__(self):
+        positive(self, "vocab_size", "layers", "width", "heads", "head_dim")
+        positive(self, "ffn_width", "length")
+        require(self.buckets % 4 == 0, f"buckets={self.buckets} must divide by four")

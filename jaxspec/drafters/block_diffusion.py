@@ -13,6 +13,7 @@ from jaxspec.drafters.row_above import row_above
 from jaxspec.drafters.shared import shared_parameters
 from jaxspec.drafters.stop_head import StopHead
 from jaxspec.errors import ConfigError
+from jaxspec.nn.layers import head_scores
 from jaxspec.nn.rope import angles_of
 from jaxspec.spec.cache import KVCache, init_cache, write
 from jaxspec.spec.draft import Draft, Observation, Round, Start
@@ -95,8 +96,13 @@ class BlockDiffusion:
 
     @property
     def reach(self) -> int:
-        """Most drafted tokens on a path: the rows of a block."""
-        return self.config.block_size
+        """Most drafted tokens on a path: the rows of a block that predict."""
+        return self.config.block_size - self._first
+
+    @property
+    def _first(self) -> int:
+        """The row that predicts the token behind the anchor."""
+        return int(self.config.same_place)
 
     def network(self, own: Params) -> BlockNetwork:
         """The Linen module bound to the drafter's own parameters."""
@@ -162,7 +168,7 @@ class BlockDiffusion:
         if tree.depth > self.reach:
             raise ConfigError(
                 f"the tree is {tree.depth} deep, the drafter's block reaches "
-                f"{self.config.block_size}; choose a shallower tree"
+                f"{self.reach}; choose a shallower tree"
             )
         if isinstance(tree, Tree) and tree.width > self.target.vocab_size:
             raise ConfigError(
@@ -253,7 +259,7 @@ class BlockDiffusion:
 
     def _logits(self, params: Params, h: Array, this: Round) -> Float[Array, "B G V"]:
         """Scores after the block's rows, guidance merged."""
-        logits = jnp.matmul(h, params["head"], preferred_element_type=jnp.float32)
+        logits = head_scores(params["head"], h)
         index = this.index[:, None] + jnp.arange(h.shape[1])
         return guide(logits, this.sampling, index)
 
@@ -285,7 +291,8 @@ class BlockDiffusion:
 
         Causal rows do not see later ones, so only as many as the tree is deep are run.
         """
-        rows = depth if self.config.causal else self.config.block_size
+        first = self._first
+        rows = first + depth if self.config.causal else self.config.block_size
         streams = cache.lengths.shape[0] // this.root.shape[0]
         root = jnp.concatenate([this.root] * streams)
         starts = cache.lengths
@@ -320,7 +327,7 @@ class BlockDiffusion:
         h = network.block_input(params["embedding"][root], guessed, above)[:, :rows]
         joins = [join_at(layer) for layer in range(self.config.layers)]
         h = network.block(h, self.angles(positions), mask, joins)
-        return h[:, :depth], replace(cache, layers=tuple(written))
+        return h[:, first : first + depth], replace(cache, layers=tuple(written))
 
 
 def block_mask(

@@ -14,7 +14,7 @@ from jaxspec.drafters.history import prompt_tokens
 from jaxspec.drafters.shared import shared_parameters, target_norm
 from jaxspec.errors import ConfigError
 from jaxspec.nn.attention import Attention
-from jaxspec.nn.layers import RMSNorm, SwiGLU
+from jaxspec.nn.layers import RMSNorm, SwiGLU, head_scores
 from jaxspec.nn.rope import angles_of
 from jaxspec.spec.cache import KVCache, init_cache, tree_mask
 from jaxspec.spec.draft import Draft, Observation, Round, Start
@@ -171,7 +171,7 @@ class Falcon:
 
     def scores(self, params: Params, h: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Logits float32 of predicted features."""
-        return jnp.matmul(h, params["head"], preferred_element_type=jnp.float32)
+        return head_scores(params["head"], h)
 
     def init(self, params: Params, start: Start) -> FalconState:
         """See `spec.draft.Drafter`; reads all pairs of the prompt but the last."""

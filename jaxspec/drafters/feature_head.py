@@ -13,6 +13,7 @@ from jaxspec.drafters.grow import expansions, grow
 from jaxspec.drafters.history import prompt_tokens
 from jaxspec.drafters.shared import shared_parameters, target_norm
 from jaxspec.errors import ConfigError
+from jaxspec.nn.layers import head_scores
 from jaxspec.nn.rope import angles_of
 from jaxspec.spec.cache import KVCache, init_cache, tree_mask
 from jaxspec.spec.draft import Draft, Observation, Round, Start
@@ -103,7 +104,7 @@ class FeatureHead:
 
     @property
     def _module(self) -> FeatureNetwork:
-        return FeatureNetwork(self.config)
+        return FeatureNetwork(self.config, self.target.vocab_size)
 
     def init_params(self, key: Array) -> Params:
         """Random float32 parameters; consumes `key`."""
@@ -115,7 +116,19 @@ class FeatureHead:
 
     def bind(self, own: Params, target_params: Params) -> Params:
         """Joins the drafter's parameters with what it shares with the target."""
-        return {"own": own, **shared_parameters(self.target, target_params, norm=True)}
+        shared = shared_parameters(self.target, target_params, norm=True)
+        if self.config.own_embedding:
+            shared["embedding"] = own["embedding"]
+        return {"own": own, **shared}
+
+    def angles(self, positions: Int[Array, "R T"]) -> Float[Array, "R T f 2"]:
+        """Rotary angles of pairs whose features are at `positions`.
+
+        A pair stands where its token does, one place further on, as in LANTERN: on a
+        grid the pair that begins a picture then has its first cell, not the zeros of
+        the condition. In a sequence only distances count.
+        """
+        return angles_of(self.target, positions + 1, self.config.head_size)
 
     def inputs(
         self, params: Params, features: Float[Array, "... E"]
@@ -131,7 +144,7 @@ class FeatureHead:
         if self.config.version == 3:
             h = self.network(own).normed(h)
             head = own["head"] if self.config.draft_vocab else head
-        return jnp.matmul(h, head, preferred_element_type=jnp.float32)
+        return head_scores(head, h)
 
     def init(self, params: Params, start: Start) -> FeatureState:
         """See `spec.draft.Drafter`; reads all pairs of the prompt but the last.
@@ -201,13 +214,12 @@ class FeatureHead:
                 seen |= jnp.arange(slots) == used + jnp.arange(tokens.shape[1])[:, None]
                 behind = replace(cache, layers=layers, lengths=lengths)
                 mask = tree_mask(behind, both(seen))
-                # A pair stands where its feature does, one place before its token.
                 positions = lengths[:, None] - 1 + both(ahead)
                 behind = replace(behind, lengths=lengths + used)
                 h, layer = self.network(params["own"]).layer(
                     params["embedding"][both(tokens)],
                     by_stream(above),
-                    self._angles(positions),
+                    self.angles(positions),
                     mask,
                     behind.layers[0],
                     behind.lengths,
@@ -237,9 +249,6 @@ class FeatureHead:
             counts=seen.counts,
         )
 
-    def _angles(self, positions: Int[Array, "R T"]) -> Float[Array, "R T f 2"]:
-        return angles_of(self.target, positions, self.config.head_size)
-
     def _read(self, params, cache, features, tokens, count):
         """Writes committed pairs behind the cache's; the lengths stay."""
         streams = features.shape[0] // tokens.shape[0]
@@ -247,7 +256,7 @@ class FeatureHead:
         h, layer = self.network(params["own"]).layer(
             params["embedding"][jnp.concatenate([tokens] * streams)],
             self.inputs(params, features),
-            self._angles(positions),
+            self.angles(positions),
             tree_mask(cache, jnp.tril(jnp.ones((count, count), bool))),
             cache.layers[0],
             cache.lengths,

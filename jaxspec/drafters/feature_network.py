@@ -13,14 +13,18 @@ class FeatureNetwork(nn.Module):
     """One decoder layer over pairs of a feature and the embedding of the next token."""
 
     config: FeatureHeadConfig
+    vocab_size: int
 
     def setup(self):
         """Builds the submodules."""
         c = self.config
         eps, size = c.norm_eps, c.head_size
         self.attention = Attention(
-            c.heads, c.num_kv_heads, size, width=c.width, name="attention"
+            c.heads, c.num_kv_heads, size, c.qkv_bias, width=c.width, name="attention"
         )
+        if c.own_embedding:
+            shape = (self.vocab_size, c.width)
+            self.embedding = self.param("embedding", INIT, shape)
         self.post_norm = RMSNorm(eps)
         self.ffn = SwiGLU(c.ffn_width)
         if c.version == 1:
@@ -55,8 +59,9 @@ class FeatureNetwork(nn.Module):
         if self.config.version == 1:
             h = x = self.pair(jnp.concatenate([embedding, h], axis=-1))
         else:
-            parts = [self.embedding_norm(embedding), self.hidden_norm(h)]
-            x = jnp.concatenate(parts, axis=-1)
+            normed = self.hidden_norm(h)
+            x = jnp.concatenate([self.embedding_norm(embedding), normed], axis=-1)
+            h = normed if self.config.norm_before_residual else h
         out, cache = self.attention(x, angles, mask, cache, starts)
         h = h + out
         return h + self.ffn(self.post_norm(h)), cache

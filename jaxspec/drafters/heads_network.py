@@ -13,13 +13,14 @@ class _Block(nn.Module):
     """`x + silu(A x + b)`, `A` zero at first; a wider `x` is mapped to the width."""
 
     width: int
+    bias: bool
 
     @nn.compact
     def __call__(self, x):
         zeros = nn.initializers.zeros
         change = nn.Dense(self.width, kernel_init=zeros, name="change")(x)
         if x.shape[-1] != self.width:
-            x = linear(self.width, "narrow")(x)
+            x = linear(self.width, "narrow", self.bias)(x)
         return x + nn.silu(change)
 
 
@@ -33,18 +34,26 @@ class HeadsNetwork(nn.Module):
         """Builds the submodules."""
         c = self.config
         self.blocks = [
-            [_Block(c.width, name=f"head_{i}_block_{j}") for j in range(c.blocks)]
+            [
+                _Block(c.width, c.narrow_bias, name=f"head_{i}_block_{j}")
+                for j in range(c.blocks)
+            ]
             for i in range(c.heads)
         ]
         if c.own_output:
             shape = (c.heads, c.width, self.vocab_size)
             self.output = self.param("output", INIT, shape)
+            if c.output_bias:
+                zeros = nn.initializers.zeros
+                self.output_bias = self.param("output_bias", zeros, shape[::2])
         if c.prefix_heads:
             size = c.width // c.prefix_heads
             self.prefix_norm = RMSNorm(c.norm_eps)
             self.prefix_attention = Attention(c.prefix_heads, c.prefix_heads, size)
             self.prefix_ffn_norm = RMSNorm(c.norm_eps)
             self.prefix_ffn = SwiGLU(c.prefix_ffn_width)
+            if c.prefix_out_norm:
+                self.prefix_out_norm = RMSNorm(c.norm_eps)
 
     def prefix(
         self,
@@ -58,7 +67,8 @@ class HeadsNetwork(nn.Module):
         x = self.prefix_norm(h)
         out, cache = self.prefix_attention(x, angles, mask, cache, starts)
         h = h + out
-        return h + self.prefix_ffn(self.prefix_ffn_norm(h)), cache
+        h = h + self.prefix_ffn(self.prefix_ffn_norm(h))
+        return self.prefix_out_norm(h) if self.config.prefix_out_norm else h, cache
 
     def head(
         self,

@@ -11,9 +11,9 @@ from jaxspec.config import AdapterConfig, TransformerConfig
 from jaxspec.drafters.small_model import ModelState, SmallModel
 from jaxspec.errors import ConfigError
 from jaxspec.models.target import make_target
-from jaxspec.models.transformer import Transformer
+from jaxspec.models.transformer import Transformer, head_of
 from jaxspec.nn.attention import Attention
-from jaxspec.nn.layers import RMSNorm
+from jaxspec.nn.layers import RMSNorm, head_scores
 from jaxspec.nn.rope import angles_of
 from jaxspec.spec.cache import KVCache
 from jaxspec.spec.draft import Draft, Observation, Round, Start
@@ -116,10 +116,7 @@ class Kangaroo:
         angles = angles_of(self.target, positions, self.head_size)
         bound = self.network.bind({"params": params["own"]})
         h, cache = bound(h, angles, mask, cache, starts)
-        target = params["target"]
-        tied = target["embedding"]["embedding"][: self.target.vocab_size].T
-        head = tied if self.target.tied_head else target["head"]
-        return jnp.matmul(h, head, preferred_element_type=jnp.float32), cache
+        return head_scores(head_of(self.target, params["target"]), h), cache
 
     def init(self, params: Params, start: Start) -> ModelState:
         """See `spec.draft.Drafter`."""

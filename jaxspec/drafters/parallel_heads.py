@@ -1,6 +1,5 @@
 """Medusa and Hydra: one small head for each place ahead."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ from jaxspec.drafters.grow import Step, at_depth, grow
 from jaxspec.drafters.heads_network import HeadsNetwork
 from jaxspec.drafters.shared import shared_parameters, target_norm
 from jaxspec.errors import ConfigError
+from jaxspec.nn.layers import head_scores
 from jaxspec.nn.rope import angles_of
 from jaxspec.spec.cache import KVCache, init_cache, tree_mask
 from jaxspec.spec.draft import Draft, Observation, Round, Start
@@ -90,6 +90,16 @@ class ParallelHeads:
         """Joins the drafter's parameters with what it shares with the target."""
         return {"own": own, **shared_parameters(self.target, target_params, norm=True)}
 
+    def scores(
+        self, params: Params, place: int, h: Float[Array, "... D"]
+    ) -> Float[Array, "... V"]:
+        """Logits float32 of a head's hidden states; `place` as in `HeadsNetwork`."""
+        own = params["own"]
+        if not self.config.own_output:
+            return head_scores(params["head"], h)
+        out = head_scores(own["output"][place], h)
+        return out + own["output_bias"][place] if self.config.output_bias else out
+
     def check_tree(self, tree: Tree | Envelope) -> None:
         """Refuses trees that the heads cannot fill.
 
@@ -143,14 +153,12 @@ class ParallelHeads:
         last = jnp.maximum(state.counts - 1, 0)
         h = jnp.take_along_axis(h, last[:, None, None], axis=1)  # [R, 1, D]
 
-        def logits(place, h):
-            head = params["own"]["output"][place] if c.own_output else params["head"]
-            return jnp.matmul(h, head, preferred_element_type=jnp.float32)
-
         if c.sequential:
-            step = self._reading(params, h, this, logits)
+            step = self._reading(params, h, this)
         else:
-            guesses = [logits(i, network.head(i, h)) for i in range(depths)]
+            guesses = [
+                self.scores(params, i, network.head(i, h)) for i in range(depths)
+            ]
             step = self._marginal(jnp.concatenate(guesses, axis=1), this)
         draft, _ = grow(this, step, [])
         return draft, replace(state, cache=cache)
@@ -166,7 +174,7 @@ class ParallelHeads:
 
         return step
 
-    def _reading(self, params: Params, h: Array, this: Round, logits: Callable) -> Step:
+    def _reading(self, params: Params, h: Array, this: Round) -> Step:
         """Hydra: a node's `own` are the tokens of its path."""
         network = self.network(params["own"])
         streams = len(h) // len(this.root)
@@ -176,7 +184,7 @@ class ParallelHeads:
             seen = [params["embedding"][x] for x in path]
             seen = jnp.concatenate([jnp.concatenate(seen, -1)] * streams)
             wide = jnp.broadcast_to(h, (*seen.shape[:2], h.shape[-1]))
-            out = logits(depth, network.head(depth, wide, seen))
+            out = self.scores(params, depth, network.head(depth, wide, seen))
             index = this.index[:, None] + jnp.full(tokens.shape, depth)
             return guide(out, this.sampling, index), path, shared
 

@@ -4,19 +4,20 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec.config import TransformerConfig
+from jaxspec.models.transformer import head_of
+from jaxspec.nn.layers import head_scores
 from jaxspec.typing import Array, Float, Params
 
 
 def shared_parameters(
     target: TransformerConfig, params: Params, *, norm: bool
 ) -> Params:
-    """The target's "embedding" [V, D] and "head" [D, V]; frozen.
+    """The target's "embedding" [V, D] and "head" (see `head_scores`); frozen.
 
     With `norm`, its final norm's scale "norm" [D], too.
     """
     embedding = params["embedding"]["embedding"][: target.vocab_size]
-    head = embedding.T if target.tied_head else params["head"]
-    shared = {"embedding": embedding, "head": head}
+    shared = {"embedding": embedding, "head": head_of(target, params)}
     return {**shared, "norm": params["norm"]["scale"]} if norm else shared
 
 
@@ -25,7 +26,7 @@ def scores_of(
 ) -> Float[Array, "... V"]:
     """Logits float32 of a layer's outputs by the target's norm and head."""
     h = target_norm(target, shared, features)
-    return jnp.matmul(h, shared["head"], preferred_element_type=jnp.float32)
+    return head_scores(shared["head"], h)
 
 
 def target_norm(

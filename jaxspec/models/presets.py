@@ -5,8 +5,8 @@ from dataclasses import replace
 from jaxspec.config import TransformerConfig
 from jaxspec.errors import ConfigError
 
-# name: layers, heads, width
-_SIZES = {
+# Layers, heads and width by name.
+SIZES = {
     "B": (12, 12, 768),
     "L": (24, 16, 1024),
     "XL": (36, 20, 1280),
@@ -16,7 +16,7 @@ _SIZES = {
     "3B": (24, 32, 3200),
     "7B": (32, 32, 4096),
 }
-NAMES = tuple(f"gpt-{size.lower()}" for size in _SIZES)
+NAMES = tuple(f"gpt-{size.lower()}" for size in SIZES)
 
 
 def preset(name: str, condition: str = "class", grid: int = 16) -> TransformerConfig:
@@ -34,6 +34,6 @@ def preset(name: str, condition: str = "class", grid: int = 16) -> TransformerCo
         raise ConfigError(f"unknown preset {name!r}; choose one of {', '.join(NAMES)}")
     if condition not in ("class", "caption"):
         raise ConfigError(f"condition={condition!r} must be 'class' or 'caption'")
-    layers, heads, width = _SIZES[name.removeprefix("gpt-").upper()]
+    layers, heads, width = SIZES[name.removeprefix("gpt-").upper()]
     base = TransformerConfig(layers=layers, heads=heads, width=width, grid=grid)
     return replace(base, condition=condition)

@@ -151,8 +151,8 @@ class _Networks(nn.Module):
 class Tokenizer:
     """Pure functions of a VQ tokenizer; static and hashable.
 
-    Source: LlamaGen (arXiv 2406.06525); codes are l2-normalised when they are chosen
-    and again when they are decoded.
+    Source: LlamaGen (arXiv 2406.06525), whose codes are l2-normalised when they are
+    chosen and again when they are decoded; by configuration its relatives.
     """
 
     config: TokenizerConfig
@@ -186,7 +186,11 @@ class Tokenizer:
         Raises:
           DataError: the pictures have the wrong size.
         """
-        codes = nearest_codes(params["codebook"], self.embed(params, images))
+        codes = nearest_codes(
+            params["codebook"],
+            self.embed(params, images),
+            normalised=self.config.normalised == "both",
+        )
         return codes.reshape(images.shape[0], -1)
 
     def decode_vectors(
@@ -209,7 +213,9 @@ class Tokenizer:
                 f"codes have shape {tuple(codes.shape)}; this tokenizer takes "
                 f"[B, {grid * grid}] ({grid} x {grid} in raster order)"
             )
-        vectors = look_up(params["codebook"], codes)
+        vectors = look_up(
+            params["codebook"], codes, normalised=self.config.normalised != "none"
+        )
         return self.decode_vectors(
             params, vectors.reshape(-1, grid, grid, vectors.shape[-1])
         )

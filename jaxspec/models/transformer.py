@@ -1,5 +1,6 @@
 """The autoregressive decoder: LlamaGen, and by configuration its relatives."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import flax.linen as nn
@@ -8,7 +9,14 @@ import jax.numpy as jnp
 
 from jaxspec.config import TransformerConfig
 from jaxspec.nn.attention import Attention
-from jaxspec.nn.layers import INIT, RMSNorm, SwiGLU, linear
+from jaxspec.nn.layers import (
+    INIT,
+    HeadNorm,
+    RMSNorm,
+    SwiGLU,
+    head_scores,
+    linear,
+)
 from jaxspec.nn.rope import angles_of
 from jaxspec.spec.cache import KVCache
 from jaxspec.typing import Array, Bool, Float, Int, Mask, Params, PyTree
@@ -28,24 +36,37 @@ class Caption:
     valid: Bool[Array, "B P"]
 
 
+def head_norm(config: TransformerConfig) -> Callable[[str], nn.Module] | None:
+    """What norms the heads of queries and keys, by name; None for nothing."""
+    if config.qk_layer_norm:  # its epsilon is fixed
+        return lambda name: HeadNorm(1e-5, name=name)
+    if config.qk_norm:
+        return lambda name: RMSNorm(config.norm_eps, name=name)
+    return None
+
+
 class _Layer(nn.Module):
     config: TransformerConfig
 
     @nn.compact
     def __call__(self, x, angles, mask, cache, starts, train):
         c = self.config
-        h = RMSNorm(c.norm_eps, name="attention_norm")(x)
-        h, cache = Attention(
+        attention_norm = RMSNorm(c.norm_eps, name="attention_norm")
+        ffn_norm = RMSNorm(c.norm_eps, name="ffn_norm")
+        attention = Attention(
             c.heads,
             c.num_kv_heads,
             c.head_size,
             c.qkv_bias,
-            c.norm_eps if c.qk_norm else None,
+            head_norm(c),
             name="attention",
-        )(h, angles, mask, cache, starts)
+        )
+        ffn = SwiGLU(c.ffn_size, name="ffn")
+        h = x if c.norm_after else attention_norm(x)
+        h, cache = attention(h, angles, mask, cache, starts)
+        h = attention_norm(h) if c.norm_after else h
         x = x + nn.Dropout(c.residual_dropout)(h, deterministic=not train)
-        h = RMSNorm(c.norm_eps, name="ffn_norm")(x)
-        h = SwiGLU(c.ffn_size, name="ffn")(h)
+        h = ffn_norm(ffn(x)) if c.norm_after else ffn(ffn_norm(x))
         return x + nn.Dropout(c.ffn_dropout)(h, deterministic=not train), cache
 
 
@@ -69,9 +90,16 @@ class _Decoder(nn.Module):
             self.caption_out = linear(c.width, "caption_out")
         self.layers = [_Layer(c, name=f"layers_{i}") for i in range(c.layers)]
         self.norm = RMSNorm(c.norm_eps)
-        if not c.tied_head:
-            init = nn.initializers.zeros
-            self.head = self.param("head", init, (c.width, c.vocab_size))
+        zeros = nn.initializers.zeros
+        if c.head_width:
+            self.head = {
+                "in": self.param("head_in", INIT, (c.width, c.head_width)),
+                "in_bias": self.param("head_in_bias", zeros, (c.head_width,)),
+                "out": self.param("head_out", zeros, (c.head_width, c.vocab_size)),
+                "out_bias": self.param("head_out_bias", zeros, (c.vocab_size,)),
+            }
+        elif not c.tied_head:
+            self.head = self.param("head", zeros, (c.width, c.vocab_size))
 
     def condition(self, prompt, null):
         """Prefix embeddings [B, P, D]; rows where `null` have the null condition."""
@@ -108,8 +136,7 @@ class _Decoder(nn.Module):
             x = jnp.take_along_axis(x, at[:, None, None], axis=1)
         tied = self.embedding.embedding[: c.vocab_size].T
         head = tied if c.tied_head else self.head
-        logits = jnp.matmul(self.norm(x), head, preferred_element_type=jnp.float32)
-        return logits, features, tuple(layers)
+        return head_scores(head, self.norm(x)), features, tuple(layers)
 
     def __call__(self, prompt, ids):
         x = self.tokens(ids)
@@ -262,6 +289,15 @@ def _caption_columns(prompt: Caption, total: int) -> Bool[Array, "B S"]:
     """Slots that may be attended to: all but the caption's padding."""
     padding = ((0, 0), (0, total - prompt.valid.shape[1]))
     return jnp.pad(prompt.valid, padding, constant_values=True)
+
+
+def head_of(config: TransformerConfig, params: Params) -> Params:
+    """The output head as `head_scores` takes it."""
+    if config.head_width:
+        return {k: params[f"head_{k}"] for k in ("in", "in_bias", "out", "out_bias")}
+    if config.tied_head:
+        return params["embedding"]["embedding"][: config.vocab_size].T
+    return params["head"]
 
 
 def parameter_count(config: TransformerConfig) -> int:

@@ -1,11 +1,13 @@
 """Grouped-query attention with a boolean mask; caches are arguments and results."""
 
+from collections.abc import Callable
+
 import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxspec.nn.layers import RMSNorm, linear
+from jaxspec.nn.layers import linear
 from jaxspec.nn.rope import rotate
 from jaxspec.spec.cache import write
 from jaxspec.typing import Array, Bool, Float, Int
@@ -56,7 +58,7 @@ class Attention(nn.Module):
       kv_heads: `K`.
       head_dim: `F`.
       qkv_bias: biases in the fused query/key/value map.
-      qk_norm_eps: epsilon of the norms over query and key heads; None for no norms.
+      head_norm: makes the norms over query and key heads, by name; None for no norms.
       width: of the output; None for the input's.
     """
 
@@ -64,7 +66,7 @@ class Attention(nn.Module):
     kv_heads: int
     head_dim: int
     qkv_bias: bool = False
-    qk_norm_eps: float | None = None
+    head_norm: Callable[[str], nn.Module] | None = None
     width: int | None = None
 
     @nn.compact
@@ -81,9 +83,8 @@ class Attention(nn.Module):
         fused = linear((h + 2 * kv) * f, "qkv", bias=self.qkv_bias)(x)
         q, k, v = jnp.split(fused, [h * f, (h + kv) * f], axis=-1)
         q, k, v = (einops.rearrange(t, "r t (h f) -> r t h f", f=f) for t in (q, k, v))
-        if self.qk_norm_eps is not None:
-            q = RMSNorm(self.qk_norm_eps, name="q_norm")(q)
-            k = RMSNorm(self.qk_norm_eps, name="k_norm")(k)
+        if self.head_norm is not None:
+            q, k = self.head_norm("q_norm")(q), self.head_norm("k_norm")(k)
         q, k = rotate(q, angles), rotate(k, angles)
         k, v = (einops.rearrange(t, "r t k f -> r k t f") for t in (k, v))
         if cache is not None:

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec.config import TransformerConfig
+from jaxspec.config import RopeScaling, TransformerConfig
 from jaxspec.typing import Array, Float, Int
 
 
@@ -27,23 +27,53 @@ def grid_table(
       float32 `[prefix + grid ** 2 + extra, F / 2, 2]`.
     """
     half = head_dim // 2
-    frequencies = base ** (-2.0 * np.arange(half // 2) / half)
+    radians = frequencies(half, base)
     tokens = np.arange(grid * grid + extra)
-    rows = np.outer(tokens // grid, frequencies)
-    columns = np.outer(tokens % grid, frequencies)
+    rows = np.outer(tokens // grid, radians)
+    columns = np.outer(tokens % grid, radians)
     angles = np.concatenate([rows, columns], axis=-1)
     table = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
     zeros = np.zeros((prefix, *table.shape[1:]))
     return np.concatenate([zeros, table]).astype(np.float32)
 
 
+def frequencies(
+    head_dim: int, base: float, scaling: RopeScaling | None = None
+) -> np.ndarray:
+    """Radians a position, float64 `[F / 2]`, stretched where `scaling` says so."""
+    plain = base ** (-2.0 * np.arange(head_dim // 2) / head_dim)
+    if scaling is None:
+        return plain
+    stretched = plain / scaling.factor
+    if scaling.kind == "linear":
+        return stretched
+    if scaling.kind == "llama3":
+        turns = scaling.original_length * plain / (2 * np.pi)
+        kept = (turns - scaling.slow) / (scaling.fast - scaling.slow)
+    else:  # yarn blends along the index of the frequency, between whole numbers
+        first, last = (
+            head_dim
+            * np.log(scaling.original_length / (turns * 2 * np.pi))
+            / (2 * np.log(base))
+            for turns in (scaling.fast, scaling.slow)
+        )
+        first, last = max(np.floor(first), 0), min(np.ceil(last), head_dim - 1)
+        kept = 1 - (np.arange(head_dim // 2) - first) / max(last - first, 1e-3)
+    kept = np.clip(kept, 0, 1)
+    return kept * plain + (1 - kept) * stretched
+
+
 def sequence_angles(
-    positions: Int[Array, "R T"], head_dim: int, base: float
+    positions: Int[Array, "R T"],
+    head_dim: int,
+    base: float,
+    scaling: RopeScaling | None = None,
 ) -> Float[Array, "R T f 2"]:
     """1-D cosines and sines of each position, `f = F / 2`."""
-    frequencies = base ** (-2.0 * np.arange(head_dim // 2) / head_dim)
-    angles = positions[..., None].astype(jnp.float32) * frequencies.astype(np.float32)
-    return jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+    radians = frequencies(head_dim, base, scaling).astype(np.float32)
+    angles = positions[..., None].astype(jnp.float32) * radians
+    turns = jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+    return turns if scaling is None else turns * scaling.magnitude
 
 
 def angles_of(
@@ -62,7 +92,9 @@ def angles_of(
         table like any other and are never committed.
     """
     if config.rope == "sequence":
-        return sequence_angles(positions, head_dim, config.rope_base)
+        return sequence_angles(
+            positions, head_dim, config.rope_base, config.rope_scaling
+        )
     table = grid_table(
         config.prefix_length, config.grid, head_dim, config.rope_base, overhang
     )

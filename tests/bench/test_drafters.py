@@ -23,3 +23,17 @@ def test_drafters_are_compared_in_one_run(tmp_path):
     text = stem.with_suffix(".md").read_text()
     assert "## cfg 2, coupled (lossless)" in text and "bench drafters" in text
     assert Image.open(stem.with_suffix(".png")).size[0] > 300
+
+
+def test_an_interrupted_comparison_goes_on_where_it_stopped(tmp_path, capsys):
+    stem = tmp_path / "drafters"
+    command = ["bench", "drafters", "--nodes", "5", "--cfg-scales", "2"]
+    command += ["--num", "1", "--batch", "1", "--out", str(stem), "--drafters"]
+    assert main([*command, "recycling"]) == 0
+    [first] = json.loads(stem.with_suffix(".json").read_text())["rows"]
+    assert main([*command, "recycling", "prompt-lookup", "--resume"]) == 0
+    rows = json.loads(stem.with_suffix(".json").read_text())["rows"]
+    assert rows[0] == first  # its seconds too: it was not measured again
+    assert [row["drafter"] for row in rows] == ["recycling", "prompt-lookup"]
+    assert main([*command, "recycling", "--resume", "--num", "2"]) == 2
+    assert "same --num and --batch" in capsys.readouterr().err

@@ -4,12 +4,13 @@ from dataclasses import dataclass
 
 import torch
 
-from jaxspec.config import BlockDiffusionConfig, TransformerConfig
+from jaxspec.checkpoint import Checkpoint
+from jaxspec.config import BlockDiffusionConfig, TransformerConfig, to_dict
 from jaxspec.drafters.block_diffusion import BlockDiffusion
 from tests.parity.comparing import as_jax
+from tests.parity.converting import converted
 from tests.parity.dflash_twin import DFlash
 from tests.parity.llamagen_twin import grid_rotations
-from tests.parity.mapping import drafter_params
 from tests.parity.random_weights import randomized
 
 VOCAB, WIDTH, GRID, BLOCK, ROWS = 40, 32, 4, 4, 3
@@ -79,5 +80,12 @@ def make_pair(*, causal):
     head = torch.randn(VOCAB, WIDTH) / WIDTH**0.5
     drafter = BlockDiffusion(config, target)
     shared = {"embedding": {"embedding": as_jax(embedding)}, "head": as_jax(head).T}
-    params = drafter.bind(drafter_params(twin.state_dict(), masks.numpy()), shared)
-    return Pair(drafter, params, twin, embedding, head, masks)
+    found = converted(
+        {**twin.state_dict(), "mask_rows": masks},
+        config={"jaxspec": to_dict(config)},
+        target=Checkpoint("prior", target, shared),
+    )
+    assert found.config == drafter
+    return Pair(
+        drafter, drafter.bind(found.params, shared), twin, embedding, head, masks
+    )

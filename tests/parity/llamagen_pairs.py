@@ -6,16 +6,15 @@ import jax
 import jax.numpy as jnp
 import torch
 
-from jaxspec.config import TransformerConfig
 from jaxspec.models.transformer import Caption, Transformer
 from tests.parity.comparing import as_jax
+from tests.parity.converting import converted
 from tests.parity.llamagen_twin import (
     CaptionCondition,
     ClassCondition,
     LlamaGen,
     left_padded,
 )
-from tests.parity.mapping import decoder_params
 from tests.parity.random_weights import randomized
 
 VOCAB, GRID, CLASSES, ROWS = 40, 4, 5, 3
@@ -58,18 +57,6 @@ class Prompt:
 
 
 def make_pair(condition, *, width=24, heads=2, kv_heads=None):
-    config = TransformerConfig(
-        vocab_size=VOCAB,
-        layers=2,
-        width=width,
-        heads=heads,
-        kv_heads=kv_heads,
-        grid=GRID,
-        condition=condition,
-        classes=CLASSES,
-        caption_length=CAPTION_LENGTH,
-        caption_width=CAPTION_WIDTH,
-    )
     twin = LlamaGen(
         vocab=VOCAB,
         layers=2,
@@ -84,7 +71,8 @@ def make_pair(condition, *, width=24, heads=2, kv_heads=None):
     twin = randomized(twin, seed=0)
     # Small, as trained ones are: then the epsilon of the norms counts.
     twin.tok_embeddings.weight.mul_(0.05)
-    return Pair(Transformer(config), decoder_params(twin.state_dict()), twin)
+    found = converted(twin.state_dict(), heads=heads, grid=GRID)
+    return Pair(Transformer(found.config), found.params, twin)
 
 
 def make_prompt(pair):

@@ -76,6 +76,11 @@ def add_parser(measurements) -> None:
         repeats=(1, "timed runs"),
         seed=(0, "of pictures and noise"),
     )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the numbers in OUT.json: measure only the rows they lack",
+    )
     add_out(parser, *SUFFIXES)
     parser.set_defaults(run=run)
 
@@ -120,15 +125,6 @@ def run(arguments: argparse.Namespace) -> None:
         texts=texts,
         length=arguments.length,
     )
-    result = bench_drafters(
-        bundle,
-        helpers,
-        settings,
-        nodes=arguments.nodes,
-        scales=scales,
-        rules=arguments.rules,
-        repeats=arguments.repeats,
-    )
     options = {
         "checkpoint": [arguments.checkpoint] if arguments.checkpoint else [],
         "drafters": arguments.drafters,
@@ -143,11 +139,55 @@ def run(arguments: argparse.Namespace) -> None:
         "seed": [arguments.seed],
         "out": [arguments.out],
     }
-    result = {"command": command_line("bench drafters", options), **result}
-    write_file(arguments.out + ".json", json_bytes(result))
+    command = command_line("bench drafters", options)
+
+    def keep(result: dict) -> None:
+        result = {"command": command, **result}
+        write_file(arguments.out + ".json", json_bytes(result))
+
+    result = bench_drafters(
+        bundle,
+        helpers,
+        settings,
+        nodes=arguments.nodes,
+        scales=scales,
+        rules=arguments.rules,
+        repeats=arguments.repeats,
+        known=read_rows(arguments.out + ".json", settings) if arguments.resume else (),
+        keep=keep,
+    )
+    keep(result)
+    result = {"command": command, **result}
     write_file(arguments.out + ".md", drafters_markdown(result).encode())
     write_file(arguments.out + ".png", png_bytes(drafters_plot(result)))
     print(drafters_markdown(result))
+
+
+def read_rows(file: str, settings) -> list[dict]:
+    """Rows that an earlier run left; none if there is no such file.
+
+    Raises:
+      DataError: it cannot be read, or is of other pictures.
+    """
+    import json
+    from pathlib import Path
+
+    from jaxspec.errors import DataError
+
+    try:
+        result = json.loads(Path(file).read_text())
+        was = result["pictures"], result["batch"]
+        rows = [{**row, "cfg_scale": float(row["cfg_scale"])} for row in result["rows"]]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"cannot go on with '{file}' ({error!r})") from None
+    if was != (len(settings.classes), settings.batch):
+        raise DataError(
+            f"'{file}' holds {was[0]} pictures, {was[1]} at a time; go on with the "
+            "same --num and --batch, or write to another --out"
+        )
+    return rows
 
 
 def read_texts(file: str | None, count: int, bundle) -> tuple[bytes, ...]:

@@ -7,6 +7,7 @@ import numpy as np
 from jaxspec.config import BlockDiffusionConfig
 from jaxspec.drafters.block_diffusion import BlockDiffusion
 from jaxspec.drafters.block_network import append_to
+from jaxspec.nn.layers import head_scores
 from jaxspec.train.recipes.lesson import Guesses, Lesson
 from jaxspec.typing import Array, Bool, Int, Params
 
@@ -76,13 +77,13 @@ def block_guesses(
         anchored_mask(anchors, total, config),
         [append_to(past) for past in contexts],
     )
-    head = drafter.bind(own, lesson.params)["head"]
-    logits = jnp.matmul(h, head, preferred_element_type=jnp.float32)
+    h = h.reshape(rows, ANCHORS, size, -1)
+    if config.same_place:  # a row stands for what the row before it stands for else
+        h, read, present = h[:, :, 1:], read[..., :-1], present[..., :-1]
+    logits = head_scores(drafter.bind(own, lesson.params)["head"], h)
     before = jnp.take_along_axis(lesson.tokens, read.reshape(rows, -1), axis=1)
+    before = before.reshape(read.shape)
     if config.markov_rank:
         logits += network.markov(before)
-    logits = logits.reshape(rows, ANCHORS, size, -1)
-    confidence = None
-    if config.confidence:
-        confidence = network.confidence(h, before).reshape(rows, ANCHORS, size)
+    confidence = network.confidence(h, before) if config.confidence else None
     return Guesses(logits, read + 1, present, jnp.zeros(()), confidence)

@@ -4,7 +4,6 @@ import jax.numpy as jnp
 
 from jaxspec.drafters.draft_vocabulary import widened
 from jaxspec.drafters.feature_head import FeatureHead
-from jaxspec.nn.rope import angles_of
 from jaxspec.train.recipes.lesson import (
     Guesses,
     Lesson,
@@ -51,7 +50,7 @@ def feature_guesses(
         h, cache = network.layer(
             params["embedding"][tokens],
             h,
-            angles_of(drafter.target, place + i, drafter.config.head_size),
+            drafter.angles(place + i),
             mask,
             cache,
             jnp.full(rows, read),

@@ -40,9 +40,7 @@ def head_guesses(
         tokens = jnp.take_along_axis(lesson.tokens, ahead, axis=1)
         path.append(params["embedding"][tokens])
         seen = jnp.concatenate(path, axis=-1) if c.sequential else None
-        out = network.head(i, h, seen)
-        head = own["output"][i] if c.own_output else params["head"]
-        logits.append(jnp.matmul(out, head, preferred_element_type=jnp.float32))
+        logits.append(drafter.scores(params, i, network.head(i, h, seen)))
     places, present = guesses_from(lesson, starts, c.heads)
     zero = jnp.zeros(())
     return Guesses(jnp.stack(logits, axis=2), places, present, zero)

@@ -1,0 +1,211 @@
+"""LlamaGen's decoders: the released .pt files, and the layout that LANTERN uses.
+
+Keys: FoundationVision/LlamaGen `autoregressive/models/gpt.py` (arXiv 2406.06525).
+Rotary pairs are neighbours in both layouts, as ours: no rows move.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from jaxspec.checkpoint import Checkpoint
+from jaxspec.config import TransformerConfig, to_dict
+from jaxspec.convert.family import (
+    Family,
+    Given,
+    Outgoing,
+    Plan,
+    agree,
+    count,
+    kept,
+    setting,
+)
+from jaxspec.convert.mapping import Rule, joined
+from jaxspec.convert.reading.stored import Source
+from jaxspec.errors import ConfigError
+from jaxspec.models.presets import SIZES
+
+RELEASED = (
+    Rule("tok_embeddings.weight", "embedding/embedding"),
+    Rule("cls_embedding.embedding_table.weight", "classes/embedding"),
+    Rule("cls_embedding.uncond_embedding", "null_caption"),
+    Rule("cls_embedding.cap_proj.fc1.weight", "caption_in/kernel", "linear"),
+    Rule("cls_embedding.cap_proj.fc2.weight", "caption_out/kernel", "linear"),
+    Rule("layers.{i}.attention_norm.weight", "layers_{i}/attention_norm/scale"),
+    Rule(
+        "layers.{i}.attention.wqkv.weight", "layers_{i}/attention/qkv/kernel", "linear"
+    ),
+    Rule("layers.{i}.attention.wo.weight", "layers_{i}/attention/out/kernel", "linear"),
+    Rule("layers.{i}.ffn_norm.weight", "layers_{i}/ffn_norm/scale"),
+    *joined(
+        "layers_{i}/ffn/gate_up/kernel",
+        "linear",
+        "layers.{i}.feed_forward.w1.weight",
+        "layers.{i}.feed_forward.w3.weight",
+    ),
+    Rule("layers.{i}.feed_forward.w2.weight", "layers_{i}/ffn/down/kernel", "linear"),
+    Rule("norm.weight", "norm/scale"),
+    Rule("output.weight", "head", "linear"),
+)
+LANTERN = (
+    Rule("model.embed_tokens.weight", "embedding/embedding"),
+    Rule("model.cls_embedding.embedding_table.weight", "classes/embedding"),
+    Rule("model.cls_embedding.uncond_embedding", "null_caption"),
+    Rule("model.cls_embedding.cap_proj.fc1.weight", "caption_in/kernel", "linear"),
+    Rule("model.cls_embedding.cap_proj.fc2.weight", "caption_out/kernel", "linear"),
+    Rule("model.layers.{i}.input_layernorm.weight", "layers_{i}/attention_norm/scale"),
+    *joined(
+        "layers_{i}/attention/qkv/kernel",
+        "linear",
+        *(f"model.layers.{{i}}.self_attn.{x}_proj.weight" for x in "qkv"),
+    ),
+    Rule(
+        "model.layers.{i}.self_attn.o_proj.weight",
+        "layers_{i}/attention/out/kernel",
+        "linear",
+    ),
+    Rule(
+        "model.layers.{i}.post_attention_layernorm.weight", "layers_{i}/ffn_norm/scale"
+    ),
+    *joined(
+        "layers_{i}/ffn/gate_up/kernel",
+        "linear",
+        "model.layers.{i}.mlp.gate_proj.weight",
+        "model.layers.{i}.mlp.up_proj.weight",
+    ),
+    Rule(
+        "model.layers.{i}.mlp.down_proj.weight", "layers_{i}/ffn/down/kernel", "linear"
+    ),
+    Rule("model.norm.weight", "norm/scale"),
+    Rule("lm_head.weight", "head", "linear"),
+)
+# Tables of angles and masks, which some files keep.
+IGNORED = (
+    r"(model\.)?(freqs_cis|causal_mask)",
+    r"(model\.)?layers\.\d+\.(attention|self_attn)\.(kv_cache\..*|rotary_emb\.inv_freq)",
+)
+
+
+def _plan(source: Source, given: Given, target: Checkpoint | None) -> Plan:
+    lantern = "model.embed_tokens.weight" in source.tensors
+    root = "model." if lantern else ""
+    rules = LANTERN if lantern else RELEASED
+    ours = {rule.ours: rule.theirs for rule in rules}
+    if (config := kept(source, TransformerConfig)) is not None:
+        return Plan("prior", config, rules, config.head_size, ignored=IGNORED)
+    vocabulary, width = source.shape(ours["embedding/embedding"])
+    layers = count(source, ours["layers_{i}/attention_norm/scale"])
+    said = source.config
+    known = {(n, w): h for n, h, w in SIZES.values()}
+    heads = setting(
+        source,
+        given,
+        "heads",
+        said.get("num_attention_heads", said.get("n_head")),
+        known.get((layers, width)),
+        wanted="its number of heads",
+    )
+    size = width // heads
+    if lantern:
+        kv_heads = source.shape("model.layers.0.self_attn.k_proj.weight")[0] // size
+        hidden = source.shape("model.layers.0.mlp.gate_proj.weight")[0]
+    else:
+        rows = source.shape("layers.0.attention.wqkv.weight")[0]
+        kv_heads = (rows // size - heads) // 2
+        hidden = source.shape("layers.0.feed_forward.w1.weight")[0]
+    captions = f"{root}cls_embedding.uncond_embedding"
+    condition: dict[str, Any] = {"condition": "class"}
+    if captions in source.tensors:
+        length, features = source.shape(captions)
+        condition = {
+            "condition": "caption",
+            "caption_length": length,
+            "caption_width": features,
+        }
+    else:
+        table = source.shape(f"{root}cls_embedding.embedding_table.weight")
+        condition["classes"] = table[0] - 1
+    prefix = condition.get("caption_length", 1)
+    config = TransformerConfig(
+        vocab_size=vocabulary,
+        layers=layers,
+        width=width,
+        heads=heads,
+        kv_heads=None if kv_heads == heads else kv_heads,
+        ffn_width=hidden,
+        norm_eps=given.get("norm_eps", said.get("rms_norm_eps", 1e-5)),
+        rope_base=float(given.get("rope_base", said.get("rope_theta", 10000.0))),
+        grid=_grid(source, given, prefix, root),
+        **condition,
+    )
+    agree(source, "hidden_size", said.get("hidden_size"), width)
+    agree(source, "num_hidden_layers", said.get("num_hidden_layers"), layers)
+    agree(source, "vocab_size", said.get("vocab_size"), vocabulary)
+    return Plan("prior", config, rules, config.head_size, ignored=IGNORED)
+
+
+def _grid(source: Source, given: Given, prefix: int, root: str) -> int:
+    """Codes along a side: from the table of angles, the config, or the file's name."""
+    table = source.tensors.get(f"{root}freqs_cis")
+    stored = None if table is None else round((table.shape[0] - prefix) ** 0.5)
+    block = source.config.get("block_size")
+    configured = None if block is None else round(block**0.5)
+    pixels = re.search(r"_(256|384|512)\b", source.name.split(".")[0])
+    named = int(pixels[1]) // 16 if pixels else None
+    if stored is not None:
+        agree(source, "the grid", configured, stored)
+    return setting(
+        source,
+        given,
+        "grid",
+        stored,
+        configured,
+        named,
+        wanted="the side of its pictures in codes (16, 24 or 32 for 256, 384 or 512 "
+        "pixels)",
+    )
+
+
+def _export(rules: tuple[Rule, ...], kind: str) -> Callable[[Checkpoint], Outgoing]:
+    def export(checkpoint: Checkpoint) -> Outgoing:
+        c = checkpoint.config
+        if checkpoint.kind != "prior" or c.rope != "grid":
+            raise ConfigError("only decoders over a grid of codes go out as LlamaGen")
+        if c.extra_tokens or c.qkv_bias or c.qk_norm or c.tied_head:
+            raise ConfigError(
+                "LlamaGen has no extra tokens, biases, head norms or ties"
+            )
+        config = {
+            "model_type": kind,
+            "hidden_size": c.width,
+            "num_hidden_layers": c.layers,
+            "num_attention_heads": c.heads,
+            "num_key_value_heads": c.num_kv_heads,
+            "rms_norm_eps": c.norm_eps,
+            "vocab_size": c.vocab_size,
+            "block_size": c.grid**2,
+            "jaxspec": to_dict(c),
+        }
+        return Outgoing(rules, config, c.head_size)
+
+    return export
+
+
+FAMILIES = (
+    Family(
+        "llamagen",
+        lambda s: (
+            "tok_embeddings.weight" in s.tensors
+            and "layers.0.attention.wqkv.weight" in s.tensors
+            and any(name.startswith("cls_embedding.") for name in s.tensors)
+        ),
+        _plan,
+        export=_export(RELEASED, "llamagen"),
+    ),
+    Family(
+        "llamagen-hf",
+        lambda s: any(name.startswith("model.cls_embedding.") for name in s.tensors),
+        _plan,
+        export=_export(LANTERN, "llamagen-hf"),
+    ),
+)

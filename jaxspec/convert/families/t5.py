@@ -1,0 +1,76 @@
+"""T5's encoder, version 1.1 and Flan, which reads captions for LlamaGen.
+
+Keys: transformers `T5EncoderModel`, or the encoder of a whole `T5` model.
+"""
+
+from jaxspec.checkpoint import Checkpoint
+from jaxspec.config import TextEncoderConfig
+from jaxspec.convert.family import Family, Given, Plan, agree, count
+from jaxspec.convert.mapping import Rule, joined
+from jaxspec.convert.reading.stored import Source
+from jaxspec.errors import ConfigError
+
+_ATTENTION = "encoder.block.{i}.layer.0."
+_FFN = "encoder.block.{i}.layer.1."
+RULES = (
+    Rule("shared.weight", "embedding"),
+    Rule(
+        "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+        "distances",
+    ),
+    Rule(_ATTENTION + "layer_norm.weight", "layers_{i}/attention_norm/scale"),
+    *joined(
+        "layers_{i}/qkv/kernel",
+        "linear",
+        *(f"{_ATTENTION}SelfAttention.{x}.weight" for x in "qkv"),
+    ),
+    Rule(_ATTENTION + "SelfAttention.o.weight", "layers_{i}/out/kernel", "linear"),
+    Rule(_FFN + "layer_norm.weight", "layers_{i}/ffn_norm/scale"),
+    *joined(
+        "layers_{i}/gate_up/kernel",
+        "linear",
+        _FFN + "DenseReluDense.wi_0.weight",
+        _FFN + "DenseReluDense.wi_1.weight",
+    ),
+    Rule(_FFN + "DenseReluDense.wo.weight", "layers_{i}/down/kernel", "linear"),
+    Rule("encoder.final_layer_norm.weight", "norm/scale"),
+)
+# A copy of the table, and the half that writes.
+IGNORED = (r"encoder\.embed_tokens\.weight", r"decoder\..*", r"lm_head\.weight")
+
+
+def _plan(source: Source, given: Given, target: Checkpoint | None) -> Plan:
+    said = source.config
+    if said.get("feed_forward_proj", "gated-gelu") != "gated-gelu":
+        raise ConfigError(
+            f"'{source.name}' has feed_forward_proj={said['feed_forward_proj']!r}; "
+            "only gated-gelu (T5 1.1, Flan) is known here"
+        )
+    first = "encoder.block.0.layer.0.SelfAttention."
+    buckets, heads = source.shape(first + "relative_attention_bias.weight")
+    vocabulary, width = source.shape("shared.weight")
+    config = TextEncoderConfig(
+        vocab_size=vocabulary,
+        layers=count(source, _ATTENTION + "layer_norm.weight"),
+        width=width,
+        heads=heads,
+        head_dim=source.shape(first + "q.weight")[0] // heads,
+        ffn_width=source.shape("encoder.block.0.layer.1.DenseReluDense.wo.weight")[1],
+        buckets=buckets,
+        most_distance=said.get("relative_attention_max_distance", 128),
+        norm_eps=said.get("layer_norm_epsilon", 1e-6),
+        length=given.get("length", 120),
+    )
+    agree(source, "d_model", said.get("d_model"), width)
+    agree(source, "num_layers", said.get("num_layers"), config.layers)
+    agree(source, "d_kv", said.get("d_kv"), config.head_dim)
+    return Plan("text_encoder", config, RULES, ignored=IGNORED)
+
+
+FAMILIES = (
+    Family(
+        "t5",
+        lambda s: "encoder.block.0.layer.0.SelfAttention.q.weight" in s.tensors,
+        _plan,
+    ),
+)

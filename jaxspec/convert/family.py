@@ -1,0 +1,138 @@
+"""What a family of models is to the converter."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from jaxspec.checkpoint import Checkpoint
+from jaxspec.config import from_dict
+from jaxspec.convert.mapping import Rule
+from jaxspec.convert.reading.stored import Source
+from jaxspec.errors import ConfigError
+
+Given = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A parameter that is computed.
+
+    Attributes:
+      names: tensors that it is computed from.
+      make: from their arrays, float32 or as stored.
+      shared: they are parameters in their own right, too.
+    """
+
+    names: tuple[str, ...]
+    make: Callable[..., np.ndarray]
+    shared: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a source becomes a checkpoint.
+
+    Attributes:
+      kind: of the checkpoint.
+      config: of the model; a drafter's holds its target's.
+      rules: see `Rule`.
+      head: size of an attention head, for rotary transforms.
+      derived: computed parameters by path.
+      ignored: regular expressions of tensors that hold nothing for us.
+      about: what is worth keeping besides.
+    """
+
+    kind: str
+    config: Any
+    rules: tuple[Rule, ...]
+    head: int = 2
+    derived: Mapping[str, Derived] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """How a checkpoint becomes a file of a family.
+
+    Attributes:
+      rules: see `Rule`.
+      config: for `config.json`; "jaxspec" in it is our own configuration, which is
+        taken as it is when the file comes back.
+      head: size of an attention head, for rotary transforms.
+      computed: tensors that are no parameter of ours, by name.
+      left_out: paths of parameters that those stand for.
+    """
+
+    rules: tuple[Rule, ...]
+    config: dict[str, Any]
+    head: int = 2
+    computed: Mapping[str, np.ndarray] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Family:
+    """Models whose files look alike.
+
+    Attributes:
+      name: for `--family`.
+      detect: whether a source is one of them, by its names and its config.
+      plan: reads the configuration, from the source's own or from shapes; `given` are
+        settings that the user made, `target` the checkpoint a drafter was trained for.
+      drafter: it needs that target.
+      export: how a checkpoint is written in this family's form; None: it is not.
+    """
+
+    name: str
+    detect: Callable[[Source], bool]
+    plan: Callable[[Source, Given, Checkpoint | None], Plan]
+    drafter: bool = False
+    export: Callable[[Checkpoint], Outgoing] | None = None
+
+
+def setting(source: Source, given: Given, key: str, *values: Any, wanted: str) -> Any:
+    """The user's setting, or the first value that is known.
+
+    Raises:
+      ConfigError: nobody knows; says how to give it.
+    """
+    for value in (given.get(key), *values):
+        if value is not None:
+            return value
+    raise ConfigError(
+        f"'{source.name}' does not tell {wanted}; give it with --set {key}=NUMBER"
+    )
+
+
+def kept(source: Source, cls: type) -> Any:
+    """Our own configuration in a source that we exported; None elsewhere.
+
+    Raises:
+      ConfigError: it is damaged.
+    """
+    found = source.config.get("jaxspec")
+    return None if found is None else from_dict(cls, found)
+
+
+def agree(source: Source, what: str, said: Any, found: Any) -> None:
+    """Refuses a config that says one thing where the shapes say another.
+
+    Raises:
+      ConfigError: they differ.
+    """
+    if said is not None and said != found:
+        raise ConfigError(
+            f"'{source.name}': its config says that {what} is {said}, its tensors that "
+            f"it is {found}"
+        )
+
+
+def count(source: Source, pattern: str) -> int:
+    """How many numbers from 0 on have a tensor; `{i}` in the name stands for them."""
+    n = 0
+    while pattern.replace("{i}", str(n)) in source.tensors:
+        n += 1
+    return n

@@ -1,0 +1,165 @@
+"""The safetensors format: 8 bytes of length, a JSON header, the numbers.
+
+Read here rather than by its package because bfloat16 must arrive without PyTorch, one
+tensor at a time, and a header that names a tensor twice must be refused.
+"""
+
+import json
+import math
+import os
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from jaxspec.convert.reading.stored import Stored
+from jaxspec.errors import DataError
+
+DTYPES: dict[str, Any] = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U64": np.uint64,
+    "U32": np.uint32,
+    "U16": np.uint16,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+NAMES = {np.dtype(v): k for k, v in DTYPES.items()}
+# The format's own limit; a larger header is an attack or another kind of file.
+MOST_HEADER = 100_000_000
+
+
+def unique_keys(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys are all different; for `object_pairs_hook`."""
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"the key {key!r} stands there twice")
+        result[key] = value
+    return result
+
+
+def read_safetensors(file: Path) -> dict[str, Stored]:
+    """The tensors of a file, by name; their numbers are read when asked for.
+
+    Raises:
+      DataError: it is damaged, truncated, or not such a file.
+    """
+
+    def wrong(reason: str) -> DataError:
+        return DataError(
+            f"'{file}' is damaged or not a safetensors file ({reason}); fetch it again"
+        )
+
+    total = file.stat().st_size
+    with open(file, "rb") as stream:
+        head = stream.read(8)
+        if len(head) < 8:
+            raise wrong("it ends within its first 8 bytes")
+        (length,) = struct.unpack("<Q", head)
+        if length > MOST_HEADER or 8 + length > total:
+            raise wrong(f"its header would have {length} bytes, the file has {total}")
+        try:
+            header = json.loads(stream.read(length), object_pairs_hook=unique_keys)
+        except (ValueError, RecursionError) as error:
+            raise wrong(f"header: {error}") from None
+    if not isinstance(header, dict):
+        raise wrong("its header is no object")
+    header.pop("__metadata__", None)
+    start, spans, tensors = 8 + length, [], {}
+    for name, entry in header.items():
+        try:
+            dtype, shape = np.dtype(DTYPES[entry["dtype"]]), tuple(entry["shape"])
+            begin, end = entry["data_offsets"]
+        except (KeyError, TypeError, ValueError):
+            raise wrong(f"no usable entry for {name!r}: {str(entry)[:80]}") from None
+        numbers = (*shape, begin, end)
+        if any(type(n) is not int or n < 0 for n in numbers):
+            raise wrong(f"{name!r} has the shape {shape} at {begin} to {end}")
+        if end - begin != math.prod(shape) * dtype.itemsize:
+            raise wrong(f"{name!r} has the shape {shape}, but {end - begin} bytes")
+        if start + end > total:
+            raise wrong(f"{name!r} ends at byte {start + end}, the file at {total}")
+        spans.append((begin, end, name))
+        tensors[name] = Stored(
+            shape, dtype, file, _reader(file, start + begin, shape, dtype)
+        )
+    spans.sort()
+    for (_, end, first), (begin, _, second) in zip(spans, spans[1:], strict=False):
+        if begin < end:
+            raise wrong(f"{first!r} and {second!r} lie in the same place")
+    return tensors
+
+
+def _reader(file: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype):
+    def read() -> np.ndarray:
+        count = math.prod(shape)
+        # As bytes: numpy reads no ml_dtypes from files.
+        raw = np.fromfile(file, np.uint8, count * dtype.itemsize, offset=offset)
+        if raw.size != count * dtype.itemsize:
+            raise DataError(f"'{file}' was cut off while it was read; fetch it again")
+        return raw.view(dtype).reshape(shape)
+
+    return read
+
+
+def write_safetensors(
+    file: Path,
+    tensors: Iterable[tuple[str, tuple[int, ...], Any]],
+    read,
+    metadata: dict[str, str] | None = None,
+) -> None:
+    """Writes a file one tensor at a time.
+
+    Args:
+      file: replaced atomically.
+      tensors: name, shape and dtype of each.
+      read: gives the array of a name.
+      metadata: texts for the header.
+
+    Raises:
+      DataError: a dtype that the format does not have.
+    """
+    tensors = list(tensors)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
+    offset = 0
+    for name, shape, dtype in tensors:
+        dtype = np.dtype(dtype)
+        if dtype not in NAMES:
+            raise DataError(f"safetensors has no {dtype}, the dtype of {name}")
+        end = offset + math.prod(shape) * dtype.itemsize
+        header[name] = {
+            "dtype": NAMES[dtype],
+            "shape": list(shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    fresh = file.with_name(f".{file.name}.part")
+    try:
+        with open(fresh, "wb") as stream:
+            stream.write(struct.pack("<Q", len(text)) + text)
+            for name, shape, dtype in tensors:
+                array = np.ascontiguousarray(read(name))
+                if array.shape != tuple(shape) or array.dtype != np.dtype(dtype):
+                    raise DataError(
+                        f"{name} is {array.dtype}{array.shape}, not {shape}"
+                    )
+                stream.write(array.reshape(-1).view(np.uint8).data)
+        os.replace(fresh, file)
+    except OSError as error:
+        raise DataError(f"cannot write '{file}': {error.strerror}") from None
+    finally:
+        fresh.unlink(missing_ok=True)

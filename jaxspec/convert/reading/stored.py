@@ -1,0 +1,63 @@
+"""A tensor in a file, and the set of them that is a model."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxspec.errors import DataError
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor that has not been read.
+
+    Attributes:
+      shape: of the tensor.
+      dtype: of its numbers; bfloat16 and the float8 kinds are ml_dtypes'.
+      file: where it is.
+      read: reads it, as an array that is the caller's own.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    file: Path
+    read: Callable[[], np.ndarray]
+
+    @property
+    def size(self) -> int:
+        """Numbers in it."""
+        return int(np.prod(self.shape, dtype=object))
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model as it was found.
+
+    Attributes:
+      name: of the file, folder or repository, for messages and records.
+      tensors: by name, in the order of the files.
+      config: the model's own `config.json`, if there is one.
+      folder: of the files that may lie beside the weights (a tokenizer's).
+      revision: commit of the repository it came from.
+      left_out: names of things that were not tensors.
+    """
+
+    name: str
+    tensors: Mapping[str, Stored]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
+    revision: str | None = None
+    left_out: tuple[str, ...] = ()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor.
+
+        Raises:
+          DataError: there is none of that name.
+        """
+        if name not in self.tensors:
+            raise DataError(f"'{self.name}' has no tensor {name}")
+        return self.tensors[name].shape

@@ -1,0 +1,423 @@
+"""From files of another framework to a checkpoint: checked first, then in pieces."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from jaxspec.checkpoint import (
+    Checkpoint,
+    abstract_params,
+    load,
+    named_leaves,
+    params_digest,
+    read_config,
+    save_leaves,
+)
+from jaxspec.convert.families import FAMILIES
+from jaxspec.convert.family import Family, Given, Plan
+from jaxspec.convert.mapping import Piece, place
+from jaxspec.convert.reading.open import open_source
+from jaxspec.convert.reading.stored import Source
+from jaxspec.convert.transforms import TRANSFORMS
+from jaxspec.errors import ConfigError, NonFiniteError
+from jaxspec.spec.neighbours import neighbour_table
+
+DTYPES = {"float32": np.float32, "bf16": ml_dtypes.bfloat16, "float16": np.float16}
+# Where a part of a bundle lies.
+FOLDERS = {"prior": "prior", "tokenizer": "tokenizer", "text_encoder": "text_encoder"}
+# LANTERN's k; one more neighbour is kept.
+NEIGHBOURS = 1000
+Progress = Callable[[int], object]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One parameter in the table of a conversion.
+
+    Attributes:
+      ours: its path.
+      theirs: names of the tensors that it is made of.
+      how: the transform, or "computed".
+      shape: of ours.
+      dtype: of ours.
+    """
+
+    ours: str
+    theirs: tuple[str, ...]
+    how: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A source, understood: everything is checked but the numbers.
+
+    Attributes:
+      source: where it comes from.
+      family: its family.
+      plan: see `Plan`.
+      pieces: the tensors of each parameter.
+      lines: the same as a table, sorted by path.
+      target_digest: of the target that a drafter was converted for.
+    """
+
+    source: Source
+    family: Family
+    plan: Plan
+    pieces: dict[str, list[Piece]]
+    lines: tuple[Line, ...]
+    target_digest: str | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Of what will be written."""
+        return sum(
+            int(np.prod(line.shape, dtype=object)) * np.dtype(line.dtype).itemsize
+            for line in self.lines
+        )
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in it."""
+        return sum(int(np.prod(line.shape, dtype=object)) for line in self.lines)
+
+
+def detect(source: Source) -> list[Family]:
+    """The families that recognise a source: one for each kind of part in it.
+
+    Raises:
+      ConfigError: none does.
+    """
+    found = [family for family in FAMILIES.values() if family.detect(source)]
+    models = [f for f in found if not f.name.startswith("vq-")][:1]
+    tokenizers = [f for f in found if f.name.startswith("vq-")][:1]
+    if not found:
+        names = ", ".join(list(source.tensors)[:3])
+        raise ConfigError(
+            f"'{source.name}' is of no known family (its tensors: {names}, ...; its "
+            f"model_type: {source.config.get('model_type')}); name one with --family: "
+            f"{', '.join(FAMILIES)}"
+        )
+    return models + tokenizers
+
+
+def understand(
+    source: Source,
+    family: Family,
+    *,
+    given: Given | None = None,
+    target: Checkpoint | None = None,
+    dtype: str | None = None,
+) -> Conversion:
+    """Places every tensor and compares every shape; reads no weights.
+
+    Raises:
+      ConfigError: something has no place, is missing or has another shape.
+    """
+    if family.drafter and target is None:
+        raise ConfigError(
+            f"'{source.name}' is a drafter ({family.name}); convert its target first, "
+            "into the same folder, or name it with --target"
+        )
+    plan = family.plan(source, given or {}, target)
+    like = dict(sorted(named_leaves(abstract_params(plan.kind, plan.config))))
+    computed = plan.derived
+    used = {n for d in computed.values() if not d.shared for n in d.names}
+    for name in (n for d in computed.values() for n in d.names):
+        source.shape(name)
+    pieces = place(
+        [name for name in source.tensors if name not in used],
+        plan.rules,
+        plan.ignored,
+        {path: x.shape for path, x in like.items() if path not in computed},
+        source.name,
+    )
+    lines, wrong = [], []
+    for path, leaf in like.items():
+        if path in computed:
+            names = computed[path].names
+            kind = str(leaf.dtype)
+            if leaf.dtype == np.float32:  # a computed table is as its tensors are
+                kind = _dtype([source.tensors[n].dtype for n in names], dtype)
+            lines.append(Line(path, names, "computed", leaf.shape, kind))
+            continue
+        have = pieces[path]
+        shape = _shape(source, have, plan.head)
+        if shape != leaf.shape:
+            names = ", ".join(f"{p.name} {source.shape(p.name)}" for p in have)
+            wrong.append(f"{path} should be {leaf.shape}, but {names} make {shape}")
+        kinds = [source.tensors[p.name].dtype for p in have]
+        if any(np.dtype(kind).kind in "iub" for kind in kinds):
+            wrong.append(f"{have[0].name} holds {kinds[0]}, not floating-point numbers")
+            continue
+        how = have[0].rule.transform
+        names = tuple(p.name for p in have)
+        lines.append(Line(path, names, how, leaf.shape, _dtype(kinds, dtype)))
+    if wrong:
+        more = f"\n  and {len(wrong) - 6} more" if len(wrong) > 6 else ""
+        raise ConfigError(
+            f"'{source.name}' does not fit {family.name}:\n  "
+            + "\n  ".join(wrong[:6])
+            + more
+        )
+    digest = params_digest(target.params) if family.drafter and target else None
+    return Conversion(source, family, plan, pieces, tuple(lines), digest)
+
+
+def _dtype(kinds: list[Any], wanted: str | None) -> str:
+    """The dtype of a parameter: as asked for, or as stored, at most float32."""
+    if wanted is not None:
+        return np.dtype(DTYPES[wanted]).name
+    name = np.dtype(kinds[0]).name if kinds else "float32"
+    return name if name in ("float32", "bfloat16", "float16") else "float32"
+
+
+def _shape(source: Source, pieces: list[Piece], head: int) -> tuple[int, ...] | None:
+    """The shape that pieces make together; None if they do not go together."""
+    parts = []
+    for piece in pieces:
+        dummy = np.broadcast_to(np.int8(0), source.shape(piece.name))
+        try:
+            parts.append(TRANSFORMS[piece.rule.transform].there(dummy, head).shape)
+        except (ValueError, IndexError):
+            return None
+    first, axis = parts[0], pieces[0].rule.axis
+    if len(parts) == 1:
+        return first
+    axis %= len(first)
+    rest = {(*part[:axis], *part[axis + 1 :]) for part in parts}
+    if len(rest) > 1:
+        return None
+    along = sum(part[axis] for part in parts)
+    return (*first[:axis], along, *first[axis + 1 :])
+
+
+def arrays(
+    conversion: Conversion, progress: Progress = lambda count: None
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Every parameter, one at a time, in the order of `lines`.
+
+    Raises:
+      NonFiniteError: a tensor holds NaN or infinity.
+    """
+    source, plan = conversion.source, conversion.plan
+
+    def read(name: str) -> np.ndarray:
+        x = source.tensors[name].read()
+        if np.dtype(x.dtype).kind not in "iub" and not _finite(x):
+            raise NonFiniteError(
+                f"'{source.tensors[name].file}': {name} holds NaN or infinity; the "
+                "weights are unusable, fetch them again"
+            )
+        return x
+
+    for line in conversion.lines:
+        dtype = np.dtype(line.dtype)
+        if line.ours in plan.derived:
+            made = plan.derived[line.ours]
+            whole = np.asarray(made.make(*(read(n) for n in made.names)))
+            whole = whole.astype(dtype, copy=False)
+        else:
+            whole = np.empty(line.shape, dtype)
+            begin, pieces = 0, conversion.pieces[line.ours]
+            for piece in pieces:
+                there = TRANSFORMS[piece.rule.transform].there
+                part = there(read(piece.name), plan.head)
+                if len(pieces) == 1:
+                    whole[...] = part
+                    break
+                axis = piece.rule.axis % whole.ndim
+                end = begin + part.shape[axis]
+                whole[(slice(None),) * axis + (slice(begin, end),)] = part
+                begin = end
+                del part
+        if whole.shape != line.shape:
+            raise ConfigError(
+                f"'{source.name}' makes {line.ours} {whole.shape}, not {line.shape}"
+            )
+        if dtype.kind not in "iu" and not _finite(whole):
+            raise NonFiniteError(
+                f"'{source.name}': {line.ours} does not fit into {dtype}; keep a wider "
+                "--dtype"
+            )
+        progress(whole.nbytes)
+        yield line.ours, whole
+
+
+def _finite(x: np.ndarray) -> bool:
+    """Whether all is finite, looked at in pieces that need little memory."""
+    flat = x.reshape(-1)
+    step = 1 << 22
+    return all(
+        bool(np.isfinite(flat[i : i + step].astype(np.float32, copy=False)).all())
+        for i in range(0, flat.size, step)
+    )
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a conversion wrote.
+
+    Attributes:
+      folder: of the checkpoint.
+      family: by name.
+      kind: of the checkpoint.
+      tensors: that were read.
+      parameters: numbers in them.
+      bytes: written.
+      digest: of the values, as the library tells checkpoints apart.
+      left_out: things in the files that are no tensors.
+    """
+
+    folder: Path
+    family: str
+    kind: str
+    tensors: int
+    parameters: int
+    bytes: int
+    digest: str
+    left_out: tuple[str, ...]
+
+
+def convert(
+    place: str | os.PathLike,
+    bundle: str | os.PathLike,
+    *,
+    family: str | None = None,
+    dtype: str | None = None,
+    target: str | os.PathLike | None = None,
+    given: Given | None = None,
+    allow_objects: bool = False,
+    progress: Callable[[Conversion], Progress] = lambda conversion: lambda count: None,
+) -> list[Written]:
+    """Converts a model into a part of a bundle.
+
+    Args:
+      place: see `open_source`.
+      bundle: folder; the part goes into `prior/`, `tokenizer/`, `text_encoder/` or
+        `drafter/` in it.
+      family: a key of `FAMILIES`; by default it is recognised.
+      dtype: a key of `DTYPES`; by default as stored, at most float32.
+      target: the converted model that a drafter drafts for; by default the bundle's.
+      given: settings that the files do not tell, by name.
+      allow_objects: see `read_torch`.
+      progress: called before each part is written; gives a function of bytes done.
+
+    Raises:
+      DataError: the files cannot be used.
+      ConfigError: they do not fit the family.
+      NonFiniteError: they hold NaN.
+      CheckpointError: the bundle cannot be written.
+    """
+    written = []
+    for conversion in prepare(
+        place,
+        bundle,
+        family=family,
+        dtype=dtype,
+        target=target,
+        given=given,
+        allow_objects=allow_objects,
+    ):
+        written.append(_write(conversion, Path(bundle), progress(conversion)))
+    return written
+
+
+def prepare(
+    place: str | os.PathLike,
+    bundle: str | os.PathLike,
+    *,
+    family: str | None = None,
+    dtype: str | None = None,
+    target: str | os.PathLike | None = None,
+    given: Given | None = None,
+    allow_objects: bool = False,
+) -> list[Conversion]:
+    """What `convert` would do, without doing it; takes and raises the same."""
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError(f"dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
+    if family is not None and family not in FAMILIES:
+        raise ConfigError(f"no family {family!r}; choose one of {', '.join(FAMILIES)}")
+    source = open_source(place, allow_objects=allow_objects)
+    families = detect(source) if family is None else [FAMILIES[family]]
+    conversions = []
+    for one in families:
+        drafted = None
+        if one.drafter:
+            folder = Path(target) if target else Path(bundle) / "prior"
+            if target or folder.is_dir():
+                drafted = load(folder, "prior")
+        settings = dict(given or {})
+        if one.name.startswith("vq-"):
+            _same_pictures(Path(bundle), source, settings)
+        conversions.append(
+            understand(source, one, given=settings, target=drafted, dtype=dtype)
+        )
+    return conversions
+
+
+def _same_pictures(bundle: Path, source: Source, settings: dict[str, Any]) -> None:
+    """A tokenizer makes pictures of the size that the bundle's prior draws."""
+    if "image_size" in settings or not (bundle / "prior").is_dir():
+        return
+    prior = read_config(bundle / "prior").config
+    if prior.rope == "grid":
+        halvings = sum(n.endswith(".downsample.conv.weight") for n in source.tensors)
+        settings["image_size"] = prior.grid * 2**halvings
+
+
+def _write(conversion: Conversion, bundle: Path, progress: Progress) -> Written:
+    plan, source = conversion.plan, conversion.source
+    about: dict[str, Any] = {
+        **plan.about,
+        "source": source.name,
+        "family": conversion.family.name,
+    }
+    if source.revision:
+        about["revision"] = source.revision
+    if conversion.target_digest:
+        about["target_digest"] = conversion.target_digest
+    digest, codebook = hashlib.sha256(), []
+
+    def leaves() -> Iterator[tuple[str, np.ndarray]]:
+        for path, x in arrays(conversion, progress):
+            digest.update(path.encode())
+            digest.update(np.ascontiguousarray(x).view(np.uint8).data)
+            if path == "codebook":
+                codebook.append(x.astype(np.float32))
+            yield path, x
+
+    def finish() -> Checkpoint:
+        about["digest"] = digest.hexdigest()[:16]
+        table = None
+        if codebook and len(codebook[0]) > 3:
+            table = neighbour_table(codebook[0], min(NEIGHBOURS, len(codebook[0]) - 2))
+        return Checkpoint(plan.kind, plan.config, {}, about, table)
+
+    folder = bundle / FOLDERS.get(plan.kind, "drafter")
+    save_leaves(folder, leaves(), finish, _texts(source, plan.kind))
+    return Written(
+        folder,
+        conversion.family.name,
+        plan.kind,
+        sum(len(line.theirs) for line in conversion.lines),
+        conversion.parameters,
+        conversion.bytes,
+        about["digest"],
+        source.left_out,
+    )
+
+
+def _texts(source: Source, kind: str) -> dict[str, str]:
+    """Files that a part cannot do without: how a text encoder's captions are cut."""
+    file = (source.folder or Path()) / "tokenizer.json"
+    if kind != "text_encoder" or not file.is_file():
+        return {}
+    return {"tokenizer.json": file.read_text()}

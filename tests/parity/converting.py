@@ -1,0 +1,47 @@
+"""PyTorch state dicts through the library's own converter."""
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import torch
+
+from jaxspec.checkpoint import Checkpoint
+from jaxspec.convert.families import FAMILIES
+from jaxspec.convert.reading.stored import Source, Stored
+from jaxspec.convert.run import arrays, detect, understand
+
+
+def as_numpy(x):
+    """Any tensor's numbers; bfloat16 stays bfloat16."""
+    x = x.detach().cpu().contiguous()
+    if x.dtype == torch.bfloat16:
+        return x.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return x.numpy()
+
+
+def source_of(state, config=None):
+    """A state dict as the converter finds a file."""
+
+    def stored(x):
+        x = as_numpy(x)
+        return Stored(x.shape, x.dtype, Path("memory"), lambda: x)
+
+    return Source("memory", {k: stored(x) for k, x in state.items()}, config or {})
+
+
+def converted(state, family=None, *, config=None, target=None, **given):
+    """The checkpoint that comes out; by default the family is recognised."""
+    source = source_of(state, config)
+    family = FAMILIES[family] if family else detect(source)[0]
+    conversion = understand(source, family, given=given, target=target)
+    tree = {}
+    for path, x in arrays(conversion):
+        *above, last = path.split("/")
+        node = tree
+        for name in above:
+            node = node.setdefault(name, {})
+        node[last] = jnp.asarray(np.array(x))
+    plan = conversion.plan
+    return Checkpoint(plan.kind, plan.config, tree, dict(plan.about))
