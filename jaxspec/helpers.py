@@ -149,11 +149,9 @@ def _model(name: str, checkpoint: Checkpoint, bundle: Bundle) -> Helper:
             guided=config.condition != "none",
         )
     elif objective == "masked":
-        if config.condition == "none":
-            raise ConfigError("a masked model of text cannot draft: it reads no prompt")
-        drafter = Lattice(
-            MaskedDiffusion(model).denoise, mask, length=config.sequence_length
-        )
+        masked = MaskedDiffusion(model, bool(about.get("shifted")))
+        places = None if config.condition == "none" else config.sequence_length
+        drafter = Lattice(masked.denoise, mask, length=places)
         params = {"model": params, "counts": None}
     elif objective == "tidar":
         drafter, prior, params = tidar(config, about["block"]), checkpoint, None

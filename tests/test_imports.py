@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "jaxspec"
 LEAVES = {
-    "bench", "bundle", "checkpoint", "cli", "convert", "data", "device", "evaluate", "images",
-    "helpers", "pipeline", "report", "rules", "testing", "train", "trees",
+    "bench", "bundle", "checkpoint", "cli", "convert", "data", "device", "evaluate",
+    "helpers", "images", "pipeline", "report", "rules", "testing", "train", "trees",
 }  # fmt: skip
 ALLOWED = {
     "errors": set(),

@@ -66,7 +66,7 @@ def export(
     def read(name: str) -> np.ndarray:
         if name in out.computed:
             return out.computed[name]
-        x = np.ascontiguousarray(part(name, np.asarray(leaves[parts[name][0]])))
+        x = part(name, np.asarray(leaves[parts[name][0]]))
         progress(x.nbytes)
         return x
 

@@ -230,6 +230,8 @@ def arrays(
             for piece in pieces:
                 there = TRANSFORMS[piece.rule.transform].there
                 part = there(read(piece.name), plan.head)
+                with np.errstate(over="ignore"):  # told below
+                    part = part.astype(dtype, copy=False)
                 if len(pieces) == 1:
                     whole[...] = part
                     break

@@ -19,11 +19,18 @@ class MaskedDiffusion:
     The network is the same transformer without causality; its first extra token is the
     mask. A row predicts the token in its own place. Trained by MDLM's objective
     (`masked_loss`), it generates on its own, and `Lattice` makes any such
-    model a drafter. Sources: MDLM (arXiv 2406.07524), first-hitting sampler and precise
-    noise (arXiv 2409.02908).
+    model a drafter. Sources: MDLM (arXiv 2406.07524), LLaDA (arXiv 2502.09992), Dream
+    (arXiv 2508.15487), first-hitting sampler and precise noise (arXiv 2409.02908).
+
+    Attributes:
+      model: the network. Without a condition its prompts are tokens, int32 [B, P] with
+        -1 behind shorter ones, or None.
+      shifted: a row predicts the token in the next place, as in the autoregressive
+        model it was made from (Dream).
     """
 
     model: Transformer
+    shifted: bool = False
 
     def __post_init__(self):
         if self.model.config.extra_tokens < 1:
@@ -44,10 +51,34 @@ class MaskedDiffusion:
         dropout_key: Array | None = None,
     ) -> Float[Array, "B T V"]:
         """Logits float32 of the token in each place; hidden ones hold `mask_token`."""
+        if self.model.config.condition == "none" and prompt is not None:
+            return self._behind(params, prompt, tokens)
         logits, _ = self.model.score(
             params, prompt, tokens, null=null, dropout_key=dropout_key, causal=False
         )
-        return logits[:, self.model.config.prefix_length :]
+        first = self.model.config.prefix_length
+        if not self.shifted:
+            return logits[:, first:]
+        place = jnp.maximum(first - 1 + jnp.arange(tokens.shape[1]), 0)
+        return logits[:, place]
+
+    def _behind(
+        self, params: Params, prompt: Int[Array, "B P"], tokens: Int[Array, "B T"]
+    ) -> Float[Array, "B T V"]:
+        """Logits of tokens that stand right behind prompts of different lengths."""
+        (rows, most), length = prompt.shape, tokens.shape[1]
+        sizes = jnp.sum(prompt >= 0, axis=1, dtype=jnp.int32)[:, None]
+        behind = jnp.arange(most + length) - sizes
+        given = jnp.pad(prompt, ((0, 0), (0, length)))
+        place = jnp.clip(behind, 0, length - 1)
+        drawn = jnp.take_along_axis(tokens, place, axis=1)
+        stream = jnp.where(behind < 0, given, drawn)
+        seen = jnp.broadcast_to(
+            (behind < length)[:, None], (rows, most + length, most + length)
+        )
+        logits, _ = self.model.score(params, None, stream, causal=seen)
+        at = jnp.maximum(sizes + jnp.arange(length) - self.shifted, 0)
+        return jnp.take_along_axis(logits, at[..., None], axis=1)
 
     def denoise(
         self,
@@ -58,6 +89,8 @@ class MaskedDiffusion:
     ) -> Float[Array, "B T V"]:
         """`score` with guidance merged, each row at its own scale."""
         rows, length = tokens.shape
+        if self.model.config.condition == "none":
+            return self.score(params, prompt, tokens)
         doubled = jax.tree.map(lambda x: jnp.concatenate([x] * 2), prompt)
         null = jnp.repeat(jnp.arange(2) > 0, rows)
         logits = self.score(params, doubled, jnp.concatenate([tokens] * 2), null=null)

@@ -186,7 +186,7 @@ class Transformer:
         at: Int[Array, "B"] | None = None,
         taps: tuple[int, ...] = (),
         dropout_key: Array | None = None,
-        causal: bool | Bool[Array, "U U"] = True,
+        causal: bool | Bool[Array, "U U"] | Bool[Array, "B U U"] = True,
         positions: Int[Array, "U"] | None = None,
     ) -> tuple[Float[Array, "B U V"], Float[Array, "B U E"]]:
         """Scores a whole stream at once, without a cache.
@@ -200,7 +200,7 @@ class Transformer:
           taps: layers whose outputs are returned.
           dropout_key: turns dropout on; consumed.
           causal: a position sees itself and what stands before; False: everything; or
-            a table of who sees whom.
+            a table of who sees whom, of all rows or of each.
           positions: of everything, the condition included; by default in order.
 
         Returns:

@@ -13,7 +13,10 @@ def randomized(module: nn.Module, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     tables = {m.weight for m in module.modules() if isinstance(m, nn.Embedding)}
     with torch.no_grad():
+        kept = module.state_dict()  # tables of angles are not
         for name, x in [*module.named_parameters(), *module.named_buffers()]:
+            if name not in kept or x.ndim == 0:
+                continue
             if name.endswith("bias"):
                 x.normal_(std=0.2)
             elif x.ndim == 1:

@@ -14,6 +14,7 @@ from jaxspec.convert.family import Family
 
 FAMILIES: dict[str, Family] = {
     family.name: family
-    for module in (llamagen, janus, llama, dflash, eagle, heads, t5, vq)
+    # Drafters first: the config of many says "llama".
+    for module in (dflash, eagle, heads, llamagen, janus, llama, t5, vq)
     for family in module.FAMILIES
 }

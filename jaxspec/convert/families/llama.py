@@ -288,7 +288,11 @@ def _llada(source: Source, given: Given) -> tuple[TransformerConfig, tuple[Rule,
 
 
 def _says(*types: str):
-    return lambda source: source.config.get("model_type") in types
+    def says(source: Source) -> bool:
+        there = Names().root + EMBEDDING in source.tensors
+        return there and source.config.get("model_type") in types
+
+    return says
 
 
 EMU3 = Names("model.text_model.")

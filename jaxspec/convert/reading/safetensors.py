@@ -152,7 +152,7 @@ def write_safetensors(
         with open(fresh, "wb") as stream:
             stream.write(struct.pack("<Q", len(text)) + text)
             for name, shape, dtype in tensors:
-                array = np.ascontiguousarray(read(name))
+                array = np.asarray(read(name), order="C")
                 if array.shape != tuple(shape) or array.dtype != np.dtype(dtype):
                     raise DataError(
                         f"{name} is {array.dtype}{array.shape}, not {shape}"

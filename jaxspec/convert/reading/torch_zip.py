@@ -241,9 +241,12 @@ def read_torch(file: Path, *, allow_objects: bool = False) -> tuple[Any, list[st
     try:
         with zipfile.ZipFile(file) as archive:
             return _read_archive(file, archive, allow_objects)
-    except zipfile.BadZipFile as error:
+    except (DataError, OSError):
+        raise
+    except Exception as error:  # a damaged zip file can raise more than BadZipFile
+        reason = str(error).replace("\n", " ")[:120]
         raise _damaged(
-            file, f"it is truncated or damaged ({error}); fetch it again"
+            file, f"it is truncated or damaged ({reason}); fetch it again"
         ) from None
 
 

@@ -1,0 +1,166 @@
+"""A conversion is whole or it is not there; what does not fit is told at once."""
+
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from jaxspec.checkpoint import load, params_digest, save, save_leaves
+from jaxspec.cli import main
+from jaxspec.convert.export import export
+from jaxspec.convert.reading.open import open_source
+from jaxspec.convert.reading.safetensors import write_safetensors
+from jaxspec.convert.run import arrays, convert, prepare
+from jaxspec.errors import ConfigError, NonFiniteError
+from tests.convert import models, torch_files
+
+
+@pytest.fixture
+def released(tmp_path):
+    """A LlamaGen model as it is released: tensors by name, and no config."""
+    save(tmp_path / "mine", models.prior())
+    export(tmp_path / "mine", tmp_path / "out", "llamagen")
+    source = open_source(tmp_path / "out/model.safetensors")
+    return {name: tensor.read() for name, tensor in source.tensors.items()}
+
+
+def write(file, state):
+    table = [(name, x.shape, x.dtype) for name, x in state.items()]
+    write_safetensors(file, table, state.__getitem__)
+    return file
+
+
+GIVEN = {"heads": 4, "grid": 4}
+
+
+def test_a_released_file_and_its_settings_are_enough(tmp_path, released):
+    torch_files.save(tmp_path / "c2i_B_256.pt", released)
+    [written] = convert(tmp_path / "c2i_B_256.pt", tmp_path / "b", given=GIVEN)
+    found = load(tmp_path / "b/prior")
+    assert (found.config.kv_heads, found.config.ffn_size) == (2, 48)
+    assert params_digest(found.params) == params_digest(models.prior().params)
+    assert found.about["family"] == "llamagen"
+    assert written.tensors == len(released)
+
+
+def test_what_the_file_does_not_tell_is_asked_for(tmp_path, released):
+    file = write(tmp_path / "model.safetensors", released)
+    with pytest.raises(
+        ConfigError, match=r"number of heads; give it with --set heads="
+    ):
+        convert(file, tmp_path / "b")
+    with pytest.raises(ConfigError, match=r"16, 24 or 32.*--set grid="):
+        convert(file, tmp_path / "b", given={"heads": 4})
+    angles = np.zeros((1 + 16, 4, 2), np.float32)  # some files keep the table
+    file = write(tmp_path / "model.safetensors", {**released, "freqs_cis": angles})
+    [found] = prepare(file, tmp_path / "b", given={"heads": 4})
+    assert found.plan.config.grid == 4
+
+
+def test_everything_wrong_is_told_in_one_error(tmp_path, released):
+    first = "layers.0.attention.wo.weight"
+    state = {k: v for k, v in released.items() if k != first}
+    state["layers.7.attention.wo.weight"] = released[first]
+    state["something.else"] = released[first]
+    file = write(tmp_path / "m.safetensors", state)
+    with pytest.raises(ConfigError) as error:
+        convert(file, tmp_path / "b", given=GIVEN)
+    text = str(error.value)
+    assert "layers.7.attention.wo.weight, something.else" in text
+    assert f"missing: layers_0/attention/out/kernel ({first})" in text
+
+
+def test_wrong_shapes_are_told_before_anything_is_read(tmp_path, released):
+    name = "layers.1.feed_forward.w2.weight"
+    state = {**released, name: released[name][:, :-1]}
+    file = write(tmp_path / "m.safetensors", state)
+    with pytest.raises(ConfigError, match=r"ffn/down/kernel should be \(48, 32\), but"):
+        prepare(file, tmp_path / "b", given=GIVEN)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused(tmp_path, released, bad):
+    released["norm.weight"] = released["norm.weight"].copy()
+    released["norm.weight"][3] = bad
+    file = write(tmp_path / "m.safetensors", released)
+    with pytest.raises(NonFiniteError, match=r"norm.weight holds NaN or infinity"):
+        convert(file, tmp_path / "b", given=GIVEN)
+    assert not (tmp_path / "b/prior").exists()
+
+
+def test_weights_that_do_not_fit_the_dtype_are_refused(tmp_path, released):
+    released["norm.weight"] = released["norm.weight"] + np.float32(1e6)
+    file = write(tmp_path / "m.safetensors", released)
+    with pytest.raises(NonFiniteError, match="does not fit into float16"):
+        convert(file, tmp_path / "b", given=GIVEN, dtype="float16")
+    convert(file, tmp_path / "b", given=GIVEN, dtype="bf16")
+    assert load(tmp_path / "b/prior").params["head"].dtype == ml_dtypes.bfloat16
+
+
+def test_whole_numbers_are_no_weights(tmp_path, released):
+    released["norm.weight"] = released["norm.weight"].astype(np.int32)
+    file = write(tmp_path / "m.safetensors", released)
+    with pytest.raises(ConfigError, match="norm.weight holds int32"):
+        convert(file, tmp_path / "b", given=GIVEN)
+
+
+def test_an_interrupted_conversion_leaves_nothing_or_the_old_one(tmp_path, released):
+    file = write(tmp_path / "m.safetensors", released)
+
+    def interrupted(conversion):
+        def stop(count):
+            raise KeyboardInterrupt
+
+        return stop
+
+    for before in (None, 1.0):
+        with pytest.raises(KeyboardInterrupt):
+            convert(file, tmp_path / "b", given=GIVEN, progress=interrupted)
+        left = [f for f in (tmp_path / "b").rglob("*") if f.is_file()]
+        if before is None:
+            assert left == []
+            convert(file, tmp_path / "b", given=GIVEN)
+        else:
+            assert load(tmp_path / "b/prior").config.heads == 4
+
+
+def test_parts_make_the_same_checkpoint(tmp_path, released):
+    file = write(tmp_path / "m.safetensors", released)
+    [conversion] = prepare(file, tmp_path / "b", given=GIVEN)
+    checkpoint = models.prior()
+    for size, parts in ((1 << 30, 0), (1, len(conversion.lines)), (9000, None)):
+        folder = tmp_path / f"by {size}"
+        save_leaves(folder, arrays(conversion), lambda: checkpoint, part_bytes=size)
+        found = list((folder / "params").glob("part_*"))
+        assert parts is None or len(found) == parts
+        same = params_digest(load(folder, "prior").params)
+        assert same == params_digest(checkpoint.params)
+
+
+def test_the_command_line_shows_a_table_and_writes_nothing_when_asked(
+    tmp_path, released, capsys
+):
+    file = write(tmp_path / "m.safetensors", released)
+    command = ["convert", str(file), str(tmp_path / "b"), "--set", "heads=4"]
+    assert main([*command, "--set", "grid=4", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    row = "| layers_0/ffn/gate_up/kernel | 32 x 96 | float32 | "
+    row += (
+        "layers.0.feed_forward.w1.weight + layers.0.feed_forward.w3.weight | linear |"
+    )
+    assert row in out and not (tmp_path / "b").exists()
+    assert main([*command, "--set", "grid=4", "--dtype", "bf16"]) == 0
+    out = capsys.readouterr().out
+    assert "llamagen, " in out and "parameters" in out and "digest" in out
+    assert main([*command, "--set", "grid"]) == 2
+    assert "not of the form KEY=VALUE" in capsys.readouterr().err
+    assert main(["convert", str(file), str(tmp_path / "b"), "--family", "gpt"]) == 2
+    assert "no family 'gpt'; choose one of dflash" in capsys.readouterr().err
+
+
+def test_an_unknown_model_is_told_apart(tmp_path):
+    file = write(tmp_path / "m.safetensors", {"x": np.ones(2, np.float32)})
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba"}))
+    with pytest.raises(ConfigError, match=r"no known family .*x.*mamba.*--family"):
+        convert(file, tmp_path / "b")

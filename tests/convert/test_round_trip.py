@@ -1,0 +1,91 @@
+"""Out as a released layout and back in: the same bits."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxspec.checkpoint import load, params_digest, save
+from jaxspec.convert.export import EXPORTS, export
+from jaxspec.convert.reading.open import open_source
+from jaxspec.convert.run import convert, detect
+from jaxspec.errors import ConfigError
+from tests.convert import models
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+CASES = {
+    "llamagen, classes": (models.prior, "llamagen", {}),
+    "llamagen, captions": (models.prior, "llamagen", {"config": models.CAPTIONS}),
+    "LANTERN's layout": (models.prior, "llamagen-hf", {"config": models.CAPTIONS}),
+    "eagle1": (models.feature_head, "eagle1", {"version": 1}),
+    "eagle1, own table": (
+        models.feature_head, "eagle1", {"version": 1, "own_embedding": True}),
+    "eagle3": (models.feature_head, "eagle3", {"version": 3}),
+    "eagle3, some tokens": (
+        models.feature_head, "eagle3", {"version": 3, "draft_vocab": 16}),
+    "dflash": (models.block_drafter, "dflash", {}),
+}  # fmt: skip
+
+
+def same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert (x.dtype, x.shape) == (y.dtype, y.shape)
+        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("make, family, options", CASES.values(), ids=CASES)
+def test_every_bit_comes_back(tmp_path, make, family, options, dtype):
+    mine = make(dtype=dtype, **options)
+    if mine.kind != "prior":
+        save(tmp_path / "back/prior", models.prior(dtype=dtype))
+    save(tmp_path / "mine", mine)
+    file = export(tmp_path / "mine", tmp_path / "theirs", family)
+    assert detect(open_source(file.parent))[0].name == family
+    [written] = convert(tmp_path / "theirs", tmp_path / "back")
+    found = load(written.folder)
+    assert (found.kind, found.config) == (mine.kind, mine.config)
+    same(found.params, mine.params)
+    assert written.digest == params_digest(mine.params)
+    again = export(written.folder, tmp_path / "again", family)
+    assert again.read_bytes() == file.read_bytes()
+
+
+def test_every_exported_family_is_tried():
+    assert {family for _, family, _ in CASES.values()} == set(EXPORTS)
+
+
+def test_a_drafter_belongs_to_the_target_it_was_converted_for(tmp_path):
+    target = models.prior()
+    save(tmp_path / "b/prior", target)
+    save(tmp_path / "mine", models.block_drafter())
+    export(tmp_path / "mine", tmp_path / "theirs", "dflash")
+    [written] = convert(tmp_path / "theirs", tmp_path / "b")
+    about = load(written.folder).about
+    assert about["target_digest"] == params_digest(target.params)
+    with pytest.raises(ConfigError, match="convert its target first"):
+        convert(tmp_path / "theirs", tmp_path / "elsewhere")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_what_a_family_cannot_hold_is_not_written(tmp_path):
+    save(tmp_path / "mine", models.block_drafter())
+    with pytest.raises(ConfigError, match="only decoders over a grid"):
+        export(tmp_path / "mine", tmp_path / "theirs", "llamagen")
+    with pytest.raises(ConfigError, match="is not written; .*llamagen"):
+        export(tmp_path / "mine", tmp_path / "theirs", "qwen3")
+    assert not (tmp_path / "theirs").exists()
+
+
+def test_a_config_that_says_something_else_is_refused(tmp_path):
+    save(tmp_path / "mine", models.prior(models.CAPTIONS))
+    export(tmp_path / "mine", tmp_path / "theirs", "llamagen-hf")
+    file = tmp_path / "theirs/config.json"
+    record = json.loads(file.read_text())
+    record.pop("jaxspec")
+    file.write_text(json.dumps({**record, "hidden_size": 64}))
+    with pytest.raises(ConfigError, match="hidden_size is 64, its tensors"):
+        convert(tmp_path / "theirs", tmp_path / "b")

@@ -1,0 +1,160 @@
+"""safetensors, one file or many: what is read, and what is refused."""
+
+import json
+import struct
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from jaxspec.convert.reading.open import open_source
+from jaxspec.convert.reading.safetensors import read_safetensors, write_safetensors
+from jaxspec.errors import DataError
+
+RNG = np.random.default_rng(0)
+STATE = {
+    "a.weight": RNG.normal(size=(3, 4)).astype(np.float32),
+    "b.weight": RNG.normal(size=(5,)).astype(ml_dtypes.bfloat16),
+    "c.weight": RNG.normal(size=(2, 2)).astype(ml_dtypes.float8_e4m3fn),
+    "scalar": np.array(2.5, np.float16),
+    "none": np.zeros((0, 4), np.float32),
+    "ids": np.arange(4),
+    "used": np.array([True, False]),
+}
+
+
+def write(file, state):
+    table = [(name, x.shape, x.dtype) for name, x in state.items()]
+    write_safetensors(file, table, state.__getitem__)
+
+
+def write_raw(file, header, data=b""):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    file.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+def entry(**changes):
+    return {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], **changes}
+
+
+def test_what_is_written_is_read_bit_by_bit(tmp_path):
+    write(tmp_path / "m.safetensors", STATE)
+    found = read_safetensors(tmp_path / "m.safetensors")
+    assert list(found) == list(STATE)
+    for name, wanted in STATE.items():
+        x = found[name].read()
+        assert (x.dtype, x.shape) == (wanted.dtype, wanted.shape)
+        assert x.tobytes() == wanted.tobytes()
+    assert not list(tmp_path.glob(".*"))  # no scratch file is left
+
+
+TWICE = b'{"w": %s, "w": %s}' % ((json.dumps(entry()).encode(),) * 2)
+WRONG = {
+    "twice in the header": (TWICE, "stands there twice"),
+    "overlapping": ({"a": entry(), "b": entry(data_offsets=[4, 12])}, "same place"),
+    "another size": ({"w": entry(shape=[3])}, "8 bytes"),
+    "behind the end": ({"w": entry(shape=[99], data_offsets=[0, 396])}, "ends at byte"),
+    "a shape bomb": ({"w": entry(shape=[1 << 62, 1 << 62])}, "8 bytes"),
+    "a negative shape": ({"w": entry(shape=[-2])}, "has the shape"),
+    "fractions": ({"w": entry(shape=[2.0])}, "has the shape"),
+    "an unknown dtype": ({"w": entry(dtype="F7")}, "no usable entry"),
+    "no offsets": ({"w": {"dtype": "F32", "shape": [2]}}, "no usable entry"),
+    "no object": ([1, 2], "is no object"),
+    "no JSON": (b"{]", "header"),
+    "deep JSON": (b"[" * 100_000, "header"),
+}
+
+
+@pytest.mark.parametrize("header, message", WRONG.values(), ids=WRONG)
+def test_a_header_that_makes_no_sense_is_refused(tmp_path, header, message):
+    write_raw(tmp_path / "m.safetensors", header, bytes(12))
+    with pytest.raises(DataError, match=message):
+        open_source(tmp_path / "m.safetensors")
+
+
+def test_a_header_longer_than_the_file_is_refused(tmp_path):
+    (tmp_path / "m.safetensors").write_bytes(struct.pack("<Q", 1 << 60) + b"{}")
+    with pytest.raises(DataError, match="bytes, the file has 10"):
+        open_source(tmp_path / "m.safetensors")
+
+
+def test_damage_gets_one_clear_error_or_finite_shapes(tmp_path):
+    file = tmp_path / "m.safetensors"
+    write(file, STATE)
+    whole, rng = file.read_bytes(), np.random.default_rng(1)
+    cuts = [whole[:n] for n in range(0, len(whole) - 1, 13)]
+    for data in cuts:
+        file.write_bytes(data)
+        with pytest.raises(DataError, match="fetch it again"):
+            open_source(file)
+    for at in rng.integers(0, len(whole), 400):
+        changed = bytearray(whole)
+        changed[at] ^= int(rng.integers(1, 256))
+        file.write_bytes(bytes(changed))
+        try:
+            [x.read() for x in open_source(file).tensors.values()]
+        except DataError as error:
+            assert "\n" not in str(error)
+
+
+def shards(folder, *states):
+    folder.mkdir(exist_ok=True)
+    where = {}
+    for i, state in enumerate(states):
+        write(folder / f"part-{i}.safetensors", state)
+        where |= dict.fromkeys(state, f"part-{i}.safetensors")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": where}))
+    return index
+
+
+def test_a_folder_of_shards_is_one_model(tmp_path):
+    first, second = dict(list(STATE.items())[:3]), dict(list(STATE.items())[3:])
+    shards(tmp_path, first, second)
+    (tmp_path / "config.json").write_text('{"model_type": "x"}')
+    source = open_source(tmp_path)
+    assert set(source.tensors) == set(STATE) and source.config == {"model_type": "x"}
+
+
+@pytest.mark.parametrize(
+    "name", ["../m.safetensors", "/etc/passwd", "a/b.bin", "..", 3]
+)
+def test_an_index_names_nothing_outside_its_folder(tmp_path, name):
+    write(tmp_path / "m.safetensors", STATE)
+    index = shards(tmp_path / "inner", STATE)
+    index.write_text(json.dumps({"weight_map": {"a.weight": name}}))
+    with pytest.raises(DataError, match="no plain name"):
+        open_source(tmp_path / "inner")
+
+
+def test_an_index_and_its_files_must_agree(tmp_path):
+    index = shards(tmp_path, STATE)
+    record = json.loads(index.read_text())
+    index.write_text(
+        json.dumps({"weight_map": {**record["weight_map"], "z": "part-0.safetensors"}})
+    )
+    with pytest.raises(DataError, match="do not agree: z"):
+        open_source(tmp_path)
+    index.write_text(json.dumps({"weight_map": {"z": "gone.safetensors"}}))
+    with pytest.raises(DataError, match="gone.safetensors' is missing"):
+        open_source(tmp_path)
+
+
+def test_a_tensor_in_two_shards_is_refused(tmp_path):
+    shards(tmp_path, STATE, {"more": STATE["ids"], "ids": STATE["ids"]})
+    with pytest.raises(DataError, match="ids is in 'part-0.safetensors' and in"):
+        open_source(tmp_path)
+
+
+def test_a_folder_that_could_mean_two_models_asks(tmp_path):
+    for name in ("a", "b"):
+        write(tmp_path / f"{name}.safetensors", STATE)
+    with pytest.raises(DataError, match="name one of them"):
+        open_source(tmp_path)
+    assert open_source(tmp_path / "a.safetensors").tensors
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(DataError, match="has no .safetensors"):
+        open_source(empty)
+    with pytest.raises(DataError, match="check the path"):
+        open_source(tmp_path / "not here")

@@ -1,0 +1,193 @@
+"""Small PyTorch EAGLE, Medusa and Hydra heads, written from their papers.
+
+Checkpoint keys as released (arXiv 2401.15077, 2503.01840, 2401.10774, 2402.05109). They
+have no cache: every call computes the whole sequence.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from tests.parity.dflash_twin import Mlp
+from tests.parity.llamagen_twin import Norm, attend, rotate_pairs
+
+
+def rotate_halves(x, angles):
+    """Turns element `j` of each head with `j + F / 2`; `angles [T, F / 2]`."""
+    cos, sin = angles.cos()[:, None], angles.sin()[:, None]
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+def sequence_angles(positions, size, base=10000.0):
+    radians = base ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
+    return (positions[:, None].double() * radians).float()
+
+
+class Attention(nn.Module):
+    def __init__(self, width, reads, heads, kv_heads):
+        super().__init__()
+        self.size = width // heads
+        self.q_proj = nn.Linear(reads, width, bias=False)
+        self.k_proj = nn.Linear(reads, kv_heads * self.size, bias=False)
+        self.v_proj = nn.Linear(reads, kv_heads * self.size, bias=False)
+        self.o_proj = nn.Linear(width, width, bias=False)
+
+    def forward(self, x, turns):
+        """`turns` are angles of halves, or complex turns of pairs."""
+        q, k, v = (
+            f(x).unflatten(-1, (-1, self.size))
+            for f in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        rotate = rotate_pairs if turns.is_complex() else rotate_halves
+        length = x.shape[1]
+        past = torch.ones(length, length, dtype=torch.bool).tril()
+        past = past.expand(len(x), -1, -1)
+        return self.o_proj(attend(rotate(q, turns), rotate(k, turns), v, past))
+
+
+class Layer(nn.Module):
+    """EAGLE-1's: no norm before the attention."""
+
+    def __init__(self, width, heads, kv_heads, hidden, eps):
+        super().__init__()
+        self.self_attn = Attention(width, width, heads, kv_heads)
+        self.mlp = Mlp(width, hidden)
+        self.post_attention_layernorm = Norm(width, eps)
+
+    def forward(self, h, turns):
+        h = h + self.self_attn(h, turns)
+        return h + self.mlp(self.post_attention_layernorm(h))
+
+
+class Eagle1(nn.Module):
+    def __init__(self, *, vocab, width, heads, kv_heads, hidden, eps=1e-6):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(vocab, width)
+        self.fc = nn.Linear(2 * width, width)
+        self.layers = nn.ModuleList([Layer(width, heads, kv_heads, hidden, eps)])
+
+    def forward(self, features, tokens, turns):
+        """Next features, from features and the tokens one place further on."""
+        pair = torch.cat([self.embed_tokens(tokens), features], dim=-1)
+        return self.layers[0](self.fc(pair), turns)
+
+
+class MidLayer(nn.Module):
+    def __init__(self, width, heads, kv_heads, hidden, eps):
+        super().__init__()
+        self.self_attn = Attention(width, 2 * width, heads, kv_heads)
+        self.mlp = Mlp(width, hidden)
+        self.input_layernorm = Norm(width, eps)
+        self.hidden_norm = Norm(width, eps)
+        self.post_attention_layernorm = Norm(width, eps)
+
+    def forward(self, embedding, h, turns, normed_residual):
+        normed = self.hidden_norm(h)
+        x = torch.cat([self.input_layernorm(embedding), normed], dim=-1)
+        h = (normed if normed_residual else h) + self.self_attn(x, turns)
+        return h + self.mlp(self.post_attention_layernorm(h))
+
+
+class Eagle3(nn.Module):
+    def __init__(
+        self, *, vocab, drafted, taps, width, heads, kv_heads, hidden, eps=1e-6
+    ):
+        super().__init__()
+        self.fc = nn.Linear(taps * width, width, bias=False)
+        self.midlayer = MidLayer(width, heads, kv_heads, hidden, eps)
+        self.norm = Norm(width, eps)
+        self.lm_head = nn.Linear(width, drafted, bias=False)
+        ids = torch.randperm(vocab)[:drafted].sort().values
+        used = torch.zeros(vocab, dtype=torch.bool)
+        used[ids] = True
+        self.register_buffer("d2t", ids - torch.arange(drafted))
+        self.register_buffer("t2d", used)
+
+    def forward(self, features, embedding, turns, normed_residual=False):
+        """Outputs and scores over the drafted vocabulary."""
+        h = self.midlayer(embedding, self.fc(features), turns, normed_residual)
+        return h, self.lm_head(self.norm(h))
+
+
+class Linear(nn.Module):
+    def __init__(self, reads, width, changes=False):
+        super().__init__()
+        self.linear = nn.Linear(reads, width)
+        if changes:
+            self.res_connection = nn.Linear(reads, width)
+
+    def forward(self, x):
+        kept = self.res_connection(x) if hasattr(self, "res_connection") else x
+        return kept + functional.silu(self.linear(x))
+
+
+class Medusa(nn.Sequential):
+    """Its keys begin with the number of the head."""
+
+    def __init__(self, vocab, width, heads, blocks):
+        super().__init__(
+            *(
+                nn.Sequential(
+                    *(Linear(width, width) for _ in range(blocks)),
+                    nn.Linear(width, vocab, bias=False),
+                )
+                for _ in range(heads)
+            )
+        )
+
+
+class Hydra(nn.Module):
+    def __init__(self, vocab, width, heads, blocks):
+        super().__init__()
+        self.hydra_mlp = nn.ModuleList(
+            nn.Sequential(
+                Linear((i + 2) * width, width, changes=True),
+                *(Linear(width, width) for _ in range(blocks - 1)),
+            )
+            for i in range(heads)
+        )
+        self.hydra_lm_head = nn.ModuleList(
+            nn.Linear(width, vocab) for _ in range(heads)
+        )
+
+    def forward(self, place, h, path):
+        """Scores of the head for one place; `path` are embeddings side by side."""
+        x = self.hydra_mlp[place](torch.cat([h, path], dim=-1))
+        return self.hydra_lm_head[place](x)
+
+
+class HydraPlusPlus(nn.Module):
+    """Behind a decoder layer with a norm, and with dropout between the blocks."""
+
+    def __init__(self, vocab, width, heads, blocks, attention, hidden, eps=1e-6):
+        super().__init__()
+
+        def first(i):
+            return Linear((i + 2) * width, width, changes=True)
+
+        def mlp(i):
+            parts = [nn.Dropout(), first(i)]
+            for _ in range(blocks - 1):
+                parts += [nn.Dropout(), Linear(width, width)]
+            return nn.Sequential(*parts)
+
+        self.hydra_mlp = nn.ModuleList(mlp(i) for i in range(heads))
+        self.hydra_lm_head = nn.ModuleList(
+            nn.Sequential(nn.Dropout(), nn.Linear(width, vocab)) for _ in range(heads)
+        )
+        layer = Layer(width, attention, attention, hidden, eps)
+        layer.input_layernorm = Norm(width, eps)
+        self.prefix_embeding_layer = nn.ModuleDict(
+            {"layers": nn.ModuleList([layer]), "norm": Norm(width, eps)}
+        )
+
+    def prefix(self, h, turns):
+        layer = self.prefix_embeding_layer["layers"][0]
+        h = h + layer.self_attn(layer.input_layernorm(h), turns)
+        h = h + layer.mlp(layer.post_attention_layernorm(h))
+        return self.prefix_embeding_layer["norm"](h)
+
+    def forward(self, place, h, path):
+        x = self.hydra_mlp[place](torch.cat([h, path], dim=-1))
+        return self.hydra_lm_head[place](x)

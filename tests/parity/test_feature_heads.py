@@ -1,0 +1,205 @@
+# ruff: noqa: E402
+"""EAGLE, LANTERN, Medusa and Hydra drafters against their twins, converted."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from jaxspec.checkpoint import Checkpoint
+from jaxspec.config import TransformerConfig
+from tests.parity.comparing import as_jax, assert_close
+from tests.parity.converting import converted
+from tests.parity.eagle_twin import (
+    Eagle1,
+    Eagle3,
+    Hydra,
+    HydraPlusPlus,
+    Medusa,
+    sequence_angles,
+)
+from tests.parity.llamagen_twin import grid_rotations
+from tests.parity.random_weights import randomized
+
+pytestmark = pytest.mark.parity
+
+VOCAB, WIDTH, HEADS, LAYERS, ROWS, LENGTH = 40, 32, 4, 8, 2, 9
+TEXT = TransformerConfig(
+    vocab_size=VOCAB,
+    layers=LAYERS,
+    width=WIDTH,
+    heads=HEADS,
+    rope="sequence",
+    condition="none",
+    norm_eps=1e-6,
+)
+PICTURES = TransformerConfig(
+    vocab_size=VOCAB,
+    layers=LAYERS,
+    width=WIDTH,
+    heads=HEADS,
+    grid=4,
+    condition="caption",
+    caption_length=6,
+    caption_width=10,
+)
+SAID = {"num_attention_heads": HEADS, "rms_norm_eps": 1e-6, "rope_theta": 10000.0}
+
+
+def target_of(config):
+    """A target of which only the shared parts are there."""
+    torch.manual_seed(5)
+    head = torch.randn(WIDTH, VOCAB)
+    params = {
+        "embedding": {"embedding": as_jax(torch.randn(VOCAB, WIDTH))},
+        "head": as_jax(head),
+        "norm": {"scale": as_jax(1 + 0.2 * torch.randn(WIDTH))},
+    }
+    return Checkpoint("prior", config, params)
+
+
+def inputs(wide=1):
+    torch.manual_seed(1)
+    features = torch.randn(ROWS, LENGTH, wide * WIDTH)
+    return features, torch.randint(VOCAB, (ROWS, LENGTH))
+
+
+def causal():
+    mask = jnp.tril(jnp.ones((LENGTH, LENGTH), bool))
+    return jnp.broadcast_to(mask, (ROWS, LENGTH, LENGTH))
+
+
+def normed(target, features):
+    h = features / (features.square().mean(-1, keepdim=True) + target.norm_eps).sqrt()
+    return h
+
+
+def places():
+    return jnp.broadcast_to(jnp.arange(LENGTH), (ROWS, LENGTH))
+
+
+def turns_of(target):
+    """Text: by the feature's place. Pictures: LANTERN has a table one row shorter."""
+    if target.rope == "sequence":
+        return sequence_angles(torch.arange(LENGTH), WIDTH // HEADS)
+    return grid_rotations(target.prefix_length - 1, 4, WIDTH // HEADS)[:LENGTH]
+
+
+@pytest.mark.parametrize("config", [TEXT, PICTURES], ids=["text", "LANTERN"])
+@pytest.mark.parametrize("own", [True, False], ids=["own table", "shared table"])
+def test_eagle_1_predicts_the_same_features(config, own):
+    target = target_of(config)
+    twin = Eagle1(vocab=VOCAB, width=WIDTH, heads=HEADS, kv_heads=2, hidden=48)
+    twin = randomized(twin, seed=0)
+    if not own:
+        shared = torch.tensor(np.asarray(target.params["embedding"]["embedding"]))
+        twin.embed_tokens.weight.copy_(shared)
+    found = converted(twin.state_dict(), config=SAID, target=target)
+    drafter = found.config
+    assert drafter.config.own_embedding == own and drafter.taps == (LAYERS - 1,)
+    params = drafter.bind(found.params, target.params)
+    features, tokens = inputs()
+    scale = torch.tensor(np.asarray(target.params["norm"]["scale"]))
+    theirs = twin(normed(config, features) * scale, tokens, turns_of(config))
+    ours, _ = drafter.network(found.params).layer(
+        params["embedding"][as_jax(tokens)],
+        drafter.inputs(params, as_jax(features)),
+        drafter.angles(places()),
+        causal(),
+    )
+    assert_close(ours, theirs, atol=1e-4)
+    logits = drafter.scores(params, ours)
+    head = torch.tensor(np.asarray(target.params["head"]))
+    assert_close(logits, theirs @ head, atol=2e-4)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("speculators", [False, True])
+def test_eagle_3_predicts_the_same_scores(residual, speculators):
+    target = target_of(TEXT)
+    twin = Eagle3(
+        vocab=VOCAB, drafted=16, taps=3, width=WIDTH, heads=HEADS, kv_heads=2, hidden=48
+    )
+    d2t, t2d = twin.d2t.clone(), twin.t2d.clone()
+    del twin.d2t, twin.t2d
+    twin = randomized(twin, seed=0)
+    state = {**twin.state_dict(), "d2t": d2t, "t2d": t2d}
+    said = {**SAID, "norm_before_residual": residual}
+    if speculators:
+        state = {k.replace("midlayer.", "layers.0."): x for k, x in state.items()}
+        layers = {k: said.pop(k) for k in SAID}
+        said |= {"transformer_layer_config": layers}
+        said |= {"eagle_aux_hidden_state_layer_ids": [2, 4, 5]}
+    found = converted(state, config=said, target=target)
+    drafter = found.config
+    # By what enters the layers 2, 4 and 5 of 8: what leaves 1, 3 and 4.
+    assert drafter.taps == (1, 3, 4)
+    params = drafter.bind(found.params, target.params)
+    np.testing.assert_array_equal(found.params["ids"], np.flatnonzero(np.asarray(t2d)))
+    features, tokens = inputs(3)
+    embedding = params["embedding"][as_jax(tokens)]
+    theirs, scores = twin(
+        features, torch.tensor(np.asarray(embedding)), turns_of(TEXT), residual
+    )
+    ours, _ = drafter.network(found.params).layer(
+        embedding,
+        drafter.inputs(params, as_jax(features)),
+        drafter.angles(places()),
+        causal(),
+    )
+    assert_close(ours, theirs, atol=1e-4)
+    assert_close(drafter.scores(params, ours), scores, atol=1e-4)
+
+
+def test_medusa_guesses_the_same():
+    target = target_of(TEXT)
+    twin = randomized(Medusa(VOCAB, WIDTH, 3, 2), seed=0)
+    found = converted(twin.state_dict(), target=target)
+    drafter = found.config
+    params = drafter.bind(found.params, target.params)
+    features, _ = inputs()
+    for place, head in enumerate(twin):
+        h = drafter.network(found.params).head(place, as_jax(features))
+        assert_close(drafter.scores(params, place, h), head(features), atol=1e-4)
+
+
+@pytest.mark.parametrize("deep", [False, True], ids=["Hydra", "Hydra++"])
+def test_hydra_guesses_the_same(deep):
+    target = target_of(TEXT)
+    twin = Hydra(VOCAB, WIDTH, 3, 2)
+    if deep:
+        twin = HydraPlusPlus(VOCAB, WIDTH, 3, 2, HEADS, 48)
+    twin = randomized(twin, seed=0)
+    found = converted(twin.state_dict(), config=SAID, target=target)
+    drafter = found.config
+    params = drafter.bind(found.params, target.params)
+    network = drafter.network(found.params)
+    features, _ = inputs()
+    ours, theirs = as_jax(features), features
+    if deep:
+        angles = turns_of(TEXT)
+        theirs = twin.prefix(features, angles)
+        both = jnp.stack([jnp.cos(as_jax(angles)), jnp.sin(as_jax(angles))], axis=-1)
+        both = jnp.broadcast_to(both, (ROWS, *both.shape))
+        ours, _ = network.prefix(ours, both, causal())
+        assert_close(ours, theirs, atol=1e-4)
+    path = torch.randn(ROWS, LENGTH, 3 * WIDTH)
+    for place in range(3):
+        seen = path[..., : (place + 1) * WIDTH]
+        h = network.head(place, ours, as_jax(seen))
+        scores = twin(place, theirs, seen)
+        assert_close(drafter.scores(params, place, h), scores, atol=1e-4)
+
+
+def test_a_table_of_offsets_is_not_one_of_tokens():
+    """`d2t` is added to a draft's id; read as ids it would name tokens twice."""
+    target = target_of(TEXT)
+    twin = Eagle3(
+        vocab=VOCAB, drafted=16, taps=3, width=WIDTH, heads=HEADS, kv_heads=2, hidden=48
+    )
+    state = {**twin.state_dict(), "d2t": -torch.arange(16)}
+    with pytest.raises(ValueError, match="d2t names a token twice"):
+        converted(state, config=SAID, target=target)
+    assert jax.devices()

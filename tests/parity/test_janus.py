@@ -1,0 +1,114 @@
+# ruff: noqa: E402
+"""Janus as a generator of pictures: text is read, codes are drawn."""
+
+import re
+
+import jax.numpy as jnp
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from jaxspec.convert.run import detect
+from jaxspec.models.transformer import Transformer
+from tests.parity.comparing import as_jax, assert_close
+from tests.parity.converting import converted, source_of
+from tests.parity.random_weights import randomized
+
+pytestmark = pytest.mark.parity
+CODES, TEXT = 64, 60
+
+
+def janus():
+    config = transformers.JanusConfig(
+        text_config=transformers.LlamaConfig(
+            vocab_size=TEXT,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+        ),
+        vision_config=transformers.JanusVisionConfig(
+            hidden_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            image_size=16,
+            patch_size=8,
+            projection_dim=32,
+            depth=2,
+            num_image_tokens=64,
+        ),
+        vq_config=transformers.JanusVQVAEConfig(
+            embed_dim=8,
+            num_embeddings=CODES,
+            latent_channels=32,
+            num_patches=4,
+            base_channels=32,
+            channel_multiplier=[1, 2],
+            num_res_blocks=1,
+            projection_dim=32,
+            num_hidden_layers=2,
+            image_token_embed_dim=32,
+        ),
+        image_token_id=5,
+    )
+    return randomized(transformers.JanusForConditionalGeneration(config), seed=0)
+
+
+RELEASED = (
+    (r"^model\.language_model\.", "language_model.model."),
+    (r"^lm_head\.", "language_model.lm_head."),
+    (r"^model\.generation_embeddings\.", "gen_embed."),
+    (r"^model\.generation_aligner\.fc1\.", "gen_aligner.layers.0."),
+    (r"^model\.generation_aligner\.hidden_layers\.0\.", "gen_aligner.layers.2."),
+    (r"^model\.generation_head\.proj_out\.", "gen_head.output_mlp_projector."),
+    (r"^model\.generation_head\.vision_head\.", "gen_head.vision_head."),
+    (r"^model\.vqmodel\.(encoder)\.down\.", r"gen_vision_model.\1.conv_blocks."),
+    (r"^model\.vqmodel\.(decoder)\.up\.", r"gen_vision_model.\1.conv_blocks."),
+    (r"^model\.vqmodel\.", "gen_vision_model."),
+    (r"(conv_blocks\.\d+)\.block\.", r"\1.res."),
+    (r"\.mid\.block_1\.", ".mid.0."),
+    (r"\.mid\.attn_1\.", ".mid.1."),
+    (r"\.mid\.block_2\.", ".mid.2."),
+    (r"^model\.(vision_model|aligner)\.", r"\1."),
+)
+
+
+def released(key):
+    """The name of a tensor in the first release."""
+    for pattern, name in RELEASED:
+        key = re.sub(pattern, name, key)
+    return key
+
+
+@pytest.fixture(scope="module")
+def model():
+    return janus()
+
+
+@pytest.mark.parametrize("first_release", [False, True])
+def test_both_parts_are_found_and_codes_are_scored_alike(model, first_release):
+    state, said = model.state_dict(), model.config.to_dict()
+    if first_release:
+        state = {released(key): x for key, x in state.items()}
+        said = {"language_config": said["text_config"], "model_type": "multi_modality"}
+    names = [family.name for family in detect(source_of(state, said))]
+    assert names == (
+        ["janus-original", "vq-llamagen"] if first_release else ["janus", "vq-janus"]
+    )
+    found = converted(state, names[0], config=said)
+    tokenizer = converted(state, names[1], config=said, image_size=8)
+    assert tokenizer.config.codebook_size == CODES == found.config.vocab_size
+
+    torch.manual_seed(1)
+    text, codes = torch.randint(TEXT, (2, 5)), torch.randint(CODES, (2, 7))
+    inner = model.model
+    read = inner.language_model.embed_tokens(text)
+    drawn = inner.generation_aligner(inner.generation_embeddings(codes))
+    h = inner.language_model(inputs_embeds=torch.cat([read, drawn], dim=1))
+    theirs = inner.generation_head(h.last_hidden_state)
+
+    tokens = jnp.concatenate([as_jax(text) + CODES, as_jax(codes)], axis=1)
+    ours, _ = Transformer(found.config).score(found.params, None, tokens)
+    assert_close(ours, theirs, atol=1e-4)

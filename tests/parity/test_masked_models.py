@@ -1,0 +1,105 @@
+# ruff: noqa: E402
+"""LLaDA and Dream: decoders that see both ways, converted as masked-diffusion models.
+
+Their own code is not on a registry. The layers are Llama's and Qwen2's, without
+causality: `transformers` with a mask that hides nothing is the oracle.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from jaxspec.models.masked_diffusion import MaskedDiffusion
+from jaxspec.models.transformer import Transformer
+from tests.parity.comparing import as_jax, assert_close
+from tests.parity.converting import converted
+from tests.parity.random_weights import randomized
+from tests.parity.test_language_models import SIZES, qwen2
+
+pytestmark = pytest.mark.parity
+MASK = 57
+LLADA = {
+    "self_attn.o_proj": "attn_out",
+    "mlp.gate_proj": "ff_proj",
+    "mlp.down_proj": "ff_out",
+    "mlp.up_proj": "up_proj",
+    "self_attn.": "",
+    "post_attention_layernorm": "ff_norm",
+    "input_layernorm": "attn_norm",
+    "model.layers.": "model.transformer.blocks.",
+    "model.embed_tokens": "model.transformer.wte",
+    "model.norm": "model.transformer.ln_f",
+    "lm_head": "model.transformer.ff_out",
+}
+
+
+def llada():
+    config = transformers.LlamaConfig(**SIZES, rms_norm_eps=1e-5)
+    model = randomized(transformers.LlamaForCausalLM(config), seed=0)
+    state = {}
+    for key, x in model.state_dict().items():
+        for theirs, name in LLADA.items():
+            key = key.replace(theirs, name)
+        state[key] = x
+    said = {"n_heads": 4, "n_kv_heads": 2, "n_layers": 3, "mask_token_id": MASK}
+    return model, converted(state, config=said)
+
+
+def dream():
+    model = randomized(qwen2(), seed=0)
+    said = {**model.config.to_dict(), "model_type": "Dream", "mask_token_id": MASK}
+    return model, converted(model.state_dict(), config=said)
+
+
+@pytest.fixture(scope="module", params=[llada, dream], ids=["LLaDA", "Dream"])
+def both(request):
+    model, found = request.param()
+    ours = MaskedDiffusion(Transformer(found.config), found.about["shifted"])
+    return ours, found.params, model
+
+
+def theirs(model, tokens, shifted):
+    everything = torch.zeros(len(tokens), 1, tokens.shape[1], tokens.shape[1])
+    logits = model(input_ids=tokens, attention_mask=everything).logits
+    return torch.cat([logits[:, :1], logits[:, :-1]], dim=1) if shifted else logits
+
+
+def some_tokens(rows, length):
+    torch.manual_seed(1)
+    tokens = torch.randint(MASK, (rows, length))
+    return torch.where(torch.rand(rows, length) < 0.4, MASK, tokens)
+
+
+def with_our_mask(ours, tokens):
+    return jnp.where(as_jax(tokens) == MASK, ours.mask_token, as_jax(tokens))
+
+
+def test_every_place_is_scored_alike(both):
+    ours, params, model = both
+    assert ours.shifted == ("qwen2" in model.config.model_type)
+    tokens = some_tokens(2, 11)
+    logits = ours.score(params, None, with_our_mask(ours, tokens))
+    assert_close(logits, theirs(model, tokens, ours.shifted), atol=1e-4)
+
+
+def test_rows_go_on_from_prompts_of_their_own_lengths(both):
+    ours, params, model = both
+    tokens, prompts = some_tokens(2, 6), [[3, 4, 5, 6], [7, 8]]
+    padded = jnp.array([p + [-1] * (4 - len(p)) for p in prompts])
+    logits = ours.score(params, padded, with_our_mask(ours, tokens))
+    for row, prompt in enumerate(prompts):
+        stream = torch.cat([torch.tensor([prompt]), tokens[row : row + 1]], dim=1)
+        wanted = theirs(model, stream, ours.shifted)[0, len(prompt) :]
+        assert_close(logits[row], wanted, atol=1e-4)
+
+
+def test_a_causal_reading_is_noticed(both):
+    """The negative control: the same weights as an autoregressive model."""
+    ours, params, model = both
+    tokens = some_tokens(2, 11)
+    logits = np.asarray(ours.score(params, None, with_our_mask(ours, tokens)))
+    causal = model(input_ids=tokens).logits.numpy()
+    assert np.abs(logits - causal)[:, :-2].max() > 0.1
