@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from tests.parity.llamagen_twin import Norm, attend, rotate_pairs
+from tests.parity.llamagen_twin import Norm, attend, rotate
 
 
 class SelfAttention(nn.Module):
@@ -28,8 +28,8 @@ class SelfAttention(nn.Module):
         q = self.q_norm(self.q_proj(rows).unflatten(-1, (-1, self.size)))
         k = self.k_norm(self.k_proj(source).unflatten(-1, (-1, self.size)))
         v = self.v_proj(source).unflatten(-1, (-1, self.size))
-        q = rotate_pairs(q, turns[:, -rows.shape[1] :])
-        return self.o_proj(attend(q, rotate_pairs(k, turns), v, visible))
+        q = rotate(q, turns[:, -rows.shape[1] :])
+        return self.o_proj(attend(q, rotate(k, turns), v, visible))
 
 
 class Mlp(nn.Module):

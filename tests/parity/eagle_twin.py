@@ -9,19 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from tests.parity.dflash_twin import Mlp
-from tests.parity.llamagen_twin import Norm, attend, rotate_pairs
-
-
-def rotate_halves(x, angles):
-    """Turns element `j` of each head with `j + F / 2`; `angles [T, F / 2]`."""
-    cos, sin = angles.cos()[:, None], angles.sin()[:, None]
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
-
-
-def sequence_angles(positions, size, base=10000.0):
-    radians = base ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
-    return (positions[:, None].double() * radians).float()
+from tests.parity.llamagen_twin import Norm, attend, rotate
 
 
 class Attention(nn.Module):
@@ -39,7 +27,6 @@ class Attention(nn.Module):
             f(x).unflatten(-1, (-1, self.size))
             for f in (self.q_proj, self.k_proj, self.v_proj)
         )
-        rotate = rotate_pairs if turns.is_complex() else rotate_halves
         length = x.shape[1]
         past = torch.ones(length, length, dtype=torch.bool).tril()
         past = past.expand(len(x), -1, -1)

@@ -31,6 +31,24 @@ def rotate_pairs(x, turns):
     return torch.view_as_real(pairs * turns.unsqueeze(-2)).flatten(-2).type_as(x)
 
 
+def rotate_halves(x, angles):
+    """Turns element `j` of each head with `j + F / 2`, by `angles [T, F / 2]`."""
+    cos, sin = angles.cos()[..., None, :], angles.sin()[..., None, :]
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+def sequence_angles(positions, size, base=10000.0):
+    """Radians `[..., size / 2]` of each position."""
+    radians = base ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
+    return (positions[..., None].double() * radians).float()
+
+
+def rotate(x, turns):
+    """By complex turns of pairs (LlamaGen), or by angles of halves (the others)."""
+    return rotate_pairs(x, turns) if turns.is_complex() else rotate_halves(x, turns)
+
+
 def attend(q, k, v, visible):
     """Softmax attention of `[R, T, H, F]` over `[R, S, K, F]`; `visible [R, T, S]`."""
     group = q.shape[2] // k.shape[2]

@@ -18,9 +18,8 @@ from tests.parity.eagle_twin import (
     Hydra,
     HydraPlusPlus,
     Medusa,
-    sequence_angles,
 )
-from tests.parity.llamagen_twin import grid_rotations
+from tests.parity.llamagen_twin import grid_rotations, sequence_angles
 from tests.parity.random_weights import randomized
 
 pytestmark = pytest.mark.parity

@@ -1,0 +1,131 @@
+# ruff: noqa: E402
+"""DFlash and DSpark drafters as released: keys, conventions and guesses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from jaxspec.checkpoint import Checkpoint
+from jaxspec.config import TransformerConfig
+from jaxspec.convert.families.dflash import released_taps
+from jaxspec.errors import ConfigError
+from jaxspec.spec.draft import Round, Start
+from jaxspec.spec.noise import row_keys
+from jaxspec.spec.sampling import make_sampling
+from jaxspec.spec.tree import Tree
+from tests.parity.comparing import as_jax
+from tests.parity.converting import converted
+from tests.parity.dflash_twin import DFlash
+from tests.parity.llamagen_twin import sequence_angles
+from tests.parity.random_weights import randomized
+
+pytestmark = pytest.mark.parity
+
+VOCAB, WIDTH, HEADS, BLOCK, MASK, CONTEXT, ROWS = 40, 32, 4, 5, 37, 7, 2
+TARGET = TransformerConfig(
+    vocab_size=VOCAB, layers=6, width=WIDTH, heads=4, rope="sequence", condition="none"
+)
+SAID = {
+    "block_size": BLOCK,
+    "num_attention_heads": HEADS,
+    "num_hidden_layers": 2,
+    "dflash_config": {"mask_token_id": MASK, "target_layer_ids": [1, 3]},
+}
+
+
+def target():
+    torch.manual_seed(5)
+    return {
+        "embedding": {"embedding": as_jax(0.02 * torch.randn(VOCAB, WIDTH))},
+        "head": as_jax(torch.randn(WIDTH, VOCAB)),
+    }
+
+
+def make(spark):
+    twin = DFlash(
+        vocab=VOCAB,
+        taps=2,
+        layers=2,
+        width=WIDTH,
+        heads=HEADS,
+        kv_heads=2,
+        hidden=48,
+        eps=1e-6,
+        rank=6,
+    )
+    twin = randomized(twin, seed=0)
+    state = twin.state_dict()
+    if not spark:
+        state = {k: x for k, x in state.items() if "markov" not in k}
+    else:
+        state["confidence_head.proj.weight"] = torch.randn(1, WIDTH + 6)
+        state["confidence_head.proj.bias"] = torch.randn(1)
+    shared = target()
+    found = converted(state, config=SAID, target=Checkpoint("prior", TARGET, shared))
+    return twin, found.config, found.config.bind(found.params, shared), shared
+
+
+@pytest.mark.parametrize("spark", [False, True], ids=["DFlash", "DSpark"])
+def test_a_released_drafter_drafts_as_in_its_own_loop(spark):
+    """DFlash guesses a token in its own place, DSpark the one behind."""
+    twin, drafter, params, shared = make(spark)
+    assert drafter.taps == (1, 3) and not drafter.config.causal
+    assert drafter.reach == (BLOCK if spark else BLOCK - 1)
+    assert drafter.config.confidence == spark
+    table = torch.tensor(np.asarray(shared["embedding"]["embedding"]))
+    head = torch.tensor(np.asarray(shared["head"]))
+    features = torch.randn(ROWS, CONTEXT, 2 * WIDTH)
+    anchors = torch.tensor([3, 11])
+
+    block = torch.full((ROWS, BLOCK), MASK)
+    block[:, 0] = anchors
+    positions = torch.arange(CONTEXT + BLOCK).expand(ROWS, -1)
+    turns = sequence_angles(positions, WIDTH // HEADS)
+    hidden = twin(features, table[block], turns, False)
+    rows = hidden if spark else hidden[:, 1:]
+    drafts = []
+    for row in range(ROWS):
+        path = [anchors[row]]
+        for h in rows[row]:
+            scores = h @ head
+            if spark:
+                scores = scores + twin.markov_head(path[-1])
+            path.append(scores.argmax())
+        drafts.append(torch.stack(path))
+
+    tree = Tree.chain(drafter.reach)
+    lengths = jnp.full(ROWS, CONTEXT, jnp.int32)
+    start = Start(None, as_jax(features), lengths, tree, ROWS, 20)
+    state = drafter.init(params, start)
+    this = Round(
+        as_jax(anchors),
+        as_jax(anchors)[:, None],
+        lengths,
+        lengths,
+        jnp.zeros((ROWS, tree.depth + 1, VOCAB)),
+        row_keys(0, ROWS),
+        make_sampling(ROWS, temperature=0.0),
+        tree,
+        order=("temperature",),
+    )
+    draft, _ = jax.jit(drafter.propose)(params, state, this)
+    np.testing.assert_array_equal(np.asarray(draft.tokens), torch.stack(drafts).numpy())
+    assert len({tuple(d.tolist()) for d in drafts}) == ROWS
+
+
+@pytest.mark.parametrize(
+    "layers, number, taps", [(36, 5, (1, 9, 17, 25, 33)), (28, 1, (14,))]
+)
+def test_taps_that_a_config_does_not_list(layers, number, taps):
+    assert released_taps(layers, number) == taps
+
+
+def test_a_mask_that_the_target_does_not_have_is_refused():
+    twin, *_ = make(False)
+    state = {k: x for k, x in twin.state_dict().items() if "markov" not in k}
+    said = {**SAID, "dflash_config": {"mask_token_id": 151669}}
+    with pytest.raises(ConfigError, match="151669 is not one of the target's 40"):
+        converted(state, config=said, target=Checkpoint("prior", TARGET, target()))
