@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jaxspec.checkpoint import Checkpoint, file_digests, load, params_digest
+from jaxspec.checkpoint import Checkpoint, file_digests, load_checkpoint, params_digest
 from jaxspec.drafters.kinds import DRAFTERS
 from jaxspec.errors import CheckpointError, ConfigError
 from jaxspec.typing import Params
@@ -20,12 +20,14 @@ class Bundle:
     """Three checkpoints and where they came from.
 
     A text model has no tokenizer: its tokens are bytes. `drafter` may be missing.
+    `text_encoder` is the folder of what reads captions, which is loaded when needed.
     """
 
     name: str
     tokenizer: Checkpoint | None
     prior: Checkpoint
     drafter: Checkpoint | None
+    text_encoder: Path | None = None
 
     @property
     def pictures(self) -> Checkpoint:
@@ -78,10 +80,10 @@ def load_bundle(path: str | os.PathLike | None = None, *, dtype: Any = None) -> 
     check_manifest(folder)
     prior, tokenizer = load_prior(folder / "prior"), None
     if prior.config.condition != "none":
-        tokenizer = load(folder / "tokenizer", "tokenizer")
+        tokenizer = load_checkpoint(folder / "tokenizer", "tokenizer")
     drafter = None
     if (folder / "drafter").is_dir():
-        drafter = load(folder / "drafter")
+        drafter = load_checkpoint(folder / "drafter")
         if drafter.kind not in DRAFTERS:
             raise CheckpointError(f"'{folder / 'drafter'}' holds a {drafter.kind}")
         trained_for = drafter.about.get("target_digest", params_digest(prior.params))
@@ -104,7 +106,9 @@ def load_bundle(path: str | os.PathLike | None = None, *, dtype: Any = None) -> 
     if dtype is not None:
         prior = _cast(prior, dtype)
         drafter = drafter and _cast(drafter, dtype)
-    return Bundle(folder.name, tokenizer, prior, drafter)
+    encoder = folder / "text_encoder"
+    reads = prior.config.condition == "caption" and encoder.is_dir()
+    return Bundle(folder.name, tokenizer, prior, drafter, encoder if reads else None)
 
 
 def load_prior(path: Path) -> Checkpoint:
@@ -113,7 +117,7 @@ def load_prior(path: Path) -> Checkpoint:
     Raises:
       CheckpointError: it cannot be read, or was trained for something else.
     """
-    prior = load(path, "prior")
+    prior = load_checkpoint(path, "prior")
     objective = prior.about.get("objective", "next")
     if objective not in ("next", "sorted", "tidar"):
         raise CheckpointError(

@@ -40,6 +40,12 @@ from jaxspec.typing import Params
 
 FORMAT = 1
 NEIGHBOURS = "neighbours.npz"
+# A sharding for all parameters, or one for each by path and shape.
+Placement = (
+    jax.sharding.Sharding
+    | Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
+    | None
+)
 # Larger models are written in parts of about this size.
 PART_BYTES = 1 << 29
 KINDS = {
@@ -166,11 +172,11 @@ def read_config(path: str | os.PathLike) -> Checkpoint:
         ) from None
 
 
-def load(
+def load_checkpoint(
     path: str | os.PathLike,
     kind: str | None = None,
     *,
-    sharding: Callable[[str, tuple[int, ...]], Any] | None = None,
+    sharding: Placement = None,
     dtype: Any = None,
 ) -> Checkpoint:
     """Reads a checkpoint.
@@ -178,8 +184,8 @@ def load(
     Args:
       path: a folder written by `save`.
       kind: refuse any other kind.
-      sharding: the place of each parameter, by its path and shape; by default the first
-        device.
+      sharding: of all parameters, or of each by its path and shape; by default
+        everything is put onto the first device.
       dtype: of floating-point parameters; by default as saved.
 
     Raises:
@@ -322,10 +328,12 @@ def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def _read_tree(path: Path, like: Any, sharding: Any = None, dtype: Any = None) -> Any:
+def _read_tree(
+    path: Path, like: Any, sharding: Placement = None, dtype: Any = None
+) -> Any:
     """Restores onto `like`; a mismatch is one message, told before orbax reads.
 
-    `sharding` gives the place of a leaf by its path and shape; `dtype` casts floats.
+    `sharding` is as in `load_checkpoint`; `dtype` casts floats.
     """
     import orbax.checkpoint as ocp
 
@@ -365,7 +373,9 @@ def _read_tree(path: Path, like: Any, sharding: Any = None, dtype: Any = None) -
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
-def _target(like: Any, found: Mapping[str, Any], sharding: Any, dtype: Any) -> Any:
+def _target(
+    like: Any, found: Mapping[str, Any], sharding: Placement, dtype: Any
+) -> Any:
     """What a tree shall be restored as: shapes, dtypes and places."""
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
@@ -373,7 +383,7 @@ def _target(like: Any, found: Mapping[str, Any], sharding: Any, dtype: Any) -> A
         kind = found[name].dtype
         if dtype is not None and jnp.issubdtype(kind, jnp.floating):
             kind = jnp.dtype(dtype)
-        where = device if sharding is None else sharding(name, x.shape)
+        where = sharding(name, x.shape) if callable(sharding) else sharding or device
         return jax.ShapeDtypeStruct(x.shape, kind, sharding=where)
 
     leaves = [leaf(name, x) for name, x in named_leaves(like)]

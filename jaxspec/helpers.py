@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from jaxspec.bundle import Bundle, cast_floats
-from jaxspec.checkpoint import Checkpoint, load, params_digest
+from jaxspec.checkpoint import Checkpoint, load_checkpoint, params_digest
 from jaxspec.drafters.dynamic_exit import DynamicExit
 from jaxspec.drafters.jacobi import Jacobi
 from jaxspec.drafters.kinds import DRAFTERS
@@ -104,7 +104,7 @@ def find_helper(name: str, bundle: Bundle) -> Helper:
         drafter = early_exit(config, int(name[11:]), guided=config.condition != "none")
         return Helper(name, drafter, bundle.prior.params)
     if Path(name).is_dir():
-        checkpoint = load(name)
+        checkpoint = load_checkpoint(name)
         if checkpoint.kind == "prior":
             return _model(Path(name).name, checkpoint, bundle)
         if checkpoint.kind not in DRAFTERS:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec.bundle import Bundle
+from jaxspec.captions import Captions
 from jaxspec.config import TransformerConfig
 from jaxspec.errors import ConfigError, NonFiniteError
 from jaxspec.helpers import Helper, own_helper
@@ -24,6 +25,7 @@ from jaxspec.spec.sampling import Sampling, active_steps, make_sampling
 from jaxspec.spec.state import Engine
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify import Coupled, Rule
+from jaxspec.typing import PyTree
 
 Progress = Callable[[int], object]
 
@@ -35,6 +37,7 @@ class Settings:
     Attributes:
       classes: class id of each picture; of text, what tells its sequences apart.
       texts: what each sequence goes on from, as bytes, for a model of text.
+      captions: what each picture shows, for a prior that reads captions.
       length: tokens of each sequence; None: as many as the model makes.
       seed: picture `i` uses key `fold_in(key(seed), i)`.
       temperature: 0 is greedy.
@@ -56,6 +59,7 @@ class Settings:
     batch: int = 8
     rule: Rule = Coupled()
     texts: tuple[bytes, ...] = ()
+    captions: Captions | None = None
     length: int | None = None
 
     def __post_init__(self):
@@ -65,10 +69,18 @@ class Settings:
             raise ConfigError(f"batch={self.batch} must be at least 1")
         if self.texts and (len(self.texts) != len(self.classes) or not all(self.texts)):
             raise ConfigError("each sequence needs a text of at least one byte")
+        if self.captions and len(self.captions.texts) != len(self.classes):
+            raise ConfigError("each picture needs a caption")
         self.sampling(1)
 
-    def prompts(self) -> np.ndarray:
-        """Classes int32 [n], or texts int32 [n, P] with -1 behind shorter ones."""
+    def prompts(self) -> PyTree:
+        """Of all pictures: what the model is told of each, on the host.
+
+        Classes int32 [n], a `Caption`, or texts int32 [n, P] with -1 behind shorter
+        ones.
+        """
+        if self.captions:
+            return self.captions.features
         if not self.texts:
             return np.array(self.classes, np.int32)
         longest = max(map(len, self.texts))
@@ -146,7 +158,7 @@ def make_engine(
     model = Transformer(bundle.prior.config)
     room = _room(model.config, settings)
     wrong = [c for c in settings.classes if not 0 <= c < model.config.classes]
-    if wrong and not settings.texts:
+    if wrong and model.config.condition == "class":
         raise ConfigError(
             f"unknown class {wrong[0]}; this prior has 0 to {model.config.classes - 1}"
         )
@@ -175,6 +187,9 @@ def _room(config: TransformerConfig, settings: Settings) -> int:
         raise ConfigError(
             "a model of text goes on from texts; one of pictures does not"
         )
+    if (config.condition == "caption") != bool(settings.captions):
+        wants = {"class": "classes", "caption": "captions: --prompt"}
+        raise ConfigError(f"this prior draws from {wants[config.condition]}")
     room = config.sequence_length - max(map(len, settings.texts), default=0)
     if room < 1:
         raise ConfigError(f"the text fills the model's {config.sequence_length} places")
@@ -226,9 +241,9 @@ def draw(
     count = len(settings.classes)
     batches = -(-count // settings.batch)
     rows = -(-count // batches)
+    order = np.resize(np.arange(count), (batches, rows))
     prompts = settings.prompts()
-    padded = prompts[np.resize(np.arange(count), rows * batches)]
-    padded = padded.reshape(batches, rows, *prompts.shape[1:])
+    padded = [jax.tree.map(lambda x: x[some], prompts) for some in order]  # noqa: B023
     keys = row_keys(settings.seed, rows * batches).reshape(batches, rows)
     sampling = settings.sampling(rows)
     params = bundle.prior.params

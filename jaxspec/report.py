@@ -56,7 +56,11 @@ def generation_report(
         "proposed_tokens": int(fast.proposed.sum()),
         "accepted_tokens": int(fast.hits.sum()),
         "accepted_histogram": fast.accepted.sum(0).tolist(),
-        "classes": list(settings.classes),
+        **(
+            {"prompts": list(settings.captions.texts)}
+            if settings.captions
+            else {"classes": list(settings.classes)}
+        ),
         "seed": settings.seed,
         "temperature": settings.temperature,
         "top_k": settings.top_k,

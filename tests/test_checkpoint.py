@@ -15,7 +15,7 @@ from jaxspec.bundle import (
     resolve_classes,
     write_manifest,
 )
-from jaxspec.checkpoint import Checkpoint, load, read_config, save
+from jaxspec.checkpoint import Checkpoint, load_checkpoint, read_config, save
 from jaxspec.config import TokenizerConfig, TransformerConfig
 from jaxspec.errors import CheckpointError, ConfigError, NonFiniteError
 from jaxspec.models.tokenizer import Tokenizer
@@ -49,7 +49,7 @@ def test_what_is_saved_is_loaded_bit_for_bit(tmp_path, dtype):
     params = Transformer(CONFIG).init(jax.random.key(0))
     params = jax.tree.map(lambda x: x.astype(dtype), params)
     save(tmp_path / "a", Checkpoint("prior", CONFIG, params, {"classes": ["x"]}))
-    back = load(tmp_path / "a", "prior")
+    back = load_checkpoint(tmp_path / "a", "prior")
     assert back.config == CONFIG and back.about == {"classes": ["x"]}
     chex.assert_trees_all_equal(back.params, params)
     chex.assert_trees_all_equal_dtypes(back.params, params)
@@ -66,10 +66,10 @@ def test_a_save_replaces_and_a_killed_one_does_not(saved, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         save(path, Checkpoint("prior", CONFIG, changed))
     monkeypatch.undo()
-    jax.tree.map(np.testing.assert_array_equal, load(path).params, params)
+    jax.tree.map(np.testing.assert_array_equal, load_checkpoint(path).params, params)
     assert [p.name for p in path.parent.iterdir()] == ["prior"]
     save(path, Checkpoint("prior", CONFIG, changed))
-    jax.tree.map(np.testing.assert_array_equal, load(path).params, changed)
+    jax.tree.map(np.testing.assert_array_equal, load_checkpoint(path).params, changed)
     assert [p.name for p in path.parent.iterdir()] == ["prior"]
 
 
@@ -83,7 +83,7 @@ def edit_config(path, **changes):
 def test_other_shapes_are_told_in_one_message(saved):
     edit_config(saved[0], width=32, layers=2)
     with pytest.raises(CheckpointError) as error:
-        load(saved[0])
+        load_checkpoint(saved[0])
     text = str(error.value)
     assert "missing" in text and "layers_1" in text and "instead of" in text
     assert len(text) < 900 and "\n" not in text
@@ -103,7 +103,7 @@ def test_other_shapes_are_told_in_one_message(saved):
 def test_damage_is_named(saved, damage, words):
     damage(saved[0])
     with pytest.raises(CheckpointError, match=words):
-        load(saved[0])
+        load_checkpoint(saved[0])
 
 
 def test_every_truncated_file_is_noticed(saved):
@@ -116,7 +116,7 @@ def test_every_truncated_file_is_noticed(saved):
         whole = file.read_bytes()
         file.write_bytes(whole[: len(whole) // 2])
         try:
-            back = load(path).params
+            back = load_checkpoint(path).params
         except CheckpointError:
             noticed += 1
         else:
@@ -130,7 +130,7 @@ def test_nan_weights_are_refused_by_name(tmp_path):
     params["head"] = params["head"].at[0, 0].set(jnp.nan)
     save(tmp_path / "p", Checkpoint("prior", CONFIG, params))
     with pytest.raises(NonFiniteError, match="parameter head holds NaN"):
-        load(tmp_path / "p")
+        load_checkpoint(tmp_path / "p")
 
 
 @pytest.fixture
@@ -144,12 +144,12 @@ def with_neighbours(tmp_path):
 
 def test_neighbours_are_loaded_as_saved(with_neighbours):
     path, table = with_neighbours
-    back = load(path, "tokenizer").neighbours
+    back = load_checkpoint(path, "tokenizer").neighbours
     assert back.most == 5
     chex.assert_trees_all_equal(back, table)
     chex.assert_trees_all_equal_dtypes(back, table)
     (path / "neighbours.npz").unlink()
-    assert load(path).neighbours is None
+    assert load_checkpoint(path).neighbours is None
 
 
 @pytest.mark.parametrize("size", [0, 10, 400])
@@ -159,14 +159,14 @@ def test_truncated_neighbours_are_refused(with_neighbours, size):
     assert len(whole) > size
     file.write_bytes(whole[:size])
     with pytest.raises(CheckpointError, match="neighbours.npz' is damaged"):
-        load(with_neighbours[0])
+        load_checkpoint(with_neighbours[0])
 
 
 def test_neighbours_that_are_no_archive_are_refused(with_neighbours):
     with open(with_neighbours[0] / "neighbours.npz", "wb") as file:
         np.save(file, np.zeros((16, 6)))
     with pytest.raises(CheckpointError, match="neighbours.npz' is damaged"):
-        load(with_neighbours[0])
+        load_checkpoint(with_neighbours[0])
 
 
 @pytest.mark.parametrize(
@@ -190,13 +190,13 @@ def test_neighbours_of_other_codes_are_refused(with_neighbours, change):
         arrays = change(arrays["ids"], arrays["distances"])
     np.savez_compressed(path / "neighbours.npz", **arrays)
     with pytest.raises(CheckpointError, match="is damaged or not of 16 codes") as error:
-        load(path)
+        load_checkpoint(path)
     assert "\n" not in str(error.value) and "delete it" in str(error.value)
 
 
 def test_kind_and_format_are_checked(saved):
     with pytest.raises(CheckpointError, match="holds a prior, not a tokenizer"):
-        load(saved[0], "tokenizer")
+        load_checkpoint(saved[0], "tokenizer")
     file = saved[0] / "config.json"
     file.write_text(file.read_text().replace('"format": 1', '"format": 99'))
     with pytest.raises(CheckpointError, match="format 99"):

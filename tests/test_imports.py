@@ -9,8 +9,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "jaxspec"
 LEAVES = {
-    "bench", "bundle", "checkpoint", "cli", "convert", "data", "device", "evaluate",
-    "helpers", "images", "pipeline", "report", "rules", "testing", "train", "trees",
+    "bench", "bundle", "captions", "checkpoint", "cli", "convert", "data", "device",
+    "evaluate", "helpers", "images", "loading", "pipeline", "report", "rules",
+    "testing", "train", "trees",
 }  # fmt: skip
 ALLOWED = {
     "errors": set(),
@@ -27,6 +28,7 @@ RESERVED = {
     "tensorstore": {"checkpoint"},
     "scipy": {"bench", "convert"},
     "huggingface_hub": {"convert"},
+    "tokenizers": {"captions"},
     "tensorflow_datasets": {"data"},
     "optax": {"train"},
     "flax": {"nn", "models", "drafters"},

@@ -158,7 +158,8 @@ def draft_seconds(
     engine = make_engine(bundle, settings, tree, helper)
     rows, drafter = settings.batch, helper.drafter
     count = len(settings.classes)
-    prompts = jnp.asarray(settings.prompts()[np.resize(np.arange(count), rows)])
+    some = np.resize(np.arange(count), rows)
+    prompts = jax.tree.map(lambda x: jnp.asarray(x[some]), settings.prompts())
     sampling, keys = settings.sampling(rows), row_keys(settings.seed, rows)
     state = jax.jit(partial(init_state, engine))(
         bundle.prior.params, helper.params, prompts, sampling, keys

@@ -156,7 +156,7 @@ def run_pictures(arguments: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from jaxspec.bundle import embedded_folder, load_bundle
-    from jaxspec.checkpoint import load
+    from jaxspec.checkpoint import load_checkpoint
     from jaxspec.evaluate.quality import (
         classifier_features,
         measure_quality,
@@ -174,7 +174,9 @@ def run_pictures(arguments: argparse.Namespace) -> None:
         find_rule(name)
     bundle = load_bundle(arguments.checkpoint)
     folder = Path(arguments.checkpoint or embedded_folder() / bundle.name)
-    classifier = load(arguments.classifier or folder / "classifier", "classifier")
+    classifier = load_checkpoint(
+        arguments.classifier or folder / "classifier", "classifier"
+    )
     if classifier.about.get("class_names") != bundle.class_names or (
         classifier.config.image_size != bundle.pictures.config.image_size
     ):

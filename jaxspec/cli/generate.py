@@ -30,6 +30,12 @@ def add_parser(commands) -> None:
         help="names or numbers, divided by commas, used in turn "
         "(default: spread over all classes)",
     )
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        metavar="TEXT",
+        help="what a picture shows, for a text-to-image model; repeatable",
+    )
     add_sampling(parser)
     group = parser.add_argument_group("speculation")
     group.add_argument(
@@ -81,6 +87,7 @@ def add_parser(commands) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
+    from dataclasses import replace
     from pathlib import Path
 
     from jaxspec.errors import ConfigError
@@ -97,6 +104,7 @@ def run(arguments: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from jaxspec.bundle import load_bundle, resolve_classes
+    from jaxspec.captions import read_captions
     from jaxspec.helpers import find_helper
     from jaxspec.images import grid_picture, png_bytes, write_file
     from jaxspec.pipeline import Settings, decode_pictures, draw, spread_classes
@@ -122,12 +130,24 @@ def run(arguments: argparse.Namespace) -> None:
     )
     dtype = arguments.dtype if arguments.dtype != "float32" else None
     bundle = load_bundle(arguments.checkpoint, dtype=dtype)
-    if arguments.classes is None:
+    captions, ids = None, [0]
+    if bundle.prior.config.condition == "caption":
+        if not arguments.prompt or arguments.classes:
+            raise ConfigError(f"bundle '{bundle.name}' draws captions: give --prompt")
+        turns = np.resize(np.arange(len(arguments.prompt)), arguments.num)
+        texts = [arguments.prompt[i] for i in turns]
+        captions = read_captions(bundle.text_encoder, texts)
+    elif arguments.prompt:
+        raise ConfigError(
+            f"bundle '{bundle.name}' draws classes; --prompt is for a text-to-image one"
+        )
+    elif arguments.classes is None:
         count = len(bundle.class_names)
         ids = spread_classes(count, arguments.num)
     else:
         ids = resolve_classes(bundle, arguments.classes.split(","))
-    settings = _with_classes(settings, tuple(np.resize(ids, arguments.num).tolist()))
+    ids = tuple(np.resize(ids, arguments.num).tolist())
+    settings = replace(settings, classes=ids, captions=captions)
 
     tree, helper = Tree.root(), None
     if speculative:
@@ -154,9 +174,3 @@ def run(arguments: argparse.Namespace) -> None:
         write_file(arguments.report, json_bytes(report))
     print(generation_table(report))
     print(f"wrote {arguments.out}")
-
-
-def _with_classes(settings, classes):
-    import dataclasses
-
-    return dataclasses.replace(settings, classes=classes)

@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
     if (folder / "config.json").is_file():
         parts = [folder]
     else:
-        names = ("tokenizer", "prior", "drafter")
+        names = ("tokenizer", "text_encoder", "prior", "drafter")
         parts = [folder / name for name in names if (folder / name).is_dir()]
     if not parts:
         raise CheckpointError(

@@ -8,7 +8,8 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint",
         metavar="DIR",
-        help="bundle folder with tokenizer/, prior/ and drafter/ "
+        help="bundle folder with tokenizer/, prior/ and perhaps drafter/ and "
+        "text_encoder/ "
         "(default: the embedded one)",
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxspec.checkpoint import load, named_leaves
+from jaxspec.checkpoint import load_checkpoint, named_leaves
 from jaxspec.convert.families import FAMILIES
 from jaxspec.convert.family import Outgoing
 from jaxspec.convert.mapping import Rule
@@ -46,7 +46,7 @@ def export(
     """
     if family not in EXPORTS:
         raise ConfigError(f"family {family!r} is not written; {', '.join(EXPORTS)} are")
-    found = load(checkpoint)
+    found = load_checkpoint(checkpoint)
     write = FAMILIES[family].export
     assert write is not None
     out = write(found)

@@ -13,7 +13,7 @@ import numpy as np
 from jaxspec.checkpoint import (
     Checkpoint,
     abstract_params,
-    load,
+    load_checkpoint,
     named_leaves,
     params_digest,
     read_config,
@@ -355,7 +355,7 @@ def prepare(
         if one.drafter:
             folder = Path(target) if target else Path(bundle) / "prior"
             if target or folder.is_dir():
-                drafted = load(folder, "prior")
+                drafted = load_checkpoint(folder, "prior")
         settings = dict(given or {})
         if one.name.startswith("vq-"):
             _same_pictures(Path(bundle), source, settings)

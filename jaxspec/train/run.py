@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 
 from jaxspec.bundle import load_prior
-from jaxspec.checkpoint import Checkpoint, load, save
+from jaxspec.checkpoint import Checkpoint, load_checkpoint, save
 from jaxspec.data.codes import CodeSource, Sequences, encode_source
 from jaxspec.data.source import ImageSource
 from jaxspec.data.text import TextSource
@@ -47,7 +47,7 @@ def train_part(
     if part == "drafter" and experiment.drafter is None:
         raise ConfigError(f"{experiment.name} has no drafter to train")
     given = bundle or workdir / "checkpoint"
-    begun = load(start) if start is not None else None
+    begun = load_checkpoint(start) if start is not None else None
     text, about = experiment.text_file is not None, {}
     sources: Sequence[Sequences]
     needed = {"prior": ["tokenizer"], "drafter": ["tokenizer", "prior"]}.get(part, [])
@@ -107,7 +107,7 @@ def _encoded(
     pictures: tuple[ImageSource, ImageSource],
 ) -> list[CodeSource]:
     """Pictures as codes, encoded once and kept."""
-    tokenizer, data = load(given / "tokenizer", "tokenizer"), experiment.data
+    tokenizer, data = load_checkpoint(given / "tokenizer", "tokenizer"), experiment.data
     splits = (data.train_split, data.heldout_split)
     return [
         encode_source(

@@ -129,7 +129,7 @@ def test_damaged_checkpoints_are_one_clear_line(damage, tmp_path):
     import jax
 
     from jaxspec.bundle import embedded_folder
-    from jaxspec.checkpoint import load, save
+    from jaxspec.checkpoint import load_checkpoint, save
 
     bundle = tmp_path / "bundle"
     shutil.copytree(embedded_folder() / "fruits64", bundle)
@@ -141,7 +141,7 @@ def test_damaged_checkpoints_are_one_clear_line(damage, tmp_path):
         config = (prior / "config.json").read_text()
         (prior / "config.json").write_text(config.replace('"layers": 6', '"layers": 7'))
     else:
-        broken = load(prior)
+        broken = load_checkpoint(prior)
         params = jax.tree.map(lambda x: x / 0, broken.params)
         save(prior, type(broken)("prior", broken.config, params, broken.about))
     code = "import sys; from jaxspec.cli import main; sys.exit(main(sys.argv[1:]))"

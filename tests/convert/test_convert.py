@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from jaxspec.checkpoint import load, params_digest, save, save_leaves
+from jaxspec.checkpoint import load_checkpoint, params_digest, save, save_leaves
 from jaxspec.cli import main
 from jaxspec.convert.export import export
 from jaxspec.convert.reading.open import open_source
@@ -37,7 +37,7 @@ GIVEN = {"heads": 4, "grid": 4}
 def test_a_released_file_and_its_settings_are_enough(tmp_path, released):
     torch_files.save(tmp_path / "c2i_B_256.pt", released)
     [written] = convert(tmp_path / "c2i_B_256.pt", tmp_path / "b", given=GIVEN)
-    found = load(tmp_path / "b/prior")
+    found = load_checkpoint(tmp_path / "b/prior")
     assert (found.config.kv_heads, found.config.ffn_size) == (2, 48)
     assert params_digest(found.params) == params_digest(models.prior().params)
     assert found.about["family"] == "llamagen"
@@ -95,7 +95,9 @@ def test_weights_that_do_not_fit_the_dtype_are_refused(tmp_path, released):
     with pytest.raises(NonFiniteError, match="does not fit into float16"):
         convert(file, tmp_path / "b", given=GIVEN, dtype="float16")
     convert(file, tmp_path / "b", given=GIVEN, dtype="bf16")
-    assert load(tmp_path / "b/prior").params["head"].dtype == ml_dtypes.bfloat16
+    assert (
+        load_checkpoint(tmp_path / "b/prior").params["head"].dtype == ml_dtypes.bfloat16
+    )
 
 
 def test_whole_numbers_are_no_weights(tmp_path, released):
@@ -122,7 +124,7 @@ def test_an_interrupted_conversion_leaves_nothing_or_the_old_one(tmp_path, relea
             assert left == []
             convert(file, tmp_path / "b", given=GIVEN)
         else:
-            assert load(tmp_path / "b/prior").config.heads == 4
+            assert load_checkpoint(tmp_path / "b/prior").config.heads == 4
 
 
 def test_parts_make_the_same_checkpoint(tmp_path, released):
@@ -134,7 +136,7 @@ def test_parts_make_the_same_checkpoint(tmp_path, released):
         save_leaves(folder, arrays(conversion), lambda: checkpoint, part_bytes=size)
         found = list((folder / "params").glob("part_*"))
         assert parts is None or len(found) == parts
-        same = params_digest(load(folder, "prior").params)
+        same = params_digest(load_checkpoint(folder, "prior").params)
         assert same == params_digest(checkpoint.params)
 
 

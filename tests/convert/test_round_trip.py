@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.checkpoint import load, params_digest, save
+from jaxspec.checkpoint import load_checkpoint, params_digest, save
 from jaxspec.convert.export import EXPORTS, export
 from jaxspec.convert.reading.open import open_source
 from jaxspec.convert.run import convert, detect
@@ -46,7 +46,7 @@ def test_every_bit_comes_back(tmp_path, make, family, options, dtype):
     file = export(tmp_path / "mine", tmp_path / "theirs", family)
     assert detect(open_source(file.parent))[0].name == family
     [written] = convert(tmp_path / "theirs", tmp_path / "back")
-    found = load(written.folder)
+    found = load_checkpoint(written.folder)
     assert (found.kind, found.config) == (mine.kind, mine.config)
     same(found.params, mine.params)
     assert written.digest == params_digest(mine.params)
@@ -64,7 +64,7 @@ def test_a_drafter_belongs_to_the_target_it_was_converted_for(tmp_path):
     save(tmp_path / "mine", models.block_drafter())
     export(tmp_path / "mine", tmp_path / "theirs", "dflash")
     [written] = convert(tmp_path / "theirs", tmp_path / "b")
-    about = load(written.folder).about
+    about = load_checkpoint(written.folder).about
     assert about["target_digest"] == params_digest(target.params)
     with pytest.raises(ConfigError, match="convert its target first"):
         convert(tmp_path / "theirs", tmp_path / "elsewhere")

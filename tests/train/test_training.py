@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jaxspec.bundle import DEFAULT, embedded_folder, load_bundle, load_prior
-from jaxspec.checkpoint import load, save
+from jaxspec.checkpoint import load_checkpoint, save
 from jaxspec.cli import main
 from jaxspec.errors import CheckpointError, ConfigError
 from jaxspec.train.experiment import (
@@ -365,14 +365,14 @@ def test_another_drafter_is_trained_for_a_bundle_and_drafts_by_its_folder(
     assert main([*command, "--out", str(tmp_path / "s.png")]) == 0
     assert json.loads(report.read_text())["identical_to_autoregressive"]
     # Gone on from, it keeps the vocabulary that its head was trained for.
-    head = load(folder)
+    head = load_checkpoint(folder)
     ids = head.params["ids"]
     other = jnp.sort((ids + 1) % 16)
     save(tmp_path / "start", replace(head, params={**head.params, "ids": other}))
     command = train("drafter", tmp_path / "on", data, "--checkpoint", bundle)
     command[command.index("--config") + 1] = str(config)
     assert main([*command, "--start", str(tmp_path / "start")]) == 0
-    kept = load(tmp_path / "on" / "checkpoint" / "drafter").params["ids"]
+    kept = load_checkpoint(tmp_path / "on" / "checkpoint" / "drafter").params["ids"]
     np.testing.assert_array_equal(kept, other)
     assert (ids != other).any()
 

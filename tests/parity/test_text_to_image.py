@@ -1,0 +1,189 @@
+# ruff: noqa: E402
+"""From a prompt to pictures with a converted LlamaGen, against the original's steps."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+tokenizers = pytest.importorskip("tokenizers")
+
+from jaxspec.bundle import load_bundle
+from jaxspec.captions import read_captions
+from jaxspec.cli import main
+from jaxspec.errors import CheckpointError, ConfigError
+from jaxspec.helpers import own_helper
+from jaxspec.loading import load
+from jaxspec.pipeline import Settings, decode_pictures, draw
+from jaxspec.spec.named_trees import named_tree
+from jaxspec.spec.tree import Tree
+from tests.parity.eagle_twin import Eagle1
+from tests.parity.llamagen_twin import CaptionCondition, LlamaGen, left_padded
+from tests.parity.random_weights import randomized
+
+pytestmark = pytest.mark.parity
+
+VOCAB, GRID, LENGTH, FEATURES, WIDTH = 64, 4, 7, 32, 32
+PROMPTS = ["A red Apple", "seven small birds on the old grey wall"]
+SCALE = 3.0
+
+
+def text_encoder(folder):
+    config = transformers.T5Config(
+        vocab_size=40,
+        d_model=FEATURES,
+        d_kv=8,
+        d_ff=48,
+        num_layers=2,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+    )
+    model = randomized(transformers.T5EncoderModel(config), seed=1)
+    model.save_pretrained(folder)
+    words = " ".join(PROMPTS).lower().split()
+    ids = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *words])}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token="<unk>"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    made.post_processor = tokenizers.processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    made.save(str(folder / "tokenizer.json"))
+    return model, made
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    """All four parts as their files, converted by the command line."""
+    folder = tmp_path_factory.mktemp("t2i")
+    decoder = LlamaGen(
+        vocab=VOCAB,
+        layers=2,
+        width=WIDTH,
+        heads=4,
+        grid=GRID,
+        condition=CaptionCondition(LENGTH, FEATURES, WIDTH),
+    )
+    decoder = randomized(decoder, seed=0)
+    janus = transformers.JanusVQVAEConfig(
+        embed_dim=8,
+        num_embeddings=VOCAB,
+        latent_channels=16,
+        num_patches=GRID,
+        base_channels=32,
+        channel_multiplier=[1, 2],
+        num_res_blocks=1,
+    )
+    pixels = randomized(transformers.JanusVQVAE(janus), seed=2)
+    drafter = Eagle1(vocab=VOCAB, width=WIDTH, heads=4, kv_heads=4, hidden=48)
+    torch.save({"model": decoder.state_dict()}, folder / "t2i.pt")
+    torch.save({"model": pixels.state_dict()}, folder / "vq.pt")
+    torch.save(randomized(drafter, seed=3).state_dict(), folder / "drafter.bin")
+    encoder, words = text_encoder(folder / "t5")
+    bundle, sets = folder / "bundle", ["--set", "heads=4", "--set", f"grid={GRID}"]
+    for source, more in (
+        ("t2i.pt", sets),
+        ("vq.pt", []),
+        ("drafter.bin", []),
+        ("t5", ["--set", f"length={LENGTH}"]),
+    ):
+        assert main(["convert", str(folder / source), str(bundle), *more]) == 0
+    return bundle, decoder, pixels, encoder, words
+
+
+def original(released, prompts):
+    """Greedy codes and pictures by the original's steps, without a cache."""
+    _, decoder, pixels, encoder, words = released
+    ids = torch.zeros(len(prompts), LENGTH, dtype=torch.long)
+    counts = []
+    for row, text in enumerate(prompts):
+        found = words.encode(text.lower()).ids[:LENGTH]
+        ids[row, : len(found)] = torch.tensor(found)
+        counts.append(len(found))
+    valid = torch.arange(LENGTH) < torch.tensor(counts)[:, None]
+    features = encoder(input_ids=ids, attention_mask=valid.long()).last_hidden_state
+    features, real = left_padded(features, counts)
+    given = decoder.cls_embedding(features)
+    null = decoder.cls_embedding.null(len(prompts))
+    tokens = torch.zeros(len(prompts), 0, dtype=torch.long)
+    for _ in range(GRID**2):
+        yes, no = (decoder(p, tokens, real)[:, -1] for p in (given, null))
+        best = (no + SCALE * (yes - no)).argmax(-1, keepdim=True)
+        tokens = torch.cat([tokens, best], dim=1)
+    return tokens, pixels.decode(tokens).permute(0, 2, 3, 1)
+
+
+def settings_for(bundle, prompts, **changes):
+    captions = read_captions(bundle.text_encoder, prompts)
+    classes = (0,) * len(prompts)
+    return Settings(classes, guidance=SCALE, captions=captions, **changes)
+
+
+def test_greedy_codes_and_pictures_are_the_originals(released):
+    bundle = load_bundle(released[0])
+    tokens, pictures = original(released, PROMPTS)
+    settings = settings_for(bundle, PROMPTS, temperature=0.0)
+    with jax.default_matmul_precision("highest"):
+        found = draw(bundle, settings, Tree.root())
+        np.testing.assert_array_equal(found.tokens, tokens.numpy())
+        ours = decode_pictures(bundle, found.tokens)
+    theirs = ((pictures.clamp(-1, 1) + 1) * 127.5).round().numpy()
+    assert np.abs(ours.astype(float) - theirs).max() <= 1
+    assert len(np.unique(tokens)) > 4 and (tokens[0] != tokens[1]).any()
+
+
+def test_the_converted_drafter_changes_nothing(released):
+    bundle = load_bundle(released[0])
+    settings = settings_for(bundle, PROMPTS, batch=2)
+    plain = draw(bundle, settings, Tree.root())
+    tree = named_tree("0,1,00,01,000")
+    fast = draw(bundle, settings, tree, helper=own_helper(bundle))
+    np.testing.assert_array_equal(fast.tokens, plain.tokens)
+    assert fast.calls.sum() <= plain.calls.sum()
+
+
+def test_the_command_line_draws_a_prompt(released, tmp_path, capsys):
+    out, report = tmp_path / "a.png", tmp_path / "a.json"
+    command = ["generate", "--checkpoint", str(released[0]), "--num", "2"]
+    command += ["--out", str(out), "--report", str(report), "--tree", "0,1,00"]
+    assert main([*command, "--prompt", PROMPTS[0], "--prompt", PROMPTS[1]]) == 0
+    record = json.loads(report.read_text())
+    assert out.is_file() and record["identical_to_autoregressive"]
+    assert record["prompts"] == PROMPTS
+    capsys.readouterr()
+    assert main(command) == 2
+    assert "give --prompt" in capsys.readouterr().err
+    assert main(["generate", "--num", "1", "--prompt", "a"]) == 2
+    assert "draws classes" in capsys.readouterr().err
+
+
+def test_every_part_loads_on_its_own(released):
+    bundle, decoder, *_ = released
+    model, params = load(bundle)
+    assert type(model).__name__ == "Transformer"
+    assert params["embedding"]["embedding"].shape == (VOCAB, WIDTH)
+    kinds = {"tokenizer": "Tokenizer", "text_encoder": "TextEncoder"}
+    for part, name in {**kinds, "drafter": "FeatureHead"}.items():
+        assert type(load(bundle / part)[0]).__name__ == name
+    _, half = load(bundle / "prior", dtype="bfloat16")
+    assert {x.dtype.name for x in jax.tree.leaves(half)} == {"bfloat16"}
+    assert decoder is not None
+
+
+def test_captions_that_cannot_be_read_get_one_clear_error(released, tmp_path):
+    folder = released[0] / "text_encoder"
+    with pytest.raises(ConfigError, match="prompt 1 is empty"):
+        read_captions(folder, ["a", " "])
+    with pytest.raises(CheckpointError, match="has no text_encoder/"):
+        read_captions(None, ["a"])
+    with pytest.raises(CheckpointError, match="has no text_encoder/"):
+        read_captions(tmp_path / "gone", ["a"])
+
+
+def test_long_captions_are_cut_and_keep_their_end(released):
+    """As the original: truncated to the prefix, with the end mark."""
+    found = read_captions(released[0] / "text_encoder", [PROMPTS[1] + " a a a"])
+    assert found.features.valid.all()
