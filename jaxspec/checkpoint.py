@@ -47,7 +47,7 @@ Placement = (
     | None
 )
 # Larger models are written in parts of about this size.
-PART_BYTES = 1 << 29
+PART_BYTES = 1 << 26
 KINDS = {
     "tokenizer": TokenizerConfig,
     "prior": TransformerConfig,

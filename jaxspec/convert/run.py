@@ -225,21 +225,7 @@ def arrays(
             whole = np.asarray(made.make(*(read(n) for n in made.names)))
             whole = whole.astype(dtype, copy=False)
         else:
-            whole = np.empty(line.shape, dtype)
-            begin, pieces = 0, conversion.pieces[line.ours]
-            for piece in pieces:
-                there = TRANSFORMS[piece.rule.transform].there
-                part = there(read(piece.name), plan.head)
-                with np.errstate(over="ignore"):  # told below
-                    part = part.astype(dtype, copy=False)
-                if len(pieces) == 1:
-                    whole[...] = part
-                    break
-                axis = piece.rule.axis % whole.ndim
-                end = begin + part.shape[axis]
-                whole[(slice(None),) * axis + (slice(begin, end),)] = part
-                begin = end
-                del part
+            whole = _assembled(conversion, line, read)
         if whole.shape != line.shape:
             raise ConfigError(
                 f"'{source.name}' makes {line.ours} {whole.shape}, not {line.shape}"
@@ -253,13 +239,43 @@ def arrays(
         yield line.ours, whole
 
 
+def _assembled(
+    conversion: Conversion, line: Line, read: Callable[[str], np.ndarray]
+) -> np.ndarray:
+    """A parameter from its tensors: a view of the only one, or a new array."""
+    pieces, dtype = conversion.pieces[line.ours], np.dtype(line.dtype)
+
+    def part(piece: Piece) -> np.ndarray:
+        there = TRANSFORMS[piece.rule.transform].there
+        x = there(read(piece.name), conversion.plan.head)
+        with np.errstate(over="ignore"):  # told by the caller
+            return x.astype(dtype, copy=False)
+
+    if len(pieces) == 1:
+        return part(pieces[0])
+    whole, begin = np.empty(line.shape, dtype), 0
+    for piece in pieces:
+        x = part(piece)
+        axis = piece.rule.axis % whole.ndim
+        end = begin + x.shape[axis]
+        whole[(slice(None),) * axis + (slice(begin, end),)] = x
+        begin = end
+        del x  # before the next one is read
+    return whole
+
+
+def _blocks(x: np.ndarray, most: int = 1 << 22) -> Iterator[np.ndarray]:
+    """Contiguous copies of rows, a few at a time."""
+    rows = x.reshape(1) if x.ndim == 0 else x
+    step = max(1, most * len(rows) // max(x.size, 1))
+    for i in range(0, len(rows), step):
+        yield np.ascontiguousarray(rows[i : i + step])
+
+
 def _finite(x: np.ndarray) -> bool:
-    """Whether all is finite, looked at in pieces that need little memory."""
-    flat = x.reshape(-1)
-    step = 1 << 22
     return all(
-        bool(np.isfinite(flat[i : i + step].astype(np.float32, copy=False)).all())
-        for i in range(0, flat.size, step)
+        bool(np.isfinite(block.astype(np.float32, copy=False)).all())
+        for block in _blocks(x)
     )
 
 
@@ -391,7 +407,8 @@ def _write(conversion: Conversion, bundle: Path, progress: Progress) -> Written:
     def leaves() -> Iterator[tuple[str, np.ndarray]]:
         for path, x in arrays(conversion, progress):
             digest.update(path.encode())
-            digest.update(np.ascontiguousarray(x).view(np.uint8).data)
+            for block in _blocks(x):
+                digest.update(block.reshape(-1).view(np.uint8).data)
             if path == "codebook":
                 codebook.append(x.astype(np.float32))
             yield path, x

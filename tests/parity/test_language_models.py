@@ -65,10 +65,10 @@ def qwen3(**changes):
     return transformers.Qwen3ForCausalLM(config)
 
 
-def chameleon(swin):
+def chameleon(swin, **changes):
     names = {"<image>": 4, "IMGIMGAZ": 5, "IMGIMGBZ": 6}
     config = transformers.ChameleonConfig(
-        **SIZES,
+        **{**SIZES, **changes},
         swin_norm=swin,
         vocabulary_map=names,
         vq_config=dict(

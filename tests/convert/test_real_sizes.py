@@ -1,0 +1,98 @@
+"""LlamaGen-XL, VQ-16 and LANTERN's drafter at their real sizes: minutes, and 10 GB.
+
+Run with `pytest -m slow tests/convert`.
+"""
+
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxspec.checkpoint import PART_BYTES
+from tests.convert import real_sizes
+from tests.convert.real_sizes import FILES, write
+
+MIB = 1 << 20
+# Interpreter, jax, flax and orbax, before any weights; measured 196 MiB and 30 of noise.
+PROGRAM = 230 * MIB
+
+
+def run(code, *arguments):
+    """What a fresh process prints, and the most memory it held."""
+    tail = "import resource as r; print(r.getrusage(r.RUSAGE_SELF).ru_maxrss << 10)"
+    found = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code) + tail, *map(str, arguments)],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    *lines, peak = found.stdout.splitlines()
+    return lines, int(peak)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("real")
+    for name, tensors in FILES.items():
+        write(place / name, tensors())
+    return place
+
+
+CONVERT = """
+    import sys
+    from jaxspec.cli import main
+    assert main(["convert", *sys.argv[1:]]) == 0
+"""
+# LANTERN's published settings, a few tokens.
+DRAW = """
+    import json, sys
+    import numpy as np
+    from jaxspec.bundle import load_bundle
+    from jaxspec.captions import Captions
+    from jaxspec.helpers import own_helper
+    from jaxspec.models.transformer import Caption
+    from jaxspec.pipeline import Settings, decode_pictures, draw
+    from jaxspec.rules import find_rule
+    from jaxspec.trees import find_tree
+    bundle = load_bundle(sys.argv[1])
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((1, 120, 2048), np.float32)
+    valid = np.arange(120)[None] >= 100
+    caption = Captions(("a test",), Caption(features * valid[..., None], valid))
+    settings = Settings(
+        (0,), guidance=3.0, top_k=2000, captions=caption, length=6, batch=1,
+        rule=find_rule("lantern:k=1000,delta=0.1"),
+    )
+    helper, tree = own_helper(bundle), find_tree("naive_extend_57")
+    found = draw(bundle, settings, tree, helper=helper)
+    tokens = np.resize(found.tokens, (1, 256))
+    picture = decode_pictures(bundle, tokens)
+    print(json.dumps([found.tokens.tolist(), found.calls.tolist(), picture.shape]))
+"""
+
+
+@pytest.mark.slow
+def test_a_real_bundle_is_converted_and_drawn_from_within_16_gib(folder):
+    bundle = folder / "bundle"
+    for name, tensors in FILES.items():
+        _, peak = run(CONVERT, folder / name, bundle)
+        largest = max(4 * int(np.prod(shape)) for _, shape in tensors())
+        # A drafter's target is read to be known again.
+        target = 4 * sum(int(np.prod(s)) for _, s in real_sizes.decoder())
+        known = target if name == "drafter.bin" else 0
+        table = 6 * 1001 * 16384 * 2 if name.startswith("vq") else 0
+        # orbax holds a part up to three times: as it is, copied and encoded.
+        room = 2 * largest + 3 * max(largest, PART_BYTES)
+        assert peak <= PROGRAM + room + known + table, name
+        print(f"{name}: {peak / MIB:.0f} MiB")
+    lines, peak = run(DRAW, bundle)
+    tokens, calls, shape = json.loads(lines[-1])
+    assert shape == [1, 256, 256, 3] and len(tokens[0]) == 6
+    assert all(0 <= token < 16384 for token in tokens[0]) and 2 <= calls[0] <= 6
+    print(f"drawing: {peak / MIB:.0f} MiB, {calls[0]} calls for 6 tokens")
+    assert peak < 16 << 30

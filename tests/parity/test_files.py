@@ -1,0 +1,112 @@
+# ruff: noqa: E402
+"""Files that PyTorch and the safetensors package write, and the hub's cache."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+safetensors_torch = pytest.importorskip("safetensors.torch")
+
+from jaxspec.convert.reading.open import open_source
+from jaxspec.convert.reading.safetensors import write_safetensors
+from jaxspec.errors import DataError
+from tests.parity.converting import as_numpy
+
+pytestmark = pytest.mark.parity
+
+
+def state():
+    torch.manual_seed(0)
+    base = torch.randn(6, 4)
+    return {
+        "plain": torch.randn(3, 5),
+        "half": torch.randn(4).half(),
+        "brain": torch.randn(2, 2).bfloat16(),
+        "double": torch.randn(3, dtype=torch.float64),
+        "whole": base,
+        "turned": base.T,
+        "part": base[1:5:2, 1:],
+        "ids": torch.arange(5),
+        "used": torch.tensor([True, False]),
+        "scalar": torch.tensor(1.5),
+        "empty": torch.zeros(0, 3),
+        "parameter": torch.nn.Parameter(torch.randn(3)),
+    }
+
+
+def same(found, wanted):
+    assert list(found) == list(wanted)
+    for name, x in wanted.items():
+        theirs, ours = as_numpy(x), found[name].read()
+        assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape), name
+        assert ours.tobytes() == theirs.tobytes(), name
+
+
+def test_every_tensor_of_torch_save_arrives(tmp_path):
+    torch.save(state(), tmp_path / "m.pt")
+    same(open_source(tmp_path / "m.pt").tensors, state())
+
+
+def test_a_module_and_its_metadata_arrive(tmp_path):
+    module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    torch.save({"state_dict": module.state_dict(), "epoch": 3}, tmp_path / "m.ckpt")
+    same(open_source(tmp_path / "m.ckpt").tensors, module.state_dict())
+
+
+def test_the_format_from_before_1_6_is_told_apart(tmp_path):
+    torch.save(state(), tmp_path / "m.pt", _use_new_zipfile_serialization=False)
+    with pytest.raises(DataError, match="from before 1.6"):
+        open_source(tmp_path / "m.pt")
+
+
+def test_tensors_of_other_kinds_are_refused_by_name(tmp_path):
+    torch.save({"w": torch.eye(3).to_sparse()}, tmp_path / "m.pt")
+    with pytest.raises(DataError, match="_rebuild_sparse_tensor"):
+        open_source(tmp_path / "m.pt")
+
+
+def test_whole_modules_are_refused_by_name(tmp_path):
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "m.pt")
+    with pytest.raises(DataError, match=r"torch\.nn\.modules\.linear\.Linear"):
+        open_source(tmp_path / "m.pt")
+
+
+def test_safetensors_agree_with_its_own_package_both_ways(tmp_path):
+    given = {k: x.detach().contiguous().clone() for k, x in state().items()}
+    safetensors_torch.save_file(given, tmp_path / "theirs.safetensors")
+    found = open_source(tmp_path / "theirs.safetensors").tensors
+    same({k: found[k] for k in given}, given)
+    arrays = {k: as_numpy(x) for k, x in given.items()}
+    table = [(k, x.shape, x.dtype) for k, x in arrays.items()]
+    file = tmp_path / "ours.safetensors"
+    write_safetensors(file, table, arrays.__getitem__)
+    back = safetensors_torch.load_file(file)
+    assert set(back) == set(given)
+    for name, x in given.items():
+        assert back[name].dtype == x.dtype and torch.equal(back[name], x)
+
+
+def cached(root, commit="a" * 40):
+    """A repository as the hub's package keeps it."""
+    home = root / "hub" / "models--someone--model"
+    folder = home / "snapshots" / commit
+    folder.mkdir(parents=True)
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text(commit)
+    torch.save({"w": torch.ones(2)}, folder / "model.pt")
+    (folder / "config.json").write_text('{"model_type": "x"}')
+    return commit
+
+
+def test_a_repository_comes_from_the_cache_when_offline(tmp_path, monkeypatch):
+    constants = pytest.importorskip("huggingface_hub.constants")
+    commit = cached(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    for place in ("someone/model", f"someone/model@{commit}", "someone/model:model.pt"):
+        source = open_source(place)
+        assert source.revision == commit and source.config == {"model_type": "x"}
+        np.testing.assert_array_equal(source.tensors["w"].read(), [1, 1])
+    for gone in ("someone/other", "someone/model@0123456", "someone/model:b.pt"):
+        with pytest.raises(DataError, match="cannot fetch"):
+            open_source(gone)

@@ -1,0 +1,208 @@
+# ruff: noqa: E402
+"""One layer of every real size, at its full width; tokenizers whole.
+
+Vocabularies are small: tables and heads are plain matrices. The widest run with
+`pytest -m "parity and slow"`.
+"""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from jaxspec.checkpoint import Checkpoint
+from jaxspec.config import TransformerConfig
+from jaxspec.models.presets import SIZES
+from jaxspec.models.t5 import TextEncoder
+from jaxspec.models.tokenizer import PRESETS, Tokenizer
+from jaxspec.models.transformer import Caption, Transformer
+from tests.parity.comparing import as_jax, assert_close
+from tests.parity.converting import converted
+from tests.parity.eagle_twin import Eagle1
+from tests.parity.llamagen_twin import (
+    CaptionCondition,
+    ClassCondition,
+    LlamaGen,
+    grid_rotations,
+    left_padded,
+)
+from tests.parity.random_weights import randomized
+from tests.parity.test_language_models import chameleon, theirs
+
+pytestmark = pytest.mark.parity
+
+VOCAB, ROWS, LENGTH = 64, 2, 6
+RELEASED = ("B", "L", "XL", "XXL", "3B")
+score = jax.jit(Transformer.score, static_argnames=("self", "taps"))
+
+
+def tokens():
+    torch.manual_seed(1)
+    return torch.randint(7, VOCAB, (ROWS, LENGTH))
+
+
+@pytest.mark.parametrize("size", RELEASED)
+def test_class_conditional_llamagen(size):
+    _, heads, width = SIZES[size]
+    twin = LlamaGen(
+        vocab=VOCAB,
+        layers=1,
+        width=width,
+        heads=heads,
+        grid=16,
+        condition=ClassCondition(3, width),
+    )
+    twin = randomized(twin, seed=0)
+    found = converted(twin.state_dict(), heads=heads, grid=16)
+    ids = torch.tensor([0, 2])
+    wanted = twin(twin.cls_embedding(ids), tokens())
+    ours, _ = score(
+        Transformer(found.config), found.params, as_jax(ids), as_jax(tokens())
+    )
+    assert_close(ours, wanted, atol=1e-4)
+
+
+def test_text_to_image_llamagen():
+    _, heads, width = SIZES["XL"]
+    twin = LlamaGen(
+        vocab=VOCAB,
+        layers=1,
+        width=width,
+        heads=heads,
+        grid=16,
+        condition=CaptionCondition(120, 2048, width),
+    )
+    twin = randomized(twin, seed=0)
+    found = converted(twin.state_dict(), heads=heads, grid=16)
+    torch.manual_seed(2)
+    features, real = left_padded(torch.randn(ROWS, 120, 2048), [9, 120])
+    wanted = twin(twin.cls_embedding(features), tokens(), real)[:, 119:]
+    prompt = Caption(as_jax(features), jnp.asarray(real.numpy()))
+    ours, _ = score(Transformer(found.config), found.params, prompt, as_jax(tokens()))
+    assert_close(ours[:, 119:], wanted, atol=1e-4)
+
+
+def test_lanterns_drafter():
+    _, heads, width = SIZES["XL"]
+    config = TransformerConfig(
+        vocab_size=VOCAB, layers=36, width=width, heads=heads, condition="caption"
+    )
+    shared = {
+        "embedding": {"embedding": jnp.zeros((VOCAB, width))},
+        "head": jnp.zeros((width, VOCAB)),
+        "norm": {"scale": jnp.ones(width)},
+    }
+    twin = Eagle1(vocab=VOCAB, width=width, heads=heads, kv_heads=heads, hidden=3584)
+    twin = randomized(twin, seed=0)
+    target = Checkpoint("prior", config, shared)
+    found = converted(twin.state_dict(), target=target)
+    drafter, length = found.config, 124  # across the last place of the condition
+    params = drafter.bind(found.params, shared)
+    torch.manual_seed(3)
+    features = torch.randn(1, length, width)
+    features /= features.square().mean(-1, keepdim=True).sqrt()
+    given = torch.randint(VOCAB, (1, length))
+    turns = grid_rotations(119, 16, width // heads)[:length]
+    places = jnp.arange(length)[None]
+    ours, _ = drafter.network(found.params).layer(
+        params["embedding"][as_jax(given)],
+        drafter.inputs(params, as_jax(features)),
+        drafter.angles(places),
+        jnp.tril(jnp.ones((1, length, length), bool)),
+    )
+    assert_close(ours, twin(features, given, turns), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["vq-16", "vq-8"])
+def test_tokenizers(name):
+    config = PRESETS[name]
+    janus = transformers.JanusVQVAEConfig(
+        channel_multiplier=list(config.multipliers), num_patches=4
+    )
+    model = randomized(transformers.JanusVQVAE(janus), seed=0)
+    side = 4 * config.downsampling
+    found = converted(model.state_dict(), image_size=side)
+    assert found.config.codebook_size == 16384
+    torch.manual_seed(1)
+    images = torch.rand(1, 3, side, side) * 2 - 1
+    codes = torch.randint(16384, (1, 16))
+    tokenizer = Tokenizer(found.config)
+    vectors = model.quant_conv(model.encoder(images)).permute(0, 2, 3, 1)
+    ours = jax.jit(tokenizer.embed)(found.params, as_jax(images.permute(0, 2, 3, 1)))
+    assert_close(ours, vectors, atol=1e-4)
+    pixels = model.decode(codes).permute(0, 2, 3, 1)
+    ours = jax.jit(tokenizer.decode)(found.params, as_jax(codes))
+    assert_close(ours, pixels, atol=1e-4)
+
+
+def test_flan_t5_xl():
+    config = transformers.T5Config(
+        vocab_size=VOCAB,
+        d_model=2048,
+        d_kv=64,
+        d_ff=5120,
+        num_layers=1,
+        num_heads=32,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+    )
+    oracle = randomized(transformers.T5EncoderModel(config), seed=0)
+    # Trained ones are small: T5 does not scale its scores by the head size.
+    oracle.encoder.block[0].layer[0].SelfAttention.q.weight.mul_(1 / 8)
+    found = converted(oracle.state_dict(), config=config.to_dict())
+    wanted = oracle(input_ids=tokens()).last_hidden_state
+    ours = jax.jit(TextEncoder(found.config).encode)(
+        found.params, as_jax(tokens()), jnp.ones((ROWS, LENGTH), bool)
+    )
+    assert_close(ours, wanted, atol=1e-4)
+
+
+def sizes(width, hidden, heads, kv_heads):
+    return dict(
+        vocab_size=VOCAB,
+        hidden_size=width,
+        intermediate_size=hidden,
+        num_hidden_layers=1,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=64,
+    )
+
+
+def llama(**shape):
+    config = transformers.LlamaConfig(**shape)
+    return transformers.LlamaForCausalLM(config)
+
+
+def qwen2(**shape):
+    config = transformers.Qwen2Config(**shape)
+    return transformers.Qwen2ForCausalLM(config)
+
+
+def qwen3(**shape):
+    config = transformers.Qwen3Config(**shape, head_dim=128)
+    return transformers.Qwen3ForCausalLM(config)
+
+
+WIDE = {
+    "Llama 2 7B and Janus-Pro 7B": (llama, sizes(4096, 11008, 32, 32)),
+    "Llama 3 8B and Emu3 8B": (llama, sizes(4096, 14336, 32, 8)),
+    "Qwen2 7B": (qwen2, sizes(3584, 18944, 28, 4)),
+    "Qwen3 8B": (qwen3, sizes(4096, 12288, 32, 8)),
+    "Chameleon 7B": (
+        lambda **shape: chameleon(False, **shape),
+        sizes(4096, 11008, 32, 32),
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make, shape", WIDE.values(), ids=WIDE)
+def test_language_models(make, shape):
+    oracle = randomized(make(**shape), seed=0)
+    found = converted(oracle.state_dict(), config=oracle.config.to_dict())
+    wanted, _ = theirs(oracle, tokens())
+    ours, _ = score(Transformer(found.config), found.params, None, as_jax(tokens()))
+    assert_close(ours, wanted, atol=1e-4)
