@@ -211,6 +211,31 @@ def load_checkpoint(
     return Checkpoint(head.kind, head.config, params, head.about, neighbours)
 
 
+def load_some(path: str | os.PathLike, names: Iterable[str]) -> Params:
+    """Some parameters of a checkpoint, read with as little of the rest as may be.
+
+    Args:
+      path: a folder written by `save` or `save_leaves`.
+      names: of parameters, by path.
+
+    Raises:
+      CheckpointError: it cannot be read, or lacks one of them.
+    """
+    head, names = read_config(path), set(names)
+    like = dict(named_leaves(abstract_params(head.kind, head.config)))
+    folder, found = Path(path) / "params", {}
+    for part in sorted(folder.glob("part_*")) or [folder]:
+        with _quiet():
+            here = dict(named_leaves(_metadata(part)))
+        if names & set(here):
+            some = _nested({name: like[name] for name in here if name in like})
+            leaves = named_leaves(_read_tree(part, some))
+            found |= {name: x for name, x in leaves if name in names}
+    if missing := names - set(found):
+        raise CheckpointError(f"'{path}' has no {_some(sorted(missing))}")
+    return _nested(found)
+
+
 def abstract_params(kind: str, config: Any) -> Params:
     """Shapes and dtypes of a model's parameters."""
     init = {
@@ -346,19 +371,7 @@ def _read_tree(
                 _read_values(part)
         except Exception as error:
             raise _damaged(path, error) from None
-        try:
-            found = [
-                dict(
-                    named_leaves(
-                        checkpointer.metadata(part.absolute()).item_metadata.tree
-                    )
-                )
-                for part in parts
-            ]
-        except Exception:
-            raise CheckpointError(
-                f"'{path}' is damaged (its metadata cannot be read); fetch it again"
-            ) from None
+        found = [dict(named_leaves(_metadata(part))) for part in parts]
         if len(parts) == 1:  # a tree may hold lists and the like
             _compare(path, found[0], like)
             target = _target(like, found[0], sharding, dtype)
@@ -371,6 +384,19 @@ def _read_tree(
             whole |= dict(named_leaves(_restored(checkpointer, path, part, target)))
     leaves = [whole[name] for name, _ in named_leaves(like)]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _metadata(path: Path) -> Any:
+    """The tree of shapes and dtypes that orbax wrote."""
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as checkpointer:
+        try:
+            return checkpointer.metadata(path.absolute()).item_metadata.tree
+        except Exception:
+            raise CheckpointError(
+                f"'{path}' is damaged (its metadata cannot be read); fetch it again"
+            ) from None
 
 
 def _target(

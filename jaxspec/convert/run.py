@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from jaxspec.checkpoint import (
     Checkpoint,
     abstract_params,
     load_checkpoint,
+    load_some,
     named_leaves,
     params_digest,
     read_config,
@@ -167,7 +168,9 @@ def understand(
             + "\n  ".join(wrong[:6])
             + more
         )
-    digest = params_digest(target.params) if family.drafter and target else None
+    digest = None
+    if family.drafter and target:
+        digest = target.about.get("digest") or params_digest(target.params)
     return Conversion(source, family, plan, pieces, tuple(lines), digest)
 
 
@@ -371,7 +374,7 @@ def prepare(
         if one.drafter:
             folder = Path(target) if target else Path(bundle) / "prior"
             if target or folder.is_dir():
-                drafted = load_checkpoint(folder, "prior")
+                drafted = _target(folder)
         settings = dict(given or {})
         if one.name.startswith("vq-"):
             _same_pictures(Path(bundle), source, settings)
@@ -379,6 +382,14 @@ def prepare(
             understand(source, one, given=settings, target=drafted, dtype=dtype)
         )
     return conversions
+
+
+def _target(folder: Path) -> Checkpoint:
+    """What a drafter shares with its target; all of it, where its digest is unknown."""
+    head = read_config(folder)
+    if head.kind != "prior" or "digest" not in head.about:
+        return load_checkpoint(folder, "prior")
+    return replace(head, params=load_some(folder, ["embedding/embedding"]))
 
 
 def _same_pictures(bundle: Path, source: Source, settings: dict[str, Any]) -> None:
