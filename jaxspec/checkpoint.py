@@ -117,7 +117,7 @@ def _write_notes(
 
 def save_leaves(
     path: str | os.PathLike,
-    leaves: Iterable[tuple[str, np.ndarray]],
+    leaves: Iterable[tuple[str, np.ndarray | jax.Array]],
     finish: Callable[[], Checkpoint],
     notes: dict[str, str] | None = None,
     part_bytes: int = PART_BYTES,
@@ -127,7 +127,8 @@ def save_leaves(
     Args:
       path: folder; replaced atomically.
       leaves: parameters by path; no more than `part_bytes` of them, and the next, are
-        held at a time.
+        held at a time. What is divided among devices is stored in as many pieces, so
+        that each can read its own.
       finish: called behind the last one; gives everything but the parameters.
       notes: text files to put beside the parameters, by name.
       part_bytes: size of the parts that are written.
@@ -327,10 +328,12 @@ def _write_tree(path: Path, tree: Any) -> None:
 
 
 def _write_parts(
-    path: Path, leaves: Iterable[tuple[str, np.ndarray]], part_bytes: int
+    path: Path,
+    leaves: Iterable[tuple[str, np.ndarray | jax.Array]],
+    part_bytes: int,
 ) -> None:
     """One tree, or several in numbered folders that make one together."""
-    held: dict[str, np.ndarray] = {}
+    held: dict[str, np.ndarray | jax.Array] = {}
     count = size = 0
     for name, x in leaves:
         if held and size + x.nbytes > part_bytes:

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent / "jaxspec"
 LEAVES = {
     "bench", "bundle", "captions", "checkpoint", "cli", "convert", "data", "device",
     "evaluate", "helpers", "images", "loading", "pipeline", "report", "rules",
-    "testing", "train", "trees",
+    "sharding", "testing", "train", "trees",
 }  # fmt: skip
 ALLOWED = {
     "errors": set(),

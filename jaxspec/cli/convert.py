@@ -47,6 +47,12 @@ def add_parser(commands) -> None:
         help="what the files do not tell, such as heads=20 or grid=16; repeatable",
     )
     parser.add_argument(
+        "--mesh",
+        metavar="DATAxMODEL",
+        help="store parameters in the parts that the devices of such a mesh hold, so "
+        "that each reads its own (default: whole)",
+    )
+    parser.add_argument(
         "--dry-run",
         action="store_true",
         help="check everything but the numbers, print the table, write nothing",
@@ -81,6 +87,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     from jaxspec.convert.run import Conversion, convert, prepare
 
+    mesh = simulated_mesh(arguments.mesh) if arguments.mesh else None
     options = {
         "family": arguments.family,
         "dtype": arguments.dtype,
@@ -104,7 +111,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     try:
         results = convert(
-            arguments.source, arguments.bundle, progress=progress, **options
+            arguments.source, arguments.bundle, mesh=mesh, progress=progress, **options
         )
     finally:
         for bar in bars:
@@ -117,6 +124,24 @@ def run(arguments: argparse.Namespace) -> None:
         )
         if one.left_out:
             print(f"  left out, no tensors: {', '.join(one.left_out)}")
+
+
+def simulated_mesh(text: str):
+    """As many devices of this machine's CPU as divide parameters on such a mesh.
+
+    Raises:
+      ConfigError: it cannot be.
+    """
+    import jax
+
+    from jaxspec.sharding import make_mesh, read_mesh
+
+    _, model = read_mesh(text)
+    try:  # possible until the first device is used
+        jax.config.update("jax_num_cpu_devices", model)
+    except RuntimeError:
+        pass
+    return make_mesh(1, model, jax.devices("cpu"))
 
 
 def run_export(arguments: argparse.Namespace) -> None:

@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import ml_dtypes
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxspec.checkpoint import (
     Checkpoint,
@@ -27,6 +29,7 @@ from jaxspec.convert.reading.open import open_source
 from jaxspec.convert.reading.stored import Source
 from jaxspec.convert.transforms import TRANSFORMS
 from jaxspec.errors import ConfigError, NonFiniteError
+from jaxspec.sharding import placement
 from jaxspec.spec.neighbours import neighbour_table
 
 DTYPES = {"float32": np.float32, "bf16": ml_dtypes.bfloat16, "float16": np.float16}
@@ -316,6 +319,7 @@ def convert(
     target: str | os.PathLike | None = None,
     given: Given | None = None,
     allow_objects: bool = False,
+    mesh: Mesh | None = None,
     progress: Callable[[Conversion], Progress] = lambda conversion: lambda count: None,
 ) -> list[Written]:
     """Converts a model into a part of a bundle.
@@ -329,6 +333,8 @@ def convert(
       target: the converted model that a drafter drafts for; by default the bundle's.
       given: settings that the files do not tell, by name.
       allow_objects: see `read_torch`.
+      mesh: see `make_mesh`; parameters are written from its devices, each part for
+        itself, and can be read so. Simulated ones do as well.
       progress: called before each part is written; gives a function of bytes done.
 
     Raises:
@@ -347,7 +353,7 @@ def convert(
         given=given,
         allow_objects=allow_objects,
     ):
-        written.append(_write(conversion, Path(bundle), progress(conversion)))
+        written.append(_write(conversion, Path(bundle), progress(conversion), mesh))
     return written
 
 
@@ -402,7 +408,12 @@ def _same_pictures(bundle: Path, source: Source, settings: dict[str, Any]) -> No
         settings["image_size"] = prior.grid * 2**halvings
 
 
-def _write(conversion: Conversion, bundle: Path, progress: Progress) -> Written:
+def _write(
+    conversion: Conversion,
+    bundle: Path,
+    progress: Progress,
+    mesh: Mesh | None,
+) -> Written:
     plan, source = conversion.plan, conversion.source
     about: dict[str, Any] = {
         **plan.about,
@@ -414,15 +425,16 @@ def _write(conversion: Conversion, bundle: Path, progress: Progress) -> Written:
     if conversion.target_digest:
         about["target_digest"] = conversion.target_digest
     digest, codebook = hashlib.sha256(), []
+    place = placement(mesh) if mesh else None
 
-    def leaves() -> Iterator[tuple[str, np.ndarray]]:
+    def leaves() -> Iterator[tuple[str, np.ndarray | jax.Array]]:
         for path, x in arrays(conversion, progress):
             digest.update(path.encode())
             for block in _blocks(x):
                 digest.update(block.reshape(-1).view(np.uint8).data)
             if path == "codebook":
                 codebook.append(x.astype(np.float32))
-            yield path, x
+            yield path, jax.device_put(x, place(path, x.shape)) if place else x
 
     def finish() -> Checkpoint:
         about["digest"] = digest.hexdigest()[:16]

@@ -5,6 +5,7 @@ import json
 import ml_dtypes
 import numpy as np
 import pytest
+import tensorstore as ts
 
 from jaxspec.checkpoint import load_checkpoint, params_digest, save, save_leaves
 from jaxspec.cli import main
@@ -166,3 +167,25 @@ def test_an_unknown_model_is_told_apart(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba"}))
     with pytest.raises(ConfigError, match=r"no known family .*x.*mamba.*--family"):
         convert(file, tmp_path / "b")
+
+
+def test_a_mesh_decides_how_parameters_are_stored(tmp_path, released):
+    """Each device of 4 reads the quarter of a matrix that it holds, and no more."""
+    file = write(tmp_path / "m.safetensors", released)
+    command = ["convert", str(file), str(tmp_path / "b"), "--set", "heads=4"]
+    command += ["--set", "grid=4", "--mesh"]
+    assert main([*command, "2x4"]) == 0
+    folder = tmp_path / "b/prior/params"
+    assert chunks(folder, "layers_0.ffn.gate_up.kernel") == [32, 24]
+    assert chunks(folder, "layers_0.ffn.down.kernel") == [12, 32]
+    found = load_checkpoint(tmp_path / "b/prior")
+    assert params_digest(found.params) == params_digest(models.prior().params)
+    assert main([*command, "2by4"]) == 2
+
+
+def chunks(folder, name):
+    """The shape of the pieces in which an array is stored."""
+    base = {"driver": "file", "path": f"{folder}/"}
+    store = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
+    array = ts.open({"driver": "zarr", "kvstore": store}).result()
+    return list(array.chunk_layout.read_chunk.shape)

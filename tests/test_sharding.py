@@ -1,0 +1,71 @@
+"""Parameters on a mesh: each device holds its part, together they are the model."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from jaxspec.bundle import DEFAULT, embedded_folder
+from jaxspec.checkpoint import load_checkpoint, named_leaves, params_digest
+from jaxspec.errors import ConfigError
+from jaxspec.loading import load
+from jaxspec.sharding import make_mesh, placement, read_mesh, spec_of
+
+
+@pytest.mark.parametrize("data, model", [(8, 1), (4, 2), (2, 4), (1, 8)])
+@pytest.mark.parametrize("part", ["prior", "drafter", "tokenizer"])
+def test_a_checkpoint_comes_straight_onto_a_mesh(part, data, model):
+    folder = embedded_folder() / DEFAULT / part
+    mesh = make_mesh(data, model)
+    _, params = load(folder, sharding=placement(mesh))
+    whole = load_checkpoint(folder).params
+    assert params_digest(params) == params_digest(whole)
+    held, total = 0, 0
+    for path, x in named_leaves(params):
+        spec = spec_of(path, x.shape, dict(mesh.shape))
+        assert x.sharding.is_equivalent_to(placement(mesh)(path, x.shape), x.ndim)
+        shard = x.addressable_shards[0].data
+        divided = model if "model" in spec else 1
+        assert shard.size * divided == x.size
+        held, total = held + shard.size, total + x.size
+    if part == "prior":  # nearly all of it is divided
+        assert held <= 1.1 * total / model
+
+
+def test_an_axis_that_does_not_divide_stays_whole():
+    assert spec_of("a/qkv/kernel", (8, 12), {"model": 8}) == P(None, None)
+    assert spec_of("a/qkv/kernel", (8, 16), {"model": 8}) == P(None, "model")
+    assert spec_of("norm/scale", (8,), {"model": 8}) == P()
+
+
+def test_rules_of_ones_own_come_first():
+    rules = ((r"qkv", P("model", None)), (r".*", P()))
+    assert spec_of("a/qkv/kernel", (8, 16), {"model": 2}, rules) == P("model", None)
+    with pytest.raises(ConfigError, match="no sharding rule is about norm"):
+        spec_of("norm", (8,), {"model": 2}, rules[:1])
+    with pytest.raises(ConfigError, match=r"divides 2 axes, qkv has \(8,\)"):
+        spec_of("qkv", (8,), {"model": 2}, rules)
+
+
+def test_meshes_are_made_from_what_there_is():
+    assert dict(make_mesh().shape) == {"data": 8, "model": 1}
+    assert dict(make_mesh(model=4).shape) == {"data": 2, "model": 4}
+    assert dict(make_mesh(1, 2).shape) == {"data": 1, "model": 2}
+    with pytest.raises(ConfigError, match="needs 16 devices, there are 8"):
+        make_mesh(4, 4)
+    with pytest.raises(ConfigError, match="at least 1 of each"):
+        make_mesh(0, 1)
+    assert read_mesh("2x4") == (2, 4)
+    for text in ("2", "2x", "x4", "0x4", "2x4x1", "axb"):
+        with pytest.raises(ConfigError, match="DATAxMODEL"):
+            read_mesh(text)
+
+
+def test_one_sharding_may_be_meant_for_all():
+    folder = embedded_folder() / DEFAULT / "prior"
+    everywhere = jax.sharding.NamedSharding(make_mesh(), P())
+    _, params = load(folder, sharding=everywhere)
+    assert all(x.sharding == everywhere for x in jax.tree.leaves(params))
+    np.testing.assert_array_equal(
+        params["norm"]["scale"], load_checkpoint(folder).params["norm"]["scale"]
+    )
