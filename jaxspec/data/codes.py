@@ -51,12 +51,22 @@ class CodeSource:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def rows(self, indices: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Rows of all codes `[M n, T]`: pictures mirrored at random where possible."""
+        return (
+            rng.integers(self.codes.shape[0], size=len(indices)) * len(self) + indices
+        )
+
+    def at(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Codes int32 [k, T] of rows, and labels [k]."""
+        codes = self.codes.reshape(-1, self.codes.shape[-1])[rows]
+        return codes.astype(np.int32), self.labels[rows % len(self)]
+
     def take(
         self, indices: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
         """Codes int32 [k, T] (mirrored at random where possible) and labels [k]."""
-        mirrored = rng.integers(self.codes.shape[0], size=len(indices))
-        return self.codes[mirrored, indices].astype(np.int32), self.labels[indices]
+        return self.at(self.rows(indices, rng))
 
 
 def encode_source(

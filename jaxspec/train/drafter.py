@@ -12,7 +12,7 @@ import optax
 from jaxspec.checkpoint import Checkpoint, params_digest
 from jaxspec.config import BlockDiffusionConfig
 from jaxspec.data.batches import batch_indices, step_rng
-from jaxspec.data.codes import Sequences
+from jaxspec.data.codes import CodeSource, Sequences
 from jaxspec.drafters.draft_vocabulary import frequent_tokens
 from jaxspec.drafters.kinds import make_drafter
 from jaxspec.errors import ConfigError
@@ -22,10 +22,11 @@ from jaxspec.train.experiment import (
     Experiment,
     fingerprint,
 )
+from jaxspec.train.kept_features import keep_features
 from jaxspec.train.loop import fit
 from jaxspec.train.optimizer import begin, descend
 from jaxspec.train.recipes import recipe_of
-from jaxspec.train.recipes.lesson import make_lesson
+from jaxspec.train.recipes.lesson import kept_lesson, make_lesson
 from jaxspec.typing import Array, Float, Int, Params
 
 # Held-out sequences that select the checkpoint.
@@ -58,9 +59,20 @@ def train_drafter(
     kind, drafter = make_drafter(experiment.drafter, prior.config)
     digest = params_digest(prior.params)
 
+    kept = None
+    if config.cached != "no":
+        kept = keep_features(
+            prior, drafter.taps, source, dtype=config.cached, cache_dir=workdir
+        )
+
     def batch_fn(step):
         indices = batch_indices(config.seed, step, config.batch, len(source))
-        return source.take(indices, step_rng(config.seed, step))
+        rng = step_rng(config.seed, step)
+        if kept is None:
+            return (*source.take(indices, rng), None)
+        assert isinstance(source, CodeSource)  # see `keep_features`
+        rows = source.rows(indices, rng)
+        return (*source.at(rows), np.asarray(kept[rows]))
 
     own, before, fixed = drafter.init_params(jax.random.key(config.seed)), "", {}
     if own.pop("ids", None) is not None:  # a smaller vocabulary: the tokens that occur
@@ -72,7 +84,7 @@ def train_drafter(
         fixed = {"ids": own.pop("ids")} if "ids" in own else {}
     # The frozen target is an argument, not a constant of the compiled step.
     step = jax.jit(make_step(drafter, config, fixed), donate_argnums=0)
-    kept, metrics = fit(
+    best, metrics = fit(
         workdir,
         config,
         begin(config, own),
@@ -86,7 +98,7 @@ def train_drafter(
         ),
     )
     about = {"metrics": metrics, "target_digest": digest}
-    return Checkpoint(kind, drafter, kept, about)
+    return Checkpoint(kind, drafter, best, about)
 
 
 def check_start(start: Checkpoint, kind: str, drafter: Any) -> None:
@@ -114,18 +126,19 @@ def check_start(start: Checkpoint, kind: str, drafter: Any) -> None:
 
 
 def make_step(drafter: Any, config: DrafterTrainingConfig, fixed: Params):
-    """One step `(state, target_params, step, (codes, labels)) -> (state, metrics)`.
+    """One step `(state, target_params, step, batch) -> (state, metrics)`.
 
-    `fixed` are the drafter's parameters that are not trained.
+    A batch is codes, labels, and what was kept of the target for them, or None. `fixed`
+    are the drafter's parameters that are not trained.
     """
     dtype = jnp.dtype(config.compute_dtype)
 
-    def loss_fn(own, target_params, codes, labels, key):
+    def loss_fn(own, target_params, codes, labels, kept, key):
         own, target_params = jax.tree.map(
             lambda x: x.astype(dtype), (own, target_params)
         )
         losses, _, regression = guess_losses(
-            drafter, config, {**own, **fixed}, target_params, codes, labels, key
+            drafter, config, {**own, **fixed}, target_params, codes, labels, key, kept
         )
         return weighted(losses, config.decay) + config.regression * regression
 
@@ -159,6 +172,7 @@ def guess_losses(
     codes: Int[Array, "B T"],
     labels: Int[Array, "B"],
     key: Array,
+    kept: Float[Array, "B 2 U E"] | None = None,
 ) -> tuple[Float[Array, "B M G"], Float[Array, "B M G"], Float[Array, ""]]:
     """Divergence from the target, the overlap `sum min(p, q)`, and the regression.
 
@@ -166,7 +180,8 @@ def guess_losses(
     above 1 both streams guess at the same places, and the guided laws are compared, at
     a scale drawn for each sequence; else a stream is drawn for each. Where the drafter
     judges its own guesses, the cross-entropy to the true overlap is added (DSpark).
-    `key` draws scales or streams and what the recipe draws; it is consumed.
+    `key` draws scales or streams and what the recipe draws; it is consumed. `kept` is
+    what was computed of the target before, see `keep_features`.
     """
     draw_key, recipe_key = jax.random.split(key)
     guided = config.guidance > 1.0
@@ -180,9 +195,8 @@ def guess_losses(
         scale = None
     streams, regressions, confidence = [], [], None
     for null in nulls:
-        lesson = make_lesson(
-            drafter.target, target_params, drafter.taps, codes, labels, null
-        )
+        told = drafter.target, target_params, drafter.taps, codes, labels, null
+        lesson = make_lesson(*told) if kept is None else kept_lesson(*told, kept)
         # The same key: the same places in both streams.
         guesses = recipe_of(drafter)(drafter, own, lesson, recipe_key)
         flat = guesses.places.reshape(len(codes), -1)

@@ -118,6 +118,8 @@ class DrafterTrainingConfig(TrainingConfig):
         above, instead of the data's; 0 for the data.
       null_share: share of unconditional sequences where `guidance` is 1.
       regression: weight of a loss on features, where a recipe has one (EAGLE-1).
+      cached: "float32" or "bfloat16": what the target says of all sequences is computed
+        once and kept on disk in this dtype; "no": anew in each step.
     """
 
     divergence: Divergence = "forward_kl"
@@ -126,8 +128,11 @@ class DrafterTrainingConfig(TrainingConfig):
     drawn: int = 0
     null_share: float = 0.3
     regression: float = 10.0
+    cached: Literal["no", "float32", "bfloat16"] = "no"
 
     def __post_init__(self):
+        if self.cached not in ("no", "float32", "bfloat16"):
+            raise ConfigError(f"cached={self.cached!r}; choose no, float32, bfloat16")
         if self.divergence not in get_args(Divergence):
             known = ", ".join(get_args(Divergence))
             raise ConfigError(f"divergence={self.divergence!r}; choose {known}")

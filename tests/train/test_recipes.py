@@ -8,18 +8,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import (
     AdapterConfig,
     BlockDiffusionConfig,
     PromptTokensConfig,
     SemiAutoregressiveConfig,
 )
+from jaxspec.data.codes import CodeSource
+from jaxspec.data.text import TextSource
 from jaxspec.drafters.block_diffusion import BlockDiffusion
 from jaxspec.drafters.falcon import Falcon
 from jaxspec.drafters.feature_head import FeatureHead
 from jaxspec.drafters.kangaroo import Kangaroo
 from jaxspec.drafters.parallel_heads import ParallelHeads
 from jaxspec.drafters.prompt_tokens import PromptTokens
+from jaxspec.errors import ConfigError
 from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
 from jaxspec.spec.draft import Round, Start
@@ -31,6 +35,7 @@ from jaxspec.spec.tree import Tree
 from jaxspec.train.divergence import divergence, overlap
 from jaxspec.train.drafter import guess_losses, make_step
 from jaxspec.train.experiment import DrafterTrainingConfig
+from jaxspec.train.kept_features import keep_features
 from jaxspec.train.optimizer import begin
 from jaxspec.train.recipes import lesson as lessons
 from jaxspec.train.recipes import recipe_of
@@ -235,7 +240,7 @@ def learned(kind, drawn):
 
     def body(state, i):
         rows = jax.random.randint(jax.random.fold_in(KEY, i), (32,), 0, 224)
-        return step(state, SHARP, i, (codes[rows], labels[rows]))[0], None
+        return step(state, SHARP, i, (codes[rows], labels[rows], None))[0], None
 
     own = drafter.init_params(jax.random.key(5))
     run = jax.jit(lambda s: jax.lax.scan(body, s, jnp.arange(config.steps))[0])
@@ -268,3 +273,37 @@ def test_a_drafter_learns_from_its_targets_features(kind, drawn, monkeypatch):
 
 
 KEY = jax.random.key(11)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+@pytest.mark.parametrize("kind", ["block", "eagle-3", "medusa"])
+def test_what_is_kept_of_the_target_teaches_the_same(kind, guidance, tmp_path):
+    """Mirrored sequences too; a second run finds what the first one kept."""
+    drafter, labels = KINDS[kind], np.arange(5, dtype=np.int32) % 3
+    codes = np.random.default_rng(0).integers(19, size=(2, 5, 16)).astype(np.uint16)
+    source, prior = CodeSource(codes, labels, ""), Checkpoint("prior", TARGET, PARAMS)
+    options = dict(dtype="float32", cache_dir=tmp_path, batch=4)
+    kept = keep_features(prior, drafter.taps, source, **options)
+    [file] = tmp_path.iterdir()
+    written = file.stat().st_mtime_ns
+    again = keep_features(prior, drafter.taps, source, **options)
+    assert file.stat().st_mtime_ns == written
+    np.testing.assert_array_equal(kept, again)
+    rows = np.array([7, 0, 4])  # the first is mirrored
+    given = source.at(rows)
+    np.testing.assert_array_equal(given[0][0], codes[1, 2])
+    config = DrafterTrainingConfig(1, 3, guidance=guidance, null_share=0.5)
+    told = drafter, config, own(drafter), PARAMS, *given, KEY
+    fresh = guess_losses(*told)
+    for a, b in zip(fresh, guess_losses(*told, np.asarray(kept[rows])), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+    wrong = guess_losses(*told, np.asarray(kept[rows - 1]))[0]
+    assert np.nanmax(np.abs(wrong - fresh[0])) > 0.01
+
+
+def test_text_that_is_cut_anew_is_not_kept(tmp_path):
+    (tmp_path / "a.txt").write_text("to be or not to be " * 20)
+    source = TextSource(tmp_path / "a.txt", 16, heldout=False)
+    with pytest.raises(ConfigError, match="set cached='no'"):
+        prior = Checkpoint("prior", TARGET, PARAMS)
+        keep_features(prior, (0,), source, dtype="float32", cache_dir=tmp_path)

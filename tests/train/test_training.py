@@ -341,7 +341,8 @@ from jaxspec.train.experiment import load_experiment
 def get_config():
     tiny = load_experiment({tiny!r})
     training = replace(
-        tiny.train_drafter, steps=6, guidance=2.0, drawn=24, learning_rate=1e-2
+        tiny.train_drafter, steps=6, guidance=2.0, drawn=24, learning_rate=1e-2,
+        cached={cached!r},
     )
     return replace(tiny, train_drafter=training)
 """
@@ -382,7 +383,7 @@ def test_a_drafter_goes_on_from_another_on_what_its_target_draws(
 ):
     """No data set is read; the first loss is the trained drafter's, no fresh one's."""
     config, bundle = tmp_path / "drawn.py", trained / "checkpoint"
-    config.write_text(DRAWN.format(tiny=str(TINY)))
+    config.write_text(DRAWN.format(tiny=str(TINY), cached="float32"))
     command = ["train", "drafter", "--config", str(config), "--checkpoint", str(bundle)]
     fresh, further = tmp_path / "fresh", tmp_path / "further"
     assert main([*command, "--workdir", str(fresh)]) == 0

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
 from jaxspec.config import TransformerConfig
+from jaxspec.drafters.shared import scores_of, shared_parameters
 from jaxspec.models.transformer import Transformer
+from jaxspec.train.kept_features import kept_layers
 from jaxspec.typing import Array, Bool, Float, Int, Params
 
 # Positions of every sequence from which guesses are made, where all could be.
@@ -69,6 +71,29 @@ def make_lesson(
     logits, features = Transformer(target).score(
         params, labels, codes, null=null, taps=taps
     )
+    logits, features = jax.lax.stop_gradient((logits, features))
+    tokens = jnp.pad(codes, ((0, 0), (target.prefix_length, 0)))
+    return Lesson(tokens, logits, features, labels, null, params)
+
+
+def kept_lesson(
+    target: TransformerConfig,
+    params: Params,
+    taps: tuple[int, ...],
+    codes: Int[Array, "B T"],
+    labels: Int[Array, "B"],
+    null: Bool[Array, "B"],
+    kept: Float[Array, "B 2 U E"],
+) -> Lesson:
+    """`make_lesson` from what was kept of the target; see `train.kept_features`."""
+    chosen = jnp.where(null[:, None, None], kept[:, 1], kept[:, 0])
+    dtype = params["norm"]["scale"].dtype
+    parts = jnp.split(chosen.astype(dtype), kept.shape[-1] // target.width, axis=-1)
+    by_layer = dict(zip(kept_layers(target.layers, taps), parts, strict=True))
+    features = [by_layer[tap] for tap in taps]
+    features = jnp.concatenate(features, axis=-1) if taps else parts[0][..., :0]
+    shared = shared_parameters(target, params, norm=True)
+    logits = scores_of(target, shared, by_layer[target.layers - 1])
     logits, features = jax.lax.stop_gradient((logits, features))
     tokens = jnp.pad(codes, ((0, 0), (target.prefix_length, 0)))
     return Lesson(tokens, logits, features, labels, null, params)
