@@ -293,7 +293,7 @@ def test_what_is_kept_of_the_target_teaches_the_same(kind, guidance, tmp_path):
     given = source.at(rows)
     np.testing.assert_array_equal(given[0][0], codes[1, 2])
     config = DrafterTrainingConfig(1, 3, guidance=guidance, null_share=0.5)
-    told = drafter, config, own(drafter), PARAMS, *given, KEY
+    told = drafter, config, drafter.init_params(KEY), PARAMS, *given, KEY
     fresh = guess_losses(*told)
     for a, b in zip(fresh, guess_losses(*told, np.asarray(kept[rows])), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
