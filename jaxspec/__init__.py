@@ -68,6 +68,7 @@ _HOMES = {
     "StopHead": "jaxspec.drafters.stop_head",
     "Target": "jaxspec.spec.target",
     "TokenRecycling": "jaxspec.drafters.recycling",
+    "TokenPrompt": "jaxspec.models.transformer",
     "Tokenizer": "jaxspec.models.tokenizer",
     "TokenizerConfig": "jaxspec.config",
     "Transformer": "jaxspec.models.transformer",

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from jaxspec.models.transformer import TokenPrompt
 from jaxspec.spec.draft import Round, Start
 from jaxspec.typing import Array, Int
 
@@ -10,9 +11,12 @@ from jaxspec.typing import Array, Int
 def prompt_tokens(start: Start) -> Int[Array, "B P"]:
     """The prompt, if it is tokens `[B, P]` with -1 behind shorter ones; else nothing.
 
-    A class or a caption is no history: its ids are not of the vocabulary.
+    A class or a caption is no history: its ids are not of the vocabulary. With guidance
+    it is that of the conditional stream.
     """
     prompt = start.prompt
+    if isinstance(prompt, TokenPrompt):
+        prompt = prompt.given
     if isinstance(prompt, jax.Array) and prompt.ndim == 2:
         if jnp.issubdtype(prompt.dtype, jnp.integer):
             return prompt.astype(jnp.int32)

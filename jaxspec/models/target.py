@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec.errors import ConfigError
-from jaxspec.models.transformer import Transformer
+from jaxspec.models.transformer import TokenPrompt, Transformer
 from jaxspec.spec.cache import init_cache, tree_mask
 from jaxspec.spec.target import Prefill, Target
 
@@ -20,18 +20,13 @@ def make_target(
 
     Args:
       model: a transformer. Without a condition its prompts are tokens, int32 [B, P],
-        at least one a row, with -1 behind shorter ones.
+        at least one a row, with -1 behind shorter ones; with guidance a `TokenPrompt`.
       guided: run an unconditional stream beside each row (classifier-free guidance).
       taps: layers whose outputs the drafter reads.
-
-    Raises:
-      ConfigError: guidance is asked of a model that has no condition.
     """
     config = model.config
     if config.condition == "none":
-        if guided:
-            raise ConfigError("without a condition there is no guidance: guided=False")
-        return _prompted(model, taps)
+        return _prompted(model, 2 if guided else 1, taps)
     streams = 2 if guided else 1
 
     def doubled(prompt):
@@ -66,11 +61,31 @@ def make_target(
     return Target(config.vocab_size, streams, prefill, forward, rescore)
 
 
-def _prompted(model: Transformer, taps: tuple[int, ...]) -> Target:
+def _prompted(model: Transformer, streams: int, taps: tuple[int, ...]) -> Target:
     """A model of bare sequences, which goes on from prompts."""
     config = model.config
 
+    def both(prompt):
+        """Prompts of all streams, [R, P]."""
+        if streams == 1:
+            if isinstance(prompt, TokenPrompt):
+                raise ConfigError("a TokenPrompt is for guidance: guided=True")
+            return prompt
+        if not isinstance(prompt, TokenPrompt):
+            raise ConfigError(
+                "guidance of a model without a condition needs TokenPrompt(given, null)"
+            )
+        size = max(prompt.given.shape[1], prompt.null.shape[1])
+        parts = (prompt.given, prompt.null)
+        return jnp.concatenate(
+            [
+                jnp.pad(x, ((0, 0), (0, size - x.shape[1])), constant_values=-1)
+                for x in parts
+            ]
+        )
+
     def prefill(params, prompt, extra):
+        prompt = both(prompt)
         rows, size = prompt.shape
         lengths = jnp.sum(prompt >= 0, axis=1, dtype=jnp.int32)
         dtype = jax.tree.leaves(params)[0].dtype
@@ -95,6 +110,8 @@ def _prompted(model: Transformer, taps: tuple[int, ...]) -> Target:
         return model.extend(params, cache, tokens, positions, mask, taps)
 
     def rescore(params, prompt, tokens, index):
+        prompt = both(prompt)
+        tokens, index = (jnp.concatenate([x] * streams) for x in (tokens, index))
         lengths = jnp.sum(prompt >= 0, axis=1, dtype=jnp.int32)
         total = prompt.shape[1] + tokens.shape[1]
         behind = jnp.arange(total) - lengths[:, None]
@@ -104,4 +121,4 @@ def _prompted(model: Transformer, taps: tuple[int, ...]) -> Target:
         stream = jnp.where(behind < 0, given, drawn)
         return model.score(params, None, stream, at=lengths + index - 1)[0][:, 0]
 
-    return Target(config.vocab_size, 1, prefill, forward, rescore)
+    return Target(config.vocab_size, streams, prefill, forward, rescore)

@@ -36,6 +36,21 @@ class Caption:
     valid: Bool[Array, "B P"]
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TokenPrompt:
+    """A prompt of tokens for guidance: one for each stream.
+
+    Attributes:
+      given: int32 [B, P], with -1 behind shorter ones.
+      null: int32 [B, Q], what the unconditional stream reads instead, likewise; it may
+        be of another length.
+    """
+
+    given: Int[Array, "B P"]
+    null: Int[Array, "B Q"]
+
+
 def head_norm(config: TransformerConfig) -> Callable[[str], nn.Module] | None:
     """What norms the heads of queries and keys, by name; None for nothing."""
     if config.qk_layer_norm:  # its epsilon is fixed

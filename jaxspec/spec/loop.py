@@ -286,11 +286,13 @@ def _read(engine: Engine, params: Params, state: SpecState, draft: Draft, shape)
         window = jnp.concatenate([nodes, riders.mask | own], axis=1)
     if window.ndim == 3:
         window = _streams(engine, window)
+    # Prompts of the streams may be of different lengths.
+    shift = cache.lengths - _streams(engine, cache.lengths[: tokens.shape[0]])
     return engine.target.forward(
         params,
         cache,
         _streams(engine, tokens),
-        _streams(engine, positions),
+        _streams(engine, positions) + shift[:, None],
         tree_mask(cache, window),
     )
 

@@ -19,7 +19,7 @@ from jaxspec.drafters.feature_head import FeatureHead
 from jaxspec.drafters.prompt_lookup import PromptLookup
 from jaxspec.errors import ConfigError
 from jaxspec.models.target import make_target
-from jaxspec.models.transformer import Transformer
+from jaxspec.models.transformer import TokenPrompt, Transformer
 from jaxspec.spec.named_trees import named_tree
 from jaxspec.spec.sampling import make_sampling
 from jaxspec.testing.properties import assert_fresh_cache, run_rounds
@@ -89,7 +89,51 @@ def test_near_ties_are_scored_without_a_cache_behind_each_rows_prompt():
         np.testing.assert_allclose(found[row], wanted[0, -1], atol=1e-4)
 
 
-def test_text_has_no_guidance():
-    with pytest.raises(ConfigError, match="guided=False"):
-        make_target(MODEL)
-    make_target(Transformer(replace(CONFIG, layers=1)), guided=False)
+NULL = jnp.array([[7, -1], [7, 8], [11, 7]])
+SCALES = jnp.array([1.5, 3.0, 0.5])
+
+
+def guided_by_hand():
+    """Greedy tokens of each row and its unconditional double, each a whole pass."""
+    rows = []
+    for given, null, scale in zip(PROMPT, NULL, SCALES, strict=True):
+        drawn: list[int] = []
+        for _ in range(LENGTH):
+            streams = [[int(t) for t in x if t >= 0] + drawn for x in (given, null)]
+            yes, no = (
+                MODEL.score(PARAMS, None, jnp.array([x]))[0][0, -1] for x in streams
+            )
+            drawn.append(int((no + scale * (yes - no)).argmax()))
+        rows.append(drawn)
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("name", ["prompt lookup", *DRAFTERS])
+def test_guided_text_reads_a_prompt_for_each_stream(name):
+    """The prompts of the two streams are of different lengths."""
+    drafter, params = DRAFTERS.get(name) or PromptLookup(), None
+    if name in DRAFTERS:
+        params = drafter.bind(drafter.init_params(jax.random.key(1)), PARAMS)
+    prompt = TokenPrompt(PROMPT, NULL)
+    engine, state = run_rounds(
+        make_target(MODEL, guided=True, taps=getattr(drafter, "taps", ())),
+        PARAMS,
+        drafter,
+        params,
+        TREE,
+        prompt,
+        length=LENGTH,
+        rows=3,
+        sampling=make_sampling(3, temperature=0.0, guidance=SCALES),
+        order=("temperature",),
+    )
+    np.testing.assert_array_equal(state.tokens[:, :LENGTH], guided_by_hand())
+    assert_fresh_cache(engine, PARAMS, prompt, state)
+
+
+def test_streams_without_their_prompts_are_refused():
+    small = Transformer(replace(CONFIG, layers=1))
+    with pytest.raises(ConfigError, match=r"needs TokenPrompt\(given, null\)"):
+        make_target(small, guided=True).prefill(PARAMS, PROMPT, 4)
+    with pytest.raises(ConfigError, match="guided=True"):
+        make_target(small, guided=False).prefill(PARAMS, TokenPrompt(PROMPT, NULL), 4)

@@ -4,13 +4,19 @@
 import re
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from jaxspec.convert.run import detect
-from jaxspec.models.transformer import Transformer
+from jaxspec.models.target import make_target
+from jaxspec.models.transformer import TokenPrompt, Transformer
+from jaxspec.spec.loop import generate
+from jaxspec.spec.noise import row_keys
+from jaxspec.spec.sampling import make_sampling
+from jaxspec.spec.state import Engine
 from tests.parity.comparing import as_jax, assert_close
 from tests.parity.converting import converted, source_of
 from tests.parity.random_weights import randomized
@@ -112,3 +118,34 @@ def test_both_parts_are_found_and_codes_are_scored_alike(model, first_release):
     tokens = jnp.concatenate([as_jax(text) + CODES, as_jax(codes)], axis=1)
     ours, _ = Transformer(found.config).score(found.params, None, tokens)
     assert_close(ours, theirs, atol=1e-4)
+
+
+def test_guided_codes_are_those_of_the_original_loop(model):
+    """Every prompt token but the first and the last is padding in the null stream."""
+    state, said = model.state_dict(), model.config.to_dict()
+    found = converted(state, "janus", config=said)
+    inner, pad, scale, count = model.model, 3, 5.0, 6
+    torch.manual_seed(2)
+    given = torch.randint(4, TEXT, (2, 7))
+    null = given.clone()
+    null[:, 1:-1] = pad
+
+    drawn = torch.zeros(2, 0, dtype=torch.long)
+    for _ in range(count):
+        scores = []
+        for text in (given, null):
+            codes = inner.generation_aligner(inner.generation_embeddings(drawn))
+            embeds = torch.cat([inner.language_model.embed_tokens(text), codes], dim=1)
+            h = inner.language_model(inputs_embeds=embeds).last_hidden_state
+            scores.append(inner.generation_head(h[:, -1]))
+        best = (scores[1] + scale * (scores[0] - scores[1])).argmax(-1, keepdim=True)
+        drawn = torch.cat([drawn, best], dim=1)
+
+    target = make_target(Transformer(found.config), guided=True)
+    prompt = TokenPrompt(as_jax(given) + CODES, as_jax(null) + CODES)
+    sampling = make_sampling(2, temperature=0.0, guidance=scale)
+    out = generate(
+        Engine(target, count), found.params, None, prompt, sampling, row_keys(0, 2)
+    )
+    np.testing.assert_array_equal(np.asarray(out.tokens), drawn.numpy())
+    assert len(drawn.unique()) > 3
