@@ -80,6 +80,11 @@ def load_bundle(path: str | os.PathLike | None = None, *, dtype: Any = None) -> 
     check_manifest(folder)
     prior, tokenizer = load_prior(folder / "prior"), None
     if prior.config.condition != "none":
+        if not (folder / "tokenizer").is_dir():
+            raise CheckpointError(
+                f"'{folder}' has a prior and no tokenizer/: train one, or convert the "
+                "one that the prior was made for into the same folder"
+            )
         tokenizer = load_checkpoint(folder / "tokenizer", "tokenizer")
     drafter = None
     if (folder / "drafter").is_dir():

@@ -32,7 +32,9 @@ class Captions:
 def tokenize(file: Path, texts: Sequence[str], length: int) -> np.ndarray:
     """Tokens int32 `[n, P]`, an end mark behind each text, then -1.
 
-    As LlamaGen does, texts are lower-cased, and cut after `length` tokens.
+    Texts are lower-cased and stripped, and cut after `length` tokens. LlamaGen also
+    cleans captions of the web (addresses, mark-up, brackets, dashes), which is not done
+    here; plain prompts come out alike.
 
     Raises:
       ConfigError: the package that reads the file is not installed, or a text is empty.

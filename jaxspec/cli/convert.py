@@ -31,7 +31,7 @@ def add_parser(commands) -> None:
     )
     parser.add_argument(
         "--dtype",
-        choices=("float32", "bf16", "float16"),
+        choices=("float32", "bf16", "bfloat16", "float16"),
         help="of the result (default: as stored, at most float32)",
     )
     parser.add_argument(
@@ -75,7 +75,11 @@ def add_parser(commands) -> None:
         "checkpoint", metavar="CHECKPOINT", help="a part of a bundle, such as DIR/prior"
     )
     back.add_argument("folder", metavar="DIR", help="made if it is not there")
-    back.add_argument("--family", required=True, metavar="NAME")
+    back.add_argument(
+        "--family",
+        required=True,
+        choices=("llamagen", "llamagen-hf", "eagle1", "eagle3", "dflash"),
+    )
     back.set_defaults(run=run_export)
 
 
@@ -150,10 +154,17 @@ def run_export(arguments: argparse.Namespace) -> None:
 
     from jaxspec.convert.export import export
 
-    with tqdm(desc="export", unit="B", unit_scale=True) as bar:
-        file = export(
-            arguments.checkpoint, arguments.folder, arguments.family, bar.update
-        )
+    bars: list[tqdm] = []
+
+    def begin(total: int):
+        bars.append(tqdm(total=total, desc="export", unit="B", unit_scale=True))
+        return bars[0].update
+
+    try:
+        file = export(arguments.checkpoint, arguments.folder, arguments.family, begin)
+    finally:
+        for bar in bars:
+            bar.close()
     print(f"wrote {file}")
 
 

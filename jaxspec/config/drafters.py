@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jaxspec.config.checks import even_heads, grouped_heads, positive, require
+from jaxspec.config.models import RopeScaling
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,9 @@ class FeatureHeadConfig:
       draft_vocab: tokens of an own output head (version 3); 0 shares the target's.
       norm_before_residual: the residual of version 3 is the normed feature.
       qkv_bias: biases in the query, key and value maps (Qwen2's heads).
+      rope_base: of rotary frequencies of the head's own, along the sequence; None: it
+        turns as the target does.
+      rope_scaling: of those frequencies.
       own_embedding: tokens are read through a table `[V, D]` of the head's own; else
         through the target's.
     """
@@ -119,6 +123,8 @@ class FeatureHeadConfig:
     draft_vocab: int = 0
     norm_before_residual: bool = False
     qkv_bias: bool = False
+    rope_base: float | None = None
+    rope_scaling: RopeScaling | None = None
     own_embedding: bool = False
 
     def __post_init__(self):

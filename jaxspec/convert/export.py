@@ -16,6 +16,7 @@ from jaxspec.convert.reading.safetensors import write_safetensors
 from jaxspec.convert.transforms import TRANSFORMS
 from jaxspec.errors import ConfigError, DataError
 
+Progress = Callable[[int], object]
 EXPORTS = tuple(name for name, family in FAMILIES.items() if family.export)
 
 
@@ -23,7 +24,7 @@ def export(
     checkpoint: str | os.PathLike,
     folder: str | os.PathLike,
     family: str,
-    progress: Callable[[int], object] = lambda count: None,
+    progress: Callable[[int], Progress] = lambda total: lambda count: None,
 ) -> Path:
     """Writes `model.safetensors` and `config.json`.
 
@@ -34,18 +35,24 @@ def export(
       checkpoint: a part of a bundle (`.../prior`, `.../drafter`).
       folder: made if it is not there.
       family: one of `EXPORTS`.
-      progress: called with bytes done.
+      progress: called with all bytes; gives a function of bytes done.
 
     Returns:
       The file.
 
     Raises:
-      ConfigError: the family is not written, or cannot hold this model.
+      ConfigError: the family is not written, cannot hold this model, or the folder
+        holds a checkpoint of ours.
       CheckpointError: the checkpoint cannot be read.
       DataError: the folder cannot be written.
     """
     if family not in EXPORTS:
         raise ConfigError(f"family {family!r} is not written; {', '.join(EXPORTS)} are")
+    folder = Path(folder)
+    if (folder / "params").exists():
+        raise ConfigError(
+            f"'{folder}' holds a checkpoint of jaxspec; export into another folder"
+        )
     found = load_checkpoint(checkpoint)
     write = FAMILIES[family].export
     assert write is not None
@@ -67,7 +74,7 @@ def export(
         if name in out.computed:
             return out.computed[name]
         x = part(name, np.asarray(leaves[parts[name][0]]))
-        progress(x.nbytes)
+        advance(x.nbytes)
         return x
 
     table = []
@@ -75,12 +82,15 @@ def export(
         shape = part(name, np.broadcast_to(np.int8(0), leaves[path].shape)).shape
         table.append((name, shape, leaves[path].dtype))
     table += [(name, x.shape, x.dtype) for name, x in out.computed.items()]
-    folder = Path(folder)
+    advance = progress(sum(x.nbytes for x in leaves.values()))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / "model.safetensors"
         write_safetensors(file, table, read)
-        (folder / "config.json").write_text(json.dumps(out.config, indent=2) + "\n")
+        text = json.dumps(out.config, indent=2) + "\n"
+        fresh = folder / ".config.json.part"
+        fresh.write_text(text)
+        os.replace(fresh, folder / "config.json")
     except OSError as error:
         raise DataError(f"cannot write '{folder}': {error.strerror}") from None
     return file

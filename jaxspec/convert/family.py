@@ -93,15 +93,32 @@ class Family:
     export: Callable[[Checkpoint], Outgoing] | None = None
 
 
-def setting(source: Source, given: Given, key: str, *values: Any, wanted: str) -> Any:
-    """The user's setting, or the first value that is known.
+class Settings(dict[str, Any]):
+    """What the user said, and which of it was asked for."""
+
+    def __init__(self, values: Mapping[str, Any]):
+        """Nothing was asked for yet."""
+        super().__init__(values)
+        self.asked: set[str] = set()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """As a dict's; remembers the key."""
+        self.asked.add(key)
+        return super().get(key, default)
+
+
+def setting(source: Source, given: Given, key: str, *values: Any, wanted: str) -> int:
+    """The user's setting, or the first value that is known: a whole number.
 
     Raises:
-      ConfigError: nobody knows; says how to give it.
+      ConfigError: nobody knows; says how to give it. Or it is no such number.
     """
     for value in (given.get(key), *values):
-        if value is not None:
-            return value
+        if value is None:
+            continue
+        if type(value) is not int or not 0 <= value < 1 << 31:
+            raise ConfigError(f"'{source.name}': {key}={value!r} is no whole number")
+        return value
     raise ConfigError(
         f"'{source.name}' does not tell {wanted}; give it with --set {key}=NUMBER"
     )

@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxspec.checkpoint import (
+    KINDS,
     Checkpoint,
     abstract_params,
     load_checkpoint,
@@ -22,17 +23,29 @@ from jaxspec.checkpoint import (
     read_config,
     save_leaves,
 )
+from jaxspec.config import from_dict, to_dict
 from jaxspec.convert.families import FAMILIES
-from jaxspec.convert.family import Family, Given, Plan
+from jaxspec.convert.family import Family, Given, Plan, Settings
 from jaxspec.convert.mapping import Piece, place
 from jaxspec.convert.reading.open import open_source
-from jaxspec.convert.reading.stored import Source
+from jaxspec.convert.reading.stored import Source, printable
 from jaxspec.convert.transforms import TRANSFORMS
-from jaxspec.errors import ConfigError, NonFiniteError
+from jaxspec.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    JaxspecError,
+    NonFiniteError,
+)
 from jaxspec.sharding import placement
 from jaxspec.spec.neighbours import neighbour_table
 
-DTYPES = {"float32": np.float32, "bf16": ml_dtypes.bfloat16, "float16": np.float16}
+DTYPES = {
+    "float32": np.float32,
+    "bf16": ml_dtypes.bfloat16,
+    "bfloat16": ml_dtypes.bfloat16,
+    "float16": np.float16,
+}
 # Where a part of a bundle lies.
 FOLDERS = {"prior": "prior", "tokenizer": "tokenizer", "text_encoder": "text_encoder"}
 # LANTERN's k; one more neighbour is kept.
@@ -130,7 +143,18 @@ def understand(
             f"'{source.name}' is a drafter ({family.name}); convert its target first, "
             "into the same folder, or name it with --target"
         )
-    plan = family.plan(source, given or {}, target)
+    try:
+        plan = family.plan(source, given or {}, target)
+        from_dict(KINDS[plan.kind], to_dict(plan.config))  # each field of its type
+    except JaxspecError:
+        raise
+    except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as e:
+        raise ConfigError(
+            f"'{source.name}': its config.json or its shapes make no sense for "
+            f"{family.name} ({type(e).__name__}: {printable(str(e))}); check which "
+            "files lie together, or name another --family"
+        ) from None
+    _no_larger_than_its_files(source, plan)
     like = dict(sorted(named_leaves(abstract_params(plan.kind, plan.config))))
     computed = plan.derived
     used = {n for d in computed.values() if not d.shared for n in d.names}
@@ -149,7 +173,12 @@ def understand(
             names = computed[path].names
             kind = str(leaf.dtype)
             if leaf.dtype == np.float32:  # a computed table is as its tensors are
-                kind = _dtype([source.tensors[n].dtype for n in names], dtype)
+                kinds = [source.tensors[n].dtype for n in names]
+                kind = _dtype(kinds, dtype)
+                if any(np.dtype(k).kind in "iub" for k in kinds):
+                    wrong.append(
+                        f"{names[0]} holds {kinds[0]}, not floating-point numbers"
+                    )
             lines.append(Line(path, names, "computed", leaf.shape, kind))
             continue
         have = pieces[path]
@@ -175,6 +204,23 @@ def understand(
     if family.drafter and target:
         digest = target.about.get("digest") or params_digest(target.params)
     return Conversion(source, family, plan, pieces, tuple(lines), digest)
+
+
+def _no_larger_than_its_files(source: Source, plan: Plan) -> None:
+    """Refuses a config that promises more layers than there are tensors.
+
+    Raises:
+      ConfigError: before anything is built from it.
+    """
+    config = getattr(plan.config, "config", plan.config)
+    for name in ("layers", "encoder_blocks", "decoder_blocks", "heads", "blocks"):
+        value = getattr(config, name, 0)
+        most = len(source.tensors) if name not in ("heads", "blocks") else 1000
+        if isinstance(value, int) and value > most:
+            raise ConfigError(
+                f"'{source.name}': its config says {name}={value}, but there are "
+                f"{len(source.tensors)} tensors"
+            )
 
 
 def _dtype(kinds: list[Any], wanted: str | None) -> str:
@@ -216,7 +262,13 @@ def arrays(
     source, plan = conversion.source, conversion.plan
 
     def read(name: str) -> np.ndarray:
-        x = source.tensors[name].read()
+        try:
+            x = source.tensors[name].read()
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            raise DataError(
+                f"'{source.tensors[name].file}': {name} cannot be read "
+                f"({printable(str(error))}); fetch it again"
+            ) from None
         if np.dtype(x.dtype).kind not in "iub" and not _finite(x):
             raise NonFiniteError(
                 f"'{source.tensors[name].file}': {name} holds NaN or infinity; the "
@@ -344,6 +396,7 @@ def convert(
       CheckpointError: the bundle cannot be written.
     """
     written = []
+    _keep_others_files(Path(place), Path(bundle))
     for conversion in prepare(
         place,
         bundle,
@@ -353,6 +406,7 @@ def convert(
         given=given,
         allow_objects=allow_objects,
     ):
+        _keep_what_is_no_checkpoint(conversion, Path(bundle))
         written.append(_write(conversion, Path(bundle), progress(conversion), mesh))
     return written
 
@@ -374,20 +428,64 @@ def prepare(
         raise ConfigError(f"no family {family!r}; choose one of {', '.join(FAMILIES)}")
     source = open_source(place, allow_objects=allow_objects)
     families = detect(source) if family is None else [FAMILIES[family]]
-    conversions = []
+    conversions, asked = [], set()
     for one in families:
         drafted = None
         if one.drafter:
             folder = Path(target) if target else Path(bundle) / "prior"
             if target or folder.is_dir():
                 drafted = _target(folder)
-        settings = dict(given or {})
+        settings = Settings(given or {})
         if one.name.startswith("vq-"):
             _same_pictures(Path(bundle), source, settings)
         conversions.append(
             understand(source, one, given=settings, target=drafted, dtype=dtype)
         )
+        asked |= settings.asked
+    if unknown := sorted(set(given or {}) - asked):
+        offer = ", ".join(sorted(asked)) or "nothing"
+        raise ConfigError(
+            f"--set {', '.join(unknown)}: '{source.name}' asks for {offer}"
+        )
     return conversions
+
+
+def _keep_others_files(place: Path, bundle: Path) -> None:
+    """Refuses to write into the source, or above it.
+
+    Raises:
+      ConfigError: says so.
+    """
+    if not place.exists():
+        return
+    source = place.resolve() if place.is_dir() else place.resolve().parent
+    for part in (*FOLDERS.values(), "drafter"):
+        target = (bundle / part).resolve()
+        if target == source or target in source.parents or source in target.parents:
+            if place.is_file() and source in target.parents:
+                continue  # beside a file is where people work
+            raise ConfigError(
+                f"'{bundle / part}' and the source '{place}' lie in one another; name "
+                "another folder for the bundle"
+            )
+
+
+def _keep_what_is_no_checkpoint(conversion: Conversion, bundle: Path) -> None:
+    """Refuses to replace a folder that is none of ours.
+
+    Raises:
+      ConfigError: says so.
+    """
+    folder = bundle / FOLDERS.get(conversion.plan.kind, "drafter")
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    try:
+        read_config(folder)
+    except CheckpointError:
+        raise ConfigError(
+            f"'{folder}' is there and is no checkpoint of jaxspec; it is left as it "
+            "is. Move it, or name another folder for the bundle"
+        ) from None
 
 
 def _target(folder: Path) -> Checkpoint:
@@ -403,7 +501,7 @@ def _same_pictures(bundle: Path, source: Source, settings: dict[str, Any]) -> No
     if "image_size" in settings or not (bundle / "prior").is_dir():
         return
     prior = read_config(bundle / "prior").config
-    if prior.rope == "grid":
+    if getattr(prior, "rope", None) == "grid":
         halvings = sum(n.endswith(".downsample.conv.weight") for n in source.tensors)
         settings["image_size"] = prior.grid * 2**halvings
 

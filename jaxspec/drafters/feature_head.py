@@ -14,7 +14,7 @@ from jaxspec.drafters.history import prompt_tokens
 from jaxspec.drafters.shared import shared_parameters, target_norm
 from jaxspec.errors import ConfigError
 from jaxspec.nn.layers import head_scores
-from jaxspec.nn.rope import angles_of
+from jaxspec.nn.rope import angles_of, sequence_angles
 from jaxspec.spec.cache import KVCache, init_cache, tree_mask
 from jaxspec.spec.draft import Draft, Observation, Round, Start
 from jaxspec.spec.envelopes import Envelope
@@ -128,7 +128,10 @@ class FeatureHead:
         grid the pair that begins a picture then has its first cell, not the zeros of
         the condition. In a sequence only distances count.
         """
-        return angles_of(self.target, positions + 1, self.config.head_size)
+        c, places = self.config, positions + 1
+        if c.rope_base is not None:
+            return sequence_angles(places, c.head_size, c.rope_base, c.rope_scaling)
+        return angles_of(self.target, places, c.head_size)
 
     def inputs(
         self, params: Params, features: Float[Array, "... E"]

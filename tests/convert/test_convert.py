@@ -8,8 +8,10 @@ import pytest
 import tensorstore as ts
 
 from jaxspec.checkpoint import load_checkpoint, params_digest, save, save_leaves
+from jaxspec.cli import convert as command
 from jaxspec.cli import main
 from jaxspec.convert.export import export
+from jaxspec.convert.families import FAMILIES
 from jaxspec.convert.reading.open import open_source
 from jaxspec.convert.reading.safetensors import write_safetensors
 from jaxspec.convert.run import arrays, convert, prepare
@@ -189,3 +191,60 @@ def chunks(folder, name):
     store = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
     array = ts.open({"driver": "zarr", "kvstore": store}).result()
     return list(array.chunk_layout.read_chunk.shape)
+
+
+def test_settings_that_nobody_asks_for_are_refused(tmp_path, released):
+    file = write(tmp_path / "m.safetensors", released)
+    with pytest.raises(
+        ConfigError, match=r"--set gird, haeds: .* asks for .*grid, heads"
+    ):
+        prepare(file, tmp_path / "b", given={**GIVEN, "haeds": 4, "gird": 4})
+    for wrong in (1.5, "x", -4):
+        with pytest.raises(ConfigError, match="is no whole number"):
+            prepare(file, tmp_path / "b", given={**GIVEN, "grid": wrong})
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"num_attention_heads": 0},
+        {"num_attention_heads": "x"},
+        {"num_attention_heads": 4, "rms_norm_eps": None},
+        {"num_attention_heads": 4, "block_size": -4},
+        {"num_attention_heads": 4, "block_size": 17},
+        {"num_attention_heads": 4, "rope_theta": "abc"},
+        {"jaxspec": {"layers": 10_000_000}},
+        {"jaxspec": {"layers": "two"}},
+        {"jaxspec": 3},
+    ],
+    ids=str,
+)
+def test_a_config_that_makes_no_sense_gets_one_clear_error(tmp_path, released, config):
+    file = write(tmp_path / "m.safetensors", released)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError):
+        prepare(file, tmp_path / "b", given={"grid": 4})
+
+
+def test_nobodys_files_are_replaced(tmp_path, released):
+    """Neither the source, nor a folder that is there and is no checkpoint."""
+    theirs = tmp_path / "b/prior"
+    theirs.mkdir(parents=True)
+    write(theirs / "model.safetensors", released)
+    for bundle in (tmp_path / "b", theirs):
+        with pytest.raises(ConfigError, match="lie in one another"):
+            convert(theirs, bundle, given=GIVEN)
+    with pytest.raises(ConfigError, match="is no checkpoint of jaxspec"):
+        convert(
+            write(tmp_path / "m.safetensors", released), tmp_path / "b", given=GIVEN
+        )
+    assert (theirs / "model.safetensors").is_file()
+    save(tmp_path / "mine/prior", models.prior())
+    before = (tmp_path / "mine/prior/config.json").read_text()
+    with pytest.raises(ConfigError, match="export into another folder"):
+        export(tmp_path / "mine/prior", tmp_path / "mine/prior", "llamagen")
+    assert (tmp_path / "mine/prior/config.json").read_text() == before
+
+
+def test_the_command_lists_the_families_that_there_are():
+    assert set(command.FAMILIES.split(", ")) == set(FAMILIES)

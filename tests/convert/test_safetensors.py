@@ -54,9 +54,15 @@ WRONG = {
     "overlapping": ({"a": entry(), "b": entry(data_offsets=[4, 12])}, "same place"),
     "another size": ({"w": entry(shape=[3])}, "8 bytes"),
     "behind the end": ({"w": entry(shape=[99], data_offsets=[0, 396])}, "ends at byte"),
-    "a shape bomb": ({"w": entry(shape=[1 << 62, 1 << 62])}, "8 bytes"),
-    "a negative shape": ({"w": entry(shape=[-2])}, "has the shape"),
-    "fractions": ({"w": entry(shape=[2.0])}, "has the shape"),
+    "a shape bomb": ({"w": entry(shape=[1 << 62, 1 << 62])}, "makes no sense"),
+    "large shapes": ({"w": entry(shape=[1 << 50, 1 << 50])}, "8 bytes"),
+    "a negative shape": ({"w": entry(shape=[-2])}, "makes no sense"),
+    "fractions": ({"w": entry(shape=[2.0])}, "makes no sense"),
+    "a hundred axes": ({"w": entry(shape=[1] * 100)}, "makes no sense"),
+    "an empty giant": (
+        {"w": entry(shape=[0, 1 << 61], data_offsets=[0, 0])},
+        "but 0 bytes",
+    ),
     "an unknown dtype": ({"w": entry(dtype="F7")}, "no usable entry"),
     "no offsets": ({"w": {"dtype": "F32", "shape": [2]}}, "no usable entry"),
     "no object": ([1, 2], "is no object"),
@@ -117,7 +123,7 @@ def test_a_folder_of_shards_is_one_model(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["../m.safetensors", "/etc/passwd", "a/b.bin", "..", 3]
+    "name", ["../m.safetensors", "/etc/passwd", "a/b.bin", "..", 3, [], "a\n"]
 )
 def test_an_index_names_nothing_outside_its_folder(tmp_path, name):
     write(tmp_path / "m.safetensors", STATE)

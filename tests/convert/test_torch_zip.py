@@ -55,13 +55,33 @@ def test_views_share_a_storage(tmp_path):
     np.testing.assert_array_equal(tensors["behind"].read(), [[7, 9, 11], [13, 15, 17]])
 
 
+def test_dicts_that_share_their_parts_are_read_once(tmp_path):
+    """Seven levels of a hundred names for the same dict: 10^14 paths, one tensor."""
+    body = t.record({"w": t.whole("0", X)}) + b"q\1"
+    for level in range(7):
+        body += b"0" + t.record({str(i): b"h" + bytes([level + 1]) for i in range(100)})
+        body += b"q" + bytes([level + 2])
+    t.write_zip(tmp_path / "m.pt", body, {"0": X})
+    with pytest.raises(DataError, match="holds no state dict"):
+        open_source(tmp_path / "m.pt")
+
+
+def test_a_tensor_beside_the_state_dict_does_not_hide_it(tmp_path):
+    body = t.record(
+        {"step": t.whole("0", X), "model": t.record({"w": t.whole("0", X)})}
+    )
+    t.write_zip(tmp_path / "m.pt", body, {"0": X})
+    source = open_source(tmp_path / "m.pt")
+    assert list(source.tensors) == ["w"] and source.left_out == ("[step]",)
+
+
 @pytest.mark.parametrize("key", ["model", "module", "state_dict"])
 def test_the_state_dict_is_found_in_what_trainers_save(tmp_path, key):
     x = np.ones(3, np.float32)
     body = t.record({key: t.record({"w": t.whole("0", x)}), "steps": t.number(7)})
     t.write_zip(tmp_path / "m.pt", body, {"0": x})
     source = open_source(tmp_path / "m.pt")
-    assert list(source.tensors) == ["w"] and source.left_out == ("['steps']",)
+    assert list(source.tensors) == ["w"] and source.left_out == ("[steps]",)
 
 
 def hostile(command):
@@ -114,7 +134,12 @@ HOSTILE = {
     "an extension": b"\x82\x01",
     "an old instance": b"(ios\nsystem\n",
     "an object": b"(" + t.function("os", "system") + t.text("true") + b"o",
-    "a memo bomb": t.whole("0", X) + b"r\xff\xff\xff\x7f",
+    "a deep key": b"}(" + b")" + b"\x85" * 400_000 + b"K\x01u",
+    "an exponential key": b"}(" + b")" + b"2\x86" * 40 + b"K\x01u",
+    "an exponential reference": b")" + b"2\x86" * 40 + b"Q",
+    "a size of bytes": t.function("torch", "Size") + b"B\4\0\0\0abcd\x85R",
+    "a number beyond sizes": b"\x8b\x10\0\0\0" + b"\x7f" * 16,
+    "hidden bits": t.whole("0", X)[:-2] + t.record({"neg": b"\x88"}) + b"tR",
     "a bare reference": b"P1\n",
     "nothing": b"",
     "a stack that is empty": b"000",

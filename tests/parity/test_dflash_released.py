@@ -123,6 +123,24 @@ def test_taps_that_a_config_does_not_list(layers, number, taps):
     assert released_taps(layers, number) == taps
 
 
+@pytest.mark.parametrize(
+    "said, message",
+    [
+        ({"layer_types": ["sliding_attention", "full_attention"]}, "sliding window"),
+        ({"use_sliding_window": True}, "sliding window"),
+        ({"rope_theta": 1e6}, "other frequencies"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "other frequencies"),
+    ],
+    ids=str,
+)
+def test_conventions_that_are_not_known_are_refused(said, message):
+    twin, *_ = make(False)
+    state = {k: x for k, x in twin.state_dict().items() if "markov" not in k}
+    with pytest.raises(ConfigError, match=message):
+        shared = Checkpoint("prior", TARGET, target())
+        converted(state, config={**SAID, **said}, target=shared)
+
+
 def test_a_mask_that_the_target_does_not_have_is_refused():
     twin, *_ = make(False)
     state = {k: x for k, x in twin.state_dict().items() if "markov" not in k}

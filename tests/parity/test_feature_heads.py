@@ -1,7 +1,8 @@
 # ruff: noqa: E402
 """EAGLE, LANTERN, Medusa and Hydra drafters against their twins, converted."""
 
-import jax
+from dataclasses import replace
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from jaxspec.checkpoint import Checkpoint
-from jaxspec.config import TransformerConfig
+from jaxspec.config import RopeScaling, TransformerConfig
+from jaxspec.errors import ConfigError
 from tests.parity.comparing import as_jax, assert_close
 from tests.parity.converting import converted
 from tests.parity.eagle_twin import (
@@ -152,6 +154,27 @@ def test_eagle_3_predicts_the_same_scores(residual, speculators):
     assert_close(drafter.scores(params, ours), scores, atol=1e-4)
 
 
+def test_a_head_turns_by_its_own_config_whatever_its_target_does():
+    """EAGLE's code knows no scaling: heads of scaled targets turn plainly."""
+    scaled = replace(TEXT, rope_scaling=RopeScaling("llama3", 8.0, 16), rope_base=5e5)
+    twin = Eagle1(vocab=VOCAB, width=WIDTH, heads=HEADS, kv_heads=2, hidden=48)
+    twin = randomized(twin, seed=0)
+    target = target_of(scaled)
+    found = converted(twin.state_dict(), config=SAID, target=target)
+    assert found.config.config.rope_base == 1e4
+    features, tokens = inputs()
+    scale = torch.tensor(np.asarray(target.params["norm"]["scale"]))
+    theirs = twin(normed(scaled, features) * scale, tokens, turns_of(TEXT))
+    drafter, params = found.config, found.config.bind(found.params, target.params)
+    ours, _ = drafter.network(found.params).layer(
+        params["embedding"][as_jax(tokens)],
+        drafter.inputs(params, as_jax(features)),
+        drafter.angles(places()),
+        causal(),
+    )
+    assert_close(ours, theirs, atol=1e-4)
+
+
 def test_medusa_guesses_the_same():
     target = target_of(TEXT)
     twin = randomized(Medusa(VOCAB, WIDTH, 3, 2), seed=0)
@@ -199,6 +222,11 @@ def test_a_table_of_offsets_is_not_one_of_tokens():
         vocab=VOCAB, drafted=16, taps=3, width=WIDTH, heads=HEADS, kv_heads=2, hidden=48
     )
     state = {**twin.state_dict(), "d2t": -torch.arange(16)}
-    with pytest.raises(ValueError, match="d2t names a token twice"):
+    with pytest.raises(ConfigError, match="d2t and t2d name different tokens"):
         converted(state, config=SAID, target=target)
-    assert jax.devices()
+    state.pop("t2d")
+    with pytest.raises(ConfigError, match="d2t names a token twice"):
+        converted(state, config=SAID, target=target)
+    state.pop("d2t")
+    with pytest.raises(ConfigError, match="has no d2t that says which"):
+        converted(state, config=SAID, target=target)

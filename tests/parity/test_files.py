@@ -108,5 +108,5 @@ def test_a_repository_comes_from_the_cache_when_offline(tmp_path, monkeypatch):
         assert source.revision == commit and source.config == {"model_type": "x"}
         np.testing.assert_array_equal(source.tensors["w"].read(), [1, 1])
     for gone in ("someone/other", "someone/model@0123456", "someone/model:b.pt"):
-        with pytest.raises(DataError, match="cannot fetch"):
+        with pytest.raises(DataError, match="cannot be fetched"):
             open_source(gone)

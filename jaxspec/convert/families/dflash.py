@@ -3,11 +3,14 @@
 Keys: z-lab/dflash `dflash/model.py`, deepseek-ai/DeepSpec `modeling/dspark`.
 """
 
+from typing import Any
+
 import numpy as np
 
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import BlockDiffusionConfig, to_dict
 from jaxspec.convert.families.eagle import rotary
+from jaxspec.convert.families.llama import scaling_of
 from jaxspec.convert.family import (
     Derived,
     Family,
@@ -73,6 +76,23 @@ def _config_of(
     width, joined_width = source.shape("fc.weight")
     taps = given.get("taps") or more.get("target_layer_ids")
     taps = taps or released_taps(of.layers, joined_width // of.width)
+    taps = (taps,) if isinstance(taps, int) else taps
+    windows = said.get("use_sliding_window") or "sliding_attention" in said.get(
+        "layer_types", ()
+    )
+    if windows:
+        raise ConfigError(
+            f"'{source.name}' attends within a sliding window, which is not known here"
+        )
+    if of.rope == "sequence":  # its own config decides; ours turns as the target does
+        turns = said.get("rope_parameters") or {}
+        base = said.get("rope_theta", turns.get("rope_theta"))
+        base = of.rope_base if base is None else float(base)
+        if (base, scaling_of(source, said)) != (of.rope_base, of.rope_scaling):
+            raise ConfigError(
+                f"'{source.name}' turns by other frequencies than its target (base "
+                f"{base:g} against {of.rope_base:g}), which is not known here"
+            )
     if min(taps) < 0:
         raise ConfigError(
             f"'{source.name}' taps the embedding (layer -1), which is not known here"
@@ -107,7 +127,7 @@ def _config_of(
 def _plan(source: Source, given: Given, target: Checkpoint | None) -> Plan:
     assert target is not None
     config = kept(source, BlockDiffusionConfig) or _config_of(source, given, target)
-    drafter, derived = BlockDiffusion(config, target.config), {}
+    drafter, derived, about = BlockDiffusion(config, target.config), {}, {}
     if "mask_rows" not in source.tensors:
         # All of DFlash's masks are one token of the target's.
         said = source.config
@@ -122,13 +142,15 @@ def _plan(source: Source, given: Given, target: Checkpoint | None) -> Plan:
             )
         rows = np.broadcast_to(table[mask], (config.block_size - 1, config.width))
         derived["mask_rows"] = Derived((), lambda: rows)
+        about["mask_token"] = mask
     return Plan(
         "block_diffusion",
         drafter,
         _rules(drafter),
         config.head_size,
         derived,
-        (r".*\.rotary_emb\.inv_freq", r"embed_tokens\.weight", r"lm_head\.weight"),
+        (r".*\.rotary_emb\.inv_freq",),
+        about,
     )
 
 
@@ -137,7 +159,7 @@ def _export(checkpoint: Checkpoint) -> Outgoing:
     if not isinstance(drafter, BlockDiffusion):
         raise ConfigError("only a block drafter goes out as DFlash")
     c = drafter.config
-    config = {
+    config: dict[str, Any] = {
         "architectures": ["DFlashDraftModel"],
         "model_type": "qwen3",
         "block_size": c.block_size,
@@ -154,7 +176,12 @@ def _export(checkpoint: Checkpoint) -> Outgoing:
         "dflash_config": {"target_layer_ids": list(c.taps)},
         "jaxspec": to_dict(c),
     }
-    return Outgoing(_rules(drafter), config, c.head_size)
+    left_out, mask = (), checkpoint.about.get("mask_token")
+    rows = np.asarray(checkpoint.params["mask_rows"])
+    if mask is not None and (rows == rows[:1]).all():  # as it came
+        config["dflash_config"]["mask_token_id"] = mask
+        left_out = ("mask_rows",)
+    return Outgoing(_rules(drafter), config, c.head_size, left_out=left_out)
 
 
 FAMILIES = (

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import FeatureHeadConfig, TransformerConfig, to_dict
+from jaxspec.convert.families.llama import scaling_of
 from jaxspec.convert.family import (
     Derived,
     Family,
@@ -77,13 +78,14 @@ def _sizes(
     )
     size, width = rows // heads, target.width
     kv_heads = source.shape(f"{root}self_attn.k_proj.weight")[0] // size
-    base = said.get("rope_theta")
-    if base is not None and base != target.rope_base:
-        raise ConfigError(
-            f"'{source.name}' turns by a base of {base}, its target by "
-            f"{target.rope_base}; it was trained for another one"
-        )
+    turns: dict[str, Any] = {}
+    if target.rope == "sequence":  # by its own config, whatever the target does
+        entry = said.get("rope_parameters") or {}
+        base = said.get("rope_theta", entry.get("rope_theta"))
+        turns["rope_base"] = float(10000.0 if base is None else base)
+        turns["rope_scaling"] = scaling_of(source, said)
     return {
+        **turns,
         "width": width,
         "heads": heads,
         "kv_heads": None if kv_heads == heads else kv_heads,
@@ -176,8 +178,9 @@ def _plan3(source: Source, given: Given, target: Checkpoint | None) -> Plan:
             "norm_output) that is not known here"
         )
     # Layers are named by what enters them, ours by what leaves them.
-    entered = said.get("eagle_aux_hidden_state_layer_ids") or given.get("layers")
+    entered = given.get("layers") or said.get("eagle_aux_hidden_state_layer_ids")
     entered = entered or (2, of.layers // 2, of.layers - 3)
+    entered = (entered,) if isinstance(entered, int) else entered
     head = source.tensors.get("lm_head.weight")
     drafted = 0 if head is None else head.shape[0]
     config = kept(source, FeatureHeadConfig) or FeatureHeadConfig(
@@ -189,9 +192,24 @@ def _plan3(source: Source, given: Given, target: Checkpoint | None) -> Plan:
         own_embedding=_own_embedding(source, target),
     )
 
-    def ids(*offsets: np.ndarray) -> np.ndarray:
+    if drafted < of.vocab_size and drafted and "d2t" not in source.tensors:
+        raise ConfigError(
+            f"'{source.name}' drafts {drafted} of {of.vocab_size} tokens, but has no "
+            "d2t that says which"
+        )
+
+    def ids(*tables: np.ndarray) -> np.ndarray:
         """`d2t` holds what is added to a draft's id, not the id."""
-        found = np.arange(drafted) + (offsets[0] if offsets else 0)
+        found = np.arange(drafted)
+        if tables:
+            offsets = tables[0]
+            if offsets.shape != (drafted,) or offsets.dtype.kind not in "iu":
+                raise ConfigError(
+                    f"'{source.name}': d2t is no list of {drafted} numbers"
+                )
+            found = found + offsets
+        if len(tables) > 1 and not np.array_equal(np.flatnonzero(tables[1]), found):
+            raise ConfigError(f"'{source.name}': d2t and t2d name different tokens")
         if len(set(found.tolist())) < drafted or found.min() < 0:
             raise ConfigError(f"'{source.name}': d2t names a token twice, or none")
         if found.max() >= of.vocab_size:
@@ -201,7 +219,8 @@ def _plan3(source: Source, given: Given, target: Checkpoint | None) -> Plan:
             )
         return found.astype(np.int32)
 
-    names = ("d2t",) if "d2t" in source.tensors else ()
+    names = tuple(name for name in ("d2t", "t2d") if name in source.tensors)
+    names = names if "d2t" in names else ()
     derived = {"ids": Derived(names, ids)} if drafted else {}
     return _plan_of(FeatureHead(config, of), root, derived)
 
@@ -222,7 +241,7 @@ def _export(version: int) -> Callable[[Checkpoint], Outgoing]:
             "head_dim": c.head_size,
             "num_hidden_layers": 1,
             "rms_norm_eps": c.norm_eps,
-            "rope_theta": target.rope_base,
+            "rope_theta": target.rope_base if c.rope_base is None else c.rope_base,
             "vocab_size": target.vocab_size,
             "jaxspec": to_dict(c),
         }

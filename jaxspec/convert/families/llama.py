@@ -87,9 +87,15 @@ def scaling_of(source: Source, said: Mapping[str, Any]) -> RopeScaling | None:
     kind = entry.get("rope_type", entry.get("type", "default"))
     if kind in ("default", None):
         return None
-    length = entry.get(
-        "original_max_position_embeddings",
-        said.get("original_max_position_embeddings", said["max_position_embeddings"]),
+    length = next(
+        found
+        for found in (
+            entry.get("original_max_position_embeddings"),
+            said.get("original_max_position_embeddings"),
+            said.get("max_position_embeddings"),
+            2048,
+        )
+        if found is not None
     )
     factor = float(entry.get("factor", 1.0))
     if kind == "linear":
@@ -132,7 +138,7 @@ def decoder_config(
             raise ConfigError(
                 f"'{source.name}' has {key}={said[key]!r}, which is not known here"
             )
-    vocabulary, width = source.shape(root + EMBEDDING)
+    vocabulary, width = source.shape(root + EMBEDDING, 2)
     layers = count(source, root + "layers.{i}.input_layernorm.weight")
     first = f"{root}layers.0.self_attn."
     heads = setting(
@@ -150,6 +156,9 @@ def decoder_config(
     norm = source.tensors.get(first + "q_norm.weight")
     rope = said.get("rope_parameters") or {}
     base = given.get("rope_base", said.get("rope_theta", rope.get("rope_theta")))
+    longest = given.get("max_length", said.get("max_position_embeddings", 2048))
+    if said.get("use_sliding_window") is False:  # Qwen keeps the number beside it
+        said = {**said, "sliding_window": None}
     return TransformerConfig(
         vocab_size=vocabulary,
         layers=layers,
@@ -162,7 +171,7 @@ def decoder_config(
         rope="sequence",
         rope_base=float(10000.0 if base is None else base),
         rope_scaling=scaling_of(source, said),
-        max_length=given.get("max_length", said.get("max_position_embeddings", 2048)),
+        max_length=min(longest, said.get("sliding_window") or longest),
         condition="none",
         qkv_bias=first + "q_proj.bias" in source.tensors,
         qk_norm=norm is not None and len(norm.shape) == 1,

@@ -4,6 +4,7 @@ Keys: FoundationVision/LlamaGen `autoregressive/models/gpt.py` (arXiv 2406.06525
 Rotary pairs are neighbours in both layouts, as ours: no rows move.
 """
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -93,7 +94,7 @@ def _plan(source: Source, given: Given, target: Checkpoint | None) -> Plan:
     ours = {rule.ours: rule.theirs for rule in rules}
     if (config := kept(source, TransformerConfig)) is not None:
         return Plan("prior", config, rules, config.head_size, ignored=IGNORED)
-    vocabulary, width = source.shape(ours["embedding/embedding"])
+    vocabulary, width = source.shape(ours["embedding/embedding"], 2)
     layers = count(source, ours["layers_{i}/attention_norm/scale"])
     said = source.config
     known = {(n, w): h for n, h, w in SIZES.values()}
@@ -147,10 +148,11 @@ def _plan(source: Source, given: Given, target: Checkpoint | None) -> Plan:
 def _grid(source: Source, given: Given, prefix: int, root: str) -> int:
     """Codes along a side: from the table of angles, the config, or the file's name."""
     table = source.tensors.get(f"{root}freqs_cis")
-    stored = None if table is None else round((table.shape[0] - prefix) ** 0.5)
+    stored = None if table is None else _side(source, table.shape[0] - prefix)
     block = source.config.get("block_size")
-    configured = None if block is None else round(block**0.5)
-    pixels = re.search(r"_(256|384|512)\b", source.name.split(".")[0])
+    configured = None if block is None else _side(source, block)
+    file = next(iter(source.tensors.values())).file.stem
+    pixels = re.search(r"_(256|384|512)$", file)
     named = int(pixels[1]) // 16 if pixels else None
     if stored is not None:
         agree(source, "the grid", configured, stored)
@@ -164,6 +166,18 @@ def _grid(source: Source, given: Given, prefix: int, root: str) -> int:
         wanted="the side of its pictures in codes (16, 24 or 32 for 256, 384 or 512 "
         "pixels)",
     )
+
+
+def _side(source: Source, count: int) -> int:
+    """The side of a square of so many codes.
+
+    Raises:
+      ConfigError: it is none.
+    """
+    side = math.isqrt(count) if type(count) is int and count > 0 else 0
+    if side < 1 or side**2 != count:
+        raise ConfigError(f"'{source.name}': {count} codes are no square")
+    return side
 
 
 def _export(rules: tuple[Rule, ...], kind: str) -> Callable[[Checkpoint], Outgoing]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import TokenizerConfig
-from jaxspec.convert.family import Family, Given, Plan, agree, count
+from jaxspec.convert.family import Family, Given, Plan, agree, count, setting
 from jaxspec.convert.mapping import Rule
 from jaxspec.convert.reading.stored import Source
 from jaxspec.errors import ConfigError
@@ -120,7 +120,7 @@ def _plan(layout: Layout, source: Source, given: Given) -> Plan:
     levels = count(source, first)
     widths = [source.shape(first.replace("{i}", str(i)))[0] for i in range(levels)]
     channels = source.shape(f"{root}encoder.conv_in.weight")[0]
-    codes, dim = source.shape(f"{root}quantize.embedding.weight")
+    codes, dim = source.shape(f"{root}quantize.embedding.weight", 2)
     attention = {
         i
         for i in range(levels)
@@ -138,9 +138,16 @@ def _plan(layout: Layout, source: Source, given: Given) -> Plan:
 
     said = source.config.get("vq_config", source.config.get("gen_vision_config", {}))
     step = 2 ** (levels - 1)
-    side = given.get("image_size", said.get("resolution"))
-    if side is None:
-        side = said["num_patches"] * step if "num_patches" in said else 256
+    known = said.get("resolution")
+    if known is None and "num_patches" in said:
+        known = said["num_patches"] * step
+    side = setting(
+        source,
+        given,
+        "image_size",
+        known,
+        wanted="the side of its pictures in pixels (a prior in the same bundle would)",
+    )
     config = TokenizerConfig(
         image_size=side,
         channels=channels,

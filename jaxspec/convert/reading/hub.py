@@ -3,10 +3,13 @@
 import re
 from pathlib import Path
 
+from jaxspec.convert.reading.stored import printable
 from jaxspec.errors import DataError
 
 # What a model can be made of; nothing else is fetched.
-PATTERNS = ("*.json", "*.safetensors", "*.bin", "*.pt", "*.pth", "*.model", "*.txt")
+TEXTS = ["*.json", "*.model", "*.txt"]
+PREFERRED = ["*.safetensors"]
+OTHERS = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.th"]
 PLACE = re.compile(
     r"(?P<repo>[\w][\w.\-]*/[\w][\w.\-]*)(@(?P<revision>[\w./\-]+))?(:(?P<file>[\w./\-]+))?"
 )
@@ -26,7 +29,9 @@ def download(place: str) -> tuple[Path, str]:
     """
     match = PLACE.fullmatch(place)
     if match is None:
-        raise DataError(f"there is no file or folder '{place}'; check the path")
+        raise DataError(
+            f"there is no file or folder '{printable(place)}'; check the path"
+        )
     repo, revision, file = match["repo"], match["revision"], match["file"]
     try:
         import huggingface_hub as hub  # pyright: ignore[reportMissingImports]
@@ -40,14 +45,19 @@ def download(place: str) -> tuple[Path, str]:
             path = Path(hub.hf_hub_download(repo, file, revision=revision))
             depth = file.count("/") + 1
             return path, path.parents[depth - 1].name
-        path = Path(
-            hub.snapshot_download(
-                repo, revision=revision, allow_patterns=list(PATTERNS)
+
+        def fetch(patterns):
+            return Path(
+                hub.snapshot_download(repo, revision=revision, allow_patterns=patterns)
             )
-        )
+
+        path = fetch(TEXTS + PREFERRED)
+        if not any(path.glob("*.safetensors")):
+            path = fetch(TEXTS + OTHERS)
     except Exception as error:  # network, permission, cache: each has its own kind
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
-            f"cannot fetch '{place}' from the hub: {reason[:200]}"
+            f"there is no '{place}' here, and it cannot be fetched from the hub: "
+            f"{reason[:200]}"
         ) from None
     return path, path.name

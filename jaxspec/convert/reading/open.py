@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxspec.convert.reading.hub import download
 from jaxspec.convert.reading.safetensors import read_safetensors, unique_keys
-from jaxspec.convert.reading.stored import Source, Stored
+from jaxspec.convert.reading.stored import Source, Stored, printable
 from jaxspec.convert.reading.torch_zip import read_torch
 from jaxspec.errors import DataError
 
@@ -29,8 +29,10 @@ def open_source(place: str | os.PathLike, *, allow_objects: bool = False) -> Sou
       DataError: there is nothing there, or it cannot be used; says why.
     """
     path, revision = Path(place), None
-    if not path.exists():
+    if not os.path.lexists(path):
         path, revision = download(str(place))
+    if not path.is_file() and not path.is_dir():
+        raise DataError(f"'{place}' is neither a file nor a folder")
     files = [path] if path.is_file() else _files(path)
     tensors: dict[str, Stored] = {}
     left_out: list[str] = []
@@ -77,13 +79,12 @@ def _read(file: Path, allow_objects: bool) -> tuple[dict[str, Stored], list[str]
 
 def _state_dict(value: Any, file: Path, left_out: list[str]):
     """The tensors by name, out of the container that a trainer put them in."""
-    if isinstance(value, dict) and not any(
-        isinstance(v, Stored) for v in value.values()
-    ):
-        inner = [value[k] for k in CONTAINERS if isinstance(value.get(k), dict)]
-        others = [k for k in value if value[k] is not (inner[0] if inner else None)]
-        left_out = [*left_out, *(f"[{k!r}]" for k in others)]
-        value = inner[0] if inner else {}
+    if isinstance(value, dict):
+        inner = [value[k] for k in CONTAINERS if _holds_tensors(value.get(k))]
+        if inner:
+            others = [k for k in value if value[k] is not inner[0]]
+            left_out = [*left_out, *(f"[{printable(str(k))}]" for k in others)]
+            value = inner[0]
     if not isinstance(value, dict):
         value = {}
     tensors = {k: v for k, v in value.items() if isinstance(v, Stored)}
@@ -92,22 +93,31 @@ def _state_dict(value: Any, file: Path, left_out: list[str]):
             f"'{file}' holds no state dict: neither tensors by name nor one of "
             f"{', '.join(CONTAINERS)}"
         )
-    if wrong := [k for k in tensors if not isinstance(k, str)]:
-        raise DataError(f"'{file}': {wrong[0]!r} is no name of a tensor")
-    return tensors, [*left_out, *(str(k) for k in value if k not in tensors)]
+    wrong = [k for k in tensors if not isinstance(k, str) or printable(k) != k]
+    if wrong:
+        raise DataError(f"'{file}': {printable(str(wrong[0]))} is no name of a tensor")
+    others = [printable(str(k)) for k in value if k not in tensors]
+    return tensors, [*left_out, *others]
+
+
+def _holds_tensors(value: Any) -> bool:
+    return isinstance(value, dict) and any(
+        isinstance(x, Stored) for x in value.values()
+    )
 
 
 def _files(folder: Path) -> list[Path]:
     """The files that hold a folder's model, by its index or by their names."""
     index = _index(folder)
     if index is not None:
-        names = list(dict.fromkeys(_weight_map(index).values()))
-        for name in names:
+        named = list(_weight_map(index).values())
+        for name in named:
             # A path in an index could point anywhere.
             if not isinstance(name, str) or not re.fullmatch(r"[\w][\w.\-]*", name):
-                raise DataError(
-                    f"'{index}' names the file {name!r}; that is no plain name"
-                )
+                shown = printable(str(name)[:200])
+                raise DataError(f"'{index}' names the file {shown}: no plain name")
+        names = list(dict.fromkeys(named))
+        for name in names:
             if not (folder / name).is_file():
                 raise DataError(f"'{folder / name}' is missing, but '{index}' names it")
         return [folder / name for name in names]

@@ -15,7 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from jaxspec.convert.reading.stored import Stored
+from jaxspec.convert.reading.stored import Stored, printable
 from jaxspec.errors import DataError
 
 DTYPES: dict[str, Any] = {
@@ -38,6 +38,7 @@ DTYPES: dict[str, Any] = {
 NAMES = {np.dtype(v): k for k, v in DTYPES.items()}
 # The format's own limit; a larger header is an attack or another kind of file.
 MOST_HEADER = 100_000_000
+MOST_AXES, MOST_SIZE = 32, 1 << 62
 
 
 def unique_keys(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
@@ -45,7 +46,7 @@ def unique_keys(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in pairs:
         if key in result:
-            raise ValueError(f"the key {key!r} stands there twice")
+            raise ValueError(f"the key {printable(key)} stands there twice")
         result[key] = value
     return result
 
@@ -83,14 +84,19 @@ def read_safetensors(file: Path) -> dict[str, Stored]:
             dtype, shape = np.dtype(DTYPES[entry["dtype"]]), tuple(entry["shape"])
             begin, end = entry["data_offsets"]
         except (KeyError, TypeError, ValueError):
-            raise wrong(f"no usable entry for {name!r}: {str(entry)[:80]}") from None
+            raise wrong(f"no usable entry for {printable(name)}") from None
+        name = printable(name)
         numbers = (*shape, begin, end)
-        if any(type(n) is not int or n < 0 for n in numbers):
-            raise wrong(f"{name!r} has the shape {shape} at {begin} to {end}")
-        if end - begin != math.prod(shape) * dtype.itemsize:
-            raise wrong(f"{name!r} has the shape {shape}, but {end - begin} bytes")
+        if len(shape) > MOST_AXES or not all(
+            type(n) is int and 0 <= n < MOST_SIZE for n in numbers
+        ):
+            raise wrong(f"{name} has a shape or a place that makes no sense")
+        if 0 not in shape and end - begin != math.prod(shape) * dtype.itemsize:
+            raise wrong(f"{name} has the shape {shape}, but {end - begin} bytes")
+        if 0 in shape and (begin != end or max(shape) >= 1 << 40):
+            raise wrong(f"{name} has the shape {shape}, but {end - begin} bytes")
         if start + end > total:
-            raise wrong(f"{name!r} ends at byte {start + end}, the file at {total}")
+            raise wrong(f"{name} ends at byte {start + end}, the file at {total}")
         spans.append((begin, end, name))
         tensors[name] = Stored(
             shape, dtype, file, _reader(file, start + begin, shape, dtype)
@@ -98,7 +104,7 @@ def read_safetensors(file: Path) -> dict[str, Stored]:
     spans.sort()
     for (_, end, first), (begin, _, second) in zip(spans, spans[1:], strict=False):
         if begin < end:
-            raise wrong(f"{first!r} and {second!r} lie in the same place")
+            raise wrong(f"{first} and {second} lie in the same place")
     return tensors
 
 

@@ -52,12 +52,21 @@ class Source:
     revision: str | None = None
     left_out: tuple[str, ...] = ()
 
-    def shape(self, name: str) -> tuple[int, ...]:
+    def shape(self, name: str, axes: int | None = None) -> tuple[int, ...]:
         """The shape of a tensor.
 
         Raises:
-          DataError: there is none of that name.
+          DataError: there is none of that name, or it has not so many axes.
         """
         if name not in self.tensors:
             raise DataError(f"'{self.name}' has no tensor {name}")
-        return self.tensors[name].shape
+        shape = self.tensors[name].shape
+        if axes is not None and len(shape) != axes:
+            raise DataError(f"'{self.name}': {name} is {shape}, not of {axes} axes")
+        return shape
+
+
+def printable(text: str, most: int = 200) -> str:
+    """A name from a file, safe to show: no control characters, not too long."""
+    shown = text[:most].encode("unicode_escape").decode()
+    return shown + ("..." if len(text) > most else "")

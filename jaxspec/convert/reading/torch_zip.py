@@ -1,27 +1,28 @@
 """PyTorch's zip files (.pt, .pth, .bin, .ckpt), read without running them.
 
-Such a file holds a pickle, which is a program. Only the few functions that build
-tensors are known here, as descriptions of views; any other name stops the reading.
+Such a file holds a pickle, which is a program; see `pickled`. Only the few functions
+that build tensors are known, as descriptions of views; any other name is refused.
 """
 
 import math
-import pickle
-import pickletools
 import struct
 import zipfile
 import zlib
-from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from jaxspec.convert.reading.stored import Stored
+from jaxspec.convert.reading.pickled import (
+    INERT,
+    Function,
+    Interpreter,
+    PickleError,
+)
+from jaxspec.convert.reading.stored import Stored, printable
 from jaxspec.errors import DataError
 
 # Larger programs than this describe no model.
@@ -40,38 +41,18 @@ STORAGES: dict[str, Any] = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
-# Opcodes that neither torch writes nor a description of tensors needs.
-REFUSED = {
-    "EXT1", "EXT2", "EXT4", "INST", "OBJ", "PERSID", "NEWOBJ_EX", "NEXT_BUFFER",
-    "READONLY_BUFFER",
-}  # fmt: skip
-
-
-class _Sealed:
-    """Cannot be changed by the program that asked for it."""
-
-    def __setstate__(self, state):
-        raise pickle.UnpicklingError("its pickle changes what it was given")
+# Views have fewer axes than this.
+MOST_AXES = 32
 
 
 @dataclass(frozen=True)
-class _Kind(_Sealed):
+class _Kind:
     """A storage class by name."""
 
     name: str
 
 
-@dataclass(frozen=True)
-class _Function(_Sealed):
-    """A function by what it does here."""
-
-    run: Callable[..., Any]
-
-    def __call__(self, *arguments):
-        return self.run(*arguments)
-
-
-class _Storage(_Sealed):
+class _Storage:
     """A run of numbers in the file, checked against its checksum when first read."""
 
     def __init__(self, file: Path, info: zipfile.ZipInfo, dtype: np.dtype):
@@ -114,7 +95,7 @@ class _Storage(_Sealed):
 
 
 @dataclass(frozen=True)
-class _View(_Sealed):
+class _View:
     """What `_rebuild_tensor_v2` asks for."""
 
     storage: _Storage
@@ -123,91 +104,54 @@ class _View(_Sealed):
     strides: tuple[int, ...]
 
 
-def _rebuild(storage, first, shape, strides, *_) -> _View:
-    shape, strides = tuple(shape), tuple(strides)
-    numbers = (first, *shape, *strides)
+def _rebuild(storage, first, shape, strides, grad=False, hooks=None, metadata=None):
+    numbers = [first]
+    for some in (shape, strides):
+        if not isinstance(some, tuple) or len(some) > MOST_AXES:
+            raise PickleError("a tensor has a shape that makes no sense")
+        numbers += some
     good = isinstance(storage, _Storage) and len(shape) == len(strides)
-    good = good and all(type(n) is int and n >= 0 for n in numbers)
-    if not good:
-        raise pickle.UnpicklingError(f"a tensor of shape {shape} makes no sense")
+    if not good or not all(type(n) is int and n >= 0 for n in numbers):
+        raise PickleError("a tensor has a shape that makes no sense")
+    if metadata:
+        raise PickleError("a tensor has bits (negated, conjugated) that are not known")
     # Views that repeat numbers could be of any size.
     reach = first + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
-    if 0 not in shape and (reach >= storage.count or math.prod(shape) > storage.count):
-        raise pickle.UnpicklingError(
+    if 0 in shape:
+        return _View(storage, 0, shape, _contiguous(shape))
+    if reach >= storage.count or math.prod(shape) > storage.count:
+        raise PickleError(
             f"a tensor of shape {shape} lies outside its {storage.count} numbers"
         )
     return _View(storage, first, shape, strides)
 
 
 def _parameter(data, *_):
+    if not isinstance(data, _View):
+        raise PickleError("a parameter is no tensor")
     return data
 
 
-class Inert:
-    """Stands for an object of a class that was not loaded; nothing acts on it."""
-
-    def __new__(cls, *_, **__):
-        """Takes anything."""
-        return object.__new__(cls)
-
-    def __init__(self, *_, **__):
-        """Takes anything."""
-
-    def __setstate__(self, state):
-        """Takes anything."""
-
-    def __setitem__(self, key, value):
-        """Takes anything."""
-
-    def append(self, item):
-        """Takes anything."""
-
-    def extend(self, items):
-        """Takes anything."""
-
-    def __call__(self, *_, **__):
-        """Gives another of its kind."""
-        return Inert()
+def _size(*arguments):
+    if len(arguments) != 1 or not isinstance(arguments[0], tuple):
+        raise PickleError("a size is no tuple")
+    return arguments[0]
 
 
-class _Unpickler(pickle.Unpickler):
-    KNOWN = {
-        ("collections", "OrderedDict"): OrderedDict,
-        ("torch._utils", "_rebuild_tensor"): _Function(_rebuild),
-        ("torch._utils", "_rebuild_tensor_v2"): _Function(_rebuild),
-        ("torch._utils", "_rebuild_parameter"): _Function(_parameter),
-        ("torch._utils", "_rebuild_parameter_with_state"): _Function(_parameter),
-        ("torch", "Size"): tuple,
-    }
+def _ordered(*arguments):
+    if arguments and not (len(arguments) == 1 and arguments[0] in ([], ())):
+        raise PickleError("a dict is made in a way that is not known")
+    return {}
 
-    def __init__(self, program: bytes, storage, lenient: bool):
-        super().__init__(BytesIO(program))
-        self._storage, self._lenient = storage, lenient
-        self.refused: list[str] = []
 
-    def find_class(self, module: str, name: str) -> Any:
-        known = self.KNOWN.get((module, name))
-        if known is not None:
-            return known
-        if module in ("torch", "torch.storage") and name in STORAGES:
-            return _Kind(name)
-        whole = f"{module}.{name}"
-        if not self._lenient:
-            raise pickle.UnpicklingError(
-                f"it wants to use {whole}, which no tensor needs. If you trust where "
-                "the file is from, --allow-objects leaves such objects out without "
-                "loading them"
-            )
-        self.refused.append(whole)
-        return type(name, (Inert,), {})
-
-    def persistent_load(self, pid: Any) -> _Storage:
-        if not (isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == "storage"):
-            raise pickle.UnpicklingError(f"an unknown kind of reference: {pid!r}"[:120])
-        _, kind, key, _, count = pid[:5]
-        if not isinstance(kind, _Kind) or not isinstance(key, str):
-            raise pickle.UnpicklingError(f"an unknown kind of storage: {kind!r}"[:120])
-        return self._storage(kind.name, key, count)
+KNOWN = {
+    ("collections", "OrderedDict"): Function(_ordered),
+    ("torch._utils", "_rebuild_tensor"): Function(_rebuild),
+    ("torch._utils", "_rebuild_tensor_v2"): Function(_rebuild),
+    ("torch._utils", "_rebuild_parameter"): Function(_parameter),
+    ("torch._utils", "_rebuild_parameter_with_state"): Function(_parameter),
+    ("torch", "Size"): Function(_size),
+}
 
 
 def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -290,48 +234,63 @@ def _read_archive(
         raise _damaged(file, "its numbers are big-endian; save it on another machine")
     text = archive.read(program)
     found: dict[tuple[str, str], _Storage] = {}
+    refused: list[str] = []
 
-    def storage(kind: str, key: str, count: Any) -> _Storage:
-        if (kind, key) not in found:
+    def find(module: str, name: str) -> Any:
+        known = KNOWN.get((module, name))
+        if known is not None:
+            return known
+        if module in ("torch", "torch.storage") and name in STORAGES:
+            return _Kind(name)
+        whole = printable(f"{module}.{name}")
+        if not allow_objects:
+            raise PickleError(
+                f"it wants to use {whole}, which no tensor needs. If you trust where "
+                "the file is from, --allow-objects leaves such objects out without "
+                "loading them"
+            )
+        refused.append(whole)
+        return INERT
+
+    def refer(reference: Any) -> _Storage:
+        if not isinstance(reference, tuple) or len(reference) < 5:
+            raise PickleError("it has a reference of an unknown kind")
+        mark, kind, key, _, count = reference[:5]
+        if mark != "storage" or not isinstance(kind, _Kind) or not isinstance(key, str):
+            raise PickleError("it has a storage of an unknown kind")
+        if (kind.name, key) not in found:
             info = entries.get(f"{root}data/{key}")
             if info is None:
-                raise pickle.UnpicklingError(f"storage {key!r} is missing")
-            made = _Storage(file, info, np.dtype(STORAGES[kind]))
-            if type(count) is not int or count * made.dtype.itemsize > info.file_size:
-                raise pickle.UnpicklingError(f"storage {key!r} is shorter than {count}")
-            found[kind, key] = made
-        return found[kind, key]
+                raise PickleError(f"storage {printable(key)} is missing")
+            made = _Storage(file, info, np.dtype(STORAGES[kind.name]))
+            if type(count) is not int or not 0 <= count <= made.count:
+                raise PickleError(f"storage {printable(key)} is shorter than it says")
+            found[kind.name, key] = made
+        return found[kind.name, key]
 
-    reader = _Unpickler(text, storage, allow_objects)
     try:
-        _look_over(text)
-        value = reader.load()
-    except DataError:
-        raise
-    except Exception as error:  # a hostile program can make unpickling raise anything
-        raise _damaged(file, str(error) or repr(error)) from None
-    return _described(value, file), reader.refused
+        value = Interpreter(find, refer).run(text)
+    except PickleError as error:
+        raise _damaged(file, str(error)) from None
+    return _described(value, file), refused
 
 
-def _look_over(program: bytes) -> None:
-    """Refuses opcodes and memory tricks that no description of tensors needs."""
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(program)):
-        if opcode.name in REFUSED:
-            raise pickle.UnpicklingError(f"its pickle uses {opcode.name}")
-        # The memo is an array: a huge index would make it huge.
-        if opcode.name.endswith("PUT") and int(argument or 0) > count:
-            raise pickle.UnpicklingError("its pickle counts its memo wrongly")
+def _described(value: Any, file: Path) -> Any:
+    """Views as `Stored`: in a dict, and in the dicts that it holds."""
+    known: dict[int, Any] = {}
 
+    def one(x: Any, depth: int) -> Any:
+        if isinstance(x, _View):
+            return Stored(
+                x.shape,
+                x.storage.dtype,
+                file,
+                lambda: x.storage.view(x.first, x.shape, x.strides),
+            )
+        if isinstance(x, dict) and depth < 2:
+            if id(x) not in known:
+                known[id(x)] = {k: one(v, depth + 1) for k, v in x.items()}
+            return known[id(x)]
+        return x
 
-def _described(value: Any, file: Path, depth: int = 0) -> Any:
-    """Views as `Stored`, in dicts, down to a few levels."""
-    if isinstance(value, _View):
-        storage, view = value.storage, value
-
-        def read() -> np.ndarray:
-            return storage.view(view.first, view.shape, view.strides)
-
-        return Stored(view.shape, storage.dtype, file, read)
-    if isinstance(value, dict) and depth < 8:
-        return {k: _described(v, file, depth + 1) for k, v in value.items()}
-    return value
+    return one(value, 0)
