@@ -1,6 +1,7 @@
 """A model of text goes on from prompts of any length, and drafters read them too."""
 
 from dataclasses import replace
+from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
@@ -41,14 +42,25 @@ DRAFTERS = {
 }
 
 
+@jax.jit
+def score_at(tokens, last):
+    return MODEL.score(PARAMS, None, tokens, at=last)[0][0, 0]
+
+
+def said(tokens):
+    """Scores after these tokens, by a whole pass; what is behind does not matter."""
+    padded = jnp.array([tokens + [0] * (32 - len(tokens))])
+    return score_at(padded, jnp.array([len(tokens) - 1]))
+
+
+@lru_cache
 def by_hand():
     """Greedy tokens of each row, one whole pass a token."""
     rows = []
     for prompt in np.asarray(PROMPT):
         tokens = [int(t) for t in prompt if t >= 0]
         for _ in range(LENGTH):
-            logits, _ = MODEL.score(PARAMS, None, jnp.array([tokens]))
-            tokens.append(int(logits[0, -1].argmax()))
+            tokens.append(int(said(tokens).argmax()))
         rows.append(tokens[-LENGTH:])
     return np.array(rows)
 
@@ -93,6 +105,7 @@ NULL = jnp.array([[7, -1], [7, 8], [11, 7]])
 SCALES = jnp.array([1.5, 3.0, 0.5])
 
 
+@lru_cache
 def guided_by_hand():
     """Greedy tokens of each row and its unconditional double, each a whole pass."""
     rows = []
@@ -100,9 +113,7 @@ def guided_by_hand():
         drawn: list[int] = []
         for _ in range(LENGTH):
             streams = [[int(t) for t in x if t >= 0] + drawn for x in (given, null)]
-            yes, no = (
-                MODEL.score(PARAMS, None, jnp.array([x]))[0][0, -1] for x in streams
-            )
+            yes, no = (said(x) for x in streams)
             drawn.append(int((no + scale * (yes - no)).argmax()))
         rows.append(drawn)
     return np.array(rows)

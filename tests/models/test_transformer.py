@@ -94,13 +94,14 @@ def test_decoding_with_a_cache_equals_scoring_the_whole_stream(variant):
     tokens = jax.random.randint(jax.random.key(1), (rows, 9), 0, 19)
     whole, features = model.score(params, prompt, tokens, taps=(0, 1))
     target = make_target(model, guided=False, taps=(0, 1))
+    forward = jax.jit(target.forward)
     logits, seen, cache = target.prefill(params, prompt, 9)
     prefix = config.prefix_length
     np.testing.assert_allclose(logits, whole[:, prefix - 1], atol=1e-5)
     np.testing.assert_allclose(seen, features[:, :prefix], atol=1e-5)
     for t in range(8):
         slots = jnp.arange(cache.capacity) <= cache.lengths[:, None]
-        logits, seen, cache = target.forward(
+        logits, seen, cache = forward(
             params,
             cache,
             tokens[:, t : t + 1],
@@ -119,9 +120,10 @@ def test_a_tree_is_read_as_each_of_its_paths_would_be():
     target = make_target(model, guided=False)
     start = jax.random.randint(jax.random.key(4), (rows, 3), 0, 19)
     nodes = jax.random.randint(jax.random.key(5), (rows, tree.size), 0, 19)
+    forward, score = jax.jit(target.forward), jax.jit(model.score)
     _, _, cache = target.prefill(params, prompt, 3 + tree.size)
     causal = jnp.arange(cache.capacity) <= 1 + jnp.arange(3)[:, None]
-    _, _, cache = target.forward(
+    _, _, cache = forward(
         params,
         cache,
         start,
@@ -131,12 +133,14 @@ def test_a_tree_is_read_as_each_of_its_paths_would_be():
     cache = type(cache)(cache.layers, cache.lengths + 3, cache.visible)
     positions = jnp.broadcast_to(4 + jnp.asarray(tree.depths), (rows, tree.size))
     mask = tree_mask(cache, jnp.asarray(tree.ancestors))
-    logits, _, _ = target.forward(params, cache, nodes, positions, mask)
+    logits, _, _ = forward(params, cache, nodes, positions, mask)
     for n in range(tree.size):
         path = tree.paths[n][: tree.depths[n] + 1]
         stream = jnp.concatenate([start, nodes[:, path]], axis=1)
-        alone, _ = model.score(params, prompt, stream)
-        np.testing.assert_allclose(logits[:, n], alone[:, -1], atol=2e-5)
+        size = stream.shape[1]  # what is put behind it does not matter
+        padded = jnp.pad(stream, ((0, 0), (0, 3 + tree.depth + 1 - size)))
+        alone, _ = score(params, prompt, padded)
+        np.testing.assert_allclose(logits[:, n], alone[:, size], atol=2e-5)
 
 
 def test_no_token_influences_an_earlier_position():
