@@ -22,5 +22,14 @@ if jax.__version__.startswith("0.10."):
     )
 
 jax.config.update("jax_num_cpu_devices", 8)
+# Modules that take minutes go first, so that no worker is left alone with one.
+HEAVY = ("tests/train/", "tests/drafters/", "tests/parity/test_language_models")
+
+
+def pytest_collection_modifyitems(items):
+    """Keeps the order otherwise."""
+    items.sort(key=lambda item: not item.nodeid.startswith(HEAVY))
+
+
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("suite")

@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).parent.parent / "jaxspec"
 LEAVES = {
     "bench", "bundle", "captions", "checkpoint", "cli", "convert", "data", "device",
-    "evaluate", "helpers", "images", "loading", "pipeline", "report", "rules",
+    "evaluate", "helpers", "images", "loading", "memory_plan", "pipeline",
+    "report", "rules",
     "sharding", "testing", "train", "trees",
 }  # fmt: skip
 ALLOWED = {

@@ -15,8 +15,21 @@ def add_parser(commands) -> None:
         "checkpoint",
         nargs="?",
         metavar="CHECKPOINT",
-        help="bundle or checkpoint folder (default: the embedded bundle)",
+        help="bundle or checkpoint folder (default: the embedded bundle); with --plan "
+        "also a published size, gpt-b to gpt-7b",
     )
+    group = parser.add_argument_group("memory")
+    group.add_argument(
+        "--plan",
+        action="store_true",
+        help="how many bytes each device of a mesh would hold while it generates",
+    )
+    group.add_argument("--mesh", default="1x1", metavar="DATAxMODEL")
+    group.add_argument("--batch", type=int, default=1, metavar="N", help="rows")
+    group.add_argument(
+        "--nodes", type=int, default=58, metavar="N", help="of the tree, with its root"
+    )
+    group.add_argument("--dtype", choices=("float32", "bf16"), default="bf16")
     parser.set_defaults(run=run)
 
 
@@ -27,6 +40,9 @@ def run(arguments: argparse.Namespace) -> None:
     from jaxspec.bundle import DEFAULT, embedded_folder
     from jaxspec.errors import CheckpointError
 
+    if arguments.plan:
+        print(plan(arguments))
+        return
     if arguments.checkpoint is None:
         folder = embedded_folder() / DEFAULT
     else:
@@ -46,6 +62,54 @@ def run(arguments: argparse.Namespace) -> None:
     for part in parts:
         print()
         print(describe(part))
+
+
+def plan(arguments: argparse.Namespace) -> str:
+    """The memory plan of a bundle or of a published size.
+
+    Raises:
+      ConfigError: a setting is impossible.
+      CheckpointError: there is no such model.
+    """
+    from pathlib import Path
+
+    from jaxspec.bundle import DEFAULT, embedded_folder
+    from jaxspec.checkpoint import read_config
+    from jaxspec.errors import ConfigError
+    from jaxspec.memory_plan import kept_width, plan_memory, plan_table
+    from jaxspec.models.presets import NAMES, preset
+    from jaxspec.sharding import AXES, read_mesh
+
+    sizes: dict[str, int] = dict(zip(AXES, read_mesh(arguments.mesh), strict=True))
+    if arguments.batch < 1 or arguments.nodes < 1:
+        raise ConfigError("--batch and --nodes must be at least 1")
+    name, drafter, kept = arguments.checkpoint, None, 0
+    if name in NAMES:
+        config = preset(name)
+    else:
+        folder = Path(name) if name else embedded_folder() / DEFAULT
+        name = folder.name
+        inner = folder / "prior"
+        config = read_config(inner if inner.is_dir() else folder).config
+        if (folder / "drafter").is_dir():
+            found = read_config(folder / "drafter")
+            drafter = found.kind, found.config
+            kept = kept_width(found.config)
+    found = plan_memory(
+        config,
+        sizes=sizes,
+        batch=arguments.batch,
+        nodes=arguments.nodes,
+        itemsize=4 if arguments.dtype == "float32" else 2,
+        guided=config.condition != "none",
+        drafter=drafter,
+        kept_width=kept,
+    )
+    title = (
+        f"{name} on {arguments.mesh} devices, batch {arguments.batch}, "
+        f"{arguments.nodes} nodes, {arguments.dtype}"
+    )
+    return plan_table(found, title)
 
 
 def describe(path) -> str:

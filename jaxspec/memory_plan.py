@@ -1,0 +1,139 @@
+"""How many bytes each device of a mesh holds while a model generates."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jaxspec.checkpoint import abstract_params, named_leaves
+from jaxspec.config import TransformerConfig
+from jaxspec.errors import ConfigError
+from jaxspec.sharding import RULES, Rules, spec_of
+
+# Memory of one device in bytes, as its maker says.
+DEVICES = {
+    "TPU v5e": 16e9,
+    "TPU v6e": 32e9,
+    "A100 40 GB": 40e9,
+    "A100 80 GB": 80e9,
+    "H100 80 GB": 80e9,
+}
+# What a program may use of it: runtime, fragmentation and collectives need the rest.
+USABLE = 0.9
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes of one device, by what they are for.
+
+    Attributes:
+      weights: of the target.
+      cache: keys and values of all streams, prompt, tokens and tree.
+      drafter: its own weights and what it keeps between rounds.
+      tree: scores of all nodes, and the noise that ranks them, float32.
+      workspace: activations of one pass over the tree, at its widest layer.
+    """
+
+    weights: int
+    cache: int
+    drafter: int
+    tree: int
+    workspace: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.weights + self.cache + self.drafter + self.tree + self.workspace
+
+    def fits(self) -> dict[str, bool]:
+        """Whether it fits into each of `DEVICES`."""
+        return {name: self.total <= USABLE * size for name, size in DEVICES.items()}
+
+
+def params_bytes(
+    kind: str,
+    config: Any,
+    sizes: Mapping[str, int],
+    itemsize: int,
+    rules: Rules = RULES,
+) -> int:
+    """Bytes of a model's parameters on one device of a mesh."""
+    total = 0
+    for path, x in named_leaves(abstract_params(kind, config)):
+        spec = spec_of(path, x.shape, dict(sizes), rules)
+        parts = math.prod(sizes.get(axis, 1) for axis in spec if axis)
+        total += x.size * itemsize // parts
+    return total
+
+
+def plan_memory(
+    config: TransformerConfig,
+    *,
+    sizes: Mapping[str, int],
+    batch: int,
+    nodes: int = 58,
+    itemsize: int = 2,
+    guided: bool = True,
+    drafter: tuple[str, Any] | None = None,
+    kept_width: int = 0,
+) -> MemoryPlan:
+    """The plan of one device; rows lie along "data", heads and tables along "model".
+
+    Args:
+      config: of the target.
+      sizes: devices along "data" and "model".
+      batch: rows on all devices together.
+      nodes: of the tree, its root included.
+      itemsize: bytes of a weight, a key or a value.
+      guided: two streams a row.
+      drafter: kind and drafter, if one is used.
+      kept_width: numbers that the drafter keeps of each position and stream.
+
+    Raises:
+      ConfigError: there is no row for each device along "data".
+    """
+    data, model = sizes.get("data", 1), sizes.get("model", 1)
+    if batch < data:
+        raise ConfigError(
+            f"batch {batch} leaves devices idle: the mesh has {data} along 'data'"
+        )
+    rows = -(-batch // data)
+    streams = rows * (2 if guided else 1)
+    # Heads that do not divide are kept whole by every device.
+    heads = config.num_kv_heads
+    heads = heads // model if heads % model == 0 else heads
+    slots = config.prefix_length + config.sequence_length + nodes
+    cache = config.layers * 2 * streams * heads * slots * config.head_size * itemsize
+    wide = -(-config.vocab_size // model)
+    own = 0
+    if drafter is not None:
+        own = params_bytes(*drafter, sizes, itemsize)
+        own += streams * slots * kept_width * itemsize
+    widest = max(2 * config.ffn_size, config.heads * config.head_size * 3) // model
+    work = streams * nodes * (2 * config.width + widest) * itemsize
+    work += streams * nodes * slots * max(config.heads // model, 1) * 4  # scores
+    return MemoryPlan(
+        weights=params_bytes("prior", config, sizes, itemsize),
+        cache=cache,
+        drafter=own,
+        tree=(streams + 2 * rows) * nodes * wide * 4,
+        workspace=work,
+    )
+
+
+def plan_table(plan: MemoryPlan, title: str) -> str:
+    """The plan for people."""
+    lines = [title]
+    for name in ("weights", "cache", "drafter", "tree", "workspace", "total"):
+        lines.append(f"  {name:10} {getattr(plan, name):>16,} bytes a device")
+    lines.append("")
+    for name, fits in plan.fits().items():
+        lines.append(f"  {name:10} {'fits' if fits else 'does not fit'}")
+    return "\n".join(lines)
+
+
+def kept_width(drafter: Any) -> int:
+    """Numbers that a drafter keeps of each position: keys and values of its layers."""
+    config = getattr(drafter, "config", drafter)
+    heads = getattr(config, "num_kv_heads", 0)
+    return 2 * getattr(config, "layers", 1) * heads * getattr(config, "head_size", 0)

@@ -1,0 +1,52 @@
+"""The memory plan is what devices hold, and says what fits where."""
+
+import jax
+import pytest
+
+from jaxspec.bundle import DEFAULT, embedded_folder, load_bundle
+from jaxspec.checkpoint import load_checkpoint
+from jaxspec.cli import main
+from jaxspec.memory_plan import DEVICES, plan_memory
+from jaxspec.models.presets import preset
+from jaxspec.models.target import make_target
+from jaxspec.models.transformer import Transformer
+from jaxspec.sharding import make_mesh, placement
+
+
+@pytest.mark.parametrize("data, model", [(1, 1), (4, 2), (2, 4), (1, 8)])
+def test_weights_are_what_the_first_device_holds(data, model):
+    config = load_bundle().prior.config
+    folder = embedded_folder() / DEFAULT / "prior"
+    mesh = make_mesh(data, model)
+    params = load_checkpoint(folder, sharding=placement(mesh)).params
+    held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(params))
+    plan = plan_memory(config, sizes=dict(mesh.shape), batch=data, itemsize=4)
+    assert plan.weights == held
+
+
+@pytest.mark.parametrize("guided", [True, False])
+def test_the_cache_is_what_a_prefill_makes(guided):
+    prior = load_bundle().prior
+    target = make_target(Transformer(prior.config), guided=guided)
+    prompts = jax.numpy.arange(3)
+    made = jax.eval_shape(
+        lambda p: target.prefill(p, prompts, 256 + 58).cache.layers, prior.params
+    )
+    held = sum(x.size * 4 for x in jax.tree.leaves(made))
+    one = {"data": 1, "model": 1}
+    plan = plan_memory(prior.config, sizes=one, batch=3, itemsize=4, guided=guided)
+    assert plan.cache == held
+
+
+def test_a_large_model_is_planned_without_memory(capsys):
+    """7B: 13.2 GB of weights in bfloat16, a quarter of them on four devices."""
+    whole = plan_memory(preset("gpt-7b"), sizes={"data": 1, "model": 1}, batch=16)
+    assert whole.weights == pytest.approx(2 * 6.61e9, rel=0.01)
+    assert whole.fits() == {name: name != "TPU v5e" for name in DEVICES}
+    assert main(["info", "gpt-7b", "--plan", "--mesh", "2x4", "--batch", "16"]) == 0
+    out = capsys.readouterr().out
+    assert "gpt-7b on 2x4 devices, batch 16" in out and "TPU v5e    fits" in out
+    assert main(["info", "--plan", "--mesh", "8x1", "--batch", "4"]) == 2
+    assert "leaves devices idle" in capsys.readouterr().err
+    assert main(["info", "--plan", "--batch", "4"]) == 0
+    assert "drafter" in capsys.readouterr().out
