@@ -10,6 +10,7 @@ import numpy as np
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import BlockDiffusionConfig, to_dict
 from jaxspec.convert.families.eagle import rotary
+from jaxspec.convert.families.layers import mlp
 from jaxspec.convert.families.llama import scaling_of
 from jaxspec.convert.family import (
     Derived,
@@ -22,7 +23,7 @@ from jaxspec.convert.family import (
     kept,
     setting,
 )
-from jaxspec.convert.mapping import Rule, joined
+from jaxspec.convert.mapping import Rule
 from jaxspec.convert.reading.stored import Source
 from jaxspec.drafters.block_diffusion import BlockDiffusion
 from jaxspec.errors import ConfigError
@@ -50,13 +51,7 @@ def _rules(drafter: BlockDiffusion) -> tuple[Rule, ...]:
         Rule(f"{theirs}self_attn.o_proj.weight", f"{ours}out/kernel", "linear"),
         Rule(f"{theirs}self_attn.q_norm.weight", f"{ours}q_norm/scale", vector),
         Rule(f"{theirs}self_attn.k_norm.weight", f"{ours}k_norm/scale", vector),
-        *joined(
-            f"{ours}ffn/gate_up/kernel",
-            "linear",
-            f"{theirs}mlp.gate_proj.weight",
-            f"{theirs}mlp.up_proj.weight",
-        ),
-        Rule(f"{theirs}mlp.down_proj.weight", f"{ours}ffn/down/kernel", "linear"),
+        *mlp(theirs, f"{ours}ffn"),
         Rule("markov_head.markov_w1.weight", "markov_in"),
         Rule("markov_head.markov_w2.weight", "markov_out", "linear"),
         Rule("confidence_head.proj.weight", "confidence_out/kernel", "linear"),

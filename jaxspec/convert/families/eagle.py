@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import FeatureHeadConfig, TransformerConfig, to_dict
+from jaxspec.convert.families.layers import attention, biases, mlp
 from jaxspec.convert.families.llama import scaling_of
 from jaxspec.convert.family import (
     Derived,
@@ -21,7 +22,7 @@ from jaxspec.convert.family import (
     kept,
     setting,
 )
-from jaxspec.convert.mapping import Rule, joined
+from jaxspec.convert.mapping import Rule
 from jaxspec.convert.reading.stored import Source
 from jaxspec.drafters.feature_head import FeatureHead
 from jaxspec.errors import ConfigError
@@ -37,29 +38,12 @@ def rotary(target: TransformerConfig) -> tuple[str, str]:
 def layer_rules(root: str, target: TransformerConfig, bias: bool) -> tuple[Rule, ...]:
     """Attention and SwiGLU of the one decoder layer."""
     matrix, vector = rotary(target)
-    kernel = "attention/qkv/kernel"
-    rules = [
-        Rule(f"{root}self_attn.q_proj.weight", kernel, matrix, 0, 3),
-        Rule(f"{root}self_attn.k_proj.weight", kernel, matrix, 1, 3),
-        Rule(f"{root}self_attn.v_proj.weight", kernel, "linear", 2, 3),
-        Rule(f"{root}self_attn.o_proj.weight", "attention/out/kernel", "linear"),
+    return (
+        *attention(root, "attention", matrix),
+        *(biases(root, "attention", vector) if bias else ()),
         Rule(f"{root}post_attention_layernorm.weight", "post_norm/scale"),
-        *joined(
-            "ffn/gate_up/kernel",
-            "linear",
-            f"{root}mlp.gate_proj.weight",
-            f"{root}mlp.up_proj.weight",
-        ),
-        Rule(f"{root}mlp.down_proj.weight", "ffn/down/kernel", "linear"),
-    ]
-    if bias:
-        kernel = "attention/qkv/bias"
-        rules += [
-            Rule(f"{root}self_attn.q_proj.bias", kernel, vector, 0, 3),
-            Rule(f"{root}self_attn.k_proj.bias", kernel, vector, 1, 3),
-            Rule(f"{root}self_attn.v_proj.bias", kernel, "same", 2, 3),
-        ]
-    return tuple(rules)
+        *mlp(root, "ffn"),
+    )
 
 
 def _sizes(

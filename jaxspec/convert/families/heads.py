@@ -5,8 +5,9 @@ Keys: FasterDecoding/Medusa `model/medusa_model.py`, zankner/Hydra `hydra_heads/
 
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import ParallelHeadsConfig
+from jaxspec.convert.families.layers import attention, mlp
 from jaxspec.convert.family import Family, Given, Plan, count, setting
-from jaxspec.convert.mapping import Rule, joined
+from jaxspec.convert.mapping import Rule
 from jaxspec.convert.reading.stored import Source
 from jaxspec.drafters.parallel_heads import ParallelHeads
 
@@ -44,9 +45,9 @@ def _hydra(source: Source, given: Given, target: Checkpoint | None) -> Plan:
     while f"hydra_mlp.0.{first + step * blocks}.linear.weight" in source.tensors:
         blocks += 1
     output = "hydra_lm_head.{i}.1" if step == 2 else "hydra_lm_head.{i}"
-    attention = 0
+    attending = 0
     if deep:
-        attention = setting(
+        attending = setting(
             source,
             given,
             "heads",
@@ -63,7 +64,7 @@ def _hydra(source: Source, given: Given, target: Checkpoint | None) -> Plan:
         own_output=True,
         output_bias=output.replace("{i}", "0") + ".bias" in source.tensors,
         narrow_bias=narrow + ".bias" in source.tensors,
-        prefix_heads=attention,
+        prefix_heads=attending,
         prefix_ffn_width=source.shape(f"{prefix}mlp.gate_proj.weight")[0]
         if deep
         else 2048,
@@ -89,32 +90,18 @@ def _hydra(source: Source, given: Given, target: Checkpoint | None) -> Plan:
         rules.append(Rule(f"{name}.weight", "output", "row_linear", i, heads, axis=0))
         rules.append(Rule(f"{name}.bias", "output_bias", "row", i, heads, axis=0))
     if deep:
-        ours = "prefix_attention/qkv/kernel"
         rules += [
-            Rule(f"{prefix}self_attn.q_proj.weight", ours, "rotary", 0, 3),
-            Rule(f"{prefix}self_attn.k_proj.weight", ours, "rotary", 1, 3),
-            Rule(f"{prefix}self_attn.v_proj.weight", ours, "linear", 2, 3),
-            Rule(
-                f"{prefix}self_attn.o_proj.weight",
-                "prefix_attention/out/kernel",
-                "linear",
-            ),
+            *attention(prefix, "prefix_attention"),
             Rule(f"{prefix}input_layernorm.weight", "prefix_norm/scale"),
             Rule(f"{prefix}post_attention_layernorm.weight", "prefix_ffn_norm/scale"),
-            *joined(
-                "prefix_ffn/gate_up/kernel",
-                "linear",
-                f"{prefix}mlp.gate_proj.weight",
-                f"{prefix}mlp.up_proj.weight",
-            ),
-            Rule(f"{prefix}mlp.down_proj.weight", "prefix_ffn/down/kernel", "linear"),
+            *mlp(prefix, "prefix_ffn"),
             Rule("prefix_embeding_layer.norm.weight", "prefix_out_norm/scale"),
         ]
     return Plan(
         "parallel_heads",
         ParallelHeads(config, target.config),
         tuple(rules),
-        config.width // max(attention, 1),
+        config.width // max(attending, 1),
         ignored=(
             r".*\.rotary_emb\.inv_freq",
             r"prefix_embeding_layer\.embed_tokens\..*",

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import RopeScaling, TransformerConfig
+from jaxspec.convert.families.layers import attention, biases, mlp
 from jaxspec.convert.family import Derived, Family, Given, Plan, agree, count, setting
 from jaxspec.convert.mapping import Rule, joined
 from jaxspec.convert.reading.stored import Source
@@ -35,33 +36,16 @@ class Names:
 def decoder_rules(config: TransformerConfig, names: Names) -> tuple[Rule, ...]:
     """The rules of all layers, of the final norm and of the head."""
     theirs, ours = names.root + "layers.{i}.", "layers_{i}/"
-    q, k, v = (f"{theirs}self_attn.{x}_proj." for x in "qkv")
-    kernel, bias = f"{ours}attention/qkv/kernel", f"{ours}attention/qkv/bias"
     rules = [
         Rule(f"{theirs}input_layernorm.weight", f"{ours}attention_norm/scale"),
-        Rule(q + "weight", kernel, "rotary", 0, 3),
-        Rule(k + "weight", kernel, "rotary", 1, 3),
-        Rule(v + "weight", kernel, "linear", 2, 3),
-        Rule(
-            f"{theirs}self_attn.o_proj.weight", f"{ours}attention/out/kernel", "linear"
-        ),
+        *attention(theirs, f"{ours}attention"),
         Rule(f"{theirs}post_attention_layernorm.weight", f"{ours}ffn_norm/scale"),
-        *joined(
-            f"{ours}ffn/gate_up/kernel",
-            "linear",
-            f"{theirs}mlp.gate_proj.weight",
-            f"{theirs}mlp.up_proj.weight",
-        ),
-        Rule(f"{theirs}mlp.down_proj.weight", f"{ours}ffn/down/kernel", "linear"),
+        *mlp(theirs, f"{ours}ffn"),
         Rule(f"{names.root}norm.weight", "norm/scale"),
         Rule(names.head, "head", "linear"),
     ]
     if config.qkv_bias:
-        rules += [
-            Rule(q + "bias", bias, "rotary_vector", 0, 3),
-            Rule(k + "bias", bias, "rotary_vector", 1, 3),
-            Rule(v + "bias", bias, "same", 2, 3),
-        ]
+        rules += biases(theirs, f"{ours}attention")
     for x in "qk":
         rules += [
             Rule(

@@ -11,6 +11,7 @@ from typing import Any
 
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import TransformerConfig, to_dict
+from jaxspec.convert.families.layers import attention, mlp
 from jaxspec.convert.family import (
     Family,
     Given,
@@ -55,28 +56,11 @@ LANTERN = (
     Rule("model.cls_embedding.cap_proj.fc1.weight", "caption_in/kernel", "linear"),
     Rule("model.cls_embedding.cap_proj.fc2.weight", "caption_out/kernel", "linear"),
     Rule("model.layers.{i}.input_layernorm.weight", "layers_{i}/attention_norm/scale"),
-    *joined(
-        "layers_{i}/attention/qkv/kernel",
-        "linear",
-        *(f"model.layers.{{i}}.self_attn.{x}_proj.weight" for x in "qkv"),
-    ),
-    Rule(
-        "model.layers.{i}.self_attn.o_proj.weight",
-        "layers_{i}/attention/out/kernel",
-        "linear",
-    ),
+    *attention("model.layers.{i}.", "layers_{i}/attention", "linear"),
     Rule(
         "model.layers.{i}.post_attention_layernorm.weight", "layers_{i}/ffn_norm/scale"
     ),
-    *joined(
-        "layers_{i}/ffn/gate_up/kernel",
-        "linear",
-        "model.layers.{i}.mlp.gate_proj.weight",
-        "model.layers.{i}.mlp.up_proj.weight",
-    ),
-    Rule(
-        "model.layers.{i}.mlp.down_proj.weight", "layers_{i}/ffn/down/kernel", "linear"
-    ),
+    *mlp("model.layers.{i}.", "layers_{i}/ffn"),
     Rule("model.norm.weight", "norm/scale"),
     Rule("lm_head.weight", "head", "linear"),
 )
