@@ -30,8 +30,9 @@ class MemoryPlan:
       weights: of the target.
       cache: keys and values of all streams, prompt, tokens and tree.
       drafter: its own weights and what it keeps between rounds.
-      tree: scores of all nodes, and the noise that ranks them, float32.
-      workspace: activations of one pass over the tree, at its widest layer.
+      tree: scores of all nodes, and the noise that ranks them, float32; an estimate.
+      workspace: activations of one pass over the tree, at its widest layer; an
+        estimate, since what the compiler keeps is its own affair.
     """
 
     weights: int
@@ -125,7 +126,8 @@ def plan_table(plan: MemoryPlan, title: str) -> str:
     """The plan for people."""
     lines = [title]
     for name in ("weights", "cache", "drafter", "tree", "workspace", "total"):
-        lines.append(f"  {name:10} {getattr(plan, name):>16,} bytes a device")
+        about = "about" if name in ("tree", "workspace", "total") else ""
+        lines.append(f"  {name:10} {about:5} {getattr(plan, name):>16,} bytes a device")
     lines.append("")
     for name, fits in plan.fits().items():
         lines.append(f"  {name:10} {'fits' if fits else 'does not fit'}")

@@ -21,13 +21,11 @@ class Derived:
 
     Attributes:
       names: tensors that it is computed from.
-      make: from their arrays, float32 or as stored.
-      shared: they are parameters in their own right, too.
+      make: from their arrays, as stored.
     """
 
     names: tuple[str, ...]
     make: Callable[..., np.ndarray]
-    shared: bool = False
 
 
 @dataclass(frozen=True)

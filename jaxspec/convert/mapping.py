@@ -3,7 +3,7 @@
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 from jaxspec.convert.transforms import TRANSFORMS
@@ -59,16 +59,6 @@ def joined(ours: str, transform: str, *theirs: str) -> tuple[Rule, ...]:
     """Rules of several tensors that lie side by side in one parameter."""
     count = len(theirs)
     return tuple(Rule(t, ours, transform, i, count) for i, t in enumerate(theirs))
-
-
-def prefixed(
-    rules: Iterable[Rule], theirs: str = "", ours: str = ""
-) -> tuple[Rule, ...]:
-    """The same rules for a model that is a part of a larger one."""
-    return tuple(
-        replace(rule, theirs=theirs + rule.theirs, ours=ours + rule.ours)
-        for rule in rules
-    )
 
 
 @dataclass(frozen=True)

@@ -157,9 +157,9 @@ def understand(
     _no_larger_than_its_files(source, plan)
     like = dict(sorted(named_leaves(abstract_params(plan.kind, plan.config))))
     computed = plan.derived
-    used = {n for d in computed.values() if not d.shared for n in d.names}
-    for name in (n for d in computed.values() for n in d.names):
-        source.shape(name)
+    used = {name for derived in computed.values() for name in derived.names}
+    for name in used:
+        source.shape(name)  # it is there
     pieces = place(
         [name for name in source.tensors if name not in used],
         plan.rules,
@@ -451,7 +451,7 @@ def prepare(
 
 
 def _keep_others_files(place: Path, bundle: Path) -> None:
-    """Refuses to write into the source, or above it.
+    """Refuses to replace the folder of the source, or one above it.
 
     Raises:
       ConfigError: says so.
@@ -461,12 +461,10 @@ def _keep_others_files(place: Path, bundle: Path) -> None:
     source = place.resolve() if place.is_dir() else place.resolve().parent
     for part in (*FOLDERS.values(), "drafter"):
         target = (bundle / part).resolve()
-        if target == source or target in source.parents or source in target.parents:
-            if place.is_file() and source in target.parents:
-                continue  # beside a file is where people work
+        if target == source or target in source.parents:
             raise ConfigError(
-                f"'{bundle / part}' and the source '{place}' lie in one another; name "
-                "another folder for the bundle"
+                f"'{bundle / part}' would replace the source '{place}'; name another "
+                "folder for the bundle"
             )
 
 

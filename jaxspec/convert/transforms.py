@@ -37,10 +37,6 @@ def halved(x: np.ndarray, head: int) -> np.ndarray:
     return np.swapaxes(pairs, -1, -2).reshape(x.shape)
 
 
-def _from_1x1(x: np.ndarray, _: int) -> np.ndarray:
-    return x[..., 0, 0].T
-
-
 TRANSFORMS = {
     "same": Transform(lambda x, _: x, lambda x, _: x),
     "linear": Transform(lambda x, _: x.T, lambda x, _: x.T),

@@ -26,7 +26,7 @@ from jaxspec.train.kept_features import keep_features
 from jaxspec.train.loop import fit
 from jaxspec.train.optimizer import begin, descend
 from jaxspec.train.recipes import recipe_of
-from jaxspec.train.recipes.lesson import kept_lesson, make_lesson
+from jaxspec.train.recipes.lesson import make_lesson
 from jaxspec.typing import Array, Float, Int, Params
 
 # Held-out sequences that select the checkpoint.
@@ -195,8 +195,9 @@ def guess_losses(
         scale = None
     streams, regressions, confidence = [], [], None
     for null in nulls:
-        told = drafter.target, target_params, drafter.taps, codes, labels, null
-        lesson = make_lesson(*told) if kept is None else kept_lesson(*told, kept)
+        lesson = make_lesson(
+            drafter.target, target_params, drafter.taps, codes, labels, null, kept
+        )
         # The same key: the same places in both streams.
         guesses = recipe_of(drafter)(drafter, own, lesson, recipe_key)
         flat = guesses.places.reshape(len(codes), -1)

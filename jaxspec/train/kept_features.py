@@ -78,14 +78,17 @@ def keep_features(
     fresh = file.with_suffix(f".{os.getpid()}.tmp")
     found = np.memmap(fresh, kind, "w+", shape=shape)
     size = f"keeping features ({found.nbytes / 1e9:.1f} GB)"
-    with tqdm(total=len(codes), desc=size, unit="sequence") as bar:
-        for start in range(0, len(codes), batch):
-            rows = np.arange(start, start + batch) % len(codes)
-            here = slice(start, min(start + batch, len(codes)))
-            labels = source.labels[rows % len(source)]
-            some = read(prior.params, codes[rows].astype(np.int32), labels)
-            found[here] = np.asarray(some)[: here.stop - start]
-            bar.update(here.stop - start)
-    found.flush()
-    fresh.replace(file)
+    try:
+        with tqdm(total=len(codes), desc=size, unit="sequence") as bar:
+            for start in range(0, len(codes), batch):
+                rows = np.arange(start, start + batch) % len(codes)
+                here = slice(start, min(start + batch, len(codes)))
+                labels = source.labels[rows % len(source)]
+                some = read(prior.params, codes[rows].astype(np.int32), labels)
+                found[here] = np.asarray(some)[: here.stop - start]
+                bar.update(here.stop - start)
+        found.flush()
+        fresh.replace(file)
+    finally:
+        fresh.unlink(missing_ok=True)  # what was cut off is large
     return np.memmap(file, kind, "r", shape=shape)

@@ -231,9 +231,11 @@ def test_nobodys_files_are_replaced(tmp_path, released):
     theirs = tmp_path / "b/prior"
     theirs.mkdir(parents=True)
     write(theirs / "model.safetensors", released)
-    for bundle in (tmp_path / "b", theirs):
-        with pytest.raises(ConfigError, match="lie in one another"):
-            convert(theirs, bundle, given=GIVEN)
+    (theirs / "deep").mkdir()
+    inner = write(theirs / "deep/m.safetensors", released)
+    for source in (theirs, theirs / "model.safetensors", inner):
+        with pytest.raises(ConfigError, match="would replace the source"):
+            convert(source, tmp_path / "b", given=GIVEN)
     with pytest.raises(ConfigError, match="is no checkpoint of jaxspec"):
         convert(
             write(tmp_path / "m.safetensors", released), tmp_path / "b", given=GIVEN

@@ -66,26 +66,25 @@ def make_lesson(
     codes: Int[Array, "B T"],
     labels: Int[Array, "B"],
     null: Bool[Array, "B"],
+    kept: Float[Array, "B 2 U E"] | None = None,
 ) -> Lesson:
-    """Reads sequences with the target; no gradient flows into it."""
-    logits, features = Transformer(target).score(
-        params, labels, codes, null=null, taps=taps
-    )
+    """Sequences as the target reads them; no gradient flows into it.
+
+    `kept` is what it said of them before; see `train.kept_features`.
+    """
+    if kept is None:
+        logits, features = Transformer(target).score(
+            params, labels, codes, null=null, taps=taps
+        )
+    else:
+        logits, features = _recalled(target, params, taps, null, kept)
     logits, features = jax.lax.stop_gradient((logits, features))
     tokens = jnp.pad(codes, ((0, 0), (target.prefix_length, 0)))
     return Lesson(tokens, logits, features, labels, null, params)
 
 
-def kept_lesson(
-    target: TransformerConfig,
-    params: Params,
-    taps: tuple[int, ...],
-    codes: Int[Array, "B T"],
-    labels: Int[Array, "B"],
-    null: Bool[Array, "B"],
-    kept: Float[Array, "B 2 U E"],
-) -> Lesson:
-    """`make_lesson` from what was kept of the target; see `train.kept_features`."""
+def _recalled(target, params, taps, null, kept):
+    """Scores and tapped features from the outputs of `kept_layers`."""
     chosen = jnp.where(null[:, None, None], kept[:, 1], kept[:, 0])
     dtype = params["norm"]["scale"].dtype
     parts = jnp.split(chosen.astype(dtype), kept.shape[-1] // target.width, axis=-1)
@@ -93,10 +92,7 @@ def kept_lesson(
     features = [by_layer[tap] for tap in taps]
     features = jnp.concatenate(features, axis=-1) if taps else parts[0][..., :0]
     shared = shared_parameters(target, params, norm=True)
-    logits = scores_of(target, shared, by_layer[target.layers - 1])
-    logits, features = jax.lax.stop_gradient((logits, features))
-    tokens = jnp.pad(codes, ((0, 0), (target.prefix_length, 0)))
-    return Lesson(tokens, logits, features, labels, null, params)
+    return scores_of(target, shared, by_layer[target.layers - 1]), features
 
 
 def some_starts(lesson: Lesson, key: Array, first: int) -> Int[Array, "B M"]:
