@@ -38,7 +38,7 @@ from jaxspec.models.transformer import Transformer
 from jaxspec.spec.neighbours import Neighbours
 from jaxspec.typing import Params
 
-FORMAT = 1
+FORMAT = 2
 NEIGHBOURS = "neighbours.npz"
 # A sharding for all parameters, or one for each by path and shape.
 Placement = (

@@ -14,8 +14,11 @@ Rules = Sequence[tuple[str, PartitionSpec]]
 # The first pattern that is found in a path decides. Columns of what widens, rows of
 # what narrows, so that a layer needs two sums over devices; tables by vocabulary.
 RULES: Rules = (
-    (r"(qkv|gate_up|query|key|value|change)/kernel$", PartitionSpec(None, "model")),
-    (r"(qkv|gate_up|change)/bias$", PartitionSpec("model")),
+    (r"(qkv|query|key|value)/kernel$", PartitionSpec(None, None, "model")),
+    (r"qkv/bias$", PartitionSpec(None, "model")),
+    (r"gate_up/kernel$", PartitionSpec(None, None, "model")),
+    (r"change/kernel$", PartitionSpec(None, "model")),
+    (r"change/bias$", PartitionSpec("model")),
     (r"(out|down)/kernel$", PartitionSpec("model", None)),
     (r"(^|/)head$", PartitionSpec(None, "model")),
     (r"(^|/)head_(in|out)$", PartitionSpec(None, "model")),

@@ -28,13 +28,13 @@ def test_a_checkpoint_comes_straight_onto_a_mesh(part, data, model):
         divided = model if "model" in spec else 1
         assert shard.size * divided == x.size
         held, total = held + shard.size, total + x.size
-    if part == "prior":  # nearly all of it is divided
+    if part == "prior" and model <= 4:  # its heads; nearly all of it is divided
         assert held <= 1.1 * total / model
 
 
 def test_an_axis_that_does_not_divide_stays_whole():
-    assert spec_of("a/qkv/kernel", (8, 12), {"model": 8}) == P(None, None)
-    assert spec_of("a/qkv/kernel", (8, 16), {"model": 8}) == P(None, "model")
+    assert spec_of("a/qkv/kernel", (8, 3, 4, 2), {"model": 8}) == P(None, None, None)
+    assert spec_of("a/qkv/kernel", (8, 3, 8, 2), {"model": 8}) == P(None, None, "model")
     assert spec_of("norm/scale", (8,), {"model": 8}) == P()
 
 

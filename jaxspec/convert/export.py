@@ -68,7 +68,7 @@ def export(
         """A tensor of theirs, out of (something shaped like) a parameter of ours."""
         _, rule, span = parts[name]
         x = leaf[(slice(None),) * (rule.axis % leaf.ndim) + (span,)]
-        return TRANSFORMS[rule.transform].back(x, out.head)
+        return TRANSFORMS[rule.transform].back(x, out.heads)
 
     def read(name: str) -> np.ndarray:
         if name in out.computed:
@@ -108,9 +108,8 @@ def _pieces(
         return [(found[0][1], found[0][0], slice(None))]
     total = leaves[path].shape[found[0][0].axis]
     sizes = [total // len(found)] * len(found)
-    if "/qkv/" in path:  # queries may have more heads than keys and values
-        wide = leaves[path.split("/qkv/")[0] + "/out/kernel"].shape[0]
-        sizes = [wide, *[(total - wide) // 2] * 2]
+    if "/qkv/" in path:  # several queries a key
+        sizes = [total - 2, 1, 1]
     ends = np.cumsum(sizes).tolist()
     spans = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
     return [(name, rule, s) for (rule, name), s in zip(found, spans, strict=True)]

@@ -10,6 +10,7 @@ from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import from_dict
 from jaxspec.convert.mapping import Rule
 from jaxspec.convert.reading.stored import Source
+from jaxspec.convert.transforms import Heads
 from jaxspec.errors import ConfigError
 
 Given = Mapping[str, Any]
@@ -36,7 +37,7 @@ class Plan:
       kind: of the checkpoint.
       config: of the model; a drafter's holds its target's.
       rules: see `Rule`.
-      head: size of an attention head, for rotary transforms.
+      heads: of attention, for the transforms.
       derived: computed parameters by path.
       ignored: regular expressions of tensors that hold nothing for us.
       about: what is worth keeping besides.
@@ -45,7 +46,7 @@ class Plan:
     kind: str
     config: Any
     rules: tuple[Rule, ...]
-    head: int = 2
+    heads: Heads = Heads()
     derived: Mapping[str, Derived] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     about: Mapping[str, Any] = field(default_factory=dict)
@@ -59,14 +60,14 @@ class Outgoing:
       rules: see `Rule`.
       config: for `config.json`; "jaxspec" in it is our own configuration, which is
         taken as it is when the file comes back.
-      head: size of an attention head, for rotary transforms.
+      heads: of attention, for the transforms.
       computed: tensors that are no parameter of ours, by name.
       left_out: paths of parameters that those stand for.
     """
 
     rules: tuple[Rule, ...]
     config: dict[str, Any]
-    head: int = 2
+    heads: Heads = Heads()
     computed: Mapping[str, np.ndarray] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
 
@@ -89,6 +90,11 @@ class Family:
     plan: Callable[[Source, Given, Checkpoint | None], Plan]
     drafter: bool = False
     export: Callable[[Checkpoint], Outgoing] | None = None
+
+
+def heads_of(config: Any) -> Heads:
+    """Of a decoder or of a drafter that has heads like one."""
+    return Heads(config.head_size, config.num_kv_heads)
 
 
 class Settings(dict[str, Any]):

@@ -55,12 +55,6 @@ class Rule:
         return self.theirs.format(**match.groupdict()) if match else None
 
 
-def joined(ours: str, transform: str, *theirs: str) -> tuple[Rule, ...]:
-    """Rules of several tensors that lie side by side in one parameter."""
-    count = len(theirs)
-    return tuple(Rule(t, ours, transform, i, count) for i, t in enumerate(theirs))
-
-
 @dataclass(frozen=True)
 class Piece:
     """A tensor in its place.

@@ -29,7 +29,7 @@ from jaxspec.convert.family import Family, Given, Plan, Settings
 from jaxspec.convert.mapping import Piece, place
 from jaxspec.convert.reading.open import open_source
 from jaxspec.convert.reading.stored import Source, printable
-from jaxspec.convert.transforms import TRANSFORMS
+from jaxspec.convert.transforms import TRANSFORMS, Heads
 from jaxspec.errors import (
     CheckpointError,
     ConfigError,
@@ -182,7 +182,7 @@ def understand(
             lines.append(Line(path, names, "computed", leaf.shape, kind))
             continue
         have = pieces[path]
-        shape = _shape(source, have, plan.head)
+        shape = _shape(source, have, plan.heads)
         if shape != leaf.shape:
             names = ", ".join(f"{p.name} {source.shape(p.name)}" for p in have)
             wrong.append(f"{path} should be {leaf.shape}, but {names} make {shape}")
@@ -231,13 +231,13 @@ def _dtype(kinds: list[Any], wanted: str | None) -> str:
     return name if name in ("float32", "bfloat16", "float16") else "float32"
 
 
-def _shape(source: Source, pieces: list[Piece], head: int) -> tuple[int, ...] | None:
+def _shape(source: Source, pieces: list[Piece], heads: Heads) -> tuple[int, ...] | None:
     """The shape that pieces make together; None if they do not go together."""
     parts = []
     for piece in pieces:
         dummy = np.broadcast_to(np.int8(0), source.shape(piece.name))
         try:
-            parts.append(TRANSFORMS[piece.rule.transform].there(dummy, head).shape)
+            parts.append(TRANSFORMS[piece.rule.transform].there(dummy, heads).shape)
         except (ValueError, IndexError):
             return None
     first, axis = parts[0], pieces[0].rule.axis
@@ -305,7 +305,7 @@ def _assembled(
 
     def part(piece: Piece) -> np.ndarray:
         there = TRANSFORMS[piece.rule.transform].there
-        x = there(read(piece.name), conversion.plan.head)
+        x = there(read(piece.name), conversion.plan.heads)
         with np.errstate(over="ignore"):  # told by the caller
             return x.astype(dtype, copy=False)
 

@@ -40,9 +40,10 @@ class BlockLayer(nn.Module):
         c = self.config
         size, eps = c.head_size, c.norm_eps
         self.input_norm = RMSNorm(eps)
-        self.query = linear(c.heads * size, "query")
-        self.key = linear(c.num_kv_heads * size, "key")
-        self.value = linear(c.num_kv_heads * size, "value")
+        kv = c.num_kv_heads
+        self.query = linear((c.heads // kv, kv, size), "query")
+        self.key = linear((1, kv, size), "key")
+        self.value = linear((1, kv, size), "value")
         self.q_norm = RMSNorm(eps)
         self.k_norm = RMSNorm(eps)
         self.out = linear(c.width, "out")
@@ -53,11 +54,12 @@ class BlockLayer(nn.Module):
         self, x: Float[Array, "R T D"], angles: Float[Array, "R T f 2"]
     ) -> KeysValues:
         """Keys and values `[R, K, T, F]` of the context or of normed block rows."""
-        size = self.config.head_size
-        k = einops.rearrange(self.key(x), "r t (k f) -> r t k f", f=size)
-        k = rotate(self.k_norm(k), angles)
-        v = einops.rearrange(self.value(x), "r t (k f) -> r k t f", f=size)
-        return einops.rearrange(k, "r t k f -> r k t f"), v
+        k = rotate(self.k_norm(self.key(x)[:, :, 0]), angles)
+        k, v = (
+            einops.rearrange(t, "r t k f -> r k t f")
+            for t in (k, self.value(x)[:, :, 0])
+        )
+        return k, v
 
     def __call__(
         self,
@@ -67,9 +69,8 @@ class BlockLayer(nn.Module):
         join: Callable[[KeysValues], KeysValues],
     ) -> Float[Array, "R T D"]:
         """`join` puts the block's own keys and values behind the context's."""
-        size = self.config.head_size
         x = self.input_norm(h)
-        q = einops.rearrange(self.query(x), "r t (h f) -> r t h f", f=size)
+        q = einops.rearrange(self.query(x), "r t g k f -> r t (k g) f")
         q = rotate(self.q_norm(q), angles)
         k, v = join(self.keys_values(x, angles))
         h = h + self.out(attend(q, k, v, mask))

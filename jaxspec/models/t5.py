@@ -39,16 +39,17 @@ class _Layer(nn.Module):
         c = self.config
         wide = c.heads * c.head_dim
         h = RMSNorm(c.norm_eps, name="attention_norm")(x)
-        q, k, v = jnp.split(linear(3 * wide, "qkv")(h), 3, axis=-1)
-        q, k, v = (t.reshape(*t.shape[:2], c.heads, c.head_dim) for t in (q, k, v))
+        fused = linear((3, c.heads, c.head_dim), "qkv")(h)
+        q, k, v = (fused[:, :, i] for i in range(3))
         # T5 does not scale by the root of the head size; its weights are so small.
         scores = jnp.einsum("bthf,bshf->bhts", q, k, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(scores + bias).astype(v.dtype)
         h = jnp.einsum("bhts,bshf->bthf", weights, v).reshape(*x.shape[:2], wide)
         x = x + linear(c.width, "out")(h)
         h = RMSNorm(c.norm_eps, name="ffn_norm")(x)
-        gate, up = jnp.split(linear(2 * c.ffn_width, "gate_up")(h), 2, axis=-1)
-        return x + linear(c.width, "down")(nn.gelu(gate, approximate=True) * up)
+        h = linear((2, c.ffn_width), "gate_up")(h)
+        h = nn.gelu(h[:, :, 0], approximate=True) * h[:, :, 1]
+        return x + linear(c.width, "down")(h)
 
 
 class _Encoder(nn.Module):

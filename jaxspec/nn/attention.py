@@ -80,9 +80,9 @@ class Attention(nn.Module):
     ) -> tuple[Float[Array, "R T D"], tuple[Array, Array] | None]:
         """Attends over `x` alone, or over a cache into which `x` is written first."""
         h, kv, f = self.heads, self.kv_heads, self.head_dim
-        fused = linear((h + 2 * kv) * f, "qkv", bias=self.qkv_bias)(x)
-        q, k, v = jnp.split(fused, [h * f, (h + kv) * f], axis=-1)
-        q, k, v = (einops.rearrange(t, "r t (h f) -> r t h f", f=f) for t in (q, k, v))
+        fused = linear((h // kv + 2, kv, f), "qkv", bias=self.qkv_bias)(x)
+        q = einops.rearrange(fused[:, :, :-2], "r t g k f -> r t (k g) f")
+        k, v = fused[:, :, -2], fused[:, :, -1]
         if self.head_norm is not None:
             q, k = self.head_norm("q_norm")(q), self.head_norm("k_norm")(k)
         q, k = rotate(q, angles), rotate(k, angles)

@@ -1,10 +1,11 @@
-"""RMSNorm, SwiGLU, the plain linear map and the output head."""
+"""RMSNorm, SwiGLU, linear maps and the output head."""
 
 from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
 
 from jaxspec.typing import Array, Float, Params
 
@@ -12,9 +13,36 @@ from jaxspec.typing import Array, Float, Params
 INIT = nn.initializers.normal(0.02)
 
 
-def linear(width: int, name: str, bias: bool = False) -> nn.Dense:
+class Linear(nn.Module):
+    """A linear map of the last axis onto one or several.
+
+    Several axes keep apart what devices of a mesh divide (heads, the width of a SwiGLU)
+    and what they do not (queries, keys and values; gate and up).
+
+    Attributes:
+      features: the axes that take the last one's place.
+      bias: whether there is one.
+    """
+
+    features: tuple[int, ...]
+    bias: bool = False
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "..."]:
+        """Applies the map."""
+        kernel = self.param("kernel", INIT, (x.shape[-1], *self.features))
+        bias = None
+        if self.bias:
+            bias = self.param("bias", nn.initializers.zeros, self.features)
+        x, kernel, bias = promote_dtype(x, kernel, bias)
+        y = jnp.tensordot(x, kernel, axes=1)
+        return y if bias is None else y + bias
+
+
+def linear(width: int | tuple[int, ...], name: str, bias: bool = False) -> Linear:
     """A linear map, without a bias unless asked."""
-    return nn.Dense(width, use_bias=bias, kernel_init=INIT, name=name)
+    features = (width,) if isinstance(width, int) else width
+    return Linear(features, bias, name=name)
 
 
 class RMSNorm(nn.Module):
@@ -32,15 +60,15 @@ class RMSNorm(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """`down(silu(gate x) * up x)`, gate and up in one matrix `[D, 2 width]`."""
+    """`down(silu(gate x) * up x)`, gate and up in one map `[D, 2, width]`."""
 
     width: int
 
     @nn.compact
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         """Applies the two maps."""
-        gate, up = jnp.split(linear(2 * self.width, "gate_up")(x), 2, axis=-1)
-        return linear(x.shape[-1], "down")(nn.silu(gate) * up)
+        h = linear((2, self.width), "gate_up")(x)
+        return linear(x.shape[-1], "down")(nn.silu(h[..., 0, :]) * h[..., 1, :])
 
 
 class HeadNorm(nn.Module):

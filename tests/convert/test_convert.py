@@ -150,9 +150,9 @@ def test_the_command_line_shows_a_table_and_writes_nothing_when_asked(
     command = ["convert", str(file), str(tmp_path / "b"), "--set", "heads=4"]
     assert main([*command, "--set", "grid=4", "--dry-run"]) == 0
     out = capsys.readouterr().out
-    row = "| layers_0/ffn/gate_up/kernel | 32 x 96 | float32 | "
+    row = "| layers_0/ffn/gate_up/kernel | 32 x 2 x 48 | float32 | "
     row += (
-        "layers.0.feed_forward.w1.weight + layers.0.feed_forward.w3.weight | linear |"
+        "layers.0.feed_forward.w1.weight + layers.0.feed_forward.w3.weight | layer |"
     )
     assert row in out and not (tmp_path / "b").exists()
     assert main([*command, "--set", "grid=4", "--dtype", "bf16"]) == 0
@@ -178,7 +178,7 @@ def test_a_mesh_decides_how_parameters_are_stored(tmp_path, released):
     command += ["--set", "grid=4", "--mesh"]
     assert main([*command, "2x4"]) == 0
     folder = tmp_path / "b/prior/params"
-    assert chunks(folder, "layers_0.ffn.gate_up.kernel") == [32, 24]
+    assert chunks(folder, "layers_0.ffn.gate_up.kernel") == [32, 2, 12]
     assert chunks(folder, "layers_0.ffn.down.kernel") == [12, 32]
     found = load_checkpoint(tmp_path / "b/prior")
     assert params_digest(found.params) == params_digest(models.prior().params)

@@ -20,6 +20,7 @@ from jaxspec.convert.family import (
     Plan,
     agree,
     count,
+    heads_of,
     kept,
     setting,
 )
@@ -37,7 +38,8 @@ def released_taps(layers: int, number: int) -> tuple[int, ...]:
 
 
 def _rules(drafter: BlockDiffusion) -> tuple[Rule, ...]:
-    matrix, vector = rotary(drafter.target)
+    turned = rotary(drafter.target)
+    matrix, vector = f"heads{turned}", "rotary_vector" if turned else "same"
     theirs, ours = "layers.{i}.", "layers_{i}/"
     return (
         Rule("fc.weight", "project/kernel", "linear"),
@@ -47,7 +49,7 @@ def _rules(drafter: BlockDiffusion) -> tuple[Rule, ...]:
         Rule(f"{theirs}post_attention_layernorm.weight", f"{ours}post_norm/scale"),
         Rule(f"{theirs}self_attn.q_proj.weight", f"{ours}query/kernel", matrix),
         Rule(f"{theirs}self_attn.k_proj.weight", f"{ours}key/kernel", matrix),
-        Rule(f"{theirs}self_attn.v_proj.weight", f"{ours}value/kernel", "linear"),
+        Rule(f"{theirs}self_attn.v_proj.weight", f"{ours}value/kernel", "heads"),
         Rule(f"{theirs}self_attn.o_proj.weight", f"{ours}out/kernel", "linear"),
         Rule(f"{theirs}self_attn.q_norm.weight", f"{ours}q_norm/scale", vector),
         Rule(f"{theirs}self_attn.k_norm.weight", f"{ours}k_norm/scale", vector),
@@ -142,7 +144,7 @@ def _plan(source: Source, given: Given, target: Checkpoint | None) -> Plan:
         "block_diffusion",
         drafter,
         _rules(drafter),
-        config.head_size,
+        heads_of(config),
         derived,
         (r".*\.rotary_emb\.inv_freq",),
         about,
@@ -176,7 +178,7 @@ def _export(checkpoint: Checkpoint) -> Outgoing:
     if mask is not None and (rows == rows[:1]).all():  # as it came
         config["dflash_config"]["mask_token_id"] = mask
         left_out = ("mask_rows",)
-    return Outgoing(_rules(drafter), config, c.head_size, left_out=left_out)
+    return Outgoing(_rules(drafter), config, heads_of(c), left_out=left_out)
 
 
 FAMILIES = (

@@ -19,6 +19,7 @@ from jaxspec.convert.family import (
     Given,
     Outgoing,
     Plan,
+    heads_of,
     kept,
     setting,
 )
@@ -28,19 +29,19 @@ from jaxspec.drafters.feature_head import FeatureHead
 from jaxspec.errors import ConfigError
 
 
-def rotary(target: TransformerConfig) -> tuple[str, str]:
-    """Transforms of a drafter's queries and keys: LlamaGen's pairs are neighbours."""
+def rotary(target: TransformerConfig) -> str:
+    """How a drafter's queries and keys are turned: LlamaGen's pairs are neighbours."""
     if target.rope == "grid":
-        return "linear", "same"
-    return "rotary", "rotary_vector"
+        return ""
+    return "_rotary"
 
 
 def layer_rules(root: str, target: TransformerConfig, bias: bool) -> tuple[Rule, ...]:
     """Attention and SwiGLU of the one decoder layer."""
-    matrix, vector = rotary(target)
+    turned = rotary(target)
     return (
-        *attention(root, "attention", matrix),
-        *(biases(root, "attention", vector) if bias else ()),
+        *attention(root, "attention", turned),
+        *(biases(root, "attention", turned) if bias else ()),
         Rule(f"{root}post_attention_layernorm.weight", "post_norm/scale"),
         *mlp(root, "ffn"),
     )
@@ -126,7 +127,7 @@ def _plan_of(drafter: FeatureHead, root: str, derived: dict[str, Derived]) -> Pl
         "feature_head",
         drafter,
         _rules(drafter, root),
-        drafter.config.head_size,
+        heads_of(drafter.config),
         derived,
         ignored,
     )
@@ -241,7 +242,7 @@ def _export(version: int) -> Callable[[Checkpoint], Outgoing]:
             computed = {"d2t": ids - np.arange(len(ids)), "t2d": used}
             left_out = ("ids",)
         root = "midlayer." if version == 3 else "layers.0."
-        return Outgoing(_rules(drafter, root), config, c.head_size, computed, left_out)
+        return Outgoing(_rules(drafter, root), config, heads_of(c), computed, left_out)
 
     return export
 

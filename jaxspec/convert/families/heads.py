@@ -9,6 +9,7 @@ from jaxspec.convert.families.layers import attention, mlp
 from jaxspec.convert.family import Family, Given, Plan, count, setting
 from jaxspec.convert.mapping import Rule
 from jaxspec.convert.reading.stored import Source
+from jaxspec.convert.transforms import Heads
 from jaxspec.drafters.parallel_heads import ParallelHeads
 
 
@@ -101,7 +102,7 @@ def _hydra(source: Source, given: Given, target: Checkpoint | None) -> Plan:
         "parallel_heads",
         ParallelHeads(config, target.config),
         tuple(rules),
-        config.width // max(attending, 1),
+        Heads(config.width // max(attending, 1), max(attending, 1)),
         ignored=(
             r".*\.rotary_emb\.inv_freq",
             r"prefix_embeding_layer\.embed_tokens\..*",

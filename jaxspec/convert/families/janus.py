@@ -20,7 +20,7 @@ from jaxspec.convert.families.llama import (
     decoder_config,
     decoder_rules,
 )
-from jaxspec.convert.family import Derived, Family, Given, Plan, count
+from jaxspec.convert.family import Derived, Family, Given, Plan, count, heads_of
 from jaxspec.convert.mapping import Rule
 from jaxspec.convert.reading.stored import Source
 
@@ -126,7 +126,7 @@ def _plan(release: _Release, source: Source, given: Given) -> Plan:
         r"(model\.)?(vision_model|aligner)\..*",
         r".*\.rotary_emb\.inv_freq",
     )
-    return Plan("prior", config, tuple(rules), config.head_size, derived, ignored)
+    return Plan("prior", config, tuple(rules), heads_of(config), derived, ignored)
 
 
 def _family(name: str, release: _Release) -> Family:

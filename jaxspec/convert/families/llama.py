@@ -13,9 +13,18 @@ import numpy as np
 
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import RopeScaling, TransformerConfig
-from jaxspec.convert.families.layers import attention, biases, mlp
-from jaxspec.convert.family import Derived, Family, Given, Plan, agree, count, setting
-from jaxspec.convert.mapping import Rule, joined
+from jaxspec.convert.families.layers import apart, attention, biases, gated, mlp
+from jaxspec.convert.family import (
+    Derived,
+    Family,
+    Given,
+    Plan,
+    agree,
+    count,
+    heads_of,
+    setting,
+)
+from jaxspec.convert.mapping import Rule
 from jaxspec.convert.reading.stored import Source
 from jaxspec.errors import ConfigError
 
@@ -191,7 +200,7 @@ def _plain(names: Names, key: str | None = None):
             Rule(names.root + EMBEDDING, "embedding/embedding"),
             *decoder_rules(config, names),
         )
-        return Plan("prior", config, rules, config.head_size, ignored=ignored)
+        return Plan("prior", config, rules, heads_of(config), ignored=ignored)
 
     return plan
 
@@ -225,7 +234,7 @@ def _masked(token: int, shifted: bool, names: Names | None):
             "prior",
             replace(config, extra_tokens=1),
             rules,
-            config.head_size,
+            heads_of(config),
             {"embedding/embedding": Derived((table,), widened)},
             IGNORED,
             {"objective": "masked", "shifted": shifted},
@@ -262,14 +271,11 @@ def _llada(source: Source, given: Given) -> tuple[TransformerConfig, tuple[Rule,
     kernel = f"{ours}attention/qkv/kernel"
     rules = (
         Rule(f"{theirs}attn_norm.weight", f"{ours}attention_norm/scale"),
-        Rule(f"{theirs}q_proj.weight", kernel, "rotary", 0, 3),
-        Rule(f"{theirs}k_proj.weight", kernel, "rotary", 1, 3),
-        Rule(f"{theirs}v_proj.weight", kernel, "linear", 2, 3),
+        *apart(kernel, (f"{theirs}{x}_proj.weight" for x in "qkv"), "_rotary"),
         Rule(f"{theirs}attn_out.weight", f"{ours}attention/out/kernel", "linear"),
         Rule(f"{theirs}ff_norm.weight", f"{ours}ffn_norm/scale"),
-        *joined(
+        *gated(
             f"{ours}ffn/gate_up/kernel",
-            "linear",
             f"{theirs}ff_proj.weight",
             f"{theirs}up_proj.weight",
         ),

@@ -11,7 +11,7 @@ from typing import Any
 
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import TransformerConfig, to_dict
-from jaxspec.convert.families.layers import attention, mlp
+from jaxspec.convert.families.layers import attention, gated, mlp
 from jaxspec.convert.family import (
     Family,
     Given,
@@ -19,10 +19,11 @@ from jaxspec.convert.family import (
     Plan,
     agree,
     count,
+    heads_of,
     kept,
     setting,
 )
-from jaxspec.convert.mapping import Rule, joined
+from jaxspec.convert.mapping import Rule
 from jaxspec.convert.reading.stored import Source
 from jaxspec.errors import ConfigError
 from jaxspec.models.presets import SIZES
@@ -35,13 +36,14 @@ RELEASED = (
     Rule("cls_embedding.cap_proj.fc2.weight", "caption_out/kernel", "linear"),
     Rule("layers.{i}.attention_norm.weight", "layers_{i}/attention_norm/scale"),
     Rule(
-        "layers.{i}.attention.wqkv.weight", "layers_{i}/attention/qkv/kernel", "linear"
+        "layers.{i}.attention.wqkv.weight",
+        "layers_{i}/attention/qkv/kernel",
+        "heads_fused",
     ),
     Rule("layers.{i}.attention.wo.weight", "layers_{i}/attention/out/kernel", "linear"),
     Rule("layers.{i}.ffn_norm.weight", "layers_{i}/ffn_norm/scale"),
-    *joined(
+    *gated(
         "layers_{i}/ffn/gate_up/kernel",
-        "linear",
         "layers.{i}.feed_forward.w1.weight",
         "layers.{i}.feed_forward.w3.weight",
     ),
@@ -56,7 +58,7 @@ LANTERN = (
     Rule("model.cls_embedding.cap_proj.fc1.weight", "caption_in/kernel", "linear"),
     Rule("model.cls_embedding.cap_proj.fc2.weight", "caption_out/kernel", "linear"),
     Rule("model.layers.{i}.input_layernorm.weight", "layers_{i}/attention_norm/scale"),
-    *attention("model.layers.{i}.", "layers_{i}/attention", "linear"),
+    *attention("model.layers.{i}.", "layers_{i}/attention", ""),
     Rule(
         "model.layers.{i}.post_attention_layernorm.weight", "layers_{i}/ffn_norm/scale"
     ),
@@ -77,7 +79,7 @@ def _plan(source: Source, given: Given, target: Checkpoint | None) -> Plan:
     rules = LANTERN if lantern else RELEASED
     ours = {rule.ours: rule.theirs for rule in rules}
     if (config := kept(source, TransformerConfig)) is not None:
-        return Plan("prior", config, rules, config.head_size, ignored=IGNORED)
+        return Plan("prior", config, rules, heads_of(config), ignored=IGNORED)
     vocabulary, width = source.shape(ours["embedding/embedding"], 2)
     layers = count(source, ours["layers_{i}/attention_norm/scale"])
     said = source.config
@@ -126,7 +128,7 @@ def _plan(source: Source, given: Given, target: Checkpoint | None) -> Plan:
     agree(source, "hidden_size", said.get("hidden_size"), width)
     agree(source, "num_hidden_layers", said.get("num_hidden_layers"), layers)
     agree(source, "vocab_size", said.get("vocab_size"), vocabulary)
-    return Plan("prior", config, rules, config.head_size, ignored=IGNORED)
+    return Plan("prior", config, rules, heads_of(config), ignored=IGNORED)
 
 
 def _grid(source: Source, given: Given, prefix: int, root: str) -> int:
@@ -184,7 +186,7 @@ def _export(rules: tuple[Rule, ...], kind: str) -> Callable[[Checkpoint], Outgoi
             "block_size": c.grid**2,
             "jaxspec": to_dict(c),
         }
-        return Outgoing(rules, config, c.head_size)
+        return Outgoing(rules, config, heads_of(c))
 
     return export
 

@@ -5,9 +5,11 @@ Keys: transformers `T5EncoderModel`, or the encoder of a whole `T5` model.
 
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import TextEncoderConfig
+from jaxspec.convert.families.layers import apart, gated
 from jaxspec.convert.family import Family, Given, Plan, agree, count
-from jaxspec.convert.mapping import Rule, joined
+from jaxspec.convert.mapping import Rule
 from jaxspec.convert.reading.stored import Source
+from jaxspec.convert.transforms import Heads
 from jaxspec.errors import ConfigError
 
 _ATTENTION = "encoder.block.{i}.layer.0."
@@ -19,16 +21,15 @@ RULES = (
         "distances",
     ),
     Rule(_ATTENTION + "layer_norm.weight", "layers_{i}/attention_norm/scale"),
-    *joined(
+    *apart(
         "layers_{i}/qkv/kernel",
-        "linear",
-        *(f"{_ATTENTION}SelfAttention.{x}.weight" for x in "qkv"),
+        (f"{_ATTENTION}SelfAttention.{x}.weight" for x in "qkv"),
+        "",
     ),
     Rule(_ATTENTION + "SelfAttention.o.weight", "layers_{i}/out/kernel", "linear"),
     Rule(_FFN + "layer_norm.weight", "layers_{i}/ffn_norm/scale"),
-    *joined(
+    *gated(
         "layers_{i}/gate_up/kernel",
-        "linear",
         _FFN + "DenseReluDense.wi_0.weight",
         _FFN + "DenseReluDense.wi_1.weight",
     ),
@@ -64,7 +65,8 @@ def _plan(source: Source, given: Given, target: Checkpoint | None) -> Plan:
     agree(source, "d_model", said.get("d_model"), width)
     agree(source, "num_layers", said.get("num_layers"), config.layers)
     agree(source, "d_kv", said.get("d_kv"), config.head_dim)
-    return Plan("text_encoder", config, RULES, ignored=IGNORED)
+    heads_ = Heads(config.head_dim, heads)
+    return Plan("text_encoder", config, RULES, heads_, ignored=IGNORED)
 
 
 FAMILIES = (
