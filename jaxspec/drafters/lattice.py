@@ -13,6 +13,7 @@ from jaxspec.drafters.ngram import NgramTable
 from jaxspec.errors import ConfigError
 from jaxspec.spec.draft import Draft, Observation, Round, Start
 from jaxspec.spec.sampling import Sampling
+from jaxspec.spec.vocabulary import top_tokens
 from jaxspec.typing import Array, Float, Params
 
 
@@ -98,7 +99,7 @@ class Lattice:
 
     def _candidates(self, log_q: Float[Array, "B G V"]) -> Float[Array, "B G V"]:
         """The fewest tokens that hold `mass`, and at most `most`; -inf elsewhere."""
-        best, ids = jax.lax.top_k(log_q, min(self.most, log_q.shape[-1]))
+        best, ids = top_tokens(log_q, min(self.most, log_q.shape[-1]))
         before = jnp.cumsum(jnp.exp(best), axis=-1) - jnp.exp(best)
         kept = jnp.where(before < self.mass, best, -jnp.inf)
         row = jnp.arange(log_q.shape[0])[:, None, None]

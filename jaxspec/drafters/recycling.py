@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
 from jaxspec.drafters.grow import grow
 from jaxspec.spec.draft import Draft, Observation, Round, Start
+from jaxspec.spec.vocabulary import top_tokens
 from jaxspec.typing import Array, Float, Int, Params
 
 
@@ -70,7 +70,7 @@ class TokenRecycling:
         self, params: Params, state: Successors, seen: Observation
     ) -> Successors:
         """Stores what followed every node; the last node of a token has its way."""
-        best, ids = jax.lax.top_k(seen.logits, self.width)
+        best, ids = top_tokens(seen.logits, self.width)
         tokens = seen.draft.tokens
         rows, nodes = tokens.shape
         table = jnp.broadcast_to(

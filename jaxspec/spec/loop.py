@@ -22,7 +22,7 @@ from jaxspec.spec.state import (
     make_limits,
 )
 from jaxspec.spec.topology import Topology, pick
-from jaxspec.spec.verify.coupled import choose
+from jaxspec.spec.vocabulary import choose
 from jaxspec.typing import Array, Bool, Int, Params, PyTree, RowKeys
 
 

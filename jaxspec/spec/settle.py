@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxspec.spec.sampling import Sampling, amplification, guide, process
 from jaxspec.spec.state import Engine
-from jaxspec.spec.verify.coupled import choose
+from jaxspec.spec.vocabulary import choose
 from jaxspec.typing import Array, Bool, Float, Int, Params, PyTree
 
 

@@ -151,9 +151,7 @@ def test_the_command_line_shows_a_table_and_writes_nothing_when_asked(
     assert main([*command, "--set", "grid=4", "--dry-run"]) == 0
     out = capsys.readouterr().out
     row = "| layers_0/ffn/gate_up/kernel | 32 x 2 x 48 | float32 | "
-    row += (
-        "layers.0.feed_forward.w1.weight + layers.0.feed_forward.w3.weight | layer |"
-    )
+    row += "layers.0.feed_forward.w1.weight + layers.0.feed_forward.w3.weight | layer |"
     assert row in out and not (tmp_path / "b").exists()
     assert main([*command, "--set", "grid=4", "--dtype", "bf16"]) == 0
     out = capsys.readouterr().out

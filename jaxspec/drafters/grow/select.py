@@ -1,7 +1,5 @@
 """Choosing children from a drafter's distribution."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +8,7 @@ from jaxspec.errors import ConfigError
 from jaxspec.spec.draft import Round
 from jaxspec.spec.sampling import process
 from jaxspec.spec.topology import pick
+from jaxspec.spec.vocabulary import invert, top_tokens
 from jaxspec.typing import Array, Float, Int, PyTree
 
 
@@ -37,15 +36,10 @@ def inherit(own: PyTree, parents: Array | np.ndarray) -> PyTree:
 
 def _independent(this: Round, depth: int, log_q: Float[Array, "B M V"], width: int):
     """`width` samples of each node, by inversion, and their log-probabilities."""
-    total = jnp.cumsum(jnp.exp(log_q), axis=-1)
     share = jnp.exp(-jnp.exp(-private_noise(this, depth, (log_q.shape[1], width))))
-    # Strictly below the whole mass, so the token that is found has some.
-    last = jnp.nextafter(total[..., -1:], jnp.zeros(()))
-    level = jnp.minimum(share * total[..., -1:], last)
-    search = jax.vmap(jax.vmap(partial(jnp.searchsorted, side="right")))
     sampled = (this.sampling.temperature > 0)[:, None, None]
     best = jnp.argmax(log_q, axis=-1)[..., None]
-    ids = jnp.where(sampled, search(total, level), best).astype(jnp.int32)
+    ids = jnp.where(sampled, invert(jnp.exp(log_q), share), best).astype(jnp.int32)
     return ids, jnp.take_along_axis(log_q, ids, axis=-1)
 
 
@@ -96,7 +90,7 @@ def choose_children(
         return _independent(this, depth, log_q, width)
     else:
         ranked = log_q
-    best, ids = jax.lax.top_k(ranked, width)
+    best, ids = top_tokens(ranked, width)
     if how == "top_and_sample":
         place = jnp.arange(width)
         given = place < children[:, None] - 1  # [M, W]

@@ -1,15 +1,12 @@
 """Where parameters lie on a mesh of devices: rules by path."""
 
 import re
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
-import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxspec.errors import ConfigError
 
-AXES = ("data", "model")
 Rules = Sequence[tuple[str, PartitionSpec]]
 # The first pattern that is found in a path decides. Columns of what widens, rows of
 # what narrows, so that a layer needs two sums over devices; tables by vocabulary.
@@ -29,48 +26,6 @@ RULES: Rules = (
     (r"markov_out$", PartitionSpec(None, "model")),
     (r"", PartitionSpec()),
 )
-
-
-def make_mesh(
-    data: int | None = None, model: int = 1, devices: Sequence[Any] | None = None
-) -> Mesh:
-    """A mesh with the automatic axes "data" and "model".
-
-    Args:
-      data: devices along which rows are divided; by default all that are left.
-      model: devices along which parameters are divided.
-      devices: by default all.
-
-    Raises:
-      ConfigError: there are not so many devices.
-    """
-    devices = jax.devices() if devices is None else list(devices)
-    if model < 1 or (data is not None and data < 1):
-        raise ConfigError(f"a mesh of {data} x {model} devices: use at least 1 of each")
-    data = max(len(devices) // model, 1) if data is None else data
-    if data * model > len(devices):
-        raise ConfigError(
-            f"a mesh of {data} x {model} needs {data * model} devices, there are "
-            f"{len(devices)}"
-        )
-    return jax.make_mesh(
-        (data, model),
-        AXES,
-        axis_types=(AxisType.Auto, AxisType.Auto),
-        devices=devices[: data * model],
-    )
-
-
-def read_mesh(text: str) -> tuple[int, int]:
-    """ "2x4" as numbers of devices along "data" and "model".
-
-    Raises:
-      ConfigError: it is not of this form.
-    """
-    match = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text)
-    if match is None:
-        raise ConfigError(f"mesh {text!r} is not of the form DATAxMODEL, such as 2x4")
-    return int(match[1]), int(match[2])
 
 
 def spec_of(
@@ -112,3 +67,23 @@ def placement(
         return NamedSharding(mesh, spec_of(path, shape, sizes, rules))
 
     return place
+
+
+def kept_whole(
+    leaves: Iterable[tuple[str, tuple[int, ...]]],
+    sizes: dict[str, int],
+    rules: Rules = RULES,
+) -> list[str]:
+    """Parameters that a rule would divide, but whose axis does not divide evenly.
+
+    Args:
+      leaves: paths and shapes.
+      sizes: devices along each axis of the mesh.
+      rules: see `spec_of`.
+    """
+    anything = dict.fromkeys(sizes, 1)
+    return [
+        path
+        for path, shape in leaves
+        if spec_of(path, shape, sizes, rules) != spec_of(path, shape, anything, rules)
+    ]

@@ -1,0 +1,18 @@
+"""One program on many devices: rows along "data", heads and tables along "model"."""
+
+from jaxspec.sharding.mesh import AXES, make_mesh, read_mesh
+from jaxspec.sharding.rows import fill_rows, over_rows
+from jaxspec.sharding.rules import RULES, Rules, kept_whole, placement, spec_of
+
+__all__ = [
+    "AXES",
+    "RULES",
+    "Rules",
+    "fill_rows",
+    "kept_whole",
+    "make_mesh",
+    "over_rows",
+    "placement",
+    "read_mesh",
+    "spec_of",
+]

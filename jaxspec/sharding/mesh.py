@@ -1,0 +1,54 @@
+"""Meshes of devices."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+from jaxspec.errors import ConfigError
+
+AXES = ("data", "model")
+
+
+def make_mesh(
+    data: int | None = None, model: int = 1, devices: Sequence[Any] | None = None
+) -> Mesh:
+    """A mesh with the automatic axes "data" and "model".
+
+    Args:
+      data: devices along which rows are divided; by default all that are left.
+      model: devices along which parameters are divided.
+      devices: by default all.
+
+    Raises:
+      ConfigError: there are not so many devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    if model < 1 or (data is not None and data < 1):
+        raise ConfigError(f"a mesh of {data} x {model} devices: use at least 1 of each")
+    data = max(len(devices) // model, 1) if data is None else data
+    if data * model > len(devices):
+        raise ConfigError(
+            f"a mesh of {data} x {model} needs {data * model} devices, there are "
+            f"{len(devices)}"
+        )
+    return jax.make_mesh(
+        (data, model),
+        AXES,
+        axis_types=(AxisType.Auto, AxisType.Auto),
+        devices=devices[: data * model],
+    )
+
+
+def read_mesh(text: str) -> tuple[int, int]:
+    """ "2x4" as numbers of devices along "data" and "model".
+
+    Raises:
+      ConfigError: it is not of this form.
+    """
+    match = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text)
+    if match is None:
+        raise ConfigError(f"mesh {text!r} is not of the form DATAxMODEL, such as 2x4")
+    return int(match[1]), int(match[2])

@@ -1,0 +1,102 @@
+"""Contracts of the program that a mesh runs: what travels, what each device holds."""
+
+import re
+from functools import lru_cache, partial
+from math import prod
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxspec.checkpoint import abstract_params, named_leaves
+from jaxspec.config import TransformerConfig
+from jaxspec.models.target import make_target
+from jaxspec.models.transformer import Transformer
+from jaxspec.sharding import make_mesh, over_rows, placement
+from jaxspec.spec.loop import init_state, spec_step
+from jaxspec.spec.named_trees import named_tree
+from jaxspec.spec.noise import row_keys
+from jaxspec.spec.sampling import make_sampling
+from jaxspec.spec.state import Engine, make_limits
+from jaxspec.testing.table_drafter import TableDrafter
+
+LAYERS, WIDTH, VOCAB, ROWS = 3, 192, 4096, 8
+CONFIG = TransformerConfig(
+    vocab_size=VOCAB, layers=LAYERS, width=WIDTH, heads=8, grid=24, classes=1000
+)
+TREE = named_tree("mc_sim_7b_63")
+MESHES = [(4, 2), (2, 4), (1, 8)]
+
+
+def placed(tree, where):
+    """Shapes of a tree's arrays and where they lie."""
+    leaves = [
+        jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where(path, x))
+        for path, x in named_leaves(tree)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(tree), leaves)
+
+
+@lru_cache
+def compiled(data, model):
+    """One round on a mesh, and the shapes of its parameters and of its cache."""
+    mesh = make_mesh(data, model)
+    order = ("temperature", "top_k")
+    target = make_target(Transformer(CONFIG), guided=True)
+    engine = Engine(target, 576, TableDrafter(), TREE, order=order)
+    place = placement(mesh)
+    params = placed(abstract_params("prior", CONFIG), lambda p, x: place(p, x.shape))
+    last = NamedSharding(mesh, PartitionSpec(None, None, "model"))
+    table = jax.ShapeDtypeStruct((2, VOCAB, VOCAB), jnp.float32, sharding=last)
+    sampling = make_sampling(ROWS, guidance=2.0, top_k=100)
+    shared = params, {"table": table}, jnp.zeros(ROWS, jnp.int32), sampling
+    start = over_rows(mesh, partial(init_state, engine))
+    state = jax.eval_shape(start, *shared, row_keys(0, ROWS), make_limits(ROWS, 576))
+
+    def of_state(_, x):
+        axes = ("data", "model")[: {4: 2, 0: 0}.get(x.ndim, 1)]  # [R, K, S, F]
+        return NamedSharding(mesh, PartitionSpec(*axes))
+
+    state = placed(state, of_state)
+    step = jax.jit(over_rows(mesh, partial(spec_step, engine)), donate_argnums=4)
+    return step.lower(*shared, state).compile(), (params, table), state.cache.layers
+
+
+COLLECTIVE = r"(all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)"
+
+
+def collectives(compiled):
+    """(shape, kind) of everything that travels in the main computation."""
+    text = compiled.as_text()
+    main = text[text.index("\nENTRY ") :]
+    for line in main.splitlines():
+        if match := re.search(rf"= (.+?) {COLLECTIVE}(-start)?\(", line):
+            for dims in re.findall(r"\w+\[([\d,]*)\]", match[1]):
+                yield tuple(int(d) for d in dims.split(",") if d), match[2]
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_a_layer_needs_two_sums_and_nothing_large_travels(mesh):
+    found = list(collectives(compiled(*mesh)[0]))
+    nodes = 2 * ROWS // mesh[0] * TREE.size
+    sums = [kind for shape, kind in found if prod(shape) == nodes * WIDTH]
+    assert sums == ["all-reduce"] * (2 * LAYERS + 1)  # one for the embedding
+    others = [shape for shape, _ in found if prod(shape) != nodes * WIDTH]
+    assert len(others) < 60
+    # Of scores, noise and caches: the best of each device, one block of a row.
+    assert max(prod(shape) for shape in others) <= ROWS * TREE.size * 32
+    assert not any(n >= VOCAB // 8 for shape in others for n in shape)
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_each_device_holds_its_part(mesh):
+    program, params, cache = compiled(*mesh)
+    data, model = mesh
+    memory = program.memory_analysis()
+    weights = sum(4 * x.size for x in jax.tree.leaves(params)) / model
+    kept = sum(4 * x.size for x in jax.tree.leaves(cache)) / (data * model)
+    assert memory.argument_size_in_bytes <= 1.1 * (weights + kept)
+    assert memory.alias_size_in_bytes >= kept  # updated in place
+    scores = 4 * (2 * ROWS / data) * TREE.size * VOCAB / model
+    assert memory.temp_size_in_bytes <= 6 * scores + 0.2 * kept + 4e6

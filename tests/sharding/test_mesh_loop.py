@@ -1,0 +1,207 @@
+"""One program, any mesh: the tokens of one device.
+
+Every rule and more drafters: `pytest -m slow tests/sharding`.
+"""
+
+from functools import lru_cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxspec.checkpoint import named_leaves
+from jaxspec.config import BlockDiffusionConfig, FeatureHeadConfig, TransformerConfig
+from jaxspec.drafters.block_diffusion import BlockDiffusion
+from jaxspec.drafters.feature_head import FeatureHead
+from jaxspec.drafters.jacobi import Jacobi
+from jaxspec.drafters.ngram import NgramTable
+from jaxspec.drafters.recycling import TokenRecycling
+from jaxspec.drafters.small_model import SmallModel
+from jaxspec.errors import ConfigError
+from jaxspec.models.target import make_target
+from jaxspec.models.transformer import Transformer
+from jaxspec.sharding import fill_rows, make_mesh, over_rows, placement
+from jaxspec.spec.envelopes import Beam, StochasticBeam
+from jaxspec.spec.loop import generate, init_state, spec_step
+from jaxspec.spec.named_trees import named_tree
+from jaxspec.spec.neighbours import neighbour_table
+from jaxspec.spec.noise import row_keys
+from jaxspec.spec.sampling import make_sampling
+from jaxspec.spec.state import Engine, make_limits
+from jaxspec.spec.tree import Tree
+from jaxspec.spec.verify import (
+    Annealed,
+    Block,
+    Coupled,
+    CoupledRelaxed,
+    GreedySet,
+    Grouped,
+    KSeq,
+    Lantern,
+    Rejection,
+    Typical,
+)
+from jaxspec.testing.table_drafter import TableDrafter
+from tests.models.test_transformer import random_params
+
+TARGET = TransformerConfig(
+    vocab_size=32, layers=2, width=32, heads=8, grid=4, classes=3
+)
+SMALL = TransformerConfig(vocab_size=32, layers=1, width=16, heads=2, grid=4, classes=3)
+BLOCK = BlockDiffusionConfig(4, 1, 32, 8, ffn_width=48, taps=(0, 1), markov_rank=6)
+EAGLE = FeatureHeadConfig(3, 32, 8, ffn_width=48, taps=(0, 1))
+ROWS, LENGTH = 5, 16
+MESHES = [(8, 1), (4, 2), (2, 4), (1, 8)]
+TREE = named_tree("0,1,2,00,01,10,000")
+CODES = jax.random.normal(jax.random.key(2), (32, 2))
+RULE_PARAMS = {"neighbours": neighbour_table(CODES, 4), "embedding": CODES}
+PROMPT = jnp.array([0, 2, 1, 1, 0])
+
+
+@lru_cache
+def parameters():
+    return random_params(TARGET)
+
+
+def own(drafter):
+    made = drafter.init_params(jax.random.key(5))
+    made = jax.tree.map(
+        lambda x: x + 0.1 * jax.random.normal(jax.random.key(6), x.shape), made
+    )
+    return drafter.bind(made, parameters())
+
+
+def on(mesh, params):
+    """Parameters, each where the rules say."""
+    place = placement(mesh)
+    leaves = [
+        jax.device_put(x, place(path, x.shape)) for path, x in named_leaves(params)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(params), leaves)
+
+
+def settings(rows):
+    sampling = make_sampling(
+        rows, temperature=[1.0, 0.0, 0.7, 1.0, 1.0], guidance=2.0, top_k=[0, 0, 9, 0, 9]
+    )
+    limits = make_limits(rows, [LENGTH, 11, LENGTH, LENGTH, LENGTH], [5])
+    return PROMPT, sampling, row_keys(3, rows), limits
+
+
+def engine_of(drafter=None, tree=None, rule=None):
+    target = make_target(
+        Transformer(TARGET), guided=True, taps=getattr(drafter, "taps", ())
+    )
+    tree, rule = tree or Tree.root(), rule or Coupled()
+    return Engine(target, LENGTH, drafter, tree, rule, order=("temperature", "top_k"))
+
+
+@lru_cache
+def alone(engine, needs_table=False):
+    table = TABLE if needs_table else None
+    run = jax.jit(partial(generate, engine))
+    return run(parameters(), table, *settings(ROWS), rule_params=RULE_PARAMS)
+
+
+TABLE = {"table": jax.random.normal(jax.random.key(1), (2, 32, 32))}
+
+
+def on_mesh(mesh, engine, drafter_params):
+    arguments = fill_rows(mesh, *settings(ROWS))
+    run = jax.jit(over_rows(mesh, partial(generate, engine)))
+    own = None if drafter_params is None else on(mesh, drafter_params)
+    out = run(on(mesh, parameters()), own, *arguments, rule_params=RULE_PARAMS)
+    assert out.tokens.shape[0] % mesh.shape["data"] == 0
+    assert out.stats.rounds == out.stats.calls.max() - 1
+    return jax.tree.map(lambda x: x[:ROWS] if x.ndim else x, out)
+
+
+def assert_same(mine, theirs):
+    np.testing.assert_array_equal(mine.tokens, theirs.tokens)
+    np.testing.assert_array_equal(mine.lengths, theirs.lengths)
+
+
+DRAFTERS = {
+    "block": (BlockDiffusion(BLOCK, TARGET), Beam(9, 3, 4, 3), own),
+    "eagle-3": (FeatureHead(EAGLE, TARGET), TREE, own),
+    "jacobi": (Jacobi(32), TREE, None),
+    "recycling": (TokenRecycling(32, 4), TREE, None),
+    "n-grams": (NgramTable(32, buckets=64, width=4), TREE, None),
+    "small": (
+        SmallModel(make_target(Transformer(SMALL), guided=False)),
+        TREE,
+        lambda _: random_params(SMALL),
+    ),
+}
+FEW = [("block", (8, 1)), ("block", (4, 2)), ("eagle-3", (2, 4)), ("jacobi", (1, 8))]
+FEW += [("recycling", (2, 4)), ("small", (4, 2))]
+ALL = [(name, mesh) for name in DRAFTERS for mesh in MESHES]
+
+
+def slow_unless(few, cases):
+    return [
+        pytest.param(*case, marks=() if case in few else pytest.mark.slow)
+        for case in cases
+    ]
+
+
+@pytest.mark.parametrize("name, mesh", slow_unless(FEW, ALL))
+def test_any_mesh_draws_what_one_device_draws_plainly(name, mesh):
+    drafter, tree, params = DRAFTERS[name]
+    params = params and params(drafter)
+    assert ROWS % mesh[0] or mesh[0] == 1  # rows have to be filled up
+    mine = on_mesh(make_mesh(*mesh), engine_of(drafter, tree), params)
+    assert_same(mine, alone(engine_of()))
+
+
+RULES = {
+    "coupled": (Coupled(), TREE),
+    "rejection": (Rejection(), TREE),
+    "stochastic beam": (Rejection(), StochasticBeam(2, 2)),
+    "with replacement": (Rejection("with_replacement"), TREE),
+    "top": (Rejection("top"), TREE),
+    "k-seq": (KSeq(), TREE),
+    "greedy set": (GreedySet(), TREE),
+    "block": (Block(), Tree.chain(3)),
+    "lantern": (Lantern(3, delta=0.2), TREE),
+    "lantern++": (Lantern(3, lam=3.0), TREE),
+    "relaxed": (CoupledRelaxed(3, budget=0.3), TREE),
+    "grouped": (Grouped(group=3, distance=9.0, gap=0.5), TREE),
+    "annealed": (Annealed(1.5), TREE),
+    "typical": (Typical(), TREE),
+}
+FEW_RULES = [("stochastic beam", (2, 4)), ("lantern++", (2, 4)), ("relaxed", (1, 8))]
+
+
+@pytest.mark.parametrize(
+    "name, mesh", slow_unless(FEW_RULES, [(n, m) for n in RULES for m in MESHES])
+)
+def test_every_rule_decides_alike_on_a_mesh(name, mesh):
+    rule, tree = RULES[name]
+    engine = engine_of(TableDrafter(), tree, rule)
+    assert_same(on_mesh(make_mesh(*mesh), engine, TABLE), alone(engine, True))
+
+
+def test_rounds_may_be_taken_one_by_one():
+    mesh = make_mesh(2, 4)
+    drafter, tree, params = DRAFTERS["block"]
+    engine = engine_of(drafter, tree)
+    prompt, sampling, keys, limits = fill_rows(mesh, *settings(ROWS))
+    shared = on(mesh, parameters()), on(mesh, params(drafter)), prompt, sampling
+    state = jax.jit(over_rows(mesh, partial(init_state, engine)))(*shared, keys, limits)
+    step = jax.jit(over_rows(mesh, partial(spec_step, engine)), donate_argnums=4)
+    while not state.done.all():
+        state = step(*shared, state)
+    wanted = alone(engine_of())
+    kept = np.arange(LENGTH) < wanted.lengths[:, None]
+    tokens = np.where(kept, state.tokens[:ROWS, :LENGTH], -1)
+    np.testing.assert_array_equal(tokens, wanted.tokens)
+    buffer = state.cache.layers[0][0]  # [R, K, S, F]: rows by data, heads by model
+    assert {s.data.shape[:2] for s in buffer.addressable_shards} == {(6, 2)}
+
+
+def test_rows_that_do_not_divide_are_told():
+    run = over_rows(make_mesh(4, 2), partial(generate, engine_of()))
+    with pytest.raises(ConfigError, match="5 rows do not divide among 4 .*fill_rows"):
+        run(parameters(), None, *settings(ROWS))
