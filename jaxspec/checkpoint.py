@@ -260,8 +260,17 @@ def save_state(
 
 
 def load_state(path: str | os.PathLike, like: Any) -> Any:
-    """Reads what `save_state` wrote, with the structure and shapes of `like`."""
-    return _read_tree(recover(path) / "state", jax.eval_shape(lambda x: x, like))
+    """Reads what `save_state` wrote, with the structure and shapes of `like`.
+
+    Where `like` holds arrays that lie on a mesh, so do those that are read.
+    """
+    where = {name: getattr(x, "sharding", None) for name, x in named_leaves(like)}
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return _read_tree(
+        recover(path) / "state",
+        jax.eval_shape(lambda x: x, like),
+        lambda name, shape: where[name] or device,
+    )
 
 
 def recover(path: str | os.PathLike) -> Path:

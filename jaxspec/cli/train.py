@@ -49,6 +49,17 @@ def add_parser(commands) -> None:
         metavar="DIR",
         help="a trained prior or drafter of the same shape to go on from",
     )
+    parser.add_argument(
+        "--mesh",
+        metavar="DATAxMODEL",
+        help="train on several devices: rows divided along DATA, heads and widths "
+        "along MODEL (default: one device)",
+    )
+    parser.add_argument(
+        "--fsdp",
+        action="store_true",
+        help="with --mesh: divide parameters and the optimizer's state along DATA, too",
+    )
     parser.set_defaults(run=run)
 
 
@@ -65,7 +76,12 @@ def run(arguments: argparse.Namespace) -> None:
             raise ConfigError(f"--steps {arguments.steps}: train at least one step")
         experiment = with_steps(experiment, arguments.part, arguments.steps)
 
+    if arguments.fsdp and not arguments.mesh:
+        raise ConfigError("--fsdp divides along a mesh: give --mesh, such as 8x1")
+
     from jaxspec.bundle import DEFAULT, embedded_folder
+    from jaxspec.sharding import make_mesh, read_mesh
+    from jaxspec.train.layout import Layout
     from jaxspec.train.run import train_part
 
     bundle = arguments.checkpoint and Path(arguments.checkpoint)
@@ -84,6 +100,10 @@ def run(arguments: argparse.Namespace) -> None:
         command += " --manual-dir DIR"
     if arguments.steps is not None:
         command += f" --steps {arguments.steps}"
+    layout = Layout()
+    if arguments.mesh:
+        layout = Layout(make_mesh(*read_mesh(arguments.mesh)), arguments.fsdp)
+        command += f" --mesh {arguments.mesh}" + " --fsdp" * arguments.fsdp
     path = train_part(
         experiment,
         arguments.part,
@@ -93,5 +113,6 @@ def run(arguments: argparse.Namespace) -> None:
         command,
         bundle,
         Path(arguments.start) if arguments.start else None,
+        layout,
     )
     print(f"wrote {path}")

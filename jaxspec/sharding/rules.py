@@ -87,3 +87,18 @@ def kept_whole(
         for path, shape in leaves
         if spec_of(path, shape, sizes, rules) != spec_of(path, shape, anything, rules)
     ]
+
+
+def spread(
+    spec: PartitionSpec, shape: tuple[int, ...], sizes: dict[str, int]
+) -> PartitionSpec:
+    """`spec`, with the largest axis that is whole and divides put along "data".
+
+    How training divides what every device would otherwise hold a copy of (FSDP, ZeRO).
+    """
+    axes = [*spec, *(None,) * (len(shape) - len(spec))]
+    free = [i for i, axis in enumerate(axes) if axis is None]
+    free = [i for i in free if shape[i] > 1 and shape[i] % sizes.get("data", 1) == 0]
+    if free:
+        axes[max(free, key=lambda i: shape[i])] = "data"
+    return PartitionSpec(*axes)

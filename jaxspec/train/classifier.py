@@ -13,6 +13,7 @@ from jaxspec.data.source import ImageSource
 from jaxspec.images import to_unit
 from jaxspec.models.classifier import Classifier, ClassifierConfig
 from jaxspec.train.experiment import Experiment, TrainingConfig, fingerprint
+from jaxspec.train.layout import ONE_DEVICE, Layout
 from jaxspec.train.loop import fit
 from jaxspec.train.optimizer import begin, descend
 
@@ -23,7 +24,11 @@ SHIFT = 1 / 16
 
 
 def train_classifier(
-    experiment: Experiment, source: ImageSource, heldout: ImageSource, workdir: Path
+    experiment: Experiment,
+    source: ImageSource,
+    heldout: ImageSource,
+    workdir: Path,
+    layout: Layout = ONE_DEVICE,
 ) -> Checkpoint:
     """Trains a classifier on the experiment's pictures; resumes `workdir`."""
     config = experiment.train_classifier
@@ -60,12 +65,13 @@ def train_classifier(
             "accuracy": float(np.concatenate(right).mean()),
         }
 
+    state = layout.place(begin(config, model.init(jax.random.key(config.seed))))
     kept, metrics = fit(
         workdir,
         config,
-        begin(config, model.init(jax.random.key(config.seed))),
-        jax.jit(make_step(model, config), donate_argnums=0),
-        batch_fn,
+        state,
+        layout.compile(make_step(model, config), state),
+        layout.rows(batch_fn),
         evaluate,
         lambda state: state["average"],
         "classifier",

@@ -23,6 +23,7 @@ from jaxspec.train.experiment import (
     fingerprint,
 )
 from jaxspec.train.kept_features import keep_features
+from jaxspec.train.layout import ONE_DEVICE, Layout
 from jaxspec.train.loop import fit
 from jaxspec.train.optimizer import begin, descend
 from jaxspec.train.recipes import recipe_of
@@ -40,6 +41,7 @@ def train_drafter(
     heldout: Sequences,
     workdir: Path,
     start: Checkpoint | None = None,
+    layout: Layout = ONE_DEVICE,
 ) -> Checkpoint:
     """Trains a drafter for a frozen prior; resumes what `workdir` holds.
 
@@ -50,6 +52,7 @@ def train_drafter(
       heldout: sequences that select the checkpoint.
       workdir: state and metrics.
       start: a trained drafter of the same configuration to go on from.
+      layout: where its arrays, and the prior's, lie.
 
     Raises:
       ConfigError: `start` is another drafter.
@@ -83,14 +86,15 @@ def train_drafter(
         own, before = dict(start.params), params_digest(start.params)
         fixed = {"ids": own.pop("ids")} if "ids" in own else {}
     # The frozen target is an argument, not a constant of the compiled step.
-    step = jax.jit(make_step(drafter, config, fixed), donate_argnums=0)
+    state, target = layout.place(begin(config, own)), layout.place(prior.params)
+    step = layout.compile(make_step(drafter, config, fixed), state)
     best, metrics = fit(
         workdir,
         config,
-        begin(config, own),
-        lambda state, i, batch: step(state, prior.params, i, batch),
-        batch_fn,
-        make_evaluation(drafter, prior.params, heldout, config, fixed),
+        state,
+        lambda state, i, batch: step(state, target, i, batch),
+        layout.rows(batch_fn),
+        make_evaluation(drafter, target, heldout, config, fixed),
         lambda state: {**state["average"], **fixed},
         "drafter",
         fingerprint(

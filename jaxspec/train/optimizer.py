@@ -22,9 +22,19 @@ def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
             b1=0.9,
             b2=config.beta2,
             weight_decay=config.weight_decay,
-            mask=lambda params: jax.tree.map(lambda x: x.ndim > 1, params),
+            mask=_decayed,
         ),
     )
+
+
+def _decayed(params: Params) -> Params:
+    """Matrices and tables; no scales, and no biases, whose axes may be several."""
+
+    def matrix(path, x):
+        name = str(getattr(path[-1], "key", ""))
+        return x.ndim > 1 and name not in ("scale", "bias")
+
+    return jax.tree_util.tree_map_with_path(matrix, params)
 
 
 def update_average(

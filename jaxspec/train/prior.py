@@ -19,6 +19,7 @@ from jaxspec.models.masked_diffusion import MaskedDiffusion
 from jaxspec.models.transformer import Transformer
 from jaxspec.train import objectives
 from jaxspec.train.experiment import Experiment, PriorTrainingConfig, fingerprint
+from jaxspec.train.layout import ONE_DEVICE, Layout
 from jaxspec.train.loop import fit
 from jaxspec.train.optimizer import begin, descend
 from jaxspec.typing import Params
@@ -33,6 +34,7 @@ def train_prior(
     heldout: Sequences,
     workdir: Path,
     start: Checkpoint | None = None,
+    layout: Layout = ONE_DEVICE,
 ) -> Checkpoint:
     """Trains a model over codes; resumes what `workdir` holds.
 
@@ -42,6 +44,7 @@ def train_prior(
       heldout: sequences that select the checkpoint.
       workdir: state and metrics.
       start: a model of the same shape to go on from; it may have fewer extra tokens.
+      layout: where its arrays lie.
 
     Raises:
       ConfigError: `start` is another kind of model.
@@ -57,12 +60,13 @@ def train_prior(
         indices = batch_indices(config.seed, step, config.batch, len(source))
         return source.take(indices, step_rng(config.seed, step))
 
+    state = layout.place(begin(config, params))
     kept, metrics = fit(
         workdir,
         config,
-        begin(config, params),
-        jax.jit(make_step(model, config), donate_argnums=0),
-        batch_fn,
+        state,
+        layout.compile(make_step(model, config), state),
+        layout.rows(batch_fn),
         make_evaluation(model, config, heldout),
         lambda state: state["average"],
         "prior",

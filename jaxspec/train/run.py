@@ -18,6 +18,7 @@ from jaxspec.train.card import model_card
 from jaxspec.train.classifier import train_classifier
 from jaxspec.train.drafter import HELDOUT, train_drafter
 from jaxspec.train.experiment import Experiment
+from jaxspec.train.layout import ONE_DEVICE, Layout
 from jaxspec.train.prior import train_prior
 from jaxspec.train.self_drawn import draw_source
 from jaxspec.train.tokenizer import train_tokenizer
@@ -32,12 +33,14 @@ def train_part(
     command: str,
     bundle: Path | None = None,
     start: Path | None = None,
+    layout: Layout = ONE_DEVICE,
 ) -> Path:
     """Trains a part and returns the checkpoint's folder.
 
     Parts are "tokenizer", "prior", "drafter" and "classifier". Earlier ones are read
     from `bundle`, or from what `workdir` holds. A drafter that learns from what its
     target draws needs no data. Prior and drafter may go on from `start`.
+    `layout` says where arrays lie; what is learned does not depend on it.
 
     Raises:
       CheckpointError: an earlier part is missing.
@@ -68,19 +71,19 @@ def train_part(
             about = {"class_names": pictures[0].class_names} if part == "prior" else {}
         if part == "prior":
             result = train_prior(
-                experiment, sources[0], sources[1], workdir / part, begun
+                experiment, sources[0], sources[1], workdir / part, begun, layout
             )
         else:
             prior = load_prior(given / "prior")
             result = train_drafter(
-                experiment, prior, sources[0], sources[1], workdir / part, begun
+                experiment, prior, sources[0], sources[1], workdir / part, begun, layout
             )
     else:
         if text:
             raise ConfigError(f"text has no {part}; train its prior, then a drafter")
         pictures = _pictures(experiment, data_dir, manual_dir)
         train = {"tokenizer": train_tokenizer, "classifier": train_classifier}[part]
-        result = train(experiment, *pictures, workdir / part)
+        result = train(experiment, *pictures, workdir / part, layout)
         if part == "classifier":
             about = {"class_names": pictures[0].class_names}
     result = replace(result, about={**result.about, **about})

@@ -15,6 +15,7 @@ from jaxspec.models.tokenizer import Tokenizer
 from jaxspec.nn.vq import l2_normalize, look_up, nearest_codes
 from jaxspec.spec.neighbours import neighbour_table
 from jaxspec.train.experiment import Experiment, TrainingConfig, fingerprint
+from jaxspec.train.layout import ONE_DEVICE, Layout
 from jaxspec.train.loop import fit
 from jaxspec.train.optimizer import make_optimizer, update_average
 from jaxspec.typing import Array, Float, Params
@@ -29,7 +30,11 @@ NEIGHBOURS = 100
 
 
 def train_tokenizer(
-    experiment: Experiment, source: ImageSource, heldout: ImageSource, workdir: Path
+    experiment: Experiment,
+    source: ImageSource,
+    heldout: ImageSource,
+    workdir: Path,
+    layout: Layout = ONE_DEVICE,
 ) -> Checkpoint:
     """Trains the tokenizer of an experiment; resumes what `workdir` holds."""
     config, shape = experiment.train_tokenizer, experiment.tokenizer
@@ -51,12 +56,13 @@ def train_tokenizer(
         metrics = reconstruction_metrics(tokenizer, kept_params(state), heldout)
         return {"heldout_loss": -metrics["psnr"], **metrics}
 
+    state = layout.place(init_state(tokenizer, config))
     kept, metrics = fit(
         workdir,
         config,
-        init_state(tokenizer, config),
-        jax.jit(make_step(tokenizer, config), donate_argnums=0),
-        batch_fn,
+        state,
+        layout.compile(make_step(tokenizer, config), state),
+        layout.rows(batch_fn),
         evaluate,
         kept_params,
         "tokenizer",
