@@ -23,6 +23,7 @@ from jaxspec.models.transformer import Transformer
 from jaxspec.spec.draft import Draft, Observation, Round, Start
 from jaxspec.spec.sampling import guide
 from jaxspec.spec.target import Target
+from jaxspec.spec.together import highest
 from jaxspec.typing import Array, Float, Int, Params
 
 
@@ -163,4 +164,5 @@ class DynamicExit:
         tokens = (1.0 - a ** (d + 1)) / (1.0 - a)
         worth = tokens / (d * jnp.array(self.exits)[:, None] + cost)  # [B, X, depth]
         best = jnp.argmax(jnp.mean(jnp.max(worth, axis=2), axis=0))
+        best = highest(best)  # groups of a mesh draft from the same exit
         return best, jnp.argmax(worth[:, best], axis=1) + 1

@@ -21,6 +21,7 @@ from jaxspec.spec.state import (
     check_rows,
     make_limits,
 )
+from jaxspec.spec.together import agreed
 from jaxspec.spec.topology import Topology, pick
 from jaxspec.spec.vocabulary import choose
 from jaxspec.typing import Array, Bool, Int, Params, PyTree, RowKeys
@@ -336,7 +337,7 @@ def generate(
     """
 
     def running(state: SpecState) -> Array:
-        return jnp.any(~state.done)
+        return agreed(jnp.any(~state.done))
 
     def step(state: SpecState) -> SpecState:
         return spec_step(
@@ -344,7 +345,11 @@ def generate(
         )
 
     state = init_state(engine, params, drafter_params, prompt, sampling, keys, limits)
-    state = jax.lax.while_loop(running, step, state)
+    return result_of(engine, jax.lax.while_loop(running, step, state))
+
+
+def result_of(engine: Engine, state: SpecState) -> Generation:
+    """What the rows of a state have made so far."""
     tokens = state.tokens[:, : engine.max_tokens]
     beyond = jnp.arange(engine.max_tokens) >= state.length[:, None]
     tokens = jnp.where(beyond, -1, tokens)

@@ -13,6 +13,7 @@ import numpy as np
 from jax.tree_util import register_dataclass
 
 from jaxspec.errors import ConfigError
+from jaxspec.spec.together import agreed
 from jaxspec.typing import Array, Float, Int
 
 Step = Literal["temperature", "top_k", "top_p"]
@@ -240,7 +241,7 @@ def _kth_largest(logits, k):
 
     def undecided(carry):
         i, _, count = carry
-        return (i < 32) & jnp.any(count != k)
+        return (i < 32) & agreed(jnp.any(count != k))
 
     def try_bit(carry):
         i, found, count = carry

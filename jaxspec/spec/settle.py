@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxspec.spec.sampling import Sampling, amplification, guide, process
 from jaxspec.spec.state import Engine
+from jaxspec.spec.together import agreed
 from jaxspec.spec.vocabulary import choose
 from jaxspec.typing import Array, Bool, Float, Int, Params, PyTree
 
@@ -72,7 +73,11 @@ def settle(
             scores = process(merged, alone[1], engine.order)
             return choose(scores + own_noise)[0][0]
 
-        return jax.lax.cond(own, again, lambda: old)
+        return jax.lax.cond(
+            agreed(own), lambda: jnp.where(own, again(), old), lambda: old
+        )
 
     rows = (near, prompt, sampling, noise, known_tokens, index, choice)
-    return jax.lax.cond(jnp.any(near), lambda: jax.lax.map(one, rows), lambda: choice)
+    return jax.lax.cond(
+        agreed(jnp.any(near)), lambda: jax.lax.map(one, rows), lambda: choice
+    )
