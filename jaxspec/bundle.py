@@ -6,9 +6,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jaxspec.checkpoint import Checkpoint, file_digests, load_checkpoint, params_digest
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jaxspec.checkpoint import (
+    Checkpoint,
+    Placement,
+    digest_of,
+    file_digests,
+    load_checkpoint,
+    named_leaves,
+)
+from jaxspec.config import TransformerConfig
 from jaxspec.drafters.kinds import DRAFTERS
 from jaxspec.errors import CheckpointError, ConfigError
+from jaxspec.models.kv_groups import copy_kv_heads, needed_copies
+from jaxspec.sharding import placement
 from jaxspec.typing import Params
 
 DEFAULT = "fruits64"
@@ -21,6 +35,16 @@ class Bundle:
 
     A text model has no tokenizer: its tokens are bytes. `drafter` may be missing.
     `text_encoder` is the folder of what reads captions, which is loaded when needed.
+
+    Attributes:
+      name: of the folder.
+      tokenizer: on one device of this process.
+      prior: the target.
+      drafter: trained for it.
+      text_encoder: a folder.
+      mesh: where the prior's and drafters' parameters lie; None for one device.
+      trained: the prior's configuration on disk, which drafters name as their target;
+        on a mesh the prior may have more key/value heads.
     """
 
     name: str
@@ -28,6 +52,8 @@ class Bundle:
     prior: Checkpoint
     drafter: Checkpoint | None
     text_encoder: Path | None = None
+    mesh: Mesh | None = None
+    trained: TransformerConfig | None = None
 
     @property
     def pictures(self) -> Checkpoint:
@@ -62,13 +88,20 @@ def embedded_folder() -> Path:
     )
 
 
-def load_bundle(path: str | os.PathLike | None = None, *, dtype: Any = None) -> Bundle:
+def load_bundle(
+    path: str | os.PathLike | None = None,
+    *,
+    dtype: Any = None,
+    mesh: Mesh | None = None,
+) -> Bundle:
     """Loads a bundle folder, or the embedded default.
 
     Args:
       path: a folder with `tokenizer/`, `prior/` and, if there is one, `drafter/`.
       dtype: cast the prior's and the drafter's parameters; the tokenizer stays
         float32.
+      mesh: where the prior's and the drafter's parameters shall lie. Key/value heads
+        that would have to be cut are copied, see `models.kv_groups`.
 
     Raises:
       CheckpointError: something is missing, damaged or does not belong together.
@@ -78,7 +111,9 @@ def load_bundle(path: str | os.PathLike | None = None, *, dtype: Any = None) -> 
     if not folder.is_dir():
         raise CheckpointError(f"no checkpoint folder at '{folder}'; check the path")
     check_manifest(folder)
-    prior, tokenizer = load_prior(folder / "prior"), None
+    place = placement(mesh) if mesh else None
+    prior, tokenizer = load_prior(folder / "prior", place), None
+    prior = replace(prior, about={**prior.about, "digest": digest_of(prior)})
     if prior.config.condition != "none":
         if not (folder / "tokenizer").is_dir():
             raise CheckpointError(
@@ -88,14 +123,12 @@ def load_bundle(path: str | os.PathLike | None = None, *, dtype: Any = None) -> 
         tokenizer = load_checkpoint(folder / "tokenizer", "tokenizer")
     drafter = None
     if (folder / "drafter").is_dir():
-        drafter = load_checkpoint(folder / "drafter")
+        drafter = load_checkpoint(folder / "drafter", sharding=place)
         if drafter.kind not in DRAFTERS:
             raise CheckpointError(f"'{folder / 'drafter'}' holds a {drafter.kind}")
-        trained_for = drafter.about.get("target_digest", params_digest(prior.params))
-        if (drafter.config.target, trained_for) != (
-            prior.config,
-            params_digest(prior.params),
-        ):
+        digest = digest_of(prior)
+        trained_for = drafter.about.get("target_digest", digest)
+        if (drafter.config.target, trained_for) != (prior.config, digest):
             raise CheckpointError(
                 f"'{folder / 'drafter'}' was trained for another prior than "
                 f"'{folder / 'prior'}'; train it again"
@@ -112,17 +145,44 @@ def load_bundle(path: str | os.PathLike | None = None, *, dtype: Any = None) -> 
         prior = _cast(prior, dtype)
         drafter = drafter and _cast(drafter, dtype)
     encoder = folder / "text_encoder"
-    reads = prior.config.condition == "caption" and encoder.is_dir()
-    return Bundle(folder.name, tokenizer, prior, drafter, encoder if reads else None)
+    reads, trained = prior.config.condition == "caption", prior.config
+    if mesh is not None:
+        prior = _with_kv_heads_for(prior, mesh)
+    return Bundle(
+        folder.name,
+        tokenizer,
+        prior,
+        drafter,
+        encoder if reads and encoder.is_dir() else None,
+        mesh,
+        trained,
+    )
 
 
-def load_prior(path: Path) -> Checkpoint:
+def _with_kv_heads_for(prior: Checkpoint, mesh: Mesh) -> Checkpoint:
+    """Key/value heads that each device of "model" can have some of."""
+    copies = needed_copies(prior.config, mesh.shape["model"])
+    if copies == 1:
+        return prior
+
+    def change(params):
+        return copy_kv_heads(prior.config, params, copies)[1]
+
+    place, shapes = placement(mesh), jax.eval_shape(change, prior.params)
+    where = [place(path, x.shape) for path, x in named_leaves(shapes)]
+    where = jax.tree.unflatten(jax.tree.structure(shapes), where)
+    params = jax.jit(change, out_shardings=where)(prior.params)
+    config, _ = copy_kv_heads(prior.config, {}, copies)
+    return replace(prior, config=config, params=params)
+
+
+def load_prior(path: Path, sharding: Placement = None) -> Checkpoint:
     """A model that draws token by token, and so can be sped up.
 
     Raises:
       CheckpointError: it cannot be read, or was trained for something else.
     """
-    prior = load_checkpoint(path, "prior")
+    prior = load_checkpoint(path, "prior", sharding=sharding)
     objective = prior.about.get("objective", "next")
     if objective not in ("next", "sorted", "tidar"):
         raise CheckpointError(
@@ -138,8 +198,6 @@ def _cast(checkpoint: Checkpoint, dtype: Any) -> Checkpoint:
 
 def cast_floats(params: Params, dtype: Any) -> Params:
     """Floating-point leaves in another dtype; ids stay what they are."""
-    import jax
-    import jax.numpy as jnp
 
     def cast(x):
         return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x

@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +90,10 @@ def save(
     Raises:
       CheckpointError: the place cannot be written.
     """
+    about = {**checkpoint.about, "digest": params_digest(checkpoint.params)}
     with _replacing(Path(path)) as fresh:
         _write_tree(fresh / "params", checkpoint.params)
-        _write_notes(fresh, checkpoint, notes)
+        _write_notes(fresh, replace(checkpoint, about=about), notes)
 
 
 def _write_notes(
@@ -265,7 +266,7 @@ def load_state(path: str | os.PathLike, like: Any) -> Any:
     Where `like` holds arrays that lie on a mesh, so do those that are read.
     """
     where = {name: getattr(x, "sharding", None) for name, x in named_leaves(like)}
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return _read_tree(
         recover(path) / "state",
         jax.eval_shape(lambda x: x, like),
@@ -415,7 +416,7 @@ def _target(
     like: Any, found: Mapping[str, Any], sharding: Placement, dtype: Any
 ) -> Any:
     """What a tree shall be restored as: shapes, dtypes and places."""
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def leaf(name: str, x: Any) -> jax.ShapeDtypeStruct:
         kind = found[name].dtype
@@ -525,6 +526,14 @@ def file_digests(folder: str | os.PathLike) -> dict[str, str]:
         for file in sorted(folder.rglob("*"))
         if file.is_file()
     }
+
+
+def digest_of(checkpoint: Checkpoint) -> str:
+    """The digest that a checkpoint was saved with, or that of its values.
+
+    It tells which model this is, also after its parameters were cast or divided.
+    """
+    return checkpoint.about.get("digest") or params_digest(checkpoint.params)
 
 
 def params_digest(params: Params) -> str:

@@ -19,3 +19,7 @@ class DataError(JaxspecError):
 
 class NonFiniteError(JaxspecError, ArithmeticError):
     """Weights or logits hold NaN or infinity where numbers are needed."""
+
+
+class ProcessError(JaxspecError, RuntimeError):
+    """One of several processes that work together cannot be reached, or has gone."""

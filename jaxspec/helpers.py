@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from jaxspec.bundle import Bundle, cast_floats
-from jaxspec.checkpoint import Checkpoint, load_checkpoint, params_digest
+from jaxspec.checkpoint import Checkpoint, digest_of, load_checkpoint
 from jaxspec.drafters.dynamic_exit import DynamicExit
 from jaxspec.drafters.jacobi import Jacobi
 from jaxspec.drafters.kinds import DRAFTERS
@@ -23,6 +23,7 @@ from jaxspec.errors import CheckpointError, ConfigError
 from jaxspec.models.masked_diffusion import MaskedDiffusion
 from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
+from jaxspec.sharding import placement
 from jaxspec.spec.draft import Drafter
 from jaxspec.spec.envelopes import Envelope
 from jaxspec.spec.tree import Tree
@@ -104,14 +105,15 @@ def find_helper(name: str, bundle: Bundle) -> Helper:
         drafter = early_exit(config, int(name[11:]), guided=config.condition != "none")
         return Helper(name, drafter, bundle.prior.params)
     if Path(name).is_dir():
-        checkpoint = load_checkpoint(name)
+        place = placement(bundle.mesh) if bundle.mesh else None
+        checkpoint = load_checkpoint(name, sharding=place)
         if checkpoint.kind == "prior":
             return _model(Path(name).name, checkpoint, bundle)
         if checkpoint.kind not in DRAFTERS:
             raise CheckpointError(f"'{name}' holds a {checkpoint.kind}, no drafter")
         wanted = checkpoint.about.get("target_digest")
-        same = checkpoint.config.target == config
-        if not same or wanted not in (None, params_digest(bundle.prior.params)):
+        same = checkpoint.config.target in (config, bundle.trained)
+        if not same or wanted not in (None, digest_of(bundle.prior)):
             raise CheckpointError(
                 f"the drafter in '{name}' was trained for another prior than that of "
                 f"bundle '{bundle.name}'"
@@ -163,7 +165,8 @@ def _model(name: str, checkpoint: Checkpoint, bundle: Bundle) -> Helper:
 
 
 def _trained(name: str, checkpoint: Any, bundle: Bundle) -> Helper:
-    drafter, prior = checkpoint.config, bundle.prior.params
+    drafter = replace(checkpoint.config, target=bundle.prior.config)
+    prior = bundle.prior.params
     dtype = jax.tree.leaves(prior)[0].dtype
     params = drafter.bind(cast_floats(checkpoint.params, dtype), prior)
     size = sum(x.size for x in jax.tree.leaves(checkpoint.params))

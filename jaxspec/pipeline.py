@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from jaxspec.models.target import make_target
 from jaxspec.models.tokenizer import Tokenizer
 from jaxspec.models.transformer import Transformer
 from jaxspec.rules import rule_params
+from jaxspec.sharding import over_rows
 from jaxspec.spec.envelopes import Envelope
 from jaxspec.spec.loop import generate
 from jaxspec.spec.noise import row_keys
@@ -241,6 +243,8 @@ def draw(
     count = len(settings.classes)
     batches = -(-count // settings.batch)
     rows = -(-count // batches)
+    if bundle.mesh:
+        rows += -rows % bundle.mesh.shape["data"]
     order = np.resize(np.arange(count), (batches, rows))
     prompts = settings.prompts()
     padded = [jax.tree.map(lambda x: x[some], prompts) for some in order]  # noqa: B023
@@ -252,15 +256,13 @@ def draw(
     began = time.perf_counter()
     for_rule = rule_params(engine.rule, bundle)
 
+    all_rows = partial(generate, engine)
+    if bundle.mesh:
+        all_rows = over_rows(bundle.mesh, all_rows)
+
     def draw_rows(params, drafter_params, for_rule, classes, sampling, keys):
-        return generate(
-            engine,
-            params,
-            drafter_params,
-            classes,
-            sampling,
-            keys,
-            rule_params=for_rule,
+        return all_rows(
+            params, drafter_params, classes, sampling, keys, rule_params=for_rule
         )
 
     arguments = (params, drafter_params, for_rule, padded[0], sampling, keys[0])
@@ -297,9 +299,17 @@ def draw(
     )
 
 
+@lru_cache(maxsize=8)
+def _decoder(tokenizer: Tokenizer):
+    return jax.jit(tokenizer.decode)
+
+
 def decode_pictures(bundle: Bundle, tokens: np.ndarray, batch: int = 16) -> np.ndarray:
-    """Codes `[n, T]` to pictures `uint8 [n, H, W, 3]`."""
-    decode = jax.jit(Tokenizer(bundle.pictures.config).decode)
+    """Codes `[n, T]` to pictures `uint8 [n, H, W, 3]`.
+
+    Few are decoded as one, many in groups of `batch`; one shape is compiled for each.
+    """
+    decode = _decoder(Tokenizer(bundle.pictures.config))
     params = bundle.pictures.params
     batch = min(batch, len(tokens))
     padded = np.resize(tokens, (-(-len(tokens) // batch) * batch, tokens.shape[1]))

@@ -2,7 +2,7 @@
 
 import argparse
 
-from jaxspec.cli.options import add_checkpoint, add_sampling
+from jaxspec.cli.options import add_checkpoint, add_devices, add_sampling
 
 
 def add_parser(commands) -> None:
@@ -12,9 +12,11 @@ def add_parser(commands) -> None:
         help="draw pictures, and show what speculation saves",
         description="Draws a grid of class-conditional pictures twice from the same "
         "seed, with speculative and with plain decoding, and says how fast each was "
-        "and whether the pictures are the same.",
-        epilog="Example: jaxspec generate --classes 'Tomato 3,Apple 10' --num 8 "
-        "--seed 7",
+        "and whether the pictures are the same. With --prompts FILE --out-dir DIR it "
+        "draws any number of pictures, once, each into a file of its own, and goes on "
+        "where it was when it is started again.",
+        epilog="Examples: jaxspec generate --classes 'Tomato 3,Apple 10' --num 8 "
+        "--seed 7; jaxspec generate --prompts classes.txt --out-dir pictures",
     )
     add_checkpoint(parser)
     parser.add_argument(
@@ -82,6 +84,18 @@ def add_parser(commands) -> None:
         help="where the pictures go (default: %(default)s)",
     )
     parser.add_argument("--report", metavar="FILE", help="write the numbers as JSON")
+    many = parser.add_argument_group("many pictures")
+    many.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help="one class (name or number) or caption a line; '-' reads stdin",
+    )
+    many.add_argument(
+        "--out-dir",
+        metavar="DIR",
+        help="folder for a picture of each line, and report.json",
+    )
+    add_devices(parser)
     parser.set_defaults(run=run)
 
 
@@ -93,6 +107,14 @@ def run(arguments: argparse.Namespace) -> None:
     from jaxspec.errors import ConfigError
     from jaxspec.images import check_writable
 
+    if bool(arguments.prompts) != bool(arguments.out_dir):
+        raise ConfigError("--prompts FILE and --out-dir DIR go together")
+    if arguments.prompts:
+        from jaxspec.cli.generate_many import run_many
+
+        return run_many(arguments)
+    if arguments.coordinator:
+        raise ConfigError("several processes draw --prompts into --out-dir")
     if arguments.num < 1:
         raise ConfigError(f"--num {arguments.num}: ask for at least one picture")
     if arguments.report and Path(arguments.report) == Path(arguments.out):
@@ -105,6 +127,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     from jaxspec.bundle import load_bundle, resolve_classes
     from jaxspec.captions import read_captions
+    from jaxspec.cli.options import chosen_mesh
     from jaxspec.helpers import find_helper
     from jaxspec.images import grid_picture, png_bytes, write_file
     from jaxspec.pipeline import Settings, decode_pictures, draw, spread_classes
@@ -129,7 +152,8 @@ def run(arguments: argparse.Namespace) -> None:
         rule=find_rule(arguments.rule),
     )
     dtype = arguments.dtype if arguments.dtype != "float32" else None
-    bundle = load_bundle(arguments.checkpoint, dtype=dtype)
+    mesh = chosen_mesh(arguments)
+    bundle = load_bundle(arguments.checkpoint, dtype=dtype, mesh=mesh)
     captions, ids = None, [0]
     if bundle.prior.config.condition == "caption":
         if not arguments.prompt or arguments.classes:

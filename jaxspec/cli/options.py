@@ -75,3 +75,38 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder of files that tfds cannot download itself",
     )
+
+
+def add_devices(parser: argparse.ArgumentParser) -> None:
+    """Meshes and processes."""
+    group = parser.add_argument_group("devices")
+    group.add_argument(
+        "--mesh",
+        metavar="DATAxMODEL",
+        help="divide rows along DATA and heads, widths and the vocabulary along MODEL "
+        "(default: one device)",
+    )
+    group.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="of process 0, if there are several; 'auto' on TPU pods and under Slurm",
+    )
+    group.add_argument(
+        "--processes", type=int, default=1, metavar="N", help="how many there are"
+    )
+    group.add_argument(
+        "--process", type=int, default=0, metavar="I", help="which one this is, from 0"
+    )
+
+
+def chosen_mesh(arguments: argparse.Namespace):
+    """The mesh that `add_devices` asks for, or None.
+
+    Raises:
+      ConfigError: there are not so many devices.
+    """
+    from jaxspec.sharding import make_mesh, read_mesh
+
+    if not arguments.mesh:
+        return None
+    return make_mesh(*read_mesh(arguments.mesh))

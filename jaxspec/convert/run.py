@@ -16,10 +16,10 @@ from jaxspec.checkpoint import (
     KINDS,
     Checkpoint,
     abstract_params,
+    digest_of,
     load_checkpoint,
     load_some,
     named_leaves,
-    params_digest,
     read_config,
     save_leaves,
 )
@@ -202,7 +202,7 @@ def understand(
         )
     digest = None
     if family.drafter and target:
-        digest = target.about.get("digest") or params_digest(target.params)
+        digest = digest_of(target)
     return Conversion(source, family, plan, pieces, tuple(lines), digest)
 
 

@@ -58,8 +58,12 @@ class Noise:
     greedy: Bool[Array, "B"]
 
 
-def row_keys(seed: int, rows: int) -> RowKeys:
+def row_keys(seed: int, rows: int | Int[Array, "B"]) -> RowKeys:
     """One key a row; row `b` has the same key in a batch of any size.
+
+    Args:
+      seed: of all.
+      rows: how many, or the numbers of those that are wanted.
 
     Raises:
       ConfigError: the seed does not fit in 64 bits.
@@ -68,7 +72,9 @@ def row_keys(seed: int, rows: int) -> RowKeys:
         raise ConfigError(f"seed={seed} does not fit in 64 bits; use a smaller one")
     # Named, because under other generators draws depend on the batch they are part of.
     key = jax.random.key(seed, impl="threefry2x32")
-    return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(rows))
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(
+        jnp.arange(rows) if isinstance(rows, int) else rows
+    )
 
 
 def position_noise(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxspec.checkpoint import Checkpoint, params_digest
+from jaxspec.checkpoint import Checkpoint, digest_of, params_digest
 from jaxspec.config import BlockDiffusionConfig
 from jaxspec.data.batches import batch_indices, step_rng
 from jaxspec.data.codes import CodeSource, Sequences
@@ -60,7 +60,7 @@ def train_drafter(
     config = experiment.train_drafter
     assert experiment.drafter is not None  # see `train_part`
     kind, drafter = make_drafter(experiment.drafter, prior.config)
-    digest = params_digest(prior.params)
+    digest = digest_of(prior)
 
     kept = None
     if config.cached != "no":

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from jaxspec.checkpoint import Checkpoint, params_digest
+from jaxspec.checkpoint import Checkpoint, digest_of
 from jaxspec.data.codes import CodeSource, Sequences
 from jaxspec.errors import ConfigError
 from jaxspec.models.transformer import Transformer
@@ -58,7 +58,7 @@ def keep_features(
     codes = source.codes.reshape(-1, source.codes.shape[-1])
     width = len(layers) * config.width
     shape = (len(codes), 2, config.prefix_length + codes.shape[1], width)
-    about = repr((params_digest(prior.params), layers, dtype, shape))
+    about = repr((digest_of(prior), layers, dtype, shape))
     digest = hashlib.sha256(about.encode() + codes.tobytes()).hexdigest()[:16]
     file, kind = cache_dir / f"features-{digest}.bin", np.dtype(DTYPES[dtype])
     if file.exists():

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from jaxspec.checkpoint import Checkpoint, params_digest
+from jaxspec.checkpoint import Checkpoint, digest_of
 from jaxspec.data.codes import CodeSource
 from jaxspec.errors import ConfigError, NonFiniteError
 from jaxspec.models.target import make_target
@@ -47,7 +47,7 @@ def draw_source(
     config = prior.config
     if config.condition != "class":
         raise ConfigError("drawn sequences need a target that is given a class")
-    about = repr((params_digest(prior.params), config, count, guidance, seed))
+    about = repr((digest_of(prior), config, count, guidance, seed))
     digest = hashlib.sha256(about.encode()).hexdigest()[:16]
     labels = (np.arange(count) * config.classes // count).astype(np.int32)
     file = cache_dir / f"drawn-{digest}.npy"

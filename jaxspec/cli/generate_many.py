@@ -1,0 +1,233 @@
+"""`jaxspec generate --prompts FILE --out-dir DIR`: a picture for every line."""
+
+import argparse
+import json
+import sys
+import time
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from jaxspec.cli.options import chosen_mesh
+
+REPORT = "report.json"
+SETTINGS = "settings.json"
+# Captions that are encoded at a time.
+BLOCK = 256
+
+
+def run_many(arguments: argparse.Namespace) -> None:
+    """Draws what is not there yet."""
+    from jaxspec.errors import ConfigError
+
+    lines = read_lines(arguments.prompts)
+    folder = Path(arguments.out_dir)
+    if arguments.report or arguments.classes or arguments.prompt:
+        raise ConfigError("--prompts draws the lines of a file; its report is in DIR")
+    if arguments.coordinator:
+        from jaxspec.processes import join
+
+        join(arguments.coordinator, arguments.processes, arguments.process)
+    import jax
+
+    from jaxspec.processes import together
+
+    with together():
+        _draw(arguments, lines, folder, first=jax.process_index() == 0)
+
+
+def read_lines(name: str) -> list[str]:
+    """The lines of a file or of stdin that hold anything.
+
+    Raises:
+      DataError: it cannot be read, or holds none.
+    """
+    from jaxspec.errors import DataError
+
+    try:
+        text = sys.stdin.read() if name == "-" else Path(name).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise DataError(f"cannot read '{name}': {reason}") from None
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise DataError(f"'{name}' holds no line to draw")
+    return lines
+
+
+def _draw(
+    arguments: argparse.Namespace, lines: list[str], folder: Path, first: bool
+) -> None:
+    import jax
+    import numpy as np
+    from tqdm import tqdm
+
+    from jaxspec.bundle import load_bundle
+    from jaxspec.checkpoint import digest_of
+    from jaxspec.device import device_name
+    from jaxspec.errors import ConfigError
+    from jaxspec.helpers import find_helper
+    from jaxspec.images import png_bytes, write_file
+    from jaxspec.pipeline import Settings, decode_pictures
+    from jaxspec.processes import any_process, sum_of_processes
+    from jaxspec.report import json_bytes
+    from jaxspec.rules import find_rule, rule_words
+    from jaxspec.sharding import make_mesh
+    from jaxspec.spec.tree import Tree
+    from jaxspec.streaming import stream
+    from jaxspec.trees import deepest, default_batch, default_tree, find_tree
+
+    mesh = chosen_mesh(arguments)
+    if mesh is None and jax.process_count() > 1:
+        mesh = make_mesh()
+    dtype = arguments.dtype if arguments.dtype != "float32" else None
+    bundle = load_bundle(arguments.checkpoint, dtype=dtype, mesh=mesh)
+    prompts, told = _prompts_of(bundle, lines)
+    tree, helper = Tree.root(), None
+    if arguments.drafter != "none":
+        helper = find_helper(arguments.drafter, bundle)
+        depth = deepest(helper.drafter)
+        named = arguments.tree and find_tree(arguments.tree, depth)
+        tree = named or default_tree(max_depth=depth)
+    groups = mesh.shape["data"] if mesh is not None else 1
+    rows = groups * default_batch() if arguments.batch is None else arguments.batch
+    settings = Settings(
+        **told,
+        seed=arguments.seed,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        guidance=arguments.cfg_scale,
+        guidance_interval=arguments.cfg_interval,
+        batch=rows,
+        rule=find_rule(arguments.rule),
+    )
+    # What a picture depends on. Drafter and tree are not part of it: of rules that do
+    # not promise plain decoding's tokens, they are.
+    same: dict[str, Any] = {
+        "prior": digest_of(bundle.prior),
+        "temperature": arguments.temperature,
+        "top_k": arguments.top_k,
+        "top_p": arguments.top_p,
+        "cfg_scale": arguments.cfg_scale,
+        "cfg_interval": arguments.cfg_interval,
+        "dtype": arguments.dtype,
+        "rule": rule_words(settings.rule),
+    }
+    if not (settings.rule.lossless and settings.rule.settles):
+        same |= {"drafter": helper.name if helper else "none", "tree": repr(tree)}
+    _keep_settings(folder, same, first)
+
+    files = [folder / f"{i:06d}_seed{arguments.seed}.png" for i in range(len(lines))]
+    there = any_process(np.array([file.is_file() for file in files]))
+    pending = np.flatnonzero(~there).tolist()
+    if not pending:
+        if first:
+            print(f"all {len(lines)} pictures are in {folder}")
+        return
+    began, drawn, tokens, calls, rounds = time.perf_counter(), 0, 0, 0, 0
+    with tqdm(
+        total=len(pending), desc="drawing", unit="picture", disable=not first
+    ) as bar:
+        bar.set_postfix_str("compiling")
+        segments = stream(
+            bundle, settings, tree, pending, prompts, helper=helper, rows=rows
+        )
+        for segment in segments:
+            bar.set_postfix_str("", refresh=False)
+            if segment.done:
+                codes = np.stack([done.tokens for done in segment.done])
+                pictures = decode_pictures(bundle, codes)
+                for done, picture in zip(segment.done, pictures, strict=True):
+                    write_file(files[done.number], png_bytes(picture))
+            drawn += len(segment.done)
+            tokens += sum(done.tokens.size for done in segment.done)
+            calls += sum(done.calls for done in segment.done)
+            rounds += segment.rounds
+            bar.update(len(segment.done))
+    seconds = time.perf_counter() - began
+    drawn, tokens, calls = sum_of_processes(np.array([drawn, tokens, calls])).tolist()
+    if drawn != len(pending):
+        raise ConfigError(f"{len(pending) - drawn} pictures were not drawn")
+    report = {
+        "pictures": drawn,
+        "there_before": len(lines) - drawn,
+        "tokens": tokens,
+        "target_calls": calls,
+        "tokens_per_call": tokens / calls,
+        "rounds": rounds,
+        "rows": rows,
+        "rows_in_use": (calls - drawn) / max(rounds * rows, 1),
+        "seconds": seconds,
+        "pictures_per_second": drawn / seconds,
+        "drafter": helper.name if helper else "none",
+        "tree": {"nodes": tree.size, "depth": tree.depth},
+        "lossless": settings.rule.lossless,
+        "seed": arguments.seed,
+        **same,
+        "mesh": dict(mesh.shape) if mesh is not None else None,
+        "processes": jax.process_count(),
+        "device": device_name(),
+    }
+    if first:
+        write_file(folder / REPORT, json_bytes(report))
+        print(
+            f"{drawn} pictures in {seconds:.1f} s, compilation included: "
+            f"{report['tokens_per_call']:.2f} tokens per call, "
+            f"{100 * report['rows_in_use']:.0f} % of rows in use"
+        )
+        print(f"wrote {folder}")
+
+
+def _prompts_of(bundle: Any, lines: list[str]) -> tuple[Any, dict[str, Any]]:
+    """What jobs are told, by number; and a placeholder of it for the settings."""
+    import jax
+    import numpy as np
+
+    from jaxspec.bundle import resolve_classes
+    from jaxspec.captions import Captions, read_captions
+    from jaxspec.errors import ConfigError
+
+    if bundle.prior.config.condition == "none":
+        raise ConfigError(
+            f"bundle '{bundle.name}' makes text; --prompts draws pictures"
+        )
+    if bundle.prior.config.condition == "class":
+        ids = np.array(resolve_classes(bundle, lines), np.int32)
+        return lambda numbers: ids[list(numbers)], {"classes": (int(ids[0]),)}
+
+    @lru_cache(maxsize=2)
+    def block(i):  # the encoder is loaded for each, and let go again
+        some = lines[i * BLOCK : (i + 1) * BLOCK]
+        return read_captions(bundle.text_encoder, some).features
+
+    def told(numbers):
+        blocks = ((block(n // BLOCK), n % BLOCK) for n in numbers)
+        rows = [jax.tree.map(lambda x: x[i], found) for found, i in blocks]  # noqa: B023
+        return jax.tree.map(lambda *x: np.stack(x), *rows)
+
+    return told, {"classes": (0,), "captions": Captions((lines[0],), told([0]))}
+
+
+def _keep_settings(folder: Path, same: dict[str, Any], first: bool) -> None:
+    """Refuses a folder of pictures that were drawn in another way.
+
+    Raises:
+      ConfigError: says what differs.
+    """
+    from jaxspec.errors import ConfigError
+    from jaxspec.images import write_file
+    from jaxspec.report import json_bytes
+
+    file = folder / SETTINGS
+    if file.is_file():
+        known = json.loads(file.read_text())
+        if differs := sorted(k for k in same if known.get(k) != same[k]):
+            raise ConfigError(
+                f"'{folder}' holds pictures drawn with another {', '.join(differs)}; "
+                "choose another --out-dir"
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    if first:
+        write_file(file, json_bytes(same))
