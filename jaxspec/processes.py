@@ -1,11 +1,13 @@
 """Several processes, one program: joining them, and what they tell one another."""
 
 import contextlib
+import os
 import re
+import signal
+import sys
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxspec.errors import ConfigError, ProcessError
@@ -38,6 +40,8 @@ def join(coordinator: str, count: int, index: int) -> None:
         raise ConfigError(f"coordinator {coordinator!r} is not of the form HOST:PORT")
     elif count < 1 or not 0 <= index < count:
         raise ConfigError(f"process {index} of {count}: count from 0")
+    import jax
+
     try:
         jax.distributed.initialize(
             **given,
@@ -52,6 +56,50 @@ def join(coordinator: str, count: int, index: int) -> None:
         ) from None
 
 
+def supervise() -> None:
+    """Goes on in a child process, over whose end the parent watches.
+
+    The communication library ends a process that has lost another one, wherever it is,
+    with a trace of its own calls. The parent then says what happened. Call it before
+    jax is imported; where it was, as in a notebook, this does nothing.
+
+    Raises:
+      ProcessError: in the parent, if the child was ended so.
+      SystemExit: in the parent, with the child's status.
+    """
+    if "jax" in sys.modules or not hasattr(os, "fork"):
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    parent, child = os.getpid(), os.fork()
+    if child == 0:
+        _end_with(parent)
+        return
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda n, _: os.kill(child, n))
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        what = "has lost another process, see above"
+        if number != signal.SIGABRT:
+            what = f"was ended by {signal.Signals(number).name}"
+        raise ProcessError(
+            f"this process {what}; what was written is whole: start all processes "
+            "again to go on"
+        )
+    raise SystemExit(os.WEXITSTATUS(status))
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process when its parent ends, where the system can do that."""
+    with contextlib.suppress(OSError, AttributeError):
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:  # too late for that
+        os._exit(1)
+
+
 @contextlib.contextmanager
 def together() -> Iterator[None]:
     """Tells in one line that another process has gone, where that is what happened.
@@ -59,6 +107,8 @@ def together() -> Iterator[None]:
     Raises:
       ProcessError: instead of what the communication library says.
     """
+    import jax
+
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -82,6 +132,8 @@ def sum_of_processes(values: np.ndarray) -> np.ndarray:
 
 
 def _gathered(x: np.ndarray) -> np.ndarray:
+    import jax
+
     if jax.process_count() == 1:
         return np.asarray(x)[None]
     from jax.experimental.multihost_utils import process_allgather

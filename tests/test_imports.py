@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent / "jaxspec"
 LEAVES = {
     "bench", "bundle", "captions", "checkpoint", "cli", "convert", "data", "device",
     "evaluate", "helpers", "images", "loading", "memory_plan", "pipeline",
+    "processes", "streaming",
     "report", "rules",
     "sharding", "testing", "train", "trees",
 }  # fmt: skip

@@ -25,8 +25,9 @@ def run_many(arguments: argparse.Namespace) -> None:
     if arguments.report or arguments.classes or arguments.prompt:
         raise ConfigError("--prompts draws the lines of a file; its report is in DIR")
     if arguments.coordinator:
-        from jaxspec.processes import join
+        from jaxspec.processes import join, supervise
 
+        supervise()
         join(arguments.coordinator, arguments.processes, arguments.process)
     import jax
 

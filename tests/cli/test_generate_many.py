@@ -1,0 +1,165 @@
+"""Pictures for every line of a file, on any mesh, by one process or by several."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxspec.bundle import load_bundle
+from jaxspec.cli import main
+from jaxspec.pipeline import Settings, decode_pictures, draw
+from jaxspec.spec.tree import Tree
+from tests.sharding.tiny_bundle import save_bundle
+
+LINES = ["0", "2", "", "1", "2", "0", "1", "1", "0", "2", "2", "0"]
+CLASSES = tuple(int(line) for line in LINES if line)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return save_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture(scope="module")
+def wanted(bundle):
+    """Each picture as plain decoding draws it, alone on one device."""
+    loaded = load_bundle(bundle)
+    drawn = draw(loaded, Settings(CLASSES, seed=7, batch=4), Tree.root())
+    return decode_pictures(loaded, drawn.tokens)
+
+
+def command(bundle, folder, *extra, lines=LINES):
+    file = folder.with_suffix(".txt")
+    file.write_text("\n".join(lines) + "\n")
+    given = ["generate", "--checkpoint", str(bundle), "--prompts", str(file)]
+    given += ["--out-dir", str(folder), "--seed", "7", "--drafter", "jacobi"]
+    return [*given, "--tree", "0,1,00", *extra]
+
+
+def pictures(folder):
+    files = sorted(folder.glob("*.png"))
+    assert [f.name for f in files] == [f"{i:06d}_seed7.png" for i in range(len(files))]
+    return np.stack([np.asarray(Image.open(file)) for file in files])
+
+
+@pytest.mark.parametrize("devices", [[], ["--mesh", "2x4"]], ids=str)
+def test_every_line_gets_the_picture_of_its_number_and_seed(
+    bundle, wanted, tmp_path, devices, capsys
+):
+    folder = tmp_path / "out"
+    assert main(command(bundle, folder, "--batch", "4", *devices)) == 0
+    np.testing.assert_array_equal(pictures(folder), wanted)
+    report = json.loads((folder / "report.json").read_text())
+    assert report["pictures"] == 11 and report["tokens"] == 11 * 16
+    assert 0 < report["rows_in_use"] <= 1
+    assert "11 pictures" in capsys.readouterr().out
+
+
+def test_what_is_there_is_not_drawn_again(bundle, wanted, tmp_path, capsys):
+    folder = tmp_path / "out"
+    assert main(command(bundle, folder)) == 0
+    kept = folder / "000003_seed7.png"
+    kept.write_bytes(b"mine")
+    (folder / "000005_seed7.png").unlink()
+    (folder / ".000008_seed7.png.cut").write_bytes(b"a write that was cut off")
+    assert main(command(bundle, folder)) == 0
+    report = json.loads((folder / "report.json").read_text())
+    assert (report["pictures"], report["there_before"]) == (1, 10)
+    assert kept.read_bytes() == b"mine"
+    kept.unlink()
+    assert main(command(bundle, folder)) == 0
+    np.testing.assert_array_equal(pictures(folder), wanted)
+    capsys.readouterr()
+    assert main(command(bundle, folder)) == 0
+    assert "all 11 pictures are in" in capsys.readouterr().out
+    assert main(command(bundle, folder, "--cfg-scale", "3")) == 2
+    assert "drawn with another cfg_scale" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "extra, lines, message",
+    [
+        ([], ["0", "9"], "unknown class '9'"),
+        ([], [""], "holds no line"),
+        (["--batch", "3", "--mesh", "2x1"], LINES, "3 rows do not divide among 2"),
+        (["--mesh", "16x1"], LINES, "needs 16 devices"),
+        (["--coordinator", "here"], LINES, "not of the form HOST:PORT"),
+        (["--classes", "1"], LINES, "draws the lines of a file"),
+    ],
+)
+def test_what_cannot_be_drawn_is_told_in_one_line(
+    bundle, tmp_path, extra, lines, message, capsys
+):
+    assert main(command(bundle, tmp_path / "out", *extra, lines=lines)) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("jaxspec:") == 1
+    assert not list(tmp_path.glob("out/*.png"))
+
+
+def start(given, mesh):
+    """Two processes of two devices each."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    given = [*given, "--mesh", mesh, "--batch", "4", "--processes", "2"]
+    given += ["--coordinator", f"localhost:{port}"]
+    code = "import sys; from jaxspec.cli import main; sys.exit(main(sys.argv[1:]))"
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "2"}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", code, *given, "--process", str(i)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+
+
+@pytest.mark.parametrize(
+    "mesh", ["2x2", *(pytest.param(m, marks=pytest.mark.slow) for m in ("4x1", "1x4"))]
+)
+def test_two_processes_share_the_work(bundle, wanted, tmp_path, mesh):
+    folder = tmp_path / "out"
+    processes = start(command(bundle, folder), mesh)
+    out = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], out
+    np.testing.assert_array_equal(pictures(folder), wanted)
+    report = json.loads((folder / "report.json").read_text())
+    assert (report["processes"], report["pictures"]) == (2, 11)
+    assert ["11 pictures" in said for said, _ in out] == [True, False]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh, victim", [("4x1", 1), ("2x2", 0)])
+def test_a_process_that_dies_stops_the_others_and_a_restart_goes_on(
+    bundle, tmp_path, mesh, victim
+):
+    lines = [str(i % 3) for i in range(3000)]
+    folder = tmp_path / "out"
+    given = command(bundle, folder, lines=lines)
+    processes = start(given, mesh)
+    while not any(folder.glob("*.png")):
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.1)
+    processes[victim].send_signal(signal.SIGKILL)
+    began = time.monotonic()
+    _, err = processes[1 - victim].communicate(timeout=120)
+    assert time.monotonic() - began < 60
+    assert processes[1 - victim].returncode == 2
+    assert "lost another" in err.splitlines()[-1]
+    there = len(list(folder.glob("*.png")))
+    assert 0 < there < len(lines)
+    # Fewer lines, so that the rest takes seconds.
+    folder.with_suffix(".txt").write_text("\n".join(lines[: there + 20]))
+    processes = start(given, mesh)
+    assert [p.wait(timeout=300) for p in processes] == [0, 0]
+    assert len(pictures(folder)) >= there + 20
