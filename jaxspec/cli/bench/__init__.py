@@ -1,6 +1,6 @@
 """`jaxspec bench`: measurements, written to files; one module a sub-command."""
 
-from jaxspec.cli.bench import drafters, generate, overhead, plan, relaxation
+from jaxspec.cli.bench import drafters, generate, overhead, plan, relaxation, stream
 
 
 def add_parser(commands) -> None:
@@ -15,7 +15,7 @@ def add_parser(commands) -> None:
         "--plan", action="store_true", help="short for `plan` with its defaults"
     )
     measurements = parser.add_subparsers(dest="what", metavar="WHAT")
-    for module in (generate, plan, drafters, relaxation, overhead):
+    for module in (generate, stream, plan, drafters, relaxation, overhead):
         module.add_parser(measurements)
 
     def run(arguments) -> None:

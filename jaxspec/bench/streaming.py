@@ -1,0 +1,157 @@
+"""Rows that take the next prompt when they end, against batches that wait for all."""
+
+import time
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from jaxspec.bundle import Bundle
+from jaxspec.device import device_name
+from jaxspec.helpers import Helper
+from jaxspec.pipeline import Settings, make_engine, spread_classes
+from jaxspec.spec.envelopes import Envelope
+from jaxspec.spec.loop import generate
+from jaxspec.spec.noise import row_keys
+from jaxspec.spec.state import make_limits
+from jaxspec.spec.stream import Jobs, begin_stream, run_stream
+from jaxspec.spec.tree import Tree
+
+
+def bench_streaming(
+    bundle: Bundle,
+    tree: Tree | Envelope,
+    helper: Helper | None,
+    *,
+    num: int,
+    rows: int,
+    waits: list[int],
+    guidance: float = 2.0,
+    repeats: int = 3,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """One row for each kind of lengths and each way of batching.
+
+    Args:
+      bundle: of pictures.
+      tree: shape of the drafts.
+      helper: who drafts.
+      num: jobs.
+      rows: sequences side by side.
+      waits: see `run_stream`.
+      guidance: scale.
+      repeats: timed runs, the ways in turn.
+      seed: of pictures, noise and lengths.
+
+    Returns:
+      Dicts with "lengths", "way", "rounds", "rows_in_use", "seconds" (median), "spread"
+      and "speedup" against lockstep batches; the tokens were compared.
+    """
+    classes = spread_classes(len(bundle.class_names), num)
+    settings = Settings(classes, seed=seed, batch=rows, guidance=guidance)
+    engine = make_engine(bundle, settings, tree, helper)
+    shared = bundle.prior.params, helper.params if helper else None
+    whole = engine.max_tokens
+    rng = np.random.default_rng(seed)
+    lengths = {
+        "all alike": np.full(num, whole),
+        f"{whole // 4} to {whole}": rng.integers(whole // 4, whole + 1, num),
+    }
+    lockstep = jax.jit(partial(generate, engine))
+    begin = jax.jit(partial(begin_stream, engine))
+    streams = {w: jax.jit(partial(run_stream, engine, wait=w)) for w in waits}
+    found = []
+    with tqdm(
+        total=len(lengths) * (1 + len(waits)) * (repeats + 1), desc="runs"
+    ) as bar:
+        for words, budget in lengths.items():
+            jobs = Jobs(
+                jnp.arange(num),
+                jnp.asarray(classes, jnp.int32),
+                settings.sampling(num),
+                row_keys(seed, num),
+                make_limits(num, budget),
+            )
+
+            def some(start, jobs=jobs):
+                end = jnp.minimum(jnp.arange(start, start + rows), num - 1)
+                return jax.tree.map(lambda x: x[end], jobs)
+
+            def in_batches():
+                parts = []
+                for start in range(0, num, rows):
+                    part = some(start)
+                    given = part.prompt, part.sampling, part.keys, part.limits
+                    parts.append(lockstep(*shared, *given))
+                jax.block_until_ready(parts)
+                rounds = sum(int(part.stats.rounds) for part in parts)
+                tokens = np.concatenate([part.tokens for part in parts])[:num]
+                calls = np.concatenate([part.stats.calls for part in parts])[:num]
+                return tokens, calls, rounds
+
+            def as_stream(wait, jobs=jobs):
+                stream = begin(*shared, some(0))
+                _, done = streams[wait](*shared, stream, jobs, True)
+                number = np.asarray(done.number)
+                order = np.argsort(number[:num])
+                result = jax.tree.map(np.asarray, done.result)
+                return (
+                    result.tokens[:num][order],
+                    result.stats.calls[:num][order],
+                    int(result.stats.rounds),
+                )
+
+            ways = {"lockstep": in_batches}
+            ways |= {f"refill, wait {w}": partial(as_stream, w) for w in waits}
+            times: dict[str, list[float]] = {way: [] for way in ways}
+            results = {}
+            for _ in range(repeats + 1):  # the first compiles
+                for way, run in ways.items():
+                    began = time.perf_counter()
+                    results[way] = run()
+                    times[way].append(time.perf_counter() - began)
+                    bar.update()
+            base = float(np.median(times["lockstep"][1:]))
+            for way, (tokens, calls, rounds) in results.items():
+                assert np.array_equal(tokens, results["lockstep"][0]), way
+                seconds = float(np.median(times[way][1:]))
+                found.append(
+                    {
+                        "lengths": words,
+                        "way": way,
+                        "rounds": rounds,
+                        "rows_in_use": float((calls.sum() - num) / (rounds * rows)),
+                        "seconds": seconds,
+                        "spread": [min(times[way][1:]), max(times[way][1:])],
+                        "speedup": base / seconds,
+                    }
+                )
+    return found
+
+
+def streaming_markdown(result: dict[str, Any]) -> str:
+    """The table for people."""
+    lines = [
+        f"# Continuous batching: {result['checkpoint']}",
+        "",
+        f"`{result['command']}`",
+        "",
+        f"Device: {device_name()}, jax {jax.__version__}. {result['num']} jobs, "
+        f"{result['rows_side_by_side']} side by side, {result['nodes']} nodes; the same "
+        "tokens either way. Rows in use: of all places in all rounds, those whose job "
+        "had not ended. Medians, the ways in turn.",
+        "",
+        "| lengths | way | rounds | rows in use | seconds (least, most) | speedup |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        low, high = row["spread"]
+        lines.append(
+            f"| {row['lengths']} | {row['way']} | {row['rounds']} | "
+            f"{100 * row['rows_in_use']:.0f} % | {row['seconds']:.1f} ({low:.1f}, "
+            f"{high:.1f}) | {row['speedup']:.2f} |"
+        )
+    return "\n".join(lines) + "\n"
