@@ -22,6 +22,7 @@ from jaxspec.config import TransformerConfig
 from jaxspec.drafters.kinds import DRAFTERS
 from jaxspec.errors import CheckpointError, ConfigError
 from jaxspec.models.kv_groups import copy_kv_heads, needed_copies
+from jaxspec.nn.quantize import quantized
 from jaxspec.sharding import placement
 from jaxspec.typing import Params
 
@@ -43,6 +44,8 @@ class Bundle:
       drafter: trained for it.
       text_encoder: a folder.
       mesh: where the prior's and drafters' parameters lie; None for one device.
+      int8: matrices are held in eight bits: the prior's already, drafters' when they
+        are bound to it.
       trained: the prior's configuration on disk, which drafters name as their target;
         on a mesh the prior may have more key/value heads.
     """
@@ -54,6 +57,7 @@ class Bundle:
     text_encoder: Path | None = None
     mesh: Mesh | None = None
     trained: TransformerConfig | None = None
+    int8: bool = False
 
     @property
     def pictures(self) -> Checkpoint:
@@ -93,6 +97,7 @@ def load_bundle(
     *,
     dtype: Any = None,
     mesh: Mesh | None = None,
+    int8: bool = False,
 ) -> Bundle:
     """Loads a bundle folder, or the embedded default.
 
@@ -102,6 +107,7 @@ def load_bundle(
         float32.
       mesh: where the prior's and the drafter's parameters shall lie. Key/value heads
         that would have to be cut are copied, see `models.kv_groups`.
+      int8: matrices of the prior and of drafters in eight bits, see `nn.quantize`.
 
     Raises:
       CheckpointError: something is missing, damaged or does not belong together.
@@ -148,6 +154,8 @@ def load_bundle(
     reads, trained = prior.config.condition == "caption", prior.config
     if mesh is not None:
         prior = _with_kv_heads_for(prior, mesh)
+    if int8:
+        prior = replace(prior, params=quantized(prior.params))
     return Bundle(
         folder.name,
         tokenizer,
@@ -156,6 +164,7 @@ def load_bundle(
         encoder if reads and encoder.is_dir() else None,
         mesh,
         trained,
+        int8,
     )
 
 

@@ -22,7 +22,8 @@ from jaxspec.drafters.small_model import SmallModel, early_exit
 from jaxspec.errors import CheckpointError, ConfigError
 from jaxspec.models.masked_diffusion import MaskedDiffusion
 from jaxspec.models.target import make_target
-from jaxspec.models.transformer import Transformer
+from jaxspec.models.transformer import Transformer, activation_dtype
+from jaxspec.nn.quantize import quantized
 from jaxspec.sharding import placement
 from jaxspec.spec.draft import Drafter
 from jaxspec.spec.envelopes import Envelope
@@ -140,6 +141,8 @@ def _model(name: str, checkpoint: Checkpoint, bundle: Bundle) -> Helper:
         make_target(model, guided=config.condition != "none"),
         checkpoint.params,
     )
+    if bundle.int8:
+        params = quantized(params)
     objective, prior = about.get("objective", "next"), None
     if objective == "next":
         drafter = SmallModel(as_target)
@@ -167,8 +170,8 @@ def _model(name: str, checkpoint: Checkpoint, bundle: Bundle) -> Helper:
 def _trained(name: str, checkpoint: Any, bundle: Bundle) -> Helper:
     drafter = replace(checkpoint.config, target=bundle.prior.config)
     prior = bundle.prior.params
-    dtype = jax.tree.leaves(prior)[0].dtype
-    params = drafter.bind(cast_floats(checkpoint.params, dtype), prior)
+    own = cast_floats(checkpoint.params, activation_dtype(prior))
+    params = drafter.bind(quantized(own) if bundle.int8 else own, prior)
     size = sum(x.size for x in jax.tree.leaves(checkpoint.params))
     seconds = checkpoint.about.get("metrics", {}).get("seconds")
     if isinstance(drafter, PromptTokens):

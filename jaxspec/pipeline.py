@@ -17,7 +17,7 @@ from jaxspec.helpers import Helper, own_helper
 from jaxspec.images import to_bytes
 from jaxspec.models.target import make_target
 from jaxspec.models.tokenizer import Tokenizer
-from jaxspec.models.transformer import Transformer
+from jaxspec.models.transformer import Transformer, activation_dtype
 from jaxspec.rules import rule_params
 from jaxspec.sharding import over_rows
 from jaxspec.spec.envelopes import Envelope
@@ -165,7 +165,7 @@ def make_engine(
             f"unknown class {wrong[0]}; this prior has 0 to {model.config.classes - 1}"
         )
     # Passes in bfloat16 differ by too much for near-ties to be rare.
-    exact = jax.tree.leaves(bundle.prior.params)[0].dtype == jnp.float32
+    exact = activation_dtype(bundle.prior.params) == jnp.float32
     if tree.size > 1:
         helper = helper or own_helper(bundle)
         helper.check_tree(tree)

@@ -10,6 +10,7 @@ from jaxspec import __version__
 from jaxspec.bundle import Bundle
 from jaxspec.device import device_name
 from jaxspec.helpers import Helper, own_helper
+from jaxspec.models.transformer import activation_dtype
 from jaxspec.pipeline import Run, Settings, rule_in_use
 from jaxspec.rules import rule_words
 from jaxspec.spec.envelopes import Envelope
@@ -30,7 +31,7 @@ def generation_report(
     token; `seconds` leave compilation out.
     """
     same = np.array_equal(fast.tokens, plain.tokens)
-    dtype = jax.tree.leaves(bundle.prior.params)[0].dtype
+    dtype = activation_dtype(bundle.prior.params)
     speculative = tree.size > 1
     rule = rule_in_use(settings, tree)
     return {
@@ -69,6 +70,7 @@ def generation_report(
         "cfg_interval": settings.guidance_interval,
         "batch": settings.batch,
         "dtype": str(dtype),
+        "int8": bundle.int8,
         "device": device_name(),
         "versions": {"jaxspec": __version__, "jax": jax.__version__},
     }

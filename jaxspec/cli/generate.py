@@ -77,6 +77,12 @@ def add_parser(commands) -> None:
         help="of weights and caches; pictures are identical in float32, and up to "
         "near-ties in bfloat16 (default: %(default)s)",
     )
+    group.add_argument(
+        "--int8",
+        action="store_true",
+        help="hold matrices in 8 bits, one scale a column: other pictures, of a "
+        "slightly different model; speculative and plain ones are the same",
+    )
     parser.add_argument(
         "--out",
         default="samples.png",
@@ -153,7 +159,9 @@ def run(arguments: argparse.Namespace) -> None:
     )
     dtype = arguments.dtype if arguments.dtype != "float32" else None
     mesh = chosen_mesh(arguments)
-    bundle = load_bundle(arguments.checkpoint, dtype=dtype, mesh=mesh)
+    bundle = load_bundle(
+        arguments.checkpoint, dtype=dtype, mesh=mesh, int8=arguments.int8
+    )
     captions, ids = None, [0]
     if bundle.prior.config.condition == "caption":
         if not arguments.prompt or arguments.classes:

@@ -82,7 +82,9 @@ def _draw(
     if mesh is None and jax.process_count() > 1:
         mesh = make_mesh()
     dtype = arguments.dtype if arguments.dtype != "float32" else None
-    bundle = load_bundle(arguments.checkpoint, dtype=dtype, mesh=mesh)
+    bundle = load_bundle(
+        arguments.checkpoint, dtype=dtype, mesh=mesh, int8=arguments.int8
+    )
     prompts, told = _prompts_of(bundle, lines)
     tree, helper = Tree.root(), None
     if arguments.drafter != "none":
@@ -113,6 +115,7 @@ def _draw(
         "cfg_scale": arguments.cfg_scale,
         "cfg_interval": arguments.cfg_interval,
         "dtype": arguments.dtype,
+        "int8": arguments.int8,
         "rule": rule_words(settings.rule),
     }
     if not (settings.rule.lossless and settings.rule.settles):

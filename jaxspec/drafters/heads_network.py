@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from jaxspec.config import ParallelHeadsConfig
 from jaxspec.nn.attention import Attention
-from jaxspec.nn.layers import INIT, RMSNorm, SwiGLU, linear
+from jaxspec.nn.layers import INIT, Linear, RMSNorm, SwiGLU, linear
 from jaxspec.typing import Array, Bool, Float, Int
 
 
@@ -18,7 +18,7 @@ class _Block(nn.Module):
     @nn.compact
     def __call__(self, x):
         zeros = nn.initializers.zeros
-        change = nn.Dense(self.width, kernel_init=zeros, name="change")(x)
+        change = Linear((self.width,), True, zeros, name="change")(x)
         if x.shape[-1] != self.width:
             x = linear(self.width, "narrow", self.bias)(x)
         return x + nn.silu(change)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec.errors import ConfigError
-from jaxspec.models.transformer import TokenPrompt, Transformer
+from jaxspec.models.transformer import TokenPrompt, Transformer, activation_dtype
 from jaxspec.spec.cache import init_cache, tree_mask
 from jaxspec.spec.target import Prefill, Target
 
@@ -37,7 +37,7 @@ def make_target(
 
     def prefill(params, prompt, extra):
         repeated, null = doubled(prompt)
-        dtype = jax.tree.leaves(params)[0].dtype
+        dtype = activation_dtype(params)
         cache = init_cache(
             config.layers,
             null.shape[0],
@@ -88,7 +88,7 @@ def _prompted(model: Transformer, streams: int, taps: tuple[int, ...]) -> Target
         prompt = both(prompt)
         rows, size = prompt.shape
         lengths = jnp.sum(prompt >= 0, axis=1, dtype=jnp.int32)
-        dtype = jax.tree.leaves(params)[0].dtype
+        dtype = activation_dtype(params)
         cache = init_cache(
             config.layers,
             rows,

@@ -17,6 +17,7 @@ from jaxspec.nn.layers import (
     head_scores,
     linear,
 )
+from jaxspec.nn.quantize import SCALE
 from jaxspec.nn.rope import angles_of
 from jaxspec.spec.cache import KVCache
 from jaxspec.typing import Array, Bool, Float, Int, Mask, Params, PyTree
@@ -115,6 +116,9 @@ class _Decoder(nn.Module):
             }
         elif not c.tied_head:
             self.head = self.param("head", zeros, (c.width, c.vocab_size))
+            if self.has_variable("params", "head" + SCALE):
+                scale = self.get_variable("params", "head" + SCALE)
+                self.head = {"kernel": self.head, "scale": scale}
 
     def condition(self, prompt, null):
         """Prefix embeddings [B, P, D]; rows where `null` have the null condition."""
@@ -312,7 +316,14 @@ def head_of(config: TransformerConfig, params: Params) -> Params:
         return {k: params[f"head_{k}"] for k in ("in", "in_bias", "out", "out_bias")}
     if config.tied_head:
         return params["embedding"]["embedding"][: config.vocab_size].T
+    if "head" + SCALE in params:
+        return {"kernel": params["head"], "scale": params["head" + SCALE]}
     return params["head"]
+
+
+def activation_dtype(params: Params) -> jnp.dtype:
+    """The dtype that activations and caches have: that of the embedding."""
+    return params["embedding"]["embedding"].dtype
 
 
 def parameter_count(config: TransformerConfig) -> int:

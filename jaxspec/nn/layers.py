@@ -1,13 +1,14 @@
 """RMSNorm, SwiGLU, linear maps and the output head."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 
-from jaxspec.typing import Array, Float, Params
+from jaxspec.nn.quantize import SCALE
+from jaxspec.typing import Array, Float, Int, Params
 
 # LlamaGen's initialisation of every matrix but the output head, which is zero.
 INIT = nn.initializers.normal(0.02)
@@ -19,24 +20,42 @@ class Linear(nn.Module):
     Several axes keep apart what devices of a mesh divide (heads, the width of a SwiGLU)
     and what they do not (queries, keys and values; gate and up).
 
+    The kernel may be int8 with a scale for each output, see `nn.quantize`.
+
     Attributes:
       features: the axes that take the last one's place.
       bias: whether there is one.
+      init: of the kernel.
     """
 
     features: tuple[int, ...]
     bias: bool = False
+    init: Callable[..., Array] = INIT
 
     @nn.compact
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "..."]:
         """Applies the map."""
-        kernel = self.param("kernel", INIT, (x.shape[-1], *self.features))
+        kernel = self.param("kernel", self.init, (x.shape[-1], *self.features))
         bias = None
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, self.features)
-        x, kernel, bias = promote_dtype(x, kernel, bias)
-        y = jnp.tensordot(x, kernel, axes=1)
+        if self.has_variable("params", "kernel" + SCALE):
+            scale = self.get_variable("params", "kernel" + SCALE)
+            y = scaled_product(x, kernel, scale).astype(x.dtype)
+        else:
+            x, kernel, bias = promote_dtype(x, kernel, bias)
+            y = jnp.tensordot(x, kernel, axes=1)
         return y if bias is None else y + bias
+
+
+def scaled_product(
+    x: Float[Array, "... D"], kernel: Int[Array, "D ..."], scale: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """Float32 product with a quantised matrix; whole numbers are exact in any dtype."""
+    y = jnp.tensordot(
+        x, kernel.astype(x.dtype), axes=1, preferred_element_type=jnp.float32
+    )
+    return y * scale
 
 
 def linear(width: int | tuple[int, ...], name: str, bias: bool = False) -> Linear:
@@ -91,10 +110,13 @@ def head_scores(head: Params, h: Float[Array, "... D"]) -> Float[Array, "... V"]
     """Logits float32 of an output head.
 
     Args:
-      head: a matrix `[D, V]`, or a dict of an MLP: "in" `[D, W]`, "in_bias", "out"
-        `[W, V]`, "out_bias", with a GELU between (Janus).
+      head: a matrix `[D, V]`; or a dict of a quantised one, "kernel" and "scale"; or of
+        an MLP: "in" `[D, W]`, "in_bias", "out" `[W, V]`, "out_bias", with a GELU
+        between (Janus).
       h: normed outputs.
     """
+    if isinstance(head, Mapping) and "scale" in head:
+        return scaled_product(h, head["kernel"], head["scale"])
     if isinstance(head, Mapping):
         h = nn.gelu(h @ head["in"] + head["in_bias"], approximate=False)
         bias = head["out_bias"].astype(jnp.float32)

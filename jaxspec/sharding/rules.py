@@ -13,6 +13,8 @@ Rules = Sequence[tuple[str, PartitionSpec]]
 RULES: Rules = (
     (r"(qkv|query|key|value)/kernel$", PartitionSpec(None, None, "model")),
     (r"qkv/bias$", PartitionSpec(None, "model")),
+    (r"(qkv|query|key|value|gate_up)/kernel_scale$", PartitionSpec(None, "model")),
+    (r"(change/kernel|(^|/)head)_scale$", PartitionSpec("model")),
     (r"gate_up/kernel$", PartitionSpec(None, None, "model")),
     (r"change/kernel$", PartitionSpec(None, "model")),
     (r"change/bias$", PartitionSpec("model")),

@@ -21,6 +21,7 @@ from jaxspec.drafters.small_model import SmallModel
 from jaxspec.errors import ConfigError
 from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
+from jaxspec.nn.quantize import quantized
 from jaxspec.sharding import fill_rows, make_mesh, over_rows, placement
 from jaxspec.spec.envelopes import Beam, StochasticBeam
 from jaxspec.spec.loop import generate, init_state, spec_step
@@ -60,16 +61,16 @@ PROMPT = jnp.array([0, 2, 1, 1, 0])
 
 
 @lru_cache
-def parameters():
-    return random_params(TARGET)
+def parameters(int8=False):
+    return quantized(random_params(TARGET)) if int8 else random_params(TARGET)
 
 
-def own(drafter):
+def own(drafter, int8=False):
     made = drafter.init_params(jax.random.key(5))
     made = jax.tree.map(
         lambda x: x + 0.1 * jax.random.normal(jax.random.key(6), x.shape), made
     )
-    return drafter.bind(made, parameters())
+    return drafter.bind(quantized(made) if int8 else made, parameters(int8))
 
 
 def on(mesh, params):
@@ -98,20 +99,20 @@ def engine_of(drafter=None, tree=None, rule=None):
 
 
 @lru_cache
-def alone(engine, needs_table=False):
+def alone(engine, needs_table=False, int8=False):
     table = TABLE if needs_table else None
     run = jax.jit(partial(generate, engine))
-    return run(parameters(), table, *settings(ROWS), rule_params=RULE_PARAMS)
+    return run(parameters(int8), table, *settings(ROWS), rule_params=RULE_PARAMS)
 
 
 TABLE = {"table": jax.random.normal(jax.random.key(1), (2, 32, 32))}
 
 
-def on_mesh(mesh, engine, drafter_params):
+def on_mesh(mesh, engine, drafter_params, int8=False):
     arguments = fill_rows(mesh, *settings(ROWS))
     run = jax.jit(over_rows(mesh, partial(generate, engine)))
     own = None if drafter_params is None else on(mesh, drafter_params)
-    out = run(on(mesh, parameters()), own, *arguments, rule_params=RULE_PARAMS)
+    out = run(on(mesh, parameters(int8)), own, *arguments, rule_params=RULE_PARAMS)
     assert out.tokens.shape[0] % mesh.shape["data"] == 0
     assert out.stats.rounds == out.stats.calls.max() - 1
     return jax.tree.map(lambda x: x[:ROWS] if x.ndim else x, out)
@@ -153,6 +154,18 @@ def test_any_mesh_draws_what_one_device_draws_plainly(name, mesh):
     assert ROWS % mesh[0] or mesh[0] == 1  # rows have to be filled up
     mine = on_mesh(make_mesh(*mesh), engine_of(drafter, tree), params)
     assert_same(mine, alone(engine_of()))
+
+
+def test_matrices_in_eight_bits_are_divided_alike():
+    drafter, tree, _ = DRAFTERS["block"]
+    engine, params = engine_of(drafter, tree), own(drafter, int8=True)
+    mesh = make_mesh(2, 4)
+    mine = on_mesh(mesh, engine, params, int8=True)
+    assert_same(mine, alone(engine_of(), int8=True))
+    for path, x in named_leaves(on(mesh, params)):
+        if path.endswith(("kernel_scale", "head_scale")):
+            whole = any(name in path for name in ("out/", "down/", "project/"))
+            assert whole or x.addressable_shards[0].data.size * 4 == x.size, path
 
 
 RULES = {
