@@ -23,7 +23,7 @@ from jaxspec.drafters.kinds import DRAFTERS
 from jaxspec.errors import CheckpointError, ConfigError
 from jaxspec.models.kv_groups import copy_kv_heads, needed_copies
 from jaxspec.nn.quantize import quantized
-from jaxspec.sharding import placement
+from jaxspec.sharding import RULES, Rules, placement
 from jaxspec.typing import Params
 
 DEFAULT = "fruits64"
@@ -46,6 +46,7 @@ class Bundle:
       mesh: where the prior's and drafters' parameters lie; None for one device.
       int8: matrices are held in eight bits: the prior's already, drafters' when they
         are bound to it.
+      place: the sharding of each parameter; None for one device.
       trained: the prior's configuration on disk, which drafters name as their target;
         on a mesh the prior may have more key/value heads.
     """
@@ -58,6 +59,7 @@ class Bundle:
     mesh: Mesh | None = None
     trained: TransformerConfig | None = None
     int8: bool = False
+    place: Placement = None
 
     @property
     def pictures(self) -> Checkpoint:
@@ -97,6 +99,7 @@ def load_bundle(
     *,
     dtype: Any = None,
     mesh: Mesh | None = None,
+    rules: Rules = RULES,
     int8: bool = False,
 ) -> Bundle:
     """Loads a bundle folder, or the embedded default.
@@ -107,6 +110,7 @@ def load_bundle(
         float32.
       mesh: where the prior's and the drafter's parameters shall lie. Key/value heads
         that would have to be cut are copied, see `models.kv_groups`.
+      rules: where on the mesh each parameter lies.
       int8: matrices of the prior and of drafters in eight bits, see `nn.quantize`.
 
     Raises:
@@ -117,7 +121,7 @@ def load_bundle(
     if not folder.is_dir():
         raise CheckpointError(f"no checkpoint folder at '{folder}'; check the path")
     check_manifest(folder)
-    place = placement(mesh) if mesh else None
+    place = placement(mesh, rules) if mesh else None
     prior, tokenizer = load_prior(folder / "prior", place), None
     prior = replace(prior, about={**prior.about, "digest": digest_of(prior)})
     if prior.config.condition != "none":
@@ -153,7 +157,7 @@ def load_bundle(
     encoder = folder / "text_encoder"
     reads, trained = prior.config.condition == "caption", prior.config
     if mesh is not None:
-        prior = _with_kv_heads_for(prior, mesh)
+        prior = _with_kv_heads_for(prior, mesh, rules)
     if int8:
         prior = replace(prior, params=quantized(prior.params))
     return Bundle(
@@ -165,10 +169,11 @@ def load_bundle(
         mesh,
         trained,
         int8,
+        place,
     )
 
 
-def _with_kv_heads_for(prior: Checkpoint, mesh: Mesh) -> Checkpoint:
+def _with_kv_heads_for(prior: Checkpoint, mesh: Mesh, rules: Rules) -> Checkpoint:
     """Key/value heads that each device of "model" can have some of."""
     copies = needed_copies(prior.config, mesh.shape["model"])
     if copies == 1:
@@ -177,7 +182,7 @@ def _with_kv_heads_for(prior: Checkpoint, mesh: Mesh) -> Checkpoint:
     def change(params):
         return copy_kv_heads(prior.config, params, copies)[1]
 
-    place, shapes = placement(mesh), jax.eval_shape(change, prior.params)
+    place, shapes = placement(mesh, rules), jax.eval_shape(change, prior.params)
     where = [place(path, x.shape) for path, x in named_leaves(shapes)]
     where = jax.tree.unflatten(jax.tree.structure(shapes), where)
     params = jax.jit(change, out_shardings=where)(prior.params)

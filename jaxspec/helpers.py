@@ -24,7 +24,6 @@ from jaxspec.models.masked_diffusion import MaskedDiffusion
 from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer, activation_dtype
 from jaxspec.nn.quantize import quantized
-from jaxspec.sharding import placement
 from jaxspec.spec.draft import Drafter
 from jaxspec.spec.envelopes import Envelope
 from jaxspec.spec.tree import Tree
@@ -106,8 +105,7 @@ def find_helper(name: str, bundle: Bundle) -> Helper:
         drafter = early_exit(config, int(name[11:]), guided=config.condition != "none")
         return Helper(name, drafter, bundle.prior.params)
     if Path(name).is_dir():
-        place = placement(bundle.mesh) if bundle.mesh else None
-        checkpoint = load_checkpoint(name, sharding=place)
+        checkpoint = load_checkpoint(name, sharding=bundle.place)
         if checkpoint.kind == "prior":
             return _model(Path(name).name, checkpoint, bundle)
         if checkpoint.kind not in DRAFTERS:

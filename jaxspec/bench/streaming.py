@@ -141,8 +141,8 @@ def streaming_markdown(result: dict[str, Any]) -> str:
         "",
         f"Device: {device_name()}, jax {jax.__version__}. {result['num']} jobs, "
         f"{result['rows_side_by_side']} side by side, {result['nodes']} nodes; the "
-        "same tokens either way. Rows in use: of all places in all rounds, those whose job "
-        "had not ended. Medians, the ways in turn.",
+        "same tokens either way. Rows in use: of all places in all rounds, those whose "
+        "job had not ended. Medians, the ways in turn.",
         "",
         "| lengths | way | rounds | rows in use | seconds (least, most) | speedup |",
         "|---|---|---|---|---|---|",

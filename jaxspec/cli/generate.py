@@ -133,7 +133,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     from jaxspec.bundle import load_bundle, resolve_classes
     from jaxspec.captions import read_captions
-    from jaxspec.cli.options import chosen_mesh
+    from jaxspec.cli.options import chosen_mesh, tell_what_stays_whole
     from jaxspec.helpers import find_helper
     from jaxspec.images import grid_picture, png_bytes, write_file
     from jaxspec.pipeline import Settings, decode_pictures, draw, spread_classes
@@ -162,6 +162,8 @@ def run(arguments: argparse.Namespace) -> None:
     bundle = load_bundle(
         arguments.checkpoint, dtype=dtype, mesh=mesh, int8=arguments.int8
     )
+    if mesh is not None:
+        tell_what_stays_whole(bundle)
     captions, ids = None, [0]
     if bundle.prior.config.condition == "caption":
         if not arguments.prompt or arguments.classes:

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from jaxspec.cli.options import chosen_mesh
+from jaxspec.cli.options import chosen_mesh, tell_what_stays_whole
 
 REPORT = "report.json"
 SETTINGS = "settings.json"
@@ -85,6 +85,8 @@ def _draw(
     bundle = load_bundle(
         arguments.checkpoint, dtype=dtype, mesh=mesh, int8=arguments.int8
     )
+    if mesh is not None and first:
+        tell_what_stays_whole(bundle)
     prompts, told = _prompts_of(bundle, lines)
     tree, helper = Tree.root(), None
     if arguments.drafter != "none":

@@ -110,3 +110,20 @@ def chosen_mesh(arguments: argparse.Namespace):
     if not arguments.mesh:
         return None
     return make_mesh(*read_mesh(arguments.mesh))
+
+
+def tell_what_stays_whole(bundle) -> None:
+    """One line on stderr for parameters that a mesh's "model" axis does not divide."""
+    import sys
+
+    from jaxspec.checkpoint import named_leaves
+    from jaxspec.sharding import kept_whole
+
+    shapes = [(path, x.shape) for path, x in named_leaves(bundle.prior.params)]
+    if names := kept_whole(shapes, dict(bundle.mesh.shape)):
+        rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        print(
+            f"every device holds all of {', '.join(names[:3])}{rest}: they do not "
+            f"divide among {bundle.mesh.shape['model']}",
+            file=sys.stderr,
+        )

@@ -5,11 +5,26 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from jaxspec.bundle import DEFAULT, embedded_folder
-from jaxspec.checkpoint import load_checkpoint, named_leaves, params_digest
+from jaxspec.bundle import DEFAULT, embedded_folder, load_bundle
+from jaxspec.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    named_leaves,
+    params_digest,
+    save,
+)
+from jaxspec.cli.options import tell_what_stays_whole
+from jaxspec.config import TransformerConfig
 from jaxspec.errors import ConfigError
 from jaxspec.loading import load
-from jaxspec.sharding import make_mesh, placement, read_mesh, spec_of
+from jaxspec.sharding import (
+    kept_whole,
+    make_mesh,
+    placement,
+    read_mesh,
+    spec_of,
+)
+from tests.models.test_transformer import random_params
 
 
 @pytest.mark.parametrize("data, model", [(8, 1), (4, 2), (2, 4), (1, 8)])
@@ -69,3 +84,44 @@ def test_one_sharding_may_be_meant_for_all():
     np.testing.assert_array_equal(
         params["norm"]["scale"], load_checkpoint(folder).params["norm"]["scale"]
     )
+
+
+@pytest.mark.parametrize("here", [None, (8, 1), (4, 2), (1, 8)])
+@pytest.mark.parametrize("there", [None, (2, 4)])
+def test_what_one_mesh_saved_another_loads(tmp_path, here, there):
+    """From any topology to any other, without a copy on one device between."""
+    config = TransformerConfig(
+        vocab_size=32, layers=1, width=32, heads=8, grid=4, classes=3
+    )
+    params = random_params(config)
+    if here:
+        place = placement(make_mesh(*here))
+        leaves = [jax.device_put(x, place(p, x.shape)) for p, x in named_leaves(params)]
+        params = jax.tree.unflatten(jax.tree.structure(params), leaves)
+    save(tmp_path / "prior", Checkpoint("prior", config, params))
+    place = placement(make_mesh(*there)) if there else None
+    found = load_checkpoint(tmp_path / "prior", sharding=place)
+    assert params_digest(found.params) == params_digest(params)
+    for path, x in named_leaves(found.params):
+        if place:
+            assert x.sharding.is_equivalent_to(place(path, x.shape), x.ndim)
+        else:
+            assert len(x.sharding.device_set) == 1
+
+
+def test_what_does_not_divide_is_named(capsys):
+    shapes = [("a/qkv/kernel", (8, 3, 4, 2)), ("head", (8, 16)), ("norm/scale", (8,))]
+    assert kept_whole(shapes, {"model": 8}) == ["a/qkv/kernel"]
+    assert kept_whole(shapes, {"model": 4}) == []
+    bundle = load_bundle(mesh=make_mesh(1, 8))  # it has 4 heads
+    tell_what_stays_whole(bundle)
+    err = capsys.readouterr().err
+    assert "qkv/kernel" in err and "do not divide among 8" in err
+
+
+def test_a_bundle_takes_rules_of_ones_own():
+    mesh = make_mesh(2, 4)
+    bundle = load_bundle(mesh=mesh, rules=((r"^head$", P("model")), (r"", P())))
+    specs = {path: x.sharding.spec for path, x in named_leaves(bundle.prior.params)}
+    assert specs.pop("head") == P("model")
+    assert all("model" not in spec for spec in specs.values())

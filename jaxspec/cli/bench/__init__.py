@@ -1,6 +1,14 @@
 """`jaxspec bench`: measurements, written to files; one module a sub-command."""
 
-from jaxspec.cli.bench import drafters, generate, overhead, plan, relaxation, stream
+from jaxspec.cli.bench import (
+    drafters,
+    generate,
+    int8,
+    overhead,
+    plan,
+    relaxation,
+    stream,
+)
 
 
 def add_parser(commands) -> None:
@@ -15,7 +23,8 @@ def add_parser(commands) -> None:
         "--plan", action="store_true", help="short for `plan` with its defaults"
     )
     measurements = parser.add_subparsers(dest="what", metavar="WHAT")
-    for module in (generate, stream, plan, drafters, relaxation, overhead):
+    modules = generate, stream, plan, drafters, relaxation, overhead, int8
+    for module in modules:
         module.add_parser(measurements)
 
     def run(arguments) -> None:

@@ -1,0 +1,47 @@
+"""Measurements of continuous batching and of eight-bit matrices, on a tiny bundle."""
+
+import pytest
+
+from jaxspec.bench.eight_bits import bench_eight_bits, eight_bits_markdown
+from jaxspec.bench.streaming import bench_streaming, streaming_markdown
+from jaxspec.bundle import load_bundle
+from jaxspec.helpers import find_helper
+from jaxspec.spec.named_trees import named_tree
+from tests.sharding.tiny_bundle import save_bundle
+
+TREE = named_tree("0,1,00")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+def test_refilled_rows_are_compared_with_batches_that_wait(folder):
+    bundle = load_bundle(folder)
+    helper = find_helper("jacobi", bundle)
+    rows = bench_streaming(bundle, TREE, helper, num=9, rows=3, waits=[1], repeats=1)
+    assert [row["way"] for row in rows] == ["lockstep", "refill, wait 1"] * 2
+    lockstep, refill = rows[2:]  # lengths differ
+    assert refill["rounds"] < lockstep["rounds"]
+    assert refill["rows_in_use"] > lockstep["rows_in_use"]
+    shown = {"checkpoint": "tiny", "command": "c", "num": 9, "nodes": 4}
+    text = streaming_markdown({**shown, "rows_side_by_side": 3, "rows": rows})
+    assert text.count("| refill, wait 1 |") == 2
+
+
+def test_rounded_matrices_are_compared_with_their_originals(folder):
+    found = bench_eight_bits(
+        load_bundle(folder),
+        load_bundle(folder, int8=True),
+        TREE,
+        drafter="jacobi",
+        num=3,
+        batch=2,
+    )
+    assert found["identical"] and found["bytes_rounded"] < found["bytes"] / 2
+    assert 0 < found["logit_rms"] < found["logit_most"] < 1
+    assert abs(found["nll"] - found["nll_rounded"]) < 0.1 and found["kl"] > 0
+    assert "identical, each model for itself: yes" in eight_bits_markdown(
+        {"command": "c", **found}
+    )
