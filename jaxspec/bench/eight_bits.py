@@ -10,8 +10,8 @@ import numpy as np
 from jaxspec.bundle import Bundle
 from jaxspec.checkpoint import named_leaves
 from jaxspec.device import device_name
+from jaxspec.helpers import find_helper
 from jaxspec.models.transformer import Transformer
-from jaxspec.nn.quantize import quantized
 from jaxspec.pipeline import Settings, draw, spread_classes
 from jaxspec.spec.envelopes import Envelope
 from jaxspec.spec.tree import Tree
@@ -23,6 +23,7 @@ def bench_eight_bits(
     rounded: Bundle,
     tree: Tree | Envelope,
     *,
+    drafter: str = "own",
     num: int,
     batch: int,
     seed: int = 0,
@@ -33,6 +34,7 @@ def bench_eight_bits(
       bundle: as trained.
       rounded: the same, loaded with `int8`.
       tree: with which both draw speculatively.
+      drafter: see `find_helper`.
       num: pictures.
       batch: pictures side by side.
       seed: of pictures and noise.
@@ -46,8 +48,9 @@ def bench_eight_bits(
     classes = spread_classes(len(bundle.class_names), num)
     settings = Settings(classes, seed=seed, batch=batch)
     plain = draw(bundle, settings, Tree.root())
-    fast = draw(bundle, settings, tree)
-    own, own_plain = draw(rounded, settings, tree), draw(rounded, settings, Tree.root())
+    fast = draw(bundle, settings, tree, helper=find_helper(drafter, bundle))
+    own = draw(rounded, settings, tree, helper=find_helper(drafter, rounded))
+    own_plain = draw(rounded, settings, Tree.root())
     score = jax.jit(partial(_compare, Transformer(bundle.prior.config)))
     parts = []
     for start in range(0, num, batch):
@@ -74,7 +77,7 @@ def bench_eight_bits(
         "nll": float(found["nll"].mean()),
         "nll_rounded": float(found["nll_rounded"].mean()),
         "bytes": size(bundle.prior.params),
-        "bytes_rounded": size(quantized(bundle.prior.params)),
+        "bytes_rounded": size(rounded.prior.params),
         "tokens_per_call": fast.tokens_per_call,
         "tokens_per_call_rounded": own.tokens_per_call,
         "identical": bool(
@@ -112,21 +115,9 @@ def eight_bits_markdown(result: dict[str, Any]) -> str:
     r = result
     yes = "yes" if r["identical"] else "NO"
     rows = [
-        (
-            "bytes of the prior's parameters",
-            f"{r['bytes']:,}",
-            f"{r['bytes_rounded']:,}",
-        ),
-        (
-            "nats a token, on the same pictures",
-            f"{r['nll']:.4f}",
-            f"{r['nll_rounded']:.4f}",
-        ),
-        (
-            f"tokens per call, {r['nodes']} nodes",
-            f"{r['tokens_per_call']:.2f}",
-            f"{r['tokens_per_call_rounded']:.2f}",
-        ),
+        ("bytes of the prior's parameters", "bytes", ","),
+        ("nats a token, on the same pictures", "nll", ".4f"),
+        (f"tokens per call, {r['nodes']} nodes", "tokens_per_call", ".2f"),
     ]
     lines = [
         f"# Matrices in eight bits: {r['checkpoint']}",
@@ -138,13 +129,17 @@ def eight_bits_markdown(result: dict[str, Any]) -> str:
         "",
         "| | float32 | int8 |",
         "|---|---|---|",
-        *(f"| {name} | {a} | {b} |" for name, a, b in rows),
+        *(
+            f"| {words} | {r[name]:{form}} | {r[name + '_rounded']:{form}} |"
+            for words, name, form in rows
+        ),
         "",
         f"Error of the logits: RMS {r['logit_rms']:.4f} "
         f"({100 * r['logit_rms_relative']:.2f} % of their own), at most "
-        f"{r['logit_most']:.3f}. KL divergence {r['kl']:.2e} nats a token; the likeliest "
-        f"token is the same {100 * r['same_first']:.1f} % of the time. With the same "
-        f"noise {100 * r['same_tokens']:.0f} % of tokens are the same, place by place: "
+        f"{r['logit_most']:.3f}. KL divergence {r['kl']:.2e} nats a token; the "
+        f"likeliest token is the same {100 * r['same_first']:.1f} % of the time. With "
+        f"the same noise {100 * r['same_tokens']:.0f} % of tokens are the same, place by "
+        "place: "
         "a picture goes its own way from the first token that differs. Speculative and "
         f"plain decoding identical, each model for itself: {yes}.",
     ]
