@@ -23,7 +23,7 @@ from jaxspec.drafters.kinds import DRAFTERS
 from jaxspec.errors import CheckpointError, ConfigError
 from jaxspec.models.kv_groups import copy_kv_heads, needed_copies
 from jaxspec.nn.quantize import quantized
-from jaxspec.sharding import RULES, Rules, placement
+from jaxspec.sharding import RULES, Rules, check_mesh, placement
 from jaxspec.typing import Params
 
 DEFAULT = "fruits64"
@@ -121,6 +121,7 @@ def load_bundle(
     if not folder.is_dir():
         raise CheckpointError(f"no checkpoint folder at '{folder}'; check the path")
     check_manifest(folder)
+    mesh = check_mesh(mesh) if mesh is not None else None
     place = placement(mesh, rules) if mesh else None
     prior, tokenizer = load_prior(folder / "prior", place), None
     prior = replace(prior, about={**prior.about, "digest": digest_of(prior)})
@@ -152,14 +153,12 @@ def load_bundle(
                 f"{grid}"
             )
     if dtype is not None:
-        prior = _cast(prior, dtype)
-        drafter = drafter and _cast(drafter, dtype)
+        drafter = drafter and replace(
+            drafter, params=cast_floats(drafter.params, dtype)
+        )
     encoder = folder / "text_encoder"
     reads, trained = prior.config.condition == "caption", prior.config
-    if mesh is not None:
-        prior = _with_kv_heads_for(prior, mesh, rules)
-    if int8:
-        prior = replace(prior, params=quantized(prior.params))
+    prior = prepared(prior, dtype=dtype, mesh=mesh, place=place, int8=int8)
     return Bundle(
         folder.name,
         tokenizer,
@@ -173,20 +172,39 @@ def load_bundle(
     )
 
 
-def _with_kv_heads_for(prior: Checkpoint, mesh: Mesh, rules: Rules) -> Checkpoint:
-    """Key/value heads that each device of "model" can have some of."""
-    copies = needed_copies(prior.config, mesh.shape["model"])
-    if copies == 1:
-        return prior
+def prepared(
+    prior: Checkpoint,
+    *,
+    dtype: Any = None,
+    mesh: Mesh | None = None,
+    place: Any = None,
+    int8: bool = False,
+) -> Checkpoint:
+    """A target as it is used: cast, its heads divisible, its matrices rounded.
 
-    def change(params):
-        return copy_kv_heads(prior.config, params, copies)[1]
+    Args:
+      prior: as loaded.
+      dtype: of floating-point parameters; None: as they are.
+      mesh: whose "model" axis shall divide key/value heads.
+      place: the sharding of each parameter on it.
+      int8: see `nn.quantize`.
+    """
+    config, params = prior.config, prior.params
+    if dtype is not None:
+        params = cast_floats(params, dtype)
+    copies = needed_copies(config, mesh.shape["model"]) if mesh is not None else 1
+    if copies > 1:
 
-    place, shapes = placement(mesh, rules), jax.eval_shape(change, prior.params)
-    where = [place(path, x.shape) for path, x in named_leaves(shapes)]
-    where = jax.tree.unflatten(jax.tree.structure(shapes), where)
-    params = jax.jit(change, out_shardings=where)(prior.params)
-    config, _ = copy_kv_heads(prior.config, {}, copies)
+        def change(params):
+            return copy_kv_heads(config, params, copies)[1]
+
+        shapes = jax.eval_shape(change, params)
+        where = [place(path, x.shape) for path, x in named_leaves(shapes)]
+        where = jax.tree.unflatten(jax.tree.structure(shapes), where)
+        params = jax.jit(change, out_shardings=where)(params)
+    if int8:
+        params = quantized(params)
+    config, _ = copy_kv_heads(config, {}, copies)
     return replace(prior, config=config, params=params)
 
 
@@ -204,10 +222,6 @@ def load_prior(path: Path, sharding: Placement = None) -> Checkpoint:
             "(--drafter), but does not draw on its own"
         )
     return prior
-
-
-def _cast(checkpoint: Checkpoint, dtype: Any) -> Checkpoint:
-    return replace(checkpoint, params=cast_floats(checkpoint.params, dtype))
 
 
 def cast_floats(params: Params, dtype: Any) -> Params:

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from jaxspec.bundle import Bundle, cast_floats
+from jaxspec.bundle import Bundle, cast_floats, prepared
 from jaxspec.checkpoint import Checkpoint, digest_of, load_checkpoint
 from jaxspec.drafters.dynamic_exit import DynamicExit
 from jaxspec.drafters.jacobi import Jacobi
@@ -157,7 +157,14 @@ def _model(name: str, checkpoint: Checkpoint, bundle: Bundle) -> Helper:
         drafter = Lattice(masked.denoise, mask, length=places)
         params = {"model": params, "counts": None}
     elif objective == "tidar":
-        drafter, prior, params = tidar(config, about["block"]), checkpoint, None
+        prior = prepared(
+            checkpoint,
+            dtype=activation_dtype(bundle.prior.params),
+            mesh=bundle.mesh,
+            place=bundle.place,
+            int8=bundle.int8,
+        )
+        drafter, params = tidar(prior.config, about["block"]), None
     else:
         drafter = MaskDrafter(as_target, about["block"], mask)
     size = sum(x.size for x in jax.tree.leaves(checkpoint.params))

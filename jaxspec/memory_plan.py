@@ -5,9 +5,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from jaxspec.checkpoint import abstract_params, named_leaves
 from jaxspec.config import TransformerConfig
 from jaxspec.errors import ConfigError
+from jaxspec.models.kv_groups import copy_kv_heads, needed_copies
+from jaxspec.nn.quantize import SCALE, quantized
 from jaxspec.sharding import RULES, Rules, spec_of
 
 # Memory of one device in bytes, as its maker says.
@@ -57,13 +63,18 @@ def params_bytes(
     sizes: Mapping[str, int],
     itemsize: int,
     rules: Rules = RULES,
+    int8: bool = False,
 ) -> int:
     """Bytes of a model's parameters on one device of a mesh."""
-    total = 0
-    for path, x in named_leaves(abstract_params(kind, config)):
+    total, params = 0, abstract_params(kind, config)
+    if int8:
+        params = jax.eval_shape(quantized, params)
+    for path, x in named_leaves(params):
         spec = spec_of(path, x.shape, dict(sizes), rules)
-        parts = math.prod(sizes.get(axis, 1) for axis in spec if axis)
-        total += x.size * itemsize // parts
+        axes = [a for part in spec if part for a in np.atleast_1d(part)]
+        parts = math.prod(sizes.get(axis, 1) for axis in axes)
+        kept = int8 and (x.dtype == jnp.int8 or path.endswith(SCALE))
+        total += x.size * (x.dtype.itemsize if kept else itemsize) // parts
     return total
 
 
@@ -77,6 +88,7 @@ def plan_memory(
     guided: bool = True,
     drafter: tuple[str, Any] | None = None,
     kept_width: int = 0,
+    int8: bool = False,
 ) -> MemoryPlan:
     """The plan of one device; rows lie along "data", heads and tables along "model".
 
@@ -89,6 +101,7 @@ def plan_memory(
       guided: two streams a row.
       drafter: kind and drafter, if one is used.
       kept_width: numbers that the drafter keeps of each position and stream.
+      int8: matrices in eight bits.
 
     Raises:
       ConfigError: there is no row for each device along "data".
@@ -100,6 +113,7 @@ def plan_memory(
         )
     rows = -(-batch // data)
     streams = rows * (2 if guided else 1)
+    config = copy_kv_heads(config, {}, needed_copies(config, model))[0]
     # Heads that do not divide are kept whole by every device.
     heads = config.num_kv_heads
     heads = heads // model if heads % model == 0 else heads
@@ -108,13 +122,13 @@ def plan_memory(
     wide = -(-config.vocab_size // model)
     own = 0
     if drafter is not None:
-        own = params_bytes(*drafter, sizes, itemsize)
+        own = params_bytes(*drafter, sizes, itemsize, int8=int8)
         own += streams * slots * kept_width * itemsize
     widest = max(2 * config.ffn_size, config.heads * config.head_size * 3) // model
     work = streams * nodes * (2 * config.width + widest) * itemsize
     work += streams * nodes * slots * max(config.heads // model, 1) * 4  # scores
     return MemoryPlan(
-        weights=params_bytes("prior", config, sizes, itemsize),
+        weights=params_bytes("prior", config, sizes, itemsize, int8=int8),
         cache=cache,
         drafter=own,
         tree=(streams + 2 * rows) * nodes * wide * 4,

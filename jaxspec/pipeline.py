@@ -241,10 +241,10 @@ def draw(
     bundle = bundle_for(bundle, helper)
     engine = make_engine(bundle, settings, tree, helper)
     count = len(settings.classes)
-    batches = -(-count // settings.batch)
+    groups = bundle.mesh.shape["data"] if bundle.mesh else 1
+    batches = -(-count // (settings.batch + -settings.batch % groups))
     rows = -(-count // batches)
-    if bundle.mesh:
-        rows += -rows % bundle.mesh.shape["data"]
+    rows += -rows % groups
     order = np.resize(np.arange(count), (batches, rows))
     prompts = settings.prompts()
     padded = [jax.tree.map(lambda x: x[some], prompts) for some in order]  # noqa: B023
@@ -274,7 +274,7 @@ def draw(
         for i in range(batches):
             part = run(params, drafter_params, for_rule, padded[i], sampling, keys[i])
             parts.append(jax.block_until_ready(part))
-            progress(min(rows, count - i * rows))
+            progress(max(min(rows, count - i * rows), 0))
         times.append(time.perf_counter() - began)
     times = times[warm_up:]
 
@@ -304,14 +304,17 @@ def _decoder(tokenizer: Tokenizer):
     return jax.jit(tokenizer.decode)
 
 
-def decode_pictures(bundle: Bundle, tokens: np.ndarray, batch: int = 16) -> np.ndarray:
+def decode_pictures(
+    bundle: Bundle, tokens: np.ndarray, batch: int | None = None
+) -> np.ndarray:
     """Codes `[n, T]` to pictures `uint8 [n, H, W, 3]`.
 
-    Few are decoded as one, many in groups of `batch`; one shape is compiled for each.
+    In groups of `batch`, the last one filled up: one shape is compiled. By default 16,
+    or all if there are fewer.
     """
     decode = _decoder(Tokenizer(bundle.pictures.config))
     params = bundle.pictures.params
-    batch = min(batch, len(tokens))
+    batch = min(16, len(tokens)) if batch is None else batch
     padded = np.resize(tokens, (-(-len(tokens) // batch) * batch, tokens.shape[1]))
     parts = [
         to_bytes(decode(params, padded[i : i + batch]))

@@ -1,6 +1,8 @@
 """Several processes, one program: joining them, and what they tell one another."""
 
 import contextlib
+import hashlib
+import json
 import os
 import re
 import signal
@@ -10,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxspec.errors import ConfigError, ProcessError
+from jaxspec.errors import ConfigError, JaxspecError, ProcessError
 
 # After so many seconds without a sign of life a process counts as dead.
 PATIENCE = 30
@@ -45,8 +47,9 @@ def join(coordinator: str, count: int, index: int) -> None:
     try:
         jax.distributed.initialize(
             **given,
-            initialization_timeout=300,
+            initialization_timeout=2 * PATIENCE,
             heartbeat_timeout_seconds=PATIENCE,
+            shutdown_timeout_seconds=2 * PATIENCE,
         )
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0][:160]
@@ -102,23 +105,29 @@ def _end_with(parent: int) -> None:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Tells in one line that another process has gone, where that is what happened.
+    """Ends this process at once when it fails, so that the others notice.
 
-    Raises:
-      ProcessError: instead of what the communication library says.
+    Without it the communication library waits for the others on the way out, and they
+    for this one. With one process it does nothing.
     """
     import jax
 
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
+    except BaseException as error:
         if jax.process_count() == 1:
             raise
-        reason = str(error).strip().splitlines()[0][:160]
-        raise ProcessError(
-            f"process {jax.process_index()} has lost another one ({reason}); what was "
-            "written is whole: start all processes again to go on"
-        ) from None
+        reason = str(error).strip() or type(error).__name__
+        if not isinstance(error, JaxspecError):
+            reason = f"{type(error).__name__}: {reason.splitlines()[0][:200]}"
+        print(
+            f"jaxspec: process {jax.process_index()} stops: {reason}; what was written "
+            "is whole: start all processes again to go on",
+            file=sys.stderr,
+            flush=True,
+        )
+        sys.stdout.flush()
+        os._exit(2)
 
 
 def any_process(flags: np.ndarray) -> np.ndarray:
@@ -139,3 +148,18 @@ def _gathered(x: np.ndarray) -> np.ndarray:
     from jax.experimental.multihost_utils import process_allgather
 
     return np.asarray(process_allgather(np.asarray(x)))
+
+
+def check_alike(settings: Any) -> None:
+    """Refuses processes that were asked for different things.
+
+    Raises:
+      ConfigError: in all of them.
+    """
+    text = json.dumps(settings, sort_keys=True, default=repr)
+    digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+    if (_gathered(digest) != digest).any():
+        raise ConfigError(
+            "the processes were started with different options or prompts; give all of "
+            "them the same"
+        )

@@ -15,7 +15,13 @@ from jaxspec.bundle import (
     resolve_classes,
     write_manifest,
 )
-from jaxspec.checkpoint import Checkpoint, load_checkpoint, read_config, save
+from jaxspec.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    params_digest,
+    read_config,
+    save,
+)
 from jaxspec.config import TokenizerConfig, TransformerConfig
 from jaxspec.errors import CheckpointError, ConfigError, NonFiniteError
 from jaxspec.models.tokenizer import Tokenizer
@@ -50,7 +56,8 @@ def test_what_is_saved_is_loaded_bit_for_bit(tmp_path, dtype):
     params = jax.tree.map(lambda x: x.astype(dtype), params)
     save(tmp_path / "a", Checkpoint("prior", CONFIG, params, {"classes": ["x"]}))
     back = load_checkpoint(tmp_path / "a", "prior")
-    assert back.config == CONFIG and back.about == {"classes": ["x"]}
+    about = {"classes": ["x"], "digest": params_digest(params)}
+    assert back.config == CONFIG and back.about == about
     chex.assert_trees_all_equal(back.params, params)
     chex.assert_trees_all_equal_dtypes(back.params, params)
 

@@ -138,9 +138,9 @@ def eight_bits_markdown(result: dict[str, Any]) -> str:
         f"({100 * r['logit_rms_relative']:.2f} % of their own), at most "
         f"{r['logit_most']:.3f}. KL divergence {r['kl']:.2e} nats a token; the "
         f"likeliest token is the same {100 * r['same_first']:.1f} % of the time. With "
-        f"the same noise {100 * r['same_tokens']:.0f} % of tokens are the same, place by "
-        "place: "
-        "a picture goes its own way from the first token that differs. Speculative and "
+        f"the same noise {100 * r['same_tokens']:.0f} % of tokens are the same, place "
+        "by place: a picture goes its own way from the first token that differs. "
+        "Speculative and "
         f"plain decoding identical, each model for itself: {yes}.",
     ]
     return "\n".join(lines) + "\n"

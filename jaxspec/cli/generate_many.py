@@ -4,7 +4,6 @@ import argparse
 import json
 import sys
 import time
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,7 @@ from jaxspec.cli.options import chosen_mesh, tell_what_stays_whole
 
 REPORT = "report.json"
 SETTINGS = "settings.json"
-# Captions that are encoded at a time.
-BLOCK = 256
+LINES = "prompts.txt"
 
 
 def run_many(arguments: argparse.Namespace) -> None:
@@ -24,6 +22,8 @@ def run_many(arguments: argparse.Namespace) -> None:
     folder = Path(arguments.out_dir)
     if arguments.report or arguments.classes or arguments.prompt:
         raise ConfigError("--prompts draws the lines of a file; its report is in DIR")
+    if (arguments.processes, arguments.process) != (1, 0) and not arguments.coordinator:
+        raise ConfigError("several processes need --coordinator, where process 0 runs")
     if arguments.coordinator:
         from jaxspec.processes import join, supervise
 
@@ -69,8 +69,8 @@ def _draw(
     from jaxspec.errors import ConfigError
     from jaxspec.helpers import find_helper
     from jaxspec.images import png_bytes, write_file
-    from jaxspec.pipeline import Settings, decode_pictures
-    from jaxspec.processes import any_process, sum_of_processes
+    from jaxspec.pipeline import Settings, bundle_for, decode_pictures
+    from jaxspec.processes import any_process, check_alike, sum_of_processes
     from jaxspec.report import json_bytes
     from jaxspec.rules import find_rule, rule_words
     from jaxspec.sharding import make_mesh
@@ -110,7 +110,9 @@ def _draw(
     # What a picture depends on. Drafter and tree are not part of it: of rules that do
     # not promise plain decoding's tokens, they are.
     same: dict[str, Any] = {
-        "prior": digest_of(bundle.prior),
+        "prior": digest_of(bundle_for(bundle, helper).prior),
+        "tokenizer": digest_of(bundle.pictures),
+        "text_encoder": _text_encoder_of(bundle),
         "temperature": arguments.temperature,
         "top_k": arguments.top_k,
         "top_p": arguments.top_p,
@@ -122,7 +124,9 @@ def _draw(
     }
     if not (settings.rule.lossless and settings.rule.settles):
         same |= {"drafter": helper.name if helper else "none", "tree": repr(tree)}
+    check_alike({**same, "seed": arguments.seed, "lines": lines})
     _keep_settings(folder, same, first)
+    _keep_lines(folder, lines, first)
 
     files = [folder / f"{i:06d}_seed{arguments.seed}.png" for i in range(len(lines))]
     there = any_process(np.array([file.is_file() for file in files]))
@@ -143,7 +147,7 @@ def _draw(
             bar.set_postfix_str("", refresh=False)
             if segment.done:
                 codes = np.stack([done.tokens for done in segment.done])
-                pictures = decode_pictures(bundle, codes)
+                pictures = decode_pictures(bundle, codes, batch=8)
                 for done, picture in zip(segment.done, pictures, strict=True):
                     write_file(files[done.number], png_bytes(picture))
             drawn += len(segment.done)
@@ -193,6 +197,7 @@ def _prompts_of(bundle: Any, lines: list[str]) -> tuple[Any, dict[str, Any]]:
     from jaxspec.bundle import resolve_classes
     from jaxspec.captions import Captions, read_captions
     from jaxspec.errors import ConfigError
+    from jaxspec.models.transformer import Transformer
 
     if bundle.prior.config.condition == "none":
         raise ConfigError(
@@ -201,18 +206,50 @@ def _prompts_of(bundle: Any, lines: list[str]) -> tuple[Any, dict[str, Any]]:
     if bundle.prior.config.condition == "class":
         ids = np.array(resolve_classes(bundle, lines), np.int32)
         return lambda numbers: ids[list(numbers)], {"classes": (int(ids[0]),)}
-
-    @lru_cache(maxsize=2)
-    def block(i):  # the encoder is loaded for each, and let go again
-        some = lines[i * BLOCK : (i + 1) * BLOCK]
-        return read_captions(bundle.text_encoder, some).features
+    held: dict[str, Any] = {}
 
     def told(numbers):
-        blocks = ((block(n // BLOCK), n % BLOCK) for n in numbers)
-        rows = [jax.tree.map(lambda x: x[i], found) for found, i in blocks]  # noqa: B023
-        return jax.tree.map(lambda *x: np.stack(x), *rows)
+        wanted = dict.fromkeys(lines[n] for n in numbers)
+        for text in [text for text in held if text not in wanted]:
+            del held[text]
+        new = [text for text in wanted if text not in held]
+        if new:  # the encoder is loaded for all of them, and let go again
+            found = read_captions(bundle.text_encoder, new).features
+            for i, text in enumerate(new):
+                held[text] = jax.tree.map(lambda x: x[i], found)  # noqa: B023
+        return jax.tree.map(lambda *x: np.stack(x), *(held[lines[n]] for n in numbers))
 
-    return told, {"classes": (0,), "captions": Captions((lines[0],), told([0]))}
+    blank = Transformer(bundle.prior.config).blank_prompt(1)  # for the settings
+    return told, {"classes": (0,), "captions": Captions(("",), blank)}
+
+
+def _text_encoder_of(bundle: Any) -> str | None:
+    from jaxspec.checkpoint import read_config
+
+    if bundle.text_encoder is None:
+        return None
+    return read_config(bundle.text_encoder).about.get("digest", "")
+
+
+def _keep_lines(folder: Path, lines: list[str], first: bool) -> None:
+    """Refuses a file whose lines are no longer those that were drawn.
+
+    Raises:
+      ConfigError: says which.
+    """
+    from jaxspec.errors import ConfigError
+    from jaxspec.images import write_file
+
+    file = folder / LINES
+    drawn = file.read_text().splitlines() if file.is_file() else []
+    for i, (old, new) in enumerate(zip(drawn, lines, strict=False)):
+        if old != new:
+            raise ConfigError(
+                f"'{folder}' holds {old!r} as picture {i}, the file now says {new!r}; "
+                "add lines at the end, or choose another --out-dir"
+            )
+    if first and len(lines) > len(drawn):
+        write_file(file, "".join(f"{line}\n" for line in lines).encode())
 
 
 def _keep_settings(folder: Path, same: dict[str, Any], first: bool) -> None:
@@ -227,7 +264,12 @@ def _keep_settings(folder: Path, same: dict[str, Any], first: bool) -> None:
 
     file = folder / SETTINGS
     if file.is_file():
-        known = json.loads(file.read_text())
+        try:
+            known = dict(json.loads(file.read_text()))
+        except (ValueError, TypeError):
+            raise ConfigError(
+                f"'{file}' is damaged; choose another --out-dir"
+            ) from None
         if differs := sorted(k for k in same if known.get(k) != same[k]):
             raise ConfigError(
                 f"'{folder}' holds pictures drawn with another {', '.join(differs)}; "

@@ -30,6 +30,7 @@ def add_parser(commands) -> None:
         "--nodes", type=int, default=58, metavar="N", help="of the tree, with its root"
     )
     group.add_argument("--dtype", choices=("float32", "bf16"), default="bf16")
+    group.add_argument("--int8", action="store_true", help="matrices in eight bits")
     parser.set_defaults(run=run)
 
 
@@ -101,13 +102,14 @@ def plan(arguments: argparse.Namespace) -> str:
         batch=arguments.batch,
         nodes=arguments.nodes,
         itemsize=4 if arguments.dtype == "float32" else 2,
+        int8=arguments.int8,
         guided=config.condition != "none",
         drafter=drafter,
         kept_width=kept,
     )
     title = (
         f"{name} on {arguments.mesh} devices, batch {arguments.batch}, "
-        f"{arguments.nodes} nodes, {arguments.dtype}"
+        f"{arguments.nodes} nodes, {arguments.dtype}{' and int8' * arguments.int8}"
     )
     return plan_table(found, title)
 

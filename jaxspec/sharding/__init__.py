@@ -1,6 +1,6 @@
 """One program on many devices: rows along "data", heads and tables along "model"."""
 
-from jaxspec.sharding.mesh import AXES, make_mesh, read_mesh
+from jaxspec.sharding.mesh import AXES, check_mesh, make_mesh, read_mesh
 from jaxspec.sharding.rows import fill_rows, over_rows
 from jaxspec.sharding.rules import RULES, Rules, kept_whole, placement, spec_of
 
@@ -8,6 +8,7 @@ __all__ = [
     "AXES",
     "RULES",
     "Rules",
+    "check_mesh",
     "fill_rows",
     "kept_whole",
     "make_mesh",

@@ -42,6 +42,23 @@ def make_mesh(
     )
 
 
+def check_mesh(mesh: Mesh) -> Mesh:
+    """The mesh, if it can be used; its axes become automatic.
+
+    Raises:
+      ConfigError: it lacks an axis.
+    """
+    if missing := [axis for axis in AXES if axis not in mesh.shape]:
+        raise ConfigError(
+            f"the mesh has axes {', '.join(mesh.axis_names)}, but no {missing[0]!r}; "
+            "make one of size 1, or use make_mesh"
+        )
+    kinds = (AxisType.Auto,) * len(mesh.axis_names)
+    if mesh.axis_types == kinds:
+        return mesh
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=kinds)
+
+
 def read_mesh(text: str) -> tuple[int, int]:
     """ "2x4" as numbers of devices along "data" and "model".
 

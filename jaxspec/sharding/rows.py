@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxspec.errors import ConfigError
+from jaxspec.sharding.mesh import check_mesh
 from jaxspec.spec.sampling import Sampling
 from jaxspec.spec.state import Limits
 from jaxspec.typing import PyTree, RowKeys
@@ -37,9 +38,10 @@ def over_rows(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
       first, too; a number that is not per row is the largest of all groups.
 
     Raises:
-      ConfigError: when called with rows that "data" does not divide; `fill_rows` makes
-        them so.
+      ConfigError: the mesh lacks an axis; or, when called, "data" does not divide the
+        rows: `fill_rows` makes it so.
     """
+    mesh = check_mesh(mesh)
     groups, signature = mesh.shape["data"], inspect.signature(function)
 
     def run(*arguments: Any, **named: Any) -> Any:

@@ -1,11 +1,13 @@
 """Where parameters lie on a mesh of devices: rules by path."""
 
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxspec.errors import ConfigError
+from jaxspec.sharding.mesh import check_mesh
 
 Rules = Sequence[tuple[str, PartitionSpec]]
 # The first pattern that is found in a path decides. Columns of what widens, rows of
@@ -53,8 +55,10 @@ def spec_of(
             f"rule {pattern!r} divides {len(spec)} axes, {path} has {shape}"
         )
 
-    def even(size: int, axis: str | None) -> str | None:
-        return axis if axis and size % sizes.get(axis, 1) == 0 else None
+    def even(size: int, axis: str | tuple[str, ...] | None):
+        joined = (axis,) if isinstance(axis, str) else axis or ()
+        parts = math.prod(sizes.get(name, 1) for name in joined)
+        return axis if size % parts == 0 else None
 
     return PartitionSpec(*(even(n, a) for n, a in zip(shape, spec, strict=False)))
 
@@ -63,6 +67,7 @@ def placement(
     mesh: Mesh, rules: Rules = RULES
 ) -> Callable[[str, tuple[int, ...]], NamedSharding]:
     """The sharding of each parameter, for `jaxspec.load(path, sharding=...)`."""
+    mesh = check_mesh(mesh)
     sizes = dict(mesh.shape)
 
     def place(path: str, shape: tuple[int, ...]) -> NamedSharding:

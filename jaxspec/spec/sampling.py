@@ -13,7 +13,7 @@ import numpy as np
 from jax.tree_util import register_dataclass
 
 from jaxspec.errors import ConfigError
-from jaxspec.spec.together import agreed
+from jaxspec.spec.vocabulary import parts_of_vocabulary
 from jaxspec.typing import Array, Float, Int
 
 Step = Literal["temperature", "top_k", "top_p"]
@@ -234,47 +234,60 @@ def _keep(logits, wanted):
     return jnp.where(wanted | jnp.isnan(logits), logits, -jnp.inf)
 
 
+def _digit_bits() -> int:
+    """Bits that are decided at a time: more where each decision is an exchange."""
+    return 4 if parts_of_vocabulary() > 1 else 1
+
+
+def _with_digits(found, i, width):
+    """The codes that continue `found` [..., 1] with each digit but 0, [..., c]."""
+    shift = jnp.uint32(32 - width) - jnp.uint32(width) * i.astype(jnp.uint32)
+    return found | (jnp.arange(1, 1 << width, dtype=jnp.uint32) << shift)
+
+
 def _kth_largest(logits, k):
     """Value of the k-th largest logit, `[..., 1]`; the smallest for `k` of 0."""
     k = jnp.where(k <= 0, logits.shape[-1], jnp.minimum(k, logits.shape[-1]))
-    bits = _ordered_bits(logits)
+    bits, width = _ordered_bits(logits), _digit_bits()
+    early = width == 1  # devices that exchange counts would have to agree to stop
 
     def undecided(carry):
         i, _, count = carry
-        return (i < 32) & agreed(jnp.any(count != k))
+        return (i < 32 // width) & (jnp.any(count != k) if early else True)
 
-    def try_bit(carry):
+    def try_digit(carry):
         i, found, count = carry
-        candidate = found | (jnp.uint32(1 << 31) >> i)
-        held = jnp.sum(bits >= candidate, axis=-1, keepdims=True, dtype=jnp.int32)
+        codes = _with_digits(found, i, width)
+        above = bits[..., None, :] >= codes[..., :, None]
+        held = jnp.sum(above, axis=-1, dtype=jnp.int32)  # falls from code to code
         enough = held >= k
-        found = jnp.where(enough, candidate, found)
-        return i + 1, found, jnp.where(enough, held, count)
+        best = jnp.max(jnp.where(enough, codes, found), axis=-1, keepdims=True)
+        least = jnp.min(jnp.where(enough, held, count), axis=-1, keepdims=True)
+        return i + 1, best, least
 
     zero = jnp.zeros((*bits.shape[:-1], 1), jnp.uint32)
-    start = jnp.uint32(0), zero, jnp.full(zero.shape, logits.shape[-1], jnp.int32)
-    found = jax.lax.while_loop(undecided, try_bit, start)[1]
+    start = jnp.int32(0), zero, jnp.full(zero.shape, logits.shape[-1], jnp.int32)
+    found = jax.lax.while_loop(undecided, try_digit, start)[1]
     return _least(logits, bits >= found)
 
 
 def _crossings(logits, masses):
     """Logits of the tokens with which the mass, likeliest first, reaches each mass."""
     chances = jax.nn.softmax(logits, axis=-1)
-    bits = _ordered_bits(logits)
+    bits, width = _ordered_bits(logits), _digit_bits()
 
-    def try_bit(i, found):
-        bit = jnp.uint32(1 << 31) >> i.astype(jnp.uint32)
-
+    def try_digit(i, found):
         def one(found, mass):
-            candidate = found | bit
-            held = jnp.where(bits >= candidate, chances, 0.0)
-            enough = jnp.sum(held, axis=-1, keepdims=True) >= mass
-            return jnp.where(enough, candidate, found)
+            codes = _with_digits(found, i, width)
+            above = bits[..., None, :] >= codes[..., :, None]
+            held = jnp.sum(jnp.where(above, chances[..., None, :], 0.0), axis=-1)
+            codes = jnp.where(held >= mass, codes, found)
+            return jnp.max(codes, axis=-1, keepdims=True)
 
         return tuple(map(one, found, masses))
 
     zero = jnp.zeros((*bits.shape[:-1], 1), jnp.uint32)
-    found = jax.lax.fori_loop(0, 32, try_bit, (zero,) * len(masses))
+    found = jax.lax.fori_loop(0, 32 // width, try_digit, (zero,) * len(masses))
     return tuple(_least(logits, bits >= t) for t in found)
 
 

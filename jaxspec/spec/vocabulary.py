@@ -17,6 +17,13 @@ BLOCKS = 128
 AXIS = "model"
 
 
+def parts_of_vocabulary() -> int:
+    """Among how many devices `sharding.over_rows` divides the vocabulary here."""
+    mesh = jax.sharding.get_abstract_mesh()
+    divided = AXIS in mesh.auto_axes and bool(mesh.manual_axes)
+    return mesh.shape[AXIS] if divided else 1
+
+
 def in_blocks(x: Float[Array, "... V"], fill: float) -> Float[Array, "... c v"]:
     """`c` blocks of neighbouring tokens, the last ones filled up."""
     size = x.shape[-1]
@@ -53,9 +60,7 @@ def top_tokens(
     Under `sharding.over_rows` each device looks through its own part of the vocabulary,
     and the best of each are compared: `top_k` alone would gather the scores.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    divided = AXIS in mesh.auto_axes and bool(mesh.manual_axes)
-    parts = mesh.shape[AXIS] if divided else 1
+    parts = parts_of_vocabulary()
     if parts == 1 or scores.shape[-1] % parts or scores.shape[-1] // parts < count:
         return jax.lax.top_k(scores, count)
 

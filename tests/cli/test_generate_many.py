@@ -81,6 +81,14 @@ def test_what_is_there_is_not_drawn_again(bundle, wanted, tmp_path, capsys):
     assert "all 11 pictures are in" in capsys.readouterr().out
     assert main(command(bundle, folder, "--cfg-scale", "3")) == 2
     assert "drawn with another cfg_scale" in capsys.readouterr().err
+    lines = [line for line in LINES if line]
+    assert main(command(bundle, folder, lines=["1", *lines[1:]])) == 2
+    assert "holds '0' as picture 0, the file now says '1'" in capsys.readouterr().err
+    assert main(command(bundle, folder, lines=[*lines, "2"])) == 0
+    assert len(pictures(folder)) == 12
+    (folder / "settings.json").write_text("{")
+    assert main(command(bundle, folder)) == 2
+    assert "is damaged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -92,6 +100,7 @@ def test_what_is_there_is_not_drawn_again(bundle, wanted, tmp_path, capsys):
         (["--mesh", "16x1"], LINES, "needs 16 devices"),
         (["--coordinator", "here"], LINES, "not of the form HOST:PORT"),
         (["--classes", "1"], LINES, "draws the lines of a file"),
+        (["--processes", "2"], LINES, "several processes need --coordinator"),
     ],
 )
 def test_what_cannot_be_drawn_is_told_in_one_line(
@@ -103,24 +112,24 @@ def test_what_cannot_be_drawn_is_told_in_one_line(
     assert not list(tmp_path.glob("out/*.png"))
 
 
-def start(given, mesh):
-    """Two processes of two devices each."""
+def start(given, mesh, other=None):
+    """Two processes of two devices each; the second may be given something else."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    given = [*given, "--mesh", mesh, "--batch", "4", "--processes", "2"]
-    given += ["--coordinator", f"localhost:{port}"]
+    more = ["--mesh", mesh, "--batch", "4", "--processes", "2"]
+    more += ["--coordinator", f"localhost:{port}"]
     code = "import sys; from jaxspec.cli import main; sys.exit(main(sys.argv[1:]))"
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "2"}
     return [
         subprocess.Popen(
-            [sys.executable, "-c", code, *given, "--process", str(i)],
+            [sys.executable, "-c", code, *given, *more, "--process", str(i)],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for i in range(2)
+        for i, given in enumerate((given, other or given))
     ]
 
 
@@ -136,6 +145,22 @@ def test_two_processes_share_the_work(bundle, wanted, tmp_path, mesh):
     report = json.loads((folder / "report.json").read_text())
     assert (report["processes"], report["pictures"]) == (2, 11)
     assert ["11 pictures" in said for said, _ in out] == [True, False]
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_stops_the_others_too(bundle, tmp_path):
+    """Process 1 cannot write: its folder is a file."""
+    folder = tmp_path / "out"
+    given = command(bundle, folder)
+    bad = command(bundle, tmp_path / "bad")
+    (tmp_path / "bad").write_text("a file")
+    processes = start(given, "2x2", other=bad)
+    began = time.monotonic()
+    errors = [process.communicate(timeout=200)[1] for process in processes]
+    assert time.monotonic() - began < 100
+    assert [process.returncode for process in processes] == [2, 2]
+    for err in errors:
+        assert "start all processes again" in err.splitlines()[-1]
 
 
 @pytest.mark.slow
@@ -155,7 +180,7 @@ def test_a_process_that_dies_stops_the_others_and_a_restart_goes_on(
     _, err = processes[1 - victim].communicate(timeout=120)
     assert time.monotonic() - began < 60
     assert processes[1 - victim].returncode == 2
-    assert "lost another" in err.splitlines()[-1]
+    assert "start all processes again" in err.splitlines()[-1]
     there = len(list(folder.glob("*.png")))
     assert 0 < there < len(lines)
     # Fewer lines, so that the rest takes seconds.

@@ -109,6 +109,19 @@ def test_what_one_mesh_saved_another_loads(tmp_path, here, there):
             assert len(x.sharding.device_set) == 1
 
 
+def test_meshes_of_ones_own_are_taken_or_told():
+    explicit = jax.make_mesh((2, 4), ("data", "model"))
+    place = placement(explicit)("head", (8, 16))
+    assert place.spec == P(None, "model")
+    assert set(place.mesh.axis_types) == {jax.sharding.AxisType.Auto}
+    with pytest.raises(ConfigError, match="has axes rows, model, but no 'data'"):
+        placement(jax.make_mesh((2, 4), ("rows", "model")))
+    both = ((r"", P(("data", "model"))),)
+    sizes = {"data": 2, "model": 4}
+    assert spec_of("x", (6,), sizes, both) == P(None)
+    assert spec_of("x", (16,), sizes, both) == P(("data", "model"))
+
+
 def test_what_does_not_divide_is_named(capsys):
     shapes = [("a/qkv/kernel", (8, 3, 4, 2)), ("head", (8, 16)), ("norm/scale", (8,))]
     assert kept_whole(shapes, {"model": 8}) == ["a/qkv/kernel"]
