@@ -48,3 +48,16 @@ def test_drafters_page_runs(capsys):
     for code in blocks("python", (DOCS / "drafters.md").read_text()):
         exec(compile(code, "drafters.md", "exec"), here)
     assert (here["out"].stats.calls < 64).all()
+
+
+def test_the_scaling_page_draws_on_a_mesh_what_one_device_draws():
+    (program,) = blocks("python", (DOCS / "scaling.md").read_text())
+    here = {}
+    exec(compile(program.replace("256", "12"), "scaling.md", "exec"), here)
+    bundle = jaxspec.load_bundle()
+    target = jaxspec.make_target(jaxspec.Transformer(bundle.prior.config))
+    engine = jaxspec.Engine(target, 12)
+    run = here["jax"].jit(here["partial"](jaxspec.generate, engine))
+    alone = [here[name] for name in ("classes", "sampling", "keys")]
+    wanted = run(bundle.prior.params, None, *alone).tokens
+    np.testing.assert_array_equal(here["tokens"], wanted)

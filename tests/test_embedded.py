@@ -32,7 +32,11 @@ from jaxspec.trees import default_tree
                 "length": 96,
             },
         ),
-        (2, {"guidance": 1.0, "temperature": 0.0, "length": 96}),
+        pytest.param(
+            2,
+            {"guidance": 1.0, "temperature": 0.0, "length": 96},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["default", "filters", "greedy"],
 )

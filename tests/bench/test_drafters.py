@@ -25,6 +25,7 @@ def test_drafters_are_compared_in_one_run(tmp_path):
     assert Image.open(stem.with_suffix(".png")).size[0] > 300
 
 
+@pytest.mark.slow
 def test_an_interrupted_comparison_goes_on_where_it_stopped(tmp_path, capsys):
     stem = tmp_path / "drafters"
     command = ["bench", "drafters", "--nodes", "5", "--cfg-scales", "2"]

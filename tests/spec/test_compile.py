@@ -60,7 +60,13 @@ def cache_copies(hlo, shape):
     ]
 
 
-@pytest.mark.parametrize("tree", [named_tree("0,1,00,01,10,000"), BestFirst(7, 3)])
+@pytest.mark.parametrize(
+    "tree",
+    [
+        named_tree("0,1,00,01,10,000"),
+        pytest.param(BestFirst(7, 3), marks=pytest.mark.slow),
+    ],
+)
 def test_no_cache_is_copied_inside_the_loop(tree):
     drafter, own, target_params = make()
     target = make_target(Transformer(TARGET), guided=True, taps=drafter.config.taps)
@@ -145,7 +151,13 @@ def test_one_compilation_serves_all_rounds_and_all_contents(guided, tree):
     assert len(traces) == 1
 
 
-@pytest.mark.parametrize("tree", [named_tree("mc_sim_7b_63"), BestFirst(26, 5)])
+@pytest.mark.parametrize(
+    "tree",
+    [
+        named_tree("mc_sim_7b_63"),
+        pytest.param(BestFirst(26, 5), marks=pytest.mark.slow),
+    ],
+)
 def test_a_round_needs_little_memory_beside_its_cache(tree):
     vocab = 16384  # LlamaGen-B
     config = TransformerConfig(

@@ -128,6 +128,7 @@ def test_whole_models_draft_as_they_were_trained_to(objective, trained, data, tm
     assert json.loads(report.read_text())["identical_to_autoregressive"]
 
 
+@pytest.mark.slow
 def test_rules_are_compared_by_the_pictures_that_they_draw(
     trained, data, tmp_path, capsys
 ):
@@ -174,7 +175,9 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("part", ["tokenizer", "prior", "drafter"])
+@pytest.mark.parametrize(
+    "part", ["tokenizer", "prior", pytest.param("drafter", marks=SLOW)]
+)
 def test_a_killed_run_resumes_to_the_same_losses_bit_for_bit(
     trained, tmp_path, data, part
 ):
@@ -348,6 +351,7 @@ def get_config():
 """
 
 
+@pytest.mark.slow
 def test_another_drafter_is_trained_for_a_bundle_and_drafts_by_its_folder(
     trained, data, tmp_path
 ):
@@ -378,6 +382,7 @@ def test_another_drafter_is_trained_for_a_bundle_and_drafts_by_its_folder(
     assert (ids != other).any()
 
 
+@pytest.mark.slow
 def test_a_drafter_goes_on_from_another_on_what_its_target_draws(
     trained, data, tmp_path, capsys
 ):
