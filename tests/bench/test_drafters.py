@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from PIL import Image
 
 from jaxspec.cli import main
