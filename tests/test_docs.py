@@ -50,6 +50,7 @@ def test_drafters_page_runs(capsys):
     assert (here["out"].stats.calls < 64).all()
 
 
+@pytest.mark.slow
 def test_the_scaling_page_draws_on_a_mesh_what_one_device_draws():
     (program,) = blocks("python", (DOCS / "scaling.md").read_text())
     here = {}

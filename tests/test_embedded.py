@@ -22,7 +22,7 @@ from jaxspec.trees import default_tree
     ("seed", "settings"),
     [
         (0, {"guidance": 2.0}),  # whole pictures; the others stop after some rows
-        (
+        pytest.param(
             1,
             {
                 "guidance": 4.0,
@@ -31,6 +31,7 @@ from jaxspec.trees import default_tree
                 "top_p": 0.95,
                 "length": 96,
             },
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             2,

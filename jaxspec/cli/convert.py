@@ -89,7 +89,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     from tqdm import tqdm
 
-    from jaxspec.convert.run import Conversion, convert, prepare
+    from jaxspec.convert.run import convert, prepare
+    from jaxspec.convert.understand import Conversion
 
     mesh = simulated_mesh(arguments.mesh) if arguments.mesh else None
     options = {

@@ -1,6 +1,7 @@
 """Weights of other frameworks in, exactly, and some of ours out."""
 
 from jaxspec.convert.export import export
-from jaxspec.convert.run import Conversion, Written, convert, prepare
+from jaxspec.convert.run import Written, convert, prepare
+from jaxspec.convert.understand import Conversion
 
 __all__ = ["Conversion", "Written", "convert", "export", "prepare"]

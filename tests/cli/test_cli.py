@@ -215,6 +215,7 @@ def test_a_bundle_whose_weights_give_nan_is_refused():
         draw(broken, Settings(classes=(0,)), Tree.root())
 
 
+@pytest.mark.slow
 def test_drafters_by_name_change_no_token(tmp_path):
     """Those that need no training, and a folder; each told in the report."""
     from jaxspec.bundle import embedded_folder

@@ -10,7 +10,8 @@ import pytest
 from jaxspec.checkpoint import load_checkpoint, params_digest, save
 from jaxspec.convert.export import EXPORTS, export
 from jaxspec.convert.reading.open import open_source
-from jaxspec.convert.run import convert, detect
+from jaxspec.convert.run import convert
+from jaxspec.convert.understand import detect
 from jaxspec.errors import ConfigError
 from tests.convert import models
 

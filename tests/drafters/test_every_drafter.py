@@ -290,7 +290,23 @@ def plain_tokens():
     return run(target_params(), None, CLASSES, sampling, row_keys(3, ROWS)).tokens
 
 
-@pytest.mark.parametrize("name", NAMES)
+# Variants of others here.
+LONG = (
+    "eagle-2",
+    "eagle-1, best first",
+    "eagle-3, trimmed",
+    "medusa, own outputs",
+    "hydra",
+    "block, refined",
+    "falcon, blocks of 3",
+    "sub-networks",
+)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n in LONG else ()) for n in NAMES],
+)
 def test_drafters_on_a_transformer_leave_tokens_and_cache_as_they_are(name):
     drafter, tree, params = feature_drafters()[name]
     taps = getattr(drafter, "taps", ())

@@ -109,7 +109,12 @@ def agree(a, b):
         assert not np.isnan(a.log_q).any()
 
 
-ON_FEATURES = [n for n in NAMES if n.startswith(("eagle", "medusa", "hydra", "block"))]
+QUICK = ("eagle-3", "hydra++", "block")
+ON_FEATURES = [
+    pytest.param(n, marks=() if n in QUICK else pytest.mark.slow)
+    for n in NAMES
+    if n.startswith(("eagle", "medusa", "hydra", "block"))
+]
 
 
 @pytest.mark.parametrize("name", ON_FEATURES)

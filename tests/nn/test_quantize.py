@@ -69,6 +69,7 @@ def test_a_column_of_zeros_stays_so():
     assert (small["head"] == 0).all() and np.isfinite(small["head_scale"]).all()
 
 
+@pytest.mark.slow
 def test_the_embedded_model_draws_the_same_with_and_without_drafts():
     bundle = load_bundle(int8=True)
     helper = own_helper(bundle)

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 
 from jaxspec.checkpoint import Checkpoint
+from jaxspec.convert.assemble import arrays
 from jaxspec.convert.families import FAMILIES
 from jaxspec.convert.reading.stored import Source, Stored
-from jaxspec.convert.run import arrays, detect, understand
+from jaxspec.convert.understand import detect, understand
 
 
 def as_numpy(x):

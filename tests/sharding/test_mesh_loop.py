@@ -168,6 +168,7 @@ def test_any_mesh_draws_what_one_device_draws_plainly(name, mesh):
     assert_same(mine, alone(engine_of()))
 
 
+@pytest.mark.slow
 def test_matrices_in_eight_bits_are_divided_alike():
     drafter, tree, _ = DRAFTERS["block"]
     engine, params = engine_of(drafter, tree), own(drafter, int8=True)

@@ -79,7 +79,13 @@ PARAMS = random_params(TARGET)
 AHEAD = [kind for kind in KINDS if kind not in ("kangaroo", "prompt tokens")]
 
 
-@pytest.mark.parametrize("kind", AHEAD)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=pytest.mark.slow if "block, " in kind else ())
+        for kind in AHEAD
+    ],
+)
 def test_training_and_drafting_compute_the_same_laws(kind, monkeypatch):
     """A chain that was drafted, put into the data: the recipe guesses the same."""
     drafter, rows, root = KINDS[kind], 2, 6  # the root's absolute position

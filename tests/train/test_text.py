@@ -36,6 +36,7 @@ def test_windows_are_the_text_and_its_end_is_held_out(folder):
         TextSource(folder / "words.txt", 2000, heldout=True)
 
 
+@pytest.mark.slow
 def test_a_text_model_is_trained_drafted_for_and_measured(folder, capsys):
     command = ["--config", str(TINY), "--workdir", str(folder / "run")]
     command += ["--manual-dir", str(folder)]
