@@ -64,7 +64,7 @@ def stream(
     helper: Helper | None = None,
     rows: int = 8,
     queue: int | None = None,
-    wait: int | None = None,
+    wait: int = 1,
 ) -> Iterator[Segment]:
     """Generates jobs in any number; rows that end take the next one at once.
 
@@ -81,7 +81,7 @@ def stream(
       helper: who drafts; by default the bundle's own drafter.
       rows: sequences side by side, on all devices together.
       queue: jobs handed to the program in one call; by default twice the rows.
-      wait: see `spec.stream.run_stream`; by default a quarter of a group's rows.
+      wait: see `spec.stream.run_stream`; more may pay where prompts are long.
 
     Yields:
       What ended, every time a queue was begun and once more at the end.
@@ -105,8 +105,7 @@ def stream(
         return
     engine = make_engine(bundle, settings, tree, helper)
     size = -(-(queue or 2 * rows) // groups) * groups
-    patience = max(rows // groups // 4, 1) if wait is None else wait
-    begin, run = _programs(engine, settings, mesh, patience)
+    begin, run = _programs(engine, settings, mesh, wait)
     shared = bundle.prior.params, helper.params if helper and engine.drafter else None
     for_rule = rule_params(engine.rule, bundle)
     state, running = None, None
