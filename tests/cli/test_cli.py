@@ -185,6 +185,7 @@ def test_impossible_relaxation_sweeps_are_one_clear_line(options, words, capsys)
     assert capsys.readouterr().err == f"jaxspec: {words}\n"
 
 
+@pytest.mark.slow
 def test_bench_writes_a_table(tmp_path):
     stem = str(tmp_path / "b")
     command = ["bench", "generate", "--num", "2", "--repeats", "1", "--batches", "2"]

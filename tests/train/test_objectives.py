@@ -50,7 +50,9 @@ def test_blocks_see_the_clean_past_and_themselves():
     np.testing.assert_array_equal(moved[3], [1, 1, 0, 0, 0, 0, 1, 1, 1])
 
 
-@pytest.mark.parametrize("kind", ["tidar", "prompt tokens"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("tidar", marks=pytest.mark.slow), "prompt tokens"]
+)
 def test_riders_say_what_one_pass_over_the_tokens_says(kind):
     """After some rounds, block and shift and masks are those of a pass by hand."""
     tree = Tree.chain(3) if kind == "tidar" else named_tree("0,1,00")
