@@ -71,15 +71,7 @@ def begin_stream(
     engine: Engine, params: Params, drafter_params: Params, jobs: Jobs
 ) -> Stream:
     """As many idle rows as `jobs` has; its prompts are only looked at for shapes."""
-    state = init_state(
-        engine,
-        params,
-        drafter_params,
-        jobs.prompt,
-        jobs.sampling,
-        jobs.keys,
-        jobs.limits,
-    )
+    state = _begun(engine, params, drafter_params, jobs)
     state = replace(state, done=jnp.ones_like(state.done))
     return Stream(state, replace(_copied(jobs), number=jnp.full_like(jobs.number, -1)))
 
@@ -163,15 +155,7 @@ def run_stream(
         gets = idle & (wanted < count)
         wanted = jnp.clip(wanted, 0, most - 1)
         jobs = jax.tree.map(lambda x: x[wanted], queue)
-        fresh = init_state(
-            engine,
-            params,
-            drafter_params,
-            jobs.prompt,
-            jobs.sampling,
-            jobs.keys,
-            jobs.limits,
-        )
+        fresh = _begun(engine, params, drafter_params, jobs)
         merged = _merged(gets, Stream(fresh, jobs), stream)
         return merged, taken + jnp.sum(gets, dtype=jnp.int32)
 
@@ -180,6 +164,14 @@ def run_stream(
     rounds = stream.state.stats.rounds - before
     stats = replace(done.result.stats, rounds=rounds)
     return stream, replace(done, result=replace(done.result, stats=stats))
+
+
+def _begun(
+    engine: Engine, params: Params, drafter_params: Params, jobs: Jobs
+) -> SpecState:
+    """Every job after its first token."""
+    given = jobs.prompt, jobs.sampling, jobs.keys, jobs.limits
+    return init_state(engine, params, drafter_params, *given)
 
 
 def _merged(gets: Bool[Array, "B"], fresh: Stream, old: Stream) -> Stream:

@@ -38,6 +38,7 @@ from jaxspec.spec.verify import (
     CoupledRelaxed,
     GreedySet,
     Grouped,
+    Judge,
     KSeq,
     Lantern,
     Rejection,
@@ -94,7 +95,7 @@ def settings(rows=MANY):
 
 def engine_of(drafter=None, tree=None, rule=None):
     target = make_target(
-        Transformer(TARGET), guided=True, taps=getattr(drafter, "taps", ())
+        Transformer(TARGET), guided=True, taps=getattr(drafter, "taps", (0,))
     )
     tree, rule = tree or Tree.root(), rule or Coupled()
     return Engine(target, LENGTH, drafter, tree, rule, order=("temperature", "top_k"))
@@ -181,6 +182,11 @@ def test_matrices_in_eight_bits_are_divided_alike():
             assert whole or x.addressable_shards[0].data.size * 4 == x.size, path
 
 
+def first_is_large(_, features):
+    """A judge of tapped features, [B, N]."""
+    return features[..., 0]
+
+
 RULES = {
     "coupled": (Coupled(), TREE),
     "rejection": (Rejection(), TREE),
@@ -196,6 +202,7 @@ RULES = {
     "grouped": (Grouped(group=3, distance=9.0, gap=0.5), TREE),
     "annealed": (Annealed(1.5), TREE),
     "typical": (Typical(), TREE),
+    "judge": (Judge(first_is_large), TREE),
 }
 FEW_RULES = [("lantern++", (2, 4)), ("relaxed", (1, 8))]
 
