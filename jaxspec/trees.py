@@ -65,3 +65,13 @@ def default_tree(
 def deepest(drafter: Any) -> int:
     """How deep trees by name should be for a drafter: `MAX_DEPTH`, or its reach."""
     return min(MAX_DEPTH, getattr(drafter, "reach", MAX_DEPTH))
+
+
+def tree_for(drafter: Any, name: str | None = None) -> Tree | Envelope:
+    """A drafter's tree by name, no deeper than it reaches, or the device's default.
+
+    Raises:
+      ConfigError: no such tree.
+    """
+    depth = deepest(drafter)
+    return find_tree(name, depth) if name else default_tree(max_depth=depth)

@@ -168,7 +168,7 @@ def run_pictures(arguments: argparse.Namespace) -> None:
     from jaxspec.pipeline import Settings, spread_classes
     from jaxspec.report import json_bytes
     from jaxspec.rules import find_rule
-    from jaxspec.trees import deepest, find_tree
+    from jaxspec.trees import tree_for
 
     for name in arguments.rules:  # told before anything is loaded
         find_rule(name)
@@ -186,7 +186,7 @@ def run_pictures(arguments: argparse.Namespace) -> None:
         )
     extract = classifier_features(classifier)
     helper = find_helper(arguments.drafter, bundle)
-    tree = find_tree(arguments.tree, deepest(helper.drafter))
+    tree = tree_for(helper.drafter, arguments.tree)
     heldout = read_heldout(_source(arguments, bundle), extract, arguments.num)
     classes = spread_classes(len(bundle.class_names), arguments.num)
     settings = Settings(classes, batch=arguments.batch, guidance=arguments.cfg_scale)

@@ -22,9 +22,8 @@ def add_parser(commands) -> None:
     parser.add_argument(
         "--num",
         type=int,
-        default=16,
         metavar="N",
-        help="number of pictures (default: %(default)s)",
+        help="number of pictures (default: 16)",
     )
     parser.add_argument(
         "--classes",
@@ -85,9 +84,8 @@ def add_parser(commands) -> None:
     )
     parser.add_argument(
         "--out",
-        default="samples.png",
         metavar="FILE",
-        help="where the pictures go (default: %(default)s)",
+        help="where the pictures go (default: samples.png)",
     )
     parser.add_argument("--report", metavar="FILE", help="write the numbers as JSON")
     many = parser.add_argument_group("many pictures")
@@ -119,6 +117,8 @@ def run(arguments: argparse.Namespace) -> None:
         from jaxspec.cli.generate_many import run_many
 
         return run_many(arguments)
+    arguments.num = 16 if arguments.num is None else arguments.num
+    arguments.out = arguments.out or "samples.png"
     if arguments.coordinator:
         raise ConfigError("several processes draw --prompts into --out-dir")
     if arguments.num < 1:
@@ -140,7 +140,7 @@ def run(arguments: argparse.Namespace) -> None:
     from jaxspec.report import generation_report, generation_table, json_bytes
     from jaxspec.rules import find_rule
     from jaxspec.spec.tree import Tree
-    from jaxspec.trees import deepest, default_batch, default_tree, find_tree
+    from jaxspec.trees import default_batch, find_tree, tree_for
 
     speculative = arguments.drafter != "none"
     # Impossible settings are told before anything is loaded.
@@ -186,9 +186,7 @@ def run(arguments: argparse.Namespace) -> None:
     tree, helper = Tree.root(), None
     if speculative:
         helper = find_helper(arguments.drafter, bundle)
-        depth = deepest(helper.drafter)
-        named = arguments.tree and find_tree(arguments.tree, depth)
-        tree = named or default_tree(max_depth=depth)
+        tree = tree_for(helper.drafter, arguments.tree)
     ways = 2 if speculative else 1
     with tqdm(total=ways * arguments.num, desc="drawing", unit="picture") as bar:
 

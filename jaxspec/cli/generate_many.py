@@ -20,8 +20,12 @@ def run_many(arguments: argparse.Namespace) -> None:
 
     lines = read_lines(arguments.prompts)
     folder = Path(arguments.out_dir)
-    if arguments.report or arguments.classes or arguments.prompt:
-        raise ConfigError("--prompts draws the lines of a file; its report is in DIR")
+    for name in ("num", "out", "report", "classes", "prompt"):
+        if getattr(arguments, name) is not None:
+            raise ConfigError(
+                f"--{name} does not go with --prompts, which draws the lines of a file "
+                "into DIR, its report included"
+            )
     if (arguments.processes, arguments.process) != (1, 0) and not arguments.coordinator:
         raise ConfigError("several processes need --coordinator, where process 0 runs")
     if arguments.coordinator:
@@ -76,7 +80,7 @@ def _draw(
     from jaxspec.sharding import make_mesh
     from jaxspec.spec.tree import Tree
     from jaxspec.streaming import stream
-    from jaxspec.trees import deepest, default_batch, default_tree, find_tree
+    from jaxspec.trees import default_batch, tree_for
 
     mesh = chosen_mesh(arguments)
     if mesh is None and jax.process_count() > 1:
@@ -91,9 +95,7 @@ def _draw(
     tree, helper = Tree.root(), None
     if arguments.drafter != "none":
         helper = find_helper(arguments.drafter, bundle)
-        depth = deepest(helper.drafter)
-        named = arguments.tree and find_tree(arguments.tree, depth)
-        tree = named or default_tree(max_depth=depth)
+        tree = tree_for(helper.drafter, arguments.tree)
     groups = mesh.shape["data"] if mesh is not None else 1
     rows = groups * default_batch() if arguments.batch is None else arguments.batch
     settings = Settings(

@@ -99,7 +99,7 @@ def test_what_is_there_is_not_drawn_again(bundle, wanted, tmp_path, capsys):
         (["--batch", "3", "--mesh", "2x1"], LINES, "3 rows do not divide among 2"),
         (["--mesh", "16x1"], LINES, "needs 16 devices"),
         (["--coordinator", "here"], LINES, "not of the form HOST:PORT"),
-        (["--classes", "1"], LINES, "draws the lines of a file"),
+        (["--classes", "1"], LINES, "--classes does not go with --prompts"),
         (["--processes", "2"], LINES, "several processes need --coordinator"),
     ],
 )

@@ -5,9 +5,11 @@ import argparse
 from jaxspec.cli.bench.output import (
     add_numbers,
     add_out,
+    asked,
     check_numbers,
     check_out,
     command_line,
+    write_report,
 )
 from jaxspec.cli.options import add_checkpoint
 
@@ -43,21 +45,11 @@ def run(arguments: argparse.Namespace) -> None:
     from jaxspec.bench.eight_bits import bench_eight_bits, eight_bits_markdown
     from jaxspec.bundle import load_bundle
     from jaxspec.helpers import own_helper
-    from jaxspec.images import write_file
-    from jaxspec.report import json_bytes
-    from jaxspec.trees import deepest, default_tree, find_tree
+    from jaxspec.trees import tree_for
 
     bundle = load_bundle(arguments.checkpoint)
-    depth = deepest(own_helper(bundle).drafter)
-    tree = default_tree(max_depth=depth)
-    if arguments.tree:
-        tree = find_tree(arguments.tree, depth)
-    options = {name: [getattr(arguments, name)] for name in NUMBERS}
-    if arguments.checkpoint:
-        options["checkpoint"] = [arguments.checkpoint]
-    if arguments.tree:
-        options["tree"] = [arguments.tree]
-    options["out"] = [arguments.out]
+    tree = tree_for(own_helper(bundle).drafter, arguments.tree)
+    names = ("checkpoint", *NUMBERS, "tree", "out")
     result = bench_eight_bits(
         bundle,
         load_bundle(arguments.checkpoint, int8=True),
@@ -66,8 +58,5 @@ def run(arguments: argparse.Namespace) -> None:
         batch=arguments.batch,
         seed=arguments.seed,
     )
-    result = {"command": command_line("bench int8", options), **result}
-    write_file(arguments.out + ".json", json_bytes(result))
-    text = eight_bits_markdown(result)
-    write_file(arguments.out + ".md", text.encode())
-    print(text)
+    command = command_line("bench int8", asked(arguments, *names))
+    write_report(arguments.out, command, result, eight_bits_markdown)

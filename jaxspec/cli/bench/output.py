@@ -1,7 +1,8 @@
 """Options, files and the shown command that measurements share."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 
 def add_out(parser: argparse.ArgumentParser, *suffixes: str) -> None:
@@ -57,3 +58,27 @@ def command_line(command: str, options: Mapping[str, Sequence]) -> str:
     """`jaxspec COMMAND` with its options; those without values are left out."""
     words = [f"--{k} {' '.join(map(str, v))}" for k, v in options.items() if v]
     return " ".join(["jaxspec", command, *words])
+
+
+def asked(arguments: argparse.Namespace, *names: str) -> dict[str, Sequence]:
+    """Options for `command_line`, as they were given or by default."""
+    values = {name: getattr(arguments, name.replace("-", "_")) for name in names}
+    return {
+        name: value if isinstance(value, list) else [value]
+        for name, value in values.items()
+        if value is not None
+    }
+
+
+def write_report(
+    stem: str, command: str, result: Mapping[str, Any], markdown: Callable[[Any], str]
+) -> None:
+    """Writes `STEM.json` and `STEM.md`, and shows the latter."""
+    from jaxspec.images import write_file
+    from jaxspec.report import json_bytes
+
+    whole = {"command": command, **result}
+    write_file(stem + ".json", json_bytes(whole))
+    text = markdown(whole)
+    write_file(stem + ".md", text.encode())
+    print(text)

@@ -8,6 +8,7 @@ from jaxspec.cli.bench.output import (
     check_numbers,
     check_out,
     command_line,
+    write_report,
 )
 
 SUFFIXES = (".json", ".md")
@@ -41,8 +42,6 @@ def run(arguments: argparse.Namespace) -> None:
     check_out(arguments.out, *SUFFIXES)
 
     from jaxspec.bench.overhead import measure_overhead, overhead_markdown
-    from jaxspec.images import write_file
-    from jaxspec.report import json_bytes
 
     changed = {k: [v] for k, v in numbers.items() if v != NUMBERS[k][0]}
     command = command_line("bench overhead", {**changed, "out": [arguments.out]})
@@ -52,8 +51,4 @@ def run(arguments: argparse.Namespace) -> None:
         vocab_size=arguments.vocab,
         repeats=arguments.repeats,
     )
-    result = {"command": command, **result}
-    write_file(arguments.out + ".json", json_bytes(result))
-    text = overhead_markdown(result)
-    write_file(arguments.out + ".md", text.encode())
-    print(text)
+    write_report(arguments.out, command, result, overhead_markdown)

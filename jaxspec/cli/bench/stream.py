@@ -5,9 +5,11 @@ import argparse
 from jaxspec.cli.bench.output import (
     add_numbers,
     add_out,
+    asked,
     check_numbers,
     check_out,
     command_line,
+    write_report,
 )
 from jaxspec.cli.options import add_checkpoint
 
@@ -52,16 +54,11 @@ def run(arguments: argparse.Namespace) -> None:
     from jaxspec.bench.streaming import bench_streaming, streaming_markdown
     from jaxspec.bundle import load_bundle
     from jaxspec.helpers import own_helper
-    from jaxspec.images import write_file
-    from jaxspec.report import json_bytes
-    from jaxspec.trees import deepest, default_tree, find_tree
+    from jaxspec.trees import tree_for
 
     bundle = load_bundle(arguments.checkpoint)
     helper = own_helper(bundle)
-    depth = deepest(helper.drafter)
-    tree = default_tree(max_depth=depth)
-    if arguments.tree:
-        tree = find_tree(arguments.tree, depth)
+    tree = tree_for(helper.drafter, arguments.tree)
     rows = bench_streaming(
         bundle,
         tree,
@@ -72,22 +69,13 @@ def run(arguments: argparse.Namespace) -> None:
         repeats=arguments.repeats,
         seed=arguments.seed,
     )
-    options = {name: [getattr(arguments, name)] for name in NUMBERS}
-    options["waits"] = arguments.waits
-    if arguments.checkpoint:
-        options["checkpoint"] = [arguments.checkpoint]
-    if arguments.tree:
-        options["tree"] = [arguments.tree]
-    options["out"] = [arguments.out]
+    names = ("checkpoint", *NUMBERS, "waits", "tree", "out")
     result = {
-        "command": command_line("bench stream", options),
         "checkpoint": bundle.name,
         "num": arguments.num,
         "rows_side_by_side": arguments.rows,
         "nodes": tree.size,
         "rows": rows,
     }
-    write_file(arguments.out + ".json", json_bytes(result))
-    text = streaming_markdown(result)
-    write_file(arguments.out + ".md", text.encode())
-    print(text)
+    command = command_line("bench stream", asked(arguments, *names))
+    write_report(arguments.out, command, result, streaming_markdown)

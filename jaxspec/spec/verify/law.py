@@ -5,6 +5,7 @@ is kept, and how the token after it is distributed. `verify` draws from exactly 
 arrays, so what an enumeration proves about the law holds for what runs.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -34,7 +35,7 @@ class Law:
     final: Float[Array, "B N V"]
 
 
-class LawRule:
+class LawRule(ABC):
     """A rule that is its law."""
 
     @property
@@ -42,6 +43,7 @@ class LawRule:
         """No: what is drawn with fresh noise equals no other run's tokens."""
         return False
 
+    @abstractmethod
     def law(
         self,
         log_p: Float[Array, "B N V"],
@@ -51,7 +53,6 @@ class LawRule:
         params: Params = None,
     ) -> Law:
         """The distribution of the outcome; arguments as in `Rule.verify`."""
-        raise NotImplementedError
 
     def verify(
         self,
