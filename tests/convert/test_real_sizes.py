@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxspec.checkpoint import PART_BYTES
+from jaxspec.checkpoint.models import PART_BYTES
 from tests.convert.real_sizes import FILES, write
 
 MIB = 1 << 20

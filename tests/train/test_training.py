@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jaxspec.bundle import DEFAULT, embedded_folder, load_bundle, load_prior
-from jaxspec.checkpoint import load_checkpoint, save
+from jaxspec.checkpoint import load_checkpoint, load_state, save, save_state
 from jaxspec.cli import main
 from jaxspec.errors import CheckpointError, ConfigError
 from jaxspec.train.experiment import (
@@ -162,15 +162,15 @@ def test_rules_are_compared_by_the_pictures_that_they_draw(
 # Dies in the middle of its second save: after the files, before they take their place.
 DYING = """
 import os, signal, sys
-from jaxspec import checkpoint
+from jaxspec.checkpoint import trees
 from jaxspec.cli import main
-real, saves = checkpoint._write_tree, []
+real, saves = trees.write_tree, []
 def write(path, tree):
     real(path, tree)
     saves.append(path.parent.name.startswith(".state."))
     if sum(saves) == 2:
         os.kill(os.getpid(), signal.SIGKILL)
-checkpoint._write_tree = write
+trees.write_tree = write
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -207,20 +207,18 @@ def test_a_state_of_another_training_is_refused(trained, tmp_path, data, capsys)
 
 
 def test_a_killed_save_leaves_the_old_state(tmp_path, monkeypatch):
-    from jaxspec import checkpoint
-
     place = tmp_path / "state"
-    checkpoint.save_state(place, {"x": jnp.ones(3)}, {"note": "old"})
+    save_state(place, {"x": jnp.ones(3)}, {"note": "old"})
 
     def die(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Path, "write_text", die)
     with pytest.raises(KeyboardInterrupt):
-        checkpoint.save_state(place, {"x": jnp.zeros(3)}, {"note": "new"})
+        save_state(place, {"x": jnp.zeros(3)}, {"note": "new"})
     monkeypatch.undo()
     assert (place / "note").read_text() == "old"
-    old = checkpoint.load_state(place, {"x": jnp.zeros(3)})
+    old = load_state(place, {"x": jnp.zeros(3)})
     np.testing.assert_array_equal(old["x"], 1.0)
     assert [p.name for p in tmp_path.iterdir()] == ["state"]
 

@@ -1,0 +1,43 @@
+"""Checkpoints on disk."""
+
+from jaxspec.checkpoint.files import (
+    file_digests,
+    recover,
+)
+from jaxspec.checkpoint.models import (
+    KINDS,
+    Checkpoint,
+    abstract_params,
+    digest_of,
+    load_checkpoint,
+    load_some,
+    params_digest,
+    read_config,
+    save,
+    save_leaves,
+)
+from jaxspec.checkpoint.trees import (
+    Placement,
+    load_state,
+    named_leaves,
+    save_state,
+)
+
+__all__ = [
+    "Checkpoint",
+    "KINDS",
+    "Placement",
+    "abstract_params",
+    "digest_of",
+    "file_digests",
+    "load_checkpoint",
+    "load_some",
+    "load_state",
+    "named_leaves",
+    "params_digest",
+    "read_config",
+    "recover",
+    "save",
+    "save_leaves",
+    "save_state",
+]
