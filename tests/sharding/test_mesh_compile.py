@@ -103,7 +103,9 @@ def test_each_device_holds_its_part(mesh):
     assert memory.argument_size_in_bytes <= 1.1 * (weights + kept)
     assert memory.alias_size_in_bytes >= kept  # updated in place
     scores = 4 * (2 * ROWS / data) * TREE.size * VOCAB / model
-    assert memory.temp_size_in_bytes <= 8 * scores + 2e6
+    # A near-tie's forward reads a row's two streams, 128 queries at a time.
+    attended = 4 * 2 * CONFIG.heads / model * 128 * 577
+    assert memory.temp_size_in_bytes <= 8 * scores + attended + 1e6
     rows, heads, *rest = jax.tree.leaves(cache)[0].shape
     part = ",".join(map(str, (rows // data, heads // model, *rest)))
     text = program.as_text()
