@@ -34,7 +34,8 @@ RESERVED = {
     "tensorflow_datasets": {"data"},
     "optax": {"train"},
     "flax": {"nn", "models", "drafters"},
-    "torch": set(),
+    "torch": {"bench"},
+    "transformers": {"bench"},
 }
 
 
@@ -74,6 +75,17 @@ def test_imports_point_one_way(file):
             assert rest[0] in ALLOWED[here] | {here}, f"{here} imports {name}"
         if first in RESERVED:
             assert here in RESERVED[first], f"{here} imports {name}"
+
+
+def test_pytorch_is_a_peer_that_is_asked_for():
+    """Only modules of `bench.peers` import it, and nobody imports those but to run."""
+    for file in FILES:
+        peers = file.relative_to(ROOT).as_posix().startswith("bench/peers/")
+        for name, at_once in imports(file):
+            if name.split(".")[0] in ("torch", "transformers"):
+                assert peers, f"{file} imports {name}"
+            if name.startswith("jaxspec.bench.peers.") and not peers:
+                assert not at_once, f"{file} imports {name}"
 
 
 def test_importing_jaxspec_is_quick_and_quiet():

@@ -8,7 +8,7 @@ that name them: they are not compiled where nobody asks for them.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxspec import __version__
+from jaxspec.bench.given_drafts import GivenDrafts
 from jaxspec.config import TransformerConfig
 from jaxspec.device import device_name
 from jaxspec.models.presets import preset
@@ -25,7 +26,6 @@ from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
 from jaxspec.rules import find_rule
 from jaxspec.spec.cache import init_cache, tree_mask
-from jaxspec.spec.draft import Draft, Round
 from jaxspec.spec.loop import init_state, spec_step
 from jaxspec.spec.neighbours import neighbour_table
 from jaxspec.spec.noise import row_keys
@@ -34,7 +34,7 @@ from jaxspec.spec.state import Engine
 from jaxspec.spec.target import Prefill, Target
 from jaxspec.spec.tree import Tree
 from jaxspec.trees import find_tree
-from jaxspec.typing import Array, Params
+from jaxspec.typing import Array
 
 MODEL = "gpt-l"  # whose cache is moved, and whose verify pass is the yardstick
 RULES = (
@@ -49,25 +49,6 @@ RULES = (
 )
 
 FILTERS = {"top_k": 1000, "top_p": 0.95}
-
-
-@dataclass(frozen=True)
-class GivenDrafts:
-    """Proposes what its parameters hold: `tokens` [B, N] and `log_q` [B, I, V]."""
-
-    def init(self, params, start):
-        """Remembers nothing."""
-        return ()
-
-    def propose(self, params: Params, state: Any, this: Round) -> tuple[Draft, Any]:
-        """See `spec.draft.Drafter`."""
-        tokens = params["tokens"].at[:, 0].set(this.root)
-        valid = jnp.ones(tokens.shape, bool)
-        return Draft(tokens, valid, params["log_q"], drawn=this.selection), state
-
-    def observe(self, params, state, seen):
-        """Learns nothing."""
-        return state
 
 
 def given_target(vocab_size: int, streams: int, cache: dict[str, Any]) -> Target:

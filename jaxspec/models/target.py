@@ -42,7 +42,7 @@ def make_target(
             config.layers,
             null.shape[0],
             config.num_kv_heads,
-            config.prefix_length + extra,
+            model.cache_slots(config.prefix_length + extra),
             config.head_size,
             dtype,
         )
@@ -93,7 +93,7 @@ def _prompted(model: Transformer, streams: int, taps: tuple[int, ...]) -> Target
             config.layers,
             rows,
             config.num_kv_heads,
-            size + extra,
+            model.cache_slots(size + extra),
             config.head_size,
             dtype,
         )

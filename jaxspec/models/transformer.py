@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec.config import TransformerConfig
-from jaxspec.nn.attention import Attention
+from jaxspec.errors import ConfigError
+from jaxspec.nn.attention import ATTENTION, Attention
+from jaxspec.nn.attention_kernel import whole_blocks
 from jaxspec.nn.layers import (
     INIT,
     HeadNorm,
@@ -63,6 +65,7 @@ def head_norm(config: TransformerConfig) -> Callable[[str], nn.Module] | None:
 
 class _Layer(nn.Module):
     config: TransformerConfig
+    attention: str
 
     @nn.compact
     def __call__(self, x, angles, mask, cache, starts, train):
@@ -75,6 +78,7 @@ class _Layer(nn.Module):
             c.head_size,
             c.qkv_bias,
             head_norm(c),
+            over_cache=self.attention,
             name="attention",
         )
         ffn = SwiGLU(c.ffn_size, name="ffn")
@@ -90,6 +94,7 @@ class _Decoder(nn.Module):
     """Everything between ids and logits; see `Transformer` for the pure functions."""
 
     config: TransformerConfig
+    attention: str = "xla"
 
     def setup(self):
         c = self.config
@@ -104,7 +109,9 @@ class _Decoder(nn.Module):
             self.null_caption = self.param("null_caption", init, shape)
             self.caption_in = linear(c.width, "caption_in")
             self.caption_out = linear(c.width, "caption_out")
-        self.layers = [_Layer(c, name=f"layers_{i}") for i in range(c.layers)]
+        self.layers = [
+            _Layer(c, self.attention, name=f"layers_{i}") for i in range(c.layers)
+        ]
         self.norm = RMSNorm(c.norm_eps)
         zeros = nn.initializers.zeros
         if c.head_width:
@@ -174,9 +181,25 @@ class Transformer:
 
     A stream is `P` condition positions (a class, a caption, or none) followed by
     tokens. Source: LlamaGen (arXiv 2406.06525).
+
+    Attributes:
+      config: sizes and kind.
+      attention: how passes of a few tokens attend over a cache: "xla", "pallas" (a
+        kernel that reads what is filled; its caches hold whole blocks, see
+        `cache_slots`), or "cudnn" (NVIDIA, bfloat16).
     """
 
     config: TransformerConfig
+    attention: str = "xla"
+
+    def __post_init__(self):
+        if self.attention not in ATTENTION:
+            known = ", ".join(ATTENTION)
+            raise ConfigError(f"attention={self.attention!r}; choose one of {known}")
+
+    def cache_slots(self, slots: int) -> int:
+        """Capacity, at least `slots`, of a cache for this way to attend."""
+        return whole_blocks(slots) if self.attention == "pallas" else slots
 
     def init(self, key: Array) -> Params:
         """Random float32 parameters; `key` is consumed. The head starts at zero."""
@@ -270,7 +293,7 @@ class Transformer:
           keys and values committed; a caption's padding is not visible in it.
         """
         length = self.config.prefix_length
-        bound = _Decoder(self.config).bind({"params": params})
+        bound = _Decoder(self.config, self.attention).bind({"params": params})
         x = bound.condition(prompt, null)
         rows = x.shape[0]
         positions = jnp.broadcast_to(jnp.arange(length), (rows, length))
@@ -298,7 +321,7 @@ class Transformer:
         Their keys and values are written at slots `cache.lengths ..` and are not
         committed: the lengths stay. `mask[r, t]` names the slots that `t` sees.
         """
-        bound = _Decoder(self.config).bind({"params": params})
+        bound = _Decoder(self.config, self.attention).bind({"params": params})
         x = bound.tokens(tokens)
         logits, features, layers = bound.body(x, positions, mask, cache, taps, False)
         return logits, features, KVCache(layers, cache.lengths, cache.visible)

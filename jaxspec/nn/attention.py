@@ -7,6 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxspec.errors import ConfigError
+from jaxspec.nn.attention_kernel import kernel_attend
 from jaxspec.nn.layers import linear
 from jaxspec.nn.rope import rotate
 from jaxspec.spec.cache import write
@@ -50,6 +52,35 @@ def attend(
     return einops.rearrange(out, "r k (g t) f -> r t (k g f)", t=mask.shape[1])
 
 
+def cudnn_attend(
+    q: Float[Array, "R T H F"],
+    k: Float[Array, "R K S F"],
+    v: Float[Array, "R K S F"],
+    mask: Bool[Array, "R T S"],
+) -> Float[Array, "R T D"]:
+    """The same by cuDNN's fused attention; bfloat16 on NVIDIA GPUs.
+
+    Raises:
+      ConfigError: the default device is no GPU, or the numbers are no half floats.
+    """
+    if jax.default_backend() != "gpu" or q.dtype not in (jnp.bfloat16, jnp.float16):
+        raise ConfigError("attention='cudnn' is for bfloat16 on NVIDIA GPUs; use 'xla'")
+    out = jax.nn.dot_product_attention(
+        q,
+        jnp.swapaxes(k, 1, 2),
+        jnp.swapaxes(v, 1, 2),
+        mask=mask[:, None],
+        implementation="cudnn",
+    )
+    return einops.rearrange(out, "r t h f -> r t (h f)")
+
+
+# Ways to attend over a cache, by name. Passes without a cache, and those over more
+# queries than the kernel is made for, take "xla" anyway.
+ATTENTION = {"xla": attend, "pallas": kernel_attend, "cudnn": cudnn_attend}
+_FEW_QUERIES = 128
+
+
 class Attention(nn.Module):
     """Self-attention of one layer.
 
@@ -60,6 +91,7 @@ class Attention(nn.Module):
       qkv_bias: biases in the fused query/key/value map.
       head_norm: makes the norms over query and key heads, by name; None for no norms.
       width: of the output; None for the input's.
+      over_cache: how it attends over a cache, see `ATTENTION`.
     """
 
     heads: int
@@ -68,6 +100,7 @@ class Attention(nn.Module):
     qkv_bias: bool = False
     head_norm: Callable[[str], nn.Module] | None = None
     width: int | None = None
+    over_cache: str = "xla"
 
     @nn.compact
     def __call__(
@@ -91,5 +124,6 @@ class Attention(nn.Module):
             assert starts is not None
             k, v = write(cache[0], k, starts), write(cache[1], v, starts)
             cache = (k, v)
-        out = attend(q, k, v, mask)
+        few = cache is not None and x.shape[1] <= _FEW_QUERIES
+        out = ATTENTION[self.over_cache if few else "xla"](q, k, v, mask)
         return linear(self.width or x.shape[-1], "out")(out), cache

@@ -1,6 +1,7 @@
 """`jaxspec bench`: measurements, written to files; one module a sub-command."""
 
 from jaxspec.cli.bench import (
+    decode,
     drafters,
     generate,
     int8,
@@ -8,6 +9,8 @@ from jaxspec.cli.bench import (
     plan,
     relaxation,
     stream,
+    train,
+    verify,
 )
 
 
@@ -23,7 +26,8 @@ def add_parser(commands) -> None:
         "--plan", action="store_true", help="short for `plan` with its defaults"
     )
     measurements = parser.add_subparsers(dest="what", metavar="WHAT")
-    modules = generate, stream, plan, drafters, relaxation, overhead, int8
+    modules = generate, decode, verify, train, drafters, stream, plan, relaxation
+    modules += overhead, int8
     for module in modules:
         module.add_parser(measurements)
 

@@ -1,6 +1,7 @@
 """Options, files and the shown command that measurements share."""
 
 import argparse
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -71,14 +72,68 @@ def asked(arguments: argparse.Namespace, *names: str) -> dict[str, Sequence]:
 
 
 def write_report(
-    stem: str, command: str, result: Mapping[str, Any], markdown: Callable[[Any], str]
+    stem: str,
+    command: str,
+    result: Mapping[str, Any],
+    markdown: Callable[[Any], str],
+    *,
+    plot: Callable[[Any], Any] | None = None,
+    compare: tuple[dict[str, Any] | None, Sequence[str]] = (None, ()),
 ) -> None:
-    """Writes `STEM.json` and `STEM.md`, and shows the latter."""
-    from jaxspec.images import write_file
+    """Writes `STEM.json`, `STEM.md` and perhaps `STEM.png`, and shows the table.
+
+    Args:
+      stem: of the files.
+      command: that made the report.
+      result: its numbers.
+      markdown: makes the table of them.
+      plot: makes a picture of them.
+      compare: an earlier report, and the columns that tell rows apart; how times
+        changed is shown.
+    """
+    from jaxspec.images import png_bytes, write_file
     from jaxspec.report import json_bytes
 
     whole = {"command": command, **result}
     write_file(stem + ".json", json_bytes(whole))
     text = markdown(whole)
     write_file(stem + ".md", text.encode())
+    if plot is not None:
+        write_file(stem + ".png", png_bytes(plot(whole)))
     print(text)
+    before, keys = compare
+    if before is not None:
+        from jaxspec.bench.tables import compared
+
+        print(compared(whole, before, keys))
+
+
+def add_compare(parser: argparse.ArgumentParser) -> None:
+    """`--compare`."""
+    parser.add_argument(
+        "--compare",
+        metavar="FILE",
+        help="an earlier report (.json): prints time now over time then",
+    )
+
+
+def read_report(file: str | None) -> dict[str, Any] | None:
+    """An earlier report; None without a file. Read it before a new one replaces it.
+
+    Raises:
+      DataError: there is none in that file.
+    """
+    from jaxspec.errors import DataError
+
+    if file is None:
+        return None
+    try:
+        with open(file) as opened:
+            report = json.load(opened)
+        _ = [row["seconds"] for row in report["rows"]], report["device"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"'{file}' is no report of this measurement ({type(error).__name__}: "
+            f"{error}); name the .json that an earlier run wrote"
+        ) from None
+    return report

@@ -1,0 +1,152 @@
+"""Plain decoding against the bound that memory sets, beside other ways of doing it."""
+
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from jaxspec.bench import passes
+from jaxspec.bench.peers import torch_calls
+from jaxspec.bench.plot import Line, Panel, plot_panels
+from jaxspec.bench.roofline.ceilings import measure_ceilings
+from jaxspec.bench.roofline.work import pass_work
+from jaxspec.bench.subjects import find_subject
+from jaxspec.bench.tables import environment, heading, table
+from jaxspec.bench.timing import side_by_side
+from jaxspec.bench.variants import Variant
+from jaxspec.models.transformer import Transformer
+
+KEYS = ("model", "batch", "way")
+
+
+def bench_decode(
+    models: list[str],
+    batches: list[int],
+    variants: list[Variant],
+    *,
+    grid: int,
+    tokens: int,
+    dtype: str,
+    repeats: int,
+    peers: bool = True,
+    checkpoint: str | None = None,
+    options: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """One row for each model, batch and way; all ways of a batch in turn.
+
+    Args:
+      models: see `find_subject`.
+      batches: pictures side by side; guided, so twice as many rows.
+      variants: of our own program.
+      grid: tokens along a side, of published sizes.
+      tokens: of each picture, at most; 0 is all.
+      dtype: of weights and caches.
+      repeats: timed runs.
+      peers: whether PyTorch is measured, where it is installed.
+      checkpoint: what "default" means.
+      options: of XLA's compiler.
+    """
+    ceilings, rows = measure_ceilings(dtype), []
+    cells = [(m, b) for m in models for b in batches]
+    with tqdm(total=len(cells), desc="decode", unit="cell") as bar:
+        for name, batch in cells:
+            calls, works, plain = {}, {}, None
+            for variant in variants:
+                bundle = find_subject(
+                    name,
+                    grid=grid,
+                    dtype=dtype,
+                    int8=variant.int8,
+                    checkpoint=checkpoint,
+                )
+                config, params = bundle.prior.config, bundle.prior.params
+                plain = plain if variant.int8 else (config, params)
+                model = Transformer(config, variant.attention)
+                length = min(tokens or config.sequence_length, config.sequence_length)
+                work = pass_work(
+                    config,
+                    rows=2 * batch,
+                    nodes=1,
+                    filled=config.prefix_length + length / 2,
+                    itemsize=2 if dtype == "bfloat16" else 4,
+                    int8=variant.int8,
+                )
+                loop = passes.decode_loop, passes.forward_loop
+                for make, words in zip(loop, ("", ", model alone"), strict=True):
+                    way = f"jaxspec{variant.words}{words}"
+                    calls[way] = make(model, params, batch, length, options or {})
+                    works[way] = work
+            if peers and plain is not None:
+                for way, call in torch_calls(*plain, batch, length).items():
+                    calls[way], works[way] = call, works["jaxspec"]
+            for way, timing in side_by_side(calls, repeats).items():
+                step, bound = timing.per(length), works[way].bound(ceilings)
+                rows.append(
+                    {
+                        "model": name,
+                        "batch": batch,
+                        "way": way,
+                        "tokens": length,
+                        **step.fields(),
+                        "bytes": works[way].bytes,
+                        "flops": works[way].flops,
+                        "bound_seconds": bound,
+                        "achieved": bound / step.median,
+                    }
+                )
+            bar.update()
+    return {
+        "dtype": dtype,
+        "repeats": repeats,
+        "compiler_options": options or {},
+        "ceilings": ceilings.fields(),
+        "rows": rows,
+        **environment(),
+    }
+
+
+def decode_markdown(result: dict[str, Any]) -> str:
+    """The rows as a table."""
+    ours = {
+        (r["model"], r["batch"]): r["seconds"]
+        for r in result["rows"]
+        if r["way"] == "jaxspec"
+    }
+
+    def cells(row):
+        mine = ours.get((row["model"], row["batch"]))
+        return [
+            row["model"],
+            row["batch"],
+            row["way"],
+            f"{1e3 * row['seconds']:.3f}",
+            f"{1e3 * row['least_seconds']:.3f} to {1e3 * row['most_seconds']:.3f}",
+            f"{1e3 * row['bound_seconds']:.3f}",
+            f"{100 * row['achieved']:.0f} %",
+            f"{row['seconds'] / mine:.2f}" if mine else "",
+        ]
+
+    words = (
+        "A step yields a token for every picture of a batch; both guidance streams. "
+        "Milliseconds are medians of whole loops over all tokens, divided by their "
+        'number; "model alone" leaves out noise and sampling.'
+    )
+    names = ["model", "batch", "way", "ms a step", "least to most", "bound ms"]
+    columns = [*names, "achieved", "of jaxspec's time"]
+    return heading("Plain decoding", result, words) + table(
+        columns, [cells(r) for r in result["rows"]]
+    )
+
+
+def decode_plot(result: dict[str, Any]) -> np.ndarray:
+    """Share of the bound over the batch, a panel for each model."""
+    panels, rows = [], result["rows"]
+    for model in dict.fromkeys(row["model"] for row in rows):
+        own = [row for row in rows if row["model"] == model]
+        lines = []
+        for way in dict.fromkeys(row["way"] for row in own):
+            points = [row for row in own if row["way"] == way]
+            x, y = [p["batch"] for p in points], [p["achieved"] for p in points]
+            lines.append(Line(way, x, y))
+        panels.append(Panel(model, lines))
+    return plot_panels(panels, "batch", "bound / time")

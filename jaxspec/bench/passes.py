@@ -1,0 +1,179 @@
+"""The target's own passes, one token or a tree at a time, and whole rounds."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxspec.bench.given_drafts import GivenDrafts
+from jaxspec.models.target import make_target
+from jaxspec.models.transformer import Transformer
+from jaxspec.spec.cache import tree_mask
+from jaxspec.spec.loop import generate, init_state, spec_step
+from jaxspec.spec.noise import row_keys
+from jaxspec.spec.sampling import guide, make_sampling
+from jaxspec.spec.state import Engine
+from jaxspec.spec.tree import Tree
+from jaxspec.typing import Params
+
+Program = Callable[[], Any]
+GUIDANCE = 2.0
+
+
+def decode_loop(
+    model: Transformer, params: Params, batch: int, length: int, options: dict
+) -> Program:
+    """Plain decoding as users run it: noise, guidance, choice, all in one program."""
+    engine = Engine(
+        make_target(model), length, order=("temperature",), tie_margin=_margin(params)
+    )
+    given = _rows(batch)
+
+    def run(params, prompt, sampling, keys):
+        return generate(engine, params, None, prompt, sampling, keys).tokens
+
+    program = compiled(run, options, params, *given)
+    return lambda: program(params, *given)
+
+
+def forward_loop(
+    model: Transformer, params: Params, batch: int, length: int, options: dict
+) -> Program:
+    """`length - 1` passes over one token each, the likeliest following; no noise."""
+    target = make_target(model)
+    prompt, sampling, _ = _rows(batch)
+
+    def run(params, prompt):
+        first, _, cache = target.prefill(params, prompt, length)
+
+        def step(_, carry):
+            token, cache = carry
+            mask = tree_mask(cache, jnp.ones((1, 1), bool))
+            tokens = jnp.concatenate([token, token])[:, None]
+            places = cache.lengths[:, None]
+            logits, _, cache = target.forward(params, cache, tokens, places, mask)
+            token = best(logits[:, 0])
+            return token, replace(cache, lengths=cache.lengths + 1)
+
+        def best(logits):
+            index = jnp.zeros(batch, jnp.int32)
+            return jnp.argmax(guide(logits, sampling, index), axis=-1)
+
+        return jax.lax.fori_loop(0, length - 1, step, (best(first), cache))[0]
+
+    program = compiled(run, options, params, prompt)
+    return lambda: program(params, prompt)
+
+
+def tree_passes(
+    model: Transformer,
+    params: Params,
+    batch: int,
+    tree: Tree,
+    filled: int,
+    passes: int,
+    options: dict,
+) -> Program:
+    """So many passes over the nodes of a tree, behind `filled` slots of every row."""
+    target = make_target(model)
+    prompt, _, _ = _rows(batch)
+    room = model.config.sequence_length + tree.size
+    cache = jax.jit(lambda p: target.prefill(p, prompt, room).cache)(params)
+    cache = replace(cache, lengths=jnp.full_like(cache.lengths, filled))
+    tokens = jnp.zeros((2 * batch, tree.size), jnp.int32)
+
+    def run(params, cache, tokens):
+        mask = tree_mask(cache, jnp.asarray(tree.ancestors))
+        places = cache.lengths[:, None] + jnp.asarray(tree.depths)
+
+        def step(_, carry):
+            cache, tokens = carry
+            logits, _, cache = target.forward(params, cache, tokens, places, mask)
+            return cache, jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+        return jax.lax.fori_loop(0, passes, step, (cache, tokens))
+
+    program = compiled(run, options, params, cache, tokens, donate=(1,))
+    held = [cache]
+
+    def call():
+        held[0], last = program(params, held[0], tokens)
+        return last
+
+    return call
+
+
+def rounds(
+    model: Transformer,
+    params: Params,
+    batch: int,
+    tree: Tree,
+    filled: int,
+    count: int,
+    options: dict,
+) -> Program:
+    """So many rounds whose drafts are given: a pass, and everything but drafting."""
+    engine = Engine(
+        make_target(model),
+        model.config.sequence_length,
+        GivenDrafts(),
+        tree,
+        order=("temperature",),
+        tie_margin=_margin(params),
+    )
+    prompt, sampling, keys = _rows(batch)
+    drafts = {
+        "tokens": jnp.zeros((batch, tree.size), jnp.int32),
+        "log_q": jnp.zeros((batch, len(tree.internal), engine.target.vocab_size)),
+    }
+    begin = jax.jit(partial(init_state, engine))
+    state = begin(params, drafts, prompt, sampling, keys)
+    ahead = filled - state.start[0]
+    state = replace(
+        state,
+        length=state.length + ahead,
+        cache=replace(state.cache, lengths=state.cache.lengths + ahead),
+    )
+
+    def run(params, state):
+        def step(_, state):
+            return spec_step(engine, params, drafts, prompt, sampling, state)
+
+        last = jax.lax.fori_loop(0, count, step, state)
+        # The same place again for the next call.
+        lengths = state.cache.lengths
+        return replace(
+            last,
+            length=state.length,
+            counts=jnp.zeros_like(state.counts),
+            cache=replace(last.cache, lengths=lengths),
+        )
+
+    program = compiled(run, options, params, state, donate=(1,))
+    held = [state]
+
+    def call():
+        held[0] = program(params, held[0])
+        return held[0].tokens
+
+    return call
+
+
+def compiled(run: Callable, options: dict, *arguments, donate: tuple[int, ...] = ()):
+    """Compiles ahead of time, with options of the compiler's."""
+    lowered = jax.jit(run, donate_argnums=donate).lower(*arguments)
+    return lowered.compile(compiler_options=options or None)
+
+
+def _rows(batch: int):
+    """Prompts, settings and keys of guided rows at temperature 1."""
+    prompt = jnp.zeros(batch, jnp.int32)
+    return prompt, make_sampling(batch, guidance=GUIDANCE), row_keys(0, batch)
+
+
+def _margin(params: Params) -> float:
+    exact = params["embedding"]["embedding"].dtype == jnp.float32
+    return Engine.tie_margin if exact else 0.0

@@ -1,0 +1,62 @@
+"""How fast a device moves bytes and multiplies, measured."""
+
+import time
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """The best of several runs of large, simple programs.
+
+    Attributes:
+      bytes_per_second: read and written from device memory.
+      flops_per_second: multiplications and additions of one large matrix product.
+      dtype: that the product was measured in.
+    """
+
+    bytes_per_second: float
+    flops_per_second: float
+    dtype: str
+
+    def fields(self) -> dict[str, float | str]:
+        """For a report."""
+        return asdict(self)
+
+
+@lru_cache
+def measure_ceilings(dtype: str) -> Ceilings:
+    """Measures the default device; takes a few seconds, once in a process.
+
+    Bytes are the better of a copy (bytes read and written) and of a vector times a
+    large matrix (bytes read), which is what decoding does.
+    """
+    cpu = jax.devices()[0].platform == "cpu"
+    side, width = (2048, 8192) if cpu else (8192, 32768)
+    kind = jnp.dtype(dtype)
+    keys = jax.random.split(jax.random.key(0))
+    large = jax.random.normal(keys[0], (width, width), kind)
+    vector = jax.random.normal(keys[1], (2, width), kind)
+    size = large.size * kind.itemsize
+    copy = _best(lambda: _negative(large))
+    read = _best(lambda: _product(vector, large))
+    square = large[:side, :side]
+    product = _best(lambda: _product(square, square))
+    return Ceilings(max(2 * size / copy, size / read), 2 * side**3 / product, dtype)
+
+
+_negative = jax.jit(jnp.negative)
+_product = jax.jit(jnp.matmul)
+
+
+def _best(call, runs: int = 5) -> float:
+    jax.block_until_ready(call())
+    seconds = []
+    for _ in range(runs):
+        began = time.perf_counter()
+        jax.block_until_ready(call())
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)

@@ -1,0 +1,170 @@
+"""Tokens per second and model-FLOPs utilisation of training."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from jaxspec.bench.plot import Line, Panel, plot_panels
+from jaxspec.bench.roofline.ceilings import measure_ceilings
+from jaxspec.bench.roofline.work import counted, training_work
+from jaxspec.bench.subjects import find_subject
+from jaxspec.bench.synthetic import block_config
+from jaxspec.bench.tables import environment, heading, table
+from jaxspec.bench.timing import side_by_side
+from jaxspec.config import TransformerConfig
+from jaxspec.drafters.kinds import make_drafter
+from jaxspec.models.transformer import Transformer
+from jaxspec.train import drafter as drafters
+from jaxspec.train import prior as priors
+from jaxspec.train.experiment import DrafterTrainingConfig, PriorTrainingConfig
+from jaxspec.train.optimizer import begin
+
+KEYS = ("model", "part", "batch")
+
+
+def bench_training(
+    models: list[str],
+    parts: list[str],
+    batch: int,
+    *,
+    grid: int,
+    steps: int,
+    dtype: str,
+    repeats: int,
+    checkpoint: str | None = None,
+) -> dict[str, Any]:
+    """One row for each model and part ("prior", "drafter").
+
+    Steps are those of `jaxspec train`, on random codes: forward, backward, clipping,
+    AdamW and the average of weights, which are float32; products are in `dtype`.
+
+    Args:
+      models: see `find_subject`.
+      parts: what is trained.
+      batch: sequences of a step.
+      grid: tokens along a side, of published sizes.
+      steps: timed together.
+      dtype: of the products.
+      repeats: timed runs.
+      checkpoint: what "default" means.
+    """
+    ceilings, rows = measure_ceilings(dtype), []
+    cells = [(m, p) for m in models for p in parts]
+    for name, part in tqdm(cells, desc="train", unit="cell"):
+        bundle = find_subject(name, grid=grid, checkpoint=checkpoint)
+        config = bundle.prior.config
+        work = training_work(config, rows=batch, tokens=config.sequence_length)
+        if part == "prior":
+            run, compiler = _prior(config, batch, dtype, steps)
+            flops = work.flops
+        else:
+            run, compiler = _drafter(config, bundle.prior.params, batch, dtype, steps)
+            flops = (
+                None  # blocks, anchors and the frozen target: as the compiler counts
+            )
+        timing = side_by_side({"step": run}, repeats)["step"].per(steps)
+        flops = flops or compiler.get("counted_flops")
+        bound = flops / ceilings.flops_per_second if flops else None
+        rows.append(
+            {
+                "model": name,
+                "part": part,
+                "batch": batch,
+                "tokens": config.sequence_length,
+                **timing.fields(),
+                "tokens_per_second": batch * config.sequence_length / timing.median,
+                "flops": flops,
+                **compiler,
+                "bound_seconds": bound,
+                "achieved": bound / timing.median if bound else None,
+            }
+        )
+    return {
+        "dtype": dtype,
+        "repeats": repeats,
+        "ceilings": ceilings.fields(),
+        "rows": rows,
+        **environment(),
+    }
+
+
+def _prior(config: TransformerConfig, batch: int, dtype: str, steps: int):
+    model = Transformer(config)
+    settings = PriorTrainingConfig(steps=1000, batch=batch, compute_dtype=dtype)
+    state = begin(settings, model.init(jax.random.key(0)))
+    return _run(priors.make_step(model, settings), state, (), config, batch, steps)
+
+
+def _drafter(config: TransformerConfig, target, batch: int, dtype: str, steps: int):
+    _, drafter = make_drafter(block_config(config), config)
+    settings = DrafterTrainingConfig(steps=1000, batch=batch, compute_dtype=dtype)
+    state = begin(settings, drafter.init_params(jax.random.key(0)))
+    step = drafters.make_step(drafter, settings, {})
+    return _run(step, state, (target,), config, batch, steps, kept=(None,))
+
+
+def _run(
+    step: Callable, state: Any, fixed: tuple, config, batch: int, steps: int, kept=()
+) -> tuple[Callable[[], Any], dict[str, float]]:
+    """A call that takes so many steps, and what the compiler counts of one."""
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, config.vocab_size, (batch, config.sequence_length))
+    labels = rng.integers(0, max(config.classes, 1), batch)
+    given = jnp.asarray(codes, jnp.int32), jnp.asarray(labels, jnp.int32), *kept
+    lowered = jax.jit(step, donate_argnums=0).lower(state, *fixed, np.int32(0), given)
+    program = lowered.compile()
+    held, done = [state], [0]
+
+    def run():
+        metrics = None
+        for _ in range(steps):
+            held[0], metrics = program(held[0], *fixed, np.int32(done[0]), given)
+            done[0] += 1
+        return metrics
+
+    return run, counted(program)
+
+
+def training_markdown(result: dict[str, Any]) -> str:
+    """The rows as a table."""
+
+    def cells(row):
+        achieved = row["achieved"]
+        return [
+            row["model"],
+            row["part"],
+            row["batch"],
+            row["tokens"],
+            f"{1e3 * row['seconds']:.1f}",
+            f"{1e3 * row['least_seconds']:.1f} to {1e3 * row['most_seconds']:.1f}",
+            f"{row['tokens_per_second']:.0f}",
+            f"{100 * achieved:.0f} %" if achieved else "",
+        ]
+
+    words = (
+        "A step of `jaxspec train` on random codes. Operations of a prior are the "
+        "model's own, three times a forward pass (model-FLOPs utilisation); those of a "
+        "drafter, which also runs its frozen target, are the compiler's count."
+    )
+    columns = ["model", "part", "batch", "tokens each", "ms a step", "least to most"]
+    columns += ["tokens/s", "achieved"]
+    return heading("Training", result, words) + table(
+        columns, [cells(r) for r in result["rows"]]
+    )
+
+
+def training_plot(result: dict[str, Any]) -> np.ndarray:
+    """Utilisation of each model, in the order of the table."""
+    rows = result["rows"]
+    lines = []
+    for part in dict.fromkeys(row["part"] for row in rows):
+        own = [r for r in rows if r["part"] == part]
+        lines.append(
+            Line(part, range(len(own)), [r["achieved"] or np.nan for r in own])
+        )
+    names = ", ".join(dict.fromkeys(row["model"] for row in rows))
+    return plot_panels([Panel(names, lines)], "model", "bound / time")

@@ -1,0 +1,159 @@
+"""What verifying a tree costs, in decode steps, and what a round adds to it."""
+
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from jaxspec.bench import passes
+from jaxspec.bench.plot import Line, Panel, plot_panels
+from jaxspec.bench.roofline.ceilings import measure_ceilings
+from jaxspec.bench.roofline.work import pass_work
+from jaxspec.bench.subjects import find_subject
+from jaxspec.bench.tables import environment, heading, table
+from jaxspec.bench.timing import side_by_side
+from jaxspec.bench.variants import Variant
+from jaxspec.models.transformer import Transformer
+from jaxspec.spec.tree import Tree
+from jaxspec.trees import find_tree
+
+KEYS = ("model", "batch", "way", "nodes")
+
+
+def bench_verify(
+    models: list[str],
+    batches: list[int],
+    nodes: list[int],
+    variants: list[Variant],
+    *,
+    grid: int,
+    passes_a_run: int,
+    dtype: str,
+    repeats: int,
+    checkpoint: str | None = None,
+    options: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """One row for each model, batch, variant and number of nodes; 1 is a decode step.
+
+    Passes stand behind half of the tokens. Rounds have a coupled rule at temperature 1
+    and drafts that are given.
+
+    Args:
+      models: see `find_subject`.
+      batches: pictures side by side.
+      nodes: of the trees that are best for the embedded model; 1 is always measured.
+      variants: of our own program.
+      grid: tokens along a side, of published sizes.
+      passes_a_run: in one program.
+      dtype: of weights and caches.
+      repeats: timed runs.
+      checkpoint: what "default" means.
+      options: of XLA's compiler.
+    """
+    ceilings, rows = measure_ceilings(dtype), []
+    cells = [(m, b, v) for m in models for b in batches for v in variants]
+    with tqdm(total=len(cells), desc="verify", unit="cell") as bar:
+        for name, batch, variant in cells:
+            bundle = find_subject(
+                name, grid=grid, dtype=dtype, int8=variant.int8, checkpoint=checkpoint
+            )
+            config, params = bundle.prior.config, bundle.prior.params
+            model = Transformer(config, variant.attention)
+            filled = config.prefix_length + config.sequence_length // 2
+            room = config.sequence_length - filled - 1
+            trees = {n: _tree(n) for n in sorted({1, *nodes})}
+            given = model, params, batch
+            calls = {}
+            for size, tree in trees.items():
+                rest = filled, min(passes_a_run, room), options or {}
+                calls["pass", size] = passes.tree_passes(*given, tree, *rest)
+                calls["round", size] = passes.rounds(*given, tree, *rest)
+            times = side_by_side(calls, repeats)
+            count = min(passes_a_run, room)
+            step = times["pass", 1].median
+            for size in trees:
+                one = times["pass", size].per(count)
+                work = pass_work(
+                    config,
+                    rows=2 * batch,
+                    nodes=size,
+                    filled=filled,
+                    itemsize=2 if dtype == "bfloat16" else 4,
+                    int8=variant.int8,
+                )
+                bound = work.bound(ceilings)
+                whole = times["round", size].per(count)
+                rows.append(
+                    {
+                        "model": name,
+                        "batch": batch,
+                        "way": f"jaxspec{variant.words}",
+                        "nodes": size,
+                        **one.fields(),
+                        "of_a_step": one.median * count / step,
+                        "round_seconds": whole.median,
+                        "bookkeeping": whole.median / one.median - 1,
+                        "bytes": work.bytes,
+                        "flops": work.flops,
+                        "bound_seconds": bound,
+                        "achieved": bound / one.median,
+                    }
+                )
+            bar.update()
+    return {
+        "dtype": dtype,
+        "repeats": repeats,
+        "compiler_options": options or {},
+        "ceilings": ceilings.fields(),
+        "rows": rows,
+        **environment(),
+    }
+
+
+def _tree(nodes: int) -> Tree:
+    tree = Tree.root() if nodes == 1 else find_tree(f"optimal-{nodes}")
+    assert isinstance(tree, Tree)
+    return tree
+
+
+def verify_markdown(result: dict[str, Any]) -> str:
+    """The rows as a table."""
+
+    def cells(row):
+        return [
+            row["model"],
+            row["batch"],
+            row["way"],
+            row["nodes"],
+            f"{1e3 * row['seconds']:.3f}",
+            f"{1e3 * row['least_seconds']:.3f} to {1e3 * row['most_seconds']:.3f}",
+            f"{row['of_a_step']:.2f}",
+            f"{1e3 * row['bound_seconds']:.3f}",
+            f"{100 * row['achieved']:.0f} %",
+            f"{100 * row['bookkeeping']:.0f} %",
+        ]
+
+    words = (
+        "A pass of the target over a tree of so many nodes in both guidance streams, "
+        'behind half of a picture; 1 node is a decode step. "Bookkeeping" is what a '
+        "whole round takes beyond its pass: noise, rule, commits, counters."
+    )
+    names = ["model", "batch", "way", "nodes", "ms a pass", "least to most"]
+    columns = [*names, "steps", "bound ms", "achieved", "bookkeeping"]
+    return heading("Verifying", result, words) + table(
+        columns, [cells(r) for r in result["rows"]]
+    )
+
+
+def verify_plot(result: dict[str, Any]) -> np.ndarray:
+    """Decode steps over nodes, a panel for each model."""
+    panels, rows = [], result["rows"]
+    for model in dict.fromkeys(row["model"] for row in rows):
+        own = [row for row in rows if row["model"] == model]
+        lines = []
+        for way, batch in dict.fromkeys((row["way"], row["batch"]) for row in own):
+            points = [r for r in own if (r["way"], r["batch"]) == (way, batch)]
+            x, y = [p["nodes"] for p in points], [p["of_a_step"] for p in points]
+            lines.append(Line(f"{way}, batch {batch}", x, y))
+        panels.append(Panel(model, lines))
+    return plot_panels(panels, "nodes", "decode steps")

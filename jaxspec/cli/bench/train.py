@@ -1,0 +1,77 @@
+"""`jaxspec bench train`: tokens per second and utilisation."""
+
+import argparse
+
+from jaxspec.cli.bench.output import (
+    check_numbers,
+    check_out,
+    command_line,
+    read_report,
+    write_report,
+)
+from jaxspec.cli.bench.speed import SUFFIXES, add_speed, shown, speed_options
+
+PARTS = ("prior", "drafter")
+
+
+def add_parser(measurements) -> None:
+    """Registers the sub-command."""
+    parser = measurements.add_parser(
+        "train",
+        help="training steps: tokens per second, model-FLOPs utilisation",
+        description="Times steps of `jaxspec train` for a prior and for a block "
+        "drafter of its size, on random codes.",
+        epilog="Example: jaxspec bench train --models gpt-b --grid 16 --batch 64 "
+        "--out train",
+    )
+    add_speed(parser, variants=False, repeats=3)
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=PARTS,
+        default=list(PARTS),
+        help="(default: both)",
+    )
+    parser.add_argument(
+        "--batch", type=int, default=16, metavar="N", help="sequences (default: 16)"
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=3,
+        metavar="N",
+        help="timed together (default: 3)",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Runs the sub-command."""
+    options = speed_options(arguments)
+    check_numbers(arguments, "batch", "steps")
+    check_out(arguments.out, *SUFFIXES)
+    before = read_report(arguments.compare)
+
+    from jaxspec.bench.training import (
+        KEYS,
+        bench_training,
+        training_markdown,
+        training_plot,
+    )
+
+    result = bench_training(
+        arguments.models,
+        arguments.parts,
+        arguments.batch,
+        steps=arguments.steps,
+        **options,
+    )
+    words = shown(arguments, "parts", "batch", "steps")
+    write_report(
+        arguments.out,
+        command_line("bench train", words),
+        result,
+        training_markdown,
+        plot=training_plot,
+        compare=(before, KEYS),
+    )
