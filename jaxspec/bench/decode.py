@@ -1,5 +1,6 @@
 """Plain decoding against the bound that memory sets, beside other ways of doing it."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from jaxspec.bench.variants import Variant
 from jaxspec.models.transformer import Transformer
 
 KEYS = ("model", "batch", "way")
+FILTERS = {"top_k": 1000, "top_p": 0.95}
+FILTERED = ", top-k 1000, top-p 0.95"
 
 
 def bench_decode(
@@ -71,8 +74,14 @@ def bench_decode(
                     itemsize=2 if dtype == "bfloat16" else 4,
                     int8=variant.int8,
                 )
-                loop = passes.decode_loop, passes.forward_loop
-                for make, words in zip(loop, ("", ", model alone"), strict=True):
+                loops = {
+                    "": passes.decode_loop,
+                    ", model alone": passes.forward_loop,
+                    FILTERED: partial(passes.decode_loop, filters=FILTERS),
+                }
+                if variant != variants[0]:
+                    loops.pop(FILTERED)
+                for words, make in loops.items():
                     way = f"jaxspec{variant.words}{words}"
                     calls[way] = make(model, params, batch, length, options or {})
                     works[way] = work

@@ -3,13 +3,22 @@
 import itertools
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
+from jaxspec.bench.costs import round_costs, target_bound
+from jaxspec.bench.plot import Line, Panel, plot_panels
+from jaxspec.bench.synthetic import Forced
+from jaxspec.bench.tables import heading, table
 from jaxspec.bundle import Bundle
+from jaxspec.helpers import own_helper
 from jaxspec.pipeline import Settings, draw, make_engine, spread_classes
 from jaxspec.report import generation_report
 from jaxspec.spec.envelopes import Envelope
 from jaxspec.spec.tree import Tree
+from jaxspec.spec.verify import Coupled
+
+KEYS = ("checkpoint", "batch", "cfg_scale", "tree_name")
 
 
 def bench_generation(
@@ -21,11 +30,30 @@ def bench_generation(
     num: int,
     repeats: int,
     seed: int = 0,
+    forced: float | None = None,
+    length: int | None = None,
 ) -> list[dict[str, Any]]:
-    """One report (see `generation_report`) for each combination.
+    """One report (see `generation_report`) for each combination, and what it is of.
 
     Classes are spread evenly. The first run of each program is a warm-up and is not
     counted; plain decoding is measured anew for each batch and scale.
+
+    Args:
+      bundle: models.
+      trees: by name.
+      batches: pictures side by side.
+      scales: of guidance.
+      num: pictures.
+      repeats: timed runs.
+      seed: of pictures and noise.
+      forced: tokens that a round shall emit, see `Forced`; None for what drafts earn.
+      length: tokens of each picture; None for all.
+
+    Returns:
+      Each report with "hits"; "verify_cost" and "draft_cost" of a round in decode
+      steps, measured in the same run; "expected_speedup", tokens per call over both;
+      "of_expected", the share of it that was reached; "bound_seconds" of the target's
+      passes, and "achieved".
     """
     classes = spread_classes(len(bundle.class_names), num)
     for tree in trees.values():  # an impossible one is told before anything is timed
@@ -35,7 +63,14 @@ def bench_generation(
     runs = len(cells) * (len(trees) + 1)
     with tqdm(total=runs * (repeats + 1) * num, desc="bench", unit="picture") as bar:
         for batch, scale in cells:
-            settings = Settings(classes=classes, seed=seed, guidance=scale, batch=batch)
+            settings = Settings(
+                classes=classes,
+                seed=seed,
+                guidance=scale,
+                batch=batch,
+                length=length,
+                rule=Coupled() if forced is None else Forced(forced),
+            )
 
             def measure(tree, settings=settings):
                 return draw(
@@ -51,33 +86,29 @@ def bench_generation(
             for name, tree in trees.items():
                 fast = measure(tree)
                 report = generation_report(bundle, settings, tree, fast, plain)
-                hits = fast.hits.sum(axis=0).tolist()
-                rows.append({"tree_name": name, **report, "hits": hits})
+                costs = round_costs(bundle, settings, tree, own_helper(bundle))
+                expected = fast.tokens_per_call / sum(costs.values())
+                rows.append(
+                    {
+                        "tree_name": name,
+                        **report,
+                        "hits": fast.hits.sum(axis=0).tolist(),
+                        **costs,
+                        "expected_speedup": expected,
+                        "of_expected": report["speedup"] / expected,
+                        **target_bound(bundle, settings, tree, fast),
+                    }
+                )
     return rows
 
 
 def generation_markdown(result: dict[str, Any]) -> str:
     """The rows as a table."""
-    rows = result["rows"]
-    first = rows[0]
-    lines = [
-        f"# Generation: {result['checkpoint']}",
-        "",
-        f"`{result['command']}`",
-        "",
-        f"Device: {first['device']}, {first['dtype']}, jax "
-        f"{first['versions']['jax']}. {first['pictures']} pictures of "
-        f"{first['tokens'] // first['pictures']} tokens, temperature "
-        f"{first['temperature']:g}. Tokens per call count the prefill as a call. "
-        "Seconds are medians without compilation.",
-        "",
-        "| batch | cfg | tree | nodes | depth | tokens/call | seconds | plain seconds "
-        "| speedup | identical | near-ties decided again |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
+
+    def cells(row):
         tree = row["tree"]
-        cells = [
+        return [
+            row["checkpoint"],
             row["batch"],
             f"{row['cfg_scale']:g}",
             row["tree_name"],
@@ -86,9 +117,40 @@ def generation_markdown(result: dict[str, Any]) -> str:
             f"{row['tokens_per_call']:.2f}",
             f"{row['seconds']:.2f}",
             f"{row['baseline_seconds']:.2f}",
-            f"{row['speedup']:.2f}",
-            "yes" if row["identical_to_autoregressive"] else "NO",
+            *(f"{row[k]:.2f}" for k in ("verify_cost", "draft_cost", "speedup")),
+            *(f"{100 * row[k]:.0f} %" for k in ("of_expected", "achieved")),
+            "yes" if row["identical_to_autoregressive"] else "no",
             row["near_ties_decided_again"],
         ]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines) + "\n"
+
+    rows = result["rows"]
+    first = rows[0]
+    words = (
+        f"{first['pictures']} pictures of {first['tokens'] // first['pictures']} "
+        f"tokens, temperature {first['temperature']:g}, rule {first['rule']}. Tokens "
+        "per call count the prefill as a call. Costs are a pass over the tree and a "
+        "draft in decode steps; tokens per call over both is the speedup to expect, "
+        "how much of it was reached is behind it. The bound is that of the target's "
+        "passes alone."
+    )
+    columns = ["model", "batch", "cfg", "tree", "nodes", "depth", "tokens/call"]
+    columns += ["seconds", "plain seconds", "verify cost", "draft cost", "speedup"]
+    columns += ["of expected", "achieved", "identical", "near-ties decided again"]
+    return heading("Speculative against plain decoding", result, words) + table(
+        columns, [cells(row) for row in rows]
+    )
+
+
+def generation_plot(result: dict[str, Any]) -> np.ndarray:
+    """Speedup over nodes, a panel for each model and guidance scale."""
+    panels, rows = [], result["rows"]
+    for model, scale in dict.fromkeys((r["checkpoint"], r["cfg_scale"]) for r in rows):
+        own = [r for r in rows if (r["checkpoint"], r["cfg_scale"]) == (model, scale)]
+        lines = []
+        for batch in dict.fromkeys(row["batch"] for row in own):
+            points = [row for row in own if row["batch"] == batch]
+            points.sort(key=lambda row: row["tree"]["nodes"])
+            x = [row["tree"]["nodes"] for row in points]
+            lines.append(Line(f"batch {batch}", x, [row["speedup"] for row in points]))
+        panels.append(Panel(f"{model}, cfg {scale:g}", lines))
+    return plot_panels(panels, "nodes", "plain seconds / seconds")

@@ -10,27 +10,36 @@ import jax.numpy as jnp
 
 from jaxspec.bench.given_drafts import GivenDrafts
 from jaxspec.models.target import make_target
-from jaxspec.models.transformer import Transformer
+from jaxspec.models.transformer import TokenPrompt, Transformer
 from jaxspec.spec.cache import tree_mask
 from jaxspec.spec.loop import generate, init_state, spec_step
 from jaxspec.spec.noise import row_keys
-from jaxspec.spec.sampling import guide, make_sampling
+from jaxspec.spec.sampling import active_steps, guide, make_sampling
 from jaxspec.spec.state import Engine
 from jaxspec.spec.tree import Tree
-from jaxspec.typing import Params
+from jaxspec.typing import Params, PyTree
 
 Program = Callable[[], Any]
 GUIDANCE = 2.0
 
 
 def decode_loop(
-    model: Transformer, params: Params, batch: int, length: int, options: dict
+    model: Transformer,
+    params: Params,
+    batch: int,
+    length: int,
+    options: dict,
+    filters: dict | None = None,
 ) -> Program:
-    """Plain decoding as users run it: noise, guidance, choice, all in one program."""
-    engine = Engine(
-        make_target(model), length, order=("temperature",), tie_margin=_margin(params)
-    )
-    given = _rows(batch)
+    """Plain decoding as users run it: noise, guidance, choice, all in one program.
+
+    `filters` are settings of `make_sampling`.
+    """
+    prompt, _, keys = _rows(batch)
+    sampling = make_sampling(batch, guidance=GUIDANCE, **(filters or {}))
+    order = active_steps(sampling)
+    engine = Engine(make_target(model), length, order=order, tie_margin=_margin(params))
+    given = prompt, sampling, keys
 
     def run(params, prompt, sampling, keys):
         return generate(engine, params, None, prompt, sampling, keys).tokens
@@ -76,14 +85,15 @@ def tree_passes(
     filled: int,
     passes: int,
     options: dict,
+    guided: bool = True,
 ) -> Program:
     """So many passes over the nodes of a tree, behind `filled` slots of every row."""
-    target = make_target(model)
-    prompt, _, _ = _rows(batch)
+    target = make_target(model, guided=guided)
+    prompt = blank_prompt(model, batch, target.streams)
     room = model.config.sequence_length + tree.size
     cache = jax.jit(lambda p: target.prefill(p, prompt, room).cache)(params)
     cache = replace(cache, lengths=jnp.full_like(cache.lengths, filled))
-    tokens = jnp.zeros((2 * batch, tree.size), jnp.int32)
+    tokens = jnp.zeros((target.streams * batch, tree.size), jnp.int32)
 
     def run(params, cache, tokens):
         mask = tree_mask(cache, jnp.asarray(tree.ancestors))
@@ -172,6 +182,14 @@ def _rows(batch: int):
     """Prompts, settings and keys of guided rows at temperature 1."""
     prompt = jnp.zeros(batch, jnp.int32)
     return prompt, make_sampling(batch, guidance=GUIDANCE), row_keys(0, batch)
+
+
+def blank_prompt(model: Transformer, rows: int, streams: int) -> PyTree:
+    """Any prompt; of one token where the model goes on from tokens."""
+    if model.config.condition != "none":
+        return model.blank_prompt(rows)
+    one = jnp.zeros((rows, 1), jnp.int32)
+    return one if streams == 1 else TokenPrompt(one, one)
 
 
 def _margin(params: Params) -> float:

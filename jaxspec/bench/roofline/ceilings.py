@@ -38,7 +38,7 @@ def measure_ceilings(dtype: str) -> Ceilings:
     side, width = (2048, 8192) if cpu else (8192, 32768)
     kind = jnp.dtype(dtype)
     keys = jax.random.split(jax.random.key(0))
-    large = jax.random.normal(keys[0], (width, width), kind)
+    large = jnp.tile(jax.random.normal(keys[0], (64, width), kind), (width // 64, 1))
     vector = jax.random.normal(keys[1], (2, width), kind)
     size = large.size * kind.itemsize
     copy = _best(lambda: _negative(large))

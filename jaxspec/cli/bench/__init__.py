@@ -4,6 +4,7 @@ from jaxspec.cli.bench import (
     decode,
     drafters,
     generate,
+    hardware,
     int8,
     overhead,
     plan,
@@ -27,7 +28,7 @@ def add_parser(commands) -> None:
     )
     measurements = parser.add_subparsers(dest="what", metavar="WHAT")
     modules = generate, decode, verify, train, drafters, stream, plan, relaxation
-    modules += overhead, int8
+    modules += overhead, int8, hardware
     for module in modules:
         module.add_parser(measurements)
 

@@ -2,10 +2,16 @@
 
 import argparse
 
-from jaxspec.cli.bench.output import add_out, check_out, command_line
-from jaxspec.cli.options import add_checkpoint
+from jaxspec.cli.bench.output import (
+    check_numbers,
+    check_out,
+    command_line,
+    read_report,
+    write_report,
+)
+from jaxspec.cli.bench.speed import SUFFIXES, add_speed, shown, speed_options
 
-SUFFIXES = (".json", ".md")
+NAMES = ("trees", "batches", "cfg-scales", "num", "tokens", "accept", "seed")
 
 
 def add_parser(measurements) -> None:
@@ -14,12 +20,14 @@ def add_parser(measurements) -> None:
         "generate",
         help="speculative against plain decoding",
         description="Measures speculative against plain decoding for every asked "
-        "combination of tree, batch and guidance, in one process, after a warm-up, "
-        "medians over repeats. Times leave compilation out.",
-        epilog="Example: jaxspec bench generate --trees chain-4 naive_extend_57 "
-        "--batches 1 8 --cfg-scales 1 2 3 --num 64 --out docs/reports/fruits64",
+        "combination of model, tree, batch and guidance, in one process, after a "
+        "warm-up, medians over repeats, and what a round is made of. Times leave "
+        "compilation out.",
+        epilog="Examples: jaxspec bench generate --trees chain-4 naive_extend_57 "
+        "--batches 1 8 --cfg-scales 1 2 3 --num 64 --out docs/reports/fruits64; "
+        "jaxspec bench generate --models gpt-xl --accept 4.2 --num 1 --out speed",
     )
-    add_checkpoint(parser)
+    add_speed(parser, variants=False, repeats=3)
     parser.add_argument(
         "--trees",
         nargs="+",
@@ -46,58 +54,78 @@ def add_parser(measurements) -> None:
         "--num", type=int, default=64, metavar="N", help="pictures (default: 64)"
     )
     parser.add_argument(
-        "--repeats", type=int, default=3, metavar="N", help="timed runs (default: 3)"
+        "--tokens", type=int, metavar="N", help="of each picture (default: all)"
+    )
+    parser.add_argument(
+        "--accept",
+        type=float,
+        metavar="TOKENS",
+        help="force rounds to emit so many tokens on average, whatever was drafted: "
+        "measures the loop without a trained drafter, pictures mean nothing",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="(default: 0)")
-    add_out(parser, *SUFFIXES)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the sub-command."""
-    from jaxspec.errors import ConfigError
+    options = speed_options(arguments)
+    check_numbers(arguments, "num")
+    if arguments.tokens is not None:
+        check_numbers(arguments, "tokens")
+    check_out(arguments.out, *SUFFIXES)
+    before = read_report(arguments.compare)
 
-    if arguments.num < 1 or arguments.repeats < 1:
-        raise ConfigError("--num and --repeats must be at least 1")
-    stem = arguments.out
-    check_out(stem, *SUFFIXES)
-
-    from jaxspec.bench.generation import bench_generation, generation_markdown
-    from jaxspec.bundle import load_bundle
+    from jaxspec.bench.generation import (
+        KEYS,
+        bench_generation,
+        generation_markdown,
+        generation_plot,
+    )
+    from jaxspec.bench.roofline.ceilings import measure_ceilings
+    from jaxspec.bench.subjects import find_subject
+    from jaxspec.bench.tables import environment
     from jaxspec.helpers import own_helper
-    from jaxspec.images import write_file
-    from jaxspec.report import json_bytes
     from jaxspec.trees import deepest, default_tree, find_tree
 
     for name in arguments.trees or []:  # told before anything is loaded
         find_tree(name)
-    bundle = load_bundle(arguments.checkpoint)
-    depth = deepest(own_helper(bundle).drafter)
-    trees = {"default": default_tree(max_depth=depth)}
-    if arguments.trees:
-        trees = {name: find_tree(name, depth) for name in arguments.trees}
-    options = {
-        "checkpoint": [arguments.checkpoint] if arguments.checkpoint else [],
-        "trees": arguments.trees or [],
-        "batches": arguments.batches,
-        "cfg-scales": [f"{scale:g}" for scale in arguments.cfg_scales],
-        "num": [arguments.num],
-        "repeats": [arguments.repeats],
-        "seed": [arguments.seed],
-        "out": [stem],
+    rows = []
+    for model in arguments.models:
+        bundle = find_subject(
+            model,
+            grid=options["grid"],
+            dtype=options["dtype"],
+            checkpoint=options["checkpoint"],
+        )
+        depth = deepest(own_helper(bundle).drafter)
+        trees = {"default": default_tree(max_depth=depth)}
+        if arguments.trees:
+            trees = {name: find_tree(name, depth) for name in arguments.trees}
+        rows += bench_generation(
+            bundle,
+            trees,
+            arguments.batches,
+            arguments.cfg_scales,
+            num=arguments.num,
+            repeats=arguments.repeats,
+            seed=arguments.seed,
+            forced=arguments.accept,
+            length=arguments.tokens,
+        )
+    arguments.cfg_scales = [f"{scale:g}" for scale in arguments.cfg_scales]
+    result = {
+        "dtype": options["dtype"],
+        "repeats": arguments.repeats,
+        "ceilings": measure_ceilings(options["dtype"]).fields(),
+        "rows": rows,
+        **environment(),
     }
-    rows = bench_generation(
-        bundle,
-        trees,
-        arguments.batches,
-        arguments.cfg_scales,
-        num=arguments.num,
-        repeats=arguments.repeats,
-        seed=arguments.seed,
+    write_report(
+        arguments.out,
+        command_line("bench generate", shown(arguments, *NAMES)),
+        result,
+        generation_markdown,
+        plot=generation_plot,
+        compare=(before, KEYS),
     )
-    command = command_line("bench generate", options)
-    result = {"command": command, "checkpoint": bundle.name, "rows": rows}
-    write_file(stem + ".json", json_bytes(result))
-    text = generation_markdown(result)
-    write_file(stem + ".md", text.encode())
-    print(text)

@@ -1,0 +1,141 @@
+"""What a round is made of, in decode steps, and what its passes must take at least."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxspec.bench import passes
+from jaxspec.bench.roofline.ceilings import measure_ceilings
+from jaxspec.bench.roofline.work import pass_work
+from jaxspec.bench.timing import Timing, side_by_side
+from jaxspec.bundle import Bundle
+from jaxspec.helpers import Helper
+from jaxspec.models.transformer import Transformer, activation_dtype
+from jaxspec.pipeline import Run, Settings, bundle_for, make_engine
+from jaxspec.spec.draft import Round
+from jaxspec.spec.envelopes import Envelope
+from jaxspec.spec.loop import init_state
+from jaxspec.spec.noise import row_keys
+from jaxspec.spec.tree import Tree
+
+# Passes, or drafts, in one timed program.
+LOOPS = 8
+
+
+def round_costs(
+    bundle: Bundle,
+    settings: Settings,
+    tree: Tree | Envelope,
+    helper: Helper,
+    repeats: int = 5,
+) -> dict[str, float]:
+    """A pass over the tree and a draft, in decode steps: what speed is to be expected.
+
+    Returns:
+      "verify_cost" and "draft_cost", of a full batch behind half a picture.
+    """
+    own = bundle_for(bundle, helper)
+    config, params = own.prior.config, own.prior.params
+    filled = config.prefix_length + config.sequence_length // 2
+    shapes = {1: Tree.root(), tree.size: Tree.chain(tree.size - 1)}
+    calls: dict[Any, passes.Program] = {
+        size: passes.tree_passes(
+            Transformer(config),
+            params,
+            settings.batch,
+            shape,
+            filled,
+            LOOPS,
+            {},
+            guided=settings.guidance != 1.0,
+        )
+        for size, shape in shapes.items()
+    }
+    calls["draft"] = draft_call(bundle, settings, tree, helper)
+    times = side_by_side(calls, repeats)
+    step = times[1].median
+    return {
+        "verify_cost": times[tree.size].median / step,
+        "draft_cost": times["draft"].median / step,
+    }
+
+
+def draft_timing(
+    bundle: Bundle,
+    settings: Settings,
+    tree: Tree | Envelope,
+    helper: Helper,
+    repeats: int = 5,
+) -> Timing:
+    """One `propose` for a full batch."""
+    call = draft_call(bundle, settings, tree, helper)
+    return side_by_side({"draft": call}, repeats)["draft"].per(LOOPS)
+
+
+def draft_call(
+    bundle: Bundle, settings: Settings, tree: Tree | Envelope, helper: Helper
+) -> passes.Program:
+    """`LOOPS` drafts for a full batch, each behind a token of the one before."""
+    bundle = bundle_for(bundle, helper)
+    engine = make_engine(bundle, settings, tree, helper)
+    rows, drafter = settings.batch, helper.drafter
+    some = np.resize(np.arange(len(settings.classes)), rows)
+    prompts = jax.tree.map(lambda x: jnp.asarray(x[some]), settings.prompts())
+    sampling, keys = settings.sampling(rows), row_keys(settings.seed, rows)
+    state = jax.jit(partial(init_state, engine))(
+        bundle.prior.params, helper.params, prompts, sampling, keys
+    )
+    shape = rows, tree.depth + 1, engine.target.vocab_size
+    noise = jax.random.gumbel(jax.random.key(0), shape)
+
+    def run(params, state, noise):
+        def step(_, carry):
+            root, own = carry
+            this = Round(
+                root=root,
+                tokens=state.tokens,
+                position=state.start,
+                index=state.length,
+                noise=noise,
+                keys=keys,
+                sampling=sampling,
+                tree=tree,
+                selection=engine.candidates,
+                order=engine.order,
+            )
+            draft, own = drafter.propose(params, own, this)
+            return draft.tokens[:, -1], own
+
+        return jax.lax.fori_loop(0, LOOPS, step, (state.tokens[:, 0], state.drafter))[0]
+
+    program = passes.compiled(run, {}, helper.params, state, noise)
+    return lambda: program(helper.params, state, noise)
+
+
+def target_bound(
+    bundle: Bundle,
+    settings: Settings,
+    tree: Tree | Envelope,
+    run: Run,
+    helper: Helper | None = None,
+) -> dict[str, Any]:
+    """Seconds that the target's passes of a run must take, and their share of its time.
+
+    Drafting is not in it. Rows of a batch are taken to end together.
+    """
+    bundle = bundle_for(bundle, helper)
+    config, dtype = bundle.prior.config, activation_dtype(bundle.prior.params)
+    work = pass_work(
+        config,
+        rows=settings.batch * (2 if settings.guidance != 1.0 else 1),
+        nodes=tree.size,
+        filled=config.prefix_length + run.tokens.shape[1] / 2,
+        itemsize=jnp.dtype(dtype).itemsize,
+        int8=bundle.int8,
+    )
+    count = int(run.calls.sum()) / settings.batch
+    bound = count * work.bound(measure_ceilings(str(dtype)))
+    return {"bound_seconds": bound, "achieved": bound / run.seconds}
