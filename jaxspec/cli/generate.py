@@ -88,6 +88,12 @@ def add_parser(commands) -> None:
         help="where the pictures go (default: samples.png)",
     )
     parser.add_argument("--report", metavar="FILE", help="write the numbers as JSON")
+    parser.add_argument(
+        "--compile-cache",
+        metavar="DIR",
+        help="keep compiled programs there: later starts with the same settings take "
+        "seconds. Whoever can write there can run code as you",
+    )
     many = parser.add_argument_group("many pictures")
     many.add_argument(
         "--prompts",
@@ -111,6 +117,10 @@ def run(arguments: argparse.Namespace) -> None:
     from jaxspec.errors import ConfigError
     from jaxspec.images import check_writable
 
+    if arguments.compile_cache:
+        from jaxspec.device import keep_programs
+
+        keep_programs(arguments.compile_cache)
     if bool(arguments.prompts) != bool(arguments.out_dir):
         raise ConfigError("--prompts FILE and --out-dir DIR go together")
     if arguments.prompts:

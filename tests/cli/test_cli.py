@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 from PIL import Image
@@ -35,6 +36,36 @@ def test_generate_draws_both_ways_and_reports(tmp_path, capsys):
     for words in ("speculative", "plain", "tokens/call", "compile", "identical   yes"):
         assert words in text
     assert sorted(p.name for p in tmp_path.iterdir()) == ["r.json", "s.png"]
+
+
+@pytest.mark.slow
+def test_a_second_start_with_kept_programs_is_twice_as_quick(tmp_path):
+    """Two processes draw the same picture; the second compiles nothing."""
+    code = "import sys; from jaxspec.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "generate", "--num", "1"]
+    command += ["--compile-cache", str(tmp_path / "programs")]
+    own = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}  # as a user has it
+    seconds, pictures, kept = [], [], []
+    for name in ("a.png", "b.png"):
+        began = time.perf_counter()
+        out = tmp_path / name
+        subprocess.run([*command, "--out", str(out)], check=True, env=own)
+        seconds.append(time.perf_counter() - began)
+        pictures.append(out.read_bytes())
+        kept.append(
+            sum(p.name.endswith("-cache") for p in (tmp_path / "programs").iterdir())
+        )
+    assert pictures[0] == pictures[1]
+    assert kept[0] == kept[1] > 3
+    assert seconds[1] < seconds[0] / 2
+
+
+def test_a_folder_for_programs_that_cannot_be_written_is_told(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    command = ["generate", "--compile-cache", str(tmp_path / "file"), "--num", "1"]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert "file" in error and "Traceback" not in error
 
 
 def test_generate_without_a_drafter_is_plain_decoding(tmp_path, capsys):
