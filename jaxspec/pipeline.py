@@ -49,6 +49,7 @@ class Settings:
       guidance_interval: see `spec.sampling.make_sampling`.
       batch: most pictures side by side.
       rule: verification rule.
+      phases: see `Engine`.
     """
 
     classes: tuple[int, ...]
@@ -63,10 +64,13 @@ class Settings:
     texts: tuple[bytes, ...] = ()
     captions: Captions | None = None
     length: int | None = None
+    phases: int = 1
 
     def __post_init__(self):
         if not self.classes:
             raise ConfigError("there is no picture to draw; ask for at least one")
+        if self.phases < 1:
+            raise ConfigError(f"phases={self.phases} must be at least 1")
         if self.batch < 1:
             raise ConfigError(f"batch={self.batch} must be at least 1")
         if self.texts and (len(self.texts) != len(self.classes) or not all(self.texts)):
@@ -180,6 +184,7 @@ def make_engine(
         rule=rule_in_use(settings, tree),
         order=active_steps(settings.sampling(1)),
         tie_margin=Engine.tie_margin if exact else 0.0,
+        phases=settings.phases,
     )
 
 

@@ -74,13 +74,12 @@ def bench_decode(
                     itemsize=2 if dtype == "bfloat16" else 4,
                     int8=variant.int8,
                 )
-                loops = {
-                    "": passes.decode_loop,
-                    ", model alone": passes.forward_loop,
-                    FILTERED: partial(passes.decode_loop, filters=FILTERS),
-                }
-                if variant != variants[0]:
-                    loops.pop(FILTERED)
+                loop = partial(passes.decode_loop, phases=variant.phases)
+                loops = {"": loop}
+                if variant.phases == 1:
+                    loops[", model alone"] = passes.forward_loop
+                if variant == variants[0]:
+                    loops[FILTERED] = partial(loop, filters=FILTERS)
                 for words, make in loops.items():
                     way = f"jaxspec{variant.words}{words}"
                     calls[way] = make(model, params, batch, length, options or {})

@@ -30,15 +30,22 @@ def decode_loop(
     length: int,
     options: dict,
     filters: dict | None = None,
+    phases: int = 1,
 ) -> Program:
     """Plain decoding as users run it: noise, guidance, choice, all in one program.
 
-    `filters` are settings of `make_sampling`.
+    `filters` are settings of `make_sampling`, `phases` those of `Engine`.
     """
     prompt, _, keys = _rows(batch)
     sampling = make_sampling(batch, guidance=GUIDANCE, **(filters or {}))
     order = active_steps(sampling)
-    engine = Engine(make_target(model), length, order=order, tie_margin=_margin(params))
+    engine = Engine(
+        make_target(model),
+        length,
+        order=order,
+        tie_margin=_margin(params),
+        phases=phases,
+    )
     given = prompt, sampling, keys
 
     def run(params, prompt, sampling, keys):

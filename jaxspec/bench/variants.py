@@ -1,5 +1,6 @@
 """Ways of running our own decoder that are compared."""
 
+import re
 from dataclasses import dataclass
 
 from jaxspec.errors import ConfigError
@@ -13,31 +14,36 @@ class Variant:
     Attributes:
       attention: see `nn.attention.ATTENTION`.
       int8: matrices in eight bits.
+      phases: see `Engine`; of decoding alone.
     """
 
     attention: str = "xla"
     int8: bool = False
+    phases: int = 1
 
     @property
     def words(self) -> str:
         """Behind "jaxspec" in a report."""
         parts = [] if self.attention == "xla" else [self.attention]
+        parts += [f"{self.phases} phases"] * (self.phases > 1)
         return "".join(f", {p}" for p in parts + ["int8"] * self.int8)
 
 
 def find_variant(name: str) -> Variant:
-    """By name: kinds of attention and "int8", joined by "+", such as "pallas+int8".
+    """By name: a kind of attention, "int8", "phasesN", joined by "+".
 
     Raises:
       ConfigError: no such variant.
     """
-    attention, int8 = "xla", False
+    attention, int8, phases = "xla", False, 1
     for part in name.split("+"):
         if part == "int8":
             int8 = True
         elif part in ATTENTION:
             attention = part
+        elif found := re.fullmatch(r"phases([1-9]\d?)", part):
+            phases = int(found[1])
         else:
-            known = ", ".join((*ATTENTION, "int8"))
+            known = ", ".join((*ATTENTION, "int8", "phasesN"))
             raise ConfigError(f"unknown variant {part!r}; join some of {known} by +")
-    return Variant(attention, int8)
+    return Variant(attention, int8, phases)

@@ -13,6 +13,7 @@ from jaxspec.bench.subjects import find_subject
 from jaxspec.bench.tables import environment, heading, table
 from jaxspec.bench.timing import side_by_side
 from jaxspec.bench.variants import Variant
+from jaxspec.errors import ConfigError
 from jaxspec.models.transformer import Transformer
 from jaxspec.spec.tree import Tree
 from jaxspec.trees import find_tree
@@ -50,6 +51,8 @@ def bench_verify(
       checkpoint: what "default" means.
       options: of XLA's compiler.
     """
+    if any(variant.phases > 1 for variant in variants):
+        raise ConfigError("phases are for `bench decode`: a pass has one cache")
     ceilings, rows = measure_ceilings(dtype), []
     cells = [(m, b, v) for m in models for b in batches for v in variants]
     with tqdm(total=len(cells), desc="verify", unit="cell") as bar:

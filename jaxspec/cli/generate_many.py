@@ -20,7 +20,7 @@ def run_many(arguments: argparse.Namespace) -> None:
 
     lines = read_lines(arguments.prompts)
     folder = Path(arguments.out_dir)
-    for name in ("num", "out", "report", "classes", "prompt"):
+    for name in ("num", "out", "report", "classes", "prompt", "phases"):
         if getattr(arguments, name) is not None:
             raise ConfigError(
                 f"--{name} does not go with --prompts, which draws the lines of a file "

@@ -46,6 +46,17 @@ def init_cache(
     )
 
 
+def grown(cache: KVCache, slots: int) -> KVCache:
+    """The same cache with so many empty slots more."""
+    if not slots:
+        return cache
+    layers = jax.tree.map(
+        lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, slots), (0, 0))), cache.layers
+    )
+    visible = jnp.pad(cache.visible, ((0, 0), (0, slots)), constant_values=True)
+    return KVCache(layers, cache.lengths, visible)
+
+
 def write(
     buffer: Float[Array, "R K S F"],
     new: Float[Array, "R K T F"],

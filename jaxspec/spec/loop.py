@@ -1,13 +1,13 @@
 """The speculative loop: one round as a pure function, and all rounds as one program."""
 
 from dataclasses import replace
-from functools import wraps
+from functools import partial, wraps
 
 import jax
 import jax.numpy as jnp
 
 from jaxspec.errors import ConfigError
-from jaxspec.spec.cache import compact, tree_mask
+from jaxspec.spec.cache import compact, grown, tree_mask
 from jaxspec.spec.draft import Draft, Observation, Round, Start, extra_rows
 from jaxspec.spec.noise import draw_noise, position_noise, private_keys
 from jaxspec.spec.sampling import Sampling, guide, process_with_doubt
@@ -58,6 +58,7 @@ def init_state(
     sampling: Sampling,
     keys: RowKeys,
     limits: Limits | None = None,
+    room: int | None = None,
 ) -> SpecState:
     """Reads the prompt and draws the first token, which never is a draft's.
 
@@ -70,6 +71,8 @@ def init_state(
       keys: one typed key a row; the same key, prompt and settings give the same
         tokens in any batch, with any drafter and tree.
       limits: when rows end; by default at `engine.max_tokens`, and no earlier.
+      room: tokens that the target's cache holds; by default `engine.max_tokens`. No row
+        may take a round with more.
 
     Raises:
       ConfigError: arguments have different numbers of rows.
@@ -82,7 +85,8 @@ def init_state(
     # Copies: the state may be donated, what the caller holds may not.
     limits = replace(limits, budget=budget, stop=jnp.copy(limits.stop))
     extra = engine.max_tokens + engine.window  # slots beyond the prompt's
-    logits, features, cache = engine.target.prefill(params, prompt, extra)
+    least = extra if room is None else room + engine.window
+    logits, features, cache = engine.target.prefill(params, prompt, least)
     start = jnp.copy(cache.lengths[:rows])  # not the cache's own buffer: see donation
     index = jnp.zeros(rows, jnp.int32)
     noise = position_noise(keys, start[:, None], engine.target.vocab_size)[:, 0]
@@ -336,16 +340,24 @@ def generate(
     and `spec_step`.
     """
 
-    def running(state: SpecState) -> Array:
-        return agreed(jnp.any(~state.done))
+    def running(state: SpecState, end: int) -> Array:
+        fits = jnp.all(state.length <= end)  # also rows that are done write their junk
+        return agreed(jnp.any(~state.done) & fits)
 
     def step(state: SpecState) -> SpecState:
         return spec_step(
             engine, params, drafter_params, prompt, sampling, state, rule_params
         )
 
-    state = init_state(engine, params, drafter_params, prompt, sampling, keys, limits)
-    return result_of(engine, jax.lax.while_loop(running, step, state))
+    count = engine.phases
+    ends = [engine.max_tokens * (i + 1) // count for i in range(count)]
+    given = params, drafter_params, prompt, sampling, keys, limits
+    state, room = init_state(engine, *given, room=ends[0]), ends[0]
+    for end in ends:
+        state = replace(state, cache=grown(state.cache, end - room))
+        state = jax.lax.while_loop(partial(running, end=end), step, state)
+        room = end
+    return result_of(engine, state)
 
 
 def result_of(engine: Engine, state: SpecState) -> Generation:

@@ -36,6 +36,10 @@ class Engine:
         the target's `rescore`, which has one fixed shape: so every tree, drafter and
         batch yields the same tokens, not merely almost always. 0 never asks.
       selection: how the drafter chooses candidates; None is what the rule asks for.
+      phases: `generate` starts with a cache for this part of the tokens, and makes it
+        larger so many times less one: passes read what may be filled and not what will
+        be. Worth it where rows are many and attention reads its whole cache ("xla");
+        the loop is compiled once a phase.
     """
 
     target: Target
@@ -46,12 +50,17 @@ class Engine:
     order: tuple[Step, ...] = LLAMAGEN_ORDER
     tie_margin: float = 5e-4
     selection: Selection | None = None
+    phases: int = 1
 
     def __post_init__(self):
         if self.max_tokens < 1:
             raise ConfigError(f"max_tokens={self.max_tokens} must be at least 1")
         if self.drafter is None and self.tree.size != 1:
             raise ConfigError("a tree of drafts needs a drafter")
+        if not 1 <= self.phases <= self.max_tokens:
+            raise ConfigError(
+                f"phases={self.phases} must be 1 to max_tokens={self.max_tokens}"
+            )
         if self.tie_margin < 0:
             raise ConfigError(f"tie_margin={self.tie_margin} must not be negative")
 

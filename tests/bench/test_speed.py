@@ -145,6 +145,8 @@ def test_ways_are_timed_in_turn():
 def test_variants_have_names():
     assert find_variant("pallas+int8") == Variant("pallas", True)
     assert find_variant("pallas+int8").words == ", pallas, int8"
+    assert find_variant("phases4") == Variant(phases=4)
+    assert find_variant("phases4").words == ", 4 phases"
     assert find_variant("xla").words == ""
     with pytest.raises(ConfigError, match="unknown variant 'fast'"):
         find_variant("fast")

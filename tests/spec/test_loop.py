@@ -347,3 +347,44 @@ def test_impossible_engines_say_what_is_wrong():
         Engine(target, 4, tree=Tree.chain(2))
     with pytest.raises(ConfigError, match="max_tokens=0"):
         Engine(target, 0)
+
+
+@pytest.mark.parametrize("phases", [2, 3])
+def test_a_cache_that_grows_changes_no_token(phases):
+    """Passes of each phase read a cache that holds what this phase may fill."""
+    seen = []
+
+    def watched(forward):
+        def run(params, cache, tokens, positions, mask):
+            seen.append(cache.capacity)
+            return forward(params, cache, tokens, positions, mask)
+
+        return run
+
+    rows, tree = 4, named_tree("mc_sim_7b_63")
+    target = toy_target(VOCAB, 2)
+    prompt, sampling = jnp.arange(rows), make_sampling(rows, guidance=2.0)
+    keys = row_keys(3, rows)
+    plain = plain_tokens(target, prompt, sampling, keys)
+    engine = Engine(
+        replace(target, forward=watched(target.forward)),
+        LENGTH,
+        NoisyOracle(VOCAB, 0),
+        tree,
+        order=PLAIN,
+        phases=phases,
+    )
+    limits = make_limits(rows, np.array([LENGTH, 2, 9, LENGTH]))
+    run = jax.jit(partial(generate, engine))
+    oracle = {"tokens": plain.tokens, "spoil": 0.3}
+    fast = run(PARAMS, oracle, prompt, sampling, keys, limits)
+    inside = np.arange(LENGTH) < np.asarray(limits.budget)[:, None]
+    np.testing.assert_array_equal(fast.tokens, np.where(inside, plain.tokens, -1))
+    sizes = sorted(set(seen))
+    assert len(sizes) == phases
+    assert sizes[-1] - sizes[0] == LENGTH - LENGTH // phases
+
+
+def test_phases_have_tokens():
+    with pytest.raises(ConfigError, match="phases=18 must be 1 to max_tokens=17"):
+        Engine(toy_target(VOCAB, 1), LENGTH, phases=LENGTH + 1)

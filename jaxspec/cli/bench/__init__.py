@@ -10,6 +10,7 @@ from jaxspec.cli.bench import (
     plan,
     relaxation,
     stream,
+    text,
     train,
     verify,
 )
@@ -28,7 +29,7 @@ def add_parser(commands) -> None:
     )
     measurements = parser.add_subparsers(dest="what", metavar="WHAT")
     modules = generate, decode, verify, train, drafters, stream, plan, relaxation
-    modules += overhead, int8, hardware
+    modules += text, overhead, int8, hardware
     for module in modules:
         module.add_parser(measurements)
 

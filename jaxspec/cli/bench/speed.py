@@ -46,7 +46,7 @@ def add_speed(
             default=["xla"],
             metavar="WAY",
             help="of our program: xla, pallas, cudnn (attention over the cache), int8, "
-            "joined by + (default: xla)",
+            "phasesN (a cache that grows), joined by + (default: xla)",
         )
         parser.add_argument(
             "--compiler-options",

@@ -1,0 +1,168 @@
+# ruff: noqa: E402
+"""The measurement of text beside `transformers`: all ways to the same tokens."""
+
+import argparse
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from jaxspec.bench.peers.transformers_text import (
+    DRAFTED,
+    PLAIN,
+    converted,
+    make_models,
+)
+from jaxspec.cli.bench import text
+from jaxspec.errors import ConfigError
+from jaxspec.spec.draft import Round, Start
+from jaxspec.spec.noise import row_keys
+from jaxspec.spec.sampling import make_sampling
+from jaxspec.spec.tree import Tree
+from tests.parity.comparing import as_jax
+from tests.parity.random_weights import randomized
+
+pytestmark = pytest.mark.parity
+
+TOKENS = 32
+# In a small vocabulary, drafts of random weights are right now and then.
+SIZES = dict(layers=4, width=64, heads=4, vocab=16, tokens=TOKENS, repeats=1)
+PAIRS = {
+    "transformers, assisted": "jaxspec, small model",
+    "transformers, DFlash": "jaxspec, block diffusion",
+}
+WAYS = {PLAIN, "jaxspec, plain", *PAIRS, *PAIRS.values()}
+
+
+def run(out, *more, **sizes):
+    parser = argparse.ArgumentParser()
+    text.add_parser(parser.add_subparsers())
+    options = [f"--{name}={value}" for name, value in sizes.items()]
+    arguments = parser.parse_args(["text", *options, "--out", str(out), *more])
+    arguments.run(arguments)
+
+
+@pytest.fixture(scope="module")
+def stem(tmp_path_factory):
+    stem = tmp_path_factory.mktemp("text") / "text"
+    run(stem, **SIZES)
+    return stem
+
+
+@pytest.fixture(scope="module")
+def report(stem):
+    return json.loads(stem.with_suffix(".json").read_text())
+
+
+@pytest.fixture(scope="module")
+def rows(report):
+    return {row["way"]: row for row in report["rows"]}
+
+
+def calls(row):
+    return round(row["tokens"] / row["tokens_per_call"])
+
+
+def test_every_way_has_a_whole_row(rows):
+    assert rows.keys() == WAYS
+    for row in rows.values():
+        assert row["tokens"] == TOKENS
+        assert 0 < row["least_seconds"] <= row["seconds"] <= row["most_seconds"]
+        plain = rows[PLAIN]["seconds"]
+        assert row["of_plain"] == pytest.approx(plain / row["seconds"])
+
+
+def test_all_ways_lead_to_the_same_tokens(rows):
+    assert [way for way, row in rows.items() if not row["identical"]] == []
+
+
+def test_target_calls_agree(rows):
+    """An assistant of theirs drafts before the prompt is read, ours behind it."""
+    for way in (PLAIN, "jaxspec, plain"):
+        assert calls(rows[way]) == TOKENS
+    for theirs, ours in PAIRS.items():
+        assert 1 < rows[theirs]["tokens_per_call"] <= DRAFTED + 1
+        assert abs(calls(rows[theirs]) - calls(rows[ours])) <= 2
+    theirs, ours = (rows[way] for way in list(PAIRS.items())[1])
+    assert calls(theirs) == calls(ours)
+
+
+def test_the_report_says_what_was_measured(stem, report):
+    table = stem.with_suffix(".md").read_text()
+    assert report["command"].startswith("jaxspec bench text --layers 4 --width 64")
+    assert report["command"] in table and report["device"] in table
+    assert report["versions"].keys() == {"jaxspec", "jax", "torch", "transformers"}
+    assert all(f"| {way} | {TOKENS} |" in table for way in WAYS)
+
+
+def test_the_assistant_is_the_targets_beginning():
+    models = make_models(layers=4, width=32, heads=2, vocab=16, length=8)
+    target, assistant = models.target.state_dict(), models.assistant.state_dict()
+    assert all(torch.equal(x, target[name]) for name, x in assistant.items())
+    assert 0 < len(assistant) < len(target)
+
+
+def test_a_block_is_drafted_as_in_transformers(tmp_path):
+    """Every row of the block, on the target's own features of a prompt."""
+    models = make_models(layers=4, width=64, heads=4, vocab=50, length=64)
+    randomized(models.target, seed=1)
+    randomized(models.block, seed=2)
+    bundle, helpers = converted(models, tmp_path)
+    helper = helpers["block diffusion"]
+    assert helper.taps == (0, 1, 2)
+    prompts, anchors = torch.randint(49, (6, 9)), torch.randint(49, (6,))
+
+    seen = models.target.model(prompts, output_hidden_states=True).hidden_states
+    features = torch.cat([seen[i + 1] for i in helper.taps], dim=-1)
+    block = torch.full((6, DRAFTED + 1), models.block.config.mask_token_id)
+    block[:, 0] = anchors
+    rows = models.block(
+        noise_embeds=models.target.get_input_embeddings()(block),
+        context_hidden_states=features,
+        position_ids=torch.arange(9 + DRAFTED + 1)[None],
+        use_cache=False,
+    ).last_hidden_state
+    wanted = models.target.lm_head(rows[:, 1:]).argmax(-1)
+
+    tree, lengths = Tree.chain(DRAFTED), jnp.full(6, 9, jnp.int32)
+    start = Start(None, as_jax(features), lengths, tree, 6, 20)
+    this = Round(
+        as_jax(anchors),
+        as_jax(anchors)[:, None],
+        lengths,
+        lengths,
+        jnp.zeros((6, DRAFTED + 1, 50)),
+        row_keys(0, 6),
+        make_sampling(6, temperature=0.0),
+        tree,
+        order=("temperature",),
+    )
+    state = helper.drafter.init(helper.params, start)
+    draft, _ = jax.jit(helper.drafter.propose)(helper.params, state, this)
+    np.testing.assert_array_equal(draft.tokens[:, 1:], wanted.numpy())
+    assert len(np.unique(draft.tokens[:, 1:])) > DRAFTED
+
+
+@pytest.mark.parametrize(
+    "sizes, message",
+    [
+        ({"layers": 1}, "at least 2"),
+        ({"width": 36}, "multiple of twice the heads, 8"),
+        ({"tokens": 0}, "--tokens 0"),
+    ],
+    ids=str,
+)
+def test_models_that_cannot_be_are_refused(sizes, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        run(tmp_path / "text", **{**SIZES, **sizes})
+
+
+def test_missing_packages_are_named(monkeypatch, tmp_path):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="torch and transformers: pip install"):
+        run(tmp_path / "text", **SIZES)
