@@ -1,5 +1,6 @@
 """Plain decoding against the bound that memory sets, beside other ways of doing it."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -75,7 +76,7 @@ def bench_decode(
                     int8=variant.int8,
                 )
                 loop = partial(passes.decode_loop, phases=variant.phases)
-                loops = {"": loop}
+                loops: dict[str, Callable[..., passes.Program]] = {"": loop}
                 if variant.phases == 1:
                     loops[", model alone"] = passes.forward_loop
                 if variant == variants[0]:

@@ -80,8 +80,8 @@ def add_parser(commands) -> None:
         "--phases",
         type=int,
         metavar="N",
-        help="let the cache grow in so many steps: faster where many pictures are drawn "
-        "side by side, compiled N times as long (default: 1)",
+        help="let the cache grow in so many steps: faster where many pictures are "
+        "drawn side by side, compiled N times as long (default: 1)",
     )
     group.add_argument(
         "--int8",
