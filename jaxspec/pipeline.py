@@ -124,7 +124,9 @@ class Run:
       hits: int [n, A - 1, W], accepted tokens by depth and rank.
       proposed: int [n], drafted tokens that were verified.
       rescored: near-ties that were decided again, in all pictures.
-      seconds: wall-clock time of all batches, compilation excluded.
+      seconds: wall-clock time of all batches, compilation excluded; the median.
+      least_seconds: of the fastest timed run.
+      most_seconds: of the slowest.
       compile_seconds: time of tracing and compiling.
     """
 
@@ -135,6 +137,8 @@ class Run:
     proposed: np.ndarray
     rescored: int
     seconds: float
+    least_seconds: float
+    most_seconds: float
     compile_seconds: float
 
     @property
@@ -203,6 +207,15 @@ def _room(config: TransformerConfig, settings: Settings) -> int:
     return room
 
 
+def batches_of(bundle: Bundle, settings: Settings) -> tuple[int, int]:
+    """How many batches `draw` makes, and the rows of each: few, and even."""
+    groups = bundle.mesh.shape["data"] if bundle.mesh else 1
+    count, most = len(settings.classes), settings.batch + -settings.batch % groups
+    batches = -(-count // most)
+    rows = -(-count // batches)
+    return batches, rows + -rows % groups
+
+
 def bundle_for(bundle: Bundle, helper: Helper | None) -> Bundle:
     """The bundle with the prior that a drafter brings, if it brings one."""
     if helper is None or helper.prior is None:
@@ -246,10 +259,7 @@ def draw(
     bundle = bundle_for(bundle, helper)
     engine = make_engine(bundle, settings, tree, helper)
     count = len(settings.classes)
-    groups = bundle.mesh.shape["data"] if bundle.mesh else 1
-    batches = -(-count // (settings.batch + -settings.batch % groups))
-    rows = -(-count // batches)
-    rows += -rows % groups
+    batches, rows = batches_of(bundle, settings)
     order = np.resize(np.arange(count), (batches, rows))
     prompts = settings.prompts()
     padded = [jax.tree.map(lambda x: x[some], prompts) for some in order]  # noqa: B023
@@ -300,6 +310,8 @@ def draw(
         proposed=joined(lambda p: p.stats.proposed),
         rescored=int(joined(lambda p: p.stats.rescored).sum()),
         seconds=float(np.median(times)),
+        least_seconds=min(times),
+        most_seconds=max(times),
         compile_seconds=compile_seconds,
     )
 

@@ -40,6 +40,8 @@ def generation_report(
         "target_calls": int(fast.calls.sum()),
         "tokens_per_call": fast.tokens_per_call,
         "seconds": fast.seconds,
+        "least_seconds": fast.least_seconds,
+        "most_seconds": fast.most_seconds,
         "compile_seconds": fast.compile_seconds,
         "baseline_target_calls": int(plain.calls.sum()),
         "baseline_seconds": plain.seconds,

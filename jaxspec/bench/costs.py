@@ -14,7 +14,7 @@ from jaxspec.bench.timing import Timing, side_by_side
 from jaxspec.bundle import Bundle
 from jaxspec.helpers import Helper
 from jaxspec.models.transformer import Transformer, activation_dtype
-from jaxspec.pipeline import Run, Settings, bundle_for, make_engine
+from jaxspec.pipeline import Run, Settings, batches_of, bundle_for, make_engine
 from jaxspec.spec.draft import Round
 from jaxspec.spec.envelopes import Envelope
 from jaxspec.spec.loop import init_state
@@ -37,7 +37,7 @@ def round_costs(
     Returns:
       "verify_cost" and "draft_cost", of a full batch behind half a picture.
     """
-    own = bundle_for(bundle, helper)
+    own, (_, rows) = bundle_for(bundle, helper), batches_of(bundle, settings)
     config, params = own.prior.config, own.prior.params
     filled = config.prefix_length + config.sequence_length // 2
     shapes = {1: Tree.root(), tree.size: Tree.chain(tree.size - 1)}
@@ -45,7 +45,7 @@ def round_costs(
         size: passes.tree_passes(
             Transformer(config),
             params,
-            settings.batch,
+            rows,
             shape,
             filled,
             LOOPS,
@@ -81,7 +81,7 @@ def draft_call(
     """`LOOPS` drafts for a full batch, each behind a token of the one before."""
     bundle = bundle_for(bundle, helper)
     engine = make_engine(bundle, settings, tree, helper)
-    rows, drafter = settings.batch, helper.drafter
+    (_, rows), drafter = batches_of(bundle, settings), helper.drafter
     some = np.resize(np.arange(len(settings.classes)), rows)
     prompts = jax.tree.map(lambda x: jnp.asarray(x[some]), settings.prompts())
     sampling, keys = settings.sampling(rows), row_keys(settings.seed, rows)
@@ -91,14 +91,17 @@ def draft_call(
     shape = rows, tree.depth + 1, engine.target.vocab_size
     noise = jax.random.gumbel(jax.random.key(0), shape)
 
-    def run(params, state, noise):
+    def run(params, state, gumbel):
         def step(_, carry):
-            root, own = carry
+            # Nothing may be computed once for all drafts, and nothing left out of one.
+            root, own, tokens, index, noise = jax.lax.optimization_barrier(
+                (*carry, state.tokens, state.length, gumbel)
+            )
             this = Round(
                 root=root,
-                tokens=state.tokens,
-                position=state.start,
-                index=state.length,
+                tokens=tokens,
+                position=state.start + index - 1,
+                index=index,
                 noise=noise,
                 keys=keys,
                 sampling=sampling,
@@ -106,7 +109,9 @@ def draft_call(
                 selection=engine.candidates,
                 order=engine.order,
             )
-            draft, own = drafter.propose(params, own, this)
+            draft, own = jax.lax.optimization_barrier(
+                drafter.propose(params, own, this)
+            )
             return draft.tokens[:, -1], own
 
         return jax.lax.fori_loop(0, LOOPS, step, (state.tokens[:, 0], state.drafter))[0]
@@ -128,14 +133,20 @@ def target_bound(
     """
     bundle = bundle_for(bundle, helper)
     config, dtype = bundle.prior.config, activation_dtype(bundle.prior.params)
+    _, rows = batches_of(bundle, settings)
     work = pass_work(
         config,
-        rows=settings.batch * (2 if settings.guidance != 1.0 else 1),
+        rows=rows * (2 if settings.guidance != 1.0 else 1),
         nodes=tree.size,
         filled=config.prefix_length + run.tokens.shape[1] / 2,
         itemsize=jnp.dtype(dtype).itemsize,
         int8=bundle.int8,
     )
-    count = int(run.calls.sum()) / settings.batch
-    bound = count * work.bound(measure_ceilings(str(dtype)))
-    return {"bound_seconds": bound, "achieved": bound / run.seconds}
+    work *= int(run.calls.sum()) / rows
+    bound = work.bound(measure_ceilings(str(dtype)))
+    return {
+        "bytes": work.bytes,
+        "flops": work.flops,
+        "bound_seconds": bound,
+        "achieved": bound / run.seconds,
+    }

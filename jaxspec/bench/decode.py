@@ -4,17 +4,18 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
 from jaxspec.bench import passes
-from jaxspec.bench.peers import torch_calls
+from jaxspec.bench.peers import torch_calls, torch_words
 from jaxspec.bench.plot import Line, Panel, plot_panels
 from jaxspec.bench.roofline.ceilings import measure_ceilings
 from jaxspec.bench.roofline.work import pass_work
 from jaxspec.bench.subjects import find_subject
 from jaxspec.bench.tables import environment, heading, table
-from jaxspec.bench.timing import side_by_side
+from jaxspec.bench.timing import later, noted, side_by_side
 from jaxspec.bench.variants import Variant
 from jaxspec.models.transformer import Transformer
 
@@ -50,31 +51,28 @@ def bench_decode(
       checkpoint: what "default" means.
       options: of XLA's compiler.
     """
-    ceilings, rows = measure_ceilings(dtype), []
+    ceilings, rows, failed = measure_ceilings(dtype), [], {}
     cells = [(m, b) for m in models for b in batches]
     with tqdm(total=len(cells), desc="decode", unit="cell") as bar:
         for name, batch in cells:
-            calls, works, plain = {}, {}, None
+            find = partial(
+                find_subject, name, grid=grid, dtype=dtype, checkpoint=checkpoint
+            )
+            plain = find()
+            config = plain.prior.config
+            length = min(tokens or config.sequence_length, config.sequence_length)
+            work = partial(
+                pass_work,
+                config,
+                rows=2 * batch,
+                nodes=1,
+                filled=config.prefix_length + length / 2,
+                itemsize=jnp.dtype(dtype).itemsize,
+            )
+            calls, works, wrong = {}, {}, {}
             for variant in variants:
-                bundle = find_subject(
-                    name,
-                    grid=grid,
-                    dtype=dtype,
-                    int8=variant.int8,
-                    checkpoint=checkpoint,
-                )
-                config, params = bundle.prior.config, bundle.prior.params
-                plain = plain if variant.int8 else (config, params)
+                bundle = find(int8=True) if variant.int8 else plain
                 model = Transformer(config, variant.attention)
-                length = min(tokens or config.sequence_length, config.sequence_length)
-                work = pass_work(
-                    config,
-                    rows=2 * batch,
-                    nodes=1,
-                    filled=config.prefix_length + length / 2,
-                    itemsize=2 if dtype == "bfloat16" else 4,
-                    int8=variant.int8,
-                )
                 loop = partial(passes.decode_loop, phases=variant.phases)
                 loops: dict[str, Callable[..., passes.Program]] = {"": loop}
                 if variant.phases == 1:
@@ -83,12 +81,15 @@ def bench_decode(
                     loops[FILTERED] = partial(loop, filters=FILTERS)
                 for words, make in loops.items():
                     way = f"jaxspec{variant.words}{words}"
-                    calls[way] = make(model, params, batch, length, options or {})
-                    works[way] = work
-            if peers and plain is not None:
-                for way, call in torch_calls(*plain, batch, length).items():
-                    calls[way], works[way] = call, works["jaxspec"]
-            for way, timing in side_by_side(calls, repeats).items():
+                    given = model, bundle.prior.params, batch, length, options or {}
+                    calls[way] = later(make, *given)
+                    works[way] = work(int8=variant.int8)
+            if peers:
+                with noted(wrong, "torch"):
+                    found = torch_calls(config, plain.prior.params, batch, length)
+                    calls |= found
+                    works |= dict.fromkeys(found, work())
+            for way, timing in side_by_side(calls, repeats, failed=wrong).items():
                 step, bound = timing.per(length), works[way].bound(ceilings)
                 rows.append(
                     {
@@ -103,12 +104,15 @@ def bench_decode(
                         "achieved": bound / step.median,
                     }
                 )
+            failed |= {f"{name}, batch {batch}, {way}": e for way, e in wrong.items()}
             bar.update()
     return {
         "dtype": dtype,
         "repeats": repeats,
         "compiler_options": options or {},
         "ceilings": ceilings.fields(),
+        "peers": torch_words() if peers else "PyTorch was left out",
+        "failed": failed,
         "rows": rows,
         **environment(),
     }
@@ -138,7 +142,8 @@ def decode_markdown(result: dict[str, Any]) -> str:
     words = (
         "A step yields a token for every picture of a batch; both guidance streams. "
         "Milliseconds are medians of whole loops over all tokens, divided by their "
-        'number; "model alone" leaves out noise and sampling.'
+        'number; "model alone" leaves out noise and sampling. Beside it: '
+        f"{result['peers']}."
     )
     names = ["model", "batch", "way", "ms a step", "least to most", "bound ms"]
     columns = [*names, "achieved", "of jaxspec's time"]

@@ -155,7 +155,7 @@ def rounds(
         cache=replace(state.cache, lengths=state.cache.lengths + ahead),
     )
 
-    def run(params, state):
+    def run(params, state, drafts, prompt, sampling):
         def step(_, state):
             return spec_step(engine, params, drafts, prompt, sampling, state)
 
@@ -169,19 +169,21 @@ def rounds(
             cache=replace(last.cache, lengths=lengths),
         )
 
-    program = compiled(run, options, params, state, donate=(1,))
+    given = drafts, prompt, sampling
+    program = compiled(run, options, params, state, *given, donate=(1,))
     held = [state]
 
     def call():
-        held[0] = program(params, held[0])
+        held[0] = program(params, held[0], *given)
         return held[0].tokens
 
     return call
 
 
 def compiled(run: Callable, options: dict, *arguments, donate: tuple[int, ...] = ()):
-    """Compiles ahead of time, with options of the compiler's."""
-    lowered = jax.jit(run, donate_argnums=donate).lower(*arguments)
+    """Compiles ahead of time, in the engine's precision, with options of XLA's."""
+    with jax.default_matmul_precision("highest"):
+        lowered = jax.jit(run, donate_argnums=donate).lower(*arguments)
     return lowered.compile(compiler_options=options or None)
 
 

@@ -21,6 +21,7 @@ def heading(title: str, result: dict[str, Any], words: str) -> str:
     """Title, command, device, ceilings, and what the numbers mean."""
     ceilings = result["ceilings"]
     options = result.get("compiler_options")
+    failed = [f"- {way}: {why}" for way, why in result.get("failed", {}).items()]
     return "\n".join(
         [
             f"# {title}",
@@ -32,12 +33,13 @@ def heading(title: str, result: dict[str, Any], words: str) -> str:
             f"{ceilings['bytes_per_second'] / 1e9:.3g} GB/s, "
             f"{ceilings['flops_per_second'] / 1e12:.3g} TFLOP/s. "
             + (f"Compiler options: {options}. " if options else "")
-            + f"Medians of {result['repeats']} runs in turn, without compilation.",
+            + f"Medians of {result['repeats']} runs, without compilation.",
             "",
             f'{words} "Bound" is the larger of bytes over bandwidth and operations '
             "over rate (each input read once, each output written once); "
             '"achieved" is bound over time.',
             "",
+            *(["Could not be measured:", "", *failed, ""] if failed else []),
             "",
         ]
     )

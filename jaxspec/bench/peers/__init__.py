@@ -15,11 +15,16 @@ def torch_calls(
 ) -> dict[str, Callable[[], Any]]:
     """PyTorch's ways of decoding plainly, by name; none where it is not installed.
 
-    On the device that JAX uses, if PyTorch can use it, and with as many threads.
+    On the device that JAX uses, if PyTorch can use it.
+
+    Raises:
+      ConfigError: the twin lacks something that the model has.
     """
     if find_spec("torch") is None:
         return {}
     import torch  # pyright: ignore[reportMissingImports]
+
+    torch._dynamo.reset()  # what it compiled before counts against a limit
 
     from jaxspec.bench.peers.torch_decoder import TorchDecoder, torch_loop
 
@@ -38,3 +43,15 @@ def torch_calls(
         "torch eager": lambda: torch_loop(eager, eager.sample),
         "torch.compile": lambda: torch_loop(fused, step),
     }
+
+
+def torch_words() -> str:
+    """Which PyTorch is measured, or why none is."""
+    if find_spec("torch") is None:
+        return "PyTorch is not installed"
+    import torch  # pyright: ignore[reportMissingImports]
+
+    if jax.default_backend() != "cpu" and not torch.cuda.is_available():
+        return f"torch {torch.__version__} cannot use the device"
+    threads = f", {torch.get_num_threads()} threads"
+    return f"torch {torch.__version__}" + threads * (jax.default_backend() == "cpu")

@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +49,7 @@ def measure_ceilings(dtype: str) -> Ceilings:
 
 
 _negative = jax.jit(jnp.negative)
-_product = jax.jit(jnp.matmul)
+_product = jax.jit(partial(jnp.matmul, precision="highest"))
 
 
 def _best(call, runs: int = 5) -> float:
