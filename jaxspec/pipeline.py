@@ -50,6 +50,7 @@ class Settings:
       batch: most pictures side by side.
       rule: verification rule.
       phases: see `Engine`.
+      attention: how the prior attends over its cache, see `Transformer`.
     """
 
     classes: tuple[int, ...]
@@ -65,6 +66,7 @@ class Settings:
     captions: Captions | None = None
     length: int | None = None
     phases: int = 1
+    attention: str = "xla"
 
     def __post_init__(self):
         if not self.classes:
@@ -165,7 +167,7 @@ def make_engine(
       ConfigError: the tree does not suit the drafter, or there is no drafter.
     """
     bundle = bundle_for(bundle, helper)
-    model = Transformer(bundle.prior.config)
+    model = Transformer(bundle.prior.config, settings.attention)
     room = _room(model.config, settings)
     wrong = [c for c in settings.classes if not 0 <= c < model.config.classes]
     if wrong and model.config.condition == "class":

@@ -43,7 +43,7 @@ def round_costs(
     shapes = {1: Tree.root(), tree.size: Tree.chain(tree.size - 1)}
     calls: dict[Any, passes.Program] = {
         size: passes.tree_passes(
-            Transformer(config),
+            Transformer(config, settings.attention),
             params,
             rows,
             shape,

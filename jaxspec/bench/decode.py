@@ -19,7 +19,7 @@ from jaxspec.bench.timing import later, noted, side_by_side
 from jaxspec.bench.variants import Variant
 from jaxspec.models.transformer import Transformer
 
-KEYS = ("model", "batch", "way")
+KEYS = ("model", "batch", "tokens", "way")
 FILTERS = {"top_k": 1000, "top_p": 0.95}
 FILTERED = ", top-k 1000, top-p 0.95"
 

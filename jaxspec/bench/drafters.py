@@ -5,14 +5,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import jax
 import numpy as np
 from tqdm import tqdm
 
 from jaxspec.bench.costs import draft_timing, target_bound
 from jaxspec.bench.plot import Line, Panel, plot_panels
+from jaxspec.bench.tables import environment
 from jaxspec.bundle import Bundle
-from jaxspec.device import device_name
 from jaxspec.errors import ConfigError
 from jaxspec.helpers import Helper
 from jaxspec.pipeline import Run, Settings, draw
@@ -24,6 +23,7 @@ from jaxspec.trees import deepest, find_tree
 
 NODES = (16, 57, 128)
 RULES = ("coupled",)
+KEYS = ("drafter", "rule", "cfg_scale", "nodes")
 
 
 def tree_for(helper: Helper, nodes: int) -> Tree | Envelope:
@@ -79,8 +79,7 @@ def bench_drafters(
         "batch": settings.batch,
         "repeats": repeats,
         "rows": rows,
-        "device": device_name(),
-        "jax": jax.__version__,
+        **environment(),
     }
     targets = len({id(h.prior) for h in helpers})
     total = len(scales) * (targets + len(cells))
@@ -128,6 +127,8 @@ def _row(bundle, helper, settings, count, plain: Run, run) -> dict[str, Any] | N
         "depth": tree.depth,
         "tokens_per_call": fast.tokens_per_call,
         "seconds": fast.seconds,
+        "least_seconds": fast.least_seconds,
+        "most_seconds": fast.most_seconds,
         "plain_seconds": plain.seconds,
         "speedup": plain.seconds / fast.seconds,
         "identical": report["identical_to_autoregressive"],
@@ -150,10 +151,10 @@ def drafters_markdown(result: dict[str, Any]) -> str:
         "",
         f"`{result['command']}`",
         "",
-        f"Device: {result['device']}, jax {result['jax']}. {result['pictures']} "
-        f"sequences, {result['batch']} at a time, temperature 1. Tokens per call count "
-        "the prefill as a call; draft cost is one `propose` beside one plain step; "
-        "speedup is against plain decoding in the same run; of bound: what the "
+        f"Device: {result['device']}, jax {result['versions']['jax']}. "
+        f"{result['pictures']} sequences, {result['batch']} at a time, temperature 1. "
+        "Tokens per call count the prefill as a call; draft cost is one `propose` "
+        "beside one plain step; speedup is against plain decoding in the same run; of bound: what the "
         "target's passes must take at least, over the time taken.",
     ]
     keys = sorted({(row["cfg_scale"], row["rule"]) for row in result["rows"]})

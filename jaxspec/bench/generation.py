@@ -18,7 +18,7 @@ from jaxspec.spec.envelopes import Envelope
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify import Coupled
 
-KEYS = ("checkpoint", "batch", "cfg_scale", "tree_name")
+KEYS = ("checkpoint", "batch", "cfg_scale", "tree_name", "tokens", "rule")
 
 
 def bench_generation(
@@ -32,6 +32,7 @@ def bench_generation(
     seed: int = 0,
     forced: float | None = None,
     length: int | None = None,
+    attention: str = "xla",
 ) -> list[dict[str, Any]]:
     """One report (see `generation_report`) for each combination, and what it is of.
 
@@ -48,6 +49,7 @@ def bench_generation(
       seed: of pictures and noise.
       forced: tokens that a round shall emit, see `Forced`; None for what drafts earn.
       length: tokens of each picture; None for all.
+      attention: of the target, see `Transformer`.
 
     Returns:
       Each report with "hits"; "verify_cost" and "draft_cost" of a round in decode
@@ -69,6 +71,7 @@ def bench_generation(
                 guidance=scale,
                 batch=batch,
                 length=length,
+                attention=attention,
                 rule=Coupled() if forced is None else Forced(forced),
             )
 

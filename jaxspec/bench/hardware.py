@@ -12,6 +12,7 @@ from jaxspec.bench.generation import bench_generation, generation_markdown
 from jaxspec.bench.roofline.ceilings import measure_ceilings
 from jaxspec.bench.subjects import find_subject
 from jaxspec.bench.tables import environment
+from jaxspec.bench.timing import noted
 from jaxspec.bench.training import bench_training, training_markdown
 from jaxspec.bench.variants import find_variant
 from jaxspec.bench.verify import bench_verify, verify_markdown
@@ -37,12 +38,9 @@ class Section:
 
 def sections(dtype: str, repeats: int) -> Iterator[Section]:
     """What is measured on this device: on an accelerator, LlamaGen's GPT-XL."""
-    gpu = jax.default_backend() == "gpu"
     small = jax.default_backend() == "cpu"
     grid, tokens = (16, 16) if small else (24, 0)
     size = "gpt-b" if small else "gpt-xl"
-    ways = ["xla", "int8"] if small else ["xla", "pallas", "int8", "pallas+int8"]
-    ways += ["cudnn"] * gpu
     settings = {"grid": grid, "dtype": dtype, "repeats": repeats}
     words = f"--grid {grid} --dtype {dtype} --repeats {repeats}"
 
@@ -62,9 +60,9 @@ def sections(dtype: str, repeats: int) -> Iterator[Section]:
             decode_markdown,
         )
 
-    def verify(nodes, ways):
+    def verify(name, nodes, ways):
         return Section(
-            "verify",
+            name,
             f"bench verify --models {size} --nodes {' '.join(map(str, nodes))} "
             f"--variants {' '.join(ways)} --passes 16 {words}",
             lambda: bench_verify(
@@ -75,6 +73,8 @@ def sections(dtype: str, repeats: int) -> Iterator[Section]:
         )  # fmt: skip
 
     def speculate(model, accept, nodes):
+        length = tokens if accept else 0
+
         def measure():
             bundle = find_subject(model, grid=grid, dtype=dtype)
             tree = f"optimal-{nodes}"
@@ -86,7 +86,7 @@ def sections(dtype: str, repeats: int) -> Iterator[Section]:
                 num=1,
                 repeats=repeats,
                 forced=accept,
-                length=tokens or None,
+                length=length or None,
             )
             ceilings = measure_ceilings(dtype).fields()
             shared = {"dtype": dtype, "repeats": repeats, "ceilings": ceilings}
@@ -95,7 +95,9 @@ def sections(dtype: str, repeats: int) -> Iterator[Section]:
         return Section(
             f"speculate {model}",
             f"bench generate --models {model} --trees optimal-{nodes} --batches 1 "
-            f"--num 1 --accept {accept} {words}" + f" --tokens {tokens}" * bool(tokens),
+            f"--num 1 {words}"
+            + f" --accept {accept}" * bool(accept)
+            + f" --tokens {length}" * bool(length),
             measure,
             generation_markdown,
         )
@@ -112,39 +114,59 @@ def sections(dtype: str, repeats: int) -> Iterator[Section]:
             training_markdown,
         )
 
-    yield decode("decode", [size], [1], ways)
-    yield verify([8] if small else [26, 64], ways[:2])
-    yield speculate(size, 4.2, 8 if small else 64)
-    yield train("default" if small else "gpt-b", 4 if small else 64)
     if small:
-        yield decode("decode default", ["default"], [1, 8], ["xla"], tokens=0)
+        yield speculate("default", None, 5)
+        yield speculate(size, 4.2, 8)
+        yield decode("decode", [size], [1], ["xla", "int8"])
+        yield verify("verify", [8], ["xla"])
+        yield train("default", 4)
+        yield decode(
+            "decode default", ["default"], [1, 8], ["xla", "phases4"], tokens=0
+        )
         return
-    yield decode("decode batch 8", [size], [8], ["xla"])
+    yield speculate(size, 4.2, 64)
+    yield decode("decode", [size], [1], ["xla", "pallas", "int8"])
+    yield verify("verify", [26, 64], ["xla"])
+    yield train("gpt-b", 64)
+    yield speculate("default", None, 58)
+    yield verify("verify by the kernel", [26, 64], ["pallas"])
+    yield decode("decode batch 8", [size], [8], ["xla", "phases4"])
     yield speculate("gpt-l", 4.2, 64)
     yield speculate("gpt-b", 4.2, 64)
 
 
 def bench_hardware(
-    *, dtype: str, repeats: int, minutes: float, say: Callable[[str], None]
+    *,
+    dtype: str,
+    repeats: int,
+    minutes: float,
+    keep: Callable[[dict[str, Any], str], None],
 ) -> dict[str, Any]:
-    """Runs sections until the time is up; those that were not begun are named.
+    """Runs sections until the time is up; a section that fails does not end the run.
 
     Args:
       dtype: of weights and caches.
       repeats: timed runs of each program.
       minutes: no section begins later.
-      say: is told each table as soon as it is there.
+      keep: is given all there is after each section, and the section's table.
 
     Returns:
-      "sections", their reports by name, and "left_out".
+      "sections", their reports by name; "failed", what went wrong in others;
+      "left_out", those that were not begun.
     """
-    began, found, left = time.perf_counter(), {}, []
+    began = time.perf_counter()
+    result = {"minutes": minutes, "sections": {}, "failed": {}, "left_out": []}
+    result = {**result, **environment()}
     for section in sections(dtype, repeats):
         passed = (time.perf_counter() - began) / 60
         if passed >= minutes:
-            left.append(section.name)
+            result["left_out"].append(section.name)
             continue
-        report = {"command": f"jaxspec {section.command} --out STEM"}
-        found[section.name] = {**report, **section.measure()}
-        say(section.markdown(found[section.name]))
-    return {"sections": found, "left_out": left, "minutes": minutes, **environment()}
+        with noted(result["failed"], section.name):
+            command = f"jaxspec {section.command} --out STEM"
+            report = {"command": command, **section.measure()}
+            result["sections"][section.name] = report
+        wrong = result["failed"].get(section.name)
+        text = f"# {section.name}\n\nFailed: {wrong}\n"
+        keep(result, text if wrong else section.markdown(report))
+    return result

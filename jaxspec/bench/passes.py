@@ -10,14 +10,14 @@ import jax.numpy as jnp
 
 from jaxspec.bench.given_drafts import GivenDrafts
 from jaxspec.models.target import make_target
-from jaxspec.models.transformer import TokenPrompt, Transformer
-from jaxspec.spec.cache import tree_mask
+from jaxspec.models.transformer import Transformer, activation_dtype
+from jaxspec.spec.cache import init_cache, tree_mask
 from jaxspec.spec.loop import generate, init_state, spec_step
 from jaxspec.spec.noise import row_keys
 from jaxspec.spec.sampling import active_steps, guide, make_sampling
-from jaxspec.spec.state import Engine
+from jaxspec.spec.state import Engine, SpecState, make_limits
 from jaxspec.spec.tree import Tree
-from jaxspec.typing import Params, PyTree
+from jaxspec.typing import Params
 
 Program = Callable[[], Any]
 GUIDANCE = 2.0
@@ -95,12 +95,18 @@ def tree_passes(
     guided: bool = True,
 ) -> Program:
     """So many passes over the nodes of a tree, behind `filled` slots of every row."""
-    target = make_target(model, guided=guided)
-    prompt = blank_prompt(model, batch, target.streams)
-    room = model.config.sequence_length + tree.size
-    cache = jax.jit(lambda p: target.prefill(p, prompt, room).cache)(params)
-    cache = replace(cache, lengths=jnp.full_like(cache.lengths, filled))
-    tokens = jnp.zeros((target.streams * batch, tree.size), jnp.int32)
+    target, config = make_target(model, guided=guided), model.config
+    rows = target.streams * batch
+    cache = init_cache(
+        config.layers,
+        rows,
+        config.num_kv_heads,
+        model.cache_slots(config.prefix_length + config.sequence_length + tree.size),
+        config.head_size,
+        activation_dtype(params),
+    )
+    cache = replace(cache, lengths=jnp.full(rows, filled, jnp.int32))
+    tokens = jnp.zeros((rows, tree.size), jnp.int32)
 
     def run(params, cache, tokens):
         mask = tree_mask(cache, jnp.asarray(tree.ancestors))
@@ -146,14 +152,9 @@ def rounds(
         "tokens": jnp.zeros((batch, tree.size), jnp.int32),
         "log_q": jnp.zeros((batch, len(tree.internal), engine.target.vocab_size)),
     }
-    begin = jax.jit(partial(init_state, engine))
-    state = begin(params, drafts, prompt, sampling, keys)
-    ahead = filled - state.start[0]
-    state = replace(
-        state,
-        length=state.length + ahead,
-        cache=replace(state.cache, lengths=state.cache.lengths + ahead),
-    )
+    start = model.config.prefix_length
+    given = drafts, prompt, sampling
+    state = _state(engine, filled - start + 1, start, params, *given, keys)
 
     def run(params, state, drafts, prompt, sampling):
         def step(_, state):
@@ -169,7 +170,6 @@ def rounds(
             cache=replace(last.cache, lengths=lengths),
         )
 
-    given = drafts, prompt, sampling
     program = compiled(run, options, params, state, *given, donate=(1,))
     held = [state]
 
@@ -193,12 +193,27 @@ def _rows(batch: int):
     return prompt, make_sampling(batch, guidance=GUIDANCE), row_keys(0, batch)
 
 
-def blank_prompt(model: Transformer, rows: int, streams: int) -> PyTree:
-    """Any prompt; of one token where the model goes on from tokens."""
-    if model.config.condition != "none":
-        return model.blank_prompt(rows)
-    one = jnp.zeros((rows, 1), jnp.int32)
-    return one if streams == 1 else TokenPrompt(one, one)
+def _state(engine: Engine, length: int, start: int, params, *given) -> SpecState:
+    """A state in which every row has drawn `length` tokens; its caches are empty.
+
+    Not computed by `init_state`: a program for the prompt would take as long to compile
+    as the one that is timed.
+    """
+    shapes = jax.eval_shape(partial(init_state, engine), params, *given)
+    keys = given[-1]
+    blank = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype), replace(shapes, keys=(), limits=())
+    )
+    filled = jnp.full_like(blank.cache.lengths, start + length - 1)
+    visible = jnp.ones_like(blank.cache.visible)
+    return replace(
+        blank,
+        keys=jax.random.clone(keys),
+        limits=make_limits(len(keys), engine.max_tokens),
+        start=jnp.full_like(blank.start, start),
+        length=jnp.full_like(blank.length, length),
+        cache=replace(blank.cache, lengths=filled, visible=visible),
+    )
 
 
 def _margin(params: Params) -> float:

@@ -1,6 +1,7 @@
 """What is measured: a bundle by name, in a dtype."""
 
 from dataclasses import replace
+from functools import lru_cache
 
 from jaxspec.bench.synthetic import synthetic_bundle
 from jaxspec.bundle import Bundle, load_bundle
@@ -10,6 +11,7 @@ from jaxspec.models.presets import NAMES
 DEFAULT = "default"
 
 
+@lru_cache(maxsize=3)
 def find_subject(
     name: str,
     *,
@@ -18,7 +20,7 @@ def find_subject(
     int8: bool = False,
     checkpoint: str | None = None,
 ) -> Bundle:
-    """A bundle, "default"; or a published size with random weights.
+    """A bundle, "default"; or a published size with random weights. The last are kept.
 
     Args:
       name: "default" or one of `models.presets.NAMES`.

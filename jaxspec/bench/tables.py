@@ -76,8 +76,10 @@ def compared(
         f"Against `{before.get('command', 'an earlier report')}` on "
         f"{before['device']}, jax {before['versions']['jax']}: time now over time then."
     )
-    if before["device"] != result["device"]:
-        words += " The devices differ."
+    for name in ("device", "dtype", "compiler_options"):
+        then, now = before.get(name), result.get(name)
+        if then != now:
+            words += f" The {name} was {then}, and is {now}."
     if not rows:
         return words + " No row is in both.\n"
     return f"{words}\n\n" + table([*keys, "ratio"], rows)

@@ -23,7 +23,7 @@ from jaxspec.train import prior as priors
 from jaxspec.train.experiment import DrafterTrainingConfig, PriorTrainingConfig
 from jaxspec.train.optimizer import begin
 
-KEYS = ("model", "part", "batch")
+KEYS = ("model", "part", "batch", "tokens")
 
 
 def bench_training(
@@ -148,7 +148,8 @@ def training_markdown(result: dict[str, Any]) -> str:
     words = (
         "A step of `jaxspec train` on random codes. Operations of a prior are the "
         "model's own, three times a forward pass (model-FLOPs utilisation); those of a "
-        "drafter, which also runs its frozen target, are the compiler's count."
+        "drafter, which also runs its frozen target, are the compiler's count, which "
+        "may leave out products that a library computes."
     )
     columns = ["model", "part", "batch", "tokens each", "ms a step", "least to most"]
     columns += ["tokens/s", "achieved"]

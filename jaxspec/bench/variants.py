@@ -46,4 +46,6 @@ def find_variant(name: str) -> Variant:
         else:
             known = ", ".join((*ATTENTION, "int8", "phasesN"))
             raise ConfigError(f"unknown variant {part!r}; join some of {known} by +")
+    if attention == "pallas" and phases > 1:
+        raise ConfigError("pallas reads only what is filled: it needs no phases")
     return Variant(attention, int8, phases)

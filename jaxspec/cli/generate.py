@@ -84,6 +84,13 @@ def add_parser(commands) -> None:
         "drawn side by side, compiled N times as long (default: 1)",
     )
     group.add_argument(
+        "--attention",
+        choices=("xla", "pallas", "cudnn"),
+        default="xla",
+        help="over caches: XLA's, a kernel that reads only what is filled (GPU, TPU), "
+        "or cuDNN's (NVIDIA, bfloat16) (default: %(default)s)",
+    )
+    group.add_argument(
         "--int8",
         action="store_true",
         help="hold matrices in 8 bits, one scale a column: other pictures, of a "
@@ -172,6 +179,7 @@ def run(arguments: argparse.Namespace) -> None:
         guidance=arguments.cfg_scale,
         guidance_interval=arguments.cfg_interval,
         phases=1 if arguments.phases is None else arguments.phases,
+        attention=arguments.attention,
         batch=default_batch() if arguments.batch is None else arguments.batch,
         rule=find_rule(arguments.rule),
     )

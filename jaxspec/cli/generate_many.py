@@ -106,6 +106,7 @@ def _draw(
         top_p=arguments.top_p,
         guidance=arguments.cfg_scale,
         guidance_interval=arguments.cfg_interval,
+        attention=arguments.attention,
         batch=rows,
         rule=find_rule(arguments.rule),
     )

@@ -2,8 +2,8 @@
 
 Each program reads one block of slots of one key/value head and row, and leaves a
 partial softmax: its largest score, its sum and its weighted values (flash decoding).
-Blocks behind a row's last visible slot are skipped, so time follows what is filled and
-not what is allocated. A small reduction outside joins the parts.
+Keys and values behind a row's last visible slot are not read; what is left there is an
+empty part. A small reduction outside joins the parts.
 """
 
 from functools import partial
@@ -62,12 +62,12 @@ def kernel_attend(
             f"a cache of {slots} slots: the attention kernel needs a multiple of "
             f"{BLOCKS[-1]}; attention='xla' takes any"
         )
-    if backend == "triton" and size & (size - 1):
-        raise ConfigError(
-            f"heads of {size}: the attention kernel needs a power of two on a GPU; "
-            "attention='xla' takes any"
-        )
     groups, padded = heads // kv_heads, _LEAST_QUERIES
+    if backend == "triton" and (size & (size - 1) or groups & (groups - 1)):
+        raise ConfigError(
+            f"heads of {size}, {groups} of them a key/value head: on a GPU the "
+            "attention kernel needs powers of two; attention='xla' takes any"
+        )
     while padded < length:
         padded *= 2
     fill = padded - length
@@ -80,7 +80,8 @@ def kernel_attend(
     best, total = best[..., 0, :], total[..., 0, :]
     weight = jnp.exp(best - jnp.max(best, axis=2, keepdims=True))
     values = jnp.sum(values * weight[..., None], axis=2)
-    out = values / jnp.sum(total * weight, axis=2)[..., None]
+    total = jnp.maximum(jnp.sum(total * weight, axis=2), 1e-30)  # 0: sees nothing
+    out = values / total[..., None]
     out = einops.rearrange(out.astype(v.dtype), "r k (g t) f -> r t (k g f)", t=padded)
     return out[:, :length]
 
@@ -146,7 +147,8 @@ def _kernel(
     """One block: scores, their largest, the sum of their exponentials, the values."""
     row, part = pl.program_id(0), pl.program_id(2)
     inside = part * block < reach[row]
-    precision = jax.lax.Precision.HIGHEST if precise else None
+    # Not None, which would take the engine's "highest" for short floats, too.
+    exact = jax.lax.Precision.HIGHEST if precise else jax.lax.Precision.DEFAULT
 
     @pl.when(inside)
     def _():
@@ -155,7 +157,7 @@ def _kernel(
             queries,
             keys,
             (((1,), (1,)), ((), ())),
-            precision=precision,
+            precision=exact,
             preferred_element_type=jnp.float32,
         )
         scores *= queries.shape[-1] ** -0.5
@@ -172,7 +174,7 @@ def _kernel(
             weights.astype(v.dtype),
             v[0, 0],
             (((1,), (0,)), ((), ())),
-            precision=precision,
+            precision=exact,
             preferred_element_type=jnp.float32,
         )
 

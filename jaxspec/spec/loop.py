@@ -341,8 +341,11 @@ def generate(
     """
 
     def running(state: SpecState, end: int) -> Array:
-        fits = jnp.all(state.length <= end)  # also rows that are done write their junk
-        return agreed(jnp.any(~state.done) & fits)
+        going = agreed(jnp.any(~state.done))
+        if end == engine.max_tokens:
+            return going
+        # Also rows that are done write their junk; no group may lack room for it.
+        return going & ~agreed(jnp.any(state.length > end))
 
     def step(state: SpecState) -> SpecState:
         return spec_step(

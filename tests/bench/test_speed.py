@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.bench import passes
+from jaxspec.bench import hardware, passes
+from jaxspec.bench.hardware import Section, sections
 from jaxspec.bench.roofline.ceilings import Ceilings, measure_ceilings
 from jaxspec.bench.roofline.work import (
     Work,
@@ -22,6 +23,7 @@ from jaxspec.bench.tables import compared
 from jaxspec.bench.timing import side_by_side
 from jaxspec.bench.variants import Variant, find_variant
 from jaxspec.cli import main
+from jaxspec.cli.main import build_parser
 from jaxspec.config import TransformerConfig
 from jaxspec.drafters.kinds import make_drafter
 from jaxspec.errors import ConfigError
@@ -150,6 +152,8 @@ def test_variants_have_names():
     assert find_variant("xla").words == ""
     with pytest.raises(ConfigError, match="unknown variant 'fast'"):
         find_variant("fast")
+    with pytest.raises(ConfigError, match="needs no phases"):
+        find_variant("pallas+phases2")
 
 
 def test_reports_are_compared_row_by_row():
@@ -159,7 +163,7 @@ def test_reports_are_compared_row_by_row():
 
     text = compared(report("cpu", a=3.0, b=1.0), report("gpu", a=2.0, c=1.0), ["way"])
     assert "| a | 1.500 |" in text and "| b |" not in text
-    assert "The devices differ." in text
+    assert "The device was gpu, and is cpu." in text
     assert "No row is in both" in compared(report("x", a=1.0), report("x"), ["way"])
 
 
@@ -217,3 +221,59 @@ def test_what_cannot_be_measured_is_told_in_one_line(case, tmp_path, capsys):
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu", "tpu"])
+def test_the_run_over_everything_knows_what_it_measures(device, monkeypatch):
+    """Names and commands for any device; the commands are ones that users can give."""
+    monkeypatch.setattr(jax, "default_backend", lambda: device)
+    found = list(sections("bfloat16", 3))
+    assert len({section.name for section in found}) == len(found)
+    for section in found:
+        words = [*section.command.split(), "--out", "x"]
+        arguments = build_parser().parse_args(words)
+        assert arguments.command == "bench"
+        for name in getattr(arguments, "variants", []):
+            find_variant(name)
+    assert any("gpt-xl" in section.command for section in found) == (device != "cpu")
+
+
+def test_a_section_that_fails_or_comes_late_does_not_end_the_run(monkeypatch):
+    def broken():
+        raise RuntimeError("no such kernel\nand much more")
+
+    def slow():
+        clock[0] += 100.0
+        return {"rows": []}
+
+    clock, told = [0.0], []
+    monkeypatch.setattr(hardware.time, "perf_counter", lambda: clock[0])
+    parts = {"a": broken, "b": slow, "c": slow}
+    made = [
+        Section(name, f"bench {name}", measure, lambda report: report["command"])
+        for name, measure in parts.items()
+    ]
+    monkeypatch.setattr(hardware, "sections", lambda *_: made)
+    result = hardware.bench_hardware(
+        dtype="float32",
+        repeats=1,
+        minutes=1.5,
+        keep=lambda result, table: told.append((table, list(result["sections"]))),
+    )
+    assert result["failed"] == {"a": "RuntimeError: no such kernel"}
+    assert result["left_out"] == ["c"]
+    assert list(result["sections"]) == ["b"]
+    # What is there is handed over after each section.
+    assert told[0][1] == [] and "no such kernel" in told[0][0]
+    assert told[1] == ("jaxspec bench b --out STEM", ["b"])
+
+
+def test_ways_that_fail_are_left_out_and_named():
+    def broken():
+        raise ValueError("no compiler")
+
+    failed = {}
+    times = side_by_side({"a": broken, "b": lambda: None}, 1, failed=failed)
+    assert list(times) == ["b"] and failed == {"a": "ValueError: no compiler"}
+    with pytest.raises(ValueError, match="no compiler"):
+        side_by_side({"a": broken}, 1)

@@ -82,9 +82,17 @@ def test_it_lowers_for_gpus_and_tpus(dtype, length):
         ("mosaic", "tpu", "tpu_custom_call"),
     ):
         function = jax.jit(partial(kernel_attend, backend=backend))
-        with jax.sharding.use_abstract_mesh(mesh):
+        precise = jax.default_matmul_precision("highest")  # as inside the engine
+        with jax.sharding.use_abstract_mesh(mesh), precise:
             lowered = function.trace(*shapes).lower(lowering_platforms=(platform,))
         assert lowered.as_text().count(name) == 1
+
+
+def test_rows_that_see_nothing_are_finite():
+    q, k, v, mask = arrays(2, 3, 2, 2, 64, 8)
+    out = kernel_attend(q, k, v, mask.at[1].set(False))
+    assert np.isfinite(out).all()
+    np.testing.assert_allclose(out[0], attend(q, k, v, mask)[0], atol=2e-6)
 
 
 def test_a_model_draws_the_same_tokens_with_it():
@@ -119,7 +127,11 @@ WRONG = {
     ),
     "odd heads on a GPU": (
         lambda: kernel_attend(*arrays(1, 1, 1, 1, 32, 100), backend="triton"),
-        "a power of two",
+        "needs powers of two",
+    ),
+    "odd groups on a GPU": (
+        lambda: kernel_attend(*arrays(1, 1, 6, 2, 32, 8), backend="triton"),
+        "3 of them a key/value head",
     ),
     "unknown way": (
         lambda: Transformer(TransformerConfig(), "flash"),

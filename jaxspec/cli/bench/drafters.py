@@ -3,11 +3,14 @@
 import argparse
 
 from jaxspec.cli.bench.output import (
+    add_compare,
     add_numbers,
     add_out,
     check_numbers,
     check_out,
     command_line,
+    read_report,
+    write_report,
 )
 from jaxspec.cli.options import add_checkpoint
 
@@ -81,6 +84,7 @@ def add_parser(measurements) -> None:
         action="store_true",
         help="go on with the numbers in OUT.json: measure only the rows they lack",
     )
+    add_compare(parser)
     add_out(parser, *SUFFIXES)
     parser.set_defaults(run=run)
 
@@ -95,15 +99,17 @@ def run(arguments: argparse.Namespace) -> None:
     if min(arguments.nodes) < 2:
         raise ConfigError("--nodes: a tree with drafts has at least 2 nodes")
     check_out(arguments.out, *SUFFIXES)
+    before = read_report(arguments.compare)
 
     from jaxspec.bench.drafters import (
+        KEYS,
         bench_drafters,
         drafters_markdown,
         drafters_plot,
     )
     from jaxspec.bundle import load_bundle
     from jaxspec.helpers import find_helper
-    from jaxspec.images import png_bytes, write_file
+    from jaxspec.images import write_file
     from jaxspec.pipeline import Settings, spread_classes
     from jaxspec.report import json_bytes
     from jaxspec.rules import find_rule
@@ -156,11 +162,14 @@ def run(arguments: argparse.Namespace) -> None:
         known=read_rows(arguments.out + ".json", settings) if arguments.resume else (),
         keep=keep,
     )
-    keep(result)
-    result = {"command": command, **result}
-    write_file(arguments.out + ".md", drafters_markdown(result).encode())
-    write_file(arguments.out + ".png", png_bytes(drafters_plot(result)))
-    print(drafters_markdown(result))
+    write_report(
+        arguments.out,
+        command,
+        result,
+        drafters_markdown,
+        plot=drafters_plot,
+        compare=(before, KEYS),
+    )
 
 
 def read_rows(file: str, settings) -> list[dict]:

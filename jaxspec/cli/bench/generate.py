@@ -11,7 +11,16 @@ from jaxspec.cli.bench.output import (
 )
 from jaxspec.cli.bench.speed import SUFFIXES, add_speed, shown, speed_options
 
-NAMES = ("trees", "batches", "cfg-scales", "num", "tokens", "accept", "seed")
+NAMES = (
+    "trees",
+    "batches",
+    "cfg-scales",
+    "num",
+    "tokens",
+    "accept",
+    "attention",
+    "seed",
+)
 
 
 def add_parser(measurements) -> None:
@@ -63,6 +72,15 @@ def add_parser(measurements) -> None:
         help="force rounds to emit so many tokens on average, whatever was drafted: "
         "measures the loop without a trained drafter, pictures mean nothing",
     )
+    parser.add_argument(
+        "--attention",
+        choices=("xla", "pallas", "cudnn"),
+        default="xla",
+        help="over caches, see `jaxspec generate --help` (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--int8", action="store_true", help="matrices in eight bits, see generate"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="(default: 0)")
     parser.set_defaults(run=run)
 
@@ -97,6 +115,7 @@ def run(arguments: argparse.Namespace) -> None:
             grid=options["grid"],
             dtype=options["dtype"],
             checkpoint=options["checkpoint"],
+            int8=arguments.int8,
         )
         depth = deepest(own_helper(bundle).drafter)
         trees = {"default": default_tree(max_depth=depth)}
@@ -112,6 +131,7 @@ def run(arguments: argparse.Namespace) -> None:
             seed=arguments.seed,
             forced=arguments.accept,
             length=arguments.tokens,
+            attention=arguments.attention,
         )
     arguments.cfg_scales = [f"{scale:g}" for scale in arguments.cfg_scales]
     result = {
@@ -123,7 +143,8 @@ def run(arguments: argparse.Namespace) -> None:
     }
     write_report(
         arguments.out,
-        command_line("bench generate", shown(arguments, *NAMES)),
+        command_line("bench generate", shown(arguments, *NAMES))
+        + " --int8" * arguments.int8,
         result,
         generation_markdown,
         plot=generation_plot,

@@ -131,6 +131,7 @@ def read_report(file: str | None) -> dict[str, Any] | None:
         with open(file) as opened:
             report = json.load(opened)
         _ = [row["seconds"] for row in report["rows"]], report["device"]
+        _ = report["versions"]["jax"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"'{file}' is no report of this measurement ({type(error).__name__}: "

@@ -65,7 +65,7 @@ def speed_options(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
       ConfigError: an option makes no sense.
     """
-    check_numbers(arguments, "repeats", grid=2)
+    check_numbers(arguments, "repeats", grid=3)
     from jaxspec.device import default_dtype
 
     found = {
