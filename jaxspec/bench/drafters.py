@@ -154,8 +154,8 @@ def drafters_markdown(result: dict[str, Any]) -> str:
         f"Device: {result['device']}, jax {result['versions']['jax']}. "
         f"{result['pictures']} sequences, {result['batch']} at a time, temperature 1. "
         "Tokens per call count the prefill as a call; draft cost is one `propose` "
-        "beside one plain step; speedup is against plain decoding in the same run; of bound: what the "
-        "target's passes must take at least, over the time taken.",
+        "beside one plain step; speedup is against plain decoding in the same run; of "
+        "bound: what the target's passes must take at least, over the time taken.",
     ]
     keys = sorted({(row["cfg_scale"], row["rule"]) for row in result["rows"]})
     for scale, rule in keys:
