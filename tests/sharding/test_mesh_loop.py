@@ -3,6 +3,7 @@
 Every rule and more drafters: `pytest -m slow tests/sharding`.
 """
 
+from dataclasses import replace
 from functools import lru_cache, partial
 
 import jax
@@ -166,6 +167,16 @@ def test_any_mesh_draws_what_one_device_draws_plainly(name, mesh):
     drafter, tree, params = DRAFTERS[name]
     params = params and params(drafter)
     mine = on_mesh(make_mesh(*mesh), engine_of(drafter, tree), params)
+    assert_same(mine, alone(engine_of()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [(2, 4), (4, 2)])
+def test_caches_of_all_groups_grow_before_any_row_lacks_room(mesh):
+    """Groups of several devices loop in step; the fastest row says when to grow."""
+    engine = engine_of(TableDrafter(), TREE)
+    fast = replace(engine, phases=4, tree=Tree.chain(4))
+    mine = on_mesh(make_mesh(*mesh), fast, TABLE)
     assert_same(mine, alone(engine_of()))
 
 
