@@ -9,6 +9,7 @@ import jax
 from jaxspec.bench.roofline.ceilings import Ceilings
 from jaxspec.checkpoint import abstract_params, named_leaves
 from jaxspec.config import TransformerConfig
+from jaxspec.drafters.block_diffusion import BlockDiffusion
 from jaxspec.nn.quantize import SCALE, quantized
 
 # Tables of which a pass reads a few rows.
@@ -100,6 +101,38 @@ def training_work(config: TransformerConfig, *, rows: int, tokens: int) -> Work:
     heads = config.layers * config.heads * config.head_size
     forward = 2 * count * rows * tokens + 2 * rows * heads * tokens**2
     return Work(0.0, 3.0 * forward)
+
+
+def block_training_work(
+    drafter: BlockDiffusion, *, rows: int, tokens: int, anchors: int
+) -> Work:
+    """One training step of a block drafter: its own, and its frozen target's forward.
+
+    Every matrix of the drafter counts three times, for the positions it is applied to:
+    the context's, the blocks', or both; the target's head, which has no gradient of its
+    own, twice.
+
+    Args:
+      drafter: with its target.
+      rows: sequences.
+      tokens: of each.
+      anchors: blocks in each sequence.
+    """
+    config, target = drafter.config, drafter.target
+    context, block = rows * tokens, rows * anchors * config.block_size
+    own = jax.eval_shape(drafter.init_params, jax.random.key(0))
+    total = 0.0
+    for path, x in named_leaves(own):
+        if x.ndim < 2 or path in ("markov_in", "mask_rows"):
+            continue
+        both = "/key/" in path or "/value/" in path
+        places = context if "project" in path else block + both * context
+        total += 6.0 * x.size * places
+    total += 4.0 * target.width * target.vocab_size * block
+    visible = tokens / 2 + config.block_size / 2
+    total += 12.0 * block * visible * config.layers * config.heads * config.head_size
+    forward = training_work(target, rows=rows, tokens=tokens).flops / 3
+    return Work(0.0, total + forward)
 
 
 def counted(compiled: Any) -> dict[str, float]:
