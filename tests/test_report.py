@@ -28,6 +28,8 @@ def run(tokens, calls):
         proposed=np.array([4]),
         rescored=0,
         seconds=calls / 2,
+        least_seconds=calls / 2,
+        most_seconds=calls / 2,
         compile_seconds=1.0,
     )
 

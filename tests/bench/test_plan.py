@@ -42,6 +42,8 @@ def planned(monkeypatch, cost):
         proposed=np.zeros(16, int),
         rescored=0,
         seconds=1.0,
+        least_seconds=1.0,
+        most_seconds=1.0,
         compile_seconds=1.0,
     )
     monkeypatch.setattr(plan, "draw", lambda *_, **__: seen)
