@@ -76,4 +76,4 @@ def test_plan_is_also_an_option(monkeypatch, capsys):
     assert "best: 8 nodes" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["bench"])
-    assert "say what: generate, stream, plan" in capsys.readouterr().err
+    assert "say what: generate, decode, verify" in capsys.readouterr().err
