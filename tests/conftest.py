@@ -23,7 +23,12 @@ if jax.__version__.startswith("0.10."):
 
 jax.config.update("jax_num_cpu_devices", 8)
 # Modules that take minutes go first, so that no worker is left alone with one.
-HEAVY = ("tests/train/", "tests/drafters/", "tests/parity/test_language_models")
+HEAVY = (
+    "tests/train/",
+    "tests/drafters/",
+    "tests/bench/test_speed",
+    "tests/parity/test_language_models",
+)
 
 
 def pytest_collection_modifyitems(items):

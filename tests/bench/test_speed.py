@@ -83,7 +83,7 @@ def test_the_formula_counts_the_operations_that_the_compiler_counts():
 
 
 def test_a_drafters_step_is_counted_as_the_compiler_counts_it():
-    """Less what is masked: the compiler counts whole squares of attention."""
+    """Less what is masked: the compiler counts all rows of all blocks by each other."""
     _, drafter = make_drafter(block_config(TINY), TINY)
     settings = DrafterTrainingConfig(steps=9, batch=4)
     state = begin(settings, drafter.init_params(jax.random.key(0)))
@@ -91,8 +91,11 @@ def test_a_drafters_step_is_counted_as_the_compiler_counts_it():
     given = state, synthetic_params(TINY, "float32"), 0, (codes, labels, None)
     step = jax.jit(make_step(drafter, settings, {})).lower(*given).compile()
     work = block_training_work(drafter, rows=4, tokens=64, anchors=ANCHORS)
-    ratio = work.flops / counted(step)["counted_flops"]
-    assert 0.7 < ratio < 1.0
+    size, layers = drafter.config.block_size, drafter.config.layers
+    masked = 64 + ANCHORS * size - (64 + size) / 2
+    masked = Work(0, 12 * 4 * ANCHORS * size * masked * layers * TINY.width)
+    counts = counted(step)["counted_flops"]
+    assert (work + masked).flops == pytest.approx(counts, rel=0.1)
 
 
 def test_the_bound_is_the_larger_of_two():
@@ -108,7 +111,7 @@ def test_ceilings_are_measured_once():
     assert found.bytes_per_second > 1e8 and found.flops_per_second > 1e9
 
 
-@pytest.mark.parametrize("tokens", [1.0, 2.5, 4.0])
+@pytest.mark.parametrize("tokens", [1.0, 3.5])
 def test_forced_rounds_emit_as_many_tokens_as_they_are_told(tokens):
     """Whatever the drafter, here one that was never trained."""
     _, drafter = make_drafter(block_config(TINY), TINY)

@@ -49,7 +49,11 @@ def pictures(folder):
     return np.stack([np.asarray(Image.open(file)) for file in files])
 
 
-@pytest.mark.parametrize("devices", [[], ["--mesh", "2x4"]], ids=str)
+@pytest.mark.parametrize(
+    "devices",
+    [[], pytest.param(["--mesh", "2x4"], marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_every_line_gets_the_picture_of_its_number_and_seed(
     bundle, wanted, tmp_path, devices, capsys
 ):

@@ -292,6 +292,7 @@ def plain_tokens():
 
 # Variants of others here.
 LONG = (
+    "eagle-1",
     "eagle-2",
     "eagle-1, best first",
     "eagle-3, trimmed",

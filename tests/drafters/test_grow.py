@@ -52,7 +52,7 @@ def make_round(rows, tree, selection, seed=0, **options):
     )
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(trees(), st.integers(0, 2**31 - 1))
 def test_grown_tables_equal_those_of_the_same_static_tree(tree, seed):
     """The same shape, given as data, yields the same tables as a static tree."""

@@ -146,7 +146,10 @@ def test_a_context_in_pieces_is_the_same_context(name):
     agree(pieces, at_once)
 
 
-@pytest.mark.parametrize("name", ["eagle-1", "eagle-3", "hydra++", "block"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("eagle-1", marks=pytest.mark.slow), "eagle-3", "hydra++", "block"],
+)
 def test_a_node_depends_on_its_own_path_alone(name):
     drafter, _, params = feature_drafters()[name]
     features = jax.random.normal(

@@ -32,7 +32,7 @@ def arrays(rows, length, heads, kv_heads, slots, size, dtype="float32", seed=0):
     return q, k, v, mask.at[:, :, 0].set(True)
 
 
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(
     rows=st.integers(1, 3),
     length=st.integers(1, 40),
@@ -68,7 +68,7 @@ def test_blocks_behind_the_last_visible_slot_are_not_read():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("length", [1, 26, 64])
+@pytest.mark.parametrize("length", [1, 64])
 def test_it_lowers_for_gpus_and_tpus(dtype, length):
     """GPT-XL's shapes; whether it runs there, and how fast, an accelerator must say."""
     shapes = jax.tree.map(

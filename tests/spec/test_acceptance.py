@@ -145,6 +145,7 @@ def test_more_and_distinct_drafts_are_accepted_more_often_over_many_tokens():
     assert distinct[1, 2] > 5 * independent[1, 2]  # a sharp drafter repeats itself
 
 
+@pytest.mark.slow
 @DRAWINGS
 def test_single_precision_is_enough_over_many_tokens(with_replacement):
     single = over_drafts(*large_pair(jnp.float32), with_replacement)

@@ -711,10 +711,14 @@ def test_both_sides_of_a_speedup_are_measured_alike(monkeypatch):
             proposed=np.zeros(count, int),
             rescored=0,
             seconds=3.0 / tree.size,
+            least_seconds=3.0 / tree.size,
+            most_seconds=3.0 / tree.size,
             compile_seconds=9.0,
         )
 
     monkeypatch.setattr(generation, "draw", measured)
+    costs = {"verify_cost": 1.5, "draft_cost": 0.5}
+    monkeypatch.setattr(generation, "round_costs", lambda *_: costs)
     bundle = load_bundle()
     trees = {"a": tree, "b": Tree.chain(3)}
     rows = generation.bench_generation(bundle, trees, [1, 4], [2.0], num=4, repeats=3)
