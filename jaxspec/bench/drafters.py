@@ -14,7 +14,7 @@ from jaxspec.bench.tables import environment
 from jaxspec.bundle import Bundle
 from jaxspec.errors import ConfigError
 from jaxspec.helpers import Helper
-from jaxspec.pipeline import Run, Settings, draw
+from jaxspec.pipeline import Run, Settings, batches_of, draw
 from jaxspec.report import generation_report
 from jaxspec.rules import find_rule, rule_words
 from jaxspec.spec.envelopes import Envelope
@@ -133,15 +133,11 @@ def _row(bundle, helper, settings, count, plain: Run, run) -> dict[str, Any] | N
         "speedup": plain.seconds / fast.seconds,
         "identical": report["identical_to_autoregressive"],
         "drafter_cost": draft_timing(bundle, settings, tree, helper).median
-        / (plain.seconds / plain.calls.max() / _batches(settings)),
+        / (plain.seconds / plain.calls.max() / batches_of(bundle, settings)[0]),
         **target_bound(bundle, settings, tree, fast, helper),
         "parameters": helper.size,
         "trained_seconds": helper.trained_seconds,
     }
-
-
-def _batches(settings: Settings) -> int:
-    return -(-len(settings.classes) // settings.batch)
 
 
 def drafters_markdown(result: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from jaxspec.config import TransformerConfig
 from jaxspec.errors import ConfigError
 from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
-from jaxspec.nn.attention import attend
+from jaxspec.nn.attention import ATTENTION, attend, cudnn_attend
 from jaxspec.nn.attention_kernel import kernel_attend
 from jaxspec.spec.loop import generate
 from jaxspec.spec.named_trees import named_tree
@@ -147,18 +147,14 @@ def test_what_it_cannot_take_is_told(case):
         wrong()
 
 
-def test_cudnn_is_for_gpus(monkeypatch):
+def test_cudnn_is_for_gpus():
     with pytest.raises(ConfigError, match="on NVIDIA GPUs"):
-        from jaxspec.nn.attention import cudnn_attend
-
         cudnn_attend(*arrays(1, 1, 1, 1, 32, 8))
 
 
 @pytest.mark.accelerator
 @pytest.mark.parametrize("way", ["pallas", "cudnn"])
 def test_accelerators_attend_alike(way):
-    from jaxspec.nn.attention import ATTENTION
-
     given = arrays(2, 26, 20, 20, 640, 64, jnp.bfloat16)
     expected = attend(*(x.astype(jnp.float32) for x in given[:3]), given[3])
     out = ATTENTION[way](*given).astype(jnp.float32)
