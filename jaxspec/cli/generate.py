@@ -2,7 +2,13 @@
 
 import argparse
 
-from jaxspec.cli.options import add_checkpoint, add_devices, add_sampling
+from jaxspec.cli.options import (
+    add_attention,
+    add_checkpoint,
+    add_devices,
+    add_int8,
+    add_sampling,
+)
 
 
 def add_parser(commands) -> None:
@@ -83,19 +89,8 @@ def add_parser(commands) -> None:
         help="let the cache grow in so many steps: faster where many pictures are "
         "drawn side by side, compiled N times as long (default: 1)",
     )
-    group.add_argument(
-        "--attention",
-        choices=("xla", "pallas", "cudnn"),
-        default="xla",
-        help="over caches: XLA's, a kernel that reads only what is filled (GPU, TPU), "
-        "or cuDNN's (NVIDIA, bfloat16) (default: %(default)s)",
-    )
-    group.add_argument(
-        "--int8",
-        action="store_true",
-        help="hold matrices in 8 bits, one scale a column: other pictures, of a "
-        "slightly different model; speculative and plain ones are the same",
-    )
+    add_attention(group)
+    add_int8(group)
     parser.add_argument(
         "--out",
         metavar="FILE",

@@ -14,6 +14,27 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_attention(parser) -> None:
+    """`--attention`, on a parser or a group of one."""
+    parser.add_argument(
+        "--attention",
+        choices=("xla", "pallas", "cudnn"),
+        default="xla",
+        help="over caches: XLA's, a kernel that reads only what is filled (GPU, TPU), "
+        "or cuDNN's (NVIDIA, bfloat16) (default: %(default)s)",
+    )
+
+
+def add_int8(parser) -> None:
+    """`--int8`, likewise."""
+    parser.add_argument(
+        "--int8",
+        action="store_true",
+        help="hold matrices in 8 bits, one scale a column: other pictures, of a "
+        "slightly different model; speculative and plain ones are the same",
+    )
+
+
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     """Temperature, filters, guidance."""
     group = parser.add_argument_group("sampling")

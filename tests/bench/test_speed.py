@@ -232,6 +232,7 @@ WRONG = {
     "no such file": (["--compare", "nowhere.json"], "is no report of this measurement"),
     "no option": (["--compiler-options", "fast"], "is no KEY=VALUE"),
     "no repeats": (["--repeats", "0"], "--repeats 0 must be at least 1"),
+    "no batch": (["--batches", "4", "0"], "--batches 0 must be at least 1"),
 }
 
 

@@ -3,6 +3,8 @@
 import argparse
 
 from jaxspec.cli.bench.output import (
+    add_lists,
+    add_numbers,
     check_numbers,
     check_out,
     command_line,
@@ -24,21 +26,8 @@ def add_parser(measurements) -> None:
         "--variants xla pallas int8 --out decode",
     )
     add_speed(parser)
-    parser.add_argument(
-        "--batches",
-        nargs="+",
-        type=int,
-        default=[1],
-        metavar="N",
-        help="pictures side by side; guided, so twice as many rows (default: 1)",
-    )
-    parser.add_argument(
-        "--tokens",
-        type=int,
-        default=0,
-        metavar="N",
-        help="of each picture, at most; 0 is all (default: 0)",
-    )
+    add_lists(parser, batches=([1], "pictures side by side; rows are twice as many"))
+    add_numbers(parser, tokens=(0, "of each picture, at most; 0 is all"))
     parser.add_argument(
         "--no-peers", action="store_true", help="leave PyTorch out of it"
     )
@@ -48,7 +37,7 @@ def add_parser(measurements) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Runs the sub-command."""
     options = speed_options(arguments)
-    check_numbers(arguments, tokens=0)
+    check_numbers(arguments, "batches", tokens=0)
     check_out(arguments.out, *SUFFIXES)
     before = read_report(arguments.compare)
 

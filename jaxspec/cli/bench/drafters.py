@@ -4,6 +4,7 @@ import argparse
 
 from jaxspec.cli.bench.output import (
     add_compare,
+    add_lists,
     add_numbers,
     add_out,
     check_numbers,
@@ -38,14 +39,7 @@ def add_parser(measurements) -> None:
         help="see `jaxspec generate --help`; folders are told by their last name "
         f"(default: {' '.join(DEFAULT)})",
     )
-    parser.add_argument(
-        "--nodes",
-        nargs="+",
-        type=int,
-        default=[16, 57, 128],
-        metavar="N",
-        help="sizes of trees (default: 16 57 128)",
-    )
+    add_lists(parser, nodes=([16, 57, 128], "sizes of trees"))
     parser.add_argument(
         "--cfg-scales",
         nargs="+",
@@ -93,11 +87,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Runs the sub-command."""
     from pathlib import Path
 
-    from jaxspec.errors import ConfigError
-
-    check_numbers(arguments, "num", "batch", "repeats")
-    if min(arguments.nodes) < 2:
-        raise ConfigError("--nodes: a tree with drafts has at least 2 nodes")
+    check_numbers(arguments, "num", "batch", "repeats", nodes=2)
     check_out(arguments.out, *SUFFIXES)
     before = read_report(arguments.compare)
 

@@ -3,6 +3,8 @@
 import argparse
 
 from jaxspec.cli.bench.output import (
+    add_lists,
+    add_numbers,
     check_numbers,
     check_out,
     command_line,
@@ -10,6 +12,7 @@ from jaxspec.cli.bench.output import (
     write_report,
 )
 from jaxspec.cli.bench.speed import SUFFIXES, add_speed, shown, speed_options
+from jaxspec.cli.options import add_attention, add_int8
 
 NAMES = (
     "trees",
@@ -44,14 +47,6 @@ def add_parser(measurements) -> None:
         help="see `jaxspec generate --help` (default: the device's default tree)",
     )
     parser.add_argument(
-        "--batches",
-        nargs="+",
-        type=int,
-        default=[8],
-        metavar="N",
-        help="pictures side by side (default: 8)",
-    )
-    parser.add_argument(
         "--cfg-scales",
         nargs="+",
         type=float,
@@ -59,9 +54,8 @@ def add_parser(measurements) -> None:
         metavar="S",
         help="guidance scales (default: 2)",
     )
-    parser.add_argument(
-        "--num", type=int, default=64, metavar="N", help="pictures (default: 64)"
-    )
+    add_lists(parser, batches=([8], "pictures side by side"))
+    add_numbers(parser, num=(64, "pictures"), seed=(0, "of pictures and noise"))
     parser.add_argument(
         "--tokens", type=int, metavar="N", help="of each picture (default: all)"
     )
@@ -72,23 +66,15 @@ def add_parser(measurements) -> None:
         help="force rounds to emit so many tokens on average, whatever was drafted: "
         "measures the loop without a trained drafter, pictures mean nothing",
     )
-    parser.add_argument(
-        "--attention",
-        choices=("xla", "pallas", "cudnn"),
-        default="xla",
-        help="over caches, see `jaxspec generate --help` (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--int8", action="store_true", help="matrices in eight bits, see generate"
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="(default: 0)")
+    add_attention(parser)
+    add_int8(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the sub-command."""
     options = speed_options(arguments)
-    check_numbers(arguments, "num")
+    check_numbers(arguments, "num", "batches")
     if arguments.tokens is not None:
         check_numbers(arguments, "tokens")
     check_out(arguments.out, *SUFFIXES)

@@ -41,8 +41,21 @@ def add_numbers(parser: argparse.ArgumentParser, **numbers: tuple[int, str]) -> 
         )
 
 
+def add_lists(parser: argparse.ArgumentParser, **lists: tuple[list[int], str]) -> None:
+    """Options of several whole numbers: name = (default, what they count)."""
+    for name, (default, words) in lists.items():
+        parser.add_argument(
+            f"--{name}",
+            type=int,
+            nargs="+",
+            default=default,
+            metavar="N",
+            help=f"{words} (default: {' '.join(map(str, default))})",
+        )
+
+
 def check_numbers(arguments: argparse.Namespace, *names: str, **least: int) -> None:
-    """Refuses numbers below 1, or below `least` of their name.
+    """Refuses numbers, also in lists, below 1 or below `least` of their name.
 
     Raises:
       ConfigError: says which.
@@ -50,7 +63,8 @@ def check_numbers(arguments: argparse.Namespace, *names: str, **least: int) -> N
     from jaxspec.errors import ConfigError
 
     for name, low in {**dict.fromkeys(names, 1), **least}.items():
-        number = getattr(arguments, name)
+        given = getattr(arguments, name)
+        number = min(given) if isinstance(given, list) else given
         if number < low:
             raise ConfigError(f"--{name} {number} must be at least {low}")
 

@@ -3,6 +3,7 @@
 import argparse
 
 from jaxspec.cli.bench.output import (
+    add_lists,
     add_numbers,
     add_out,
     asked,
@@ -33,14 +34,7 @@ def add_parser(measurements) -> None:
     )
     add_checkpoint(parser)
     add_numbers(parser, **NUMBERS)
-    parser.add_argument(
-        "--waits",
-        nargs="+",
-        type=int,
-        default=[1, 2],
-        metavar="N",
-        help="idle rows before prompts are read (default: 1 2)",
-    )
+    add_lists(parser, waits=([1, 2], "idle rows before prompts are read"))
     parser.add_argument("--tree", metavar="TREE", help="see `jaxspec generate --help`")
     add_out(parser, *SUFFIXES)
     parser.set_defaults(run=run)
@@ -48,7 +42,7 @@ def add_parser(measurements) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the sub-command."""
-    check_numbers(arguments, "num", "rows", "repeats")
+    check_numbers(arguments, "num", "rows", "repeats", "waits")
     check_out(arguments.out, *SUFFIXES)
 
     from jaxspec.bench.streaming import bench_streaming, streaming_markdown

@@ -3,6 +3,7 @@
 import argparse
 
 from jaxspec.cli.bench.output import (
+    add_numbers,
     check_numbers,
     check_out,
     command_line,
@@ -32,16 +33,7 @@ def add_parser(measurements) -> None:
         default=list(PARTS),
         help="(default: both)",
     )
-    parser.add_argument(
-        "--batch", type=int, default=16, metavar="N", help="sequences (default: 16)"
-    )
-    parser.add_argument(
-        "--steps",
-        type=int,
-        default=3,
-        metavar="N",
-        help="timed together (default: 3)",
-    )
+    add_numbers(parser, batch=(16, "sequences"), steps=(3, "timed together"))
     parser.set_defaults(run=run)
 
 

@@ -3,6 +3,8 @@
 import argparse
 
 from jaxspec.cli.bench.output import (
+    add_lists,
+    add_numbers,
     check_numbers,
     check_out,
     command_line,
@@ -24,32 +26,19 @@ def add_parser(measurements) -> None:
         "--variants xla pallas --out verify",
     )
     add_speed(parser)
-    for name, default, words in (
-        ("batches", [1], "pictures side by side"),
-        ("nodes", [8, 26, 64], "sizes of trees"),
-    ):
-        parser.add_argument(
-            f"--{name}",
-            nargs="+",
-            type=int,
-            default=default,
-            metavar="N",
-            help=f"{words} (default: {' '.join(map(str, default))})",
-        )
-    parser.add_argument(
-        "--passes",
-        type=int,
-        default=16,
-        metavar="N",
-        help="in one timed program (default: 16)",
+    add_lists(
+        parser,
+        batches=([1], "pictures side by side"),
+        nodes=([8, 26, 64], "sizes of trees"),
     )
+    add_numbers(parser, passes=(16, "in one timed program"))
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the sub-command."""
     options = speed_options(arguments)
-    check_numbers(arguments, passes=1)
+    check_numbers(arguments, "batches", "nodes", "passes")
     check_out(arguments.out, *SUFFIXES)
     before = read_report(arguments.compare)
 
