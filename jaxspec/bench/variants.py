@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 from jaxspec.errors import ConfigError
-from jaxspec.nn.attention import ATTENTION
+from jaxspec.nn.attention import OVER_CACHE
 
 
 @dataclass(frozen=True)
@@ -12,7 +12,7 @@ class Variant:
     """One way.
 
     Attributes:
-      attention: see `nn.attention.ATTENTION`.
+      attention: see `nn.attention.OVER_CACHE`.
       int8: matrices in eight bits.
       phases: see `Engine`; of decoding alone.
     """
@@ -39,12 +39,12 @@ def find_variant(name: str) -> Variant:
     for part in name.split("+"):
         if part == "int8":
             int8 = True
-        elif part in ATTENTION:
+        elif part in OVER_CACHE:
             attention = part
         elif found := re.fullmatch(r"phases([1-9]\d?)", part):
             phases = int(found[1])
         else:
-            known = ", ".join((*ATTENTION, "int8", "phasesN"))
+            known = ", ".join((*OVER_CACHE, "int8", "phasesN"))
             raise ConfigError(f"unknown variant {part!r}; join some of {known} by +")
     if attention == "pallas" and phases > 1:
         raise ConfigError("pallas reads only what is filled: it needs no phases")

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from jaxspec.config import TransformerConfig
 from jaxspec.errors import ConfigError
-from jaxspec.nn.attention import ATTENTION, Attention
-from jaxspec.nn.attention_kernel import whole_blocks
+from jaxspec.nn.attention import OVER_CACHE, Attention
+from jaxspec.nn.kernels.cached_attention import whole_blocks
 from jaxspec.nn.layers import (
     INIT,
     HeadNorm,
@@ -193,8 +193,8 @@ class Transformer:
     attention: str = "xla"
 
     def __post_init__(self):
-        if self.attention not in ATTENTION:
-            known = ", ".join(ATTENTION)
+        if self.attention not in OVER_CACHE:
+            known = ", ".join(OVER_CACHE)
             raise ConfigError(f"attention={self.attention!r}; choose one of {known}")
 
     def cache_slots(self, slots: int) -> int:

@@ -1,6 +1,7 @@
 """Grouped-query attention with a boolean mask; caches are arguments and results."""
 
 from collections.abc import Callable
+from functools import partial
 
 import einops
 import flax.linen as nn
@@ -8,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec.errors import ConfigError
-from jaxspec.nn.attention_kernel import kernel_attend
+from jaxspec.nn.kernels.cached_attention import kernel_step
 from jaxspec.nn.layers import linear
-from jaxspec.nn.rope import rotate
+from jaxspec.nn.rope import turned
 from jaxspec.spec.cache import write
 from jaxspec.typing import Array, Bool, Float, Int
 
@@ -40,6 +41,18 @@ def attend(
         )
         out = jax.lax.map(lambda x: attend(x[0], k, v, x[1]), (blocks, masks))
         return einops.rearrange(out, "b r t d -> r (b t) d")[:, :length]
+    if q.shape[1] * q.shape[2] > k.shape[1]:
+        return _attend(q, k, v, mask)
+    return jax.lax.platform_dependent(q, k, v, mask, tpu=_attend_twice, default=_attend)
+
+
+def _attend_twice(q, k, v, mask):
+    """One query a head as two: a TPU takes products with one from its matrix units."""
+    q, mask = (jnp.concatenate([x, x], axis=1) for x in (q, mask))
+    return _attend(q, k, v, mask)[:, :1]
+
+
+def _attend(q, k, v, mask):
     heads = k.shape[1]
     q = einops.rearrange(q, "r t (k g) f -> r k (g t) f", k=heads)
     scores = jnp.einsum("rkqf,rksf->rkqs", q, k, preferred_element_type=jnp.float32)
@@ -75,9 +88,39 @@ def cudnn_attend(
     return einops.rearrange(out, "r t h f -> r t (h f)")
 
 
-# Ways to attend over a cache, by name. Passes without a cache, and those over more
-# queries than the kernel is made for, take "xla" anyway.
-ATTENTION = {"xla": attend, "pallas": kernel_attend, "cudnn": cudnn_attend}
+def separate_step(
+    fused: Float[Array, "R T g K F"],
+    angles: Float[Array, "R T f 2"],
+    mask: Bool[Array, "R T S"],
+    cache: tuple[Array, Array],
+    starts: Int[Array, "R"],
+    attend: Callable[..., Array] = attend,
+) -> tuple[Float[Array, "R T D"], tuple[Array, Array]]:
+    """Turns queries and keys, writes keys and values to the cache, attends over it.
+
+    Args:
+      fused: `g = G + 2`: `G` queries of each key/value head, its key and its value.
+      angles: cosines and sines of the rows' positions.
+      mask: who sees which slot.
+      cache: keys and values `[R, K, S, F]`.
+      starts: slots of the first of the `T` tokens.
+      attend: how.
+
+    Returns:
+      Outputs, `D = G K F`, and the cache with the tokens in it.
+    """
+    q, k, v = turned(fused, angles)
+    k, v = write(cache[0], k, starts), write(cache[1], v, starts)
+    return attend(q, k, v, mask), (k, v)
+
+
+# Ways to attend over a cache, by name. Passes over more queries than the kernels are
+# made for take "xla" anyway.
+OVER_CACHE = {
+    "xla": separate_step,
+    "pallas": kernel_step,
+    "cudnn": partial(separate_step, attend=cudnn_attend),
+}
 _FEW_QUERIES = 128
 
 
@@ -91,7 +134,7 @@ class Attention(nn.Module):
       qkv_bias: biases in the fused query/key/value map.
       head_norm: makes the norms over query and key heads, by name; None for no norms.
       width: of the output; None for the input's.
-      over_cache: how it attends over a cache, see `ATTENTION`.
+      over_cache: how it attends over a cache, see `OVER_CACHE`.
     """
 
     heads: int
@@ -114,16 +157,18 @@ class Attention(nn.Module):
         """Attends over `x` alone, or over a cache into which `x` is written first."""
         h, kv, f = self.heads, self.kv_heads, self.head_dim
         fused = linear((h // kv + 2, kv, f), "qkv", bias=self.qkv_bias)(x)
-        q = einops.rearrange(fused[:, :, :-2], "r t g k f -> r t (k g) f")
-        k, v = fused[:, :, -2], fused[:, :, -1]
         if self.head_norm is not None:
-            q, k = self.head_norm("q_norm")(q), self.head_norm("k_norm")(k)
-        q, k = rotate(q, angles), rotate(k, angles)
-        k, v = (einops.rearrange(t, "r t k f -> r k t f") for t in (k, v))
-        if cache is not None:
+            q = einops.rearrange(fused[:, :, :-2], "r t g k f -> r t (k g) f")
+            q, k = (
+                self.head_norm("q_norm")(q),
+                self.head_norm("k_norm")(fused[:, :, -2]),
+            )
+            q = einops.rearrange(q, "r t (k g) f -> r t g k f", k=kv)
+            fused = jnp.concatenate([q, k[:, :, None], fused[:, :, -1:]], axis=2)
+        if cache is None:
+            out = attend(*turned(fused, angles), mask)
+        else:
             assert starts is not None
-            k, v = write(cache[0], k, starts), write(cache[1], v, starts)
-            cache = (k, v)
-        few = cache is not None and x.shape[1] <= _FEW_QUERIES
-        out = ATTENTION[self.over_cache if few else "xla"](q, k, v, mask)
+            way = self.over_cache if x.shape[1] <= _FEW_QUERIES else "xla"
+            out, cache = OVER_CACHE[way](fused, angles, mask, cache, starts)
         return linear(self.width or x.shape[-1], "out")(out), cache

@@ -1,5 +1,6 @@
 """Rotary position embeddings over adjacent pairs, angles in float32."""
 
+import einops
 import jax.numpy as jnp
 import numpy as np
 
@@ -104,9 +105,31 @@ def angles_of(
 def rotate(
     x: Float[Array, "R T H F"], angles: Float[Array, "R T f 2"]
 ) -> Float[Array, "R T H F"]:
-    """Turns each adjacent pair of the last axis; float32 inside."""
-    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
-    cos, sin = angles[..., None, :, 0], angles[..., None, :, 1]
-    even, odd = pairs[..., 0], pairs[..., 1]
-    turned = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
-    return turned.reshape(x.shape).astype(x.dtype)
+    """Turns each adjacent pair of the last axis; float32 inside.
+
+    Every channel is joined to the other one of its pair. Pairs taken apart and stacked
+    again cost a TPU more than the products of a layer.
+    """
+    cos, sin = (y[..., None, :] for y in pair_turns(angles))
+    own = x.astype(jnp.float32)
+    other = jnp.flip(own.reshape(*x.shape[:-1], -1, 2), axis=-1).reshape(x.shape)
+    return (own * cos + other * sin).astype(x.dtype)
+
+
+def pair_turns(
+    angles: Float[Array, "... f 2"],
+) -> tuple[Float[Array, "... F"], Float[Array, "... F"]]:
+    """What a channel, and what the other of its pair, is multiplied by; `F = 2 f`."""
+    cos, sin = angles[..., 0], angles[..., 1]
+    signed = jnp.stack([-sin, sin], axis=-1)
+    return jnp.repeat(cos, 2, axis=-1), signed.reshape(*sin.shape[:-1], -1)
+
+
+def turned(
+    fused: Float[Array, "R T g K F"], angles: Float[Array, "R T f 2"]
+) -> tuple[Float[Array, "R T H F"], Float[Array, "R K T F"], Float[Array, "R K T F"]]:
+    """Turned queries and keys, and values, of a fused map; `H = (g - 2) K`."""
+    q = einops.rearrange(fused[:, :, :-2], "r t g k f -> r t (k g) f")
+    k, v = rotate(fused[:, :, -2], angles), fused[:, :, -1]
+    k, v = (einops.rearrange(x, "r t k f -> r k t f") for x in (k, v))
+    return rotate(q, angles), k, v

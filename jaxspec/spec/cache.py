@@ -68,11 +68,32 @@ def write(
     overwrite committed slots, so allocate capacity for the longest output plus `T`.
     """
 
+    new = new.astype(buffer.dtype)
+    given = buffer, new, starts
+    if len(starts) > _FEW_ROWS:
+        return _write_at_once(*given)
+    return jax.lax.platform_dependent(*given, tpu=_write_by_row, default=_write_at_once)
+
+
+# A TPU scatters in a loop over rows; up to so many are written one after another.
+_FEW_ROWS = 32
+
+
+def _write_at_once(buffer, new, starts):
     def put(b, x, start):
         zero = jnp.zeros_like(start)  # of one dtype with it, also under x64
         return jax.lax.dynamic_update_slice(b, x, (zero, start, zero))
 
-    return jax.vmap(put)(buffer, new.astype(buffer.dtype), starts)
+    return jax.vmap(put)(buffer, new, starts)
+
+
+def _write_by_row(buffer, new, starts):
+    for row in range(len(starts)):
+        start = starts[row]
+        zero = jnp.zeros_like(start)
+        place = jnp.full_like(start, row), zero, start, zero
+        buffer = jax.lax.dynamic_update_slice(buffer, new[row : row + 1], place)
+    return buffer
 
 
 def compact(
@@ -88,19 +109,20 @@ def compact(
     buffer in place.
     """
 
-    def move(buffer, start, row_path):
+    def rows(buffer, start, row_path):
         heads, _, size = buffer.shape
         zero = jnp.zeros_like(start)
-        place = (zero, start, zero)
-        window = jax.lax.dynamic_slice(buffer, place, (heads, nodes, size))
-        return jax.lax.dynamic_update_slice(buffer, window[:, row_path], place)
+        window = jax.lax.dynamic_slice(
+            buffer, (zero, start, zero), (heads, nodes, size)
+        )
+        return window[:, row_path]
+
+    def move(buffer):
+        return write(buffer, jax.vmap(rows)(buffer, cache.lengths, path), cache.lengths)
 
     if path.shape[1] == 1:  # the root alone, and it is in place
         return replace(cache, lengths=cache.lengths + counts)
-    moved = tuple(
-        tuple(jax.vmap(move)(buffer, cache.lengths, path) for buffer in layer)
-        for layer in cache.layers
-    )
+    moved = jax.tree.map(move, cache.layers)
     return replace(cache, layers=moved, lengths=cache.lengths + counts)
 
 

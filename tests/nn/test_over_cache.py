@@ -1,0 +1,212 @@
+"""Kernels over a cache do as plain XLA does, and read only what is filled."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxspec.config import TransformerConfig
+from jaxspec.errors import ConfigError
+from jaxspec.models.target import make_target
+from jaxspec.models.transformer import Transformer
+from jaxspec.nn import attention
+from jaxspec.nn.attention import OVER_CACHE, attend, cudnn_attend, separate_step
+from jaxspec.nn.kernels.cached_attention import kernel_step
+from jaxspec.nn.rope import turned
+from jaxspec.spec import cache as spec_cache
+from jaxspec.spec.loop import generate
+from jaxspec.spec.named_trees import named_tree
+from jaxspec.spec.noise import row_keys
+from jaxspec.spec.sampling import make_sampling
+from jaxspec.spec.state import Engine
+from jaxspec.testing.table_drafter import TableDrafter
+
+KERNELS = ("triton interpreted", "mosaic interpreted")
+
+
+def arrays(rows, length, groups, kv_heads, slots, size, dtype="float32", seed=0):
+    """A fused map's results and where they go, of a cache that anyone may look at."""
+    keys = jax.random.split(jax.random.key(seed), 6)
+    shape = (rows, length, groups + 2, kv_heads, size)
+    fused = jax.random.normal(keys[0], shape, dtype)
+    radians = 6 * jax.random.uniform(keys[1], (rows, length, size // 2))
+    angles = jnp.stack([jnp.cos(radians), jnp.sin(radians)], axis=-1)
+    cache = tuple(
+        jax.random.normal(key, (rows, kv_heads, slots, size), dtype)
+        for key in keys[2:4]
+    )
+    starts = jax.random.randint(keys[4], (rows,), 0, slots - length + 1)
+    mask = jax.random.bernoulli(keys[5], 0.3, (rows, length, slots))
+    return fused, angles, mask.at[:, :, 0].set(True), cache, starts
+
+
+def assert_alike(result, expected, atol=2e-6):
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, atol=atol), result, expected
+    )
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@settings(max_examples=4)
+@given(
+    rows=st.integers(1, 3),
+    length=st.sampled_from([1, 5, 40]),
+    heads=st.sampled_from([(1, 1), (1, 3), (2, 2)]),
+    slots=st.sampled_from([128, 256]),
+    size=st.sampled_from([8, 32]),
+    seed=st.integers(0, 100),
+)
+def test_outputs_and_caches_are_those_of_the_steps_one_by_one(
+    kernel, rows, length, heads, slots, size, seed
+):
+    given = arrays(rows, length, *heads, slots, size, seed=seed)
+    assert_alike(kernel_step(*given, backend=kernel), separate_step(*given))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_short_floats_are_added_up_in_long_ones(kernel):
+    fused, angles, mask, cache, starts = arrays(2, 5, 1, 4, 128, 64, jnp.bfloat16)
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32), (fused, cache))
+    exact, _ = separate_step(wide[0], angles, mask, wide[1], starts)
+    out, _ = kernel_step(fused, angles, mask, cache, starts, backend=kernel)
+    assert np.linalg.norm(out - exact) < 1e-2 * np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_blocks_behind_the_last_visible_slot_are_not_read(kernel):
+    fused, angles, _, cache, _ = arrays(2, 3, 1, 2, 512, 16)
+    starts = jnp.array([37, 253])
+    mask = jnp.arange(512) <= starts[:, None, None] + jnp.arange(3)[:, None]
+    beyond = jnp.arange(512) >= -(-(starts + 3) // 128 * 128)[:, None]
+    poison = jnp.where(beyond[:, None, :, None], jnp.nan, 0.0)
+    poisoned = tuple(x + poison for x in cache)
+    out, _ = kernel_step(fused, angles, mask, poisoned, starts, backend=kernel)
+    expected, _ = separate_step(fused, angles, mask, cache, starts)
+    assert_alike(out, expected)
+    # The control: plain attention reads everything.
+    assert np.isnan(separate_step(fused, angles, mask, poisoned, starts)[0]).any()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("length", [1, 64])
+@pytest.mark.parametrize(
+    "platform, kernel", [("cuda", "__gpu$xla.gpu.triton"), ("tpu", "tpu_custom_call")]
+)
+def test_a_program_gets_the_kernel_of_what_it_is_compiled_for(
+    platform, kernel, dtype, length
+):
+    """GPT-XL's shapes; whether it runs there, and how fast, an accelerator must say."""
+    shapes = jax.eval_shape(partial(arrays, 2, length, 1, 20, 640, 64, dtype))
+    device = jax.sharding.AbstractDevice("TPU v5 lite", 1, "tpu")
+    mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
+    precise = jax.default_matmul_precision("highest")  # as inside the engine
+    with jax.sharding.use_abstract_mesh(mesh), precise:
+        traced = jax.jit(kernel_step).trace(*shapes)
+        lowered = traced.lower(lowering_platforms=(platform,))
+    assert lowered.as_text().count("custom_call @" + kernel) == 1
+
+
+@pytest.mark.parametrize("length, groups", [(1, 1), (1, 2), (3, 1)])
+def test_what_a_tpu_is_given_computes_the_same(length, groups):
+    """One query a head goes in twice, and rows are written one after another."""
+    fused, angles, mask, cache, starts = arrays(3, length, groups, 2, 16, 8)
+    q, k, v = turned(fused, angles)
+    assert_alike(attention._attend_twice(q, *cache, mask)[:, :1],
+                 attend(q, *cache, mask)[:, :1])  # fmt: skip
+    given = cache[0], k, starts
+    np.testing.assert_array_equal(
+        spec_cache._write_by_row(*given), spec_cache._write_at_once(*given)
+    )
+    shapes = jax.eval_shape(lambda: (fused, angles, mask, cache, starts))
+    texts = {
+        platform: jax.jit(separate_step)
+        .trace(*shapes)
+        .lower(lowering_platforms=(platform,))
+        .as_text()
+        for platform in ("cpu", "tpu")
+    }
+    assert "scatter" in texts["cpu"] and "scatter" not in texts["tpu"]
+    if (length, groups) == (1, 1):
+        assert "3x2x2x8xf32" in texts["tpu"] and "3x2x2x8xf32" not in texts["cpu"]
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_rows_that_see_nothing_are_finite(kernel):
+    fused, angles, mask, cache, starts = arrays(2, 3, 1, 2, 128, 8)
+    blind = mask.at[1].set(False)
+    out, _ = kernel_step(fused, angles, blind, cache, starts, backend=kernel)
+    assert np.isfinite(out).all()
+    expected, _ = separate_step(fused, angles, mask, cache, starts)
+    assert_alike(out[0], expected[0])
+
+
+def test_a_model_draws_the_same_tokens_with_it():
+    """Its caches hold whole blocks; speculative and plain decoding agree as ever."""
+    config = TransformerConfig(
+        vocab_size=32, layers=2, width=32, heads=2, grid=4, classes=3
+    )
+    model = Transformer(config)
+    params = model.init(jax.random.key(0))
+    params["head"] = jax.random.normal(jax.random.key(1), params["head"].shape)
+    table = {"table": jax.random.normal(jax.random.key(2), (2, 32, 32))}
+    given = jnp.arange(3), make_sampling(3, guidance=2.0), row_keys(0, 3)
+
+    def tokens(attention, drafter=None, tree="chain-0"):
+        target = make_target(Transformer(config, attention))
+        shape = (
+            {} if drafter is None else {"drafter": drafter, "tree": named_tree(tree)}
+        )
+        engine = Engine(target, 16, order=("temperature",), **shape)
+        return jax.jit(partial(generate, engine))(params, table, *given).tokens
+
+    plain = tokens("xla")
+    np.testing.assert_array_equal(tokens("pallas"), plain)
+    fast = tokens("pallas", TableDrafter(), "naive_extend_57")
+    np.testing.assert_array_equal(fast, plain)
+
+
+WRONG = {
+    "odd cache on a TPU": (
+        lambda: kernel_step(*arrays(1, 1, 1, 1, 40, 8), backend="mosaic interpreted"),
+        "a multiple of 128",
+    ),
+    "odd heads on a GPU": (
+        lambda: kernel_step(*arrays(1, 1, 1, 1, 32, 100), backend="triton"),
+        "needs powers of two",
+    ),
+    "odd groups on a GPU": (
+        lambda: kernel_step(*arrays(1, 1, 3, 2, 32, 8), backend="triton"),
+        "3 of them a key/value head",
+    ),
+    "unknown way": (
+        lambda: Transformer(TransformerConfig(), "flash"),
+        "choose one of xla, pallas, cudnn",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_it_cannot_take_is_told(case):
+    wrong, words = WRONG[case]
+    with pytest.raises(ConfigError, match=words):
+        wrong()
+
+
+def test_cudnn_is_for_gpus():
+    fused, angles, mask, cache, _ = arrays(1, 1, 1, 1, 32, 8)
+    with pytest.raises(ConfigError, match="on NVIDIA GPUs"):
+        cudnn_attend(turned(fused, angles)[0], *cache, mask)
+
+
+@pytest.mark.accelerator
+@pytest.mark.parametrize("way", ["pallas", "cudnn"])
+def test_accelerators_attend_alike(way):
+    fused, angles, mask, cache, starts = arrays(2, 26, 1, 20, 640, 64, jnp.bfloat16)
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32), (fused, cache))
+    expected, _ = separate_step(wide[0], angles, mask, wide[1], starts)
+    out, _ = OVER_CACHE[way](fused, angles, mask, cache, starts)
+    assert np.linalg.norm(out - expected) < 1e-2 * np.linalg.norm(expected)
