@@ -49,7 +49,7 @@ def round_costs(
             shape,
             filled,
             LOOPS,
-            {},
+            passes.build_here(),
             guided=settings.guidance != 1.0,
         )
         for size, shape in shapes.items()
@@ -116,7 +116,7 @@ def draft_call(
 
         return jax.lax.fori_loop(0, LOOPS, step, (state.tokens[:, 0], state.drafter))[0]
 
-    program = passes.compiled(run, {}, helper.params, state, noise)
+    program = passes.lowered(run, helper.params, state, noise).compile()
     return lambda: program(helper.params, state, noise)
 
 

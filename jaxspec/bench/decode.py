@@ -52,6 +52,7 @@ def bench_decode(
       options: of XLA's compiler.
     """
     ceilings, rows, failed = measure_ceilings(dtype), [], {}
+    build = passes.build_here(options)
     cells = [(m, b) for m in models for b in batches]
     with tqdm(total=len(cells), desc="decode", unit="cell") as bar:
         for name, batch in cells:
@@ -81,7 +82,7 @@ def bench_decode(
                     loops[FILTERED] = partial(loop, filters=FILTERS)
                 for words, make in loops.items():
                     way = f"jaxspec{variant.words}{words}"
-                    given = model, bundle.prior.params, batch, length, options or {}
+                    given = model, bundle.prior.params, batch, length, build
                     calls[way] = later(make, *given)
                     works[way] = work(int8=variant.int8)
             if peers:

@@ -20,6 +20,8 @@ from jaxspec.spec.tree import Tree
 from jaxspec.typing import Params
 
 Program = Callable[[], Any]
+# Compiles a function for arguments: `build(run, *arguments, donate=())`.
+Build = Callable[..., Any]
 GUIDANCE = 2.0
 
 
@@ -28,7 +30,7 @@ def decode_loop(
     params: Params,
     batch: int,
     length: int,
-    options: dict,
+    build: Build,
     filters: dict | None = None,
     phases: int = 1,
 ) -> Program:
@@ -51,12 +53,12 @@ def decode_loop(
     def run(params, prompt, sampling, keys):
         return generate(engine, params, None, prompt, sampling, keys).tokens
 
-    program = compiled(run, options, params, *given)
+    program = build(run, params, *given)
     return lambda: program(params, *given)
 
 
 def forward_loop(
-    model: Transformer, params: Params, batch: int, length: int, options: dict
+    model: Transformer, params: Params, batch: int, length: int, build: Build
 ) -> Program:
     """`length - 1` passes over one token each, the likeliest following; no noise."""
     target = make_target(model)
@@ -80,7 +82,7 @@ def forward_loop(
 
         return jax.lax.fori_loop(0, length - 1, step, (best(first), cache))[0]
 
-    program = compiled(run, options, params, prompt)
+    program = build(run, params, prompt)
     return lambda: program(params, prompt)
 
 
@@ -91,7 +93,7 @@ def tree_passes(
     tree: Tree,
     filled: int,
     passes: int,
-    options: dict,
+    build: Build,
     guided: bool = True,
 ) -> Program:
     """So many passes over the nodes of a tree, behind `filled` slots of every row."""
@@ -119,7 +121,7 @@ def tree_passes(
 
         return jax.lax.fori_loop(0, passes, step, (cache, tokens))
 
-    program = compiled(run, options, params, cache, tokens, donate=(1,))
+    program = build(run, params, cache, tokens, donate=(1,))
     held = [cache]
 
     def call():
@@ -136,7 +138,7 @@ def rounds(
     tree: Tree,
     filled: int,
     count: int,
-    options: dict,
+    build: Build,
 ) -> Program:
     """So many rounds whose drafts are given: a pass, and everything but drafting."""
     engine = Engine(
@@ -170,7 +172,7 @@ def rounds(
             cache=replace(last.cache, lengths=lengths),
         )
 
-    program = compiled(run, options, params, state, *given, donate=(1,))
+    program = build(run, params, state, *given, donate=(1,))
     held = [state]
 
     def call():
@@ -180,11 +182,19 @@ def rounds(
     return call
 
 
-def compiled(run: Callable, options: dict, *arguments, donate: tuple[int, ...] = ()):
-    """Compiles ahead of time, in the engine's precision, with options of XLA's."""
+def build_here(options: dict[str, str] | None = None) -> Build:
+    """Compiles for the default device, with options of XLA's."""
+
+    def build(run, *arguments, donate=()):
+        return lowered(run, *arguments, donate=donate).compile(options or None)
+
+    return build
+
+
+def lowered(run: Callable, *arguments, donate: tuple[int, ...] = ()) -> Any:
+    """Traced in the engine's precision; arguments may be shapes."""
     with jax.default_matmul_precision("highest"):
-        lowered = jax.jit(run, donate_argnums=donate).lower(*arguments)
-    return lowered.compile(compiler_options=options or None)
+        return jax.jit(run, donate_argnums=donate).lower(*arguments)
 
 
 def _rows(batch: int):

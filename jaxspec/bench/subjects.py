@@ -1,12 +1,16 @@
 """What is measured: a bundle by name, in a dtype."""
 
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
-from jaxspec.bench.synthetic import synthetic_bundle
+import jax
+
+from jaxspec.bench.synthetic import synthetic_bundle, synthetic_params
 from jaxspec.bundle import Bundle, load_bundle
+from jaxspec.config import TransformerConfig
 from jaxspec.errors import ConfigError
-from jaxspec.models.presets import NAMES
+from jaxspec.models.presets import NAMES, preset
+from jaxspec.typing import Params
 
 DEFAULT = "default"
 
@@ -41,3 +45,15 @@ def find_subject(
         known = ", ".join((DEFAULT, *NAMES))
         raise ConfigError(f"unknown model {name!r}; choose one of {known}")
     return synthetic_bundle(name, grid, dtype or "float32", int8)
+
+
+def find_shapes(
+    name: str, *, grid: int, dtype: str, int8: bool, checkpoint: str | None
+) -> tuple[TransformerConfig, Params]:
+    """A target's sizes and the shapes of its parameters; see `find_subject`."""
+    if name in NAMES:
+        config = preset(name, "class", grid)
+        return config, jax.eval_shape(partial(synthetic_params, config, dtype, int8))
+    bundle = find_subject(name, dtype=dtype, int8=int8, checkpoint=checkpoint)
+    shapes = jax.eval_shape(lambda: bundle.prior.params)
+    return bundle.prior.config, shapes

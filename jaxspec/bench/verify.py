@@ -54,6 +54,7 @@ def bench_verify(
     if any(variant.phases > 1 for variant in variants):
         raise ConfigError("phases are for `bench decode`: a pass has one cache")
     ceilings, rows = measure_ceilings(dtype), []
+    build = passes.build_here(options)
     cells = [(m, b, v) for m in models for b in batches for v in variants]
     with tqdm(total=len(cells), desc="verify", unit="cell") as bar:
         for name, batch, variant in cells:
@@ -68,7 +69,7 @@ def bench_verify(
             given = model, params, batch
             calls = {}
             for size, tree in trees.items():
-                rest = filled, min(passes_a_run, room), options or {}
+                rest = filled, min(passes_a_run, room), build
                 calls["pass", size] = passes.tree_passes(*given, tree, *rest)
                 calls["round", size] = passes.rounds(*given, tree, *rest)
             times = side_by_side(calls, repeats)

@@ -143,7 +143,8 @@ def test_loops_and_passes_run_the_model_that_they_are_given():
     """The decode loop draws what the engine draws; passes leave the caches in place."""
     params = synthetic_params(TINY, "float32")
     model = Transformer(TINY)
-    tokens = np.asarray(passes.decode_loop(model, params, 2, 16, {})())
+    build = passes.build_here()
+    tokens = np.asarray(passes.decode_loop(model, params, 2, 16, build)())
     engine = Engine(make_target(model), 16, order=("temperature",))
     settings = Settings((0, 0), guidance=passes.GUIDANCE)
     given = jnp.zeros(2, jnp.int32), settings.sampling(2), row_keys(0, 2)
@@ -151,7 +152,7 @@ def test_loops_and_passes_run_the_model_that_they_are_given():
     np.testing.assert_array_equal(tokens, expected)
     tree = named_tree("chain-3")
     for make in (passes.tree_passes, passes.rounds):
-        call = make(model, params, 2, tree, 33, 3, {})
+        call = make(model, params, 2, tree, 33, 3, build)
         first, second = np.asarray(call()), np.asarray(call())
         np.testing.assert_array_equal(first, second)  # the same place each time
 

@@ -33,7 +33,9 @@ def test_the_likeliest_tokens_are_ours(params):
     decoder = TorchDecoder(CONFIG, params, batch=2, length=25)
     tokens = torch_loop(decoder, decoder.likeliest)
     assert tokens.shape == (2, 25) and len(set(tokens[0])) > 5
-    last = passes.forward_loop(Transformer(CONFIG), params, 2, 25, {})()
+    last = passes.forward_loop(
+        Transformer(CONFIG), params, 2, 25, passes.build_here()
+    )()
     np.testing.assert_array_equal(tokens[:, -1], last)
 
 

@@ -1,6 +1,7 @@
 """`jaxspec bench`: measurements, written to files; one module a sub-command."""
 
 from jaxspec.cli.bench import (
+    compiled,
     decode,
     drafters,
     generate,
@@ -29,7 +30,7 @@ def add_parser(commands) -> None:
     )
     measurements = parser.add_subparsers(dest="what", metavar="WHAT")
     modules = generate, decode, verify, train, drafters, stream, plan, relaxation
-    modules += text, overhead, int8, hardware
+    modules += text, overhead, int8, compiled, hardware
     for module in modules:
         module.add_parser(measurements)
 

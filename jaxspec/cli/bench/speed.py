@@ -21,14 +21,7 @@ def add_speed(
 ) -> None:
     """Models, dtype, repeats, variants, comparison and output."""
     add_checkpoint(parser)
-    parser.add_argument(
-        "--models",
-        nargs="+",
-        default=MODELS,
-        metavar="NAME",
-        help="default (--checkpoint), or published sizes with random weights: gpt-b, "
-        "gpt-l, gpt-xl, ... (default: default)",
-    )
+    add_subjects(parser, variants=variants)
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
@@ -41,14 +34,6 @@ def add_speed(
     )
     if variants:
         parser.add_argument(
-            "--variants",
-            nargs="+",
-            default=["xla"],
-            metavar="WAY",
-            help="of our program: xla, pallas, cudnn (attention over the cache), int8, "
-            "phasesN (a cache that grows), joined by + (default: xla)",
-        )
-        parser.add_argument(
             "--compiler-options",
             nargs="+",
             default=[],
@@ -57,6 +42,27 @@ def add_speed(
         )
     add_compare(parser)
     add_out(parser, *SUFFIXES)
+
+
+def add_subjects(parser: argparse.ArgumentParser, *, variants: bool = True) -> None:
+    """Models, and ways of running them."""
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        default=MODELS,
+        metavar="NAME",
+        help="default (--checkpoint), or published sizes with random weights: gpt-b, "
+        "gpt-l, gpt-xl, ... (default: default)",
+    )
+    if variants:
+        parser.add_argument(
+            "--variants",
+            nargs="+",
+            default=["xla"],
+            metavar="WAY",
+            help="of our program: xla, pallas, cudnn (attention over the cache), int8, "
+            "phasesN (a cache that grows), joined by + (default: xla)",
+        )
 
 
 def speed_options(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -51,15 +51,15 @@ def kernel_step(
     """
     given = fused, angles, mask, *cache, starts
     if backend is not None:
-        out, *cache = _by(backend)(*given)
-        return out, tuple(cache)
-    out, *cache = jax.lax.platform_dependent(
+        out, k, v = _by(backend)(*given)
+        return out, (k, v)
+    out, k, v = jax.lax.platform_dependent(
         *given,
         cuda=_by("triton"),
         tpu=_by("mosaic"),
         default=_by("triton interpreted"),
     )
-    return out, tuple(cache)
+    return out, (k, v)
 
 
 def _by(backend: Backend):

@@ -1,0 +1,143 @@
+"""Devices that programs can be compiled for without having one."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from jaxspec.bench.roofline.ceilings import Ceilings
+from jaxspec.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A device by its published figures.
+
+    Attributes:
+      name: in words.
+      ceilings: bytes a second of its memory, operations a second in bfloat16.
+      find: makes it, for compilation alone.
+      hertz: cycles a second, where its compiler estimates cycles.
+    """
+
+    name: str
+    ceilings: Ceilings
+    find: Callable[[], Any]
+    hertz: float | None = None
+
+
+def _tpu(topology: str, kind: str) -> Callable[[], Any]:
+    def find():
+        # Asks no server which machine this is.
+        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+        os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+        os.environ.setdefault("TPU_ACCELERATOR_TYPE", kind)
+        try:
+            return topologies.get_topology_desc(topology, "tpu").devices[0]
+        except RuntimeError as error:
+            raise ConfigError(
+                "compiling for TPUs needs their compiler: pip install libtpu"
+            ) from error
+
+    return find
+
+
+def _h100() -> Any:
+    try:
+        return topologies.get_topology_desc(
+            "h100", "cuda", target_config=_H100, topology="1x1x1"
+        ).devices[0]
+    except (NotImplementedError, RuntimeError) as error:
+        raise ConfigError(
+            "compiling for NVIDIA GPUs needs JAX's plugin: pip install 'jax[cuda13]'"
+        ) from error
+
+
+# NVIDIA's figures for an H100 SXM, in XLA's terms.
+_H100 = """
+platform_name: "CUDA"
+device_description_str: "NVIDIA H100 80GB HBM3"
+dnn_version_info { major: 9 minor: 12 }
+runtime_version { major: 13 }
+gpu_device_info {
+  name: "NVIDIA H100 80GB HBM3"
+  device_vendor: "NVIDIA Corporation"
+  cuda_compute_capability { major: 9 feature_extension: ACCELERATED_FEATURES }
+  core_count: 132
+  fpus_per_core: 128
+  clock_rate_ghz: 1.98
+  memory_bandwidth: 3352320000000
+  device_memory_size: 84942979072
+  l2_cache_size: 52428800
+  device_address_bits: 64
+  threads_per_warp: 32
+  threads_per_block_limit: 1024
+  threads_per_core_limit: 2048
+  thread_dim_limit_x: 1024
+  thread_dim_limit_y: 1024
+  thread_dim_limit_z: 64
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  registers_per_block_limit: 65536
+  registers_per_core_limit: 65536
+  shared_memory_per_block: 49152
+  shared_memory_per_block_optin: 232448
+  shared_memory_per_core: 233472
+  driver_version: "13.0.0"
+  runtime_version: "13.0.0"
+  compile_time_toolkit_version: "13.0.0"
+  dnn_version: "9.12.0"
+}
+"""
+
+ABSENT = {
+    "h100": Absent("H100 SXM", Ceilings(3.35e12, 989e12, "bfloat16"), _h100),
+    "v5e": Absent(
+        "TPU v5e",
+        Ceilings(819e9, 197e12, "bfloat16"),
+        _tpu("v5e:2x2", "v5litepod-4"),
+        # 4 matrix units of 128 x 128 do the published 197 TFLOP/s at this rate.
+        hertz=1.5e9,
+    ),
+}
+
+
+def find_absent(name: str) -> Absent:
+    """By name.
+
+    Raises:
+      ConfigError: no such device.
+    """
+    if name not in ABSENT:
+        known = ", ".join(ABSENT)
+        raise ConfigError(f"unknown device {name!r}; choose one of {known}")
+    return ABSENT[name]
+
+
+def build_for(device: Any, keep: Callable[[Any], None]) -> Callable[..., Any]:
+    """A `passes.Build` for a device; what it compiles cannot run, and is kept."""
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    known = jax.sharding.AbstractMesh((), (), abstract_device=_abstract(device))
+
+    def build(run, *arguments, donate=()):
+        from jaxspec.bench.passes import lowered
+
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            arguments,
+        )
+        with jax.sharding.use_abstract_mesh(known):  # for Pallas, which asks
+            program = lowered(run, *shapes, donate=donate).compile()
+        keep(program)
+        return program
+
+    return build
+
+
+def _abstract(device: Any) -> Any:
+    cores = getattr(device, "num_cores", None)
+    return jax.sharding.AbstractDevice(device.device_kind, cores, device.platform)

@@ -1,0 +1,115 @@
+"""Programs are compiled for devices that are not at hand, and their kernels counted."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxspec.bench.compiled import devices, report
+from jaxspec.bench.compiled.devices import Absent, find_absent
+from jaxspec.bench.compiled.program import Loop, largest_loop
+from jaxspec.bench.roofline.ceilings import Ceilings
+from jaxspec.bench.synthetic import synthetic_params
+from jaxspec.bench.variants import find_variant
+from jaxspec.config import TransformerConfig
+from jaxspec.errors import ConfigError
+
+TEXT = """
+HloModule jit_run, is_scheduled=true
+
+%fused (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  ROOT %add.9 = f32[8]{0} add(%p, %p)
+}
+
+%inner_body (i: (f32[8])) -> (f32[8]) {
+  %i = (f32[8]{0}) parameter(0)
+  %x.1 = f32[8]{0} get-tuple-element(%i), index=0
+  %fusion.1 = f32[8]{0} fusion(%x.1), kind=kLoop, calls=%fused, \
+backend_config={"estimated_cycles":"7"}
+  ROOT %t.1 = (f32[8]{0}) tuple(%fusion.1)
+}
+
+%inner_condition (c: (f32[8])) -> pred[] {
+  %c = (f32[8]{0}) parameter(0)
+  ROOT %less = pred[] custom-call(%c), custom_call_target="less"
+}
+
+%outer_body (o: (f32[8])) -> (f32[8]) {
+  %o = (f32[8]{0}) parameter(0)
+  %x.2 = f32[8]{0} get-tuple-element(%o), index=0
+  %start = (f32[8]{0:T(128)}, f32[8]{0:T(128)S(1)}, u32[]{:S(2)}) copy-start(%x.2)
+  %fusion.2 = (f32[8]{0}, f32[8]{0}) fusion(%x.2), kind=kLoop, calls=%fused, \
+backend_config={"estimated_cycles":"100"}
+  %done = f32[8]{0} copy-done(%start)
+  %loop = (f32[8]{0}) while(%done), condition=%inner_condition, body=%inner_body, \
+backend_config={"known_trip_count":{"n":"3"}}
+  ROOT %own = (f32[8]{0}) custom-call(%loop), custom_call_target="kernel"
+}
+
+ENTRY %main (a: f32[8]) -> f32[8] {
+  %a = f32[8]{0} parameter(0)
+  %t.2 = (f32[8]{0}) tuple(%a)
+  %w = (f32[8]{0}) while(%t.2), condition=%inner_condition, body=%outer_body
+  ROOT %out = f32[8]{0} get-tuple-element(%w), index=0
+}
+"""
+TINY = TransformerConfig(vocab_size=32, layers=2, width=32, heads=2, grid=4, classes=3)
+
+
+def test_a_turn_is_counted_with_the_loops_inside_it():
+    """A copy beside other work, two kernels, and one that is run three times."""
+    assert largest_loop(TEXT) == Loop(kernels=6, cycles=100 + 3 * 7)
+
+
+def test_what_is_launched_once_more_counts_once_more():
+    def program(products):
+        def turn(_, x):
+            for _ in range(products):
+                x = jnp.sort(x @ x, axis=0)
+            return x
+
+        run = jax.jit(lambda x: jax.lax.fori_loop(0, 4, turn, x))
+        return largest_loop(run.lower(jnp.ones((64, 64))).compile().as_text())
+
+    one, two, three = (program(n).kernels for n in (1, 2, 3))
+    assert three - two == two - one > 1
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """This CPU as a device that is not at hand, and a tiny model."""
+    ceilings = Ceilings(1e9, 1e9, "float32")
+    cpu = Absent("this one", ceilings, lambda: jax.devices()[0])
+    monkeypatch.setitem(devices.ABSENT, "cpu", cpu)
+    shapes = jax.eval_shape(partial(synthetic_params, TINY, "float32"))
+    monkeypatch.setattr(report, "find_shapes", lambda *_, **__: (TINY, shapes))
+
+
+def test_every_pass_has_its_row(here):
+    given = ["cpu"], ["tiny"], [1], [5], [find_variant("xla")]
+    result = report.bench_compiled(*given, grid=4, dtype="float32")
+    rows = {row["pass"]: row for row in result["rows"]}
+    assert list(rows) == ["decode", "verify 5", "round 5"] and not result["failed"]
+    # A round is a pass, and what noise, rule and commits add.
+    assert rows["round 5"]["kernels"] > rows["verify 5"]["kernels"] > 10
+    assert rows["verify 5"]["bound_seconds"] > rows["decode"]["bound_seconds"] > 0
+    text = report.compiled_markdown({"command": "jaxspec bench compiled", **result})
+    assert text.count("| this one | tiny | 1 | jaxspec |") == 3
+
+
+def test_devices_are_told_by_name():
+    with pytest.raises(ConfigError, match="choose one of h100, v5e"):
+        find_absent("h200")
+
+
+@pytest.mark.parametrize("name, module", [("v5e", "libtpu"), ("h100", "jax_plugins")])
+def test_a_missing_compiler_is_told(name, module):
+    try:
+        __import__(module)
+    except ImportError:
+        with pytest.raises(ConfigError, match="pip install"):
+            find_absent(name).find()
+    else:
+        pytest.skip(f"{module} is installed")
