@@ -58,7 +58,7 @@ def make_target(
         place = jnp.concatenate([index] * streams) + config.prefix_length - 1
         return model.score(params, repeated, tokens, null=null, at=place)[0][:, 0]
 
-    return Target(config.vocab_size, streams, prefill, forward, rescore)
+    return Target(config.vocab_size, streams, prefill, forward, rescore, model.move)
 
 
 def _prompted(model: Transformer, streams: int, taps: tuple[int, ...]) -> Target:
@@ -121,4 +121,4 @@ def _prompted(model: Transformer, streams: int, taps: tuple[int, ...]) -> Target
         stream = jnp.where(behind < 0, given, drawn)
         return model.score(params, None, stream, at=lengths + index - 1)[0][:, 0]
 
-    return Target(config.vocab_size, streams, prefill, forward, rescore)
+    return Target(config.vocab_size, streams, prefill, forward, rescore, model.move)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxspec.config import TransformerConfig
 from jaxspec.errors import ConfigError
 from jaxspec.nn.attention import OVER_CACHE, Attention
-from jaxspec.nn.kernels.cached_attention import whole_blocks
+from jaxspec.nn.kernels.cached_attention import kernel_move, whole_blocks
 from jaxspec.nn.layers import (
     INIT,
     HeadNorm,
@@ -21,7 +21,7 @@ from jaxspec.nn.layers import (
 )
 from jaxspec.nn.quantize import SCALE
 from jaxspec.nn.rope import angles_of
-from jaxspec.spec.cache import KVCache
+from jaxspec.spec.cache import KVCache, Layers, move_rows
 from jaxspec.typing import Array, Bool, Float, Int, Mask, Params, PyTree
 
 
@@ -200,6 +200,11 @@ class Transformer:
     def cache_slots(self, slots: int) -> int:
         """Capacity, at least `slots`, of a cache for this way to attend."""
         return whole_blocks(slots) if self.attention == "pallas" else slots
+
+    @property
+    def move(self) -> Callable[..., Layers]:
+        """How a path is committed in its caches, see `spec.cache.move_rows`."""
+        return kernel_move if self.attention == "pallas" else move_rows
 
     def init(self, key: Array) -> Params:
         """Random float32 parameters; `key` is consumed. The head starts at zero."""

@@ -1,5 +1,6 @@
 """Key/value caches: explicit, one pair of buffers a layer, heads first."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import jax
@@ -7,6 +8,9 @@ import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
 from jaxspec.typing import Array, Bool, Float, Int
+
+# A pair `k, v` of `[R, K, S, F]` for each layer.
+Layers = tuple[tuple[Array, Array], ...]
 
 
 @register_dataclass
@@ -22,7 +26,7 @@ class KVCache:
         of a caption).
     """
 
-    layers: tuple[tuple[Array, Array], ...]
+    layers: Layers
     lengths: Int[Array, "R"]
     visible: Bool[Array, "R S"]
 
@@ -97,7 +101,11 @@ def _write_by_row(buffer, new, starts):
 
 
 def compact(
-    cache: KVCache, nodes: int, path: Int[Array, "R A"], counts: Int[Array, "R"]
+    cache: KVCache,
+    nodes: int,
+    path: Int[Array, "R A"],
+    counts: Int[Array, "R"],
+    move: Callable[..., Layers] | None = None,
 ) -> KVCache:
     """Moves an accepted path's rows behind the committed ones.
 
@@ -107,6 +115,30 @@ def compact(
 
     Done on entry to a round, before the new tree is written: then XLA keeps every
     buffer in place.
+
+    Args:
+      cache: of the last round.
+      nodes: of its tree.
+      path: int32, ascending.
+      counts: int32, at most `A`.
+      move: how; by default `move_rows`.
+    """
+    layers = cache.layers
+    if path.shape[1] > 1:  # the root alone is in place
+        layers = (move or move_rows)(layers, cache.lengths, nodes, path)
+    return replace(cache, layers=layers, lengths=cache.lengths + counts)
+
+
+def move_rows(
+    layers: Layers, lengths: Int[Array, "R"], nodes: int, path: Int[Array, "R A"]
+) -> Layers:
+    """Moves slots `lengths + path` of all layers to slots `lengths ..`.
+
+    Args:
+      layers: keys and values.
+      lengths: where the window begins.
+      nodes: its slots.
+      path: int32, ascending, below `nodes`.
     """
 
     def rows(buffer, start, row_path):
@@ -118,12 +150,9 @@ def compact(
         return window[:, row_path]
 
     def move(buffer):
-        return write(buffer, jax.vmap(rows)(buffer, cache.lengths, path), cache.lengths)
+        return write(buffer, jax.vmap(rows)(buffer, lengths, path), lengths)
 
-    if path.shape[1] == 1:  # the root alone, and it is in place
-        return replace(cache, lengths=cache.lengths + counts)
-    moved = jax.tree.map(move, cache.layers)
-    return replace(cache, layers=moved, lengths=cache.lengths + counts)
+    return jax.tree.map(move, layers)
 
 
 def tree_mask(cache: KVCache, window: Bool[Array, "... T T"]) -> Bool[Array, "R T S"]:

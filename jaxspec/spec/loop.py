@@ -268,7 +268,7 @@ def _read(engine: Engine, params: Params, state: SpecState, draft: Draft, shape)
     """The target's pass over the tree and what rides along, behind the last path."""
     size = engine.tree.size
     path, counts = _streams(engine, state.path), _streams(engine, state.counts)
-    cache = compact(state.cache, size, path, counts)
+    cache = compact(state.cache, size, path, counts, engine.target.move)
     tokens = draft.tokens
     position = state.start + state.length - 1
     positions = position[:, None] + shape.depths

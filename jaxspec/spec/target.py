@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from jaxspec.spec.cache import KVCache
+from jaxspec.spec.cache import KVCache, Layers, move_rows
 from jaxspec.typing import Array, Float
 
 
@@ -42,6 +42,7 @@ class Target:
         generated token `index` given the `index` tokens before it, by one forward of
         fixed shape without a cache; later tokens must not matter. None if the model
         has none: then near-ties are decided by the rounding of the moment.
+      move: commits an accepted path, see `spec.cache.move_rows`.
     """
 
     vocab_size: int
@@ -49,3 +50,4 @@ class Target:
     prefill: Callable[[Any, Any, int], Prefill]
     forward: Callable[..., tuple[Array, Array, KVCache]]
     rescore: Callable[[Any, Any, Array, Array], Array] | None = None
+    move: Callable[..., Layers] = move_rows

@@ -104,7 +104,7 @@ def committed(engine: Engine, state: SpecState) -> KVCache:
     streams = engine.target.streams
     path = jnp.concatenate([state.path] * streams)
     counts = jnp.concatenate([state.counts] * streams)
-    return compact(state.cache, engine.tree.size, path, counts)
+    return compact(state.cache, engine.tree.size, path, counts, engine.target.move)
 
 
 def cache_error(

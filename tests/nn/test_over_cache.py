@@ -15,9 +15,10 @@ from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
 from jaxspec.nn import attention
 from jaxspec.nn.attention import OVER_CACHE, attend, cudnn_attend, separate_step
-from jaxspec.nn.kernels.cached_attention import kernel_step
+from jaxspec.nn.kernels.cached_attention import kernel_move, kernel_step
 from jaxspec.nn.rope import turned
 from jaxspec.spec import cache as spec_cache
+from jaxspec.spec.cache import move_rows
 from jaxspec.spec.loop import generate
 from jaxspec.spec.named_trees import named_tree
 from jaxspec.spec.noise import row_keys
@@ -132,6 +133,27 @@ def test_what_a_tpu_is_given_computes_the_same(length, groups):
     assert "scatter" in texts["cpu"] and "scatter" not in texts["tpu"]
     if (length, groups) == (1, 1):
         assert "3x2x2x8xf32" in texts["tpu"] and "3x2x2x8xf32" not in texts["cpu"]
+
+
+@pytest.mark.parametrize("size, layers", [(8, 3), (64, 40)])
+def test_one_kernel_commits_a_path_in_all_layers(size, layers):
+    """Places that overlap; more layers than one launch can hold."""
+    keys = iter(jax.random.split(jax.random.key(0), 2 * layers))
+    shape = 2, 2, 40, size
+    cache = tuple(
+        (jax.random.normal(next(keys), shape), jax.random.normal(next(keys), shape))
+        for _ in range(layers)
+    )
+    lengths = jnp.array([5, 17])
+    path = jnp.array([[0, 1, 3, 4, 9, 11, 12, 15, 19], [0, 2, 3, 5, 6, 7, 8, 20, 22]])
+    given = cache, lengths, 23, path
+    moved = kernel_move(*given, backend="triton interpreted")
+    jax.tree.map(np.testing.assert_array_equal, moved, move_rows(*given))
+    assert not np.array_equal(moved[0][0], cache[0][0])
+    text = jax.jit(partial(kernel_move, nodes=23)).trace(cache, lengths, path=path)
+    text = text.lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("custom_call @__gpu$xla.gpu.triton") == (2 if layers > 32 else 1)
+    assert "scatter" not in text
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -1,4 +1,4 @@
-"""Turning, writing and attending over a cache by a kernel of the device's own."""
+"""Attending over a cache, and committing to it, by kernels of the device's own."""
 
 from functools import partial
 from typing import Literal
@@ -7,7 +7,7 @@ import jax
 
 from jaxspec.errors import ConfigError
 from jaxspec.nn.rope import turned
-from jaxspec.spec.cache import write
+from jaxspec.spec.cache import Layers, move_rows, write
 from jaxspec.typing import Array, Bool, Float, Int
 
 Backend = Literal["triton", "mosaic", "triton interpreted", "mosaic interpreted"]
@@ -56,10 +56,34 @@ def kernel_step(
     out, k, v = jax.lax.platform_dependent(
         *given,
         cuda=_by("triton"),
+        rocm=_by("triton"),
         tpu=_by("mosaic"),
         default=_by("triton interpreted"),
     )
     return out, (k, v)
+
+
+def kernel_move(
+    layers: Layers,
+    lengths: Int[Array, "R"],
+    nodes: int,
+    path: Int[Array, "R A"],
+    backend: Backend | None = None,
+) -> Layers:
+    """`spec.cache.move_rows`; on an NVIDIA GPU one kernel for all layers."""
+    # Here, since Pallas takes half a second to import.
+    from jaxspec.nn.kernels.triton_move import triton_move
+
+    given = layers, lengths, path
+    if backend is not None:
+        return triton_move(*given, interpret=backend.endswith("interpreted"))
+
+    def plain(layers, lengths, path):
+        return move_rows(layers, lengths, nodes, path)
+
+    return jax.lax.platform_dependent(
+        *given, cuda=triton_move, rocm=triton_move, default=plain
+    )
 
 
 def _by(backend: Backend):
