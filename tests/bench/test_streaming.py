@@ -30,6 +30,7 @@ def test_refilled_rows_are_compared_with_batches_that_wait(folder):
     assert text.count("| refill, wait 1 |") == 2
 
 
+@pytest.mark.slow
 def test_rounded_matrices_are_compared_with_their_originals(folder):
     found = bench_eight_bits(
         load_bundle(folder),

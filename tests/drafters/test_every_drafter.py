@@ -300,6 +300,7 @@ LONG = (
     "hydra",
     "block, refined",
     "falcon, blocks of 3",
+    "dynamic exit",
     "sub-networks",
 )
 

@@ -109,7 +109,7 @@ def agree(a, b):
         assert not np.isnan(a.log_q).any()
 
 
-QUICK = ("eagle-3", "hydra++", "block")
+QUICK = ("hydra++", "block")
 ON_FEATURES = [
     pytest.param(n, marks=() if n in QUICK else pytest.mark.slow)
     for n in NAMES
@@ -148,7 +148,11 @@ def test_a_context_in_pieces_is_the_same_context(name):
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param("eagle-1", marks=pytest.mark.slow), "eagle-3", "hydra++", "block"],
+    [
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("eagle-1", "eagle-3")),
+        "hydra++",
+        "block",
+    ],
 )
 def test_a_node_depends_on_its_own_path_alone(name):
     drafter, _, params = feature_drafters()[name]

@@ -82,8 +82,9 @@ AHEAD = [kind for kind in KINDS if kind not in ("kangaroo", "prompt tokens")]
 @pytest.mark.parametrize(
     "kind",
     [
-        pytest.param(kind, marks=pytest.mark.slow if "block, " in kind else ())
+        pytest.param(kind, marks=pytest.mark.slow if slow else ())
         for kind in AHEAD
+        for slow in ["block, " in kind or kind.startswith(("block of", "falcon"))]
     ],
 )
 def test_training_and_drafting_compute_the_same_laws(kind, monkeypatch):

@@ -95,7 +95,7 @@ def get_config():
 SLOW = pytest.mark.slow
 OBJECTIVES = [
     "tidar",
-    "masked",
+    pytest.param("masked", marks=SLOW),
     pytest.param("sorted", marks=SLOW),
     pytest.param("continuation", marks=SLOW),
     pytest.param("refinement", marks=SLOW),
