@@ -61,7 +61,6 @@ def test_speculation_accepts_two_tokens_and_a_half_a_call():
     assert fast.tokens_per_call >= 2.5
 
 
-@pytest.mark.slow
 def test_passes_of_different_width_differ_by_far_less_than_the_margin():
     """Logits of a tree pass against those of the pass of fixed shape."""
     prior = load_bundle().prior

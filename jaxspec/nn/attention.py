@@ -118,7 +118,7 @@ def separate_step(
 # made for take "xla" anyway.
 OVER_CACHE = {
     "xla": separate_step,
-    "pallas": kernel_step,
+    "pallas": partial(kernel_step, otherwise=separate_step),
     "cudnn": partial(separate_step, attend=cudnn_attend),
 }
 _FEW_QUERIES = 128

@@ -79,7 +79,8 @@ def write(
     return jax.lax.platform_dependent(*given, tpu=_write_by_row, default=_write_at_once)
 
 
-# A TPU scatters in a loop over rows; up to so many are written one after another.
+# A TPU scatters in a loop over rows; up to so many are written one after another. Rows
+# that the compiler itself divides among devices would travel; `over_rows` divides them.
 _FEW_ROWS = 32
 
 
@@ -119,7 +120,7 @@ def compact(
     Args:
       cache: of the last round.
       nodes: of its tree.
-      path: int32, ascending.
+      path: int32, not descending.
       counts: int32, at most `A`.
       move: how; by default `move_rows`.
     """
@@ -138,7 +139,7 @@ def move_rows(
       layers: keys and values.
       lengths: where the window begins.
       nodes: its slots.
-      path: int32, ascending, below `nodes`.
+      path: int32, not descending, below `nodes`.
     """
 
     def rows(buffer, start, row_path):

@@ -42,7 +42,8 @@ class Target:
         generated token `index` given the `index` tokens before it, by one forward of
         fixed shape without a cache; later tokens must not matter. None if the model
         has none: then near-ties are decided by the rounding of the moment.
-      move: commits an accepted path, see `spec.cache.move_rows`.
+      move: `(layers, lengths [R], nodes, path [R, A]) -> layers`, commits an accepted
+        path, see `spec.cache.move_rows`.
     """
 
     vocab_size: int

@@ -77,6 +77,23 @@ def test_what_is_launched_once_more_counts_once_more():
     assert three - two == two - one > 1
 
 
+def test_of_branches_the_largest_counts():
+    def program(products):
+        def large(x):
+            for _ in range(products):
+                x = jnp.sort(x @ x, axis=0)
+            return x
+
+        def turn(i, x):
+            return jax.lax.cond(i > 2, large, lambda x: x + 1, x)
+
+        run = jax.jit(lambda x: jax.lax.fori_loop(0, 4, turn, x))
+        return largest_loop(run.lower(jnp.ones((64, 64))).compile().as_text())
+
+    one, two, three = (program(n).kernels for n in (1, 2, 3))
+    assert three - two == two - one > 1
+
+
 @pytest.fixture
 def here(monkeypatch):
     """This CPU as a device that is not at hand, and a tiny model."""
@@ -99,9 +116,13 @@ def test_every_pass_has_its_row(here):
     assert text.count("| this one | tiny | 1 | jaxspec |") == 3
 
 
-def test_devices_are_told_by_name():
+def test_what_cannot_be_compiled_is_told_before_anything_is(here):
     with pytest.raises(ConfigError, match="choose one of h100, v5e"):
         find_absent("h200")
+    for way in ("phases2", "cudnn"):
+        given = ["cpu"], ["tiny"], [1], [5], [find_variant("xla"), find_variant(way)]
+        with pytest.raises(ConfigError, match="choose of xla, pallas, int8"):
+            report.bench_compiled(*given, grid=4, dtype="float32")
 
 
 @pytest.mark.parametrize("name, module", [("v5e", "libtpu"), ("h100", "jax_plugins")])
@@ -110,6 +131,6 @@ def test_a_missing_compiler_is_told(name, module):
         __import__(module)
     except ImportError:
         with pytest.raises(ConfigError, match="pip install"):
-            find_absent(name).find()
+            find_absent(name)
     else:
         pytest.skip(f"{module} is installed")

@@ -15,7 +15,8 @@ from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
 from jaxspec.nn import attention
 from jaxspec.nn.attention import OVER_CACHE, attend, cudnn_attend, separate_step
-from jaxspec.nn.kernels.cached_attention import kernel_move, kernel_step
+from jaxspec.nn.kernels.cached_attention import kernel_move
+from jaxspec.nn.kernels.mosaic_attention import _heads_at_once
 from jaxspec.nn.rope import turned
 from jaxspec.spec import cache as spec_cache
 from jaxspec.spec.cache import move_rows
@@ -27,6 +28,25 @@ from jaxspec.spec.state import Engine
 from jaxspec.testing.table_drafter import TableDrafter
 
 KERNELS = ("triton interpreted", "mosaic interpreted")
+kernel_step = OVER_CACHE["pallas"]
+DEVICES = {
+    "cuda": ("NVIDIA H100 80GB HBM3", None, "gpu"),
+    "tpu": ("TPU v5 lite", 1, "tpu"),
+}
+LAUNCHES = {
+    "cuda": "custom_call @__gpu$xla.gpu.triton",
+    "tpu": "custom_call @tpu_custom_call",
+}
+
+
+def lowered(function, platform, *shapes):
+    """For a platform, in the engine's precision, with a device that Pallas may ask."""
+    device = jax.sharding.AbstractDevice(*DEVICES[platform])
+    mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
+    precise = jax.default_matmul_precision("highest")
+    with jax.sharding.use_abstract_mesh(mesh), precise:
+        traced = jax.jit(function).trace(*shapes)
+        return traced.lower(lowering_platforms=(platform,)).as_text()
 
 
 def arrays(rows, length, groups, kv_heads, slots, size, dtype="float32", seed=0):
@@ -92,23 +112,58 @@ def test_blocks_behind_the_last_visible_slot_are_not_read(kernel):
     assert np.isnan(separate_step(fused, angles, mask, poisoned, starts)[0]).any()
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_what_is_about_to_be_overwritten_is_not_read(kernel):
+    """Other threads may be writing there; what was there before may be anything."""
+    fused, angles, _, cache, starts = arrays(2, 3, 1, 2, 256, 16)
+    slot = jnp.arange(256) - starts[:, None]
+    mask = slot[:, None] <= jnp.arange(3)[:, None]
+    window = (slot >= 0) & (slot < 3)
+    poison = jnp.where(window[:, None, :, None], jnp.nan, 0.0)
+    poisoned = tuple(x + poison for x in cache)
+    given = fused, angles, mask, poisoned, starts
+    assert_alike(kernel_step(*given, backend=kernel), separate_step(*given))
+    assert np.isnan(poisoned[1]).any()
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("length", [1, 64])
-@pytest.mark.parametrize(
-    "platform, kernel", [("cuda", "__gpu$xla.gpu.triton"), ("tpu", "tpu_custom_call")]
-)
-def test_a_program_gets_the_kernel_of_what_it_is_compiled_for(
-    platform, kernel, dtype, length
-):
+@pytest.mark.parametrize("platform", DEVICES)
+def test_a_program_gets_the_kernel_of_what_it_is_compiled_for(platform, dtype, length):
     """GPT-XL's shapes; whether it runs there, and how fast, an accelerator must say."""
     shapes = jax.eval_shape(partial(arrays, 2, length, 1, 20, 640, 64, dtype))
-    device = jax.sharding.AbstractDevice("TPU v5 lite", 1, "tpu")
-    mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
-    precise = jax.default_matmul_precision("highest")  # as inside the engine
-    with jax.sharding.use_abstract_mesh(mesh), precise:
-        traced = jax.jit(kernel_step).trace(*shapes)
-        lowered = traced.lower(lowering_platforms=(platform,))
-    assert lowered.as_text().count("custom_call @" + kernel) == 1
+    text = lowered(kernel_step, platform, *shapes)
+    assert {p: text.count(name) for p, name in LAUNCHES.items()} == {
+        p: int(p == platform) for p in LAUNCHES
+    }
+
+
+@pytest.mark.parametrize(
+    "shape, takers",
+    [
+        ((1, 1, 1, 2, 128, 100), ["tpu"]),  # heads of 100, as in GPT-3B
+        ((1, 1, 3, 2, 128, 64), ["tpu"]),  # three queries a key/value head
+        ((1, 1, 1, 2, 40, 64), ["cuda"]),  # a cache of 40 slots
+        ((1, 128, 4, 2, 128, 128), ["tpu"]),  # more queries than a GPU's program holds
+    ],
+)
+def test_what_one_platforms_kernel_cannot_take_others_may(shape, takers):
+    """It goes by plain XLA there."""
+    shapes = jax.eval_shape(partial(arrays, *shape))
+    for platform, name in LAUNCHES.items():
+        text = lowered(kernel_step, platform, *shapes)
+        assert text.count(name) == (platform in takers), platform
+    given = arrays(*shape)
+    assert_alike(kernel_step(*given), separate_step(*given))
+
+
+def test_a_tpus_program_takes_as_many_heads_as_fit():
+    assert _heads_at_once(20, 16, 64, 128) == 20
+    assert _heads_at_once(32, 128, 64, 128) == 8
+    assert _heads_at_once(3, 2048, 128, 128) == 1
+    given = arrays(2, 40, 4, 6, 128, 32)
+    assert _heads_at_once(6, 4 * 48, 32, 128) == 6
+    assert_alike(kernel_step(*given, backend=KERNELS[1]), separate_step(*given))
 
 
 @pytest.mark.parametrize("length, groups", [(1, 1), (1, 2), (3, 1)])
@@ -124,18 +179,17 @@ def test_what_a_tpu_is_given_computes_the_same(length, groups):
     )
     shapes = jax.eval_shape(lambda: (fused, angles, mask, cache, starts))
     texts = {
-        platform: jax.jit(separate_step)
-        .trace(*shapes)
-        .lower(lowering_platforms=(platform,))
-        .as_text()
-        for platform in ("cpu", "tpu")
+        "cpu": jax.jit(separate_step).lower(*shapes).as_text(),
+        "tpu": lowered(separate_step, "tpu", *shapes),
     }
     assert "scatter" in texts["cpu"] and "scatter" not in texts["tpu"]
     if (length, groups) == (1, 1):
         assert "3x2x2x8xf32" in texts["tpu"] and "3x2x2x8xf32" not in texts["cpu"]
 
 
-@pytest.mark.parametrize("size, layers", [(8, 3), (64, 36)])
+@pytest.mark.parametrize(
+    "size, layers", [(8, 3), pytest.param(64, 36, marks=pytest.mark.slow)]
+)
 def test_one_kernel_commits_a_path_in_all_layers(size, layers):
     """Places that overlap; more layers than one launch can hold."""
     keys = iter(jax.random.split(jax.random.key(0), 2 * layers))
@@ -147,12 +201,12 @@ def test_one_kernel_commits_a_path_in_all_layers(size, layers):
     lengths = jnp.array([5, 17])
     path = jnp.array([[0, 1, 3, 4, 9, 11, 12, 15, 19], [0, 2, 3, 5, 6, 7, 8, 20, 22]])
     given = cache, lengths, 23, path
-    moved = kernel_move(*given, backend="triton interpreted")
+    moved = kernel_move(*given, interpret=True)
     jax.tree.map(np.testing.assert_array_equal, moved, move_rows(*given))
     assert not np.array_equal(moved[0][0], cache[0][0])
-    text = jax.jit(partial(kernel_move, nodes=23)).trace(cache, lengths, path=path)
-    text = text.lower(lowering_platforms=("cuda",)).as_text()
-    assert text.count("custom_call @__gpu$xla.gpu.triton") == (2 if layers > 32 else 1)
+    move = partial(kernel_move, nodes=23)
+    text = lowered(lambda c, at, p: move(c, at, path=p), "cuda", cache, lengths, path)
+    assert text.count(LAUNCHES["cuda"]) == (3 if layers > 32 else 1)
     assert "scatter" not in text
 
 
@@ -230,5 +284,18 @@ def test_accelerators_attend_alike(way):
     fused, angles, mask, cache, starts = arrays(2, 26, 1, 20, 640, 64, jnp.bfloat16)
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), (fused, cache))
     expected, _ = separate_step(wide[0], angles, mask, wide[1], starts)
-    out, _ = OVER_CACHE[way](fused, angles, mask, cache, starts)
+    out, written = OVER_CACHE[way](fused, angles, mask, cache, starts)
     assert np.linalg.norm(out - expected) < 1e-2 * np.linalg.norm(expected)
+    _, there = separate_step(fused, angles, mask, cache, starts)
+    assert_alike(written, there, atol=0.02)
+
+
+@pytest.mark.accelerator
+def test_accelerators_commit_alike():
+    keys = jax.random.split(jax.random.key(0), 72)
+    buffers = [jax.random.normal(key, (2, 20, 640, 64), jnp.bfloat16) for key in keys]
+    layers = tuple(zip(buffers[::2], buffers[1::2], strict=True))
+    path = jnp.array([[0, 1, 2, 3, 4, 5, 6, 7], [0, 2, 3, 5, 6, 7, 25, 25]])
+    given = layers, jnp.array([5, 301]), 26, path
+    moved = jax.jit(kernel_move, static_argnums=2)(*given)
+    jax.tree.map(np.testing.assert_array_equal, moved, move_rows(*given))

@@ -29,12 +29,16 @@ class Absent:
     hertz: float | None = None
 
 
-def _tpu(topology: str, kind: str) -> Callable[[], Any]:
+# So that libtpu asks no server which machine this is; it is loaded with any plugin.
+_ALONE = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+}
+
+
+def _tpu(topology: str) -> Callable[[], Any]:
     def find():
-        # Asks no server which machine this is.
-        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-        os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-        os.environ.setdefault("TPU_ACCELERATOR_TYPE", kind)
         try:
             return topologies.get_topology_desc(topology, "tpu").devices[0]
         except RuntimeError as error:
@@ -99,23 +103,25 @@ ABSENT = {
     "v5e": Absent(
         "TPU v5e",
         Ceilings(819e9, 197e12, "bfloat16"),
-        _tpu("v5e:2x2", "v5litepod-4"),
+        _tpu("v5e:2x2"),
         # 4 matrix units of 128 x 128 do the published 197 TFLOP/s at this rate.
         hertz=1.5e9,
     ),
 }
 
 
-def find_absent(name: str) -> Absent:
-    """By name.
+def find_absent(name: str) -> tuple[Absent, Any]:
+    """By name: its figures, and the device to compile for.
 
     Raises:
-      ConfigError: no such device.
+      ConfigError: no such device, or its compiler is not installed.
     """
     if name not in ABSENT:
         known = ", ".join(ABSENT)
         raise ConfigError(f"unknown device {name!r}; choose one of {known}")
-    return ABSENT[name]
+    for key, value in _ALONE.items():
+        os.environ.setdefault(key, value)
+    return ABSENT[name], ABSENT[name].find()
 
 
 def build_for(device: Any, keep: Callable[[Any], None]) -> Callable[..., Any]:

@@ -27,7 +27,8 @@ class Loop:
 def largest_loop(text: str) -> Loop:
     """Reads `compiled.as_text()`; a program without a loop is one turn.
 
-    Loops inside count as often as they run, where the compiler knows.
+    Loops inside count as often as they run, where the compiler knows, and of branches
+    the largest.
     """
     bodies: dict[str, list[str]] = {}
     name = entry = ""
@@ -58,7 +59,17 @@ def _turn(bodies: dict[str, list[str]], name: str) -> Loop:
             kernels += times * one.kernels
             cycles += times * one.cycles
             continue
+        if found[1] == "conditional":
+            turns = [_turn(bodies, branch) for branch in _branches(line)]
+            most = max(turns, key=lambda x: x.kernels, default=Loop(0, 0))
+            kernels, cycles = kernels + most.kernels, cycles + most.cycles
         kernels += 1
         expected = re.search(r'"estimated_cycles":"(\d+)"', line)
         cycles += int(expected[1]) if expected else 0
     return Loop(kernels, cycles)
+
+
+def _branches(line: str) -> list[str]:
+    if many := re.search(r"branch_computations=\{([^}]*)\}", line):
+        return re.findall(r"[\w.\-]+", many[1])
+    return re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", line)

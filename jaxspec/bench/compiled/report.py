@@ -16,6 +16,7 @@ from jaxspec.bench.subjects import find_shapes
 from jaxspec.bench.tables import table
 from jaxspec.bench.timing import noted
 from jaxspec.bench.variants import Variant
+from jaxspec.errors import ConfigError
 from jaxspec.models.transformer import Transformer
 from jaxspec.trees import find_tree
 
@@ -45,9 +46,26 @@ def bench_compiled(
       grid: tokens along a side, of published sizes.
       dtype: of weights and caches.
       checkpoint: what "default" means.
+
+    Raises:
+      ConfigError: a device or a model that is not known, or a way that cannot be
+        compiled without its device.
     """
+    for variant in variants:
+        if variant.phases > 1 or variant.attention == "cudnn":
+            raise ConfigError(
+                "phases are for `bench decode`, and cuDNN needs its GPU: "
+                "choose of xla, pallas, int8"
+            )
     rows, failed = [], {}
     absent = {name: find_absent(name) for name in devices}
+    shapes = {
+        (name, int8): find_shapes(
+            name, grid=grid, dtype=dtype, int8=int8, checkpoint=checkpoint
+        )
+        for name in models
+        for int8 in {variant.int8 for variant in variants}
+    }
     trees = {size: find_tree(f"optimal-{size}") for size in nodes}
     cells = [
         (d, m, b, v) for d in devices for m in models for b in batches for v in variants
@@ -55,23 +73,15 @@ def bench_compiled(
     kinds = ["decode", *(f"{x} {n}" for n in nodes for x in ("verify", "round"))]
     with tqdm(total=len(cells) * len(kinds), desc="compiling") as bar:
         for name, model, batch, variant in cells:
-            device, config, params = (
-                absent[name],
-                *find_shapes(
-                    model,
-                    grid=grid,
-                    dtype=dtype,
-                    int8=variant.int8,
-                    checkpoint=checkpoint,
-                ),
-            )
+            figures, device = absent[name]
+            config, params = shapes[model, variant.int8]
             made: list[Any] = []
-            build = build_for(device.find(), made.append)
+            build = build_for(device, made.append)
             given = Transformer(config, variant.attention), params, batch
             filled = config.prefix_length + config.sequence_length // 2
             length = config.sequence_length
-            loop = partial(passes.decode_loop, phases=variant.phases)
-            calls = {"decode": (1, partial(loop, *given, length, build))}
+            loop = partial(passes.decode_loop, *given, length, build)
+            calls = {"decode": (1, loop)}
             for size, tree in trees.items():
                 rest = tree, filled, 4, build
                 calls |= {
@@ -94,7 +104,7 @@ def bench_compiled(
                         itemsize=jnp.dtype(dtype).itemsize,
                         int8=variant.int8,
                     )
-                    seconds = turn.cycles / device.hertz if device.hertz else None
+                    seconds = turn.cycles / figures.hertz if figures.hertz else None
                     rows.append(
                         {
                             "device": name,
@@ -104,13 +114,13 @@ def bench_compiled(
                             "pass": kind,
                             "kernels": turn.kernels,
                             "expected_seconds": seconds,
-                            "bound_seconds": work.bound(device.ceilings),
+                            "bound_seconds": work.bound(figures.ceilings),
                             "temporary_bytes": _temporary(made[-1]),
                         }
                     )
                 bar.update()
     return {
-        "devices": {name: found.name for name, found in absent.items()},
+        "devices": {name: found.name for name, (found, _) in absent.items()},
         "dtype": dtype,
         "grid": grid,
         "versions": {"jaxspec": __version__, "jax": jax.__version__},
@@ -130,6 +140,9 @@ def compiled_markdown(result: dict[str, Any]) -> str:
     def milliseconds(seconds):
         return "" if not seconds else f"{1e3 * seconds:.2f}"
 
+    def mebibytes(size):
+        return "" if size is None else f"{size / 2**20:.0f}"
+
     rows = [
         [
             result["devices"][row["device"]],
@@ -140,7 +153,7 @@ def compiled_markdown(result: dict[str, Any]) -> str:
             row["kernels"],
             milliseconds(row["expected_seconds"]),
             milliseconds(row["bound_seconds"]),
-            f"{row['temporary_bytes'] / 2**20:.0f}",
+            mebibytes(row["temporary_bytes"]),
         ]
         for row in result["rows"]
     ]
@@ -159,9 +172,10 @@ def compiled_markdown(result: dict[str, Any]) -> str:
             "make, without tuning on the device.",
             "",
             '"Kernels" are launched in one turn of the loop: a step with its sampling, '
-            "a pass over a tree, or a round with given drafts. A TPU's compiler says "
-            'what it expects each to take beside waiting for memory ("expected ms"; '
-            "kernels that are not its own count nothing). "
+            "a pass over a tree, or a round with given drafts; on a TPU they are "
+            "operations and copies, of which many take next to nothing. Its compiler "
+            'says what it expects each to take beside waiting for memory ("expected '
+            'ms"; kernels that are not its own count nothing). '
             '"Bound" is the larger of bytes over published bandwidth and operations '
             "over published rate.",
             "",

@@ -1,7 +1,8 @@
 """Attending over a cache, and committing to it, by kernels of the device's own."""
 
+from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 
@@ -13,6 +14,8 @@ from jaxspec.typing import Array, Bool, Float, Int
 Backend = Literal["triton", "mosaic", "triton interpreted", "mosaic interpreted"]
 # A TPU's blocks of slots; caches hold whole ones.
 _WHOLE = 128
+# Bytes of the queries that a program of a GPU holds; more do not fit beside the rest.
+_HELD = 2**16
 
 
 def whole_blocks(slots: int) -> int:
@@ -26,6 +29,7 @@ def kernel_step(
     mask: Bool[Array, "R T S"],
     cache: tuple[Array, Array],
     starts: Int[Array, "R"],
+    otherwise: Callable[..., Any],
     backend: Backend | None = None,
 ) -> tuple[Float[Array, "R T D"], tuple[Array, Array]]:
     """Attends as `nn.attention.separate_step` does, and reads only what is filled.
@@ -35,11 +39,13 @@ def kernel_step(
     kernel attends after the cache was written.
 
     Args:
-      fused: `g = G + 2`: `G` queries of each key/value head, its key and its value.
+      fused: `g = G + 2`: `G` queries of each key/value head, its key and its value; of
+        the cache's dtype.
       angles: cosines and sines of the rows' positions.
       mask: who sees which slot.
       cache: keys and values `[R, K, S, F]`.
       starts: slots of the first of the `T` tokens.
+      otherwise: the same by plain XLA, for sizes that a platform's kernel cannot take.
       backend: which kernel; by default that of the platform which the program is
         compiled for, and on a CPU the GPU's in Pallas's interpreter, for tests.
 
@@ -47,18 +53,30 @@ def kernel_step(
       Outputs, `D = G K F`, and the cache with the tokens in it.
 
     Raises:
-      ConfigError: sizes that the kernel cannot take.
+      ConfigError: a kernel that was asked for by name cannot take the sizes.
     """
     given = fused, angles, mask, *cache, starts
+    wrong = {
+        "triton": _triton_refuses(fused.shape, fused.dtype.itemsize),
+        "mosaic": _mosaic_refuses(cache[0].shape),
+    }
     if backend is not None:
+        if why := wrong[backend.split()[0]]:
+            raise ConfigError(f"{why}; attention='xla' takes any")
         out, k, v = _by(backend)(*given)
         return out, (k, v)
+
+    def plain(fused, angles, mask, k, v, starts):
+        out, (k, v) = otherwise(fused, angles, mask, (k, v), starts)
+        return out, k, v
+
+    gpu = plain if wrong["triton"] else _by("triton")
     out, k, v = jax.lax.platform_dependent(
         *given,
-        cuda=_by("triton"),
-        rocm=_by("triton"),
-        tpu=_by("mosaic"),
-        default=_by("triton interpreted"),
+        cuda=gpu,
+        rocm=gpu,
+        tpu=plain if wrong["mosaic"] else _by("mosaic"),
+        default=plain if wrong["triton"] else _by("triton interpreted"),
     )
     return out, (k, v)
 
@@ -68,15 +86,24 @@ def kernel_move(
     lengths: Int[Array, "R"],
     nodes: int,
     path: Int[Array, "R A"],
-    backend: Backend | None = None,
+    interpret: bool | None = None,
 ) -> Layers:
-    """`spec.cache.move_rows`; on an NVIDIA GPU one kernel for all layers."""
+    """`spec.cache.move_rows`; on a GPU one launch for as many layers as it can hold.
+
+    Args:
+      layers: keys and values.
+      lengths: where the window begins.
+      nodes: its slots.
+      path: int32, not descending, below `nodes`.
+      interpret: whether the kernel is interpreted; by default it is taken where the
+        program is compiled for a GPU, and plain XLA elsewhere.
+    """
     # Here, since Pallas takes half a second to import.
     from jaxspec.nn.kernels.triton_move import triton_move
 
     given = layers, lengths, path
-    if backend is not None:
-        return triton_move(*given, interpret=backend.endswith("interpreted"))
+    if interpret is not None:
+        return triton_move(*given, interpret=interpret)
 
     def plain(layers, lengths, path):
         return move_rows(layers, lengths, nodes, path)
@@ -86,7 +113,31 @@ def kernel_move(
     )
 
 
-def _by(backend: Backend):
+def _triton_refuses(shape: tuple[int, ...], itemsize: int) -> str:
+    """Why, or nothing."""
+    _, length, parts, _, size = shape
+    groups = parts - 2
+    if size & (size - 1) or groups & (groups - 1):
+        return (
+            f"heads of {size}, {groups} of them a key/value head: on a GPU the "
+            "attention kernel needs powers of two"
+        )
+    if groups * (1 << (length - 1).bit_length()) * size * itemsize > _HELD:
+        return f"{length} tokens, {groups} heads of {size}: too many queries for a GPU"
+    return ""
+
+
+def _mosaic_refuses(shape: tuple[int, ...]) -> str:
+    slots = shape[2]
+    if slots % _WHOLE:
+        return (
+            f"a cache of {slots} slots: on a TPU the attention kernel needs a multiple "
+            f"of {_WHOLE}"
+        )
+    return ""
+
+
+def _by(backend: Backend) -> Callable[..., Any]:
     interpret = backend.endswith("interpreted")
     if backend.startswith("mosaic"):
         return partial(_mosaic_step, interpret=interpret)
@@ -97,11 +148,6 @@ def _by(backend: Backend):
 
 
 def _mosaic_step(fused, angles, mask, k, v, starts, *, interpret: bool):
-    if k.shape[2] % _WHOLE:
-        raise ConfigError(
-            f"a cache of {k.shape[2]} slots: on a TPU the attention kernel needs a "
-            f"multiple of {_WHOLE}; attention='xla' takes any"
-        )
     from jaxspec.nn.kernels.mosaic_attention import mosaic_attend
 
     q, new_k, new_v = turned(fused, angles)

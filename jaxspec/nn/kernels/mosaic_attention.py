@@ -1,6 +1,6 @@
 """Attention of a few queries over a long cache on TPUs.
 
-The blocks of slots of a row follow one another, all heads at once, with a running
+The blocks of slots of a row follow one another, many heads at once, with a running
 softmax in scratch memory. Blocks behind a row's last visible slot are neither fetched
 nor worked on.
 """
@@ -18,8 +18,10 @@ from jaxspec.typing import Array, Bool, Float
 
 # Added to masked scores, as in `nn.attention`.
 _MASKED = -1e30
-# Rows of a tile of 16-bit numbers.
-_LEAST = 16
+# Rows of a tile of 16-bit numbers, and lanes of any tile.
+_LEAST, _LANES = 16, 128
+# Bytes of the heads of a program; a TPU v5e lets it have 16 MiB.
+_HELD = 2**23
 
 
 def mosaic_attend(
@@ -54,23 +56,24 @@ def mosaic_attend(
     def fetched(r, j, reached):
         return jnp.minimum(j, jnp.maximum(reached[r] - 1, 0) // block)
 
+    some = _heads_at_once(kv_heads, queries, size, block)
     whole = pl.BlockSpec(
-        (1, kv_heads, queries, size), lambda r, j, reached: (r, 0, 0, 0)
+        (1, some, queries, size), lambda r, h, j, reached: (r, h, 0, 0)
     )
     kv_spec = pl.BlockSpec(
-        (1, kv_heads, block, size),
-        lambda r, j, reached: (r, 0, fetched(r, j, reached), 0),
+        (1, some, block, size),
+        lambda r, h, j, reached: (r, h, fetched(r, j, reached), 0),
     )
     mask_spec = pl.BlockSpec(
-        (1, padded, block), lambda r, j, reached: (r, 0, fetched(r, j, reached))
+        (1, padded, block), lambda r, h, j, reached: (r, 0, fetched(r, j, reached))
     )
-    stat = tpu.VMEM((kv_heads, queries, 1), jnp.float32)
+    stat = tpu.VMEM((some, queries, 1), jnp.float32)
     spec = tpu.PrefetchScalarGridSpec(
         num_scalar_prefetch=1,
-        grid=(rows, slots // block),
+        grid=(rows, kv_heads // some, slots // block),
         in_specs=[whole, kv_spec, kv_spec, mask_spec],
         out_specs=whole,
-        scratch_shapes=[stat, stat, tpu.VMEM((kv_heads, queries, size), jnp.float32)],
+        scratch_shapes=[stat, stat, tpu.VMEM((some, queries, size), jnp.float32)],
     )
     kernel = partial(
         _kernel, block=block, groups=groups, precise=q.dtype == jnp.float32
@@ -83,6 +86,14 @@ def mosaic_attend(
     )(reach(mask), q, k, v, seen)
     out = einops.rearrange(out, "r k (g t) f -> r t (k g f)", t=padded)
     return out[:, :length]
+
+
+def _heads_at_once(heads: int, queries: int, size: int, block: int) -> int:
+    """As many key/value heads as fit: queries, results, sums, scores; keys, values."""
+    wide = -(-size // _LANES) * _LANES
+    head = 4 * (queries * (4 * wide + 4 * block) + 4 * block * wide)
+    fitting = (h for h in range(1, heads + 1) if heads % h == 0 and h * head <= _HELD)
+    return max(fitting, default=1)
 
 
 def _kernel(
@@ -101,7 +112,7 @@ def _kernel(
     precise: bool,
 ):
     """One block: joins its softmax to that of the blocks before it."""
-    row, part = pl.program_id(0), pl.program_id(1)
+    row, part = pl.program_id(0), pl.program_id(2)
     # Not None, which would take the engine's "highest" for short floats, too.
     exact = jax.lax.Precision.HIGHEST if precise else jax.lax.Precision.DEFAULT
 
@@ -135,7 +146,7 @@ def _kernel(
         total[...] = kept * total[...] + jnp.sum(weights, axis=-1, keepdims=True)
         summed[...] = kept * summed[...] + values
 
-    @pl.when(part == pl.num_programs(1) - 1)
+    @pl.when(part == pl.num_programs(2) - 1)
     def _():
         # A row that sees nothing has a total of 0.
         out[0] = (summed[...] / jnp.maximum(total[...], 1e-30)).astype(out.dtype)

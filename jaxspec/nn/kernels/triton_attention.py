@@ -1,8 +1,8 @@
 """One kernel a layer on NVIDIA GPUs: rotary turns, writing to the cache, attention.
 
 A step of a small batch is a chain of short kernels, whose launches cost as much as what
-they read. XLA makes five of this one: turned queries, written keys, scores, written
-values, softmax with the sum of values.
+they read. XLA makes four or five of this one: turned queries, written keys, scores,
+written values, softmax with the sum of values.
 
 Each program does one key/value head of one row. It turns the new keys and attends over
 them where they are, in registers, and over older slots block by block with a running
@@ -17,7 +17,6 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from jaxspec.errors import ConfigError
 from jaxspec.nn.kernels.filled import reach
 from jaxspec.nn.rope import pair_turns
 from jaxspec.typing import Array, Bool, Float, Int
@@ -38,18 +37,9 @@ def triton_step(
     *,
     interpret: bool = False,
 ) -> tuple[Array, Array, Array]:
-    """Outputs `[R, T, D]` and the cache with the tokens in it; see `kernel_step`.
-
-    Raises:
-      ConfigError: heads, or their number for a key/value head, are no power of two.
-    """
+    """Outputs `[R, T, D]` and the cache with the tokens in it; see `kernel_step`."""
     rows, length, parts, heads, size = fused.shape
     groups = parts - 2
-    if size & (size - 1) or groups & (groups - 1):
-        raise ConfigError(
-            f"heads of {size}, {groups} of them a key/value head: on a GPU the "
-            "attention kernel needs powers of two; attention='xla' takes any"
-        )
     padded = max(_power(length), _LEAST // groups)
     block = 128 if groups * padded <= 64 else 64
     cos, sin = pair_turns(angles)
@@ -168,9 +158,10 @@ def _kernel(
     def older(i, carry):
         best, total, summed = carry
         slot = i * block + jnp.arange(block)
-        where = (slot < slots)[:, None] & (channel >= 0)[None]
-        index = row, head, slot[:, None], channel[None]
+        # Not the new tokens' slots, which other threads may be writing.
         there = (slot < slots) & ((slot < start) | (slot >= start + length))
+        where = there[:, None] & (channel >= 0)[None]
+        index = row, head, slot[:, None], channel[None]
         scores = scored(load(old_k, *index, where=where), slot, there)
         highest = jnp.maximum(best, jnp.max(scores, axis=-1))
         weights, kept = jnp.exp(scores - highest[:, None]), jnp.exp(best - highest)

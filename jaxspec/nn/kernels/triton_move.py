@@ -1,4 +1,4 @@
-"""One kernel for all layers on NVIDIA GPUs: commits an accepted path.
+"""One kernel for many layers on NVIDIA GPUs: commits an accepted path.
 
 XLA makes a kernel or two of every buffer, and a round of a deep model has dozens.
 """
@@ -14,8 +14,8 @@ from jax.experimental.pallas import triton
 from jaxspec.spec.cache import Layers
 from jaxspec.typing import Array, Int
 
-# Numbers that a program holds at once, in registers.
-_HELD = 2**16
+# Bytes that a program holds at once, in registers.
+_HELD = 2**17
 
 
 def triton_move(
@@ -28,7 +28,8 @@ def triton_move(
     """`spec.cache.move_rows`, a launch for as many layers as registers hold."""
     size = layers[0][0].shape[-1]
     depth = _power(path.shape[1])
-    together = max(1, _HELD // (2 * depth * _power(size)))
+    layer = 2 * depth * _power(size) * layers[0][0].dtype.itemsize
+    together = max(1, _HELD // layer)
     given = lengths.astype(jnp.int32), path.astype(jnp.int32)
     moved: list[tuple[Array, Array]] = []
     for first in range(0, len(layers), together):
