@@ -1,8 +1,11 @@
 """What a round costs beside the models; the figures are in docs/reports."""
 
+import pytest
+
 from jaxspec.bench.overhead import measure_overhead, overhead_markdown
 
 
+@pytest.mark.slow
 def test_rounds_without_models_are_timed_beside_a_softmax():
     result = measure_overhead(
         batch=1, nodes=4, vocab_size=256, repeats=2, rules=("coupled",)

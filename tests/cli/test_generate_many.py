@@ -66,6 +66,7 @@ def test_every_line_gets_the_picture_of_its_number_and_seed(
     assert "11 pictures" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_is_there_is_not_drawn_again(bundle, wanted, tmp_path, capsys):
     folder = tmp_path / "out"
     assert main(command(bundle, folder)) == 0
