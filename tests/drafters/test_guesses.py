@@ -109,7 +109,7 @@ def agree(a, b):
         assert not np.isnan(a.log_q).any()
 
 
-QUICK = ("hydra++", "block")
+QUICK = ("block",)
 ON_FEATURES = [
     pytest.param(n, marks=() if n in QUICK else pytest.mark.slow)
     for n in NAMES

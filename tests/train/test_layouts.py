@@ -45,7 +45,7 @@ def curve(workdir, part):
 @pytest.mark.parametrize(
     "part, mesh",
     [
-        ("prior", ["4x2", "--fsdp"]),
+        pytest.param("prior", ["4x2", "--fsdp"], marks=pytest.mark.slow),
         pytest.param("prior", ["8x1"], marks=pytest.mark.slow),
         pytest.param("drafter", ["8x1"], marks=pytest.mark.slow),
         pytest.param("drafter", ["4x2", "--fsdp"], marks=pytest.mark.slow),
