@@ -101,35 +101,6 @@ def _write_by_row(buffer, new, starts):
     return buffer
 
 
-def compact(
-    cache: KVCache,
-    nodes: int,
-    path: Int[Array, "R A"],
-    counts: Int[Array, "R"],
-    move: Callable[..., Layers] | None = None,
-) -> KVCache:
-    """Moves an accepted path's rows behind the committed ones.
-
-    The tree of the last round lies at slots `lengths ..`, one slot a node. Its rows on
-    `path` are moved to the front of that window, and `counts` of them are committed.
-    All `A` rows are moved whatever `counts` is: what is beyond is garbage anyway.
-
-    Done on entry to a round, before the new tree is written: then XLA keeps every
-    buffer in place.
-
-    Args:
-      cache: of the last round.
-      nodes: of its tree.
-      path: int32, not descending.
-      counts: int32, at most `A`.
-      move: how; by default `move_rows`.
-    """
-    layers = cache.layers
-    if path.shape[1] > 1:  # the root alone is in place
-        layers = (move or move_rows)(layers, cache.lengths, nodes, path)
-    return replace(cache, layers=layers, lengths=cache.lengths + counts)
-
-
 def move_rows(
     layers: Layers, lengths: Int[Array, "R"], nodes: int, path: Int[Array, "R A"]
 ) -> Layers:
@@ -154,6 +125,35 @@ def move_rows(
         return write(buffer, jax.vmap(rows)(buffer, lengths, path), lengths)
 
     return jax.tree.map(move, layers)
+
+
+def compact(
+    cache: KVCache,
+    nodes: int,
+    path: Int[Array, "R A"],
+    counts: Int[Array, "R"],
+    move: Callable[..., Layers] = move_rows,
+) -> KVCache:
+    """Moves an accepted path's rows behind the committed ones.
+
+    The tree of the last round lies at slots `lengths ..`, one slot a node. Its rows on
+    `path` are moved to the front of that window, and `counts` of them are committed.
+    All `A` rows are moved whatever `counts` is: what is beyond is garbage anyway.
+
+    Done on entry to a round, before the new tree is written: then XLA keeps every
+    buffer in place.
+
+    Args:
+      cache: of the last round.
+      nodes: of its tree.
+      path: int32, not descending.
+      counts: int32, at most `A`.
+      move: how, as `move_rows`.
+    """
+    layers = cache.layers
+    if path.shape[1] > 1:  # the root alone is in place
+        layers = move(layers, cache.lengths, nodes, path)
+    return replace(cache, layers=layers, lengths=cache.lengths + counts)
 
 
 def tree_mask(cache: KVCache, window: Bool[Array, "... T T"]) -> Bool[Array, "R T S"]:

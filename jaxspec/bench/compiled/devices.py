@@ -43,7 +43,7 @@ def _tpu(topology: str) -> Callable[[], Any]:
             return topologies.get_topology_desc(topology, "tpu").devices[0]
         except RuntimeError as error:
             raise ConfigError(
-                "compiling for TPUs needs their compiler: pip install libtpu"
+                f"compiling for TPUs needs their compiler: pip install libtpu ({error})"
             ) from error
 
     return find
@@ -56,7 +56,8 @@ def _h100() -> Any:
         ).devices[0]
     except (NotImplementedError, RuntimeError) as error:
         raise ConfigError(
-            "compiling for NVIDIA GPUs needs JAX's plugin: pip install 'jax[cuda13]'"
+            "compiling for NVIDIA GPUs needs JAX's plugin: pip install 'jax[cuda13]' "
+            f"({error})"
         ) from error
 
 

@@ -14,8 +14,6 @@ from jaxspec.typing import Array, Bool, Float, Int
 Backend = Literal["triton", "mosaic", "triton interpreted", "mosaic interpreted"]
 # A TPU's blocks of slots; caches hold whole ones.
 _WHOLE = 128
-# Bytes of the queries that a program of a GPU holds; more do not fit beside the rest.
-_HELD = 2**16
 
 
 def whole_blocks(slots: int) -> int:
@@ -55,9 +53,12 @@ def kernel_step(
     Raises:
       ConfigError: a kernel that was asked for by name cannot take the sizes.
     """
+    # Here, since Pallas takes half a second to import.
+    from jaxspec.nn.kernels.triton_attention import triton_refuses
+
     given = fused, angles, mask, *cache, starts
     wrong = {
-        "triton": _triton_refuses(fused.shape, fused.dtype.itemsize),
+        "triton": triton_refuses(fused.shape, fused.dtype.itemsize),
         "mosaic": _mosaic_refuses(cache[0].shape),
     }
     if backend is not None:
@@ -98,7 +99,6 @@ def kernel_move(
       interpret: whether the kernel is interpreted; by default it is taken where the
         program is compiled for a GPU, and plain XLA elsewhere.
     """
-    # Here, since Pallas takes half a second to import.
     from jaxspec.nn.kernels.triton_move import triton_move
 
     given = layers, lengths, path
@@ -111,20 +111,6 @@ def kernel_move(
     return jax.lax.platform_dependent(
         *given, cuda=triton_move, rocm=triton_move, default=plain
     )
-
-
-def _triton_refuses(shape: tuple[int, ...], itemsize: int) -> str:
-    """Why, or nothing."""
-    _, length, parts, _, size = shape
-    groups = parts - 2
-    if size & (size - 1) or groups & (groups - 1):
-        return (
-            f"heads of {size}, {groups} of them a key/value head: on a GPU the "
-            "attention kernel needs powers of two"
-        )
-    if groups * (1 << (length - 1).bit_length()) * size * itemsize > _HELD:
-        return f"{length} tokens, {groups} heads of {size}: too many queries for a GPU"
-    return ""
 
 
 def _mosaic_refuses(shape: tuple[int, ...]) -> str:
@@ -141,7 +127,6 @@ def _by(backend: Backend) -> Callable[..., Any]:
     interpret = backend.endswith("interpreted")
     if backend.startswith("mosaic"):
         return partial(_mosaic_step, interpret=interpret)
-    # Here, since Pallas takes half a second to import.
     from jaxspec.nn.kernels.triton_attention import triton_step
 
     return partial(triton_step, interpret=interpret)

@@ -25,6 +25,22 @@ from jaxspec.typing import Array, Bool, Float, Int
 _MASKED = -1e30
 # Matrix units want at least so many rows.
 _LEAST = 16
+# Bytes of the queries that a program holds; more do not fit beside the rest.
+_HELD = 2**16
+
+
+def triton_refuses(shape: tuple[int, ...], itemsize: int) -> str:
+    """Why the kernel cannot take a fused map `[R, T, g, K, F]`; empty where it can."""
+    _, length, parts, _, size = shape
+    groups = parts - 2
+    if size & (size - 1) or groups & (groups - 1):
+        return (
+            f"heads of {size}, {groups} of them a key/value head: on a GPU the "
+            "attention kernel needs powers of two"
+        )
+    if groups * pl.next_power_of_2(length) * size * itemsize > _HELD:
+        return f"{length} tokens, {groups} heads of {size}: too many queries for a GPU"
+    return ""
 
 
 def triton_step(
@@ -40,7 +56,7 @@ def triton_step(
     """Outputs `[R, T, D]` and the cache with the tokens in it; see `kernel_step`."""
     rows, length, parts, heads, size = fused.shape
     groups = parts - 2
-    padded = max(_power(length), _LEAST // groups)
+    padded = max(pl.next_power_of_2(length), _LEAST // groups)
     block = 128 if groups * padded <= 64 else 64
     cos, sin = pair_turns(angles)
     exact = fused.dtype == jnp.float32
@@ -96,17 +112,21 @@ def _kernel(
     start, channel = starts[row], jnp.arange(size)
     precise = jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT
 
+    def wide(where):
+        """Of rows, for all their channels."""
+        return where[:, None] & (channel >= 0)[None]
+
     def load(ref, *index, where):
         return triton.load(ref.at[index], mask=where, other=0)
 
     def given(token, part, channel):
-        where = (token < length)[:, None] & (channel >= 0)[None]
+        where = wide(token < length)
         index = row, token[:, None], part, head, channel[None]
         return load(fused, *index, where=where)
 
     def turn(token, part):
         """Each channel with its pair's other one; rounded as a cache would."""
-        where = (token < length)[:, None] & (channel >= 0)[None]
+        where = wide(token < length)
         index = row, token[:, None], channel[None]
         own, other = given(token, part, channel), given(token, part, channel ^ 1)
         own, other = own.astype(jnp.float32), other.astype(jnp.float32)
@@ -146,7 +166,7 @@ def _kernel(
     there = (token < length) & (slot < slots)
     keys = turn(token, groups)
     values = given(token, groups + 1, channel).astype(old_v.dtype)
-    where = there[:, None] & (channel >= 0)[None]
+    where = wide(there)
     index = row, head, slot[:, None], channel[None]
     triton.store(new_k.at[index], keys, mask=where)
     triton.store(new_v.at[index], values, mask=where)
@@ -160,7 +180,7 @@ def _kernel(
         slot = i * block + jnp.arange(block)
         # Not the new tokens' slots, which other threads may be writing.
         there = (slot < slots) & ((slot < start) | (slot >= start + length))
-        where = there[:, None] & (channel >= 0)[None]
+        where = wide(there)
         index = row, head, slot[:, None], channel[None]
         scores = scored(load(old_k, *index, where=where), slot, there)
         highest = jnp.maximum(best, jnp.max(scores, axis=-1))
@@ -173,13 +193,8 @@ def _kernel(
     carry = best, total, weighted(weights, values)
     _, total, summed = jax.lax.fori_loop(0, blocks, older, carry)
     result = summed / total[:, None]
-    where = (asker < length)[:, None] & (channel >= 0)[None]
+    where = wide(asker < length)
     place = ((head * groups + group) * size)[:, None] + channel[None]
     triton.store(
         out.at[row, asker[:, None], place], result.astype(out.dtype), mask=where
     )
-
-
-def _power(number: int) -> int:
-    """The least power of two that is at least `number`."""
-    return 1 << (number - 1).bit_length()

@@ -27,8 +27,8 @@ def triton_move(
 ) -> Layers:
     """`spec.cache.move_rows`, a launch for as many layers as registers hold."""
     size = layers[0][0].shape[-1]
-    depth = _power(path.shape[1])
-    layer = 2 * depth * _power(size) * layers[0][0].dtype.itemsize
+    depth = pl.next_power_of_2(path.shape[1])
+    layer = 2 * depth * pl.next_power_of_2(size) * layers[0][0].dtype.itemsize
     together = max(1, _HELD // layer)
     given = lengths.astype(jnp.int32), path.astype(jnp.int32)
     moved: list[tuple[Array, Array]] = []
@@ -58,7 +58,10 @@ def _kernel(lengths, path, *buffers, count: int, interpret: bool):
     """Everything is read before anything is written: places overlap."""
     row, head = pl.program_id(0), pl.program_id(1)
     slots, size = buffers[0].shape[2:]
-    place, channel = jnp.arange(_power(path.shape[1])), jnp.arange(_power(size))
+    place, channel = (
+        jnp.arange(pl.next_power_of_2(path.shape[1])),
+        jnp.arange(pl.next_power_of_2(size)),
+    )
     there, start = place < path.shape[1], lengths[row]
     inside = channel < size
     step = triton.load(path.at[row, place], mask=there, other=0)
@@ -78,7 +81,3 @@ def _kernel(lengths, path, *buffers, count: int, interpret: bool):
         triton.debug_barrier()
     for buffer, numbers in zip(buffers[count:], held, strict=True):
         triton.store(at(buffer, target), numbers, mask=where(target))
-
-
-def _power(number: int) -> int:
-    return pl.next_power_of_2(number)
