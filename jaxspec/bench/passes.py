@@ -186,7 +186,9 @@ def build_here(options: dict[str, str] | None = None) -> Build:
     """Compiles for the default device, with options of XLA's."""
 
     def build(run, *arguments, donate=()):
-        return lowered(run, *arguments, donate=donate).compile(options or None)
+        return lowered(run, *arguments, donate=donate).compile(
+            compiler_options=options or None
+        )
 
     return build
 
