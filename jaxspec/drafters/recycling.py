@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
 from jaxspec.drafters.grow import grow
-from jaxspec.spec.draft import Draft, Observation, Round, Start
+from jaxspec.errors import ConfigError
+from jaxspec.spec.draft import Draft, Observation, Round, Shared, Start
 from jaxspec.spec.vocabulary import top_tokens
 from jaxspec.typing import Array, Float, Int, Params
 
@@ -35,7 +36,7 @@ class TokenRecycling:
 
     Attributes:
       vocab_size: `V`.
-      width: successors kept for each token.
+      width: successors kept for each token, at most all.
       shared: one table for the batch, as published, which learns faster; with rules
         that draw, a row's tokens then depend on its neighbours (their law does not).
     """
@@ -44,44 +45,57 @@ class TokenRecycling:
     width: int = 8
     shared: bool = True
 
-    def init(self, params: Params, start: Start) -> Successors:
-        """See `spec.draft.Drafter`."""
-        shape = (1 if self.shared else start.rows, self.vocab_size, self.width)
-        ids = jnp.broadcast_to(jnp.arange(self.width, dtype=jnp.int32), shape)
-        return Successors(jnp.copy(ids), jnp.zeros(shape))
+    def __post_init__(self):
+        if min(self.vocab_size, self.width) < 1:
+            raise ConfigError(f"{self} needs a vocabulary, and 1 successor or more")
+
+    def init(self, params: Params, start: Start) -> Successors | Shared:
+        """See `spec.draft.Drafter`; `Shared` if rows share their table."""
+        width = min(self.width, self.vocab_size)
+        shape = (1 if self.shared else start.rows, self.vocab_size, width)
+        ids = jnp.broadcast_to(jnp.arange(width, dtype=jnp.int32), shape)
+        table = Successors(jnp.copy(ids), jnp.zeros(shape, jnp.float32))
+        return Shared(table) if self.shared else table
 
     def propose(
-        self, params: Params, state: Successors, this: Round
-    ) -> tuple[Draft, Successors]:
+        self, params: Params, state: Successors | Shared, this: Round
+    ) -> tuple[Draft, Successors | Shared]:
         """See `spec.draft.Drafter`."""
+        known = _table(state)
 
         def step(depth, tokens, own, shared):
             rows, nodes = tokens.shape
-            table = jnp.arange(rows)[:, None] % len(state.ids)
+            table = jnp.arange(rows)[:, None] % len(known.ids)
             row = jnp.arange(rows)[:, None, None]
             node = jnp.arange(nodes)[:, None]
-            logits = jnp.full((rows, nodes, self.vocab_size), -jnp.inf)
-            ids, values = state.ids[table, tokens], state.logits[table, tokens]
+            logits = jnp.full((rows, nodes, self.vocab_size), -jnp.inf, jnp.float32)
+            ids, values = known.ids[table, tokens], known.logits[table, tokens]
             return logits.at[row, node, ids].set(values), own, shared
 
         return grow(this, step)[0], state
 
     def observe(
-        self, params: Params, state: Successors, seen: Observation
-    ) -> Successors:
+        self, params: Params, state: Successors | Shared, seen: Observation
+    ) -> Successors | Shared:
         """Stores what followed every node; the last node of a token has its way."""
-        best, ids = top_tokens(seen.logits, self.width)
+        known = _table(state)
+        best, ids = top_tokens(seen.logits, known.ids.shape[-1])
         tokens = seen.draft.tokens
         rows, nodes = tokens.shape
         table = jnp.broadcast_to(
-            jnp.arange(rows)[:, None] % len(state.ids), (rows, nodes)
+            jnp.arange(rows)[:, None] % len(known.ids), (rows, nodes)
         )
         number = jnp.arange(nodes) * rows + jnp.arange(rows)[:, None]
         number = jnp.where(seen.draft.valid & (seen.counts[:, None] > 0), number, -1)
-        latest = jnp.full(state.ids.shape[:2], -1).at[table, tokens].max(number)
+        latest = jnp.full(known.ids.shape[:2], -1).at[table, tokens].max(number)
         wins = (number >= 0) & (latest[table, tokens] == number)
         place = jnp.where(wins, tokens, self.vocab_size)  # beyond the table: dropped
-        return Successors(
-            state.ids.at[table, place].set(ids.astype(jnp.int32), mode="drop"),
-            state.logits.at[table, place].set(best, mode="drop"),
+        new = Successors(
+            known.ids.at[table, place].set(ids.astype(jnp.int32), mode="drop"),
+            known.logits.at[table, place].set(best, mode="drop"),
         )
+        return Shared(new) if self.shared else new
+
+
+def _table(state: Successors | Shared) -> Successors:
+    return state.value if isinstance(state, Shared) else state

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import register_dataclass
 
 from jaxspec.errors import ConfigError
@@ -108,13 +109,16 @@ class Draft:
     """Guesses laid out on a tree.
 
     Attributes:
-      tokens: int32 [B, N]; node 0 is the root.
+      tokens: int32 [B, N]; node 0 is the root. A node whose token is not in `[0, V)`
+        is not valid.
       valid: bool [B, N]; a node that is not valid is never accepted, nor is what hangs
         below it.
       log_q: float32 [B, I, V], the drafter's processed log-probabilities after each
         node that may have children (`Tree.internal`; all `N` of a grown tree).
       parents: int32 [B, N] of a tree grown this round; None for a static one. A node
-        has at most `tree.width` valid children; rules that draw ignore what is more.
+        whose parent is not before it, or that lies deeper than `tree.depth`, is not
+        valid. A node has at most `tree.width` valid children; rules that draw ignore
+        what is more.
       confidence: float32 [B, N], predicted chance that a node is accepted once its
         parent is.
       extra: rows that ride along.
@@ -139,26 +143,97 @@ class Draft:
         """The tables of this draft's shape.
 
         Raises:
-          ConfigError: a grown tree without parents, or tokens that do not fit.
+          ConfigError: a grown tree without parents, or arrays that do not fit.
         """
-        if self.tokens.shape[1] != tree.size:
-            raise ConfigError(
-                f"the draft has {self.tokens.shape[1]} nodes, the tree {tree.size}"
-            )
+        self._check(tree)
+        return self._placed(tree, self.valid)[0]
+
+    def checked(
+        self, tree: Tree | Envelope, vocab_size: int
+    ) -> tuple["Draft", Topology]:
+        """This draft with every impossible node made invalid, and its tables.
+
+        Afterwards all tokens are in `[0, vocab_size)`, so a target can read them, and
+        what is valid hangs on the root by parents that come before their children.
+        Siblings that were drawn from what others left are samples only beside these:
+        behind one that is missing, they are invalid, too.
+
+        Raises:
+          ConfigError: as `topology`.
+        """
+        self._check(tree, vocab_size)
+        tokens = jnp.asarray(self.tokens)
+        if tokens.dtype.itemsize < 4:  # too narrow to be compared with `V`
+            tokens = tokens.astype(jnp.int32)
+        known = (tokens >= 0) & (tokens < vocab_size)
+        valid = self.valid & known
+        if self.drawn in ("without_replacement", "top_and_sample"):
+            if self.parents is not None:  # drawn in order of index; some are not used
+                order, missing = np.arange(tree.size), self.valid & ~known
+                valid &= ~_behind(self.parents, order, missing)
+            elif isinstance(tree, Tree):
+                parents, order = np.array(tree.parents)[None], np.array(tree.ranks)
+                # What was given need not be valid, as long as it is known.
+                missing = ~valid if self.drawn == "without_replacement" else ~known
+                valid &= ~_behind(parents, order, missing)
+        shape, valid = self._placed(tree, valid)
+        tokens = jnp.where(known, tokens, 0).astype(jnp.int32)
+        return replace(self, tokens=tokens, valid=valid.at[:, 0].set(True)), shape
+
+    def _placed(
+        self, tree: Tree | Envelope, valid: Bool[Array, "B N"]
+    ) -> tuple[Topology, Bool[Array, "B N"]]:
+        """The tables, and which nodes their places allow to be valid."""
         if self.parents is not None:
-            return grown_topology(self.parents, self.valid, tree.depth, tree.width)
+            return grown_topology(self.parents, valid, tree.depth, tree.width)
         if not isinstance(tree, Tree):
             raise ConfigError(
                 f"{type(tree).__name__} bounds trees that are grown each round; the "
                 "draft has to name its `parents`"
             )
-        return static_topology(tree)
+        return static_topology(tree), valid
+
+    def _check(self, tree: Tree | Envelope, vocab_size: int | None = None) -> None:
+        """Refuses arrays of other shapes or kinds than the tree's."""
+        rows = jnp.shape(self.tokens)[:1]
+        nodes = (*rows, tree.size)
+        wanted = {"tokens": (nodes, jnp.integer), "valid": (nodes, jnp.bool_)}
+        wanted |= {"parents": (nodes, jnp.integer), "confidence": (nodes, jnp.floating)}
+        for name, (shape, kind) in wanted.items():
+            x = getattr(self, name)
+            if x is None:
+                continue
+            if jnp.shape(x) != shape or not jnp.issubdtype(x.dtype, kind):
+                raise ConfigError(
+                    f"Draft.{name} is {x.dtype} {list(jnp.shape(x))}; a tree of "
+                    f"{tree.size} nodes needs {kind.__name__} [B, {tree.size}]"
+                )
+        if self.log_q is None:
+            return
+        grown = self.parents is not None or not isinstance(tree, Tree)
+        shape = (*rows, tree.size if grown else len(tree.internal))
+        found = jnp.shape(self.log_q)
+        shape = (*shape, vocab_size or found[-1])
+        if found != shape:
+            raise ConfigError(
+                f"Draft.log_q has shape {list(found)}; this draft needs "
+                f"{list(shape)}, a row for each node that may have children"
+            )
 
     def keep(self, wanted: Bool[Array, "B N"], *, past: bool) -> "Draft":
         """The draft with some nodes made invalid; `past` as in `pruned`."""
         pruned = self.pruned if past else "token"
         wanted = wanted.at[:, 0].set(True)
         return replace(self, valid=self.valid & wanted, pruned=pruned)
+
+
+def _behind(
+    parents: Int[Array, "b N"], order: np.ndarray, missing: Bool[Array, "B N"]
+) -> Bool[Array, "B N"]:
+    """Nodes with a missing sibling before them in `order [N]`."""
+    siblings = parents[:, :, None] == parents[:, None, :]
+    before = siblings & (order[:, None] > order) & (np.arange(len(order)) > 0)
+    return jnp.any(before & missing[:, None, :], axis=-1)
 
 
 @register_dataclass
@@ -196,12 +271,28 @@ class Observation:
         return pick(x, jnp.concatenate([self.path] * (x.shape[0] // len(self.path))))
 
 
+@register_dataclass
+@dataclass(frozen=True)
+class Shared:
+    """A part of a drafter's state that all rows share.
+
+    All other arrays of a state have rows (`B`, or streams x rows `R`) as their first
+    axis, or none. A row that takes a new prompt gets fresh ones; what is shared stays.
+
+    Attributes:
+      value: arrays.
+    """
+
+    value: Any
+
+
 class Drafter(Protocol):
     """Three pure functions, in the manner of an optax transformation.
 
     A drafter is static and hashable; what changes lives in its state, a tree of
-    arrays of fixed shapes. It may be wrong in any way: under a lossless rule it can
-    change the speed and nothing else, as long as `Draft.drawn` is true.
+    arrays of fixed shapes, rows first but for what is `Shared`. It may be wrong in any
+    way: under a lossless rule it can change the speed and nothing else, as long as
+    `Draft.drawn` is true.
 
     One that sends `ExtraRows` has `extra_rows`: their static number `X`, or a function
     of the tree that returns it.

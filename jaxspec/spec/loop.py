@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec.errors import ConfigError
+from jaxspec.spec.arguments import check_keys, check_rows
 from jaxspec.spec.cache import compact, grown, tree_mask
 from jaxspec.spec.draft import Draft, Observation, Round, Start, extra_rows
 from jaxspec.spec.noise import draw_noise, position_noise, private_keys
@@ -18,10 +19,9 @@ from jaxspec.spec.state import (
     Limits,
     SpecState,
     Stats,
-    check_rows,
     make_limits,
 )
-from jaxspec.spec.together import agreed
+from jaxspec.spec.together import agreed, varying
 from jaxspec.spec.topology import Topology, pick
 from jaxspec.spec.vocabulary import choose
 from jaxspec.typing import Array, Bool, Int, Params, PyTree, RowKeys
@@ -75,8 +75,10 @@ def init_state(
         may take a round with more.
 
     Raises:
-      ConfigError: arguments have different numbers of rows.
+      ConfigError: keys are raw or not one a row, or arguments have different numbers
+        of rows.
     """
+    check_keys(keys)
     rows = keys.shape[0]
     check_rows(rows, prompt=prompt, sampling=sampling, limits=limits)
     length = engine.path_length
@@ -106,7 +108,7 @@ def init_state(
         drafter = engine.drafter.init(drafter_params, start_of)
     identity = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (rows, length))
     depth, width = max(engine.tree.depth, 1), engine.tree.width
-    return SpecState(
+    state = SpecState(
         tokens=tokens.at[:, 0].set(first),
         length=jnp.ones(rows, jnp.int32),
         start=start,
@@ -127,6 +129,7 @@ def init_state(
         ),
         finite=~jnp.isnan(margin),
     )
+    return varying(state, first, budget)
 
 
 @_full_precision
@@ -175,7 +178,8 @@ def spec_step(
         draft, drafter_state = engine.drafter.propose(
             drafter_params, drafter_state, this
         )
-    shape = draft.topology(tree)
+    raw = replace(draft, tokens=jnp.asarray(draft.tokens).at[:, 0].set(newest))
+    draft, shape = raw.checked(tree, target.vocab_size)
 
     logits, features, cache = _read(engine, params, state, draft, shape)
     index = state.length[:, None] + shape.depths
@@ -189,7 +193,8 @@ def spec_step(
     scores, doubtful = process_with_doubt(
         merged, sampling, engine.order, engine.tie_margin
     )
-    verdict = engine.rule.verify(scores, draft, tree, noise, rule_params, features)
+    # The rule checks the draft alike; of equal work the compiler keeps one.
+    verdict = engine.rule.verify(scores, raw, tree, noise, rule_params, features)
 
     place = jnp.arange(engine.path_length)
     left = state.limits.budget - state.length
@@ -250,7 +255,7 @@ def spec_step(
         drafter_state = engine.drafter.observe(drafter_params, drafter_state, seen)
     length = state.length + count
     broken = jnp.isnan(verdict.margin) & (place <= accepted[:, None]) & live[:, None]
-    return replace(
+    state = replace(
         state,
         tokens=tokens,
         length=length,
@@ -262,6 +267,7 @@ def spec_step(
         stats=_count(state.stats, draft, shape, verdict.path, accepted, tied, live),
         finite=state.finite & ~jnp.any(broken, axis=1),
     )
+    return varying(state, emitted, count)
 
 
 def _read(engine: Engine, params: Params, state: SpecState, draft: Draft, shape):
@@ -282,9 +288,14 @@ def _read(engine: Engine, params: Params, state: SpecState, draft: Draft, shape)
             f"its attribute extra_rows says {wanted}"
         )
     if riders is not None:
-        rows = tokens.shape[0]
-        tokens = jnp.concatenate([tokens, riders.tokens], axis=1)
-        positions = jnp.concatenate([positions, riders.positions], axis=1)
+        rows, vocab_size = tokens.shape[0], engine.target.vocab_size
+        # An unknown token or position may become NaN, which no mask keeps from others.
+        known = (riders.tokens >= 0) & (riders.tokens < vocab_size)
+        own = jnp.where(known, riders.tokens, 0).astype(jnp.int32)
+        tokens = jnp.concatenate([tokens, own], axis=1)
+        last = state.start[:, None] + engine.max_tokens + engine.window
+        own = jnp.clip(riders.positions, 0, last).astype(jnp.int32)
+        positions = jnp.concatenate([positions, own], axis=1)
         nodes = jnp.broadcast_to(shape.ancestors, (rows, size, size))
         nodes = jnp.pad(nodes, ((0, 0), (0, 0), (0, wanted)))  # nobody sees a rider
         own = jnp.eye(wanted, size + wanted, size, dtype=bool)

@@ -1,9 +1,7 @@
 """Nearest codes of every code of a codebook, for rules that relax equality."""
 
 from dataclasses import dataclass
-from functools import partial
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import register_dataclass
@@ -55,9 +53,12 @@ class Neighbours:
 
 
 def neighbour_table(
-    codebook: Float[Array, "V d"], k: int, *, normalise: bool = False, block: int = 1024
+    codebook: Float[Array, "V d"], k: int, *, normalise: bool = False, block: int = 256
 ) -> Neighbours:
-    """Builds the table in blocks: never more than `block x V` distances at once.
+    """Builds the table on the host, in float64, in blocks of `block x V` distances.
+
+    The order is that of the exact distances of the stored numbers (to float64
+    rounding), lower ids first among equals, for any finite codebook.
 
     Args:
       codebook: code vectors as stored.
@@ -67,9 +68,9 @@ def neighbour_table(
       block: rows at a time.
 
     Raises:
-      ConfigError: there are not `k + 1` other codes.
+      ConfigError: there are not `k + 1` other codes, or a number is not finite.
     """
-    codes = np.asarray(codebook, np.float32)
+    codes = np.asarray(codebook, np.float32).astype(np.float64)
     if codes.ndim != 2 or not np.isfinite(codes).all():
         raise ConfigError(f"a codebook is [V, d] of finite numbers, not {codes.shape}")
     if not 1 <= k <= len(codes) - 2:
@@ -79,29 +80,35 @@ def neighbour_table(
     if normalise:
         length = np.linalg.norm(codes, axis=1, keepdims=True)
         codes = codes / np.maximum(length, 1e-12)
-    else:  # distances from the middle code are the same, and cancel less below
-        middle = np.linalg.norm(codes - codes.mean(axis=0), axis=1).argmin()
-        codes = codes - codes[middle]
     parts = [
-        _nearest(codes[at : at + block], codes, at, k + 1)
+        _nearest(codes, np.arange(at, min(at + block, len(codes))), k + 1)
         for at in range(0, len(codes), block)
     ]
-    ids, distances = (jnp.concatenate(x) for x in zip(*parts, strict=True))
-    return Neighbours(ids, distances)
+    ids, distances = (np.concatenate(x) for x in zip(*parts, strict=True))
+    # Infinite is kept for tokens that are no codes.
+    distances = np.minimum(distances, np.finfo(np.float32).max).astype(np.float32)
+    return Neighbours(jnp.asarray(ids, jnp.int32), jnp.asarray(distances))
 
 
-@partial(jax.jit, static_argnums=3)
-def _nearest(rows, codes, first, count):
-    """Nearest `count` others of consecutive rows; equal distances by lower id."""
-    with jax.default_matmul_precision("highest"):
-        squares = jnp.sum(codes**2, axis=1) - 2 * rows @ codes.T
-    own = first + jnp.arange(len(rows))
-    squares = jnp.where(jnp.arange(len(codes)) == own[:, None], jnp.inf, squares)
-    _, ids = jax.lax.top_k(-squares, count)
-    # The expansion above cancels; distances are taken again from the differences.
-    exact = jax.lax.map(
-        lambda pair: jnp.linalg.norm(codes[pair[0]] - pair[1], axis=-1), (ids, rows)
-    )
-    order = jnp.argsort(exact, axis=1, stable=True)
-    ids = jnp.take_along_axis(ids, order, axis=1).astype(jnp.int32)
-    return ids, jnp.take_along_axis(exact, order, axis=1)
+def _nearest(
+    codes: np.ndarray, rows: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and distances `[rows, count]` of the nearest others, nearest first.
+
+    Products find who may be among the nearest; as they cancel, a bound of their error
+    is allowed for, and the distances of all these are taken from the differences.
+    """
+    norms = np.sum(codes**2, axis=1)
+    squares = norms[rows, None] + norms - 2 * codes[rows] @ codes.T
+    error = 4 * (codes.shape[1] + 2) * np.finfo(np.float64).eps
+    error = error * (norms[rows, None] + norms)
+    squares[np.arange(len(rows)), rows] = np.inf  # no code is its own neighbour
+    most = np.partition(squares + error, count - 1, axis=1)[:, count - 1 : count]
+    least = squares - error
+    width = int(np.sum(least <= most, axis=1).max())
+    ids = np.argpartition(least, width - 1, axis=1)[:, :width]
+    ids.sort(axis=1)  # equal distances by lower id
+    exact = np.linalg.norm(codes[ids] - codes[rows][:, None], axis=-1)
+    exact[ids == rows[:, None]] = np.inf
+    order = np.argsort(exact, axis=1, kind="stable")[:, :count]
+    return np.take_along_axis(ids, order, 1), np.take_along_axis(exact, order, 1)

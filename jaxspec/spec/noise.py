@@ -1,14 +1,17 @@
 """Randomness that belongs to a row and an absolute position, and to nothing else."""
 
 from dataclasses import dataclass, field
+from operator import index
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import register_dataclass
 
 from jaxspec.errors import ConfigError
+from jaxspec.spec.arguments import check_keys, check_rows
 from jaxspec.spec.threefry import threefry
-from jaxspec.typing import Array, Bool, Float, Int, RowKeys
+from jaxspec.typing import Array, Bool, Float, Int, Key, RowKeys
 
 # Streams apart from the coupled noise. Its counter is (position, token), with tokens
 # below 2**31; folding one of these in is the counter (0, stream).
@@ -62,19 +65,42 @@ def row_keys(seed: int, rows: int | Int[Array, "B"]) -> RowKeys:
     """One key a row; row `b` has the same key in a batch of any size.
 
     Args:
-      seed: of all.
+      seed: of all; see `seed_key`.
       rows: how many, or the numbers of those that are wanted.
 
     Raises:
-      ConfigError: the seed does not fit in 64 bits.
+      ConfigError: the seed is no whole number of 64 bits.
     """
-    if not -(1 << 63) <= seed < 1 << 63:
-        raise ConfigError(f"seed={seed} does not fit in 64 bits; use a smaller one")
-    # Named, because under other generators draws depend on the batch they are part of.
-    key = jax.random.key(seed, impl="threefry2x32")
+    key = seed_key(seed)
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(
-        jnp.arange(rows) if isinstance(rows, int) else rows
+        jnp.arange(rows, dtype=jnp.int32) if isinstance(rows, int) else rows
     )
+
+
+def seed_key(seed: int) -> Key[Array, ""]:
+    """The key of a seed: all of its 64 bits, whether or not JAX has 64-bit numbers.
+
+    `jax.random.key` drops the upper 32 without `JAX_ENABLE_X64`, so that seeds that
+    differ by `2**32` would yield the same images. For `0 <= seed < 2**32` the key is
+    that of `jax.random.key(seed, impl="threefry2x32")`.
+
+    Args:
+      seed: from `-2**63` to `2**63 - 1`; no two have the same key.
+
+    Raises:
+      ConfigError: the seed is no whole number of 64 bits.
+    """
+    try:
+        number = index(seed)
+    except TypeError:
+        number = None
+    if number is None or not -(1 << 63) <= number < 1 << 63:
+        raise ConfigError(
+            f"seed={seed} is no whole number that fits in 64 bits; use a smaller one"
+        )
+    words = np.array([number >> 32 & 0xFFFFFFFF, number & 0xFFFFFFFF], np.uint32)
+    # Named, because under other generators draws depend on the batch they are part of.
+    return jax.random.wrap_key_data(jnp.asarray(words), impl="threefry2x32")
 
 
 def position_noise(
@@ -88,13 +114,11 @@ def position_noise(
     many unlikely tokens (arXiv 2409.02908).
 
     Raises:
-      ConfigError: the keys are not those of `row_keys`.
+      ConfigError: the keys are not those of `row_keys`, or not one for each row of
+        positions.
     """
-    if jax.random.key_impl(keys) != "threefry2x32":
-        raise ConfigError(
-            f"row keys are of the kind {jax.random.key_impl(keys)}; make them with "
-            "row_keys, or with jax.random.key(seed, impl='threefry2x32')"
-        )
+    check_keys(keys)
+    check_rows(keys.shape[0], positions=positions)
     words = jax.random.key_data(keys)
     token = jnp.arange(vocab_size, dtype=jnp.uint32)
 
@@ -138,7 +162,11 @@ def draw_noise(
       nodes: `N`.
       vocab_size: `V`.
       greedy: rows without noise; none by default.
+
+    Raises:
+      ConfigError: as `position_noise`.
     """
+    check_keys(keys)
     if greedy is None:
         greedy = jnp.zeros(positions.shape[0], bool)
 

@@ -13,6 +13,8 @@ import numpy as np
 from jax.tree_util import register_dataclass
 
 from jaxspec.errors import ConfigError
+from jaxspec.spec.arguments import check_rows
+from jaxspec.spec.together import varying
 from jaxspec.spec.vocabulary import parts_of_vocabulary
 from jaxspec.typing import Array, Float, Int
 
@@ -110,10 +112,19 @@ def guide(
       logits: streams x rows, conditional rows first; with one stream nothing happens.
       sampling: settings of `B` rows.
       index: which generated token each score is for (0 is the first).
+
+    Raises:
+      ConfigError: numbers of rows do not fit.
     """
     rows = sampling.temperature.shape[0]
+    check_rows(rows, sampling=sampling, index=index)
     if logits.shape[0] == rows:
         return logits
+    if logits.shape[0] != 2 * rows:
+        raise ConfigError(
+            f"logits of {logits.shape[0]} rows do not fit sampling settings of {rows}; "
+            "give one row each, or two with guidance: conditional rows first"
+        )
     conditional, unconditional = logits[:rows], logits[rows:]
     extra = (1,) * (index.ndim - 1)
     scale = sampling.guidance.reshape(-1, *extra, 1)
@@ -136,6 +147,9 @@ def process(
       logits: merged logits, float32.
       sampling: settings of each row.
       order: static; a step that is left out is not compiled.
+
+    Raises:
+      ConfigError: settings of another number of rows.
     """
     return process_with_doubt(logits, sampling, order, 0.0)[0]
 
@@ -156,6 +170,7 @@ def process_with_doubt(
       treat otherwise if logits moved by up to `slack`, kept or not; -inf elsewhere,
       None without a filter.
     """
+    check_rows(logits.shape[0], sampling=sampling)
     shape = (-1,) + (1,) * (logits.ndim - 1)
     temperature = sampling.temperature.reshape(shape)
     sampled = temperature > 0
@@ -266,7 +281,8 @@ def _kth_largest(logits, k):
         return i + 1, best, least
 
     zero = jnp.zeros((*bits.shape[:-1], 1), jnp.uint32)
-    start = jnp.int32(0), zero, jnp.full(zero.shape, logits.shape[-1], jnp.int32)
+    start = zero, jnp.full(zero.shape, logits.shape[-1], jnp.int32)
+    start = jnp.int32(0), *varying(start, bits, k)
     found = jax.lax.while_loop(undecided, try_digit, start)[1]
     return _least(logits, bits >= found)
 
@@ -287,7 +303,8 @@ def _crossings(logits, masses):
         return tuple(map(one, found, masses))
 
     zero = jnp.zeros((*bits.shape[:-1], 1), jnp.uint32)
-    found = jax.lax.fori_loop(0, 32 // width, try_digit, (zero,) * len(masses))
+    start = varying((zero,) * len(masses), bits, *masses)
+    found = jax.lax.fori_loop(0, 32 // width, try_digit, start)
     return tuple(_least(logits, bits >= t) for t in found)
 
 

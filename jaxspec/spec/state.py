@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import register_dataclass
@@ -119,22 +118,6 @@ def make_limits(rows: int, budget, stop=()) -> Limits:
     if (stop < -1).any():
         raise ConfigError(f"stop token {stop.min()} is impossible; use -1 for none")
     return Limits(jnp.asarray(budget, jnp.int32), jnp.asarray(stop))
-
-
-def check_rows(rows: int, **arguments: PyTree) -> None:
-    """Refuses arguments whose arrays do not have `rows` rows.
-
-    Raises:
-      ConfigError: names the argument.
-    """
-    for name, value in arguments.items():
-        for leaf in jax.tree.leaves(value):
-            shape = jnp.shape(leaf)
-            if shape[:1] != (rows,):
-                raise ConfigError(
-                    f"{name} holds an array of shape {shape}, but there are {rows} row "
-                    "keys; every row needs one of each"
-                )
 
 
 @register_dataclass

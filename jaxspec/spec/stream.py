@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
+from jaxspec.spec.draft import Shared
 from jaxspec.spec.loop import init_state, result_of, spec_step
 from jaxspec.spec.sampling import Sampling
 from jaxspec.spec.state import Engine, Generation, Limits, SpecState
@@ -179,12 +180,13 @@ def _merged(gets: Bool[Array, "B"], fresh: Stream, old: Stream) -> Stream:
     rows = gets.shape[0]
 
     def pick(new, kept):
-        if not kept.ndim:
+        if isinstance(kept, Shared) or not kept.ndim:
             return kept
         own = jnp.tile(gets, kept.shape[0] // rows)  # streams x rows, stream-major
         return jnp.where(own.reshape(-1, *(1,) * (kept.ndim - 1)), new, kept)
 
-    return jax.tree.map(pick, fresh, old)
+    is_shared = lambda x: isinstance(x, Shared)  # noqa: E731
+    return jax.tree.map(pick, fresh, old, is_leaf=is_shared)
 
 
 def _copied(tree: Any) -> Any:

@@ -1,6 +1,6 @@
 """Who is whose child in one draft, as arrays: of a static tree or grown this round."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax.numpy as jnp
 import numpy as np
@@ -32,8 +32,8 @@ class Topology:
     ancestors: Bool[Array, "b N N"]
     slots: Int[Array, "b N"]
     children: Int[Array, "b I W"]
-    path_length: int
-    internal: tuple[int, ...] | None
+    path_length: int = field(metadata={"static": True})
+    internal: tuple[int, ...] | None = field(metadata={"static": True})
 
     def of_internal(self, x: Array) -> Array:
         """`[B, N, ...]` at the nodes that may have children, `[B, I, ...]`."""
@@ -108,39 +108,47 @@ def static_topology(tree: Tree) -> Topology:
 
 def grown_topology(
     parents: Int[Array, "B N"], valid: Bool[Array, "B N"], depth: int, width: int
-) -> Topology:
+) -> tuple[Topology, Bool[Array, "B N"]]:
     """The tables of trees given by their parents; siblings rank in order of index.
 
     Args:
-      parents: parent of each node, before it; the root's is ignored.
+      parents: parent of each node, before it; the root's is ignored. A node whose
+        parent is not before it is not valid, and hangs below the root.
       valid: nodes that are not valid take no rank and are nobody's child.
-      depth: most drafted tokens on a path; ancestors beyond are not found.
+      depth: most drafted tokens on a path. Deeper nodes are not valid.
       width: `W`.
+
+    Returns:
+      The tables, and which nodes are valid; the root always is.
     """
     rows, size = parents.shape
-    nodes = jnp.arange(size)
-    parents = jnp.where(nodes == 0, 0, parents).astype(jnp.int32)
+    nodes = jnp.arange(size, dtype=jnp.int32)
+    before = (parents >= 0) & (parents < nodes)
+    parents = jnp.where(before, parents, 0).astype(jnp.int32)
     ancestors = jnp.broadcast_to(jnp.eye(size, dtype=bool), (rows, size, size))
     jump = parents
     for _ in range(int(np.ceil(np.log2(depth + 1)))):  # twice as far each time
         ancestors = ancestors | pick(ancestors, jump)
         jump = pick(jump, jump)
-    child = valid & (nodes > 0)
+    depths = jnp.sum(ancestors, axis=-1, dtype=jnp.int32) - 1
+    reached = ancestors[:, :, 0] & (depths <= depth)
+    child = valid & before & reached & (nodes > 0)
     siblings = parents[:, :, None] == parents[:, None, :]
     earlier = siblings & child[:, None, :] & (nodes[:, None] > nodes)
     ranks = jnp.where(child, jnp.sum(earlier, axis=-1, dtype=jnp.int32), 0)
     row = jnp.arange(rows)[:, None]
     place = jnp.where(child, ranks, width)  # beyond the table: dropped
     children = jnp.full((rows, size, width), -1, jnp.int32)
-    numbers = jnp.broadcast_to(nodes.astype(jnp.int32), (rows, size))
+    numbers = jnp.broadcast_to(nodes, (rows, size))
     children = children.at[row, parents, place].set(numbers, mode="drop")
-    return Topology(
+    shape = Topology(
         parents=parents,
-        depths=jnp.sum(ancestors, axis=-1, dtype=jnp.int32) - 1,
+        depths=jnp.minimum(depths, depth),
         ranks=ranks,
         ancestors=ancestors,
-        slots=jnp.arange(size, dtype=jnp.int32)[None],
+        slots=nodes[None],
         children=children,
         path_length=depth + 1,
         internal=None,
     )
+    return shape, child | (nodes == 0)

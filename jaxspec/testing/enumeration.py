@@ -59,7 +59,7 @@ def _seen_by_nodes(p: Conditionals, drafts: Drafts):
             f"the target is {len(p.tables)} tokens long; a tree of depth {tree.depth} "
             f"needs {tree.depth + 1}"
         )
-    shape = draft.topology(tree)
+    draft, shape = draft.checked(tree, p.vocab_size)
     tokens = np.asarray(draft.tokens)
     rows, size = tokens.shape
     depths = np.broadcast_to(np.asarray(shape.depths), (rows, size))

@@ -51,7 +51,7 @@ from jaxspec.testing.properties import (
     run_rounds,
 )
 from jaxspec.testing.toy import toy_params, toy_target
-from tests.models.test_transformer import random_params
+from tests.models.random_params import random_params
 
 VOCAB, LENGTH, ROWS = 6, 24, 3
 PARAMS, OTHER = toy_params(VOCAB, 60), toy_params(VOCAB, 60, seed=1)

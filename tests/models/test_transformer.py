@@ -12,20 +12,9 @@ from jaxspec.nn import attention
 from jaxspec.nn.rope import grid_table
 from jaxspec.spec.cache import init_cache, tree_mask
 from jaxspec.spec.named_trees import named_tree
+from tests.models.random_params import random_params
 
 TINY = TransformerConfig(vocab_size=19, layers=2, width=32, heads=2, grid=3, classes=4)
-
-
-def random_params(config, seed=0):
-    """Parameters whose output head is not zero."""
-    params = Transformer(config).init(jax.random.key(seed))
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    leaves = [
-        x + 0.1 * jax.random.normal(k, x.shape)
-        for x, k in zip(leaves, keys, strict=True)
-    ]
-    return jax.tree.unflatten(tree, leaves)
 
 
 # Published sizes in millions (LlamaGen, class-conditional, and the one caption size).

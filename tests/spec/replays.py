@@ -34,7 +34,10 @@ CASES = {
     "coupled, layered beam": (Coupled(), Beam(6, 2, 4, 3)),
     "rejection, stochastic beam": (Rejection(), StochasticBeam(2, 2)),
     "block, chain": (Block(), Tree.chain(3)),
-    "lantern, static tree": (Lantern(2, delta=0.2), BUSHY),
+    "lantern, static tree": (
+        Lantern(2, delta=0.2, fallback="uniform", filtered="published"),
+        BUSHY,
+    ),
 }
 
 

@@ -130,13 +130,15 @@ def random_round(tree, *, rows=30, vocab=7, seed=0, zeros=0.3, absent=0.15):
     p = random_laws(rng, (rows, tree.size, vocab), zeros)
     q = random_laws(rng, (rows, tree.size, vocab), 2 * zeros)
     tokens = np.zeros((rows, tree.size), np.int32)
+    valid = rng.random((rows, tree.size)) >= absent
+    valid[:, 0] = True
     for node in tree.internal:
         children = [n for n in range(1, tree.size) if tree.parents[n] == node]
         # Where q has fewer tokens than children, the last ones are impossible draws.
         order = np.log(q[:, node] + 1e-30) + rng.gumbel(size=(rows, vocab))
         tokens[:, children] = np.argsort(-order, axis=1)[:, : len(children)]
-    valid = rng.random((rows, tree.size)) >= absent
-    valid[:, 0] = True
+        # A sample behind one that is missing is none; see the traps.
+        valid[:, children] = np.cumprod(valid[:, children], axis=1)
     with np.errstate(divide="ignore"):
         log_p, log_q = np.log(p), np.log(q)
     draft = Draft(
@@ -200,7 +202,8 @@ def test_law_is_that_of_the_published_walk(tree, budget, fallback):
             "drop_target",
             "optimal",
         ):
-            rule = Lantern(k, residual=residual, fallback=fallback, **budget)
+            released = {"fallback": fallback, "filtered": "published"}
+            rule = Lantern(k, residual=residual, **released, **budget)
             law = laws[residual] = rule.law(log_p, draft, tree, params=params)
             steps = published(kin, k=k, residual=residual, fallback=fallback, **budget)
             assert_follows(law, tree, draft, p, q, *steps)
@@ -241,17 +244,19 @@ def test_a_heavy_near_code_hides_the_light_ones_behind_it():
     assert stop[1] == pytest.approx(0.1)
 
 
-def test_a_code_that_was_filtered_out_can_pass_on_its_neighbours_alone():
-    p = [0.0, 0.1, 0.2, 0.3, 0.4]
-    assert line_law(p, 0, Lantern(k=2, delta=0.31))[0][1] == pytest.approx(0.3)
-    assert line_law(p, 0, Lantern(k=2, lam=9.0))[0][1] == 0
+def test_a_filtered_code_passes_on_its_neighbours_alone_only_as_published():
+    p, rule = [0.0, 0.1, 0.2, 0.3, 0.4], Lantern(k=2, delta=0.31)
+    assert line_law(p, 0, rule)[0][1] == 0
+    released = replace(rule, filtered="published")
+    assert line_law(p, 0, released)[0][1] == pytest.approx(0.3)
+    assert line_law(p, 0, replace(released, delta=None, lam=9.0))[0][1] == 0
 
 
 def test_where_nothing_is_left_the_fallback_is_drawn_from():
     p = [0.3, 0.5, 0.2, 0.0, 0.0, 0.0]
-    _, uniform = line_law(p, 0, Lantern(k=1, delta=0.5))
-    np.testing.assert_allclose(uniform[0], 1 / 6)
-    _, target = line_law(p, 0, Lantern(k=1, delta=0.5, fallback="target"))
+    _, uniform = line_law(p, 0, Lantern(k=1, delta=0.5, fallback="uniform"))
+    np.testing.assert_allclose(uniform[0], 1 / 6)  # of filtered codes, too
+    _, target = line_law(p, 0, Lantern(k=1, delta=0.5))
     np.testing.assert_allclose(target[0], p, atol=1e-12)
 
 
@@ -267,7 +272,7 @@ def test_tokens_that_are_no_codes_have_no_neighbours(budget):
     with jax.enable_x64(True):
         log_p, draft, p, q = random_round(WIDE, vocab=vocab, zeros=0.0)
         for residual in ("keep_target", "zero_target", "optimal"):
-            rule = Lantern(k, residual=residual, **budget)
+            rule = Lantern(k, residual=residual, fallback="uniform", **budget)
             law = rule.law(log_p, draft, WIDE, params={"neighbours": table})
             steps = published(kin, k=k, residual=residual, fallback="uniform", **budget)
             assert_follows(law, WIDE, draft, p, q, *steps)
@@ -346,8 +351,8 @@ def test_lossless_only_without_credit():
     params = {"neighbours": neighbour_table(codebook(vocab), 2)}
     assert_lossless(Lantern(2, lam=1.0, residual="optimal"), p, drafts, params, draws=0)
     for rule in (
-        Lantern(2, delta=0.2),
-        Lantern(2, delta=0.2, residual="optimal"),
+        Lantern(2, delta=0.5),
+        Lantern(2, delta=0.5, residual="optimal"),
         Lantern(2, lam=3.0, residual="optimal"),
     ):
         with pytest.raises(AssertionError, match="Lantern.law is biased"):

@@ -272,7 +272,7 @@ def test_rows_that_do_not_fit_together_are_refused():
         [
             (prompt[:1], r"prompt holds an array of shape \(1,\), but there are 2"),
             (make_sampling(1), "sampling holds"),
-            (row_keys(0, 3), "but there are 3 row keys"),
+            (row_keys(0, 3), "but there are 3 rows"),
             (make_limits(3, 4), "limits holds"),
         ]
     ):

@@ -134,7 +134,7 @@ def test_grouped_weighs_a_group_instead_of_a_code():
         params = {"embedding": jnp.asarray(embedding)}
         log_p, draft, p, q = random_round(tree)
         for group, distance, gap in limits:
-            rule = Grouped(group, distance, gap)
+            rule = Grouped(group, distance, gap, filtered="published")
             law = rule.law(log_p, draft, tree, params=params)
             steps = grouped(embedding, group, distance, gap)
             assert_follows(law, tree, draft, p, q, *steps)
@@ -255,7 +255,7 @@ def test_typical_asks_less_of_a_token_where_the_target_is_unsure():
 
 def test_judge_follows_the_sample_or_what_its_head_likes():
     rows, rng = 40, np.random.default_rng(0)
-    log_p, draft, _, _ = random_round(FORK, rows=rows)
+    log_p, draft, p, _ = random_round(FORK, rows=rows)
     draft, tokens, valid = as_given(draft), np.asarray(draft.tokens), draft.valid
     noise = rng.gumbel(size=(rows, 3, 7)).astype(np.float32)
     features = rng.normal(size=(2 * rows, FORK.size, 3)).astype(np.float32)
@@ -283,7 +283,8 @@ def test_judge_follows_the_sample_or_what_its_head_likes():
         alive = {0}
         for n in range(1, FORK.size):
             parent = FORK.parents[n]
-            good = tokens[row, n] == choice[row, parent] or liked[row, n]
+            kept = p[row, parent, tokens[row, n]] > 0  # by the filters
+            good = tokens[row, n] == choice[row, parent] or (liked[row, n] and kept)
             if parent in alive and valid[row, n] and good:
                 alive.add(n)
         last = max(alive, key=lambda n: (FORK.depths[n], -n))
@@ -447,7 +448,7 @@ def test_a_blind_child_is_accepted_as_often_as_lantern_would(amount):
     params = {"neighbours": neighbour_table(codebook(), k)}
     named = {"budget": 0.3} if "delta" in amount else amount
     with jax.enable_x64(True):
-        log_p, draft, p, _ = random_round(CHAIN, absent=0.0)
+        log_p, draft, p, _ = random_round(CHAIN, zeros=0.0, absent=0.0)
         draft = as_given(draft)
         law = CoupledRelaxed(k, **named).law(log_p, draft, CHAIN, params=params)
         other = Lantern(k, **amount).law(log_p, draft, CHAIN, params=params)
@@ -462,7 +463,9 @@ def test_relaxed_law_sums_over_the_samples_that_each_child_stands_for():
     with jax.enable_x64(True):
         log_p, draft, p, _ = random_round(tree, vocab=VOCAB)
         draft = as_given(draft)
-        tokens, valid = np.asarray(draft.tokens), np.asarray(draft.valid)
+        tokens, valid = np.asarray(draft.tokens), np.asarray(draft.valid).copy()
+        for n in range(1, tree.size):  # what the filters removed is not followed
+            valid[:, n] &= p[np.arange(len(p)), tree.parents[n], tokens[:, n]] > 0
         for radius in (1.5, float("inf")):
             rule = CoupledRelaxed(4, 0.5, radius=radius)
             law = rule.law(log_p, draft, tree, params=params)

@@ -42,7 +42,7 @@ from jaxspec.train.recipes import recipe_of
 from jaxspec.train.recipes.lesson import make_lesson
 from tests.drafters.test_every_drafter import EAGLE, HEADS, own
 from tests.drafters.test_every_drafter import TARGET as WIDE
-from tests.models.test_transformer import random_params
+from tests.models.random_params import random_params
 
 TARGET = replace(WIDE, extra_tokens=0)
 BLOCK = BlockDiffusionConfig(

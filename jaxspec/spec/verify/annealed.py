@@ -9,7 +9,12 @@ from jaxspec.errors import ConfigError
 from jaxspec.spec.draft import Draft, Selection
 from jaxspec.spec.envelopes import Envelope
 from jaxspec.spec.tree import Tree
-from jaxspec.spec.verify.base import LossyRule, honest_log_q, log_probabilities
+from jaxspec.spec.verify.base import (
+    LossyRule,
+    checked_draft,
+    honest_draft,
+    log_probabilities,
+)
 from jaxspec.spec.verify.law import Law, LawRule, Siblings, at, ratio, walk_siblings
 from jaxspec.typing import Array, Bool, Float, Params
 
@@ -52,8 +57,9 @@ class Annealed(LossyRule, LawRule):
         params: Params = None,
     ) -> Law:
         """See `LawRule.law`."""
+        draft, shape = checked_draft(log_p, draft, tree)
         p = jnp.exp(log_probabilities(log_p, greedy))
-        log_q = honest_log_q(self, draft, tree)
+        draft, log_q = honest_draft(self, draft, shape, tree)
         factors = jnp.asarray(np.append(self.factors(tree.depth), 1.0), p.dtype)
 
         def taken(now: Siblings):
@@ -64,7 +70,7 @@ class Annealed(LossyRule, LawRule):
             return ratio(at(taken(now), now.token), now.q_token())
 
         return walk_siblings(
-            draft.topology(tree),
+            shape,
             draft,
             p,
             log_q,

@@ -1,7 +1,7 @@
 """What every verification rule takes and returns."""
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from jaxspec.errors import ConfigError
 from jaxspec.spec.draft import Draft, Selection
 from jaxspec.spec.envelopes import Envelope
 from jaxspec.spec.noise import Noise
-from jaxspec.spec.topology import pick
+from jaxspec.spec.topology import Topology, pick
 from jaxspec.spec.tree import Tree
 from jaxspec.typing import Array, Bool, Float, Int, Params
 
@@ -106,11 +106,67 @@ class LossyRule:
         return False
 
 
+def checked_draft(
+    log_p: Float[Array, "B N V"],
+    draft: Draft,
+    tree: Tree | Envelope,
+    noise: Noise | None = None,
+) -> tuple[Draft, Topology]:
+    """`Draft.checked`, once scores, draft and noise are known to fit each other.
+
+    Raises:
+      ConfigError: they do not.
+    """
+    rows, size = jnp.shape(draft.tokens)[0], tree.size
+    shape = jnp.shape(log_p)
+    if len(shape) != 3 or shape[:2] != (rows, size):
+        raise ConfigError(
+            f"target scores have shape {list(shape)}; a draft of {rows} rows on a tree "
+            f"of {size} nodes needs [{rows}, {size}, V]"
+        )
+    if noise is not None:
+        wanted = (rows, tree.depth + 1, shape[2])
+        if noise.coupled.shape != wanted or noise.nodes.shape != (rows, size):
+            raise ConfigError(
+                f"noise is for {list(noise.coupled.shape)} and "
+                f"{noise.nodes.shape[-1]} nodes, not for {list(wanted)} and {size}; "
+                "draw it with draw_noise(keys, positions [B, A], nodes, vocab_size)"
+            )
+    return draft.checked(tree, shape[2])
+
+
+def survives(
+    shape: Topology, log_p: Float[Array, "B N V"], draft: Draft
+) -> Bool[Array, "B N"]:
+    """Nodes whose token the filters left to choose: its score is not -inf."""
+    return shape.before(log_p, draft.tokens[..., None])[..., 0] > -jnp.inf
+
+
+Filtered = Literal["never", "published"]
+
+
+def check_filtered(value: str) -> None:
+    """Refuses what is no `Filtered`.
+
+    Raises:
+      ConfigError: it is none.
+    """
+    if value not in Filtered.__args__:
+        raise ConfigError(f"filtered={value!r}; use {' or '.join(Filtered.__args__)}")
+
+
+def log_softmax(scores: Float[Array, "... V"]) -> Float[Array, "... V"]:
+    """Normalized scores; one of +inf has all the mass, none but -inf are NaN."""
+    shifted = scores - jnp.max(scores, axis=-1, keepdims=True)
+    shifted = jnp.where(jnp.isposinf(scores), 0.0, shifted)
+    return shifted - jnp.log(jnp.sum(jnp.exp(shifted), axis=-1, keepdims=True))
+
+
 def log_probabilities(
     log_p: Float[Array, "B ... V"], greedy: Bool[Array, "B"] | None
 ) -> Float[Array, "B ... V"]:
-    """Normalised; greedy rows have all mass on the best token, lowest id on ties."""
-    normal = jax.nn.log_softmax(log_p, axis=-1)
+    """Normalized; greedy rows have all mass on the best token, lowest id on ties."""
+    normal = log_softmax(log_p)
     if greedy is None:
         return normal
     best = jnp.argmax(log_p, axis=-1)[..., None]
@@ -122,12 +178,20 @@ def log_probabilities(
 # Candidates that are given, as it were, not samples of `q`; and those that are.
 GIVEN = ("guess", "top", "coupled")
 DRAWN = ("without_replacement", "with_replacement")
+_ROUNDING = 1e-3  # how far above 0 a log-probability may lie
 
 
-def honest_log_q(
-    rule: Any, draft: Draft, tree: Tree | Envelope, drawn: tuple[str, ...] = DRAWN
-) -> Float[Array, "B I V"]:
-    """The drafter's log-probabilities, if its tokens are samples of them.
+def honest_draft(
+    rule: Any,
+    draft: Draft,
+    shape: Topology,
+    tree: Tree | Envelope,
+    drawn: tuple[str, ...] = DRAWN,
+) -> tuple[Draft, Float[Array, "B I V"]]:
+    """The draft and the drafter's log-probabilities, if tokens are samples of them.
+
+    A node after which these are no log-probabilities (NaN, or a probability above 1)
+    has no valid child.
 
     Raises:
       ConfigError: the draft was chosen otherwise, pruned by its own tokens, holds
@@ -152,7 +216,14 @@ def honest_log_q(
             f"{name} needs children of ranks 0, 1, ... without a gap: a sample that is "
             "drawn and not verified biases the output"
         )
-    return draft.log_q
+    sound = jnp.all(draft.log_q <= _ROUNDING, axis=-1)  # also False for NaN
+    log_q = jnp.where(sound[..., None], draft.log_q, -jnp.inf)
+    if shape.internal is not None:
+        sound = jnp.take_along_axis(
+            sound, jnp.broadcast_to(shape.slots, draft.tokens.shape), axis=1
+        )
+    valid = draft.valid & shape.of_parents(sound)
+    return replace(draft, valid=valid.at[:, 0].set(True)), log_q
 
 
 def needed(rule: Any, params: Params, name: str) -> Any:

@@ -8,7 +8,12 @@ from jaxspec.errors import ConfigError
 from jaxspec.spec.draft import Draft, Selection
 from jaxspec.spec.envelopes import Envelope
 from jaxspec.spec.tree import Tree
-from jaxspec.spec.verify.base import LosslessRule, honest_log_q, log_probabilities
+from jaxspec.spec.verify.base import (
+    LosslessRule,
+    checked_draft,
+    honest_draft,
+    log_probabilities,
+)
 from jaxspec.spec.verify.law import Law, LawRule, at, normal
 from jaxspec.typing import Array, Bool, Float, Params
 
@@ -43,7 +48,9 @@ class Block(LosslessRule, LawRule):
                 "Block verifies chains alone; use Tree.chain(length), or "
                 "--tree chain-LENGTH"
             )
-        q = jnp.exp(honest_log_q(self, draft, tree))
+        draft, shape = checked_draft(log_p, draft, tree)
+        draft, log_q = honest_draft(self, draft, shape, tree)
+        q = jnp.exp(log_q)
         p = jnp.exp(log_probabilities(log_p, greedy))
         token = draft.tokens[:, 1:]  # [B, D]
         there = jnp.cumprod(draft.valid[:, 1:], axis=-1) > 0

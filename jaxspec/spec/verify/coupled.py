@@ -9,7 +9,12 @@ from jaxspec.spec.envelopes import Envelope
 from jaxspec.spec.noise import Noise
 from jaxspec.spec.topology import Topology, pick
 from jaxspec.spec.tree import Tree
-from jaxspec.spec.verify.base import LosslessRule, Verdict, log_probabilities
+from jaxspec.spec.verify.base import (
+    LosslessRule,
+    Verdict,
+    checked_draft,
+    log_probabilities,
+)
 from jaxspec.spec.verify.law import Law, all_above, walk_siblings
 from jaxspec.spec.vocabulary import choose
 from jaxspec.typing import Array, Bool, Float, Int, Params
@@ -48,7 +53,7 @@ class Coupled(LosslessRule):
         features: Float[Array, "R N E"] | None = None,
     ) -> Verdict:
         """See `Rule.verify`; needs neither parameters nor features."""
-        shape = draft.topology(tree)
+        draft, shape = checked_draft(log_p, draft, tree, noise)
         choice, margin = coupled_choice(log_p, shape, noise)
         match = (draft.tokens == shape.of_parents(choice)) & draft.valid
         return follow(shape, match, choice, margin)
@@ -66,9 +71,10 @@ class Coupled(LosslessRule):
         Of siblings that repeat a token it follows the first; `verify` follows the one
         whose branch goes on for longer, which emits the same law in fewer rounds.
         """
+        draft, shape = checked_draft(log_p, draft, tree)
         p = jnp.exp(log_probabilities(log_p, greedy))
         return walk_siblings(
-            draft.topology(tree),
+            shape,
             draft,
             p,
             None,

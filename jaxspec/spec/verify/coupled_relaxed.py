@@ -1,7 +1,7 @@
 """Coupled verification that forgives small codebook distances. Lossy, bounded."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,13 @@ from jaxspec.spec.envelopes import Envelope
 from jaxspec.spec.neighbours import Neighbours
 from jaxspec.spec.noise import Noise
 from jaxspec.spec.tree import Tree
-from jaxspec.spec.verify.base import LossyRule, Verdict, log_probabilities
+from jaxspec.spec.verify.base import (
+    LossyRule,
+    Verdict,
+    checked_draft,
+    log_probabilities,
+    survives,
+)
 from jaxspec.spec.verify.coupled import coupled_choice, follow
 from jaxspec.spec.verify.law import Law, normal, tree_law
 from jaxspec.spec.verify.relaxed_set import check_budget, relaxed_set, table_of
@@ -28,7 +34,8 @@ class CoupledRelaxed(LossyRule):
     their mass stays within the budget and their distance within the radius. Of several
     such children the nearest to `y` is followed. So an emitted code never lies farther
     than `radius` from the one that exact sampling would have drawn after the same
-    prefix, and with budget 0 the rule is `Coupled`. Nothing is resampled.
+    prefix, and with budget 0 the rule is `Coupled`. Nothing is resampled. A child that
+    the filters removed (a score of -inf) is not accepted, however near it lies.
 
     A child that was drafted without sight of the noise is accepted with exactly
     LANTERN's relaxed probability. Ours.
@@ -72,7 +79,7 @@ class CoupledRelaxed(LossyRule):
         features: Float[Array, "R N E"] | None = None,
     ) -> Verdict:
         """See `Rule.verify`."""
-        shape = draft.topology(tree)
+        draft, shape = checked_draft(log_p, draft, tree, noise)
         choice, margin = coupled_choice(log_p, shape, noise)
         wanted = shape.of_parents(choice)
         total = jax.nn.logsumexp(log_p, axis=-1)  # [B, N]
@@ -84,7 +91,8 @@ class CoupledRelaxed(LossyRule):
 
         table = table_of(self, params, self.k, log_p.shape[-1])
         distance = self._distance(table, p_before, draft.tokens, wanted[..., None])
-        distance = jnp.where(draft.valid, distance[..., 0], jnp.inf)  # [B, N]
+        possible = draft.valid & survives(shape, log_p, draft)
+        distance = jnp.where(possible, distance[..., 0], jnp.inf)  # [B, N]
         # Among siblings the nearest is followed, the first on ties. A token that is
         # drafted twice is one child: both may be followed, to the better of their ends.
         siblings = shape.parents[:, :, None] == shape.parents[:, None, :]
@@ -107,7 +115,8 @@ class CoupledRelaxed(LossyRule):
         params: Params = None,
     ) -> Law:
         """The law for a draft of different siblings made without sight of the noise."""
-        shape = draft.topology(tree)
+        draft, shape = checked_draft(log_p, draft, tree)
+        draft = replace(draft, valid=draft.valid & survives(shape, log_p, draft))
         table = table_of(self, params, self.k, log_p.shape[-1])
         every = jnp.exp(log_probabilities(log_p, greedy))
         p = shape.of_internal(every)

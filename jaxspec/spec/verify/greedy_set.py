@@ -7,7 +7,12 @@ import jax.numpy as jnp
 from jaxspec.spec.draft import Draft, Selection
 from jaxspec.spec.envelopes import Envelope
 from jaxspec.spec.tree import Tree
-from jaxspec.spec.verify.base import LosslessRule, honest_log_q, log_probabilities
+from jaxspec.spec.verify.base import (
+    LosslessRule,
+    checked_draft,
+    honest_draft,
+    log_probabilities,
+)
 from jaxspec.spec.verify.law import Law, LawRule, at, normal, ratio, tree_law
 from jaxspec.typing import Array, Bool, Float, Params
 
@@ -39,8 +44,9 @@ class GreedySet(LosslessRule, LawRule):
         params: Params = None,
     ) -> Law:
         """See `LawRule.law`."""
-        q = jnp.exp(honest_log_q(self, draft, tree, ("top_and_sample",)))
-        shape = draft.topology(tree)
+        draft, shape = checked_draft(log_p, draft, tree)
+        draft, log_q = honest_draft(self, draft, shape, tree, ("top_and_sample",))
+        q = jnp.exp(log_q)
         every = jnp.exp(log_probabilities(log_p, greedy))
         p = shape.of_internal(every)
         tokens = shape.of_children(draft.tokens, 0)

@@ -9,12 +9,15 @@ from jaxspec.spec.draft import Draft, Selection
 from jaxspec.spec.envelopes import Envelope
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify.base import (
+    Filtered,
     LossyRule,
-    honest_log_q,
+    check_filtered,
+    checked_draft,
+    honest_draft,
     log_probabilities,
     needed,
 )
-from jaxspec.spec.verify.law import Law, LawRule, Siblings, ratio, walk_siblings
+from jaxspec.spec.verify.law import Law, LawRule, Siblings, at, ratio, walk_siblings
 from jaxspec.typing import Array, Bool, Float, Params
 
 
@@ -38,16 +41,20 @@ class Grouped(LossyRule, LawRule):
       distance: squared Euclidean distances below this count as near.
       gap: differences of probability below this count as near.
       selection: how the drafter should draw.
+      filtered: whether a code that top-k or top-p removed (a score of -inf) is "never"
+        accepted, or for the mass of its group, as "published".
     """
 
     group: int = 14
     distance: float = 0.5
     gap: float = 0.15
     selection: Selection = "without_replacement"
+    filtered: Filtered = "never"
 
     def __post_init__(self):
         if not (self.group >= 1 and self.distance >= 0 and self.gap >= 0):
             raise ConfigError(f"{self}: use a positive group and no negative limit")
+        check_filtered(self.filtered)
 
     def law(
         self,
@@ -59,8 +66,10 @@ class Grouped(LossyRule, LawRule):
     ) -> Law:
         """See `LawRule.law`."""
         table = needed(self, params, "embedding")
+        draft, shape = checked_draft(log_p, draft, tree)
         p = jnp.exp(log_probabilities(log_p, greedy))
-        log_q = honest_log_q(self, draft, tree)
+        draft, log_q = honest_draft(self, draft, shape, tree)
+        scores = shape.of_internal(log_p)
         before = self.group // 2
         offsets = jnp.arange(self.group) - before
 
@@ -79,10 +88,13 @@ class Grouped(LossyRule, LawRule):
             alike &= jnp.abs(masses - own) < self.gap
             alike = (alike | (ids == now.token[..., None])) & inside
             drafted = jnp.take_along_axis(now.q_all(), ids, axis=-1)
-            return ratio(jnp.sum(masses * alike, -1), jnp.sum(drafted * alike, -1))
+            chance = ratio(jnp.sum(masses * alike, -1), jnp.sum(drafted * alike, -1))
+            if self.filtered == "published":
+                return chance
+            return jnp.where(at(scores, now.token) > -jnp.inf, chance, 0.0)
 
         return walk_siblings(
-            draft.topology(tree),
+            shape,
             draft,
             p,
             log_q,

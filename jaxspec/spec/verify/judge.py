@@ -12,7 +12,7 @@ from jaxspec.spec.draft import Draft, Selection
 from jaxspec.spec.envelopes import Envelope
 from jaxspec.spec.noise import Noise
 from jaxspec.spec.tree import Tree
-from jaxspec.spec.verify.base import LossyRule, Verdict
+from jaxspec.spec.verify.base import LossyRule, Verdict, checked_draft, survives
 from jaxspec.spec.verify.coupled import coupled_choice, follow
 from jaxspec.typing import Array, Float, Params
 
@@ -20,6 +20,8 @@ from jaxspec.typing import Array, Float, Params
 @dataclass(frozen=True)
 class Judge(LossyRule):
     """Accepts a child if `Coupled` does, or if a head likes the target's reading of it.
+
+    What the filters removed (a score of -inf) is never accepted.
 
     Attributes:
       head: `(params["head"], features [B, N, E]) -> scores [B, N]`, a pure function of
@@ -56,9 +58,10 @@ class Judge(LossyRule):
         """
         if features is None:
             raise ConfigError("Judge reads the target's features; pass features=...")
-        shape = draft.topology(tree)
+        draft, shape = checked_draft(log_p, draft, tree, noise)
         choice, margin = coupled_choice(log_p, shape, noise)
         own = None if params is None else params.get("head")
         liked = self.head(own, features[: log_p.shape[0]]) > self.threshold
+        liked &= survives(shape, log_p, draft)
         match = (draft.tokens == shape.of_parents(choice)) | liked
         return follow(shape, match & draft.valid, choice, margin)

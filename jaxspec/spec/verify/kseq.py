@@ -7,8 +7,14 @@ import jax.numpy as jnp
 
 from jaxspec.spec.draft import Draft, Selection
 from jaxspec.spec.envelopes import Envelope
+from jaxspec.spec.together import varying
 from jaxspec.spec.tree import Tree
-from jaxspec.spec.verify.base import LosslessRule, honest_log_q, log_probabilities
+from jaxspec.spec.verify.base import (
+    LosslessRule,
+    checked_draft,
+    honest_draft,
+    log_probabilities,
+)
 from jaxspec.spec.verify.law import Law, LawRule, at, normal, ratio, tree_law
 from jaxspec.typing import Array, Bool, Float, Params
 
@@ -38,8 +44,9 @@ class KSeq(LosslessRule, LawRule):
         params: Params = None,
     ) -> Law:
         """See `LawRule.law`."""
-        q = jnp.exp(honest_log_q(self, draft, tree, ("with_replacement",)))
-        shape = draft.topology(tree)
+        draft, shape = checked_draft(log_p, draft, tree)
+        draft, log_q = honest_draft(self, draft, shape, tree, ("with_replacement",))
+        q = jnp.exp(log_q)
         every = jnp.exp(log_probabilities(log_p, greedy))
         p = shape.of_internal(every)
         tokens = shape.of_children(draft.tokens, 0)
@@ -57,7 +64,7 @@ class KSeq(LosslessRule, LawRule):
             fits = any_of_k <= middle * one
             return jnp.where(fits, low, middle), jnp.where(fits, middle, high)
 
-        ends = (jnp.ones_like(k), jnp.maximum(k, 1.0))
+        ends = varying((jnp.ones_like(k), jnp.maximum(k, 1.0)), p, q)
         _, rho = jax.lax.fori_loop(0, _HALVINGS, halve, ends)
         one, any_of_k = accepted(rho)
         share = jnp.where(one > 0, any_of_k / jnp.where(one > 0, one, 1.0), k)

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 
 from jaxspec.errors import ConfigError
@@ -11,12 +10,22 @@ from jaxspec.spec.draft import Draft, Selection
 from jaxspec.spec.envelopes import Envelope
 from jaxspec.spec.topology import Topology
 from jaxspec.spec.tree import Tree
-from jaxspec.spec.verify.base import GIVEN, LossyRule, honest_log_q, log_probabilities
+from jaxspec.spec.verify.base import (
+    GIVEN,
+    Filtered,
+    LossyRule,
+    checked_draft,
+    honest_draft,
+    log_probabilities,
+    log_softmax,
+    survives,
+)
 from jaxspec.spec.verify.law import (
     Law,
     LawRule,
     Siblings,
     all_above,
+    at,
     normal,
     ratio,
     sure_law,
@@ -58,7 +67,8 @@ class Lantern(LossyRule, LawRule):
     - "published": "keep_target" for drawn children, "zero_target" for given ones.
 
     Deviations from the release: probabilities are float32, not the model's dtype; the
-    same filter order as the engine's; `fallback="target"` if you ask for it.
+    same filter order as the engine's. Two ways in which the release emits codes that
+    top-k or top-p removed are off by default, see `fallback` and `filtered`.
 
     Parameters: `{"neighbours": Neighbours}`.
 
@@ -67,23 +77,28 @@ class Lantern(LossyRule, LawRule):
       delta: additive budget, .1 by default there; or None for
       lam: multiplicative budget.
       residual: see above.
-      fallback: what to draw from when a rejection leaves nothing: "uniform" over the
-        vocabulary as released, or the "target" as it was before that rejection.
+      fallback: what to draw from when a rejection leaves nothing: the "target" as it
+        was before that rejection, or "uniform" over the whole vocabulary, as released.
       selection: how the drafter should draw.
+      filtered: whether a code that top-k or top-p removed (a score of -inf) is "never"
+        accepted, or for the mass of its neighbours, as "published" (with `delta`; under
+        `lam` the budget of such a code is 0).
     """
 
     k: int
     delta: float | None = None
     lam: float | None = None
     residual: Residual = "published"
-    fallback: Literal["uniform", "target"] = "uniform"
+    fallback: Literal["target", "uniform"] = "target"
     selection: Selection = "without_replacement"
+    filtered: Filtered = "never"
 
     def __post_init__(self):
         check_budget("delta", self.k, self.delta, self.lam)
         for name, value, known in (
             ("residual", self.residual, Residual.__args__),
-            ("fallback", self.fallback, ("uniform", "target")),
+            ("fallback", self.fallback, ("target", "uniform")),
+            ("filtered", self.filtered, Filtered.__args__),
         ):
             if value not in known:
                 raise ConfigError(f"{name}={value!r}; use one of {', '.join(known)}")
@@ -98,11 +113,12 @@ class Lantern(LossyRule, LawRule):
     ) -> Law:
         """See `LawRule.law`."""
         table = table_of(self, params, self.k, log_p.shape[-1])
-        shape = draft.topology(tree)
-        p = jax.nn.softmax(log_p, axis=-1)
+        draft, shape = checked_draft(log_p, draft, tree)
+        scores = shape.of_internal(log_p)
+        p = jnp.exp(log_softmax(log_p))
         log_q = None
         if draft.drawn not in GIVEN:
-            log_q = honest_log_q(self, draft, tree)
+            draft, log_q = honest_draft(self, draft, shape, tree)
         residual = self.residual
         if residual == "published":
             residual = "zero_target" if log_q is None else "keep_target"
@@ -124,6 +140,12 @@ class Lantern(LossyRule, LawRule):
             )
             more = jnp.sum(jnp.where(fits, masses, 0.0), axis=-1)
             return now.p_token() + more, fits[..., 0]
+
+        def accept(now: Siblings):
+            chance = ratio(credit(now)[0], now.q_token())
+            if self.filtered == "published":
+                return chance
+            return jnp.where(at(scores, now.token) > -jnp.inf, chance, 0.0)
 
         def reject(now: Siblings):
             around = table.ids[now.token, : self.k + 1]
@@ -154,7 +176,7 @@ class Lantern(LossyRule, LawRule):
             draft,
             p,
             log_q,
-            accept=lambda now: ratio(credit(now)[0], now.q_token()),
+            accept=accept,
             reject=reject,
             remove=draft.drawn == "without_replacement",
         )
@@ -178,9 +200,11 @@ class Lantern(LossyRule, LawRule):
         )
         own = shape.before(p, draft.tokens[..., None])[..., 0]
         own = own + jnp.sum(jnp.where(fits, masses, 0.0), axis=-1)
-        best = shape.of_parents(jnp.argmax(p, axis=-1))
+        best = shape.of_parents(jnp.argmax(log_p, axis=-1))
         top = shape.of_parents(jnp.max(p, axis=-1))
         wins = (own > top) | ((own == top) & (draft.tokens <= best))
+        if self.filtered == "never":
+            wins &= survives(shape, log_p, draft)
         match = (wins | (draft.tokens == best)) & draft.valid
         alive: Bool[Array, "B N"] = all_above(shape, match)
         everyone = jnp.ones(log_p.shape[0], bool)

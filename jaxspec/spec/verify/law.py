@@ -17,7 +17,7 @@ from jaxspec.spec.envelopes import Envelope
 from jaxspec.spec.noise import Noise
 from jaxspec.spec.topology import Topology, pick
 from jaxspec.spec.tree import Tree
-from jaxspec.spec.verify.base import Verdict
+from jaxspec.spec.verify.base import Verdict, checked_draft
 from jaxspec.typing import Array, Bool, Float, Int, Params
 
 
@@ -64,8 +64,9 @@ class LawRule(ABC):
         features: Float[Array, "R N E"] | None = None,
     ) -> Verdict:
         """See `Rule.verify`."""
+        _, shape = checked_draft(log_p, draft, tree, noise)
         law = self.law(log_p, draft, tree, noise.greedy, params)
-        return draw(law, draft.topology(tree), noise)
+        return draw(law, shape, noise)
 
 
 def draw(law: Law, shape: Topology, noise: Noise) -> Verdict:

@@ -10,7 +10,8 @@ from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify.base import (
     GIVEN,
     LosslessRule,
-    honest_log_q,
+    checked_draft,
+    honest_draft,
     log_probabilities,
 )
 from jaxspec.spec.verify.law import Law, LawRule, ratio, walk_siblings
@@ -46,12 +47,13 @@ class Rejection(LosslessRule, LawRule):
         params: Params = None,
     ) -> Law:
         """See `LawRule.law`."""
+        draft, shape = checked_draft(log_p, draft, tree)
         p = jnp.exp(log_probabilities(log_p, greedy))
         log_q = None
         if draft.drawn not in GIVEN:
-            log_q = honest_log_q(self, draft, tree)
+            draft, log_q = honest_draft(self, draft, shape, tree)
         return walk_siblings(
-            draft.topology(tree),
+            shape,
             draft,
             p,
             log_q,

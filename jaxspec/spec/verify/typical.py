@@ -8,7 +8,7 @@ from jaxspec.errors import ConfigError
 from jaxspec.spec.draft import Draft, Selection
 from jaxspec.spec.envelopes import Envelope
 from jaxspec.spec.tree import Tree
-from jaxspec.spec.verify.base import LossyRule, log_probabilities
+from jaxspec.spec.verify.base import LossyRule, checked_draft, log_probabilities
 from jaxspec.spec.verify.law import Law, LawRule, all_above, sure_law
 from jaxspec.typing import Array, Bool, Float, Params
 
@@ -46,7 +46,7 @@ class Typical(LossyRule, LawRule):
         params: Params = None,
     ) -> Law:
         """See `LawRule.law`; the accepted path is certain, the next token drawn."""
-        shape = draft.topology(tree)
+        draft, shape = checked_draft(log_p, draft, tree)
         normal = log_probabilities(log_p, greedy)
         p = jnp.exp(normal)
         entropy = -jnp.sum(jnp.where(p > 0, p * normal, 0.0), axis=-1)

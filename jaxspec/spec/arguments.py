@@ -1,0 +1,52 @@
+"""Checks of the arguments that all entry points of the engine share."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxspec.errors import ConfigError
+from jaxspec.typing import PyTree
+
+
+def check_keys(keys: Any) -> None:
+    """Refuses what is no array of typed keys, one for each row.
+
+    Raises:
+      ConfigError: raw words, a single key, or keys of another generator, whose draws
+        depend on the batch that they are part of.
+    """
+    wanted = "make them with row_keys(seed, rows)"
+    dtype = getattr(keys, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        raise ConfigError(
+            f"row keys are an array of {dtype or type(keys).__name__}, not of typed "
+            f"keys; {wanted}, or wrap raw words with jax.random.wrap_key_data(words, "
+            "impl='threefry2x32')"
+        )
+    if jnp.ndim(keys) != 1:
+        raise ConfigError(
+            f"row keys have shape {list(jnp.shape(keys))}; every row needs one of its "
+            f"own, [B]: {wanted}"
+        )
+    if jax.random.key_impl(keys) != "threefry2x32":
+        raise ConfigError(
+            f"row keys are of the kind {jax.random.key_impl(keys)}; {wanted}, or with "
+            "jax.random.key(seed, impl='threefry2x32')"
+        )
+
+
+def check_rows(rows: int, **arguments: PyTree) -> None:
+    """Refuses arguments whose arrays do not have `rows` rows.
+
+    Raises:
+      ConfigError: names the argument.
+    """
+    for name, value in arguments.items():
+        for leaf in jax.tree.leaves(value):
+            shape = jnp.shape(leaf)
+            if shape[:1] != (rows,):
+                raise ConfigError(
+                    f"{name} holds an array of shape {shape}, but there are {rows} "
+                    "rows; every row needs one of each"
+                )

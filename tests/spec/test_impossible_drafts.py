@@ -1,0 +1,337 @@
+"""Drafts that cannot be: unknown tokens, NaN, parents that are none.
+
+A drafter may be wrong in any way; it costs speed and nothing else. What no draft could
+hold is an invalid node: the target never reads it, no rule accepts it, and the law of
+the output stays exact.
+"""
+
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxspec.config import TransformerConfig
+from jaxspec.models.target import make_target
+from jaxspec.models.transformer import Transformer
+from jaxspec.spec.draft import ExtraRows
+from jaxspec.spec.envelopes import Beam, StochasticBeam
+from jaxspec.spec.loop import generate
+from jaxspec.spec.named_trees import named_tree
+from jaxspec.spec.neighbours import neighbour_table
+from jaxspec.spec.noise import row_keys
+from jaxspec.spec.sampling import make_sampling
+from jaxspec.spec.state import Engine
+from jaxspec.spec.tree import Tree
+from jaxspec.spec.verify import (
+    Annealed,
+    Block,
+    Coupled,
+    CoupledRelaxed,
+    GreedySet,
+    Grouped,
+    Judge,
+    KSeq,
+    Lantern,
+    Rejection,
+    Typical,
+)
+from jaxspec.spec.verify.law import walk_siblings
+from jaxspec.testing.drafts import Conditionals, all_drafts, sampled_drafts
+from jaxspec.testing.enumeration import assert_lossless
+from jaxspec.testing.table_drafter import TableDrafter
+from jaxspec.testing.toy import NoisyOracle, toy_params, toy_target
+from tests.models.random_params import random_params
+
+MOST = np.iinfo(np.int32).max
+FORK = named_tree("0,1,00,01,10")
+TINY = TransformerConfig(40, layers=2, width=32, heads=2, grid=4, classes=4)
+
+
+# --- Through the whole loop ----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Spoilt:
+    """Replaces tokens of another drafter's draft that the target will not follow.
+
+    Its parameters are those of `NoisyOracle` and "junk", an int32 token. Every node
+    that does not hold the target's own future token holds junk, and is called valid.
+    """
+
+    drafter: NoisyOracle
+
+    def init(self, params: Any, start: Any) -> Any:
+        """The other's."""
+        return self.drafter.init(params, start)
+
+    def propose(self, params: Any, state: Any, this: Any) -> Any:
+        """The other's draft, with junk in it."""
+        draft, state = self.drafter.propose(params, state, this)
+        future = this.index[:, None] - 1 + jnp.asarray(this.tree.depths)
+        last = params["tokens"].shape[1] - 1
+        truth = jnp.take_along_axis(params["tokens"], jnp.minimum(future, last), 1)
+        wrong = (draft.tokens != truth) | (jnp.arange(this.tree.size) == 0)
+        tokens = jnp.where(wrong, params["junk"], draft.tokens)
+        return replace(draft, tokens=tokens, valid=jnp.ones_like(draft.valid)), state
+
+    def observe(self, params: Any, state: Any, seen: Any) -> Any:
+        """Learns nothing."""
+        return state
+
+
+@lru_cache
+def transformer():
+    target, params = make_target(Transformer(TINY)), random_params(TINY)
+    arguments = (
+        jnp.arange(3),
+        make_sampling(3, temperature=[1.0, 0.0, 1.0], guidance=2.0),
+        row_keys(0, 3),
+    )
+    plain = jax.jit(partial(generate, Engine(target, 16)))(params, None, *arguments)
+    tree = named_tree("0,1,2,00,01,000")
+    engine = Engine(target, 16, Spoilt(NoisyOracle(40)), tree)
+    return jax.jit(partial(generate, engine)), params, arguments, plain.tokens
+
+
+@pytest.mark.parametrize("junk", [40, 1040, -1, -41, MOST, -MOST - 1])
+def test_unknown_tokens_in_unaccepted_nodes_do_not_reach_their_row(junk):
+    """The embedding of an unknown token is NaN, which no mask keeps from others."""
+    run, params, arguments, plain = transformer()
+    drafter = {"tokens": plain, "spoil": 0.3, "junk": jnp.int32(junk)}
+    out = run(params, drafter, *arguments)
+    np.testing.assert_array_equal(out.tokens, plain)
+    assert out.finite.all()
+    assert (out.stats.calls < 14).all()  # what is right beside junk still helps
+
+
+@dataclass(frozen=True)
+class OddRiders(NoisyOracle):
+    """Sends rows along that hold `tokens` at `positions`."""
+
+    extra_rows: int = 2
+
+    def propose(self, params: Any, state: Any, this: Any) -> Any:
+        """See `spec.draft.Drafter`."""
+        draft, state = super().propose(params, state, this)
+        rows, size = draft.tokens.shape
+        mask = jnp.ones((rows, 2, size + 2), bool)
+        full = lambda x: jnp.full((rows, 2), x, jnp.int32)  # noqa: E731
+        extra = ExtraRows(full(params["junk"]), full(params["position"]), mask)
+        return replace(draft, extra=extra), state
+
+
+@pytest.mark.parametrize(("junk", "position"), [(40, 3), (-1, -7), (MOST, MOST)])
+def test_rows_that_ride_along_cannot_harm_the_others(junk, position):
+    _, params, arguments, plain = transformer()
+    engine = Engine(
+        make_target(Transformer(TINY)), 16, OddRiders(40), named_tree("0,1,00")
+    )
+    drafter = {"tokens": plain, "spoil": 0.3}
+    drafter |= {"junk": jnp.int32(junk), "position": jnp.int32(position)}
+    out = _odd_riders(engine)(params, drafter, *arguments)
+    np.testing.assert_array_equal(out.tokens, plain)
+    assert out.finite.all()
+
+
+@lru_cache
+def _odd_riders(engine):
+    return jax.jit(partial(generate, engine))
+
+
+VOCAB, LENGTH = 5, 8
+PARAMS = toy_params(VOCAB, 60)
+TABLE = jax.random.normal(jax.random.key(1), (3, VOCAB, VOCAB))
+CODES = jax.random.normal(jax.random.key(2), (VOCAB, 2))
+RULE_PARAMS = {"neighbours": neighbour_table(CODES, 2), "embedding": CODES}
+
+
+@dataclass(frozen=True)
+class Mutated(TableDrafter):
+    """Changes its drafts by `change(draft, key)`, in every round otherwise."""
+
+    change: Any = None
+
+    def propose(self, params: Any, state: Any, this: Any) -> Any:
+        """See `spec.draft.Drafter`."""
+        draft, state = super().propose(params, state, this)
+        return self.change(draft, this.keys[0]), state
+
+
+def odd_parents(draft, key):
+    """Cycles, parents behind their children, negative and too large ones."""
+    rows, size = draft.tokens.shape
+    wild = jax.random.randint(key, (rows, size), -2, size + 2)
+    huge = jnp.where(jax.random.bernoulli(key, 0.1, wild.shape), -MOST, wild)
+    keep = jax.random.bernoulli(key, 0.5, wild.shape)
+    return replace(draft, parents=jnp.where(keep, draft.parents, huge))
+
+
+def odd_tokens(draft, key):
+    """Any token, half of them unknown; all nodes called valid."""
+    tokens = jax.random.randint(key, draft.tokens.shape, -VOCAB, 2 * VOCAB)
+    tokens = jnp.where(tokens == 2 * VOCAB - 1, MOST, tokens)
+    return replace(draft, tokens=tokens, valid=jnp.ones_like(draft.valid))
+
+
+def odd_laws(draft, key):
+    """Some of the drafter's probabilities are NaN, infinite or above 1."""
+    draws = jax.random.uniform(key, draft.log_q.shape)
+    values = jnp.array([jnp.nan, jnp.inf, 9.0, -jnp.inf])
+    odd = values[(draws * 1e4).astype(int) % 4]
+    return replace(draft, log_q=jnp.where(draws < 0.1, odd, draft.log_q))
+
+
+BEAM = Beam(9, 3, 4, 3)
+SAMPLED = StochasticBeam(2, 3)
+
+
+def first_feature(_, features):
+    return features[..., 0]
+
+
+@pytest.mark.parametrize(
+    ("rule", "tree"),
+    [
+        (Coupled(), FORK),
+        (Coupled(), BEAM),
+        (Rejection(), FORK),
+        (Rejection(), SAMPLED),
+        (Rejection("with_replacement"), FORK),
+        (Rejection("top"), BEAM),
+        (KSeq(), FORK),
+        (GreedySet(), FORK),
+        (Block(), Tree.chain(3)),
+        (Typical(), FORK),
+        (Annealed(1.5), FORK),
+        (Lantern(2, delta=0.9, fallback="uniform", filtered="published"), FORK),
+        (Grouped(3, 9.0, 0.9, filtered="published"), SAMPLED),
+        (CoupledRelaxed(2, budget=0.9), BEAM),
+        (Judge(first_feature), FORK),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+def test_no_rule_emits_what_is_no_token(rule, tree):
+    changes = [odd_tokens]
+    if rule.selection not in ("coupled", "top"):
+        changes.append(odd_laws)
+    if not isinstance(tree, Tree):
+        changes.append(odd_parents)
+    rows = 6
+    arguments = (
+        jnp.zeros(rows, jnp.int32),
+        make_sampling(rows, temperature=np.resize([1.0, 0.0, 2.0], rows)),
+    )
+    for change in changes:
+        engine = Engine(toy_target(VOCAB), LENGTH, Mutated(change), tree, rule)
+        run = jax.jit(partial(generate, engine))
+        for seed in range(2):
+            out = run(
+                PARAMS,
+                {"table": TABLE},
+                *arguments,
+                row_keys(seed, rows),
+                rule_params=RULE_PARAMS,
+            )
+            assert ((out.tokens >= 0) & (out.tokens < VOCAB)).all()
+            assert out.finite.all()
+            if rule == Coupled():
+                plain = jax.jit(partial(generate, Engine(toy_target(VOCAB), LENGTH)))
+                wanted = plain(PARAMS, None, *arguments, row_keys(seed, rows))
+                np.testing.assert_array_equal(out.tokens, wanted.tokens)
+
+
+# --- The law of what comes out -------------------------------------------------------
+
+
+def hold_junk(draft, node, junk):
+    """A node holds an unknown token, whatever was drawn."""
+    return replace(draft, tokens=draft.tokens.at[:, node].set(junk))
+
+
+RULES = [
+    (Rejection(), "without_replacement"),
+    (Rejection(), "with_replacement"),
+    (Rejection(), "top"),
+    (KSeq(), "with_replacement"),
+    (GreedySet(), "top_and_sample"),
+    (Coupled(), "without_replacement"),
+]
+
+
+@pytest.mark.parametrize(("rule", "selection"), RULES, ids=str)
+def test_the_law_is_exact_beside_unknown_tokens(rule, selection):
+    p = Conditionals.random(3, 3, 0)
+    drafts = all_drafts(Conditionals.random(3, 2, 1), FORK, selection)
+    for node in (1, 2, 3, 5):
+        for junk in (3, -1, MOST):
+            odd = replace(drafts, draft=hold_junk(drafts.draft, node, junk))
+            assert_lossless(rule, p, odd, draws=0)
+    assert_lossless(rule, p, odd)
+
+
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf, 0.5])
+@pytest.mark.parametrize(("rule", "selection"), RULES, ids=str)
+def test_the_law_is_exact_where_the_drafter_has_no_probabilities(
+    rule, selection, value
+):
+    """One number of a node's `log_q` is none: its children count for nothing."""
+    p = Conditionals.random(3, 3, 0)
+    drafts = all_drafts(Conditionals.random(3, 2, 1), FORK, selection)
+    for slot in range(len(FORK.internal)):
+        log_q = drafts.draft.log_q.at[:, slot, 1].set(value)
+        odd = replace(drafts, draft=replace(drafts.draft, log_q=log_q))
+        assert_lossless(rule, p, odd, draws=0)
+
+
+def test_block_is_exact_beside_unknown_tokens_and_numbers():
+    p, tree = Conditionals.random(3, 4, 0), Tree.chain(3)
+    drafts = all_drafts(Conditionals.random(3, 3, 1), tree, "without_replacement")
+    for node in (1, 2, 3):
+        odd = replace(drafts, draft=hold_junk(drafts.draft, node, 3))
+        assert_lossless(Block(), p, odd, draws=0)
+        log_q = drafts.draft.log_q.at[:, node - 1, 0].set(jnp.nan)
+        odd = replace(drafts, draft=replace(drafts.draft, log_q=log_q))
+        assert_lossless(Block(), p, odd, draws=0)
+
+
+@pytest.mark.parametrize("place", [1, 2, 3, 4])
+def test_grown_samples_are_exact_beside_unknown_tokens(place):
+    steps = np.random.default_rng(0).dirichlet(np.ones(4), size=(2, 4))
+    drafts = sampled_drafts(steps, SAMPLED, "without_replacement", 20_000)
+    p = Conditionals.random(4, 3, 5)
+    odd = replace(drafts, draft=hold_junk(drafts.draft, place, 4))
+    assert_lossless(Rejection(), p, odd, draws=0)
+
+
+@dataclass(frozen=True)
+class Believing(Rejection):
+    """Rejection sampling that takes any draft for what it claims to be."""
+
+    def law(self, log_p, draft, tree, greedy=None, params=None):
+        """Without a look at the draft."""
+        return walk_siblings(
+            draft.topology(tree),
+            draft,
+            jnp.exp(log_p),
+            draft.log_q,
+            accept=lambda now: jnp.minimum(1.0, now.p_token() / now.q_token()),
+            reject=lambda now: jnp.maximum(now.p - now.q_all(), 0.0),
+            remove=True,
+        )
+
+
+def test_a_rule_that_believes_such_drafts_is_caught():
+    """The control: a hidden sample biases those that were drawn after it, NaN all."""
+    p = Conditionals.random(3, 3, 0)
+    drafts = all_drafts(Conditionals.random(3, 2, 1), FORK, "without_replacement")
+    assert_lossless(Believing(), p, drafts, draws=0)
+    hidden = replace(drafts.draft, valid=drafts.draft.valid.at[:, 1].set(False))
+    nan = replace(drafts.draft, log_q=drafts.draft.log_q.at[:, 0, 1].set(jnp.nan))
+    for draft in (hidden, nan):
+        assert_lossless(Rejection(), p, replace(drafts, draft=draft), draws=0)
+        with pytest.raises(AssertionError, match=r"Believing\.law is biased"):
+            assert_lossless(Believing(), p, replace(drafts, draft=draft), draws=0)
