@@ -27,7 +27,7 @@ from jaxspec.spec.state import Engine, make_limits
 from jaxspec.spec.tree import Tree
 from jaxspec.testing.properties import run_rounds
 from jaxspec.testing.toy import toy_params, toy_target
-from tests.drafters.test_every_drafter import (
+from tests.drafters.cases import (
     CLASSES,
     NAMES,
     TARGET,

@@ -9,7 +9,7 @@ from jaxspec.errors import DataError
 from jaxspec.evaluate.likelihood import guided_nll
 from jaxspec.evaluate.picture_sets import frechet_distance, precision_recall
 from jaxspec.models.transformer import Transformer
-from tests.drafters.test_every_drafter import TARGET
+from tests.drafters.cases import TARGET
 from tests.models.random_params import random_params
 
 RNG = np.random.default_rng(0)

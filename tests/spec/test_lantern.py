@@ -1,6 +1,5 @@
 """LANTERN held to a plain-Python telling of the published walk, outcome by outcome."""
 
-from collections import defaultdict
 from dataclasses import replace
 from itertools import takewhile
 
@@ -16,71 +15,20 @@ from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify import Lantern, Rejection
 from jaxspec.testing.drafts import Conditionals, all_drafts
 from jaxspec.testing.enumeration import assert_lossless, distortion
+from tests.spec.walks import (
+    CHAIN,
+    FORK,
+    as_given,
+    assert_follows,
+    codebook,
+    kin_of,
+    normalised,
+    random_round,
+    relaxed_probability,
+)
 
-CHAIN = Tree.chain(2)
-FORK = Tree.from_paths([(0,), (1,), (0, 0), (0, 1)])
 WIDE = Tree.from_paths([(0,), (1,), (2,)])
 BUDGETS = [{"delta": 0.3}, {"lam": 3.0}]
-
-
-def kin_of(codebook):
-    """All other codes of each code, nearest first, lower id on ties."""
-    codes = np.asarray(codebook, np.float64)
-    return [
-        sorted(
-            (j for j in range(len(codes)) if j != i),
-            key=lambda j, i=i: (np.linalg.norm(codes[i] - codes[j]), j),
-        )
-        for i in range(len(codes))
-    ]
-
-
-def relaxed_probability(p, x, kin, *, k, delta=None, lam=None):
-    """`p(x)` with the mass of the nearest codes that fit the budget; how many do."""
-    budget = delta if lam is None else (lam - 1) * p[x]
-    mass, fitting = 0.0, 0
-    for y in kin[x][:k]:
-        if mass + p[y] > budget:
-            break
-        mass, fitting = mass + p[y], fitting + 1
-    return p[x] + mass, fitting
-
-
-def normalised(x, otherwise):
-    total = sum(x)
-    return [mass / total for mass in x] if total > 0 else otherwise
-
-
-def walk(tree, tokens, valid, p_after, q_after, accept, reject):
-    """Every outcome of a round with its chance: `{(accepted..., next): chance}`.
-
-    `accept(p, q, x, node)` is the chance to accept a child, `reject(p, q, x, node)`
-    what its rejection leaves of `p`. `q` is None for children that were given.
-    """
-    outcomes = defaultdict(float)
-
-    def at(node, path, chance):
-        p = list(p_after[node])
-        q = None if q_after is None else list(q_after[node])
-        for child in sorted(
-            (n for n in range(1, tree.size) if tree.parents[n] == node),
-            key=lambda n: tree.ranks[n],
-        ):
-            x = int(tokens[child])
-            if not valid[child] or (q is not None and q[x] <= 0):
-                continue
-            taken = accept(p, q, x, child)
-            at(child, (*path, x), chance * taken)
-            chance *= 1 - taken
-            p = reject(p, q, x, child)
-            if q is not None:  # drawn without replacement
-                q[x] = 0.0
-                q = normalised(q, q)
-        for y, mass in enumerate(p):
-            outcomes[*path, y] += chance * mass
-
-    at(0, (), 1.0)
-    return outcomes
 
 
 def published(kin, *, k, residual, fallback, delta=None, lam=None):
@@ -114,74 +62,6 @@ def published(kin, *, k, residual, fallback, delta=None, lam=None):
         return normalised([max(m, 0.0) for m in left], otherwise)
 
     return accept, reject
-
-
-def random_laws(rng, shape, zeros):
-    """Distributions with holes, as after top-k; the likeliest token always stays."""
-    x = rng.dirichlet(np.ones(shape[-1]), size=shape[:-1])
-    holes = (rng.random(shape) < zeros) & (x < x.max(-1, keepdims=True))
-    x = np.where(holes, 0.0, x)
-    return x / x.sum(-1, keepdims=True)
-
-
-def random_round(tree, *, rows=30, vocab=7, seed=0, zeros=0.3, absent=0.15):
-    """`log_p`, a draft drawn without replacement, and the laws of both sides."""
-    rng = np.random.default_rng(seed)
-    p = random_laws(rng, (rows, tree.size, vocab), zeros)
-    q = random_laws(rng, (rows, tree.size, vocab), 2 * zeros)
-    tokens = np.zeros((rows, tree.size), np.int32)
-    valid = rng.random((rows, tree.size)) >= absent
-    valid[:, 0] = True
-    for node in tree.internal:
-        children = [n for n in range(1, tree.size) if tree.parents[n] == node]
-        # Where q has fewer tokens than children, the last ones are impossible draws.
-        order = np.log(q[:, node] + 1e-30) + rng.gumbel(size=(rows, vocab))
-        tokens[:, children] = np.argsort(-order, axis=1)[:, : len(children)]
-        # A sample behind one that is missing is none; see the traps.
-        valid[:, children] = np.cumprod(valid[:, children], axis=1)
-    with np.errstate(divide="ignore"):
-        log_p, log_q = np.log(p), np.log(q)
-    draft = Draft(
-        jnp.asarray(tokens),
-        jnp.asarray(valid),
-        log_q=jnp.asarray(log_q[:, tree.internal]),
-        drawn="without_replacement",
-    )
-    return jnp.asarray(log_p), draft, p, q
-
-
-def as_given(draft):
-    """The same tokens without a distribution that they were drawn from."""
-    return replace(draft, log_q=None, drawn="top")
-
-
-def outcomes_of(law, tree, tokens, row):
-    """A rule's law in the form of `walk`."""
-    outcomes = defaultdict(float)
-    for n in range(tree.size):
-        path = tokens[row, tree.paths[n][1 : tree.depths[n] + 1]]
-        for y, mass in enumerate(np.asarray(law.final[row, n])):
-            outcomes[*map(int, path), y] += float(law.stop[row, n]) * mass
-    return outcomes
-
-
-def assert_same_outcomes(found, wanted, atol=1e-9):
-    assert sum(found.values()) == pytest.approx(1.0, abs=1e-9)
-    for outcome in wanted.keys() | found.keys():
-        assert abs(wanted[outcome] - found[outcome]) < atol, outcome
-
-
-def assert_follows(law, tree, draft, p, q, accept, reject, atol=1e-9):
-    """Holds each row of a law to the walk."""
-    tokens, valid = np.asarray(draft.tokens), np.asarray(draft.valid)
-    for row in range(len(tokens)):
-        own = None if draft.log_q is None else q[row]
-        wanted = walk(tree, tokens[row], valid[row], p[row], own, accept, reject)
-        assert_same_outcomes(outcomes_of(law, tree, tokens, row), wanted, atol)
-
-
-def codebook(vocab=7, seed=1):
-    return np.random.default_rng(seed).normal(size=(vocab, 2))
 
 
 @pytest.mark.parametrize("budget", BUDGETS, ids=str)
@@ -463,3 +343,44 @@ def test_drafts_and_tables_that_do_not_suit_are_refused():
     gap = Tree.from_paths([(1,), (1, 1)])
     with pytest.raises(ConfigError, match="without a gap"):
         plain.law(log_p, draft, gap, params=table)
+
+
+@pytest.mark.parametrize("spread", [1e1, 1e3, 1e6, 1e15, 1e30])
+@pytest.mark.parametrize("normalise", [False, True])
+def test_neighbours_are_in_exact_order_whatever_the_norms(spread, normalise):
+    """Codes whose norms span many powers of ten, some of them far from the origin."""
+    rng = np.random.default_rng(0)
+    codes = rng.normal(size=(60, 4)) * spread ** rng.random((60, 1))
+    codes[:20] += spread  # near each other, far from the rest
+    codes = codes.astype(np.float32)
+    wide = codes.astype(np.longdouble)
+    if normalise:
+        wide = wide / np.sqrt((wide**2).sum(-1, keepdims=True))
+    apart = np.sqrt(((wide[:, None] - wide) ** 2).sum(-1))
+    np.fill_diagonal(apart, np.inf)
+    table = neighbour_table(codes, 9, normalise=normalise, block=16)
+    found = np.take_along_axis(apart, np.asarray(table.ids), 1)
+    np.testing.assert_allclose(found, np.sort(apart)[:, :10], rtol=1e-14)
+    np.testing.assert_allclose(table.distances, found, rtol=1e-6)
+
+
+def test_codes_too_far_apart_for_float32_are_codes_all_the_same():
+    most = np.finfo(np.float32).max
+    table = neighbour_table(np.array([[most], [-most], [0.0], [1.0]]), 2)
+    assert np.isfinite(table.distances).all()  # infinite means: no code
+    assert table.ids.tolist() == [[2, 3, 1], [2, 3, 0], [3, 0, 1], [2, 0, 1]]
+
+
+def test_a_score_of_infinity_is_certain():
+    """Greedy rows take it, sampled ones too; the control is what does not have it."""
+    params = {"neighbours": neighbour_table(codebook(), 3)}
+    log_p = jnp.zeros((1, FORK.size, 7)).at[:, 0, 4].set(jnp.inf)
+    draft = Draft(jnp.array([[0, 2, 4, 1, 3]]), jnp.ones((1, 5), bool))
+    for greedy in (jnp.array([True]), jnp.array([False]), None):
+        law = Lantern(3, delta=0.3).law(log_p, draft, FORK, greedy, params)
+        assert law.stop[0, 0] == 0 and law.stop[0, 2] > 0 and law.stop[0, 1] == 0
+        plain = Rejection().law(log_p, draft, FORK, greedy)
+        assert plain.stop[0].tolist() == law.stop[0].tolist() or greedy is not None
+        finite = jnp.where(jnp.isinf(log_p), 9.0, log_p)
+        control = Rejection().law(finite, draft, FORK, None)
+        assert 0 < control.stop[0, 0] < 0.1

@@ -32,7 +32,8 @@ from jaxspec.spec.verify import (
 from jaxspec.testing.drafts import Conditionals, all_drafts
 from jaxspec.testing.enumeration import assert_lossless, distortion
 from tests.spec.noises import coupled_noise
-from tests.spec.test_lantern import (
+from tests.spec.test_tree import trees
+from tests.spec.walks import (
     CHAIN,
     FORK,
     as_given,
@@ -45,7 +46,6 @@ from tests.spec.test_lantern import (
     random_round,
     relaxed_probability,
 )
-from tests.spec.test_tree import trees
 
 
 @pytest.mark.parametrize(
@@ -521,3 +521,56 @@ def test_relaxed_law_of_greedy_rows_is_that_of_their_verdicts():
     verdict = verdict_of(rule, log_p, draft, CHAIN, silence, params, greedy=True)
     last = np.asarray(verdict.path[:, -1])
     np.testing.assert_array_equal(greedy.stop, np.arange(3) == last[:, None])
+
+
+# --- What filters removed --------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rule", "released"),
+    [
+        (Lantern(3, 0.5), {"filtered": "published"}),
+        (Lantern(3, 0.5), {"fallback": "uniform"}),
+        (Lantern(3, lam=6.0), {"fallback": "uniform"}),
+        (Lantern(3, 0.5, residual="optimal"), {"filtered": "published"}),
+        (Grouped(5, 9.0, 0.9), {"filtered": "published"}),
+        (CoupledRelaxed(3, 0.5), None),
+        (CoupledRelaxed(3, lam=6.0), None),
+        (Typical(), None),
+        (Annealed(2.0), None),
+    ],
+    ids=str,
+)
+def test_no_rule_emits_what_the_filters_removed(rule, released):
+    """A score of -inf is never emitted, unless as the release does and says so."""
+
+    def mass_of_removed(rule):
+        law = rule.law(log_p, case, FORK, None, params)
+        stop, removed = np.asarray(law.stop), ~np.isfinite(np.asarray(log_p))
+        last = (stop[..., None] * np.where(removed, law.final, 0.0)).sum()
+        row, above = np.arange(len(stop)), np.zeros(stop.shape, bool)
+        for n in range(1, FORK.size):
+            parent = FORK.parents[n]
+            above[:, n] = above[:, parent] | removed[row, parent, case.tokens[:, n]]
+        return last + stop[above].sum()
+
+    params = {"neighbours": neighbour_table(codebook(), 3), "embedding": codebook()}
+    with jax.enable_x64(True):
+        log_p, draft, _, _ = random_round(FORK, rows=100, zeros=0.5)
+        for case in (draft, as_given(draft)):
+            given = case.drawn == "top"
+            if given and isinstance(rule, Grouped | Annealed):
+                continue  # these take samples alone
+            assert mass_of_removed(rule) == 0
+            if released and given == ("fallback" in released):
+                assert mass_of_removed(replace(rule, **released)) > 0.1
+
+
+def test_a_judge_does_not_like_what_the_filters_removed():
+    log_p = jnp.zeros((1, 2, 4)).at[0, 0, 3].set(-jnp.inf)
+    noise = coupled_noise(np.zeros((1, 2, 4), np.float32), 2)
+    head, features = lambda _, x: x[..., 0], jnp.ones((1, 2, 1))
+    for token, accepted in ((2, 1), (3, 0)):
+        draft = Draft(jnp.array([[0, token]]), jnp.ones((1, 2), bool))
+        verdict = Judge(head).verify(log_p, draft, Tree.chain(1), noise, None, features)
+        assert verdict.accepted.tolist() == [accepted]

@@ -40,8 +40,8 @@ from jaxspec.train.optimizer import begin
 from jaxspec.train.recipes import lesson as lessons
 from jaxspec.train.recipes import recipe_of
 from jaxspec.train.recipes.lesson import make_lesson
-from tests.drafters.test_every_drafter import EAGLE, HEADS, own
-from tests.drafters.test_every_drafter import TARGET as WIDE
+from tests.drafters.cases import EAGLE, HEADS, own
+from tests.drafters.cases import TARGET as WIDE
 from tests.models.random_params import random_params
 
 TARGET = replace(WIDE, extra_tokens=0)

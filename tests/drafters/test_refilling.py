@@ -1,0 +1,89 @@
+"""Rows that take a new prompt when they end, with every drafter: tokens stay."""
+
+from functools import lru_cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxspec.models.target import make_target
+from jaxspec.models.transformer import Transformer
+from jaxspec.spec.loop import generate
+from jaxspec.spec.noise import row_keys
+from jaxspec.spec.sampling import make_sampling
+from jaxspec.spec.state import Engine, make_limits
+from jaxspec.spec.stream import Jobs, begin_stream, run_stream
+from jaxspec.testing.toy import toy_target
+from tests.drafters.cases import (
+    NAMES,
+    PARAMS,
+    TABLES,
+    TARGET,
+    VOCAB,
+    feature_drafters,
+    target_params,
+)
+
+COUNT, LENGTH = 7, 10
+
+
+@lru_cache
+def jobs(text):
+    """Jobs of unequal lengths: prompts of tokens, or classes."""
+    rng = np.random.default_rng(0)
+    prompt = rng.integers(0, 3, (COUNT, 4) if text else COUNT)
+    if text:
+        prompt[np.arange(4) >= rng.integers(1, 5, COUNT)[:, None]] = -1
+    temperature = rng.choice([0.0, 0.7, 1.0], COUNT)
+    return Jobs(
+        jnp.arange(COUNT),
+        jnp.asarray(prompt),
+        make_sampling(COUNT, temperature=temperature, guidance=2.0),
+        row_keys(3, COUNT),
+        make_limits(COUNT, rng.integers(1, LENGTH + 1, COUNT)),
+    )
+
+
+def engine_of(text, drafter=None, **tree):
+    taps = getattr(drafter, "taps", ())
+    target = (
+        toy_target(VOCAB, 2) if text else make_target(Transformer(TARGET), taps=taps)
+    )
+    return Engine(target, LENGTH, drafter, **tree, order=("temperature",))
+
+
+@lru_cache
+def alone(text):
+    """What plain decoding gives each job."""
+    work, params = jobs(text), PARAMS if text else target_params()
+    run = jax.jit(partial(generate, engine_of(text)))
+    return run(params, None, work.prompt, work.sampling, work.keys, work.limits).tokens
+
+
+FEW = ("recycling", "union", "block")
+SLOW = [name for name in (*TABLES, *NAMES) if name not in FEW]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+@pytest.mark.parametrize(
+    "name", [*FEW, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+)
+def test_every_job_gets_the_tokens_of_plain_decoding(name, rows):
+    text = name in TABLES
+    drafter, tree, own = (TABLES if text else feature_drafters())[name]
+    engine, params = engine_of(text, drafter, tree=tree), PARAMS
+    params = PARAMS if text else target_params()
+    work = jobs(text)
+
+    @jax.jit
+    def run(params, own, work):
+        first = jax.tree.map(lambda x: x[:rows], work)
+        stream = begin_stream(engine, params, own, first)
+        return run_stream(engine, params, own, stream, work, True)[1]
+
+    finished = run(params, own, work)
+    order = np.asarray(finished.number)
+    assert sorted(order[order >= 0]) == list(range(COUNT))
+    found = np.asarray(finished.result.tokens)[np.argsort(order)[-COUNT:]]
+    np.testing.assert_array_equal(found, alone(text))

@@ -1,0 +1,118 @@
+"""The engine inside a `shard_map` that is the user's own, with checked types."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+
+from jaxspec.spec.envelopes import Beam, BestFirst, StochasticBeam
+from jaxspec.spec.loop import generate, init_state, result_of, spec_step
+from jaxspec.spec.named_trees import named_tree
+from jaxspec.spec.neighbours import neighbour_table
+from jaxspec.spec.noise import row_keys
+from jaxspec.spec.sampling import make_sampling
+from jaxspec.spec.state import Engine, make_limits
+from jaxspec.spec.tree import Tree
+from jaxspec.spec.verify import (
+    Annealed,
+    Block,
+    Coupled,
+    CoupledRelaxed,
+    GreedySet,
+    Grouped,
+    KSeq,
+    Lantern,
+    Rejection,
+    Typical,
+)
+from jaxspec.testing.table_drafter import TableDrafter
+from jaxspec.testing.toy import toy_params, toy_target
+from tests.drafters.cases import TABLES
+from tests.drafters.cases import VOCAB as V
+
+LENGTH, ROWS = 8, 4
+PARAMS = toy_params(V, 60)
+TREE = named_tree("0,1,00")
+TABLE = {"table": jax.random.normal(jax.random.key(1), (3, V, V))}
+CODES = jax.random.normal(jax.random.key(2), (V, 2))
+RULE_PARAMS = {"neighbours": neighbour_table(CODES, 3), "embedding": CODES}
+WHOLE, ROW = PartitionSpec(), PartitionSpec("replica")
+# Filters and near-ties are on: both have loops and branches of their own.
+SAMPLING = make_sampling(
+    ROWS, temperature=[1.0, 0.0, 0.7, 2.0], top_k=4, top_p=0.9, guidance=2.0
+)
+ARGUMENTS = (
+    jnp.array([[1, 2, 3, 1], [4, 4, -1, -1], [0, -1, -1, -1], [5, -1, -1, -1]]),
+    SAMPLING,
+    row_keys(0, ROWS),
+    make_limits(ROWS, [8, 5, 8, 3], [2]),
+)
+
+
+def by_steps(engine, params, drafter_params, rule_params, *arguments):
+    """A user's loop over `spec_step`."""
+    prompt, sampling = arguments[:2]
+    start = init_state(engine, params, drafter_params, *arguments)
+    state = jax.lax.while_loop(
+        lambda state: ~jnp.all(state.done),
+        lambda state: spec_step(
+            engine, params, drafter_params, prompt, sampling, state, rule_params
+        ),
+        start,
+    )
+    return result_of(engine, state).tokens
+
+
+def whole(engine, params, drafter_params, rule_params, *arguments):
+    out = generate(engine, params, drafter_params, *arguments, rule_params)
+    return out.tokens
+
+
+RULES = {
+    "coupled": (Coupled(), Beam(7, 3, 3, 3)),
+    "k-seq": (KSeq(), TREE),
+    "stochastic beam": (Rejection(), StochasticBeam(2, 2)),
+    "best first": (Rejection(), BestFirst(5, 3)),
+    "with replacement": (Rejection("with_replacement"), TREE),
+    "greedy set": (GreedySet(), TREE),
+    "block": (Block(), Tree.chain(3)),
+    "lantern": (Lantern(3, delta=0.2), TREE),
+    "relaxed": (CoupledRelaxed(3, budget=0.3), TREE),
+    "grouped": (Grouped(group=3, distance=9.0, gap=0.5), TREE),
+    "annealed": (Annealed(1.5), TREE),
+    "typical": (Typical(), TREE),
+}
+FEW = ("coupled", "k-seq")
+
+
+def cases():
+    for name, (rule, tree) in RULES.items():
+        engine = Engine(toy_target(V, 2), LENGTH, TableDrafter(), tree, rule)
+        yield name, engine, TABLE
+    for name, (drafter, tree, own) in TABLES.items():
+        yield name, Engine(toy_target(V, 2), LENGTH, drafter, tree), own
+
+
+@pytest.mark.parametrize("run", [by_steps, whole])
+@pytest.mark.parametrize(
+    ("engine", "own"),
+    [
+        pytest.param(*case, id=name, marks=() if name in FEW else pytest.mark.slow)
+        for name, *case in cases()
+    ],
+)
+def test_rows_divided_along_an_axis_of_any_name_keep_their_tokens(run, engine, own):
+    mesh = jax.make_mesh((2,), ("replica",), axis_types=(AxisType.Auto,))
+    shared = (PARAMS, own, RULE_PARAMS)
+    inside = jax.shard_map(
+        partial(run, engine),
+        mesh=mesh,
+        in_specs=(WHOLE,) * 3 + (ROW,) * 4,
+        out_specs=ROW,
+        check_vma=True,
+    )
+    alone = jax.jit(partial(whole, engine))(*shared, *ARGUMENTS)
+    np.testing.assert_array_equal(jax.jit(inside)(*shared, *ARGUMENTS), alone)
