@@ -151,7 +151,7 @@ def understand(
             if leaf.dtype == np.float32:  # a computed table is as its tensors are
                 kinds = [source.tensors[n].dtype for n in names]
                 kind = _dtype(kinds, dtype)
-                if any(np.dtype(k).kind in "iub" for k in kinds):
+                if any(np.dtype(k).kind in "iubc" for k in kinds):
                     wrong.append(
                         f"{names[0]} holds {kinds[0]}, not floating-point numbers"
                     )
@@ -163,7 +163,7 @@ def understand(
             names = ", ".join(f"{p.name} {source.shape(p.name)}" for p in have)
             wrong.append(f"{path} should be {leaf.shape}, but {names} make {shape}")
         kinds = [source.tensors[p.name].dtype for p in have]
-        if any(np.dtype(kind).kind in "iub" for kind in kinds):
+        if any(np.dtype(kind).kind in "iubc" for kind in kinds):
             wrong.append(f"{have[0].name} holds {kinds[0]}, not floating-point numbers")
             continue
         how = have[0].rule.transform

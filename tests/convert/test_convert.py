@@ -104,11 +104,23 @@ def test_weights_that_do_not_fit_the_dtype_are_refused(tmp_path, released):
     )
 
 
-def test_whole_numbers_are_no_weights(tmp_path, released):
-    released["norm.weight"] = released["norm.weight"].astype(np.int32)
+@pytest.mark.parametrize("kind", [np.int32, np.complex64], ids=lambda k: k.__name__)
+def test_whole_and_complex_numbers_are_no_weights(tmp_path, released, kind):
+    released["norm.weight"] = released["norm.weight"].astype(kind)
     file = write(tmp_path / "m.safetensors", released)
-    with pytest.raises(ConfigError, match="norm.weight holds int32"):
+    with pytest.raises(ConfigError, match=f"norm.weight holds {kind.__name__}"):
         convert(file, tmp_path / "b", given=GIVEN)
+
+
+@pytest.mark.parametrize("name", ["m.safetensors", "m.pt"])
+def test_a_complex_buffer_that_holds_nothing_for_us_is_no_obstacle(
+    tmp_path, released, name
+):
+    angles = np.zeros((1 + 16, 4), np.complex64)
+    file = tmp_path / name
+    torch_files.write(file, {**released, "freqs_cis": angles})
+    [found] = prepare(file, tmp_path / "b", given={"heads": 4})
+    assert found.plan.config.grid == 4
 
 
 def test_an_interrupted_conversion_leaves_nothing_or_the_old_one(tmp_path, released):

@@ -139,7 +139,17 @@ def test_an_index_and_its_files_must_agree(tmp_path):
     index.write_text(
         json.dumps({"weight_map": {**record["weight_map"], "z": "part-0.safetensors"}})
     )
-    with pytest.raises(DataError, match="do not agree: z"):
+    with pytest.raises(DataError, match=r"do not agree: .part-0.safetensors. lacks z"):
+        open_source(tmp_path)
+    shards(tmp_path, {"a": STATE["ids"]}, {"b": STATE["ids"], "c": STATE["ids"]})
+    first, second = "part-0.safetensors", "part-1.safetensors"
+    where = {"d": first, "a": second, "b": second}
+    index.write_text(json.dumps({"weight_map": where}))
+    with pytest.raises(
+        DataError,
+        match="'part-0.safetensors' lacks d; 'part-0.safetensors' holds a, not listed "
+        "for it; 'part-1.safetensors' lacks a; 'part-1.safetensors' holds c, not",
+    ):
         open_source(tmp_path)
     index.write_text(json.dumps({"weight_map": {"z": "gone.safetensors"}}))
     with pytest.raises(DataError, match="gone.safetensors' is missing"):

@@ -20,6 +20,9 @@ STATE = {
     "scalar": np.array(2.5, np.float32),
     "none": np.zeros((0, 4), np.float32),
     "ids": np.arange(4),
+    "turns": np.array([1 + 2j, -3j], np.complex64),
+    "large": np.array(1 << 63, np.uint64),
+    "eighths": RNG.normal(size=(2, 3)).astype(ml_dtypes.float8_e4m3fn),
 }
 
 
@@ -115,6 +118,31 @@ def test_a_namespace_of_arguments_becomes_inert(tmp_path):
     assert "argparse.Namespace" in source.left_out
 
 
+def test_a_number_of_64_bits_beside_the_weights_is_left_out(tmp_path):
+    """A seed of PyTorch's generators is one."""
+    t.save(tmp_path / "m.pt", {"model": {"w": X}, "seed": t.number((1 << 64) - 1)})
+    source = open_source(tmp_path / "m.pt")
+    assert list(source.tensors) == ["w"] and source.left_out == ("[seed]",)
+
+
+MODULE = (
+    t.function("models.gpt", "GPT") + b")\x81" + t.record({"w": t.number(1)}) + b"b"
+)
+
+
+@pytest.mark.parametrize("body", [MODULE, t.record({"model": MODULE, "x": MODULE})])
+@pytest.mark.parametrize("lenient", [False, True])
+def test_nothing_is_advised_that_cannot_help_with_a_whole_object(
+    tmp_path, body, lenient
+):
+    t.write_zip(tmp_path / "m.pt", body, {})
+    with pytest.raises(
+        DataError, match=r"whole object \(models.gpt.GPT\).*save its state_dict"
+    ) as error:
+        open_source(tmp_path / "m.pt", allow_objects=lenient)
+    assert "--allow-objects" not in str(error.value)
+
+
 X = np.arange(6, dtype=np.float32)
 HOSTILE = {
     "a shape bomb": t.tensor("FloatStorage", "0", 6, 0, (1 << 40,), (0,)),
@@ -125,6 +153,8 @@ HOSTILE = {
     "unequal lengths": t.tensor("FloatStorage", "0", 6, 0, (2, 3), (1,)),
     "more than there is": t.tensor("FloatStorage", "0", 1 << 40, 0, (6,), (1,)),
     "no such storage": t.tensor("FloatStorage", "../0", 6, 0, (6,), (1,)),
+    "bytes of no dtype": t.tensor("UntypedStorage", "0", 24, 0, (6,), (1,), "Size"),
+    "more than the bytes": t.tensor("UntypedStorage", "0", 24, 0, (4,), (1,), "uint64"),
     "an unknown storage": t.tensor("ComplexStorage", "0", 6, 0, (6,), (1,)),
     "a changed view": t.whole("0", X) + t.record({"first": t.number(9)}) + b"b",
     "a changed function": t.function("torch._utils", "_rebuild_tensor_v2")

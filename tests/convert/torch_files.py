@@ -7,12 +7,21 @@ import zipfile
 import ml_dtypes
 import numpy as np
 
+from jaxspec.convert.reading.safetensors import write_safetensors
+
 STORAGES = {
     np.dtype(np.float32): "FloatStorage",
     np.dtype(np.float16): "HalfStorage",
     np.dtype(ml_dtypes.bfloat16): "BFloat16Storage",
     np.dtype(np.int64): "LongStorage",
     np.dtype(np.bool_): "BoolStorage",
+    np.dtype(np.complex64): "ComplexFloatStorage",
+}
+# Newer dtypes have no storage of their own.
+DTYPES = {
+    np.dtype(ml_dtypes.float8_e4m3fn): "float8_e4m3fn",
+    np.dtype(ml_dtypes.float8_e5m2): "float8_e5m2",
+    np.dtype(np.uint64): "uint64",
 }
 
 
@@ -34,16 +43,21 @@ def function(module, name):
 
 
 def storage(kind, key, count):
-    parts = text("storage") + function("torch", kind) + text(key) + text("cpu")
+    module = "torch.storage" if kind == "UntypedStorage" else "torch"
+    parts = text("storage") + function(module, kind) + text(key) + text("cpu")
     return b"(" + parts + number(count) + b"tQ"
 
 
-def tensor(kind, key, count, first, shape, strides):
-    """A call of `_rebuild_tensor_v2`."""
+def tensor(kind, key, count, first, shape, strides, dtype=None):
+    """A call of `_rebuild_tensor_v2`; with a dtype, of `_rebuild_tensor_v3`."""
     hooks = function("collections", "OrderedDict") + b")R"
     arguments = storage(kind, key, count) + number(first)
     arguments += numbers(shape) + numbers(strides) + b"\x89" + hooks
-    return function("torch._utils", "_rebuild_tensor_v2") + b"(" + arguments + b"tR"
+    if dtype:
+        arguments += function("torch", dtype)
+    version = "v3" if dtype else "v2"
+    call = function("torch._utils", f"_rebuild_tensor_{version}")
+    return call + b"(" + arguments + b"tR"
 
 
 def record(entries):
@@ -59,6 +73,9 @@ def program(body):
 def whole(key, array):
     """A contiguous tensor that is all of its storage."""
     strides = [s // array.itemsize for s in array.strides]
+    if array.dtype in DTYPES:
+        dtype, count = DTYPES[array.dtype], array.nbytes
+        return tensor("UntypedStorage", key, count, 0, array.shape, strides, dtype)
     kind = STORAGES[array.dtype]
     return tensor(kind, key, array.size, 0, array.shape, strides)
 
@@ -78,10 +95,27 @@ def write_zip(file, body, storages, *, extra=(), compression=zipfile.ZIP_STORED)
 
 
 def save(file, state):
-    """What `torch.save(state)` would write, each array in a storage of its own."""
-    arrays = {str(i): np.asarray(x, order="C") for i, x in enumerate(state.values())}
-    entries = {
-        name: whole(key, x)
-        for name, (key, x) in zip(state, arrays.items(), strict=True)
-    }
-    write_zip(file, record(entries), arrays)
+    """What `torch.save(state)` would write, each array in a storage of its own.
+
+    `state` holds arrays, dicts of them, and bytes: values that are pickled already.
+    """
+    arrays = {}
+
+    def pickled(value):
+        if isinstance(value, bytes):
+            return value
+        if isinstance(value, dict):
+            return record({name: pickled(x) for name, x in value.items()})
+        key = str(len(arrays))
+        arrays[key] = np.asarray(value, order="C")
+        return whole(key, arrays[key])
+
+    write_zip(file, pickled(state), arrays)
+
+
+def write(file, state):
+    """The same as a safetensors file; its name decides."""
+    if file.suffix != ".safetensors":
+        return save(file, state)
+    table = [(name, x.shape, x.dtype) for name, x in state.items()]
+    return write_safetensors(file, table, state.__getitem__)

@@ -3,6 +3,8 @@
 Keys: transformers `T5EncoderModel`, or the encoder of a whole `T5` model.
 """
 
+import re
+
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import TextEncoderConfig
 from jaxspec.convert.families.layers import apart, gated
@@ -15,7 +17,6 @@ from jaxspec.errors import ConfigError
 _ATTENTION = "encoder.block.{i}.layer.0."
 _FFN = "encoder.block.{i}.layer.1."
 RULES = (
-    Rule("shared.weight", "embedding"),
     Rule(
         "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
         "distances",
@@ -36,8 +37,10 @@ RULES = (
     Rule(_FFN + "DenseReluDense.wo.weight", "layers_{i}/down/kernel", "linear"),
     Rule("encoder.final_layer_norm.weight", "norm/scale"),
 )
-# A copy of the table, and the half that writes.
-IGNORED = (r"encoder\.embed_tokens\.weight", r"decoder\..*", r"lm_head\.weight")
+# The one table of embeddings, under the names that it may be stored under.
+TABLES = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+# The half that writes.
+IGNORED = (r"decoder\.(?!embed_tokens\.).*", r"lm_head\.weight")
 
 
 def _plan(source: Source, given: Given, target: Checkpoint | None) -> Plan:
@@ -49,7 +52,9 @@ def _plan(source: Source, given: Given, target: Checkpoint | None) -> Plan:
         )
     first = "encoder.block.0.layer.0.SelfAttention."
     buckets, heads = source.shape(first + "relative_attention_bias.weight")
-    vocabulary, width = source.shape("shared.weight")
+    table = next((name for name in TABLES if name in source.tensors), TABLES[0])
+    copies = tuple(re.escape(name) for name in TABLES if name != table)
+    vocabulary, width = source.shape(table)
     config = TextEncoderConfig(
         vocab_size=vocabulary,
         layers=count(source, _ATTENTION + "layer_norm.weight"),
@@ -65,8 +70,13 @@ def _plan(source: Source, given: Given, target: Checkpoint | None) -> Plan:
     agree(source, "d_model", said.get("d_model"), width)
     agree(source, "num_layers", said.get("num_layers"), config.layers)
     agree(source, "d_kv", said.get("d_kv"), config.head_dim)
-    heads_ = Heads(config.head_dim, heads)
-    return Plan("text_encoder", config, RULES, heads_, ignored=IGNORED)
+    return Plan(
+        "text_encoder",
+        config,
+        (Rule(table, "embedding"), *RULES),
+        Heads(config.head_dim, heads),
+        ignored=(*copies, *IGNORED),
+    )
 
 
 FAMILIES = (

@@ -12,7 +12,8 @@ from typing import Any, cast
 
 # Longest row of nested tuples, lists and dicts: torch needs three or four.
 MOST_DEPTH = 50
-MOST_INT = 1 << 62
+# Seeds of random generators have 64 bits.
+MOST_INT = 1 << 64
 
 
 class PickleError(ValueError):

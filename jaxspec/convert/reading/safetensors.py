@@ -9,6 +9,7 @@ import math
 import os
 import struct
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ DTYPES: dict[str, Any] = {
     "U16": np.uint16,
     "U8": np.uint8,
     "BOOL": np.bool_,
+    "C64": np.complex64,
+    "F8_E8M0": ml_dtypes.float8_e8m0fnu,
 }
 NAMES = {np.dtype(v): k for k, v in DTYPES.items()}
 # The format's own limit; a larger header is an attack or another kind of file.
@@ -53,6 +56,9 @@ def unique_keys(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 def read_safetensors(file: Path) -> dict[str, Stored]:
     """The tensors of a file, by name; their numbers are read when asked for.
+
+    A tensor that a model has under several names may be stored under one of them; the
+    header's metadata have the others, and so has the result.
 
     Raises:
       DataError: it is damaged, truncated, or not such a file.
@@ -77,14 +83,17 @@ def read_safetensors(file: Path) -> dict[str, Stored]:
             raise wrong(f"header: {error}") from None
     if not isinstance(header, dict):
         raise wrong("its header is no object")
-    header.pop("__metadata__", None)
+    notes = header.pop("__metadata__", None)
     start, spans, tensors = 8 + length, [], {}
     for name, entry in header.items():
         try:
             dtype, shape = np.dtype(DTYPES[entry["dtype"]]), tuple(entry["shape"])
             begin, end = entry["data_offsets"]
         except (KeyError, TypeError, ValueError):
-            raise wrong(f"no usable entry for {printable(name)}") from None
+            kind = entry.get("dtype") if isinstance(entry, dict) else None
+            raise wrong(
+                f"no usable entry for {printable(name)}, dtype {printable(str(kind))}"
+            ) from None
         name = printable(name)
         numbers = (*shape, begin, end)
         if len(shape) > MOST_AXES or not all(
@@ -105,6 +114,9 @@ def read_safetensors(file: Path) -> dict[str, Stored]:
     for (_, end, first), (begin, _, second) in zip(spans, spans[1:], strict=False):
         if begin < end:
             raise wrong(f"{first} and {second} lie in the same place")
+    for other, name in notes.items() if isinstance(notes, dict) else ():
+        if isinstance(name, str) and name in tensors and other not in tensors:
+            tensors[printable(other)] = replace(tensors[name], alias=name)
     return tensors
 
 

@@ -19,12 +19,14 @@ class Stored:
       dtype: of its numbers; bfloat16 and the float8 kinds are ml_dtypes'.
       file: where it is.
       read: reads it, as an array that is the caller's own.
+      alias: the name under which it is stored, where that is another one.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     file: Path
     read: Callable[[], np.ndarray]
+    alias: str | None = None
 
     @property
     def size(self) -> int:
@@ -38,11 +40,14 @@ class Source:
 
     Attributes:
       name: of the file, folder or repository, for messages and records.
-      tensors: by name, in the order of the files.
+      tensors: of the weights that were taken, by name, in the order of the files.
       config: the model's own `config.json`, if there is one.
       folder: of the files that may lie beside the weights (a tokenizer's).
       revision: commit of the repository it came from.
-      left_out: names of things that were not tensors.
+      left_out: names of things that belong to no set of weights.
+      sets: all sets of weights, each as `tensors`, by name; see `reading.sets`.
+      weights: the name of the one that was taken.
+      prefixes: of wrappers, which were removed from the names.
     """
 
     name: str
@@ -51,6 +56,9 @@ class Source:
     folder: Path | None = None
     revision: str | None = None
     left_out: tuple[str, ...] = ()
+    sets: Mapping[str, Mapping[str, Stored]] = field(default_factory=dict)
+    weights: str = ""
+    prefixes: tuple[str, ...] = ()
 
     def shape(self, name: str, axes: int | None = None) -> tuple[int, ...]:
         """The shape of a tensor.

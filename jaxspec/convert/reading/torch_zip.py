@@ -16,6 +16,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from jaxspec.convert.reading.formats import ZIP, other_format
 from jaxspec.convert.reading.pickled import (
     INERT,
     Function,
@@ -28,12 +29,12 @@ from jaxspec.errors import DataError
 # Larger programs than this describe no model.
 MOST_PICKLE = 64 << 20
 STORAGES: dict[str, Any] = {
+    "ComplexDoubleStorage": np.complex128,
+    "ComplexFloatStorage": np.complex64,
     "DoubleStorage": np.float64,
     "FloatStorage": np.float32,
     "HalfStorage": np.float16,
     "BFloat16Storage": ml_dtypes.bfloat16,
-    "Float8_e4m3fnStorage": ml_dtypes.float8_e4m3fn,
-    "Float8_e5m2Storage": ml_dtypes.float8_e5m2,
     "LongStorage": np.int64,
     "IntStorage": np.int32,
     "ShortStorage": np.int16,
@@ -41,8 +42,17 @@ STORAGES: dict[str, Any] = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
-# Views have fewer axes than this.
-MOST_AXES = 32
+# Newer dtypes have no storage of their own: bytes, and a dtype beside the shape.
+BYTES = "UntypedStorage"
+DTYPES: dict[str, Any] = {
+    "float8_e4m3fn": ml_dtypes.float8_e4m3fn,
+    "float8_e5m2": ml_dtypes.float8_e5m2,
+    "uint16": np.uint16,
+    "uint32": np.uint32,
+    "uint64": np.uint64,
+}
+# Views have fewer axes than this, and smaller numbers.
+MOST_AXES, MOST_SIZE = 32, 1 << 62
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,13 @@ class _Kind:
     """A storage class by name."""
 
     name: str
+
+
+@dataclass(frozen=True)
+class _Dtype:
+    """A dtype of PyTorch's."""
+
+    numbers: np.dtype
 
 
 class _Storage:
@@ -111,7 +128,7 @@ def _rebuild(storage, first, shape, strides, grad=False, hooks=None, metadata=No
             raise PickleError("a tensor has a shape that makes no sense")
         numbers += some
     good = isinstance(storage, _Storage) and len(shape) == len(strides)
-    if not good or not all(type(n) is int and n >= 0 for n in numbers):
+    if not good or not all(type(n) is int and 0 <= n < MOST_SIZE for n in numbers):
         raise PickleError("a tensor has a shape that makes no sense")
     if metadata:
         raise PickleError("a tensor has bits (negated, conjugated) that are not known")
@@ -124,6 +141,13 @@ def _rebuild(storage, first, shape, strides, grad=False, hooks=None, metadata=No
             f"a tensor of shape {shape} lies outside its {storage.count} numbers"
         )
     return _View(storage, first, shape, strides)
+
+
+def _rebuild_bytes(storage, first, shape, strides, grad, hooks, dtype, metadata=None):
+    if not isinstance(storage, _Storage) or not isinstance(dtype, _Dtype):
+        raise PickleError("a tensor has a dtype that is not known")
+    typed = _Storage(storage.file, storage.info, dtype.numbers)
+    return _rebuild(typed, first, shape, strides, grad, hooks, metadata)
 
 
 def _parameter(data, *_):
@@ -148,9 +172,11 @@ KNOWN = {
     ("collections", "OrderedDict"): Function(_ordered),
     ("torch._utils", "_rebuild_tensor"): Function(_rebuild),
     ("torch._utils", "_rebuild_tensor_v2"): Function(_rebuild),
+    ("torch._utils", "_rebuild_tensor_v3"): Function(_rebuild_bytes),
     ("torch._utils", "_rebuild_parameter"): Function(_parameter),
     ("torch._utils", "_rebuild_parameter_with_state"): Function(_parameter),
     ("torch", "Size"): Function(_size),
+    **{("torch", name): _Dtype(np.dtype(kind)) for name, kind in DTYPES.items()},
 }
 
 
@@ -180,8 +206,8 @@ def read_torch(file: Path, *, allow_objects: bool = False) -> tuple[Any, list[st
     """
     with open(file, "rb") as stream:
         magic = stream.read(8)
-    if magic[:4] != b"PK\x03\x04":
-        raise _damaged(file, _other_format(magic))
+    if magic[:4] != ZIP:
+        raise _damaged(file, other_format(magic))
     try:
         with zipfile.ZipFile(file) as archive:
             return _read_archive(file, archive, allow_objects)
@@ -192,20 +218,6 @@ def read_torch(file: Path, *, allow_objects: bool = False) -> tuple[Any, list[st
         raise _damaged(
             file, f"it is truncated or damaged ({reason}); fetch it again"
         ) from None
-
-
-def _other_format(magic: bytes) -> str:
-    if magic[:1] == b"\x80":
-        return (
-            "it is in PyTorch's format from before 1.6, a bare pickle. Where you trust "
-            "it, load it with PyTorch and save its state dict again"
-        )
-    if not magic.strip(b"\0"):
-        return "it is empty; fetch it again"
-    return (
-        "it is neither a safetensors file nor a zip file of PyTorch; check what was "
-        "downloaded"
-    )
 
 
 def _read_archive(
@@ -240,16 +252,9 @@ def _read_archive(
         known = KNOWN.get((module, name))
         if known is not None:
             return known
-        if module in ("torch", "torch.storage") and name in STORAGES:
+        if module in ("torch", "torch.storage") and name in (*STORAGES, BYTES):
             return _Kind(name)
-        whole = printable(f"{module}.{name}")
-        if not allow_objects:
-            raise PickleError(
-                f"it wants to use {whole}, which no tensor needs. If you trust where "
-                "the file is from, --allow-objects leaves such objects out without "
-                "loading them"
-            )
-        refused.append(whole)
+        refused.append(printable(f"{module}.{name}"))
         return INERT
 
     def refer(reference: Any) -> _Storage:
@@ -262,17 +267,50 @@ def _read_archive(
             info = entries.get(f"{root}data/{key}")
             if info is None:
                 raise PickleError(f"storage {printable(key)} is missing")
-            made = _Storage(file, info, np.dtype(STORAGES[kind.name]))
+            made = _Storage(file, info, np.dtype(STORAGES.get(kind.name, np.uint8)))
             if type(count) is not int or not 0 <= count <= made.count:
                 raise PickleError(f"storage {printable(key)} is shorter than it says")
             found[kind.name, key] = made
         return found[kind.name, key]
 
     try:
-        value = Interpreter(find, refer).run(text)
+        value = _described(Interpreter(find, refer).run(text), file)
     except PickleError as error:
-        raise _damaged(file, str(error)) from None
-    return _described(value, file), refused
+        if not refused or allow_objects:
+            raise _damaged(file, str(error)) from None
+        value = None  # what is refused comes first
+    if refused and not _weights(value):
+        raise _damaged(file, _no_weights(refused))
+    if refused and not allow_objects:
+        raise _damaged(
+            file,
+            f"it wants to use {refused[0]}, which no tensor needs. If you trust where "
+            "the file is from, --allow-objects leaves such objects out without loading "
+            "them",
+        )
+    return value, refused
+
+
+def _weights(value: Any) -> bool:
+    """Whether tensors by name are there, in a dict or in a dict that it holds."""
+    inside = list(value.values()) if isinstance(value, dict) else []
+    inside += [x for d in inside if isinstance(d, dict) for x in d.values()]
+    return any(isinstance(x, Stored) for x in inside)
+
+
+def _no_weights(refused: list[str]) -> str:
+    """What a file is that holds objects, and no tensors by name beside them."""
+    tensors = [name for name in refused if name.startswith("torch._utils._rebuild")]
+    if tensors:
+        return (
+            f"its tensors are of a kind that is not read ({tensors[0]}); save them as "
+            "plain dense ones"
+        )
+    return (
+        f"it holds a whole object ({refused[0]}) and no tensors by name: only the code "
+        "that made it can read it. Where you trust it, load it with that code and save "
+        "its state_dict()"
+    )
 
 
 def _described(value: Any, file: Path) -> Any:
