@@ -40,6 +40,12 @@ def add_parser(commands) -> None:
         help="the converted model that a drafter drafts for (default: BUNDLE/prior)",
     )
     parser.add_argument(
+        "--weights",
+        metavar="NAME",
+        help="which weights, where a file holds several, such as model and ema "
+        "(default: those that the family's official loader takes)",
+    )
+    parser.add_argument(
         "--set",
         action="append",
         default=[],
@@ -99,6 +105,7 @@ def run(arguments: argparse.Namespace) -> None:
         "target": arguments.target,
         "given": read_settings(arguments.set),
         "allow_objects": arguments.allow_objects,
+        "weights": arguments.weights,
     }
     if arguments.dry_run:
         for conversion in prepare(arguments.source, arguments.bundle, **options):
@@ -127,8 +134,8 @@ def run(arguments: argparse.Namespace) -> None:
             f"{one.folder}: {one.family}, {one.tensors:,} tensors, "
             f"{one.parameters:,} parameters, {one.bytes:,} bytes, digest {one.digest}"
         )
-        if one.left_out:
-            print(f"  left out, no tensors: {', '.join(one.left_out)}")
+        for remark in one.remarks:
+            print(f"  {remark}")
 
 
 def simulated_mesh(text: str):
@@ -197,10 +204,13 @@ def read_settings(pairs: list[str]) -> dict[str, object]:
 
 def table(conversion) -> str:
     """Every parameter, what it is made of, and how."""
+    from jaxspec.convert.remarks import remarks
+
     lines = [
         f"# {conversion.source.name}: {conversion.family.name} -> "
         f"{conversion.plan.kind}, {conversion.parameters:,} parameters, "
         f"{conversion.bytes:,} bytes",
+        *(f"# {remark}" for remark in remarks(conversion)),
         "| parameter | shape | dtype | tensors | transform |",
         "|---|---|---|---|---|",
     ]

@@ -9,6 +9,7 @@ import numpy as np
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import from_dict
 from jaxspec.convert.mapping import Rule
+from jaxspec.convert.reading.sets import PLAIN
 from jaxspec.convert.reading.stored import Source
 from jaxspec.convert.transforms import Heads
 from jaxspec.errors import ConfigError
@@ -83,6 +84,8 @@ class Family:
         settings that the user made, `target` the checkpoint a drafter was trained for.
       drafter: it needs that target.
       export: how a checkpoint is written in this family's form; None: it is not.
+      weights: names of sets of weights, in the order in which the official loader
+        looks for them; see `reading.sets`.
     """
 
     name: str
@@ -90,6 +93,7 @@ class Family:
     plan: Callable[[Source, Given, Checkpoint | None], Plan]
     drafter: bool = False
     export: Callable[[Checkpoint], Outgoing] | None = None
+    weights: tuple[str, ...] = PLAIN
 
 
 def heads_of(config: Any) -> Heads:

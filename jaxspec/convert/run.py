@@ -23,7 +23,9 @@ from jaxspec.convert.families import FAMILIES
 from jaxspec.convert.family import Given, Settings
 from jaxspec.convert.reading.open import open_source
 from jaxspec.convert.reading.stored import Source
-from jaxspec.convert.understand import DTYPES, Conversion, detect, understand
+from jaxspec.convert.recognize import recognize
+from jaxspec.convert.remarks import remarks
+from jaxspec.convert.understand import DTYPES, Conversion, understand
 from jaxspec.errors import CheckpointError, ConfigError
 from jaxspec.sharding import placement
 from jaxspec.spec.neighbours import neighbour_table
@@ -46,7 +48,7 @@ class Written:
       parameters: numbers in them.
       bytes: written.
       digest: of the values, as the library tells checkpoints apart.
-      left_out: things in the files that are no tensors.
+      remarks: what the files held besides, and how they were read; see `remarks`.
     """
 
     folder: Path
@@ -56,7 +58,7 @@ class Written:
     parameters: int
     bytes: int
     digest: str
-    left_out: tuple[str, ...]
+    remarks: tuple[str, ...]
 
 
 def convert(
@@ -68,6 +70,7 @@ def convert(
     target: str | os.PathLike | None = None,
     given: Given | None = None,
     allow_objects: bool = False,
+    weights: str | None = None,
     mesh: Mesh | None = None,
     progress: Callable[[Conversion], Progress] = lambda conversion: lambda count: None,
 ) -> list[Written]:
@@ -82,6 +85,8 @@ def convert(
       target: the converted model that a drafter drafts for; by default the bundle's.
       given: settings that the files do not tell, by name.
       allow_objects: see `read_torch`.
+      weights: name of the set of weights to take, where the files hold several; by
+        default the one that the family's official loader takes.
       mesh: see `make_mesh`; parameters are written from its devices, each part for
         itself, and can be read so. Simulated ones do as well.
       progress: called before each part is written; gives a function of bytes done.
@@ -102,6 +107,7 @@ def convert(
         target=target,
         given=given,
         allow_objects=allow_objects,
+        weights=weights,
     ):
         _keep_what_is_no_checkpoint(conversion, Path(bundle))
         written.append(_write(conversion, Path(bundle), progress(conversion), mesh))
@@ -117,16 +123,16 @@ def prepare(
     target: str | os.PathLike | None = None,
     given: Given | None = None,
     allow_objects: bool = False,
+    weights: str | None = None,
 ) -> list[Conversion]:
     """What `convert` would do, without doing it; takes and raises the same."""
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
     if family is not None and family not in FAMILIES:
         raise ConfigError(f"no family {family!r}; choose one of {', '.join(FAMILIES)}")
-    source = open_source(place, allow_objects=allow_objects)
-    families = detect(source) if family is None else [FAMILIES[family]]
+    found = open_source(place, allow_objects=allow_objects, weights=weights)
     conversions, asked = [], set()
-    for one in families:
+    for one, source in recognize(found, family, weights):
         drafted = None
         if one.drafter:
             folder = Path(target) if target else Path(bundle) / "prior"
@@ -142,7 +148,7 @@ def prepare(
     if unknown := sorted(set(given or {}) - asked):
         offer = ", ".join(sorted(asked)) or "nothing"
         raise ConfigError(
-            f"--set {', '.join(unknown)}: '{source.name}' asks for {offer}"
+            f"--set {', '.join(unknown)}: '{found.name}' asks for {offer}"
         )
     return conversions
 
@@ -215,6 +221,8 @@ def _write(
     }
     if source.revision:
         about["revision"] = source.revision
+    if source.weights:
+        about["weights"] = source.weights
     if conversion.target_digest:
         about["target_digest"] = conversion.target_digest
     digest, codebook = hashlib.sha256(), []
@@ -246,7 +254,7 @@ def _write(
         conversion.parameters,
         conversion.bytes,
         about["digest"],
-        source.left_out,
+        remarks(conversion),
     )
 
 

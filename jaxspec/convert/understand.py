@@ -14,7 +14,6 @@ from jaxspec.checkpoint import (
     named_leaves,
 )
 from jaxspec.config import from_dict, to_dict
-from jaxspec.convert.families import FAMILIES
 from jaxspec.convert.family import Family, Given, Plan
 from jaxspec.convert.mapping import Piece, place
 from jaxspec.convert.reading.stored import Source, printable
@@ -80,25 +79,6 @@ class Conversion:
     def parameters(self) -> int:
         """Numbers in it."""
         return sum(int(np.prod(line.shape, dtype=object)) for line in self.lines)
-
-
-def detect(source: Source) -> list[Family]:
-    """The families that recognise a source: one for each kind of part in it.
-
-    Raises:
-      ConfigError: none does.
-    """
-    found = [family for family in FAMILIES.values() if family.detect(source)]
-    models = [f for f in found if not f.name.startswith("vq-")][:1]
-    tokenizers = [f for f in found if f.name.startswith("vq-")][:1]
-    if not found:
-        names = ", ".join(list(source.tensors)[:3])
-        raise ConfigError(
-            f"'{source.name}' is of no known family (its tensors: {names}, ...; its "
-            f"model_type: {source.config.get('model_type')}); name one with --family: "
-            f"{', '.join(FAMILIES)}"
-        )
-    return models + tokenizers
 
 
 def understand(

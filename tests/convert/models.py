@@ -5,6 +5,8 @@ import jax.numpy as jnp
 
 from jaxspec.checkpoint import Checkpoint, save
 from jaxspec.config import BlockDiffusionConfig, FeatureHeadConfig, TransformerConfig
+from jaxspec.convert.export import export
+from jaxspec.convert.reading.safetensors import read_safetensors
 from jaxspec.drafters.block_diffusion import BlockDiffusion
 from jaxspec.drafters.feature_head import FeatureHead
 from jaxspec.models.transformer import Transformer
@@ -73,6 +75,13 @@ def feature_head(version, target=CLASSES, dtype=jnp.float32, **changes):
     drafter = FeatureHead(config, target)
     params = filled(drafter.init_params(jax.random.key(2)), dtype, 2)
     return Checkpoint("feature_head", drafter, params)
+
+
+def released(folder, config=CLASSES):
+    """A LlamaGen model as it is released: arrays by name, and no config."""
+    save(folder / "mine", prior(config))
+    file = export(folder / "mine", folder / "theirs", "llamagen")
+    return {name: tensor.read() for name, tensor in read_safetensors(file).items()}
 
 
 def written(folder, checkpoint):

@@ -13,7 +13,6 @@ from jaxspec.cli import main
 from jaxspec.convert.assemble import arrays
 from jaxspec.convert.export import export
 from jaxspec.convert.families import FAMILIES
-from jaxspec.convert.reading.open import open_source
 from jaxspec.convert.reading.safetensors import write_safetensors
 from jaxspec.convert.run import convert, prepare
 from jaxspec.errors import ConfigError, NonFiniteError
@@ -22,11 +21,8 @@ from tests.convert import models, torch_files
 
 @pytest.fixture
 def released(tmp_path):
-    """A LlamaGen model as it is released: tensors by name, and no config."""
-    save(tmp_path / "mine", models.prior())
-    export(tmp_path / "mine", tmp_path / "out", "llamagen")
-    source = open_source(tmp_path / "out/model.safetensors")
-    return {name: tensor.read() for name, tensor in source.tensors.items()}
+    """A LlamaGen model as it is released: arrays by name, and no config."""
+    return models.released(tmp_path / "model")
 
 
 def write(file, state):

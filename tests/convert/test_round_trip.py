@@ -10,8 +10,8 @@ import pytest
 from jaxspec.checkpoint import load_checkpoint, params_digest, save
 from jaxspec.convert.export import EXPORTS, export
 from jaxspec.convert.reading.open import open_source
+from jaxspec.convert.recognize import families_of
 from jaxspec.convert.run import convert
-from jaxspec.convert.understand import detect
 from jaxspec.errors import ConfigError
 from tests.convert import models
 
@@ -45,7 +45,7 @@ def test_every_bit_comes_back(tmp_path, make, family, options, dtype):
         save(tmp_path / "back/prior", models.prior(dtype=dtype))
     save(tmp_path / "mine", mine)
     file = export(tmp_path / "mine", tmp_path / "theirs", family)
-    assert detect(open_source(file.parent))[0].name == family
+    assert families_of(open_source(file.parent))[0].name == family
     [written] = convert(tmp_path / "theirs", tmp_path / "back")
     found = load_checkpoint(written.folder)
     assert (found.kind, found.config) == (mine.kind, mine.config)

@@ -11,7 +11,8 @@ from jaxspec.checkpoint import Checkpoint
 from jaxspec.convert.assemble import arrays
 from jaxspec.convert.families import FAMILIES
 from jaxspec.convert.reading.stored import Source, Stored
-from jaxspec.convert.understand import detect, understand
+from jaxspec.convert.recognize import families_of
+from jaxspec.convert.understand import understand
 
 
 def as_numpy(x):
@@ -35,7 +36,7 @@ def source_of(state, config=None):
 def converted(state, family=None, *, config=None, target=None, **given):
     """The checkpoint that comes out; by default the family is recognised."""
     source = source_of(state, config)
-    family = FAMILIES[family] if family else detect(source)[0]
+    family = FAMILIES[family] if family else families_of(source)[0]
     conversion = understand(source, family, given=given, target=target)
     tree = {}
     for path, x in arrays(conversion):

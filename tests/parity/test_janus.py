@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from jaxspec.convert.understand import detect
+from jaxspec.convert.recognize import families_of
 from jaxspec.models.target import make_target
 from jaxspec.models.transformer import TokenPrompt, Transformer
 from jaxspec.spec.loop import generate
@@ -99,7 +99,7 @@ def test_both_parts_are_found_and_codes_are_scored_alike(model, first_release):
     if first_release:
         state = {released(key): x for key, x in state.items()}
         said = {"language_config": said["text_config"], "model_type": "multi_modality"}
-    names = [family.name for family in detect(source_of(state, said))]
+    names = [family.name for family in families_of(source_of(state, said))]
     assert names == (
         ["janus-original", "vq-llamagen"] if first_release else ["janus", "vq-janus"]
     )

@@ -204,7 +204,10 @@ FAMILIES = (
     ),
     Family(
         "llamagen-hf",
-        lambda s: any(name.startswith("model.cls_embedding.") for name in s.tensors),
+        lambda s: (
+            "model.embed_tokens.weight" in s.tensors
+            and any(name.startswith("model.cls_embedding.") for name in s.tensors)
+        ),
         _plan,
         export=_export(LANTERN, "llamagen-hf"),
     ),

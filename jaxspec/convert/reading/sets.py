@@ -16,6 +16,8 @@ Sets = dict[str, dict[str, Stored]]
 # Names under which trainers keep the model itself, in the order of LlamaGen's loader;
 # "" is a state dict that is not inside another.
 PLAIN = ("model", "module", "state_dict", "model_state_dict", "")
+# Single numbers that averaging keeps beside the averages.
+COUNTERS = ("n_averaged", "num_updates", "decay", "initted", "step")
 AVERAGES = ("ema", "model_ema", "ema_model", "ema_state_dict", "state_dict_ema")
 
 
@@ -52,6 +54,9 @@ def weight_sets(value: Any, file: Path) -> tuple[Sets, list[str]]:
         inside = items.get(name) if name else None
         left_out += [printable(str(key)) for key in inside or () if key not in tensors]
         for part, some in _parted(tensors).items():
+            counters = [k for k in COUNTERS if k in some and some[k].size == 1]
+            if len(counters) < len(some):
+                left_out += [k for k in counters if some.pop(k)]
             found.setdefault(part or printable(name), some)
     return found, left_out
 
@@ -110,6 +115,6 @@ def _parted(tensors: dict[str, Stored]) -> Sets:
     flat = {name.replace(".", ""): name for name in rest}
     for prefix, mine in parts.items():
         if any("." not in k and k in flat and k != flat[k] for k in mine):
-            named = {flat[k]: v for k, v in mine.items() if k in flat}
+            named = {flat.get(k, k): v for k, v in mine.items()}
             parts[prefix] = {**rest, **named}
     return {"": rest, **parts} if rest else parts
