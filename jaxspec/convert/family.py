@@ -11,6 +11,7 @@ from jaxspec.config import from_dict
 from jaxspec.convert.mapping import Rule
 from jaxspec.convert.reading.sets import PLAIN
 from jaxspec.convert.reading.stored import Source
+from jaxspec.convert.recorded import Recorded
 from jaxspec.convert.transforms import Heads
 from jaxspec.errors import ConfigError
 
@@ -101,6 +102,40 @@ def heads_of(config: Any) -> Heads:
     return Heads(config.head_size, config.num_kv_heads)
 
 
+@dataclass(frozen=True)
+class Missing:
+    """A setting that a source does not tell.
+
+    Attributes:
+      meaning: for the message.
+      guess: a value with which the plan can go on, to find what else is missing.
+    """
+
+    meaning: str
+    guess: Any
+
+
+class MissingSettings(ConfigError):
+    """Settings that a source does not tell; the message asks for all of them."""
+
+    def __init__(self, source: str, wanted: Mapping[str, Missing]):
+        """`wanted` by the setting's name."""
+        self.source, self.wanted = source, dict(wanted)
+        lacks = " and ".join(x.meaning for x in wanted.values())
+        how = [
+            f"--set {key}={'N,N,...' if isinstance(x.guess, tuple) else 'NUMBER'}"
+            for key, x in wanted.items()
+        ]
+        it = "it" if len(wanted) == 1 else "them"
+        super().__init__(
+            f"'{source}' does not tell {lacks}; give {it} with {' '.join(how)}"
+        )
+
+    def with_those_of(self, other: "MissingSettings") -> "MissingSettings":
+        """Both in one."""
+        return MissingSettings(self.source, {**self.wanted, **other.wanted})
+
+
 class Settings(dict[str, Any]):
     """What the user said, and which of it was asked for."""
 
@@ -114,22 +149,58 @@ class Settings(dict[str, Any]):
         self.asked.add(key)
         return super().get(key, default)
 
+    def with_guesses(self, missing: MissingSettings) -> "Settings":
+        """The same and guesses for what is missing; what is asked is kept in both."""
+        found = Settings({**{k: x.guess for k, x in missing.wanted.items()}, **self})
+        found.asked = self.asked
+        return found
 
-def setting(source: Source, given: Given, key: str, *values: Any, wanted: str) -> int:
+
+def setting(
+    source: Source, given: Given, key: str, *values: Any, wanted: str, guess: int = 1
+) -> int:
     """The user's setting, or the first value that is known: a whole number.
 
     Raises:
-      ConfigError: nobody knows; says how to give it. Or it is no such number.
+      MissingSettings: there is none.
+      ConfigError: it is no such number.
     """
     for value in (given.get(key), *values):
         if value is None:
             continue
-        if type(value) is not int or not 0 <= value < 1 << 31:
+        if not _whole(value):
             raise ConfigError(f"'{source.name}': {key}={value!r} is no whole number")
         return value
-    raise ConfigError(
-        f"'{source.name}' does not tell {wanted}; give it with --set {key}=NUMBER"
-    )
+    raise MissingSettings(source.name, {key: Missing(wanted, guess)})
+
+
+def numbers(
+    source: Source, given: Given, key: str, *values: Any, wanted: str, guess: int = 1
+) -> tuple[int, ...]:
+    """Like `setting`, for a list of whole numbers.
+
+    Args:
+      source: for messages.
+      given: the user's settings.
+      key: of the setting.
+      values: a list, or a number alone, each; None where it is not known.
+      wanted: what it means.
+      guess: how many there will be.
+    """
+    for value in (given.get(key), *values):
+        if value is None:
+            continue
+        found = tuple(value) if isinstance(value, list | tuple) else (value,)
+        if not found or not all(map(_whole, found)):
+            raise ConfigError(
+                f"'{source.name}': {key}={value!r} is no list of whole numbers"
+            )
+        return found
+    raise MissingSettings(source.name, {key: Missing(wanted, tuple(range(guess)))})
+
+
+def _whole(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 31
 
 
 def kept(source: Source, cls: type) -> Any:
@@ -139,20 +210,55 @@ def kept(source: Source, cls: type) -> Any:
       ConfigError: it is damaged.
     """
     found = source.config.get("jaxspec")
+    if isinstance(found, Recorded):
+        found = found.plain()
     return None if found is None else from_dict(cls, found)
 
 
-def agree(source: Source, what: str, said: Any, found: Any) -> None:
-    """Refuses a config that says one thing where the shapes say another.
+def agree(
+    source: Source, what: str, said: Any, found: Any, where: str = "its tensors"
+) -> None:
+    """Refuses a config that says one thing where the shapes or the target say another.
 
     Raises:
       ConfigError: they differ.
     """
     if said is not None and said != found:
         raise ConfigError(
-            f"'{source.name}': its config says that {what} is {said}, its tensors that "
+            f"'{source.name}': its config says that {what} is {said}, {where} that "
             f"it is {found}"
         )
+
+
+def agree_on(
+    source: Source, said: Given, found: Given, where: str = "its tensors"
+) -> None:
+    """`agree` for all keys of `found`.
+
+    Raises:
+      ConfigError: one differs.
+    """
+    for key, value in found.items():
+        agree(source, key, said.get(key), value, where)
+
+
+def only(source: Source, said: Given, known: Mapping[str, tuple[Any, ...]]) -> None:
+    """Refuses a config with a value that has no counterpart here.
+
+    Args:
+      source: for the message.
+      said: its config.
+      known: values that are known, by key; no value at all is known, too.
+
+    Raises:
+      ConfigError: it has another.
+    """
+    for key, values in known.items():
+        value = said.get(key)
+        if value is not None and value not in values:
+            raise ConfigError(
+                f"'{source.name}' has {key}={value!r}, which is not known here"
+            )
 
 
 def count(source: Source, pattern: str) -> int:

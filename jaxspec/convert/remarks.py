@@ -18,4 +18,6 @@ def remarks(conversion: Conversion) -> tuple[str, ...]:
         lines.append(f"removed from names: {', '.join(source.prefixes)}")
     if source.left_out:
         lines.append(f"left out: {', '.join(source.left_out)}")
+    if conversion.unread:
+        lines.append(f"not used, of config.json: {', '.join(conversion.unread)}")
     return tuple(lines)

@@ -20,7 +20,7 @@ from jaxspec.checkpoint import (
 )
 from jaxspec.convert.assemble import Progress, arrays, blocks_of
 from jaxspec.convert.families import FAMILIES
-from jaxspec.convert.family import Given, Settings
+from jaxspec.convert.family import Given, MissingSettings, Settings
 from jaxspec.convert.reading.open import open_source
 from jaxspec.convert.reading.stored import Source
 from jaxspec.convert.recognize import recognize
@@ -132,6 +132,7 @@ def prepare(
         raise ConfigError(f"no family {family!r}; choose one of {', '.join(FAMILIES)}")
     found = open_source(place, allow_objects=allow_objects, weights=weights)
     conversions, asked = [], set()
+    missing = MissingSettings(found.name, {})
     for one, source in recognize(found, family, weights):
         drafted = None
         if one.drafter:
@@ -141,10 +142,15 @@ def prepare(
         settings = Settings(given or {})
         if one.name.startswith("vq-"):
             _same_pictures(Path(bundle), source, settings)
-        conversions.append(
-            understand(source, one, given=settings, target=drafted, dtype=dtype)
-        )
+        try:
+            conversions.append(
+                understand(source, one, given=settings, target=drafted, dtype=dtype)
+            )
+        except MissingSettings as error:
+            missing = missing.with_those_of(error)
         asked |= settings.asked
+    if missing.wanted:
+        raise missing
     if unknown := sorted(set(given or {}) - asked):
         offer = ", ".join(sorted(asked)) or "nothing"
         raise ConfigError(

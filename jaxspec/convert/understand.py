@@ -1,24 +1,24 @@
 """A source, understood: every tensor has its place, every shape was compared."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from jaxspec.checkpoint import (
-    KINDS,
     Checkpoint,
     abstract_params,
     digest_of,
     named_leaves,
 )
-from jaxspec.config import from_dict, to_dict
 from jaxspec.convert.family import Family, Given, Plan
 from jaxspec.convert.mapping import Piece, place
-from jaxspec.convert.reading.stored import Source, printable
+from jaxspec.convert.planning import planned
+from jaxspec.convert.reading.stored import Source
+from jaxspec.convert.recorded import Recorded, check_unread
 from jaxspec.convert.transforms import TRANSFORMS, Heads
-from jaxspec.errors import ConfigError, JaxspecError
+from jaxspec.errors import ConfigError
 
 DTYPES = {
     "float32": np.float32,
@@ -58,6 +58,7 @@ class Conversion:
       pieces: the tensors of each parameter.
       lines: the same as a table, sorted by path.
       target_digest: of the target that a drafter was converted for.
+      unread: entries of the source's config that played no part.
     """
 
     source: Source
@@ -66,6 +67,7 @@ class Conversion:
     pieces: dict[str, list[Piece]]
     lines: tuple[Line, ...]
     target_digest: str | None = None
+    unread: tuple[str, ...] = ()
 
     @property
     def bytes(self) -> int:
@@ -99,17 +101,9 @@ def understand(
             f"'{source.name}' is a drafter ({family.name}); convert its target first, "
             "into the same folder, or name it with --target"
         )
-    try:
-        plan = family.plan(source, given or {}, target)
-        from_dict(KINDS[plan.kind], to_dict(plan.config))  # each field of its type
-    except JaxspecError:
-        raise
-    except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as e:
-        raise ConfigError(
-            f"'{source.name}': its config.json or its shapes make no sense for "
-            f"{family.name} ({type(e).__name__}: {printable(str(e))}); check which "
-            "files lie together, or name another --family"
-        ) from None
+    config = Recorded(source.config)
+    plan = planned(replace(source, config=config), family, given or {}, target)
+    unread = () if "jaxspec" in config else check_unread(config, source.name)
     _no_larger_than_its_files(source, plan)
     like = dict(sorted(named_leaves(abstract_params(plan.kind, plan.config))))
     computed = plan.derived
@@ -159,7 +153,7 @@ def understand(
     digest = None
     if family.drafter and target:
         digest = digest_of(target)
-    return Conversion(source, family, plan, pieces, tuple(lines), digest)
+    return Conversion(source, family, plan, pieces, tuple(lines), digest, unread)
 
 
 def _no_larger_than_its_files(source: Source, plan: Plan) -> None:

@@ -47,7 +47,7 @@ def test_a_released_file_and_its_settings_are_enough(tmp_path, released):
 def test_what_the_file_does_not_tell_is_asked_for(tmp_path, released):
     file = write(tmp_path / "model.safetensors", released)
     with pytest.raises(
-        ConfigError, match=r"number of heads; give it with --set heads="
+        ConfigError, match=r"heads and the side .*--set heads=NUMBER --set grid=NUMBER"
     ):
         convert(file, tmp_path / "b")
     with pytest.raises(ConfigError, match=r"16, 24 or 32.*--set grid="):

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from jaxspec.checkpoint.models import PART_BYTES
-from tests.convert.real_sizes import FILES, write
+from tests.convert.llamagen_files import write
+from tests.convert.real_sizes import FILES
 
 MIB = 1 << 20
 # Interpreter, jax, flax and orbax, before any weights; measured 196 MiB.

@@ -10,7 +10,6 @@ torch = pytest.importorskip("torch")
 
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import TransformerConfig
-from jaxspec.convert.families.dflash import released_taps
 from jaxspec.errors import ConfigError
 from jaxspec.spec.draft import Round, Start
 from jaxspec.spec.noise import row_keys
@@ -117,13 +116,6 @@ def test_a_released_drafter_drafts_as_in_its_own_loop(spark):
 
 
 @pytest.mark.parametrize(
-    "layers, number, taps", [(36, 5, (1, 9, 17, 25, 33)), (28, 1, (14,))]
-)
-def test_taps_that_a_config_does_not_list(layers, number, taps):
-    assert released_taps(layers, number) == taps
-
-
-@pytest.mark.parametrize(
     "said, message",
     [
         ({"layer_types": ["sliding_attention", "full_attention"]}, "sliding window"),
@@ -144,6 +136,6 @@ def test_conventions_that_are_not_known_are_refused(said, message):
 def test_a_mask_that_the_target_does_not_have_is_refused():
     twin, *_ = make(False)
     state = {k: x for k, x in twin.state_dict().items() if "markov" not in k}
-    said = {**SAID, "dflash_config": {"mask_token_id": 151669}}
+    said = {**SAID, "dflash_config": {**SAID["dflash_config"], "mask_token_id": 151669}}
     with pytest.raises(ConfigError, match="151669 is not one of the target's 40"):
         converted(state, config=said, target=Checkpoint("prior", TARGET, target()))

@@ -3,6 +3,7 @@
 Keys: z-lab/dflash `dflash/model.py`, deepseek-ai/DeepSpec `modeling/dspark`.
 """
 
+from collections import ChainMap
 from typing import Any
 
 import numpy as np
@@ -18,23 +19,18 @@ from jaxspec.convert.family import (
     Given,
     Outgoing,
     Plan,
-    agree,
+    agree_on,
     count,
     heads_of,
     kept,
+    numbers,
+    only,
     setting,
 )
 from jaxspec.convert.mapping import Rule
 from jaxspec.convert.reading.stored import Source
 from jaxspec.drafters.block_diffusion import BlockDiffusion
 from jaxspec.errors import ConfigError
-
-
-def released_taps(layers: int, number: int) -> tuple[int, ...]:
-    """The layers that DFlash taps where its config does not list them."""
-    if number == 1:
-        return (layers // 2,)
-    return tuple(round(1 + i * (layers - 4) / (number - 1)) for i in range(number))
 
 
 def _rules(drafter: BlockDiffusion) -> tuple[Rule, ...]:
@@ -64,18 +60,47 @@ def _rules(drafter: BlockDiffusion) -> tuple[Rule, ...]:
     )
 
 
+def _settings(source: Source) -> Given:
+    """The config; what its inner part has comes first."""
+    said = source.config
+    inner = said.get("dflash_config") or said.get("dspark_config") or {}
+    return ChainMap(inner, said)  # pyright: ignore[reportArgumentType]
+
+
 def _config_of(
     source: Source, given: Given, target: Checkpoint
 ) -> BlockDiffusionConfig:
-    of, said = target.config, source.config
-    more = said.get("dflash_config", said.get("dspark_config", {}))
+    of, said = target.config, _settings(source)
     layers = count(source, "layers.{i}.self_attn.q_proj.weight")
     width, joined_width = source.shape("fc.weight")
-    taps = given.get("taps") or more.get("target_layer_ids")
-    taps = taps or released_taps(of.layers, joined_width // of.width)
-    taps = (taps,) if isinstance(taps, int) else taps
-    windows = said.get("use_sliding_window") or "sliding_attention" in said.get(
-        "layer_types", ()
+    listed = said.get("target_layer_ids")
+    if isinstance(listed, list) and -1 in listed:
+        raise ConfigError(
+            f"'{source.name}' taps the embedding (layer -1), which is not known here"
+        )
+    taps = numbers(
+        source,
+        given,
+        "taps",
+        listed,
+        wanted=f"which of the target's {of.layers} layers it reads (the first is 0)",
+        guess=joined_width // of.width,
+    )
+    if len(taps) * of.width != joined_width:
+        raise ConfigError(
+            f"'{source.name}' reads {joined_width} features, but {len(taps)} layers of "
+            f"its target have {len(taps) * of.width}: another target, or other taps"
+        )
+    known = {"attention_bias": (False,), "hidden_act": ("silu", "swish")}
+    only(source, said, {**known, "is_causal": (False,)})
+    agree_on(
+        source,
+        said,
+        {"num_target_layers": of.layers, "vocab_size": of.vocab_size},
+        where="its target",
+    )
+    windows = said.get("use_sliding_window") or "sliding_attention" in (
+        said.get("layer_types") or ()
     )
     if windows:
         raise ConfigError(
@@ -90,17 +115,26 @@ def _config_of(
                 f"'{source.name}' turns by other frequencies than its target (base "
                 f"{base:g} against {of.rope_base:g}), which is not known here"
             )
-    if min(taps) < 0:
-        raise ConfigError(
-            f"'{source.name}' taps the embedding (layer -1), which is not known here"
-        )
     size = source.shape("layers.0.self_attn.q_norm.weight")[0]
     heads = source.shape("layers.0.self_attn.q_proj.weight")[0] // size
     kv_heads = source.shape("layers.0.self_attn.k_proj.weight")[0] // size
-    agree(source, "num_attention_heads", said.get("num_attention_heads"), heads)
-    agree(source, "num_hidden_layers", said.get("num_hidden_layers"), layers)
+    hidden = source.shape("layers.0.mlp.gate_proj.weight")[0]
+    found = {
+        "hidden_size": width,
+        "intermediate_size": hidden,
+        "head_dim": size,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "num_hidden_layers": layers,
+    }
+    agree_on(source, said, found)
     block = setting(
-        source, given, "block_size", said.get("block_size"), wanted="its block size"
+        source,
+        given,
+        "block_size",
+        said.get("block_size"),
+        wanted="its block size",
+        guess=2,
     )
     markov = source.tensors.get("markov_head.markov_w1.weight")
     return BlockDiffusionConfig(
@@ -110,7 +144,7 @@ def _config_of(
         heads=heads,
         kv_heads=None if kv_heads == heads else kv_heads,
         head_dim=None if heads * size == width else size,
-        ffn_width=source.shape("layers.0.mlp.gate_proj.weight")[0],
+        ffn_width=hidden,
         norm_eps=said.get("rms_norm_eps", 1e-6),
         taps=tuple(taps),
         causal=False,
@@ -127,9 +161,7 @@ def _plan(source: Source, given: Given, target: Checkpoint | None) -> Plan:
     drafter, derived, about = BlockDiffusion(config, target.config), {}, {}
     if "mask_rows" not in source.tensors:
         # All of DFlash's masks are one token of the target's.
-        said = source.config
-        more = said.get("dflash_config", said.get("dspark_config", {}))
-        known = more.get("mask_token_id", said.get("mask_token_id"))
+        known = _settings(source).get("mask_token_id")
         mask = setting(source, given, "mask_token", known, wanted="its mask token")
         table = np.asarray(target.params["embedding"]["embedding"])
         if not 0 <= mask < len(table):

@@ -19,8 +19,11 @@ from jaxspec.convert.family import (
     Given,
     Outgoing,
     Plan,
+    agree,
+    agree_on,
     heads_of,
     kept,
+    only,
     setting,
 )
 from jaxspec.convert.mapping import Rule
@@ -63,6 +66,17 @@ def _sizes(
     )
     size, width = rows // heads, target.width
     kv_heads = source.shape(f"{root}self_attn.k_proj.weight")[0] // size
+    hidden = source.shape(f"{root}mlp.gate_proj.weight")[0]
+    found = {
+        "hidden_size": width,
+        "intermediate_size": hidden,
+        "head_dim": size,
+        "num_key_value_heads": kv_heads,
+    }
+    agree_on(source, said, found)
+    agree(source, "vocab_size", source.config.get("vocab_size"), target.vocab_size,
+          "its target")  # fmt: skip
+    only(source, said, {"hidden_act": ("silu", "swish"), "mlp_bias": (False,)})
     turns: dict[str, Any] = {}
     if target.rope == "sequence":  # by its own config, whatever the target does
         entry = said.get("rope_parameters") or {}
@@ -75,7 +89,7 @@ def _sizes(
         "heads": heads,
         "kv_heads": None if kv_heads == heads else kv_heads,
         "head_dim": None if size * heads == width else size,
-        "ffn_width": source.shape(f"{root}mlp.gate_proj.weight")[0],
+        "ffn_width": hidden,
         "norm_eps": given.get("norm_eps", said.get("rms_norm_eps", 1e-6)),
         "qkv_bias": f"{root}self_attn.q_proj.bias" in source.tensors,
     }

@@ -20,8 +20,10 @@ from jaxspec.convert.family import (
     Given,
     Plan,
     agree,
+    agree_on,
     count,
     heads_of,
+    only,
     setting,
 )
 from jaxspec.convert.mapping import Rule
@@ -109,49 +111,72 @@ def scaling_of(source: Source, said: Mapping[str, Any]) -> RopeScaling | None:
     )
 
 
+@dataclass(frozen=True)
+class Usual:
+    """What a model's own code takes where its config has no entry.
+
+    Attributes:
+      norm_eps: epsilon of the norms.
+      rope_base: of the rotary frequencies.
+    """
+
+    norm_eps: float = 1e-6
+    rope_base: float = 10000.0
+
+
 def decoder_config(
-    source: Source, given: Given, said: Mapping[str, Any], root: str, head: str
+    source: Source,
+    given: Given,
+    said: Mapping[str, Any],
+    root: str,
+    head: str,
+    usual: Usual = Usual(),
 ) -> TransformerConfig:
     """Reads a Llama-like `config.json`, and compares it with the shapes.
 
     Raises:
       ConfigError: something is missing, disagrees, or has no counterpart here.
     """
-    for key, value in (
-        ("attention_bias", False),
-        ("mlp_bias", False),
-        ("use_sliding_window", False),
-        ("hidden_act", "silu"),
-    ):
-        if said.get(key, value) != value and not (
-            key == "attention_bias"
-            and f"{root}layers.0.self_attn.q_proj.bias" in source.tensors
-            and f"{root}layers.0.self_attn.o_proj.bias" not in source.tensors
-        ):
+    first = f"{root}layers.0.self_attn."
+    biased = first + "q_proj.bias" in source.tensors
+    out_biased = first + "o_proj.bias" in source.tensors
+    known = {
+        "attention_bias": (False, True) if biased and not out_biased else (False,),
+        "mlp_bias": (False,),
+        "use_sliding_window": (False,),
+        "hidden_act": ("silu", "swish"),
+    }
+    only(source, said, known)
+    for kind in said.get("layer_types") or ():
+        if kind not in ("full_attention", "sliding_attention"):
             raise ConfigError(
-                f"'{source.name}' has {key}={said[key]!r}, which is not known here"
+                f"'{source.name}' has layers of {kind!r}, which is not known here"
             )
     vocabulary, width = source.shape(root + EMBEDDING, 2)
     layers = count(source, root + "layers.{i}.input_layernorm.weight")
-    first = f"{root}layers.0.self_attn."
     heads = setting(
         source, given, "heads", said.get("num_attention_heads"), wanted="its heads"
     )
     size = given.get("head_dim") or said.get("head_dim")
     size = size or source.shape(first + "q_proj.weight")[0] // heads
     kv_heads = source.shape(first + "k_proj.weight")[0] // size
-    agree(source, "num_attention_heads", said.get("num_attention_heads"),
-          source.shape(first + "q_proj.weight")[0] // size)  # fmt: skip
-    agree(source, "num_key_value_heads", said.get("num_key_value_heads"), kv_heads)
-    agree(source, "hidden_size", said.get("hidden_size"), width)
-    agree(source, "num_hidden_layers", said.get("num_hidden_layers"), layers)
-    agree(source, "vocab_size", said.get("vocab_size"), vocabulary)
+    hidden = source.shape(f"{root}layers.0.mlp.gate_proj.weight")[0]
+    found = {
+        "num_attention_heads": source.shape(first + "q_proj.weight")[0] // size,
+        "num_key_value_heads": kv_heads,
+        "hidden_size": width,
+        "intermediate_size": hidden,
+        "num_hidden_layers": layers,
+        "vocab_size": vocabulary,
+    }
+    agree_on(source, said, found)
     norm = source.tensors.get(first + "q_norm.weight")
     rope = said.get("rope_parameters") or {}
     base = given.get("rope_base", said.get("rope_theta", rope.get("rope_theta")))
     longest = given.get("max_length", said.get("max_position_embeddings", 2048))
+    window = said.get("sliding_window")
     if said.get("use_sliding_window") is False:  # Qwen keeps the number beside it
-        said = {**said, "sliding_window": None}
+        window = None
     return TransformerConfig(
         vocab_size=vocabulary,
         layers=layers,
@@ -159,14 +184,14 @@ def decoder_config(
         heads=heads,
         kv_heads=None if kv_heads == heads else kv_heads,
         head_dim=None if size * heads == width else size,
-        ffn_width=source.shape(f"{root}layers.0.mlp.gate_proj.weight")[0],
-        norm_eps=said.get("rms_norm_eps", 1e-6),
+        ffn_width=hidden,
+        norm_eps=given.get("norm_eps", said.get("rms_norm_eps", usual.norm_eps)),
         rope="sequence",
-        rope_base=float(10000.0 if base is None else base),
+        rope_base=float(usual.rope_base if base is None else base),
         rope_scaling=scaling_of(source, said),
-        max_length=min(longest, said.get("sliding_window") or longest),
+        max_length=min(longest, window or longest),
         condition="none",
-        qkv_bias=first + "q_proj.bias" in source.tensors,
+        qkv_bias=biased,
         qk_norm=norm is not None and len(norm.shape) == 1,
         qk_layer_norm=norm is not None and len(norm.shape) == 2,
         norm_after=bool(said.get("swin_norm", False)),
@@ -186,10 +211,10 @@ IGNORED = (
 )
 
 
-def _plain(names: Names, key: str | None = None):
+def _plain(names: Names, key: str | None = None, usual: Usual = Usual()):
     def plan(source: Source, given: Given, target: Checkpoint | None) -> Plan:
         said = source.config.get(key, {}) if key else source.config
-        config = decoder_config(source, given, said, names.root, names.head)
+        config = decoder_config(source, given, said, names.root, names.head, usual)
         ignored = IGNORED
         if config.tied_head:
             agree(source, "tie_word_embeddings", said.get("tie_word_embeddings"), True)
@@ -245,6 +270,13 @@ def _masked(token: int, shifted: bool, names: Names | None):
 
 def _llada(source: Source, given: Given) -> tuple[TransformerConfig, tuple[Rule, ...]]:
     said, first = source.config, "model.transformer.blocks.0."
+    known = {
+        "layer_norm_type": ("rms",),
+        "layer_norm_with_affine": (True,),
+        "activation_type": ("silu", "swiglu"),
+        "rope": (True,),
+    }
+    only(source, said, known)
     table = source.shape("model.transformer.wte.weight")
     heads = setting(source, given, "heads", said.get("n_heads"), wanted="its heads")
     width = table[1]
@@ -258,15 +290,23 @@ def _llada(source: Source, given: Given) -> tuple[TransformerConfig, tuple[Rule,
         heads=heads,
         kv_heads=None if kv_heads == heads else kv_heads,
         ffn_width=source.shape(first + "ff_proj.weight")[0],
-        norm_eps=said.get("rms_norm_eps", 1e-5),
+        norm_eps=given.get("norm_eps", said.get("rms_norm_eps", 1e-5)),
         rope="sequence",
         rope_base=float(given.get("rope_base", said.get("rope_theta", 10000.0))),
         max_length=given.get("max_length", said.get("max_sequence_length", 1024)),
         condition="none",
         tied_head=head not in source.tensors,
     )
-    agree(source, "n_layers", said.get("n_layers"), config.layers)
-    agree(source, "n_kv_heads", said.get("n_kv_heads"), kv_heads)
+    found = {
+        "n_layers": config.layers,
+        "n_kv_heads": kv_heads,
+        "d_model": width,
+        "mlp_hidden_size": config.ffn_width,
+        "embedding_size": table[0],
+    }
+    agree_on(source, said, found)
+    tied = said.get("weight_tying")
+    agree(source, "weight_tying", tied, config.tied_head)
     theirs, ours = "model.transformer.blocks.{i}.", "layers_{i}/"
     kernel = f"{ours}attention/qkv/kernel"
     rules = (
@@ -294,18 +334,18 @@ def _says(*types: str):
     return says
 
 
-EMU3 = Names("model.text_model.")
+EMU3, EMU3_USUAL = Names("model.text_model."), Usual(1e-5, 1e6)
 FAMILIES = (
     Family("llama", _says("llama", "mistral"), _plain(Names())),
     Family("qwen2", _says("qwen2"), _plain(Names())),
     Family("qwen3", _says("qwen3"), _plain(Names())),
-    Family("chameleon", _says("chameleon"), _plain(Names())),
+    Family("chameleon", _says("chameleon"), _plain(Names(), usual=Usual(1e-5))),
     Family(
         "emu3",
         lambda s: (
             s.config.get("model_type") == "emu3" and EMU3.root + EMBEDDING in s.tensors
         ),
-        _plain(EMU3, "text_config"),
+        _plain(EMU3, "text_config", EMU3_USUAL),
     ),
     Family(
         "emu3-original",
@@ -313,7 +353,7 @@ FAMILIES = (
             str(s.config.get("model_type")).lower() == "emu3"
             and Names().root + EMBEDDING in s.tensors
         ),
-        _plain(Names()),
+        _plain(Names(), usual=EMU3_USUAL),
     ),
     Family(
         "dream",

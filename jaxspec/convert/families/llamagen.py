@@ -18,9 +18,11 @@ from jaxspec.convert.family import (
     Outgoing,
     Plan,
     agree,
+    agree_on,
     count,
     heads_of,
     kept,
+    only,
     setting,
 )
 from jaxspec.convert.mapping import Rule
@@ -82,13 +84,13 @@ def _plan(source: Source, given: Given, target: Checkpoint | None) -> Plan:
         return Plan("prior", config, rules, heads_of(config), ignored=IGNORED)
     vocabulary, width = source.shape(ours["embedding/embedding"], 2)
     layers = count(source, ours["layers_{i}/attention_norm/scale"])
-    said = source.config
+    said = _settings(source)
     known = {(n, w): h for n, h, w in SIZES.values()}
     heads = setting(
         source,
         given,
         "heads",
-        said.get("num_attention_heads", said.get("n_head")),
+        said.get("num_attention_heads"),
         known.get((layers, width)),
         wanted="its number of heads",
     )
@@ -122,20 +124,65 @@ def _plan(source: Source, given: Given, target: Checkpoint | None) -> Plan:
         ffn_width=hidden,
         norm_eps=given.get("norm_eps", said.get("rms_norm_eps", 1e-5)),
         rope_base=float(given.get("rope_base", said.get("rope_theta", 10000.0))),
-        grid=_grid(source, given, prefix, root),
+        grid=_grid(source, given, said, prefix, root),
         **condition,
     )
-    agree(source, "hidden_size", said.get("hidden_size"), width)
-    agree(source, "num_hidden_layers", said.get("num_hidden_layers"), layers)
-    agree(source, "vocab_size", said.get("vocab_size"), vocabulary)
+    found = {
+        "hidden_size": width,
+        "intermediate_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": vocabulary,
+        "cls_token_num": prefix,
+    }
+    if captions in source.tensors:
+        found["caption_dim"] = condition["caption_width"]
+    else:
+        found["num_classes"] = condition["classes"]
+    agree_on(source, said, found)
+    only(source, said, {"hidden_act": ("silu", "swish")})
     return Plan("prior", config, rules, heads_of(config), ignored=IGNORED)
 
 
-def _grid(source: Source, given: Given, prefix: int, root: str) -> int:
+# Settings in LANTERN's config.json, and in that of `gpt_hf.py`'s folders.
+SAME = {
+    "num_attention_heads": "n_head",
+    "num_key_value_heads": "n_kv_head",
+    "num_hidden_layers": "n_layer",
+    "hidden_size": "dim",
+    "rms_norm_eps": "norm_eps",
+    "rope_theta": "rope_base",
+}
+
+
+def _settings(source: Source) -> dict[str, Any]:
+    """The config by the names of LANTERN's.
+
+    Raises:
+      ConfigError: it has a setting under both names, and they differ.
+    """
+    said = source.config
+    names = ("vocab_size", "block_size", "intermediate_size", "cls_token_num")
+    names += ("caption_dim", "num_classes", "hidden_act")
+    found = {name: said[name] for name in names if name in said}
+    for name, other in SAME.items():
+        values = [said[n] for n in (name, other) if n in said]
+        if len(values) == 2 and values[0] != values[1]:
+            raise ConfigError(
+                f"'{source.name}' has {name}={values[0]!r} and {other}={values[1]!r}, "
+                "which mean the same; correct its config.json"
+            )
+        if values and not (values[0] is None and name == "num_key_value_heads"):
+            found[name] = values[0]
+    return found
+
+
+def _grid(source: Source, given: Given, said: Given, prefix: int, root: str) -> int:
     """Codes along a side: from the table of angles, the config, or the file's name."""
     table = source.tensors.get(f"{root}freqs_cis")
     stored = None if table is None else _side(source, table.shape[0] - prefix)
-    block = source.config.get("block_size")
+    block = said.get("block_size")
     configured = None if block is None else _side(source, block)
     file = next(iter(source.tensors.values())).file.stem
     pixels = re.search(r"_(256|384|512)$", file)

@@ -8,11 +8,10 @@ import re
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import TextEncoderConfig
 from jaxspec.convert.families.layers import apart, gated
-from jaxspec.convert.family import Family, Given, Plan, agree, count
+from jaxspec.convert.family import Family, Given, Plan, agree_on, count, only
 from jaxspec.convert.mapping import Rule
 from jaxspec.convert.reading.stored import Source
 from jaxspec.convert.transforms import Heads
-from jaxspec.errors import ConfigError
 
 _ATTENTION = "encoder.block.{i}.layer.0."
 _FFN = "encoder.block.{i}.layer.1."
@@ -45,11 +44,12 @@ IGNORED = (r"decoder\.(?!embed_tokens\.).*", r"lm_head\.weight")
 
 def _plan(source: Source, given: Given, target: Checkpoint | None) -> Plan:
     said = source.config
-    if said.get("feed_forward_proj", "gated-gelu") != "gated-gelu":
-        raise ConfigError(
-            f"'{source.name}' has feed_forward_proj={said['feed_forward_proj']!r}; "
-            "only gated-gelu (T5 1.1, Flan) is known here"
-        )
+    known = {
+        "feed_forward_proj": ("gated-gelu",),
+        "is_gated_act": (True,),
+        "dense_act_fn": ("gelu_new",),
+    }
+    only(source, said, known)
     first = "encoder.block.0.layer.0.SelfAttention."
     buckets, heads = source.shape(first + "relative_attention_bias.weight")
     table = next((name for name in TABLES if name in source.tensors), TABLES[0])
@@ -64,12 +64,19 @@ def _plan(source: Source, given: Given, target: Checkpoint | None) -> Plan:
         ffn_width=source.shape("encoder.block.0.layer.1.DenseReluDense.wo.weight")[1],
         buckets=buckets,
         most_distance=said.get("relative_attention_max_distance", 128),
-        norm_eps=said.get("layer_norm_epsilon", 1e-6),
+        norm_eps=given.get("norm_eps", said.get("layer_norm_epsilon", 1e-6)),
         length=given.get("length", 120),
     )
-    agree(source, "d_model", said.get("d_model"), width)
-    agree(source, "num_layers", said.get("num_layers"), config.layers)
-    agree(source, "d_kv", said.get("d_kv"), config.head_dim)
+    found = {
+        "d_model": width,
+        "d_kv": config.head_dim,
+        "d_ff": config.ffn_width,
+        "num_layers": config.layers,
+        "num_heads": heads,
+        "vocab_size": vocabulary,
+        "relative_attention_num_buckets": buckets,
+    }
+    agree_on(source, said, found)
     return Plan(
         "text_encoder",
         config,

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import TokenizerConfig
-from jaxspec.convert.family import Family, Given, Plan, agree, count, setting
+from jaxspec.convert.family import Family, Given, Plan, agree_on, count, only, setting
 from jaxspec.convert.mapping import Rule
 from jaxspec.convert.reading.stored import Source
 from jaxspec.errors import ConfigError
@@ -109,6 +109,28 @@ def _root(source: Source) -> str | None:
     return None
 
 
+# What LlamaGen calls settings, and the Hugging Face layout.
+SAME = {
+    "codebook_size": "num_embeddings",
+    "codebook_embed_dim": "embed_dim",
+    "z_channels": "latent_channels",
+    "encoder_ch_mult": "channel_multiplier",
+}
+
+
+def _settings(source: Source) -> Given:
+    """The tokenizer's part of the config, by the names of the Hugging Face layout."""
+    said = source.config
+    for part in ("vq_config", "gen_vision_config"):
+        if part in said:
+            said = said[part]
+            break
+    names = ("resolution", "num_patches", "base_channels", "num_res_blocks")
+    names += ("codebook_l2_norm", "decoder_ch_mult", "attn_type", "double_latent")
+    names += (*SAME, *SAME.values())
+    return {SAME.get(name, name): said[name] for name in names if name in said}
+
+
 def _plan(layout: Layout, source: Source, given: Given) -> Plan:
     root = _root(source)
     if root is None or f"{root}decoder.conv_in.weight" not in source.tensors:
@@ -136,7 +158,7 @@ def _plan(layout: Layout, source: Source, given: Given) -> Plan:
         name = f"{root}{layout.levels[half]}.0.{layout.block}.{{i}}.conv1.weight"
         return count(source, name)
 
-    said = source.config.get("vq_config", source.config.get("gen_vision_config", {}))
+    said = _settings(source)
     step = 2 ** (levels - 1)
     known = said.get("resolution")
     if known is None and "num_patches" in said:
@@ -147,7 +169,10 @@ def _plan(layout: Layout, source: Source, given: Given) -> Plan:
         "image_size",
         known,
         wanted="the side of its pictures in pixels (a prior in the same bundle would)",
+        guess=step,
     )
+    plain = said.get("codebook_l2_norm") is False
+    normalised = "none" if plain else layout.normalised
     config = TokenizerConfig(
         image_size=side,
         channels=channels,
@@ -158,10 +183,19 @@ def _plan(layout: Layout, source: Source, given: Given) -> Plan:
         latent_channels=source.shape(f"{root}encoder.conv_out.weight")[0],
         codebook_size=codes,
         code_dim=dim,
-        normalised=layout.normalised,
+        normalised=normalised,
     )
-    agree(source, "num_embeddings", said.get("num_embeddings"), codes)
-    agree(source, "embed_dim", said.get("embed_dim"), dim)
+    found = {
+        "num_embeddings": codes,
+        "embed_dim": dim,
+        "base_channels": channels,
+        "latent_channels": config.latent_channels,
+        "num_res_blocks": config.encoder_blocks,
+        "channel_multiplier": list(config.multipliers),
+        "decoder_ch_mult": list(config.multipliers),
+    }
+    agree_on(source, said, found)
+    only(source, said, {"attn_type": ("vanilla",), "double_latent": (False,)})
     ignored = tuple(f"{root.replace('.', chr(92) + '.')}{i}" for i in IGNORED)
     if root:  # the rest is another part of a larger model
         ignored += (rf"(?!{root.replace('.', chr(92) + '.')}).*",)
