@@ -56,13 +56,17 @@ class Prompt:
         return torch.where(null[:, None, None], self.null, self.given)
 
 
-def make_pair(condition, *, width=24, heads=2, kv_heads=None):
+def make_pair(condition, *, width=24, heads=2, kv_heads=None, config=None):
+    """A pair; `config` is that of `gpt_hf.py`'s folders, which may set more."""
+    config = config or {}
     twin = LlamaGen(
         vocab=VOCAB,
         layers=2,
         width=width,
         heads=heads,
         kv_heads=kv_heads,
+        base=config.get("rope_base", 10000.0),
+        eps=config.get("norm_eps", 1e-5),
         grid=GRID,
         condition=ClassCondition(CLASSES, width)
         if condition == "class"
@@ -71,7 +75,7 @@ def make_pair(condition, *, width=24, heads=2, kv_heads=None):
     twin = randomized(twin, seed=0)
     # Small, as trained ones are: then the epsilon of the norms counts.
     twin.tok_embeddings.weight.mul_(0.05)
-    found = converted(twin.state_dict(), heads=heads, grid=GRID)
+    found = converted(twin.state_dict(), config=config, heads=heads, grid=GRID)
     return Pair(Transformer(found.config), found.params, twin)
 
 

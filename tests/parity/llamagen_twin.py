@@ -9,14 +9,16 @@ from torch import nn
 from torch.nn import functional
 
 
-def grid_rotations(prefix: int, grid: int, head_dim: int, extra: int = 0):
+def grid_rotations(
+    prefix: int, grid: int, head_dim: int, extra: int = 0, base: float = 10000.0
+):
     """Complex unit numbers `[prefix + grid ** 2 + extra, head_dim // 2]`.
 
     One number turns one pair of adjacent elements: the first half of them by the
     row of the cell, the second half by its column. The condition has zeros.
     """
     half = head_dim // 2
-    theta = 10000.0 ** (-2.0 * torch.arange(half // 2, dtype=torch.float64) / half)
+    theta = base ** (-2.0 * torch.arange(half // 2, dtype=torch.float64) / half)
     turns = torch.zeros(prefix + grid**2 + extra, half, dtype=torch.complex128)
     for cell in range(grid**2 + extra):
         row, column = divmod(cell, grid)
@@ -144,7 +146,19 @@ class CaptionCondition(nn.Module):
 
 
 class LlamaGen(nn.Module):
-    def __init__(self, *, vocab, layers, width, heads, grid, condition, kv_heads=None):
+    def __init__(
+        self,
+        *,
+        vocab,
+        layers,
+        width,
+        heads,
+        grid,
+        condition,
+        kv_heads=None,
+        base=10000.0,
+        eps=1e-5,
+    ):
         super().__init__()
         self.cls_embedding = condition
         self.tok_embeddings = nn.Embedding(vocab, width)
@@ -153,8 +167,11 @@ class LlamaGen(nn.Module):
         )
         self.norm = Norm(width)
         self.output = nn.Linear(width, vocab, bias=False)
-        self.grid = grid
+        self.grid, self.base = grid, base
         self.head_dim = width // heads
+        for norm in self.modules():
+            if isinstance(norm, Norm):
+                norm.eps = eps
 
     def forward(self, prefix, tokens, real=None):
         """Scores of every position of `[prefix | tokens]`, `[R, P + T, V]`.
@@ -174,7 +191,8 @@ class LlamaGen(nn.Module):
         if real is not None:
             visible[:, :, : real.shape[1]] &= real[:, None]
         visible |= torch.eye(length, dtype=torch.bool)
-        turns = grid_rotations(prefix.shape[1], self.grid, self.head_dim)[:length]
+        sizes = (prefix.shape[1], self.grid, self.head_dim)
+        turns = grid_rotations(*sizes, base=self.base)[:length]
         outputs = []
         for layer in self.layers:
             x = layer(x, turns, visible)

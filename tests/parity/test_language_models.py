@@ -226,6 +226,19 @@ def test_rotary_pairs_that_are_not_moved_are_noticed(monkeypatch):
         assert_close(logits, theirs(oracle, tokens)[0], atol=1e-2)
 
 
+@pytest.mark.parametrize("make", [llama_model, qwen3, lambda: chameleon(False), emu3])
+def test_what_a_config_leaves_out_is_what_its_own_code_takes(make):
+    """transformers may leave out of a part's config what is usual for the part."""
+    model = randomized(make(), seed=0)
+    said = model.config.to_dict()
+    less = {**said, "text_config": dict(said.get("text_config") or {})}
+    for part in (less, less["text_config"]):
+        for name in ("rms_norm_eps", "rope_parameters", "rope_theta"):
+            part.pop(name, None)
+    whole, found = (converted(model.state_dict(), config=c) for c in (said, less))
+    assert found.config == whole.config
+
+
 def test_bfloat16_stays_within_its_precision():
     """Ours in bfloat16 is as near to float32 as theirs is, up to a factor of two."""
     oracle = randomized(llama_model(), seed=0)

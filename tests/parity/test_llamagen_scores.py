@@ -16,6 +16,9 @@ PAIRS = {
     "class": dict(condition="class"),
     "class, grouped heads": dict(condition="class", width=32, heads=4, kv_heads=2),
     "caption": dict(condition="caption"),
+    "other settings": dict(
+        condition="class", config={"rope_base": 500, "norm_eps": 0.01}
+    ),
 }
 NULL = torch.tensor([False, True, False])
 
