@@ -203,16 +203,30 @@ def _whole(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 31
 
 
+# Entries that change the numbers and no shape, and what we call them.
+NUMBERS = {
+    "rms_norm_eps": "norm_eps",
+    "rope_theta": "rope_base",
+    "num_attention_heads": "heads",
+}
+
+
 def kept(source: Source, cls: type) -> Any:
     """Our own configuration in a source that we exported; None elsewhere.
 
     Raises:
-      ConfigError: it is damaged.
+      ConfigError: it is damaged, or the entries beside it were changed.
     """
     found = source.config.get("jaxspec")
-    if isinstance(found, Recorded):
-        found = found.plain()
-    return None if found is None else from_dict(cls, found)
+    if found is None:
+        return None
+    config = from_dict(cls, found.plain() if isinstance(found, Recorded) else found)
+    for entry, name in NUMBERS.items():
+        mine = getattr(config, name, None)
+        if mine is not None:
+            where = "its entry 'jaxspec'"
+            agree(source, entry, source.config.get(entry), mine, where)
+    return config
 
 
 def agree(

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 from jaxspec.convert.families import FAMILIES
 from jaxspec.convert.family import Family
-from jaxspec.convert.reading.sets import PLAIN, chosen
+from jaxspec.convert.reading.open import with_weights
+from jaxspec.convert.reading.sets import PLAIN
 from jaxspec.convert.reading.stored import Source
 from jaxspec.convert.reading.wrappers import peeled
 from jaxspec.errors import ConfigError
@@ -26,7 +27,7 @@ def recognize(
       ConfigError: no family recognises it.
       DataError: there is no such set of weights, or several that could be meant.
     """
-    plain = _with_weights(source, PLAIN, weights)
+    plain = with_weights(source, PLAIN, weights)
     if name is not None:
         families = [FAMILIES[name]]
     else:
@@ -41,7 +42,7 @@ def recognize(
         )
     result = []
     for family in families:
-        taken = _with_weights(source, family.weights, weights)
+        taken = with_weights(source, family.weights, weights)
         known = (shape for shape in _readings(taken) if family.detect(shape))
         result.append((family, next(known, taken)))
     return result
@@ -53,11 +54,6 @@ def families_of(source: Source) -> list[Family]:
     models = [f for f in found if not f.name.startswith("vq-")][:1]
     tokenizers = [f for f in found if f.name.startswith("vq-")][:1]
     return models + tokenizers
-
-
-def _with_weights(source: Source, order: tuple[str, ...], wanted: str | None) -> Source:
-    name = chosen(source.sets, source.name, order, wanted)
-    return replace(source, tensors=source.sets[name], weights=name)
 
 
 def _readings(source: Source) -> Iterator[Source]:

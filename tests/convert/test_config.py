@@ -79,10 +79,21 @@ def test_llamagen_is_read_under_both_names_of_its_settings(folder, config):
         planned(place)
 
 
+@pytest.mark.parametrize("family", MAKE)
+def test_what_we_exported_and_somebody_changed_is_refused(folder, family):
+    place = folder(family)
+    export(place.parent / "mine", place, family)
+    kept = json.loads((place / "config.json").read_text())
+    planned(place)
+    (place / "config.json").write_text(json.dumps({**kept, "rms_norm_eps": 0.5}))
+    with pytest.raises(ConfigError, match="rms_norm_eps is 0.5, its entry 'jaxspec'"):
+        planned(place)
+
+
 CONTRADICTIONS = {
     "llamagen": {
         "vocab_size": 41, "num_classes": 6, "num_key_value_heads": 4,
-        "cls_token_num": 2, "intermediate_size": 50, "num_hidden_layers": 1,
+        "cls_token_num": 2, "num_hidden_layers": 1,
     },
     "llamagen-hf": {"hidden_size": 64, "caption_dim": 11, "cls_token_num": 120},
     "eagle1": {"hidden_size": 64, "vocab_size": 41, "num_key_value_heads": 4},

@@ -46,6 +46,15 @@ def test_the_model_is_taken_or_its_average_where_that_is_asked_for(
         assert written.remarks[1] == "left out: [steps]"
 
 
+def test_prefixes_are_those_of_the_weights_that_are_taken(tmp_path, trained):
+    model, average = trained
+    average = {f"module.{key}": x for key, x in average.items()}
+    torch_files.save(tmp_path / "m.pt", {"model": model, "ema": average})
+    assert open_source(tmp_path / "m.pt").prefixes == ()
+    source = open_source(tmp_path / "m.pt", weights="ema")
+    assert source.prefixes == ("module.",) and source.tensors.keys() == model.keys()
+
+
 def test_the_only_set_is_taken_whatever_its_name(tmp_path, trained):
     file = tmp_path / "m.pt"
     torch_files.save(file, {"ema": trained[1]})

@@ -130,7 +130,9 @@ MODULE = (
 )
 
 
-@pytest.mark.parametrize("body", [MODULE, t.record({"model": MODULE, "x": MODULE})])
+@pytest.mark.parametrize(
+    "body", [MODULE, t.record({"model": MODULE, "x": MODULE})], ids=["alone", "in dict"]
+)
 @pytest.mark.parametrize("lenient", [False, True])
 def test_nothing_is_advised_that_cannot_help_with_a_whole_object(
     tmp_path, body, lenient

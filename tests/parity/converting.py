@@ -14,12 +14,20 @@ from jaxspec.convert.reading.stored import Source, Stored
 from jaxspec.convert.recognize import families_of
 from jaxspec.convert.understand import understand
 
+# Dtypes that NumPy has from `ml_dtypes` alone, and one of PyTorch's as wide.
+WIDTHS = {
+    torch.bfloat16: (torch.int16, ml_dtypes.bfloat16),
+    torch.float8_e4m3fn: (torch.int8, ml_dtypes.float8_e4m3fn),
+    torch.float8_e5m2: (torch.int8, ml_dtypes.float8_e5m2),
+}
+
 
 def as_numpy(x):
-    """Any tensor's numbers; bfloat16 stays bfloat16."""
+    """Any tensor's numbers, in their dtype."""
     x = x.detach().cpu().contiguous()
-    if x.dtype == torch.bfloat16:
-        return x.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    if x.dtype in WIDTHS:
+        bits, kind = WIDTHS[x.dtype]
+        return x.view(bits).numpy().view(kind)
     return x.numpy()
 
 

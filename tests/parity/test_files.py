@@ -31,6 +31,10 @@ def state():
         "scalar": torch.tensor(1.5),
         "empty": torch.zeros(0, 3),
         "parameter": torch.nn.Parameter(torch.randn(3)),
+        "turns": torch.polar(torch.ones(3), torch.randn(3)),
+        "seed": torch.tensor(3, dtype=torch.uint64),
+        "eighths": torch.randn(2, 3).to(torch.float8_e4m3fn),
+        "wide eighths": torch.randn(4).to(torch.float8_e5m2)[1:3],
     }
 
 
@@ -53,6 +57,40 @@ def test_a_module_and_its_metadata_arrive(tmp_path):
     same(open_source(tmp_path / "m.ckpt").tensors, module.state_dict())
 
 
+def wrapped():
+    """A module as trainers wrap it."""
+    module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    inner = torch.compile(module)  # compiled when it is first called: never
+    return module, torch.nn.ModuleDict({"module": inner})
+
+
+def test_the_names_of_compiled_and_parallel_modules_are_those_of_the_module(tmp_path):
+    module, outer = wrapped()
+    torch.save({"state_dict": outer.state_dict(), "seed": 2**64 - 1}, tmp_path / "m.pt")
+    source = open_source(tmp_path / "m.pt")
+    same(source.tensors, module.state_dict())
+    assert set(source.prefixes) == {"module.", "_orig_mod."}
+
+
+def test_averages_of_pytorch_arrive(tmp_path):
+    module, _ = wrapped()
+    average = torch.optim.swa_utils.AveragedModel(module)
+    contents = {"model": module.state_dict(), "ema": average.state_dict()}
+    torch.save(contents, tmp_path / "m.pt")
+    same(open_source(tmp_path / "m.pt", weights="ema").tensors, module.state_dict())
+
+
+def test_tied_tensors_are_stored_once_and_found_under_both_names(tmp_path):
+    module = torch.nn.ModuleDict(
+        {"embed": torch.nn.Embedding(5, 3), "head": torch.nn.Linear(3, 5, bias=False)}
+    )
+    module["head"].weight = module["embed"].weight
+    safetensors_torch.save_model(module, str(tmp_path / "m.safetensors"))
+    found = open_source(tmp_path / "m.safetensors").tensors
+    assert sum(x.alias is not None for x in found.values()) == 1
+    same(dict(sorted(found.items())), dict(sorted(module.state_dict().items())))
+
+
 def test_the_format_from_before_1_6_is_told_apart(tmp_path):
     torch.save(state(), tmp_path / "m.pt", _use_new_zipfile_serialization=False)
     with pytest.raises(DataError, match="from before 1.6"):
@@ -67,8 +105,11 @@ def test_tensors_of_other_kinds_are_refused_by_name(tmp_path):
 
 def test_whole_modules_are_refused_by_name(tmp_path):
     torch.save(torch.nn.Linear(2, 2), tmp_path / "m.pt")
-    with pytest.raises(DataError, match=r"torch\.nn\.modules\.linear\.Linear"):
-        open_source(tmp_path / "m.pt")
+    for lenient in (False, True):
+        with pytest.raises(
+            DataError, match=r"whole object \(torch\.nn\.modules\.linear\.Linear\)"
+        ):
+            open_source(tmp_path / "m.pt", allow_objects=lenient)
 
 
 def test_safetensors_agree_with_its_own_package_both_ways(tmp_path):

@@ -129,7 +129,6 @@ def _plan(source: Source, given: Given, target: Checkpoint | None) -> Plan:
     )
     found = {
         "hidden_size": width,
-        "intermediate_size": hidden,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
@@ -163,7 +162,7 @@ def _settings(source: Source) -> dict[str, Any]:
       ConfigError: it has a setting under both names, and they differ.
     """
     said = source.config
-    names = ("vocab_size", "block_size", "intermediate_size", "cls_token_num")
+    names = ("vocab_size", "block_size", "cls_token_num")
     names += ("caption_dim", "num_classes", "hidden_act")
     found = {name: said[name] for name in names if name in said}
     for name, other in SAME.items():
@@ -229,6 +228,7 @@ def _export(rules: tuple[Rule, ...], kind: str) -> Callable[[Checkpoint], Outgoi
             "num_attention_heads": c.heads,
             "num_key_value_heads": c.num_kv_heads,
             "rms_norm_eps": c.norm_eps,
+            "rope_theta": c.rope_base,
             "vocab_size": c.vocab_size,
             "block_size": c.grid**2,
             "jaxspec": to_dict(c),

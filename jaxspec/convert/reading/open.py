@@ -2,6 +2,8 @@
 
 import os
 from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,27 +70,41 @@ def open_source(
     if not sets:
         raise DataError(f"'{place}' holds no tensors")
     folder = path if path.is_dir() else path.parent
-    config = _config(folder)
-    prefixes: dict[str, None] = {}
-    for key, tensors in sets.items():
-        try:
-            plain, removed = unwrapped(tensors)
-        except ValueError as error:
-            raise DataError(f"'{place}': {error}; a model has each once") from None
-        prefixes |= dict.fromkeys(removed)
-        sets[key] = with_scales(plain, config)
-    name = str(place) if revision else path.name
-    taken = chosen(sets, name, PLAIN, weights)
-    return Source(
-        name,
-        sets[taken],
-        config,
+    source = Source(
+        str(place) if revision else path.name,
+        {},
+        _config(folder),
         folder,
         revision,
         tuple(dict.fromkeys(left_out)),
         dict(sets),
-        taken,
-        tuple(prefixes),
+    )
+    return with_weights(source, PLAIN, weights)
+
+
+def with_weights(source: Source, order: Sequence[str], wanted: str | None) -> Source:
+    """The source with one of its sets as its tensors.
+
+    Names are without wrappers' prefixes, and float8 weights with their scales.
+
+    Args:
+      source: with all sets.
+      order: see `chosen`.
+      wanted: likewise.
+
+    Raises:
+      DataError: there is no such set, several could be meant, or it cannot be used.
+    """
+    name = chosen(source.sets, source.name, order, wanted)
+    try:
+        tensors, prefixes = unwrapped(source.sets[name])
+    except ValueError as error:
+        raise DataError(f"'{source.name}': {error}; a model has each once") from None
+    return replace(
+        source,
+        tensors=with_scales(tensors, source.config),
+        weights=name,
+        prefixes=prefixes,
     )
 
 

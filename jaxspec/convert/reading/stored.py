@@ -45,9 +45,10 @@ class Source:
       folder: of the files that may lie beside the weights (a tokenizer's).
       revision: commit of the repository it came from.
       left_out: names of things that belong to no set of weights.
-      sets: all sets of weights, each as `tensors`, by name; see `reading.sets`.
+      sets: all sets of weights by name, with the names that the file has for their
+        tensors; see `reading.sets`.
       weights: the name of the one that was taken.
-      prefixes: of wrappers, which were removed from the names.
+      prefixes: of wrappers, which were removed from names in `tensors`.
     """
 
     name: str
