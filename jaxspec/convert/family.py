@@ -43,6 +43,8 @@ class Plan:
       derived: computed parameters by path.
       ignored: regular expressions of tensors that hold nothing for us.
       about: what is worth keeping besides.
+      part: key of the part of the config that is about this model, where the rest is
+        about others.
     """
 
     kind: str
@@ -52,6 +54,7 @@ class Plan:
     derived: Mapping[str, Derived] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     about: Mapping[str, Any] = field(default_factory=dict)
+    part: str | None = None
 
 
 @dataclass(frozen=True)

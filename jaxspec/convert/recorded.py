@@ -18,7 +18,8 @@ HARMLESS = re.compile(
     r"|.*dropout.*|.*_pdrop|.*drop_rate|.*drop_path.*|.*loss.*|init_.*|initializer_.*"
     r"|(.*_)?tokens?(_ids?|_index|izer.*)?"
     r"|output_(attentions|hidden_states|scores|router_logits)|return_.*|is_decoder"
-    r"|is_encoder_decoder|add_cross_attention|chunk_size_feed_forward|(id2|label2).*|num_labels"
+    r"|is_encoder_decoder|add_cross_attention|chunk_size_feed_forward|id2label"
+    r"|label2id|num_labels"
     r"|problem_type|torchscript|use_bfloat16|prefix|task_specific_params|.*gradient.*"
     r"|temperature|top_k|top_p|typical_p|do_sample|num_beams.*|.*_penalty"
     r"|(max|min)_length|max_new_tokens|num_return_sequences|no_repeat_ngram_size"
@@ -28,7 +29,8 @@ HARMLESS = re.compile(
     r"|alibi_bias_max|rope_full_precision|codebook_show_usage|n_positions|license"
     r"|tags|repo_url|pipeline_tag|unsloth_.*|quantization_config|base_model_.*"
     r"|max_position_embeddings|num_hidden_layers|intermediate_size|draft_vocab_size"
-    r"|bias|(medusa|hydra)_num_(heads|layers)"
+    r"|tie_word_embeddings|attention_layer_norm_with_affine|bias"
+    r"|(medusa|hydra)_num_(heads|layers)"
 )
 # What leaves the numbers as they are, of settings that change them.
 _OFF = (None, False, 0)

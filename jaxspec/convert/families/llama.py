@@ -305,6 +305,9 @@ def _llada(source: Source, given: Given) -> tuple[TransformerConfig, tuple[Rule,
         "embedding_size": table[0],
     }
     agree_on(source, said, found)
+    vocabulary = said.get("vocab_size")
+    if said.get("embedding_size") is None:  # else the table may have rows to spare
+        agree(source, "vocab_size", vocabulary, table[0])
     tied = said.get("weight_tying")
     agree(source, "weight_tying", tied, config.tied_head)
     theirs, ours = "model.transformer.blocks.{i}.", "layers_{i}/"

@@ -50,8 +50,7 @@ def _plan(source: Source, given: Given, target: Checkpoint | None) -> Plan:
         "dense_act_fn": ("gelu_new",),
     }
     only(source, said, known)
-    for name in ("num_decoder_layers", "tie_word_embeddings"):
-        said.get(name)  # of the half that writes
+    said.get("num_decoder_layers")  # of the half that writes
     first = "encoder.block.0.layer.0.SelfAttention."
     buckets, heads = source.shape(first + "relative_attention_bias.weight")
     table = next((name for name in TABLES if name in source.tensors), TABLES[0])

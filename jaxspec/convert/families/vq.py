@@ -118,16 +118,21 @@ SAME = {
 }
 
 
+def _part(source: Source) -> str | None:
+    """Where the config of a larger model keeps that of its tokenizer."""
+    parts = ("vq_config", "gen_vision_config")
+    return next((part for part in parts if part in source.config), None)
+
+
 def _settings(source: Source) -> Given:
     """The tokenizer's part of the config, by the names of the Hugging Face layout."""
-    said = source.config
-    for part in ("vq_config", "gen_vision_config"):
-        if part in said:
-            said = said[part]
-            break
+    part = _part(source)
+    said = source.config[part] if part else source.config
     names = ("resolution", "num_patches", "base_channels", "num_res_blocks")
     names += ("codebook_l2_norm", "decoder_ch_mult", "attn_type", "double_latent")
-    names += (*SAME, *SAME.values())
+    names += ("in_channels", "out_channels", *SAME, *SAME.values())
+    # Of Janus's maps from codes to its language model.
+    names += ("projection_dim", "image_token_embed_dim", "hidden_act")
     return {SAME.get(name, name): said[name] for name in names if name in said}
 
 
@@ -186,6 +191,8 @@ def _plan(layout: Layout, source: Source, given: Given) -> Plan:
         normalised=normalised,
     )
     found = {
+        "in_channels": 3,
+        "out_channels": 3,
         "num_embeddings": codes,
         "embed_dim": dim,
         "base_channels": channels,
@@ -199,7 +206,13 @@ def _plan(layout: Layout, source: Source, given: Given) -> Plan:
     ignored = tuple(f"{root.replace('.', chr(92) + '.')}{i}" for i in IGNORED)
     if root:  # the rest is another part of a larger model
         ignored += (rf"(?!{root.replace('.', chr(92) + '.')}).*",)
-    return Plan("tokenizer", config, vq_rules(layout, config, root), ignored=ignored)
+    return Plan(
+        "tokenizer",
+        config,
+        vq_rules(layout, config, root),
+        ignored=ignored,
+        part=_part(source),
+    )
 
 
 def _family(name: str, layout: Layout, mark: Any) -> Family:
