@@ -154,7 +154,7 @@ def _model(name: str, checkpoint: Checkpoint, bundle: Bundle) -> Helper:
     elif objective == "masked":
         masked = MaskedDiffusion(model, bool(about.get("shifted")))
         places = None if config.condition == "none" else config.sequence_length
-        drafter = Lattice(masked.denoise, mask, length=places)
+        drafter = Lattice(masked, mask, length=places)
         params = {"model": params, "counts": None}
     elif objective == "tidar":
         prior = prepared(

@@ -8,7 +8,7 @@ that name them: they are not compiled where nobody asks for them.
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -51,23 +51,45 @@ RULES = (
 FILTERS = {"top_k": 1000, "top_p": 0.95}
 
 
-def given_target(vocab_size: int, streams: int, cache: dict[str, Any]) -> Target:
+def given_target(
+    vocab_size: int, streams: int, config: TransformerConfig, dtype
+) -> Target:
     """A target whose scores are its parameters, `logits` [R, N, V]; a real cache."""
+    return Target(
+        vocab_size,
+        streams,
+        _GivenPrefill(streams, config, jnp.dtype(dtype)),
+        _given_forward,
+        _GivenRescore(streams),
+    )
 
-    def prefill(params, prompt, extra):
-        rows = streams * prompt.shape[0]
-        made = init_cache(rows=rows, capacity=1 + extra, **cache)
-        made = replace(made, lengths=jnp.ones(rows, jnp.int32))
+
+@dataclass(frozen=True)
+class _GivenPrefill:
+    streams: int
+    config: TransformerConfig
+    dtype: jnp.dtype
+
+    def __call__(self, params, prompt, extra):
+        rows, c = self.streams * prompt.shape[0], self.config
+        cache = init_cache(
+            c.layers, rows, c.num_kv_heads, 1 + extra, c.head_size, self.dtype
+        )
+        cache = replace(cache, lengths=jnp.ones(rows, jnp.int32))
         features = jnp.zeros((rows, 1, 0))
-        return Prefill(params["logits"][:, 0], features, made)
+        return Prefill(params["logits"][:, 0], features, cache)
 
-    def forward(params, cache, tokens, positions, mask):
-        return params["logits"], jnp.zeros((*tokens.shape, 0)), cache
 
-    def rescore(params, prompt, tokens, index):
-        return params["logits"][:streams, 0]
+def _given_forward(params, cache, tokens, positions, mask):
+    return params["logits"], jnp.zeros((*tokens.shape, 0)), cache
 
-    return Target(vocab_size, streams, prefill, forward, rescore)
+
+@dataclass(frozen=True)
+class _GivenRescore:
+    streams: int
+
+    def __call__(self, params, prompt, tokens, index):
+        return params["logits"][: self.streams, 0]
 
 
 def measure_overhead(
@@ -90,12 +112,6 @@ def measure_overhead(
     """
     dtype = jnp.float32 if _on_cpu() else jnp.bfloat16
     config = preset(MODEL, "class", grid=24)
-    cache = {
-        "layers": config.layers,
-        "kv_heads": config.num_kv_heads,
-        "head_dim": config.head_size,
-        "dtype": dtype,
-    }
     keys = jax.random.split(jax.random.key(0), 4)
     tree = find_tree(f"optimal-{nodes}")
     assert isinstance(tree, Tree)
@@ -111,7 +127,7 @@ def measure_overhead(
         rule = find_rule(name)
         shape = Tree.chain(tree.depth) if name == "block" else tree
         engine = Engine(
-            given_target(vocab_size, streams, cache),
+            given_target(vocab_size, streams, config, dtype),
             config.sequence_length,
             GivenDrafts(),
             shape,

@@ -2,7 +2,6 @@
 
 import sys
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -20,7 +19,7 @@ from jaxspec.spec.draft import Draft, Observation, Round, Start
 from jaxspec.spec.envelopes import Envelope
 from jaxspec.spec.target import Prefill, Target
 from jaxspec.spec.tree import Tree
-from jaxspec.typing import Array, Bool, Float, Int, Mask, Params
+from jaxspec.typing import Array, Bool, Float, Int, Mask, Params, PyTree
 
 
 class AdapterNetwork(nn.Module):
@@ -135,16 +134,33 @@ class Kangaroo:
         return self.drafter.observe(params, state, seen)
 
 
-@lru_cache(maxsize=64)
 def adapted(kangaroo: Kangaroo) -> Target:
     """First layers, adapter and head as one model, whose cache has a layer more."""
-    layers = kangaroo.config.layers
-    model = Transformer(replace(kangaroo.target, layers=layers))
-    guided = kangaroo.target.condition != "none"
-    below = make_target(model, guided=guided, taps=kangaroo.taps)
+    below = _below(kangaroo)
+    return Target(
+        kangaroo.target.vocab_size,
+        below.streams,
+        _Prefill(kangaroo),
+        _Forward(kangaroo),
+    )
 
-    def prefill(params, prompt, extra) -> Prefill:
-        _, h, cache = below.prefill(params["target"], prompt, extra)
+
+def _below(kangaroo: Kangaroo) -> Target:
+    """The layers under the adapter."""
+    model = Transformer(replace(kangaroo.target, layers=kangaroo.config.layers))
+    guided = kangaroo.target.condition != "none"
+    return make_target(model, guided=guided, taps=kangaroo.taps)
+
+
+@dataclass(frozen=True)
+class _Prefill:
+    """`Target.prefill` of the adapted model."""
+
+    kangaroo: Kangaroo
+
+    def __call__(self, params: Params, prompt: PyTree, extra: int) -> Prefill:
+        kangaroo = self.kangaroo
+        _, h, cache = _below(kangaroo).prefill(params["target"], prompt, extra)
         rows, length = h.shape[:2]
         size = kangaroo.config.heads, cache.capacity, kangaroo.head_size
         zeros = jnp.zeros((rows, *size), h.dtype)
@@ -162,12 +178,27 @@ def adapted(kangaroo: Kangaroo) -> Target:
         logits = jnp.take_along_axis(logits, last, axis=1)[:, 0]
         return Prefill(logits, h, cache)
 
-    def forward(params, cache: KVCache, tokens, positions, mask: Mask):
+
+@dataclass(frozen=True)
+class _Forward:
+    """`Target.forward` of the adapted model."""
+
+    kangaroo: Kangaroo
+
+    def __call__(
+        self,
+        params: Params,
+        cache: KVCache,
+        tokens: Int[Array, "R T"],
+        positions: Int[Array, "R T"],
+        mask: Mask,
+    ) -> tuple[Float[Array, "R T V"], Float[Array, "R T E"], KVCache]:
+        kangaroo = self.kangaroo
         lower = replace(cache, layers=cache.layers[:-1])
-        _, h, lower = below.forward(params["target"], lower, tokens, positions, mask)
+        _, h, lower = _below(kangaroo).forward(
+            params["target"], lower, tokens, positions, mask
+        )
         logits, layer = kangaroo.adapt(
             params, h, positions, mask, cache.layers[-1], cache.lengths
         )
         return logits, h, replace(lower, layers=(*lower.layers, layer))
-
-    return Target(kangaroo.target.vocab_size, below.streams, prefill, forward)

@@ -35,7 +35,7 @@ class Lattice:
 
     Attributes:
       denoise: `(params, prompt, tokens [B, T], sampling) -> logits [B, T, V]`, guidance
-        merged, as `MaskedDiffusion.denoise`; each row predicts its own place.
+        merged, each row predicting its own place; such as a `MaskedDiffusion`.
       mask_token: id of a place that is not known.
       grams: the n-gram model; None leaves order out.
       weight: of the diffusion model; .5 in the paper.

@@ -80,7 +80,7 @@ class MaskedDiffusion:
         at = jnp.maximum(sizes + jnp.arange(length) - self.shifted, 0)
         return jnp.take_along_axis(logits, at[..., None], axis=1)
 
-    def denoise(
+    def __call__(
         self,
         params: Params,
         prompt: PyTree,
@@ -132,7 +132,7 @@ class MaskedDiffusion:
         )
 
         def reveal(i, tokens):
-            logits = self.denoise(params, prompt, tokens, sampling)
+            logits = self(params, prompt, tokens, sampling)
             scores = process(logits, sampling)
             noise = position_noise(keys, places, vocabulary)
             noise = jnp.where(sampling.temperature[:, None, None] > 0, noise, 0.0)

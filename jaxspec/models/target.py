@@ -1,22 +1,21 @@
 """A transformer as a `Target` of the engine."""
 
-from dataclasses import replace
-from functools import lru_cache
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 
 from jaxspec.errors import ConfigError
 from jaxspec.models.transformer import TokenPrompt, Transformer, activation_dtype
-from jaxspec.spec.cache import init_cache, tree_mask
+from jaxspec.spec.cache import KVCache, init_cache, tree_mask
 from jaxspec.spec.target import Prefill, Target
+from jaxspec.typing import Array, Bool, Float, Int, Mask, Params, PyTree
 
 
-@lru_cache(maxsize=64)
 def make_target(
     model: Transformer, *, guided: bool = True, taps: tuple[int, ...] = ()
 ) -> Target:
-    """Wraps a model; equal arguments give the same (hashable) record.
+    """Wraps a model; equal arguments give equal (hashable, picklable) records.
 
     Args:
       model: a transformer. Without a condition its prompts are tokens, int32 [B, P],
@@ -25,49 +24,101 @@ def make_target(
       taps: layers whose outputs the drafter reads.
     """
     config = model.config
+    own = model, 2 if guided else 1, tuple(taps)
     if config.condition == "none":
-        return _prompted(model, 2 if guided else 1, taps)
-    streams = 2 if guided else 1
+        prefill, rescore = _PrefillTokens(*own), _RescoreTokens(*own)
+    else:
+        prefill, rescore = _PrefillCondition(*own), _RescoreCondition(*own)
+    return Target(
+        config.vocab_size, own[1], prefill, _Forward(*own), rescore, model.move
+    )
 
-    def doubled(prompt):
-        rows = jax.tree.leaves(prompt)[0].shape[0]
-        null = jnp.repeat(jnp.arange(streams) > 0, rows)
-        repeated = jax.tree.map(lambda x: jnp.concatenate([x] * streams), prompt)
-        return repeated, null
 
-    def prefill(params, prompt, extra):
-        repeated, null = doubled(prompt)
-        dtype = activation_dtype(params)
-        cache = init_cache(
+@dataclass(frozen=True)
+class _Function:
+    """A function of a target, by structure: equal fields make equal functions."""
+
+    model: Transformer
+    streams: int
+    taps: tuple[int, ...]
+
+    def doubled(self, tokens: Array) -> Array:
+        """Rows repeated for each guidance stream."""
+        return jnp.concatenate([tokens] * self.streams)
+
+    def empty_cache(self, params: Params, rows: int, slots: int) -> KVCache:
+        """A cache of at least `slots` slots."""
+        config = self.model.config
+        return init_cache(
             config.layers,
-            null.shape[0],
+            rows,
             config.num_kv_heads,
-            model.cache_slots(config.prefix_length + extra),
+            self.model.cache_slots(slots),
             config.head_size,
-            dtype,
+            activation_dtype(params),
         )
-        logits, features, cache = model.read_prompt(params, repeated, null, cache, taps)
+
+
+class _Forward(_Function):
+    """`Target.forward` of any transformer."""
+
+    def __call__(
+        self,
+        params: Params,
+        cache: KVCache,
+        tokens: Int[Array, "R T"],
+        positions: Int[Array, "R T"],
+        mask: Mask,
+    ) -> tuple[Float[Array, "R T V"], Float[Array, "R T E"], KVCache]:
+        return self.model.extend(params, cache, tokens, positions, mask, self.taps)
+
+
+class _Conditioned(_Function):
+    """A function of a model that draws from a class or a caption."""
+
+    def rows_of(self, prompt: PyTree) -> tuple[PyTree, Bool[Array, "R"]]:
+        """Prompts of all streams, and which rows get the null condition instead."""
+        rows = jax.tree.leaves(prompt)[0].shape[0]
+        null = jnp.repeat(jnp.arange(self.streams) > 0, rows)
+        return jax.tree.map(self.doubled, prompt), null
+
+
+class _PrefillCondition(_Conditioned):
+    def __call__(self, params: Params, prompt: PyTree, extra: int) -> Prefill:
+        repeated, null = self.rows_of(prompt)
+        slots = self.model.config.prefix_length + extra
+        cache = self.empty_cache(params, len(null), slots)
+        logits, features, cache = self.model.read_prompt(
+            params, repeated, null, cache, self.taps
+        )
         return Prefill(logits[:, -1], features, cache)
 
-    def forward(params, cache, tokens, positions, mask):
-        return model.extend(params, cache, tokens, positions, mask, taps)
 
-    def rescore(params, prompt, tokens, index):
-        repeated, null = doubled(prompt)
-        tokens = jnp.concatenate([tokens] * streams)
-        place = jnp.concatenate([index] * streams) + config.prefix_length - 1
-        return model.score(params, repeated, tokens, null=null, at=place)[0][:, 0]
+class _RescoreCondition(_Conditioned):
+    def __call__(
+        self,
+        params: Params,
+        prompt: PyTree,
+        tokens: Int[Array, "B T"],
+        index: Int[Array, "B"],
+    ) -> Float[Array, "R V"]:
+        repeated, null = self.rows_of(prompt)
+        place = self.doubled(index) + self.model.config.prefix_length - 1
+        return self.model.score(
+            params, repeated, self.doubled(tokens), null=null, at=place
+        )[0][:, 0]
 
-    return Target(config.vocab_size, streams, prefill, forward, rescore, model.move)
 
+class _Prompted(_Function):
+    """A function of a model of bare sequences, which goes on from prompts."""
 
-def _prompted(model: Transformer, streams: int, taps: tuple[int, ...]) -> Target:
-    """A model of bare sequences, which goes on from prompts."""
-    config = model.config
+    def rows_of(self, prompt: TokenPrompt | Array) -> Int[Array, "R P"]:
+        """Prompts of all streams.
 
-    def both(prompt):
-        """Prompts of all streams, [R, P]."""
-        if streams == 1:
+        Raises:
+          ConfigError: guidance without a `TokenPrompt`, or one without guidance.
+        """
+        if self.streams == 1:
             if isinstance(prompt, TokenPrompt):
                 raise ConfigError("a TokenPrompt is for guidance: guided=True")
             return prompt
@@ -84,34 +135,35 @@ def _prompted(model: Transformer, streams: int, taps: tuple[int, ...]) -> Target
             ]
         )
 
-    def prefill(params, prompt, extra):
-        prompt = both(prompt)
+
+class _PrefillTokens(_Prompted):
+    def __call__(
+        self, params: Params, prompt: TokenPrompt | Array, extra: int
+    ) -> Prefill:
+        prompt = self.rows_of(prompt)
         rows, size = prompt.shape
         lengths = jnp.sum(prompt >= 0, axis=1, dtype=jnp.int32)
-        dtype = activation_dtype(params)
-        cache = init_cache(
-            config.layers,
-            rows,
-            config.num_kv_heads,
-            model.cache_slots(size + extra),
-            config.head_size,
-            dtype,
-        )
+        cache = self.empty_cache(params, rows, size + extra)
         positions = jnp.broadcast_to(jnp.arange(size), (rows, size))
         mask = tree_mask(cache, jnp.tril(jnp.ones((size, size), bool)))
-        logits, features, cache = model.extend(
-            params, cache, jnp.maximum(prompt, 0), positions, mask, taps
+        logits, features, cache = self.model.extend(
+            params, cache, jnp.maximum(prompt, 0), positions, mask, self.taps
         )
         last = jnp.maximum(lengths - 1, 0)
         logits = jnp.take_along_axis(logits, last[:, None, None], axis=1)[:, 0]
         return Prefill(logits, features, replace(cache, lengths=lengths))
 
-    def forward(params, cache, tokens, positions, mask):
-        return model.extend(params, cache, tokens, positions, mask, taps)
 
-    def rescore(params, prompt, tokens, index):
-        prompt = both(prompt)
-        tokens, index = (jnp.concatenate([x] * streams) for x in (tokens, index))
+class _RescoreTokens(_Prompted):
+    def __call__(
+        self,
+        params: Params,
+        prompt: TokenPrompt | Array,
+        tokens: Int[Array, "B T"],
+        index: Int[Array, "B"],
+    ) -> Float[Array, "R V"]:
+        prompt = self.rows_of(prompt)
+        tokens, index = self.doubled(tokens), self.doubled(index)
         lengths = jnp.sum(prompt >= 0, axis=1, dtype=jnp.int32)
         total = prompt.shape[1] + tokens.shape[1]
         behind = jnp.arange(total) - lengths[:, None]
@@ -119,6 +171,4 @@ def _prompted(model: Transformer, streams: int, taps: tuple[int, ...]) -> Target
         place = jnp.clip(behind, 0, tokens.shape[1] - 1)
         drawn = jnp.take_along_axis(tokens, place, axis=1)
         stream = jnp.where(behind < 0, given, drawn)
-        return model.score(params, None, stream, at=lengths + index - 1)[0][:, 0]
-
-    return Target(config.vocab_size, streams, prefill, forward, rescore, model.move)
+        return self.model.score(params, None, stream, at=lengths + index - 1)[0][:, 0]

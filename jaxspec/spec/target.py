@@ -27,6 +27,9 @@ class Prefill(NamedTuple):
 class Target:
     """Pure functions of a target model; parameters always come first.
 
+    Functions at the top of a module, or frozen dataclasses with `__call__`, make targets
+    that are equal where they are the same, and that can be pickled; so can engines then.
+
     Attributes:
       vocab_size: `V`.
       streams: 2 with classifier-free guidance (rows are conditional first, then

@@ -32,58 +32,73 @@ def toy_target(vocab_size: int, streams: int = 1) -> Target:
     a position, a slot or an order is wrong. The unconditional stream sees `vocab_size`
     in the place of each token of the prompt.
     """
+    own = vocab_size, streams
+    return Target(*own, _Prefill(*own), _forward, _Rescore(*own))
 
-    def vectors(params, tokens, positions):
-        return params["values"][tokens, positions]
 
-    def attend(params, values, mask):
-        seen = jnp.where(mask[..., None], values[:, None], 0.0).sum(axis=2)
-        return jnp.tanh(seen) @ params["head"], seen
+def _vectors(params, tokens, positions):
+    return params["values"][tokens, positions]
 
-    def doubled(prompt):
+
+def _attend(params, values, mask):
+    seen = jnp.where(mask[..., None], values[:, None], 0.0).sum(axis=2)
+    return jnp.tanh(seen) @ params["head"], seen
+
+
+def _forward(params, cache, tokens, positions, mask):
+    new = _vectors(params, tokens, positions)[:, None]
+    k, v = cache.layers[0]
+    layer = (write(k, new, cache.lengths), write(v, new, cache.lengths))
+    logits, seen = _attend(params, layer[1][:, 0], mask)
+    return logits, seen, replace(cache, layers=(layer,))
+
+
+@dataclass(frozen=True)
+class _Prompted:
+    """A function of the toy that reads prompts."""
+
+    vocab_size: int
+    streams: int
+
+    def doubled(self, prompt):
         """Tokens [R, P] and lengths [R]."""
         prompt = prompt.reshape(prompt.shape[0], -1)
         length = jnp.sum(prompt >= 0, axis=1, dtype=jnp.int32)
         prompt = jnp.maximum(prompt, 0)
-        if streams == 1:
+        if self.streams == 1:
             return prompt, length
-        null = jnp.full_like(prompt, vocab_size)
+        null = jnp.full_like(prompt, self.vocab_size)
         return jnp.concatenate([prompt, null]), jnp.concatenate([length] * 2)
 
-    def prefill(params, prompt, extra):
-        tokens, length = doubled(prompt)
+
+class _Prefill(_Prompted):
+    def __call__(self, params, prompt, extra):
+        tokens, length = self.doubled(prompt)
         rows, size = tokens.shape
         cache = init_cache(1, rows, 1, size + extra, WIDTH, jnp.float32)
         place = jnp.arange(size)
         mask = jnp.arange(size + extra) <= place[:, None]
         mask = jnp.broadcast_to(mask, (rows, size, size + extra))
         positions = jnp.broadcast_to(place, tokens.shape)
-        logits, seen, cache = forward(params, cache, tokens, positions, mask)
+        logits, seen, cache = _forward(params, cache, tokens, positions, mask)
         cache = replace(cache, lengths=length)
         last = jnp.take_along_axis(logits, length[:, None, None] - 1, axis=1)[:, 0]
         return Prefill(last, seen, cache)
 
-    def forward(params, cache, tokens, positions, mask):
-        new = vectors(params, tokens, positions)[:, None]
-        k, v = cache.layers[0]
-        layer = (write(k, new, cache.lengths), write(v, new, cache.lengths))
-        logits, seen = attend(params, layer[1][:, 0], mask)
-        return logits, seen, replace(cache, layers=(layer,))
 
-    def rescore(params, prompt, tokens, index):
-        prompt, length = doubled(prompt)
-        tokens = jnp.concatenate([tokens] * streams)
-        index = jnp.concatenate([index] * streams) + length - 1
+class _Rescore(_Prompted):
+    def __call__(self, params, prompt, tokens, index):
+        prompt, length = self.doubled(prompt)
+        tokens = jnp.concatenate([tokens] * self.streams)
+        index = jnp.concatenate([index] * self.streams) + length - 1
         place = jnp.arange(prompt.shape[1] + tokens.shape[1])
         beyond = jnp.clip(place - length[:, None], 0, tokens.shape[1] - 1)
         generated = jnp.take_along_axis(tokens, beyond, axis=1)
         given = jnp.pad(prompt, ((0, 0), (0, tokens.shape[1])))
         stream = jnp.where(place < length[:, None], given, generated)
-        values = vectors(params, stream, place[None])
+        values = _vectors(params, stream, place[None])
         mask = (place <= index[:, None])[:, None]
-        return attend(params, values, mask)[0][:, 0]
-
-    return Target(vocab_size, streams, prefill, forward, rescore)
+        return _attend(params, values, mask)[0][:, 0]
 
 
 @dataclass(frozen=True)

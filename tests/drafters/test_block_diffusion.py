@@ -20,7 +20,7 @@ from jaxspec.spec.sampling import make_sampling
 from jaxspec.spec.tree import Tree
 from jaxspec.testing.table_drafter import table_step
 from jaxspec.train.recipes.block_diffusion import anchored_mask
-from tests.models.random_params import random_params
+from tests.models.tiny import random_params
 
 TARGET = TransformerConfig(
     vocab_size=23, layers=3, width=32, heads=2, grid=4, classes=3

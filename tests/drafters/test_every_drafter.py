@@ -20,24 +20,21 @@ from jaxspec.testing.properties import (
     assert_same_tokens,
     run_rounds,
 )
-from jaxspec.testing.toy import toy_target
-from tests.drafters.cases import (
+from jaxspec.testing.toy import toy_params, toy_target
+from tests.drafters.tiny import (
     BUSHY,
-    CLASSES,
-    LENGTH,
-    LONG,
-    NAMES,
-    OTHER,
-    PARAMS,
-    PROMPT,
-    ROWS,
+    FEATURES,
     TABLES,
     TARGET,
     VOCAB,
-    feature_drafters,
+    feature_params,
+    table_params,
     target_params,
 )
 
+LENGTH, ROWS = 24, 3
+PARAMS, OTHER = toy_params(VOCAB, 60), toy_params(VOCAB, 60, seed=1)
+PROMPT = jnp.array([[1, 2, 3, 1], [4, 4, -1, -1], [0, -1, -1, -1]])
 SETTINGS = {
     "temperature": [1.0, 0.0, 0.7],
     "guidance": [2.0, 0.5, 1.0],
@@ -59,12 +56,12 @@ def plain_toy_tokens():
 
 @pytest.mark.parametrize("name", TABLES)
 def test_tokens_and_cache_stay_as_they_are(name):
-    drafter, tree, params = TABLES[name]
+    drafter, tree = TABLES[name]
     engine, state = run_rounds(
         toy_target(VOCAB, 2),
         PARAMS,
         drafter,
-        params,
+        table_params(name),
         tree,
         PROMPT,
         length=LENGTH,
@@ -104,12 +101,12 @@ def test_a_drafter_that_breaks_down_costs_speed_alone(tree):
 
 
 def test_the_whole_loop_as_one_program_is_held_to_plain_decoding_too():
-    drafter, tree, params = TABLES["union"]
+    drafter, tree = TABLES["union"]
     out = assert_same_tokens(
         toy_target(VOCAB, 2),
         PARAMS,
         drafter,
-        params,
+        None,
         tree,
         PROMPT,
         length=LENGTH,
@@ -119,6 +116,7 @@ def test_the_whole_loop_as_one_program_is_held_to_plain_decoding_too():
     assert out.stats.calls.max() <= LENGTH
 
 
+CLASSES = jnp.array([0, 2, 1])
 SAMPLING = {"temperature": [1.0, 0.0, 0.7], "guidance": 2.0}
 
 
@@ -131,18 +129,33 @@ def plain_tokens():
     return run(target_params(), None, CLASSES, sampling, row_keys(3, ROWS)).tokens
 
 
+# Variants of others here.
+LONG = (
+    "eagle-1",
+    "eagle-2",
+    "eagle-1, best first",
+    "eagle-3, trimmed",
+    "medusa, own outputs",
+    "hydra",
+    "block, refined",
+    "falcon, blocks of 3",
+    "dynamic exit",
+    "sub-networks",
+)
+
+
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=pytest.mark.slow if n in LONG else ()) for n in NAMES],
+    [pytest.param(n, marks=pytest.mark.slow if n in LONG else ()) for n in FEATURES],
 )
 def test_drafters_on_a_transformer_leave_tokens_and_cache_as_they_are(name):
-    drafter, tree, params = feature_drafters()[name]
+    drafter, tree = FEATURES[name]
     taps = getattr(drafter, "taps", ())
     engine, state = run_rounds(
         make_target(Transformer(TARGET), guided=True, taps=taps),
         target_params(),
         drafter,
-        params,
+        feature_params(name),
         tree,
         CLASSES,
         length=16,

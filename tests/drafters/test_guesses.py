@@ -27,15 +27,10 @@ from jaxspec.spec.state import Engine, make_limits
 from jaxspec.spec.tree import Tree
 from jaxspec.testing.properties import run_rounds
 from jaxspec.testing.toy import toy_params, toy_target
-from tests.drafters.cases import (
-    CLASSES,
-    NAMES,
-    TARGET,
-    feature_drafters,
-    target_params,
-)
+from tests.drafters.tiny import FEATURES, TARGET, feature_params, target_params
 
 VOCAB, ROWS, LENGTH = 6, 3, 21
+CLASSES = jnp.array([0, 2, 1])
 PARAMS = toy_params(VOCAB, 60)
 PROMPT = jnp.array([[1, 2, 3, 1], [4, 4, -1, -1], [0, -1, -1, -1]])
 
@@ -112,7 +107,7 @@ def agree(a, b):
 QUICK = ("block",)
 ON_FEATURES = [
     pytest.param(n, marks=() if n in QUICK else pytest.mark.slow)
-    for n in NAMES
+    for n in FEATURES
     if n.startswith(("eagle", "medusa", "hydra", "block"))
 ]
 
@@ -120,7 +115,7 @@ ON_FEATURES = [
 @pytest.mark.parametrize("name", ON_FEATURES)
 def test_a_context_in_pieces_is_the_same_context(name):
     """After many rounds the drafter is where it would be, had it read all at once."""
-    drafter, tree, params = feature_drafters()[name]
+    (drafter, tree), params = FEATURES[name], feature_params(name)
     target = make_target(Transformer(TARGET), guided=True, taps=drafter.taps)
     sampling = make_sampling(ROWS, guidance=2.0)
     engine, state = after(
@@ -155,7 +150,7 @@ def test_a_context_in_pieces_is_the_same_context(name):
     ],
 )
 def test_a_node_depends_on_its_own_path_alone(name):
-    drafter, _, params = feature_drafters()[name]
+    (drafter, _), params = FEATURES[name], feature_params(name)
     features = jax.random.normal(
         jax.random.key(1), (2 * ROWS, 3, 32 * len(drafter.taps))
     )

@@ -14,18 +14,19 @@ from jaxspec.spec.noise import row_keys
 from jaxspec.spec.sampling import make_sampling
 from jaxspec.spec.state import Engine, make_limits
 from jaxspec.spec.stream import Jobs, begin_stream, run_stream
-from jaxspec.testing.toy import toy_target
-from tests.drafters.cases import (
-    NAMES,
-    PARAMS,
+from jaxspec.testing.toy import toy_params, toy_target
+from tests.drafters.tiny import (
+    FEATURES,
     TABLES,
     TARGET,
     VOCAB,
-    feature_drafters,
+    feature_params,
+    table_params,
     target_params,
 )
 
 COUNT, LENGTH = 7, 10
+PARAMS = toy_params(VOCAB, 60)
 
 
 @lru_cache
@@ -62,7 +63,7 @@ def alone(text):
 
 
 FEW = ("recycling", "union", "block")
-SLOW = [name for name in (*TABLES, *NAMES) if name not in FEW]
+SLOW = [name for name in (*TABLES, *FEATURES) if name not in FEW]
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5])
@@ -71,8 +72,9 @@ SLOW = [name for name in (*TABLES, *NAMES) if name not in FEW]
 )
 def test_every_job_gets_the_tokens_of_plain_decoding(name, rows):
     text = name in TABLES
-    drafter, tree, own = (TABLES if text else feature_drafters())[name]
-    engine, params = engine_of(text, drafter, tree=tree), PARAMS
+    drafter, tree = (TABLES if text else FEATURES)[name]
+    own = (table_params if text else feature_params)(name)
+    engine = engine_of(text, drafter, tree=tree)
     params = PARAMS if text else target_params()
     work = jobs(text)
 

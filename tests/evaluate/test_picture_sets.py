@@ -9,8 +9,8 @@ from jaxspec.errors import DataError
 from jaxspec.evaluate.likelihood import guided_nll
 from jaxspec.evaluate.picture_sets import frechet_distance, precision_recall
 from jaxspec.models.transformer import Transformer
-from tests.drafters.cases import TARGET
-from tests.models.random_params import random_params
+from tests.drafters.tiny import TARGET
+from tests.models.tiny import random_params
 
 RNG = np.random.default_rng(0)
 CLOUD = RNG.normal(size=(300, 4)) @ RNG.normal(size=(4, 4))

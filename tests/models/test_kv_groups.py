@@ -9,7 +9,7 @@ import pytest
 from jaxspec.config import TransformerConfig
 from jaxspec.models.kv_groups import copy_kv_heads, needed_copies
 from jaxspec.models.transformer import Transformer
-from tests.models.random_params import random_params
+from tests.models.tiny import random_params
 
 CONFIG = TransformerConfig(
     vocab_size=19, layers=2, width=32, heads=8, kv_heads=2, grid=3, classes=3

@@ -24,7 +24,7 @@ from jaxspec.models.transformer import TokenPrompt, Transformer
 from jaxspec.spec.named_trees import named_tree
 from jaxspec.spec.sampling import make_sampling
 from jaxspec.testing.properties import assert_fresh_cache, run_rounds
-from tests.models.random_params import random_params
+from tests.models.tiny import random_params
 
 CONFIG = TransformerConfig(
     vocab_size=17, layers=2, width=32, heads=2, rope="sequence", max_length=48,

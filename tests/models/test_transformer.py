@@ -12,7 +12,7 @@ from jaxspec.nn import attention
 from jaxspec.nn.rope import grid_table
 from jaxspec.spec.cache import init_cache, tree_mask
 from jaxspec.spec.named_trees import named_tree
-from tests.models.random_params import random_params
+from tests.models.tiny import random_params
 
 TINY = TransformerConfig(vocab_size=19, layers=2, width=32, heads=2, grid=3, classes=4)
 

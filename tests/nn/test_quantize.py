@@ -16,7 +16,7 @@ from jaxspec.nn.quantize import quantized
 from jaxspec.pipeline import Settings, draw
 from jaxspec.spec.tree import Tree
 from jaxspec.trees import find_tree
-from tests.models.random_params import random_params
+from tests.models.tiny import random_params
 
 CONFIG = TransformerConfig(
     vocab_size=19, layers=2, width=32, heads=8, kv_heads=2, grid=3, classes=3

@@ -46,7 +46,7 @@ from jaxspec.spec.verify import (
     Typical,
 )
 from jaxspec.testing.table_drafter import TableDrafter
-from tests.models.random_params import random_params
+from tests.models.tiny import random_params
 
 V = 1032  # more than one block of tokens; 8 devices divide it, 128 blocks do not
 TARGET = TransformerConfig(vocab_size=V, layers=2, width=32, heads=8, grid=4, classes=3)

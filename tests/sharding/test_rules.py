@@ -24,7 +24,7 @@ from jaxspec.sharding import (
     read_mesh,
     spec_of,
 )
-from tests.models.random_params import random_params
+from tests.models.tiny import random_params
 
 
 @pytest.mark.parametrize("data, model", [(8, 1), (4, 2), (2, 4), (1, 8)])

@@ -30,8 +30,8 @@ from jaxspec.spec.verify import (
 )
 from jaxspec.testing.table_drafter import TableDrafter
 from jaxspec.testing.toy import toy_params, toy_target
-from tests.drafters.cases import TABLES
-from tests.drafters.cases import VOCAB as V
+from tests.drafters.tiny import TABLES, table_params
+from tests.drafters.tiny import VOCAB as V
 
 LENGTH, ROWS = 8, 4
 PARAMS = toy_params(V, 60)
@@ -92,8 +92,9 @@ def cases():
     for name, (rule, tree) in RULES.items():
         engine = Engine(toy_target(V, 2), LENGTH, TableDrafter(), tree, rule)
         yield name, engine, TABLE
-    for name, (drafter, tree, own) in TABLES.items():
-        yield name, Engine(toy_target(V, 2), LENGTH, drafter, tree), own
+    for name, (drafter, tree) in TABLES.items():
+        engine = Engine(toy_target(V, 2), LENGTH, drafter, tree)
+        yield name, engine, table_params(name)
 
 
 @pytest.mark.parametrize("run", [by_steps, whole])

@@ -5,7 +5,7 @@ import jax
 from jaxspec.checkpoint import Checkpoint, save
 from jaxspec.config import TokenizerConfig, TransformerConfig
 from jaxspec.models.tokenizer import Tokenizer
-from tests.models.random_params import random_params
+from tests.models.tiny import random_params
 
 CODES, GRID = 32, 4
 TOKENIZER = TokenizerConfig(

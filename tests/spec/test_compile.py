@@ -179,7 +179,7 @@ def test_a_round_needs_little_memory_beside_its_cache(tree):
 
 def test_engines_are_static_arguments():
     target = make_target(Transformer(TARGET), guided=True)
-    assert target is make_target(Transformer(TARGET), guided=True)
+    assert target == make_target(Transformer(TARGET), guided=True)
     engines = {
         Engine(target, 4, NoisyOracle(3), Tree.chain(2)),
         Engine(target, 4, NoisyOracle(3), named_tree("chain-2")),

@@ -44,7 +44,7 @@ from jaxspec.testing.drafts import Conditionals, all_drafts, sampled_drafts
 from jaxspec.testing.enumeration import assert_lossless
 from jaxspec.testing.table_drafter import TableDrafter
 from jaxspec.testing.toy import NoisyOracle, toy_params, toy_target
-from tests.models.random_params import random_params
+from tests.models.tiny import random_params
 
 MOST = np.iinfo(np.int32).max
 FORK = named_tree("0,1,00,01,10")

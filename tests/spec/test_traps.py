@@ -41,8 +41,8 @@ from jaxspec.testing.enumeration import assert_lossless
 from jaxspec.testing.table_drafter import TableDrafter, table_step
 from jaxspec.testing.toy import NoisyOracle, toy_params, toy_target
 from tests.drafters.test_block_diffusion import TARGET, make
-from tests.models.random_params import random_params
 from tests.models.test_transformer import TINY
+from tests.models.tiny import random_params
 from tests.spec import test_limits
 from tests.spec.noises import Given
 from tests.spec.test_guarantees import EVERY_RULE, batch, compiled, random_laws

@@ -29,7 +29,7 @@ from jaxspec.train.objectives import (
     tidar_loss,
 )
 from tests.drafters.test_guesses import after
-from tests.models.random_params import random_params
+from tests.models.tiny import random_params
 
 CONFIG = TransformerConfig(
     vocab_size=11, layers=2, width=16, heads=2, grid=4, classes=3, extra_tokens=3

@@ -40,9 +40,9 @@ from jaxspec.train.optimizer import begin
 from jaxspec.train.recipes import lesson as lessons
 from jaxspec.train.recipes import recipe_of
 from jaxspec.train.recipes.lesson import make_lesson
-from tests.drafters.cases import EAGLE, HEADS, own
-from tests.drafters.cases import TARGET as WIDE
-from tests.models.random_params import random_params
+from tests.drafters.tiny import EAGLE, HEADS, bound_params
+from tests.drafters.tiny import TARGET as WIDE
+from tests.models.tiny import random_params
 
 TARGET = replace(WIDE, extra_tokens=0)
 BLOCK = BlockDiffusionConfig(
@@ -91,7 +91,7 @@ def test_training_and_drafting_compute_the_same_laws(kind, monkeypatch):
     """A chain that was drafted, put into the data: the recipe guesses the same."""
     drafter, rows, root = KINDS[kind], 2, 6  # the root's absolute position
     tree = Tree.chain(4)
-    params = {**own(drafter), "embedding": PARAMS["embedding"]["embedding"]}
+    params = {**bound_params(drafter), "embedding": PARAMS["embedding"]["embedding"]}
     params = drafter.bind(params["own"], PARAMS)
     codes = jax.random.randint(jax.random.key(1), (rows, 16), 0, TARGET.vocab_size)
     labels, null = jnp.array([0, 2]), jnp.zeros(rows, bool)

@@ -1,4 +1,4 @@
-"""Parameters of transformers whose output head is not zero."""
+"""Random parameters of small transformers."""
 
 import jax
 
@@ -6,12 +6,12 @@ from jaxspec.models.transformer import Transformer
 
 
 def random_params(config, seed=0):
-    """As `Transformer.init` makes them, with noise on every array."""
+    """Parameters whose output head is not zero."""
     params = Transformer(config).init(jax.random.key(seed))
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
     leaves = [
-        x + 0.1 * jax.random.normal(k, x.shape)
+        x + 0.1 * jax.random.normal(k, x.shape, x.dtype)
         for x, k in zip(leaves, keys, strict=True)
     ]
     return jax.tree.unflatten(tree, leaves)

@@ -1,0 +1,170 @@
+"""Every kind of drafter, on a toy target or on a transformer of three small layers."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from jaxspec.config import (
+    AdapterConfig,
+    BlockDiffusionConfig,
+    FeatureHeadConfig,
+    ParallelHeadsConfig,
+    SemiAutoregressiveConfig,
+    TransformerConfig,
+)
+from jaxspec.drafters.block_diffusion import BlockDiffusion
+from jaxspec.drafters.dynamic_exit import DynamicExit
+from jaxspec.drafters.falcon import Falcon
+from jaxspec.drafters.feature_head import FeatureHead
+from jaxspec.drafters.jacobi import Jacobi
+from jaxspec.drafters.kangaroo import Kangaroo
+from jaxspec.drafters.lattice import Lattice
+from jaxspec.drafters.lookahead import Lookahead
+from jaxspec.drafters.mask_drafter import MaskDrafter
+from jaxspec.drafters.ngram import NgramTable
+from jaxspec.drafters.parallel_heads import ParallelHeads
+from jaxspec.drafters.prompt_lookup import PromptLookup
+from jaxspec.drafters.recycling import TokenRecycling
+from jaxspec.drafters.riding_blocks import prompt_tokens, tidar, with_extra_tokens
+from jaxspec.drafters.small_model import SmallModel, early_exit
+from jaxspec.drafters.union import Union
+from jaxspec.models.target import make_target
+from jaxspec.models.transformer import Transformer
+from jaxspec.spec.envelopes import Beam, BestFirst
+from jaxspec.spec.named_trees import named_tree
+from jaxspec.spec.tree import Tree
+from jaxspec.testing.toy import toy_params, toy_target
+from tests.models.tiny import random_params
+
+VOCAB = 6
+BUSHY = named_tree("0,1,2,00,01,10,000")
+BOTH = Union(PromptLookup(), Jacobi(VOCAB), Tree.chain(3), named_tree("0,1,00"))
+AHEAD = Lookahead(VOCAB, 4, 5, 3)
+
+
+def by_last_token(params, prompt, tokens, sampling):
+    """A denoiser that looks its scores up."""
+    return params[tokens]
+
+
+LATTICE = Lattice(by_last_token, VOCAB, NgramTable(VOCAB, buckets=64, width=4), most=3)
+# Drafters that know tokens and scores alone, on the toy target, with their trees.
+TABLES = {
+    "jacobi, uniform": (Jacobi(VOCAB, "uniform"), BUSHY),
+    "jacobi, last": (Jacobi(VOCAB), BUSHY),
+    "jacobi, repeat": (Jacobi(VOCAB, "repeat"), Tree.chain(5)),
+    "jacobi, grown": (Jacobi(VOCAB), Beam(9, 3, beam=4, branch=3)),
+    "recycling": (TokenRecycling(VOCAB, 4), BUSHY),
+    "recycling, by row": (TokenRecycling(VOCAB, 4, False), BestFirst(8, 3)),
+    "prompt lookup": (PromptLookup(), named_tree("0,1,00,10,000")),
+    "n-grams": (NgramTable(VOCAB, buckets=64, width=4), BUSHY),
+    "n-grams of a grid": (NgramTable(VOCAB, (1, 4), 64, 4), BestFirst(8, 3)),
+    "union": (BOTH, BOTH.tree),
+    "lookahead": (AHEAD, AHEAD.tree),
+    "small model": (SmallModel(toy_target(VOCAB)), BUSHY),
+    "small model, guided": (SmallModel(toy_target(VOCAB, 2)), Beam(9, 3, 4, 3)),
+    "small model, best first": (SmallModel(toy_target(VOCAB)), BestFirst(8, 3)),
+    "masks": (MaskDrafter(toy_target(VOCAB, 2), 3, VOCAB), BUSHY),
+    "masks, shifted": (MaskDrafter(toy_target(VOCAB), 3, VOCAB, 1), BUSHY),
+    "lattice": (LATTICE, Beam(9, 3, beam=3, branch=3)),
+}
+
+
+def table_params(name):
+    """Parameters of one of `TABLES`."""
+    if name == "lattice":
+        shape = VOCAB + 1, VOCAB
+        table = jax.random.normal(jax.random.key(3), shape, jnp.float32)
+        return {"model": table, "counts": None}
+    models = SmallModel, MaskDrafter
+    drafter, _ = TABLES[name]
+    return toy_params(VOCAB, 60, seed=1) if isinstance(drafter, models) else None
+
+
+TARGET = TransformerConfig(
+    vocab_size=19, layers=3, width=32, heads=2, grid=4, classes=3, extra_tokens=3
+)
+SMALL = replace(TARGET, layers=1, width=16, extra_tokens=0)
+SMALL_THREE = replace(SMALL, layers=3)
+EAGLE = FeatureHeadConfig(1, 32, 2, ffn_width=48, taps=(2,))
+EAGLE_3 = replace(EAGLE, version=3, taps=(0, 1, 2))
+HEADS = ParallelHeadsConfig(4, 32)
+HYDRA = replace(HEADS, sequential=True)
+HYDRA_PLUS = replace(HYDRA, prefix_heads=2, prefix_ffn_width=32)
+BLOCK = BlockDiffusionConfig(4, 2, 32, 2, ffn_width=48, taps=(0, 2), markov_rank=6)
+GROUPED = replace(BLOCK, kv_heads=1, causal=False, markov_rank=0)
+FALCON = SemiAutoregressiveConfig(2, 32, 2, 48)
+TREE = named_tree("0,1,2,00,01,10,000,0000")
+BEAM, BEST = Beam(9, 4, beam=4, branch=3), BestFirst(8, 4)
+
+# Drafters that read a transformer's features, or are one, with their trees.
+FEATURES = {
+    "eagle-1": (FeatureHead(EAGLE, TARGET), TREE),
+    "eagle-2": (FeatureHead(EAGLE, TARGET), BEAM),
+    "eagle-1, best first": (FeatureHead(EAGLE, TARGET), BEST),
+    "eagle-3": (FeatureHead(EAGLE_3, TARGET), TREE),
+    "eagle-3, trimmed": (FeatureHead(replace(EAGLE_3, draft_vocab=12), TARGET), TREE),
+    "medusa": (ParallelHeads(HEADS, TARGET), TREE),
+    "medusa, own outputs": (
+        ParallelHeads(replace(HEADS, own_output=True, blocks=2), TARGET),
+        TREE,
+    ),
+    "hydra": (ParallelHeads(HYDRA, TARGET), TREE),
+    "hydra++": (ParallelHeads(HYDRA_PLUS, TARGET), TREE),
+    "block": (BlockDiffusion(BLOCK, TARGET), TREE),
+    "block, refined": (BlockDiffusion(replace(BLOCK, refinements=2), TARGET), BEAM),
+    "block, grouped heads": (BlockDiffusion(GROUPED, TARGET), BEST),
+    "falcon": (Falcon(FALCON, TARGET), TREE),
+    "falcon, blocks of 3": (
+        Falcon(SemiAutoregressiveConfig(3, 32, 2, 48), TARGET),
+        BEAM,
+    ),
+    "kangaroo": (Kangaroo(AdapterConfig(2, 2), TARGET), TREE),
+    "dynamic exit": (DynamicExit(TARGET, (1, 2)), TREE),
+    "sub-networks": (
+        DynamicExit(SMALL_THREE, (1, 3), verify_cost=9.0, guided=False),
+        BEAM,
+    ),
+    "early exit": (early_exit(TARGET, 2), TREE),
+    "small transformer": (
+        SmallModel(make_target(Transformer(SMALL), guided=False)),
+        TREE,
+    ),
+    "tidar": (tidar(TARGET, 4), Tree.chain(3)),
+    "prompt tokens": (prompt_tokens(TARGET, 3), named_tree("0,1,00")),
+}
+
+
+def target_params():
+    """Parameters of a transformer of `TARGET`."""
+    plain = random_params(replace(TARGET, extra_tokens=0))
+    shape = 3, TARGET.width
+    rows = 0.3 * jax.random.normal(jax.random.key(9), shape, jnp.float32)
+    return with_extra_tokens(plain, rows)
+
+
+def bound_params(drafter):
+    """Random parameters of a drafter that is trained, joined with the target's."""
+    noise = partial(jax.random.normal, jax.random.key(6))
+    made = jax.tree.map(
+        lambda x: (
+            x + 0.1 * noise(x.shape, x.dtype)
+            if jnp.issubdtype(x.dtype, jnp.floating)
+            else x
+        ),
+        drafter.init_params(jax.random.key(5)),
+    )
+    return drafter.bind(made, target_params())
+
+
+def feature_params(name):
+    """Parameters of one of `FEATURES`, joined with the target's where it has some."""
+    drafter, _ = FEATURES[name]
+    if hasattr(drafter, "bind"):
+        return bound_params(drafter)
+    if name in ("dynamic exit", "early exit"):
+        return target_params()
+    small = {"sub-networks": SMALL_THREE, "small transformer": SMALL}
+    return random_params(small[name]) if name in small else None

@@ -1,0 +1,106 @@
+"""Targets, drafters and engines are values: equal, hashable, pickled and copied."""
+
+import copy
+import pickle
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxspec.bench.overhead import given_target
+from jaxspec.config import TransformerConfig
+from jaxspec.drafters.adaptive import Adaptive, ConfidenceCutoff
+from jaxspec.drafters.kangaroo import adapted
+from jaxspec.drafters.lattice import Lattice
+from jaxspec.drafters.small_model import SmallModel
+from jaxspec.models.masked_diffusion import MaskedDiffusion
+from jaxspec.models.target import make_target
+from jaxspec.models.transformer import Transformer
+from jaxspec.spec.loop import generate
+from jaxspec.spec.noise import row_keys
+from jaxspec.spec.sampling import make_sampling
+from jaxspec.spec.state import Engine
+from jaxspec.spec.tree import Tree
+from jaxspec.spec.verify import Lantern
+from jaxspec.testing.toy import toy_params, toy_target
+from tests.drafters.tiny import FEATURES, TABLES, TARGET
+
+TEXT = TransformerConfig(
+    vocab_size=8, layers=1, width=8, heads=2, rope="sequence", condition="none"
+)
+TARGETS = {
+    "classes": lambda: make_target(Transformer(TARGET), taps=(0, 2)),
+    "captions": lambda: make_target(
+        Transformer(replace(TARGET, condition="caption", caption_length=3))
+    ),
+    "kernels": lambda: make_target(Transformer(TARGET, "pallas"), guided=False),
+    "text": lambda: make_target(Transformer(TEXT), guided=False),
+    "guided text": lambda: make_target(Transformer(TEXT)),
+    "kangaroo": lambda: adapted(FEATURES["kangaroo"][0]),
+    "toy": lambda: toy_target(6, 2),
+    "given": lambda: given_target(6, 2, TARGET, jnp.float32),
+}
+DRAFTERS = {
+    **TABLES,
+    **FEATURES,
+    "masked diffusion": (
+        Lattice(MaskedDiffusion(Transformer(TARGET)), TARGET.vocab_size),
+        Tree.chain(2),
+    ),
+    "adaptive": (
+        Adaptive(FEATURES["block"][0], ConfidenceCutoff(0.6, "q")),
+        Tree.chain(2),
+    ),
+}
+
+
+def assert_copies_are_equal(value):
+    for found in (pickle.loads(pickle.dumps(value)), copy.deepcopy(value)):
+        assert found == value and hash(found) == hash(value)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_equal_arguments_make_equal_targets_and_copies(name):
+    target = TARGETS[name]()
+    assert target == TARGETS[name]() and hash(target) == hash(TARGETS[name]())
+    assert_copies_are_equal(target)
+
+
+def test_targets_that_differ_in_anything_are_not_equal():
+    model = Transformer(TARGET)
+    every = [
+        make_target(model),
+        make_target(model, guided=False),
+        make_target(model, taps=(0,)),
+        make_target(Transformer(TARGET, "pallas")),
+        make_target(Transformer(replace(TARGET, layers=2))),
+    ]
+    assert len(set(every)) == len(every)
+
+
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_engines_with_any_drafter_are_equal_to_their_copies(name):
+    drafter, tree = DRAFTERS[name]
+    engine = Engine(TARGETS["classes"](), 8, drafter, tree, Lantern(2, delta=0.2))
+    _ = engine.tree.depth  # tables that a tree has made are no part of it
+    assert_copies_are_equal(engine)
+
+
+def test_a_copied_engine_takes_the_program_that_was_compiled():
+    target = toy_target(6, 2)
+    engine = Engine(target, 4, SmallModel(target), Tree.chain(2))
+    traces = []
+
+    def run(engine, *arguments):
+        traces.append(engine)
+        return generate(engine, *arguments).tokens
+
+    compiled = jax.jit(run, static_argnums=0)
+    params = toy_params(6, 12)
+    prompt = jnp.zeros(2, jnp.int32)
+    arguments = params, params, prompt, make_sampling(2), row_keys(0, 2)
+    wanted = compiled(engine, *arguments)
+    for found in (pickle.loads(pickle.dumps(engine)), copy.deepcopy(engine)):
+        assert (compiled(found, *arguments) == wanted).all()
+    assert len(traces) == 1
