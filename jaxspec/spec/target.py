@@ -27,8 +27,8 @@ class Prefill(NamedTuple):
 class Target:
     """Pure functions of a target model; parameters always come first.
 
-    Functions at the top of a module, or frozen dataclasses with `__call__`, make targets
-    that are equal where they are the same, and that can be pickled; so can engines then.
+    Functions at the top of a module, or frozen dataclasses with `__call__`, make
+    targets (and engines) that can be pickled and are equal to their copies.
 
     Attributes:
       vocab_size: `V`.
