@@ -25,6 +25,7 @@ from jaxspec.models.kv_groups import copy_kv_heads, needed_copies
 from jaxspec.nn.quantize import quantized
 from jaxspec.sharding import RULES, Rules, check_mesh, placement
 from jaxspec.typing import Params
+from jaxspec.writing import write_file
 
 DEFAULT = "fruits64"
 MANIFEST = "manifest.json"
@@ -238,7 +239,7 @@ def write_manifest(root: str | os.PathLike) -> None:
     root = Path(root)
     digests = file_digests(root)
     digests.pop(MANIFEST, None)
-    (root / MANIFEST).write_text(json.dumps(digests, indent=1) + "\n")
+    write_file(root / MANIFEST, (json.dumps(digests, indent=1) + "\n").encode())
 
 
 def check_manifest(folder: Path) -> None:

@@ -1,14 +1,9 @@
-"""Pictures as numbers, as a sheet, and on disk."""
+"""Pictures as numbers, as a sheet, and as bytes of a file."""
 
 import io
-import os
-import tempfile
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
-
-from jaxspec.errors import DataError
 
 
 def to_unit(pictures: np.ndarray) -> np.ndarray:
@@ -38,40 +33,6 @@ def grid_picture(pictures: np.ndarray) -> np.ndarray:
         left = gap + i % columns * (width + gap)
         sheet[top : top + height, left : left + width] = picture
     return sheet
-
-
-def check_writable(path: str | os.PathLike) -> Path:
-    """Fails early where `write_file` would fail late.
-
-    Raises:
-      DataError: the folder is missing or cannot be written, or `path` is a folder.
-    """
-    path = Path(path)
-    folder = path.parent
-    if not folder.is_dir():
-        raise DataError(f"cannot write '{path}': there is no folder '{folder}'")
-    if path.is_dir():
-        raise DataError(f"cannot write '{path}': it is a folder")
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise DataError(f"cannot write '{path}': {error.strerror}") from None
-    return path
-
-
-def write_file(path: str | os.PathLike, data: bytes) -> None:
-    """Writes a file whole or not at all."""
-    path = check_writable(path)
-    handle, fresh = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as out:
-            out.write(data)
-        os.chmod(fresh, 0o644)
-        os.replace(fresh, path)
-    except BaseException:
-        os.unlink(fresh)
-        raise
 
 
 def png_bytes(picture: np.ndarray) -> bytes:

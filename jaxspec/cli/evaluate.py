@@ -164,11 +164,12 @@ def run_pictures(arguments: argparse.Namespace) -> None:
     )
     from jaxspec.evaluate.quality_report import quality_markdown, quality_plot
     from jaxspec.helpers import find_helper
-    from jaxspec.images import png_bytes, write_file
+    from jaxspec.images import png_bytes
     from jaxspec.pipeline import Settings, spread_classes
     from jaxspec.report import json_bytes
     from jaxspec.rules import find_rule
     from jaxspec.trees import tree_for
+    from jaxspec.writing import write_file
 
     for name in arguments.rules:  # told before anything is loaded
         find_rule(name)

@@ -96,7 +96,11 @@ def add_parser(commands) -> None:
         metavar="FILE",
         help="where the pictures go (default: samples.png)",
     )
-    parser.add_argument("--report", metavar="FILE", help="write the numbers as JSON")
+    parser.add_argument(
+        "--report",
+        metavar="FILE",
+        help="write the numbers as JSON; with /dev/stdout the table goes to stderr",
+    )
     parser.add_argument(
         "--compile-cache",
         metavar="DIR",
@@ -120,11 +124,11 @@ def add_parser(commands) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
+    import os
     from dataclasses import replace
-    from pathlib import Path
 
     from jaxspec.errors import ConfigError
-    from jaxspec.images import check_writable
+    from jaxspec.writing import check_writable
 
     if arguments.compile_cache:
         from jaxspec.device import keep_programs
@@ -142,7 +146,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise ConfigError("several processes draw --prompts into --out-dir")
     if arguments.num < 1:
         raise ConfigError(f"--num {arguments.num}: ask for at least one picture")
-    if arguments.report and Path(arguments.report) == Path(arguments.out):
+    report = arguments.report
+    if report and os.path.realpath(report) == os.path.realpath(arguments.out):
         raise ConfigError(f"--out and --report are both '{arguments.out}'")
     for path in filter(None, (arguments.out, arguments.report)):
         check_writable(path)
@@ -152,14 +157,15 @@ def run(arguments: argparse.Namespace) -> None:
 
     from jaxspec.bundle import load_bundle, resolve_classes
     from jaxspec.captions import read_captions
-    from jaxspec.cli.options import chosen_mesh, tell_what_stays_whole
+    from jaxspec.cli.options import chosen_mesh, table_stream, tell_what_stays_whole
     from jaxspec.helpers import find_helper
-    from jaxspec.images import grid_picture, png_bytes, write_file
+    from jaxspec.images import grid_picture, png_bytes
     from jaxspec.pipeline import Settings, decode_pictures, draw, spread_classes
     from jaxspec.report import generation_report, generation_table, json_bytes
     from jaxspec.rules import find_rule
     from jaxspec.spec.tree import Tree
     from jaxspec.trees import default_batch, find_tree, tree_for
+    from jaxspec.writing import write_file
 
     speculative = arguments.drafter != "none"
     # Impossible settings are told before anything is loaded.
@@ -225,5 +231,6 @@ def run(arguments: argparse.Namespace) -> None:
     write_file(arguments.out, png_bytes(grid_picture(pictures)))
     if arguments.report:
         write_file(arguments.report, json_bytes(report))
-    print(generation_table(report))
-    print(f"wrote {arguments.out}")
+    stream = table_stream(arguments.out, arguments.report)
+    print(generation_table(report), file=stream)
+    print(f"wrote {arguments.out}", file=stream)

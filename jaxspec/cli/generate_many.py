@@ -72,7 +72,7 @@ def _draw(
     from jaxspec.device import device_name
     from jaxspec.errors import ConfigError
     from jaxspec.helpers import find_helper
-    from jaxspec.images import png_bytes, write_file
+    from jaxspec.images import png_bytes
     from jaxspec.pipeline import Settings, bundle_for, decode_pictures
     from jaxspec.processes import any_process, check_alike, sum_of_processes
     from jaxspec.report import json_bytes
@@ -81,6 +81,7 @@ def _draw(
     from jaxspec.spec.tree import Tree
     from jaxspec.streaming import stream
     from jaxspec.trees import default_batch, tree_for
+    from jaxspec.writing import write_file
 
     mesh = chosen_mesh(arguments)
     if mesh is None and jax.process_count() > 1:
@@ -241,7 +242,7 @@ def _keep_lines(folder: Path, lines: list[str], first: bool) -> None:
       ConfigError: says which.
     """
     from jaxspec.errors import ConfigError
-    from jaxspec.images import write_file
+    from jaxspec.writing import write_file
 
     file = folder / LINES
     drawn = file.read_text().splitlines() if file.is_file() else []
@@ -262,8 +263,8 @@ def _keep_settings(folder: Path, same: dict[str, Any], first: bool) -> None:
       ConfigError: says what differs.
     """
     from jaxspec.errors import ConfigError
-    from jaxspec.images import write_file
     from jaxspec.report import json_bytes
+    from jaxspec.writing import write_file
 
     file = folder / SETTINGS
     if file.is_file():

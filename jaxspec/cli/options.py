@@ -98,6 +98,16 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def table_stream(*paths: str | None):
+    """Where tables and notes go: stderr when one of the files written is stdout."""
+    import sys
+
+    from jaxspec.writing import open_descriptor
+
+    taken = any(path and open_descriptor(path) == 1 for path in paths)
+    return sys.stderr if taken else sys.stdout
+
+
 def add_devices(parser: argparse.ArgumentParser) -> None:
     """Meshes and processes."""
     group = parser.add_argument_group("devices")

@@ -15,6 +15,7 @@ from jaxspec.convert.mapping import Rule
 from jaxspec.convert.reading.safetensors import write_safetensors
 from jaxspec.convert.transforms import TRANSFORMS
 from jaxspec.errors import ConfigError, DataError
+from jaxspec.writing import write_file
 
 Progress = Callable[[int], object]
 EXPORTS = tuple(name for name, family in FAMILIES.items() if family.export)
@@ -88,9 +89,7 @@ def export(
         file = folder / "model.safetensors"
         write_safetensors(file, table, read)
         text = json.dumps(out.config, indent=2) + "\n"
-        fresh = folder / ".config.json.part"
-        fresh.write_text(text)
-        os.replace(fresh, folder / "config.json")
+        write_file(folder / "config.json", text.encode())
     except OSError as error:
         raise DataError(f"cannot write '{folder}': {error.strerror}") from None
     return file

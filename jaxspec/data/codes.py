@@ -1,6 +1,5 @@
 """Pictures as codes, computed once and kept."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -14,6 +13,7 @@ from jaxspec.data.source import ImageSource
 from jaxspec.images import to_unit
 from jaxspec.models.tokenizer import Tokenizer
 from jaxspec.typing import Params
+from jaxspec.writing import whole_file
 
 
 class Sequences(Protocol):
@@ -105,8 +105,6 @@ def encode_source(
             view = pictures[:, :, ::-1] if mirrored else pictures
             codes[mirrored, rows] = np.asarray(encode(params, view))
     cache_dir.mkdir(parents=True, exist_ok=True)
-    fresh = file.with_suffix(f".{os.getpid()}.tmp")
-    with open(fresh, "wb") as out:
-        np.save(out, codes)
-    fresh.replace(file)
+    with whole_file(file) as stream:
+        np.save(stream, codes)
     return CodeSource(codes, source.labels, digest)

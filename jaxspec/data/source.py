@@ -13,6 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from jaxspec.errors import DataError
+from jaxspec.writing import write_file
 
 # Pictures are kept in memory after the first read when all of them fit in this.
 _MEMORY_BYTES = 1 << 30
@@ -136,5 +137,6 @@ def _class_names(name, records, data_dir, manual_dir):
     if not kept.is_file():
         if manual_dir is None:
             raise DataError(f"'{kept}' is missing; give --manual-dir once more")
-        kept.write_text(json.dumps(own[name].class_names(Path(manual_dir))))
+        names = own[name].class_names(Path(manual_dir))
+        write_file(kept, json.dumps(names).encode())
     return json.loads(kept.read_text())

@@ -1,7 +1,6 @@
 """What the target says of every sequence, computed once and kept on disk."""
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from jaxspec.checkpoint import Checkpoint, digest_of
 from jaxspec.data.codes import CodeSource, Sequences
 from jaxspec.errors import ConfigError
 from jaxspec.models.transformer import Transformer
+from jaxspec.writing import whole_file
 
 DTYPES: dict[str, Any] = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -75,10 +75,9 @@ def keep_features(
         return jnp.stack(streams, axis=1).astype(kind)
 
     cache_dir.mkdir(parents=True, exist_ok=True)
-    fresh = file.with_suffix(f".{os.getpid()}.tmp")
-    found = np.memmap(fresh, kind, "w+", shape=shape)
-    size = f"keeping features ({found.nbytes / 1e9:.1f} GB)"
-    try:
+    with whole_file(file) as stream:
+        found = np.memmap(stream, kind, "w+", shape=shape)
+        size = f"keeping features ({found.nbytes / 1e9:.1f} GB)"
         with tqdm(total=len(codes), desc=size, unit="sequence") as bar:
             for start in range(0, len(codes), batch):
                 rows = np.arange(start, start + batch) % len(codes)
@@ -88,7 +87,4 @@ def keep_features(
                 found[here] = np.asarray(some)[: here.stop - start]
                 bar.update(here.stop - start)
         found.flush()
-        fresh.replace(file)
-    finally:
-        fresh.unlink(missing_ok=True)  # what was cut off is large
     return np.memmap(file, kind, "r", shape=shape)

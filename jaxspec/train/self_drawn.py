@@ -1,7 +1,6 @@
 """Sequences that the target itself draws, to train its drafters on."""
 
 import hashlib
-import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from jaxspec.spec.loop import generate
 from jaxspec.spec.noise import row_keys
 from jaxspec.spec.sampling import active_steps, make_sampling
 from jaxspec.spec.state import Engine
+from jaxspec.writing import whole_file
 
 
 def draw_source(
@@ -71,8 +71,6 @@ def draw_source(
     kind = np.uint16 if config.vocab_size <= 1 << 16 else np.int32
     codes = np.concatenate(parts)[None, :count].astype(kind)
     cache_dir.mkdir(parents=True, exist_ok=True)
-    fresh = file.with_suffix(f".{os.getpid()}.tmp")
-    with open(fresh, "wb") as out_file:
-        np.save(out_file, codes)
-    fresh.replace(file)
+    with whole_file(file) as stream:
+        np.save(stream, codes)
     return CodeSource(codes, labels, digest)

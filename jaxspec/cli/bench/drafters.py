@@ -99,10 +99,10 @@ def run(arguments: argparse.Namespace) -> None:
     )
     from jaxspec.bundle import load_bundle
     from jaxspec.helpers import find_helper
-    from jaxspec.images import write_file
     from jaxspec.pipeline import Settings, spread_classes
     from jaxspec.report import json_bytes
     from jaxspec.rules import find_rule
+    from jaxspec.writing import write_file
 
     for name in arguments.rules:  # told before anything is loaded
         find_rule(name)

@@ -42,8 +42,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     from jaxspec.bench.hardware import bench_hardware
     from jaxspec.device import default_dtype, device_name
-    from jaxspec.images import write_file
     from jaxspec.report import json_bytes
+    from jaxspec.writing import write_file
 
     stem, dtype = arguments.out, arguments.dtype or default_dtype()
     command = f"jaxspec bench hardware --dtype {dtype} --minutes {arguments.minutes:g}"

@@ -23,7 +23,7 @@ def check_out(stem: str, *suffixes: str) -> None:
     Raises:
       DataError: a file cannot be written.
     """
-    from jaxspec.images import check_writable
+    from jaxspec.writing import check_writable
 
     for suffix in suffixes:
         check_writable(stem + suffix)
@@ -105,8 +105,9 @@ def write_report(
       compare: an earlier report, and the columns that tell rows apart; how times
         changed is shown.
     """
-    from jaxspec.images import png_bytes, write_file
+    from jaxspec.images import png_bytes
     from jaxspec.report import json_bytes
+    from jaxspec.writing import write_file
 
     whole = {"command": command, **result}
     write_file(stem + ".json", json_bytes(whole))

@@ -50,7 +50,7 @@ def add_parser(measurements) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Runs the sub-command."""
     from jaxspec.errors import ConfigError
-    from jaxspec.images import check_writable
+    from jaxspec.writing import check_writable
 
     if arguments.num < 1:
         raise ConfigError(f"--num {arguments.num}: ask for at least one picture")
@@ -59,10 +59,11 @@ def run(arguments: argparse.Namespace) -> None:
 
     from jaxspec.bench.plan import NODES, plan_text, plan_tree
     from jaxspec.bundle import load_bundle
-    from jaxspec.images import write_file
+    from jaxspec.cli.options import table_stream
     from jaxspec.pipeline import Settings, spread_classes
     from jaxspec.report import json_bytes
     from jaxspec.trees import default_batch
+    from jaxspec.writing import write_file
 
     batch = default_batch() if arguments.batch is None else arguments.batch
     bundle = load_bundle(arguments.checkpoint)
@@ -80,4 +81,4 @@ def run(arguments: argparse.Namespace) -> None:
         }
         result = {"command": command_line("bench plan", options), **result}
         write_file(arguments.out, json_bytes(result))
-    print(plan_text(result))
+    print(plan_text(result), file=table_stream(arguments.out))

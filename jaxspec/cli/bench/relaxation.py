@@ -55,8 +55,8 @@ def run(arguments: argparse.Namespace) -> None:
         relaxation_plot,
     )
     from jaxspec.bundle import load_bundle
-    from jaxspec.images import write_file
     from jaxspec.report import json_bytes
+    from jaxspec.writing import write_file
 
     changed = {k: [v] for k, v in numbers.items() if v != NUMBERS[k][0]}
     options = {

@@ -6,7 +6,6 @@ tensor at a time, and a header that names a tensor twice must be refused.
 
 import json
 import math
-import os
 import struct
 from collections.abc import Iterable
 from dataclasses import replace
@@ -18,6 +17,7 @@ import numpy as np
 
 from jaxspec.convert.reading.stored import Stored, printable
 from jaxspec.errors import DataError
+from jaxspec.writing import whole_file
 
 DTYPES: dict[str, Any] = {
     "F64": np.float64,
@@ -165,19 +165,10 @@ def write_safetensors(
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    fresh = file.with_name(f".{file.name}.part")
-    try:
-        with open(fresh, "wb") as stream:
-            stream.write(struct.pack("<Q", len(text)) + text)
-            for name, shape, dtype in tensors:
-                array = np.asarray(read(name), order="C")
-                if array.shape != tuple(shape) or array.dtype != np.dtype(dtype):
-                    raise DataError(
-                        f"{name} is {array.dtype}{array.shape}, not {shape}"
-                    )
-                stream.write(array.reshape(-1).view(np.uint8).data)
-        os.replace(fresh, file)
-    except OSError as error:
-        raise DataError(f"cannot write '{file}': {error.strerror}") from None
-    finally:
-        fresh.unlink(missing_ok=True)
+    with whole_file(file) as stream:
+        stream.write(struct.pack("<Q", len(text)) + text)
+        for name, shape, dtype in tensors:
+            array = np.asarray(read(name), order="C")
+            if array.shape != tuple(shape) or array.dtype != np.dtype(dtype):
+                raise DataError(f"{name} is {array.dtype}{array.shape}, not {shape}")
+            stream.write(array.reshape(-1).view(np.uint8).data)
