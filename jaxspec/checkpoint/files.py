@@ -4,45 +4,74 @@ import contextlib
 import hashlib
 import os
 import shutil
-import tempfile
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from jaxspec.errors import CheckpointError
+from jaxspec.fresh import alone_in, fresh_folder
 
 
 def recover(path: str | os.PathLike) -> Path:
-    """Finishes a replacement that was cut off between its two renames."""
-    path = Path(path)
-    old = path.with_name(f".{path.name}.old")
-    if old.is_dir() and not path.exists():
-        old.rename(path)
-    return path
+    """Finishes a replacement that was cut off between its two renames.
+
+    Returns:
+      The path, which may be a link to the folder.
+    """
+    target = Path(os.path.realpath(path))
+    if _is_cut_off(target):
+        with alone_in(target.parent):  # another process may be between the two
+            if _is_cut_off(target):
+                _old(target).rename(target)
+    return Path(path)
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a fresh sibling folder that takes `path`'s place when all went well."""
+    """Yields a fresh folder that takes `path`'s place when all went well.
+
+    A link stays, and the folder it leads to is replaced. A folder that is there hands
+    on its permissions; a new one has what the umask leaves.
+
+    Raises:
+      CheckpointError: the place cannot be written.
+    """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        recover(path)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        os.chmod(fresh, 0o755)
+        target = Path(os.path.realpath(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        recover(target)
+        if target.exists() and not target.is_dir():
+            raise CheckpointError(f"cannot write '{path}': it is no folder")
+        with fresh_folder(target) as fresh:
+            yield fresh
+            if target.exists():
+                os.chmod(fresh, stat.S_IMODE(target.stat().st_mode))
+            with alone_in(target.parent):
+                _swap(fresh, target)
     except OSError as error:
-        raise CheckpointError(f"cannot write '{path}': {error.strerror}") from None
+        reason = error.strerror or error
+        raise CheckpointError(f"cannot write '{path}': {reason}") from None
+
+
+def _swap(fresh: Path, target: Path) -> None:
+    old = _old(target)
+    shutil.rmtree(old, ignore_errors=True)
     try:
-        yield fresh
-        old = path.with_name(f".{path.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        if path.exists():
-            path.rename(old)
-        fresh.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise CheckpointError(f"cannot write '{path}': {error.strerror}") from None
+        if target.exists():
+            target.rename(old)
+        fresh.rename(target)
     finally:
-        recover(path)
-        shutil.rmtree(fresh, ignore_errors=True)
+        if _is_cut_off(target):
+            old.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _old(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")
+
+
+def _is_cut_off(target: Path) -> bool:
+    return _old(target).is_dir() and not target.exists()
 
 
 def file_digests(folder: str | os.PathLike) -> dict[str, str]:

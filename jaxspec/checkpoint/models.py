@@ -18,12 +18,12 @@ import numpy as np
 from jaxspec.checkpoint.files import recover, replacing
 from jaxspec.checkpoint.trees import (
     Placement,
-    metadata,
     named_leaves,
     nested,
-    quiet,
+    parts_of,
     read_tree,
     some_of,
+    stored_in,
     write_parts,
     write_tree,
 )
@@ -108,11 +108,13 @@ def _write_notes(
         "config": to_dict(checkpoint.config),
         "about": checkpoint.about,
     }
-    (folder / "config.json").write_text(json.dumps(record, indent=2) + "\n")
+    (folder / "config.json").write_text(
+        json.dumps(record, indent=2) + "\n", encoding="utf-8"
+    )
     if checkpoint.neighbours is not None:
         _write_neighbours(folder / NEIGHBOURS, checkpoint.neighbours)
     for name, text in (notes or {}).items():
-        (folder / name).write_text(text)
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def save_leaves(
@@ -154,7 +156,7 @@ def read_config(path: str | os.PathLike) -> Checkpoint:
     if not path.is_dir():
         raise CheckpointError(f"no checkpoint folder at '{path}'; check the path")
     try:
-        record = json.loads(file.read_text())
+        record = json.loads(file.read_text(encoding="utf-8"))
         if record["format"] != FORMAT:
             raise CheckpointError(
                 f"'{path}' has format {record['format']}; this jaxspec reads format "
@@ -225,9 +227,8 @@ def load_some(path: str | os.PathLike, names: Iterable[str]) -> Params:
     head, names = read_config(path), set(names)
     like = dict(named_leaves(abstract_params(head.kind, head.config)))
     folder, found = Path(path) / "params", {}
-    for part in sorted(folder.glob("part_*")) or [folder]:
-        with quiet():
-            here = dict(named_leaves(metadata(part)))
+    for part in parts_of(folder):
+        here = stored_in(part)
         if names & set(here):
             some = nested({name: like[name] for name in here if name in like})
             leaves = named_leaves(read_tree(part, some))

@@ -1,0 +1,197 @@
+"""Saves: where they go, and what they leave when they are cut off."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxspec.bundle import embedded_folder
+from jaxspec.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    load_state,
+    save,
+    save_state,
+)
+from jaxspec.checkpoint.trees import read_tree, write_tree
+from jaxspec.config import TransformerConfig
+from jaxspec.errors import CheckpointError
+from jaxspec.models.transformer import Transformer
+
+CONFIG = TransformerConfig(vocab_size=8, layers=1, width=16, heads=2, grid=2, classes=2)
+PRIOR = embedded_folder() / "fruits64" / "prior"
+TREE = {
+    "a": {"b": jnp.arange(12.0).reshape(3, 4), "c": jnp.ones((), jnp.bfloat16)},
+    "zero": jnp.zeros((5, 2)),
+    "bytes": jnp.arange(-2, 2, dtype=jnp.int8),
+    "large": jnp.arange(3 << 20, dtype=jnp.float32).reshape(-1, 1),
+}
+
+
+def test_orbax_reads_what_is_written_and_is_read(tmp_path):
+    import orbax.checkpoint as ocp
+
+    write_tree(tmp_path / "ours", TREE)
+    shapes = jax.eval_shape(lambda: TREE)
+    with ocp.StandardCheckpointer() as checkpointer:
+        theirs = checkpointer.restore(tmp_path / "ours", shapes)
+        checkpointer.save(tmp_path / "theirs", TREE)
+    chex.assert_trees_all_equal(theirs, TREE)
+    for name in ("ours", "theirs"):
+        found = read_tree(tmp_path / name, shapes)
+        chex.assert_trees_all_equal(found, TREE)
+        chex.assert_trees_all_equal_dtypes(found, TREE)
+
+
+def test_a_missing_piece_is_no_zero(tmp_path):
+    """An array that is all zeros is stored; one that is not there is damage."""
+    import tensorstore as ts
+
+    write_tree(tmp_path / "x", TREE)
+    base = {"driver": "file", "path": f"{tmp_path / 'x'}/"}
+    store = ts.KvStore.open({"driver": "ocdbt", "base": base}).result()
+    store.write(b"zero/0.0", None).result()
+    with pytest.raises(CheckpointError, match="damaged"):
+        read_tree(tmp_path / "x", jax.eval_shape(lambda: TREE))
+
+
+def test_threads_load_side_by_side_and_leave_stderr_alone(capfd):
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(load_checkpoint, [PRIOR] * 8))
+    chex.assert_trees_all_equal(*(x.params for x in found[:2]))
+    os.write(2, b"still here")
+    assert capfd.readouterr().err == "still here"
+
+
+LOAD = """
+import sys
+from jaxspec.checkpoint import load_checkpoint
+assert load_checkpoint(sys.argv[1]).kind == "prior"
+"""
+
+
+def test_what_is_loaded_needs_no_stderr():
+    command = f'"{sys.executable}" -c "$1" "$2" 2>&-'
+    subprocess.run(["sh", "-c", command, "sh", LOAD, PRIOR], check=True)
+
+
+def test_a_linked_folder_stays_a_link(tmp_path):
+    place, link = tmp_path / "disk" / "state", tmp_path / "run" / "state"
+    place.parent.mkdir()
+    link.parent.mkdir()
+    link.symlink_to(place)
+    for n in (1, 2, 3):  # first it leads to nothing
+        save_state(link, {"x": jnp.full(2, n)}, {"note": str(n)})
+        assert link.is_symlink() and (place / "note").read_text() == str(n)
+        found = load_state(link, {"x": jnp.zeros(2, jnp.int32)})
+        assert found["x"].tolist() == [n, n]
+    assert [p.name for p in place.parent.iterdir()] == ["state"]
+    assert [p.name for p in link.parent.iterdir()] == ["state"]
+
+
+def test_a_folder_keeps_its_permissions(tmp_path):
+    before = os.umask(0o077)
+    try:
+        save_state(tmp_path / "s", {"x": jnp.ones(2)})
+        assert (tmp_path / "s").stat().st_mode & 0o777 == 0o700
+        (tmp_path / "s").chmod(0o750)
+        save_state(tmp_path / "s", {"x": jnp.ones(2)})
+        assert (tmp_path / "s").stat().st_mode & 0o777 == 0o750
+    finally:
+        os.umask(before)
+
+
+def test_a_file_in_the_way_stays(tmp_path):
+    (tmp_path / "prior").write_text("mine")
+    params = Transformer(CONFIG).init(jax.random.key(0))
+    with pytest.raises(CheckpointError, match="prior': it is no folder"):
+        save(tmp_path / "prior", Checkpoint("prior", CONFIG, params))
+    assert (tmp_path / "prior").read_text() == "mine"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+# Saves again and again, and prints a line before each save.
+SAVING = """
+import itertools, sys
+import jax.numpy as jnp, numpy as np
+from jaxspec.checkpoint import save_state
+rng = np.random.default_rng(0)
+numbers = jnp.asarray(rng.standard_normal((1 << 20, 4), np.float32))
+state = {f"x{i}": numbers for i in range(6)}
+for n in itertools.count():
+    print(n, flush=True)
+    save_state(sys.argv[1], state | {"n": np.int32(n)}, {"n": str(n)})
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_save_that_is_cut_off_leaves_a_state_and_ends_in_seconds(tmp_path, number):
+    place = tmp_path / "state"
+    like = {f"x{i}": jnp.zeros((1 << 20, 4)) for i in range(6)} | {"n": np.int32(0)}
+    command = [sys.executable, "-c", SAVING, place]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as child:
+        lines = [child.stdout.readline() for _ in range(2)]
+        time.sleep(0.15)  # in the middle of the second save
+        child.send_signal(number)
+        began = time.perf_counter()
+        _, error = child.communicate(timeout=30)
+    assert time.perf_counter() - began < 5 and lines == ["0\n", "1\n"]
+    (note,) = place.glob("n")
+    assert int(load_state(place, like)["n"]) == int(note.read_text())
+    if number == signal.SIGINT:  # one traceback, of the interrupt itself
+        assert error.count("Traceback") == 1 and error.endswith("KeyboardInterrupt\n")
+        assert os.listdir(tmp_path) == ["state"]
+    save_state(place, {"n": np.int32(7)})  # clears what the killed one left
+    assert os.listdir(tmp_path) == ["state"]
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_the_old_state(tmp_path):
+    place = tmp_path / "state"
+    state = {"x": jnp.asarray(np.random.default_rng(0).standard_normal(1 << 16))}
+    save_state(place, state)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for size in (10, 1 << 14):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        try:
+            with pytest.raises(CheckpointError) as error:
+                save_state(place, {"x": state["x"] + 1})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert str(error.value) == f"cannot write '{place}': File too large"
+    chex.assert_trees_all_equal(load_state(place, state), state)
+    assert os.listdir(tmp_path) == ["state"]
+
+
+def test_readers_do_not_undo_a_save(tmp_path):
+    """Many look for a state that was cut off while another thread replaces it."""
+    place, ended = tmp_path / "state", threading.Event()
+    save_state(place, {"x": jnp.ones(2)}, {"note": "0"})
+
+    def look():
+        from jaxspec.checkpoint import recover
+
+        while not ended.is_set():
+            recover(place)
+
+    with ThreadPoolExecutor(2) as pool:
+        looking = [pool.submit(look) for _ in range(2)]
+        try:
+            for n in range(20):
+                save_state(place, {"x": jnp.ones(2)}, {"note": str(n)})
+                assert (place / "note").read_text() == str(n)
+        finally:
+            ended.set()
+    assert [x.result() for x in looking] == [None, None]
+    assert json.loads((place / "note").read_text()) == 19
