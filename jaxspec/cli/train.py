@@ -11,7 +11,9 @@ def add_parser(commands) -> None:
         description="Trains one part of a preset. Tokenizer, prior and drafter are "
         "trained in this order, in one working folder, because each reads the one "
         "before; the classifier, which measures pictures, reads none. A run that was "
-        "stopped goes on where it was when the same command is given again.",
+        "stopped goes on where it was when the same command is given again; more "
+        "--steps lengthen a finished one, and the preset's learning rate, warm-up, "
+        "decays and intervals may change in between.",
         epilog="Example: jaxspec train tokenizer --config configs/fruits64_cpu.py "
         "--manual-dir DIR_OF_FRUITS360 --workdir runs/fruits64",
     )

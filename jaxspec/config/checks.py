@@ -1,5 +1,8 @@
 """What every configuration checks."""
 
+import math
+from collections.abc import Callable
+from numbers import Integral, Real
 from typing import Any
 
 from jaxspec.errors import ConfigError
@@ -16,6 +19,35 @@ def positive(config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         require(value >= 1, f"{name}={value} must be at least 1")
+
+
+def whole(config: Any, least: int, *names: str) -> None:
+    """Raises `ConfigError` unless the named fields are whole, `least` or more."""
+    for name in names:
+        value = getattr(config, name)
+        good = isinstance(value, Integral) and not isinstance(value, bool)
+        require(
+            good and value >= least,
+            f"{name}={value!r} must be a whole number of at least {least}",
+        )
+
+
+def number(config: Any, words: str, fits: Callable[[Any], bool], *names: str) -> None:
+    """Raises `ConfigError` unless the named fields are finite numbers that fit.
+
+    Args:
+      config: has the fields.
+      words: what a number must be, such as "above 0".
+      fits: whether it is.
+      names: of the fields.
+    """
+    for name in names:
+        value = getattr(config, name)
+        good = isinstance(value, Real) and not isinstance(value, bool)
+        require(
+            good and math.isfinite(value) and fits(value),
+            f"{name}={value!r} must be a number {words}",
+        )
 
 
 def even_heads(heads: int, width: int) -> None:

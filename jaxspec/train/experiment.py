@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from jaxspec.config import TokenizerConfig, TransformerConfig
+from jaxspec.config.checks import number, whole
 from jaxspec.drafters.kinds import DrafterConfig, make_drafter
 from jaxspec.errors import ConfigError
 from jaxspec.train.divergence import Divergence
@@ -70,6 +71,32 @@ class TrainingConfig:
     evaluate_every: int = 500
     save_every: int = 500
 
+    def __post_init__(self):
+        whole(self, 1, "steps", "batch", "log_every", "evaluate_every", "save_every")
+        whole(self, 0, "warmup", "seed")
+        number(self, "above 0", lambda x: x > 0, "learning_rate", "clip")
+        number(self, "of at least 0", lambda x: x >= 0, "weight_decay")
+        number(self, "from 0 to below 1", lambda x: 0 <= x < 1, "beta2", "ema")
+        if self.compute_dtype not in ("float32", "bfloat16"):
+            raise ConfigError(
+                f"compute_dtype={self.compute_dtype!r}; choose float32, bfloat16"
+            )
+
+
+# What may be changed when a training goes on; the rest says which training it is.
+MAY_CHANGE = (
+    "steps",
+    "learning_rate",
+    "warmup",
+    "beta2",
+    "weight_decay",
+    "clip",
+    "ema",
+    "log_every",
+    "evaluate_every",
+    "save_every",
+)
+
 
 Objective = Literal["next", "sorted", "masked", "continuation", "refinement", "tidar"]
 
@@ -92,6 +119,7 @@ class PriorTrainingConfig(TrainingConfig):
     block: int = 8
 
     def __post_init__(self):
+        super().__post_init__()
         if self.objective not in get_args(Objective):
             known = ", ".join(get_args(Objective))
             raise ConfigError(f"objective={self.objective!r}; choose {known}")
@@ -101,8 +129,7 @@ class PriorTrainingConfig(TrainingConfig):
             n < 1 for n in self.exits
         ):
             raise ConfigError(f"exits={self.exits} must rise, from 1 on")
-        if self.block < 1:
-            raise ConfigError(f"block={self.block} must be at least 1")
+        whole(self, 1, "block")
 
 
 @dataclass(frozen=True)
@@ -131,15 +158,17 @@ class DrafterTrainingConfig(TrainingConfig):
     cached: Literal["no", "float32", "bfloat16"] = "no"
 
     def __post_init__(self):
+        super().__post_init__()
+        number(self, "above 0", lambda x: x > 0, "decay")
+        number(self, "of at least 1", lambda x: x >= 1, "guidance")
+        number(self, "from 0 to 1", lambda x: 0 <= x <= 1, "null_share")
+        number(self, "of at least 0", lambda x: x >= 0, "regression")
+        whole(self, 0, "drawn")
         if self.cached not in ("no", "float32", "bfloat16"):
             raise ConfigError(f"cached={self.cached!r}; choose no, float32, bfloat16")
         if self.divergence not in get_args(Divergence):
             known = ", ".join(get_args(Divergence))
             raise ConfigError(f"divergence={self.divergence!r}; choose {known}")
-        if self.guidance < 1:
-            raise ConfigError(f"guidance={self.guidance} must be at least 1")
-        if self.drawn < 0:
-            raise ConfigError(f"drawn={self.drawn} must not be negative")
 
 
 @dataclass(frozen=True)
@@ -202,14 +231,15 @@ class Experiment:
 
 
 def fingerprint(model: Any, training: TrainingConfig, *sources: Any) -> str:
-    """A digest of all that decides a training's course; `steps` included.
+    """A digest of what is trained on what; `MAY_CHANGE` is left out.
 
     Args:
       model: the model's frozen configuration.
       training: its training's settings.
       sources: what it reads: the data's configuration, digests of earlier parts.
     """
-    text = repr((model, training, *sources))
+    fixed = {k: v for k, v in vars(training).items() if k not in MAY_CHANGE}
+    text = repr((model, sorted(fixed.items()), *sources))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

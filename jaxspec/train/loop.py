@@ -8,12 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from jaxspec.checkpoint import load_state, recover, save_state
+from jaxspec.checkpoint import load_state, save_state
 from jaxspec.errors import CheckpointError, NonFiniteError
 from jaxspec.train.experiment import TrainingConfig
+from jaxspec.train.progress import (
+    METRICS,
+    PROGRESS,
+    begin_or_resume,
+    best_of,
+    drop_later_lines,
+)
 
 Metrics = dict[str, float]
 
@@ -50,75 +58,87 @@ def fit(
       "step" and "seconds" (of the whole training, over all its runs).
 
     Raises:
-      NonFiniteError: the loss became NaN or infinite.
+      NonFiniteError: loss or weights became NaN or infinite; nothing of it is saved.
       CheckpointError: `workdir` holds the state of another training.
+      ConfigError: it holds one that cannot go on so; see `train.progress`.
     """
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    log = workdir / "metrics.jsonl"
-    progress = {"step": 0, "seconds": 0.0, "best": None, "fingerprint": fingerprint}
-    saved = recover(workdir / "state")
-    if saved.is_dir():
-        progress = json.loads((saved / "progress.json").read_text())
-        if progress["fingerprint"] != fingerprint:
-            raise CheckpointError(
-                f"'{workdir}' holds a training with another preset or of an earlier "
-                "part that has changed; remove it or choose another --workdir"
-            )
+    log, saved = workdir / "metrics.jsonl", workdir / "state"
+    progress = begin_or_resume(workdir, config, fingerprint, label)
+    best = None
+    if progress["step"]:
         state = load_state(saved, state)
-    _truncate(log, progress["step"])
+        best = best_of(workdir, fingerprint)
+    drop_later_lines(log, progress["step"])
 
     began = time.perf_counter() - progress["seconds"]
     bar = tqdm(total=config.steps, initial=progress["step"], desc=label, mininterval=1)
-    with open(log, "a") as lines, bar:
+    with open(log, "a", encoding="utf-8") as lines, bar:
         for step in range(progress["step"], config.steps):
             state, metrics = step_fn(state, np.int32(step), batch_fn(step))
             done = step + 1
             bar.update()
-            if done % config.log_every == 0 or done == config.steps:
+
+            def due(every: int, done: int = done) -> bool:
+                return done % every == 0 or done == config.steps
+
+            keeping = due(config.evaluate_every) or due(config.save_every)
+            if due(config.log_every) or keeping:
                 values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+                _check(values["loss"], state if keeping else (), done, progress["step"])
+            if due(config.log_every):
                 _write(lines, {"step": done, **values})
                 bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
-                if not np.isfinite(values["loss"]):
-                    raise NonFiniteError(
-                        f"the training loss is {values['loss']} at step {done}; lower "
-                        f"learning_rate and start again from '{saved}'"
-                    )
-            if done % config.evaluate_every == 0 or done == config.steps:
+            if due(config.evaluate_every):
                 values = evaluate(state)
+                if np.isnan(values["heldout_loss"]):
+                    raise _not_finite(
+                        "the held-out loss is nan", done, progress["step"]
+                    )
                 _write(lines, {"step": done, **values})
-                best = progress["best"]
-                if best is None or not values["heldout_loss"] >= best["heldout_loss"]:
-                    progress["best"] = {"step": done, **values}
-                    save_state(workdir / "best", keep(state))
+                if best is None or values["heldout_loss"] < best["heldout_loss"]:
+                    best = {"step": done, **values}
+                    note = json.dumps({"fingerprint": fingerprint, "metrics": best})
+                    save_state(workdir / "best", keep(state), {METRICS: note})
                 tqdm.write(
                     f"{label} step {done}: "
                     + ", ".join(f"{k} {v:.4g}" for k, v in values.items()),
                     file=sys.stderr,
                 )
-            if done % config.save_every == 0 or done == config.steps:
+            if due(config.save_every):
                 progress.update(step=done, seconds=time.perf_counter() - began)
-                lines.flush()
-                note = json.dumps(progress)
-                save_state(saved, state, {"progress.json": note})
-    assert progress["best"] is not None
+                save_state(saved, state, {PROGRESS: json.dumps(progress)})
+    if best is None:
+        raise CheckpointError(
+            f"'{workdir / 'best'}' is missing; remove '{workdir}' and train again"
+        )
     kept = load_state(workdir / "best", jax.eval_shape(keep, state))
-    return kept, {**progress["best"], "seconds": progress["seconds"]}
+    return kept, {**best, "seconds": progress["seconds"]}
+
+
+def _check(loss: float, state: Any, step: int, saved: int) -> None:
+    """Refuses a loss, or weights that are about to be kept, that are no numbers."""
+    if not np.isfinite(loss):
+        raise _not_finite(f"the training loss is {loss}", step, saved)
+    if not _finite(state):
+        raise _not_finite("weights are NaN or infinite", step, saved)
+
+
+@jax.jit
+def _finite(tree: Any) -> jax.Array:
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.all(jnp.array([jnp.isfinite(x).all() for x in floats], bool))
+
+
+def _not_finite(what: str, step: int, saved: int) -> NonFiniteError:
+    where = f"goes on from step {saved}" if saved else "begins again"
+    return NonFiniteError(
+        f"{what} at step {step}; lower learning_rate in the preset and give the same "
+        f"command again: it {where}"
+    )
 
 
 def _write(lines, record: dict[str, Any]) -> None:
     lines.write(json.dumps(record) + "\n")
     lines.flush()
-
-
-def _truncate(log: Path, step: int) -> None:
-    """Drops lines of steps that will be taken again."""
-    if log.exists():
-        kept = [
-            line
-            for line in log.read_text().splitlines(keepends=True)
-            if line.endswith("\n") and json.loads(line)["step"] <= step
-        ]
-        fresh = log.with_suffix(".tmp")
-        fresh.write_text("".join(kept))
-        fresh.replace(log)

@@ -194,14 +194,30 @@ def test_a_killed_run_resumes_to_the_same_losses_bit_for_bit(
     assert losses(workdir, part) == losses(trained, part)
 
 
+OTHER_SEED = """
+from dataclasses import replace
+from jaxspec.train.experiment import load_experiment
+
+
+def get_config():
+    tiny = load_experiment({tiny!r})
+    return replace(tiny, train_prior=replace(tiny.train_prior, seed=1))
+"""
+
+
 def test_a_state_of_another_training_is_refused(trained, tmp_path, data, capsys):
     workdir = tmp_path / "run"
     shutil.copytree(trained, workdir)
-    assert main(train("prior", workdir, data, "--steps", "13")) == 2
+    other = tmp_path / "other.py"
+    other.write_text(OTHER_SEED.format(tiny=str(TINY)))
+    command = train("prior", workdir, data)
+    command[command.index("--config") + 1] = str(other)
+    assert main(command) == 2
     assert "choose another --workdir" in capsys.readouterr().err
-    # A new prior makes the old drafter's state useless, too.
-    shutil.rmtree(workdir / "prior")
+    # The same may go on, and makes the old drafter's state useless.
     assert main(train("prior", workdir, data, "--steps", "13")) == 0
+    assert "goes on at step 12 with steps 13 (was 12)" in capsys.readouterr().err
+    assert [line["step"] for line in losses(workdir, "prior")][-2:] == [13, 13]
     assert main(train("drafter", workdir, data)) == 2
     with pytest.raises(CheckpointError, match="trained for another prior"):
         load_bundle(workdir / "checkpoint")
@@ -211,7 +227,7 @@ def test_a_killed_save_leaves_the_old_state(tmp_path, monkeypatch):
     place = tmp_path / "state"
     save_state(place, {"x": jnp.ones(3)}, {"note": "old"})
 
-    def die(*_):
+    def die(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Path, "write_text", die)

@@ -1,0 +1,187 @@
+"""The loop of all trainings: what it keeps, refuses, and goes on from."""
+
+import json
+from dataclasses import replace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxspec.checkpoint import load_state
+from jaxspec.errors import CheckpointError, ConfigError, NonFiniteError
+from jaxspec.train.experiment import (
+    MAY_CHANGE,
+    DrafterTrainingConfig,
+    PriorTrainingConfig,
+    TrainingConfig,
+    fingerprint,
+)
+from jaxspec.train.loop import fit
+
+CONFIG = TrainingConfig(
+    steps=12, batch=2, log_every=7, evaluate_every=3, save_every=2, learning_rate=0.1
+)
+START = {"w": jnp.ones(3), "count": jnp.zeros((), jnp.int32)}
+
+
+def run(workdir, config, spoil=lambda step: {}):
+    """A weight that goes down; `spoil` of a step replaces a number by NaN."""
+
+    def step_fn(state, step, _):
+        bad = spoil(int(step) + 1)
+        w = state["w"] - config.learning_rate * state["w"] + bad.get("w", 0.0)
+        loss = jnp.sum(state["w"] ** 2) + bad.get("loss", 0.0)
+        return {"w": w, "count": state["count"] + 1}, {"loss": loss}
+
+    def evaluate(state):
+        bad = spoil(int(state["count"]))
+        return {"heldout_loss": float(jnp.sum(state["w"])) + bad.get("heldout", 0.0)}
+
+    print_of = fingerprint("model", config, "data")
+    return fit(
+        workdir, config, START, step_fn, lambda step: None, evaluate,
+        lambda state: {"w": state["w"]}, "toy", print_of,
+    )  # fmt: skip
+
+
+def lines_of(workdir):
+    text = (workdir / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("what", ["loss", "w", "heldout"])
+def test_what_is_no_number_is_not_kept_and_a_lower_rate_goes_on(what, tmp_path, capsys):
+    """From step 5 on something is NaN: at no multiple of `log_every`."""
+
+    def spoil(step):
+        return {what: np.nan} if step >= 5 else {}
+
+    with pytest.raises(NonFiniteError, match="goes on from step 4$") as error:
+        run(tmp_path, CONFIG, spoil)
+    assert "lower learning_rate" in str(error.value) and "at step 6" in str(error.value)
+    state = load_state(tmp_path / "state", START)
+    best = load_state(tmp_path / "best", {"w": START["w"]})
+    assert int(state["count"]) == 4
+    assert bool(jnp.isfinite(state["w"]).all() & jnp.isfinite(best["w"]).all())
+    capsys.readouterr()
+    kept, metrics = run(tmp_path, replace(CONFIG, learning_rate=0.05))
+    assert "toy goes on at step 4 with learning_rate 0.05 (was 0.1)\n" in (
+        capsys.readouterr().err
+    )
+    np.testing.assert_allclose(kept["w"], 0.9**4 * 0.95**8, rtol=1e-6)
+    assert metrics["step"] == 12
+
+
+def test_without_a_saved_state_it_begins_again(tmp_path):
+    with pytest.raises(NonFiniteError, match="begins again$"):
+        run(tmp_path, CONFIG, lambda step: {"loss": np.nan})
+    assert run(tmp_path, CONFIG)[1]["step"] == 12
+
+
+def test_a_finished_training_is_lengthened(tmp_path):
+    """As if it had been asked for all steps at once."""
+    run(tmp_path / "whole", replace(CONFIG, steps=24, log_every=1))
+    run(tmp_path / "parts", replace(CONFIG, log_every=1))
+    kept, metrics = run(tmp_path / "parts", replace(CONFIG, steps=24, log_every=1))
+    assert metrics["step"] == 24
+    assert lines_of(tmp_path / "parts") == lines_of(tmp_path / "whole")
+    again, _ = run(tmp_path / "parts", replace(CONFIG, steps=24, log_every=1))
+    np.testing.assert_array_equal(kept["w"], again["w"])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"steps": 8}, "has taken 12 steps: ask for more than 8"),
+        ({"learning_rate": 0.05}, r"finished after 12 steps.*0.05 \(was 0.1\)"),
+        ({"ema": 0.5}, r"finished after 12 steps.*ema 0.5"),
+    ],
+)
+def test_a_finished_training_is_not_told_to_be_another(tmp_path, change, words):
+    run(tmp_path, CONFIG)
+    with pytest.raises(ConfigError, match=words):
+        run(tmp_path, replace(CONFIG, **change))
+
+
+def test_metrics_are_those_of_what_is_kept(tmp_path):
+    """A better state than any later one was kept and then the run was killed."""
+
+    def stop(step):
+        if step == 7:
+            raise KeyboardInterrupt
+        return {}
+
+    with pytest.raises(KeyboardInterrupt):  # kept at step 6, saved at step 5
+        run(tmp_path, replace(CONFIG, save_every=5), stop)
+    worse = replace(CONFIG, save_every=5, learning_rate=1e-9)
+    kept, metrics = run(tmp_path, worse)
+    np.testing.assert_allclose(kept["w"], 0.9**6, rtol=1e-6)
+    assert metrics["step"] == 6
+    assert metrics["heldout_loss"] == pytest.approx(float(jnp.sum(kept["w"])))
+
+
+def test_what_another_training_left_is_not_taken(tmp_path):
+    """Neither its state nor, beside a state of our own, what it kept."""
+
+    def stop(step):
+        if step == 7:
+            raise KeyboardInterrupt
+        return {}
+
+    run(tmp_path, replace(CONFIG, seed=1, steps=3, learning_rate=0.9))
+    with pytest.raises(CheckpointError, match="remove it or choose another"):
+        run(tmp_path, CONFIG)
+    (tmp_path / "state").rename(tmp_path / "elsewhere")
+    late = replace(CONFIG, evaluate_every=100)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, late, stop)
+    assert run(tmp_path, late)[1]["step"] == 12
+
+
+def test_a_fingerprint_is_of_what_is_trained_on_what():
+    own = fingerprint("model", CONFIG)
+    changes = {
+        name: getattr(CONFIG, name) * 2 for name in MAY_CHANGE if name != "beta2"
+    } | {"beta2": 0.5, "ema": 0.5}
+    assert all(
+        fingerprint("model", replace(CONFIG, **{name: value})) == own
+        for name, value in changes.items()
+    )
+    others = {"batch": 3, "seed": 1, "compute_dtype": "bfloat16"}
+    assert all(
+        fingerprint("model", replace(CONFIG, **{name: value})) != own
+        for name, value in others.items()
+    )
+
+
+NAN, INF = float("nan"), float("inf")
+IMPOSSIBLE = {
+    **{name: (0, -1, 1.5, "2", True, NAN) for name in ("steps", "batch", "log_every")},
+    **dict.fromkeys(("evaluate_every", "save_every"), (0, -1)),
+    **dict.fromkeys(("warmup", "seed"), (-1, 0.5)),
+    **dict.fromkeys(("learning_rate", "clip"), (0, -1e-3, NAN, INF, "1e-3", None)),
+    "weight_decay": (-0.1, NAN, INF),
+    **dict.fromkeys(("beta2", "ema"), (-0.1, 1, 2, NAN)),
+    "compute_dtype": ("float16", None),
+}
+OF_DRAFTERS = {
+    "decay": (0, -1, NAN),
+    "guidance": (0.5, NAN, INF),
+    "null_share": (-0.1, 1.1, NAN),
+    "regression": (-1, NAN),
+    "drawn": (-1, 0.5),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(TrainingConfig, name) for name in IMPOSSIBLE]
+    + [(DrafterTrainingConfig, name) for name in (*OF_DRAFTERS, "ema")]
+    + [(PriorTrainingConfig, name) for name in ("block", "learning_rate")],
+)
+def test_impossible_settings_are_one_sentence(kind, name):
+    values = {**IMPOSSIBLE, **OF_DRAFTERS, "block": (0, 1.5)}[name]
+    for value in values:
+        with pytest.raises(ConfigError, match=f"^{name}={value!r}") as error:
+            kind(**({"steps": 1, "batch": 1} | {name: value}))
+        assert "\n" not in str(error.value)
