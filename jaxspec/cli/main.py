@@ -5,7 +5,8 @@ import sys
 from collections.abc import Sequence
 
 from jaxspec import __version__
-from jaxspec.errors import JaxspecError
+from jaxspec.cli.failures import sentence
+from jaxspec.cli.streams import complain, flush_stdout, open_missing
 
 
 class _Parser(argparse.ArgumentParser):
@@ -36,17 +37,21 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; an expected error is one line on stderr and status 2."""
-    arguments = build_parser().parse_args(argv)
+    open_missing()
+    arguments = argparse.Namespace()
     try:
-        arguments.run(arguments)
-    except JaxspecError as error:
-        print(f"jaxspec: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:  # a full disk, a folder without permission
-        place = f" '{error.filename}'" if error.filename else ""
-        print(f"jaxspec: {error.strerror or error}{place}", file=sys.stderr)
-        return 2
+        try:
+            arguments = build_parser().parse_args(argv)
+            arguments.run(arguments)
+        finally:
+            flush_stdout()
     except KeyboardInterrupt:
-        print("jaxspec: interrupted", file=sys.stderr)
+        complain("interrupted")
         return 130
+    except Exception as error:
+        text = sentence(error, has_batch=hasattr(arguments, "batch"))
+        if text is None:
+            raise
+        complain(text)
+        return 2
     return 0

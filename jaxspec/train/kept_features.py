@@ -1,6 +1,7 @@
 """What the target says of every sequence, computed once and kept on disk."""
 
 import hashlib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -76,15 +77,14 @@ def keep_features(
 
     cache_dir.mkdir(parents=True, exist_ok=True)
     with whole_file(file) as stream:
-        found = np.memmap(stream, kind, "w+", shape=shape)
-        size = f"keeping features ({found.nbytes / 1e9:.1f} GB)"
-        with tqdm(total=len(codes), desc=size, unit="sequence") as bar:
+        size = math.prod(shape) * kind.itemsize
+        title = f"keeping features ({size / 1e9:.1f} GB)"
+        with tqdm(total=len(codes), desc=title, unit="sequence") as bar:
             for start in range(0, len(codes), batch):
                 rows = np.arange(start, start + batch) % len(codes)
-                here = slice(start, min(start + batch, len(codes)))
+                count = min(batch, len(codes) - start)
                 labels = source.labels[rows % len(source)]
                 some = read(prior.params, codes[rows].astype(np.int32), labels)
-                found[here] = np.asarray(some)[: here.stop - start]
-                bar.update(here.stop - start)
-        found.flush()
+                stream.write(np.asarray(some)[:count].tobytes())
+                bar.update(count)
     return np.memmap(file, kind, "r", shape=shape)

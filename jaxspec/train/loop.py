@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxspec.checkpoint import load_state, save_state
-from jaxspec.errors import CheckpointError, NonFiniteError
+from jaxspec.errors import CheckpointError, DataError, NonFiniteError
 from jaxspec.train.experiment import TrainingConfig
 from jaxspec.train.progress import (
     METRICS,
@@ -61,6 +61,7 @@ def fit(
       NonFiniteError: loss or weights became NaN or infinite; nothing of it is saved.
       CheckpointError: `workdir` holds the state of another training.
       ConfigError: it holds one that cannot go on so; see `train.progress`.
+      DataError: `metrics.jsonl` cannot be written.
     """
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -140,5 +141,8 @@ def _not_finite(what: str, step: int, saved: int) -> NonFiniteError:
 
 
 def _write(lines, record: dict[str, Any]) -> None:
-    lines.write(json.dumps(record) + "\n")
-    lines.flush()
+    try:
+        lines.write(json.dumps(record) + "\n")
+        lines.flush()
+    except OSError as error:
+        raise DataError(f"cannot write '{lines.name}': {error.strerror}") from None
