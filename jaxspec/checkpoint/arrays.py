@@ -137,7 +137,7 @@ def read_array(
         store = ts.cast(store, ts.dtype(dtype))
     parts: dict[str, np.ndarray] = {}  # devices that hold the same read it once
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
+    def part(index: Any) -> np.ndarray:
         if str(index) not in parts:
             try:
                 parts[str(index)] = store[index].read().result()

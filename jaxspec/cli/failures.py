@@ -48,7 +48,7 @@ def _missing_device() -> str | None:
     try:
         jax.devices()
     except Exception as error:  # its kind differs from platform to platform
-        wanted = os.environ.get("JAX_PLATFORMS") or jax.config.jax_platforms or ""
+        wanted = os.environ.get("JAX_PLATFORMS", "")
         reason = re.sub(r"\s+", " ", str(error)).partition(" (set JAX_PLATFORMS")[0]
         return (
             f"this machine has no device for JAX_PLATFORMS={wanted}: unset it, or set "

@@ -27,7 +27,7 @@ def whole(config: Any, least: int, *names: str) -> None:
         value = getattr(config, name)
         good = isinstance(value, Integral) and not isinstance(value, bool)
         require(
-            good and value >= least,
+            good and int(value) >= least,
             f"{name}={value!r} must be a whole number of at least {least}",
         )
 

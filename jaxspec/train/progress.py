@@ -46,10 +46,10 @@ def begin_or_resume(
         return new
     try:
         text = (saved / PROGRESS).read_text(encoding="utf-8")
-        found = {name: json.loads(text)[name] for name in new}
+        found: dict[str, Any] | None = {name: json.loads(text)[name] for name in new}
     except (OSError, ValueError, KeyError, TypeError):
-        found = {"fingerprint": None}
-    if found["fingerprint"] != fingerprint:
+        found = None
+    if found is None or found["fingerprint"] != fingerprint:
         raise CheckpointError(
             f"'{workdir}' holds a training with another preset, of an earlier part "
             "that has changed, or of an earlier version; remove it or choose another "

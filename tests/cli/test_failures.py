@@ -24,6 +24,10 @@ def piped(**options):
     return {"stdout": pipe, "stderr": pipe, "text": True, **options}
 
 
+# What is printed is held back until the end, or written at once.
+BUFFERS = pytest.mark.parametrize("unbuffered", ["", "1"])
+
+
 def one_line(error):
     assert error.startswith("jaxspec: ") and error.count("\n") == 1, error
     return error
@@ -93,8 +97,10 @@ def test_faults_of_the_program_keep_their_traceback(error, monkeypatch):
         main(["generate", "--num", "1"])
 
 
-def test_a_reader_that_has_gone_is_one_line():
+@BUFFERS
+def test_a_reader_that_has_gone_is_one_line(unbuffered, monkeypatch):
     """As behind `| head`; nor does Python complain at its end."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     reading, writing = os.pipe()
     os.close(reading)
     found = subprocess.run(command("info"), **piped(stdout=writing))
@@ -103,8 +109,10 @@ def test_a_reader_that_has_gone_is_one_line():
     assert one_line(found.stderr) == "jaxspec: cannot write to stdout: Broken pipe\n"
 
 
+@BUFFERS
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has it")
-def test_a_full_disk_behind_stdout_is_one_line():
+def test_a_full_disk_behind_stdout_is_one_line(unbuffered, monkeypatch):
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     with open("/dev/full", "wb") as full:
         found = subprocess.run(command("info", "--plan"), **piped(stdout=full))
     assert found.returncode == 2 and "No space left" in one_line(found.stderr)
