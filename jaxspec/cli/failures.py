@@ -1,5 +1,6 @@
 """Errors that are not the program's, each as one sentence that says what to do."""
 
+import argparse
 import os
 import re
 import sys
@@ -11,12 +12,12 @@ _KERNELS = re.compile(r"shared memory|vmem|smem", re.IGNORECASE)
 _MEMORY = re.compile(r"RESOURCE_EXHAUSTED|OUT_OF_MEMORY|Out of memory")
 
 
-def sentence(error: Exception, has_batch: bool) -> str | None:
+def sentence(error: Exception, arguments: argparse.Namespace) -> str | None:
     """What to show of an error; None where a traceback is due.
 
     Args:
       error: that ended a command.
-      has_batch: whether the command has the option `--batch`.
+      arguments: of the command, as far as they were read.
     """
     if isinstance(error, JaxspecError):
         return str(error)
@@ -25,18 +26,25 @@ def sentence(error: Exception, has_batch: bool) -> str | None:
     if isinstance(error, OSError):  # a full disk, a folder without permission
         place = f" '{error.filename}'" if error.filename else ""
         return f"{error.strerror or error}{place}"
-    smaller = "a smaller --batch" if has_batch else "a smaller batch in the preset"
     if isinstance(error, MemoryError):
-        return f"this machine's memory is full: give {smaller}"
+        return f"this machine's memory is full: {_less(arguments)}"
     text = str(error)
     if isinstance(error, RuntimeError) and _MEMORY.search(text):
         if not _KERNELS.search(text):
             line = re.sub(r"\s+", " ", text)[:160]
             return (
-                f"the device's memory is full: give {smaller}; `jaxspec info --plan` "
-                f"lists what a batch takes ({line})"
+                f"the device's memory is full: {_less(arguments)}; `jaxspec info "
+                f"--plan` lists what a batch takes ({line})"
             )
     return _missing_device()
+
+
+def _less(arguments: argparse.Namespace) -> str:
+    if hasattr(arguments, "batch"):
+        return "give a smaller --batch"
+    if getattr(arguments, "command", None) == "train":
+        return "give a smaller batch in the preset, or divide it with --mesh"
+    return "take a machine with more"
 
 
 def _missing_device() -> str | None:

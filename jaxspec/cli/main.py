@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain("interrupted")
         return 130
     except Exception as error:
-        text = sentence(error, has_batch=hasattr(arguments, "batch"))
+        text = sentence(error, arguments)
         if text is None:
             raise
         complain(text)

@@ -1,5 +1,6 @@
 """What is not the program's fault is one line on stderr and status 2."""
 
+import argparse
 import io
 import os
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 
 import jaxspec
 from jaxspec.cli import main
+from jaxspec.cli.failures import sentence
 
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.\nIn a buffer"
 
@@ -78,6 +80,20 @@ def test_memory_that_is_full_names_a_smaller_batch(
     if not isinstance(error, MemoryError):
         assert "`jaxspec info --plan`" in line and "allocating 99 bytes" in line
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"command": "eval", "batch": 8}, "give a smaller --batch"),
+        ({"command": "train"}, "give a smaller batch in the preset, or divide"),
+        ({"command": "convert"}, "take a machine with more"),
+    ],
+)
+def test_what_takes_less_memory_depends_on_the_command(given, words):
+    arguments = argparse.Namespace(**given)
+    for error in (MemoryError(), jax.errors.JaxRuntimeError(OUT_OF_MEMORY)):
+        assert f"memory is full: {words}" in str(sentence(error, arguments))
 
 
 @pytest.mark.parametrize(

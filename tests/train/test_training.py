@@ -190,8 +190,11 @@ def test_a_killed_run_resumes_to_the_same_losses_bit_for_bit(
     assert child.returncode == -signal.SIGKILL
     saved = workdir / part / "state" / "progress.json"
     assert json.loads(saved.read_text())["step"] == 4
+    assert len(list((workdir / part).glob(".state.*"))) == 1  # what it left
     assert main(command) == 0
     assert losses(workdir, part) == losses(trained, part)
+    names = {file.name for file in (workdir / part).iterdir()}
+    assert names == {"state", "best", "metrics.jsonl"}
 
 
 OTHER_SEED = """
