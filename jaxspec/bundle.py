@@ -252,7 +252,7 @@ def check_manifest(folder: Path) -> None:
     if not manifest.is_file():
         return
     try:
-        listed = json.loads(manifest.read_text())
+        listed = json.loads(manifest.read_bytes())
     except ValueError:
         raise CheckpointError(f"'{manifest}' is damaged; fetch it again") from None
     prefix = folder.name + "/"

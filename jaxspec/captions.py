@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec.checkpoint import load_checkpoint
+from jaxspec.checkpoint import load_checkpoint, read_config
 from jaxspec.errors import CheckpointError, ConfigError
 from jaxspec.models.t5 import TextEncoder
 from jaxspec.models.transformer import Caption
@@ -32,12 +33,42 @@ class Captions:
 def tokenize(file: Path, texts: Sequence[str], length: int) -> np.ndarray:
     """Tokens int32 `[n, P]`, an end mark behind each text, then -1.
 
-    Texts are lower-cased and stripped, and cut after `length` tokens. LlamaGen also
+    Texts are lower-cased and stripped, and cut after `length` tokens: see
+    `cut_captions`. LlamaGen also
     cleans captions of the web (addresses, mark-up, brackets, dashes), which is not done
     here; plain prompts come out alike.
 
     Raises:
-      ConfigError: the package that reads the file is not installed, or a text is empty.
+      ConfigError: see `_encoded`.
+      CheckpointError: likewise.
+    """
+    rows = _encoded(file, texts, length)
+    result = np.full((len(rows), length), -1, np.int32)
+    for row, ids in zip(result, rows, strict=True):
+        row[: len(ids)] = ids
+    return result
+
+
+def cut_captions(folder: Path, texts: Sequence[str]) -> dict[int, int]:
+    """Tokens of the texts that `read_captions` would cut, by their place in `texts`.
+
+    Raises:
+      ConfigError: see `_encoded`.
+      CheckpointError: likewise.
+    """
+    most = read_config(folder).config.length
+    rows = _encoded(folder / TOKENIZER, texts)
+    return {i: len(ids) for i, ids in enumerate(rows) if len(ids) > most}
+
+
+def _encoded(
+    file: Path, texts: Sequence[str], length: int | None = None
+) -> list[list[int]]:
+    """Tokens of each text with its end mark, cut after `length`.
+
+    Raises:
+      ConfigError: the package that reads the file is not installed, or a text is empty
+        or no Unicode.
       CheckpointError: the file is missing or damaged.
     """
     try:
@@ -48,6 +79,9 @@ def tokenize(file: Path, texts: Sequence[str], length: int) -> np.ndarray:
         ) from None
     if empty := [i for i, text in enumerate(texts) if not text.strip()]:
         raise ConfigError(f"prompt {empty[0]} is empty; describe the picture")
+    for i, text in enumerate(texts):
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise ConfigError(f"prompt {i} is no UTF-8 text: {ascii(text)[:80]}")
     if not file.is_file():
         raise CheckpointError(
             f"'{file}' is missing; convert the text encoder from a folder that holds "
@@ -59,12 +93,12 @@ def tokenize(file: Path, texts: Sequence[str], length: int) -> np.ndarray:
         reason = str(error).splitlines()[0][:120]
         raise CheckpointError(f"'{file}' is damaged ({reason})") from None
     tokenizer.no_padding()
-    tokenizer.enable_truncation(length)
-    rows = tokenizer.encode_batch([text.lower().strip() for text in texts])
-    result = np.full((len(rows), length), -1, np.int32)
-    for row, found in zip(result, rows, strict=True):
-        row[: len(found.ids)] = found.ids
-    return result
+    if length is None:
+        tokenizer.no_truncation()
+    else:
+        tokenizer.enable_truncation(length)
+    rows: list[Any] = tokenizer.encode_batch([text.lower().strip() for text in texts])
+    return [row.ids for row in rows]
 
 
 def read_captions(

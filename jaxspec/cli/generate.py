@@ -111,7 +111,7 @@ def add_parser(commands) -> None:
     many.add_argument(
         "--prompts",
         metavar="FILE",
-        help="one class (name or number) or caption a line; '-' reads stdin",
+        help="one class (name or number) or caption a line, in UTF-8; '-' reads stdin",
     )
     many.add_argument(
         "--out-dir",
@@ -157,7 +157,12 @@ def run(arguments: argparse.Namespace) -> None:
 
     from jaxspec.bundle import load_bundle, resolve_classes
     from jaxspec.captions import read_captions
-    from jaxspec.cli.options import chosen_mesh, table_stream, tell_what_stays_whole
+    from jaxspec.cli.options import (
+        chosen_mesh,
+        table_stream,
+        tell_cut_captions,
+        tell_what_stays_whole,
+    )
     from jaxspec.helpers import find_helper
     from jaxspec.images import grid_picture, png_bytes
     from jaxspec.pipeline import Settings, decode_pictures, draw, spread_classes
@@ -191,12 +196,14 @@ def run(arguments: argparse.Namespace) -> None:
     )
     if mesh is not None:
         tell_what_stays_whole(bundle)
-    captions, ids = None, [0]
+    captions, ids, cut = None, [0], {}
     if bundle.prior.config.condition == "caption":
         if not arguments.prompt or arguments.classes:
             raise ConfigError(f"bundle '{bundle.name}' draws captions: give --prompt")
         turns = np.resize(np.arange(len(arguments.prompt)), arguments.num)
         texts = [arguments.prompt[i] for i in turns]
+        named = {f"prompt {i}": text for i, text in enumerate(arguments.prompt)}
+        cut = tell_cut_captions(bundle, named)
         captions = read_captions(bundle.text_encoder, texts)
     elif arguments.prompt:
         raise ConfigError(
@@ -228,6 +235,7 @@ def run(arguments: argparse.Namespace) -> None:
             plain = draw(bundle, settings, Tree.root(), helper=helper, progress=advance)
     pictures = decode_pictures(bundle, fast.tokens)
     report = generation_report(bundle, settings, tree, fast, plain, helper)
+    report |= {"cut_captions": cut} if captions else {}
     write_file(arguments.out, png_bytes(grid_picture(pictures)))
     if arguments.report:
         write_file(arguments.report, json_bytes(report))

@@ -2,12 +2,15 @@
 
 import argparse
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from jaxspec.cli.options import chosen_mesh, tell_what_stays_whole
+from jaxspec.cli.options import (
+    chosen_mesh,
+    tell_cut_captions,
+    tell_what_stays_whole,
+)
 
 REPORT = "report.json"
 SETTINGS = "settings.json"
@@ -17,6 +20,7 @@ LINES = "prompts.txt"
 def run_many(arguments: argparse.Namespace) -> None:
     """Draws what is not there yet."""
     from jaxspec.errors import ConfigError
+    from jaxspec.text_files import read_lines
 
     lines = read_lines(arguments.prompts)
     folder = Path(arguments.out_dir)
@@ -41,28 +45,10 @@ def run_many(arguments: argparse.Namespace) -> None:
         _draw(arguments, lines, folder, first=jax.process_index() == 0)
 
 
-def read_lines(name: str) -> list[str]:
-    """The lines of a file or of stdin that hold anything.
-
-    Raises:
-      DataError: it cannot be read, or holds none.
-    """
-    from jaxspec.errors import DataError
-
-    try:
-        text = sys.stdin.read() if name == "-" else Path(name).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
-        raise DataError(f"cannot read '{name}': {reason}") from None
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if not lines:
-        raise DataError(f"'{name}' holds no line to draw")
-    return lines
-
-
 def _draw(
-    arguments: argparse.Namespace, lines: list[str], folder: Path, first: bool
+    arguments: argparse.Namespace, numbered: dict[int, str], folder: Path, first: bool
 ) -> None:
+    """Draws `numbered`, what to draw by the number of its line in the file."""
     import jax
     import numpy as np
     from tqdm import tqdm
@@ -92,7 +78,12 @@ def _draw(
     )
     if mesh is not None and first:
         tell_what_stays_whole(bundle)
+    lines = list(numbered.values())
     prompts, told = _prompts_of(bundle, lines)
+    cut = {}
+    if bundle.prior.config.condition == "caption":
+        named = {f"line {i}": line for i, line in numbered.items()}
+        cut = tell_cut_captions(bundle, named, quiet=not first)
     tree, helper = Tree.root(), None
     if arguments.drafter != "none":
         helper = find_helper(arguments.drafter, bundle)
@@ -182,6 +173,7 @@ def _draw(
         "mesh": dict(mesh.shape) if mesh is not None else None,
         "processes": jax.process_count(),
         "device": device_name(),
+        "cut_captions": cut,
     }
     if first:
         write_file(folder / REPORT, json_bytes(report))
@@ -242,10 +234,11 @@ def _keep_lines(folder: Path, lines: list[str], first: bool) -> None:
       ConfigError: says which.
     """
     from jaxspec.errors import ConfigError
+    from jaxspec.text_files import read_text, split_lines
     from jaxspec.writing import write_file
 
     file = folder / LINES
-    drawn = file.read_text().splitlines() if file.is_file() else []
+    drawn = split_lines(read_text(file)) if file.is_file() else []
     for i, (old, new) in enumerate(zip(drawn, lines, strict=False)):
         if old != new:
             raise ConfigError(
@@ -269,7 +262,7 @@ def _keep_settings(folder: Path, same: dict[str, Any], first: bool) -> None:
     file = folder / SETTINGS
     if file.is_file():
         try:
-            known = dict(json.loads(file.read_text()))
+            known = dict(json.loads(file.read_bytes()))
         except (ValueError, TypeError):
             raise ConfigError(
                 f"'{file}' is damaged; choose another --out-dir"

@@ -1,6 +1,7 @@
 """Parses the command line; each command lives in its own module."""
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 
@@ -36,8 +37,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; an expected error is one line on stderr and status 2."""
+    """Runs one command; an expected error is one line on stderr and status 2.
+
+    Letters that the terminal cannot show are printed as escapes, as on stderr.
+    """
     open_missing()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     arguments = argparse.Namespace()
     try:
         try:

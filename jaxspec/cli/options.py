@@ -143,6 +143,42 @@ def chosen_mesh(arguments: argparse.Namespace):
     return make_mesh(*read_mesh(arguments.mesh))
 
 
+def tell_cut_captions(
+    bundle, texts: dict[str, str], quiet: bool = False
+) -> dict[str, int]:
+    """One line on stderr for captions longer than the model reads.
+
+    They are drawn all the same: the other pictures of a long file are not to wait for
+    one caption.
+
+    Args:
+      bundle: of captions.
+      texts: captions by a name for people, such as "line 3".
+      quiet: print nothing.
+
+    Returns:
+      Tokens of each such caption, by its name.
+    """
+    import sys
+
+    from jaxspec.captions import cut_captions
+
+    if bundle.text_encoder is None:
+        return {}  # `read_captions` refuses that bundle
+    names = list(texts)
+    found = cut_captions(bundle.text_encoder, list(texts.values()))
+    cut = {names[i]: tokens for i, tokens in found.items()}
+    if cut and not quiet:
+        first = ", ".join(f"{k} ({n} tokens)" for k, n in list(cut.items())[:5])
+        rest = f" and {len(cut) - 5} more, listed in the report" if len(cut) > 5 else ""
+        print(
+            f"{len(cut)} of {len(texts)} captions are cut, since the model reads "
+            f"{bundle.prior.config.caption_length} tokens: {first}{rest}",
+            file=sys.stderr,
+        )
+    return cut
+
+
 def tell_what_stays_whole(bundle) -> None:
     """One line on stderr for parameters that a mesh's "model" axis does not divide."""
     import sys

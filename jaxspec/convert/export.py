@@ -89,7 +89,7 @@ def export(
         file = folder / "model.safetensors"
         write_safetensors(file, table, read)
         text = json.dumps(out.config, indent=2) + "\n"
-        write_file(folder / "config.json", text.encode())
+        write_file(folder / "config.json", text.encode("utf-8"))
     except OSError as error:
         raise DataError(f"cannot write '{folder}': {error.strerror}") from None
     return file

@@ -29,6 +29,7 @@ from jaxspec.convert.understand import DTYPES, Conversion, understand
 from jaxspec.errors import CheckpointError, ConfigError
 from jaxspec.sharding import placement
 from jaxspec.spec.neighbours import neighbour_table
+from jaxspec.text_files import read_text
 
 # Where a part of a bundle lies.
 FOLDERS = {"prior": "prior", "tokenizer": "tokenizer", "text_encoder": "text_encoder"}
@@ -269,4 +270,4 @@ def _texts(source: Source, kind: str) -> dict[str, str]:
     file = (source.folder or Path()) / "tokenizer.json"
     if kind != "text_encoder" or not file.is_file():
         return {}
-    return {"tokenizer.json": file.read_text()}
+    return {"tokenizer.json": read_text(file)}

@@ -139,4 +139,4 @@ def _class_names(name, records, data_dir, manual_dir):
             raise DataError(f"'{kept}' is missing; give --manual-dir once more")
         names = own[name].class_names(Path(manual_dir))
         write_file(kept, json.dumps(names).encode())
-    return json.loads(kept.read_text())
+    return json.loads(kept.read_bytes())

@@ -182,6 +182,25 @@ def test_captions_that_cannot_be_read_get_one_clear_error(released, tmp_path):
         read_captions(tmp_path / "gone", ["a"])
 
 
+def test_captions_that_are_cut_are_named_and_drawn(released, tmp_path, capsys):
+    """Nine tokens with the end mark, where the model reads seven."""
+    file, folder = tmp_path / "captions.txt", tmp_path / "out"
+    file.write_bytes(f"\ufeff{PROMPTS[0]}\r\n\r\n{PROMPTS[1]}\r\n".encode())
+    command = ["generate", "--checkpoint", str(released[0]), "--drafter", "none"]
+    many = ["--prompts", str(file), "--out-dir", str(folder)]
+    words = "captions are cut, since the model reads 7 tokens: "
+    assert main([*command, *many]) == 0
+    assert f"1 of 2 {words}line 3 (9 tokens)\n" in capsys.readouterr().err
+    report = json.loads((folder / "report.json").read_bytes())
+    assert report["pictures"] == 2 and report["cut_captions"] == {"line 3": 9}
+    assert (folder / "prompts.txt").read_text("utf-8").splitlines() == PROMPTS
+    one = ["--num", "1", "--prompt", PROMPTS[1], "--out", str(tmp_path / "a.png")]
+    assert main([*command, *one]) == 0
+    assert f"1 of 1 {words}prompt 0 (9 tokens)\n" in capsys.readouterr().err
+    assert main([*command, *one[:2], "--prompt", "a \udcff", *one[4:]]) == 2
+    assert "prompt 0 is no UTF-8 text" in capsys.readouterr().err
+
+
 def test_long_captions_are_cut_and_keep_their_end(released):
     """As the original: truncated to the prefix, with the end mark."""
     found = read_captions(released[0] / "text_encoder", [PROMPTS[1] + " a a a"])

@@ -174,7 +174,7 @@ def read_rows(file: str, settings) -> list[dict]:
     from jaxspec.errors import DataError
 
     try:
-        result = json.loads(Path(file).read_text())
+        result = json.loads(Path(file).read_bytes())
         was = result["pictures"], result["batch"]
         rows = [{**row, "cfg_scale": float(row["cfg_scale"])} for row in result["rows"]]
     except FileNotFoundError:
@@ -196,16 +196,13 @@ def read_texts(file: str | None, count: int, bundle) -> tuple[bytes, ...]:
       ConfigError: no file was named.
       DataError: it cannot be read, or holds too few passages.
     """
-    from pathlib import Path
-
     from jaxspec.errors import ConfigError, DataError
+    from jaxspec.text_files import read_text, split_lines
 
     if file is None:
         raise ConfigError(f"bundle '{bundle.name}' makes text; give --prompts FILE")
-    try:
-        passages = [p.strip() for p in Path(file).read_bytes().split(b"\n\n")]
-    except OSError as error:
-        raise DataError(f"cannot read '{file}': {error.strerror}") from None
+    passages = "\n".join(split_lines(read_text(file))).split("\n\n")
+    passages = [passage.strip().encode() for passage in passages]
     most = bundle.prior.config.sequence_length // 4
     texts = [passage[:most] for passage in passages if passage]
     if len(texts) < count:

@@ -143,7 +143,7 @@ def read_report(file: str | None) -> dict[str, Any] | None:
     if file is None:
         return None
     try:
-        with open(file) as opened:
+        with open(file, "rb") as opened:
             report = json.load(opened)
         _ = [row["seconds"] for row in report["rows"]], report["device"]
         _ = report["versions"]["jax"]

@@ -97,7 +97,7 @@ def read_json(file: Path) -> dict[str, Any]:
       DataError: the file is damaged.
     """
     try:
-        value = json.loads(file.read_text(), object_pairs_hook=unique_keys)
+        value = json.loads(file.read_bytes(), object_pairs_hook=unique_keys)
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"'{file}' is damaged ({error}); fetch it again") from None
     if not isinstance(value, dict):
