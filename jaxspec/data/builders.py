@@ -9,7 +9,11 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from jaxspec.data.packed import read_class_names, read_packed
+from jaxspec.data.pictures import SUFFIXES, as_rgb, picture_files
 from jaxspec.errors import DataError
+
+# Of the public archive of Fruits-360, in the order of their names.
+HALVES = ("Test", "Training")
 
 
 class Fruits360(tfds.core.GeneratorBasedBuilder):
@@ -62,27 +66,37 @@ class Fruits360(tfds.core.GeneratorBasedBuilder):
         """Names of the classes, by label."""
         if (folder / cls.PACKED).is_file():
             return read_class_names(folder / cls.PACKED)
-        return _varieties(folder)
+        return list(_varieties(folder))
 
 
-def _varieties(folder: Path) -> list[str]:
-    halves = (folder / "Training", folder / "Test")
-    names = {p.name for half in halves for p in half.glob("*") if p.is_dir()}
+def _varieties(folder: Path) -> dict[str, list[Path]]:
+    """Pictures of each variety, both by name; hidden folders are none."""
+    halves = [half for name in HALVES if (half := folder / name).is_dir()]
+    places = [p for half in halves for p in half.iterdir() if p.is_dir()]
+    names = sorted({p.name for p in places if not p.name.startswith(".")})
     if not names:
         raise DataError(
             f"'{folder}' holds neither {Fruits360.PACKED} nor the public archive's "
             "folders Training and Test"
         )
-    return sorted(names)
+    found = {
+        name: [file for half in halves for file in picture_files(half / name)]
+        for name in names
+    }
+    if empty := [name for name, files in found.items() if not files]:
+        raise DataError(
+            f"'{folder}' has a folder '{empty[0]}' without pictures "
+            f"({', '.join(SUFFIXES)}); remove it, or it would be a class"
+        )
+    return found
 
 
 def _public_fruits(folder: Path, split: str) -> Iterator[tuple[bytes, int]]:
     """Every third picture of each variety, 64x64; every tenth of these is test."""
-    for label, variety in enumerate(_varieties(folder)):
-        files = sorted(folder.glob(f"T*/{variety}/*.jpg"))
+    for label, files in enumerate(_varieties(folder).values()):
         for i, file in enumerate(files[::3]):
             if (i % 10 == 9) == (split == "test"):
-                picture = Image.open(file).convert("RGB")
+                picture = Image.fromarray(as_rgb(file, f"'{file}'"))
                 picture = picture.resize((64, 64), Image.Resampling.LANCZOS)
                 out = io.BytesIO()
                 picture.save(out, "JPEG", quality=90, subsampling=0)

@@ -3,7 +3,7 @@
 import io
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from jaxspec.data.pictures import as_rgb
 from jaxspec.errors import DataError
 from jaxspec.writing import write_file
 
@@ -20,7 +21,7 @@ _MEMORY_BYTES = 1 << 30
 
 
 class ImageSource:
-    """Pictures of one split, each a square of `side` pixels.
+    """Pictures of one split, each a square of `side` pixels; see `pictures.as_rgb`.
 
     Attributes:
       labels: int32 [n].
@@ -46,10 +47,11 @@ class ImageSource:
           manual_dir: folder of files that tfds cannot download itself.
 
         Raises:
-          DataError: the set is unknown or cannot be prepared.
+          DataError: the set is unknown or cannot be prepared, or a picture cannot be
+            read.
         """
-        self._side = side
-        self._records: Any = _open(name, split, data_dir, manual_dir)
+        self._side, self._words = side, f"of split '{split}' of data set '{name}'"
+        self._records: Any = _records(name, split, data_dir, manual_dir)
         self.class_names = _class_names(name, self._records, data_dir, manual_dir)
         self._pictures = None
         if len(self._records) * side * side * 3 <= _MEMORY_BYTES:
@@ -58,15 +60,11 @@ class ImageSource:
             self.labels = np.empty(len(self._records), np.int32)
             for start in tqdm(range(0, len(self), 1024), desc=f"reading {split}"):
                 indices = range(start, min(start + 1024, len(self)))
-                rows = self._records.__getitems__(list(indices))
-                for i, row in zip(indices, rows, strict=True):
-                    self._pictures[i] = fit_square(row["image"], side)
-                    self.labels[i] = row["label"]
+                for i, row in zip(indices, self._rows(indices), strict=True):
+                    self._pictures[i], self.labels[i] = row
         else:
-            raw = _open(name, split, data_dir, manual_dir, decode=False)
-            self.labels = np.array(
-                [r["label"] for r in tqdm(raw, desc=f"labels of {split}")], np.int32
-            )
+            rows = tqdm(self._records, desc=f"labels of {split}")
+            self.labels = np.array([row["label"] for row in rows], np.int32)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -75,15 +73,21 @@ class ImageSource:
         """Pictures `uint8 [n, side, side, 3]` at the given places."""
         if self._pictures is not None:
             return self._pictures[np.asarray(indices)]
-        rows = self._records.__getitems__([int(i) for i in indices])
-        return np.stack([fit_square(row["image"], self._side) for row in rows])
+        return np.stack([picture for picture, _ in self._rows(indices)])
+
+    def _rows(self, indices: Iterable[int]) -> Iterator[tuple[np.ndarray, int]]:
+        """Pictures `uint8 [side, side, 3]` and labels."""
+        places = [int(i) for i in indices]
+        for i, row in zip(places, self._records.__getitems__(places), strict=True):
+            picture = as_rgb(row["image"], f"picture {i} {self._words}")
+            yield fit_square(picture, self._side), row["label"]
 
 
 def fit_square(picture: np.ndarray, side: int) -> np.ndarray:
-    """Resizes the shorter side to `side` and crops the centre; `uint8` RGB."""
+    """Resizes the shorter side of `uint8 [H, W, 3]` to `side` and crops the center."""
     if picture.shape == (side, side, 3):
         return picture
-    image = Image.fromarray(np.squeeze(picture)).convert("RGB")
+    image = Image.fromarray(picture)
     scale = side / min(image.size)
     width, height = (max(side, round(s * scale)) for s in image.size)
     image = image.resize((width, height), Image.Resampling.LANCZOS)
@@ -91,7 +95,30 @@ def fit_square(picture: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(image.crop((left, top, left + side, top + side)))
 
 
-def _open(name, split, data_dir, manual_dir, decode=True):
+def _records(name, split, data_dir, manual_dir):
+    """Records whose "image" is the bytes of a file, or an array.
+
+    Files are not decoded by tfds, which does so in one way with OpenCV and in another
+    without, and has no scale for 16 bits, no CMYK and no palettes.
+    """
+    import tensorflow_datasets as tfds
+
+    given = name, split, data_dir, manual_dir
+    records: Any = _open(*given)
+    features = records.dataset_info.features
+    if missing := [key for key in ("image", "label") if key not in features]:
+        raise DataError(
+            f"data set '{name}' has no feature {' and no '.join(missing)}; choose one "
+            "of pictures with labels"
+        )
+    image = features["image"]
+    # Floats are kept in files whose four channels are the bytes of one number.
+    if isinstance(image, tfds.features.Image) and image.np_dtype != np.float32:
+        return _open(*given, decoders={"image": tfds.decode.SkipDecoding()})
+    return records
+
+
+def _open(name, split, data_dir, manual_dir, decoders=None):
     import tensorflow_datasets as tfds
 
     from jaxspec.data import builders  # registers our own sets  # noqa: F401
@@ -109,7 +136,7 @@ def _open(name, split, data_dir, manual_dir, decode=True):
                 name,
                 split=split,
                 data_dir=str(data_dir),
-                decoders=None if decode else {"image": tfds.decode.SkipDecoding()},
+                decoders=decoders,
                 builder_kwargs={"file_format": "array_record"},
                 download_and_prepare_kwargs=prepare,
             )

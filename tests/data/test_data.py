@@ -53,6 +53,53 @@ def test_the_public_fruit_archive_is_thinned_and_split(tmp_path):
     assert splits["test"].take([0]).shape == (1, 64, 64, 3)
 
 
+def fruit_archive(folder, varieties=("Apple 1",), suffix=".jpg"):
+    """The public archive's folders: a variety's shade is its place among them."""
+    for half, count in (("Training", 20), ("Test", 10)):
+        for shade, variety in enumerate(varieties):
+            place = folder / half / variety
+            place.mkdir(parents=True)
+            picture = Image.new("RGB", (64, 64), (40 * shade,) * 3)
+            for i in range(count):
+                picture.save(place / f"{i}{suffix}", "JPEG")
+
+
+def test_names_of_folders_and_files_are_no_patterns(tmp_path):
+    """Classes are the visible folders, by name, whatever is in their names."""
+    varieties = ["Apple [1]", "Apple *", "Apple 1", "[ab]", "a"]
+    fruit_archive(tmp_path, varieties, suffix=".JPG")
+    for hidden in (".ipynb_checkpoints", ".cache"):
+        (tmp_path / "Training" / hidden).mkdir()
+        (tmp_path / "Training" / hidden / "x.jpg").write_bytes(b"no picture")
+    (tmp_path / "Training" / "a" / "._0.JPG").write_bytes(b"no picture")
+    (tmp_path / "Trash" / "a").mkdir(parents=True)
+    (tmp_path / "Trash" / "a" / "x.jpg").write_bytes(b"no picture")
+    source = ImageSource("fruits360_64", "train", 64, tmp_path / "tfds", tmp_path)
+    assert source.class_names == sorted(varieties)
+    assert np.bincount(source.labels).tolist() == [9] * 5
+    shades = source.take(range(len(source))).mean(axis=(1, 2, 3))
+    for label, variety in enumerate(source.class_names):
+        wanted = 40 * varieties.index(variety)
+        assert np.abs(shades[source.labels == label] - wanted).max() < 3
+
+
+def test_a_class_without_pictures_is_refused(tmp_path):
+    fruit_archive(tmp_path)
+    (tmp_path / "Training" / "Pear").mkdir()
+    with pytest.raises(DataError, match="has a folder 'Pear' without pictures"):
+        ImageSource("fruits360_64", "train", 64, tmp_path / "tfds", tmp_path)
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    fruit_archive(tmp_path)
+    file = tmp_path / "Test" / "Apple 1" / "0.jpg"  # the first that is taken
+    file.write_bytes(file.read_bytes()[:400])
+    with pytest.raises(DataError) as error:
+        ImageSource("fruits360_64", "train", 64, tmp_path / "tfds", tmp_path)
+    (line,) = str(error.value).splitlines()
+    assert f"cannot read '{file}': " in line and "replace or remove it" in line
+
+
 def test_wrong_files_are_named(tmp_path):
     with pytest.raises(DataError, match="no packed data file"):
         list(read_packed(tmp_path / "none.npz", "train"))
@@ -72,7 +119,7 @@ def test_pictures_of_other_sizes_are_resized_and_cropped():
     wide[:, 10:30] = 255
     out = fit_square(wide, 10)
     assert out.shape == (10, 10, 3) and out[:, 1:9].min() > 200
-    assert fit_square(np.zeros((7, 9, 1), np.uint8), 8).shape == (8, 8, 3)
+    assert fit_square(np.zeros((7, 9, 3), np.uint8), 8).shape == (8, 8, 3)
 
 
 def test_pixel_scaling_round_trips():

@@ -1,0 +1,233 @@
+"""Every kind of picture becomes the RGB that a viewer shows, or one clear error."""
+
+import io
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from jaxspec.data.pictures import as_rgb, picture_files
+from jaxspec.data.source import ImageSource
+from jaxspec.errors import DataError
+
+RGB = np.random.default_rng(0).integers(0, 256, (6, 4, 3), np.uint8)
+GREY = RGB[..., 0]
+BLACK = np.zeros((6, 4), np.uint8)
+
+
+def encoded(picture, kind="PNG", **options):
+    if isinstance(picture, np.ndarray):
+        picture = Image.fromarray(picture)
+    out = io.BytesIO()
+    picture.save(out, kind, **options)
+    return out.getvalue()
+
+
+def in_color(grey):
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+def deep(picture):
+    """16 bits, the low ones unlike the high ones."""
+    return (picture.astype(np.uint16) << 8) + (255 - picture)
+
+
+def deep_color():
+    """A PNG of 16 bits a channel, which Pillow reads and does not write."""
+    import struct
+    import zlib
+
+    def chunk(name, data):
+        body = name + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    values = deep(RGB).astype(">u2").tobytes()
+    width = RGB.shape[1] * 6
+    rows = [b"\0" + values[i : i + width] for i in range(0, len(values), width)]
+    head = struct.pack(">IIBBBBB", RGB.shape[1], RGB.shape[0], 16, 2, 0, 0, 0)
+    parts = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"".join(rows)))
+    return b"\x89PNG\r\n\x1a\n" + parts + chunk(b"IEND", b"")
+
+
+def turned():
+    """Stored on its side, with the note that it is to be turned."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees, clockwise
+    return encoded(np.rot90(RGB), exif=exif)
+
+
+def palette():
+    """Index 1 of three is transparent."""
+    image = Image.fromarray((np.arange(24) % 3).reshape(6, 4).astype(np.uint8), "P")
+    image.putpalette([10, 20, 30, 0, 0, 0, 70, 80, 90])
+    return encoded(image, transparency=1)
+
+
+def palette_shown():
+    colors = np.array([[10, 20, 30], [255, 255, 255], [70, 80, 90]], np.uint8)
+    return colors[(np.arange(24) % 3).reshape(6, 4)]
+
+
+def frames():
+    first, second = Image.new("RGB", (4, 6), (200, 0, 0)), Image.new("RGB", (4, 6))
+    return encoded(first, "GIF", save_all=True, append_images=[second])
+
+
+def half_clear(channels):
+    """Black under an alpha of 0, 128 or 255, in turn."""
+    alpha = np.array([0, 128, 255], np.uint8)[np.arange(24).reshape(6, 4) % 3]
+    return np.stack([BLACK] * (channels - 1) + [alpha], axis=2)
+
+
+CLEAR = in_color(255 - half_clear(4)[..., 3])
+CMYK = np.stack([255 - RGB[..., 0], 255 - RGB[..., 1], 255 - RGB[..., 2], BLACK], 2)
+DEEP = deep(GREY)
+CASES = {
+    "8-bit RGB": (encoded(RGB), RGB),
+    "8-bit grey": (encoded(GREY), in_color(GREY)),
+    "two levels": (
+        encoded(Image.fromarray(GREY > 99)),
+        in_color(np.where(GREY > 99, 255, 0)),
+    ),
+    "16-bit grey": (encoded(DEEP), in_color(GREY)),
+    "16-bit grey TIFF": (encoded(DEEP, "TIFF"), in_color(GREY)),
+    "16-bit RGB": (deep_color(), RGB),
+    "RGB and alpha": (encoded(half_clear(4)), CLEAR),
+    "grey and alpha": (encoded(half_clear(2)), CLEAR),
+    "palette with a transparent color": (palette(), palette_shown()),
+    "CMYK": (encoded(Image.fromarray(CMYK, "CMYK"), "TIFF"), RGB),
+    "turned by EXIF": (turned(), RGB),
+    "animation": (frames(), np.full((6, 4, 3), (200, 0, 0), np.uint8)),
+    "one pixel wide": (encoded(RGB[:, :1]), RGB[:, :1]),
+    "array, 8-bit RGB": (RGB, RGB),
+    "array, grey": (GREY, in_color(GREY)),
+    "array, grey with a channel": (GREY[..., None], in_color(GREY)),
+    "array, two levels": (GREY > 99, in_color(np.where(GREY > 99, 255, 0))),
+    "array, 16-bit grey": (DEEP[..., None], in_color(GREY)),
+    "array, 16-bit RGB": (deep(RGB).astype(">u2"), RGB),
+    "array, RGB and alpha": (half_clear(4), CLEAR),
+    "array, grey and alpha": (half_clear(2), CLEAR),
+    "array, one pixel wide": (RGB[:, :1], RGB[:, :1]),
+    "array, one pixel high": (RGB[:1], RGB[:1]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_any_picture_is_read_as_it_is_shown(case):
+    given, shown = CASES[case]
+    found = as_rgb(given, "a picture")
+    assert found.dtype == np.uint8 and found.shape == shown.shape
+    assert np.abs(found.astype(int) - shown.astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (RGB / 255.0, "is of float64, whose range is not declared"),
+        (RGB.astype(np.float32), "is of float32, whose range"),
+        (RGB.astype(np.int32), "is of int32, whose range"),
+        (encoded(GREY.astype(np.float32), "TIFF"), "is of float32, whose range"),
+        (encoded(GREY.astype(np.int32), "TIFF"), "is of int32, whose range"),
+        (np.zeros((6, 4, 5), np.uint8), r"has shape \(6, 4, 5\); a picture is"),
+        (np.zeros((2, 6, 4, 3), np.uint8), r"has shape \(2, 6, 4, 3\)"),
+        (np.zeros((0, 4, 3), np.uint8), r"has shape \(0, 4, 3\)"),
+        (b"no picture", "cannot read it: it is damaged or of a kind"),
+        (encoded(RGB)[:60], "cannot read it: .*; replace or remove it"),
+        (b"", "cannot read it: "),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_what_cannot_be_shown_is_told_in_one_sentence(given, words):
+    with pytest.raises(DataError, match=words) as error:
+        as_rgb(given, "it")
+    assert "\n" not in str(error.value) and "0x" not in str(error.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(DataError, match="cannot read 'x.png': No such file"):
+        as_rgb(tmp_path / "x.png", "'x.png'")
+
+
+def test_a_folder_is_read_by_suffix_whatever_its_case(tmp_path):
+    names = ["b.JPG", "a.jpeg", "c [1].png", "d*.Webp", ".hidden.jpg", "._b.JPG"]
+    for name in [*names, "notes.txt", "Thumbs.db"]:
+        (tmp_path / name).touch()
+    found = [file.name for file in picture_files(tmp_path)]
+    assert found == ["a.jpeg", "b.JPG", "c [1].png", "d*.Webp"]
+
+
+class AnyPictures(tfds.core.GeneratorBasedBuilder):
+    """Whatever `ROWS` holds: files, or arrays as a tensor."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [
+        tfds.core.BuilderConfig(name=name)
+        for name in ("files", "deep", "arrays", "bad")
+    ]
+    FILES = [case for case, (given, _) in CASES.items() if isinstance(given, bytes)]
+
+    def _info(self):
+        image = tfds.features.Image()
+        if self.builder_config.name == "deep":
+            image = tfds.features.Image(shape=(None, None, 1), dtype=np.uint16)
+        if self.builder_config.name == "arrays":
+            image = tfds.features.Tensor(shape=(6, 4, 3), dtype=np.float32)
+        features = {"image": image, "label": tfds.features.Scalar(np.int64)}
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(features)
+        )
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        rows = {
+            "files": [CASES[case][0] for case in self.FILES],
+            "deep": [CASES["16-bit grey"][0]],
+            "arrays": [RGB.astype(np.float32)],
+            "bad": [CASES["8-bit RGB"][0][:60]],
+        }[self.builder_config.name]
+        for i, row in enumerate(rows):
+            yield i, {"image": row, "label": i}
+
+
+def source(tmp_path, kind):
+    return ImageSource(f"any_pictures/{kind}", "train", 4, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "kept", [True, False], ids=["kept in memory", "read each time"]
+)
+def test_a_data_set_of_any_kinds_is_trained_on_as_it_is_shown(
+    tmp_path, monkeypatch, kept
+):
+    monkeypatch.setattr("jaxspec.data.source._MEMORY_BYTES", (1 << 30) * kept)
+    monkeypatch.setattr(
+        "jaxspec.data.source.fit_square", lambda picture, side: picture[:4, :1]
+    )
+    found = source(tmp_path, "files")
+    assert sorted(found.labels) == list(range(len(AnyPictures.FILES)))
+    for i, label in enumerate(found.labels):
+        shown = CASES[AnyPictures.FILES[label]][1][:4, :1].astype(int)
+        assert np.abs(found.take([i])[0] - shown).max() <= 1, AnyPictures.FILES[label]
+
+
+def test_a_set_declared_as_16_bits_is_scaled(tmp_path):
+    found = source(tmp_path, "deep").take([0])[0]
+    assert found.shape == (4, 4, 3) and 64 < found.mean() < 192
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("arrays", "of split 'train' of data set .* is of float32, whose range"),
+        (
+            "bad",
+            "cannot read picture 0 of split 'train' of data set 'any_pictures/bad'",
+        ),
+    ],
+)
+def test_the_picture_of_a_set_that_cannot_be_read_is_named(tmp_path, kind, words):
+    with pytest.raises(DataError, match=words):
+        source(tmp_path, kind)
