@@ -19,6 +19,7 @@ from jaxspec.checkpoint import (
     named_leaves,
 )
 from jaxspec.config import TransformerConfig
+from jaxspec.config.checks import whole_number
 from jaxspec.drafters.kinds import DRAFTERS
 from jaxspec.errors import CheckpointError, ConfigError
 from jaxspec.models.kv_groups import copy_kv_heads, needed_copies
@@ -282,11 +283,12 @@ def resolve_classes(bundle: Bundle, names: list[str]) -> list[int]:
         text = name.strip()
         if text.lower() in lower:
             ids.append(lower[text.lower()])
-        elif text.isdigit() and int(text) < len(known):
-            ids.append(int(text))
+        elif (number := whole_number(text)) is not None and number < len(known):
+            ids.append(number)
         else:
+            shown = text if len(text) <= 40 else f"{text[:40]}..."
             raise ConfigError(
-                f"unknown class {text!r}; use a number from 0 to {len(known) - 1} or "
+                f"unknown class {shown!r}; use a number from 0 to {len(known) - 1} or "
                 f"a name that `jaxspec info` lists, such as {known[0]!r}"
             )
     return ids

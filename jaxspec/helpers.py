@@ -8,6 +8,7 @@ import jax
 
 from jaxspec.bundle import Bundle, cast_floats, prepared
 from jaxspec.checkpoint import Checkpoint, digest_of, load_checkpoint
+from jaxspec.config.checks import whole_number
 from jaxspec.drafters.dynamic_exit import DynamicExit
 from jaxspec.drafters.jacobi import Jacobi
 from jaxspec.drafters.kinds import DRAFTERS
@@ -101,8 +102,9 @@ def find_helper(name: str, bundle: Bundle) -> Helper:
     }
     if name in simple:
         return Helper(name, simple[name](), None)
-    if name.startswith("early-exit-") and name[11:].isdigit():
-        drafter = early_exit(config, int(name[11:]), guided=config.condition != "none")
+    layers = whole_number(name.removeprefix("early-exit-"))
+    if name.startswith("early-exit-") and layers is not None:
+        drafter = early_exit(config, layers, guided=config.condition != "none")
         return Helper(name, drafter, bundle.prior.params)
     if Path(name).is_dir():
         checkpoint = load_checkpoint(name, sharding=bundle.place)

@@ -22,7 +22,8 @@ from jaxspec.rules import rule_params
 from jaxspec.sharding import over_rows
 from jaxspec.spec.envelopes import Envelope
 from jaxspec.spec.loop import generate
-from jaxspec.spec.noise import row_keys
+from jaxspec.spec.noise import check_seed, row_keys
+from jaxspec.spec.numbers import whole
 from jaxspec.spec.sampling import Sampling, active_steps, make_sampling
 from jaxspec.spec.state import Engine
 from jaxspec.spec.tree import Tree
@@ -71,10 +72,12 @@ class Settings:
     def __post_init__(self):
         if not self.classes:
             raise ConfigError("there is no picture to draw; ask for at least one")
-        if self.phases < 1:
-            raise ConfigError(f"phases={self.phases} must be at least 1")
-        if self.batch < 1:
-            raise ConfigError(f"batch={self.batch} must be at least 1")
+        positive = {"phases": self.phases, "batch": self.batch}
+        positive |= {} if self.length is None else {"length": self.length}
+        for name, value in positive.items():
+            whole(name, value)
+        whole("classes", self.classes, 0)
+        check_seed(self.seed)
         if self.texts and (len(self.texts) != len(self.classes) or not all(self.texts)):
             raise ConfigError("each sequence needs a text of at least one byte")
         if self.captions and len(self.captions.texts) != len(self.classes):

@@ -2,7 +2,7 @@
 
 import argparse
 
-from jaxspec.cli.options import add_checkpoint, add_data
+from jaxspec.cli.options import add_checkpoint, add_data, check_scales
 
 SUFFIXES = (".json", ".md", ".png")
 
@@ -152,6 +152,7 @@ def run_pictures(arguments: argparse.Namespace) -> None:
     if len(set(arguments.rules)) < len(arguments.rules):
         raise ConfigError("--rules: name each once")
     check_out(arguments.out, *SUFFIXES)
+    check_scales(arguments.cfg_scale)
 
     from tqdm import tqdm
 

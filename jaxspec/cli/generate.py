@@ -10,6 +10,8 @@ from jaxspec.cli.options import (
     add_sampling,
 )
 
+MOST = 1 << 12  # pictures of one sheet
+
 
 def add_parser(commands) -> None:
     """Registers the command."""
@@ -146,6 +148,11 @@ def run(arguments: argparse.Namespace) -> None:
         raise ConfigError("several processes draw --prompts into --out-dir")
     if arguments.num < 1:
         raise ConfigError(f"--num {arguments.num}: ask for at least one picture")
+    if arguments.num > MOST:
+        raise ConfigError(
+            f"--num {arguments.num}: a sheet holds at most {MOST} pictures; draw more "
+            "with --prompts FILE --out-dir DIR"
+        )
     report = arguments.report
     if report and os.path.realpath(report) == os.path.realpath(arguments.out):
         raise ConfigError(f"--out and --report are both '{arguments.out}'")
@@ -159,6 +166,7 @@ def run(arguments: argparse.Namespace) -> None:
     from jaxspec.captions import read_captions
     from jaxspec.cli.options import (
         chosen_mesh,
+        sampling_settings,
         table_stream,
         tell_cut_captions,
         tell_what_stays_whole,
@@ -178,12 +186,7 @@ def run(arguments: argparse.Namespace) -> None:
         find_tree(arguments.tree)
     settings = Settings(
         classes=(0,) * arguments.num,
-        seed=arguments.seed,
-        temperature=arguments.temperature,
-        top_k=arguments.top_k,
-        top_p=arguments.top_p,
-        guidance=arguments.cfg_scale,
-        guidance_interval=arguments.cfg_interval,
+        **sampling_settings(arguments),
         phases=1 if arguments.phases is None else arguments.phases,
         attention=arguments.attention,
         batch=default_batch() if arguments.batch is None else arguments.batch,

@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxspec.cli.options import (
     chosen_mesh,
+    sampling_settings,
     tell_cut_captions,
     tell_what_stays_whole,
 )
@@ -23,6 +24,7 @@ def run_many(arguments: argparse.Namespace) -> None:
     from jaxspec.text_files import read_lines
 
     lines = read_lines(arguments.prompts)
+    sampling_settings(arguments)  # impossible ones are told before processes meet
     folder = Path(arguments.out_dir)
     for name in ("num", "out", "report", "classes", "prompt", "phases"):
         if getattr(arguments, name) is not None:
@@ -92,12 +94,7 @@ def _draw(
     rows = groups * default_batch() if arguments.batch is None else arguments.batch
     settings = Settings(
         **told,
-        seed=arguments.seed,
-        temperature=arguments.temperature,
-        top_k=arguments.top_k,
-        top_p=arguments.top_p,
-        guidance=arguments.cfg_scale,
-        guidance_interval=arguments.cfg_interval,
+        **sampling_settings(arguments),
         attention=arguments.attention,
         batch=rows,
         rule=find_rule(arguments.rule),

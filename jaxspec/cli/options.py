@@ -1,6 +1,7 @@
 """Options that several commands share."""
 
 import argparse
+from typing import Any
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
@@ -81,6 +82,38 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="same seed, same pictures (default: %(default)s)",
     )
+
+
+def sampling_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `add_sampling` asks for, as arguments of `pipeline.Settings`; checked.
+
+    Raises:
+      ConfigError: a number is impossible.
+    """
+    from jaxspec.pipeline import Settings
+
+    found = {
+        "seed": arguments.seed,
+        "temperature": arguments.temperature,
+        "top_k": arguments.top_k,
+        "top_p": arguments.top_p,
+        "guidance": arguments.cfg_scale,
+        "guidance_interval": arguments.cfg_interval,
+    }
+    Settings(classes=(0,), **found)
+    return found
+
+
+def check_scales(*scales: float) -> None:
+    """Refuses guidance scales before anything is loaded.
+
+    Raises:
+      ConfigError: one is impossible.
+    """
+    from jaxspec.spec.numbers import within
+
+    for scale in scales:
+        within("guidance", scale)
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:

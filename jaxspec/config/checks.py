@@ -1,6 +1,7 @@
 """What every configuration checks."""
 
 import math
+import re
 from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any
@@ -48,6 +49,14 @@ def number(config: Any, words: str, fits: Callable[[Any], bool], *names: str) ->
             good and math.isfinite(value) and fits(value),
             f"{name}={value!r} must be a number {words}",
         )
+
+
+def whole_number(text: str) -> int | None:
+    """The number that 1 to 9 digits from 0 to 9 write; None for any other text.
+
+    `str.isdigit` also holds for "²", which `int` does not read.
+    """
+    return int(text) if re.fullmatch("[0-9]{1,9}", text) else None
 
 
 def even_heads(heads: int, width: int) -> None:

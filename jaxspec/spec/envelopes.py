@@ -7,6 +7,7 @@ a tree is grown is in `drafters.grow`.
 from dataclasses import dataclass
 
 from jaxspec.errors import ConfigError
+from jaxspec.spec.numbers import within
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,7 @@ class Beam:
     def __post_init__(self):
         if min(self.nodes - 1, self.max_depth, self.beam, self.branch) < 1:
             raise ConfigError(f"{self} needs 2 nodes, and 1 of everything else")
-        if not self.sharpness > 0:
-            raise ConfigError(f"sharpness={self.sharpness} must be positive")
+        within("sharpness", self.sharpness, above=True)
 
     @property
     def size(self) -> int:

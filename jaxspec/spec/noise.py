@@ -1,15 +1,14 @@
 """Randomness that belongs to a row and an absolute position, and to nothing else."""
 
 from dataclasses import dataclass, field
-from operator import index
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import register_dataclass
 
-from jaxspec.errors import ConfigError
 from jaxspec.spec.arguments import check_keys, check_rows
+from jaxspec.spec.numbers import held
 from jaxspec.spec.threefry import threefry
 from jaxspec.typing import Array, Bool, Float, Int, Key, RowKeys
 
@@ -61,6 +60,16 @@ class Noise:
     greedy: Bool[Array, "B"]
 
 
+def check_seed(seed: int) -> int:
+    """The seed.
+
+    Raises:
+      ConfigError: it is no whole number, or does not fit in 64 bits.
+    """
+    wanted = "a whole number that fits in 64 bits with its sign"
+    return int(held("seed", seed, np.int64, lambda x: x == x, wanted))
+
+
 def row_keys(seed: int, rows: int | Int[Array, "B"]) -> RowKeys:
     """One key a row; row `b` has the same key in a batch of any size.
 
@@ -90,14 +99,7 @@ def seed_key(seed: int) -> Key[Array, ""]:
     Raises:
       ConfigError: the seed is no whole number of 64 bits.
     """
-    try:
-        number = index(seed)
-    except TypeError:
-        number = None
-    if number is None or not -(1 << 63) <= number < 1 << 63:
-        raise ConfigError(
-            f"seed={seed} is no whole number that fits in 64 bits; use a smaller one"
-        )
+    number = check_seed(seed)
     words = np.array([number >> 32 & 0xFFFFFFFF, number & 0xFFFFFFFF], np.uint32)
     # Named, because under other generators draws depend on the batch they are part of.
     return jax.random.wrap_key_data(jnp.asarray(words), impl="threefry2x32")

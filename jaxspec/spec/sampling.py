@@ -14,6 +14,7 @@ from jax.tree_util import register_dataclass
 
 from jaxspec.errors import ConfigError
 from jaxspec.spec.arguments import check_rows
+from jaxspec.spec.numbers import LARGEST_SCALE, WHOLE, held, whole, within
 from jaxspec.spec.together import varying
 from jaxspec.spec.vocabulary import parts_of_vocabulary
 from jaxspec.typing import Array, Float, Int
@@ -21,6 +22,7 @@ from jaxspec.typing import Array, Float, Int
 Step = Literal["temperature", "top_k", "top_p"]
 # LlamaGen's order; LANTERN takes top_p before top_k, VAR filters and then divides.
 LLAMAGEN_ORDER: tuple[Step, ...] = ("temperature", "top_k", "top_p")
+_LAST_STEP = 1 << 20
 
 
 @register_dataclass
@@ -57,50 +59,41 @@ def make_sampling(
 
     Args:
       rows: `B`.
-      temperature: 0 (greedy), or 0.001 and more.
+      temperature: 0 (greedy), or 0.001 to 1e6.
       top_k: 0 (all) or the number of tokens kept.
       top_p: in (0, 1].
-      guidance: classifier-free guidance scale, 1 for none.
+      guidance: classifier-free guidance scale, 0 to 1e6, 1 for none.
       guidance_interval: -1 guides every token; otherwise the first token and those
         decided in steps up to the interval are guided (LlamaGen's `cfg_interval`).
 
     Raises:
-      ConfigError: a value is outside its range.
+      ConfigError: a value is outside its range, is not finite or, where a whole number
+        is asked for, is none.
     """
 
-    def check(name, value, dtype, good, wanted):
-        value = np.broadcast_to(np.asarray(value), (rows,))
-        if not (np.isfinite(value) & good(value)).all():
-            bad = value[~(np.isfinite(value) & good(value))][0]
-            raise ConfigError(f"{name}={bad} is impossible; use {wanted}")
-        return jnp.asarray(value, dtype)
+    def rows_of(name, numbers):
+        if numbers.shape not in ((), (rows,)):
+            raise ConfigError(
+                f"{name} has shape {numbers.shape}; give one number, or one for each "
+                f"of {rows} rows"
+            )
+        return jnp.asarray(np.broadcast_to(numbers, (rows,)))
 
-    last = np.iinfo(np.int32).max
-    interval = np.broadcast_to(np.asarray(guidance_interval), (rows,))
-    if (interval < -1).any() or (interval > 1 << 20).any():
-        raise ConfigError(
-            f"guidance_interval={interval.min()} is out of range; use "
-            "-1 (always) or a step"
-        )
-    return Sampling(
-        check(
+    interval = whole("guidance_interval", guidance_interval, -1, _LAST_STEP)
+    settings = {
+        "temperature": held(
             "temperature",
             temperature,
-            jnp.float32,
-            lambda x: (x == 0) | (x >= 1e-3),
-            "0 (greedy), or 0.001 and more",
+            np.float32,
+            lambda x: (x == 0) | (x >= np.float32(1e-3)) & (x <= LARGEST_SCALE),
+            f"0 (greedy), or 0.001 to {LARGEST_SCALE:.0f}",
         ),
-        check("top_k", top_k, jnp.int32, lambda x: x >= 0, "0 (keep all) or more"),
-        check(
-            "top_p",
-            top_p,
-            jnp.float32,
-            lambda x: (x > 0) & (x <= 1),
-            "a value above 0 and up to 1 (keep all)",
-        ),
-        check("guidance", guidance, jnp.float32, lambda x: x >= 0, "0 or more"),
-        jnp.asarray(np.where(interval < 0, last, interval + 2), jnp.int32),
-    )
+        "top_k": whole("top_k", top_k, 0),
+        "top_p": within("top_p", top_p, most=1.0, above=True),
+        "guidance": within("guidance", guidance),
+        "guided_tokens": np.where(interval < 0, WHOLE, interval + 2).astype(np.int32),
+    }
+    return Sampling(**{name: rows_of(name, x) for name, x in settings.items()})
 
 
 def guide(

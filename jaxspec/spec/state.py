@@ -10,6 +10,7 @@ from jaxspec.errors import ConfigError
 from jaxspec.spec.cache import KVCache
 from jaxspec.spec.draft import Drafter, Selection, extra_rows
 from jaxspec.spec.envelopes import Envelope
+from jaxspec.spec.numbers import whole, within
 from jaxspec.spec.sampling import LLAMAGEN_ORDER, Step
 from jaxspec.spec.target import Target
 from jaxspec.spec.tree import Tree
@@ -60,8 +61,7 @@ class Engine:
             raise ConfigError(
                 f"phases={self.phases} must be 1 to max_tokens={self.max_tokens}"
             )
-        if self.tie_margin < 0:
-            raise ConfigError(f"tie_margin={self.tie_margin} must not be negative")
+        within("tie_margin", self.tie_margin)
 
     @property
     def path_length(self) -> int:
@@ -103,21 +103,18 @@ def make_limits(rows: int, budget, stop=()) -> Limits:
       stop: tokens that end a row; `[E]` for all rows or `[B, E]`, -1 for none.
 
     Raises:
-      ConfigError: a budget is not positive, a stop token is below -1, or a shape does
-        not fit.
+      ConfigError: a budget is not positive, a stop token is below -1, a number is not
+        whole or over 31 bits, or a shape does not fit.
     """
-    budget, stop = np.asarray(budget), np.atleast_1d(np.asarray(stop, np.int32))
+    budget = whole("budget", budget)
+    stop = np.atleast_1d(whole("stop", stop, -1))
     if budget.shape not in ((), (rows,)):
         raise ConfigError(f"budget has shape {budget.shape}; give one, or one a row")
     if stop.ndim > 2 or stop.shape[:-1] not in ((), (rows,)):
         raise ConfigError(f"stop has shape {stop.shape}; give [E], or [{rows}, E]")
     budget = np.broadcast_to(budget, (rows,))
     stop = np.broadcast_to(stop, (rows, stop.shape[-1]))
-    if (budget < 1).any():
-        raise ConfigError(f"budget={budget.min()} must be at least 1 token")
-    if (stop < -1).any():
-        raise ConfigError(f"stop token {stop.min()} is impossible; use -1 for none")
-    return Limits(jnp.asarray(budget, jnp.int32), jnp.asarray(stop))
+    return Limits(jnp.asarray(budget), jnp.asarray(stop))
 
 
 @register_dataclass

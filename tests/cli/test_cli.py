@@ -3,10 +3,12 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
+import jaxspec
 from jaxspec.bundle import load_bundle
 from jaxspec.cli import main
 from jaxspec.pipeline import Settings, draw
@@ -84,9 +86,24 @@ WRONG = {
     "tree too deep": (["--tree", "chain-40"], "choose a shallower tree"),
     "top-p of 0": (["--top-p", "0"], "top_p=0.0 is impossible"),
     "negative temperature": (["--temperature", "-1"], "temperature=-1.0 is impossible"),
+    "top-k over int32": (["--top-k", str((1 << 32) + 1)], "top_k=4294967297 is"),
+    "cfg over float32": (["--cfg-scale", "1e39"], "guidance=1e+39 is impossible"),
+    "cfg that is none": (["--cfg-scale", "nan"], "guidance=nan is impossible"),
+    "endless temperature": (["--temperature", "inf"], "temperature=inf is impossible"),
+    "batch over int32": (
+        ["--batch", str(1 << 40)],
+        "batch=1099511627776 is impossible",
+    ),
+    "lambda over float32": (["--rule", "lantern:k=2,lam=1e39"], "lam=1e+39 is"),
+    "endless delta": (["--rule", "annealed:delta=1e39"], "delta=1e+39 is impossible"),
+    "k over int32": (["--rule", "lantern:k=4294967297,lam=2"], "k=4294967297 is"),
+    "more than a sheet": (["--num", str(1 << 40)], "holds at most 4096 pictures"),
+    "class ²": (["--classes", "²"], "unknown class '²'; use a number from 0"),
+    "class of 5000 digits": (["--classes", "1" * 5000], "unknown class '111"),
+    "early exit ²": (["--drafter", "early-exit-²"], "no drafter 'early-exit-²'"),
     "nothing to draw": (["--num", "0"], "at least one picture"),
     "no batch": (["--batch", "0"], "batch=0"),
-    "huge seed": (["--seed", str(1 << 70)], "does not fit in 64 bits"),
+    "huge seed": (["--seed", str(1 << 70)], "use a whole number that fits in 64 bits"),
     "impossible step": (["--cfg-interval", "-7"], "guidance_interval=-7"),
     "one file for two": (["--report", "samples.png"], "are both 'samples.png'"),
     "endless chain": (["--tree", "chain-1000000000"], "longer than any output"),
@@ -268,3 +285,41 @@ def test_unknown_drafters_say_which_there_are(tmp_path, capsys):
     command = ["generate", "--num", "1", "--drafter", "eagle9"]
     assert main([*command, "--out", str(tmp_path / "a.png")]) == 2
     assert "no drafter 'eagle9'; use own, jacobi" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["bench", "generate", "--cfg-scales", "2", "1e39", "--out", "x"],
+        ["bench", "drafters", "--cfg-scales", "2", "1e39", "--out", "x"],
+        ["bench", "plan", "--cfg-scale", "1e39"],
+        ["eval", "pictures", "--data", "none", "--cfg-scale", "1e39", "--out", "x"],
+    ],
+    ids=lambda words: " ".join(words[:2]),
+)
+def test_scales_are_checked_before_anything_is_loaded(
+    command, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("jaxspec.bundle.load_bundle", None)
+    assert main(command) == 2
+    assert "guidance=1e+39 is impossible" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_counts_over_int32_are_refused(capsys):
+    command = ["bench", "generate", "--num", str(1 << 32), "--out", "x"]
+    assert main(command) == 2
+    assert "--num 4294967296 must be at most 2147483647" in capsys.readouterr().err
+
+
+def test_digits_are_read_by_one_function():
+    """`str.isdigit` and its like hold for letters that `int` does not read."""
+    package = Path(jaxspec.__file__).parent
+    words = ("isdigit", "isnumeric", "isdecimal")
+    found = {
+        file.name
+        for file in package.rglob("*.py")
+        if any(f".{word}(" in file.read_text("utf-8") for word in words)
+    }
+    assert found == set()

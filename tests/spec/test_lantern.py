@@ -302,15 +302,15 @@ def test_codes_may_start_later_in_a_vocabulary():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: Lantern(k=0, delta=0.1), "k=0 must be at least 1"),
+        (lambda: Lantern(k=0, delta=0.1), "k=0 is impossible; use a whole"),
         (lambda: Lantern(k=3), "or lam; none was given"),
         (lambda: Lantern(k=3, delta=0.1, lam=2.0), "both was given"),
         (lambda: Lantern(k=3), "additive delta or lam; none was given"),
-        (lambda: Lantern(k=3, lam=float("inf")), "a number of at least 1"),
+        (lambda: Lantern(k=3, lam=float("inf")), "lam=inf is impossible"),
         (lambda: Lantern(k=3, delta=-0.1), "-0.1 is not in"),
         (lambda: Lantern(k=3, delta=5.0), "5.0 is not in"),
         (lambda: Lantern(k=3, delta=float("nan")), "nan is not in"),
-        (lambda: Lantern(k=3, lam=0.5), "lam=0.5 must be a number of at least 1"),
+        (lambda: Lantern(k=3, lam=0.5), "lam=0.5 is impossible; use a number from 1"),
         (lambda: Lantern(3, 0.1, residual="none"), "residual='none'; use one of"),
         (lambda: Lantern(3, 0.1, fallback="zero"), "fallback='zero'; use one of"),
         (lambda: neighbour_table(codebook(6), 0), "1 to 4 usable"),

@@ -125,8 +125,12 @@ def test_counters_add_up():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: make_limits(2, 0), "budget=0 must be at least 1"),
-        (lambda: make_limits(1, 3, [-2]), "stop token -2"),
+        (lambda: make_limits(2, 0), "budget=0 is impossible; use a whole number"),
+        (lambda: make_limits(2, [3, (1 << 32) + 1]), "budget=4294967297 is impossible"),
+        (lambda: make_limits(2, 2.5), "budget=2.5 is impossible"),
+        (lambda: make_limits(2, float("nan")), "budget=nan is impossible"),
+        (lambda: make_limits(1, 3, [-2]), "stop=-2 is impossible"),
+        (lambda: make_limits(1, 3, [(1 << 32) + 1]), "stop=4294967297 is impossible"),
     ],
 )
 def test_impossible_limits_say_what_is_wrong(make, words):

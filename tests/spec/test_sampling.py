@@ -1,3 +1,6 @@
+import itertools
+import math
+
 import jax
 import jax.extend.random
 import jax.numpy as jnp
@@ -9,6 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from jaxspec.errors import ConfigError
 from jaxspec.spec.noise import position_noise, row_keys
+from jaxspec.spec.numbers import LARGEST_SCALE
 from jaxspec.spec.sampling import (
     active_steps,
     guide,
@@ -86,17 +90,57 @@ def test_guidance_merges_streams_up_to_its_interval():
     "settings",
     [
         {"temperature": -1.0},
-        {"temperature": float("nan")},
+        {"temperature": 1e-4},
         {"top_k": -1},
         {"top_p": 0.0},
         {"top_p": 1.5},
         {"guidance": -0.5},
+        {"guidance_interval": -2},
+        # Numbers that int32 or float32 cannot hold, or not as they are.
+        {"top_k": (1 << 32) + 1},
+        {"top_k": 1 << 80},
+        {"top_k": 2.5},
+        {"top_k": np.uint32(1 << 31)},
+        {"guidance_interval": (1 << 32) + 1},
+        {"guidance": 1e39},
+        {"guidance": 1e30},
+        {"temperature": 1e39},
+        {"top_p": 1e-45},
+        *(
+            {name: bad}
+            for name in ("temperature", "top_k", "top_p", "guidance")
+            for bad in (math.nan, math.inf, -math.inf, "1", None, [1, math.nan])
+        ),
     ],
+    ids=str,
 )
 def test_impossible_settings_are_named(settings):
     (name,) = settings
-    with pytest.raises(ConfigError, match=f"{name}=.* is impossible; use"):
+    with pytest.raises(ConfigError, match=f"^{name}=.* is impossible; use ") as error:
         make_sampling(2, **settings)
+    assert len(str(error.value)) < 120 and "\n" not in str(error.value)
+
+
+def test_settings_have_one_number_or_one_for_each_row():
+    with pytest.raises(ConfigError, match=r"top_k has shape \(3,\); give one"):
+        make_sampling(2, top_k=[1, 2, 3])
+
+
+def test_the_largest_settings_give_numbers():
+    """Scales and filters at the ends of their ranges make no NaN."""
+    logits = jnp.asarray(np.random.default_rng(0).normal(0, 100, (4, 50)), jnp.float32)
+    ends = {
+        "guidance": [0.0, LARGEST_SCALE],
+        "temperature": [0.001, LARGEST_SCALE],
+        "top_k": [1, (1 << 31) - 1],
+        "top_p": [float(np.finfo(np.float32).tiny), 1.0],
+    }
+    values = np.array(list(itertools.product(*ends.values()))).T
+    rows = values.shape[1]
+    settings = make_sampling(rows, **dict(zip(ends, values, strict=True)))
+    logits = logits.repeat(rows // 2, axis=0)
+    found = process(guide(logits, settings, jnp.zeros(rows, jnp.int32)), settings)
+    assert not np.isnan(found).any() and (found.max(axis=-1) > -np.inf).all()
 
 
 def test_noise_belongs_to_row_and_position_alone():

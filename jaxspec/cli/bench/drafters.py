@@ -13,7 +13,7 @@ from jaxspec.cli.bench.output import (
     read_report,
     write_report,
 )
-from jaxspec.cli.options import add_checkpoint
+from jaxspec.cli.options import add_checkpoint, check_scales
 
 SUFFIXES = (".json", ".md", ".png")
 DEFAULT = ["own", "jacobi", "recycling", "ngrams", "prompt-lookup"]
@@ -89,6 +89,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     check_numbers(arguments, "num", "batch", "repeats", nodes=2)
     check_out(arguments.out, *SUFFIXES)
+    check_scales(*arguments.cfg_scales)
     before = read_report(arguments.compare)
 
     from jaxspec.bench.drafters import (

@@ -12,7 +12,7 @@ from jaxspec.cli.bench.output import (
     write_report,
 )
 from jaxspec.cli.bench.speed import SUFFIXES, add_speed, shown, speed_options
-from jaxspec.cli.options import add_attention, add_int8
+from jaxspec.cli.options import add_attention, add_int8, check_scales
 
 NAMES = (
     "trees",
@@ -78,6 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.tokens is not None:
         check_numbers(arguments, "tokens")
     check_out(arguments.out, *SUFFIXES)
+    check_scales(*arguments.cfg_scales)
     before = read_report(arguments.compare)
 
     from jaxspec.bench.generation import (

@@ -55,18 +55,21 @@ def add_lists(parser: argparse.ArgumentParser, **lists: tuple[list[int], str]) -
 
 
 def check_numbers(arguments: argparse.Namespace, *names: str, **least: int) -> None:
-    """Refuses numbers, also in lists, below 1 or below `least` of their name.
+    """Refuses numbers, also in lists, below 1 or `least` of their name, or over int32.
 
     Raises:
       ConfigError: says which.
     """
     from jaxspec.errors import ConfigError
+    from jaxspec.spec.numbers import WHOLE
 
     for name, low in {**dict.fromkeys(names, 1), **least}.items():
         given = getattr(arguments, name)
-        number = min(given) if isinstance(given, list) else given
-        if number < low:
-            raise ConfigError(f"--{name} {number} must be at least {low}")
+        for number in given if isinstance(given, list) else [given]:
+            if number < low:
+                raise ConfigError(f"--{name} {number} must be at least {low}")
+            if number > WHOLE:
+                raise ConfigError(f"--{name} {number} must be at most {WHOLE}")
 
 
 def command_line(command: str, options: Mapping[str, Sequence]) -> str:

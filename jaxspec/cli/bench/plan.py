@@ -3,7 +3,7 @@
 import argparse
 
 from jaxspec.cli.bench.output import command_line
-from jaxspec.cli.options import add_checkpoint
+from jaxspec.cli.options import add_checkpoint, check_scales
 
 
 def add_parser(measurements) -> None:
@@ -56,6 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--num {arguments.num}: ask for at least one picture")
     if arguments.out:
         check_writable(arguments.out)
+    check_scales(arguments.cfg_scale)
 
     from jaxspec.bench.plan import NODES, plan_text, plan_tree
     from jaxspec.bundle import load_bundle

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec.errors import ConfigError
 from jaxspec.spec.draft import Draft, Selection
 from jaxspec.spec.envelopes import Envelope
+from jaxspec.spec.numbers import within
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify.base import (
     LossyRule,
@@ -40,8 +40,8 @@ class Annealed(LossyRule, LawRule):
     selection: Selection = "without_replacement"
 
     def __post_init__(self):
-        if not (0 < self.delta < np.inf and 0 <= self.decay < np.inf):
-            raise ConfigError(f"{self}: use a positive delta and no negative decay")
+        within("delta", self.delta, above=True)
+        within("decay", self.decay)
 
     def factors(self, depth: int) -> np.ndarray:
         """`w` of each drafted position, float64 `[depth]`."""

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxspec.errors import ConfigError
 from jaxspec.spec.draft import Draft, Selection
 from jaxspec.spec.envelopes import Envelope
+from jaxspec.spec.numbers import whole
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify.base import (
     Filtered,
@@ -52,8 +53,9 @@ class Grouped(LossyRule, LawRule):
     filtered: Filtered = "never"
 
     def __post_init__(self):
-        if not (self.group >= 1 and self.distance >= 0 and self.gap >= 0):
-            raise ConfigError(f"{self}: use a positive group and no negative limit")
+        whole("group", self.group)
+        if not (self.distance >= 0 and self.gap >= 0):  # infinity is no limit
+            raise ConfigError(f"{self}: use no negative distance or gap")
         check_filtered(self.filtered)
 
     def law(
@@ -70,8 +72,9 @@ class Grouped(LossyRule, LawRule):
         p = jnp.exp(log_probabilities(log_p, greedy))
         draft, log_q = honest_draft(self, draft, shape, tree)
         scores = shape.of_internal(log_p)
-        before = self.group // 2
-        offsets = jnp.arange(self.group) - before
+        group = min(self.group, 2 * p.shape[-1])  # which is all codes, from any place
+        before = group // 2
+        offsets = jnp.arange(group) - before
 
         def accept(now: Siblings):
             vocabulary = now.p.shape[-1]

@@ -1,12 +1,12 @@
 """LANTERN's relaxed set: the nearest codes of a code whose mass fits a budget."""
 
-import math
 from collections.abc import Callable
 
 import jax.numpy as jnp
 
 from jaxspec.errors import ConfigError
 from jaxspec.spec.neighbours import Neighbours
+from jaxspec.spec.numbers import whole, within
 from jaxspec.typing import Array, Float, Int, Params
 
 
@@ -16,15 +16,14 @@ def check_budget(name: str, k: int, budget: float | None, lam: float | None) -> 
     Raises:
       ConfigError: none or both of the budgets are given, or a value is out of range.
     """
-    if k < 1:
-        raise ConfigError(f"k={k} must be at least 1")
+    whole("k", k)
     if (budget is None) == (lam is None):
         both = "both" if lam is not None else "none"
         raise ConfigError(f"give an additive {name} or lam; {both} was given")
     if budget is not None and not 0 <= budget <= 1:
         raise ConfigError(f"{name}={budget} is not in [0, 1]")
-    if lam is not None and not 1 <= lam < math.inf:
-        raise ConfigError(f"lam={lam} must be a number of at least 1")
+    if lam is not None:
+        within("lam", lam, 1.0)
 
 
 def relaxed_set(

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from jaxspec.errors import ConfigError
 from jaxspec.spec.draft import Draft, Selection
 from jaxspec.spec.envelopes import Envelope
+from jaxspec.spec.numbers import within
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify.base import LossyRule, checked_draft, log_probabilities
 from jaxspec.spec.verify.law import Law, LawRule, all_above, sure_law
@@ -29,8 +29,8 @@ class Typical(LossyRule, LawRule):
     delta: float = 0.3
 
     def __post_init__(self):
-        if not (0 < self.epsilon <= 1 and 0 < self.delta < float("inf")):
-            raise ConfigError(f"{self}: use epsilon in (0, 1] and a positive delta")
+        within("epsilon", self.epsilon, most=1.0, above=True)
+        within("delta", self.delta, above=True)
 
     @property
     def selection(self) -> Selection:
