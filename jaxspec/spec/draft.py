@@ -210,8 +210,8 @@ class Draft:
                 )
         if self.log_q is None:
             return
-        grown = self.parents is not None or not isinstance(tree, Tree)
-        shape = (*rows, tree.size if grown else len(tree.internal))
+        fixed = isinstance(tree, Tree) and self.parents is None
+        shape = (*rows, len(tree.internal) if fixed else tree.size)
         found = jnp.shape(self.log_q)
         shape = (*shape, vocab_size or found[-1])
         if found != shape:
@@ -228,7 +228,9 @@ class Draft:
 
 
 def _behind(
-    parents: Int[Array, "b N"], order: np.ndarray, missing: Bool[Array, "B N"]
+    parents: Int[Array | np.ndarray, "b N"],
+    order: np.ndarray,
+    missing: Bool[Array, "B N"],
 ) -> Bool[Array, "B N"]:
     """Nodes with a missing sibling before them in `order [N]`."""
     siblings = parents[:, :, None] == parents[:, None, :]

@@ -12,6 +12,7 @@ from jaxspec.data.batches import batch_indices, step_rng
 from jaxspec.data.source import ImageSource
 from jaxspec.images import to_unit
 from jaxspec.models.classifier import Classifier, ClassifierConfig
+from jaxspec.spec.noise import seed_key
 from jaxspec.train.experiment import Experiment, TrainingConfig, fingerprint
 from jaxspec.train.layout import ONE_DEVICE, Layout
 from jaxspec.train.loop import fit
@@ -65,7 +66,7 @@ def train_classifier(
             "accuracy": float(np.concatenate(right).mean()),
         }
 
-    state = layout.place(begin(config, model.init(jax.random.key(config.seed))))
+    state = layout.place(begin(config, model.init(seed_key(config.seed))))
     kept, metrics = fit(
         workdir,
         config,

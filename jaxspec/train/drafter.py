@@ -16,6 +16,7 @@ from jaxspec.data.codes import CodeSource, Sequences
 from jaxspec.drafters.draft_vocabulary import frequent_tokens
 from jaxspec.drafters.kinds import make_drafter
 from jaxspec.errors import ConfigError
+from jaxspec.spec.noise import seed_key
 from jaxspec.train.divergence import divergence, overlap
 from jaxspec.train.experiment import (
     DrafterTrainingConfig,
@@ -77,7 +78,7 @@ def train_drafter(
         rows = source.rows(indices, rng)
         return (*source.at(rows), np.asarray(kept[rows]))
 
-    own, before, fixed = drafter.init_params(jax.random.key(config.seed)), "", {}
+    own, before, fixed = drafter.init_params(seed_key(config.seed)), "", {}
     if own.pop("ids", None) is not None:  # a smaller vocabulary: the tokens that occur
         count, most = drafter.config.draft_vocab, prior.config.vocab_size
         fixed = {"ids": frequent_tokens(source.codes, most, count)}
@@ -147,7 +148,7 @@ def make_step(drafter: Any, config: DrafterTrainingConfig, fixed: Params):
         return weighted(losses, config.decay) + config.regression * regression
 
     def step_fn(state, target_params, step, batch):
-        key = jax.random.fold_in(jax.random.key(config.seed), step)
+        key = jax.random.fold_in(seed_key(config.seed), step)
         loss, gradient = jax.value_and_grad(loss_fn)(
             state["params"], target_params, *batch, key
         )
@@ -257,7 +258,7 @@ def make_evaluation(
         losses, overlaps = [], []
         for i, part in enumerate(rows.reshape(-1, batch)):
             codes = heldout.codes[0, part].astype(np.int32)
-            key = jax.random.fold_in(jax.random.key(config.seed + 1), i)
+            key = jax.random.fold_in(seed_key(config.seed + 1), i)
             own = {**state["average"], **fixed}
             labels = heldout.labels[part]
             loss, shared = measure(own, target_params, codes, labels, key)

@@ -17,6 +17,7 @@ from jaxspec.errors import ConfigError
 from jaxspec.evaluate.likelihood import likelihood_metrics
 from jaxspec.models.masked_diffusion import MaskedDiffusion
 from jaxspec.models.transformer import Transformer
+from jaxspec.spec.noise import seed_key
 from jaxspec.train import objectives
 from jaxspec.train.experiment import Experiment, PriorTrainingConfig, fingerprint
 from jaxspec.train.layout import ONE_DEVICE, Layout
@@ -51,7 +52,7 @@ def train_prior(
     """
     config = experiment.train_prior
     model = Transformer(experiment.prior)
-    params = model.init(jax.random.key(config.seed))
+    params = model.init(seed_key(config.seed))
     if start is not None:
         params = _grown(start, model, params)
     begun = params_digest(params) if start is not None else ""
@@ -125,7 +126,7 @@ def make_step(model: Transformer, config: PriorTrainingConfig):
         return objective(params, codes, labels, null, own_key)
 
     def step_fn(state, step, batch):
-        key = jax.random.fold_in(jax.random.key(config.seed), step)
+        key = jax.random.fold_in(seed_key(config.seed), step)
         loss, gradient = jax.value_and_grad(loss_fn)(state["params"], *batch, key)
         state = descend(config, state, gradient, step)
         return state, {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
@@ -140,7 +141,7 @@ def make_evaluation(
     objective = loss_of(model, config)
     count = max(min(HELDOUT, len(heldout)) // config.batch, 1) * config.batch
     rows = np.linspace(0, len(heldout) - 1, count).astype(np.int64)
-    key = jax.random.key(config.seed + 1)
+    key = seed_key(config.seed + 1)
 
     def evaluate(state):
         if config.objective == "next":

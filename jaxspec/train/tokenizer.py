@@ -14,6 +14,7 @@ from jaxspec.evaluate.reconstruction import reconstruction_metrics
 from jaxspec.models.tokenizer import Tokenizer
 from jaxspec.nn.vq import l2_normalize, look_up, nearest_codes
 from jaxspec.spec.neighbours import neighbour_table
+from jaxspec.spec.noise import seed_key
 from jaxspec.train.experiment import Experiment, TrainingConfig, fingerprint
 from jaxspec.train.layout import ONE_DEVICE, Layout
 from jaxspec.train.loop import fit
@@ -77,7 +78,7 @@ def train_tokenizer(
 
 def init_state(tokenizer: Tokenizer, config: TrainingConfig) -> dict[str, Any]:
     """Networks, their average, the optimizer, and the codebook's sums and counts."""
-    params = tokenizer.init(jax.random.key(config.seed))
+    params = tokenizer.init(seed_key(config.seed))
     book = params.pop("codebook")
     return {
         "networks": params,
@@ -121,7 +122,7 @@ def make_step(tokenizer: Tokenizer, config: TrainingConfig):
             gradient, state["optimizer"], state["networks"]
         )
         networks = jax.tree.map(jnp.add, state["networks"], updates)
-        key = jax.random.fold_in(jax.random.key(config.seed), step)
+        key = jax.random.fold_in(seed_key(config.seed), step)
         late = step > 0.8 * config.steps
         book = _update_codebook(key, state, z, codes, late)
         average = update_average(state["average"], networks, config.ema, step)

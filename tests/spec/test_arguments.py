@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxspec
 from jaxspec.errors import ConfigError
 from jaxspec.spec.draft import Draft
 from jaxspec.spec.envelopes import Beam
@@ -142,6 +144,13 @@ def test_no_two_seeds_of_64_bits_share_a_key():
         assert [words(seed) for seed in seeds] == [words(np.int64(s)) for s in seeds]
         wide = jax.random.key_data(row_keys(5, 3))
     np.testing.assert_array_equal(wide, jax.random.key_data(row_keys(5, 3)))
+
+
+def test_training_takes_all_bits_of_its_seed():
+    """No key of a training is made from the lower half of a seed alone."""
+    package = Path(jaxspec.__file__).parent
+    for file in (package / "train").rglob("*.py"):
+        assert "random.key(" not in file.read_text("utf-8"), file
 
 
 def test_small_seeds_are_those_of_jax():
