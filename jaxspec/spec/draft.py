@@ -210,10 +210,11 @@ class Draft:
                 )
         if self.log_q is None:
             return
-        fixed = isinstance(tree, Tree) and self.parents is None
-        shape = (*rows, len(tree.internal) if fixed else tree.size)
+        count = tree.size
+        if isinstance(tree, Tree) and self.parents is None:
+            count = len(tree.internal)
         found = jnp.shape(self.log_q)
-        shape = (*shape, vocab_size or found[-1])
+        shape = (*rows, count, vocab_size or found[-1])
         if found != shape:
             raise ConfigError(
                 f"Draft.log_q has shape {list(found)}; this draft needs "
