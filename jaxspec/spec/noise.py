@@ -1,6 +1,7 @@
 """Randomness that belongs to a row and an absolute position, and to nothing else."""
 
 from dataclasses import dataclass, field
+from operator import index
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,6 @@ import numpy as np
 from jax.tree_util import register_dataclass
 
 from jaxspec.spec.arguments import check_keys, check_rows
-from jaxspec.spec.numbers import held
 from jaxspec.spec.threefry import threefry
 from jaxspec.typing import Array, Bool, Float, Int, Key, RowKeys
 
@@ -66,8 +66,16 @@ def check_seed(seed: int) -> int:
     Raises:
       ConfigError: it is no whole number, or does not fit in 64 bits.
     """
-    wanted = "a whole number that fits in 64 bits with its sign"
-    return int(held("seed", seed, np.int64, lambda x: x == x, wanted))
+    try:
+        number = index(seed)
+    except TypeError:
+        number = None
+    if number is None or not -(1 << 63) <= number < 1 << 63:
+        raise ConfigError(
+            f"seed={seed} is impossible; use a whole number that fits in 64 bits with "
+            "its sign"
+        )
+    return number
 
 
 def row_keys(seed: int, rows: int | Int[Array, "B"]) -> RowKeys:
