@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import register_dataclass
 
+from jaxspec.errors import ConfigError
 from jaxspec.spec.arguments import check_keys, check_rows
 from jaxspec.spec.threefry import threefry
 from jaxspec.typing import Array, Bool, Float, Int, Key, RowKeys
