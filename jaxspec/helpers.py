@@ -23,7 +23,7 @@ from jaxspec.drafters.small_model import SmallModel, early_exit
 from jaxspec.errors import CheckpointError, ConfigError
 from jaxspec.models.masked_diffusion import MaskedDiffusion
 from jaxspec.models.target import make_target
-from jaxspec.models.transformer import Transformer, activation_dtype
+from jaxspec.models.transformer import CaptionPadding, Transformer, activation_dtype
 from jaxspec.nn.quantize import quantized
 from jaxspec.spec.draft import Drafter
 from jaxspec.spec.envelopes import Envelope
@@ -55,6 +55,11 @@ class Helper:
     size: int = 0
     trained_seconds: float | None = None
     prior: Checkpoint | None = None
+
+    @property
+    def caption_padding(self) -> CaptionPadding:
+        """How the target is to read the padding of captions, see `make_target`."""
+        return getattr(self.drafter, "caption_padding", "self")
 
     def check_tree(self, tree: Tree | Envelope) -> None:
         """Refuses trees that the drafter cannot fill.

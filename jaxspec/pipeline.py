@@ -184,9 +184,11 @@ def make_engine(
         helper.check_tree(tree)
     else:
         helper = None
-    taps = helper.taps if helper else ()
+    reads = {}
+    if helper:
+        reads = {"taps": helper.taps, "caption_padding": helper.caption_padding}
     return Engine(
-        target=make_target(model, guided=settings.guidance != 1.0, taps=taps),
+        target=make_target(model, guided=settings.guidance != 1.0, **reads),
         max_tokens=room if settings.length is None else min(room, settings.length),
         drafter=helper.drafter if helper else None,
         tree=tree,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from jaxspec.config.checks import even_heads, grouped_heads, positive, require
+from jaxspec.config.checks import even_heads, grouped_heads, number, positive, require
 from jaxspec.config.models import RopeScaling
 
 
@@ -110,6 +110,12 @@ class FeatureHeadConfig:
       rope_scaling: of those frequencies.
       own_embedding: tokens are read through a table `[V, D]` of the head's own; else
         through the target's.
+      input_norm: version 1 with an RMSNorm before its attention (LANTERN's heads for
+        Anole and Lumina-mGPT).
+      qk_layer_norm: LayerNorm over the heads of queries and keys, as in Chameleon.
+      embedding_scale: embeddings of tokens are multiplied by it (Lumina-mGPT).
+      caption_padding: what padded positions of a caption attend to in the target whose
+        features this head was trained on; see `make_target`.
     """
 
     version: Literal[1, 3] = 1
@@ -126,9 +132,22 @@ class FeatureHeadConfig:
     rope_base: float | None = None
     rope_scaling: RopeScaling | None = None
     own_embedding: bool = False
+    input_norm: bool = False
+    qk_layer_norm: bool = False
+    embedding_scale: float = 1.0
+    caption_padding: Literal["self", "published"] = "self"
 
     def __post_init__(self):
         positive(self, "width", "heads", "num_kv_heads", "ffn_width")
+        number(self, "above 0", lambda x: x > 0, "embedding_scale")
+        require(
+            self.version == 1 or not self.input_norm,
+            "input_norm is for version 1; version 3 has its own norms",
+        )
+        require(
+            self.caption_padding in ("self", "published"),
+            f"caption_padding={self.caption_padding!r}; use 'self' or 'published'",
+        )
         require(self.draft_vocab >= 0, "draft_vocab must not be negative")
         require(
             self.version == 3 or not self.draft_vocab,

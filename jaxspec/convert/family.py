@@ -102,7 +102,7 @@ class Family:
 
 def heads_of(config: Any) -> Heads:
     """Of a decoder or of a drafter that has heads like one."""
-    return Heads(config.head_size, config.num_kv_heads)
+    return Heads(config.head_size, config.num_kv_heads, config.heads)
 
 
 @dataclass(frozen=True)

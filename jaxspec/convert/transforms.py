@@ -19,10 +19,12 @@ class Heads:
     Attributes:
       size: `F`.
       groups: `K`, heads of keys and values.
+      queries: `H`.
     """
 
     size: int = 2
     groups: int = 1
+    queries: int = 1
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,16 @@ def halved(x: np.ndarray) -> np.ndarray:
     """The inverse of `interleaved`."""
     pairs = x.reshape(*x.shape[:-1], -1, 2)
     return np.swapaxes(pairs, -1, -2).reshape(x.shape)
+
+
+def spread(x: np.ndarray, count: int) -> np.ndarray:
+    """Norms of heads, `[count, F]`, of which neighbors may share a stored row.
+
+    Models trained in `n` parallel parts store `[n, F]` (Chameleon's family).
+    """
+    if x.ndim == 2 and len(x) < count and count % len(x) == 0:
+        return np.repeat(x, count // len(x), axis=0)
+    return x
 
 
 def grouped(x: np.ndarray, heads: Heads) -> np.ndarray:
@@ -89,6 +101,12 @@ TRANSFORMS = {
     ),
     "heads_fused": Transform(lambda x, h: _fused(x.T, h), lambda x, _: _parted(x).T),
     "rotary_vector": Transform(lambda x, _: interleaved(x), lambda x, _: halved(x)),
+    "query_norm": Transform(
+        lambda x, h: interleaved(spread(x, h.queries)), lambda x, _: halved(x)
+    ),
+    "key_norm": Transform(
+        lambda x, h: interleaved(spread(x, h.groups)), lambda x, _: halved(x)
+    ),
     "conv": Transform(
         lambda x, _: x.transpose(2, 3, 1, 0), lambda x, _: x.transpose(3, 2, 0, 1)
     ),

@@ -13,6 +13,7 @@ from jaxspec.drafters.grow import expansions, grow
 from jaxspec.drafters.history import prompt_tokens
 from jaxspec.drafters.shared import shared_parameters, target_norm
 from jaxspec.errors import ConfigError
+from jaxspec.models.transformer import CaptionPadding
 from jaxspec.nn.layers import head_scores
 from jaxspec.nn.rope import angles_of, sequence_angles
 from jaxspec.spec.cache import KVCache, init_cache, tree_mask
@@ -79,6 +80,11 @@ class FeatureHead:
     def taps(self) -> tuple[int, ...]:
         """Layers of the target whose outputs are read."""
         return self.config.taps
+
+    @property
+    def caption_padding(self) -> CaptionPadding:
+        """How the target is to read the padding of captions."""
+        return self.config.caption_padding
 
     @property
     def reach(self) -> int:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from jaxspec.config import FeatureHeadConfig
 from jaxspec.nn.attention import Attention
-from jaxspec.nn.layers import INIT, RMSNorm, SwiGLU, linear
+from jaxspec.nn.layers import INIT, HeadNorm, RMSNorm, SwiGLU, linear
 from jaxspec.typing import Array, Bool, Float, Int
 
 
@@ -19,8 +19,18 @@ class FeatureNetwork(nn.Module):
         """Builds the submodules."""
         c = self.config
         eps, size = c.norm_eps, c.head_size
+        # The epsilon of Chameleon's head norms is fixed.
+        head_norm = (
+            (lambda name: HeadNorm(1e-5, name=name)) if c.qk_layer_norm else None
+        )
         self.attention = Attention(
-            c.heads, c.num_kv_heads, size, c.qkv_bias, width=c.width, name="attention"
+            c.heads,
+            c.num_kv_heads,
+            size,
+            c.qkv_bias,
+            head_norm,
+            width=c.width,
+            name="attention",
         )
         if c.own_embedding:
             shape = (self.vocab_size, c.width)
@@ -29,6 +39,8 @@ class FeatureNetwork(nn.Module):
         self.ffn = SwiGLU(c.ffn_width)
         if c.version == 1:
             self.pair = linear(c.width, "pair", bias=True)
+            if c.input_norm:
+                self.input_norm = RMSNorm(eps)
         else:
             self.joined = linear(c.width, "joined")
             self.embedding_norm, self.hidden_norm = RMSNorm(eps), RMSNorm(eps)
@@ -55,9 +67,14 @@ class FeatureNetwork(nn.Module):
         cache: tuple[Array, Array] | None = None,
         starts: Int[Array, "R"] | None = None,
     ) -> tuple[Float[Array, "R T D"], tuple[Array, Array] | None]:
-        """Predicted features; EAGLE-1 has no norm before its attention."""
+        """Predicted features; EAGLE-1's own head has no norm before its attention."""
+        if self.config.embedding_scale != 1:
+            scale = jnp.asarray(self.config.embedding_scale, embedding.dtype)
+            embedding = embedding * scale
         if self.config.version == 1:
             h = x = self.pair(jnp.concatenate([embedding, h], axis=-1))
+            if self.config.input_norm:
+                x = self.input_norm(x)
         else:
             normed = self.hidden_norm(h)
             x = jnp.concatenate([self.embedding_norm(embedding), normed], axis=-1)

@@ -6,14 +6,23 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec.errors import ConfigError
-from jaxspec.models.transformer import TokenPrompt, Transformer, activation_dtype
+from jaxspec.models.transformer import (
+    CaptionPadding,
+    TokenPrompt,
+    Transformer,
+    activation_dtype,
+)
 from jaxspec.spec.cache import KVCache, init_cache, tree_mask
 from jaxspec.spec.target import Prefill, Target
 from jaxspec.typing import Array, Bool, Float, Int, Mask, Params, PyTree
 
 
 def make_target(
-    model: Transformer, *, guided: bool = True, taps: tuple[int, ...] = ()
+    model: Transformer,
+    *,
+    guided: bool = True,
+    taps: tuple[int, ...] = (),
+    caption_padding: CaptionPadding = "self",
 ) -> Target:
     """Wraps a model; equal arguments give equal (hashable, picklable) records.
 
@@ -22,13 +31,25 @@ def make_target(
         at least one a row, with -1 behind shorter ones; with guidance a `TokenPrompt`.
       guided: run an unconditional stream beside each row (classifier-free guidance).
       taps: layers whose outputs the drafter reads.
+      caption_padding: what padded positions of a caption attend to. Tokens are the same
+        either way; a drafter that reads features of such positions names what it was
+        trained on (`FeatureHead.caption_padding`).
+
+    Raises:
+      ConfigError: "published" padding, and queries of a condition that are no zeros.
     """
     config = model.config
+    if caption_padding == "published" and config.rope != "grid":
+        raise ConfigError(
+            "caption_padding='published' is that of LlamaGen in LANTERN; a model of "
+            "sequences has none"
+        )
     own = model, 2 if guided else 1, tuple(taps)
     if config.condition == "none":
         prefill, rescore = _PrefillTokens(*own), _RescoreTokens(*own)
     else:
-        prefill, rescore = _PrefillCondition(*own), _RescoreCondition(*own)
+        prefill = _PrefillCondition(*own, caption_padding)
+        rescore = _RescoreCondition(*own)
     return Target(
         config.vocab_size, own[1], prefill, _Forward(*own), rescore, model.move
     )
@@ -83,13 +104,16 @@ class _Conditioned(_Function):
         return jax.tree.map(self.doubled, prompt), null
 
 
+@dataclass(frozen=True)
 class _PrefillCondition(_Conditioned):
+    caption_padding: CaptionPadding = "self"
+
     def __call__(self, params: Params, prompt: PyTree, extra: int) -> Prefill:
         repeated, null = self.rows_of(prompt)
         slots = self.model.config.prefix_length + extra
         cache = self.empty_cache(params, len(null), slots)
         logits, features, cache = self.model.read_prompt(
-            params, repeated, null, cache, self.taps
+            params, repeated, null, cache, self.taps, self.caption_padding
         )
         return Prefill(logits[:, -1], features, cache)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -61,6 +62,15 @@ def head_norm(config: TransformerConfig) -> Callable[[str], nn.Module] | None:
     if config.qk_norm:
         return lambda name: RMSNorm(config.norm_eps, name=name)
     return None
+
+
+CaptionPadding = Literal["self", "published"]
+# What padded positions of a caption attend to. Nothing attends to them, so it changes
+# features at padded positions alone, which a drafter may read.
+#   self        themselves, as LlamaGen does
+#   published   themselves, the padding before them and all of the caption, as LANTERN's
+#               target: its mask adds the lowest float32 once or twice, and those of the
+#               former are attended to evenly (queries of a condition are zeros)
 
 
 class _Layer(nn.Module):
@@ -290,8 +300,17 @@ class Transformer:
         null: Bool[Array, "R"],
         cache: KVCache,
         taps: tuple[int, ...] = (),
+        padding: CaptionPadding = "self",
     ) -> tuple[Float[Array, "R P V"], Float[Array, "R P E"], KVCache]:
         """Reads the condition into an empty cache.
+
+        Args:
+          params: parameters.
+          prompt: class ids int32 [R], or a `Caption`.
+          null: rows that get the null condition instead.
+          cache: empty.
+          taps: layers whose outputs are returned.
+          padding: what a caption's padded positions attend to, see `CaptionPadding`.
 
         Returns:
           Logits and features of the `P` condition positions, and the cache with their
@@ -308,6 +327,9 @@ class Transformer:
         causal = jnp.tril(jnp.ones((length, cache.capacity), bool))
         mask = columns[:, None, :] & causal
         mask |= jnp.eye(length, cache.capacity, dtype=bool)
+        if padding == "published" and isinstance(prompt, Caption):
+            inside = jnp.arange(cache.capacity) < length
+            mask |= ~prompt.valid[:, :, None] & (causal | columns[:, None, :]) & inside
         logits, features, layers = bound.body(x, positions, mask, cache, taps, False)
         lengths = jnp.full(rows, length, jnp.int32)
         return logits, features, KVCache(layers, lengths, columns)

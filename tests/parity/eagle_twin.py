@@ -21,12 +21,15 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(reads, kv_heads * self.size, bias=False)
         self.o_proj = nn.Linear(width, width, bias=False)
 
-    def forward(self, x, turns):
-        """`turns` are angles of halves, or complex turns of pairs."""
-        q, k, v = (
+    def heads(self, x):
+        return tuple(
             f(x).unflatten(-1, (-1, self.size))
             for f in (self.q_proj, self.k_proj, self.v_proj)
         )
+
+    def forward(self, x, turns):
+        """`turns` are angles of halves, or complex turns of pairs."""
+        q, k, v = self.heads(x)
         length = x.shape[1]
         past = torch.ones(length, length, dtype=torch.bool).tril()
         past = past.expand(len(x), -1, -1)
@@ -47,16 +50,62 @@ class Layer(nn.Module):
         return h + self.mlp(self.post_attention_layernorm(h))
 
 
+class HeadNorm(nn.Module):
+    """LayerNorm of each head; neighboring heads share a stored row."""
+
+    def __init__(self, shards, size):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(shards, size))
+        self.bias = nn.Parameter(torch.zeros(shards, size))
+
+    def forward(self, x):
+        each = x.shape[-2] // len(self.weight)
+        scale, bias = (y.repeat_interleave(each, 0) for y in (self.weight, self.bias))
+        centered = x - x.mean(-1, keepdim=True)
+        spread = (centered.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+        return centered / spread * scale + bias
+
+
+class NormedAttention(Attention):
+    """With norms of queries and keys (LANTERN's drafters for Anole and Lumina)."""
+
+    def __init__(self, width, heads, kv_heads, shards):
+        super().__init__(width, width, heads, kv_heads)
+        self.q_norm = HeadNorm(min(shards, heads), self.size)
+        self.k_norm = HeadNorm(min(shards, kv_heads), self.size)
+
+    def heads(self, x):
+        q, k, v = super().heads(x)
+        return self.q_norm(q), self.k_norm(k), v
+
+
+class NormedLayer(Layer):
+    def __init__(self, width, heads, kv_heads, hidden, eps, shards):
+        super().__init__(width, heads, kv_heads, hidden, eps)
+        self.self_attn = NormedAttention(width, heads, kv_heads, shards)
+        self.input_layernorm = Norm(width, eps)
+
+    def forward(self, h, turns):
+        h = h + self.self_attn(self.input_layernorm(h), turns)
+        return h + self.mlp(self.post_attention_layernorm(h))
+
+
 class Eagle1(nn.Module):
-    def __init__(self, *, vocab, width, heads, kv_heads, hidden, eps=1e-6):
+    def __init__(
+        self, *, vocab, width, heads, kv_heads, hidden, eps=1e-6, shards=0, scale=1.0
+    ):
         super().__init__()
         self.embed_tokens = nn.Embedding(vocab, width)
         self.fc = nn.Linear(2 * width, width)
-        self.layers = nn.ModuleList([Layer(width, heads, kv_heads, hidden, eps)])
+        sizes = width, heads, kv_heads, hidden, eps
+        layer = NormedLayer(*sizes, shards) if shards else Layer(*sizes)
+        self.layers = nn.ModuleList([layer])
+        self.scale = scale
 
     def forward(self, features, tokens, turns):
         """Next features, from features and the tokens one place further on."""
-        pair = torch.cat([self.embed_tokens(tokens), features], dim=-1)
+        embedding = self.embed_tokens(tokens) * self.scale
+        pair = torch.cat([embedding, features], dim=-1)
         return self.layers[0](self.fc(pair), turns)
 
 

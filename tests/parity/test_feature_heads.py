@@ -12,6 +12,8 @@ torch = pytest.importorskip("torch")
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import RopeScaling, TransformerConfig
 from jaxspec.errors import ConfigError
+from jaxspec.models.target import make_target
+from jaxspec.models.transformer import Caption, Transformer
 from tests.parity.comparing import as_jax, assert_close
 from tests.parity.converting import converted
 from tests.parity.eagle_twin import (
@@ -21,7 +23,18 @@ from tests.parity.eagle_twin import (
     HydraPlusPlus,
     Medusa,
 )
-from tests.parity.llamagen_twin import grid_rotations, sequence_angles
+from tests.parity.llamagen_pairs import (
+    CAPTION_LENGTH,
+    CAPTION_WIDTH,
+    GRID,
+    make_pair,
+)
+from tests.parity.llamagen_twin import (
+    grid_rotations,
+    left_padded,
+    rotate_pairs,
+    sequence_angles,
+)
 from tests.parity.random_weights import randomized
 
 pytestmark = pytest.mark.parity
@@ -116,6 +129,41 @@ def test_eagle_1_predicts_the_same_features(config, own):
     assert_close(logits, theirs @ head, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("shards", "scale"),
+    [(HEADS, 1.0), (1, 1.0), (2, 4.0)],
+    ids=["Anole", "Lumina", "2"],
+)
+def test_lanterns_heads_for_models_with_norms_predict_the_same(shards, scale):
+    """A norm before the attention, norms of heads, embeddings made larger."""
+    target = target_of(TEXT)
+    twin = Eagle1(
+        vocab=VOCAB, width=WIDTH, heads=HEADS, kv_heads=2, hidden=48,
+        shards=shards, scale=scale,
+    )  # fmt: skip
+    twin = randomized(twin, seed=0)
+    features, tokens = inputs()
+    norm = torch.tensor(np.asarray(target.params["norm"]["scale"]))
+    theirs = twin(normed(TEXT, features) * norm, tokens, turns_of(TEXT))
+
+    def ours(**given):
+        found = converted(twin.state_dict(), config=SAID, target=target, **given)
+        drafter, params = found.config, found.config.bind(found.params, target.params)
+        return drafter.network(found.params).layer(
+            params["embedding"][as_jax(tokens)],
+            drafter.inputs(params, as_jax(features)),
+            drafter.angles(places()),
+            causal(),
+        )[0]
+
+    assert_close(ours(embed_upscale=scale), theirs, atol=1e-4)
+    if scale > 1:  # the control: no file names it, and without it nothing fits
+        with pytest.raises(AssertionError):
+            assert_close(ours(), theirs, atol=1e-2)
+    # Values of up to 1 change nothing in the published code.
+    np.testing.assert_array_equal(ours(embed_upscale=0.5), ours())
+
+
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("speculators", [False, True])
 def test_eagle_3_predicts_the_same_scores(residual, speculators):
@@ -173,6 +221,71 @@ def test_a_head_turns_by_its_own_config_whatever_its_target_does():
         causal(),
     )
     assert_close(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("lengths", [(6, 6, 6), (4, 1, 6)], ids=["full", "padded"])
+def test_lanterns_target_gives_its_drafter_the_same_features(lengths):
+    """Its mask adds the lowest float32 once for each reason not to look.
+
+    What has both reasons is out of reach; where all else has one, all of it is looked
+    at evenly: so padded positions see the caption that comes after them.
+    """
+    pair = make_pair("caption")
+    embed, lowest = pair.twin.cls_embedding, torch.finfo(torch.float32).min
+    torch.manual_seed(1)
+    captions = torch.randn(3, CAPTION_LENGTH, CAPTION_WIDTH)
+    captions, real = left_padded(captions, lengths)
+    ours = Caption(as_jax(captions), jnp.asarray(real.numpy()))
+    size = CAPTION_LENGTH
+    mask = torch.full((size, size), lowest).triu(1)
+    mask = mask + torch.zeros(3, size, size).masked_fill(~real[:, None], lowest)
+    mask = torch.cat([mask, mask])  # both streams have the caption's padding
+    x = torch.cat([embed(captions), embed.null(3)])
+    turns = grid_rotations(size, GRID, pair.twin.head_dim)[:size]
+    for layer in pair.twin.layers:
+        x = published_layer(layer, x, turns, mask)
+    wide = replace(pair.model.config, caption_length=size)
+    model = Transformer(wide)
+    tap = (wide.layers - 1,)
+    found = make_target(model, taps=tap, caption_padding="published")
+    plain = make_target(model, taps=tap)
+    logits, features, cache = found.prefill(pair.params, ours, 4)
+    assert_close(features, x, atol=1e-4)
+    other, narrow, kept = plain.prefill(pair.params, ours, 4)
+    np.testing.assert_array_equal(logits, other)  # of no token's scores
+    np.testing.assert_array_equal(cache.visible, kept.visible)
+    apart = np.abs(np.asarray(narrow) - np.asarray(features)).max(-1) > 1e-3
+    padded = ~torch.cat([real, real]).numpy()
+    # The control: every padded position of a null caption differs, no real one does.
+    assert not apart[~padded].any() and apart[3:][padded[3:]].sum() >= 5 * (
+        lengths != (6, 6, 6)
+    )
+
+
+def published_layer(layer, x, turns, mask):
+    """A block of the target with an additive mask, as the release computes it."""
+    attention = layer.attention
+    h = layer.attention_norm(x)
+    q, k, v = (
+        t.unflatten(-1, (-1, attention.size))
+        for t in attention.wqkv(h).split(attention.rows, -1)
+    )
+    q, k = rotate_pairs(q, turns), rotate_pairs(k, turns)
+    scores = torch.einsum("rthf,rshf->rhts", q, k) / attention.size**0.5
+    weights = (scores + mask[:, None]).softmax(-1)
+    x = x + attention.wo(torch.einsum("rhts,rshf->rthf", weights, v).flatten(2))
+    return x + layer.feed_forward(layer.ffn_norm(x))
+
+
+def test_lanterns_heads_for_captions_ask_for_that():
+    twin = Eagle1(vocab=VOCAB, width=WIDTH, heads=HEADS, kv_heads=HEADS, hidden=48)
+    for config, padding in ((PICTURES, "published"), (TEXT, "self")):
+        found = converted(
+            twin.state_dict(), config=SAID, target=target_of(config), heads=HEADS
+        )
+        assert found.config.caption_padding == padding
+    with pytest.raises(ConfigError, match="a model of sequences has none"):
+        make_target(Transformer(TEXT), guided=False, caption_padding="published")
 
 
 def test_medusa_guesses_the_same():

@@ -252,3 +252,28 @@ def test_bfloat16_stays_within_its_precision():
     ours, _ = score(Transformer(found.config), found.params, None, as_jax(tokens))
     error = float(jnp.abs(ours - as_jax(exact)).max())
     assert 0 < error <= 2 * float((half - exact).abs().max())
+
+
+@pytest.mark.parametrize("shards", [1, 2, 4])
+def test_norms_stored_once_for_the_heads_of_a_shard(shards):
+    """Lumina-mGPT as released: `q_norm` and `k_norm` are `[shards, F]`."""
+    torch.manual_seed(0)
+    model = randomized(chameleon(False), seed=0)
+    state = dict(model.state_dict())
+    for name in [name for name in state if "_norm." in name and "self_attn" in name]:
+        heads = len(state[name])
+        kept = min(shards, heads)
+        stored = state[name][:: heads // kept].clone()
+        state[name].copy_(stored.repeat_interleave(heads // kept, 0))  # the model's
+        state[name] = stored
+    found = converted(state, config=model.config.to_dict())
+    tokens, params = tokens_of(model), found.params
+    scores, _ = theirs(model, tokens)
+    ours, _ = score(Transformer(found.config), params, None, as_jax(tokens))
+    assert_close(ours, scores, atol=1e-4)
+    if shards > 1:  # the control: heads of one shard lie beside one another
+        norm = params["layers_0"]["attention"]["q_norm"]
+        norm["scale"] = norm["scale"][jnp.array([0, 2, 1, 3])]
+        wrong, _ = score(Transformer(found.config), params, None, as_jax(tokens))
+        with pytest.raises(AssertionError):
+            assert_close(wrong, scores, atol=1e-2)

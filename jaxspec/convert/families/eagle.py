@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import FeatureHeadConfig, TransformerConfig, to_dict
-from jaxspec.convert.families.layers import attention, biases, mlp
+from jaxspec.convert.families.layers import attention, biases, head_norms, mlp
 from jaxspec.convert.families.llama import scaling_of
 from jaxspec.convert.family import (
     Derived,
@@ -121,6 +121,10 @@ def _rules(drafter: FeatureHead, root: str) -> tuple[Rule, ...]:
             Rule("fc.weight", "pair/kernel", "linear"),
             Rule("fc.bias", "pair/bias"),
         )
+        if c.input_norm:
+            first += (Rule(f"{root}input_layernorm.weight", "input_norm/scale"),)
+        if c.qk_layer_norm:
+            first += head_norms(root, "attention")
     else:
         first = (
             Rule("fc.weight", "joined/kernel", "linear"),
@@ -147,6 +151,11 @@ def _plan_of(drafter: FeatureHead, root: str, derived: dict[str, Derived]) -> Pl
     )
 
 
+def _upscale(source: Source, given: Given) -> float:
+    """`embed_upscale`, an argument of Lumina-mGPT's drafter that no tensor shows."""
+    return given.get("embed_upscale", source.config.get("embed_upscale", 1.0))
+
+
 def _plan1(source: Source, given: Given, target: Checkpoint | None) -> Plan:
     assert target is not None
     root, of = "layers.0.", target.config
@@ -157,6 +166,12 @@ def _plan1(source: Source, given: Given, target: Checkpoint | None) -> Plan:
         **_sizes(source, given, of, root),
         taps=(of.layers - 1,),
         own_embedding=_own_embedding(source, target),
+        input_norm=f"{root}input_layernorm.weight" in source.tensors,
+        qk_layer_norm=f"{root}self_attn.q_norm.weight" in source.tensors,
+        # The published code leaves embeddings alone unless they are to grow.
+        embedding_scale=max(1.0, float(_upscale(source, given))),
+        # LANTERN's heads for LlamaGen were trained on what its target does there.
+        caption_padding="published" if of.condition == "caption" else "self",
     )
     derived = {}
     if "fc.bias" not in source.tensors:

@@ -32,6 +32,19 @@ def attention(theirs: str, ours: str, turned: str = "_rotary") -> tuple[Rule, ..
     )
 
 
+def head_norms(theirs: str, ours: str) -> tuple[Rule, ...]:
+    """Norms of queries and keys, each with a scale and perhaps a bias."""
+    return tuple(
+        Rule(
+            f"{theirs}self_attn.{x}_norm.{part}",
+            f"{ours}/{x}_norm/{name}",
+            {"q": "query_norm", "k": "key_norm"}[x],
+        )
+        for x in "qk"
+        for part, name in (("weight", "scale"), ("bias", "bias"))
+    )
+
+
 def biases(theirs: str, ours: str, turned: str = "_rotary") -> tuple[Rule, ...]:
     """Those of queries, keys and values."""
     q, k, v = (f"{theirs}self_attn.{x}_proj.bias" for x in "qkv")

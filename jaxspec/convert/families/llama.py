@@ -13,7 +13,14 @@ import numpy as np
 
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import RopeScaling, TransformerConfig
-from jaxspec.convert.families.layers import apart, attention, biases, gated, mlp
+from jaxspec.convert.families.layers import (
+    apart,
+    attention,
+    biases,
+    gated,
+    head_norms,
+    mlp,
+)
 from jaxspec.convert.family import (
     Derived,
     Family,
@@ -57,16 +64,7 @@ def decoder_rules(config: TransformerConfig, names: Names) -> tuple[Rule, ...]:
     ]
     if config.qkv_bias:
         rules += biases(theirs, f"{ours}attention")
-    for x in "qk":
-        rules += [
-            Rule(
-                f"{theirs}self_attn.{x}_norm.{theirs_}",
-                f"{ours}attention/{x}_norm/{ours_}",
-                "rotary_vector",
-            )
-            for theirs_, ours_ in (("weight", "scale"), ("bias", "bias"))
-        ]
-    return tuple(rules)
+    return (*rules, *head_norms(theirs, f"{ours}attention"))
 
 
 EMBEDDING = "embed_tokens.weight"
