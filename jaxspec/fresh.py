@@ -61,6 +61,15 @@ def alone_in(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def remove(path: Path) -> None:
+    """Removes a file or folder, if it is there; an interrupt waits until it is gone."""
+    try:
+        _removed(path)
+    except KeyboardInterrupt:
+        _removed(path)
+        raise
+
+
 @contextlib.contextmanager
 def _fresh(path: Path, make: Callable[[Path], int]) -> Iterator[tuple[Path, int]]:
     for i in range(_LOOKED_AT):
@@ -79,7 +88,7 @@ def _fresh(path: Path, make: Callable[[Path], int]) -> Iterator[tuple[Path, int]
         yield fresh, descriptor
     finally:
         if _is_at(fresh, descriptor):
-            _remove(fresh)
+            remove(fresh)
         os.close(descriptor)
 
 
@@ -92,7 +101,7 @@ def _clear_abandoned(left: Path) -> None:
         descriptor = os.open(left, os.O_RDONLY)
         try:
             if _lock(descriptor) and _is_at(left, descriptor):
-                _remove(left)
+                remove(left)
         finally:
             os.close(descriptor)
 
@@ -118,7 +127,7 @@ def _is_at(path: Path, descriptor: int) -> bool:
         return False
 
 
-def _remove(path: Path) -> None:
+def _removed(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:

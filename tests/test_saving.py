@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -154,6 +155,26 @@ def test_a_save_that_is_cut_off_leaves_a_state_and_ends_in_seconds(tmp_path, num
         assert error.count("Traceback") == 1 and error.endswith("KeyboardInterrupt\n")
         assert os.listdir(tmp_path) == ["state"]
     save_state(place, {"n": np.int32(7)})  # clears what the killed one left
+    assert os.listdir(tmp_path) == ["state"]
+
+
+def test_an_interrupt_while_the_old_state_is_removed_leaves_the_new_one(
+    tmp_path, monkeypatch
+):
+    place, real = tmp_path / "state", shutil.rmtree
+    save_state(place, {"x": jnp.ones(2)}, {"note": "old"})
+    calls = []
+
+    def interrupted(path, **options):
+        calls.append(path)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        real(path, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save_state(place, {"x": jnp.ones(2)}, {"note": "new"})
+    assert (place / "note").read_text() == "new"
     assert os.listdir(tmp_path) == ["state"]
 
 

@@ -3,13 +3,12 @@
 import contextlib
 import hashlib
 import os
-import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from jaxspec.errors import CheckpointError
-from jaxspec.fresh import alone_in, fresh_folder
+from jaxspec.fresh import alone_in, fresh_folder, remove
 
 
 def recover(path: str | os.PathLike) -> Path:
@@ -55,7 +54,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def _swap(fresh: Path, target: Path) -> None:
     old = _old(target)
-    shutil.rmtree(old, ignore_errors=True)
+    remove(old)
     try:
         if target.exists():
             target.rename(old)
@@ -63,7 +62,7 @@ def _swap(fresh: Path, target: Path) -> None:
     finally:
         if _is_cut_off(target):
             old.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+        remove(old)
 
 
 def _old(target: Path) -> Path:

@@ -17,7 +17,7 @@ from tests.convert.llamagen_files import write
 from tests.convert.real_sizes import FILES
 
 MIB = 1 << 20
-# Interpreter, jax, flax and orbax, before any weights; measured 196 MiB.
+# Interpreter, jax, flax and tensorstore, before any weights; measured 202 MiB.
 PROGRAM = 260 * MIB
 
 
