@@ -1,8 +1,6 @@
 """`python -m jaxspec` is the `jaxspec` command."""
 
-import sys
-
-from jaxspec.cli import main
+from jaxspec.cli import command
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

@@ -1,5 +1,5 @@
 """The `jaxspec` command."""
 
-from jaxspec.cli.main import main
+from jaxspec.cli.main import command, main
 
-__all__ = ["main"]
+__all__ = ["command", "main"]

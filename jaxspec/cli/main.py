@@ -2,11 +2,14 @@
 
 import argparse
 import io
+import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from jaxspec import __version__
 from jaxspec.cli.failures import sentence
+from jaxspec.cli.interrupts import INTERRUPTED, end_in_time
 from jaxspec.cli.streams import complain, flush_stdout, open_missing
 
 
@@ -36,6 +39,20 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def command() -> NoReturn:
+    """The program: `main`, and the end of the process.
+
+    After an interrupt it ends at once. Libraries' threads, which are in the middle of
+    something, would otherwise be waited for, or crash while Python is taken apart.
+    """
+    end_in_time()
+    status = main()
+    if status == INTERRUPTED:
+        sys.stdout.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; an expected error is one line on stderr and status 2.
 
@@ -53,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             flush_stdout()
     except KeyboardInterrupt:
         complain("interrupted")
-        return 130
+        return INTERRUPTED
     except Exception as error:
         text = sentence(error, arguments)
         if text is None:
