@@ -28,6 +28,7 @@ from jaxspec.spec.sampling import Sampling, active_steps, make_sampling
 from jaxspec.spec.state import Engine
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify import Coupled, Rule
+from jaxspec.timing import Timing
 from jaxspec.typing import PyTree
 
 Progress = Callable[[int], object]
@@ -129,9 +130,7 @@ class Run:
       hits: int [n, A - 1, W], accepted tokens by depth and rank.
       proposed: int [n], drafted tokens that were verified.
       rescored: near-ties that were decided again, in all pictures.
-      seconds: wall-clock time of all batches, compilation excluded; the median.
-      least_seconds: of the fastest timed run.
-      most_seconds: of the slowest.
+      timing: wall-clock time of all batches, compilation excluded.
       compile_seconds: time of tracing and compiling.
     """
 
@@ -141,10 +140,13 @@ class Run:
     hits: np.ndarray
     proposed: np.ndarray
     rescored: int
-    seconds: float
-    least_seconds: float
-    most_seconds: float
+    timing: Timing
     compile_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """The median of the timed runs."""
+        return self.timing.median
 
     @property
     def tokens_per_call(self) -> float:
@@ -316,9 +318,7 @@ def draw(
         hits=joined(lambda p: p.stats.hits),
         proposed=joined(lambda p: p.stats.proposed),
         rescored=int(joined(lambda p: p.stats.rescored).sum()),
-        seconds=float(np.median(times)),
-        least_seconds=min(times),
-        most_seconds=max(times),
+        timing=Timing.of(times),
         compile_seconds=compile_seconds,
     )
 

@@ -13,7 +13,7 @@ LEAVES = {
     "evaluate", "fresh", "helpers", "images", "loading", "memory_plan", "pipeline",
     "processes", "streaming",
     "report", "rules",
-    "sharding", "testing", "text_files", "train", "trees", "writing",
+    "sharding", "testing", "text_files", "timing", "train", "trees", "writing",
 }  # fmt: skip
 ALLOWED = {
     "errors": set(),

@@ -10,6 +10,7 @@ from jaxspec.pipeline import Run, Settings
 from jaxspec.report import generation_report, generation_table, json_bytes
 from jaxspec.rules import find_rule
 from jaxspec.spec.tree import Tree
+from jaxspec.timing import Timing
 
 LOSSY = ["lantern:k=5,lam=2.0", "coupled-relaxed:k=5,budget=0.1", "grouped", "typical"]
 
@@ -19,7 +20,7 @@ def bundle():
     return load_bundle()
 
 
-def run(tokens, calls):
+def run(tokens, calls, runs=3):
     return Run(
         tokens=np.array([tokens]),
         calls=np.array([calls]),
@@ -27,9 +28,7 @@ def run(tokens, calls):
         hits=np.array([[[1], [0]]]),
         proposed=np.array([4]),
         rescored=0,
-        seconds=calls / 2,
-        least_seconds=calls / 2,
-        most_seconds=calls / 2,
+        timing=Timing.of([calls / 2] * runs),
         compile_seconds=1.0,
     )
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxspec.bench import passes
 from jaxspec.bench.roofline.ceilings import measure_ceilings
 from jaxspec.bench.roofline.work import pass_work
-from jaxspec.bench.timing import Timing, side_by_side
+from jaxspec.bench.timing import side_by_side
 from jaxspec.bundle import Bundle
 from jaxspec.helpers import Helper
 from jaxspec.models.transformer import Transformer, activation_dtype
@@ -20,6 +20,7 @@ from jaxspec.spec.envelopes import Envelope
 from jaxspec.spec.loop import init_state
 from jaxspec.spec.noise import row_keys
 from jaxspec.spec.tree import Tree
+from jaxspec.timing import Timing, ratio_fields
 
 # Passes, or drafts, in one timed program.
 LOOPS = 8
@@ -31,11 +32,12 @@ def round_costs(
     tree: Tree | Envelope,
     helper: Helper,
     repeats: int = 5,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """A pass over the tree and a draft, in decode steps: what speed is to be expected.
 
     Returns:
-      "verify_cost" and "draft_cost", of a full batch behind half a picture.
+      "verify_cost" and "draft_cost", of a full batch behind half a picture; see
+      `timing.ratio_fields`.
     """
     own, (_, rows) = bundle_for(bundle, helper), batches_of(bundle, settings)
     config, params = own.prior.config, own.prior.params
@@ -56,11 +58,10 @@ def round_costs(
     }
     calls["draft"] = draft_call(bundle, settings, tree, helper)
     times = side_by_side(calls, repeats)
-    step = times[1].median
-    return {
-        "verify_cost": times[tree.size].median / step,
-        "draft_cost": times["draft"].median / step,
-    }
+    step = times[1]
+    return ratio_fields(
+        verify_cost=(times[tree.size], step), draft_cost=(times["draft"], step)
+    )
 
 
 def draft_timing(
@@ -148,5 +149,5 @@ def target_bound(
         "bytes": work.bytes,
         "flops": work.flops,
         "bound_seconds": bound,
-        "achieved": bound / run.seconds,
+        **ratio_fields(achieved=(Timing.exact(bound), run.timing)),
     }

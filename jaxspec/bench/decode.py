@@ -18,6 +18,7 @@ from jaxspec.bench.tables import environment, heading, table
 from jaxspec.bench.timing import later, noted, side_by_side
 from jaxspec.bench.variants import Variant
 from jaxspec.models.transformer import Transformer
+from jaxspec.timing import Timing, plotted, ratio_fields, shown
 
 KEYS = ("model", "batch", "tokens", "way")
 FILTERS = {"top_k": 1000, "top_p": 0.95}
@@ -102,7 +103,7 @@ def bench_decode(
                         "bytes": works[way].bytes,
                         "flops": works[way].flops,
                         "bound_seconds": bound,
-                        "achieved": bound / step.median,
+                        **ratio_fields(achieved=(Timing.exact(bound), step)),
                     }
                 )
             failed |= {f"{name}, batch {batch}, {way}": e for way, e in wrong.items()}
@@ -122,13 +123,14 @@ def bench_decode(
 def decode_markdown(result: dict[str, Any]) -> str:
     """The rows as a table."""
     ours = {
-        (r["model"], r["batch"]): r["seconds"]
+        (r["model"], r["batch"]): Timing.of_row(r, result["repeats"])
         for r in result["rows"]
         if r["way"] == "jaxspec"
     }
 
     def cells(row):
         mine = ours.get((row["model"], row["batch"]))
+        own = Timing.of_row(row, result["repeats"])
         return [
             row["model"],
             row["batch"],
@@ -136,8 +138,8 @@ def decode_markdown(result: dict[str, Any]) -> str:
             f"{1e3 * row['seconds']:.3f}",
             f"{1e3 * row['least_seconds']:.3f} to {1e3 * row['most_seconds']:.3f}",
             f"{1e3 * row['bound_seconds']:.3f}",
-            f"{100 * row['achieved']:.0f} %",
-            f"{row['seconds'] / mine:.2f}" if mine else "",
+            shown(row, "achieved", "%"),
+            shown(ratio_fields(time=(own, mine)), "time") if mine else "",
         ]
 
     words = (
@@ -161,7 +163,8 @@ def decode_plot(result: dict[str, Any]) -> np.ndarray:
         lines = []
         for way in dict.fromkeys(row["way"] for row in own):
             points = [row for row in own if row["way"] == way]
-            x, y = [p["batch"] for p in points], [p["achieved"] for p in points]
+            x = [p["batch"] for p in points]
+            y = [plotted(p, "achieved") for p in points]
             lines.append(Line(way, x, y))
         panels.append(Panel(model, lines))
     return plot_panels(panels, "batch", "bound / time")

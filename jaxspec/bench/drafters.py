@@ -19,6 +19,7 @@ from jaxspec.report import generation_report
 from jaxspec.rules import find_rule, rule_words
 from jaxspec.spec.envelopes import Envelope
 from jaxspec.spec.tree import Tree
+from jaxspec.timing import RULE, ratio_fields, shown
 from jaxspec.trees import deepest, find_tree
 
 NODES = (16, 57, 128)
@@ -117,6 +118,8 @@ def _row(bundle, helper, settings, count, plain: Run, run) -> dict[str, Any] | N
         except ConfigError:
             return None
     report = generation_report(bundle, settings, tree, fast, plain, helper)
+    drafting = draft_timing(bundle, settings, tree, helper)
+    step = plain.timing.per(plain.calls.max() * batches_of(bundle, settings)[0])
     return {
         "drafter": helper.name,
         "rule": report["rule"],
@@ -126,14 +129,12 @@ def _row(bundle, helper, settings, count, plain: Run, run) -> dict[str, Any] | N
         "nodes": tree.size,
         "depth": tree.depth,
         "tokens_per_call": fast.tokens_per_call,
-        "seconds": fast.seconds,
-        "least_seconds": fast.least_seconds,
-        "most_seconds": fast.most_seconds,
+        **fast.timing.fields(),
         "plain_seconds": plain.seconds,
-        "speedup": plain.seconds / fast.seconds,
+        **ratio_fields(
+            speedup=(plain.timing, fast.timing), drafter_cost=(drafting, step)
+        ),
         "identical": report["identical_to_autoregressive"],
-        "drafter_cost": draft_timing(bundle, settings, tree, helper).median
-        / (plain.seconds / plain.calls.max() / batches_of(bundle, settings)[0]),
         **target_bound(bundle, settings, tree, fast, helper),
         "parameters": helper.size,
         "trained_seconds": helper.trained_seconds,
@@ -151,7 +152,8 @@ def drafters_markdown(result: dict[str, Any]) -> str:
         f"{result['pictures']} sequences, {result['batch']} at a time, temperature 1. "
         "Tokens per call count the prefill as a call; draft cost is one `propose` "
         "beside one plain step; speedup is against plain decoding in the same run; of "
-        "bound: what the target's passes must take at least, over the time taken.",
+        "bound: what the target's passes must take at least, over the time "
+        f"taken. {RULE}",
     ]
     keys = sorted({(row["cfg_scale"], row["rule"]) for row in result["rows"]})
     for scale, rule in keys:
@@ -175,9 +177,9 @@ def drafters_markdown(result: dict[str, Any]) -> str:
                 row["nodes"],
                 row["depth"],
                 f"{row['tokens_per_call']:.2f}",
-                f"{row['drafter_cost']:.2f}",
-                f"{row['speedup']:.2f}",
-                f"{100 * row['achieved']:.0f} %" if row.get("achieved") else "",
+                shown(row, "drafter_cost"),
+                shown(row, "speedup"),
+                shown(row, "achieved", "%") if row.get("achieved") else "",
                 "yes" if row["identical"] else "no",
                 f"{row['parameters']:,}" if row["parameters"] else "",
                 f"{trained / 60:.0f} min" if trained else "",

@@ -17,6 +17,7 @@ from jaxspec.report import generation_report
 from jaxspec.spec.envelopes import Envelope
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify import Coupled
+from jaxspec.timing import derived_mark, plotted, shown
 
 KEYS = ("checkpoint", "batch", "cfg_scale", "tree_name", "tokens", "rule")
 
@@ -90,7 +91,9 @@ def bench_generation(
                 fast = measure(tree)
                 report = generation_report(bundle, settings, tree, fast, plain)
                 costs = round_costs(bundle, settings, tree, own_helper(bundle))
-                expected = fast.tokens_per_call / sum(costs.values())
+                cost = costs["verify_cost"] + costs["draft_cost"]
+                expected = fast.tokens_per_call / cost
+                parts = "verify_cost", "draft_cost"
                 rows.append(
                     {
                         "tree_name": name,
@@ -98,7 +101,11 @@ def bench_generation(
                         "hits": fast.hits.sum(axis=0).tolist(),
                         **costs,
                         "expected_speedup": expected,
+                        **derived_mark("expected_speedup", costs, *parts),
                         "of_expected": report["speedup"] / expected,
+                        **derived_mark(
+                            "of_expected", {**report, **costs}, "speedup", *parts
+                        ),
                         **target_bound(bundle, settings, tree, fast),
                     }
                 )
@@ -120,8 +127,8 @@ def generation_markdown(result: dict[str, Any]) -> str:
             f"{row['tokens_per_call']:.2f}",
             f"{row['seconds']:.2f}",
             f"{row['baseline_seconds']:.2f}",
-            *(f"{row[k]:.2f}" for k in ("verify_cost", "draft_cost", "speedup")),
-            *(f"{100 * row[k]:.0f} %" for k in ("of_expected", "achieved")),
+            *(shown(row, k) for k in ("verify_cost", "draft_cost", "speedup")),
+            *(shown(row, k, "%") for k in ("of_expected", "achieved")),
             "yes" if row["identical_to_autoregressive"] else "no",
             row["near_ties_decided_again"],
         ]
@@ -154,6 +161,7 @@ def generation_plot(result: dict[str, Any]) -> np.ndarray:
             points = [row for row in own if row["batch"] == batch]
             points.sort(key=lambda row: row["tree"]["nodes"])
             x = [row["tree"]["nodes"] for row in points]
-            lines.append(Line(f"batch {batch}", x, [row["speedup"] for row in points]))
+            y = [plotted(row, "speedup") for row in points]
+            lines.append(Line(f"batch {batch}", x, y))
         panels.append(Panel(f"{model}, cfg {scale:g}", lines))
     return plot_panels(panels, "nodes", "plain seconds / seconds")

@@ -33,6 +33,7 @@ from jaxspec.spec.sampling import LLAMAGEN_ORDER, make_sampling
 from jaxspec.spec.state import Engine
 from jaxspec.spec.target import Prefill, Target
 from jaxspec.spec.tree import Tree
+from jaxspec.timing import RULE, Timing, ratio_fields, shown
 from jaxspec.trees import find_tree
 from jaxspec.typing import Array
 
@@ -122,6 +123,7 @@ def measure_overhead(
     cells = [(rules[0], 2, True), (rules[0], 2, False)]
     cells += [(rule, 1, False) for rule in rules]
     softmax = jax.jit(partial(jax.nn.softmax, axis=-1))
+    verify = _verify_timing(config, tree, batch, repeats)
     rows = []
     for name, streams, filters in tqdm(cells, desc="overhead", unit="rule"):
         rule = find_rule(name)
@@ -150,7 +152,7 @@ def measure_overhead(
             return step(*arguments, held, params)
 
         state = one_round(state)  # compiles
-        seconds, yardstick = _side_by_side(
+        whole, yardstick = _side_by_side(
             one_round, state, softmax, given["logits"][:batch], repeats
         )
         rows.append(
@@ -159,9 +161,10 @@ def measure_overhead(
                 "streams": streams,
                 "filters": options,
                 "nodes": shape.size,
-                "round_seconds": seconds,
-                "softmax_seconds": yardstick,
-                "ratio": seconds / yardstick,
+                "round_seconds": whole.median,
+                "softmax_seconds": yardstick.median,
+                **ratio_fields(ratio=(whole, yardstick)),
+                **(ratio_fields(of_a_pass=(whole, verify)) if verify else {}),
             }
         )
     return {
@@ -171,7 +174,7 @@ def measure_overhead(
         "cache_dtype": str(jnp.dtype(dtype)),
         "repeats": repeats,
         "rows": rows,
-        "verify_seconds": _verify_seconds(config, tree, batch, repeats),
+        "verify_seconds": verify.median if verify else None,
         "device": device_name(),
         "versions": {"jaxspec": __version__, "jax": jax.__version__},
     }
@@ -188,8 +191,8 @@ def _likely_drafts(logits: Array, tree: Tree) -> Array:
 
 def _side_by_side(
     one_round: Callable, state: Any, softmax: Callable, logits: Array, repeats: int
-) -> tuple[float, float]:
-    """Medians of a round and of a softmax, taken in turn."""
+) -> tuple[Timing, Timing]:
+    """A round and a softmax, taken in turn."""
     times = []
     jax.block_until_ready(softmax(logits))
     for _ in range(repeats):
@@ -198,14 +201,14 @@ def _side_by_side(
         between = time.perf_counter()
         jax.block_until_ready(softmax(logits))
         times.append((between - began, time.perf_counter() - between))
-    round_seconds, softmax_seconds = np.median(times, axis=0)
-    return float(round_seconds), float(softmax_seconds)
+    rounds, softmaxes = zip(*times, strict=True)
+    return Timing.of(rounds), Timing.of(softmaxes)
 
 
-def _verify_seconds(
+def _verify_timing(
     config: TransformerConfig, tree: Tree, batch: int, repeats: int
-) -> float | None:
-    """Median of the model's pass over the trees of a guided batch; None on a CPU."""
+) -> Timing | None:
+    """The model's pass over the trees of a guided batch; None on a CPU."""
     if _on_cpu():
         return None
     model = Transformer(config)
@@ -226,7 +229,7 @@ def _verify_seconds(
             forward(params, cache, tokens, positions, mask)
         )
         times.append(time.perf_counter() - began)
-    return float(np.median(times[1:]))
+    return Timing.of(times[1:])
 
 
 def _filter_words(row: dict[str, Any]) -> str:
@@ -249,19 +252,19 @@ def overhead_markdown(result: dict[str, Any]) -> str:
         f"{result['batch']}, vocabulary {result['vocab_size']}, caches of "
         f"{result['model_of_the_cache']} in {result['cache_dtype']}, temperature 1. "
         f"Medians of {result['repeats']} rounds, each in turn with a softmax "
-        "over the same logits (of one guidance stream).",
+        f"over the same logits (of one guidance stream). {RULE}",
         "",
         "| rule | filters | streams | nodes | round ms | softmax ms "
         "| rounds / softmax | of a verify pass |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in result["rows"]:
-        share = f"{100 * row['round_seconds'] / verify:.1f} %" if verify else ""
+        share = shown(row, "of_a_pass", "%") if verify else ""
         lines.append(
             f"| {row['rule']} | {_filter_words(row)} | {row['streams']} "
             f"| {row['nodes']} "
             f"| {1e3 * row['round_seconds']:.2f} | {1e3 * row['softmax_seconds']:.2f} "
-            f"| {row['ratio']:.2f} | {share} |"
+            f"| {shown(row, 'ratio')} | {share} |"
         )
     if verify:
         lines += ["", f"A guided verify pass takes {1e3 * verify:.2f} ms."]

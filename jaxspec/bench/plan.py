@@ -21,6 +21,7 @@ from jaxspec.spec.envelopes import Envelope
 from jaxspec.spec.loop import init_state, spec_step
 from jaxspec.spec.noise import row_keys
 from jaxspec.spec.tree import Tree
+from jaxspec.timing import RULE, Timing, counts, ratio_fields, shown
 from jaxspec.trees import deepest
 
 NODES = (2, 3, 5, 8, 16, 32, 64, 128)
@@ -91,26 +92,31 @@ def plan_tree(
         bar.update()
         rounds = int(seen.calls.sum()) - len(settings.classes)
         acceptance = rank_acceptance(seen.hits.sum(axis=0), rounds)
-        plain = round_seconds(bundle, settings, Tree.root(), None, repeats)
+        plain = round_timing(bundle, settings, Tree.root(), None, repeats)
         bar.update()
         rows = []
         for count in nodes:
             tree = Tree.optimal(acceptance, count, max_depth)
-            seconds = round_seconds(bundle, settings, tree, helper, repeats)
+            timing = round_timing(bundle, settings, tree, helper, repeats)
             expected = tree.expected_tokens(acceptance)
             rows.append(
                 {
                     "nodes": tree.size,
                     "depth": tree.depth,
-                    "round_seconds": seconds,
-                    "cost": seconds / plain,
+                    "round_seconds": timing.median,
                     "expected_tokens_per_call": expected,
-                    "expected_speedup": expected * plain / seconds,
+                    **ratio_fields(
+                        cost=(timing, plain),
+                        expected_speedup=(plain.per(1 / expected), timing),
+                    ),
                     "paths": _words(tree),
                 }
             )
             bar.update()
-    best = max(rows, key=lambda row: row["expected_speedup"])
+    known = [row for row in rows if counts(row, "expected_speedup")]
+    best = max(known, key=lambda row: row["expected_speedup"], default=None)
+    if best and best["expected_speedup"] <= 1:
+        best = None
     return {
         "checkpoint": bundle.name,
         "rule": rule_words(settings.rule),
@@ -118,23 +124,23 @@ def plan_tree(
         "cfg_scale": settings.guidance,
         "temperature": settings.temperature,
         "pictures": len(settings.classes),
-        "plain_round_seconds": plain,
+        "plain_round_seconds": plain.median,
         "acceptance": acceptance,
         "rows": rows,
-        "best": best if best["expected_speedup"] > 1 else None,
+        "best": best,
         "device": device_name(),
         "versions": {"jaxspec": __version__, "jax": jax.__version__},
     }
 
 
-def round_seconds(
+def round_timing(
     bundle: Bundle,
     settings: Settings,
     tree: Tree | Envelope,
     helper: Helper | None,
     repeats: int,
-) -> float:
-    """Median time of one round of a full batch, without compilation."""
+) -> Timing:
+    """One round of a full batch, without compilation."""
     engine = make_engine(bundle, settings, tree, helper)
     batch, params = settings.batch, bundle.prior.params
     drafter_params = helper.params if helper and engine.drafter else None
@@ -150,7 +156,7 @@ def round_seconds(
         began = time.perf_counter()
         state = jax.block_until_ready(step(*arguments, state, for_rule))
         times.append(time.perf_counter() - began)
-    return float(np.median(times))
+    return Timing.of(times)
 
 
 def plan_text(result: dict[str, Any]) -> str:
@@ -162,22 +168,24 @@ def plan_text(result: dict[str, Any]) -> str:
         f"{' '.join(f'{x:.3f}' for x in result['acceptance'][0])}",
         f"a plain round takes {1e3 * result['plain_round_seconds']:.2f} ms",
         "",
-        "nodes  depth  round ms   cost  tokens/call  speedup (expected)",
+        "nodes  depth  round ms      cost  tokens/call  speedup (expected)",
     ]
     for row in result["rows"]:
         lines.append(
             f"{row['nodes']:5}  {row['depth']:5}  {1e3 * row['round_seconds']:8.2f}  "
-            f"{row['cost']:4.2f}x  {row['expected_tokens_per_call']:11.2f}  "
-            f"{row['expected_speedup']:6.2f}x"
+            f"{shown(row, 'cost', 'x'):>8}  {row['expected_tokens_per_call']:11.2f}  "
+            f"{shown(row, 'expected_speedup', 'x'):>8}"
         )
     best = result["best"]
     advice = "decode plainly here: no tree is expected to be faster (--drafter none)"
-    if best:
+    if not any(counts(row, "expected_speedup") for row in result["rows"]):
+        advice = "times vary too much to advise; plan again when the machine is idle"
+    elif best:
         advice = (
             f"best: {best['nodes']} nodes, {best['expected_speedup']:.2f}x expected\n"
             f"--tree {best['paths']}"
         )
-    return "\n".join([*lines, "", advice])
+    return "\n".join([*lines, "", RULE, "", advice])
 
 
 def _words(tree: Tree) -> str:

@@ -19,6 +19,7 @@ from jaxspec.spec.noise import row_keys
 from jaxspec.spec.state import make_limits
 from jaxspec.spec.stream import Jobs, begin_stream, run_stream
 from jaxspec.spec.tree import Tree
+from jaxspec.timing import RULE, Timing, ratio_fields, shown
 
 
 def bench_streaming(
@@ -47,8 +48,8 @@ def bench_streaming(
       seed: of pictures, noise and lengths.
 
     Returns:
-      Dicts with "lengths", "way", "rounds", "rows_in_use", "seconds" (median), "spread"
-      and "speedup" against lockstep batches; the tokens were compared.
+      Dicts with "lengths", "way", "rounds", "rows_in_use", fields of its `Timing`, and
+      "speedup" against lockstep batches; the tokens were compared.
     """
     classes = spread_classes(len(bundle.class_names), num)
     settings = Settings(classes, seed=seed, batch=rows, guidance=guidance)
@@ -114,19 +115,18 @@ def bench_streaming(
                     results[way] = run()
                     times[way].append(time.perf_counter() - began)
                     bar.update()
-            base = float(np.median(times["lockstep"][1:]))
+            timings = {way: Timing.of(times[way][1:]) for way in ways}
+            base = timings["lockstep"]
             for way, (tokens, calls, rounds) in results.items():
                 assert np.array_equal(tokens, results["lockstep"][0]), way
-                seconds = float(np.median(times[way][1:]))
                 found.append(
                     {
                         "lengths": words,
                         "way": way,
                         "rounds": rounds,
                         "rows_in_use": float((calls.sum() - num) / (rounds * rows)),
-                        "seconds": seconds,
-                        "spread": [min(times[way][1:]), max(times[way][1:])],
-                        "speedup": base / seconds,
+                        **timings[way].fields(),
+                        **ratio_fields(speedup=(base, timings[way])),
                     }
                 )
     return found
@@ -142,16 +142,16 @@ def streaming_markdown(result: dict[str, Any]) -> str:
         f"Device: {device_name()}, jax {jax.__version__}. {result['num']} jobs, "
         f"{result['rows_side_by_side']} side by side, {result['nodes']} nodes; the "
         "same tokens either way. Rows in use: of all places in all rounds, those whose "
-        "job had not ended. Medians, the ways in turn.",
+        f"job had not ended. Medians, the ways in turn. {RULE}",
         "",
         "| lengths | way | rounds | rows in use | seconds (least, most) | speedup |",
         "|---|---|---|---|---|---|",
     ]
     for row in result["rows"]:
-        low, high = row["spread"]
         lines.append(
             f"| {row['lengths']} | {row['way']} | {row['rounds']} | "
-            f"{100 * row['rows_in_use']:.0f} % | {row['seconds']:.1f} ({low:.1f}, "
-            f"{high:.1f}) | {row['speedup']:.2f} |"
+            f"{100 * row['rows_in_use']:.0f} % | {row['seconds']:.1f} "
+            f"({row['least_seconds']:.1f}, {row['most_seconds']:.1f}) "
+            f"| {shown(row, 'speedup')} |"
         )
     return "\n".join(lines) + "\n"

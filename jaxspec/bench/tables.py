@@ -7,6 +7,7 @@ import jax
 
 from jaxspec import __version__
 from jaxspec.device import device_name
+from jaxspec.timing import RULE, Timing, ratio_fields, shown
 
 
 def environment() -> dict[str, Any]:
@@ -37,7 +38,7 @@ def heading(title: str, result: dict[str, Any], words: str) -> str:
             "",
             f'{words} "Bound" is the larger of bytes over bandwidth and operations '
             "over rate (each input read once, each output written once); "
-            '"achieved" is bound over time.',
+            f'"achieved" is bound over time. {RULE}',
             "",
             *(["Could not be measured:", "", *failed, ""] if failed else []),
             "",
@@ -66,12 +67,15 @@ def compared(
     def identity(row):
         return tuple(row.get(key) for key in keys)
 
-    old = {identity(row): row["seconds"] for row in before["rows"]}
-    rows = [
-        [*identity(row), f"{row['seconds'] / old[identity(row)]:.3f}"]
-        for row in result["rows"]
-        if identity(row) in old
-    ]
+    def timing(row, report):
+        return Timing.of_row(row, report.get("repeats", 1))
+
+    old = {identity(row): timing(row, before) for row in before["rows"]}
+    rows = []
+    for row in result["rows"]:
+        if identity(row) in old:
+            pair = timing(row, result), old[identity(row)]
+            rows.append([*identity(row), shown(ratio_fields(ratio=pair), "ratio")])
     words = (
         f"Against `{before.get('command', 'an earlier report')}` on "
         f"{before['device']}, jax {before['versions']['jax']}: time now over time then."
@@ -82,4 +86,4 @@ def compared(
             words += f" The {name} was {then}, and is {now}."
     if not rows:
         return words + " No row is in both.\n"
-    return f"{words}\n\n" + table([*keys, "ratio"], rows)
+    return f"{words} {RULE}\n\n" + table([*keys, "ratio"], rows)

@@ -3,38 +3,11 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import jax
-import numpy as np
 
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds of one call.
-
-    Attributes:
-      median: of all timed calls.
-      least: the fastest.
-      most: the slowest.
-    """
-
-    median: float
-    least: float
-    most: float
-
-    def per(self, units: float) -> "Timing":
-        """Seconds of one of so many equal parts."""
-        return Timing(self.median / units, self.least / units, self.most / units)
-
-    def fields(self) -> dict[str, float]:
-        """As columns of a report."""
-        return {
-            "seconds": self.median,
-            "least_seconds": self.least,
-            "most_seconds": self.most,
-        }
+from jaxspec.timing import Timing
 
 
 def later(make: Callable[..., Callable[[], Any]], *given: Any) -> Callable[[], Any]:
@@ -90,7 +63,4 @@ def side_by_side(
             jax.block_until_ready(call())
             times[name].append(time.perf_counter() - began)
             progress()
-    return {
-        name: Timing(float(np.median(each)), min(each), max(each))
-        for name, each in times.items()
-    }
+    return {name: Timing.of(each) for name, each in times.items()}

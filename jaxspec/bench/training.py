@@ -22,6 +22,7 @@ from jaxspec.bench.timing import side_by_side
 from jaxspec.config import TransformerConfig
 from jaxspec.drafters.kinds import make_drafter
 from jaxspec.models.transformer import Transformer
+from jaxspec.timing import Timing, plotted, ratio_fields, shown
 from jaxspec.train import drafter as drafters
 from jaxspec.train import prior as priors
 from jaxspec.train.experiment import DrafterTrainingConfig, PriorTrainingConfig
@@ -80,7 +81,7 @@ def bench_training(
                 "flops": work.flops,
                 **compiler,
                 "bound_seconds": bound,
-                "achieved": bound / timing.median,
+                **ratio_fields(achieved=(Timing.exact(bound), timing)),
             }
         )
     return {
@@ -146,7 +147,7 @@ def training_markdown(result: dict[str, Any]) -> str:
             f"{1e3 * row['seconds']:.1f}",
             f"{1e3 * row['least_seconds']:.1f} to {1e3 * row['most_seconds']:.1f}",
             f"{row['tokens_per_second']:.0f}",
-            f"{100 * row['achieved']:.0f} %",
+            shown(row, "achieved", "%"),
         ]
 
     words = (
@@ -167,6 +168,6 @@ def training_plot(result: dict[str, Any]) -> np.ndarray:
     lines = []
     for part in dict.fromkeys(row["part"] for row in rows):
         own = [r for r in rows if r["part"] == part]
-        lines.append(Line(part, range(len(own)), [r["achieved"] for r in own]))
+        lines.append(Line(part, range(len(own)), [plotted(r, "achieved") for r in own]))
     names = ", ".join(dict.fromkeys(row["model"] for row in rows))
     return plot_panels([Panel(names, lines)], "model", "bound / time")

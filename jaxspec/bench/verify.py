@@ -16,6 +16,7 @@ from jaxspec.bench.variants import Variant
 from jaxspec.errors import ConfigError
 from jaxspec.models.transformer import Transformer
 from jaxspec.spec.tree import Tree
+from jaxspec.timing import Timing, derived_mark, plotted, ratio_fields, shown
 from jaxspec.trees import find_tree
 
 KEYS = ("model", "batch", "way", "nodes")
@@ -74,7 +75,7 @@ def bench_verify(
                 calls["round", size] = passes.rounds(*given, tree, *rest)
             times = side_by_side(calls, repeats)
             count = min(passes_a_run, room)
-            step = times["pass", 1].median
+            step = times["pass", 1].per(count)
             for size in trees:
                 one = times["pass", size].per(count)
                 work = pass_work(
@@ -87,6 +88,7 @@ def bench_verify(
                 )
                 bound = work.bound(ceilings)
                 whole = times["round", size].per(count)
+                more = ratio_fields(round_over_pass=(whole, one))
                 rows.append(
                     {
                         "model": name,
@@ -94,13 +96,16 @@ def bench_verify(
                         "way": f"jaxspec{variant.words}",
                         "nodes": size,
                         **one.fields(),
-                        "of_a_step": one.median * count / step,
                         "round_seconds": whole.median,
-                        "bookkeeping": whole.median / one.median - 1,
+                        "bookkeeping": more["round_over_pass"] - 1,
+                        **derived_mark("bookkeeping", more, "round_over_pass"),
                         "bytes": work.bytes,
                         "flops": work.flops,
                         "bound_seconds": bound,
-                        "achieved": bound / one.median,
+                        **ratio_fields(
+                            of_a_step=(one, step),
+                            achieved=(Timing.exact(bound), one),
+                        ),
                     }
                 )
             bar.update()
@@ -131,10 +136,10 @@ def verify_markdown(result: dict[str, Any]) -> str:
             row["nodes"],
             f"{1e3 * row['seconds']:.3f}",
             f"{1e3 * row['least_seconds']:.3f} to {1e3 * row['most_seconds']:.3f}",
-            f"{row['of_a_step']:.2f}",
+            shown(row, "of_a_step"),
             f"{1e3 * row['bound_seconds']:.3f}",
-            f"{100 * row['achieved']:.0f} %",
-            f"{100 * row['bookkeeping']:.0f} %",
+            shown(row, "achieved", "%"),
+            shown(row, "bookkeeping", "%"),
         ]
 
     words = (
@@ -157,7 +162,10 @@ def verify_plot(result: dict[str, Any]) -> np.ndarray:
         lines = []
         for way, batch in dict.fromkeys((row["way"], row["batch"]) for row in own):
             points = [r for r in own if (r["way"], r["batch"]) == (way, batch)]
-            x, y = [p["nodes"] for p in points], [p["of_a_step"] for p in points]
+            x, y = (
+                [p["nodes"] for p in points],
+                [plotted(p, "of_a_step") for p in points],
+            )
             lines.append(Line(f"{way}, batch {batch}", x, y))
         panels.append(Panel(model, lines))
     return plot_panels(panels, "nodes", "decode steps")

@@ -9,6 +9,7 @@ from jaxspec.cli import main
 from jaxspec.pipeline import Run, Settings
 from jaxspec.spec.named_trees import named_tree
 from jaxspec.spec.tree import Tree
+from jaxspec.timing import Timing
 
 
 def test_acceptance_is_counted_along_the_spine():
@@ -41,13 +42,16 @@ def planned(monkeypatch, cost):
         hits=hits,
         proposed=np.zeros(16, int),
         rescored=0,
-        seconds=1.0,
-        least_seconds=1.0,
-        most_seconds=1.0,
+        timing=Timing.exact(1.0),
         compile_seconds=1.0,
     )
     monkeypatch.setattr(plan, "draw", lambda *_, **__: seen)
-    monkeypatch.setattr(plan, "round_seconds", lambda b, s, tree, h, r: cost(tree.size))
+
+    def timed(bundle, settings, tree, helper, repeats):
+        times = cost(tree.size)
+        return Timing.of(times if isinstance(times, list) else [times] * 3)
+
+    monkeypatch.setattr(plan, "round_timing", timed)
     return plan.plan_tree(load_bundle(), Settings(classes), nodes=(2, 4, 8))
 
 
@@ -67,6 +71,18 @@ def test_the_best_tree_weighs_tokens_against_cost(monkeypatch):
     busy = planned(monkeypatch, lambda nodes: float(nodes))
     assert busy["best"] is None
     assert "decode plainly" in plan.plan_text(busy)
+
+
+def test_times_that_vary_give_no_advice(monkeypatch):
+    """Four nodes seem a hundred times quicker, in runs that are anything."""
+    loud = [0.001, 0.01, 1.0]
+    some = planned(monkeypatch, lambda nodes: loud if nodes == 4 else nodes**0.5)
+    assert some["best"]["nodes"] in (2, 8)
+    rows = plan.plan_text(some).splitlines()
+    assert [row.split()[0] for row in rows if "unsteady" in row][:1] == ["4"]
+    every = planned(monkeypatch, lambda nodes: loud if nodes > 1 else 1.0)
+    assert every["best"] is None
+    assert "times vary too much" in plan.plan_text(every)
 
 
 def test_plan_is_also_an_option(monkeypatch, capsys):

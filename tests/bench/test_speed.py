@@ -184,7 +184,7 @@ def test_reports_are_compared_row_by_row():
         return {"rows": rows, "device": device, "versions": {"jax": "1"}}
 
     text = compared(report("cpu", a=3.0, b=1.0), report("gpu", a=2.0, c=1.0), ["way"])
-    assert "| a | 1.500 |" in text and "| b |" not in text
+    assert "| a | 1.50 (1 run) |" in text and "| b |" not in text
     assert "The device was gpu, and is cpu." in text
     assert "No row is in both" in compared(report("x", a=1.0), report("x"), ["way"])
 
@@ -225,7 +225,7 @@ def test_every_row_says_how_near_the_bound_it_is(what, tiny, tmp_path, capsys):
     after = json.loads((tmp_path / f"{what}.json").read_text())["rows"]
     said = capsys.readouterr().out
     for row, seconds in zip(after, before, strict=True):
-        assert f"{row['seconds'] / seconds:.3f} |" in said
+        assert f"| {row['seconds'] / seconds:.2f} (1 run) |" in said
 
 
 WRONG = {

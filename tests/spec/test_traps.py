@@ -40,6 +40,7 @@ from jaxspec.testing.drafts import Conditionals, Drafts, all_drafts
 from jaxspec.testing.enumeration import assert_lossless
 from jaxspec.testing.table_drafter import TableDrafter, table_step
 from jaxspec.testing.toy import NoisyOracle, toy_params, toy_target
+from jaxspec.timing import Timing
 from tests.drafters.test_block_diffusion import TARGET, make
 from tests.models.test_transformer import TINY
 from tests.models.tiny import random_params
@@ -711,9 +712,7 @@ def test_both_sides_of_a_speedup_are_measured_alike(monkeypatch):
             hits=np.zeros((count, max(tree.depth, 1), 1), int),
             proposed=np.zeros(count, int),
             rescored=0,
-            seconds=3.0 / tree.size,
-            least_seconds=3.0 / tree.size,
-            most_seconds=3.0 / tree.size,
+            timing=Timing.exact(3.0 / tree.size),
             compile_seconds=9.0,
         )
 

@@ -36,6 +36,7 @@ from jaxspec.spec.noise import row_keys
 from jaxspec.spec.sampling import make_sampling
 from jaxspec.spec.state import Engine
 from jaxspec.spec.tree import Tree
+from jaxspec.timing import RULE, ratio_fields, shown
 
 KEYS = ("way",)
 PLAIN = "transformers, plain"
@@ -266,7 +267,7 @@ def bench_text(
             found[name] = way()
             bar.update()
         timings = side_by_side(ways, repeats, bar.update)
-    wanted, plain = found[PLAIN][0], timings[PLAIN].median
+    wanted, plain = found[PLAIN][0], timings[PLAIN]
     rows = [
         {
             "way": way,
@@ -274,7 +275,7 @@ def bench_text(
             **timing.fields(),
             "tokens_per_call": tokens / found[way][1],
             "identical": bool(np.array_equal(found[way][0], wanted)),
-            "of_plain": plain / timing.median,
+            **ratio_fields(of_plain=(plain, timing)),
         }
         for way, timing in timings.items()
     ]
@@ -296,7 +297,7 @@ def text_markdown(result: dict[str, Any]) -> str:
             f"{row['least_seconds']:.3f} to {row['most_seconds']:.3f}",
             f"{row['tokens_per_call']:.2f}",
             f"{1e3 * row['seconds'] / calls:.2f}",
-            f"{row['of_plain']:.2f}",
+            shown(row, "of_plain"),
             "yes" if row["identical"] else "no",
         ]
 
@@ -317,7 +318,7 @@ def text_markdown(result: dict[str, Any]) -> str:
         "round. The assistant and the small model are the target's first quarter with "
         "its head; block drafters are DFlash's, random, and agree by chance alone. "
         '"Identical" compares tokens with the first row; "of plain" is its time '
-        "over a way's.",
+        f"over a way's. {RULE}",
         "",
         "",
     ]
