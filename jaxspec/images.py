@@ -1,9 +1,18 @@
 """Pictures as numbers, as a sheet, and as bytes of a file."""
 
 import io
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from jaxspec.errors import DataError
+
+# Pixels between pictures of a sheet; those of a smaller height are doubled.
+GAP, DOUBLED = 4, 128
 
 
 def to_unit(pictures: np.ndarray) -> np.ndarray:
@@ -17,26 +26,83 @@ def to_bytes(pictures: np.ndarray) -> np.ndarray:
     return np.clip(np.round(scaled), 0, 255).astype(np.uint8)
 
 
+def sheet_size(count: int, height: int, width: int) -> tuple[int, int]:
+    """Height and width in pixels of `grid_picture` of so many pictures."""
+    times, columns = 2 if height < DOUBLED else 1, _columns(count)
+    rows = -(-count // columns)
+    return rows * (times * height + GAP) + GAP, columns * (times * width + GAP) + GAP
+
+
+def _columns(count: int) -> int:
+    return int(np.ceil(np.sqrt(count)))
+
+
 def grid_picture(pictures: np.ndarray) -> np.ndarray:
     """Lays `uint8 [n, H, W, 3]` out on a white grid; small ones are doubled."""
-    count, height = pictures.shape[:2]
-    if height < 128:
+    sheet = np.full((*sheet_size(*pictures.shape[:3]), 3), 255, np.uint8)
+    if pictures.shape[1] < DOUBLED:
         pictures = pictures.repeat(2, axis=1).repeat(2, axis=2)
-    columns = int(np.ceil(np.sqrt(count)))
-    rows = -(-count // columns)
-    _, height, width, _ = pictures.shape
-    gap = 4
-    shape = (rows * (height + gap) + gap, columns * (width + gap) + gap, 3)
-    sheet = np.full(shape, 255, np.uint8)
+    columns = _columns(len(pictures))
+    height, width = pictures.shape[1:3]
     for i, picture in enumerate(pictures):
-        top = gap + i // columns * (height + gap)
-        left = gap + i % columns * (width + gap)
+        top = GAP + i // columns * (height + GAP)
+        left = GAP + i % columns * (width + GAP)
         sheet[top : top + height, left : left + width] = picture
     return sheet
 
 
-def png_bytes(picture: np.ndarray) -> bytes:
-    """Encodes `uint8 [H, W, 3]`."""
+@dataclass(frozen=True)
+class Format:
+    """A kind of picture file.
+
+    Attributes:
+      name: Pillow's.
+      longest: side that a file can have, in pixels.
+      options: for Pillow.
+    """
+
+    name: str
+    longest: int
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+PNG = Format("PNG", 1 << 20)
+_JPEG = Format("JPEG", 65500, {"quality": 95, "subsampling": 0})
+_WEBP = Format("WEBP", 16383, {"lossless": True})
+FORMATS = {".png": PNG, ".jpg": _JPEG, ".jpeg": _JPEG, ".webp": _WEBP, "": PNG}
+
+
+def format_of(path: str | os.PathLike, count: int = 1, side: int = 1) -> Format:
+    """The format that a file's suffix names; PNG without one, as in `/dev/stdout`.
+
+    Args:
+      path: of the file.
+      count: pictures of its sheet.
+      side: of each, in pixels.
+
+    Raises:
+      DataError: it is another suffix, or a sheet is too large for the format.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in FORMATS:
+        known = ", ".join(filter(None, FORMATS))
+        raise DataError(f"cannot write '{path}' as a {suffix} picture; use {known}")
+    found = FORMATS[suffix]
+    if (longest := max(sheet_size(count, side, side))) > found.longest:
+        raise DataError(
+            f"cannot write '{path}': a sheet of {count} pictures is {longest} pixels "
+            f"long, {found.name} has at most {found.longest}; use .png"
+        )
+    return found
+
+
+def picture_bytes(picture: np.ndarray, form: Format) -> bytes:
+    """Encodes `uint8 [H, W, 3]`: PNG and WebP as it is, JPEG nearly so."""
     out = io.BytesIO()
-    Image.fromarray(picture).save(out, "PNG")
+    Image.fromarray(picture).save(out, form.name, **form.options)
     return out.getvalue()
+
+
+def png_bytes(picture: np.ndarray) -> bytes:
+    """Encodes `uint8 [H, W, 3]` as PNG."""
+    return picture_bytes(picture, PNG)

@@ -96,7 +96,8 @@ def add_parser(commands) -> None:
     parser.add_argument(
         "--out",
         metavar="FILE",
-        help="where the pictures go (default: samples.png)",
+        help="where the pictures go: .png, .webp, or .jpg, which changes them a little "
+        "(default: samples.png)",
     )
     parser.add_argument(
         "--report",
@@ -130,6 +131,7 @@ def run(arguments: argparse.Namespace) -> None:
     from dataclasses import replace
 
     from jaxspec.errors import ConfigError
+    from jaxspec.images import format_of
     from jaxspec.writing import check_writable
 
     if arguments.compile_cache:
@@ -156,6 +158,7 @@ def run(arguments: argparse.Namespace) -> None:
     report = arguments.report
     if report and os.path.realpath(report) == os.path.realpath(arguments.out):
         raise ConfigError(f"--out and --report are both '{arguments.out}'")
+    format_of(arguments.out)
     for path in filter(None, (arguments.out, arguments.report)):
         check_writable(path)
 
@@ -172,7 +175,7 @@ def run(arguments: argparse.Namespace) -> None:
         tell_what_stays_whole,
     )
     from jaxspec.helpers import find_helper
-    from jaxspec.images import grid_picture, png_bytes
+    from jaxspec.images import grid_picture, picture_bytes
     from jaxspec.pipeline import Settings, decode_pictures, draw, spread_classes
     from jaxspec.report import generation_report, generation_table, json_bytes
     from jaxspec.rules import find_rule
@@ -199,6 +202,8 @@ def run(arguments: argparse.Namespace) -> None:
     )
     if mesh is not None:
         tell_what_stays_whole(bundle)
+    side = bundle.pictures.config.image_size
+    form = format_of(arguments.out, arguments.num, side)
     captions, ids, cut = None, [0], {}
     if bundle.prior.config.condition == "caption":
         if not arguments.prompt or arguments.classes:
@@ -239,7 +244,7 @@ def run(arguments: argparse.Namespace) -> None:
     pictures = decode_pictures(bundle, fast.tokens)
     report = generation_report(bundle, settings, tree, fast, plain, helper)
     report |= {"cut_captions": cut} if captions else {}
-    write_file(arguments.out, png_bytes(grid_picture(pictures)))
+    write_file(arguments.out, picture_bytes(grid_picture(pictures), form))
     if arguments.report:
         write_file(arguments.report, json_bytes(report))
     stream = table_stream(arguments.out, arguments.report)

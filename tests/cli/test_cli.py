@@ -71,10 +71,11 @@ def test_a_folder_for_programs_that_cannot_be_written_is_told(tmp_path, capsys):
 
 
 def test_generate_without_a_drafter_is_plain_decoding(tmp_path, capsys):
-    out = tmp_path / "s.png"
+    out = tmp_path / "s.jpg"
     command = ["generate", "--num", "1", "--drafter", "none", "--out", str(out)]
     assert main([*command, "--cfg-scale", "1", "--temperature", "0"]) == 0
     assert "speculative" not in capsys.readouterr().out
+    assert Image.open(out).format == "JPEG"
 
 
 WRONG = {
@@ -108,6 +109,7 @@ WRONG = {
     "one file for two": (["--report", "samples.png"], "are both 'samples.png'"),
     "endless chain": (["--tree", "chain-1000000000"], "longer than any output"),
     "no checkpoint": (["--checkpoint", "nowhere"], "no checkpoint folder at 'nowhere'"),
+    "a kind of its own": (["--out", "s.tga"], "as a .tga picture; use .png, .jpg,"),
     "no folder": (["--out", "nowhere/s.png"], "there is no folder 'nowhere'"),
     "not a number": (["--seed", "x"], "invalid int value"),
     "unknown option": (["--fast"], "unrecognized arguments"),

@@ -1,0 +1,49 @@
+"""A file holds what its name says."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxspec.errors import DataError
+from jaxspec.images import format_of, grid_picture, picture_bytes, sheet_size
+
+PICTURES = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "off"),
+    [
+        ("a.png", "PNG", 0),
+        ("a.b.webp", "WEBP", 0),
+        ("a.jpg", "JPEG", 40),
+        ("a.JPEG", "JPEG", 40),
+        ("/dev/stdout", "PNG", 0),
+    ],
+)
+def test_the_suffix_names_the_format(name, kind, off):
+    sheet = grid_picture(PICTURES)
+    image = Image.open(io.BytesIO(picture_bytes(sheet, format_of(name))))
+    assert image.format == kind
+    assert np.abs(np.asarray(image, int) - sheet).max() <= off
+
+
+@pytest.mark.parametrize("name", ["a.tga", "a.gif", "a.png.txt", "a.pn"])
+def test_other_suffixes_are_refused(name):
+    with pytest.raises(DataError, match=f"'{name}' as a .*; use .png, .jpg, .jpeg, .w"):
+        format_of(name)
+
+
+@pytest.mark.parametrize("side", [32, 128])
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_the_size_of_a_sheet_is_known_before_it_is_drawn(count, side):
+    pictures = np.zeros((count, side, side, 3), np.uint8)
+    assert sheet_size(count, side, side) == grid_picture(pictures).shape[:2]
+
+
+def test_sheets_too_large_for_a_format_are_refused():
+    assert format_of("a.webp", 1764, 384).name == "WEBP"
+    with pytest.raises(DataError, match="16688 pixels long, WEBP has at most 16383"):
+        format_of("a.webp", 1849, 384)
+    assert format_of("a.png", 1849, 384).name == "PNG"
