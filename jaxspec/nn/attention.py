@@ -13,6 +13,7 @@ from jaxspec.nn.kernels.cached_attention import kernel_step
 from jaxspec.nn.layers import linear
 from jaxspec.nn.rope import turned
 from jaxspec.spec.cache import write
+from jaxspec.spec.dtypes import widest
 from jaxspec.typing import Array, Bool, Float, Int
 
 # Added to masked scores; -inf would make a fully masked row NaN.
@@ -27,7 +28,20 @@ def attend(
     v: Float[Array, "R K S F"],
     mask: Bool[Array, "R T S"],
 ) -> Float[Array, "R T D"]:
-    """Softmax attention; scores and softmax in float32; `D = H F`."""
+    """Softmax attention; scores and softmax in float32; `D = H F`.
+
+    Arrays of several dtypes are multiplied in the widest of them, see `widest`; the
+    result has the dtype of `q`.
+
+    Raises:
+      ConfigError: one of them is not floating-point.
+    """
+    wide, dtype = widest(q=q, k=k, v=v), q.dtype
+    given = q.astype(wide), k.astype(wide), v.astype(wide)
+    return _by_queries(*given, mask).astype(dtype)
+
+
+def _by_queries(q, k, v, mask):
     length = q.shape[1]
     if length > _MOST_QUERIES:
         fill = -length % _BLOCK
@@ -39,7 +53,7 @@ def attend(
         masks = einops.rearrange(
             jnp.pad(mask, ((0, 0), (0, fill), (0, 0))), "r (b t) s -> b r t s", t=_BLOCK
         )
-        out = jax.lax.map(lambda x: attend(x[0], k, v, x[1]), (blocks, masks))
+        out = jax.lax.map(lambda x: _by_queries(x[0], k, v, x[1]), (blocks, masks))
         return einops.rearrange(out, "b r t d -> r (b t) d")[:, :length]
     if q.shape[1] * q.shape[2] > k.shape[1]:
         return _attend(q, k, v, mask)
@@ -74,8 +88,14 @@ def cudnn_attend(
     """The same by cuDNN's fused attention; bfloat16 on NVIDIA GPUs.
 
     Raises:
-      ConfigError: the default device is no GPU, or the numbers are no half floats.
+      ConfigError: the default device is no GPU, the numbers are no half floats, or
+        of several dtypes.
     """
+    if not q.dtype == k.dtype == v.dtype:
+        raise ConfigError(
+            f"attention='cudnn' takes arrays of one dtype, not q in {q.dtype}, k in "
+            f"{k.dtype}, v in {v.dtype}; use 'xla'"
+        )
     if jax.default_backend() != "gpu" or q.dtype not in (jnp.bfloat16, jnp.float16):
         raise ConfigError("attention='cudnn' is for bfloat16 on NVIDIA GPUs; use 'xla'")
     out = jax.nn.dot_product_attention(
@@ -107,7 +127,8 @@ def separate_step(
       attend: how.
 
     Returns:
-      Outputs, `D = G K F`, and the cache with the tokens in it.
+      Outputs, `D = G K F`, of the dtype of `fused`, and the cache with the tokens in
+      it, see `write`.
     """
     q, k, v = turned(fused, angles)
     k, v = write(cache[0], k, starts), write(cache[1], v, starts)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
+from jaxspec.spec.dtypes import widest
 from jaxspec.typing import Array, Bool, Float, Int
 
 # A pair `k, v` of `[R, K, S, F]` for each layer.
@@ -20,7 +21,7 @@ class KVCache:
 
     Attributes:
       layers: a pair `k, v` of `[R, K, S, F]` for each layer. Slots at or beyond a
-        row's length hold garbage.
+        row's length hold garbage. What is written is rounded to their dtype.
       lengths: int32 [R], filled slots.
       visible: bool [R, S], False at filled slots that nobody may attend to (padding
         of a caption).
@@ -66,12 +67,19 @@ def write(
     new: Float[Array, "R K T F"],
     starts: Int[Array, "R"],
 ) -> Float[Array, "R K S F"]:
-    """Writes `new` at slots `starts[r] ..` of each row.
+    """Writes `new` at slots `starts[r] ..` of each row, in the buffer's dtype.
+
+    Wider numbers are rounded: a cache in bfloat16 holds bfloat16 keys whatever the
+    layer computes in. float16 also has a smaller range.
 
     `starts + T` must not exceed the capacity: a start too large is clamped and would
     overwrite committed slots, so allocate capacity for the longest output plus `T`.
-    """
 
+    Raises:
+      ConfigError: the dtypes differ, and one of them is not floating-point.
+    """
+    if new.dtype != buffer.dtype:
+        widest(**{"the cache": buffer, "what is written to it": new})
     new = new.astype(buffer.dtype)
     given = buffer, new, starts
     if len(starts) > _FEW_ROWS:

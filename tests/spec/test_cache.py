@@ -1,8 +1,10 @@
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxspec.errors import ConfigError
 from jaxspec.spec.cache import KVCache, compact, tree_mask, write
 from jaxspec.spec.named_trees import named_tree
 from jaxspec.spec.tree import Tree
@@ -40,6 +42,17 @@ def test_rows_write_at_their_own_slots():
     for row, start in enumerate([2, 5, 7]):
         changed = np.flatnonzero(np.asarray(out[row, 0, :, 0]) < 0)
         assert changed.tolist() == [start, start + 1, start + 2]
+
+
+def test_numbers_are_rounded_to_the_caches_dtype_and_whole_ones_are_refused():
+    [(k, _)], lengths = numbered_cache().layers, jnp.array([2, 5, 7])
+    new = jnp.full((3, 2, 1, 4), 1 + 2**-10)
+    out = write(k.astype(jnp.bfloat16), new, lengths)
+    assert out.dtype == jnp.bfloat16 and float(out[1, 0, 5, 0]) == 1
+    with pytest.raises(ConfigError, match="what is written to it is int32"):
+        write(k, new.astype(jnp.int32), lengths)
+    with pytest.raises(ConfigError, match="the cache is int8"):
+        write(k.astype(jnp.int8), new, lengths)
 
 
 def test_a_node_sees_the_past_and_its_ancestors_only():

@@ -9,6 +9,7 @@ import jax
 from jaxspec.errors import ConfigError
 from jaxspec.nn.rope import turned
 from jaxspec.spec.cache import Layers, move_rows, write
+from jaxspec.spec.dtypes import widest
 from jaxspec.typing import Array, Bool, Float, Int
 
 Backend = Literal["triton", "mosaic", "triton interpreted", "mosaic interpreted"]
@@ -37,8 +38,7 @@ def kernel_step(
     kernel attends after the cache was written.
 
     Args:
-      fused: `g = G + 2`: `G` queries of each key/value head, its key and its value; of
-        the cache's dtype.
+      fused: `g = G + 2`: `G` queries of each key/value head, its key and its value.
       angles: cosines and sines of the rows' positions.
       mask: who sees which slot.
       cache: keys and values `[R, K, S, F]`.
@@ -48,17 +48,20 @@ def kernel_step(
         compiled for, and on a CPU the GPU's in Pallas's interpreter, for tests.
 
     Returns:
-      Outputs, `D = G K F`, and the cache with the tokens in it.
+      Outputs, `D = G K F`, of the dtype of `fused`, and the cache with the tokens in
+      it. Arrays of several dtypes meet as in `nn.attention.attend`.
 
     Raises:
-      ConfigError: a kernel that was asked for by name cannot take the sizes.
+      ConfigError: a kernel that was asked for by name cannot take the sizes, or an
+        array is not floating-point.
     """
     # Here, since Pallas takes half a second to import.
     from jaxspec.nn.kernels.triton_attention import triton_refuses
 
     given = fused, angles, mask, *cache, starts
+    wide = widest(queries=fused, keys=cache[0], values=cache[1])
     wrong = {
-        "triton": triton_refuses(fused.shape, fused.dtype.itemsize),
+        "triton": triton_refuses(fused.shape, wide.itemsize),
         "mosaic": _mosaic_refuses(cache[0].shape),
     }
     if backend is not None:

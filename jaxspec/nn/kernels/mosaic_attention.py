@@ -14,6 +14,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu
 
 from jaxspec.nn.kernels.filled import reach
+from jaxspec.nn.kernels.precision import precision_of
+from jaxspec.spec.dtypes import widest
 from jaxspec.typing import Array, Bool, Float
 
 # Added to masked scores, as in `nn.attention`.
@@ -34,6 +36,8 @@ def mosaic_attend(
     interpret: bool = False,
 ) -> Float[Array, "R T D"]:
     """Softmax attention as `nn.attention.attend`, scores and softmax in float32.
+
+    Dtypes meet as they do there.
 
     Args:
       q: queries, at most a few hundred a row.
@@ -75,12 +79,11 @@ def mosaic_attend(
         out_specs=whole,
         scratch_shapes=[stat, stat, tpu.VMEM((some, queries, size), jnp.float32)],
     )
-    kernel = partial(
-        _kernel, block=block, groups=groups, precise=q.dtype == jnp.float32
-    )
+    wide = widest(q=q, k=k, v=v)
+    kernel = partial(_kernel, block=block, groups=groups, wide=wide)
     out = pl.pallas_call(
         kernel,
-        out_shape=jax.ShapeDtypeStruct(q.shape, v.dtype),
+        out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
         grid_spec=spec,
         interpret=interpret,
     )(reach(mask), q, k, v, seen)
@@ -109,12 +112,11 @@ def _kernel(
     *,
     block: int,
     groups: int,
-    precise: bool,
+    wide: jnp.dtype,
 ):
     """One block: joins its softmax to that of the blocks before it."""
     row, part = pl.program_id(0), pl.program_id(2)
-    # Not None, which would take the engine's "highest" for short floats, too.
-    exact = jax.lax.Precision.HIGHEST if precise else jax.lax.Precision.DEFAULT
+    exact = precision_of(wide)
 
     @pl.when(part == 0)
     def _():
@@ -125,8 +127,8 @@ def _kernel(
     @pl.when(part * block < reached[row])
     def _():
         scores = jax.lax.dot_general(
-            q[0],
-            k[0],
+            q[0].astype(wide),
+            k[0].astype(wide),
             (((2,), (2,)), ((0,), (0,))),
             precision=exact,
             preferred_element_type=jnp.float32,
@@ -136,8 +138,8 @@ def _kernel(
         highest = jnp.maximum(best[...], jnp.max(scores, axis=-1, keepdims=True))
         weights, kept = jnp.exp(scores - highest), jnp.exp(best[...] - highest)
         values = jax.lax.dot_general(
-            weights.astype(v.dtype),
-            v[0],
+            weights.astype(wide),
+            v[0].astype(wide),
             (((2,), (1,)), ((0,), (0,))),
             precision=exact,
             preferred_element_type=jnp.float32,

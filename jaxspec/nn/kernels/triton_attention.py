@@ -18,7 +18,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from jaxspec.nn.kernels.filled import reach
+from jaxspec.nn.kernels.precision import precision_of
 from jaxspec.nn.rope import pair_turns
+from jaxspec.spec.dtypes import widest
 from jaxspec.typing import Array, Bool, Float, Int
 
 # Added to masked scores, as in `nn.attention`.
@@ -59,16 +61,20 @@ def triton_step(
     padded = max(pl.next_power_of_2(length), _LEAST // groups)
     block = 128 if groups * padded <= 64 else 64
     cos, sin = pair_turns(angles)
-    exact = fused.dtype == jnp.float32
     kernel = partial(
-        _kernel, length=length, padded=padded, groups=groups, block=block, exact=exact
+        _kernel,
+        length=length,
+        padded=padded,
+        groups=groups,
+        block=block,
+        wide_dtype=widest(queries=fused, keys=k, values=v),
     )
     params: dict[str, Any] = {"interpret": True}
     if not interpret:
         warps = 4 if groups * padded * size <= 64 * 64 else 8
         options = triton.CompilerParams(num_warps=warps, num_stages=2)
         params = {"compiler_params": options}
-    out = jax.ShapeDtypeStruct((rows, length, heads * groups * size), v.dtype)
+    out = jax.ShapeDtypeStruct((rows, length, heads * groups * size), fused.dtype)
     same = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (k, v)]
     return pl.pallas_call(
         kernel,
@@ -105,12 +111,12 @@ def _kernel(
     padded: int,
     groups: int,
     block: int,
-    exact: bool,
+    wide_dtype: jnp.dtype,
 ):
     row, head = pl.program_id(0), pl.program_id(1)
     slots, size = old_k.shape[2:]
     start, channel = starts[row], jnp.arange(size)
-    precise = jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT
+    precise = precision_of(wide_dtype)
 
     def wide(where):
         """Of rows, for all their channels."""
@@ -125,24 +131,24 @@ def _kernel(
         return load(fused, *index, where=where)
 
     def turn(token, part):
-        """Each channel with its pair's other one; rounded as a cache would."""
+        """Each channel with its pair's other one; rounded as `nn.rope.rotate` does."""
         where = wide(token < length)
         index = row, token[:, None], channel[None]
         own, other = given(token, part, channel), given(token, part, channel ^ 1)
         own, other = own.astype(jnp.float32), other.astype(jnp.float32)
         by = load(cos, *index, where=where), load(sin, *index, where=where)
-        return (own * by[0] + other * by[1]).astype(old_k.dtype)
+        return (own * by[0] + other * by[1]).astype(fused.dtype)
 
     # Queries in order of their group, then of their token.
     query = jnp.arange(groups * padded)
     asker, group = query % padded, query // padded
-    queries = turn(asker, group[:, None])
+    queries = turn(asker, group[:, None]).astype(wide_dtype)
 
     def scored(keys, slot, there):
         """Scores of slots, masked; nobody sees one that is not there."""
         scores = jax.lax.dot_general(
             queries,
-            keys,
+            keys.astype(wide_dtype),
             (((1,), (1,)), ((), ())),
             precision=precise,
             preferred_element_type=jnp.float32,
@@ -153,8 +159,8 @@ def _kernel(
 
     def weighted(weights, values):
         return jax.lax.dot_general(
-            weights.astype(values.dtype),
-            values,
+            weights.astype(wide_dtype),
+            values.astype(wide_dtype),
             (((1,), (0,)), ((), ())),
             precision=precise,
             preferred_element_type=jnp.float32,
@@ -164,7 +170,7 @@ def _kernel(
     token = jnp.arange(max(padded, _LEAST))
     slot = start + token
     there = (token < length) & (slot < slots)
-    keys = turn(token, groups)
+    keys = turn(token, groups).astype(old_k.dtype)  # as the cache has them
     values = given(token, groups + 1, channel).astype(old_v.dtype)
     where = wide(there)
     index = row, head, slot[:, None], channel[None]
