@@ -174,8 +174,11 @@ class Medusa(nn.Sequential):
 
 
 class Hydra(nn.Module):
+    """It registers its target's embedding, by which it reads a path."""
+
     def __init__(self, vocab, width, heads, blocks):
         super().__init__()
+        self.input_embed_fn = nn.Embedding(vocab, width)
         self.hydra_mlp = nn.ModuleList(
             nn.Sequential(
                 Linear((i + 2) * width, width, changes=True),
@@ -198,6 +201,7 @@ class HydraPlusPlus(nn.Module):
 
     def __init__(self, vocab, width, heads, blocks, attention, hidden, eps=1e-6):
         super().__init__()
+        self.input_embed_fn = nn.Embedding(vocab, width)
 
         def first(i):
             return Linear((i + 2) * width, width, changes=True)

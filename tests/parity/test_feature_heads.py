@@ -300,18 +300,30 @@ def test_medusa_guesses_the_same():
         assert_close(drafter.scores(params, place, h), head(features), atol=1e-4)
 
 
-@pytest.mark.parametrize("deep", [False, True], ids=["Hydra", "Hydra++"])
-def test_hydra_guesses_the_same(deep):
-    target = target_of(TEXT)
+def hydra(deep, target):
+    """A twin whose table of tokens is its target's."""
     twin = Hydra(VOCAB, WIDTH, 3, 2)
     if deep:
         twin = HydraPlusPlus(VOCAB, WIDTH, 3, 2, HEADS, 48)
     twin = randomized(twin, seed=0)
-    found = converted(twin.state_dict(), config=SAID, target=target)
+    table = torch.tensor(np.asarray(target.params["embedding"]["embedding"]))
+    twin.input_embed_fn.weight.copy_(table)
+    return twin
+
+
+@pytest.mark.parametrize("deep", [False, True], ids=["Hydra", "Hydra++"])
+@pytest.mark.parametrize("registered", [True, False], ids=["whole", "heads alone"])
+def test_hydra_guesses_the_same(deep, registered):
+    target = target_of(TEXT)
+    twin = hydra(deep, target)
+    state = twin.state_dict()
+    if not registered:
+        state.pop("input_embed_fn.weight")
+    found = converted(state, config=SAID, target=target)
     drafter = found.config
     params = drafter.bind(found.params, target.params)
     network = drafter.network(found.params)
-    features, _ = inputs()
+    features, tokens = inputs()
     ours, theirs = as_jax(features), features
     if deep:
         angles = turns_of(TEXT)
@@ -320,12 +332,36 @@ def test_hydra_guesses_the_same(deep):
         both = jnp.broadcast_to(both, (ROWS, *both.shape))
         ours, _ = network.prefix(ours, both, causal())
         assert_close(ours, theirs, atol=1e-4)
-    path = torch.randn(ROWS, LENGTH, 3 * WIDTH)
     for place in range(3):
-        seen = path[..., : (place + 1) * WIDTH]
-        h = network.head(place, ours, as_jax(seen))
+        path = [tokens.roll(-i, 1) for i in range(place + 1)]
+        seen = torch.cat([twin.input_embed_fn(x) for x in path], dim=-1)
+        mine = [params["embedding"][as_jax(x)] for x in path]
         scores = twin(place, theirs, seen)
-        assert_close(drafter.scores(params, place, h), scores, atol=1e-4)
+
+        def guesses(mine, place=place):
+            h = network.head(place, ours, jnp.concatenate(mine, -1))
+            return drafter.scores(params, place, h)
+
+        assert_close(guesses(mine), scores, atol=1e-4)
+        # The control: the path read one token too far.
+        ahead = [jnp.roll(x, -1, axis=1) for x in mine]
+        with pytest.raises(AssertionError):
+            assert_close(guesses(ahead), scores, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16])
+def test_hydras_table_is_its_targets_in_any_dtype(kind):
+    """Files of two dtypes differ by what the shorter one rounds; no more is allowed."""
+    target = target_of(TEXT)
+    state = hydra(False, target).state_dict()
+    table = state["input_embed_fn.weight"].to(kind)
+    converted({**state, "input_embed_fn.weight": table}, target=target)
+    other = table.clone()
+    other[3, 5] += 0.1
+    with pytest.raises(ConfigError, match="input_embed_fn.weight is not the embedding"):
+        converted({**state, "input_embed_fn.weight": other}, target=target)
+    with pytest.raises(ConfigError, match=r"through a table of \(39, 32\)"):
+        converted({**state, "input_embed_fn.weight": table[1:]}, target=target)
 
 
 def test_a_table_of_offsets_is_not_one_of_tokens():

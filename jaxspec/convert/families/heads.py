@@ -3,14 +3,18 @@
 Keys: FasterDecoding/Medusa `model/medusa_model.py`, zankner/Hydra `hydra_heads/`.
 """
 
+import re
+
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import ParallelHeadsConfig
 from jaxspec.convert.families.layers import attention, mlp
+from jaxspec.convert.families.tables import own_table
 from jaxspec.convert.family import Family, Given, Plan, count, setting
 from jaxspec.convert.mapping import Rule
 from jaxspec.convert.reading.stored import Source
 from jaxspec.convert.transforms import Heads
 from jaxspec.drafters.parallel_heads import ParallelHeads
+from jaxspec.errors import ConfigError
 
 
 def _medusa(source: Source, given: Given, target: Checkpoint | None) -> Plan:
@@ -46,6 +50,13 @@ def _hydra(source: Source, given: Given, target: Checkpoint | None) -> Plan:
     while f"hydra_mlp.0.{first + step * blocks}.linear.weight" in source.tensors:
         blocks += 1
     output = "hydra_lm_head.{i}.1" if step == 2 else "hydra_lm_head.{i}"
+    # The module registers the function that embeds tokens: its target's.
+    table = "input_embed_fn.weight"
+    if own_table(source, table, target, target.config.width):
+        raise ConfigError(
+            f"'{source.name}': {table} is not the embedding of its target; name the "
+            "target that it was trained for with --target"
+        )
     attending = 0
     if deep:
         attending = setting(
@@ -106,6 +117,7 @@ def _hydra(source: Source, given: Given, target: Checkpoint | None) -> Plan:
         ignored=(
             r".*\.rotary_emb\.inv_freq",
             r"prefix_embeding_layer\.embed_tokens\..*",
+            re.escape(table),
         ),
     )
 
