@@ -93,7 +93,8 @@ class FeatureHeadConfig:
       version: 1 (EAGLE-1, arXiv 2401.15077: features after the target's final norm, no
         norm before the attention) or 3 (EAGLE-3, arXiv 2503.01840: features of several
         layers, norms, an own output norm).
-      width: `D`, equal to the target's, whose embedding is shared.
+      width: `D`, equal to the target's, whose embedding is shared; version 3 may have
+        another with an embedding and a `draft_vocab` of its own.
       heads: query heads.
       kv_heads: key/value heads; None means `heads`.
       head_dim: `F`; None means `width // heads`.

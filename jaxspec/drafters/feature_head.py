@@ -60,10 +60,12 @@ class FeatureHead:
 
     def __post_init__(self):
         c, t = self.config, self.target
-        if c.width != t.width:
+        apart = c.version == 3 and c.own_embedding and c.draft_vocab
+        if c.width != t.width and not apart:
             raise ConfigError(
                 f"the drafter's width {c.width} is not the target's {t.width}; they "
-                "share the embedding"
+                "share the embedding or the head, unless version 3 has its own: "
+                "own_embedding=True and a draft_vocab"
             )
         if c.version == 1 and c.taps != (t.layers - 1,):
             raise ConfigError(

@@ -69,9 +69,8 @@ def block_drafter(target=CLASSES, dtype=jnp.float32):
 
 def feature_head(version, target=CLASSES, dtype=jnp.float32, **changes):
     taps = (1,) if version == 1 else (0, 1)
-    config = FeatureHeadConfig(
-        version, width=32, heads=4, kv_heads=2, ffn_width=48, taps=taps, **changes
-    )
+    sizes = {"width": 32, "heads": 4, "kv_heads": 2, "ffn_width": 48, **changes}
+    config = FeatureHeadConfig(version, taps=taps, **sizes)
     drafter = FeatureHead(config, target)
     params = filled(drafter.init_params(jax.random.key(2)), dtype, 2)
     return Checkpoint("feature_head", drafter, params)

@@ -97,7 +97,10 @@ CONTRADICTIONS = {
     },
     "llamagen-hf": {"hidden_size": 64, "caption_dim": 11, "cls_token_num": 120},
     "eagle1": {"hidden_size": 64, "vocab_size": 41, "num_key_value_heads": 4},
-    "eagle3": {"intermediate_size": 50, "vocab_size": 41, "head_dim": 16},
+    "eagle3": {
+        "intermediate_size": 50, "vocab_size": 41, "head_dim": 16,
+        "target_hidden_size": 64,
+    },
     "dflash": {
         "num_target_layers": 3, "vocab_size": 41, "hidden_size": 64, "head_dim": 16,
         "num_key_value_heads": 2, "intermediate_size": 50, "num_hidden_layers": 1,

@@ -26,6 +26,11 @@ CASES = {
     "eagle3": (models.feature_head, "eagle3", {"version": 3}),
     "eagle3, some tokens": (
         models.feature_head, "eagle3", {"version": 3, "draft_vocab": 16}),
+    "eagle3, all tokens": (
+        models.feature_head, "eagle3", {"version": 3, "draft_vocab": 40}),
+    "eagle3, narrower": (
+        models.feature_head, "eagle3",
+        {"version": 3, "draft_vocab": 16, "width": 16, "own_embedding": True}),
     "dflash": (models.block_drafter, "dflash", {}),
 }  # fmt: skip
 

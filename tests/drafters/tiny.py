@@ -90,6 +90,9 @@ SMALL = replace(TARGET, layers=1, width=16, extra_tokens=0)
 SMALL_THREE = replace(SMALL, layers=3)
 EAGLE = FeatureHeadConfig(1, 32, 2, ffn_width=48, taps=(2,))
 EAGLE_3 = replace(EAGLE, version=3, taps=(0, 1, 2))
+NARROW = FeatureHeadConfig(
+    3, 16, 2, ffn_width=24, taps=(0, 1, 2), draft_vocab=12, own_embedding=True
+)
 HEADS = ParallelHeadsConfig(4, 32)
 HYDRA = replace(HEADS, sequential=True)
 HYDRA_PLUS = replace(HYDRA, prefix_heads=2, prefix_ffn_width=32)
@@ -106,6 +109,7 @@ FEATURES = {
     "eagle-1, best first": (FeatureHead(EAGLE, TARGET), BEST),
     "eagle-3": (FeatureHead(EAGLE_3, TARGET), TREE),
     "eagle-3, trimmed": (FeatureHead(replace(EAGLE_3, draft_vocab=12), TARGET), TREE),
+    "eagle-3, narrower": (FeatureHead(NARROW, TARGET), TREE),
     "medusa": (ParallelHeads(HEADS, TARGET), TREE),
     "medusa, own outputs": (
         ParallelHeads(replace(HEADS, own_output=True, blocks=2), TARGET),

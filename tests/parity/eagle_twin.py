@@ -126,19 +126,36 @@ class MidLayer(nn.Module):
 
 
 class Eagle3(nn.Module):
+    """With `target_width`, of another width than its target, and with its own table."""
+
     def __init__(
-        self, *, vocab, drafted, taps, width, heads, kv_heads, hidden, eps=1e-6
+        self,
+        *,
+        vocab,
+        drafted,
+        taps,
+        width,
+        heads,
+        kv_heads,
+        hidden,
+        target_width=None,
+        eps=1e-6,
     ):
         super().__init__()
-        self.fc = nn.Linear(taps * width, width, bias=False)
+        self.fc = nn.Linear(taps * (target_width or width), width, bias=False)
+        if target_width is not None:
+            self.embed_tokens = nn.Embedding(vocab, width)
         self.midlayer = MidLayer(width, heads, kv_heads, hidden, eps)
         self.norm = Norm(width, eps)
         self.lm_head = nn.Linear(width, drafted, bias=False)
-        ids = torch.randperm(vocab)[:drafted].sort().values
-        used = torch.zeros(vocab, dtype=torch.bool)
-        used[ids] = True
-        self.register_buffer("d2t", ids - torch.arange(drafted))
-        self.register_buffer("t2d", used)
+        d2t = torch.zeros(drafted, dtype=torch.long)
+        t2d = torch.zeros(vocab, dtype=torch.bool)
+        if drafted < vocab:  # else they are as they were made, and not used
+            ids = torch.randperm(vocab)[:drafted].sort().values
+            d2t = ids - torch.arange(drafted)
+            t2d[ids] = True
+        self.register_buffer("d2t", d2t)
+        self.register_buffer("t2d", t2d)
 
     def forward(self, features, embedding, turns, normed_residual=False):
         """Outputs and scores over the drafted vocabulary."""

@@ -164,21 +164,46 @@ def test_lanterns_heads_for_models_with_norms_predict_the_same(shards, scale):
     np.testing.assert_array_equal(ours(embed_upscale=0.5), ours())
 
 
-@pytest.mark.parametrize("residual", [False, True])
-@pytest.mark.parametrize("speculators", [False, True])
-def test_eagle_3_predicts_the_same_scores(residual, speculators):
-    target = target_of(TEXT)
+# Of EAGLE-3's head: drafted tokens, width, heads, and its target's width where it says.
+KINDS = {
+    "some tokens": (16, WIDTH, HEADS, None),
+    "all tokens": (VOCAB, WIDTH, HEADS, None),
+    "narrower than its target": (16, WIDTH // 2, HEADS // 2, WIDTH),
+}
+
+
+def eagle_3(kind):
+    """A twin's state dict and config, and the twin."""
+    drafted, width, heads, target_width = KINDS[kind]
     twin = Eagle3(
-        vocab=VOCAB, drafted=16, taps=3, width=WIDTH, heads=HEADS, kv_heads=2, hidden=48
+        vocab=VOCAB,
+        drafted=drafted,
+        taps=3,
+        width=width,
+        heads=heads,
+        kv_heads=2,
+        hidden=48,
+        target_width=target_width,
     )
-    d2t, t2d = twin.d2t.clone(), twin.t2d.clone()
+    tables = {"d2t": twin.d2t.clone(), "t2d": twin.t2d.clone()}
     del twin.d2t, twin.t2d
     twin = randomized(twin, seed=0)
-    state = {**twin.state_dict(), "d2t": d2t, "t2d": t2d}
-    said = {**SAID, "norm_before_residual": residual}
+    said = {**SAID, "num_attention_heads": heads, "hidden_size": width}
+    if target_width is not None:
+        said["target_hidden_size"] = target_width
+    return {**twin.state_dict(), **tables}, said, twin
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("speculators", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_eagle_3_predicts_the_same_scores(kind, residual, speculators):
+    target = target_of(TEXT)
+    state, said, twin = eagle_3(kind)
+    said |= {"norm_before_residual": residual}
     if speculators:
         state = {k.replace("midlayer.", "layers.0."): x for k, x in state.items()}
-        layers = {k: said.pop(k) for k in SAID}
+        layers = {k: said.pop(k) for k in (*SAID, "hidden_size")}
         said |= {"transformer_layer_config": layers}
         said |= {"eagle_aux_hidden_state_layer_ids": [2, 4, 5]}
     found = converted(state, config=said, target=target)
@@ -186,20 +211,68 @@ def test_eagle_3_predicts_the_same_scores(residual, speculators):
     # By what enters the layers 2, 4 and 5 of 8: what leaves 1, 3 and 4.
     assert drafter.taps == (1, 3, 4)
     params = drafter.bind(found.params, target.params)
-    np.testing.assert_array_equal(found.params["ids"], np.flatnonzero(np.asarray(t2d)))
+    drafted = state["t2d"] if state["t2d"].any() else torch.ones(VOCAB)
+    np.testing.assert_array_equal(
+        found.params["ids"], np.flatnonzero(np.asarray(drafted))
+    )
     features, tokens = inputs(3)
     embedding = params["embedding"][as_jax(tokens)]
+    if "embed_tokens.weight" in state:
+        assert_close(embedding, twin.embed_tokens(tokens), atol=0)
     theirs, scores = twin(
         features, torch.tensor(np.asarray(embedding)), turns_of(TEXT), residual
     )
-    ours, _ = drafter.network(found.params).layer(
-        embedding,
-        drafter.inputs(params, as_jax(features)),
-        drafter.angles(places()),
-        causal(),
-    )
-    assert_close(ours, theirs, atol=1e-4)
-    assert_close(drafter.scores(params, ours), scores, atol=1e-4)
+
+    def ours(features):
+        out, _ = drafter.network(found.params).layer(
+            embedding,
+            drafter.inputs(params, as_jax(features)),
+            drafter.angles(places()),
+            causal(),
+        )
+        return out
+
+    assert_close(ours(features), theirs, atol=1e-4)
+    assert_close(drafter.scores(params, ours(features)), scores, atol=1e-4)
+    # The control: the same features in another order of their layers.
+    with pytest.raises(AssertionError):
+        assert_close(ours(features.roll(WIDTH, -1)), theirs, atol=1e-4)
+
+
+WRONG = {
+    "a map of draft ids over all tokens": (
+        "all tokens",
+        lambda state, said: state["d2t"].index_copy_(
+            0, torch.arange(2), torch.tensor([1, -1])
+        ),
+        "drafts all 40 tokens, and its d2t moves some",
+    ),
+    "made for a wider target": (
+        "narrower than its target",
+        lambda state, said: said.update(target_hidden_size=64),
+        "target_hidden_size is 64, its target that it is 32",
+    ),
+    "no table of tokens": (
+        "narrower than its target",
+        lambda state, said: state.pop("embed_tokens.weight"),
+        "is 16 wide, its target 32.* has no embed_tokens.weight; check",
+    ),
+    "no head": (
+        "narrower than its target",
+        lambda state, said: state.pop("lm_head.weight"),
+        "share no table, but it has no lm_head.weight; check",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_an_eagle_3_head_of_another_form_or_target_is_refused(case):
+    kind, change, words = WRONG[case]
+    state, said, _ = eagle_3(kind)
+    converted(state, config=said, target=target_of(TEXT))
+    change(state, said)
+    with pytest.raises(ConfigError, match=words):
+        converted(state, config=said, target=target_of(TEXT))
 
 
 def test_a_head_turns_by_its_own_config_whatever_its_target_does():

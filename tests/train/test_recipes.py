@@ -40,7 +40,7 @@ from jaxspec.train.optimizer import begin
 from jaxspec.train.recipes import lesson as lessons
 from jaxspec.train.recipes import recipe_of
 from jaxspec.train.recipes.lesson import make_lesson
-from tests.drafters.tiny import EAGLE, HEADS, bound_params
+from tests.drafters.tiny import EAGLE, HEADS, NARROW, bound_params
 from tests.drafters.tiny import TARGET as WIDE
 from tests.models.tiny import random_params
 
@@ -64,6 +64,7 @@ KINDS = {
     "block, refined": BlockDiffusion(replace(BLOCK, refinements=4), TARGET),
     "eagle-1": FeatureHead(EAGLE, TARGET),
     "eagle-3": FeatureHead(THREE, TARGET),
+    "eagle-3, narrower": FeatureHead(NARROW, TARGET),
     "falcon": Falcon(SemiAutoregressiveConfig(2, 32, 2, 48), TARGET),
     "kangaroo": Kangaroo(AdapterConfig(2, 2), TARGET),
     "prompt tokens": PromptTokens(PromptTokensConfig(4), TARGET),
@@ -84,7 +85,7 @@ AHEAD = [kind for kind in KINDS if kind not in ("kangaroo", "prompt tokens")]
     [
         pytest.param(kind, marks=pytest.mark.slow if slow else ())
         for kind in AHEAD
-        for slow in ["block, " in kind or kind.startswith(("block of", "falcon"))]
+        for slow in [", " in kind or kind.startswith(("block of", "falcon"))]
     ],
 )
 def test_training_and_drafting_compute_the_same_laws(kind, monkeypatch):

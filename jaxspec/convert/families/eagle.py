@@ -4,6 +4,7 @@ Keys: SafeAILab/EAGLE `model/cnets.py`, `model/cnets1.py`; jadohu/LANTERN; vLLM'
 speculators.
 """
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,10 @@ import numpy as np
 
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import FeatureHeadConfig, TransformerConfig, to_dict
+from jaxspec.convert.families.draft_ids import draft_ids
 from jaxspec.convert.families.layers import attention, biases, head_norms, mlp
 from jaxspec.convert.families.llama import scaling_of
+from jaxspec.convert.families.tables import own_table
 from jaxspec.convert.family import (
     Derived,
     Family,
@@ -51,7 +54,7 @@ def layer_rules(root: str, target: TransformerConfig, bias: bool) -> tuple[Rule,
 
 
 def _sizes(
-    source: Source, given: Given, target: TransformerConfig, root: str
+    source: Source, given: Given, target: TransformerConfig, root: str, width: int
 ) -> dict[str, Any]:
     said = source.config.get("transformer_layer_config", source.config)
     rows = source.shape(f"{root}self_attn.q_proj.weight")[0]
@@ -64,7 +67,7 @@ def _sizes(
         target.heads if rows == target.heads * target.head_size else None,
         wanted="its number of heads",
     )
-    size, width = rows // heads, target.width
+    size = rows // heads
     kv_heads = source.shape(f"{root}self_attn.k_proj.weight")[0] // size
     hidden = source.shape(f"{root}mlp.gate_proj.weight")[0]
     found = {
@@ -95,21 +98,7 @@ def _sizes(
     }
 
 
-def _own_embedding(source: Source, target: Checkpoint) -> bool:
-    """Whether the head brings a table that is not the target's."""
-    table = source.tensors.get("embed_tokens.weight")
-    if table is None:
-        return False
-    theirs = np.asarray(target.params["embedding"]["embedding"])
-    if table.shape != theirs[: target.config.vocab_size].shape:
-        raise ConfigError(
-            f"'{source.name}' reads tokens through a table of {table.shape}, its "
-            f"target has {target.config.vocab_size} of {target.config.width}: another"
-        )
-    mine = table.read().astype(theirs.dtype)
-    return not np.array_equal(mine, theirs[: len(mine)])
-
-
+TABLE = "embed_tokens.weight"
 IGNORED = (r".*\.rotary_emb\.inv_freq", r"t2d", r"verifier_.*")
 
 
@@ -133,14 +122,14 @@ def _rules(drafter: FeatureHead, root: str) -> tuple[Rule, ...]:
             Rule("norm.weight", "norm/scale"),
             Rule("lm_head.weight", "head", "linear"),
         )
-    own = (Rule("embed_tokens.weight", "embedding"),) if c.own_embedding else ()
+    own = (Rule(TABLE, "embedding"),) if c.own_embedding else ()
     return (*first, *layer_rules(root, drafter.target, c.qkv_bias), *own)
 
 
 def _plan_of(drafter: FeatureHead, root: str, derived: dict[str, Derived]) -> Plan:
     ignored = IGNORED
     if not drafter.config.own_embedding:
-        ignored = (*IGNORED, r"embed_tokens\.weight")
+        ignored = (*IGNORED, re.escape(TABLE))
     return Plan(
         "feature_head",
         drafter,
@@ -163,9 +152,9 @@ def _plan1(source: Source, given: Given, target: Checkpoint | None) -> Plan:
         raise ConfigError(f"'{source.name}' has more than the one layer of EAGLE")
     config = kept(source, FeatureHeadConfig) or FeatureHeadConfig(
         1,
-        **_sizes(source, given, of, root),
+        **_sizes(source, given, of, root, of.width),
         taps=(of.layers - 1,),
-        own_embedding=_own_embedding(source, target),
+        own_embedding=own_table(source, TABLE, target, of.width),
         input_norm=f"{root}input_layernorm.weight" in source.tensors,
         qk_layer_norm=f"{root}self_attn.q_norm.weight" in source.tensors,
         # The published code leaves embeddings alone unless they are to grow.
@@ -197,46 +186,37 @@ def _plan3(source: Source, given: Given, target: Checkpoint | None) -> Plan:
     entered = (entered,) if isinstance(entered, int) else entered
     head = source.tensors.get("lm_head.weight")
     drafted = 0 if head is None else head.shape[0]
+    width = _width3(source, of)
     config = kept(source, FeatureHeadConfig) or FeatureHeadConfig(
         3,
-        **_sizes(source, given, of, root),
+        **_sizes(source, given, of, root, width),
         taps=tuple(layer - 1 for layer in entered),
         draft_vocab=drafted,
         norm_before_residual=bool(said.get("norm_before_residual", False)),
-        own_embedding=_own_embedding(source, target),
+        own_embedding=own_table(source, TABLE, target, width),
     )
-
-    if drafted < of.vocab_size and drafted and "d2t" not in source.tensors:
-        raise ConfigError(
-            f"'{source.name}' drafts {drafted} of {of.vocab_size} tokens, but has no "
-            "d2t that says which"
-        )
-
-    def ids(*tables: np.ndarray) -> np.ndarray:
-        """`d2t` holds what is added to a draft's id, not the id."""
-        found = np.arange(drafted)
-        if tables:
-            offsets = tables[0]
-            if offsets.shape != (drafted,) or offsets.dtype.kind not in "iu":
-                raise ConfigError(
-                    f"'{source.name}': d2t is no list of {drafted} numbers"
-                )
-            found = found + offsets
-        if len(tables) > 1 and not np.array_equal(np.flatnonzero(tables[1]), found):
-            raise ConfigError(f"'{source.name}': d2t and t2d name different tokens")
-        if len(set(found.tolist())) < drafted or found.min() < 0:
-            raise ConfigError(f"'{source.name}': d2t names a token twice, or none")
-        if found.max() >= of.vocab_size:
-            raise ConfigError(
-                f"'{source.name}' drafts token {found.max()}, its target has "
-                f"{of.vocab_size}"
-            )
-        return found.astype(np.int32)
-
-    names = tuple(name for name in ("d2t", "t2d") if name in source.tensors)
-    names = names if "d2t" in names else ()
-    derived = {"ids": Derived(names, ids)} if drafted else {}
+    derived = {"ids": draft_ids(source, drafted, of.vocab_size)} if drafted else {}
     return _plan_of(FeatureHead(config, of), root, derived)
+
+
+def _width3(source: Source, target: TransformerConfig) -> int:
+    """`D` of an EAGLE-3 head, which its target may not share.
+
+    Raises:
+      ConfigError: it was made for a target of another width, or lacks what it cannot
+        share with this one.
+    """
+    wide = source.config.get("target_hidden_size")
+    agree(source, "target_hidden_size", wide, target.width, "its target")
+    width = source.shape("fc.weight", 2)[0]
+    lacks = [n for n in (TABLE, "lm_head.weight") if n not in source.tensors]
+    if width != target.width and lacks:
+        raise ConfigError(
+            f"'{source.name}' is {width} wide, its target {target.width}, so that they "
+            f"share no table, but it has no {' and no '.join(lacks)}; check whether "
+            "this is its target, and whether a file is missing"
+        )
+    return width
 
 
 def _export(version: int) -> Callable[[Checkpoint], Outgoing]:
@@ -261,6 +241,8 @@ def _export(version: int) -> Callable[[Checkpoint], Outgoing]:
         }
         computed, left_out = {}, ()
         if version == 3:
+            if c.width != target.width:
+                config["target_hidden_size"] = target.width
             config["eagle_aux_hidden_state_layer_ids"] = [tap + 1 for tap in c.taps]
             config["norm_before_residual"] = c.norm_before_residual
         if c.draft_vocab:

@@ -1,0 +1,22 @@
+"""What EAGLE's heads share with their target, and what they need instead."""
+
+from dataclasses import replace
+
+import pytest
+
+from jaxspec.drafters.feature_head import FeatureHead
+from jaxspec.errors import ConfigError
+from tests.drafters.cases import NARROW, TARGET
+
+ALONE = {
+    "no table of its own": {"own_embedding": False},
+    "no head of its own": {"draft_vocab": 0},
+    "version 1": {"version": 1, "draft_vocab": 0, "taps": (2,)},
+}
+
+
+@pytest.mark.parametrize("case", ALONE)
+def test_a_head_of_another_width_shares_no_table_with_its_target(case):
+    assert FeatureHead(NARROW, TARGET).config.width < TARGET.width
+    with pytest.raises(ConfigError, match="width 16 is not the target's 32"):
+        FeatureHead(replace(NARROW, **ALONE[case]), TARGET)
