@@ -135,6 +135,7 @@ LONG = (
     "eagle-2",
     "eagle-1, best first",
     "eagle-3, trimmed",
+    "eagle-3, narrower",
     "medusa, own outputs",
     "hydra",
     "block, refined",

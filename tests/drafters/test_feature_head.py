@@ -6,7 +6,7 @@ import pytest
 
 from jaxspec.drafters.feature_head import FeatureHead
 from jaxspec.errors import ConfigError
-from tests.drafters.cases import NARROW, TARGET
+from tests.drafters.tiny import NARROW, TARGET
 
 ALONE = {
     "no table of its own": {"own_embedding": False},
