@@ -226,8 +226,8 @@ class LengthController:
         """The longest draft, and averages of 0."""
         return LengthState(  # no buffer twice: the state may be donated
             jnp.full(rows, self.most, jnp.int32),
-            jnp.zeros(rows),
-            jnp.zeros(rows),
+            jnp.zeros(rows, jnp.float32),
+            jnp.zeros(rows, jnp.float32),
             jnp.zeros(rows, jnp.int32),
         )
 
@@ -250,7 +250,7 @@ class LengthController:
         """See `Policy.observe`."""
 
         def average(old, new):
-            return self.decay * old + (1 - self.decay) * new
+            return self.decay * old + (1 - self.decay) * new.astype(old.dtype)
 
         generated = average(state.generated, state.drafted)
         accepted = average(state.accepted, seen.accepted)

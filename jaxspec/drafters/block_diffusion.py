@@ -248,7 +248,7 @@ class BlockDiffusion:
 
     def _commit(self, params, cache, features, counts) -> KVCache:
         """Writes the context of newly committed positions."""
-        positions = cache.lengths[:, None] + jnp.arange(features.shape[1])
+        positions = cache.lengths[:, None] + jnp.arange(features.shape[1])[None]
         network = self.network(params["own"])
         contexts = network.context(features, self.angles(positions))
         layers = tuple(
@@ -260,7 +260,7 @@ class BlockDiffusion:
     def _logits(self, params: Params, h: Array, this: Round) -> Float[Array, "B G V"]:
         """Scores after the block's rows, guidance merged."""
         logits = head_scores(params["head"], h)
-        index = this.index[:, None] + jnp.arange(h.shape[1])
+        index = this.index[:, None] + jnp.arange(h.shape[1])[None]
         return guide(logits, this.sampling, index)
 
     def _best_path(
@@ -296,7 +296,7 @@ class BlockDiffusion:
         streams = cache.lengths.shape[0] // this.root.shape[0]
         root = jnp.concatenate([this.root] * streams)
         starts = cache.lengths
-        positions = starts[:, None] + jnp.arange(rows)
+        positions = starts[:, None] + jnp.arange(rows)[None]
         mask = block_mask(cache, rows, self.config)
         written: list[KeysValues] = []
 
@@ -321,7 +321,7 @@ class BlockDiffusion:
             guessed = jnp.concatenate([guessed] * streams)
         above = None
         if self.config.above:
-            index = this.index[:, None] + jnp.arange(self.config.block_size)
+            index = this.index[:, None] + jnp.arange(self.config.block_size)[None]
             above = self.embed_above(params, this.tokens, index)
             above = jnp.concatenate([above] * streams)
         h = network.block_input(params["embedding"][root], guessed, above)[:, :rows]
@@ -334,7 +334,7 @@ def block_mask(
     cache: KVCache, rows: int, config: BlockDiffusionConfig
 ) -> Bool[Array, "R G S"]:
     """Block rows see the committed context, and the block (causally or whole)."""
-    slot = jnp.arange(cache.capacity) - cache.lengths[:, None]  # [R, S]
+    slot = jnp.arange(cache.capacity)[None] - cache.lengths[:, None]  # [R, S]
     row = jnp.arange(rows)[None, :, None]
     last = row if config.causal else jnp.full_like(row, rows - 1)
     seen = slot[:, None, :] <= last

@@ -139,16 +139,17 @@ class DynamicExit:
 
     def _learn(self, state, raw, this, last) -> Float[Array, "B X"]:
         """Averages with the overlap at each committed token but the root."""
-        ahead = (this.index - 1 - last)[:, None] + 1 + jnp.arange(len(state.logits[0]))
+        first = (this.index - last)[:, None]
+        ahead = first + jnp.arange(len(state.logits[0]))[None]
         # What followed the token in place j, the target said after node j + 1.
         wanted = jax.nn.softmax(state.logits[:, 1:])
-        use = jnp.arange(wanted.shape[1]) < last[:, None]
+        use = jnp.arange(wanted.shape[1])[None] < last[:, None]
         rates = []
         for i, logits in enumerate(raw):
             q = jax.nn.softmax(guide(logits, this.sampling, ahead)[:, :-1])
             shared = jnp.sum(jnp.minimum(wanted, q), axis=-1)
             mean = jnp.sum(jnp.where(use, shared, 0.0), axis=1)
-            mean /= jnp.maximum(jnp.sum(use, axis=1), 1)
+            mean /= jnp.maximum(jnp.sum(use, axis=1, dtype=mean.dtype), 1)
             old = state.rates[:, i]
             new = self.decay * old + (1 - self.decay) * mean
             rates.append(jnp.where(last > 0, new, old))
@@ -159,10 +160,11 @@ class DynamicExit:
     ) -> tuple[Int[Array, ""], Int[Array, "B"]]:
         """The exit of the batch, and how deep each row's draft goes."""
         cost = self.config.layers if self.verify_cost is None else self.verify_cost
-        a = jnp.clip(rates, 0.0, 1.0 - 1e-4)[..., None]
-        d = jnp.arange(1, depth + 1)
+        a = jnp.clip(rates, 0.0, 1.0 - 1e-4)[..., None]  # [B, X, 1]
+        d = jnp.arange(1, depth + 1, dtype=a.dtype)[None, None]
+        layers = jnp.array(self.exits, a.dtype)[None, :, None]
         tokens = (1.0 - a ** (d + 1)) / (1.0 - a)
-        worth = tokens / (d * jnp.array(self.exits)[:, None] + cost)  # [B, X, depth]
+        worth = tokens / (d * layers + cost)  # [B, X, depth]
         best = jnp.argmax(jnp.mean(jnp.max(worth, axis=2), axis=0))
         best = highest(best)  # groups of a mesh draft from the same exit
         return best, jnp.argmax(worth[:, best], axis=1) + 1

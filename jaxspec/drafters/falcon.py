@@ -193,7 +193,7 @@ class Falcon:
         cache = self._commit(params, cache, features, both)
         last = jnp.maximum(start.lengths - 1, 0)
         cache = replace(cache, lengths=cache.lengths + last)
-        near = last[:, None] + jnp.arange(before + 1)
+        near = last[:, None] + jnp.arange(before + 1)[None]
         features = jnp.take_along_axis(features, near[..., None], axis=1)
         tokens = jnp.take_along_axis(tokens, near[: start.rows], axis=1)
         pad = ((0, 0), (0, path - 1))
@@ -223,22 +223,22 @@ class Falcon:
             return x.reshape(streams * rows, *x.shape[2:])
 
         fresh = jnp.maximum(state.counts, 1)
-        here = jnp.arange(state.tokens.shape[1]) == before + fresh[:, None] - 1
+        here = jnp.arange(state.tokens.shape[1])[None] == before + fresh[:, None] - 1
         tokens = jnp.where(here, this.root[:, None], state.tokens)
         cache = self._commit(params, state.cache, state.features, both(tokens))
         lengths = cache.lengths + both(state.counts)
 
         # The last `size` pairs, once more, now that all of them are there to be seen.
         pairs = self.pairs(params, state.features, both(tokens))
-        place = both(fresh)[:, None] - 1 + jnp.arange(2 * size - 1)
+        place = both(fresh)[:, None] - 1 + jnp.arange(2 * size - 1)[None]
         near = jnp.take_along_axis(pairs, place[..., None], axis=1)
-        seen = jnp.arange(cache.capacity) < lengths[:, None]
+        seen = jnp.arange(cache.capacity)[None] < lengths[:, None]
         seen &= cache.visible
         begin = lengths[:, None] - size
         first, layer = self.layer(
             params,
             windows_of(near, size),
-            begin + jnp.arange(size),
+            begin + jnp.arange(size)[None],
             jnp.broadcast_to(seen[:, None], (len(seen), size, cache.capacity)),
             cache.layers[0],
             lengths,
@@ -259,10 +259,10 @@ class Falcon:
                 windows = windows_of(run, size)
                 windows = windows.reshape(streams * rows, count * size, size, -1)
                 block_of = used // size + jnp.arange(count)
-                visible |= jnp.arange(slots) // size == block_of[:, None]
+                visible |= (jnp.arange(slots)[None] // size == block_of[:, None])[None]
                 behind = replace(cache, layers=(layer,), lengths=lengths)
                 mask = tree_mask(behind, both(jnp.repeat(visible, size, axis=1)))
-                offset = depth - size + jnp.tile(jnp.arange(size), count)
+                offset = depth - size + jnp.tile(jnp.arange(size), count)[None]
                 out, layer = self.layer(
                     params,
                     windows,
@@ -283,7 +283,7 @@ class Falcon:
         own = nothing, by_row(near[:, None, size - 1 :]), h, jnp.zeros_like(h)
         draft, (layer, _) = grow(this, step, own, (layer, 0))
         cache = replace(cache, layers=(layer,), lengths=lengths)
-        keep = fresh[:, None] + jnp.arange(before)
+        keep = fresh[:, None] + jnp.arange(before)[None]
         old = jnp.take_along_axis(state.features, both(keep)[..., None], axis=1)
         words = jnp.take_along_axis(tokens, keep, axis=1)
         return draft, FalconState(
@@ -311,7 +311,7 @@ class Falcon:
         pairs = self.pairs(params, features, tokens)
         windows = windows_of(pairs[:, size - 1 :], size)
         count = windows.shape[1]
-        positions = cache.lengths[:, None] + jnp.arange(count)
+        positions = cache.lengths[:, None] + jnp.arange(count)[None]
         mask = tree_mask(cache, jnp.tril(jnp.ones((count, count), bool)))
         _, layer = self.layer(
             params, windows, positions, mask, cache.layers[0], cache.lengths

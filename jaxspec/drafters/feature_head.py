@@ -208,7 +208,7 @@ class FeatureHead:
             return x.transpose(2, 0, 1, 3).reshape(streams * rows, x.shape[1], -1)
 
         last = jnp.maximum(state.counts - 1, 0)
-        here = jnp.arange(path) == last[:, None]
+        here = jnp.arange(path)[None] == last[:, None]
         tokens = jnp.where(here, this.root[:, None], state.tokens)
         cache, h = self._read(params, state.cache, state.features, tokens, path)
         first = jnp.take_along_axis(h, both(last)[:, None, None], axis=1)
@@ -222,7 +222,8 @@ class FeatureHead:
             if used is None:  # the root was read above
                 h, shared = first, (layers, 0)
             else:
-                seen |= jnp.arange(slots) == used + jnp.arange(tokens.shape[1])[:, None]
+                own_slot = used + jnp.arange(tokens.shape[1])[:, None]
+                seen |= (jnp.arange(slots)[None] == own_slot)[None]
                 behind = replace(cache, layers=layers, lengths=lengths)
                 mask = tree_mask(behind, both(seen))
                 positions = lengths[:, None] - 1 + both(ahead)
@@ -263,7 +264,7 @@ class FeatureHead:
     def _read(self, params, cache, features, tokens, count):
         """Writes committed pairs behind the cache's; the lengths stay."""
         streams = features.shape[0] // tokens.shape[0]
-        positions = cache.lengths[:, None] + jnp.arange(count)
+        positions = cache.lengths[:, None] + jnp.arange(count)[None]
         h, layer = self.network(params["own"]).layer(
             params["embedding"][jnp.concatenate([tokens] * streams)],
             self.inputs(params, features),

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from jaxspec.config import ParallelHeadsConfig
 from jaxspec.nn.attention import Attention
-from jaxspec.nn.layers import INIT, Linear, RMSNorm, SwiGLU, linear
+from jaxspec.nn.layers import INIT, ZEROS, Linear, RMSNorm, SwiGLU, linear
 from jaxspec.typing import Array, Bool, Float, Int
 
 
@@ -44,8 +44,7 @@ class HeadsNetwork(nn.Module):
             shape = (c.heads, c.width, self.vocab_size)
             self.output = self.param("output", INIT, shape)
             if c.output_bias:
-                zeros = nn.initializers.zeros
-                self.output_bias = self.param("output_bias", zeros, shape[::2])
+                self.output_bias = self.param("output_bias", ZEROS, shape[::2])
         if c.prefix_heads:
             size = c.width // c.prefix_heads
             self.prefix_norm = RMSNorm(c.norm_eps)

@@ -28,7 +28,7 @@ def history(
 ) -> tuple[Int[Array, "B H"], Int[Array, "B"]]:
     """All tokens up to the root, and how many there are; -1 behind them."""
     lengths = jnp.sum(prompt >= 0, axis=1, dtype=jnp.int32)
-    generated = jnp.arange(this.tokens.shape[1]) < this.index[:, None]
+    generated = jnp.arange(this.tokens.shape[1])[None] < this.index[:, None]
     generated = jnp.where(generated, this.tokens, -1)
     room = jnp.pad(prompt, ((0, 0), (0, generated.shape[1])), constant_values=-1)
     write = jax.vmap(lambda row, new, at: jax.lax.dynamic_update_slice(row, new, (at,)))

@@ -69,7 +69,7 @@ class Jacobi:
         if self.initial == "uniform":
             fill = jnp.zeros_like(fill)
         elif self.initial == "repeat":
-            repeated = jnp.arange(self.vocab_size) == this.root[:, None]
+            repeated = jnp.arange(self.vocab_size)[None] == this.root[:, None]
             fill = _SURE * repeated[:, None].astype(jnp.float32)
         logits = jnp.where(state.known[..., None], state.logits, fill)
 
@@ -85,16 +85,16 @@ class Jacobi:
     ) -> JacobiState:
         """Keeps the scores of the positions behind the new root."""
         shape = seen.draft.topology(seen.tree)
-        nodes = jnp.arange(seen.tree.size)
+        nodes = jnp.arange(seen.tree.size)[None]
         valid = seen.draft.valid
         depths = jnp.broadcast_to(shape.depths, valid.shape)
         # At each depth: the first node below the last accepted one, else the first.
         end = jnp.take_along_axis(seen.path, seen.accepted[:, None], axis=1)
-        ancestors = jnp.broadcast_to(shape.ancestors, (*valid.shape, len(nodes)))
+        ancestors = jnp.broadcast_to(shape.ancestors, (*valid.shape, seen.tree.size))
         below = jnp.take_along_axis(ancestors, end[:, None], axis=2)[..., 0]
-        worth = jnp.where(below, 2 * len(nodes), len(nodes)) - nodes
+        worth = jnp.where(below, 2 * seen.tree.size, seen.tree.size) - nodes
         # The new root stands where nodes of depth `counts` stand.
-        wanted = seen.counts[:, None] + jnp.arange(state.known.shape[1])  # [B, G]
+        wanted = seen.counts[:, None] + jnp.arange(state.known.shape[1])[None]  # [B, G]
         here = (depths[:, None] == wanted[..., None]) & valid[:, None]
         worth = jnp.where(here, worth[:, None], 0)
         logits = pick(seen.logits, jnp.argmax(worth, axis=-1))

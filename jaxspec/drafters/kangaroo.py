@@ -165,9 +165,8 @@ class _Prefill:
         size = kangaroo.config.heads, cache.capacity, kangaroo.head_size
         zeros = jnp.zeros((rows, *size), h.dtype)
         mask = jnp.tril(jnp.ones((length, cache.capacity), bool))
-        mask = (mask & cache.visible[:, None, :]) | (
-            jnp.eye(length, cache.capacity, dtype=bool)
-        )
+        own = jnp.eye(length, cache.capacity, dtype=bool)
+        mask = (mask[None] & cache.visible[:, None]) | own[None]
         positions = jnp.broadcast_to(jnp.arange(length), (rows, length))
         starts = jnp.zeros(rows, jnp.int32)
         logits, layer = kangaroo.adapt(

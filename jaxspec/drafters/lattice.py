@@ -66,11 +66,11 @@ class Lattice:
     def propose(self, params: Params, state: Any, this: Round) -> tuple[Draft, Any]:
         """See `spec.draft.Drafter`."""
         prompt, inner = state
-        known = jnp.arange(this.tokens.shape[1]) < this.index[:, None]
+        known = jnp.arange(this.tokens.shape[1])[None] < this.index[:, None]
         tokens = jnp.where(known, this.tokens, self.mask_token)
         tokens = tokens[:, : self.length]
         logits = self.denoise(params["model"], prompt, tokens, this.sampling)
-        ahead = this.index[:, None] + jnp.arange(this.tree.depth)
+        ahead = this.index[:, None] + jnp.arange(this.tree.depth)[None]
         ahead = jnp.minimum(ahead, logits.shape[1] - 1)
         log_q = jnp.take_along_axis(logits, ahead[..., None], axis=1)
         log_q = self._candidates(jax.nn.log_softmax(log_q, axis=-1))

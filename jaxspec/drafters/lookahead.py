@@ -119,7 +119,7 @@ class Lookahead:
         ahead = np.where(first, 1, level) + column
         riders = ExtraRows(
             state.window.reshape(len(rows), -1),
-            this.position[:, None] + jnp.asarray(ahead),
+            this.position[:, None] + jnp.asarray(ahead, jnp.int32)[None],
             jnp.broadcast_to(mask, (len(rows), *mask.shape)),
         )
         return Draft(jnp.where(valid, tokens, 0), valid, extra=riders), state
@@ -147,7 +147,7 @@ class Lookahead:
             pool, filled = _remember(pool, filled, key, gram, full & live)
 
         def shifted(tokens, by):  # [B, C] moved left; the newest token fills
-            at = jnp.arange(columns) + by[:, None]
+            at = jnp.arange(columns)[None] + by[:, None]
             moved = jnp.take_along_axis(tokens, jnp.minimum(at, columns - 1), axis=1)
             return jnp.where(at < columns, moved, newest)
 
@@ -155,8 +155,8 @@ class Lookahead:
         for i in range(self.levels):
             # Filling: levels stay, the one above the last is new. Full: all move up.
             above = state.window[:, i + 1] if i + 1 < self.levels else new
-            up = shifted(above, seen.counts - (i > 0))
-            fresh = shifted(new, seen.counts - (i == 1))
+            up = shifted(above, seen.counts - int(i > 0))
+            fresh = shifted(new, seen.counts - int(i == 1))
             stay = shifted(state.window[:, i], seen.counts)
             filling = jnp.where((state.levels == i)[:, None], fresh, stay)
             levels.append(jnp.where(full[:, None], up, filling))
@@ -174,7 +174,7 @@ def _remember(pool, filled, key, gram, wanted):
     same = jnp.all(own == gram[:, None], axis=-1) & held
     last = own.shape[1] - 1
     at = jnp.where(jnp.any(same, axis=1), jnp.argmax(same, axis=1), last)
-    place = jnp.arange(last + 1)
+    place = jnp.arange(last + 1)[None]
     source = jnp.where(place <= at[:, None], place - 1, place)
     source = jnp.maximum(source, 0)
     moved = jnp.take_along_axis(own, source[..., None], axis=1).at[:, 0].set(gram)

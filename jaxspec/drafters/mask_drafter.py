@@ -78,14 +78,14 @@ class MaskDrafter:
         rows, path = state.tokens.shape
         both_streams = partial(both, self.model)
         last = jnp.maximum(state.counts - 1, 0)
-        place = jnp.arange(path)
+        place = jnp.arange(path)[None]
         fresh = jnp.where(place == last[:, None], this.root[:, None], state.tokens)
         masks = jnp.full((rows, self.block), self.mask_token, jnp.int32)
         begin = (this.position - last)[:, None]
-        ahead = this.position[:, None] + 1 + jnp.arange(self.block)
+        ahead = this.position[:, None] + 1 + jnp.arange(self.block)[None]
         width = path + self.block
-        committed = jnp.arange(width) <= last[:, None, None]  # [B, 1, U]
-        block = jnp.arange(width) >= path
+        committed = jnp.arange(width)[None, None] <= last[:, None, None]  # [B, 1, U]
+        block = jnp.arange(width)[None, None] >= path
         seen = jnp.tril(jnp.ones((path, width), bool))
         window = jnp.concatenate(
             [
@@ -108,7 +108,7 @@ class MaskDrafter:
             )
             guesses = jnp.concatenate([root, guesses], axis=1)
         guesses = guesses[:, : this.tree.depth]
-        index = this.index[:, None] + jnp.arange(guesses.shape[1])
+        index = this.index[:, None] + jnp.arange(guesses.shape[1])[None]
         marginals = guide(guesses, this.sampling, index)
 
         def step(depth, tokens, own, shared):

@@ -77,10 +77,10 @@ class NgramTable:
         pair, token = (self.buckets, self.width), (self.vocab_size + 1, self.width)
         return Counts(
             jnp.full(pair, -1, jnp.int32),
-            jnp.zeros(pair),
+            jnp.zeros(pair, jnp.float32),
             jnp.full(token, -1, jnp.int32),
-            jnp.zeros(token),
-            jnp.zeros(self.vocab_size),
+            jnp.zeros(token, jnp.float32),
+            jnp.zeros(self.vocab_size, jnp.float32),
         )
 
     def fit(self, sequences: Int[Array, "C T"]) -> Counts:
@@ -157,7 +157,7 @@ class NgramTable:
 
         def law(depth, drafted, path):
             at = jnp.reshape(depth, (-1, 1))
-            here = jnp.arange(path.shape[-1]) == at[..., None]
+            here = jnp.arange(path.shape[-1])[None, None] == at[..., None]
             path = jnp.where(here, drafted[..., None], path)  # [B, M, A]
 
             def context(offset):  # the token `offset` before the next

@@ -165,7 +165,7 @@ class ParallelHeads:
 
     def _marginal(self, guesses: Float[Array, "R G V"], this: Round) -> Step:
         """Medusa: a place's guess is the same after every token."""
-        index = this.index[:, None] + jnp.arange(guesses.shape[1])
+        index = this.index[:, None] + jnp.arange(guesses.shape[1])[None]
         marginals = guide(guesses, this.sampling, index)
 
         def step(depth, tokens, own, shared):
@@ -203,7 +203,7 @@ class ParallelHeads:
         """Writes committed features behind the cache's; the lengths stay."""
         count = features.shape[1]
         size = self.config.width // self.config.prefix_heads
-        positions = cache.lengths[:, None] + jnp.arange(count)
+        positions = cache.lengths[:, None] + jnp.arange(count)[None]
         h, layer = self.network(params["own"]).prefix(
             target_norm(self.target, params, features),
             angles_of(self.target, positions, size),

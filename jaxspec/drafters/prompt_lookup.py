@@ -63,10 +63,10 @@ class PromptLookup:
         straight = np.array([not any(path[1:]) for path in tree.rank_paths])
         begin = starts[:, first]  # [B, N], where each node's continuation begins
         period = jnp.maximum(length[:, None] - begin, 1)
-        place = begin + (jnp.asarray(tree.depths) - 1) % period
+        place = begin + (jnp.asarray(tree.depths)[None] - 1) % period
         drafted = jnp.take_along_axis(tokens, jnp.maximum(place, 0), axis=1)
         drafted = drafted.at[:, 0].set(this.root)
-        valid = (found[:, first] & straight).at[:, 0].set(True)
+        valid = (found[:, first] & straight[None]).at[:, 0].set(True)
         return Draft(jnp.where(valid, drafted, 0), valid), state
 
     def observe(self, params: Params, state: Array, seen: Observation) -> Array:
@@ -76,7 +76,7 @@ class PromptLookup:
     def _matches(self, tokens: Int[Array, "B H"], length: Int[Array, "B"], width: int):
         """Where the continuations of the best matches begin, and which exist."""
         size = tokens.shape[1]
-        place = jnp.arange(size)
+        place = jnp.arange(size)[None]
         agree, run = jnp.ones(tokens.shape, bool), jnp.zeros(tokens.shape, jnp.int32)
         for back in range(1, self.longest + 1):
             last = jnp.take_along_axis(
@@ -84,7 +84,7 @@ class PromptLookup:
             )
             earlier = jnp.roll(tokens, back, axis=1)  # `back` before each place
             agree &= (earlier == last) & (place >= back) & (length[:, None] > back)
-            run += agree
+            run += agree.astype(jnp.int32)
         # A continuation begins at a place that is already written.
         good = (run >= self.shortest) & (place < length[:, None])
         value, starts = jax.lax.top_k(jnp.where(good, run * size + place, -1), width)

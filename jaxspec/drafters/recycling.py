@@ -85,9 +85,13 @@ class TokenRecycling:
         table = jnp.broadcast_to(
             jnp.arange(rows)[:, None] % len(known.ids), (rows, nodes)
         )
-        number = jnp.arange(nodes) * rows + jnp.arange(rows)[:, None]
+        number = jnp.arange(nodes)[None] * rows + jnp.arange(rows)[:, None]
         number = jnp.where(seen.draft.valid & (seen.counts[:, None] > 0), number, -1)
-        latest = jnp.full(known.ids.shape[:2], -1).at[table, tokens].max(number)
+        latest = (
+            jnp.full(known.ids.shape[:2], -1, number.dtype)
+            .at[table, tokens]
+            .max(number)
+        )
         wins = (number >= 0) & (latest[table, tokens] == number)
         place = jnp.where(wins, tokens, self.vocab_size)  # beyond the table: dropped
         new = Successors(

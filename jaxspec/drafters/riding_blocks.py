@@ -123,7 +123,8 @@ class RidingBlocks:
         assert isinstance(tree, Tree)  # see `check_tree`
         count, rows = self.extra_rows(tree), this.root.shape[0]
         node, row = np.divmod(np.arange(count), size)
-        positions = this.position[:, None] + jnp.asarray(tree.depths[node] + 1 + row)
+        ahead = jnp.asarray(tree.depths[node] + 1 + row, jnp.int32)
+        positions = this.position[:, None] + ahead[None]
         own = node[:, None] == node
         if not self.whole:
             own &= row[:, None] >= row

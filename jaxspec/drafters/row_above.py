@@ -18,7 +18,7 @@ def row_above(
       index: places that are drafted.
       grid: places in a row.
     """
-    shift = jnp.array(COLUMNS)
+    shift = jnp.array(COLUMNS).reshape(*(1,) * index.ndim, -1)
     column = index[..., None] % grid + shift
     place = index[..., None] - grid + shift
     there = (place >= 0) & (column >= 0) & (column < grid)

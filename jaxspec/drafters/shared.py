@@ -1,11 +1,8 @@
 """What drafters that read features share with their target."""
 
-import jax
-import jax.numpy as jnp
-
 from jaxspec.config import TransformerConfig
 from jaxspec.models.transformer import head_of
-from jaxspec.nn.layers import head_scores
+from jaxspec.nn.layers import head_scores, rms_norm
 from jaxspec.typing import Array, Float, Params
 
 
@@ -33,7 +30,4 @@ def target_norm(
     target: TransformerConfig, params: Params, features: Float[Array, "... D"]
 ) -> Float[Array, "... D"]:
     """The target's final norm of its last layer's outputs."""
-    h = features.astype(jnp.float32)
-    mean = jnp.mean(h * h, axis=-1, keepdims=True)
-    h = h * jax.lax.rsqrt(mean + target.norm_eps)
-    return h.astype(features.dtype) * params["norm"]
+    return rms_norm(features, params["norm"], target.norm_eps)

@@ -113,9 +113,9 @@ def catch_up(
     """
     path = state.tokens.shape[1]
     last = jnp.maximum(state.counts - 1, 0)
-    here = jnp.arange(path) == last[:, None]
+    here = jnp.arange(path)[None] == last[:, None]
     tokens = jnp.where(here, this.root[:, None], state.tokens)
-    positions = (this.position - last)[:, None] + jnp.arange(path)
+    positions = (this.position - last)[:, None] + jnp.arange(path)[None]
     mask = tree_mask(state.cache, jnp.tril(jnp.ones((path, path), bool)))
     logits, features, cache = model.forward(
         params, state.cache, both(model, tokens), both(model, positions), mask
@@ -153,7 +153,8 @@ def grow_by_levels(
             logits, shared = first, (layers, 0)
         else:
             behind = replace(cache, layers=layers, lengths=lengths)
-            own |= jnp.arange(slots) == used + jnp.arange(tokens.shape[1])[:, None]
+            own_slot = used + jnp.arange(tokens.shape[1])[:, None]
+            own |= (jnp.arange(slots)[None] == own_slot)[None]
             mask = tree_mask(behind, both(model, own))
             behind = replace(behind, lengths=lengths + used)
             positions = both(model, this.position[:, None] + ahead)

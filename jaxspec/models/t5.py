@@ -60,8 +60,10 @@ class _Encoder(nn.Module):
         c = self.config
         shape = (c.vocab_size, c.width)
         normal = nn.initializers.normal
-        table = self.param("embedding", normal(1.0), shape)
-        distances = self.param("distances", normal(0.1), (c.buckets, c.heads))
+        table = self.param("embedding", normal(1.0, jnp.float32), shape)
+        distances = self.param(
+            "distances", normal(0.1, jnp.float32), (c.buckets, c.heads)
+        )
         near = relative_buckets(ids.shape[1], c.buckets, c.most_distance)
         bias = distances[near].transpose(2, 0, 1)[None].astype(jnp.float32)
         bias = bias + jnp.where(valid[:, None, None, :], 0.0, MASKED)

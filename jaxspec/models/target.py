@@ -190,7 +190,7 @@ class _RescoreTokens(_Prompted):
         tokens, index = self.doubled(tokens), self.doubled(index)
         lengths = jnp.sum(prompt >= 0, axis=1, dtype=jnp.int32)
         total = prompt.shape[1] + tokens.shape[1]
-        behind = jnp.arange(total) - lengths[:, None]
+        behind = jnp.arange(total)[None] - lengths[:, None]
         given = jnp.pad(prompt, ((0, 0), (0, tokens.shape[1])))
         place = jnp.clip(behind, 0, tokens.shape[1] - 1)
         drawn = jnp.take_along_axis(tokens, place, axis=1)

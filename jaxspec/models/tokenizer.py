@@ -164,7 +164,10 @@ class Tokenizer:
         picture = jnp.zeros((1, c.image_size, c.image_size, 3))
         networks = _Networks(c).init(networks_key, picture)["params"]
         shape = (c.codebook_size, c.code_dim)
-        return {**networks, "codebook": jax.random.normal(codebook_key, shape)}
+        return {
+            **networks,
+            "codebook": jax.random.normal(codebook_key, shape, jnp.float32),
+        }
 
     def embed(
         self, params: Params, images: Float[Array, "B H W 3"]

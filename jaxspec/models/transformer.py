@@ -14,6 +14,7 @@ from jaxspec.nn.attention import OVER_CACHE, Attention
 from jaxspec.nn.kernels.cached_attention import kernel_move, whole_blocks
 from jaxspec.nn.layers import (
     INIT,
+    ZEROS,
     HeadNorm,
     RMSNorm,
     SwiGLU,
@@ -115,7 +116,7 @@ class _Decoder(nn.Module):
             self.classes = nn.Embed(c.classes + 1, c.width, embedding_init=INIT)
         elif c.condition == "caption":
             shape = (c.caption_length, c.caption_width)
-            init = nn.initializers.normal(c.caption_width**-0.5)
+            init = nn.initializers.normal(c.caption_width**-0.5, jnp.float32)
             self.null_caption = self.param("null_caption", init, shape)
             self.caption_in = linear(c.width, "caption_in")
             self.caption_out = linear(c.width, "caption_out")
@@ -123,16 +124,15 @@ class _Decoder(nn.Module):
             _Layer(c, self.attention, name=f"layers_{i}") for i in range(c.layers)
         ]
         self.norm = RMSNorm(c.norm_eps)
-        zeros = nn.initializers.zeros
         if c.head_width:
             self.head = {
                 "in": self.param("head_in", INIT, (c.width, c.head_width)),
-                "in_bias": self.param("head_in_bias", zeros, (c.head_width,)),
-                "out": self.param("head_out", zeros, (c.head_width, c.vocab_size)),
-                "out_bias": self.param("head_out_bias", zeros, (c.vocab_size,)),
+                "in_bias": self.param("head_in_bias", ZEROS, (c.head_width,)),
+                "out": self.param("head_out", ZEROS, (c.head_width, c.vocab_size)),
+                "out_bias": self.param("head_out_bias", ZEROS, (c.vocab_size,)),
             }
         elif not c.tied_head:
-            self.head = self.param("head", zeros, (c.width, c.vocab_size))
+            self.head = self.param("head", ZEROS, (c.width, c.vocab_size))
             if self.has_variable("params", "head" + SCALE):
                 scale = self.get_variable("params", "head" + SCALE)
                 self.head = {"kernel": self.head, "scale": scale}
@@ -228,7 +228,7 @@ class Transformer:
             return jnp.zeros(rows, jnp.int32)
         if c.condition == "caption":
             return Caption(
-                jnp.zeros((rows, c.caption_length, c.caption_width)),
+                jnp.zeros((rows, c.caption_length, c.caption_width), jnp.float32),
                 jnp.ones((rows, c.caption_length), bool),
             )
         return None
@@ -285,9 +285,8 @@ class Transformer:
             mask = jnp.tril(mask)
         mask = jnp.broadcast_to(mask, (rows, total, total))
         if isinstance(prompt, Caption):
-            mask &= _caption_columns(prompt, total)[:, None, :] | jnp.eye(
-                total, dtype=bool
-            )
+            own = jnp.eye(total, dtype=bool)
+            mask &= _caption_columns(prompt, total)[:, None, :] | own[None]
         logits, features, _ = bound.body(
             x, places, mask, None, taps, dropout_key is not None, at
         )
@@ -325,11 +324,12 @@ class Transformer:
         if isinstance(prompt, Caption):
             columns = _caption_columns(prompt, cache.capacity)
         causal = jnp.tril(jnp.ones((length, cache.capacity), bool))
-        mask = columns[:, None, :] & causal
-        mask |= jnp.eye(length, cache.capacity, dtype=bool)
+        mask = columns[:, None, :] & causal[None]
+        mask |= jnp.eye(length, cache.capacity, dtype=bool)[None]
         if padding == "published" and isinstance(prompt, Caption):
-            inside = jnp.arange(cache.capacity) < length
-            mask |= ~prompt.valid[:, :, None] & (causal | columns[:, None, :]) & inside
+            wide = causal[None] | columns[:, None, :]
+            wide &= (jnp.arange(cache.capacity) < length)[None, None]
+            mask |= ~prompt.valid[:, :, None] & wide
         logits, features, layers = bound.body(x, positions, mask, cache, taps, False)
         lengths = jnp.full(rows, length, jnp.int32)
         return logits, features, KVCache(layers, lengths, columns)

@@ -10,8 +10,26 @@ from flax.linen.dtypes import promote_dtype
 from jaxspec.nn.quantize import SCALE
 from jaxspec.typing import Array, Float, Int, Params
 
-# LlamaGen's initialisation of every matrix but the output head, which is zero.
-INIT = nn.initializers.normal(0.02)
+# Initial parameters are float32 whatever JAX's default is. Of LlamaGen's matrices, all
+# but the output head are drawn from INIT.
+INIT = nn.initializers.normal(0.02, jnp.float32)
+ZEROS = nn.initializers.constant(0.0, jnp.float32)
+ONES = nn.initializers.constant(1.0, jnp.float32)
+
+
+def scaled(x: Float[Array, "..."], scale: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The product with a scale for each entry of the last axes."""
+    return x * _along_last(scale, x)
+
+
+def shifted(x: Float[Array, "..."], bias: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The sum with a bias for each entry of the last axes."""
+    return x + _along_last(bias, x)
+
+
+def _along_last(own: Array, x: Array) -> Array:
+    """`own` with as many axes as `x`, those that are missing in front."""
+    return jnp.expand_dims(own, tuple(range(x.ndim - own.ndim)))
 
 
 class Linear(nn.Module):
@@ -38,14 +56,14 @@ class Linear(nn.Module):
         kernel = self.param("kernel", self.init, (x.shape[-1], *self.features))
         bias = None
         if self.bias:
-            bias = self.param("bias", nn.initializers.zeros, self.features)
+            bias = self.param("bias", ZEROS, self.features)
         if self.has_variable("params", "kernel" + SCALE):
             scale = self.get_variable("params", "kernel" + SCALE)
             y = scaled_product(x, kernel, scale).astype(x.dtype)
         else:
             x, kernel, bias = promote_dtype(x, kernel, bias)
             y = jnp.tensordot(x, kernel, axes=1)
-        return y if bias is None else y + bias
+        return y if bias is None else shifted(y, bias)
 
 
 def scaled_product(
@@ -55,7 +73,7 @@ def scaled_product(
     y = jnp.tensordot(
         x, kernel.astype(x.dtype), axes=1, preferred_element_type=jnp.float32
     )
-    return y * scale
+    return scaled(y, scale)
 
 
 def linear(width: int | tuple[int, ...], name: str, bias: bool = False) -> Linear:
@@ -64,18 +82,25 @@ def linear(width: int | tuple[int, ...], name: str, bias: bool = False) -> Linea
     return Linear(features, bias, name=name)
 
 
-class RMSNorm(nn.Module):
+def rms_norm(
+    x: Float[Array, "... D"], scale: Float[Array, "D"], eps: float
+) -> Float[Array, "... D"]:
     """Root-mean-square norm: float32 inside, cast back, then scaled."""
+    h = x.astype(jnp.float32)
+    h = h * jax.lax.rsqrt(jnp.mean(h * h, axis=-1, keepdims=True) + eps)
+    return scaled(h.astype(x.dtype), scale)
+
+
+class RMSNorm(nn.Module):
+    """`rms_norm` with a scale of its own."""
 
     eps: float
 
     @nn.compact
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         """Norms the last axis."""
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        h = x.astype(jnp.float32)
-        h = h * jax.lax.rsqrt(jnp.mean(h * h, axis=-1, keepdims=True) + self.eps)
-        return h.astype(x.dtype) * scale
+        scale = self.param("scale", ONES, (x.shape[-1],))
+        return rms_norm(x, scale, self.eps)
 
 
 class SwiGLU(nn.Module):
@@ -98,12 +123,12 @@ class HeadNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "... H F"]) -> Float[Array, "... H F"]:
         """Norms the last axis."""
-        scale = self.param("scale", nn.initializers.ones, x.shape[-2:])
-        bias = self.param("bias", nn.initializers.zeros, x.shape[-2:])
+        scale = self.param("scale", ONES, x.shape[-2:])
+        bias = self.param("bias", ZEROS, x.shape[-2:])
         h = x.astype(jnp.float32)
         h = h - jnp.mean(h, axis=-1, keepdims=True)
         h = h * jax.lax.rsqrt(jnp.mean(h * h, axis=-1, keepdims=True) + self.eps)
-        return h.astype(x.dtype) * scale + bias
+        return shifted(scaled(h.astype(x.dtype), scale), bias)
 
 
 def head_scores(head: Params, h: Float[Array, "... D"]) -> Float[Array, "... V"]:
@@ -118,7 +143,7 @@ def head_scores(head: Params, h: Float[Array, "... D"]) -> Float[Array, "... V"]
     if isinstance(head, Mapping) and "scale" in head:
         return scaled_product(h, head["kernel"], head["scale"])
     if isinstance(head, Mapping):
-        h = nn.gelu(h @ head["in"] + head["in_bias"], approximate=False)
-        bias = head["out_bias"].astype(jnp.float32)
-        return jnp.matmul(h, head["out"], preferred_element_type=jnp.float32) + bias
+        h = nn.gelu(shifted(h @ head["in"], head["in_bias"]), approximate=False)
+        y = jnp.matmul(h, head["out"], preferred_element_type=jnp.float32)
+        return shifted(y, head["out_bias"].astype(jnp.float32))
     return jnp.matmul(h, head, preferred_element_type=jnp.float32)

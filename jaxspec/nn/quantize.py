@@ -36,4 +36,4 @@ def _rounded(x: Float[Array, "D ..."]) -> tuple[Int[Array, "D ..."], Array]:
     x = x.astype(jnp.float32)
     scale = jnp.max(jnp.abs(x), axis=0) / 127
     scale = jnp.where(scale > 0, scale, 1.0)
-    return jnp.round(x / scale).astype(jnp.int8), scale
+    return jnp.round(x / scale[None]).astype(jnp.int8), scale

@@ -71,7 +71,7 @@ def sequence_angles(
     scaling: RopeScaling | None = None,
 ) -> Float[Array, "R T f 2"]:
     """1-D cosines and sines of each position, `f = F / 2`."""
-    radians = frequencies(head_dim, base, scaling).astype(np.float32)
+    radians = frequencies(head_dim, base, scaling).astype(np.float32)[None, None]
     angles = positions[..., None].astype(jnp.float32) * radians
     turns = jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=-1)
     return turns if scaling is None else turns * scaling.magnitude

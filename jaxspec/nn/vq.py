@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 
+from jaxspec.nn.layers import shifted
 from jaxspec.typing import Array, Float, Int
 
 
@@ -17,14 +18,16 @@ def nearest_codes(
     *,
     normalised: bool = True,
 ) -> Int[Array, "..."]:
-    """Index of the code nearest to each vector, in float32.
+    """Index (int32) of the code nearest to each vector, in float32.
 
     `normalised`: both are l2-normalised first (LlamaGen, arXiv 2406.06525).
     """
     if normalised:  # the least distance between unit vectors is the largest cosine
-        return jnp.argmax(l2_normalize(vectors) @ l2_normalize(codebook).T, axis=-1)
-    book, vectors = codebook.astype(jnp.float32), vectors.astype(jnp.float32)
-    return jnp.argmax(vectors @ book.T - 0.5 * jnp.sum(book * book, axis=-1), axis=-1)
+        near = l2_normalize(vectors) @ l2_normalize(codebook).T
+    else:
+        book, vectors = codebook.astype(jnp.float32), vectors.astype(jnp.float32)
+        near = shifted(vectors @ book.T, -0.5 * jnp.sum(book * book, axis=-1))
+    return jnp.argmax(near, axis=-1).astype(jnp.int32)
 
 
 def look_up(

@@ -152,7 +152,7 @@ def spec_step(
     live = ~state.done
     newest = jnp.take_along_axis(state.tokens, state.length[:, None] - 1, 1)[:, 0]
     position = state.start + state.length - 1
-    after = position[:, None] + 1 + jnp.arange(engine.path_length)
+    after = position[:, None] + 1 + jnp.arange(engine.path_length)[None]
     greedy = sampling.temperature == 0
     noise = draw_noise(state.keys, after, tree.size, target.vocab_size, greedy)
 
@@ -171,7 +171,7 @@ def spec_step(
     drafter_state = state.drafter
     if engine.drafter is None:
         rows = newest.shape[0]
-        nothing = jnp.zeros((rows, 0, target.vocab_size))
+        nothing = jnp.zeros((rows, 0, target.vocab_size), jnp.float32)
         root = jnp.ones((rows, 1), bool)
         draft = Draft(newest[:, None], root, nothing, drawn=engine.candidates)
     else:
@@ -196,7 +196,7 @@ def spec_step(
     # The rule checks the draft alike; of equal work the compiler keeps one.
     verdict = engine.rule.verify(scores, raw, tree, noise, rule_params, features)
 
-    place = jnp.arange(engine.path_length)
+    place = jnp.arange(engine.path_length)[None]
     left = state.limits.budget - state.length
     accepted = verdict.accepted.astype(jnp.int32)
     tied = jnp.zeros_like(live)
@@ -299,7 +299,7 @@ def _read(engine: Engine, params: Params, state: SpecState, draft: Draft, shape)
         nodes = jnp.broadcast_to(shape.ancestors, (rows, size, size))
         nodes = jnp.pad(nodes, ((0, 0), (0, 0), (0, wanted)))  # nobody sees a rider
         own = jnp.eye(wanted, size + wanted, size, dtype=bool)
-        window = jnp.concatenate([nodes, riders.mask | own], axis=1)
+        window = jnp.concatenate([nodes, riders.mask | own[None]], axis=1)
     if window.ndim == 3:
         window = _streams(engine, window)
     # Prompts of the streams may be of different lengths.
@@ -320,15 +320,16 @@ def _count(stats, draft, shape: Topology, path, accepted, tied, live) -> Stats:
     depth = path.shape[1] - 1
     if depth:
         ranks = pick(shape.ranks, path[:, 1:])  # [B, D]
-        kept = jnp.arange(depth) < accepted[:, None]
+        kept = jnp.arange(depth)[None] < accepted[:, None]
         place = jnp.broadcast_to(jnp.arange(depth), ranks.shape)
-        hits = hits.at[row[:, None], place, ranks].add(kept * one[:, None])
+        kept = (kept & live[:, None]).astype(jnp.int32)
+        hits = hits.at[row[:, None], place, ranks].add(kept)
     proposed = jnp.sum(draft.valid[:, 1:], axis=1, dtype=jnp.int32)
     return Stats(
         calls=stats.calls + one,
         rounds=stats.rounds + 1,
         proposed=stats.proposed + proposed * one,
-        rescored=stats.rescored + tied,
+        rescored=stats.rescored + tied.astype(jnp.int32),
         accepted=stats.accepted.at[row, accepted].add(one),
         hits=hits,
     )
@@ -377,6 +378,6 @@ def generate(
 def result_of(engine: Engine, state: SpecState) -> Generation:
     """What the rows of a state have made so far."""
     tokens = state.tokens[:, : engine.max_tokens]
-    beyond = jnp.arange(engine.max_tokens) >= state.length[:, None]
+    beyond = jnp.arange(engine.max_tokens)[None] >= state.length[:, None]
     tokens = jnp.where(beyond, -1, tokens)
     return Generation(tokens, state.length, state.stats, state.finite)

@@ -134,8 +134,9 @@ def position_noise(
     token = jnp.arange(vocab_size, dtype=jnp.uint32)
 
     def draw(position):  # [B, ...] to [B, ..., V]
-        word = words.reshape(-1, *(1,) * position.ndim, 2)
-        counter = position.astype(jnp.uint32)[..., None], token
+        axes = (1,) * position.ndim  # of [B, ..., V], all but one
+        word = words.reshape(-1, *axes, 2)
+        counter = position.astype(jnp.uint32)[..., None], token.reshape(*axes, -1)
         return _gumbel(*threefry((word[..., 0], word[..., 1]), counter))
 
     def one_by_one(positions):

@@ -249,8 +249,9 @@ def _digit_bits() -> int:
 
 def _with_digits(found, i, width):
     """The codes that continue `found` [..., 1] with each digit but 0, [..., c]."""
-    shift = jnp.uint32(32 - width) - jnp.uint32(width) * i.astype(jnp.uint32)
-    return found | (jnp.arange(1, 1 << width, dtype=jnp.uint32) << shift)
+    shift = jnp.uint32(32 - width) - jnp.uint32(width) * jnp.asarray(i, jnp.uint32)
+    digits = jnp.arange(1, 1 << width, dtype=jnp.uint32) << shift
+    return found | digits.reshape(*(1,) * (found.ndim - 1), -1)
 
 
 def _kth_largest(logits, k):

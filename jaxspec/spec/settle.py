@@ -60,7 +60,7 @@ def settle(
     rescore = engine.target.rescore
     if rescore is None or engine.tie_margin == 0:  # then nothing is near, see above
         return choice
-    known = jnp.arange(engine.max_tokens) < index[:, None]
+    known = jnp.arange(engine.max_tokens)[None] < index[:, None]
     known_tokens = jnp.where(known, tokens[:, : engine.max_tokens], 0)
 
     def one(row):
@@ -71,7 +71,7 @@ def settle(
             logits = rescore(params, alone[0], own_tokens[None], own_index[None])
             merged = guide(logits, alone[1], own_index[None])
             scores = process(merged, alone[1], engine.order)
-            return choose(scores + own_noise)[0][0]
+            return choose(scores + own_noise[None])[0][0]
 
         return jax.lax.cond(
             agreed(own), lambda: jnp.where(own, again(), old), lambda: old

@@ -183,7 +183,11 @@ def _merged(gets: Bool[Array, "B"], fresh: Stream, old: Stream) -> Stream:
         if isinstance(kept, Shared) or not kept.ndim:
             return kept
         own = jnp.tile(gets, kept.shape[0] // rows)  # streams x rows, stream-major
-        return jnp.where(own.reshape(-1, *(1,) * (kept.ndim - 1)), new, kept)
+        own = own.reshape(-1, *(1,) * (kept.ndim - 1))
+        if jnp.issubdtype(kept.dtype, jax.dtypes.prng_key):  # chosen, not drawn from
+            new, kept = jax.random.clone(new), jax.random.clone(kept)
+            return jax.random.clone(jnp.where(own, new, kept))
+        return jnp.where(own, new, kept)
 
     is_shared = lambda x: isinstance(x, Shared)  # noqa: E731
     return jax.tree.map(pick, fresh, old, is_leaf=is_shared)

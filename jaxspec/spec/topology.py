@@ -78,8 +78,8 @@ class Topology:
         rows, size = node.shape[0], self.parents.shape[1]
         above = pick(self.ancestors, node[:, None])[:, 0]  # [B, N]
         depths = jnp.broadcast_to(self.depths, (rows, size))
-        place = jnp.arange(self.path_length)
-        at = above[:, None] & (depths[:, None] == place[:, None])  # [B, A, N]
+        place = jnp.arange(self.path_length)[None, :, None]
+        at = above[:, None] & (depths[:, None] == place)  # [B, A, N]
         found = jnp.argmax(at, axis=-1).astype(jnp.int32)
         return jnp.where(jnp.any(at, axis=-1), found, node[:, None].astype(jnp.int32))
 
@@ -123,8 +123,8 @@ def grown_topology(
     """
     rows, size = parents.shape
     nodes = jnp.arange(size, dtype=jnp.int32)
-    before = (parents >= 0) & (parents < nodes)
-    parents = jnp.where(before, parents, 0).astype(jnp.int32)
+    in_order = (parents >= 0) & (parents < nodes[None])
+    parents = jnp.where(in_order, parents, 0).astype(jnp.int32)
     ancestors = jnp.broadcast_to(jnp.eye(size, dtype=bool), (rows, size, size))
     jump = parents
     for _ in range(int(np.ceil(np.log2(depth + 1)))):  # twice as far each time
@@ -132,9 +132,10 @@ def grown_topology(
         jump = pick(jump, jump)
     depths = jnp.sum(ancestors, axis=-1, dtype=jnp.int32) - 1
     reached = ancestors[:, :, 0] & (depths <= depth)
-    child = valid & before & reached & (nodes > 0)
+    child = valid & in_order & reached & (nodes > 0)[None]
     siblings = parents[:, :, None] == parents[:, None, :]
-    earlier = siblings & child[:, None, :] & (nodes[:, None] > nodes)
+    before = nodes[:, None] > nodes[None]
+    earlier = siblings & child[:, None, :] & before[None]
     ranks = jnp.where(child, jnp.sum(earlier, axis=-1, dtype=jnp.int32), 0)
     row = jnp.arange(rows)[:, None]
     place = jnp.where(child, ranks, width)  # beyond the table: dropped
@@ -151,4 +152,4 @@ def grown_topology(
         path_length=depth + 1,
         internal=None,
     )
-    return shape, child | (nodes == 0)
+    return shape, child | (nodes == 0)[None]

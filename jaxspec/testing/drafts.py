@@ -185,7 +185,7 @@ def sampled_drafts(
         tokens=zeros[:, None],
         position=zeros,
         index=zeros,
-        noise=jnp.zeros((rows, tree.depth + 1, vocab_size)),
+        noise=jnp.zeros((rows, tree.depth + 1, vocab_size), jnp.float32),
         keys=row_keys(seed, rows),
         sampling=make_sampling(rows),
         tree=tree,

@@ -130,7 +130,7 @@ def cache_error(
     tokens = jnp.concatenate([jnp.asarray(tokens)] * target.streams)
     length = tokens.shape[1]
     _, _, fresh = target.prefill(params, prompt, length)
-    positions = fresh.lengths[:, None] + jnp.arange(length)
+    positions = fresh.lengths[:, None] + jnp.arange(length)[None]
     mask = tree_mask(fresh, jnp.tril(jnp.ones((length, length), bool)))
     last = fresh.lengths + length
     _, _, fresh = target.forward(params, fresh, tokens, positions, mask)

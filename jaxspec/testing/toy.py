@@ -18,8 +18,8 @@ WIDTH = 8
 def toy_params(vocab_size: int, positions: int, seed: int = 0) -> Params:
     """Parameters of `toy_target` for streams of up to `positions`."""
     keys = jax.random.split(jax.random.key(seed), 2)
-    values = jax.random.normal(keys[0], (vocab_size + 1, positions, WIDTH))
-    head = jax.random.normal(keys[1], (WIDTH, vocab_size))
+    values = jax.random.normal(keys[0], (vocab_size + 1, positions, WIDTH), jnp.float32)
+    head = jax.random.normal(keys[1], (WIDTH, vocab_size), jnp.float32)
     return {"values": values, "head": head}
 
 
@@ -77,7 +77,7 @@ class _Prefill(_Prompted):
         rows, size = tokens.shape
         cache = init_cache(1, rows, 1, size + extra, WIDTH, jnp.float32)
         place = jnp.arange(size)
-        mask = jnp.arange(size + extra) <= place[:, None]
+        mask = jnp.arange(size + extra)[None] <= place[:, None]
         mask = jnp.broadcast_to(mask, (rows, size, size + extra))
         positions = jnp.broadcast_to(place, tokens.shape)
         logits, seen, cache = _forward(params, cache, tokens, positions, mask)
@@ -91,12 +91,12 @@ class _Rescore(_Prompted):
         prompt, length = self.doubled(prompt)
         tokens = jnp.concatenate([tokens] * self.streams)
         index = jnp.concatenate([index] * self.streams) + length - 1
-        place = jnp.arange(prompt.shape[1] + tokens.shape[1])
+        place = jnp.arange(prompt.shape[1] + tokens.shape[1])[None]
         beyond = jnp.clip(place - length[:, None], 0, tokens.shape[1] - 1)
         generated = jnp.take_along_axis(tokens, beyond, axis=1)
         given = jnp.pad(prompt, ((0, 0), (0, tokens.shape[1])))
         stream = jnp.where(place < length[:, None], given, generated)
-        values = _vectors(params, stream, place[None])
+        values = _vectors(params, stream, place)
         mask = (place <= index[:, None])[:, None]
         return _attend(params, values, mask)[0][:, 0]
 
@@ -126,13 +126,13 @@ class NoisyOracle:
         key = jax.random.fold_in(jax.random.key(self.seed), state)
         keys = jax.random.split(key, 4)
         shape = (rows, tree.size)
-        future = this.index[:, None] - 1 + jnp.asarray(tree.depths)
+        future = this.index[:, None] - 1 + jnp.asarray(tree.depths)[None]
         last = params["tokens"].shape[1] - 1
         truth = jnp.take_along_axis(params["tokens"], jnp.minimum(future, last), axis=1)
         random = jax.random.randint(keys[0], shape, 0, self.vocab_size)
         lucky = jax.random.randint(keys[1], shape, 0, tree.width)
         spoilt = jax.random.bernoulli(keys[2], params["spoil"], shape)
-        right = (lucky == jnp.asarray(tree.ranks)) & ~spoilt
+        right = (lucky == jnp.asarray(tree.ranks)[None]) & ~spoilt
         tokens = jnp.where(right, truth, random).at[:, 0].set(this.root)
         valid = jax.random.bernoulli(keys[3], 0.95, shape).at[:, 0].set(True)
         return Draft(tokens, valid), state + 1

@@ -75,7 +75,7 @@ def _tvd(log_p, log_q, tokens, present):
 def _tvd_plus(log_p, log_q, tokens, present):
     q = jax.lax.stop_gradient(jnp.exp(log_q))
     reward = (log_p > log_q).astype(log_q.dtype)
-    weight = q * present[..., None]  # tokens as the drafter draws them
+    weight = jnp.where(present[..., None], q, 0.0)  # tokens as the drafter draws them
     total = jnp.maximum(jnp.sum(weight), 1e-6)
     mean = jnp.sum(weight * reward) / total
     spread = jnp.sqrt(jnp.sum(weight * (reward - mean) ** 2) / total)

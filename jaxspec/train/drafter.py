@@ -163,10 +163,10 @@ def weighted(values: Float[Array, "B M G"], decay: float) -> Float[Array, ""]:
 
     Place `k` of a block weighs `exp(-k / decay)`: the first guesses decide the rest.
     """
-    weight = jnp.exp(-jnp.arange(values.shape[-1]) / decay)
+    places = jnp.arange(values.shape[-1], dtype=values.dtype)
     present = ~jnp.isnan(values)
-    total = jnp.sum(jnp.where(present, values, 0.0) * weight)
-    return total / jnp.sum(present * weight)
+    weight = jnp.where(present, jnp.exp(-places / decay)[None, None], 0.0)
+    return jnp.sum(jnp.where(present, values, 0.0) * weight) / jnp.sum(weight)
 
 
 def guess_losses(
@@ -193,7 +193,7 @@ def guess_losses(
     if guided:
         nulls = [jnp.zeros(labels.shape, bool), jnp.ones(labels.shape, bool)]
         scale = jax.random.uniform(
-            draw_key, labels.shape, minval=1.0, maxval=config.guidance
+            draw_key, labels.shape, jnp.float32, minval=1.0, maxval=config.guidance
         )
     else:
         nulls = [jax.random.bernoulli(draw_key, config.null_share, labels.shape)]
@@ -203,8 +203,9 @@ def guess_losses(
         lesson = make_lesson(
             drafter.target, target_params, drafter.taps, codes, labels, null, kept
         )
-        # The same key: the same places in both streams.
-        guesses = recipe_of(drafter)(drafter, own, lesson, recipe_key)
+        # The same key, on purpose: the same places in both streams.
+        same_key = jax.random.clone(recipe_key)
+        guesses = recipe_of(drafter)(drafter, own, lesson, same_key)
         flat = guesses.places.reshape(len(codes), -1)
         p = jnp.take_along_axis(lesson.logits, flat[..., None] - 1, axis=1)
         streams.append((p.reshape(guesses.logits.shape), guesses.logits))

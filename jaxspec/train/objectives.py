@@ -114,15 +114,15 @@ def block_loss(
     """
     shift_key, time_key, mask_key = jax.random.split(key, 3)
     length = codes.shape[1]
-    shift = jax.random.randint(shift_key, (), 0, block)
+    shift = jax.random.randint(shift_key, (), 0, block, jnp.int32)
     hidden, weight = (
         jnp.ones(codes.shape, bool),
-        growth ** -(_place(length, block, shift)),
+        growth ** -_place(length, block, shift).astype(jnp.float32),
     )
     weight = jnp.broadcast_to(weight, codes.shape)
     if not refine:
         hidden, t = _hide(time_key, mask_key, codes.shape, least)
-        weight = hidden / t
+        weight = hidden.astype(t.dtype) / t
     tokens = jnp.where(hidden, model.config.vocab_size, codes)
     logits = _doubled_scores(model, params, codes, tokens, labels, null, block, shift)
     filled = _cross(logits[:, model.config.prefix_length + length :], codes)
@@ -150,7 +150,8 @@ def masked_loss(
     hidden, t = _hide(time_key, mask_key, codes.shape, least)
     tokens = jnp.where(hidden, model.mask_token, codes)
     logits = model.score(params, labels, tokens, null=null)
-    return jnp.mean(_cross(logits, codes) * hidden / t)
+    losses = jnp.where(hidden, _cross(logits, codes), 0.0)
+    return jnp.mean(losses / t)
 
 
 def doubled_table(prefix: int, length: int, block: int) -> Bool[np.ndarray, "U U"]:
@@ -200,7 +201,7 @@ def tidar_loss(
     Returns:
       The loss, and its two parts: autoregressive and hidden.
     """
-    shift = jax.random.randint(key, (), 0, block)
+    shift = jax.random.randint(key, (), 0, block, jnp.int32)
     hidden = jnp.full(codes.shape, model.config.vocab_size, codes.dtype)
     logits = _doubled_scores(model, params, codes, hidden, labels, null, block, shift)
     total = model.config.prefix_length + codes.shape[1]
@@ -216,9 +217,10 @@ def _hide(
     time_key: Array, mask_key: Array, shape: tuple[int, ...], least: float
 ) -> tuple[Bool[Array, "B T"], Float[Array, "B 1"]]:
     """Which tokens are hidden, and the share of each sequence, drawn antithetically."""
-    even = (jax.random.uniform(time_key) + jnp.arange(shape[0]) / shape[0]) % 1.0
+    begin = jax.random.uniform(time_key, dtype=jnp.float32)
+    even = (begin + jnp.arange(shape[0], dtype=jnp.float32) / shape[0]) % 1.0
     t = (least + (1.0 - least) * even)[:, None]
-    return jax.random.uniform(mask_key, shape) < t, t
+    return jax.random.uniform(mask_key, shape, jnp.float32) < t, t
 
 
 def _doubled_scores(model, params, codes, seconds, labels, null, block, shift):

@@ -15,7 +15,7 @@ def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, config.warmup, max(config.steps, config.warmup + 1)
     )
-    return optax.chain(
+    made = optax.chain(
         optax.clip_by_global_norm(config.clip),
         optax.adamw(
             schedule,
@@ -25,6 +25,13 @@ def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
             mask=_decayed,
         ),
     )
+
+    def update(updates, state, params=None):
+        # optax combines whole numbers (counts of steps) with floats.
+        with jax.numpy_dtype_promotion("standard"):
+            return made.update(updates, state, params)
+
+    return optax.GradientTransformation(made.init, update)
 
 
 def _decayed(params: Params) -> Params:
@@ -43,6 +50,7 @@ def update_average(
     """Exponential moving average, with a shorter memory in the first steps."""
     if decay == 0:
         return params
+    step = jnp.asarray(step, jnp.float32)
     rate = 1 - jnp.minimum(decay, (1.0 + step) / (10.0 + step))
     return jax.tree.map(lambda a, p: a + rate * (p - a), average, params)
 

@@ -86,7 +86,7 @@ def init_state(tokenizer: Tokenizer, config: TrainingConfig) -> dict[str, Any]:
         "optimizer": make_optimizer(config).init(params),
         "codebook": l2_normalize(book),
         "sums": jnp.zeros_like(book),
-        "counts": jnp.zeros(book.shape[0]),
+        "counts": jnp.zeros_like(book[:, 0]),
     }
 
 
@@ -123,7 +123,7 @@ def make_step(tokenizer: Tokenizer, config: TrainingConfig):
         )
         networks = jax.tree.map(jnp.add, state["networks"], updates)
         key = jax.random.fold_in(seed_key(config.seed), step)
-        late = step > 0.8 * config.steps
+        late = step > int(0.8 * config.steps)
         book = _update_codebook(key, state, z, codes, late)
         average = update_average(state["average"], networks, config.ema, step)
         state = {
@@ -161,7 +161,7 @@ def _update_codebook(
     uniform = vectors.shape[0] / size
     dead = (counts < DEAD_SHARE * uniform) & ~late
     error = jnp.sum((vectors - state["codebook"][codes]) ** 2, axis=-1)
-    score = jnp.log(error + 1e-9) + jax.random.gumbel(key, error.shape)
+    score = jnp.log(error + 1e-9) + jax.random.gumbel(key, error.shape, error.dtype)
     drawn = jax.lax.top_k(score, min(size, len(vectors)))[1]
     chosen = vectors[drawn[jnp.arange(size) % len(drawn)]]
     counts = jnp.where(dead, 0.1 * uniform, counts)

@@ -1,7 +1,6 @@
 """Every kind of drafter, on a toy target or on a transformer of three small layers."""
 
 from dataclasses import replace
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -151,15 +150,13 @@ def target_params():
 
 def bound_params(drafter):
     """Random parameters of a drafter that is trained, joined with the target's."""
-    noise = partial(jax.random.normal, jax.random.key(6))
-    made = jax.tree.map(
-        lambda x: (
-            x + 0.1 * noise(x.shape, x.dtype)
-            if jnp.issubdtype(x.dtype, jnp.floating)
-            else x
-        ),
-        drafter.init_params(jax.random.key(5)),
-    )
+
+    def moved(x):
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            return x
+        return x + 0.1 * jax.random.normal(jax.random.key(6), x.shape, x.dtype)
+
+    made = jax.tree.map(moved, drafter.init_params(jax.random.key(5)))
     return drafter.bind(made, target_params())
 
 

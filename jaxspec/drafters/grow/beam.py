@@ -31,7 +31,7 @@ def grow_beam(this: Round, step, own, shared):
         )
     rows = this.root.shape[0]
     frontier = this.root[:, None]
-    frontier_score = jnp.zeros((rows, 1))
+    frontier_score = jnp.zeros((rows, 1), jnp.float32)
     frontier_node = jnp.zeros((rows, 1), jnp.int32)  # index among all nodes seen
     pool = [(frontier, frontier_score, frontier_node)]
     seen = 1

@@ -92,15 +92,17 @@ def choose_children(
         ranked = log_q
     best, ids = top_tokens(ranked, width)
     if how == "top_and_sample":
-        place = jnp.arange(width)
+        place = jnp.arange(width)[None]
         given = place < children[:, None] - 1  # [M, W]
-        hidden = jnp.where(given, ids, vocabulary)  # beyond the vocabulary: dropped
+        hidden = jnp.where(
+            given[None], ids, vocabulary
+        )  # beyond the vocabulary: dropped
         row = jnp.arange(log_q.shape[0])[:, None, None]
         node = jnp.arange(log_q.shape[1])[None, :, None]
         rest = log_q.at[row, node, hidden].set(-jnp.inf, mode="drop")
         rest = rest + private_noise(this, depth, log_q.shape[1:])
         sample, value = jnp.argmax(rest, axis=-1), jnp.max(rest, axis=-1)
         last = place == children[:, None] - 1
-        ids = jnp.where(last, sample[..., None], ids)
-        best = jnp.where(last, value[..., None], best)
+        ids = jnp.where(last[None], sample[..., None], ids)
+        best = jnp.where(last[None], value[..., None], best)
     return ids.astype(jnp.int32), best

@@ -41,7 +41,7 @@ def fill_tree(this: Round, step, own, shared):
         own = inherit(own, place[None])
         given = children
     in_order = [log_q[n] for n in tree.internal]
-    none = jnp.zeros((rows, 0, this.noise.shape[-1]))
+    none = jnp.zeros((rows, 0, this.noise.shape[-1]), jnp.float32)
     draft = Draft(
         tokens,
         valid,

@@ -32,7 +32,7 @@ def grow_stochastic_beam(this: Round, step, own, shared):
         )
     rows = this.root.shape[0]
     frontier, alive = this.root[:, None], jnp.ones((rows, 1), bool)
-    log_path, perturbed = jnp.zeros((rows, 1)), jnp.zeros((rows, 1))
+    log_path = perturbed = jnp.zeros((rows, 1), jnp.float32)
     first, found, laws = 0, [], []
     for depth in range(tree.max_depth):
         logits, own, shared = step(depth, frontier, own, shared)
@@ -59,7 +59,8 @@ def grow_stochastic_beam(this: Round, step, own, shared):
         jnp.concatenate(x, axis=1) for x in zip(*found, strict=True)
     )
     root = jnp.ones((rows, 1), bool)
-    leaves = jnp.zeros((rows, tree.beam, laws[0].shape[-1]))  # their law is not asked
+    shape = rows, tree.beam, laws[0].shape[-1]
+    leaves = jnp.zeros(shape, jnp.float32)  # their law is not asked
     draft = Draft(
         jnp.concatenate([this.root[:, None], tokens.astype(jnp.int32)], axis=1),
         jnp.concatenate([root, valid], axis=1),

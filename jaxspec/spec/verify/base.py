@@ -40,7 +40,7 @@ class Verdict:
         """The new tokens of each row, and how many of them count (`accepted + 1`)."""
         kept = pick(draft.tokens, self.path[:, 1:])
         kept = jnp.pad(kept, ((0, 0), (0, 1)))
-        last = jnp.arange(self.path.shape[1]) == self.accepted[:, None]
+        last = jnp.arange(self.path.shape[1])[None] == self.accepted[:, None]
         return jnp.where(last, self.next_token[:, None], kept), self.accepted + 1
 
 

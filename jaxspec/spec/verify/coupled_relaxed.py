@@ -97,10 +97,10 @@ class CoupledRelaxed(LossyRule):
         # drafted twice is one child: both may be followed, to the better of their ends.
         siblings = shape.parents[:, :, None] == shape.parents[:, None, :]
         siblings = siblings.at[:, :, 0].set(False)
-        nodes = jnp.arange(tree.size)
+        nodes = jnp.arange(tree.size)[None]
         ahead = (distance[:, None, :] < distance[:, :, None]) | (
             (distance[:, None, :] == distance[:, :, None])
-            & (nodes[None, :] < nodes[:, None])
+            & (nodes[:, None, :] < nodes[:, :, None])
             & (draft.tokens[:, None, :] != draft.tokens[:, :, None])
         )
         match = jnp.isfinite(distance) & ~jnp.any(siblings & ahead, axis=-1)
@@ -136,7 +136,7 @@ class CoupledRelaxed(LossyRule):
         distances = jnp.stack(distances, axis=2)  # [B, I, W, V]
         nearest = jnp.argmin(distances, axis=2)
         caught = jnp.isfinite(jnp.min(distances, axis=2))
-        ranks = jnp.arange(tokens.shape[2])[:, None]
+        ranks = jnp.arange(tokens.shape[2])[None, None, :, None]
         goes_to = caught[:, :, None] & (nearest[:, :, None] == ranks)
         take = jnp.sum(jnp.where(goes_to, p[:, :, None], 0.0), axis=-1)
         left = jnp.where(caught, 0.0, p)
@@ -160,7 +160,7 @@ class CoupledRelaxed(LossyRule):
             column = jnp.arange(tokens.shape[1])[None, :, None]
             out = jnp.full((*tokens.shape, wanted.shape[0]), jnp.inf, far.dtype)
             out = out.at[row, column, ids].min(jnp.where(fits, far, jnp.inf))
-            return jnp.where(wanted == tokens[..., None], 0.0, out)
+            return jnp.where(wanted[None, None] == tokens[..., None], 0.0, out)
         found = (ids == wanted) & fits
         out = jnp.min(jnp.where(found, far, jnp.inf), axis=-1, keepdims=True)
         return jnp.where(wanted == tokens[..., None], 0.0, out)

@@ -53,10 +53,10 @@ class GreedySet(LosslessRule, LawRule):
         held = shape.of_children(jnp.ones_like(draft.valid), False)
         valid = shape.of_children(draft.valid, False)
         last = jnp.sum(held, axis=-1) - 1  # [B, I], which child is the sample
-        place = jnp.arange(tokens.shape[2])
+        place = jnp.arange(tokens.shape[2])[None, None]
         given = held & (place < last[..., None])
 
-        ids = jnp.arange(p.shape[-1])
+        ids = jnp.arange(p.shape[-1])[None, None]
         taken = jnp.zeros(p.shape, bool)
         for r in range(tokens.shape[2]):
             here = tokens[..., r, None] == ids
@@ -70,7 +70,7 @@ class GreedySet(LosslessRule, LawRule):
         left = normal(left, p)
 
         open_ = given & valid  # a child that is not valid cannot be followed
-        caught = jnp.take_along_axis(left, tokens, axis=-1) * open_
+        caught = jnp.where(open_, jnp.take_along_axis(left, tokens, axis=-1), 0.0)
         take = jnp.where(place == last[..., None], chance[..., None], 0.0)
         take = take + (1.0 - chance)[..., None] * caught
         for r in range(tokens.shape[2]):

@@ -74,13 +74,15 @@ class Grouped(LossyRule, LawRule):
         scores = shape.of_internal(log_p)
         group = min(self.group, 2 * p.shape[-1])  # which is all codes, from any place
         before = group // 2
-        offsets = jnp.arange(group) - before
+        offsets = (jnp.arange(group) - before)[None, None]
 
         def accept(now: Siblings):
             vocabulary = now.p.shape[-1]
             order = jnp.argsort(-now.p, axis=-1)
             own = now.p_token()[..., None]
-            first = jnp.arange(vocabulary) < now.token[..., None]  # of equals
+            first = (
+                jnp.arange(vocabulary)[None, None] < now.token[..., None]
+            )  # of equals
             rank = jnp.sum((now.p > own) | ((now.p == own) & first), axis=-1)
             place = rank[..., None] + offsets
             inside = (place >= 0) & (place < vocabulary)
@@ -91,7 +93,10 @@ class Grouped(LossyRule, LawRule):
             alike &= jnp.abs(masses - own) < self.gap
             alike = (alike | (ids == now.token[..., None])) & inside
             drafted = jnp.take_along_axis(now.q_all(), ids, axis=-1)
-            chance = ratio(jnp.sum(masses * alike, -1), jnp.sum(drafted * alike, -1))
+            mass, drafted = (
+                jnp.sum(jnp.where(alike, x, 0.0), axis=-1) for x in (masses, drafted)
+            )
+            chance = ratio(mass, drafted)
             if self.filtered == "published":
                 return chance
             return jnp.where(at(scores, now.token) > -jnp.inf, chance, 0.0)

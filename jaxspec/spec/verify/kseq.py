@@ -74,7 +74,8 @@ class KSeq(LosslessRule, LawRule):
         alive, take = jnp.ones_like(k), []
         for r in range(tokens.shape[2]):
             x = tokens[..., r]
-            chance = ratio(at(p, x), rho * at(q, x)) * valid[..., r]
+            chance = ratio(at(p, x), rho * at(q, x))
+            chance = jnp.where(valid[..., r], chance, 0.0)
             take.append(alive * chance)
             alive = alive * (1.0 - chance)
         take = jnp.stack(take, axis=-1)

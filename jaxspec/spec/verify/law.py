@@ -122,7 +122,7 @@ def sure_law(
     depth = jnp.where(alive, shape.depths, -1)
     deepest = depth == jnp.max(depth, axis=-1, keepdims=True)
     best = jnp.argmax(jnp.where(deepest, score, -jnp.inf), axis=-1)
-    nodes = jnp.arange(alive.shape[1])
+    nodes = jnp.arange(alive.shape[1])[None]
     return Law((nodes == best[:, None]).astype(p.dtype), p)
 
 
@@ -166,7 +166,7 @@ class Siblings:
 
     def one_hot(self) -> Bool[Array, "B I V"]:
         """The child as a mask over tokens."""
-        return jnp.arange(self.p.shape[-1]) == self.token[..., None]
+        return jnp.arange(self.p.shape[-1])[None, None] == self.token[..., None]
 
 
 def at(x: Float[Array, "B I V"], token: Int[Array, "B I"]) -> Float[Array, "B I"]:

@@ -25,9 +25,10 @@ def anchored_mask(
     """
     rows = anchors.shape[1] * config.block_size
     anchor = jnp.repeat(anchors, config.block_size, axis=1)[..., None]
-    past = jnp.arange(context) < anchor
+    slot = jnp.arange(context)[None, None]
+    past = slot < anchor
     if config.window:
-        past &= jnp.arange(context) >= anchor - config.window
+        past &= slot >= anchor - config.window
     block, place = np.divmod(np.arange(rows), config.block_size)
     own = block[:, None] == block[None]
     if config.causal:
@@ -45,8 +46,9 @@ def block_guesses(
     prefix = drafter.target.prefix_length
     # Anchors are absolute positions of tokens that have at least one successor.
     key, tell_key = jax.random.split(key)
-    anchors = jax.random.randint(key, (rows, ANCHORS), prefix, total - 1)
-    read = anchors[..., None] + jnp.arange(size)  # of each row's own token
+    anchors = jax.random.randint(key, (rows, ANCHORS), prefix, total - 1, jnp.int32)
+    row = jnp.arange(size)[None, None]
+    read = anchors[..., None] + row  # of each row's own token
     present = read + 1 < total
     read = jnp.minimum(read, total - 2)
     tokens = jnp.take_along_axis(lesson.tokens, anchors, axis=1)
@@ -66,11 +68,11 @@ def block_guesses(
         path = jnp.where(told[..., None, None], path, 0.0)
     above = None
     if config.above:
-        index = anchors[..., None] + 1 - prefix + jnp.arange(size)
+        index = anchors[..., None] + 1 - prefix + row
         bound = drafter.bind(own, lesson.params)
         above = drafter.embed_above(bound, lesson.tokens[:, prefix:], index)
     h = network.block_input(embedding[tokens], path, above)
-    block_positions = (anchors[..., None] + jnp.arange(size)).reshape(rows, -1)
+    block_positions = (anchors[..., None] + row).reshape(rows, -1)
     h = network.block(
         h.reshape(rows, -1, h.shape[-1]),
         drafter.angles(block_positions),
@@ -86,4 +88,4 @@ def block_guesses(
     if config.markov_rank:
         logits += network.markov(before)
     confidence = network.confidence(h, before) if config.confidence else None
-    return Guesses(logits, read + 1, present, jnp.zeros(()), confidence)
+    return Guesses(logits, read + 1, present, jnp.zeros((), jnp.float32), confidence)

@@ -54,7 +54,7 @@ def falcon_guesses(drafter: Falcon, own: Params, lesson: Lesson, key: Array) -> 
         """`run` [B, M, 2 G - 1, P]; positions from `first` on."""
         flat = run.reshape(rows * many, *run.shape[2:])
         windows = windows_of(flat, size).reshape(rows, count, size, -1)
-        places = first[..., None] + jnp.arange(size)
+        places = first[..., None] + jnp.arange(size)[None, None]
         h, cache = drafter.layer(
             params,
             windows,
@@ -65,21 +65,24 @@ def falcon_guesses(drafter: Falcon, own: Params, lesson: Lesson, key: Array) -> 
         )
         return h.reshape(rows, many, size, -1), cache
 
-    past = jnp.arange(capacity) <= starts[..., None]
-    place = starts[..., None] + jnp.arange(2 * size - 1)  # the last is the start's pair
+    past = jnp.arange(capacity)[None, None] <= starts[..., None]
+    steps = jnp.arange(2 * size - 1)[None, None]
+    place = starts[..., None] + steps  # the last is the start's pair
     near = jnp.take_along_axis(
         pairs, place.reshape(rows, -1)[..., None], axis=1
     ).reshape(rows, many, 2 * size - 1, -1)
     first, cache = block(near, starts - size + 1, past, cache, length)
 
-    ahead = jnp.minimum(starts[..., None] + 2 + jnp.arange(size), length - 1)
+    ahead = jnp.minimum(
+        starts[..., None] + 2 + jnp.arange(size)[None, None], length - 1
+    )
     said = jnp.take_along_axis(lesson.tokens, ahead.reshape(rows, -1), axis=1)
     said = params["embedding"][said.reshape(ahead.shape)]
     guessed = jnp.concatenate([said, first], axis=-1)
     run = jnp.concatenate([near[:, :, size:], guessed], axis=2)
-    mine = jnp.arange(capacity) - (length + count)
+    mine = jnp.arange(capacity)[None] - (length + count)
     own_block = mine // size == jnp.arange(many)[:, None]
-    seen = past | (own_block & (mine >= 0))
+    seen = past | (own_block & (mine >= 0))[None]
     second, _ = block(run, starts + 1, seen, cache, length + count)
 
     h = jnp.concatenate([first, second], axis=2)

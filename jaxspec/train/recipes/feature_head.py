@@ -42,7 +42,7 @@ def feature_guesses(
         jnp.tril(jnp.ones((length, length), bool)), ((0, 0), (0, capacity - length))
     )
     mask = jnp.broadcast_to(mask, (rows, length, capacity))
-    logits, regression = [], jnp.zeros(())
+    logits, regression = [], jnp.zeros((), jnp.float32)
     for i in range(UNROLL):
         # The token i + 1 places after the position of a row's first feature.
         ahead = jnp.minimum(place + i + 1, length - 1)
@@ -70,6 +70,6 @@ def feature_guesses(
             scores = widened(scores, own["ids"], drafter.target.vocab_size)
         logits.append(scores)
         own_rows = jnp.arange(length + i * count, length + (i + 1) * count)
-        mask |= own_rows[:, None] == jnp.arange(capacity)
+        mask |= (own_rows[:, None] == jnp.arange(capacity)[None])[None]
     places, present = guesses_from(lesson, starts, UNROLL)
     return Guesses(jnp.stack(logits, axis=2), places, present, regression)

@@ -24,4 +24,4 @@ def kangaroo_guesses(
     chosen = jnp.take_along_axis(logits, starts[..., None], axis=1)
     present = jnp.ones((*starts.shape, 1), bool)
     places = starts[..., None] + 1
-    return Guesses(chosen[:, :, None], places, present, jnp.zeros(()))
+    return Guesses(chosen[:, :, None], places, present, jnp.zeros((), jnp.float32))

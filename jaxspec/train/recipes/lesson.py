@@ -104,7 +104,8 @@ def some_starts(lesson: Lesson, key: Array, first: int) -> Int[Array, "B M"]:
       first: least position: the last one of the condition.
     """
     rows, length = lesson.tokens.shape
-    return jax.random.randint(key, (rows, STARTS), max(first, 0), length - 2)
+    shape = rows, STARTS
+    return jax.random.randint(key, shape, max(first, 0), length - 2, jnp.int32)
 
 
 def smooth_l1(
@@ -113,7 +114,8 @@ def smooth_l1(
     """Mean distance of features: squared when small, absolute when large."""
     gap = jnp.abs(h - jax.lax.stop_gradient(wanted)).astype(jnp.float32)
     each = jnp.where(gap < 1, 0.5 * gap**2, gap - 0.5).mean(axis=-1)
-    return jnp.sum(each * present) / jnp.sum(present)
+    count = jnp.sum(present, dtype=each.dtype)
+    return jnp.sum(jnp.where(present, each, 0.0)) / count
 
 
 def guesses_from(
@@ -123,6 +125,6 @@ def guesses_from(
 
     The token right behind a start is the target's own to say.
     """
-    places = starts[..., None] + 2 + jnp.arange(depth)
+    places = starts[..., None] + 2 + jnp.arange(depth)[None, None]
     length = lesson.tokens.shape[1]
     return jnp.minimum(places, length - 1), places < length

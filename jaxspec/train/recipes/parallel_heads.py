@@ -42,5 +42,5 @@ def head_guesses(
         seen = jnp.concatenate(path, axis=-1) if c.sequential else None
         logits.append(drafter.scores(params, i, network.head(i, h, seen)))
     places, present = guesses_from(lesson, starts, c.heads)
-    zero = jnp.zeros(())
+    zero = jnp.zeros((), jnp.float32)
     return Guesses(jnp.stack(logits, axis=2), places, present, zero)

@@ -22,12 +22,14 @@ def prompt_token_guesses(
     """
     config, count = drafter.widened, drafter.config.count
     prefix, (rows, length) = config.prefix_length, lesson.tokens.shape
-    starts = jax.random.randint(key, (PLACES,), max(prefix - 1, 0), length - 2)
+    starts = jax.random.randint(
+        key, (PLACES,), max(prefix - 1, 0), length - 2, jnp.int32
+    )
     ids = np.tile(config.vocab_size + np.arange(count), PLACES)
     block, row = np.divmod(np.arange(PLACES * count), count)
     order = jnp.arange(length)
     own_rows = (block[:, None] == block) & (row[:, None] >= row)
-    seen = order <= starts[block][:, None]
+    seen = order[None] <= starts[block][:, None]
     table = jnp.block(
         [
             [
@@ -50,9 +52,9 @@ def prompt_token_guesses(
         codes,
         null=lesson.null,
         causal=table,
-        positions=jnp.concatenate([order, starts[block] + 1 + row]),
+        positions=jnp.concatenate([order, starts[block] + 1 + jnp.asarray(row)]),
     )
     starts = jnp.broadcast_to(starts, (rows, PLACES))
     places, present = guesses_from(lesson, starts, count)
     guessed = logits[:, length:].reshape(rows, PLACES, count, -1)
-    return Guesses(guessed, places, present, jnp.zeros(()))
+    return Guesses(guessed, places, present, jnp.zeros((), jnp.float32))

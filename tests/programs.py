@@ -1,0 +1,402 @@
+"""Small programs that use every part of the library, for tests of how JAX is set.
+
+A program takes nothing and makes everything it needs, parameters included, so it can be
+traced (`jax.eval_shape`), compiled (`jax.jit`), or run as it is.
+"""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxspec.bundle import cast_floats
+from jaxspec.config import BlockDiffusionConfig, PromptTokensConfig, TokenizerConfig
+from jaxspec.config import TransformerConfig as Config
+from jaxspec.drafters.adaptive import (
+    Adaptive,
+    ConfidenceCutoff,
+    EntropyCutoff,
+    LengthController,
+)
+from jaxspec.drafters.block_diffusion import BlockDiffusion
+from jaxspec.drafters.prompt_lookup import PromptLookup
+from jaxspec.drafters.prompt_tokens import PromptTokens
+from jaxspec.models.classifier import Classifier, ClassifierConfig
+from jaxspec.models.masked_diffusion import MaskedDiffusion
+from jaxspec.models.target import make_target
+from jaxspec.models.tokenizer import Tokenizer
+from jaxspec.models.transformer import Caption, TokenPrompt, Transformer
+from jaxspec.nn.quantize import quantized
+from jaxspec.rules import find_rule
+from jaxspec.spec.envelopes import BestFirst, StochasticBeam
+from jaxspec.spec.loop import generate
+from jaxspec.spec.named_trees import named_tree
+from jaxspec.spec.neighbours import neighbour_table
+from jaxspec.spec.noise import row_keys
+from jaxspec.spec.sampling import make_sampling
+from jaxspec.spec.state import Engine, make_limits
+from jaxspec.spec.stream import Jobs, begin_stream, run_stream
+from jaxspec.spec.tree import Tree
+from jaxspec.spec.verify import Judge
+from jaxspec.testing.table_drafter import TableDrafter
+from jaxspec.testing.toy import toy_params, toy_target
+from jaxspec.train import classifier, drafter, optimizer, prior, tokenizer
+from jaxspec.train.experiment import (
+    DrafterTrainingConfig,
+    PriorTrainingConfig,
+    TrainingConfig,
+)
+from tests.drafters.tiny import (
+    BLOCK,
+    BUSHY,
+    FEATURES,
+    TABLES,
+    TARGET,
+    TREE,
+    VOCAB,
+    bound_params,
+    feature_params,
+    table_params,
+    target_params,
+)
+from tests.models.tiny import random_params
+
+ROWS = 3
+PROGRAMS = {}
+
+
+def program(name, function, *given):
+    PROGRAMS[name] = partial(function, *given)
+
+
+# The toy target, with filters, guidance, and rows that end early.
+def settings(rows=ROWS):
+    temperature, guidance = [1.0, 0.0, 0.7][:rows], [2.0, 0.5, 1.0][:rows]
+    return make_sampling(
+        rows, temperature=temperature, guidance=guidance, top_k=4, top_p=0.9
+    )
+
+
+def prompts():
+    return jnp.array([[1, 2, 3, 1], [4, 4, -1, -1], [0, -1, -1, -1]])
+
+
+def toy(name):
+    made, tree = TABLES[name] if name else (None, Tree.root())
+    engine = Engine(toy_target(VOCAB, 2), 8, made, tree)
+    own = table_params(name) if name else None
+    limits = make_limits(ROWS, [8, 6, 8], [5, -1, -1])
+    keys = row_keys(3, ROWS)
+    given = toy_params(VOCAB, 40), own, prompts(), settings(), keys, limits
+    return generate(engine, *given)
+
+
+program("plain", toy, None)
+for name in TABLES:
+    program(f"table: {name}", toy, name)
+
+
+def toy_with(drafter):
+    engine = Engine(toy_target(VOCAB, 2), 8, drafter, BUSHY, order=("temperature",))
+    params = toy_params(VOCAB, 40)
+    sampling = make_sampling(ROWS, guidance=2.0)
+    return generate(engine, params, None, prompts(), sampling, row_keys(3, ROWS))
+
+
+for name, policy in {
+    "cutoff": ConfidenceCutoff(0.3),
+    "entropy": EntropyCutoff(1.0),
+    "length": LengthController(1, 3, 1),
+}.items():
+    inner, _ = TABLES["n-grams"]
+    program(f"adaptive: {name}", toy_with, Adaptive(inner, policy))
+
+
+def first_is_large(params, features):
+    return features[..., 0]
+
+
+def ruled(text, tree):
+    rule = Judge(first_is_large) if text == "judge" else find_rule(text)
+    table = jax.random.normal(jax.random.key(1), (3, VOCAB, VOCAB), jnp.float32)
+    codes = np.random.default_rng(1).normal(size=(VOCAB, 2)).astype(np.float32)
+    arrays = {"neighbours": neighbour_table(codes, 2), "embedding": jnp.asarray(codes)}
+    engine = Engine(toy_target(VOCAB), 6, TableDrafter(), tree, rule)
+    return generate(
+        engine,
+        toy_params(VOCAB, 40),
+        {"table": table},
+        prompts(),
+        settings(),
+        row_keys(3, ROWS),
+        rule_params=arrays,
+    )
+
+
+PATHS = named_tree("0,1,00,01,10")
+RULES = {
+    "coupled": PATHS,
+    "rejection": PATHS,
+    "rejection:selection=with_replacement": PATHS,
+    "rejection:selection=top": PATHS,
+    "kseq": PATHS,
+    "greedy-set": PATHS,
+    "block": Tree.chain(3),
+    "lantern:k=2,delta=0.2": PATHS,
+    "lantern:k=2,lam=3,residual=optimal": PATHS,
+    "coupled-relaxed:k=2,budget=0.3": PATHS,
+    "grouped:group=3,distance=9,gap=0.5": PATHS,
+    "annealed:delta=1.5": PATHS,
+    "typical": PATHS,
+    "judge": PATHS,
+}
+for name, tree in RULES.items():
+    program(f"rule: {name}", ruled, name, tree)
+program("rule: rejection, sampled beam", ruled, "rejection", StochasticBeam(2, 2))
+program("rule: rejection, best first", ruled, "rejection", BestFirst(5, 2))
+
+
+def stream():
+    made, tree = TABLES["jacobi, last"]
+    engine = Engine(toy_target(VOCAB, 2), 8, made, tree, order=("temperature",))
+    params = toy_params(VOCAB, 40)
+    jobs = Jobs(
+        jnp.arange(ROWS),
+        prompts(),
+        make_sampling(ROWS, guidance=2.0),
+        row_keys(3, ROWS),
+        make_limits(ROWS, [8, 6, 3], [5]),
+    )
+    rows = jax.tree.map(lambda x: x[:2], jobs)
+    begun = begin_stream(engine, params, None, rows)
+    _, finished = run_stream(engine, params, None, begun, jobs, True)
+    order = jnp.argsort(finished.number)[-ROWS:]
+    return finished.result.tokens[order]
+
+
+program("stream", stream)
+
+
+# Drafters that read a transformer's features, or are one.
+def draw(made, tree, own, model=None, params=None, prompt=None, **options):
+    model = Transformer(TARGET) if model is None else model
+    params = target_params() if params is None else params
+    prompt = jnp.array([0, 2, 1]) if prompt is None else prompt
+    taps = getattr(getattr(made, "drafter", made), "taps", ())
+    target = make_target(model, guided=options.pop("guided", True), taps=taps)
+    engine = Engine(target, 6, made, tree, order=("temperature",), **options)
+    sampling = make_sampling(ROWS, temperature=[1.0, 0.0, 0.7], guidance=2.0)
+    return generate(engine, params, own, prompt, sampling, row_keys(3, ROWS))
+
+
+def featured(name):
+    return draw(*FEATURES[name], feature_params(name))
+
+
+for name in FEATURES:
+    program(f"feature: {name}", featured, name)
+
+
+def block(convert, **options):
+    made, tree = FEATURES["block"]
+    own, params = convert(bound_params(made)), convert(target_params())
+    return draw(made, tree, own, params=params, **options)
+
+
+def in_bfloat16(params):
+    return cast_floats(params, jnp.bfloat16)
+
+
+program("bfloat16", lambda: block(in_bfloat16, tie_margin=0.0))
+program("eight bits", lambda: block(quantized, tie_margin=0.0))
+program("in phases", lambda: block(lambda params: params, phases=2))
+program(
+    "kernels", lambda: block(lambda params: params, model=Transformer(TARGET, "pallas"))
+)
+
+CAPTION = replace(
+    TARGET, condition="caption", caption_length=3, caption_width=8, extra_tokens=0
+)
+TEXT = Config(
+    vocab_size=17, layers=2, width=32, heads=2, rope="sequence", max_length=32,
+    condition="none",
+)  # fmt: skip
+JANUS = replace(TEXT, head_width=24, tied_head=False)
+QWEN = replace(TEXT, kv_heads=1, qk_norm=True, tied_head=True, qkv_bias=True)
+
+
+def captioned():
+    valid = jnp.array([[False, True, True], [True] * 3, [False, False, True]])
+    features = jax.random.normal(jax.random.key(2), (ROWS, 3, 8), jnp.float32)
+    return draw(
+        None,
+        Tree.root(),
+        None,
+        Transformer(CAPTION),
+        random_params(CAPTION),
+        Caption(features, valid),
+    )
+
+
+def text(config, guided):
+    null = jnp.array([[1, 2], [3, -1], [4, -1]])
+    prompt = TokenPrompt(prompts(), null) if guided else prompts()
+    model, params = Transformer(config), random_params(config)
+    tree = named_tree("0,1,00")
+    return draw(PromptLookup(), tree, None, model, params, prompt, guided=guided)
+
+
+program("captions", captioned)
+program("text", text, TEXT, False)
+program("text, guided", text, TEXT, True)
+program("text, a head of two layers", text, JANUS, True)
+program("text, norms and groups", text, QWEN, False)
+
+
+def masked(shifted):
+    model = MaskedDiffusion(Transformer(TARGET), shifted)
+    prompt, sampling = jnp.array([0, 2, 1]), make_sampling(ROWS, guidance=2.0)
+    return model.sample(target_params(), prompt, row_keys(3, ROWS), sampling, 6, 3)
+
+
+program("masked diffusion", masked, False)
+program("masked diffusion, shifted", masked, True)
+
+
+# Pictures.
+PICTURES = TokenizerConfig(
+    image_size=8,
+    channels=8,
+    multipliers=(1, 2),
+    groups=4,
+    latent_channels=8,
+    codebook_size=16,
+    code_dim=4,
+)
+
+
+def pictures():
+    return jax.random.uniform(jax.random.key(4), (2, 8, 8, 3), jnp.float32, -1.0)
+
+
+def there_and_back(normalised):
+    model = Tokenizer(replace(PICTURES, normalised=normalised))
+    params = model.init(jax.random.key(0))
+    codes = model.encode(params, pictures())
+    return codes, model.decode(params, codes)
+
+
+for name in ("both", "decoding", "none"):
+    program(f"tokenizer: {name}", there_and_back, name)
+
+
+# Training: two steps of each part.
+STEPS = {"steps": 2, "batch": 2, "warmup": 1}
+
+
+def two_steps(step, state, *given):
+    step, losses = jax.jit(step), []
+    for i in range(2):
+        *arguments, batch = given
+        state, metrics = step(state, *arguments, jnp.int32(i), batch)
+        losses.append(metrics["loss"])
+    return losses
+
+
+def bytes_of():
+    return jnp.round(127.5 * (pictures() + 1.0)).astype(jnp.uint8)
+
+
+def train_tokenizer():
+    model, config = Tokenizer(PICTURES), TrainingConfig(**STEPS)
+    state = tokenizer.init_state(model, config)
+    return two_steps(tokenizer.make_step(model, config), state, bytes_of())
+
+
+def train_classifier():
+    model = Classifier(ClassifierConfig(8, 3, 2, (8, 8)))
+    config = TrainingConfig(**STEPS)
+    state = optimizer.begin(config, model.init(jax.random.key(0)))
+    batch = bytes_of(), jnp.array([0, 2])
+    return two_steps(classifier.make_step(model, config), state, batch)
+
+
+def some_codes(config, length=16):
+    shape, labels = (2, length), jnp.array([0, 2])
+    return jax.random.randint(jax.random.key(7), shape, 0, config.vocab_size), labels
+
+
+def train_prior(objective, dtype="float32", model=TARGET):
+    exits = (1, 2) if objective == "sorted" else ()
+    config = PriorTrainingConfig(
+        objective=objective, exits=exits, block=3, compute_dtype=dtype, **STEPS
+    )
+    dropped = replace(model, token_dropout=0.1, residual_dropout=0.1, ffn_dropout=0.1)
+    model = Transformer(dropped)
+    state = optimizer.begin(config, model.init(jax.random.key(0)))
+    return two_steps(prior.make_step(model, config), state, some_codes(dropped))
+
+
+def train_drafter(made, dtype="float32", **options):
+    config = DrafterTrainingConfig(compute_dtype=dtype, **STEPS, **options)
+    own = made.init_params(jax.random.key(0))
+    ids = own.pop("ids", None)
+    fixed = {} if ids is None else {"ids": ids}
+    step = drafter.make_step(made, config, fixed)
+    batch = *some_codes(TARGET), None
+    params = random_params(made.target)
+    return two_steps(step, optimizer.begin(config, own), params, batch)
+
+
+program("train: tokenizer", train_tokenizer)
+program("train: classifier", train_classifier)
+for name in ("next", "sorted", "masked", "continuation", "refinement", "tidar"):
+    program(f"train: {name}", train_prior, name)
+program("train: next, bfloat16", train_prior, "next", "bfloat16")
+program("train: next, text", train_prior, "next", "float32", TEXT)
+JUDGED = BlockDiffusionConfig(
+    4, 1, 32, 2, ffn_width=48, taps=(0, 2), markov_rank=4, confidence=True, window=2
+)
+TRAINED = {
+    name: FEATURES[name][0]
+    for name in (
+        "eagle-1", "eagle-3, trimmed", "medusa, own outputs", "hydra++", "falcon",
+        "kangaroo", "block", "block, refined",
+    )
+}  # fmt: skip
+TRAINED["block, judged"] = BlockDiffusion(JUDGED, TARGET)
+TRAINED["block, row above"] = BlockDiffusion(
+    replace(BLOCK, block_size=3, above=True), TARGET
+)
+TRAINED["prompt tokens"] = PromptTokens(
+    PromptTokensConfig(3), replace(TARGET, extra_tokens=0)
+)
+for name, made in TRAINED.items():
+    program(f"train: {name}", train_drafter, made)
+for name in ("cross_entropy", "reverse_kl", "tvd", "tvd++"):
+    options = {"guidance": 3.0, "divergence": name}
+    program(
+        f"train: by {name}", partial(train_drafter, FEATURES["block"][0], **options)
+    )
+program(
+    "train: block, bfloat16", partial(train_drafter, FEATURES["block"][0], "bfloat16")
+)
+
+
+def judged():
+    made = TRAINED["block, judged"]
+    policy = ConfidenceCutoff(0.5, "head")
+    return draw(Adaptive(made, policy), TREE, bound_params(made))
+
+
+program("adaptive: head", judged)
+program(
+    "feature: block, row above",
+    lambda: draw(
+        TRAINED["block, row above"],
+        named_tree("0,1,00"),
+        bound_params(TRAINED["block, row above"]),
+    ),
+)

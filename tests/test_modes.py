@@ -1,0 +1,81 @@
+"""The library inside programs that set JAX's strict and 64-bit modes.
+
+Under each of them the same programs are traced, and give what they give without.
+"""
+
+from contextlib import ExitStack
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxspec.models.classifier import Classifier, ClassifierConfig
+from jaxspec.models.tokenizer import Tokenizer
+from jaxspec.models.transformer import Transformer
+from tests.programs import CAPTION, JANUS, PICTURES, PROGRAMS, TRAINED
+
+MODES = {
+    "dtypes": lambda: jax.numpy_dtype_promotion("strict"),
+    "ranks": lambda: jax.numpy_rank_promotion("raise"),
+    "x64": lambda: jax.enable_x64(True),
+    "keys": lambda: jax.debug_key_reuse(True),
+    "nans": lambda: jax.debug_nans(True),
+    "no jit": lambda: jax.disable_jit(),
+}
+STRICT = ("dtypes", "ranks")
+# A program for each kind of code; the others are variants.
+QUICK = (
+    "plain",
+    "table: jacobi, grown",
+    "table: prompt lookup",
+    "table: n-grams",
+    "adaptive: length",
+    "rule: kseq",
+    "rule: coupled-relaxed:k=2,budget=0.3",
+    "stream",
+    "feature: eagle-2",
+    "feature: block",
+    "text, guided",
+    "masked diffusion",
+    "tokenizer: both",
+    "train: tokenizer",
+    "train: masked",
+    "train: block, judged",
+)
+
+
+def under(modes, function):
+    with ExitStack() as held:
+        for mode in modes:
+            held.enter_context(MODES[mode]())
+        return function()
+
+
+def some(names):
+    return [
+        pytest.param(name, marks=() if name in names else pytest.mark.slow)
+        for name in PROGRAMS
+    ]
+
+
+@pytest.mark.parametrize("name", some(QUICK))
+def test_no_program_relies_on_promotion(name):
+    """Dtypes and ranks are written out; this shows while a program is traced."""
+    found = under(STRICT, lambda: jax.eval_shape(PROGRAMS[name]))
+    assert jax.tree.leaves(found)
+
+
+@pytest.mark.parametrize("name", some(QUICK))
+def test_every_result_has_the_same_dtype_under_x64(name):
+    found = under(["x64"], lambda: jax.eval_shape(PROGRAMS[name]))
+    for leaf in jax.tree.leaves(found):
+        assert leaf.dtype in (jnp.int32, jnp.float32, bool)
+
+
+MODELS = {
+    "captions": Transformer(CAPTION).init,
+    "a head of two layers": Transformer(JANUS).init,
+    "tokenizer": Tokenizer(PICTURES).init,
+    "classifier": Classifier(ClassifierConfig(8, 3, 2, (8, 8))).init,
+    **{name: made.init_params for name, made in TRAINED.items()},
+}
