@@ -12,7 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec.bundle import cast_floats
-from jaxspec.config import BlockDiffusionConfig, PromptTokensConfig, TokenizerConfig
+from jaxspec.config import (
+    BlockDiffusionConfig,
+    PromptTokensConfig,
+    TextEncoderConfig,
+    TokenizerConfig,
+)
 from jaxspec.config import TransformerConfig as Config
 from jaxspec.drafters.adaptive import (
     Adaptive,
@@ -23,13 +28,16 @@ from jaxspec.drafters.adaptive import (
 from jaxspec.drafters.block_diffusion import BlockDiffusion
 from jaxspec.drafters.prompt_lookup import PromptLookup
 from jaxspec.drafters.prompt_tokens import PromptTokens
+from jaxspec.drafters.stop_head import StopHead
 from jaxspec.models.classifier import Classifier, ClassifierConfig
 from jaxspec.models.masked_diffusion import MaskedDiffusion
+from jaxspec.models.t5 import TextEncoder
 from jaxspec.models.target import make_target
 from jaxspec.models.tokenizer import Tokenizer
 from jaxspec.models.transformer import Caption, TokenPrompt, Transformer
 from jaxspec.nn.quantize import quantized
 from jaxspec.rules import find_rule
+from jaxspec.spec.acceptance import optimal_acceptance
 from jaxspec.spec.envelopes import BestFirst, StochasticBeam
 from jaxspec.spec.loop import generate
 from jaxspec.spec.named_trees import named_tree
@@ -290,6 +298,38 @@ def there_and_back(normalised):
 
 for name in ("both", "decoding", "none"):
     program(f"tokenizer: {name}", there_and_back, name)
+
+
+# What stands beside the loop.
+ENCODER = TextEncoderConfig(
+    vocab_size=11, layers=1, width=8, heads=2, head_dim=4, ffn_width=16
+)
+
+
+def encoded():
+    model, ids = TextEncoder(ENCODER), jnp.maximum(prompts(), 0)
+    return model.caption(model.init(jax.random.key(0)), ids, prompts() >= 0)
+
+
+def accepted(with_replacement):
+    p, q = jax.nn.softmax(jax.random.normal(jax.random.key(8), (2, 3, 5), jnp.float32))
+    return optimal_acceptance(p, q, 2, with_replacement)
+
+
+def stopping():
+    model = StopHead(8)
+    params = model.init_params(jax.random.key(0))
+    hidden = jax.random.normal(jax.random.key(1), (2, 3, 8), jnp.float32)
+    accept, use = jnp.full((2, 3), 0.5, jnp.float32), jnp.arange(3)[None] > 0
+    use = jnp.broadcast_to(use, (2, 3))
+    loss = model.loss(params, hidden, accept, use)
+    return loss, model.confidence(params, hidden)
+
+
+program("text encoder", encoded)
+program("acceptance", accepted, True)
+program("acceptance, without replacement", accepted, False)
+program("stop head", stopping)
 
 
 # Training: two steps of each part.

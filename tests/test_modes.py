@@ -79,3 +79,33 @@ MODELS = {
     "classifier": Classifier(ClassifierConfig(8, 3, 2, (8, 8))).init,
     **{name: made.init_params for name, made in TRAINED.items()},
 }
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_initial_parameters_are_float32_under_x64(name):
+    found = under(["x64"], lambda: jax.eval_shape(MODELS[name], jax.random.key(0)))
+    for leaf in jax.tree.leaves(found):
+        assert leaf.dtype in (jnp.float32, jnp.int32)
+
+
+@lru_cache
+def without(name):
+    return jax.tree.map(np.asarray, jax.jit(PROGRAMS[name])())
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", some(("plain",)))
+def test_programs_give_what_they_give_without(name, mode):
+    """Whole numbers are equal; losses and pictures up to rounding."""
+    program = PROGRAMS[name]
+    run = program if mode == "no jit" else jax.jit(program)
+    found = under([mode], lambda: jax.tree.map(np.asarray, run()))
+    jax.tree.map(assert_alike, found, without(name))
+
+
+def assert_alike(found, wanted):
+    assert found.dtype == wanted.dtype
+    if np.issubdtype(found.dtype, np.floating):
+        np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
+    else:
+        np.testing.assert_array_equal(found, wanted)

@@ -87,7 +87,8 @@ class StopHead:
         losses = -(accept * log_chance[..., 1] + rejected)
         if use is None:
             return jnp.mean(losses)
-        return jnp.sum(jnp.where(use, losses, 0.0)) / jnp.maximum(jnp.sum(use), 1)
+        count = jnp.sum(use, dtype=losses.dtype)
+        return jnp.sum(jnp.where(use, losses, 0.0)) / jnp.maximum(count, 1)
 
     @property
     def _network(self) -> _Network:

@@ -103,6 +103,6 @@ class TextEncoder:
         features = jnp.where(valid[..., None], self.encode(params, ids, valid), 0)
         length = ids.shape[1]
         shift = length - jnp.sum(valid, axis=1, keepdims=True)
-        place = (jnp.arange(length) - shift) % length
+        place = (jnp.arange(length)[None] - shift) % length
         features = jnp.take_along_axis(features, place[..., None], axis=1)
         return Caption(features, jnp.take_along_axis(valid, place, axis=1))

@@ -63,7 +63,7 @@ def _all_inside(q: Float[Array, "V"], k: int) -> Float[Array, "V"]:
     def add(counts, item):
         # counts[i]: chance that exactly i of the tokens so far have arrived, i < k.
         rate, rest = item
-        stays = jnp.exp(-rate * time)
+        stays = jnp.exp(-rate * time)[None]
         one_more = jnp.concatenate([jnp.zeros_like(counts[:1]), counts[:-1]])
         counts = counts * stays + one_more * (1.0 - stays)
         enough = jnp.clip(1.0 - jnp.sum(counts, axis=0), 0.0, 1.0)
