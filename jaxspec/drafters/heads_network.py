@@ -17,8 +17,7 @@ class _Block(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        zeros = nn.initializers.zeros
-        change = Linear((self.width,), True, zeros, name="change")(x)
+        change = Linear((self.width,), True, ZEROS, name="change")(x)
         if x.shape[-1] != self.width:
             x = linear(self.width, "narrow", self.bias)(x)
         return x + nn.silu(change)
