@@ -69,9 +69,7 @@ CaptionPadding = Literal["self", "published"]
 # What padded positions of a caption attend to. Nothing attends to them, so it changes
 # features at padded positions alone, which a drafter may read.
 #   self        themselves, as LlamaGen does
-#   published   themselves, the padding before them and all of the caption, as LANTERN's
-#               target: its mask adds the lowest float32 once or twice, and those of the
-#               former are attended to evenly (queries of a condition are zeros)
+#   published   as in LANTERN's target, see `seen_by_padding`
 
 
 class _Layer(nn.Module):
@@ -327,9 +325,9 @@ class Transformer:
         mask = columns[:, None, :] & causal[None]
         mask |= jnp.eye(length, cache.capacity, dtype=bool)[None]
         if padding == "published" and isinstance(prompt, Caption):
-            wide = causal[None] | columns[:, None, :]
-            wide &= (jnp.arange(cache.capacity) < length)[None, None]
-            mask |= ~prompt.valid[:, :, None] & wide
+            seen = seen_by_padding(prompt.valid, x.dtype)
+            beyond = ((0, 0), (0, 0), (0, cache.capacity - length))
+            mask |= jnp.pad(seen, beyond)
         logits, features, layers = bound.body(x, positions, mask, cache, taps, False)
         lengths = jnp.full(rows, length, jnp.int32)
         return logits, features, KVCache(layers, lengths, columns)
@@ -352,6 +350,30 @@ class Transformer:
         x = bound.tokens(tokens)
         logits, features, layers = bound.body(x, positions, mask, cache, taps, False)
         return logits, features, KVCache(layers, cache.lengths, cache.visible)
+
+
+def seen_by_padding(
+    valid: Bool[Array, "B P"], dtype: jnp.dtype
+) -> Bool[Array, "B P P"]:
+    """What LANTERN's target attends to from padded positions before a caption.
+
+    Its mask adds the lowest float32 for what lies ahead and the lowest number of the
+    activations' dtype for padding. Both together are -inf; of what has one, the higher
+    number is attended to, and evenly, as queries of a condition are zeros. In float32
+    that is the padding up to the position and all of the caption; in bfloat16 and
+    float16, whose lowest numbers are higher, the padding alone.
+
+    Args:
+      valid: False at padding.
+      dtype: of the activations.
+    """
+    size = valid.shape[1]
+    seen = jnp.broadcast_to(
+        jnp.tril(jnp.ones((size, size), bool)), (len(valid), size, size)
+    )
+    if dtype == jnp.float32:
+        seen = seen | valid[:, None, :]
+    return seen & ~valid[:, :, None]
 
 
 def _caption_columns(prompt: Caption, total: int) -> Bool[Array, "B S"]:

@@ -13,7 +13,7 @@ from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import RopeScaling, TransformerConfig
 from jaxspec.errors import ConfigError
 from jaxspec.models.target import make_target
-from jaxspec.models.transformer import Caption, Transformer
+from jaxspec.models.transformer import Caption, Transformer, seen_by_padding
 from tests.parity.comparing import as_jax, assert_close
 from tests.parity.converting import converted
 from tests.parity.eagle_twin import (
@@ -333,6 +333,23 @@ def test_lanterns_target_gives_its_drafter_the_same_features(lengths):
     assert not apart[~padded].any() and apart[3:][padded[3:]].sum() >= 5 * (
         lengths != (6, 6, 6)
     )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_padding_sees_the_caption_in_float32_alone(dtype):
+    """The lowest numbers of two dtypes are not equal, so one reason hides the other."""
+    valid = torch.tensor([[0, 0, 1, 1, 1], [0, 0, 0, 0, 1], [1, 1, 1, 1, 1]]).bool()
+    size = valid.shape[1]
+    ahead = torch.full((size, size), torch.finfo(torch.float32).min).triu(1)
+    lowest = torch.finfo(getattr(torch, dtype)).min
+    mask = ahead + torch.zeros(3, size, size).masked_fill(~valid[:, None], lowest)
+    wanted = mask.softmax(-1) > 0  # scores of zeros
+    found = seen_by_padding(jnp.asarray(valid.numpy()), jnp.dtype(dtype))
+    for row in range(3):
+        for place in torch.where(~valid[row])[0].tolist():
+            assert found[row, place].tolist() == wanted[row, place].tolist()
+    assert (dtype == "float32") == bool(found[0, 0, 2])
+    assert not found[2].any()
 
 
 def published_layer(layer, x, turns, mask):

@@ -54,7 +54,12 @@ def layer_rules(root: str, target: TransformerConfig, bias: bool) -> tuple[Rule,
 
 
 def _sizes(
-    source: Source, given: Given, target: TransformerConfig, root: str, width: int
+    source: Source,
+    given: Given,
+    target: TransformerConfig,
+    root: str,
+    width: int,
+    usual_eps: float = 1e-6,
 ) -> dict[str, Any]:
     said = source.config.get("transformer_layer_config", source.config)
     rows = source.shape(f"{root}self_attn.q_proj.weight")[0]
@@ -93,7 +98,7 @@ def _sizes(
         "kv_heads": None if kv_heads == heads else kv_heads,
         "head_dim": None if size * heads == width else size,
         "ffn_width": hidden,
-        "norm_eps": given.get("norm_eps", said.get("rms_norm_eps", 1e-6)),
+        "norm_eps": given.get("norm_eps", said.get("rms_norm_eps", usual_eps)),
         "qkv_bias": f"{root}self_attn.q_proj.bias" in source.tensors,
     }
 
@@ -150,12 +155,14 @@ def _plan1(source: Source, given: Given, target: Checkpoint | None) -> Plan:
     root, of = "layers.0.", target.config
     if "layers.1.self_attn.q_proj.weight" in source.tensors:
         raise ConfigError(f"'{source.name}' has more than the one layer of EAGLE")
+    input_norm = f"{root}input_layernorm.weight" in source.tensors
+    usual = 1e-5 if input_norm else 1e-6  # Chameleon's layer has Chameleon's epsilon
     config = kept(source, FeatureHeadConfig) or FeatureHeadConfig(
         1,
-        **_sizes(source, given, of, root, of.width),
+        **_sizes(source, given, of, root, of.width, usual),
         taps=(of.layers - 1,),
         own_embedding=own_table(source, TABLE, target, of.width),
-        input_norm=f"{root}input_layernorm.weight" in source.tensors,
+        input_norm=input_norm,
         qk_layer_norm=f"{root}self_attn.q_norm.weight" in source.tensors,
         # The published code leaves embeddings alone unless they are to grow.
         embedding_scale=max(1.0, float(_upscale(source, given))),
