@@ -171,7 +171,7 @@ def stream():
     engine = Engine(toy_target(VOCAB, 2), 8, made, tree, order=("temperature",))
     params = toy_params(VOCAB, 40)
     jobs = Jobs(
-        jnp.arange(ROWS),
+        jnp.arange(ROWS, dtype=jnp.int32),
         prompts(),
         make_sampling(ROWS, guidance=2.0),
         row_keys(3, ROWS),

@@ -200,13 +200,20 @@ class Tree:
 
     @cached_property
     def levels(self) -> tuple[np.ndarray, ...]:
-        """Nodes of each depth, root first."""
-        return tuple(np.flatnonzero(self.depths == d) for d in range(self.depth + 1))
+        """Nodes of each depth, root first; int32, as all tables.
+
+        JAX remembers as what it read a NumPy array of 64 bits, also after its 64-bit
+        mode was switched; a tree may outlive that.
+        """
+        return tuple(
+            np.flatnonzero(self.depths == d).astype(np.int32)
+            for d in range(self.depth + 1)
+        )
 
     @cached_property
     def internal(self) -> np.ndarray:
-        """Nodes that have children."""
-        return np.unique(np.array(self.parents[1:], np.int64))
+        """`int32 [I]`: nodes that have children."""
+        return np.unique(np.array(self.parents[1:], np.int32))
 
     @property
     def width(self) -> int:
