@@ -47,7 +47,6 @@ QUICK = (
 
 
 def under(modes, function):
-    jax.clear_caches()  # JAX 0.10 keeps what it traced of an index in another mode
     with ExitStack() as held:
         for mode in modes:
             held.enter_context(MODES[mode]())
