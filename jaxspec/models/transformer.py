@@ -141,10 +141,12 @@ class _Decoder(nn.Module):
         if c.condition == "class":
             ids = jnp.where(null, c.classes, prompt)
             return self.classes(ids)[:, None]
+        # Padding is zeros, as in LlamaGen: a drafter may read what the target makes of it.
+        zero = jnp.zeros((), prompt.features.dtype)
         features = jnp.where(
             null[:, None, None],
             self.null_caption.astype(prompt.features.dtype),
-            prompt.features,
+            jnp.where(prompt.valid[..., None], prompt.features, zero),
         )
         return self.caption_out(nn.gelu(self.caption_in(features), approximate=True))
 

@@ -308,7 +308,8 @@ def test_lanterns_target_gives_its_drafter_the_same_features(lengths):
     torch.manual_seed(1)
     captions = torch.randn(3, CAPTION_LENGTH, CAPTION_WIDTH)
     captions, real = left_padded(captions, lengths)
-    ours = Caption(as_jax(captions), jnp.asarray(real.numpy()))
+    filled = torch.where(real[..., None], captions, 7.0)  # is read as zeros
+    ours = Caption(as_jax(filled), jnp.asarray(real.numpy()))
     size = CAPTION_LENGTH
     mask = torch.full((size, size), lowest).triu(1)
     mask = mask + torch.zeros(3, size, size).masked_fill(~real[:, None], lowest)
