@@ -141,7 +141,7 @@ class _Decoder(nn.Module):
         if c.condition == "class":
             ids = jnp.where(null, c.classes, prompt)
             return self.classes(ids)[:, None]
-        # Padding is zeros, as in LlamaGen: a drafter may read what the target makes of it.
+        # Padding is zeros, as in LlamaGen: a drafter may read what becomes of it.
         zero = jnp.zeros((), prompt.features.dtype)
         features = jnp.where(
             null[:, None, None],
