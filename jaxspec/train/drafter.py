@@ -196,7 +196,8 @@ def guess_losses(
             draw_key, labels.shape, jnp.float32, minval=1.0, maxval=config.guidance
         )
     else:
-        nulls = [jax.random.bernoulli(draw_key, config.null_share, labels.shape)]
+        share = jnp.float32(config.null_share)  # the same draws with 64-bit numbers
+        nulls = [jax.random.bernoulli(draw_key, share, labels.shape)]
         scale = None
     streams, regressions, confidence = [], [], None
     for null in nulls:

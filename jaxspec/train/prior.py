@@ -121,7 +121,7 @@ def make_step(model: Transformer, config: PriorTrainingConfig):
     def loss_fn(params, codes, labels, key):
         null_key, own_key = jax.random.split(key)
         chance = model.config.condition_dropout
-        null = jax.random.bernoulli(null_key, chance, labels.shape)
+        null = jax.random.bernoulli(null_key, jnp.float32(chance), labels.shape)
         params = jax.tree.map(lambda x: x.astype(dtype), params)
         return objective(params, codes, labels, null, own_key)
 

@@ -60,7 +60,7 @@ def block_guesses(
     path = None
     if config.refinements:
         # Half of the blocks read the tokens, as they will when guesses are refined.
-        told = jax.random.bernoulli(tell_key, 0.5, (rows, ANCHORS))
+        told = jax.random.bernoulli(tell_key, jnp.float32(0.5), (rows, ANCHORS))
         inner = jnp.take_along_axis(
             lesson.tokens, read[..., 1:].reshape(rows, -1), axis=1
         )
