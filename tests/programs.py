@@ -365,7 +365,9 @@ def train_classifier():
 
 def some_codes(config, length=16):
     shape, labels = (2, length), jnp.array([0, 2])
-    return jax.random.randint(jax.random.key(7), shape, 0, config.vocab_size), labels
+    return jax.random.randint(
+        jax.random.key(7), shape, 0, config.vocab_size, jnp.int32
+    ), labels
 
 
 def train_prior(objective, dtype="float32", model=TARGET):

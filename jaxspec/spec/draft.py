@@ -235,7 +235,8 @@ def _behind(
 ) -> Bool[Array, "B N"]:
     """Nodes with a missing sibling before them in `order [N]`."""
     siblings = parents[:, :, None] == parents[:, None, :]
-    before = siblings & (order[:, None] > order) & (np.arange(len(order)) > 0)
+    before = (order[:, None] > order[None]) & (np.arange(len(order)) > 0)[None]
+    before = siblings & before[None]
     return jnp.any(before & missing[:, None, :], axis=-1)
 
 
