@@ -106,7 +106,7 @@ def stored_arrays(folder: Path) -> dict[str, Any]:
 
     context, opening = ts.Context(), {}
     try:
-        record = json.loads((folder / METADATA).read_text(encoding="utf-8"))
+        record = json.loads((folder / METADATA).read_bytes())
         for entry in record["tree_metadata"].values():
             if entry["value_metadata"]["skip_deserialize"]:
                 continue  # an empty branch of the tree

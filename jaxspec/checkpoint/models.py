@@ -156,7 +156,7 @@ def read_config(path: str | os.PathLike) -> Checkpoint:
     if not path.is_dir():
         raise CheckpointError(f"no checkpoint folder at '{path}'; check the path")
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = json.loads(file.read_bytes())
         if record["format"] != FORMAT:
             raise CheckpointError(
                 f"'{path}' has format {record['format']}; this jaxspec reads format "

@@ -45,7 +45,7 @@ def begin_or_resume(
     if not saved.is_dir():
         return new
     try:
-        text = (saved / PROGRESS).read_text(encoding="utf-8")
+        text = (saved / PROGRESS).read_bytes()
         found: dict[str, Any] | None = {name: json.loads(text)[name] for name in new}
     except (OSError, ValueError, KeyError, TypeError):
         found = None
@@ -81,7 +81,7 @@ def best_of(workdir: Path, fingerprint: str) -> dict[str, Any] | None:
     file = recover(workdir / "best") / METRICS
     if not file.is_file():
         return None
-    found = json.loads(file.read_text(encoding="utf-8"))
+    found = json.loads(file.read_bytes())
     return found["metrics"] if found["fingerprint"] == fingerprint else None
 
 
@@ -90,7 +90,7 @@ def drop_later_lines(log: Path, step: int) -> None:
     if log.exists():
         kept = [
             line
-            for line in log.read_text(encoding="utf-8").splitlines(keepends=True)
-            if line.endswith("\n") and json.loads(line)["step"] <= step
+            for line in log.read_bytes().splitlines(keepends=True)
+            if line.endswith(b"\n") and json.loads(line)["step"] <= step
         ]
-        write_file(log, "".join(kept).encode())
+        write_file(log, b"".join(kept))
