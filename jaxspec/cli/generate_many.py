@@ -24,7 +24,6 @@ def run_many(arguments: argparse.Namespace) -> None:
     from jaxspec.text_files import read_lines
 
     lines = read_lines(arguments.prompts)
-    sampling_settings(arguments)  # impossible ones are told before processes meet
     folder = Path(arguments.out_dir)
     for name in ("num", "out", "report", "classes", "prompt", "phases"):
         if getattr(arguments, name) is not None:
@@ -39,6 +38,7 @@ def run_many(arguments: argparse.Namespace) -> None:
 
         supervise()
         join(arguments.coordinator, arguments.processes, arguments.process)
+    sampling_settings(arguments)  # computes, so behind `join`; before what is loaded
     import jax
 
     from jaxspec.processes import together

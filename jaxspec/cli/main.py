@@ -45,6 +45,7 @@ def command() -> NoReturn:
     After an interrupt it ends at once. Libraries' threads, which are in the middle of
     something, would otherwise be waited for, or crash while Python is taken apart.
     """
+    open_missing()  # before anything else opens a file
     end_in_time()
     status = main()
     if status == INTERRUPTED:

@@ -51,7 +51,13 @@ def make_target(
         prefill = _PrefillCondition(*own, caption_padding)
         rescore = _RescoreCondition(*own)
     return Target(
-        config.vocab_size, own[1], prefill, _Forward(*own), rescore, model.move
+        config.vocab_size,
+        own[1],
+        prefill,
+        _Forward(*own),
+        rescore,
+        model.move,
+        config.extra_tokens,
     )
 
 

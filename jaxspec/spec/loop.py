@@ -288,9 +288,10 @@ def _read(engine: Engine, params: Params, state: SpecState, draft: Draft, shape)
             f"its attribute extra_rows says {wanted}"
         )
     if riders is not None:
-        rows, vocab_size = tokens.shape[0], engine.target.vocab_size
+        rows, ids = tokens.shape[0], engine.target.vocab_size
+        ids += engine.target.extra_tokens
         # An unknown token or position may become NaN, which no mask keeps from others.
-        known = (riders.tokens >= 0) & (riders.tokens < vocab_size)
+        known = (riders.tokens >= 0) & (riders.tokens < ids)
         own = jnp.where(known, riders.tokens, 0).astype(jnp.int32)
         tokens = jnp.concatenate([tokens, own], axis=1)
         last = state.start[:, None] + engine.max_tokens + engine.window

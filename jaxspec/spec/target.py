@@ -45,6 +45,8 @@ class Target:
         generated token `index` given the `index` tokens before it, by one forward of
         fixed shape without a cache; later tokens must not matter. None if the model
         has none: then near-ties are decided by the rounding of the moment.
+      extra_tokens: ids from `V` on that the model reads and never emits, such as masks;
+        only a drafter's extra rows may hold them.
       move: `(layers, lengths [R], nodes, path [R, A]) -> layers`, commits an accepted
         path, see `spec.cache.move_rows`.
     """
@@ -55,3 +57,4 @@ class Target:
     forward: Callable[..., tuple[Array, Array, KVCache]]
     rescore: Callable[[Any, Any, Array, Array], Array] | None = None
     move: Callable[..., Layers] = move_rows
+    extra_tokens: int = 0
