@@ -1,8 +1,9 @@
 """Files that are replaced whole or not at all, by one function for all of them.
 
 A link is written through: what it leads to is replaced. A file that is there keeps its
-permissions, its owner and its other names; a new one gets what the umask leaves. Into
-pipes and terminals, `/dev/stdout` among them, bytes are written as they come. Whatever
+permissions, its owner and its other names; a new one gets what the umask leaves. A file
+with several names, or of another owner, is written over in place once all bytes are
+there: a failure then may leave it in part. Into pipes and terminals, `/dev/stdout` among them, bytes are written as they come. Whatever
 else is no regular file is refused.
 """
 
@@ -71,7 +72,7 @@ def whole_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 
 def write_file(path: str | os.PathLike, data: bytes) -> None:
-    """Writes a file whole or not at all.
+    """Writes a file whole or not at all, but for the exceptions of this module.
 
     Raises:
       DataError: as `whole_file`.

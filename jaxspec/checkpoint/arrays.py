@@ -111,7 +111,9 @@ def stored_arrays(folder: Path) -> dict[str, Any]:
             if entry["value_metadata"]["skip_deserialize"]:
                 continue  # an empty branch of the tree
             keys = [str(step["key"]) for step in entry["key_metadata"]]
-            spec = _spec(folder, keys) | {"fill_missing_data_reads": False}
+            # Where pieces of zeros were left out, one that is missing is zeros.
+            whole = bool(record.get("store_array_data_equal_to_fill_value", False))
+            spec = _spec(folder, keys) | {"fill_missing_data_reads": not whole}
             opening["/".join(keys)] = ts.open(
                 spec, open=True, read=True, write=False, context=context
             )

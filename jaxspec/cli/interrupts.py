@@ -1,11 +1,10 @@
 """An interrupt ends the program within seconds, whatever it is in the middle of."""
 
+import contextlib
 import os
 import signal
 import threading
 import time
-
-from jaxspec.cli.streams import complain
 
 # The shell's status for a program that was interrupted.
 INTERRUPTED = 130
@@ -30,7 +29,9 @@ def end_in_time() -> None:
             own = signal.getsignal(signal.SIGINT) is signal.default_int_handler
             if number[0] == signal.SIGINT and own:
                 time.sleep(PATIENCE)
-                complain("interrupted")
+                os.set_blocking(2, False)  # a full pipe must not hold this up
+                with contextlib.suppress(OSError):
+                    os.write(2, b"jaxspec: interrupted\n")
                 os._exit(INTERRUPTED)
 
     threading.Thread(target=watch, daemon=True).start()

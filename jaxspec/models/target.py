@@ -36,7 +36,7 @@ def make_target(
         trained on (`FeatureHead.caption_padding`).
 
     Raises:
-      ConfigError: "published" padding, and queries of a condition that are no zeros.
+      ConfigError: "published" padding of a model whose `rope` is not "grid".
     """
     config = model.config
     if caption_padding == "published" and config.rope != "grid":

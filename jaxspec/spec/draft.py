@@ -174,8 +174,7 @@ class Draft:
             elif isinstance(tree, Tree):
                 parents, order = np.array(tree.parents)[None], np.array(tree.ranks)
                 # What was given need not be valid, as long as it is known.
-                unknown = self.valid & ~known
-                missing = ~valid if self.drawn == "without_replacement" else unknown
+                missing = ~valid if self.drawn == "without_replacement" else ~known
                 valid &= ~_behind(parents, order, missing)
         shape, valid = self._placed(tree, valid)
         tokens = jnp.where(known, tokens, 0).astype(jnp.int32)

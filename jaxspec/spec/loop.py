@@ -178,8 +178,8 @@ def spec_step(
         draft, drafter_state = engine.drafter.propose(
             drafter_params, drafter_state, this
         )
-    raw = replace(draft, tokens=jnp.asarray(draft.tokens).at[:, 0].set(newest))
-    draft, shape = raw.checked(tree, target.vocab_size)
+    draft, shape = draft.checked(tree, target.vocab_size)
+    draft = replace(draft, tokens=draft.tokens.at[:, 0].set(newest))
 
     logits, features, cache = _read(engine, params, state, draft, shape)
     index = state.length[:, None] + shape.depths
@@ -193,8 +193,7 @@ def spec_step(
     scores, doubtful = process_with_doubt(
         merged, sampling, engine.order, engine.tie_margin
     )
-    # The rule checks the draft alike; of equal work the compiler keeps one.
-    verdict = engine.rule.verify(scores, raw, tree, noise, rule_params, features)
+    verdict = engine.rule.verify(scores, draft, tree, noise, rule_params, features)
 
     place = jnp.arange(engine.path_length)[None]
     left = state.limits.budget - state.length

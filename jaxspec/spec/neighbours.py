@@ -108,7 +108,15 @@ def _nearest(
     width = int(np.sum(least <= most, axis=1).max())
     ids = np.argpartition(least, width - 1, axis=1)[:, :width]
     ids.sort(axis=1)  # equal distances by lower id
-    exact = np.linalg.norm(codes[ids] - codes[rows][:, None], axis=-1)
+    few = max(1, (1 << 22) // (width * codes.shape[1]))  # rows whose differences fit
+    exact = np.concatenate(
+        [
+            np.linalg.norm(
+                codes[ids[i : i + few]] - codes[rows[i : i + few], None], axis=-1
+            )
+            for i in range(0, len(rows), few)
+        ]
+    )
     exact[ids == rows[:, None]] = np.inf
     order = np.argsort(exact, axis=1, kind="stable")[:, :count]
     return np.take_along_axis(ids, order, 1), np.take_along_axis(exact, order, 1)

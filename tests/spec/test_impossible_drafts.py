@@ -19,7 +19,7 @@ from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
 from jaxspec.spec.draft import ExtraRows
 from jaxspec.spec.envelopes import Beam, StochasticBeam
-from jaxspec.spec.loop import generate
+from jaxspec.spec.loop import generate, init_state, spec_step
 from jaxspec.spec.named_trees import named_tree
 from jaxspec.spec.neighbours import neighbour_table
 from jaxspec.spec.noise import row_keys
@@ -242,6 +242,50 @@ def test_no_rule_emits_what_is_no_token(rule, tree):
                 plain = jax.jit(partial(generate, Engine(toy_target(VOCAB), LENGTH)))
                 wanted = plain(PARAMS, None, *arguments, row_keys(seed, rows))
                 np.testing.assert_array_equal(out.tokens, wanted.tokens)
+
+
+@dataclass(frozen=True)
+class Recording(Coupled):
+    """A rule of a user's own that takes drafts as they come."""
+
+    seen: Any = None
+
+    def verify(self, log_p, draft, tree, noise, params=None, features=None):
+        """Keeps what it was given."""
+        self.seen(draft)
+        return super().verify(log_p, draft, tree, noise, params, features)
+
+
+def test_a_rule_of_ones_own_is_given_possible_drafts():
+    drafts = []
+    rule = Recording(drafts.append)
+    engine = Engine(toy_target(VOCAB), LENGTH, Mutated(odd_tokens), FORK, rule)
+    arguments = jnp.zeros(6, jnp.int32), make_sampling(6)
+    own = {"table": TABLE}
+    state = init_state(engine, PARAMS, own, *arguments, row_keys(0, 6))
+    spec_step(engine, PARAMS, own, *arguments, state)
+    (draft,) = drafts
+    assert ((draft.tokens >= 0) & (draft.tokens < VOCAB)).all()
+    assert not draft.valid.all() and draft.valid[:, 1:].any()
+
+
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.uint8, jnp.int16, jnp.uint32])
+def test_drafts_of_any_whole_numbers_leave_the_root_alone(dtype):
+    """A vocabulary may be larger than what the draft's dtype holds."""
+    vocab = 300
+
+    def narrow(draft, key):
+        return replace(draft, tokens=draft.tokens.astype(dtype))
+
+    params = toy_params(vocab, 40)
+    table = {"table": jax.random.normal(jax.random.key(1), (1, vocab, vocab))}
+    arguments = jnp.zeros(3, jnp.int32), make_sampling(3), row_keys(0, 3)
+    plain = Engine(toy_target(vocab), 6)
+    engine = Engine(toy_target(vocab), 6, Mutated(narrow), FORK)
+    wanted = jax.jit(partial(generate, plain))(params, None, *arguments).tokens
+    assert (wanted > 255).any()
+    found = jax.jit(partial(generate, engine))(params, table, *arguments).tokens
+    np.testing.assert_array_equal(found, wanted)
 
 
 # --- The law of what comes out -------------------------------------------------------
