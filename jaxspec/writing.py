@@ -3,8 +3,8 @@
 A link is written through: what it leads to is replaced. A file that is there keeps its
 permissions, its owner and its other names; a new one gets what the umask leaves. A file
 with several names, or of another owner, is written over in place once all bytes are
-there: a failure then may leave it in part. Into pipes and terminals, `/dev/stdout` among them, bytes are written as they come. Whatever
-else is no regular file is refused.
+there: a failure then may leave it in part. Into pipes and terminals, `/dev/stdout`
+among them, bytes are written as they come. Whatever else is no regular file is refused.
 """
 
 import contextlib

@@ -10,7 +10,7 @@ from jax.tree_util import register_dataclass
 
 from jaxspec.config import SemiAutoregressiveConfig, TransformerConfig
 from jaxspec.drafters.grow import expansions, grow
-from jaxspec.drafters.history import prompt_tokens
+from jaxspec.drafters.history import following_tokens
 from jaxspec.drafters.shared import shared_parameters, target_norm
 from jaxspec.errors import ConfigError
 from jaxspec.nn.attention import Attention
@@ -182,20 +182,16 @@ class Falcon:
         room = start.extra + path + c.block * (1 + expansions(start.tree)[0])
         dtype = start.features.dtype
         cache = init_cache(1, streams, c.heads, length + room, c.head_size, dtype)
-        tokens = jnp.zeros((start.rows, length), jnp.int32)
-        given = prompt_tokens(start)
-        if given.shape[1] == length:
-            tokens = jnp.maximum(jnp.roll(given, -1, axis=1), 0)
+        tokens = following_tokens(start)
         pad = ((0, 0), (before, 0))
         features = jnp.pad(start.features, (*pad, (0, 0)))
         tokens = jnp.pad(tokens, pad, constant_values=-1)
-        both = jnp.concatenate([tokens] * (streams // start.rows))
-        cache = self._commit(params, cache, features, both)
+        cache = self._commit(params, cache, features, tokens)
         last = jnp.maximum(start.lengths - 1, 0)
         cache = replace(cache, lengths=cache.lengths + last)
         near = last[:, None] + jnp.arange(before + 1)[None]
         features = jnp.take_along_axis(features, near[..., None], axis=1)
-        tokens = jnp.take_along_axis(tokens, near[: start.rows], axis=1)
+        tokens = jnp.take_along_axis(tokens[: start.rows], near[: start.rows], axis=1)
         pad = ((0, 0), (0, path - 1))
         return FalconState(
             cache,

@@ -10,7 +10,7 @@ from jaxspec.config import FeatureHeadConfig, TransformerConfig
 from jaxspec.drafters.draft_vocabulary import widened
 from jaxspec.drafters.feature_network import FeatureNetwork
 from jaxspec.drafters.grow import expansions, grow
-from jaxspec.drafters.history import prompt_tokens
+from jaxspec.drafters.history import following_tokens
 from jaxspec.drafters.shared import shared_parameters, target_norm
 from jaxspec.errors import ConfigError
 from jaxspec.models.transformer import CaptionPadding
@@ -175,11 +175,7 @@ class FeatureHead:
             c.head_size,
             start.features.dtype,
         )
-        # Conditions have no tokens; LANTERN's filler is the embedding of token 0.
-        tokens = jnp.zeros((start.rows, length), jnp.int32)
-        given = prompt_tokens(start)
-        if given.shape[1] == length:
-            tokens = jnp.maximum(jnp.roll(given, -1, axis=1), 0)
+        tokens = following_tokens(start)
         last = jnp.maximum(start.lengths - 1, 0)
         cache, _ = self._read(params, cache, start.features, tokens, length)
         cache = replace(cache, lengths=cache.lengths + last)

@@ -23,6 +23,22 @@ def prompt_tokens(start: Start) -> Int[Array, "B P"]:
     return jnp.full((start.rows, 0), -1, jnp.int32)
 
 
+def following_tokens(start: Start) -> Int[Array, "R P"]:
+    """The token after each position of the prompt, in every stream.
+
+    Conditions have no tokens, and behind the last one nothing is known: there it is
+    token 0, whose embedding is LANTERN's filler.
+    """
+    streams, length, _ = start.features.shape
+    prompt = start.prompt
+    parts = [prompt_tokens(start)] * (streams // start.rows)
+    if isinstance(prompt, TokenPrompt):  # the other stream reads its own
+        parts = [prompt.given, prompt.null]
+    size = ((0, 0), (0, length + 1))
+    tokens = [jnp.pad(x, size, constant_values=-1)[:, 1 : length + 1] for x in parts]
+    return jnp.maximum(jnp.concatenate(tokens), 0).astype(jnp.int32)
+
+
 def history(
     prompt: Int[Array, "B P"], this: Round
 ) -> tuple[Int[Array, "B H"], Int[Array, "B"]]:

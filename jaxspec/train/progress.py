@@ -67,6 +67,9 @@ def begin_or_resume(
             f"than {config.steps}, or choose another --workdir"
         )
     if changed and step == config.steps:
+        own = [name for name in settings if not name.endswith("_every")]
+        if all(before.get(name) == settings[name] for name in own):
+            return {**found, "settings": settings}
         raise ConfigError(
             f"'{workdir}' holds a training that is finished after {step} steps; it "
             f"cannot follow {changed}: ask for more steps, or choose another --workdir"

@@ -21,8 +21,11 @@ from jaxspec.drafters.prompt_lookup import PromptLookup
 from jaxspec.errors import ConfigError
 from jaxspec.models.target import make_target
 from jaxspec.models.transformer import TokenPrompt, Transformer
+from jaxspec.spec.loop import init_state
 from jaxspec.spec.named_trees import named_tree
+from jaxspec.spec.noise import row_keys
 from jaxspec.spec.sampling import make_sampling
+from jaxspec.spec.state import Engine
 from jaxspec.testing.properties import assert_fresh_cache, run_rounds
 from tests.models.tiny import random_params
 
@@ -140,6 +143,29 @@ def test_guided_text_reads_a_prompt_for_each_stream(name):
     )
     np.testing.assert_array_equal(state.tokens[:, :LENGTH], guided_by_hand())
     assert_fresh_cache(engine, PARAMS, prompt, state)
+
+
+@pytest.mark.parametrize("name", ["eagle-3", "falcon"])
+def test_heads_read_in_each_stream_the_prompt_of_that_stream(name):
+    """As they do where that stream is the only one."""
+    drafter = DRAFTERS[name]
+    params = drafter.bind(drafter.init_params(jax.random.key(1)), PARAMS)
+    null = jnp.array([[7, -1, -1, -1, -1], [7, 8, 3, 2, 1], [11, 7, -1, -1, -1]])
+
+    def drafter_state(prompt, guided):
+        target = make_target(MODEL, guided=guided, taps=drafter.taps)
+        engine = Engine(target, LENGTH, drafter, TREE)
+        sampling, keys = make_sampling(3, guidance=2.0), row_keys(0, 3)
+        return init_state(engine, PARAMS, params, prompt, sampling, keys).drafter
+
+    both = drafter_state(TokenPrompt(PROMPT, null), guided=True).cache.layers
+    alone = [
+        drafter_state(prompt, guided=False).cache.layers for prompt in (PROMPT, null)
+    ]
+    for found, *parts in zip(
+        jax.tree.leaves(both), *map(jax.tree.leaves, alone), strict=True
+    ):
+        np.testing.assert_allclose(found, jnp.concatenate(parts), atol=1e-5)
 
 
 def test_streams_without_their_prompts_are_refused():

@@ -103,6 +103,12 @@ def test_a_finished_training_is_not_told_to_be_another(tmp_path, change, words):
         run(tmp_path, replace(CONFIG, **change))
 
 
+def test_a_finished_training_may_be_saved_and_logged_at_other_intervals(tmp_path):
+    kept, _ = run(tmp_path, CONFIG)
+    again, _ = run(tmp_path, replace(CONFIG, save_every=3, log_every=1))
+    np.testing.assert_array_equal(kept["w"], again["w"])
+
+
 def test_metrics_are_those_of_what_is_kept(tmp_path):
     """A better state than any later one was kept and then the run was killed."""
 
