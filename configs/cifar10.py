@@ -1,6 +1,6 @@
 """CIFAR-10 for one large GPU: the benchmark model. Research use only."""
 
-from jaxspec.config import BlockDiffusionConfig, TransformerConfig
+from jaxspec.config import DFlashConfig, TransformerConfig
 from jaxspec.models.tokenizer import PRESETS
 from jaxspec.train.experiment import (
     DataConfig,
@@ -13,12 +13,12 @@ from jaxspec.train.experiment import (
 DATA = DataConfig(
     name="cifar10_packed",  # or "cifar10", which tfds downloads
     credit="CIFAR-10, A. Krizhevsky, 2009",
-    licence="research use only; no formal licence stated by the authors",
+    license="research use only; no formal license stated by the authors",
 )
 
 
 def get_config() -> Experiment:
-    """32x32 pictures as 256 codes."""
+    """32x32 images as 256 codes."""
     return Experiment(
         name="cifar10",
         data=DATA,
@@ -26,13 +26,13 @@ def get_config() -> Experiment:
         prior=TransformerConfig(
             vocab_size=1024, layers=7, width=320, heads=5, grid=16, classes=10
         ),
-        drafter=BlockDiffusionConfig(
+        drafter=DFlashConfig(
             block_size=8,
             layers=3,
             width=320,
             heads=5,
             ffn_width=1024,
-            taps=(0, 3, 6),
+            feature_layers=(0, 3, 6),
             markov_rank=128,
         ),
         train_tokenizer=TrainingConfig(

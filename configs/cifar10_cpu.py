@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from jaxspec.config import BlockDiffusionConfig, TransformerConfig
+from jaxspec.config import DFlashConfig, TransformerConfig
 from jaxspec.models.tokenizer import PRESETS
 from jaxspec.train.experiment import (
     DataConfig,
@@ -14,13 +14,13 @@ from jaxspec.train.experiment import (
 
 
 def get_config() -> Experiment:
-    """32x32 pictures as 256 codes; small models, short training."""
+    """32x32 images as 256 codes; small models, short training."""
     return Experiment(
         name="cifar10",
         data=DataConfig(
             name="cifar10_packed",  # or "cifar10", which tfds downloads
             credit="CIFAR-10, A. Krizhevsky, 2009",
-            licence="research use only; no formal licence stated by the authors",
+            license="research use only; no formal license stated by the authors",
         ),
         tokenizer=replace(
             PRESETS["small-32"],
@@ -40,13 +40,13 @@ def get_config() -> Experiment:
             residual_dropout=0.0,
             ffn_dropout=0.0,
         ),
-        drafter=BlockDiffusionConfig(
+        drafter=DFlashConfig(
             block_size=8,
             layers=2,
             width=256,
             heads=4,
             ffn_width=768,
-            taps=(1, 3, 5),
+            feature_layers=(1, 3, 5),
             markov_rank=64,
         ),
         train_tokenizer=TrainingConfig(
@@ -67,7 +67,7 @@ def get_config() -> Experiment:
             ema=0.99,
             evaluate_every=200,
             save_every=200,
-            guidance=3.0,
-            drawn=2048,
+            cfg_scale=3.0,
+            selection=2048,
         ),
     )

@@ -1,6 +1,6 @@
 """Fruits-360 at 64x64 for one large GPU; each part is meant to take minutes there."""
 
-from jaxspec.config import BlockDiffusionConfig, TransformerConfig
+from jaxspec.config import DFlashConfig, TransformerConfig
 from jaxspec.models.tokenizer import PRESETS
 from jaxspec.train.experiment import (
     DataConfig,
@@ -18,21 +18,21 @@ def get_config() -> Experiment:
         data=DataConfig(
             name="fruits360_64",
             credit="Fruits-360, Copyright (c) 2017- Mihai Oltean",
-            licence="CC BY-SA 4.0",
-            caveat="train and test show the same physical fruit from neighbouring "
-            "angles, so held-out figures are optimistic",
+            license="CC BY-SA 4.0",
+            caveat="train and test show the same physical fruit from neighboring "
+            "angles, so held-out figures are optimiztic",
         ),
         tokenizer=PRESETS["small-64"],
         prior=TransformerConfig(
             vocab_size=1024, layers=8, width=256, heads=4, grid=16, classes=67
         ),
-        drafter=BlockDiffusionConfig(
+        drafter=DFlashConfig(
             block_size=8,
             layers=2,
             width=256,
             heads=4,
             ffn_width=768,
-            taps=(1, 4, 7),
+            feature_layers=(1, 4, 7),
             markov_rank=64,
         ),
         train_tokenizer=TrainingConfig(

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from jaxspec.config import BlockDiffusionConfig, TransformerConfig
+from jaxspec.config import DFlashConfig, TransformerConfig
 from jaxspec.models.tokenizer import PRESETS
 from jaxspec.train.experiment import (
     DataConfig,
@@ -20,9 +20,9 @@ def get_config() -> Experiment:
         data=DataConfig(
             name="fruits360_64",
             credit="Fruits-360, Copyright (c) 2017- Mihai Oltean",
-            licence="CC BY-SA 4.0",
-            caveat="train and test show the same physical fruit from neighbouring "
-            "angles, so held-out figures are optimistic",
+            license="CC BY-SA 4.0",
+            caveat="train and test show the same physical fruit from neighboring "
+            "angles, so held-out figures are optimiztic",
         ),
         tokenizer=replace(
             PRESETS["small-64"],
@@ -38,18 +38,18 @@ def get_config() -> Experiment:
             heads=4,
             grid=16,
             classes=67,
-            # Two passes over the data do not need more than the mirrored pictures.
+            # Two passes over the data do not need more than the mirrored images.
             token_dropout=0.0,
             residual_dropout=0.0,
             ffn_dropout=0.0,
         ),
-        drafter=BlockDiffusionConfig(
+        drafter=DFlashConfig(
             block_size=8,
             layers=2,
             width=256,
             heads=4,
             ffn_width=768,
-            taps=(1, 3, 5),
+            feature_layers=(1, 3, 5),
             markov_rank=64,
         ),
         train_tokenizer=TrainingConfig(
@@ -70,7 +70,7 @@ def get_config() -> Experiment:
             ema=0.99,
             evaluate_every=200,
             save_every=200,
-            guidance=3.0,
-            drawn=2048,
+            cfg_scale=3.0,
+            selection=2048,
         ),
     )

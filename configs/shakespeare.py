@@ -1,6 +1,6 @@
 """Bytes of Shakespeare's plays: a small text target, about 15 minutes on two cores."""
 
-from jaxspec.config import BlockDiffusionConfig, TransformerConfig
+from jaxspec.config import DFlashConfig, TransformerConfig
 from jaxspec.train.experiment import (
     DataConfig,
     DrafterTrainingConfig,
@@ -16,7 +16,7 @@ def get_config() -> Experiment:
         data=DataConfig(
             name="text:input.txt",
             credit="tinyshakespeare, from A. Karpathy's char-rnn",
-            licence="public domain (the plays), MIT (the collection)",
+            license="public domain (the plays), MIT (the collection)",
         ),
         tokenizer=None,
         prior=TransformerConfig(
@@ -32,13 +32,13 @@ def get_config() -> Experiment:
             ffn_dropout=0.0,
             condition_dropout=0.0,
         ),
-        drafter=BlockDiffusionConfig(
+        drafter=DFlashConfig(
             block_size=8,
             layers=2,
             width=192,
             heads=4,
             ffn_width=512,
-            taps=(0, 1, 3),
+            feature_layers=(0, 1, 3),
             markov_rank=64,
         ),
         train_tokenizer=None,

@@ -41,7 +41,7 @@ class Bundle:
 
     Attributes:
       name: of the folder.
-      tokenizer: on one device of this process.
+      image_tokenizer: None for a model of text.
       prior: the target.
       drafter: trained for it.
       text_encoder: a folder.
@@ -54,7 +54,7 @@ class Bundle:
     """
 
     name: str
-    tokenizer: Checkpoint | None
+    image_tokenizer: Checkpoint | None
     prior: Checkpoint
     drafter: Checkpoint | None
     text_encoder: Path | None = None
@@ -64,21 +64,21 @@ class Bundle:
     place: Placement = None
 
     @property
-    def pictures(self) -> Checkpoint:
-        """The tokenizer.
+    def tokenizer(self) -> Checkpoint:
+        """The image tokenizer, on one device of this process.
 
         Raises:
           ConfigError: there is none.
         """
-        if self.tokenizer is None:
-            raise ConfigError(f"bundle '{self.name}' makes text, no pictures")
-        return self.tokenizer
+        if self.image_tokenizer is None:
+            raise ConfigError(f"bundle '{self.name}' makes text, no images")
+        return self.image_tokenizer
 
     @property
     def class_names(self) -> list[str]:
         """Names of the prior's classes; decimal numbers where it has none."""
         count = self.prior.config.classes
-        return self.prior.about.get("class_names") or [str(i) for i in range(count)]
+        return self.prior.metadata.get("class_names") or [str(i) for i in range(count)]
 
 
 def embedded_folder() -> Path:
@@ -126,7 +126,7 @@ def load_bundle(
     mesh = check_mesh(mesh) if mesh is not None else None
     place = placement(mesh, rules) if mesh else None
     prior, tokenizer = load_prior(folder / "prior", place), None
-    prior = replace(prior, about={**prior.about, "digest": digest_of(prior)})
+    prior = replace(prior, metadata={**prior.metadata, "digest": digest_of(prior)})
     if prior.config.condition != "none":
         if not (folder / "tokenizer").is_dir():
             raise CheckpointError(
@@ -140,7 +140,7 @@ def load_bundle(
         if drafter.kind not in DRAFTERS:
             raise CheckpointError(f"'{folder / 'drafter'}' holds a {drafter.kind}")
         digest = digest_of(prior)
-        trained_for = drafter.about.get("target_digest", digest)
+        trained_for = drafter.metadata.get("target_digest", digest)
         if (drafter.config.target, trained_for) != (prior.config, digest):
             raise CheckpointError(
                 f"'{folder / 'drafter'}' was trained for another prior than "
@@ -217,7 +217,7 @@ def load_prior(path: Path, sharding: Placement = None) -> Checkpoint:
       CheckpointError: it cannot be read, or was trained for something else.
     """
     prior = load_checkpoint(path, "prior", sharding=sharding)
-    objective = prior.about.get("objective", "next")
+    objective = prior.metadata.get("objective", "next")
     if objective not in ("next", "sorted", "tidar"):
         raise CheckpointError(
             f"'{path}' was trained for {objective!r}: it drafts for another model "

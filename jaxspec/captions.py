@@ -22,7 +22,7 @@ class Captions:
     """Texts and what the prior reads of them.
 
     Attributes:
-      texts: one a picture.
+      texts: one an image.
       features: of all, on the host; see `Caption`.
     """
 
@@ -78,7 +78,7 @@ def _encoded(
             "captions need the package tokenizers: pip install 'jaxspec-decoding[text]'"
         ) from None
     if empty := [i for i, text in enumerate(texts) if not text.strip()]:
-        raise ConfigError(f"prompt {empty[0]} is empty; describe the picture")
+        raise ConfigError(f"prompt {empty[0]} is empty; describe the image")
     for i, text in enumerate(texts):
         if any("\ud800" <= letter <= "\udfff" for letter in text):
             raise ConfigError(f"prompt {i} is no UTF-8 text: {ascii(text)[:80]}")
@@ -108,7 +108,7 @@ def read_captions(
 
     Args:
       folder: a bundle's `text_encoder/`.
-      texts: one a picture; equal ones are encoded once.
+      texts: one an image; equal ones are encoded once.
       batch: texts at a time.
 
     Raises:

@@ -20,7 +20,7 @@ def default_dtype() -> str:
     return "float32" if jax.devices()[0].platform == "cpu" else "bfloat16"
 
 
-def keep_programs(folder: str) -> None:
+def enable_compile_cache(folder: str) -> None:
     """Keeps every program compiled from now on in a folder, and takes them from there.
 
     For this process; JAX's own settings otherwise stay. Entries hold machine code: the

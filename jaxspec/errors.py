@@ -14,7 +14,7 @@ class CheckpointError(JaxspecError):
 
 
 class DataError(JaxspecError):
-    """A data set is missing, or a picture or token array has the wrong form."""
+    """A data set is missing, or an image or token array has the wrong form."""
 
 
 class NonFiniteError(JaxspecError, ArithmeticError):

@@ -12,37 +12,37 @@ from jaxspec.config.checks import whole_number
 from jaxspec.drafters.dynamic_exit import DynamicExit
 from jaxspec.drafters.jacobi import Jacobi
 from jaxspec.drafters.kinds import DRAFTERS
-from jaxspec.drafters.lattice import Lattice
-from jaxspec.drafters.mask_drafter import MaskDrafter
+from jaxspec.drafters.lattice import DiffuSpec
+from jaxspec.drafters.mask_drafter import Deer
 from jaxspec.drafters.ngram import NgramTable
 from jaxspec.drafters.prompt_lookup import PromptLookup
-from jaxspec.drafters.prompt_tokens import PromptTokens
+from jaxspec.drafters.prompt_tokens import PPD
 from jaxspec.drafters.recycling import TokenRecycling
 from jaxspec.drafters.riding_blocks import tidar
-from jaxspec.drafters.small_model import SmallModel, early_exit
+from jaxspec.drafters.small_model import DraftModel, early_exit
 from jaxspec.errors import CheckpointError, ConfigError
 from jaxspec.models.masked_diffusion import MaskedDiffusion
 from jaxspec.models.target import make_target
 from jaxspec.models.transformer import CaptionPadding, Transformer, activation_dtype
 from jaxspec.nn.quantize import quantized
 from jaxspec.spec.draft import Drafter
-from jaxspec.spec.envelopes import Envelope
+from jaxspec.spec.envelopes import DynamicTree
 from jaxspec.spec.tree import Tree
 from jaxspec.typing import Params
 
-# What `find_helper` knows besides a bundle's own drafter and folders.
+# What `load_drafter` knows besides a bundle's own drafter and folders.
 NAMES = "jacobi, recycling, ngrams, prompt-lookup, early-exit-LAYERS"
 
 
 @dataclass(frozen=True)
-class Helper:
+class LoadedDrafter:
     """A drafter, ready for a bundle's prior.
 
     Attributes:
       name: as in reports.
       drafter: static.
       params: bound to the target's.
-      taps: layers of the target that it reads.
+      feature_layers: layers of the target that it reads.
       size: parameters of its own, not counting what it shares with the target.
       trained_seconds: how long its training took, if it was trained.
       prior: the target, where the drafter is part of it.
@@ -51,7 +51,7 @@ class Helper:
     name: str
     drafter: Drafter
     params: Params
-    taps: tuple[int, ...] = ()
+    feature_layers: tuple[int, ...] = ()
     size: int = 0
     trained_seconds: float | None = None
     prior: Checkpoint | None = None
@@ -61,7 +61,7 @@ class Helper:
         """How the target is to read the padding of captions, see `make_target`."""
         return getattr(self.drafter, "caption_padding", "self")
 
-    def check_tree(self, tree: Tree | Envelope) -> None:
+    def check_tree(self, tree: Tree | DynamicTree) -> None:
         """Refuses trees that the drafter cannot fill.
 
         Raises:
@@ -72,7 +72,7 @@ class Helper:
             check(tree)
 
 
-def own_helper(bundle: Bundle) -> Helper:
+def bundled_drafter(bundle: Bundle) -> LoadedDrafter:
     """The drafter that a bundle holds.
 
     Raises:
@@ -86,7 +86,7 @@ def own_helper(bundle: Bundle) -> Helper:
     return _trained(bundle.drafter.kind, bundle.drafter, bundle)
 
 
-def find_helper(name: str, bundle: Bundle) -> Helper:
+def load_drafter(name: str, bundle: Bundle) -> LoadedDrafter:
     """A drafter by name: the bundle's own ("own"), one of `NAMES`, or a folder.
 
     A folder holds a drafter that was trained for the bundle's prior, or any model over
@@ -97,8 +97,8 @@ def find_helper(name: str, bundle: Bundle) -> Helper:
       CheckpointError: the folder cannot be used.
     """
     config = bundle.prior.config
-    if name in ("own", "block-diffusion"):
-        return own_helper(bundle)
+    if name in ("own", "dflash"):
+        return bundled_drafter(bundle)
     simple = {
         "jacobi": lambda: Jacobi(config.vocab_size),
         "recycling": lambda: TokenRecycling(config.vocab_size, 32),
@@ -106,18 +106,18 @@ def find_helper(name: str, bundle: Bundle) -> Helper:
         "prompt-lookup": lambda: PromptLookup(),
     }
     if name in simple:
-        return Helper(name, simple[name](), None)
+        return LoadedDrafter(name, simple[name](), None)
     layers = whole_number(name.removeprefix("early-exit-"))
     if name.startswith("early-exit-") and layers is not None:
         drafter = early_exit(config, layers, guided=config.condition != "none")
-        return Helper(name, drafter, bundle.prior.params)
+        return LoadedDrafter(name, drafter, bundle.prior.params)
     if Path(name).is_dir():
         checkpoint = load_checkpoint(name, sharding=bundle.place)
         if checkpoint.kind == "prior":
             return _model(Path(name).name, checkpoint, bundle)
         if checkpoint.kind not in DRAFTERS:
             raise CheckpointError(f"'{name}' holds a {checkpoint.kind}, no drafter")
-        wanted = checkpoint.about.get("target_digest")
+        wanted = checkpoint.metadata.get("target_digest")
         same = checkpoint.config.target in (config, bundle.trained)
         if not same or wanted not in (None, digest_of(bundle.prior)):
             raise CheckpointError(
@@ -131,9 +131,13 @@ def find_helper(name: str, bundle: Bundle) -> Helper:
     )
 
 
-def _model(name: str, checkpoint: Checkpoint, bundle: Bundle) -> Helper:
+def _model(name: str, checkpoint: Checkpoint, bundle: Bundle) -> LoadedDrafter:
     """A model over the same codes; how it drafts is how it was trained."""
-    config, target, about = checkpoint.config, bundle.prior.config, checkpoint.about
+    config, target, metadata = (
+        checkpoint.config,
+        bundle.prior.config,
+        checkpoint.metadata,
+    )
     for field in ("vocab_size", "condition", "classes", "rope", "sequence_length"):
         mine, theirs = getattr(config, field), getattr(target, field)
         if mine != theirs:
@@ -148,20 +152,20 @@ def _model(name: str, checkpoint: Checkpoint, bundle: Bundle) -> Helper:
     )
     if bundle.int8:
         params = quantized(params)
-    objective, prior = about.get("objective", "next"), None
+    objective, prior = metadata.get("objective", "next"), None
     if objective == "next":
-        drafter = SmallModel(as_target)
+        drafter = DraftModel(as_target)
     elif objective == "sorted":
         drafter = DynamicExit(
             config,
-            (*about["exits"], config.layers),
+            (*metadata["exits"], config.layers),
             verify_cost=target.layers * (target.width / config.width) ** 2,
             guided=config.condition != "none",
         )
     elif objective == "masked":
-        masked = MaskedDiffusion(model, bool(about.get("shifted")))
+        masked = MaskedDiffusion(model, bool(metadata.get("shifted")))
         places = None if config.condition == "none" else config.sequence_length
-        drafter = Lattice(masked, mask, length=places)
+        drafter = DiffuSpec(masked, mask, length=places)
         params = {"model": params, "counts": None}
     elif objective == "tidar":
         prior = prepared(
@@ -171,23 +175,23 @@ def _model(name: str, checkpoint: Checkpoint, bundle: Bundle) -> Helper:
             place=bundle.place,
             int8=bundle.int8,
         )
-        drafter, params = tidar(prior.config, about["block"]), None
+        drafter, params = tidar(prior.config, metadata["block"]), None
     else:
-        drafter = MaskDrafter(as_target, about["block"], mask)
+        drafter = Deer(as_target, metadata["block"], mask)
     size = sum(x.size for x in jax.tree.leaves(checkpoint.params))
-    seconds = about.get("metrics", {}).get("seconds")
-    return Helper(name, drafter, params, (), size, seconds, prior)
+    seconds = metadata.get("metrics", {}).get("seconds")
+    return LoadedDrafter(name, drafter, params, (), size, seconds, prior)
 
 
-def _trained(name: str, checkpoint: Any, bundle: Bundle) -> Helper:
+def _trained(name: str, checkpoint: Any, bundle: Bundle) -> LoadedDrafter:
     drafter = replace(checkpoint.config, target=bundle.prior.config)
     prior = bundle.prior.params
     own = cast_floats(checkpoint.params, activation_dtype(prior))
-    params = drafter.bind(quantized(own) if bundle.int8 else own, prior)
+    params = drafter.with_target_params(quantized(own) if bundle.int8 else own, prior)
     size = sum(x.size for x in jax.tree.leaves(checkpoint.params))
-    seconds = checkpoint.about.get("metrics", {}).get("seconds")
-    if isinstance(drafter, PromptTokens):
+    seconds = checkpoint.metadata.get("metrics", {}).get("seconds")
+    if isinstance(drafter, PPD):
         widened = drafter.target_params(checkpoint.params, prior)
         brought = replace(bundle.prior, config=drafter.widened, params=widened)
-        return Helper(name, drafter.drafter, None, (), size, seconds, brought)
-    return Helper(name, drafter, params, drafter.taps, size, seconds)
+        return LoadedDrafter(name, drafter.drafter, None, (), size, seconds, brought)
+    return LoadedDrafter(name, drafter, params, drafter.feature_layers, size, seconds)

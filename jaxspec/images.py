@@ -1,4 +1,4 @@
-"""Pictures as numbers, as a sheet, and as bytes of a file."""
+"""Images as numbers, as a sheet, and as bytes of a file."""
 
 import io
 import os
@@ -11,23 +11,23 @@ from PIL import Image
 
 from jaxspec.errors import DataError
 
-# Pixels between pictures of a sheet; those of a smaller height are doubled.
+# Pixels between images of a sheet; those of a smaller height are doubled.
 GAP, DOUBLED = 4, 128
 
 
-def to_unit(pictures: np.ndarray) -> np.ndarray:
-    """Maps `uint8` pictures to float32 in [-1, 1]."""
-    return pictures.astype(np.float32) / 127.5 - 1.0
+def to_unit(images: np.ndarray) -> np.ndarray:
+    """Maps `uint8` images to float32 in [-1, 1]."""
+    return images.astype(np.float32) / 127.5 - 1.0
 
 
-def to_bytes(pictures: np.ndarray) -> np.ndarray:
-    """Maps pictures in [-1, 1] to `uint8`, clipping what lies outside."""
-    scaled = (np.asarray(pictures, np.float32) + 1.0) * 127.5
+def to_bytes(images: np.ndarray) -> np.ndarray:
+    """Maps images in [-1, 1] to `uint8`, clipping what lies outside."""
+    scaled = (np.asarray(images, np.float32) + 1.0) * 127.5
     return np.clip(np.round(scaled), 0, 255).astype(np.uint8)
 
 
 def sheet_size(count: int, height: int, width: int) -> tuple[int, int]:
-    """Height and width in pixels of `grid_picture` of so many pictures."""
+    """Height and width in pixels of `grid_image` of so many images."""
     times, columns = 2 if height < DOUBLED else 1, _columns(count)
     rows = -(-count // columns)
     return rows * (times * height + GAP) + GAP, columns * (times * width + GAP) + GAP
@@ -37,23 +37,23 @@ def _columns(count: int) -> int:
     return int(np.ceil(np.sqrt(count)))
 
 
-def grid_picture(pictures: np.ndarray) -> np.ndarray:
+def grid_image(images: np.ndarray) -> np.ndarray:
     """Lays `uint8 [n, H, W, 3]` out on a white grid; small ones are doubled."""
-    sheet = np.full((*sheet_size(*pictures.shape[:3]), 3), 255, np.uint8)
-    if pictures.shape[1] < DOUBLED:
-        pictures = pictures.repeat(2, axis=1).repeat(2, axis=2)
-    columns = _columns(len(pictures))
-    height, width = pictures.shape[1:3]
-    for i, picture in enumerate(pictures):
+    sheet = np.full((*sheet_size(*images.shape[:3]), 3), 255, np.uint8)
+    if images.shape[1] < DOUBLED:
+        images = images.repeat(2, axis=1).repeat(2, axis=2)
+    columns = _columns(len(images))
+    height, width = images.shape[1:3]
+    for i, image in enumerate(images):
         top = GAP + i // columns * (height + GAP)
         left = GAP + i % columns * (width + GAP)
-        sheet[top : top + height, left : left + width] = picture
+        sheet[top : top + height, left : left + width] = image
     return sheet
 
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of picture file.
+    """A kind of image file.
 
     Attributes:
       name: Pillow's.
@@ -77,7 +77,7 @@ def format_of(path: str | os.PathLike, count: int = 1, side: int = 1) -> Format:
 
     Args:
       path: of the file.
-      count: pictures of its sheet.
+      count: images of its sheet.
       side: of each, in pixels.
 
     Raises:
@@ -86,23 +86,23 @@ def format_of(path: str | os.PathLike, count: int = 1, side: int = 1) -> Format:
     suffix = Path(path).suffix.lower()
     if suffix not in FORMATS:
         known = ", ".join(filter(None, FORMATS))
-        raise DataError(f"cannot write '{path}' as a {suffix} picture; use {known}")
+        raise DataError(f"cannot write '{path}' as a {suffix} image; use {known}")
     found = FORMATS[suffix]
     if (longest := max(sheet_size(count, side, side))) > found.longest:
         raise DataError(
-            f"cannot write '{path}': a sheet of {count} pictures is {longest} pixels "
+            f"cannot write '{path}': a sheet of {count} images is {longest} pixels "
             f"long, {found.name} has at most {found.longest}; use .png"
         )
     return found
 
 
-def picture_bytes(picture: np.ndarray, form: Format) -> bytes:
+def image_bytes(image: np.ndarray, form: Format) -> bytes:
     """Encodes `uint8 [H, W, 3]`: PNG and WebP as it is, JPEG nearly so."""
     out = io.BytesIO()
-    Image.fromarray(picture).save(out, form.name, **form.options)
+    Image.fromarray(image).save(out, form.name, **form.options)
     return out.getvalue()
 
 
-def png_bytes(picture: np.ndarray) -> bytes:
+def png_bytes(image: np.ndarray) -> bytes:
     """Encodes `uint8 [H, W, 3]` as PNG."""
-    return picture_bytes(picture, PNG)
+    return image_bytes(image, PNG)

@@ -29,7 +29,7 @@ def load(
     Returns:
       A `Transformer`, `MaskedDiffusion`, `Tokenizer`, `TextEncoder`, `Classifier` or a
       drafter, all of them static and hashable; and its parameters. A drafter's are its
-      own: see its `bind`.
+      own: see its `with_target_params`.
 
     Raises:
       CheckpointError: missing, damaged, or not of the shapes it says.
@@ -39,11 +39,11 @@ def load(
     if not (folder / "config.json").is_file() and (folder / "prior").is_dir():
         folder = folder / "prior"
     found = load_checkpoint(folder, sharding=sharding, dtype=dtype)
-    config, about = found.config, found.about
+    config, metadata = found.config, found.metadata
     if found.kind == "prior":
         model = Transformer(config)
-        if about.get("objective") == "masked":
-            model = MaskedDiffusion(model, bool(about.get("shifted")))
+        if metadata.get("objective") == "masked":
+            model = MaskedDiffusion(model, bool(metadata.get("shifted")))
         return model, found.params
     makers = {
         "tokenizer": Tokenizer,
@@ -51,6 +51,6 @@ def load(
         "classifier": Classifier,
     }
     make = makers.get(found.kind, lambda drafter: drafter)
-    if found.kind not in makers and not hasattr(config, "bind"):
+    if found.kind not in makers and not hasattr(config, "with_target_params"):
         raise CheckpointError(f"'{folder}' holds a {found.kind}, which is no model")
     return make(config), found.params

@@ -1,4 +1,4 @@
-"""From a bundle and settings to pictures: compile, run in batches, time, compare."""
+"""From a bundle and settings to images: compile, run in batches, time, compare."""
 
 import time
 from collections.abc import Callable
@@ -13,21 +13,21 @@ from jaxspec.bundle import Bundle
 from jaxspec.captions import Captions
 from jaxspec.config import TransformerConfig
 from jaxspec.errors import ConfigError, NonFiniteError
-from jaxspec.helpers import Helper, own_helper
+from jaxspec.helpers import LoadedDrafter, bundled_drafter
 from jaxspec.images import to_bytes
 from jaxspec.models.target import make_target
 from jaxspec.models.tokenizer import Tokenizer
 from jaxspec.models.transformer import Transformer, activation_dtype
-from jaxspec.rules import rule_params
+from jaxspec.rules import verifier_params
 from jaxspec.sharding import over_rows
-from jaxspec.spec.envelopes import Envelope
+from jaxspec.spec.envelopes import DynamicTree
 from jaxspec.spec.loop import generate
-from jaxspec.spec.noise import check_seed, row_keys
+from jaxspec.spec.noise import batch_keys, check_seed
 from jaxspec.spec.numbers import whole
 from jaxspec.spec.sampling import Sampling, active_steps, make_sampling
 from jaxspec.spec.state import Engine
 from jaxspec.spec.tree import Tree
-from jaxspec.spec.verify import Coupled, Rule
+from jaxspec.spec.verify import Coupled, Verifier
 from jaxspec.timing import Timing
 from jaxspec.typing import PyTree
 
@@ -39,19 +39,19 @@ class Settings:
     """What to draw and how.
 
     Attributes:
-      classes: class id of each picture; of text, what tells its sequences apart.
+      classes: class id of each image; of text, what tells its sequences apart.
       texts: what each sequence goes on from, as bytes, for a model of text.
-      captions: what each picture shows, for a prior that reads captions.
+      captions: what each image shows, for a prior that reads captions.
       length: tokens of each sequence; None: as many as the model makes.
-      seed: picture `i` uses key `fold_in(key(seed), i)`.
+      seed: image `i` uses key `fold_in(key(seed), i)`.
       temperature: 0 is greedy.
       top_k: 0 keeps all codes.
       top_p: 1 keeps all codes.
-      guidance: classifier-free guidance scale; 1 runs no unconditional stream.
-      guidance_interval: see `spec.sampling.make_sampling`.
-      batch: most pictures side by side.
+      cfg_scale: classifier-free guidance scale; 1 runs no unconditional stream.
+      cfg_interval: see `spec.sampling.make_sampling`.
+      batch: most images side by side.
       rule: verification rule.
-      phases: see `Engine`.
+      cache_stages: see `Engine`.
       attention: how the prior attends over its cache, see `Transformer`.
     """
 
@@ -60,20 +60,20 @@ class Settings:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
-    guidance: float = 2.0
-    guidance_interval: int = -1
+    cfg_scale: float = 2.0
+    cfg_interval: int = -1
     batch: int = 8
-    rule: Rule = Coupled()
+    verifier: Verifier = Coupled()
     texts: tuple[bytes, ...] = ()
     captions: Captions | None = None
     length: int | None = None
-    phases: int = 1
+    cache_stages: int = 1
     attention: str = "xla"
 
     def __post_init__(self):
         if not self.classes:
-            raise ConfigError("there is no picture to draw; ask for at least one")
-        positive = {"phases": self.phases, "batch": self.batch}
+            raise ConfigError("there is no image to draw; ask for at least one")
+        positive = {"cache_stages": self.cache_stages, "batch": self.batch}
         positive |= {} if self.length is None else {"length": self.length}
         for name, value in positive.items():
             whole(name, value)
@@ -82,11 +82,11 @@ class Settings:
         if self.texts and (len(self.texts) != len(self.classes) or not all(self.texts)):
             raise ConfigError("each sequence needs a text of at least one byte")
         if self.captions and len(self.captions.texts) != len(self.classes):
-            raise ConfigError("each picture needs a caption")
+            raise ConfigError("each image needs a caption")
         self.sampling(1)
 
     def prompts(self) -> PyTree:
-        """Of all pictures: what the model is told of each, on the host.
+        """Of all images: what the model is told of each, on the host.
 
         Classes int32 [n], a `Caption`, or texts int32 [n, P] with -1 behind shorter
         ones.
@@ -109,8 +109,8 @@ class Settings:
             temperature=self.temperature,
             top_k=self.top_k,
             top_p=self.top_p,
-            guidance=self.guidance,
-            guidance_interval=self.guidance_interval,
+            cfg_scale=self.cfg_scale,
+            cfg_interval=self.cfg_interval,
         )
 
 
@@ -121,15 +121,15 @@ def spread_classes(classes: int, count: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Run:
-    """One way of drawing all pictures.
+    """One way of drawing all images.
 
     Attributes:
       tokens: int32 [n, T].
-      calls: int [n], target calls of each picture, its prefill included.
+      calls: int [n], target calls of each image, its prefill included.
       accepted: int [n, A], rounds by accepted tokens.
       hits: int [n, A - 1, W], accepted tokens by depth and rank.
       proposed: int [n], drafted tokens that were verified.
-      rescored: near-ties that were decided again, in all pictures.
+      rescored: near-ties that were decided again, in all images.
       timing: wall-clock time of all batches, compilation excluded.
       compile_seconds: time of tracing and compiling.
     """
@@ -157,8 +157,8 @@ class Run:
 def make_engine(
     bundle: Bundle,
     settings: Settings,
-    tree: Tree | Envelope,
-    helper: Helper | None = None,
+    tree: Tree | DynamicTree,
+    loaded: LoadedDrafter | None = None,
 ) -> Engine:
     """The engine that draws with `tree`; its root alone decodes plainly.
 
@@ -166,12 +166,12 @@ def make_engine(
       bundle: models.
       settings: what to draw.
       tree: shape of the drafts.
-      helper: who drafts; by default the bundle's own drafter.
+      loaded: who drafts; by default the bundle's own drafter.
 
     Raises:
       ConfigError: the tree does not suit the drafter, or there is no drafter.
     """
-    bundle = bundle_for(bundle, helper)
+    bundle = bundle_for(bundle, loaded)
     model = Transformer(bundle.prior.config, settings.attention)
     room = _room(model.config, settings)
     wrong = [c for c in settings.classes if not 0 <= c < model.config.classes]
@@ -182,31 +182,32 @@ def make_engine(
     # Passes in bfloat16 differ by too much for near-ties to be rare.
     exact = activation_dtype(bundle.prior.params) == jnp.float32
     if tree.size > 1:
-        helper = helper or own_helper(bundle)
-        helper.check_tree(tree)
+        loaded = loaded or bundled_drafter(bundle)
+        loaded.check_tree(tree)
     else:
-        helper = None
+        loaded = None
     reads = {}
-    if helper:
-        reads = {"taps": helper.taps, "caption_padding": helper.caption_padding}
+    if loaded:
+        reads = {
+            "feature_layers": loaded.feature_layers,
+            "caption_padding": loaded.caption_padding,
+        }
     return Engine(
-        target=make_target(model, guided=settings.guidance != 1.0, **reads),
-        max_tokens=room if settings.length is None else min(room, settings.length),
-        drafter=helper.drafter if helper else None,
+        target=make_target(model, guided=settings.cfg_scale != 1.0, **reads),
+        max_new_tokens=room if settings.length is None else min(room, settings.length),
+        drafter=loaded.drafter if loaded else None,
         tree=tree,
-        rule=rule_in_use(settings, tree),
+        verifier=verifier_in_use(settings, tree),
         order=active_steps(settings.sampling(1)),
         tie_margin=Engine.tie_margin if exact else 0.0,
-        phases=settings.phases,
+        cache_stages=settings.cache_stages,
     )
 
 
 def _room(config: TransformerConfig, settings: Settings) -> int:
     """Tokens that the model can make."""
     if (config.condition == "none") != bool(settings.texts):
-        raise ConfigError(
-            "a model of text goes on from texts; one of pictures does not"
-        )
+        raise ConfigError("a model of text goes on from texts; one of images does not")
     if (config.condition == "caption") != bool(settings.captions):
         wants = {"class": "classes", "caption": "captions: --prompt"}
         raise ConfigError(f"this prior draws from {wants[config.condition]}")
@@ -217,7 +218,7 @@ def _room(config: TransformerConfig, settings: Settings) -> int:
 
 
 def batches_of(bundle: Bundle, settings: Settings) -> tuple[int, int]:
-    """How many batches `draw` makes, and the rows of each: few, and even."""
+    """How many batches `sample_outcome` makes, and the rows of each: few, and even."""
     groups = bundle.mesh.shape["data"] if bundle.mesh else 1
     count, most = len(settings.classes), settings.batch + -settings.batch % groups
     batches = -(-count // most)
@@ -225,60 +226,60 @@ def batches_of(bundle: Bundle, settings: Settings) -> tuple[int, int]:
     return batches, rows + -rows % groups
 
 
-def bundle_for(bundle: Bundle, helper: Helper | None) -> Bundle:
+def bundle_for(bundle: Bundle, loaded: LoadedDrafter | None) -> Bundle:
     """The bundle with the prior that a drafter brings, if it brings one."""
-    if helper is None or helper.prior is None:
+    if loaded is None or loaded.prior is None:
         return bundle
-    return replace(bundle, prior=helper.prior)
+    return replace(bundle, prior=loaded.prior)
 
 
-def rule_in_use(settings: Settings, tree: Tree | Envelope) -> Rule:
+def verifier_in_use(settings: Settings, tree: Tree | DynamicTree) -> Verifier:
     """The rule of `settings`, where there is anything to judge."""
-    return settings.rule if tree.size > 1 else Coupled()
+    return settings.verifier if tree.size > 1 else Coupled()
 
 
 def draw(
     bundle: Bundle,
     settings: Settings,
-    tree: Tree | Envelope,
+    tree: Tree | DynamicTree,
     *,
-    helper: Helper | None = None,
+    loaded: LoadedDrafter | None = None,
     repeats: int = 1,
     warm_up: bool = False,
     progress: Progress = lambda count: None,
 ) -> Run:
-    """Draws all pictures' codes; `tree` of one node is plain decoding.
+    """Draws all images' codes; `tree` of one node is plain decoding.
 
     Args:
       bundle: models.
       settings: what to draw.
       tree: shape of the drafts.
-      helper: who drafts; by default the bundle's own drafter. One that needs another
+      loaded: who drafts; by default the bundle's own drafter. One that needs another
         prior brings it, also to plain decoding.
       repeats: timed runs; `seconds` is their median.
       warm_up: run once before the timed runs.
-      progress: called with the number of pictures done.
+      progress: called with the number of images done.
 
     Raises:
       ConfigError: settings, tree and models do not go together.
       NonFiniteError: the model gave NaN.
     """
-    if helper is None and tree.size > 1:
-        helper = own_helper(bundle)
-    bundle = bundle_for(bundle, helper)
-    engine = make_engine(bundle, settings, tree, helper)
+    if loaded is None and tree.size > 1:
+        loaded = bundled_drafter(bundle)
+    bundle = bundle_for(bundle, loaded)
+    engine = make_engine(bundle, settings, tree, loaded)
     count = len(settings.classes)
     batches, rows = batches_of(bundle, settings)
     order = np.resize(np.arange(count), (batches, rows))
     prompts = settings.prompts()
     padded = [jax.tree.map(lambda x: x[some], prompts) for some in order]  # noqa: B023
-    keys = row_keys(settings.seed, rows * batches).reshape(batches, rows)
+    keys = batch_keys(settings.seed, rows * batches).reshape(batches, rows)
     sampling = settings.sampling(rows)
     params = bundle.prior.params
-    drafter_params = helper.params if helper and engine.drafter else None
+    drafter_params = loaded.params if loaded and engine.drafter else None
 
     began = time.perf_counter()
-    for_rule = rule_params(engine.rule, bundle)
+    for_rule = verifier_params(engine.verifier, bundle)
 
     all_rows = partial(generate, engine)
     if bundle.mesh:
@@ -286,7 +287,7 @@ def draw(
 
     def draw_rows(params, drafter_params, for_rule, classes, sampling, keys):
         return all_rows(
-            params, drafter_params, classes, sampling, keys, rule_params=for_rule
+            params, drafter_params, classes, sampling, keys, verifier_params=for_rule
         )
 
     arguments = (params, drafter_params, for_rule, padded[0], sampling, keys[0])
@@ -328,16 +329,16 @@ def _decoder(tokenizer: Tokenizer):
     return jax.jit(tokenizer.decode)
 
 
-def decode_pictures(
+def decode_images(
     bundle: Bundle, tokens: np.ndarray, batch: int | None = None
 ) -> np.ndarray:
-    """Codes `[n, T]` to pictures `uint8 [n, H, W, 3]`.
+    """Codes `[n, T]` to images `uint8 [n, H, W, 3]`.
 
     In groups of `batch`, the last one filled up: one shape is compiled. By default 16,
     or all if there are fewer.
     """
-    decode = _decoder(Tokenizer(bundle.pictures.config))
-    params = bundle.pictures.params
+    decode = _decoder(Tokenizer(bundle.tokenizer.config))
+    params = bundle.tokenizer.params
     batch = min(16, len(tokens)) if batch is None else batch
     padded = np.resize(tokens, (-(-len(tokens) // batch) * batch, tokens.shape[1]))
     parts = [

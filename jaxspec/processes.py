@@ -59,7 +59,7 @@ def join(coordinator: str, count: int, index: int) -> None:
         ) from None
 
 
-def supervise() -> None:
+def run_supervised() -> None:
     """Goes on in a child process, over whose end the parent watches.
 
     The communication library ends a process that has lost another one, wherever it is,
@@ -150,7 +150,7 @@ def _gathered(x: np.ndarray) -> np.ndarray:
     return np.asarray(process_allgather(np.asarray(x)))
 
 
-def check_alike(settings: Any) -> None:
+def check_same_arguments(settings: Any) -> None:
     """Refuses processes that were asked for different things.
 
     Raises:

@@ -9,11 +9,11 @@ import numpy as np
 from jaxspec import __version__
 from jaxspec.bundle import Bundle
 from jaxspec.device import device_name
-from jaxspec.helpers import Helper, own_helper
+from jaxspec.helpers import LoadedDrafter, bundled_drafter
 from jaxspec.models.transformer import activation_dtype
-from jaxspec.pipeline import Run, Settings, rule_in_use
-from jaxspec.rules import rule_words
-from jaxspec.spec.envelopes import Envelope
+from jaxspec.pipeline import Run, Settings, verifier_in_use
+from jaxspec.rules import verifier_spec
+from jaxspec.spec.envelopes import DynamicTree
 from jaxspec.spec.tree import Tree
 from jaxspec.timing import ratio_fields, shown
 
@@ -21,22 +21,22 @@ from jaxspec.timing import ratio_fields, shown
 def generation_report(
     bundle: Bundle,
     settings: Settings,
-    tree: Tree | Envelope,
+    tree: Tree | DynamicTree,
     fast: Run,
     plain: Run,
-    helper: Helper | None = None,
+    loaded: LoadedDrafter | None = None,
 ) -> dict[str, Any]:
     """The numbers of one comparison, ready for JSON.
 
-    `target_calls` counts, for every picture, its prefill and each round until its last
+    `target_calls` counts, for every image, its prefill and each round until its last
     token; `seconds` leave compilation out.
     """
     same = np.array_equal(fast.tokens, plain.tokens)
     dtype = activation_dtype(bundle.prior.params)
     speculative = tree.size > 1
-    rule = rule_in_use(settings, tree)
+    verifier = verifier_in_use(settings, tree)
     return {
-        "pictures": len(settings.classes),
+        "images": len(settings.classes),
         "tokens": int(fast.tokens.size),
         "target_calls": int(fast.calls.sum()),
         "tokens_per_call": fast.tokens_per_call,
@@ -50,11 +50,11 @@ def generation_report(
         "different_tokens": int((fast.tokens != plain.tokens).sum()),
         "near_ties_decided_again": fast.rescored,
         "checkpoint": bundle.name,
-        "drafter": (helper or own_helper(bundle)).name if speculative else "none",
+        "drafter": (loaded or bundled_drafter(bundle)).name if speculative else "none",
         "tree": {"nodes": tree.size, "depth": tree.depth},
-        "rule": rule_words(rule),
-        "lossless": rule.lossless,
-        "promises_identity": rule.lossless and rule.settles,
+        "verifier": verifier_spec(verifier),
+        "lossless": verifier.lossless,
+        "promises_identity": verifier.lossless and verifier.token_exact,
         "proposed_tokens": int(fast.proposed.sum()),
         "accepted_tokens": int(fast.hits.sum()),
         "accepted_histogram": fast.accepted.sum(0).tolist(),
@@ -67,8 +67,8 @@ def generation_report(
         "temperature": settings.temperature,
         "top_k": settings.top_k,
         "top_p": settings.top_p,
-        "cfg_scale": settings.guidance,
-        "cfg_interval": settings.guidance_interval,
+        "cfg_scale": settings.cfg_scale,
+        "cfg_interval": settings.cfg_interval,
         "batch": settings.batch,
         "dtype": str(dtype),
         "int8": bundle.int8,
@@ -79,12 +79,12 @@ def generation_report(
 
 def generation_table(report: dict[str, Any]) -> str:
     """A short table of a report."""
-    per_picture = report["tokens"] // report["pictures"]
+    per_image = report["tokens"] // report["images"]
     kind = "lossless" if report["lossless"] else "LOSSY"
     lines = [
         f"device      {report['device']}, {report['dtype']}",
-        f"checkpoint  {report['checkpoint']}, {report['pictures']} pictures of "
-        f"{per_picture} tokens, {report['batch']} at a time, "
+        f"checkpoint  {report['checkpoint']}, {report['images']} images of "
+        f"{per_image} tokens, {report['batch']} at a time, "
         f"temperature {report['temperature']:g}, cfg {report['cfg_scale']:g}",
     ]
     speculative = report["drafter"] != "none"
@@ -92,7 +92,7 @@ def generation_table(report: dict[str, Any]) -> str:
         tree = report["tree"]
         lines.append(
             f"drafter     {report['drafter']}, tree of {tree['nodes']} nodes and depth "
-            f"{tree['depth']}, rule {report['rule']} ({kind})"
+            f"{tree['depth']}, rule {report['verifier']} ({kind})"
         )
     header = f"{'':12}{'tokens':>8}{'target calls':>14}{'tokens/call':>13}"
     lines += ["", f"{header}{'seconds':>9}{'compile':>9}"]

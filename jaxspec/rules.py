@@ -7,11 +7,11 @@ from typing import Any
 from jaxspec.bundle import Bundle
 from jaxspec.errors import ConfigError
 from jaxspec.spec import verify
-from jaxspec.spec.neighbours import neighbour_table
-from jaxspec.spec.verify import Rule
+from jaxspec.spec.neighbors import neighbor_table
+from jaxspec.spec.verify import Verifier
 
 # Judge is missing: its head is a function, which no command line can give.
-RULES = {
+VERIFIERS = {
     "coupled": verify.Coupled,
     "rejection": verify.Rejection,
     "block": verify.Block,
@@ -25,18 +25,18 @@ RULES = {
 }
 
 
-def find_rule(text: str) -> Rule:
+def parse_verifier(text: str) -> Verifier:
     """A rule by name, with settings: `lantern:k=10,lam=2`.
 
     Raises:
       ConfigError: no such rule or setting, or an impossible value.
     """
     name, _, settings = text.partition(":")
-    if name not in RULES:
-        raise ConfigError(f"unknown rule {name!r}; choose {', '.join(RULES)}")
-    rule = RULES[name]
-    known = typing.get_type_hints(rule)
-    known = {f.name: known[f.name] for f in dataclasses.fields(rule)}
+    if name not in VERIFIERS:
+        raise ConfigError(f"unknown rule {name!r}; choose {', '.join(VERIFIERS)}")
+    verifier = VERIFIERS[name]
+    known = typing.get_type_hints(verifier)
+    known = {f.name: known[f.name] for f in dataclasses.fields(verifier)}
     values: dict[str, Any] = {}
     for setting in filter(None, settings.split(",")):
         key, equals, value = setting.partition("=")
@@ -45,11 +45,11 @@ def find_rule(text: str) -> Rule:
             raise ConfigError(f"{name} has no setting {setting!r}; it takes {offer}")
         values[key] = _read(name, key, value, known[key])
     try:
-        return rule(**values)
+        return verifier(**values)
     except TypeError:
         needs = [
             f.name
-            for f in dataclasses.fields(rule)
+            for f in dataclasses.fields(verifier)
             if f.default is dataclasses.MISSING and f.name not in values
         ]
         offer = ",".join(f"{k}=..." for k in needs)
@@ -69,27 +69,31 @@ def _read(name: str, key: str, value: str, kind: Any) -> Any:
     return value
 
 
-def rule_words(rule: Rule) -> str:
-    """The rule with its settings, as `find_rule` reads it."""
-    name = next((k for k, v in RULES.items() if type(rule) is v), type(rule).__name__)
+def verifier_spec(verifier: Verifier) -> str:
+    """The rule with its settings, as `parse_verifier` reads it."""
+    name = next(
+        (k for k, v in VERIFIERS.items() if type(verifier) is v),
+        type(verifier).__name__,
+    )
     words = [
-        f"{f.name}={getattr(rule, f.name)}"
-        for f in dataclasses.fields(typing.cast(Any, rule))
-        if getattr(rule, f.name) != f.default and getattr(rule, f.name) is not None
+        f"{f.name}={getattr(verifier, f.name)}"
+        for f in dataclasses.fields(typing.cast(Any, verifier))
+        if getattr(verifier, f.name) != f.default
+        and getattr(verifier, f.name) is not None
     ]
     return f"{name}:{','.join(words)}" if words else name
 
 
-def rule_params(rule: Rule, bundle: Bundle) -> dict[str, Any] | None:
-    """The arrays that a rule needs: neighbours of codes, or their embeddings.
+def verifier_params(verifier: Verifier, bundle: Bundle) -> dict[str, Any] | None:
+    """The arrays that a rule needs: neighbors of codes, or their embeddings.
 
-    The neighbour table is the tokenizer's own where it is wide enough, else built anew.
+    The neighbor table is the tokenizer's own where it is wide enough, else built anew.
     """
-    if isinstance(rule, (verify.Lantern, verify.CoupledRelaxed)):
-        table = bundle.pictures.neighbours
-        if table is None or table.most < rule.k:
-            table = neighbour_table(bundle.pictures.params["codebook"], rule.k)
-        return {"neighbours": table}
-    if isinstance(rule, verify.Grouped):
+    if isinstance(verifier, (verify.Lantern, verify.CoupledRelaxed)):
+        table = bundle.tokenizer.neighbors
+        if table is None or table.most < verifier.k:
+            table = neighbor_table(bundle.tokenizer.params["codebook"], verifier.k)
+        return {"neighbors": table}
+    if isinstance(verifier, verify.Grouped):
         return {"embedding": bundle.prior.params["embedding"]["embedding"]}
     return None

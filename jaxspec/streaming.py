@@ -11,13 +11,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxspec.bundle import Bundle
 from jaxspec.errors import ConfigError, NonFiniteError
-from jaxspec.helpers import Helper, own_helper
+from jaxspec.helpers import LoadedDrafter, bundled_drafter
 from jaxspec.pipeline import Settings, bundle_for, make_engine
-from jaxspec.rules import rule_params
+from jaxspec.rules import verifier_params
 from jaxspec.sharding import over_rows
-from jaxspec.spec.envelopes import Envelope
-from jaxspec.spec.noise import row_keys
-from jaxspec.spec.state import Engine, make_limits
+from jaxspec.spec.envelopes import DynamicTree
+from jaxspec.spec.noise import batch_keys
+from jaxspec.spec.state import Engine, StoppingCriteria
 from jaxspec.spec.stream import Jobs, begin_stream, run_stream
 from jaxspec.spec.tree import Tree
 from jaxspec.typing import PyTree
@@ -57,11 +57,11 @@ class Segment:
 def stream(
     bundle: Bundle,
     settings: Settings,
-    tree: Tree | Envelope,
+    tree: Tree | DynamicTree,
     numbers: Sequence[int],
     prompts: Prompts,
     *,
-    helper: Helper | None = None,
+    loaded: LoadedDrafter | None = None,
     rows: int = 8,
     queue: int | None = None,
     wait: int = 1,
@@ -78,7 +78,7 @@ def stream(
       tree: shape of the drafts.
       numbers: the jobs.
       prompts: what jobs are told.
-      helper: who drafts; by default the bundle's own drafter.
+      loaded: who drafts; by default the bundle's own drafter.
       rows: sequences side by side, on all devices together.
       queue: jobs handed to the program in one call; by default twice the rows.
       wait: see `spec.stream.run_stream`; more may pay where prompts are long.
@@ -90,9 +90,9 @@ def stream(
       ConfigError: settings, tree and models do not go together, or rows do not divide.
       NonFiniteError: the model gave NaN.
     """
-    if helper is None and tree.size > 1:
-        helper = own_helper(bundle)
-    bundle = bundle_for(bundle, helper)
+    if loaded is None and tree.size > 1:
+        loaded = bundled_drafter(bundle)
+    bundle = bundle_for(bundle, loaded)
     mesh, groups = bundle.mesh, 1
     if mesh is not None:
         groups = mesh.shape["data"]
@@ -103,11 +103,11 @@ def stream(
             )
     if not numbers:
         return
-    engine = make_engine(bundle, settings, tree, helper)
+    engine = make_engine(bundle, settings, tree, loaded)
     size = -(-(queue or 2 * rows) // groups) * groups
     begin, run = _programs(engine, settings, mesh, wait)
-    shared = bundle.prior.params, helper.params if helper and engine.drafter else None
-    for_rule = rule_params(engine.rule, bundle)
+    shared = bundle.prior.params, loaded.params if loaded and engine.drafter else None
+    for_rule = verifier_params(engine.verifier, bundle)
     state, running = None, None
     for start in range(0, len(numbers), size):
         some = list(numbers[start : start + size])
@@ -132,14 +132,14 @@ def _programs(engine: Engine, settings: Settings, mesh: Mesh | None, wait: int):
             number,
             prompt,
             settings.sampling(rows),
-            row_keys(settings.seed, jnp.maximum(number, 0)),
-            make_limits(rows, engine.max_tokens),
+            batch_keys(settings.seed, jnp.maximum(number, 0)),
+            StoppingCriteria.create(rows, engine.max_new_tokens),
         )
 
     def begin(params, drafter_params, number, prompt):
         return begin_stream(engine, params, drafter_params, jobs(number, prompt))
 
-    def run(params, drafter_params, rule_params, stream, number, prompt, drain):
+    def run(params, drafter_params, verifier_params, stream, number, prompt, drain):
         return run_stream(
             engine,
             params,
@@ -147,7 +147,7 @@ def _programs(engine: Engine, settings: Settings, mesh: Mesh | None, wait: int):
             stream,
             jobs(number, prompt),
             drain,
-            rule_params,
+            verifier_params,
             wait=wait,
         )
 

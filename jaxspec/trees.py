@@ -6,12 +6,12 @@ from typing import Any
 import jax
 
 from jaxspec.errors import ConfigError
-from jaxspec.spec.envelopes import Beam, BestFirst, Envelope, StochasticBeam
+from jaxspec.spec.envelopes import Beam, BestFirst, DynamicTree, StochasticBeam
 from jaxspec.spec.named_trees import named_tree
 from jaxspec.spec.tree import Tree
 
 # Chance that the accepted child has rank 0, 1, ..., given that its parent was accepted:
-# embedded model, cfg 2, temperature 1, 64 pictures, tree naive_extend_57, depths 1 to 3
+# embedded model, cfg 2, temperature 1, 64 images, tree naive_extend_57, depths 1 to 3
 # (`hits` of `jaxspec bench generate`). It hardly depends on the depth.
 ACCEPTANCE = ((0.60, 0.17, 0.075, 0.043, 0.032),)
 MAX_DEPTH = 8
@@ -21,7 +21,7 @@ _DEFAULTS = {"cpu": "optimal-5"}
 _ACCELERATOR = "optimal-58"
 
 
-def find_tree(name: str, max_depth: int = MAX_DEPTH) -> Tree | Envelope:
+def parse_tree(name: str, max_depth: int = MAX_DEPTH) -> Tree | DynamicTree:
     """A tree by the names of `named_tree`, or one of these.
 
     `optimal-NODES` is the best static tree for the embedded model; `beam-NODES`,
@@ -50,28 +50,28 @@ def find_tree(name: str, max_depth: int = MAX_DEPTH) -> Tree | Envelope:
 
 
 def default_batch() -> int:
-    """Pictures side by side; a CPU has no idle arithmetic to verify more with."""
+    """Images side by side; a CPU has no idle arithmetic to verify more with."""
     return 1 if jax.devices()[0].platform == "cpu" else 8
 
 
 def default_tree(
     platform: str | None = None, max_depth: int = MAX_DEPTH
-) -> Tree | Envelope:
+) -> Tree | DynamicTree:
     """The tree that `jaxspec generate` uses when none is named."""
     platform = platform or jax.devices()[0].platform
-    return find_tree(_DEFAULTS.get(platform, _ACCELERATOR), max_depth)
+    return parse_tree(_DEFAULTS.get(platform, _ACCELERATOR), max_depth)
 
 
 def deepest(drafter: Any) -> int:
     """How deep trees by name should be for a drafter: `MAX_DEPTH`, or its reach."""
-    return min(MAX_DEPTH, getattr(drafter, "reach", MAX_DEPTH))
+    return min(MAX_DEPTH, getattr(drafter, "max_depth", MAX_DEPTH))
 
 
-def tree_for(drafter: Any, name: str | None = None) -> Tree | Envelope:
+def tree_for(drafter: Any, name: str | None = None) -> Tree | DynamicTree:
     """A drafter's tree by name, no deeper than it reaches, or the device's default.
 
     Raises:
       ConfigError: no such tree.
     """
     depth = deepest(drafter)
-    return find_tree(name, depth) if name else default_tree(max_depth=depth)
+    return parse_tree(name, depth) if name else default_tree(max_depth=depth)

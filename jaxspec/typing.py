@@ -27,7 +27,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 Params = PyTree
 Tokens = Int[Array, "B T"]
 Logits = Float[Array, "B T V"]
-RowKeys = Key[Array, "B"]
+BatchKeys = Key[Array, "B"]
 Mask = Bool[Array, "R T S"]
 
 __all__ = [
@@ -40,6 +40,6 @@ __all__ = [
     "Mask",
     "Params",
     "PyTree",
-    "RowKeys",
+    "BatchKeys",
     "Tokens",
 ]

@@ -13,8 +13,8 @@ import numpy as np
 
 from jaxspec.bundle import cast_floats
 from jaxspec.config import (
-    BlockDiffusionConfig,
-    PromptTokensConfig,
+    DFlashConfig,
+    PPDConfig,
     TextEncoderConfig,
     TokenizerConfig,
 )
@@ -25,10 +25,10 @@ from jaxspec.drafters.adaptive import (
     EntropyCutoff,
     LengthController,
 )
-from jaxspec.drafters.block_diffusion import BlockDiffusion
+from jaxspec.drafters.block_diffusion import DFlash
 from jaxspec.drafters.prompt_lookup import PromptLookup
-from jaxspec.drafters.prompt_tokens import PromptTokens
-from jaxspec.drafters.stop_head import StopHead
+from jaxspec.drafters.prompt_tokens import PPD
+from jaxspec.drafters.stop_head import AcceptanceHead
 from jaxspec.models.classifier import Classifier, ClassifierConfig
 from jaxspec.models.masked_diffusion import MaskedDiffusion
 from jaxspec.models.t5 import TextEncoder
@@ -36,15 +36,15 @@ from jaxspec.models.target import make_target
 from jaxspec.models.tokenizer import Tokenizer
 from jaxspec.models.transformer import Caption, TokenPrompt, Transformer
 from jaxspec.nn.quantize import quantized
-from jaxspec.rules import find_rule
+from jaxspec.rules import parse_verifier
 from jaxspec.spec.acceptance import optimal_acceptance
 from jaxspec.spec.envelopes import BestFirst, StochasticBeam
 from jaxspec.spec.loop import generate
 from jaxspec.spec.named_trees import named_tree
-from jaxspec.spec.neighbours import neighbour_table
-from jaxspec.spec.noise import row_keys
+from jaxspec.spec.neighbors import neighbor_table
+from jaxspec.spec.noise import batch_keys
 from jaxspec.spec.sampling import make_sampling
-from jaxspec.spec.state import Engine, make_limits
+from jaxspec.spec.state import Engine, StoppingCriteria
 from jaxspec.spec.stream import Jobs, begin_stream, run_stream
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify import Judge
@@ -81,9 +81,9 @@ def program(name, function, *given):
 
 # The toy target, with filters, guidance, and rows that end early.
 def settings(rows=ROWS):
-    temperature, guidance = [1.0, 0.0, 0.7][:rows], [2.0, 0.5, 1.0][:rows]
+    temperature, cfg_scale = [1.0, 0.0, 0.7][:rows], [2.0, 0.5, 1.0][:rows]
     return make_sampling(
-        rows, temperature=temperature, guidance=guidance, top_k=4, top_p=0.9
+        rows, temperature=temperature, cfg_scale=cfg_scale, top_k=4, top_p=0.9
     )
 
 
@@ -95,9 +95,9 @@ def toy(name):
     made, tree = TABLES[name] if name else (None, Tree.root())
     engine = Engine(toy_target(VOCAB, 2), 8, made, tree)
     own = table_params(name) if name else None
-    limits = make_limits(ROWS, [8, 6, 8], [5, -1, -1])
-    keys = row_keys(3, ROWS)
-    given = toy_params(VOCAB, 40), own, prompts(), settings(), keys, limits
+    stopping = StoppingCriteria.create(ROWS, [8, 6, 8], [5, -1, -1])
+    keys = batch_keys(3, ROWS)
+    given = toy_params(VOCAB, 40), own, prompts(), settings(), keys, stopping
     return generate(engine, *given)
 
 
@@ -109,8 +109,8 @@ for name in TABLES:
 def toy_with(drafter):
     engine = Engine(toy_target(VOCAB, 2), 8, drafter, BUSHY, order=("temperature",))
     params = toy_params(VOCAB, 40)
-    sampling = make_sampling(ROWS, guidance=2.0)
-    return generate(engine, params, None, prompts(), sampling, row_keys(3, ROWS))
+    sampling = make_sampling(ROWS, cfg_scale=2.0)
+    return generate(engine, params, None, prompts(), sampling, batch_keys(3, ROWS))
 
 
 for name, policy in {
@@ -127,24 +127,24 @@ def first_is_large(params, features):
 
 
 def ruled(text, tree):
-    rule = Judge(first_is_large) if text == "judge" else find_rule(text)
+    verifier = Judge(first_is_large) if text == "judge" else parse_verifier(text)
     table = jax.random.normal(jax.random.key(1), (3, VOCAB, VOCAB), jnp.float32)
     codes = np.random.default_rng(1).normal(size=(VOCAB, 2)).astype(np.float32)
-    arrays = {"neighbours": neighbour_table(codes, 2), "embedding": jnp.asarray(codes)}
-    engine = Engine(toy_target(VOCAB), 6, TableDrafter(), tree, rule)
+    arrays = {"neighbors": neighbor_table(codes, 2), "embedding": jnp.asarray(codes)}
+    engine = Engine(toy_target(VOCAB), 6, TableDrafter(), tree, verifier)
     return generate(
         engine,
         toy_params(VOCAB, 40),
         {"table": table},
         prompts(),
         settings(),
-        row_keys(3, ROWS),
-        rule_params=arrays,
+        batch_keys(3, ROWS),
+        verifier_params=arrays,
     )
 
 
 PATHS = named_tree("0,1,00,01,10")
-RULES = {
+VERIFIERS = {
     "coupled": PATHS,
     "rejection": PATHS,
     "rejection:selection=with_replacement": PATHS,
@@ -160,7 +160,7 @@ RULES = {
     "typical": PATHS,
     "judge": PATHS,
 }
-for name, tree in RULES.items():
+for name, tree in VERIFIERS.items():
     program(f"rule: {name}", ruled, name, tree)
 program("rule: rejection, sampled beam", ruled, "rejection", StochasticBeam(2, 2))
 program("rule: rejection, best first", ruled, "rejection", BestFirst(5, 2))
@@ -173,9 +173,9 @@ def stream():
     jobs = Jobs(
         jnp.arange(ROWS, dtype=jnp.int32),
         prompts(),
-        make_sampling(ROWS, guidance=2.0),
-        row_keys(3, ROWS),
-        make_limits(ROWS, [8, 6, 3], [5]),
+        make_sampling(ROWS, cfg_scale=2.0),
+        batch_keys(3, ROWS),
+        StoppingCriteria.create(ROWS, [8, 6, 3], [5]),
     )
     rows = jax.tree.map(lambda x: x[:2], jobs)
     begun = begin_stream(engine, params, None, rows)
@@ -192,11 +192,13 @@ def draw(made, tree, own, model=None, params=None, prompt=None, **options):
     model = Transformer(TARGET) if model is None else model
     params = target_params() if params is None else params
     prompt = jnp.array([0, 2, 1]) if prompt is None else prompt
-    taps = getattr(getattr(made, "drafter", made), "taps", ())
-    target = make_target(model, guided=options.pop("guided", True), taps=taps)
+    feature_layers = getattr(getattr(made, "drafter", made), "feature_layers", ())
+    target = make_target(
+        model, guided=options.pop("guided", True), feature_layers=feature_layers
+    )
     engine = Engine(target, 6, made, tree, order=("temperature",), **options)
-    sampling = make_sampling(ROWS, temperature=[1.0, 0.0, 0.7], guidance=2.0)
-    return generate(engine, params, own, prompt, sampling, row_keys(3, ROWS))
+    sampling = make_sampling(ROWS, temperature=[1.0, 0.0, 0.7], cfg_scale=2.0)
+    return generate(engine, params, own, prompt, sampling, batch_keys(3, ROWS))
 
 
 def featured(name):
@@ -219,7 +221,7 @@ def in_bfloat16(params):
 
 program("bfloat16", lambda: block(in_bfloat16, tie_margin=0.0))
 program("eight bits", lambda: block(quantized, tie_margin=0.0))
-program("in phases", lambda: block(lambda params: params, phases=2))
+program("in phases", lambda: block(lambda params: params, cache_stages=2))
 program(
     "kernels", lambda: block(lambda params: params, model=Transformer(TARGET, "pallas"))
 )
@@ -265,16 +267,16 @@ program("text, norms and groups", text, QWEN, False)
 
 def masked(shifted):
     model = MaskedDiffusion(Transformer(TARGET), shifted)
-    prompt, sampling = jnp.array([0, 2, 1]), make_sampling(ROWS, guidance=2.0)
-    return model.sample(target_params(), prompt, row_keys(3, ROWS), sampling, 6, 3)
+    prompt, sampling = jnp.array([0, 2, 1]), make_sampling(ROWS, cfg_scale=2.0)
+    return model.sample(target_params(), prompt, batch_keys(3, ROWS), sampling, 6, 3)
 
 
 program("masked diffusion", masked, False)
 program("masked diffusion, shifted", masked, True)
 
 
-# Pictures.
-PICTURES = TokenizerConfig(
+# Images.
+IMAGES = TokenizerConfig(
     image_size=8,
     channels=8,
     multipliers=(1, 2),
@@ -285,14 +287,14 @@ PICTURES = TokenizerConfig(
 )
 
 
-def pictures():
+def images():
     return jax.random.uniform(jax.random.key(4), (2, 8, 8, 3), jnp.float32, -1.0)
 
 
-def there_and_back(normalised):
-    model = Tokenizer(replace(PICTURES, normalised=normalised))
+def there_and_back(normalized):
+    model = Tokenizer(replace(IMAGES, normalized=normalized))
     params = model.init(jax.random.key(0))
-    codes = model.encode(params, pictures())
+    codes = model.encode(params, images())
     return codes, model.decode(params, codes)
 
 
@@ -317,7 +319,7 @@ def accepted(with_replacement):
 
 
 def stopping():
-    model = StopHead(8)
+    model = AcceptanceHead(8)
     params = model.init_params(jax.random.key(0))
     hidden = jax.random.normal(jax.random.key(1), (2, 3, 8), jnp.float32)
     accept, use = jnp.full((2, 3), 0.5, jnp.float32), jnp.arange(3)[None] > 0
@@ -346,11 +348,11 @@ def two_steps(step, state, *given):
 
 
 def bytes_of():
-    return jnp.round(127.5 * (pictures() + 1.0)).astype(jnp.uint8)
+    return jnp.round(127.5 * (images() + 1.0)).astype(jnp.uint8)
 
 
 def train_tokenizer():
-    model, config = Tokenizer(PICTURES), TrainingConfig(**STEPS)
+    model, config = Tokenizer(IMAGES), TrainingConfig(**STEPS)
     state = tokenizer.init_state(model, config)
     return two_steps(tokenizer.make_step(model, config), state, bytes_of())
 
@@ -398,8 +400,16 @@ for name in ("next", "sorted", "masked", "continuation", "refinement", "tidar"):
     program(f"train: {name}", train_prior, name)
 program("train: next, bfloat16", train_prior, "next", "bfloat16")
 program("train: next, text", train_prior, "next", "float32", TEXT)
-JUDGED = BlockDiffusionConfig(
-    4, 1, 32, 2, ffn_width=48, taps=(0, 2), markov_rank=4, confidence=True, window=2
+JUDGED = DFlashConfig(
+    4,
+    1,
+    32,
+    2,
+    ffn_width=48,
+    feature_layers=(0, 2),
+    markov_rank=4,
+    confidence=True,
+    window=2,
 )
 TRAINED = {
     name: FEATURES[name][0]
@@ -408,17 +418,13 @@ TRAINED = {
         "kangaroo", "block", "block, refined",
     )
 }  # fmt: skip
-TRAINED["block, judged"] = BlockDiffusion(JUDGED, TARGET)
-TRAINED["block, row above"] = BlockDiffusion(
-    replace(BLOCK, block_size=3, above=True), TARGET
-)
-TRAINED["prompt tokens"] = PromptTokens(
-    PromptTokensConfig(3), replace(TARGET, extra_tokens=0)
-)
+TRAINED["block, judged"] = DFlash(JUDGED, TARGET)
+TRAINED["block, row above"] = DFlash(replace(BLOCK, block_size=3, above=True), TARGET)
+TRAINED["prompt tokens"] = PPD(PPDConfig(3), replace(TARGET, extra_tokens=0))
 for name, made in TRAINED.items():
     program(f"train: {name}", train_drafter, made)
 for name in ("cross_entropy", "reverse_kl", "tvd", "tvd++"):
-    options = {"guidance": 3.0, "divergence": name}
+    options = {"cfg_scale": 3.0, "divergence": name}
     program(
         f"train: by {name}", partial(train_drafter, FEATURES["block"][0], **options)
     )

@@ -26,7 +26,7 @@ from jaxspec.config import TokenizerConfig, TransformerConfig
 from jaxspec.errors import CheckpointError, ConfigError, NonFiniteError
 from jaxspec.models.tokenizer import Tokenizer
 from jaxspec.models.transformer import Transformer
-from jaxspec.spec.neighbours import neighbour_table
+from jaxspec.spec.neighbors import neighbor_table
 
 CODES = TokenizerConfig(
     image_size=8,
@@ -56,8 +56,8 @@ def test_what_is_saved_is_loaded_bit_for_bit(tmp_path, dtype):
     params = jax.tree.map(lambda x: x.astype(dtype), params)
     save(tmp_path / "a", Checkpoint("prior", CONFIG, params, {"classes": ["x"]}))
     back = load_checkpoint(tmp_path / "a", "prior")
-    about = {"classes": ["x"], "digest": params_digest(params)}
-    assert back.config == CONFIG and back.about == about
+    metadata = {"classes": ["x"], "digest": params_digest(params)}
+    assert back.config == CONFIG and back.metadata == metadata
     chex.assert_trees_all_equal(back.params, params)
     chex.assert_trees_all_equal_dtypes(back.params, params)
 
@@ -141,39 +141,39 @@ def test_nan_weights_are_refused_by_name(tmp_path):
 
 
 @pytest.fixture
-def with_neighbours(tmp_path):
+def with_neighbors(tmp_path):
     params = Tokenizer(CODES).init(jax.random.key(0))
-    table = neighbour_table(params["codebook"], 5)
+    table = neighbor_table(params["codebook"], 5)
     path = tmp_path / "tokenizer"
-    save(path, Checkpoint("tokenizer", CODES, params, neighbours=table))
+    save(path, Checkpoint("tokenizer", CODES, params, neighbors=table))
     return path, table
 
 
-def test_neighbours_are_loaded_as_saved(with_neighbours):
-    path, table = with_neighbours
-    back = load_checkpoint(path, "tokenizer").neighbours
+def test_neighbors_are_loaded_as_saved(with_neighbors):
+    path, table = with_neighbors
+    back = load_checkpoint(path, "tokenizer").neighbors
     assert back.most == 5
     chex.assert_trees_all_equal(back, table)
     chex.assert_trees_all_equal_dtypes(back, table)
-    (path / "neighbours.npz").unlink()
-    assert load_checkpoint(path).neighbours is None
+    (path / "neighbors.npz").unlink()
+    assert load_checkpoint(path).neighbors is None
 
 
 @pytest.mark.parametrize("size", [0, 10, 400])
-def test_truncated_neighbours_are_refused(with_neighbours, size):
-    file = with_neighbours[0] / "neighbours.npz"
+def test_truncated_neighbors_are_refused(with_neighbors, size):
+    file = with_neighbors[0] / "neighbors.npz"
     whole = file.read_bytes()
     assert len(whole) > size
     file.write_bytes(whole[:size])
-    with pytest.raises(CheckpointError, match="neighbours.npz' is damaged"):
-        load_checkpoint(with_neighbours[0])
+    with pytest.raises(CheckpointError, match="neighbors.npz' is damaged"):
+        load_checkpoint(with_neighbors[0])
 
 
-def test_neighbours_that_are_no_archive_are_refused(with_neighbours):
-    with open(with_neighbours[0] / "neighbours.npz", "wb") as file:
+def test_neighbors_that_are_no_archive_are_refused(with_neighbors):
+    with open(with_neighbors[0] / "neighbors.npz", "wb") as file:
         np.save(file, np.zeros((16, 6)))
-    with pytest.raises(CheckpointError, match="neighbours.npz' is damaged"):
-        load_checkpoint(with_neighbours[0])
+    with pytest.raises(CheckpointError, match="neighbors.npz' is damaged"):
+        load_checkpoint(with_neighbors[0])
 
 
 @pytest.mark.parametrize(
@@ -191,11 +191,11 @@ def test_neighbours_that_are_no_archive_are_refused(with_neighbours):
     ],
     ids="codes columns flat high low negative nan missing objects".split(),
 )
-def test_neighbours_of_other_codes_are_refused(with_neighbours, change):
-    path = with_neighbours[0]
-    with np.load(path / "neighbours.npz") as arrays:
+def test_neighbors_of_other_codes_are_refused(with_neighbors, change):
+    path = with_neighbors[0]
+    with np.load(path / "neighbors.npz") as arrays:
         arrays = change(arrays["ids"], arrays["distances"])
-    np.savez_compressed(path / "neighbours.npz", **arrays)
+    np.savez_compressed(path / "neighbors.npz", **arrays)
     with pytest.raises(CheckpointError, match="is damaged or not of 16 codes") as error:
         load_checkpoint(path)
     assert "\n" not in str(error.value) and "delete it" in str(error.value)
@@ -242,8 +242,8 @@ def test_embedded_checkpoint_is_whole_small_and_documented():
     for part in ("tokenizer", "prior", "drafter"):
         card = (folder / bundle.name / part / "README.md").read_text()
         assert "CC BY-SA 4.0" in card and "Mihai Oltean" in card
-        assert getattr(bundle, part).about["licence"] == "CC BY-SA 4.0"
-    metrics = bundle.tokenizer.about["metrics"]
+        assert getattr(bundle, part).metadata["license"] == "CC BY-SA 4.0"
+    metrics = bundle.tokenizer.metadata["metrics"]
     assert metrics["psnr"] >= 30 and metrics["codes_used"] >= 0.75
     assert len(bundle.class_names) == 67
 

@@ -19,8 +19,8 @@ from jaxspec.models.transformer import Transformer
 from jaxspec.spec.envelopes import Beam, BestFirst, StochasticBeam
 from jaxspec.spec.loop import generate
 from jaxspec.spec.named_trees import named_tree
-from jaxspec.spec.neighbours import neighbour_table
-from jaxspec.spec.noise import row_keys
+from jaxspec.spec.neighbors import neighbor_table
+from jaxspec.spec.noise import batch_keys
 from jaxspec.spec.sampling import make_sampling
 from jaxspec.spec.state import Engine
 from jaxspec.spec.tree import Tree
@@ -51,16 +51,16 @@ from tests.drafters.tiny import (
 RECORDED = Path(__file__).with_name("digests.json")
 LENGTH = 10
 CODES = jax.random.normal(jax.random.key(5), (VOCAB, 3))
-NEIGHBOURS = {"neighbours": neighbour_table(np.asarray(CODES), 3)}
+NEIGHBORS = {"neighbors": neighbor_table(np.asarray(CODES), 3)}
 VERIFIERS = {
     "coupled": (Coupled(), None),
     "rejection": (Rejection(), None),
     "block": (Block(), None),
     "kseq": (KSeq(), None),
     "greedy set": (GreedySet(), None),
-    "lantern": (Lantern(k=3, delta=0.4), NEIGHBOURS),
-    "lantern++": (Lantern(k=3, lam=3.0), NEIGHBOURS),
-    "coupled, relaxed": (CoupledRelaxed(k=3, budget=0.3), NEIGHBOURS),
+    "lantern": (Lantern(k=3, delta=0.4), NEIGHBORS),
+    "lantern++": (Lantern(k=3, lam=3.0), NEIGHBORS),
+    "coupled, relaxed": (CoupledRelaxed(k=3, budget=0.3), NEIGHBORS),
     "grouped": (Grouped(group=3), {"embedding": CODES}),
     "annealed": (Annealed(delta=0.8), None),
     "typical": (Typical(), None),
@@ -80,7 +80,7 @@ def settings(rows):
     return make_sampling(
         rows,
         temperature=np.resize([1.0, 0.0, 0.7], rows),
-        guidance=np.resize([2.0, 1.5, 3.0], rows),
+        cfg_scale=np.resize([2.0, 1.5, 3.0], rows),
         top_k=np.resize([0, 4, 0], rows),
     )
 
@@ -91,9 +91,9 @@ def digest(engine, rows, params, own, for_verifier=None):
     if engine.target.vocab_size == VOCAB:
         prompt = jnp.stack([prompt, prompt + 1, jnp.full_like(prompt, -1)], axis=1)
     run = jax.jit(partial(generate, engine))
-    arguments = prompt, settings(rows), row_keys(4, rows)
+    arguments = prompt, settings(rows), batch_keys(4, rows)
     try:
-        out = run(params, own, *arguments, rule_params=for_verifier)
+        out = run(params, own, *arguments, verifier_params=for_verifier)
     except ConfigError:
         return "refused"
     parts = [np.asarray(out.tokens, np.int32), np.asarray(out.stats.accepted, np.int32)]
@@ -119,17 +119,19 @@ def digest_of_drafter(name, rows):
     text = name in TABLES
     drafter, tree = (TABLES if text else FEATURES)[name]
     own = (table_params if text else feature_params)(name)
-    taps = getattr(drafter, "taps", ())
+    feature_layers = getattr(drafter, "feature_layers", ())
     target = (
-        toy_target(VOCAB, 2) if text else make_target(Transformer(TARGET), taps=taps)
+        toy_target(VOCAB, 2)
+        if text
+        else make_target(Transformer(TARGET), feature_layers=feature_layers)
     )
     engine = Engine(target, LENGTH, drafter, tree)
     return digest(engine, rows, toy_params(VOCAB, 60) if text else target_params(), own)
 
 
 def digest_of_verifier(name, tree, rows):
-    rule, arrays = VERIFIERS[name]
-    engine = Engine(toy_target(VOCAB, 2), LENGTH, TableDrafter(), TREES[tree], rule)
+    verifier, arrays = VERIFIERS[name]
+    engine = Engine(toy_target(VOCAB, 2), LENGTH, TableDrafter(), TREES[tree], verifier)
     return digest(engine, rows, toy_params(VOCAB, 60), TABLE, arrays)
 
 

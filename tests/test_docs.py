@@ -22,7 +22,7 @@ def test_a_rule_runs_in_somebody_elses_loop_and_changes_no_token(capsys):
     here["tree"] = jaxspec.Tree.root()
     run = here["jax"].jit(here["run"], static_argnums=0)
     target = lambda p, a, b: p[b] + p[a] / 4  # noqa: E731
-    plain, _, plain_calls = run(target, here["table"], jaxspec.row_keys(0, 4))
+    plain, _, plain_calls = run(target, here["table"], jaxspec.batch_keys(0, 4))
     np.testing.assert_array_equal(fast[:, :40], plain[:, :40])
     assert plain_calls == 38 and calls < 30
 

@@ -21,12 +21,12 @@ from jaxspec.trees import default_tree
 @pytest.mark.parametrize(
     ("seed", "settings"),
     [
-        (0, {"guidance": 2.0}),  # whole pictures; the others stop after some rows
+        (0, {"cfg_scale": 2.0}),  # whole images; the others stop after some rows
         pytest.param(
             1,
             {
-                "guidance": 4.0,
-                "guidance_interval": 60,
+                "cfg_scale": 4.0,
+                "cfg_interval": 60,
                 "top_k": 200,
                 "top_p": 0.95,
                 "length": 96,
@@ -35,7 +35,7 @@ from jaxspec.trees import default_tree
         ),
         pytest.param(
             2,
-            {"guidance": 1.0, "temperature": 0.0, "length": 96},
+            {"cfg_scale": 1.0, "temperature": 0.0, "length": 96},
             marks=pytest.mark.slow,
         ),
     ],
@@ -48,14 +48,14 @@ def test_the_same_tokens_every_way(seed, settings):
     plain = draw(bundle, several, Tree.root())
     fast = draw(bundle, several, default_tree())
     np.testing.assert_array_equal(fast.tokens, plain.tokens)
-    # The same pictures in other company, under another tree.
+    # The same images in other company, under another tree.
     fewer = Settings(classes=classes[:2], seed=seed, batch=2, **settings)
     again = draw(bundle, fewer, named_tree("mc_sim_7b_63"))
     np.testing.assert_array_equal(again.tokens, plain.tokens[:2])
 
 
 def test_speculation_accepts_two_tokens_and_a_half_a_call():
-    """The floor of the published figure, on fewer pictures."""
+    """The floor of the published figure, on fewer images."""
     settings = Settings(classes=(0, 16, 32, 48), batch=4)
     fast = draw(load_bundle(), settings, named_tree("naive_extend_57"))
     assert fast.tokens_per_call >= 2.5

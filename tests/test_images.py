@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from jaxspec.errors import DataError
-from jaxspec.images import format_of, grid_picture, picture_bytes, sheet_size
+from jaxspec.images import format_of, grid_image, image_bytes, sheet_size
 
-PICTURES = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+IMAGES = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
 
 
 @pytest.mark.parametrize(
@@ -23,8 +23,8 @@ PICTURES = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
     ],
 )
 def test_the_suffix_names_the_format(name, kind, off):
-    sheet = grid_picture(PICTURES)
-    image = Image.open(io.BytesIO(picture_bytes(sheet, format_of(name))))
+    sheet = grid_image(IMAGES)
+    image = Image.open(io.BytesIO(image_bytes(sheet, format_of(name))))
     assert image.format == kind
     assert np.abs(np.asarray(image, int) - sheet).max() <= off
 
@@ -38,8 +38,8 @@ def test_other_suffixes_are_refused(name):
 @pytest.mark.parametrize("side", [32, 128])
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_the_size_of_a_sheet_is_known_before_it_is_drawn(count, side):
-    pictures = np.zeros((count, side, side, 3), np.uint8)
-    assert sheet_size(count, side, side) == grid_picture(pictures).shape[:2]
+    images = np.zeros((count, side, side, 3), np.uint8)
+    assert sheet_size(count, side, side) == grid_image(images).shape[:2]
 
 
 def test_sheets_too_large_for_a_format_are_refused():

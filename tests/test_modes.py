@@ -14,7 +14,7 @@ import pytest
 from jaxspec.models.classifier import Classifier, ClassifierConfig
 from jaxspec.models.tokenizer import Tokenizer
 from jaxspec.models.transformer import Transformer
-from tests.programs import CAPTION, JANUS, PICTURES, PROGRAMS, TRAINED
+from tests.programs import CAPTION, IMAGES, JANUS, PROGRAMS, TRAINED
 
 MODES = {
     "dtypes": lambda: jax.numpy_dtype_promotion("strict"),
@@ -77,7 +77,7 @@ def test_every_result_has_the_same_dtype_under_x64(name):
 MODELS = {
     "captions": Transformer(CAPTION).init,
     "a head of two layers": Transformer(JANUS).init,
-    "tokenizer": Tokenizer(PICTURES).init,
+    "tokenizer": Tokenizer(IMAGES).init,
     "classifier": Classifier(ClassifierConfig(8, 3, 2, (8, 8))).init,
     **{name: made.init_params for name, made in TRAINED.items()},
 }
@@ -98,7 +98,7 @@ def without(name):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", some(("plain",)))
 def test_programs_give_what_they_give_without(name, mode):
-    """Whole numbers are equal; losses and pictures up to rounding."""
+    """Whole numbers are equal; losses and images up to rounding."""
     program = PROGRAMS[name]
     run = program if mode == "no jit" else jax.jit(program)
     found = under([mode], lambda: jax.tree.map(np.asarray, run()))

@@ -8,7 +8,7 @@ import pytest
 from jaxspec.bundle import load_bundle
 from jaxspec.pipeline import Run, Settings
 from jaxspec.report import generation_report, generation_table, json_bytes
-from jaxspec.rules import find_rule
+from jaxspec.rules import parse_verifier
 from jaxspec.spec.tree import Tree
 from jaxspec.timing import Timing
 
@@ -34,7 +34,7 @@ def run(tokens, calls, runs=3):
 
 
 def report_of(bundle, words, *, same, tree=None):
-    settings = Settings(classes=(0,), rule=find_rule(words))
+    settings = Settings(classes=(0,), verifier=parse_verifier(words))
     fast, plain = run([1, 2, 3 if same else 4, 5], 2), run([1, 2, 3, 5], 4)
     return generation_report(bundle, settings, tree or Tree.chain(2), fast, plain)
 
@@ -45,11 +45,11 @@ def test_lossy_rules_are_called_so(bundle, words, same):
     report = report_of(bundle, words, same=same)
     read = json.loads(json_bytes(report))
     assert read == report
-    assert read["rule"] == words
+    assert read["verifier"] == words
     assert read["lossless"] is False and read["promises_identity"] is False
     table = generation_table(read)
     assert f"rule {words} (LOSSY)" in table and "(lossless)" not in table
-    # A lossy rule is told also where these pictures happen to be the same.
+    # A lossy rule is told also where these images happen to be the same.
     assert ("NO, 1 tokens differ (the rule is LOSSY)" in table) == (not same)
 
 
@@ -60,7 +60,7 @@ def test_lossless_rules_are_not_called_lossy(bundle):
     assert rejection["lossless"] is True and rejection["promises_identity"] is False
     for report in (coupled, rejection):
         table = generation_table(report)
-        assert f"rule {report['rule']} (lossless)" in table and "LOSSY" not in table
+        assert f"rule {report['verifier']} (lossless)" in table and "LOSSY" not in table
     assert "this rule keeps the distribution, not the tokens" in table
 
 
@@ -78,4 +78,4 @@ def test_plain_decoding_says_nothing_of_rules(bundle):
     report = report_of(bundle, "coupled", same=True, tree=Tree.root())
     assert report["drafter"] == "none"
     table = generation_table(report)
-    assert "rule" not in table and "speculative" not in table and "plain" in table
+    assert "verifier" not in table and "speculative" not in table and "plain" in table

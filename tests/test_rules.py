@@ -8,8 +8,8 @@ import pytest
 
 from jaxspec.bundle import load_bundle
 from jaxspec.errors import ConfigError
-from jaxspec.rules import RULES, find_rule, rule_params, rule_words
-from jaxspec.spec.neighbours import neighbour_table
+from jaxspec.rules import VERIFIERS, parse_verifier, verifier_params, verifier_spec
+from jaxspec.spec.neighbors import neighbor_table
 from jaxspec.spec.verify import (
     Annealed,
     Block,
@@ -41,26 +41,26 @@ NAMED = {
 
 @pytest.mark.parametrize("words", NAMED)
 def test_words_and_rules_are_each_others(words):
-    assert find_rule(words) == NAMED[words]
-    assert rule_words(NAMED[words]) == words
+    assert parse_verifier(words) == NAMED[words]
+    assert verifier_spec(NAMED[words]) == words
 
 
 def test_every_rule_has_a_case_and_says_whether_it_is_lossless():
-    assert {words.partition(":")[0] for words in NAMED} == set(RULES)
-    lossless = {words for words, rule in NAMED.items() if rule.lossless}
+    assert {words.partition(":")[0] for words in NAMED} == set(VERIFIERS)
+    lossless = {words for words, verifier in NAMED.items() if verifier.lossless}
     assert lossless == {"coupled", "rejection", "block", "kseq", "greedy-set"}
 
 
 def test_settings_at_their_default_are_not_said():
-    assert rule_words(find_rule("lantern:k=3,lam=2,residual=published")) == (
+    assert verifier_spec(parse_verifier("lantern:k=3,lam=2,residual=published")) == (
         "lantern:k=3,lam=2.0"
     )
-    assert find_rule("lantern:lam=2,k=3,") == find_rule("lantern:k=3,lam=2")
+    assert parse_verifier("lantern:lam=2,k=3,") == parse_verifier("lantern:k=3,lam=2")
 
 
 def test_rules_without_a_name_say_their_class():
-    words = rule_words(Judge(lambda features: features[..., 0]))
-    assert words.startswith("Judge") and "Judge" not in RULES
+    words = verifier_spec(Judge(lambda features: features[..., 0]))
+    assert words.startswith("Judge") and "Judge" not in VERIFIERS
 
 
 @pytest.mark.parametrize(
@@ -82,24 +82,24 @@ def test_rules_without_a_name_say_their_class():
 )
 def test_wrong_rules_are_one_clear_line(text, words):
     with pytest.raises(ConfigError) as error:
-        find_rule(text)
+        parse_verifier(text)
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
 def test_parameters_are_the_bundles_own_where_they_reach():
     bundle = load_bundle()
     tokenizer = bundle.tokenizer
-    stored = tokenizer.neighbours
+    stored = tokenizer.neighbors
     assert stored is not None
-    for rule in (Lantern(stored.most, lam=2.0), CoupledRelaxed(5, 0.1)):
-        assert rule_params(rule, bundle) == {"neighbours": stored}
+    for verifier in (Lantern(stored.most, lam=2.0), CoupledRelaxed(5, 0.1)):
+        assert verifier_params(verifier, bundle) == {"neighbors": stored}
 
-    built = neighbour_table(tokenizer.params["codebook"], stored.most + 1)
-    wider = rule_params(Lantern(stored.most + 1, lam=2.0), bundle)
-    chex.assert_trees_all_equal(wider, {"neighbours": built})
-    without = replace(bundle, tokenizer=replace(tokenizer, neighbours=None))
+    built = neighbor_table(tokenizer.params["codebook"], stored.most + 1)
+    wider = verifier_params(Lantern(stored.most + 1, lam=2.0), bundle)
+    chex.assert_trees_all_equal(wider, {"neighbors": built})
+    without = replace(bundle, tokenizer=replace(tokenizer, neighbors=None))
     chex.assert_trees_all_equal(
-        rule_params(Lantern(stored.most + 1, lam=2.0), without), wider
+        verifier_params(Lantern(stored.most + 1, lam=2.0), without), wider
     )
     # The stored table is what would be built.
     np.testing.assert_allclose(
@@ -109,11 +109,11 @@ def test_parameters_are_the_bundles_own_where_they_reach():
 
 def test_rules_without_arrays_get_none():
     bundle = load_bundle()
-    for rule in NAMED.values():
-        given = rule_params(rule, bundle)
-        if isinstance(rule, (Lantern, CoupledRelaxed)):
-            assert set(given) == {"neighbours"}
-        elif isinstance(rule, Grouped):
+    for verifier in NAMED.values():
+        given = verifier_params(verifier, bundle)
+        if isinstance(verifier, (Lantern, CoupledRelaxed)):
+            assert set(given) == {"neighbors"}
+        elif isinstance(verifier, Grouped):
             assert given["embedding"].shape[0] == bundle.prior.config.vocab_size
         else:
             assert given is None

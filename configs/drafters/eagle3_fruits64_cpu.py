@@ -3,12 +3,14 @@
 from dataclasses import replace
 from pathlib import Path
 
-from jaxspec.config import FeatureHeadConfig
+from jaxspec.config import EagleConfig
 from jaxspec.train.experiment import Experiment, load_experiment
 
 
 def get_config() -> Experiment:
     """The embedded preset with another drafter."""
     experiment = load_experiment(Path(__file__).parents[1] / "fruits64_cpu.py")
-    drafter = FeatureHeadConfig(3, width=256, heads=4, ffn_width=768, taps=(1, 3, 5))
+    drafter = EagleConfig(
+        3, width=256, heads=4, ffn_width=768, feature_layers=(1, 3, 5)
+    )
     return replace(experiment, drafter=drafter)

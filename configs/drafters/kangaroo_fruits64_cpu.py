@@ -3,11 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
-from jaxspec.config import AdapterConfig
+from jaxspec.config import KangarooConfig
 from jaxspec.train.experiment import Experiment, load_experiment
 
 
 def get_config() -> Experiment:
     """The embedded preset with another drafter."""
     experiment = load_experiment(Path(__file__).parents[1] / "fruits64_cpu.py")
-    return replace(experiment, drafter=AdapterConfig(2, 4))
+    return replace(experiment, drafter=KangarooConfig(2, 4))

@@ -3,12 +3,12 @@
 from dataclasses import replace
 from pathlib import Path
 
-from jaxspec.config import ParallelHeadsConfig
+from jaxspec.config import MedusaConfig
 from jaxspec.train.experiment import Experiment, load_experiment
 
 
 def get_config() -> Experiment:
     """The embedded preset with another drafter."""
     experiment = load_experiment(Path(__file__).parents[1] / "fruits64_cpu.py")
-    drafter = ParallelHeadsConfig(heads=5, width=256)
+    drafter = MedusaConfig(heads=5, width=256)
     return replace(experiment, drafter=drafter)

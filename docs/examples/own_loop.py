@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import jaxspec
 
 V, LENGTH = 32, 40
-tree, rule = jaxspec.named_tree("0,1,00,01,10"), jaxspec.Coupled()
+tree, verifier = jaxspec.named_tree("0,1,00,01,10"), jaxspec.Coupled()
 
 
 def run(target, params, keys):  # target(params, before, last): what follows two tokens
@@ -23,7 +23,7 @@ def run(target, params, keys):  # target(params, before, last): what follows two
         scores = target(params, jnp.stack(before, 1), nodes)  # all nodes: [B, N, V]
         positions = length[:, None] + jnp.arange(tree.depth + 1)
         noise = jaxspec.draw_noise(keys, positions, tree.size, V)
-        new, count = rule.verify(scores, draft, tree, noise).emitted(draft)
+        new, count = verifier.verify(scores, draft, tree, noise).emitted(draft)
         tokens = jax.vmap(jax.lax.dynamic_update_slice)(tokens, new, length[:, None])
         return tokens, jnp.minimum(length + count, LENGTH), calls + 1
 
@@ -34,7 +34,7 @@ def run(target, params, keys):  # target(params, before, last): what follows two
 
 draw = jax.jit(run, static_argnums=0)
 table = 4 * jax.random.normal(jax.random.key(0), (V, V))
-out = draw(lambda p, a, b: p[b] + p[a] / 4, table, jaxspec.row_keys(0, 4))
+out = draw(lambda p, a, b: p[b] + p[a] / 4, table, jaxspec.batch_keys(0, 4))
 print(out[0][:, :LENGTH].shape, out[2])  # 38 new tokens a row, in fewer calls
 
 
@@ -54,6 +54,6 @@ class Bigram(nnx.Module):
 
 graph, params = nnx.split(Bigram(nnx.Rngs(0)))
 out = draw(
-    lambda params, a, b: nnx.merge(graph, params)(a, b), params, jaxspec.row_keys(0, 4)
+    lambda params, a, b: nnx.merge(graph, params)(a, b), params, jaxspec.batch_keys(0, 4)
 )
 print(out[0][:, :LENGTH].shape, out[2])

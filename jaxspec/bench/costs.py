@@ -12,13 +12,13 @@ from jaxspec.bench.roofline.ceilings import measure_ceilings
 from jaxspec.bench.roofline.work import pass_work
 from jaxspec.bench.timing import side_by_side
 from jaxspec.bundle import Bundle
-from jaxspec.helpers import Helper
+from jaxspec.helpers import LoadedDrafter
 from jaxspec.models.transformer import Transformer, activation_dtype
 from jaxspec.pipeline import Run, Settings, batches_of, bundle_for, make_engine
-from jaxspec.spec.draft import Round
-from jaxspec.spec.envelopes import Envelope
+from jaxspec.spec.draft import DraftContext
+from jaxspec.spec.envelopes import DynamicTree
 from jaxspec.spec.loop import init_state
-from jaxspec.spec.noise import row_keys
+from jaxspec.spec.noise import batch_keys
 from jaxspec.spec.tree import Tree
 from jaxspec.timing import Timing, ratio_fields
 
@@ -29,17 +29,17 @@ LOOPS = 8
 def round_costs(
     bundle: Bundle,
     settings: Settings,
-    tree: Tree | Envelope,
-    helper: Helper,
+    tree: Tree | DynamicTree,
+    loaded: LoadedDrafter,
     repeats: int = 5,
 ) -> dict[str, Any]:
     """A pass over the tree and a draft, in decode steps: what speed is to be expected.
 
     Returns:
-      "verify_cost" and "draft_cost", of a full batch behind half a picture; see
+      "verify_cost" and "draft_cost", of a full batch behind half an image; see
       `timing.ratio_fields`.
     """
-    own, (_, rows) = bundle_for(bundle, helper), batches_of(bundle, settings)
+    own, (_, rows) = bundle_for(bundle, loaded), batches_of(bundle, settings)
     config, params = own.prior.config, own.prior.params
     filled = config.prefix_length + config.sequence_length // 2
     shapes = {1: Tree.root(), tree.size: Tree.chain(tree.size - 1)}
@@ -52,11 +52,11 @@ def round_costs(
             filled,
             LOOPS,
             passes.build_here(),
-            guided=settings.guidance != 1.0,
+            guided=settings.cfg_scale != 1.0,
         )
         for size, shape in shapes.items()
     }
-    calls["draft"] = draft_call(bundle, settings, tree, helper)
+    calls["draft"] = draft_call(bundle, settings, tree, loaded)
     times = side_by_side(calls, repeats)
     step = times[1]
     return ratio_fields(
@@ -67,27 +67,27 @@ def round_costs(
 def draft_timing(
     bundle: Bundle,
     settings: Settings,
-    tree: Tree | Envelope,
-    helper: Helper,
+    tree: Tree | DynamicTree,
+    loaded: LoadedDrafter,
     repeats: int = 5,
 ) -> Timing:
     """One `propose` for a full batch."""
-    call = draft_call(bundle, settings, tree, helper)
+    call = draft_call(bundle, settings, tree, loaded)
     return side_by_side({"draft": call}, repeats)["draft"].per(LOOPS)
 
 
 def draft_call(
-    bundle: Bundle, settings: Settings, tree: Tree | Envelope, helper: Helper
+    bundle: Bundle, settings: Settings, tree: Tree | DynamicTree, loaded: LoadedDrafter
 ) -> passes.Program:
     """`LOOPS` drafts for a full batch, each behind a token of the one before."""
-    bundle = bundle_for(bundle, helper)
-    engine = make_engine(bundle, settings, tree, helper)
-    (_, rows), drafter = batches_of(bundle, settings), helper.drafter
+    bundle = bundle_for(bundle, loaded)
+    engine = make_engine(bundle, settings, tree, loaded)
+    (_, rows), drafter = batches_of(bundle, settings), loaded.drafter
     some = np.resize(np.arange(len(settings.classes)), rows)
     prompts = jax.tree.map(lambda x: jnp.asarray(x[some]), settings.prompts())
-    sampling, keys = settings.sampling(rows), row_keys(settings.seed, rows)
+    sampling, keys = settings.sampling(rows), batch_keys(settings.seed, rows)
     state = jax.jit(partial(init_state, engine))(
-        bundle.prior.params, helper.params, prompts, sampling, keys
+        bundle.prior.params, loaded.params, prompts, sampling, keys
     )
     shape = rows, tree.depth + 1, engine.target.vocab_size
     noise = jax.random.gumbel(jax.random.key(0), shape)
@@ -98,7 +98,7 @@ def draft_call(
             root, own, tokens, index, noise = jax.lax.optimization_barrier(
                 (*carry, state.tokens, state.length, gumbel)
             )
-            this = Round(
+            ctx = DraftContext(
                 root=root,
                 tokens=tokens,
                 position=state.start + index - 1,
@@ -110,34 +110,32 @@ def draft_call(
                 selection=engine.candidates,
                 order=engine.order,
             )
-            draft, own = jax.lax.optimization_barrier(
-                drafter.propose(params, own, this)
-            )
+            draft, own = jax.lax.optimization_barrier(drafter.propose(params, own, ctx))
             return draft.tokens[:, -1], own
 
         return jax.lax.fori_loop(0, LOOPS, step, (state.tokens[:, 0], state.drafter))[0]
 
-    program = passes.lowered(run, helper.params, state, noise).compile()
-    return lambda: program(helper.params, state, noise)
+    program = passes.lowered(run, loaded.params, state, noise).compile()
+    return lambda: program(loaded.params, state, noise)
 
 
 def target_bound(
     bundle: Bundle,
     settings: Settings,
-    tree: Tree | Envelope,
+    tree: Tree | DynamicTree,
     run: Run,
-    helper: Helper | None = None,
+    loaded: LoadedDrafter | None = None,
 ) -> dict[str, Any]:
     """Seconds that the target's passes of a run must take, and their share of its time.
 
     Drafting is not in it. Rows of a batch are taken to end together.
     """
-    bundle = bundle_for(bundle, helper)
+    bundle = bundle_for(bundle, loaded)
     config, dtype = bundle.prior.config, activation_dtype(bundle.prior.params)
     _, rows = batches_of(bundle, settings)
     work = pass_work(
         config,
-        rows=rows * (2 if settings.guidance != 1.0 else 1),
+        rows=rows * (2 if settings.cfg_scale != 1.0 else 1),
         nodes=tree.size,
         filled=config.prefix_length + run.tokens.shape[1] / 2,
         itemsize=jnp.dtype(dtype).itemsize,

@@ -42,10 +42,10 @@ def bench_decode(
 
     Args:
       models: see `find_subject`.
-      batches: pictures side by side; guided, so twice as many rows.
+      batches: images side by side; guided, so twice as many rows.
       variants: of our own program.
       grid: tokens along a side, of published sizes.
-      tokens: of each picture, at most; 0 is all.
+      tokens: of each image, at most; 0 is all.
       dtype: of weights and caches.
       repeats: timed runs.
       peers: whether PyTorch is measured, where it is installed.
@@ -75,9 +75,9 @@ def bench_decode(
             for variant in variants:
                 bundle = find(int8=True) if variant.int8 else plain
                 model = Transformer(config, variant.attention)
-                loop = partial(passes.decode_loop, phases=variant.phases)
+                loop = partial(passes.decode_loop, cache_stages=variant.cache_stages)
                 loops: dict[str, Callable[..., passes.Program]] = {"": loop}
-                if variant.phases == 1:
+                if variant.cache_stages == 1:
                     loops[", model alone"] = passes.forward_loop
                 if variant == variants[0]:
                     loops[FILTERED] = partial(loop, filters=FILTERS)
@@ -143,7 +143,7 @@ def decode_markdown(result: dict[str, Any]) -> str:
         ]
 
     words = (
-        "A step yields a token for every picture of a batch; both guidance streams. "
+        "A step yields a token for every image of a batch; both guidance streams. "
         "Milliseconds are medians of whole loops over all tokens, divided by their "
         'number; "model alone" leaves out noise and sampling. Beside it: '
         f"{result['peers']}."

@@ -13,45 +13,45 @@ from jaxspec.bench.plot import Line, Panel, plot_panels
 from jaxspec.bench.tables import environment
 from jaxspec.bundle import Bundle
 from jaxspec.errors import ConfigError
-from jaxspec.helpers import Helper
+from jaxspec.helpers import LoadedDrafter
 from jaxspec.pipeline import Run, Settings, batches_of, draw
 from jaxspec.report import generation_report
-from jaxspec.rules import find_rule, rule_words
-from jaxspec.spec.envelopes import Envelope
+from jaxspec.rules import parse_verifier, verifier_spec
+from jaxspec.spec.envelopes import DynamicTree
 from jaxspec.spec.tree import Tree
 from jaxspec.timing import RULE, ratio_fields, shown
-from jaxspec.trees import deepest, find_tree
+from jaxspec.trees import deepest, parse_tree
 
 NODES = (16, 57, 128)
-RULES = ("coupled",)
-KEYS = ("drafter", "rule", "cfg_scale", "nodes")
+VERIFIERS = ("coupled",)
+KEYS = ("drafter", "verifier", "cfg_scale", "nodes")
 
 
-def tree_for(helper: Helper, nodes: int) -> Tree | Envelope:
+def tree_for(loaded: LoadedDrafter, nodes: int) -> Tree | DynamicTree:
     """A layered beam of so many nodes; a static tree where the drafter needs one.
 
     Raises:
       ConfigError: the drafter can fill neither.
     """
-    depth = deepest(helper.drafter)
+    depth = deepest(loaded.drafter)
     for name in (f"beam-{nodes}", f"optimal-{nodes}"):
-        tree = find_tree(name, depth)
+        tree = parse_tree(name, depth)
         try:
-            helper.check_tree(tree)
+            loaded.check_tree(tree)
         except ConfigError:
             continue
         return tree
-    raise ConfigError(f"{helper.name} can fill no tree of {nodes} nodes")
+    raise ConfigError(f"{loaded.name} can fill no tree of {nodes} nodes")
 
 
 def bench_drafters(
     bundle: Bundle,
-    helpers: Sequence[Helper],
+    loaded_drafters: Sequence[LoadedDrafter],
     settings: Settings,
     *,
     nodes: Sequence[int] = NODES,
     scales: Sequence[float] = (2.0, 3.0),
-    rules: Sequence[str] = RULES,
+    rules: Sequence[str] = VERIFIERS,
     repeats: int = 1,
     known: Sequence[dict[str, Any]] = (),
     keep: Callable[[dict[str, Any]], None] = lambda result: None,
@@ -66,40 +66,43 @@ def bench_drafters(
       settings: what is drawn; its guidance and rule are replaced.
       nodes: sizes of trees.
       scales: guidance.
-      rules: by name, see `find_rule`; a drafter that a rule refuses is left out there.
+      rules: by name, see `parse_verifier`; a drafter that a rule refuses is left out
+        there.
       repeats: timed runs; after a warm-up, if there is more than one.
       known: rows of an earlier run, kept as they are and not measured again.
       keep: called with the result so far after each row.
     """
     rows: list[dict[str, Any]] = list(known)
-    have = {(r["drafter"], r["nodes"], r["rule"], r["cfg_scale"]) for r in known}
-    cells = [(h, n, r) for h in helpers for n in nodes for r in rules]
+    have = {(r["drafter"], r["nodes"], r["verifier"], r["cfg_scale"]) for r in known}
+    cells = [(h, n, r) for h in loaded_drafters for n in nodes for r in rules]
     result = {
         "checkpoint": bundle.name,
-        "pictures": len(settings.classes),
+        "images": len(settings.classes),
         "batch": settings.batch,
         "repeats": repeats,
         "rows": rows,
         **environment(),
     }
-    targets = len({id(h.prior) for h in helpers})
+    targets = len({id(h.prior) for h in loaded_drafters})
     total = len(scales) * (targets + len(cells))
     with tqdm(total=total, desc="drafters", unit="run") as bar:
         for scale in scales:
-            here = replace(settings, guidance=scale, rule=find_rule("coupled"))
+            here = replace(
+                settings, cfg_scale=scale, verifier=parse_verifier("coupled")
+            )
             run = partial(draw, bundle, repeats=repeats, warm_up=repeats > 1)
             plains: dict[int, Run] = {}  # a drafter may bring the target with it
-            for helper, count, name in cells:
-                given = replace(here, rule=find_rule(name))
-                if (helper.name, count, rule_words(given.rule), scale) in have:
+            for loaded, count, name in cells:
+                given = replace(here, verifier=parse_verifier(name))
+                if (loaded.name, count, verifier_spec(given.verifier), scale) in have:
                     bar.update()
                     continue
-                plain = plains.get(id(helper.prior))
+                plain = plains.get(id(loaded.prior))
                 if plain is None:
-                    plain = run(here, Tree.root(), helper=helper)
-                    plains[id(helper.prior)] = plain
+                    plain = run(here, Tree.root(), loaded=loaded)
+                    plains[id(loaded.prior)] = plain
                     bar.update()
-                row = _row(bundle, helper, given, count, plain, run)
+                row = _row(bundle, loaded, given, count, plain, run)
                 if row is not None:
                     rows.append(row)
                     keep(result)
@@ -107,24 +110,24 @@ def bench_drafters(
     return result
 
 
-def _row(bundle, helper, settings, count, plain: Run, run) -> dict[str, Any] | None:
-    tree = tree_for(helper, count)
+def _row(bundle, loaded, settings, count, plain: Run, run) -> dict[str, Any] | None:
+    tree = tree_for(loaded, count)
     try:
-        fast = run(settings, tree, helper=helper)
+        fast = run(settings, tree, loaded=loaded)
     except ConfigError:
-        static = find_tree(f"optimal-{count}", deepest(helper.drafter))
+        static = parse_tree(f"optimal-{count}", deepest(loaded.drafter))
         try:
-            tree, fast = static, run(settings, static, helper=helper)
+            tree, fast = static, run(settings, static, loaded=loaded)
         except ConfigError:
             return None
-    report = generation_report(bundle, settings, tree, fast, plain, helper)
-    drafting = draft_timing(bundle, settings, tree, helper)
+    report = generation_report(bundle, settings, tree, fast, plain, loaded)
+    drafting = draft_timing(bundle, settings, tree, loaded)
     step = plain.timing.per(plain.calls.max() * batches_of(bundle, settings)[0])
     return {
-        "drafter": helper.name,
-        "rule": report["rule"],
+        "drafter": loaded.name,
+        "verifier": report["verifier"],
         "lossless": report["lossless"],
-        "cfg_scale": settings.guidance,
+        "cfg_scale": settings.cfg_scale,
         "tree": type(tree).__name__,
         "nodes": tree.size,
         "depth": tree.depth,
@@ -135,9 +138,9 @@ def _row(bundle, helper, settings, count, plain: Run, run) -> dict[str, Any] | N
             speedup=(plain.timing, fast.timing), drafter_cost=(drafting, step)
         ),
         "identical": report["identical_to_autoregressive"],
-        **target_bound(bundle, settings, tree, fast, helper),
-        "parameters": helper.size,
-        "trained_seconds": helper.trained_seconds,
+        **target_bound(bundle, settings, tree, fast, loaded),
+        "parameters": loaded.size,
+        "trained_seconds": loaded.trained_seconds,
     }
 
 
@@ -149,21 +152,23 @@ def drafters_markdown(result: dict[str, Any]) -> str:
         f"`{result['command']}`",
         "",
         f"Device: {result['device']}, jax {result['versions']['jax']}. "
-        f"{result['pictures']} sequences, {result['batch']} at a time, temperature 1. "
+        f"{result['images']} sequences, {result['batch']} at a time, temperature 1. "
         "Tokens per call count the prefill as a call; draft cost is one `propose` "
         "beside one plain step; speedup is against plain decoding in the same run; of "
         "bound: what the target's passes must take at least, over the time "
         f"taken. {RULE}",
     ]
-    keys = sorted({(row["cfg_scale"], row["rule"]) for row in result["rows"]})
-    for scale, rule in keys:
+    keys = sorted({(row["cfg_scale"], row["verifier"]) for row in result["rows"]})
+    for scale, verifier in keys:
         rows = [
-            r for r in result["rows"] if (r["cfg_scale"], r["rule"]) == (scale, rule)
+            r
+            for r in result["rows"]
+            if (r["cfg_scale"], r["verifier"]) == (scale, verifier)
         ]
         kind = "lossless" if rows[0]["lossless"] else "LOSSY"
         lines += [
             "",
-            f"## cfg {scale:g}, {rule} ({kind})",
+            f"## cfg {scale:g}, {verifier} ({kind})",
             "",
             "| drafter | tree | nodes | depth | tokens/call | draft cost | speedup "
             "| of bound | identical | parameters | trained for |",
@@ -192,15 +197,15 @@ def drafters_plot(result: dict[str, Any]) -> np.ndarray:
     """Tokens per call over nodes, a panel for each guidance scale and rule."""
     panels = []
     rows = result["rows"]
-    for scale, rule in sorted({(r["cfg_scale"], r["rule"]) for r in rows}):
+    for scale, verifier in sorted({(r["cfg_scale"], r["verifier"]) for r in rows}):
         lines = []
         for name in dict.fromkeys(r["drafter"] for r in rows):
             own = [
                 r
                 for r in rows
-                if (r["drafter"], r["cfg_scale"], r["rule"]) == (name, scale, rule)
+                if (r["drafter"], r["cfg_scale"], r["verifier"]) == (name, scale, verifier)
             ]
             x, y = [r["nodes"] for r in own], [r["tokens_per_call"] for r in own]
             lines.append(Line(name, x, y))
-        panels.append(Panel(f"cfg {scale:g}, {rule}", lines))
+        panels.append(Panel(f"cfg {scale:g}, {verifier}", lines))
     return plot_panels(panels, "nodes", "tokens per call")

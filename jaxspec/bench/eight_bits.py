@@ -10,10 +10,10 @@ import numpy as np
 from jaxspec.bundle import Bundle
 from jaxspec.checkpoint import named_leaves
 from jaxspec.device import device_name
-from jaxspec.helpers import find_helper
+from jaxspec.helpers import load_drafter
 from jaxspec.models.transformer import Transformer
 from jaxspec.pipeline import Settings, draw, spread_classes
-from jaxspec.spec.envelopes import Envelope
+from jaxspec.spec.envelopes import DynamicTree
 from jaxspec.spec.tree import Tree
 from jaxspec.typing import Params
 
@@ -21,23 +21,23 @@ from jaxspec.typing import Params
 def bench_eight_bits(
     bundle: Bundle,
     rounded: Bundle,
-    tree: Tree | Envelope,
+    tree: Tree | DynamicTree,
     *,
     drafter: str = "own",
     num: int,
     batch: int,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Scores of both models on pictures that the unrounded one drew.
+    """Scores of both models on images that the unrounded one drew.
 
     Args:
       bundle: as trained.
       rounded: the same, loaded with `int8`.
       tree: with which both draw speculatively.
-      drafter: see `find_helper`.
-      num: pictures.
-      batch: pictures side by side.
-      seed: of pictures and noise.
+      drafter: see `load_drafter`.
+      num: images.
+      batch: images side by side.
+      seed: of images and noise.
 
     Returns:
       Errors of logits (RMS and largest), mean KL divergence from the rounded model's
@@ -48,8 +48,8 @@ def bench_eight_bits(
     classes = spread_classes(len(bundle.class_names), num)
     settings = Settings(classes, seed=seed, batch=batch)
     plain = draw(bundle, settings, Tree.root())
-    fast = draw(bundle, settings, tree, helper=find_helper(drafter, bundle))
-    own = draw(rounded, settings, tree, helper=find_helper(drafter, rounded))
+    fast = draw(bundle, settings, tree, loaded=load_drafter(drafter, bundle))
+    own = draw(rounded, settings, tree, loaded=load_drafter(drafter, rounded))
     own_plain = draw(rounded, settings, Tree.root())
     score = jax.jit(partial(_compare, Transformer(bundle.prior.config)))
     parts = []
@@ -65,7 +65,7 @@ def bench_eight_bits(
 
     return {
         "checkpoint": bundle.name,
-        "pictures": num,
+        "images": num,
         "nodes": tree.size,
         "logit_rms": float(np.sqrt((found["square"]).mean())),
         "logit_rms_relative": float(
@@ -97,11 +97,11 @@ def _compare(model: Transformer, params: Params, rounded: Params, labels, tokens
     exact, other = exact[:, first:-1], other[:, first:-1]
     p, q = jax.nn.log_softmax(exact), jax.nn.log_softmax(other)
     own = tokens[..., None]
-    centred = exact - jnp.mean(exact, axis=-1, keepdims=True)
-    wrong = other - jnp.mean(other, axis=-1, keepdims=True) - centred
+    centered = exact - jnp.mean(exact, axis=-1, keepdims=True)
+    wrong = other - jnp.mean(other, axis=-1, keepdims=True) - centered
     return {
         "square": jnp.mean(wrong**2),
-        "power": jnp.mean(centred**2),
+        "power": jnp.mean(centered**2),
         "most": jnp.max(jnp.abs(wrong)),
         "kl": jnp.mean(jnp.sum(jnp.exp(p) * (p - q), axis=-1)),
         "same": jnp.mean(jnp.argmax(p, axis=-1) == jnp.argmax(q, axis=-1)),
@@ -116,7 +116,7 @@ def eight_bits_markdown(result: dict[str, Any]) -> str:
     yes = "yes" if r["identical"] else "NO"
     rows = [
         ("bytes of the prior's parameters", "bytes", ","),
-        ("nats a token, on the same pictures", "nll", ".4f"),
+        ("nats a token, on the same images", "nll", ".4f"),
         (f"tokens per call, {r['nodes']} nodes", "tokens_per_call", ".2f"),
     ]
     lines = [
@@ -124,7 +124,7 @@ def eight_bits_markdown(result: dict[str, Any]) -> str:
         "",
         f"`{r['command']}`",
         "",
-        f"Device: {r['device']}, jax {r['jax']}. {r['pictures']} pictures that the "
+        f"Device: {r['device']}, jax {r['jax']}. {r['images']} images that the "
         "float32 model drew (cfg 2, temperature 1), scored by both without guidance.",
         "",
         "| | float32 | int8 |",
@@ -139,7 +139,7 @@ def eight_bits_markdown(result: dict[str, Any]) -> str:
         f"{r['logit_most']:.3f}. KL divergence {r['kl']:.2e} nats a token; the "
         f"likeliest token is the same {100 * r['same_first']:.1f} % of the time. With "
         f"the same noise {100 * r['same_tokens']:.0f} % of tokens are the same, place "
-        "by place: a picture goes its own way from the first token that differs. "
+        "by place: an image goes its own way from the first token that differs. "
         "Speculative and "
         f"plain decoding identical, each model for itself: {yes}.",
     ]

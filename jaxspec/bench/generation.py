@@ -11,20 +11,20 @@ from jaxspec.bench.plot import Line, Panel, plot_panels
 from jaxspec.bench.synthetic import Forced
 from jaxspec.bench.tables import heading, table
 from jaxspec.bundle import Bundle
-from jaxspec.helpers import own_helper
+from jaxspec.helpers import bundled_drafter
 from jaxspec.pipeline import Settings, draw, make_engine, spread_classes
 from jaxspec.report import generation_report
-from jaxspec.spec.envelopes import Envelope
+from jaxspec.spec.envelopes import DynamicTree
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify import Coupled
 from jaxspec.timing import derived_mark, plotted, shown
 
-KEYS = ("checkpoint", "batch", "cfg_scale", "tree_name", "tokens", "rule")
+KEYS = ("checkpoint", "batch", "cfg_scale", "tree_name", "tokens", "verifier")
 
 
 def bench_generation(
     bundle: Bundle,
-    trees: dict[str, Tree | Envelope],
+    trees: dict[str, Tree | DynamicTree],
     batches: list[int],
     scales: list[float],
     *,
@@ -43,13 +43,13 @@ def bench_generation(
     Args:
       bundle: models.
       trees: by name.
-      batches: pictures side by side.
+      batches: images side by side.
       scales: of guidance.
-      num: pictures.
+      num: images.
       repeats: timed runs.
-      seed: of pictures and noise.
+      seed: of images and noise.
       forced: tokens that a round shall emit, see `Forced`; None for what drafts earn.
-      length: tokens of each picture; None for all.
+      length: tokens of each image; None for all.
       attention: of the target, see `Transformer`.
 
     Returns:
@@ -64,16 +64,16 @@ def bench_generation(
     rows = []
     cells = list(itertools.product(batches, scales))
     runs = len(cells) * (len(trees) + 1)
-    with tqdm(total=runs * (repeats + 1) * num, desc="bench", unit="picture") as bar:
+    with tqdm(total=runs * (repeats + 1) * num, desc="bench", unit="image") as bar:
         for batch, scale in cells:
             settings = Settings(
                 classes=classes,
                 seed=seed,
-                guidance=scale,
+                cfg_scale=scale,
                 batch=batch,
                 length=length,
                 attention=attention,
-                rule=Coupled() if forced is None else Forced(forced),
+                verifier=Coupled() if forced is None else Forced(forced),
             )
 
             def measure(tree, settings=settings):
@@ -90,7 +90,7 @@ def bench_generation(
             for name, tree in trees.items():
                 fast = measure(tree)
                 report = generation_report(bundle, settings, tree, fast, plain)
-                costs = round_costs(bundle, settings, tree, own_helper(bundle))
+                costs = round_costs(bundle, settings, tree, bundled_drafter(bundle))
                 cost = costs["verify_cost"] + costs["draft_cost"]
                 expected = fast.tokens_per_call / cost
                 parts = "verify_cost", "draft_cost"
@@ -136,12 +136,12 @@ def generation_markdown(result: dict[str, Any]) -> str:
     rows = result["rows"]
     first = rows[0]
     words = (
-        f"{first['pictures']} pictures of {first['tokens'] // first['pictures']} "
-        f"tokens, temperature {first['temperature']:g}, rule {first['rule']}. Tokens "
-        "per call count the prefill as a call. Costs are a pass over the tree and a "
-        "draft in decode steps; tokens per call over both is the speedup to expect, "
-        "how much of it was reached is behind it. The bound is that of the target's "
-        "passes alone."
+        f"{first['images']} images of {first['tokens'] // first['images']} "
+        f"tokens, temperature {first['temperature']:g}, verifier {first['verifier']}. "
+        "Tokens per call count the prefill as a call. Costs are a pass over the tree "
+        "and a draft in decode steps; tokens per call over both is the speedup to "
+        "expect, how much of it was reached is behind it. The bound is that of the "
+        "target's passes alone."
     )
     columns = ["model", "batch", "cfg", "tree", "nodes", "depth", "tokens/call"]
     columns += ["seconds", "plain seconds", "verify cost", "draft cost", "speedup"]

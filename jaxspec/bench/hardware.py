@@ -16,7 +16,7 @@ from jaxspec.bench.timing import noted
 from jaxspec.bench.training import bench_training, training_markdown
 from jaxspec.bench.variants import find_variant
 from jaxspec.bench.verify import bench_verify, verify_markdown
-from jaxspec.trees import find_tree
+from jaxspec.trees import parse_tree
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def sections(dtype: str, repeats: int) -> Iterator[Section]:
             tree = f"optimal-{nodes}"
             rows = bench_generation(
                 bundle,
-                {tree: find_tree(tree)},
+                {tree: parse_tree(tree)},
                 [1],
                 [2.0],
                 num=1,

@@ -24,21 +24,21 @@ from jaxspec.device import device_name
 from jaxspec.models.presets import preset
 from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
-from jaxspec.rules import find_rule
+from jaxspec.rules import parse_verifier
 from jaxspec.spec.cache import init_cache, tree_mask
 from jaxspec.spec.loop import init_state, spec_step
-from jaxspec.spec.neighbours import neighbour_table
-from jaxspec.spec.noise import row_keys
+from jaxspec.spec.neighbors import neighbor_table
+from jaxspec.spec.noise import batch_keys
 from jaxspec.spec.sampling import LLAMAGEN_ORDER, make_sampling
 from jaxspec.spec.state import Engine
 from jaxspec.spec.target import Prefill, Target
 from jaxspec.spec.tree import Tree
 from jaxspec.timing import RULE, Timing, ratio_fields, shown
-from jaxspec.trees import find_tree
+from jaxspec.trees import parse_tree
 from jaxspec.typing import Array
 
 MODEL = "gpt-l"  # whose cache is moved, and whose verify pass is the yardstick
-RULES = (
+VERIFIERS = (
     "coupled",
     "rejection",
     "kseq",
@@ -99,7 +99,7 @@ def measure_overhead(
     nodes: int = 64,
     vocab_size: int = 16384,
     repeats: int = 20,
-    rules: tuple[str, ...] = RULES,
+    rules: tuple[str, ...] = VERIFIERS,
 ) -> dict[str, Any]:
     """Medians, side by side, of a round without models and of one softmax.
 
@@ -108,32 +108,32 @@ def measure_overhead(
       nodes: `N`, of the tree that is best for the embedded model.
       vocab_size: `V`.
       repeats: timed runs of each.
-      rules: by name, see `find_rule`; each on one stream, the first also with
+      rules: by name, see `parse_verifier`; each on one stream, the first also with
         guidance, and with guidance and filters.
     """
     dtype = jnp.float32 if _on_cpu() else jnp.bfloat16
     config = preset(MODEL, "class", grid=24)
     keys = jax.random.split(jax.random.key(0), 4)
-    tree = find_tree(f"optimal-{nodes}")
+    tree = parse_tree(f"optimal-{nodes}")
     assert isinstance(tree, Tree)
     logits = 3 * jax.random.normal(keys[0], (2 * batch, tree.size, vocab_size))
     q = jax.nn.log_softmax(3 * jax.random.normal(keys[1], (batch, 1, vocab_size)))
     codes = jax.random.normal(keys[3], (vocab_size, 8))
-    params = {"neighbours": neighbour_table(codes, 100)}
+    params = {"neighbors": neighbor_table(codes, 100)}
     cells = [(rules[0], 2, True), (rules[0], 2, False)]
-    cells += [(rule, 1, False) for rule in rules]
+    cells += [(verifier, 1, False) for verifier in rules]
     softmax = jax.jit(partial(jax.nn.softmax, axis=-1))
     verify = _verify_timing(config, tree, batch, repeats)
     rows = []
-    for name, streams, filters in tqdm(cells, desc="overhead", unit="rule"):
-        rule = find_rule(name)
+    for name, streams, filters in tqdm(cells, desc="overhead", unit="verifier"):
+        verifier = parse_verifier(name)
         shape = Tree.chain(tree.depth) if name == "block" else tree
         engine = Engine(
             given_target(vocab_size, streams, config, dtype),
             config.sequence_length,
             GivenDrafts(),
             shape,
-            rule,
+            verifier,
             order=LLAMAGEN_ORDER if filters else ("temperature",),
         )
         given = {"logits": logits[: streams * batch, : shape.size]}
@@ -142,10 +142,10 @@ def measure_overhead(
             "log_q": jnp.broadcast_to(q, (batch, len(shape.internal), vocab_size)),
         }
         options = FILTERS if filters else {}
-        sampling = make_sampling(batch, guidance=2.0, **options)
+        sampling = make_sampling(batch, cfg_scale=2.0, **options)
         prompt = jnp.zeros(batch, jnp.int32)
         arguments = (given, drafted, prompt, sampling)
-        state = init_state(engine, *arguments, row_keys(0, batch))
+        state = init_state(engine, *arguments, batch_keys(0, batch))
         step = jax.jit(partial(spec_step, engine), donate_argnums=4)
 
         def one_round(held, step=step, arguments=arguments, params=params):
@@ -157,7 +157,7 @@ def measure_overhead(
         )
         rows.append(
             {
-                "rule": name,
+                "verifier": name,
                 "streams": streams,
                 "filters": options,
                 "nodes": shape.size,
@@ -261,7 +261,7 @@ def overhead_markdown(result: dict[str, Any]) -> str:
     for row in result["rows"]:
         share = shown(row, "of_a_pass", "%") if verify else ""
         lines.append(
-            f"| {row['rule']} | {_filter_words(row)} | {row['streams']} "
+            f"| {row['verifier']} | {_filter_words(row)} | {row['streams']} "
             f"| {row['nodes']} "
             f"| {1e3 * row['round_seconds']:.2f} | {1e3 * row['softmax_seconds']:.2f} "
             f"| {shown(row, 'ratio')} | {share} |"

@@ -13,9 +13,9 @@ from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer, activation_dtype
 from jaxspec.spec.cache import init_cache, tree_mask
 from jaxspec.spec.loop import generate, init_state, spec_step
-from jaxspec.spec.noise import row_keys
-from jaxspec.spec.sampling import active_steps, guide, make_sampling
-from jaxspec.spec.state import Engine, SpecState, make_limits
+from jaxspec.spec.noise import batch_keys
+from jaxspec.spec.sampling import active_steps, apply_cfg, make_sampling
+from jaxspec.spec.state import Engine, SpecState, StoppingCriteria
 from jaxspec.spec.tree import Tree
 from jaxspec.typing import Params
 
@@ -32,21 +32,21 @@ def decode_loop(
     length: int,
     build: Build,
     filters: dict | None = None,
-    phases: int = 1,
+    cache_stages: int = 1,
 ) -> Program:
     """Plain decoding as users run it: noise, guidance, choice, all in one program.
 
-    `filters` are settings of `make_sampling`, `phases` those of `Engine`.
+    `filters` are settings of `make_sampling`, `cache_stages` those of `Engine`.
     """
     prompt, _, keys = _rows(batch)
-    sampling = make_sampling(batch, guidance=GUIDANCE, **(filters or {}))
+    sampling = make_sampling(batch, cfg_scale=GUIDANCE, **(filters or {}))
     order = active_steps(sampling)
     engine = Engine(
         make_target(model),
         length,
         order=order,
         tie_margin=_margin(params),
-        phases=phases,
+        cache_stages=cache_stages,
     )
     given = prompt, sampling, keys
 
@@ -78,7 +78,7 @@ def forward_loop(
 
         def best(logits):
             index = jnp.zeros(batch, jnp.int32)
-            return jnp.argmax(guide(logits, sampling, index), axis=-1)
+            return jnp.argmax(apply_cfg(logits, sampling, index), axis=-1)
 
         return jax.lax.fori_loop(0, length - 1, step, (best(first), cache))[0]
 
@@ -202,7 +202,7 @@ def lowered(run: Callable, *arguments, donate: tuple[int, ...] = ()) -> Any:
 def _rows(batch: int):
     """Prompts, settings and keys of guided rows at temperature 1."""
     prompt = jnp.zeros(batch, jnp.int32)
-    return prompt, make_sampling(batch, guidance=GUIDANCE), row_keys(0, batch)
+    return prompt, make_sampling(batch, cfg_scale=GUIDANCE), batch_keys(0, batch)
 
 
 def _state(engine: Engine, length: int, start: int, params, *given) -> SpecState:
@@ -221,7 +221,7 @@ def _state(engine: Engine, length: int, start: int, params, *given) -> SpecState
     return replace(
         blank,
         keys=jax.random.clone(keys),
-        limits=make_limits(len(keys), engine.max_tokens),
+        limits=StoppingCriteria.create(len(keys), engine.max_new_tokens),
         start=jnp.full_like(blank.start, start),
         length=jnp.full_like(blank.length, length),
         cache=replace(blank.cache, lengths=filled, visible=visible),

@@ -14,12 +14,12 @@ from jaxspec import __version__
 from jaxspec.bundle import Bundle
 from jaxspec.device import device_name
 from jaxspec.errors import ConfigError
-from jaxspec.helpers import Helper, own_helper
+from jaxspec.helpers import LoadedDrafter, bundled_drafter
 from jaxspec.pipeline import Settings, draw, make_engine
-from jaxspec.rules import rule_params, rule_words
-from jaxspec.spec.envelopes import Envelope
+from jaxspec.rules import verifier_params, verifier_spec
+from jaxspec.spec.envelopes import DynamicTree
 from jaxspec.spec.loop import init_state, spec_step
-from jaxspec.spec.noise import row_keys
+from jaxspec.spec.noise import batch_keys
 from jaxspec.spec.tree import Tree
 from jaxspec.timing import RULE, Timing, counts, ratio_fields, shown
 from jaxspec.trees import deepest
@@ -56,7 +56,7 @@ def plan_tree(
     bundle: Bundle,
     settings: Settings,
     *,
-    helper: Helper | None = None,
+    loaded: LoadedDrafter | None = None,
     nodes: Sequence[int] = NODES,
     max_depth: int = 8,
     width: int = 8,
@@ -64,7 +64,7 @@ def plan_tree(
 ) -> dict[str, Any]:
     """Measures both sides and names the tree with the best expected speed.
 
-    Acceptance by depth and rank is counted while the pictures of `settings` are drawn
+    Acceptance by depth and rank is counted while the images of `settings` are drawn
     with a `spine`; whole rounds (target, drafter, rule) are timed for each number of
     nodes, and for plain decoding. The expected speedup of a tree is its expected tokens
     a call, times a plain round's seconds, over its own round's.
@@ -72,7 +72,7 @@ def plan_tree(
     Args:
       bundle: models.
       settings: what is drawn, at which batch, by which rule.
-      helper: who drafts; by default the bundle's own drafter.
+      loaded: who drafts; by default the bundle's own drafter.
       nodes: sizes to look at.
       max_depth: most drafted tokens on a path.
       width: ranks that are looked at.
@@ -81,14 +81,14 @@ def plan_tree(
     Raises:
       ConfigError: nothing to plan with, or a tree does not suit the drafter.
     """
-    helper = helper or own_helper(bundle)
+    loaded = loaded or bundled_drafter(bundle)
     if width > 10:
         raise ConfigError("ranks beyond 9 cannot be written as a path; use width 10")
-    max_depth = min(max_depth, deepest(helper.drafter))
+    max_depth = min(max_depth, deepest(loaded.drafter))
     if min(nodes) < 2:
         raise ConfigError("a tree with drafts has at least 2 nodes")
     with tqdm(total=len(nodes) + 2, desc="plan", unit="tree") as bar:
-        seen = draw(bundle, settings, spine(max_depth, width), helper=helper)
+        seen = draw(bundle, settings, spine(max_depth, width), loaded=loaded)
         bar.update()
         rounds = int(seen.calls.sum()) - len(settings.classes)
         acceptance = rank_acceptance(seen.hits.sum(axis=0), rounds)
@@ -97,7 +97,7 @@ def plan_tree(
         rows = []
         for count in nodes:
             tree = Tree.optimal(acceptance, count, max_depth)
-            timing = round_timing(bundle, settings, tree, helper, repeats)
+            timing = round_timing(bundle, settings, tree, loaded, repeats)
             expected = tree.expected_tokens(acceptance)
             rows.append(
                 {
@@ -119,11 +119,11 @@ def plan_tree(
         best = None
     return {
         "checkpoint": bundle.name,
-        "rule": rule_words(settings.rule),
+        "verifier": verifier_spec(settings.verifier),
         "batch": settings.batch,
-        "cfg_scale": settings.guidance,
+        "cfg_scale": settings.cfg_scale,
         "temperature": settings.temperature,
-        "pictures": len(settings.classes),
+        "images": len(settings.classes),
         "plain_round_seconds": plain.median,
         "acceptance": acceptance,
         "rows": rows,
@@ -136,19 +136,19 @@ def plan_tree(
 def round_timing(
     bundle: Bundle,
     settings: Settings,
-    tree: Tree | Envelope,
-    helper: Helper | None,
+    tree: Tree | DynamicTree,
+    loaded: LoadedDrafter | None,
     repeats: int,
 ) -> Timing:
     """One round of a full batch, without compilation."""
-    engine = make_engine(bundle, settings, tree, helper)
+    engine = make_engine(bundle, settings, tree, loaded)
     batch, params = settings.batch, bundle.prior.params
-    drafter_params = helper.params if helper and engine.drafter else None
+    drafter_params = loaded.params if loaded and engine.drafter else None
     classes = jnp.asarray(np.resize(np.array(settings.classes, np.int32), batch))
     arguments = (params, drafter_params, classes, settings.sampling(batch))
-    for_rule = rule_params(engine.rule, bundle)
+    for_rule = verifier_params(engine.verifier, bundle)
     start = jax.jit(partial(init_state, engine))
-    state = start(*arguments, row_keys(settings.seed, batch))
+    state = start(*arguments, batch_keys(settings.seed, batch))
     step = jax.jit(partial(spec_step, engine), donate_argnums=4)
     state = jax.block_until_ready(step(*arguments, state, for_rule))
     times = []
@@ -163,7 +163,7 @@ def plan_text(result: dict[str, Any]) -> str:
     """The plan as a table, and its advice."""
     lines = [
         f"{result['checkpoint']}, {result['device']}, batch {result['batch']}, "
-        f"cfg {result['cfg_scale']:g}, rule {result['rule']}",
+        f"cfg {result['cfg_scale']:g}, rule {result['verifier']}",
         f"acceptance by rank at the root: "
         f"{' '.join(f'{x:.3f}' for x in result['acceptance'][0])}",
         f"a plain round takes {1e3 * result['plain_round_seconds']:.2f} ms",

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
+# Okabe and Ito's colors, which color-blind readers can tell apart.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 MARKERS = ("circle", "square", "triangle", "diamond")
 _FINE = 3  # drawn this many times larger and then shrunk, which smooths every edge
@@ -74,8 +74,8 @@ def plot_panels(
         x = (24 + i % listed * (columns * width - 24) // listed) * _FINE
         y = (rows * height + 16 + i // listed * 24) * _FINE
         ends = [(x, y), (x + 36 * _FINE, y)]
-        _line(draw, ends, dashed[label], _colour(labels, label))
-        _marker(draw, (x + 18 * _FINE, y), labels.index(label), _colour(labels, label))
+        _line(draw, ends, dashed[label], _color(labels, label))
+        _marker(draw, (x + 18 * _FINE, y), labels.index(label), _color(labels, label))
         _text(draw, (x + 44 * _FINE, y), label, "lm")
     return np.asarray(
         sheet.resize((size[0] // _FINE, size[1] // _FINE), Image.Resampling.LANCZOS)
@@ -83,7 +83,7 @@ def plot_panels(
 
 
 def ticks(low: float, high: float, most: int = 7) -> np.ndarray:
-    """Round numbers, at most `most`, that cover `low` to `high`."""
+    """DraftContext numbers, at most `most`, that cover `low` to `high`."""
     if high <= low:
         low, high = low - 0.5, low + 0.5
     power = 10.0 ** np.floor(np.log10((high - low) / most))
@@ -123,11 +123,11 @@ def _panel(draw, panel, labels, axis_labels, corner, size):
     _text(draw, (middle, bottom + 26 * _FINE), axis_labels[0], "mt")
     _text(draw, (left, top - 6 * _FINE), axis_labels[1], "ls")
     for line, path in zip(panel.lines, points, strict=True):
-        colour, kind = _colour(labels, line.label), labels.index(line.label)
+        color, kind = _color(labels, line.label), labels.index(line.label)
         path = [place(x, y) for x, y in path]
-        _line(draw, path, line.dashed, colour)
+        _line(draw, path, line.dashed, color)
         for point in path:
-            _marker(draw, point, kind, colour)
+            _marker(draw, point, kind, color)
 
 
 def _finite(line: Line) -> np.ndarray:
@@ -136,13 +136,13 @@ def _finite(line: Line) -> np.ndarray:
     return points[np.isfinite(points).all(axis=1)]
 
 
-def _colour(labels: Sequence[str], label: str) -> str:
+def _color(labels: Sequence[str], label: str) -> str:
     return COLOURS[labels.index(label) % len(COLOURS)]
 
 
-def _line(draw, path, dashed: bool, colour: str) -> None:
+def _line(draw, path, dashed: bool, color: str) -> None:
     if not dashed and len(path) > 1:
-        draw.line(path, colour, 2 * _FINE, joint="curve")
+        draw.line(path, color, 2 * _FINE, joint="curve")
         return
     for start, end in zip(path[:-1], path[1:], strict=True):
         start, end = np.array(start), np.array(end)
@@ -150,20 +150,20 @@ def _line(draw, path, dashed: bool, colour: str) -> None:
         for at in np.arange(0, length, 9 * _FINE):
             stop = min(at + 5 * _FINE, length)
             ends = [tuple(start + (end - start) * x / length) for x in (at, stop)]
-            draw.line(ends, colour, 2 * _FINE)
+            draw.line(ends, color, 2 * _FINE)
 
 
-def _marker(draw, point, kind: int, colour: str) -> None:
+def _marker(draw, point, kind: int, color: str) -> None:
     x, y, r = *point, 4 * _FINE
     shape = MARKERS[kind % len(MARKERS)]
     if shape == "circle":
-        draw.ellipse((x - r, y - r, x + r, y + r), colour)
+        draw.ellipse((x - r, y - r, x + r, y + r), color)
     elif shape == "square":
-        draw.rectangle((x - r, y - r, x + r, y + r), colour)
+        draw.rectangle((x - r, y - r, x + r, y + r), color)
     elif shape == "triangle":
-        draw.polygon([(x, y - r), (x + r, y + r), (x - r, y + r)], colour)
+        draw.polygon([(x, y - r), (x + r, y + r), (x - r, y + r)], color)
     else:
-        draw.polygon([(x, y - r), (x + r, y), (x, y + r), (x - r, y)], colour)
+        draw.polygon([(x, y - r), (x + r, y), (x, y + r), (x - r, y)], color)
 
 
 def _text(draw: Any, at, text: str, anchor: str, size: int = 12) -> None:

@@ -11,12 +11,12 @@ from tqdm import tqdm
 
 from jaxspec.bundle import Bundle
 from jaxspec.device import device_name
-from jaxspec.helpers import Helper
+from jaxspec.helpers import LoadedDrafter
 from jaxspec.pipeline import Settings, make_engine, spread_classes
-from jaxspec.spec.envelopes import Envelope
+from jaxspec.spec.envelopes import DynamicTree
 from jaxspec.spec.loop import generate
-from jaxspec.spec.noise import row_keys
-from jaxspec.spec.state import make_limits
+from jaxspec.spec.noise import batch_keys
+from jaxspec.spec.state import StoppingCriteria
 from jaxspec.spec.stream import Jobs, begin_stream, run_stream
 from jaxspec.spec.tree import Tree
 from jaxspec.timing import RULE, Timing, ratio_fields, shown
@@ -24,38 +24,38 @@ from jaxspec.timing import RULE, Timing, ratio_fields, shown
 
 def bench_streaming(
     bundle: Bundle,
-    tree: Tree | Envelope,
-    helper: Helper | None,
+    tree: Tree | DynamicTree,
+    loaded: LoadedDrafter | None,
     *,
     num: int,
     rows: int,
     waits: list[int],
-    guidance: float = 2.0,
+    cfg_scale: float = 2.0,
     repeats: int = 3,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
     """One row for each kind of lengths and each way of batching.
 
     Args:
-      bundle: of pictures.
+      bundle: of images.
       tree: shape of the drafts.
-      helper: who drafts.
+      loaded: who drafts.
       num: jobs.
       rows: sequences side by side.
       waits: see `run_stream`.
-      guidance: scale.
+      cfg_scale: scale.
       repeats: timed runs, the ways in turn.
-      seed: of pictures, noise and lengths.
+      seed: of images, noise and lengths.
 
     Returns:
       Dicts with "lengths", "way", "rounds", "rows_in_use", fields of its `Timing`, and
       "speedup" against lockstep batches; the tokens were compared.
     """
     classes = spread_classes(len(bundle.class_names), num)
-    settings = Settings(classes, seed=seed, batch=rows, guidance=guidance)
-    engine = make_engine(bundle, settings, tree, helper)
-    shared = bundle.prior.params, helper.params if helper else None
-    whole = engine.max_tokens
+    settings = Settings(classes, seed=seed, batch=rows, cfg_scale=cfg_scale)
+    engine = make_engine(bundle, settings, tree, loaded)
+    shared = bundle.prior.params, loaded.params if loaded else None
+    whole = engine.max_new_tokens
     rng = np.random.default_rng(seed)
     lengths = {
         "all alike": np.full(num, whole),
@@ -73,8 +73,8 @@ def bench_streaming(
                 jnp.arange(num),
                 jnp.asarray(classes, jnp.int32),
                 settings.sampling(num),
-                row_keys(seed, num),
-                make_limits(num, budget),
+                batch_keys(seed, num),
+                StoppingCriteria.create(num, budget),
             )
 
             def some(start, jobs=jobs):
@@ -85,7 +85,7 @@ def bench_streaming(
                 parts = []
                 for start in range(0, num, rows):
                     part = some(start)
-                    given = part.prompt, part.sampling, part.keys, part.limits
+                    given = part.prompt, part.sampling, part.keys, part.stopping
                     parts.append(lockstep(*shared, *given))
                 jax.block_until_ready(parts)
                 rounds = sum(int(part.stats.rounds) for part in parts)

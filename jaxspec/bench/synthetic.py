@@ -11,24 +11,24 @@ import jax.numpy as jnp
 
 from jaxspec.bundle import Bundle
 from jaxspec.checkpoint import Checkpoint
-from jaxspec.config import BlockDiffusionConfig, TransformerConfig
+from jaxspec.config import DFlashConfig, TransformerConfig
 from jaxspec.drafters.kinds import make_drafter
 from jaxspec.errors import ConfigError
 from jaxspec.models.presets import preset
 from jaxspec.models.transformer import Transformer
 from jaxspec.nn.quantize import quantized
 from jaxspec.spec.draft import Draft, Selection
-from jaxspec.spec.envelopes import Envelope
+from jaxspec.spec.envelopes import DynamicTree
 from jaxspec.spec.noise import Noise
 from jaxspec.spec.tree import Tree
-from jaxspec.spec.verify import Coupled, Rule
-from jaxspec.spec.verify.base import LossyRule, Verdict
-from jaxspec.spec.verify.coupled import follow
+from jaxspec.spec.verify import Coupled, Verifier
+from jaxspec.spec.verify.base import LossyVerifier, Verdict
+from jaxspec.spec.verify.coupled import longest_match
 from jaxspec.typing import Array, Float, Params
 
 
 @dataclass(frozen=True)
-class Forced(LossyRule):
+class Forced(LossyVerifier):
     """Does the work of a rule, then accepts as much as it is told to.
 
     The number of tokens that a round emits is one of the two whole numbers next to
@@ -40,7 +40,7 @@ class Forced(LossyRule):
     """
 
     tokens: float
-    rule: Rule = Coupled()
+    verifier: Verifier = Coupled()
 
     def __post_init__(self):
         if not self.tokens >= 1:
@@ -49,10 +49,10 @@ class Forced(LossyRule):
     @property
     def selection(self) -> Selection:
         """That of the rule."""
-        return self.rule.selection
+        return self.verifier.selection
 
     @property
-    def settles(self) -> bool:
+    def token_exact(self) -> bool:
         """No: there is nothing to decide."""
         return False
 
@@ -60,19 +60,19 @@ class Forced(LossyRule):
         self,
         log_p: Float[Array, "B N V"],
         draft: Draft,
-        tree: Tree | Envelope,
+        tree: Tree | DynamicTree,
         noise: Noise,
         params: Params = None,
         features: Float[Array, "R N E"] | None = None,
     ) -> Verdict:
-        """See `Rule.verify`."""
-        judged = self.rule.verify(log_p, draft, tree, noise, params, features)
+        """See `Verifier.verify`."""
+        judged = self.verifier.verify(log_p, draft, tree, noise, params, features)
         shape = draft.topology(tree)
         uniform = jnp.exp(-jnp.exp(-noise.nodes[:, :1]))
         kept = jnp.floor(self.tokens - 1 + uniform)
         match = draft.valid & (shape.depths <= kept)
         choice = jnp.broadcast_to(judged.next_token[:, None], match.shape)
-        return follow(shape, match, choice, jnp.full(match.shape, jnp.inf))
+        return longest_match(shape, match, choice, jnp.full(match.shape, jnp.inf))
 
 
 def synthetic_params(config: TransformerConfig, dtype, int8: bool = False) -> Params:
@@ -88,16 +88,16 @@ def synthetic_params(config: TransformerConfig, dtype, int8: bool = False) -> Pa
     return jax.jit(make)()
 
 
-def block_config(target: TransformerConfig) -> BlockDiffusionConfig:
+def block_config(target: TransformerConfig) -> DFlashConfig:
     """A block drafter of three layers, as wide as its target."""
     last = target.layers - 1
-    return BlockDiffusionConfig(
+    return DFlashConfig(
         block_size=8,
         layers=3,
         width=target.width,
         heads=target.heads,
         ffn_width=target.ffn_size,
-        taps=tuple(sorted({min(1, last), last // 2, max(last - 1, 0)})),
+        feature_layers=tuple(sorted({min(1, last), last // 2, max(last - 1, 0)})),
     )
 
 
@@ -123,7 +123,7 @@ def synthetic_bundle(
     drafter = replace(drafter, target=config)
     return Bundle(
         f"{name}, random weights",
-        tokenizer=None,
+        image_tokenizer=None,
         prior=prior,
         drafter=Checkpoint(kind, drafter, own, {}),
         trained=config,

@@ -1,4 +1,4 @@
-"""Tokens per second and model-FLOPs utilisation of training."""
+"""Tokens per second and model-FLOPs utilization of training."""
 
 from collections.abc import Callable
 from typing import Any
@@ -152,7 +152,7 @@ def training_markdown(result: dict[str, Any]) -> str:
 
     words = (
         "A step of `jaxspec train` on random codes. Operations are those that the "
-        "models need, without what is recomputed or masked (model-FLOPs utilisation): "
+        "models need, without what is recomputed or masked (model-FLOPs utilization): "
         "three times a forward pass of what is trained, once that of a target."
     )
     columns = ["model", "part", "batch", "tokens each", "ms a step", "least to most"]

@@ -14,18 +14,18 @@ class Variant:
     Attributes:
       attention: see `nn.attention.OVER_CACHE`.
       int8: matrices in eight bits.
-      phases: see `Engine`; of decoding alone.
+      cache_stages: see `Engine`; of decoding alone.
     """
 
     attention: str = "xla"
     int8: bool = False
-    phases: int = 1
+    cache_stages: int = 1
 
     @property
     def words(self) -> str:
         """Behind "jaxspec" in a report."""
         parts = [] if self.attention == "xla" else [self.attention]
-        parts += [f"{self.phases} phases"] * (self.phases > 1)
+        parts += [f"{self.cache_stages} phases"] * (self.cache_stages > 1)
         return "".join(f", {p}" for p in parts + ["int8"] * self.int8)
 
 
@@ -35,17 +35,17 @@ def find_variant(name: str) -> Variant:
     Raises:
       ConfigError: no such variant.
     """
-    attention, int8, phases = "xla", False, 1
+    attention, int8, cache_stages = "xla", False, 1
     for part in name.split("+"):
         if part == "int8":
             int8 = True
         elif part in OVER_CACHE:
             attention = part
         elif found := re.fullmatch(r"phases([1-9]\d?)", part):
-            phases = int(found[1])
+            cache_stages = int(found[1])
         else:
             known = ", ".join((*OVER_CACHE, "int8", "phasesN"))
             raise ConfigError(f"unknown variant {part!r}; join some of {known} by +")
-    if attention == "pallas" and phases > 1:
+    if attention == "pallas" and cache_stages > 1:
         raise ConfigError("pallas reads only what is filled: it needs no phases")
-    return Variant(attention, int8, phases)
+    return Variant(attention, int8, cache_stages)

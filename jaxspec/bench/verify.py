@@ -17,7 +17,7 @@ from jaxspec.errors import ConfigError
 from jaxspec.models.transformer import Transformer
 from jaxspec.spec.tree import Tree
 from jaxspec.timing import Timing, derived_mark, plotted, ratio_fields, shown
-from jaxspec.trees import find_tree
+from jaxspec.trees import parse_tree
 
 KEYS = ("model", "batch", "way", "nodes")
 
@@ -42,7 +42,7 @@ def bench_verify(
 
     Args:
       models: see `find_subject`.
-      batches: pictures side by side.
+      batches: images side by side.
       nodes: of the trees that are best for the embedded model; 1 is always measured.
       variants: of our own program.
       grid: tokens along a side, of published sizes.
@@ -52,7 +52,7 @@ def bench_verify(
       checkpoint: what "default" means.
       options: of XLA's compiler.
     """
-    if any(variant.phases > 1 for variant in variants):
+    if any(variant.cache_stages > 1 for variant in variants):
         raise ConfigError("phases are for `bench decode`: a pass has one cache")
     ceilings, rows = measure_ceilings(dtype), []
     build = passes.build_here(options)
@@ -120,7 +120,7 @@ def bench_verify(
 
 
 def _tree(nodes: int) -> Tree:
-    tree = Tree.root() if nodes == 1 else find_tree(f"optimal-{nodes}")
+    tree = Tree.root() if nodes == 1 else parse_tree(f"optimal-{nodes}")
     assert isinstance(tree, Tree)
     return tree
 
@@ -144,7 +144,7 @@ def verify_markdown(result: dict[str, Any]) -> str:
 
     words = (
         "A pass of the target over a tree of so many nodes in both guidance streams, "
-        'behind half of a picture; 1 node is a decode step. "Bookkeeping" is what a '
+        'behind half of an image; 1 node is a decode step. "Bookkeeping" is what a '
         "whole round takes beyond its pass: noise, rule, commits, counters."
     )
     names = ["model", "batch", "way", "nodes", "ms a pass", "least to most"]

@@ -1,6 +1,6 @@
 """A model on disk: `config.json` beside a `params/` folder.
 
-A tokenizer may bring `neighbours.npz`, the nearest codes of its codebook.
+A tokenizer may bring `neighbors.npz`, the nearest codes of its codebook.
 """
 
 import hashlib
@@ -40,11 +40,11 @@ from jaxspec.models.classifier import Classifier, ClassifierConfig
 from jaxspec.models.t5 import TextEncoder
 from jaxspec.models.tokenizer import Tokenizer
 from jaxspec.models.transformer import Transformer
-from jaxspec.spec.neighbours import Neighbours
+from jaxspec.spec.neighbors import Neighbors
 from jaxspec.typing import Params
 
-FORMAT = 2
-NEIGHBOURS = "neighbours.npz"
+FORMAT = 3
+NEIGHBORS = "neighbors.npz"
 # Larger models are written in parts of about this size.
 PART_BYTES = 1 << 26
 KINDS = {
@@ -64,16 +64,16 @@ class Checkpoint:
       kind: a key of `KINDS`.
       config: the frozen configuration of that kind (a drafter's holds its target's).
       params: nested dict of arrays.
-      about: everything else worth keeping: data, licence, command, device, steps,
+      about: everything else worth keeping: data, license, command, device, steps,
         metrics, class names.
-      neighbours: of a tokenizer's codes, if it was saved with them.
+      neighbors: of a tokenizer's codes, if it was saved with them.
     """
 
     kind: str
     config: Any
     params: Params
-    about: dict[str, Any] = field(default_factory=dict)
-    neighbours: Neighbours | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+    neighbors: Neighbors | None = None
 
 
 def save(
@@ -89,10 +89,10 @@ def save(
     Raises:
       CheckpointError: the place cannot be written.
     """
-    about = {**checkpoint.about, "digest": params_digest(checkpoint.params)}
+    metadata = {**checkpoint.metadata, "digest": params_digest(checkpoint.params)}
     with replacing(Path(path)) as fresh:
         write_tree(fresh / "params", checkpoint.params)
-        _write_notes(fresh, replace(checkpoint, about=about), notes)
+        _write_notes(fresh, replace(checkpoint, metadata=metadata), notes)
 
 
 def _write_notes(
@@ -106,13 +106,13 @@ def _write_notes(
         "jaxspec": __version__,
         "kind": checkpoint.kind,
         "config": to_dict(checkpoint.config),
-        "about": checkpoint.about,
+        "metadata": checkpoint.metadata,
     }
     (folder / "config.json").write_text(
         json.dumps(record, indent=2) + "\n", encoding="utf-8"
     )
-    if checkpoint.neighbours is not None:
-        _write_neighbours(folder / NEIGHBOURS, checkpoint.neighbours)
+    if checkpoint.neighbors is not None:
+        _write_neighbors(folder / NEIGHBORS, checkpoint.neighbors)
     for name, text in (notes or {}).items():
         (folder / name).write_text(text, encoding="utf-8")
 
@@ -164,7 +164,7 @@ def read_config(path: str | os.PathLike) -> Checkpoint:
             )
         kind = record["kind"]
         config = from_dict(KINDS[kind], record["config"])
-        return Checkpoint(kind, config, {}, dict(record.get("about", {})))
+        return Checkpoint(kind, config, {}, dict(record.get("metadata", {})))
     except FileNotFoundError:
         raise CheckpointError(
             f"'{path}' has no config.json; it is not a jaxspec checkpoint"
@@ -207,11 +207,11 @@ def load_checkpoint(
                 f"'{path}': parameter {name} holds NaN or infinity; "
                 "the checkpoint is unusable, fetch or train it again"
             )
-    neighbours = None
-    if head.kind == "tokenizer" and (Path(path) / NEIGHBOURS).is_file():
+    neighbors = None
+    if head.kind == "tokenizer" and (Path(path) / NEIGHBORS).is_file():
         codes = head.config.codebook_size
-        neighbours = _read_neighbours(Path(path) / NEIGHBOURS, codes)
-    return Checkpoint(head.kind, head.config, params, head.about, neighbours)
+        neighbors = _read_neighbors(Path(path) / NEIGHBORS, codes)
+    return Checkpoint(head.kind, head.config, params, head.metadata, neighbors)
 
 
 def load_some(path: str | os.PathLike, names: Iterable[str]) -> Params:
@@ -250,13 +250,13 @@ def abstract_params(kind: str, config: Any) -> Params:
     return jax.eval_shape(init, jax.random.key(0))
 
 
-def _write_neighbours(file: Path, table: Neighbours) -> None:
+def _write_neighbors(file: Path, table: Neighbors) -> None:
     small = np.uint16 if table.ids.shape[0] <= 1 << 16 else np.int32
     ids, distances = np.asarray(table.ids, small), np.asarray(table.distances)
     np.savez_compressed(file, ids=ids, distances=distances)
 
 
-def _read_neighbours(file: Path, codes: int) -> Neighbours:
+def _read_neighbors(file: Path, codes: int) -> Neighbors:
     try:
         with np.load(file, allow_pickle=False) as arrays:
             ids, distances = arrays["ids"].astype(np.int32), arrays["distances"]
@@ -270,7 +270,7 @@ def _read_neighbours(file: Path, codes: int) -> Neighbours:
             f"'{file}' is damaged or not of {codes} codes; fetch it again, or delete "
             "it to have it built from the codebook"
         )
-    return Neighbours(jnp.asarray(ids), jnp.asarray(distances, jnp.float32))
+    return Neighbors(jnp.asarray(ids), jnp.asarray(distances, jnp.float32))
 
 
 def digest_of(checkpoint: Checkpoint) -> str:
@@ -278,7 +278,7 @@ def digest_of(checkpoint: Checkpoint) -> str:
 
     It tells which model this is, also after its parameters were cast or divided.
     """
-    return checkpoint.about.get("digest") or params_digest(checkpoint.params)
+    return checkpoint.metadata.get("digest") or params_digest(checkpoint.params)
 
 
 def params_digest(params: Params) -> str:

@@ -15,7 +15,7 @@ def add_parser(commands) -> None:
         "convert",
         help="turn PyTorch weights into a checkpoint",
         description="Reads .safetensors or PyTorch's zip files without running "
-        "anything in them, recognises the model, and writes it into BUNDLE as prior/, "
+        "anything in them, recognizes the model, and writes it into BUNDLE as prior/, "
         "tokenizer/, text_encoder/ or drafter/. Every tensor must find its place.",
         epilog="Example: jaxspec convert t2i_XL_stage1_256.pt llamagen-xl --dtype "
         "bf16; then vq_ds16_t2i.pt and google/flan-t5-xl into the same folder",
@@ -27,7 +27,7 @@ def add_parser(commands) -> None:
     )
     parser.add_argument("bundle", metavar="BUNDLE", help="folder of the result")
     parser.add_argument(
-        "--family", metavar="NAME", help=f"instead of recognising it: {FAMILIES}"
+        "--family", metavar="NAME", help=f"instead of recognizing it: {FAMILIES}"
     )
     parser.add_argument(
         "--dtype",

@@ -11,8 +11,8 @@ def add_parser(commands) -> None:
     """Registers the command."""
     parser = commands.add_parser(
         "eval",
-        help="measure a tokenizer, a prior, or what rules do to pictures",
-        description="Measures models and pictures against held-out data.",
+        help="measure a tokenizer, a prior, or what rules do to images",
+        description="Measures models and images against held-out data.",
     )
     parts = parser.add_subparsers(dest="part", required=True)
     for name, words in (
@@ -28,7 +28,7 @@ def add_parser(commands) -> None:
         )
         _add_source(part)
         part.set_defaults(run=run_model)
-    _add_pictures(parts)
+    _add_images(parts)
 
 
 def _add_source(parser) -> None:
@@ -40,18 +40,18 @@ def _add_source(parser) -> None:
     add_data(parser)
 
 
-def _add_pictures(parts) -> None:
+def _add_images(parts) -> None:
     from jaxspec.cli.bench.output import add_numbers, add_out
 
     parser = parts.add_parser(
-        "pictures",
-        help="pictures drawn by each rule against held-out ones",
-        description="Draws the same pictures plainly and by each rule, for several "
-        "seeds, and compares them with held-out pictures (Frechet distance, precision "
+        "images",
+        help="images drawn by each rule against held-out ones",
+        description="Draws the same images plainly and by each rule, for several "
+        "seeds, and compares them with held-out images (Frechet distance, precision "
         "and recall in the features of a small classifier, class accuracy), with the "
-        "target (log-likelihood) and with the plain picture of the same seed "
+        "target (log-likelihood) and with the plain image of the same seed "
         "(distortion). Writes numbers, a table and plots of speed against each.",
-        epilog="Example: jaxspec eval pictures --data fruits360_64 --manual-dir "
+        epilog="Example: jaxspec eval images --data fruits360_64 --manual-dir "
         "DIR_OF_FRUITS360 --rules coupled lantern:k=10,lam=2 --out quality",
     )
     _add_source(parser)
@@ -88,10 +88,10 @@ def _add_pictures(parts) -> None:
         help="see `jaxspec generate --help` (default: own)",
     )
     add_numbers(
-        parser, num=(256, "pictures for each seed"), batch=(16, "pictures side by side")
+        parser, num=(256, "images for each seed"), batch=(16, "images side by side")
     )
     add_out(parser, *SUFFIXES)
-    parser.set_defaults(run=run_pictures)
+    parser.set_defaults(run=run_images)
 
 
 def run_model(arguments: argparse.Namespace) -> None:
@@ -107,15 +107,15 @@ def run_model(arguments: argparse.Namespace) -> None:
     from jaxspec.models.transformer import Transformer
 
     bundle = load_bundle(arguments.checkpoint)
-    tokenizer = Tokenizer(bundle.pictures.config)
+    tokenizer = Tokenizer(bundle.tokenizer.config)
     source = _source(arguments, bundle)
     if arguments.part == "tokenizer":
-        metrics = reconstruction_metrics(tokenizer, bundle.pictures.params, source)
+        metrics = reconstruction_metrics(tokenizer, bundle.tokenizer.params, source)
     else:
         with tempfile.TemporaryDirectory() as folder:
             codes = encode_source(
                 tokenizer,
-                bundle.pictures.params,
+                bundle.tokenizer.params,
                 source,
                 name=arguments.split,
                 flips=False,
@@ -133,14 +133,14 @@ def _source(arguments, bundle):
     return ImageSource(
         arguments.data,
         arguments.split,
-        bundle.pictures.config.image_size,
+        bundle.tokenizer.config.image_size,
         arguments.data_dir,
         arguments.manual_dir,
     )
 
 
-def run_pictures(arguments: argparse.Namespace) -> None:
-    """Runs `jaxspec eval pictures`."""
+def run_images(arguments: argparse.Namespace) -> None:
+    """Runs `jaxspec eval images`."""
     from pathlib import Path
 
     from jaxspec.cli.bench.output import check_numbers, check_out, command_line
@@ -164,36 +164,36 @@ def run_pictures(arguments: argparse.Namespace) -> None:
         read_heldout,
     )
     from jaxspec.evaluate.quality_report import quality_markdown, quality_plot
-    from jaxspec.helpers import find_helper
+    from jaxspec.helpers import load_drafter
     from jaxspec.images import png_bytes
     from jaxspec.pipeline import Settings, spread_classes
     from jaxspec.report import json_bytes
-    from jaxspec.rules import find_rule
+    from jaxspec.rules import parse_verifier
     from jaxspec.trees import tree_for
     from jaxspec.writing import write_file
 
     for name in arguments.rules:  # told before anything is loaded
-        find_rule(name)
+        parse_verifier(name)
     bundle = load_bundle(arguments.checkpoint)
     folder = Path(arguments.checkpoint or embedded_folder() / bundle.name)
     classifier = load_checkpoint(
         arguments.classifier or folder / "classifier", "classifier"
     )
-    if classifier.about.get("class_names") != bundle.class_names or (
-        classifier.config.image_size != bundle.pictures.config.image_size
+    if classifier.metadata.get("class_names") != bundle.class_names or (
+        classifier.config.image_size != bundle.tokenizer.config.image_size
     ):
         raise ConfigError(
-            "the classifier was trained on other pictures than bundle "
+            "the classifier was trained on other images than bundle "
             f"'{bundle.name}'; see `jaxspec train classifier`"
         )
     extract = classifier_features(classifier)
-    helper = find_helper(arguments.drafter, bundle)
-    tree = tree_for(helper.drafter, arguments.tree)
+    loaded = load_drafter(arguments.drafter, bundle)
+    tree = tree_for(loaded.drafter, arguments.tree)
     heldout = read_heldout(_source(arguments, bundle), extract, arguments.num)
     classes = spread_classes(len(bundle.class_names), arguments.num)
-    settings = Settings(classes, batch=arguments.batch, guidance=arguments.cfg_scale)
+    settings = Settings(classes, batch=arguments.batch, cfg_scale=arguments.cfg_scale)
     total = arguments.num * len(arguments.seeds) * (1 + len(arguments.rules))
-    with tqdm(total=total, desc="drawing", unit="picture") as bar:
+    with tqdm(total=total, desc="drawing", unit="image") as bar:
         result = measure_quality(
             bundle,
             settings,
@@ -202,7 +202,7 @@ def run_pictures(arguments: argparse.Namespace) -> None:
             heldout,
             extract,
             seeds=arguments.seeds,
-            helper=helper,
+            loaded=loaded,
             progress=bar.update,
         )
     options = {
@@ -219,7 +219,7 @@ def run_pictures(arguments: argparse.Namespace) -> None:
         "batch": [arguments.batch],
         "out": [arguments.out],
     }
-    result = {"command": command_line("eval pictures", options), **result}
+    result = {"command": command_line("eval images", options), **result}
     write_file(arguments.out + ".json", json_bytes(result))
     write_file(arguments.out + ".md", quality_markdown(result).encode())
     write_file(arguments.out + ".png", png_bytes(quality_plot(result)))

@@ -1,4 +1,4 @@
-"""`jaxspec generate`: pictures, drawn speculatively and plainly."""
+"""`jaxspec generate`: images, drawn speculatively and plainly."""
 
 import argparse
 
@@ -10,28 +10,28 @@ from jaxspec.cli.options import (
     add_sampling,
 )
 
-MOST = 1 << 12  # pictures of one sheet
+MOST = 1 << 12  # images of one sheet
 
 
 def add_parser(commands) -> None:
     """Registers the command."""
     parser = commands.add_parser(
         "generate",
-        help="draw pictures, and show what speculation saves",
-        description="Draws a grid of class-conditional pictures twice from the same "
+        help="draw images, and show what speculation saves",
+        description="Draws a grid of class-conditional images twice from the same "
         "seed, with speculative and with plain decoding, and says how fast each was "
-        "and whether the pictures are the same. With --prompts FILE --out-dir DIR it "
-        "draws any number of pictures, once, each into a file of its own, and goes on "
+        "and whether the images are the same. With --prompts FILE --out-dir DIR it "
+        "draws any number of images, once, each into a file of its own, and goes on "
         "where it was when it is started again.",
         epilog="Examples: jaxspec generate --classes 'Tomato 3,Apple 10' --num 8 "
-        "--seed 7; jaxspec generate --prompts classes.txt --out-dir pictures",
+        "--seed 7; jaxspec generate --prompts classes.txt --out-dir images",
     )
     add_checkpoint(parser)
     parser.add_argument(
         "--num",
         type=int,
         metavar="N",
-        help="number of pictures (default: 16)",
+        help="number of images (default: 16)",
     )
     parser.add_argument(
         "--classes",
@@ -43,7 +43,7 @@ def add_parser(commands) -> None:
         "--prompt",
         action="append",
         metavar="TEXT",
-        help="what a picture shows, for a text-to-image model; repeatable",
+        help="what an image shows, for a text-to-image model; repeatable",
     )
     add_sampling(parser)
     group = parser.add_argument_group("speculation")
@@ -63,7 +63,7 @@ def add_parser(commands) -> None:
         "(default: measured for this kind of device)",
     )
     group.add_argument(
-        "--rule",
+        "--verifier",
         default="coupled",
         metavar="RULE",
         help="how drafts are verified: coupled (same tokens as plain decoding); "
@@ -75,20 +75,20 @@ def add_parser(commands) -> None:
         "--batch",
         type=int,
         metavar="N",
-        help="most pictures side by side (default: 1 on a CPU, 8 elsewhere)",
+        help="most images side by side (default: 1 on a CPU, 8 elsewhere)",
     )
     group.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
         default="float32",
-        help="of weights and caches; pictures are identical in float32, and up to "
+        help="of weights and caches; images are identical in float32, and up to "
         "near-ties in bfloat16 (default: %(default)s)",
     )
     group.add_argument(
-        "--phases",
+        "--cache-stages",
         type=int,
         metavar="N",
-        help="let the cache grow in so many steps: faster where many pictures are "
+        help="let the cache grow in so many steps: faster where many images are "
         "drawn side by side, compiled N times as long (default: 1)",
     )
     add_attention(group)
@@ -96,7 +96,7 @@ def add_parser(commands) -> None:
     parser.add_argument(
         "--out",
         metavar="FILE",
-        help="where the pictures go: .png, .webp, or .jpg, which changes them a little "
+        help="where the images go: .png, .webp, or .jpg, which changes them a little "
         "(default: samples.png)",
     )
     parser.add_argument(
@@ -110,7 +110,7 @@ def add_parser(commands) -> None:
         help="keep compiled programs there: later starts with the same settings take "
         "seconds. Whoever can write there can run code as you",
     )
-    many = parser.add_argument_group("many pictures")
+    many = parser.add_argument_group("many images")
     many.add_argument(
         "--prompts",
         metavar="FILE",
@@ -119,7 +119,7 @@ def add_parser(commands) -> None:
     many.add_argument(
         "--out-dir",
         metavar="DIR",
-        help="folder for a picture of each line, and report.json",
+        help="folder for an image of each line, and report.json",
     )
     add_devices(parser)
     parser.set_defaults(run=run)
@@ -135,9 +135,9 @@ def run(arguments: argparse.Namespace) -> None:
     from jaxspec.writing import check_writable
 
     if arguments.compile_cache:
-        from jaxspec.device import keep_programs
+        from jaxspec.device import enable_compile_cache
 
-        keep_programs(arguments.compile_cache)
+        enable_compile_cache(arguments.compile_cache)
     if bool(arguments.prompts) != bool(arguments.out_dir):
         raise ConfigError("--prompts FILE and --out-dir DIR go together")
     if arguments.prompts:
@@ -149,10 +149,10 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.coordinator:
         raise ConfigError("several processes draw --prompts into --out-dir")
     if arguments.num < 1:
-        raise ConfigError(f"--num {arguments.num}: ask for at least one picture")
+        raise ConfigError(f"--num {arguments.num}: ask for at least one image")
     if arguments.num > MOST:
         raise ConfigError(
-            f"--num {arguments.num}: a sheet holds at most {MOST} pictures; draw more "
+            f"--num {arguments.num}: a sheet holds at most {MOST} images; draw more "
             "with --prompts FILE --out-dir DIR"
         )
     report = arguments.report
@@ -174,26 +174,26 @@ def run(arguments: argparse.Namespace) -> None:
         tell_cut_captions,
         tell_what_stays_whole,
     )
-    from jaxspec.helpers import find_helper
-    from jaxspec.images import grid_picture, picture_bytes
-    from jaxspec.pipeline import Settings, decode_pictures, draw, spread_classes
+    from jaxspec.helpers import load_drafter
+    from jaxspec.images import grid_image, image_bytes
+    from jaxspec.pipeline import Settings, decode_images, draw, spread_classes
     from jaxspec.report import generation_report, generation_table, json_bytes
-    from jaxspec.rules import find_rule
+    from jaxspec.rules import parse_verifier
     from jaxspec.spec.tree import Tree
-    from jaxspec.trees import default_batch, find_tree, tree_for
+    from jaxspec.trees import default_batch, parse_tree, tree_for
     from jaxspec.writing import write_file
 
     speculative = arguments.drafter != "none"
     # Impossible settings are told before anything is loaded.
     if arguments.tree:
-        find_tree(arguments.tree)
+        parse_tree(arguments.tree)
     settings = Settings(
         classes=(0,) * arguments.num,
         **sampling_settings(arguments),
-        phases=1 if arguments.phases is None else arguments.phases,
+        cache_stages=1 if arguments.cache_stages is None else arguments.cache_stages,
         attention=arguments.attention,
         batch=default_batch() if arguments.batch is None else arguments.batch,
-        rule=find_rule(arguments.rule),
+        verifier=parse_verifier(arguments.verifier),
     )
     dtype = arguments.dtype if arguments.dtype != "float32" else None
     mesh = chosen_mesh(arguments)
@@ -202,7 +202,7 @@ def run(arguments: argparse.Namespace) -> None:
     )
     if mesh is not None:
         tell_what_stays_whole(bundle)
-    side = bundle.pictures.config.image_size
+    side = bundle.tokenizer.config.image_size
     form = format_of(arguments.out, arguments.num, side)
     captions, ids, cut = None, [0], {}
     if bundle.prior.config.condition == "caption":
@@ -225,26 +225,26 @@ def run(arguments: argparse.Namespace) -> None:
     ids = tuple(np.resize(ids, arguments.num).tolist())
     settings = replace(settings, classes=ids, captions=captions)
 
-    tree, helper = Tree.root(), None
+    tree, loaded = Tree.root(), None
     if speculative:
-        helper = find_helper(arguments.drafter, bundle)
-        tree = tree_for(helper.drafter, arguments.tree)
+        loaded = load_drafter(arguments.drafter, bundle)
+        tree = tree_for(loaded.drafter, arguments.tree)
     ways = 2 if speculative else 1
-    with tqdm(total=ways * arguments.num, desc="drawing", unit="picture") as bar:
+    with tqdm(total=ways * arguments.num, desc="drawing", unit="image") as bar:
 
         def advance(count):
             bar.set_postfix_str("", refresh=False)
             bar.update(count)
 
         bar.set_postfix_str("compiling")
-        plain = fast = draw(bundle, settings, tree, helper=helper, progress=advance)
+        plain = fast = draw(bundle, settings, tree, loaded=loaded, progress=advance)
         if speculative:
             bar.set_postfix_str("compiling plain decoding")
-            plain = draw(bundle, settings, Tree.root(), helper=helper, progress=advance)
-    pictures = decode_pictures(bundle, fast.tokens)
-    report = generation_report(bundle, settings, tree, fast, plain, helper)
+            plain = draw(bundle, settings, Tree.root(), loaded=loaded, progress=advance)
+    images = decode_images(bundle, fast.tokens)
+    report = generation_report(bundle, settings, tree, fast, plain, loaded)
     report |= {"cut_captions": cut} if captions else {}
-    write_file(arguments.out, picture_bytes(grid_picture(pictures), form))
+    write_file(arguments.out, image_bytes(grid_image(images), form))
     if arguments.report:
         write_file(arguments.report, json_bytes(report))
     stream = table_stream(arguments.out, arguments.report)

@@ -1,4 +1,4 @@
-"""`jaxspec generate --prompts FILE --out-dir DIR`: a picture for every line."""
+"""`jaxspec generate --prompts FILE --out-dir DIR`: an image for every line."""
 
 import argparse
 import json
@@ -25,7 +25,7 @@ def run_many(arguments: argparse.Namespace) -> None:
 
     lines = read_lines(arguments.prompts)
     folder = Path(arguments.out_dir)
-    for name in ("num", "out", "report", "classes", "prompt", "phases"):
+    for name in ("num", "out", "report", "classes", "prompt", "cache_stages"):
         if getattr(arguments, name) is not None:
             raise ConfigError(
                 f"--{name} does not go with --prompts, which draws the lines of a file "
@@ -34,9 +34,9 @@ def run_many(arguments: argparse.Namespace) -> None:
     if (arguments.processes, arguments.process) != (1, 0) and not arguments.coordinator:
         raise ConfigError("several processes need --coordinator, where process 0 runs")
     if arguments.coordinator:
-        from jaxspec.processes import join, supervise
+        from jaxspec.processes import join, run_supervised
 
-        supervise()
+        run_supervised()
         join(arguments.coordinator, arguments.processes, arguments.process)
     sampling_settings(arguments)  # computes, so behind `join`; before what is loaded
     import jax
@@ -59,12 +59,12 @@ def _draw(
     from jaxspec.checkpoint import digest_of
     from jaxspec.device import device_name
     from jaxspec.errors import ConfigError
-    from jaxspec.helpers import find_helper
+    from jaxspec.helpers import load_drafter
     from jaxspec.images import png_bytes
-    from jaxspec.pipeline import Settings, bundle_for, decode_pictures
-    from jaxspec.processes import any_process, check_alike, sum_of_processes
+    from jaxspec.pipeline import Settings, bundle_for, decode_images
+    from jaxspec.processes import any_process, check_same_arguments, sum_of_processes
     from jaxspec.report import json_bytes
-    from jaxspec.rules import find_rule, rule_words
+    from jaxspec.rules import parse_verifier, verifier_spec
     from jaxspec.sharding import make_mesh
     from jaxspec.spec.tree import Tree
     from jaxspec.streaming import stream
@@ -86,10 +86,10 @@ def _draw(
     if bundle.prior.config.condition == "caption":
         named = {f"line {i}": line for i, line in numbered.items()}
         cut = tell_cut_captions(bundle, named, quiet=not first)
-    tree, helper = Tree.root(), None
+    tree, loaded = Tree.root(), None
     if arguments.drafter != "none":
-        helper = find_helper(arguments.drafter, bundle)
-        tree = tree_for(helper.drafter, arguments.tree)
+        loaded = load_drafter(arguments.drafter, bundle)
+        tree = tree_for(loaded.drafter, arguments.tree)
     groups = mesh.shape["data"] if mesh is not None else 1
     rows = groups * default_batch() if arguments.batch is None else arguments.batch
     settings = Settings(
@@ -97,13 +97,13 @@ def _draw(
         **sampling_settings(arguments),
         attention=arguments.attention,
         batch=rows,
-        rule=find_rule(arguments.rule),
+        verifier=parse_verifier(arguments.verifier),
     )
-    # What a picture depends on. Drafter and tree are not part of it: of rules that do
+    # What an image depends on. Drafter and tree are not part of it: of rules that do
     # not promise plain decoding's tokens, they are.
     same: dict[str, Any] = {
-        "prior": digest_of(bundle_for(bundle, helper).prior),
-        "tokenizer": digest_of(bundle.pictures),
+        "prior": digest_of(bundle_for(bundle, loaded).prior),
+        "tokenizer": digest_of(bundle.tokenizer),
         "text_encoder": _text_encoder_of(bundle),
         "temperature": arguments.temperature,
         "top_k": arguments.top_k,
@@ -112,11 +112,11 @@ def _draw(
         "cfg_interval": arguments.cfg_interval,
         "dtype": arguments.dtype,
         "int8": arguments.int8,
-        "rule": rule_words(settings.rule),
+        "verifier": verifier_spec(settings.verifier),
     }
-    if not (settings.rule.lossless and settings.rule.settles):
-        same |= {"drafter": helper.name if helper else "none", "tree": repr(tree)}
-    check_alike({**same, "seed": arguments.seed, "lines": lines})
+    if not (settings.verifier.lossless and settings.verifier.token_exact):
+        same |= {"drafter": loaded.name if loaded else "none", "tree": repr(tree)}
+    check_same_arguments({**same, "seed": arguments.seed, "lines": lines})
     _keep_settings(folder, same, first)
     _keep_lines(folder, lines, first)
 
@@ -125,23 +125,23 @@ def _draw(
     pending = np.flatnonzero(~there).tolist()
     if not pending:
         if first:
-            print(f"all {len(lines)} pictures are in {folder}")
+            print(f"all {len(lines)} images are in {folder}")
         return
     began, drawn, tokens, calls, rounds = time.perf_counter(), 0, 0, 0, 0
     with tqdm(
-        total=len(pending), desc="drawing", unit="picture", disable=not first
+        total=len(pending), desc="drawing", unit="image", disable=not first
     ) as bar:
         bar.set_postfix_str("compiling")
         segments = stream(
-            bundle, settings, tree, pending, prompts, helper=helper, rows=rows
+            bundle, settings, tree, pending, prompts, loaded=loaded, rows=rows
         )
         for segment in segments:
             bar.set_postfix_str("", refresh=False)
             if segment.done:
                 codes = np.stack([done.tokens for done in segment.done])
-                pictures = decode_pictures(bundle, codes, batch=8)
-                for done, picture in zip(segment.done, pictures, strict=True):
-                    write_file(files[done.number], png_bytes(picture))
+                images = decode_images(bundle, codes, batch=8)
+                for done, image in zip(segment.done, images, strict=True):
+                    write_file(files[done.number], png_bytes(image))
             drawn += len(segment.done)
             tokens += sum(done.tokens.size for done in segment.done)
             calls += sum(done.calls for done in segment.done)
@@ -150,9 +150,9 @@ def _draw(
     seconds = time.perf_counter() - began
     drawn, tokens, calls = sum_of_processes(np.array([drawn, tokens, calls])).tolist()
     if drawn != len(pending):
-        raise ConfigError(f"{len(pending) - drawn} pictures were not drawn")
+        raise ConfigError(f"{len(pending) - drawn} images were not drawn")
     report = {
-        "pictures": drawn,
+        "images": drawn,
         "there_before": len(lines) - drawn,
         "tokens": tokens,
         "target_calls": calls,
@@ -161,10 +161,10 @@ def _draw(
         "rows": rows,
         "rows_in_use": (calls - drawn) / max(rounds * rows, 1),
         "seconds": seconds,
-        "pictures_per_second": drawn / seconds,
-        "drafter": helper.name if helper else "none",
+        "images_per_second": drawn / seconds,
+        "drafter": loaded.name if loaded else "none",
         "tree": {"nodes": tree.size, "depth": tree.depth},
-        "lossless": settings.rule.lossless,
+        "lossless": settings.verifier.lossless,
         "seed": arguments.seed,
         **same,
         "mesh": dict(mesh.shape) if mesh is not None else None,
@@ -175,7 +175,7 @@ def _draw(
     if first:
         write_file(folder / REPORT, json_bytes(report))
         print(
-            f"{drawn} pictures in {seconds:.1f} s, compilation included: "
+            f"{drawn} images in {seconds:.1f} s, compilation included: "
             f"{report['tokens_per_call']:.2f} tokens per call, "
             f"{100 * report['rows_in_use']:.0f} % of rows in use"
         )
@@ -193,9 +193,7 @@ def _prompts_of(bundle: Any, lines: list[str]) -> tuple[Any, dict[str, Any]]:
     from jaxspec.models.transformer import Transformer
 
     if bundle.prior.config.condition == "none":
-        raise ConfigError(
-            f"bundle '{bundle.name}' makes text; --prompts draws pictures"
-        )
+        raise ConfigError(f"bundle '{bundle.name}' makes text; --prompts draws images")
     if bundle.prior.config.condition == "class":
         ids = np.array(resolve_classes(bundle, lines), np.int32)
         return lambda numbers: ids[list(numbers)], {"classes": (int(ids[0]),)}
@@ -221,7 +219,7 @@ def _text_encoder_of(bundle: Any) -> str | None:
 
     if bundle.text_encoder is None:
         return None
-    return read_config(bundle.text_encoder).about.get("digest", "")
+    return read_config(bundle.text_encoder).metadata.get("digest", "")
 
 
 def _keep_lines(folder: Path, lines: list[str], first: bool) -> None:
@@ -239,7 +237,7 @@ def _keep_lines(folder: Path, lines: list[str], first: bool) -> None:
     for i, (old, new) in enumerate(zip(drawn, lines, strict=False)):
         if old != new:
             raise ConfigError(
-                f"'{folder}' holds {old!r} as picture {i}, the file now says {new!r}; "
+                f"'{folder}' holds {old!r} as image {i}, the file now says {new!r}; "
                 "add lines at the end, or choose another --out-dir"
             )
     if first and len(lines) > len(drawn):
@@ -247,7 +245,7 @@ def _keep_lines(folder: Path, lines: list[str], first: bool) -> None:
 
 
 def _keep_settings(folder: Path, same: dict[str, Any], first: bool) -> None:
-    """Refuses a folder of pictures that were drawn in another way.
+    """Refuses a folder of images that were drawn in another way.
 
     Raises:
       ConfigError: says what differs.
@@ -266,7 +264,7 @@ def _keep_settings(folder: Path, same: dict[str, Any], first: bool) -> None:
             ) from None
         if differs := sorted(k for k in same if known.get(k) != same[k]):
             raise ConfigError(
-                f"'{folder}' holds pictures drawn with another {', '.join(differs)}; "
+                f"'{folder}' holds images drawn with another {', '.join(differs)}; "
                 "choose another --out-dir"
             )
         return

@@ -9,7 +9,7 @@ def add_parser(commands) -> None:
         "info",
         help="describe a checkpoint",
         description="Describes a bundle or a single checkpoint: its models, sizes, "
-        "data, licence, training and measured quality.",
+        "data, license, training and measured quality.",
     )
     parser.add_argument(
         "checkpoint",
@@ -131,7 +131,7 @@ def describe(path) -> str:
     ]
     config = to_dict(checkpoint.config)
     lines.append("  config    " + ", ".join(_flat(config)))
-    for name, value in checkpoint.about.items():
+    for name, value in checkpoint.metadata.items():
         if isinstance(value, dict):
             value = ", ".join(_flat(value))
         elif isinstance(value, list):

@@ -27,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     parser = _Parser(
         prog="jaxspec",
-        description="Autoregressive pictures, faster and unchanged: speculative "
+        description="Autoregressive images, faster and unchanged: speculative "
         "decoding in JAX.",
     )
     parser.add_argument("--version", action="version", version=__version__)

@@ -31,7 +31,7 @@ def add_int8(parser) -> None:
     parser.add_argument(
         "--int8",
         action="store_true",
-        help="hold matrices in 8 bits, one scale a column: other pictures, of a "
+        help="hold matrices in 8 bits, one scale a column: other images, of a "
         "slightly different model; speculative and plain ones are the same",
     )
 
@@ -80,7 +80,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="same seed, same pictures (default: %(default)s)",
+        help="same seed, same images (default: %(default)s)",
     )
 
 
@@ -97,8 +97,8 @@ def sampling_settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "temperature": arguments.temperature,
         "top_k": arguments.top_k,
         "top_p": arguments.top_p,
-        "guidance": arguments.cfg_scale,
-        "guidance_interval": arguments.cfg_interval,
+        "cfg_scale": arguments.cfg_scale,
+        "cfg_interval": arguments.cfg_interval,
     }
     Settings(classes=(0,), **found)
     return found
@@ -113,11 +113,11 @@ def check_scales(*scales: float) -> None:
     from jaxspec.spec.numbers import within
 
     for scale in scales:
-        within("guidance", scale)
+        within("cfg_scale", scale)
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
-    """Where pictures come from."""
+    """Where images come from."""
     parser.add_argument(
         "--data-dir",
         default="data",
@@ -181,7 +181,7 @@ def tell_cut_captions(
 ) -> dict[str, int]:
     """One line on stderr for captions longer than the model reads.
 
-    They are drawn all the same: the other pictures of a long file are not to wait for
+    They are drawn all the same: the other images of a long file are not to wait for
     one caption.
 
     Args:

@@ -10,7 +10,7 @@ def add_parser(commands) -> None:
         help="train a tokenizer, a prior, a drafter or a classifier",
         description="Trains one part of a preset. Tokenizer, prior and drafter are "
         "trained in this order, in one working folder, because each reads the one "
-        "before; the classifier, which measures pictures, reads none. A run that was "
+        "before; the classifier, which measures images, reads none. A run that was "
         "stopped goes on where it was when the same command is given again; more "
         "--steps lengthen a finished one, and the preset's learning rate, warm-up, "
         "decays and intervals may change in between.",

@@ -1,12 +1,12 @@
 """Frozen model configurations and their JSON form."""
 
 from jaxspec.config.drafters import (
-    AdapterConfig,
-    BlockDiffusionConfig,
-    FeatureHeadConfig,
-    ParallelHeadsConfig,
-    PromptTokensConfig,
-    SemiAutoregressiveConfig,
+    DFlashConfig,
+    EagleConfig,
+    FalconConfig,
+    KangarooConfig,
+    MedusaConfig,
+    PPDConfig,
 )
 from jaxspec.config.models import (
     RopeScaling,
@@ -17,13 +17,13 @@ from jaxspec.config.models import (
 from jaxspec.config.plain import from_dict, to_dict
 
 __all__ = [
-    "AdapterConfig",
-    "BlockDiffusionConfig",
-    "FeatureHeadConfig",
-    "ParallelHeadsConfig",
-    "PromptTokensConfig",
+    "KangarooConfig",
+    "DFlashConfig",
+    "EagleConfig",
+    "MedusaConfig",
+    "PPDConfig",
     "RopeScaling",
-    "SemiAutoregressiveConfig",
+    "FalconConfig",
     "TextEncoderConfig",
     "TokenizerConfig",
     "TransformerConfig",

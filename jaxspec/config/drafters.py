@@ -8,7 +8,7 @@ from jaxspec.config.models import RopeScaling
 
 
 @dataclass(frozen=True)
-class BlockDiffusionConfig:
+class DFlashConfig:
     """A one-pass block drafter on target features (DFlash, arXiv 2602.06036).
 
     Attributes:
@@ -22,7 +22,8 @@ class BlockDiffusionConfig:
       head_dim: `F`; None means `width // heads`.
       ffn_width: SwiGLU width.
       norm_eps: epsilon of every RMSNorm.
-      taps: target layers whose outputs are read (0 is the first layer's output).
+      feature_layers: target layers whose outputs are read (0 is the first layer's
+        output).
       causal: rows of the block see only earlier rows (JetSpec, arXiv 2606.18394);
         otherwise all rows see each other (DFlash).
       markov_rank: rank of the bias that the previous token puts on the next one's
@@ -35,8 +36,8 @@ class BlockDiffusionConfig:
       same_place: row `i` predicts the token in its own place, `i` after the anchor, so
         that a block drafts `G - 1` tokens and the anchor's row none (DFlash as
         released); otherwise the one behind it.
-      above: each row also reads the three tokens of the picture's row above that are
-        nearest to the one it predicts. Ours; for pictures.
+      above: each row also reads the three tokens of the image's row above that are
+        nearest to the one it predicts. Ours; for images.
     """
 
     block_size: int = 8
@@ -47,7 +48,7 @@ class BlockDiffusionConfig:
     head_dim: int | None = None
     ffn_width: int = 2048
     norm_eps: float = 1e-6
-    taps: tuple[int, ...] = (1, 5, 9)
+    feature_layers: tuple[int, ...] = (1, 5, 9)
     causal: bool = True
     markov_rank: int = 256
     refinements: int = 0
@@ -71,7 +72,10 @@ class BlockDiffusionConfig:
             "same_place needs a block of two, no refinements and above=False",
         )
         grouped_heads(self.heads, self.num_kv_heads)
-        require(len(self.taps) >= 1, "taps must name at least one target layer")
+        require(
+            len(self.feature_layers) >= 1,
+            "feature layers must name at least one target layer",
+        )
         even_heads(self.heads, self.heads * (self.head_dim or 0) or self.width)
 
     @property
@@ -86,7 +90,7 @@ class BlockDiffusionConfig:
 
 
 @dataclass(frozen=True)
-class FeatureHeadConfig:
+class EagleConfig:
     """A one-layer drafter on target features (EAGLE).
 
     Attributes:
@@ -100,9 +104,9 @@ class FeatureHeadConfig:
       head_dim: `F`; None means `width // heads`.
       ffn_width: SwiGLU width.
       norm_eps: epsilon of every RMSNorm.
-      taps: target layers whose outputs are read (0 is the first layer's output); for
-        version 1 the last one. EAGLE-3's released heads name layers by their inputs,
-        which is one more.
+      feature_layers: target layers whose outputs are read (0 is the first layer's
+        output); for version 1 the last one. EAGLE-3's released heads name layers by
+        their inputs, which is one more.
       draft_vocab: tokens of an own output head (version 3); 0 shares the target's.
       norm_before_residual: the residual of version 3 is the normed feature.
       qkv_bias: biases in the query, key and value maps (Qwen2's heads).
@@ -126,7 +130,7 @@ class FeatureHeadConfig:
     head_dim: int | None = None
     ffn_width: int = 3584
     norm_eps: float = 1e-6
-    taps: tuple[int, ...] = (35,)
+    feature_layers: tuple[int, ...] = (35,)
     draft_vocab: int = 0
     norm_before_residual: bool = False
     qkv_bias: bool = False
@@ -155,7 +159,10 @@ class FeatureHeadConfig:
             "version 1 shares the target's head; draft_vocab is for version 3",
         )
         grouped_heads(self.heads, self.num_kv_heads)
-        require(len(self.taps) >= 1, "taps must name at least one target layer")
+        require(
+            len(self.feature_layers) >= 1,
+            "feature layers must name at least one target layer",
+        )
         even_heads(self.heads, self.heads * (self.head_dim or 0) or self.width)
 
     @property
@@ -170,7 +177,7 @@ class FeatureHeadConfig:
 
 
 @dataclass(frozen=True)
-class ParallelHeadsConfig:
+class MedusaConfig:
     """Heads that each guess one place ahead (Medusa, Hydra).
 
     Attributes:
@@ -214,7 +221,7 @@ class ParallelHeadsConfig:
 
 
 @dataclass(frozen=True)
-class SemiAutoregressiveConfig:
+class FalconConfig:
     """A feature drafter that guesses several places at once (Falcon, arXiv 2412.12639).
 
     Attributes:
@@ -242,7 +249,7 @@ class SemiAutoregressiveConfig:
 
 
 @dataclass(frozen=True)
-class AdapterConfig:
+class KangarooConfig:
     """An adapter over a target's first layers (Kangaroo, arXiv 2404.18911).
 
     Attributes:
@@ -260,7 +267,7 @@ class AdapterConfig:
 
 
 @dataclass(frozen=True)
-class PromptTokensConfig:
+class PPDConfig:
     """Trained tokens behind every node of a tree (PPD, arXiv 2405.18628).
 
     Attributes:

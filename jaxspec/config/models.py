@@ -11,7 +11,7 @@ class TokenizerConfig:
     """A VQ tokenizer of the LlamaGen family (arXiv 2406.06525, section 2.1).
 
     Attributes:
-      image_size: side of a square picture in pixels.
+      image_size: side of a square image in pixels.
       patch_size: pixels folded into channels before the first convolution (1 in
         LlamaGen; small presets fold more so that all work is at the code grid).
       channels: width of the first level.
@@ -22,10 +22,10 @@ class TokenizerConfig:
       attention: "lowest" puts attention after each block of the lowest level and in
         the middle (LlamaGen); "middle" only in the middle.
       groups: groups of every GroupNorm.
-      latent_channels: channels between the networks and the quantiser's 1x1 maps.
+      latent_channels: channels between the networks and the quantizer's 1x1 maps.
       codebook_size: number of codes, `V`.
       code_dim: width of a code.
-      normalised: where vectors are scaled to unit length: when they are matched with
+      normalized: where vectors are scaled to unit length: when they are matched with
         codes and when codes are decoded ("both", LlamaGen), when they are decoded
         alone ("decoding", Janus), or nowhere ("none", VQGAN, Chameleon).
     """
@@ -41,7 +41,7 @@ class TokenizerConfig:
     latent_channels: int = 256
     codebook_size: int = 16384
     code_dim: int = 8
-    normalised: Literal["both", "decoding", "none"] = "both"
+    normalized: Literal["both", "decoding", "none"] = "both"
 
     def __post_init__(self):
         positive(self, "patch_size", "channels", "groups", "latent_channels")
@@ -67,7 +67,7 @@ class TokenizerConfig:
 
     @property
     def grid(self) -> int:
-        """Codes along each side of a picture."""
+        """Codes along each side of an image."""
         return self.image_size // self.downsampling
 
 

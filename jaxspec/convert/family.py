@@ -53,7 +53,7 @@ class Plan:
     heads: Heads = Heads()
     derived: Mapping[str, Derived] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
-    about: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
     part: str | None = None
 
 

@@ -24,7 +24,7 @@ def recognize(
         the family's official loader takes.
 
     Raises:
-      ConfigError: no family recognises it.
+      ConfigError: no family recognizes it.
       DataError: there is no such set of weights, or several that could be meant.
     """
     plain = with_weights(source, PLAIN, weights)
@@ -49,7 +49,7 @@ def recognize(
 
 
 def families_of(source: Source) -> list[Family]:
-    """The families that recognise a source: one for each kind of part in it."""
+    """The families that recognize a source: one for each kind of part in it."""
     found = [family for family in FAMILIES.values() if family.detect(source)]
     models = [f for f in found if not f.name.startswith("vq-")][:1]
     tokenizers = [f for f in found if f.name.startswith("vq-")][:1]

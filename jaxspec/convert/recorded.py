@@ -1,7 +1,7 @@
 """A model's `config.json`, and which of its entries the conversion took into account.
 
 A setting that changes the numbers and is passed over gives a checkpoint that draws
-wrong pictures without any error. So entries that were not read are sorted: those that
+wrong images without any error. So entries that were not read are sorted: those that
 cannot change the numbers are dropped, those that do in a way that is not known here are
 refused, and the rest are named in the summary.
 """

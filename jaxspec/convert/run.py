@@ -28,13 +28,13 @@ from jaxspec.convert.remarks import remarks
 from jaxspec.convert.understand import DTYPES, Conversion, understand
 from jaxspec.errors import CheckpointError, ConfigError
 from jaxspec.sharding import placement
-from jaxspec.spec.neighbours import neighbour_table
+from jaxspec.spec.neighbors import neighbor_table
 from jaxspec.text_files import read_text
 
 # Where a part of a bundle lies.
 FOLDERS = {"prior": "prior", "tokenizer": "tokenizer", "text_encoder": "text_encoder"}
-# LANTERN's k; one more neighbour is kept.
-NEIGHBOURS = 1000
+# LANTERN's k; one more neighbor is kept.
+NEIGHBORS = 1000
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def convert(
       place: see `open_source`.
       bundle: folder; the part goes into `prior/`, `tokenizer/`, `text_encoder/` or
         `drafter/` in it.
-      family: a key of `FAMILIES`; by default it is recognised.
+      family: a key of `FAMILIES`; by default it is recognized.
       dtype: a key of `DTYPES`; by default as stored, at most float32.
       target: the converted model that a drafter drafts for; by default the bundle's.
       given: settings that the files do not tell, by name.
@@ -142,7 +142,7 @@ def prepare(
                 drafted = _target(folder)
         settings = Settings(given or {})
         if one.name.startswith("vq-"):
-            _same_pictures(Path(bundle), source, settings)
+            _same_images(Path(bundle), source, settings)
         try:
             conversions.append(
                 understand(source, one, given=settings, target=drafted, dtype=dtype)
@@ -199,13 +199,13 @@ def _keep_what_is_no_checkpoint(conversion: Conversion, bundle: Path) -> None:
 def _target(folder: Path) -> Checkpoint:
     """What a drafter shares with its target; all of it, where its digest is unknown."""
     head = read_config(folder)
-    if head.kind != "prior" or "digest" not in head.about:
+    if head.kind != "prior" or "digest" not in head.metadata:
         return load_checkpoint(folder, "prior")
     return replace(head, params=load_some(folder, ["embedding/embedding"]))
 
 
-def _same_pictures(bundle: Path, source: Source, settings: dict[str, Any]) -> None:
-    """A tokenizer makes pictures of the size that the bundle's prior draws."""
+def _same_images(bundle: Path, source: Source, settings: dict[str, Any]) -> None:
+    """A tokenizer makes images of the size that the bundle's prior draws."""
     if "image_size" in settings or not (bundle / "prior").is_dir():
         return
     prior = read_config(bundle / "prior").config
@@ -221,17 +221,17 @@ def _write(
     mesh: Mesh | None,
 ) -> Written:
     plan, source = conversion.plan, conversion.source
-    about: dict[str, Any] = {
-        **plan.about,
+    metadata: dict[str, Any] = {
+        **plan.metadata,
         "source": source.name,
         "family": conversion.family.name,
     }
     if source.revision:
-        about["revision"] = source.revision
+        metadata["revision"] = source.revision
     if source.weights:
-        about["weights"] = source.weights
+        metadata["weights"] = source.weights
     if conversion.target_digest:
-        about["target_digest"] = conversion.target_digest
+        metadata["target_digest"] = conversion.target_digest
     digest, codebook = hashlib.sha256(), []
     place = placement(mesh) if mesh else None
 
@@ -245,11 +245,11 @@ def _write(
             yield path, jax.device_put(x, place(path, x.shape)) if place else x
 
     def finish() -> Checkpoint:
-        about["digest"] = digest.hexdigest()[:16]
+        metadata["digest"] = digest.hexdigest()[:16]
         table = None
         if codebook and len(codebook[0]) > 3:
-            table = neighbour_table(codebook[0], min(NEIGHBOURS, len(codebook[0]) - 2))
-        return Checkpoint(plan.kind, plan.config, {}, about, table)
+            table = neighbor_table(codebook[0], min(NEIGHBORS, len(codebook[0]) - 2))
+        return Checkpoint(plan.kind, plan.config, {}, metadata, table)
 
     folder = bundle / FOLDERS.get(plan.kind, "drafter")
     save_leaves(folder, leaves(), finish, _texts(source, plan.kind))
@@ -260,7 +260,7 @@ def _write(
         sum(len(line.theirs) for line in conversion.lines),
         conversion.parameters,
         conversion.bytes,
-        about["digest"],
+        metadata["digest"],
         remarks(conversion),
     )
 

@@ -3,7 +3,7 @@
 A transform is a pair of functions of an array and the `Heads` of the model (of no
 importance to most). PyTorch keeps linear maps as `[out, in]`, convolutions as
 `[out, in, h, w]`, and the Hugging Face layout of rotary embeddings turns element `j` of
-a head with element `j + F / 2`; ours turns neighbours.
+a head with element `j + F / 2`; ours turns neighbors.
 """
 
 from collections.abc import Callable
@@ -41,7 +41,7 @@ class Transform:
 
 
 def interleaved(x: np.ndarray) -> np.ndarray:
-    """Elements of a head on the last axis: (j, j + F / 2) become neighbours."""
+    """Elements of a head on the last axis: (j, j + F / 2) become neighbors."""
     pairs = x.reshape(*x.shape[:-1], 2, -1)
     return np.swapaxes(pairs, -1, -2).reshape(x.shape)
 

@@ -103,8 +103,8 @@ def understand(
         )
     config = Recorded(source.config)
     plan = planned(replace(source, config=config), family, given or {}, target)
-    about = config[plan.part] if plan.part else config
-    unread = () if "jaxspec" in config else check_unread(about, source.name)
+    metadata = config[plan.part] if plan.part else config
+    unread = () if "jaxspec" in config else check_unread(metadata, source.name)
     _no_larger_than_its_files(source, plan)
     like = dict(sorted(named_leaves(abstract_params(plan.kind, plan.config))))
     computed = plan.derived

@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from jaxspec.data.packed import read_class_names, read_packed
-from jaxspec.data.pictures import SUFFIXES, as_rgb, picture_files
+from jaxspec.data.pictures import SUFFIXES, as_rgb, image_files
 from jaxspec.errors import DataError
 
 # Of the public archive of Fruits-360, in the order of their names.
@@ -17,9 +17,9 @@ HALVES = ("Test", "Training")
 
 
 class Fruits360(tfds.core.GeneratorBasedBuilder):
-    """Fruits-360, 64x64 colour, one class a variety.
+    """Fruits-360, 64x64 color, one class a variety.
 
-    Author: Mihai Oltean, Fruits-360, 2017-. Licence: CC BY-SA 4.0.
+    Author: Mihai Oltean, Fruits-360, 2017-. License: CC BY-SA 4.0.
     """
 
     name = "fruits360_64"
@@ -55,10 +55,10 @@ class Fruits360(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, folder: Path, split: str):
         if (folder / self.PACKED).is_file():
-            pictures = read_packed(folder / self.PACKED, split)
+            images = read_packed(folder / self.PACKED, split)
         else:
-            pictures = _public_fruits(folder, split)
-        for i, (jpeg, label) in enumerate(pictures):
+            images = _public_fruits(folder, split)
+        for i, (jpeg, label) in enumerate(images):
             yield i, {"image": io.BytesIO(jpeg), "label": label}
 
     @classmethod
@@ -70,7 +70,7 @@ class Fruits360(tfds.core.GeneratorBasedBuilder):
 
 
 def _varieties(folder: Path) -> dict[str, list[Path]]:
-    """Pictures of each variety, both by name; hidden folders are none."""
+    """Images of each variety, both by name; hidden folders are none."""
     halves = [half for name in HALVES if (half := folder / name).is_dir()]
     places = [p for half in halves for p in half.iterdir() if p.is_dir()]
     names = sorted({p.name for p in places if not p.name.startswith(".")})
@@ -80,31 +80,31 @@ def _varieties(folder: Path) -> dict[str, list[Path]]:
             "folders Training and Test"
         )
     found = {
-        name: [file for half in halves for file in picture_files(half / name)]
+        name: [file for half in halves for file in image_files(half / name)]
         for name in names
     }
     if empty := [name for name, files in found.items() if not files]:
         raise DataError(
-            f"'{folder}' has a folder '{empty[0]}' without pictures "
+            f"'{folder}' has a folder '{empty[0]}' without images "
             f"({', '.join(SUFFIXES)}); remove it, or it would be a class"
         )
     return found
 
 
 def _public_fruits(folder: Path, split: str) -> Iterator[tuple[bytes, int]]:
-    """Every third picture of each variety, 64x64; every tenth of these is test."""
+    """Every third image of each variety, 64x64; every tenth of these is test."""
     for label, files in enumerate(_varieties(folder).values()):
         for i, file in enumerate(files[::3]):
             if (i % 10 == 9) == (split == "test"):
-                picture = Image.fromarray(as_rgb(file, f"'{file}'"))
-                picture = picture.resize((64, 64), Image.Resampling.LANCZOS)
+                image = Image.fromarray(as_rgb(file, f"'{file}'"))
+                image = image.resize((64, 64), Image.Resampling.LANCZOS)
                 out = io.BytesIO()
-                picture.save(out, "JPEG", quality=90, subsampling=0)
+                image.save(out, "JPEG", quality=90, subsampling=0)
                 yield out.getvalue(), label
 
 
 class Cifar10Packed(tfds.core.GeneratorBasedBuilder):
-    """CIFAR-10 from a packed file of JPEG pictures; research use only.
+    """CIFAR-10 from a packed file of JPEG images; research use only.
 
     A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
     """

@@ -1,4 +1,4 @@
-"""Pictures as codes, computed once and kept."""
+"""Images as codes, computed once and kept."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +52,7 @@ class CodeSource:
         return len(self.labels)
 
     def rows(self, indices: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Rows of all codes `[M n, T]`: pictures mirrored at random where possible."""
+        """Rows of all codes `[M n, T]`: images mirrored at random where possible."""
         return (
             rng.integers(self.codes.shape[0], size=len(indices)) * len(self) + indices
         )
@@ -84,11 +84,11 @@ def encode_source(
     Args:
       tokenizer: static functions.
       params: its parameters.
-      source: pictures.
+      source: images.
       name: of data set and split, on disk.
-      flips: also encode mirrored pictures.
+      flips: also encode mirrored images.
       cache_dir: where codes are kept.
-      batch: pictures side by side.
+      batch: images side by side.
     """
     digest = params_digest(params)
     file = cache_dir / f"{name}-{'flips' if flips else 'plain'}-{digest}.npy"
@@ -100,9 +100,9 @@ def encode_source(
     codes = np.empty((1 + flips, len(source), length), kind)
     for start in tqdm(range(0, len(source), batch), desc=f"encoding {name}"):
         rows = np.arange(start, min(start + batch, len(source)))
-        pictures = to_unit(source.take(rows))
+        images = to_unit(source.take(rows))
         for mirrored in range(1 + flips):
-            view = pictures[:, :, ::-1] if mirrored else pictures
+            view = images[:, :, ::-1] if mirrored else images
             codes[mirrored, rows] = np.asarray(encode(params, view))
     cache_dir.mkdir(parents=True, exist_ok=True)
     with whole_file(file) as stream:

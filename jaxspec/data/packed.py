@@ -1,4 +1,4 @@
-"""Reader of the packed picture format: JPEG files laid end to end in an `.npz`."""
+"""Reader of the packed image format: JPEG files laid end to end in an `.npz`."""
 
 import zipfile
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from jaxspec.errors import DataError
 
 
 def read_packed(path: str | Path, split: str) -> Iterator[tuple[bytes, int]]:
-    """Yields the JPEG bytes and the label of each picture of a split.
+    """Yields the JPEG bytes and the label of each image of a split.
 
     Args:
       path: file with arrays `{split}_jpeg` (uint8), `{split}_offsets` (int64, n + 1)

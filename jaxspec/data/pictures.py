@@ -1,4 +1,4 @@
-"""A picture of any kind, in a file or an array, as `uint8` RGB."""
+"""An image of any kind, in a file or an array, as `uint8` RGB."""
 
 import io
 from pathlib import Path
@@ -8,13 +8,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from jaxspec.errors import DataError
 
-# Files of a folder of pictures, whatever the case of the letters.
+# Files of a folder of images, whatever the case of the letters.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by channels
 
 
-def picture_files(folder: Path) -> list[Path]:
-    """Pictures in a folder, by name; other files and hidden ones are left out."""
+def image_files(folder: Path) -> list[Path]:
+    """Images in a folder, by name; other files and hidden ones are left out."""
     if not folder.is_dir():
         return []
     return sorted(
@@ -25,16 +25,16 @@ def picture_files(folder: Path) -> list[Path]:
 
 
 def as_rgb(source: Path | bytes | np.ndarray, name: str) -> np.ndarray:
-    """A picture as a viewer shows it, `uint8 [H, W, 3]`.
+    """An image as a viewer shows it, `uint8 [H, W, 3]`.
 
-    16 bits a channel are scaled to 8, two levels to 0 and 255. Grey, palettes and CMYK
+    16 bits a channel are scaled to 8, two levels to 0 and 255. Gray, palettes and CMYK
     become RGB, the latter without color profiles. Transparent parts lie on white. The
     rotation that EXIF asks for is done. Of an animated file the first frame is taken.
 
     Args:
-      source: a file, its bytes, or an array `[H, W]` or `[H, W, C]` of 1 (grey), 2
-        (grey, alpha), 3 or 4 (alpha) channels: uint8, uint16 or bool.
-      name: of the picture in errors.
+      source: a file, its bytes, or an array `[H, W]` or `[H, W, C]` of 1 (gray), 2
+        (gray, alpha), 3 or 4 (alpha) channels: uint8, uint16 or bool.
+      name: of the image in errors.
 
     Raises:
       DataError: it is damaged, of an unknown kind, or its numbers have no declared
@@ -55,29 +55,29 @@ def as_rgb(source: Path | bytes | np.ndarray, name: str) -> np.ndarray:
     raise DataError(f"cannot read {name}: {reason}; replace or remove it")
 
 
-def _of_array(picture: np.ndarray, name: str) -> Image.Image:
-    if picture.ndim == 2:
-        picture = picture[..., None]
-    if picture.ndim != 3 or picture.shape[2] not in MODES or 0 in picture.shape:
+def _of_array(image: np.ndarray, name: str) -> Image.Image:
+    if image.ndim == 2:
+        image = image[..., None]
+    if image.ndim != 3 or image.shape[2] not in MODES or 0 in image.shape:
         raise DataError(
-            f"{name} has shape {picture.shape}; a picture is [height, width] or "
+            f"{name} has shape {image.shape}; an image is [height, width] or "
             "[height, width, channels], with 1 to 4 channels"
         )
-    if picture.dtype == bool:
-        picture = picture * np.uint8(255)
-    elif (picture.dtype.kind, picture.dtype.itemsize) == ("u", 2):
-        picture = _scaled(picture)
-    elif picture.dtype != np.uint8:
-        raise _no_range(name, str(picture.dtype))
-    grey = picture.shape[2] == 1
-    return Image.fromarray(picture[..., 0] if grey else picture)
+    if image.dtype == bool:
+        image = image * np.uint8(255)
+    elif (image.dtype.kind, image.dtype.itemsize) == ("u", 2):
+        image = _scaled(image)
+    elif image.dtype != np.uint8:
+        raise _no_range(name, str(image.dtype))
+    gray = image.shape[2] == 1
+    return Image.fromarray(image[..., 0] if gray else image)
 
 
 def _eight_bits(image: Image.Image, name: str) -> Image.Image:
     """The first frame, turned, with at most 8 bits a channel."""
     kind = image.format
     image = ImageOps.exif_transpose(image)
-    # Pillow scales 16-bit color itself, and 16-bit grey of PPM to this range.
+    # Pillow scales 16-bit color itself, and 16-bit gray of PPM to this range.
     if image.mode.startswith("I;16") or (image.mode == "I" and kind in ("PNG", "PPM")):
         return Image.fromarray(_scaled(np.asarray(image)))
     if image.mode in ("I", "F"):

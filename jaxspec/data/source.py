@@ -1,4 +1,4 @@
-"""Random access to the pictures of a tfds data set."""
+"""Random access to the images of a tfds data set."""
 
 import io
 import json
@@ -16,12 +16,12 @@ from jaxspec.data.pictures import as_rgb
 from jaxspec.errors import DataError
 from jaxspec.writing import write_file
 
-# Pictures are kept in memory after the first read when all of them fit in this.
+# Images are kept in memory after the first read when all of them fit in this.
 _MEMORY_BYTES = 1 << 30
 
 
 class ImageSource:
-    """Pictures of one split, each a square of `side` pixels; see `pictures.as_rgb`.
+    """Images of one split, each a square of `side` pixels; see `images.as_rgb`.
 
     Attributes:
       labels: int32 [n].
@@ -42,26 +42,26 @@ class ImageSource:
           name: `fruits360_64`, `cifar10_packed`, or any tfds name with features
             `image` and `label` (`cifar10`, `imagenet2012`).
           split: a tfds split.
-          side: pictures of another size are resized (shorter side) and cropped.
+          side: images of another size are resized (shorter side) and cropped.
           data_dir: where tfds keeps prepared data.
           manual_dir: folder of files that tfds cannot download itself.
 
         Raises:
-          DataError: the set is unknown or cannot be prepared, or a picture cannot be
+          DataError: the set is unknown or cannot be prepared, or an image cannot be
             read.
         """
         self._side, self._words = side, f"of split '{split}' of data set '{name}'"
         self._records: Any = _records(name, split, data_dir, manual_dir)
         self.class_names = _class_names(name, self._records, data_dir, manual_dir)
-        self._pictures = None
+        self._images = None
         if len(self._records) * side * side * 3 <= _MEMORY_BYTES:
             shape = (len(self._records), side, side, 3)
-            self._pictures = np.empty(shape, np.uint8)
+            self._images = np.empty(shape, np.uint8)
             self.labels = np.empty(len(self._records), np.int32)
             for start in tqdm(range(0, len(self), 1024), desc=f"reading {split}"):
                 indices = range(start, min(start + 1024, len(self)))
                 for i, row in zip(indices, self._rows(indices), strict=True):
-                    self._pictures[i], self.labels[i] = row
+                    self._images[i], self.labels[i] = row
         else:
             rows = tqdm(self._records, desc=f"labels of {split}")
             self.labels = np.array([row["label"] for row in rows], np.int32)
@@ -70,29 +70,29 @@ class ImageSource:
         return len(self._records)
 
     def take(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Pictures `uint8 [n, side, side, 3]` at the given places."""
-        if self._pictures is not None:
-            return self._pictures[np.asarray(indices)]
-        return np.stack([picture for picture, _ in self._rows(indices)])
+        """Images `uint8 [n, side, side, 3]` at the given places."""
+        if self._images is not None:
+            return self._images[np.asarray(indices)]
+        return np.stack([image for image, _ in self._rows(indices)])
 
     def _rows(self, indices: Iterable[int]) -> Iterator[tuple[np.ndarray, int]]:
-        """Pictures `uint8 [side, side, 3]` and labels."""
+        """Images `uint8 [side, side, 3]` and labels."""
         places = [int(i) for i in indices]
         for i, row in zip(places, self._records.__getitems__(places), strict=True):
-            picture = as_rgb(row["image"], f"picture {i} {self._words}")
-            yield fit_square(picture, self._side), row["label"]
+            image = as_rgb(row["image"], f"image {i} {self._words}")
+            yield fit_square(image, self._side), row["label"]
 
 
-def fit_square(picture: np.ndarray, side: int) -> np.ndarray:
+def fit_square(image: np.ndarray, side: int) -> np.ndarray:
     """Resizes the shorter side of `uint8 [H, W, 3]` to `side` and crops the center."""
-    if picture.shape == (side, side, 3):
-        return picture
-    image = Image.fromarray(picture)
-    scale = side / min(image.size)
-    width, height = (max(side, round(s * scale)) for s in image.size)
-    image = image.resize((width, height), Image.Resampling.LANCZOS)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return np.asarray(image.crop((left, top, left + side, top + side)))
+    if image.shape == (side, side, 3):
+        return image
+    whole = Image.fromarray(image)
+    scale = side / min(whole.size)
+    width, height = (max(side, round(s * scale)) for s in whole.size)
+    whole = whole.resize((width, height), Image.Resampling.LANCZOS)
+    left, top = (whole.width - side) // 2, (whole.height - side) // 2
+    return np.asarray(whole.crop((left, top, left + side, top + side)))
 
 
 def _records(name, split, data_dir, manual_dir):
@@ -109,7 +109,7 @@ def _records(name, split, data_dir, manual_dir):
     if missing := [key for key in ("image", "label") if key not in features]:
         raise DataError(
             f"data set '{name}' has no feature {' and no '.join(missing)}; choose one "
-            "of pictures with labels"
+            "of images with labels"
         )
     image = features["image"]
     # Floats are kept in files whose four channels are the bytes of one number.

@@ -13,13 +13,13 @@ from jax.tree_util import register_dataclass
 from jaxspec.errors import ConfigError
 from jaxspec.spec.draft import (
     Draft,
+    DraftContext,
     Drafter,
-    Observation,
-    Round,
-    Start,
+    InitContext,
+    RoundResult,
 )
-from jaxspec.spec.topology import pick
-from jaxspec.spec.verify.law import all_above
+from jaxspec.spec.topology import gather_nodes
+from jaxspec.spec.verify.law import ancestors_all
 from jaxspec.typing import Array, Bool, Float, Int, Params
 
 
@@ -39,11 +39,11 @@ class Policy(Protocol):
         """State before the first round, a tree of arrays with `rows` rows."""
         ...
 
-    def keep(self, state: Any, draft: Draft, this: Round) -> tuple[Array, Any]:
+    def keep(self, state: Any, draft: Draft, ctx: DraftContext) -> tuple[Array, Any]:
         """Which nodes to verify, bool [B, N]."""
         ...
 
-    def observe(self, state: Any, seen: Observation) -> Any:
+    def observe(self, state: Any, result: RoundResult) -> Any:
         """Learns what became of the draft."""
         ...
 
@@ -60,20 +60,22 @@ class Adaptive:
         """Those of the drafter."""
         return getattr(self.drafter, "extra_rows", 0)
 
-    def init(self, params: Params, start: Start) -> Any:
+    def init(self, params: Params, ctx: InitContext) -> Any:
         """See `spec.draft.Drafter`."""
-        return self.drafter.init(params, start), self.policy.init(start.rows)
+        return self.drafter.init(params, ctx), self.policy.init(ctx.rows)
 
-    def propose(self, params: Params, state: Any, this: Round) -> tuple[Draft, Any]:
+    def propose(
+        self, params: Params, state: Any, ctx: DraftContext
+    ) -> tuple[Draft, Any]:
         """See `spec.draft.Drafter`."""
-        draft, own = self.drafter.propose(params, state[0], this)
-        wanted, policy = self.policy.keep(state[1], draft, this)
+        draft, own = self.drafter.propose(params, state[0], ctx)
+        wanted, policy = self.policy.keep(state[1], draft, ctx)
         return draft.keep(wanted, past=self.policy.past_only), (own, policy)
 
-    def observe(self, params: Params, state: Any, seen: Observation) -> Any:
+    def observe(self, params: Params, state: Any, result: RoundResult) -> Any:
         """See `spec.draft.Drafter`."""
-        own = self.drafter.observe(params, state[0], seen)
-        return own, self.policy.observe(state[1], seen)
+        own = self.drafter.observe(params, state[0], result)
+        return own, self.policy.observe(state[1], result)
 
 
 class _Stateless:
@@ -81,7 +83,7 @@ class _Stateless:
         """Nothing to remember."""
         return ()
 
-    def observe(self, state: Any, seen: Observation) -> Any:
+    def observe(self, state: Any, result: RoundResult) -> Any:
         """Nothing to learn."""
         return state
 
@@ -105,15 +107,15 @@ class EntropyCutoff(_Stateless):
         """Always."""
         return True
 
-    def keep(self, state: Any, draft: Draft, this: Round) -> tuple[Array, Any]:
+    def keep(self, state: Any, draft: Draft, ctx: DraftContext) -> tuple[Array, Any]:
         """See `Policy.keep`."""
         if draft.log_q is None:
             raise ConfigError("EntropyCutoff needs the drafter's Draft.log_q")
-        shape = draft.topology(this.tree)
+        shape = draft.topology(ctx.tree)
         q = jnp.exp(draft.log_q)
         entropy = -jnp.sum(jnp.where(q > 0, q * draft.log_q, 0.0), axis=-1)  # [B, I]
-        before = pick(entropy, pick(shape.slots, shape.parents))
-        return all_above(shape, before <= self.most), state
+        before = gather_nodes(entropy, gather_nodes(shape.slots, shape.parents))
+        return ancestors_all(shape, before <= self.most), state
 
 
 @dataclass(frozen=True)
@@ -152,11 +154,11 @@ class ConfidenceCutoff(_Stateless):
         """If the token that triggers the stop is kept."""
         return self.keep_trigger
 
-    def keep(self, state: Any, draft: Draft, this: Round) -> tuple[Array, Any]:
+    def keep(self, state: Any, draft: Draft, ctx: DraftContext) -> tuple[Array, Any]:
         """See `Policy.keep`."""
-        shape = draft.topology(this.tree)
-        line = shape.along(self._confidence(shape, draft).at[:, 0].set(1.0))
-        seen = shape.of_parents(line) if self.keep_trigger else line
+        shape = draft.topology(ctx.tree)
+        line = shape.cumprod_path(self._confidence(shape, draft).at[:, 0].set(1.0))
+        seen = shape.gather_parents(line) if self.keep_trigger else line
         return (seen >= self.least) | (shape.depths <= self.least_length), state
 
     def _confidence(self, shape, draft: Draft) -> Float[Array, "B N"]:
@@ -167,7 +169,7 @@ class ConfidenceCutoff(_Stateless):
         if draft.log_q is None:
             raise ConfigError("ConfidenceCutoff needs the drafter's Draft.log_q")
         row = jnp.arange(draft.tokens.shape[0])[:, None]
-        slot = pick(shape.slots, shape.parents)
+        slot = gather_nodes(shape.slots, shape.parents)
         return jnp.exp(draft.log_q[row, slot, draft.tokens])
 
 
@@ -232,32 +234,34 @@ class LengthController:
         )
 
     def keep(
-        self, state: LengthState, draft: Draft, this: Round
+        self, state: LengthState, draft: Draft, ctx: DraftContext
     ) -> tuple[Bool[Array, "B N"], LengthState]:
         """See `Policy.keep`."""
-        shape = draft.topology(this.tree)
+        shape = draft.topology(ctx.tree)
         kept = shape.depths <= state.length[:, None]
-        alive = all_above(shape, draft.valid & kept)
+        alive = ancestors_all(shape, draft.valid & kept)
         drafted = jnp.max(jnp.where(alive, shape.depths, 0), axis=1)
         if self.end_token is not None:
-            best = all_above(shape, draft.valid & (shape.ranks == 0))  # first choices
+            best = ancestors_all(
+                shape, draft.valid & (shape.ranks == 0)
+            )  # first choices
             end = best & (draft.tokens == self.end_token) & (shape.depths > 0)
-            before = jnp.where(end, shape.depths - 1, this.tree.depth)
+            before = jnp.where(end, shape.depths - 1, ctx.tree.depth)
             drafted = jnp.minimum(drafted, jnp.min(before, axis=1))
         return kept, LengthState(state.length, state.generated, state.accepted, drafted)
 
-    def observe(self, state: LengthState, seen: Observation) -> LengthState:
+    def observe(self, state: LengthState, result: RoundResult) -> LengthState:
         """See `Policy.observe`."""
 
         def average(old, new):
             return self.decay * old + (1 - self.decay) * new.astype(old.dtype)
 
         generated = average(state.generated, state.drafted)
-        accepted = average(state.accepted, seen.accepted)
+        accepted = average(state.accepted, result.accepted)
         more = jnp.where(accepted >= generated, self.step, 0)
         length = jnp.floor(generated).astype(jnp.int32) + more
         length = jnp.clip(length, self.least, self.most)
-        live = seen.counts > 0
+        live = result.counts > 0
         return LengthState(
             jnp.where(live, length, state.length),
             jnp.where(live, generated, state.generated),

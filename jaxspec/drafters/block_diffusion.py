@@ -5,21 +5,21 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 
-from jaxspec.config import BlockDiffusionConfig, TransformerConfig
-from jaxspec.drafters.block_network import BlockNetwork, KeysValues
+from jaxspec.config import DFlashConfig, TransformerConfig
+from jaxspec.drafters.block_network import DFlashNetwork, KeysValues
 from jaxspec.drafters.grow import at_depth, grow
-from jaxspec.drafters.grow.select import log_probabilities
+from jaxspec.drafters.grow.select import drafter_log_probs
 from jaxspec.drafters.row_above import row_above
-from jaxspec.drafters.shared import shared_parameters
-from jaxspec.drafters.stop_head import StopHead
+from jaxspec.drafters.shared import shared_target_params
+from jaxspec.drafters.stop_head import AcceptanceHead
 from jaxspec.errors import ConfigError
 from jaxspec.nn.layers import head_scores
 from jaxspec.nn.rope import angles_of
 from jaxspec.spec.cache import KVCache, init_cache, write
-from jaxspec.spec.draft import Draft, Observation, Round, Start
-from jaxspec.spec.envelopes import Envelope
-from jaxspec.spec.sampling import guide
-from jaxspec.spec.topology import pick
+from jaxspec.spec.draft import Draft, DraftContext, InitContext, RoundResult
+from jaxspec.spec.envelopes import DynamicTree
+from jaxspec.spec.sampling import apply_cfg
+from jaxspec.spec.topology import gather_nodes
 from jaxspec.spec.tree import Tree
 from jaxspec.typing import Array, Bool, Float, Int, Params
 
@@ -41,7 +41,7 @@ class BlockState:
 
 
 @dataclass(frozen=True)
-class BlockDiffusion:
+class DFlash:
     """DFlash's drafter for a given target; static and hashable.
 
     Sources: DFlash (arXiv 2602.06036) for the injected context, DSpark (arXiv
@@ -50,7 +50,8 @@ class BlockDiffusion:
     merging both guidance streams of the drafter are ours.
 
     Parameters are a dict: "own" (the drafter's network), "embedding" [V, D] and "head"
-    [D, V] of the target, which are shared and frozen, and "stop"; see `bind`.
+    [D, V] of the target, which are shared and frozen, and "stop"; see
+    `with_target_params`.
 
     Attributes:
       config: of the network.
@@ -59,9 +60,9 @@ class BlockDiffusion:
         `ConfidenceCutoff("head")` reads it.
     """
 
-    config: BlockDiffusionConfig
+    config: DFlashConfig
     target: TransformerConfig
-    stop: StopHead | None = None
+    stop: AcceptanceHead | None = None
 
     def __post_init__(self):
         if self.stop is not None and self.stop.width != self.config.width:
@@ -82,20 +83,20 @@ class BlockDiffusion:
             raise ConfigError(
                 "above=True needs a target on a grid, and a block shorter than a row"
             )
-        for tap in self.config.taps:
-            if not 0 <= tap < self.target.layers:
+        for layer in self.config.feature_layers:
+            if not 0 <= layer < self.target.layers:
                 raise ConfigError(
-                    f"tap {tap} is beyond the target's {self.target.layers} layers "
+                    f"tap {layer} is beyond the target's {self.target.layers} layers "
                     "(0 is the first)"
                 )
 
     @property
-    def taps(self) -> tuple[int, ...]:
+    def feature_layers(self) -> tuple[int, ...]:
         """Layers of the target whose outputs are read."""
-        return self.config.taps
+        return self.config.feature_layers
 
     @property
-    def reach(self) -> int:
+    def max_depth(self) -> int:
         """Most drafted tokens on a path: the rows of a block that predict."""
         return self.config.block_size - self._first
 
@@ -104,25 +105,27 @@ class BlockDiffusion:
         """The row that predicts the token behind the anchor."""
         return int(self.config.same_place)
 
-    def network(self, own: Params) -> BlockNetwork:
+    def network(self, own: Params) -> DFlashNetwork:
         """The Linen module bound to the drafter's own parameters."""
         return self._module.bind({"params": own})
 
     @property
-    def _module(self) -> BlockNetwork:
-        return BlockNetwork(self.config, self.target.vocab_size)
+    def _module(self) -> DFlashNetwork:
+        return DFlashNetwork(self.config, self.target.vocab_size)
 
     def init_params(self, key: Array) -> Params:
         """Random float32 parameters of the drafter's own network; consumes `key`."""
         c, t = self.config, self.target
-        features = jnp.zeros((1, 1, t.width * len(c.taps)))
+        features = jnp.zeros((1, 1, t.width * len(c.feature_layers)))
         angles = jnp.zeros((1, 1, c.head_size // 2, 2))
         anchor = jnp.zeros((1, c.width))
         return self._module.init(key, features, angles, anchor)["params"]
 
-    def bind(self, own: Params, target_params: Params, stop: Params = None) -> Params:
+    def with_target_params(
+        self, own: Params, target_params: Params, stop: Params = None
+    ) -> Params:
         """Joins the drafter's parameters with what it shares with the target."""
-        shared = shared_parameters(self.target, target_params, norm=False)
+        shared = shared_target_params(self.target, target_params, norm=False)
         return {"own": own, **shared, "stop": stop}
 
     def stop_states(
@@ -134,7 +137,7 @@ class BlockDiffusion:
         """What a stop head reads of a drafted token.
 
         Args:
-          params: see `bind`.
+          params: see `with_target_params`.
           rows: outputs of the block rows that predicted the tokens, conditional stream.
           tokens: the drafted tokens.
         """
@@ -146,8 +149,8 @@ class BlockDiffusion:
         """Embeddings of the nearest tokens of the row above; 0 where there are none.
 
         Args:
-          params: see `bind`.
-          tokens: generated so far, by place in the picture.
+          params: see `with_target_params`.
+          tokens: generated so far, by place in the image.
           index: the places that block rows predict.
         """
         above, there = row_above(tokens, index, self.target.grid)
@@ -158,17 +161,17 @@ class BlockDiffusion:
         """Rotary angles of absolute positions: the target's scheme at our head size."""
         return angles_of(self.target, positions, self.config.head_size)
 
-    def check_tree(self, tree: Tree | Envelope) -> None:
+    def check_tree(self, tree: Tree | DynamicTree) -> None:
         """Refuses trees that this drafter cannot fill.
 
         Raises:
           ConfigError: the tree is deeper than the block, or a node has more children
             than there are tokens.
         """
-        if tree.depth > self.reach:
+        if tree.depth > self.max_depth:
             raise ConfigError(
                 f"the tree is {tree.depth} deep, the drafter's block reaches "
-                f"{self.reach}; choose a shallower tree"
+                f"{self.max_depth}; choose a shallower tree"
             )
         if isinstance(tree, Tree) and tree.width > self.target.vocab_size:
             raise ConfigError(
@@ -176,42 +179,42 @@ class BlockDiffusion:
                 f"only {self.target.vocab_size} tokens"
             )
 
-    def init(self, params: Params, start: Start) -> BlockState:
+    def init(self, params: Params, ctx: InitContext) -> BlockState:
         """See `spec.draft.Drafter`.
 
         Raises:
           ConfigError: see `check_tree`.
         """
-        self.check_tree(start.tree)
-        c, features, depth = self.config, start.features, start.tree.depth
+        self.check_tree(ctx.tree)
+        c, features, depth = self.config, ctx.features, ctx.tree.depth
         streams, length, width = features.shape
         # The path and the block are written behind the last committed position.
-        capacity = length + start.extra + max(c.block_size, depth + 1)
+        capacity = length + ctx.extra + max(c.block_size, depth + 1)
         cache = init_cache(
             c.layers, streams, c.num_kv_heads, capacity, c.head_size, features.dtype
         )
-        cache = self._commit(params, cache, features, start.lengths)
+        cache = self._commit(params, cache, features, ctx.lengths)
         pending = jnp.zeros((streams, depth + 1, width), features.dtype)
         return BlockState(cache, pending, jnp.zeros(streams, jnp.int32))
 
     def propose(
-        self, params: Params, state: BlockState, this: Round
+        self, params: Params, state: BlockState, ctx: DraftContext
     ) -> tuple[Draft, BlockState]:
         """See `spec.draft.Drafter`."""
-        depth = this.tree.depth
+        depth = ctx.tree.depth
         cache = self._commit(params, state.cache, state.pending, state.counts)
-        h, cache = self._block_rows(params, cache, this, depth)
-        base = self._logits(params, h, this)  # [B, depth, V]
+        h, cache = self._block_rows(params, cache, ctx, depth)
+        base = self._logits(params, h, ctx)  # [B, depth, V]
         path, refined = None, base
         for _ in range(self.config.refinements):
-            path = self._best_path(params, refined, this)
-            h, cache = self._block_rows(params, cache, this, depth, path)
-            refined = self._logits(params, h, this)
+            path = self._best_path(params, refined, ctx)
+            h, cache = self._block_rows(params, cache, ctx, depth, path)
+            refined = self._logits(params, h, ctx)
 
         def step(depth, tokens, own, shared):
             logits = at_depth(base, depth)
             if path is not None:  # what was refined is for the path it was refined on
-                known = jnp.concatenate([this.root[:, None], path], axis=1)
+                known = jnp.concatenate([ctx.root[:, None], path], axis=1)
                 own &= tokens == at_depth(known[..., None], depth)[..., 0]
                 logits = jnp.where(own[..., None], at_depth(refined, depth), logits)
             if self.config.markov_rank:
@@ -220,15 +223,15 @@ class BlockDiffusion:
             logits = jnp.broadcast_to(logits, (*tokens.shape, logits.shape[-1]))
             return logits, own, shared
 
-        draft, _ = grow(this, step, jnp.ones((len(this.root), 1), bool))
+        draft, _ = grow(ctx, step, jnp.ones((len(ctx.root), 1), bool))
         if self.stop is not None or self.config.confidence:
-            draft = replace(draft, confidence=self._confidence(params, h, draft, this))
+            draft = replace(draft, confidence=self._confidence(params, h, draft, ctx))
         return draft, replace(state, cache=cache, counts=jnp.zeros_like(state.counts))
 
-    def _confidence(self, params, h, draft, this) -> Float[Array, "B N"]:
+    def _confidence(self, params, h, draft, ctx) -> Float[Array, "B N"]:
         """How likely each node is to be accepted, by the row that guessed it."""
-        shape = draft.topology(this.tree)
-        rows = pick(h[: len(draft.tokens)], jnp.maximum(shape.depths - 1, 0))
+        shape = draft.topology(ctx.tree)
+        rows = gather_nodes(h[: len(draft.tokens)], jnp.maximum(shape.depths - 1, 0))
         if self.stop is not None:
             states = self.stop_states(params, rows, draft.tokens)
             return self.stop.confidence(params["stop"], states)
@@ -236,14 +239,14 @@ class BlockDiffusion:
         return jax.nn.sigmoid(self.network(params["own"]).confidence(rows, before))
 
     def observe(
-        self, params: Params, state: BlockState, seen: Observation
+        self, params: Params, state: BlockState, result: RoundResult
     ) -> BlockState:
         """See `spec.draft.Drafter`; the work is left to the next `propose`."""
-        streams = state.counts.shape[0] // seen.counts.shape[0]
+        streams = state.counts.shape[0] // result.counts.shape[0]
         return replace(
             state,
-            pending=seen.on_path(seen.features),
-            counts=jnp.concatenate([seen.counts] * streams),
+            pending=result.on_path(result.features),
+            counts=jnp.concatenate([result.counts] * streams),
         )
 
     def _commit(self, params, cache, features, counts) -> KVCache:
@@ -257,24 +260,26 @@ class BlockDiffusion:
         )
         return replace(cache, layers=layers, lengths=cache.lengths + counts)
 
-    def _logits(self, params: Params, h: Array, this: Round) -> Float[Array, "B G V"]:
+    def _logits(
+        self, params: Params, h: Array, ctx: DraftContext
+    ) -> Float[Array, "B G V"]:
         """Scores after the block's rows, guidance merged."""
         logits = head_scores(params["head"], h)
-        index = this.index[:, None] + jnp.arange(h.shape[1])[None]
-        return guide(logits, this.sampling, index)
+        index = ctx.index[:, None] + jnp.arange(h.shape[1])[None]
+        return apply_cfg(logits, ctx.sampling, index)
 
     def _best_path(
-        self, params: Params, logits: Array, this: Round
+        self, params: Params, logits: Array, ctx: DraftContext
     ) -> Int[Array, "B G"]:
         """The rank-0 path: what the target would draw if it agreed with the drafter."""
-        token, path = this.root, []
+        token, path = ctx.root, []
         for depth in range(logits.shape[1]):
             scores = logits[:, depth]
             if self.config.markov_rank:
                 scores = scores + self.network(params["own"]).markov(token)
-            scores = log_probabilities(this, scores[:, None])[:, 0]
-            if this.selection == "coupled":
-                scores = scores + this.noise[:, depth]
+            scores = drafter_log_probs(ctx, scores[:, None])[:, 0]
+            if ctx.selection == "coupled":
+                scores = scores + ctx.noise[:, depth]
             token = jnp.argmax(scores, axis=-1).astype(jnp.int32)
             path.append(token)
         return jnp.stack(path, axis=1)
@@ -283,7 +288,7 @@ class BlockDiffusion:
         self,
         params: Params,
         cache: KVCache,
-        this: Round,
+        ctx: DraftContext,
         depth: int,
         path: Int[Array, "B G"] | None = None,
     ) -> tuple[Float[Array, "R G D"], KVCache]:
@@ -293,8 +298,8 @@ class BlockDiffusion:
         """
         first = self._first
         rows = first + depth if self.config.causal else self.config.block_size
-        streams = cache.lengths.shape[0] // this.root.shape[0]
-        root = jnp.concatenate([this.root] * streams)
+        streams = cache.lengths.shape[0] // ctx.root.shape[0]
+        root = jnp.concatenate([ctx.root] * streams)
         starts = cache.lengths
         positions = starts[:, None] + jnp.arange(rows)[None]
         mask = block_mask(cache, rows, self.config)
@@ -321,8 +326,8 @@ class BlockDiffusion:
             guessed = jnp.concatenate([guessed] * streams)
         above = None
         if self.config.above:
-            index = this.index[:, None] + jnp.arange(self.config.block_size)[None]
-            above = self.embed_above(params, this.tokens, index)
+            index = ctx.index[:, None] + jnp.arange(self.config.block_size)[None]
+            above = self.embed_above(params, ctx.tokens, index)
             above = jnp.concatenate([above] * streams)
         h = network.block_input(params["embedding"][root], guessed, above)[:, :rows]
         joins = [join_at(layer) for layer in range(self.config.layers)]
@@ -330,9 +335,7 @@ class BlockDiffusion:
         return h[:, first : first + depth], replace(cache, layers=tuple(written))
 
 
-def block_mask(
-    cache: KVCache, rows: int, config: BlockDiffusionConfig
-) -> Bool[Array, "R G S"]:
+def block_mask(cache: KVCache, rows: int, config: DFlashConfig) -> Bool[Array, "R G S"]:
     """Block rows see the committed context, and the block (causally or whole)."""
     slot = jnp.arange(cache.capacity)[None] - cache.lengths[:, None]  # [R, S]
     row = jnp.arange(rows)[None, :, None]

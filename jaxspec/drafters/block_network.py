@@ -6,7 +6,7 @@ import einops
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxspec.config import BlockDiffusionConfig
+from jaxspec.config import DFlashConfig
 from jaxspec.drafters.row_above import COLUMNS
 from jaxspec.nn.attention import attend
 from jaxspec.nn.layers import INIT, RMSNorm, SwiGLU, linear
@@ -33,7 +33,7 @@ class BlockLayer(nn.Module):
     the output map and the SwiGLU (DFlash, arXiv 2602.06036).
     """
 
-    config: BlockDiffusionConfig
+    config: DFlashConfig
 
     def setup(self):
         """Builds the submodules."""
@@ -77,10 +77,10 @@ class BlockLayer(nn.Module):
         return h + self.ffn(self.post_norm(h))
 
 
-class BlockNetwork(nn.Module):
+class DFlashNetwork(nn.Module):
     """Projection of the features, the layers, the mask rows and the Markov head."""
 
-    config: BlockDiffusionConfig
+    config: DFlashConfig
     vocab_size: int
 
     def setup(self):
@@ -164,7 +164,7 @@ class BlockNetwork(nn.Module):
         return self.confidence_out(h)[..., 0].astype(jnp.float32)
 
     def __call__(self, features, angles, anchor):
-        """Touches every parameter once; for initialisation."""
+        """Touches every parameter once; for initialization."""
         contexts = self.context(features, angles)
         above = None
         if self.config.above:

@@ -9,7 +9,7 @@ from jax.tree_util import register_dataclass
 
 from jaxspec.config import TransformerConfig
 from jaxspec.drafters.grow import expansions
-from jaxspec.drafters.shared import scores_of, shared_parameters
+from jaxspec.drafters.shared import scores_of, shared_target_params
 from jaxspec.drafters.small_model import (
     ModelState,
     begin,
@@ -20,10 +20,10 @@ from jaxspec.drafters.small_model import (
 from jaxspec.errors import ConfigError
 from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
-from jaxspec.spec.draft import Draft, Observation, Round, Start
-from jaxspec.spec.sampling import guide
+from jaxspec.spec.draft import Draft, DraftContext, InitContext, RoundResult
+from jaxspec.spec.sampling import apply_cfg
 from jaxspec.spec.target import Target
-from jaxspec.spec.together import highest
+from jaxspec.spec.together import group_max
 from jaxspec.typing import Array, Float, Int, Params
 
 
@@ -84,47 +84,47 @@ class DynamicExit:
                 f"{self.config.layers} layers, and decay is in [0, 1)"
             )
 
-    def _model(self, layers: int, taps: tuple[int, ...] = ()) -> Target:
+    def _model(self, layers: int, feature_layers: tuple[int, ...] = ()) -> Target:
         shorter = Transformer(replace(self.config, layers=layers))
-        return make_target(shorter, guided=self.guided, taps=taps)
+        return make_target(shorter, guided=self.guided, feature_layers=feature_layers)
 
     @property
     def _whole(self) -> Target:
         return self._model(self.exits[-1], tuple(n - 1 for n in self.exits))
 
-    def init(self, params: Params, start: Start) -> ExitState:
+    def init(self, params: Params, ctx: InitContext) -> ExitState:
         """See `spec.draft.Drafter`."""
-        model = begin(self._whole, params, start, expansions(start.tree)[0])
-        path, vocabulary = start.tree.depth + 1, self.config.vocab_size
+        model = begin(self._whole, params, ctx, expansions(ctx.tree)[0])
+        path, vocabulary = ctx.tree.depth + 1, self.config.vocab_size
         return ExitState(
             model,
-            jnp.zeros((start.rows, path, vocabulary), jnp.float32),
-            jnp.full((start.rows, len(self.exits)), 0.5),
+            jnp.zeros((ctx.rows, path, vocabulary), jnp.float32),
+            jnp.full((ctx.rows, len(self.exits)), 0.5),
         )
 
     def propose(
-        self, params: Params, state: ExitState, this: Round
+        self, params: Params, state: ExitState, ctx: DraftContext
     ) -> tuple[Draft, ExitState]:
         """See `spec.draft.Drafter`."""
         whole, inner = self._whole, state.model
-        _, features, cache, last = catch_up(whole, params, inner, this)
+        _, features, cache, last = catch_up(whole, params, inner, ctx)
         lengths = cache.lengths + both(whole, inner.counts)
-        shared = shared_parameters(self.config, params, norm=True)
+        shared = shared_target_params(self.config, params, norm=True)
         parts = jnp.split(features, len(self.exits), axis=-1)
         raw = [scores_of(self.config, shared, part) for part in parts]
-        rates = self._learn(state, raw, this, last)
-        layers, depth = self._choose(rates, this.tree.depth)
+        rates = self._learn(state, raw, ctx, last)
+        layers, depth = self._choose(rates, ctx.tree.depth)
 
         def draft_with(i, cache):
             place = both(whole, last)[:, None, None]
             first = jnp.take_along_axis(raw[i], place, axis=1)
             upper = replace(cache, layers=cache.layers[: self.exits[i]])
             model = self._model(self.exits[i])
-            return grow_by_levels(model, params, upper, lengths, first, this)[0]
+            return grow_by_levels(model, params, upper, lengths, first, ctx)[0]
 
         branches = [partial(draft_with, i) for i in range(len(self.exits))]
         draft = jax.lax.switch(layers, branches, cache)
-        kept = draft.topology(this.tree).depths <= depth[:, None]
+        kept = draft.topology(ctx.tree).depths <= depth[:, None]
         inner = replace(
             inner,
             cache=replace(cache, lengths=lengths),
@@ -132,21 +132,23 @@ class DynamicExit:
         )
         return draft.keep(kept, past=True), ExitState(inner, state.logits, rates)
 
-    def observe(self, params: Params, state: ExitState, seen: Observation) -> ExitState:
+    def observe(
+        self, params: Params, state: ExitState, result: RoundResult
+    ) -> ExitState:
         """See `spec.draft.Drafter`."""
-        inner = replace(state.model, tokens=seen.tokens, counts=seen.counts)
-        return ExitState(inner, seen.on_path(seen.logits), state.rates)
+        inner = replace(state.model, tokens=result.tokens, counts=result.counts)
+        return ExitState(inner, result.on_path(result.logits), state.rates)
 
-    def _learn(self, state, raw, this, last) -> Float[Array, "B X"]:
+    def _learn(self, state, raw, ctx, last) -> Float[Array, "B X"]:
         """Averages with the overlap at each committed token but the root."""
-        first = (this.index - last)[:, None]
+        first = (ctx.index - last)[:, None]
         ahead = first + jnp.arange(len(state.logits[0]))[None]
         # What followed the token in place j, the target said after node j + 1.
         wanted = jax.nn.softmax(state.logits[:, 1:])
         use = jnp.arange(wanted.shape[1])[None] < last[:, None]
         rates = []
         for i, logits in enumerate(raw):
-            q = jax.nn.softmax(guide(logits, this.sampling, ahead)[:, :-1])
+            q = jax.nn.softmax(apply_cfg(logits, ctx.sampling, ahead)[:, :-1])
             shared = jnp.sum(jnp.minimum(wanted, q), axis=-1)
             mean = jnp.sum(jnp.where(use, shared, 0.0), axis=1)
             mean /= jnp.maximum(jnp.sum(use, axis=1, dtype=mean.dtype), 1)
@@ -166,5 +168,5 @@ class DynamicExit:
         tokens = (1.0 - a ** (d + 1)) / (1.0 - a)
         worth = tokens / (d * layers + cost)  # [B, X, depth]
         best = jnp.argmax(jnp.mean(jnp.max(worth, axis=2), axis=0))
-        best = highest(best)  # groups of a mesh draft from the same exit
+        best = group_max(best)  # groups of a mesh draft from the same exit
         return best, jnp.argmax(worth[:, best], axis=1) + 1

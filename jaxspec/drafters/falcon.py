@@ -8,18 +8,18 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
-from jaxspec.config import SemiAutoregressiveConfig, TransformerConfig
+from jaxspec.config import FalconConfig, TransformerConfig
 from jaxspec.drafters.grow import expansions, grow
 from jaxspec.drafters.history import following_tokens
-from jaxspec.drafters.shared import shared_parameters, target_norm
+from jaxspec.drafters.shared import shared_target_params, target_norm
 from jaxspec.errors import ConfigError
 from jaxspec.nn.attention import Attention
 from jaxspec.nn.layers import RMSNorm, SwiGLU, head_scores
 from jaxspec.nn.rope import angles_of
 from jaxspec.spec.cache import KVCache, init_cache, tree_mask
-from jaxspec.spec.draft import Draft, Observation, Round, Start
-from jaxspec.spec.envelopes import BestFirst, Envelope
-from jaxspec.spec.sampling import guide
+from jaxspec.spec.draft import Draft, DraftContext, InitContext, RoundResult
+from jaxspec.spec.envelopes import BestFirst, DynamicTree
+from jaxspec.spec.sampling import apply_cfg
 from jaxspec.spec.tree import Tree
 from jaxspec.typing import Array, Bool, Float, Int, Params
 
@@ -27,7 +27,7 @@ from jaxspec.typing import Array, Bool, Float, Int, Params
 class FalconNetwork(nn.Module):
     """Two LSTM layers over the last pairs, and a decoder layer over all of them."""
 
-    config: SemiAutoregressiveConfig
+    config: FalconConfig
 
     def setup(self):
         """Builds the submodules."""
@@ -57,12 +57,12 @@ class FalconNetwork(nn.Module):
         return h + self.ffn(self.post_norm(h)), cache
 
     def __call__(self, windows, angles):
-        """Touches every parameter once; for initialisation."""
+        """Touches every parameter once; for initialization."""
         return self.layer(self.read(windows), angles, jnp.ones((1, 1, 1), bool))[0]
 
 
 def windows_of(pairs: Float[Array, "R T P"], size: int) -> Float[Array, "R U G P"]:
-    """Every run of `size` neighbours, `U = T - size + 1`."""
+    """Every run of `size` neighbors, `U = T - size + 1`."""
     count = pairs.shape[1] - size + 1
     return jnp.stack([pairs[:, i : i + count] for i in range(size)], axis=2)
 
@@ -97,11 +97,11 @@ class Falcon:
     rows. (The release runs it over whole sequences in an order that cannot be told;
     a window needs no alignment, so the cache is exact wherever a round ends.)
 
-    Parameters are a dict, see `bind`: "own", and of the target "embedding" [V, D],
-    "head" [D, V] and "norm" [D].
+    Parameters are a dict, see `with_target_params`: "own", and of the target
+    "embedding" [V, D], "head" [D, V] and "norm" [D].
     """
 
-    config: SemiAutoregressiveConfig
+    config: FalconConfig
     target: TransformerConfig
 
     def __post_init__(self):
@@ -112,16 +112,16 @@ class Falcon:
             )
 
     @property
-    def taps(self) -> tuple[int, ...]:
+    def feature_layers(self) -> tuple[int, ...]:
         """The last layer."""
         return (self.target.layers - 1,)
 
     @property
-    def reach(self) -> int:
+    def max_depth(self) -> int:
         """Any depth: block after block."""
         return sys.maxsize
 
-    def check_tree(self, tree: Tree | Envelope) -> None:
+    def check_tree(self, tree: Tree | DynamicTree) -> None:
         """Refuses trees that are not made level by level.
 
         Raises:
@@ -142,9 +142,12 @@ class Falcon:
         angles = jnp.zeros((1, 1, c.head_size // 2, 2))
         return self.network.init(key, windows, angles)["params"]
 
-    def bind(self, own: Params, target_params: Params) -> Params:
+    def with_target_params(self, own: Params, target_params: Params) -> Params:
         """Joins the drafter's parameters with what it shares with the target."""
-        return {"own": own, **shared_parameters(self.target, target_params, norm=True)}
+        return {
+            "own": own,
+            **shared_target_params(self.target, target_params, norm=True),
+        }
 
     def pairs(
         self, params: Params, features: Float[Array, "R T E"], tokens: Int[Array, "R T"]
@@ -173,38 +176,38 @@ class Falcon:
         """Logits float32 of predicted features."""
         return head_scores(params["head"], h)
 
-    def init(self, params: Params, start: Start) -> FalconState:
+    def init(self, params: Params, ctx: InitContext) -> FalconState:
         """See `spec.draft.Drafter`; reads all pairs of the prompt but the last."""
-        self.check_tree(start.tree)
-        c, path = self.config, start.tree.depth + 1
-        streams, length, _ = start.features.shape
+        self.check_tree(ctx.tree)
+        c, path = self.config, ctx.tree.depth + 1
+        streams, length, _ = ctx.features.shape
         before = 2 * (c.block - 1)
-        room = start.extra + path + c.block * (1 + expansions(start.tree)[0])
-        dtype = start.features.dtype
+        room = ctx.extra + path + c.block * (1 + expansions(ctx.tree)[0])
+        dtype = ctx.features.dtype
         cache = init_cache(1, streams, c.heads, length + room, c.head_size, dtype)
-        tokens = following_tokens(start)
+        tokens = following_tokens(ctx)
         pad = ((0, 0), (before, 0))
-        features = jnp.pad(start.features, (*pad, (0, 0)))
+        features = jnp.pad(ctx.features, (*pad, (0, 0)))
         tokens = jnp.pad(tokens, pad, constant_values=-1)
         cache = self._commit(params, cache, features, tokens)
-        last = jnp.maximum(start.lengths - 1, 0)
+        last = jnp.maximum(ctx.lengths - 1, 0)
         cache = replace(cache, lengths=cache.lengths + last)
         near = last[:, None] + jnp.arange(before + 1)[None]
         features = jnp.take_along_axis(features, near[..., None], axis=1)
-        tokens = jnp.take_along_axis(tokens[: start.rows], near[: start.rows], axis=1)
+        tokens = jnp.take_along_axis(tokens[: ctx.rows], near[: ctx.rows], axis=1)
         pad = ((0, 0), (0, path - 1))
         return FalconState(
             cache,
             jnp.pad(features, (*pad, (0, 0))),
             jnp.pad(tokens, pad),
-            jnp.ones(start.rows, jnp.int32),
+            jnp.ones(ctx.rows, jnp.int32),
         )
 
     def propose(
-        self, params: Params, state: FalconState, this: Round
+        self, params: Params, state: FalconState, ctx: DraftContext
     ) -> tuple[Draft, FalconState]:
         """See `spec.draft.Drafter`."""
-        size, rows = self.config.block, len(this.root)
+        size, rows = self.config.block, len(ctx.root)
         before = 2 * (size - 1)
         streams = state.features.shape[0] // rows
 
@@ -220,7 +223,7 @@ class Falcon:
 
         fresh = jnp.maximum(state.counts, 1)
         here = jnp.arange(state.tokens.shape[1])[None] == before + fresh[:, None] - 1
-        tokens = jnp.where(here, this.root[:, None], state.tokens)
+        tokens = jnp.where(here, ctx.root[:, None], state.tokens)
         cache = self._commit(params, state.cache, state.features, both(tokens))
         lengths = cache.lengths + both(state.counts)
 
@@ -239,7 +242,7 @@ class Falcon:
             cache.layers[0],
             lengths,
         )
-        slots = size * expansions(this.tree)[0]
+        slots = size * expansions(ctx.tree)[0]
 
         def step(depth, ids, own, shared):
             visible, last, h, since = own
@@ -270,14 +273,14 @@ class Falcon:
                 h = by_row(out.reshape(streams * rows, count, size, -1))
                 last, used = block, used + count * size
             guess = by_stream(h[:, :, :, depth % size])
-            index = this.index[:, None] + depth
-            logits = guide(self.scores(params, guess), this.sampling, index)
+            index = ctx.index[:, None] + depth
+            logits = apply_cfg(self.scores(params, guess), ctx.sampling, index)
             return logits, (visible, last, h, since), (layer, used)
 
         nothing = jnp.zeros((rows, 1, slots), bool)
         h = by_row(first[:, None])
         own = nothing, by_row(near[:, None, size - 1 :]), h, jnp.zeros_like(h)
-        draft, (layer, _) = grow(this, step, own, (layer, 0))
+        draft, (layer, _) = grow(ctx, step, own, (layer, 0))
         cache = replace(cache, layers=(layer,), lengths=lengths)
         keep = fresh[:, None] + jnp.arange(before)[None]
         old = jnp.take_along_axis(state.features, both(keep)[..., None], axis=1)
@@ -290,15 +293,15 @@ class Falcon:
         )
 
     def observe(
-        self, params: Params, state: FalconState, seen: Observation
+        self, params: Params, state: FalconState, result: RoundResult
     ) -> FalconState:
         """See `spec.draft.Drafter`; the pairs are read by the next `propose`."""
         before = 2 * (self.config.block - 1)
         return FalconState(
             state.cache,
-            state.features.at[:, before:].set(seen.on_path(seen.features)),
-            state.tokens.at[:, before:].set(seen.tokens),
-            seen.counts,
+            state.features.at[:, before:].set(result.on_path(result.features)),
+            state.tokens.at[:, before:].set(result.tokens),
+            result.counts,
         )
 
     def _commit(self, params, cache, features, tokens) -> KVCache:

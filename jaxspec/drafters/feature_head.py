@@ -6,27 +6,27 @@ from dataclasses import dataclass, replace
 import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
-from jaxspec.config import FeatureHeadConfig, TransformerConfig
+from jaxspec.config import EagleConfig, TransformerConfig
 from jaxspec.drafters.draft_vocabulary import widened
-from jaxspec.drafters.feature_network import FeatureNetwork
+from jaxspec.drafters.feature_network import EagleNetwork
 from jaxspec.drafters.grow import expansions, grow
 from jaxspec.drafters.history import following_tokens
-from jaxspec.drafters.shared import shared_parameters, target_norm
+from jaxspec.drafters.shared import shared_target_params, target_norm
 from jaxspec.errors import ConfigError
 from jaxspec.models.transformer import CaptionPadding
 from jaxspec.nn.layers import head_scores
 from jaxspec.nn.rope import angles_of, sequence_angles
 from jaxspec.spec.cache import KVCache, init_cache, tree_mask
-from jaxspec.spec.draft import Draft, Observation, Round, Start
-from jaxspec.spec.envelopes import Envelope
-from jaxspec.spec.sampling import guide
+from jaxspec.spec.draft import Draft, DraftContext, InitContext, RoundResult
+from jaxspec.spec.envelopes import DynamicTree
+from jaxspec.spec.sampling import apply_cfg
 from jaxspec.spec.tree import Tree
 from jaxspec.typing import Array, Float, Int, Params
 
 
 @register_dataclass
 @dataclass(frozen=True)
-class FeatureState:
+class EagleState:
     """What the drafter carries between rounds.
 
     Attributes:
@@ -43,7 +43,7 @@ class FeatureState:
 
 
 @dataclass(frozen=True)
-class FeatureHead:
+class Eagle:
     """Predicts the next feature from a feature and the token after it; then again.
 
     With `version=1` the head of EAGLE (arXiv 2401.15077), as LANTERN uses it: last
@@ -51,11 +51,11 @@ class FeatureHead:
     `version=3` that of EAGLE-3 (arXiv 2503.01840): features of several layers, own
     output norm, perhaps a smaller vocabulary.
 
-    Parameters are a dict, see `bind`: "own", and of the target "embedding" [V, D],
-    "head" [D, V] and "norm" [D].
+    Parameters are a dict, see `with_target_params`: "own", and of the target
+    "embedding" [V, D], "head" [D, V] and "norm" [D].
     """
 
-    config: FeatureHeadConfig
+    config: EagleConfig
     target: TransformerConfig
 
     def __post_init__(self):
@@ -67,21 +67,21 @@ class FeatureHead:
                 "share the embedding or the head, unless version 3 has its own: "
                 "own_embedding=True and a draft_vocab"
             )
-        if c.version == 1 and c.taps != (t.layers - 1,):
+        if c.version == 1 and c.feature_layers != (t.layers - 1,):
             raise ConfigError(
-                f"EAGLE-1 reads the last layer alone: taps=({t.layers - 1},)"
+                f"EAGLE-1 reads the last layer alone: feature_layers=({t.layers - 1},)"
             )
-        for tap in c.taps:
-            if not 0 <= tap < t.layers:
+        for layer in c.feature_layers:
+            if not 0 <= layer < t.layers:
                 raise ConfigError(
-                    f"tap {tap} is beyond the target's {t.layers} layers (0 is the "
+                    f"tap {layer} is beyond the target's {t.layers} layers (0 is the "
                     "first)"
                 )
 
     @property
-    def taps(self) -> tuple[int, ...]:
+    def feature_layers(self) -> tuple[int, ...]:
         """Layers of the target whose outputs are read."""
-        return self.config.taps
+        return self.config.feature_layers
 
     @property
     def caption_padding(self) -> CaptionPadding:
@@ -89,11 +89,11 @@ class FeatureHead:
         return self.config.caption_padding
 
     @property
-    def reach(self) -> int:
+    def max_depth(self) -> int:
         """Any depth: the head goes on with its own features."""
         return sys.maxsize
 
-    def check_tree(self, tree: Tree | Envelope) -> None:
+    def check_tree(self, tree: Tree | DynamicTree) -> None:
         """Refuses trees that this drafter cannot fill.
 
         Raises:
@@ -106,25 +106,25 @@ class FeatureHead:
                 f"only {most} tokens"
             )
 
-    def network(self, own: Params) -> FeatureNetwork:
+    def network(self, own: Params) -> EagleNetwork:
         """The Linen module bound to the drafter's own parameters."""
         return self._module.bind({"params": own})
 
     @property
-    def _module(self) -> FeatureNetwork:
-        return FeatureNetwork(self.config, self.target.vocab_size)
+    def _module(self) -> EagleNetwork:
+        return EagleNetwork(self.config, self.target.vocab_size)
 
     def init_params(self, key: Array) -> Params:
         """Random float32 parameters; consumes `key`."""
         c, t = self.config, self.target
         one = jnp.zeros((1, 1, c.width))
-        features = jnp.zeros((1, 1, t.width * len(c.taps)))
+        features = jnp.zeros((1, 1, t.width * len(c.feature_layers)))
         angles = jnp.zeros((1, 1, c.head_size // 2, 2))
         return self._module.init(key, features, one, angles)["params"]
 
-    def bind(self, own: Params, target_params: Params) -> Params:
+    def with_target_params(self, own: Params, target_params: Params) -> Params:
         """Joins the drafter's parameters with what it shares with the target."""
-        shared = shared_parameters(self.target, target_params, norm=True)
+        shared = shared_target_params(self.target, target_params, norm=True)
         if self.config.own_embedding:
             shared["embedding"] = own["embedding"]
         return {"own": own, **shared}
@@ -133,7 +133,7 @@ class FeatureHead:
         """Rotary angles of pairs whose features are at `positions`.
 
         A pair stands where its token does, one place further on, as in LANTERN: on a
-        grid the pair that begins a picture then has its first cell, not the zeros of
+        grid the pair that begins an image then has its first cell, not the zeros of
         the condition. In a sequence only distances count.
         """
         c, places = self.config, positions + 1
@@ -157,39 +157,39 @@ class FeatureHead:
             head = own["head"] if self.config.draft_vocab else head
         return head_scores(head, h)
 
-    def init(self, params: Params, start: Start) -> FeatureState:
+    def init(self, params: Params, ctx: InitContext) -> EagleState:
         """See `spec.draft.Drafter`; reads all pairs of the prompt but the last.
 
         Raises:
           ConfigError: see `check_tree`.
         """
-        self.check_tree(start.tree)
-        c, path = self.config, start.tree.depth + 1
-        streams, length, width = start.features.shape
-        room = start.extra + path + expansions(start.tree)[0]
+        self.check_tree(ctx.tree)
+        c, path = self.config, ctx.tree.depth + 1
+        streams, length, width = ctx.features.shape
+        room = ctx.extra + path + expansions(ctx.tree)[0]
         cache = init_cache(
             1,
             streams,
             c.num_kv_heads,
             length + room,
             c.head_size,
-            start.features.dtype,
+            ctx.features.dtype,
         )
-        tokens = following_tokens(start)
-        last = jnp.maximum(start.lengths - 1, 0)
-        cache, _ = self._read(params, cache, start.features, tokens, length)
+        tokens = following_tokens(ctx)
+        last = jnp.maximum(ctx.lengths - 1, 0)
+        cache, _ = self._read(params, cache, ctx.features, tokens, length)
         cache = replace(cache, lengths=cache.lengths + last)
-        features = jnp.take_along_axis(start.features, last[:, None, None], axis=1)
-        return FeatureState(
+        features = jnp.take_along_axis(ctx.features, last[:, None, None], axis=1)
+        return EagleState(
             cache,
             jnp.pad(features, ((0, 0), (0, path - 1), (0, 0))),
-            jnp.zeros((start.rows, path), jnp.int32),
-            jnp.ones(start.rows, jnp.int32),
+            jnp.zeros((ctx.rows, path), jnp.int32),
+            jnp.ones(ctx.rows, jnp.int32),
         )
 
     def propose(
-        self, params: Params, state: FeatureState, this: Round
-    ) -> tuple[Draft, FeatureState]:
+        self, params: Params, state: EagleState, ctx: DraftContext
+    ) -> tuple[Draft, EagleState]:
         """See `spec.draft.Drafter`."""
         rows, path = state.tokens.shape
         streams = state.features.shape[0] // rows
@@ -205,11 +205,11 @@ class FeatureHead:
 
         last = jnp.maximum(state.counts - 1, 0)
         here = jnp.arange(path)[None] == last[:, None]
-        tokens = jnp.where(here, this.root[:, None], state.tokens)
+        tokens = jnp.where(here, ctx.root[:, None], state.tokens)
         cache, h = self._read(params, state.cache, state.features, tokens, path)
         first = jnp.take_along_axis(h, both(last)[:, None, None], axis=1)
         lengths = cache.lengths + both(state.counts)
-        slots = expansions(this.tree)[0]
+        slots = expansions(ctx.tree)[0]
 
         def step(depth, tokens, own, shared):
             seen, above = own
@@ -234,7 +234,7 @@ class FeatureHead:
                 )
                 shared = (layer,), used + tokens.shape[1]
             logits = self.scores(params, h)
-            logits = guide(logits, this.sampling, this.index[:, None] + ahead)
+            logits = apply_cfg(logits, ctx.sampling, ctx.index[:, None] + ahead)
             if self.config.draft_vocab:  # after guidance: -inf less -inf is NaN
                 ids = params["own"]["ids"]
                 logits = widened(logits, ids, self.target.vocab_size)
@@ -242,19 +242,19 @@ class FeatureHead:
 
         nothing = jnp.zeros((rows, 1, slots), bool)
         own = nothing, by_row(jnp.zeros_like(first))
-        draft, (layers, _) = grow(this, step, own, (cache.layers, None))
+        draft, (layers, _) = grow(ctx, step, own, (cache.layers, None))
         cache = replace(cache, layers=layers, lengths=lengths)
         return draft, replace(state, cache=cache, counts=jnp.zeros_like(state.counts))
 
     def observe(
-        self, params: Params, state: FeatureState, seen: Observation
-    ) -> FeatureState:
+        self, params: Params, state: EagleState, result: RoundResult
+    ) -> EagleState:
         """See `spec.draft.Drafter`; the pairs are read by the next `propose`."""
         return replace(
             state,
-            features=seen.on_path(seen.features),
-            tokens=seen.tokens,
-            counts=seen.counts,
+            features=result.on_path(result.features),
+            tokens=result.tokens,
+            counts=result.counts,
         )
 
     def _read(self, params, cache, features, tokens, count):

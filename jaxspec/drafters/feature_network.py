@@ -3,16 +3,16 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxspec.config import FeatureHeadConfig
+from jaxspec.config import EagleConfig
 from jaxspec.nn.attention import Attention
 from jaxspec.nn.layers import INIT, HeadNorm, RMSNorm, SwiGLU, linear
 from jaxspec.typing import Array, Bool, Float, Int
 
 
-class FeatureNetwork(nn.Module):
+class EagleNetwork(nn.Module):
     """One decoder layer over pairs of a feature and the embedding of the next token."""
 
-    config: FeatureHeadConfig
+    config: EagleConfig
     vocab_size: int
 
     def setup(self):
@@ -84,7 +84,7 @@ class FeatureNetwork(nn.Module):
         return h + self.ffn(self.post_norm(h)), cache
 
     def __call__(self, features, embedding, angles):
-        """Touches every parameter once; for initialisation."""
+        """Touches every parameter once; for initialization."""
         h = self.join(features) if self.config.version == 3 else embedding
         h, _ = self.layer(embedding, h, angles, jnp.ones((1, 1, 1), bool))
         return self.normed(h) if self.config.version == 3 else h

@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxspec.config import ParallelHeadsConfig
+from jaxspec.config import MedusaConfig
 from jaxspec.nn.attention import Attention
 from jaxspec.nn.layers import INIT, ZEROS, Linear, RMSNorm, SwiGLU, linear
 from jaxspec.typing import Array, Bool, Float, Int
@@ -26,7 +26,7 @@ class _Block(nn.Module):
 class HeadsNetwork(nn.Module):
     """All heads, and the decoder layer that may stand before them (Hydra++)."""
 
-    config: ParallelHeadsConfig
+    config: MedusaConfig
     vocab_size: int
 
     def setup(self):
@@ -88,7 +88,7 @@ class HeadsNetwork(nn.Module):
         return x
 
     def __call__(self, h, angles):
-        """Touches every parameter once; for initialisation."""
+        """Touches every parameter once; for initialization."""
         if self.config.prefix_heads:
             h, _ = self.prefix(h, angles, jnp.ones((1, 1, 1), bool))
         for i in range(self.config.heads):

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
 from jaxspec.drafters.grow import at_depth, grow
-from jaxspec.spec.draft import Draft, Observation, Round, Start
-from jaxspec.spec.topology import pick
+from jaxspec.spec.draft import Draft, DraftContext, InitContext, RoundResult
+from jaxspec.spec.topology import gather_nodes
 from jaxspec.typing import Array, Bool, Float, Params
 
-# Log-odds of the token that an initialisation repeats; exp(-30) is left for the others.
+# Log-odds of the token that an initialization repeats; exp(-30) is left for the others.
 _SURE = 30.0
 
 
@@ -51,17 +51,17 @@ class Jacobi:
     vocab_size: int
     initial: Literal["uniform", "repeat", "last"] = "last"
 
-    def init(self, params: Params, start: Start) -> JacobiState:
+    def init(self, params: Params, ctx: InitContext) -> JacobiState:
         """See `spec.draft.Drafter`."""
-        depth = start.tree.depth
-        logits = jnp.zeros((start.rows, depth, self.vocab_size), jnp.float32)
-        return JacobiState(logits, jnp.zeros((start.rows, depth), bool))
+        depth = ctx.tree.depth
+        logits = jnp.zeros((ctx.rows, depth, self.vocab_size), jnp.float32)
+        return JacobiState(logits, jnp.zeros((ctx.rows, depth), bool))
 
     def propose(
-        self, params: Params, state: JacobiState, this: Round
+        self, params: Params, state: JacobiState, ctx: DraftContext
     ) -> tuple[Draft, JacobiState]:
         """See `spec.draft.Drafter`."""
-        depth = this.tree.depth
+        depth = ctx.tree.depth
         # Where nothing is known, the last known position speaks, or nobody.
         place = jnp.where(state.known, jnp.arange(depth), -1)
         last = jnp.maximum(jnp.max(place, axis=1, initial=-1), 0)
@@ -69,7 +69,7 @@ class Jacobi:
         if self.initial == "uniform":
             fill = jnp.zeros_like(fill)
         elif self.initial == "repeat":
-            repeated = jnp.arange(self.vocab_size)[None] == this.root[:, None]
+            repeated = jnp.arange(self.vocab_size)[None] == ctx.root[:, None]
             fill = _SURE * repeated[:, None].astype(jnp.float32)
         logits = jnp.where(state.known[..., None], state.logits, fill)
 
@@ -78,24 +78,26 @@ class Jacobi:
             scores = jnp.broadcast_to(scores, (*tokens.shape, self.vocab_size))
             return scores, own, shared
 
-        return grow(this, step)[0], state
+        return grow(ctx, step)[0], state
 
     def observe(
-        self, params: Params, state: JacobiState, seen: Observation
+        self, params: Params, state: JacobiState, result: RoundResult
     ) -> JacobiState:
         """Keeps the scores of the positions behind the new root."""
-        shape = seen.draft.topology(seen.tree)
-        nodes = jnp.arange(seen.tree.size)[None]
-        valid = seen.draft.valid
+        shape = result.draft.topology(result.tree)
+        nodes = jnp.arange(result.tree.size)[None]
+        valid = result.draft.valid
         depths = jnp.broadcast_to(shape.depths, valid.shape)
         # At each depth: the first node below the last accepted one, else the first.
-        end = jnp.take_along_axis(seen.path, seen.accepted[:, None], axis=1)
-        ancestors = jnp.broadcast_to(shape.ancestors, (*valid.shape, seen.tree.size))
+        end = jnp.take_along_axis(result.path, result.accepted[:, None], axis=1)
+        ancestors = jnp.broadcast_to(shape.ancestors, (*valid.shape, result.tree.size))
         below = jnp.take_along_axis(ancestors, end[:, None], axis=2)[..., 0]
-        worth = jnp.where(below, 2 * seen.tree.size, seen.tree.size) - nodes
+        worth = jnp.where(below, 2 * result.tree.size, result.tree.size) - nodes
         # The new root stands where nodes of depth `counts` stand.
-        wanted = seen.counts[:, None] + jnp.arange(state.known.shape[1])[None]  # [B, G]
+        wanted = (
+            result.counts[:, None] + jnp.arange(state.known.shape[1])[None]
+        )  # [B, G]
         here = (depths[:, None] == wanted[..., None]) & valid[:, None]
         worth = jnp.where(here, worth[:, None], 0)
-        logits = pick(seen.logits, jnp.argmax(worth, axis=-1))
+        logits = gather_nodes(result.logits, jnp.argmax(worth, axis=-1))
         return JacobiState(logits, jnp.any(here, axis=-1))

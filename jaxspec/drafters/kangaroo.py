@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxspec.config import AdapterConfig, TransformerConfig
-from jaxspec.drafters.small_model import ModelState, SmallModel
+from jaxspec.config import KangarooConfig, TransformerConfig
+from jaxspec.drafters.small_model import DraftModel, ModelState
 from jaxspec.errors import ConfigError
 from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer, head_of
@@ -15,8 +15,8 @@ from jaxspec.nn.attention import Attention
 from jaxspec.nn.layers import RMSNorm, head_scores
 from jaxspec.nn.rope import angles_of
 from jaxspec.spec.cache import KVCache
-from jaxspec.spec.draft import Draft, Observation, Round, Start
-from jaxspec.spec.envelopes import Envelope
+from jaxspec.spec.draft import Draft, DraftContext, InitContext, RoundResult
+from jaxspec.spec.envelopes import DynamicTree
 from jaxspec.spec.target import Prefill, Target
 from jaxspec.spec.tree import Tree
 from jaxspec.typing import Array, Bool, Float, Int, Mask, Params, PyTree
@@ -25,7 +25,7 @@ from jaxspec.typing import Array, Bool, Float, Int, Mask, Params, PyTree
 class AdapterNetwork(nn.Module):
     """Attention between two norms, without a feed-forward layer."""
 
-    config: AdapterConfig
+    config: KangarooConfig
     size: int
 
     @nn.compact
@@ -43,13 +43,14 @@ class AdapterNetwork(nn.Module):
 class Kangaroo:
     """Drafts with the target's first layers and a trained adapter (arXiv 2404.18911).
 
-    It drafts level by level with a cache of its own, as any `SmallModel`; stopping
+    It drafts level by level with a cache of its own, as any `DraftModel`; stopping
     where a token is unsure is `Adaptive(kangaroo, ConfidenceCutoff("q", .6))`.
 
-    Parameters are a dict, see `bind`: "own" of the adapter, and the "target"'s.
+    Parameters are a dict, see `with_target_params`: "own" of the adapter, and the
+    "target"'s.
     """
 
-    config: AdapterConfig
+    config: KangarooConfig
     target: TransformerConfig
 
     def __post_init__(self):
@@ -65,16 +66,16 @@ class Kangaroo:
             )
 
     @property
-    def taps(self) -> tuple[int, ...]:
+    def feature_layers(self) -> tuple[int, ...]:
         """The layer under the adapter; training reads it."""
         return (self.config.layers - 1,)
 
     @property
-    def reach(self) -> int:
+    def max_depth(self) -> int:
         """Any depth."""
         return sys.maxsize
 
-    def check_tree(self, tree: Tree | Envelope) -> None:
+    def check_tree(self, tree: Tree | DynamicTree) -> None:
         """Any tree will do."""
 
     @property
@@ -88,9 +89,9 @@ class Kangaroo:
         return AdapterNetwork(self.config, self.head_size)
 
     @property
-    def drafter(self) -> SmallModel:
+    def drafter(self) -> DraftModel:
         """The same as a model of its own."""
-        return SmallModel(adapted(self))
+        return DraftModel(adapted(self))
 
     def init_params(self, key: Array) -> Params:
         """Random float32 parameters of the adapter; consumes `key`."""
@@ -98,7 +99,7 @@ class Kangaroo:
         angles = jnp.zeros((1, 1, self.head_size // 2, 2))
         return self.network.init(key, h, angles, jnp.ones((1, 1, 1), bool))["params"]
 
-    def bind(self, own: Params, target_params: Params) -> Params:
+    def with_target_params(self, own: Params, target_params: Params) -> Params:
         """Joins the adapter's parameters with the target's."""
         return {"own": own, "target": target_params}
 
@@ -117,21 +118,21 @@ class Kangaroo:
         h, cache = bound(h, angles, mask, cache, starts)
         return head_scores(head_of(self.target, params["target"]), h), cache
 
-    def init(self, params: Params, start: Start) -> ModelState:
+    def init(self, params: Params, ctx: InitContext) -> ModelState:
         """See `spec.draft.Drafter`."""
-        return self.drafter.init(params, start)
+        return self.drafter.init(params, ctx)
 
     def propose(
-        self, params: Params, state: ModelState, this: Round
+        self, params: Params, state: ModelState, ctx: DraftContext
     ) -> tuple[Draft, ModelState]:
         """See `spec.draft.Drafter`."""
-        return self.drafter.propose(params, state, this)
+        return self.drafter.propose(params, state, ctx)
 
     def observe(
-        self, params: Params, state: ModelState, seen: Observation
+        self, params: Params, state: ModelState, result: RoundResult
     ) -> ModelState:
         """See `spec.draft.Drafter`."""
-        return self.drafter.observe(params, state, seen)
+        return self.drafter.observe(params, state, result)
 
 
 def adapted(kangaroo: Kangaroo) -> Target:
@@ -149,7 +150,7 @@ def _below(kangaroo: Kangaroo) -> Target:
     """The layers under the adapter."""
     model = Transformer(replace(kangaroo.target, layers=kangaroo.config.layers))
     guided = kangaroo.target.condition != "none"
-    return make_target(model, guided=guided, taps=kangaroo.taps)
+    return make_target(model, guided=guided, feature_layers=kangaroo.feature_layers)
 
 
 @dataclass(frozen=True)

@@ -3,52 +3,53 @@
 from typing import Any
 
 from jaxspec.config import (
-    AdapterConfig,
-    BlockDiffusionConfig,
-    FeatureHeadConfig,
-    ParallelHeadsConfig,
-    PromptTokensConfig,
-    SemiAutoregressiveConfig,
+    DFlashConfig,
+    EagleConfig,
+    FalconConfig,
+    KangarooConfig,
+    MedusaConfig,
+    PPDConfig,
     TransformerConfig,
 )
-from jaxspec.drafters.block_diffusion import BlockDiffusion
+from jaxspec.drafters.block_diffusion import DFlash
 from jaxspec.drafters.falcon import Falcon
-from jaxspec.drafters.feature_head import FeatureHead
+from jaxspec.drafters.feature_head import Eagle
 from jaxspec.drafters.kangaroo import Kangaroo
-from jaxspec.drafters.parallel_heads import ParallelHeads
-from jaxspec.drafters.prompt_tokens import PromptTokens
+from jaxspec.drafters.parallel_heads import Medusa
+from jaxspec.drafters.prompt_tokens import PPD
 
 DRAFTERS: dict[str, Any] = {
-    "block_diffusion": BlockDiffusion,
-    "feature_head": FeatureHead,
-    "parallel_heads": ParallelHeads,
-    "prompt_tokens": PromptTokens,
+    "dflash": DFlash,
+    "eagle": Eagle,
+    "medusa": Medusa,
+    "ppd": PPD,
     "kangaroo": Kangaroo,
     "falcon": Falcon,
 }
 DrafterConfig = (
-    BlockDiffusionConfig
-    | FeatureHeadConfig
-    | ParallelHeadsConfig
-    | PromptTokensConfig
-    | AdapterConfig
-    | SemiAutoregressiveConfig
+    DFlashConfig
+    | EagleConfig
+    | MedusaConfig
+    | PPDConfig
+    | KangarooConfig
+    | FalconConfig
 )
 _KIND_OF = {
-    BlockDiffusionConfig: "block_diffusion",
-    FeatureHeadConfig: "feature_head",
-    ParallelHeadsConfig: "parallel_heads",
-    PromptTokensConfig: "prompt_tokens",
-    AdapterConfig: "kangaroo",
-    SemiAutoregressiveConfig: "falcon",
+    DFlashConfig: "dflash",
+    EagleConfig: "eagle",
+    MedusaConfig: "medusa",
+    PPDConfig: "ppd",
+    KangarooConfig: "kangaroo",
+    FalconConfig: "falcon",
 }
 
 
 def make_drafter(config: DrafterConfig, target: TransformerConfig) -> tuple[str, Any]:
     """The kind of a configuration, and the drafter for a target.
 
-    All of them have `init_params(key)`, `bind(own, target_params)`, `taps`, `reach`
-    (most drafted tokens on a path) and `check_tree(tree)`.
+    All of them have `init_params(key)`, `with_target_params(own, target_params)`,
+    `feature_layers`, `max_depth` (most drafted tokens on a path) and
+    `check_tree(tree)`.
 
     Raises:
       ConfigError: they do not fit together.

@@ -11,14 +11,14 @@ from jaxspec.drafters.grow import at_depth, grow
 from jaxspec.drafters.history import history
 from jaxspec.drafters.ngram import NgramTable
 from jaxspec.errors import ConfigError
-from jaxspec.spec.draft import Draft, Observation, Round, Start
+from jaxspec.spec.draft import Draft, DraftContext, InitContext, RoundResult
 from jaxspec.spec.sampling import Sampling
-from jaxspec.spec.vocabulary import top_tokens
+from jaxspec.spec.vocabulary import vocab_top_k
 from jaxspec.typing import Array, Float, Params
 
 
 @dataclass(frozen=True)
-class Lattice:
+class DiffuSpec:
     """Paths through a masked-diffusion model's candidates that make sense in order.
 
     One denoising step gives a law for each place on its own. Of each, the likeliest
@@ -56,30 +56,32 @@ class Lattice:
         if not (0 <= self.weight <= 1 and 0 < self.mass <= 1 and self.most >= 1):
             raise ConfigError(f"{self}: use weights and masses in [0, 1], most >= 1")
 
-    def init(self, params: Params, start: Start) -> Any:
+    def init(self, params: Params, ctx: InitContext) -> Any:
         """See `spec.draft.Drafter`."""
         state = ()
         if self.grams is not None:
-            state = self.grams.init(params["counts"], start)
-        return jax.tree.map(jnp.copy, start.prompt), state
+            state = self.grams.init(params["counts"], ctx)
+        return jax.tree.map(jnp.copy, ctx.prompt), state
 
-    def propose(self, params: Params, state: Any, this: Round) -> tuple[Draft, Any]:
+    def propose(
+        self, params: Params, state: Any, ctx: DraftContext
+    ) -> tuple[Draft, Any]:
         """See `spec.draft.Drafter`."""
         prompt, inner = state
-        known = jnp.arange(this.tokens.shape[1])[None] < this.index[:, None]
-        tokens = jnp.where(known, this.tokens, self.mask_token)
+        known = jnp.arange(ctx.tokens.shape[1])[None] < ctx.index[:, None]
+        tokens = jnp.where(known, ctx.tokens, self.mask_token)
         tokens = tokens[:, : self.length]
-        logits = self.denoise(params["model"], prompt, tokens, this.sampling)
-        ahead = this.index[:, None] + jnp.arange(this.tree.depth)[None]
+        logits = self.denoise(params["model"], prompt, tokens, ctx.sampling)
+        ahead = ctx.index[:, None] + jnp.arange(ctx.tree.depth)[None]
         ahead = jnp.minimum(ahead, logits.shape[1] - 1)
         log_q = jnp.take_along_axis(logits, ahead[..., None], axis=1)
         log_q = self._candidates(jax.nn.log_softmax(log_q, axis=-1))
         law, path = None, ()
         if self.grams is not None:
             counts, given, learned = inner
-            read, length = history(given, this)
+            read, length = history(given, ctx)
             counts = self.grams.learn(counts, read, learned, length)
-            law, path = self.grams.reader(counts, read, length, this.tree.depth)
+            law, path = self.grams.reader(counts, read, length, ctx.tree.depth)
             inner = counts, given, length
 
         def step(depth, drafted, own, shared):
@@ -91,15 +93,15 @@ class Lattice:
                 scores = jnp.where(jnp.isfinite(scores), mixed, -jnp.inf)
             return scores, own, shared
 
-        return grow(this, step, path)[0], (prompt, inner)
+        return grow(ctx, step, path)[0], (prompt, inner)
 
-    def observe(self, params: Params, state: Any, seen: Observation) -> Any:
+    def observe(self, params: Params, state: Any, result: RoundResult) -> Any:
         """Nothing: the next `propose` reads all tokens anyway."""
         return state
 
     def _candidates(self, log_q: Float[Array, "B G V"]) -> Float[Array, "B G V"]:
         """The fewest tokens that hold `mass`, and at most `most`; -inf elsewhere."""
-        best, ids = top_tokens(log_q, min(self.most, log_q.shape[-1]))
+        best, ids = vocab_top_k(log_q, min(self.most, log_q.shape[-1]))
         before = jnp.cumsum(jnp.exp(best), axis=-1) - jnp.exp(best)
         kept = jnp.where(before < self.mass, best, -jnp.inf)
         row = jnp.arange(log_q.shape[0])[:, None, None]

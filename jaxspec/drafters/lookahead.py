@@ -8,7 +8,13 @@ import numpy as np
 from jax.tree_util import register_dataclass
 
 from jaxspec.errors import ConfigError
-from jaxspec.spec.draft import Draft, ExtraRows, Observation, Round, Start
+from jaxspec.spec.draft import (
+    Draft,
+    DraftContext,
+    ExtraQueries,
+    InitContext,
+    RoundResult,
+)
 from jaxspec.spec.tree import Tree
 from jaxspec.typing import Array, Bool, Int, Params
 
@@ -33,13 +39,13 @@ class LookaheadState:
 
 @dataclass(frozen=True)
 class Lookahead:
-    """Guesses that refine each other ride along; what they agree on is verified.
+    """DrafterOutputs that refine each other ride along; what they agree on is verified.
 
     A window of `columns` places ahead and `n - 1` iterations rides in each pass; its
     diagonals are n-grams, kept by their first token. Those that begin with the root are
     the draft: chains of `n - 1` tokens. Source: lookahead decoding (arXiv 2402.02057).
-    Guesses are the likeliest tokens, whatever the temperature: it is made for greedy
-    text.
+    DrafterOutputs are the likeliest tokens, whatever the temperature: it is made for
+    greedy text.
 
     The engine's tree has to be `lookahead.tree`. No parameters.
 
@@ -76,15 +82,15 @@ class Lookahead:
         """The window."""
         return self.levels * self.columns
 
-    def init(self, params: Params, start: Start) -> LookaheadState:
+    def init(self, params: Params, ctx: InitContext) -> LookaheadState:
         """See `spec.draft.Drafter`.
 
         Raises:
           ConfigError: the engine's tree is another.
         """
-        if start.tree != self.tree:
+        if ctx.tree != self.tree:
             raise ConfigError("Lookahead drafts on `lookahead.tree`; use it")
-        rows, levels = start.rows, self.levels
+        rows, levels = ctx.rows, self.levels
         key = jax.random.key(0)
         shape = (rows, levels, self.columns)
         window = jax.random.randint(key, shape, 0, self.vocab_size, jnp.int32)
@@ -97,15 +103,15 @@ class Lookahead:
         )
 
     def propose(
-        self, params: Params, state: LookaheadState, this: Round
+        self, params: Params, state: LookaheadState, ctx: DraftContext
     ) -> tuple[Draft, LookaheadState]:
         """See `spec.draft.Drafter`."""
-        rows, tree = jnp.arange(len(this.root)), self.tree
+        rows, tree = jnp.arange(len(ctx.root)), self.tree
         which = np.array([path[0] if path else 0 for path in tree.rank_paths])
         place = np.maximum(tree.depths - 1, 0)
-        tokens = state.pool[rows, this.root][:, which, place]
-        tokens = tokens.at[:, 0].set(this.root)
-        valid = state.filled[rows, this.root][:, which].at[:, 0].set(True)
+        tokens = state.pool[rows, ctx.root][:, which, place]
+        tokens = tokens.at[:, 0].set(ctx.root)
+        valid = state.filled[rows, ctx.root][:, which].at[:, 0].set(True)
         level, column = np.divmod(np.arange(self.extra_rows), self.columns)
         first = level == 0
         # A column sees the first level up to itself, then its own refinements.
@@ -117,28 +123,28 @@ class Lookahead:
         nodes[:, 0] = True
         mask = np.concatenate([nodes, own], axis=1)
         ahead = np.where(first, 1, level) + column
-        riders = ExtraRows(
+        riders = ExtraQueries(
             state.window.reshape(len(rows), -1),
-            this.position[:, None] + jnp.asarray(ahead, jnp.int32)[None],
+            ctx.position[:, None] + jnp.asarray(ahead, jnp.int32)[None],
             jnp.broadcast_to(mask, (len(rows), *mask.shape)),
         )
         return Draft(jnp.where(valid, tokens, 0), valid, extra=riders), state
 
     def observe(
-        self, params: Params, state: LookaheadState, seen: Observation
+        self, params: Params, state: LookaheadState, result: RoundResult
     ) -> LookaheadState:
         """Collects the window's n-grams, and moves it behind the new root."""
-        assert seen.extra_logits is not None
-        rows, columns = len(seen.path), self.columns
+        assert result.extra_logits is not None
+        rows, columns = len(result.path), self.columns
         shape = (rows, self.levels, columns)
-        said = jnp.argmax(seen.extra_logits, axis=-1).astype(jnp.int32).reshape(shape)
+        said = jnp.argmax(result.extra_logits, axis=-1).astype(jnp.int32).reshape(shape)
         row = jnp.arange(rows)
         new = said[row, state.levels - 1]  # [B, C], what the last filled level says
         full = state.levels == self.levels
-        live = seen.counts > 0
-        root = seen.draft.tokens[:, 0]
+        live = result.counts > 0
+        root = result.draft.tokens[:, 0]
         newest = jnp.take_along_axis(
-            seen.tokens, jnp.maximum(seen.counts - 1, 0)[:, None], axis=1
+            result.tokens, jnp.maximum(result.counts - 1, 0)[:, None], axis=1
         )
         pool, filled = state.pool, state.filled
         for c in range(columns):
@@ -155,9 +161,9 @@ class Lookahead:
         for i in range(self.levels):
             # Filling: levels stay, the one above the last is new. Full: all move up.
             above = state.window[:, i + 1] if i + 1 < self.levels else new
-            up = shifted(above, seen.counts - int(i > 0))
-            fresh = shifted(new, seen.counts - int(i == 1))
-            stay = shifted(state.window[:, i], seen.counts)
+            up = shifted(above, result.counts - int(i > 0))
+            fresh = shifted(new, result.counts - int(i == 1))
+            stay = shifted(state.window[:, i], result.counts)
             filling = jnp.where((state.levels == i)[:, None], fresh, stay)
             levels.append(jnp.where(full[:, None], up, filling))
         window = jnp.where(live[:, None, None], jnp.stack(levels, 1), state.window)

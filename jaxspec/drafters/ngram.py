@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
 from jaxspec.drafters.grow import grow
-from jaxspec.drafters.history import history, prompt_tokens
+from jaxspec.drafters.history import history, prompt_ids
 from jaxspec.errors import ConfigError
-from jaxspec.spec.draft import Draft, Observation, Round, Start
+from jaxspec.spec.draft import Draft, DraftContext, InitContext, RoundResult
 from jaxspec.typing import Array, Float, Int, Params
 
 # Strength of each level's prior, the level below, in counts.
@@ -46,7 +46,7 @@ class NgramTable:
 
     The law of the next token is a mixture of what followed the same two context tokens,
     the first of them alone, and none, each level the prior of the one above. Every row
-    goes on counting what it emits. For pictures the context may be two-dimensional: the
+    goes on counting what it emits. For images the context may be two-dimensional: the
     token to the left and the one above.
 
     Source: ADED's adaptive tri-gram model (arXiv 2407.12021) on static tables in place
@@ -57,7 +57,7 @@ class NgramTable:
     Attributes:
       vocab_size: `V`.
       context: how many places before the next token its two context tokens stand:
-        (1, 2) for text, (1, grid) for pictures in raster order.
+        (1, 2) for text, (1, grid) for images in raster order.
       buckets: `H`, hash buckets of contexts.
       width: `W`, successors kept for a context.
     """
@@ -94,27 +94,29 @@ class NgramTable:
         scan = jax.jit(lambda x: jax.lax.scan(read, self.empty(), x)[0])
         return scan(jnp.asarray(sequences, jnp.int32))
 
-    def init(self, params: Params, start: Start) -> Any:
+    def init(self, params: Params, ctx: InitContext) -> Any:
         """See `spec.draft.Drafter`."""
         given = self.empty() if params is None else params
         counts = jax.tree.map(
-            lambda x: jnp.copy(jnp.broadcast_to(x, (start.rows, *x.shape))), given
+            lambda x: jnp.copy(jnp.broadcast_to(x, (ctx.rows, *x.shape))), given
         )
-        prompt = jnp.copy(prompt_tokens(start))
-        return counts, prompt, jnp.zeros(start.rows, jnp.int32)
+        prompt = jnp.copy(prompt_ids(ctx))
+        return counts, prompt, jnp.zeros(ctx.rows, jnp.int32)
 
-    def propose(self, params: Params, state: Any, this: Round) -> tuple[Draft, Any]:
+    def propose(
+        self, params: Params, state: Any, ctx: DraftContext
+    ) -> tuple[Draft, Any]:
         """Learns what was emitted since the last round, and drafts."""
         counts, prompt, learned = state
-        tokens, length = history(prompt, this)
+        tokens, length = history(prompt, ctx)
         counts = self.learn(counts, tokens, learned, length)
-        law, path = self.reader(counts, tokens, length, this.tree.depth)
+        law, path = self.reader(counts, tokens, length, ctx.tree.depth)
 
         def step(depth, drafted, own, shared):
             logits, own = law(depth, drafted, own)
             return logits, own, shared
 
-        return grow(this, step, path)[0], (counts, prompt, length)
+        return grow(ctx, step, path)[0], (counts, prompt, length)
 
     def learn(
         self,
@@ -176,7 +178,7 @@ class NgramTable:
 
         return law, jnp.zeros((len(tokens), 1, depth + 1), jnp.int32)
 
-    def observe(self, params: Params, state: Any, seen: Observation) -> Any:
+    def observe(self, params: Params, state: Any, result: RoundResult) -> Any:
         """Nothing: the next `propose` learns from the tokens themselves."""
         return state
 

@@ -5,17 +5,17 @@ from dataclasses import dataclass, replace
 import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
-from jaxspec.config import ParallelHeadsConfig, TransformerConfig
+from jaxspec.config import MedusaConfig, TransformerConfig
 from jaxspec.drafters.grow import Step, at_depth, grow
 from jaxspec.drafters.heads_network import HeadsNetwork
-from jaxspec.drafters.shared import shared_parameters, target_norm
+from jaxspec.drafters.shared import shared_target_params, target_norm
 from jaxspec.errors import ConfigError
 from jaxspec.nn.layers import head_scores
 from jaxspec.nn.rope import angles_of
 from jaxspec.spec.cache import KVCache, init_cache, tree_mask
-from jaxspec.spec.draft import Draft, Observation, Round, Start
-from jaxspec.spec.envelopes import BestFirst, Envelope
-from jaxspec.spec.sampling import guide
+from jaxspec.spec.draft import Draft, DraftContext, InitContext, RoundResult
+from jaxspec.spec.envelopes import BestFirst, DynamicTree
+from jaxspec.spec.sampling import apply_cfg
 from jaxspec.spec.tree import Tree
 from jaxspec.typing import Array, Float, Int, Params
 
@@ -37,18 +37,18 @@ class HeadsState:
 
 
 @dataclass(frozen=True)
-class ParallelHeads:
+class Medusa:
     """Heads that each guess one place ahead, from the target's last feature.
 
     Medusa (arXiv 2401.10774): independent of what is drafted in between. Hydra (arXiv
     2402.05109, `sequential`): head `i` reads the tokens drafted before it, too;
     Hydra++: behind one more decoder layer (`prefix_heads`).
 
-    Parameters are a dict, see `bind`: "own", and of the target "embedding" [V, D],
-    "head" [D, V] and "norm" [D].
+    Parameters are a dict, see `with_target_params`: "own", and of the target
+    "embedding" [V, D], "head" [D, V] and "norm" [D].
     """
 
-    config: ParallelHeadsConfig
+    config: MedusaConfig
     target: TransformerConfig
 
     def __post_init__(self):
@@ -59,12 +59,12 @@ class ParallelHeads:
             )
 
     @property
-    def taps(self) -> tuple[int, ...]:
+    def feature_layers(self) -> tuple[int, ...]:
         """The target's last layer."""
         return (self.target.layers - 1,)
 
     @property
-    def reach(self) -> int:
+    def max_depth(self) -> int:
         """Most drafted tokens on a path: one for each head."""
         return self.config.heads
 
@@ -86,9 +86,12 @@ class ParallelHeads:
         size = c.width // max(c.prefix_heads, 1)
         return self._module.init(key, one, jnp.zeros((1, 1, size // 2, 2)))["params"]
 
-    def bind(self, own: Params, target_params: Params) -> Params:
+    def with_target_params(self, own: Params, target_params: Params) -> Params:
         """Joins the drafter's parameters with what it shares with the target."""
-        return {"own": own, **shared_parameters(self.target, target_params, norm=True)}
+        return {
+            "own": own,
+            **shared_target_params(self.target, target_params, norm=True),
+        }
 
     def scores(
         self, params: Params, place: int, h: Float[Array, "... D"]
@@ -100,14 +103,14 @@ class ParallelHeads:
         out = head_scores(own["output"][place], h)
         return out + own["output_bias"][place] if self.config.output_bias else out
 
-    def check_tree(self, tree: Tree | Envelope) -> None:
+    def check_tree(self, tree: Tree | DynamicTree) -> None:
         """Refuses trees that the heads cannot fill.
 
         Raises:
           ConfigError: the tree is deeper than there are heads, or Hydra's heads are
             asked for nodes of several depths at once.
         """
-        if tree.depth > self.reach:
+        if tree.depth > self.max_depth:
             raise ConfigError(
                 f"the tree is {tree.depth} deep, but there are {self.config.heads} "
                 "heads; choose a shallower tree"
@@ -118,20 +121,20 @@ class ParallelHeads:
                 "depths. Use a Beam or a static tree"
             )
 
-    def init(self, params: Params, start: Start) -> HeadsState:
+    def init(self, params: Params, ctx: InitContext) -> HeadsState:
         """See `spec.draft.Drafter`.
 
         Raises:
           ConfigError: see `check_tree`.
         """
-        self.check_tree(start.tree)
-        c, path = self.config, start.tree.depth + 1
-        streams, length, _ = start.features.shape
-        features, last = start.features, jnp.maximum(start.lengths - 1, 0)
+        self.check_tree(ctx.tree)
+        c, path = self.config, ctx.tree.depth + 1
+        streams, length, _ = ctx.features.shape
+        features, last = ctx.features, jnp.maximum(ctx.lengths - 1, 0)
         cache = None
         if c.prefix_heads:
             size = c.width // c.prefix_heads
-            room = length + start.extra + path
+            room = length + ctx.extra + path
             dtype = features.dtype
             cache = init_cache(1, streams, c.prefix_heads, room, size, dtype)
             cache, _ = self._prefix(params, cache, features)
@@ -141,11 +144,11 @@ class ParallelHeads:
         return HeadsState(features, jnp.ones(streams, jnp.int32), cache)
 
     def propose(
-        self, params: Params, state: HeadsState, this: Round
+        self, params: Params, state: HeadsState, ctx: DraftContext
     ) -> tuple[Draft, HeadsState]:
         """See `spec.draft.Drafter`."""
         c, network = self.config, self.network(params["own"])
-        depths = this.tree.depth
+        depths = ctx.tree.depth
         h, cache = target_norm(self.target, params, state.features), state.cache
         if c.prefix_heads:
             cache, h = self._prefix(params, cache, state.features)
@@ -154,19 +157,19 @@ class ParallelHeads:
         h = jnp.take_along_axis(h, last[:, None, None], axis=1)  # [R, 1, D]
 
         if c.sequential:
-            step = self._reading(params, h, this)
+            step = self._reading(params, h, ctx)
         else:
             guesses = [
                 self.scores(params, i, network.head(i, h)) for i in range(depths)
             ]
-            step = self._marginal(jnp.concatenate(guesses, axis=1), this)
-        draft, _ = grow(this, step, [])
+            step = self._marginal(jnp.concatenate(guesses, axis=1), ctx)
+        draft, _ = grow(ctx, step, [])
         return draft, replace(state, cache=cache)
 
-    def _marginal(self, guesses: Float[Array, "R G V"], this: Round) -> Step:
+    def _marginal(self, guesses: Float[Array, "R G V"], ctx: DraftContext) -> Step:
         """Medusa: a place's guess is the same after every token."""
-        index = this.index[:, None] + jnp.arange(guesses.shape[1])[None]
-        marginals = guide(guesses, this.sampling, index)
+        index = ctx.index[:, None] + jnp.arange(guesses.shape[1])[None]
+        marginals = apply_cfg(guesses, ctx.sampling, index)
 
         def step(depth, tokens, own, shared):
             wide = (*tokens.shape, marginals.shape[-1])
@@ -174,10 +177,10 @@ class ParallelHeads:
 
         return step
 
-    def _reading(self, params: Params, h: Array, this: Round) -> Step:
+    def _reading(self, params: Params, h: Array, ctx: DraftContext) -> Step:
         """Hydra: a node's `own` are the tokens of its path."""
         network = self.network(params["own"])
-        streams = len(h) // len(this.root)
+        streams = len(h) // len(ctx.root)
 
         def step(depth, tokens, own, shared):
             path = [*own, tokens]  # [B, M] each
@@ -185,18 +188,18 @@ class ParallelHeads:
             seen = jnp.concatenate([jnp.concatenate(seen, -1)] * streams)
             wide = jnp.broadcast_to(h, (*seen.shape[:2], h.shape[-1]))
             out = self.scores(params, depth, network.head(depth, wide, seen))
-            index = this.index[:, None] + jnp.full(tokens.shape, depth)
-            return guide(out, this.sampling, index), path, shared
+            index = ctx.index[:, None] + jnp.full(tokens.shape, depth)
+            return apply_cfg(out, ctx.sampling, index), path, shared
 
         return step
 
     def observe(
-        self, params: Params, state: HeadsState, seen: Observation
+        self, params: Params, state: HeadsState, result: RoundResult
     ) -> HeadsState:
         """See `spec.draft.Drafter`."""
-        streams = state.counts.shape[0] // seen.counts.shape[0]
-        counts = jnp.concatenate([seen.counts] * streams)
-        features = seen.on_path(seen.features)
+        streams = state.counts.shape[0] // result.counts.shape[0]
+        counts = jnp.concatenate([result.counts] * streams)
+        features = result.on_path(result.features)
         return replace(state, features=features, counts=counts)
 
     def _prefix(self, params, cache, features):

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec.drafters.history import history, prompt_tokens
+from jaxspec.drafters.history import history, prompt_ids
 from jaxspec.errors import ConfigError
-from jaxspec.spec.draft import Draft, Observation, Round, Start
+from jaxspec.spec.draft import Draft, DraftContext, InitContext, RoundResult
 from jaxspec.spec.tree import Tree
 from jaxspec.typing import Array, Int, Params
 
@@ -38,26 +38,26 @@ class PromptLookup:
                 "1 <= shortest <= longest"
             )
 
-    def init(self, params: Params, start: Start) -> Int[Array, "B P"]:
+    def init(self, params: Params, ctx: InitContext) -> Int[Array, "B P"]:
         """Keeps the prompt.
 
         Raises:
           ConfigError: the tree is not static.
         """
-        if not isinstance(start.tree, Tree):
+        if not isinstance(ctx.tree, Tree):
             raise ConfigError(
                 f"PromptLookup lays chains on a static tree, not on a "
-                f"{type(start.tree).__name__}; use chain-LENGTH or paths such as 0,1,00"
+                f"{type(ctx.tree).__name__}; use chain-LENGTH or paths such as 0,1,00"
             )
-        return jnp.copy(prompt_tokens(start))
+        return jnp.copy(prompt_ids(ctx))
 
     def propose(
-        self, params: Params, state: Int[Array, "B P"], this: Round
+        self, params: Params, state: Int[Array, "B P"], ctx: DraftContext
     ) -> tuple[Draft, Int[Array, "B P"]]:
         """See `spec.draft.Drafter`."""
-        tree = this.tree
+        tree = ctx.tree
         assert isinstance(tree, Tree)
-        tokens, length = history(state, this)
+        tokens, length = history(state, ctx)
         starts, found = self._matches(tokens, length, max(tree.width, 1))
         first = np.array([path[0] if path else 0 for path in tree.rank_paths])
         straight = np.array([not any(path[1:]) for path in tree.rank_paths])
@@ -65,11 +65,11 @@ class PromptLookup:
         period = jnp.maximum(length[:, None] - begin, 1)
         place = begin + (jnp.asarray(tree.depths)[None] - 1) % period
         drafted = jnp.take_along_axis(tokens, jnp.maximum(place, 0), axis=1)
-        drafted = drafted.at[:, 0].set(this.root)
+        drafted = drafted.at[:, 0].set(ctx.root)
         valid = (found[:, first] & straight[None]).at[:, 0].set(True)
         return Draft(jnp.where(valid, drafted, 0), valid), state
 
-    def observe(self, params: Params, state: Array, seen: Observation) -> Array:
+    def observe(self, params: Params, state: Array, result: RoundResult) -> Array:
         """Learns nothing: a round shows what was emitted."""
         return state
 

@@ -2,28 +2,28 @@
 
 from dataclasses import dataclass, replace
 
-from jaxspec.config import PromptTokensConfig, TransformerConfig
+from jaxspec.config import PPDConfig, TransformerConfig
 from jaxspec.drafters.riding_blocks import (
-    RidingBlocks,
-    prompt_tokens,
+    InlineBlocks,
+    ppd,
     with_extra_tokens,
 )
 from jaxspec.errors import ConfigError
 from jaxspec.nn.layers import INIT
-from jaxspec.spec.envelopes import Envelope
+from jaxspec.spec.envelopes import DynamicTree
 from jaxspec.spec.tree import Tree
 from jaxspec.typing import Array, Params
 
 
 @dataclass(frozen=True)
-class PromptTokens:
+class PPD:
     """Rows for a target's embedding, and the drafter that rides on them.
 
     Own parameters are one array, "rows" [count, D]. They go into the target's
     embedding, see `target_params`; the drafter itself then has none.
     """
 
-    config: PromptTokensConfig
+    config: PPDConfig
     target: TransformerConfig
 
     def __post_init__(self):
@@ -34,12 +34,12 @@ class PromptTokens:
             )
 
     @property
-    def taps(self) -> tuple[int, ...]:
+    def feature_layers(self) -> tuple[int, ...]:
         """None."""
         return ()
 
     @property
-    def reach(self) -> int:
+    def max_depth(self) -> int:
         """Most drafted tokens on a path."""
         return self.config.count
 
@@ -49,19 +49,19 @@ class PromptTokens:
         return replace(self.target, extra_tokens=self.config.count)
 
     @property
-    def drafter(self) -> RidingBlocks:
+    def drafter(self) -> InlineBlocks:
         """The drafter of the widened target."""
-        return prompt_tokens(self.widened, self.config.count)
+        return ppd(self.widened, self.config.count)
 
-    def check_tree(self, tree: Tree | Envelope) -> None:
-        """See `RidingBlocks.check_tree`."""
+    def check_tree(self, tree: Tree | DynamicTree) -> None:
+        """See `InlineBlocks.check_tree`."""
         self.drafter.check_tree(tree)
 
     def init_params(self, key: Array) -> Params:
         """Random float32 rows; consumes `key`."""
         return {"rows": INIT(key, (self.config.count, self.target.width))}
 
-    def bind(self, own: Params, target_params: Params) -> None:
+    def with_target_params(self, own: Params, target_params: Params) -> None:
         """What the drafter takes: nothing."""
 
     def target_params(self, own: Params, target_params: Params) -> Params:

@@ -7,8 +7,8 @@ from jax.tree_util import register_dataclass
 
 from jaxspec.drafters.grow import grow
 from jaxspec.errors import ConfigError
-from jaxspec.spec.draft import Draft, Observation, Round, Shared, Start
-from jaxspec.spec.vocabulary import top_tokens
+from jaxspec.spec.draft import Draft, DraftContext, InitContext, RoundResult, Shared
+from jaxspec.spec.vocabulary import vocab_top_k
 from jaxspec.typing import Array, Float, Int, Params
 
 
@@ -38,7 +38,7 @@ class TokenRecycling:
       vocab_size: `V`.
       width: successors kept for each token, at most all.
       shared: one table for the batch, as published, which learns faster; with rules
-        that draw, a row's tokens then depend on its neighbours (their law does not).
+        that draw, a row's tokens then depend on its neighbors (their law does not).
     """
 
     vocab_size: int
@@ -49,16 +49,16 @@ class TokenRecycling:
         if min(self.vocab_size, self.width) < 1:
             raise ConfigError(f"{self} needs a vocabulary, and 1 successor or more")
 
-    def init(self, params: Params, start: Start) -> Successors | Shared:
+    def init(self, params: Params, ctx: InitContext) -> Successors | Shared:
         """See `spec.draft.Drafter`; `Shared` if rows share their table."""
         width = min(self.width, self.vocab_size)
-        shape = (1 if self.shared else start.rows, self.vocab_size, width)
+        shape = (1 if self.shared else ctx.rows, self.vocab_size, width)
         ids = jnp.broadcast_to(jnp.arange(width, dtype=jnp.int32), shape)
         table = Successors(jnp.copy(ids), jnp.zeros(shape, jnp.float32))
         return Shared(table) if self.shared else table
 
     def propose(
-        self, params: Params, state: Successors | Shared, this: Round
+        self, params: Params, state: Successors | Shared, ctx: DraftContext
     ) -> tuple[Draft, Successors | Shared]:
         """See `spec.draft.Drafter`."""
         known = _table(state)
@@ -72,21 +72,23 @@ class TokenRecycling:
             ids, values = known.ids[table, tokens], known.logits[table, tokens]
             return logits.at[row, node, ids].set(values), own, shared
 
-        return grow(this, step)[0], state
+        return grow(ctx, step)[0], state
 
     def observe(
-        self, params: Params, state: Successors | Shared, seen: Observation
+        self, params: Params, state: Successors | Shared, result: RoundResult
     ) -> Successors | Shared:
         """Stores what followed every node; the last node of a token has its way."""
         known = _table(state)
-        best, ids = top_tokens(seen.logits, known.ids.shape[-1])
-        tokens = seen.draft.tokens
+        best, ids = vocab_top_k(result.logits, known.ids.shape[-1])
+        tokens = result.draft.tokens
         rows, nodes = tokens.shape
         table = jnp.broadcast_to(
             jnp.arange(rows)[:, None] % len(known.ids), (rows, nodes)
         )
         number = jnp.arange(nodes)[None] * rows + jnp.arange(rows)[:, None]
-        number = jnp.where(seen.draft.valid & (seen.counts[:, None] > 0), number, -1)
+        number = jnp.where(
+            result.draft.valid & (result.counts[:, None] > 0), number, -1
+        )
         latest = (
             jnp.full(known.ids.shape[:2], -1, number.dtype)
             .at[table, tokens]

@@ -9,16 +9,22 @@ from jax.tree_util import register_dataclass
 from jaxspec.config import TransformerConfig
 from jaxspec.drafters.grow import at_depth, grow
 from jaxspec.errors import ConfigError
-from jaxspec.spec.draft import Draft, ExtraRows, Observation, Round, Start
-from jaxspec.spec.envelopes import Envelope
-from jaxspec.spec.topology import pick
+from jaxspec.spec.draft import (
+    Draft,
+    DraftContext,
+    ExtraQueries,
+    InitContext,
+    RoundResult,
+)
+from jaxspec.spec.envelopes import DynamicTree
+from jaxspec.spec.topology import gather_nodes
 from jaxspec.spec.tree import Tree
 from jaxspec.typing import Array, Bool, Float, Params
 
 
 @register_dataclass
 @dataclass(frozen=True)
-class BlockGuess:
+class InlineState:
     """What the block behind the last accepted node said.
 
     Attributes:
@@ -31,14 +37,14 @@ class BlockGuess:
 
 
 @dataclass(frozen=True)
-class RidingBlocks:
+class InlineBlocks:
     """Behind each node of the tree rides a block that predicts what would follow it.
 
     So whichever node is accepted last, the guesses for what comes after it are there,
     from the very pass that accepted it. A block sees the committed past, its node and
     the node's ancestors, and itself; nobody sees a block.
 
-    `tidar` and `prompt_tokens` make the two published kinds. No parameters: what is
+    `tidar` and `prompt_ids` make the two published kinds. No parameters: what is
     trained is the target (TiDAR) or rows of its embedding (PPD).
 
     Attributes:
@@ -60,15 +66,15 @@ class RidingBlocks:
             raise ConfigError("a block needs rows, and a shift of 0 or 1")
 
     @property
-    def reach(self) -> int:
+    def max_depth(self) -> int:
         """Tokens after the root that a block predicts; the root is the next token."""
         return len(self.ids) + self.shift - 1
 
-    def extra_rows(self, tree: Tree | Envelope) -> int:
+    def extra_rows(self, tree: Tree | DynamicTree) -> int:
         """A block for each of the tree's nodes."""
         return tree.size * len(self.ids)
 
-    def check_tree(self, tree: Tree | Envelope) -> None:
+    def check_tree(self, tree: Tree | DynamicTree) -> None:
         """Refuses trees that blocks cannot ride on.
 
         Raises:
@@ -76,25 +82,25 @@ class RidingBlocks:
         """
         if not isinstance(tree, Tree):
             raise ConfigError("blocks ride on a static tree; name one")
-        if tree.depth > self.reach:
+        if tree.depth > self.max_depth:
             raise ConfigError(
                 f"the tree is {tree.depth} deep, blocks of {len(self.ids)} rows reach "
-                f"{self.reach} tokens beyond the root; choose a shallower tree"
+                f"{self.max_depth} tokens beyond the root; choose a shallower tree"
             )
 
-    def init(self, params: Params, start: Start) -> BlockGuess:
+    def init(self, params: Params, ctx: InitContext) -> InlineState:
         """See `spec.draft.Drafter`.
 
         Raises:
           ConfigError: see `check_tree`.
         """
-        self.check_tree(start.tree)
-        logits = jnp.zeros((start.rows, self.reach, self.vocab_size), jnp.float32)
-        return BlockGuess(logits, jnp.zeros(start.rows, bool))
+        self.check_tree(ctx.tree)
+        logits = jnp.zeros((ctx.rows, self.max_depth, self.vocab_size), jnp.float32)
+        return InlineState(logits, jnp.zeros(ctx.rows, bool))
 
     def propose(
-        self, params: Params, state: BlockGuess, this: Round
-    ) -> tuple[Draft, BlockGuess]:
+        self, params: Params, state: InlineState, ctx: DraftContext
+    ) -> tuple[Draft, InlineState]:
         """See `spec.draft.Drafter`; nothing is drafted before the first pass."""
 
         def step(depth, tokens, own, shared):
@@ -102,35 +108,35 @@ class RidingBlocks:
             wide = (*tokens.shape, self.vocab_size)
             return jnp.broadcast_to(logits, wide), own, shared
 
-        draft, _ = grow(this, step)
+        draft, _ = grow(ctx, step)
         draft = draft.keep(state.known[:, None], past=True)
-        return replace(draft, extra=self._riders(this)), state
+        return replace(draft, extra=self._riders(ctx)), state
 
     def observe(
-        self, params: Params, state: BlockGuess, seen: Observation
-    ) -> BlockGuess:
+        self, params: Params, state: InlineState, result: RoundResult
+    ) -> InlineState:
         """Keeps what the block behind the last accepted node said."""
-        assert seen.extra_logits is not None
-        rows, size = len(seen.path), len(self.ids)
-        last = jnp.take_along_axis(seen.path, seen.accepted[:, None], axis=1)
-        blocks = seen.extra_logits.reshape(rows, seen.tree.size, size, -1)
-        logits = pick(blocks, last)[:, 0, size - self.reach :]
-        return BlockGuess(logits, jnp.ones(rows, bool))
+        assert result.extra_logits is not None
+        rows, size = len(result.path), len(self.ids)
+        last = jnp.take_along_axis(result.path, result.accepted[:, None], axis=1)
+        blocks = result.extra_logits.reshape(rows, result.tree.size, size, -1)
+        logits = gather_nodes(blocks, last)[:, 0, size - self.max_depth :]
+        return InlineState(logits, jnp.ones(rows, bool))
 
-    def _riders(self, this: Round) -> ExtraRows:
+    def _riders(self, ctx: DraftContext) -> ExtraQueries:
         """`N` blocks, node by node."""
-        tree, size = this.tree, len(self.ids)
+        tree, size = ctx.tree, len(self.ids)
         assert isinstance(tree, Tree)  # see `check_tree`
-        count, rows = self.extra_rows(tree), this.root.shape[0]
+        count, rows = self.extra_rows(tree), ctx.root.shape[0]
         node, row = np.divmod(np.arange(count), size)
         ahead = jnp.asarray(tree.depths[node] + 1 + row, jnp.int32)
-        positions = this.position[:, None] + ahead[None]
+        positions = ctx.position[:, None] + ahead[None]
         own = node[:, None] == node
         if not self.whole:
             own &= row[:, None] >= row
         mask = np.concatenate([tree.ancestors[node], own], axis=1)
         tokens = jnp.asarray(np.array(self.ids, np.int32)[row])
-        return ExtraRows(
+        return ExtraQueries(
             jnp.broadcast_to(tokens, (rows, count)),
             positions,
             jnp.broadcast_to(mask, (rows, *mask.shape)),
@@ -138,7 +144,7 @@ class RidingBlocks:
         )
 
 
-def tidar(target: TransformerConfig, block: int) -> RidingBlocks:
+def tidar(target: TransformerConfig, block: int) -> InlineBlocks:
     """TiDAR's blocks of masks (arXiv 2511.08923), with the target's own embedding.
 
     The first row of a block stands where the next root will and is not needed: the
@@ -152,10 +158,10 @@ def tidar(target: TransformerConfig, block: int) -> RidingBlocks:
     """
     _needs_extra(target, 1)
     ids = (target.vocab_size,) * block
-    return RidingBlocks(target.vocab_size, ids, whole=True, shift=0)
+    return InlineBlocks(target.vocab_size, ids, whole=True, shift=0)
 
 
-def prompt_tokens(target: TransformerConfig, count: int) -> RidingBlocks:
+def ppd(target: TransformerConfig, count: int) -> InlineBlocks:
     """Parallel prompt decoding (arXiv 2405.18628): trained tokens behind each node.
 
     Args:
@@ -164,7 +170,7 @@ def prompt_tokens(target: TransformerConfig, count: int) -> RidingBlocks:
     """
     _needs_extra(target, count)
     ids = tuple(range(target.vocab_size, target.vocab_size + count))
-    return RidingBlocks(target.vocab_size, ids, whole=False, shift=1)
+    return InlineBlocks(target.vocab_size, ids, whole=False, shift=1)
 
 
 def _needs_extra(target: TransformerConfig, count: int) -> None:

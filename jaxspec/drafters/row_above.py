@@ -1,4 +1,4 @@
-"""The tokens of a picture's row above: known before the place below is drafted."""
+"""The tokens of an image's row above: known before the place below is drafted."""
 
 import jax.numpy as jnp
 
@@ -14,7 +14,7 @@ def row_above(
     """Tokens above a place and to both sides, and whether there are such.
 
     Args:
-      tokens: by place in the picture, row after row.
+      tokens: by place in the image, row after row.
       index: places that are drafted.
       grid: places in a row.
     """

@@ -6,7 +6,7 @@ from jaxspec.nn.layers import head_scores, rms_norm
 from jaxspec.typing import Array, Float, Params
 
 
-def shared_parameters(
+def shared_target_params(
     target: TransformerConfig, params: Params, *, norm: bool
 ) -> Params:
     """The target's "embedding" [V, D] and "head" (see `head_scores`); frozen.

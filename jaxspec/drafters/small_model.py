@@ -11,8 +11,8 @@ from jaxspec.errors import ConfigError
 from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
 from jaxspec.spec.cache import KVCache, tree_mask
-from jaxspec.spec.draft import Draft, Observation, Round, Start
-from jaxspec.spec.sampling import guide
+from jaxspec.spec.draft import Draft, DraftContext, InitContext, RoundResult
+from jaxspec.spec.sampling import apply_cfg
 from jaxspec.spec.target import Target
 from jaxspec.typing import Array, Float, Int, Params, PyTree
 
@@ -34,7 +34,7 @@ class ModelState:
 
 
 @dataclass(frozen=True)
-class SmallModel:
+class DraftModel:
     """Drafts with a smaller model of the same vocabulary, level by level.
 
     What a round committed is read in one pass of fixed width together with the new root
@@ -58,32 +58,32 @@ class SmallModel:
 
     model: Target
 
-    def init(self, params: Params, start: Start) -> ModelState:
+    def init(self, params: Params, ctx: InitContext) -> ModelState:
         """See `spec.draft.Drafter`."""
-        return begin(self.model, params, start, expansions(start.tree)[0])
+        return begin(self.model, params, ctx, expansions(ctx.tree)[0])
 
     def propose(
-        self, params: Params, state: ModelState, this: Round
+        self, params: Params, state: ModelState, ctx: DraftContext
     ) -> tuple[Draft, ModelState]:
         """See `spec.draft.Drafter`."""
-        if self.model.vocab_size != this.noise.shape[-1]:
+        if self.model.vocab_size != ctx.noise.shape[-1]:
             raise ConfigError(
                 f"the drafter has {self.model.vocab_size} tokens, the target "
-                f"{this.noise.shape[-1]}; they must share a vocabulary"
+                f"{ctx.noise.shape[-1]}; they must share a vocabulary"
             )
-        logits, _, cache, last = catch_up(self.model, params, state, this)
+        logits, _, cache, last = catch_up(self.model, params, state, ctx)
         lengths = cache.lengths + both(self.model, state.counts)
         last = both(self.model, last)[:, None, None]
         first = jnp.take_along_axis(logits, last, axis=1)
-        draft, layers = grow_by_levels(self.model, params, cache, lengths, first, this)
+        draft, layers = grow_by_levels(self.model, params, cache, lengths, first, ctx)
         cache = replace(cache, layers=layers, lengths=lengths)
         return draft, replace(state, cache=cache, counts=jnp.zeros_like(state.counts))
 
     def observe(
-        self, params: Params, state: ModelState, seen: Observation
+        self, params: Params, state: ModelState, result: RoundResult
     ) -> ModelState:
         """See `spec.draft.Drafter`; the tokens are read by the next `propose`."""
-        return replace(state, tokens=seen.tokens, counts=seen.counts)
+        return replace(state, tokens=result.tokens, counts=result.counts)
 
 
 def both(model: Target, x: Array) -> Array:
@@ -91,19 +91,19 @@ def both(model: Target, x: Array) -> Array:
     return jnp.concatenate([x] * model.streams)
 
 
-def begin(model: Target, params: Params, start: Start, room: int) -> ModelState:
+def begin(model: Target, params: Params, ctx: InitContext, room: int) -> ModelState:
     """Reads the prompt; the cache has `room` slots more than the engine asks for."""
-    path = start.tree.depth + 1
-    _, _, cache = model.prefill(params, start.prompt, start.extra + path + room)
+    path = ctx.tree.depth + 1
+    _, _, cache = model.prefill(params, ctx.prompt, ctx.extra + path + room)
     return ModelState(
         cache,
-        jnp.zeros((start.rows, path), jnp.int32),
-        jnp.ones(start.rows, jnp.int32),
+        jnp.zeros((ctx.rows, path), jnp.int32),
+        jnp.ones(ctx.rows, jnp.int32),
     )
 
 
 def catch_up(
-    model: Target, params: Params, state: ModelState, this: Round
+    model: Target, params: Params, state: ModelState, ctx: DraftContext
 ) -> tuple[Float[Array, "R A V"], Float[Array, "R A E"], KVCache, Int[Array, "B"]]:
     """Reads what the last round committed, and the new root.
 
@@ -114,8 +114,8 @@ def catch_up(
     path = state.tokens.shape[1]
     last = jnp.maximum(state.counts - 1, 0)
     here = jnp.arange(path)[None] == last[:, None]
-    tokens = jnp.where(here, this.root[:, None], state.tokens)
-    positions = (this.position - last)[:, None] + jnp.arange(path)[None]
+    tokens = jnp.where(here, ctx.root[:, None], state.tokens)
+    positions = (ctx.position - last)[:, None] + jnp.arange(path)[None]
     mask = tree_mask(state.cache, jnp.tril(jnp.ones((path, path), bool)))
     logits, features, cache = model.forward(
         params, state.cache, both(model, tokens), both(model, positions), mask
@@ -129,7 +129,7 @@ def grow_by_levels(
     cache: KVCache,
     lengths: Int[Array, "R"],
     first: Float[Array, "R 1 V"],
-    this: Round,
+    ctx: DraftContext,
 ) -> tuple[Draft, PyTree]:
     """A draft, a pass for each level, nodes on slots behind the committed ones.
 
@@ -139,12 +139,12 @@ def grow_by_levels(
       cache: holds all committed tokens and the root.
       lengths: how many that are.
       first: logits after the root.
-      this: the round.
+      ctx: the round.
 
     Returns:
       The draft, and the cache's layers with what was written behind `lengths`.
     """
-    slots = expansions(this.tree)[0]
+    slots = expansions(ctx.tree)[0]
 
     def step(depth, tokens, own, shared):
         layers, used = shared
@@ -157,22 +157,22 @@ def grow_by_levels(
             own |= (jnp.arange(slots)[None] == own_slot)[None]
             mask = tree_mask(behind, both(model, own))
             behind = replace(behind, lengths=lengths + used)
-            positions = both(model, this.position[:, None] + ahead)
+            positions = both(model, ctx.position[:, None] + ahead)
             logits, _, behind = model.forward(
                 params, behind, both(model, tokens), positions, mask
             )
             shared = behind.layers, used + tokens.shape[1]
-        logits = guide(logits, this.sampling, this.index[:, None] + ahead)
+        logits = apply_cfg(logits, ctx.sampling, ctx.index[:, None] + ahead)
         return logits, own, shared
 
-    nothing = jnp.zeros((len(this.root), 1, slots), bool)
-    draft, (layers, _) = grow(this, step, nothing, (cache.layers, None))
+    nothing = jnp.zeros((len(ctx.root), 1, slots), bool)
+    draft, (layers, _) = grow(ctx, step, nothing, (cache.layers, None))
     return draft, layers
 
 
 def early_exit(
     config: TransformerConfig, layers: int, *, guided: bool = True
-) -> SmallModel:
+) -> DraftModel:
     """The first layers of a transformer, its final norm and its head, as its drafter.
 
     The drafter's parameters are the target's own. It works as far as the target was
@@ -186,6 +186,6 @@ def early_exit(
             f"layers={layers}: an early exit keeps 1 to {config.layers - 1} of the "
             f"target's {config.layers} layers"
         )
-    return SmallModel(
+    return DraftModel(
         make_target(Transformer(replace(config, layers=layers)), guided=guided)
     )

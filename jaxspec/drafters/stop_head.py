@@ -27,7 +27,7 @@ class _Network(nn.Module):
 
 
 @dataclass(frozen=True)
-class StopHead:
+class AcceptanceHead:
     """Residual SiLU blocks over a drafter's hidden states, then two classes.
 
     Its prediction goes to `Draft.confidence`, where `ConfidenceCutoff("head")` reads it

@@ -7,13 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec.errors import ConfigError
-from jaxspec.spec.draft import Draft, Drafter, Observation, Round, Start, extra_rows
+from jaxspec.spec.draft import (
+    Draft,
+    DraftContext,
+    Drafter,
+    InitContext,
+    RoundResult,
+    extra_rows,
+)
 from jaxspec.spec.tree import Tree
 from jaxspec.typing import Params
 
 
 @dataclass(frozen=True)
-class Union:
+class MergedDrafter:
     """Verifies the trees of two drafters side by side, under one root.
 
     Both share the target's pass, and learn from all of it. The round's tree has to be
@@ -45,26 +52,28 @@ class Union:
         """Both trees under one root; the second's ranks come behind the first's."""
         return self._layout()[0]
 
-    def init(self, params: Params, start: Start) -> Any:
+    def init(self, params: Params, ctx: InitContext) -> Any:
         """See `spec.draft.Drafter`.
 
         Raises:
           ConfigError: the engine's tree is another.
         """
-        if start.tree != self.tree:
+        if ctx.tree != self.tree:
             raise ConfigError("a Union drafts on `union.tree`; give it to the engine")
         return tuple(
-            drafter.init(own, replace(start, tree=tree))
+            drafter.init(own, replace(ctx, tree=tree))
             for drafter, own, tree in self._parts(params)
         )
 
-    def propose(self, params: Params, state: Any, this: Round) -> tuple[Draft, Any]:
+    def propose(
+        self, params: Params, state: Any, ctx: DraftContext
+    ) -> tuple[Draft, Any]:
         """See `spec.draft.Drafter`."""
         drafts, states = [], []
         for (drafter, own, tree), before in zip(
             self._parts(params), state, strict=True
         ):
-            draft, after = drafter.propose(own, before, replace(this, tree=tree))
+            draft, after = drafter.propose(own, before, replace(ctx, tree=tree))
             drafts.append(draft)
             states.append(after)
         order = self._layout()[1]
@@ -72,10 +81,10 @@ class Union:
         valid = jnp.concatenate([drafts[0].valid, drafts[1].valid[:, 1:]], axis=1)
         return Draft(tokens[:, order], valid[:, order]), tuple(states)
 
-    def observe(self, params: Params, state: Any, seen: Observation) -> Any:
+    def observe(self, params: Params, state: Any, result: RoundResult) -> Any:
         """See `spec.draft.Drafter`; each sees the whole tree."""
         return tuple(
-            drafter.observe(own, before, seen)
+            drafter.observe(own, before, result)
             for (drafter, own, _), before in zip(
                 self._parts(params), state, strict=True
             )

@@ -64,7 +64,7 @@ def guided_nll(
     params: Params,
     codes: np.ndarray,
     labels: np.ndarray,
-    guidance: float,
+    cfg_scale: float,
     *,
     batch: int = 16,
 ) -> float:
@@ -75,25 +75,25 @@ def guided_nll(
       params: its parameters.
       codes: int [n, T].
       labels: int [n].
-      guidance: scale; 1 is the conditional law.
+      cfg_scale: scale; 1 is the conditional law.
       batch: sequences side by side.
     """
     padded = np.resize(np.arange(len(codes)), -(-len(codes) // batch) * batch)
     values = [
-        _guided(model, params, codes[part], labels[part], jnp.float32(guidance))
+        _guided(model, params, codes[part], labels[part], jnp.float32(cfg_scale))
         for part in padded.reshape(-1, batch)
     ]
     return float(np.concatenate(values)[: len(codes)].mean())
 
 
 @partial(jax.jit, static_argnums=0)
-def _guided(model, params, codes, labels, guidance):
+def _guided(model, params, codes, labels, cfg_scale):
     streams = [
         model.score(params, labels, codes[:, :-1], null=jnp.full(labels.shape, null))[0]
         for null in (False, True)
     ]
     conditional, unconditional = streams
-    logits = unconditional + guidance * (conditional - unconditional)
+    logits = unconditional + cfg_scale * (conditional - unconditional)
     log_p = jax.nn.log_softmax(logits[:, model.config.prefix_length - 1 :])
     taken = jnp.take_along_axis(log_p, codes[..., None], axis=-1)[..., 0]
     return -jnp.mean(taken, axis=1)

@@ -1,4 +1,4 @@
-"""How alike two sets of pictures are, in the features of any network."""
+"""How alike two sets of images are, in the features of any network."""
 
 import numpy as np
 
@@ -34,17 +34,17 @@ def frechet_distance(
 def precision_recall(
     real: Float[np.ndarray, "N E"], drawn: Float[np.ndarray, "M E"], k: int = 3
 ) -> tuple[float, float]:
-    """Shares of drawn pictures among the real ones, and of real among the drawn.
+    """Shares of drawn images among the real ones, and of real among the drawn.
 
     A point is among a set if it is as close to one of its points as that point's `k`-th
-    neighbour in the set (arXiv 1904.06991).
+    neighbor in the set (arXiv 1904.06991).
 
     Raises:
       DataError: see `frechet_distance`; or a set has no more than `k` rows.
     """
     real, drawn = _checked(real, drawn)
     if min(len(real), len(drawn)) <= k:
-        raise DataError(f"precision and recall need more than k={k} pictures a set")
+        raise DataError(f"precision and recall need more than k={k} images a set")
     between = _squares(real, drawn)
     reach_real = np.partition(_squares(real, real), k, axis=1)[:, k]
     reach_drawn = np.partition(_squares(drawn, drawn), k, axis=1)[:, k]
@@ -64,7 +64,7 @@ def _checked(one, other):
     if one.ndim != 2 or other.ndim != 2 or one.shape[1] != other.shape[1]:
         raise DataError(f"features of shapes {one.shape} and {other.shape} differ")
     if min(len(one), len(other)) < 2:
-        raise DataError("a set of pictures needs at least two")
+        raise DataError("a set of images needs at least two")
     if not (np.isfinite(one).all() and np.isfinite(other).all()):
         raise DataError("features hold NaN or infinity")
     return one, other

@@ -1,4 +1,4 @@
-"""Quality of pictures by way of drawing them, beside the plain ones of one seed."""
+"""Quality of images by way of drawing them, beside the plain ones of one seed."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from jaxspec.device import device_name
 from jaxspec.errors import ConfigError, DataError
 from jaxspec.evaluate.likelihood import guided_nll
 from jaxspec.evaluate.picture_sets import frechet_distance, precision_recall
-from jaxspec.helpers import Helper
+from jaxspec.helpers import LoadedDrafter
 from jaxspec.images import to_unit
 from jaxspec.models.classifier import Classifier
 from jaxspec.models.transformer import Transformer
@@ -24,14 +24,14 @@ from jaxspec.pipeline import (
     Run,
     Settings,
     bundle_for,
-    decode_pictures,
+    decode_images,
     draw,
 )
-from jaxspec.rules import find_rule
-from jaxspec.spec.envelopes import Envelope
+from jaxspec.rules import parse_verifier
+from jaxspec.spec.envelopes import DynamicTree
 from jaxspec.spec.tree import Tree
 
-# pictures uint8 [n, H, W, 3] -> features float [n, E], class ids int [n]
+# images uint8 [n, H, W, 3] -> features float [n, E], class ids int [n]
 Extractor = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 # What is measured of a set: name, words, and whether more is better.
@@ -49,7 +49,7 @@ METRICS = {
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Features of held-out pictures: as many as are drawn, where there are so many."""
+    """Features of held-out images: as many as are drawn, where there are so many."""
 
     features: np.ndarray
     accuracy: float
@@ -60,10 +60,10 @@ def classifier_features(checkpoint: Checkpoint, batch: int = 64) -> Extractor:
     model = Classifier(checkpoint.config)
     run = jax.jit(model.__call__)
 
-    def extract(pictures):
+    def extract(images):
         features, classes = [], []
-        for start in range(0, len(pictures), batch):
-            part = pictures[start : start + batch]
+        for start in range(0, len(images), batch):
+            part = images[start : start + batch]
             full = np.resize(part, (batch, *part.shape[1:]))
             one, logits = run(checkpoint.params, to_unit(full))
             features.append(np.asarray(one)[: len(part)])
@@ -74,14 +74,14 @@ def classifier_features(checkpoint: Checkpoint, batch: int = 64) -> Extractor:
 
 
 def read_heldout(source: ImageSource, extract: Extractor, count: int) -> HeldOut:
-    """Features of `count` pictures spread over a split.
+    """Features of `count` images spread over a split.
 
     Raises:
       DataError: the split has fewer.
     """
     if len(source) < count:
         raise DataError(
-            f"the split has {len(source)} pictures, fewer than the {count} drawn"
+            f"the split has {len(source)} images, fewer than the {count} drawn"
         )
     rows = np.linspace(0, len(source) - 1, count).astype(np.int64)
     features, classes = extract(source.take(rows))
@@ -96,18 +96,18 @@ def measure_run(
     heldout: HeldOut,
     extract: Extractor,
 ) -> dict[str, float | None]:
-    """All of `METRICS` for what was drawn; "psnr" is None for equal pictures.
+    """All of `METRICS` for what was drawn; "psnr" is None for equal images.
 
     "nll" is of the law that is sampled from: guided, temperature 1, without filters.
     Code distances are Euclidean, between the tokenizer's vectors.
     """
-    pictures = decode_pictures(bundle, run.tokens)
-    features, classes = extract(pictures)
+    images = decode_images(bundle, run.tokens)
+    features, classes = extract(images)
     precision, recall = precision_recall(heldout.features, features)
-    book = np.asarray(bundle.pictures.params["codebook"], np.float64)
+    book = np.asarray(bundle.tokenizer.params["codebook"], np.float64)
     apart = np.linalg.norm(book[run.tokens] - book[plain.tokens], axis=-1)
-    own = decode_pictures(bundle, plain.tokens).astype(np.float64)
-    error = np.mean((pictures - own) ** 2)
+    own = decode_images(bundle, plain.tokens).astype(np.float64)
+    error = np.mean((images - own) ** 2)
     return {
         "frechet": frechet_distance(heldout.features, features),
         "precision": precision,
@@ -118,7 +118,7 @@ def measure_run(
             bundle.prior.params,
             run.tokens,
             np.array(settings.classes),
-            settings.guidance,
+            settings.cfg_scale,
         ),
         "psnr": float(10 * np.log10(255**2 / error)) if error else None,
         "code_distance": float(apart.mean()),
@@ -130,12 +130,12 @@ def measure_quality(
     bundle: Bundle,
     settings: Settings,
     rules: Sequence[str],
-    tree: Tree | Envelope,
+    tree: Tree | DynamicTree,
     heldout: HeldOut,
     extract: Extractor,
     *,
     seeds: Sequence[int],
-    helper: Helper | None = None,
+    loaded: LoadedDrafter | None = None,
     progress: Progress = lambda count: None,
 ) -> dict[str, Any]:
     """One row for plain decoding and each rule, each over all seeds.
@@ -143,41 +143,41 @@ def measure_quality(
     Args:
       bundle: models.
       settings: what is drawn; its seed and rule are replaced.
-      rules: by name, see `find_rule`.
+      rules: by name, see `parse_verifier`.
       tree: shape of the drafts.
-      heldout: what pictures are compared with.
-      extract: features and classes of pictures.
+      heldout: what images are compared with.
+      extract: features and classes of images.
       seeds: of noise; at least two, so that there is a spread.
-      helper: who drafts; by default the bundle's own drafter.
-      progress: called with the number of pictures drawn.
+      loaded: who drafts; by default the bundle's own drafter.
+      progress: called with the number of images drawn.
 
     Raises:
       ConfigError: fewer than two seeds, or a rule that the drafter cannot serve.
     """
     if len(seeds) < 2 or len(set(seeds)) < len(seeds):
         raise ConfigError("quality needs at least two seeds, all different")
-    bundle = bundle_for(bundle, helper)
-    chosen = {name: find_rule(name) for name in rules}
+    bundle = bundle_for(bundle, loaded)
+    chosen = {name: parse_verifier(name) for name in rules}
     cells: dict[str, list[dict[str, float | None]]] = {
         "plain": [],
         **{n: [] for n in rules},
     }
     for seed in seeds:
-        here = replace(settings, seed=seed, rule=find_rule("coupled"))
+        here = replace(settings, seed=seed, verifier=parse_verifier("coupled"))
         measure = partial(measure_run, heldout=heldout, extract=extract)
-        plain = draw(bundle, here, Tree.root(), helper=helper, progress=progress)
+        plain = draw(bundle, here, Tree.root(), loaded=loaded, progress=progress)
         cells["plain"].append(
             {"tokens_per_call": 1.0, **measure(bundle, here, plain, plain)}
         )
-        for name, rule in chosen.items():
-            given = replace(here, rule=rule)
-            run = draw(bundle, given, tree, helper=helper, progress=progress)
+        for name, verifier in chosen.items():
+            given = replace(here, verifier=verifier)
+            run = draw(bundle, given, tree, loaded=loaded, progress=progress)
             values = measure(bundle, given, run, plain)
             cells[name].append({"tokens_per_call": run.tokens_per_call, **values})
     return {
         "checkpoint": bundle.name,
-        "pictures": len(settings.classes),
-        "cfg_scale": settings.guidance,
+        "images": len(settings.classes),
+        "cfg_scale": settings.cfg_scale,
         "tree": type(tree).__name__,
         "nodes": tree.size,
         "seeds": list(seeds),
@@ -186,7 +186,7 @@ def measure_quality(
         "jax": jax.__version__,
         "rows": [
             {
-                "rule": name,
+                "verifier": name,
                 "lossless": name == "plain" or chosen[name].lossless,
                 **{key: [row[key] for row in values] for key in values[0]},
             }

@@ -18,20 +18,20 @@ def quality_markdown(result: dict[str, Any]) -> str:
         "",
         f"`{result['command']}`",
         "",
-        f"Device: {result['device']}, jax {result['jax']}. {result['pictures']} "
-        f"pictures for each of the seeds {', '.join(map(str, seeds))}, temperature 1, "
+        f"Device: {result['device']}, jax {result['jax']}. {result['images']} "
+        f"images for each of the seeds {', '.join(map(str, seeds))}, temperature 1, "
         f"cfg {result['cfg_scale']:g}, {result['tree']} of {result['nodes']} nodes. "
         "Each number is a mean over seeds, with the standard deviation between seeds. "
         "Distances are in the features of a small classifier trained on the same data "
-        "(this is no FID), against as many held-out pictures; that classifier is right "
+        "(this is no FID), against as many held-out images; that classifier is right "
         f"about {100 * result['heldout_accuracy']:.1f} % of those. Distortions are "
-        "against the plain picture of the same seed.",
+        "against the plain image of the same seed.",
         "",
         "| rule | lossless | tokens/call | " + " | ".join(heads) + " |",
         "|" + "---|" * (len(heads) + 3),
     ]
     for row in result["rows"]:
-        cells = [row["rule"], "yes" if row["lossless"] else "no"]
+        cells = [row["verifier"], "yes" if row["lossless"] else "no"]
         cells += [_cell(row[key]) for key in ("tokens_per_call", *METRICS)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
@@ -64,6 +64,6 @@ def quality_plot(result: dict[str, Any]) -> np.ndarray:
         for row in rows:
             if None not in row[key]:
                 x, y = np.mean(row["tokens_per_call"]), np.mean(row[key])
-                lines.append(Line(row["rule"], [x], [y]))
+                lines.append(Line(row["verifier"], [x], [y]))
         panels.append(Panel(words, lines))
     return plot_panels(panels, "tokens per call", "", columns=2)

@@ -1,4 +1,4 @@
-"""How well a tokenizer keeps pictures, and how much of its codebook it uses."""
+"""How well a tokenizer keeps images, and how much of its codebook it uses."""
 
 from functools import partial
 
@@ -16,10 +16,10 @@ from jaxspec.typing import Params
 def reconstruction_metrics(
     tokenizer: Tokenizer, params: Params, source: ImageSource, batch: int = 100
 ) -> dict[str, float]:
-    """Measures a tokenizer on every picture of `source`.
+    """Measures a tokenizer on every image of `source`.
 
     Returns:
-      "psnr": mean over pictures of the peak signal-to-noise ratio in dB, decoded
+      "psnr": mean over images of the peak signal-to-noise ratio in dB, decoded
         values clipped to [-1, 1]; "codes_used": share of the codebook seen;
         "perplexity": exp of the entropy of the code histogram.
     """
@@ -27,8 +27,8 @@ def reconstruction_metrics(
     size = tokenizer.config.codebook_size
     counts, psnr = np.zeros(size), []
     for start in tqdm(range(0, len(source), batch), desc="measuring", leave=False):
-        pictures = source.take(range(start, min(start + batch, len(source))))
-        codes, values = _measure(tokenizer, params, to_unit(pictures))
+        images = source.take(range(start, min(start + batch, len(source))))
+        codes, values = _measure(tokenizer, params, to_unit(images))
         counts += np.bincount(np.asarray(codes).ravel(), minlength=size)
         psnr.append(np.asarray(values))
     share = counts / counts.sum()
@@ -41,8 +41,8 @@ def reconstruction_metrics(
 
 
 @partial(jax.jit, static_argnums=0)
-def _measure(tokenizer, params, pictures):
-    codes = tokenizer.encode(params, pictures)
+def _measure(tokenizer, params, images):
+    codes = tokenizer.encode(params, images)
     out = jnp.clip(tokenizer.decode(params, codes), -1.0, 1.0)
-    mse = jnp.mean((out - pictures) ** 2, axis=(1, 2, 3))
+    mse = jnp.mean((out - images) ** 2, axis=(1, 2, 3))
     return codes, 10 * jnp.log10(4.0 / jnp.maximum(mse, 1e-10))

@@ -1,4 +1,4 @@
-"""A small convolutional classifier; its last features measure sets of pictures."""
+"""A small convolutional classifier; its last features measure sets of images."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ class ClassifierConfig:
     """A residual network over folded pixels.
 
     Attributes:
-      image_size: side of a square picture in pixels.
+      image_size: side of a square image in pixels.
       classes: number of classes.
       patch_size: pixels folded into channels before the first convolution.
       widths: channels of each level, multiples of 8; each level halves the side of the
@@ -44,10 +44,10 @@ class _Network(nn.Module):
     config: ClassifierConfig
 
     @nn.compact
-    def __call__(self, pictures):
+    def __call__(self, images):
         c = self.config
         x = einops.rearrange(
-            pictures, "b (h i) (w j) c -> b h w (i j c)", i=c.patch_size, j=c.patch_size
+            images, "b (h i) (w j) c -> b h w (i j c)", i=c.patch_size, j=c.patch_size
         )
         x = nn.Conv(c.widths[0], (3, 3), name="conv_in")(x)
         for i, width in enumerate(c.widths):
@@ -70,13 +70,13 @@ class Classifier:
         return _Network(self.config).init(key, jnp.zeros((1, side, side, 3)))["params"]
 
     def __call__(
-        self, params: Params, pictures: Float[Array, "B H W 3"]
+        self, params: Params, images: Float[Array, "B H W 3"]
     ) -> tuple[Float[Array, "B E"], Float[Array, "B N"]]:
         """Features after the mean over places, and the logits of the classes.
 
         Args:
           params: parameters.
-          pictures: values in [-1, 1].
+          images: values in [-1, 1].
         """
-        features, logits = _Network(self.config).bind({"params": params})(pictures)
+        features, logits = _Network(self.config).bind({"params": params})(images)
         return features.astype(jnp.float32), logits.astype(jnp.float32)

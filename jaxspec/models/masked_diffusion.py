@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxspec.errors import ConfigError
 from jaxspec.models.transformer import Transformer
 from jaxspec.spec.noise import position_noise
-from jaxspec.spec.sampling import Sampling, guide, process
-from jaxspec.typing import Array, Bool, Float, Int, Params, PyTree, RowKeys
+from jaxspec.spec.sampling import Sampling, apply_cfg, process_logits
+from jaxspec.typing import Array, BatchKeys, Bool, Float, Int, Params, PyTree
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class MaskedDiffusion:
 
     The network is the same transformer without causality; its first extra token is the
     mask. A row predicts the token in its own place. Trained by MDLM's objective
-    (`masked_loss`), it generates on its own, and `Lattice` makes any such
+    (`masked_loss`), it generates on its own, and `DiffuSpec` makes any such
     model a drafter. Sources: MDLM (arXiv 2406.07524), LLaDA (arXiv 2502.09992), Dream
     (arXiv 2508.15487), first-hitting sampler and precise noise (arXiv 2409.02908).
 
@@ -95,13 +95,13 @@ class MaskedDiffusion:
         null = jnp.repeat(jnp.arange(2) > 0, rows)
         logits = self.score(params, doubled, jnp.concatenate([tokens] * 2), null=null)
         places = jnp.broadcast_to(jnp.arange(length), (rows, length))
-        return guide(logits, sampling, places)
+        return apply_cfg(logits, sampling, places)
 
     def sample(
         self,
         params: Params,
         prompt: PyTree,
-        keys: RowKeys,
+        keys: BatchKeys,
         sampling: Sampling,
         length: int,
         steps: int | None = None,
@@ -117,7 +117,7 @@ class MaskedDiffusion:
         Args:
           params: parameters.
           prompt: `B` rows.
-          keys: see `row_keys`.
+          keys: see `batch_keys`.
           sampling: settings of the rows.
           length: `T`.
           steps: forward passes; by default one a token.
@@ -133,7 +133,7 @@ class MaskedDiffusion:
 
         def reveal(i, tokens):
             logits = self(params, prompt, tokens, sampling)
-            scores = process(logits, sampling)
+            scores = process_logits(logits, sampling)
             noise = position_noise(keys, places, vocabulary)
             noise = jnp.where(sampling.temperature[:, None, None] > 0, noise, 0.0)
             drawn = jnp.argmax(scores + noise, axis=-1).astype(jnp.int32)

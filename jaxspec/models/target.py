@@ -21,7 +21,7 @@ def make_target(
     model: Transformer,
     *,
     guided: bool = True,
-    taps: tuple[int, ...] = (),
+    feature_layers: tuple[int, ...] = (),
     caption_padding: CaptionPadding = "self",
 ) -> Target:
     """Wraps a model; equal arguments give equal (hashable, picklable) records.
@@ -30,10 +30,10 @@ def make_target(
       model: a transformer. Without a condition its prompts are tokens, int32 [B, P],
         at least one a row, with -1 behind shorter ones; with guidance a `TokenPrompt`.
       guided: run an unconditional stream beside each row (classifier-free guidance).
-      taps: layers whose outputs the drafter reads.
+      feature_layers: layers whose outputs the drafter reads.
       caption_padding: what padded positions of a caption attend to. Tokens are the same
         either way; a drafter that reads features of such positions names what it was
-        trained on (`FeatureHead.caption_padding`).
+        trained on (`Eagle.caption_padding`).
 
     Raises:
       ConfigError: "published" padding of a model whose `rope` is not "grid".
@@ -44,7 +44,7 @@ def make_target(
             "caption_padding='published' is that of LlamaGen in LANTERN; a model of "
             "sequences has none"
         )
-    own = model, 2 if guided else 1, tuple(taps)
+    own = model, 2 if guided else 1, tuple(feature_layers)
     if config.condition == "none":
         prefill, rescore = _PrefillTokens(*own), _RescoreTokens(*own)
     else:
@@ -67,7 +67,7 @@ class _Function:
 
     model: Transformer
     streams: int
-    taps: tuple[int, ...]
+    feature_layers: tuple[int, ...]
 
     def doubled(self, tokens: Array) -> Array:
         """Rows repeated for each guidance stream."""
@@ -97,7 +97,9 @@ class _Forward(_Function):
         positions: Int[Array, "R T"],
         mask: Mask,
     ) -> tuple[Float[Array, "R T V"], Float[Array, "R T E"], KVCache]:
-        return self.model.extend(params, cache, tokens, positions, mask, self.taps)
+        return self.model.extend(
+            params, cache, tokens, positions, mask, self.feature_layers
+        )
 
 
 class _Conditioned(_Function):
@@ -119,7 +121,7 @@ class _PrefillCondition(_Conditioned):
         slots = self.model.config.prefix_length + extra
         cache = self.empty_cache(params, len(null), slots)
         logits, features, cache = self.model.read_prompt(
-            params, repeated, null, cache, self.taps, self.caption_padding
+            params, repeated, null, cache, self.feature_layers, self.caption_padding
         )
         return Prefill(logits[:, -1], features, cache)
 
@@ -177,7 +179,7 @@ class _PrefillTokens(_Prompted):
         positions = jnp.broadcast_to(jnp.arange(size), (rows, size))
         mask = tree_mask(cache, jnp.tril(jnp.ones((size, size), bool)))
         logits, features, cache = self.model.extend(
-            params, cache, jnp.maximum(prompt, 0), positions, mask, self.taps
+            params, cache, jnp.maximum(prompt, 0), positions, mask, self.feature_layers
         )
         last = jnp.maximum(lengths - 1, 0)
         logits = jnp.take_along_axis(logits, last[:, None, None], axis=1)[:, 0]

@@ -1,4 +1,4 @@
-"""The VQ image tokenizer: pictures to codes and back (LlamaGen VQ-16 / VQ-8)."""
+"""The VQ image tokenizer: images to codes and back (LlamaGen VQ-16 / VQ-8)."""
 
 from dataclasses import dataclass
 
@@ -22,7 +22,7 @@ from jaxspec.typing import Array, Float, Int, Params
 PRESETS = {
     "vq-16": TokenizerConfig(),
     "vq-8": TokenizerConfig(multipliers=(1, 2, 2, 4)),
-    # 64x64 pictures to 16x16 codes, all convolutions at the code grid.
+    # 64x64 images to 16x16 codes, all convolutions at the code grid.
     "small-64": TokenizerConfig(
         image_size=64,
         patch_size=4,
@@ -33,7 +33,7 @@ PRESETS = {
         latent_channels=96,
         codebook_size=1024,
     ),
-    # 32x32 pictures to 16x16 codes.
+    # 32x32 images to 16x16 codes.
     "small-32": TokenizerConfig(
         image_size=32,
         patch_size=2,
@@ -151,7 +151,7 @@ class _Networks(nn.Module):
 class Tokenizer:
     """Pure functions of a VQ tokenizer; static and hashable.
 
-    Source: LlamaGen (arXiv 2406.06525), whose codes are l2-normalised when they are
+    Source: LlamaGen (arXiv 2406.06525), whose codes are l2-normalized when they are
     chosen and again when they are decoded; by configuration its relatives.
     """
 
@@ -161,8 +161,8 @@ class Tokenizer:
         """Random float32 parameters; `key` is consumed."""
         c = self.config
         networks_key, codebook_key = jax.random.split(key)
-        picture = jnp.zeros((1, c.image_size, c.image_size, 3))
-        networks = _Networks(c).init(networks_key, picture)["params"]
+        image = jnp.zeros((1, c.image_size, c.image_size, 3))
+        networks = _Networks(c).init(networks_key, image)["params"]
         shape = (c.codebook_size, c.code_dim)
         return {
             **networks,
@@ -172,11 +172,11 @@ class Tokenizer:
     def embed(
         self, params: Params, images: Float[Array, "B H W 3"]
     ) -> Float[Array, "B h w d"]:
-        """Maps pictures in [-1, 1] to continuous vectors, before quantisation."""
+        """Maps images in [-1, 1] to continuous vectors, before quantization."""
         side = self.config.image_size
         if images.ndim != 4 or images.shape[1:] != (side, side, 3):
             raise DataError(
-                f"pictures have shape {tuple(images.shape)}; this tokenizer takes "
+                f"images have shape {tuple(images.shape)}; this tokenizer takes "
                 f"[B, {side}, {side}, 3] in [-1, 1]: resize or crop them first"
             )
         return _Networks(self.config).bind({"params": params}).encode(images)
@@ -184,28 +184,28 @@ class Tokenizer:
     def encode(
         self, params: Params, images: Float[Array, "B H W 3"]
     ) -> Int[Array, "B T"]:
-        """Maps pictures in [-1, 1] to codes in raster order, `T = grid ** 2`.
+        """Maps images in [-1, 1] to codes in raster order, `T = grid ** 2`.
 
         Raises:
-          DataError: the pictures have the wrong size.
+          DataError: the images have the wrong size.
         """
         codes = nearest_codes(
             params["codebook"],
             self.embed(params, images),
-            normalised=self.config.normalised == "both",
+            normalized=self.config.normalized == "both",
         )
         return codes.reshape(images.shape[0], -1)
 
     def decode_vectors(
         self, params: Params, vectors: Float[Array, "B h w d"]
     ) -> Float[Array, "B H W 3"]:
-        """Maps code vectors on the grid to pictures."""
+        """Maps code vectors on the grid to images."""
         return _Networks(self.config).bind({"params": params}).decode(vectors)
 
     def decode(
         self, params: Params, codes: Int[Array, "B T"]
     ) -> Float[Array, "B H W 3"]:
-        """Maps codes in raster order to pictures, nominally in [-1, 1].
+        """Maps codes in raster order to images, nominally in [-1, 1].
 
         Raises:
           DataError: the rows do not hold `grid ** 2` codes.
@@ -217,7 +217,7 @@ class Tokenizer:
                 f"[B, {grid * grid}] ({grid} x {grid} in raster order)"
             )
         vectors = look_up(
-            params["codebook"], codes, normalised=self.config.normalised != "none"
+            params["codebook"], codes, normalized=self.config.normalized != "none"
         )
         return self.decode_vectors(
             params, vectors.reshape(-1, grid, grid, vectors.shape[-1])

@@ -23,7 +23,7 @@ from jaxspec.nn.layers import (
 )
 from jaxspec.nn.quantize import SCALE
 from jaxspec.nn.rope import angles_of
-from jaxspec.spec.cache import KVCache, Layers, move_rows
+from jaxspec.spec.cache import KVCache, Layers, gather_path
 from jaxspec.typing import Array, Bool, Float, Int, Mask, Params, PyTree
 
 
@@ -153,7 +153,7 @@ class _Decoder(nn.Module):
     def tokens(self, ids):
         return self.embedding(ids)
 
-    def body(self, x, positions, mask, cache, taps, train, at=None):
+    def body(self, x, positions, mask, cache, feature_layers, train, at=None):
         """Logits (at one place of each row), tapped features, updated cache layers."""
         c = self.config
         angles = angles_of(c, positions, c.head_size)
@@ -164,10 +164,10 @@ class _Decoder(nn.Module):
             starts = None if cache is None else cache.lengths
             x, layer_cache = layer(x, angles, mask, layer_cache, starts, train)
             layers.append(layer_cache)
-            if i in taps:
+            if i in feature_layers:
                 tapped[i] = x
-        features = [tapped[i] for i in taps]
-        features = jnp.concatenate(features, axis=-1) if taps else x[..., :0]
+        features = [tapped[i] for i in feature_layers]
+        features = jnp.concatenate(features, axis=-1) if feature_layers else x[..., :0]
         if at is not None:
             x = jnp.take_along_axis(x, at[:, None, None], axis=1)
         tied = self.embedding.embedding[: c.vocab_size].T
@@ -213,8 +213,8 @@ class Transformer:
 
     @property
     def move(self) -> Callable[..., Layers]:
-        """How a path is committed in its caches, see `spec.cache.move_rows`."""
-        return kernel_move if self.attention == "pallas" else move_rows
+        """How a path is committed in its caches, see `spec.cache.gather_path`."""
+        return kernel_move if self.attention == "pallas" else gather_path
 
     def init(self, key: Array) -> Params:
         """Random float32 parameters; `key` is consumed. The head starts at zero."""
@@ -241,7 +241,7 @@ class Transformer:
         *,
         null: Bool[Array, "B"] | None = None,
         at: Int[Array, "B"] | None = None,
-        taps: tuple[int, ...] = (),
+        feature_layers: tuple[int, ...] = (),
         dropout_key: Array | None = None,
         causal: bool | Bool[Array, "U U"] | Bool[Array, "B U U"] = True,
         positions: Int[Array, "U"] | None = None,
@@ -254,7 +254,7 @@ class Transformer:
           tokens: the tokens after the condition.
           null: rows that get the null condition instead.
           at: the one position of each row whose logits are wanted.
-          taps: layers whose outputs are returned.
+          feature_layers: layers whose outputs are returned.
           dropout_key: turns dropout on; consumed.
           causal: a position sees itself and what stands before; False: everything; or
             a table of who sees whom, of all rows or of each.
@@ -262,8 +262,8 @@ class Transformer:
 
         Returns:
           Logits float32 for all `U = P + T` positions (position `P - 1 + t` scores
-          token `t`), or for those `at`, `[B, 1, V]`; and the tapped layers' outputs
-          side by side.
+          token `t`), or for those `take_prob`, `[B, 1, V]`; and the tapped layers'
+          outputs side by side.
         """
         rows, length = tokens.shape
         null = jnp.zeros(rows, bool) if null is None else null
@@ -288,7 +288,7 @@ class Transformer:
             own = jnp.eye(total, dtype=bool)
             mask &= _caption_columns(prompt, total)[:, None, :] | own[None]
         logits, features, _ = bound.body(
-            x, places, mask, None, taps, dropout_key is not None, at
+            x, places, mask, None, feature_layers, dropout_key is not None, at
         )
         return logits, features
 
@@ -298,7 +298,7 @@ class Transformer:
         prompt: PyTree,
         null: Bool[Array, "R"],
         cache: KVCache,
-        taps: tuple[int, ...] = (),
+        feature_layers: tuple[int, ...] = (),
         padding: CaptionPadding = "self",
     ) -> tuple[Float[Array, "R P V"], Float[Array, "R P E"], KVCache]:
         """Reads the condition into an empty cache.
@@ -308,7 +308,7 @@ class Transformer:
           prompt: class ids int32 [R], or a `Caption`.
           null: rows that get the null condition instead.
           cache: empty.
-          taps: layers whose outputs are returned.
+          feature_layers: layers whose outputs are returned.
           padding: what a caption's padded positions attend to, see `CaptionPadding`.
 
         Returns:
@@ -330,7 +330,9 @@ class Transformer:
             seen = seen_by_padding(prompt.valid, x.dtype)
             beyond = ((0, 0), (0, 0), (0, cache.capacity - length))
             mask |= jnp.pad(seen, beyond)
-        logits, features, layers = bound.body(x, positions, mask, cache, taps, False)
+        logits, features, layers = bound.body(
+            x, positions, mask, cache, feature_layers, False
+        )
         lengths = jnp.full(rows, length, jnp.int32)
         return logits, features, KVCache(layers, lengths, columns)
 
@@ -341,7 +343,7 @@ class Transformer:
         tokens: Int[Array, "R T"],
         positions: Int[Array, "R T"],
         mask: Mask,
-        taps: tuple[int, ...] = (),
+        feature_layers: tuple[int, ...] = (),
     ) -> tuple[Float[Array, "R T V"], Float[Array, "R T E"], KVCache]:
         """Reads tokens at any positions on top of a cache.
 
@@ -350,7 +352,9 @@ class Transformer:
         """
         bound = _Decoder(self.config, self.attention).bind({"params": params})
         x = bound.tokens(tokens)
-        logits, features, layers = bound.body(x, positions, mask, cache, taps, False)
+        logits, features, layers = bound.body(
+            x, positions, mask, cache, feature_layers, False
+        )
         return logits, features, KVCache(layers, cache.lengths, cache.visible)
 
 

@@ -17,14 +17,14 @@ def group_norm(groups: int, name: str) -> nn.GroupNorm:
 
 
 class ResidualBlock(nn.Module):
-    """Two normalised 3x3 convolutions beside a (1x1 where widths differ) shortcut."""
+    """Two normalized 3x3 convolutions beside a (1x1 where widths differ) shortcut."""
 
     width: int
     groups: int
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W D"]:
-        """Maps a picture-shaped array to one of `width` channels."""
+        """Maps an image-shaped array to one of `width` channels."""
         h = nn.silu(group_norm(self.groups, "norm1")(x))
         h = nn.Conv(self.width, (3, 3), name="conv1")(h)
         h = nn.silu(group_norm(self.groups, "norm2")(h))
@@ -68,7 +68,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles the side: nearest neighbour, then 3x3."""
+    """Doubles the side: nearest neighbor, then 3x3."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B H W C"]:

@@ -69,7 +69,7 @@ class Linear(nn.Module):
 def scaled_product(
     x: Float[Array, "... D"], kernel: Int[Array, "D ..."], scale: Float[Array, "..."]
 ) -> Float[Array, "..."]:
-    """Float32 product with a quantised matrix; whole numbers are exact in any dtype."""
+    """Float32 product with a quantized matrix; whole numbers are exact in any dtype."""
     y = jnp.tensordot(
         x, kernel.astype(x.dtype), axes=1, preferred_element_type=jnp.float32
     )
@@ -135,7 +135,7 @@ def head_scores(head: Params, h: Float[Array, "... D"]) -> Float[Array, "... V"]
     """Logits float32 of an output head.
 
     Args:
-      head: a matrix `[D, V]`; or a dict of a quantised one, "kernel" and "scale"; or of
+      head: a matrix `[D, V]`; or a dict of a quantized one, "kernel" and "scale"; or of
         an MLP: "in" `[D, W]`, "in_bias", "out" `[W, V]`, "out_bias", with a GELU
         between (Janus).
       h: normed outputs.

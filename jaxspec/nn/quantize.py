@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from jaxspec.typing import Array, Float, Int, Params
 
-# Behind the name of a quantised matrix, its scales.
+# Behind the name of a quantized matrix, its scales.
 SCALE = "_scale"
 
 

@@ -1,4 +1,4 @@
-"""Vector quantisation: vectors to their nearest codes, and codes to vectors."""
+"""Vector quantization: vectors to their nearest codes, and codes to vectors."""
 
 import jax.numpy as jnp
 
@@ -16,13 +16,13 @@ def nearest_codes(
     codebook: Float[Array, "V d"],
     vectors: Float[Array, "... d"],
     *,
-    normalised: bool = True,
+    normalized: bool = True,
 ) -> Int[Array, "..."]:
     """Index (int32) of the code nearest to each vector, in float32.
 
-    `normalised`: both are l2-normalised first (LlamaGen, arXiv 2406.06525).
+    `normalized`: both are l2-normalized first (LlamaGen, arXiv 2406.06525).
     """
-    if normalised:  # the least distance between unit vectors is the largest cosine
+    if normalized:  # the least distance between unit vectors is the largest cosine
         near = l2_normalize(vectors) @ l2_normalize(codebook).T
     else:
         book, vectors = codebook.astype(jnp.float32), vectors.astype(jnp.float32)
@@ -31,8 +31,8 @@ def nearest_codes(
 
 
 def look_up(
-    codebook: Float[Array, "V d"], codes: Int[Array, "..."], *, normalised: bool = True
+    codebook: Float[Array, "V d"], codes: Int[Array, "..."], *, normalized: bool = True
 ) -> Float[Array, "... d"]:
-    """The code vectors that the decoder sees, l2-normalised or as they are."""
-    book = l2_normalize(codebook) if normalised else codebook.astype(jnp.float32)
+    """The code vectors that the decoder sees, l2-normalized or as they are."""
+    book = l2_normalize(codebook) if normalized else codebook.astype(jnp.float32)
     return book[codes]

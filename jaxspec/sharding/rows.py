@@ -12,11 +12,11 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxspec.errors import ConfigError
 from jaxspec.sharding.mesh import check_mesh
 from jaxspec.spec.sampling import Sampling
-from jaxspec.spec.state import Limits
-from jaxspec.typing import PyTree, RowKeys
+from jaxspec.spec.state import StoppingCriteria
+from jaxspec.typing import BatchKeys, PyTree
 
 # Arguments of the engine's functions that all rows share.
-SHARED = ("params", "drafter_params", "rule_params")
+SHARED = ("params", "drafter_params", "verifier_params")
 
 
 def over_rows(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -81,8 +81,12 @@ def over_rows(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def fill_rows(
-    mesh: Mesh, prompt: PyTree, sampling: Sampling, keys: RowKeys, limits: Limits
-) -> tuple[PyTree, Sampling, RowKeys, Limits]:
+    mesh: Mesh,
+    prompt: PyTree,
+    sampling: Sampling,
+    keys: BatchKeys,
+    stopping: StoppingCriteria,
+) -> tuple[PyTree, Sampling, BatchKeys, StoppingCriteria]:
     """As many rows as the mesh's "data" axis divides, the last one repeated.
 
     What is added ends after its first token. Take the rows you asked for from the front
@@ -94,7 +98,7 @@ def fill_rows(
     def fill(x):
         return jnp.concatenate([x, jnp.repeat(x[-1:], more, axis=0)])
 
-    budget = jnp.where(jnp.arange(rows + more) < rows, fill(limits.budget), 1)
-    limits = replace(jax.tree.map(fill, limits), budget=budget)
+    budget = jnp.where(jnp.arange(rows + more) < rows, fill(stopping.max_new_tokens), 1)
+    stopping = replace(jax.tree.map(fill, stopping), max_new_tokens=budget)
     prompt, sampling = jax.tree.map(fill, (prompt, sampling))
-    return prompt, sampling, fill(keys), limits
+    return prompt, sampling, fill(keys), stopping

@@ -16,7 +16,7 @@ def check_keys(keys: Any) -> None:
       ConfigError: raw words, a single key, or keys of another generator, whose draws
         depend on the batch that they are part of.
     """
-    wanted = "make them with row_keys(seed, rows)"
+    wanted = "make them with batch_keys(seed, rows)"
     dtype = getattr(keys, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
         raise ConfigError(

@@ -51,7 +51,7 @@ def init_cache(
     )
 
 
-def grown(cache: KVCache, slots: int) -> KVCache:
+def extend_cache(cache: KVCache, slots: int) -> KVCache:
     """The same cache with so many empty slots more."""
     if not slots:
         return cache
@@ -109,7 +109,7 @@ def _write_by_row(buffer, new, starts):
     return buffer
 
 
-def move_rows(
+def gather_path(
     layers: Layers, lengths: Int[Array, "R"], nodes: int, path: Int[Array, "R A"]
 ) -> Layers:
     """Moves slots `lengths + path` of all layers to slots `lengths ..`.
@@ -135,12 +135,12 @@ def move_rows(
     return jax.tree.map(move, layers)
 
 
-def compact(
+def commit_path(
     cache: KVCache,
     nodes: int,
     path: Int[Array, "R A"],
     counts: Int[Array, "R"],
-    move: Callable[..., Layers] = move_rows,
+    move: Callable[..., Layers] = gather_path,
 ) -> KVCache:
     """Moves an accepted path's rows behind the committed ones.
 
@@ -156,7 +156,7 @@ def compact(
       nodes: of its tree.
       path: int32, not descending.
       counts: int32, at most `A`.
-      move: how, as `move_rows`.
+      move: how, as `gather_path`.
     """
     layers = cache.layers
     if path.shape[1] > 1:  # the root alone is in place

@@ -9,11 +9,16 @@ import numpy as np
 from jax.tree_util import register_dataclass
 
 from jaxspec.errors import ConfigError
-from jaxspec.spec.envelopes import Envelope
+from jaxspec.spec.envelopes import DynamicTree
 from jaxspec.spec.sampling import LLAMAGEN_ORDER, Sampling, Step
-from jaxspec.spec.topology import Topology, grown_topology, pick, static_topology
+from jaxspec.spec.topology import (
+    Topology,
+    gather_nodes,
+    grown_topology,
+    static_topology,
+)
 from jaxspec.spec.tree import Tree
-from jaxspec.typing import Array, Bool, Float, Int, Params, PyTree, RowKeys
+from jaxspec.typing import Array, BatchKeys, Bool, Float, Int, Params, PyTree
 
 # How a node's children are chosen from the drafter's distribution q:
 #   coupled              the best of log q + the noise that the target will use
@@ -28,7 +33,7 @@ Selection = Literal[
 
 @register_dataclass
 @dataclass(frozen=True)
-class Start:
+class InitContext:
     """What a drafter may know before the first round.
 
     Attributes:
@@ -44,14 +49,14 @@ class Start:
     prompt: PyTree
     features: Float[Array, "R P E"]
     lengths: Int[Array, "R"]
-    tree: Tree | Envelope = field(metadata={"static": True})
+    tree: Tree | DynamicTree = field(metadata={"static": True})
     rows: int = field(metadata={"static": True})
     extra: int = field(metadata={"static": True})
 
 
 @register_dataclass
 @dataclass(frozen=True)
-class Round:
+class DraftContext:
     """What a drafter may know before it proposes.
 
     Attributes:
@@ -74,16 +79,16 @@ class Round:
     position: Int[Array, "B"]
     index: Int[Array, "B"]
     noise: Float[Array, "B A V"]
-    keys: RowKeys
+    keys: BatchKeys
     sampling: Sampling
-    tree: Tree | Envelope = field(metadata={"static": True})
+    tree: Tree | DynamicTree = field(metadata={"static": True})
     selection: Selection = field(default="coupled", metadata={"static": True})
     order: tuple[Step, ...] = field(default=LLAMAGEN_ORDER, metadata={"static": True})
 
 
 @register_dataclass
 @dataclass(frozen=True)
-class ExtraRows:
+class ExtraQueries:
     """Rows that ride along in the verify pass; what they yield goes to the drafter.
 
     They see the committed past, and what `mask` allows of the tree and of each other.
@@ -106,7 +111,7 @@ class ExtraRows:
 @register_dataclass
 @dataclass(frozen=True)
 class Draft:
-    """Guesses laid out on a tree.
+    """DrafterOutputs laid out on a tree.
 
     Attributes:
       tokens: int32 [B, N]; node 0 is the root. A node whose token is not in `[0, V)`
@@ -122,9 +127,9 @@ class Draft:
       confidence: float32 [B, N], predicted chance that a node is accepted once its
         parent is.
       extra: rows that ride along.
-      drawn: how children were chosen; "guess" if nothing is known. A rule that needs
-        honest samples refuses others. Static.
-      pruned: what decided which nodes are valid: nothing or what lies above a node
+      selection: how children were chosen; "guess" if nothing is known. A rule that
+        needs honest samples refuses others. Static.
+      pruned_by: what decided which nodes are valid: nothing or what lies above a node
         ("past"), or also the node's own token ("token"). Static.
     """
 
@@ -133,13 +138,15 @@ class Draft:
     log_q: Float[Array, "B I V"] | None = None
     parents: Int[Array, "B N"] | None = None
     confidence: Float[Array, "B N"] | None = None
-    extra: ExtraRows | None = None
-    drawn: Selection | Literal["guess"] = field(
+    extra: ExtraQueries | None = None
+    selection: Selection | Literal["guess"] = field(
         default="guess", metadata={"static": True}
     )
-    pruned: Literal["past", "token"] = field(default="past", metadata={"static": True})
+    pruned_by: Literal["past", "token"] = field(
+        default="past", metadata={"static": True}
+    )
 
-    def topology(self, tree: Tree | Envelope) -> Topology:
+    def topology(self, tree: Tree | DynamicTree) -> Topology:
         """The tables of this draft's shape.
 
         Raises:
@@ -149,7 +156,7 @@ class Draft:
         return self._placed(tree, self.valid)[0]
 
     def checked(
-        self, tree: Tree | Envelope, vocab_size: int
+        self, tree: Tree | DynamicTree, vocab_size: int
     ) -> tuple["Draft", Topology]:
         """This draft with every impossible node made invalid, and its tables.
 
@@ -167,21 +174,21 @@ class Draft:
             tokens = tokens.astype(jnp.int32)
         known = (tokens >= 0) & (tokens < vocab_size)
         valid = self.valid & known
-        if self.drawn in ("without_replacement", "top_and_sample"):
+        if self.selection in ("without_replacement", "top_and_sample"):
             if self.parents is not None:  # drawn in order of index; some are not used
                 order, missing = np.arange(tree.size), self.valid & ~known
                 valid &= ~_behind(self.parents, order, missing)
             elif isinstance(tree, Tree):
                 parents, order = np.array(tree.parents)[None], np.array(tree.ranks)
                 # What was given need not be valid, as long as it is known.
-                missing = ~valid if self.drawn == "without_replacement" else ~known
+                missing = ~valid if self.selection == "without_replacement" else ~known
                 valid &= ~_behind(parents, order, missing)
         shape, valid = self._placed(tree, valid)
         tokens = jnp.where(known, tokens, 0).astype(jnp.int32)
         return replace(self, tokens=tokens, valid=valid.at[:, 0].set(True)), shape
 
     def _placed(
-        self, tree: Tree | Envelope, valid: Bool[Array, "B N"]
+        self, tree: Tree | DynamicTree, valid: Bool[Array, "B N"]
     ) -> tuple[Topology, Bool[Array, "B N"]]:
         """The tables, and which nodes their places allow to be valid."""
         if self.parents is not None:
@@ -193,7 +200,7 @@ class Draft:
             )
         return static_topology(tree), valid
 
-    def _check(self, tree: Tree | Envelope, vocab_size: int | None = None) -> None:
+    def _check(self, tree: Tree | DynamicTree, vocab_size: int | None = None) -> None:
         """Refuses arrays of other shapes or kinds than the tree's."""
         rows = jnp.shape(self.tokens)[:1]
         nodes = (*rows, tree.size)
@@ -222,10 +229,10 @@ class Draft:
             )
 
     def keep(self, wanted: Bool[Array, "B N"], *, past: bool) -> "Draft":
-        """The draft with some nodes made invalid; `past` as in `pruned`."""
-        pruned = self.pruned if past else "token"
+        """The draft with some nodes made invalid; `past` as in `pruned_by`."""
+        pruned_by = self.pruned_by if past else "token"
         wanted = wanted.at[:, 0].set(True)
-        return replace(self, valid=self.valid & wanted, pruned=pruned)
+        return replace(self, valid=self.valid & wanted, pruned_by=pruned_by)
 
 
 def _behind(
@@ -242,7 +249,7 @@ def _behind(
 
 @register_dataclass
 @dataclass(frozen=True)
-class Observation:
+class RoundResult:
     """What a drafter learns after a round. What it does not use is not computed.
 
     Attributes:
@@ -266,13 +273,15 @@ class Observation:
     features: Float[Array, "R N E"]
     logits: Float[Array, "B N V"]
     draft: Draft
-    tree: Tree | Envelope = field(metadata={"static": True})
+    tree: Tree | DynamicTree = field(metadata={"static": True})
     extra: Float[Array, "R X E"] | None = None
     extra_logits: Float[Array, "B X V"] | None = None
 
     def on_path(self, x: Array) -> Array:
         """`[B or R, N, ...]` at the accepted nodes, `[B or R, A, ...]`."""
-        return pick(x, jnp.concatenate([self.path] * (x.shape[0] // len(self.path))))
+        return gather_nodes(
+            x, jnp.concatenate([self.path] * (x.shape[0] // len(self.path)))
+        )
 
 
 @register_dataclass
@@ -296,26 +305,28 @@ class Drafter(Protocol):
     A drafter is static and hashable; what changes lives in its state, a tree of
     arrays of fixed shapes, rows first but for what is `Shared`. It may be wrong in any
     way: under a lossless rule it can change the speed and nothing else, as long as
-    `Draft.drawn` is true.
+    `Draft.selection` is true.
 
-    One that sends `ExtraRows` has `extra_rows`: their static number `X`, or a function
-    of the tree that returns it.
+    One that sends `ExtraQueries` has `extra_rows`: their static number `X`, or a
+    function of the tree that returns it.
     """
 
-    def init(self, params: Params, start: Start) -> Any:
+    def init(self, params: Params, ctx: InitContext) -> Any:
         """State after prompts."""
         ...
 
-    def propose(self, params: Params, state: Any, this: Round) -> tuple[Draft, Any]:
-        """Guesses the tokens of `this.tree` after the root."""
+    def propose(
+        self, params: Params, state: Any, ctx: DraftContext
+    ) -> tuple[Draft, Any]:
+        """DrafterOutputs the tokens of `ctx.tree` after the root."""
         ...
 
-    def observe(self, params: Params, state: Any, seen: Observation) -> Any:
+    def observe(self, params: Params, state: Any, result: RoundResult) -> Any:
         """Learns what became of the draft."""
         ...
 
 
-def extra_rows(drafter: Drafter | None, tree: Tree | Envelope) -> int:
+def extra_rows(drafter: Drafter | None, tree: Tree | DynamicTree) -> int:
     """`X` of a drafter."""
     found: int | Callable[..., int] = getattr(drafter, "extra_rows", 0)
     return found if isinstance(found, int) else found(tree)

@@ -21,7 +21,7 @@ class Beam:
       nodes: `N`, the root included.
       max_depth: most drafted tokens on a path.
       beam: nodes expanded at one depth; EAGLE-2 (arXiv 2406.16858) takes 10.
-      branch: children of one expanded node; EAGLE-2 takes 10. For a factorised drafter
+      branch: children of one expanded node; EAGLE-2 takes 10. For a factorized drafter
         `nodes - 1` of both find the best tree there is (DDTree, arXiv 2604.12989).
       sharpness: with coupled candidates a path's score is the sum of
         `log_softmax(sharpness * (log q + noise))`, an estimate of the chance that the
@@ -125,4 +125,4 @@ class BestFirst:
         return min(self.branch, self.nodes - 1)
 
 
-Envelope = Beam | StochasticBeam | BestFirst
+DynamicTree = Beam | StochasticBeam | BestFirst

@@ -8,23 +8,22 @@ import jax.numpy as jnp
 
 from jaxspec.errors import ConfigError
 from jaxspec.spec.arguments import check_keys, check_rows
-from jaxspec.spec.cache import compact, grown, tree_mask
-from jaxspec.spec.draft import Draft, Observation, Round, Start, extra_rows
+from jaxspec.spec.cache import commit_path, extend_cache, tree_mask
+from jaxspec.spec.draft import Draft, DraftContext, InitContext, RoundResult, extra_rows
 from jaxspec.spec.noise import draw_noise, position_noise, private_keys
-from jaxspec.spec.sampling import Sampling, guide, process_with_doubt
-from jaxspec.spec.settle import doubted_margin, near_tie, settle
+from jaxspec.spec.sampling import Sampling, apply_cfg, process_logits_with_bounds
+from jaxspec.spec.settle import is_near_tie, margin_with_filters, resolve_ties
 from jaxspec.spec.state import (
     Engine,
     Generation,
-    Limits,
     SpecState,
     Stats,
-    make_limits,
+    StoppingCriteria,
 )
-from jaxspec.spec.together import agreed, varying
-from jaxspec.spec.topology import Topology, pick
-from jaxspec.spec.vocabulary import choose
-from jaxspec.typing import Array, Bool, Int, Params, PyTree, RowKeys
+from jaxspec.spec.together import any_group, varying
+from jaxspec.spec.topology import Topology, gather_nodes
+from jaxspec.spec.vocabulary import argmax_with_margin
+from jaxspec.typing import Array, BatchKeys, Bool, Int, Params, PyTree
 
 
 def _streams(engine: Engine, x: Array) -> Array:
@@ -43,9 +42,11 @@ def _full_precision(function):
     return run
 
 
-def _stops(limits: Limits, tokens: Int[Array, "B ..."]) -> Bool[Array, "B ..."]:
+def _stops(
+    stopping: StoppingCriteria, tokens: Int[Array, "B ..."]
+) -> Bool[Array, "B ..."]:
     """Which tokens end their row."""
-    stop = jnp.expand_dims(limits.stop, tuple(range(1, tokens.ndim)))
+    stop = jnp.expand_dims(stopping.stop_tokens, tuple(range(1, tokens.ndim)))
     return jnp.any((tokens[..., None] == stop) & (stop >= 0), axis=-1)
 
 
@@ -56,8 +57,8 @@ def init_state(
     drafter_params: Params,
     prompt: PyTree,
     sampling: Sampling,
-    keys: RowKeys,
-    limits: Limits | None = None,
+    keys: BatchKeys,
+    stopping: StoppingCriteria | None = None,
     room: int | None = None,
 ) -> SpecState:
     """Reads the prompt and draws the first token, which never is a draft's.
@@ -70,9 +71,9 @@ def init_state(
       sampling: settings of the rows.
       keys: one typed key a row; the same key, prompt and settings give the same
         tokens in any batch, with any drafter and tree.
-      limits: when rows end; by default at `engine.max_tokens`, and no earlier.
-      room: tokens that the target's cache holds; by default `engine.max_tokens`. No row
-        may take a round with more.
+      stopping: when rows end; by default at `engine.max_new_tokens`, and no earlier.
+      room: tokens that the target's cache holds; by default `engine.max_new_tokens`. No
+        row may take a round with more.
 
     Raises:
       ConfigError: keys are raw or not one a row, or arguments have different numbers
@@ -80,31 +81,41 @@ def init_state(
     """
     check_keys(keys)
     rows = keys.shape[0]
-    check_rows(rows, prompt=prompt, sampling=sampling, limits=limits)
+    check_rows(rows, prompt=prompt, sampling=sampling, stopping=stopping)
     length = engine.path_length
-    limits = make_limits(rows, engine.max_tokens) if limits is None else limits
-    budget = jnp.minimum(limits.budget, engine.max_tokens)
+    stopping = (
+        StoppingCriteria.create(rows, engine.max_new_tokens)
+        if stopping is None
+        else stopping
+    )
+    budget = jnp.minimum(stopping.max_new_tokens, engine.max_new_tokens)
     # Copies: the state may be donated, what the caller holds may not.
-    limits = replace(limits, budget=budget, stop=jnp.copy(limits.stop))
-    extra = engine.max_tokens + engine.window  # slots beyond the prompt's
+    stopping = replace(
+        stopping, max_new_tokens=budget, stop_tokens=jnp.copy(stopping.stop_tokens)
+    )
+    extra = engine.max_new_tokens + engine.window  # slots beyond the prompt's
     least = extra if room is None else room + engine.window
     logits, features, cache = engine.target.prefill(params, prompt, least)
     start = jnp.copy(cache.lengths[:rows])  # not the cache's own buffer: see donation
     index = jnp.zeros(rows, jnp.int32)
     noise = position_noise(keys, start[:, None], engine.target.vocab_size)[:, 0]
     noise = jnp.where(sampling.temperature[:, None] > 0, noise, 0.0)
-    guided = guide(logits, sampling, index)
-    scores, doubtful = process_with_doubt(
+    guided = apply_cfg(logits, sampling, index)
+    scores, doubtful = process_logits_with_bounds(
         guided, sampling, engine.order, engine.tie_margin
     )
-    first, margin = choose(scores + noise)
-    margin = doubted_margin(margin, scores, doubtful, noise)
-    tokens = jnp.zeros((rows, engine.max_tokens + length), jnp.int32)
-    near = near_tie(engine, sampling, margin)
-    first = settle(engine, params, prompt, sampling, noise, tokens, index, first, near)
+    first, margin = argmax_with_margin(scores + noise)
+    margin = margin_with_filters(margin, scores, doubtful, noise)
+    tokens = jnp.zeros((rows, engine.max_new_tokens + length), jnp.int32)
+    near = is_near_tie(engine, sampling, margin)
+    first = resolve_ties(
+        engine, params, prompt, sampling, noise, tokens, index, first, near
+    )
     drafter = None
     if engine.drafter is not None:
-        start_of = Start(prompt, features, cache.lengths, engine.tree, rows, extra)
+        start_of = InitContext(
+            prompt, features, cache.lengths, engine.tree, rows, extra
+        )
         drafter = engine.drafter.init(drafter_params, start_of)
     identity = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (rows, length))
     depth, width = max(engine.tree.depth, 1), engine.tree.width
@@ -117,8 +128,8 @@ def init_state(
         counts=jnp.zeros(rows, jnp.int32),
         drafter=drafter,
         keys=jax.random.clone(keys),
-        limits=limits,
-        done=(budget <= 1) | _stops(limits, first),
+        stopping=stopping,
+        done=(budget <= 1) | _stops(stopping, first),
         stats=Stats(
             calls=jnp.ones(rows, jnp.int32),
             rounds=jnp.zeros((), jnp.int32),
@@ -140,12 +151,12 @@ def spec_step(
     prompt: PyTree,
     sampling: Sampling,
     state: SpecState,
-    rule_params: Params = None,
+    verifier_params: Params = None,
 ) -> SpecState:
     """One round: commit the last path, draft, verify, emit. Donate `state`.
 
     Rows advance at their own pace; finished rows change nothing but garbage.
-    `rule_params` are the arrays that the rule needs, if any.
+    `verifier_params` are the arrays that the rule needs, if any.
     """
     tree, target = engine.tree, engine.target
     check_rows(state.done.shape[0], prompt=prompt, sampling=sampling)
@@ -156,7 +167,7 @@ def spec_step(
     greedy = sampling.temperature == 0
     noise = draw_noise(state.keys, after, tree.size, target.vocab_size, greedy)
 
-    this = Round(
+    ctx = DraftContext(
         root=newest,
         tokens=state.tokens,
         position=position,
@@ -173,38 +184,42 @@ def spec_step(
         rows = newest.shape[0]
         nothing = jnp.zeros((rows, 0, target.vocab_size), jnp.float32)
         root = jnp.ones((rows, 1), bool)
-        draft = Draft(newest[:, None], root, nothing, drawn=engine.candidates)
+        draft = Draft(newest[:, None], root, nothing, selection=engine.candidates)
     else:
         draft, drafter_state = engine.drafter.propose(
-            drafter_params, drafter_state, this
+            drafter_params, drafter_state, ctx
         )
     draft, shape = draft.checked(tree, target.vocab_size)
     draft = replace(draft, tokens=draft.tokens.at[:, 0].set(newest))
 
     logits, features, cache = _read(engine, params, state, draft, shape)
     index = state.length[:, None] + shape.depths
-    merged = guide(logits[:, : tree.size], sampling, index)
+    merged = apply_cfg(logits[:, : tree.size], sampling, index)
     extra = extra_logits = None
     if draft.extra is not None:
         extra = features[:, tree.size :]
         index = draft.extra.positions - state.start[:, None] + draft.extra.ahead
-        extra_logits = guide(logits[:, tree.size :], sampling, index)
+        extra_logits = apply_cfg(logits[:, tree.size :], sampling, index)
     features = features[:, : tree.size]
-    scores, doubtful = process_with_doubt(
+    scores, doubtful = process_logits_with_bounds(
         merged, sampling, engine.order, engine.tie_margin
     )
-    verdict = engine.rule.verify(scores, draft, tree, noise, rule_params, features)
+    verdict = engine.verifier.verify(
+        scores, draft, tree, noise, verifier_params, features
+    )
 
     place = jnp.arange(engine.path_length)[None]
-    left = state.limits.budget - state.length
+    left = state.stopping.max_new_tokens - state.length
     accepted = verdict.accepted.astype(jnp.int32)
     tied = jnp.zeros_like(live)
-    if engine.rule.settles:  # a path ends at its first near-tie, decided again below
+    if (
+        engine.verifier.token_exact
+    ):  # a path ends at its first near-tie, decided again below
         sure = jnp.full(draft.tokens.shape, jnp.inf)
-        own = pick(noise.coupled, shape.depths)
-        doubted = doubted_margin(sure, scores, doubtful, own)
+        own = gather_nodes(noise.coupled, shape.depths)
+        doubted = margin_with_filters(sure, scores, doubtful, own)
         doubted = jnp.take_along_axis(doubted, verdict.path, axis=1)
-        near = near_tie(engine, sampling, jnp.minimum(verdict.margin, doubted))
+        near = is_near_tie(engine, sampling, jnp.minimum(verdict.margin, doubted))
         near &= place <= accepted[:, None]
         near &= place < left[:, None]  # what will be emitted
         tied = jnp.any(near, axis=1) & live
@@ -216,9 +231,9 @@ def spec_step(
         lambda row, new, at: jax.lax.dynamic_update_slice(row, new, (at,))
     )
     next_token = verdict.next_token.astype(jnp.int32)
-    if engine.rule.settles:
+    if engine.verifier.token_exact:
         own_noise = jnp.take_along_axis(noise.coupled, accepted[:, None, None], axis=1)
-        next_token = settle(
+        next_token = resolve_ties(
             engine,
             params,
             prompt,
@@ -232,14 +247,14 @@ def spec_step(
     emitted = jnp.where(place == accepted[:, None], next_token[:, None], on_path)
     tokens = write_row(state.tokens, emitted, state.length)
 
-    stops = _stops(state.limits, emitted) & (place <= accepted[:, None])
+    stops = _stops(state.stopping, emitted) & (place <= accepted[:, None])
     ends = jnp.argmax(stops, axis=1).astype(jnp.int32) + 1
     until = jnp.where(jnp.any(stops, axis=1), ends, left)
     count = jnp.minimum(jnp.minimum(accepted + 1, left), until)
     count = jnp.where(live, count, 0)
     stopped = jnp.any(stops & (place < count[:, None]), axis=1)
     if engine.drafter is not None:
-        seen = Observation(
+        seen = RoundResult(
             tokens=emitted,
             counts=count,
             path=verdict.path,
@@ -262,7 +277,7 @@ def spec_step(
         path=verdict.path,
         counts=count,
         drafter=drafter_state,
-        done=state.done | stopped | (length >= state.limits.budget),
+        done=state.done | stopped | (length >= state.stopping.max_new_tokens),
         stats=_count(state.stats, draft, shape, verdict.path, accepted, tied, live),
         finite=state.finite & ~jnp.any(broken, axis=1),
     )
@@ -273,7 +288,7 @@ def _read(engine: Engine, params: Params, state: SpecState, draft: Draft, shape)
     """The target's pass over the tree and what rides along, behind the last path."""
     size = engine.tree.size
     path, counts = _streams(engine, state.path), _streams(engine, state.counts)
-    cache = compact(state.cache, size, path, counts, engine.target.move)
+    cache = commit_path(state.cache, size, path, counts, engine.target.move)
     tokens = draft.tokens
     position = state.start + state.length - 1
     positions = position[:, None] + shape.depths
@@ -293,7 +308,7 @@ def _read(engine: Engine, params: Params, state: SpecState, draft: Draft, shape)
         known = (riders.tokens >= 0) & (riders.tokens < ids)
         own = jnp.where(known, riders.tokens, 0).astype(jnp.int32)
         tokens = jnp.concatenate([tokens, own], axis=1)
-        last = state.start[:, None] + engine.max_tokens + engine.window
+        last = state.start[:, None] + engine.max_new_tokens + engine.window
         own = jnp.clip(riders.positions, 0, last).astype(jnp.int32)
         positions = jnp.concatenate([positions, own], axis=1)
         nodes = jnp.broadcast_to(shape.ancestors, (rows, size, size))
@@ -319,7 +334,7 @@ def _count(stats, draft, shape: Topology, path, accepted, tied, live) -> Stats:
     hits = stats.hits
     depth = path.shape[1] - 1
     if depth:
-        ranks = pick(shape.ranks, path[:, 1:])  # [B, D]
+        ranks = gather_nodes(shape.ranks, path[:, 1:])  # [B, D]
         kept = jnp.arange(depth)[None] < accepted[:, None]
         place = jnp.broadcast_to(jnp.arange(depth), ranks.shape)
         kept = (kept & live[:, None]).astype(jnp.int32)
@@ -341,9 +356,9 @@ def generate(
     drafter_params: Params,
     prompt: PyTree,
     sampling: Sampling,
-    keys: RowKeys,
-    limits: Limits | None = None,
-    rule_params: Params = None,
+    keys: BatchKeys,
+    stopping: StoppingCriteria | None = None,
+    verifier_params: Params = None,
 ) -> Generation:
     """Generates every row to its end in one `lax.while_loop`; call it under `jit`.
 
@@ -353,23 +368,23 @@ def generate(
     """
 
     def running(state: SpecState, end: int) -> Array:
-        going = agreed(jnp.any(~state.done))
-        if end == engine.max_tokens:
+        going = any_group(jnp.any(~state.done))
+        if end == engine.max_new_tokens:
             return going
         # Also rows that are done write their junk; no group may lack room for it.
-        return going & ~agreed(jnp.any(state.length > end))
+        return going & ~any_group(jnp.any(state.length > end))
 
     def step(state: SpecState) -> SpecState:
         return spec_step(
-            engine, params, drafter_params, prompt, sampling, state, rule_params
+            engine, params, drafter_params, prompt, sampling, state, verifier_params
         )
 
-    count = engine.phases
-    ends = [engine.max_tokens * (i + 1) // count for i in range(count)]
-    given = params, drafter_params, prompt, sampling, keys, limits
+    count = engine.cache_stages
+    ends = [engine.max_new_tokens * (i + 1) // count for i in range(count)]
+    given = params, drafter_params, prompt, sampling, keys, stopping
     state, room = init_state(engine, *given, room=ends[0]), ends[0]
     for end in ends:
-        state = replace(state, cache=grown(state.cache, end - room))
+        state = replace(state, cache=extend_cache(state.cache, end - room))
         state = jax.lax.while_loop(partial(running, end=end), step, state)
         room = end
     return result_of(engine, state)
@@ -377,7 +392,7 @@ def generate(
 
 def result_of(engine: Engine, state: SpecState) -> Generation:
     """What the rows of a state have made so far."""
-    tokens = state.tokens[:, : engine.max_tokens]
-    beyond = jnp.arange(engine.max_tokens)[None] >= state.length[:, None]
+    tokens = state.tokens[:, : engine.max_new_tokens]
+    beyond = jnp.arange(engine.max_new_tokens)[None] >= state.length[:, None]
     tokens = jnp.where(beyond, -1, tokens)
     return Generation(tokens, state.length, state.stats, state.finite)

@@ -11,7 +11,7 @@ from jax.tree_util import register_dataclass
 from jaxspec.errors import ConfigError
 from jaxspec.spec.arguments import check_keys, check_rows
 from jaxspec.spec.threefry import threefry
-from jaxspec.typing import Array, Bool, Float, Int, Key, RowKeys
+from jaxspec.typing import Array, BatchKeys, Bool, Float, Int, Key
 
 # Streams apart from the coupled noise. Its counter is (position, token), with tokens
 # below 2**31; folding one of these in is the counter (0, stream).
@@ -30,7 +30,7 @@ class FreshNoise:
       vocab_size: `V`; static.
     """
 
-    keys: RowKeys
+    keys: BatchKeys
     positions: Int[Array, "B A"]
     greedy: Bool[Array, "B"]
     vocab_size: int = field(metadata={"static": True})
@@ -79,7 +79,7 @@ def check_seed(seed: int) -> int:
     return number
 
 
-def row_keys(seed: int, rows: int | Int[Array, "B"]) -> RowKeys:
+def batch_keys(seed: int, rows: int | Int[Array, "B"]) -> BatchKeys:
     """One key a row; row `b` has the same key in a batch of any size.
 
     Args:
@@ -115,7 +115,7 @@ def seed_key(seed: int) -> Key[Array, ""]:
 
 
 def position_noise(
-    keys: RowKeys, positions: Int[Array, "B A"], vocab_size: int
+    keys: BatchKeys, positions: Int[Array, "B A"], vocab_size: int
 ) -> Float[Array, "B A V"]:
     """Standard Gumbel noise of each row, absolute position and token, float32.
 
@@ -125,7 +125,7 @@ def position_noise(
     many unlikely tokens (arXiv 2409.02908).
 
     Raises:
-      ConfigError: the keys are not those of `row_keys`, or not one for each row of
+      ConfigError: the keys are not those of `batch_keys`, or not one for each row of
         positions.
     """
     check_keys(keys)
@@ -160,7 +160,7 @@ def _gumbel(high: Int[Array, "..."], low: Int[Array, "..."]) -> Float[Array, "..
 
 
 def draw_noise(
-    keys: RowKeys,
+    keys: BatchKeys,
     positions: Int[Array, "B A"],
     nodes: int,
     vocab_size: int,
@@ -196,7 +196,7 @@ def draw_noise(
     )
 
 
-def private_keys(keys: RowKeys, positions: Int[Array, "B"]) -> RowKeys:
+def private_keys(keys: BatchKeys, positions: Int[Array, "B"]) -> BatchKeys:
     """Keys for a drafter's own draws at a root: no rule ever uses them."""
 
     def fold(key, position):

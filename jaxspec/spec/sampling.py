@@ -16,7 +16,7 @@ from jaxspec.errors import ConfigError
 from jaxspec.spec.arguments import check_rows
 from jaxspec.spec.numbers import LARGEST_SCALE, WHOLE, held, whole, within
 from jaxspec.spec.together import varying
-from jaxspec.spec.vocabulary import parts_of_vocabulary
+from jaxspec.spec.vocabulary import vocab_shards
 from jaxspec.typing import Array, Float, Int
 
 Step = Literal["temperature", "top_k", "top_p"]
@@ -34,16 +34,16 @@ class Sampling:
       temperature: float32 [B]; 0 is greedy.
       top_k: int32 [B]; 0 keeps all.
       top_p: float32 [B] in (0, 1]; 1 keeps all.
-      guidance: float32 [B], scale `s` of `u + s (c - u)`.
-      guided_tokens: int32 [B]; tokens with an index below this are guided, later ones
+      cfg_scale: float32 [B], scale `s` of `u + s (c - u)`.
+      cfg_tokens: int32 [B]; tokens with an index below this are guided, later ones
         follow the conditional stream alone.
     """
 
     temperature: Float[Array, "B"]
     top_k: Int[Array, "B"]
     top_p: Float[Array, "B"]
-    guidance: Float[Array, "B"]
-    guided_tokens: Int[Array, "B"]
+    cfg_scale: Float[Array, "B"]
+    cfg_tokens: Int[Array, "B"]
 
 
 def make_sampling(
@@ -52,8 +52,8 @@ def make_sampling(
     temperature: float | Array = 1.0,
     top_k: int | Array = 0,
     top_p: float | Array = 1.0,
-    guidance: float | Array = 1.0,
-    guidance_interval: int | Array = -1,
+    cfg_scale: float | Array = 1.0,
+    cfg_interval: int | Array = -1,
 ) -> Sampling:
     """Checks settings given as numbers or as arrays of `rows`.
 
@@ -62,8 +62,8 @@ def make_sampling(
       temperature: 0 (greedy), or 0.001 to 1e6.
       top_k: 0 (all) or the number of tokens kept.
       top_p: in (0, 1].
-      guidance: classifier-free guidance scale, 0 to 1e6, 1 for none.
-      guidance_interval: -1 guides every token; otherwise the first token and those
+      cfg_scale: classifier-free guidance scale, 0 to 1e6, 1 for none.
+      cfg_interval: -1 guides every token; otherwise the first token and those
         decided in steps up to the interval are guided (LlamaGen's `cfg_interval`).
 
     Raises:
@@ -79,7 +79,7 @@ def make_sampling(
             )
         return jnp.asarray(np.broadcast_to(numbers, (rows,)))
 
-    interval = whole("guidance_interval", guidance_interval, -1, _LAST_STEP)
+    interval = whole("cfg_interval", cfg_interval, -1, _LAST_STEP)
     settings = {
         "temperature": held(
             "temperature",
@@ -90,13 +90,13 @@ def make_sampling(
         ),
         "top_k": whole("top_k", top_k, 0),
         "top_p": within("top_p", top_p, most=1.0, above=True),
-        "guidance": within("guidance", guidance),
-        "guided_tokens": np.where(interval < 0, WHOLE, interval + 2).astype(np.int32),
+        "cfg_scale": within("cfg_scale", cfg_scale),
+        "cfg_tokens": np.where(interval < 0, WHOLE, interval + 2).astype(np.int32),
     }
     return Sampling(**{name: rows_of(name, x) for name, x in settings.items()})
 
 
-def guide(
+def apply_cfg(
     logits: Float[Array, "R ... V"], sampling: Sampling, index: Int[Array, "B ..."]
 ) -> Float[Array, "B ... V"]:
     """Merges the guidance streams of each row.
@@ -120,13 +120,13 @@ def guide(
         )
     conditional, unconditional = logits[:rows], logits[rows:]
     extra = (1,) * (index.ndim - 1)
-    scale = sampling.guidance.reshape(-1, *extra, 1)
+    scale = sampling.cfg_scale.reshape(-1, *extra, 1)
     guided = unconditional + scale * (conditional - unconditional)
-    on = (index < sampling.guided_tokens.reshape(-1, *extra)) & (scale[..., 0] != 1)
+    on = (index < sampling.cfg_tokens.reshape(-1, *extra)) & (scale[..., 0] != 1)
     return jnp.where(on[..., None], guided, conditional)
 
 
-def process(
+def process_logits(
     logits: Float[Array, "B ... V"],
     sampling: Sampling,
     order: tuple[Step, ...] = LLAMAGEN_ORDER,
@@ -144,19 +144,19 @@ def process(
     Raises:
       ConfigError: settings of another number of rows.
     """
-    return process_with_doubt(logits, sampling, order, 0.0)[0]
+    return process_logits_with_bounds(logits, sampling, order, 0.0)[0]
 
 
-def process_with_doubt(
+def process_logits_with_bounds(
     logits: Float[Array, "B ... V"],
     sampling: Sampling,
     order: tuple[Step, ...],
     slack: float,
 ) -> tuple[Float[Array, "B ... V"], Float[Array, "B ... V"] | None]:
-    """`process`, and what could not be told with certainty.
+    """`process_logits`, and what could not be told with certainty.
 
     Args:
-      slack: how far the model's logits may be off; see `amplification`.
+      slack: how far the model's logits may be off; see `rounding_gain`.
 
     Returns:
       The processed logits, and the scores of doubtful tokens: those that a filter would
@@ -169,7 +169,7 @@ def process_with_doubt(
     sampled = temperature > 0
     kept, plain, doubt = logits, logits, None
     # Filters may stand before a temperature that shrinks differences.
-    factor = amplification(sampling) * jnp.maximum(sampling.temperature, 1.0)
+    factor = rounding_gain(sampling) * jnp.maximum(sampling.temperature, 1.0)
     off = (slack * factor).reshape(shape)
     for step in order:
         if step == "temperature":
@@ -201,9 +201,9 @@ def process_with_doubt(
     return kept, jnp.where(doubt, plain, -jnp.inf)
 
 
-def amplification(sampling: Sampling) -> Float[Array, "B"]:
+def rounding_gain(sampling: Sampling) -> Float[Array, "B"]:
     """How much guidance and temperature enlarge a rounding error of the logits."""
-    scale = sampling.guidance
+    scale = sampling.cfg_scale
     merged = jnp.maximum(jnp.abs(scale) + jnp.abs(scale - 1.0), 1.0)
     temperature = sampling.temperature
     return merged / jnp.where(temperature > 0, temperature, 1.0)
@@ -244,7 +244,7 @@ def _keep(logits, wanted):
 
 def _digit_bits() -> int:
     """Bits that are decided at a time: more where each decision is an exchange."""
-    return 4 if parts_of_vocabulary() > 1 else 1
+    return 4 if vocab_shards() > 1 else 1
 
 
 def _with_digits(found, i, width):

@@ -9,13 +9,13 @@ from jax.tree_util import register_dataclass
 from jaxspec.errors import ConfigError
 from jaxspec.spec.cache import KVCache
 from jaxspec.spec.draft import Drafter, Selection, extra_rows
-from jaxspec.spec.envelopes import Envelope
+from jaxspec.spec.envelopes import DynamicTree
 from jaxspec.spec.numbers import whole, within
 from jaxspec.spec.sampling import LLAMAGEN_ORDER, Step
 from jaxspec.spec.target import Target
 from jaxspec.spec.tree import Tree
-from jaxspec.spec.verify import Coupled, Rule
-from jaxspec.typing import Array, Bool, Int, PyTree, RowKeys
+from jaxspec.spec.verify import Coupled, Verifier
+from jaxspec.typing import Array, BatchKeys, Bool, Int, PyTree
 
 
 @dataclass(frozen=True)
@@ -24,42 +24,45 @@ class Engine:
 
     Attributes:
       target: the model that is sped up.
-      max_tokens: tokens to generate in each row.
+      max_new_tokens: tokens to generate in each row.
       drafter: None decodes plainly, one token a call.
       tree: shape of the drafts, or the bound of trees that grow; the root alone
         without a drafter.
       rule: how drafts are judged.
-      order: processing steps, in order; see `spec.sampling.process`.
+      order: processing steps, in order; see `spec.sampling.process_logits`.
       tie_margin: how far apart, at most, the logits of two passes of different widths
         may be, doubled. A decision that such a difference could change (guidance and
-        temperature enlarge it, see `spec.sampling.amplification`) is taken again from
+        temperature enlarge it, see `spec.sampling.rounding_gain`) is taken again from
         the target's `rescore`, which has one fixed shape: so every tree, drafter and
         batch yields the same tokens, not merely almost always. 0 never asks.
-      selection: how the drafter chooses candidates; None is what the rule asks for.
-      phases: `generate` starts with a cache for this part of the tokens, and makes it
-        larger so many times less one: passes read what may be filled and not what will
-        be. Worth it where rows are many and attention reads its whole cache ("xla");
-        the loop is compiled once a phase.
+      selection: how the drafter chooses candidates; None is what the verifier asks for.
+      cache_stages: number of cache sizes that `generate` goes through. Each stage
+        holds an equal share of the tokens more, so that passes do not read slots that
+        are filled later. Worth it for large batches whose attention reads the whole
+        cache ("xla"); the loop is compiled once a stage.
     """
 
     target: Target
-    max_tokens: int
+    max_new_tokens: int
     drafter: Drafter | None = None
-    tree: Tree | Envelope = Tree.root()
-    rule: Rule = Coupled()
+    tree: Tree | DynamicTree = Tree.root()
+    verifier: Verifier = Coupled()
     order: tuple[Step, ...] = LLAMAGEN_ORDER
     tie_margin: float = 5e-4
     selection: Selection | None = None
-    phases: int = 1
+    cache_stages: int = 1
 
     def __post_init__(self):
-        if self.max_tokens < 1:
-            raise ConfigError(f"max_tokens={self.max_tokens} must be at least 1")
+        if self.max_new_tokens < 1:
+            raise ConfigError(
+                f"max_new_tokens={self.max_new_tokens} must be at least 1"
+            )
         if self.drafter is None and self.tree.size != 1:
             raise ConfigError("a tree of drafts needs a drafter")
-        if not 1 <= self.phases <= self.max_tokens:
+        if not 1 <= self.cache_stages <= self.max_new_tokens:
             raise ConfigError(
-                f"phases={self.phases} must be 1 to max_tokens={self.max_tokens}"
+                f"cache_stages={self.cache_stages} must be 1 to "
+                f"max_new_tokens={self.max_new_tokens}"
             )
         within("tie_margin", self.tie_margin)
 
@@ -76,45 +79,51 @@ class Engine:
     @property
     def candidates(self) -> Selection:
         """How the drafter chooses candidates."""
-        return self.selection or self.rule.selection
+        return self.selection or self.verifier.selection
 
 
 @register_dataclass
 @dataclass(frozen=True)
-class Limits:
-    """When rows end.
+class StoppingCriteria:
+    """When each sequence ends.
 
     Attributes:
-      budget: int32 [B], most tokens of each row; at least 1.
-      stop: int32 [B, E], tokens that end a row, itself included in the output; -1 for
-        none.
+      max_new_tokens: int32 [B], largest number of tokens; at least 1.
+      stop_tokens: int32 [B, E], tokens that end a sequence and are its last one; -1
+        for none.
     """
 
-    budget: Int[Array, "B"]
-    stop: Int[Array, "B E"]
+    max_new_tokens: Int[Array, "B"]
+    stop_tokens: Int[Array, "B E"]
 
+    @classmethod
+    def create(cls, batch: int, max_new_tokens, stop_tokens=()) -> "StoppingCriteria":
+        """Checks criteria given as numbers or as arrays with one entry a sequence.
 
-def make_limits(rows: int, budget, stop=()) -> Limits:
-    """Checks limits given as numbers or as arrays of `rows`.
+        Args:
+          batch: number of sequences, `B`.
+          max_new_tokens: largest number of tokens, for all sequences or for each.
+          stop_tokens: tokens that end a sequence; `[E]` for all sequences or `[B, E]`,
+            -1 for none.
 
-    Args:
-      rows: `B`.
-      budget: most tokens of a row, or of each.
-      stop: tokens that end a row; `[E]` for all rows or `[B, E]`, -1 for none.
-
-    Raises:
-      ConfigError: a budget is not positive, a stop token is below -1, a number is not
-        whole or over 31 bits, or a shape does not fit.
-    """
-    budget = whole("budget", budget)
-    stop = np.atleast_1d(whole("stop", stop, -1))
-    if budget.shape not in ((), (rows,)):
-        raise ConfigError(f"budget has shape {budget.shape}; give one, or one a row")
-    if stop.ndim > 2 or stop.shape[:-1] not in ((), (rows,)):
-        raise ConfigError(f"stop has shape {stop.shape}; give [E], or [{rows}, E]")
-    budget = np.broadcast_to(budget, (rows,))
-    stop = np.broadcast_to(stop, (rows, stop.shape[-1]))
-    return Limits(jnp.asarray(budget), jnp.asarray(stop))
+        Raises:
+          ConfigError: `max_new_tokens` is not positive, a stop token is below -1, a
+            number is not whole or over 31 bits, or a shape does not fit.
+        """
+        most = whole("max_new_tokens", max_new_tokens)
+        stop = np.atleast_1d(whole("stop_tokens", stop_tokens, -1))
+        if most.shape not in ((), (batch,)):
+            raise ConfigError(
+                f"max_new_tokens has shape {most.shape}; give one number, or one for "
+                f"each of {batch} sequences"
+            )
+        if stop.ndim > 2 or stop.shape[:-1] not in ((), (batch,)):
+            raise ConfigError(
+                f"stop_tokens has shape {stop.shape}; give [E], or [{batch}, E]"
+            )
+        most = np.broadcast_to(most, (batch,))
+        stop = np.broadcast_to(stop, (batch, stop.shape[-1]))
+        return cls(jnp.asarray(most), jnp.asarray(stop))
 
 
 @register_dataclass
@@ -146,7 +155,7 @@ class SpecState:
     """Everything that one round hands to the next.
 
     Attributes:
-      tokens: int32 [B, max_tokens + A], generated tokens; garbage beyond `length`.
+      tokens: int32 [B, max_new_tokens + A], generated tokens; garbage beyond `length`.
       length: int32 [B], generated tokens so far.
       start: int32 [B], absolute position of the first generated token.
       cache: the target's keys and values; the last tree lies behind them uncommitted.
@@ -154,7 +163,7 @@ class SpecState:
       counts: int32 [B], how many of them to commit on entry to the next round.
       drafter: the drafter's state.
       keys: typed keys [B].
-      limits: when rows end.
+      stopping: when rows end.
       done: bool [B], rows that have ended: by their budget or at a stop token.
       stats: counters.
       finite: bool [B], False once a decision met NaN or nothing but -inf.
@@ -167,8 +176,8 @@ class SpecState:
     path: Int[Array, "B A"]
     counts: Int[Array, "B"]
     drafter: PyTree
-    keys: RowKeys
-    limits: Limits
+    keys: BatchKeys
+    stopping: StoppingCriteria
     done: Bool[Array, "B"]
     stats: Stats
     finite: Bool[Array, "B"]
@@ -180,7 +189,7 @@ class Generation:
     """The result of `generate`.
 
     Attributes:
-      tokens: int32 [B, max_tokens]; -1 beyond a row's length.
+      tokens: int32 [B, max_new_tokens]; -1 beyond a row's length.
       lengths: int32 [B], generated tokens of each row, a stop token included.
       stats: counters of the run.
       finite: bool [B], False if the target ever gave a row NaN or only -inf; its

@@ -14,9 +14,9 @@ from jax.tree_util import register_dataclass
 from jaxspec.spec.draft import Shared
 from jaxspec.spec.loop import init_state, result_of, spec_step
 from jaxspec.spec.sampling import Sampling
-from jaxspec.spec.state import Engine, Generation, Limits, SpecState
-from jaxspec.spec.together import agreed
-from jaxspec.typing import Array, Bool, Int, Params, PyTree, RowKeys
+from jaxspec.spec.state import Engine, Generation, SpecState, StoppingCriteria
+from jaxspec.spec.together import any_group
+from jaxspec.typing import Array, BatchKeys, Bool, Int, Params, PyTree
 
 
 @register_dataclass
@@ -29,14 +29,14 @@ class Jobs:
       prompt: what the target's `prefill` takes, `Q` rows.
       sampling: settings of each.
       keys: one typed key each.
-      limits: when each ends.
+      stopping: when each ends.
     """
 
     number: Int[Array, "Q"]
     prompt: PyTree
     sampling: Sampling
-    keys: RowKeys
-    limits: Limits
+    keys: BatchKeys
+    stopping: StoppingCriteria
 
 
 @register_dataclass
@@ -84,7 +84,7 @@ def run_stream(
     stream: Stream,
     queue: Jobs,
     drain: Bool[Array, ""] | bool,
-    rule_params: Params = None,
+    verifier_params: Params = None,
     *,
     wait: int = 1,
 ) -> tuple[Stream, Finished]:
@@ -99,7 +99,7 @@ def run_stream(
       stream: rows, some of which may be at work already.
       queue: `Q` jobs; those whose number is -1, at its end, are none.
       drain: work on until every row has ended.
-      rule_params: arrays that the rule needs, if any.
+      verifier_params: arrays that the rule needs, if any.
       wait: rows that must be idle before new prompts are read: a pass over the prompts
         is made for all rows at once. With fewer jobs left, or no row at work, it does
         not wait.
@@ -120,13 +120,13 @@ def run_stream(
     def running(carry) -> Array:
         stream, _, taken, _ = carry
         busy = jnp.any(stream.jobs.number >= 0)
-        return agreed((taken < count) | (jnp.asarray(drain) & busy))
+        return any_group((taken < count) | (jnp.asarray(drain) & busy))
 
     def work(carry):
         stream, done, taken, ended = carry
         idle = jnp.sum(stream.jobs.number < 0)
         enough = (idle >= jnp.minimum(wait, count - taken)) | (idle == rows)
-        now = agreed((taken < count) & enough)
+        now = any_group((taken < count) & enough)
         stream, taken = jax.lax.cond(now, refill, lambda s, t: (s, t), stream, taken)
         jobs = stream.jobs
         state = spec_step(
@@ -136,7 +136,7 @@ def run_stream(
             jobs.prompt,
             jobs.sampling,
             stream.state,
-            rule_params,
+            verifier_params,
         )
         over = state.done & (jobs.number >= 0)
         place = ended + jnp.cumsum(over) - 1
@@ -171,7 +171,7 @@ def _begun(
     engine: Engine, params: Params, drafter_params: Params, jobs: Jobs
 ) -> SpecState:
     """Every job after its first token."""
-    given = jobs.prompt, jobs.sampling, jobs.keys, jobs.limits
+    given = jobs.prompt, jobs.sampling, jobs.keys, jobs.stopping
     return init_state(engine, params, drafter_params, *given)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from jaxspec.spec.cache import KVCache, Layers, move_rows
+from jaxspec.spec.cache import KVCache, Layers, gather_path
 from jaxspec.typing import Array, Float
 
 
@@ -48,7 +48,7 @@ class Target:
       extra_tokens: ids from `V` on that the model reads and never emits, such as masks;
         only a drafter's extra rows may hold them.
       move: `(layers, lengths [R], nodes, path [R, A]) -> layers`, commits an accepted
-        path, see `spec.cache.move_rows`.
+        path, see `spec.cache.gather_path`.
     """
 
     vocab_size: int
@@ -56,5 +56,5 @@ class Target:
     prefill: Callable[[Any, Any, int], Prefill]
     forward: Callable[..., tuple[Array, Array, KVCache]]
     rescore: Callable[[Any, Any, Array, Array], Array] | None = None
-    move: Callable[..., Layers] = move_rows
+    move: Callable[..., Layers] = gather_path
     extra_tokens: int = 0

@@ -33,7 +33,7 @@ def varying(tree: T, *by: Array) -> T:
     return jax.tree.map(one, tree)
 
 
-def highest(number: Int[Array, ""]) -> Int[Array, ""]:
+def group_max(number: Int[Array, ""]) -> Int[Array, ""]:
     """The largest number of all groups of devices that work on rows of their own.
 
     Under `sharding.over_rows` each group runs its own loop. As long as a group is one
@@ -48,6 +48,6 @@ def highest(number: Int[Array, ""]) -> Int[Array, ""]:
     return jax.lax.pmax(number, mesh.manual_axes)
 
 
-def agreed(flag: Bool[Array, ""]) -> Bool[Array, ""]:
-    """Whether any group says so; see `highest`."""
-    return highest(jnp.asarray(flag).astype(jnp.int32)) > 0
+def any_group(flag: Bool[Array, ""]) -> Bool[Array, ""]:
+    """Whether any group says so; see `group_max`."""
+    return group_max(jnp.asarray(flag).astype(jnp.int32)) > 0

@@ -35,27 +35,27 @@ class Topology:
     path_length: int = field(metadata={"static": True})
     internal: tuple[int, ...] | None = field(metadata={"static": True})
 
-    def of_internal(self, x: Array) -> Array:
+    def gather_internal(self, x: Array) -> Array:
         """`[B, N, ...]` at the nodes that may have children, `[B, I, ...]`."""
         return x if self.internal is None else x[:, np.array(self.internal, int)]
 
-    def of_parents(self, x: Array) -> Array:
+    def gather_parents(self, x: Array) -> Array:
         """`[B, N]` at each node's parent."""
-        return pick(x, self.parents)
+        return gather_nodes(x, self.parents)
 
-    def before(self, x: Array, tokens: Array) -> Array:
+    def at_parent(self, x: Array, tokens: Array) -> Array:
         """Entries `[B, N, m]` of `x [B, N, V]` at each node's parent, for `tokens`."""
         row = jnp.arange(x.shape[0])[:, None, None]
         return x[row, self.parents[..., None], tokens]
 
-    def of_children(self, x: Array, default) -> Array:
+    def gather_children(self, x: Array, default) -> Array:
         """`[B, N]` at each child, `[B, I, W]`; `default` where there is none."""
         flat = self.children.reshape(self.children.shape[0], -1)
-        found = pick(x, jnp.maximum(flat, 0))
+        found = gather_nodes(x, jnp.maximum(flat, 0))
         found = found.reshape(x.shape[0], *self.children.shape[1:])
         return jnp.where(self.children >= 0, found, default)
 
-    def of_nodes(self, x: Array) -> Array:
+    def children_to_nodes(self, x: Array) -> Array:
         """`[B, I, W]` of children as seen from their parents, at each node `[B, N]`.
 
         0 at nodes beyond the `W` children that a node may have.
@@ -63,20 +63,20 @@ class Topology:
         width = self.children.shape[2]
         if not self.children.shape[1]:
             return jnp.zeros((x.shape[0], self.parents.shape[1]), x.dtype)
-        place = pick(self.slots, self.parents) * width + jnp.minimum(
+        place = gather_nodes(self.slots, self.parents) * width + jnp.minimum(
             self.ranks, width - 1
         )
-        found = pick(x.reshape(x.shape[0], -1), place)
+        found = gather_nodes(x.reshape(x.shape[0], -1), place)
         return jnp.where(self.ranks < width, found, 0)
 
-    def along(self, step: Array) -> Array:
+    def cumprod_path(self, step: Array) -> Array:
         """Products `[B, N]` of `step [B, N]` over each node and those above it."""
         return jnp.prod(jnp.where(self.ancestors, step[:, None, :], 1), axis=-1)
 
     def path(self, node: Int[Array, "B"]) -> Int[Array, "B A"]:
         """Nodes from the root to a node of each row, padded with that node."""
         rows, size = node.shape[0], self.parents.shape[1]
-        above = pick(self.ancestors, node[:, None])[:, 0]  # [B, N]
+        above = gather_nodes(self.ancestors, node[:, None])[:, 0]  # [B, N]
         depths = jnp.broadcast_to(self.depths, (rows, size))
         place = jnp.arange(self.path_length)[None, :, None]
         at = above[:, None] & (depths[:, None] == place)  # [B, A, N]
@@ -84,7 +84,7 @@ class Topology:
         return jnp.where(jnp.any(at, axis=-1), found, node[:, None].astype(jnp.int32))
 
 
-def pick(x: Array, index: Int[Array, "b M"]) -> Array:
+def gather_nodes(x: Array, index: Int[Array, "b M"]) -> Array:
     """`x[b, index[b, m]]` with either leading axis 1 or `B`."""
     rows = max(x.shape[0], index.shape[0])
     x = jnp.broadcast_to(x, (rows, *x.shape[1:]))
@@ -128,14 +128,14 @@ def grown_topology(
     ancestors = jnp.broadcast_to(jnp.eye(size, dtype=bool), (rows, size, size))
     jump = parents
     for _ in range(int(np.ceil(np.log2(depth + 1)))):  # twice as far each time
-        ancestors = ancestors | pick(ancestors, jump)
-        jump = pick(jump, jump)
+        ancestors = ancestors | gather_nodes(ancestors, jump)
+        jump = gather_nodes(jump, jump)
     depths = jnp.sum(ancestors, axis=-1, dtype=jnp.int32) - 1
     reached = ancestors[:, :, 0] & (depths <= depth)
     child = valid & in_order & reached & (nodes > 0)[None]
     siblings = parents[:, :, None] == parents[:, None, :]
-    before = nodes[:, None] > nodes[None]
-    earlier = siblings & child[:, None, :] & before[None]
+    at_parent = nodes[:, None] > nodes[None]
+    earlier = siblings & child[:, None, :] & at_parent[None]
     ranks = jnp.where(child, jnp.sum(earlier, axis=-1, dtype=jnp.int32), 0)
     row = jnp.arange(rows)[:, None]
     place = jnp.where(child, ranks, width)  # beyond the table: dropped

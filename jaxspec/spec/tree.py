@@ -11,7 +11,7 @@ from jaxspec.errors import ConfigError
 
 
 def _levelled(row: Sequence[float]) -> list[float]:
-    """The closest row that never rises: neighbours that do are averaged."""
+    """The closest row that never rises: neighbors that do are averaged."""
     blocks: list[tuple[float, int]] = []
     for value in row:
         total, count = float(value), 1

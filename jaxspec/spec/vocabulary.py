@@ -17,15 +17,15 @@ BLOCKS = 128
 AXIS = "model"
 
 
-def parts_of_vocabulary() -> int:
+def vocab_shards() -> int:
     """Among how many devices `sharding.over_rows` divides the vocabulary here."""
     mesh = jax.sharding.get_abstract_mesh()
     divided = AXIS in mesh.auto_axes and bool(mesh.manual_axes)
     return mesh.shape[AXIS] if divided else 1
 
 
-def in_blocks(x: Float[Array, "... V"], fill: float) -> Float[Array, "... c v"]:
-    """`c` blocks of neighbouring tokens, the last ones filled up."""
+def split_vocab(x: Float[Array, "... V"], fill: float) -> Float[Array, "... c v"]:
+    """`c` blocks of neighboring tokens, the last ones filled up."""
     size = x.shape[-1]
     count = BLOCKS if size >= 4 * BLOCKS else 1
     width = -(-size // count)
@@ -34,13 +34,13 @@ def in_blocks(x: Float[Array, "... V"], fill: float) -> Float[Array, "... c v"]:
     return blocks.reshape(*x.shape[:-1], count, width)
 
 
-def choose(scores: Float[Array, "... V"]) -> tuple[Array, Array]:
+def argmax_with_margin(scores: Float[Array, "... V"]) -> tuple[Array, Array]:
     """The best token, lowest id on ties, and its lead over the second best.
 
     Reads the scores once, for the best of each block, and then the winning block:
     several times faster than `argmax` on a CPU.
     """
-    blocks = in_blocks(scores, -jnp.inf)
+    blocks = split_vocab(scores, -jnp.inf)
     width = blocks.shape[-1]
     best = jnp.max(blocks, axis=-1)
     top = jnp.max(best, axis=-1, keepdims=True)
@@ -52,7 +52,7 @@ def choose(scores: Float[Array, "... V"]) -> tuple[Array, Array]:
     return jnp.minimum(token, scores.shape[-1] - 1), top[..., 0] - others
 
 
-def top_tokens(
+def vocab_top_k(
     scores: Float[Array, "... V"], count: int
 ) -> tuple[Float[Array, "... W"], Int[Array, "... W"]]:
     """The best `count` scores and their tokens, in order; lowest ids first on ties.
@@ -60,7 +60,7 @@ def top_tokens(
     Under `sharding.over_rows` each device looks through its own part of the vocabulary,
     and the best of each are compared: `top_k` alone would gather the scores.
     """
-    parts = parts_of_vocabulary()
+    parts = vocab_shards()
     if parts == 1 or scores.shape[-1] % parts or scores.shape[-1] // parts < count:
         return jax.lax.top_k(scores, count)
 
@@ -81,11 +81,11 @@ def top_tokens(
     )(scores)
 
 
-def invert(
+def sample_by_inverse_cdf(
     weights: Float[Array, "... V"], shares: Float[Array, "... W"]
 ) -> Int[Array, "... W"]:
     """Tokens at given shares (in [0, 1)) of the cumulative weight; each has some."""
-    blocks = in_blocks(weights, 0.0)
+    blocks = split_vocab(weights, 0.0)
     mass = jnp.sum(blocks, axis=-1)
     block, rest = _below(jnp.cumsum(mass, axis=-1), shares)
     own = jnp.take_along_axis(blocks[..., None, :, :], block[..., None, None], axis=-2)[

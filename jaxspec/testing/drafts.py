@@ -10,9 +10,9 @@ import numpy as np
 
 from jaxspec.drafters.grow import grow
 from jaxspec.errors import ConfigError
-from jaxspec.spec.draft import Draft, Round, Selection
-from jaxspec.spec.envelopes import Envelope
-from jaxspec.spec.noise import row_keys
+from jaxspec.spec.draft import Draft, DraftContext, Selection
+from jaxspec.spec.envelopes import DynamicTree
+from jaxspec.spec.noise import batch_keys
 from jaxspec.spec.sampling import make_sampling
 from jaxspec.spec.tree import Tree
 from jaxspec.testing.table_drafter import table_step
@@ -99,7 +99,7 @@ class Drafts:
 
     draft: Draft
     chance: np.ndarray
-    tree: Tree | Envelope
+    tree: Tree | DynamicTree
     exact: bool
 
 
@@ -130,7 +130,9 @@ def all_drafts(q: Conditionals, tree: Tree, selection: Selection) -> Drafts:
     log_q = np.stack([laws[n] for n in tree.internal], axis=1) if laws else None
     with np.errstate(divide="ignore"):
         log_q = None if log_q is None else jnp.asarray(np.log(log_q))
-    draft = Draft(jnp.asarray(tokens), jnp.asarray(valid), log_q=log_q, drawn=selection)
+    draft = Draft(
+        jnp.asarray(tokens), jnp.asarray(valid), log_q=log_q, selection=selection
+    )
     return Drafts(draft, chance, tree, True)
 
 
@@ -163,7 +165,7 @@ def _chance_of_children(law, children, selection) -> tuple[np.ndarray, np.ndarra
 
 def sampled_drafts(
     steps: np.ndarray,
-    tree: Tree | Envelope,
+    tree: Tree | DynamicTree,
     selection: Selection,
     rows: int,
     seed: int = 0,
@@ -180,17 +182,17 @@ def sampled_drafts(
     zeros = jnp.zeros(rows, jnp.int32)
     log_steps = jnp.log(jnp.asarray(steps))
     vocab_size = steps.shape[-1]
-    this = Round(
+    ctx = DraftContext(
         root=zeros,
         tokens=zeros[:, None],
         position=zeros,
         index=zeros,
         noise=jnp.zeros((rows, tree.depth + 1, vocab_size), jnp.float32),
-        keys=row_keys(seed, rows),
+        keys=batch_keys(seed, rows),
         sampling=make_sampling(rows),
         tree=tree,
         selection=selection,
     )
 
-    draft = jax.jit(lambda this: grow(this, table_step(log_steps))[0])(this)
+    draft = jax.jit(lambda ctx: grow(ctx, table_step(log_steps))[0])(ctx)
     return Drafts(draft, np.full(rows, 1 / rows), tree, False)

@@ -14,14 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec.errors import ConfigError
-from jaxspec.spec.noise import draw_noise, row_keys
+from jaxspec.spec.noise import batch_keys, draw_noise
 from jaxspec.testing.drafts import Conditionals, Drafts
 
 TOLERANCE = 1e-6
 
 
 def law_of_each_draft(
-    rule: Any, p: Conditionals, drafts: Drafts, params: Any = None
+    verifier: Any, p: Conditionals, drafts: Drafts, params: Any = None
 ) -> np.ndarray:
     """What comes out of a round given each draft, `[B, V**A]`, continued by the target.
 
@@ -31,13 +31,13 @@ def law_of_each_draft(
     Raises:
       ConfigError: the rule has no `law`, or the target is shorter than the tree.
     """
-    if not hasattr(rule, "law"):
+    if not hasattr(verifier, "outcome"):
         raise ConfigError(
-            f"{type(rule).__name__} has no `law` to enumerate; assert_lossless draws "
-            "from its `verify` instead"
+            f"{type(verifier).__name__} has no `outcome` to enumerate; assert_lossless "
+            "samples from its `verify` instead"
         )
     log_p, before, depths = _seen_by_nodes(p, drafts)
-    law = _law(rule, jnp.asarray(log_p), drafts.draft, drafts.tree, params)
+    law = _law(verifier, jnp.asarray(log_p), drafts.draft, drafts.tree, params)
     stop, final = np.asarray(law.stop, np.float64), np.asarray(law.final, np.float64)
     outcome = _no_outcome(p, drafts, len(depths))
     row = np.arange(len(depths))
@@ -93,7 +93,7 @@ def _continued(outcome: list[np.ndarray], p: Conditionals) -> np.ndarray:
 
 
 def drawn_law(
-    rule: Any,
+    verifier: Any,
     p: Conditionals,
     drafts: Drafts,
     params: Any = None,
@@ -120,9 +120,9 @@ def drawn_law(
     def judge(keys, log_p, draft, params):
         positions = jnp.tile(jnp.arange(tree.depth + 1), (draws, 1))
         noise = draw_noise(keys, positions, tree.size, p.vocab_size)
-        return rule.verify(log_p, draft, tree, noise, params).emitted(draft)
+        return verifier.verify(log_p, draft, tree, noise, params).emitted(draft)
 
-    found = judge(row_keys(seed, draws), jnp.asarray(log_p[chosen]), draft, params)
+    found = judge(batch_keys(seed, draws), jnp.asarray(log_p[chosen]), draft, params)
     tokens, counts = map(np.asarray, found)
     outcome = _no_outcome(p, drafts, 1)
     for length in range(1, tree.depth + 2):
@@ -132,13 +132,13 @@ def drawn_law(
     return _continued(outcome, p)[0]
 
 
-@partial(jax.jit, static_argnames=("rule", "tree"))
-def _law(rule, log_p, draft, tree, params):
-    return rule.law(log_p, draft, tree, params=params)
+@partial(jax.jit, static_argnames=("verifier", "tree"))
+def _law(verifier, log_p, draft, tree, params):
+    return verifier.outcome(log_p, draft, tree, params=params)
 
 
 def output_law(
-    rule: Any, p: Conditionals, drafts: Drafts, params: Any = None
+    verifier: Any, p: Conditionals, drafts: Drafts, params: Any = None
 ) -> np.ndarray:
     """The law of the next `A` tokens under a rule, `[V] * A`, float64.
 
@@ -151,7 +151,7 @@ def output_law(
     size, length = p.vocab_size, drafts.tree.depth + 1
     with jax.enable_x64(True):
         drafts = _as_float64(drafts)
-        each = law_of_each_draft(rule, p, drafts, params)
+        each = law_of_each_draft(verifier, p, drafts, params)
     each = np.where(drafts.chance[:, None] > 0, each, 0.0)
     return (drafts.chance @ each).reshape((size,) * length)
 
@@ -164,15 +164,17 @@ def _as_float64(drafts: Drafts) -> Drafts:
     return replace(drafts, draft=replace(drafts.draft, log_q=wide))
 
 
-def distortion(rule: Any, p: Conditionals, drafts: Drafts, params: Any = None) -> float:
+def distortion(
+    verifier: Any, p: Conditionals, drafts: Drafts, params: Any = None
+) -> float:
     """Total variation distance between a rule's output law and the target's."""
     length = drafts.tree.depth + 1
     wanted = Conditionals(p.tables[:length]).joint()
-    return float(np.abs(output_law(rule, p, drafts, params) - wanted).sum() / 2)
+    return float(np.abs(output_law(verifier, p, drafts, params) - wanted).sum() / 2)
 
 
 def assert_lossless(
-    rule: Any,
+    verifier: Any,
     p: Conditionals,
     drafts: Drafts,
     params: Any = None,
@@ -198,31 +200,31 @@ def assert_lossless(
     """
     length = drafts.tree.depth + 1
     wanted = Conditionals(p.tables[:length]).joint()
-    if hasattr(rule, "law") or not draws:
+    if hasattr(verifier, "outcome") or not draws:
         if drafts.exact:
             total = drafts.chance.sum()
             assert abs(total - 1) < TOLERANCE, f"the drafts' chances sum to {total}"
-            found = output_law(rule, p, drafts, params)
+            found = output_law(verifier, p, drafts, params)
             limit = np.full_like(wanted, TOLERANCE)
         else:
             with jax.enable_x64(True):
-                each = law_of_each_draft(rule, p, _as_float64(drafts), params)
+                each = law_of_each_draft(verifier, p, _as_float64(drafts), params)
             found = each.mean(0).reshape(wanted.shape)
             spread = each.std(0).reshape(wanted.shape) / np.sqrt(len(each))
             limit = 6 * spread + TOLERANCE
-        _compare(rule, "law", found, wanted, limit)
+        _compare(verifier, "outcome", found, wanted, limit)
     if draws:
-        found = drawn_law(rule, p, drafts, params, draws=draws)
+        found = drawn_law(verifier, p, drafts, params, draws=draws)
         spread = np.sqrt(wanted * (1 - wanted) / draws)
         limit = 6 * spread + np.where(wanted > 0, 6 / draws, TOLERANCE)
-        _compare(rule, "verify", found, wanted, limit)
+        _compare(verifier, "verify", found, wanted, limit)
 
 
-def _compare(rule: Any, part: str, found, wanted, limit) -> None:
+def _compare(verifier: Any, part: str, found, wanted, limit) -> None:
     error = np.abs(found - wanted)
     worst = np.unravel_index(np.argmax(error - limit), error.shape)
     assert (error <= limit).all(), (
-        f"{type(rule).__name__}.{part} is biased: tokens {tuple(map(int, worst))} have "
-        f"probability {found[worst]:.6f} instead of {wanted[worst]:.6f}; total "
-        f"variation {error.sum() / 2:.2e}"
+        f"{type(verifier).__name__}.{part} is biased: tokens "
+        f"{tuple(map(int, worst))} have probability {found[worst]:.6f} instead of "
+        f"{wanted[worst]:.6f}; total variation {error.sum() / 2:.2e}"
     )

@@ -7,16 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec.spec.cache import KVCache, compact, tree_mask
+from jaxspec.spec.cache import KVCache, commit_path, tree_mask
 from jaxspec.spec.draft import Drafter
-from jaxspec.spec.envelopes import Envelope
+from jaxspec.spec.envelopes import DynamicTree
 from jaxspec.spec.loop import generate, init_state, spec_step
-from jaxspec.spec.noise import row_keys
+from jaxspec.spec.noise import batch_keys
 from jaxspec.spec.sampling import LLAMAGEN_ORDER, Sampling, Step, make_sampling
-from jaxspec.spec.state import Engine, Generation, Limits, SpecState
+from jaxspec.spec.state import Engine, Generation, SpecState, StoppingCriteria
 from jaxspec.spec.target import Target
 from jaxspec.spec.tree import Tree
-from jaxspec.spec.verify import Coupled, Rule
+from jaxspec.spec.verify import Coupled, Verifier
 from jaxspec.typing import Params, PyTree
 
 
@@ -25,13 +25,13 @@ def assert_same_tokens(
     params: Params,
     drafter: Drafter,
     drafter_params: Params,
-    tree: Tree | Envelope,
+    tree: Tree | DynamicTree,
     prompt: PyTree,
     *,
     length: int,
     rows: int,
     sampling: Sampling | None = None,
-    limits: Limits | None = None,
+    stopping: StoppingCriteria | None = None,
     order: tuple[Step, ...] = LLAMAGEN_ORDER,
     seed: int = 0,
 ) -> Generation:
@@ -47,7 +47,7 @@ def assert_same_tokens(
       length: tokens a row.
       rows: `B`.
       sampling: settings of the rows; temperature 1 by default.
-      limits: when rows end.
+      stopping: when rows end.
       order: processing steps; fewer compile faster.
       seed: of the rows' keys.
 
@@ -58,7 +58,7 @@ def assert_same_tokens(
       AssertionError: a token differs.
     """
     sampling = make_sampling(rows) if sampling is None else sampling
-    arguments = (prompt, sampling, row_keys(seed, rows), limits)
+    arguments = (prompt, sampling, batch_keys(seed, rows), stopping)
     alone = Engine(target, length, order=order)
     plain = jax.jit(partial(generate, alone))
     helped = Engine(target, length, drafter, tree, order=order)
@@ -75,24 +75,24 @@ def run_rounds(
     params: Params,
     drafter: Drafter | None,
     drafter_params: Params,
-    tree: Tree | Envelope,
+    tree: Tree | DynamicTree,
     prompt: PyTree,
     *,
     length: int,
     rows: int,
-    rule: Rule | None = None,
+    verifier: Verifier | None = None,
     sampling: Sampling | None = None,
-    limits: Limits | None = None,
+    stopping: StoppingCriteria | None = None,
     order: tuple[Step, ...] = LLAMAGEN_ORDER,
     seed: int = 0,
 ) -> tuple[Engine, SpecState]:
     """The engine, and its state after the last round; arguments as above."""
     sampling = make_sampling(rows) if sampling is None else sampling
-    engine = Engine(target, length, drafter, tree, rule or Coupled(), order)
+    engine = Engine(target, length, drafter, tree, verifier or Coupled(), order)
     arguments = (params, drafter_params, prompt, sampling)
     step = jax.jit(partial(spec_step, engine))
     state = jax.jit(partial(init_state, engine))(
-        *arguments, row_keys(seed, rows), limits
+        *arguments, batch_keys(seed, rows), stopping
     )
     while not bool(state.done.all()):
         state = step(*arguments, state)
@@ -104,7 +104,7 @@ def committed(engine: Engine, state: SpecState) -> KVCache:
     streams = engine.target.streams
     path = jnp.concatenate([state.path] * streams)
     counts = jnp.concatenate([state.counts] * streams)
-    return compact(state.cache, engine.tree.size, path, counts, engine.target.move)
+    return commit_path(state.cache, engine.tree.size, path, counts, engine.target.move)
 
 
 def cache_error(
@@ -162,6 +162,6 @@ def assert_fresh_cache(
         that nothing was shown.
     """
     assert int(state.stats.hits.sum()) > 0, "no draft was accepted; nothing moved"
-    tokens = state.tokens[:, : engine.max_tokens]
+    tokens = state.tokens[:, : engine.max_new_tokens]
     error = cache_error(engine, params, prompt, tokens, committed(engine, state))
     assert error <= tolerance, f"keys or values differ by {error:.2g}"

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxspec.drafters.grow import Step, grow
-from jaxspec.spec.draft import Draft, Observation, Round, Start
+from jaxspec.spec.draft import Draft, DraftContext, InitContext, RoundResult
 from jaxspec.typing import Array, Float, Params
 
 
@@ -27,14 +27,16 @@ class TableDrafter:
     Parameters: `{"table": [depths, V, V]}`, see `table_step`.
     """
 
-    def init(self, params: Params, start: Start) -> Any:
+    def init(self, params: Params, ctx: InitContext) -> Any:
         """Remembers nothing."""
         return ()
 
-    def propose(self, params: Params, state: Any, this: Round) -> tuple[Draft, Any]:
+    def propose(
+        self, params: Params, state: Any, ctx: DraftContext
+    ) -> tuple[Draft, Any]:
         """See `spec.draft.Drafter`."""
-        return grow(this, table_step(params["table"]))[0], state
+        return grow(ctx, table_step(params["table"]))[0], state
 
-    def observe(self, params: Params, state: Any, seen: Observation) -> Any:
+    def observe(self, params: Params, state: Any, result: RoundResult) -> Any:
         """Learns nothing."""
         return state

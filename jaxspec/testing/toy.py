@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec.spec.cache import init_cache, write
-from jaxspec.spec.draft import Draft, Observation, Round, Start
+from jaxspec.spec.draft import Draft, DraftContext, InitContext, RoundResult
 from jaxspec.spec.target import Prefill, Target
 from jaxspec.spec.tree import Tree
 from jaxspec.typing import Params
@@ -114,29 +114,31 @@ class NoisyOracle:
     vocab_size: int
     seed: int = 0
 
-    def init(self, params: Params, start: Start) -> Any:
+    def init(self, params: Params, ctx: InitContext) -> Any:
         """Counts the rounds, so that each draft is different."""
         return jnp.zeros((), jnp.int32)
 
-    def propose(self, params: Params, state: Any, this: Round) -> tuple[Draft, Any]:
+    def propose(
+        self, params: Params, state: Any, ctx: DraftContext
+    ) -> tuple[Draft, Any]:
         """See `spec.draft.Drafter`."""
-        tree = this.tree
+        tree = ctx.tree
         assert isinstance(tree, Tree)
-        rows = this.root.shape[0]
+        rows = ctx.root.shape[0]
         key = jax.random.fold_in(jax.random.key(self.seed), state)
         keys = jax.random.split(key, 4)
         shape = (rows, tree.size)
-        future = this.index[:, None] - 1 + jnp.asarray(tree.depths)[None]
+        future = ctx.index[:, None] - 1 + jnp.asarray(tree.depths)[None]
         last = params["tokens"].shape[1] - 1
         truth = jnp.take_along_axis(params["tokens"], jnp.minimum(future, last), axis=1)
         random = jax.random.randint(keys[0], shape, 0, self.vocab_size)
         lucky = jax.random.randint(keys[1], shape, 0, tree.width)
         spoilt = jax.random.bernoulli(keys[2], params["spoil"], shape)
         right = (lucky == jnp.asarray(tree.ranks)[None]) & ~spoilt
-        tokens = jnp.where(right, truth, random).at[:, 0].set(this.root)
+        tokens = jnp.where(right, truth, random).at[:, 0].set(ctx.root)
         valid = jax.random.bernoulli(keys[3], 0.95, shape).at[:, 0].set(True)
         return Draft(tokens, valid), state + 1
 
-    def observe(self, params: Params, state: Any, seen: Observation) -> Any:
+    def observe(self, params: Params, state: Any, result: RoundResult) -> Any:
         """Learns nothing."""
         return state

@@ -6,41 +6,40 @@ from jaxspec.train.experiment import Experiment
 
 _HARMLESS = "It can change the speed of generation and nothing else."
 _WHAT = {
-    "tokenizer": "VQ image tokenizer (LlamaGen family): pictures to codes and back.",
+    "tokenizer": "VQ image tokenizer (LlamaGen family): images to codes and back.",
     "prior": "Autoregressive transformer over codes or bytes (LlamaGen family).",
     "classifier": "Small convolutional classifier; its features measure sets of "
-    "pictures (`jaxspec eval pictures`).",
-    "block_diffusion": "One-pass block-diffusion drafter (DFlash family) for the prior "
+    "images (`jaxspec eval images`).",
+    "dflash": "One-pass block-diffusion drafter (DFlash family) for the prior "
     "beside it. " + _HARMLESS,
-    "feature_head": "One-layer feature drafter (EAGLE family) for the prior beside it. "
+    "eagle": "One-layer feature drafter (EAGLE family) for the prior beside it. "
     + _HARMLESS,
     "falcon": "Semi-autoregressive feature drafter (Falcon) for the prior beside it. "
     + _HARMLESS,
     "kangaroo": "Adapter over the first layers (Kangaroo) of the prior beside it. "
     + _HARMLESS,
-    "prompt_tokens": "Prompt tokens (PPD) for the prior beside them. " + _HARMLESS,
-    "parallel_heads": "Parallel heads (Medusa, Hydra) for the prior beside them. "
-    + _HARMLESS,
+    "ppd": "Prompt tokens (PPD) for the prior beside them. " + _HARMLESS,
+    "medusa": "Parallel heads (Medusa, Hydra) for the prior beside them. " + _HARMLESS,
 }
 
 
 def model_card(part: str, checkpoint: Checkpoint, experiment: Experiment) -> str:
     """Markdown that is written beside the parameters."""
-    about = checkpoint.about
+    metadata = checkpoint.metadata
     training = to_dict(getattr(experiment, f"train_{part}"))
-    metrics = about["metrics"]
+    metrics = metadata["metrics"]
     lines = [
         f"# {experiment.name}: {part}",
         "",
         _what(checkpoint),
         "",
-        f"- Data: {about['data']} (`{experiment.data.name}`{_size(experiment)})",
-        f"- Licence of the data and of these weights: {about['licence']}",
-        f"- Command: `{about['command']}`",
-        f"- Device: {about['device']}, jax {about['jax']}",
+        f"- Data: {metadata['data']} (`{experiment.data.name}`{_size(experiment)})",
+        f"- License of the data and of these weights: {metadata['license']}",
+        f"- Command: `{metadata['command']}`",
+        f"- Device: {metadata['device']}, jax {metadata['jax']}",
         f"- Time: {metrics['seconds'] / 60:.1f} minutes; kept: step "
         f"{metrics['step']} of {training['steps']}, where the held-out loss was least",
-        *([f"- Note: {about['note']}"] if "note" in about else []),
+        *([f"- Note: {metadata['note']}"] if "note" in metadata else []),
         "",
         f"## Measured on {_heldout(part, experiment)}",
         "",
@@ -72,7 +71,7 @@ def _size(experiment: Experiment) -> str:
 
 
 def _what(checkpoint: Checkpoint) -> str:
-    objective = checkpoint.about.get("objective", "next")
+    objective = checkpoint.metadata.get("objective", "next")
     if checkpoint.kind == "prior" and objective != "next":
         return (
             f"Transformer over the prior's tokens, trained for {objective!r}; drafts."

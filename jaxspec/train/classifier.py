@@ -1,4 +1,4 @@
-"""Training of the classifier whose features measure pictures."""
+"""Training of the classifier whose features measure images."""
 
 from pathlib import Path
 
@@ -18,9 +18,9 @@ from jaxspec.train.layout import ONE_DEVICE, Layout
 from jaxspec.train.loop import fit
 from jaxspec.train.optimizer import begin, descend
 
-# Held-out pictures that select the checkpoint.
+# Held-out images that select the checkpoint.
 HELDOUT = 2048
-# Most pixels by which a picture is moved, as a share of its side.
+# Most pixels by which an image is moved, as a share of its side.
 SHIFT = 1 / 16
 
 
@@ -31,27 +31,27 @@ def train_classifier(
     workdir: Path,
     layout: Layout = ONE_DEVICE,
 ) -> Checkpoint:
-    """Trains a classifier on the experiment's pictures; resumes `workdir`."""
+    """Trains a classifier on the experiment's images; resumes `workdir`."""
     config = experiment.train_classifier
-    assert experiment.tokenizer is not None  # there are pictures
+    assert experiment.tokenizer is not None  # there are images
     side = experiment.tokenizer.image_size
     shape = ClassifierConfig(side, len(source.class_names), max(side // 16, 1))
     model, most = Classifier(shape), max(int(SHIFT * side), 1)
 
     def batch_fn(step):
         indices = batch_indices(config.seed, step, config.batch, len(source))
-        rng, pictures = step_rng(config.seed, step), source.take(indices)
+        rng, images = step_rng(config.seed, step), source.take(indices)
         if experiment.data.flips:
             mirrored = rng.random(config.batch)[:, None, None, None] < 0.5
-            pictures = np.where(mirrored, pictures[:, :, ::-1], pictures)
+            images = np.where(mirrored, images[:, :, ::-1], images)
         down, right = rng.integers(-most, most + 1, 2)
         pad = ((0, 0), (most, most), (most, most), (0, 0))
-        moved = np.pad(pictures, pad, mode="edge")
+        moved = np.pad(images, pad, mode="edge")
         moved = moved[:, most + down :, most + right :][:, :side, :side]
         return moved, source.labels[indices]
 
     rows = np.linspace(0, len(heldout) - 1, min(HELDOUT, len(heldout))).astype(np.int64)
-    measure = jax.jit(lambda params, pictures: model(params, pictures)[1])
+    measure = jax.jit(lambda params, images: model(params, images)[1])
 
     def evaluate(state):
         losses, right = [], []
@@ -82,12 +82,12 @@ def train_classifier(
 
 
 def make_step(model: Classifier, config: TrainingConfig):
-    """One step `(state, step, (pictures uint8, labels)) -> (state, metrics)`."""
+    """One step `(state, step, (images uint8, labels)) -> (state, metrics)`."""
     dtype = jnp.dtype(config.compute_dtype)
 
-    def loss_fn(params, pictures, labels):
+    def loss_fn(params, images, labels):
         params = jax.tree.map(lambda x: x.astype(dtype), params)
-        x = (pictures.astype(jnp.float32) / 127.5 - 1.0).astype(dtype)
+        x = (images.astype(jnp.float32) / 127.5 - 1.0).astype(dtype)
         cross = optax.softmax_cross_entropy_with_integer_labels
         return jnp.mean(cross(model(params, x)[1], labels))
 

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from jaxspec.checkpoint import Checkpoint, digest_of, params_digest
-from jaxspec.config import BlockDiffusionConfig
+from jaxspec.config import DFlashConfig
 from jaxspec.data.batches import batch_indices, step_rng
 from jaxspec.data.codes import CodeSource, Sequences
 from jaxspec.drafters.draft_vocabulary import frequent_tokens
@@ -28,7 +28,7 @@ from jaxspec.train.layout import ONE_DEVICE, Layout
 from jaxspec.train.loop import fit
 from jaxspec.train.optimizer import begin, descend
 from jaxspec.train.recipes import recipe_of
-from jaxspec.train.recipes.lesson import make_lesson
+from jaxspec.train.recipes.lesson import run_teacher
 from jaxspec.typing import Array, Float, Int, Params
 
 # Held-out sequences that select the checkpoint.
@@ -66,7 +66,11 @@ def train_drafter(
     kept = None
     if config.cached != "no":
         kept = keep_features(
-            prior, drafter.taps, source, dtype=config.cached, cache_dir=workdir
+            prior,
+            drafter.feature_layers,
+            source,
+            dtype=config.cached,
+            cache_dir=workdir,
         )
 
     def batch_fn(step):
@@ -102,8 +106,8 @@ def train_drafter(
             experiment.drafter, config, experiment.data, source.digest, digest, before
         ),
     )
-    about = {"metrics": metrics, "target_digest": digest}
-    return Checkpoint(kind, drafter, best, about)
+    metadata = {"metrics": metrics, "target_digest": digest}
+    return Checkpoint(kind, drafter, best, metadata)
 
 
 def check_start(start: Checkpoint, kind: str, drafter: Any) -> None:
@@ -116,7 +120,7 @@ def check_start(start: Checkpoint, kind: str, drafter: Any) -> None:
     """
 
     def but_passes(config):
-        same = isinstance(config, BlockDiffusionConfig)
+        same = isinstance(config, DFlashConfig)
         return replace(config, refinements=0) if same else config
 
     if start.kind != kind:
@@ -142,7 +146,7 @@ def make_step(drafter: Any, config: DrafterTrainingConfig, fixed: Params):
         own, target_params = jax.tree.map(
             lambda x: x.astype(dtype), (own, target_params)
         )
-        losses, _, regression = guess_losses(
+        losses, _, regression = drafter_losses(
             drafter, config, {**own, **fixed}, target_params, codes, labels, key, kept
         )
         return weighted(losses, config.decay) + config.regression * regression
@@ -169,7 +173,7 @@ def weighted(values: Float[Array, "B M G"], decay: float) -> Float[Array, ""]:
     return jnp.sum(jnp.where(present, values, 0.0) * weight) / jnp.sum(weight)
 
 
-def guess_losses(
+def drafter_losses(
     drafter: Any,
     config: DrafterTrainingConfig,
     own: Params,
@@ -189,11 +193,11 @@ def guess_losses(
     what was computed of the target before, see `keep_features`.
     """
     draw_key, recipe_key = jax.random.split(key)
-    guided = config.guidance > 1.0
+    guided = config.cfg_scale > 1.0
     if guided:
         nulls = [jnp.zeros(labels.shape, bool), jnp.ones(labels.shape, bool)]
         scale = jax.random.uniform(
-            draw_key, labels.shape, jnp.float32, minval=1.0, maxval=config.guidance
+            draw_key, labels.shape, jnp.float32, minval=1.0, maxval=config.cfg_scale
         )
     else:
         share = jnp.float32(config.null_share)  # the same draws with 64-bit numbers
@@ -201,8 +205,14 @@ def guess_losses(
         scale = None
     streams, regressions, confidence = [], [], None
     for null in nulls:
-        lesson = make_lesson(
-            drafter.target, target_params, drafter.taps, codes, labels, null, kept
+        lesson = run_teacher(
+            drafter.target,
+            target_params,
+            drafter.feature_layers,
+            codes,
+            labels,
+            null,
+            kept,
         )
         # The same key, on purpose: the same places in both streams.
         same_key = jax.random.clone(recipe_key)
@@ -250,7 +260,7 @@ def make_evaluation(
 
     @jax.jit
     def measure(own, target_params, codes, labels, key):
-        losses, shared, regression = guess_losses(
+        losses, shared, regression = drafter_losses(
             drafter, config, own, target_params, codes, labels, key
         )
         loss = weighted(losses, config.decay) + config.regression * regression

@@ -22,9 +22,9 @@ class DataConfig:
         file in the folder of files, one token a byte.
       train_split: tfds split to learn from.
       heldout_split: tfds split that measures and selects.
-      flips: pictures may be mirrored left to right.
+      flips: images may be mirrored left to right.
       credit: author and origin.
-      licence: licence of the data and of what is derived from it.
+      license: license of the data and of what is derived from it.
       caveat: what a reader of held-out measurements must know.
     """
 
@@ -33,7 +33,7 @@ class DataConfig:
     heldout_split: str = "test"
     flips: bool = True
     credit: str = ""
-    licence: str = "unknown"
+    license: str = "unknown"
     caveat: str = ""
 
 
@@ -139,11 +139,11 @@ class DrafterTrainingConfig(TrainingConfig):
     Attributes:
       divergence: what is made small; see `train.divergence`.
       decay: guesses `k` places ahead weigh `exp(-k / decay)`.
-      guidance: above 1, guided laws are compared, at scales drawn evenly between 1 and
+      cfg_scale: above 1, guided laws are compared, at scales drawn evenly between 1 and
         this for each sequence (ours): what guidance amplifies is what is trained.
       drawn: sequences that the target draws and the drafter is trained on, guided as
         above, instead of the data's; 0 for the data.
-      null_share: share of unconditional sequences where `guidance` is 1.
+      null_share: share of unconditional sequences where `cfg_scale` is 1.
       regression: weight of a loss on features, where a recipe has one (EAGLE-1).
       cached: "float32" or "bfloat16": what the target says of all sequences is computed
         once and kept on disk in this dtype; "no": anew in each step.
@@ -151,7 +151,7 @@ class DrafterTrainingConfig(TrainingConfig):
 
     divergence: Divergence = "forward_kl"
     decay: float = 4.0
-    guidance: float = 1.0
+    cfg_scale: float = 1.0
     drawn: int = 0
     null_share: float = 0.3
     regression: float = 10.0
@@ -160,7 +160,7 @@ class DrafterTrainingConfig(TrainingConfig):
     def __post_init__(self):
         super().__post_init__()
         number(self, "above 0", lambda x: x > 0, "decay")
-        number(self, "of at least 1", lambda x: x >= 1, "guidance")
+        number(self, "of at least 1", lambda x: x >= 1, "cfg_scale")
         number(self, "from 0 to 1", lambda x: 0 <= x <= 1, "null_share")
         number(self, "of at least 0", lambda x: x >= 0, "regression")
         whole(self, 0, "drawn")
@@ -177,7 +177,7 @@ class Experiment:
 
     Text has no tokenizer: a token is a byte. A model that is itself a drafter has none.
 
-    The classifier that measures pictures is the same for all, but for its training.
+    The classifier that measures images is the same for all, but for its training.
     """
 
     name: str
@@ -201,7 +201,7 @@ class Experiment:
                     "tokens without a condition"
                 )
         elif t is None:
-            raise ConfigError(f"{self.name}: pictures need a tokenizer")
+            raise ConfigError(f"{self.name}: images need a tokenizer")
         elif p.vocab_size != t.codebook_size or p.grid != t.grid:
             raise ConfigError(
                 f"{self.name}: the prior is over {p.vocab_size} codes on a "

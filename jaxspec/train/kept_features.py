@@ -19,14 +19,14 @@ from jaxspec.writing import whole_file
 DTYPES: dict[str, Any] = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-def kept_layers(layers: int, taps: tuple[int, ...]) -> tuple[int, ...]:
+def kept_layers(layers: int, feature_layers: tuple[int, ...]) -> tuple[int, ...]:
     """Layers whose outputs are kept: the tapped ones, and the last for the scores."""
-    return tuple(sorted({*taps, layers - 1}))
+    return tuple(sorted({*feature_layers, layers - 1}))
 
 
 def keep_features(
     prior: Checkpoint,
-    taps: tuple[int, ...],
+    feature_layers: tuple[int, ...],
     source: Sequences,
     *,
     dtype: str,
@@ -37,7 +37,7 @@ def keep_features(
 
     Args:
       prior: the target.
-      taps: layers that the drafter reads.
+      feature_layers: layers that the drafter reads.
       source: sequences that stay the same from step to step.
       dtype: a key of `DTYPES`.
       cache_dir: where the numbers are kept: sequences x 2 x positions x layers x width.
@@ -55,12 +55,12 @@ def keep_features(
             "features are kept of sequences that stay the same; text is cut anew in "
             "every step: set cached='no'"
         )
-    config, layers = prior.config, kept_layers(prior.config.layers, taps)
+    config, layers = prior.config, kept_layers(prior.config.layers, feature_layers)
     codes = source.codes.reshape(-1, source.codes.shape[-1])
     width = len(layers) * config.width
     shape = (len(codes), 2, config.prefix_length + codes.shape[1], width)
-    about = repr((digest_of(prior), layers, dtype, shape))
-    digest = hashlib.sha256(about.encode() + codes.tobytes()).hexdigest()[:16]
+    metadata = repr((digest_of(prior), layers, dtype, shape))
+    digest = hashlib.sha256(metadata.encode() + codes.tobytes()).hexdigest()[:16]
     file, kind = cache_dir / f"features-{digest}.bin", np.dtype(DTYPES[dtype])
     if file.exists():
         return np.memmap(file, kind, "r", shape=shape)
@@ -71,7 +71,9 @@ def keep_features(
         streams = []
         for null in (False, True):
             nulls = jnp.full(labels.shape, null)
-            _, features = model.score(params, labels, codes, null=nulls, taps=layers)
+            _, features = model.score(
+                params, labels, codes, null=nulls, feature_layers=layers
+            )
             streams.append(features)
         return jnp.stack(streams, axis=1).astype(kind)
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxspec.drafters.shared import scores_of, shared_parameters
+from jaxspec.drafters.shared import scores_of, shared_target_params
 from jaxspec.models.masked_diffusion import MaskedDiffusion
 from jaxspec.models.transformer import Transformer
 from jaxspec.typing import Array, Bool, Float, Int, Params
@@ -68,12 +68,17 @@ def sorted_loss(
       key: for dropout.
       exits: numbers of layers.
     """
-    taps = tuple(n - 1 for n in exits)
+    feature_layers = tuple(n - 1 for n in exits)
     logits, features = model.score(
-        params, labels, codes[:, :-1], null=null, taps=taps, dropout_key=key
+        params,
+        labels,
+        codes[:, :-1],
+        null=null,
+        feature_layers=feature_layers,
+        dropout_key=key,
     )
     losses = [jnp.mean(token_losses(model, logits, codes))]
-    shared = shared_parameters(model.config, params, norm=True)
+    shared = shared_target_params(model.config, params, norm=True)
     for h in jnp.split(features, len(exits), axis=-1):
         logits = scores_of(model.config, shared, h)
         losses.append(jnp.mean(token_losses(model, logits, codes)))

@@ -73,12 +73,12 @@ def train_prior(
         "prior",
         fingerprint(experiment.prior, config, experiment.data, source.digest, begun),
     )
-    about = {"metrics": metrics, "objective": config.objective}
+    metadata = {"metrics": metrics, "objective": config.objective}
     if config.objective == "sorted":
-        about["exits"] = list(config.exits)
+        metadata["exits"] = list(config.exits)
     if config.objective not in ("next", "sorted", "masked"):
-        about["block"] = config.block
-    return Checkpoint("prior", experiment.prior, kept, about)
+        metadata["block"] = config.block
+    return Checkpoint("prior", experiment.prior, kept, metadata)
 
 
 def _grown(start: Checkpoint, model: Transformer, like: Params) -> Params:

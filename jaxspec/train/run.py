@@ -51,7 +51,7 @@ def train_part(
         raise ConfigError(f"{experiment.name} has no drafter to train")
     given = bundle or workdir / "checkpoint"
     begun = load_checkpoint(start) if start is not None else None
-    text, about = experiment.text_file is not None, {}
+    text, metadata = experiment.text_file is not None, {}
     sources: Sequence[Sequences]
     needed = {"prior": ["tokenizer"], "drafter": ["tokenizer", "prior"]}.get(part, [])
     for earlier in needed[text:]:
@@ -66,9 +66,9 @@ def train_part(
         elif text:
             sources = _text(experiment, manual_dir or data_dir)
         else:
-            pictures = _pictures(experiment, data_dir, manual_dir)
-            sources = _encoded(experiment, given, workdir, pictures)
-            about = {"class_names": pictures[0].class_names} if part == "prior" else {}
+            images = _images(experiment, data_dir, manual_dir)
+            sources = _encoded(experiment, given, workdir, images)
+            metadata = {"class_names": images[0].class_names} if part == "prior" else {}
         if part == "prior":
             result = train_prior(
                 experiment, sources[0], sources[1], workdir / part, begun, layout
@@ -81,16 +81,16 @@ def train_part(
     else:
         if text:
             raise ConfigError(f"text has no {part}; train its prior, then a drafter")
-        pictures = _pictures(experiment, data_dir, manual_dir)
+        images = _images(experiment, data_dir, manual_dir)
         train = {"tokenizer": train_tokenizer, "classifier": train_classifier}[part]
-        result = train(experiment, *pictures, workdir / part, layout)
+        result = train(experiment, *images, workdir / part, layout)
         if part == "classifier":
-            about = {"class_names": pictures[0].class_names}
-    result = replace(result, about={**result.about, **about})
+            metadata = {"class_names": images[0].class_names}
+    result = replace(result, metadata={**result.metadata, **metadata})
     return _finish(experiment, part, result, command, workdir / "checkpoint" / part)
 
 
-def _pictures(
+def _images(
     experiment: Experiment, data_dir: Path, manual_dir: Path | None
 ) -> tuple[ImageSource, ImageSource]:
     """Those to learn from, and those held out."""
@@ -107,9 +107,9 @@ def _encoded(
     experiment: Experiment,
     given: Path,
     workdir: Path,
-    pictures: tuple[ImageSource, ImageSource],
+    images: tuple[ImageSource, ImageSource],
 ) -> list[CodeSource]:
-    """Pictures as codes, encoded once and kept."""
+    """Images as codes, encoded once and kept."""
     tokenizer, data = load_checkpoint(given / "tokenizer", "tokenizer"), experiment.data
     splits = (data.train_split, data.heldout_split)
     return [
@@ -118,10 +118,10 @@ def _encoded(
             tokenizer.params,
             source,
             name=f"{data.name}-{split}",
-            flips=data.flips and source is pictures[0],
+            flips=data.flips and source is images[0],
             cache_dir=workdir / "codes",
         )
-        for source, split in zip(pictures, splits, strict=True)
+        for source, split in zip(images, splits, strict=True)
     ]
 
 
@@ -137,7 +137,7 @@ def _drawn(experiment: Experiment, given: Path, workdir: Path) -> list[CodeSourc
         draw_source(
             prior,
             count,
-            guidance=training.guidance,
+            cfg_scale=training.cfg_scale,
             seed=seed,
             cache_dir=workdir / "codes",
         )
@@ -153,15 +153,15 @@ def _finish(
 ) -> Path:
     """Writes the checkpoint with its card."""
     data = experiment.data
-    about = {
+    metadata = {
         "preset": experiment.name,
         "data": data.credit or data.name,
-        "licence": data.licence,
+        "license": data.license,
         "command": command,
         "device": device_name(),
         "jax": jax.__version__,
-        **result.about,
+        **result.metadata,
     }
-    result = replace(result, about=about)
+    result = replace(result, metadata=metadata)
     save(path, result, {"README.md": model_card(part, result, experiment)})
     return path

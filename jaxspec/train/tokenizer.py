@@ -13,7 +13,7 @@ from jaxspec.data.source import ImageSource
 from jaxspec.evaluate.reconstruction import reconstruction_metrics
 from jaxspec.models.tokenizer import Tokenizer
 from jaxspec.nn.vq import l2_normalize, look_up, nearest_codes
-from jaxspec.spec.neighbours import neighbour_table
+from jaxspec.spec.neighbors import neighbor_table
 from jaxspec.spec.noise import seed_key
 from jaxspec.train.experiment import Experiment, TrainingConfig, fingerprint
 from jaxspec.train.layout import ONE_DEVICE, Layout
@@ -26,8 +26,8 @@ L1 = 0.2
 CODE_DECAY = 0.99
 # A code is reset when its average count falls below this share of the uniform one.
 DEAD_SHARE = 0.02
-# Neighbours of each code that are kept beside it, for rules that relax equality.
-NEIGHBOURS = 100
+# Neighbors of each code that are kept beside it, for rules that relax equality.
+NEIGHBORS = 100
 
 
 def train_tokenizer(
@@ -39,19 +39,17 @@ def train_tokenizer(
 ) -> Checkpoint:
     """Trains the tokenizer of an experiment; resumes what `workdir` holds."""
     config, shape = experiment.train_tokenizer, experiment.tokenizer
-    assert config is not None and shape is not None  # there are pictures
+    assert config is not None and shape is not None  # there are images
     tokenizer = Tokenizer(shape)
     flips = experiment.data.flips
 
     def batch_fn(step):
         indices = batch_indices(config.seed, step, config.batch, len(source))
-        pictures = source.take(indices)
+        images = source.take(indices)
         if flips:
             mirrored = step_rng(config.seed, step).random(config.batch) < 0.5
-            pictures = np.where(
-                mirrored[:, None, None, None], pictures[:, :, ::-1], pictures
-            )
-        return pictures
+            images = np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+        return images
 
     def evaluate(state):
         metrics = reconstruction_metrics(tokenizer, kept_params(state), heldout)
@@ -71,9 +69,9 @@ def train_tokenizer(
     )
     metrics.pop("heldout_loss")
     book = kept["codebook"]
-    neighbours = neighbour_table(book, min(NEIGHBOURS, len(book) - 2))
-    about = {"metrics": metrics}
-    return Checkpoint("tokenizer", experiment.tokenizer, kept, about, neighbours)
+    neighbors = neighbor_table(book, min(NEIGHBORS, len(book) - 2))
+    metadata = {"metrics": metrics}
+    return Checkpoint("tokenizer", experiment.tokenizer, kept, metadata, neighbors)
 
 
 def init_state(tokenizer: Tokenizer, config: TrainingConfig) -> dict[str, Any]:
@@ -96,25 +94,25 @@ def kept_params(state: dict[str, Any]) -> Params:
 
 
 def make_step(tokenizer: Tokenizer, config: TrainingConfig):
-    """One step `(state, step, pictures uint8 [B, H, W, 3]) -> (state, metrics)`."""
+    """One step `(state, step, images uint8 [B, H, W, 3]) -> (state, metrics)`."""
     optimizer = make_optimizer(config)
     dtype = jnp.dtype(config.compute_dtype)
 
-    def loss_fn(networks, codebook, pictures):
+    def loss_fn(networks, codebook, images):
         networks = jax.tree.map(lambda x: x.astype(dtype), networks)
-        z = l2_normalize(tokenizer.embed(networks, pictures.astype(dtype)))
+        z = l2_normalize(tokenizer.embed(networks, images.astype(dtype)))
         codes = nearest_codes(codebook, jax.lax.stop_gradient(z))
         q = look_up(codebook, codes)
         straight = z + jax.lax.stop_gradient(q - z)
         out = tokenizer.decode_vectors(networks, straight.astype(dtype))
-        error = out.astype(jnp.float32) - pictures
+        error = out.astype(jnp.float32) - images
         mse = jnp.mean(error**2)
         commitment = jnp.mean((z - q) ** 2)
         loss = mse + L1 * jnp.mean(jnp.abs(error)) + COMMITMENT * commitment
         return loss, (z, codes, mse)
 
-    def step_fn(state, step, pictures):
-        x = pictures.astype(jnp.float32) / 127.5 - 1.0
+    def step_fn(state, step, images):
+        x = images.astype(jnp.float32) / 127.5 - 1.0
         (loss, (z, codes, mse)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(
             state["networks"], state["codebook"], x
         )
@@ -148,7 +146,7 @@ def _update_codebook(
     """Moving averages of the vectors of each code; dead codes start anew.
 
     A dead code is moved to a vector of the batch, drawn with a chance that grows with
-    the vector's own quantisation error, so that plain background does not take all.
+    the vector's own quantization error, so that plain background does not take all.
     Nothing is reset once training is `late`.
     """
     vectors, codes = z.reshape(-1, z.shape[-1]), codes.reshape(-1)

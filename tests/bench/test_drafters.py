@@ -15,7 +15,7 @@ def test_drafters_are_compared_in_one_run(tmp_path):
     assert main([*command, "--out", str(stem)]) == 0
     result = json.loads(stem.with_suffix(".json").read_text())
     own, lookup = result["rows"]
-    assert own["drafter"] == "block_diffusion" and own["tree"] == "Beam"
+    assert own["drafter"] == "dflash" and own["tree"] == "Beam"
     assert lookup["drafter"] == "prompt-lookup" and lookup["tree"] == "Tree"
     assert own["identical"] and lookup["identical"]
     assert own["tokens_per_call"] > lookup["tokens_per_call"] >= 1

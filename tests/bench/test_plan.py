@@ -47,7 +47,7 @@ def planned(monkeypatch, cost):
     )
     monkeypatch.setattr(plan, "draw", lambda *_, **__: seen)
 
-    def timed(bundle, settings, tree, helper, repeats):
+    def timed(bundle, settings, tree, loaded, repeats):
         times = cost(tree.size)
         return Timing.of(times if isinstance(times, list) else [times] * 3)
 

@@ -30,7 +30,7 @@ from jaxspec.bench.relaxation.sweep import cells, measure_setting
 from jaxspec.bundle import load_bundle
 from jaxspec.cli import main
 from jaxspec.images import png_bytes
-from jaxspec.rules import find_rule, rule_words
+from jaxspec.rules import parse_verifier, verifier_spec
 from jaxspec.spec.draft import Draft
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify import Coupled, CoupledRelaxed, Lantern, Rejection
@@ -57,10 +57,10 @@ def distortion(outcome, position=TOY):
 # --- Laws ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rule", [Rejection(), Coupled()], ids=str)
-def test_lossless_rules_distort_nothing(rule):
+@pytest.mark.parametrize("verifier", [Rejection(), Coupled()], ids=str)
+def test_lossless_rules_distort_nothing(verifier):
     for drafts in (blind_drafts(TOY.q, 1, 0), all_triples(TOY.q)):
-        outcome = blind_outcome(rule, TOY, drafts)
+        outcome = blind_outcome(verifier, TOY, drafts)
         assert distortion(outcome) < 1e-6
         assert 0 < outcome.acceptance < 1
     # The control: a relaxed rule does, over the same drafts.
@@ -105,7 +105,7 @@ def test_sweeping_amounts_are_those_of_the_rule():
     """Amounts are traced, so that a sweep compiles once: against the plain rule."""
     drafts = all_triples(TOY.q)
     rows = len(drafts.tokens)
-    for rule in (
+    for verifier in (
         Lantern(4, delta=0.2),
         Lantern(4, lam=2.5, residual="optimal"),
         CoupledRelaxed(4, 0.3, radius=0.9),
@@ -115,24 +115,26 @@ def test_sweeping_amounts_are_those_of_the_rule():
                 jnp.pad(jnp.asarray(drafts.tokens), ((0, 0), (1, 0))),
                 jnp.ones((rows, 4), bool),
                 log_q=jnp.broadcast_to(jnp.log(jnp.asarray(TOY.q)), (rows, 1, 10)),
-                drawn="without_replacement",
+                selection="without_replacement",
             )
             log_p = jnp.broadcast_to(jnp.log(jnp.asarray(TOY.p)), (rows, 4, 10))
-            law = rule.law(log_p, draft, FORK, params={"neighbours": TOY.neighbours})
+            law = verifier.outcome(
+                log_p, draft, FORK, params={"neighbors": TOY.neighbors}
+            )
             stop, final = np.asarray(law.stop), np.asarray(law.final)
         wanted = (drafts.chance * stop[:, 0]) @ final[:, 0]
         np.add.at(wanted, drafts.tokens, drafts.chance[:, None] * stop[:, 1:])
-        outcome = blind_outcome(rule, TOY, drafts)
+        outcome = blind_outcome(verifier, TOY, drafts)
         np.testing.assert_allclose(outcome.output, wanted, atol=1e-6)
         assert outcome.acceptance == pytest.approx(1 - drafts.chance @ stop[:, 0])
 
 
 @pytest.mark.parametrize(
-    "rule",
+    "verifier",
     [Coupled(), CoupledRelaxed(4, 0.3, radius=0.9), CoupledRelaxed(6, lam=3.0)],
     ids=str,
 )
-def test_coupled_outcome_is_that_of_the_verdicts(rule):
+def test_coupled_outcome_is_that_of_the_verdicts(verifier):
     rows = 2000
     noise = np.random.default_rng(0).gumbel(size=(rows, 2, 10)).astype(np.float32)
     log_p = np.broadcast_to(np.log(TOY.p).astype(np.float32), (rows, 4, 10))
@@ -141,13 +143,15 @@ def test_coupled_outcome_is_that_of_the_verdicts(rule):
     draft = Draft(
         jnp.pad(jnp.asarray(best, jnp.int32), ((0, 0), (1, 0))),
         jnp.ones((rows, 4), bool),
-        drawn="coupled",
+        selection="coupled",
     )
-    params = {"neighbours": TOY.neighbours}
+    params = {"neighbors": TOY.neighbors}
     noises = coupled_noise(noise, FORK.size)
-    verdict = rule.verify(jnp.asarray(log_p), draft, FORK, noises, params)
+    verdict = verifier.verify(jnp.asarray(log_p), draft, FORK, noises, params)
     emitted = np.asarray(verdict.emitted(draft)[0][:, 0])
-    outcome = coupled_outcome(rule, TOY, Drafts(best, np.full(rows, 1 / rows), sample))
+    outcome = coupled_outcome(
+        verifier, TOY, Drafts(best, np.full(rows, 1 / rows), sample)
+    )
     counts = np.bincount(emitted, minlength=10)
     np.testing.assert_allclose(outcome.output * rows, counts, atol=1e-6)
     assert outcome.acceptance == pytest.approx(float(verdict.accepted.mean()))
@@ -210,9 +214,13 @@ def test_positions_of_the_embedded_model():
 
 def test_every_measured_rule_has_a_name():
     todo = cells(toy_positions(1, near=False))
-    assert len({(rule_words(rule), how) for _, rule, how in todo}) == len(todo) > 80
-    for _, rule, _ in todo:
-        assert find_rule(rule_words(rule)) == rule
+    assert (
+        len({(verifier_spec(verifier), how) for _, verifier, how in todo})
+        == len(todo)
+        > 80
+    )
+    for _, verifier, _ in todo:
+        assert parse_verifier(verifier_spec(verifier)) == verifier
 
 
 # --- Reports ---------------------------------------------------------------------
@@ -223,12 +231,12 @@ def tiny_result():
     todo = [("lossless", Rejection(), "blind")]
     todo += [("lossless", Coupled(), how) for how in ("blind", "coupled")]
     for radius in (0.6, 1.2):
-        rule = CoupledRelaxed(6, 1.0, radius=radius)
-        todo += [("ours, radius", rule, how) for how in ("blind", "coupled")]
+        verifier = CoupledRelaxed(6, 1.0, radius=radius)
+        todo += [("ours, radius", verifier, how) for how in ("blind", "coupled")]
     for lam in (1.5, 20.0):
         for residual in ("published", "optimal"):
-            rule = Lantern(4, lam=lam, residual=residual)
-            todo.append((f"LANTERN++, {residual}, k=10", rule, "blind"))
+            verifier = Lantern(4, lam=lam, residual=residual)
+            todo.append((f"LANTERN++, {residual}, k=10", verifier, "blind"))
     seen = []
     rows = measure_setting("toy", [TOY], 1, todo, progress=lambda: seen.append(1))
     assert len(rows) == len(todo) == len(seen)
@@ -247,19 +255,19 @@ def tiny_result():
     }
 
 
-def test_report_holds_every_row_and_the_plot_is_a_picture():
+def test_report_holds_every_row_and_the_plot_is_a_image():
     result = tiny_result()
     text = relaxation_markdown(result, "here.png")
     assert "](here.png)" in text and "](" not in relaxation_markdown(result)
     assert result["command"] in text
     tables = text.split("## Everything measured")
     for row in result["rows"]:
-        words = f"`{row['rule'].removesuffix(',residual=optimal')}`"
+        words = f"`{row['verifier'].removesuffix(',residual=optimal')}`"
         lines = [x for x in tables[1].splitlines() if x.startswith(f"| {words} |")]
         assert len(lines) == 1
         numbers = [row["acceptance"], row["tv"], row["w1"]]
         assert " | ".join(f"{x:.3f}" for x in numbers) in lines[0]
-    compared = [row["rule"] for row in result["equal_acceptance"]]
+    compared = [row["verifier"] for row in result["equal_acceptance"]]
     assert "coupled" in compared and "rejection" not in compared
     for words in compared:
         assert f"| `{words}` |" in tables[0]
@@ -267,9 +275,9 @@ def test_report_holds_every_row_and_the_plot_is_a_picture():
         cuts = {line.count("|") for line in table.splitlines() if line[:1] == "|"}
         assert len(cuts) <= 1
 
-    picture = Image.open(io.BytesIO(relaxation_plot(result)))
-    assert picture.format == "PNG" and picture.mode == "RGB"
-    assert len(np.unique(np.asarray(picture).reshape(-1, 3), axis=0)) > 50
+    image = Image.open(io.BytesIO(relaxation_plot(result)))
+    assert image.format == "PNG" and image.mode == "RGB"
+    assert len(np.unique(np.asarray(image).reshape(-1, 3), axis=0)) > 50
 
 
 def test_command_writes_numbers_tables_and_plot(tmp_path, monkeypatch, capsys):
@@ -294,19 +302,19 @@ def test_command_writes_numbers_tables_and_plot(tmp_path, monkeypatch, capsys):
     assert len(list(tmp_path.iterdir())) == 3
 
     # What was asked is measured, and told where it is not the default.
-    few = ["--pictures", "2", "--drafts", "8", "--seed", "3", "--out", stem]
+    few = ["--images", "2", "--drafts", "8", "--seed", "3", "--out", stem]
     assert main(["bench", "relaxation", *few]) == 0
     told = json.loads((tmp_path / "r.json").read_text())["command"]
     assert told == " ".join(["jaxspec bench relaxation", *few])
-    plain = {"toys": 8, "pictures": 16, "drafts": 4096, "draws": 1 << 19, "seed": 0}
-    changed = {**plain, "pictures": 2, "drafts": 8, "seed": 3}
+    plain = {"toys": 8, "images": 16, "drafts": 4096, "draws": 1 << 19, "seed": 0}
+    changed = {**plain, "images": 2, "drafts": 8, "seed": 3}
     assert asked == [("fruits64", plain), ("fruits64", changed)]
 
 
-def lantern_row(curve, rule, acceptance, tv):
+def lantern_row(curve, verifier, acceptance, tv):
     return {
         "curve": curve,
-        "rule": rule,
+        "verifier": verifier,
         "acceptance": acceptance,
         "tv": tv,
         "w1": None,
@@ -321,13 +329,13 @@ def test_lantern_at_an_acceptance_is_the_best_curve_there():
         lantern_row("LANTERN++, published, k=5", "c", 0.8, 0.25),
         lantern_row("LANTERN++, optimal, k=5", "d", 0.8, 0.01),
     ]
-    assert lantern_at(rows, 0.4, "published")["rule"] == "rejection"
+    assert lantern_at(rows, 0.4, "published")["verifier"] == "rejection"
     early = lantern_at(rows, 0.55, "published")  # on the way from `rejection` to a
-    assert (early["rule"], early["tv"]) == ("a", pytest.approx(0.05))
+    assert (early["verifier"], early["tv"]) == ("a", pytest.approx(0.05))
     late = lantern_at(rows, 0.75, "published")
-    assert (late["rule"], late["tv"]) == ("c", pytest.approx(0.2375))
+    assert (late["verifier"], late["tv"]) == ("c", pytest.approx(0.2375))
     assert late["w1"] is None
-    assert lantern_at(rows, 0.85, "published")["rule"] == "a"
+    assert lantern_at(rows, 0.85, "published")["verifier"] == "a"
     assert lantern_at(rows, 0.95, "published") is None
     assert lantern_at(rows, 0.85, "optimal") is None
 

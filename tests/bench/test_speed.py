@@ -35,7 +35,7 @@ from jaxspec.pipeline import Settings
 from jaxspec.spec.cache import tree_mask
 from jaxspec.spec.loop import generate
 from jaxspec.spec.named_trees import named_tree
-from jaxspec.spec.noise import row_keys
+from jaxspec.spec.noise import batch_keys
 from jaxspec.spec.sampling import make_sampling
 from jaxspec.spec.state import Engine
 from jaxspec.spec.tree import Tree
@@ -116,9 +116,9 @@ def test_forced_rounds_emit_as_many_tokens_as_they_are_told(tokens):
     """Whatever the drafter, here one that was never trained."""
     _, drafter = make_drafter(block_config(TINY), TINY)
     params = synthetic_params(TINY, "float32")
-    own = drafter.bind(drafter.init_params(jax.random.key(1)), params)
+    own = drafter.with_target_params(drafter.init_params(jax.random.key(1)), params)
     engine = Engine(
-        make_target(Transformer(TINY), taps=drafter.taps),
+        make_target(Transformer(TINY), feature_layers=drafter.feature_layers),
         64,
         drafter,
         Tree.chain(5),
@@ -126,7 +126,7 @@ def test_forced_rounds_emit_as_many_tokens_as_they_are_told(tokens):
         order=("temperature",),
     )
     rows = 16
-    given = jnp.zeros(rows, jnp.int32), make_sampling(rows), row_keys(0, rows)
+    given = jnp.zeros(rows, jnp.int32), make_sampling(rows), batch_keys(0, rows)
     found = jax.jit(partial(generate, engine))(params, own, *given)
     rounds = np.asarray(found.stats.accepted)[:, : int(np.ceil(tokens))]
     assert rounds.sum() == np.asarray(found.stats.accepted).sum()  # never more
@@ -146,8 +146,8 @@ def test_loops_and_passes_run_the_model_that_they_are_given():
     build = passes.build_here()
     tokens = np.asarray(passes.decode_loop(model, params, 2, 16, build)())
     engine = Engine(make_target(model), 16, order=("temperature",))
-    settings = Settings((0, 0), guidance=passes.GUIDANCE)
-    given = jnp.zeros(2, jnp.int32), settings.sampling(2), row_keys(0, 2)
+    settings = Settings((0, 0), cfg_scale=passes.GUIDANCE)
+    given = jnp.zeros(2, jnp.int32), settings.sampling(2), batch_keys(0, 2)
     expected = jax.jit(partial(generate, engine))(params, None, *given).tokens
     np.testing.assert_array_equal(tokens, expected)
     tree = named_tree("chain-3")
@@ -169,7 +169,7 @@ def test_ways_are_timed_in_turn():
 def test_variants_have_names():
     assert find_variant("pallas+int8") == Variant("pallas", True)
     assert find_variant("pallas+int8").words == ", pallas, int8"
-    assert find_variant("phases4") == Variant(phases=4)
+    assert find_variant("phases4") == Variant(cache_stages=4)
     assert find_variant("phases4").words == ", 4 phases"
     assert find_variant("xla").words == ""
     with pytest.raises(ConfigError, match="unknown variant 'fast'"):

@@ -5,7 +5,7 @@ import pytest
 from jaxspec.bench.eight_bits import bench_eight_bits, eight_bits_markdown
 from jaxspec.bench.streaming import bench_streaming, streaming_markdown
 from jaxspec.bundle import load_bundle
-from jaxspec.helpers import find_helper
+from jaxspec.helpers import load_drafter
 from jaxspec.spec.named_trees import named_tree
 from tests.sharding.tiny_bundle import save_bundle
 
@@ -19,8 +19,8 @@ def folder(tmp_path_factory):
 
 def test_refilled_rows_are_compared_with_batches_that_wait(folder):
     bundle = load_bundle(folder)
-    helper = find_helper("jacobi", bundle)
-    rows = bench_streaming(bundle, TREE, helper, num=9, rows=3, waits=[1], repeats=1)
+    loaded = load_drafter("jacobi", bundle)
+    rows = bench_streaming(bundle, TREE, loaded, num=9, rows=3, waits=[1], repeats=1)
     assert [row["way"] for row in rows] == ["lockstep", "refill, wait 1"] * 2
     lockstep, refill = rows[2:]  # lengths differ
     assert refill["rounds"] < lockstep["rounds"]

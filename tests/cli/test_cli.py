@@ -16,7 +16,7 @@ from jaxspec.spec.tree import Tree
 
 REPORT_KEYS = {
     "tokens", "target_calls", "tokens_per_call", "seconds", "baseline_seconds",
-    "speedup", "identical_to_autoregressive", "checkpoint", "drafter", "rule", "device",
+    "speedup", "identical_to_autoregressive", "checkpoint", "drafter", "verifier", "device",
 }  # fmt: skip
 
 
@@ -42,22 +42,22 @@ def test_generate_draws_both_ways_and_reports(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_second_start_with_kept_programs_is_twice_as_quick(tmp_path):
-    """Two processes draw the same picture; the second compiles nothing."""
+    """Two processes draw the same image; the second compiles nothing."""
     code = "import sys; from jaxspec.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "generate", "--num", "1"]
     command += ["--compile-cache", str(tmp_path / "programs")]
     own = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}  # as a user has it
-    seconds, pictures, kept = [], [], []
+    seconds, images, kept = [], [], []
     for name in ("a.png", "b.png"):
         began = time.perf_counter()
         out = tmp_path / name
         subprocess.run([*command, "--out", str(out)], check=True, env=own)
         seconds.append(time.perf_counter() - began)
-        pictures.append(out.read_bytes())
+        images.append(out.read_bytes())
         kept.append(
             sum(p.name.endswith("-cache") for p in (tmp_path / "programs").iterdir())
         )
-    assert pictures[0] == pictures[1]
+    assert images[0] == images[1]
     assert kept[0] == kept[1] > 3
     assert seconds[1] < seconds[0] / 2
 
@@ -81,35 +81,38 @@ def test_generate_without_a_drafter_is_plain_decoding(tmp_path, capsys):
 WRONG = {
     "unknown class": (["--classes", "Pear"], "unknown class 'Pear'"),
     "unknown tree": (["--tree", "oak"], "unknown tree 'oak'"),
-    "unknown rule": (["--rule", "oak"], "unknown rule 'oak'; choose coupled,"),
-    "unknown setting": (["--rule", "lantern:k=2,wings=2"], "no setting 'wings=2'"),
-    "impossible setting": (["--rule", "lantern:k=0,lam=2"], "k=0"),
+    "unknown rule": (["--verifier", "oak"], "unknown rule 'oak'; choose coupled,"),
+    "unknown setting": (["--verifier", "lantern:k=2,wings=2"], "no setting 'wings=2'"),
+    "impossible setting": (["--verifier", "lantern:k=0,lam=2"], "k=0"),
     "tree too deep": (["--tree", "chain-40"], "choose a shallower tree"),
     "top-p of 0": (["--top-p", "0"], "top_p=0.0 is impossible"),
     "negative temperature": (["--temperature", "-1"], "temperature=-1.0 is impossible"),
     "top-k over int32": (["--top-k", str((1 << 32) + 1)], "top_k=4294967297 is"),
-    "cfg over float32": (["--cfg-scale", "1e39"], "guidance=1e+39 is impossible"),
-    "cfg that is none": (["--cfg-scale", "nan"], "guidance=nan is impossible"),
+    "cfg over float32": (["--cfg-scale", "1e39"], "cfg_scale=1e+39 is impossible"),
+    "cfg that is none": (["--cfg-scale", "nan"], "cfg_scale=nan is impossible"),
     "endless temperature": (["--temperature", "inf"], "temperature=inf is impossible"),
     "batch over int32": (
         ["--batch", str(1 << 40)],
         "batch=1099511627776 is impossible",
     ),
-    "lambda over float32": (["--rule", "lantern:k=2,lam=1e39"], "lam=1e+39 is"),
-    "endless delta": (["--rule", "annealed:delta=1e39"], "delta=1e+39 is impossible"),
-    "k over int32": (["--rule", "lantern:k=4294967297,lam=2"], "k=4294967297 is"),
-    "more than a sheet": (["--num", str(1 << 40)], "holds at most 4096 pictures"),
+    "lambda over float32": (["--verifier", "lantern:k=2,lam=1e39"], "lam=1e+39 is"),
+    "endless delta": (
+        ["--verifier", "annealed:delta=1e39"],
+        "delta=1e+39 is impossible",
+    ),
+    "k over int32": (["--verifier", "lantern:k=4294967297,lam=2"], "k=4294967297 is"),
+    "more than a sheet": (["--num", str(1 << 40)], "holds at most 4096 images"),
     "class ²": (["--classes", "²"], "unknown class '²'; use a number from 0"),
     "class of 5000 digits": (["--classes", "1" * 5000], "unknown class '111"),
     "early exit ²": (["--drafter", "early-exit-²"], "no drafter 'early-exit-²'"),
-    "nothing to draw": (["--num", "0"], "at least one picture"),
+    "nothing to draw": (["--num", "0"], "at least one image"),
     "no batch": (["--batch", "0"], "batch=0"),
     "huge seed": (["--seed", str(1 << 70)], "use a whole number that fits in 64 bits"),
-    "impossible step": (["--cfg-interval", "-7"], "guidance_interval=-7"),
+    "impossible step": (["--cfg-interval", "-7"], "cfg_interval=-7"),
     "one file for two": (["--report", "samples.png"], "are both 'samples.png'"),
     "endless chain": (["--tree", "chain-1000000000"], "longer than any output"),
     "no checkpoint": (["--checkpoint", "nowhere"], "no checkpoint folder at 'nowhere'"),
-    "a kind of its own": (["--out", "s.tga"], "as a .tga picture; use .png, .jpg,"),
+    "a kind of its own": (["--out", "s.tga"], "as a .tga image; use .png, .jpg,"),
     "no folder": (["--out", "nowhere/s.png"], "there is no folder 'nowhere'"),
     "not a number": (["--seed", "x"], "invalid int value"),
     "unknown option": (["--fast"], "unrecognized arguments"),
@@ -152,7 +155,7 @@ def test_expected_errors_show_no_traceback(tmp_path):
 def test_info_tells_what_a_checkpoint_is(capsys):
     assert main(["info"]) == 0
     text = capsys.readouterr().out
-    for words in ("tokenizer", "prior", "block_diffusion", "M parameters", "psnr"):
+    for words in ("tokenizer", "prior", "dflash", "M parameters", "psnr"):
         assert words in text
     assert "CC BY-SA 4.0" in text and "Tomato 3" in text
     assert main(["info", "nowhere"]) == 2
@@ -193,7 +196,7 @@ def test_damaged_checkpoints_are_one_clear_line(damage, tmp_path):
     else:
         broken = load_checkpoint(prior)
         params = jax.tree.map(lambda x: x / 0, broken.params)
-        save(prior, type(broken)("prior", broken.config, params, broken.about))
+        save(prior, type(broken)("prior", broken.config, params, broken.metadata))
     code = "import sys; from jaxspec.cli import main; sys.exit(main(sys.argv[1:]))"
     command = ["generate", "--num", "1", "--checkpoint", str(bundle)]
     child = subprocess.run(
@@ -295,7 +298,7 @@ def test_unknown_drafters_say_which_there_are(tmp_path, capsys):
         ["bench", "generate", "--cfg-scales", "2", "1e39", "--out", "x"],
         ["bench", "drafters", "--cfg-scales", "2", "1e39", "--out", "x"],
         ["bench", "plan", "--cfg-scale", "1e39"],
-        ["eval", "pictures", "--data", "none", "--cfg-scale", "1e39", "--out", "x"],
+        ["eval", "images", "--data", "none", "--cfg-scale", "1e39", "--out", "x"],
     ],
     ids=lambda words: " ".join(words[:2]),
 )
@@ -305,7 +308,7 @@ def test_scales_are_checked_before_anything_is_loaded(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("jaxspec.bundle.load_bundle", None)
     assert main(command) == 2
-    assert "guidance=1e+39 is impossible" in capsys.readouterr().err
+    assert "cfg_scale=1e+39 is impossible" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,4 +1,4 @@
-"""Pictures for every line of a file, on any mesh, by one process or by several."""
+"""Images for every line of a file, on any mesh, by one process or by several."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from PIL import Image
 
 from jaxspec.bundle import load_bundle
 from jaxspec.cli import main
-from jaxspec.pipeline import Settings, decode_pictures, draw
+from jaxspec.pipeline import Settings, decode_images, draw
 from jaxspec.spec.tree import Tree
 from tests.sharding.tiny_bundle import save_bundle
 
@@ -29,10 +29,10 @@ def bundle(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def wanted(bundle):
-    """Each picture as plain decoding draws it, alone on one device."""
+    """Each image as plain decoding draws it, alone on one device."""
     loaded = load_bundle(bundle)
     drawn = draw(loaded, Settings(CLASSES, seed=7, batch=4), Tree.root())
-    return decode_pictures(loaded, drawn.tokens)
+    return decode_images(loaded, drawn.tokens)
 
 
 def command(bundle, folder, *extra, lines=LINES):
@@ -43,7 +43,7 @@ def command(bundle, folder, *extra, lines=LINES):
     return [*given, "--tree", "0,1,00", *extra]
 
 
-def pictures(folder):
+def images(folder):
     files = sorted(folder.glob("*.png"))
     assert [f.name for f in files] == [f"{i:06d}_seed7.png" for i in range(len(files))]
     return np.stack([np.asarray(Image.open(file)) for file in files])
@@ -54,16 +54,16 @@ def pictures(folder):
     [[], pytest.param(["--mesh", "2x4"], marks=pytest.mark.slow)],
     ids=str,
 )
-def test_every_line_gets_the_picture_of_its_number_and_seed(
+def test_every_line_gets_the_image_of_its_number_and_seed(
     bundle, wanted, tmp_path, devices, capsys
 ):
     folder = tmp_path / "out"
     assert main(command(bundle, folder, "--batch", "4", *devices)) == 0
-    np.testing.assert_array_equal(pictures(folder), wanted)
+    np.testing.assert_array_equal(images(folder), wanted)
     report = json.loads((folder / "report.json").read_text())
-    assert report["pictures"] == 11 and report["tokens"] == 11 * 16
+    assert report["images"] == 11 and report["tokens"] == 11 * 16
     assert 0 < report["rows_in_use"] <= 1
-    assert "11 pictures" in capsys.readouterr().out
+    assert "11 images" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -76,21 +76,21 @@ def test_what_is_there_is_not_drawn_again(bundle, wanted, tmp_path, capsys):
     (folder / ".000008_seed7.png.cut").write_bytes(b"a write that was cut off")
     assert main(command(bundle, folder)) == 0
     report = json.loads((folder / "report.json").read_text())
-    assert (report["pictures"], report["there_before"]) == (1, 10)
+    assert (report["images"], report["there_before"]) == (1, 10)
     assert kept.read_bytes() == b"mine"
     kept.unlink()
     assert main(command(bundle, folder)) == 0
-    np.testing.assert_array_equal(pictures(folder), wanted)
+    np.testing.assert_array_equal(images(folder), wanted)
     capsys.readouterr()
     assert main(command(bundle, folder)) == 0
-    assert "all 11 pictures are in" in capsys.readouterr().out
+    assert "all 11 images are in" in capsys.readouterr().out
     assert main(command(bundle, folder, "--cfg-scale", "3")) == 2
     assert "drawn with another cfg_scale" in capsys.readouterr().err
     lines = [line for line in LINES if line]
     assert main(command(bundle, folder, lines=["1", *lines[1:]])) == 2
-    assert "holds '0' as picture 0, the file now says '1'" in capsys.readouterr().err
+    assert "holds '0' as image 0, the file now says '1'" in capsys.readouterr().err
     assert main(command(bundle, folder, lines=[*lines, "2"])) == 0
-    assert len(pictures(folder)) == 12
+    assert len(images(folder)) == 12
     (folder / "settings.json").write_text("{")
     assert main(command(bundle, folder)) == 2
     assert "is damaged" in capsys.readouterr().err
@@ -146,10 +146,10 @@ def test_two_processes_share_the_work(bundle, wanted, tmp_path, mesh):
     processes = start(command(bundle, folder), mesh)
     out = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], out
-    np.testing.assert_array_equal(pictures(folder), wanted)
+    np.testing.assert_array_equal(images(folder), wanted)
     report = json.loads((folder / "report.json").read_text())
-    assert (report["processes"], report["pictures"]) == (2, 11)
-    assert ["11 pictures" in said for said, _ in out] == [True, False]
+    assert (report["processes"], report["images"]) == (2, 11)
+    assert ["11 images" in said for said, _ in out] == [True, False]
 
 
 @pytest.mark.slow
@@ -192,4 +192,4 @@ def test_a_process_that_dies_stops_the_others_and_a_restart_goes_on(
     folder.with_suffix(".txt").write_text("\n".join(lines[: there + 20]))
     processes = start(given, mesh)
     assert [p.wait(timeout=300) for p in processes] == [0, 0]
-    assert len(pictures(folder)) >= there + 20
+    assert len(images(folder)) >= there + 20

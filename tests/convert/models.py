@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec.checkpoint import Checkpoint, save
-from jaxspec.config import BlockDiffusionConfig, FeatureHeadConfig, TransformerConfig
+from jaxspec.config import DFlashConfig, EagleConfig, TransformerConfig
 from jaxspec.convert.export import export
 from jaxspec.convert.reading.safetensors import read_safetensors
-from jaxspec.drafters.block_diffusion import BlockDiffusion
-from jaxspec.drafters.feature_head import FeatureHead
+from jaxspec.drafters.block_diffusion import DFlash
+from jaxspec.drafters.feature_head import Eagle
 from jaxspec.models.transformer import Transformer
 
 CLASSES = TransformerConfig(
@@ -53,27 +53,27 @@ def prior(config=CLASSES, dtype=jnp.float32):
 
 
 def block_drafter(target=CLASSES, dtype=jnp.float32):
-    config = BlockDiffusionConfig(
+    config = DFlashConfig(
         block_size=4,
         layers=2,
         width=32,
         heads=4,
         ffn_width=48,
-        taps=(0, 1),
+        feature_layers=(0, 1),
         markov_rank=6,
     )
-    drafter = BlockDiffusion(config, target)
+    drafter = DFlash(config, target)
     params = filled(drafter.init_params(jax.random.key(1)), dtype, 1)
-    return Checkpoint("block_diffusion", drafter, params)
+    return Checkpoint("dflash", drafter, params)
 
 
 def feature_head(version, target=CLASSES, dtype=jnp.float32, **changes):
-    taps = (1,) if version == 1 else (0, 1)
+    feature_layers = (1,) if version == 1 else (0, 1)
     sizes = {"width": 32, "heads": 4, "kv_heads": 2, "ffn_width": 48, **changes}
-    config = FeatureHeadConfig(version, taps=taps, **sizes)
-    drafter = FeatureHead(config, target)
+    config = EagleConfig(version, feature_layers=feature_layers, **sizes)
+    drafter = Eagle(config, target)
     params = filled(drafter.init_params(jax.random.key(2)), dtype, 2)
-    return Checkpoint("feature_head", drafter, params)
+    return Checkpoint("eagle", drafter, params)
 
 
 def released(folder, config=CLASSES):

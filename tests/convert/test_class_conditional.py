@@ -1,4 +1,4 @@
-"""The converting page's example: LlamaGen's two files for classes, to pictures."""
+"""The converting page's example: LlamaGen's two files for classes, to images."""
 
 import re
 import shlex
@@ -32,8 +32,8 @@ def downloaded(tmp_path, monkeypatch):
     monkeypatch.setitem(SIZES, "tiny", (2, 4, 32))
     prior = decoder(32, 96, 2, codes=CODES, classes=1000)
     write(tmp_path / "c2i_B_256.pt", prior)
-    pictures = tokenizer(channels=32, latent=32, codes=CODES, used=8)
-    write(tmp_path / "vq_ds16_c2i.pt", pictures)
+    images = tokenizer(channels=32, latent=32, codes=CODES, used=8)
+    write(tmp_path / "vq_ds16_c2i.pt", images)
     return tmp_path
 
 
@@ -43,10 +43,10 @@ def test_the_two_files_make_a_bundle(downloaded):
     for command in convert:
         assert main(command) == 0
     bundle = jaxspec.load_bundle(generate[generate.index("--checkpoint") + 1])
-    prior, pictures = bundle.prior.config, bundle.tokenizer.config
+    prior, images = bundle.prior.config, bundle.tokenizer.config
     assert (prior.grid, prior.classes, prior.heads) == (16, 1000, 4)
-    assert (pictures.grid, pictures.image_size) == (16, 256)
-    assert pictures.codebook_size == prior.vocab_size == CODES
+    assert (images.grid, images.image_size) == (16, 256)
+    assert images.codebook_size == prior.vocab_size == CODES
 
 
 @pytest.mark.slow
@@ -54,5 +54,5 @@ def test_all_commands_of_the_page_run(downloaded, capsys):
     for command in commands():
         assert main(command) == 0
     assert re.search(r"identical +yes, every token", capsys.readouterr().out)
-    picture = Image.open(downloaded / "pictures.png")
-    assert picture.size[0] >= 2 * 256 and picture.size[1] >= 256
+    image = Image.open(downloaded / "images.png")
+    assert image.size[0] >= 2 * 256 and image.size[1] >= 256

@@ -158,24 +158,28 @@ def test_no_setting_is_both_harmless_and_not():
 
 def test_the_layers_that_a_drafter_reads_are_not_guessed(folder):
     place = folder("dflash", dflash_config={})
-    with pytest.raises(ConfigError, match=r"2 layers it reads.*--set taps=N,N,\.\.\.$"):
+    with pytest.raises(
+        ConfigError, match=r"2 layers it reads.*--set feature_layers=N,N,\.\.\.$"
+    ):
         planned(place)
-    assert planned(place, taps=(0, 1)).config.taps == (0, 1)
+    assert planned(place, feature_layers=(0, 1)).config.feature_layers == (0, 1)
     with pytest.raises(ConfigError, match="reads 64 features, but 1 layers"):
-        planned(place, taps=1)
-    with pytest.raises(ConfigError, match="taps='x' is no list of whole numbers"):
-        planned(place, taps="x")
+        planned(place, feature_layers=1)
+    with pytest.raises(
+        ConfigError, match="feature_layers='x' is no list of whole numbers"
+    ):
+        planned(place, feature_layers="x")
 
 
 def test_layers_may_be_listed_in_either_part_of_the_config(folder):
     place = folder("dflash", dflash_config={}, target_layer_ids=[1, 0])
-    assert planned(place).config.taps == (1, 0)
+    assert planned(place).config.feature_layers == (1, 0)
     config = json.loads((place / "config.json").read_text())
     config["dflash_config"] = {"target_layer_ids": [0, 1], "block_size": 4}
     config["block_size"] = 9
     (place / "config.json").write_text(json.dumps(config))
     found = planned(place).config
-    assert (found.taps, found.block_size) == ((0, 1), 4)
+    assert (found.feature_layers, found.block_size) == ((0, 1), 4)
 
 
 def test_rows_that_see_only_earlier_ones_are_refused(folder):
@@ -187,9 +191,12 @@ def test_everything_that_is_missing_is_asked_for_at_once(folder):
     place = folder("dflash", "mask_rows", "block_size", dflash_config={})
     with pytest.raises(ConfigError) as error:
         planned(place)
-    text = "give them with --set taps=N,N,... --set block_size=NUMBER --set mask_token="
+    text = (
+        "give them with --set feature_layers=N,N,... --set block_size=NUMBER --set "
+        "mask_token="
+    )
     assert text in str(error.value)
-    found = planned(place, taps=(0, 1), block_size=4, mask_token=7).config
+    found = planned(place, feature_layers=(0, 1), block_size=4, mask_token=7).config
     assert found.block_size == 4
 
 
@@ -211,7 +218,7 @@ def test_a_tokenizer_whose_codes_are_not_normalized(tmp_path):
         config = {"codebook_l2_norm": plain, "codebook_size": 64, "z_channels": 32}
         (tmp_path / "config.json").write_text(json.dumps(config))
         [found] = prepare(tmp_path, tmp_path / "b", given={"image_size": 32})
-        assert found.plan.config.normalised == wanted
+        assert found.plan.config.normalized == wanted
     (tmp_path / "config.json").write_text(json.dumps({"codebook_size": 65}))
     with pytest.raises(ConfigError, match="num_embeddings is 65, its tensors"):
         prepare(tmp_path, tmp_path / "b", given={"image_size": 32})

@@ -40,7 +40,7 @@ def test_a_released_file_and_its_settings_are_enough(tmp_path, released):
     found = load_checkpoint(tmp_path / "b/prior")
     assert (found.config.kv_heads, found.config.ffn_size) == (2, 48)
     assert params_digest(found.params) == params_digest(models.prior().params)
-    assert found.about["family"] == "llamagen"
+    assert found.metadata["family"] == "llamagen"
     assert written.tensors == len(released)
 
 

@@ -55,25 +55,25 @@ DRAW = """
     import numpy as np
     from jaxspec.bundle import load_bundle
     from jaxspec.captions import Captions
-    from jaxspec.helpers import own_helper
+    from jaxspec.helpers import bundled_drafter
     from jaxspec.models.transformer import Caption
-    from jaxspec.pipeline import Settings, decode_pictures, draw
-    from jaxspec.rules import find_rule
-    from jaxspec.trees import find_tree
+    from jaxspec.pipeline import Settings, decode_images, draw
+    from jaxspec.rules import parse_verifier
+    from jaxspec.trees import parse_tree
     bundle = load_bundle(sys.argv[1])
     rng = np.random.default_rng(0)
     features = rng.standard_normal((1, 120, 2048), np.float32)
     valid = np.arange(120)[None] >= 100
     caption = Captions(("a test",), Caption(features * valid[..., None], valid))
     settings = Settings(
-        (0,), guidance=3.0, top_k=2000, captions=caption, length=6, batch=1,
-        rule=find_rule("lantern:k=1000,delta=0.1"),
+        (0,), cfg_scale=3.0, top_k=2000, captions=caption, length=6, batch=1,
+        rule=parse_verifier("lantern:k=1000,delta=0.1"),
     )
-    helper, tree = own_helper(bundle), find_tree("naive_extend_57")
+    helper, tree = bundled_drafter(bundle), parse_tree("naive_extend_57")
     found = draw(bundle, settings, tree, helper=helper)
     tokens = np.resize(found.tokens, (1, 256))
-    picture = decode_pictures(bundle, tokens)
-    print(json.dumps([found.tokens.tolist(), found.calls.tolist(), picture.shape]))
+    image = decode_images(bundle, tokens)
+    print(json.dumps([found.tokens.tolist(), found.calls.tolist(), image.shape]))
 """
 
 

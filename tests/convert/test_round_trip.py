@@ -70,8 +70,8 @@ def test_a_drafter_belongs_to_the_target_it_was_converted_for(tmp_path):
     save(tmp_path / "mine", models.block_drafter())
     export(tmp_path / "mine", tmp_path / "theirs", "dflash")
     [written] = convert(tmp_path / "theirs", tmp_path / "b")
-    about = load_checkpoint(written.folder).about
-    assert about["target_digest"] == params_digest(target.params)
+    metadata = load_checkpoint(written.folder).metadata
+    assert metadata["target_digest"] == params_digest(target.params)
     with pytest.raises(ConfigError, match="convert its target first"):
         convert(tmp_path / "theirs", tmp_path / "elsewhere")
     assert not (tmp_path / "elsewhere").exists()

@@ -40,7 +40,7 @@ def test_the_model_is_taken_or_its_average_where_that_is_asked_for(
     for asked, state, name in ((None, model, "model"), (ema, average, ema)):
         [written] = convert(file, tmp_path / "b", given=GIVEN, weights=asked)
         np.testing.assert_array_equal(norm(written.folder), state["norm.weight"])
-        assert load_checkpoint(written.folder).about["weights"] == name
+        assert load_checkpoint(written.folder).metadata["weights"] == name
         other = "model" if asked else ema
         assert written.remarks[0] == f"weights: {name}, by --weights also {other}"
         assert written.remarks[1] == "left out: [steps]"

@@ -6,8 +6,8 @@ import numpy as np
 from PIL import Image
 
 
-def pictures(count, side, seed=0):
-    """Smooth pictures and labels in turn: colour depends on the label."""
+def random_images(count, side, seed=0):
+    """Smooth images and labels in turn: color depends on the label."""
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % 3
     ramp = np.linspace(0, 1, side)
@@ -20,10 +20,10 @@ def pictures(count, side, seed=0):
     return out, labels.astype(np.uint8)
 
 
-def encode(picture):
-    """JPEG bytes of one picture."""
+def encode(image):
+    """JPEG bytes of one image."""
     out = io.BytesIO()
-    Image.fromarray(picture).save(out, "JPEG", quality=95, subsampling=0)
+    Image.fromarray(image).save(out, "JPEG", quality=95, subsampling=0)
     return out.getvalue()
 
 
@@ -31,7 +31,7 @@ def write_packed(path, side, train=24, test=9):
     """Writes a packed file with classes red, green and blue."""
     arrays = {"class_names": np.array(["red", "green", "blue"])}
     for split, count, seed in (("train", train, 0), ("test", test, 1)):
-        images, labels = pictures(count, side, seed)
+        images, labels = random_images(count, side, seed)
         files = [encode(image) for image in images]
         sizes = [len(file) for file in files]
         arrays[f"{split}_jpeg"] = np.frombuffer(b"".join(files), np.uint8)

@@ -7,7 +7,7 @@ from jaxspec.data.packed import read_packed
 from jaxspec.data.source import ImageSource, fit_square
 from jaxspec.errors import DataError
 from jaxspec.images import to_bytes, to_unit
-from tests.data.packed import pictures, write_packed
+from tests.data.packed import random_images, write_packed
 
 
 @pytest.mark.parametrize(
@@ -20,9 +20,9 @@ from tests.data.packed import pictures, write_packed
 def test_packed_files_are_served_by_tfds(tmp_path, name, file, side):
     write_packed(tmp_path / file, side)
     source = ImageSource(name, "test", side, tmp_path / "tfds", tmp_path)
-    images, labels = pictures(9, side, seed=1)
+    images, labels = random_images(9, side, seed=1)
     assert source.class_names == ["red", "green", "blue"]
-    # tfds shuffles; every picture must be there, close to what was packed.
+    # tfds shuffles; every image must be there, close to what was packed.
     found = source.take(range(9)).astype(int)
     for image, label in zip(images, labels, strict=True):
         distance = np.abs(found - image).mean(axis=(1, 2, 3))
@@ -59,9 +59,9 @@ def fruit_archive(folder, varieties=("Apple 1",), suffix=".jpg"):
         for shade, variety in enumerate(varieties):
             place = folder / half / variety
             place.mkdir(parents=True)
-            picture = Image.new("RGB", (64, 64), (40 * shade,) * 3)
+            image = Image.new("RGB", (64, 64), (40 * shade,) * 3)
             for i in range(count):
-                picture.save(place / f"{i}{suffix}", "JPEG")
+                image.save(place / f"{i}{suffix}", "JPEG")
 
 
 def test_names_of_folders_and_files_are_no_patterns(tmp_path):
@@ -70,10 +70,10 @@ def test_names_of_folders_and_files_are_no_patterns(tmp_path):
     fruit_archive(tmp_path, varieties, suffix=".JPG")
     for hidden in (".ipynb_checkpoints", ".cache"):
         (tmp_path / "Training" / hidden).mkdir()
-        (tmp_path / "Training" / hidden / "x.jpg").write_bytes(b"no picture")
-    (tmp_path / "Training" / "a" / "._0.JPG").write_bytes(b"no picture")
+        (tmp_path / "Training" / hidden / "x.jpg").write_bytes(b"no image")
+    (tmp_path / "Training" / "a" / "._0.JPG").write_bytes(b"no image")
     (tmp_path / "Trash" / "a").mkdir(parents=True)
-    (tmp_path / "Trash" / "a" / "x.jpg").write_bytes(b"no picture")
+    (tmp_path / "Trash" / "a" / "x.jpg").write_bytes(b"no image")
     source = ImageSource("fruits360_64", "train", 64, tmp_path / "tfds", tmp_path)
     assert source.class_names == sorted(varieties)
     assert np.bincount(source.labels).tolist() == [9] * 5
@@ -83,10 +83,10 @@ def test_names_of_folders_and_files_are_no_patterns(tmp_path):
         assert np.abs(shades[source.labels == label] - wanted).max() < 3
 
 
-def test_a_class_without_pictures_is_refused(tmp_path):
+def test_a_class_without_images_is_refused(tmp_path):
     fruit_archive(tmp_path)
     (tmp_path / "Training" / "Pear").mkdir()
-    with pytest.raises(DataError, match="has a folder 'Pear' without pictures"):
+    with pytest.raises(DataError, match="has a folder 'Pear' without images"):
         ImageSource("fruits360_64", "train", 64, tmp_path / "tfds", tmp_path)
 
 
@@ -114,7 +114,7 @@ def test_wrong_files_are_named(tmp_path):
         ImageSource("cifar10_packed", "train", 32, tmp_path / "tfds", tmp_path)
 
 
-def test_pictures_of_other_sizes_are_resized_and_cropped():
+def test_images_of_other_sizes_are_resized_and_cropped():
     wide = np.zeros((20, 40, 3), np.uint8)
     wide[:, 10:30] = 255
     out = fit_square(wide, 10)

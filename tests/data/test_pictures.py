@@ -1,4 +1,4 @@
-"""Every kind of picture becomes the RGB that a viewer shows, or one clear error."""
+"""Every kind of image becomes the RGB that a viewer shows, or one clear error."""
 
 import io
 
@@ -7,7 +7,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from jaxspec.data.pictures import as_rgb, picture_files
+from jaxspec.data.pictures import as_rgb, image_files
 from jaxspec.data.source import ImageSource
 from jaxspec.errors import DataError
 
@@ -16,21 +16,21 @@ GREY = RGB[..., 0]
 BLACK = np.zeros((6, 4), np.uint8)
 
 
-def encoded(picture, kind="PNG", **options):
-    if isinstance(picture, np.ndarray):
-        picture = Image.fromarray(picture)
+def encoded(image, kind="PNG", **options):
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image)
     out = io.BytesIO()
-    picture.save(out, kind, **options)
+    image.save(out, kind, **options)
     return out.getvalue()
 
 
-def in_color(grey):
-    return np.repeat(grey[..., None], 3, axis=2)
+def in_color(gray):
+    return np.repeat(gray[..., None], 3, axis=2)
 
 
-def deep(picture):
+def deep(image):
     """16 bits, the low ones unlike the high ones."""
-    return (picture.astype(np.uint16) << 8) + (255 - picture)
+    return (image.astype(np.uint16) << 8) + (255 - image)
 
 
 def deep_color():
@@ -85,38 +85,38 @@ CMYK = np.stack([255 - RGB[..., 0], 255 - RGB[..., 1], 255 - RGB[..., 2], BLACK]
 DEEP = deep(GREY)
 CASES = {
     "8-bit RGB": (encoded(RGB), RGB),
-    "8-bit grey": (encoded(GREY), in_color(GREY)),
+    "8-bit gray": (encoded(GREY), in_color(GREY)),
     "two levels": (
         encoded(Image.fromarray(GREY > 99)),
         in_color(np.where(GREY > 99, 255, 0)),
     ),
-    "16-bit grey": (encoded(DEEP), in_color(GREY)),
-    "16-bit grey TIFF": (encoded(DEEP, "TIFF"), in_color(GREY)),
+    "16-bit gray": (encoded(DEEP), in_color(GREY)),
+    "16-bit gray TIFF": (encoded(DEEP, "TIFF"), in_color(GREY)),
     "16-bit RGB": (deep_color(), RGB),
     "RGB and alpha": (encoded(half_clear(4)), CLEAR),
-    "grey and alpha": (encoded(half_clear(2)), CLEAR),
+    "gray and alpha": (encoded(half_clear(2)), CLEAR),
     "palette with a transparent color": (palette(), palette_shown()),
     "CMYK": (encoded(Image.fromarray(CMYK, "CMYK"), "TIFF"), RGB),
     "turned by EXIF": (turned(), RGB),
     "animation": (frames(), np.full((6, 4, 3), (200, 0, 0), np.uint8)),
     "one pixel wide": (encoded(RGB[:, :1]), RGB[:, :1]),
     "array, 8-bit RGB": (RGB, RGB),
-    "array, grey": (GREY, in_color(GREY)),
-    "array, grey with a channel": (GREY[..., None], in_color(GREY)),
+    "array, gray": (GREY, in_color(GREY)),
+    "array, gray with a channel": (GREY[..., None], in_color(GREY)),
     "array, two levels": (GREY > 99, in_color(np.where(GREY > 99, 255, 0))),
-    "array, 16-bit grey": (DEEP[..., None], in_color(GREY)),
+    "array, 16-bit gray": (DEEP[..., None], in_color(GREY)),
     "array, 16-bit RGB": (deep(RGB).astype(">u2"), RGB),
     "array, RGB and alpha": (half_clear(4), CLEAR),
-    "array, grey and alpha": (half_clear(2), CLEAR),
+    "array, gray and alpha": (half_clear(2), CLEAR),
     "array, one pixel wide": (RGB[:, :1], RGB[:, :1]),
     "array, one pixel high": (RGB[:1], RGB[:1]),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_any_picture_is_read_as_it_is_shown(case):
+def test_any_image_is_read_as_it_is_shown(case):
     given, shown = CASES[case]
-    found = as_rgb(given, "a picture")
+    found = as_rgb(given, "an image")
     assert found.dtype == np.uint8 and found.shape == shown.shape
     assert np.abs(found.astype(int) - shown.astype(int)).max() <= 1
 
@@ -129,10 +129,10 @@ def test_any_picture_is_read_as_it_is_shown(case):
         (RGB.astype(np.int32), "is of int32, whose range"),
         (encoded(GREY.astype(np.float32), "TIFF"), "is of float32, whose range"),
         (encoded(GREY.astype(np.int32), "TIFF"), "is of int32, whose range"),
-        (np.zeros((6, 4, 5), np.uint8), r"has shape \(6, 4, 5\); a picture is"),
+        (np.zeros((6, 4, 5), np.uint8), r"has shape \(6, 4, 5\); an image is"),
         (np.zeros((2, 6, 4, 3), np.uint8), r"has shape \(2, 6, 4, 3\)"),
         (np.zeros((0, 4, 3), np.uint8), r"has shape \(0, 4, 3\)"),
-        (b"no picture", "cannot read it: it is damaged or of a kind"),
+        (b"no image", "cannot read it: it is damaged or of a kind"),
         (encoded(RGB)[:60], "cannot read it: .*; replace or remove it"),
         (b"", "cannot read it: "),
     ],
@@ -153,7 +153,7 @@ def test_a_folder_is_read_by_suffix_whatever_its_case(tmp_path):
     names = ["b.JPG", "a.jpeg", "c [1].png", "d*.Webp", ".hidden.jpg", "._b.JPG"]
     for name in [*names, "notes.txt", "Thumbs.db"]:
         (tmp_path / name).touch()
-    found = [file.name for file in picture_files(tmp_path)]
+    found = [file.name for file in image_files(tmp_path)]
     assert found == ["a.jpeg", "b.JPG", "c [1].png", "d*.Webp"]
 
 
@@ -184,7 +184,7 @@ class AnyPictures(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self):
         rows = {
             "files": [CASES[case][0] for case in self.FILES],
-            "deep": [CASES["16-bit grey"][0]],
+            "deep": [CASES["16-bit gray"][0]],
             "arrays": [RGB.astype(np.float32)],
             "bad": [CASES["8-bit RGB"][0][:60]],
         }[self.builder_config.name]
@@ -193,7 +193,7 @@ class AnyPictures(tfds.core.GeneratorBasedBuilder):
 
 
 def source(tmp_path, kind):
-    return ImageSource(f"any_pictures/{kind}", "train", 4, tmp_path)
+    return ImageSource(f"any_images/{kind}", "train", 4, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_a_data_set_of_any_kinds_is_trained_on_as_it_is_shown(
 ):
     monkeypatch.setattr("jaxspec.data.source._MEMORY_BYTES", (1 << 30) * kept)
     monkeypatch.setattr(
-        "jaxspec.data.source.fit_square", lambda picture, side: picture[:4, :1]
+        "jaxspec.data.source.fit_square", lambda image, side: image[:4, :1]
     )
     found = source(tmp_path, "files")
     assert sorted(found.labels) == list(range(len(AnyPictures.FILES)))
@@ -224,10 +224,10 @@ def test_a_set_declared_as_16_bits_is_scaled(tmp_path):
         ("arrays", "of split 'train' of data set .* is of float32, whose range"),
         (
             "bad",
-            "cannot read picture 0 of split 'train' of data set 'any_pictures/bad'",
+            "cannot read image 0 of split 'train' of data set 'any_images/bad'",
         ),
     ],
 )
-def test_the_picture_of_a_set_that_cannot_be_read_is_named(tmp_path, kind, words):
+def test_the_image_of_a_set_that_cannot_be_read_is_named(tmp_path, kind, words):
     with pytest.raises(DataError, match=words):
         source(tmp_path, kind)

@@ -1,4 +1,4 @@
-"""Drafts cut short by a policy: what stays exact, what is refused, what is learnt."""
+"""Drafts cut short by a policy: what stays exact, what is refused, what is learned."""
 
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -16,14 +16,14 @@ from jaxspec.drafters.adaptive import (
     EntropyCutoff,
     LengthController,
 )
-from jaxspec.drafters.stop_head import StopHead
-from jaxspec.drafters.union import Union
+from jaxspec.drafters.stop_head import AcceptanceHead
+from jaxspec.drafters.union import MergedDrafter
 from jaxspec.errors import ConfigError
-from jaxspec.spec.draft import Draft, Observation, Round, Start
+from jaxspec.spec.draft import Draft, DraftContext, InitContext, RoundResult
 from jaxspec.spec.envelopes import Beam, BestFirst, StochasticBeam
 from jaxspec.spec.loop import generate
 from jaxspec.spec.named_trees import named_tree
-from jaxspec.spec.noise import row_keys
+from jaxspec.spec.noise import batch_keys
 from jaxspec.spec.sampling import make_sampling
 from jaxspec.spec.state import Engine
 from jaxspec.spec.tree import Tree
@@ -43,25 +43,25 @@ CHAIN, BUSHY = Tree.chain(3), named_tree("0,1,00,01,000")
 class Given:
     """Drafts what its parameters are."""
 
-    def init(self, params, start):
+    def init(self, params, ctx):
         return ()
 
-    def propose(self, params, state, this):
+    def propose(self, params, state, ctx):
         return params, state
 
-    def observe(self, params, state, seen):
+    def observe(self, params, state, result):
         return state
 
 
 def a_round(rows, tree, selection="coupled"):
     zeros = jnp.zeros(rows, jnp.int32)
-    return Round(
+    return DraftContext(
         root=zeros,
         tokens=zeros[:, None],
         position=zeros,
         index=zeros,
         noise=jnp.zeros((rows, tree.depth + 1, VOCAB)),
-        keys=row_keys(0, rows),
+        keys=batch_keys(0, rows),
         sampling=make_sampling(rows),
         tree=tree,
         selection=selection,
@@ -78,7 +78,7 @@ def nested(drafter, *policies):
 @partial(jax.jit, static_argnums=(1, 2))
 def _cut(draft, tree, policies):
     drafter, rows = nested(Given(), *policies), draft.tokens.shape[0]
-    state = drafter.init(draft, Start(None, None, None, tree, rows, 0))
+    state = drafter.init(draft, InitContext(None, None, None, tree, rows, 0))
     return drafter.propose(draft, state, a_round(rows, tree))[0]
 
 
@@ -92,12 +92,12 @@ def with_confidence(draft, tree, seed=0):
     table = np.random.default_rng(seed).random((tree.depth + 1, VOCAB, VOCAB))
     shape = draft.topology(tree)
     depths = np.broadcast_to(shape.depths, draft.tokens.shape)
-    confidence = table[depths, shape.of_parents(draft.tokens), draft.tokens]
+    confidence = table[depths, shape.gather_parents(draft.tokens), draft.tokens]
     return replace(draft, confidence=jnp.asarray(confidence, jnp.float32))
 
 
-def drafts_of(rule, tree, q=Q):
-    drafts = all_drafts(q, tree, rule.selection)
+def drafts_of(verifier, tree, q=Q):
+    drafts = all_drafts(q, tree, verifier.selection)
     return replace(drafts, draft=with_confidence(drafts.draft, tree))
 
 
@@ -134,35 +134,35 @@ GIVEN = [(Coupled(), CHAIN), (Coupled(), BUSHY), (Rejection("top"), BUSHY)]
 
 @pytest.mark.parametrize("policies", PAST, ids=ids)
 def test_stopping_after_a_token_leaves_every_rule_exact(policies):
-    for rule, tree in DRAWN + GIVEN:
-        drafts = drafts_of(rule, tree)
+    for verifier, tree in DRAWN + GIVEN:
+        drafts = drafts_of(verifier, tree)
         short = cut(drafts.draft, tree, *policies)
-        assert short.pruned == "past"
+        assert short.pruned_by == "past"
         dropped, deep = np.asarray(drafts.draft.valid & ~short.valid), tree.depths > 1
         assert dropped.any() and np.asarray(short.valid)[:, deep].any()
-        assert_lossless(rule, P, replace(drafts, draft=short), draws=0)
+        assert_lossless(verifier, P, replace(drafts, draft=short), draws=0)
 
 
 @pytest.mark.parametrize("policy", DROPPING, ids=ids)
 def test_dropping_a_token_for_what_it_is_is_refused_where_it_would_bias(policy):
-    for rule, tree in DRAWN:
-        drafts = drafts_of(rule, tree)
+    for verifier, tree in DRAWN:
+        drafts = drafts_of(verifier, tree)
         honest = cut(drafts.draft, tree, policy)
         with pytest.raises(ConfigError, match="keep_trigger=True"):
-            output_law(rule, P, replace(drafts, draft=honest))
+            output_law(verifier, P, replace(drafts, draft=honest))
         # A later policy of the other kind does not make it honest again.
         with pytest.raises(ConfigError, match="keep_trigger=True"):
             later = cut(honest, tree, EntropyCutoff(inf))
-            output_law(rule, P, replace(drafts, draft=later))
-        lying = replace(drafts, draft=replace(honest, pruned="past"))
+            output_law(verifier, P, replace(drafts, draft=later))
+        lying = replace(drafts, draft=replace(honest, pruned_by="past"))
         with pytest.raises(AssertionError, match="is biased"):
-            assert_lossless(rule, P, lying, draws=0)
-        assert distortion(rule, P, lying) > 1e-3
-    for rule, tree in GIVEN:
-        drafts = drafts_of(rule, tree)
+            assert_lossless(verifier, P, lying, draws=0)
+        assert distortion(verifier, P, lying) > 1e-3
+    for verifier, tree in GIVEN:
+        drafts = drafts_of(verifier, tree)
         dropped = cut(drafts.draft, tree, policy)
-        assert dropped.pruned == "token"
-        assert_lossless(rule, P, replace(drafts, draft=dropped), draws=0)
+        assert dropped.pruned_by == "token"
+        assert_lossless(verifier, P, replace(drafts, draft=dropped), draws=0)
 
 
 def test_the_bias_of_dropping_unlikely_tokens_is_the_known_one():
@@ -172,7 +172,7 @@ def test_the_bias_of_dropping_unlikely_tokens_is_the_known_one():
     q = Conditionals.constant([0.6, 0.3, 0.1], 2)
     drafts = all_drafts(q, tree, "without_replacement")
     dropping = ConfidenceCutoff(0.2, keep_trigger=False, least_length=0)
-    short = replace(cut(drafts.draft, tree, dropping), pruned="past")
+    short = replace(cut(drafts.draft, tree, dropping), pruned_by="past")
     law = output_law(Rejection(), p, replace(drafts, draft=short)).sum(axis=1)
     np.testing.assert_allclose(law, [0.55, 0.33, 0.12], atol=1e-6)
 
@@ -182,19 +182,21 @@ def test_judging_a_chain_by_its_end_is_caught():
 
     @dataclass(frozen=True)
     class AllOrNothing(ConfidenceCutoff):
-        def keep(self, state, draft, this):
-            line = draft.topology(this.tree).along(self._confidence_of(draft, this))
+        def keep(self, state, draft, ctx):
+            line = draft.topology(ctx.tree).cumprod_path(
+                self._confidence_of(draft, ctx)
+            )
             return jnp.broadcast_to(line[:, -1:] >= self.least, line.shape), state
 
-        def _confidence_of(self, draft, this):
-            shape = draft.topology(this.tree)
+        def _confidence_of(self, draft, ctx):
+            shape = draft.topology(ctx.tree)
             return self._confidence(shape, draft).at[:, 0].set(1.0)
 
-    for rule in (Rejection(), Block()):
-        drafts = drafts_of(rule, CHAIN)
+    for verifier in (Rejection(), Block()):
+        drafts = drafts_of(verifier, CHAIN)
         short = cut(drafts.draft, CHAIN, AllOrNothing(0.05))
         with pytest.raises(AssertionError, match="is biased"):
-            assert_lossless(rule, P, replace(drafts, draft=short), draws=0)
+            assert_lossless(verifier, P, replace(drafts, draft=short), draws=0)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +210,7 @@ def test_grown_drafts_stay_exact_too(tree):
         assert (drafts.draft.valid & ~short.valid).any()
         assert_lossless(Rejection(), P, replace(drafts, draft=short), draws=0)
     lying = ConfidenceCutoff(0.3, keep_trigger=False, least_length=0)
-    lying = replace(cut(drafts.draft, tree, lying), pruned="past")
+    lying = replace(cut(drafts.draft, tree, lying), pruned_by="past")
     with pytest.raises(AssertionError, match="is biased"):
         assert_lossless(Rejection(), P, replace(drafts, draft=lying), draws=0)
 
@@ -320,7 +322,7 @@ def test_the_length_controller_follows_its_paper(controller):
     no_end = controller.end_token is None
     c, state = controller, controller.init(rows)
     keep, observe = jax.jit(controller.keep), jax.jit(controller.observe)
-    this = a_round(rows, tree)
+    ctx = a_round(rows, tree)
     got = [state.length]
     for t in range(rounds):
         place = np.arange(tree.size) - 1
@@ -330,7 +332,7 @@ def test_the_length_controller_follows_its_paper(controller):
         tokens = np.where(place > ends[:, [t]], rng.integers(4, size=31), tokens)
         tokens[:, 0] = 3  # the root is no drafted token
         draft = Draft(jnp.asarray(tokens), jnp.ones(tokens.shape, bool))
-        kept, state = keep(state, draft, this)
+        kept, state = keep(state, draft, ctx)
         np.testing.assert_array_equal(kept.sum(axis=1) - 1, got[-1])  # prefixes
         assert not (np.diff(kept.astype(int), axis=1) > 0).any()
         drafted = np.minimum(got[-1], tree.depth if no_end else ends[:, t])
@@ -338,7 +340,7 @@ def test_the_length_controller_follows_its_paper(controller):
         none = jnp.zeros(0)
         counts = jnp.where(live[:, t], accepted + 1, 0)
         state = observe(
-            state, Observation(none, counts, none, accepted, none, none, None, None)
+            state, RoundResult(none, counts, none, accepted, none, none, None, None)
         )
         got.append(state.length)
     got = np.stack(got, axis=1)
@@ -379,7 +381,7 @@ def test_in_a_tree_the_first_choices_say_where_the_text_ends():
 
 SIZE, LENGTH, ROWS = 5, 12, 24
 PARAMS = toy_params(SIZE, 40)
-HEAD = StopHead(4)
+HEAD = AcceptanceHead(4)
 OWN = {
     "table": 2 * jax.random.normal(jax.random.key(1), (3, SIZE, SIZE)),
     "embedding": 3 * jax.random.normal(jax.random.key(2), (SIZE, 4)),
@@ -400,16 +402,16 @@ IN_LOOP = [
 class HeadedTable(TableDrafter):
     """A table whose tokens' embeddings tell a stop head what to predict."""
 
-    def propose(self, params, state, this):
-        draft, state = super().propose(params, state, this)
+    def propose(self, params, state, ctx):
+        draft, state = super().propose(params, state, ctx)
         hidden = params["embedding"][draft.tokens]
         return replace(draft, confidence=HEAD.confidence(params["head"], hidden)), state
 
 
 @lru_cache
-def engine(tree, policies=(), rule=Coupled(), length=LENGTH):  # noqa: B008
+def engine(tree, policies=(), verifier=Coupled(), length=LENGTH):  # noqa: B008
     drafter = nested(HeadedTable(), *policies)
-    return Engine(toy_target(SIZE), length, drafter, tree, rule, ORDER)
+    return Engine(toy_target(SIZE), length, drafter, tree, verifier, ORDER)
 
 
 @lru_cache
@@ -421,11 +423,11 @@ def runner(*settings):
 def plain(rows=ROWS):
     alone = Engine(toy_target(SIZE), LENGTH, order=ORDER)
     run = jax.jit(partial(generate, alone, PARAMS, None))
-    return run(jnp.arange(rows) % SIZE, SAMPLING, row_keys(1, rows))
+    return run(jnp.arange(rows) % SIZE, SAMPLING, batch_keys(1, rows))
 
 
 def batch(*settings):
-    return runner(*settings)(jnp.arange(ROWS) % SIZE, SAMPLING, row_keys(1, ROWS))
+    return runner(*settings)(jnp.arange(ROWS) % SIZE, SAMPLING, batch_keys(1, ROWS))
 
 
 def per_round(stats):
@@ -457,7 +459,7 @@ def test_shortened_drafts_give_the_tokens_of_plain_decoding(tree, policies):
     moved = runner(tree, policies)(
         jnp.arange(ROWS)[order] % SIZE,
         jax.tree.map(lambda x: x[order], SAMPLING),
-        row_keys(1, ROWS)[order],
+        batch_keys(1, ROWS)[order],
     )
     np.testing.assert_array_equal(moved.tokens, out.tokens[order])
     np.testing.assert_array_equal(moved.stats.proposed, out.stats.proposed[order])
@@ -487,7 +489,7 @@ def test_rows_that_are_accepted_draft_longer_beside_rows_that_are_not():
         "spoil": jnp.where(lucky, 0.0, 1.0)[:, None],
     }
     run = jax.jit(partial(generate, alone, PARAMS))
-    out = run(params, jnp.arange(ROWS) % SIZE, SAMPLING, row_keys(1, ROWS))
+    out = run(params, jnp.arange(ROWS) % SIZE, SAMPLING, batch_keys(1, ROWS))
     np.testing.assert_array_equal(out.tokens, plain().tokens)
     proposed = per_round(out.stats)
     assert proposed[lucky].mean() > 1.5 * proposed[~lucky].mean()
@@ -498,7 +500,7 @@ def test_rejection_keeps_its_law_over_several_rounds():
     policies = (EntropyCutoff(1.2), LengthController(1, 2, 1, end_token=4))
     rows = 4000
     run = runner(CHAIN, policies, Rejection(), 4)
-    arguments = jnp.zeros(rows, jnp.int32), make_sampling(rows), row_keys(3, rows)
+    arguments = jnp.zeros(rows, jnp.int32), make_sampling(rows), batch_keys(3, rows)
     out = run(*arguments)
     assert misfit(np.asarray(out.tokens), target_law(0)) < 5
     assert per_round(out.stats).mean() < 2.9
@@ -514,7 +516,7 @@ def test_the_loop_sees_the_bias_that_it_otherwise_refuses():
     rows = 4000
     honest = ConfidenceCutoff(0.4, keep_trigger=False, least_length=0)
     lying = Lying(0.4, keep_trigger=False, least_length=0)
-    arguments = jnp.zeros(rows, jnp.int32), make_sampling(rows), row_keys(3, rows)
+    arguments = jnp.zeros(rows, jnp.int32), make_sampling(rows), batch_keys(3, rows)
     with pytest.raises(ConfigError, match="keep_trigger=True"):
         runner(CHAIN, (honest,), Rejection(), 4)(*arguments)
     out = runner(CHAIN, (lying,), Rejection(), 4)(*arguments)
@@ -523,33 +525,35 @@ def test_the_loop_sees_the_bias_that_it_otherwise_refuses():
 
 def test_the_state_of_policies_can_be_donated_from_the_start():
     drafter = nested(Given(), *(policy for line in IN_LOOP for policy in line))
-    state = drafter.init(None, Start(None, None, None, CHAIN, ROWS, 0))
+    state = drafter.init(None, InitContext(None, None, None, CHAIN, ROWS, 0))
     jax.jit(lambda state: state, donate_argnums=0)(state)
 
 
 def test_the_drafter_inside_still_sees_everything():
     @dataclass(frozen=True)
     class Counting(TableDrafter):
-        def init(self, params, start):
-            return jnp.zeros(start.rows, jnp.int32)
+        def init(self, params, ctx):
+            return jnp.zeros(ctx.rows, jnp.int32)
 
-        def observe(self, params, state, seen):
-            return state + seen.counts
+        def observe(self, params, state, result):
+            return state + result.counts
 
     @dataclass(frozen=True)
     class Riding(Counting):
         extra_rows: int = 3
 
     drafter = nested(Counting(), LengthController(1, 2, 1), EntropyCutoff(1.0))
-    state = drafter.init(None, Start(None, None, None, CHAIN, 2, 0))
+    state = drafter.init(None, InitContext(None, None, None, CHAIN, 2, 0))
     none, counts = jnp.zeros(0), jnp.array([3, 0])
-    seen = Observation(none, counts, none, jnp.array([2, 0]), none, none, None, None)
+    seen = RoundResult(none, counts, none, jnp.array([2, 0]), none, none, None, None)
     (counted, lengths), _ = drafter.observe(None, state, seen)
     np.testing.assert_array_equal(counted, counts)
     np.testing.assert_array_equal(lengths.accepted, [1, 0])
     assert nested(Riding(), EntropyCutoff(1.0), ConfidenceCutoff(0.3)).extra_rows == 3
     assert drafter.extra_rows == 0
-    united = Union(drafter, drafter, Tree.chain(1), Tree.chain(1))  # nothing rides
+    united = MergedDrafter(
+        drafter, drafter, Tree.chain(1), Tree.chain(1)
+    )  # nothing rides
     assert united.tree.size == 3
 
 
@@ -589,7 +593,7 @@ def hidden_states(seed, rows):
 @pytest.mark.parametrize("shared", [True, False])
 def test_a_trained_stop_head_tells_accepted_from_rejected(shared):
     """No linear map of the states could. Half of the labels are lies, not for use."""
-    head = StopHead(6, shared=shared)
+    head = AcceptanceHead(6, shared=shared)
     params = head.init_params(jax.random.key(0))
     hidden, accepted = hidden_states(0, 2000)
     use = np.arange(2000) % 2 == 0
@@ -607,7 +611,7 @@ def test_a_trained_stop_head_tells_accepted_from_rejected(shared):
 
 def test_a_trained_head_and_a_cutoff_find_the_first_rejected_token():
     """SpecDec++ as a whole: a head behind `Draft.confidence`, a threshold of .7."""
-    head, (hidden, accepted) = StopHead(6), hidden_states(0, 2000)
+    head, (hidden, accepted) = AcceptanceHead(6), hidden_states(0, 2000)
     params = head.init_params(jax.random.key(0))
     use = np.ones(len(hidden), bool)
     trained, _ = trainer(head, 400)(params, hidden, accepted.astype(np.float32), use)
@@ -631,7 +635,7 @@ def test_a_trained_head_and_a_cutoff_find_the_first_rejected_token():
 
 
 def test_rejections_weigh_six_times_in_the_loss():
-    head, rng = StopHead(5), np.random.default_rng(0)
+    head, rng = AcceptanceHead(5), np.random.default_rng(0)
     params = jax.tree.map(lambda x: x + 0.3, head.init_params(jax.random.key(0)))
     hidden, accept = rng.normal(size=(3, 4, 5)), rng.random((3, 4))
     use = rng.random((3, 4)) < 0.6
@@ -647,7 +651,7 @@ def test_rejections_weigh_six_times_in_the_loss():
 
 def test_a_head_that_sees_nothing_learns_the_weighted_share():
     """With states of zero its biases remain: `a / (a + 6 (1 - a))` is best."""
-    head = StopHead(3)
+    head = AcceptanceHead(3)
     hidden, use = np.zeros((10, 3), np.float32), np.ones(10, bool)
     accept = np.where(np.arange(10) < 8, 1.0, 0.0)
     params = head.init_params(jax.random.key(0))
@@ -656,7 +660,7 @@ def test_a_head_that_sees_nothing_learns_the_weighted_share():
 
 
 def test_a_shared_block_is_the_same_block_again_and_again():
-    shared, own = StopHead(4, 3), StopHead(4, 3, shared=False)
+    shared, own = AcceptanceHead(4, 3), AcceptanceHead(4, 3, shared=False)
     params = shared.init_params(jax.random.key(0))
     assert set(params) == {"block", "head"}
     copies = {f"block_{i}": params["block"] for i in range(3)}
@@ -697,8 +701,8 @@ def test_a_shared_block_is_the_same_block_again_and_again():
         (lambda: LengthController(decay=nan), "decay"),
         (lambda: LengthController(step=-1), "step"),
         (lambda: LengthController(end_token=-1), "end_token"),
-        (lambda: StopHead(0), "positive width"),
-        (lambda: StopHead(4, layers=-1), "layers"),
+        (lambda: AcceptanceHead(0), "positive width"),
+        (lambda: AcceptanceHead(4, layers=-1), "layers"),
     ],
 )
 def test_impossible_settings_are_refused_at_once(make, words):
@@ -718,4 +722,4 @@ def test_a_policy_says_what_its_drafter_lacks(drafter, tree, policy, words):
     its = Engine(toy_target(SIZE), 3, Adaptive(drafter, policy), tree, order=ORDER)
     run = partial(generate, its, PARAMS, OWN)
     with pytest.raises(ConfigError, match=words):
-        jax.eval_shape(run, jnp.zeros(1, jnp.int32), make_sampling(1), row_keys(0, 1))
+        jax.eval_shape(run, jnp.zeros(1, jnp.int32), make_sampling(1), batch_keys(0, 1))

@@ -5,17 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.config import BlockDiffusionConfig, TransformerConfig
+from jaxspec.config import DFlashConfig, TransformerConfig
 from jaxspec.drafters.adaptive import Adaptive, ConfidenceCutoff
-from jaxspec.drafters.block_diffusion import BlockDiffusion
+from jaxspec.drafters.block_diffusion import DFlash
 from jaxspec.drafters.block_network import append_to
 from jaxspec.drafters.grow import grow
-from jaxspec.drafters.stop_head import StopHead
+from jaxspec.drafters.stop_head import AcceptanceHead
 from jaxspec.errors import ConfigError
-from jaxspec.spec.draft import Round, Start
+from jaxspec.spec.draft import DraftContext, InitContext
 from jaxspec.spec.envelopes import BestFirst
 from jaxspec.spec.named_trees import named_tree
-from jaxspec.spec.noise import position_noise, row_keys
+from jaxspec.spec.noise import batch_keys, position_noise
 from jaxspec.spec.sampling import make_sampling
 from jaxspec.spec.tree import Tree
 from jaxspec.testing.table_drafter import table_step
@@ -25,13 +25,19 @@ from tests.models.tiny import random_params
 TARGET = TransformerConfig(
     vocab_size=23, layers=3, width=32, heads=2, grid=4, classes=3
 )
-BLOCK = BlockDiffusionConfig(
-    block_size=4, layers=2, width=32, heads=2, ffn_width=48, taps=(0, 2), markov_rank=6
+BLOCK = DFlashConfig(
+    block_size=4,
+    layers=2,
+    width=32,
+    heads=2,
+    ffn_width=48,
+    feature_layers=(0, 2),
+    markov_rank=6,
 )
 
 
 def make(config=BLOCK, seed=0):
-    drafter = BlockDiffusion(config, TARGET)
+    drafter = DFlash(config, TARGET)
     own = drafter.init_params(jax.random.key(seed))
     own = jax.tree.map(
         lambda x: x + 0.1 * jax.random.normal(jax.random.key(7), x.shape), own
@@ -65,22 +71,22 @@ def test_a_block_never_sees_its_own_or_later_features():
 def test_children_are_the_best_under_the_shared_noise():
     tree = named_tree("0,1,2,00,01,10")
     rows = 2
-    noise = position_noise(row_keys(0, rows), jnp.arange(6).reshape(2, 3), 23)
+    noise = position_noise(batch_keys(0, rows), jnp.arange(6).reshape(2, 3), 23)
     sampling = make_sampling(rows, temperature=[1.0, 0.5], top_k=[0, 2])
     three = jnp.array([3, 3])
-    this = Round(
+    ctx = DraftContext(
         jnp.array([4, 5]),
         jnp.array([[4], [5]]),
         three,
         three,
         noise,
-        row_keys(0, rows),
+        batch_keys(0, rows),
         sampling,
         tree,
         order=("temperature", "top_k"),
     )
     table = jax.random.normal(jax.random.key(3), (2, 23, 23))  # by depth, token
-    draft = grow(this, table_step(table))[0]
+    draft = grow(ctx, table_step(table))[0]
     for b in range(rows):
         for n in range(1, tree.size):
             parent = tree.parents[n]
@@ -98,15 +104,15 @@ def test_children_are_the_best_under_the_shared_noise():
 
 def test_impossible_drafters_say_what_is_wrong():
     with pytest.raises(ConfigError, match="width 64 is not the target's 32"):
-        BlockDiffusion(replace(BLOCK, width=64), TARGET)
+        DFlash(replace(BLOCK, width=64), TARGET)
     with pytest.raises(ConfigError, match="tap 3 is beyond"):
-        BlockDiffusion(replace(BLOCK, taps=(3,)), TARGET)
+        DFlash(replace(BLOCK, feature_layers=(3,)), TARGET)
     drafter, own, target_params = make()
-    params = drafter.bind(own, target_params)
+    params = drafter.with_target_params(own, target_params)
     one = jnp.ones(1, jnp.int32)
 
     def start(tree):
-        drafter.init(params, Start(None, jnp.zeros((1, 1, 64)), one, tree, 1, 20))
+        drafter.init(params, InitContext(None, jnp.zeros((1, 1, 64)), one, tree, 1, 20))
 
     with pytest.raises(ConfigError, match="5 deep"):
         start(named_tree("chain-5"))
@@ -117,27 +123,27 @@ def test_impossible_drafters_say_what_is_wrong():
 @pytest.mark.parametrize("tree", [named_tree("0,1,00,01,000"), BestFirst(6, 3)])
 def test_a_stop_head_reads_the_row_and_the_token_of_each_node(tree):
     drafter, own, target_params = make()
-    head = StopHead(TARGET.width, layers=1)
+    head = AcceptanceHead(TARGET.width, layers=1)
     stop = head.init_params(jax.random.key(7))
     drafter = replace(drafter, stop=head)
-    params = drafter.bind(own, target_params, stop)
+    params = drafter.with_target_params(own, target_params, stop)
     rows = 2
     features = jax.random.normal(jax.random.key(8), (2 * rows, 1, 64))
     ones = jnp.ones(2 * rows, jnp.int32)
-    start = Start(None, features, ones, tree, rows, 20)
+    start = InitContext(None, features, ones, tree, rows, 20)
     state = drafter.init(params, start)
-    this = Round(
+    ctx = DraftContext(
         jnp.array([4, 5]),
         jnp.array([[4], [5]]),
         jnp.ones(rows, jnp.int32),
         jnp.ones(rows, jnp.int32),
-        position_noise(row_keys(0, rows), jnp.arange(8).reshape(2, 4), 23),
-        row_keys(0, rows),
-        make_sampling(rows, guidance=2.0),
+        position_noise(batch_keys(0, rows), jnp.arange(8).reshape(2, 4), 23),
+        batch_keys(0, rows),
+        make_sampling(rows, cfg_scale=2.0),
         tree,
     )
-    h, _ = drafter._block_rows(params, state.cache, this, tree.depth)
-    draft, _ = drafter.propose(params, state, this)
+    h, _ = drafter._block_rows(params, state.cache, ctx, tree.depth)
+    draft, _ = drafter.propose(params, state, ctx)
     depths = np.broadcast_to(draft.topology(tree).depths, draft.tokens.shape)
     for b, n in np.ndindex(rows, tree.size):
         if n and draft.valid[b, n]:
@@ -146,7 +152,7 @@ def test_a_stop_head_reads_the_row_and_the_token_of_each_node(tree):
             np.testing.assert_allclose(draft.confidence[b, n], wanted, rtol=1e-5)
     short = Adaptive(drafter, ConfidenceCutoff(1.0, "head"))
     state = short.init(params, start)
-    cut, _ = short.propose(params, state, this)
+    cut, _ = short.propose(params, state, ctx)
     assert (np.asarray(cut.valid) == (depths <= 1) & np.asarray(draft.valid)).all()
     with pytest.raises(ConfigError, match="reads 8 numbers"):
-        replace(drafter, stop=StopHead(8))
+        replace(drafter, stop=AcceptanceHead(8))

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.drafters.small_model import SmallModel
+from jaxspec.drafters.small_model import DraftModel
 from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
 from jaxspec.spec.envelopes import Beam, BestFirst
 from jaxspec.spec.loop import generate
-from jaxspec.spec.noise import row_keys
+from jaxspec.spec.noise import batch_keys
 from jaxspec.spec.sampling import make_sampling
-from jaxspec.spec.state import Engine, make_limits
+from jaxspec.spec.state import Engine, StoppingCriteria
 from jaxspec.testing.properties import (
     assert_fresh_cache,
     assert_same_tokens,
@@ -37,7 +37,7 @@ PARAMS, OTHER = toy_params(VOCAB, 60), toy_params(VOCAB, 60, seed=1)
 PROMPT = jnp.array([[1, 2, 3, 1], [4, 4, -1, -1], [0, -1, -1, -1]])
 SETTINGS = {
     "temperature": [1.0, 0.0, 0.7],
-    "guidance": [2.0, 0.5, 1.0],
+    "cfg_scale": [2.0, 0.5, 1.0],
     "top_k": [0, 0, 4],
 }
 
@@ -50,8 +50,8 @@ def plain_toy_tokens():
     """What the toy draws without a drafter."""
     run = jax.jit(partial(generate, Engine(toy_target(VOCAB, 2), LENGTH)))
     sampling = make_sampling(ROWS, **SETTINGS)
-    limits = make_limits(ROWS, *LIMITS)
-    return run(PARAMS, None, PROMPT, sampling, row_keys(3, ROWS), limits)
+    stopping = StoppingCriteria.create(ROWS, *LIMITS)
+    return run(PARAMS, None, PROMPT, sampling, batch_keys(3, ROWS), stopping)
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -67,7 +67,7 @@ def test_tokens_and_cache_stay_as_they_are(name):
         length=LENGTH,
         rows=ROWS,
         sampling=make_sampling(ROWS, **SETTINGS),
-        limits=make_limits(ROWS, *LIMITS),
+        stopping=StoppingCriteria.create(ROWS, *LIMITS),
         seed=3,
     )
     wanted = plain_toy_tokens()
@@ -85,14 +85,14 @@ def test_a_drafter_that_breaks_down_costs_speed_alone(tree):
     engine, state = run_rounds(
         toy_target(VOCAB, 2),
         PARAMS,
-        SmallModel(toy_target(VOCAB)),
+        DraftModel(toy_target(VOCAB)),
         broken,
         tree,
         PROMPT,
         length=LENGTH,
         rows=ROWS,
         sampling=make_sampling(ROWS, **SETTINGS),
-        limits=make_limits(ROWS, *LIMITS),
+        stopping=StoppingCriteria.create(ROWS, *LIMITS),
         seed=3,
     )
     kept = np.arange(LENGTH) < state.length[:, None]
@@ -117,7 +117,7 @@ def test_the_whole_loop_as_one_program_is_held_to_plain_decoding_too():
 
 
 CLASSES = jnp.array([0, 2, 1])
-SAMPLING = {"temperature": [1.0, 0.0, 0.7], "guidance": 2.0}
+SAMPLING = {"temperature": [1.0, 0.0, 0.7], "cfg_scale": 2.0}
 
 
 @lru_cache
@@ -126,7 +126,7 @@ def plain_tokens():
     target = make_target(Transformer(TARGET), guided=True)
     run = jax.jit(partial(generate, Engine(target, 16, order=("temperature",))))
     sampling = make_sampling(ROWS, **SAMPLING)
-    return run(target_params(), None, CLASSES, sampling, row_keys(3, ROWS)).tokens
+    return run(target_params(), None, CLASSES, sampling, batch_keys(3, ROWS)).tokens
 
 
 # Variants of others here.
@@ -151,9 +151,9 @@ LONG = (
 )
 def test_drafters_on_a_transformer_leave_tokens_and_cache_as_they_are(name):
     drafter, tree = FEATURES[name]
-    taps = getattr(drafter, "taps", ())
+    feature_layers = getattr(drafter, "feature_layers", ())
     engine, state = run_rounds(
-        make_target(Transformer(TARGET), guided=True, taps=taps),
+        make_target(Transformer(TARGET), guided=True, feature_layers=feature_layers),
         target_params(),
         drafter,
         feature_params(name),

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from jaxspec.drafters.grow import expansions, grow
 from jaxspec.errors import ConfigError
-from jaxspec.spec.draft import Round
+from jaxspec.spec.draft import DraftContext
 from jaxspec.spec.envelopes import Beam, BestFirst, StochasticBeam
 from jaxspec.spec.loop import generate
 from jaxspec.spec.named_trees import named_tree
-from jaxspec.spec.noise import position_noise, row_keys
+from jaxspec.spec.noise import batch_keys, position_noise
 from jaxspec.spec.sampling import make_sampling
 from jaxspec.spec.state import Engine
 from jaxspec.spec.topology import grown_topology, static_topology
@@ -37,8 +37,8 @@ ENVELOPES = [
 def make_round(rows, tree, selection, seed=0, **options):
     position = jnp.arange(rows)
     after = position[:, None] + 1 + jnp.arange(tree.depth + 1)
-    keys = row_keys(seed, rows)
-    return Round(
+    keys = batch_keys(seed, rows)
+    return DraftContext(
         root=jnp.arange(rows) % VOCAB,
         tokens=jnp.zeros((rows, 1), jnp.int32),
         position=position,
@@ -73,17 +73,17 @@ def test_grown_tables_equal_those_of_the_same_static_tree(tree, seed):
 
 @pytest.mark.parametrize("selection", ["top", "coupled"])
 def test_a_wide_beam_finds_the_tree_a_heap_finds(selection):
-    """For a factorised drafter the layered beam is DDTree's best-first search."""
+    """For a factorized drafter the layered beam is DDTree's best-first search."""
     rows, nodes, depth = 5, 12, 4
     tree = Beam(nodes, depth, beam=nodes - 1, branch=VOCAB, sharpness=1.5)
-    this = make_round(rows, tree, selection)
+    ctx = make_round(rows, tree, selection)
     table = 2 * jax.random.normal(jax.random.key(1), (depth, 1, VOCAB))
     table = jnp.broadcast_to(table, (depth, VOCAB, VOCAB))
-    draft = grow(this, table_step(table))[0]
+    draft = grow(ctx, table_step(table))[0]
     for b in range(rows):
         value = np.asarray(jax.nn.log_softmax(table[:, 0]))
         if selection == "coupled":
-            noisy = value + np.asarray(this.noise[b, :depth])
+            noisy = value + np.asarray(ctx.noise[b, :depth])
             value = np.asarray(jax.nn.log_softmax(1.5 * noisy))
         order, best = np.argsort(-value, axis=1), -np.sort(-value, axis=1)
         heap, kept = [(-best[0, 0], (0,))], set()
@@ -110,9 +110,9 @@ def test_grown_drafts_are_trees(tree):
     """Parents come first, nothing is too deep, no two siblings hold the same token."""
     rows = 16
     how = "without_replacement" if isinstance(tree, StochasticBeam) else "coupled"
-    this = make_round(rows, tree, how, top_k=np.resize([0, 2, 1], rows))
+    ctx = make_round(rows, tree, how, top_k=np.resize([0, 2, 1], rows))
     table = 2 * jax.random.normal(jax.random.key(1), (tree.depth + 1, VOCAB, VOCAB))
-    draft = jax.tree.map(np.asarray, grow(this, table_step(table))[0])
+    draft = jax.tree.map(np.asarray, grow(ctx, table_step(table))[0])
     depths = np.asarray(draft.topology(tree).depths)
     for b in range(rows):
         seen = set()
@@ -130,8 +130,8 @@ def test_grown_drafts_are_trees(tree):
 @pytest.mark.parametrize("streams", [1, 2])
 def test_any_grown_draft_gives_the_tokens_of_plain_decoding(tree, streams):
     target, rows = toy_target(VOCAB, streams), 4
-    prompt, keys = jnp.arange(rows), row_keys(1, rows)
-    sampling = make_sampling(rows, temperature=[1.0, 0.0, 0.7, 1.0], guidance=1.5)
+    prompt, keys = jnp.arange(rows), batch_keys(1, rows)
+    sampling = make_sampling(rows, temperature=[1.0, 0.0, 0.7, 1.0], cfg_scale=1.5)
     order = ("temperature",)
     how = "without_replacement" if isinstance(tree, StochasticBeam) else "coupled"
     plain = generate(
@@ -157,9 +157,9 @@ def test_a_stochastic_beam_samples_paths_without_replacement():
     """Its first path is a sample of the drafter's law; the control has another law."""
     rows, tree = 20000, StochasticBeam(2, 2)
     table = 1.5 * jax.random.normal(jax.random.key(0), (2, VOCAB, VOCAB))
-    this = make_round(rows, tree, "without_replacement")
-    this = Round(**{**vars(this), "root": jnp.zeros(rows, jnp.int32)})
-    draft = jax.jit(lambda this: grow(this, table_step(table))[0])(this)
+    ctx = make_round(rows, tree, "without_replacement")
+    ctx = DraftContext(**{**vars(ctx), "root": jnp.zeros(rows, jnp.int32)})
+    draft = jax.jit(lambda ctx: grow(ctx, table_step(table))[0])(ctx)
     # Nodes 3 and 4 are the two paths of depth 2, the best first.
     first = np.asarray(draft.tokens)[np.arange(rows), np.asarray(draft.parents)[:, 3]]
     pairs = np.stack([first, np.asarray(draft.tokens)[:, 3]], axis=1)
@@ -220,7 +220,7 @@ def test_impossible_envelopes_are_refused():
 def test_each_node_reads_the_memory_of_its_own_path(tree, selection):
     """Scores that depend on the whole path are those of the path a node lies on."""
     rows = 6
-    this = make_round(rows, tree, selection)
+    ctx = make_round(rows, tree, selection)
     weight = 2 * jax.random.normal(jax.random.key(4), (5, VOCAB))
 
     def read(depth, tokens, memory):
@@ -232,7 +232,7 @@ def test_each_node_reads_the_memory_of_its_own_path(tree, selection):
         return memory @ weight, memory, steps + tokens.shape[1]
 
     start = jax.random.normal(jax.random.key(5), (rows, 1, 5))
-    draft, steps = jax.jit(lambda this: grow(this, step, start, 0))(this)
+    draft, steps = jax.jit(lambda ctx: grow(ctx, step, start, 0))(ctx)
     assert steps <= expansions(tree)[0]
     shape = draft.topology(tree)
     depths = np.broadcast_to(shape.depths, draft.tokens.shape)
@@ -242,7 +242,7 @@ def test_each_node_reads_the_memory_of_its_own_path(tree, selection):
         for depth, node in enumerate(path[min(b, len(path) - 1), : depths[b, n] + 1]):
             token = draft.tokens[b, node]
             if depth and selection == "coupled":
-                value = law + this.noise[b, depth - 1]
+                value = law + ctx.noise[b, depth - 1]
                 assert value[token] >= jnp.sort(value)[-tree.width] - 1e-4
             memory = read(depth, token[None], memory)[0]
             law = jax.nn.log_softmax(memory @ weight)

@@ -10,20 +10,20 @@ import pytest
 
 from jaxspec.drafters.jacobi import Jacobi
 from jaxspec.drafters.lookahead import Lookahead
-from jaxspec.drafters.mask_drafter import MaskDrafter
+from jaxspec.drafters.mask_drafter import Deer
 from jaxspec.drafters.ngram import NgramTable
 from jaxspec.drafters.prompt_lookup import PromptLookup
 from jaxspec.drafters.recycling import TokenRecycling
-from jaxspec.drafters.small_model import SmallModel
+from jaxspec.drafters.small_model import DraftModel
 from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
-from jaxspec.spec.draft import Draft, Observation, Round, Start
+from jaxspec.spec.draft import Draft, DraftContext, InitContext, RoundResult
 from jaxspec.spec.envelopes import Beam, BestFirst
 from jaxspec.spec.loop import init_state, spec_step
 from jaxspec.spec.named_trees import named_tree
-from jaxspec.spec.noise import position_noise, private_keys, row_keys
+from jaxspec.spec.noise import batch_keys, position_noise, private_keys
 from jaxspec.spec.sampling import make_sampling
-from jaxspec.spec.state import Engine, make_limits
+from jaxspec.spec.state import Engine, StoppingCriteria
 from jaxspec.spec.tree import Tree
 from jaxspec.testing.properties import run_rounds
 from jaxspec.testing.toy import toy_params, toy_target
@@ -40,7 +40,7 @@ def next_round(engine, state, sampling):
     last = jnp.take_along_axis(state.tokens, state.length[:, None] - 1, axis=1)
     position = state.start + state.length - 1
     after = position[:, None] + 1 + jnp.arange(engine.path_length)
-    return Round(
+    return DraftContext(
         root=last[:, 0],
         tokens=state.tokens,
         position=position,
@@ -66,14 +66,16 @@ def test_a_drafter_that_is_the_target_is_always_right(tree, streams):
     engine, state = run_rounds(
         target,
         PARAMS,
-        SmallModel(target),
+        DraftModel(target),
         PARAMS,
         tree,
         PROMPT,
         length=LENGTH,
         rows=ROWS,
-        sampling=make_sampling(ROWS, temperature=[1.0, 0.0, 0.7], guidance=1.5),
-        limits=make_limits(ROWS, [LENGTH, 1 + 2 * (tree.depth + 1), LENGTH]),
+        sampling=make_sampling(ROWS, temperature=[1.0, 0.0, 0.7], cfg_scale=1.5),
+        stopping=StoppingCriteria.create(
+            ROWS, [LENGTH, 1 + 2 * (tree.depth + 1), LENGTH]
+        ),
         order=("temperature",),
     )
     accepted = np.asarray(state.stats.accepted)
@@ -87,7 +89,7 @@ def after(rounds, target, params, drafter, own, tree, prompt, sampling):
     length = 1 + rounds * (tree.depth + 1)
     engine = Engine(target, length, drafter, tree, order=("temperature",))
     arguments = (params, own, prompt, sampling)
-    state = init_state(engine, *arguments, row_keys(0, ROWS))
+    state = init_state(engine, *arguments, batch_keys(0, ROWS))
     step = jax.jit(partial(spec_step, engine))
     for _ in range(rounds):
         state = step(*arguments, state)
@@ -116,13 +118,15 @@ ON_FEATURES = [
 def test_a_context_in_pieces_is_the_same_context(name):
     """After many rounds the drafter is where it would be, had it read all at once."""
     (drafter, tree), params = FEATURES[name], feature_params(name)
-    target = make_target(Transformer(TARGET), guided=True, taps=drafter.taps)
-    sampling = make_sampling(ROWS, guidance=2.0)
+    target = make_target(
+        Transformer(TARGET), guided=True, feature_layers=drafter.feature_layers
+    )
+    sampling = make_sampling(ROWS, cfg_scale=2.0)
     engine, state = after(
         3, target, target_params(), drafter, params, tree, CLASSES, sampling
     )
-    this = next_round(engine, state, sampling)
-    pieces, _ = jax.jit(drafter.propose)(params, state.drafter, this)
+    ctx = next_round(engine, state, sampling)
+    pieces, _ = jax.jit(drafter.propose)(params, state.drafter, ctx)
 
     known = state.tokens[:, :16]
     null = jnp.repeat(jnp.arange(2) > 0, ROWS)
@@ -131,13 +135,13 @@ def test_a_context_in_pieces_is_the_same_context(name):
         jnp.concatenate([CLASSES] * 2),
         jnp.concatenate([known] * 2),
         null=null,
-        taps=drafter.taps,
+        feature_layers=drafter.feature_layers,
     )
     read = jnp.pad(known, ((0, 0), (1, 0)))  # by position: the class, then tokens
     lengths = jnp.concatenate([state.length] * 2)  # all but the root
-    start = Start(read, features, lengths, tree, ROWS, 8)
+    start = InitContext(read, features, lengths, tree, ROWS, 8)
     fresh = drafter.init(params, start)
-    at_once, _ = jax.jit(drafter.propose)(params, fresh, this)
+    at_once, _ = jax.jit(drafter.propose)(params, fresh, ctx)
     agree(pieces, at_once)
 
 
@@ -152,25 +156,25 @@ def test_a_context_in_pieces_is_the_same_context(name):
 def test_a_node_depends_on_its_own_path_alone(name):
     (drafter, _), params = FEATURES[name], feature_params(name)
     features = jax.random.normal(
-        jax.random.key(1), (2 * ROWS, 3, 32 * len(drafter.taps))
+        jax.random.key(1), (2 * ROWS, 3, 32 * len(drafter.feature_layers))
     )
     laws = []
     for tree in (named_tree("0,1,2,00,01,10,000"), Tree.chain(3)):
-        start = Start(CLASSES, features, jnp.full(2 * ROWS, 3), tree, ROWS, 8)
+        start = InitContext(CLASSES, features, jnp.full(2 * ROWS, 3), tree, ROWS, 8)
         state = drafter.init(params, start)
-        this = Round(
+        ctx = DraftContext(
             root=jnp.array([3, 1, 5]),
             tokens=jnp.zeros((ROWS, 4), jnp.int32),
             position=jnp.full(ROWS, 3),
             index=jnp.full(ROWS, 3),
             noise=position_noise(
-                row_keys(0, ROWS), jnp.tile(jnp.arange(4), (ROWS, 1)), 19
+                batch_keys(0, ROWS), jnp.tile(jnp.arange(4), (ROWS, 1)), 19
             ),
-            keys=row_keys(0, ROWS),
-            sampling=make_sampling(ROWS, guidance=2.0),
+            keys=batch_keys(0, ROWS),
+            sampling=make_sampling(ROWS, cfg_scale=2.0),
             tree=tree,
         )
-        draft, _ = drafter.propose(params, state, this)
+        draft, _ = drafter.propose(params, state, ctx)
         first = [tree.rank_paths.index((0,) * d) for d in range(3)]
         laws.append(draft.log_q[:, tree.slots[first]])
     np.testing.assert_allclose(laws[0], laws[1], atol=1e-4)
@@ -183,14 +187,14 @@ def observed(logits, draft, tree, path, accepted, tokens=None):
     accepted = jnp.full(rows, accepted)
     tokens = jnp.zeros(path.shape, jnp.int32) if tokens is None else tokens
     none = jnp.zeros((rows, tree.size, 0))
-    return Observation(tokens, accepted + 1, path, accepted, none, logits, draft, tree)
+    return RoundResult(tokens, accepted + 1, path, accepted, none, logits, draft, tree)
 
 
 def test_jacobi_drafts_from_what_the_target_said_last():
     tree, rows = named_tree("0,1,00,10,000,100"), 2
     jacobi = Jacobi(VOCAB, "uniform")
     state = jacobi.init(
-        None, Start(None, None, jnp.ones(rows, jnp.int32), tree, rows, 9)
+        None, InitContext(None, None, jnp.ones(rows, jnp.int32), tree, rows, 9)
     )
     logits = jax.random.normal(jax.random.key(0), (rows, tree.size, VOCAB))
     draft = Draft(jnp.zeros((rows, 7), jnp.int32), jnp.ones((rows, 7), bool))
@@ -209,7 +213,9 @@ def test_jacobi_drafts_from_what_the_target_said_last():
 def test_recycling_keeps_the_latest_successors_of_every_node():
     tree, rows = named_tree("0,1,00"), 2
     table = TokenRecycling(VOCAB, 3, shared=False)
-    state = table.init(None, Start(None, None, jnp.ones(2, jnp.int32), tree, rows, 9))
+    state = table.init(
+        None, InitContext(None, None, jnp.ones(2, jnp.int32), tree, rows, 9)
+    )
     logits = jax.random.normal(jax.random.key(0), (rows, tree.size, VOCAB))
     tokens = jnp.array([[1, 2, 2, 4], [5, 0, 3, 3]])
     draft = Draft(tokens, jnp.array([[True] * 4, [True, True, True, False]]))
@@ -224,13 +230,13 @@ def test_recycling_keeps_the_latest_successors_of_every_node():
 def a_round(tokens, tree, rows=1):
     """A round after `tokens`."""
     given = jnp.asarray([tokens] * rows)
-    return Round(
+    return DraftContext(
         root=given[:, -1],
         tokens=jnp.pad(given, ((0, 0), (0, 4))),
         position=jnp.full(rows, len(tokens) - 1),
         index=jnp.full(rows, len(tokens)),
         noise=jnp.zeros((rows, tree.depth + 1, VOCAB)),
-        keys=row_keys(0, rows),
+        keys=batch_keys(0, rows),
         sampling=make_sampling(rows, temperature=0.0),
         tree=tree,
         selection="top",
@@ -241,7 +247,9 @@ def a_round(tokens, tree, rows=1):
 def test_prompt_lookup_copies_the_longest_and_then_the_latest_match():
     tree = named_tree("0,1,00,10,000,0000")
     drafter = PromptLookup(longest=3)
-    start = Start(jnp.zeros(1, jnp.int32), None, jnp.ones(1, jnp.int32), tree, 1, 9)
+    start = InitContext(
+        jnp.zeros(1, jnp.int32), None, jnp.ones(1, jnp.int32), tree, 1, 9
+    )
     state = drafter.init(None, start)
     #         0  1  2  3  4  5  6  7  8  9
     tokens = [1, 2, 3, 4, 5, 2, 3, 0, 2, 3]  # "2 3" before at 1 and at 5
@@ -276,7 +284,9 @@ def test_n_grams_are_counts_with_a_prior_from_below():
 def test_n_grams_read_the_grid_and_their_own_path():
     table = NgramTable(VOCAB, (1, 3), 1 << 16, VOCAB)
     tree = named_tree("0,1,00,000,0000")
-    start = Start(jnp.zeros(1, jnp.int32), None, jnp.ones(1, jnp.int32), tree, 1, 20)
+    start = InitContext(
+        jnp.zeros(1, jnp.int32), None, jnp.ones(1, jnp.int32), tree, 1, 20
+    )
     tokens = [1, 2, 3, 4, 5, 0, 1, 2]
     counts, _, learned = table.propose(
         None, table.init(None, start), a_round(tokens, tree)
@@ -337,13 +347,13 @@ def test_repeating_text_is_found_out(drafter):
 def test_masks_see_what_is_committed_and_their_own_block():
     """One pass of the drafter is one pass over the committed tokens and the masks."""
     tree, block = Tree.chain(3), 3
-    drafter = MaskDrafter(toy_target(VOCAB), block, VOCAB)
+    drafter = Deer(toy_target(VOCAB), block, VOCAB)
     sampling = make_sampling(ROWS)
     engine, state = after(
         4, toy_target(VOCAB), PARAMS, drafter, PARAMS, tree, PROMPT, sampling
     )
-    this = next_round(engine, state, sampling)
-    draft, _ = drafter.propose(PARAMS, state.drafter, this)
+    ctx = next_round(engine, state, sampling)
+    draft, _ = drafter.propose(PARAMS, state.drafter, ctx)
     for b in range(ROWS):
         prompt = PROMPT[b][PROMPT[b] >= 0]
         tokens = jnp.concatenate([prompt, state.tokens[b, : state.length[b]]])

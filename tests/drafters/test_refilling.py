@@ -10,9 +10,9 @@ import pytest
 from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
 from jaxspec.spec.loop import generate
-from jaxspec.spec.noise import row_keys
+from jaxspec.spec.noise import batch_keys
 from jaxspec.spec.sampling import make_sampling
-from jaxspec.spec.state import Engine, make_limits
+from jaxspec.spec.state import Engine, StoppingCriteria
 from jaxspec.spec.stream import Jobs, begin_stream, run_stream
 from jaxspec.testing.toy import toy_params, toy_target
 from tests.drafters.tiny import (
@@ -40,16 +40,18 @@ def jobs(text):
     return Jobs(
         jnp.arange(COUNT),
         jnp.asarray(prompt),
-        make_sampling(COUNT, temperature=temperature, guidance=2.0),
-        row_keys(3, COUNT),
-        make_limits(COUNT, rng.integers(1, LENGTH + 1, COUNT)),
+        make_sampling(COUNT, temperature=temperature, cfg_scale=2.0),
+        batch_keys(3, COUNT),
+        StoppingCriteria.create(COUNT, rng.integers(1, LENGTH + 1, COUNT)),
     )
 
 
 def engine_of(text, drafter=None, **tree):
-    taps = getattr(drafter, "taps", ())
+    feature_layers = getattr(drafter, "feature_layers", ())
     target = (
-        toy_target(VOCAB, 2) if text else make_target(Transformer(TARGET), taps=taps)
+        toy_target(VOCAB, 2)
+        if text
+        else make_target(Transformer(TARGET), feature_layers=feature_layers)
     )
     return Engine(target, LENGTH, drafter, **tree, order=("temperature",))
 
@@ -59,7 +61,9 @@ def alone(text):
     """What plain decoding gives each job."""
     work, params = jobs(text), PARAMS if text else target_params()
     run = jax.jit(partial(generate, engine_of(text)))
-    return run(params, None, work.prompt, work.sampling, work.keys, work.limits).tokens
+    return run(
+        params, None, work.prompt, work.sampling, work.keys, work.stopping
+    ).tokens
 
 
 FEW = ("recycling", "union", "block")

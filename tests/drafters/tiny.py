@@ -6,29 +6,29 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec.config import (
-    AdapterConfig,
-    BlockDiffusionConfig,
-    FeatureHeadConfig,
-    ParallelHeadsConfig,
-    SemiAutoregressiveConfig,
+    DFlashConfig,
+    EagleConfig,
+    FalconConfig,
+    KangarooConfig,
+    MedusaConfig,
     TransformerConfig,
 )
-from jaxspec.drafters.block_diffusion import BlockDiffusion
+from jaxspec.drafters.block_diffusion import DFlash
 from jaxspec.drafters.dynamic_exit import DynamicExit
 from jaxspec.drafters.falcon import Falcon
-from jaxspec.drafters.feature_head import FeatureHead
+from jaxspec.drafters.feature_head import Eagle
 from jaxspec.drafters.jacobi import Jacobi
 from jaxspec.drafters.kangaroo import Kangaroo
-from jaxspec.drafters.lattice import Lattice
+from jaxspec.drafters.lattice import DiffuSpec
 from jaxspec.drafters.lookahead import Lookahead
-from jaxspec.drafters.mask_drafter import MaskDrafter
+from jaxspec.drafters.mask_drafter import Deer
 from jaxspec.drafters.ngram import NgramTable
-from jaxspec.drafters.parallel_heads import ParallelHeads
+from jaxspec.drafters.parallel_heads import Medusa
 from jaxspec.drafters.prompt_lookup import PromptLookup
 from jaxspec.drafters.recycling import TokenRecycling
-from jaxspec.drafters.riding_blocks import prompt_tokens, tidar, with_extra_tokens
-from jaxspec.drafters.small_model import SmallModel, early_exit
-from jaxspec.drafters.union import Union
+from jaxspec.drafters.riding_blocks import ppd, tidar, with_extra_tokens
+from jaxspec.drafters.small_model import DraftModel, early_exit
+from jaxspec.drafters.union import MergedDrafter
 from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
 from jaxspec.spec.envelopes import Beam, BestFirst
@@ -39,7 +39,7 @@ from tests.models.tiny import random_params
 
 VOCAB = 6
 BUSHY = named_tree("0,1,2,00,01,10,000")
-BOTH = Union(PromptLookup(), Jacobi(VOCAB), Tree.chain(3), named_tree("0,1,00"))
+BOTH = MergedDrafter(PromptLookup(), Jacobi(VOCAB), Tree.chain(3), named_tree("0,1,00"))
 AHEAD = Lookahead(VOCAB, 4, 5, 3)
 
 
@@ -48,7 +48,9 @@ def by_last_token(params, prompt, tokens, sampling):
     return params[tokens]
 
 
-LATTICE = Lattice(by_last_token, VOCAB, NgramTable(VOCAB, buckets=64, width=4), most=3)
+LATTICE = DiffuSpec(
+    by_last_token, VOCAB, NgramTable(VOCAB, buckets=64, width=4), most=3
+)
 # Drafters that know tokens and scores alone, on the toy target, with their trees.
 TABLES = {
     "jacobi, uniform": (Jacobi(VOCAB, "uniform"), BUSHY),
@@ -62,11 +64,11 @@ TABLES = {
     "n-grams of a grid": (NgramTable(VOCAB, (1, 4), 64, 4), BestFirst(8, 3)),
     "union": (BOTH, BOTH.tree),
     "lookahead": (AHEAD, AHEAD.tree),
-    "small model": (SmallModel(toy_target(VOCAB)), BUSHY),
-    "small model, guided": (SmallModel(toy_target(VOCAB, 2)), Beam(9, 3, 4, 3)),
-    "small model, best first": (SmallModel(toy_target(VOCAB)), BestFirst(8, 3)),
-    "masks": (MaskDrafter(toy_target(VOCAB, 2), 3, VOCAB), BUSHY),
-    "masks, shifted": (MaskDrafter(toy_target(VOCAB), 3, VOCAB, 1), BUSHY),
+    "small model": (DraftModel(toy_target(VOCAB)), BUSHY),
+    "small model, guided": (DraftModel(toy_target(VOCAB, 2)), Beam(9, 3, 4, 3)),
+    "small model, best first": (DraftModel(toy_target(VOCAB)), BestFirst(8, 3)),
+    "masks": (Deer(toy_target(VOCAB, 2), 3, VOCAB), BUSHY),
+    "masks, shifted": (Deer(toy_target(VOCAB), 3, VOCAB, 1), BUSHY),
     "lattice": (LATTICE, Beam(9, 3, beam=3, branch=3)),
 }
 
@@ -77,7 +79,7 @@ def table_params(name):
         shape = VOCAB + 1, VOCAB
         table = jax.random.normal(jax.random.key(3), shape, jnp.float32)
         return {"model": table, "counts": None}
-    models = SmallModel, MaskDrafter
+    models = DraftModel, Deer
     drafter, _ = TABLES[name]
     return toy_params(VOCAB, 60, seed=1) if isinstance(drafter, models) else None
 
@@ -87,44 +89,44 @@ TARGET = TransformerConfig(
 )
 SMALL = replace(TARGET, layers=1, width=16, extra_tokens=0)
 SMALL_THREE = replace(SMALL, layers=3)
-EAGLE = FeatureHeadConfig(1, 32, 2, ffn_width=48, taps=(2,))
-EAGLE_3 = replace(EAGLE, version=3, taps=(0, 1, 2))
-NARROW = FeatureHeadConfig(
-    3, 16, 2, ffn_width=24, taps=(0, 1, 2), draft_vocab=12, own_embedding=True
+EAGLE = EagleConfig(1, 32, 2, ffn_width=48, feature_layers=(2,))
+EAGLE_3 = replace(EAGLE, version=3, feature_layers=(0, 1, 2))
+NARROW = EagleConfig(
+    3, 16, 2, ffn_width=24, feature_layers=(0, 1, 2), draft_vocab=12, own_embedding=True
 )
-HEADS = ParallelHeadsConfig(4, 32)
+HEADS = MedusaConfig(4, 32)
 HYDRA = replace(HEADS, sequential=True)
 HYDRA_PLUS = replace(HYDRA, prefix_heads=2, prefix_ffn_width=32)
-BLOCK = BlockDiffusionConfig(4, 2, 32, 2, ffn_width=48, taps=(0, 2), markov_rank=6)
+BLOCK = DFlashConfig(4, 2, 32, 2, ffn_width=48, feature_layers=(0, 2), markov_rank=6)
 GROUPED = replace(BLOCK, kv_heads=1, causal=False, markov_rank=0)
-FALCON = SemiAutoregressiveConfig(2, 32, 2, 48)
+FALCON = FalconConfig(2, 32, 2, 48)
 TREE = named_tree("0,1,2,00,01,10,000,0000")
 BEAM, BEST = Beam(9, 4, beam=4, branch=3), BestFirst(8, 4)
 
 # Drafters that read a transformer's features, or are one, with their trees.
 FEATURES = {
-    "eagle-1": (FeatureHead(EAGLE, TARGET), TREE),
-    "eagle-2": (FeatureHead(EAGLE, TARGET), BEAM),
-    "eagle-1, best first": (FeatureHead(EAGLE, TARGET), BEST),
-    "eagle-3": (FeatureHead(EAGLE_3, TARGET), TREE),
-    "eagle-3, trimmed": (FeatureHead(replace(EAGLE_3, draft_vocab=12), TARGET), TREE),
-    "eagle-3, narrower": (FeatureHead(NARROW, TARGET), TREE),
-    "medusa": (ParallelHeads(HEADS, TARGET), TREE),
+    "eagle-1": (Eagle(EAGLE, TARGET), TREE),
+    "eagle-2": (Eagle(EAGLE, TARGET), BEAM),
+    "eagle-1, best first": (Eagle(EAGLE, TARGET), BEST),
+    "eagle-3": (Eagle(EAGLE_3, TARGET), TREE),
+    "eagle-3, trimmed": (Eagle(replace(EAGLE_3, draft_vocab=12), TARGET), TREE),
+    "eagle-3, narrower": (Eagle(NARROW, TARGET), TREE),
+    "medusa": (Medusa(HEADS, TARGET), TREE),
     "medusa, own outputs": (
-        ParallelHeads(replace(HEADS, own_output=True, blocks=2), TARGET),
+        Medusa(replace(HEADS, own_output=True, blocks=2), TARGET),
         TREE,
     ),
-    "hydra": (ParallelHeads(HYDRA, TARGET), TREE),
-    "hydra++": (ParallelHeads(HYDRA_PLUS, TARGET), TREE),
-    "block": (BlockDiffusion(BLOCK, TARGET), TREE),
-    "block, refined": (BlockDiffusion(replace(BLOCK, refinements=2), TARGET), BEAM),
-    "block, grouped heads": (BlockDiffusion(GROUPED, TARGET), BEST),
+    "hydra": (Medusa(HYDRA, TARGET), TREE),
+    "hydra++": (Medusa(HYDRA_PLUS, TARGET), TREE),
+    "block": (DFlash(BLOCK, TARGET), TREE),
+    "block, refined": (DFlash(replace(BLOCK, refinements=2), TARGET), BEAM),
+    "block, grouped heads": (DFlash(GROUPED, TARGET), BEST),
     "falcon": (Falcon(FALCON, TARGET), TREE),
     "falcon, blocks of 3": (
-        Falcon(SemiAutoregressiveConfig(3, 32, 2, 48), TARGET),
+        Falcon(FalconConfig(3, 32, 2, 48), TARGET),
         BEAM,
     ),
-    "kangaroo": (Kangaroo(AdapterConfig(2, 2), TARGET), TREE),
+    "kangaroo": (Kangaroo(KangarooConfig(2, 2), TARGET), TREE),
     "dynamic exit": (DynamicExit(TARGET, (1, 2)), TREE),
     "sub-networks": (
         DynamicExit(SMALL_THREE, (1, 3), verify_cost=9.0, guided=False),
@@ -132,11 +134,11 @@ FEATURES = {
     ),
     "early exit": (early_exit(TARGET, 2), TREE),
     "small transformer": (
-        SmallModel(make_target(Transformer(SMALL), guided=False)),
+        DraftModel(make_target(Transformer(SMALL), guided=False)),
         TREE,
     ),
     "tidar": (tidar(TARGET, 4), Tree.chain(3)),
-    "prompt tokens": (prompt_tokens(TARGET, 3), named_tree("0,1,00")),
+    "prompt tokens": (ppd(TARGET, 3), named_tree("0,1,00")),
 }
 
 
@@ -157,13 +159,13 @@ def bound_params(drafter):
         return x + 0.1 * jax.random.normal(jax.random.key(6), x.shape, x.dtype)
 
     made = jax.tree.map(moved, drafter.init_params(jax.random.key(5)))
-    return drafter.bind(made, target_params())
+    return drafter.with_target_params(made, target_params())
 
 
 def feature_params(name):
     """Parameters of one of `FEATURES`, joined with the target's where it has some."""
     drafter, _ = FEATURES[name]
-    if hasattr(drafter, "bind"):
+    if hasattr(drafter, "with_target_params"):
         return bound_params(drafter)
     if name in ("dynamic exit", "early exit"):
         return target_params()

@@ -1,4 +1,4 @@
-"""Distances between sets of pictures, against what can be computed by hand."""
+"""Distances between sets of images, against what can be computed by hand."""
 
 import jax
 import jax.numpy as jnp

@@ -12,13 +12,13 @@ from jaxspec.bench.overhead import given_target
 from jaxspec.config import TransformerConfig
 from jaxspec.drafters.adaptive import Adaptive, ConfidenceCutoff
 from jaxspec.drafters.kangaroo import adapted
-from jaxspec.drafters.lattice import Lattice
-from jaxspec.drafters.small_model import SmallModel
+from jaxspec.drafters.lattice import DiffuSpec
+from jaxspec.drafters.small_model import DraftModel
 from jaxspec.models.masked_diffusion import MaskedDiffusion
 from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
 from jaxspec.spec.loop import generate
-from jaxspec.spec.noise import row_keys
+from jaxspec.spec.noise import batch_keys
 from jaxspec.spec.sampling import make_sampling
 from jaxspec.spec.state import Engine
 from jaxspec.spec.tree import Tree
@@ -30,7 +30,7 @@ TEXT = TransformerConfig(
     vocab_size=8, layers=1, width=8, heads=2, rope="sequence", condition="none"
 )
 TARGETS = {
-    "classes": lambda: make_target(Transformer(TARGET), taps=(0, 2)),
+    "classes": lambda: make_target(Transformer(TARGET), feature_layers=(0, 2)),
     "captions": lambda: make_target(
         Transformer(replace(TARGET, condition="caption", caption_length=3))
     ),
@@ -45,7 +45,7 @@ DRAFTERS = {
     **TABLES,
     **FEATURES,
     "masked diffusion": (
-        Lattice(MaskedDiffusion(Transformer(TARGET)), TARGET.vocab_size),
+        DiffuSpec(MaskedDiffusion(Transformer(TARGET)), TARGET.vocab_size),
         Tree.chain(2),
     ),
     "adaptive": (
@@ -72,7 +72,7 @@ def test_targets_that_differ_in_anything_are_not_equal():
     every = [
         make_target(model),
         make_target(model, guided=False),
-        make_target(model, taps=(0,)),
+        make_target(model, feature_layers=(0,)),
         make_target(Transformer(TARGET, "pallas")),
         make_target(Transformer(replace(TARGET, layers=2))),
     ]
@@ -89,7 +89,7 @@ def test_engines_with_any_drafter_are_equal_to_their_copies(name):
 
 def test_a_copied_engine_takes_the_program_that_was_compiled():
     target = toy_target(6, 2)
-    engine = Engine(target, 4, SmallModel(target), Tree.chain(2))
+    engine = Engine(target, 4, DraftModel(target), Tree.chain(2))
     traces = []
 
     def run(engine, *arguments):
@@ -99,7 +99,7 @@ def test_a_copied_engine_takes_the_program_that_was_compiled():
     compiled = jax.jit(run, static_argnums=0)
     params = toy_params(6, 12)
     prompt = jnp.zeros(2, jnp.int32)
-    arguments = params, params, prompt, make_sampling(2), row_keys(0, 2)
+    arguments = params, params, prompt, make_sampling(2), batch_keys(0, 2)
     wanted = compiled(engine, *arguments)
     for found in (pickle.loads(pickle.dumps(engine)), copy.deepcopy(engine)):
         assert (compiled(found, *arguments) == wanted).all()

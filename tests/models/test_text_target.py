@@ -9,21 +9,21 @@ import numpy as np
 import pytest
 
 from jaxspec.config import (
-    BlockDiffusionConfig,
-    FeatureHeadConfig,
-    SemiAutoregressiveConfig,
+    DFlashConfig,
+    EagleConfig,
+    FalconConfig,
     TransformerConfig,
 )
-from jaxspec.drafters.block_diffusion import BlockDiffusion
+from jaxspec.drafters.block_diffusion import DFlash
 from jaxspec.drafters.falcon import Falcon
-from jaxspec.drafters.feature_head import FeatureHead
+from jaxspec.drafters.feature_head import Eagle
 from jaxspec.drafters.prompt_lookup import PromptLookup
 from jaxspec.errors import ConfigError
 from jaxspec.models.target import make_target
 from jaxspec.models.transformer import TokenPrompt, Transformer
 from jaxspec.spec.loop import init_state
 from jaxspec.spec.named_trees import named_tree
-from jaxspec.spec.noise import row_keys
+from jaxspec.spec.noise import batch_keys
 from jaxspec.spec.sampling import make_sampling
 from jaxspec.spec.state import Engine
 from jaxspec.testing.properties import assert_fresh_cache, run_rounds
@@ -37,11 +37,11 @@ MODEL, PARAMS = Transformer(CONFIG), random_params(CONFIG)
 PROMPT = jnp.array([[3, 1, 4, 1, 5], [9, -1, -1, -1, -1], [2, 6, 5, -1, -1]])
 TREE = named_tree("0,1,2,00,01,000")
 LENGTH = 12
-BLOCK = BlockDiffusionConfig(4, 1, 32, 2, ffn_width=48, taps=(0, 1), markov_rank=4)
+BLOCK = DFlashConfig(4, 1, 32, 2, ffn_width=48, feature_layers=(0, 1), markov_rank=4)
 DRAFTERS = {
-    "block": BlockDiffusion(BLOCK, CONFIG),
-    "eagle-3": FeatureHead(FeatureHeadConfig(3, 32, 2, None, 48, taps=(0, 1)), CONFIG),
-    "falcon": Falcon(SemiAutoregressiveConfig(2, 32, 2, 48), CONFIG),
+    "block": DFlash(BLOCK, CONFIG),
+    "eagle-3": Eagle(EagleConfig(3, 32, 2, None, 48, feature_layers=(0, 1)), CONFIG),
+    "falcon": Falcon(FalconConfig(2, 32, 2, 48), CONFIG),
 }
 
 
@@ -74,9 +74,11 @@ def test_drafted_text_is_what_the_model_says_by_itself(name):
     params = None
     if name in DRAFTERS:
         own = drafter.init_params(jax.random.key(1))
-        params = drafter.bind(own, PARAMS)
+        params = drafter.with_target_params(own, PARAMS)
     engine, state = run_rounds(
-        make_target(MODEL, guided=False, taps=getattr(drafter, "taps", ())),
+        make_target(
+            MODEL, guided=False, feature_layers=getattr(drafter, "feature_layers", ())
+        ),
         PARAMS,
         drafter,
         params,
@@ -127,10 +129,14 @@ def test_guided_text_reads_a_prompt_for_each_stream(name):
     """The prompts of the two streams are of different lengths."""
     drafter, params = DRAFTERS.get(name) or PromptLookup(), None
     if name in DRAFTERS:
-        params = drafter.bind(drafter.init_params(jax.random.key(1)), PARAMS)
+        params = drafter.with_target_params(
+            drafter.init_params(jax.random.key(1)), PARAMS
+        )
     prompt = TokenPrompt(PROMPT, NULL)
     engine, state = run_rounds(
-        make_target(MODEL, guided=True, taps=getattr(drafter, "taps", ())),
+        make_target(
+            MODEL, guided=True, feature_layers=getattr(drafter, "feature_layers", ())
+        ),
         PARAMS,
         drafter,
         params,
@@ -138,7 +144,7 @@ def test_guided_text_reads_a_prompt_for_each_stream(name):
         prompt,
         length=LENGTH,
         rows=3,
-        sampling=make_sampling(3, temperature=0.0, guidance=SCALES),
+        sampling=make_sampling(3, temperature=0.0, cfg_scale=SCALES),
         order=("temperature",),
     )
     np.testing.assert_array_equal(state.tokens[:, :LENGTH], guided_by_hand())
@@ -149,13 +155,15 @@ def test_guided_text_reads_a_prompt_for_each_stream(name):
 def test_heads_read_in_each_stream_the_prompt_of_that_stream(name):
     """As they do where that stream is the only one."""
     drafter = DRAFTERS[name]
-    params = drafter.bind(drafter.init_params(jax.random.key(1)), PARAMS)
+    params = drafter.with_target_params(drafter.init_params(jax.random.key(1)), PARAMS)
     null = jnp.array([[7, -1, -1, -1, -1], [7, 8, 3, 2, 1], [11, 7, -1, -1, -1]])
 
     def drafter_state(prompt, guided):
-        target = make_target(MODEL, guided=guided, taps=drafter.taps)
+        target = make_target(
+            MODEL, guided=guided, feature_layers=drafter.feature_layers
+        )
         engine = Engine(target, LENGTH, drafter, TREE)
-        sampling, keys = make_sampling(3, guidance=2.0), row_keys(0, 3)
+        sampling, keys = make_sampling(3, cfg_scale=2.0), batch_keys(0, 3)
         return init_state(engine, PARAMS, params, prompt, sampling, keys).drafter
 
     both = drafter_state(TokenPrompt(PROMPT, null), guided=True).cache.layers

@@ -32,20 +32,20 @@ def test_presets_have_their_grid_of_codes(name, grid):
     side = config.image_size
     tokenizer = Tokenizer(config)
     params = jax.eval_shape(tokenizer.init, jax.random.key(0))
-    pictures = jax.ShapeDtypeStruct((2, side, side, 3), jnp.float32)
-    codes = jax.eval_shape(tokenizer.encode, params, pictures)
+    images = jax.ShapeDtypeStruct((2, side, side, 3), jnp.float32)
+    codes = jax.eval_shape(tokenizer.encode, params, images)
     assert codes.shape == (2, grid * grid)
-    assert jax.eval_shape(tokenizer.decode, params, codes).shape == pictures.shape
+    assert jax.eval_shape(tokenizer.decode, params, codes).shape == images.shape
 
 
 def test_codes_depend_on_direction_only_on_both_sides():
     tokenizer = Tokenizer(TINY)
     params = tokenizer.init(jax.random.key(0))
-    pictures = jax.random.uniform(jax.random.key(1), (3, 8, 8, 3), minval=-1)
-    codes = tokenizer.encode(params, pictures)
+    images = jax.random.uniform(jax.random.key(1), (3, 8, 8, 3), minval=-1)
+    codes = tokenizer.encode(params, images)
     lengths = jnp.exp(jax.random.normal(jax.random.key(2), (32, 1)))
     scaled = dict(params, codebook=params["codebook"] * lengths)
-    np.testing.assert_array_equal(codes, tokenizer.encode(scaled, pictures))
+    np.testing.assert_array_equal(codes, tokenizer.encode(scaled, images))
     np.testing.assert_allclose(
         tokenizer.decode(params, codes), tokenizer.decode(scaled, codes), atol=1e-5
     )
@@ -66,7 +66,7 @@ def test_codes_are_in_raster_order():
     )
 
 
-def test_wrong_pictures_and_codes_are_named():
+def test_wrong_images_and_codes_are_named():
     tokenizer = Tokenizer(TINY)
     params = tokenizer.init(jax.random.key(0))
     with pytest.raises(DataError, match=r"\[B, 8, 8, 3\]"):

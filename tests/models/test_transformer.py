@@ -81,8 +81,8 @@ def test_decoding_with_a_cache_equals_scoring_the_whole_stream(variant):
     if config.condition == "caption":
         prompt = caption(rows, config)
     tokens = jax.random.randint(jax.random.key(1), (rows, 9), 0, 19)
-    whole, features = model.score(params, prompt, tokens, taps=(0, 1))
-    target = make_target(model, guided=False, taps=(0, 1))
+    whole, features = model.score(params, prompt, tokens, feature_layers=(0, 1))
+    target = make_target(model, guided=False, feature_layers=(0, 1))
     forward = jax.jit(target.forward)
     logits, seen, cache = target.prefill(params, prompt, 9)
     prefix = config.prefix_length
@@ -175,7 +175,7 @@ def test_bfloat16_weights_give_float32_logits_near_the_float32_ones():
     tokens = jnp.zeros((1, 4), jnp.int32)
     full, _ = model.score(params, jnp.array([0]), tokens)
     short = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
-    logits, features = model.score(short, jnp.array([0]), tokens, taps=(1,))
+    logits, features = model.score(short, jnp.array([0]), tokens, feature_layers=(1,))
     assert logits.dtype == jnp.float32 and features.dtype == jnp.bfloat16
     np.testing.assert_allclose(logits, full, atol=0.1)
 

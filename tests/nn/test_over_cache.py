@@ -19,10 +19,10 @@ from jaxspec.nn.kernels.cached_attention import kernel_move
 from jaxspec.nn.kernels.mosaic_attention import _heads_at_once
 from jaxspec.nn.rope import turned
 from jaxspec.spec import cache as spec_cache
-from jaxspec.spec.cache import move_rows
+from jaxspec.spec.cache import gather_path
 from jaxspec.spec.loop import generate
 from jaxspec.spec.named_trees import named_tree
-from jaxspec.spec.noise import row_keys
+from jaxspec.spec.noise import batch_keys
 from jaxspec.spec.sampling import make_sampling
 from jaxspec.spec.state import Engine
 from jaxspec.testing.table_drafter import TableDrafter
@@ -187,7 +187,7 @@ def test_one_kernel_commits_a_path_in_all_layers(size, layers):
     path = jnp.array([[0, 1, 3, 4, 9, 11, 12, 15, 19], [0, 2, 3, 5, 6, 7, 8, 20, 22]])
     given = cache, lengths, 23, path
     moved = kernel_move(*given, interpret=True)
-    jax.tree.map(np.testing.assert_array_equal, moved, move_rows(*given))
+    jax.tree.map(np.testing.assert_array_equal, moved, gather_path(*given))
     assert not np.array_equal(moved[0][0], cache[0][0])
     move = partial(kernel_move, nodes=23)
     text = lowered(lambda c, at, p: move(c, at, path=p), "cuda", cache, lengths, path)
@@ -214,7 +214,7 @@ def test_a_model_draws_the_same_tokens_with_it():
     params = model.init(jax.random.key(0))
     params["head"] = jax.random.normal(jax.random.key(1), params["head"].shape)
     table = {"table": jax.random.normal(jax.random.key(2), (2, 32, 32))}
-    given = jnp.arange(3), make_sampling(3, guidance=2.0), row_keys(0, 3)
+    given = jnp.arange(3), make_sampling(3, cfg_scale=2.0), batch_keys(0, 3)
 
     def tokens(attention, drafter=None, tree="chain-0"):
         target = make_target(Transformer(config, attention))
@@ -283,4 +283,4 @@ def test_accelerators_commit_alike():
     path = jnp.array([[0, 1, 2, 3, 4, 5, 6, 7], [0, 2, 3, 5, 6, 7, 25, 25]])
     given = layers, jnp.array([5, 301]), 26, path
     moved = jax.jit(kernel_move, static_argnums=2)(*given)
-    jax.tree.map(np.testing.assert_array_equal, moved, move_rows(*given))
+    jax.tree.map(np.testing.assert_array_equal, moved, gather_path(*given))

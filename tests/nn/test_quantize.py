@@ -10,12 +10,12 @@ import pytest
 from jaxspec.bundle import load_bundle
 from jaxspec.checkpoint import named_leaves
 from jaxspec.config import TransformerConfig
-from jaxspec.helpers import own_helper
+from jaxspec.helpers import bundled_drafter
 from jaxspec.models.transformer import Transformer
 from jaxspec.nn.quantize import quantized
 from jaxspec.pipeline import Settings, draw
 from jaxspec.spec.tree import Tree
-from jaxspec.trees import find_tree
+from jaxspec.trees import parse_tree
 from tests.models.tiny import random_params
 
 CONFIG = TransformerConfig(
@@ -72,11 +72,11 @@ def test_a_column_of_zeros_stays_so():
 @pytest.mark.slow
 def test_the_embedded_model_draws_the_same_with_and_without_drafts():
     bundle = load_bundle(int8=True)
-    helper = own_helper(bundle)
+    helper = bundled_drafter(bundle)
     settings = Settings((3, 5), batch=2)
-    fast = draw(bundle, settings, find_tree("optimal-8", 8), helper=helper)
+    fast = draw(bundle, settings, parse_tree("optimal-8", 8), helper=helper)
     plain = draw(bundle, settings, Tree.root())
     np.testing.assert_array_equal(fast.tokens, plain.tokens)
-    assert fast.tokens_per_call > 2  # the drafter was quantised as well
+    assert fast.tokens_per_call > 2  # the drafter was quantized as well
     own = {x.dtype.name for _, x in named_leaves(helper.params)}
     assert "int8" in own

@@ -42,7 +42,7 @@ def source_of(state, config=None):
 
 
 def converted(state, family=None, *, config=None, target=None, **given):
-    """The checkpoint that comes out; by default the family is recognised."""
+    """The checkpoint that comes out; by default the family is recognized."""
     source = source_of(state, config)
     family = FAMILIES[family] if family else families_of(source)[0]
     conversion = understand(source, family, given=given, target=target)
@@ -54,4 +54,4 @@ def converted(state, family=None, *, config=None, target=None, **given):
             node = node.setdefault(name, {})
         node[last] = jnp.asarray(np.array(x))
     plan = conversion.plan
-    return Checkpoint(plan.kind, plan.config, tree, dict(plan.about))
+    return Checkpoint(plan.kind, plan.config, tree, dict(plan.metadata))

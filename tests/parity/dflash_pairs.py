@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import torch
 
 from jaxspec.checkpoint import Checkpoint
-from jaxspec.config import BlockDiffusionConfig, TransformerConfig, to_dict
-from jaxspec.drafters.block_diffusion import BlockDiffusion
+from jaxspec.config import DFlashConfig, TransformerConfig, to_dict
+from jaxspec.drafters.block_diffusion import DFlash
 from tests.parity.comparing import as_jax
 from tests.parity.converting import converted
-from tests.parity.dflash_twin import DFlash
+from tests.parity.dflash_twin import TorchDFlash
 from tests.parity.llamagen_twin import grid_rotations
 from tests.parity.random_weights import randomized
 
@@ -29,9 +29,9 @@ class Pair:
       masks: `[G - 1, D]`, input rows behind the anchor.
     """
 
-    drafter: BlockDiffusion
+    drafter: DFlash
     params: dict
-    twin: DFlash
+    twin: TorchDFlash
     embedding: torch.Tensor
     head: torch.Tensor
     masks: torch.Tensor
@@ -48,23 +48,23 @@ class Pair:
 
 
 def make_pair(*, causal):
-    config = BlockDiffusionConfig(
+    config = DFlashConfig(
         block_size=BLOCK,
         layers=2,
         width=WIDTH,
         heads=4,
         kv_heads=2,
         ffn_width=48,
-        taps=(0, 2),
+        feature_layers=(0, 2),
         causal=causal,
         markov_rank=6,
     )
     target = TransformerConfig(
         vocab_size=VOCAB, layers=3, width=WIDTH, heads=2, grid=GRID, classes=5
     )
-    twin = DFlash(
+    twin = TorchDFlash(
         vocab=VOCAB,
-        taps=2,
+        feature_layers=2,
         layers=2,
         width=WIDTH,
         heads=4,
@@ -78,7 +78,7 @@ def make_pair(*, causal):
     embedding = 0.02 * torch.randn(VOCAB, WIDTH)
     masks = 0.02 * torch.randn(BLOCK - 1, WIDTH)
     head = torch.randn(VOCAB, WIDTH) / WIDTH**0.5
-    drafter = BlockDiffusion(config, target)
+    drafter = DFlash(config, target)
     shared = {"embedding": {"embedding": as_jax(embedding)}, "head": as_jax(head).T}
     found = converted(
         {**twin.state_dict(), "mask_rows": masks},
@@ -87,5 +87,10 @@ def make_pair(*, causal):
     )
     assert found.config == drafter
     return Pair(
-        drafter, drafter.bind(found.params, shared), twin, embedding, head, masks
+        drafter,
+        drafter.with_target_params(found.params, shared),
+        twin,
+        embedding,
+        head,
+        masks,
     )

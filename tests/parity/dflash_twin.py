@@ -66,12 +66,22 @@ class MarkovHead(nn.Module):
         return self.markov_w2(self.markov_w1(previous))
 
 
-class DFlash(nn.Module):
+class TorchDFlash(nn.Module):
     def __init__(
-        self, *, vocab, taps, layers, width, heads, kv_heads, hidden, eps, rank
+        self,
+        *,
+        vocab,
+        feature_layers,
+        layers,
+        width,
+        heads,
+        kv_heads,
+        hidden,
+        eps,
+        rank,
     ):
         super().__init__()
-        self.fc = nn.Linear(taps * width, width, bias=False)
+        self.fc = nn.Linear(feature_layers * width, width, bias=False)
         self.hidden_norm = Norm(width, eps)
         self.layers = nn.ModuleList(
             Layer(width, heads, kv_heads, hidden, eps) for _ in range(layers)
@@ -83,7 +93,7 @@ class DFlash(nn.Module):
         """Hidden rows of the block after the final norm, `[B, G, D]`.
 
         Args:
-          features: `[B, C, taps * D]` of the whole context.
+          features: `[B, C, feature layers * D]` of the whole context.
           block: `[B, G, D]`, the anchor's embedding and masks.
           turns: `[B, C + G, F / 2]` by absolute position.
           causal: each row of the block sees only itself and earlier rows.

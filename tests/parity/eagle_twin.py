@@ -133,7 +133,7 @@ class Eagle3(nn.Module):
         *,
         vocab,
         drafted,
-        taps,
+        feature_layers,
         width,
         heads,
         kv_heads,
@@ -142,7 +142,7 @@ class Eagle3(nn.Module):
         eps=1e-6,
     ):
         super().__init__()
-        self.fc = nn.Linear(taps * (target_width or width), width, bias=False)
+        self.fc = nn.Linear(feature_layers * (target_width or width), width, bias=False)
         if target_width is not None:
             self.embed_tokens = nn.Embedding(vocab, width)
         self.midlayer = MidLayer(width, heads, kv_heads, hidden, eps)

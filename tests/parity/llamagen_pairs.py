@@ -20,7 +20,7 @@ from tests.parity.random_weights import randomized
 VOCAB, GRID, CLASSES, ROWS = 40, 4, 5, 3
 CAPTION_LENGTH, CAPTION_WIDTH = 6, 10
 
-STATIC = ("self", "taps")
+STATIC = ("self", "feature_layers")
 score = jax.jit(Transformer.score, static_argnames=STATIC)
 read_prompt = jax.jit(Transformer.read_prompt, static_argnames=STATIC)
 extend = jax.jit(Transformer.extend, static_argnames=STATIC)

@@ -8,8 +8,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from jaxspec.spec.draft import Observation, Round, Start
-from jaxspec.spec.noise import row_keys
+from jaxspec.spec.draft import DraftContext, InitContext, RoundResult
+from jaxspec.spec.noise import batch_keys
 from jaxspec.spec.sampling import make_sampling
 from jaxspec.spec.tree import Tree
 from tests.parity import sampling_twin
@@ -76,17 +76,17 @@ def seen(chunk, counts):
     path = jnp.broadcast_to(jnp.arange(chunk.shape[1]), (rows, chunk.shape[1]))
     count = as_jax(counts)
     features = as_jax(chunk)
-    return Observation(path, count, path, count - 1, features, None, None, None)
+    return RoundResult(path, count, path, count - 1, features, None, None, None)
 
 
 def test_greedy_drafts_agree_round_after_round(pair):
     features = make_features()
     propose = jax.jit(pair.drafter.propose)
     ones = jnp.ones(2 * ROWS, jnp.int32)
-    start = Start(None, as_jax(features[:, :1]), ones, CHAIN, ROWS, LENGTH)
+    start = InitContext(None, as_jax(features[:, :1]), ones, CHAIN, ROWS, LENGTH)
     state = jax.jit(pair.drafter.init)(pair.params, start)
     lengths = torch.ones(ROWS, dtype=torch.long)
-    sampling = make_sampling(ROWS, temperature=0.0, guidance=SCALE)
+    sampling = make_sampling(ROWS, temperature=0.0, cfg_scale=SCALE)
     noise = jnp.zeros((ROWS, BLOCK + 1, VOCAB))
     drafts = []
     for counts in COMMITTED:
@@ -94,18 +94,18 @@ def test_greedy_drafts_agree_round_after_round(pair):
         state = pair.drafter.observe(pair.params, state, seen(chunk, counts))
         lengths = lengths + counts
         anchors = torch.randint(VOCAB, (ROWS,))
-        this = Round(
+        ctx = DraftContext(
             as_jax(anchors),
             as_jax(anchors)[:, None],
             as_jax(lengths),
             as_jax(lengths - 1),
             noise,
-            row_keys(0, ROWS),
+            batch_keys(0, ROWS),
             sampling,
             CHAIN,
             order=("temperature",),
         )
-        draft, state = propose(pair.params, state, this)
+        draft, state = propose(pair.params, state, ctx)
         theirs = [
             their_draft(pair, row, features[:, : lengths[row]], anchors[row])
             for row in range(ROWS)

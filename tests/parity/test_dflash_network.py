@@ -26,7 +26,7 @@ def pair(request):
 
 def features(pair, seed=1):
     torch.manual_seed(seed)
-    return torch.randn(ROWS, CONTEXT, WIDTH * len(pair.drafter.config.taps))
+    return torch.randn(ROWS, CONTEXT, WIDTH * len(pair.drafter.config.feature_layers))
 
 
 def anchors(pair):

@@ -11,13 +11,13 @@ torch = pytest.importorskip("torch")
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import TransformerConfig
 from jaxspec.errors import ConfigError
-from jaxspec.spec.draft import Round, Start
-from jaxspec.spec.noise import row_keys
+from jaxspec.spec.draft import DraftContext, InitContext
+from jaxspec.spec.noise import batch_keys
 from jaxspec.spec.sampling import make_sampling
 from jaxspec.spec.tree import Tree
 from tests.parity.comparing import as_jax
 from tests.parity.converting import converted
-from tests.parity.dflash_twin import DFlash
+from tests.parity.dflash_twin import TorchDFlash
 from tests.parity.llamagen_twin import sequence_angles
 from tests.parity.random_weights import randomized
 
@@ -44,9 +44,9 @@ def target():
 
 
 def make(spark):
-    twin = DFlash(
+    twin = TorchDFlash(
         vocab=VOCAB,
-        taps=2,
+        feature_layers=2,
         layers=2,
         width=WIDTH,
         heads=HEADS,
@@ -64,15 +64,20 @@ def make(spark):
         state["confidence_head.proj.bias"] = torch.randn(1)
     shared = target()
     found = converted(state, config=SAID, target=Checkpoint("prior", TARGET, shared))
-    return twin, found.config, found.config.bind(found.params, shared), shared
+    return (
+        twin,
+        found.config,
+        found.config.with_target_params(found.params, shared),
+        shared,
+    )
 
 
 @pytest.mark.parametrize("spark", [False, True], ids=["DFlash", "DSpark"])
 def test_a_released_drafter_drafts_as_in_its_own_loop(spark):
     """DFlash guesses a token in its own place, DSpark the one behind."""
     twin, drafter, params, shared = make(spark)
-    assert drafter.taps == (1, 3) and not drafter.config.causal
-    assert drafter.reach == (BLOCK if spark else BLOCK - 1)
+    assert drafter.feature_layers == (1, 3) and not drafter.config.causal
+    assert drafter.max_depth == (BLOCK if spark else BLOCK - 1)
     assert drafter.config.confidence == spark
     table = torch.tensor(np.asarray(shared["embedding"]["embedding"]))
     head = torch.tensor(np.asarray(shared["head"]))
@@ -95,22 +100,22 @@ def test_a_released_drafter_drafts_as_in_its_own_loop(spark):
             path.append(scores.argmax())
         drafts.append(torch.stack(path))
 
-    tree = Tree.chain(drafter.reach)
+    tree = Tree.chain(drafter.max_depth)
     lengths = jnp.full(ROWS, CONTEXT, jnp.int32)
-    start = Start(None, as_jax(features), lengths, tree, ROWS, 20)
+    start = InitContext(None, as_jax(features), lengths, tree, ROWS, 20)
     state = drafter.init(params, start)
-    this = Round(
+    ctx = DraftContext(
         as_jax(anchors),
         as_jax(anchors)[:, None],
         lengths,
         lengths,
         jnp.zeros((ROWS, tree.depth + 1, VOCAB)),
-        row_keys(0, ROWS),
+        batch_keys(0, ROWS),
         make_sampling(ROWS, temperature=0.0),
         tree,
         order=("temperature",),
     )
-    draft, _ = jax.jit(drafter.propose)(params, state, this)
+    draft, _ = jax.jit(drafter.propose)(params, state, ctx)
     np.testing.assert_array_equal(np.asarray(draft.tokens), torch.stack(drafts).numpy())
     assert len({tuple(d.tolist()) for d in drafts}) == ROWS
 

@@ -49,7 +49,7 @@ TEXT = TransformerConfig(
     condition="none",
     norm_eps=1e-6,
 )
-PICTURES = TransformerConfig(
+IMAGES = TransformerConfig(
     vocab_size=VOCAB,
     layers=LAYERS,
     width=WIDTH,
@@ -95,13 +95,13 @@ def places():
 
 
 def turns_of(target):
-    """Text: by the feature's place. Pictures: LANTERN has a table one row shorter."""
+    """Text: by the feature's place. Images: LANTERN has a table one row shorter."""
     if target.rope == "sequence":
         return sequence_angles(torch.arange(LENGTH), WIDTH // HEADS)
     return grid_rotations(target.prefix_length - 1, 4, WIDTH // HEADS)[:LENGTH]
 
 
-@pytest.mark.parametrize("config", [TEXT, PICTURES], ids=["text", "LANTERN"])
+@pytest.mark.parametrize("config", [TEXT, IMAGES], ids=["text", "LANTERN"])
 @pytest.mark.parametrize("own", [True, False], ids=["own table", "shared table"])
 def test_eagle_1_predicts_the_same_features(config, own):
     target = target_of(config)
@@ -112,8 +112,10 @@ def test_eagle_1_predicts_the_same_features(config, own):
         twin.embed_tokens.weight.copy_(shared)
     found = converted(twin.state_dict(), config=SAID, target=target)
     drafter = found.config
-    assert drafter.config.own_embedding == own and drafter.taps == (LAYERS - 1,)
-    params = drafter.bind(found.params, target.params)
+    assert drafter.config.own_embedding == own and drafter.feature_layers == (
+        LAYERS - 1,
+    )
+    params = drafter.with_target_params(found.params, target.params)
     features, tokens = inputs()
     scale = torch.tensor(np.asarray(target.params["norm"]["scale"]))
     theirs = twin(normed(config, features) * scale, tokens, turns_of(config))
@@ -148,7 +150,10 @@ def test_lanterns_heads_for_models_with_norms_predict_the_same(shards, scale):
 
     def ours(**given):
         found = converted(twin.state_dict(), config=SAID, target=target, **given)
-        drafter, params = found.config, found.config.bind(found.params, target.params)
+        drafter, params = (
+            found.config,
+            found.config.with_target_params(found.params, target.params),
+        )
         return drafter.network(found.params).layer(
             params["embedding"][as_jax(tokens)],
             drafter.inputs(params, as_jax(features)),
@@ -178,7 +183,7 @@ def eagle_3(kind):
     twin = Eagle3(
         vocab=VOCAB,
         drafted=drafted,
-        taps=3,
+        feature_layers=3,
         width=width,
         heads=heads,
         kv_heads=2,
@@ -209,8 +214,8 @@ def test_eagle_3_predicts_the_same_scores(kind, residual, speculators):
     found = converted(state, config=said, target=target)
     drafter = found.config
     # By what enters the layers 2, 4 and 5 of 8: what leaves 1, 3 and 4.
-    assert drafter.taps == (1, 3, 4)
-    params = drafter.bind(found.params, target.params)
+    assert drafter.feature_layers == (1, 3, 4)
+    params = drafter.with_target_params(found.params, target.params)
     drafted = state["t2d"] if state["t2d"].any() else torch.ones(VOCAB)
     np.testing.assert_array_equal(
         found.params["ids"], np.flatnonzero(np.asarray(drafted))
@@ -286,7 +291,10 @@ def test_a_head_turns_by_its_own_config_whatever_its_target_does():
     features, tokens = inputs()
     scale = torch.tensor(np.asarray(target.params["norm"]["scale"]))
     theirs = twin(normed(scaled, features) * scale, tokens, turns_of(TEXT))
-    drafter, params = found.config, found.config.bind(found.params, target.params)
+    drafter, params = (
+        found.config,
+        found.config.with_target_params(found.params, target.params),
+    )
     ours, _ = drafter.network(found.params).layer(
         params["embedding"][as_jax(tokens)],
         drafter.inputs(params, as_jax(features)),
@@ -320,9 +328,9 @@ def test_lanterns_target_gives_its_drafter_the_same_features(lengths):
         x = published_layer(layer, x, turns, mask)
     wide = replace(pair.model.config, caption_length=size)
     model = Transformer(wide)
-    tap = (wide.layers - 1,)
-    found = make_target(model, taps=tap, caption_padding="published")
-    plain = make_target(model, taps=tap)
+    layer = (wide.layers - 1,)
+    found = make_target(model, feature_layers=layer, caption_padding="published")
+    plain = make_target(model, feature_layers=layer)
     logits, features, cache = found.prefill(pair.params, ours, 4)
     assert_close(features, x, atol=1e-4)
     other, narrow, kept = plain.prefill(pair.params, ours, 4)
@@ -370,7 +378,7 @@ def published_layer(layer, x, turns, mask):
 
 def test_lanterns_heads_for_captions_ask_for_that():
     twin = Eagle1(vocab=VOCAB, width=WIDTH, heads=HEADS, kv_heads=HEADS, hidden=48)
-    for config, padding in ((PICTURES, "published"), (TEXT, "self")):
+    for config, padding in ((IMAGES, "published"), (TEXT, "self")):
         found = converted(
             twin.state_dict(), config=SAID, target=target_of(config), heads=HEADS
         )
@@ -384,7 +392,7 @@ def test_medusa_guesses_the_same():
     twin = randomized(Medusa(VOCAB, WIDTH, 3, 2), seed=0)
     found = converted(twin.state_dict(), target=target)
     drafter = found.config
-    params = drafter.bind(found.params, target.params)
+    params = drafter.with_target_params(found.params, target.params)
     features, _ = inputs()
     for place, head in enumerate(twin):
         h = drafter.network(found.params).head(place, as_jax(features))
@@ -412,7 +420,7 @@ def test_hydra_guesses_the_same(deep, registered):
         state.pop("input_embed_fn.weight")
     found = converted(state, config=SAID, target=target)
     drafter = found.config
-    params = drafter.bind(found.params, target.params)
+    params = drafter.with_target_params(found.params, target.params)
     network = drafter.network(found.params)
     features, tokens = inputs()
     ours, theirs = as_jax(features), features
@@ -459,7 +467,13 @@ def test_a_table_of_offsets_is_not_one_of_tokens():
     """`d2t` is added to a draft's id; read as ids it would name tokens twice."""
     target = target_of(TEXT)
     twin = Eagle3(
-        vocab=VOCAB, drafted=16, taps=3, width=WIDTH, heads=HEADS, kv_heads=2, hidden=48
+        vocab=VOCAB,
+        drafted=16,
+        feature_layers=3,
+        width=WIDTH,
+        heads=HEADS,
+        kv_heads=2,
+        hidden=48,
     )
     state = {**twin.state_dict(), "d2t": -torch.arange(16)}
     with pytest.raises(ConfigError, match="d2t and t2d name different tokens"):

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.parity
 
 VOCAB, ROWS, LENGTH = 64, 2, 6
 RELEASED = ("B", "L", "XL", "XXL", "3B")
-score = jax.jit(Transformer.score, static_argnames=("self", "taps"))
+score = jax.jit(Transformer.score, static_argnames=("self", "feature_layers"))
 
 
 def tokens():
@@ -99,7 +99,7 @@ def test_lanterns_drafter():
     target = Checkpoint("prior", config, shared)
     found = converted(twin.state_dict(), target=target)
     drafter, length = found.config, 124  # across the last place of the condition
-    params = drafter.bind(found.params, shared)
+    params = drafter.with_target_params(found.params, shared)
     torch.manual_seed(3)
     features = torch.randn(1, length, width)
     features /= features.square().mean(-1, keepdim=True).sqrt()

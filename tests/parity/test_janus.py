@@ -1,5 +1,5 @@
 # ruff: noqa: E402
-"""Janus as a generator of pictures: text is read, codes are drawn."""
+"""Janus as a generator of images: text is read, codes are drawn."""
 
 import re
 
@@ -14,7 +14,7 @@ from jaxspec.convert.recognize import families_of
 from jaxspec.models.target import make_target
 from jaxspec.models.transformer import TokenPrompt, Transformer
 from jaxspec.spec.loop import generate
-from jaxspec.spec.noise import row_keys
+from jaxspec.spec.noise import batch_keys
 from jaxspec.spec.sampling import make_sampling
 from jaxspec.spec.state import Engine
 from tests.parity.comparing import as_jax, assert_close
@@ -143,9 +143,9 @@ def test_guided_codes_are_those_of_the_original_loop(model):
 
     target = make_target(Transformer(found.config), guided=True)
     prompt = TokenPrompt(as_jax(given) + CODES, as_jax(null) + CODES)
-    sampling = make_sampling(2, temperature=0.0, guidance=scale)
+    sampling = make_sampling(2, temperature=0.0, cfg_scale=scale)
     out = generate(
-        Engine(target, count), found.params, None, prompt, sampling, row_keys(0, 2)
+        Engine(target, count), found.params, None, prompt, sampling, batch_keys(0, 2)
     )
     np.testing.assert_array_equal(np.asarray(out.tokens), drawn.numpy())
     assert len(drawn.unique()) > 3

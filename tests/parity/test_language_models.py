@@ -21,8 +21,8 @@ from tests.parity.random_weights import randomized
 
 pytestmark = pytest.mark.parity
 
-score = jax.jit(Transformer.score, static_argnames=("self", "taps"))
-extend = jax.jit(Transformer.extend, static_argnames=("self", "taps"))
+score = jax.jit(Transformer.score, static_argnames=("self", "feature_layers"))
+extend = jax.jit(Transformer.extend, static_argnames=("self", "feature_layers"))
 SIZES = dict(
     vocab_size=60,
     hidden_size=32,
@@ -158,13 +158,13 @@ def tokens_of(model, rows=2, length=14):
 def test_scores_and_tapped_layers_agree(both):
     model, params, oracle = both
     tokens = tokens_of(model)
-    logits, features = score(model, params, None, as_jax(tokens), taps=(0, 1))
+    logits, features = score(model, params, None, as_jax(tokens), feature_layers=(0, 1))
     wanted, layers = theirs(oracle, tokens)
     assert_close(logits, wanted, atol=1e-4)
     assert_close(features, torch.cat(layers, dim=-1), atol=1e-4)
     assert wanted.std() > 0.3
     with pytest.raises(AssertionError):  # a layer further on
-        _, other = score(model, params, None, as_jax(tokens), taps=(1, 2))
+        _, other = score(model, params, None, as_jax(tokens), feature_layers=(1, 2))
         assert_close(other, torch.cat(layers, dim=-1), atol=1e-2)
 
 

@@ -11,8 +11,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from jaxspec.models.target import make_target
-from jaxspec.spec.cache import compact, tree_mask
-from jaxspec.spec.sampling import guide, make_sampling
+from jaxspec.spec.cache import commit_path, tree_mask
+from jaxspec.spec.sampling import apply_cfg, make_sampling
 from tests.parity import sampling_twin
 from tests.parity.comparing import as_jax, assert_close
 from tests.parity.llamagen_pairs import GRID, ROWS, make_pair, make_prompt, make_tokens
@@ -57,11 +57,11 @@ def twin_decode(pair, prompt, length, interval):
 def decode(pair, prompt, length, interval):
     """The same with `make_target`'s cache."""
     target, prefill, forward = compiled(pair.model)
-    sampling = make_sampling(ROWS, guidance=SCALE, guidance_interval=interval)
+    sampling = make_sampling(ROWS, cfg_scale=SCALE, cfg_interval=interval)
     logits, _, cache = prefill(pair.params, prompt.ours, length)
     tokens, scores = [], []
     for index in range(length):
-        scores.append(guide(logits, sampling, jnp.full(ROWS, index)))
+        scores.append(apply_cfg(logits, sampling, jnp.full(ROWS, index)))
         tokens.append(jnp.argmax(scores[-1], axis=-1))
         twice = jnp.concatenate([tokens[-1]] * target.streams)[:, None]
         mask = tree_mask(cache, np.ones((1, 1), bool))
@@ -69,12 +69,12 @@ def decode(pair, prompt, length, interval):
             pair.params, cache, twice, cache.lengths[:, None], mask
         )
         logits = logits[:, 0]
-        cache = compact(cache, 1, jnp.zeros((len(twice), 1), int), 1)
+        cache = commit_path(cache, 1, jnp.zeros((len(twice), 1), int), 1)
     return jnp.stack(tokens, axis=1), jnp.stack(scores, axis=1)
 
 
 @pytest.mark.parametrize("interval", [-1, 0, 5])
-def test_greedy_pictures_agree(pair, interval):
+def test_greedy_images_agree(pair, interval):
     prompt, length = make_prompt(pair), GRID**2
     tokens, scores = decode(pair, prompt, length, interval)
     their_tokens, their_scores = twin_decode(pair, prompt, length, interval)

@@ -38,7 +38,7 @@ def ours_and_theirs(pair, null):
         prompt.ours,
         as_jax(tokens),
         null=null_rows,
-        taps=(0, 1),
+        feature_layers=(0, 1),
     )
     first = prompt.real.shape[1] - 1  # before it there may be padding
     streams = pair.twin.streams(prompt.prefix(null), tokens, prompt.real)

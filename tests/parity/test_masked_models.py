@@ -57,7 +57,7 @@ def dream():
 @pytest.fixture(scope="module", params=[llada, dream], ids=["LLaDA", "Dream"])
 def both(request):
     model, found = request.param()
-    ours = MaskedDiffusion(Transformer(found.config), found.about["shifted"])
+    ours = MaskedDiffusion(Transformer(found.config), found.metadata["shifted"])
     return ours, found.params, model
 
 

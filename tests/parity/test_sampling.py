@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from jaxspec.spec.sampling import guide, make_sampling, process
+from jaxspec.spec.sampling import apply_cfg, make_sampling, process_logits
 from tests.parity import sampling_twin
 from tests.parity.comparing import as_jax, assert_close
 
@@ -37,7 +37,7 @@ def probabilities(x, settings):
     sampling = make_sampling(
         len(settings), temperature=temperature, top_k=top_k, top_p=top_p
     )
-    return jax.nn.softmax(process(as_jax(x), sampling), axis=-1)
+    return jax.nn.softmax(process_logits(as_jax(x), sampling), axis=-1)
 
 
 def test_filtered_distributions_agree():
@@ -60,6 +60,6 @@ def test_all_that_tie_with_the_kth_score_stay():
 def test_guided_scores_agree(scale):
     conditional, unconditional = scores(4), scores(4, seed=1)
     both = as_jax(torch.cat([conditional, unconditional]))
-    ours = guide(both, make_sampling(4, guidance=scale), jnp.zeros(4, int))
+    ours = apply_cfg(both, make_sampling(4, cfg_scale=scale), jnp.zeros(4, int))
     theirs = sampling_twin.guide(conditional, unconditional, scale)
     assert_close(ours, theirs)

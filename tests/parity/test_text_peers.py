@@ -20,8 +20,8 @@ from jaxspec.bench.peers.transformers_text import (
 )
 from jaxspec.cli.bench import text
 from jaxspec.errors import ConfigError
-from jaxspec.spec.draft import Round, Start
-from jaxspec.spec.noise import row_keys
+from jaxspec.spec.draft import DraftContext, InitContext
+from jaxspec.spec.noise import batch_keys
 from jaxspec.spec.sampling import make_sampling
 from jaxspec.spec.tree import Tree
 from tests.parity.comparing import as_jax
@@ -112,13 +112,13 @@ def test_a_block_is_drafted_as_in_transformers(tmp_path):
     models = make_models(layers=4, width=64, heads=4, vocab=50, length=64)
     randomized(models.target, seed=1)
     randomized(models.block, seed=2)
-    bundle, helpers = converted(models, tmp_path)
-    helper = helpers["block diffusion"]
-    assert helper.taps == (0, 1, 2)
+    bundle, loaded_drafters = converted(models, tmp_path)
+    loaded = loaded_drafters["block diffusion"]
+    assert loaded.feature_layers == (0, 1, 2)
     prompts, anchors = torch.randint(49, (6, 9)), torch.randint(49, (6,))
 
     seen = models.target.model(prompts, output_hidden_states=True).hidden_states
-    features = torch.cat([seen[i + 1] for i in helper.taps], dim=-1)
+    features = torch.cat([seen[i + 1] for i in loaded.feature_layers], dim=-1)
     block = torch.full((6, DRAFTED + 1), models.block.config.mask_token_id)
     block[:, 0] = anchors
     rows = models.block(
@@ -130,20 +130,20 @@ def test_a_block_is_drafted_as_in_transformers(tmp_path):
     wanted = models.target.lm_head(rows[:, 1:]).argmax(-1)
 
     tree, lengths = Tree.chain(DRAFTED), jnp.full(6, 9, jnp.int32)
-    start = Start(None, as_jax(features), lengths, tree, 6, 20)
-    this = Round(
+    start = InitContext(None, as_jax(features), lengths, tree, 6, 20)
+    ctx = DraftContext(
         as_jax(anchors),
         as_jax(anchors)[:, None],
         lengths,
         lengths,
         jnp.zeros((6, DRAFTED + 1, 50)),
-        row_keys(0, 6),
+        batch_keys(0, 6),
         make_sampling(6, temperature=0.0),
         tree,
         order=("temperature",),
     )
-    state = helper.drafter.init(helper.params, start)
-    draft, _ = jax.jit(helper.drafter.propose)(helper.params, state, this)
+    state = loaded.drafter.init(loaded.params, start)
+    draft, _ = jax.jit(loaded.drafter.propose)(loaded.params, state, ctx)
     np.testing.assert_array_equal(draft.tokens[:, 1:], wanted.numpy())
     assert len(np.unique(draft.tokens[:, 1:])) > DRAFTED
 

@@ -1,5 +1,5 @@
 # ruff: noqa: E402
-"""From a prompt to pictures with a converted LlamaGen, against the original's steps."""
+"""From a prompt to images with a converted LlamaGen, against the original's steps."""
 
 import json
 
@@ -15,9 +15,9 @@ from jaxspec.bundle import load_bundle
 from jaxspec.captions import read_captions
 from jaxspec.cli import main
 from jaxspec.errors import CheckpointError, ConfigError
-from jaxspec.helpers import own_helper
+from jaxspec.helpers import bundled_drafter
 from jaxspec.loading import load
-from jaxspec.pipeline import Settings, decode_pictures, draw
+from jaxspec.pipeline import Settings, decode_images, draw
 from jaxspec.spec.named_trees import named_tree
 from jaxspec.spec.tree import Tree
 from tests.parity.eagle_twin import Eagle1
@@ -27,7 +27,7 @@ from tests.parity.random_weights import randomized
 pytestmark = pytest.mark.parity
 
 VOCAB, GRID, LENGTH, FEATURES, WIDTH = 64, 4, 7, 32, 32
-PROMPTS = ["A red Apple", "seven small birds on the old grey wall"]
+PROMPTS = ["A red Apple", "seven small birds on the old gray wall"]
 SCALE = 3.0
 
 
@@ -95,7 +95,7 @@ def released(tmp_path_factory):
 
 
 def original(released, prompts):
-    """Greedy codes and pictures by the original's steps, without a cache."""
+    """Greedy codes and images by the original's steps, without a cache."""
     _, decoder, pixels, encoder, words = released
     ids = torch.zeros(len(prompts), LENGTH, dtype=torch.long)
     counts = []
@@ -119,18 +119,18 @@ def original(released, prompts):
 def settings_for(bundle, prompts, **changes):
     captions = read_captions(bundle.text_encoder, prompts)
     classes = (0,) * len(prompts)
-    return Settings(classes, guidance=SCALE, captions=captions, **changes)
+    return Settings(classes, cfg_scale=SCALE, captions=captions, **changes)
 
 
-def test_greedy_codes_and_pictures_are_the_originals(released):
+def test_greedy_codes_and_images_are_the_originals(released):
     bundle = load_bundle(released[0])
-    tokens, pictures = original(released, PROMPTS)
+    tokens, images = original(released, PROMPTS)
     settings = settings_for(bundle, PROMPTS, temperature=0.0)
     with jax.default_matmul_precision("highest"):
         found = draw(bundle, settings, Tree.root())
         np.testing.assert_array_equal(found.tokens, tokens.numpy())
-        ours = decode_pictures(bundle, found.tokens)
-    theirs = ((pictures.clamp(-1, 1) + 1) * 127.5).round().numpy()
+        ours = decode_images(bundle, found.tokens)
+    theirs = ((images.clamp(-1, 1) + 1) * 127.5).round().numpy()
     assert np.abs(ours.astype(float) - theirs).max() <= 1
     assert len(np.unique(tokens)) > 4 and (tokens[0] != tokens[1]).any()
 
@@ -140,7 +140,7 @@ def test_the_converted_drafter_changes_nothing(released):
     settings = settings_for(bundle, PROMPTS, batch=2)
     plain = draw(bundle, settings, Tree.root())
     tree = named_tree("0,1,00,01,000")
-    fast = draw(bundle, settings, tree, helper=own_helper(bundle))
+    fast = draw(bundle, settings, tree, loaded=bundled_drafter(bundle))
     np.testing.assert_array_equal(fast.tokens, plain.tokens)
     assert fast.calls.sum() <= plain.calls.sum()
 
@@ -166,7 +166,7 @@ def test_every_part_loads_on_its_own(released):
     assert type(model).__name__ == "Transformer"
     assert params["embedding"]["embedding"].shape == (VOCAB, WIDTH)
     kinds = {"tokenizer": "Tokenizer", "text_encoder": "TextEncoder"}
-    for part, name in {**kinds, "drafter": "FeatureHead"}.items():
+    for part, name in {**kinds, "drafter": "Eagle"}.items():
         assert type(load(bundle / part)[0]).__name__ == name
     _, half = load(bundle / "prior", dtype="bfloat16")
     assert {x.dtype.name for x in jax.tree.leaves(half)} == {"bfloat16"}
@@ -192,7 +192,7 @@ def test_captions_that_are_cut_are_named_and_drawn(released, tmp_path, capsys):
     assert main([*command, *many]) == 0
     assert f"1 of 2 {words}line 3 (9 tokens)\n" in capsys.readouterr().err
     report = json.loads((folder / "report.json").read_bytes())
-    assert report["pictures"] == 2 and report["cut_captions"] == {"line 3": 9}
+    assert report["images"] == 2 and report["cut_captions"] == {"line 3": 9}
     assert (folder / "prompts.txt").read_text("utf-8").splitlines() == PROMPTS
     one = ["--num", "1", "--prompt", PROMPTS[1], "--out", str(tmp_path / "a.png")]
     assert main([*command, *one]) == 0

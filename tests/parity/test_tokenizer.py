@@ -89,11 +89,11 @@ def tokenizer_of(model, family, config):
     levels = len(config.multipliers)
     state = {renamed(k, family, levels): x for k, x in model.state_dict().items()}
     found = converted(state, image_size=config.image_size)
-    assert found.about == {} and found.config.multipliers == config.multipliers
+    assert found.metadata == {} and found.config.multipliers == config.multipliers
     return Tokenizer(found.config), found.params
 
 
-def pictures(config):
+def random_images(config):
     torch.manual_seed(1)
     return torch.rand(2, 3, config.image_size, config.image_size) * 2 - 1
 
@@ -112,24 +112,24 @@ def both(request, model):
     return (*tokenizer_of(model[0], request.param, model[1]), model[0])
 
 
-def test_vectors_before_the_quantiser_agree(both):
+def test_vectors_before_the_quantizer_agree(both):
     tokenizer, params, model = both
-    images = pictures(tokenizer.config)
+    images = random_images(tokenizer.config)
     theirs = channels_last(model.quant_conv(model.encoder(images)))
     assert_close(embed(tokenizer, params, as_jax(channels_last(images))), theirs)
 
 
-def test_pictures_of_given_codes_agree(both):
+def test_images_of_given_codes_agree(both):
     tokenizer, params, model = both
     grid, count = tokenizer.config.grid, tokenizer.config.codebook_size
     codes = torch.randint(count, (3, grid**2))
     vectors = model.quantize.embedding.weight[codes]
-    if tokenizer.config.normalised != "none":
+    if tokenizer.config.normalized != "none":
         vectors = torch.nn.functional.normalize(vectors, dim=-1)
         theirs = channels_last(model.decode(codes))
     vectors = vectors.unflatten(1, (grid, grid)).permute(0, 3, 1, 2)
     by_hand = channels_last(model.decoder(model.post_quant_conv(vectors)))
-    if tokenizer.config.normalised != "none":
+    if tokenizer.config.normalized != "none":
         torch.testing.assert_close(by_hand, theirs)
     assert_close(decode(tokenizer, params, as_jax(codes)), by_hand)
 
@@ -137,13 +137,13 @@ def test_pictures_of_given_codes_agree(both):
 def test_codes_agree(both):
     """By angle in LlamaGen, by distance in the others, on rows of any length."""
     tokenizer, params, model = both
-    images = pictures(tokenizer.config)
+    images = random_images(tokenizer.config)
     vectors = channels_last(model.quant_conv(model.encoder(images))).flatten(1, 2)
     stored = model.quantize.embedding.weight
     plain = torch.cdist(vectors, stored).argmin(-1)
     unit = torch.nn.functional.normalize
     angle = torch.cdist(unit(vectors, dim=-1), unit(stored)).argmin(-1)
-    theirs = angle if tokenizer.config.normalised == "both" else plain
+    theirs = angle if tokenizer.config.normalized == "both" else plain
     ours = encode(tokenizer, params, as_jax(channels_last(images)))
     np.testing.assert_array_equal(np.asarray(ours), theirs.numpy())
     assert (plain != angle).any()  # so the two rules are told apart

@@ -16,9 +16,9 @@ from jaxspec.models.transformer import Transformer
 from jaxspec.sharding import make_mesh, over_rows, placement
 from jaxspec.spec.loop import init_state, spec_step
 from jaxspec.spec.named_trees import named_tree
-from jaxspec.spec.noise import row_keys
+from jaxspec.spec.noise import batch_keys
 from jaxspec.spec.sampling import make_sampling
-from jaxspec.spec.state import Engine, make_limits
+from jaxspec.spec.state import Engine, StoppingCriteria
 from jaxspec.testing.table_drafter import TableDrafter
 
 LAYERS, WIDTH, VOCAB, ROWS = 3, 192, 4096, 8
@@ -49,10 +49,12 @@ def compiled(data, model):
     params = placed(abstract_params("prior", CONFIG), lambda p, x: place(p, x.shape))
     last = NamedSharding(mesh, PartitionSpec(None, None, "model"))
     table = jax.ShapeDtypeStruct((2, VOCAB, VOCAB), jnp.float32, sharding=last)
-    sampling = make_sampling(ROWS, guidance=2.0, top_k=100)
+    sampling = make_sampling(ROWS, cfg_scale=2.0, top_k=100)
     shared = params, {"table": table}, jnp.zeros(ROWS, jnp.int32), sampling
     start = over_rows(mesh, partial(init_state, engine))
-    state = jax.eval_shape(start, *shared, row_keys(0, ROWS), make_limits(ROWS, 576))
+    state = jax.eval_shape(
+        start, *shared, batch_keys(0, ROWS), StoppingCriteria.create(ROWS, 576)
+    )
 
     def of_state(_, x):
         axes = ("data", "model")[: {4: 2, 0: 0}.get(x.ndim, 1)]  # [R, K, S, F]

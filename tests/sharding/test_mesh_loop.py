@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from jaxspec.checkpoint import named_leaves
-from jaxspec.config import BlockDiffusionConfig, FeatureHeadConfig, TransformerConfig
-from jaxspec.drafters.block_diffusion import BlockDiffusion
-from jaxspec.drafters.feature_head import FeatureHead
+from jaxspec.config import DFlashConfig, EagleConfig, TransformerConfig
+from jaxspec.drafters.block_diffusion import DFlash
+from jaxspec.drafters.feature_head import Eagle
 from jaxspec.drafters.jacobi import Jacobi
 from jaxspec.drafters.ngram import NgramTable
 from jaxspec.drafters.recycling import TokenRecycling
-from jaxspec.drafters.small_model import SmallModel
+from jaxspec.drafters.small_model import DraftModel
 from jaxspec.errors import ConfigError
 from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
@@ -27,10 +27,10 @@ from jaxspec.sharding import fill_rows, make_mesh, over_rows, placement
 from jaxspec.spec.envelopes import Beam, StochasticBeam
 from jaxspec.spec.loop import generate, init_state, spec_step
 from jaxspec.spec.named_trees import named_tree
-from jaxspec.spec.neighbours import neighbour_table
-from jaxspec.spec.noise import row_keys
+from jaxspec.spec.neighbors import neighbor_table
+from jaxspec.spec.noise import batch_keys
 from jaxspec.spec.sampling import make_sampling
-from jaxspec.spec.state import Engine, make_limits
+from jaxspec.spec.state import Engine, StoppingCriteria
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify import (
     Annealed,
@@ -51,13 +51,13 @@ from tests.models.tiny import random_params
 V = 1032  # more than one block of tokens; 8 devices divide it, 128 blocks do not
 TARGET = TransformerConfig(vocab_size=V, layers=2, width=32, heads=8, grid=4, classes=3)
 SMALL = TransformerConfig(vocab_size=V, layers=1, width=16, heads=2, grid=4, classes=3)
-BLOCK = BlockDiffusionConfig(4, 1, 32, 8, ffn_width=48, taps=(0, 1), markov_rank=6)
-EAGLE = FeatureHeadConfig(3, 32, 8, ffn_width=48, taps=(0, 1))
+BLOCK = DFlashConfig(4, 1, 32, 8, ffn_width=48, feature_layers=(0, 1), markov_rank=6)
+EAGLE = EagleConfig(3, 32, 8, ffn_width=48, feature_layers=(0, 1))
 LENGTH = 16
 MESHES = [(8, 1), (4, 2), (2, 4), (1, 8)]
 TREE = named_tree("0,1,2,00,01,10,000")
 CODES = jax.random.normal(jax.random.key(2), (V, 2))
-RULE_PARAMS = {"neighbours": neighbour_table(CODES, 4), "embedding": CODES}
+RULE_PARAMS = {"neighbors": neighbor_table(CODES, 4), "embedding": CODES}
 # As many as 4 devices divide, and as many as none do.
 MANY, FEW_ROWS = 8, 5
 PROMPT = jnp.array([0, 2, 1, 1, 0, 2, 2, 1])
@@ -73,7 +73,9 @@ def own(drafter, int8=False):
     made = jax.tree.map(
         lambda x: x + 0.1 * jax.random.normal(jax.random.key(6), x.shape), made
     )
-    return drafter.bind(quantized(made) if int8 else made, parameters(int8))
+    return drafter.with_target_params(
+        quantized(made) if int8 else made, parameters(int8)
+    )
 
 
 def on(mesh, params):
@@ -89,24 +91,33 @@ def settings(rows=MANY):
     """The first rows of eight that differ."""
     temperature = [1.0, 0.0, 0.7, 1.0, 1.0, 0.9, 1.0, 0.0]
     top_k, budget = [0, 0, 9, 0, 9, 40, 0, 3], [LENGTH, 11, *[LENGTH] * 6]
-    sampling = make_sampling(MANY, temperature=temperature, guidance=2.0, top_k=top_k)
-    whole = PROMPT, sampling, row_keys(3, MANY), make_limits(MANY, budget, [5])
+    sampling = make_sampling(MANY, temperature=temperature, cfg_scale=2.0, top_k=top_k)
+    whole = (
+        PROMPT,
+        sampling,
+        batch_keys(3, MANY),
+        StoppingCriteria.create(MANY, budget, [5]),
+    )
     return jax.tree.map(lambda x: x[:rows], whole)
 
 
-def engine_of(drafter=None, tree=None, rule=None):
+def engine_of(drafter=None, tree=None, verifier=None):
     target = make_target(
-        Transformer(TARGET), guided=True, taps=getattr(drafter, "taps", (0,))
+        Transformer(TARGET),
+        guided=True,
+        feature_layers=getattr(drafter, "feature_layers", (0,)),
     )
-    tree, rule = tree or Tree.root(), rule or Coupled()
-    return Engine(target, LENGTH, drafter, tree, rule, order=("temperature", "top_k"))
+    tree, verifier = tree or Tree.root(), verifier or Coupled()
+    return Engine(
+        target, LENGTH, drafter, tree, verifier, order=("temperature", "top_k")
+    )
 
 
 @lru_cache
 def alone(engine, needs_table=False, int8=False):
     table = TABLE if needs_table else None
     run = jax.jit(partial(generate, engine))
-    return run(parameters(int8), table, *settings(), rule_params=RULE_PARAMS)
+    return run(parameters(int8), table, *settings(), verifier_params=RULE_PARAMS)
 
 
 TABLE = {"table": jax.random.normal(jax.random.key(1), (2, V, V))}
@@ -117,7 +128,7 @@ def on_mesh(mesh, engine, drafter_params, int8=False):
     arguments = fill_rows(mesh, *settings(rows))
     run = jax.jit(over_rows(mesh, partial(generate, engine)))
     own = None if drafter_params is None else on(mesh, drafter_params)
-    out = run(on(mesh, parameters(int8)), own, *arguments, rule_params=RULE_PARAMS)
+    out = run(on(mesh, parameters(int8)), own, *arguments, verifier_params=RULE_PARAMS)
     assert out.tokens.shape[0] % mesh.shape["data"] == 0
     assert out.stats.rounds == out.stats.calls.max() - 1
     return jax.tree.map(lambda x: x[:rows] if x.ndim else x, out)
@@ -135,13 +146,13 @@ def assert_same(mine, theirs):
 
 
 DRAFTERS = {
-    "block": (BlockDiffusion(BLOCK, TARGET), Beam(9, 3, 4, 3), own),
-    "eagle-3": (FeatureHead(EAGLE, TARGET), TREE, own),
+    "block": (DFlash(BLOCK, TARGET), Beam(9, 3, 4, 3), own),
+    "eagle-3": (Eagle(EAGLE, TARGET), TREE, own),
     "jacobi": (Jacobi(V), TREE, None),
     "recycling": (TokenRecycling(V, 4), TREE, None),
     "n-grams": (NgramTable(V, buckets=64, width=4), TREE, None),
     "small": (
-        SmallModel(make_target(Transformer(SMALL), guided=False)),
+        DraftModel(make_target(Transformer(SMALL), guided=False)),
         TREE,
         lambda _: random_params(SMALL),
     ),
@@ -170,7 +181,7 @@ def test_any_mesh_draws_what_one_device_draws_plainly(name, mesh):
 def test_caches_of_all_groups_grow_before_any_row_lacks_room(mesh):
     """Groups of several devices loop in step; the fastest row says when to grow."""
     engine = engine_of(TableDrafter(), TREE)
-    fast = replace(engine, phases=4, tree=Tree.chain(4))
+    fast = replace(engine, cache_stages=4, tree=Tree.chain(4))
     mine = on_mesh(make_mesh(*mesh), fast, TABLE)
     assert_same(mine, alone(engine_of()))
 
@@ -217,8 +228,8 @@ FEW_RULES = [("lantern++", (2, 4))]
     "name, mesh", slow_unless(FEW_RULES, [(n, m) for n in RULES for m in MESHES])
 )
 def test_every_rule_decides_alike_on_a_mesh(name, mesh):
-    rule, tree = RULES[name]
-    engine = engine_of(TableDrafter(), tree, rule)
+    verifier, tree = RULES[name]
+    engine = engine_of(TableDrafter(), tree, verifier)
     assert_same(on_mesh(make_mesh(*mesh), engine, TABLE), alone(engine, True))
 
 
@@ -227,9 +238,11 @@ def test_rounds_may_be_taken_one_by_one():
     drafter, tree, params = DRAFTERS["block"]
     engine = engine_of(drafter, tree)
     rows = rows_of(mesh)
-    prompt, sampling, keys, limits = fill_rows(mesh, *settings(rows))
+    prompt, sampling, keys, stopping = fill_rows(mesh, *settings(rows))
     shared = on(mesh, parameters()), on(mesh, params(drafter)), prompt, sampling
-    state = jax.jit(over_rows(mesh, partial(init_state, engine)))(*shared, keys, limits)
+    state = jax.jit(over_rows(mesh, partial(init_state, engine)))(
+        *shared, keys, stopping
+    )
     step = jax.jit(over_rows(mesh, partial(spec_step, engine)), donate_argnums=4)
     while not state.done.all():
         state = step(*shared, state)

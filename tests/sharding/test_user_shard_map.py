@@ -11,10 +11,10 @@ from jax.sharding import AxisType, PartitionSpec
 from jaxspec.spec.envelopes import Beam, BestFirst, StochasticBeam
 from jaxspec.spec.loop import generate, init_state, result_of, spec_step
 from jaxspec.spec.named_trees import named_tree
-from jaxspec.spec.neighbours import neighbour_table
-from jaxspec.spec.noise import row_keys
+from jaxspec.spec.neighbors import neighbor_table
+from jaxspec.spec.noise import batch_keys
 from jaxspec.spec.sampling import make_sampling
-from jaxspec.spec.state import Engine, make_limits
+from jaxspec.spec.state import Engine, StoppingCriteria
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify import (
     Annealed,
@@ -38,40 +38,40 @@ PARAMS = toy_params(V, 60)
 TREE = named_tree("0,1,00")
 TABLE = {"table": jax.random.normal(jax.random.key(1), (3, V, V))}
 CODES = jax.random.normal(jax.random.key(2), (V, 2))
-RULE_PARAMS = {"neighbours": neighbour_table(CODES, 3), "embedding": CODES}
+RULE_PARAMS = {"neighbors": neighbor_table(CODES, 3), "embedding": CODES}
 WHOLE, ROW = PartitionSpec(), PartitionSpec("replica")
 # Filters and near-ties are on: both have loops and branches of their own.
 SAMPLING = make_sampling(
-    ROWS, temperature=[1.0, 0.0, 0.7, 2.0], top_k=4, top_p=0.9, guidance=2.0
+    ROWS, temperature=[1.0, 0.0, 0.7, 2.0], top_k=4, top_p=0.9, cfg_scale=2.0
 )
 ARGUMENTS = (
     jnp.array([[1, 2, 3, 1], [4, 4, -1, -1], [0, -1, -1, -1], [5, -1, -1, -1]]),
     SAMPLING,
-    row_keys(0, ROWS),
-    make_limits(ROWS, [8, 5, 8, 3], [2]),
+    batch_keys(0, ROWS),
+    StoppingCriteria.create(ROWS, [8, 5, 8, 3], [2]),
 )
 
 
-def by_steps(engine, params, drafter_params, rule_params, *arguments):
+def by_steps(engine, params, drafter_params, verifier_params, *arguments):
     """A user's loop over `spec_step`."""
     prompt, sampling = arguments[:2]
     start = init_state(engine, params, drafter_params, *arguments)
     state = jax.lax.while_loop(
         lambda state: ~jnp.all(state.done),
         lambda state: spec_step(
-            engine, params, drafter_params, prompt, sampling, state, rule_params
+            engine, params, drafter_params, prompt, sampling, state, verifier_params
         ),
         start,
     )
     return result_of(engine, state).tokens
 
 
-def whole(engine, params, drafter_params, rule_params, *arguments):
-    out = generate(engine, params, drafter_params, *arguments, rule_params)
+def whole(engine, params, drafter_params, verifier_params, *arguments):
+    out = generate(engine, params, drafter_params, *arguments, verifier_params)
     return out.tokens
 
 
-RULES = {
+VERIFIERS = {
     "coupled": (Coupled(), Beam(7, 3, 3, 3)),
     "k-seq": (KSeq(), TREE),
     "stochastic beam": (Rejection(), StochasticBeam(2, 2)),
@@ -89,8 +89,8 @@ FEW = ("coupled", "k-seq")
 
 
 def cases():
-    for name, (rule, tree) in RULES.items():
-        engine = Engine(toy_target(V, 2), LENGTH, TableDrafter(), tree, rule)
+    for name, (verifier, tree) in VERIFIERS.items():
+        engine = Engine(toy_target(V, 2), LENGTH, TableDrafter(), tree, verifier)
         yield name, engine, TABLE
     for name, (drafter, tree) in TABLES.items():
         engine = Engine(toy_target(V, 2), LENGTH, drafter, tree)

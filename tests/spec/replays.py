@@ -17,10 +17,10 @@ from jaxspec.spec.draft import Draft
 from jaxspec.spec.envelopes import Beam, StochasticBeam
 from jaxspec.spec.loop import init_state, spec_step
 from jaxspec.spec.named_trees import named_tree
-from jaxspec.spec.neighbours import neighbour_table
-from jaxspec.spec.noise import row_keys
+from jaxspec.spec.neighbors import neighbor_table
+from jaxspec.spec.noise import batch_keys
 from jaxspec.spec.sampling import make_sampling
-from jaxspec.spec.state import Engine, make_limits
+from jaxspec.spec.state import Engine, StoppingCriteria
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify import Block, Coupled, Lantern, Rejection
 from jaxspec.testing.table_drafter import TableDrafter
@@ -45,39 +45,43 @@ CASES = {
 class Recording(TableDrafter):
     """Keeps its last draft and what became of it."""
 
-    def init(self, params, start):
+    def init(self, params, ctx):
         """Nothing yet."""
         return None
 
-    def propose(self, params, state, this):
+    def propose(self, params, state, ctx):
         """The draft is the state."""
-        draft, _ = super().propose(params, (), this)
+        draft, _ = super().propose(params, (), ctx)
         return draft, draft
 
-    def observe(self, params, state, seen):
+    def observe(self, params, state, result):
         """Adds the outcome."""
-        return state, seen.path, seen.accepted, seen.tokens, seen.counts
+        return state, result.path, result.accepted, result.tokens, result.counts
 
 
 def record(case: str) -> list[dict]:
     """All rounds of a case: drafts, paths, what was kept and what was emitted."""
-    rule, tree = CASES[case]
+    verifier, tree = CASES[case]
     keys = jax.random.split(jax.random.key(11), 2)
     params = toy_params(VOCAB, 40)
     table = {"table": 1.5 * jax.random.normal(keys[0], (3, VOCAB, VOCAB))}
     codes = jax.random.normal(keys[1], (VOCAB, 2))
-    engine = Engine(toy_target(VOCAB, 2), LENGTH, Recording(), tree, rule)
+    engine = Engine(toy_target(VOCAB, 2), LENGTH, Recording(), tree, verifier)
     sampling = make_sampling(
-        ROWS, temperature=[1.0, 0.7, 0.0], top_k=[0, 4, 0], guidance=[1.0, 2.0, 3.0]
+        ROWS, temperature=[1.0, 0.7, 0.0], top_k=[0, 4, 0], cfg_scale=[1.0, 2.0, 3.0]
     )
     arguments = (params, table, jnp.arange(ROWS), sampling)
-    limits = make_limits(ROWS, [LENGTH, 6, LENGTH], stop=[[-1], [-1], [5]])
-    state = jax.jit(partial(init_state, engine))(*arguments, row_keys(2, ROWS), limits)
+    stopping = StoppingCriteria.create(
+        ROWS, [LENGTH, 6, LENGTH], stop=[[-1], [-1], [5]]
+    )
+    state = jax.jit(partial(init_state, engine))(
+        *arguments, batch_keys(2, ROWS), stopping
+    )
     step = jax.jit(partial(spec_step, engine))
-    rule_params = {"neighbours": neighbour_table(codes, 2)}
+    verifier_params = {"neighbors": neighbor_table(codes, 2)}
     rounds = []
     while not bool(state.done.all()):
-        state = step(*arguments, state, rule_params)
+        state = step(*arguments, state, verifier_params)
         draft, path, accepted, tokens, counts = state.drafter
         assert isinstance(draft, Draft)
         parents = draft.topology(tree).parents

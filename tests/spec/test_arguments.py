@@ -15,8 +15,8 @@ from jaxspec.spec.draft import Draft
 from jaxspec.spec.envelopes import Beam
 from jaxspec.spec.loop import generate, init_state, spec_step
 from jaxspec.spec.named_trees import named_tree
-from jaxspec.spec.noise import draw_noise, position_noise, row_keys, seed_key
-from jaxspec.spec.sampling import guide, make_sampling, process
+from jaxspec.spec.noise import batch_keys, draw_noise, position_noise, seed_key
+from jaxspec.spec.sampling import apply_cfg, make_sampling, process_logits
 from jaxspec.spec.state import Engine
 from jaxspec.spec.topology import Topology, static_topology
 from jaxspec.spec.verify import Coupled, Rejection
@@ -36,7 +36,7 @@ POSITIONS = jnp.tile(jnp.arange(TREE.depth + 1), (B, 1))
         (np.zeros((B, 2), np.uint32), "wrap raw words with jax.random.wrap_key_data"),
         (7, "an array of int, not of typed keys"),
         (jax.random.key(0, impl="threefry2x32"), r"shape \[\]; every row needs one"),
-        (row_keys(0, 4).reshape(2, 2), r"shape \[2, 2\]; every row needs one"),
+        (batch_keys(0, 4).reshape(2, 2), r"shape \[2, 2\]; every row needs one"),
         (jax.random.split(jax.random.key(0, impl="rbg"), B), "of the kind rbg"),
     ],
 )
@@ -56,15 +56,15 @@ def test_keys_are_typed_and_one_a_row(keys, words, entry):
 
 def test_settings_of_another_number_of_rows_are_refused():
     engine, one = Engine(toy_target(V), 4), make_sampling(1)
-    state = init_state(engine, PARAMS, None, PROMPT, make_sampling(B), row_keys(0, B))
+    state = init_state(engine, PARAMS, None, PROMPT, make_sampling(B), batch_keys(0, B))
     logits, index = jnp.zeros((B, V)), jnp.zeros(B, jnp.int32)
     for run in (
-        lambda: generate(engine, PARAMS, None, PROMPT, one, row_keys(0, B)),
+        lambda: generate(engine, PARAMS, None, PROMPT, one, batch_keys(0, B)),
         lambda: spec_step(engine, PARAMS, None, PROMPT, one, state),
-        lambda: process(logits, one),
-        lambda: guide(logits, one, index),
-        lambda: guide(jnp.zeros((3, V)), make_sampling(B), index),
-        lambda: position_noise(row_keys(0, B), POSITIONS[:1], V),
+        lambda: process_logits(logits, one),
+        lambda: apply_cfg(logits, one, index),
+        lambda: apply_cfg(jnp.zeros((3, V)), make_sampling(B), index),
+        lambda: position_noise(batch_keys(0, B), POSITIONS[:1], V),
     ):
         with pytest.raises(ConfigError, match="rows"):
             run()
@@ -74,7 +74,7 @@ GOOD = Draft(
     jnp.zeros((B, TREE.size), jnp.int32),
     jnp.ones((B, TREE.size), bool),
     log_q=jnp.full((B, len(TREE.internal), V), -np.log(V)),
-    drawn="without_replacement",
+    selection="without_replacement",
 )
 
 
@@ -94,27 +94,27 @@ GOOD = Draft(
     ],
     ids=str,
 )
-@pytest.mark.parametrize("rule", [Rejection(), Coupled()], ids=["rejection", "coupled"])
-def test_arrays_of_a_draft_fit_its_tree(rule, change, words):
-    noise = draw_noise(row_keys(0, B), POSITIONS, TREE.size, V)
+@pytest.mark.parametrize("verifier", [Rejection(), Coupled()], ids=["rejection", "coupled"])
+def test_arrays_of_a_draft_fit_its_tree(verifier, change, words):
+    noise = draw_noise(batch_keys(0, B), POSITIONS, TREE.size, V)
     scores = jnp.zeros((B, TREE.size, V))
-    rule.verify(scores, GOOD, TREE, noise)
+    verifier.verify(scores, GOOD, TREE, noise)
     with pytest.raises(ConfigError, match=words):
-        rule.verify(scores, replace(GOOD, **change), TREE, noise)
+        verifier.verify(scores, replace(GOOD, **change), TREE, noise)
 
 
 def test_scores_and_noise_fit_the_draft():
-    noise = draw_noise(row_keys(0, B), POSITIONS, TREE.size, V)
+    noise = draw_noise(batch_keys(0, B), POSITIONS, TREE.size, V)
     scores = jnp.zeros((B, TREE.size, V))
-    few = draw_noise(row_keys(0, 1), POSITIONS[:1], TREE.size, V)
-    shallow = draw_noise(row_keys(0, B), POSITIONS[:, :1], TREE.size, V)
-    for rule in (Coupled(), Rejection()):
+    few = draw_noise(batch_keys(0, 1), POSITIONS[:1], TREE.size, V)
+    shallow = draw_noise(batch_keys(0, B), POSITIONS[:, :1], TREE.size, V)
+    for verifier in (Coupled(), Rejection()):
         for bad in (scores[:1], scores[:, 1:], scores[0]):
             with pytest.raises(ConfigError, match=r"target scores have shape \["):
-                rule.verify(bad, GOOD, TREE, noise)
+                verifier.verify(bad, GOOD, TREE, noise)
         for bad in (few, shallow):
             with pytest.raises(ConfigError, match="draw it with draw_noise"):
-                rule.verify(scores, GOOD, TREE, bad)
+                verifier.verify(scores, GOOD, TREE, bad)
 
 
 # --- Seeds ---------------------------------------------------------------------------
@@ -138,12 +138,14 @@ def test_no_two_seeds_of_64_bits_share_a_key():
         -(2**63),
     ]
     assert len({words(seed) for seed in seeds}) == len(seeds)
-    first = {tuple(jax.random.key_data(row_keys(s, 3)).ravel().tolist()) for s in seeds}
+    first = {
+        tuple(jax.random.key_data(batch_keys(s, 3)).ravel().tolist()) for s in seeds
+    }
     assert len(first) == len(seeds)
     with jax.enable_x64(True):  # numbers of 64 bits change nothing
         assert [words(seed) for seed in seeds] == [words(np.int64(s)) for s in seeds]
-        wide = jax.random.key_data(row_keys(5, 3))
-    np.testing.assert_array_equal(wide, jax.random.key_data(row_keys(5, 3)))
+        wide = jax.random.key_data(batch_keys(5, 3))
+    np.testing.assert_array_equal(wide, jax.random.key_data(batch_keys(5, 3)))
 
 
 def test_training_takes_all_bits_of_its_seed():
@@ -161,7 +163,7 @@ def test_small_seeds_are_those_of_jax():
 @pytest.mark.parametrize("seed", [2**63, -(2**63) - 1, 1.5, "1", None])
 def test_other_seeds_are_refused(seed):
     with pytest.raises(ConfigError, match="fits in 64 bits"):
-        row_keys(seed, 2)
+        batch_keys(seed, 2)
 
 
 # --- Pytrees -------------------------------------------------------------------------
@@ -172,8 +174,8 @@ def test_topologies_pass_through_transformations():
     grown = replace(GOOD, parents=jnp.zeros((B, 4), jnp.int32), log_q=None)
     for shape in (static_topology(TREE), grown.topology(Beam(4, 2))):
         assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(shape))
-        found = jax.jit(Topology.of_internal)(shape, x)
-        np.testing.assert_array_equal(found, shape.of_internal(x))
+        found = jax.jit(Topology.gather_internal)(shape, x)
+        np.testing.assert_array_equal(found, shape.gather_internal(x))
         node = jnp.array([1, 3])
         carried, paths = jax.lax.scan(lambda t, n: (t, t.path(n)), shape, node[None])
         np.testing.assert_array_equal(paths[0], shape.path(node))

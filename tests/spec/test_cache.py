@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxspec.errors import ConfigError
-from jaxspec.spec.cache import KVCache, compact, tree_mask, write
+from jaxspec.spec.cache import KVCache, commit_path, tree_mask, write
 from jaxspec.spec.named_trees import named_tree
 from jaxspec.spec.tree import Tree
 
@@ -25,7 +25,7 @@ def test_compaction_keeps_the_path_and_what_was_committed(leaves):
     cache = numbered_cache()
     path = tree.paths[np.array(leaves)]
     counts = tree.depths[np.array(leaves)] + 1
-    after = compact(cache, tree.size, jnp.asarray(path), jnp.asarray(counts))
+    after = commit_path(cache, tree.size, jnp.asarray(path), jnp.asarray(counts))
     for row, start in enumerate([2, 5, 7]):
         expected = [100 * row + s for s in range(start)]
         expected += [100 * row + start + n for n in path[row][: counts[row]]]

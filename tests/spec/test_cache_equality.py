@@ -12,7 +12,7 @@ from jaxspec.models.transformer import Transformer
 from jaxspec.spec.envelopes import BestFirst
 from jaxspec.spec.named_trees import named_tree
 from jaxspec.spec.sampling import make_sampling
-from jaxspec.spec.state import make_limits
+from jaxspec.spec.state import StoppingCriteria
 from jaxspec.spec.verify import Coupled, Rejection
 from jaxspec.testing.properties import (
     assert_fresh_cache,
@@ -35,20 +35,22 @@ CASES = {
 def run(case):
     """The engine, the target's parameters, and the state after the last round."""
     drafter, own, params = make()
-    target = make_target(Transformer(TARGET), guided=True, taps=drafter.config.taps)
-    tree, rule = CASES[case]
+    target = make_target(
+        Transformer(TARGET), guided=True, feature_layers=drafter.config.feature_layers
+    )
+    tree, verifier = CASES[case]
     engine, state = run_rounds(
         target,
         params,
         drafter,
-        drafter.bind(own, params),
+        drafter.with_target_params(own, params),
         tree,
         PROMPT,
         length=LENGTH,
         rows=ROWS,
-        rule=rule,
-        sampling=make_sampling(ROWS, guidance=2.0),
-        limits=make_limits(ROWS, [LENGTH, 9, LENGTH]),
+        verifier=verifier,
+        sampling=make_sampling(ROWS, cfg_scale=2.0),
+        stopping=StoppingCriteria.create(ROWS, [LENGTH, 9, LENGTH]),
         seed=4,
     )
     return engine, params, state

@@ -14,9 +14,9 @@ from jaxspec.models.transformer import Transformer
 from jaxspec.spec.envelopes import BestFirst
 from jaxspec.spec.loop import generate, init_state, spec_step
 from jaxspec.spec.named_trees import named_tree
-from jaxspec.spec.noise import row_keys
+from jaxspec.spec.noise import batch_keys
 from jaxspec.spec.sampling import make_sampling
-from jaxspec.spec.state import Engine, make_limits
+from jaxspec.spec.state import Engine, StoppingCriteria
 from jaxspec.spec.tree import Tree
 from jaxspec.testing.table_drafter import TableDrafter
 from jaxspec.testing.toy import NoisyOracle
@@ -69,16 +69,18 @@ def cache_copies(hlo, shape):
 )
 def test_no_cache_is_copied_inside_the_loop(tree):
     drafter, own, target_params = make()
-    target = make_target(Transformer(TARGET), guided=True, taps=drafter.config.taps)
+    target = make_target(
+        Transformer(TARGET), guided=True, feature_layers=drafter.config.feature_layers
+    )
     engine = Engine(target, 16, drafter, tree)
     compiled = (
         jax.jit(partial(generate, engine))
         .lower(
             target_params,
-            drafter.bind(own, target_params),
+            drafter.with_target_params(own, target_params),
             jnp.zeros(ROWS, jnp.int32),
-            make_sampling(ROWS, guidance=2.0),
-            row_keys(0, ROWS),
+            make_sampling(ROWS, cfg_scale=2.0),
+            batch_keys(0, ROWS),
         )
         .compile(AS_USERS)
     )
@@ -121,10 +123,12 @@ def test_the_copy_counter_sees_a_copy():
 )
 def test_one_compilation_serves_all_rounds_and_all_contents(guided, tree):
     drafter, own, target_params = make()
-    taps = drafter.config.taps
-    target = make_target(Transformer(TARGET), guided=guided, taps=taps)
+    feature_layers = drafter.config.feature_layers
+    target = make_target(
+        Transformer(TARGET), guided=guided, feature_layers=feature_layers
+    )
     engine = Engine(target, 16, drafter, tree, order=("temperature",))
-    params = drafter.bind(own, target_params)
+    params = drafter.with_target_params(own, target_params)
     traces = []
 
     def step(target_params, params, prompt, sampling, state):
@@ -137,14 +141,14 @@ def test_one_compilation_serves_all_rounds_and_all_contents(guided, tree):
     plain = jax.jit(partial(generate, alone))
     for seed in range(2):
         prompt = jnp.array([seed, 1])
-        sampling = make_sampling(ROWS, guidance=1.5 + seed)
-        keys = row_keys(seed, ROWS)
-        limits = make_limits(ROWS, [16, 7 + seed], stop=[seed])
+        sampling = make_sampling(ROWS, cfg_scale=1.5 + seed)
+        keys = batch_keys(seed, ROWS)
+        stopping = StoppingCriteria.create(ROWS, [16, 7 + seed], stop=[seed])
         arguments = (target_params, params, prompt, sampling)
-        state = start(*arguments, keys, limits)
+        state = start(*arguments, keys, stopping)
         while not bool(state.done.all()):
             state = jitted(*arguments, state)
-        alone = plain(target_params, None, prompt, sampling, keys, limits)
+        alone = plain(target_params, None, prompt, sampling, keys, stopping)
         assert (state.length == alone.lengths).all()
         kept = jnp.arange(16) < alone.lengths[:, None]
         assert (jnp.where(kept, state.tokens[:, :16], -1) == alone.tokens).all()
@@ -166,10 +170,10 @@ def test_a_round_needs_little_memory_beside_its_cache(tree):
     engine = Engine(make_target(Transformer(config)), 576, TableDrafter(), tree)
     params = abstract_params("prior", config)
     table = {"table": jax.ShapeDtypeStruct((2, vocab, vocab), jnp.float32)}
-    rows, sampling = 8, make_sampling(8, guidance=2.0)
+    rows, sampling = 8, make_sampling(8, cfg_scale=2.0)
     arguments = (params, table, jnp.zeros(rows, jnp.int32), sampling)
     start = partial(init_state, engine)
-    state = jax.eval_shape(start, *arguments, row_keys(0, rows))
+    state = jax.eval_shape(start, *arguments, batch_keys(0, rows))
     step = jax.jit(partial(spec_step, engine), donate_argnums=4)
     memory = step.lower(*arguments, state).compile(AS_USERS).memory_analysis()
     cache = sum(4 * x.size for x in jax.tree.leaves(state.cache.layers))

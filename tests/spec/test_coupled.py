@@ -56,17 +56,17 @@ def test_margin_is_the_lead_of_the_choice():
 
 
 def test_usable_inside_jit_and_vmap():
-    rule = Coupled()
-    assert hash(rule) == hash(Coupled()) and rule.lossless
+    verifier = Coupled()
+    assert hash(verifier) == hash(Coupled()) and verifier.lossless
     tree = Tree.chain(2)
     key = jax.random.key(0)
     log_p = jax.random.normal(key, (5, 1, 3, 7))
     tokens = jax.random.randint(key, (5, 1, 3), 0, 7)
     draft = Draft(tokens, jnp.ones_like(tokens, bool))
     noise = jax.vmap(lambda x: coupled_noise(x, 3))(jnp.zeros((5, 1, 3, 7)))
-    apart = jax.jit(jax.vmap(lambda p, d, g: rule.verify(p, d, tree, g)))
+    apart = jax.jit(jax.vmap(lambda p, d, g: verifier.verify(p, d, tree, g)))
     verdict = apart(log_p, draft, noise)
-    together = rule.verify(
+    together = verifier.verify(
         log_p[:, 0],
         Draft(tokens[:, 0], draft.valid[:, 0]),
         tree,

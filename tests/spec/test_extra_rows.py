@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from jaxspec.errors import ConfigError
-from jaxspec.spec.draft import ExtraRows
+from jaxspec.spec.draft import ExtraQueries
 from jaxspec.spec.envelopes import Beam
 from jaxspec.spec.loop import generate, init_state, spec_step
 from jaxspec.spec.named_trees import named_tree
-from jaxspec.spec.noise import row_keys
+from jaxspec.spec.noise import batch_keys
 from jaxspec.spec.sampling import make_sampling
 from jaxspec.spec.state import Engine
 from jaxspec.testing.table_drafter import TableDrafter
@@ -31,19 +31,19 @@ class Riding(TableDrafter):
     extra_rows: int = 2
     sent: int = 2
 
-    def init(self, params, start):
-        rows, _, width = start.features.shape
+    def init(self, params, ctx):
+        rows, _, width = ctx.features.shape
         return jnp.zeros((rows, self.extra_rows, width))
 
-    def propose(self, params, state, this):
-        draft, _ = super().propose(params, (), this)
+    def propose(self, params, state, ctx):
+        draft, _ = super().propose(params, (), ctx)
         rows, size = draft.tokens.shape
         mask = np.zeros((2, size + 2), bool)
         mask[0, [0, 1]] = True
         mask[1, [0, 2, size]] = True
-        rider = ExtraRows(
+        rider = ExtraQueries(
             tokens=jnp.stack([draft.tokens[:, 1], draft.tokens[:, 2]], axis=1),
-            positions=this.position[:, None] + jnp.array([2, 3]),
+            positions=ctx.position[:, None] + jnp.array([2, 3]),
             mask=jnp.broadcast_to(mask, (rows, *mask.shape)),
         )
         rider = jax.tree.map(lambda x: x[:, : self.sent], rider)
@@ -51,8 +51,8 @@ class Riding(TableDrafter):
             rider = replace(rider, mask=rider.mask[:, :, : size + self.sent])
         return replace(draft, extra=rider), state
 
-    def observe(self, params, state, seen):
-        return seen.extra
+    def observe(self, params, state, result):
+        return result.extra
 
 
 @pytest.mark.parametrize(
@@ -60,8 +60,8 @@ class Riding(TableDrafter):
 )
 def test_riders_return_their_features_and_change_nothing(streams, tree):
     target, rows = toy_target(VOCAB, streams), 3
-    prompt, keys = jnp.arange(rows), row_keys(0, rows)
-    sampling = make_sampling(rows, guidance=2.0)
+    prompt, keys = jnp.arange(rows), batch_keys(0, rows)
+    sampling = make_sampling(rows, cfg_scale=2.0)
     order = ("temperature",)
     plain = jax.jit(partial(generate, Engine(target, LENGTH, order=order)))(
         PARAMS, None, prompt, sampling, keys
@@ -99,5 +99,5 @@ def test_a_wrong_number_of_riders_is_refused():
             TABLE,
             jnp.zeros(1, jnp.int32),
             make_sampling(1),
-            row_keys(0, 1),
+            batch_keys(0, 1),
         )

@@ -12,7 +12,7 @@ from jaxspec.errors import ConfigError
 from jaxspec.spec import optimal_acceptance
 from jaxspec.spec.draft import Draft
 from jaxspec.spec.named_trees import named_tree
-from jaxspec.spec.noise import draw_noise, row_keys
+from jaxspec.spec.noise import batch_keys, draw_noise
 from jaxspec.spec.sampling import keep_top_k
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify import Block, Coupled, GreedySet, KSeq, Rejection
@@ -50,18 +50,18 @@ class Batch:
         """Expectation over the drafts of each drafter."""
         return np.array([x.sum() for x in np.split(self.chance * of_rows, self.ends)])
 
-    def kept(self, rule):
+    def kept(self, verifier):
         """Expected number of drafted tokens that are kept, for each drafter."""
-        stop, _ = law_of(rule, self.log_p, self.draft, self.tree)
+        stop, _ = law_of(verifier, self.log_p, self.draft, self.tree)
         return self.mean(stop @ self.tree.depths)
 
 
-def law_of(rule, log_p, draft, tree, greedy=None):
+def law_of(verifier, log_p, draft, tree, greedy=None):
     """A rule's law: `stop [B, N]` and `final [B, N, V]`."""
     rows = len(log_p)
     greedy = np.zeros(rows, bool) if greedy is None else greedy
     padded = -(-rows // 1024) * 1024  # few shapes, so that little is compiled
-    law = compiled(rule, "law", tree)(*repeated((log_p, draft, greedy), padded))
+    law = compiled(verifier, "outcome", tree)(*repeated((log_p, draft, greedy), padded))
     return np.asarray(law.stop)[:rows], np.asarray(law.final)[:rows]
 
 
@@ -71,9 +71,9 @@ def repeated(rows, count):
 
 
 @cache
-def compiled(rule, method, tree):
+def compiled(verifier, method, tree):
     """`rule.law` or `rule.verify`, of scores, a draft, and noise or greedy rows."""
-    call = getattr(rule, method)
+    call = getattr(verifier, method)
     return jax.jit(lambda log_p, draft, given: call(log_p, draft, tree, given))
 
 
@@ -148,12 +148,12 @@ def double():
     ],
     ids=str,
 )
-def test_no_rule_accepts_more_than_the_optimum(double, rule, selection, k):
+def test_no_rule_accepts_more_than_the_optimum(double, verifier, selection, k):
     laws = random_laws(20, 4, 1) + random_laws(20, 4, 1, zeros=0.4)
-    accepted = batch(laws, SIBLINGS[k], selection).kept(rule)
+    accepted = batch(laws, SIBLINGS[k], selection).kept(verifier)
     best = optimum(laws, k, selection)
     assert (accepted <= best + 1e-9).all()
-    if k == 1 and not isinstance(rule, Coupled):
+    if k == 1 and not isinstance(verifier, Coupled):
         np.testing.assert_allclose(accepted, best, rtol=0, atol=1e-9)
     else:
         assert (accepted < best - 1e-3).any()
@@ -167,11 +167,11 @@ def test_kseq_is_within_its_factor_of_the_optimum(double, k):
     assert (accepted >= (1 - 1 / np.e) * best - 1e-9).all()
 
 
-@pytest.mark.parametrize("rule", [Rejection(), Block(), KSeq()], ids=str)
-def test_one_draft_is_kept_as_often_as_the_laws_overlap(double, rule):
+@pytest.mark.parametrize("verifier", [Rejection(), Block(), KSeq()], ids=str)
+def test_one_draft_is_kept_as_often_as_the_laws_overlap(double, verifier):
     laws = random_laws(20, 4, 1) + random_laws(20, 4, 1, zeros=0.4)
     p, q = first_tokens(laws)
-    accepted = batch(laws, "0", "with_replacement").kept(rule)
+    accepted = batch(laws, "0", "with_replacement").kept(verifier)
     distance = np.abs(p - q).sum(-1) / 2
     np.testing.assert_allclose(accepted, 1 - distance, rtol=0, atol=1e-9)
 
@@ -199,15 +199,15 @@ def test_given_tokens_are_accepted_with_all_their_probability(double, k):
     p, q = first_tokens(laws)
     held = np.take_along_axis(p, np.argsort(-q)[:, :k], axis=-1).sum(-1)
     top = batch(laws, SIBLINGS[k], "top")
-    for rule in (Rejection(), Coupled()):
-        np.testing.assert_allclose(top.kept(rule), held, rtol=0, atol=1e-9)
+    for verifier in (Rejection(), Coupled()):
+        np.testing.assert_allclose(top.kept(verifier), held, rtol=0, atol=1e-9)
 
 
 def test_mean_acceptance_ranks_the_rules_as_published(double):
     laws = random_laws(30, 5, 1)
 
-    def mean(rule, selection):
-        return batch(laws, SIBLINGS[3], selection).kept(rule).mean()
+    def mean(verifier, selection):
+        return batch(laws, SIBLINGS[3], selection).kept(verifier).mean()
 
     independent = mean(Rejection(), "with_replacement")
     kseq = mean(KSeq(), "with_replacement")
@@ -240,11 +240,11 @@ def test_shared_noise_is_accepted_more_often_than_blind_drafts_allow():
         noise = draw_noise(keys, jnp.tile(jnp.arange(2), (rows, 1)), tree.size, 5)
         token = jnp.argmax(jnp.log(q) + noise.coupled[:, 0], axis=-1)
         tokens = jnp.stack([jnp.zeros_like(token), token], axis=1)
-        draft = Draft(tokens, jnp.ones((rows, 2), bool), drawn="coupled")
+        draft = Draft(tokens, jnp.ones((rows, 2), bool), selection="coupled")
         log_p = jnp.broadcast_to(jnp.log(p), (rows, 2, 5))
         return Coupled().verify(log_p, draft, tree, noise).accepted.mean()
 
-    found = float(accepted(row_keys(0, rows)))
+    found = float(accepted(batch_keys(0, rows)))
     distance, error = np.abs(p - q).sum() / 2, 5 * 0.5 / np.sqrt(rows)
     assert found > (1 - distance) / (1 + distance) - error
     assert found < 1 - distance + error
@@ -262,19 +262,19 @@ def test_everything_a_perfect_drafter_draws_is_kept(tree, selection):
     perfect = batch(
         [(p, Conditionals(p.tables[:-1])) for p in targets], tree, selection
     )
-    for rule in [Rejection(), Block()] if tree.width == 1 else [Rejection()]:
-        stop, final = law_of(rule, perfect.log_p, perfect.draft, tree)
+    for verifier in [Rejection(), Block()] if tree.width == 1 else [Rejection()]:
+        stop, final = law_of(verifier, perfect.log_p, perfect.draft, tree)
         assert np.isfinite(stop).all() and np.isfinite(final).all()
         deepest = np.argmax(tree.depths)  # the first child of the first child
         np.testing.assert_allclose(stop[:, deepest], 1, atol=1e-5)
 
 
 @EVERY_RULE
-def test_nothing_is_kept_of_a_drafter_that_is_always_wrong(rule, selection, tree):
+def test_nothing_is_kept_of_a_drafter_that_is_always_wrong(verifier, selection, tree):
     p = Conditionals.constant([0.2, 0.8, 0, 0], 3)
     q = Conditionals.constant([0, 0, 0.7, 0.3], 2)
     wrong = batch([(p, q)], tree, selection)
-    stop, final = law_of(rule, wrong.log_p, wrong.draft, wrong.tree)
+    stop, final = law_of(verifier, wrong.log_p, wrong.draft, wrong.tree)
     assert (stop == np.eye(wrong.tree.size)[0]).all()
     corrected = final[:, 0]
     np.testing.assert_allclose(
@@ -283,7 +283,7 @@ def test_nothing_is_kept_of_a_drafter_that_is_always_wrong(rule, selection, tree
 
 
 @EVERY_RULE
-def test_what_the_target_never_says_is_never_emitted(rule, selection, tree):
+def test_what_the_target_never_says_is_never_emitted(verifier, selection, tree):
     drafts = batch(random_laws(6, 3, 2, zeros=0.4), tree, selection)
     draft, tree, rows = drafts.draft, drafts.tree, np.arange(len(drafts.chance))
     logits = np.random.default_rng(0).normal(size=drafts.log_p.shape)
@@ -291,7 +291,7 @@ def test_what_the_target_never_says_is_never_emitted(rule, selection, tree):
     for log_p in (drafts.log_p, np.asarray(top_2, np.float64)):
         never = log_p == -np.inf
         assert never.any()
-        stop, final = law_of(rule, log_p, draft, tree)
+        stop, final = law_of(verifier, log_p, draft, tree)
         assert (final[never] == 0).all()
         for n in range(1, tree.size):
             banned = never[rows, tree.parents[n], draft.tokens[:, n]]
@@ -300,9 +300,9 @@ def test_what_the_target_never_says_is_never_emitted(rule, selection, tree):
 
 
 @EVERY_RULE
-def test_laws_are_distributions_in_single_precision(rule, selection, tree):
+def test_laws_are_distributions_in_single_precision(verifier, selection, tree):
     drafts = batch(random_laws(20, 3, 2), tree, selection)
-    for part in law_of(rule, drafts.log_p, drafts.draft, drafts.tree):
+    for part in law_of(verifier, drafts.log_p, drafts.draft, drafts.tree):
         assert part.dtype == np.float32
         assert (part >= 0).all()
         np.testing.assert_allclose(part.sum(-1), 1, atol=1e-5)
@@ -326,19 +326,19 @@ ROWS = 20_000
 NOISE = jax.jit(draw_noise, static_argnums=(2, 3))
 
 
-def draws(rule, log_p, draft, tree, greedy=None, seed=0):
+def draws(verifier, log_p, draft, tree, greedy=None, seed=0):
     """What a rule decides for `ROWS` rows, each with noise of its own."""
     greedy = np.zeros(len(log_p), bool) if greedy is None else greedy
     log_p, draft, greedy = repeated((log_p, draft, greedy), ROWS)
     positions = np.tile(np.arange(tree.depth + 1), (ROWS, 1))
-    keys = row_keys(seed, ROWS)
+    keys = batch_keys(seed, ROWS)
     noise = NOISE(keys, positions, tree.size, log_p.shape[-1], greedy)
-    return compiled(rule, "verify", tree)(log_p, draft, noise)
+    return compiled(verifier, "verify", tree)(log_p, draft, noise)
 
 
 @EVERY_RULE
 def test_greedy_rows_follow_the_likeliest_tokens_beside_sampled_rows(
-    rule, selection, tree
+    verifier, selection, tree
 ):
     drafts = batch(random_laws(6, 3, 2, zeros=0.3), tree, selection)
     draft, tree, rows = drafts.draft, drafts.tree, len(drafts.chance)
@@ -346,18 +346,18 @@ def test_greedy_rows_follow_the_likeliest_tokens_beside_sampled_rows(
     last, token = greedy_output(log_p, draft, tree)
     assert len(set(last)) == tree.size  # every node is where some row leaves the draft
     greedy = np.arange(rows) % 3 > 0
-    stop, final = law_of(rule, log_p, draft, tree, greedy)
+    stop, final = law_of(verifier, log_p, draft, tree, greedy)
     emitted = stop[:, :, None] * final
     sure = np.zeros(emitted.shape, bool)
     sure[np.arange(rows), last, token] = True
     assert (emitted[greedy] > 0)[sure[greedy]].all()
     assert (emitted[greedy] == 0)[~sure[greedy]].all()
 
-    of_sampled = law_of(rule, log_p, draft, tree)
+    of_sampled = law_of(verifier, log_p, draft, tree)
     np.testing.assert_array_equal(stop[~greedy], of_sampled[0][~greedy])
     np.testing.assert_array_equal(final[~greedy], of_sampled[1][~greedy])
 
-    verdict = draws(rule, log_p, draft, tree, greedy)
+    verdict = draws(verifier, log_p, draft, tree, greedy)
     ends, after = verdict.path[:rows, -1], verdict.next_token[:rows]
     np.testing.assert_array_equal(ends[greedy], last[greedy])
     np.testing.assert_array_equal(after[greedy], token[greedy])
@@ -372,7 +372,7 @@ def some_draft(tree, selection):
     tokens = jnp.asarray(rng.integers(4, size=(2, tree.size)), jnp.int32)
     log_q = jnp.log(jnp.asarray(rng.dirichlet(np.ones(4), (2, len(tree.internal)))))
     valid = jnp.ones(tokens.shape, bool)
-    return Draft(tokens, valid, log_q=log_q, drawn=selection), tree
+    return Draft(tokens, valid, log_q=log_q, selection=selection), tree
 
 
 SAMPLED = [
@@ -383,15 +383,15 @@ SAMPLED = [
 ]
 
 
-def refuses(rule, draft, tree, words):
+def refuses(verifier, draft, tree, words):
     with pytest.raises(ConfigError, match=words):
-        accepts(rule, draft, tree)
+        accepts(verifier, draft, tree)
     accepts(Coupled(), draft, tree)  # which any draft will do for
 
 
-def accepts(rule, draft, tree):
+def accepts(verifier, draft, tree):
     log_p = jnp.zeros((2, tree.size, 4))
-    jax.eval_shape(lambda draft: rule.law(log_p, draft, tree), draft)
+    jax.eval_shape(lambda draft: verifier.outcome(log_p, draft, tree), draft)
 
 
 @pytest.mark.parametrize(
@@ -404,34 +404,38 @@ def accepts(rule, draft, tree):
     ],
     ids=str,
 )
-def test_refuses_candidates_chosen_in_another_way(rule, drawn, wanted):
+def test_refuses_candidates_chosen_in_another_way(verifier, drawn, wanted):
     words = f"{wanted}.* not {drawn}; set Engine.selection='{wanted}'.* or use Coupled"
-    refuses(rule, *some_draft("chain-2", drawn), words)
-    assert rule.selection == wanted
+    refuses(verifier, *some_draft("chain-2", drawn), words)
+    assert verifier.selection == wanted
 
 
 @pytest.mark.parametrize(
     "rule, drawn", [*SAMPLED, (Block(), "without_replacement")], ids=str
 )
-def test_refuses_samples_that_were_dropped_for_what_they_are(rule, drawn):
+def test_refuses_samples_that_were_dropped_for_what_they_are(verifier, drawn):
     draft, tree = some_draft("chain-2", drawn)
     wanted = jnp.array([[True, True, False]] * 2)
-    accepts(rule, draft.keep(wanted, past=True), tree)
-    refuses(rule, draft.keep(wanted, past=False), tree, "Stop after the token instead")
+    accepts(verifier, draft.keep(wanted, past=True), tree)
+    refuses(
+        verifier, draft.keep(wanted, past=False), tree, "Stop after the token instead"
+    )
 
 
 @pytest.mark.parametrize("tree", ["1", "0,2", "0,1,00,02"])
 @pytest.mark.parametrize("rule, drawn", SAMPLED, ids=str)
-def test_refuses_shapes_that_skip_a_sample(rule, drawn, tree):
-    refuses(rule, *some_draft(tree, drawn), "children of ranks 0, 1, .* without a gap")
+def test_refuses_shapes_that_skip_a_sample(verifier, drawn, tree):
+    refuses(
+        verifier, *some_draft(tree, drawn), "children of ranks 0, 1, .* without a gap"
+    )
 
 
 @pytest.mark.parametrize(
     "rule, drawn", [*SAMPLED, (Block(), "without_replacement")], ids=str
 )
-def test_refuses_samples_of_an_unknown_law(rule, drawn):
+def test_refuses_samples_of_an_unknown_law(verifier, drawn):
     draft, tree = some_draft("chain-2", drawn)
-    refuses(rule, replace(draft, log_q=None), tree, r"Draft\.log_q")
+    refuses(verifier, replace(draft, log_q=None), tree, r"Draft\.log_q")
 
 
 @pytest.mark.parametrize("tree", ["0,1", "0,00,01"])
@@ -475,18 +479,18 @@ def too_far(counts, expected):
 @pytest.mark.parametrize(
     "rule, tree", [(Rejection(), "0,1,00"), (Block(), "chain-2")], ids=str
 )
-def test_verify_draws_from_the_law_of_a_draft(rule, tree):
+def test_verify_draws_from_the_law_of_a_draft(verifier, tree):
     every = batch(random_laws(6, 3, 2), tree, "without_replacement")
     tree = every.tree
-    stop, final = law_of(rule, every.log_p, every.draft, tree)
+    stop, final = law_of(verifier, every.log_p, every.draft, tree)
     at = np.argmax(stop.min(-1))  # a draft that may well end at any of its nodes
     log_p, draft = jax.tree.map(lambda x: x[at : at + 1], (every.log_p, every.draft))
     for seed in (0, 1):
-        verdict = draws(rule, log_p, draft, tree, seed=seed)
+        verdict = draws(verifier, log_p, draft, tree, seed=seed)
         counts = outcomes(verdict, tree.size, 3)
         assert not too_far(counts, ROWS * stop[at, :, None] * final[at])
     # The same bound tells a target that is a little sharper.
-    stop, final = law_of(rule, 1.2 * every.log_p, every.draft, tree)
+    stop, final = law_of(verifier, 1.2 * every.log_p, every.draft, tree)
     assert too_far(counts, ROWS * stop[at, :, None] * final[at])
 
     tokens, count = map(np.asarray, verdict.emitted(draft))
@@ -499,13 +503,13 @@ def test_verify_draws_from_the_law_of_a_draft(rule, tree):
 
 
 @EVERY_RULE
-def test_verify_draws_from_the_law_of_each_row(rule, selection, tree):
+def test_verify_draws_from_the_law_of_each_row(verifier, selection, tree):
     every = batch(random_laws(6, 3, 2), tree, selection)
-    verdict = draws(rule, every.log_p, every.draft, every.tree)
+    verdict = draws(verifier, every.log_p, every.draft, every.tree)
     counts = outcomes(verdict, every.tree.size, 3)
 
     def deviation(log_p):
-        stop, final = law_of(rule, log_p, every.draft, every.tree)
+        stop, final = law_of(verifier, log_p, every.draft, every.tree)
         chance = repeated(stop[:, :, None] * final, ROWS)
         spread = np.sqrt((chance * (1 - chance)).sum(0))
         return np.abs(counts - chance.sum(0)) / np.maximum(spread, 1e-9)

@@ -17,12 +17,12 @@ import pytest
 from jaxspec.config import TransformerConfig
 from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
-from jaxspec.spec.draft import ExtraRows
+from jaxspec.spec.draft import ExtraQueries
 from jaxspec.spec.envelopes import Beam, StochasticBeam
 from jaxspec.spec.loop import generate, init_state, spec_step
 from jaxspec.spec.named_trees import named_tree
-from jaxspec.spec.neighbours import neighbour_table
-from jaxspec.spec.noise import row_keys
+from jaxspec.spec.neighbors import neighbor_table
+from jaxspec.spec.noise import batch_keys
 from jaxspec.spec.sampling import make_sampling
 from jaxspec.spec.state import Engine
 from jaxspec.spec.tree import Tree
@@ -39,7 +39,7 @@ from jaxspec.spec.verify import (
     Rejection,
     Typical,
 )
-from jaxspec.spec.verify.law import walk_siblings
+from jaxspec.spec.verify.law import sequential_siblings
 from jaxspec.testing.drafts import Conditionals, all_drafts, sampled_drafts
 from jaxspec.testing.enumeration import assert_lossless
 from jaxspec.testing.table_drafter import TableDrafter
@@ -68,13 +68,13 @@ class Spoilt:
         """The other's."""
         return self.drafter.init(params, start)
 
-    def propose(self, params: Any, state: Any, this: Any) -> Any:
+    def propose(self, params: Any, state: Any, ctx: Any) -> Any:
         """The other's draft, with junk in it."""
-        draft, state = self.drafter.propose(params, state, this)
-        future = this.index[:, None] - 1 + jnp.asarray(this.tree.depths)
+        draft, state = self.drafter.propose(params, state, ctx)
+        future = ctx.index[:, None] - 1 + jnp.asarray(ctx.tree.depths)
         last = params["tokens"].shape[1] - 1
         truth = jnp.take_along_axis(params["tokens"], jnp.minimum(future, last), 1)
-        wrong = (draft.tokens != truth) | (jnp.arange(this.tree.size) == 0)
+        wrong = (draft.tokens != truth) | (jnp.arange(ctx.tree.size) == 0)
         tokens = jnp.where(wrong, params["junk"], draft.tokens)
         return replace(draft, tokens=tokens, valid=jnp.ones_like(draft.valid)), state
 
@@ -88,8 +88,8 @@ def transformer():
     target, params = make_target(Transformer(TINY)), random_params(TINY)
     arguments = (
         jnp.arange(3),
-        make_sampling(3, temperature=[1.0, 0.0, 1.0], guidance=2.0),
-        row_keys(0, 3),
+        make_sampling(3, temperature=[1.0, 0.0, 1.0], cfg_scale=2.0),
+        batch_keys(0, 3),
     )
     plain = jax.jit(partial(generate, Engine(target, 16)))(params, None, *arguments)
     tree = named_tree("0,1,2,00,01,000")
@@ -114,13 +114,13 @@ class OddRiders(NoisyOracle):
 
     extra_rows: int = 2
 
-    def propose(self, params: Any, state: Any, this: Any) -> Any:
+    def propose(self, params: Any, state: Any, ctx: Any) -> Any:
         """See `spec.draft.Drafter`."""
-        draft, state = super().propose(params, state, this)
+        draft, state = super().propose(params, state, ctx)
         rows, size = draft.tokens.shape
         mask = jnp.ones((rows, 2, size + 2), bool)
         full = lambda x: jnp.full((rows, 2), x, jnp.int32)  # noqa: E731
-        extra = ExtraRows(full(params["junk"]), full(params["position"]), mask)
+        extra = ExtraQueries(full(params["junk"]), full(params["position"]), mask)
         return replace(draft, extra=extra), state
 
 
@@ -146,7 +146,7 @@ VOCAB, LENGTH = 5, 8
 PARAMS = toy_params(VOCAB, 60)
 TABLE = jax.random.normal(jax.random.key(1), (3, VOCAB, VOCAB))
 CODES = jax.random.normal(jax.random.key(2), (VOCAB, 2))
-RULE_PARAMS = {"neighbours": neighbour_table(CODES, 2), "embedding": CODES}
+RULE_PARAMS = {"neighbors": neighbor_table(CODES, 2), "embedding": CODES}
 
 
 @dataclass(frozen=True)
@@ -155,10 +155,10 @@ class Mutated(TableDrafter):
 
     change: Any = None
 
-    def propose(self, params: Any, state: Any, this: Any) -> Any:
+    def propose(self, params: Any, state: Any, ctx: Any) -> Any:
         """See `spec.draft.Drafter`."""
-        draft, state = super().propose(params, state, this)
-        return self.change(draft, this.keys[0]), state
+        draft, state = super().propose(params, state, ctx)
+        return self.change(draft, ctx.keys[0]), state
 
 
 def odd_parents(draft, key):
@@ -194,7 +194,7 @@ def first_feature(_, features):
 
 
 @pytest.mark.parametrize(
-    ("rule", "tree"),
+    ("verifier", "tree"),
     [
         (Coupled(), FORK),
         (Coupled(), BEAM),
@@ -214,9 +214,9 @@ def first_feature(_, features):
     ],
     ids=lambda x: type(x).__name__,
 )
-def test_no_rule_emits_what_is_no_token(rule, tree):
+def test_no_rule_emits_what_is_no_token(verifier, tree):
     changes = [odd_tokens]
-    if rule.selection not in ("coupled", "top"):
+    if verifier.selection not in ("coupled", "top"):
         changes.append(odd_laws)
     if not isinstance(tree, Tree):
         changes.append(odd_parents)
@@ -226,21 +226,21 @@ def test_no_rule_emits_what_is_no_token(rule, tree):
         make_sampling(rows, temperature=np.resize([1.0, 0.0, 2.0], rows)),
     )
     for change in changes:
-        engine = Engine(toy_target(VOCAB), LENGTH, Mutated(change), tree, rule)
+        engine = Engine(toy_target(VOCAB), LENGTH, Mutated(change), tree, verifier)
         run = jax.jit(partial(generate, engine))
         for seed in range(2):
             out = run(
                 PARAMS,
                 {"table": TABLE},
                 *arguments,
-                row_keys(seed, rows),
-                rule_params=RULE_PARAMS,
+                batch_keys(seed, rows),
+                verifier_params=RULE_PARAMS,
             )
             assert ((out.tokens >= 0) & (out.tokens < VOCAB)).all()
             assert out.finite.all()
-            if rule == Coupled():
+            if verifier == Coupled():
                 plain = jax.jit(partial(generate, Engine(toy_target(VOCAB), LENGTH)))
-                wanted = plain(PARAMS, None, *arguments, row_keys(seed, rows))
+                wanted = plain(PARAMS, None, *arguments, batch_keys(seed, rows))
                 np.testing.assert_array_equal(out.tokens, wanted.tokens)
 
 
@@ -258,11 +258,11 @@ class Recording(Coupled):
 
 def test_a_rule_of_ones_own_is_given_possible_drafts():
     drafts = []
-    rule = Recording(drafts.append)
-    engine = Engine(toy_target(VOCAB), LENGTH, Mutated(odd_tokens), FORK, rule)
+    verifier = Recording(drafts.append)
+    engine = Engine(toy_target(VOCAB), LENGTH, Mutated(odd_tokens), FORK, verifier)
     arguments = jnp.zeros(6, jnp.int32), make_sampling(6)
     own = {"table": TABLE}
-    state = init_state(engine, PARAMS, own, *arguments, row_keys(0, 6))
+    state = init_state(engine, PARAMS, own, *arguments, batch_keys(0, 6))
     spec_step(engine, PARAMS, own, *arguments, state)
     (draft,) = drafts
     assert ((draft.tokens >= 0) & (draft.tokens < VOCAB)).all()
@@ -279,7 +279,7 @@ def test_drafts_of_any_whole_numbers_leave_the_root_alone(dtype):
 
     params = toy_params(vocab, 40)
     table = {"table": jax.random.normal(jax.random.key(1), (1, vocab, vocab))}
-    arguments = jnp.zeros(3, jnp.int32), make_sampling(3), row_keys(0, 3)
+    arguments = jnp.zeros(3, jnp.int32), make_sampling(3), batch_keys(0, 3)
     plain = Engine(toy_target(vocab), 6)
     engine = Engine(toy_target(vocab), 6, Mutated(narrow), FORK)
     wanted = jax.jit(partial(generate, plain))(params, None, *arguments).tokens
@@ -296,7 +296,7 @@ def hold_junk(draft, node, junk):
     return replace(draft, tokens=draft.tokens.at[:, node].set(junk))
 
 
-RULES = [
+VERIFIERS = [
     (Rejection(), "without_replacement"),
     (Rejection(), "with_replacement"),
     (Rejection(), "top"),
@@ -306,21 +306,21 @@ RULES = [
 ]
 
 
-@pytest.mark.parametrize(("rule", "selection"), RULES, ids=str)
-def test_the_law_is_exact_beside_unknown_tokens(rule, selection):
+@pytest.mark.parametrize(("verifier", "selection"), VERIFIERS, ids=str)
+def test_the_law_is_exact_beside_unknown_tokens(verifier, selection):
     p = Conditionals.random(3, 3, 0)
     drafts = all_drafts(Conditionals.random(3, 2, 1), FORK, selection)
     for node in (1, 2, 3, 5):
         for junk in (3, -1, MOST):
             odd = replace(drafts, draft=hold_junk(drafts.draft, node, junk))
-            assert_lossless(rule, p, odd, draws=0)
-    assert_lossless(rule, p, odd)
+            assert_lossless(verifier, p, odd, draws=0)
+    assert_lossless(verifier, p, odd)
 
 
 @pytest.mark.parametrize("value", [jnp.nan, jnp.inf, 0.5])
-@pytest.mark.parametrize(("rule", "selection"), RULES, ids=str)
+@pytest.mark.parametrize(("verifier", "selection"), VERIFIERS, ids=str)
 def test_the_law_is_exact_where_the_drafter_has_no_probabilities(
-    rule, selection, value
+    verifier, selection, value
 ):
     """One number of a node's `log_q` is none: its children count for nothing."""
     p = Conditionals.random(3, 3, 0)
@@ -328,7 +328,7 @@ def test_the_law_is_exact_where_the_drafter_has_no_probabilities(
     for slot in range(len(FORK.internal)):
         log_q = drafts.draft.log_q.at[:, slot, 1].set(value)
         odd = replace(drafts, draft=replace(drafts.draft, log_q=log_q))
-        assert_lossless(rule, p, odd, draws=0)
+        assert_lossless(verifier, p, odd, draws=0)
 
 
 def test_block_is_exact_beside_unknown_tokens_and_numbers():
@@ -355,9 +355,9 @@ def test_grown_samples_are_exact_beside_unknown_tokens(place):
 class Believing(Rejection):
     """Rejection sampling that takes any draft for what it claims to be."""
 
-    def law(self, log_p, draft, tree, greedy=None, params=None):
+    def outcome(self, log_p, draft, tree, greedy=None, params=None):
         """Without a look at the draft."""
-        return walk_siblings(
+        return sequential_siblings(
             draft.topology(tree),
             draft,
             jnp.exp(log_p),
@@ -377,5 +377,5 @@ def test_a_rule_that_believes_such_drafts_is_caught():
     nan = replace(drafts.draft, log_q=drafts.draft.log_q.at[:, 0, 1].set(jnp.nan))
     for draft in (hidden, nan):
         assert_lossless(Rejection(), p, replace(drafts, draft=draft), draws=0)
-        with pytest.raises(AssertionError, match=r"Believing\.law is biased"):
+        with pytest.raises(AssertionError, match=r"Believing\.outcome is biased"):
             assert_lossless(Believing(), p, replace(drafts, draft=draft), draws=0)

@@ -10,7 +10,7 @@ import pytest
 
 from jaxspec.errors import ConfigError
 from jaxspec.spec.draft import Draft
-from jaxspec.spec.neighbours import neighbour_table
+from jaxspec.spec.neighbors import neighbor_table
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify import Lantern, Rejection
 from jaxspec.testing.drafts import Conditionals, all_drafts
@@ -22,7 +22,7 @@ from tests.spec.walks import (
     assert_follows,
     codebook,
     kin_of,
-    normalised,
+    normalized,
     random_round,
     relaxed_probability,
 )
@@ -59,7 +59,7 @@ def published(kin, *, k, residual, fallback, delta=None, lam=None):
             left = [m - min(drawn[y], credit(p, y)[0]) for y, m in enumerate(p)]
         uniform = [1 / len(p)] * len(p)
         otherwise = uniform if fallback == "uniform" else p
-        return normalised([max(m, 0.0) for m in left], otherwise)
+        return normalized([max(m, 0.0) for m in left], otherwise)
 
     return accept, reject
 
@@ -72,7 +72,7 @@ def published(kin, *, k, residual, fallback, delta=None, lam=None):
 )
 def test_law_is_that_of_the_published_walk(tree, budget, fallback):
     k, kin, laws = 3, kin_of(codebook()), {}
-    params = {"neighbours": neighbour_table(codebook(), k)}
+    params = {"neighbors": neighbor_table(codebook(), k)}
     with jax.enable_x64(True):
         log_p, draft, p, q = random_round(tree)
         for residual in (
@@ -83,12 +83,12 @@ def test_law_is_that_of_the_published_walk(tree, budget, fallback):
             "optimal",
         ):
             released = {"fallback": fallback, "filtered": "published"}
-            rule = Lantern(k, residual=residual, **released, **budget)
-            law = laws[residual] = rule.law(log_p, draft, tree, params=params)
+            verifier = Lantern(k, residual=residual, **released, **budget)
+            law = laws[residual] = verifier.outcome(log_p, draft, tree, params=params)
             steps = published(kin, k=k, residual=residual, fallback=fallback, **budget)
             assert_follows(law, tree, draft, p, q, *steps)
             if residual in ("published", "zero_target", "optimal"):
-                law = rule.law(log_p, as_given(draft), tree, params=params)
+                law = verifier.outcome(log_p, as_given(draft), tree, params=params)
                 assert_follows(law, tree, as_given(draft), p, q, *steps)
     # Control: on these rows no two of the four forms are the same rule.
     forms = [np.asarray(laws[x].final) for x in list(laws)[1:]]
@@ -97,19 +97,19 @@ def test_law_is_that_of_the_published_walk(tree, budget, fallback):
     np.testing.assert_array_equal(laws["published"].final, laws["keep_target"].final)
 
 
-def line_law(p, token, rule):
+def line_law(p, token, verifier):
     """Stop `[N]` and final `[N, V]` for one given child; the codes lie on a line."""
     tree = Tree.chain(1)
     line = np.cumsum(1.1 ** np.arange(len(p)))[:, None]  # gaps grow: no ties
-    params = {"neighbours": neighbour_table(line, rule.k)}
+    params = {"neighbors": neighbor_table(line, verifier.k)}
     with jax.enable_x64(True):
         log_p = jnp.log(jnp.broadcast_to(jnp.asarray(p), (1, 2, len(p))))
-        draft = Draft(jnp.array([[0, token]]), jnp.ones((1, 2), bool), drawn="top")
-        law = rule.law(log_p, draft, tree, params=params)
+        draft = Draft(jnp.array([[0, token]]), jnp.ones((1, 2), bool), selection="top")
+        law = verifier.outcome(log_p, draft, tree, params=params)
         return np.asarray(law.stop)[0], np.asarray(law.final)[0]
 
 
-def test_one_neighbour_more_is_zeroed_than_was_tested():
+def test_one_neighbor_more_is_zeroed_than_was_tested():
     p = [0.1, 0.05, 0.2, 0.3, 0.35]
     stop, final = line_law(p, 0, Lantern(k=1, delta=0.5))
     np.testing.assert_allclose(stop, [0.85, 0.15])  # p of 0 and of code 1, not 2
@@ -124,10 +124,10 @@ def test_a_heavy_near_code_hides_the_light_ones_behind_it():
     assert stop[1] == pytest.approx(0.1)
 
 
-def test_a_filtered_code_passes_on_its_neighbours_alone_only_as_published():
-    p, rule = [0.0, 0.1, 0.2, 0.3, 0.4], Lantern(k=2, delta=0.31)
-    assert line_law(p, 0, rule)[0][1] == 0
-    released = replace(rule, filtered="published")
+def test_a_filtered_code_passes_on_its_neighbors_alone_only_as_published():
+    p, verifier = [0.0, 0.1, 0.2, 0.3, 0.4], Lantern(k=2, delta=0.31)
+    assert line_law(p, 0, verifier)[0][1] == 0
+    released = replace(verifier, filtered="published")
     assert line_law(p, 0, released)[0][1] == pytest.approx(0.3)
     assert line_law(p, 0, replace(released, delta=None, lam=9.0))[0][1] == 0
 
@@ -143,17 +143,17 @@ def test_where_nothing_is_left_the_fallback_is_drawn_from():
 @pytest.mark.parametrize(
     "budget", [{"delta": 0.2}, {"lam": 3.0}, {"lam": 1.0}], ids=str
 )
-def test_tokens_that_are_no_codes_have_no_neighbours(budget):
+def test_tokens_that_are_no_codes_have_no_neighbors(budget):
     """Structural tokens stand for themselves: plain rejection, whatever the budget."""
     k, first, vocab = 3, 2, 9
-    table = neighbour_table(codebook(6), k).for_vocabulary(vocab, first)
+    table = neighbor_table(codebook(6), k).for_vocabulary(vocab, first)
     codes = [[y + first for y in kin] for kin in kin_of(codebook(6))]
     kin = [[]] * first + codes + [[]] * (vocab - first - len(codes))
     with jax.enable_x64(True):
         log_p, draft, p, q = random_round(WIDE, vocab=vocab, zeros=0.0)
         for residual in ("keep_target", "zero_target", "optimal"):
-            rule = Lantern(k, residual=residual, fallback="uniform", **budget)
-            law = rule.law(log_p, draft, WIDE, params={"neighbours": table})
+            verifier = Lantern(k, residual=residual, fallback="uniform", **budget)
+            law = verifier.outcome(log_p, draft, WIDE, params={"neighbors": table})
             steps = published(kin, k=k, residual=residual, fallback="uniform", **budget)
             assert_follows(law, WIDE, draft, p, q, *steps)
 
@@ -186,12 +186,12 @@ def test_greedy_rows_accept_what_its_credit_makes_the_argmax(tree, budget):
     greedy = np.arange(rows) % 3 > 0
     draft = Draft(jnp.asarray(tokens), jnp.asarray(valid))
     kin = kin_of(codebook())
-    params = {"neighbours": neighbour_table(codebook(), k)}
-    rule = Lantern(k, **budget)
+    params = {"neighbors": neighbor_table(codebook(), k)}
+    verifier = Lantern(k, **budget)
     with jax.enable_x64(True):
         log_p = jnp.asarray(logits)
-        law = rule.law(log_p, draft, tree, jnp.asarray(greedy), params)
-        drawn = rule.law(log_p, draft, tree, None, params)
+        law = verifier.outcome(log_p, draft, tree, jnp.asarray(greedy), params)
+        drawn = verifier.outcome(log_p, draft, tree, None, params)
     forgiven = 0
     for row in np.flatnonzero(greedy):
         last, token = greedy_walk(
@@ -209,13 +209,13 @@ def test_greedy_rows_accept_what_its_credit_makes_the_argmax(tree, budget):
 
 @pytest.mark.parametrize("tree", [CHAIN, FORK], ids=["chain", "fork"])
 def test_without_credit_and_with_plain_subtraction_it_is_rejection(tree):
-    params = {"neighbours": neighbour_table(codebook(), 3)}
+    params = {"neighbors": neighbor_table(codebook(), 3)}
     with jax.enable_x64(True):
         log_p, draft, _, _ = random_round(tree)
         for case in (draft, as_given(draft)):
-            plain = Rejection().law(log_p, case, tree)
-            rule = Lantern(3, lam=1.0, residual="optimal", fallback="target")
-            law = rule.law(log_p, case, tree, params=params)
+            plain = Rejection().outcome(log_p, case, tree)
+            verifier = Lantern(3, lam=1.0, residual="optimal", fallback="target")
+            law = verifier.outcome(log_p, case, tree, params=params)
             np.testing.assert_allclose(law.stop, plain.stop, atol=1e-12)
             for n in range(tree.size):
                 weight = np.asarray(plain.stop)[:, n, None]
@@ -228,15 +228,15 @@ def test_lossless_only_without_credit():
     vocab = 4
     p, q = Conditionals.random(vocab, 3, 0, zeros=0.2), Conditionals.random(vocab, 3, 1)
     drafts = all_drafts(q, FORK, "without_replacement")
-    params = {"neighbours": neighbour_table(codebook(vocab), 2)}
+    params = {"neighbors": neighbor_table(codebook(vocab), 2)}
     assert_lossless(Lantern(2, lam=1.0, residual="optimal"), p, drafts, params, draws=0)
-    for rule in (
+    for verifier in (
         Lantern(2, delta=0.5),
         Lantern(2, delta=0.5, residual="optimal"),
         Lantern(2, lam=3.0, residual="optimal"),
     ):
-        with pytest.raises(AssertionError, match="Lantern.law is biased"):
-            assert_lossless(rule, p, drafts, params, draws=0)
+        with pytest.raises(AssertionError, match="Lantern.outcome is biased"):
+            assert_lossless(verifier, p, drafts, params, draws=0)
 
 
 @pytest.mark.parametrize("budget", [{"delta": 0.15}, {"lam": 5.0}], ids=str)
@@ -244,7 +244,7 @@ def test_optimal_residual_leaves_no_more_distortion_than_the_test_itself_makes(b
     """What is accepted too often cannot be undone; all else can, and is."""
     k, vocab = 3, 8
     kin = kin_of(codebook(vocab))
-    params = {"neighbours": neighbour_table(codebook(vocab), k)}
+    params = {"neighbors": neighbor_table(codebook(vocab), k)}
     p, q = Conditionals.random(vocab, 2, 0), Conditionals.random(vocab, 1, 20)
     drafts = all_drafts(q, Tree.chain(1), "without_replacement")
     first, drawn = p.tables[0], q.tables[0]
@@ -265,29 +265,29 @@ def test_table_lists_the_nearest_others_as_a_search_does():
     rng = np.random.default_rng(0)
     lattice = rng.integers(-2, 3, size=(40, 2))  # equal codes and equal distances
     for codes in (rng.normal(size=(40, 3)), lattice):
-        table = neighbour_table(codes, 6)
+        table = neighbor_table(codes, 6)
         assert table.most == 6 and table.ids.dtype == jnp.int32
         wanted = np.array([row[:7] for row in kin_of(codes)])
         np.testing.assert_array_equal(table.ids, wanted)
         apart = np.linalg.norm(codes[:, None] - codes[wanted], axis=-1)
         np.testing.assert_allclose(table.distances, apart, rtol=1e-5, atol=1e-6)
         for block in (1, 7, 40):
-            again = neighbour_table(codes, 6, block=block)
+            again = neighbor_table(codes, 6, block=block)
             np.testing.assert_array_equal(again.ids, table.ids)
 
 
-def test_directions_and_stored_vectors_have_other_neighbours():
+def test_directions_and_stored_vectors_have_other_neighbors():
     codes = codebook(30) * np.linspace(0.2, 3, 30)[:, None]
     unit = codes / np.linalg.norm(codes, axis=1, keepdims=True)
-    table = neighbour_table(codes, 5, normalise=True)
+    table = neighbor_table(codes, 5, normalize=True)
     np.testing.assert_array_equal(table.ids, [row[:6] for row in kin_of(unit)])
-    assert (table.ids != neighbour_table(codes, 5).ids).any()
+    assert (table.ids != neighbor_table(codes, 5).ids).any()
     # Of unit vectors the two are one.
-    np.testing.assert_array_equal(neighbour_table(unit, 5).ids, table.ids)
+    np.testing.assert_array_equal(neighbor_table(unit, 5).ids, table.ids)
 
 
 def test_codes_may_start_later_in_a_vocabulary():
-    table = neighbour_table(codebook(6), 2)
+    table = neighbor_table(codebook(6), 2)
     moved = table.for_vocabulary(12, 4)
     np.testing.assert_array_equal(moved.ids[4:10], table.ids + 4)
     np.testing.assert_array_equal(moved.distances[4:10], table.distances)
@@ -313,8 +313,8 @@ def test_codes_may_start_later_in_a_vocabulary():
         (lambda: Lantern(k=3, lam=0.5), "lam=0.5 is impossible; use a number from 1"),
         (lambda: Lantern(3, 0.1, residual="none"), "residual='none'; use one of"),
         (lambda: Lantern(3, 0.1, fallback="zero"), "fallback='zero'; use one of"),
-        (lambda: neighbour_table(codebook(6), 0), "1 to 4 usable"),
-        (lambda: neighbour_table(codebook(6), 5), "1 to 4 usable"),
+        (lambda: neighbor_table(codebook(6), 0), "1 to 4 usable"),
+        (lambda: neighbor_table(codebook(6), 5), "1 to 4 usable"),
     ],
 )
 def test_impossible_settings_say_what_is_wrong(make, words):
@@ -324,14 +324,14 @@ def test_impossible_settings_say_what_is_wrong(make, words):
 
 def test_drafts_and_tables_that_do_not_suit_are_refused():
     log_p, draft, _, _ = random_round(CHAIN, rows=2)
-    table = {"neighbours": neighbour_table(codebook(), 3)}
+    table = {"neighbors": neighbor_table(codebook(), 3)}
     plain, wider = Lantern(3, 0.1), Lantern(4, 0.1)
     subtract = Lantern(3, 0.1, residual="keep_target")
     drop = Lantern(3, 0.1, residual="drop_target")
-    for rule, other, params, words in (
-        (plain, {}, None, r"needs params=\{'neighbours'"),
-        (plain, {}, {}, r"needs params=\{'neighbours'"),
-        (wider, {}, table, "tests 4 neighbours, its table serves 3; build a wider"),
+    for verifier, other, params, words in (
+        (plain, {}, None, r"needs params=\{'neighbors'"),
+        (plain, {}, {}, r"needs params=\{'neighbors'"),
+        (wider, {}, table, "tests 4 neighbors, its table serves 3; build a wider"),
         (subtract, {"drawn": "top"}, table, "use 'zero_target' or 'optimal'"),
         (drop, {"drawn": "guess"}, table, "use 'zero_target' or 'optimal'"),
         (plain, {"drawn": "top_and_sample"}, table, "not top_and_sample"),
@@ -339,26 +339,26 @@ def test_drafts_and_tables_that_do_not_suit_are_refused():
         (plain, {"pruned": "token"}, table, "drops a token for what it is"),
     ):
         with pytest.raises(ConfigError, match=words):
-            rule.law(log_p, replace(draft, **other), CHAIN, params=params)
+            verifier.outcome(log_p, replace(draft, **other), CHAIN, params=params)
     gap = Tree.from_paths([(1,), (1, 1)])
     with pytest.raises(ConfigError, match="without a gap"):
-        plain.law(log_p, draft, gap, params=table)
+        plain.outcome(log_p, draft, gap, params=table)
 
 
 @pytest.mark.parametrize("spread", [1e1, 1e3, 1e6, 1e15, 1e30])
-@pytest.mark.parametrize("normalise", [False, True])
-def test_neighbours_are_in_exact_order_whatever_the_norms(spread, normalise):
+@pytest.mark.parametrize("normalize", [False, True])
+def test_neighbors_are_in_exact_order_whatever_the_norms(spread, normalize):
     """Codes whose norms span many powers of ten, some of them far from the origin."""
     rng = np.random.default_rng(0)
     codes = rng.normal(size=(60, 4)) * spread ** rng.random((60, 1))
     codes[:20] += spread  # near each other, far from the rest
     codes = codes.astype(np.float32)
     wide = codes.astype(np.longdouble)
-    if normalise:
+    if normalize:
         wide = wide / np.sqrt((wide**2).sum(-1, keepdims=True))
     apart = np.sqrt(((wide[:, None] - wide) ** 2).sum(-1))
     np.fill_diagonal(apart, np.inf)
-    table = neighbour_table(codes, 9, normalise=normalise, block=16)
+    table = neighbor_table(codes, 9, normalize=normalize, block=16)
     found = np.take_along_axis(apart, np.asarray(table.ids), 1)
     np.testing.assert_allclose(found, np.sort(apart)[:, :10], rtol=1e-14)
     np.testing.assert_allclose(table.distances, found, rtol=1e-6)
@@ -366,21 +366,21 @@ def test_neighbours_are_in_exact_order_whatever_the_norms(spread, normalise):
 
 def test_codes_too_far_apart_for_float32_are_codes_all_the_same():
     most = np.finfo(np.float32).max
-    table = neighbour_table(np.array([[most], [-most], [0.0], [1.0]]), 2)
+    table = neighbor_table(np.array([[most], [-most], [0.0], [1.0]]), 2)
     assert np.isfinite(table.distances).all()  # infinite means: no code
     assert table.ids.tolist() == [[2, 3, 1], [2, 3, 0], [3, 0, 1], [2, 0, 1]]
 
 
 def test_a_score_of_infinity_is_certain():
     """Greedy rows take it, sampled ones too; the control is what does not have it."""
-    params = {"neighbours": neighbour_table(codebook(), 3)}
+    params = {"neighbors": neighbor_table(codebook(), 3)}
     log_p = jnp.zeros((1, FORK.size, 7)).at[:, 0, 4].set(jnp.inf)
     draft = Draft(jnp.array([[0, 2, 4, 1, 3]]), jnp.ones((1, 5), bool))
     for greedy in (jnp.array([True]), jnp.array([False]), None):
-        law = Lantern(3, delta=0.3).law(log_p, draft, FORK, greedy, params)
+        law = Lantern(3, delta=0.3).outcome(log_p, draft, FORK, greedy, params)
         assert law.stop[0, 0] == 0 and law.stop[0, 2] > 0 and law.stop[0, 1] == 0
-        plain = Rejection().law(log_p, draft, FORK, greedy)
+        plain = Rejection().outcome(log_p, draft, FORK, greedy)
         assert plain.stop[0].tolist() == law.stop[0].tolist() or greedy is not None
         finite = jnp.where(jnp.isinf(log_p), 9.0, log_p)
-        control = Rejection().law(finite, draft, FORK, None)
+        control = Rejection().outcome(finite, draft, FORK, None)
         assert 0 < control.stop[0, 0] < 0.1

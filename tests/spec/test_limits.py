@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from jaxspec.errors import ConfigError
 from jaxspec.spec.loop import generate
 from jaxspec.spec.named_trees import named_tree
-from jaxspec.spec.noise import row_keys
+from jaxspec.spec.noise import batch_keys
 from jaxspec.spec.sampling import make_sampling
-from jaxspec.spec.state import Engine, make_limits
+from jaxspec.spec.state import Engine, StoppingCriteria
 from jaxspec.spec.tree import Tree
 from jaxspec.testing.toy import NoisyOracle, toy_params, toy_target
 
@@ -68,21 +68,21 @@ def test_each_row_is_its_unlimited_self_cut_where_it_ends(tree, spoil, streams, 
     seed = data.draw(st.integers(0, 1000))
     padded = jnp.array([p + [-1] * (PROMPT - len(p)) for p in prompts])
     temperature = np.resize([1.0, 0.0, 1.5], rows)
-    guidance = np.resize([2.0, 0.5], rows)
-    keys = row_keys(seed, rows)
+    cfg_scale = np.resize([2.0, 0.5], rows)
+    keys = batch_keys(seed, rows)
 
     # Alone, unpadded, plain and without limits.
     alone = []
     for b in range(rows):
-        one = make_sampling(1, temperature=temperature[b], guidance=guidance[b])
+        one = make_sampling(1, temperature=temperature[b], cfg_scale=cfg_scale[b])
         prompt = jnp.array([prompts[b]])
         out = runner(streams)(PARAMS, None, prompt, one, keys[b : b + 1])
         alone.append(np.asarray(out.tokens[0]))
 
-    sampling = make_sampling(rows, temperature=temperature, guidance=guidance)
+    sampling = make_sampling(rows, temperature=temperature, cfg_scale=cfg_scale)
     oracle = {"tokens": jnp.asarray(np.stack(alone)), "spoil": spoil}
-    limits = make_limits(rows, budget, stop)
-    out = runner(streams, tree)(PARAMS, oracle, padded, sampling, keys, limits)
+    stopping = StoppingCriteria.create(rows, budget, stop)
+    out = runner(streams, tree)(PARAMS, oracle, padded, sampling, keys, stopping)
     for b in range(rows):
         wanted = cut(alone[b], budget[b], stop[b])
         length = int(out.lengths[b])
@@ -94,9 +94,9 @@ def test_a_finished_row_costs_no_calls():
     rows = 3
     target, sampling = toy_target(VOCAB), make_sampling(3)
     engine = Engine(target, LENGTH, order=("temperature",))
-    limits = make_limits(rows, [1, 5, LENGTH])
-    prompt, keys = jnp.zeros(rows, jnp.int32), row_keys(0, rows)
-    out = generate(engine, PARAMS, None, prompt, sampling, keys, limits)
+    stopping = StoppingCriteria.create(rows, [1, 5, LENGTH])
+    prompt, keys = jnp.zeros(rows, jnp.int32), batch_keys(0, rows)
+    out = generate(engine, PARAMS, None, prompt, sampling, keys, stopping)
     assert out.stats.calls.tolist() == [1, 5, LENGTH]
     assert out.lengths.tolist() == [1, 5, LENGTH]
     assert out.stats.accepted.sum(1).tolist() == [0, 4, LENGTH - 1]
@@ -105,7 +105,7 @@ def test_a_finished_row_costs_no_calls():
 def test_counters_add_up():
     rows = 4
     target, sampling = toy_target(VOCAB), make_sampling(4)
-    prompt, keys = jnp.zeros(rows, jnp.int32), row_keys(2, rows)
+    prompt, keys = jnp.zeros(rows, jnp.int32), batch_keys(2, rows)
     plain = generate(Engine(target, LENGTH), PARAMS, None, prompt, sampling, keys)
     engine = Engine(target, LENGTH, NoisyOracle(VOCAB), named_tree("0,1,00,01,000"))
     oracle = {"tokens": plain.tokens, "spoil": 0.3}
@@ -125,12 +125,24 @@ def test_counters_add_up():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: make_limits(2, 0), "budget=0 is impossible; use a whole number"),
-        (lambda: make_limits(2, [3, (1 << 32) + 1]), "budget=4294967297 is impossible"),
-        (lambda: make_limits(2, 2.5), "budget=2.5 is impossible"),
-        (lambda: make_limits(2, float("nan")), "budget=nan is impossible"),
-        (lambda: make_limits(1, 3, [-2]), "stop=-2 is impossible"),
-        (lambda: make_limits(1, 3, [(1 << 32) + 1]), "stop=4294967297 is impossible"),
+        (
+            lambda: StoppingCriteria.create(2, 0),
+            "max_new_tokens=0 is impossible; use a whole number",
+        ),
+        (
+            lambda: StoppingCriteria.create(2, [3, (1 << 32) + 1]),
+            "max_new_tokens=4294967297 is impossible",
+        ),
+        (lambda: StoppingCriteria.create(2, 2.5), "max_new_tokens=2.5 is impossible"),
+        (
+            lambda: StoppingCriteria.create(2, float("nan")),
+            "max_new_tokens=nan is impossible",
+        ),
+        (lambda: StoppingCriteria.create(1, 3, [-2]), "stop_tokens=-2 is impossible"),
+        (
+            lambda: StoppingCriteria.create(1, 3, [(1 << 32) + 1]),
+            "stop_tokens=4294967297 is impossible",
+        ),
     ],
 )
 def test_impossible_limits_say_what_is_wrong(make, words):
@@ -141,7 +153,7 @@ def test_impossible_limits_say_what_is_wrong(make, words):
 def test_a_buffer_that_is_filled_exactly_loses_nothing():
     """The last path may reach beyond the budget; nothing committed is overwritten."""
     target, rows = toy_target(VOCAB), 2
-    sampling, keys = make_sampling(rows), row_keys(5, rows)
+    sampling, keys = make_sampling(rows), batch_keys(5, rows)
     prompt = jnp.zeros(rows, jnp.int32)
     known = runner(1)(PARAMS, None, prompt, sampling, keys)
     for length in (1, 2, 8, 9):

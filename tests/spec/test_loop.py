@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from jaxspec.errors import ConfigError
 from jaxspec.spec.loop import generate, init_state, spec_step
 from jaxspec.spec.named_trees import named_tree
-from jaxspec.spec.noise import row_keys
+from jaxspec.spec.noise import batch_keys
 from jaxspec.spec.sampling import active_steps, make_sampling
-from jaxspec.spec.state import Engine, make_limits
+from jaxspec.spec.state import Engine, StoppingCriteria
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify import Coupled, GreedySet, KSeq, Rejection
 from jaxspec.testing.table_drafter import TableDrafter
@@ -51,10 +51,10 @@ def test_any_draft_on_any_tree_gives_the_tokens_of_plain_decoding(
         temperature=np.resize([1.0, 0.0, 0.7, 2.0], rows),
         top_k=np.resize([0, 0, 3], rows) if filtered else 0,
         top_p=np.resize([1.0, 1.0, 1.0, 0.8], rows) if filtered else 1.0,
-        guidance=np.resize([3.0, 1.0, 0.5], rows),
-        guidance_interval=np.resize([-1, 4], rows),
+        cfg_scale=np.resize([3.0, 1.0, 0.5], rows),
+        cfg_interval=np.resize([-1, 4], rows),
     )
-    keys = row_keys(seed, rows)
+    keys = batch_keys(seed, rows)
     plain = plain_tokens(target, prompt, sampling, keys)
     order = active_steps(sampling)
     engine = Engine(target, LENGTH, NoisyOracle(VOCAB, seed), tree, order=order)
@@ -69,14 +69,14 @@ def test_any_draft_on_any_tree_gives_the_tokens_of_plain_decoding(
 
 def test_a_perfect_drafter_gets_its_whole_path_accepted_every_round():
     target, rows = toy_target(VOCAB), 3
-    prompt, keys = jnp.arange(rows), row_keys(0, rows)
+    prompt, keys = jnp.arange(rows), batch_keys(0, rows)
     sampling = make_sampling(rows)
     plain = plain_tokens(target, prompt, sampling, keys)
 
     @dataclass(frozen=True)
     class Perfect(NoisyOracle):
-        def propose(self, params, state, this):
-            draft, state = super().propose(params, state, this)
+        def propose(self, params, state, ctx):
+            draft, state = super().propose(params, state, ctx)
             return replace(draft, valid=jnp.ones_like(draft.valid)), state
 
     engine = Engine(target, LENGTH, Perfect(VOCAB), Tree.chain(3), order=PLAIN)
@@ -89,20 +89,20 @@ def test_a_perfect_drafter_gets_its_whole_path_accepted_every_round():
     assert fast.stats.hits.tolist() == [[[4], [4], [4]]] * rows
 
 
-def test_a_row_does_not_depend_on_its_neighbours_or_its_place():
+def test_a_row_does_not_depend_on_its_neighbors_or_its_place():
     target, rows = toy_target(VOCAB, 2), 6
-    prompt, keys = jnp.arange(rows) % VOCAB, row_keys(3, rows)
-    sampling = make_sampling(rows, guidance=2.0)
+    prompt, keys = jnp.arange(rows) % VOCAB, batch_keys(3, rows)
+    sampling = make_sampling(rows, cfg_scale=2.0)
     together = plain_tokens(target, prompt, sampling, keys).tokens
     order = jnp.array([4, 0, 5])
-    some = make_sampling(3, guidance=2.0)
+    some = make_sampling(3, cfg_scale=2.0)
     apart = plain_tokens(target, prompt[order], some, keys[order]).tokens
     np.testing.assert_array_equal(together[order], apart)
 
 
 def test_rows_advance_at_their_own_pace():
     target, rows = toy_target(VOCAB), 2
-    prompt, keys = jnp.zeros(rows, jnp.int32), row_keys(1, rows)
+    prompt, keys = jnp.zeros(rows, jnp.int32), batch_keys(1, rows)
     sampling = make_sampling(rows)
     plain = plain_tokens(target, prompt, sampling, keys)
     engine = Engine(target, LENGTH, NoisyOracle(VOCAB), Tree.chain(4), order=PLAIN)
@@ -124,7 +124,7 @@ def test_output_follows_the_target_law():
     run = jax.jit(partial(generate, engine))
     sampling = make_sampling(rows)
     tokens = np.asarray(
-        run(PARAMS, drafter_params, prompt, sampling, row_keys(0, rows)).tokens
+        run(PARAMS, drafter_params, prompt, sampling, batch_keys(0, rows)).tokens
     )
 
     def law(prefix):
@@ -165,7 +165,7 @@ def test_a_rule_that_accepts_everything_is_caught():
             return replace(verdict, path=path, accepted=accepted)
 
     target, rows = toy_target(VOCAB), 4
-    prompt, keys = jnp.zeros(rows, jnp.int32), row_keys(1, rows)
+    prompt, keys = jnp.zeros(rows, jnp.int32), batch_keys(1, rows)
     sampling = make_sampling(rows)
     plain = plain_tokens(target, prompt, sampling, keys)
     engine = Engine(
@@ -178,7 +178,7 @@ def test_a_rule_that_accepts_everything_is_caught():
 
 def test_cache_after_a_run_equals_a_fresh_pass_over_the_output():
     target, rows = toy_target(VOCAB), 3
-    prompt, keys = jnp.arange(rows), row_keys(5, rows)
+    prompt, keys = jnp.arange(rows), batch_keys(5, rows)
     sampling = make_sampling(rows)
     plain = plain_tokens(target, prompt, sampling, keys)
     tree = named_tree("mc_sim_7b_63")
@@ -214,7 +214,7 @@ def drifting(target, size):
         ({}, 0.1, True),
         ({"top_k": 2}, 0.1, True),
         ({"top_k": 3, "top_p": 0.8}, 0.1, True),
-        ({"guidance": 4.0, "temperature": 0.5, "top_p": 0.9}, 0.1, True),
+        ({"cfg_scale": 4.0, "temperature": 0.5, "top_p": 0.9}, 0.1, True),
         # The control: without a margin the drift shows.
         ({}, 0.0, False),
     ],
@@ -230,7 +230,7 @@ def test_near_ties_are_settled_so_that_rounding_cannot_change_a_token(
     """
     rows = 64
     target = drifting(toy_target(VOCAB, 2), 0.03)
-    prompt, keys = jnp.zeros(rows, jnp.int32), row_keys(0, rows)
+    prompt, keys = jnp.zeros(rows, jnp.int32), batch_keys(0, rows)
     sampling = make_sampling(rows, **settings)
 
     def run(drafter, tree, drafter_params):
@@ -251,7 +251,7 @@ def test_nan_logits_are_reported():
     """Those of a row, in that row; also where a filter meets them, of either sign."""
     engine = Engine(toy_target(VOCAB), 4, order=("top_k", "temperature"))
     run = jax.jit(partial(generate, engine))
-    prompt, keys = jnp.array([0, 1]), row_keys(0, 2)
+    prompt, keys = jnp.array([0, 1]), batch_keys(0, 2)
     sampling = make_sampling(2, top_k=[0, 3])
     assert run(PARAMS, None, prompt, sampling, keys).finite.all()
     for nan in (jnp.nan, -jnp.nan):
@@ -266,14 +266,14 @@ def test_nan_logits_are_reported():
 
 def test_rows_that_do_not_fit_together_are_refused():
     engine = Engine(toy_target(VOCAB), 4)
-    prompt, keys = jnp.zeros(2, jnp.int32), row_keys(0, 2)
+    prompt, keys = jnp.zeros(2, jnp.int32), batch_keys(0, 2)
     good = (prompt, make_sampling(2), keys, None)
     for place, (wrong, words) in enumerate(
         [
             (prompt[:1], r"prompt holds an array of shape \(1,\), but there are 2"),
             (make_sampling(1), "sampling holds"),
-            (row_keys(0, 3), "but there are 3 rows"),
-            (make_limits(3, 4), "limits holds"),
+            (batch_keys(0, 3), "but there are 3 rows"),
+            (StoppingCriteria.create(3, 4), "limits holds"),
         ]
     ):
         arguments = [*good[:place], wrong, *good[place + 1 :]]
@@ -283,7 +283,7 @@ def test_rows_that_do_not_fit_together_are_refused():
 
 def test_programs_in_double_precision_may_call_it():
     """Integers and scores keep their types, so the tokens are the same."""
-    prompt, keys, sampling = jnp.zeros(2, jnp.int32), row_keys(0, 2), make_sampling(2)
+    prompt, keys, sampling = jnp.zeros(2, jnp.int32), batch_keys(0, 2), make_sampling(2)
     table = {"table": jax.random.normal(jax.random.key(0), (1, VOCAB, VOCAB))}
     tree = named_tree("0,1,00")
     engine = Engine(toy_target(VOCAB), 9, TableDrafter(), tree)
@@ -297,14 +297,14 @@ def test_programs_in_double_precision_may_call_it():
 
 def test_what_the_caller_holds_survives_a_donated_round():
     engine = Engine(toy_target(VOCAB), 4, NoisyOracle(VOCAB), Tree.chain(2))
-    keys, sampling, prompt = row_keys(0, 2), make_sampling(2), jnp.zeros(2, jnp.int32)
-    limits = make_limits(2, 4, stop=[3])
+    keys, sampling, prompt = batch_keys(0, 2), make_sampling(2), jnp.zeros(2, jnp.int32)
+    stopping = StoppingCriteria.create(2, 4, stop=[3])
     oracle = {"tokens": jnp.zeros((2, 8), jnp.int32), "spoil": 0.5}
     arguments = (PARAMS, oracle, prompt, sampling)
-    state = init_state(engine, *arguments, keys, limits)
+    state = init_state(engine, *arguments, keys, stopping)
     step = jax.jit(partial(spec_step, engine), donate_argnums=4)
     step(*arguments, state)
-    for leaf in jax.tree.leaves((limits, keys, arguments)):
+    for leaf in jax.tree.leaves((stopping, keys, arguments)):
         assert not leaf.is_deleted() if isinstance(leaf, jax.Array) else True
 
 
@@ -315,7 +315,7 @@ def test_a_margin_of_zero_leaves_every_decision_alone(order):
     """Tokens of filters' edges are doubtful even then; nobody is there to settle."""
     target, rows = toy_target(VOCAB), 8
     coarse = {**PARAMS, "head": jnp.round(2 * PARAMS["head"]) / 2}
-    prompt, keys = jnp.arange(rows) % VOCAB, row_keys(3, rows)
+    prompt, keys = jnp.arange(rows) % VOCAB, batch_keys(3, rows)
     sampling = make_sampling(rows, top_k=3, top_p=0.8)
 
     def run(drafter, tree, oracle):
@@ -330,11 +330,11 @@ def test_a_margin_of_zero_leaves_every_decision_alone(order):
     assert fast.stats.rescored.sum() == 0
 
 
-@pytest.mark.parametrize("rule", [Rejection(), KSeq(), GreedySet(), Coupled()], ids=str)
-def test_every_lossless_rule_decodes_without_drafts(rule):
-    engine = Engine(toy_target(VOCAB), 6, rule=rule)
-    alone = Engine(toy_target(VOCAB), 6, TableDrafter(), Tree.root(), rule)
-    prompt, keys = jnp.zeros(2, jnp.int32), row_keys(0, 2)
+@pytest.mark.parametrize("verifier", [Rejection(), KSeq(), GreedySet(), Coupled()], ids=str)
+def test_every_lossless_rule_decodes_without_drafts(verifier):
+    engine = Engine(toy_target(VOCAB), 6, verifier=verifier)
+    alone = Engine(toy_target(VOCAB), 6, TableDrafter(), Tree.root(), verifier)
+    prompt, keys = jnp.zeros(2, jnp.int32), batch_keys(0, 2)
     table = {"table": jnp.zeros((1, VOCAB, VOCAB))}
     out = generate(engine, PARAMS, None, prompt, make_sampling(2), keys)
     same = generate(alone, PARAMS, table, prompt, make_sampling(2), keys)
@@ -345,12 +345,12 @@ def test_impossible_engines_say_what_is_wrong():
     target = toy_target(VOCAB)
     with pytest.raises(ConfigError, match="needs a drafter"):
         Engine(target, 4, tree=Tree.chain(2))
-    with pytest.raises(ConfigError, match="max_tokens=0"):
+    with pytest.raises(ConfigError, match="max_new_tokens=0"):
         Engine(target, 0)
 
 
-@pytest.mark.parametrize("phases", [3])
-def test_a_cache_that_grows_changes_no_token(phases):
+@pytest.mark.parametrize("cache_stages", [3])
+def test_a_cache_that_grows_changes_no_token(cache_stages):
     """Passes of each phase read a cache that holds what this phase may fill."""
     seen = []
 
@@ -363,8 +363,8 @@ def test_a_cache_that_grows_changes_no_token(phases):
 
     rows, tree = 4, named_tree("mc_sim_7b_63")
     target = toy_target(VOCAB, 2)
-    prompt, sampling = jnp.arange(rows), make_sampling(rows, guidance=2.0)
-    keys = row_keys(3, rows)
+    prompt, sampling = jnp.arange(rows), make_sampling(rows, cfg_scale=2.0)
+    keys = batch_keys(3, rows)
     plain = plain_tokens(target, prompt, sampling, keys)
     engine = Engine(
         replace(target, forward=watched(target.forward)),
@@ -372,19 +372,19 @@ def test_a_cache_that_grows_changes_no_token(phases):
         NoisyOracle(VOCAB, 0),
         tree,
         order=PLAIN,
-        phases=phases,
+        cache_stages=cache_stages,
     )
-    limits = make_limits(rows, np.array([LENGTH, 2, 9, LENGTH]))
+    stopping = StoppingCriteria.create(rows, np.array([LENGTH, 2, 9, LENGTH]))
     run = jax.jit(partial(generate, engine))
     oracle = {"tokens": plain.tokens, "spoil": 0.3}
-    fast = run(PARAMS, oracle, prompt, sampling, keys, limits)
-    inside = np.arange(LENGTH) < np.asarray(limits.budget)[:, None]
+    fast = run(PARAMS, oracle, prompt, sampling, keys, stopping)
+    inside = np.arange(LENGTH) < np.asarray(stopping.max_new_tokens)[:, None]
     np.testing.assert_array_equal(fast.tokens, np.where(inside, plain.tokens, -1))
     sizes = sorted(set(seen))
-    assert len(sizes) == phases
-    assert sizes[-1] - sizes[0] == LENGTH - LENGTH // phases
+    assert len(sizes) == cache_stages
+    assert sizes[-1] - sizes[0] == LENGTH - LENGTH // cache_stages
 
 
 def test_phases_have_tokens():
-    with pytest.raises(ConfigError, match="phases=18 must be 1 to max_tokens=17"):
-        Engine(toy_target(VOCAB, 1), LENGTH, phases=LENGTH + 1)
+    with pytest.raises(ConfigError, match="phases=18 must be 1 to max_new_tokens=17"):
+        Engine(toy_target(VOCAB, 1), LENGTH, cache_stages=LENGTH + 1)

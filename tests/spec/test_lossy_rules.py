@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from jaxspec.errors import ConfigError
 from jaxspec.spec.draft import Draft
-from jaxspec.spec.neighbours import neighbour_table
+from jaxspec.spec.neighbors import neighbor_table
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify import (
     Annealed,
@@ -24,8 +24,8 @@ from jaxspec.spec.verify import (
     Judge,
     KSeq,
     Lantern,
-    LosslessRule,
-    LossyRule,
+    LosslessVerifier,
+    LossyVerifier,
     Rejection,
     Typical,
 )
@@ -41,7 +41,7 @@ from tests.spec.walks import (
     assert_same_outcomes,
     codebook,
     kin_of,
-    normalised,
+    normalized,
     outcomes_of,
     random_round,
     relaxed_probability,
@@ -49,30 +49,30 @@ from tests.spec.walks import (
 
 
 @pytest.mark.parametrize(
-    ("rule", "kind"),
+    ("verifier", "kind"),
     [
-        (Lantern(3, 0.1), LossyRule),
-        (Grouped(), LossyRule),
-        (Annealed(), LossyRule),
-        (Typical(), LossyRule),
-        (Judge(jnp.dot), LossyRule),
-        (CoupledRelaxed(3, 0.1), LossyRule),
+        (Lantern(3, 0.1), LossyVerifier),
+        (Grouped(), LossyVerifier),
+        (Annealed(), LossyVerifier),
+        (Typical(), LossyVerifier),
+        (Judge(jnp.dot), LossyVerifier),
+        (CoupledRelaxed(3, 0.1), LossyVerifier),
         # Without credit these two are exact, and still not called so.
-        (Lantern(3, lam=1.0, residual="optimal"), LossyRule),
-        (CoupledRelaxed(3, 0.0), LossyRule),
-        (Coupled(), LosslessRule),
-        (Rejection(), LosslessRule),
-        (Block(), LosslessRule),
-        (KSeq(), LosslessRule),
-        (GreedySet(), LosslessRule),
+        (Lantern(3, lam=1.0, residual="optimal"), LossyVerifier),
+        (CoupledRelaxed(3, 0.0), LossyVerifier),
+        (Coupled(), LosslessVerifier),
+        (Rejection(), LosslessVerifier),
+        (Block(), LosslessVerifier),
+        (KSeq(), LosslessVerifier),
+        (GreedySet(), LosslessVerifier),
     ],
     ids=lambda x: type(x).__name__,
 )
-def test_every_rule_says_whether_it_is_exact(rule, kind):
-    assert rule.lossless is (kind is LosslessRule)
-    assert isinstance(rule, LosslessRule) is rule.lossless
-    assert isinstance(rule, LossyRule) is not rule.lossless
-    assert hash(rule) == hash(replace(rule))
+def test_every_rule_says_whether_it_is_exact(verifier, kind):
+    assert verifier.lossless is (kind is LosslessVerifier)
+    assert isinstance(verifier, LosslessVerifier) is verifier.lossless
+    assert isinstance(verifier, LossyVerifier) is not verifier.lossless
+    assert hash(verifier) == hash(replace(verifier))
 
 
 @pytest.mark.parametrize(
@@ -96,12 +96,12 @@ def test_impossible_settings_say_what_is_wrong(make, words):
         make()
 
 
-@pytest.mark.parametrize("rule", [Grouped(), Annealed()])
-def test_rules_that_weigh_q_need_drawn_children(rule):
+@pytest.mark.parametrize("verifier", [Grouped(), Annealed()])
+def test_rules_that_weigh_q_need_drawn_children(verifier):
     log_p, draft, _, _ = random_round(CHAIN, rows=2)
     params = {"embedding": jnp.zeros((7, 2))}
     with pytest.raises(ConfigError, match="without_replacement or with_replacement"):
-        rule.law(log_p, as_given(draft), CHAIN, params=params)
+        verifier.outcome(log_p, as_given(draft), CHAIN, params=params)
 
 
 # --- Grouped ---------------------------------------------------------------------
@@ -126,24 +126,24 @@ def grouped(embedding, group, distance, gap):
 
 
 def subtract(p, q, x, node):
-    return normalised([max(a - b, 0.0) for a, b in zip(p, q, strict=True)], p)
+    return normalized([max(a - b, 0.0) for a, b in zip(p, q, strict=True)], p)
 
 
 def test_grouped_weighs_a_group_instead_of_a_code():
     tree, embedding, laws = FORK, codebook(), []
     # From the release's window, which holds every code here, to narrow and odd ones.
-    limits = [(14, 2.0, 0.15), (4, 9.0, 0.9), (5, 9.0, 0.9), (2, 9.0, 0.9)]
+    stopping = [(14, 2.0, 0.15), (4, 9.0, 0.9), (5, 9.0, 0.9), (2, 9.0, 0.9)]
     with jax.enable_x64(True):
         params = {"embedding": jnp.asarray(embedding)}
         log_p, draft, p, q = random_round(tree)
-        for group, distance, gap in limits:
-            rule = Grouped(group, distance, gap, filtered="published")
-            law = rule.law(log_p, draft, tree, params=params)
+        for group, distance, gap in stopping:
+            verifier = Grouped(group, distance, gap, filtered="published")
+            law = verifier.outcome(log_p, draft, tree, params=params)
             steps = grouped(embedding, group, distance, gap)
             assert_follows(law, tree, draft, p, q, *steps)
             laws.append(np.asarray(law.stop))
-        alone = Grouped(group=1).law(log_p, draft, tree, params=params)
-        plain = Rejection().law(log_p, draft, tree)
+        alone = Grouped(group=1).outcome(log_p, draft, tree, params=params)
+        plain = Rejection().outcome(log_p, draft, tree)
     for i, law in enumerate(laws):
         assert not any(np.allclose(law, other) for other in laws[:i])
     np.testing.assert_allclose(alone.stop, plain.stop, atol=1e-12)
@@ -173,26 +173,26 @@ def test_annealed_accepts_by_depth_and_subtracts_what_it_accepts(tree, delta):
     def reject(p, q, x, node):
         accepted = [q[y] and q[y] * accept(p, q, y, node) for y in range(len(p))]
         left = [max(a - b, 0.0) for a, b in zip(p, accepted, strict=True)]
-        return normalised(left, p)
+        return normalized(left, p)
 
     with jax.enable_x64(True):
         log_p, draft, p, q = random_round(tree)
-        law = Annealed(delta, 0.7).law(log_p, draft, tree)
+        law = Annealed(delta, 0.7).outcome(log_p, draft, tree)
         assert_follows(law, tree, draft, p, q, accept, reject)
 
 
 def test_annealed_without_decay_and_generosity_is_rejection():
-    rule = Annealed(delta=1.0, decay=0.0)
+    verifier = Annealed(delta=1.0, decay=0.0)
     with jax.enable_x64(True):
         log_p, draft, _, _ = random_round(FORK)
-        law, plain = (x.law(log_p, draft, FORK) for x in (rule, Rejection()))
+        law, plain = (x.outcome(log_p, draft, FORK) for x in (verifier, Rejection()))
         np.testing.assert_allclose(law.stop, plain.stop, atol=1e-12)
         weight = plain.stop[..., None]
         np.testing.assert_allclose(weight * law.final, weight * plain.final, atol=1e-12)
     p, q = Conditionals.random(4, 3, 0, zeros=0.2), Conditionals.random(4, 3, 1)
     drafts = all_drafts(q, CHAIN, "without_replacement")
-    assert_lossless(rule, p, drafts, draws=0)
-    with pytest.raises(AssertionError, match="Annealed.law is biased"):
+    assert_lossless(verifier, p, drafts, draws=0)
+    with pytest.raises(AssertionError, match="Annealed.outcome is biased"):
         assert_lossless(Annealed(delta=1.0, decay=0.7), p, drafts, draws=0)
 
 
@@ -233,7 +233,9 @@ def test_typical_keeps_the_longest_line_of_typical_tokens():
         tokens, valid = np.asarray(draft.tokens), np.asarray(draft.valid)
         sharp = np.where(greedy[:, None, None], np.eye(7)[p.argmax(-1)], p)
         for epsilon, delta in ((0.09, 0.3), (0.3, 0.5), (0.9, 1.5)):
-            law = Typical(epsilon, delta).law(log_p, draft, tree, jnp.asarray(greedy))
+            law = Typical(epsilon, delta).outcome(
+                log_p, draft, tree, jnp.asarray(greedy)
+            )
             np.testing.assert_allclose(np.asarray(law.final), sharp, atol=1e-12)
             for row, stop in enumerate(np.asarray(law.stop)):
                 case = tree, tokens[row], valid[row], sharp[row]
@@ -248,9 +250,9 @@ def test_typical_asks_less_of_a_token_where_the_target_is_unsure():
     flat = jnp.zeros((1, 2, 10))
     sure = jnp.log(jnp.array([0.1, 0.9] + [0.0] * 8))[None, None].repeat(2, 1)
     draft = Draft(jnp.array([[0, 0]]), jnp.ones((1, 2), bool))
-    rule = Typical(epsilon=0.3, delta=0.5)
-    assert rule.law(flat, draft, Tree.chain(1)).stop.tolist() == [[0, 1]]
-    assert rule.law(sure, draft, Tree.chain(1)).stop.tolist() == [[1, 0]]
+    verifier = Typical(epsilon=0.3, delta=0.5)
+    assert verifier.outcome(flat, draft, Tree.chain(1)).stop.tolist() == [[0, 1]]
+    assert verifier.outcome(sure, draft, Tree.chain(1)).stop.tolist() == [[1, 0]]
 
 
 # --- Judge -----------------------------------------------------------------------
@@ -329,11 +331,11 @@ def coupled_round(tree, seed, rows=8):
     return log_p, noise, choice, draft
 
 
-def verdict_of(rule, log_p, draft, tree, gumbel, params=None, greedy=False):
+def verdict_of(verifier, log_p, draft, tree, gumbel, params=None, greedy=False):
     """The rule's verdict under given noise, compiled."""
     noise = coupled_noise(gumbel, tree.size)
     noise = replace(noise, greedy=jnp.full_like(noise.greedy, greedy))
-    judge = jax.jit(lambda *case: rule.verify(*case[:2], tree, *case[2:]))
+    judge = jax.jit(lambda *case: verifier.verify(*case[:2], tree, *case[2:]))
     return judge(jnp.asarray(log_p), draft, noise, params)
 
 
@@ -388,13 +390,13 @@ def relaxed_outcomes(tree, tokens, valid, p, **setting):
 def test_relaxed_verdict_is_that_of_a_walk_and_never_strays(tree, seed, budget, radius):
     log_p, noise, choice, draft = coupled_round(tree, seed)
     given_noise = coupled_noise(noise, tree.size)
-    params = {"neighbours": neighbour_table(LINE, 4)}
+    params = {"neighbors": neighbor_table(LINE, 4)}
     rules = Coupled(), CoupledRelaxed(4, 0.0), CoupledRelaxed(4, lam=1.0)
     rules += (CoupledRelaxed(4, radius=radius, **budget),)
 
     @jax.jit
     def judge(*case):
-        return [rule.verify(*case[:2], tree, *case[2:]) for rule in rules]
+        return [verifier.verify(*case[:2], tree, *case[2:]) for verifier in rules]
 
     exact, *silent, verdict = judge(jnp.asarray(log_p), draft, given_noise, params)
     for other in silent:
@@ -417,10 +419,10 @@ def test_forgiving_accepts_more_and_the_radius_holds_it_back():
     """The control of the walk: codes are forgiven, and without a radius far ones."""
     farthest, kept = {}, {}
     log_p, noise, choice, draft = coupled_round(FORK, 0, rows=200)
-    params = {"neighbours": neighbour_table(LINE, 4)}
+    params = {"neighbors": neighbor_table(LINE, 4)}
     for radius in (0.0, 1.0, float("inf")):
-        rule = CoupledRelaxed(4, 0.6, radius=radius)
-        verdict = verdict_of(rule, log_p, draft, FORK, noise, params)
+        verifier = CoupledRelaxed(4, 0.6, radius=radius)
+        verdict = verdict_of(verifier, log_p, draft, FORK, noise, params)
         first = verdict.path[:, 1]
         rows = np.flatnonzero(verdict.accepted > 0)
         codes = np.asarray(draft.tokens)[rows, first[rows]]
@@ -437,24 +439,24 @@ def test_of_equal_siblings_the_deeper_line_is_followed_as_coupled_does():
     log_p = np.zeros((1, 4, VOCAB), np.float32)
     log_p[0, 0, 3] = log_p[0, 2, 5] = 9.0
     silence = jnp.zeros((1, 3, VOCAB))
-    params = {"neighbours": neighbour_table(LINE, 4)}
+    params = {"neighbors": neighbor_table(LINE, 4)}
     exact = verdict_of(Coupled(), log_p, draft, tree, silence)
     assert exact.accepted.tolist() == [2]
-    rule = CoupledRelaxed(4, 0.0)
-    verdict = verdict_of(rule, log_p, draft, tree, silence, params)
+    verifier = CoupledRelaxed(4, 0.0)
+    verdict = verdict_of(verifier, log_p, draft, tree, silence, params)
     assert verdict.path.tolist() == exact.path.tolist()
 
 
 @pytest.mark.parametrize("amount", [{"delta": 0.3}, {"lam": 3.0}], ids=str)
 def test_a_blind_child_is_accepted_as_often_as_lantern_would(amount):
     k, kin = 3, kin_of(codebook())
-    params = {"neighbours": neighbour_table(codebook(), k)}
+    params = {"neighbors": neighbor_table(codebook(), k)}
     named = {"budget": 0.3} if "delta" in amount else amount
     with jax.enable_x64(True):
         log_p, draft, p, _ = random_round(CHAIN, zeros=0.0, absent=0.0)
         draft = as_given(draft)
-        law = CoupledRelaxed(k, **named).law(log_p, draft, CHAIN, params=params)
-        other = Lantern(k, **amount).law(log_p, draft, CHAIN, params=params)
+        law = CoupledRelaxed(k, **named).outcome(log_p, draft, CHAIN, params=params)
+        other = Lantern(k, **amount).outcome(log_p, draft, CHAIN, params=params)
         np.testing.assert_allclose(law.stop, other.stop, atol=1e-12)
         for row, x in enumerate(np.asarray(draft.tokens)[:, 1]):
             relaxed, _ = relaxed_probability(p[row, 0], x, kin, k=k, **amount)
@@ -462,7 +464,7 @@ def test_a_blind_child_is_accepted_as_often_as_lantern_would(amount):
 
 
 def test_relaxed_law_sums_over_the_samples_that_each_child_stands_for():
-    tree, params = FORK, {"neighbours": neighbour_table(LINE, 4)}
+    tree, params = FORK, {"neighbors": neighbor_table(LINE, 4)}
     with jax.enable_x64(True):
         log_p, draft, p, _ = random_round(tree, vocab=VOCAB)
         draft = as_given(draft)
@@ -470,8 +472,8 @@ def test_relaxed_law_sums_over_the_samples_that_each_child_stands_for():
         for n in range(1, tree.size):  # what the filters removed is not followed
             valid[:, n] &= p[np.arange(len(p)), tree.parents[n], tokens[:, n]] > 0
         for radius in (1.5, float("inf")):
-            rule = CoupledRelaxed(4, 0.5, radius=radius)
-            law = rule.law(log_p, draft, tree, params=params)
+            verifier = CoupledRelaxed(4, 0.5, radius=radius)
+            law = verifier.outcome(log_p, draft, tree, params=params)
             for row in range(len(tokens)):
                 wanted = relaxed_outcomes(
                     tree, tokens[row], valid[row], p[row], k=4, radius=radius, delta=0.5
@@ -479,12 +481,12 @@ def test_relaxed_law_sums_over_the_samples_that_each_child_stands_for():
                 assert_same_outcomes(outcomes_of(law, tree, tokens, row), wanted)
 
 
-def outcome_counts(rule, log_p, draft, tree, params, rounds, seed):
+def outcome_counts(verifier, log_p, draft, tree, params, rounds, seed):
     """How often each last node and next token come up, `[N, V]`."""
     rng = np.random.default_rng(seed)
     noise = rng.gumbel(size=(rounds, tree.depth + 1, log_p.shape[-1]))
     many = jax.tree.map(lambda x: jnp.repeat(x[:1], rounds, axis=0), (log_p, draft))
-    verdict = verdict_of(rule, *many, tree, noise.astype(np.float32), params)
+    verdict = verdict_of(verifier, *many, tree, noise.astype(np.float32), params)
     counts = np.zeros((tree.size, log_p.shape[-1]))
     np.add.at(counts, (np.asarray(verdict.path[:, -1]), verdict.next_token), 1)
     return counts
@@ -498,17 +500,17 @@ def surprise(counts, law):
 
 
 def test_relaxed_law_is_that_of_the_verdicts():
-    params = {"neighbours": neighbour_table(codebook(), 3)}
+    params = {"neighbors": neighbor_table(codebook(), 3)}
     log_p, draft, _, _ = random_round(FORK, rows=1, absent=0.0, zeros=0.15, seed=2)
     draft = as_given(draft)
     log_p = log_p.astype(jnp.float32)
 
-    def law(rule):
-        return rule.law(log_p, draft, FORK, params=params)
+    def law(verifier):
+        return verifier.outcome(log_p, draft, FORK, params=params)
 
-    rule = CoupledRelaxed(3, 0.4, radius=1.5)
-    counts = outcome_counts(rule, log_p, draft, FORK, params, 100_000, 0)
-    assert surprise(counts, law(rule)) < 5
+    verifier = CoupledRelaxed(3, 0.4, radius=1.5)
+    counts = outcome_counts(verifier, log_p, draft, FORK, params, 100_000, 0)
+    assert surprise(counts, law(verifier)) < 5
     # Controls: other settings have other laws, and the counts tell.
     for other in (Coupled(), CoupledRelaxed(3, 0.4), CoupledRelaxed(3, 0.1)):
         assert surprise(counts, law(other)) > 20
@@ -516,12 +518,12 @@ def test_relaxed_law_is_that_of_the_verdicts():
 
 def test_relaxed_law_of_greedy_rows_is_that_of_their_verdicts():
     log_p, _, _, draft = coupled_round(CHAIN, 1, rows=40)
-    params = {"neighbours": neighbour_table(LINE, 4)}
-    rule = CoupledRelaxed(4, 0.4)
-    law = jax.jit(lambda *case: rule.law(*case[:2], CHAIN, *case[2:]))
+    params = {"neighbors": neighbor_table(LINE, 4)}
+    verifier = CoupledRelaxed(4, 0.4)
+    law = jax.jit(lambda *case: verifier.outcome(*case[:2], CHAIN, *case[2:]))
     greedy = law(jnp.asarray(log_p), draft, jnp.ones(40, bool), params)
     silence = jnp.zeros((40, 3, VOCAB))
-    verdict = verdict_of(rule, log_p, draft, CHAIN, silence, params, greedy=True)
+    verdict = verdict_of(verifier, log_p, draft, CHAIN, silence, params, greedy=True)
     last = np.asarray(verdict.path[:, -1])
     np.testing.assert_array_equal(greedy.stop, np.arange(3) == last[:, None])
 
@@ -530,7 +532,7 @@ def test_relaxed_law_of_greedy_rows_is_that_of_their_verdicts():
 
 
 @pytest.mark.parametrize(
-    ("rule", "released"),
+    ("verifier", "released"),
     [
         (Lantern(3, 0.5), {"filtered": "published"}),
         (Lantern(3, 0.5), {"fallback": "uniform"}),
@@ -544,11 +546,11 @@ def test_relaxed_law_of_greedy_rows_is_that_of_their_verdicts():
     ],
     ids=str,
 )
-def test_no_rule_emits_what_the_filters_removed(rule, released):
+def test_no_rule_emits_what_the_filters_removed(verifier, released):
     """A score of -inf is never emitted, unless as the release does and says so."""
 
-    def mass_of_removed(rule):
-        law = rule.law(log_p, case, FORK, None, params)
+    def mass_of_removed(verifier):
+        law = verifier.outcome(log_p, case, FORK, None, params)
         stop, removed = np.asarray(law.stop), ~np.isfinite(np.asarray(log_p))
         last = (stop[..., None] * np.where(removed, law.final, 0.0)).sum()
         row, above = np.arange(len(stop)), np.zeros(stop.shape, bool)
@@ -557,16 +559,16 @@ def test_no_rule_emits_what_the_filters_removed(rule, released):
             above[:, n] = above[:, parent] | removed[row, parent, case.tokens[:, n]]
         return last + stop[above].sum()
 
-    params = {"neighbours": neighbour_table(codebook(), 3), "embedding": codebook()}
+    params = {"neighbors": neighbor_table(codebook(), 3), "embedding": codebook()}
     with jax.enable_x64(True):
         log_p, draft, _, _ = random_round(FORK, rows=100, zeros=0.5)
         for case in (draft, as_given(draft)):
             given = case.drawn == "top"
-            if given and isinstance(rule, Grouped | Annealed):
+            if given and isinstance(verifier, Grouped | Annealed):
                 continue  # these take samples alone
-            assert mass_of_removed(rule) == 0
+            assert mass_of_removed(verifier) == 0
             if released and given == ("fallback" in released):
-                assert mass_of_removed(replace(rule, **released)) > 0.1
+                assert mass_of_removed(replace(verifier, **released)) > 0.1
 
 
 def test_a_judge_does_not_like_what_the_filters_removed():

@@ -12,8 +12,8 @@ from jaxspec.errors import ConfigError
 from jaxspec.spec.envelopes import BestFirst, StochasticBeam
 from jaxspec.spec.loop import generate
 from jaxspec.spec.named_trees import named_tree
-from jaxspec.spec.neighbours import neighbour_table
-from jaxspec.spec.noise import row_keys
+from jaxspec.spec.neighbors import neighbor_table
+from jaxspec.spec.noise import batch_keys
 from jaxspec.spec.sampling import make_sampling
 from jaxspec.spec.state import Engine
 from jaxspec.spec.tree import Tree
@@ -37,7 +37,7 @@ VOCAB, LENGTH = 5, 6
 PARAMS = toy_params(VOCAB, 40)
 TABLE = {"table": jax.random.normal(jax.random.key(1), (3, VOCAB, VOCAB))}
 CODES = jax.random.normal(jax.random.key(2), (VOCAB, 2))
-RULE_PARAMS = {"neighbours": neighbour_table(CODES, 2), "embedding": CODES}
+RULE_PARAMS = {"neighbors": neighbor_table(CODES, 2), "embedding": CODES}
 BUSHY = named_tree("0,1,00,01,10")
 
 
@@ -72,19 +72,19 @@ LOSSY = [
 
 
 @lru_cache
-def runner(rule, tree, streams=1):
+def runner(verifier, tree, streams=1):
     engine = Engine(
         toy_target(VOCAB, streams),
         LENGTH,
         TableDrafter(),
         tree,
-        rule,
+        verifier,
         ("temperature", "top_k"),
     )
 
     def run(prompt, sampling, keys):
         return generate(
-            engine, PARAMS, TABLE, prompt, sampling, keys, rule_params=RULE_PARAMS
+            engine, PARAMS, TABLE, prompt, sampling, keys, verifier_params=RULE_PARAMS
         )
 
     return jax.jit(run)
@@ -141,16 +141,16 @@ FILTERS = np.repeat([0, 3], HALF)
 
 
 @lru_cache
-def sampled(rule, tree):
+def sampled(verifier, tree):
     """A batch from prompt 0; its second half filtered."""
     prompt = jnp.zeros(ROWS, jnp.int32)
     sampling = make_sampling(ROWS, top_k=FILTERS)
-    return runner(rule, tree)(prompt, sampling, row_keys(3, ROWS))
+    return runner(verifier, tree)(prompt, sampling, batch_keys(3, ROWS))
 
 
-@pytest.mark.parametrize(("rule", "tree"), LOSSLESS, ids=kind)
-def test_lossless_rules_keep_the_law_of_the_first_three_tokens(rule, tree):
-    out = sampled(rule, tree)
+@pytest.mark.parametrize(("verifier", "tree"), LOSSLESS, ids=kind)
+def test_lossless_rules_keep_the_law_of_the_first_three_tokens(verifier, tree):
+    out = sampled(verifier, tree)
     tokens = np.asarray(out.tokens)
     assert misfit(tokens[:HALF], target_law(0)) < 5
     assert misfit(tokens[HALF:], target_law(3)) < 5
@@ -162,43 +162,43 @@ def test_the_same_measure_sees_a_lossy_rule():
     assert misfit(tokens[:HALF], target_law(0)) > 10
 
 
-@pytest.mark.parametrize(("rule", "tree"), [*LOSSLESS, *LOSSY], ids=kind)
-def test_a_row_does_not_depend_on_its_neighbours_or_its_slot(rule, tree):
+@pytest.mark.parametrize(("verifier", "tree"), [*LOSSLESS, *LOSSY], ids=kind)
+def test_a_row_does_not_depend_on_its_neighbors_or_its_slot(verifier, tree):
     order = np.random.default_rng(0).permutation(ROWS)
-    order[order >= 5000] = 0  # a thousand rows get other neighbours' company
+    order[order >= 5000] = 0  # a thousand rows get other neighbors' company
     sampling = make_sampling(ROWS, top_k=FILTERS[order])
-    prompt, keys = jnp.zeros(ROWS, jnp.int32), row_keys(3, ROWS)[order]
-    moved = runner(rule, tree)(prompt, sampling, keys).tokens
-    np.testing.assert_array_equal(sampled(rule, tree).tokens[order], moved)
+    prompt, keys = jnp.zeros(ROWS, jnp.int32), batch_keys(3, ROWS)[order]
+    moved = runner(verifier, tree)(prompt, sampling, keys).tokens
+    np.testing.assert_array_equal(sampled(verifier, tree).tokens[order], moved)
 
 
-@pytest.mark.parametrize(("rule", "tree"), LOSSLESS, ids=kind)
-def test_greedy_rows_are_greedy_decoding_beside_sampled_ones(rule, tree):
+@pytest.mark.parametrize(("verifier", "tree"), LOSSLESS, ids=kind)
+def test_greedy_rows_are_greedy_decoding_beside_sampled_ones(verifier, tree):
     greedy = np.arange(ROWS) % 3 == 0
     sampling = make_sampling(ROWS, temperature=np.where(greedy, 0.0, 1.0))
-    prompt, keys = jnp.arange(ROWS) % VOCAB, row_keys(0, ROWS)
+    prompt, keys = jnp.arange(ROWS) % VOCAB, batch_keys(0, ROWS)
     wanted = plain()(prompt, sampling, keys).tokens
-    out = runner(rule, tree)(prompt, sampling, keys).tokens
+    out = runner(verifier, tree)(prompt, sampling, keys).tokens
     np.testing.assert_array_equal(out[greedy], wanted[greedy])
 
 
-@pytest.mark.parametrize("rule", [r for r, _ in LOSSY], ids=kind)
-def test_lossy_rules_say_so_in_their_type(rule):
-    assert not rule.lossless
+@pytest.mark.parametrize("verifier", [r for r, _ in LOSSY], ids=kind)
+def test_lossy_rules_say_so_in_their_type(verifier):
+    assert not verifier.lossless
     for exact, _ in LOSSLESS:
-        assert exact.lossless and type(exact) is not type(rule)
+        assert exact.lossless and type(exact) is not type(verifier)
 
 
 def test_a_rule_without_its_table_says_what_to_pass():
     engine = Engine(toy_target(VOCAB), 3, TableDrafter(), BUSHY, Lantern(2, delta=0.1))
-    with pytest.raises(ConfigError, match="neighbour_table"):
+    with pytest.raises(ConfigError, match="neighbor_table"):
         generate(
             engine,
             PARAMS,
             TABLE,
             jnp.zeros(1, jnp.int32),
             make_sampling(1),
-            row_keys(0, 1),
+            batch_keys(0, 1),
         )
 
 
@@ -213,14 +213,14 @@ def test_a_drafter_of_the_wrong_kind_is_refused_before_anything_runs():
             TABLE,
             jnp.zeros(1, jnp.int32),
             make_sampling(1),
-            row_keys(0, 1),
+            batch_keys(0, 1),
         )
 
 
 def test_nan_logits_are_reported_by_rules_that_draw():
     broken = jax.tree.map(lambda x: x * jnp.nan, PARAMS)
     engine = Engine(toy_target(VOCAB), 4, TableDrafter(), BUSHY, Rejection())
-    prompt, keys = jnp.zeros(2, jnp.int32), row_keys(0, 2)
+    prompt, keys = jnp.zeros(2, jnp.int32), batch_keys(0, 2)
     run = jax.jit(partial(generate, engine))
     assert not run(broken, TABLE, prompt, make_sampling(2), keys).finite.any()
     assert run(PARAMS, TABLE, prompt, make_sampling(2), keys).finite.all()

@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from jaxspec.errors import ConfigError
-from jaxspec.spec.noise import position_noise, row_keys
+from jaxspec.spec.noise import batch_keys, position_noise
 from jaxspec.spec.numbers import LARGEST_SCALE
 from jaxspec.spec.sampling import (
     active_steps,
-    guide,
+    apply_cfg,
     keep_top_k,
     keep_top_p,
     make_sampling,
-    process,
+    process_logits,
 )
 from jaxspec.spec.threefry import threefry
 
@@ -59,7 +59,7 @@ def test_filters_run_in_the_given_order():
     logits = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]]))
     sampling = make_sampling(1, top_k=2, top_p=0.6)
     kept = {
-        order: np.isfinite(process(logits, sampling, order))[0].tolist()
+        order: np.isfinite(process_logits(logits, sampling, order))[0].tolist()
         for order in [("top_k", "top_p"), ("top_p", "top_k")]
     }
     # After top-k the best code holds 0.625 of what is left and is enough alone.
@@ -77,12 +77,12 @@ def test_guidance_merges_streams_up_to_its_interval():
     conditional, unconditional = jnp.ones((2, 4, 3)), jnp.zeros((2, 4, 3))
     stacked = jnp.concatenate([conditional, unconditional])
     index = jnp.broadcast_to(jnp.arange(4), (2, 4))
-    always = guide(stacked, make_sampling(2, guidance=3.0), index)
+    always = apply_cfg(stacked, make_sampling(2, cfg_scale=3.0), index)
     np.testing.assert_array_equal(always, 3.0)
     # LlamaGen guides the first token and those of steps 0 .. interval.
-    some = guide(stacked, make_sampling(2, guidance=3.0, guidance_interval=1), index)
+    some = apply_cfg(stacked, make_sampling(2, cfg_scale=3.0, cfg_interval=1), index)
     np.testing.assert_array_equal(some[0, :, 0], [3, 3, 3, 1])
-    alone = guide(conditional, make_sampling(2, guidance=3.0), index)
+    alone = apply_cfg(conditional, make_sampling(2, cfg_scale=3.0), index)
     np.testing.assert_array_equal(alone, conditional)
 
 
@@ -94,21 +94,21 @@ def test_guidance_merges_streams_up_to_its_interval():
         {"top_k": -1},
         {"top_p": 0.0},
         {"top_p": 1.5},
-        {"guidance": -0.5},
-        {"guidance_interval": -2},
+        {"cfg_scale": -0.5},
+        {"cfg_interval": -2},
         # Numbers that int32 or float32 cannot hold, or not as they are.
         {"top_k": (1 << 32) + 1},
         {"top_k": 1 << 80},
         {"top_k": 2.5},
         {"top_k": np.uint32(1 << 31)},
-        {"guidance_interval": (1 << 32) + 1},
-        {"guidance": 1e39},
-        {"guidance": 1e30},
+        {"cfg_interval": (1 << 32) + 1},
+        {"cfg_scale": 1e39},
+        {"cfg_scale": 1e30},
         {"temperature": 1e39},
         {"top_p": 1e-45},
         *(
             {name: bad}
-            for name in ("temperature", "top_k", "top_p", "guidance")
+            for name in ("temperature", "top_k", "top_p", "cfg_scale")
             for bad in (math.nan, math.inf, -math.inf, "1", None, [1, math.nan])
         ),
     ],
@@ -130,7 +130,7 @@ def test_the_largest_settings_give_numbers():
     """Scales and filters at the ends of their ranges make no NaN."""
     logits = jnp.asarray(np.random.default_rng(0).normal(0, 100, (4, 50)), jnp.float32)
     ends = {
-        "guidance": [0.0, LARGEST_SCALE],
+        "cfg_scale": [0.0, LARGEST_SCALE],
         "temperature": [0.001, LARGEST_SCALE],
         "top_k": [1, (1 << 31) - 1],
         "top_p": [float(np.finfo(np.float32).tiny), 1.0],
@@ -139,17 +139,19 @@ def test_the_largest_settings_give_numbers():
     rows = values.shape[1]
     settings = make_sampling(rows, **dict(zip(ends, values, strict=True)))
     logits = logits.repeat(rows // 2, axis=0)
-    found = process(guide(logits, settings, jnp.zeros(rows, jnp.int32)), settings)
+    found = process_logits(
+        apply_cfg(logits, settings, jnp.zeros(rows, jnp.int32)), settings
+    )
     assert not np.isnan(found).any() and (found.max(axis=-1) > -np.inf).all()
 
 
 def test_noise_belongs_to_row_and_position_alone():
-    keys = row_keys(7, 5)
+    keys = batch_keys(7, 5)
     positions = jnp.arange(20).reshape(5, 4)
     noise = position_noise(keys, positions, 16)
     one = position_noise(keys[3:4], positions[3:4, 2:3], 16)
     np.testing.assert_array_equal(noise[3, 2], one[0, 0])
-    assert (keys[:2] == row_keys(7, 2)).all()
+    assert (keys[:2] == batch_keys(7, 2)).all()
     assert len(np.unique(np.asarray(noise[..., 0]))) == 20
 
 
@@ -162,12 +164,12 @@ def test_noise_is_made_of_the_words_of_the_published_generator():
 
 def test_noise_of_other_generators_is_refused():
     keys = jax.random.split(jax.random.key(0, impl="rbg"), 2)
-    with pytest.raises(ConfigError, match="of the kind rbg; make them with row_keys"):
+    with pytest.raises(ConfigError, match="of the kind rbg; make them with batch_keys"):
         position_noise(keys, jnp.zeros((2, 1), jnp.int32), 8)
 
 
 def test_noise_is_gumbel_with_its_whole_tail():
-    key = row_keys(0, 64)
+    key = batch_keys(0, 64)
     noise = position_noise(key, jnp.arange(4)[None].repeat(64, 0), 1 << 16)
     assert float(noise.mean()) == pytest.approx(0.5772, abs=2e-3)
     assert float(noise.var()) == pytest.approx(np.pi**2 / 6, rel=5e-3)

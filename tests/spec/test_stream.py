@@ -10,13 +10,13 @@ import pytest
 
 from jaxspec.drafters.jacobi import Jacobi
 from jaxspec.drafters.recycling import TokenRecycling
-from jaxspec.drafters.small_model import SmallModel
+from jaxspec.drafters.small_model import DraftModel
 from jaxspec.sharding import make_mesh, over_rows
 from jaxspec.spec.loop import generate
 from jaxspec.spec.named_trees import named_tree
-from jaxspec.spec.noise import row_keys
+from jaxspec.spec.noise import batch_keys
 from jaxspec.spec.sampling import make_sampling
-from jaxspec.spec.state import Engine, make_limits
+from jaxspec.spec.state import Engine, StoppingCriteria
 from jaxspec.spec.stream import Jobs, begin_stream, run_stream
 from jaxspec.spec.tree import Tree
 from jaxspec.testing.toy import toy_params, toy_target
@@ -28,7 +28,7 @@ DRAFTERS = {
     "plain": (None, Tree.root(), None),
     "jacobi": (Jacobi(VOCAB), BUSHY, None),
     "recycling": (TokenRecycling(VOCAB, 4, False), BUSHY, None),
-    "small": (SmallModel(toy_target(VOCAB)), BUSHY, OTHER),
+    "small": (DraftModel(toy_target(VOCAB)), BUSHY, OTHER),
 }
 
 
@@ -44,10 +44,10 @@ def jobs():
         make_sampling(
             COUNT,
             temperature=rng.choice([0.0, 0.7, 1.0], COUNT),
-            guidance=rng.choice([0.5, 1.0, 2.0], COUNT),
+            cfg_scale=rng.choice([0.5, 1.0, 2.0], COUNT),
         ),
-        row_keys(3, COUNT),
-        make_limits(COUNT, rng.integers(1, LENGTH + 1, COUNT), [5]),
+        batch_keys(3, COUNT),
+        StoppingCriteria.create(COUNT, rng.integers(1, LENGTH + 1, COUNT), [5]),
     )
 
 
@@ -61,7 +61,7 @@ def one_by_one():
     """What plain decoding gives each job, all side by side."""
     run = jax.jit(partial(generate, engine_of(None, Tree.root())))
     work = jobs()
-    return run(PARAMS, None, work.prompt, work.sampling, work.keys, work.limits)
+    return run(PARAMS, None, work.prompt, work.sampling, work.keys, work.stopping)
 
 
 def some(work, numbers, size):
@@ -120,7 +120,7 @@ def test_rows_that_refill_need_fewer_rounds_than_batches_that_wait():
     batches, lockstep = jax.jit(partial(generate, engine)), 0
     for start in range(0, COUNT, rows):
         part = some(work, list(range(start, min(start + rows, COUNT))), rows)
-        given = part.prompt, part.sampling, part.keys, part.limits
+        given = part.prompt, part.sampling, part.keys, part.stopping
         lockstep += int(batches(PARAMS, own, *given).stats.rounds)
     assert finished.result.stats.rounds <= 0.8 * lockstep
 

@@ -17,25 +17,25 @@ import pytest
 
 from jaxspec.bench import generation
 from jaxspec.bundle import load_bundle
-from jaxspec.drafters.block_diffusion import BlockDiffusion
+from jaxspec.drafters.block_diffusion import DFlash
 from jaxspec.drafters.grow import grow
 from jaxspec.drafters.grow.select import private_noise
 from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
 from jaxspec.nn.layers import RMSNorm
 from jaxspec.pipeline import Run
-from jaxspec.spec.draft import Draft, Round
+from jaxspec.spec.draft import Draft, DraftContext
 from jaxspec.spec.envelopes import Beam, BestFirst
 from jaxspec.spec.loop import generate, init_state, spec_step
 from jaxspec.spec.named_trees import named_tree
-from jaxspec.spec.noise import draw_noise, position_noise, private_keys, row_keys
-from jaxspec.spec.sampling import LLAMAGEN_ORDER, make_sampling, process
-from jaxspec.spec.state import Engine, make_limits
+from jaxspec.spec.noise import batch_keys, draw_noise, position_noise, private_keys
+from jaxspec.spec.sampling import LLAMAGEN_ORDER, make_sampling, process_logits
+from jaxspec.spec.state import Engine, StoppingCriteria
 from jaxspec.spec.topology import static_topology
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify import Coupled, Rejection
-from jaxspec.spec.verify.law import Law
-from jaxspec.spec.verify.law import draw as draw_from_law
+from jaxspec.spec.verify.law import Outcome
+from jaxspec.spec.verify.law import sample_outcome as draw_from_law
 from jaxspec.testing.drafts import Conditionals, Drafts, all_drafts
 from jaxspec.testing.enumeration import assert_lossless
 from jaxspec.testing.table_drafter import TableDrafter, table_step
@@ -64,38 +64,43 @@ class Prompter:
     depth are the true tokens, the next is false. -1 leaves all guesses alone.
     """
 
-    inner: BlockDiffusion
+    inner: DFlash
 
-    def init(self, params, start):
-        return self.inner.init(params["inner"], start)
+    def init(self, params, ctx):
+        return self.inner.init(params["inner"], ctx)
 
-    def propose(self, params, state, this):
-        draft, state = self.inner.propose(params["inner"], state, this)
-        depths = jnp.asarray(this.tree.depths)
-        place = jnp.minimum(this.index[:, None] - 1 + depths, LENGTH - 1)
+    def propose(self, params, state, ctx):
+        draft, state = self.inner.propose(params["inner"], state, ctx)
+        depths = jnp.asarray(ctx.tree.depths)
+        place = jnp.minimum(ctx.index[:, None] - 1 + depths, LENGTH - 1)
         truth = jnp.take_along_axis(params["truth"], place, axis=1)
         false = (truth + 1) % TARGET.vocab_size
         wanted = params["depths"][:, None]
-        told = jnp.where(depths <= wanted, truth, false).at[:, 0].set(this.root)
+        told = jnp.where(depths <= wanted, truth, false).at[:, 0].set(ctx.root)
         tokens = jnp.where(wanted >= 0, told, draft.tokens)
         return replace(draft, tokens=tokens), state
 
-    def observe(self, params, state, seen):
-        return self.inner.observe(params["inner"], state, seen)
+    def observe(self, params, state, result):
+        return self.inner.observe(params["inner"], state, result)
 
 
 @lru_cache
 def world():
     """The engine, compiled: `start(stop)` and `step(told, state)`."""
     inner, own, params = make()
-    target = make_target(Transformer(TARGET), guided=True, taps=inner.config.taps)
+    target = make_target(
+        Transformer(TARGET), guided=True, feature_layers=inner.config.feature_layers
+    )
     tree = Tree.chain(DEPTH)
     order = ("temperature",)
     engine = Engine(target, LENGTH, Prompter(inner), tree, order=order, tie_margin=0.0)
-    bound, sampling = inner.bind(own, params), make_sampling(ROWS, guidance=2.0)
+    bound, sampling = (
+        inner.with_target_params(own, params),
+        make_sampling(ROWS, cfg_scale=2.0),
+    )
     nothing = {"truth": jnp.zeros((ROWS, LENGTH), int), "depths": -jnp.ones(ROWS, int)}
 
-    keys = row_keys(0, ROWS)
+    keys = batch_keys(0, ROWS)
 
     def given(told):
         return params, {"inner": bound, **told}, CLASSES, sampling
@@ -108,7 +113,7 @@ def world():
         params=params,
         nothing=nothing,
         start=lambda stop: start(
-            *given(nothing), keys, make_limits(ROWS, LENGTH, stop)
+            *given(nothing), keys, StoppingCriteria.create(ROWS, LENGTH, stop)
         ),
         step=lambda told, state: step(*given(told), state),
     )
@@ -185,7 +190,11 @@ def fresh_contexts(tokens):
     null = jnp.arange(2 * ROWS) >= ROWS
     twice = jnp.concatenate([tokens[:, : LENGTH - 1]] * 2)
     _, features = Transformer(TARGET).score(
-        w.params, jnp.tile(CLASSES, 2), twice, null=null, taps=w.inner.config.taps
+        w.params,
+        jnp.tile(CLASSES, 2),
+        twice,
+        null=null,
+        feature_layers=w.inner.config.feature_layers,
     )
     positions = jnp.broadcast_to(jnp.arange(LENGTH), features.shape[:2])
     network = w.inner.network(w.bound["own"])
@@ -268,11 +277,13 @@ def equations(jaxpr):
 def traced(tree):
     """Equations of a whole generation, and the shapes they are traced with."""
     drafter, own, params = make()
-    target = make_target(Transformer(TARGET), guided=True, taps=drafter.config.taps)
+    target = make_target(
+        Transformer(TARGET), guided=True, feature_layers=drafter.config.feature_layers
+    )
     engine = Engine(target, LENGTH, drafter, tree)
-    sampling = make_sampling(ROWS, guidance=2.0)
-    arguments = (params, drafter.bind(own, params), CLASSES, sampling)
-    program = jax.make_jaxpr(partial(generate, engine))(*arguments, row_keys(0, ROWS))
+    sampling = make_sampling(ROWS, cfg_scale=2.0)
+    arguments = (params, drafter.with_target_params(own, params), CLASSES, sampling)
+    program = jax.make_jaxpr(partial(generate, engine))(*arguments, batch_keys(0, ROWS))
     return list(equations(program.jaxpr))
 
 
@@ -327,34 +338,35 @@ def test_taps_are_outputs_of_layers():
         model = Transformer(config)
         return jax.jit(partial(model.score, **options))(own, label, tokens)
 
-    _, features = score(config, taps=(0, 1))
-    for tap, own in enumerate(jnp.split(features, 2, axis=-1)):
-        logits, _ = score(replace(config, layers=tap + 1))
+    _, features = score(config, feature_layers=(0, 1))
+    for layer, own in enumerate(jnp.split(features, 2, axis=-1)):
+        logits, _ = score(replace(config, layers=layer + 1))
         norm = RMSNorm(config.norm_eps).apply({"params": params["norm"]}, own)
         np.testing.assert_allclose(norm @ params["head"], logits, atol=1e-5)
 
 
 @dataclass(frozen=True)
 class FromAllLayers:
-    """A block drafter beside a target that shows all layers; its "taps" are data."""
+    """A block drafter beside a target that shows all layers; its "feature_layers" are
+    data."""
 
-    inner: BlockDiffusion
+    inner: DFlash
 
     def chosen(self, params, features):
         layers = jnp.stack(jnp.split(features, self.inner.target.layers, -1), axis=-2)
-        own = layers[..., params["taps"], :]
+        own = layers[..., params["feature_layers"], :]
         return own.reshape(*features.shape[:-1], -1)
 
-    def init(self, params, start):
-        start = replace(start, features=self.chosen(params, start.features))
-        return self.inner.init(params["inner"], start)
+    def init(self, params, ctx):
+        ctx = replace(ctx, features=self.chosen(params, ctx.features))
+        return self.inner.init(params["inner"], ctx)
 
-    def propose(self, params, state, this):
-        return self.inner.propose(params["inner"], state, this)
+    def propose(self, params, state, ctx):
+        return self.inner.propose(params["inner"], state, ctx)
 
-    def observe(self, params, state, seen):
-        seen = replace(seen, features=self.chosen(params, seen.features))
-        return self.inner.observe(params["inner"], state, seen)
+    def observe(self, params, state, result):
+        result = replace(result, features=self.chosen(params, result.features))
+        return self.inner.observe(params["inner"], state, result)
 
 
 def test_a_drafter_that_reads_the_wrong_layers_is_seen_in_what_is_accepted():
@@ -362,21 +374,21 @@ def test_a_drafter_that_reads_the_wrong_layers_is_seen_in_what_is_accepted():
     bundle, rows = load_bundle(), 16
     inner, prior = bundle.drafter.config, bundle.prior
     every = tuple(range(inner.target.layers))
-    target = make_target(Transformer(prior.config), guided=True, taps=every)
+    target = make_target(Transformer(prior.config), guided=True, feature_layers=every)
     drafter, order = FromAllLayers(inner), ("temperature",)
     engine = Engine(target, 64, drafter, Tree.chain(2), order=order, tie_margin=0.0)
     run, prompt = jax.jit(partial(generate, engine)), jnp.arange(0, 4 * rows, 4)
-    sampling, keys = make_sampling(rows, guidance=2.0), row_keys(0, rows)
-    bound = inner.bind(bundle.drafter.params, prior.params)
+    sampling, keys = make_sampling(rows, cfg_scale=2.0), batch_keys(0, rows)
+    bound = inner.with_target_params(bundle.drafter.params, prior.params)
 
-    def with_taps(taps):
-        params = {"inner": bound, "taps": jnp.array(taps)}
+    def with_taps(feature_layers):
+        params = {"inner": bound, "feature_layers": jnp.array(feature_layers)}
         out = run(prior.params, params, prompt, sampling, keys)
         return out.tokens, float(out.lengths.sum() / out.stats.calls.sum())
 
-    taps = inner.config.taps
-    tokens, good = with_taps(taps)
-    for wrong in (tuple(tap - 1 for tap in taps), taps[::-1]):
+    feature_layers = inner.config.feature_layers
+    tokens, good = with_taps(feature_layers)
+    for wrong in (tuple(layer - 1 for layer in feature_layers), feature_layers[::-1]):
         same, bad = with_taps(wrong)
         np.testing.assert_array_equal(same, tokens)
         assert bad < good - 0.05
@@ -389,8 +401,8 @@ def test_a_drafter_that_reads_the_wrong_layers_is_seen_in_what_is_accepted():
 class Oracle(NoisyOracle):
     """Knows every token, and drafts without gaps."""
 
-    def propose(self, params, state, this):
-        draft, state = super().propose(params, state, this)
+    def propose(self, params, state, ctx):
+        draft, state = super().propose(params, state, ctx)
         return replace(draft, valid=jnp.ones_like(draft.valid)), state
 
 
@@ -398,7 +410,10 @@ def test_a_row_may_end_anywhere_on_an_accepted_path():
     """At the prefill, at each place of a path, at its extra token; one of two stops."""
     length, vocab, depth = 14, 97, 3
     params, target = toy_params(vocab, length + 20), toy_target(vocab)
-    prompt, keys = jnp.zeros(length, jnp.int32), row_keys(1, 1)[jnp.zeros(length, int)]
+    prompt, keys = (
+        jnp.zeros(length, jnp.int32),
+        batch_keys(1, 1)[jnp.zeros(length, int)],
+    )
     sampling = make_sampling(length, temperature=50.0)  # seldom the same token twice
     order = ("temperature",)
     engine = Engine(target, length, Oracle(vocab), Tree.chain(depth), order=order)
@@ -406,8 +421,8 @@ def test_a_row_may_end_anywhere_on_an_accepted_path():
 
     def go(known, stop):
         oracle = {"tokens": jnp.asarray(known), "spoil": 0.0}
-        limits = make_limits(length, length, stop)
-        return run(params, oracle, prompt, sampling, keys, limits)
+        stopping = StoppingCriteria.create(length, length, stop)
+        return run(params, oracle, prompt, sampling, keys, stopping)
 
     # All rows are the same row; row i is to stop at token i.
     tokens = np.asarray(go(jnp.zeros((length, length), int), [-1, -1]).tokens)
@@ -437,7 +452,7 @@ def test_a_cache_without_room_for_the_tree_would_be_seen():
     """
     length, vocab, params = test_limits.LENGTH, test_limits.VOCAB, test_limits.PARAMS
     rows, tree, target = 64, Tree.chain(4), toy_target(test_limits.VOCAB)
-    prompt, keys = jnp.zeros(rows, jnp.int32), row_keys(7, rows)
+    prompt, keys = jnp.zeros(rows, jnp.int32), batch_keys(7, rows)
     sampling = make_sampling(rows)
     plain = test_limits.runner(1)(params, None, prompt, sampling, keys).tokens
 
@@ -459,7 +474,7 @@ def test_a_cache_without_room_for_the_tree_would_be_seen():
 
 
 @EVERY_RULE
-def test_no_coin_lets_an_impossible_token_through(rule, selection, tree):
+def test_no_coin_lets_an_impossible_token_through(verifier, selection, tree):
     """Noise that could not be worse: all of it on what must not be taken."""
     drafts = batch(random_laws(6, 3, 2, zeros=0.4), tree, selection)
     draft, tree, rows = drafts.draft, drafts.tree, np.arange(len(drafts.chance))
@@ -471,7 +486,7 @@ def test_no_coin_lets_an_impossible_token_through(rule, selection, tree):
     below = (tree.ancestors & banned[:, None, :]).any(-1)  # or above it
     assert below.any() and never.any()
     noise = draw_noise(
-        row_keys(0, len(rows)),
+        batch_keys(0, len(rows)),
         jnp.tile(jnp.arange(tree.depth + 1), (len(rows), 1)),
         tree.size,
         3,
@@ -486,7 +501,7 @@ def test_no_coin_lets_an_impossible_token_through(rule, selection, tree):
             fresh=Given(jnp.where(at_depth, size, noise.coupled)),
             nodes=jnp.where(below, size, noise.nodes),
         )
-        verdict = compiled(rule, "verify", tree)(drafts.log_p, draft, worst)
+        verdict = compiled(verifier, "verify", tree)(drafts.log_p, draft, worst)
         last = np.asarray(verdict.path[:, -1])
         assert not below[rows, last].any()
         assert not never[rows, last, np.asarray(verdict.next_token)].any()
@@ -500,20 +515,20 @@ def test_chances_far_below_a_thousandth_are_met():
     def counts(keys):
         noise = draw_noise(keys, jnp.tile(jnp.arange(2), (rows, 1)), tree.size, 2)
         small = jnp.array([1 - rare, rare])
-        law = Law(
+        law = Outcome(
             jnp.broadcast_to(small, (rows, 2)), jnp.broadcast_to(small, (rows, 2, 2))
         )
         verdict = draw_from_law(law, static_topology(tree), noise)
         return jnp.stack([verdict.accepted.sum(), verdict.next_token.sum()])
 
-    found = np.asarray(counts(row_keys(0, rows)))
+    found = np.asarray(counts(batch_keys(0, rows)))
     wanted = rare * rows  # 60; coins on a grid of 1e-4 would give 0 or 200
     assert (np.abs(found - wanted) < 5 * np.sqrt(wanted)).all(), found
 
 
 def test_every_kind_of_draw_has_noise_of_its_own():
-    """Rule, coupling and drafter never see the same numbers, at any two positions."""
-    vocab, size, keys = 2048, 3, row_keys(5, 2)
+    """Verifier, coupling and drafter never see the same numbers."""
+    vocab, size, keys = 2048, 3, batch_keys(5, 2)
     positions = 7 + jnp.arange(size)
     each = jnp.tile(positions, (2, 1))
     noise = draw_noise(keys, each, 4, vocab)
@@ -521,10 +536,10 @@ def test_every_kind_of_draw_has_noise_of_its_own():
     sampling = make_sampling(2)
     private = []
     for position in positions:
-        this: Any = SimpleNamespace(
+        ctx: Any = SimpleNamespace(
             keys=private_keys(keys, jnp.full(2, position)), sampling=sampling
         )
-        private += [private_noise(this, depth, (vocab,)) for depth in range(size)]
+        private += [private_noise(ctx, depth, (vocab,)) for depth in range(size)]
     # [anything, V]: rows, positions, streams of draws.
     fresh = [noise.fresh.at(jnp.full(2, place)) for place in range(size)]
     drawn = [*noise.coupled.swapaxes(0, 1), *fresh]
@@ -546,7 +561,7 @@ def test_temperature_comes_before_the_filters():
 
     def kept(order=LLAMAGEN_ORDER, **settings):
         sampling = make_sampling(1, temperature=2.0, **settings)
-        return np.isfinite(process(logits, sampling, order))[0].tolist()
+        return np.isfinite(process_logits(logits, sampling, order))[0].tolist()
 
     # Heated: .379 .294 .208 .120, and .431 .334 .236 of the first three.
     assert kept(top_p=0.7) == [True, True, True, False]
@@ -564,25 +579,25 @@ TABLE = jax.random.normal(jax.random.key(1), (2, VOCAB, VOCAB))
 @pytest.mark.parametrize("tree", [named_tree("0,1,00"), BestFirst(5, 2)], ids=str)
 def test_the_drafters_law_is_processed_as_the_targets(tree):
     rows = 8
-    this = Round(
+    ctx = DraftContext(
         root=jnp.arange(rows) % VOCAB,
         tokens=jnp.zeros((rows, 1), jnp.int32),
         position=jnp.zeros(rows, jnp.int32),
         index=jnp.zeros(rows, jnp.int32),
         noise=jnp.zeros((rows, 3, VOCAB)),
-        keys=row_keys(0, rows),
+        keys=batch_keys(0, rows),
         sampling=make_sampling(rows, **FILTERS),
         tree=tree,
         selection="without_replacement",
     )
 
-    draft = jax.jit(lambda this: grow(this, table_step(TABLE))[0])(this)
+    draft = jax.jit(lambda ctx: grow(ctx, table_step(TABLE))[0])(ctx)
     shape = draft.topology(tree)
     internal = np.flatnonzero((np.asarray(shape.depths) < 2).all(0))
     internal = internal if shape.internal is None else np.array(shape.internal)
     for n in internal:
         logits = TABLE[np.asarray(shape.depths[..., n]), draft.tokens[:, n]]
-        own = process(logits, this.sampling, LLAMAGEN_ORDER)
+        own = process_logits(logits, ctx.sampling, LLAMAGEN_ORDER)
         assert (own == -jnp.inf).any()
         slot = np.broadcast_to(shape.slots[:, n], rows)
         found = np.asarray(draft.log_q)[np.arange(rows), slot]
@@ -609,18 +624,18 @@ def exact_law(params, temperature, top_k, top_p):
     return law
 
 
-@pytest.mark.parametrize("rule", [Rejection(), Coupled()], ids=str)
-def test_accepted_residual_and_extra_tokens_all_pass_the_same_filters(rule):
+@pytest.mark.parametrize("verifier", [Rejection(), Coupled()], ids=str)
+def test_accepted_residual_and_extra_tokens_all_pass_the_same_filters(verifier):
     """With one level of drafts the third token is often the extra one after a leaf.
 
     The first comes from the prefill, and no draft could spoil it.
     """
     rows, params = 6000, toy_params(VOCAB, 12, seed=3)
     tree = named_tree("0,1")
-    engine = Engine(toy_target(VOCAB), 3, TableDrafter(), tree, rule)
+    engine = Engine(toy_target(VOCAB), 3, TableDrafter(), tree, verifier)
     run = jax.jit(partial(generate, engine))
     prompt, sampling = jnp.zeros(rows, jnp.int32), make_sampling(rows, **FILTERS)
-    out = run(params, {"table": TABLE}, prompt, sampling, row_keys(0, rows))
+    out = run(params, {"table": TABLE}, prompt, sampling, batch_keys(0, rows))
     tokens = np.asarray(out.tokens)
     accepted = out.stats.accepted[:, 1]
     assert ((out.stats.calls == 2) & (accepted == 1)).sum() > rows / 10
@@ -639,7 +654,7 @@ def test_accepted_residual_and_extra_tokens_all_pass_the_same_filters(rule):
 
 @EVERY_RULE
 def test_nodes_that_are_not_valid_are_never_kept_and_bias_nothing(
-    rule, selection, tree
+    verifier, selection, tree
 ):
     """Shorter drafts, for reasons that have nothing to do with their tokens.
 
@@ -649,25 +664,25 @@ def test_nodes_that_are_not_valid_are_never_kept_and_bias_nothing(
     tree = named_tree(tree)
     p, q = Conditionals.random(3, 3, 4), Conditionals.random(3, 2, 5, zeros=0.3)
     drafts = all_drafts(q, tree, selection)
-    judge = jax.jit(lambda log_p, draft: rule.law(log_p, draft, tree))
+    judge = jax.jit(lambda log_p, draft: verifier.outcome(log_p, draft, tree))
     rows = len(drafts.chance)
     flat = jnp.zeros((rows, tree.size, 3))
     positions = jnp.tile(jnp.arange(tree.depth + 1), (rows, 1))
-    noise = draw_noise(row_keys(1, rows), positions, tree.size, 3)
+    noise = draw_noise(batch_keys(1, rows), positions, tree.size, 3)
     for absent in range(1, tree.size):
         wanted = jnp.arange(tree.size) != absent
         draft = drafts.draft.keep(jnp.broadcast_to(wanted, flat.shape[:2]), past=True)
-        assert_lossless(rule, p, replace(drafts, draft=draft), draws=0)
+        assert_lossless(verifier, p, replace(drafts, draft=draft), draws=0)
         gone = tree.ancestors[:, absent]
         stop = np.asarray(judge(flat, draft).stop)
         assert (stop[:, gone] == 0).all()
-        verdict = compiled(rule, "verify", tree)(flat, draft, noise)
+        verdict = compiled(verifier, "verify", tree)(flat, draft, noise)
         assert not gone[np.asarray(verdict.path)].any()
         np.testing.assert_allclose(stop.sum(-1), 1, atol=1e-5)
         # Without a token in it the law stays, and so does the outcome, but for a sample
         # drawn from what that token left.
         empty = replace(draft, tokens=jnp.where(wanted, draft.tokens, -1))
-        assert_lossless(rule, p, replace(drafts, draft=empty), draws=0)
+        assert_lossless(verifier, p, replace(drafts, draft=empty), draws=0)
         if selection != "top_and_sample":
             np.testing.assert_array_equal(judge(flat, empty).stop, stop)
 
@@ -681,14 +696,14 @@ def test_given_children_may_repeat_a_token():
     assert (tokens[:, 1] == tokens[:, 2]).any()
     drafts = Drafts(draft, np.full(len(rows), 1 / len(rows)), tree, True)
     p = Conditionals.random(vocab, 3, 6, zeros=0.2)
-    for rule in (Rejection(), Coupled()):
-        assert_lossless(rule, p, drafts, draws=0)
+    for verifier in (Rejection(), Coupled()):
+        assert_lossless(verifier, p, drafts, draws=0)
     # The control: twins that pass for independent samples of a law they do not have.
     log_q = jnp.full((len(rows), len(tree.internal), vocab), -np.log(vocab))
     twins = rows.copy()
     twins[:, 1] = twins[:, 0]
     twins = jnp.asarray(np.pad(twins, ((0, 0), (1, 0))))
-    lying = Draft(twins, draft.valid, log_q=log_q, drawn="with_replacement")
+    lying = Draft(twins, draft.valid, log_q=log_q, selection="with_replacement")
     with pytest.raises(AssertionError, match="is biased"):
         assert_lossless(
             Rejection(),

@@ -112,7 +112,7 @@ def test_more_children_than_the_width_allows_are_left_out_of_the_law():
         parents=jnp.zeros((1, 4), jnp.int32),
     )
     p = jnp.log(jnp.tile(jnp.array([0.5, 0.3, 0.2]), (1, 4, 1)))
-    stop = Coupled().law(p, draft, Beam(4, 2, branch=2)).stop
+    stop = Coupled().outcome(p, draft, Beam(4, 2, branch=2)).stop
     np.testing.assert_allclose(stop, [[0.2, 0.5, 0.3, 0.0]], atol=1e-6)
 
 

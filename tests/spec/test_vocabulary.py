@@ -5,7 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.spec.vocabulary import choose, invert, top_tokens
+from jaxspec.spec.vocabulary import (
+    argmax_with_margin,
+    sample_by_inverse_cdf,
+    vocab_top_k,
+)
 
 SIZES = [5, 511, 512, 700, 16384]
 
@@ -20,14 +24,14 @@ def with_ties(vocab):
 def test_the_best_tokens_are_those_of_a_full_search_ties_included(vocab):
     for scores in (with_ties(vocab), jax.random.normal(jax.random.key(1), (3, vocab))):
         for count in (1, 4, min(vocab, 300)):
-            best, tokens = jax.jit(top_tokens, static_argnums=1)(scores, count)
+            best, tokens = jax.jit(vocab_top_k, static_argnums=1)(scores, count)
             wanted, ids = jax.lax.top_k(scores, count)
             np.testing.assert_array_equal(best, wanted)
             there = np.isfinite(best)  # which of those that are not there is no matter
             np.testing.assert_array_equal(
                 np.where(there, tokens, -1), np.where(there, ids, -1)
             )
-        first, lead = choose(scores)
+        first, lead = argmax_with_margin(scores)
         np.testing.assert_array_equal(first, jnp.argmax(scores, axis=-1))
         two, _ = jax.lax.top_k(scores, 2)
         np.testing.assert_array_equal(lead, two[..., 0] - two[..., 1])
@@ -38,7 +42,7 @@ def test_shares_of_the_mass_are_inverted(vocab):
     weights = jnp.exp(with_ties(vocab))
     shares = jnp.concatenate([jnp.linspace(0.0, 1.0, 40), jnp.array([1 - 2.0**-24])])
     shares = jnp.broadcast_to(shares, (3, 2, 41))
-    tokens = np.asarray(jax.jit(invert)(weights, shares))
+    tokens = np.asarray(jax.jit(sample_by_inverse_cdf)(weights, shares))
     assert np.take_along_axis(np.asarray(weights), tokens, axis=-1).min() > 0
     total = np.cumsum(np.asarray(weights, np.float64), axis=-1)
     total /= total[..., -1:]

@@ -37,7 +37,7 @@ def relaxed_probability(p, x, kin, *, k, delta=None, lam=None):
     return p[x] + mass, fitting
 
 
-def normalised(x, otherwise):
+def normalized(x, otherwise):
     total = sum(x)
     return [mass / total for mass in x] if total > 0 else otherwise
 
@@ -66,7 +66,7 @@ def walk(tree, tokens, valid, p_after, q_after, accept, reject):
             p = reject(p, q, x, child)
             if q is not None:  # drawn without replacement
                 q[x] = 0.0
-                q = normalised(q, q)
+                q = normalized(q, q)
         for y, mass in enumerate(p):
             outcomes[*path, y] += chance * mass
 
@@ -103,14 +103,14 @@ def random_round(tree, *, rows=30, vocab=7, seed=0, zeros=0.3, absent=0.15):
         jnp.asarray(tokens),
         jnp.asarray(valid),
         log_q=jnp.asarray(log_q[:, tree.internal]),
-        drawn="without_replacement",
+        selection="without_replacement",
     )
     return jnp.asarray(log_p), draft, p, q
 
 
 def as_given(draft):
     """The same tokens without a distribution that they were drawn from."""
-    return replace(draft, log_q=None, drawn="top")
+    return replace(draft, log_q=None, selection="top")
 
 
 def outcomes_of(law, tree, tokens, row):

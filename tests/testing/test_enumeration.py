@@ -11,11 +11,11 @@ from jaxspec.spec.envelopes import Beam, BestFirst, StochasticBeam
 from jaxspec.spec.named_trees import named_tree
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify import Block, Coupled, GreedySet, KSeq, Rejection
-from jaxspec.spec.verify.law import Law
+from jaxspec.spec.verify.law import Outcome
 from jaxspec.testing.drafts import Conditionals, all_drafts, sampled_drafts
 from jaxspec.testing.enumeration import assert_lossless, distortion
 
-RULES = [
+VERIFIERS = [
     Coupled(),
     Rejection("without_replacement"),
     Rejection("with_replacement"),
@@ -61,22 +61,22 @@ def laws(vocab, length):
 
 # Block judges chains alone.
 JUDGED = [
-    (rule, vocab, tree)
-    for rule in RULES
+    (verifier, vocab, tree)
+    for verifier in VERIFIERS
     for vocab, tree in SIZES
-    if tree.startswith("chain") or not isinstance(rule, Block)
+    if tree.startswith("chain") or not isinstance(verifier, Block)
 ]
 
 
-@pytest.mark.parametrize(("rule", "vocab", "tree"), JUDGED, ids=str)
-def test_the_output_law_is_the_targets(rule, vocab, tree):
+@pytest.mark.parametrize(("verifier", "vocab", "tree"), JUDGED, ids=str)
+def test_the_output_law_is_the_targets(verifier, vocab, tree):
     tree = named_tree(tree)
     for p, q in laws(vocab, tree.depth + 1):
-        assert_lossless(rule, p, all_drafts(q, tree, rule.selection), draws=0)
+        assert_lossless(verifier, p, all_drafts(q, tree, verifier.selection), draws=0)
 
 
 @pytest.mark.parametrize(
-    ("rule", "tree"),
+    ("verifier", "tree"),
     [
         (Rejection(), named_tree("0,1,00,01,10")),
         (Rejection("with_replacement"), named_tree("0,1,00,01,10")),
@@ -90,21 +90,21 @@ def test_the_output_law_is_the_targets(rule, vocab, tree):
     ],
     ids=str,
 )
-def test_drafts_as_the_library_draws_them_keep_the_law(rule, tree):
+def test_drafts_as_the_library_draws_them_keep_the_law(verifier, tree):
     """Production drafters, sampled; the rule's law of each is exact."""
     rng = np.random.default_rng(0)
     steps = rng.dirichlet(np.full(4, 0.5), size=(tree.depth, 4))
     p = Conditionals.random(4, tree.depth + 1, 1)
-    how = "top" if isinstance(tree, Beam) else rule.selection
-    assert_lossless(rule, p, sampled_drafts(steps, tree, how, 20000), draws=0)
+    how = "top" if isinstance(tree, Beam) else verifier.selection
+    assert_lossless(verifier, p, sampled_drafts(steps, tree, how, 20000), draws=0)
 
 
 # What follows must fail: each is a mistake that was made somewhere.
 
 
-def caught(rule, p, drafts):
+def caught(verifier, p, drafts):
     with pytest.raises(AssertionError, match="is biased"):
-        assert_lossless(rule, p, drafts)
+        assert_lossless(verifier, p, drafts)
 
 
 P = Conditionals.random(4, 3, 1)
@@ -115,10 +115,10 @@ CHAIN, PAIR = Tree.chain(2), named_tree("0,1")
 def test_accepting_everything_is_caught():
     @dataclass(frozen=True)
     class AcceptAll(Rejection):
-        def law(self, log_p, draft, tree, greedy=None, params=None):
-            law = super().law(log_p, draft, tree, greedy, params)
+        def outcome(self, log_p, draft, tree, greedy=None, params=None):
+            law = super().outcome(log_p, draft, tree, greedy, params)
             last = jnp.zeros_like(law.stop).at[:, tree.size - 1].set(1.0)
-            return Law(last, law.final)
+            return Outcome(last, law.final)
 
     caught(AcceptAll(), P, all_drafts(Q, CHAIN, "without_replacement"))
 
@@ -126,11 +126,11 @@ def test_accepting_everything_is_caught():
 class Wrapped:
     """A rule with nothing but `verify`, which may be spoilt."""
 
-    def __init__(self, rule, always_last=False):
-        self.rule, self.always_last = rule, always_last
+    def __init__(self, verifier, always_last=False):
+        self.verifier, self.always_last = verifier, always_last
 
     def verify(self, log_p, draft, tree, noise, params=None, features=None):
-        verdict = self.rule.verify(log_p, draft, tree, noise, params, features)
+        verdict = self.verifier.verify(log_p, draft, tree, noise, params, features)
         if not self.always_last:
             return verdict
         shape, rows = draft.topology(tree), draft.tokens.shape[0]
@@ -141,16 +141,16 @@ class Wrapped:
         return replace(verdict, path=shape.path(end), accepted=depth, next_token=token)
 
 
-@pytest.mark.parametrize("rule", [Rejection(), Block(), Coupled()], ids=str)
-def test_what_verify_draws_is_held_to_the_law_too(rule):
+@pytest.mark.parametrize("verifier", [Rejection(), Block(), Coupled()], ids=str)
+def test_what_verify_draws_is_held_to_the_law_too(verifier):
     """A rule with an honest law that acts otherwise, and one that has no law at all."""
-    drafts = all_drafts(Q, CHAIN, rule.selection)
-    assert_lossless(rule, P, drafts)
-    assert_lossless(Wrapped(rule), P, drafts)
-    cheat = Wrapped(rule, always_last=True)
+    drafts = all_drafts(Q, CHAIN, verifier.selection)
+    assert_lossless(verifier, P, drafts)
+    assert_lossless(Wrapped(verifier), P, drafts)
+    cheat = Wrapped(verifier, always_last=True)
     with pytest.raises(AssertionError, match="verify is biased"):
         assert_lossless(cheat, P, drafts)
-    cheat.law = rule.law
+    cheat.outcome = verifier.outcome
     assert_lossless(cheat, P, drafts, draws=0)
     with pytest.raises(AssertionError, match="verify is biased"):
         assert_lossless(cheat, P, drafts)
@@ -169,15 +169,17 @@ def test_a_lie_about_q_is_caught():
     drafts = all_drafts(Q, CHAIN, "without_replacement")
     flat = jnp.full_like(drafts.draft.log_q, -np.log(4))
     lying = replace(drafts, draft=replace(drafts.draft, log_q=flat))
-    for rule in (Rejection(), Block()):
-        assert_lossless(rule, P, drafts)
-        caught(rule, P, lying)
+    for verifier in (Rejection(), Block()):
+        assert_lossless(verifier, P, drafts)
+        caught(verifier, P, lying)
 
 
 def test_argmax_drafts_that_pass_for_samples_are_caught():
     """The bias of a peer library: drafts by argmax, corrected as if drawn from q."""
     drafts = all_drafts(Q, CHAIN, "top")
-    lying = replace(drafts, draft=replace(drafts.draft, drawn="without_replacement"))
+    lying = replace(
+        drafts, draft=replace(drafts.draft, selection="without_replacement")
+    )
     assert_lossless(Rejection("top"), P, drafts)
     caught(Rejection(), P, lying)
 
@@ -207,14 +209,14 @@ def test_one_draw_for_each_path_is_caught():
 
     @dataclass(frozen=True)
     class PathDraws(Rejection):
-        def law(self, log_p, draft, tree, greedy=None, params=None):
+        def outcome(self, log_p, draft, tree, greedy=None, params=None):
             p = jnp.exp(log_p[:, 0])
             stop, missed = [], 1.0
             for n in range(1, tree.size):
                 chance = jnp.take_along_axis(p, draft.tokens[:, n : n + 1], 1)[:, 0]
                 stop.append(missed * chance)
                 missed = missed * (1 - chance)
-            return Law(jnp.stack([missed, *stop], axis=1), jnp.exp(log_p))
+            return Outcome(jnp.stack([missed, *stop], axis=1), jnp.exp(log_p))
 
     p = Conditionals.constant([0.5, 0.3, 0.2], 2)
     drafts = all_drafts(Conditionals.constant([0.5, 0.3, 0.2], 1), PAIR, "top")
@@ -227,14 +229,14 @@ def test_batches_in_lockstep_are_caught():
 
     @dataclass(frozen=True)
     class Lockstep(Rejection):
-        def law(self, log_p, draft, tree, greedy=None, params=None):
-            law = super().law(log_p, draft, tree, greedy, params)
-            # A neighbour that accepts 0, 1 or 2 tokens with equal chances.
+        def outcome(self, log_p, draft, tree, greedy=None, params=None):
+            law = super().outcome(log_p, draft, tree, greedy, params)
+            # A neighbor that accepts 0, 1 or 2 tokens with equal chances.
             at_least = jnp.array([1.0, 2 / 3, 1 / 3])
             own = jnp.cumsum(law.stop[:, ::-1], axis=1)[:, ::-1]
             both = own * at_least
             stop = both - jnp.pad(both[:, 1:], ((0, 0), (0, 1)))
-            return Law(stop, law.final)
+            return Outcome(stop, law.final)
 
     caught(Lockstep(), P, all_drafts(Q, CHAIN, "without_replacement"))
 

@@ -64,8 +64,8 @@ def test_losses_on_a_mesh_are_those_on_one_device(part, mesh, alone, data, tmp_p
     assert len(mine) == 50 and theirs[-1] < theirs[0]
     np.testing.assert_allclose(mine, theirs, rtol=2e-3)
     np.testing.assert_allclose(mine[:5], theirs[:5], rtol=1e-5)
-    about = load_checkpoint(tmp_path / "checkpoint" / part).about
-    assert about["command"].endswith("--mesh " + " ".join(mesh))
+    metadata = load_checkpoint(tmp_path / "checkpoint" / part).metadata
+    assert metadata["command"].endswith("--mesh " + " ".join(mesh))
 
 
 @pytest.mark.slow

@@ -172,7 +172,7 @@ IMPOSSIBLE = {
 }
 OF_DRAFTERS = {
     "decay": (0, -1, NAN),
-    "guidance": (0.5, NAN, INF),
+    "cfg_scale": (0.5, NAN, INF),
     "null_share": (-0.1, 1.1, NAN),
     "regression": (-1, NAN),
     "drawn": (-1, 0.5),

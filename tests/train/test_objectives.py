@@ -7,16 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.config import PromptTokensConfig, TransformerConfig
-from jaxspec.drafters.mask_drafter import MaskDrafter
-from jaxspec.drafters.prompt_tokens import PromptTokens
-from jaxspec.drafters.riding_blocks import prompt_tokens, tidar
+from jaxspec.config import PPDConfig, TransformerConfig
+from jaxspec.drafters.mask_drafter import Deer
+from jaxspec.drafters.prompt_tokens import PPD
+from jaxspec.drafters.riding_blocks import ppd, tidar
 from jaxspec.errors import ConfigError
 from jaxspec.models.masked_diffusion import MaskedDiffusion
 from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
 from jaxspec.spec.named_trees import named_tree
-from jaxspec.spec.noise import row_keys
+from jaxspec.spec.noise import batch_keys
 from jaxspec.spec.sampling import make_sampling
 from jaxspec.spec.tree import Tree
 from jaxspec.train.objectives import (
@@ -57,7 +57,7 @@ def test_riders_say_what_one_pass_over_the_tokens_says(kind):
     """After some rounds, block and shift and masks are those of a pass by hand."""
     tree = Tree.chain(3) if kind == "tidar" else named_tree("0,1,00")
     drafter = tidar(CONFIG, 4) if kind == "tidar" else None
-    drafter = drafter or prompt_tokens(CONFIG, 3)
+    drafter = drafter or ppd(CONFIG, 3)
     target = make_target(MODEL, guided=False)
     _, state = after(3, target, PARAMS, drafter, None, tree, LABELS, make_sampling(3))
     riders = len(drafter.ids)
@@ -71,7 +71,7 @@ def test_riders_say_what_one_pass_over_the_tokens_says(kind):
         logits, _ = MODEL.score(
             PARAMS, LABELS[b : b + 1], tokens[None], causal=jnp.asarray(table)
         )
-        wanted = logits[0, total - drafter.reach :]
+        wanted = logits[0, total - drafter.max_depth :]
         np.testing.assert_allclose(state.drafter.logits[b], wanted, atol=1e-4)
 
 
@@ -80,8 +80,8 @@ def test_blocks_need_their_tokens_and_room():
     with pytest.raises(ConfigError, match="0 extra tokens, 1 are needed"):
         tidar(plain, 4)
     with pytest.raises(ConfigError, match="has 3 extra tokens already"):
-        PromptTokens(PromptTokensConfig(2), CONFIG)
-    masks = MaskDrafter(make_target(MODEL, guided=False), 2, CONFIG.vocab_size)
+        PPD(PPDConfig(2), CONFIG)
+    masks = Deer(make_target(MODEL, guided=False), 2, CONFIG.vocab_size)
     with pytest.raises(ConfigError, match="3 deep, the block reaches 2"):
         masks.check_tree(Tree.chain(3))
     with pytest.raises(ConfigError, match="4 deep, blocks of 4 rows reach 3"):
@@ -115,8 +115,8 @@ def test_masked_diffusion_sees_what_is_known_and_nothing_else():
 
 @pytest.mark.parametrize("steps", [16, 5])
 def test_masked_diffusion_generates_by_itself_row_by_row(steps):
-    model, keys = MaskedDiffusion(MODEL), row_keys(0, 3)
-    sampling = make_sampling(3, temperature=[1.0, 0.0, 1.0], guidance=1.5)
+    model, keys = MaskedDiffusion(MODEL), batch_keys(0, 3)
+    sampling = make_sampling(3, temperature=[1.0, 0.0, 1.0], cfg_scale=1.5)
     run = jax.jit(
         lambda prompt, keys, sampling: model.sample(
             PARAMS, prompt, keys, sampling, 16, steps

@@ -10,66 +10,70 @@ import pytest
 
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import (
-    AdapterConfig,
-    BlockDiffusionConfig,
-    PromptTokensConfig,
-    SemiAutoregressiveConfig,
+    DFlashConfig,
+    FalconConfig,
+    KangarooConfig,
+    PPDConfig,
 )
 from jaxspec.data.codes import CodeSource
 from jaxspec.data.text import TextSource
-from jaxspec.drafters.block_diffusion import BlockDiffusion
+from jaxspec.drafters.block_diffusion import DFlash
 from jaxspec.drafters.falcon import Falcon
-from jaxspec.drafters.feature_head import FeatureHead
+from jaxspec.drafters.feature_head import Eagle
 from jaxspec.drafters.kangaroo import Kangaroo
-from jaxspec.drafters.parallel_heads import ParallelHeads
-from jaxspec.drafters.prompt_tokens import PromptTokens
+from jaxspec.drafters.parallel_heads import Medusa
+from jaxspec.drafters.prompt_tokens import PPD
 from jaxspec.errors import ConfigError
 from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
-from jaxspec.spec.draft import Round, Start
+from jaxspec.spec.draft import DraftContext, InitContext
 from jaxspec.spec.loop import generate
-from jaxspec.spec.noise import row_keys
+from jaxspec.spec.noise import batch_keys
 from jaxspec.spec.sampling import make_sampling
 from jaxspec.spec.state import Engine
 from jaxspec.spec.tree import Tree
 from jaxspec.train.divergence import divergence, overlap
-from jaxspec.train.drafter import guess_losses, make_step
+from jaxspec.train.drafter import drafter_losses, make_step
 from jaxspec.train.experiment import DrafterTrainingConfig
 from jaxspec.train.kept_features import keep_features
 from jaxspec.train.optimizer import begin
 from jaxspec.train.recipes import lesson as lessons
 from jaxspec.train.recipes import recipe_of
-from jaxspec.train.recipes.lesson import make_lesson
+from jaxspec.train.recipes.lesson import run_teacher
 from tests.drafters.tiny import EAGLE, HEADS, NARROW, bound_params
 from tests.drafters.tiny import TARGET as WIDE
 from tests.models.tiny import random_params
 
 TARGET = replace(WIDE, extra_tokens=0)
-BLOCK = BlockDiffusionConfig(
-    block_size=4, layers=2, width=32, heads=2, ffn_width=48, taps=(0, 2), markov_rank=6
+BLOCK = DFlashConfig(
+    block_size=4,
+    layers=2,
+    width=32,
+    heads=2,
+    ffn_width=48,
+    feature_layers=(0, 2),
+    markov_rank=6,
 )
-THREE = replace(EAGLE, version=3, taps=(0, 1, 2))
+THREE = replace(EAGLE, version=3, feature_layers=(0, 1, 2))
 KINDS = {
-    "block": BlockDiffusion(BLOCK, TARGET),
-    "block of 32, fewer rows run": BlockDiffusion(
+    "block": DFlash(BLOCK, TARGET),
+    "block of 32, fewer rows run": DFlash(
         replace(BLOCK, block_size=32, kv_heads=1), TARGET
     ),
-    "block, whole, in a window": BlockDiffusion(
+    "block, whole, in a window": DFlash(
         replace(BLOCK, causal=False, markov_rank=0, window=3), TARGET
     ),
-    "block, judged": BlockDiffusion(replace(BLOCK, confidence=True, window=2), TARGET),
-    "block, row above": BlockDiffusion(
-        replace(BLOCK, above=True), replace(TARGET, grid=8)
-    ),
-    "block, refined": BlockDiffusion(replace(BLOCK, refinements=4), TARGET),
-    "eagle-1": FeatureHead(EAGLE, TARGET),
-    "eagle-3": FeatureHead(THREE, TARGET),
-    "eagle-3, narrower": FeatureHead(NARROW, TARGET),
-    "falcon": Falcon(SemiAutoregressiveConfig(2, 32, 2, 48), TARGET),
-    "kangaroo": Kangaroo(AdapterConfig(2, 2), TARGET),
-    "prompt tokens": PromptTokens(PromptTokensConfig(4), TARGET),
-    "medusa": ParallelHeads(replace(HEADS, own_output=True), TARGET),
-    "hydra++": ParallelHeads(
+    "block, judged": DFlash(replace(BLOCK, confidence=True, window=2), TARGET),
+    "block, row above": DFlash(replace(BLOCK, above=True), replace(TARGET, grid=8)),
+    "block, refined": DFlash(replace(BLOCK, refinements=4), TARGET),
+    "eagle-1": Eagle(EAGLE, TARGET),
+    "eagle-3": Eagle(THREE, TARGET),
+    "eagle-3, narrower": Eagle(NARROW, TARGET),
+    "falcon": Falcon(FalconConfig(2, 32, 2, 48), TARGET),
+    "kangaroo": Kangaroo(KangarooConfig(2, 2), TARGET),
+    "prompt tokens": PPD(PPDConfig(4), TARGET),
+    "medusa": Medusa(replace(HEADS, own_output=True), TARGET),
+    "hydra++": Medusa(
         replace(HEADS, sequential=True, prefix_heads=2, prefix_ffn_width=32), TARGET
     ),
 }
@@ -93,30 +97,30 @@ def test_training_and_drafting_compute_the_same_laws(kind, monkeypatch):
     drafter, rows, root = KINDS[kind], 2, 6  # the root's absolute position
     tree = Tree.chain(4)
     params = {**bound_params(drafter), "embedding": PARAMS["embedding"]["embedding"]}
-    params = drafter.bind(params["own"], PARAMS)
+    params = drafter.with_target_params(params["own"], PARAMS)
     codes = jax.random.randint(jax.random.key(1), (rows, 16), 0, TARGET.vocab_size)
     labels, null = jnp.array([0, 2]), jnp.zeros(rows, bool)
     known = jnp.pad(codes, ((0, 0), (1, 0)))
-    before = make_lesson(TARGET, PARAMS, drafter.taps, codes, labels, null)
+    before = run_teacher(TARGET, PARAMS, drafter.feature_layers, codes, labels, null)
     # Tokens as the prompt, by position, so that heads know what followed each feature.
-    start = Start(known, before.features, jnp.full(rows, root), tree, rows, 8)
+    start = InitContext(known, before.features, jnp.full(rows, root), tree, rows, 8)
     state = drafter.init(params, start)
-    this = Round(
+    ctx = DraftContext(
         known[:, root],
         codes,
         jnp.full(rows, root),
         jnp.full(rows, root),
         jnp.zeros((rows, 5, TARGET.vocab_size)),
-        row_keys(0, rows),
+        batch_keys(0, rows),
         make_sampling(rows),
         tree,
         selection="top",
         order=("temperature",),
     )
-    draft, _ = drafter.propose(params, state, this)
+    draft, _ = drafter.propose(params, state, ctx)
     # From here on the data say what was drafted; what was read does not change.
     codes = codes.at[:, root : root + 4].set(draft.tokens[:, 1:])
-    lesson = make_lesson(TARGET, PARAMS, drafter.taps, codes, labels, null)
+    lesson = run_teacher(TARGET, PARAMS, drafter.feature_layers, codes, labels, null)
     at = root if kind.startswith("block") else root - 1
     monkeypatch.setattr(jax.random, "randint", lambda *a, **k: jnp.full((rows, 1), at))
     told = lambda *a, **k: jnp.ones((rows, 1), bool)  # noqa: E731
@@ -137,10 +141,10 @@ def test_the_adapter_is_trained_on_what_it_drafts():
     """Each guess is what the same model says with its cache, one token at a time."""
     drafter, rows = KINDS["kangaroo"], 2
     own = drafter.init_params(jax.random.key(2))
-    params = drafter.bind(own, PARAMS)
+    params = drafter.with_target_params(own, PARAMS)
     codes = jax.random.randint(jax.random.key(1), (rows, 16), 0, TARGET.vocab_size)
     labels, null = jnp.array([0, 2]), jnp.zeros(rows, bool)
-    lesson = make_lesson(TARGET, PARAMS, drafter.taps, codes, labels, null)
+    lesson = run_teacher(TARGET, PARAMS, drafter.feature_layers, codes, labels, null)
     guesses = recipe_of(drafter)(drafter, own, lesson, jax.random.key(4))
     model = drafter.drafter.model
     first, _, cache = model.prefill(params, labels, 16)
@@ -165,7 +169,7 @@ def test_prompt_tokens_are_trained_on_what_rides_along():
     own = drafter.init_params(jax.random.key(2))
     codes = jax.random.randint(jax.random.key(1), (rows, 16), 0, TARGET.vocab_size)
     labels, null = jnp.array([0, 2]), jnp.array([False, True])
-    lesson = make_lesson(TARGET, PARAMS, (), codes, labels, null)
+    lesson = run_teacher(TARGET, PARAMS, (), codes, labels, null)
     guesses = recipe_of(drafter)(drafter, own, lesson, jax.random.key(4))
     model, wide = Transformer(drafter.widened), drafter.target_params(own, PARAMS)
     ids = TARGET.vocab_size + jnp.arange(4)
@@ -225,7 +229,7 @@ def drawn():
     labels = jnp.arange(rows) % 3
     target = make_target(Transformer(TARGET), guided=False)
     run = jax.jit(partial(generate, Engine(target, 16, order=("temperature",))))
-    keys = row_keys(0, rows)
+    keys = batch_keys(0, rows)
     return run(SHARP, None, labels, make_sampling(rows), keys).tokens, labels
 
 
@@ -239,7 +243,7 @@ def learned(kind, drawn):
 
     @jax.jit
     def accepted(own, key):
-        shared = guess_losses(
+        shared = drafter_losses(
             drafter, config, own, SHARP, codes[224:], labels[224:], key
         )[1]
         return jnp.nanmean(shared, axis=(0, 1))
@@ -283,29 +287,29 @@ def test_a_drafter_learns_from_its_targets_features(kind, drawn, monkeypatch):
 KEY = jax.random.key(11)
 
 
-@pytest.mark.parametrize("guidance", [1.0, 2.5])
+@pytest.mark.parametrize("cfg_scale", [1.0, 2.5])
 @pytest.mark.parametrize("kind", ["block", "eagle-3", "medusa"])
-def test_what_is_kept_of_the_target_teaches_the_same(kind, guidance, tmp_path):
+def test_what_is_kept_of_the_target_teaches_the_same(kind, cfg_scale, tmp_path):
     """Mirrored sequences too; a second run finds what the first one kept."""
     drafter, labels = KINDS[kind], np.arange(5, dtype=np.int32) % 3
     codes = np.random.default_rng(0).integers(19, size=(2, 5, 16)).astype(np.uint16)
     source, prior = CodeSource(codes, labels, ""), Checkpoint("prior", TARGET, PARAMS)
     options = dict(dtype="float32", cache_dir=tmp_path, batch=4)
-    kept = keep_features(prior, drafter.taps, source, **options)
+    kept = keep_features(prior, drafter.feature_layers, source, **options)
     [file] = tmp_path.iterdir()
     written = file.stat().st_mtime_ns
-    again = keep_features(prior, drafter.taps, source, **options)
+    again = keep_features(prior, drafter.feature_layers, source, **options)
     assert file.stat().st_mtime_ns == written
     np.testing.assert_array_equal(kept, again)
     rows = np.array([7, 0, 4])  # the first is mirrored
     given = source.at(rows)
     np.testing.assert_array_equal(given[0][0], codes[1, 2])
-    config = DrafterTrainingConfig(1, 3, guidance=guidance, null_share=0.5)
+    config = DrafterTrainingConfig(1, 3, cfg_scale=cfg_scale, null_share=0.5)
     told = drafter, config, drafter.init_params(KEY), PARAMS, *given, KEY
-    fresh = guess_losses(*told)
-    for a, b in zip(fresh, guess_losses(*told, np.asarray(kept[rows])), strict=True):
+    fresh = drafter_losses(*told)
+    for a, b in zip(fresh, drafter_losses(*told, np.asarray(kept[rows])), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
-    wrong = guess_losses(*told, np.asarray(kept[rows - 1]))[0]
+    wrong = drafter_losses(*told, np.asarray(kept[rows - 1]))[0]
     assert np.nanmax(np.abs(wrong - fresh[0])) > 0.01
 
 

@@ -44,9 +44,9 @@ def test_a_text_model_is_trained_drafted_for_and_measured(folder, capsys):
         assert main(["train", part, *command]) == 0
     checkpoint = folder / "run" / "checkpoint"
     bundle = load_bundle(checkpoint)
-    assert bundle.tokenizer is None
-    with pytest.raises(ConfigError, match="makes text, no pictures"):
-        _ = bundle.pictures
+    assert bundle.image_tokenizer is None
+    with pytest.raises(ConfigError, match="makes text, no images"):
+        _ = bundle.tokenizer
     assert "end of the text" in (checkpoint / "prior" / "README.md").read_text()
     stem = folder / "table"
     table = ["bench", "drafters", "--checkpoint", str(checkpoint), "--num", "2"]
@@ -57,7 +57,7 @@ def test_a_text_model_is_trained_drafted_for_and_measured(folder, capsys):
     assert main([*table, "--prompts", str(folder / "words.txt")]) == 0
     rows = json.loads(stem.with_suffix(".json").read_text())["rows"]
     assert [row["drafter"] for row in rows] == [
-        "feature_head",
+        "eagle",
         "prompt-lookup",
         "early-exit-1",
     ]

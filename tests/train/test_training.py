@@ -58,8 +58,8 @@ def test_every_part_learns_and_leaves_a_loadable_result(trained, part):
     values = [line["loss"] for line in losses(trained, part) if "loss" in line]
     assert len(values) == 12 and values[-1] < values[0]
     bundle = load_bundle(trained / "checkpoint")
-    about = getattr(bundle, part).about
-    assert about["licence"] == "CC0" and about["metrics"]["step"] in (4, 8, 12)
+    metadata = getattr(bundle, part).metadata
+    assert metadata["license"] == "CC0" and metadata["metrics"]["step"] in (4, 8, 12)
     card = (trained / "checkpoint" / part / "README.md").read_text()
     for words in ("made on the spot", "CC0", f"jaxspec train {part}", "cpu", "step"):
         assert words in card
@@ -105,7 +105,7 @@ OBJECTIVES = [
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_whole_models_draft_as_they_were_trained_to(objective, trained, data, tmp_path):
-    """From the bundle's own prior, where it may start there, to identical pictures."""
+    """From the bundle's own prior, where it may start there, to identical images."""
     config, bundle = tmp_path / "model.py", trained / "checkpoint"
     text = MODEL.format(
         tiny=str(TINY),
@@ -129,13 +129,13 @@ def test_whole_models_draft_as_they_were_trained_to(objective, trained, data, tm
 
 
 @pytest.mark.slow
-def test_rules_are_compared_by_the_pictures_that_they_draw(
+def test_rules_are_compared_by_the_images_that_they_draw(
     trained, data, tmp_path, capsys
 ):
-    """Coupled rows are the plain pictures, whatever is measured; a loose rule's not."""
+    """Coupled rows are the plain images, whatever is measured; a loose rule's not."""
     assert main(train("classifier", tmp_path, data, "--steps", "3")) == 0
     stem = tmp_path / "quality"
-    command = ["eval", "pictures", "--checkpoint", str(trained / "checkpoint")]
+    command = ["eval", "images", "--checkpoint", str(trained / "checkpoint")]
     command += ["--classifier", str(tmp_path / "checkpoint" / "classifier")]
     command += ["--data", "cifar10_packed", "--data-dir", str(data / "tfds")]
     command += ["--manual-dir", str(data), "--num", "5", "--seeds", "0", "3"]
@@ -143,7 +143,7 @@ def test_rules_are_compared_by_the_pictures_that_they_draw(
     assert main([*command, "--out", str(stem)]) == 0
     plain, coupled, loose = json.loads(stem.with_suffix(".json").read_text())["rows"]
     assert plain["lossless"] and coupled["lossless"] and not loose["lossless"]
-    for key in plain.keys() - {"rule", "tokens_per_call"}:
+    for key in plain.keys() - {"verifier", "tokens_per_call"}:
         assert plain[key] == coupled[key], key
     assert coupled["same_tokens"] == [1.0, 1.0] and max(loose["same_tokens"]) < 1.0
     assert loose["code_distance"][0] > 0 and np.isfinite(loose["psnr"]).all()
@@ -156,7 +156,7 @@ def test_rules_are_compared_by_the_pictures_that_they_draw(
     json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     other = ["--classifier", str(embedded_folder() / DEFAULT / "classifier")]
     assert main([*command, *other, "--out", str(stem)]) == 2
-    assert "trained on other pictures" in capsys.readouterr().err
+    assert "trained on other images" in capsys.readouterr().err
 
 
 # Dies in the middle of its second save: after the files, before they take their place.
@@ -341,14 +341,14 @@ def test_dead_codes_are_revived_and_used_ones_stay():
 
 HEAD = """
 from dataclasses import replace
-from jaxspec.config import FeatureHeadConfig
+from jaxspec.config import EagleConfig
 from jaxspec.train.experiment import load_experiment
 
 
 def get_config():
     tiny = load_experiment({tiny!r})
-    head = FeatureHeadConfig(
-        3, width=16, heads=2, ffn_width=32, taps=(0, 1), draft_vocab=8
+    head = EagleConfig(
+        3, width=16, heads=2, ffn_width=32, feature_layers=(0, 1), draft_vocab=8
     )
     return replace(tiny, drafter=head)
 """
@@ -362,7 +362,7 @@ from jaxspec.train.experiment import load_experiment
 def get_config():
     tiny = load_experiment({tiny!r})
     training = replace(
-        tiny.train_drafter, steps=6, guidance=2.0, drawn=24, learning_rate=1e-2,
+        tiny.train_drafter, steps=6, cfg_scale=2.0, drawn=24, learning_rate=1e-2,
         cached={cached!r},
     )
     return replace(tiny, train_drafter=training)

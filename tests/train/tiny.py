@@ -1,6 +1,6 @@
 """A preset so small that all three parts train in seconds."""
 
-from jaxspec.config import BlockDiffusionConfig, TokenizerConfig, TransformerConfig
+from jaxspec.config import DFlashConfig, TokenizerConfig, TransformerConfig
 from jaxspec.train.experiment import (
     DataConfig,
     DrafterTrainingConfig,
@@ -14,7 +14,7 @@ def get_config():
     short = {"warmup": 2, "log_every": 1, "evaluate_every": 4, "save_every": 4}
     return Experiment(
         name="tiny",
-        data=DataConfig("cifar10_packed", credit="made on the spot", licence="CC0"),
+        data=DataConfig("cifar10_packed", credit="made on the spot", license="CC0"),
         tokenizer=TokenizerConfig(
             image_size=32,
             patch_size=8,
@@ -31,13 +31,13 @@ def get_config():
         prior=TransformerConfig(
             vocab_size=16, layers=2, width=16, heads=2, grid=4, classes=3
         ),
-        drafter=BlockDiffusionConfig(
+        drafter=DFlashConfig(
             block_size=3,
             layers=1,
             width=16,
             heads=2,
             ffn_width=32,
-            taps=(0, 1),
+            feature_layers=(0, 1),
             markov_rank=4,
         ),
         train_tokenizer=TrainingConfig(steps=12, batch=8, **short),

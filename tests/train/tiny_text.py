@@ -1,6 +1,6 @@
 """A text preset so small that prior and drafter train in seconds."""
 
-from jaxspec.config import FeatureHeadConfig, TransformerConfig
+from jaxspec.config import EagleConfig, TransformerConfig
 from jaxspec.train.experiment import (
     DataConfig,
     DrafterTrainingConfig,
@@ -13,7 +13,7 @@ def get_config():
     short = {"warmup": 2, "log_every": 1, "evaluate_every": 4, "save_every": 4}
     return Experiment(
         name="tiny-text",
-        data=DataConfig("text:words.txt", credit="made on the spot", licence="CC0"),
+        data=DataConfig("text:words.txt", credit="made on the spot", license="CC0"),
         tokenizer=None,
         prior=TransformerConfig(
             vocab_size=256,
@@ -24,8 +24,8 @@ def get_config():
             max_length=32,
             condition="none",
         ),
-        drafter=FeatureHeadConfig(
-            3, width=16, heads=2, ffn_width=32, taps=(0, 1), draft_vocab=32
+        drafter=EagleConfig(
+            3, width=16, heads=2, ffn_width=32, feature_layers=(0, 1), draft_vocab=32
         ),
         train_tokenizer=None,
         train_prior=PriorTrainingConfig(steps=8, batch=8, **short),

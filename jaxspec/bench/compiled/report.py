@@ -18,7 +18,7 @@ from jaxspec.bench.timing import noted
 from jaxspec.bench.variants import Variant
 from jaxspec.errors import ConfigError
 from jaxspec.models.transformer import Transformer
-from jaxspec.trees import find_tree
+from jaxspec.trees import parse_tree
 
 
 def bench_compiled(
@@ -35,12 +35,12 @@ def bench_compiled(
     """A row for each device, model, batch, way and pass; nothing is run.
 
     Passes are a step of plain decoding with its sampling, verifying so many nodes
-    behind half a picture, and a whole round of it with given drafts.
+    behind half an image, and a whole round of it with given drafts.
 
     Args:
       devices: see `ABSENT`.
       models: see `find_shapes`.
-      batches: pictures side by side; guided, so twice as many rows.
+      batches: images side by side; guided, so twice as many rows.
       nodes: of trees.
       variants: of our own program.
       grid: tokens along a side, of published sizes.
@@ -52,7 +52,7 @@ def bench_compiled(
         compiled without its device.
     """
     for variant in variants:
-        if variant.phases > 1 or variant.attention == "cudnn":
+        if variant.cache_stages > 1 or variant.attention == "cudnn":
             raise ConfigError(
                 "phases are for `bench decode`, and cuDNN needs its GPU: "
                 "choose of xla, pallas, int8"
@@ -66,7 +66,7 @@ def bench_compiled(
         for name in models
         for int8 in {variant.int8 for variant in variants}
     }
-    trees = {size: find_tree(f"optimal-{size}") for size in nodes}
+    trees = {size: parse_tree(f"optimal-{size}") for size in nodes}
     cells = [
         (d, m, b, v) for d in devices for m in models for b in batches for v in variants
     ]

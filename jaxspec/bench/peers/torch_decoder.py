@@ -30,7 +30,7 @@ class TorchDecoder(nn.Module):
     Args:
       config: of a model with a 2-D grid and classes, without what newer families add.
       params: ours, float or bfloat16.
-      batch: pictures side by side.
+      batch: images side by side.
       length: tokens of each.
       device: where it runs.
 
@@ -144,7 +144,7 @@ def _rotate(x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
 
 
 def torch_loop(decoder: TorchDecoder, step: Callable[..., torch.Tensor]) -> Any:
-    """Draws `length` tokens of each picture with a step; [B, length], on the host.
+    """Draws `length` tokens of each image with a step; [B, length], on the host.
 
     Args:
       decoder: with its caches.

@@ -27,12 +27,12 @@ from jaxspec.bench.timing import side_by_side
 from jaxspec.bundle import Bundle, load_bundle
 from jaxspec.convert.run import convert
 from jaxspec.errors import ConfigError
-from jaxspec.helpers import Helper, find_helper, own_helper
+from jaxspec.helpers import LoadedDrafter, bundled_drafter, load_drafter
 from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
 from jaxspec.spec.loop import generate
 from jaxspec.spec.named_trees import named_tree
-from jaxspec.spec.noise import row_keys
+from jaxspec.spec.noise import batch_keys
 from jaxspec.spec.sampling import make_sampling
 from jaxspec.spec.state import Engine
 from jaxspec.spec.tree import Tree
@@ -139,7 +139,7 @@ def _frozen(model: Any) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def converted(models: Models, folder: Path) -> tuple[Bundle, dict[str, Helper]]:
+def converted(models: Models, folder: Path) -> tuple[Bundle, dict[str, LoadedDrafter]]:
     """Our form of the models, through the library's converter.
 
     Args:
@@ -161,12 +161,17 @@ def converted(models: Models, folder: Path) -> tuple[Bundle, dict[str, Helper]]:
             state[key] = x.contiguous()
         save_file(state, theirs / name / "model.safetensors")
     convert(theirs / "target", ours)
-    taps = models.block.config.target_layer_ids
-    convert(theirs / "block", ours, family="dflash", given={"taps": tuple(taps)})
+    feature_layers = models.block.config.target_layer_ids
+    convert(
+        theirs / "block",
+        ours,
+        family="dflash",
+        given={"feature_layers": tuple(feature_layers)},
+    )
     convert(theirs / "assistant", folder / "small")
     bundle = load_bundle(ours)
-    small = find_helper(str(folder / "small" / "prior"), bundle)
-    return bundle, {"small model": small, "block diffusion": own_helper(bundle)}
+    small = load_drafter(str(folder / "small" / "prior"), bundle)
+    return bundle, {"small model": small, "block diffusion": bundled_drafter(bundle)}
 
 
 def transformers_ways(
@@ -206,25 +211,32 @@ def transformers_ways(
 
 
 def jaxspec_ways(
-    bundle: Bundle, helpers: dict[str, Helper], prompt: np.ndarray, tokens: int
+    bundle: Bundle,
+    loaded_drafters: dict[str, LoadedDrafter],
+    prompt: np.ndarray,
+    tokens: int,
 ) -> dict[str, Way]:
     """Our generations; arguments as in `transformers_ways`."""
     model, params = Transformer(bundle.prior.config), bundle.prior.params
     given = jnp.asarray(prompt, jnp.int32)
 
-    def way(helper: Helper | None) -> Way:
+    def way(loaded: LoadedDrafter | None) -> Way:
         engine = Engine(
-            make_target(model, guided=False, taps=helper.taps if helper else ()),
+            make_target(
+                model,
+                guided=False,
+                feature_layers=loaded.feature_layers if loaded else (),
+            ),
             tokens,
-            helper.drafter if helper else None,
-            named_tree(f"chain-{DRAFTED}") if helper else Tree.root(),
+            loaded.drafter if loaded else None,
+            named_tree(f"chain-{DRAFTED}") if loaded else Tree.root(),
             order=("temperature",),
         )
         program = jax.jit(partial(generate, engine))
-        sampling, keys = make_sampling(1, temperature=0.0), row_keys(0, 1)
+        sampling, keys = make_sampling(1, temperature=0.0), batch_keys(0, 1)
 
         def made() -> Made:
-            drafter_params = helper.params if helper else None
+            drafter_params = loaded.params if loaded else None
             found = program(params, drafter_params, given, sampling, keys)
             found = jax.device_get(found)
             return found.tokens[0], int(found.stats.calls[0])
@@ -232,7 +244,9 @@ def jaxspec_ways(
         return made
 
     ways = {"jaxspec, plain": way(None)}
-    return ways | {f"jaxspec, {name}": way(helper) for name, helper in helpers.items()}
+    return ways | {
+        f"jaxspec, {name}": way(loaded) for name, loaded in loaded_drafters.items()
+    }
 
 
 def bench_text(

@@ -20,8 +20,8 @@ def equal_acceptance(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         beside = [
             r for r in rows if all(r[k] == row[k] for k in ("setting", "children"))
         ]
-        least = next(r for r in beside if (r["rule"], r["drafts"]) == EXACT)
-        if row["curve"] in COMPARED and row["rule"] != "rejection":
+        least = next(r for r in beside if (r["verifier"], r["drafts"]) == EXACT)
+        if row["curve"] in COMPARED and row["verifier"] != "rejection":
             if row["acceptance"] >= least["acceptance"]:
                 theirs = {
                     "lantern": lantern_at(beside, row["acceptance"], "published"),
@@ -40,9 +40,9 @@ def lantern_at(
     settings, the one with the least total variation; `rule` is its nearest setting.
     Where `Rejection` accepts as much, that is the answer; None where no LANTERN does.
     """
-    base = next(r for r in rows if r["rule"] == "rejection")
+    base = next(r for r in rows if r["verifier"] == "rejection")
     if acceptance <= base["acceptance"]:
-        return {k: base[k] for k in ("rule", "tv", "w1")}
+        return {k: base[k] for k in ("verifier", "tv", "w1")}
     curves: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         if row["curve"].startswith("LANTERN") and residual in row["curve"]:
@@ -53,7 +53,7 @@ def lantern_at(
         if acceptance > curve[-1]["acceptance"]:
             continue
         nearest = min(swept, key=lambda row: abs(row["acceptance"] - acceptance))
-        here = {"rule": nearest["rule"], "w1": None}
+        here = {"verifier": nearest["verifier"], "w1": None}
         x = [row["acceptance"] for row in curve]
         for name in ("tv", "w1"):
             y = [row[name] for row in curve]

@@ -20,7 +20,7 @@ _BLOCK = 512  # drafts whose laws are held at once
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PositionOutcome:
     """What comes out at one position.
 
     Attributes:
@@ -35,7 +35,7 @@ class Outcome:
     shift: float | None
 
 
-def blind_outcome(rule: Any, position: Position, drafts: Drafts) -> Outcome:
+def blind_outcome(verifier: Any, position: Position, drafts: Drafts) -> PositionOutcome:
     """The outcome over drafts that were made without sight of the noise.
 
     Args:
@@ -43,8 +43,8 @@ def blind_outcome(rule: Any, position: Position, drafts: Drafts) -> Outcome:
       position: where.
       drafts: children as drawn from `q` without replacement.
     """
-    amounts = _amounts(rule)
-    model = replace(rule, **dict.fromkeys(amounts, 1.0))
+    amounts = _amounts(verifier)
+    model = replace(verifier, **dict.fromkeys(amounts, 1.0))
     tokens, chance = drafts.tokens, drafts.chance
     size = min(_BLOCK, len(tokens))
     missing = -len(tokens) % size
@@ -59,71 +59,76 @@ def blind_outcome(rule: Any, position: Position, drafts: Drafts) -> Outcome:
         jnp.asarray(log_q, jnp.float32),
         jnp.asarray(tokens.reshape(-1, size, tokens.shape[1])),
         jnp.asarray(chance.reshape(-1, size), jnp.float32),
-        {"neighbours": position.neighbours},
+        {"neighbors": position.neighbors},
     )
     shift = None
-    if isinstance(rule, CoupledRelaxed):
-        reach = stand_ins(rule, position)
+    if isinstance(verifier, CoupledRelaxed):
+        reach = stand_ins(verifier, position)
         near = reach[drafts.tokens[:, 0]]
         for r in range(1, drafts.tokens.shape[1]):
             near = np.minimum(near, reach[drafts.tokens[:, r]])
         moved = np.where(np.isfinite(near), near, 0.0) @ position.p
         shift = float(drafts.chance @ moved)
-    return Outcome(np.asarray(output, np.float64), 1.0 - float(rejected), shift)
+    return PositionOutcome(np.asarray(output, np.float64), 1.0 - float(rejected), shift)
 
 
 def coupled_outcome(
-    rule: Coupled | CoupledRelaxed, position: Position, drafts: Drafts
-) -> Outcome:
+    verifier: Coupled | CoupledRelaxed, position: Position, drafts: Drafts
+) -> PositionOutcome:
     """The outcome over drafts that were ranked with the target's own noise."""
     assert drafts.sample is not None
-    distance = stand_ins(rule, position)[drafts.tokens, drafts.sample[:, None]]
+    distance = stand_ins(verifier, position)[drafts.tokens, drafts.sample[:, None]]
     best, nearest = distance.argmin(axis=1), distance.min(axis=1)
     caught = np.isfinite(nearest)
     child = np.take_along_axis(drafts.tokens, best[:, None], axis=1)[:, 0]
     emitted = np.where(caught, child, drafts.sample)
     output = np.bincount(emitted, drafts.chance, len(position.p))
     shift = float(drafts.chance @ np.where(caught, nearest, 0.0))
-    return Outcome(output, float(drafts.chance @ caught), shift)
+    return PositionOutcome(output, float(drafts.chance @ caught), shift)
 
 
-def stand_ins(rule: Coupled | CoupledRelaxed, position: Position) -> np.ndarray:
+def stand_ins(verifier: Coupled | CoupledRelaxed, position: Position) -> np.ndarray:
     """Distance from each child `x` to each sample `y` it may stand for, else infinite.
 
     Float32 `[V, V]`, rows are children. `Coupled` lets a child stand for itself alone.
     """
     size = len(position.p)
     reach = np.full((size, size), np.inf, np.float32)
-    if isinstance(rule, CoupledRelaxed):
-        ids = np.asarray(position.neighbours.ids)[:, : rule.k]
-        far = np.asarray(position.neighbours.distances)[:, : rule.k]
+    if isinstance(verifier, CoupledRelaxed):
+        ids = np.asarray(position.neighbors.ids)[:, : verifier.k]
+        far = np.asarray(position.neighbors.distances)[:, : verifier.k]
         p = jnp.asarray(position.p, jnp.float32)
         everyone = jnp.arange(size)
         *_, fits = relaxed_set(
-            position.neighbours, lambda x: p[x], everyone, rule.k, rule.budget, rule.lam
+            position.neighbors,
+            lambda x: p[x],
+            everyone,
+            verifier.k,
+            verifier.budget,
+            verifier.lam,
         )
-        fits = np.asarray(fits) & (far <= rule.radius)
+        fits = np.asarray(fits) & (far <= verifier.radius)
         np.put_along_axis(reach, ids, np.where(fits, far, np.inf), axis=1)
     np.fill_diagonal(reach, 0.0)
     return reach
 
 
-def _amounts(rule: Any) -> dict[str, float]:
+def _amounts(verifier: Any) -> dict[str, float]:
     """The settings of a rule that may be arrays."""
     names = ("delta", "budget", "lam", "radius")
-    found = {name: getattr(rule, name, None) for name in names}
+    found = {name: getattr(verifier, name, None) for name in names}
     return {name: value for name, value in found.items() if value is not None}
 
 
 @partial(jax.jit, static_argnums=0)
-def _outcome(rule, amounts, log_p, log_q, tokens, chance, params):
-    """Law of the output and chance that no child is kept, over blocks of drafts.
+def _outcome(verifier, amounts, log_p, log_q, tokens, chance, params):
+    """Outcome of the output and chance that no child is kept, over blocks of drafts.
 
     The amounts of a rule are arguments here, so a sweep over them is compiled once.
     """
-    rule = copy.copy(rule)
+    verifier = copy.copy(verifier)
     for name, value in amounts.items():
-        object.__setattr__(rule, name, value)  # checked when the real rule was made
+        object.__setattr__(verifier, name, value)  # checked when the real rule was made
     children, vocab_size = tokens.shape[-1], log_p.shape[0]
     tree = Tree.from_paths([(rank,) for rank in range(children)])
 
@@ -134,10 +139,10 @@ def _outcome(rule, amounts, log_p, log_q, tokens, chance, params):
             jnp.pad(tokens, ((0, 0), (1, 0))),
             jnp.ones((rows, tree.size), bool),
             log_q=jnp.broadcast_to(log_q, (rows, 1, vocab_size)),
-            drawn="without_replacement",
+            selection="without_replacement",
         )
         scores = jnp.broadcast_to(log_p, (rows, tree.size, vocab_size))
-        law = rule.law(scores, draft, tree, params=params)
+        law = verifier.outcome(scores, draft, tree, params=params)
         stop = law.stop * chance[:, None]
         output = stop[:, 0] @ law.final[:, 0]
         output = output.at[tokens].add(stop[:, 1:])

@@ -1,4 +1,4 @@
-"""What was measured, as Markdown and as a picture."""
+"""What was measured, as Markdown and as an image."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,15 +8,15 @@ from jaxspec.bench.relaxation.equal_acceptance import EXACT
 from jaxspec.images import png_bytes
 
 
-def relaxation_markdown(result: dict[str, Any], picture: str | None = None) -> str:
+def relaxation_markdown(result: dict[str, Any], image: str | None = None) -> str:
     """Tables at equal acceptance, then every row that was measured.
 
     Args:
       result: of `measure_relaxation`, with the `command`.
-      picture: address of the plot, if it is to be shown.
+      image: address of the plot, if it is to be shown.
     """
     rows, compared = result["rows"], result["equal_acceptance"]
-    about = [
+    metadata = [
         f"- {name}: {x['positions']} positions, {x['codes']} codes in "
         f"{x['dimensions']} dimensions; `p` and `q` overlap by {x['overlap']:.3f}."
         for name, x in result["settings"].items()
@@ -31,9 +31,9 @@ def relaxation_markdown(result: dict[str, Any], picture: str | None = None) -> s
         "",
         _HOW.format(**result).strip(),
         "",
-        *about,
+        *metadata,
         "",
-        *([f"![TV over acceptance]({picture})", ""] if picture else []),
+        *([f"![TV over acceptance]({image})", ""] if image else []),
         "## At equal acceptance",
         "",
         _COMPARISON.strip(),
@@ -71,7 +71,7 @@ In the toys codes are random unit vectors and `p` is drawn from Dirichlet(.5). T
 drafter's `q` is `p` with standard normal noise on its logits; the far drafter's is
 another draw from Dirichlet(.5). In the last setting `p` and `q` are the processed
 distributions of the target and of its block drafter (first drafted token) after the
-same prefix: one random place in each of so many plainly drawn pictures, cfg 2,
+same prefix: one random place in each of so many plainly drawn images, cfg 2,
 temperature 1.
 """
 
@@ -91,12 +91,12 @@ def _summary(sections, rows, compared) -> list[str]:
     )
     for section in sections:
         here = [r for r in rows if (r["setting"], r["children"]) == section]
-        lossless = {(r["rule"], r["drafts"]): r["acceptance"] for r in here}
+        lossless = {(r["verifier"], r["drafts"]): r["acceptance"] for r in here}
         ours = [
             r
             for r in compared
             if (r["setting"], r["children"], r["drafts"]) == (*section, "coupled")
-            and r["rule"] != "coupled"
+            and r["verifier"] != "coupled"
         ]
         line = [_words(section), _3(lossless["rejection", "blind"])]
         line.append(_3(lossless[EXACT]))
@@ -109,7 +109,7 @@ def _summary(sections, rows, compared) -> list[str]:
 
 
 def _relaxed(row: dict[str, Any]) -> bool:
-    return row["rule"] != "rejection"
+    return row["verifier"] != "rejection"
 
 
 def _comparison(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -118,17 +118,17 @@ def _comparison(rows: Sequence[dict[str, Any]]) -> list[str]:
         "| TV ratio | optimal residual | TV | TV ratio"
     )
     for row in rows:
-        line = [f"`{row['rule']}`", row["drafts"], *_numbers(row), _3(row["shift"])]
+        line = [f"`{row['verifier']}`", row["drafts"], *_numbers(row), _3(row["shift"])]
         for name in ("lantern", "lantern_optimal"):
             other = row[name]
             w1 = [] if name == "lantern_optimal" else [_3(other and other["w1"])]
             if other is None:
                 line += ["none", "-", *w1, "-"]
                 continue
-            ratio = "-" if row["rule"] == "coupled" else "inf"
+            ratio = "-" if row["verifier"] == "coupled" else "inf"
             if _relaxed(other):
                 ratio = f"{row['tv'] / other['tv']:.2f}"
-            line += [f"`{other['rule']}`", _3(other["tv"]), *w1, ratio]
+            line += [f"`{other['verifier']}`", _3(other["tv"]), *w1, ratio]
         table.append(_row(line))
     return table
 
@@ -143,16 +143,16 @@ def _everything(rows: Sequence[dict[str, Any]]) -> list[str]:
         "rule | published residual: acceptance | TV | W1 "
         "| optimal residual: acceptance | TV | W1"
     )
-    found = {(r["rule"], r["drafts"]): r for r in rows}
+    found = {(r["verifier"], r["drafts"]): r for r in rows}
     for row in rows:
-        rule, line = row["rule"], [f"`{row['rule']}`"]
+        verifier, line = row["verifier"], [f"`{row['verifier']}`"]
         if row["curve"].startswith("LANTERN"):
             if "optimal" not in row["curve"]:
-                optimal = found.get((f"{rule},residual=optimal", "blind"))
+                optimal = found.get((f"{verifier},residual=optimal", "blind"))
                 theirs.append(_row([*line, *_numbers(row), *_numbers(optimal)]))
         elif row["drafts"] == "blind":
             for how in ("blind", "coupled"):
-                one = found.get((rule, how))
+                one = found.get((verifier, how))
                 line += [*_numbers(one), _3(one["shift"] if one else None)]
             ours.append(_row(line))
     return [*ours, "", *theirs]
@@ -193,7 +193,7 @@ def relaxation_plot(result: dict[str, Any]) -> bytes:
     rows, panels = result["rows"], []
     for section in dict.fromkeys((r["setting"], r["children"]) for r in rows):
         here = [r for r in rows if (r["setting"], r["children"]) == section]
-        lossless = {(r["rule"], r["drafts"]): r for r in here}
+        lossless = {(r["verifier"], r["drafts"]): r for r in here}
         least = lossless[EXACT]
         lines = []
         for curve, how, label in wanted:

@@ -23,29 +23,29 @@ from jaxspec.bench.relaxation.positions import (
 )
 from jaxspec.bundle import Bundle
 from jaxspec.device import device_name
-from jaxspec.rules import rule_words
+from jaxspec.rules import verifier_spec
 from jaxspec.spec.verify import Coupled, CoupledRelaxed, Lantern, Rejection
 
 Cell = tuple[str, Any, str]
 
-NEIGHBOURS = (5, 10, 50)
+NEIGHBORS = (5, 10, 50)
 MASSES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 FACTORS = (1.2, 1.5, 2.0, 3.0, 5.0, 10.0)
 OUR_MASSES, OUR_FACTORS = (0.05, 0.1, 0.2, 0.5), (2.0, 5.0, 10.0)
-# In units of the median distance between a code and its nearest neighbour.
+# In units of the median distance between a code and its nearest neighbor.
 RADII = (0.75, 1.0, 1.25, 1.5, 2.0, 2.5)
 
 
 def our_rules(positions: Sequence[Position]) -> dict[str, list[CoupledRelaxed]]:
     """Curves of our rule: mass, factor or radius swept, by name.
 
-    Radii are swept without a limit of mass, over as many neighbours as the tables have.
+    Radii are swept without a limit of mass, over as many neighbors as the tables have.
     """
-    nearest = [np.asarray(x.neighbours.distances[:, 0]) for x in positions]
-    unit, most = float(np.median(nearest)), positions[0].neighbours.most
+    nearest = [np.asarray(x.neighbors.distances[:, 0]) for x in positions]
+    unit, most = float(np.median(nearest)), positions[0].neighbors.most
     wide = [CoupledRelaxed(most, 1.0, radius=round(r * unit, 3)) for r in RADII]
     curves = {"ours, radius": wide}
-    for k in NEIGHBOURS:
+    for k in NEIGHBORS:
         curves[f"ours, budget, k={k}"] = [CoupledRelaxed(k, x) for x in OUR_MASSES]
         curves[f"ours, lam, k={k}"] = [CoupledRelaxed(k, lam=x) for x in OUR_FACTORS]
     return curves
@@ -55,11 +55,11 @@ def lantern_rules(most: int) -> dict[str, list[Lantern]]:
     """Curves of LANTERN and LANTERN++, by name.
 
     Args:
-      most: neighbours that the tables serve; tested too. The optimal residual costs
-        `V k` for each draft and is not asked for with many neighbours.
+      most: neighbors that the tables serve; tested too. The optimal residual costs
+        `V k` for each draft and is not asked for with many neighbors.
     """
     curves = {}
-    for k in sorted({*NEIGHBOURS, most}):
+    for k in sorted({*NEIGHBORS, most}):
         for residual in ("published", "optimal") if k < 50 else ("published",):
             curves[f"LANTERN, {residual}, k={k}"] = [
                 Lantern(k, delta=x, residual=residual) for x in MASSES
@@ -76,14 +76,14 @@ def cells(positions: Sequence[Position]) -> list[Cell]:
     curves = {
         **lossless,
         **our_rules(positions),
-        **lantern_rules(positions[0].neighbours.most),
+        **lantern_rules(positions[0].neighbors.most),
     }
     return [
-        (curve, rule, how)
+        (curve, verifier, how)
         for curve, rules in curves.items()
-        for rule in rules
+        for verifier in rules
         for how in ("blind", "coupled")
-        if how == "blind" or isinstance(rule, (Coupled, CoupledRelaxed))
+        if how == "blind" or isinstance(verifier, (Coupled, CoupledRelaxed))
     ]
 
 
@@ -117,21 +117,21 @@ def measure_setting(
         p, q = position.p, position.q
         blind = blind_drafts(q, children, drafts, (seed, i, 1))
         coupled = coupled_drafts(p, q, children, draws, (seed, i, 2))
-        for j, (_, rule, how) in enumerate(todo):
+        for j, (_, verifier, how) in enumerate(todo):
             if how == "blind":
-                outcome = blind_outcome(rule, position, blind)
+                outcome = blind_outcome(verifier, position, blind)
             else:
-                outcome = coupled_outcome(rule, position, coupled)
+                outcome = coupled_outcome(verifier, position, coupled)
             tv = total_variation(outcome.output, p)
             w1 = wasserstein(outcome.output, p, position.codebook) if metric else np.nan
             shift = np.nan if outcome.shift is None else outcome.shift
             found[j] += np.array([outcome.acceptance, tv, w1, shift]) / len(positions)
             progress()
     rows = []
-    for (curve, rule, how), values in zip(todo, found, strict=True):
+    for (curve, verifier, how), values in zip(todo, found, strict=True):
         numbers = [float(x) if np.isfinite(x) else None for x in values]
         row = {"setting": name, "children": children, "curve": curve}
-        row |= {"rule": rule_words(rule), "drafts": how}
+        row |= {"verifier": verifier_spec(verifier), "drafts": how}
         row |= dict(zip(("acceptance", "tv", "w1", "shift"), numbers, strict=True))
         rows.append(row)
     return rows
@@ -141,7 +141,7 @@ def measure_relaxation(
     bundle: Bundle,
     *,
     toys: int = 8,
-    pictures: int = 16,
+    images: int = 16,
     children: Sequence[int] = (1, 3),
     drafts: int = 4096,
     draws: int = 1 << 19,
@@ -152,23 +152,23 @@ def measure_relaxation(
     Args:
       bundle: models; its target, drafter and codebook are one of the settings.
       toys: positions of each toy setting.
-      pictures: positions of the bundle, one in each picture.
+      images: positions of the bundle, one in each image.
       children: drafted children to measure with.
       drafts: see `measure_setting`.
       draws: see `measure_setting`.
-      seed: of pictures, drafts and noise.
+      seed: of images, drafts and noise.
     """
     settings = {
         "toy, far drafter": toy_positions(toys, near=False),
         "toy, near drafter": toy_positions(toys, near=True),
-        bundle.name: model_positions(bundle, pictures, seed=seed),
+        bundle.name: model_positions(bundle, images, seed=seed),
     }
     laws = sum(len(x) * len(cells(x)) for x in settings.values()) * len(children)
-    rows, about = [], {}
+    rows, metadata = [], {}
     with tqdm(total=laws, desc="bench", unit="law") as bar:
         for name, positions in settings.items():
             overlap = [np.minimum(x.p, x.q).sum() for x in positions]
-            about[name] = {
+            metadata[name] = {
                 "positions": len(positions),
                 "codes": positions[0].codebook.shape[0],
                 "dimensions": positions[0].codebook.shape[1],
@@ -188,7 +188,7 @@ def measure_relaxation(
                 )
     return {
         "checkpoint": bundle.name,
-        "settings": about,
+        "settings": metadata,
         "drafts": drafts,
         "draws": draws,
         "seed": seed,

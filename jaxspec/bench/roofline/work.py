@@ -9,7 +9,7 @@ import jax
 from jaxspec.bench.roofline.ceilings import Ceilings
 from jaxspec.checkpoint import abstract_params, named_leaves
 from jaxspec.config import TransformerConfig
-from jaxspec.drafters.block_diffusion import BlockDiffusion
+from jaxspec.drafters.block_diffusion import DFlash
 from jaxspec.nn.quantize import SCALE, quantized
 
 # Tables of which a pass reads a few rows.
@@ -95,7 +95,7 @@ def training_work(config: TransformerConfig, *, rows: int, tokens: int) -> Work:
     """One training step on whole sequences: three times the operations of a pass.
 
     Recomputation, where there is any, is not counted: these are the model's own
-    operations, as model-FLOPs utilisation means them. Causal attention counts half.
+    operations, as model-FLOPs utilization means them. Causal attention counts half.
     """
     count, _ = matrix_sizes(config, 4)
     heads = config.layers * config.heads * config.head_size
@@ -104,7 +104,7 @@ def training_work(config: TransformerConfig, *, rows: int, tokens: int) -> Work:
 
 
 def block_training_work(
-    drafter: BlockDiffusion, *, rows: int, tokens: int, anchors: int
+    drafter: DFlash, *, rows: int, tokens: int, anchors: int
 ) -> Work:
     """One training step of a block drafter: its own, and its frozen target's forward.
 

@@ -41,7 +41,7 @@ def add_parser(measurements) -> None:
     add_numbers(parser, grid=(24, "tokens along a side, of published sizes"))
     add_lists(
         parser,
-        batches=([1], "pictures side by side"),
+        batches=([1], "images side by side"),
         nodes=([26, 64], "sizes of trees"),
     )
     parser.add_argument(

@@ -26,8 +26,8 @@ def add_parser(measurements) -> None:
         "--variants xla pallas int8 --out decode",
     )
     add_speed(parser)
-    add_lists(parser, batches=([1], "pictures side by side; rows are twice as many"))
-    add_numbers(parser, tokens=(0, "of each picture, at most; 0 is all"))
+    add_lists(parser, batches=([1], "images side by side; rows are twice as many"))
+    add_numbers(parser, tokens=(0, "of each image, at most; 0 is all"))
     parser.add_argument(
         "--no-peers", action="store_true", help="leave PyTorch out of it"
     )

@@ -24,7 +24,7 @@ def add_parser(measurements) -> None:
     parser = measurements.add_parser(
         "drafters",
         help="drafters side by side on one target",
-        description="Draws the same pictures with every asked drafter, tree size, "
+        description="Draws the same images with every asked drafter, tree size, "
         "guidance scale and rule: tokens a call, the cost of drafting, wall-clock "
         "against plain decoding in the same run. Writes numbers, tables and a plot.",
         epilog="Example: jaxspec bench drafters --drafters own jacobi runs/eagle "
@@ -68,10 +68,10 @@ def add_parser(measurements) -> None:
     )
     add_numbers(
         parser,
-        num=(32, "pictures"),
-        batch=(16, "pictures side by side"),
+        num=(32, "images"),
+        batch=(16, "images side by side"),
         repeats=(1, "timed runs"),
-        seed=(0, "of pictures and noise"),
+        seed=(0, "of images and noise"),
     )
     parser.add_argument(
         "--resume",
@@ -99,26 +99,26 @@ def run(arguments: argparse.Namespace) -> None:
         drafters_plot,
     )
     from jaxspec.bundle import load_bundle
-    from jaxspec.helpers import find_helper
+    from jaxspec.helpers import load_drafter
     from jaxspec.pipeline import Settings, spread_classes
     from jaxspec.report import json_bytes
-    from jaxspec.rules import find_rule
+    from jaxspec.rules import parse_verifier
     from jaxspec.writing import write_file
 
     for name in arguments.rules:  # told before anything is loaded
-        find_rule(name)
+        parse_verifier(name)
     bundle = load_bundle(arguments.checkpoint)
-    helpers = [find_helper(name, bundle) for name in arguments.drafters]
+    loaded_drafters = [load_drafter(name, bundle) for name in arguments.drafters]
     classes = spread_classes(len(bundle.class_names), arguments.num)
     texts, scales = (), arguments.cfg_scales
-    if bundle.tokenizer is None:
+    if bundle.image_tokenizer is None:
         texts = read_texts(arguments.prompts, arguments.num, bundle)
         classes, scales = tuple(range(len(texts))), [1.0]
     settings = Settings(
         classes,
         seed=arguments.seed,
         batch=arguments.batch,
-        guidance=scales[0],
+        cfg_scale=scales[0],
         texts=texts,
         length=arguments.length,
     )
@@ -144,7 +144,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     result = bench_drafters(
         bundle,
-        helpers,
+        loaded_drafters,
         settings,
         nodes=arguments.nodes,
         scales=scales,
@@ -167,7 +167,7 @@ def read_rows(file: str, settings) -> list[dict]:
     """Rows that an earlier run left; none if there is no such file.
 
     Raises:
-      DataError: it cannot be read, or is of other pictures.
+      DataError: it cannot be read, or is of other images.
     """
     import json
     from pathlib import Path
@@ -176,7 +176,7 @@ def read_rows(file: str, settings) -> list[dict]:
 
     try:
         result = json.loads(Path(file).read_bytes())
-        was = result["pictures"], result["batch"]
+        was = result["images"], result["batch"]
         rows = [{**row, "cfg_scale": float(row["cfg_scale"])} for row in result["rows"]]
     except FileNotFoundError:
         return []
@@ -184,7 +184,7 @@ def read_rows(file: str, settings) -> list[dict]:
         raise DataError(f"cannot go on with '{file}' ({error!r})") from None
     if was != (len(settings.classes), settings.batch):
         raise DataError(
-            f"'{file}' holds {was[0]} pictures, {was[1]} at a time; go on with the "
+            f"'{file}' holds {was[0]} images, {was[1]} at a time; go on with the "
             "same --num and --batch, or write to another --out"
         )
     return rows

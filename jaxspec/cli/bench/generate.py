@@ -54,17 +54,17 @@ def add_parser(measurements) -> None:
         metavar="S",
         help="guidance scales (default: 2)",
     )
-    add_lists(parser, batches=([8], "pictures side by side"))
-    add_numbers(parser, num=(64, "pictures"), seed=(0, "of pictures and noise"))
+    add_lists(parser, batches=([8], "images side by side"))
+    add_numbers(parser, num=(64, "images"), seed=(0, "of images and noise"))
     parser.add_argument(
-        "--tokens", type=int, metavar="N", help="of each picture (default: all)"
+        "--tokens", type=int, metavar="N", help="of each image (default: all)"
     )
     parser.add_argument(
         "--accept",
         type=float,
         metavar="TOKENS",
         help="force rounds to emit so many tokens on average, whatever was drafted: "
-        "measures the loop without a trained drafter, pictures mean nothing",
+        "measures the loop without a trained drafter, images mean nothing",
     )
     add_attention(parser)
     add_int8(parser)
@@ -90,11 +90,11 @@ def run(arguments: argparse.Namespace) -> None:
     from jaxspec.bench.roofline.ceilings import measure_ceilings
     from jaxspec.bench.subjects import find_subject
     from jaxspec.bench.tables import environment
-    from jaxspec.helpers import own_helper
-    from jaxspec.trees import deepest, default_tree, find_tree
+    from jaxspec.helpers import bundled_drafter
+    from jaxspec.trees import deepest, default_tree, parse_tree
 
     for name in arguments.trees or []:  # told before anything is loaded
-        find_tree(name)
+        parse_tree(name)
     rows = []
     for model in arguments.models:
         bundle = find_subject(
@@ -104,10 +104,10 @@ def run(arguments: argparse.Namespace) -> None:
             checkpoint=options["checkpoint"],
             int8=arguments.int8,
         )
-        depth = deepest(own_helper(bundle).drafter)
+        depth = deepest(bundled_drafter(bundle).drafter)
         trees = {"default": default_tree(max_depth=depth)}
         if arguments.trees:
-            trees = {name: find_tree(name, depth) for name in arguments.trees}
+            trees = {name: parse_tree(name, depth) for name in arguments.trees}
         rows += bench_generation(
             bundle,
             trees,

@@ -15,9 +15,9 @@ from jaxspec.cli.options import add_checkpoint
 
 SUFFIXES = (".json", ".md")
 NUMBERS = {
-    "num": (32, "pictures"),
-    "batch": (8, "pictures side by side"),
-    "seed": (0, "of pictures and noise"),
+    "num": (32, "images"),
+    "batch": (8, "images side by side"),
+    "seed": (0, "of images and noise"),
 }
 
 
@@ -27,7 +27,7 @@ def add_parser(measurements) -> None:
         "int8",
         help="what eight-bit matrices do to scores and drafts",
         description="Compares scores of a model with those of the same model in eight "
-        "bits on pictures that it drew, and draws with both.",
+        "bits on images that it drew, and draws with both.",
         epilog="Example: jaxspec bench int8 --out docs/reports/fruits64_cpu_int8",
     )
     add_checkpoint(parser)
@@ -44,11 +44,11 @@ def run(arguments: argparse.Namespace) -> None:
 
     from jaxspec.bench.eight_bits import bench_eight_bits, eight_bits_markdown
     from jaxspec.bundle import load_bundle
-    from jaxspec.helpers import own_helper
+    from jaxspec.helpers import bundled_drafter
     from jaxspec.trees import tree_for
 
     bundle = load_bundle(arguments.checkpoint)
-    tree = tree_for(own_helper(bundle).drafter, arguments.tree)
+    tree = tree_for(bundled_drafter(bundle).drafter, arguments.tree)
     names = ("checkpoint", *NUMBERS, "tree", "out")
     result = bench_eight_bits(
         bundle,

@@ -104,7 +104,7 @@ def write_report(
       command: that made the report.
       result: its numbers.
       markdown: makes the table of them.
-      plot: makes a picture of them.
+      plot: makes an image of them.
       compare: an earlier report, and the columns that tell rows apart; how times
         changed is shown.
     """

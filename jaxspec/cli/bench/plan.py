@@ -20,7 +20,7 @@ def add_parser(measurements) -> None:
         "--batch",
         type=int,
         metavar="N",
-        help="pictures side by side (default: 1 on a CPU, 8 elsewhere)",
+        help="images side by side (default: 1 on a CPU, 8 elsewhere)",
     )
     parser.add_argument(
         "--cfg-scale",
@@ -34,7 +34,7 @@ def add_parser(measurements) -> None:
         type=int,
         default=16,
         metavar="N",
-        help="pictures that are drawn to count (default: %(default)s)",
+        help="images that are drawn to count (default: %(default)s)",
     )
     parser.add_argument(
         "--nodes",
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
     from jaxspec.writing import check_writable
 
     if arguments.num < 1:
-        raise ConfigError(f"--num {arguments.num}: ask for at least one picture")
+        raise ConfigError(f"--num {arguments.num}: ask for at least one image")
     if arguments.out:
         check_writable(arguments.out)
     check_scales(arguments.cfg_scale)
@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
     batch = default_batch() if arguments.batch is None else arguments.batch
     bundle = load_bundle(arguments.checkpoint)
     classes = spread_classes(len(bundle.class_names), arguments.num)
-    settings = Settings(classes, guidance=arguments.cfg_scale, batch=batch)
+    settings = Settings(classes, cfg_scale=arguments.cfg_scale, batch=batch)
     result = plan_tree(bundle, settings, nodes=arguments.nodes or NODES)
     if arguments.out:
         options = {

@@ -14,7 +14,7 @@ from jaxspec.cli.options import add_checkpoint
 SUFFIXES = (".json", ".md", ".png")
 NUMBERS = {
     "toys": (8, "positions of each toy setting"),
-    "pictures": (16, "positions of the checkpoint, one in each picture"),
+    "images": (16, "positions of the checkpoint, one in each image"),
     "drafts": (4096, "drafts of several children at a position, a power of 2"),
     "draws": (1 << 19, "draws of the noise for several children"),
 }
@@ -31,7 +31,7 @@ def add_parser(measurements) -> None:
         epilog="Example: jaxspec bench relaxation --out docs/reports/relaxation_cpu",
     )
     add_checkpoint(parser)
-    add_numbers(parser, **NUMBERS, seed=(0, "of pictures, drafts and noise"))
+    add_numbers(parser, **NUMBERS, seed=(0, "of images, drafts and noise"))
     add_out(parser, *SUFFIXES)
     parser.set_defaults(run=run)
 

@@ -16,10 +16,10 @@ from jaxspec.cli.options import add_checkpoint
 
 SUFFIXES = (".json", ".md")
 NUMBERS = {
-    "num": (32, "pictures"),
-    "rows": (8, "pictures side by side"),
+    "num": (32, "images"),
+    "rows": (8, "images side by side"),
     "repeats": (3, "timed runs"),
-    "seed": (0, "of pictures, noise and lengths"),
+    "seed": (0, "of images, noise and lengths"),
 }
 
 
@@ -28,7 +28,7 @@ def add_parser(measurements) -> None:
     parser = measurements.add_parser(
         "stream",
         help="rows that take the next prompt, against batches that wait",
-        description="Draws the same pictures in lockstep batches and by refilling rows "
+        description="Draws the same images in lockstep batches and by refilling rows "
         "inside the running loop, all of one length and of lengths that differ.",
         epilog="Example: jaxspec bench stream --rows 8 --num 64 --out docs/reports/x",
     )
@@ -47,16 +47,16 @@ def run(arguments: argparse.Namespace) -> None:
 
     from jaxspec.bench.streaming import bench_streaming, streaming_markdown
     from jaxspec.bundle import load_bundle
-    from jaxspec.helpers import own_helper
+    from jaxspec.helpers import bundled_drafter
     from jaxspec.trees import tree_for
 
     bundle = load_bundle(arguments.checkpoint)
-    helper = own_helper(bundle)
-    tree = tree_for(helper.drafter, arguments.tree)
+    loaded = bundled_drafter(bundle)
+    tree = tree_for(loaded.drafter, arguments.tree)
     rows = bench_streaming(
         bundle,
         tree,
-        helper,
+        loaded,
         num=arguments.num,
         rows=arguments.rows,
         waits=arguments.waits,

@@ -1,4 +1,4 @@
-"""`jaxspec bench train`: tokens per second and utilisation."""
+"""`jaxspec bench train`: tokens per second and utilization."""
 
 import argparse
 
@@ -19,7 +19,7 @@ def add_parser(measurements) -> None:
     """Registers the sub-command."""
     parser = measurements.add_parser(
         "train",
-        help="training steps: tokens per second, model-FLOPs utilisation",
+        help="training steps: tokens per second, model-FLOPs utilization",
         description="Times steps of `jaxspec train` for a prior and for a block "
         "drafter of its size, on random codes.",
         epilog="Example: jaxspec bench train --models gpt-b --grid 16 --batch 64 "

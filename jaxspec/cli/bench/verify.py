@@ -19,7 +19,7 @@ def add_parser(measurements) -> None:
     parser = measurements.add_parser(
         "verify",
         help="what verifying trees costs, in decode steps",
-        description="Times passes over trees behind half a picture, beside a decode "
+        description="Times passes over trees behind half an image, beside a decode "
         "step, and whole rounds with given drafts: what noise, rule, commits and "
         "counters add.",
         epilog="Example: jaxspec bench verify --models gpt-xl --nodes 26 64 "
@@ -28,7 +28,7 @@ def add_parser(measurements) -> None:
     add_speed(parser)
     add_lists(
         parser,
-        batches=([1], "pictures side by side"),
+        batches=([1], "images side by side"),
         nodes=([8, 26, 64], "sizes of trees"),
     )
     add_numbers(parser, passes=(16, "in one timed program"))

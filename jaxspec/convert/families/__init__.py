@@ -1,4 +1,4 @@
-"""All families that can be converted; the first that recognises a source wins."""
+"""All families that can be converted; the first that recognizes a source wins."""
 
 from jaxspec.convert.families import (
     dflash,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxspec.checkpoint import Checkpoint
-from jaxspec.config import BlockDiffusionConfig, to_dict
+from jaxspec.config import DFlashConfig, to_dict
 from jaxspec.convert.families.eagle import rotary
 from jaxspec.convert.families.layers import mlp
 from jaxspec.convert.families.llama import scaling_of
@@ -29,11 +29,11 @@ from jaxspec.convert.family import (
 )
 from jaxspec.convert.mapping import Rule
 from jaxspec.convert.reading.stored import Source
-from jaxspec.drafters.block_diffusion import BlockDiffusion
+from jaxspec.drafters.block_diffusion import DFlash
 from jaxspec.errors import ConfigError
 
 
-def _rules(drafter: BlockDiffusion) -> tuple[Rule, ...]:
+def _rules(drafter: DFlash) -> tuple[Rule, ...]:
     turned = rotary(drafter.target)
     matrix, vector = f"heads{turned}", "rotary_vector" if turned else "same"
     theirs, ours = "layers.{i}.", "layers_{i}/"
@@ -67,29 +67,28 @@ def _settings(source: Source) -> Given:
     return ChainMap(inner, said)  # pyright: ignore[reportArgumentType]
 
 
-def _config_of(
-    source: Source, given: Given, target: Checkpoint
-) -> BlockDiffusionConfig:
+def _config_of(source: Source, given: Given, target: Checkpoint) -> DFlashConfig:
     of, said = target.config, _settings(source)
     layers = count(source, "layers.{i}.self_attn.q_proj.weight")
     width, joined_width = source.shape("fc.weight")
     listed = said.get("target_layer_ids")
     if isinstance(listed, list) and -1 in listed:
         raise ConfigError(
-            f"'{source.name}' taps the embedding (layer -1), which is not known here"
+            f"'{source.name}' reads the embedding (layer -1), which no target offers"
         )
-    taps = numbers(
+    feature_layers = numbers(
         source,
         given,
-        "taps",
+        "feature_layers",
         listed,
         wanted=f"which of the target's {of.layers} layers it reads (the first is 0)",
         guess=joined_width // of.width,
     )
-    if len(taps) * of.width != joined_width:
+    if len(feature_layers) * of.width != joined_width:
         raise ConfigError(
-            f"'{source.name}' reads {joined_width} features, but {len(taps)} layers of "
-            f"its target have {len(taps) * of.width}: another target, or other taps"
+            f"'{source.name}' reads {joined_width} features, but {len(feature_layers)} "
+            f"layers of its target have {len(feature_layers) * of.width}: another "
+            "target, or other feature layers"
         )
     known = {"attention_bias": (False,), "hidden_act": ("silu", "swish")}
     only(source, said, {**known, "is_causal": (False,)})
@@ -137,7 +136,7 @@ def _config_of(
         guess=2,
     )
     markov = source.tensors.get("markov_head.markov_w1.weight")
-    return BlockDiffusionConfig(
+    return DFlashConfig(
         block_size=block,
         layers=layers,
         width=width,
@@ -146,7 +145,7 @@ def _config_of(
         head_dim=None if heads * size == width else size,
         ffn_width=hidden,
         norm_eps=said.get("rms_norm_eps", 1e-6),
-        taps=tuple(taps),
+        feature_layers=tuple(feature_layers),
         causal=False,
         markov_rank=0 if markov is None else markov.shape[1],
         confidence="confidence_head.proj.weight" in source.tensors,
@@ -157,8 +156,8 @@ def _config_of(
 
 def _plan(source: Source, given: Given, target: Checkpoint | None) -> Plan:
     assert target is not None
-    config = kept(source, BlockDiffusionConfig) or _config_of(source, given, target)
-    drafter, derived, about = BlockDiffusion(config, target.config), {}, {}
+    config = kept(source, DFlashConfig) or _config_of(source, given, target)
+    drafter, derived, metadata = DFlash(config, target.config), {}, {}
     if "mask_rows" not in source.tensors:
         # All of DFlash's masks are one token of the target's.
         known = _settings(source).get("mask_token_id")
@@ -171,21 +170,21 @@ def _plan(source: Source, given: Given, target: Checkpoint | None) -> Plan:
             )
         rows = np.broadcast_to(table[mask], (config.block_size - 1, config.width))
         derived["mask_rows"] = Derived((), lambda: rows)
-        about["mask_token"] = mask
+        metadata["mask_token"] = mask
     return Plan(
-        "block_diffusion",
+        "dflash",
         drafter,
         _rules(drafter),
         heads_of(config),
         derived,
         (r".*\.rotary_emb\.inv_freq",),
-        about,
+        metadata,
     )
 
 
 def _export(checkpoint: Checkpoint) -> Outgoing:
     drafter = checkpoint.config
-    if not isinstance(drafter, BlockDiffusion):
+    if not isinstance(drafter, DFlash):
         raise ConfigError("only a block drafter goes out as DFlash")
     c = drafter.config
     config: dict[str, Any] = {
@@ -202,10 +201,10 @@ def _export(checkpoint: Checkpoint) -> Outgoing:
         "rms_norm_eps": c.norm_eps,
         "rope_theta": drafter.target.rope_base,
         "vocab_size": drafter.target.vocab_size,
-        "dflash_config": {"target_layer_ids": list(c.taps)},
+        "dflash_config": {"target_layer_ids": list(c.feature_layers)},
         "jaxspec": to_dict(c),
     }
-    left_out, mask = (), checkpoint.about.get("mask_token")
+    left_out, mask = (), checkpoint.metadata.get("mask_token")
     rows = np.asarray(checkpoint.params["mask_rows"])
     if mask is not None and (rows == rows[:1]).all():  # as it came
         config["dflash_config"]["mask_token_id"] = mask

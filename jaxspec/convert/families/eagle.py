@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from jaxspec.checkpoint import Checkpoint
-from jaxspec.config import FeatureHeadConfig, TransformerConfig, to_dict
+from jaxspec.config import EagleConfig, TransformerConfig, to_dict
 from jaxspec.convert.families.draft_ids import draft_ids
 from jaxspec.convert.families.layers import attention, biases, head_norms, mlp
 from jaxspec.convert.families.llama import scaling_of
@@ -31,12 +31,12 @@ from jaxspec.convert.family import (
 )
 from jaxspec.convert.mapping import Rule
 from jaxspec.convert.reading.stored import Source
-from jaxspec.drafters.feature_head import FeatureHead
+from jaxspec.drafters.feature_head import Eagle
 from jaxspec.errors import ConfigError
 
 
 def rotary(target: TransformerConfig) -> str:
-    """How a drafter's queries and keys are turned: LlamaGen's pairs are neighbours."""
+    """How a drafter's queries and keys are turned: LlamaGen's pairs are neighbors."""
     if target.rope == "grid":
         return ""
     return "_rotary"
@@ -107,7 +107,7 @@ TABLE = "embed_tokens.weight"
 IGNORED = (r".*\.rotary_emb\.inv_freq", r"t2d", r"verifier_.*")
 
 
-def _rules(drafter: FeatureHead, root: str) -> tuple[Rule, ...]:
+def _rules(drafter: Eagle, root: str) -> tuple[Rule, ...]:
     """All rules of a head; `root` is that of its layer."""
     c = drafter.config
     if c.version == 1:
@@ -131,12 +131,12 @@ def _rules(drafter: FeatureHead, root: str) -> tuple[Rule, ...]:
     return (*first, *layer_rules(root, drafter.target, c.qkv_bias), *own)
 
 
-def _plan_of(drafter: FeatureHead, root: str, derived: dict[str, Derived]) -> Plan:
+def _plan_of(drafter: Eagle, root: str, derived: dict[str, Derived]) -> Plan:
     ignored = IGNORED
     if not drafter.config.own_embedding:
         ignored = (*IGNORED, re.escape(TABLE))
     return Plan(
-        "feature_head",
+        "eagle",
         drafter,
         _rules(drafter, root),
         heads_of(drafter.config),
@@ -157,10 +157,10 @@ def _plan1(source: Source, given: Given, target: Checkpoint | None) -> Plan:
         raise ConfigError(f"'{source.name}' has more than the one layer of EAGLE")
     input_norm = f"{root}input_layernorm.weight" in source.tensors
     usual = 1e-5 if input_norm else 1e-6  # Chameleon's layer has Chameleon's epsilon
-    config = kept(source, FeatureHeadConfig) or FeatureHeadConfig(
+    config = kept(source, EagleConfig) or EagleConfig(
         1,
         **_sizes(source, given, of, root, of.width, usual),
-        taps=(of.layers - 1,),
+        feature_layers=(of.layers - 1,),
         own_embedding=own_table(source, TABLE, target, of.width),
         input_norm=input_norm,
         qk_layer_norm=f"{root}self_attn.q_norm.weight" in source.tensors,
@@ -173,7 +173,7 @@ def _plan1(source: Source, given: Given, target: Checkpoint | None) -> Plan:
     if "fc.bias" not in source.tensors:
         dtype = source.tensors["fc.weight"].dtype
         derived["pair/bias"] = Derived((), lambda: np.zeros(of.width, dtype))
-    return _plan_of(FeatureHead(config, of), root, derived)
+    return _plan_of(Eagle(config, of), root, derived)
 
 
 def _plan3(source: Source, given: Given, target: Checkpoint | None) -> Plan:
@@ -194,16 +194,16 @@ def _plan3(source: Source, given: Given, target: Checkpoint | None) -> Plan:
     head = source.tensors.get("lm_head.weight")
     drafted = 0 if head is None else head.shape[0]
     width = _width3(source, of)
-    config = kept(source, FeatureHeadConfig) or FeatureHeadConfig(
+    config = kept(source, EagleConfig) or EagleConfig(
         3,
         **_sizes(source, given, of, root, width),
-        taps=tuple(layer - 1 for layer in entered),
+        feature_layers=tuple(layer - 1 for layer in entered),
         draft_vocab=drafted,
         norm_before_residual=bool(said.get("norm_before_residual", False)),
         own_embedding=own_table(source, TABLE, target, width),
     )
     derived = {"ids": draft_ids(source, drafted, of.vocab_size)} if drafted else {}
-    return _plan_of(FeatureHead(config, of), root, derived)
+    return _plan_of(Eagle(config, of), root, derived)
 
 
 def _width3(source: Source, target: TransformerConfig) -> int:
@@ -229,7 +229,7 @@ def _width3(source: Source, target: TransformerConfig) -> int:
 def _export(version: int) -> Callable[[Checkpoint], Outgoing]:
     def export(checkpoint: Checkpoint) -> Outgoing:
         drafter = checkpoint.config
-        if not isinstance(drafter, FeatureHead) or drafter.config.version != version:
+        if not isinstance(drafter, Eagle) or drafter.config.version != version:
             raise ConfigError(f"only a feature head of version {version} goes out so")
         c, target = drafter.config, drafter.target
         config: dict[str, Any] = {
@@ -250,7 +250,9 @@ def _export(version: int) -> Callable[[Checkpoint], Outgoing]:
         if version == 3:
             if c.width != target.width:
                 config["target_hidden_size"] = target.width
-            config["eagle_aux_hidden_state_layer_ids"] = [tap + 1 for tap in c.taps]
+            config["eagle_aux_hidden_state_layer_ids"] = [
+                layer + 1 for layer in c.feature_layers
+            ]
             config["norm_before_residual"] = c.norm_before_residual
         if c.draft_vocab:
             config["draft_vocab_size"] = c.draft_vocab

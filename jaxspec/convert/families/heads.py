@@ -6,14 +6,14 @@ Keys: FasterDecoding/Medusa `model/medusa_model.py`, zankner/Hydra `hydra_heads/
 import re
 
 from jaxspec.checkpoint import Checkpoint
-from jaxspec.config import ParallelHeadsConfig
+from jaxspec.config import MedusaConfig
 from jaxspec.convert.families.layers import attention, mlp
 from jaxspec.convert.families.tables import own_table
 from jaxspec.convert.family import Family, Given, Plan, count, setting
 from jaxspec.convert.mapping import Rule
 from jaxspec.convert.reading.stored import Source
 from jaxspec.convert.transforms import Heads
-from jaxspec.drafters.parallel_heads import ParallelHeads
+from jaxspec.drafters.parallel_heads import Medusa
 from jaxspec.errors import ConfigError
 
 
@@ -22,7 +22,7 @@ def _medusa(source: Source, given: Given, target: Checkpoint | None) -> Plan:
     root = "medusa_head." if "medusa_head.0.0.linear.weight" in source.tensors else ""
     heads = count(source, f"{root}{{i}}.0.linear.weight")
     blocks = count(source, f"{root}0.{{i}}.linear.weight")
-    config = ParallelHeadsConfig(
+    config = MedusaConfig(
         heads, target.config.width, blocks, own_output=True, norm_eps=1e-6
     )
     rules = []
@@ -33,8 +33,8 @@ def _medusa(source: Source, given: Given, target: Checkpoint | None) -> Plan:
             rules.append(Rule(f"{theirs}.bias", f"{ours}/bias"))
         name = f"{root}{i}.{blocks}.weight"
         rules.append(Rule(name, "output", "row_linear", i, heads, axis=0))
-    drafter = ParallelHeads(config, target.config)
-    return Plan("parallel_heads", drafter, tuple(rules))
+    drafter = Medusa(config, target.config)
+    return Plan("medusa", drafter, tuple(rules))
 
 
 def _hydra(source: Source, given: Given, target: Checkpoint | None) -> Plan:
@@ -68,7 +68,7 @@ def _hydra(source: Source, given: Given, target: Checkpoint | None) -> Plan:
             wanted="the heads of its prefix layer",
         )
     narrow = f"hydra_mlp.0.{first}.res_connection"
-    config = ParallelHeadsConfig(
+    config = MedusaConfig(
         heads,
         target.config.width,
         blocks,
@@ -110,8 +110,8 @@ def _hydra(source: Source, given: Given, target: Checkpoint | None) -> Plan:
             Rule("prefix_embeding_layer.norm.weight", "prefix_out_norm/scale"),
         ]
     return Plan(
-        "parallel_heads",
-        ParallelHeads(config, target.config),
+        "medusa",
+        Medusa(config, target.config),
         tuple(rules),
         Heads(config.width // max(attending, 1), max(attending, 1)),
         ignored=(

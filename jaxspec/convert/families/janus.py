@@ -1,4 +1,4 @@
-"""Janus and Janus-Pro as generators of pictures.
+"""Janus and Janus-Pro as generators of images.
 
 The language model reads text through its own table and codes through another, behind
 a small network, which is worked out once per code here; its output head for codes is a

@@ -23,7 +23,7 @@ def attention(theirs: str, ours: str, turned: str = "_rotary") -> tuple[Rule, ..
     Args:
       theirs: up to "self_attn".
       ours: path of the attention.
-      turned: "_rotary" where rotary pairs lie half a head apart, "" for neighbours.
+      turned: "_rotary" where rotary pairs lie half a head apart, "" for neighbors.
     """
     q, k, v, o = (f"{theirs}self_attn.{x}_proj.weight" for x in "qkvo")
     return (

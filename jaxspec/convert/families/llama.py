@@ -1,7 +1,7 @@
 """Decoders in Llama's names: Llama, Qwen2, Qwen3, Chameleon, Emu3, Dream, LLaDA.
 
 Keys: transformers `modeling_{llama,qwen2,qwen3,chameleon,emu3}.py`, LLaDA's and Dream's
-own modelling files. Rotary pairs lie half a head apart in all of them; rows of queries
+own modeling files. Rotary pairs lie half a head apart in all of them; rows of queries
 and keys move, and with them their biases and norms.
 """
 

@@ -1,7 +1,7 @@
 """LlamaGen's decoders: the released .pt files, and the layout that LANTERN uses.
 
 Keys: FoundationVision/LlamaGen `autoregressive/models/gpt.py` (arXiv 2406.06525).
-Rotary pairs are neighbours in both layouts, as ours: no rows move.
+Rotary pairs are neighbors in both layouts, as ours: no rows move.
 """
 
 import math
@@ -195,7 +195,7 @@ def _grid(source: Source, given: Given, said: Given, prefix: int, root: str) -> 
         stored,
         configured,
         named,
-        wanted="the side of its pictures in codes (16, 24 or 32 for 256, 384 or 512 "
+        wanted="the side of its images in codes (16, 24 or 32 for 256, 384 or 512 "
         "pixels)",
     )
 

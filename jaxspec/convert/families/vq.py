@@ -27,14 +27,14 @@ class Layout:
       middle: of the three blocks in the middle.
       by_resolution: the decoder's level 0 has the full resolution (taming); else
         levels are in the order in which they run.
-      normalised: see `TokenizerConfig`.
+      normalized: see `TokenizerConfig`.
     """
 
     levels: tuple[str, str]
     block: str
     middle: tuple[str, str, str]
     by_resolution: bool
-    normalised: Literal["both", "decoding", "none"]
+    normalized: Literal["both", "decoding", "none"]
 
 
 MIDDLE = ("mid.block_1", "mid.attn_1", "mid.block_2")
@@ -140,7 +140,7 @@ def _plan(layout: Layout, source: Source, given: Given) -> Plan:
     root = _root(source)
     if root is None or f"{root}decoder.conv_in.weight" not in source.tensors:
         raise ConfigError(
-            f"'{source.name}' has no decoder, and so makes no pictures (Chameleon's is "
+            f"'{source.name}' has no decoder, and so makes no images (Chameleon's is "
             "in its original vqgan.ckpt)"
         )
     first = f"{root}{layout.levels[0]}.{{i}}.{layout.block}.0.conv1.weight"
@@ -173,11 +173,11 @@ def _plan(layout: Layout, source: Source, given: Given) -> Plan:
         given,
         "image_size",
         known,
-        wanted="the side of its pictures in pixels (a prior in the same bundle would)",
+        wanted="the side of its images in pixels (a prior in the same bundle would)",
         guess=step,
     )
     plain = said.get("codebook_l2_norm") is False
-    normalised = "none" if plain else layout.normalised
+    normalized = "none" if plain else layout.normalized
     config = TokenizerConfig(
         image_size=side,
         channels=channels,
@@ -188,7 +188,7 @@ def _plan(layout: Layout, source: Source, given: Given) -> Plan:
         latent_channels=source.shape(f"{root}encoder.conv_out.weight")[0],
         codebook_size=codes,
         code_dim=dim,
-        normalised=normalised,
+        normalized=normalized,
     )
     found = {
         "in_channels": 3,

@@ -9,8 +9,8 @@ from jaxspec.drafters.grow.beam import grow_beam
 from jaxspec.drafters.grow.best_first import grow_best_first
 from jaxspec.drafters.grow.static import fill_tree
 from jaxspec.drafters.grow.stochastic_beam import grow_stochastic_beam
-from jaxspec.spec.draft import Draft, Round
-from jaxspec.spec.envelopes import Beam, BestFirst, Envelope, StochasticBeam
+from jaxspec.spec.draft import Draft, DraftContext
+from jaxspec.spec.envelopes import Beam, BestFirst, DynamicTree, StochasticBeam
 from jaxspec.spec.tree import Tree
 from jaxspec.typing import Array, Float, Int, PyTree
 
@@ -22,12 +22,12 @@ Step = Callable[
 
 
 def grow(
-    this: Round, step: Step, own: PyTree = (), shared: PyTree = ()
+    ctx: DraftContext, step: Step, own: PyTree = (), shared: PyTree = ()
 ) -> tuple[Draft, PyTree]:
     """Makes a draft of the round's kind of tree.
 
     Args:
-      this: what is known of the round; its `tree` and `selection` say what is made.
+      ctx: what is known of the round; its `tree` and `selection` say what is made.
       step: reads nodes of one depth (0 is the root's; a number, or `[B]` for
         `BestFirst`) that hold `tokens`, and returns the logits of what follows them:
         guidance merged, not yet processed. Each node is given what its parent's step
@@ -42,16 +42,16 @@ def grow(
     Raises:
       ConfigError: this kind of tree cannot be grown from such candidates.
     """
-    if isinstance(this.tree, Beam):
-        return grow_beam(this, step, own, shared)
-    if isinstance(this.tree, StochasticBeam):
-        return grow_stochastic_beam(this, step, own, shared)
-    if isinstance(this.tree, BestFirst):
-        return grow_best_first(this, step, own, shared)
-    return fill_tree(this, step, own, shared)
+    if isinstance(ctx.tree, Beam):
+        return grow_beam(ctx, step, own, shared)
+    if isinstance(ctx.tree, StochasticBeam):
+        return grow_stochastic_beam(ctx, step, own, shared)
+    if isinstance(ctx.tree, BestFirst):
+        return grow_best_first(ctx, step, own, shared)
+    return fill_tree(ctx, step, own, shared)
 
 
-def expansions(tree: Tree | Envelope) -> tuple[int, int]:
+def expansions(tree: Tree | DynamicTree) -> tuple[int, int]:
     """Most nodes that steps are asked to read in all, and at once."""
     if isinstance(tree, Tree):
         inner = np.isin(np.arange(tree.size), tree.internal)

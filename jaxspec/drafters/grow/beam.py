@@ -3,13 +3,13 @@
 import jax
 import jax.numpy as jnp
 
-from jaxspec.drafters.grow.select import choose_children, inherit, log_probabilities
+from jaxspec.drafters.grow.select import choose_children, drafter_log_probs, inherit
 from jaxspec.errors import ConfigError
-from jaxspec.spec.draft import Draft, Round
+from jaxspec.spec.draft import Draft, DraftContext
 from jaxspec.spec.envelopes import Beam
 
 
-def grow_beam(this: Round, step, own, shared):
+def grow_beam(ctx: DraftContext, step, own, shared):
     """Expands the best nodes of each depth; keeps the best of all nodes seen.
 
     A path's score is the sum of its tokens' log-probabilities: the drafter's own, or,
@@ -22,27 +22,27 @@ def grow_beam(this: Round, step, own, shared):
       ConfigError: candidates are to be drawn: choosing among samples by how likely they
         are would bias every rule that relies on their law.
     """
-    tree = this.tree
+    tree = ctx.tree
     assert isinstance(tree, Beam)
-    if this.selection not in ("coupled", "top"):
+    if ctx.selection not in ("coupled", "top"):
         raise ConfigError(
             f"a Beam keeps candidates for what they are, so they cannot be drawn "
-            f"{this.selection}; use selection 'coupled' or 'top', or a StochasticBeam"
+            f"{ctx.selection}; use selection 'coupled' or 'top', or a StochasticBeam"
         )
-    rows = this.root.shape[0]
-    frontier = this.root[:, None]
+    rows = ctx.root.shape[0]
+    frontier = ctx.root[:, None]
     frontier_score = jnp.zeros((rows, 1), jnp.float32)
     frontier_node = jnp.zeros((rows, 1), jnp.int32)  # index among all nodes seen
     pool = [(frontier, frontier_score, frontier_node)]
     seen = 1
     for depth in range(tree.max_depth):
         logits, own, shared = step(depth, frontier, own, shared)
-        log_q = log_probabilities(this, logits)
+        log_q = drafter_log_probs(ctx, logits)
         width = min(tree.branch, log_q.shape[-1])
         count = jnp.full(frontier.shape[1], width)
-        ids, value = choose_children(this, depth, log_q, width, count)
-        if this.selection == "coupled":
-            noisy = tree.sharpness * (log_q + this.noise[:, depth, None])
+        ids, value = choose_children(ctx, depth, log_q, width, count)
+        if ctx.selection == "coupled":
+            noisy = tree.sharpness * (log_q + ctx.noise[:, depth, None])
             total = jax.nn.logsumexp(noisy, axis=-1, keepdims=True)
             # Not NaN where nothing is possible: a NaN may sort before the root.
             noisy = tree.sharpness * value - total
@@ -78,6 +78,6 @@ def grow_beam(this: Round, step, own, shared):
         jnp.pad(tokens, short),
         jnp.pad(valid, short),
         parents=jnp.pad(jnp.where(valid, parents, 0), short),
-        drawn=this.selection,
+        selection=ctx.selection,
     )
     return draft, shared

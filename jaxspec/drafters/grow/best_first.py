@@ -3,13 +3,13 @@
 import jax
 import jax.numpy as jnp
 
-from jaxspec.drafters.grow.select import log_probabilities, private_noise
+from jaxspec.drafters.grow.select import drafter_log_probs, private_noise
 from jaxspec.errors import ConfigError
-from jaxspec.spec.draft import Draft, Round
+from jaxspec.spec.draft import Draft, DraftContext
 from jaxspec.spec.envelopes import BestFirst
 
 
-def grow_best_first(this: Round, step, own, shared):
+def grow_best_first(ctx: DraftContext, step, own, shared):
     """Gives the place that is likeliest to be reached its token, again and again.
 
     Each node offers one place at a time: for its next child, which is reached if the
@@ -23,18 +23,18 @@ def grow_best_first(this: Round, step, own, shared):
     Raises:
       ConfigError: candidates are to be drawn with replacement.
     """
-    tree = this.tree
+    tree = ctx.tree
     assert isinstance(tree, BestFirst)
-    if this.selection not in ("coupled", "top", "without_replacement"):
+    if ctx.selection not in ("coupled", "top", "without_replacement"):
         raise ConfigError(
-            f"a BestFirst tree cannot be drawn {this.selection}; use selection "
+            f"a BestFirst tree cannot be drawn {ctx.selection}; use selection "
             "'coupled', 'top' or 'without_replacement'"
         )
-    rows, size = this.root.shape[0], tree.size
+    rows, size = ctx.root.shape[0], tree.size
     row = jnp.arange(rows)
     depth = jnp.zeros(rows, jnp.int32)
-    logits, own, shared = step(depth, this.root[:, None], own, shared)
-    first = log_probabilities(this, logits)
+    logits, own, shared = step(depth, ctx.root[:, None], own, shared)
+    first = drafter_log_probs(ctx, logits)
 
     def slots(x):  # of every node; the root's is known
         return jnp.zeros((rows, size, *x.shape[2:]), x.dtype).at[:, 0].set(x[:, 0])
@@ -46,7 +46,7 @@ def grow_best_first(this: Round, step, own, shared):
         "left": empty.at[:, 0].set(first[:, 0]),  # what its children left of it
         "value": jnp.full((rows, size), -jnp.inf).at[:, 0].set(0.0),  # of its place
         "children": jnp.zeros((rows, size), jnp.int32),
-        "tokens": jnp.zeros((rows, size), jnp.int32).at[:, 0].set(this.root),
+        "tokens": jnp.zeros((rows, size), jnp.int32).at[:, 0].set(ctx.root),
         "parents": jnp.zeros((rows, size), jnp.int32),
         "depths": jnp.zeros((rows, size), jnp.int32),
         "valid": jnp.zeros((rows, size), bool).at[:, 0].set(True),
@@ -58,12 +58,12 @@ def grow_best_first(this: Round, step, own, shared):
         parent = jnp.argmax(c["value"], axis=1).astype(jnp.int32)
         value, depth = c["value"][row, parent], c["depths"][row, parent]
         open_ = value > -jnp.inf
-        left = c["left"][row, parent]  # [B, V], normalised
-        if this.selection == "without_replacement":
-            noise = private_noise(this, n, (vocabulary,))
-        elif this.selection == "coupled":
-            at = jnp.minimum(depth, this.noise.shape[1] - 1)
-            noise = this.noise[row, at]
+        left = c["left"][row, parent]  # [B, V], normalized
+        if ctx.selection == "without_replacement":
+            noise = private_noise(ctx, n, (vocabulary,))
+        elif ctx.selection == "coupled":
+            at = jnp.minimum(depth, ctx.noise.shape[1] - 1)
+            noise = ctx.noise[row, at]
         else:
             noise = jnp.zeros_like(left)
         token = jnp.argmax(left + noise, axis=1).astype(jnp.int32)
@@ -71,7 +71,7 @@ def grow_best_first(this: Round, step, own, shared):
         found = open_ & (chance > -jnp.inf)
         given = jax.tree.map(lambda x: x[row, parent][:, None], c["own"])
         logits, own, shared = step(depth + 1, token[:, None], given, c["shared"])
-        after = log_probabilities(this, logits)[:, 0]
+        after = drafter_log_probs(ctx, logits)[:, 0]
         rest = left.at[row, token].set(-jnp.inf)
         total = jax.nn.logsumexp(rest, axis=1)
         some = total > -jnp.inf
@@ -102,6 +102,6 @@ def grow_best_first(this: Round, step, own, shared):
         c["valid"],
         log_q=c["log_q"],
         parents=c["parents"],
-        drawn=this.selection,
+        selection=ctx.selection,
     )
     return draft, c["shared"]

@@ -5,21 +5,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec.errors import ConfigError
-from jaxspec.spec.draft import Round
-from jaxspec.spec.sampling import process
-from jaxspec.spec.topology import pick
-from jaxspec.spec.vocabulary import invert, top_tokens
+from jaxspec.spec.draft import DraftContext
+from jaxspec.spec.sampling import process_logits
+from jaxspec.spec.topology import gather_nodes
+from jaxspec.spec.vocabulary import sample_by_inverse_cdf, vocab_top_k
 from jaxspec.typing import Array, Float, Int, PyTree
 
 
-def log_probabilities(
-    this: Round, logits: Float[Array, "B M V"]
+def drafter_log_probs(
+    ctx: DraftContext, logits: Float[Array, "B M V"]
 ) -> Float[Array, "B M V"]:
     """Log-probabilities as processed for the target: filtered tokens are -inf.
 
     So are those that are NaN: a tree must stay a tree, whatever a drafter says.
     """
-    log_q = jax.nn.log_softmax(process(logits, this.sampling, this.order), axis=-1)
+    log_q = jax.nn.log_softmax(process_logits(logits, ctx.sampling, ctx.order), axis=-1)
     return jnp.where(jnp.isnan(log_q), -jnp.inf, log_q)
 
 
@@ -31,19 +31,25 @@ def inherit(own: PyTree, parents: Array | np.ndarray) -> PyTree:
       parents: int [b, M], `b` being 1 or `B`.
     """
     place = jnp.asarray(parents)
-    return jax.tree.map(lambda x: pick(x, place), own)
+    return jax.tree.map(lambda x: gather_nodes(x, place), own)
 
 
-def _independent(this: Round, depth: int, log_q: Float[Array, "B M V"], width: int):
+def _independent(
+    ctx: DraftContext, depth: int, log_q: Float[Array, "B M V"], width: int
+):
     """`width` samples of each node, by inversion, and their log-probabilities."""
-    share = jnp.exp(-jnp.exp(-private_noise(this, depth, (log_q.shape[1], width))))
-    sampled = (this.sampling.temperature > 0)[:, None, None]
+    share = jnp.exp(-jnp.exp(-private_noise(ctx, depth, (log_q.shape[1], width))))
+    sampled = (ctx.sampling.temperature > 0)[:, None, None]
     best = jnp.argmax(log_q, axis=-1)[..., None]
-    ids = jnp.where(sampled, invert(jnp.exp(log_q), share), best).astype(jnp.int32)
+    ids = jnp.where(sampled, sample_by_inverse_cdf(jnp.exp(log_q), share), best).astype(
+        jnp.int32
+    )
     return ids, jnp.take_along_axis(log_q, ids, axis=-1)
 
 
-def private_noise(this: Round, stream: int | Array, shape: tuple[int, ...]) -> Array:
+def private_noise(
+    ctx: DraftContext, stream: int | Array, shape: tuple[int, ...]
+) -> Array:
     """Gumbel noise `[B, *shape]` of the drafter's own; 0 in greedy rows."""
 
     def draw(key):
@@ -51,22 +57,22 @@ def private_noise(this: Round, stream: int | Array, shape: tuple[int, ...]) -> A
             jax.random.fold_in(key, stream), shape, jnp.float32, mode="high"
         )
 
-    noise = jax.vmap(draw)(this.keys)
-    sampled = this.sampling.temperature.reshape(-1, *(1,) * len(shape)) > 0
+    noise = jax.vmap(draw)(ctx.keys)
+    sampled = ctx.sampling.temperature.reshape(-1, *(1,) * len(shape)) > 0
     return jnp.where(sampled, noise, 0.0)
 
 
 def choose_children(
-    this: Round,
+    ctx: DraftContext,
     depth: int,
     log_q: Float[Array, "B M V"],
     width: int,
     children: Int[Array, "M"],
 ) -> tuple[Int[Array, "B M W"], Float[Array, "B M W"]]:
-    """The `width` best children of `M` nodes of one depth, by `this.selection`.
+    """The `width` best children of `M` nodes of one depth, by `ctx.selection`.
 
     Args:
-      this: the round.
+      ctx: the round.
       depth: of the nodes.
       log_q: their drafter's log-probabilities.
       width: `W`.
@@ -76,21 +82,21 @@ def choose_children(
     Returns:
       Tokens, and the values they were ranked by; -inf says that there is no such token.
     """
-    how, vocabulary = this.selection, log_q.shape[-1]
+    how, vocabulary = ctx.selection, log_q.shape[-1]
     if width > vocabulary:
         raise ConfigError(
             f"the tree asks for {width} children of one node, but there are only "
             f"{vocabulary} tokens"
         )
     if how == "coupled":
-        ranked = log_q + this.noise[:, depth, None]
+        ranked = log_q + ctx.noise[:, depth, None]
     elif how == "without_replacement":
-        ranked = log_q + private_noise(this, depth, log_q.shape[1:])
+        ranked = log_q + private_noise(ctx, depth, log_q.shape[1:])
     elif how == "with_replacement":
-        return _independent(this, depth, log_q, width)
+        return _independent(ctx, depth, log_q, width)
     else:
         ranked = log_q
-    best, ids = top_tokens(ranked, width)
+    best, ids = vocab_top_k(ranked, width)
     if how == "top_and_sample":
         place = jnp.arange(width)[None]
         given = place < children[:, None] - 1  # [M, W]
@@ -100,7 +106,7 @@ def choose_children(
         row = jnp.arange(log_q.shape[0])[:, None, None]
         node = jnp.arange(log_q.shape[1])[None, :, None]
         rest = log_q.at[row, node, hidden].set(-jnp.inf, mode="drop")
-        rest = rest + private_noise(this, depth, log_q.shape[1:])
+        rest = rest + private_noise(ctx, depth, log_q.shape[1:])
         sample, value = jnp.argmax(rest, axis=-1), jnp.max(rest, axis=-1)
         last = place == children[:, None] - 1
         ids = jnp.where(last[None], sample[..., None], ids)

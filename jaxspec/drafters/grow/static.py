@@ -3,12 +3,12 @@
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec.drafters.grow.select import choose_children, inherit, log_probabilities
-from jaxspec.spec.draft import Draft, Round
+from jaxspec.drafters.grow.select import choose_children, drafter_log_probs, inherit
+from jaxspec.spec.draft import Draft, DraftContext
 from jaxspec.spec.tree import Tree
 
 
-def fill_tree(this: Round, step, own, shared):
+def fill_tree(ctx: DraftContext, step, own, shared):
     """Fills a static tree with the best children of each node.
 
     With coupled candidates, children are ranked by `log q + noise`, the noise being
@@ -18,10 +18,10 @@ def fill_tree(this: Round, step, own, shared):
 
     Arguments as in `grow`.
     """
-    tree = this.tree
+    tree = ctx.tree
     assert isinstance(tree, Tree)
-    rows = this.root.shape[0]
-    tokens = jnp.zeros((rows, tree.size), jnp.int32).at[:, 0].set(this.root)
+    rows = ctx.root.shape[0]
+    tokens = jnp.zeros((rows, tree.size), jnp.int32).at[:, 0].set(ctx.root)
     valid = jnp.ones((rows, tree.size), bool)
     log_q = {}
     given = np.array([0])  # nodes that `own` is for
@@ -32,20 +32,20 @@ def fill_tree(this: Round, step, own, shared):
         place = np.searchsorted(parents, np.array(tree.parents)[children])
         own = inherit(own, np.searchsorted(given, parents)[None])
         logits, own, shared = step(depth, tokens[:, parents], own, shared)
-        level = log_probabilities(this, logits)
+        level = drafter_log_probs(ctx, logits)
         count = jnp.asarray((tree.children[tree.slots[parents]] >= 0).sum(axis=1))
-        ids, best = choose_children(this, depth, level, int(ranks.max()) + 1, count)
+        ids, best = choose_children(ctx, depth, level, int(ranks.max()) + 1, count)
         tokens = tokens.at[:, children].set(ids[:, place, ranks])
         valid = valid.at[:, children].set(best[:, place, ranks] > -jnp.inf)
         log_q.update({n: level[:, i] for i, n in enumerate(parents)})
         own = inherit(own, place[None])
         given = children
     in_order = [log_q[n] for n in tree.internal]
-    none = jnp.zeros((rows, 0, this.noise.shape[-1]), jnp.float32)
+    none = jnp.zeros((rows, 0, ctx.noise.shape[-1]), jnp.float32)
     draft = Draft(
         tokens,
         valid,
         log_q=jnp.stack(in_order, axis=1) if in_order else none,
-        drawn=this.selection,
+        selection=ctx.selection,
     )
     return draft, shared

@@ -3,14 +3,14 @@
 import jax
 import jax.numpy as jnp
 
-from jaxspec.drafters.grow.select import inherit, log_probabilities, private_noise
+from jaxspec.drafters.grow.select import drafter_log_probs, inherit, private_noise
 from jaxspec.errors import ConfigError
-from jaxspec.spec.draft import Draft, Round
+from jaxspec.spec.draft import Draft, DraftContext
 from jaxspec.spec.envelopes import StochasticBeam
 from jaxspec.typing import Array
 
 
-def grow_stochastic_beam(this: Round, step, own, shared):
+def grow_stochastic_beam(ctx: DraftContext, step, own, shared):
     """Keeps, at each depth, the paths with the highest perturbed log-probability.
 
     A path's Gumbel value is drawn given that of its parent, so the kept paths are a
@@ -23,24 +23,24 @@ def grow_stochastic_beam(this: Round, step, own, shared):
     Raises:
       ConfigError: candidates are not to be drawn without replacement.
     """
-    tree = this.tree
+    tree = ctx.tree
     assert isinstance(tree, StochasticBeam)
-    if this.selection != "without_replacement":
+    if ctx.selection != "without_replacement":
         raise ConfigError(
             "a StochasticBeam draws without replacement; use a rule that asks for it, "
             "such as Rejection, or set Engine.selection='without_replacement'"
         )
-    rows = this.root.shape[0]
-    frontier, alive = this.root[:, None], jnp.ones((rows, 1), bool)
+    rows = ctx.root.shape[0]
+    frontier, alive = ctx.root[:, None], jnp.ones((rows, 1), bool)
     log_path = perturbed = jnp.zeros((rows, 1), jnp.float32)
     first, found, laws = 0, [], []
     for depth in range(tree.max_depth):
         logits, own, shared = step(depth, frontier, own, shared)
-        log_q = log_probabilities(this, logits)
+        log_q = drafter_log_probs(ctx, logits)
         laws.append(log_q)
         vocabulary = log_q.shape[-1]
         child = jnp.where(alive[..., None], log_path[..., None] + log_q, -jnp.inf)
-        raw = child + private_noise(this, depth, log_q.shape[1:])
+        raw = child + private_noise(ctx, depth, log_q.shape[1:])
         value = _with_maximum(raw, perturbed[..., None])
         value = jnp.where(jnp.isfinite(child), value, -jnp.inf).reshape(rows, -1)
         keep = min(tree.beam, value.shape[1])
@@ -62,11 +62,11 @@ def grow_stochastic_beam(this: Round, step, own, shared):
     shape = rows, tree.beam, laws[0].shape[-1]
     leaves = jnp.zeros(shape, jnp.float32)  # their law is not asked
     draft = Draft(
-        jnp.concatenate([this.root[:, None], tokens.astype(jnp.int32)], axis=1),
+        jnp.concatenate([ctx.root[:, None], tokens.astype(jnp.int32)], axis=1),
         jnp.concatenate([root, valid], axis=1),
         log_q=jnp.concatenate([*laws, leaves], axis=1),
         parents=jnp.pad(parents, ((0, 0), (1, 0))).astype(jnp.int32),
-        drawn=this.selection,
+        selection=ctx.selection,
     )
     return draft, shared
 

@@ -8,7 +8,7 @@ import jax
 
 from jaxspec.errors import ConfigError
 from jaxspec.nn.rope import turned
-from jaxspec.spec.cache import Layers, move_rows, write
+from jaxspec.spec.cache import Layers, gather_path, write
 from jaxspec.spec.dtypes import widest
 from jaxspec.typing import Array, Bool, Float, Int
 
@@ -92,7 +92,7 @@ def kernel_move(
     path: Int[Array, "R A"],
     interpret: bool | None = None,
 ) -> Layers:
-    """`spec.cache.move_rows`; on a GPU one launch for as many layers as it can hold.
+    """`spec.cache.gather_path`; on a GPU one launch for as many layers as it can hold.
 
     Args:
       layers: keys and values.
@@ -109,7 +109,7 @@ def kernel_move(
         return triton_move(*given, interpret=interpret)
 
     def plain(layers, lengths, path):
-        return move_rows(layers, lengths, nodes, path)
+        return gather_path(layers, lengths, nodes, path)
 
     return jax.lax.platform_dependent(
         *given, cuda=triton_move, rocm=triton_move, default=plain

@@ -25,7 +25,7 @@ def triton_move(
     *,
     interpret: bool = False,
 ) -> Layers:
-    """`spec.cache.move_rows`, a launch for as many layers as registers hold."""
+    """`spec.cache.gather_path`, a launch for as many layers as registers hold."""
     size = layers[0][0].shape[-1]
     depth = pl.next_power_of_2(path.shape[1])
     layer = 2 * depth * pl.next_power_of_2(size) * layers[0][0].dtype.itemsize

@@ -1,7 +1,7 @@
 """Verification rules, one file a family."""
 
 from jaxspec.spec.verify.annealed import Annealed
-from jaxspec.spec.verify.base import LosslessRule, LossyRule, Rule, Verdict
+from jaxspec.spec.verify.base import LosslessVerifier, LossyVerifier, Verdict, Verifier
 from jaxspec.spec.verify.block import Block
 from jaxspec.spec.verify.coupled import Coupled
 from jaxspec.spec.verify.coupled_relaxed import CoupledRelaxed
@@ -10,7 +10,7 @@ from jaxspec.spec.verify.grouped import Grouped
 from jaxspec.spec.verify.judge import Judge
 from jaxspec.spec.verify.kseq import KSeq
 from jaxspec.spec.verify.lantern import Lantern
-from jaxspec.spec.verify.law import Law
+from jaxspec.spec.verify.law import Outcome
 from jaxspec.spec.verify.rejection import Rejection
 from jaxspec.spec.verify.typical import Typical
 
@@ -24,11 +24,11 @@ __all__ = [
     "Judge",
     "KSeq",
     "Lantern",
-    "Law",
-    "LosslessRule",
-    "LossyRule",
+    "Outcome",
+    "LosslessVerifier",
+    "LossyVerifier",
     "Rejection",
-    "Rule",
+    "Verifier",
     "Typical",
     "Verdict",
 ]

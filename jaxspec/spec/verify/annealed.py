@@ -6,26 +6,33 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec.spec.draft import Draft, Selection
-from jaxspec.spec.envelopes import Envelope
+from jaxspec.spec.envelopes import DynamicTree
 from jaxspec.spec.numbers import within
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify.base import (
-    LossyRule,
+    LossyVerifier,
     checked_draft,
-    honest_draft,
-    log_probabilities,
+    require_samples,
+    target_log_probs,
 )
-from jaxspec.spec.verify.law import Law, LawRule, Siblings, at, ratio, walk_siblings
+from jaxspec.spec.verify.law import (
+    Outcome,
+    OutcomeVerifier,
+    Siblings,
+    accept_ratio,
+    sequential_siblings,
+    take_prob,
+)
 from jaxspec.typing import Array, Bool, Float, Params
 
 
 @dataclass(frozen=True)
-class Annealed(LossyRule, LawRule):
+class Annealed(LossyVerifier, OutcomeVerifier):
     """Accepts with `min(1, w p / q)`, generously at first and strictly later.
 
     `w` of the `i`-th drafted token (0 is the first) is `delta exp(-decay i - mu)`, with
     `mu` such that its mean over the tree's depths is `delta`: the paper names a
-    normaliser and no more, this reading is ours. After a rejection the residual is the
+    normalizer and no more, this reading is ours. After a rejection the residual is the
     one best for total variation, `(p - min(q, w p))+`. With `delta = 1` and no decay it
     is `Rejection`.
 
@@ -48,18 +55,18 @@ class Annealed(LossyRule, LawRule):
         falling = np.exp(-self.decay * np.arange(depth))
         return self.delta * falling / max(falling.mean() if depth else 1.0, 1e-300)
 
-    def law(
+    def outcome(
         self,
         log_p: Float[Array, "B N V"],
         draft: Draft,
-        tree: Tree | Envelope,
+        tree: Tree | DynamicTree,
         greedy: Bool[Array, "B"] | None = None,
         params: Params = None,
-    ) -> Law:
-        """See `LawRule.law`."""
+    ) -> Outcome:
+        """See `OutcomeVerifier.law`."""
         draft, shape = checked_draft(log_p, draft, tree)
-        p = jnp.exp(log_probabilities(log_p, greedy))
-        draft, log_q = honest_draft(self, draft, shape, tree)
+        p = jnp.exp(target_log_probs(log_p, greedy))
+        draft, log_q = require_samples(self, draft, shape, tree)
         factors = jnp.asarray(np.append(self.factors(tree.depth), 1.0), p.dtype)
 
         def taken(now: Siblings):
@@ -67,14 +74,14 @@ class Annealed(LossyRule, LawRule):
             return jnp.minimum(now.q_all(), w[..., None] * now.p)
 
         def accept(now: Siblings):
-            return ratio(at(taken(now), now.token), now.q_token())
+            return accept_ratio(take_prob(taken(now), now.token), now.q_token())
 
-        return walk_siblings(
+        return sequential_siblings(
             shape,
             draft,
             p,
             log_q,
             accept=accept,
             reject=lambda now: jnp.maximum(now.p - taken(now), 0.0),
-            remove=draft.drawn == "without_replacement",
+            remove=draft.selection == "without_replacement",
         )

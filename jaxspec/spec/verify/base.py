@@ -9,9 +9,9 @@ from jax.tree_util import register_dataclass
 
 from jaxspec.errors import ConfigError
 from jaxspec.spec.draft import Draft, Selection
-from jaxspec.spec.envelopes import Envelope
+from jaxspec.spec.envelopes import DynamicTree
 from jaxspec.spec.noise import Noise
-from jaxspec.spec.topology import Topology, pick
+from jaxspec.spec.topology import Topology, gather_nodes
 from jaxspec.spec.tree import Tree
 from jaxspec.typing import Array, Bool, Float, Int, Params
 
@@ -38,13 +38,13 @@ class Verdict:
 
     def emitted(self, draft: Draft) -> tuple[Int[Array, "B A"], Int[Array, "B"]]:
         """The new tokens of each row, and how many of them count (`accepted + 1`)."""
-        kept = pick(draft.tokens, self.path[:, 1:])
+        kept = gather_nodes(draft.tokens, self.path[:, 1:])
         kept = jnp.pad(kept, ((0, 0), (0, 1)))
         last = jnp.arange(self.path.shape[1])[None] == self.accepted[:, None]
         return jnp.where(last, self.next_token[:, None], kept), self.accepted + 1
 
 
-class Rule(Protocol):
+class Verifier(Protocol):
     """A frozen, hashable verification rule."""
 
     @property
@@ -58,7 +58,7 @@ class Rule(Protocol):
         ...
 
     @property
-    def settles(self) -> bool:
+    def token_exact(self) -> bool:
         """Whether near-ties (`Verdict.margin`) are to be decided again by the loop."""
         ...
 
@@ -66,7 +66,7 @@ class Rule(Protocol):
         self,
         log_p: Float[Array, "B N V"],
         draft: Draft,
-        tree: Tree | Envelope,
+        tree: Tree | DynamicTree,
         noise: Noise,
         params: Params = None,
         features: Float[Array, "R N E"] | None = None,
@@ -78,7 +78,7 @@ class Rule(Protocol):
           draft: the drafter's guesses.
           tree: their shape, or its bound.
           noise: the round's randomness.
-          params: arrays that the rule needs (a neighbour table, a trained head).
+          params: arrays that the rule needs (a neighbor table, a trained head).
           features: the target's hidden states at each node, conditional rows first.
 
         Raises:
@@ -88,7 +88,7 @@ class Rule(Protocol):
         ...
 
 
-class LosslessRule:
+class LosslessVerifier:
     """Rules whose output follows the target's distribution, whatever is drafted."""
 
     @property
@@ -97,7 +97,7 @@ class LosslessRule:
         return True
 
 
-class LossyRule:
+class LossyVerifier:
     """Rules that trade the target's distribution for speed. Never a default."""
 
     @property
@@ -109,7 +109,7 @@ class LossyRule:
 def checked_draft(
     log_p: Float[Array, "B N V"],
     draft: Draft,
-    tree: Tree | Envelope,
+    tree: Tree | DynamicTree,
     noise: Noise | None = None,
 ) -> tuple[Draft, Topology]:
     """`Draft.checked`, once scores, draft and noise are known to fit each other.
@@ -139,7 +139,7 @@ def survives(
     shape: Topology, log_p: Float[Array, "B N V"], draft: Draft
 ) -> Bool[Array, "B N"]:
     """Nodes whose token the filters left to choose: its score is not -inf."""
-    return shape.before(log_p, draft.tokens[..., None])[..., 0] > -jnp.inf
+    return shape.at_parent(log_p, draft.tokens[..., None])[..., 0] > -jnp.inf
 
 
 Filtered = Literal["never", "published"]
@@ -162,7 +162,7 @@ def log_softmax(scores: Float[Array, "... V"]) -> Float[Array, "... V"]:
     return shifted - jnp.log(jnp.sum(jnp.exp(shifted), axis=-1, keepdims=True))
 
 
-def log_probabilities(
+def target_log_probs(
     log_p: Float[Array, "B ... V"], greedy: Bool[Array, "B"] | None
 ) -> Float[Array, "B ... V"]:
     """Normalized; greedy rows have all mass on the best token, lowest id on ties."""
@@ -176,17 +176,17 @@ def log_probabilities(
 
 
 # Candidates that are given, as it were, not samples of `q`; and those that are.
-GIVEN = ("guess", "top", "coupled")
-DRAWN = ("without_replacement", "with_replacement")
+DETERMINISTIC = ("guess", "top", "coupled")
+SAMPLED = ("without_replacement", "with_replacement")
 _ROUNDING = 1e-3  # how far above 0 a log-probability may lie
 
 
-def honest_draft(
-    rule: Any,
+def require_samples(
+    verifier: Any,
     draft: Draft,
     shape: Topology,
-    tree: Tree | Envelope,
-    drawn: tuple[str, ...] = DRAWN,
+    tree: Tree | DynamicTree,
+    allowed: tuple[str, ...] = SAMPLED,
 ) -> tuple[Draft, Float[Array, "B I V"]]:
     """The draft and the drafter's log-probabilities, if tokens are samples of them.
 
@@ -197,15 +197,16 @@ def honest_draft(
       ConfigError: the draft was chosen otherwise, pruned by its own tokens, holds
         ranks that skip a sample, or comes without probabilities.
     """
-    name = type(rule).__name__
-    if draft.drawn not in drawn:
+    name = type(verifier).__name__
+    if draft.selection not in allowed:
         raise ConfigError(
-            f"{name} needs candidates chosen {' or '.join(drawn)}, not {draft.drawn}; "
-            f"set Engine.selection={drawn[0]!r}, or use Coupled, which takes any draft"
+            f"{name} needs candidates chosen {' or '.join(allowed)}, not "
+            f"{draft.selection}; set Engine.selection={allowed[0]!r}, or use Coupled, "
+            "which takes any draft"
         )
     if draft.log_q is None:
         raise ConfigError(f"{name} needs the drafter's distribution (Draft.log_q)")
-    if draft.pruned != "past":
+    if draft.pruned_by != "past":
         raise ConfigError(
             f"{name} needs drafts whose length was decided from the past only; a "
             "policy that drops a token for what it is biases the output. Stop after "
@@ -222,14 +223,15 @@ def honest_draft(
         sound = jnp.take_along_axis(
             sound, jnp.broadcast_to(shape.slots, draft.tokens.shape), axis=1
         )
-    valid = draft.valid & shape.of_parents(sound)
+    valid = draft.valid & shape.gather_parents(sound)
     return replace(draft, valid=valid.at[:, 0].set(True)), log_q
 
 
-def needed(rule: Any, params: Params, name: str) -> Any:
+def require_param(verifier: Any, params: Params, name: str) -> Any:
     """`params[name]`, or one clear error."""
     if params is None or name not in params:
         raise ConfigError(
-            f"{type(rule).__name__} needs params={{{name!r}: ...}}; see its docstring"
+            f"{type(verifier).__name__} needs params={{{name!r}: ...}}; see its "
+            "docstring"
         )
     return params[name]

@@ -6,20 +6,20 @@ import jax.numpy as jnp
 
 from jaxspec.errors import ConfigError
 from jaxspec.spec.draft import Draft, Selection
-from jaxspec.spec.envelopes import Envelope
+from jaxspec.spec.envelopes import DynamicTree
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify.base import (
-    LosslessRule,
+    LosslessVerifier,
     checked_draft,
-    honest_draft,
-    log_probabilities,
+    require_samples,
+    target_log_probs,
 )
-from jaxspec.spec.verify.law import Law, LawRule, at, normal
+from jaxspec.spec.verify.law import Outcome, OutcomeVerifier, normalized, take_prob
 from jaxspec.typing import Array, Bool, Float, Params
 
 
 @dataclass(frozen=True)
-class Block(LosslessRule, LawRule):
+class Block(LosslessVerifier, OutcomeVerifier):
     """Accepts a prefix of a chain jointly; never shorter than `Rejection` on average.
 
     Source: arXiv 2403.10444. Chains only; their tokens must be samples of `log_q`.
@@ -30,15 +30,15 @@ class Block(LosslessRule, LawRule):
         """One sample after another."""
         return "without_replacement"
 
-    def law(
+    def outcome(
         self,
         log_p: Float[Array, "B N V"],
         draft: Draft,
-        tree: Tree | Envelope,
+        tree: Tree | DynamicTree,
         greedy: Bool[Array, "B"] | None = None,
         params: Params = None,
-    ) -> Law:
-        """See `LawRule.law`.
+    ) -> Outcome:
+        """See `OutcomeVerifier.law`.
 
         Raises:
           ConfigError: the tree branches.
@@ -49,12 +49,12 @@ class Block(LosslessRule, LawRule):
                 "--tree chain-LENGTH"
             )
         draft, shape = checked_draft(log_p, draft, tree)
-        draft, log_q = honest_draft(self, draft, shape, tree)
+        draft, log_q = require_samples(self, draft, shape, tree)
         q = jnp.exp(log_q)
-        p = jnp.exp(log_probabilities(log_p, greedy))
+        p = jnp.exp(target_log_probs(log_p, greedy))
         token = draft.tokens[:, 1:]  # [B, D]
         there = jnp.cumprod(draft.valid[:, 1:], axis=-1) > 0
-        p_token, q_token = at(p[:, :-1], token), at(q, token)
+        p_token, q_token = take_prob(p[:, :-1], token), take_prob(q, token)
         odds = jnp.where(q_token > 0, p_token / jnp.where(q_token > 0, q_token, 1), 0)
 
         joint = [jnp.ones_like(odds[:, 0])]  # as likely under p as drawn, at most 1
@@ -76,5 +76,5 @@ class Block(LosslessRule, LawRule):
         # The longest prefix whose coin falls: none of the longer ones' does.
         misses = jnp.cumprod((1.0 - chance)[:, ::-1], axis=1)[:, ::-1]
         longer = jnp.concatenate([misses[:, 1:], jnp.ones_like(joint[:, :1])], axis=1)
-        rest = jnp.concatenate([normal(left, p[:, :-1]), p[:, -1:]], axis=1)
-        return Law(chance * longer, jnp.where(is_last[..., None], p, rest))
+        rest = jnp.concatenate([normalized(left, p[:, :-1]), p[:, -1:]], axis=1)
+        return Outcome(chance * longer, jnp.where(is_last[..., None], p, rest))

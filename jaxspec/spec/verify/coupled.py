@@ -5,23 +5,23 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from jaxspec.spec.draft import Draft, Selection
-from jaxspec.spec.envelopes import Envelope
+from jaxspec.spec.envelopes import DynamicTree
 from jaxspec.spec.noise import Noise
-from jaxspec.spec.topology import Topology, pick
+from jaxspec.spec.topology import Topology, gather_nodes
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify.base import (
-    LosslessRule,
+    LosslessVerifier,
     Verdict,
     checked_draft,
-    log_probabilities,
+    target_log_probs,
 )
-from jaxspec.spec.verify.law import Law, all_above, walk_siblings
-from jaxspec.spec.vocabulary import choose
+from jaxspec.spec.verify.law import Outcome, ancestors_all, sequential_siblings
+from jaxspec.spec.vocabulary import argmax_with_margin
 from jaxspec.typing import Array, Bool, Float, Int, Params
 
 
 @dataclass(frozen=True)
-class Coupled(LosslessRule):
+class Coupled(LosslessVerifier):
     """Follows the children that equal the target's own sample at each node.
 
     The sample of a node is `argmax(log p + noise)` with the noise of its absolute
@@ -39,7 +39,7 @@ class Coupled(LosslessRule):
         return "coupled"
 
     @property
-    def settles(self) -> bool:
+    def token_exact(self) -> bool:
         """Yes: the target's samples are those of plain decoding."""
         return True
 
@@ -47,33 +47,33 @@ class Coupled(LosslessRule):
         self,
         log_p: Float[Array, "B N V"],
         draft: Draft,
-        tree: Tree | Envelope,
+        tree: Tree | DynamicTree,
         noise: Noise,
         params: Params = None,
         features: Float[Array, "R N E"] | None = None,
     ) -> Verdict:
-        """See `Rule.verify`; needs neither parameters nor features."""
+        """See `Verifier.verify`; needs neither parameters nor features."""
         draft, shape = checked_draft(log_p, draft, tree, noise)
         choice, margin = coupled_choice(log_p, shape, noise)
-        match = (draft.tokens == shape.of_parents(choice)) & draft.valid
-        return follow(shape, match, choice, margin)
+        match = (draft.tokens == shape.gather_parents(choice)) & draft.valid
+        return longest_match(shape, match, choice, margin)
 
-    def law(
+    def outcome(
         self,
         log_p: Float[Array, "B N V"],
         draft: Draft,
-        tree: Tree | Envelope,
+        tree: Tree | DynamicTree,
         greedy: Bool[Array, "B"] | None = None,
         params: Params = None,
-    ) -> Law:
+    ) -> Outcome:
         """The law for a draft made without sight of the noise.
 
         Of siblings that repeat a token it follows the first; `verify` follows the one
         whose branch goes on for longer, which emits the same law in fewer rounds.
         """
         draft, shape = checked_draft(log_p, draft, tree)
-        p = jnp.exp(log_probabilities(log_p, greedy))
-        return walk_siblings(
+        p = jnp.exp(target_log_probs(log_p, greedy))
+        return sequential_siblings(
             shape,
             draft,
             p,
@@ -88,17 +88,17 @@ def coupled_choice(
     log_p: Float[Array, "B N V"], shape: Topology, noise: Noise
 ) -> tuple[Int[Array, "B N"], Float[Array, "B N"]]:
     """The target's sample at every node, and by how much it won."""
-    return choose(log_p + pick(noise.coupled, shape.depths))
+    return argmax_with_margin(log_p + gather_nodes(noise.coupled, shape.depths))
 
 
-def follow(
+def longest_match(
     shape: Topology,
     match: Bool[Array, "B N"],
     choice: Int[Array, "B N"],
     margin: Float[Array, "B N"],
 ) -> Verdict:
     """Keeps the deepest node all of whose line matches, lowest index on ties."""
-    depth = jnp.where(all_above(shape, match), shape.depths, -1)
+    depth = jnp.where(ancestors_all(shape, match), shape.depths, -1)
     best = jnp.argmax(depth, axis=-1)
     path = shape.path(best)
     return Verdict(

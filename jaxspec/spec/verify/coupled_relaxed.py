@@ -8,25 +8,25 @@ import jax.numpy as jnp
 
 from jaxspec.errors import ConfigError
 from jaxspec.spec.draft import Draft, Selection
-from jaxspec.spec.envelopes import Envelope
-from jaxspec.spec.neighbours import Neighbours
+from jaxspec.spec.envelopes import DynamicTree
+from jaxspec.spec.neighbors import Neighbors
 from jaxspec.spec.noise import Noise
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify.base import (
-    LossyRule,
+    LossyVerifier,
     Verdict,
     checked_draft,
-    log_probabilities,
     survives,
+    target_log_probs,
 )
-from jaxspec.spec.verify.coupled import coupled_choice, follow
-from jaxspec.spec.verify.law import Law, normal, tree_law
+from jaxspec.spec.verify.coupled import coupled_choice, longest_match
+from jaxspec.spec.verify.law import Outcome, normalized, tree_outcome
 from jaxspec.spec.verify.relaxed_set import check_budget, relaxed_set, table_of
 from jaxspec.typing import Array, Bool, Float, Int, Params
 
 
 @dataclass(frozen=True)
-class CoupledRelaxed(LossyRule):
+class CoupledRelaxed(LossyVerifier):
     """Accepts a child that is, or lies near, the code that exact sampling draws there.
 
     The target's sample `y` is drawn as in `Coupled`. A child `x` is accepted if it is
@@ -40,10 +40,10 @@ class CoupledRelaxed(LossyRule):
     A child that was drafted without sight of the noise is accepted with exactly
     LANTERN's relaxed probability. Ours.
 
-    Parameters: `{"neighbours": Neighbours}`.
+    Parameters: `{"neighbors": Neighbors}`.
 
     Attributes:
-      k: neighbours that are looked at.
+      k: neighbors that are looked at.
       budget: most mass of a relaxed set, or None for
       radius: greatest distance to a forgiven code, in units of the code vectors.
       lam: a budget of `(lam - 1) p(x)`.
@@ -65,7 +65,7 @@ class CoupledRelaxed(LossyRule):
         return "coupled"
 
     @property
-    def settles(self) -> bool:
+    def token_exact(self) -> bool:
         """Yes: the target's samples are those of plain decoding."""
         return True
 
@@ -73,20 +73,20 @@ class CoupledRelaxed(LossyRule):
         self,
         log_p: Float[Array, "B N V"],
         draft: Draft,
-        tree: Tree | Envelope,
+        tree: Tree | DynamicTree,
         noise: Noise,
         params: Params = None,
         features: Float[Array, "R N E"] | None = None,
     ) -> Verdict:
-        """See `Rule.verify`."""
+        """See `Verifier.verify`."""
         draft, shape = checked_draft(log_p, draft, tree, noise)
         choice, margin = coupled_choice(log_p, shape, noise)
-        wanted = shape.of_parents(choice)
+        wanted = shape.gather_parents(choice)
         total = jax.nn.logsumexp(log_p, axis=-1)  # [B, N]
 
         def p_before(tokens):  # probabilities of [B, N, m] tokens at each node's parent
             return jnp.exp(
-                shape.before(log_p, tokens) - shape.of_parents(total)[..., None]
+                shape.at_parent(log_p, tokens) - shape.gather_parents(total)[..., None]
             )
 
         table = table_of(self, params, self.k, log_p.shape[-1])
@@ -104,25 +104,27 @@ class CoupledRelaxed(LossyRule):
             & (draft.tokens[:, None, :] != draft.tokens[:, :, None])
         )
         match = jnp.isfinite(distance) & ~jnp.any(siblings & ahead, axis=-1)
-        return follow(shape, match, choice, margin)
+        return longest_match(shape, match, choice, margin)
 
-    def law(
+    def outcome(
         self,
         log_p: Float[Array, "B N V"],
         draft: Draft,
-        tree: Tree | Envelope,
+        tree: Tree | DynamicTree,
         greedy: Bool[Array, "B"] | None = None,
         params: Params = None,
-    ) -> Law:
+    ) -> Outcome:
         """The law for a draft of different siblings made without sight of the noise."""
         draft, shape = checked_draft(log_p, draft, tree)
         draft = replace(draft, valid=draft.valid & survives(shape, log_p, draft))
         table = table_of(self, params, self.k, log_p.shape[-1])
-        every = jnp.exp(log_probabilities(log_p, greedy))
-        p = shape.of_internal(every)
-        mass = shape.of_internal(jax.nn.softmax(log_p, axis=-1))  # of greedy rows too
-        tokens = shape.of_children(draft.tokens, 0)
-        valid = shape.of_children(draft.valid, False)
+        every = jnp.exp(target_log_probs(log_p, greedy))
+        p = shape.gather_internal(every)
+        mass = shape.gather_internal(
+            jax.nn.softmax(log_p, axis=-1)
+        )  # of greedy rows too
+        tokens = shape.gather_children(draft.tokens, 0)
+        valid = shape.gather_children(draft.valid, False)
         samples = jnp.arange(p.shape[-1])  # every code that might be drawn
         distances = []
         for r in range(tokens.shape[2]):
@@ -141,11 +143,11 @@ class CoupledRelaxed(LossyRule):
         take = jnp.sum(jnp.where(goes_to, p[:, :, None], 0.0), axis=-1)
         left = jnp.where(caught, 0.0, p)
         none = jnp.sum(left, axis=-1)
-        return tree_law(shape, draft, every, take, none, normal(left, p))
+        return tree_outcome(shape, draft, every, take, none, normalized(left, p))
 
     def _distance(
         self,
-        table: Neighbours,
+        table: Neighbors,
         p_of: Callable[[Int[Array, "B M m"]], Float[Array, "B M m"]],
         tokens: Int[Array, "B M"],
         wanted: Int[Array, "..."],

@@ -5,20 +5,27 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from jaxspec.spec.draft import Draft, Selection
-from jaxspec.spec.envelopes import Envelope
+from jaxspec.spec.envelopes import DynamicTree
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify.base import (
-    LosslessRule,
+    LosslessVerifier,
     checked_draft,
-    honest_draft,
-    log_probabilities,
+    require_samples,
+    target_log_probs,
 )
-from jaxspec.spec.verify.law import Law, LawRule, at, normal, ratio, tree_law
+from jaxspec.spec.verify.law import (
+    Outcome,
+    OutcomeVerifier,
+    accept_ratio,
+    normalized,
+    take_prob,
+    tree_outcome,
+)
 from jaxspec.typing import Array, Bool, Float, Params
 
 
 @dataclass(frozen=True)
-class GreedySet(LosslessRule, LawRule):
+class GreedySet(LosslessVerifier, OutcomeVerifier):
     """Optimal verification of the drafter's likeliest tokens plus one sample.
 
     The children of a node are the best tokens `S` under `q` and, last, one drawn from
@@ -35,23 +42,23 @@ class GreedySet(LosslessRule, LawRule):
         """The likeliest, and a sample."""
         return "top_and_sample"
 
-    def law(
+    def outcome(
         self,
         log_p: Float[Array, "B N V"],
         draft: Draft,
-        tree: Tree | Envelope,
+        tree: Tree | DynamicTree,
         greedy: Bool[Array, "B"] | None = None,
         params: Params = None,
-    ) -> Law:
-        """See `LawRule.law`."""
+    ) -> Outcome:
+        """See `OutcomeVerifier.law`."""
         draft, shape = checked_draft(log_p, draft, tree)
-        draft, log_q = honest_draft(self, draft, shape, tree, ("top_and_sample",))
+        draft, log_q = require_samples(self, draft, shape, tree, ("top_and_sample",))
         q = jnp.exp(log_q)
-        every = jnp.exp(log_probabilities(log_p, greedy))
-        p = shape.of_internal(every)
-        tokens = shape.of_children(draft.tokens, 0)
-        held = shape.of_children(jnp.ones_like(draft.valid), False)
-        valid = shape.of_children(draft.valid, False)
+        every = jnp.exp(target_log_probs(log_p, greedy))
+        p = shape.gather_internal(every)
+        tokens = shape.gather_children(draft.tokens, 0)
+        held = shape.gather_children(jnp.ones_like(draft.valid), False)
+        valid = shape.gather_children(draft.valid, False)
         last = jnp.sum(held, axis=-1) - 1  # [B, I], which child is the sample
         place = jnp.arange(tokens.shape[2])[None, None]
         given = held & (place < last[..., None])
@@ -61,13 +68,15 @@ class GreedySet(LosslessRule, LawRule):
         for r in range(tokens.shape[2]):
             here = tokens[..., r, None] == ids
             taken = taken | (here & given[..., r, None])
-        rest = normal(jnp.where(taken, 0.0, q), jnp.zeros_like(q))
+        rest = normalized(jnp.where(taken, 0.0, q), jnp.zeros_like(q))
         index = jnp.maximum(last, 0)[..., None]
         sample = jnp.take_along_axis(tokens, index, axis=-1)[..., 0]
         drawn = jnp.take_along_axis(valid, index, axis=-1)[..., 0] & (last >= 0)
-        chance = jnp.where(drawn, ratio(at(p, sample), at(rest, sample)), 0.0)
+        chance = jnp.where(
+            drawn, accept_ratio(take_prob(p, sample), take_prob(rest, sample)), 0.0
+        )
         left = jnp.where(drawn[..., None], jnp.maximum(p - rest, 0.0), p)
-        left = normal(left, p)
+        left = normalized(left, p)
 
         open_ = given & valid  # a child that is not valid cannot be followed
         caught = jnp.where(open_, jnp.take_along_axis(left, tokens, axis=-1), 0.0)
@@ -77,4 +86,4 @@ class GreedySet(LosslessRule, LawRule):
             here = (tokens[..., r, None] == ids) & open_[..., r, None]
             left = jnp.where(here, 0.0, left)
         none = (1.0 - chance) * jnp.sum(left, axis=-1)
-        return tree_law(shape, draft, every, take, none, normal(left, p))
+        return tree_outcome(shape, draft, every, take, none, normalized(left, p))

@@ -6,24 +6,31 @@ import jax.numpy as jnp
 
 from jaxspec.errors import ConfigError
 from jaxspec.spec.draft import Draft, Selection
-from jaxspec.spec.envelopes import Envelope
+from jaxspec.spec.envelopes import DynamicTree
 from jaxspec.spec.numbers import whole
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify.base import (
     Filtered,
-    LossyRule,
+    LossyVerifier,
     check_filtered,
     checked_draft,
-    honest_draft,
-    log_probabilities,
-    needed,
+    require_param,
+    require_samples,
+    target_log_probs,
 )
-from jaxspec.spec.verify.law import Law, LawRule, Siblings, at, ratio, walk_siblings
+from jaxspec.spec.verify.law import (
+    Outcome,
+    OutcomeVerifier,
+    Siblings,
+    accept_ratio,
+    sequential_siblings,
+    take_prob,
+)
 from jaxspec.typing import Array, Bool, Float, Params
 
 
 @dataclass(frozen=True)
-class Grouped(LossyRule, LawRule):
+class Grouped(LossyVerifier, OutcomeVerifier):
     """Compares the masses of a group of alike codes instead of one code's.
 
     The group of `x` are the `group` codes next to it in the target's order of
@@ -58,20 +65,20 @@ class Grouped(LossyRule, LawRule):
             raise ConfigError(f"{self}: use no negative distance or gap")
         check_filtered(self.filtered)
 
-    def law(
+    def outcome(
         self,
         log_p: Float[Array, "B N V"],
         draft: Draft,
-        tree: Tree | Envelope,
+        tree: Tree | DynamicTree,
         greedy: Bool[Array, "B"] | None = None,
         params: Params = None,
-    ) -> Law:
-        """See `LawRule.law`."""
-        table = needed(self, params, "embedding")
+    ) -> Outcome:
+        """See `OutcomeVerifier.law`."""
+        table = require_param(self, params, "embedding")
         draft, shape = checked_draft(log_p, draft, tree)
-        p = jnp.exp(log_probabilities(log_p, greedy))
-        draft, log_q = honest_draft(self, draft, shape, tree)
-        scores = shape.of_internal(log_p)
+        p = jnp.exp(target_log_probs(log_p, greedy))
+        draft, log_q = require_samples(self, draft, shape, tree)
+        scores = shape.gather_internal(log_p)
         group = min(self.group, 2 * p.shape[-1])  # which is all codes, from any place
         before = group // 2
         offsets = (jnp.arange(group) - before)[None, None]
@@ -96,17 +103,17 @@ class Grouped(LossyRule, LawRule):
             mass, drafted = (
                 jnp.sum(jnp.where(alike, x, 0.0), axis=-1) for x in (masses, drafted)
             )
-            chance = ratio(mass, drafted)
+            chance = accept_ratio(mass, drafted)
             if self.filtered == "published":
                 return chance
-            return jnp.where(at(scores, now.token) > -jnp.inf, chance, 0.0)
+            return jnp.where(take_prob(scores, now.token) > -jnp.inf, chance, 0.0)
 
-        return walk_siblings(
+        return sequential_siblings(
             shape,
             draft,
             p,
             log_q,
             accept=accept,
             reject=lambda now: jnp.maximum(now.p - now.q_all(), 0.0),
-            remove=draft.drawn == "without_replacement",
+            remove=draft.selection == "without_replacement",
         )

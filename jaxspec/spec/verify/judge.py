@@ -9,16 +9,16 @@ from typing import Any
 
 from jaxspec.errors import ConfigError
 from jaxspec.spec.draft import Draft, Selection
-from jaxspec.spec.envelopes import Envelope
+from jaxspec.spec.envelopes import DynamicTree
 from jaxspec.spec.noise import Noise
 from jaxspec.spec.tree import Tree
-from jaxspec.spec.verify.base import LossyRule, Verdict, checked_draft, survives
-from jaxspec.spec.verify.coupled import coupled_choice, follow
+from jaxspec.spec.verify.base import LossyVerifier, Verdict, checked_draft, survives
+from jaxspec.spec.verify.coupled import coupled_choice, longest_match
 from jaxspec.typing import Array, Float, Params
 
 
 @dataclass(frozen=True)
-class Judge(LossyRule):
+class Judge(LossyVerifier):
     """Accepts a child if `Coupled` does, or if a head likes the target's reading of it.
 
     What the filters removed (a score of -inf) is never accepted.
@@ -38,7 +38,7 @@ class Judge(LossyRule):
         return "coupled"
 
     @property
-    def settles(self) -> bool:
+    def token_exact(self) -> bool:
         """Yes: the target's samples are those of plain decoding."""
         return True
 
@@ -46,12 +46,12 @@ class Judge(LossyRule):
         self,
         log_p: Float[Array, "B N V"],
         draft: Draft,
-        tree: Tree | Envelope,
+        tree: Tree | DynamicTree,
         noise: Noise,
         params: Params = None,
         features: Float[Array, "R N E"] | None = None,
     ) -> Verdict:
-        """See `Rule.verify`.
+        """See `Verifier.verify`.
 
         Raises:
           ConfigError: there are no features.
@@ -63,5 +63,5 @@ class Judge(LossyRule):
         own = None if params is None else params.get("head")
         liked = self.head(own, features[: log_p.shape[0]]) > self.threshold
         liked &= survives(shape, log_p, draft)
-        match = (draft.tokens == shape.of_parents(choice)) | liked
-        return follow(shape, match & draft.valid, choice, margin)
+        match = (draft.tokens == shape.gather_parents(choice)) | liked
+        return longest_match(shape, match & draft.valid, choice, margin)

@@ -6,23 +6,30 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec.spec.draft import Draft, Selection
-from jaxspec.spec.envelopes import Envelope
+from jaxspec.spec.envelopes import DynamicTree
 from jaxspec.spec.together import varying
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify.base import (
-    LosslessRule,
+    LosslessVerifier,
     checked_draft,
-    honest_draft,
-    log_probabilities,
+    require_samples,
+    target_log_probs,
 )
-from jaxspec.spec.verify.law import Law, LawRule, at, normal, ratio, tree_law
+from jaxspec.spec.verify.law import (
+    Outcome,
+    OutcomeVerifier,
+    accept_ratio,
+    normalized,
+    take_prob,
+    tree_outcome,
+)
 from jaxspec.typing import Array, Bool, Float, Params
 
 _HALVINGS = 26  # as many as float32 can tell apart
 
 
 @dataclass(frozen=True)
-class KSeq(LosslessRule, LawRule):
+class KSeq(LosslessVerifier, OutcomeVerifier):
     """SpecTr's sequential selection among `k` independent drafts (arXiv 2310.15141).
 
     Each child is accepted with probability `min(1, p / (rho q))`, with the smallest
@@ -35,22 +42,22 @@ class KSeq(LosslessRule, LawRule):
         """Independent samples."""
         return "with_replacement"
 
-    def law(
+    def outcome(
         self,
         log_p: Float[Array, "B N V"],
         draft: Draft,
-        tree: Tree | Envelope,
+        tree: Tree | DynamicTree,
         greedy: Bool[Array, "B"] | None = None,
         params: Params = None,
-    ) -> Law:
-        """See `LawRule.law`."""
+    ) -> Outcome:
+        """See `OutcomeVerifier.law`."""
         draft, shape = checked_draft(log_p, draft, tree)
-        draft, log_q = honest_draft(self, draft, shape, tree, ("with_replacement",))
+        draft, log_q = require_samples(self, draft, shape, tree, ("with_replacement",))
         q = jnp.exp(log_q)
-        every = jnp.exp(log_probabilities(log_p, greedy))
-        p = shape.of_internal(every)
-        tokens = shape.of_children(draft.tokens, 0)
-        valid = shape.of_children(draft.valid, False)
+        every = jnp.exp(target_log_probs(log_p, greedy))
+        p = shape.gather_internal(every)
+        tokens = shape.gather_children(draft.tokens, 0)
+        valid = shape.gather_children(draft.valid, False)
         k = jnp.sum(valid, axis=-1, dtype=p.dtype)  # [B, I]
 
         def accepted(rho):
@@ -69,14 +76,14 @@ class KSeq(LosslessRule, LawRule):
         one, any_of_k = accepted(rho)
         share = jnp.where(one > 0, any_of_k / jnp.where(one > 0, one, 1.0), k)
         residual = p - jnp.minimum(q, p / rho[..., None]) * share[..., None]
-        residual = normal(jnp.maximum(residual, 0.0), p)
+        residual = normalized(jnp.maximum(residual, 0.0), p)
 
         alive, take = jnp.ones_like(k), []
         for r in range(tokens.shape[2]):
             x = tokens[..., r]
-            chance = ratio(at(p, x), rho * at(q, x))
+            chance = accept_ratio(take_prob(p, x), rho * take_prob(q, x))
             chance = jnp.where(valid[..., r], chance, 0.0)
             take.append(alive * chance)
             alive = alive * (1.0 - chance)
         take = jnp.stack(take, axis=-1)
-        return tree_law(shape, draft, every, take, alive, residual)
+        return tree_outcome(shape, draft, every, take, alive, residual)

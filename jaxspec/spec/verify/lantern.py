@@ -1,4 +1,4 @@
-"""LANTERN and LANTERN++: credit a code with its neighbours' mass. Lossy."""
+"""LANTERN and LANTERN++: credit a code with its neighbors' mass. Lossy."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -7,29 +7,29 @@ import jax.numpy as jnp
 
 from jaxspec.errors import ConfigError
 from jaxspec.spec.draft import Draft, Selection
-from jaxspec.spec.envelopes import Envelope
+from jaxspec.spec.envelopes import DynamicTree
 from jaxspec.spec.topology import Topology
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify.base import (
-    GIVEN,
+    DETERMINISTIC,
     Filtered,
-    LossyRule,
+    LossyVerifier,
     checked_draft,
-    honest_draft,
-    log_probabilities,
     log_softmax,
+    require_samples,
     survives,
+    target_log_probs,
 )
 from jaxspec.spec.verify.law import (
-    Law,
-    LawRule,
+    Outcome,
+    OutcomeVerifier,
     Siblings,
-    all_above,
-    at,
-    normal,
-    ratio,
-    sure_law,
-    walk_siblings,
+    accept_ratio,
+    ancestors_all,
+    deterministic_outcome,
+    normalized,
+    sequential_siblings,
+    take_prob,
 )
 from jaxspec.spec.verify.relaxed_set import (
     check_budget,
@@ -42,7 +42,7 @@ Residual = Literal["published", "zero_target", "keep_target", "drop_target", "op
 
 
 @dataclass(frozen=True)
-class Lantern(LossyRule, LawRule):
+class Lantern(LossyVerifier, OutcomeVerifier):
     """The published relaxed test: accept `x` if `u <= (p(x) + mass of its set) / q(x)`.
 
     The set holds the `k` nearest codes of `x`, nearest first, while their mass stays
@@ -52,14 +52,14 @@ class Lantern(LossyRule, LawRule):
 
     What becomes of the target's distribution after a rejection differs within the
     release (jadohu/LANTERN); all three forms are here, and the one that is best for the
-    total variation distance. With `relaxed` meaning that a neighbour fitted, and the
-    neighbours being `k + 1`, one more than were tested, as released:
+    total variation distance. With `relaxed` meaning that a neighbor fitted, and the
+    neighbors being `k + 1`, one more than were tested, as released:
 
-    - "zero_target": `x` loses its mass; if relaxed, so do its neighbours. The release
+    - "zero_target": `x` loses its mass; if relaxed, so do its neighbors. The release
       does this for dynamic trees.
     - "keep_target": subtract the drafter's distribution; if relaxed, not where the
-      neighbours are. Static trees of LlamaGen and Anole.
-    - "drop_target": subtract it; if relaxed, the neighbours lose their mass first.
+      neighbors are. Static trees of LlamaGen and Anole.
+    - "drop_target": subtract it; if relaxed, the neighbors lose their mass first.
       Static trees of Lumina-mGPT.
     - "optimal": subtract the accepted part of the drafter's distribution, `q min(1,
       relaxed p / q)` (Cool-SD, arXiv 2601.09212). A relaxed probability is at least
@@ -70,10 +70,10 @@ class Lantern(LossyRule, LawRule):
     same filter order as the engine's. Two ways in which the release emits codes that
     top-k or top-p removed are off by default, see `fallback` and `filtered`.
 
-    Parameters: `{"neighbours": Neighbours}`.
+    Parameters: `{"neighbors": Neighbors}`.
 
     Attributes:
-      k: neighbours that are tested; the release's default is 1000.
+      k: neighbors that are tested; the release's default is 1000.
       delta: additive budget, .1 by default there; or None for
       lam: multiplicative budget.
       residual: see above.
@@ -81,7 +81,7 @@ class Lantern(LossyRule, LawRule):
         was before that rejection, or "uniform" over the whole vocabulary, as released.
       selection: how the drafter should draw.
       filtered: whether a code that top-k or top-p removed (a score of -inf) is "never"
-        accepted, or for the mass of its neighbours, as "published" (with `delta`; under
+        accepted, or for the mass of its neighbors, as "published" (with `delta`; under
         `lam` the budget of such a code is 0).
     """
 
@@ -103,22 +103,22 @@ class Lantern(LossyRule, LawRule):
             if value not in known:
                 raise ConfigError(f"{name}={value!r}; use one of {', '.join(known)}")
 
-    def law(
+    def outcome(
         self,
         log_p: Float[Array, "B N V"],
         draft: Draft,
-        tree: Tree | Envelope,
+        tree: Tree | DynamicTree,
         greedy: Bool[Array, "B"] | None = None,
         params: Params = None,
-    ) -> Law:
-        """See `LawRule.law`."""
+    ) -> Outcome:
+        """See `OutcomeVerifier.law`."""
         table = table_of(self, params, self.k, log_p.shape[-1])
         draft, shape = checked_draft(log_p, draft, tree)
-        scores = shape.of_internal(log_p)
+        scores = shape.gather_internal(log_p)
         p = jnp.exp(log_softmax(log_p))
         log_q = None
-        if draft.drawn not in GIVEN:
-            draft, log_q = honest_draft(self, draft, shape, tree)
+        if draft.selection not in DETERMINISTIC:
+            draft, log_q = require_samples(self, draft, shape, tree)
         residual = self.residual
         if residual == "published":
             residual = "zero_target" if log_q is None else "keep_target"
@@ -129,7 +129,7 @@ class Lantern(LossyRule, LawRule):
             )
 
         def credit(now: Siblings):
-            """Relaxed probability of the child, and whether a neighbour fitted."""
+            """Relaxed probability of the child, and whether a neighbor fitted."""
             _, _, masses, fits = relaxed_set(
                 table,
                 lambda ids: jnp.take_along_axis(now.p, ids, axis=-1),
@@ -142,71 +142,71 @@ class Lantern(LossyRule, LawRule):
             return now.p_token() + more, fits[..., 0]
 
         def accept(now: Siblings):
-            chance = ratio(credit(now)[0], now.q_token())
+            chance = accept_ratio(credit(now)[0], now.q_token())
             if self.filtered == "published":
                 return chance
-            return jnp.where(at(scores, now.token) > -jnp.inf, chance, 0.0)
+            return jnp.where(take_prob(scores, now.token) > -jnp.inf, chance, 0.0)
 
         def reject(now: Siblings):
             around = table.ids[now.token, : self.k + 1]
             relaxed = credit(now)[1][..., None]
 
-            def without_neighbours(x):
+            def without_neighbors(x):
                 row = jnp.arange(x.shape[0])[:, None, None]
                 column = jnp.arange(x.shape[1])[None, :, None]
                 return jnp.where(relaxed, x.at[row, column, around].set(0.0), x)
 
             q = now.q_all()
             if residual == "zero_target":
-                left = without_neighbours(jnp.where(now.one_hot(), 0.0, now.p))
+                left = without_neighbors(jnp.where(now.one_hot(), 0.0, now.p))
             elif residual == "keep_target":
-                left = now.p - without_neighbours(q)
+                left = now.p - without_neighbors(q)
             elif residual == "drop_target":
-                left = without_neighbours(now.p) - q
+                left = without_neighbors(now.p) - q
             else:
                 left = now.p - q
             left = jnp.maximum(left, 0.0)
             if self.fallback == "uniform":
-                left = normal(left, jnp.full_like(left, 1 / left.shape[-1]))
+                left = normalized(left, jnp.full_like(left, 1 / left.shape[-1]))
             # A child that cannot have been drawn changes nothing.
             return jnp.where(now.q_token()[..., None] > 0, left, now.p)
 
-        sampled = walk_siblings(
+        sampled = sequential_siblings(
             shape,
             draft,
             p,
             log_q,
             accept=accept,
             reject=reject,
-            remove=draft.drawn == "without_replacement",
+            remove=draft.selection == "without_replacement",
         )
         if greedy is None:
             return sampled
         sharp = self._greedy_law(shape, draft, log_p, p, table)
-        return Law(
+        return Outcome(
             jnp.where(greedy[:, None], sharp.stop, sampled.stop),
             jnp.where(greedy[:, None, None], sharp.final, sampled.final),
         )
 
-    def _greedy_law(self, shape: Topology, draft: Draft, log_p, p, table) -> Law:
+    def _greedy_law(self, shape: Topology, draft: Draft, log_p, p, table) -> Outcome:
         """Temperature 0: a child that its relaxed probability makes the argmax."""
         _, _, masses, fits = relaxed_set(
             table,
-            lambda ids: shape.before(p, ids),
+            lambda ids: shape.at_parent(p, ids),
             draft.tokens,
             self.k,
             self.delta,
             self.lam,
         )
-        own = shape.before(p, draft.tokens[..., None])[..., 0]
+        own = shape.at_parent(p, draft.tokens[..., None])[..., 0]
         own = own + jnp.sum(jnp.where(fits, masses, 0.0), axis=-1)
-        best = shape.of_parents(jnp.argmax(log_p, axis=-1))
-        top = shape.of_parents(jnp.max(p, axis=-1))
+        best = shape.gather_parents(jnp.argmax(log_p, axis=-1))
+        top = shape.gather_parents(jnp.max(p, axis=-1))
         wins = (own > top) | ((own == top) & (draft.tokens <= best))
         if self.filtered == "never":
             wins &= survives(shape, log_p, draft)
         match = (wins | (draft.tokens == best)) & draft.valid
-        alive: Bool[Array, "B N"] = all_above(shape, match)
+        alive: Bool[Array, "B N"] = ancestors_all(shape, match)
         everyone = jnp.ones(log_p.shape[0], bool)
-        sharp = jnp.exp(log_probabilities(log_p, everyone))
-        return sure_law(shape, alive, sharp, jnp.zeros_like(own))
+        sharp = jnp.exp(target_log_probs(log_p, everyone))
+        return deterministic_outcome(shape, alive, sharp, jnp.zeros_like(own))

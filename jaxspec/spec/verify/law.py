@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
 from jaxspec.spec.draft import Draft
-from jaxspec.spec.envelopes import Envelope
+from jaxspec.spec.envelopes import DynamicTree
 from jaxspec.spec.noise import Noise
-from jaxspec.spec.topology import Topology, pick
+from jaxspec.spec.topology import Topology, gather_nodes
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify.base import Verdict, checked_draft
 from jaxspec.typing import Array, Bool, Float, Int, Params
@@ -23,7 +23,7 @@ from jaxspec.typing import Array, Bool, Float, Int, Params
 
 @register_dataclass
 @dataclass(frozen=True)
-class Law:
+class Outcome:
     """Exact distribution of a round's outcome, given the draft.
 
     Attributes:
@@ -35,50 +35,50 @@ class Law:
     final: Float[Array, "B N V"]
 
 
-class LawRule(ABC):
+class OutcomeVerifier(ABC):
     """A rule that is its law."""
 
     @property
-    def settles(self) -> bool:
+    def token_exact(self) -> bool:
         """No: what is drawn with fresh noise equals no other run's tokens."""
         return False
 
     @abstractmethod
-    def law(
+    def outcome(
         self,
         log_p: Float[Array, "B N V"],
         draft: Draft,
-        tree: Tree | Envelope,
+        tree: Tree | DynamicTree,
         greedy: Bool[Array, "B"] | None = None,
         params: Params = None,
-    ) -> Law:
-        """The distribution of the outcome; arguments as in `Rule.verify`."""
+    ) -> Outcome:
+        """The distribution of the outcome; arguments as in `Verifier.verify`."""
 
     def verify(
         self,
         log_p: Float[Array, "B N V"],
         draft: Draft,
-        tree: Tree | Envelope,
+        tree: Tree | DynamicTree,
         noise: Noise,
         params: Params = None,
         features: Float[Array, "R N E"] | None = None,
     ) -> Verdict:
-        """See `Rule.verify`."""
+        """See `Verifier.verify`."""
         _, shape = checked_draft(log_p, draft, tree, noise)
-        law = self.law(log_p, draft, tree, noise.greedy, params)
-        return draw(law, shape, noise)
+        outcome = self.outcome(log_p, draft, tree, noise.greedy, params)
+        return sample_outcome(outcome, shape, noise)
 
 
-def draw(law: Law, shape: Topology, noise: Noise) -> Verdict:
+def sample_outcome(outcome: Outcome, shape: Topology, noise: Noise) -> Verdict:
     """One outcome of a law: two Gumbel-max draws, a node and then a token."""
-    last = jnp.argmax(jnp.log(law.stop) + noise.nodes, axis=-1)
-    accepted = pick(shape.depths, last[:, None])[:, 0]
-    final = jnp.take_along_axis(law.final, last[:, None, None], axis=1)[:, 0]
+    last = jnp.argmax(jnp.log(outcome.stop) + noise.nodes, axis=-1)
+    accepted = gather_nodes(shape.depths, last[:, None])[:, 0]
+    final = jnp.take_along_axis(outcome.final, last[:, None, None], axis=1)[:, 0]
     scores = jnp.log(final) + noise.fresh.at(accepted)
-    stop = jnp.take_along_axis(law.stop, last[:, None], axis=1)[:, 0]
+    stop = jnp.take_along_axis(outcome.stop, last[:, None], axis=1)[:, 0]
     # NaN in, NaN out; so are a token law of nothing and a law that is none.
     sound = stop * jnp.max(scores, axis=-1)
-    sound = jnp.isfinite(sound) & jnp.all(law.stop >= 0, axis=-1)
+    sound = jnp.isfinite(sound) & jnp.all(outcome.stop >= 0, axis=-1)
     margin = jnp.where(sound, jnp.inf, jnp.nan)
     path = shape.path(last)
     return Verdict(
@@ -89,14 +89,14 @@ def draw(law: Law, shape: Topology, noise: Noise) -> Verdict:
     )
 
 
-def tree_law(
+def tree_outcome(
     shape: Topology,
     draft: Draft,
     p: Float[Array, "B N V"],
     take: Float[Array, "B I W"],
     none: Float[Array, "B I"],
     residual: Float[Array, "B I V"],
-) -> Law:
+) -> Outcome:
     """A law from what happens at each node once it is reached.
 
     Args:
@@ -107,26 +107,26 @@ def tree_law(
       none: chance that no child is.
       residual: probabilities of the next token then.
     """
-    step = jnp.where(draft.valid, shape.of_nodes(take), 0.0).at[:, 0].set(1.0)
+    step = jnp.where(draft.valid, shape.children_to_nodes(take), 0.0).at[:, 0].set(1.0)
     if shape.internal is None:
-        return Law(shape.along(step) * none, residual)
+        return Outcome(shape.cumprod_path(step) * none, residual)
     internal = jnp.asarray(shape.internal, jnp.int32)
     stay = jnp.ones_like(step).at[:, internal].set(none)
-    return Law(shape.along(step) * stay, p.at[:, internal].set(residual))
+    return Outcome(shape.cumprod_path(step) * stay, p.at[:, internal].set(residual))
 
 
-def sure_law(
+def deterministic_outcome(
     shape: Topology, alive: Bool[Array, "B N"], p: Float[Array, "B N V"], score: Array
-) -> Law:
+) -> Outcome:
     """A law that keeps the deepest node that is alive; ties go to the best `score`."""
     depth = jnp.where(alive, shape.depths, -1)
     deepest = depth == jnp.max(depth, axis=-1, keepdims=True)
     best = jnp.argmax(jnp.where(deepest, score, -jnp.inf), axis=-1)
     nodes = jnp.arange(alive.shape[1])[None]
-    return Law((nodes == best[:, None]).astype(p.dtype), p)
+    return Outcome((nodes == best[:, None]).astype(p.dtype), p)
 
 
-def all_above(shape: Topology, match: Bool[Array, "B N"]) -> Bool[Array, "B N"]:
+def ancestors_all(shape: Topology, match: Bool[Array, "B N"]) -> Bool[Array, "B N"]:
     """Nodes that match, and all of whose ancestors do; the root always does."""
     match = match.at[:, 0].set(True)
     return ~jnp.any(shape.ancestors & ~match[:, None, :], axis=-1)
@@ -152,7 +152,7 @@ class Siblings:
 
     def p_token(self) -> Float[Array, "B I"]:
         """Target's probability of the child."""
-        return at(self.p, self.token)
+        return take_prob(self.p, self.token)
 
     def q_all(self) -> Float[Array, "B I V"]:
         """Drafter's probabilities; one-hot where the child was given."""
@@ -162,19 +162,21 @@ class Siblings:
         """Drafter's probability of the child; 1 where it was given."""
         if self.q is None:
             return jnp.ones(self.token.shape, self.p.dtype)
-        return at(self.q, self.token)
+        return take_prob(self.q, self.token)
 
     def one_hot(self) -> Bool[Array, "B I V"]:
         """The child as a mask over tokens."""
         return jnp.arange(self.p.shape[-1])[None, None] == self.token[..., None]
 
 
-def at(x: Float[Array, "B I V"], token: Int[Array, "B I"]) -> Float[Array, "B I"]:
+def take_prob(
+    x: Float[Array, "B I V"], token: Int[Array, "B I"]
+) -> Float[Array, "B I"]:
     """Entries of a distribution."""
     return jnp.take_along_axis(x, token[..., None], axis=-1)[..., 0]
 
 
-def walk_siblings(
+def sequential_siblings(
     shape: Topology,
     draft: Draft,
     p: Float[Array, "B N V"],
@@ -183,7 +185,7 @@ def walk_siblings(
     reject: Callable[[Siblings], Float[Array, "B I V"]],
     *,
     remove: bool,
-) -> Law:
+) -> Outcome:
     """The law of trying children one by one until one is accepted.
 
     All nodes are worked on side by side, so the steps are as many as the most children
@@ -196,13 +198,13 @@ def walk_siblings(
       p: target probabilities.
       log_q: drafter's log-probabilities, or None for children that were given.
       accept: chance to accept the child at hand, in [0, 1].
-      reject: what is left of `p` after its rejection, not normalised.
+      reject: what is left of `p` after its rejection, not normalized.
       remove: whether a rejected child cannot be drawn again (without replacement).
     """
-    tokens = shape.of_children(draft.tokens, 0)
-    valid = shape.of_children(draft.valid, False)
-    depths = shape.of_internal(shape.depths) + 1
-    left = shape.of_internal(p)
+    tokens = shape.gather_children(draft.tokens, 0)
+    valid = shape.gather_children(draft.valid, False)
+    depths = shape.gather_internal(shape.depths) + 1
+    left = shape.gather_internal(p)
     depths = jnp.broadcast_to(depths, left.shape[:2])
     q = None if log_q is None else jnp.exp(log_q)
     alive = jnp.ones(left.shape[:2], left.dtype)
@@ -213,14 +215,14 @@ def walk_siblings(
         chance = jnp.where(there, accept(now), 0.0)
         take.append(alive * chance)
         alive = alive * (1.0 - chance)
-        left = jnp.where(there[..., None], normal(reject(now), left), left)
+        left = jnp.where(there[..., None], normalized(reject(now), left), left)
         if q is not None and remove:
             fewer = jnp.where(now.one_hot(), 0.0, q)
-            q = jnp.where(there[..., None], normal(fewer, fewer), q)
-    return tree_law(shape, draft, p, jnp.stack(take, axis=-1), alive, left)
+            q = jnp.where(there[..., None], normalized(fewer, fewer), q)
+    return tree_outcome(shape, draft, p, jnp.stack(take, axis=-1), alive, left)
 
 
-def normal(
+def normalized(
     x: Float[Array, "... V"], otherwise: Float[Array, "... V"]
 ) -> Float[Array, "... V"]:
     """`x` scaled to sum 1; `otherwise` where nothing is left of it."""
@@ -228,7 +230,7 @@ def normal(
     return jnp.where(total > 0, x / jnp.where(total > 0, total, 1.0), otherwise)
 
 
-def ratio(a: Array, b: Array) -> Array:
+def accept_ratio(a: Array, b: Array) -> Array:
     """`min(1, a / b)` in [0, 1]; 0 where `b` is 0: such a child cannot be drawn."""
     safe = jnp.where(b > 0, b, 1.0)
     return jnp.where(b > 0, jnp.clip(a / safe, 0.0, 1.0), 0.0)

@@ -5,23 +5,28 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from jaxspec.spec.draft import Draft, Selection
-from jaxspec.spec.envelopes import Envelope
+from jaxspec.spec.envelopes import DynamicTree
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify.base import (
-    GIVEN,
-    LosslessRule,
+    DETERMINISTIC,
+    LosslessVerifier,
     checked_draft,
-    honest_draft,
-    log_probabilities,
+    require_samples,
+    target_log_probs,
 )
-from jaxspec.spec.verify.law import Law, LawRule, ratio, walk_siblings
+from jaxspec.spec.verify.law import (
+    Outcome,
+    OutcomeVerifier,
+    accept_ratio,
+    sequential_siblings,
+)
 from jaxspec.typing import Array, Bool, Float, Params
 
 # Candidates of which nothing but their token is used: their distribution is one-hot.
 
 
 @dataclass(frozen=True)
-class Rejection(LosslessRule, LawRule):
+class Rejection(LosslessVerifier, OutcomeVerifier):
     """Accepts a child with probability `p(x) / q(x)`, else goes on with the residual.
 
     What was drawn how is read from the draft:
@@ -38,26 +43,26 @@ class Rejection(LosslessRule, LawRule):
 
     selection: Selection = "without_replacement"
 
-    def law(
+    def outcome(
         self,
         log_p: Float[Array, "B N V"],
         draft: Draft,
-        tree: Tree | Envelope,
+        tree: Tree | DynamicTree,
         greedy: Bool[Array, "B"] | None = None,
         params: Params = None,
-    ) -> Law:
-        """See `LawRule.law`."""
+    ) -> Outcome:
+        """See `OutcomeVerifier.law`."""
         draft, shape = checked_draft(log_p, draft, tree)
-        p = jnp.exp(log_probabilities(log_p, greedy))
+        p = jnp.exp(target_log_probs(log_p, greedy))
         log_q = None
-        if draft.drawn not in GIVEN:
-            draft, log_q = honest_draft(self, draft, shape, tree)
-        return walk_siblings(
+        if draft.selection not in DETERMINISTIC:
+            draft, log_q = require_samples(self, draft, shape, tree)
+        return sequential_siblings(
             shape,
             draft,
             p,
             log_q,
-            accept=lambda now: ratio(now.p_token(), now.q_token()),
+            accept=lambda now: accept_ratio(now.p_token(), now.q_token()),
             reject=lambda now: jnp.maximum(now.p - now.q_all(), 0.0),
-            remove=draft.drawn == "without_replacement",
+            remove=draft.selection == "without_replacement",
         )

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from jaxspec.errors import ConfigError
-from jaxspec.spec.neighbours import Neighbours
+from jaxspec.spec.neighbors import Neighbors
 from jaxspec.spec.numbers import whole, within
 from jaxspec.typing import Array, Float, Int, Params
 
@@ -27,7 +27,7 @@ def check_budget(name: str, k: int, budget: float | None, lam: float | None) -> 
 
 
 def relaxed_set(
-    table: Neighbours,
+    table: Neighbors,
     p_of: Callable[[Int[Array, "... m"]], Float[Array, "... m"]],
     tokens: Int[Array, "..."],
     k: int,
@@ -37,15 +37,15 @@ def relaxed_set(
     """The nearest `k` codes of each token, and which of them belong to its set.
 
     Args:
-      table: neighbours of every token; those of a token that is no code do not count.
+      table: neighbors of every token; those of a token that is no code do not count.
       p_of: target probabilities of tokens; one more axis than `tokens`.
       tokens: whose sets.
-      k: neighbours that are looked at.
+      k: neighbors that are looked at.
       budget: additive (LANTERN, arXiv 2410.03355), or None for
       lam: `(lam - 1) p(token)` (LANTERN++, arXiv 2502.06352).
 
     Returns:
-      ids, distances, masses and membership, all `[..., k]`. Members are the neighbours
+      ids, distances, masses and membership, all `[..., k]`. Members are the neighbors
       before the budget is exceeded; the token's own mass is never charged.
     """
     ids, distances = table.ids[tokens, :k], table.distances[tokens, :k]
@@ -58,27 +58,27 @@ def relaxed_set(
     return ids, distances, masses, codes & (jnp.cumsum(masses, axis=-1) <= most)
 
 
-def table_of(rule, params: Params, k: int, vocab_size: int) -> Neighbours:
-    """The neighbour table among a rule's parameters.
+def table_of(verifier, params: Params, k: int, vocab_size: int) -> Neighbors:
+    """The neighbor table among a rule's parameters.
 
     Raises:
       ConfigError: there is none, it has too few columns, or it is not of this
         vocabulary.
     """
-    table = None if params is None else params.get("neighbours")
-    name = type(rule).__name__
+    table = None if params is None else params.get("neighbors")
+    name = type(verifier).__name__
     if table is None:
         raise ConfigError(
-            f"{name} needs params={{'neighbours': neighbour_table(codebook, k)}}"
+            f"{name} needs params={{'neighbors': neighbor_table(codebook, k)}}"
         )
     if table.most < k:
         raise ConfigError(
-            f"{name} tests {k} neighbours, its table serves {table.most}; build a "
-            "wider one with neighbour_table(codebook, k), or use a smaller k"
+            f"{name} tests {k} neighbors, its table serves {table.most}; build a "
+            "wider one with neighbor_table(codebook, k), or use a smaller k"
         )
     if len(table.ids) != vocab_size:
         raise ConfigError(
-            f"{name}: the neighbour table has {len(table.ids)} rows, the vocabulary "
+            f"{name}: the neighbor table has {len(table.ids)} rows, the vocabulary "
             f"{vocab_size} tokens; place it with for_vocabulary(vocab_size, offset)"
         )
     return table

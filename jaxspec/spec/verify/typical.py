@@ -5,16 +5,21 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from jaxspec.spec.draft import Draft, Selection
-from jaxspec.spec.envelopes import Envelope
+from jaxspec.spec.envelopes import DynamicTree
 from jaxspec.spec.numbers import within
 from jaxspec.spec.tree import Tree
-from jaxspec.spec.verify.base import LossyRule, checked_draft, log_probabilities
-from jaxspec.spec.verify.law import Law, LawRule, all_above, sure_law
+from jaxspec.spec.verify.base import LossyVerifier, checked_draft, target_log_probs
+from jaxspec.spec.verify.law import (
+    Outcome,
+    OutcomeVerifier,
+    ancestors_all,
+    deterministic_outcome,
+)
 from jaxspec.typing import Array, Bool, Float, Params
 
 
 @dataclass(frozen=True)
-class Typical(LossyRule, LawRule):
+class Typical(LossyVerifier, OutcomeVerifier):
     """Accepts a child if `p(x) > min(epsilon, delta exp(-entropy of p))`.
 
     The longest accepted path wins, the likelier one on ties; the token after it is
@@ -37,24 +42,24 @@ class Typical(LossyRule, LawRule):
         """The likeliest."""
         return "top"
 
-    def law(
+    def outcome(
         self,
         log_p: Float[Array, "B N V"],
         draft: Draft,
-        tree: Tree | Envelope,
+        tree: Tree | DynamicTree,
         greedy: Bool[Array, "B"] | None = None,
         params: Params = None,
-    ) -> Law:
-        """See `LawRule.law`; the accepted path is certain, the next token drawn."""
+    ) -> Outcome:
+        """See `OutcomeVerifier.outcome`; the path is certain, the next token random."""
         draft, shape = checked_draft(log_p, draft, tree)
-        normal = log_probabilities(log_p, greedy)
+        normal = target_log_probs(log_p, greedy)
         p = jnp.exp(normal)
         entropy = -jnp.sum(jnp.where(p > 0, p * normal, 0.0), axis=-1)
         least = jnp.minimum(self.epsilon, self.delta * jnp.exp(-entropy))
-        before = shape.before(normal, draft.tokens[..., None])[..., 0]
+        before = shape.at_parent(normal, draft.tokens[..., None])[..., 0]
         # Strict, as published; a token of all the mass is typical at any threshold.
-        match = (before >= 0) | (jnp.exp(before) > shape.of_parents(least))
+        match = (before >= 0) | (jnp.exp(before) > shape.gather_parents(least))
         match &= draft.valid
         before = jnp.where(match, before, 0.0).at[:, 0].set(0.0)
         line = jnp.sum(jnp.where(shape.ancestors, before[:, None], 0.0), axis=-1)
-        return sure_law(shape, all_above(shape, match), p, line)
+        return deterministic_outcome(shape, ancestors_all(shape, match), p, line)

@@ -3,30 +3,30 @@
 from collections.abc import Callable
 from typing import Any
 
-from jaxspec.drafters.block_diffusion import BlockDiffusion
+from jaxspec.drafters.block_diffusion import DFlash
 from jaxspec.drafters.falcon import Falcon
-from jaxspec.drafters.feature_head import FeatureHead
+from jaxspec.drafters.feature_head import Eagle
 from jaxspec.drafters.kangaroo import Kangaroo
-from jaxspec.drafters.parallel_heads import ParallelHeads
-from jaxspec.drafters.prompt_tokens import PromptTokens
+from jaxspec.drafters.parallel_heads import Medusa
+from jaxspec.drafters.prompt_tokens import PPD
 from jaxspec.errors import ConfigError
 from jaxspec.train.recipes.block_diffusion import block_guesses
 from jaxspec.train.recipes.falcon import falcon_guesses
 from jaxspec.train.recipes.feature_head import feature_guesses
 from jaxspec.train.recipes.kangaroo import kangaroo_guesses
-from jaxspec.train.recipes.lesson import Guesses
+from jaxspec.train.recipes.lesson import DrafterOutputs
 from jaxspec.train.recipes.parallel_heads import head_guesses
 from jaxspec.train.recipes.prompt_tokens import prompt_token_guesses
 
 # (drafter, own parameters, lesson, key) -> guesses
-Recipe = Callable[..., Guesses]
+Recipe = Callable[..., DrafterOutputs]
 _OF: dict[type, Recipe] = {
-    BlockDiffusion: block_guesses,
+    DFlash: block_guesses,
     Falcon: falcon_guesses,
-    FeatureHead: feature_guesses,
+    Eagle: feature_guesses,
     Kangaroo: kangaroo_guesses,
-    ParallelHeads: head_guesses,
-    PromptTokens: prompt_token_guesses,
+    Medusa: head_guesses,
+    PPD: prompt_token_guesses,
 }
 
 

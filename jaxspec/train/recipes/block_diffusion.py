@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec.config import BlockDiffusionConfig
-from jaxspec.drafters.block_diffusion import BlockDiffusion
+from jaxspec.config import DFlashConfig
+from jaxspec.drafters.block_diffusion import DFlash
 from jaxspec.drafters.block_network import append_to
 from jaxspec.nn.layers import head_scores
-from jaxspec.train.recipes.lesson import Guesses, Lesson
+from jaxspec.train.recipes.lesson import DrafterOutputs, TeacherOutputs
 from jaxspec.typing import Array, Bool, Int, Params
 
 # Blocks drawn in every sequence.
@@ -16,7 +16,7 @@ ANCHORS = 32
 
 
 def anchored_mask(
-    anchors: Int[Array, "B M"], context: int, config: BlockDiffusionConfig
+    anchors: Int[Array, "B M"], context: int, config: DFlashConfig
 ) -> Bool[Array, "B U S"]:
     """Who the rows of all blocks may see, `U = M G`, `S = context + U`.
 
@@ -38,8 +38,8 @@ def anchored_mask(
 
 
 def block_guesses(
-    drafter: BlockDiffusion, own: Params, lesson: Lesson, key: Array
-) -> Guesses:
+    drafter: DFlash, own: Params, lesson: TeacherOutputs, key: Array
+) -> DrafterOutputs:
     """One block behind each anchor; `key` draws the anchors and is consumed."""
     config, size = drafter.config, drafter.config.block_size
     rows, total = lesson.tokens.shape
@@ -69,7 +69,7 @@ def block_guesses(
     above = None
     if config.above:
         index = anchors[..., None] + 1 - prefix + row
-        bound = drafter.bind(own, lesson.params)
+        bound = drafter.with_target_params(own, lesson.params)
         above = drafter.embed_above(bound, lesson.tokens[:, prefix:], index)
     h = network.block_input(embedding[tokens], path, above)
     block_positions = (anchors[..., None] + row).reshape(rows, -1)
@@ -82,10 +82,12 @@ def block_guesses(
     h = h.reshape(rows, ANCHORS, size, -1)
     if config.same_place:  # a row stands for what the row before it stands for else
         h, read, present = h[:, :, 1:], read[..., :-1], present[..., :-1]
-    logits = head_scores(drafter.bind(own, lesson.params)["head"], h)
+    logits = head_scores(drafter.with_target_params(own, lesson.params)["head"], h)
     before = jnp.take_along_axis(lesson.tokens, read.reshape(rows, -1), axis=1)
     before = before.reshape(read.shape)
     if config.markov_rank:
         logits += network.markov(before)
     confidence = network.confidence(h, before) if config.confidence else None
-    return Guesses(logits, read + 1, present, jnp.zeros((), jnp.float32), confidence)
+    return DrafterOutputs(
+        logits, read + 1, present, jnp.zeros((), jnp.float32), confidence
+    )

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from jaxspec.drafters.falcon import Falcon, windows_of
 from jaxspec.drafters.shared import target_norm
 from jaxspec.train.recipes.lesson import (
-    Guesses,
-    Lesson,
+    DrafterOutputs,
+    TeacherOutputs,
     guesses_from,
     smooth_l1,
     some_starts,
@@ -14,14 +14,16 @@ from jaxspec.train.recipes.lesson import (
 from jaxspec.typing import Array, Params
 
 
-def falcon_guesses(drafter: Falcon, own: Params, lesson: Lesson, key: Array) -> Guesses:
+def falcon_guesses(
+    drafter: Falcon, own: Params, lesson: TeacherOutputs, key: Array
+) -> DrafterOutputs:
     """A block of guesses from true features, and one more from guessed ones.
 
     Unrolling takes the place of the paper's glancing (a second pass in which some wrong
     guesses are put right): both let the drafter meet its own outputs. Features learn to
     meet the target's. `key` draws the starts and is consumed.
     """
-    params, size = drafter.bind(own, lesson.params), drafter.config.block
+    params, size = drafter.with_target_params(own, lesson.params), drafter.config.block
     rows, length = lesson.tokens.shape
     before = 2 * (size - 1)
     pad = ((0, 0), (before, 0))
@@ -92,4 +94,4 @@ def falcon_guesses(drafter: Falcon, own: Params, lesson: Lesson, key: Array) -> 
         wanted, places.reshape(rows, -1)[..., None] - 1, axis=1
     ).reshape(h.shape)
     regression = smooth_l1(h, wanted, present)
-    return Guesses(drafter.scores(params, h), places, present, regression)
+    return DrafterOutputs(drafter.scores(params, h), places, present, regression)

@@ -3,10 +3,10 @@
 import jax.numpy as jnp
 
 from jaxspec.drafters.draft_vocabulary import widened
-from jaxspec.drafters.feature_head import FeatureHead
+from jaxspec.drafters.feature_head import Eagle
 from jaxspec.train.recipes.lesson import (
-    Guesses,
-    Lesson,
+    DrafterOutputs,
+    TeacherOutputs,
     guesses_from,
     smooth_l1,
     some_starts,
@@ -18,8 +18,8 @@ UNROLL = 5
 
 
 def feature_guesses(
-    drafter: FeatureHead, own: Params, lesson: Lesson, key: Array
-) -> Guesses:
+    drafter: Eagle, own: Params, lesson: TeacherOutputs, key: Array
+) -> DrafterOutputs:
     """Some positions go on for `UNROLL` tokens with the head's own features.
 
     Step 0 reads the target's features of all positions; step `i` the head's outputs of
@@ -28,7 +28,7 @@ def feature_guesses(
     drafting. Version 1 also learns to meet the target's next feature (EAGLE-1's
     regression). `key` draws the positions and is consumed.
     """
-    params = drafter.bind(own, lesson.params)
+    params = drafter.with_target_params(own, lesson.params)
     network = drafter.network(own)
     rows, length = lesson.tokens.shape
     starts = some_starts(lesson, key, drafter.target.prefix_length - 1)
@@ -72,4 +72,4 @@ def feature_guesses(
         own_rows = jnp.arange(length + i * count, length + (i + 1) * count)
         mask |= (own_rows[:, None] == jnp.arange(capacity)[None])[None]
     places, present = guesses_from(lesson, starts, UNROLL)
-    return Guesses(jnp.stack(logits, axis=2), places, present, regression)
+    return DrafterOutputs(jnp.stack(logits, axis=2), places, present, regression)

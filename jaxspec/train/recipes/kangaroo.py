@@ -3,19 +3,19 @@
 import jax.numpy as jnp
 
 from jaxspec.drafters.kangaroo import Kangaroo
-from jaxspec.train.recipes.lesson import Guesses, Lesson, some_starts
+from jaxspec.train.recipes.lesson import DrafterOutputs, TeacherOutputs, some_starts
 from jaxspec.typing import Array, Params
 
 
 def kangaroo_guesses(
-    drafter: Kangaroo, own: Params, lesson: Lesson, key: Array
-) -> Guesses:
+    drafter: Kangaroo, own: Params, lesson: TeacherOutputs, key: Array
+) -> DrafterOutputs:
     """The token after some positions; `key` draws them and is consumed."""
     rows, length = lesson.tokens.shape
     positions = jnp.broadcast_to(jnp.arange(length), (rows, length))
     causal = jnp.tril(jnp.ones((length, length), bool))
     logits, _ = drafter.adapt(
-        drafter.bind(own, lesson.params),
+        drafter.with_target_params(own, lesson.params),
         lesson.features,
         positions,
         jnp.broadcast_to(causal, (rows, length, length)),
@@ -24,4 +24,6 @@ def kangaroo_guesses(
     chosen = jnp.take_along_axis(logits, starts[..., None], axis=1)
     present = jnp.ones((*starts.shape, 1), bool)
     places = starts[..., None] + 1
-    return Guesses(chosen[:, :, None], places, present, jnp.zeros((), jnp.float32))
+    return DrafterOutputs(
+        chosen[:, :, None], places, present, jnp.zeros((), jnp.float32)
+    )

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
 from jaxspec.config import TransformerConfig
-from jaxspec.drafters.shared import scores_of, shared_parameters
+from jaxspec.drafters.shared import scores_of, shared_target_params
 from jaxspec.models.transformer import Transformer
 from jaxspec.train.kept_features import kept_layers
 from jaxspec.typing import Array, Bool, Float, Int, Params
@@ -18,7 +18,7 @@ STARTS = 64
 
 @register_dataclass
 @dataclass(frozen=True)
-class Lesson:
+class TeacherOutputs:
     """Sequences as the frozen target sees them; `U = P + T` absolute positions.
 
     Attributes:
@@ -40,8 +40,8 @@ class Lesson:
 
 @register_dataclass
 @dataclass(frozen=True)
-class Guesses:
-    """Guesses in blocks of consecutive tokens: `M` blocks of `G` places.
+class DrafterOutputs:
+    """DrafterOutputs in blocks of consecutive tokens: `M` blocks of `G` places.
 
     Attributes:
       logits: float32 [B, M, G, V], the drafter's.
@@ -59,43 +59,45 @@ class Guesses:
     confidence: Float[Array, "B M G"] | None = None
 
 
-def make_lesson(
+def run_teacher(
     target: TransformerConfig,
     params: Params,
-    taps: tuple[int, ...],
+    feature_layers: tuple[int, ...],
     codes: Int[Array, "B T"],
     labels: Int[Array, "B"],
     null: Bool[Array, "B"],
     kept: Float[Array, "B 2 U E"] | None = None,
-) -> Lesson:
+) -> TeacherOutputs:
     """Sequences as the target reads them; no gradient flows into it.
 
     `kept` is what it said of them before; see `train.kept_features`.
     """
     if kept is None:
         logits, features = Transformer(target).score(
-            params, labels, codes, null=null, taps=taps
+            params, labels, codes, null=null, feature_layers=feature_layers
         )
     else:
-        logits, features = _recalled(target, params, taps, null, kept)
+        logits, features = _recalled(target, params, feature_layers, null, kept)
     logits, features = jax.lax.stop_gradient((logits, features))
     tokens = jnp.pad(codes, ((0, 0), (target.prefix_length, 0)))
-    return Lesson(tokens, logits, features, labels, null, params)
+    return TeacherOutputs(tokens, logits, features, labels, null, params)
 
 
-def _recalled(target, params, taps, null, kept):
+def _recalled(target, params, feature_layers, null, kept):
     """Scores and tapped features from the outputs of `kept_layers`."""
     chosen = jnp.where(null[:, None, None], kept[:, 1], kept[:, 0])
     dtype = params["norm"]["scale"].dtype
     parts = jnp.split(chosen.astype(dtype), kept.shape[-1] // target.width, axis=-1)
-    by_layer = dict(zip(kept_layers(target.layers, taps), parts, strict=True))
-    features = [by_layer[tap] for tap in taps]
-    features = jnp.concatenate(features, axis=-1) if taps else parts[0][..., :0]
-    shared = shared_parameters(target, params, norm=True)
+    by_layer = dict(zip(kept_layers(target.layers, feature_layers), parts, strict=True))
+    features = [by_layer[layer] for layer in feature_layers]
+    features = (
+        jnp.concatenate(features, axis=-1) if feature_layers else parts[0][..., :0]
+    )
+    shared = shared_target_params(target, params, norm=True)
     return scores_of(target, shared, by_layer[target.layers - 1]), features
 
 
-def some_starts(lesson: Lesson, key: Array, first: int) -> Int[Array, "B M"]:
+def some_starts(lesson: TeacherOutputs, key: Array, first: int) -> Int[Array, "B M"]:
     """Positions from which guesses are made, drawn evenly; `key` is consumed.
 
     Args:
@@ -119,7 +121,7 @@ def smooth_l1(
 
 
 def guesses_from(
-    lesson: Lesson, starts: Int[Array, "B M"], depth: int
+    lesson: TeacherOutputs, starts: Int[Array, "B M"], depth: int
 ) -> tuple[Int[Array, "B M G"], Bool[Array, "B M G"]]:
     """Places and presence of `depth` guesses from two places behind each start.
 

@@ -2,12 +2,12 @@
 
 import jax.numpy as jnp
 
-from jaxspec.drafters.parallel_heads import ParallelHeads
+from jaxspec.drafters.parallel_heads import Medusa
 from jaxspec.drafters.shared import target_norm
 from jaxspec.nn.rope import angles_of
 from jaxspec.train.recipes.lesson import (
-    Guesses,
-    Lesson,
+    DrafterOutputs,
+    TeacherOutputs,
     guesses_from,
     some_starts,
 )
@@ -15,14 +15,14 @@ from jaxspec.typing import Array, Params
 
 
 def head_guesses(
-    drafter: ParallelHeads, own: Params, lesson: Lesson, key: Array
-) -> Guesses:
+    drafter: Medusa, own: Params, lesson: TeacherOutputs, key: Array
+) -> DrafterOutputs:
     """From the feature of each position, the tokens two and more places later.
 
     The next one is the target's own. Hydra's heads read the data's tokens in between.
     `key` draws the positions and is consumed.
     """
-    c, params = drafter.config, drafter.bind(own, lesson.params)
+    c, params = drafter.config, drafter.with_target_params(own, lesson.params)
     network = drafter.network(own)
     rows, length = lesson.tokens.shape
     h = target_norm(drafter.target, params, lesson.features)
@@ -43,4 +43,4 @@ def head_guesses(
         logits.append(drafter.scores(params, i, network.head(i, h, seen)))
     places, present = guesses_from(lesson, starts, c.heads)
     zero = jnp.zeros((), jnp.float32)
-    return Guesses(jnp.stack(logits, axis=2), places, present, zero)
+    return DrafterOutputs(jnp.stack(logits, axis=2), places, present, zero)

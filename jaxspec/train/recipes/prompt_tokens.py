@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec.drafters.prompt_tokens import PromptTokens
+from jaxspec.drafters.prompt_tokens import PPD
 from jaxspec.models.transformer import Transformer
-from jaxspec.train.recipes.lesson import Guesses, Lesson, guesses_from
+from jaxspec.train.recipes.lesson import DrafterOutputs, TeacherOutputs, guesses_from
 from jaxspec.typing import Array, Params
 
 # Places of a batch behind which prompt tokens stand; the same in all its sequences.
@@ -14,8 +14,8 @@ PLACES = 16
 
 
 def prompt_token_guesses(
-    drafter: PromptTokens, own: Params, lesson: Lesson, key: Array
-) -> Guesses:
+    drafter: PPD, own: Params, lesson: TeacherOutputs, key: Array
+) -> DrafterOutputs:
     """Prompt tokens see the sequence up to their place, and those before them.
 
     `key` draws the places and is consumed.
@@ -57,4 +57,4 @@ def prompt_token_guesses(
     starts = jnp.broadcast_to(starts, (rows, PLACES))
     places, present = guesses_from(lesson, starts, count)
     guessed = logits[:, length:].reshape(rows, PLACES, count, -1)
-    return Guesses(guessed, places, present, jnp.zeros((), jnp.float32))
+    return DrafterOutputs(guessed, places, present, jnp.zeros((), jnp.float32))

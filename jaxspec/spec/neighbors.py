@@ -12,7 +12,7 @@ from jaxspec.typing import Array, Float, Int
 
 @register_dataclass
 @dataclass(frozen=True)
-class Neighbours:
+class Neighbors:
     """Each token's nearest other tokens, nearest first.
 
     Attributes:
@@ -29,7 +29,7 @@ class Neighbours:
         """Largest `k` that the table serves."""
         return self.ids.shape[1] - 1
 
-    def for_vocabulary(self, vocab_size: int, offset: int) -> "Neighbours":
+    def for_vocabulary(self, vocab_size: int, offset: int) -> "Neighbors":
         """The table of a vocabulary in which code `c` is token `c + offset`.
 
         Tokens that are no codes get themselves at an infinite distance. Chameleon's
@@ -46,15 +46,15 @@ class Neighbours:
         ids = jnp.broadcast_to(jnp.arange(vocab_size)[:, None], (vocab_size, columns))
         inside = slice(offset, offset + codes)
         far = jnp.full((vocab_size, columns), jnp.inf)
-        return Neighbours(
+        return Neighbors(
             ids.at[inside].set(self.ids + offset),
             far.at[inside].set(self.distances),
         )
 
 
-def neighbour_table(
-    codebook: Float[Array, "V d"], k: int, *, normalise: bool = False, block: int = 256
-) -> Neighbours:
+def neighbor_table(
+    codebook: Float[Array, "V d"], k: int, *, normalize: bool = False, block: int = 256
+) -> Neighbors:
     """Builds the table on the host, in float64, in blocks of `block x V` distances.
 
     The order is that of the exact distances of the stored numbers (to float64
@@ -62,9 +62,9 @@ def neighbour_table(
 
     Args:
       codebook: code vectors as stored.
-      k: neighbours that rules will test; `k + 1` are kept.
-      normalise: compare directions instead of stored vectors. LANTERN's release
-        compares stored ones, also for LlamaGen, whose tokenizer normalises them.
+      k: neighbors that rules will test; `k + 1` are kept.
+      normalize: compare directions instead of stored vectors. LANTERN's release
+        compares stored ones, also for LlamaGen, whose tokenizer normalizes them.
       block: rows at a time.
 
     Raises:
@@ -75,9 +75,9 @@ def neighbour_table(
         raise ConfigError(f"a codebook is [V, d] of finite numbers, not {codes.shape}")
     if not 1 <= k <= len(codes) - 2:
         raise ConfigError(
-            f"k={k}: {len(codes)} codes have 1 to {len(codes) - 2} usable neighbours"
+            f"k={k}: {len(codes)} codes have 1 to {len(codes) - 2} usable neighbors"
         )
-    if normalise:
+    if normalize:
         length = np.linalg.norm(codes, axis=1, keepdims=True)
         codes = codes / np.maximum(length, 1e-12)
     parts = [
@@ -87,7 +87,7 @@ def neighbour_table(
     ids, distances = (np.concatenate(x) for x in zip(*parts, strict=True))
     # Infinite is kept for tokens that are no codes.
     distances = np.minimum(distances, np.finfo(np.float32).max).astype(np.float32)
-    return Neighbours(jnp.asarray(ids, jnp.int32), jnp.asarray(distances))
+    return Neighbors(jnp.asarray(ids, jnp.int32), jnp.asarray(distances))
 
 
 def _nearest(
@@ -102,7 +102,7 @@ def _nearest(
     squares = norms[rows, None] + norms - 2 * codes[rows] @ codes.T
     error = 4 * (codes.shape[1] + 2) * np.finfo(np.float64).eps
     error = error * (norms[rows, None] + norms)
-    squares[np.arange(len(rows)), rows] = np.inf  # no code is its own neighbour
+    squares[np.arange(len(rows)), rows] = np.inf  # no code is its own neighbor
     most = np.partition(squares + error, count - 1, axis=1)[:, count - 1 : count]
     least = squares - error
     width = int(np.sum(least <= most, axis=1).max())
