@@ -1,7 +1,7 @@
-"""How much of a draft is worth verifying: policies that mark nodes as not valid.
+"""Adaptive draft length: policies that mark nodes of a draft as invalid.
 
-Shapes stay static, so nothing is recompiled; a node that is not valid is never
-accepted. What a policy may look at decides which rules stay exact: see `past_only`.
+Shapes stay static, so nothing is recompiled; an invalid node is never accepted. Which
+verifiers stay exact depends on the information a policy uses: see `Policy.past_only`.
 """
 
 from dataclasses import dataclass
@@ -24,40 +24,46 @@ from jaxspec.typing import Array, Bool, Float, Int, Params
 
 
 class Policy(Protocol):
-    """A frozen, hashable way to shorten drafts."""
+    """Protocol of frozen, hashable policies that shorten drafts."""
 
     @property
     def past_only(self) -> bool:
-        """Whether a node's fate is decided before its own token is known.
+        """Whether the decision about a node ignores the node's own token.
 
-        If not, rules that rely on drafted tokens being honest samples refuse the draft:
-        dropping a token for what it is biases them. `Coupled` takes any policy.
+        If it does not, verifiers that need unbiased samples of `q` refuse the draft:
+        dropping nodes because of their token biases the samples. `Coupled` accepts any
+        policy.
         """
         ...
 
     def init(self, rows: int) -> Any:
-        """State before the first round, a tree of arrays with `rows` rows."""
+        """Makes the state before the first round, arrays whose first axis is `rows`."""
         ...
 
     def keep(self, state: Any, draft: Draft, ctx: DraftContext) -> tuple[Array, Any]:
-        """Which nodes to verify, bool [B, N]."""
+        """Returns which nodes to verify, bool [B, N], and the new state."""
         ...
 
     def observe(self, state: Any, result: RoundResult) -> Any:
-        """Learns what became of the draft."""
+        """Updates the state with the result of a round."""
         ...
 
 
 @dataclass(frozen=True)
 class Adaptive:
-    """A drafter whose drafts are shortened by a policy; itself a drafter."""
+    """A drafter whose drafts are shortened by a policy.
+
+    Attributes:
+      drafter: drafter whose drafts are shortened.
+      policy: policy that chooses the nodes to verify.
+    """
 
     drafter: Drafter
     policy: Policy
 
     @property
     def extra_rows(self) -> int:
-        """Those of the drafter."""
+        """Extra queries of the drafter."""
         return getattr(self.drafter, "extra_rows", 0)
 
     def init(self, params: Params, ctx: InitContext) -> Any:
@@ -68,32 +74,35 @@ class Adaptive:
         self, params: Params, state: Any, ctx: DraftContext
     ) -> tuple[Draft, Any]:
         """See `spec.draft.Drafter`."""
-        draft, own = self.drafter.propose(params, state[0], ctx)
-        wanted, policy = self.policy.keep(state[1], draft, ctx)
-        return draft.keep(wanted, past=self.policy.past_only), (own, policy)
+        draft, drafter_state = self.drafter.propose(params, state[0], ctx)
+        keep, policy_state = self.policy.keep(state[1], draft, ctx)
+        draft = draft.keep(keep, past=self.policy.past_only)
+        return draft, (drafter_state, policy_state)
 
     def observe(self, params: Params, state: Any, result: RoundResult) -> Any:
         """See `spec.draft.Drafter`."""
-        own = self.drafter.observe(params, state[0], result)
-        return own, self.policy.observe(state[1], result)
+        drafter_state = self.drafter.observe(params, state[0], result)
+        return drafter_state, self.policy.observe(state[1], result)
 
 
 class _Stateless:
     def init(self, rows: int) -> Any:
-        """Nothing to remember."""
+        """Returns an empty state."""
         return ()
 
     def observe(self, state: Any, result: RoundResult) -> Any:
-        """Nothing to learn."""
+        """Returns the state unchanged."""
         return state
 
 
 @dataclass(frozen=True)
 class EntropyCutoff(_Stateless):
-    """Drafts no further where the drafter does not know how to go on.
+    """Ends a path where the drafter's next-token distribution has high entropy.
 
-    A node whose next-token distribution has more than `most` nats of entropy gets no
-    children. Decided from the past: exact under every lossless rule.
+    Uses only a node's ancestors: exact under every lossless verifier.
+
+    Attributes:
+      most: largest entropy, in nats, of a node that keeps its children.
     """
 
     most: float
@@ -104,7 +113,7 @@ class EntropyCutoff(_Stateless):
 
     @property
     def past_only(self) -> bool:
-        """Always."""
+        """True."""
         return True
 
     def keep(self, state: Any, draft: Draft, ctx: DraftContext) -> tuple[Array, Any]:
@@ -120,20 +129,20 @@ class EntropyCutoff(_Stateless):
 
 @dataclass(frozen=True)
 class ConfidenceCutoff(_Stateless):
-    """Stops a path where it is unlikely to be accepted as a whole.
+    """Ends a path where it is unlikely to be accepted as a whole.
 
-    The chance of a path is the product of its tokens' confidences: the drafter's own
-    probabilities ("q"), or predicted acceptance ("head", `Draft.confidence`). With
-    "head" and `least = 0.7` it is SpecDec++'s rule (arXiv 2405.19715), whose optimal
+    The probability of a path is the product of the confidences of its tokens. With
+    `source="head"` and `least=0.7` this is SpecDec++ (arXiv 2405.19715), whose optimal
     policy is such a threshold.
 
     Attributes:
-      least: chance below which a path ends.
-      source: see above.
-      least_length: depth up to which nodes are kept in any case.
-      keep_trigger: keep the token at which the chance fell below `least`, and drop what
-        follows. Dropping the token itself decides by what it is: then only `Coupled`
-        and rules for given candidates remain exact.
+      least: path probability below which a path ends.
+      source: confidence of a token: the drafter's own probability ("q"), or the
+        predicted acceptance ("head", `Draft.confidence`).
+      least_length: depth up to which all nodes are kept.
+      keep_trigger: keep the token at which the probability fell below `least`, and drop
+        those after it. Without, that token is dropped because of what it is; then only
+        `Coupled` and verifiers of deterministic candidates stay exact.
     """
 
     least: float
@@ -151,37 +160,40 @@ class ConfidenceCutoff(_Stateless):
 
     @property
     def past_only(self) -> bool:
-        """If the token that triggers the stop is kept."""
+        """Whether the token that triggers the stop is kept."""
         return self.keep_trigger
 
     def keep(self, state: Any, draft: Draft, ctx: DraftContext) -> tuple[Array, Any]:
         """See `Policy.keep`."""
         shape = draft.topology(ctx.tree)
-        line = shape.cumprod_path(self._confidence(shape, draft).at[:, 0].set(1.0))
-        seen = shape.gather_parents(line) if self.keep_trigger else line
-        return (seen >= self.least) | (shape.depths <= self.least_length), state
+        chance = shape.cumprod_path(self._confidence(shape, draft).at[:, 0].set(1.0))
+        if self.keep_trigger:
+            chance = shape.gather_parents(chance)
+        return (chance >= self.least) | (shape.depths <= self.least_length), state
 
     def _confidence(self, shape, draft: Draft) -> Float[Array, "B N"]:
         if self.source == "head":
             if draft.confidence is None:
-                raise ConfigError("this drafter predicts no acceptance; use source='q'")
+                raise ConfigError(
+                    "this drafter does not predict acceptance; use source='q'"
+                )
             return draft.confidence
         if draft.log_q is None:
             raise ConfigError("ConfidenceCutoff needs the drafter's Draft.log_q")
-        row = jnp.arange(draft.tokens.shape[0])[:, None]
+        sequence = jnp.arange(draft.tokens.shape[0])[:, None]
         slot = gather_nodes(shape.slots, shape.parents)
-        return jnp.exp(draft.log_q[row, slot, draft.tokens])
+        return jnp.exp(draft.log_q[sequence, slot, draft.tokens])
 
 
 @register_dataclass
 @dataclass(frozen=True)
 class LengthState:
-    """What `LengthController` remembers of each row.
+    """State of `LengthController` for each sequence.
 
     Attributes:
-      length: int32 [B], drafted tokens this round.
-      generated: float32 [B], moving average of drafted lengths.
-      accepted: float32 [B], of accepted lengths.
+      length: int32 [B], longest draft of this round in tokens.
+      generated: float32 [B], moving average of the drafted lengths.
+      accepted: float32 [B], moving average of the accepted lengths.
       drafted: int32 [B], length of the last draft, up to an end token.
     """
 
@@ -193,18 +205,19 @@ class LengthState:
 
 @dataclass(frozen=True)
 class LengthController:
-    """DiffuSpec's controller (arXiv 2510.02358): lengths follow what was accepted.
+    """DiffuSpec's adaptive draft length (arXiv 2510.02358).
 
     The next draft has `floor(mean drafted) + step` tokens if the mean accepted length
     is not below the mean drafted length, else `floor(mean drafted)`, within bounds. The
-    means are moving averages that start at 0. Decided by earlier rounds alone.
+    means are moving averages that start at 0. Uses earlier rounds only: exact under
+    every lossless verifier.
 
     Attributes:
-      least: shortest draft; 20 in the paper.
-      most: longest, and the first; 30.
-      step: 10.
-      decay: weight of the past in the averages; .5.
-      end_token: a drafted token that ends the text, if there is one.
+      least: shortest draft in tokens; 20 in the paper.
+      most: longest draft, and the first one; 30 in the paper.
+      step: tokens added after full acceptance; 10 in the paper.
+      decay: weight of the past in the averages; .5 in the paper.
+      end_token: id of the token that ends a text; None if there is none.
     """
 
     least: int = 20
@@ -221,12 +234,12 @@ class LengthController:
 
     @property
     def past_only(self) -> bool:
-        """Always."""
+        """True."""
         return True
 
     def init(self, rows: int) -> LengthState:
-        """The longest draft, and averages of 0."""
-        return LengthState(  # no buffer twice: the state may be donated
+        """Starts with the longest draft, and averages of 0."""
+        return LengthState(  # separate buffers: the state may be donated
             jnp.full(rows, self.most, jnp.int32),
             jnp.zeros(rows, jnp.float32),
             jnp.zeros(rows, jnp.float32),
@@ -238,17 +251,15 @@ class LengthController:
     ) -> tuple[Bool[Array, "B N"], LengthState]:
         """See `Policy.keep`."""
         shape = draft.topology(ctx.tree)
-        kept = shape.depths <= state.length[:, None]
-        alive = ancestors_all(shape, draft.valid & kept)
-        drafted = jnp.max(jnp.where(alive, shape.depths, 0), axis=1)
-        if self.end_token is not None:
-            best = ancestors_all(
-                shape, draft.valid & (shape.ranks == 0)
-            )  # first choices
+        keep = shape.depths <= state.length[:, None]
+        reachable = ancestors_all(shape, draft.valid & keep)
+        drafted = jnp.max(jnp.where(reachable, shape.depths, 0), axis=1)
+        if self.end_token is not None:  # looked for on the path of first choices
+            best = ancestors_all(shape, draft.valid & (shape.ranks == 0))
             end = best & (draft.tokens == self.end_token) & (shape.depths > 0)
             before = jnp.where(end, shape.depths - 1, ctx.tree.depth)
             drafted = jnp.minimum(drafted, jnp.min(before, axis=1))
-        return kept, LengthState(state.length, state.generated, state.accepted, drafted)
+        return keep, LengthState(state.length, state.generated, state.accepted, drafted)
 
     def observe(self, state: LengthState, result: RoundResult) -> LengthState:
         """See `Policy.observe`."""

@@ -1,4 +1,4 @@
-"""Drafting from a part of the vocabulary: smaller heads, the same exactness."""
+"""Reduced draft vocabularies, which make a drafter's output head smaller."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,17 +8,20 @@ from jaxspec.typing import Array, Float, Int
 
 
 def frequent_tokens(tokens, vocab_size: int, count: int) -> np.ndarray:
-    """The most frequent tokens, ascending, int32 `[count]`.
+    """Selects the most frequent tokens.
 
-    VocabTrim (arXiv 2506.22694) counts them in text that the target wrote.
+    VocabTrim (arXiv 2506.22694) counts them in text that the target generated.
 
     Args:
-      tokens: any array of ids; negative ones do not count.
-      vocab_size: `V`.
-      count: how many are kept.
+      tokens: integer array of token ids, of any shape; negative ones are ignored.
+      vocab_size: vocabulary size `V`.
+      count: number of tokens to select.
+
+    Returns:
+      Ids int32 [count], ascending.
 
     Raises:
-      ConfigError: there are not that many tokens.
+      ConfigError: `count` is not between 1 and `vocab_size`.
     """
     if not 1 <= count <= vocab_size:
         raise ConfigError(f"a draft vocabulary of {count} of {vocab_size} tokens")
@@ -28,8 +31,17 @@ def frequent_tokens(tokens, vocab_size: int, count: int) -> np.ndarray:
 
 
 def widened(
-    logits: Float[Array, "... U"], ids: Int[Array, "U"], vocab_size: int
+    logits: Float[Array, "... M"], ids: Int[Array, "M"], vocab_size: int
 ) -> Float[Array, "... V"]:
-    """Logits of some tokens as logits of all: the others are never drafted."""
+    """Expands logits of a reduced vocabulary to the full one.
+
+    Args:
+      logits: float [..., M], logits of `M` tokens.
+      ids: int32 [M], ids of these tokens.
+      vocab_size: vocabulary size `V`.
+
+    Returns:
+      Logits [..., V]; all other tokens get -inf.
+    """
     wide = jnp.full((*logits.shape[:-1], vocab_size), -jnp.inf, logits.dtype)
     return wide.at[..., ids].set(logits)

@@ -1,4 +1,4 @@
-"""DEL: where to leave the drafter, and how far to draft, decided every round."""
+"""DEL: early-exit drafting with exit layer and draft length chosen every round."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -8,14 +8,14 @@ import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
 from jaxspec.config import TransformerConfig
+from jaxspec.drafters.branches import repeat_branches
 from jaxspec.drafters.grow import expansions
-from jaxspec.drafters.shared import scores_of, shared_target_params
+from jaxspec.drafters.shared import shared_target_params, target_logits
 from jaxspec.drafters.small_model import (
     ModelState,
-    begin,
-    both,
-    catch_up,
     grow_by_levels,
+    prefill,
+    read_committed,
 )
 from jaxspec.errors import ConfigError
 from jaxspec.models.target import make_target
@@ -30,42 +30,43 @@ from jaxspec.typing import Array, Float, Int, Params
 @register_dataclass
 @dataclass(frozen=True)
 class ExitState:
-    """What the drafter carries between rounds.
+    """State of `DynamicExit` between rounds.
 
     Attributes:
-      model: of the deepest exit.
-      logits: float32 [B, A, V], what the target said after the last accepted path.
-      rates: float32 [B, X], moving average of the chance that an exit's draft is
-        accepted.
+      model: state of the model cut at the deepest exit.
+      logits: float32 [B, A, V], the target's logits on the last accepted path.
+      rates: float32 [B, exits], moving averages of each exit's acceptance probability.
     """
 
     model: ModelState
     logits: Float[Array, "B A V"]
-    rates: Float[Array, "B X"]
+    rates: Float[Array, "B exits"]
 
 
 @dataclass(frozen=True)
 class DynamicExit:
-    """Leaves a model after one of several layers, whichever pays best now.
+    """Drafts with a model cut after one of several layers, chosen every round.
 
-    Whatever was committed is read by all layers up to the deepest exit, in the pass
-    that an early exit takes anyway; so the overlap of every exit's law with the
-    target's is known for each committed token ("shadow tokens"), and its moving average
-    tells the exits' worth: expected tokens of a chain of `d` drafts over the cost in
-    layers, `(1 - a^(d + 1)) / (1 - a) / (d l + L)`. The best exit of the batch drafts;
-    each row keeps the levels that pay for it. (DEL, arXiv 2504.05598; the formula is a
-    reading of it.)
+    All committed tokens are read by the layers up to the deepest exit, in the pass that
+    an early exit needs anyway. So for each committed token the overlap between the
+    distributions of every exit and of the target is known ("shadow tokens"). Its moving
+    average `a` gives the value of an exit with `l` layers and a chain of `d` drafted
+    tokens: expected tokens per cost in layers, `(1 - a^(d + 1)) / (1 - a) / (d l + c)`,
+    where `c` is `verify_cost`. The exit with the best mean over the batch drafts; each
+    sequence keeps the number of levels with the best value. (DEL, arXiv 2504.05598; the
+    formula is our reading of the paper.)
 
-    Parameters: those of the model. With the target's own configuration it is the
-    target's first layers that draft; a separate model trained to be cut anywhere makes
-    it S2D (arXiv 2407.01955).
+    Parameters: those of the model. With the target's own configuration and parameters,
+    its first layers draft; with a separate model trained with several exits, this is
+    S2D (arXiv 2407.01955).
 
     Attributes:
-      config: of the model.
-      exits: numbers of layers, rising.
-      verify_cost: `L`, cost of the target's pass in layers of the model.
-      guided: follow the target's guidance.
-      decay: weight of the past in the averages.
+      config: configuration of the model.
+      exits: numbers of layers, ascending.
+      verify_cost: cost of the target's pass in layers of the model; None for the
+        model's number of layers.
+      guided: whether the model uses the target's CFG scale.
+      decay: weight of the past in the moving averages.
     """
 
     config: TransformerConfig
@@ -85,16 +86,18 @@ class DynamicExit:
             )
 
     def _model(self, layers: int, feature_layers: tuple[int, ...] = ()) -> Target:
+        """Makes the model cut after some layers."""
         shorter = Transformer(replace(self.config, layers=layers))
         return make_target(shorter, guided=self.guided, feature_layers=feature_layers)
 
     @property
-    def _whole(self) -> Target:
+    def _deepest(self) -> Target:
+        """The model cut at the deepest exit; its features are those of all exits."""
         return self._model(self.exits[-1], tuple(n - 1 for n in self.exits))
 
     def init(self, params: Params, ctx: InitContext) -> ExitState:
         """See `spec.draft.Drafter`."""
-        model = begin(self._whole, params, ctx, expansions(ctx.tree)[0])
+        model = prefill(self._deepest, params, ctx, expansions(ctx.tree)[0])
         path, vocabulary = ctx.tree.depth + 1, self.config.vocab_size
         return ExitState(
             model,
@@ -106,51 +109,53 @@ class DynamicExit:
         self, params: Params, state: ExitState, ctx: DraftContext
     ) -> tuple[Draft, ExitState]:
         """See `spec.draft.Drafter`."""
-        whole, inner = self._whole, state.model
-        _, features, cache, last = catch_up(whole, params, inner, ctx)
-        lengths = cache.lengths + both(whole, inner.counts)
+        deepest, model_state = self._deepest, state.model
+        branches = deepest.streams
+        _, features, cache, last = read_committed(deepest, params, model_state, ctx)
+        lengths = cache.lengths + repeat_branches(model_state.counts, branches)
         shared = shared_target_params(self.config, params, norm=True)
-        parts = jnp.split(features, len(self.exits), axis=-1)
-        raw = [scores_of(self.config, shared, part) for part in parts]
-        rates = self._learn(state, raw, ctx, last)
-        layers, depth = self._choose(rates, ctx.tree.depth)
+        by_exit = jnp.split(features, len(self.exits), axis=-1)
+        logits = [target_logits(self.config, shared, x) for x in by_exit]
+        rates = self._update_rates(state, logits, ctx, last)
+        exit_index, depth = self._choose(rates, ctx.tree.depth)
 
         def draft_with(i, cache):
-            place = both(whole, last)[:, None, None]
-            first = jnp.take_along_axis(raw[i], place, axis=1)
-            upper = replace(cache, layers=cache.layers[: self.exits[i]])
+            index = repeat_branches(last, branches)[:, None, None]
+            root_logits = jnp.take_along_axis(logits[i], index, axis=1)
+            cut = replace(cache, layers=cache.layers[: self.exits[i]])
             model = self._model(self.exits[i])
-            return grow_by_levels(model, params, upper, lengths, first, ctx)[0]
+            return grow_by_levels(model, params, cut, lengths, root_logits, ctx)[0]
 
-        branches = [partial(draft_with, i) for i in range(len(self.exits))]
-        draft = jax.lax.switch(layers, branches, cache)
-        kept = draft.topology(ctx.tree).depths <= depth[:, None]
-        inner = replace(
-            inner,
+        drafts = [partial(draft_with, i) for i in range(len(self.exits))]
+        draft = jax.lax.switch(exit_index, drafts, cache)
+        keep = draft.topology(ctx.tree).depths <= depth[:, None]
+        model_state = replace(
+            model_state,
             cache=replace(cache, lengths=lengths),
-            counts=jnp.zeros_like(inner.counts),
+            counts=jnp.zeros_like(model_state.counts),
         )
-        return draft.keep(kept, past=True), ExitState(inner, state.logits, rates)
+        new = ExitState(model_state, state.logits, rates)
+        return draft.keep(keep, past=True), new
 
     def observe(
         self, params: Params, state: ExitState, result: RoundResult
     ) -> ExitState:
         """See `spec.draft.Drafter`."""
-        inner = replace(state.model, tokens=result.tokens, counts=result.counts)
-        return ExitState(inner, result.on_path(result.logits), state.rates)
+        model = replace(state.model, tokens=result.tokens, counts=result.counts)
+        return ExitState(model, result.on_path(result.logits), state.rates)
 
-    def _learn(self, state, raw, ctx, last) -> Float[Array, "B X"]:
-        """Averages with the overlap at each committed token but the root."""
+    def _update_rates(self, state, logits, ctx, last) -> Float[Array, "B exits"]:
+        """Averages the overlap at each committed token before the root."""
         first = (ctx.index - last)[:, None]
-        ahead = first + jnp.arange(len(state.logits[0]))[None]
-        # What followed the token in place j, the target said after node j + 1.
-        wanted = jax.nn.softmax(state.logits[:, 1:])
-        use = jnp.arange(wanted.shape[1])[None] < last[:, None]
+        index = first + jnp.arange(len(state.logits[0]))[None]
+        # The exits' logits after token `j` compare with the target's at `j + 1`.
+        p = jax.nn.softmax(state.logits[:, 1:])
+        use = jnp.arange(p.shape[1])[None] < last[:, None]
         rates = []
-        for i, logits in enumerate(raw):
-            q = jax.nn.softmax(apply_cfg(logits, ctx.sampling, ahead)[:, :-1])
-            shared = jnp.sum(jnp.minimum(wanted, q), axis=-1)
-            mean = jnp.sum(jnp.where(use, shared, 0.0), axis=1)
+        for i, exit_logits in enumerate(logits):
+            q = jax.nn.softmax(apply_cfg(exit_logits, ctx.sampling, index)[:, :-1])
+            overlap = jnp.sum(jnp.minimum(p, q), axis=-1)
+            mean = jnp.sum(jnp.where(use, overlap, 0.0), axis=1)
             mean /= jnp.maximum(jnp.sum(use, axis=1, dtype=mean.dtype), 1)
             old = state.rates[:, i]
             new = self.decay * old + (1 - self.decay) * mean
@@ -158,15 +163,15 @@ class DynamicExit:
         return jnp.stack(rates, axis=1)
 
     def _choose(
-        self, rates: Float[Array, "B X"], depth: int
+        self, rates: Float[Array, "B exits"], depth: int
     ) -> tuple[Int[Array, ""], Int[Array, "B"]]:
-        """The exit of the batch, and how deep each row's draft goes."""
+        """Chooses the exit of the batch, and the draft depth of each sequence."""
         cost = self.config.layers if self.verify_cost is None else self.verify_cost
-        a = jnp.clip(rates, 0.0, 1.0 - 1e-4)[..., None]  # [B, X, 1]
+        a = jnp.clip(rates, 0.0, 1.0 - 1e-4)[..., None]  # [B, exits, 1]
         d = jnp.arange(1, depth + 1, dtype=a.dtype)[None, None]
         layers = jnp.array(self.exits, a.dtype)[None, :, None]
         tokens = (1.0 - a ** (d + 1)) / (1.0 - a)
-        worth = tokens / (d * layers + cost)  # [B, X, depth]
-        best = jnp.argmax(jnp.mean(jnp.max(worth, axis=2), axis=0))
+        value = tokens / (d * layers + cost)  # [B, exits, depth]
+        best = jnp.argmax(jnp.mean(jnp.max(value, axis=2), axis=0))
         best = group_max(best)  # groups of a mesh draft from the same exit
-        return best, jnp.argmax(worth[:, best], axis=1) + 1
+        return best, jnp.argmax(value[:, best], axis=1) + 1

@@ -1,4 +1,4 @@
-"""The networks of EAGLE's heads."""
+"""Networks of EAGLE's heads."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -10,7 +10,12 @@ from jaxspec.typing import Array, Bool, Float, Int
 
 
 class EagleNetwork(nn.Module):
-    """One decoder layer over pairs of a feature and the embedding of the next token."""
+    """One decoder layer over pairs of a feature and the next token's embedding.
+
+    Attributes:
+      config: configuration of the drafter.
+      vocab_size: vocabulary size `V`.
+    """
 
     config: EagleConfig
     vocab_size: int
@@ -51,11 +56,11 @@ class EagleNetwork(nn.Module):
                 self.ids = self.param("ids", ids, (c.draft_vocab,))
 
     def join(self, features: Float[Array, "... E"]) -> Float[Array, "... D"]:
-        """Features of several layers as one (EAGLE-3)."""
+        """Projects the concatenated features of several layers to one (EAGLE-3)."""
         return self.joined(features)
 
     def normed(self, h: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        """An output, ready for the head (EAGLE-3)."""
+        """Applies the output norm, before the output head (EAGLE-3)."""
         return self.norm(h)
 
     def layer(
@@ -67,7 +72,19 @@ class EagleNetwork(nn.Module):
         cache: tuple[Array, Array] | None = None,
         starts: Int[Array, "R"] | None = None,
     ) -> tuple[Float[Array, "R T D"], tuple[Array, Array] | None]:
-        """Predicted features; EAGLE-1's own head has no norm before its attention."""
+        """Predicts the next features.
+
+        Args:
+          embedding: [R, T, D], embeddings of the tokens.
+          h: [R, T, D], features before the tokens, as the head takes them.
+          angles: rotary angles [R, T, F / 2, 2].
+          mask: bool [R, T, S], cache slots that each query attends to.
+          cache: keys and values of the attention; None without a cache.
+          starts: int32 [R], first cache slot that is written.
+
+        Returns:
+          Features [R, T, D], and the cache with the new keys and values.
+        """
         if self.config.embedding_scale != 1:
             scale = jnp.asarray(self.config.embedding_scale, embedding.dtype)
             embedding = embedding * scale
@@ -84,7 +101,7 @@ class EagleNetwork(nn.Module):
         return h + self.ffn(self.post_norm(h)), cache
 
     def __call__(self, features, embedding, angles):
-        """Touches every parameter once; for initialization."""
+        """Uses every parameter once, for initialization."""
         h = self.join(features) if self.config.version == 3 else embedding
         h, _ = self.layer(embedding, h, angles, jnp.ones((1, 1, 1), bool))
         return self.normed(h) if self.config.version == 3 else h

@@ -1,4 +1,4 @@
-"""The networks of Medusa's and Hydra's heads."""
+"""Networks of Medusa's and Hydra's heads."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -9,8 +9,13 @@ from jaxspec.nn.layers import INIT, ZEROS, Linear, RMSNorm, SwiGLU, linear
 from jaxspec.typing import Array, Bool, Float, Int
 
 
-class _Block(nn.Module):
-    """`x + silu(A x + b)`, `A` zero at first; a wider `x` is mapped to the width."""
+class ResidualBlock(nn.Module):
+    """Residual block `x + silu(A x + b)` with `A` initialized to zero.
+
+    Attributes:
+      width: output width; the residual of a wider `x` is projected to it.
+      bias: whether that projection has a bias.
+    """
 
     width: int
     bias: bool
@@ -24,7 +29,12 @@ class _Block(nn.Module):
 
 
 class HeadsNetwork(nn.Module):
-    """All heads, and the decoder layer that may stand before them (Hydra++)."""
+    """All heads, and the optional decoder layer before them (Hydra++).
+
+    Attributes:
+      config: configuration of the heads.
+      vocab_size: vocabulary size `V`.
+    """
 
     config: MedusaConfig
     vocab_size: int
@@ -34,7 +44,7 @@ class HeadsNetwork(nn.Module):
         c = self.config
         self.blocks = [
             [
-                _Block(c.width, c.narrow_bias, name=f"head_{i}_block_{j}")
+                ResidualBlock(c.width, c.narrow_bias, name=f"head_{i}_block_{j}")
                 for j in range(c.blocks)
             ]
             for i in range(c.heads)
@@ -61,7 +71,7 @@ class HeadsNetwork(nn.Module):
         cache: tuple[Array, Array] | None = None,
         starts: Int[Array, "R"] | None = None,
     ) -> tuple[Float[Array, "R T D"], tuple[Array, Array] | None]:
-        """One decoder layer over committed features."""
+        """Applies the decoder layer to committed features (Hydra++)."""
         x = self.prefix_norm(h)
         out, cache = self.prefix_attention(x, angles, mask, cache, starts)
         h = h + out
@@ -70,25 +80,25 @@ class HeadsNetwork(nn.Module):
 
     def head(
         self,
-        place: int,
+        index: int,
         h: Float[Array, "... D"],
-        path: Float[Array, "... D"] | None = None,
+        path: Float[Array, "... M"] | None = None,
     ) -> Float[Array, "... D"]:
-        """Hidden state of the head for the token `place + 1` after the root.
+        """Hidden state of one head.
 
         Args:
-          place: 0 is the first token after the root.
-          h: the feature that the root was drawn from.
-          path: embeddings of the `place + 1` tokens from the root on, side by side
-            (Hydra).
+          index: index of the head; head 0 predicts the first token after the root.
+          h: [..., D], the target's feature that the root was sampled from.
+          path: [..., M], concatenated embeddings of the `index + 1` tokens from the
+            root on (Hydra); None for Medusa.
         """
         x = h if path is None else jnp.concatenate([h, path], axis=-1)
-        for block in self.blocks[place]:
+        for block in self.blocks[index]:
             x = block(x)
         return x
 
     def __call__(self, h, angles):
-        """Touches every parameter once; for initialization."""
+        """Uses every parameter once, for initialization."""
         if self.config.prefix_heads:
             h, _ = self.prefix(h, angles, jnp.ones((1, 1, 1), bool))
         for i in range(self.config.heads):

@@ -1,4 +1,4 @@
-"""The tokens that stand before the root, prompt and all, as one array."""
+"""Prompt and generated tokens of each sequence as one array."""
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +9,10 @@ from jaxspec.typing import Array, Int
 
 
 def prompt_ids(ctx: InitContext) -> Int[Array, "B P"]:
-    """The prompt, if it is tokens `[B, P]` with -1 behind shorter ones; else nothing.
+    """Returns the tokens of the prompts, -1 behind shorter ones.
 
-    A class or a caption is no history: its ids are not of the vocabulary. With guidance
-    it is that of the conditional stream.
+    A class or a caption has no tokens of the vocabulary: then `P` is 0. With guidance
+    the prompt of the conditional branch is returned.
     """
     prompt = ctx.prompt
     if isinstance(prompt, TokenPrompt):
@@ -24,15 +24,15 @@ def prompt_ids(ctx: InitContext) -> Int[Array, "B P"]:
 
 
 def following_tokens(ctx: InitContext) -> Int[Array, "R P"]:
-    """The token after each position of the prompt, in every stream.
+    """Returns the token after each position of the prompt, in every branch.
 
-    Conditions have no tokens, and behind the last one nothing is known: there it is
-    token 0, whose embedding is LANTERN's filler.
+    Where there is no such token (class and caption positions, and behind the last token
+    of the prompt) it is token 0, whose embedding LANTERN uses as filler.
     """
-    streams, length, _ = ctx.features.shape
+    sequences, length, _ = ctx.features.shape
     prompt = ctx.prompt
-    parts = [prompt_ids(ctx)] * (streams // ctx.rows)
-    if isinstance(prompt, TokenPrompt):  # the other stream reads its own
+    parts = [prompt_ids(ctx)] * (sequences // ctx.rows)
+    if isinstance(prompt, TokenPrompt):  # each branch has its own prompt
         parts = [prompt.given, prompt.null]
     size = ((0, 0), (0, length + 1))
     tokens = [jnp.pad(x, size, constant_values=-1)[:, 1 : length + 1] for x in parts]
@@ -41,11 +41,17 @@ def following_tokens(ctx: InitContext) -> Int[Array, "R P"]:
 
 def history(
     prompt: Int[Array, "B P"], ctx: DraftContext
-) -> tuple[Int[Array, "B H"], Int[Array, "B"]]:
-    """All tokens up to the root, and how many there are; -1 behind them."""
+) -> tuple[Int[Array, "B T"], Int[Array, "B"]]:
+    """Joins prompts and generated tokens.
+
+    Returns:
+      All tokens up to the root, -1 behind them, and how many there are.
+    """
     lengths = jnp.sum(prompt >= 0, axis=1, dtype=jnp.int32)
     generated = jnp.arange(ctx.tokens.shape[1])[None] < ctx.index[:, None]
     generated = jnp.where(generated, ctx.tokens, -1)
-    room = jnp.pad(prompt, ((0, 0), (0, generated.shape[1])), constant_values=-1)
-    write = jax.vmap(lambda row, new, at: jax.lax.dynamic_update_slice(row, new, (at,)))
-    return write(room, generated, lengths), lengths + ctx.index
+    padded = jnp.pad(prompt, ((0, 0), (0, generated.shape[1])), constant_values=-1)
+    write = jax.vmap(
+        lambda x, new, start: jax.lax.dynamic_update_slice(x, new, (start,))
+    )
+    return write(padded, generated, lengths), lengths + ctx.index

@@ -1,4 +1,4 @@
-"""Jacobi iteration as a drafter: the target's last opinion of each position."""
+"""Speculative Jacobi decoding: drafts from the target's scores of the last pass."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,18 +11,20 @@ from jaxspec.spec.draft import Draft, DraftContext, InitContext, RoundResult
 from jaxspec.spec.topology import gather_nodes
 from jaxspec.typing import Array, Bool, Float, Params
 
-# Log-odds of the token that an initialization repeats; exp(-30) is left for the others.
-_SURE = 30.0
+# Logit of the repeated token with `initial="repeat"`; all others have 0.
+_REPEAT_LOGIT = 30.0
 
 
 @register_dataclass
 @dataclass(frozen=True)
 class JacobiState:
-    """What the target last said about the positions to come.
+    """The target's last scores of the positions behind the root.
+
+    `G` is the depth of the tree.
 
     Attributes:
-      logits: float32 [B, G, V], after each depth of the next tree's root path.
-      known: bool [B, G], where the target has said anything.
+      logits: float32 [B, G, V], scores of the next tokens after the root.
+      known: bool [B, G], positions that a pass of the target has scored.
     """
 
     logits: Float[Array, "B G V"]
@@ -31,21 +33,21 @@ class JacobiState:
 
 @dataclass(frozen=True)
 class Jacobi:
-    """Speculative Jacobi decoding: no training, no weights, no parameters.
+    """Speculative Jacobi decoding; needs no training and no parameters.
 
-    A pass over a window of guesses scores every later position, too, after a prefix
-    that is partly wrong. Those scores are the law from which the next window is drawn:
-    independently and honestly under `Rejection` (SJD, arXiv 2410.01699), or with the
-    noise that the target will use under `Coupled` (the Gumbel variant of MC-SJD, arXiv
-    2510.24211), so that a guess stays what it was unless the scores really changed. A
-    wider tree than SJD's chain holds several guesses of a position.
-
-    Positions that no pass has seen start as `initial` says.
+    A verify pass also scores the positions behind the first rejected token, after a
+    prefix that is partly wrong. Those scores are the distribution from which the next
+    draft is made: sampled independently under `Rejection` (SJD, arXiv 2410.01699), or
+    ranked with the Gumbel noise that the target will use under `Coupled` (the Gumbel
+    variant of MC-SJD, arXiv 2510.24211), so a drafted token changes only if the scores
+    have changed enough. A tree wider than SJD's chain holds several candidates per
+    position.
 
     Attributes:
-      vocab_size: `V`.
-      initial: "uniform" (SJD's random), "repeat" (the last token), or "last": the
-        scores of the position before.
+      vocab_size: vocabulary size `V`.
+      initial: scores of positions that no pass has scored: "uniform" (random tokens, as
+        SJD), "repeat" (the root's token), or "last" (the scores of the last scored
+        position before).
     """
 
     vocab_size: int
@@ -62,42 +64,40 @@ class Jacobi:
     ) -> tuple[Draft, JacobiState]:
         """See `spec.draft.Drafter`."""
         depth = ctx.tree.depth
-        # Where nothing is known, the last known position speaks, or nobody.
-        place = jnp.where(state.known, jnp.arange(depth), -1)
-        last = jnp.maximum(jnp.max(place, axis=1, initial=-1), 0)
+        # The last known position, or index 0 if none is known.
+        index = jnp.where(state.known, jnp.arange(depth), -1)
+        last = jnp.maximum(jnp.max(index, axis=1, initial=-1), 0)
         fill = jnp.take_along_axis(state.logits, last[:, None, None], axis=1)
         if self.initial == "uniform":
             fill = jnp.zeros_like(fill)
         elif self.initial == "repeat":
             repeated = jnp.arange(self.vocab_size)[None] == ctx.root[:, None]
-            fill = _SURE * repeated[:, None].astype(jnp.float32)
+            fill = _REPEAT_LOGIT * repeated[:, None].astype(jnp.float32)
         logits = jnp.where(state.known[..., None], state.logits, fill)
 
-        def step(depth, tokens, own, shared):
+        def step(depth, tokens, node_state, carry):
             scores = at_depth(logits, depth)
             scores = jnp.broadcast_to(scores, (*tokens.shape, self.vocab_size))
-            return scores, own, shared
+            return scores, node_state, carry
 
         return grow(ctx, step)[0], state
 
     def observe(
         self, params: Params, state: JacobiState, result: RoundResult
     ) -> JacobiState:
-        """Keeps the scores of the positions behind the new root."""
+        """Stores the scores of the positions behind the new root."""
         shape = result.draft.topology(result.tree)
         nodes = jnp.arange(result.tree.size)[None]
         valid = result.draft.valid
         depths = jnp.broadcast_to(shape.depths, valid.shape)
         # At each depth: the first node below the last accepted one, else the first.
-        end = jnp.take_along_axis(result.path, result.accepted[:, None], axis=1)
+        last = jnp.take_along_axis(result.path, result.accepted[:, None], axis=1)
         ancestors = jnp.broadcast_to(shape.ancestors, (*valid.shape, result.tree.size))
-        below = jnp.take_along_axis(ancestors, end[:, None], axis=2)[..., 0]
-        worth = jnp.where(below, 2 * result.tree.size, result.tree.size) - nodes
-        # The new root stands where nodes of depth `counts` stand.
-        wanted = (
-            result.counts[:, None] + jnp.arange(state.known.shape[1])[None]
-        )  # [B, G]
-        here = (depths[:, None] == wanted[..., None]) & valid[:, None]
-        worth = jnp.where(here, worth[:, None], 0)
-        logits = gather_nodes(result.logits, jnp.argmax(worth, axis=-1))
-        return JacobiState(logits, jnp.any(here, axis=-1))
+        below = jnp.take_along_axis(ancestors, last[:, None], axis=2)[..., 0]
+        priority = jnp.where(below, 2 * result.tree.size, result.tree.size) - nodes
+        # The new root has the position of nodes of depth `counts`.
+        depth = result.counts[:, None] + jnp.arange(state.known.shape[1])[None]
+        candidates = (depths[:, None] == depth[..., None]) & valid[:, None]
+        priority = jnp.where(candidates, priority[:, None], 0)  # [B, G, N]
+        logits = gather_nodes(result.logits, jnp.argmax(priority, axis=-1))
+        return JacobiState(logits, jnp.any(candidates, axis=-1))

@@ -1,4 +1,4 @@
-"""Kangaroo: the target's first layers, an adapter, and the target's head."""
+"""Kangaroo: an adapter between the target's first layers and its head."""
 
 import sys
 from dataclasses import dataclass, replace
@@ -23,14 +23,19 @@ from jaxspec.typing import Array, Bool, Float, Int, Mask, Params, PyTree
 
 
 class AdapterNetwork(nn.Module):
-    """Attention between two norms, without a feed-forward layer."""
+    """Attention between two norms, without a feed-forward layer.
+
+    Attributes:
+      config: configuration of the adapter.
+      size: head size `F`.
+    """
 
     config: KangarooConfig
     size: int
 
     @nn.compact
     def __call__(self, h, angles, mask, cache=None, starts=None):
-        """Outputs for the target's head, and the layer's cache."""
+        """Returns inputs of the target's head, and the layer's cache."""
         c = self.config
         x = RMSNorm(c.norm_eps, name="input_norm")(h)
         out, cache = Attention(c.heads, c.heads, self.size, name="attention")(
@@ -43,11 +48,16 @@ class AdapterNetwork(nn.Module):
 class Kangaroo:
     """Drafts with the target's first layers and a trained adapter (arXiv 2404.18911).
 
-    It drafts level by level with a cache of its own, as any `DraftModel`; stopping
-    where a token is unsure is `Adaptive(kangaroo, ConfidenceCutoff("q", .6))`.
+    It drafts level by level with its own KV cache, like any `DraftModel`. For the
+    paper's early stopping at unlikely tokens use
+    `Adaptive(kangaroo, ConfidenceCutoff(.6))`.
 
-    Parameters are a dict, see `with_target_params`: "own" of the adapter, and the
-    "target"'s.
+    Parameters are a dict, see `with_target_params`: the adapter's "own", and those of
+    the "target".
+
+    Attributes:
+      config: configuration of the adapter.
+      target: configuration of the target.
     """
 
     config: KangarooConfig
@@ -67,34 +77,34 @@ class Kangaroo:
 
     @property
     def feature_layers(self) -> tuple[int, ...]:
-        """The layer under the adapter; training reads it."""
+        """Layer of the target below the adapter; training reads its outputs."""
         return (self.config.layers - 1,)
 
     @property
     def max_depth(self) -> int:
-        """Any depth."""
+        """Unlimited."""
         return sys.maxsize
 
     def check_tree(self, tree: Tree | DynamicTree) -> None:
-        """Any tree will do."""
+        """Accepts every tree."""
 
     @property
     def head_size(self) -> int:
-        """Of the adapter."""
+        """Head size `F` of the adapter."""
         return self.target.width // self.config.heads
 
     @property
     def network(self) -> AdapterNetwork:
-        """The Linen module."""
+        """Linen module of the adapter."""
         return AdapterNetwork(self.config, self.head_size)
 
     @property
     def drafter(self) -> DraftModel:
-        """The same as a model of its own."""
+        """The same drafter as a `DraftModel`."""
         return DraftModel(adapted(self))
 
     def init_params(self, key: Array) -> Params:
-        """Random float32 parameters of the adapter; consumes `key`."""
+        """Initializes the adapter's float32 parameters at random; consumes `key`."""
         h = jnp.zeros((1, 1, self.target.width))
         angles = jnp.zeros((1, 1, self.head_size // 2, 2))
         return self.network.init(key, h, angles, jnp.ones((1, 1, 1), bool))["params"]
@@ -112,7 +122,19 @@ class Kangaroo:
         cache: tuple[Array, Array] | None = None,
         starts: Int[Array, "R"] | None = None,
     ) -> tuple[Float[Array, "R T V"], tuple[Array, Array] | None]:
-        """Logits float32 from the outputs of the layer below, and the layer's cache."""
+        """Maps outputs of the layer below to float32 logits.
+
+        Args:
+          params: parameters, see `with_target_params`.
+          h: [R, T, D], outputs of the target's layer below the adapter.
+          positions: int32 [R, T], absolute positions.
+          mask: bool [R, T, S], cache slots that each query attends to.
+          cache: keys and values of the adapter's attention; None without a cache.
+          starts: int32 [R], first cache slot that is written.
+
+        Returns:
+          Logits, and the cache with the new keys and values.
+        """
         angles = angles_of(self.target, positions, self.head_size)
         bound = self.network.bind({"params": params["own"]})
         h, cache = bound(h, angles, mask, cache, starts)
@@ -136,8 +158,8 @@ class Kangaroo:
 
 
 def adapted(kangaroo: Kangaroo) -> Target:
-    """First layers, adapter and head as one model, whose cache has a layer more."""
-    below = _below(kangaroo)
+    """Joins first layers, adapter and head to one model; its cache has an extra layer."""
+    below = _first_layers(kangaroo)
     return Target(
         kangaroo.target.vocab_size,
         below.streams,
@@ -146,8 +168,8 @@ def adapted(kangaroo: Kangaroo) -> Target:
     )
 
 
-def _below(kangaroo: Kangaroo) -> Target:
-    """The layers under the adapter."""
+def _first_layers(kangaroo: Kangaroo) -> Target:
+    """The target's layers below the adapter."""
     model = Transformer(replace(kangaroo.target, layers=kangaroo.config.layers))
     guided = kangaroo.target.condition != "none"
     return make_target(model, guided=guided, feature_layers=kangaroo.feature_layers)
@@ -161,15 +183,15 @@ class _Prefill:
 
     def __call__(self, params: Params, prompt: PyTree, extra: int) -> Prefill:
         kangaroo = self.kangaroo
-        _, h, cache = _below(kangaroo).prefill(params["target"], prompt, extra)
-        rows, length = h.shape[:2]
+        _, h, cache = _first_layers(kangaroo).prefill(params["target"], prompt, extra)
+        sequences, length = h.shape[:2]
         size = kangaroo.config.heads, cache.capacity, kangaroo.head_size
-        zeros = jnp.zeros((rows, *size), h.dtype)
+        zeros = jnp.zeros((sequences, *size), h.dtype)
         mask = jnp.tril(jnp.ones((length, cache.capacity), bool))
-        own = jnp.eye(length, cache.capacity, dtype=bool)
-        mask = (mask[None] & cache.visible[:, None]) | own[None]
-        positions = jnp.broadcast_to(jnp.arange(length), (rows, length))
-        starts = jnp.zeros(rows, jnp.int32)
+        diagonal = jnp.eye(length, cache.capacity, dtype=bool)
+        mask = (mask[None] & cache.visible[:, None]) | diagonal[None]
+        positions = jnp.broadcast_to(jnp.arange(length), (sequences, length))
+        starts = jnp.zeros(sequences, jnp.int32)
         logits, layer = kangaroo.adapt(
             params, h, positions, mask, (zeros, jnp.copy(zeros)), starts
         )
@@ -195,7 +217,7 @@ class _Forward:
     ) -> tuple[Float[Array, "R T V"], Float[Array, "R T E"], KVCache]:
         kangaroo = self.kangaroo
         lower = replace(cache, layers=cache.layers[:-1])
-        _, h, lower = _below(kangaroo).forward(
+        _, h, lower = _first_layers(kangaroo).forward(
             params["target"], lower, tokens, positions, mask
         )
         logits, layer = kangaroo.adapt(

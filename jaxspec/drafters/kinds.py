@@ -1,4 +1,4 @@
-"""Drafters that are trained for a target and kept in checkpoints."""
+"""Registry of the drafters that are trained and stored in checkpoints."""
 
 from typing import Any
 
@@ -45,14 +45,17 @@ _KIND_OF = {
 
 
 def make_drafter(config: DrafterConfig, target: TransformerConfig) -> tuple[str, Any]:
-    """The kind of a configuration, and the drafter for a target.
+    """Makes the drafter that a configuration describes.
 
-    All of them have `init_params(key)`, `with_target_params(own, target_params)`,
+    All drafters have `init_params(key)`, `with_target_params(own, target_params)`,
     `feature_layers`, `max_depth` (most drafted tokens on a path) and
     `check_tree(tree)`.
 
+    Returns:
+      The drafter's name in `DRAFTERS`, and the drafter.
+
     Raises:
-      ConfigError: they do not fit together.
+      ConfigError: the configuration does not fit the target.
     """
     kind = _KIND_OF[type(config)]
     return kind, DRAFTERS[kind](config, target)

@@ -1,4 +1,4 @@
-"""DiffuSpec: any masked-diffusion model, untrained for it, and a search for order."""
+"""DiffuSpec: drafts of an untuned masked-diffusion model, ordered by an n-gram model."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,29 +19,31 @@ from jaxspec.typing import Array, Float, Params
 
 @dataclass(frozen=True)
 class DiffuSpec:
-    """Paths through a masked-diffusion model's candidates that make sense in order.
+    """Causally consistent paths through the candidates of a masked-diffusion model.
 
-    One denoising step gives a law for each place on its own. Of each, the likeliest
-    tokens are candidates; a path is scored by `weight * log q + (1 - weight) * log n`,
-    the second being an n-gram model that knows what stands before. On a `Beam` this is
-    DiffuSpec's causal-consistency search (arXiv 2510.02358), whose best path is one of
-    the tree's; with coupled candidates the noise takes part. Its adaptive length is
-    `Adaptive(lattice, LengthController(...))`.
+    One denoising step gives an independent distribution for each position. The
+    likeliest tokens of each are its candidates. A path is scored by
+    `weight * log q + (1 - weight) * log n`, where `n` is an n-gram model that reads the
+    tokens before. On a `Beam` this is DiffuSpec's causal-consistency path search (arXiv
+    2510.02358), whose best path is one of the tree's; with the selection "coupled" the
+    noise is added to the score. For the paper's adaptive length use
+    `Adaptive(diffuspec, LengthController(...))`.
 
-    The model sees past and future, so nothing of it can be cached: it reads everything
-    in each round.
+    The model attends in both directions, so nothing can be cached: each round reads
+    all tokens.
 
     Parameters are a dict: "model", and "counts" of the n-gram model (None: empty).
 
     Attributes:
-      denoise: `(params, prompt, tokens [B, T], sampling) -> logits [B, T, V]`, guidance
-        merged, each row predicting its own place; such as a `MaskedDiffusion`.
-      mask_token: id of a place that is not known.
-      grams: the n-gram model; None leaves order out.
-      weight: of the diffusion model; .5 in the paper.
-      mass: of the candidates; .8.
-      most: candidates; 15.
-      length: `T`, places of the model; None: all that the engine has room for.
+      denoise: `(params, prompt, tokens [B, T], sampling) -> logits [B, T, V]` with
+        guidance merged, where each query predicts the token at its own position; such
+        as a `MaskedDiffusion`.
+      mask_token: id of an unknown token.
+      grams: n-gram model; None for none.
+      weight: weight of the diffusion model's score; .5 in the paper.
+      mass: probability that a position's candidates hold; .8 in the paper.
+      most: most candidates of a position; 15 in the paper.
+      length: number of tokens that the model reads, `T`; None for the engine's length.
     """
 
     denoise: Callable[[Params, Any, Array, Sampling], Array]
@@ -67,44 +69,45 @@ class DiffuSpec:
         self, params: Params, state: Any, ctx: DraftContext
     ) -> tuple[Draft, Any]:
         """See `spec.draft.Drafter`."""
-        prompt, inner = state
-        known = jnp.arange(ctx.tokens.shape[1])[None] < ctx.index[:, None]
-        tokens = jnp.where(known, ctx.tokens, self.mask_token)
+        prompt, gram_state = state
+        generated = jnp.arange(ctx.tokens.shape[1])[None] < ctx.index[:, None]
+        tokens = jnp.where(generated, ctx.tokens, self.mask_token)
         tokens = tokens[:, : self.length]
         logits = self.denoise(params["model"], prompt, tokens, ctx.sampling)
-        ahead = ctx.index[:, None] + jnp.arange(ctx.tree.depth)[None]
-        ahead = jnp.minimum(ahead, logits.shape[1] - 1)
-        log_q = jnp.take_along_axis(logits, ahead[..., None], axis=1)
+        index = ctx.index[:, None] + jnp.arange(ctx.tree.depth)[None]
+        index = jnp.minimum(index, logits.shape[1] - 1)
+        log_q = jnp.take_along_axis(logits, index[..., None], axis=1)
         log_q = self._candidates(jax.nn.log_softmax(log_q, axis=-1))
-        law, path = None, ()
+        gram_log_probs, path = None, ()
         if self.grams is not None:
-            counts, given, learned = inner
-            read, length = history(given, ctx)
-            counts = self.grams.learn(counts, read, learned, length)
-            law, path = self.grams.reader(counts, read, length, ctx.tree.depth)
-            inner = counts, given, length
+            counts, prompt_tokens, counted = gram_state
+            tokens, length = history(prompt_tokens, ctx)
+            counts = self.grams.count(counts, tokens, counted, length)
+            gram_log_probs, path = self.grams.node_log_probs(
+                counts, tokens, length, ctx.tree.depth
+            )
+            gram_state = counts, prompt_tokens, length
 
-        def step(depth, drafted, own, shared):
+        def step(depth, drafted, path, carry):
             scores = at_depth(log_q, depth)
             scores = jnp.broadcast_to(scores, (*drafted.shape, scores.shape[-1]))
-            if law is not None:
-                order, own = law(depth, drafted, own)
-                mixed = self.weight * scores + (1 - self.weight) * order
+            if gram_log_probs is not None:
+                log_n, path = gram_log_probs(depth, drafted, path)
+                mixed = self.weight * scores + (1 - self.weight) * log_n
                 scores = jnp.where(jnp.isfinite(scores), mixed, -jnp.inf)
-            return scores, own, shared
+            return scores, path, carry
 
-        return grow(ctx, step, path)[0], (prompt, inner)
+        return grow(ctx, step, path)[0], (prompt, gram_state)
 
     def observe(self, params: Params, state: Any, result: RoundResult) -> Any:
-        """Nothing: the next `propose` reads all tokens anyway."""
+        """Returns the state unchanged: the next `propose` reads all tokens."""
         return state
 
     def _candidates(self, log_q: Float[Array, "B G V"]) -> Float[Array, "B G V"]:
-        """The fewest tokens that hold `mass`, and at most `most`; -inf elsewhere."""
+        """Keeps the fewest tokens that hold `mass`, at most `most`; others get -inf."""
         best, ids = vocab_top_k(log_q, min(self.most, log_q.shape[-1]))
         before = jnp.cumsum(jnp.exp(best), axis=-1) - jnp.exp(best)
-        kept = jnp.where(before < self.mass, best, -jnp.inf)
-        row = jnp.arange(log_q.shape[0])[:, None, None]
-        place = jnp.arange(log_q.shape[1])[:, None]
-        none = jnp.full_like(log_q, -jnp.inf)
-        return none.at[row, place, ids].set(kept)
+        best = jnp.where(before < self.mass, best, -jnp.inf)
+        sequence = jnp.arange(log_q.shape[0])[:, None, None]
+        position = jnp.arange(log_q.shape[1])[:, None]
+        return jnp.full_like(log_q, -jnp.inf).at[sequence, position, ids].set(best)

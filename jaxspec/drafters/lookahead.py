@@ -1,4 +1,4 @@
-"""Lookahead: Jacobi trajectories of the target, cut into n-grams and verified."""
+"""Lookahead decoding: n-grams collected from Jacobi trajectories of the target."""
 
 from dataclasses import dataclass
 
@@ -22,38 +22,42 @@ from jaxspec.typing import Array, Bool, Int, Params
 @register_dataclass
 @dataclass(frozen=True)
 class LookaheadState:
-    """The window and the pool of one batch.
+    """Jacobi window and n-gram pool of a batch.
+
+    Below, `n` is the length of the n-grams, `columns` and `guesses` are those of
+    `Lookahead`.
 
     Attributes:
-      window: int32 [B, L, C], `L = n - 1` levels of `C` columns of guesses.
-      levels: int32 [B], filled levels; the others mean nothing.
-      pool: int32 [B, V, G, L], n-grams by their first token, latest first.
-      filled: bool [B, V, G].
+      window: int32 [B, n - 1, columns], the token guesses of the last `n - 1` Jacobi
+        iterations.
+      levels: int32 [B], number of valid iterations in `window`.
+      pool: int32 [B, V, guesses, n - 1], continuations by first token, latest first.
+      filled: bool [B, V, guesses], valid entries of `pool`.
     """
 
-    window: Int[Array, "B L C"]
+    window: Int[Array, "B levels columns"]
     levels: Int[Array, "B"]
-    pool: Int[Array, "B V G L"]
-    filled: Bool[Array, "B V G"]
+    pool: Int[Array, "B V guesses levels"]
+    filled: Bool[Array, "B V guesses"]
 
 
 @dataclass(frozen=True)
 class Lookahead:
-    """DrafterOutputs that refine each other ride along; what they agree on is verified.
+    """Drafts n-grams that earlier Jacobi iterations of the target produced.
 
-    A window of `columns` places ahead and `n - 1` iterations rides in each pass; its
-    diagonals are n-grams, kept by their first token. Those that begin with the root are
-    the draft: chains of `n - 1` tokens. Source: lookahead decoding (arXiv 2402.02057).
-    DrafterOutputs are the likeliest tokens, whatever the temperature: it is made for
-    greedy text.
+    Each verify pass carries a window of extra queries: `columns` positions ahead in
+    `n - 1` iterations. The diagonals of the window are n-grams, stored by their first
+    token. The stored n-grams that begin with the root are the draft: chains of `n - 1`
+    tokens. Source: lookahead decoding (arXiv 2402.02057). Guesses are the likeliest
+    tokens whatever the temperature, so it suits greedy decoding.
 
-    The engine's tree has to be `lookahead.tree`. No parameters.
+    The engine's tree must be `Lookahead.tree`. No parameters.
 
     Attributes:
-      vocab_size: `V`.
+      vocab_size: vocabulary size `V`.
       n: length of the n-grams; 5 in the paper.
-      columns: `C`, 7.
-      guesses: `G`, n-grams kept for a token and verified at once, 7.
+      columns: positions in the window; 7 in the paper.
+      guesses: n-grams stored per token and verified at once; 7 in the paper.
     """
 
     vocab_size: int
@@ -63,41 +67,43 @@ class Lookahead:
 
     def __post_init__(self):
         if self.n < 3 or self.columns < 1 or self.guesses < 1:
-            raise ConfigError(f"{self}: use n >= 3, and 1 of everything else")
+            raise ConfigError(f"{self}: use n >= 3, and at least 1 column and 1 guess")
 
     @property
     def levels(self) -> int:
-        """`L`."""
+        """Jacobi iterations in the window, `n - 1`."""
         return self.n - 1
 
     @property
     def tree(self) -> Tree:
-        """`G` chains of `L` tokens."""
+        """`guesses` chains of `n - 1` tokens."""
         return Tree.from_paths(
             [(g, *(0,) * (self.levels - 1)) for g in range(self.guesses)]
         )
 
     @property
     def extra_rows(self) -> int:
-        """The window."""
+        """Extra queries: the tokens of the window."""
         return self.levels * self.columns
 
     def init(self, params: Params, ctx: InitContext) -> LookaheadState:
         """See `spec.draft.Drafter`.
 
         Raises:
-          ConfigError: the engine's tree is another.
+          ConfigError: the engine has another tree.
         """
         if ctx.tree != self.tree:
-            raise ConfigError("Lookahead drafts on `lookahead.tree`; use it")
-        rows, levels = ctx.rows, self.levels
+            raise ConfigError(
+                "Lookahead fills its own `tree`; give that tree to the engine"
+            )
+        batch, levels = ctx.rows, self.levels
         key = jax.random.key(0)
-        shape = (rows, levels, self.columns)
+        shape = (batch, levels, self.columns)
         window = jax.random.randint(key, shape, 0, self.vocab_size, jnp.int32)
-        pool = (rows, self.vocab_size, self.guesses, levels)
+        pool = (batch, self.vocab_size, self.guesses, levels)
         return LookaheadState(
             window,
-            jnp.ones(rows, jnp.int32),
+            jnp.ones(batch, jnp.int32),
             jnp.zeros(pool, jnp.int32),
             jnp.zeros(pool[:3], bool),
         )
@@ -106,40 +112,41 @@ class Lookahead:
         self, params: Params, state: LookaheadState, ctx: DraftContext
     ) -> tuple[Draft, LookaheadState]:
         """See `spec.draft.Drafter`."""
-        rows, tree = jnp.arange(len(ctx.root)), self.tree
-        which = np.array([path[0] if path else 0 for path in tree.rank_paths])
-        place = np.maximum(tree.depths - 1, 0)
-        tokens = state.pool[rows, ctx.root][:, which, place]
+        sequence, tree = jnp.arange(len(ctx.root)), self.tree
+        guess = np.array([path[0] if path else 0 for path in tree.rank_paths])
+        index = np.maximum(tree.depths - 1, 0)
+        tokens = state.pool[sequence, ctx.root][:, guess, index]
         tokens = tokens.at[:, 0].set(ctx.root)
-        valid = state.filled[rows, ctx.root][:, which].at[:, 0].set(True)
+        valid = state.filled[sequence, ctx.root][:, guess].at[:, 0].set(True)
         level, column = np.divmod(np.arange(self.extra_rows), self.columns)
         first = level == 0
-        # A column sees the first level up to itself, then its own refinements.
-        own = first & (column[:, None] >= column) & first[:, None]
-        own |= ~first[:, None] & first & (column[:, None] > column)
+        # Queries of the first iteration attend causally to it. Later ones attend to the
+        # first iteration before their column, then to later iterations in their column.
+        window = first & (column[:, None] >= column) & first[:, None]
+        window |= ~first[:, None] & first & (column[:, None] > column)
         deeper = ~first[:, None] & ~first & (level[:, None] >= level)
-        own |= deeper & (column[:, None] == column)
+        window |= deeper & (column[:, None] == column)
         nodes = np.zeros((self.extra_rows, tree.size), bool)
         nodes[:, 0] = True
-        mask = np.concatenate([nodes, own], axis=1)
+        mask = np.concatenate([nodes, window], axis=1)
         ahead = np.where(first, 1, level) + column
-        riders = ExtraQueries(
-            state.window.reshape(len(rows), -1),
+        extra = ExtraQueries(
+            state.window.reshape(len(sequence), -1),
             ctx.position[:, None] + jnp.asarray(ahead, jnp.int32)[None],
-            jnp.broadcast_to(mask, (len(rows), *mask.shape)),
+            jnp.broadcast_to(mask, (len(sequence), *mask.shape)),
         )
-        return Draft(jnp.where(valid, tokens, 0), valid, extra=riders), state
+        return Draft(jnp.where(valid, tokens, 0), valid, extra=extra), state
 
     def observe(
         self, params: Params, state: LookaheadState, result: RoundResult
     ) -> LookaheadState:
-        """Collects the window's n-grams, and moves it behind the new root."""
+        """Stores the n-grams of the window, and shifts it to the new root."""
         assert result.extra_logits is not None
-        rows, columns = len(result.path), self.columns
-        shape = (rows, self.levels, columns)
-        said = jnp.argmax(result.extra_logits, axis=-1).astype(jnp.int32).reshape(shape)
-        row = jnp.arange(rows)
-        new = said[row, state.levels - 1]  # [B, C], what the last filled level says
+        batch, columns = len(result.path), self.columns
+        predicted = jnp.argmax(result.extra_logits, axis=-1).astype(jnp.int32)
+        predicted = predicted.reshape(batch, self.levels, columns)
+        # Only the predictions of the last valid iteration are new.
+        new = predicted[jnp.arange(batch), state.levels - 1]  # [B, columns]
         full = state.levels == self.levels
         live = result.counts > 0
         root = result.draft.tokens[:, 0]
@@ -148,24 +155,26 @@ class Lookahead:
         )
         pool, filled = state.pool, state.filled
         for c in range(columns):
-            key = root if c == 0 else state.window[:, 0, c - 1]
+            first = root if c == 0 else state.window[:, 0, c - 1]
             gram = jnp.concatenate([state.window[:, 1:, c], new[:, c, None]], axis=1)
-            pool, filled = _remember(pool, filled, key, gram, full & live)
+            pool, filled = _store(pool, filled, first, gram, full & live)
 
-        def shifted(tokens, by):  # [B, C] moved left; the newest token fills
-            at = jnp.arange(columns)[None] + by[:, None]
-            moved = jnp.take_along_axis(tokens, jnp.minimum(at, columns - 1), axis=1)
-            return jnp.where(at < columns, moved, newest)
+        def shifted(tokens, by):  # moves columns left; the newest token fills
+            source = jnp.arange(columns)[None] + by[:, None]
+            moved = jnp.minimum(source, columns - 1)
+            moved = jnp.take_along_axis(tokens, moved, axis=1)
+            return jnp.where(source < columns, moved, newest)
 
         levels = []
         for i in range(self.levels):
-            # Filling: levels stay, the one above the last is new. Full: all move up.
-            above = state.window[:, i + 1] if i + 1 < self.levels else new
-            up = shifted(above, result.counts - int(i > 0))
-            fresh = shifted(new, result.counts - int(i == 1))
-            stay = shifted(state.window[:, i], result.counts)
-            filling = jnp.where((state.levels == i)[:, None], fresh, stay)
-            levels.append(jnp.where(full[:, None], up, filling))
+            # While the window fills, iterations stay and the next one is added. Once it
+            # is full, all move down by one and the oldest is dropped.
+            following = state.window[:, i + 1] if i + 1 < self.levels else new
+            when_full = shifted(following, result.counts - int(i > 0))
+            added = shifted(new, result.counts - int(i == 1))
+            unchanged = shifted(state.window[:, i], result.counts)
+            filling = jnp.where((state.levels == i)[:, None], added, unchanged)
+            levels.append(jnp.where(full[:, None], when_full, filling))
         window = jnp.where(live[:, None, None], jnp.stack(levels, 1), state.window)
         count = jnp.minimum(state.levels + 1, self.levels)
         return LookaheadState(
@@ -173,18 +182,29 @@ class Lookahead:
         )
 
 
-def _remember(pool, filled, key, gram, wanted):
-    """Puts an n-gram first among those of its key; one that was there moves up."""
-    row = jnp.arange(len(key))
-    own, held = pool[row, key], filled[row, key]  # [B, G, L], [B, G]
-    same = jnp.all(own == gram[:, None], axis=-1) & held
-    last = own.shape[1] - 1
-    at = jnp.where(jnp.any(same, axis=1), jnp.argmax(same, axis=1), last)
-    place = jnp.arange(last + 1)[None]
-    source = jnp.where(place <= at[:, None], place - 1, place)
+def _store(pool, filled, first, gram, use):
+    """Puts an n-gram in front of those with the same first token.
+
+    An n-gram that is already stored moves to the front; otherwise the oldest is
+    dropped.
+
+    Args:
+      pool: int32 [B, V, guesses, n - 1], see `LookaheadState`.
+      filled: bool [B, V, guesses], valid entries of `pool`.
+      first: int32 [B], first tokens of the n-grams.
+      gram: int32 [B, n - 1], other tokens of the n-grams.
+      use: bool [B], sequences whose n-gram is stored.
+    """
+    sequence = jnp.arange(len(first))
+    old, old_filled = pool[sequence, first], filled[sequence, first]
+    same = jnp.all(old == gram[:, None], axis=-1) & old_filled
+    last = old.shape[1] - 1
+    replaced = jnp.where(jnp.any(same, axis=1), jnp.argmax(same, axis=1), last)
+    slot = jnp.arange(last + 1)[None]
+    source = jnp.where(slot <= replaced[:, None], slot - 1, slot)
     source = jnp.maximum(source, 0)
-    moved = jnp.take_along_axis(own, source[..., None], axis=1).at[:, 0].set(gram)
-    kept = jnp.take_along_axis(held, source, axis=1).at[:, 0].set(True)
-    moved = jnp.where(wanted[:, None, None], moved, own)
-    kept = jnp.where(wanted[:, None], kept, held)
-    return pool.at[row, key].set(moved), filled.at[row, key].set(kept)
+    new = jnp.take_along_axis(old, source[..., None], axis=1).at[:, 0].set(gram)
+    new_filled = jnp.take_along_axis(old_filled, source, axis=1).at[:, 0].set(True)
+    new = jnp.where(use[:, None, None], new, old)
+    new_filled = jnp.where(use[:, None], new_filled, old_filled)
+    return pool.at[sequence, first].set(new), filled.at[sequence, first].set(new_filled)

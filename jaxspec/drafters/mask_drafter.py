@@ -1,12 +1,12 @@
-"""DEER: a masked-diffusion model of the tokens alone, in one denoising step."""
+"""DEER: a masked-diffusion draft model that fills a block in one denoising step."""
 
 from dataclasses import dataclass, replace
-from functools import partial
 
 import jax.numpy as jnp
 
+from jaxspec.drafters.branches import repeat_branches
 from jaxspec.drafters.grow import at_depth, grow
-from jaxspec.drafters.small_model import ModelState, begin, both
+from jaxspec.drafters.small_model import ModelState, prefill
 from jaxspec.errors import ConfigError
 from jaxspec.spec.cache import tree_mask
 from jaxspec.spec.draft import Draft, DraftContext, InitContext, RoundResult
@@ -19,21 +19,21 @@ from jaxspec.typing import Params
 
 @dataclass(frozen=True)
 class Deer:
-    """A block of masks behind the committed tokens, filled in one pass.
+    """A block of mask tokens behind the committed tokens, filled in one pass.
 
-    Committed tokens see what stands before them alone, and a block sees all of them and
-    itself: so the drafter's cache is exact, and no token is read twice. It sees nothing
-    of the target (DEER, arXiv 2512.15176); SpecDiff (arXiv 2408.05636) is the same with
-    another training.
+    Committed tokens attend causally; the block attends to all of them and to itself. So
+    the drafter's KV cache is exact and every token is read once. The drafter reads
+    nothing of the target (DEER, arXiv 2512.15176). SpecDiff (arXiv 2408.05636) is the
+    same with another training.
 
     Parameters: those of `model`.
 
     Attributes:
-      model: the drafter as a `Target`; see `DraftModel.model`.
-      block: masks, `G`.
-      mask_token: id of the mask, one that is read and never drawn.
-      shift: 0 if a row predicts the token in its own place (MDLM, LLaDA), 1 if the next
-        one (Dream).
+      model: the draft model as a `Target`; see `DraftModel.model`.
+      block: number of mask tokens, `G`.
+      mask_token: id of the mask token, which is read and never generated.
+      shift: 0 if a query predicts the token at its own position (MDLM, LLaDA), 1 if it
+        predicts the next one (Dream).
     """
 
     model: Target
@@ -43,7 +43,10 @@ class Deer:
 
     def __post_init__(self):
         if self.block < 1 or self.shift not in (0, 1):
-            raise ConfigError("a block needs rows, and a shift of 0 or 1")
+            raise ConfigError(
+                f"block={self.block}, shift={self.shift}: use a block of at least 1 "
+                "mask, and a shift of 0 or 1"
+            )
 
     @property
     def max_depth(self) -> int:
@@ -51,15 +54,15 @@ class Deer:
         return self.block + self.shift
 
     def check_tree(self, tree: Tree | DynamicTree) -> None:
-        """Refuses trees that this drafter cannot fill.
+        """Checks that this drafter can fill a tree.
 
         Raises:
           ConfigError: the tree is deeper than the block.
         """
         if tree.depth > self.max_depth:
             raise ConfigError(
-                f"the tree is {tree.depth} deep, the block reaches {self.max_depth}; "
-                "choose a shallower tree"
+                f"the tree is {tree.depth} deep, the block drafts {self.max_depth} "
+                "tokens; choose a shallower tree"
             )
 
     def init(self, params: Params, ctx: InitContext) -> ModelState:
@@ -69,58 +72,64 @@ class Deer:
           ConfigError: see `check_tree`.
         """
         self.check_tree(ctx.tree)
-        return begin(self.model, params, ctx, self.block)
+        return prefill(self.model, params, ctx, self.block)
 
     def propose(
         self, params: Params, state: ModelState, ctx: DraftContext
     ) -> tuple[Draft, ModelState]:
         """See `spec.draft.Drafter`."""
-        rows, path = state.tokens.shape
-        both_streams = partial(both, self.model)
+        batch, path = state.tokens.shape
+        branches = self.model.streams
         last = jnp.maximum(state.counts - 1, 0)
-        place = jnp.arange(path)[None]
-        fresh = jnp.where(place == last[:, None], ctx.root[:, None], state.tokens)
-        masks = jnp.full((rows, self.block), self.mask_token, jnp.int32)
-        begin = (ctx.position - last)[:, None]
-        ahead = ctx.position[:, None] + 1 + jnp.arange(self.block)[None]
+        offsets = jnp.arange(path)[None]
+        tokens = jnp.where(offsets == last[:, None], ctx.root[:, None], state.tokens)
+        masks = jnp.full((batch, self.block), self.mask_token, jnp.int32)
+        start = (ctx.position - last)[:, None]
+        block_positions = ctx.position[:, None] + 1 + jnp.arange(self.block)[None]
         width = path + self.block
-        committed = jnp.arange(width)[None, None] <= last[:, None, None]  # [B, 1, U]
-        block = jnp.arange(width)[None, None] >= path
-        seen = jnp.tril(jnp.ones((path, width), bool))
-        window = jnp.concatenate(
+        is_committed = jnp.arange(width)[None, None] <= last[:, None, None]
+        is_block = jnp.arange(width)[None, None] >= path
+        causal = jnp.tril(jnp.ones((path, width), bool))
+        mask = jnp.concatenate(
             [
-                jnp.broadcast_to(seen, (rows, path, width)),
-                jnp.broadcast_to(committed | block, (rows, self.block, width)),
+                jnp.broadcast_to(causal, (batch, path, width)),
+                jnp.broadcast_to(is_committed | is_block, (batch, self.block, width)),
             ],
             axis=1,
         )
+        queries = jnp.concatenate([tokens, masks], axis=1)
+        positions = jnp.concatenate([start + offsets, block_positions], axis=1)
         logits, _, cache = self.model.forward(
             params,
             state.cache,
-            both_streams(jnp.concatenate([fresh, masks], axis=1)),
-            both_streams(jnp.concatenate([begin + place, ahead], axis=1)),
-            tree_mask(state.cache, both_streams(window)),
+            repeat_branches(queries, branches),
+            repeat_branches(positions, branches),
+            tree_mask(state.cache, repeat_branches(mask, branches)),
         )
-        guesses = logits[:, path:]
+        block_logits = logits[:, path:]
         if self.shift:
-            root = jnp.take_along_axis(
-                logits, both_streams(last)[:, None, None], axis=1
-            )
-            guesses = jnp.concatenate([root, guesses], axis=1)
-        guesses = guesses[:, : ctx.tree.depth]
-        index = ctx.index[:, None] + jnp.arange(guesses.shape[1])[None]
-        marginals = apply_cfg(guesses, ctx.sampling, index)
+            root = repeat_branches(last, branches)[:, None, None]
+            root = jnp.take_along_axis(logits, root, axis=1)
+            block_logits = jnp.concatenate([root, block_logits], axis=1)
+        block_logits = block_logits[:, : ctx.tree.depth]
+        index = ctx.index[:, None] + jnp.arange(block_logits.shape[1])[None]
+        marginals = apply_cfg(block_logits, ctx.sampling, index)
 
-        def step(depth, tokens, own, shared):
-            wide = (*tokens.shape, marginals.shape[-1])
-            return jnp.broadcast_to(at_depth(marginals, depth), wide), own, shared
+        def step(depth, tokens, node_state, carry):
+            shape = (*tokens.shape, marginals.shape[-1])
+            return (
+                jnp.broadcast_to(at_depth(marginals, depth), shape),
+                node_state,
+                carry,
+            )
 
         draft, _ = grow(ctx, step)
-        cache = replace(cache, lengths=cache.lengths + both_streams(state.counts))
+        lengths = cache.lengths + repeat_branches(state.counts, branches)
+        cache = replace(cache, lengths=lengths)
         return draft, replace(state, cache=cache, counts=jnp.zeros_like(state.counts))
 
     def observe(
         self, params: Params, state: ModelState, result: RoundResult
     ) -> ModelState:
-        """See `spec.draft.Drafter`; the tokens are read by the next `propose`."""
+        """See `spec.draft.Drafter`; the next `propose` reads the tokens."""
         return replace(state, tokens=result.tokens, counts=result.counts)

@@ -1,4 +1,4 @@
-"""An n-gram table on the device, filled from a corpus and by what is emitted."""
+"""N-gram drafter: a hash table of counts that stays on the device."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,52 +14,51 @@ from jaxspec.errors import ConfigError
 from jaxspec.spec.draft import Draft, DraftContext, InitContext, RoundResult
 from jaxspec.typing import Array, Float, Int, Params
 
-# Strength of each level's prior, the level below, in counts.
-_PRIOR = 1.0
-_UNSEEN = 0.1  # count of a token that was never seen
+_PRIOR = 1.0  # weight of the lower-order distribution, in counts
+_UNSEEN = 0.1  # count of a token without occurrences
 
 
 @register_dataclass
 @dataclass(frozen=True)
 class Counts:
-    """Successors of contexts, the most frequent ones; all counts float32.
+    """Counts of the most frequent successors of each context.
 
     Attributes:
-      pair_ids: int32 [H, W], after a bucket of two context tokens.
-      pair: [H, W].
-      token_ids: int32 [V + 1, W], after the first context token; the last row is for
-        places before the beginning.
-      token: [V + 1, W].
-      alone: [V], without context.
+      trigram_ids: int32 [buckets, W], successors of two context tokens, by their hash.
+      trigram: float32 [buckets, W], counts of `trigram_ids`.
+      bigram_ids: int32 [V + 1, W], successors of the first context token; the last
+        entry is for positions without one.
+      bigram: float32 [V + 1, W], counts of `bigram_ids`.
+      unigram: float32 [V], counts of the tokens themselves.
     """
 
-    pair_ids: Int[Array, "H W"]
-    pair: Float[Array, "H W"]
-    token_ids: Int[Array, "U W"]
-    token: Float[Array, "U W"]
-    alone: Float[Array, "V"]
+    trigram_ids: Int[Array, "buckets W"]
+    trigram: Float[Array, "buckets W"]
+    bigram_ids: Int[Array, "M W"]
+    bigram: Float[Array, "M W"]
+    unigram: Float[Array, "V"]
 
 
 @dataclass(frozen=True)
 class NgramTable:
-    """Tri-grams with back-off, as a drafter.
+    """Trigram drafter with interpolated back-off.
 
-    The law of the next token is a mixture of what followed the same two context tokens,
-    the first of them alone, and none, each level the prior of the one above. Every row
-    goes on counting what it emits. For images the context may be two-dimensional: the
-    token to the left and the one above.
+    The distribution of the next token mixes trigram, bigram and unigram counts; each
+    order is the prior of the next higher one. Every sequence of the batch continues to
+    count the tokens it emits. For images the context can be two-dimensional: the token
+    to the left and the one above.
 
-    Source: ADED's adaptive tri-gram model (arXiv 2407.12021) on static tables in place
-    of its tree search; the two-dimensional context is ours.
+    Source: ADED's adaptive trigram model (arXiv 2407.12021), with static trees instead
+    of its tree search; the two-dimensional context is new here.
 
     Parameters: `Counts`, from `fit`, or None to start empty.
 
     Attributes:
-      vocab_size: `V`.
-      context: how many places before the next token its two context tokens stand:
-        (1, 2) for text, (1, grid) for images in raster order.
-      buckets: `H`, hash buckets of contexts.
-      width: `W`, successors kept for a context.
+      vocab_size: vocabulary size `V`.
+      context: offsets of the two context tokens before the next token: (1, 2) for text,
+        (1, grid) for images in raster order.
+      buckets: number of hash buckets for contexts of two tokens.
+      width: successors stored per context, `W`.
     """
 
     vocab_size: int
@@ -73,32 +72,37 @@ class NgramTable:
             raise ConfigError(f"context={self.context} must be two growing offsets")
 
     def empty(self) -> Counts:
-        """Nothing counted yet."""
-        pair, token = (self.buckets, self.width), (self.vocab_size + 1, self.width)
+        """Makes counts of 0."""
+        trigram = self.buckets, self.width
+        bigram = self.vocab_size + 1, self.width
         return Counts(
-            jnp.full(pair, -1, jnp.int32),
-            jnp.zeros(pair, jnp.float32),
-            jnp.full(token, -1, jnp.int32),
-            jnp.zeros(token, jnp.float32),
+            jnp.full(trigram, -1, jnp.int32),
+            jnp.zeros(trigram, jnp.float32),
+            jnp.full(bigram, -1, jnp.int32),
+            jnp.zeros(bigram, jnp.float32),
             jnp.zeros(self.vocab_size, jnp.float32),
         )
 
-    def fit(self, sequences: Int[Array, "C T"]) -> Counts:
-        """Counts a corpus on the device; -1 behind shorter sequences."""
+    def fit(self, sequences: Int[Array, "M T"]) -> Counts:
+        """Counts a corpus on the device.
 
-        def read(counts, sequence):
+        Args:
+          sequences: int32 [M, T], `M` sequences of tokens, -1 behind shorter ones.
+        """
+
+        def count_sequence(counts, sequence):
             length = jnp.sum(sequence >= 0)
-            body = lambda i, c: self._learn(c, sequence, i)  # noqa: E731
+            body = lambda i, c: self._count_token(c, sequence, i)  # noqa: E731
             return jax.lax.fori_loop(0, length, body, counts), None
 
-        scan = jax.jit(lambda x: jax.lax.scan(read, self.empty(), x)[0])
+        scan = jax.jit(lambda x: jax.lax.scan(count_sequence, self.empty(), x)[0])
         return scan(jnp.asarray(sequences, jnp.int32))
 
     def init(self, params: Params, ctx: InitContext) -> Any:
         """See `spec.draft.Drafter`."""
-        given = self.empty() if params is None else params
+        counts = self.empty() if params is None else params
         counts = jax.tree.map(
-            lambda x: jnp.copy(jnp.broadcast_to(x, (ctx.rows, *x.shape))), given
+            lambda x: jnp.copy(jnp.broadcast_to(x, (ctx.rows, *x.shape))), counts
         )
         prompt = jnp.copy(prompt_ids(ctx))
         return counts, prompt, jnp.zeros(ctx.rows, jnp.int32)
@@ -106,118 +110,127 @@ class NgramTable:
     def propose(
         self, params: Params, state: Any, ctx: DraftContext
     ) -> tuple[Draft, Any]:
-        """Learns what was emitted since the last round, and drafts."""
-        counts, prompt, learned = state
+        """Counts the tokens emitted since the last round, and drafts."""
+        counts, prompt, counted = state
         tokens, length = history(prompt, ctx)
-        counts = self.learn(counts, tokens, learned, length)
-        law, path = self.reader(counts, tokens, length, ctx.tree.depth)
+        counts = self.count(counts, tokens, counted, length)
+        log_probs, path = self.node_log_probs(counts, tokens, length, ctx.tree.depth)
 
-        def step(depth, drafted, own, shared):
-            logits, own = law(depth, drafted, own)
-            return logits, own, shared
+        def step(depth, drafted, path, carry):
+            logits, path = log_probs(depth, drafted, path)
+            return logits, path, carry
 
         return grow(ctx, step, path)[0], (counts, prompt, length)
 
-    def learn(
+    def count(
         self,
         counts: Counts,
-        tokens: Int[Array, "B H"],
+        tokens: Int[Array, "B T"],
         start: Int[Array, "B"],
         end: Int[Array, "B"],
     ) -> Counts:
-        """Counts the tokens from `start` to `end` of each row."""
+        """Counts the tokens from `start` to `end` of each sequence."""
 
-        def catch_up(counts, row, start, end):
-            def read(carry):
-                at, counts = carry
-                return at + 1, self._learn(counts, row, at)
+        def count_sequence(counts, sequence, start, end):
+            def body(carry):
+                index, counts = carry
+                return index + 1, self._count_token(counts, sequence, index)
 
             more = lambda carry: carry[0] < end  # noqa: E731
-            return jax.lax.while_loop(more, read, (start, counts))[1]
+            return jax.lax.while_loop(more, body, (start, counts))[1]
 
-        return jax.vmap(catch_up)(counts, tokens, start, end)
+        return jax.vmap(count_sequence)(counts, tokens, start, end)
 
-    def reader(
+    def node_log_probs(
         self,
         counts: Counts,
-        tokens: Int[Array, "B H"],
+        tokens: Int[Array, "B T"],
         length: Int[Array, "B"],
         depth: int,
     ) -> tuple[Callable[..., tuple[Array, Array]], Array]:
-        """What follows the nodes of a tree, as `grow` asks for it.
+        """Makes the function that scores the nodes of a draft tree for `grow`.
 
         Args:
-          counts: of each row, `[B, ...]`.
-          tokens: all tokens up to the root.
-          length: how many there are.
-          depth: of the tree.
+          counts: counts of each sequence, `[B, ...]`.
+          tokens: int32 [B, T], all tokens up to the root.
+          length: int32 [B], number of these tokens.
+          depth: depth of the draft tree.
 
         Returns:
-          `(depth, drafted [B, M], path) -> (log-probabilities [B, M, V], path)`, and
-          the root's path.
+          `(depth, drafted [B, M], path) -> (log-probabilities [B, M, V], path)`, where
+          `path` int32 [B, M, A] holds the drafted tokens from the root to each node;
+          and the root's path.
         """
 
-        def law(depth, drafted, path):
-            at = jnp.reshape(depth, (-1, 1))
-            here = jnp.arange(path.shape[-1])[None, None] == at[..., None]
-            path = jnp.where(here, drafted[..., None], path)  # [B, M, A]
+        def log_probs(depth, drafted, path):
+            depth = jnp.reshape(depth, (-1, 1))
+            is_node = jnp.arange(path.shape[-1])[None, None] == depth[..., None]
+            path = jnp.where(is_node, drafted[..., None], path)  # [B, M, A]
 
-            def context(offset):  # the token `offset` before the next
-                place = at + 1 - offset
-                past = length[:, None] - 1 + place
-                before = jnp.take_along_axis(tokens, jnp.maximum(past, 0), axis=1)
-                before = jnp.where(past >= 0, before, -1)
-                place = jnp.broadcast_to(place, drafted.shape)
-                own = jnp.maximum(place, 0)[..., None]
-                drawn = jnp.take_along_axis(path, own, axis=2)[..., 0]
-                return jnp.where(place >= 0, drawn, before)
+            def context(offset):  # the token `offset` before the next one
+                on_path = depth + 1 - offset
+                index = length[:, None] - 1 + on_path
+                before = jnp.take_along_axis(tokens, jnp.maximum(index, 0), axis=1)
+                before = jnp.where(index >= 0, before, -1)
+                on_path = jnp.broadcast_to(on_path, drafted.shape)
+                drafted_before = jnp.take_along_axis(
+                    path, jnp.maximum(on_path, 0)[..., None], axis=2
+                )[..., 0]
+                return jnp.where(on_path >= 0, drafted_before, before)
 
             first, second = map(context, self.context)
-            each = jax.vmap(jax.vmap(self._law, (None, 0, 0)))
-            return each(counts, first, second), path
+            by_node = jax.vmap(jax.vmap(self._log_probs, (None, 0, 0)))
+            return by_node(counts, first, second), path
 
-        return law, jnp.zeros((len(tokens), 1, depth + 1), jnp.int32)
+        return log_probs, jnp.zeros((len(tokens), 1, depth + 1), jnp.int32)
 
     def observe(self, params: Params, state: Any, result: RoundResult) -> Any:
-        """Nothing: the next `propose` learns from the tokens themselves."""
+        """Returns the state unchanged: the next `propose` counts the tokens."""
         return state
 
     def _bucket(self, first: Array, second: Array) -> Array:
+        """Hashes two context tokens."""
         mixed = first.astype(jnp.uint32) * jnp.uint32(0x9E3779B1)
         mixed = (mixed ^ (mixed >> 15)) + second.astype(jnp.uint32)
         mixed = mixed * jnp.uint32(0x85EBCA6B)
         return ((mixed ^ (mixed >> 13)) % jnp.uint32(self.buckets)).astype(jnp.int32)
 
-    def _learn(self, counts: Counts, row: Int[Array, "H"], at: Array) -> Counts:
-        """Counts the token at one place of a row."""
-        token = row[at]
+    def _count_token(
+        self, counts: Counts, sequence: Int[Array, "T"], index: Array
+    ) -> Counts:
+        """Counts one token of a sequence."""
+        token = sequence[index]
         first, second = (
-            jnp.where(at >= o, row[jnp.maximum(at - o, 0)], -1) for o in self.context
+            jnp.where(index >= offset, sequence[jnp.maximum(index - offset, 0)], -1)
+            for offset in self.context
         )
         bucket = self._bucket(first, second)
-        pair_ids, pair = _add(counts.pair_ids, counts.pair, bucket, token)
-        token_ids, alone = _add(counts.token_ids, counts.token, first, token)
-        return Counts(pair_ids, pair, token_ids, alone, counts.alone.at[token].add(1.0))
+        trigram_ids, trigram = _add(counts.trigram_ids, counts.trigram, bucket, token)
+        bigram_ids, bigram = _add(counts.bigram_ids, counts.bigram, first, token)
+        unigram = counts.unigram.at[token].add(1.0)
+        return Counts(trigram_ids, trigram, bigram_ids, bigram, unigram)
 
-    def _law(self, counts: Counts, first: Array, second: Array) -> Float[Array, "V"]:
-        """Log-probabilities after two context tokens; -1 stands for none."""
-        law = counts.alone + _UNSEEN
-        law = law / jnp.sum(law)
+    def _log_probs(
+        self, counts: Counts, first: Array, second: Array
+    ) -> Float[Array, "V"]:
+        """Log-probabilities after two context tokens; -1 if there is no such token."""
+        p = counts.unigram + _UNSEEN
+        p = p / jnp.sum(p)
         bucket = self._bucket(first, second)
-        law = _mix(law, counts.token_ids[first], counts.token[first])
-        law = _mix(law, counts.pair_ids[bucket], counts.pair[bucket])
-        return jnp.log(law)
+        p = _mix(p, counts.bigram_ids[first], counts.bigram[first])
+        p = _mix(p, counts.trigram_ids[bucket], counts.trigram[bucket])
+        return jnp.log(p)
 
 
 def _add(ids: Array, counts: Array, context: Array, token: Array):
-    """Counts a successor; one that is new takes the place of the rarest."""
+    """Counts a successor; a new one replaces the rarest."""
     same = ids[context] == token
     slot = jnp.where(jnp.any(same), jnp.argmax(same), jnp.argmin(counts[context]))
     count = jnp.where(jnp.any(same), counts[context, slot], 0.0) + 1.0
     return ids.at[context, slot].set(token), counts.at[context, slot].set(count)
 
 
-def _mix(law: Array, ids: Array, counts: Array) -> Array:
-    """Counts, and `law` as their prior."""
-    law = (_PRIOR * law).at[ids].add(counts, mode="drop")
-    return law / (_PRIOR + jnp.sum(counts))
+def _mix(prior: Array, ids: Array, counts: Array) -> Array:
+    """Adds counts to a prior distribution [V], and normalizes."""
+    p = (_PRIOR * prior).at[ids].add(counts, mode="drop")
+    return p / (_PRIOR + jnp.sum(counts))

@@ -1,4 +1,4 @@
-"""Medusa and Hydra: one small head for each place ahead."""
+"""Medusa and Hydra: one prediction head per drafted token."""
 
 from dataclasses import dataclass, replace
 
@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
 from jaxspec.config import MedusaConfig, TransformerConfig
+from jaxspec.drafters.branches import repeat_branches
 from jaxspec.drafters.grow import Step, at_depth, grow
 from jaxspec.drafters.heads_network import HeadsNetwork
 from jaxspec.drafters.shared import shared_target_params, target_norm
@@ -22,13 +23,14 @@ from jaxspec.typing import Array, Float, Int, Params
 
 @register_dataclass
 @dataclass(frozen=True)
-class HeadsState:
-    """What the drafter carries between rounds.
+class MedusaState:
+    """State of `Medusa` between rounds.
 
     Attributes:
-      features: [R, A, E], the target's, of the last committed path.
-      counts: int32 [R], how many of them are real; the last one is drafted from.
-      cache: of the prefix layer; None without one.
+      features: [R, A, E], the target's features of the last accepted path.
+      counts: int32 [R], number of valid entries in `features`; the last one is the
+        input of the heads.
+      cache: keys and values of the prefix layer (Hydra++); None without one.
     """
 
     features: Float[Array, "R A E"]
@@ -38,14 +40,18 @@ class HeadsState:
 
 @dataclass(frozen=True)
 class Medusa:
-    """Heads that each guess one place ahead, from the target's last feature.
+    """Heads that each predict one of the next tokens from the target's last feature.
 
-    Medusa (arXiv 2401.10774): independent of what is drafted in between. Hydra (arXiv
-    2402.05109, `sequential`): head `i` reads the tokens drafted before it, too;
-    Hydra++: behind one more decoder layer (`prefix_heads`).
+    Medusa (arXiv 2401.10774): each head ignores the tokens drafted before its own.
+    Hydra (arXiv 2402.05109, `sequential`): head `i` also reads these tokens. Hydra++:
+    one more decoder layer before the heads (`prefix_heads`).
 
-    Parameters are a dict, see `with_target_params`: "own", and of the target
-    "embedding" [V, D], "head" [D, V] and "norm" [D].
+    Parameters are a dict, see `with_target_params`: the drafter's "own", and the
+    target's "embedding" [V, D], "head" [D, V] and "norm" [D].
+
+    Attributes:
+      config: configuration of the heads.
+      target: configuration of the target.
     """
 
     config: MedusaConfig
@@ -69,7 +75,7 @@ class Medusa:
         return self.config.heads
 
     def network(self, own: Params) -> HeadsNetwork:
-        """The Linen module bound to the drafter's own parameters."""
+        """Binds the Linen module to the drafter's own parameters."""
         return self._module.bind({"params": own})
 
     @property
@@ -77,38 +83,46 @@ class Medusa:
         return HeadsNetwork(self.config, self.target.vocab_size)
 
     def init_params(self, key: Array) -> Params:
-        """Float32 parameters whose heads repeat the target's own guess; consumes `key`.
+        """Initializes float32 parameters; consumes `key`.
 
-        Own outputs are random: copy the target's head into them to start from it.
+        At first the heads return their input, so with the target's output head they
+        repeat its next-token prediction. With `own_output` the output maps are random:
+        copy the target's head into them to start from it.
         """
         c = self.config
-        one = jnp.zeros((1, 1, c.width))
+        h = jnp.zeros((1, 1, c.width))
         size = c.width // max(c.prefix_heads, 1)
-        return self._module.init(key, one, jnp.zeros((1, 1, size // 2, 2)))["params"]
+        return self._module.init(key, h, jnp.zeros((1, 1, size // 2, 2)))["params"]
 
     def with_target_params(self, own: Params, target_params: Params) -> Params:
-        """Joins the drafter's parameters with what it shares with the target."""
+        """Joins the drafter's parameters with those it shares with the target."""
         return {
             "own": own,
             **shared_target_params(self.target, target_params, norm=True),
         }
 
     def scores(
-        self, params: Params, place: int, h: Float[Array, "... D"]
+        self, params: Params, index: int, h: Float[Array, "... D"]
     ) -> Float[Array, "... V"]:
-        """Logits float32 of a head's hidden states; `place` as in `HeadsNetwork`."""
+        """Logits float32 of a head's hidden states.
+
+        Args:
+          params: parameters, see `with_target_params`.
+          index: index of the head, as in `HeadsNetwork.head`.
+          h: [..., D], hidden states of the head.
+        """
         own = params["own"]
         if not self.config.own_output:
             return head_scores(params["head"], h)
-        out = head_scores(own["output"][place], h)
-        return out + own["output_bias"][place] if self.config.output_bias else out
+        out = head_scores(own["output"][index], h)
+        return out + own["output_bias"][index] if self.config.output_bias else out
 
     def check_tree(self, tree: Tree | DynamicTree) -> None:
-        """Refuses trees that the heads cannot fill.
+        """Checks that the heads can fill a tree.
 
         Raises:
-          ConfigError: the tree is deeper than there are heads, or Hydra's heads are
-            asked for nodes of several depths at once.
+          ConfigError: the tree is deeper than there are heads, or it mixes depths in
+            one step and the heads are sequential.
         """
         if tree.depth > self.max_depth:
             raise ConfigError(
@@ -121,7 +135,7 @@ class Medusa:
                 "depths. Use a Beam or a static tree"
             )
 
-    def init(self, params: Params, ctx: InitContext) -> HeadsState:
+    def init(self, params: Params, ctx: InitContext) -> MedusaState:
         """See `spec.draft.Drafter`.
 
         Raises:
@@ -129,23 +143,23 @@ class Medusa:
         """
         self.check_tree(ctx.tree)
         c, path = self.config, ctx.tree.depth + 1
-        streams, length, _ = ctx.features.shape
+        sequences, length, _ = ctx.features.shape
         features, last = ctx.features, jnp.maximum(ctx.lengths - 1, 0)
         cache = None
         if c.prefix_heads:
             size = c.width // c.prefix_heads
-            room = length + ctx.extra + path
+            capacity = length + ctx.extra + path
             dtype = features.dtype
-            cache = init_cache(1, streams, c.prefix_heads, room, size, dtype)
+            cache = init_cache(1, sequences, c.prefix_heads, capacity, size, dtype)
             cache, _ = self._prefix(params, cache, features)
             cache = replace(cache, lengths=cache.lengths + last)
         features = jnp.take_along_axis(features, last[:, None, None], axis=1)
         features = jnp.pad(features, ((0, 0), (0, path - 1), (0, 0)))
-        return HeadsState(features, jnp.ones(streams, jnp.int32), cache)
+        return MedusaState(features, jnp.ones(sequences, jnp.int32), cache)
 
     def propose(
-        self, params: Params, state: HeadsState, ctx: DraftContext
-    ) -> tuple[Draft, HeadsState]:
+        self, params: Params, state: MedusaState, ctx: DraftContext
+    ) -> tuple[Draft, MedusaState]:
         """See `spec.draft.Drafter`."""
         c, network = self.config, self.network(params["own"])
         depths = ctx.tree.depth
@@ -157,53 +171,57 @@ class Medusa:
         h = jnp.take_along_axis(h, last[:, None, None], axis=1)  # [R, 1, D]
 
         if c.sequential:
-            step = self._reading(params, h, ctx)
+            step = self._sequential_step(params, h, ctx)
         else:
-            guesses = [
-                self.scores(params, i, network.head(i, h)) for i in range(depths)
-            ]
-            step = self._marginal(jnp.concatenate(guesses, axis=1), ctx)
+            logits = [self.scores(params, i, network.head(i, h)) for i in range(depths)]
+            step = self._independent_step(jnp.concatenate(logits, axis=1), ctx)
         draft, _ = grow(ctx, step, [])
         return draft, replace(state, cache=cache)
 
-    def _marginal(self, guesses: Float[Array, "R G V"], ctx: DraftContext) -> Step:
-        """Medusa: a place's guess is the same after every token."""
-        index = ctx.index[:, None] + jnp.arange(guesses.shape[1])[None]
-        marginals = apply_cfg(guesses, ctx.sampling, index)
+    def _independent_step(
+        self, logits: Float[Array, "R M V"], ctx: DraftContext
+    ) -> Step:
+        """Makes Medusa's step: logits depend on a node's depth only."""
+        index = ctx.index[:, None] + jnp.arange(logits.shape[1])[None]
+        marginals = apply_cfg(logits, ctx.sampling, index)
 
-        def step(depth, tokens, own, shared):
-            wide = (*tokens.shape, marginals.shape[-1])
-            return jnp.broadcast_to(at_depth(marginals, depth), wide), own, shared
+        def step(depth, tokens, node_state, carry):
+            shape = (*tokens.shape, marginals.shape[-1])
+            return (
+                jnp.broadcast_to(at_depth(marginals, depth), shape),
+                node_state,
+                carry,
+            )
 
         return step
 
-    def _reading(self, params: Params, h: Array, ctx: DraftContext) -> Step:
-        """Hydra: a node's `own` are the tokens of its path."""
+    def _sequential_step(self, params: Params, h: Array, ctx: DraftContext) -> Step:
+        """Makes Hydra's step: a node's state is the list of tokens on its path."""
         network = self.network(params["own"])
-        streams = len(h) // len(ctx.root)
+        branches = len(h) // len(ctx.root)
 
-        def step(depth, tokens, own, shared):
-            path = [*own, tokens]  # [B, M] each
-            seen = [params["embedding"][x] for x in path]
-            seen = jnp.concatenate([jnp.concatenate(seen, -1)] * streams)
-            wide = jnp.broadcast_to(h, (*seen.shape[:2], h.shape[-1]))
-            out = self.scores(params, depth, network.head(depth, wide, seen))
+        def step(depth, tokens, path, carry):
+            path = [*path, tokens]  # [B, M] each
+            embedded = [params["embedding"][x] for x in path]
+            embedded = repeat_branches(jnp.concatenate(embedded, -1), branches)
+            node_h = jnp.broadcast_to(h, (*embedded.shape[:2], h.shape[-1]))
+            out = self.scores(params, depth, network.head(depth, node_h, embedded))
             index = ctx.index[:, None] + jnp.full(tokens.shape, depth)
-            return apply_cfg(out, ctx.sampling, index), path, shared
+            return apply_cfg(out, ctx.sampling, index), path, carry
 
         return step
 
     def observe(
-        self, params: Params, state: HeadsState, result: RoundResult
-    ) -> HeadsState:
+        self, params: Params, state: MedusaState, result: RoundResult
+    ) -> MedusaState:
         """See `spec.draft.Drafter`."""
-        streams = state.counts.shape[0] // result.counts.shape[0]
-        counts = jnp.concatenate([result.counts] * streams)
+        branches = state.counts.shape[0] // result.counts.shape[0]
+        counts = repeat_branches(result.counts, branches)
         features = result.on_path(result.features)
         return replace(state, features=features, counts=counts)
 
     def _prefix(self, params, cache, features):
-        """Writes committed features behind the cache's; the lengths stay."""
+        """Writes committed features behind the cache; its `lengths` stay."""
         count = features.shape[1]
         size = self.config.width // self.config.prefix_heads
         positions = cache.lengths[:, None] + jnp.arange(count)[None]

@@ -1,4 +1,4 @@
-"""Prompt lookup: what followed the last tokens when they last stood here."""
+"""Prompt lookup decoding: drafts copied from earlier occurrences of the last tokens."""
 
 from dataclasses import dataclass
 
@@ -17,15 +17,15 @@ from jaxspec.typing import Array, Int, Params
 class PromptLookup:
     """Copies the continuation of an earlier occurrence of the last tokens.
 
-    The longest match counts most, then the latest. The child of rank `r` below the root
-    begins the continuation of the `r`-th best match; other ranks further down are not
-    used. A continuation that runs into the present goes on periodically. No parameters.
+    Matches are ranked by length, then by recency. The child of rank `r` below the root
+    begins the continuation of the `r`-th best match; below it only rank-0 nodes are
+    valid. A continuation that reaches the root repeats periodically. No parameters.
 
     Source: prompt lookup decoding, as in `transformers`.
 
     Attributes:
-      longest: most tokens that are matched.
-      shortest: least.
+      longest: most tokens that a match compares.
+      shortest: fewest tokens of a match.
     """
 
     longest: int = 3
@@ -39,14 +39,14 @@ class PromptLookup:
             )
 
     def init(self, params: Params, ctx: InitContext) -> Int[Array, "B P"]:
-        """Keeps the prompt.
+        """Stores the prompt tokens.
 
         Raises:
           ConfigError: the tree is not static.
         """
         if not isinstance(ctx.tree, Tree):
             raise ConfigError(
-                f"PromptLookup lays chains on a static tree, not on a "
+                f"PromptLookup drafts chains on a static tree, not on a "
                 f"{type(ctx.tree).__name__}; use chain-LENGTH or paths such as 0,1,00"
             )
         return jnp.copy(prompt_ids(ctx))
@@ -58,34 +58,38 @@ class PromptLookup:
         tree = ctx.tree
         assert isinstance(tree, Tree)
         tokens, length = history(state, ctx)
-        starts, found = self._matches(tokens, length, max(tree.width, 1))
-        first = np.array([path[0] if path else 0 for path in tree.rank_paths])
-        straight = np.array([not any(path[1:]) for path in tree.rank_paths])
-        begin = starts[:, first]  # [B, N], where each node's continuation begins
-        period = jnp.maximum(length[:, None] - begin, 1)
-        place = begin + (jnp.asarray(tree.depths)[None] - 1) % period
-        drafted = jnp.take_along_axis(tokens, jnp.maximum(place, 0), axis=1)
+        starts, exists = self._matches(tokens, length, max(tree.width, 1))
+        match = np.array([path[0] if path else 0 for path in tree.rank_paths])
+        on_chain = np.array([not any(path[1:]) for path in tree.rank_paths])
+        start = starts[:, match]  # [B, N]
+        period = jnp.maximum(length[:, None] - start, 1)
+        source = start + (jnp.asarray(tree.depths)[None] - 1) % period
+        drafted = jnp.take_along_axis(tokens, jnp.maximum(source, 0), axis=1)
         drafted = drafted.at[:, 0].set(ctx.root)
-        valid = (found[:, first] & straight[None]).at[:, 0].set(True)
+        valid = (exists[:, match] & on_chain[None]).at[:, 0].set(True)
         return Draft(jnp.where(valid, drafted, 0), valid), state
 
     def observe(self, params: Params, state: Array, result: RoundResult) -> Array:
-        """Learns nothing: a round shows what was emitted."""
+        """Returns the state unchanged: `DraftContext.tokens` has all new tokens."""
         return state
 
-    def _matches(self, tokens: Int[Array, "B H"], length: Int[Array, "B"], width: int):
-        """Where the continuations of the best matches begin, and which exist."""
+    def _matches(self, tokens: Int[Array, "B T"], length: Int[Array, "B"], width: int):
+        """Finds the continuations of the best matches.
+
+        Returns:
+          Indices int32 [B, width] where they start, and which exist, bool [B, width].
+        """
         size = tokens.shape[1]
-        place = jnp.arange(size)[None]
-        agree, run = jnp.ones(tokens.shape, bool), jnp.zeros(tokens.shape, jnp.int32)
+        index = jnp.arange(size)[None]
+        equal, run = jnp.ones(tokens.shape, bool), jnp.zeros(tokens.shape, jnp.int32)
         for back in range(1, self.longest + 1):
             last = jnp.take_along_axis(
                 tokens, jnp.maximum(length[:, None] - back, 0), axis=1
             )
-            earlier = jnp.roll(tokens, back, axis=1)  # `back` before each place
-            agree &= (earlier == last) & (place >= back) & (length[:, None] > back)
-            run += agree.astype(jnp.int32)
-        # A continuation begins at a place that is already written.
-        good = (run >= self.shortest) & (place < length[:, None])
-        value, starts = jax.lax.top_k(jnp.where(good, run * size + place, -1), width)
+            earlier = jnp.roll(tokens, back, axis=1)  # `back` before each index
+            equal &= (earlier == last) & (index >= back) & (length[:, None] > back)
+            run += equal.astype(jnp.int32)
+        # A continuation starts with a token that exists.
+        exists = (run >= self.shortest) & (index < length[:, None])
+        value, starts = jax.lax.top_k(jnp.where(exists, run * size + index, -1), width)
         return starts, value >= 0

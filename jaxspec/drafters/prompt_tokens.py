@@ -1,4 +1,4 @@
-"""Parallel prompt decoding: trained tokens, which the target itself reads."""
+"""Parallel prompt decoding (PPD): trained tokens that the target itself reads."""
 
 from dataclasses import dataclass, replace
 
@@ -17,10 +17,14 @@ from jaxspec.typing import Array, Params
 
 @dataclass(frozen=True)
 class PPD:
-    """Rows for a target's embedding, and the drafter that rides on them.
+    """Trained embeddings of prompt tokens, and the drafter that uses them.
 
-    Own parameters are one array, "rows" [count, D]. They go into the target's
-    embedding, see `target_params`; the drafter itself then has none.
+    The only parameters are the array "rows" [count, D]. They are appended to the
+    target's embedding, see `target_params`; the drafter itself then needs none.
+
+    Attributes:
+      config: configuration of the drafter.
+      target: configuration of the target, without extra tokens.
     """
 
     config: PPDConfig
@@ -35,7 +39,7 @@ class PPD:
 
     @property
     def feature_layers(self) -> tuple[int, ...]:
-        """None."""
+        """No layers: the drafter reads no features."""
         return ()
 
     @property
@@ -45,12 +49,12 @@ class PPD:
 
     @property
     def widened(self) -> TransformerConfig:
-        """The target with its extra tokens."""
+        """Configuration of the target with its extra tokens."""
         return replace(self.target, extra_tokens=self.config.count)
 
     @property
     def drafter(self) -> InlineBlocks:
-        """The drafter of the widened target."""
+        """Drafter of the target with its extra tokens."""
         return ppd(self.widened, self.config.count)
 
     def check_tree(self, tree: Tree | DynamicTree) -> None:
@@ -58,12 +62,12 @@ class PPD:
         self.drafter.check_tree(tree)
 
     def init_params(self, key: Array) -> Params:
-        """Random float32 rows; consumes `key`."""
+        """Initializes float32 embeddings at random; consumes `key`."""
         return {"rows": INIT(key, (self.config.count, self.target.width))}
 
     def with_target_params(self, own: Params, target_params: Params) -> None:
-        """What the drafter takes: nothing."""
+        """Returns None: the drafter has no parameters beside the target's."""
 
     def target_params(self, own: Params, target_params: Params) -> Params:
-        """The target's parameters, widened."""
+        """Appends the trained embeddings to the target's parameters."""
         return with_extra_tokens(target_params, own["rows"])

@@ -1,4 +1,4 @@
-"""Token Recycling: what the target said after a token, whenever it was read last."""
+"""Token Recycling: a table of the target's latest successors of each token."""
 
 from dataclasses import dataclass
 
@@ -18,8 +18,9 @@ class Successors:
     """The likeliest successors of each token.
 
     Attributes:
-      ids: int32 [b, V, W], `b` being `B`, or 1 if all rows share.
-      logits: float32 [b, V, W].
+      ids: int32 [b, V, W], successors of each token; `b` is `B`, or 1 if all sequences
+        share one table.
+      logits: float32 [b, V, W], the target's logits of the successors.
     """
 
     ids: Int[Array, "b V W"]
@@ -28,17 +29,18 @@ class Successors:
 
 @dataclass(frozen=True)
 class TokenRecycling:
-    """Drafts from a table that each verify pass fills anew, rejected nodes included.
+    """Drafts from a table that every verify pass updates, rejected nodes included.
 
-    Source: Token Recycling (arXiv 2408.08696), which keeps ids alone and fills one
-    static tree greedily. Here the scores are kept, too, so children can be ranked with
-    the noise of their position or drawn, on any tree.
+    Source: Token Recycling (arXiv 2408.08696), which stores only token ids and fills
+    one static tree greedily. This version also stores their logits, so children can be
+    ranked with the Gumbel noise of their position or sampled, on any draft tree.
 
     Attributes:
-      vocab_size: `V`.
-      width: successors kept for each token, at most all.
-      shared: one table for the batch, as published, which learns faster; with rules
-        that draw, a row's tokens then depend on its neighbors (their law does not).
+      vocab_size: vocabulary size `V`.
+      width: successors stored per token, at most `V`.
+      shared: one table for the whole batch, as published, which fills faster. With
+        sampling verifiers a sequence's tokens then depend on the rest of the batch;
+        their distribution does not.
     """
 
     vocab_size: int
@@ -50,7 +52,7 @@ class TokenRecycling:
             raise ConfigError(f"{self} needs a vocabulary, and 1 successor or more")
 
     def init(self, params: Params, ctx: InitContext) -> Successors | Shared:
-        """See `spec.draft.Drafter`; `Shared` if rows share their table."""
+        """See `spec.draft.Drafter`; returns `Shared` if all sequences share a table."""
         width = min(self.width, self.vocab_size)
         shape = (1 if self.shared else ctx.rows, self.vocab_size, width)
         ids = jnp.broadcast_to(jnp.arange(width, dtype=jnp.int32), shape)
@@ -61,44 +63,46 @@ class TokenRecycling:
         self, params: Params, state: Successors | Shared, ctx: DraftContext
     ) -> tuple[Draft, Successors | Shared]:
         """See `spec.draft.Drafter`."""
-        known = _table(state)
+        successors = _table(state)
 
-        def step(depth, tokens, own, shared):
-            rows, nodes = tokens.shape
-            table = jnp.arange(rows)[:, None] % len(known.ids)
-            row = jnp.arange(rows)[:, None, None]
+        def step(depth, tokens, node_state, carry):
+            batch, nodes = tokens.shape
+            table = jnp.arange(batch)[:, None] % len(successors.ids)
+            sequence = jnp.arange(batch)[:, None, None]
             node = jnp.arange(nodes)[:, None]
-            logits = jnp.full((rows, nodes, self.vocab_size), -jnp.inf, jnp.float32)
-            ids, values = known.ids[table, tokens], known.logits[table, tokens]
-            return logits.at[row, node, ids].set(values), own, shared
+            logits = jnp.full((batch, nodes, self.vocab_size), -jnp.inf, jnp.float32)
+            ids = successors.ids[table, tokens]
+            values = successors.logits[table, tokens]
+            logits = logits.at[sequence, node, ids].set(values)
+            return logits, node_state, carry
 
         return grow(ctx, step)[0], state
 
     def observe(
         self, params: Params, state: Successors | Shared, result: RoundResult
     ) -> Successors | Shared:
-        """Stores what followed every node; the last node of a token has its way."""
-        known = _table(state)
-        best, ids = vocab_top_k(result.logits, known.ids.shape[-1])
+        """Stores the target's best successors of every node's token.
+
+        If several nodes hold the same token, the last one is stored.
+        """
+        old = _table(state)
+        best, ids = vocab_top_k(result.logits, old.ids.shape[-1])
         tokens = result.draft.tokens
-        rows, nodes = tokens.shape
+        batch, nodes = tokens.shape
         table = jnp.broadcast_to(
-            jnp.arange(rows)[:, None] % len(known.ids), (rows, nodes)
+            jnp.arange(batch)[:, None] % len(old.ids), (batch, nodes)
         )
-        number = jnp.arange(nodes)[None] * rows + jnp.arange(rows)[:, None]
-        number = jnp.where(
-            result.draft.valid & (result.counts[:, None] > 0), number, -1
-        )
+        order = jnp.arange(nodes)[None] * batch + jnp.arange(batch)[:, None]
+        order = jnp.where(result.draft.valid & (result.counts[:, None] > 0), order, -1)
         latest = (
-            jnp.full(known.ids.shape[:2], -1, number.dtype)
-            .at[table, tokens]
-            .max(number)
+            jnp.full(old.ids.shape[:2], -1, order.dtype).at[table, tokens].max(order)
         )
-        wins = (number >= 0) & (latest[table, tokens] == number)
-        place = jnp.where(wins, tokens, self.vocab_size)  # beyond the table: dropped
+        is_latest = (order >= 0) & (latest[table, tokens] == order)
+        # Indices beyond the table are dropped.
+        index = jnp.where(is_latest, tokens, self.vocab_size)
         new = Successors(
-            known.ids.at[table, place].set(ids.astype(jnp.int32), mode="drop"),
-            known.logits.at[table, place].set(best, mode="drop"),
+            old.ids.at[table, index].set(ids.astype(jnp.int32), mode="drop"),
+            old.logits.at[table, index].set(best, mode="drop"),
         )
         return Shared(new) if self.shared else new
 

@@ -1,4 +1,4 @@
-"""Drafts that the target makes itself, in rows that ride along in the verify pass."""
+"""Inline draft blocks: extra queries in the verify pass that draft the next round."""
 
 from dataclasses import dataclass, replace
 
@@ -25,11 +25,11 @@ from jaxspec.typing import Array, Bool, Float, Params
 @register_dataclass
 @dataclass(frozen=True)
 class InlineState:
-    """What the block behind the last accepted node said.
+    """Predictions of the block behind the last accepted node.
 
     Attributes:
-      logits: float32 [B, G, V], of the tokens after the root.
-      known: bool [B], False before the first verify pass.
+      logits: float32 [B, G, V], logits of the `G` tokens after the root.
+      known: bool [B], whether there were such predictions; False before the first pass.
     """
 
     logits: Float[Array, "B G V"]
@@ -38,22 +38,23 @@ class InlineState:
 
 @dataclass(frozen=True)
 class InlineBlocks:
-    """Behind each node of the tree rides a block that predicts what would follow it.
+    """Appends to each node of the draft tree a block that predicts its continuation.
 
-    So whichever node is accepted last, the guesses for what comes after it are there,
-    from the very pass that accepted it. A block sees the committed past, its node and
-    the node's ancestors, and itself; nobody sees a block.
+    Whichever node is accepted last, the pass that accepted it has also drafted what
+    comes after it. A block attends to the committed past, its node, the node's
+    ancestors and itself; no other query attends to a block.
 
-    `tidar` and `prompt_ids` make the two published kinds. No parameters: what is
-    trained is the target (TiDAR) or rows of its embedding (PPD).
+    `tidar` and `ppd` make the two published kinds. No parameters: trained are the
+    target (TiDAR) or embeddings of its extra tokens (PPD).
 
     Attributes:
-      vocab_size: `V`.
-      ids: tokens of a block's rows, from the target's `extra_tokens` as a rule.
-      whole: rows of a block see one another; else only earlier ones.
-      shift: row `j` (1 is the first) stands `j` places after its node and predicts the
-        token `shift` places later: 1 for a model's next-token rows, 0 for rows that
-        predict the token in their own place.
+      vocab_size: vocabulary size `V`.
+      ids: token ids of a block's queries, usually the target's `extra_tokens`.
+      whole: whether the queries of a block attend to each other in both directions;
+        else causally.
+      shift: offset of the predicted token from the query's own position: 1 for
+        next-token prediction, 0 for queries that predict the token at their own
+        position. Query `j` (from 1) has the position `j` after its node.
     """
 
     vocab_size: int
@@ -63,29 +64,32 @@ class InlineBlocks:
 
     def __post_init__(self):
         if not self.ids or self.shift not in (0, 1):
-            raise ConfigError("a block needs rows, and a shift of 0 or 1")
+            raise ConfigError(
+                f"ids={self.ids}, shift={self.shift}: use a block of at least 1 query, "
+                "and a shift of 0 or 1"
+            )
 
     @property
     def max_depth(self) -> int:
-        """Tokens after the root that a block predicts; the root is the next token."""
+        """Tokens that a block predicts beyond the next root."""
         return len(self.ids) + self.shift - 1
 
     def extra_rows(self, tree: Tree | DynamicTree) -> int:
-        """A block for each of the tree's nodes."""
+        """Extra queries: one block for each node of the tree."""
         return tree.size * len(self.ids)
 
     def check_tree(self, tree: Tree | DynamicTree) -> None:
-        """Refuses trees that blocks cannot ride on.
+        """Checks that blocks can draft a tree.
 
         Raises:
-          ConfigError: the tree is deeper than the blocks reach, or not static.
+          ConfigError: the tree is deeper than the blocks, or not static.
         """
         if not isinstance(tree, Tree):
-            raise ConfigError("blocks ride on a static tree; name one")
+            raise ConfigError("inline blocks need a static tree, such as chain-3")
         if tree.depth > self.max_depth:
             raise ConfigError(
-                f"the tree is {tree.depth} deep, blocks of {len(self.ids)} rows reach "
-                f"{self.max_depth} tokens beyond the root; choose a shallower tree"
+                f"the tree is {tree.depth} deep, blocks of {len(self.ids)} queries "
+                f"draft {self.max_depth} tokens after the root; choose a shallower tree"
             )
 
     def init(self, params: Params, ctx: InitContext) -> InlineState:
@@ -101,79 +105,80 @@ class InlineBlocks:
     def propose(
         self, params: Params, state: InlineState, ctx: DraftContext
     ) -> tuple[Draft, InlineState]:
-        """See `spec.draft.Drafter`; nothing is drafted before the first pass."""
+        """See `spec.draft.Drafter`; before the first pass all nodes are invalid."""
 
-        def step(depth, tokens, own, shared):
+        def step(depth, tokens, node_state, carry):
             logits = at_depth(state.logits, depth)
-            wide = (*tokens.shape, self.vocab_size)
-            return jnp.broadcast_to(logits, wide), own, shared
+            shape = (*tokens.shape, self.vocab_size)
+            return jnp.broadcast_to(logits, shape), node_state, carry
 
         draft, _ = grow(ctx, step)
         draft = draft.keep(state.known[:, None], past=True)
-        return replace(draft, extra=self._riders(ctx)), state
+        return replace(draft, extra=self._extra_queries(ctx)), state
 
     def observe(
         self, params: Params, state: InlineState, result: RoundResult
     ) -> InlineState:
-        """Keeps what the block behind the last accepted node said."""
+        """Stores the predictions of the block behind the last accepted node."""
         assert result.extra_logits is not None
-        rows, size = len(result.path), len(self.ids)
+        batch, size = len(result.path), len(self.ids)
         last = jnp.take_along_axis(result.path, result.accepted[:, None], axis=1)
-        blocks = result.extra_logits.reshape(rows, result.tree.size, size, -1)
+        blocks = result.extra_logits.reshape(batch, result.tree.size, size, -1)
         logits = gather_nodes(blocks, last)[:, 0, size - self.max_depth :]
-        return InlineState(logits, jnp.ones(rows, bool))
+        return InlineState(logits, jnp.ones(batch, bool))
 
-    def _riders(self, ctx: DraftContext) -> ExtraQueries:
-        """`N` blocks, node by node."""
+    def _extra_queries(self, ctx: DraftContext) -> ExtraQueries:
+        """Makes the blocks of all nodes, ordered by node."""
         tree, size = ctx.tree, len(self.ids)
         assert isinstance(tree, Tree)  # see `check_tree`
-        count, rows = self.extra_rows(tree), ctx.root.shape[0]
-        node, row = np.divmod(np.arange(count), size)
-        ahead = jnp.asarray(tree.depths[node] + 1 + row, jnp.int32)
-        positions = ctx.position[:, None] + ahead[None]
-        own = node[:, None] == node
+        count, batch = self.extra_rows(tree), ctx.root.shape[0]
+        node, query = np.divmod(np.arange(count), size)
+        offset = jnp.asarray(tree.depths[node] + 1 + query, jnp.int32)
+        positions = ctx.position[:, None] + offset[None]
+        same_block = node[:, None] == node
         if not self.whole:
-            own &= row[:, None] >= row
-        mask = np.concatenate([tree.ancestors[node], own], axis=1)
-        tokens = jnp.asarray(np.array(self.ids, np.int32)[row])
+            same_block &= query[:, None] >= query
+        mask = np.concatenate([tree.ancestors[node], same_block], axis=1)
+        tokens = jnp.asarray(np.array(self.ids, np.int32)[query])
         return ExtraQueries(
-            jnp.broadcast_to(tokens, (rows, count)),
+            jnp.broadcast_to(tokens, (batch, count)),
             positions,
-            jnp.broadcast_to(mask, (rows, *mask.shape)),
+            jnp.broadcast_to(mask, (batch, *mask.shape)),
             self.shift,
         )
 
 
 def tidar(target: TransformerConfig, block: int) -> InlineBlocks:
-    """TiDAR's blocks of masks (arXiv 2511.08923), with the target's own embedding.
+    """Makes TiDAR's blocks of mask tokens (arXiv 2511.08923).
 
-    The first row of a block stands where the next root will and is not needed: the
-    target's next-token scores decide it.
-
-    The paper's tree is `Tree.chain(block - 1)`.
+    The first query of a block has the position of the next root. It is not used: the
+    target's next-token logits decide the root. The paper's tree is
+    `Tree.chain(block - 1)`.
 
     Args:
-      target: a model trained by TiDAR's recipe; its first extra token is the mask.
-      block: rows of a block, 4 to 16.
+      target: configuration of a target trained as TiDAR; its first extra token is the
+        mask.
+      block: number of queries of a block, 4 to 16 in the paper.
     """
-    _needs_extra(target, 1)
+    _check_extra_tokens(target, 1)
     ids = (target.vocab_size,) * block
     return InlineBlocks(target.vocab_size, ids, whole=True, shift=0)
 
 
 def ppd(target: TransformerConfig, count: int) -> InlineBlocks:
-    """Parallel prompt decoding (arXiv 2405.18628): trained tokens behind each node.
+    """Makes parallel prompt decoding (arXiv 2405.18628): trained tokens per node.
 
     Args:
-      target: whose extra tokens are the prompt tokens.
-      count: of them; 3 in the paper.
+      target: configuration of a target whose extra tokens are the prompt tokens.
+      count: number of prompt tokens; 3 in the paper.
     """
-    _needs_extra(target, count)
+    _check_extra_tokens(target, count)
     ids = tuple(range(target.vocab_size, target.vocab_size + count))
     return InlineBlocks(target.vocab_size, ids, whole=False, shift=1)
 
 
-def _needs_extra(target: TransformerConfig, count: int) -> None:
+def _check_extra_tokens(target: TransformerConfig, count: int) -> None:
+    """Raises `ConfigError` if the target has too few extra tokens."""
     if target.extra_tokens < count:
         raise ConfigError(
             f"the target has {target.extra_tokens} extra tokens, {count} are needed; "
@@ -181,10 +186,15 @@ def _needs_extra(target: TransformerConfig, count: int) -> None:
         )
 
 
-def with_extra_tokens(params: Params, rows: Float[Array, "X D"]) -> Params:
-    """A target's parameters with rows added to its embedding.
+def with_extra_tokens(params: Params, rows: Float[Array, "M D"]) -> Params:
+    """Appends embeddings of extra tokens to a target's parameters.
 
-    The vocabulary and the output head stay as they are, so nothing else changes.
+    The vocabulary and the output head stay as they are, so the target generates the
+    same tokens as before.
+
+    Args:
+      params: parameters of the target.
+      rows: float [M, D], embeddings of `M` extra tokens.
     """
     table = params["embedding"]["embedding"]
     table = jnp.concatenate([table, rows.astype(table.dtype)])

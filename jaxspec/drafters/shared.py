@@ -1,4 +1,4 @@
-"""What drafters that read features share with their target."""
+"""Target parameters that feature-based drafters share: embedding, norm and head."""
 
 from jaxspec.config import TransformerConfig
 from jaxspec.models.transformer import head_of
@@ -9,19 +9,26 @@ from jaxspec.typing import Array, Float, Params
 def shared_target_params(
     target: TransformerConfig, params: Params, *, norm: bool
 ) -> Params:
-    """The target's "embedding" [V, D] and "head" (see `head_scores`); frozen.
+    """Selects the target's parameters that a drafter reads and never trains.
 
-    With `norm`, its final norm's scale "norm" [D], too.
+    Args:
+      target: configuration of the target.
+      params: parameters of the target.
+      norm: whether the scale of the final norm is included.
+
+    Returns:
+      A dict: "embedding" [V, D], "head" (see `head_scores`) and, with `norm`, "norm"
+      [D].
     """
     embedding = params["embedding"]["embedding"][: target.vocab_size]
     shared = {"embedding": embedding, "head": head_of(target, params)}
     return {**shared, "norm": params["norm"]["scale"]} if norm else shared
 
 
-def scores_of(
+def target_logits(
     target: TransformerConfig, shared: Params, features: Float[Array, "... D"]
 ) -> Float[Array, "... V"]:
-    """Logits float32 of a layer's outputs by the target's norm and head."""
+    """Logits float32 of a layer's outputs under the target's final norm and head."""
     h = target_norm(target, shared, features)
     return head_scores(shared["head"], h)
 
@@ -29,5 +36,5 @@ def scores_of(
 def target_norm(
     target: TransformerConfig, params: Params, features: Float[Array, "... D"]
 ) -> Float[Array, "... D"]:
-    """The target's final norm of its last layer's outputs."""
+    """Applies the target's final norm to a layer's outputs."""
     return rms_norm(features, params["norm"], target.norm_eps)

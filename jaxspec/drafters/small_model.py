@@ -1,4 +1,4 @@
-"""Any autoregressive model as a drafter of another, with a cache of its own."""
+"""Autoregressive draft models with their own KV cache."""
 
 from dataclasses import dataclass, replace
 
@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
 from jaxspec.config import TransformerConfig
+from jaxspec.drafters.branches import repeat_branches
 from jaxspec.drafters.grow import expansions, grow
 from jaxspec.errors import ConfigError
 from jaxspec.models.target import make_target
@@ -20,12 +21,12 @@ from jaxspec.typing import Array, Float, Int, Params, PyTree
 @register_dataclass
 @dataclass(frozen=True)
 class ModelState:
-    """What the drafter carries between rounds.
+    """State of a draft model between rounds.
 
     Attributes:
-      cache: holds all committed tokens that were read.
-      tokens: int32 [B, A], committed tokens that were not, the root last.
-      counts: int32 [B], how many of them are real.
+      cache: keys and values of the committed tokens read so far.
+      tokens: int32 [B, A], committed tokens not read yet, the root last.
+      counts: int32 [B], number of valid entries in `tokens`.
     """
 
     cache: KVCache
@@ -35,32 +36,33 @@ class ModelState:
 
 @dataclass(frozen=True)
 class DraftModel:
-    """Drafts with a smaller model of the same vocabulary, level by level.
+    """Drafts with a smaller model of the same vocabulary, one pass per tree level.
 
-    What a round committed is read in one pass of fixed width together with the new root
-    (so a cache never misses a token, however much was accepted); then each level of the
-    tree takes one pass. Nodes are written behind the committed slots, where nobody else
-    looks, and each sees its own ancestors. The same class serves:
+    The tokens committed by the last round are read together with the new root in one
+    pass of fixed width, so the cache never misses a token, however many were accepted.
+    Then each level of the tree takes one pass. Its nodes are written behind the
+    committed cache slots, and each node attends to its own ancestors only. The same
+    class serves:
 
     - an ordinary draft model (Leviathan et al., arXiv 2211.17192), or the first layers
-      of one that was trained to be cut anywhere (S2D, arXiv 2407.01955);
+      of one trained with several exits (S2D, arXiv 2407.01955);
     - the target's own first layers and head (LayerSkip, arXiv 2404.16710): see
       `early_exit`; or these with an adapter (arXiv 2404.18911): see `Kangaroo`.
 
-    `DynamicExit` chooses among several cuts.
+    `DynamicExit` chooses among several exits.
 
     Parameters: those of `model`.
 
     Attributes:
-      model: the drafter as a `Target`. With two guidance streams it follows the same
-        scale as the target; with one it drafts without guidance.
+      model: the draft model as a `Target`. With two guidance branches it uses the same
+        CFG scale as the target; with one it drafts without guidance.
     """
 
     model: Target
 
     def init(self, params: Params, ctx: InitContext) -> ModelState:
         """See `spec.draft.Drafter`."""
-        return begin(self.model, params, ctx, expansions(ctx.tree)[0])
+        return prefill(self.model, params, ctx, expansions(ctx.tree)[0])
 
     def propose(
         self, params: Params, state: ModelState, ctx: DraftContext
@@ -71,30 +73,37 @@ class DraftModel:
                 f"the drafter has {self.model.vocab_size} tokens, the target "
                 f"{ctx.noise.shape[-1]}; they must share a vocabulary"
             )
-        logits, _, cache, last = catch_up(self.model, params, state, ctx)
-        lengths = cache.lengths + both(self.model, state.counts)
-        last = both(self.model, last)[:, None, None]
-        first = jnp.take_along_axis(logits, last, axis=1)
-        draft, layers = grow_by_levels(self.model, params, cache, lengths, first, ctx)
+        branches = self.model.streams
+        logits, _, cache, last = read_committed(self.model, params, state, ctx)
+        lengths = cache.lengths + repeat_branches(state.counts, branches)
+        last = repeat_branches(last, branches)[:, None, None]
+        root_logits = jnp.take_along_axis(logits, last, axis=1)
+        draft, layers = grow_by_levels(
+            self.model, params, cache, lengths, root_logits, ctx
+        )
         cache = replace(cache, layers=layers, lengths=lengths)
         return draft, replace(state, cache=cache, counts=jnp.zeros_like(state.counts))
 
     def observe(
         self, params: Params, state: ModelState, result: RoundResult
     ) -> ModelState:
-        """See `spec.draft.Drafter`; the tokens are read by the next `propose`."""
+        """See `spec.draft.Drafter`; the next `propose` reads the tokens."""
         return replace(state, tokens=result.tokens, counts=result.counts)
 
 
-def both(model: Target, x: Array) -> Array:
-    """Repeats rows for each guidance stream of a drafter."""
-    return jnp.concatenate([x] * model.streams)
+def prefill(
+    model: Target, params: Params, ctx: InitContext, scratch: int
+) -> ModelState:
+    """Reads the prompts.
 
-
-def begin(model: Target, params: Params, ctx: InitContext, room: int) -> ModelState:
-    """Reads the prompt; the cache has `room` slots more than the engine asks for."""
+    Args:
+      model: the draft model.
+      params: parameters of the model.
+      ctx: the prompts.
+      scratch: cache slots for draft nodes, in addition to those of committed tokens.
+    """
     path = ctx.tree.depth + 1
-    _, _, cache = model.prefill(params, ctx.prompt, ctx.extra + path + room)
+    _, _, cache = model.prefill(params, ctx.prompt, ctx.extra + path + scratch)
     return ModelState(
         cache,
         jnp.zeros((ctx.rows, path), jnp.int32),
@@ -102,23 +111,26 @@ def begin(model: Target, params: Params, ctx: InitContext, room: int) -> ModelSt
     )
 
 
-def catch_up(
+def read_committed(
     model: Target, params: Params, state: ModelState, ctx: DraftContext
 ) -> tuple[Float[Array, "R A V"], Float[Array, "R A E"], KVCache, Int[Array, "B"]]:
-    """Reads what the last round committed, and the new root.
+    """Reads the tokens committed by the last round, and the new root.
 
     Returns:
-      Logits and features after each of these tokens, the cache that holds them (its
-      lengths are what they were), and the place of the root among them.
+      Logits and features after each of these tokens; the cache with them written, its
+      `lengths` unchanged; and the index of the root among them.
     """
     path = state.tokens.shape[1]
     last = jnp.maximum(state.counts - 1, 0)
-    here = jnp.arange(path)[None] == last[:, None]
-    tokens = jnp.where(here, ctx.root[:, None], state.tokens)
+    is_root = jnp.arange(path)[None] == last[:, None]
+    tokens = jnp.where(is_root, ctx.root[:, None], state.tokens)
     positions = (ctx.position - last)[:, None] + jnp.arange(path)[None]
-    mask = tree_mask(state.cache, jnp.tril(jnp.ones((path, path), bool)))
     logits, features, cache = model.forward(
-        params, state.cache, both(model, tokens), both(model, positions), mask
+        params,
+        state.cache,
+        repeat_branches(tokens, model.streams),
+        repeat_branches(positions, model.streams),
+        tree_mask(state.cache, jnp.tril(jnp.ones((path, path), bool))),
     )
     return logits, features, cache, last
 
@@ -128,58 +140,58 @@ def grow_by_levels(
     params: Params,
     cache: KVCache,
     lengths: Int[Array, "R"],
-    first: Float[Array, "R 1 V"],
+    root_logits: Float[Array, "R 1 V"],
     ctx: DraftContext,
 ) -> tuple[Draft, PyTree]:
-    """A draft, a pass for each level, nodes on slots behind the committed ones.
+    """Drafts a tree with one pass per level, its nodes in slots behind the committed.
 
     Args:
-      model: the drafter.
-      params: its parameters.
-      cache: holds all committed tokens and the root.
-      lengths: how many that are.
-      first: logits after the root.
+      model: the draft model.
+      params: parameters of the model.
+      cache: keys and values of all committed tokens and the root.
+      lengths: int32 [R], number of these tokens.
+      root_logits: [R, 1, V], logits after the root.
       ctx: the round.
 
     Returns:
-      The draft, and the cache's layers with what was written behind `lengths`.
+      The draft, and the cache's layers with the draft nodes written behind `lengths`.
     """
-    slots = expansions(ctx.tree)[0]
+    slots, branches = expansions(ctx.tree)[0], model.streams
 
-    def step(depth, tokens, own, shared):
-        layers, used = shared
-        ahead = jnp.broadcast_to(jnp.reshape(depth, (-1, 1)), tokens.shape)
-        if used is None:  # the root was read before
-            logits, shared = first, (layers, 0)
+    def step(depth, tokens, ancestors, carry):
+        layers, used = carry
+        offset = jnp.broadcast_to(jnp.reshape(depth, (-1, 1)), tokens.shape)
+        if used is None:  # the root was read with the committed tokens
+            logits, carry = root_logits, (layers, 0)
         else:
-            behind = replace(cache, layers=layers, lengths=lengths)
-            own_slot = used + jnp.arange(tokens.shape[1])[:, None]
-            own |= (jnp.arange(slots)[None] == own_slot)[None]
-            mask = tree_mask(behind, both(model, own))
-            behind = replace(behind, lengths=lengths + used)
-            positions = both(model, ctx.position[:, None] + ahead)
-            logits, _, behind = model.forward(
-                params, behind, both(model, tokens), positions, mask
+            scratch = replace(cache, layers=layers, lengths=lengths)
+            slot = used + jnp.arange(tokens.shape[1])[:, None]
+            ancestors |= (jnp.arange(slots)[None] == slot)[None]
+            mask = tree_mask(scratch, repeat_branches(ancestors, branches))
+            scratch = replace(scratch, lengths=lengths + used)
+            positions = repeat_branches(ctx.position[:, None] + offset, branches)
+            logits, _, scratch = model.forward(
+                params, scratch, repeat_branches(tokens, branches), positions, mask
             )
-            shared = behind.layers, used + tokens.shape[1]
-        logits = apply_cfg(logits, ctx.sampling, ctx.index[:, None] + ahead)
-        return logits, own, shared
+            carry = scratch.layers, used + tokens.shape[1]
+        logits = apply_cfg(logits, ctx.sampling, ctx.index[:, None] + offset)
+        return logits, ancestors, carry
 
-    nothing = jnp.zeros((len(ctx.root), 1, slots), bool)
-    draft, (layers, _) = grow(ctx, step, nothing, (cache.layers, None))
+    no_ancestors = jnp.zeros((len(ctx.root), 1, slots), bool)
+    draft, (layers, _) = grow(ctx, step, no_ancestors, (cache.layers, None))
     return draft, layers
 
 
 def early_exit(
     config: TransformerConfig, layers: int, *, guided: bool = True
 ) -> DraftModel:
-    """The first layers of a transformer, its final norm and its head, as its drafter.
+    """Makes a drafter of a transformer's first layers, final norm and head.
 
-    The drafter's parameters are the target's own. It works as far as the target was
-    trained to be left early (LayerSkip, arXiv 2404.16710).
+    The drafter's parameters are those of the target. How well it drafts depends on
+    whether the target was trained for early exits (LayerSkip, arXiv 2404.16710).
 
     Raises:
-      ConfigError: there are not that many layers.
+      ConfigError: the target has too few layers.
     """
     if not 1 <= layers < config.layers:
         raise ConfigError(

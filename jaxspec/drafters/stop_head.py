@@ -1,4 +1,4 @@
-"""SpecDec++'s acceptance head: how likely is a drafted token to be accepted?"""
+"""Acceptance head of SpecDec++: predicts whether a drafted token is accepted."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ class _Network(nn.Module):
 
     @nn.compact
     def __call__(self, h):
-        """Two logits: rejected, accepted."""
+        """Returns two logits: rejected, accepted."""
         width = h.shape[-1]
         names = ["block" if self.shared else f"block_{i}" for i in range(self.layers)]
         blocks = {name: nn.Dense(width, name=name) for name in dict.fromkeys(names)}
@@ -28,15 +28,15 @@ class _Network(nn.Module):
 
 @dataclass(frozen=True)
 class AcceptanceHead:
-    """Residual SiLU blocks over a drafter's hidden states, then two classes.
+    """Binary classifier of residual SiLU blocks over a drafter's hidden states.
 
-    Its prediction goes to `Draft.confidence`, where `ConfidenceCutoff("head")` reads it
-    (SpecDec++, arXiv 2405.19715).
+    Its prediction is stored in `Draft.confidence`, which
+    `ConfidenceCutoff(source="head")` reads (SpecDec++, arXiv 2405.19715).
 
     Attributes:
-      width: of the hidden states.
-      layers: blocks; 3 in the paper.
-      shared: one block applied again and again, as the release does.
+      width: width of the hidden states, `D`.
+      layers: number of blocks; 3 in the paper.
+      shared: whether all blocks share their parameters, as in the release.
     """
 
     width: int
@@ -48,13 +48,13 @@ class AcceptanceHead:
             raise ConfigError(f"{self}: needs a positive width, and layers >= 0")
 
     def init_params(self, key: Array) -> Params:
-        """Random float32 parameters; consumes `key`."""
+        """Initializes float32 parameters at random; consumes `key`."""
         return self._network.init(key, jnp.zeros((1, self.width)))["params"]
 
     def confidence(
         self, params: Params, hidden: Float[Array, "... D"]
     ) -> Float[Array, "..."]:
-        """Predicted chance of acceptance, float32."""
+        """Predicts acceptance probabilities, float32."""
         logits = self._network.apply({"params": params}, hidden)
         return jax.nn.softmax(jnp.asarray(logits, jnp.float32), axis=-1)[..., 1]
 
@@ -66,18 +66,19 @@ class AcceptanceHead:
         use: Bool[Array, "..."] | None = None,
         reject_weight: float = 6.0,
     ) -> Float[Array, ""]:
-        """Cross-entropy to the true acceptance `min(1, p / q)`, rejections weigh more.
+        """Weighted cross-entropy to the acceptance probability `min(1, p / q)`.
 
-        So the best confidence where a share `a` is accepted is not `a` but the lower
-        `a / (a + reject_weight * (1 - a))`.
+        Rejections weigh more, so where a share `a` of the tokens is accepted, the best
+        confidence is not `a` but the lower `a / (a + reject_weight * (1 - a))`.
 
         Args:
-          params: of the head.
-          hidden: the drafter's states.
+          params: parameters of the head.
+          hidden: [..., D], hidden states of the drafter.
           accept: acceptance probability of each drafted token.
-          use: positions that count, all by default; `accept` may be anything at
-            others. The paper leaves out those where the target's own token was put in.
-          reject_weight: 6 in the paper.
+          use: mask of the positions that count; None for all. `accept` may be NaN at
+            the others. The paper excludes positions where the target's own token
+            replaced the drafted one.
+          reject_weight: weight of rejections; 6 in the paper.
         """
         if use is not None:  # NaN times 0 would reach the gradient
             accept = jnp.where(use, accept, 0.0)

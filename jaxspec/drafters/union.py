@@ -1,4 +1,4 @@
-"""Two drafters in one tree."""
+"""Two drafters whose trees are verified together."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,18 +23,19 @@ from jaxspec.typing import Params
 class MergedDrafter:
     """Verifies the trees of two drafters side by side, under one root.
 
-    Both share the target's pass, and learn from all of it. The round's tree has to be
-    `union.tree`. Which drafter a token comes from follows no law, so the draft is a
-    guess: for `Coupled` and other rules that do not rely on `q`. Source: RASD (arXiv
-    2503.03434), whose merged prefixes save nodes; here the number of nodes is fixed.
+    Both trees are scored in one pass of the target, and both drafters observe the whole
+    result. The engine's tree must be `MergedDrafter.tree`. The merged tokens follow no
+    known distribution, so the draft's selection is "guess": use `Coupled` or another
+    verifier that does not rely on `q`. Source: RASD (arXiv 2503.03434), which merges
+    common prefixes to save nodes; here the number of nodes is fixed.
 
-    Parameters: a pair, the drafters'.
+    Parameters: a pair, one for each drafter.
 
     Attributes:
       first: a drafter.
-      second: another.
-      first_tree: the static tree that `first` fills.
-      second_tree: the static tree that `second` fills.
+      second: another drafter.
+      first_tree: static tree that `first` fills.
+      second_tree: static tree that `second` fills.
     """
 
     first: Drafter
@@ -45,24 +46,26 @@ class MergedDrafter:
     def __post_init__(self):
         parts = (self.first, self.first_tree), (self.second, self.second_tree)
         if any(extra_rows(drafter, tree) for drafter, tree in parts):
-            raise ConfigError("drafters whose extra rows ride along cannot be united")
+            raise ConfigError("drafters with extra queries cannot be merged")
 
     @property
     def tree(self) -> Tree:
-        """Both trees under one root; the second's ranks come behind the first's."""
+        """Both trees under one root; the second's ranks follow the first's."""
         return self._layout()[0]
 
     def init(self, params: Params, ctx: InitContext) -> Any:
         """See `spec.draft.Drafter`.
 
         Raises:
-          ConfigError: the engine's tree is another.
+          ConfigError: the engine has another tree.
         """
         if ctx.tree != self.tree:
-            raise ConfigError("a Union drafts on `union.tree`; give it to the engine")
+            raise ConfigError(
+                "a MergedDrafter fills its own `tree`; give that tree to the engine"
+            )
         return tuple(
-            drafter.init(own, replace(ctx, tree=tree))
-            for drafter, own, tree in self._parts(params)
+            drafter.init(drafter_params, replace(ctx, tree=tree))
+            for drafter, drafter_params, tree in self._parts(params)
         )
 
     def propose(
@@ -70,35 +73,39 @@ class MergedDrafter:
     ) -> tuple[Draft, Any]:
         """See `spec.draft.Drafter`."""
         drafts, states = [], []
-        for (drafter, own, tree), before in zip(
+        for (drafter, drafter_params, tree), old in zip(
             self._parts(params), state, strict=True
         ):
-            draft, after = drafter.propose(own, before, replace(ctx, tree=tree))
+            draft, new = drafter.propose(drafter_params, old, replace(ctx, tree=tree))
             drafts.append(draft)
-            states.append(after)
+            states.append(new)
         order = self._layout()[1]
         tokens = jnp.concatenate([drafts[0].tokens, drafts[1].tokens[:, 1:]], axis=1)
         valid = jnp.concatenate([drafts[0].valid, drafts[1].valid[:, 1:]], axis=1)
         return Draft(tokens[:, order], valid[:, order]), tuple(states)
 
     def observe(self, params: Params, state: Any, result: RoundResult) -> Any:
-        """See `spec.draft.Drafter`; each sees the whole tree."""
+        """See `spec.draft.Drafter`; each drafter observes the merged tree."""
         return tuple(
-            drafter.observe(own, before, result)
-            for (drafter, own, _), before in zip(
+            drafter.observe(drafter_params, old, result)
+            for (drafter, drafter_params, _), old in zip(
                 self._parts(params), state, strict=True
             )
         )
 
     def _parts(self, params: Params):
-        own = (None, None) if params is None else params
+        first, second = (None, None) if params is None else params
         return (
-            (self.first, own[0], self.first_tree),
-            (self.second, own[1], self.second_tree),
+            (self.first, first, self.first_tree),
+            (self.second, second, self.second_tree),
         )
 
     def _layout(self) -> tuple[Tree, np.ndarray]:
-        """The joint tree, and where each of its nodes is in both trees side by side."""
+        """Builds the merged tree, and the order that its nodes have in it.
+
+        The order indexes the nodes of the first tree, followed by those of the second
+        without its root.
+        """
         first, second = self.first_tree.rank_paths, self.second_tree.rank_paths
         shift = 1 + max((path[0] for path in first if len(path) == 1), default=-1)
         paths = [*first, *((path[0] + shift, *path[1:]) for path in second[1:])]
