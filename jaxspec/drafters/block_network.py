@@ -1,4 +1,4 @@
-"""The network of the block drafter: target features enter as keys and values."""
+"""Network of DFlash, which reads target features as keys and values."""
 
 from collections.abc import Callable
 
@@ -17,20 +17,23 @@ KeysValues = tuple[Float[Array, "R K S F"], Float[Array, "R K S F"]]
 
 
 def append_to(past: KeysValues) -> Callable[[KeysValues], KeysValues]:
-    """A join that puts a block's keys and values behind the given ones."""
+    """Makes a function that appends a block's keys and values to `past`."""
 
-    def join(own: KeysValues) -> KeysValues:
-        k = jnp.concatenate([past[0], own[0]], axis=2)
-        return k, jnp.concatenate([past[1], own[1]], axis=2)
+    def join(block: KeysValues) -> KeysValues:
+        k = jnp.concatenate([past[0], block[0]], axis=2)
+        return k, jnp.concatenate([past[1], block[1]], axis=2)
 
     return join
 
 
 class BlockLayer(nn.Module):
-    """One layer: block rows attend to injected context and to one another.
+    """Decoder layer whose queries attend to injected context and to each other.
 
-    The context stream makes keys and values only. It skips the input norm, the queries,
+    The context is used for keys and values only. It skips the input norm, the queries,
     the output map and the SwiGLU (DFlash, arXiv 2602.06036).
+
+    Attributes:
+      config: configuration of the network.
     """
 
     config: DFlashConfig
@@ -53,7 +56,7 @@ class BlockLayer(nn.Module):
     def keys_values(
         self, x: Float[Array, "R T D"], angles: Float[Array, "R T f 2"]
     ) -> KeysValues:
-        """Keys and values `[R, K, T, F]` of the context or of normed block rows."""
+        """Keys and values `[R, K, T, F]` of the context or of normed block inputs."""
         k = rotate(self.k_norm(self.key(x)[:, :, 0]), angles)
         k, v = (
             einops.rearrange(t, "r t k f -> r k t f")
@@ -68,7 +71,14 @@ class BlockLayer(nn.Module):
         mask: Bool[Array, "R T S"],
         join: Callable[[KeysValues], KeysValues],
     ) -> Float[Array, "R T D"]:
-        """`join` puts the block's own keys and values behind the context's."""
+        """Applies the layer to a block.
+
+        Args:
+          h: [R, T, D], inputs of the block's queries.
+          angles: rotary angles [R, T, F / 2, 2].
+          mask: bool [R, T, S], context and block positions each query attends to.
+          join: function that appends the block's keys and values to the context's.
+        """
         x = self.input_norm(h)
         q = einops.rearrange(self.query(x), "r t g k f -> r t (k g) f")
         q = rotate(self.q_norm(q), angles)
@@ -78,7 +88,12 @@ class BlockLayer(nn.Module):
 
 
 class DFlashNetwork(nn.Module):
-    """Projection of the features, the layers, the mask rows and the Markov head."""
+    """Feature projection, layers, mask embeddings and Markov head of DFlash.
+
+    Attributes:
+      config: configuration of the network.
+      vocab_size: vocabulary size `V`.
+    """
 
     config: DFlashConfig
     vocab_size: int
@@ -101,25 +116,26 @@ class DFlashNetwork(nn.Module):
             self.markov_out = self.param("markov_out", INIT, shape[::-1])
 
     def context(
-        self, features: Float[Array, "R C E"], angles: Float[Array, "R C f 2"]
+        self, features: Float[Array, "R T E"], angles: Float[Array, "R T f 2"]
     ) -> list[KeysValues]:
         """Keys and values of committed positions, for each layer."""
-        c = self.context_norm(self.project(features))
-        return [layer.keys_values(c, angles) for layer in self.layers]
+        context = self.context_norm(self.project(features))
+        return [layer.keys_values(context, angles) for layer in self.layers]
 
     def block_input(
         self,
         anchor: Float[Array, "... D"],
-        path: Float[Array, "... P D"] | None = None,
-        above: Float[Array, "... G E"] | None = None,
+        path: Float[Array, "... M D"] | None = None,
+        above: Float[Array, "... G M"] | None = None,
     ) -> Float[Array, "... G D"]:
-        """The anchor's embedding, then the mask rows.
+        """Inputs of a block: the anchor's embedding, then mask embeddings.
 
         Args:
-          anchor: its embedding.
-          path: embeddings of the tokens behind the anchor, one for each mask row, if
-            they are guessed or known; 0 where not.
-          above: embeddings of the tokens above what each row predicts, side by side.
+          anchor: [..., D], embedding of the anchor.
+          path: [..., G - 1, D], embeddings of the tokens behind the anchor, added to
+            the mask embeddings; 0 where they are unknown.
+          above: [..., G, 3 D], concatenated embeddings of the image row above each
+            predicted position.
         """
         masks = jnp.broadcast_to(
             self.mask_rows.astype(anchor.dtype),
@@ -137,13 +153,20 @@ class DFlashNetwork(nn.Module):
         mask: Bool[Array, "R T S"],
         joins: list[Callable[[KeysValues], KeysValues]],
     ) -> Float[Array, "R T D"]:
-        """Normed outputs of block rows, ready for the target's head."""
+        """Applies all layers and the final norm to a block, before the target's head.
+
+        Args:
+          h: [R, T, D], inputs of the block's queries.
+          angles: rotary angles [R, T, F / 2, 2].
+          mask: bool [R, T, S], context and block positions each query attends to.
+          joins: function of each layer that appends the block's keys and values.
+        """
         for layer, join in zip(self.layers, joins, strict=True):
             h = layer(h, angles, mask, join)
         return self.norm(h)
 
     def markov(self, tokens: Array) -> Float[Array, "... V"]:
-        """Bias that a token puts on the logits of the next one."""
+        """Bias of the next token's logits given the token before (Markov head)."""
         return jnp.matmul(
             self.markov_in[tokens],
             self.markov_out,
@@ -153,31 +176,31 @@ class DFlashNetwork(nn.Module):
     def confidence(
         self, h: Float[Array, "... D"], tokens: Int[Array, "..."]
     ) -> Float[Array, "..."]:
-        """Logit of the chance that a row's guess is accepted.
+        """Logit of the probability that a predicted token is accepted.
 
         Args:
-          h: outputs of the rows that guess.
-          tokens: before each guess.
+          h: [..., D], outputs of the queries that predict.
+          tokens: int32 [...], token before each predicted one.
         """
         if self.config.markov_rank:
             h = jnp.concatenate([h, self.markov_in[tokens]], axis=-1)
         return self.confidence_out(h)[..., 0].astype(jnp.float32)
 
     def __call__(self, features, angles, anchor):
-        """Touches every parameter once; for initialization."""
+        """Uses every parameter once, for initialization."""
         contexts = self.context(features, angles)
         above = None
         if self.config.above:
             shape = (*anchor.shape[:-1], self.config.block_size)
             above = jnp.zeros((*shape, len(COLUMNS) * self.config.width))
         h = self.block_input(anchor, above=above)
-        rows, length = h.shape[:2]
-        block_angles = jnp.zeros((rows, length, *angles.shape[2:]))
-        mask = jnp.ones((rows, length, features.shape[1] + length), bool)
+        sequences, length = h.shape[:2]
+        block_angles = jnp.zeros((sequences, length, *angles.shape[2:]))
+        mask = jnp.ones((sequences, length, features.shape[1] + length), bool)
         joins = [append_to(past) for past in contexts]
         h = self.block(h, block_angles, mask, joins)
         if self.config.markov_rank:
-            self.markov(jnp.zeros(rows, jnp.int32))
+            self.markov(jnp.zeros(sequences, jnp.int32))
         if self.config.confidence:
             self.confidence(h, jnp.zeros(h.shape[:-1], jnp.int32))
         return h

@@ -1,7 +1,7 @@
 """Batches that hold both branches of classifier-free guidance.
 
-With guidance a model reads every sequence once per branch: `R = branches x B` sequences,
-all conditional ones first, then all unconditional ones. Without, `R = B`.
+With guidance a model reads each sequence once per branch: `R = branches x B` sequences,
+first all conditional ones, then all unconditional ones. Without, `R = B`.
 """
 
 import jax.numpy as jnp

@@ -163,7 +163,7 @@ class Eagle:
         return target_norm(self.target, params, features)
 
     def scores(self, params: Params, h: Float[Array, "... D"]) -> Float[Array, "... M"]:
-        """Logits float32 of predicted features, over the `M` tokens that are drafted."""
+        """Logits float32 of predicted features; `M` is the draft vocabulary's size."""
         own, head = params["own"], params["head"]
         if self.config.version == 3:
             h = self.network(own).normed(h)

@@ -22,6 +22,7 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x):
+        """Applies the block."""
         change = Linear((self.width,), True, ZEROS, name="change")(x)
         if x.shape[-1] != self.width:
             x = linear(self.width, "narrow", self.bias)(x)

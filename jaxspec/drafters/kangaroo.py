@@ -158,7 +158,7 @@ class Kangaroo:
 
 
 def adapted(kangaroo: Kangaroo) -> Target:
-    """Joins first layers, adapter and head to one model; its cache has an extra layer."""
+    """Joins first layers, adapter and head; the adapter is the cache's last layer."""
     below = _first_layers(kangaroo)
     return Target(
         kangaroo.target.vocab_size,

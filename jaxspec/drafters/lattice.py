@@ -1,4 +1,4 @@
-"""DiffuSpec: drafts of an untuned masked-diffusion model, ordered by an n-gram model."""
+"""DiffuSpec: untuned masked-diffusion drafts, made consistent by an n-gram model."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

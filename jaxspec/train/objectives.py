@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxspec.drafters.shared import scores_of, shared_target_params
+from jaxspec.drafters.shared import shared_target_params, target_logits
 from jaxspec.models.masked_diffusion import MaskedDiffusion
 from jaxspec.models.transformer import Transformer
 from jaxspec.typing import Array, Bool, Float, Int, Params
@@ -80,7 +80,7 @@ def sorted_loss(
     losses = [jnp.mean(token_losses(model, logits, codes))]
     shared = shared_target_params(model.config, params, norm=True)
     for h in jnp.split(features, len(exits), axis=-1):
-        logits = scores_of(model.config, shared, h)
+        logits = target_logits(model.config, shared, h)
         losses.append(jnp.mean(token_losses(model, logits, codes)))
     return jnp.mean(jnp.stack(losses))
 

@@ -1,4 +1,4 @@
-"""From a drafter's scores to a draft: one file a kind of tree."""
+"""Draft trees from a drafter's logits, with one module per kind of tree."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ from jaxspec.spec.envelopes import Beam, BestFirst, DynamicTree, StochasticBeam
 from jaxspec.spec.tree import Tree
 from jaxspec.typing import Array, Float, Int, PyTree
 
-# (depth, tokens [B, M], own, shared) -> (logits [B, M, V], own, shared)
+# (depth, tokens [B, M], node_state, carry) -> (logits [B, M, V], node_state, carry)
 Step = Callable[
     [int | Int[Array, "B"], Int[Array, "B M"], PyTree, PyTree],
     tuple[Float[Array, "B M V"], PyTree, PyTree],
@@ -22,37 +22,39 @@ Step = Callable[
 
 
 def grow(
-    ctx: DraftContext, step: Step, own: PyTree = (), shared: PyTree = ()
+    ctx: DraftContext, step: Step, node_state: PyTree = (), carry: PyTree = ()
 ) -> tuple[Draft, PyTree]:
-    """Makes a draft of the round's kind of tree.
+    """Makes a draft on the round's tree.
 
     Args:
-      ctx: what is known of the round; its `tree` and `selection` say what is made.
-      step: reads nodes of one depth (0 is the root's; a number, or `[B]` for
-        `BestFirst`) that hold `tokens`, and returns the logits of what follows them:
-        guidance merged, not yet processed. Each node is given what its parent's step
-        returned as its `own`, and returns its own: arrays `[B, M, ...]`, such as a
-        hidden state. `shared` is handed from step to step, such as a cache.
-      own: what the root is given, `[B, 1, ...]`.
-      shared: what the first step is given.
+      ctx: the round, whose `tree` and `selection` determine the draft.
+      step: function `(depth, tokens, node_state, carry) -> (logits, node_state,
+        carry)`. It reads nodes of one depth that hold `tokens` int32 [B, M], and
+        returns the logits [B, M, V] of the next tokens, guidance merged and not yet
+        processed. `depth` is 0 for the root; an int, or int32 [B] for `BestFirst`.
+        `node_state` holds arrays [B, M, ...], such as hidden states: each node gets the
+        state that the step of its parent returned. `carry` is passed from step to step,
+        such as a KV cache.
+      node_state: state of the root, arrays [B, 1, ...].
+      carry: carry of the first step.
 
     Returns:
-      The draft, and `shared` after the last step.
+      The draft, and the carry after the last step.
 
     Raises:
-      ConfigError: this kind of tree cannot be grown from such candidates.
+      ConfigError: this kind of tree does not support the selection.
     """
     if isinstance(ctx.tree, Beam):
-        return grow_beam(ctx, step, own, shared)
+        return grow_beam(ctx, step, node_state, carry)
     if isinstance(ctx.tree, StochasticBeam):
-        return grow_stochastic_beam(ctx, step, own, shared)
+        return grow_stochastic_beam(ctx, step, node_state, carry)
     if isinstance(ctx.tree, BestFirst):
-        return grow_best_first(ctx, step, own, shared)
-    return fill_tree(ctx, step, own, shared)
+        return grow_best_first(ctx, step, node_state, carry)
+    return fill_tree(ctx, step, node_state, carry)
 
 
 def expansions(tree: Tree | DynamicTree) -> tuple[int, int]:
-    """Most nodes that steps are asked to read in all, and at once."""
+    """Counts the nodes that `grow` reads, at most: in all steps, and in one step."""
     if isinstance(tree, Tree):
         inner = np.isin(np.arange(tree.size), tree.internal)
         levels = [int(inner[level].sum()) for level in tree.levels]
@@ -62,8 +64,13 @@ def expansions(tree: Tree | DynamicTree) -> tuple[int, int]:
     return 1 + (tree.max_depth - 1) * tree.beam, max(tree.beam, 1)
 
 
-def at_depth(x: Float[Array, "B G V"], depth: int | Int[Array, "B"]) -> Array:
-    """`[B, 1, V]`: the marginals of one depth, or of one depth for each row."""
+def at_depth(x: Float[Array, "B M V"], depth: int | Int[Array, "B"]) -> Array:
+    """Selects one depth: `[B, M, V]` to `[B, 1, V]`.
+
+    Args:
+      x: array [B, M, V], values of `M` depths.
+      depth: one depth, or int32 [B] for a depth per sequence.
+    """
     if isinstance(depth, int):
         return x[:, depth, None]
     last = jnp.minimum(depth, x.shape[1] - 1)

@@ -1,4 +1,4 @@
-"""DySpec's greedy expansion: one node at a time, where acceptance is likeliest."""
+"""Greedy tree expansion (DySpec): one node at a time, the likeliest one first."""
 
 import jax
 import jax.numpy as jnp
@@ -9,94 +9,103 @@ from jaxspec.spec.draft import Draft, DraftContext
 from jaxspec.spec.envelopes import BestFirst
 
 
-def grow_best_first(ctx: DraftContext, step, own, shared):
-    """Gives the place that is likeliest to be reached its token, again and again.
+def grow_best_first(ctx: DraftContext, step, node_state, carry):
+    """Adds the child that verification is likeliest to reach, one at a time.
 
-    Each node offers one place at a time: for its next child, which is reached if the
-    node is accepted and its earlier children are not. The place is chosen before its
-    token is drawn from what the earlier children left of `q`, so the tokens stay honest
-    samples without replacement (DySpec, arXiv 2410.11744). As a `lax.fori_loop` of
-    `N - 1` steps; every step asks for one node's scores.
+    The next child of a node is reached if the node is accepted and its earlier children
+    are rejected. Which node gets a child is decided before the child's token is sampled
+    from `q` without the tokens of its earlier siblings, so the tokens stay unbiased
+    samples without replacement (DySpec, arXiv 2410.11744). Implemented as a
+    `lax.fori_loop` of `N - 1` iterations, each of which calls `step` for one node.
 
-    Arguments as in `grow`; `step` is asked with a depth for each row.
+    See `grow` for the arguments; `step` gets depths int32 [B].
 
     Raises:
-      ConfigError: candidates are to be drawn with replacement.
+      ConfigError: the selection is neither "coupled", "top" nor
+        "without_replacement".
     """
     tree = ctx.tree
     assert isinstance(tree, BestFirst)
     if ctx.selection not in ("coupled", "top", "without_replacement"):
         raise ConfigError(
-            f"a BestFirst tree cannot be drawn {ctx.selection}; use selection "
+            f"a BestFirst tree does not support selection {ctx.selection!r}; use "
             "'coupled', 'top' or 'without_replacement'"
         )
-    rows, size = ctx.root.shape[0], tree.size
-    row = jnp.arange(rows)
-    depth = jnp.zeros(rows, jnp.int32)
-    logits, own, shared = step(depth, ctx.root[:, None], own, shared)
-    first = drafter_log_probs(ctx, logits)
+    batch, size = ctx.root.shape[0], tree.size
+    sequence = jnp.arange(batch)
+    depth = jnp.zeros(batch, jnp.int32)
+    logits, node_state, carry = step(depth, ctx.root[:, None], node_state, carry)
+    root_log_q = drafter_log_probs(ctx, logits)
 
-    def slots(x):  # of every node; the root's is known
-        return jnp.zeros((rows, size, *x.shape[2:]), x.dtype).at[:, 0].set(x[:, 0])
+    def for_all_nodes(x):  # the root's value first, then zeros
+        return jnp.zeros((batch, size, *x.shape[2:]), x.dtype).at[:, 0].set(x[:, 0])
 
-    vocabulary = first.shape[-1]
-    empty = jnp.full((rows, size, vocabulary), -jnp.inf, first.dtype)
-    carry = {
-        "log_q": empty.at[:, 0].set(first[:, 0]),  # after each node
-        "left": empty.at[:, 0].set(first[:, 0]),  # what its children left of it
-        "value": jnp.full((rows, size), -jnp.inf).at[:, 0].set(0.0),  # of its place
-        "children": jnp.zeros((rows, size), jnp.int32),
-        "tokens": jnp.zeros((rows, size), jnp.int32).at[:, 0].set(ctx.root),
-        "parents": jnp.zeros((rows, size), jnp.int32),
-        "depths": jnp.zeros((rows, size), jnp.int32),
-        "valid": jnp.zeros((rows, size), bool).at[:, 0].set(True),
-        "own": jax.tree.map(slots, own),
-        "shared": shared,
+    vocabulary = root_log_q.shape[-1]
+    empty = jnp.full((batch, size, vocabulary), -jnp.inf, root_log_q.dtype)
+    loop_state = {
+        "log_q": empty.at[:, 0].set(root_log_q[:, 0]),
+        # `log_q` without the tokens of the node's children, normalized.
+        "rest": empty.at[:, 0].set(root_log_q[:, 0]),
+        # Log-probability that verification reaches the node's next child.
+        "value": jnp.full((batch, size), -jnp.inf).at[:, 0].set(0.0),
+        "children": jnp.zeros((batch, size), jnp.int32),
+        "tokens": jnp.zeros((batch, size), jnp.int32).at[:, 0].set(ctx.root),
+        "parents": jnp.zeros((batch, size), jnp.int32),
+        "depths": jnp.zeros((batch, size), jnp.int32),
+        "valid": jnp.zeros((batch, size), bool).at[:, 0].set(True),
+        "node_state": jax.tree.map(for_all_nodes, node_state),
+        "carry": carry,
     }
 
     def add(n, c):
         parent = jnp.argmax(c["value"], axis=1).astype(jnp.int32)
-        value, depth = c["value"][row, parent], c["depths"][row, parent]
-        open_ = value > -jnp.inf
-        left = c["left"][row, parent]  # [B, V], normalized
+        value, depth = c["value"][sequence, parent], c["depths"][sequence, parent]
+        rest = c["rest"][sequence, parent]  # [B, V]
         if ctx.selection == "without_replacement":
             noise = private_noise(ctx, n, (vocabulary,))
         elif ctx.selection == "coupled":
-            at = jnp.minimum(depth, ctx.noise.shape[1] - 1)
-            noise = ctx.noise[row, at]
+            index = jnp.minimum(depth, ctx.noise.shape[1] - 1)
+            noise = ctx.noise[sequence, index]
         else:
-            noise = jnp.zeros_like(left)
-        token = jnp.argmax(left + noise, axis=1).astype(jnp.int32)
-        chance = left[row, token]
-        found = open_ & (chance > -jnp.inf)
-        given = jax.tree.map(lambda x: x[row, parent][:, None], c["own"])
-        logits, own, shared = step(depth + 1, token[:, None], given, c["shared"])
-        after = drafter_log_probs(ctx, logits)[:, 0]
-        rest = left.at[row, token].set(-jnp.inf)
+            noise = jnp.zeros_like(rest)
+        token = jnp.argmax(rest + noise, axis=1).astype(jnp.int32)
+        log_chance = rest[sequence, token]
+        valid = (value > -jnp.inf) & (log_chance > -jnp.inf)
+        parent_state = jax.tree.map(
+            lambda x: x[sequence, parent][:, None], c["node_state"]
+        )
+        logits, node_state, carry = step(
+            depth + 1, token[:, None], parent_state, c["carry"]
+        )
+        log_q = drafter_log_probs(ctx, logits)[:, 0]
+        rest = rest.at[sequence, token].set(-jnp.inf)
         total = jax.nn.logsumexp(rest, axis=1)
-        some = total > -jnp.inf
-        rest = jnp.where(some[:, None], rest - total[:, None], -jnp.inf)
-        full = c["children"][row, parent] + 1 >= tree.branch
-        next_place = jnp.where(some & ~full & found, value + total, -jnp.inf)
-        deeper = found & (depth + 1 < tree.max_depth)
+        nonempty = total > -jnp.inf
+        rest = jnp.where(nonempty[:, None], rest - total[:, None], -jnp.inf)
+        full = c["children"][sequence, parent] + 1 >= tree.branch
+        sibling_value = jnp.where(nonempty & ~full & valid, value + total, -jnp.inf)
+        expandable = valid & (depth + 1 < tree.max_depth)
+        child_value = jnp.where(expandable, value + log_chance, -jnp.inf)
         return {
-            "log_q": c["log_q"].at[:, n].set(after),
-            "left": c["left"].at[row, parent].set(rest).at[:, n].set(after),
+            "log_q": c["log_q"].at[:, n].set(log_q),
+            "rest": c["rest"].at[sequence, parent].set(rest).at[:, n].set(log_q),
             "value": c["value"]
-            .at[row, parent]
-            .set(next_place)
+            .at[sequence, parent]
+            .set(sibling_value)
             .at[:, n]
-            .set(jnp.where(deeper, value + chance, -jnp.inf)),
-            "children": c["children"].at[row, parent].add(1),
+            .set(child_value),
+            "children": c["children"].at[sequence, parent].add(1),
             "tokens": c["tokens"].at[:, n].set(token),
-            "parents": c["parents"].at[:, n].set(jnp.where(found, parent, 0)),
+            "parents": c["parents"].at[:, n].set(jnp.where(valid, parent, 0)),
             "depths": c["depths"].at[:, n].set(depth + 1),
-            "valid": c["valid"].at[:, n].set(found),
-            "own": jax.tree.map(lambda x, y: x.at[:, n].set(y[:, 0]), c["own"], own),
-            "shared": shared,
+            "valid": c["valid"].at[:, n].set(valid),
+            "node_state": jax.tree.map(
+                lambda x, y: x.at[:, n].set(y[:, 0]), c["node_state"], node_state
+            ),
+            "carry": carry,
         }
 
-    c = jax.lax.fori_loop(1, size, add, carry)
+    c = jax.lax.fori_loop(1, size, add, loop_state)
     draft = Draft(
         c["tokens"],
         c["valid"],
@@ -104,4 +113,4 @@ def grow_best_first(ctx: DraftContext, step, own, shared):
         parents=c["parents"],
         selection=ctx.selection,
     )
-    return draft, c["shared"]
+    return draft, c["carry"]

@@ -1,4 +1,4 @@
-"""Choosing children from a drafter's distribution."""
+"""Selection of child tokens from a drafter's distribution."""
 
 import jax
 import jax.numpy as jnp
@@ -15,49 +15,64 @@ from jaxspec.typing import Array, Float, Int, PyTree
 def drafter_log_probs(
     ctx: DraftContext, logits: Float[Array, "B M V"]
 ) -> Float[Array, "B M V"]:
-    """Log-probabilities as processed for the target: filtered tokens are -inf.
+    """Processes logits like the target's and normalizes them.
 
-    So are those that are NaN: a tree must stay a tree, whatever a drafter says.
+    Filtered tokens get -inf. NaN does too, so that a broken drafter still yields a
+    tree.
     """
     log_q = jax.nn.log_softmax(process_logits(logits, ctx.sampling, ctx.order), axis=-1)
     return jnp.where(jnp.isnan(log_q), -jnp.inf, log_q)
 
 
-def inherit(own: PyTree, parents: Array | np.ndarray) -> PyTree:
-    """What the parents' steps returned, for each of their children `[B, M, ...]`.
+def inherit(node_state: PyTree, parents: Array | np.ndarray) -> PyTree:
+    """Copies the state of parents to their children.
 
     Args:
-      own: of the parents, `[B, P, ...]`.
-      parents: int [b, M], `b` being 1 or `B`.
+      node_state: states of the parents, arrays [B, parents, ...].
+      parents: integer [1 or B, M], index of each child's parent in `node_state`.
+
+    Returns:
+      States of the children, arrays [B, M, ...].
     """
-    place = jnp.asarray(parents)
-    return jax.tree.map(lambda x: gather_nodes(x, place), own)
+    index = jnp.asarray(parents)
+    return jax.tree.map(lambda x: gather_nodes(x, index), node_state)
 
 
-def _independent(
+def _sample_independently(
     ctx: DraftContext, depth: int, log_q: Float[Array, "B M V"], width: int
 ):
-    """`width` samples of each node, by inversion, and their log-probabilities."""
-    share = jnp.exp(-jnp.exp(-private_noise(ctx, depth, (log_q.shape[1], width))))
+    """Samples `width` children per node with replacement, by inverse CDF.
+
+    Returns:
+      Tokens, and their log-probabilities.
+    """
+    uniform = jnp.exp(-jnp.exp(-private_noise(ctx, depth, (log_q.shape[1], width))))
     sampled = (ctx.sampling.temperature > 0)[:, None, None]
     best = jnp.argmax(log_q, axis=-1)[..., None]
-    ids = jnp.where(sampled, sample_by_inverse_cdf(jnp.exp(log_q), share), best).astype(
-        jnp.int32
-    )
+    ids = sample_by_inverse_cdf(jnp.exp(log_q), uniform)
+    ids = jnp.where(sampled, ids, best).astype(jnp.int32)
     return ids, jnp.take_along_axis(log_q, ids, axis=-1)
 
 
 def private_noise(
-    ctx: DraftContext, stream: int | Array, shape: tuple[int, ...]
+    ctx: DraftContext, counter: int | Array, shape: tuple[int, ...]
 ) -> Array:
-    """Gumbel noise `[B, *shape]` of the drafter's own; 0 in greedy rows."""
+    """Samples Gumbel noise that only the drafter uses; 0 for greedy sequences.
 
-    def draw(key):
-        return jax.random.gumbel(
-            jax.random.fold_in(key, stream), shape, jnp.float32, mode="high"
-        )
+    Args:
+      ctx: the round, whose `keys` are used.
+      counter: number folded into the keys, such as a depth.
+      shape: shape of a sequence's noise.
 
-    noise = jax.vmap(draw)(ctx.keys)
+    Returns:
+      Noise float32 [B, *shape].
+    """
+
+    def gumbel(key):
+        key = jax.random.fold_in(key, counter)
+        return jax.random.gumbel(key, shape, jnp.float32, mode="high")
+
+    noise = jax.vmap(gumbel)(ctx.keys)
     sampled = ctx.sampling.temperature.reshape(-1, *(1,) * len(shape)) > 0
     return jnp.where(sampled, noise, 0.0)
 
@@ -69,46 +84,45 @@ def choose_children(
     width: int,
     children: Int[Array, "M"],
 ) -> tuple[Int[Array, "B M W"], Float[Array, "B M W"]]:
-    """The `width` best children of `M` nodes of one depth, by `ctx.selection`.
+    """Selects `W` children for each of `M` nodes of one depth, by `ctx.selection`.
 
     Args:
       ctx: the round.
-      depth: of the nodes.
-      log_q: their drafter's log-probabilities.
-      width: `W`.
-      children: how many children each node really has; the last one is the sample of
-        "top_and_sample".
+      depth: depth of the nodes.
+      log_q: float32 [B, M, V], the drafter's log-probabilities after the nodes.
+      width: most children of a node, `W`.
+      children: integer [M], number of children each node has; the last one is the
+        sample of "top_and_sample".
 
     Returns:
-      Tokens, and the values they were ranked by; -inf says that there is no such token.
+      Tokens, and the values that rank them; -inf where there is no such token.
     """
-    how, vocabulary = ctx.selection, log_q.shape[-1]
+    selection, vocabulary = ctx.selection, log_q.shape[-1]
     if width > vocabulary:
         raise ConfigError(
             f"the tree asks for {width} children of one node, but there are only "
             f"{vocabulary} tokens"
         )
-    if how == "coupled":
+    if selection == "coupled":
         ranked = log_q + ctx.noise[:, depth, None]
-    elif how == "without_replacement":
+    elif selection == "without_replacement":
         ranked = log_q + private_noise(ctx, depth, log_q.shape[1:])
-    elif how == "with_replacement":
-        return _independent(ctx, depth, log_q, width)
+    elif selection == "with_replacement":
+        return _sample_independently(ctx, depth, log_q, width)
     else:
         ranked = log_q
     best, ids = vocab_top_k(ranked, width)
-    if how == "top_and_sample":
-        place = jnp.arange(width)[None]
-        given = place < children[:, None] - 1  # [M, W]
-        hidden = jnp.where(
-            given[None], ids, vocabulary
-        )  # beyond the vocabulary: dropped
-        row = jnp.arange(log_q.shape[0])[:, None, None]
+    if selection == "top_and_sample":
+        rank = jnp.arange(width)[None]
+        is_top = rank < children[:, None] - 1  # [M, W]
+        # Indices beyond the vocabulary are dropped.
+        top = jnp.where(is_top[None], ids, vocabulary)
+        sequence = jnp.arange(log_q.shape[0])[:, None, None]
         node = jnp.arange(log_q.shape[1])[None, :, None]
-        rest = log_q.at[row, node, hidden].set(-jnp.inf, mode="drop")
+        rest = log_q.at[sequence, node, top].set(-jnp.inf, mode="drop")
         rest = rest + private_noise(ctx, depth, log_q.shape[1:])
         sample, value = jnp.argmax(rest, axis=-1), jnp.max(rest, axis=-1)
-        last = place == children[:, None] - 1
+        last = rank == children[:, None] - 1
         ids = jnp.where(last[None], sample[..., None], ids)
         best = jnp.where(last[None], value[..., None], best)
     return ids.astype(jnp.int32), best

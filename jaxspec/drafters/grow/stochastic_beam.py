@@ -1,4 +1,4 @@
-"""RSD-S: paths sampled without replacement by stochastic beam search."""
+"""Stochastic beam search (RSD-S): paths sampled without replacement."""
 
 import jax
 import jax.numpy as jnp
@@ -10,69 +10,69 @@ from jaxspec.spec.envelopes import StochasticBeam
 from jaxspec.typing import Array
 
 
-def grow_stochastic_beam(ctx: DraftContext, step, own, shared):
+def grow_stochastic_beam(ctx: DraftContext, step, node_state, carry):
     """Keeps, at each depth, the paths with the highest perturbed log-probability.
 
-    A path's Gumbel value is drawn given that of its parent, so the kept paths are a
-    sample without replacement from the drafter's law of paths (RSD-S, arXiv 2402.14160;
-    stochastic beam search, arXiv 1903.06059). Siblings come in descending order of that
-    value, the order in which `Rejection` has to try them.
+    A path's Gumbel value is sampled given that of its parent, so the kept paths are a
+    sample without replacement from the drafter's distribution of paths (RSD-S, arXiv
+    2402.14160; stochastic beam search, arXiv 1903.06059). Siblings are in descending
+    order of that value, the order in which `Rejection` has to try them.
 
-    Arguments as in `grow`.
+    See `grow` for the arguments.
 
     Raises:
-      ConfigError: candidates are not to be drawn without replacement.
+      ConfigError: the selection is not "without_replacement".
     """
     tree = ctx.tree
     assert isinstance(tree, StochasticBeam)
     if ctx.selection != "without_replacement":
         raise ConfigError(
-            "a StochasticBeam draws without replacement; use a rule that asks for it, "
-            "such as Rejection, or set Engine.selection='without_replacement'"
+            "a StochasticBeam samples without replacement; use a verifier that needs "
+            "this, such as Rejection, or set Engine.selection='without_replacement'"
         )
-    rows = ctx.root.shape[0]
-    frontier, alive = ctx.root[:, None], jnp.ones((rows, 1), bool)
-    log_path = perturbed = jnp.zeros((rows, 1), jnp.float32)
-    first, found, laws = 0, [], []
+    batch = ctx.root.shape[0]
+    frontier, alive = ctx.root[:, None], jnp.ones((batch, 1), bool)
+    log_path = perturbed = jnp.zeros((batch, 1), jnp.float32)
+    first, levels, log_qs = 0, [], []  # `first`: index of the frontier's first node
     for depth in range(tree.max_depth):
-        logits, own, shared = step(depth, frontier, own, shared)
+        logits, node_state, carry = step(depth, frontier, node_state, carry)
         log_q = drafter_log_probs(ctx, logits)
-        laws.append(log_q)
+        log_qs.append(log_q)
         vocabulary = log_q.shape[-1]
         child = jnp.where(alive[..., None], log_path[..., None] + log_q, -jnp.inf)
         raw = child + private_noise(ctx, depth, log_q.shape[1:])
         value = _with_maximum(raw, perturbed[..., None])
-        value = jnp.where(jnp.isfinite(child), value, -jnp.inf).reshape(rows, -1)
+        value = jnp.where(jnp.isfinite(child), value, -jnp.inf).reshape(batch, -1)
         keep = min(tree.beam, value.shape[1])
         perturbed, best = jax.lax.top_k(value, keep)
-        log_path = jnp.take_along_axis(child.reshape(rows, -1), best, axis=1)
+        log_path = jnp.take_along_axis(child.reshape(batch, -1), best, axis=1)
         frontier, parent = best % vocabulary, best // vocabulary
         alive = perturbed > -jnp.inf
         short = ((0, 0), (0, tree.beam - keep))
         frontier, parent, alive = (jnp.pad(x, short) for x in (frontier, parent, alive))
-        own = inherit(own, parent)
+        node_state = inherit(node_state, parent)
         perturbed = jnp.pad(perturbed, short, constant_values=-jnp.inf)
         log_path = jnp.pad(log_path, short, constant_values=-jnp.inf)
-        found.append((frontier, alive, jnp.where(alive, parent + first, 0)))
+        levels.append((frontier, alive, jnp.where(alive, parent + first, 0)))
         first = first + 1 if depth == 0 else first + tree.beam
     tokens, valid, parents = (
-        jnp.concatenate(x, axis=1) for x in zip(*found, strict=True)
+        jnp.concatenate(x, axis=1) for x in zip(*levels, strict=True)
     )
-    root = jnp.ones((rows, 1), bool)
-    shape = rows, tree.beam, laws[0].shape[-1]
-    leaves = jnp.zeros(shape, jnp.float32)  # their law is not asked
+    root = jnp.ones((batch, 1), bool)
+    shape = batch, tree.beam, log_qs[0].shape[-1]
+    leaves = jnp.zeros(shape, jnp.float32)  # never read: leaves have no children
     draft = Draft(
         jnp.concatenate([ctx.root[:, None], tokens.astype(jnp.int32)], axis=1),
         jnp.concatenate([root, valid], axis=1),
-        log_q=jnp.concatenate([*laws, leaves], axis=1),
+        log_q=jnp.concatenate([*log_qs, leaves], axis=1),
         parents=jnp.pad(parents, ((0, 0), (1, 0))).astype(jnp.int32),
         selection=ctx.selection,
     )
-    return draft, shared
+    return draft, carry
 
 
 def _with_maximum(raw: Array, maximum: Array) -> Array:
-    """Gumbel values of children, given that the greatest of them is `maximum`."""
+    """Conditions the children's Gumbel values on their maximum being `maximum`."""
     top = jnp.max(raw, axis=-1, keepdims=True)
     below = jnp.where(jnp.isfinite(raw), raw - top, -jnp.inf)
     # log1p(-exp(.)) is -inf at the greatest child itself, which then gets `maximum`.

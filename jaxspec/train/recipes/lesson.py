@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
 from jaxspec.config import TransformerConfig
-from jaxspec.drafters.shared import scores_of, shared_target_params
+from jaxspec.drafters.shared import shared_target_params, target_logits
 from jaxspec.models.transformer import Transformer
 from jaxspec.train.kept_features import kept_layers
 from jaxspec.typing import Array, Bool, Float, Int, Params
@@ -94,7 +94,7 @@ def _recalled(target, params, feature_layers, null, kept):
         jnp.concatenate(features, axis=-1) if feature_layers else parts[0][..., :0]
     )
     shared = shared_target_params(target, params, norm=True)
-    return scores_of(target, shared, by_layer[target.layers - 1]), features
+    return target_logits(target, shared, by_layer[target.layers - 1]), features
 
 
 def some_starts(lesson: TeacherOutputs, key: Array, first: int) -> Int[Array, "B M"]:
