@@ -1,4 +1,4 @@
-"""What every configuration checks."""
+"""Checks of configuration fields."""
 
 import math
 import re
@@ -37,10 +37,10 @@ def number(config: Any, words: str, fits: Callable[[Any], bool], *names: str) ->
     """Raises `ConfigError` unless the named fields are finite numbers that fit.
 
     Args:
-      config: has the fields.
-      words: what a number must be, such as "above 0".
-      fits: whether it is.
-      names: of the fields.
+      config: configuration with the fields.
+      words: description of the valid numbers for the message, such as "above 0".
+      fits: function that returns whether a number is valid.
+      names: names of the fields.
     """
     for name in names:
         value = getattr(config, name)
@@ -52,9 +52,9 @@ def number(config: Any, words: str, fits: Callable[[Any], bool], *names: str) ->
 
 
 def whole_number(text: str) -> int | None:
-    """The number that 1 to 9 digits from 0 to 9 write; None for any other text.
+    """Parses 1 to 9 digits from 0 to 9; returns None for any other text.
 
-    `str.isdigit` also holds for "²", which `int` does not read.
+    `str.isdigit` also accepts "²", which `int` does not.
     """
     return int(text) if re.fullmatch("[0-9]{1,9}", text) else None
 

@@ -9,13 +9,13 @@ from jaxspec.config.models import RopeScaling
 
 @dataclass(frozen=True)
 class DFlashConfig:
-    """A one-pass block drafter on target features (DFlash, arXiv 2602.06036).
+    """A block-diffusion drafter on target features (DFlash, arXiv 2602.06036).
 
     Attributes:
-      block_size: rows of the block, `G`: one anchor and `G - 1` masks. Row `i`
-        predicts the token `i + 1` places after the anchor (as in DSpark, arXiv
+      block_size: queries of a block, `G`: one anchor and `G - 1` masks. Query `i`
+        predicts the token `i + 1` positions after the anchor (as in DSpark, arXiv
         2607.05147), so a block drafts `G` tokens.
-      layers: drafter layers.
+      layers: layers of the drafter.
       width: `D`, equal to the target's, whose embedding and head are shared.
       heads: query heads.
       kv_heads: key/value heads; None means `heads`.
@@ -24,20 +24,21 @@ class DFlashConfig:
       norm_eps: epsilon of every RMSNorm.
       feature_layers: target layers whose outputs are read (0 is the first layer's
         output).
-      causal: rows of the block see only earlier rows (JetSpec, arXiv 2606.18394);
-        otherwise all rows see each other (DFlash).
-      markov_rank: rank of the bias that the previous token puts on the next one's
-        logits (DSpark); 0 for none.
-      refinements: passes in which the rows also read the tokens that the pass before
-        drafted under the noise of their positions; 0 for none. Ours; needs `causal`.
-      confidence: a head predicts how likely a row's guess is to be accepted, from the
-        row and the token before (DSpark); `ConfidenceCutoff("head")` reads it.
-      window: block rows see so many committed positions at most; 0 for all.
-      same_place: row `i` predicts the token in its own place, `i` after the anchor, so
-        that a block drafts `G - 1` tokens and the anchor's row none (DFlash as
-        released); otherwise the one behind it.
-      above: each row also reads the three tokens of the image's row above that are
-        nearest to the one it predicts. Ours; for images.
+      causal: whether a block's queries attend only to earlier ones (JetSpec, arXiv
+        2606.18394); otherwise they all attend to each other (DFlash).
+      markov_rank: rank of the bias that a token adds to the logits of the next token
+        (DSpark); 0 for none.
+      refinements: additional passes in which the queries also read the tokens that the
+        pass before drafted with the noise of their positions; 0 for none. Not in the
+        papers; needs `causal`.
+      confidence: whether a head predicts the acceptance of a drafted token, from its
+        query and the token before (DSpark); `ConfidenceCutoff(source="head")` reads it.
+      window: most committed positions that a query attends to; 0 for all.
+      same_place: whether query `i` predicts the token at its own position, `i` after
+        the anchor, so a block drafts `G - 1` tokens and the anchor's query none (DFlash
+        as released); otherwise it predicts the next one.
+      above: whether a query also reads the three tokens of the image row above that
+        are nearest to the token it predicts. Not in the papers; for images.
     """
 
     block_size: int = 8
@@ -62,14 +63,14 @@ class DFlashConfig:
         positive(self, "ffn_width")
         require(
             self.refinements == 0 or (self.refinements > 0 and self.causal),
-            f"refinements={self.refinements} need causal=True, and at least 0",
+            f"refinements={self.refinements} must be 0, or at least 1 with causal=True",
         )
         require(self.markov_rank >= 0, "markov_rank must not be negative")
         require(self.window >= 0, "window must not be negative")
         require(
             not self.same_place
             or (self.block_size > 1 and not self.refinements and not self.above),
-            "same_place needs a block of two, no refinements and above=False",
+            "same_place needs block_size >= 2, no refinements and above=False",
         )
         grouped_heads(self.heads, self.num_kv_heads)
         require(
@@ -96,31 +97,32 @@ class EagleConfig:
     Attributes:
       version: 1 (EAGLE-1, arXiv 2401.15077: features after the target's final norm, no
         norm before the attention) or 3 (EAGLE-3, arXiv 2503.01840: features of several
-        layers, norms, an own output norm).
-      width: `D`, equal to the target's, whose embedding is shared; version 3 may have
-        another with an embedding and a `draft_vocab` of its own.
+        layers, norms before the attention, its own output norm).
+      width: `D`, equal to the target's, whose embedding is shared. Version 3 may have
+        another width if it has its own embedding and a `draft_vocab`.
       heads: query heads.
       kv_heads: key/value heads; None means `heads`.
       head_dim: `F`; None means `width // heads`.
       ffn_width: SwiGLU width.
       norm_eps: epsilon of every RMSNorm.
       feature_layers: target layers whose outputs are read (0 is the first layer's
-        output); for version 1 the last one. EAGLE-3's released heads name layers by
-        their inputs, which is one more.
-      draft_vocab: tokens of an own output head (version 3); 0 shares the target's.
-      norm_before_residual: the residual of version 3 is the normed feature.
+        output); for version 1 the last one. The configurations of EAGLE-3's released
+        heads count layer inputs, so their numbers are one higher.
+      draft_vocab: tokens of the drafter's own output head (version 3); 0 to share the
+        target's head.
+      norm_before_residual: whether the residual of version 3 is the normed feature.
       qkv_bias: biases in the query, key and value maps (Qwen2's heads).
-      rope_base: of rotary frequencies of the head's own, along the sequence; None: it
-        turns as the target does.
-      rope_scaling: of those frequencies.
-      own_embedding: tokens are read through a table `[V, D]` of the head's own; else
-        through the target's.
-      input_norm: version 1 with an RMSNorm before its attention (LANTERN's heads for
-        Anole and Lumina-mGPT).
+      rope_base: base of the drafter's own 1-D rotary frequencies; None to use the
+        target's rotary embedding.
+      rope_scaling: scaling of the drafter's own rotary frequencies; None for none.
+      own_embedding: whether the drafter has its own token embedding `[V, D]`; otherwise
+        it shares the target's.
+      input_norm: whether version 1 has an RMSNorm before its attention (LANTERN's heads
+        for Anole and Lumina-mGPT).
       qk_layer_norm: LayerNorm over the heads of queries and keys, as in Chameleon.
-      embedding_scale: embeddings of tokens are multiplied by it (Lumina-mGPT).
-      caption_padding: what padded positions of a caption attend to in the target whose
-        features this head was trained on; see `make_target`.
+      embedding_scale: factor of the token embeddings (Lumina-mGPT).
+      caption_padding: attention of padded caption positions in the target that this
+        drafter was trained on; see `make_target`.
     """
 
     version: Literal[1, 3] = 1
@@ -178,23 +180,23 @@ class EagleConfig:
 
 @dataclass(frozen=True)
 class MedusaConfig:
-    """Heads that each guess one place ahead (Medusa, Hydra).
+    """Heads that each predict one of the next tokens (Medusa, Hydra).
 
     Attributes:
-      heads: places ahead.
+      heads: number of heads: tokens predicted ahead.
       width: `D`, equal to the target's.
       blocks: residual blocks of each head.
-      sequential: heads read the tokens drafted before them (Hydra, arXiv 2402.05109);
-        otherwise the feature alone (Medusa, arXiv 2401.10774).
-      own_output: each head has an output map `[D, V]` of its own, as published; else
-        all share the target's, which costs `V D` parameters less a head.
-      output_bias: those own maps have biases (released Hydra).
-      narrow_bias: the map that narrows Hydra's first block has a bias (released).
-      prefix_heads: attention heads of a decoder layer before the heads (Hydra++); 0 for
-        none.
+      sequential: whether a head reads the tokens drafted before its own (Hydra, arXiv
+        2402.05109); otherwise it reads the feature alone (Medusa, arXiv 2401.10774).
+      own_output: whether each head has its own output map `[D, V]`, as published;
+        otherwise all share the target's, which saves `V D` parameters per head.
+      output_bias: whether the heads' own output maps have biases (released Hydra).
+      narrow_bias: whether the projection in Hydra's first block has a bias (released).
+      prefix_heads: attention heads of the decoder layer before the heads (Hydra++); 0
+        for no such layer.
       prefix_ffn_width: SwiGLU width of that layer.
-      prefix_out_norm: a norm stands behind that layer (released Hydra++).
-      norm_eps: epsilon of its norms.
+      prefix_out_norm: whether a norm follows that layer (released Hydra++).
+      norm_eps: epsilon of that layer's norms.
     """
 
     heads: int = 4
@@ -222,14 +224,14 @@ class MedusaConfig:
 
 @dataclass(frozen=True)
 class FalconConfig:
-    """A feature drafter that guesses several places at once (Falcon, arXiv 2412.12639).
+    """A feature-based drafter of several tokens per pass (Falcon, arXiv 2412.12639).
 
     Attributes:
-      block: places a pass, `G`; 2 in the paper.
+      block: tokens per pass, `G`; 2 in the paper.
       width: `D`, equal to the target's.
       heads: query heads.
       ffn_width: SwiGLU width.
-      norm_eps: epsilon of its norm.
+      norm_eps: epsilon of the RMSNorm.
     """
 
     block: int = 2
@@ -253,9 +255,9 @@ class KangarooConfig:
     """An adapter over a target's first layers (Kangaroo, arXiv 2404.18911).
 
     Attributes:
-      layers: of the target, below the adapter; 2 in the paper.
-      heads: of the adapter's attention.
-      norm_eps: epsilon of its norms.
+      layers: layers of the target below the adapter; 2 in the paper.
+      heads: heads of the adapter's attention.
+      norm_eps: epsilon of the adapter's norms.
     """
 
     layers: int = 2
@@ -268,10 +270,10 @@ class KangarooConfig:
 
 @dataclass(frozen=True)
 class PPDConfig:
-    """Trained tokens behind every node of a tree (PPD, arXiv 2405.18628).
+    """Trained prompt tokens behind every node of a draft tree (PPD, arXiv 2405.18628).
 
     Attributes:
-      count: of them; 3 in the paper.
+      count: number of prompt tokens; 3 in the paper.
     """
 
     count: int = 3

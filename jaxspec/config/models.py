@@ -1,4 +1,4 @@
-"""Frozen configurations of tokenizers and transformers."""
+"""Frozen configurations of tokenizers, transformers and text encoders."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,22 +12,23 @@ class TokenizerConfig:
 
     Attributes:
       image_size: side of a square image in pixels.
-      patch_size: pixels folded into channels before the first convolution (1 in
-        LlamaGen; small presets fold more so that all work is at the code grid).
+      patch_size: side in pixels of the patches folded into channels before the first
+        convolution (1 in LlamaGen; small presets fold more, so that all layers run at
+        the token grid's resolution).
       channels: width of the first level.
       multipliers: width of each level as a multiple of `channels`; each level but
         the last halves the side.
-      encoder_blocks: residual blocks a level in the encoder.
-      decoder_blocks: residual blocks a level in the decoder.
+      encoder_blocks: residual blocks per level in the encoder.
+      decoder_blocks: residual blocks per level in the decoder.
       attention: "lowest" puts attention after each block of the lowest level and in
         the middle (LlamaGen); "middle" only in the middle.
-      groups: groups of every GroupNorm.
+      groups: number of groups of every GroupNorm.
       latent_channels: channels between the networks and the quantizer's 1x1 maps.
-      codebook_size: number of codes, `V`.
-      code_dim: width of a code.
-      normalized: where vectors are scaled to unit length: when they are matched with
-        codes and when codes are decoded ("both", LlamaGen), when they are decoded
-        alone ("decoding", Janus), or nowhere ("none", VQGAN, Chameleon).
+      codebook_size: number of codebook entries, `V`.
+      code_dim: width of a codebook entry, `C`.
+      normalized: use of codebook entries scaled to unit length: for encoding and
+        decoding ("both", LlamaGen), for decoding only ("decoding", Janus), or never
+        ("none", VQGAN, Chameleon).
     """
 
     image_size: int = 256
@@ -62,27 +63,27 @@ class TokenizerConfig:
 
     @property
     def downsampling(self) -> int:
-        """Pixels a code covers along each side."""
+        """Pixels that a token covers along each side."""
         return self.patch_size * 2 ** (len(self.multipliers) - 1)
 
     @property
     def grid(self) -> int:
-        """Codes along each side of an image."""
+        """Tokens along each side of an image."""
         return self.image_size // self.downsampling
 
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How rotary frequencies are stretched for sequences longer than trained on.
+    """Scaling of rotary wavelengths for sequences longer than those trained on.
 
     Attributes:
-      kind: "linear" (all alike), "llama3" (long waves alone, with a smooth edge) or
-        "yarn" (arXiv 2309.00071).
-      factor: of the stretch.
-      original_length: of the sequences that the frequencies were trained on.
-      slow: waves with fewer turns than this over the original length are stretched.
-      fast: those with more are not.
-      magnitude: of cosines and sines (yarn's attention factor).
+      kind: "linear" (all wavelengths by the same factor), "llama3" (only long ones,
+        with a smooth transition) or "yarn" (arXiv 2309.00071).
+      factor: factor of the wavelengths.
+      original_length: length of the sequences trained on.
+      slow: number of turns over the original length below which a wave is scaled.
+      fast: number of turns over the original length above which a wave is not scaled.
+      magnitude: factor of cosines and sines (YaRN's attention factor).
     """
 
     kind: Literal["linear", "llama3", "yarn"]
@@ -99,9 +100,9 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """An autoregressive decoder over codes or text.
+    """An autoregressive decoder over image or text tokens.
 
-    The defaults are LlamaGen's (arXiv 2406.06525): 2-D rotary embedding over a square
+    The defaults are LlamaGen's (arXiv 2406.06525): 2-D rotary embedding on a square
     grid, SwiGLU, RMSNorm, no biases, an untied head.
 
     Attributes:
@@ -112,34 +113,34 @@ class TransformerConfig:
       kv_heads: key/value heads `K`; None means `heads`.
       head_dim: `F`; None means `width // heads`.
       ffn_multiple: the SwiGLU width is `int(8 width / 3)` rounded up to this.
-      ffn_width: overrides the rule above.
+      ffn_width: SwiGLU width itself; None for the one that `ffn_multiple` gives.
       norm_eps: epsilon of every RMSNorm.
-      rope: "grid" (2-D, interleaved pairs, zero rows for the condition) or
+      rope: "grid" (2-D, interleaved pairs, zero angles for the condition) or
         "sequence" (1-D, interleaved pairs).
       rope_base: base of the rotary frequencies.
-      rope_scaling: of a sequence's frequencies; None for none.
-      grid: codes along each side ("grid"); the sequence has `grid ** 2` of them.
-      max_length: longest sequence for `rope="sequence"`.
-      condition: "class" (one learned prefix token a class), "caption" (a prefix of
-        `caption_length` text features) or "none".
+      rope_scaling: scaling of 1-D rotary frequencies; None for none.
+      grid: tokens along each side of the image with `rope="grid"`, `grid ** 2` in all.
+      max_length: longest sequence with `rope="sequence"`.
+      condition: "class" (one learned prefix embedding per class), "caption" (a prefix
+        of `caption_length` text features) or "none".
       classes: number of classes; id `classes` is the null class of guidance.
-      caption_length: prefix tokens of a caption.
+      caption_length: prefix positions of a caption.
       caption_width: width of the text features.
       qkv_bias: biases in the query, key and value maps (Qwen2).
       qk_norm: RMSNorm over the heads of queries and keys (Qwen3).
-      qk_layer_norm: LayerNorm over them, with scales and biases of each head's own
-        (Chameleon).
-      norm_after: both norms of a layer stand after its attention and its SwiGLU,
-        before the residual is added (Chameleon 34B), not before them.
-      tied_head: the output head is the transposed token embedding.
-      head_width: of the hidden layer of an output head that is an MLP with biases
-        (Janus); 0: the head is one matrix.
-      extra_tokens: rows of the embedding beyond the vocabulary, for tokens that are
-        read and never drawn: masks, prompt tokens of a drafter.
-      token_dropout: dropout after the embedding, training only.
-      residual_dropout: dropout of each attention output, training only.
-      ffn_dropout: dropout of each SwiGLU output, training only.
-      condition_dropout: chance of the null condition, training only.
+      qk_layer_norm: LayerNorm over the heads of queries and keys, with separate scales
+        and biases per head (Chameleon).
+      norm_after: whether both norms of a layer follow its attention and its SwiGLU,
+        before the residual is added (Chameleon 34B), instead of preceding them.
+      tied_head: whether the output head is the transposed token embedding.
+      head_width: hidden width of an output head that is an MLP with biases (Janus); 0
+        for a head of one matrix.
+      extra_tokens: tokens of the embedding beyond the vocabulary, which are read and
+        never generated: masks, prompt tokens of a drafter.
+      token_dropout: dropout rate after the embedding, training only.
+      residual_dropout: dropout rate of each attention output, training only.
+      ffn_dropout: dropout rate of each SwiGLU output, training only.
+      condition_dropout: probability of the null condition, training only.
     """
 
     vocab_size: int = 16384
@@ -187,7 +188,7 @@ class TransformerConfig:
         )
         require(
             self.rope_scaling is None or self.rope == "sequence",
-            "rope_scaling stretches sequences, not grids",
+            "rope_scaling needs rope='sequence'",
         )
         require(
             self.head_dim is not None or self.width % self.heads == 0,
@@ -221,12 +222,12 @@ class TransformerConfig:
 
     @property
     def prefix_length(self) -> int:
-        """Condition positions before the first token."""
+        """Number of condition positions before the first token."""
         return {"class": 1, "caption": self.caption_length, "none": 0}[self.condition]
 
     @property
     def sequence_length(self) -> int:
-        """Most tokens after the condition."""
+        """Largest number of tokens after the condition."""
         return self.grid**2 if self.rope == "grid" else self.max_length
 
 
@@ -238,11 +239,11 @@ class TextEncoderConfig:
       vocab_size: `V`.
       layers: `L`.
       width: `D`.
-      heads: of the attention.
+      heads: attention heads, `H`.
       head_dim: `F`.
-      ffn_width: of the hidden layers.
-      buckets: of distances between tokens.
-      most_distance: from which on all are alike.
+      ffn_width: width of the hidden layers.
+      buckets: number of buckets of the relative position bias.
+      most_distance: distance in tokens from which on all share the last bucket.
       norm_eps: epsilon of every RMSNorm.
       length: tokens of a caption.
     """

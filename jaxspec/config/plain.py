@@ -1,4 +1,4 @@
-"""Configurations as plain JSON types, and back."""
+"""Conversion of configurations to plain JSON types and back."""
 
 import dataclasses
 import json
@@ -12,12 +12,12 @@ T = TypeVar("T")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Turns a frozen configuration into plain JSON types (tuples become lists)."""
+    """Converts a frozen configuration to plain JSON types (tuples become lists)."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def from_dict(cls: type[T], values: dict[str, Any]) -> T:
-    """Builds the frozen dataclass `cls` from `to_dict`'s form.
+    """Builds the frozen dataclass `cls` from the output of `to_dict`.
 
     Raises:
       ConfigError: a field is unknown, or its value has the wrong type.

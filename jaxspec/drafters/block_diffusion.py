@@ -77,7 +77,7 @@ class DFlash:
             )
         if self.stop is not None and self.config.confidence:
             raise ConfigError(
-                "confidence=True and an acceptance head predict the same; use one of them"
+                "confidence=True and an acceptance head predict the same; use one"
             )
         if self.config.width != self.target.width:
             raise ConfigError(
@@ -88,8 +88,8 @@ class DFlash:
             self.target.rope != "grid" or self.config.block_size >= self.target.grid
         ):
             raise ConfigError(
-                "above=True needs a target on a grid, and a block shorter than an image "
-                "row"
+                "above=True needs a target on a grid, and a block shorter than an "
+                "image row"
             )
         for layer in self.config.feature_layers:
             if not 0 <= layer < self.target.layers:
@@ -170,7 +170,7 @@ class DFlash:
         return embedded.reshape(*index.shape, -1)
 
     def angles(self, positions: Int[Array, "R T"]) -> Float[Array, "R T f 2"]:
-        """Rotary angles of absolute positions, as in the target but for the head size."""
+        """Rotary angles of absolute positions, as the target's at this head size."""
         return angles_of(self.target, positions, self.config.head_size)
 
     def check_tree(self, tree: Tree | DynamicTree) -> None:
@@ -283,7 +283,7 @@ class DFlash:
     def _best_path(
         self, params: Params, logits: Array, ctx: DraftContext
     ) -> Int[Array, "B G"]:
-        """Selects the rank-0 path: the target's tokens if its logits were the drafter's."""
+        """Selects the path of rank-0 tokens, as `grow` would with these logits."""
         token, path = ctx.root, []
         for depth in range(logits.shape[1]):
             scores = logits[:, depth]

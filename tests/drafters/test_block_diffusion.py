@@ -1,3 +1,5 @@
+"""Block-diffusion drafters: attention, children, errors and acceptance heads."""
+
 from dataclasses import replace
 
 import jax
@@ -64,15 +66,15 @@ def test_a_block_never_sees_its_own_or_later_features():
         gradient = jax.grad(lambda f, b=block: outputs(f)[0, 4 * b : 4 * b + 4].sum())(
             features
         )
-        seen = np.flatnonzero(np.abs(np.asarray(gradient[0])).sum(-1))
-        assert seen.tolist() == list(range(anchor))
+        read = np.flatnonzero(np.abs(np.asarray(gradient[0])).sum(-1))
+        assert read.tolist() == list(range(anchor))
 
 
 def test_children_are_the_best_under_the_shared_noise():
     tree = named_tree("0,1,2,00,01,10")
-    rows = 2
-    noise = position_noise(batch_keys(0, rows), jnp.arange(6).reshape(2, 3), 23)
-    sampling = make_sampling(rows, temperature=[1.0, 0.5], top_k=[0, 2])
+    batch = 2
+    noise = position_noise(batch_keys(0, batch), jnp.arange(6).reshape(2, 3), 23)
+    sampling = make_sampling(batch, temperature=[1.0, 0.5], top_k=[0, 2])
     three = jnp.array([3, 3])
     ctx = DraftContext(
         jnp.array([4, 5]),
@@ -80,14 +82,14 @@ def test_children_are_the_best_under_the_shared_noise():
         three,
         three,
         noise,
-        batch_keys(0, rows),
+        batch_keys(0, batch),
         sampling,
         tree,
         order=("temperature", "top_k"),
     )
     table = jax.random.normal(jax.random.key(3), (2, 23, 23))  # by depth, token
     draft = grow(ctx, table_step(table))[0]
-    for b in range(rows):
+    for b in range(batch):
         for n in range(1, tree.size):
             parent = tree.parents[n]
             depth = tree.depths[parent]
@@ -105,7 +107,7 @@ def test_children_are_the_best_under_the_shared_noise():
 def test_impossible_drafters_say_what_is_wrong():
     with pytest.raises(ConfigError, match="width 64 is not the target's 32"):
         DFlash(replace(BLOCK, width=64), TARGET)
-    with pytest.raises(ConfigError, match="tap 3 is beyond"):
+    with pytest.raises(ConfigError, match="feature layer 3 is beyond"):
         DFlash(replace(BLOCK, feature_layers=(3,)), TARGET)
     drafter, own, target_params = make()
     params = drafter.with_target_params(own, target_params)
@@ -121,38 +123,38 @@ def test_impossible_drafters_say_what_is_wrong():
 
 
 @pytest.mark.parametrize("tree", [named_tree("0,1,00,01,000"), BestFirst(6, 3)])
-def test_a_stop_head_reads_the_row_and_the_token_of_each_node(tree):
+def test_an_acceptance_head_reads_the_query_and_the_token_of_each_node(tree):
     drafter, own, target_params = make()
     head = AcceptanceHead(TARGET.width, layers=1)
     stop = head.init_params(jax.random.key(7))
     drafter = replace(drafter, stop=head)
     params = drafter.with_target_params(own, target_params, stop)
-    rows = 2
-    features = jax.random.normal(jax.random.key(8), (2 * rows, 1, 64))
-    ones = jnp.ones(2 * rows, jnp.int32)
-    start = InitContext(None, features, ones, tree, rows, 20)
+    batch = 2
+    features = jax.random.normal(jax.random.key(8), (2 * batch, 1, 64))
+    ones = jnp.ones(2 * batch, jnp.int32)
+    start = InitContext(None, features, ones, tree, batch, 20)
     state = drafter.init(params, start)
     ctx = DraftContext(
         jnp.array([4, 5]),
         jnp.array([[4], [5]]),
-        jnp.ones(rows, jnp.int32),
-        jnp.ones(rows, jnp.int32),
-        position_noise(batch_keys(0, rows), jnp.arange(8).reshape(2, 4), 23),
-        batch_keys(0, rows),
-        make_sampling(rows, cfg_scale=2.0),
+        jnp.ones(batch, jnp.int32),
+        jnp.ones(batch, jnp.int32),
+        position_noise(batch_keys(0, batch), jnp.arange(8).reshape(2, 4), 23),
+        batch_keys(0, batch),
+        make_sampling(batch, cfg_scale=2.0),
         tree,
     )
-    h, _ = drafter._block_rows(params, state.cache, ctx, tree.depth)
+    h, _ = drafter._block_outputs(params, state.cache, ctx, tree.depth)
     draft, _ = drafter.propose(params, state, ctx)
     depths = np.broadcast_to(draft.topology(tree).depths, draft.tokens.shape)
-    for b, n in np.ndindex(rows, tree.size):
+    for b, n in np.ndindex(batch, tree.size):
         if n and draft.valid[b, n]:
             token = target_params["embedding"]["embedding"][draft.tokens[b, n]]
-            wanted = head.confidence(stop, h[b, depths[b, n] - 1] + token)
-            np.testing.assert_allclose(draft.confidence[b, n], wanted, rtol=1e-5)
+            expected = head.confidence(stop, h[b, depths[b, n] - 1] + token)
+            np.testing.assert_allclose(draft.confidence[b, n], expected, rtol=1e-5)
     short = Adaptive(drafter, ConfidenceCutoff(1.0, "head"))
     state = short.init(params, start)
     cut, _ = short.propose(params, state, ctx)
     assert (np.asarray(cut.valid) == (depths <= 1) & np.asarray(draft.valid)).all()
-    with pytest.raises(ConfigError, match="reads 8 numbers"):
+    with pytest.raises(ConfigError, match="width 8 is not"):
         replace(drafter, stop=AcceptanceHead(8))

@@ -1,4 +1,4 @@
-"""What EAGLE's heads share with their target, and what they need instead."""
+"""Parameters that EAGLE's heads share with their target."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Trees that grow in each round: shape, law, and what they leave unchanged."""
+"""Dynamic draft trees: their shape, their distribution, and unchanged tokens."""
 
 import heapq
 
@@ -26,7 +26,7 @@ from tests.spec.test_tree import trees
 
 VOCAB, LENGTH = 6, 14
 PARAMS = toy_params(VOCAB, 60)
-ENVELOPES = [
+DYNAMIC_TREES = [
     Beam(9, 3, beam=4, branch=3),
     Beam(20, 4, beam=19, branch=6),
     BestFirst(9, 4, branch=3),
@@ -34,18 +34,18 @@ ENVELOPES = [
 ]
 
 
-def make_round(rows, tree, selection, seed=0, **options):
-    position = jnp.arange(rows)
+def make_round(batch, tree, selection, seed=0, **options):
+    position = jnp.arange(batch)
     after = position[:, None] + 1 + jnp.arange(tree.depth + 1)
-    keys = batch_keys(seed, rows)
+    keys = batch_keys(seed, batch)
     return DraftContext(
-        root=jnp.arange(rows) % VOCAB,
-        tokens=jnp.zeros((rows, 1), jnp.int32),
+        root=jnp.arange(batch) % VOCAB,
+        tokens=jnp.zeros((batch, 1), jnp.int32),
         position=position,
         index=position,
         noise=position_noise(keys, after, VOCAB),
         keys=keys,
-        sampling=make_sampling(rows, **options),
+        sampling=make_sampling(batch, **options),
         tree=tree,
         selection=selection,
         order=("temperature",),
@@ -74,13 +74,13 @@ def test_grown_tables_equal_those_of_the_same_static_tree(tree, seed):
 @pytest.mark.parametrize("selection", ["top", "coupled"])
 def test_a_wide_beam_finds_the_tree_a_heap_finds(selection):
     """For a factorized drafter the layered beam is DDTree's best-first search."""
-    rows, nodes, depth = 5, 12, 4
+    batch, nodes, depth = 5, 12, 4
     tree = Beam(nodes, depth, beam=nodes - 1, branch=VOCAB, sharpness=1.5)
-    ctx = make_round(rows, tree, selection)
+    ctx = make_round(batch, tree, selection)
     table = 2 * jax.random.normal(jax.random.key(1), (depth, 1, VOCAB))
     table = jnp.broadcast_to(table, (depth, VOCAB, VOCAB))
     draft = grow(ctx, table_step(table))[0]
-    for b in range(rows):
+    for b in range(batch):
         value = np.asarray(jax.nn.log_softmax(table[:, 0]))
         if selection == "coupled":
             noisy = value + np.asarray(ctx.noise[b, :depth])
@@ -99,22 +99,22 @@ def test_a_wide_beam_finds_the_tree_a_heap_finds(selection):
         shape = draft.topology(tree)
         found = set()
         for n in range(1, nodes):
-            path = np.asarray(shape.path(jnp.full(rows, n)))[b]
+            path = np.asarray(shape.path(jnp.full(batch, n)))[b]
             path = path[1 : int(shape.depths[b, n]) + 1]
             found.add(tuple(np.asarray(draft.tokens)[b, path].tolist()))
         assert found == kept
 
 
-@pytest.mark.parametrize("tree", ENVELOPES, ids=lambda t: type(t).__name__)
+@pytest.mark.parametrize("tree", DYNAMIC_TREES, ids=lambda t: type(t).__name__)
 def test_grown_drafts_are_trees(tree):
     """Parents come first, nothing is too deep, no two siblings hold the same token."""
-    rows = 16
-    how = "without_replacement" if isinstance(tree, StochasticBeam) else "coupled"
-    ctx = make_round(rows, tree, how, top_k=np.resize([0, 2, 1], rows))
+    batch = 16
+    selection = "without_replacement" if isinstance(tree, StochasticBeam) else "coupled"
+    ctx = make_round(batch, tree, selection, top_k=np.resize([0, 2, 1], batch))
     table = 2 * jax.random.normal(jax.random.key(1), (tree.depth + 1, VOCAB, VOCAB))
     draft = jax.tree.map(np.asarray, grow(ctx, table_step(table))[0])
     depths = np.asarray(draft.topology(tree).depths)
-    for b in range(rows):
+    for b in range(batch):
         seen = set()
         for n in range(1, tree.size):
             parent = int(draft.parents[b, n])
@@ -126,18 +126,20 @@ def test_grown_drafts_are_trees(tree):
         assert seen
 
 
-@pytest.mark.parametrize("tree", ENVELOPES, ids=str)
-@pytest.mark.parametrize("streams", [1, 2])
-def test_any_grown_draft_gives_the_tokens_of_plain_decoding(tree, streams):
-    target, rows = toy_target(VOCAB, streams), 4
-    prompt, keys = jnp.arange(rows), batch_keys(1, rows)
-    sampling = make_sampling(rows, temperature=[1.0, 0.0, 0.7, 1.0], cfg_scale=1.5)
+@pytest.mark.parametrize("tree", DYNAMIC_TREES, ids=str)
+@pytest.mark.parametrize("branches", [1, 2])
+def test_any_grown_draft_gives_the_tokens_of_plain_decoding(tree, branches):
+    target, batch = toy_target(VOCAB, branches), 4
+    prompt, keys = jnp.arange(batch), batch_keys(1, batch)
+    sampling = make_sampling(batch, temperature=[1.0, 0.0, 0.7, 1.0], cfg_scale=1.5)
     order = ("temperature",)
-    how = "without_replacement" if isinstance(tree, StochasticBeam) else "coupled"
+    selection = "without_replacement" if isinstance(tree, StochasticBeam) else "coupled"
     plain = generate(
         Engine(target, LENGTH, order=order), PARAMS, None, prompt, sampling, keys
     )
-    engine = Engine(target, LENGTH, TableDrafter(), tree, order=order, selection=how)
+    engine = Engine(
+        target, LENGTH, TableDrafter(), tree, order=order, selection=selection
+    )
     traces = []
 
     @jax.jit
@@ -154,26 +156,26 @@ def test_any_grown_draft_gives_the_tokens_of_plain_decoding(tree, streams):
 
 
 def test_a_stochastic_beam_samples_paths_without_replacement():
-    """Its first path is a sample of the drafter's law; the control has another law."""
-    rows, tree = 20000, StochasticBeam(2, 2)
+    """The first path follows the drafter's distribution; the control, the second, not."""
+    batch, tree = 20000, StochasticBeam(2, 2)
     table = 1.5 * jax.random.normal(jax.random.key(0), (2, VOCAB, VOCAB))
-    ctx = make_round(rows, tree, "without_replacement")
-    ctx = DraftContext(**{**vars(ctx), "root": jnp.zeros(rows, jnp.int32)})
+    ctx = make_round(batch, tree, "without_replacement")
+    ctx = DraftContext(**{**vars(ctx), "root": jnp.zeros(batch, jnp.int32)})
     draft = jax.jit(lambda ctx: grow(ctx, table_step(table))[0])(ctx)
     # Nodes 3 and 4 are the two paths of depth 2, the best first.
-    first = np.asarray(draft.tokens)[np.arange(rows), np.asarray(draft.parents)[:, 3]]
+    first = np.asarray(draft.tokens)[np.arange(batch), np.asarray(draft.parents)[:, 3]]
     pairs = np.stack([first, np.asarray(draft.tokens)[:, 3]], axis=1)
     q = np.asarray(jax.nn.softmax(table, axis=-1), np.float64)
-    law = q[0, 0][:, None] * q[1]
+    expected = batch * q[0, 0][:, None] * q[1]
 
     def statistic(pairs):
-        seen = np.zeros_like(law)
-        np.add.at(seen, tuple(pairs.T), 1)
-        return ((seen - rows * law) ** 2 / (rows * law)).sum()
+        counts = np.zeros_like(expected)
+        np.add.at(counts, tuple(pairs.T), 1)
+        return ((counts - expected) ** 2 / expected).sum()
 
-    bound = law.size - 1 + 5 * np.sqrt(2 * law.size)
+    bound = expected.size - 1 + 5 * np.sqrt(2 * expected.size)
     assert statistic(pairs) < bound
-    second = np.asarray(draft.tokens)[np.arange(rows), np.asarray(draft.parents)[:, 4]]
+    second = np.asarray(draft.tokens)[np.arange(batch), np.asarray(draft.parents)[:, 4]]
     others = np.stack([second, np.asarray(draft.tokens)[:, 4]], axis=1)
     assert statistic(others) > bound
 
@@ -181,9 +183,9 @@ def test_a_stochastic_beam_samples_paths_without_replacement():
 @pytest.mark.parametrize(
     ("tree", "selection", "words"),
     [
-        (Beam(5, 2), "without_replacement", "cannot be drawn"),
-        (StochasticBeam(2, 2), "coupled", "draws without replacement"),
-        (BestFirst(5, 2), "with_replacement", "cannot be drawn"),
+        (Beam(5, 2), "without_replacement", "keeps the likeliest nodes"),
+        (StochasticBeam(2, 2), "coupled", "samples without replacement"),
+        (BestFirst(5, 2), "with_replacement", "does not support selection"),
         (named_tree("0,1,2,3,4,5,6"), "top", "only 6 tokens"),
     ],
 )
@@ -193,7 +195,7 @@ def test_impossible_ways_to_grow_say_what_to_do(tree, selection, words):
         grow(make_round(2, tree, selection), table_step(table))
 
 
-def test_impossible_envelopes_are_refused():
+def test_impossible_dynamic_trees_raise():
     for make in (
         lambda: Beam(1, 3),
         lambda: Beam(4, 0),
@@ -217,10 +219,10 @@ def test_impossible_envelopes_are_refused():
         (StochasticBeam(3, 4), "without_replacement"),
     ],
 )
-def test_each_node_reads_the_memory_of_its_own_path(tree, selection):
-    """Scores that depend on the whole path are those of the path a node lies on."""
-    rows = 6
-    ctx = make_round(rows, tree, selection)
+def test_each_node_gets_the_state_of_its_own_parent(tree, selection):
+    """Logits that depend on the whole path are those of the path to each node."""
+    batch = 6
+    ctx = make_round(batch, tree, selection)
     weight = 2 * jax.random.normal(jax.random.key(4), (5, VOCAB))
 
     def read(depth, tokens, memory):
@@ -231,22 +233,22 @@ def test_each_node_reads_the_memory_of_its_own_path(tree, selection):
         memory = read(depth, tokens, memory)
         return memory @ weight, memory, steps + tokens.shape[1]
 
-    start = jax.random.normal(jax.random.key(5), (rows, 1, 5))
+    start = jax.random.normal(jax.random.key(5), (batch, 1, 5))
     draft, steps = jax.jit(lambda ctx: grow(ctx, step, start, 0))(ctx)
     assert steps <= expansions(tree)[0]
     shape = draft.topology(tree)
     depths = np.broadcast_to(shape.depths, draft.tokens.shape)
     for b, n in zip(*np.nonzero(draft.valid), strict=True):
-        path = np.asarray(shape.path(jnp.full(rows, n)))
-        memory, law = start[b, 0], None
+        path = np.asarray(shape.path(jnp.full(batch, n)))
+        memory, log_q = start[b, 0], None
         for depth, node in enumerate(path[min(b, len(path) - 1), : depths[b, n] + 1]):
             token = draft.tokens[b, node]
             if depth and selection == "coupled":
-                value = law + ctx.noise[b, depth - 1]
+                value = log_q + ctx.noise[b, depth - 1]
                 assert value[token] >= jnp.sort(value)[-tree.width] - 1e-4
             memory = read(depth, token[None], memory)[0]
-            law = jax.nn.log_softmax(memory @ weight)
+            log_q = jax.nn.log_softmax(memory @ weight)
         inner = shape.internal is None or n in shape.internal
         if draft.log_q is not None and inner and depths[b, n] < tree.depth:
             slot = shape.slots[min(b, len(shape.slots) - 1), n]
-            np.testing.assert_allclose(draft.log_q[b, slot], law, atol=1e-4)
+            np.testing.assert_allclose(draft.log_q[b, slot], log_q, atol=1e-4)

@@ -277,7 +277,7 @@ def test_n_grams_are_counts_with_a_prior_from_below():
             law = alone / alone.sum()
             for seen in (pairs[first], triples[first, second]):
                 law = (seen + law) / (seen.sum() + 1)
-            found = table._law(counts, jnp.int32(first), jnp.int32(second))
+            found = table._log_probs(counts, jnp.int32(first), jnp.int32(second))
             np.testing.assert_allclose(np.exp(found), law, rtol=1e-4)
 
 
@@ -297,15 +297,15 @@ def test_n_grams_read_the_grid_and_their_own_path():
         jax.tree.leaves(counts), jax.tree.leaves(wanted), strict=True
     ):
         np.testing.assert_array_equal(mine[0], theirs)
-    law, path = table.reader(counts, jnp.asarray([tokens]), learned, 4)
+    law, path = table.node_log_probs(counts, jnp.asarray([tokens]), learned, 4)
     logits, path = law(0, jnp.array([[2]]), path)  # the root; above the next stands 0
     one = jax.tree.map(lambda x: x[0], counts)
     np.testing.assert_allclose(
-        logits[0, 0], table._law(one, jnp.int32(2), jnp.int32(0)), rtol=1e-5
+        logits[0, 0], table._log_probs(one, jnp.int32(2), jnp.int32(0)), rtol=1e-5
     )
     for depth, token, above in [(1, 5, 1), (2, 3, 2), (3, 0, 5), (4, 1, 3)]:
         logits, path = law(depth, jnp.array([[token]]), path)
-        wanted = table._law(one, jnp.int32(token), jnp.int32(above))
+        wanted = table._log_probs(one, jnp.int32(token), jnp.int32(above))
         np.testing.assert_allclose(logits[0, 0], wanted, rtol=1e-5)
 
 
