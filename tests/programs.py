@@ -1,7 +1,7 @@
-"""Small programs that use every part of the library, for tests of how JAX is set.
+"""Small programs of every part of the library, for tests under JAX's settings.
 
-A program takes nothing and makes everything it needs, parameters included, so it can be
-traced (`jax.eval_shape`), compiled (`jax.jit`), or run as it is.
+A program takes no arguments and makes everything it needs, parameters included, so it
+can be traced (`jax.eval_shape`), compiled (`jax.jit`), or run.
 """
 
 from dataclasses import replace
@@ -75,15 +75,18 @@ ROWS = 3
 PROGRAMS = {}
 
 
-def program(name, function, *given):
-    PROGRAMS[name] = partial(function, *given)
+def program(name, function, *arguments):
+    PROGRAMS[name] = partial(function, *arguments)
 
 
-# The toy target, with filters, guidance, and rows that end early.
-def settings(rows=ROWS):
-    temperature, cfg_scale = [1.0, 0.0, 0.7][:rows], [2.0, 0.5, 1.0][:rows]
+# The toy target, with filters, guidance, and sequences that end early.
+def settings():
     return make_sampling(
-        rows, temperature=temperature, cfg_scale=cfg_scale, top_k=4, top_p=0.9
+        ROWS,
+        temperature=[1.0, 0.0, 0.7],
+        cfg_scale=[2.0, 0.5, 1.0],
+        top_k=4,
+        top_p=0.9,
     )
 
 
@@ -92,13 +95,17 @@ def prompts():
 
 
 def toy(name):
-    made, tree = TABLES[name] if name else (None, Tree.root())
-    engine = Engine(toy_target(VOCAB, 2), 8, made, tree)
-    own = table_params(name) if name else None
-    stopping = StoppingCriteria.create(ROWS, [8, 6, 8], [5, -1, -1])
-    keys = batch_keys(3, ROWS)
-    given = toy_params(VOCAB, 40), own, prompts(), settings(), keys, stopping
-    return generate(engine, *given)
+    drafter, tree = TABLES[name] if name else (None, Tree.root())
+    engine = Engine(toy_target(VOCAB, 2), 8, drafter, tree)
+    return generate(
+        engine,
+        toy_params(VOCAB, 40),
+        table_params(name) if name else None,
+        prompts(),
+        settings(),
+        batch_keys(3, ROWS),
+        StoppingCriteria.create(ROWS, [8, 6, 8], [5, -1, -1]),
+    )
 
 
 program("plain", toy, None)
@@ -126,11 +133,12 @@ def first_is_large(params, features):
     return features[..., 0]
 
 
-def ruled(text, tree):
+def verified(text, tree):
     verifier = Judge(first_is_large) if text == "judge" else parse_verifier(text)
     table = jax.random.normal(jax.random.key(1), (3, VOCAB, VOCAB), jnp.float32)
-    codes = np.random.default_rng(1).normal(size=(VOCAB, 2)).astype(np.float32)
-    arrays = {"neighbors": neighbor_table(codes, 2), "embedding": jnp.asarray(codes)}
+    codebook = np.random.default_rng(1).normal(size=(VOCAB, 2)).astype(np.float32)
+    neighbors = neighbor_table(codebook, 2)
+    arrays = {"neighbors": neighbors, "embedding": jnp.asarray(codebook)}
     engine = Engine(toy_target(VOCAB), 6, TableDrafter(), tree, verifier)
     return generate(
         engine,
@@ -161,14 +169,14 @@ VERIFIERS = {
     "judge": PATHS,
 }
 for name, tree in VERIFIERS.items():
-    program(f"rule: {name}", ruled, name, tree)
-program("rule: rejection, sampled beam", ruled, "rejection", StochasticBeam(2, 2))
-program("rule: rejection, best first", ruled, "rejection", BestFirst(5, 2))
+    program(f"rule: {name}", verified, name, tree)
+program("rule: rejection, sampled beam", verified, "rejection", StochasticBeam(2, 2))
+program("rule: rejection, best first", verified, "rejection", BestFirst(5, 2))
 
 
 def stream():
-    made, tree = TABLES["jacobi, last"]
-    engine = Engine(toy_target(VOCAB, 2), 8, made, tree, order=("temperature",))
+    drafter, tree = TABLES["jacobi, last"]
+    engine = Engine(toy_target(VOCAB, 2), 8, drafter, tree, order=("temperature",))
     params = toy_params(VOCAB, 40)
     jobs = Jobs(
         jnp.arange(ROWS, dtype=jnp.int32),
@@ -177,9 +185,9 @@ def stream():
         batch_keys(3, ROWS),
         StoppingCriteria.create(ROWS, [8, 6, 3], [5]),
     )
-    rows = jax.tree.map(lambda x: x[:2], jobs)
-    begun = begin_stream(engine, params, None, rows)
-    _, finished = run_stream(engine, params, None, begun, jobs, True)
+    first = jax.tree.map(lambda x: x[:2], jobs)
+    state = begin_stream(engine, params, None, first)
+    _, finished = run_stream(engine, params, None, state, jobs, True)
     order = jnp.argsort(finished.number)[-ROWS:]
     return finished.result.tokens[order]
 
@@ -188,21 +196,25 @@ program("stream", stream)
 
 
 # Drafters that read a transformer's features, or are one.
-def draw(made, tree, own, model=None, params=None, prompt=None, **options):
+def run_drafter(
+    drafter, tree, drafter_params, model=None, params=None, prompt=None, **options
+):
     model = Transformer(TARGET) if model is None else model
     params = target_params() if params is None else params
     prompt = jnp.array([0, 2, 1]) if prompt is None else prompt
-    feature_layers = getattr(getattr(made, "drafter", made), "feature_layers", ())
+    inner = getattr(drafter, "drafter", drafter)
+    feature_layers = getattr(inner, "feature_layers", ())
     target = make_target(
         model, guided=options.pop("guided", True), feature_layers=feature_layers
     )
-    engine = Engine(target, 6, made, tree, order=("temperature",), **options)
+    engine = Engine(target, 6, drafter, tree, order=("temperature",), **options)
     sampling = make_sampling(ROWS, temperature=[1.0, 0.0, 0.7], cfg_scale=2.0)
-    return generate(engine, params, own, prompt, sampling, batch_keys(3, ROWS))
+    keys = batch_keys(3, ROWS)
+    return generate(engine, params, drafter_params, prompt, sampling, keys)
 
 
 def featured(name):
-    return draw(*FEATURES[name], feature_params(name))
+    return run_drafter(*FEATURES[name], feature_params(name))
 
 
 for name in FEATURES:
@@ -210,9 +222,10 @@ for name in FEATURES:
 
 
 def block(convert, **options):
-    made, tree = FEATURES["block"]
-    own, params = convert(bound_params(made)), convert(target_params())
-    return draw(made, tree, own, params=params, **options)
+    drafter, tree = FEATURES["block"]
+    drafter_params = convert(bound_params(drafter))
+    params = convert(target_params())
+    return run_drafter(drafter, tree, drafter_params, params=params, **options)
 
 
 def in_bfloat16(params):
@@ -240,7 +253,7 @@ QWEN = replace(TEXT, kv_heads=1, qk_norm=True, tied_head=True, qkv_bias=True)
 def captioned():
     valid = jnp.array([[False, True, True], [True] * 3, [False, False, True]])
     features = jax.random.normal(jax.random.key(2), (ROWS, 3, 8), jnp.float32)
-    return draw(
+    return run_drafter(
         None,
         Tree.root(),
         None,
@@ -255,7 +268,7 @@ def text(config, guided):
     prompt = TokenPrompt(prompts(), null) if guided else prompts()
     model, params = Transformer(config), random_params(config)
     tree = named_tree("0,1,00")
-    return draw(PromptLookup(), tree, None, model, params, prompt, guided=guided)
+    return run_drafter(PromptLookup(), tree, None, model, params, prompt, guided=guided)
 
 
 program("captions", captioned)
@@ -291,18 +304,18 @@ def images():
     return jax.random.uniform(jax.random.key(4), (2, 8, 8, 3), jnp.float32, -1.0)
 
 
-def there_and_back(normalized):
+def encode_and_decode(normalized):
     model = Tokenizer(replace(IMAGES, normalized=normalized))
     params = model.init(jax.random.key(0))
-    codes = model.encode(params, images())
-    return codes, model.decode(params, codes)
+    tokens = model.encode(params, images())
+    return tokens, model.decode(params, tokens)
 
 
 for name in ("both", "decoding", "none"):
-    program(f"tokenizer: {name}", there_and_back, name)
+    program(f"tokenizer: {name}", encode_and_decode, name)
 
 
-# What stands beside the loop.
+# Parts outside the generation loop.
 ENCODER = TextEncoderConfig(
     vocab_size=11, layers=1, width=8, heads=2, head_dim=4, ffn_width=16
 )
@@ -318,7 +331,7 @@ def accepted(with_replacement):
     return optimal_acceptance(p, q, 2, with_replacement)
 
 
-def stopping():
+def acceptance_head():
     model = AcceptanceHead(8)
     params = model.init_params(jax.random.key(0))
     hidden = jax.random.normal(jax.random.key(1), (2, 3, 8), jnp.float32)
@@ -331,41 +344,41 @@ def stopping():
 program("text encoder", encoded)
 program("acceptance", accepted, True)
 program("acceptance, without replacement", accepted, False)
-program("stop head", stopping)
+program("stop head", acceptance_head)
 
 
 # Training: two steps of each part.
 STEPS = {"steps": 2, "batch": 2, "warmup": 1}
 
 
-def two_steps(step, state, *given):
+def two_steps(step, state, *arguments_and_batch):
     step, losses = jax.jit(step), []
+    *arguments, batch = arguments_and_batch
     for i in range(2):
-        *arguments, batch = given
         state, metrics = step(state, *arguments, jnp.int32(i), batch)
         losses.append(metrics["loss"])
     return losses
 
 
-def bytes_of():
+def byte_images():
     return jnp.round(127.5 * (images() + 1.0)).astype(jnp.uint8)
 
 
 def train_tokenizer():
     model, config = Tokenizer(IMAGES), TrainingConfig(**STEPS)
     state = tokenizer.init_state(model, config)
-    return two_steps(tokenizer.make_step(model, config), state, bytes_of())
+    return two_steps(tokenizer.make_step(model, config), state, byte_images())
 
 
 def train_classifier():
     model = Classifier(ClassifierConfig(8, 3, 2, (8, 8)))
     config = TrainingConfig(**STEPS)
     state = optimizer.begin(config, model.init(jax.random.key(0)))
-    batch = bytes_of(), jnp.array([0, 2])
+    batch = byte_images(), jnp.array([0, 2])
     return two_steps(classifier.make_step(model, config), state, batch)
 
 
-def some_codes(config, length=16):
+def token_batch(config, length=16):
     shape, labels = (2, length), jnp.array([0, 2])
     return jax.random.randint(
         jax.random.key(7), shape, 0, config.vocab_size, jnp.int32
@@ -380,18 +393,18 @@ def train_prior(objective, dtype="float32", model=TARGET):
     dropped = replace(model, token_dropout=0.1, residual_dropout=0.1, ffn_dropout=0.1)
     model = Transformer(dropped)
     state = optimizer.begin(config, model.init(jax.random.key(0)))
-    return two_steps(prior.make_step(model, config), state, some_codes(dropped))
+    return two_steps(prior.make_step(model, config), state, token_batch(dropped))
 
 
-def train_drafter(made, dtype="float32", **options):
+def train_drafter(model, dtype="float32", **options):
     config = DrafterTrainingConfig(compute_dtype=dtype, **STEPS, **options)
-    own = made.init_params(jax.random.key(0))
-    ids = own.pop("ids", None)
+    drafter_params = model.init_params(jax.random.key(0))
+    ids = drafter_params.pop("ids", None)
     fixed = {} if ids is None else {"ids": ids}
-    step = drafter.make_step(made, config, fixed)
-    batch = *some_codes(TARGET), None
-    params = random_params(made.target)
-    return two_steps(step, optimizer.begin(config, own), params, batch)
+    step = drafter.make_step(model, config, fixed)
+    batch = *token_batch(TARGET), None
+    state = optimizer.begin(config, drafter_params)
+    return two_steps(step, state, random_params(model.target), batch)
 
 
 program("train: tokenizer", train_tokenizer)
@@ -400,7 +413,7 @@ for name in ("next", "sorted", "masked", "continuation", "refinement", "tidar"):
     program(f"train: {name}", train_prior, name)
 program("train: next, bfloat16", train_prior, "next", "bfloat16")
 program("train: next, text", train_prior, "next", "float32", TEXT)
-JUDGED = DFlashConfig(
+CONFIDENT = DFlashConfig(
     4,
     1,
     32,
@@ -418,11 +431,11 @@ TRAINED = {
         "kangaroo", "block", "block, refined",
     )
 }  # fmt: skip
-TRAINED["block, judged"] = DFlash(JUDGED, TARGET)
+TRAINED["block, judged"] = DFlash(CONFIDENT, TARGET)
 TRAINED["block, row above"] = DFlash(replace(BLOCK, block_size=3, above=True), TARGET)
 TRAINED["prompt tokens"] = PPD(PPDConfig(3), replace(TARGET, extra_tokens=0))
-for name, made in TRAINED.items():
-    program(f"train: {name}", train_drafter, made)
+for name, model in TRAINED.items():
+    program(f"train: {name}", train_drafter, model)
 for name in ("cross_entropy", "reverse_kl", "tvd", "tvd++"):
     options = {"cfg_scale": 3.0, "divergence": name}
     program(
@@ -433,16 +446,16 @@ program(
 )
 
 
-def judged():
-    made = TRAINED["block, judged"]
+def with_confidence():
+    model = TRAINED["block, judged"]
     policy = ConfidenceCutoff(0.5, "head")
-    return draw(Adaptive(made, policy), TREE, bound_params(made))
+    return run_drafter(Adaptive(model, policy), TREE, bound_params(model))
 
 
-program("adaptive: head", judged)
+program("adaptive: head", with_confidence)
 program(
     "feature: block, row above",
-    lambda: draw(
+    lambda: run_drafter(
         TRAINED["block, row above"],
         named_tree("0,1,00"),
         bound_params(TRAINED["block, row above"]),

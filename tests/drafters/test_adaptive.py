@@ -1,4 +1,4 @@
-"""Drafts cut short by a policy: what stays exact, what is refused, what is learned."""
+"""Adaptive drafts: exactness, refused policies, and acceptance heads."""
 
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -40,8 +40,8 @@ CHAIN, BUSHY = Tree.chain(3), named_tree("0,1,00,01,000")
 
 
 @dataclass(frozen=True)
-class Given:
-    """Drafts what its parameters are."""
+class FixedDraft:
+    """Drafter whose parameters are its draft."""
 
     def init(self, params, ctx):
         return ()
@@ -69,7 +69,7 @@ def a_round(rows, tree, selection="coupled"):
 
 
 def nested(drafter, *policies):
-    """The drafter under several policies at once."""
+    """Wraps a drafter in several policies."""
     for policy in policies:
         drafter = Adaptive(drafter, policy)
     return drafter
@@ -77,18 +77,18 @@ def nested(drafter, *policies):
 
 @partial(jax.jit, static_argnums=(1, 2))
 def _cut(draft, tree, policies):
-    drafter, rows = nested(Given(), *policies), draft.tokens.shape[0]
+    drafter, rows = nested(FixedDraft(), *policies), draft.tokens.shape[0]
     state = drafter.init(draft, InitContext(None, None, None, tree, rows, 0))
     return drafter.propose(draft, state, a_round(rows, tree))[0]
 
 
 def cut(draft, tree, *policies):
-    """The draft as policies leave it in their first round."""
+    """Draft after the first round of some policies."""
     return _cut(draft, tree, policies)
 
 
 def with_confidence(draft, tree, seed=0):
-    """Adds a predicted acceptance that depends on a node's parent and its token."""
+    """Adds predicted acceptance that depends on the tokens of a node and its parent."""
     table = np.random.default_rng(seed).random((tree.depth + 1, VOCAB, VOCAB))
     shape = draft.topology(tree)
     depths = np.broadcast_to(shape.depths, draft.tokens.shape)
@@ -102,13 +102,13 @@ def drafts_of(verifier, tree, q=Q):
 
 
 def ids(x):
-    """Short names of what a test runs with."""
+    """Short names of test parameters."""
     if isinstance(x, tuple):
         return "+".join(type(policy).__name__ for policy in x)
     return type(x).__name__
 
 
-# Decided from the past, and not.
+# Policies that use only ancestors, and policies that use the node's own token.
 PAST = [
     (EntropyCutoff(1.0),),
     (ConfidenceCutoff(0.3),),
@@ -147,17 +147,17 @@ def test_stopping_after_a_token_leaves_every_rule_exact(policies):
 def test_dropping_a_token_for_what_it_is_is_refused_where_it_would_bias(policy):
     for verifier, tree in DRAWN:
         drafts = drafts_of(verifier, tree)
-        honest = cut(drafts.draft, tree, policy)
+        short = cut(drafts.draft, tree, policy)
         with pytest.raises(ConfigError, match="keep_trigger=True"):
-            output_law(verifier, P, replace(drafts, draft=honest))
-        # A later policy of the other kind does not make it honest again.
+            output_law(verifier, P, replace(drafts, draft=short))
+        # A later policy that uses only ancestors does not undo the bias.
         with pytest.raises(ConfigError, match="keep_trigger=True"):
-            later = cut(honest, tree, EntropyCutoff(inf))
+            later = cut(short, tree, EntropyCutoff(inf))
             output_law(verifier, P, replace(drafts, draft=later))
-        lying = replace(drafts, draft=replace(honest, pruned_by="past"))
+        mislabeled = replace(drafts, draft=replace(short, pruned_by="past"))
         with pytest.raises(AssertionError, match="is biased"):
-            assert_lossless(verifier, P, lying, draws=0)
-        assert distortion(verifier, P, lying) > 1e-3
+            assert_lossless(verifier, P, mislabeled, draws=0)
+        assert distortion(verifier, P, mislabeled) > 1e-3
     for verifier, tree in GIVEN:
         drafts = drafts_of(verifier, tree)
         dropped = cut(drafts.draft, tree, policy)
@@ -178,7 +178,7 @@ def test_the_bias_of_dropping_unlikely_tokens_is_the_known_one():
 
 
 def test_judging_a_chain_by_its_end_is_caught():
-    """A policy that calls itself past-only and drops a whole draft of low chance."""
+    """A policy declared `past_only` that drops whole drafts of low probability."""
 
     @dataclass(frozen=True)
     class AllOrNothing(ConfidenceCutoff):
@@ -209,14 +209,14 @@ def test_grown_drafts_stay_exact_too(tree):
         short = cut(drafts.draft, tree, policy)
         assert (drafts.draft.valid & ~short.valid).any()
         assert_lossless(Rejection(), P, replace(drafts, draft=short), draws=0)
-    lying = ConfidenceCutoff(0.3, keep_trigger=False, least_length=0)
-    lying = replace(cut(drafts.draft, tree, lying), pruned_by="past")
+    dropping = ConfidenceCutoff(0.3, keep_trigger=False, least_length=0)
+    mislabeled = replace(cut(drafts.draft, tree, dropping), pruned_by="past")
     with pytest.raises(AssertionError, match="is biased"):
-        assert_lossless(Rejection(), P, replace(drafts, draft=lying), draws=0)
+        assert_lossless(Rejection(), P, replace(drafts, draft=mislabeled), draws=0)
 
 
-def foreseen(draft, tree, n, policies, seed):
-    """Whether a policy's verdict on node `n` changes with what is not above `n`."""
+def depends_on_later(draft, tree, n, policies, seed):
+    """Whether a policy's decision on node `n` depends on more than its ancestors."""
     rng = np.random.default_rng(seed)
     later = ~tree.ancestors[n] | (np.arange(tree.size) == n)
     tokens = rng.integers(VOCAB, size=draft.tokens.shape)
@@ -236,36 +236,36 @@ def foreseen(draft, tree, n, policies, seed):
 def test_the_past_is_all_that_decides(policies):
     draft = drafts_of(Rejection(), BUSHY).draft
     for n in range(1, BUSHY.size):
-        assert not foreseen(draft, BUSHY, n, policies, n)
+        assert not depends_on_later(draft, BUSHY, n, policies, n)
 
 
-def test_the_same_probe_sees_a_policy_that_looks_at_the_token():
+def test_the_same_check_finds_a_policy_that_uses_the_token():
     draft = drafts_of(Rejection(), BUSHY).draft
     for policy in (DROPPING[0], DROPPING[2]):
-        assert foreseen(draft, BUSHY, 1, (policy,), 0)
+        assert depends_on_later(draft, BUSHY, 1, (policy,), 0)
 
 
-def test_policies_keep_the_nodes_that_their_formula_names():
-    """Node by node in plain Python, from the law and the listed tokens alone."""
+def test_policies_keep_the_nodes_of_their_formula():
+    """Compares with plain Python, node by node."""
     drafts = drafts_of(Rejection(), BUSHY)
     tokens = np.asarray(drafts.draft.tokens)
     head = np.asarray(drafts.draft.confidence, np.float64)
 
-    def entropy(law):
-        return -sum(x * log(x) for x in law if x > 0)
+    def entropy(q):
+        return -sum(x * log(x) for x in q if x > 0)
 
-    def wanted(b, n, policy):
-        above = [m for m in range(tree.size) if tree.ancestors[n, m]]  # root first
-        words = [tokens[b, m] for m in above]
-        laws = [Q.tables[d][tuple(words[1 : d + 1])] for d in range(len(above))]
+    def keeps(b, n, policy):
+        path = [m for m in range(tree.size) if tree.ancestors[n, m]]  # root first
+        words = [tokens[b, m] for m in path]
+        qs = [Q.tables[d][tuple(words[1 : d + 1])] for d in range(len(path))]
         if isinstance(policy, EntropyCutoff):
-            return all(entropy(law) <= policy.most for law in laws[:-1])
-        seen = above[1:-1] if policy.keep_trigger else above[1:]
+            return all(entropy(q) <= policy.most for q in qs[:-1])
+        used = path[1:-1] if policy.keep_trigger else path[1:]
         chance = 1.0
-        for d, m in enumerate(seen):
-            drawn = laws[d][tokens[b, m]]
-            chance *= head[b, m] if policy.source == "head" else drawn
-        return chance >= policy.least or len(above) - 1 <= policy.least_length
+        for d, m in enumerate(used):
+            q = qs[d][tokens[b, m]]
+            chance *= head[b, m] if policy.source == "head" else q
+        return chance >= policy.least or len(path) - 1 <= policy.least_length
 
     tree = BUSHY
     policies = [policy for line in PAST for policy in line] + DROPPING
@@ -275,19 +275,19 @@ def test_policies_keep_the_nodes_that_their_formula_names():
         got = np.asarray(cut(drafts.draft, tree, policy).valid)
         want = np.array(
             [
-                [wanted(b, n, policy) for n in range(tree.size)]
+                [keeps(b, n, policy) for n in range(tree.size)]
                 for b in range(0, len(tokens), 7)
             ]
         )
-        drawn = np.asarray(drafts.draft.valid)[::7]
-        np.testing.assert_array_equal(got[::7], want & drawn)
+        valid = np.asarray(drafts.draft.valid)[::7]
+        np.testing.assert_array_equal(got[::7], want & valid)
 
 
 # DiffuSpec's controller.
 
 
 def diffuspec(history, least, most, step, decay):
-    """The paper's formula, row by row: lengths of the drafts, the first included."""
+    """Draft lengths of one sequence by the paper's formula, the first included."""
     length, generated, accepted = most, 0.0, 0.0
     lengths = [length]
     for end, hit in history:  # drafted tokens before an end token; accepted tokens
@@ -347,14 +347,14 @@ def test_the_length_controller_follows_its_paper(controller):
     for b in range(rows):
         rows_ends = np.full(rounds, tree.depth) if no_end else ends[b]
         history = list(zip(rows_ends[live[b]], hits[b][live[b]], strict=True))
-        wanted = diffuspec(history, c.least, c.most, c.step, c.decay)
+        expected = diffuspec(history, c.least, c.most, c.step, c.decay)
         stay = np.concatenate([[0], np.cumsum(live[b])])
-        np.testing.assert_array_equal(got[b], np.array(wanted)[stay])
+        np.testing.assert_array_equal(got[b], np.array(expected)[stay])
     assert len(np.unique(got)) > 2
 
 
 def test_the_length_of_a_draft_is_that_of_its_deepest_valid_node():
-    """What another policy or a grown tree left out was not drafted."""
+    """Nodes that another policy or a dynamic tree left out do not count."""
     controller = LengthController(1, 6, 2)
     valid = jnp.arange(7) <= jnp.array([[6], [4], [1], [0]])
     hole = jnp.ones((1, 7), bool).at[0, 3].set(False)  # nothing hangs below
@@ -364,7 +364,7 @@ def test_the_length_of_a_draft_is_that_of_its_deepest_valid_node():
     np.testing.assert_array_equal(state.drafted, [6, 4, 1, 0, 2])
 
 
-def test_in_a_tree_the_first_choices_say_where_the_text_ends():
+def test_in_a_tree_the_first_choices_decide_where_the_text_ends():
     tree = named_tree("0,1,00,10,000,100")
     tokens = np.zeros((3, tree.size), int)
     rank, depth = np.array(tree.ranks), tree.depths
@@ -382,7 +382,7 @@ def test_in_a_tree_the_first_choices_say_where_the_text_ends():
 SIZE, LENGTH, ROWS = 5, 12, 24
 PARAMS = toy_params(SIZE, 40)
 HEAD = AcceptanceHead(4)
-OWN = {
+DRAFTER_PARAMS = {
     "table": 2 * jax.random.normal(jax.random.key(1), (3, SIZE, SIZE)),
     "embedding": 3 * jax.random.normal(jax.random.key(2), (SIZE, 4)),
     "head": HEAD.init_params(jax.random.key(3)),
@@ -400,7 +400,7 @@ IN_LOOP = [
 
 @dataclass(frozen=True)
 class HeadedTable(TableDrafter):
-    """A table whose tokens' embeddings tell a stop head what to predict."""
+    """Table drafter with an acceptance head over its tokens' embeddings."""
 
     def propose(self, params, state, ctx):
         draft, state = super().propose(params, state, ctx)
@@ -416,7 +416,7 @@ def engine(tree, policies=(), verifier=Coupled(), length=LENGTH):  # noqa: B008
 
 @lru_cache
 def runner(*settings):
-    return jax.jit(partial(generate, engine(*settings), PARAMS, OWN))
+    return jax.jit(partial(generate, engine(*settings), PARAMS, DRAFTER_PARAMS))
 
 
 @lru_cache
@@ -471,15 +471,15 @@ def test_policies_that_never_stop_drop_nothing():
     np.testing.assert_array_equal(cut(draft, BUSHY, *never).valid, draft.valid)
 
 
-def test_drafted_tokens_that_count_hang_on_the_root():
-    """A token below one that was cut off is not counted as proposed."""
+def test_proposed_tokens_are_connected_to_the_root():
+    """Tokens below one that was cut are not counted as proposed."""
     for policies in IN_LOOP:
         drafts = with_confidence(all_drafts(Q, CHAIN, "top").draft, CHAIN)
         valid = np.asarray(cut(drafts, CHAIN, *policies).valid)
         assert (valid[:, 1:] <= valid[:, :-1]).all()
 
 
-def test_rows_that_are_accepted_draft_longer_beside_rows_that_are_not():
+def test_draft_lengths_are_controlled_per_sequence():
     tree, controller = Tree.chain(6), LengthController(1, 6, 3)
     drafter = Adaptive(NoisyOracle(SIZE), controller)
     alone = Engine(toy_target(SIZE), LENGTH, drafter, tree, order=ORDER)
@@ -495,8 +495,8 @@ def test_rows_that_are_accepted_draft_longer_beside_rows_that_are_not():
     assert proposed[lucky].mean() > 1.5 * proposed[~lucky].mean()
 
 
-def test_rejection_keeps_its_law_over_several_rounds():
-    """What a controller learns in one round must not bias the next."""
+def test_rejection_stays_unbiased_over_several_rounds():
+    """The controller's state from one round must not bias the next."""
     policies = (EntropyCutoff(1.2), LengthController(1, 2, 1, end_token=4))
     rows = 4000
     run = runner(CHAIN, policies, Rejection(), 4)
@@ -506,30 +506,30 @@ def test_rejection_keeps_its_law_over_several_rounds():
     assert per_round(out.stats).mean() < 2.9
 
 
-def test_the_loop_sees_the_bias_that_it_otherwise_refuses():
+def test_the_bias_that_the_loop_refuses_is_real():
     @dataclass(frozen=True)
-    class Lying(ConfidenceCutoff):
+    class Mislabeled(ConfidenceCutoff):
         @property
         def past_only(self):
             return True
 
     rows = 4000
-    honest = ConfidenceCutoff(0.4, keep_trigger=False, least_length=0)
-    lying = Lying(0.4, keep_trigger=False, least_length=0)
+    dropping = ConfidenceCutoff(0.4, keep_trigger=False, least_length=0)
+    mislabeled = Mislabeled(0.4, keep_trigger=False, least_length=0)
     arguments = jnp.zeros(rows, jnp.int32), make_sampling(rows), batch_keys(3, rows)
     with pytest.raises(ConfigError, match="keep_trigger=True"):
-        runner(CHAIN, (honest,), Rejection(), 4)(*arguments)
-    out = runner(CHAIN, (lying,), Rejection(), 4)(*arguments)
+        runner(CHAIN, (dropping,), Rejection(), 4)(*arguments)
+    out = runner(CHAIN, (mislabeled,), Rejection(), 4)(*arguments)
     assert misfit(np.asarray(out.tokens), target_law(0)) > 10
 
 
 def test_the_state_of_policies_can_be_donated_from_the_start():
-    drafter = nested(Given(), *(policy for line in IN_LOOP for policy in line))
+    drafter = nested(FixedDraft(), *(policy for line in IN_LOOP for policy in line))
     state = drafter.init(None, InitContext(None, None, None, CHAIN, ROWS, 0))
     jax.jit(lambda state: state, donate_argnums=0)(state)
 
 
-def test_the_drafter_inside_still_sees_everything():
+def test_the_wrapped_drafter_observes_every_round():
     @dataclass(frozen=True)
     class Counting(TableDrafter):
         def init(self, params, ctx):
@@ -539,29 +539,30 @@ def test_the_drafter_inside_still_sees_everything():
             return state + result.counts
 
     @dataclass(frozen=True)
-    class Riding(Counting):
+    class WithExtraQueries(Counting):
         extra_rows: int = 3
 
     drafter = nested(Counting(), LengthController(1, 2, 1), EntropyCutoff(1.0))
     state = drafter.init(None, InitContext(None, None, None, CHAIN, 2, 0))
     none, counts = jnp.zeros(0), jnp.array([3, 0])
-    seen = RoundResult(none, counts, none, jnp.array([2, 0]), none, none, None, None)
-    (counted, lengths), _ = drafter.observe(None, state, seen)
+    result = RoundResult(none, counts, none, jnp.array([2, 0]), none, none, None, None)
+    (counted, lengths), _ = drafter.observe(None, state, result)
     np.testing.assert_array_equal(counted, counts)
     np.testing.assert_array_equal(lengths.accepted, [1, 0])
-    assert nested(Riding(), EntropyCutoff(1.0), ConfidenceCutoff(0.3)).extra_rows == 3
+    assert (
+        nested(WithExtraQueries(), EntropyCutoff(1.0), ConfidenceCutoff(0.3)).extra_rows
+        == 3
+    )
     assert drafter.extra_rows == 0
-    united = MergedDrafter(
-        drafter, drafter, Tree.chain(1), Tree.chain(1)
-    )  # nothing rides
-    assert united.tree.size == 3
+    merged = MergedDrafter(drafter, drafter, Tree.chain(1), Tree.chain(1))
+    assert merged.tree.size == 3  # allowed: there are no extra queries
 
 
 # SpecDec++'s head.
 
 
 def separation(confidence, accepted):
-    """Chance that an accepted token is held likelier than a rejected one."""
+    """Probability that an accepted token has more confidence than a rejected one."""
     yes, no = confidence[accepted], confidence[~accepted]
     return float((yes[:, None] > no).mean() + (yes[:, None] == no).mean() / 2)
 
@@ -591,8 +592,8 @@ def hidden_states(seed, rows):
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_a_trained_stop_head_tells_accepted_from_rejected(shared):
-    """No linear map of the states could. Half of the labels are lies, not for use."""
+def test_a_trained_head_separates_accepted_from_rejected(shared):
+    """No linear map of the states could. Half of the labels are wrong and unused."""
     head = AcceptanceHead(6, shared=shared)
     params = head.init_params(jax.random.key(0))
     hidden, accepted = hidden_states(0, 2000)
@@ -610,7 +611,7 @@ def test_a_trained_stop_head_tells_accepted_from_rejected(shared):
 
 
 def test_a_trained_head_and_a_cutoff_find_the_first_rejected_token():
-    """SpecDec++ as a whole: a head behind `Draft.confidence`, a threshold of .7."""
+    """SpecDec++ as a whole: a head for `Draft.confidence`, and a threshold of .7."""
     head, (hidden, accepted) = AcceptanceHead(6), hidden_states(0, 2000)
     params = head.init_params(jax.random.key(0))
     use = np.ones(len(hidden), bool)
@@ -620,7 +621,7 @@ def test_a_trained_head_and_a_cutoff_find_the_first_rejected_token():
     hidden = hidden.reshape(300, tree.size, -1)
     accepted = accepted.reshape(300, tree.size)[:, 1:]
     length = np.cumprod(accepted, axis=1).sum(axis=1)
-    wanted = np.minimum(length + 1, tree.depth)  # the token that failed is kept
+    expected = np.minimum(length + 1, tree.depth)  # the token that failed is kept
 
     def share(params):
         draft = Draft(
@@ -629,7 +630,7 @@ def test_a_trained_head_and_a_cutoff_find_the_first_rejected_token():
             confidence=head.confidence(params, hidden),
         )
         short = cut(draft, tree, ConfidenceCutoff(0.7, "head"))
-        return (np.asarray(short.valid).sum(axis=1) - 1 == wanted).mean()
+        return (np.asarray(short.valid).sum(axis=1) - 1 == expected).mean()
 
     assert share(trained) > 0.75 and share(params) < 0.6
 
@@ -649,8 +650,8 @@ def test_rejections_weigh_six_times_in_the_loss():
     assert loss(accept, np.zeros((3, 4), bool)) == 0
 
 
-def test_a_head_that_sees_nothing_learns_the_weighted_share():
-    """With states of zero its biases remain: `a / (a + 6 (1 - a))` is best."""
+def test_a_head_without_information_learns_the_weighted_share():
+    """With states of zero only biases remain: `a / (a + 6 (1 - a))` is best."""
     head = AcceptanceHead(3)
     hidden, use = np.zeros((10, 3), np.float32), np.ones(10, bool)
     accept = np.where(np.arange(10) < 8, 1.0, 0.0)
@@ -659,7 +660,7 @@ def test_a_head_that_sees_nothing_learns_the_weighted_share():
     np.testing.assert_allclose(head.confidence(trained, hidden), 0.4, atol=1e-3)
 
 
-def test_a_shared_block_is_the_same_block_again_and_again():
+def test_a_shared_block_equals_copies_of_it():
     shared, own = AcceptanceHead(4, 3), AcceptanceHead(4, 3, shared=False)
     params = shared.init_params(jax.random.key(0))
     assert set(params) == {"block", "head"}
@@ -677,11 +678,11 @@ def test_a_shared_block_is_the_same_block_again_and_again():
         x = h @ np.asarray(params["block"]["kernel"]) + params["block"]["bias"]
         h = h + x / (1 + np.exp(-x))
     logits = h @ np.asarray(params["head"]["kernel"]) + params["head"]["bias"]
-    wanted = 1 / (1 + np.exp(logits[:, 0] - logits[:, 1]))
-    np.testing.assert_allclose(shared.confidence(params, hidden), wanted, atol=1e-5)
+    expected = 1 / (1 + np.exp(logits[:, 0] - logits[:, 1]))
+    np.testing.assert_allclose(shared.confidence(params, hidden), expected, atol=1e-5)
 
 
-# Damaged settings.
+# Invalid settings.
 
 
 @pytest.mark.parametrize(
@@ -705,7 +706,7 @@ def test_a_shared_block_is_the_same_block_again_and_again():
         (lambda: AcceptanceHead(4, layers=-1), "layers"),
     ],
 )
-def test_impossible_settings_are_refused_at_once(make, words):
+def test_invalid_settings_raise(make, words):
     with pytest.raises(ConfigError, match=words):
         make()
 
@@ -718,8 +719,10 @@ def test_impossible_settings_are_refused_at_once(make, words):
         (TableDrafter(), CHAIN, ConfidenceCutoff(0.5, "head"), "source='q'"),
     ],
 )
-def test_a_policy_says_what_its_drafter_lacks(drafter, tree, policy, words):
-    its = Engine(toy_target(SIZE), 3, Adaptive(drafter, policy), tree, order=ORDER)
-    run = partial(generate, its, PARAMS, OWN)
+def test_a_policy_names_the_missing_output_of_its_drafter(drafter, tree, policy, words):
+    adaptive_engine = Engine(
+        toy_target(SIZE), 3, Adaptive(drafter, policy), tree, order=ORDER
+    )
+    run = partial(generate, adaptive_engine, PARAMS, DRAFTER_PARAMS)
     with pytest.raises(ConfigError, match=words):
         jax.eval_shape(run, jnp.zeros(1, jnp.int32), make_sampling(1), batch_keys(0, 1))

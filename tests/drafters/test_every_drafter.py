@@ -1,4 +1,4 @@
-"""Whatever drafts: the tokens are those of plain decoding, the cache is like new."""
+"""Every drafter leaves the tokens of plain decoding and a correct target cache."""
 
 from functools import lru_cache, partial
 
@@ -47,7 +47,7 @@ LIMITS = [LENGTH, 11, LENGTH], [5, -1, -1]
 
 @lru_cache
 def plain_toy_tokens():
-    """What the toy draws without a drafter."""
+    """Tokens of the toy target without a drafter."""
     run = jax.jit(partial(generate, Engine(toy_target(VOCAB, 2), LENGTH)))
     sampling = make_sampling(ROWS, **SETTINGS)
     stopping = StoppingCriteria.create(ROWS, *LIMITS)
@@ -55,7 +55,7 @@ def plain_toy_tokens():
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_tokens_and_cache_stay_as_they_are(name):
+def test_drafters_on_the_toy_target_leave_tokens_and_cache_as_they_are(name):
     drafter, tree = TABLES[name]
     engine, state = run_rounds(
         toy_target(VOCAB, 2),
@@ -70,17 +70,17 @@ def test_tokens_and_cache_stay_as_they_are(name):
         stopping=StoppingCriteria.create(ROWS, *LIMITS),
         seed=3,
     )
-    wanted = plain_toy_tokens()
-    np.testing.assert_array_equal(state.length, wanted.lengths)
-    kept = np.arange(LENGTH) < state.length[:, None]
-    tokens = np.where(kept, state.tokens[:, :LENGTH], -1)
-    np.testing.assert_array_equal(tokens, wanted.tokens)
+    plain = plain_toy_tokens()
+    np.testing.assert_array_equal(state.length, plain.lengths)
+    generated = np.arange(LENGTH) < state.length[:, None]
+    tokens = np.where(generated, state.tokens[:, :LENGTH], -1)
+    np.testing.assert_array_equal(tokens, plain.tokens)
     assert_fresh_cache(engine, PARAMS, PROMPT, state)
 
 
 @pytest.mark.parametrize("tree", [BUSHY, Beam(9, 3, 4, 3), BestFirst(8, 3)], ids=str)
-def test_a_drafter_that_breaks_down_costs_speed_alone(tree):
-    """Whatever follows a certain token is NaN to it."""
+def test_a_broken_drafter_costs_only_speed(tree):
+    """Its logits after a certain token are NaN."""
     broken = {**OTHER, "values": OTHER["values"].at[2].set(jnp.nan)}
     engine, state = run_rounds(
         toy_target(VOCAB, 2),
@@ -95,12 +95,12 @@ def test_a_drafter_that_breaks_down_costs_speed_alone(tree):
         stopping=StoppingCriteria.create(ROWS, *LIMITS),
         seed=3,
     )
-    kept = np.arange(LENGTH) < state.length[:, None]
-    tokens = np.where(kept, state.tokens[:, :LENGTH], -1)
+    generated = np.arange(LENGTH) < state.length[:, None]
+    tokens = np.where(generated, state.tokens[:, :LENGTH], -1)
     np.testing.assert_array_equal(tokens, plain_toy_tokens().tokens)
 
 
-def test_the_whole_loop_as_one_program_is_held_to_plain_decoding_too():
+def test_the_whole_loop_as_one_program_gives_the_tokens_of_plain_decoding():
     drafter, tree = TABLES["union"]
     out = assert_same_tokens(
         toy_target(VOCAB, 2),
@@ -122,14 +122,14 @@ SAMPLING = {"temperature": [1.0, 0.0, 0.7], "cfg_scale": 2.0}
 
 @lru_cache
 def plain_tokens():
-    """What the target draws without a drafter, whatever it is tapped for."""
+    """Tokens of the target without a drafter; feature layers do not change them."""
     target = make_target(Transformer(TARGET), guided=True)
     run = jax.jit(partial(generate, Engine(target, 16, order=("temperature",))))
     sampling = make_sampling(ROWS, **SAMPLING)
     return run(target_params(), None, CLASSES, sampling, batch_keys(3, ROWS)).tokens
 
 
-# Variants of others here.
+# Variants of other drafters in this test, marked slow.
 LONG = (
     "eagle-1",
     "eagle-2",

@@ -97,12 +97,12 @@ def test_a_wide_beam_finds_the_tree_a_heap_finds(selection):
             if d + 1 < depth:
                 heapq.heappush(heap, (total - best[d + 1, 0], (*ranks, 0)))
         shape = draft.topology(tree)
-        found = set()
+        paths = set()
         for n in range(1, nodes):
             path = np.asarray(shape.path(jnp.full(batch, n)))[b]
             path = path[1 : int(shape.depths[b, n]) + 1]
-            found.add(tuple(np.asarray(draft.tokens)[b, path].tolist()))
-        assert found == kept
+            paths.add(tuple(np.asarray(draft.tokens)[b, path].tolist()))
+        assert paths == kept
 
 
 @pytest.mark.parametrize("tree", DYNAMIC_TREES, ids=lambda t: type(t).__name__)
@@ -156,7 +156,7 @@ def test_any_grown_draft_gives_the_tokens_of_plain_decoding(tree, branches):
 
 
 def test_a_stochastic_beam_samples_paths_without_replacement():
-    """The first path follows the drafter's distribution; the control, the second, not."""
+    """Of two paths only the first follows the drafter's distribution."""
     batch, tree = 20000, StochasticBeam(2, 2)
     table = 1.5 * jax.random.normal(jax.random.key(0), (2, VOCAB, VOCAB))
     ctx = make_round(batch, tree, "without_replacement")

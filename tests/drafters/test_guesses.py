@@ -1,4 +1,4 @@
-"""Drafts are not only harmless: they are what their methods say."""
+"""Drafts of each method equal those that its paper defines."""
 
 from dataclasses import replace
 from functools import partial
@@ -36,7 +36,7 @@ PROMPT = jnp.array([[1, 2, 3, 1], [4, 4, -1, -1], [0, -1, -1, -1]])
 
 
 def next_round(engine, state, sampling):
-    """What a drafter would be told next."""
+    """Draft context of the next round."""
     last = jnp.take_along_axis(state.tokens, state.length[:, None] - 1, axis=1)
     position = state.start + state.length - 1
     after = position[:, None] + 1 + jnp.arange(engine.path_length)
@@ -59,10 +59,10 @@ def next_round(engine, state, sampling):
     [Tree.chain(4), named_tree("0,1,00,01,10,000"), Beam(9, 3, 4, 3), BestFirst(5, 4)],
     ids=str,
 )
-@pytest.mark.parametrize("streams", [1, 2])
-def test_a_drafter_that_is_the_target_is_always_right(tree, streams):
+@pytest.mark.parametrize("branches", [1, 2])
+def test_a_drafter_that_is_the_target_is_always_right(tree, branches):
     """Its cache, positions and masks are those of the target itself."""
-    target = toy_target(VOCAB, streams)
+    target = toy_target(VOCAB, branches)
     engine, state = run_rounds(
         target,
         PARAMS,
@@ -79,16 +79,16 @@ def test_a_drafter_that_is_the_target_is_always_right(tree, streams):
         order=("temperature",),
     )
     accepted = np.asarray(state.stats.accepted)
-    if isinstance(tree, Tree):  # nodes of grown trees may go elsewhere
+    if isinstance(tree, Tree):  # a dynamic tree need not reach its full depth
         assert accepted[:, : tree.depth].sum() == 0
     assert accepted[:, 1:].sum() > 0.9 * accepted.sum()
 
 
-def after(rounds, target, params, drafter, own, tree, prompt, sampling):
-    """Engine and state after some rounds; no row has ended."""
+def after(rounds, target, params, drafter, drafter_params, tree, prompt, sampling):
+    """Engine and state after some rounds; no sequence has ended."""
     length = 1 + rounds * (tree.depth + 1)
     engine = Engine(target, length, drafter, tree, order=("temperature",))
-    arguments = (params, own, prompt, sampling)
+    arguments = (params, drafter_params, prompt, sampling)
     state = init_state(engine, *arguments, batch_keys(0, ROWS))
     step = jax.jit(partial(spec_step, engine))
     for _ in range(rounds):
@@ -97,8 +97,8 @@ def after(rounds, target, params, drafter, own, tree, prompt, sampling):
     return engine, state
 
 
-def agree(a, b):
-    """Two drafts of one round, up to rounding."""
+def assert_same_draft(a, b):
+    """Compares two drafts of one round, up to rounding."""
     np.testing.assert_array_equal(a.tokens, b.tokens)
     np.testing.assert_array_equal(a.valid, b.valid)
     if a.log_q is not None:
@@ -115,8 +115,8 @@ ON_FEATURES = [
 
 
 @pytest.mark.parametrize("name", ON_FEATURES)
-def test_a_context_in_pieces_is_the_same_context(name):
-    """After many rounds the drafter is where it would be, had it read all at once."""
+def test_a_context_read_in_pieces_gives_the_same_draft(name):
+    """After some rounds the draft is that of a drafter that read all tokens at once."""
     (drafter, tree), params = FEATURES[name], feature_params(name)
     target = make_target(
         Transformer(TARGET), guided=True, feature_layers=drafter.feature_layers
@@ -128,21 +128,21 @@ def test_a_context_in_pieces_is_the_same_context(name):
     ctx = next_round(engine, state, sampling)
     pieces, _ = jax.jit(drafter.propose)(params, state.drafter, ctx)
 
-    known = state.tokens[:, :16]
+    tokens = state.tokens[:, :16]
     null = jnp.repeat(jnp.arange(2) > 0, ROWS)
     _, features = Transformer(TARGET).score(
         target_params(),
         jnp.concatenate([CLASSES] * 2),
-        jnp.concatenate([known] * 2),
+        jnp.concatenate([tokens] * 2),
         null=null,
         feature_layers=drafter.feature_layers,
     )
-    read = jnp.pad(known, ((0, 0), (1, 0)))  # by position: the class, then tokens
+    prompt = jnp.pad(tokens, ((0, 0), (1, 0)))  # position 0 is the class
     lengths = jnp.concatenate([state.length] * 2)  # all but the root
-    start = InitContext(read, features, lengths, tree, ROWS, 8)
+    start = InitContext(prompt, features, lengths, tree, ROWS, 8)
     fresh = drafter.init(params, start)
     at_once, _ = jax.jit(drafter.propose)(params, fresh, ctx)
-    agree(pieces, at_once)
+    assert_same_draft(pieces, at_once)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_a_node_depends_on_its_own_path_alone(name):
     features = jax.random.normal(
         jax.random.key(1), (2 * ROWS, 3, 32 * len(drafter.feature_layers))
     )
-    laws = []
+    log_q = []
     for tree in (named_tree("0,1,2,00,01,10,000"), Tree.chain(3)):
         start = InitContext(CLASSES, features, jnp.full(2 * ROWS, 3), tree, ROWS, 8)
         state = drafter.init(params, start)
@@ -176,12 +176,12 @@ def test_a_node_depends_on_its_own_path_alone(name):
         )
         draft, _ = drafter.propose(params, state, ctx)
         first = [tree.rank_paths.index((0,) * d) for d in range(3)]
-        laws.append(draft.log_q[:, tree.slots[first]])
-    np.testing.assert_allclose(laws[0], laws[1], atol=1e-4)
+        log_q.append(draft.log_q[:, tree.slots[first]])
+    np.testing.assert_allclose(log_q[0], log_q[1], atol=1e-4)
 
 
-def observed(logits, draft, tree, path, accepted, tokens=None):
-    """What a round shows of a toy draft."""
+def result_of(logits, draft, tree, path, accepted, tokens=None):
+    """Result of a round with a made-up draft."""
     rows = len(logits)
     path = jnp.broadcast_to(jnp.asarray(path), (rows, len(path)))
     accepted = jnp.full(rows, accepted)
@@ -190,7 +190,7 @@ def observed(logits, draft, tree, path, accepted, tokens=None):
     return RoundResult(tokens, accepted + 1, path, accepted, none, logits, draft, tree)
 
 
-def test_jacobi_drafts_from_what_the_target_said_last():
+def test_jacobi_drafts_from_the_last_logits_of_the_target():
     tree, rows = named_tree("0,1,00,10,000,100"), 2
     jacobi = Jacobi(VOCAB, "uniform")
     state = jacobi.init(
@@ -199,13 +199,13 @@ def test_jacobi_drafts_from_what_the_target_said_last():
     logits = jax.random.normal(jax.random.key(0), (rows, tree.size, VOCAB))
     draft = Draft(jnp.zeros((rows, 7), jnp.int32), jnp.ones((rows, 7), bool))
     # Node 2 (path 1) was accepted; below it lie nodes 4 and 6 (10, 100).
-    state = jacobi.observe(None, state, observed(logits, draft, tree, [0, 2, 2, 2], 1))
+    state = jacobi.observe(None, state, result_of(logits, draft, tree, [0, 2, 2, 2], 1))
     assert tree.rank_paths[4] == (1, 0) and tree.rank_paths[6] == (1, 0, 0)
     np.testing.assert_array_equal(state.known[0], [True, True, False])
     np.testing.assert_array_equal(state.logits[:, 0], logits[:, 4])
     np.testing.assert_array_equal(state.logits[:, 1], logits[:, 6])
-    # Nothing was accepted: the first nodes of each depth speak.
-    state = jacobi.observe(None, state, observed(logits, draft, tree, [0] * 4, 0))
+    # Nothing was accepted: the logits of the first nodes of each depth are used.
+    state = jacobi.observe(None, state, result_of(logits, draft, tree, [0] * 4, 0))
     np.testing.assert_array_equal(state.logits[:, 0], logits[:, 1])
     np.testing.assert_array_equal(state.logits[:, 2], logits[:, 5])
 
@@ -219,7 +219,7 @@ def test_recycling_keeps_the_latest_successors_of_every_node():
     logits = jax.random.normal(jax.random.key(0), (rows, tree.size, VOCAB))
     tokens = jnp.array([[1, 2, 2, 4], [5, 0, 3, 3]])
     draft = Draft(tokens, jnp.array([[True] * 4, [True, True, True, False]]))
-    state = table.observe(None, state, observed(logits, draft, tree, [0, 0, 0], 0))
+    state = table.observe(None, state, result_of(logits, draft, tree, [0, 0, 0], 0))
     for row, token, node in [(0, 1, 0), (0, 2, 2), (0, 4, 3), (1, 5, 0), (1, 3, 2)]:
         best = np.argsort(-np.asarray(logits[row, node]))[:3]
         np.testing.assert_array_equal(state.ids[row, token], best)
@@ -228,11 +228,11 @@ def test_recycling_keeps_the_latest_successors_of_every_node():
 
 
 def a_round(tokens, tree, rows=1):
-    """A round after `tokens`."""
-    given = jnp.asarray([tokens] * rows)
+    """Draft context after `tokens`."""
+    batch_tokens = jnp.asarray([tokens] * rows)
     return DraftContext(
-        root=given[:, -1],
-        tokens=jnp.pad(given, ((0, 0), (0, 4))),
+        root=batch_tokens[:, -1],
+        tokens=jnp.pad(batch_tokens, ((0, 0), (0, 4))),
         position=jnp.full(rows, len(tokens) - 1),
         index=jnp.full(rows, len(tokens)),
         noise=jnp.zeros((rows, tree.depth + 1, VOCAB)),
@@ -254,31 +254,31 @@ def test_prompt_lookup_copies_the_longest_and_then_the_latest_match():
     #         0  1  2  3  4  5  6  7  8  9
     tokens = [1, 2, 3, 4, 5, 2, 3, 0, 2, 3]  # "2 3" before at 1 and at 5
     draft, _ = drafter.propose(None, state, a_round(tokens, tree))
-    found = dict(zip(tree.rank_paths, np.asarray(draft.tokens[0]), strict=True))
-    assert [found[(0,) * d] for d in (1, 2, 3, 4)] == [0, 2, 3, 0]  # goes on in circles
-    assert [found[1,], found[1, 0]] == [4, 5]
+    drafted = dict(zip(tree.rank_paths, np.asarray(draft.tokens[0]), strict=True))
+    assert [drafted[(0,) * d] for d in (1, 2, 3, 4)] == [0, 2, 3, 0]  # periodic
+    assert [drafted[1,], drafted[1, 0]] == [4, 5]
     assert draft.valid.all()
     draft, _ = drafter.propose(None, state, a_round([1, 2, 3], tree))
     assert draft.valid[0].tolist() == [True] + [False] * 6
 
 
-def test_n_grams_are_counts_with_a_prior_from_below():
+def test_n_gram_probabilities_are_counts_with_a_lower_order_prior():
     table = NgramTable(VOCAB, buckets=1 << 16, width=VOCAB)
     corpus = np.random.default_rng(0).integers(VOCAB, size=(4, 30))
     counts = table.fit(corpus)
     alone = np.bincount(corpus.ravel(), minlength=VOCAB) + 0.1
     pairs = np.zeros((VOCAB, VOCAB))
     triples = np.zeros((VOCAB, VOCAB, VOCAB))
-    for row in corpus:
-        np.add.at(pairs, (row[:-1], row[1:]), 1)
-        np.add.at(triples, (row[1:-1], row[:-2], row[2:]), 1)
+    for tokens in corpus:
+        np.add.at(pairs, (tokens[:-1], tokens[1:]), 1)
+        np.add.at(triples, (tokens[1:-1], tokens[:-2], tokens[2:]), 1)
     for first in range(VOCAB):
         for second in range(VOCAB):
-            law = alone / alone.sum()
-            for seen in (pairs[first], triples[first, second]):
-                law = (seen + law) / (seen.sum() + 1)
-            found = table._log_probs(counts, jnp.int32(first), jnp.int32(second))
-            np.testing.assert_allclose(np.exp(found), law, rtol=1e-4)
+            p = alone / alone.sum()
+            for successors in (pairs[first], triples[first, second]):
+                p = (successors + p) / (successors.sum() + 1)
+            log_p = table._log_probs(counts, jnp.int32(first), jnp.int32(second))
+            np.testing.assert_allclose(np.exp(log_p), p, rtol=1e-4)
 
 
 def test_n_grams_read_the_grid_and_their_own_path():
@@ -288,29 +288,27 @@ def test_n_grams_read_the_grid_and_their_own_path():
         jnp.zeros(1, jnp.int32), None, jnp.ones(1, jnp.int32), tree, 1, 20
     )
     tokens = [1, 2, 3, 4, 5, 0, 1, 2]
-    counts, _, learned = table.propose(
+    counts, _, counted = table.propose(
         None, table.init(None, start), a_round(tokens, tree)
     )[1]
-    assert int(learned[0]) == len(tokens)
-    wanted = table.fit(jnp.asarray([tokens]))
-    for mine, theirs in zip(
-        jax.tree.leaves(counts), jax.tree.leaves(wanted), strict=True
-    ):
-        np.testing.assert_array_equal(mine[0], theirs)
-    law, path = table.node_log_probs(counts, jnp.asarray([tokens]), learned, 4)
-    logits, path = law(0, jnp.array([[2]]), path)  # the root; above the next stands 0
+    assert int(counted[0]) == len(tokens)
+    fitted = table.fit(jnp.asarray([tokens]))
+    for x, y in zip(jax.tree.leaves(counts), jax.tree.leaves(fitted), strict=True):
+        np.testing.assert_array_equal(x[0], y)
+    log_probs, path = table.node_log_probs(counts, jnp.asarray([tokens]), counted, 4)
+    logits, path = log_probs(0, jnp.array([[2]]), path)  # the root; 0 is above the next
     one = jax.tree.map(lambda x: x[0], counts)
     np.testing.assert_allclose(
         logits[0, 0], table._log_probs(one, jnp.int32(2), jnp.int32(0)), rtol=1e-5
     )
     for depth, token, above in [(1, 5, 1), (2, 3, 2), (3, 0, 5), (4, 1, 3)]:
-        logits, path = law(depth, jnp.array([[token]]), path)
-        wanted = table._log_probs(one, jnp.int32(token), jnp.int32(above))
-        np.testing.assert_allclose(logits[0, 0], wanted, rtol=1e-5)
+        logits, path = log_probs(depth, jnp.array([[token]]), path)
+        expected = table._log_probs(one, jnp.int32(token), jnp.int32(above))
+        np.testing.assert_allclose(logits[0, 0], expected, rtol=1e-5)
 
 
 def cycle_target(length):
-    """Greedy text that repeats itself."""
+    """Target whose greedy text repeats itself."""
     target, params = toy_target(length), toy_params(length, 200)
 
     def forward(params, cache, tokens, positions, mask):
@@ -325,7 +323,7 @@ def cycle_target(length):
 
 
 @pytest.mark.parametrize("drafter", [Lookahead(5, 4, 4, 2), PromptLookup(2)], ids=str)
-def test_repeating_text_is_found_out(drafter):
+def test_repeating_text_is_accepted(drafter):
     target, params = cycle_target(5)
     tree = getattr(drafter, "tree", Tree.chain(3))
     _, state = run_rounds(
@@ -344,8 +342,8 @@ def test_repeating_text_is_found_out(drafter):
     assert (state.stats.calls < 30).all()  # 60 tokens; four a call once it is known
 
 
-def test_masks_see_what_is_committed_and_their_own_block():
-    """One pass of the drafter is one pass over the committed tokens and the masks."""
+def test_masks_attend_to_committed_tokens_and_their_own_block():
+    """A draft equals one pass over the committed tokens and the masks."""
     tree, block = Tree.chain(3), 3
     drafter = Deer(toy_target(VOCAB), block, VOCAB)
     sampling = make_sampling(ROWS)
@@ -358,7 +356,7 @@ def test_masks_see_what_is_committed_and_their_own_block():
         prompt = PROMPT[b][PROMPT[b] >= 0]
         tokens = jnp.concatenate([prompt, state.tokens[b, : state.length[b]]])
         tokens = jnp.concatenate([tokens, jnp.full(block, VOCAB)])
-        seen = PARAMS["values"][tokens, jnp.arange(len(tokens))].sum(axis=0)
-        wanted = jax.nn.log_softmax(jnp.tanh(seen) @ PARAMS["head"])
-        for place in range(tree.depth):
-            np.testing.assert_allclose(draft.log_q[b, place], wanted, atol=1e-4)
+        total = PARAMS["values"][tokens, jnp.arange(len(tokens))].sum(axis=0)
+        expected = jax.nn.log_softmax(jnp.tanh(total) @ PARAMS["head"])
+        for depth in range(tree.depth):
+            np.testing.assert_allclose(draft.log_q[b, depth], expected, atol=1e-4)

@@ -1,4 +1,4 @@
-"""Rows that take a new prompt when they end, with every drafter: tokens stay."""
+"""Continuous batching with every drafter gives the tokens of plain decoding."""
 
 from functools import lru_cache, partial
 
@@ -58,7 +58,7 @@ def engine_of(text, drafter=None, **tree):
 
 @lru_cache
 def alone(text):
-    """What plain decoding gives each job."""
+    """Tokens of each job with plain decoding."""
     work, params = jobs(text), PARAMS if text else target_params()
     run = jax.jit(partial(generate, engine_of(text)))
     return run(
@@ -70,26 +70,26 @@ FEW = ("recycling", "union", "block")
 SLOW = [name for name in (*TABLES, *FEATURES) if name not in FEW]
 
 
-@pytest.mark.parametrize("rows", [1, 2, 5])
+@pytest.mark.parametrize("batch", [1, 2, 5])
 @pytest.mark.parametrize(
     "name", [*FEW, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 )
-def test_every_job_gets_the_tokens_of_plain_decoding(name, rows):
+def test_every_job_gets_the_tokens_of_plain_decoding(name, batch):
     text = name in TABLES
     drafter, tree = (TABLES if text else FEATURES)[name]
-    own = (table_params if text else feature_params)(name)
+    drafter_params = (table_params if text else feature_params)(name)
     engine = engine_of(text, drafter, tree=tree)
     params = PARAMS if text else target_params()
     work = jobs(text)
 
     @jax.jit
-    def run(params, own, work):
-        first = jax.tree.map(lambda x: x[:rows], work)
-        stream = begin_stream(engine, params, own, first)
-        return run_stream(engine, params, own, stream, work, True)[1]
+    def run(params, drafter_params, work):
+        first = jax.tree.map(lambda x: x[:batch], work)
+        stream = begin_stream(engine, params, drafter_params, first)
+        return run_stream(engine, params, drafter_params, stream, work, True)[1]
 
-    finished = run(params, own, work)
+    finished = run(params, drafter_params, work)
     order = np.asarray(finished.number)
     assert sorted(order[order >= 0]) == list(range(COUNT))
-    found = np.asarray(finished.result.tokens)[np.argsort(order)[-COUNT:]]
-    np.testing.assert_array_equal(found, alone(text))
+    tokens = np.asarray(finished.result.tokens)[np.argsort(order)[-COUNT:]]
+    np.testing.assert_array_equal(tokens, alone(text))

@@ -1,4 +1,4 @@
-"""Every kind of drafter, on a toy target or on a transformer of three small layers."""
+"""Every drafter, on a toy target or on a transformer of three small layers."""
 
 from dataclasses import replace
 
@@ -44,14 +44,14 @@ AHEAD = Lookahead(VOCAB, 4, 5, 3)
 
 
 def by_last_token(params, prompt, tokens, sampling):
-    """A denoiser that looks its scores up."""
+    """Denoiser whose logits are a table lookup."""
     return params[tokens]
 
 
 LATTICE = DiffuSpec(
     by_last_token, VOCAB, NgramTable(VOCAB, buckets=64, width=4), most=3
 )
-# Drafters that know tokens and scores alone, on the toy target, with their trees.
+# Drafters that read no features, on the toy target, with their trees.
 TABLES = {
     "jacobi, uniform": (Jacobi(VOCAB, "uniform"), BUSHY),
     "jacobi, last": (Jacobi(VOCAB), BUSHY),
@@ -151,19 +151,19 @@ def target_params():
 
 
 def bound_params(drafter):
-    """Random parameters of a drafter that is trained, joined with the target's."""
+    """Random parameters of a trained drafter, joined with the target's."""
 
-    def moved(x):
+    def perturbed(x):
         if not jnp.issubdtype(x.dtype, jnp.floating):
             return x
         return x + 0.1 * jax.random.normal(jax.random.key(6), x.shape, x.dtype)
 
-    made = jax.tree.map(moved, drafter.init_params(jax.random.key(5)))
-    return drafter.with_target_params(made, target_params())
+    params = jax.tree.map(perturbed, drafter.init_params(jax.random.key(5)))
+    return drafter.with_target_params(params, target_params())
 
 
 def feature_params(name):
-    """Parameters of one of `FEATURES`, joined with the target's where it has some."""
+    """Parameters of one of `FEATURES`, joined with the target's if it reads them."""
     drafter, _ = FEATURES[name]
     if hasattr(drafter, "with_target_params"):
         return bound_params(drafter)
