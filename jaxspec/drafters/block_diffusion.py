@@ -139,18 +139,18 @@ class DFlash:
     def stop_states(
         self,
         params: Params,
-        rows: Float[Array, "... D"],
+        h: Float[Array, "... D"],
         tokens: Int[Array, "..."],
     ) -> Float[Array, "... D"]:
         """Inputs of the acceptance head: a query's output and the drafted token.
 
         Args:
           params: parameters, see `with_target_params`.
-          rows: [..., D], outputs of the queries that predicted the tokens, in the
+          h: [..., D], outputs of the queries that predicted the tokens, in the
             conditional branch.
           tokens: int32 [...], drafted tokens.
         """
-        return rows + params["embedding"][tokens]
+        return h + params["embedding"][tokens]
 
     def embed_above(
         self, params: Params, tokens: Int[Array, "B T"], index: Int[Array, "B ..."]
