@@ -82,9 +82,9 @@ def test_blocks_need_their_tokens_and_room():
     with pytest.raises(ConfigError, match="has 3 extra tokens already"):
         PPD(PPDConfig(2), CONFIG)
     masks = Deer(make_target(MODEL, guided=False), 2, CONFIG.vocab_size)
-    with pytest.raises(ConfigError, match="3 deep, the block reaches 2"):
+    with pytest.raises(ConfigError, match="3 deep, the block drafts 2"):
         masks.check_tree(Tree.chain(3))
-    with pytest.raises(ConfigError, match="4 deep, blocks of 4 rows reach 3"):
+    with pytest.raises(ConfigError, match="4 deep, blocks of 4 queries draft 3"):
         tidar(CONFIG, 4).check_tree(Tree.chain(4))
     with pytest.raises(ConfigError, match="extra_tokens=1"):
         MaskedDiffusion(Transformer(plain))
