@@ -196,7 +196,9 @@ def test_neighbors_of_other_codes_are_refused(with_neighbors, change):
     with np.load(path / "neighbors.npz") as arrays:
         arrays = change(arrays["ids"], arrays["distances"])
     np.savez_compressed(path / "neighbors.npz", **arrays)
-    with pytest.raises(CheckpointError, match="is damaged or not of 16 codes") as error:
+    with pytest.raises(
+        CheckpointError, match="damaged, or not the table of a codebook of 16"
+    ) as error:
         load_checkpoint(path)
     assert "\n" not in str(error.value) and "delete it" in str(error.value)
 

@@ -116,7 +116,7 @@ def test_a_folder_keeps_its_permissions(tmp_path):
 def test_a_file_in_the_way_stays(tmp_path):
     (tmp_path / "prior").write_text("mine")
     params = Transformer(CONFIG).init(jax.random.key(0))
-    with pytest.raises(CheckpointError, match="prior': it is no folder"):
+    with pytest.raises(CheckpointError, match="prior': it is not a folder"):
         save(tmp_path / "prior", Checkpoint("prior", CONFIG, params))
     assert (tmp_path / "prior").read_text() == "mine"
     assert len(list(tmp_path.iterdir())) == 1

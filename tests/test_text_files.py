@@ -45,8 +45,8 @@ def test_files_laid_end_to_end_leave_no_mark_inside(tmp_path):
         (b"fine\nna\xefve\n", "line 2 holds the byte 0xef; save it as UTF-8"),
         ("a cat".encode("utf-16"), "line 1 holds the byte 0xff; save it as UTF-8"),
         ("a cat".encode("utf-16-le"), "line 1 holds a zero byte; save it as UTF-8"),
-        (b"", "holds no line"),
-        ("\ufeff \n\u2028\n".encode(), "holds no line"),
+        (b"", "has only empty lines"),
+        ("\ufeff \n\u2028\n".encode(), "has only empty lines"),
     ],
     ids=repr,
 )

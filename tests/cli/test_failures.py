@@ -12,7 +12,7 @@ import pytest
 
 import jaxspec
 from jaxspec.cli import main
-from jaxspec.cli.failures import sentence
+from jaxspec.cli.failures import error_message
 
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.\nIn a buffer"
 
@@ -87,13 +87,13 @@ def test_memory_that_is_full_names_a_smaller_batch(
     [
         ({"command": "eval", "batch": 8}, "give a smaller --batch"),
         ({"command": "train"}, "give a smaller batch in the preset, or divide"),
-        ({"command": "convert"}, "take a machine with more"),
+        ({"command": "convert"}, "use a machine with more"),
     ],
 )
 def test_what_takes_less_memory_depends_on_the_command(given, words):
     arguments = argparse.Namespace(**given)
     for error in (MemoryError(), jax.errors.JaxRuntimeError(OUT_OF_MEMORY)):
-        assert f"memory is full: {words}" in str(sentence(error, arguments))
+        assert f"memory is full: {words}" in str(error_message(error, arguments))
 
 
 @pytest.mark.parametrize(

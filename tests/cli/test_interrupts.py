@@ -11,7 +11,7 @@ import pytest
 BUSY = """
 import hashlib, sys, threading, time
 from jaxspec.cli import command, interrupts
-interrupts.PATIENCE = 0.3
+interrupts.GRACE_SECONDS = 0.3
 def run(arguments):
     print("busy", flush=True)
     {}
