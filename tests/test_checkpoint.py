@@ -209,7 +209,8 @@ def test_kind_and_format_are_checked(saved):
     with pytest.raises(CheckpointError, match="holds a prior, not a tokenizer"):
         load_checkpoint(saved[0], "tokenizer")
     file = saved[0] / "config.json"
-    file.write_text(file.read_text().replace('"format": 2', '"format": 99'))
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps(record | {"format": 99}))
     with pytest.raises(CheckpointError, match="format 99"):
         read_config(saved[0])
 

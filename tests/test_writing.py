@@ -93,7 +93,7 @@ def test_pipes_are_written_into(tmp_path):
 
 @pytest.mark.parametrize("linked", [False, True])
 def test_data_on_stdout_keeps_its_order_with_printed_text(tmp_path, linked):
-    """This includes a stdout that is a file, which is neither truncated nor replaced."""
+    """A stdout that is a file is neither truncated nor replaced."""
     name = "/dev/stdout"
     if linked:
         name = tmp_path / "link"
