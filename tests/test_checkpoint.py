@@ -242,8 +242,8 @@ def test_the_embedded_checkpoint_is_complete_small_and_documented():
     files = [f for f in folder.rglob("*") if f.is_file()]
     assert sum(f.stat().st_size for f in files) <= 48e6
     listed = json.loads((folder / "manifest.json").read_text())
-    found = {f.relative_to(folder).as_posix() for f in files} - {"manifest.json"}
-    assert set(listed) == found
+    present = {f.relative_to(folder).as_posix() for f in files} - {"manifest.json"}
+    assert set(listed) == present
     for part in ("tokenizer", "prior", "drafter"):
         card = (folder / bundle.name / part / "README.md").read_text()
         assert "CC BY-SA 4.0" in card and "Mihai Oltean" in card

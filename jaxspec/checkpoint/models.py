@@ -46,7 +46,7 @@ from jaxspec.typing import Params
 
 FORMAT = 3
 NEIGHBORS = "neighbors.npz"
-# Part size of models that are saved leaf by leaf.
+# Size of one part of a model that is saved leaf by leaf.
 PART_BYTES = 1 << 26
 KINDS = {
     "tokenizer": TokenizerConfig,
@@ -129,7 +129,7 @@ def save_leaves(
     notes: dict[str, str] | None = None,
     part_bytes: int = PART_BYTES,
 ) -> None:
-    """`save` for parameters that do not fit into memory together.
+    """Writes a checkpoint whose parameters do not fit into memory together.
 
     Args:
       path: folder to write; an existing one is replaced atomically.
