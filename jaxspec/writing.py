@@ -22,12 +22,12 @@ from typing import BinaryIO
 from jaxspec.errors import DataError
 from jaxspec.fresh import fresh_file
 
-_OPEN = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
+_STANDARD_STREAMS = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
 _MAX_LINKS = 40  # the limit of Linux
 _REFUSED = {
     stat.S_IFDIR: "it is a folder",
     stat.S_IFSOCK: "it is a socket",
-    stat.S_IFBLK: "it is a disk",
+    stat.S_IFBLK: "it is a block device",
 }
 
 
@@ -90,8 +90,8 @@ def open_descriptor(path: str | os.PathLike) -> int | None:
     """The descriptor of `/dev/stdout`, `/dev/fd/N` or a link to one, else None."""
     name = os.path.abspath(path)
     for _ in range(_MAX_LINKS):
-        if name in _OPEN:
-            return _OPEN[name]
+        if name in _STANDARD_STREAMS:
+            return _STANDARD_STREAMS[name]
         if match := re.fullmatch(r"/(?:dev|proc/self)/fd/(\d+)", name):
             return int(match[1])
         if not os.path.islink(name):
