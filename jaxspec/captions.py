@@ -1,4 +1,4 @@
-"""Captions to the features that a text-to-image prior reads."""
+"""Caption encoding: from texts to the features that a text-to-image prior reads."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ TOKENIZER = "tokenizer.json"
 
 @dataclass(frozen=True)
 class Captions:
-    """Texts and what the prior reads of them.
+    """Captions and their features.
 
     Attributes:
-      texts: one an image.
-      features: of all, on the host; see `Caption`.
+      texts: caption of each image.
+      features: features of all captions, on the host; see `Caption`.
     """
 
     texts: tuple[str, ...]
@@ -31,46 +31,54 @@ class Captions:
 
 
 def tokenize(file: Path, texts: Sequence[str], length: int) -> np.ndarray:
-    """Tokens int32 `[n, P]`, an end mark behind each text, then -1.
+    """Token ids of texts, lower-cased and stripped.
 
-    Texts are lower-cased and stripped, and cut after `length` tokens: see
-    `cut_captions`. LlamaGen also
-    cleans captions of the web (addresses, mark-up, brackets, dashes), which is not done
-    here; plain prompts come out alike.
+    LlamaGen also cleans captions from the web (addresses, markup, brackets, dashes).
+    This is not done here; it makes no difference for plain prompts.
+
+    Args:
+      file: `tokenizer.json` of the text encoder.
+      texts: captions.
+      length: number of positions `P`. Longer captions are cut; see `cut_captions`.
+
+    Returns:
+      int32 [B, P]: the tokens of each text, an end token, then -1.
 
     Raises:
-      ConfigError: see `_encoded`.
-      CheckpointError: likewise.
+      ConfigError: the package `tokenizers` is not installed, or a text is empty or not
+        valid Unicode.
+      CheckpointError: the file is missing or damaged.
     """
-    rows = _encoded(file, texts, length)
-    result = np.full((len(rows), length), -1, np.int32)
-    for row, ids in zip(result, rows, strict=True):
+    token_lists = _token_lists(file, texts, length)
+    result = np.full((len(token_lists), length), -1, np.int32)
+    for row, ids in zip(result, token_lists, strict=True):
         row[: len(ids)] = ids
     return result
 
 
 def cut_captions(folder: Path, texts: Sequence[str]) -> dict[int, int]:
-    """Tokens of the texts that `read_captions` would cut, by their place in `texts`.
+    """Finds the captions that are too long for the text encoder.
+
+    Args:
+      folder: a bundle's `text_encoder/`.
+      texts: captions.
+
+    Returns:
+      Number of tokens of each caption that `read_captions` would cut, by its index.
 
     Raises:
-      ConfigError: see `_encoded`.
-      CheckpointError: likewise.
+      ConfigError: see `tokenize`.
+      CheckpointError: see `tokenize`.
     """
-    most = read_config(folder).config.length
-    rows = _encoded(folder / TOKENIZER, texts)
-    return {i: len(ids) for i, ids in enumerate(rows) if len(ids) > most}
+    length = read_config(folder).config.length
+    token_lists = _token_lists(folder / TOKENIZER, texts)
+    return {i: len(ids) for i, ids in enumerate(token_lists) if len(ids) > length}
 
 
-def _encoded(
+def _token_lists(
     file: Path, texts: Sequence[str], length: int | None = None
 ) -> list[list[int]]:
-    """Tokens of each text with its end mark, cut after `length`.
-
-    Raises:
-      ConfigError: the package that reads the file is not installed, or a text is empty
-        or no Unicode.
-      CheckpointError: the file is missing or damaged.
-    """
+    """Tokens of each text with its end token, cut after `length`; see `tokenize`."""
     try:
         from tokenizers import Tokenizer  # pyright: ignore[reportMissingImports]
     except ImportError:
@@ -81,7 +89,7 @@ def _encoded(
         raise ConfigError(f"prompt {empty[0]} is empty; describe the image")
     for i, text in enumerate(texts):
         if any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise ConfigError(f"prompt {i} is no UTF-8 text: {ascii(text)[:80]}")
+            raise ConfigError(f"prompt {i} is not UTF-8 text: {ascii(text)[:80]}")
     if not file.is_file():
         raise CheckpointError(
             f"'{file}' is missing; convert the text encoder from a folder that holds "
@@ -97,22 +105,23 @@ def _encoded(
         tokenizer.no_truncation()
     else:
         tokenizer.enable_truncation(length)
-    rows: list[Any] = tokenizer.encode_batch([text.lower().strip() for text in texts])
-    return [row.ids for row in rows]
+    normalized = [text.lower().strip() for text in texts]
+    encodings: list[Any] = tokenizer.encode_batch(normalized)
+    return [encoding.ids for encoding in encodings]
 
 
 def read_captions(
     folder: Path | None, texts: Sequence[str], *, batch: int = 8
 ) -> Captions:
-    """Encodes texts; the encoder is loaded for this and let go again.
+    """Encodes captions with a text encoder, which is loaded only for this call.
 
     Args:
-      folder: a bundle's `text_encoder/`.
-      texts: one an image; equal ones are encoded once.
-      batch: texts at a time.
+      folder: a bundle's `text_encoder/`, or None if it has none.
+      texts: caption of each image; equal captions are encoded once.
+      batch: number of captions that are encoded together.
 
     Raises:
-      CheckpointError: there is no such folder, or it cannot be used.
+      CheckpointError: the folder does not exist or cannot be used.
       ConfigError: see `tokenize`.
     """
     if folder is None or not folder.is_dir():
@@ -122,20 +131,22 @@ def read_captions(
         )
     checkpoint = load_checkpoint(folder, "text_encoder")
     model = TextEncoder(checkpoint.config)
-    different = list(dict.fromkeys(texts))
-    ids = tokenize(folder / TOKENIZER, different, checkpoint.config.length)
+    unique = list(dict.fromkeys(texts))
+    ids = tokenize(folder / TOKENIZER, unique, checkpoint.config.length)
     if ids.max() >= checkpoint.config.vocab_size:
         raise CheckpointError(
-            f"'{folder / TOKENIZER}' makes token {ids.max()}, the encoder knows "
-            f"{checkpoint.config.vocab_size}; they do not belong together"
+            f"'{folder / TOKENIZER}' has token {ids.max()}, but the encoder has a "
+            f"vocabulary of {checkpoint.config.vocab_size}; use the tokenizer of the "
+            "encoder"
         )
     encode = jax.jit(model.caption)
-    rows = np.resize(np.arange(len(different)), -(-len(different) // batch) * batch)
+    # The last batch is filled up with captions from the start: one compiled shape.
+    order = np.resize(np.arange(len(unique)), -(-len(unique) // batch) * batch)
     parts = []
-    for some in rows.reshape(-1, batch):
-        given = jnp.asarray(ids[some])
-        caption = encode(checkpoint.params, jnp.maximum(given, 0), given >= 0)
+    for indices in order.reshape(-1, batch):
+        tokens = jnp.asarray(ids[indices])
+        caption = encode(checkpoint.params, jnp.maximum(tokens, 0), tokens >= 0)
         parts.append(jax.tree.map(np.asarray, caption))
-    where = [different.index(text) for text in texts]
-    whole = jax.tree.map(lambda *x: np.concatenate(x)[where], *parts)
-    return Captions(tuple(texts), whole)
+    positions = [unique.index(text) for text in texts]
+    features = jax.tree.map(lambda *x: np.concatenate(x)[positions], *parts)
+    return Captions(tuple(texts), features)

@@ -1,4 +1,4 @@
-"""What the program runs on."""
+"""Default device, its measuring dtype, and the compilation cache."""
 
 import os
 import platform
@@ -8,7 +8,7 @@ import jax
 
 
 def device_name() -> str:
-    """The default device in words, for example `cpu (2 cores, x86_64)`."""
+    """Description of the default device, for example `cpu (2 cores, x86_64)`."""
     device = jax.devices()[0]
     if device.platform == "cpu":
         return f"cpu ({os.cpu_count()} cores, {platform.machine()})"
@@ -16,18 +16,21 @@ def device_name() -> str:
 
 
 def default_dtype() -> str:
-    """What speed is measured in: bfloat16, on a CPU float32."""
+    """Dtype of speed measurements: float32 on a CPU, bfloat16 elsewhere."""
     return "float32" if jax.devices()[0].platform == "cpu" else "bfloat16"
 
 
 def enable_compile_cache(folder: str) -> None:
-    """Keeps every program compiled from now on in a folder, and takes them from there.
+    """Enables JAX's persistent compilation cache for this process.
 
-    For this process; JAX's own settings otherwise stay. Entries hold machine code: the
-    folder must not be writable by others.
+    Every program is cached, whatever its compile time and size; JAX's other settings do
+    not change. Entries hold machine code: the folder must not be writable by others.
+
+    Args:
+      folder: cache folder; created if missing.
 
     Raises:
-      OSError: the folder cannot be made or written.
+      OSError: the folder cannot be created or written.
     """
     os.makedirs(folder, mode=0o700, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):

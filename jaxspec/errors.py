@@ -1,4 +1,4 @@
-"""Typed errors. Each message names the thing that is wrong and says what to do."""
+"""Exception types. A message names the cause and what to do about it."""
 
 
 class JaxspecError(Exception):
@@ -22,4 +22,4 @@ class NonFiniteError(JaxspecError, ArithmeticError):
 
 
 class ProcessError(JaxspecError, RuntimeError):
-    """One of several processes that work together cannot be reached, or has gone."""
+    """A process of a multi-process run cannot be reached or has ended."""

@@ -1,7 +1,8 @@
-"""Hidden files and folders beside a place, until they take it.
+"""Temporary files and folders beside the path that they will replace.
 
-Each is locked while its writer lives. The next writer of the same place clears those
-whose writers were killed, and leaves what another process is still writing.
+Each is hidden (`.NAME.0.part`) and locked while its writer runs. The next writer of the
+same path deletes those whose writers were killed, and leaves those that another process
+is still writing.
 """
 
 import contextlib
@@ -11,48 +12,51 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-# So many names are looked at for what was left behind.
-_LOOKED_AT = 8
+# Number of temporary names that are checked for files of killed writers.
+_MAX_ABANDONED = 8
 
 
 @contextlib.contextmanager
 def fresh_folder(path: Path) -> Iterator[Path]:
-    """Yields a new folder beside `path`, which is gone afterwards unless it was moved.
+    """Yields a new folder beside `path`; it is deleted afterwards unless it was moved.
 
     Raises:
-      OSError: it cannot be made.
+      OSError: the folder cannot be created.
     """
 
-    def make(fresh: Path) -> int:
+    def create(fresh: Path) -> int:
         fresh.mkdir()
         return os.open(fresh, os.O_RDONLY)
 
-    with _fresh(path, make) as (fresh, _):
+    with _fresh_path(path, create) as (fresh, _):
         yield fresh
 
 
 @contextlib.contextmanager
 def fresh_file(path: Path, mode: int = 0o666) -> Iterator[tuple[Path, int]]:
-    """Likewise a new file, with its descriptor for reading and writing.
+    """Yields a new file beside `path`; it is deleted afterwards unless it was moved.
 
     Args:
-      path: what it is beside.
-      mode: permissions, less the umask.
+      path: file that the new one will replace.
+      mode: permissions before the umask is applied.
+
+    Yields:
+      The new path, and its descriptor for reading and writing.
 
     Raises:
-      OSError: it cannot be made.
+      OSError: the file cannot be created.
     """
 
-    def make(fresh: Path) -> int:
+    def create(fresh: Path) -> int:
         return os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_RDWR, mode)
 
-    with _fresh(path, make) as (fresh, descriptor):
+    with _fresh_path(path, create) as (fresh, descriptor):
         yield fresh, descriptor
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Waits for other processes that are in `folder` by this function."""
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Holds an exclusive lock on `folder`; waits for other holders of this lock."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         _lock(descriptor, wait=True)
@@ -62,52 +66,61 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 def remove(path: Path) -> None:
-    """Removes a file or folder, if it is there; an interrupt waits until it is gone."""
+    """Deletes a file or folder if it exists; an interrupt is raised after that."""
     try:
-        _removed(path)
+        _remove_tree(path)
     except KeyboardInterrupt:
-        _removed(path)
+        _remove_tree(path)
         raise
 
 
 @contextlib.contextmanager
-def _fresh(path: Path, make: Callable[[Path], int]) -> Iterator[tuple[Path, int]]:
-    for i in range(_LOOKED_AT):
-        _clear_abandoned(_name(path, i))
+def _fresh_path(
+    path: Path, create: Callable[[Path], int]
+) -> Iterator[tuple[Path, int]]:
+    """Yields a locked temporary path and its descriptor.
+
+    Args:
+      path: path that the temporary one will replace.
+      create: function that creates and opens a path, and returns the descriptor.
+    """
+    for i in range(_MAX_ABANDONED):
+        _clear_abandoned(_numbered(path, i))
     for i in itertools.count():
-        fresh = _name(path, i)
+        fresh = _numbered(path, i)
         try:
-            descriptor = make(fresh)
+            descriptor = create(fresh)
         except FileExistsError:
             continue
-        # Another may have taken it for abandoned before it was locked.
-        if _lock(descriptor) is not False and _is_at(fresh, descriptor):
+        # Another process may have deleted it before it was locked.
+        if _lock(descriptor) is not False and _is_same_file(fresh, descriptor):
             break
         os.close(descriptor)
     try:
         yield fresh, descriptor
     finally:
-        if _is_at(fresh, descriptor):
+        if _is_same_file(fresh, descriptor):
             remove(fresh)
         os.close(descriptor)
 
 
-def _name(path: Path, i: int) -> Path:
+def _numbered(path: Path, i: int) -> Path:
     return path.with_name(f".{path.name}.{i}.part")
 
 
-def _clear_abandoned(left: Path) -> None:
-    with contextlib.suppress(OSError):  # it is not there, or belongs to another user
-        descriptor = os.open(left, os.O_RDONLY)
+def _clear_abandoned(path: Path) -> None:
+    """Deletes a temporary file or folder that no process has locked."""
+    with contextlib.suppress(OSError):  # it does not exist, or is another user's
+        descriptor = os.open(path, os.O_RDONLY)
         try:
-            if _lock(descriptor) and _is_at(left, descriptor):
-                remove(left)
+            if _lock(descriptor) and _is_same_file(path, descriptor):
+                remove(path)
         finally:
             os.close(descriptor)
 
 
 def _lock(descriptor: int, wait: bool = False) -> bool | None:
-    """Locks a file or folder; False where another has it, None where locks are none."""
+    """Locks a file or folder: False if already locked, None if locks do not exist."""
     try:
         import fcntl
 
@@ -119,15 +132,15 @@ def _lock(descriptor: int, wait: bool = False) -> bool | None:
     return True
 
 
-def _is_at(path: Path, descriptor: int) -> bool:
-    """Whether a name still stands for what was opened under it."""
+def _is_same_file(path: Path, descriptor: int) -> bool:
+    """Whether `path` is still the file or folder that was opened as `descriptor`."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))
     except FileNotFoundError:
         return False
 
 
-def _removed(path: Path) -> None:
+def _remove_tree(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:

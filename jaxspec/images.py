@@ -1,4 +1,4 @@
-"""Images as numbers, as a sheet, and as bytes of a file."""
+"""Image conversion: pixel ranges, contact sheets and file formats."""
 
 import io
 import os
@@ -11,7 +11,7 @@ from PIL import Image
 
 from jaxspec.errors import DataError
 
-# Pixels between images of a sheet; those of a smaller height are doubled.
+# Pixels between the images of a sheet; height below which images are doubled.
 GAP, DOUBLED = 4, 128
 
 
@@ -21,16 +21,16 @@ def to_unit(images: np.ndarray) -> np.ndarray:
 
 
 def to_bytes(images: np.ndarray) -> np.ndarray:
-    """Maps images in [-1, 1] to `uint8`, clipping what lies outside."""
+    """Maps images in [-1, 1] to `uint8`; values outside are clipped."""
     scaled = (np.asarray(images, np.float32) + 1.0) * 127.5
     return np.clip(np.round(scaled), 0, 255).astype(np.uint8)
 
 
 def sheet_size(count: int, height: int, width: int) -> tuple[int, int]:
-    """Height and width in pixels of `grid_image` of so many images."""
-    times, columns = 2 if height < DOUBLED else 1, _columns(count)
+    """Height and width in pixels of the sheet that `grid_image` makes."""
+    scale, columns = 2 if height < DOUBLED else 1, _columns(count)
     rows = -(-count // columns)
-    return rows * (times * height + GAP) + GAP, columns * (times * width + GAP) + GAP
+    return rows * (scale * height + GAP) + GAP, columns * (scale * width + GAP) + GAP
 
 
 def _columns(count: int) -> int:
@@ -38,7 +38,14 @@ def _columns(count: int) -> int:
 
 
 def grid_image(images: np.ndarray) -> np.ndarray:
-    """Lays `uint8 [n, H, W, 3]` out on a white grid; small ones are doubled."""
+    """Arranges images on a white grid; small ones are doubled in size.
+
+    Args:
+      images: images, uint8 [images, height, width, 3].
+
+    Returns:
+      The sheet, uint8 [height, width, 3].
+    """
     sheet = np.full((*sheet_size(*images.shape[:3]), 3), 255, np.uint8)
     if images.shape[1] < DOUBLED:
         images = images.repeat(2, axis=1).repeat(2, axis=2)
@@ -53,16 +60,16 @@ def grid_image(images: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of image file.
+    """An image file format.
 
     Attributes:
-      name: Pillow's.
-      longest: side that a file can have, in pixels.
-      options: for Pillow.
+      name: name of the format in Pillow.
+      max_side: largest height or width of a file, in pixels.
+      options: keyword arguments of Pillow's `save`.
     """
 
     name: str
-    longest: int
+    max_side: int
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -73,36 +80,36 @@ FORMATS = {".png": PNG, ".jpg": _JPEG, ".jpeg": _JPEG, ".webp": _WEBP, "": PNG}
 
 
 def format_of(path: str | os.PathLike, count: int = 1, side: int = 1) -> Format:
-    """The format that a file's suffix names; PNG without one, as in `/dev/stdout`.
+    """The format for a file's suffix; PNG without a suffix, as in `/dev/stdout`.
 
     Args:
-      path: of the file.
-      count: images of its sheet.
-      side: of each, in pixels.
+      path: path of the file.
+      count: number of images on its sheet.
+      side: height and width of each image, in pixels.
 
     Raises:
-      DataError: it is another suffix, or a sheet is too large for the format.
+      DataError: the suffix is unknown, or the sheet is too large for the format.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in FORMATS:
         known = ", ".join(filter(None, FORMATS))
         raise DataError(f"cannot write '{path}' as a {suffix} image; use {known}")
-    found = FORMATS[suffix]
-    if (longest := max(sheet_size(count, side, side))) > found.longest:
+    file_format = FORMATS[suffix]
+    if (longest := max(sheet_size(count, side, side))) > file_format.max_side:
         raise DataError(
             f"cannot write '{path}': a sheet of {count} images is {longest} pixels "
-            f"long, {found.name} has at most {found.longest}; use .png"
+            f"long, {file_format.name} has at most {file_format.max_side}; use .png"
         )
-    return found
+    return file_format
 
 
 def image_bytes(image: np.ndarray, form: Format) -> bytes:
-    """Encodes `uint8 [H, W, 3]`: PNG and WebP as it is, JPEG nearly so."""
+    """Encodes uint8 [height, width, 3]; PNG and WebP are lossless, JPEG is not."""
     out = io.BytesIO()
     Image.fromarray(image).save(out, form.name, **form.options)
     return out.getvalue()
 
 
 def png_bytes(image: np.ndarray) -> bytes:
-    """Encodes `uint8 [H, W, 3]` as PNG."""
+    """Encodes uint8 [height, width, 3] as PNG."""
     return image_bytes(image, PNG)

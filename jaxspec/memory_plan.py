@@ -1,4 +1,4 @@
-"""How many bytes each device of a mesh holds while a model generates."""
+"""Memory plan: bytes on each device of a mesh during generation."""
 
 import math
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from jaxspec.models.kv_groups import copy_kv_heads, needed_copies
 from jaxspec.nn.quantize import SCALE, quantized
 from jaxspec.sharding import RULES, Rules, spec_of
 
-# Memory of one device in bytes, as its maker says.
+# Nominal memory of one device, in bytes.
 DEVICES = {
     "TPU v5e": 16e9,
     "TPU v6e": 32e9,
@@ -24,21 +24,23 @@ DEVICES = {
     "A100 80 GB": 80e9,
     "H100 80 GB": 80e9,
 }
-# What a program may use of it: runtime, fragmentation and collectives need the rest.
+# Usable fraction of it: runtime, fragmentation and collectives need the rest.
 USABLE = 0.9
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes of one device, by what they are for.
+    """Bytes on one device, by purpose.
 
     Attributes:
-      weights: of the target.
-      cache: keys and values of all streams, prompt, tokens and tree.
-      drafter: its own weights and what it keeps between rounds.
-      tree: scores of all nodes, and the noise that ranks them, float32; an estimate.
-      workspace: activations of one pass over the tree, at its widest layer; an
-        estimate, since what the compiler keeps is its own affair.
+      weights: parameters of the target.
+      cache: keys and values of the target, of all CFG branches, for the prompt, the
+        generated tokens and the tree.
+      drafter: parameters of the drafter and its state between rounds.
+      tree: float32 logits of all nodes and the noise that is added to them; an
+        estimate.
+      workspace: activations of one pass over the tree at its widest layer; an estimate,
+        since the compiler decides which buffers exist at the same time.
     """
 
     weights: int
@@ -49,11 +51,11 @@ class MemoryPlan:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Sum of all parts."""
         return self.weights + self.cache + self.drafter + self.tree + self.workspace
 
     def fits(self) -> dict[str, bool]:
-        """Whether it fits into each of `DEVICES`."""
+        """Whether the total fits into the usable memory of each of `DEVICES`."""
         return {name: self.total <= USABLE * size for name, size in DEVICES.items()}
 
 
@@ -65,7 +67,16 @@ def params_bytes(
     rules: Rules = RULES,
     int8: bool = False,
 ) -> int:
-    """Bytes of a model's parameters on one device of a mesh."""
+    """Bytes of a model's parameters on one device of a mesh.
+
+    Args:
+      kind: key of `jaxspec.checkpoint.KINDS`.
+      config: configuration of that kind.
+      sizes: devices along each axis of the mesh, by name.
+      itemsize: bytes of one parameter that is not quantized.
+      rules: sharding rules.
+      int8: whether matrices are held as int8 with one scale per column.
+    """
     total, params = 0, abstract_params(kind, config)
     if int8:
         params = jax.eval_shape(quantized, params)
@@ -73,8 +84,8 @@ def params_bytes(
         spec = spec_of(path, x.shape, dict(sizes), rules)
         axes = [a for part in spec if part for a in np.atleast_1d(part)]
         parts = math.prod(sizes.get(axis, 1) for axis in axes)
-        kept = int8 and (x.dtype == jnp.int8 or path.endswith(SCALE))
-        total += x.size * (x.dtype.itemsize if kept else itemsize) // parts
+        fixed = int8 and (x.dtype == jnp.int8 or path.endswith(SCALE))
+        total += x.size * (x.dtype.itemsize if fixed else itemsize) // parts
     return total
 
 
@@ -87,69 +98,74 @@ def plan_memory(
     itemsize: int = 2,
     guided: bool = True,
     drafter: tuple[str, Any] | None = None,
-    kept_width: int = 0,
+    drafter_cache_width: int = 0,
     int8: bool = False,
 ) -> MemoryPlan:
-    """The plan of one device; rows lie along "data", heads and tables along "model".
+    """Plans the memory of one device.
+
+    Sequences are divided along "data"; heads, widths and the vocabulary along "model".
 
     Args:
-      config: of the target.
+      config: configuration of the target.
       sizes: devices along "data" and "model".
-      batch: rows on all devices together.
-      nodes: of the tree, its root included.
-      itemsize: bytes of a weight, a key or a value.
-      guided: two streams a row.
-      drafter: kind and drafter, if one is used.
-      kept_width: numbers that the drafter keeps of each position and stream.
-      int8: matrices in eight bits.
+      batch: number of sequences on all devices together.
+      nodes: number of nodes of the tree, including its root.
+      itemsize: bytes of a parameter, key or value.
+      guided: whether classifier-free guidance doubles the sequences of a pass.
+      drafter: kind and configuration of the drafter, or None without one.
+      drafter_cache_width: numbers in the drafter's cache per position and branch; see
+        `drafter_cache_width`.
+      int8: whether matrices are held as int8.
 
     Raises:
-      ConfigError: there is no row for each device along "data".
+      ConfigError: `batch` is smaller than the number of devices along "data".
     """
     data, model = sizes.get("data", 1), sizes.get("model", 1)
     if batch < data:
         raise ConfigError(
             f"batch {batch} leaves devices idle: the mesh has {data} along 'data'"
         )
-    rows = -(-batch // data)
-    streams = rows * (2 if guided else 1)
+    sequences = -(-batch // data)
+    branches = sequences * (2 if guided else 1)
     config = copy_kv_heads(config, {}, needed_copies(config, model))[0]
-    # Heads that do not divide are kept whole by every device.
+    # Heads that do not divide evenly are replicated.
     heads = config.num_kv_heads
     heads = heads // model if heads % model == 0 else heads
     slots = config.prefix_length + config.sequence_length + nodes
-    cache = config.layers * 2 * streams * heads * slots * config.head_size * itemsize
-    wide = -(-config.vocab_size // model)
-    own = 0
+    cache = config.layers * 2 * branches * heads * slots * config.head_size * itemsize
+    vocab = -(-config.vocab_size // model)
+    drafter_bytes = 0
     if drafter is not None:
-        own = params_bytes(*drafter, sizes, itemsize, int8=int8)
-        own += streams * slots * kept_width * itemsize
+        drafter_bytes = params_bytes(*drafter, sizes, itemsize, int8=int8)
+        drafter_bytes += branches * slots * drafter_cache_width * itemsize
     widest = max(2 * config.ffn_size, config.heads * config.head_size * 3) // model
-    work = streams * nodes * (2 * config.width + widest) * itemsize
-    work += streams * nodes * slots * max(config.heads // model, 1) * 4  # scores
+    workspace = branches * nodes * (2 * config.width + widest) * itemsize
+    # Attention scores in float32.
+    workspace += branches * nodes * slots * max(config.heads // model, 1) * 4
     return MemoryPlan(
         weights=params_bytes("prior", config, sizes, itemsize, int8=int8),
         cache=cache,
-        drafter=own,
-        tree=(streams + 2 * rows) * nodes * wide * 4,
-        workspace=work,
+        drafter=drafter_bytes,
+        tree=(branches + 2 * sequences) * nodes * vocab * 4,
+        workspace=workspace,
     )
 
 
 def plan_table(plan: MemoryPlan, title: str) -> str:
-    """The plan for people."""
+    """Formats a plan as text, one line per part and per device type."""
     lines = [title]
     for name in ("weights", "cache", "drafter", "tree", "workspace", "total"):
         about = "about" if name in ("tree", "workspace", "total") else ""
-        lines.append(f"  {name:10} {about:5} {getattr(plan, name):>16,} bytes a device")
+        size = f"{getattr(plan, name):>16,}"
+        lines.append(f"  {name:10} {about:5} {size} bytes per device")
     lines.append("")
     for name, fits in plan.fits().items():
         lines.append(f"  {name:10} {'fits' if fits else 'does not fit'}")
     return "\n".join(lines)
 
 
-def kept_width(drafter: Any) -> int:
-    """Numbers that a drafter keeps of each position: keys and values of its layers."""
+def drafter_cache_width(drafter: Any) -> int:
+    """Numbers in a drafter's cache per position: keys and values of all its layers."""
     config = getattr(drafter, "config", drafter)
     heads = getattr(config, "num_kv_heads", 0)
     return 2 * getattr(config, "layers", 1) * heads * getattr(config, "head_size", 0)

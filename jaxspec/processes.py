@@ -1,4 +1,4 @@
-"""Several processes, one program: joining them, and what they tell one another."""
+"""Multi-process runs: initialization, failures, and sums over processes."""
 
 import contextlib
 import hashlib
@@ -14,42 +14,43 @@ import numpy as np
 
 from jaxspec.errors import ConfigError, JaxspecError, ProcessError
 
-# After so many seconds without a sign of life a process counts as dead.
-PATIENCE = 30
+# Seconds without a heartbeat after which a process counts as dead.
+HEARTBEAT_TIMEOUT = 30
 
 
 def join(coordinator: str, count: int, index: int) -> None:
-    """Joins the processes of a run; call it before any device is used.
+    """Connects the processes of a run; call it before any device is used.
 
     Args:
-      coordinator: "HOST:PORT" of process 0, which must be free there; or "auto" where
-        a cluster tells who is who (TPU pods, Slurm), and the numbers do not matter.
-      count: of all processes.
-      index: of this one, from 0.
+      coordinator: "HOST:PORT" of process 0, with a port that is free there; or "auto"
+        on clusters that JAX detects (TPU pods, Slurm), where `count` and `index` are
+        ignored.
+      count: number of processes.
+      index: index of this process, from 0.
 
     Raises:
-      ConfigError: impossible numbers or address.
-      ProcessError: the others could not be reached.
+      ConfigError: the address, the number or the index is impossible.
+      ProcessError: the other processes cannot be reached.
     """
-    given: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "coordinator_address": coordinator,
         "num_processes": count,
         "process_id": index,
     }
     if coordinator == "auto":
-        given = {}
+        arguments = {}
     elif not re.fullmatch(r"[^\s:]+:\d{1,5}", coordinator):
         raise ConfigError(f"coordinator {coordinator!r} is not of the form HOST:PORT")
     elif count < 1 or not 0 <= index < count:
-        raise ConfigError(f"process {index} of {count}: count from 0")
+        raise ConfigError(f"process {index} of {count}: the first index is 0")
     import jax
 
     try:
         jax.distributed.initialize(
-            **given,
-            initialization_timeout=2 * PATIENCE,
-            heartbeat_timeout_seconds=PATIENCE,
-            shutdown_timeout_seconds=2 * PATIENCE,
+            **arguments,
+            initialization_timeout=2 * HEARTBEAT_TIMEOUT,
+            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
+            shutdown_timeout_seconds=2 * HEARTBEAT_TIMEOUT,
         )
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0][:160]
@@ -60,15 +61,15 @@ def join(coordinator: str, count: int, index: int) -> None:
 
 
 def run_supervised() -> None:
-    """Goes on in a child process, over whose end the parent watches.
+    """Continues in a child process; the parent waits for it and reports how it ended.
 
-    The communication library ends a process that has lost another one, wherever it is,
-    with a trace of its own calls. The parent then says what happened. Call it before
-    jax is imported; where it was, as in a notebook, this does nothing.
+    When JAX's coordination service loses a process, it aborts the others with a stack
+    trace. The parent turns this into one error. Call this function before jax is
+    imported; after that, as in a notebook, it does nothing.
 
     Raises:
-      ProcessError: in the parent, if the child was ended so.
-      SystemExit: in the parent, with the child's status.
+      ProcessError: in the parent, if a signal ended the child.
+      SystemExit: in the parent, with the child's exit status.
     """
     if "jax" in sys.modules or not hasattr(os, "fork"):
         return
@@ -76,39 +77,39 @@ def run_supervised() -> None:
     sys.stderr.flush()
     parent, child = os.getpid(), os.fork()
     if child == 0:
-        _end_with(parent)
+        _exit_with_parent(parent)
         return
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda n, _: os.kill(child, n))
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
-        what = "has lost another process, see above"
+        reason = "has lost another process, see above"
         if number != signal.SIGABRT:
-            what = f"was ended by {signal.Signals(number).name}"
+            reason = f"was ended by {signal.Signals(number).name}"
         raise ProcessError(
-            f"this process {what}; what was written is whole: start all processes "
-            "again to go on"
+            f"this process {reason}; files that were written are complete: start all "
+            "processes again to continue"
         )
     raise SystemExit(os.WEXITSTATUS(status))
 
 
-def _end_with(parent: int) -> None:
-    """Ends this process when its parent ends, where the system can do that."""
+def _exit_with_parent(parent: int) -> None:
+    """Makes the system kill this process when its parent ends (Linux only)."""
     with contextlib.suppress(OSError, AttributeError):
         import ctypes
 
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:  # too late for that
+    if os.getppid() != parent:  # the parent ended before the call
         os._exit(1)
 
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Ends this process at once when it fails, so that the others notice.
+    """Exits this process at once if the block raises, so that the others abort too.
 
-    Without it the communication library waits for the others on the way out, and they
-    for this one. With one process it does nothing.
+    Otherwise JAX would wait for the other processes at shutdown, and they for this one.
+    With a single process the error is raised as usual.
     """
     import jax
 
@@ -121,8 +122,8 @@ def together() -> Iterator[None]:
         if not isinstance(error, JaxspecError):
             reason = f"{type(error).__name__}: {reason.splitlines()[0][:200]}"
         print(
-            f"jaxspec: process {jax.process_index()} stops: {reason}; what was written "
-            "is whole: start all processes again to go on",
+            f"jaxspec: process {jax.process_index()} stops: {reason}; files that were "
+            "written are complete: start all processes again to continue",
             file=sys.stderr,
             flush=True,
         )
@@ -131,16 +132,17 @@ def together() -> Iterator[None]:
 
 
 def any_process(flags: np.ndarray) -> np.ndarray:
-    """Flags that are set in any process."""
-    return np.any(_gathered(flags), axis=0)
+    """Logical or of `flags` over all processes, element by element."""
+    return np.any(_all_gather(flags), axis=0)
 
 
 def sum_of_processes(values: np.ndarray) -> np.ndarray:
-    """Sums over all processes."""
-    return np.sum(_gathered(values), axis=0)
+    """Sums of `values` over all processes, element by element."""
+    return np.sum(_all_gather(values), axis=0)
 
 
-def _gathered(x: np.ndarray) -> np.ndarray:
+def _all_gather(x: np.ndarray) -> np.ndarray:
+    """Stacks the arrays of all processes along a new first axis."""
     import jax
 
     if jax.process_count() == 1:
@@ -151,14 +153,18 @@ def _gathered(x: np.ndarray) -> np.ndarray:
 
 
 def check_same_arguments(settings: Any) -> None:
-    """Refuses processes that were asked for different things.
+    """Checks that all processes were started with the same settings.
+
+    Args:
+      settings: anything that `json.dumps` can write; other values are compared by
+        their `repr`.
 
     Raises:
-      ConfigError: in all of them.
+      ConfigError: in every process, if the settings of any two differ.
     """
     text = json.dumps(settings, sort_keys=True, default=repr)
     digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
-    if (_gathered(digest) != digest).any():
+    if (_all_gather(digest) != digest).any():
         raise ConfigError(
             "the processes were started with different options or prompts; give all of "
             "them the same"

@@ -1,3 +1,5 @@
+"""Checkpoints of models, and bundles."""
+
 import json
 import shutil
 from pathlib import Path
@@ -28,7 +30,7 @@ from jaxspec.models.tokenizer import Tokenizer
 from jaxspec.models.transformer import Transformer
 from jaxspec.spec.neighbors import neighbor_table
 
-CODES = TokenizerConfig(
+TOKENIZER_CONFIG = TokenizerConfig(
     image_size=8,
     patch_size=4,
     channels=4,
@@ -51,7 +53,7 @@ def saved(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_what_is_saved_is_loaded_bit_for_bit(tmp_path, dtype):
+def test_round_trip_is_bit_exact(tmp_path, dtype):
     params = Transformer(CONFIG).init(jax.random.key(0))
     params = jax.tree.map(lambda x: x.astype(dtype), params)
     save(tmp_path / "a", Checkpoint("prior", CONFIG, params, {"classes": ["x"]}))
@@ -62,7 +64,7 @@ def test_what_is_saved_is_loaded_bit_for_bit(tmp_path, dtype):
     chex.assert_trees_all_equal_dtypes(back.params, params)
 
 
-def test_a_save_replaces_and_a_killed_one_does_not(saved, monkeypatch):
+def test_a_save_replaces_and_a_killed_save_does_not(saved, monkeypatch):
     path, params = saved
     changed = jax.tree.map(lambda x: x + 1, params)
 
@@ -87,7 +89,7 @@ def edit_config(path, **changes):
     file.write_text(json.dumps(record))
 
 
-def test_other_shapes_are_told_in_one_message(saved):
+def test_all_shape_mismatches_are_in_one_message(saved):
     edit_config(saved[0], width=32, layers=2)
     with pytest.raises(CheckpointError) as error:
         load_checkpoint(saved[0])
@@ -107,16 +109,16 @@ def test_other_shapes_are_told_in_one_message(saved):
         (lambda p: (p / "params" / "_METADATA").write_text("{"), "damaged"),
     ],
 )
-def test_damage_is_named(saved, damage, words):
+def test_damaged_checkpoints_raise_a_clear_error(saved, damage, words):
     damage(saved[0])
     with pytest.raises(CheckpointError, match=words):
         load_checkpoint(saved[0])
 
 
-def test_every_truncated_file_is_noticed(saved):
-    """Cuts each file in half in turn: an error, or nothing lost, but no wrong value."""
+def test_truncated_files_never_give_wrong_values(saved):
+    """Halves each file, one at a time: loading fails, or returns the right values."""
     path, params = saved
-    noticed = 0
+    errors = 0
     for file in sorted((path / "params").rglob("*")):
         if not file.is_file() or file.stat().st_size < 2:
             continue
@@ -125,11 +127,11 @@ def test_every_truncated_file_is_noticed(saved):
         try:
             back = load_checkpoint(path).params
         except CheckpointError:
-            noticed += 1
+            errors += 1
         else:
             jax.tree.map(np.testing.assert_array_equal, back, params)
         file.write_bytes(whole)
-    assert noticed >= 2
+    assert errors >= 2
 
 
 def test_nan_weights_are_refused_by_name(tmp_path):
@@ -142,10 +144,10 @@ def test_nan_weights_are_refused_by_name(tmp_path):
 
 @pytest.fixture
 def with_neighbors(tmp_path):
-    params = Tokenizer(CODES).init(jax.random.key(0))
+    params = Tokenizer(TOKENIZER_CONFIG).init(jax.random.key(0))
     table = neighbor_table(params["codebook"], 5)
     path = tmp_path / "tokenizer"
-    save(path, Checkpoint("tokenizer", CODES, params, neighbors=table))
+    save(path, Checkpoint("tokenizer", TOKENIZER_CONFIG, params, neighbors=table))
     return path, table
 
 
@@ -169,7 +171,7 @@ def test_truncated_neighbors_are_refused(with_neighbors, size):
         load_checkpoint(with_neighbors[0])
 
 
-def test_neighbors_that_are_no_archive_are_refused(with_neighbors):
+def test_neighbors_that_are_not_an_archive_are_refused(with_neighbors):
     with open(with_neighbors[0] / "neighbors.npz", "wb") as file:
         np.save(file, np.zeros((16, 6)))
     with pytest.raises(CheckpointError, match="neighbors.npz' is damaged"):
@@ -191,12 +193,14 @@ def test_neighbors_that_are_no_archive_are_refused(with_neighbors):
     ],
     ids="codes columns flat high low negative nan missing objects".split(),
 )
-def test_neighbors_of_other_codes_are_refused(with_neighbors, change):
+def test_neighbors_of_another_codebook_are_refused(with_neighbors, change):
     path = with_neighbors[0]
     with np.load(path / "neighbors.npz") as arrays:
         arrays = change(arrays["ids"], arrays["distances"])
     np.savez_compressed(path / "neighbors.npz", **arrays)
-    with pytest.raises(CheckpointError, match="is damaged or not of 16 codes") as error:
+    with pytest.raises(
+        CheckpointError, match="damaged, or not the table of a codebook of 16"
+    ) as error:
         load_checkpoint(path)
     assert "\n" not in str(error.value) and "delete it" in str(error.value)
 
@@ -205,19 +209,20 @@ def test_kind_and_format_are_checked(saved):
     with pytest.raises(CheckpointError, match="holds a prior, not a tokenizer"):
         load_checkpoint(saved[0], "tokenizer")
     file = saved[0] / "config.json"
-    file.write_text(file.read_text().replace('"format": 2', '"format": 99'))
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps(record | {"format": 99}))
     with pytest.raises(CheckpointError, match="format 99"):
         read_config(saved[0])
 
 
-def test_places_that_cannot_be_written_are_named(tmp_path):
+def test_unwritable_paths_raise_a_clear_error(tmp_path):
     params = Transformer(CONFIG).init(jax.random.key(0))
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(CheckpointError, match="cannot write"):
         save(tmp_path / "file" / "prior", Checkpoint("prior", CONFIG, params))
 
 
-def test_manifest_notices_missing_and_changed_files(tmp_path):
+def test_the_manifest_detects_missing_and_changed_files(tmp_path):
     (tmp_path / "b" / "prior").mkdir(parents=True)
     file = tmp_path / "b" / "prior" / "x"
     file.write_text("one")
@@ -231,14 +236,14 @@ def test_manifest_notices_missing_and_changed_files(tmp_path):
         check_manifest(tmp_path / "b")
 
 
-def test_embedded_checkpoint_is_whole_small_and_documented():
+def test_the_embedded_checkpoint_is_complete_small_and_documented():
     folder = embedded_folder()
     bundle = load_bundle()  # checks every digest
     files = [f for f in folder.rglob("*") if f.is_file()]
     assert sum(f.stat().st_size for f in files) <= 48e6
     listed = json.loads((folder / "manifest.json").read_text())
-    found = {f.relative_to(folder).as_posix() for f in files} - {"manifest.json"}
-    assert set(listed) == found
+    present = {f.relative_to(folder).as_posix() for f in files} - {"manifest.json"}
+    assert set(listed) == present
     for part in ("tokenizer", "prior", "drafter"):
         card = (folder / bundle.name / part / "README.md").read_text()
         assert "CC BY-SA 4.0" in card and "Mihai Oltean" in card
@@ -248,7 +253,7 @@ def test_embedded_checkpoint_is_whole_small_and_documented():
     assert len(bundle.class_names) == 67
 
 
-def test_embedded_folder_is_the_repositorys():
+def test_the_embedded_folder_is_in_the_repository():
     assert embedded_folder() == Path(__file__).parents[1] / "checkpoints"
 
 

@@ -1,4 +1,4 @@
-"""A file holds what its name says."""
+"""Image files: formats by suffix, and sizes of contact sheets."""
 
 import io
 
@@ -13,7 +13,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "off"),
+    ("name", "kind", "tolerance"),
     [
         ("a.png", "PNG", 0),
         ("a.b.webp", "WEBP", 0),
@@ -22,11 +22,11 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
         ("/dev/stdout", "PNG", 0),
     ],
 )
-def test_the_suffix_names_the_format(name, kind, off):
+def test_the_suffix_selects_the_format(name, kind, tolerance):
     sheet = grid_image(IMAGES)
     image = Image.open(io.BytesIO(image_bytes(sheet, format_of(name))))
     assert image.format == kind
-    assert np.abs(np.asarray(image, int) - sheet).max() <= off
+    assert np.abs(np.asarray(image, int) - sheet).max() <= tolerance
 
 
 @pytest.mark.parametrize("name", ["a.tga", "a.gif", "a.png.txt", "a.pn"])
@@ -37,7 +37,7 @@ def test_other_suffixes_are_refused(name):
 
 @pytest.mark.parametrize("side", [32, 128])
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_the_size_of_a_sheet_is_known_before_it_is_drawn(count, side):
+def test_sheet_size_is_the_size_of_the_sheet(count, side):
     images = np.zeros((count, side, side, 3), np.uint8)
     assert sheet_size(count, side, side) == grid_image(images).shape[:2]
 

@@ -1,4 +1,4 @@
-"""The memory plan is what devices hold, and says what fits where."""
+"""Memory plans equal the bytes that devices hold."""
 
 import jax
 import pytest
@@ -14,7 +14,7 @@ from jaxspec.sharding import make_mesh, placement
 
 
 @pytest.mark.parametrize("data, model", [(1, 1), (4, 2), (2, 4), (1, 8)])
-def test_weights_are_what_the_first_device_holds(data, model):
+def test_planned_weights_are_the_bytes_on_a_device(data, model):
     config = load_bundle().prior.config
     folder = embedded_folder() / DEFAULT / "prior"
     mesh = make_mesh(data, model)
@@ -25,24 +25,24 @@ def test_weights_are_what_the_first_device_holds(data, model):
 
 
 @pytest.mark.parametrize("guided", [True, False])
-def test_the_cache_is_what_a_prefill_makes(guided):
+def test_the_planned_cache_is_that_of_a_prefill(guided):
     prior = load_bundle().prior
     target = make_target(Transformer(prior.config), guided=guided)
     prompts = jax.numpy.arange(3)
-    made = jax.eval_shape(
+    layers = jax.eval_shape(
         lambda p: target.prefill(p, prompts, 256 + 58).cache.layers, prior.params
     )
-    held = sum(x.size * 4 for x in jax.tree.leaves(made))
-    one = {"data": 1, "model": 1}
-    plan = plan_memory(prior.config, sizes=one, batch=3, itemsize=4, guided=guided)
+    held = sum(x.size * 4 for x in jax.tree.leaves(layers))
+    sizes = {"data": 1, "model": 1}
+    plan = plan_memory(prior.config, sizes=sizes, batch=3, itemsize=4, guided=guided)
     assert plan.cache == held
 
 
 def test_a_large_model_is_planned_without_memory(capsys):
     """7B: 13.2 GB of weights in bfloat16, a quarter of them on four devices."""
-    whole = plan_memory(preset("gpt-7b"), sizes={"data": 1, "model": 1}, batch=16)
-    assert whole.weights == pytest.approx(2 * 6.61e9, rel=0.01)
-    assert whole.fits() == {name: name != "TPU v5e" for name in DEVICES}
+    plan = plan_memory(preset("gpt-7b"), sizes={"data": 1, "model": 1}, batch=16)
+    assert plan.weights == pytest.approx(2 * 6.61e9, rel=0.01)
+    assert plan.fits() == {name: name != "TPU v5e" for name in DEVICES}
     assert main(["info", "gpt-7b", "--plan", "--mesh", "2x4", "--batch", "16"]) == 0
     out = capsys.readouterr().out
     assert "gpt-7b on 2x4 devices, batch 16" in out and "TPU v5e    fits" in out

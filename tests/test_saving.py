@@ -1,4 +1,4 @@
-"""Saves: where they go, and what they leave when they are cut off."""
+"""Saving of training states: format, interruptions, links and permissions."""
 
 import json
 import os
@@ -40,23 +40,23 @@ TREE = {
 }
 
 
-def test_orbax_reads_what_is_written_and_is_read(tmp_path):
+def test_the_format_is_interchangeable_with_orbax(tmp_path):
     import orbax.checkpoint as ocp
 
-    write_tree(tmp_path / "ours", TREE)
+    write_tree(tmp_path / "jaxspec", TREE)
     shapes = jax.eval_shape(lambda: TREE)
     with ocp.StandardCheckpointer() as checkpointer:
-        theirs = checkpointer.restore(tmp_path / "ours", shapes)
-        checkpointer.save(tmp_path / "theirs", TREE)
-    chex.assert_trees_all_equal(theirs, TREE)
-    for name in ("ours", "theirs"):
-        found = read_tree(tmp_path / name, shapes)
-        chex.assert_trees_all_equal(found, TREE)
-        chex.assert_trees_all_equal_dtypes(found, TREE)
+        restored = checkpointer.restore(tmp_path / "jaxspec", shapes)
+        checkpointer.save(tmp_path / "orbax", TREE)
+    chex.assert_trees_all_equal(restored, TREE)
+    for name in ("jaxspec", "orbax"):
+        loaded = read_tree(tmp_path / name, shapes)
+        chex.assert_trees_all_equal(loaded, TREE)
+        chex.assert_trees_all_equal_dtypes(loaded, TREE)
 
 
-def test_a_missing_piece_is_no_zero(tmp_path):
-    """An array that is all zeros is stored; one that is not there is damage."""
+def test_a_missing_chunk_does_not_read_as_zeros(tmp_path):
+    """Chunks of zeros are stored too, so that a missing one is an error."""
     import tensorstore as ts
 
     write_tree(tmp_path / "x", TREE)
@@ -67,10 +67,10 @@ def test_a_missing_piece_is_no_zero(tmp_path):
         read_tree(tmp_path / "x", jax.eval_shape(lambda: TREE))
 
 
-def test_threads_load_side_by_side_and_leave_stderr_alone(capfd):
+def test_threads_load_in_parallel_and_leave_stderr_alone(capfd):
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(load_checkpoint, [PRIOR] * 8))
-    chex.assert_trees_all_equal(*(x.params for x in found[:2]))
+        loaded = list(pool.map(load_checkpoint, [PRIOR] * 8))
+    chex.assert_trees_all_equal(*(x.params for x in loaded[:2]))
     os.write(2, b"still here")
     assert capfd.readouterr().err == "still here"
 
@@ -82,22 +82,22 @@ assert load_checkpoint(sys.argv[1]).kind == "prior"
 """
 
 
-def test_what_is_loaded_needs_no_stderr():
+def test_loading_works_with_stderr_closed():
     command = f'"{sys.executable}" -c "$1" "$2" 2>&-'
     subprocess.run(["sh", "-c", command, "sh", LOAD, PRIOR], check=True)
 
 
 def test_a_linked_folder_stays_a_link(tmp_path):
-    place, link = tmp_path / "disk" / "state", tmp_path / "run" / "state"
-    place.parent.mkdir()
+    target, link = tmp_path / "disk" / "state", tmp_path / "run" / "state"
+    target.parent.mkdir()
     link.parent.mkdir()
-    link.symlink_to(place)
-    for n in (1, 2, 3):  # first it leads to nothing
+    link.symlink_to(target)
+    for n in (1, 2, 3):  # the target does not exist at first
         save_state(link, {"x": jnp.full(2, n)}, {"note": str(n)})
-        assert link.is_symlink() and (place / "note").read_text() == str(n)
-        found = load_state(link, {"x": jnp.zeros(2, jnp.int32)})
-        assert found["x"].tolist() == [n, n]
-    assert [p.name for p in place.parent.iterdir()] == ["state"]
+        assert link.is_symlink() and (target / "note").read_text() == str(n)
+        loaded = load_state(link, {"x": jnp.zeros(2, jnp.int32)})
+        assert loaded["x"].tolist() == [n, n]
+    assert [p.name for p in target.parent.iterdir()] == ["state"]
     assert [p.name for p in link.parent.iterdir()] == ["state"]
 
 
@@ -113,10 +113,10 @@ def test_a_folder_keeps_its_permissions(tmp_path):
         os.umask(before)
 
 
-def test_a_file_in_the_way_stays(tmp_path):
+def test_a_file_at_the_path_is_not_replaced(tmp_path):
     (tmp_path / "prior").write_text("mine")
     params = Transformer(CONFIG).init(jax.random.key(0))
-    with pytest.raises(CheckpointError, match="prior': it is no folder"):
+    with pytest.raises(CheckpointError, match="prior': it is not a folder"):
         save(tmp_path / "prior", Checkpoint("prior", CONFIG, params))
     assert (tmp_path / "prior").read_text() == "mine"
     assert len(list(tmp_path.iterdir())) == 1
@@ -137,10 +137,12 @@ for n in itertools.count():
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_save_that_is_cut_off_leaves_a_state_and_ends_in_seconds(tmp_path, number):
-    place = tmp_path / "state"
+def test_an_interrupted_save_leaves_a_complete_state_and_ends_in_seconds(
+    tmp_path, number
+):
+    path = tmp_path / "state"
     like = {f"x{i}": jnp.zeros((1 << 20, 4)) for i in range(6)} | {"n": np.int32(0)}
-    command = [sys.executable, "-c", SAVING, place]
+    command = [sys.executable, "-c", SAVING, path]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **pipes) as child:
         lines = [child.stdout.readline() for _ in range(2)]
@@ -149,20 +151,22 @@ def test_a_save_that_is_cut_off_leaves_a_state_and_ends_in_seconds(tmp_path, num
         began = time.perf_counter()
         _, error = child.communicate(timeout=30)
     assert time.perf_counter() - began < 5 and lines == ["0\n", "1\n"]
-    (note,) = place.glob("n")
-    assert int(load_state(place, like)["n"]) == int(note.read_text())
-    if number == signal.SIGINT:  # one traceback, of the interrupt itself
+    (note,) = path.glob("n")
+    assert int(load_state(path, like)["n"]) == int(note.read_text())
+    if number == signal.SIGINT:  # one traceback, the KeyboardInterrupt
         assert error.count("Traceback") == 1 and error.endswith("KeyboardInterrupt\n")
         assert os.listdir(tmp_path) == ["state"]
-    save_state(place, {"n": np.int32(7)})  # clears what the killed one left
+    save_state(
+        path, {"n": np.int32(7)}
+    )  # deletes the temporary files of the killed save
     assert os.listdir(tmp_path) == ["state"]
 
 
 def test_an_interrupt_while_the_old_state_is_removed_leaves_the_new_one(
     tmp_path, monkeypatch
 ):
-    place, real = tmp_path / "state", shutil.rmtree
-    save_state(place, {"x": jnp.ones(2)}, {"note": "old"})
+    path, real = tmp_path / "state", shutil.rmtree
+    save_state(path, {"x": jnp.ones(2)}, {"note": "old"})
     calls = []
 
     def interrupted(path, **options):
@@ -173,46 +177,46 @@ def test_an_interrupt_while_the_old_state_is_removed_leaves_the_new_one(
 
     monkeypatch.setattr(shutil, "rmtree", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        save_state(place, {"x": jnp.ones(2)}, {"note": "new"})
-    assert (place / "note").read_text() == "new"
+        save_state(path, {"x": jnp.ones(2)}, {"note": "new"})
+    assert (path / "note").read_text() == "new"
     assert os.listdir(tmp_path) == ["state"]
 
 
-def test_a_full_disk_is_one_sentence_and_leaves_the_old_state(tmp_path):
-    place = tmp_path / "state"
+def test_a_full_disk_raises_a_clear_error_and_leaves_the_old_state(tmp_path):
+    path = tmp_path / "state"
     state = {"x": jnp.asarray(np.random.default_rng(0).standard_normal(1 << 16))}
-    save_state(place, state)
+    save_state(path, state)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     for size in (10, 1 << 14):
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
         try:
             with pytest.raises(CheckpointError) as error:
-                save_state(place, {"x": state["x"] + 1})
+                save_state(path, {"x": state["x"] + 1})
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        assert str(error.value) == f"cannot write '{place}': File too large"
-    chex.assert_trees_all_equal(load_state(place, state), state)
+        assert str(error.value) == f"cannot write '{path}': File too large"
+    chex.assert_trees_all_equal(load_state(path, state), state)
     assert os.listdir(tmp_path) == ["state"]
 
 
 def test_readers_do_not_undo_a_save(tmp_path):
-    """Many look for a state that was cut off while another thread replaces it."""
-    place, ended = tmp_path / "state", threading.Event()
-    save_state(place, {"x": jnp.ones(2)}, {"note": "0"})
+    """Threads call `recover` in a loop while another one replaces the state."""
+    path, ended = tmp_path / "state", threading.Event()
+    save_state(path, {"x": jnp.ones(2)}, {"note": "0"})
 
-    def look():
+    def recover_repeatedly():
         from jaxspec.checkpoint import recover
 
         while not ended.is_set():
-            recover(place)
+            recover(path)
 
     with ThreadPoolExecutor(2) as pool:
-        looking = [pool.submit(look) for _ in range(2)]
+        readers = [pool.submit(recover_repeatedly) for _ in range(2)]
         try:
             for n in range(20):
-                save_state(place, {"x": jnp.ones(2)}, {"note": str(n)})
-                assert (place / "note").read_text() == str(n)
+                save_state(path, {"x": jnp.ones(2)}, {"note": str(n)})
+                assert (path / "note").read_text() == str(n)
         finally:
             ended.set()
-    assert [x.result() for x in looking] == [None, None]
-    assert json.loads((place / "note").read_text()) == 19
+    assert [x.result() for x in readers] == [None, None]
+    assert json.loads((path / "note").read_text()) == 19

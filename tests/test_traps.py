@@ -18,12 +18,12 @@ def sections(text):
 
 
 def references(text):
-    """Everything in code quotes that is named by a place in the repository."""
+    """All paths of tests and modules in backquotes."""
     return re.findall(r"`((?:tests|jaxspec)/[^`]*)`", " ".join(text.split()))
 
 
 def problem(root, reference):
-    """What is wrong with a reference, or nothing."""
+    """Description of what is wrong with a reference, or None."""
     path, *names = reference.split("::")
     file = root / path
     if not re.fullmatch(r"\w+(/\w+)*\.py", path) or len(names) > 1:
@@ -42,24 +42,24 @@ def problem(root, reference):
     return None
 
 
-def test_everything_it_names_exists():
-    found = references(TEXT)
-    assert len([x for x in found if "::" in x]) > TRAPS
-    wrong = [problem(ROOT, x) for x in found]
-    assert [x for x in wrong if x] == []
+def test_all_references_exist():
+    named = references(TEXT)
+    assert len([x for x in named if "::" in x]) > TRAPS
+    problems = [problem(ROOT, x) for x in named]
+    assert [x for x in problems if x] == []
 
 
-def test_every_test_it_names_is_named_whole():
-    """A name without its file could be renamed unseen."""
+def test_all_tests_are_named_with_their_files():
+    """The name of a test without its file would not be checked."""
     bare = re.findall(r"`(test_\w+)`", TEXT)
     assert bare == []
 
 
 def test_every_trap_has_an_answer():
-    found = sections(TEXT)
-    numbers = [int(title.split(".")[0]) for title, _ in found]
+    traps = sections(TEXT)
+    numbers = [int(title.split(".")[0]) for title, _ in traps]
     assert numbers == list(range(1, TRAPS + 1))
-    for title, body in found:
+    for title, body in traps:
         answers = re.findall(r"\*\*(Tests|By construction|Not here)\.\*\*", body)
         assert answers, title
         assert "**Trap.**" in body, title
@@ -75,9 +75,9 @@ def test_every_trap_has_an_answer():
                 assert "jaxspec" in named, f"{title}: no module is named"
 
 
-def test_the_tests_of_this_list_are_all_named_in_it():
-    own = ROOT / "tests" / "spec" / "test_traps.py"
-    tests = {x.name for x in ast.parse(own.read_text()).body if hasattr(x, "name")}
+def test_all_tests_written_for_the_page_are_named_on_it():
+    file = ROOT / "tests" / "spec" / "test_traps.py"
+    tests = {x.name for x in ast.parse(file.read_text()).body if hasattr(x, "name")}
     named = {x.split("::")[-1] for x in references(TEXT)}
     assert {x for x in tests if x.startswith("test_")} <= named
 
@@ -96,7 +96,7 @@ def test_the_tests_of_this_list_are_all_named_in_it():
         ("tests/", "not of the form"),
     ],
 )
-def test_a_renamed_test_or_module_is_noticed(tmp_path, reference, words):
+def test_a_renamed_test_or_module_is_detected(tmp_path, reference, words):
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "test_it.py").write_text(
         "def test_new_name():\n    def test_inner(): pass\n\ndef helper(): pass\n"

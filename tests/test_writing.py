@@ -1,4 +1,4 @@
-"""Files: what is there is replaced whole, in its place, with its permissions."""
+"""Atomic writing of files: links, permissions, pipes and failures."""
 
 import errno
 import os
@@ -19,8 +19,8 @@ from jaxspec.fresh import fresh_file, fresh_folder
 from jaxspec.writing import check_writable, whole_file, write_file
 
 ROOT = Path(jaxspec.__file__).parent
-# Their files are parts of a folder that is replaced whole, or a log that grows.
-OWN = {"writing.py", "fresh.py", "train/loop.py", "cli/streams.py"}
+# These write into a folder that is replaced as a whole, or append to a log.
+EXEMPT = {"writing.py", "fresh.py", "train/loop.py", "cli/streams.py"}
 WRITES = re.compile(r"write_text|write_bytes|os\.replace|open\([^)]*, \"[wax]")
 
 
@@ -38,11 +38,11 @@ def umask():
 def test_all_files_are_written_by_one_function():
     for file in ROOT.rglob("*.py"):
         name = file.relative_to(ROOT).as_posix()
-        if name not in OWN and not name.startswith("checkpoint/"):
+        if name not in EXEMPT and not name.startswith("checkpoint/"):
             assert not WRITES.search(file.read_text()), name
 
 
-def test_a_new_file_gets_what_the_umask_leaves(tmp_path, umask):
+def test_permissions_of_a_new_file_follow_the_umask(tmp_path, umask):
     write_file(tmp_path / "a", b"x")
     assert mode(tmp_path / "a") == 0o666 & ~umask
     assert os.listdir(tmp_path) == ["a"]
@@ -57,7 +57,7 @@ def test_a_file_keeps_its_permissions(tmp_path, umask, permissions):
     assert (file.read_bytes(), mode(file)) == (b"x", permissions)
 
 
-def test_a_file_is_not_readable_by_more_while_it_is_written(tmp_path):
+def test_the_temporary_file_is_as_private_as_the_old_one(tmp_path):
     file = tmp_path / "a"
     file.write_bytes(b"secret")
     file.chmod(0o600)
@@ -66,11 +66,11 @@ def test_a_file_is_not_readable_by_more_while_it_is_written(tmp_path):
         assert {mode(x) for x in tmp_path.iterdir()} == {0o600}
 
 
-def test_links_stay_and_what_they_lead_to_is_replaced(tmp_path):
-    (tmp_path / "there").mkdir()
-    target, link = tmp_path / "there" / "a", tmp_path / "link"
-    link.symlink_to("there/a")
-    for text in (b"one", b"two"):  # first it leads to nothing
+def test_links_are_kept_and_their_targets_replaced(tmp_path):
+    (tmp_path / "folder").mkdir()
+    target, link = tmp_path / "folder" / "a", tmp_path / "link"
+    link.symlink_to("folder/a")
+    for text in (b"one", b"two"):  # the target does not exist at first
         write_file(link, text)
         assert link.is_symlink() and target.read_bytes() == text
     other = tmp_path / "other"
@@ -82,18 +82,18 @@ def test_links_stay_and_what_they_lead_to_is_replaced(tmp_path):
 def test_pipes_are_written_into(tmp_path):
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    found = []
-    reader = threading.Thread(target=lambda: found.append(fifo.read_bytes()))
+    received = []
+    reader = threading.Thread(target=lambda: received.append(fifo.read_bytes()))
     reader.start()
     check_writable(fifo)
     write_file(fifo, b"through")
     reader.join()
-    assert found == [b"through"] and stat.S_ISFIFO(fifo.stat().st_mode)
+    assert received == [b"through"] and stat.S_ISFIFO(fifo.stat().st_mode)
 
 
 @pytest.mark.parametrize("linked", [False, True])
-def test_standard_output_is_written_behind_what_was_printed(tmp_path, linked):
-    """Also where it is a file, which is neither cut nor replaced."""
+def test_data_on_stdout_keeps_its_order_with_printed_text(tmp_path, linked):
+    """A stdout that is a file is neither truncated nor replaced."""
     name = "/dev/stdout"
     if linked:
         name = tmp_path / "link"
@@ -105,31 +105,33 @@ def test_standard_output_is_written_behind_what_was_printed(tmp_path, linked):
     assert (tmp_path / "log").read_text() == "before\ndata\nafter\n"
 
 
-def _socket(place):
-    with socket.socket(socket.AF_UNIX) as made:
-        made.bind(str(place))
+def _make_socket(path):
+    with socket.socket(socket.AF_UNIX) as unix_socket:
+        unix_socket.bind(str(path))
 
 
 @pytest.mark.parametrize(
     ("make", "words"),
     [
         (lambda x: x.mkdir(), "it is a folder"),
-        (_socket, "it is a socket"),
+        (_make_socket, "it is a socket"),
         (lambda x: x.symlink_to(x.name), "symbolic link"),
         (lambda x: x.symlink_to("nowhere/a"), "there is no folder"),
     ],
-    ids=["folder", "socket", "circle", "nowhere"],
+    ids=["folder", "socket", "link loop", "dangling link"],
 )
 @pytest.mark.parametrize("write", [check_writable, lambda x: write_file(x, b"")])
-def test_what_no_file_can_replace_is_refused(make, words, write, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # names of sockets are short
-    place = tmp_path / "x"
-    make(place if make is not _socket else place.relative_to(tmp_path))
-    before = os.lstat(place)
+def test_folders_sockets_and_broken_links_are_refused(
+    make, words, write, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)  # paths of sockets must be short
+    path = tmp_path / "x"
+    make(path if make is not _make_socket else path.relative_to(tmp_path))
+    before = os.lstat(path)
     with pytest.raises(DataError, match=f"cannot write '.*x': .*{words}") as error:
-        write(place)
+        write(path)
     assert "\n" not in str(error.value)
-    assert os.path.samestat(before, os.lstat(place)) and os.listdir() == ["x"]
+    assert os.path.samestat(before, os.lstat(path)) and os.listdir() == ["x"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anything")
@@ -141,11 +143,11 @@ def test_write_protected_files_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), ValueError])
-def test_a_failed_write_leaves_what_was_there(tmp_path, error):
+def test_a_failed_write_leaves_the_old_file(tmp_path, error):
     file = tmp_path / "a"
     file.write_bytes(b"old")
-    wanted = DataError if isinstance(error, OSError) else ValueError
-    with pytest.raises(wanted), whole_file(file) as out:
+    expected = DataError if isinstance(error, OSError) else ValueError
+    with pytest.raises(expected), whole_file(file) as out:
         out.write(b"half")
         raise error
     assert file.read_bytes() == b"old" and os.listdir(tmp_path) == ["a"]
@@ -163,18 +165,20 @@ with getattr(fresh, sys.argv[2])(Path(sys.argv[1])) as made:
 
 
 @pytest.mark.parametrize("make", [fresh_file, fresh_folder])
-def test_what_killed_writers_left_is_cleared_and_a_living_ones_is_not(tmp_path, make):
-    place = tmp_path / "a"
-    command = [sys.executable, "-c", KILLED, place, make.__name__]
+def test_temporary_files_of_killed_writers_are_deleted_and_of_others_kept(
+    tmp_path, make
+):
+    path = tmp_path / "a"
+    command = [sys.executable, "-c", KILLED, path, make.__name__]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(command, **pipes) as other:
         other.stdout.readline()
-        (theirs,) = tmp_path.iterdir()
-        with make(place):
-            assert theirs.exists() and len(list(tmp_path.iterdir())) == 2
-        assert list(tmp_path.iterdir()) == [theirs]
+        (other_file,) = tmp_path.iterdir()
+        with make(path):
+            assert other_file.exists() and len(list(tmp_path.iterdir())) == 2
+        assert list(tmp_path.iterdir()) == [other_file]
         other.communicate()
-    assert other.returncode == -signal.SIGKILL and theirs.exists()
-    with make(place):
+    assert other.returncode == -signal.SIGKILL and other_file.exists()
+    with make(path):
         assert len(list(tmp_path.iterdir())) == 1
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Checkpoints on disk."""
+"""Checkpoints: models and training states on disk."""
 
 from jaxspec.checkpoint.files import (
     file_digests,

@@ -1,9 +1,9 @@
-"""Arrays in a folder, by tensorstore, in the layout of orbax.
+"""Array storage in orbax's format, written and read with tensorstore.
 
-orbax reads what is written here, and what orbax wrote is read. Its own writer starts
-threads that outlive an error or an interrupt and complain on stderr; here each call
-ends before the next begins. The only module that imports tensorstore, and only inside
-the functions that need it.
+orbax can restore these folders, and folders saved by orbax can be read here. We do not
+use orbax's writer because its background threads outlive an error or an interrupt and
+then log to stderr; here every call finishes its work before it returns. This is the
+only module that imports tensorstore, inside the functions that need it.
 """
 
 import contextlib
@@ -19,13 +19,13 @@ import jax
 import numpy as np
 
 METADATA = "_METADATA"
-# Arrays are stored in pieces of at most this size.
-PIECE_BYTES = 1 << 23
-# About so much is held in memory before it is committed to the folder.
+# Largest chunk of a stored array.
+CHUNK_BYTES = 1 << 23
+# Bytes that are buffered in memory before they are committed to the folder.
 COMMIT_BYTES = 1 << 26
-# After an interrupt, what is under way may take so long to end.
+# Longest wait for an aborted commit after an interrupt.
 ABORT_SECONDS = 3.0
-# orbax's numbers for a step into a tree: an index, or a name.
+# orbax's `key_type` of a sequence index and of a dict key.
 _INDEX, _NAME = 1, 2
 
 
@@ -33,9 +33,9 @@ def write_arrays(folder: Path, leaves: Iterable[tuple[Any, Any]]) -> None:
     """Writes arrays into a new folder.
 
     Args:
-      folder: made here.
-      leaves: arrays by jax key path; one that is divided among devices is stored in as
-        many pieces, so that each can read its own.
+      folder: folder to create.
+      leaves: pairs of JAX key path and array. A sharded array is stored in at least one
+        chunk per shard, so that a device can read its shard alone.
 
     Raises:
       OSError: the folder cannot be written, or its disk is full.
@@ -43,8 +43,8 @@ def write_arrays(folder: Path, leaves: Iterable[tuple[Any, Any]]) -> None:
     import tensorstore as ts
 
     folder.mkdir(parents=True)
-    context, described = ts.Context(), {}
-    transaction, held = ts.Transaction(), 0
+    context, tree_metadata = ts.Context(), {}
+    transaction, pending_bytes = ts.Transaction(), 0
     try:
         for path, x in leaves:
             keys = [jax.tree_util.keystr((key,), simple=True) for key in path]
@@ -52,7 +52,7 @@ def write_arrays(folder: Path, leaves: Iterable[tuple[Any, Any]]) -> None:
                 **_spec(folder, keys),
                 "metadata": {
                     "shape": list(np.shape(x)),
-                    "chunks": _piece_shape(x),
+                    "chunks": _chunk_shape(x),
                     "compressor": {"id": "zstd", "level": 1},
                 },
                 "dtype": str(x.dtype),
@@ -62,16 +62,16 @@ def write_arrays(folder: Path, leaves: Iterable[tuple[Any, Any]]) -> None:
                 spec, create=True, context=context, transaction=transaction
             ).result()
             store.write(np.asarray(x)).result()
-            described[str(tuple(keys))] = _description(path, keys, x)
-            held += x.nbytes
-            if held >= COMMIT_BYTES:
+            tree_metadata[str(tuple(keys))] = _leaf_metadata(path, keys, x)
+            pending_bytes += x.nbytes
+            if pending_bytes >= COMMIT_BYTES:
                 _commit(transaction)
-                transaction, held = ts.Transaction(), 0
+                transaction, pending_bytes = ts.Transaction(), 0
         _commit(transaction)
-    except (ValueError, RuntimeError) as error:  # all that tensorstore raises
+    except (ValueError, RuntimeError) as error:  # what tensorstore raises
         raise _system_error(error) from None
     record = {
-        "tree_metadata": described,
+        "tree_metadata": tree_metadata,
         "use_ocdbt": True,
         "use_zarr3": False,
         "store_array_data_equal_to_fill_value": True,
@@ -81,45 +81,47 @@ def write_arrays(folder: Path, leaves: Iterable[tuple[Any, Any]]) -> None:
 
 
 def _commit(transaction: Any) -> None:
-    """Writes what a transaction holds, and after an interrupt no more of it."""
-    done = transaction.commit_async()
+    """Commits a transaction; an interrupt aborts it instead of waiting for it."""
+    future = transaction.commit_async()
     try:
-        done.result()
+        future.result()
     finally:
-        if not done.done():
+        if not future.done():
             transaction.abort()
             with contextlib.suppress(TimeoutError):
-                done.exception(timeout=ABORT_SECONDS)
+                future.exception(timeout=ABORT_SECONDS)
 
 
-def stored_arrays(folder: Path) -> dict[str, Any]:
+def open_arrays(folder: Path) -> dict[str, Any]:
     """Opens the arrays of a folder.
 
     Returns:
-      Array handles, which have `shape` and `dtype`, by path such as "layers_0/kernel";
-      `read_array` reads one.
+      tensorstore handles, with `shape` and `dtype`, by path such as
+      "layers_0/kernel". `read_array` reads their values.
 
     Raises:
       OSError: the folder is damaged.
     """
     import tensorstore as ts
 
-    context, opening = ts.Context(), {}
+    context, futures = ts.Context(), {}
     try:
         record = json.loads((folder / METADATA).read_bytes())
         for entry in record["tree_metadata"].values():
             if entry["value_metadata"]["skip_deserialize"]:
-                continue  # an empty branch of the tree
+                continue  # an empty subtree
             keys = [str(step["key"]) for step in entry["key_metadata"]]
-            # Where pieces of zeros were left out, one that is missing is zeros.
-            whole = bool(record.get("store_array_data_equal_to_fill_value", False))
-            spec = _spec(folder, keys) | {"fill_missing_data_reads": not whole}
-            opening["/".join(keys)] = ts.open(
+            # A writer that skips chunks of zeros makes a missing chunk valid.
+            zeros_stored = bool(
+                record.get("store_array_data_equal_to_fill_value", False)
+            )
+            spec = _spec(folder, keys) | {"fill_missing_data_reads": not zeros_stored}
+            futures["/".join(keys)] = ts.open(
                 spec, open=True, read=True, write=False, context=context
             )
-        return {name: future.result() for name, future in opening.items()}
+        return {name: future.result() for name, future in futures.items()}
     except (AttributeError, KeyError, TypeError):
-        raise OSError(None, f"{METADATA} has another form") from None
+        raise OSError(None, f"{METADATA} has an unknown structure") from None
     except (ValueError, RuntimeError) as error:
         raise _system_error(error) from None
 
@@ -127,52 +129,59 @@ def stored_arrays(folder: Path) -> dict[str, Any]:
 def read_array(
     store: Any, sharding: jax.sharding.Sharding, dtype: np.dtype
 ) -> jax.Array:
-    """Reads an array onto devices, on each no more than its part.
+    """Reads an array onto devices; each distinct shard is read once.
+
+    Args:
+      store: handle from `open_arrays`.
+      sharding: sharding of the result.
+      dtype: dtype of the result; values are cast while they are read.
 
     Raises:
-      OSError: a piece is missing or damaged.
+      OSError: a chunk is missing or damaged.
     """
     import tensorstore as ts
 
     shape = store.shape
     if dtype != store.dtype.numpy_dtype:
         store = ts.cast(store, ts.dtype(dtype))
-    parts: dict[str, np.ndarray] = {}  # devices that hold the same read it once
+    shards: dict[str, np.ndarray] = {}  # replicas share one read
 
-    def part(index: Any) -> np.ndarray:
-        if str(index) not in parts:
+    def read_shard(index: Any) -> np.ndarray:
+        if str(index) not in shards:
             try:
-                parts[str(index)] = store[index].read().result()
+                shards[str(index)] = store[index].read().result()
             except (ValueError, RuntimeError) as error:
                 raise _system_error(error) from None
-        return parts[str(index)]
+        return shards[str(index)]
 
-    return jax.make_array_from_callback(shape, sharding, part)
+    return jax.make_array_from_callback(shape, sharding, read_shard)
 
 
 def _spec(folder: Path, keys: list[str]) -> dict[str, Any]:
+    """tensorstore spec of one array: zarr in an OCDBT store, as orbax writes it."""
     base = {"driver": "file", "path": f"{folder.absolute()}/"}
     store = {"driver": "ocdbt", "base": base, "path": f"{'.'.join(keys)}/"}
     return {"driver": "zarr", "kvstore": store}
 
 
-def _piece_shape(x: Any) -> list[int]:
-    """A device's part of an array, halved until it is small enough."""
+def _chunk_shape(x: Any) -> list[int]:
+    """The shape of one shard, halved along its longest axis down to `CHUNK_BYTES`."""
     shape = np.shape(x)
     if isinstance(x, jax.Array):
         shape = x.sharding.shard_shape(x.shape)
     shape = [max(n, 1) for n in shape]
-    while math.prod(shape) * x.dtype.itemsize > PIECE_BYTES and max(shape) > 1:
+    while math.prod(shape) * x.dtype.itemsize > CHUNK_BYTES and max(shape) > 1:
         longest = shape.index(max(shape))
         shape[longest] = -(-shape[longest] // 2)
     return shape
 
 
-def _description(path: Any, keys: list[str], x: Any) -> dict[str, Any]:
-    kinds = [
+def _leaf_metadata(path: Any, keys: list[str], x: Any) -> dict[str, Any]:
+    """orbax's entry of one leaf in `_METADATA`."""
+    key_types = [
         _INDEX if isinstance(key, jax.tree_util.SequenceKey) else _NAME for key in path
     ]
-    steps = [{"key": k, "key_type": n} for k, n in zip(keys, kinds, strict=True)]
+    steps = [{"key": k, "key_type": t} for k, t in zip(keys, key_types, strict=True)]
     value = {
         "value_type": "jax.Array",
         "skip_deserialize": False,
@@ -182,9 +191,9 @@ def _description(path: Any, keys: list[str], x: Any) -> dict[str, Any]:
 
 
 def _system_error(error: Exception) -> OSError:
-    """The system's error that tensorstore reports in words."""
+    """Converts an error of tensorstore to the `OSError` whose number its text holds."""
     text = str(error)
-    if found := re.search(r"os[ _]error\D*(\d+)", text, re.IGNORECASE):
-        number = int(found[1])
+    if match := re.search(r"os[ _]error\D*(\d+)", text, re.IGNORECASE):
+        number = int(match[1])
         return OSError(number, os.strerror(number))
     return OSError(None, text.splitlines()[0][:160] if text else type(error).__name__)

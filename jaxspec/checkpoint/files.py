@@ -1,4 +1,4 @@
-"""Folders that are replaced whole or not at all, and digests of their files."""
+"""Atomic replacement of folders, and SHA-256 digests of their files."""
 
 import contextlib
 import hashlib
@@ -8,44 +8,45 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jaxspec.errors import CheckpointError
-from jaxspec.fresh import alone_in, fresh_folder, remove
+from jaxspec.fresh import fresh_folder, lock_folder, remove
 
 
 def recover(path: str | os.PathLike) -> Path:
-    """Finishes a replacement that was cut off between its two renames.
+    """Restores the old folder if a replacement was killed between its two renames.
 
     Returns:
-      The path, which may be a link to the folder.
+      `path` itself, which may be a symbolic link to the folder.
     """
     target = Path(os.path.realpath(path))
-    if _is_cut_off(target):
-        with alone_in(target.parent):  # another process may be between the two
-            if _is_cut_off(target):
-                _old(target).rename(target)
+    if _is_interrupted(target):
+        with lock_folder(target.parent):  # another process may be replacing it now
+            if _is_interrupted(target):
+                _backup_path(target).rename(target)
     return Path(path)
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yields a fresh folder that takes `path`'s place when all went well.
+def replace_folder(path: Path) -> Iterator[Path]:
+    """Yields a new folder, which replaces `path` if the block raises nothing.
 
-    A link stays, and the folder it leads to is replaced. A folder that is there hands
-    on its permissions; a new one has what the umask leaves.
+    A symbolic link is kept, and the folder that it points to is replaced. The new
+    folder takes over the permissions of the old one; without an old one they follow
+    from the umask.
 
     Raises:
-      CheckpointError: the place cannot be written.
+      CheckpointError: `path` cannot be written.
     """
     try:
         target = Path(os.path.realpath(path))
         target.parent.mkdir(parents=True, exist_ok=True)
         recover(target)
         if target.exists() and not target.is_dir():
-            raise CheckpointError(f"cannot write '{path}': it is no folder")
+            raise CheckpointError(f"cannot write '{path}': it is not a folder")
         with fresh_folder(target) as fresh:
             yield fresh
             if target.exists():
                 os.chmod(fresh, stat.S_IMODE(target.stat().st_mode))
-            with alone_in(target.parent):
+            with lock_folder(target.parent):
                 _swap(fresh, target)
     except OSError as error:
         reason = error.strerror or error
@@ -53,28 +54,30 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _swap(fresh: Path, target: Path) -> None:
-    old = _old(target)
-    remove(old)
+    """Moves `fresh` to `target`; an error or interrupt restores the old folder."""
+    backup = _backup_path(target)
+    remove(backup)
     try:
         if target.exists():
-            target.rename(old)
+            target.rename(backup)
         fresh.rename(target)
     finally:
-        if _is_cut_off(target):
-            old.rename(target)
-        remove(old)
+        if _is_interrupted(target):
+            backup.rename(target)
+        remove(backup)
 
 
-def _old(target: Path) -> Path:
+def _backup_path(target: Path) -> Path:
     return target.with_name(f".{target.name}.old")
 
 
-def _is_cut_off(target: Path) -> bool:
-    return _old(target).is_dir() and not target.exists()
+def _is_interrupted(target: Path) -> bool:
+    """Whether the old folder was moved away and no new one took its name."""
+    return _backup_path(target).is_dir() and not target.exists()
 
 
 def file_digests(folder: str | os.PathLike) -> dict[str, str]:
-    """SHA-256 of every file below `folder`, by path relative to it."""
+    """SHA-256 of every file in `folder`, by relative path."""
     folder = Path(folder)
     return {
         file.relative_to(folder).as_posix(): hashlib.sha256(

@@ -1,6 +1,7 @@
-"""A model on disk: `config.json` beside a `params/` folder.
+"""Model checkpoints: a folder with `config.json` and `params/`.
 
-A tokenizer may bring `neighbors.npz`, the nearest codes of its codebook.
+A tokenizer's folder may also hold `neighbors.npz`, the nearest codebook entries of
+each codebook entry.
 """
 
 import hashlib
@@ -15,15 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec.checkpoint.files import recover, replacing
+from jaxspec.checkpoint.files import recover, replace_folder
 from jaxspec.checkpoint.trees import (
     Placement,
+    abbreviated,
     named_leaves,
-    nested,
-    parts_of,
+    open_part,
+    part_folders,
     read_tree,
-    some_of,
-    stored_in,
+    unflatten,
     write_parts,
     write_tree,
 )
@@ -45,7 +46,7 @@ from jaxspec.typing import Params
 
 FORMAT = 3
 NEIGHBORS = "neighbors.npz"
-# Larger models are written in parts of about this size.
+# Size of one part of a model that is saved leaf by leaf.
 PART_BYTES = 1 << 26
 KINDS = {
     "tokenizer": TokenizerConfig,
@@ -61,12 +62,12 @@ class Checkpoint:
     """A model on disk or in memory.
 
     Attributes:
-      kind: a key of `KINDS`.
-      config: the frozen configuration of that kind (a drafter's holds its target's).
-      params: nested dict of arrays.
-      about: everything else worth keeping: data, license, command, device, steps,
-        metrics, class names.
-      neighbors: of a tokenizer's codes, if it was saved with them.
+      kind: key of `KINDS`.
+      config: frozen configuration of that kind; a drafter's contains its target's.
+      params: parameters, nested dict of arrays.
+      metadata: everything else that is recorded: data, license, command, device, steps,
+        metrics, class names, digest.
+      neighbors: nearest codebook entries of a tokenizer, or None if not saved.
     """
 
     kind: str
@@ -81,24 +82,28 @@ def save(
     checkpoint: Checkpoint,
     notes: dict[str, str] | None = None,
 ) -> None:
-    """Writes a checkpoint folder, atomically replacing one that is there.
+    """Writes a checkpoint folder, atomically replacing an existing one.
 
-    A killed save leaves the old folder whole. `notes` are text files to put beside the
-    parameters, by name.
+    A save that is killed leaves the old folder unchanged.
+
+    Args:
+      path: folder to write or replace.
+      checkpoint: model to save; the digest of its parameters is added to the metadata.
+      notes: text files to write beside the parameters, by name.
 
     Raises:
-      CheckpointError: the place cannot be written.
+      CheckpointError: the folder cannot be written.
     """
     metadata = {**checkpoint.metadata, "digest": params_digest(checkpoint.params)}
-    with replacing(Path(path)) as fresh:
+    with replace_folder(Path(path)) as fresh:
         write_tree(fresh / "params", checkpoint.params)
-        _write_notes(fresh, replace(checkpoint, metadata=metadata), notes)
+        _write_metadata(fresh, replace(checkpoint, metadata=metadata), notes)
 
 
-def _write_notes(
+def _write_metadata(
     folder: Path, checkpoint: Checkpoint, notes: dict[str, str] | None
 ) -> None:
-    """Everything but the parameters."""
+    """Writes everything but the parameters."""
     from jaxspec import __version__
 
     record = {
@@ -124,32 +129,33 @@ def save_leaves(
     notes: dict[str, str] | None = None,
     part_bytes: int = PART_BYTES,
 ) -> None:
-    """`save` for parameters that do not fit into memory together.
+    """Writes a checkpoint whose parameters do not fit into memory together.
 
     Args:
-      path: folder; replaced atomically.
-      leaves: parameters by path; no more than `part_bytes` of them, and the next, are
-        held at a time. What is divided among devices is stored in as many pieces, so
-        that each can read its own.
-      finish: called behind the last one; gives everything but the parameters.
-      notes: text files to put beside the parameters, by name.
-      part_bytes: size of the parts that are written.
+      path: folder to write; an existing one is replaced atomically.
+      leaves: pairs of path and array. At most `part_bytes` of them, plus one leaf, are
+        in memory at a time. A sharded array is stored in at least one chunk per shard,
+        so that a device can read its shard alone.
+      finish: function called after the last leaf; returns the checkpoint without its
+        parameters.
+      notes: text files to write beside the parameters, by name.
+      part_bytes: largest number of bytes of one part, unless a single leaf is larger.
 
     Raises:
-      CheckpointError: the place cannot be written.
+      CheckpointError: the folder cannot be written.
     """
     path = Path(path)
-    with replacing(path) as fresh:
+    with replace_folder(path) as fresh:
         write_parts(fresh / "params", leaves, part_bytes)
-        _write_notes(fresh, finish(), notes)
+        _write_metadata(fresh, finish(), notes)
 
 
 def read_config(path: str | os.PathLike) -> Checkpoint:
     """Reads `config.json` alone; `params` of the result is empty.
 
     Raises:
-      CheckpointError: the folder or file is missing or unreadable, or newer than
-        this library.
+      CheckpointError: the folder or file is missing or unreadable, or has another
+        format than this version of the library.
     """
     path = recover(path)
     file = path / "config.json"
@@ -185,15 +191,15 @@ def load_checkpoint(
     """Reads a checkpoint.
 
     Args:
-      path: a folder written by `save`.
-      kind: refuse any other kind.
-      sharding: of all parameters, or of each by its path and shape; by default
-        everything is put onto the first device.
-      dtype: of floating-point parameters; by default as saved.
+      path: folder written by `save`.
+      kind: required kind; None accepts any.
+      sharding: sharding of all parameters, or a function from path and shape to one;
+        None puts everything on the first local device.
+      dtype: dtype of floating-point parameters; None keeps the saved one.
 
     Raises:
-      CheckpointError: missing, damaged, of another kind, or not of the shapes its
-        configuration asks for.
+      CheckpointError: the checkpoint is missing, damaged, of another kind, or its
+        parameters do not have the shapes of its configuration.
       NonFiniteError: a parameter holds NaN or infinity.
     """
     head = read_config(path)
@@ -209,33 +215,33 @@ def load_checkpoint(
             )
     neighbors = None
     if head.kind == "tokenizer" and (Path(path) / NEIGHBORS).is_file():
-        codes = head.config.codebook_size
-        neighbors = _read_neighbors(Path(path) / NEIGHBORS, codes)
+        codebook_size = head.config.codebook_size
+        neighbors = _read_neighbors(Path(path) / NEIGHBORS, codebook_size)
     return Checkpoint(head.kind, head.config, params, head.metadata, neighbors)
 
 
 def load_some(path: str | os.PathLike, names: Iterable[str]) -> Params:
-    """Some parameters of a checkpoint, read with as little of the rest as may be.
+    """Reads some parameters of a checkpoint; parts without any of them are skipped.
 
     Args:
-      path: a folder written by `save` or `save_leaves`.
-      names: of parameters, by path.
+      path: folder written by `save` or `save_leaves`.
+      names: paths of parameters, such as "layers_0/kernel".
 
     Raises:
-      CheckpointError: it cannot be read, or lacks one of them.
+      CheckpointError: the checkpoint cannot be read, or lacks one of the parameters.
     """
     head, names = read_config(path), set(names)
     like = dict(named_leaves(abstract_params(head.kind, head.config)))
-    folder, found = Path(path) / "params", {}
-    for part in parts_of(folder):
-        here = stored_in(part)
-        if names & set(here):
-            some = nested({name: like[name] for name in here if name in like})
-            leaves = named_leaves(read_tree(part, some))
-            found |= {name: x for name, x in leaves if name in names}
-    if missing := names - set(found):
-        raise CheckpointError(f"'{path}' has no {some_of(sorted(missing))}")
-    return nested(found)
+    folder, selected = Path(path) / "params", {}
+    for part in part_folders(folder):
+        stored = open_part(part)
+        if names & set(stored):
+            part_like = unflatten({name: like[name] for name in stored if name in like})
+            leaves = named_leaves(read_tree(part, part_like))
+            selected |= {name: x for name, x in leaves if name in names}
+    if missing := names - set(selected):
+        raise CheckpointError(f"'{path}' has no {abbreviated(sorted(missing))}")
+    return unflatten(selected)
 
 
 def abstract_params(kind: str, config: Any) -> Params:
@@ -251,38 +257,45 @@ def abstract_params(kind: str, config: Any) -> Params:
 
 
 def _write_neighbors(file: Path, table: Neighbors) -> None:
-    small = np.uint16 if table.ids.shape[0] <= 1 << 16 else np.int32
-    ids, distances = np.asarray(table.ids, small), np.asarray(table.distances)
+    dtype = np.uint16 if table.ids.shape[0] <= 1 << 16 else np.int32
+    ids, distances = np.asarray(table.ids, dtype), np.asarray(table.distances)
     np.savez_compressed(file, ids=ids, distances=distances)
 
 
-def _read_neighbors(file: Path, codes: int) -> Neighbors:
+def _read_neighbors(file: Path, codebook_size: int) -> Neighbors:
+    """Reads and checks the neighbor table of a codebook.
+
+    Raises:
+      CheckpointError: the file is damaged, or belongs to another codebook.
+    """
     try:
         with np.load(file, allow_pickle=False) as arrays:
             ids, distances = arrays["ids"].astype(np.int32), arrays["distances"]
-        good = ids.shape == distances.shape and ids.ndim == 2 and len(ids) == codes
-        good = good and bool((ids >= 0).all() and (ids < codes).all())
-        good = good and bool((distances >= 0).all())
-    except Exception:  # numpy, zipfile and zlib each raise their own kinds
-        good = False
-    if not good:
+        valid = ids.shape == distances.shape and ids.ndim == 2
+        valid = valid and len(ids) == codebook_size
+        valid = valid and bool((ids >= 0).all() and (ids < codebook_size).all())
+        valid = valid and bool((distances >= 0).all())
+    except Exception:  # numpy, zipfile and zlib each raise their own types
+        valid = False
+    if not valid:
         raise CheckpointError(
-            f"'{file}' is damaged or not of {codes} codes; fetch it again, or delete "
-            "it to have it built from the codebook"
+            f"'{file}' is damaged, or not the table of a codebook of {codebook_size}; "
+            "fetch it again, or delete it to have it rebuilt from the codebook"
         )
     return Neighbors(jnp.asarray(ids), jnp.asarray(distances, jnp.float32))
 
 
 def digest_of(checkpoint: Checkpoint) -> str:
-    """The digest that a checkpoint was saved with, or that of its values.
+    """The digest recorded when a checkpoint was saved, or else that of its values.
 
-    It tells which model this is, also after its parameters were cast or divided.
+    The recorded digest identifies the model even after its parameters were cast or
+    sharded.
     """
     return checkpoint.metadata.get("digest") or params_digest(checkpoint.params)
 
 
 def params_digest(params: Params) -> str:
-    """A short digest of parameter values, to tell two checkpoints apart."""
+    """A digest of parameter names and values: 16 hexadecimal digits of SHA-256."""
     digest = hashlib.sha256()
     for name, x in sorted(named_leaves(params)):
         digest.update(name.encode())

@@ -1,4 +1,4 @@
-"""Errors that are not the program's, each as one sentence that says what to do."""
+"""Messages for errors that the user can fix: one sentence with the remedy."""
 
 import argparse
 import os
@@ -7,59 +7,60 @@ import sys
 
 from jaxspec.errors import JaxspecError
 
-# A kernel that asks too much of its own small memory is a fault of the program.
+# A kernel that exceeds on-chip memory is a bug of the program, not a full device.
 _KERNELS = re.compile(r"shared memory|vmem|smem", re.IGNORECASE)
 _MEMORY = re.compile(r"RESOURCE_EXHAUSTED|OUT_OF_MEMORY|Out of memory")
 
 
-def sentence(error: Exception, arguments: argparse.Namespace) -> str | None:
-    """What to show of an error; None where a traceback is due.
+def error_message(error: Exception, arguments: argparse.Namespace) -> str | None:
+    """Message to print for an error, or None if it deserves a traceback.
 
     Args:
-      error: that ended a command.
-      arguments: of the command, as far as they were read.
+      error: exception that ended a command.
+      arguments: arguments of the command, as far as they were parsed.
     """
     if isinstance(error, JaxspecError):
         return str(error)
-    if isinstance(error, BrokenPipeError):  # other pipes are written by `writing`
+    if isinstance(error, BrokenPipeError):  # `writing` reports all other pipes
         return f"cannot write to stdout: {error.strerror}"
     if isinstance(error, OSError):  # a full disk, a folder without permission
-        place = f" '{error.filename}'" if error.filename else ""
-        return f"{error.strerror or error}{place}"
+        file = f" '{error.filename}'" if error.filename else ""
+        return f"{error.strerror or error}{file}"
     if isinstance(error, MemoryError):
-        return f"this machine's memory is full: {_less(arguments)}"
+        return f"this machine's memory is full: {_memory_advice(arguments)}"
     text = str(error)
     if isinstance(error, RuntimeError) and _MEMORY.search(text):
         if not _KERNELS.search(text):
             line = re.sub(r"\s+", " ", text)[:160]
             return (
-                f"the device's memory is full: {_less(arguments)}; `jaxspec info "
-                f"--plan` lists what a batch takes ({line})"
+                f"the device's memory is full: {_memory_advice(arguments)}; `jaxspec "
+                f"info --plan` lists the memory that a batch needs ({line})"
             )
     return _missing_device()
 
 
-def _less(arguments: argparse.Namespace) -> str:
+def _memory_advice(arguments: argparse.Namespace) -> str:
+    """Advice on how to use less memory with the options of a command."""
     if hasattr(arguments, "batch"):
         return "give a smaller --batch"
     if getattr(arguments, "command", None) == "train":
         return "give a smaller batch in the preset, or divide it with --mesh"
-    return "take a machine with more"
+    return "use a machine with more"
 
 
 def _missing_device() -> str | None:
-    """Whether jax finds no device at all, whatever it raised about it."""
+    """Message for an unavailable `JAX_PLATFORMS`, or None if jax has a device."""
     if "jax" not in sys.modules:
         return None
     import jax
 
     try:
         jax.devices()
-    except Exception as error:  # its kind differs from platform to platform
-        wanted = os.environ.get("JAX_PLATFORMS", "")
+    except Exception as error:  # its type differs between platforms
+        platforms = os.environ.get("JAX_PLATFORMS", "")
         reason = re.sub(r"\s+", " ", str(error)).partition(" (set JAX_PLATFORMS")[0]
         return (
-            f"this machine has no device for JAX_PLATFORMS={wanted}: unset it, or set "
-            f"it to cpu ({reason[:160] or type(error).__name__})"
+            f"this machine has no device for JAX_PLATFORMS={platforms}: unset it, or "
+            f"set it to cpu ({reason[:160] or type(error).__name__})"
         )
     return None

@@ -1,10 +1,10 @@
-"""`jaxspec info`: what a checkpoint holds."""
+"""`jaxspec info`: description of a checkpoint, and memory plans."""
 
 import argparse
 
 
 def add_parser(commands) -> None:
-    """Registers the command."""
+    """Adds the command to the parser."""
     parser = commands.add_parser(
         "info",
         help="describe a checkpoint",
@@ -22,20 +22,29 @@ def add_parser(commands) -> None:
     group.add_argument(
         "--plan",
         action="store_true",
-        help="how many bytes each device of a mesh would hold while it generates",
+        help="print the bytes that each device of a mesh needs for generation",
     )
     group.add_argument("--mesh", default="1x1", metavar="DATAxMODEL")
-    group.add_argument("--batch", type=int, default=1, metavar="N", help="rows")
+    group.add_argument("--batch", type=int, default=1, metavar="N", help="sequences")
     group.add_argument(
-        "--nodes", type=int, default=58, metavar="N", help="of the tree, with its root"
+        "--nodes",
+        type=int,
+        default=58,
+        metavar="N",
+        help="nodes of the tree, including its root",
     )
     group.add_argument("--dtype", choices=("float32", "bf16"), default="bf16")
-    group.add_argument("--int8", action="store_true", help="matrices in eight bits")
+    group.add_argument("--int8", action="store_true", help="hold matrices as int8")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Runs the command."""
+    """Prints the description of a checkpoint, or a memory plan.
+
+    Raises:
+      CheckpointError: the folder is missing or holds no checkpoint.
+      ConfigError: an option is impossible.
+    """
     from pathlib import Path
 
     from jaxspec.bundle import DEFAULT, embedded_folder
@@ -57,7 +66,8 @@ def run(arguments: argparse.Namespace) -> None:
         parts = [folder / name for name in names if (folder / name).is_dir()]
     if not parts:
         raise CheckpointError(
-            f"'{folder}' holds neither config.json nor tokenizer/, prior/, drafter/"
+            f"'{folder}' holds neither config.json nor tokenizer/, prior/ or drafter/; "
+            "give the folder of a bundle or of a checkpoint"
         )
     print(folder.name)
     for part in parts:
@@ -66,37 +76,37 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def plan(arguments: argparse.Namespace) -> str:
-    """The memory plan of a bundle or of a published size.
+    """Memory plan of a bundle, a checkpoint or a published model size, as text.
 
     Raises:
-      ConfigError: a setting is impossible.
-      CheckpointError: there is no such model.
+      ConfigError: an option is impossible.
+      CheckpointError: the model does not exist.
     """
     from pathlib import Path
 
     from jaxspec.bundle import DEFAULT, embedded_folder
     from jaxspec.checkpoint import read_config
     from jaxspec.errors import ConfigError
-    from jaxspec.memory_plan import kept_width, plan_memory, plan_table
+    from jaxspec.memory_plan import drafter_cache_width, plan_memory, plan_table
     from jaxspec.models.presets import NAMES, preset
     from jaxspec.sharding import AXES, read_mesh
 
     sizes: dict[str, int] = dict(zip(AXES, read_mesh(arguments.mesh), strict=True))
     if arguments.batch < 1 or arguments.nodes < 1:
         raise ConfigError("--batch and --nodes must be at least 1")
-    name, drafter, kept = arguments.checkpoint, None, 0
+    name, drafter, cache_width = arguments.checkpoint, None, 0
     if name in NAMES:
         config = preset(name)
     else:
         folder = Path(name) if name else embedded_folder() / DEFAULT
         name = folder.name
-        inner = folder / "prior"
-        config = read_config(inner if inner.is_dir() else folder).config
+        prior = folder / "prior"
+        config = read_config(prior if prior.is_dir() else folder).config
         if (folder / "drafter").is_dir():
-            found = read_config(folder / "drafter")
-            drafter = found.kind, found.config
-            kept = kept_width(found.config)
-    found = plan_memory(
+            checkpoint = read_config(folder / "drafter")
+            drafter = checkpoint.kind, checkpoint.config
+            cache_width = drafter_cache_width(checkpoint.config)
+    memory = plan_memory(
         config,
         sizes=sizes,
         batch=arguments.batch,
@@ -105,17 +115,17 @@ def plan(arguments: argparse.Namespace) -> str:
         int8=arguments.int8,
         guided=config.condition != "none",
         drafter=drafter,
-        kept_width=kept,
+        drafter_cache_width=cache_width,
     )
     title = (
         f"{name} on {arguments.mesh} devices, batch {arguments.batch}, "
         f"{arguments.nodes} nodes, {arguments.dtype}{' and int8' * arguments.int8}"
     )
-    return plan_table(found, title)
+    return plan_table(memory, title)
 
 
 def describe(path) -> str:
-    """One checkpoint in a few lines."""
+    """Describes one checkpoint: size, configuration and metadata, one per line."""
     import jax
 
     from jaxspec.checkpoint import abstract_params, read_config
@@ -141,12 +151,13 @@ def describe(path) -> str:
 
 
 def _flat(values: dict) -> list[str]:
-    out = []
+    """Formats a nested dict as "key value" items; None is left out."""
+    items = []
     for key, value in values.items():
         if isinstance(value, dict):
-            out.append(f"{key} ({', '.join(_flat(value))})")
+            items.append(f"{key} ({', '.join(_flat(value))})")
         elif isinstance(value, float):
-            out.append(f"{key} {value:.4g}")
+            items.append(f"{key} {value:.4g}")
         elif value is not None:
-            out.append(f"{key} {value}")
-    return out
+            items.append(f"{key} {value}")
+    return items

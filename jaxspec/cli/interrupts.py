@@ -1,4 +1,4 @@
-"""An interrupt ends the program within seconds, whatever it is in the middle of."""
+"""Interrupt handling: Ctrl-C ends the program within seconds, even in native code."""
 
 import contextlib
 import os
@@ -6,30 +6,30 @@ import signal
 import threading
 import time
 
-# The shell's status for a program that was interrupted.
+# Exit status of an interrupted program, by the convention of shells: 128 + SIGINT.
 INTERRUPTED = 130
-# So long Python may take to notice an interrupt and to clear up, in seconds.
-PATIENCE = 5.0
+# Seconds that Python has to raise KeyboardInterrupt and clean up.
+GRACE_SECONDS = 5.0
 
 
-def end_in_time() -> None:
-    """Ends this process a while after an interrupt that nothing has reacted to.
+def exit_on_interrupt() -> None:
+    """Starts a thread that exits the process `GRACE_SECONDS` after an interrupt.
 
-    Python hears of a signal between two of its own instructions, and compiling a
-    program is a single one that may take minutes. What is written takes its place when
-    it is whole, so nothing is lost by an end in between. A handler other than Python's
-    own is left to itself.
+    Python raises KeyboardInterrupt between two bytecode instructions, and compiling a
+    program is a single one that may take minutes. Files are written atomically, so that
+    an exit at any time leaves no incomplete ones. If SIGINT has a handler other than
+    Python's default, the thread does nothing.
     """
-    reading, writing = os.pipe()
-    os.set_blocking(writing, False)
-    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
 
     def watch() -> None:
-        while number := os.read(reading, 1):
-            own = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-            if number[0] == signal.SIGINT and own:
-                time.sleep(PATIENCE)
-                os.set_blocking(2, False)  # a full pipe must not hold this up
+        while number := os.read(read_end, 1):
+            default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+            if number[0] == signal.SIGINT and default:
+                time.sleep(GRACE_SECONDS)
+                os.set_blocking(2, False)  # a full pipe must not delay the exit
                 with contextlib.suppress(OSError):
                     os.write(2, b"jaxspec: interrupted\n")
                 os._exit(INTERRUPTED)

@@ -1,4 +1,4 @@
-"""Parses the command line; each command lives in its own module."""
+"""Entry point of the command line; each command has a module of its own."""
 
 import argparse
 import io
@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from jaxspec import __version__
-from jaxspec.cli.failures import sentence
-from jaxspec.cli.interrupts import INTERRUPTED, end_in_time
-from jaxspec.cli.streams import complain, flush_stdout, open_missing
+from jaxspec.cli.failures import error_message
+from jaxspec.cli.interrupts import INTERRUPTED, exit_on_interrupt
+from jaxspec.cli.streams import flush_stdout, open_closed_streams, print_error
 
 
 class _Parser(argparse.ArgumentParser):
-    """One line for a wrong argument, exit status 2."""
+    """Argument parser that reports an error as one line, with exit status 2."""
 
     def error(self, message):
         print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
@@ -22,7 +22,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """All commands; imports nothing heavy."""
+    """Parser with all commands; imports neither JAX nor models."""
     from jaxspec.cli import bench, convert, evaluate, generate, info, train
 
     parser = _Parser(
@@ -40,13 +40,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def command() -> NoReturn:
-    """The program: `main`, and the end of the process.
+    """Runs `main` and exits the process with its status.
 
-    After an interrupt it ends at once. Libraries' threads, which are in the middle of
-    something, would otherwise be waited for, or crash while Python is taken apart.
+    After an interrupt the process exits without waiting for threads of libraries, which
+    could block the exit, or crash while the interpreter shuts down.
     """
-    open_missing()  # before anything else opens a file
-    end_in_time()
+    open_closed_streams()  # before anything else opens a file
+    exit_on_interrupt()
     status = main()
     if status == INTERRUPTED:
         sys.stdout.flush()
@@ -55,11 +55,12 @@ def command() -> NoReturn:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; an expected error is one line on stderr and status 2.
+    """Runs one command and returns its exit status.
 
-    Letters that the terminal cannot show are printed as escapes, as on stderr.
+    An expected error is printed as one line on stderr, with status 2. Characters that
+    the terminal cannot encode are printed as escapes, as Python does on stderr.
     """
-    open_missing()
+    open_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     arguments = argparse.Namespace()
@@ -70,12 +71,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             flush_stdout()
     except KeyboardInterrupt:
-        complain("interrupted")
+        print_error("interrupted")
         return INTERRUPTED
     except Exception as error:
-        text = sentence(error, arguments)
-        if text is None:
+        message = error_message(error, arguments)
+        if message is None:
             raise
-        complain(text)
+        print_error(message)
         return 2
     return 0

@@ -1,4 +1,4 @@
-"""Standard streams that are closed, or whose reader has gone."""
+"""Standard streams that are closed, or whose reader has exited."""
 
 import contextlib
 import os
@@ -7,37 +7,37 @@ import sys
 from jaxspec.errors import DataError
 
 
-def open_missing() -> None:
-    """Opens streams that were closed at the start (`2>&-`) to nowhere.
+def open_closed_streams() -> None:
+    """Opens the null device for standard streams that were closed at start (`2>&-`).
 
-    The next files would otherwise get their numbers, and what libraries write to
-    stderr with them.
+    Otherwise the next file that is opened gets the descriptor of, for example, stderr,
+    and libraries write their messages into it.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free descriptor
         if getattr(sys, name) is None:
             mode = "w" if number else "r"
             setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
 
 
 def flush_stdout() -> None:
-    """Writes what was printed.
+    """Flushes stdout.
 
     Raises:
-      DataError: nobody reads it any more, or its disk is full.
+      DataError: the reader of the pipe has exited, or the disk is full.
     """
     try:
         sys.stdout.flush()
     except OSError as error:
-        with open(os.devnull, "wb") as nowhere:  # or Python complains at its end
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        with open(os.devnull, "wb") as null:  # Python would fail again at exit
+            os.dup2(null.fileno(), sys.stdout.fileno())
         raise DataError(f"cannot write to stdout: {error.strerror}") from None
 
 
-def complain(text: str) -> None:
-    """One line on stderr, if anybody reads it."""
+def print_error(text: str) -> None:
+    """Prints one line on stderr; a closed stderr is ignored."""
     with contextlib.suppress(OSError):
         print(f"jaxspec: {text}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""What is not the program's fault is one line on stderr and status 2."""
+"""Errors that the user can fix: one line on stderr and status 2."""
 
 import argparse
 import io
@@ -12,7 +12,7 @@ import pytest
 
 import jaxspec
 from jaxspec.cli import main
-from jaxspec.cli.failures import sentence
+from jaxspec.cli.failures import error_message
 
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.\nIn a buffer"
 
@@ -26,7 +26,7 @@ def piped(**options):
     return {"stdout": pipe, "stderr": pipe, "text": True, **options}
 
 
-# What is printed is held back until the end, or written at once.
+# Python buffers stdout until the end, or writes it at once.
 BUFFERS = pytest.mark.parametrize("unbuffered", ["", "1"])
 
 
@@ -36,22 +36,24 @@ def one_line(error):
 
 
 def test_the_package_is_a_command():
-    found = subprocess.run(command("--version"), **piped())
-    assert (found.returncode, found.stderr) == (0, "")
-    assert found.stdout.startswith("0.")
+    process = subprocess.run(command("--version"), **piped())
+    assert (process.returncode, process.stderr) == (0, "")
+    assert process.stdout.startswith("0.")
 
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda", "oak"])
 def test_a_missing_device_names_the_variable(platform, tmp_path):
-    # Devices that are there are not hidden from jax by a variable of ours.
+    # JAX_PLATFORMS cannot hide a device that the machine has.
     if platform in {device.platform for device in jax.devices()}:
-        pytest.skip("it is there")
-    asked = command("generate", "--num", "1", "--out", "s.png")
-    here = str(Path(jaxspec.__file__).parents[1])
-    variables = os.environ | {"JAX_PLATFORMS": platform, "PYTHONPATH": here}
-    found = subprocess.run(asked, cwd=tmp_path, env=variables, **piped())
-    assert (found.returncode, found.stdout) == (2, "")
-    assert f"no device for JAX_PLATFORMS={platform}: unset it" in one_line(found.stderr)
+        pytest.skip("the machine has this device")
+    arguments = command("generate", "--num", "1", "--out", "s.png")
+    root = str(Path(jaxspec.__file__).parents[1])
+    env = os.environ | {"JAX_PLATFORMS": platform, "PYTHONPATH": root}
+    process = subprocess.run(arguments, cwd=tmp_path, env=env, **piped())
+    assert (process.returncode, process.stdout) == (2, "")
+    assert f"no device for JAX_PLATFORMS={platform}: unset it" in one_line(
+        process.stderr
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -62,7 +64,7 @@ def test_a_missing_device_names_the_variable(platform, tmp_path):
         (MemoryError(), "this machine's memory is full"),
     ],
 )
-def test_memory_that_is_full_names_a_smaller_batch(
+def test_out_of_memory_suggests_a_smaller_batch(
     error, words, tmp_path, monkeypatch, capsys
 ):
     def fail(*_, **__):
@@ -83,28 +85,28 @@ def test_memory_that_is_full_names_a_smaller_batch(
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("options", "words"),
     [
         ({"command": "eval", "batch": 8}, "give a smaller --batch"),
         ({"command": "train"}, "give a smaller batch in the preset, or divide"),
-        ({"command": "convert"}, "take a machine with more"),
+        ({"command": "convert"}, "use a machine with more"),
     ],
 )
-def test_what_takes_less_memory_depends_on_the_command(given, words):
-    arguments = argparse.Namespace(**given)
+def test_memory_advice_depends_on_the_command(options, words):
+    arguments = argparse.Namespace(**options)
     for error in (MemoryError(), jax.errors.JaxRuntimeError(OUT_OF_MEMORY)):
-        assert f"memory is full: {words}" in str(sentence(error, arguments))
+        assert f"memory is full: {words}" in str(error_message(error, arguments))
 
 
 @pytest.mark.parametrize(
     "error",
     [
         jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Shared memory size limit"),
-        RuntimeError("a fault of ours"),
+        RuntimeError("a bug"),
         AssertionError(),
     ],
 )
-def test_faults_of_the_program_keep_their_traceback(error, monkeypatch):
+def test_bugs_keep_their_traceback(error, monkeypatch):
     def fail(*_, **__):
         raise error
 
@@ -114,43 +116,43 @@ def test_faults_of_the_program_keep_their_traceback(error, monkeypatch):
 
 
 @BUFFERS
-def test_a_reader_that_has_gone_is_one_line(unbuffered, monkeypatch):
-    """As behind `| head`; nor does Python complain at its end."""
+def test_a_closed_pipe_is_one_line(unbuffered, monkeypatch):
+    """As with `| head`; Python prints nothing at exit."""
     monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     reading, writing = os.pipe()
     os.close(reading)
-    found = subprocess.run(command("info"), **piped(stdout=writing))
+    process = subprocess.run(command("info"), **piped(stdout=writing))
     os.close(writing)
-    assert found.returncode == 2
-    assert one_line(found.stderr) == "jaxspec: cannot write to stdout: Broken pipe\n"
+    assert process.returncode == 2
+    assert one_line(process.stderr) == "jaxspec: cannot write to stdout: Broken pipe\n"
 
 
 @BUFFERS
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has it")
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux")
 def test_a_full_disk_behind_stdout_is_one_line(unbuffered, monkeypatch):
     monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     with open("/dev/full", "wb") as full:
-        found = subprocess.run(command("info", "--plan"), **piped(stdout=full))
-    assert found.returncode == 2 and "No space left" in one_line(found.stderr)
+        process = subprocess.run(command("info", "--plan"), **piped(stdout=full))
+    assert process.returncode == 2 and "No space left" in one_line(process.stderr)
 
 
 @pytest.mark.parametrize("closed", ["1", "2"])
-def test_streams_that_are_closed_are_done_without(closed, tmp_path):
-    asked = command("info", "--plan")
-    line = " ".join(f"'{word}'" for word in asked) + f" {closed}>&-"
-    found = subprocess.run(["sh", "-c", line], **piped())
-    assert (found.returncode, found.stderr) == (0, "")
-    assert bool(found.stdout) == (closed == "2")
+def test_closed_standard_streams_are_ignored(closed):
+    arguments = command("info", "--plan")
+    line = " ".join(f"'{word}'" for word in arguments) + f" {closed}>&-"
+    process = subprocess.run(["sh", "-c", line], **piped())
+    assert (process.returncode, process.stderr) == (0, "")
+    assert bool(process.stdout) == (closed == "2")
 
 
-def test_with_stdout_as_a_file_nothing_else_is_on_it(tmp_path, monkeypatch):
-    """The table moves to stderr, so that a report can be read from a pipe."""
+def test_a_report_on_stdout_moves_the_table_to_stderr(tmp_path, monkeypatch):
+    """Otherwise the JSON of the report could not be read from a pipe."""
     from jaxspec.cli.options import table_stream
 
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     (tmp_path / "link").symlink_to("/dev/stdout")
-    for taken in ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", tmp_path / "link"):
-        assert table_stream("s.png", taken) is sys.stderr
-    for other in (None, "r.json", "/dev/stderr", "/dev/fd/11", tmp_path / "r"):
-        assert table_stream("s.png", other) is sys.stdout
+    for report in ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", tmp_path / "link"):
+        assert table_stream("s.png", report) is sys.stderr
+    for report in (None, "r.json", "/dev/stderr", "/dev/fd/11", tmp_path / "r"):
+        assert table_stream("s.png", report) is sys.stdout

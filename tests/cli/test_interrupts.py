@@ -1,4 +1,4 @@
-"""Interrupts: status 130, one line, and no waiting for libraries."""
+"""Interrupts end the program with status 130, one line, and within seconds."""
 
 import signal
 import subprocess
@@ -7,11 +7,11 @@ import time
 
 import pytest
 
-# A command whose main thread, and perhaps another one, is busy for a minute.
+# A command whose main thread, and possibly a second one, is busy for a minute.
 BUSY = """
 import hashlib, sys, threading, time
 from jaxspec.cli import command, interrupts
-interrupts.PATIENCE = 0.3
+interrupts.GRACE_SECONDS = 0.3
 def run(arguments):
     print("busy", flush=True)
     {}
@@ -20,17 +20,17 @@ jaxspec.cli.info.run = run
 sys.argv = ["jaxspec", "info"]
 command()
 """
-WAYS = {
+BUSY_BODIES = {
     "waiting": "time.sleep(60)",
     "beside a thread": "threading.Timer(60, print).start(); time.sleep(60)",
-    # One instruction of Python's, as the compilation of a program is.
+    # A single bytecode instruction, like the compilation of a program.
     "a long call": "hashlib.pbkdf2_hmac('sha256', b'', b'', 200_000_000)",
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_an_interrupt_ends_the_program_in_seconds(way):
-    code = BUSY.format(WAYS[way])
+@pytest.mark.parametrize("body_name", BUSY_BODIES)
+def test_an_interrupt_ends_the_program_in_seconds(body_name):
+    code = BUSY.format(BUSY_BODIES[body_name])
     pipe = subprocess.PIPE
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=pipe, stderr=pipe, text=True
@@ -47,8 +47,8 @@ def test_an_interrupt_ends_the_program_in_seconds(way):
     assert (child.returncode, error) == (130, "jaxspec: interrupted\n")
 
 
-def test_another_handler_is_left_to_itself():
-    own = "signal.signal(2, lambda *_: None); os.kill(os.getpid(), 2); time.sleep(1)"
-    code = "import os, signal" + BUSY.format(own)
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (found.returncode, found.stderr) == (0, "")
+def test_a_handler_of_the_user_is_respected():
+    body = "signal.signal(2, lambda *_: None); os.kill(os.getpid(), 2); time.sleep(1)"
+    code = "import os, signal" + BUSY.format(body)
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (child.returncode, child.stderr) == (0, "")

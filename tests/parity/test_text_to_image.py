@@ -198,7 +198,7 @@ def test_captions_that_are_cut_are_named_and_drawn(released, tmp_path, capsys):
     assert main([*command, *one]) == 0
     assert f"1 of 1 {words}prompt 0 (9 tokens)\n" in capsys.readouterr().err
     assert main([*command, *one[:2], "--prompt", "a \udcff", *one[4:]]) == 2
-    assert "prompt 0 is no UTF-8 text" in capsys.readouterr().err
+    assert "prompt 0 is not UTF-8 text" in capsys.readouterr().err
 
 
 def test_long_captions_are_cut_and_keep_their_end(released):
