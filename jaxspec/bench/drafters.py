@@ -203,7 +203,8 @@ def drafters_plot(result: dict[str, Any]) -> np.ndarray:
             own = [
                 r
                 for r in rows
-                if (r["drafter"], r["cfg_scale"], r["verifier"]) == (name, scale, verifier)
+                if (r["drafter"], r["cfg_scale"], r["verifier"])
+                == (name, scale, verifier)
             ]
             x, y = [r["nodes"] for r in own], [r["tokens_per_call"] for r in own]
             lines.append(Line(name, x, y))

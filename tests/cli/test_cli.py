@@ -16,7 +16,8 @@ from jaxspec.spec.tree import Tree
 
 REPORT_KEYS = {
     "tokens", "target_calls", "tokens_per_call", "seconds", "baseline_seconds",
-    "speedup", "identical_to_autoregressive", "checkpoint", "drafter", "verifier", "device",
+    "speedup", "identical_to_autoregressive", "checkpoint", "drafter", "verifier",
+    "device",
 }  # fmt: skip
 
 

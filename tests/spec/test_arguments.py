@@ -94,7 +94,9 @@ GOOD = Draft(
     ],
     ids=str,
 )
-@pytest.mark.parametrize("verifier", [Rejection(), Coupled()], ids=["rejection", "coupled"])
+@pytest.mark.parametrize(
+    "verifier", [Rejection(), Coupled()], ids=["rejection", "coupled"]
+)
 def test_arrays_of_a_draft_fit_its_tree(verifier, change, words):
     noise = draw_noise(batch_keys(0, B), POSITIONS, TREE.size, V)
     scores = jnp.zeros((B, TREE.size, V))

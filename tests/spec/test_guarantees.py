@@ -32,7 +32,7 @@ LOSSLESS = {
     "Coupled": (Coupled(), "coupled", "0,1,00"),
 }
 EVERY_RULE = pytest.mark.parametrize(
-    "rule, selection, tree", LOSSLESS.values(), ids=LOSSLESS
+    "verifier, selection, tree", LOSSLESS.values(), ids=LOSSLESS
 )
 
 
@@ -138,7 +138,7 @@ def double():
 
 @DRAFTS
 @pytest.mark.parametrize(
-    "rule, selection",
+    "verifier, selection",
     [
         (Rejection(), "without_replacement"),
         (Rejection(), "with_replacement"),
@@ -395,7 +395,7 @@ def accepts(verifier, draft, tree):
 
 
 @pytest.mark.parametrize(
-    "rule, drawn, wanted",
+    "verifier, drawn, wanted",
     [
         (Rejection(), "top_and_sample", "without_replacement"),
         *((KSeq(), x, "with_replacement") for x in ("without_replacement", "top")),
@@ -411,7 +411,7 @@ def test_refuses_candidates_chosen_in_another_way(verifier, drawn, wanted):
 
 
 @pytest.mark.parametrize(
-    "rule, drawn", [*SAMPLED, (Block(), "without_replacement")], ids=str
+    "verifier, drawn", [*SAMPLED, (Block(), "without_replacement")], ids=str
 )
 def test_refuses_samples_that_were_dropped_for_what_they_are(verifier, drawn):
     draft, tree = some_draft("chain-2", drawn)
@@ -423,7 +423,7 @@ def test_refuses_samples_that_were_dropped_for_what_they_are(verifier, drawn):
 
 
 @pytest.mark.parametrize("tree", ["1", "0,2", "0,1,00,02"])
-@pytest.mark.parametrize("rule, drawn", SAMPLED, ids=str)
+@pytest.mark.parametrize("verifier, drawn", SAMPLED, ids=str)
 def test_refuses_shapes_that_skip_a_sample(verifier, drawn, tree):
     refuses(
         verifier, *some_draft(tree, drawn), "children of ranks 0, 1, .* without a gap"
@@ -431,7 +431,7 @@ def test_refuses_shapes_that_skip_a_sample(verifier, drawn, tree):
 
 
 @pytest.mark.parametrize(
-    "rule, drawn", [*SAMPLED, (Block(), "without_replacement")], ids=str
+    "verifier, drawn", [*SAMPLED, (Block(), "without_replacement")], ids=str
 )
 def test_refuses_samples_of_an_unknown_law(verifier, drawn):
     draft, tree = some_draft("chain-2", drawn)
@@ -477,7 +477,7 @@ def too_far(counts, expected):
 
 
 @pytest.mark.parametrize(
-    "rule, tree", [(Rejection(), "0,1,00"), (Block(), "chain-2")], ids=str
+    "verifier, tree", [(Rejection(), "0,1,00"), (Block(), "chain-2")], ids=str
 )
 def test_verify_draws_from_the_law_of_a_draft(verifier, tree):
     every = batch(random_laws(6, 3, 2), tree, "without_replacement")

@@ -330,7 +330,9 @@ def test_a_margin_of_zero_leaves_every_decision_alone(order):
     assert fast.stats.rescored.sum() == 0
 
 
-@pytest.mark.parametrize("verifier", [Rejection(), KSeq(), GreedySet(), Coupled()], ids=str)
+@pytest.mark.parametrize(
+    "verifier", [Rejection(), KSeq(), GreedySet(), Coupled()], ids=str
+)
 def test_every_lossless_rule_decodes_without_drafts(verifier):
     engine = Engine(toy_target(VOCAB), 6, verifier=verifier)
     alone = Engine(toy_target(VOCAB), 6, TableDrafter(), Tree.root(), verifier)
