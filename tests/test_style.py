@@ -109,7 +109,8 @@ def violations(paths):
 PARTS = [
     ROOT / part
     for part in (
-        "jaxspec/drafters", "jaxspec/config", "jaxspec/checkpoint", "jaxspec/writing.py",
+        "jaxspec/drafters", "jaxspec/config", "jaxspec/checkpoint",
+        "jaxspec/writing.py",
         "jaxspec/fresh.py", "jaxspec/text_files.py", "jaxspec/images.py",
         "jaxspec/device.py", "jaxspec/processes.py", "jaxspec/captions.py",
         "jaxspec/memory_plan.py", "jaxspec/cli/main.py", "jaxspec/cli/failures.py",

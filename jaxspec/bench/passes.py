@@ -214,14 +214,14 @@ def _state(engine: Engine, length: int, start: int, params, *given) -> SpecState
     shapes = jax.eval_shape(partial(init_state, engine), params, *given)
     keys = given[-1]
     blank = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype), replace(shapes, keys=(), limits=())
+        lambda x: jnp.zeros(x.shape, x.dtype), replace(shapes, keys=(), stopping=())
     )
     filled = jnp.full_like(blank.cache.lengths, start + length - 1)
     visible = jnp.ones_like(blank.cache.visible)
     return replace(
         blank,
         keys=jax.random.clone(keys),
-        limits=StoppingCriteria.create(len(keys), engine.max_new_tokens),
+        stopping=StoppingCriteria.create(len(keys), engine.max_new_tokens),
         start=jnp.full_like(blank.start, start),
         length=jnp.full_like(blank.length, length),
         cache=replace(blank.cache, lengths=filled, visible=visible),

@@ -72,7 +72,7 @@ def record(case: str) -> list[dict]:
     )
     arguments = (params, table, jnp.arange(ROWS), sampling)
     stopping = StoppingCriteria.create(
-        ROWS, [LENGTH, 6, LENGTH], stop=[[-1], [-1], [5]]
+        ROWS, [LENGTH, 6, LENGTH], stop_tokens=[[-1], [-1], [5]]
     )
     state = jax.jit(partial(init_state, engine))(
         *arguments, batch_keys(2, ROWS), stopping

@@ -143,7 +143,7 @@ def test_one_compilation_serves_all_rounds_and_all_contents(guided, tree):
         prompt = jnp.array([seed, 1])
         sampling = make_sampling(ROWS, cfg_scale=1.5 + seed)
         keys = batch_keys(seed, ROWS)
-        stopping = StoppingCriteria.create(ROWS, [16, 7 + seed], stop=[seed])
+        stopping = StoppingCriteria.create(ROWS, [16, 7 + seed], stop_tokens=[seed])
         arguments = (target_params, params, prompt, sampling)
         state = start(*arguments, keys, stopping)
         while not bool(state.done.all()):

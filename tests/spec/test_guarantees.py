@@ -72,7 +72,7 @@ def repeated(rows, count):
 
 @cache
 def compiled(verifier, method, tree):
-    """`rule.law` or `rule.verify`, of scores, a draft, and noise or greedy rows."""
+    """`verifier.outcome` or `.verify`, of scores, a draft, and noise or greedy rows."""
     call = getattr(verifier, method)
     return jax.jit(lambda log_p, draft, given: call(log_p, draft, tree, given))
 

@@ -332,11 +332,11 @@ def test_drafts_and_tables_that_do_not_suit_are_refused():
         (plain, {}, None, r"needs params=\{'neighbors'"),
         (plain, {}, {}, r"needs params=\{'neighbors'"),
         (wider, {}, table, "tests 4 neighbors, its table serves 3; build a wider"),
-        (subtract, {"drawn": "top"}, table, "use 'zero_target' or 'optimal'"),
-        (drop, {"drawn": "guess"}, table, "use 'zero_target' or 'optimal'"),
-        (plain, {"drawn": "top_and_sample"}, table, "not top_and_sample"),
+        (subtract, {"selection": "top"}, table, "use 'zero_target' or 'optimal'"),
+        (drop, {"selection": "guess"}, table, "use 'zero_target' or 'optimal'"),
+        (plain, {"selection": "top_and_sample"}, table, "not top_and_sample"),
         (plain, {"log_q": None}, table, "needs the drafter's distribution"),
-        (plain, {"pruned": "token"}, table, "drops a token for what it is"),
+        (plain, {"pruned_by": "token"}, table, "drops a token for what it is"),
     ):
         with pytest.raises(ConfigError, match=words):
             verifier.outcome(log_p, replace(draft, **other), CHAIN, params=params)

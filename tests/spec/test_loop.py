@@ -273,7 +273,7 @@ def test_rows_that_do_not_fit_together_are_refused():
             (prompt[:1], r"prompt holds an array of shape \(1,\), but there are 2"),
             (make_sampling(1), "sampling holds"),
             (batch_keys(0, 3), "but there are 3 rows"),
-            (StoppingCriteria.create(3, 4), "limits holds"),
+            (StoppingCriteria.create(3, 4), "stopping holds"),
         ]
     ):
         arguments = [*good[:place], wrong, *good[place + 1 :]]
@@ -298,7 +298,7 @@ def test_programs_in_double_precision_may_call_it():
 def test_what_the_caller_holds_survives_a_donated_round():
     engine = Engine(toy_target(VOCAB), 4, NoisyOracle(VOCAB), Tree.chain(2))
     keys, sampling, prompt = batch_keys(0, 2), make_sampling(2), jnp.zeros(2, jnp.int32)
-    stopping = StoppingCriteria.create(2, 4, stop=[3])
+    stopping = StoppingCriteria.create(2, 4, stop_tokens=[3])
     oracle = {"tokens": jnp.zeros((2, 8), jnp.int32), "spoil": 0.5}
     arguments = (PARAMS, oracle, prompt, sampling)
     state = init_state(engine, *arguments, keys, stopping)
@@ -387,6 +387,8 @@ def test_a_cache_that_grows_changes_no_token(cache_stages):
     assert sizes[-1] - sizes[0] == LENGTH - LENGTH // cache_stages
 
 
-def test_phases_have_tokens():
-    with pytest.raises(ConfigError, match="phases=18 must be 1 to max_new_tokens=17"):
+def test_cache_stages_have_tokens():
+    with pytest.raises(
+        ConfigError, match="cache_stages=18 must be 1 to max_new_tokens=17"
+    ):
         Engine(toy_target(VOCAB, 1), LENGTH, cache_stages=LENGTH + 1)

@@ -563,7 +563,7 @@ def test_no_rule_emits_what_the_filters_removed(verifier, released):
     with jax.enable_x64(True):
         log_p, draft, _, _ = random_round(FORK, rows=100, zeros=0.5)
         for case in (draft, as_given(draft)):
-            given = case.drawn == "top"
+            given = case.selection == "top"
             if given and isinstance(verifier, Grouped | Annealed):
                 continue  # these take samples alone
             assert mass_of_removed(verifier) == 0

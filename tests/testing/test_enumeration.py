@@ -158,7 +158,7 @@ def test_what_verify_draws_is_held_to_the_law_too(verifier):
 
 def test_a_rule_or_target_that_cannot_be_enumerated_says_why():
     drafts = all_drafts(Q, CHAIN, "without_replacement")
-    with pytest.raises(ConfigError, match="Wrapped has no `law`"):
+    with pytest.raises(ConfigError, match="Wrapped has no `outcome`"):
         assert_lossless(Wrapped(Rejection()), P, drafts, draws=0)
     short = Conditionals(P.tables[:2])
     with pytest.raises(ConfigError, match="2 tokens long; a tree of depth 2 needs 3"):
