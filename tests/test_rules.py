@@ -97,7 +97,7 @@ def test_parameters_are_the_bundles_own_where_they_reach():
     built = neighbor_table(tokenizer.params["codebook"], stored.most + 1)
     wider = verifier_params(Lantern(stored.most + 1, lam=2.0), bundle)
     chex.assert_trees_all_equal(wider, {"neighbors": built})
-    without = replace(bundle, tokenizer=replace(tokenizer, neighbors=None))
+    without = replace(bundle, image_tokenizer=replace(tokenizer, neighbors=None))
     chex.assert_trees_all_equal(
         verifier_params(Lantern(stored.most + 1, lam=2.0), without), wider
     )
