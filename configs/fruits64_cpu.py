@@ -71,6 +71,6 @@ def get_config() -> Experiment:
             evaluate_every=200,
             save_every=200,
             cfg_scale=3.0,
-            selection=2048,
+            drawn=2048,
         ),
     )

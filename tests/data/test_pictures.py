@@ -193,7 +193,7 @@ class AnyPictures(tfds.core.GeneratorBasedBuilder):
 
 
 def source(tmp_path, kind):
-    return ImageSource(f"any_images/{kind}", "train", 4, tmp_path)
+    return ImageSource(f"any_pictures/{kind}", "train", 4, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_a_set_declared_as_16_bits_is_scaled(tmp_path):
         ("arrays", "of split 'train' of data set .* is of float32, whose range"),
         (
             "bad",
-            "cannot read image 0 of split 'train' of data set 'any_images/bad'",
+            "cannot read image 0 of split 'train' of data set 'any_pictures/bad'",
         ),
     ],
 )
