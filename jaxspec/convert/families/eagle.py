@@ -1,7 +1,7 @@
 """EAGLE drafters: EAGLE-1 and -2, LANTERN's, and EAGLE-3, also of `speculators`.
 
-Tensor names: SafeAILab/EAGLE `model/cnets.py`, `model/cnets1.py`; jadohu/LANTERN; vLLM's
-speculators.
+Tensor names: SafeAILab/EAGLE `model/cnets.py`, `model/cnets1.py`; jadohu/LANTERN;
+vLLM's speculators.
 """
 
 import re

@@ -6,7 +6,8 @@ during conversion. The output head for image tokens is a small network, too. Ima
 tokens are the vocabulary of the converted model; text tokens come after it, as extra
 tokens that are read but never generated: text token `t` is `image_tokens + t`.
 
-Tensor names: transformers `JanusForConditionalGeneration`, and those of the first release.
+Tensor names: transformers `JanusForConditionalGeneration`, and the first release of
+deepseek-ai/Janus.
 """
 
 from collections.abc import Callable

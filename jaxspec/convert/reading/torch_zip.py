@@ -151,8 +151,8 @@ def _no_tensors_message(refused: list[str]) -> str:
     tensors = [name for name in refused if name.startswith("torch._utils._rebuild")]
     if tensors:
         return (
-            f"its tensors are of an unsupported kind ({tensors[0]}); save them as plain "
-            "dense ones"
+            f"its tensors are of an unsupported kind ({tensors[0]}); save them "
+            "as plain dense ones"
         )
     return (
         f"it holds a whole object ({refused[0]}) and no tensors by name: only the code "
