@@ -1,4 +1,4 @@
-"""`jaxspec convert` and `jaxspec export`: weights of other frameworks in, and out."""
+"""Commands `jaxspec convert` and `jaxspec export`."""
 
 import argparse
 
@@ -10,13 +10,13 @@ FAMILIES = (
 
 
 def add_parser(commands) -> None:
-    """Registers both commands."""
+    """Adds the parsers of both commands."""
     parser = commands.add_parser(
         "convert",
-        help="turn PyTorch weights into a checkpoint",
-        description="Reads .safetensors or PyTorch's zip files without running "
-        "anything in them, recognizes the model, and writes it into BUNDLE as prior/, "
-        "tokenizer/, text_encoder/ or drafter/. Every tensor must find its place.",
+        help="convert PyTorch weights to a checkpoint",
+        description="Reads .safetensors files or PyTorch's zip files without running "
+        "code from them, recognizes the model, and writes it into BUNDLE as prior/, "
+        "tokenizer/, text_encoder/ or drafter/. Every tensor must map to a parameter.",
         epilog="Example: jaxspec convert t2i_XL_stage1_256.pt llamagen-xl --dtype "
         "bf16; then vq_ds16_t2i.pt and google/flan-t5-xl into the same folder",
     )
@@ -27,12 +27,14 @@ def add_parser(commands) -> None:
     )
     parser.add_argument("bundle", metavar="BUNDLE", help="folder of the result")
     parser.add_argument(
-        "--family", metavar="NAME", help=f"instead of recognizing it: {FAMILIES}"
+        "--family",
+        metavar="NAME",
+        help=f"family of the model (default: recognized): {FAMILIES}",
     )
     parser.add_argument(
         "--dtype",
         choices=("float32", "bf16", "bfloat16", "float16"),
-        help="of the result (default: as stored, at most float32)",
+        help="dtype of the result (default: as stored, at most float32)",
     )
     parser.add_argument(
         "--target",
@@ -42,51 +44,54 @@ def add_parser(commands) -> None:
     parser.add_argument(
         "--weights",
         metavar="NAME",
-        help="which weights, where a file holds several, such as model and ema "
-        "(default: those that the family's official loader takes)",
+        help="set of weights, if a file holds several, such as model and ema (default: "
+        "the one that the family's official loader takes)",
     )
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="what the files do not tell, such as heads=20 or grid=16; repeatable",
+        help="setting that cannot be inferred from the files, such as heads=20 or "
+        "grid=16; repeatable",
     )
     parser.add_argument(
         "--mesh",
         metavar="DATAxMODEL",
-        help="store parameters in the parts that the devices of such a mesh hold, so "
-        "that each reads its own (default: whole)",
+        help="store parameters in the shards of a mesh of this shape, so that each "
+        "device can read its shard alone (default: unsharded)",
     )
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="check everything but the numbers, print the table, write nothing",
+        help="check names and shapes, print the table, write nothing",
     )
     parser.add_argument(
         "--allow-objects",
         action="store_true",
-        help="let objects in a PyTorch file that are no tensors be left out (their "
-        "code is never run)",
+        help="leave out objects in a PyTorch file that are no tensors (their code is "
+        "never run)",
     )
     parser.set_defaults(run=run)
-    back = commands.add_parser(
+    export_parser = commands.add_parser(
         "export",
         help="write a checkpoint as safetensors in a released layout",
-        description="Writes model.safetensors and config.json with the names of a "
-        "family: llamagen, llamagen-hf, eagle1, eagle3, dflash; bit-exact both ways.",
+        description="Writes model.safetensors and config.json, bit-exact in both "
+        "directions, in the layout of llamagen, llamagen-hf, eagle1, eagle3 or dflash.",
         epilog="Example: jaxspec export runs/my/checkpoint/prior out --family llamagen",
     )
-    back.add_argument(
+    export_parser.add_argument(
         "checkpoint", metavar="CHECKPOINT", help="a part of a bundle, such as DIR/prior"
     )
-    back.add_argument("folder", metavar="DIR", help="made if it is not there")
-    back.add_argument(
+    export_parser.add_argument(
+        "folder", metavar="DIR", help="folder of the result, created if needed"
+    )
+    export_parser.add_argument(
         "--family",
         required=True,
         choices=("llamagen", "llamagen-hf", "eagle1", "eagle3", "dflash"),
     )
-    back.set_defaults(run=run_export)
+    export_parser.set_defaults(run=run_export)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -98,7 +103,7 @@ def run(arguments: argparse.Namespace) -> None:
     from jaxspec.convert.run import convert, prepare
     from jaxspec.convert.understand import Conversion
 
-    mesh = simulated_mesh(arguments.mesh) if arguments.mesh else None
+    mesh = make_simulated_mesh(arguments.mesh) if arguments.mesh else None
     options = {
         "family": arguments.family,
         "dtype": arguments.dtype,
@@ -109,7 +114,7 @@ def run(arguments: argparse.Namespace) -> None:
     }
     if arguments.dry_run:
         for conversion in prepare(arguments.source, arguments.bundle, **options):
-            print(table(conversion))
+            print(format_table(conversion))
         return
     bars: list[tqdm] = []
 
@@ -129,27 +134,33 @@ def run(arguments: argparse.Namespace) -> None:
         for bar in bars:
             with closing(bar):
                 pass
-    for one in results:
+    for result in results:
         print(
-            f"{one.folder}: {one.family}, {one.tensors:,} tensors, "
-            f"{one.parameters:,} parameters, {one.bytes:,} bytes, digest {one.digest}"
+            f"{result.folder}: {result.family}, {result.tensors:,} tensors, "
+            f"{result.parameters:,} parameters, {result.bytes:,} bytes, digest "
+            f"{result.digest}"
         )
-        for remark in one.remarks:
+        for remark in result.remarks:
             print(f"  {remark}")
 
 
-def simulated_mesh(text: str):
-    """As many devices of this machine's CPU as divide parameters on such a mesh.
+def make_simulated_mesh(text: str):
+    """Makes a mesh of simulated CPU devices that shards parameters like `text`.
+
+    Only the model axis shards parameters, so the data axis has size 1.
+
+    Args:
+      text: shape of the mesh, DATAxMODEL.
 
     Raises:
-      ConfigError: it cannot be.
+      ConfigError: the text is no shape, or there are too few devices.
     """
     import jax
 
     from jaxspec.sharding import make_mesh, read_mesh
 
     _, model = read_mesh(text)
-    try:  # possible until the first device is used
+    try:  # fails once a device has been used
         jax.config.update("jax_num_cpu_devices", model)
     except RuntimeError:
         pass
@@ -177,17 +188,17 @@ def run_export(arguments: argparse.Namespace) -> None:
 
 
 def read_settings(pairs: list[str]) -> dict[str, object]:
-    """`KEY=VALUE` as numbers, lists of numbers (1,2,3) or words.
+    """Parses `KEY=VALUE` pairs; values are numbers, lists (1,2,3) or words.
 
     Raises:
-      ConfigError: one is not of this form.
+      ConfigError: a pair does not have this form.
     """
     from jaxspec.errors import ConfigError
 
-    def number(text: str) -> object:
-        for kind in (int, float):
+    def parse(text: str) -> object:
+        for number in (int, float):
             try:
-                return kind(text)
+                return number(text)
             except ValueError:
                 continue
         return text
@@ -197,13 +208,13 @@ def read_settings(pairs: list[str]) -> dict[str, object]:
         key, equals, value = pair.partition("=")
         if not equals or not key.isidentifier() or not value:
             raise ConfigError(f"--set {pair!r} is not of the form KEY=VALUE")
-        values = [number(v) for v in value.split(",")]
+        values = [parse(v) for v in value.split(",")]
         result[key] = tuple(values) if len(values) > 1 else values[0]
     return result
 
 
-def table(conversion) -> str:
-    """Every parameter, what it is made of, and how."""
+def format_table(conversion) -> str:
+    """Formats a table of parameters with their tensors and transforms."""
     from jaxspec.convert.remarks import remarks
 
     lines = [
@@ -214,9 +225,9 @@ def table(conversion) -> str:
         "| parameter | shape | dtype | tensors | transform |",
         "|---|---|---|---|---|",
     ]
-    for line in conversion.lines:
-        shape = " x ".join(map(str, line.shape))
-        names = " + ".join(line.theirs)
-        cells = (line.ours, shape, line.dtype, names, line.how)
+    for entry in conversion.entries:
+        shape = " x ".join(map(str, entry.shape))
+        names = " + ".join(entry.tensors)
+        cells = (entry.path, shape, entry.dtype, names, entry.transform)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

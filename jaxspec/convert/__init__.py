@@ -1,4 +1,4 @@
-"""Weights of other frameworks in, exactly, and some of ours out."""
+"""Conversion of released PyTorch weights to checkpoints, and export of some back."""
 
 from jaxspec.convert.export import export
 from jaxspec.convert.run import Written, convert, prepare

@@ -1,4 +1,4 @@
-"""Checkpoints of ours as safetensors, with the names that a family is released in."""
+"""Export of checkpoints as safetensors, in the layout of a released family."""
 
 import json
 import os
@@ -10,13 +10,14 @@ import numpy as np
 
 from jaxspec.checkpoint import load_checkpoint, named_leaves
 from jaxspec.convert.families import FAMILIES
-from jaxspec.convert.family import Outgoing
-from jaxspec.convert.mapping import Rule
+from jaxspec.convert.family import ExportPlan
+from jaxspec.convert.mapping import KeyRule
 from jaxspec.convert.reading.safetensors import write_safetensors
 from jaxspec.convert.transforms import TRANSFORMS
 from jaxspec.errors import ConfigError, DataError
 from jaxspec.writing import write_file
 
+# Receives the number of bytes that were processed since the last call.
 Progress = Callable[[int], object]
 EXPORTS = tuple(name for name, family in FAMILIES.items() if family.export)
 
@@ -33,82 +34,86 @@ def export(
     same checkpoint.
 
     Args:
-      checkpoint: a part of a bundle (`.../prior`, `.../drafter`).
-      folder: made if it is not there.
+      checkpoint: folder of the checkpoint, a part of a bundle (`.../prior`).
+      folder: folder of the result, created if it does not exist.
       family: one of `EXPORTS`.
-      progress: called with all bytes; gives a function of bytes done.
+      progress: function of the total size in bytes that returns a function of the
+        number of bytes processed.
 
     Returns:
-      The file.
+      The path of `model.safetensors`.
 
     Raises:
-      ConfigError: the family is not written, cannot hold this model, or the folder
-        holds a checkpoint of ours.
+      ConfigError: the family has no export, cannot represent this model, or the folder
+        holds a checkpoint of this library.
       CheckpointError: the checkpoint cannot be read.
       DataError: the folder cannot be written.
     """
     if family not in EXPORTS:
-        raise ConfigError(f"family {family!r} is not written; {', '.join(EXPORTS)} are")
+        raise ConfigError(
+            f"family {family!r} cannot be exported; choose one of {', '.join(EXPORTS)}"
+        )
     folder = Path(folder)
     if (folder / "params").exists():
         raise ConfigError(
             f"'{folder}' holds a checkpoint of jaxspec; export into another folder"
         )
-    found = load_checkpoint(checkpoint)
-    write = FAMILIES[family].export
-    assert write is not None
-    out = write(found)
-    leaves = {k: v for k, v in named_leaves(found.params) if k not in out.left_out}
-    parts = {
+    loaded = load_checkpoint(checkpoint)
+    make_export_plan = FAMILIES[family].export
+    assert make_export_plan is not None
+    plan = make_export_plan(loaded)
+    params = {k: v for k, v in named_leaves(loaded.params) if k not in plan.omitted}
+    tensors = {
         name: (path, rule, span)
-        for path in leaves
-        for name, rule, span in _pieces(path, leaves, out)
+        for path in params
+        for name, rule, span in _tensors_of(path, params, plan)
     }
 
-    def part(name: str, leaf: np.ndarray) -> np.ndarray:
-        """A tensor of theirs, out of (something shaped like) a parameter of ours."""
-        _, rule, span = parts[name]
-        x = leaf[(slice(None),) * (rule.axis % leaf.ndim) + (span,)]
-        return TRANSFORMS[rule.transform].back(x, out.heads)
+    def extract(name: str, param: np.ndarray) -> np.ndarray:
+        """Returns the tensor that is a part of a parameter."""
+        _, rule, span = tensors[name]
+        x = param[(slice(None),) * (rule.axis % param.ndim) + (span,)]
+        return TRANSFORMS[rule.transform].to_torch(x, plan.heads)
 
     def read(name: str) -> np.ndarray:
-        if name in out.computed:
-            return out.computed[name]
-        x = part(name, np.asarray(leaves[parts[name][0]]))
+        if name in plan.extra_tensors:
+            return plan.extra_tensors[name]
+        x = extract(name, np.asarray(params[tensors[name][0]]))
         advance(x.nbytes)
         return x
 
     table = []
-    for name, (path, *_) in parts.items():
-        shape = part(name, np.broadcast_to(np.int8(0), leaves[path].shape)).shape
-        table.append((name, shape, leaves[path].dtype))
-    table += [(name, x.shape, x.dtype) for name, x in out.computed.items()]
-    advance = progress(sum(x.nbytes for x in leaves.values()))
+    for name, (path, *_) in tensors.items():
+        # A dummy of the parameter's shape gives the tensor's shape.
+        shape = extract(name, np.broadcast_to(np.int8(0), params[path].shape)).shape
+        table.append((name, shape, params[path].dtype))
+    table += [(name, x.shape, x.dtype) for name, x in plan.extra_tensors.items()]
+    advance = progress(sum(x.nbytes for x in params.values()))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / "model.safetensors"
         write_safetensors(file, table, read)
-        text = json.dumps(out.config, indent=2) + "\n"
+        text = json.dumps(plan.config, indent=2) + "\n"
         write_file(folder / "config.json", text.encode("utf-8"))
     except OSError as error:
         raise DataError(f"cannot write '{folder}': {error.strerror}") from None
     return file
 
 
-def _pieces(
-    path: str, leaves: Mapping[str, Any], out: Outgoing
-) -> list[tuple[str, Rule, slice]]:
-    """Names, rules and spans of the tensors that a parameter is taken apart into."""
-    found = [(rule, name) for rule in out.rules if (name := rule.name(path))]
-    found.sort(key=lambda pair: pair[0].part)
-    if not found:
-        raise ConfigError(f"the family has no place for the parameter {path}")
-    if len(found) == 1:
-        return [(found[0][1], found[0][0], slice(None))]
-    total = leaves[path].shape[found[0][0].axis]
-    sizes = [total // len(found)] * len(found)
-    if "/qkv/" in path:  # several queries a key
+def _tensors_of(
+    path: str, params: Mapping[str, Any], plan: ExportPlan
+) -> list[tuple[str, KeyRule, slice]]:
+    """Returns name, rule and slice of each tensor that a parameter is split into."""
+    matches = [(rule, name) for rule in plan.rules if (name := rule.source_name(path))]
+    matches.sort(key=lambda match: match[0].part)
+    if not matches:
+        raise ConfigError(f"the family has no tensor for the parameter {path}")
+    if len(matches) == 1:
+        return [(matches[0][1], matches[0][0], slice(None))]
+    total = params[path].shape[matches[0][0].axis]
+    sizes = [total // len(matches)] * len(matches)
+    if "/qkv/" in path:  # several query heads for each key/value head
         sizes = [total - 2, 1, 1]
     ends = np.cumsum(sizes).tolist()
     spans = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
-    return [(name, rule, s) for (rule, name), s in zip(found, spans, strict=True)]
+    return [(name, rule, s) for (rule, name), s in zip(matches, spans, strict=True)]

@@ -1,4 +1,9 @@
-"""What a family of models is to the converter."""
+"""Interface between model families and the converter.
+
+A `Family` recognizes its files and makes a `Plan`: the configuration of the model, and
+rules that map tensor names to parameters. Families that can be exported also make an
+`ExportPlan`. The helpers below read and check the entries of a `config.json`.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -8,278 +13,323 @@ import numpy as np
 
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import from_dict
-from jaxspec.convert.mapping import Rule
+from jaxspec.convert.mapping import KeyRule
 from jaxspec.convert.reading.sets import PLAIN
 from jaxspec.convert.reading.stored import Source
-from jaxspec.convert.recorded import Recorded
+from jaxspec.convert.recorded import TrackedConfig
 from jaxspec.convert.transforms import Heads
 from jaxspec.errors import ConfigError
 
-Given = Mapping[str, Any]
+# Settings given by the user (`--set KEY=VALUE`), which override those of the files.
+Overrides = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Derived:
-    """A parameter that is computed.
+class ComputedParam:
+    """A parameter that is computed rather than copied.
 
     Attributes:
-      names: tensors that it is computed from.
-      make: from their arrays, as stored.
+      tensors: names of the tensors that it is computed from.
+      compute: function of their arrays, in the stored layout, that returns the
+        parameter.
     """
 
-    names: tuple[str, ...]
-    make: Callable[..., np.ndarray]
+    tensors: tuple[str, ...]
+    compute: Callable[..., np.ndarray]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a source becomes a checkpoint.
+    """Description of the checkpoint that a source is converted to.
 
     Attributes:
-      kind: of the checkpoint.
-      config: of the model; a drafter's holds its target's.
-      rules: see `Rule`.
-      heads: of attention, for the transforms.
-      derived: computed parameters by path.
-      ignored: regular expressions of tensors that hold nothing for us.
-      about: what is worth keeping besides.
-      part: key of the part of the config that is about this model, where the rest is
-        about others.
+      kind: kind of the checkpoint, a key of `jaxspec.checkpoint.KINDS`.
+      config: configuration of the model; a drafter's contains its target's.
+      rules: mapping of tensor names to parameters.
+      heads: attention heads, for the transforms.
+      computed: computed parameters by path.
+      ignored: regular expressions of tensor names that are skipped.
+      metadata: additional entries of the checkpoint metadata.
+      config_section: key of the section of `config.json` that describes this model,
+        if other sections describe other models; None for the whole file.
     """
 
     kind: str
     config: Any
-    rules: tuple[Rule, ...]
+    rules: tuple[KeyRule, ...]
     heads: Heads = Heads()
-    derived: Mapping[str, Derived] = field(default_factory=dict)
+    computed: Mapping[str, ComputedParam] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    part: str | None = None
+    config_section: str | None = None
 
 
 @dataclass(frozen=True)
-class Outgoing:
-    """How a checkpoint becomes a file of a family.
+class ExportPlan:
+    """Description of the files that a checkpoint is exported to.
 
     Attributes:
-      rules: see `Rule`.
-      config: for `config.json`; "jaxspec" in it is our own configuration, which is
-        taken as it is when the file comes back.
-      heads: of attention, for the transforms.
-      computed: tensors that are no parameter of ours, by name.
-      left_out: paths of parameters that those stand for.
+      rules: mapping of tensor names to parameters, applied in reverse.
+      config: contents of `config.json`. Its entry "jaxspec" is the configuration of
+        the model in this library, which `exported_config` reads back.
+      heads: attention heads, for the transforms.
+      extra_tensors: tensors by name that no rule produces.
+      omitted: paths of parameters that are not written, because an extra tensor or an
+        entry of the config replaces them.
     """
 
-    rules: tuple[Rule, ...]
+    rules: tuple[KeyRule, ...]
     config: dict[str, Any]
     heads: Heads = Heads()
-    computed: Mapping[str, np.ndarray] = field(default_factory=dict)
-    left_out: tuple[str, ...] = ()
+    extra_tensors: Mapping[str, np.ndarray] = field(default_factory=dict)
+    omitted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Family:
-    """Models whose files look alike.
+    """Models whose files have the same layout.
 
     Attributes:
-      name: for `--family`.
-      detect: whether a source is one of them, by its names and its config.
-      plan: reads the configuration, from the source's own or from shapes; `given` are
-        settings that the user made, `target` the checkpoint a drafter was trained for.
-      drafter: it needs that target.
-      export: how a checkpoint is written in this family's form; None: it is not.
-      weights: names of sets of weights, in the order in which the official loader
+      name: name for `--family`.
+      detect: predicate that recognizes a source by its tensor names and its config.
+      plan: function `(source, overrides, target)` that returns the `Plan`. `target` is
+        the checkpoint of the model that a drafter was trained for, None for others.
+      drafter: whether the models are drafters, which need that target.
+      export: function that returns the `ExportPlan` of a checkpoint; None if the
+        family cannot be exported.
+      weights: names of sets of weights in the order in which the official loader
         looks for them; see `reading.sets`.
     """
 
     name: str
     detect: Callable[[Source], bool]
-    plan: Callable[[Source, Given, Checkpoint | None], Plan]
+    plan: Callable[[Source, Overrides, Checkpoint | None], Plan]
     drafter: bool = False
-    export: Callable[[Checkpoint], Outgoing] | None = None
+    export: Callable[[Checkpoint], ExportPlan] | None = None
     weights: tuple[str, ...] = PLAIN
 
 
 def heads_of(config: Any) -> Heads:
-    """Of a decoder or of a drafter that has heads like one."""
+    """Returns the attention heads of a decoder's or drafter's configuration."""
     return Heads(config.head_size, config.num_kv_heads, config.heads)
 
 
 @dataclass(frozen=True)
-class Missing:
-    """A setting that a source does not tell.
+class RequiredSetting:
+    """A setting that cannot be inferred from a source.
 
     Attributes:
-      meaning: for the message.
-      guess: a value with which the plan can go on, to find what else is missing.
+      description: noun phrase for the error message.
+      placeholder: value with which planning continues, to find other settings that
+        are missing.
     """
 
-    meaning: str
-    guess: Any
+    description: str
+    placeholder: Any
 
 
 class MissingSettings(ConfigError):
-    """Settings that a source does not tell; the message asks for all of them."""
+    """Error that asks for all settings that cannot be inferred from a source."""
 
-    def __init__(self, source: str, wanted: Mapping[str, Missing]):
-        """`wanted` by the setting's name."""
-        self.source, self.wanted = source, dict(wanted)
-        lacks = " and ".join(x.meaning for x in wanted.values())
-        how = [
-            f"--set {key}={'N,N,...' if isinstance(x.guess, tuple) else 'NUMBER'}"
-            for key, x in wanted.items()
+    def __init__(self, source: str, required: Mapping[str, RequiredSetting]):
+        """Builds the message; `required` maps names of settings to descriptions."""
+        self.source, self.required = source, dict(required)
+        descriptions = " and ".join(x.description for x in required.values())
+        options = [
+            f"--set {key}={'N,N,...' if isinstance(x.placeholder, tuple) else 'NUMBER'}"
+            for key, x in required.items()
         ]
-        it = "it" if len(wanted) == 1 else "them"
         super().__init__(
-            f"'{source}' does not tell {lacks}; give {it} with {' '.join(how)}"
+            f"cannot infer {descriptions} from '{source}'; add {' '.join(options)}"
         )
 
-    def with_those_of(self, other: "MissingSettings") -> "MissingSettings":
-        """Both in one."""
-        return MissingSettings(self.source, {**self.wanted, **other.wanted})
+    def merged_with(self, other: "MissingSettings") -> "MissingSettings":
+        """Returns one error for the settings of both."""
+        return MissingSettings(self.source, {**self.required, **other.required})
 
 
-class Settings(dict[str, Any]):
-    """What the user said, and which of it was asked for."""
+class SourceSettings(dict[str, Any]):
+    """Settings given by the user; records the keys that a family looked up."""
 
     def __init__(self, values: Mapping[str, Any]):
-        """Nothing was asked for yet."""
+        """Copies the values; no key has been looked up yet."""
         super().__init__(values)
-        self.asked: set[str] = set()
+        self.requested: set[str] = set()
 
     def get(self, key: str, default: Any = None) -> Any:
-        """As a dict's; remembers the key."""
-        self.asked.add(key)
+        """Returns the value like `dict.get`, and records the key."""
+        self.requested.add(key)
         return super().get(key, default)
 
-    def with_guesses(self, missing: MissingSettings) -> "Settings":
-        """The same and guesses for what is missing; what is asked is kept in both."""
-        found = Settings({**{k: x.guess for k, x in missing.wanted.items()}, **self})
-        found.asked = self.asked
-        return found
+    def with_placeholders(self, missing: MissingSettings) -> "SourceSettings":
+        """Returns a copy with placeholders; both share the record of keys."""
+        placeholders = {key: x.placeholder for key, x in missing.required.items()}
+        settings = SourceSettings({**placeholders, **self})
+        settings.requested = self.requested
+        return settings
 
 
-def setting(
-    source: Source, given: Given, key: str, *values: Any, wanted: str, guess: int = 1
+def infer_setting(
+    source: Source,
+    overrides: Overrides,
+    key: str,
+    *values: Any,
+    description: str,
+    placeholder: int = 1,
 ) -> int:
-    """The user's setting, or the first value that is known: a whole number.
-
-    Raises:
-      MissingSettings: there is none.
-      ConfigError: it is no such number.
-    """
-    for value in (given.get(key), *values):
-        if value is None:
-            continue
-        if not _whole(value):
-            raise ConfigError(f"'{source.name}': {key}={value!r} is no whole number")
-        return value
-    raise MissingSettings(source.name, {key: Missing(wanted, guess)})
-
-
-def numbers(
-    source: Source, given: Given, key: str, *values: Any, wanted: str, guess: int = 1
-) -> tuple[int, ...]:
-    """Like `setting`, for a list of whole numbers.
+    """Returns the user's value of a setting, else the first known one: an integer.
 
     Args:
-      source: for messages.
-      given: the user's settings.
-      key: of the setting.
-      values: a list, or a number alone, each; None where it is not known.
-      wanted: what it means.
-      guess: how many there will be.
+      source: source of the model, for messages.
+      overrides: settings given by the user.
+      key: name of the setting.
+      values: inferred values in order of preference; None where one is unknown.
+      description: noun phrase for the message if no value is known.
+      placeholder: value with which planning continues then.
+
+    Raises:
+      MissingSettings: no value is known.
+      ConfigError: the value is not a nonnegative integer.
     """
-    for value in (given.get(key), *values):
+    for value in (overrides.get(key), *values):
         if value is None:
             continue
-        found = tuple(value) if isinstance(value, list | tuple) else (value,)
-        if not found or not all(map(_whole, found)):
+        if not _is_natural(value):
+            raise ConfigError(f"'{source.name}': {key}={value!r} is no whole number")
+        return value
+    raise MissingSettings(source.name, {key: RequiredSetting(description, placeholder)})
+
+
+def infer_numbers(
+    source: Source,
+    overrides: Overrides,
+    key: str,
+    *values: Any,
+    description: str,
+    length: int = 1,
+) -> tuple[int, ...]:
+    """Returns a list of integers, by the same rule as `infer_setting`.
+
+    Args:
+      source: source of the model, for messages.
+      overrides: settings given by the user.
+      key: name of the setting.
+      values: inferred values in order of preference, each a list or a single number;
+        None where one is unknown.
+      description: noun phrase for the message if no value is known.
+      length: number of elements of the placeholder.
+
+    Raises:
+      MissingSettings: no value is known.
+      ConfigError: the value is not a list of nonnegative integers.
+    """
+    for value in (overrides.get(key), *values):
+        if value is None:
+            continue
+        result = tuple(value) if isinstance(value, list | tuple) else (value,)
+        if not result or not all(map(_is_natural, result)):
             raise ConfigError(
                 f"'{source.name}': {key}={value!r} is no list of whole numbers"
             )
-        return found
-    raise MissingSettings(source.name, {key: Missing(wanted, tuple(range(guess)))})
+        return result
+    placeholder = tuple(range(length))
+    raise MissingSettings(source.name, {key: RequiredSetting(description, placeholder)})
 
 
-def _whole(value: Any) -> bool:
+def _is_natural(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 31
 
 
-# Entries that change the numbers and no shape, and what we call them.
-NUMBERS = {
+# Entries of config.json that no shape shows, and their names in our configurations.
+SHAPELESS = {
     "rms_norm_eps": "norm_eps",
     "rope_theta": "rope_base",
     "num_attention_heads": "heads",
 }
 
 
-def kept(source: Source, cls: type) -> Any:
-    """Our own configuration in a source that we exported; None elsewhere.
+def exported_config(source: Source, cls: type) -> Any:
+    """Returns the configuration in files that `export` wrote; None for other files.
 
     Raises:
-      ConfigError: it is damaged, or the entries beside it were changed.
+      ConfigError: it is damaged, or contradicts other entries of `config.json`.
     """
-    found = source.config.get("jaxspec")
-    if found is None:
+    values = source.config.get("jaxspec")
+    if values is None:
         return None
-    config = from_dict(cls, found.plain() if isinstance(found, Recorded) else found)
-    for entry, name in NUMBERS.items():
-        mine = getattr(config, name, None)
-        if mine is not None:
-            where = "its entry 'jaxspec'"
-            agree(source, entry, source.config.get(entry), mine, where)
+    if isinstance(values, TrackedConfig):
+        values = values.to_dict()
+    config = from_dict(cls, values)
+    for entry, name in SHAPELESS.items():
+        expected = getattr(config, name, None)
+        if expected is not None:
+            value = source.config.get(entry)
+            check_entry(source, entry, value, expected, "its entry 'jaxspec'")
     return config
 
 
-def agree(
-    source: Source, what: str, said: Any, found: Any, where: str = "its tensors"
+def check_entry(
+    source: Source, key: str, value: Any, expected: Any, origin: str = "its tensors"
 ) -> None:
-    """Refuses a config that says one thing where the shapes or the target say another.
+    """Compares one entry of `config.json` with the value found elsewhere.
+
+    Args:
+      source: source of the model, for the message.
+      key: name of the entry.
+      value: value of the entry; None if there is none, which is always accepted.
+      expected: value found elsewhere.
+      origin: description of that place, for the message.
 
     Raises:
-      ConfigError: they differ.
+      ConfigError: the values differ.
     """
-    if said is not None and said != found:
+    if value is not None and value != expected:
         raise ConfigError(
-            f"'{source.name}': its config says that {what} is {said}, {where} that "
-            f"it is {found}"
+            f"'{source.name}': {key} is {value} in config.json, but {expected} in "
+            f"{origin}"
         )
 
 
-def agree_on(
-    source: Source, said: Given, found: Given, where: str = "its tensors"
+def check_consistent(
+    source: Source,
+    source_config: Mapping[str, Any],
+    expected: Mapping[str, Any],
+    origin: str = "its tensors",
 ) -> None:
-    """`agree` for all keys of `found`.
+    """Applies `check_entry` to all keys of `expected`.
 
     Raises:
-      ConfigError: one differs.
+      ConfigError: a value differs.
     """
-    for key, value in found.items():
-        agree(source, key, said.get(key), value, where)
+    for key, value in expected.items():
+        check_entry(source, key, source_config.get(key), value, origin)
 
 
-def only(source: Source, said: Given, known: Mapping[str, tuple[Any, ...]]) -> None:
-    """Refuses a config with a value that has no counterpart here.
+def check_supported(
+    source: Source,
+    source_config: Mapping[str, Any],
+    supported: Mapping[str, tuple[Any, ...]],
+) -> None:
+    """Refuses values in `config.json` that have no counterpart in this library.
 
     Args:
-      source: for the message.
-      said: its config.
-      known: values that are known, by key; no value at all is known, too.
+      source: source of the model, for the message.
+      source_config: entries of its `config.json`.
+      supported: supported values by key; a missing entry or None is always accepted.
 
     Raises:
-      ConfigError: it has another.
+      ConfigError: an entry has another value.
     """
-    for key, values in known.items():
-        value = said.get(key)
+    for key, values in supported.items():
+        value = source_config.get(key)
         if value is not None and value not in values:
             raise ConfigError(
-                f"'{source.name}' has {key}={value!r}, which is not known here"
+                f"'{source.name}' has {key}={value!r}, which is not supported"
             )
 
 
-def count(source: Source, pattern: str) -> int:
-    """How many numbers from 0 on have a tensor; `{i}` in the name stands for them."""
+def count_tensors(source: Source, pattern: str) -> int:
+    """Counts tensors numbered 0, 1, ... without a gap; `{i}` is the number."""
     n = 0
     while pattern.replace("{i}", str(n)) in source.tensors:
         n += 1

@@ -1,4 +1,4 @@
-"""Mapping as data: which tensor of theirs is which part of which parameter of ours."""
+"""Rules that map tensor names of a released layout to parameter paths."""
 
 import re
 from collections import defaultdict
@@ -9,24 +9,24 @@ from functools import cached_property
 from jaxspec.convert.transforms import TRANSFORMS
 from jaxspec.errors import ConfigError
 
-_HOLE = re.compile(r"\{(\w)\}")
+_PLACEHOLDER = re.compile(r"\{(\w)\}")
 
 
 @dataclass(frozen=True)
-class Rule:
-    """Names of theirs and ours that belong together.
+class KeyRule:
+    """A tensor name and the parameter that the tensor becomes, or becomes a part of.
 
     Attributes:
-      theirs: a tensor's name; `{i}` stands for a number.
-      ours: path of a parameter, with the same numbers.
-      transform: a key of `TRANSFORMS`.
-      part: which part of the parameter it is, counted from 0.
-      parts: how many there are.
-      axis: along which they are joined.
+      source: name of the tensor; `{i}` stands for a number.
+      target: path of the parameter, with the same placeholders.
+      transform: key of `TRANSFORMS`.
+      part: index of the part of the parameter that the tensor holds.
+      parts: number of tensors that are concatenated to the parameter.
+      axis: axis of the parameter along which they are concatenated.
     """
 
-    theirs: str
-    ours: str
+    source: str
+    target: str
     transform: str = "same"
     part: int = 0
     parts: int = 1
@@ -34,95 +34,105 @@ class Rule:
 
     def __post_init__(self):
         assert self.transform in TRANSFORMS, self.transform
-        assert set(_HOLE.findall(self.theirs)) == set(_HOLE.findall(self.ours)), self
+        source, target = map(_PLACEHOLDER.findall, (self.source, self.target))
+        assert set(source) == set(target), self
 
     @cached_property
     def pattern(self) -> re.Pattern:
-        """Matches names of theirs; its groups are the numbers by letter."""
-        text = re.escape(self.theirs).replace(r"\{", "{").replace(r"\}", "}")
-        return re.compile(_HOLE.sub(r"(?P<\1>0|[1-9][0-9]{0,5})", text))
+        """Pattern of the tensor names; its groups are the numbers, by letter."""
+        text = re.escape(self.source).replace(r"\{", "{").replace(r"\}", "}")
+        return re.compile(_PLACEHOLDER.sub(r"(?P<\1>0|[1-9][0-9]{0,5})", text))
 
-    def path(self, name: str) -> str | None:
-        """The parameter that a tensor belongs to; None if the rule is not about it."""
+    def target_path(self, name: str) -> str | None:
+        """Returns the path of a tensor's parameter; None if the name does not match."""
         match = self.pattern.fullmatch(name)
-        return self.ours.format(**match.groupdict()) if match else None
+        return self.target.format(**match.groupdict()) if match else None
 
-    def name(self, path: str) -> str | None:
-        """The tensor that a parameter comes from; None if the rule is not about it."""
-        text = re.escape(self.ours).replace(r"\{", "{").replace(r"\}", "}")
-        pattern = _HOLE.sub(r"(?P<\1>[0-9]+)", text)
+    def source_name(self, path: str) -> str | None:
+        """Returns the name of a parameter's tensor; None if the path does not match."""
+        text = re.escape(self.target).replace(r"\{", "{").replace(r"\}", "}")
+        pattern = _PLACEHOLDER.sub(r"(?P<\1>[0-9]+)", text)
         match = re.fullmatch(pattern, path)
-        return self.theirs.format(**match.groupdict()) if match else None
+        return self.source.format(**match.groupdict()) if match else None
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A tensor in its place.
+class MappedTensor:
+    """A tensor and the rule that maps it.
 
     Attributes:
-      name: of the tensor.
-      rule: that placed it.
+      name: name of the tensor.
+      rule: rule that matched it.
     """
 
     name: str
-    rule: Rule
+    rule: KeyRule
 
 
-def place(
+def assign_tensors(
     names: Iterable[str],
-    rules: Sequence[Rule],
+    rules: Sequence[KeyRule],
     ignored: Sequence[str],
-    wanted: Mapping[str, tuple[int, ...]],
+    paths: Iterable[str],
     source: str,
-) -> dict[str, list[Piece]]:
-    """The pieces of every parameter, in order.
+) -> dict[str, list[MappedTensor]]:
+    """Assigns every tensor to a parameter.
 
     Args:
-      names: of all tensors.
-      rules: each tensor must be the business of one of them.
-      ignored: regular expressions of tensors that hold nothing for us.
-      wanted: shapes of all parameters, by path.
-      source: for the message.
+      names: names of all tensors.
+      rules: rules of the family; each tensor must match one of them.
+      ignored: regular expressions of tensor names that are skipped.
+      paths: paths of all parameters.
+      source: name of the source, for the message.
+
+    Returns:
+      The tensors of each parameter, in the order of their parts.
 
     Raises:
-      ConfigError: a tensor has no place, a parameter no tensor, or two have the same
-        place; lists all of them.
+      ConfigError: a tensor matches no rule, a parameter lacks a tensor, or two tensors
+        are the same part of a parameter; the message lists all of these.
     """
-    found: dict[str, dict[int, Piece]] = defaultdict(dict)
+    paths = list(paths)
+    known_paths = set(paths)
+    assigned: dict[str, dict[int, MappedTensor]] = defaultdict(dict)
     problems: dict[str, list[str]] = defaultdict(list)
     skip = [re.compile(pattern) for pattern in ignored]
     for name in names:
         if any(pattern.fullmatch(name) for pattern in skip):
             continue
-        places = [(rule, path) for rule in rules if (path := rule.path(name))]
-        places = [(rule, path) for rule, path in places if path in wanted]
-        if not places:
-            problems["without a place here"].append(name)
+        matches = [(rule, path) for rule in rules if (path := rule.target_path(name))]
+        matches = [(rule, path) for rule, path in matches if path in known_paths]
+        if not matches:
+            problems["not mapped to a parameter"].append(name)
             continue
-        for rule, path in places:
-            if rule.part in found[path]:
-                both = f"{found[path][rule.part].name} and {name}, both for {path}"
-                problems["twice"].append(both)
-            found[path][rule.part] = Piece(name, rule)
+        for rule, path in matches:
+            if rule.part in assigned[path]:
+                other = assigned[path][rule.part].name
+                problems["mapped twice"].append(f"{other} and {name}, both to {path}")
+            assigned[path][rule.part] = MappedTensor(name, rule)
     result = {}
-    for path in wanted:
-        have = found.get(path, {})
-        parts = next(iter(have.values())).rule.parts if have else 1
-        if len(have) < parts or not have:
-            theirs = [
-                r.name(path) for r in rules if r.name(path) and r.part not in have
+    for path in paths:
+        parts = assigned.get(path, {})
+        num_parts = next(iter(parts.values())).rule.parts if parts else 1
+        if len(parts) < num_parts or not parts:
+            candidates = [
+                rule.source_name(path)
+                for rule in rules
+                if rule.source_name(path) and rule.part not in parts
             ]
-            hint = f" ({' or '.join(map(str, theirs[:4]))})" if theirs else ""
+            hint = f" ({' or '.join(map(str, candidates[:4]))})" if candidates else ""
             problems["missing"].append(path + hint)
-        result[path] = [have[i] for i in sorted(have)]
+        result[path] = [parts[i] for i in sorted(parts)]
     if problems:
-        raise ConfigError(_complaint(source, problems))
+        raise ConfigError(_mismatch_message(source, problems))
     return result
 
 
-def _complaint(source: str, problems: Mapping[str, list[str]], most: int = 6) -> str:
+def _mismatch_message(
+    source: str, problems: Mapping[str, list[str]], limit: int = 6
+) -> str:
     lines = [f"'{source}' does not fit the family:"]
-    for what, names in problems.items():
-        rest = f", and {len(names) - most} more" if len(names) > most else ""
-        lines.append(f"  {what}: {', '.join(names[:most])}{rest}")
+    for problem, names in problems.items():
+        rest = f", and {len(names) - limit} more" if len(names) > limit else ""
+        lines.append(f"  {problem}: {', '.join(names[:limit])}{rest}")
     return "\n".join(lines)

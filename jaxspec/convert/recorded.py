@@ -1,9 +1,9 @@
-"""A model's `config.json`, and which of its entries the conversion took into account.
+"""Tracking of the entries of `config.json` that a conversion reads.
 
-A setting that changes the numbers and is passed over gives a checkpoint that draws
-wrong images without any error. So entries that were not read are sorted: those that
-cannot change the numbers are dropped, those that do in a way that is not known here are
-refused, and the rest are named in the summary.
+Ignoring an entry that changes the model's outputs gives a checkpoint that generates
+wrong images without any error. Unread entries are therefore classified: those that
+cannot change the outputs are dropped, those that are known to change them raise an
+error, and the rest are listed in the summary.
 """
 
 import re
@@ -12,7 +12,8 @@ from typing import Any
 
 from jaxspec.errors import ConfigError
 
-# Of files, training, text, sampling, serving; and sizes that the tensors have anyway.
+# Entries about files, training, text, sampling or serving, and sizes that the shapes of
+# the tensors determine.
 HARMLESS = re.compile(
     r"_.*|architectures|auto_map|cls|model_type|dtype|torch_dtype|(.*_)?version"
     r"|.*dropout.*|.*_pdrop|.*drop_rate|.*drop_path.*|.*loss.*|init_.*|initializer_.*"
@@ -32,7 +33,7 @@ HARMLESS = re.compile(
     r"|tie_word_embeddings|attention_layer_norm_with_affine|bias"
     r"|(medusa|hydra)_num_(heads|layers)"
 )
-# What leaves the numbers as they are, of settings that change them.
+# Entries that change the outputs, and the values for which they do not.
 _OFF = (None, False, 0)
 _ONE = (None, 1)
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -58,80 +59,81 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }  # fmt: skip
 
 
-class Recorded(Mapping[str, Any]):
-    """A mapping that keeps which of its keys were read, in its inner ones as well."""
+class TrackedConfig(Mapping[str, Any]):
+    """A config that records the keys that were read, also in nested mappings."""
 
     def __init__(self, values: Mapping[str, Any]):
-        """Nothing was read yet."""
+        """Wraps the values; none counts as read yet."""
         self._values = {
-            key: Recorded(x) if isinstance(x, Mapping) else x
+            key: TrackedConfig(x) if isinstance(x, Mapping) else x
             for key, x in values.items()
         }
         self._read: set[str] = set()
 
     def __getitem__(self, key: str) -> Any:
-        """The value, which counts as read from now on."""
+        """Returns a value and records the key."""
         value = self._values[key]
         self._read.add(key)
         return value
 
     def __contains__(self, key: object) -> bool:
-        """Whether it is there; that reads nothing."""
+        """Returns whether a key exists, without recording it."""
         return key in self._values
 
     def __iter__(self) -> Iterator[str]:
-        """All keys."""
+        """Iterates over all keys."""
         return iter(self._values)
 
     def __len__(self) -> int:
-        """How many keys there are."""
+        """Returns the number of keys."""
         return len(self._values)
 
-    def plain(self) -> dict[str, Any]:
-        """The same as dicts."""
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the values as nested dicts."""
         return {
-            key: x.plain() if isinstance(x, Recorded) else x
+            key: x.to_dict() if isinstance(x, TrackedConfig) else x
             for key, x in self._values.items()
         }
 
     def unread(self, root: str = "") -> dict[str, Any]:
-        """Entries that were not read, by their path.
+        """Returns the entries that were not read, by dotted path.
 
-        An inner mapping of which nothing was asked is about another part of the model.
+        Nested mappings that were not read at all are left out: they describe another
+        part of the model.
         """
-        found: dict[str, Any] = {}
+        result: dict[str, Any] = {}
         for key, value in self._values.items():
-            if isinstance(value, Recorded):
+            if isinstance(value, TrackedConfig):
                 if key in self._read:
-                    found |= value.unread(f"{root}{key}.")
+                    result |= value.unread(f"{root}{key}.")
             elif key not in self._read:
-                found[root + key] = value
-        return found
+                result[root + key] = value
+        return result
 
 
-def check_unread(config: Recorded, source: str) -> tuple[str, ...]:
-    """Names of entries that were not read and may matter.
+def check_unread(config: TrackedConfig, source: str) -> tuple[str, ...]:
+    """Returns the names of unread entries that may matter.
 
     Args:
-      config: after everything was read that is known.
-      source: its name, for messages.
+      config: config of the model, after planning has read all entries it supports.
+      source: name of the source, for messages.
 
     Raises:
-      ConfigError: some of them change the numbers.
+      ConfigError: an unread entry changes the model's outputs.
     """
-    left: list[str] = []
-    wrong: list[str] = []
+    unknown: list[str] = []
+    unsupported: list[str] = []
     for path, value in config.unread().items():
         key = path.rpartition(".")[2]
         if key in NEUTRAL:
             if not isinstance(value, list) and value in NEUTRAL[key]:
                 continue
-            wrong.append(f"{path}={value!r}")
+            unsupported.append(f"{path}={value!r}")
         elif not HARMLESS.fullmatch(key) and value not in (None, False, "", []):
-            left.append(path)
-    if wrong:
+            unknown.append(path)
+    if unsupported:
         raise ConfigError(
-            f"'{source}' has {', '.join(wrong)} in its config.json, which changes its "
-            "numbers in a way that is not known here"
+            f"'{source}' has {', '.join(unsupported)} in its config.json, which "
+            "changes the model's outputs and is not supported"
         )
-    return tuple(left)
+    return tuple(unknown)

@@ -1,16 +1,17 @@
-"""What a user should learn of how a source was read, besides what was written."""
+"""Remarks on a conversion: choices, removed prefixes and unused entries."""
 
-from jaxspec.convert.reading.sets import shown
+from jaxspec.convert.reading.sets import display_name
 from jaxspec.convert.understand import Conversion
 
 
 def remarks(conversion: Conversion) -> tuple[str, ...]:
-    """Lines for a summary: what was chosen, changed or passed over."""
+    """Returns lines for the summary of a conversion."""
     source, lines = conversion.source, []
-    others = [shown(name) for name in source.sets if name != source.weights]
+    others = [display_name(name) for name in source.sets if name != source.weights]
     if others:
         lines.append(
-            f"weights: {shown(source.weights)}, by --weights also {', '.join(others)}"
+            f"weights: {display_name(source.weights)}; --weights can choose "
+            f"{', '.join(others)}"
         )
     elif source.weights:
         lines.append(f"weights: {source.weights}")
@@ -18,6 +19,8 @@ def remarks(conversion: Conversion) -> tuple[str, ...]:
         lines.append(f"removed from names: {', '.join(source.prefixes)}")
     if source.left_out:
         lines.append(f"left out: {', '.join(source.left_out)}")
-    if conversion.unread:
-        lines.append(f"not used, of config.json: {', '.join(conversion.unread)}")
+    if conversion.unused_config:
+        lines.append(
+            f"unused entries of config.json: {', '.join(conversion.unused_config)}"
+        )
     return tuple(lines)

@@ -1,4 +1,8 @@
-"""From files of another framework to a checkpoint: checked first, then in pieces."""
+"""Conversion of released weights into a part of a bundle.
+
+`prepare` plans and checks a conversion without reading weights; `convert` then writes
+the checkpoint, one parameter at a time.
+"""
 
 import hashlib
 import os
@@ -18,38 +22,38 @@ from jaxspec.checkpoint import (
     read_config,
     save_leaves,
 )
-from jaxspec.convert.assemble import Progress, arrays, blocks_of
+from jaxspec.convert.assemble import Progress, build_params, iter_blocks
 from jaxspec.convert.families import FAMILIES
-from jaxspec.convert.family import Given, MissingSettings, Settings
+from jaxspec.convert.family import MissingSettings, Overrides, SourceSettings
 from jaxspec.convert.reading.open import open_source
 from jaxspec.convert.reading.stored import Source
 from jaxspec.convert.recognize import recognize
 from jaxspec.convert.remarks import remarks
-from jaxspec.convert.understand import DTYPES, Conversion, understand
+from jaxspec.convert.understand import DTYPES, Conversion, plan_conversion
 from jaxspec.errors import CheckpointError, ConfigError
 from jaxspec.sharding import placement
 from jaxspec.spec.neighbors import neighbor_table
 from jaxspec.text_files import read_text
 
-# Where a part of a bundle lies.
+# Folders of a bundle by kind of checkpoint; all other kinds are drafters.
 FOLDERS = {"prior": "prior", "tokenizer": "tokenizer", "text_encoder": "text_encoder"}
-# LANTERN's k; one more neighbor is kept.
+# LANTERN's `k`; the table holds one more neighbor.
 NEIGHBORS = 1000
 
 
 @dataclass(frozen=True)
 class Written:
-    """What a conversion wrote.
+    """Summary of a checkpoint that a conversion wrote.
 
     Attributes:
-      folder: of the checkpoint.
-      family: by name.
-      kind: of the checkpoint.
-      tensors: that were read.
-      parameters: numbers in them.
-      bytes: written.
-      digest: of the values, as the library tells checkpoints apart.
-      remarks: what the files held besides, and how they were read; see `remarks`.
+      folder: folder of the checkpoint.
+      family: name of the family.
+      kind: kind of the checkpoint.
+      tensors: number of tensors that were read.
+      parameters: number of elements of all parameters.
+      bytes: size of all parameters in bytes.
+      digest: digest of the parameters, which identifies the checkpoint.
+      remarks: lines about choices, removed prefixes and unused entries.
     """
 
     folder: Path
@@ -63,13 +67,13 @@ class Written:
 
 
 def convert(
-    place: str | os.PathLike,
+    source: str | os.PathLike,
     bundle: str | os.PathLike,
     *,
     family: str | None = None,
     dtype: str | None = None,
     target: str | os.PathLike | None = None,
-    given: Given | None = None,
+    given: Overrides | None = None,
     allow_objects: bool = False,
     weights: str | None = None,
     mesh: Mesh | None = None,
@@ -78,30 +82,36 @@ def convert(
     """Converts a model into a part of a bundle.
 
     Args:
-      place: see `open_source`.
-      bundle: folder; the part goes into `prior/`, `tokenizer/`, `text_encoder/` or
-        `drafter/` in it.
-      family: a key of `FAMILIES`; by default it is recognized.
-      dtype: a key of `DTYPES`; by default as stored, at most float32.
-      target: the converted model that a drafter drafts for; by default the bundle's.
-      given: settings that the files do not tell, by name.
-      allow_objects: see `read_torch`.
-      weights: name of the set of weights to take, where the files hold several; by
-        default the one that the family's official loader takes.
-      mesh: see `make_mesh`; parameters are written from its devices, each part for
-        itself, and can be read so. Simulated ones do as well.
-      progress: called before each part is written; gives a function of bytes done.
+      source: file, folder or `OWNER/NAME[@REVISION][:FILE]` on the Hugging Face hub.
+      bundle: folder of the bundle; the checkpoint is written to its subfolder
+        `prior/`, `tokenizer/`, `text_encoder/` or `drafter/`.
+      family: key of `FAMILIES`; by default the family is recognized.
+      dtype: key of `DTYPES`; by default the stored dtype, at most float32.
+      target: checkpoint of the target model, for a drafter; by default the bundle's.
+      given: settings by name, which override those of the files.
+      allow_objects: whether to skip Python objects in PyTorch files instead of
+        refusing the file; see `read_torch`.
+      weights: name of the set of weights, if the files hold several; by default the
+        one that the family's official loader takes.
+      mesh: device mesh, possibly of simulated devices; each parameter is stored in the
+        shards of this mesh, so that a device can read its shard alone.
+      progress: function called before each part is written, which returns a function
+        of the number of bytes processed.
+
+    Returns:
+      A summary of each checkpoint; a file of a larger model can hold two.
 
     Raises:
-      DataError: the files cannot be used.
-      ConfigError: they do not fit the family.
-      NonFiniteError: they hold NaN.
+      DataError: the files cannot be read.
+      ConfigError: the files do not fit the family, or a folder would be overwritten
+        that is not a checkpoint.
+      NonFiniteError: the weights hold NaN or infinity, or overflow the dtype.
       CheckpointError: the bundle cannot be written.
     """
     written = []
-    _keep_others_files(Path(place), Path(bundle))
+    _check_source_is_kept(Path(source), Path(bundle))
     for conversion in prepare(
-        place,
+        source,
         bundle,
         family=family,
         dtype=dtype,
@@ -110,79 +120,88 @@ def convert(
         allow_objects=allow_objects,
         weights=weights,
     ):
-        _keep_what_is_no_checkpoint(conversion, Path(bundle))
+        _check_replaceable(conversion, Path(bundle))
         written.append(_write(conversion, Path(bundle), progress(conversion), mesh))
     return written
 
 
 def prepare(
-    place: str | os.PathLike,
+    source: str | os.PathLike,
     bundle: str | os.PathLike,
     *,
     family: str | None = None,
     dtype: str | None = None,
     target: str | os.PathLike | None = None,
-    given: Given | None = None,
+    given: Overrides | None = None,
     allow_objects: bool = False,
     weights: str | None = None,
 ) -> list[Conversion]:
-    """What `convert` would do, without doing it; takes and raises the same."""
+    """Plans and checks a conversion without reading weights or writing files.
+
+    Args and errors are those of `convert`.
+    """
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
     if family is not None and family not in FAMILIES:
         raise ConfigError(f"no family {family!r}; choose one of {', '.join(FAMILIES)}")
-    found = open_source(place, allow_objects=allow_objects, weights=weights)
-    conversions, asked = [], set()
-    missing = MissingSettings(found.name, {})
-    for one, source in recognize(found, family, weights):
-        drafted = None
-        if one.drafter:
+    opened = open_source(source, allow_objects=allow_objects, weights=weights)
+    conversions, requested = [], set()
+    missing = MissingSettings(opened.name, {})
+    for part_family, part in recognize(opened, family, weights):
+        target_checkpoint = None
+        if part_family.drafter:
             folder = Path(target) if target else Path(bundle) / "prior"
             if target or folder.is_dir():
-                drafted = _target(folder)
-        settings = Settings(given or {})
-        if one.name.startswith("vq-"):
-            _same_images(Path(bundle), source, settings)
+                target_checkpoint = _load_target(folder)
+        settings = SourceSettings(given or {})
+        if part_family.name.startswith("vq-"):
+            _infer_image_size(Path(bundle), part, settings)
         try:
             conversions.append(
-                understand(source, one, given=settings, target=drafted, dtype=dtype)
+                plan_conversion(
+                    part,
+                    part_family,
+                    overrides=settings,
+                    target=target_checkpoint,
+                    dtype=dtype,
+                )
             )
         except MissingSettings as error:
-            missing = missing.with_those_of(error)
-        asked |= settings.asked
-    if missing.wanted:
+            missing = missing.merged_with(error)
+        requested |= settings.requested
+    if missing.required:
         raise missing
-    if unknown := sorted(set(given or {}) - asked):
-        offer = ", ".join(sorted(asked)) or "nothing"
+    if unknown := sorted(set(given or {}) - requested):
+        accepted = ", ".join(sorted(requested)) or "no settings"
         raise ConfigError(
-            f"--set {', '.join(unknown)}: '{found.name}' asks for {offer}"
+            f"--set {', '.join(unknown)}: '{opened.name}' accepts {accepted}"
         )
     return conversions
 
 
-def _keep_others_files(place: Path, bundle: Path) -> None:
-    """Refuses to replace the folder of the source, or one above it.
+def _check_source_is_kept(source: Path, bundle: Path) -> None:
+    """Checks that no folder to be written is or contains the source.
 
     Raises:
-      ConfigError: says so.
+      ConfigError: the source would be replaced.
     """
-    if not place.exists():
+    if not source.exists():
         return
-    source = place.resolve() if place.is_dir() else place.resolve().parent
+    source_folder = source.resolve() if source.is_dir() else source.resolve().parent
     for part in (*FOLDERS.values(), "drafter"):
-        target = (bundle / part).resolve()
-        if target == source or target in source.parents:
+        folder = (bundle / part).resolve()
+        if folder == source_folder or folder in source_folder.parents:
             raise ConfigError(
-                f"'{bundle / part}' would replace the source '{place}'; name another "
+                f"'{bundle / part}' would replace the source '{source}'; name another "
                 "folder for the bundle"
             )
 
 
-def _keep_what_is_no_checkpoint(conversion: Conversion, bundle: Path) -> None:
-    """Refuses to replace a folder that is none of ours.
+def _check_replaceable(conversion: Conversion, bundle: Path) -> None:
+    """Checks that the folder to be written is absent, empty or a checkpoint.
 
     Raises:
-      ConfigError: says so.
+      ConfigError: it holds something else.
     """
     folder = bundle / FOLDERS.get(conversion.plan.kind, "drafter")
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
@@ -191,21 +210,24 @@ def _keep_what_is_no_checkpoint(conversion: Conversion, bundle: Path) -> None:
         read_config(folder)
     except CheckpointError:
         raise ConfigError(
-            f"'{folder}' is there and is no checkpoint of jaxspec; it is left as it "
-            "is. Move it, or name another folder for the bundle"
+            f"'{folder}' exists and is no checkpoint of jaxspec; it is not replaced. "
+            "Move it, or name another folder for the bundle"
         ) from None
 
 
-def _target(folder: Path) -> Checkpoint:
-    """What a drafter shares with its target; all of it, where its digest is unknown."""
+def _load_target(folder: Path) -> Checkpoint:
+    """Loads what a drafter shares with its target: config, digest and embedding.
+
+    A checkpoint whose metadata lack the digest is loaded whole, to compute it.
+    """
     head = read_config(folder)
     if head.kind != "prior" or "digest" not in head.metadata:
         return load_checkpoint(folder, "prior")
     return replace(head, params=load_some(folder, ["embedding/embedding"]))
 
 
-def _same_images(bundle: Path, source: Source, settings: dict[str, Any]) -> None:
-    """A tokenizer makes images of the size that the bundle's prior draws."""
+def _infer_image_size(bundle: Path, source: Source, settings: dict[str, Any]) -> None:
+    """Sets a tokenizer's image size to that of the bundle's prior."""
     if "image_size" in settings or not (bundle / "prior").is_dir():
         return
     prior = read_config(bundle / "prior").config
@@ -233,16 +255,19 @@ def _write(
     if conversion.target_digest:
         metadata["target_digest"] = conversion.target_digest
     digest, codebook = hashlib.sha256(), []
-    place = placement(mesh) if mesh else None
+    sharding_of = placement(mesh) if mesh else None
 
     def leaves() -> Iterator[tuple[str, np.ndarray | jax.Array]]:
-        for path, x in arrays(conversion, progress):
+        for path, x in build_params(conversion, progress):
             digest.update(path.encode())
-            for block in blocks_of(x):
+            for block in iter_blocks(x):
                 digest.update(block.reshape(-1).view(np.uint8).data)
             if path == "codebook":
                 codebook.append(x.astype(np.float32))
-            yield path, jax.device_put(x, place(path, x.shape)) if place else x
+            if sharding_of is None:
+                yield path, x
+            else:
+                yield path, jax.device_put(x, sharding_of(path, x.shape))
 
     def finish() -> Checkpoint:
         metadata["digest"] = digest.hexdigest()[:16]
@@ -252,12 +277,12 @@ def _write(
         return Checkpoint(plan.kind, plan.config, {}, metadata, table)
 
     folder = bundle / FOLDERS.get(plan.kind, "drafter")
-    save_leaves(folder, leaves(), finish, _texts(source, plan.kind))
+    save_leaves(folder, leaves(), finish, _tokenizer_file(source, plan.kind))
     return Written(
         folder,
         conversion.family.name,
         plan.kind,
-        sum(len(line.theirs) for line in conversion.lines),
+        sum(len(entry.tensors) for entry in conversion.entries),
         conversion.parameters,
         conversion.bytes,
         metadata["digest"],
@@ -265,8 +290,8 @@ def _write(
     )
 
 
-def _texts(source: Source, kind: str) -> dict[str, str]:
-    """Files that a part cannot do without: how a text encoder's captions are cut."""
+def _tokenizer_file(source: Source, kind: str) -> dict[str, str]:
+    """Returns the text of a text encoder's `tokenizer.json`, by name, if it exists."""
     file = (source.folder or Path()) / "tokenizer.json"
     if kind != "text_encoder" or not file.is_file():
         return {}

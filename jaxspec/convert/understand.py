@@ -1,5 +1,6 @@
-"""A source, understood: every tensor has its place, every shape was compared."""
+"""Checked plan of a conversion: the tensors, shape and dtype of every parameter."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,11 +13,11 @@ from jaxspec.checkpoint import (
     digest_of,
     named_leaves,
 )
-from jaxspec.convert.family import Family, Given, Plan
-from jaxspec.convert.mapping import Piece, place
-from jaxspec.convert.planning import planned
+from jaxspec.convert.family import Family, Overrides, Plan
+from jaxspec.convert.mapping import MappedTensor, assign_tensors
+from jaxspec.convert.planning import make_plan
 from jaxspec.convert.reading.stored import Source
-from jaxspec.convert.recorded import Recorded, check_unread
+from jaxspec.convert.recorded import TrackedConfig, check_unread
 from jaxspec.convert.transforms import TRANSFORMS, Heads
 from jaxspec.errors import ConfigError
 
@@ -29,174 +30,193 @@ DTYPES = {
 
 
 @dataclass(frozen=True)
-class Line:
+class ParamEntry:
     """One parameter in the table of a conversion.
 
     Attributes:
-      ours: its path.
-      theirs: names of the tensors that it is made of.
-      how: the transform, or "computed".
-      shape: of ours.
-      dtype: of ours.
+      path: path of the parameter.
+      tensors: names of the tensors that it is made of.
+      transform: key of `TRANSFORMS`, or "computed".
+      shape: shape of the parameter.
+      dtype: name of the parameter's dtype.
     """
 
-    ours: str
-    theirs: tuple[str, ...]
-    how: str
+    path: str
+    tensors: tuple[str, ...]
+    transform: str
     shape: tuple[int, ...]
     dtype: str
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """A source, understood: everything is checked but the numbers.
+    """A planned conversion, of which everything but the values has been checked.
 
     Attributes:
-      source: where it comes from.
-      family: its family.
-      plan: see `Plan`.
-      pieces: the tensors of each parameter.
-      lines: the same as a table, sorted by path.
-      target_digest: of the target that a drafter was converted for.
-      unread: entries of the source's config that played no part.
+      source: source of the model.
+      family: family of the source.
+      plan: configuration and rules from the family.
+      mapping: tensors of each parameter that is not computed, by path.
+      entries: table of all parameters, sorted by path.
+      target_digest: digest of the target that a drafter is converted for.
+      unused_config: names of entries of the source's config that had no effect.
     """
 
     source: Source
     family: Family
     plan: Plan
-    pieces: dict[str, list[Piece]]
-    lines: tuple[Line, ...]
+    mapping: dict[str, list[MappedTensor]]
+    entries: tuple[ParamEntry, ...]
     target_digest: str | None = None
-    unread: tuple[str, ...] = ()
+    unused_config: tuple[str, ...] = ()
 
     @property
     def bytes(self) -> int:
-        """Of what will be written."""
+        """Size of all parameters in bytes, as they will be written."""
         return sum(
-            int(np.prod(line.shape, dtype=object)) * np.dtype(line.dtype).itemsize
-            for line in self.lines
+            int(np.prod(entry.shape, dtype=object)) * np.dtype(entry.dtype).itemsize
+            for entry in self.entries
         )
 
     @property
     def parameters(self) -> int:
-        """Numbers in it."""
-        return sum(int(np.prod(line.shape, dtype=object)) for line in self.lines)
+        """Number of elements of all parameters."""
+        return sum(int(np.prod(entry.shape, dtype=object)) for entry in self.entries)
 
 
-def understand(
+def plan_conversion(
     source: Source,
     family: Family,
     *,
-    given: Given | None = None,
+    overrides: Overrides | None = None,
     target: Checkpoint | None = None,
     dtype: str | None = None,
 ) -> Conversion:
-    """Places every tensor and compares every shape; reads no weights.
+    """Maps every tensor to a parameter and compares all shapes; reads no weights.
+
+    Args:
+      source: source of the model.
+      family: family of the source.
+      overrides: settings given by the user.
+      target: checkpoint of the model that a drafter was trained for.
+      dtype: key of `DTYPES`; by default the stored dtype, at most float32.
 
     Raises:
-      ConfigError: something has no place, is missing or has another shape.
+      ConfigError: a tensor or parameter is left over, or a shape or dtype is wrong.
     """
     if family.drafter and target is None:
         raise ConfigError(
             f"'{source.name}' is a drafter ({family.name}); convert its target first, "
             "into the same folder, or name it with --target"
         )
-    config = Recorded(source.config)
-    plan = planned(replace(source, config=config), family, given or {}, target)
-    metadata = config[plan.part] if plan.part else config
-    unread = () if "jaxspec" in config else check_unread(metadata, source.name)
-    _no_larger_than_its_files(source, plan)
-    like = dict(sorted(named_leaves(abstract_params(plan.kind, plan.config))))
-    computed = plan.derived
-    used = {name for derived in computed.values() for name in derived.names}
-    for name in used:
-        source.shape(name)  # it is there
-    pieces = place(
-        [name for name in source.tensors if name not in used],
+    config = TrackedConfig(source.config)
+    plan = make_plan(replace(source, config=config), family, overrides or {}, target)
+    section = config[plan.config_section] if plan.config_section else config
+    unused = () if "jaxspec" in config else check_unread(section, source.name)
+    _check_sizes(source, plan)
+    params = dict(sorted(named_leaves(abstract_params(plan.kind, plan.config))))
+    computed = plan.computed
+    inputs = {name for param in computed.values() for name in param.tensors}
+    for name in inputs:
+        source.shape(name)  # raises if the tensor is missing
+    mapping = assign_tensors(
+        [name for name in source.tensors if name not in inputs],
         plan.rules,
         plan.ignored,
-        {path: x.shape for path, x in like.items() if path not in computed},
+        [path for path in params if path not in computed],
         source.name,
     )
-    lines, wrong = [], []
-    for path, leaf in like.items():
+    entries, problems = [], []
+    for path, leaf in params.items():
         if path in computed:
-            names = computed[path].names
-            kind = str(leaf.dtype)
-            if leaf.dtype == np.float32:  # a computed table is as its tensors are
-                kinds = [source.tensors[n].dtype for n in names]
-                kind = _dtype(kinds, dtype)
-                if any(np.dtype(k).kind in "iubc" for k in kinds):
-                    wrong.append(
-                        f"{names[0]} holds {kinds[0]}, not floating-point numbers"
+            names = computed[path].tensors
+            result_dtype = str(leaf.dtype)
+            if leaf.dtype == np.float32:  # else ids, which keep their dtype
+                dtypes = [source.tensors[n].dtype for n in names]
+                result_dtype = _result_dtype(dtypes, dtype)
+                if any(_is_no_float(d) for d in dtypes):
+                    problems.append(
+                        f"{names[0]} holds {dtypes[0]}, not floating-point numbers"
                     )
-            lines.append(Line(path, names, "computed", leaf.shape, kind))
+            entries.append(
+                ParamEntry(path, names, "computed", leaf.shape, result_dtype)
+            )
             continue
-        have = pieces[path]
-        shape = _shape(source, have, plan.heads)
+        tensors = mapping[path]
+        shape = _result_shape(source, tensors, plan.heads)
         if shape != leaf.shape:
-            names = ", ".join(f"{p.name} {source.shape(p.name)}" for p in have)
-            wrong.append(f"{path} should be {leaf.shape}, but {names} make {shape}")
-        kinds = [source.tensors[p.name].dtype for p in have]
-        if any(np.dtype(kind).kind in "iubc" for kind in kinds):
-            wrong.append(f"{have[0].name} holds {kinds[0]}, not floating-point numbers")
+            names = ", ".join(f"{t.name} {source.shape(t.name)}" for t in tensors)
+            problems.append(f"{path} should be {leaf.shape}, but {names} make {shape}")
+        dtypes = [source.tensors[t.name].dtype for t in tensors]
+        if any(_is_no_float(d) for d in dtypes):
+            problems.append(
+                f"{tensors[0].name} holds {dtypes[0]}, not floating-point numbers"
+            )
             continue
-        how = have[0].rule.transform
-        names = tuple(p.name for p in have)
-        lines.append(Line(path, names, how, leaf.shape, _dtype(kinds, dtype)))
-    if wrong:
-        more = f"\n  and {len(wrong) - 6} more" if len(wrong) > 6 else ""
+        names = tuple(t.name for t in tensors)
+        transform = tensors[0].rule.transform
+        result_dtype = _result_dtype(dtypes, dtype)
+        entries.append(ParamEntry(path, names, transform, leaf.shape, result_dtype))
+    if problems:
+        more = f"\n  and {len(problems) - 6} more" if len(problems) > 6 else ""
         raise ConfigError(
             f"'{source.name}' does not fit {family.name}:\n  "
-            + "\n  ".join(wrong[:6])
+            + "\n  ".join(problems[:6])
             + more
         )
     digest = None
     if family.drafter and target:
         digest = digest_of(target)
-    return Conversion(source, family, plan, pieces, tuple(lines), digest, unread)
+    return Conversion(source, family, plan, mapping, tuple(entries), digest, unused)
 
 
-def _no_larger_than_its_files(source: Source, plan: Plan) -> None:
-    """Refuses a config that promises more layers than there are tensors.
+def _check_sizes(source: Source, plan: Plan) -> None:
+    """Refuses a config with more layers than tensors, before shapes are computed.
 
     Raises:
-      ConfigError: before anything is built from it.
+      ConfigError: a number of layers, blocks or heads is implausibly large.
     """
     config = getattr(plan.config, "config", plan.config)
     for name in ("layers", "encoder_blocks", "decoder_blocks", "heads", "blocks"):
         value = getattr(config, name, 0)
-        most = len(source.tensors) if name not in ("heads", "blocks") else 1000
-        if isinstance(value, int) and value > most:
+        limit = len(source.tensors) if name not in ("heads", "blocks") else 1000
+        if isinstance(value, int) and value > limit:
             raise ConfigError(
-                f"'{source.name}': its config says {name}={value}, but there are "
+                f"'{source.name}': its config has {name}={value}, but there are only "
                 f"{len(source.tensors)} tensors"
             )
 
 
-def _dtype(kinds: list[Any], wanted: str | None) -> str:
-    """The dtype of a parameter: as asked for, or as stored, at most float32."""
-    if wanted is not None:
-        return np.dtype(DTYPES[wanted]).name
-    name = np.dtype(kinds[0]).name if kinds else "float32"
+def _is_no_float(dtype: Any) -> bool:
+    return np.dtype(dtype).kind in "iubc"
+
+
+def _result_dtype(stored: Sequence[Any], choice: str | None) -> str:
+    """Returns a parameter's dtype: the user's choice, or as stored, at most float32."""
+    if choice is not None:
+        return np.dtype(DTYPES[choice]).name
+    name = np.dtype(stored[0]).name if stored else "float32"
     return name if name in ("float32", "bfloat16", "float16") else "float32"
 
 
-def _shape(source: Source, pieces: list[Piece], heads: Heads) -> tuple[int, ...] | None:
-    """The shape that pieces make together; None if they do not go together."""
-    parts = []
-    for piece in pieces:
-        dummy = np.broadcast_to(np.int8(0), source.shape(piece.name))
+def _result_shape(
+    source: Source, tensors: Sequence[MappedTensor], heads: Heads
+) -> tuple[int, ...] | None:
+    """Returns the shape that tensors make together; None if they do not fit."""
+    shapes = []
+    for tensor in tensors:
+        dummy = np.broadcast_to(np.int8(0), source.shape(tensor.name))
         try:
-            parts.append(TRANSFORMS[piece.rule.transform].there(dummy, heads).shape)
+            to_jax = TRANSFORMS[tensor.rule.transform].to_jax
+            shapes.append(to_jax(dummy, heads).shape)
         except (ValueError, IndexError):
             return None
-    first, axis = parts[0], pieces[0].rule.axis
-    if len(parts) == 1:
+    first, axis = shapes[0], tensors[0].rule.axis
+    if len(shapes) == 1:
         return first
     axis %= len(first)
-    rest = {(*part[:axis], *part[axis + 1 :]) for part in parts}
-    if len(rest) > 1:
+    other_axes = {(*shape[:axis], *shape[axis + 1 :]) for shape in shapes}
+    if len(other_axes) > 1:
         return None
-    along = sum(part[axis] for part in parts)
-    return (*first[:axis], along, *first[axis + 1 :])
+    size = sum(shape[axis] for shape in shapes)
+    return (*first[:axis], size, *first[axis + 1 :])

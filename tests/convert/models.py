@@ -1,4 +1,4 @@
-"""Small random models of ours, and files of theirs made from them."""
+"""Small random models, and released files made from them."""
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ CAPTIONS = TransformerConfig(
 
 
 def filled(shapes, dtype=jnp.float32, seed=0):
-    """Random numbers of these shapes; integers stay what they are."""
+    """Returns random numbers of the same shapes; integers are unchanged."""
     leaves, structure = jax.tree.flatten(shapes)
     keys = jax.random.split(jax.random.key(seed), len(leaves))
     leaves = [
@@ -77,13 +77,13 @@ def feature_head(version, target=CLASSES, dtype=jnp.float32, **changes):
 
 
 def released(folder, config=CLASSES):
-    """A LlamaGen model as it is released: arrays by name, and no config."""
-    save(folder / "mine", prior(config))
-    file = export(folder / "mine", folder / "theirs", "llamagen")
+    """Returns the arrays of a LlamaGen model in the released layout, by name."""
+    save(folder / "checkpoint", prior(config))
+    file = export(folder / "checkpoint", folder / "exported", "llamagen")
     return {name: tensor.read() for name, tensor in read_safetensors(file).items()}
 
 
 def written(folder, checkpoint):
-    """The same on disk."""
+    """Saves a checkpoint and returns its folder."""
     save(folder, checkpoint)
     return folder

@@ -1,7 +1,6 @@
 """Random files with the names and shapes of LlamaGen-XL, VQ-16 and LANTERN's drafter.
 
-`python -m tests.convert.real_sizes FOLDER` writes them (3.6 GB); nothing of this is
-ever committed.
+`python -m tests.convert.real_sizes FOLDER` writes them (3.6 GB); they are not committed.
 """
 
 import sys
@@ -10,24 +9,24 @@ from pathlib import Path
 
 from tests.convert.llamagen_files import Tensor, decoder, tokenizer, write
 
-WIDTH, HIDDEN, LAYERS, VOCAB = 1280, 3584, 36, 16384
+WIDTH, FFN_WIDTH, LAYERS, VOCAB = 1280, 3584, 36, 16384
 
 
 def drafter() -> Iterator[Tensor]:
-    """Of jadohu/llamagen_drafter."""
+    """Yields the tensors of jadohu/llamagen_drafter."""
     yield "embed_tokens.weight", (VOCAB, WIDTH)
     yield "fc.weight", (WIDTH, 2 * WIDTH)
     yield "fc.bias", (WIDTH,)
     for name in "qkvo":
         yield f"layers.0.self_attn.{name}_proj.weight", (WIDTH, WIDTH)
-    yield "layers.0.mlp.gate_proj.weight", (HIDDEN, WIDTH)
-    yield "layers.0.mlp.up_proj.weight", (HIDDEN, WIDTH)
-    yield "layers.0.mlp.down_proj.weight", (WIDTH, HIDDEN)
+    yield "layers.0.mlp.gate_proj.weight", (FFN_WIDTH, WIDTH)
+    yield "layers.0.mlp.up_proj.weight", (FFN_WIDTH, WIDTH)
+    yield "layers.0.mlp.down_proj.weight", (WIDTH, FFN_WIDTH)
     yield "layers.0.post_attention_layernorm.weight", (WIDTH,)
 
 
 FILES = {
-    "t2i_XL_stage1_256.pt": lambda: decoder(WIDTH, HIDDEN, LAYERS),
+    "t2i_XL_stage1_256.pt": lambda: decoder(WIDTH, FFN_WIDTH, LAYERS),
     "vq_ds16_t2i.pt": tokenizer,
     "drafter.bin": drafter,
 }

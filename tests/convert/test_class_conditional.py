@@ -1,4 +1,4 @@
-"""The converting page's example: LlamaGen's two files for classes, to images."""
+"""First example of docs/converting.md: from LlamaGen's two files to images."""
 
 import re
 import shlex
@@ -14,11 +14,11 @@ from tests.convert.llamagen_files import decoder, tokenizer, write
 from tests.test_readme import blocks
 
 PAGE = Path(__file__).parents[2] / "docs" / "converting.md"
-CODES = 64
+VOCAB = 64
 
 
 def commands():
-    """The page's first block, as arguments of `jaxspec`."""
+    """Returns the arguments of `jaxspec` in the first block of the page."""
     text = blocks("sh", PAGE.read_text())[0].replace("\\\n", " ")
     lines = [shlex.split(line) for line in text.strip().splitlines()]
     assert all(line[0] == "jaxspec" for line in lines)
@@ -27,13 +27,13 @@ def commands():
 
 @pytest.fixture
 def downloaded(tmp_path, monkeypatch):
-    """Random files of the true layout and names at a tiny size, where the user is."""
+    """Writes tiny random files with the released names into the working folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(SIZES, "tiny", (2, 4, 32))
-    prior = decoder(32, 96, 2, codes=CODES, classes=1000)
+    prior = decoder(32, 96, 2, vocab=VOCAB, classes=1000)
     write(tmp_path / "c2i_B_256.pt", prior)
-    images = tokenizer(channels=32, latent=32, codes=CODES, used=8)
-    write(tmp_path / "vq_ds16_c2i.pt", images)
+    tensors = tokenizer(channels=32, latent=32, codes=VOCAB, used=8)
+    write(tmp_path / "vq_ds16_c2i.pt", tensors)
     return tmp_path
 
 
@@ -43,10 +43,10 @@ def test_the_two_files_make_a_bundle(downloaded):
     for command in convert:
         assert main(command) == 0
     bundle = jaxspec.load_bundle(generate[generate.index("--checkpoint") + 1])
-    prior, images = bundle.prior.config, bundle.tokenizer.config
+    prior, vq = bundle.prior.config, bundle.tokenizer.config
     assert (prior.grid, prior.classes, prior.heads) == (16, 1000, 4)
-    assert (images.grid, images.image_size) == (16, 256)
-    assert images.codebook_size == prior.vocab_size == CODES
+    assert (vq.grid, vq.image_size) == (16, 256)
+    assert vq.codebook_size == prior.vocab_size == VOCAB
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""A conversion is whole or it is not there; what does not fit is told at once."""
+"""Conversion of whole models: results, errors, interruption and storage."""
 
 import json
 
@@ -10,7 +10,7 @@ import tensorstore as ts
 from jaxspec.checkpoint import load_checkpoint, params_digest, save, save_leaves
 from jaxspec.cli import convert as command
 from jaxspec.cli import main
-from jaxspec.convert.assemble import arrays
+from jaxspec.convert.assemble import build_params
 from jaxspec.convert.export import export
 from jaxspec.convert.families import FAMILIES
 from jaxspec.convert.reading.safetensors import write_safetensors
@@ -21,7 +21,7 @@ from tests.convert import models, torch_files
 
 @pytest.fixture
 def released(tmp_path):
-    """A LlamaGen model as it is released: arrays by name, and no config."""
+    """Returns the arrays of a LlamaGen model in the released layout, by name."""
     return models.released(tmp_path / "model")
 
 
@@ -31,12 +31,12 @@ def write(file, state):
     return file
 
 
-GIVEN = {"heads": 4, "grid": 4}
+SETTINGS = {"heads": 4, "grid": 4}
 
 
-def test_a_released_file_and_its_settings_are_enough(tmp_path, released):
+def test_a_released_file_is_converted(tmp_path, released):
     torch_files.save(tmp_path / "c2i_B_256.pt", released)
-    [written] = convert(tmp_path / "c2i_B_256.pt", tmp_path / "b", given=GIVEN)
+    [written] = convert(tmp_path / "c2i_B_256.pt", tmp_path / "b", given=SETTINGS)
     found = load_checkpoint(tmp_path / "b/prior")
     assert (found.config.kv_heads, found.config.ffn_size) == (2, 48)
     assert params_digest(found.params) == params_digest(models.prior().params)
@@ -44,7 +44,7 @@ def test_a_released_file_and_its_settings_are_enough(tmp_path, released):
     assert written.tensors == len(released)
 
 
-def test_what_the_file_does_not_tell_is_asked_for(tmp_path, released):
+def test_settings_that_cannot_be_inferred_are_required(tmp_path, released):
     file = write(tmp_path / "model.safetensors", released)
     with pytest.raises(
         ConfigError, match=r"heads and the side .*--set heads=NUMBER --set grid=NUMBER"
@@ -52,31 +52,31 @@ def test_what_the_file_does_not_tell_is_asked_for(tmp_path, released):
         convert(file, tmp_path / "b")
     with pytest.raises(ConfigError, match=r"16, 24 or 32.*--set grid="):
         convert(file, tmp_path / "b", given={"heads": 4})
-    angles = np.zeros((1 + 16, 4, 2), np.float32)  # some files keep the table
+    angles = np.zeros((1 + 16, 4, 2), np.float32)  # some files contain the table
     file = write(tmp_path / "model.safetensors", {**released, "freqs_cis": angles})
     [found] = prepare(file, tmp_path / "b", given={"heads": 4})
     assert found.plan.config.grid == 4
 
 
-def test_everything_wrong_is_told_in_one_error(tmp_path, released):
+def test_one_error_lists_all_mismatches(tmp_path, released):
     first = "layers.0.attention.wo.weight"
     state = {k: v for k, v in released.items() if k != first}
     state["layers.7.attention.wo.weight"] = released[first]
     state["something.else"] = released[first]
     file = write(tmp_path / "m.safetensors", state)
     with pytest.raises(ConfigError) as error:
-        convert(file, tmp_path / "b", given=GIVEN)
+        convert(file, tmp_path / "b", given=SETTINGS)
     text = str(error.value)
     assert "layers.7.attention.wo.weight, something.else" in text
     assert f"missing: layers_0/attention/out/kernel ({first})" in text
 
 
-def test_wrong_shapes_are_told_before_anything_is_read(tmp_path, released):
+def test_wrong_shapes_are_refused_before_weights_are_read(tmp_path, released):
     name = "layers.1.feed_forward.w2.weight"
     state = {**released, name: released[name][:, :-1]}
     file = write(tmp_path / "m.safetensors", state)
     with pytest.raises(ConfigError, match=r"ffn/down/kernel should be \(48, 32\), but"):
-        prepare(file, tmp_path / "b", given=GIVEN)
+        prepare(file, tmp_path / "b", given=SETTINGS)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -85,7 +85,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, released, bad):
     released["norm.weight"][3] = bad
     file = write(tmp_path / "m.safetensors", released)
     with pytest.raises(NonFiniteError, match=r"norm.weight holds NaN or infinity"):
-        convert(file, tmp_path / "b", given=GIVEN)
+        convert(file, tmp_path / "b", given=SETTINGS)
     assert not (tmp_path / "b/prior").exists()
 
 
@@ -93,25 +93,23 @@ def test_weights_that_do_not_fit_the_dtype_are_refused(tmp_path, released):
     released["norm.weight"] = released["norm.weight"] + np.float32(1e6)
     file = write(tmp_path / "m.safetensors", released)
     with pytest.raises(NonFiniteError, match="does not fit into float16"):
-        convert(file, tmp_path / "b", given=GIVEN, dtype="float16")
-    convert(file, tmp_path / "b", given=GIVEN, dtype="bf16")
+        convert(file, tmp_path / "b", given=SETTINGS, dtype="float16")
+    convert(file, tmp_path / "b", given=SETTINGS, dtype="bf16")
     assert (
         load_checkpoint(tmp_path / "b/prior").params["head"].dtype == ml_dtypes.bfloat16
     )
 
 
 @pytest.mark.parametrize("kind", [np.int32, np.complex64], ids=lambda k: k.__name__)
-def test_whole_and_complex_numbers_are_no_weights(tmp_path, released, kind):
+def test_integer_and_complex_weights_are_refused(tmp_path, released, kind):
     released["norm.weight"] = released["norm.weight"].astype(kind)
     file = write(tmp_path / "m.safetensors", released)
     with pytest.raises(ConfigError, match=f"norm.weight holds {kind.__name__}"):
-        convert(file, tmp_path / "b", given=GIVEN)
+        convert(file, tmp_path / "b", given=SETTINGS)
 
 
 @pytest.mark.parametrize("name", ["m.safetensors", "m.pt"])
-def test_a_complex_buffer_that_holds_nothing_for_us_is_no_obstacle(
-    tmp_path, released, name
-):
+def test_a_complex_buffer_is_ignored(tmp_path, released, name):
     angles = np.zeros((1 + 16, 4), np.complex64)
     file = tmp_path / name
     torch_files.write(file, {**released, "freqs_cis": angles})
@@ -119,7 +117,7 @@ def test_a_complex_buffer_that_holds_nothing_for_us_is_no_obstacle(
     assert found.plan.config.grid == 4
 
 
-def test_an_interrupted_conversion_leaves_nothing_or_the_old_one(tmp_path, released):
+def test_an_interrupted_conversion_leaves_the_bundle_unchanged(tmp_path, released):
     file = write(tmp_path / "m.safetensors", released)
 
     def interrupted(conversion):
@@ -130,31 +128,31 @@ def test_an_interrupted_conversion_leaves_nothing_or_the_old_one(tmp_path, relea
 
     for before in (None, 1.0):
         with pytest.raises(KeyboardInterrupt):
-            convert(file, tmp_path / "b", given=GIVEN, progress=interrupted)
-        left = [f for f in (tmp_path / "b").rglob("*") if f.is_file()]
+            convert(file, tmp_path / "b", given=SETTINGS, progress=interrupted)
+        files = [f for f in (tmp_path / "b").rglob("*") if f.is_file()]
         if before is None:
-            assert left == []
-            convert(file, tmp_path / "b", given=GIVEN)
+            assert files == []
+            convert(file, tmp_path / "b", given=SETTINGS)
         else:
             assert load_checkpoint(tmp_path / "b/prior").config.heads == 4
 
 
-def test_parts_make_the_same_checkpoint(tmp_path, released):
+def test_the_size_of_parts_does_not_change_the_checkpoint(tmp_path, released):
     file = write(tmp_path / "m.safetensors", released)
-    [conversion] = prepare(file, tmp_path / "b", given=GIVEN)
+    [conversion] = prepare(file, tmp_path / "b", given=SETTINGS)
     checkpoint = models.prior()
-    for size, parts in ((1 << 30, 0), (1, len(conversion.lines)), (9000, None)):
+    for size, parts in ((1 << 30, 0), (1, len(conversion.entries)), (9000, None)):
         folder = tmp_path / f"by {size}"
-        save_leaves(folder, arrays(conversion), lambda: checkpoint, part_bytes=size)
+        save_leaves(
+            folder, build_params(conversion), lambda: checkpoint, part_bytes=size
+        )
         found = list((folder / "params").glob("part_*"))
         assert parts is None or len(found) == parts
         same = params_digest(load_checkpoint(folder, "prior").params)
         assert same == params_digest(checkpoint.params)
 
 
-def test_the_command_line_shows_a_table_and_writes_nothing_when_asked(
-    tmp_path, released, capsys
-):
+def test_a_dry_run_prints_a_table_and_writes_nothing(tmp_path, released, capsys):
     file = write(tmp_path / "m.safetensors", released)
     command = ["convert", str(file), str(tmp_path / "b"), "--set", "heads=4"]
     assert main([*command, "--set", "grid=4", "--dry-run"]) == 0
@@ -171,44 +169,44 @@ def test_the_command_line_shows_a_table_and_writes_nothing_when_asked(
     assert "no family 'gpt'; choose one of dflash" in capsys.readouterr().err
 
 
-def test_an_unknown_model_is_told_apart(tmp_path):
+def test_an_unknown_model_is_refused(tmp_path):
     file = write(tmp_path / "m.safetensors", {"x": np.ones(2, np.float32)})
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba"}))
     with pytest.raises(ConfigError, match=r"no known family .*x.*mamba.*--family"):
         convert(file, tmp_path / "b")
 
 
-def test_a_mesh_decides_how_parameters_are_stored(tmp_path, released):
-    """Each device of 4 reads the quarter of a matrix that it holds, and no more."""
+def test_a_mesh_determines_how_parameters_are_stored(tmp_path, released):
+    """A quarter of a matrix, the shard of one of 4 devices, is stored as one chunk."""
     file = write(tmp_path / "m.safetensors", released)
     command = ["convert", str(file), str(tmp_path / "b"), "--set", "heads=4"]
     command += ["--set", "grid=4", "--mesh"]
     assert main([*command, "2x4"]) == 0
     folder = tmp_path / "b/prior/params"
-    assert chunks(folder, "layers_0.ffn.gate_up.kernel") == [32, 2, 12]
-    assert chunks(folder, "layers_0.ffn.down.kernel") == [12, 32]
+    assert chunk_shape(folder, "layers_0.ffn.gate_up.kernel") == [32, 2, 12]
+    assert chunk_shape(folder, "layers_0.ffn.down.kernel") == [12, 32]
     found = load_checkpoint(tmp_path / "b/prior")
     assert params_digest(found.params) == params_digest(models.prior().params)
     assert main([*command, "2by4"]) == 2
 
 
-def chunks(folder, name):
-    """The shape of the pieces in which an array is stored."""
+def chunk_shape(folder, name):
+    """Returns the shape of the chunks in which an array is stored."""
     base = {"driver": "file", "path": f"{folder}/"}
     store = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
     array = ts.open({"driver": "zarr", "kvstore": store}).result()
     return list(array.chunk_layout.read_chunk.shape)
 
 
-def test_settings_that_nobody_asks_for_are_refused(tmp_path, released):
+def test_unknown_settings_are_refused(tmp_path, released):
     file = write(tmp_path / "m.safetensors", released)
     with pytest.raises(
-        ConfigError, match=r"--set gird, haeds: .* asks for .*grid, heads"
+        ConfigError, match=r"--set gird, haeds: .* accepts .*grid, heads"
     ):
-        prepare(file, tmp_path / "b", given={**GIVEN, "haeds": 4, "gird": 4})
-    for wrong in (1.5, "x", -4):
+        prepare(file, tmp_path / "b", given={**SETTINGS, "haeds": 4, "gird": 4})
+    for value in (1.5, "x", -4):
         with pytest.raises(ConfigError, match="is no whole number"):
-            prepare(file, tmp_path / "b", given={**GIVEN, "grid": wrong})
+            prepare(file, tmp_path / "b", given={**SETTINGS, "grid": value})
 
 
 @pytest.mark.parametrize(
@@ -226,34 +224,34 @@ def test_settings_that_nobody_asks_for_are_refused(tmp_path, released):
     ],
     ids=str,
 )
-def test_a_config_that_makes_no_sense_gets_one_clear_error(tmp_path, released, config):
+def test_invalid_configs_are_refused(tmp_path, released, config):
     file = write(tmp_path / "m.safetensors", released)
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ConfigError):
         prepare(file, tmp_path / "b", given={"grid": 4})
 
 
-def test_nobodys_files_are_replaced(tmp_path, released):
-    """Neither the source, nor a folder that is there and is no checkpoint."""
-    theirs = tmp_path / "b/prior"
-    theirs.mkdir(parents=True)
-    write(theirs / "model.safetensors", released)
-    (theirs / "deep").mkdir()
-    inner = write(theirs / "deep/m.safetensors", released)
-    for source in (theirs, theirs / "model.safetensors", inner):
+def test_other_files_are_not_replaced(tmp_path, released):
+    """Neither the source, nor a folder that is no checkpoint."""
+    folder = tmp_path / "b/prior"
+    folder.mkdir(parents=True)
+    write(folder / "model.safetensors", released)
+    (folder / "deep").mkdir()
+    inner = write(folder / "deep/m.safetensors", released)
+    for source in (folder, folder / "model.safetensors", inner):
         with pytest.raises(ConfigError, match="would replace the source"):
-            convert(source, tmp_path / "b", given=GIVEN)
+            convert(source, tmp_path / "b", given=SETTINGS)
     with pytest.raises(ConfigError, match="is no checkpoint of jaxspec"):
         convert(
-            write(tmp_path / "m.safetensors", released), tmp_path / "b", given=GIVEN
+            write(tmp_path / "m.safetensors", released), tmp_path / "b", given=SETTINGS
         )
-    assert (theirs / "model.safetensors").is_file()
-    save(tmp_path / "mine/prior", models.prior())
-    before = (tmp_path / "mine/prior/config.json").read_text()
+    assert (folder / "model.safetensors").is_file()
+    save(tmp_path / "own/prior", models.prior())
+    before = (tmp_path / "own/prior/config.json").read_text()
     with pytest.raises(ConfigError, match="export into another folder"):
-        export(tmp_path / "mine/prior", tmp_path / "mine/prior", "llamagen")
-    assert (tmp_path / "mine/prior/config.json").read_text() == before
+        export(tmp_path / "own/prior", tmp_path / "own/prior", "llamagen")
+    assert (tmp_path / "own/prior/config.json").read_text() == before
 
 
-def test_the_command_lists_the_families_that_there_are():
+def test_the_help_of_the_command_lists_all_families():
     assert set(command.FAMILIES.split(", ")) == set(FAMILIES)

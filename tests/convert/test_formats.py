@@ -1,4 +1,4 @@
-"""A file is what it holds, whatever its name."""
+"""Detection of file formats by content, not by name."""
 
 import json
 
@@ -16,7 +16,7 @@ NAMES = ("model.safetensors", "model.pt")
 @pytest.mark.parametrize("name", ["model.safetensors", "model.bin", "weights", "m.01"])
 @pytest.mark.parametrize("written_as", NAMES)
 @pytest.mark.parametrize("by_folder", [False, True])
-def test_the_content_decides_and_not_the_name(tmp_path, written_as, name, by_folder):
+def test_the_format_is_detected_by_content(tmp_path, written_as, name, by_folder):
     torch_files.write(tmp_path / written_as, STATE)
     (tmp_path / written_as).rename(tmp_path / name)
     (tmp_path / "README").write_text("About the model.")

@@ -1,6 +1,6 @@
-"""LlamaGen-XL, VQ-16 and LANTERN's drafter at their real sizes: minutes, and 10 GB.
+"""Conversion of LlamaGen-XL, VQ-16 and LANTERN's drafter at their real sizes.
 
-Run with `pytest -m slow tests/convert`.
+Takes minutes and 10 GB of disk. Run with `pytest -m slow tests/convert`.
 """
 
 import json
@@ -17,13 +17,13 @@ from tests.convert.llamagen_files import write
 from tests.convert.real_sizes import FILES
 
 MIB = 1 << 20
-# Interpreter, jax, flax and tensorstore, before any weights; measured 202 MiB.
+# Memory of the interpreter, jax, flax and tensorstore; measured 202 MiB.
 PROGRAM = 260 * MIB
 
 
 def run(code, *arguments):
-    """What a fresh process prints, and the most memory it held."""
-    # Not getrusage: what it tells begins with the memory of the parent.
+    """Runs code in a new process; returns its output and peak memory in bytes."""
+    # The result of getrusage would include the memory of the parent.
     tail = "print([w for w in open('/proc/self/status') if 'VmHWM' in w][0].split()[1])"
     found = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code) + tail, *map(str, arguments)],
@@ -38,10 +38,10 @@ def run(code, *arguments):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    place = tmp_path_factory.mktemp("real")
+    folder = tmp_path_factory.mktemp("real")
     for name, tensors in FILES.items():
-        write(place / name, tensors())
-    return place
+        write(folder / name, tensors())
+    return folder
 
 
 CONVERT = """
@@ -49,8 +49,8 @@ CONVERT = """
     from jaxspec.cli import main
     assert main(["convert", *sys.argv[1:]]) == 0
 """
-# LANTERN's published settings, a few tokens.
-DRAW = """
+# LANTERN's published settings, for a few tokens.
+GENERATE = """
     import json, sys
     import numpy as np
     from jaxspec.bundle import load_bundle
@@ -78,21 +78,21 @@ DRAW = """
 
 
 @pytest.mark.slow
-def test_a_real_bundle_is_converted_and_drawn_from_within_16_gib(folder):
+def test_a_real_bundle_is_converted_and_generates_within_16_gib(folder):
     bundle = folder / "bundle"
     for name, tensors in FILES.items():
         _, peak = run(CONVERT, folder / name, bundle)
         largest = max(4 * int(np.prod(shape)) for _, shape in tensors())
-        # Of its target a drafter's conversion reads the embedding alone.
-        known = 2 * largest if name == "drafter.bin" else 0
+        # A drafter's conversion reads its target's embedding.
+        target = 2 * largest if name == "drafter.bin" else 0
         table = 6 * 1001 * 16384 * 2 if name.startswith("vq") else 0
-        # A tensor as it is read and as ours; a part as it is, copied and encoded.
-        room = 6 * max(largest, PART_BYTES)
-        assert peak <= PROGRAM + room + known + table, name
+        # A tensor before and after its transform; a part, its copy and its encoding.
+        buffers = 6 * max(largest, PART_BYTES)
+        assert peak <= PROGRAM + buffers + target + table, name
         print(f"{name}: {peak / MIB:.0f} MiB")
-    lines, peak = run(DRAW, bundle)
+    lines, peak = run(GENERATE, bundle)
     tokens, calls, shape = json.loads(lines[-1])
     assert shape == [1, 256, 256, 3] and len(tokens[0]) == 6
     assert all(0 <= token < 16384 for token in tokens[0]) and 2 <= calls[0] <= 6
-    print(f"drawing: {peak / MIB:.0f} MiB, {calls[0]} calls for 6 tokens")
+    print(f"generation: {peak / MIB:.0f} MiB, {calls[0]} calls for 6 tokens")
     assert peak < 16 << 30

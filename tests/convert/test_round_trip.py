@@ -1,4 +1,4 @@
-"""Out as a released layout and back in: the same bits."""
+"""Export to a released layout and conversion back, bit for bit."""
 
 import json
 
@@ -44,54 +44,54 @@ def same(a, b):
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("make, family, options", CASES.values(), ids=CASES)
-def test_every_bit_comes_back(tmp_path, make, family, options, dtype):
-    mine = make(dtype=dtype, **options)
-    if mine.kind != "prior":
+def test_a_round_trip_is_bit_exact(tmp_path, make, family, options, dtype):
+    checkpoint = make(dtype=dtype, **options)
+    if checkpoint.kind != "prior":
         save(tmp_path / "back/prior", models.prior(dtype=dtype))
-    save(tmp_path / "mine", mine)
-    file = export(tmp_path / "mine", tmp_path / "theirs", family)
+    save(tmp_path / "checkpoint", checkpoint)
+    file = export(tmp_path / "checkpoint", tmp_path / "exported", family)
     assert families_of(open_source(file.parent))[0].name == family
-    [written] = convert(tmp_path / "theirs", tmp_path / "back")
+    [written] = convert(tmp_path / "exported", tmp_path / "back")
     found = load_checkpoint(written.folder)
-    assert (found.kind, found.config) == (mine.kind, mine.config)
-    same(found.params, mine.params)
-    assert written.digest == params_digest(mine.params)
+    assert (found.kind, found.config) == (checkpoint.kind, checkpoint.config)
+    same(found.params, checkpoint.params)
+    assert written.digest == params_digest(checkpoint.params)
     again = export(written.folder, tmp_path / "again", family)
     assert again.read_bytes() == file.read_bytes()
 
 
-def test_every_exported_family_is_tried():
+def test_every_exported_family_is_tested():
     assert {family for _, family, _ in CASES.values()} == set(EXPORTS)
 
 
 def test_a_drafter_belongs_to_the_target_it_was_converted_for(tmp_path):
     target = models.prior()
     save(tmp_path / "b/prior", target)
-    save(tmp_path / "mine", models.block_drafter())
-    export(tmp_path / "mine", tmp_path / "theirs", "dflash")
-    [written] = convert(tmp_path / "theirs", tmp_path / "b")
+    save(tmp_path / "checkpoint", models.block_drafter())
+    export(tmp_path / "checkpoint", tmp_path / "exported", "dflash")
+    [written] = convert(tmp_path / "exported", tmp_path / "b")
     metadata = load_checkpoint(written.folder).metadata
     assert metadata["target_digest"] == params_digest(target.params)
     with pytest.raises(ConfigError, match="convert its target first"):
-        convert(tmp_path / "theirs", tmp_path / "elsewhere")
+        convert(tmp_path / "exported", tmp_path / "elsewhere")
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_what_a_family_cannot_hold_is_not_written(tmp_path):
-    save(tmp_path / "mine", models.block_drafter())
+def test_checkpoints_that_a_family_cannot_represent_are_not_exported(tmp_path):
+    save(tmp_path / "checkpoint", models.block_drafter())
     with pytest.raises(ConfigError, match="only decoders over a grid"):
-        export(tmp_path / "mine", tmp_path / "theirs", "llamagen")
-    with pytest.raises(ConfigError, match="is not written; .*llamagen"):
-        export(tmp_path / "mine", tmp_path / "theirs", "qwen3")
-    assert not (tmp_path / "theirs").exists()
+        export(tmp_path / "checkpoint", tmp_path / "exported", "llamagen")
+    with pytest.raises(ConfigError, match="cannot be exported; .*llamagen"):
+        export(tmp_path / "checkpoint", tmp_path / "exported", "qwen3")
+    assert not (tmp_path / "exported").exists()
 
 
-def test_a_config_that_says_something_else_is_refused(tmp_path):
-    save(tmp_path / "mine", models.prior(models.CAPTIONS))
-    export(tmp_path / "mine", tmp_path / "theirs", "llamagen-hf")
-    file = tmp_path / "theirs/config.json"
+def test_a_config_that_contradicts_the_shapes_is_refused(tmp_path):
+    save(tmp_path / "checkpoint", models.prior(models.CAPTIONS))
+    export(tmp_path / "checkpoint", tmp_path / "exported", "llamagen-hf")
+    file = tmp_path / "exported/config.json"
     record = json.loads(file.read_text())
     record.pop("jaxspec")
     file.write_text(json.dumps({**record, "hidden_size": 64}))
-    with pytest.raises(ConfigError, match="hidden_size is 64, its tensors"):
-        convert(tmp_path / "theirs", tmp_path / "b")
+    with pytest.raises(ConfigError, match="hidden_size is 64 in config.json"):
+        convert(tmp_path / "exported", tmp_path / "b")

@@ -1,4 +1,4 @@
-"""safetensors, one file or many: what is read, and what is refused."""
+"""Reading of safetensors files, single and sharded, and refusal of damaged ones."""
 
 import json
 import struct
@@ -37,28 +37,34 @@ def entry(**changes):
     return {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], **changes}
 
 
-def test_what_is_written_is_read_bit_by_bit(tmp_path):
+def test_written_files_are_read_bit_by_bit(tmp_path):
     write(tmp_path / "m.safetensors", STATE)
-    found = read_safetensors(tmp_path / "m.safetensors")
-    assert list(found) == list(STATE)
-    for name, wanted in STATE.items():
-        x = found[name].read()
-        assert (x.dtype, x.shape) == (wanted.dtype, wanted.shape)
-        assert x.tobytes() == wanted.tobytes()
-    assert not list(tmp_path.glob(".*"))  # no scratch file is left
+    tensors = read_safetensors(tmp_path / "m.safetensors")
+    assert list(tensors) == list(STATE)
+    for name, expected in STATE.items():
+        x = tensors[name].read()
+        assert (x.dtype, x.shape) == (expected.dtype, expected.shape)
+        assert x.tobytes() == expected.tobytes()
+    assert not list(tmp_path.glob(".*"))  # no temporary file remains
 
 
 TWICE = b'{"w": %s, "w": %s}' % ((json.dumps(entry()).encode(),) * 2)
 WRONG = {
-    "twice in the header": (TWICE, "stands there twice"),
-    "overlapping": ({"a": entry(), "b": entry(data_offsets=[4, 12])}, "same place"),
+    "twice in the header": (TWICE, "occurs twice"),
+    "overlapping": (
+        {"a": entry(), "b": entry(data_offsets=[4, 12])},
+        "a and b overlap",
+    ),
     "another size": ({"w": entry(shape=[3])}, "8 bytes"),
     "behind the end": ({"w": entry(shape=[99], data_offsets=[0, 396])}, "ends at byte"),
-    "a shape bomb": ({"w": entry(shape=[1 << 62, 1 << 62])}, "makes no sense"),
+    "a shape bomb": (
+        {"w": entry(shape=[1 << 62, 1 << 62])},
+        "invalid shape or position",
+    ),
     "large shapes": ({"w": entry(shape=[1 << 50, 1 << 50])}, "8 bytes"),
-    "a negative shape": ({"w": entry(shape=[-2])}, "makes no sense"),
-    "fractions": ({"w": entry(shape=[2.0])}, "makes no sense"),
-    "a hundred axes": ({"w": entry(shape=[1] * 100)}, "makes no sense"),
+    "a negative shape": ({"w": entry(shape=[-2])}, "invalid shape or position"),
+    "fractions": ({"w": entry(shape=[2.0])}, "invalid shape or position"),
+    "a hundred axes": ({"w": entry(shape=[1] * 100)}, "invalid shape or position"),
     "an empty giant": (
         {"w": entry(shape=[0, 1 << 61], data_offsets=[0, 0])},
         "but 0 bytes",
@@ -72,7 +78,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("header, message", WRONG.values(), ids=WRONG)
-def test_a_header_that_makes_no_sense_is_refused(tmp_path, header, message):
+def test_an_invalid_header_is_refused(tmp_path, header, message):
     write_raw(tmp_path / "m.safetensors", header, bytes(12))
     with pytest.raises(DataError, match=message):
         open_source(tmp_path / "m.safetensors")
@@ -84,7 +90,7 @@ def test_a_header_longer_than_the_file_is_refused(tmp_path):
         open_source(tmp_path / "m.safetensors")
 
 
-def test_damage_gets_one_clear_error_or_finite_shapes(tmp_path):
+def test_damaged_files_raise_a_data_error(tmp_path):
     file = tmp_path / "m.safetensors"
     write(file, STATE)
     whole, rng = file.read_bytes(), np.random.default_rng(1)
@@ -105,12 +111,12 @@ def test_damage_gets_one_clear_error_or_finite_shapes(tmp_path):
 
 def shards(folder, *states):
     folder.mkdir(exist_ok=True)
-    where = {}
+    weight_map = {}
     for i, state in enumerate(states):
         write(folder / f"part-{i}.safetensors", state)
-        where |= dict.fromkeys(state, f"part-{i}.safetensors")
+        weight_map |= dict.fromkeys(state, f"part-{i}.safetensors")
     index = folder / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": where}))
+    index.write_text(json.dumps({"weight_map": weight_map}))
     return index
 
 
@@ -125,7 +131,7 @@ def test_a_folder_of_shards_is_one_model(tmp_path):
 @pytest.mark.parametrize(
     "name", ["../m.safetensors", "/etc/passwd", "a/b.bin", "..", 3, [], "a\n"]
 )
-def test_an_index_names_nothing_outside_its_folder(tmp_path, name):
+def test_an_index_cannot_name_files_outside_its_folder(tmp_path, name):
     write(tmp_path / "m.safetensors", STATE)
     index = shards(tmp_path / "inner", STATE)
     index.write_text(json.dumps({"weight_map": {"a.weight": name}}))
@@ -143,8 +149,8 @@ def test_an_index_and_its_files_must_agree(tmp_path):
         open_source(tmp_path)
     shards(tmp_path, {"a": STATE["ids"]}, {"b": STATE["ids"], "c": STATE["ids"]})
     first, second = "part-0.safetensors", "part-1.safetensors"
-    where = {"d": first, "a": second, "b": second}
-    index.write_text(json.dumps({"weight_map": where}))
+    weight_map = {"d": first, "a": second, "b": second}
+    index.write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(
         DataError,
         match="'part-0.safetensors' lacks d; 'part-0.safetensors' holds a, not listed "
@@ -162,7 +168,7 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path):
         open_source(tmp_path)
 
 
-def test_a_folder_that_could_mean_two_models_asks(tmp_path):
+def test_an_ambiguous_folder_is_refused(tmp_path):
     for name in ("a", "b"):
         write(tmp_path / f"{name}.safetensors", STATE)
     with pytest.raises(DataError, match="name one of them"):

@@ -1,4 +1,4 @@
-"""Float8 weights mean their numbers times their scales."""
+"""Dequantization of float8 weights with scales."""
 
 import json
 
@@ -17,7 +17,7 @@ ROWS, COLUMNS, BLOCK = 5, 7, (2, 3)
 
 
 def expanded(scale):
-    """The factor of each number, element by element."""
+    """Returns the factor of every element."""
     result = np.empty((ROWS, COLUMNS), np.float32)
     for i in range(ROWS):
         for j in range(COLUMNS):
@@ -45,12 +45,12 @@ def test_a_weight_is_multiplied_by_its_scale(tmp_path, file, kind, name, shape):
     found = open_source(tmp_path / file).tensors
     assert list(found) == ["a.weight", "a.bias"]
     assert found["a.weight"].dtype == np.float32
-    wanted = weight.astype(np.float32) * expanded(scale)
-    np.testing.assert_array_equal(found["a.weight"].read(), wanted)
+    expected = weight.astype(np.float32) * expanded(scale)
+    np.testing.assert_array_equal(found["a.weight"].read(), expected)
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_a_float8_weight_without_a_scale_is_what_it_is(tmp_path, file):
+def test_a_float8_weight_without_a_scale_is_unchanged(tmp_path, file):
     weight = RNG.normal(size=(2, 3)).astype(ml_dtypes.float8_e4m3fn)
     torch_files.write(tmp_path / file, {"a.weight": weight})
     found = open_source(tmp_path / file).tensors["a.weight"].read()

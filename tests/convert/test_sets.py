@@ -1,4 +1,4 @@
-"""A file may hold several sets of weights; one is taken, named, and can be chosen."""
+"""Selection among several sets of weights in one file."""
 
 from dataclasses import replace
 
@@ -15,12 +15,12 @@ from jaxspec.convert.run import convert, prepare
 from jaxspec.errors import DataError
 from tests.convert import models, torch_files
 
-GIVEN = {"heads": 4, "grid": 4}
+SETTINGS = {"heads": 4, "grid": 4}
 
 
 @pytest.fixture
 def trained(tmp_path):
-    """Two sets of weights of one model: as it is, and its average."""
+    """Returns the weights of a model, and their moving average."""
     state = models.released(tmp_path / "model")
     return state, {name: x + np.float32(1) for name, x in state.items()}
 
@@ -37,16 +37,16 @@ def test_the_model_is_taken_or_its_average_where_that_is_asked_for(
     steps = torch_files.number(3)
     file = tmp_path / "m.pt"
     torch_files.save(file, {ema: average, "model": model, "steps": steps})
-    for asked, state, name in ((None, model, "model"), (ema, average, ema)):
-        [written] = convert(file, tmp_path / "b", given=GIVEN, weights=asked)
+    for choice, state, name in ((None, model, "model"), (ema, average, ema)):
+        [written] = convert(file, tmp_path / "b", given=SETTINGS, weights=choice)
         np.testing.assert_array_equal(norm(written.folder), state["norm.weight"])
         assert load_checkpoint(written.folder).metadata["weights"] == name
-        other = "model" if asked else ema
-        assert written.remarks[0] == f"weights: {name}, by --weights also {other}"
+        other = "model" if choice else ema
+        assert written.remarks[0] == f"weights: {name}; --weights can choose {other}"
         assert written.remarks[1] == "left out: [steps]"
 
 
-def test_prefixes_are_those_of_the_weights_that_are_taken(tmp_path, trained):
+def test_prefixes_are_those_of_the_selected_weights(tmp_path, trained):
     model, average = trained
     average = {f"module.{key}": x for key, x in average.items()}
     torch_files.save(tmp_path / "m.pt", {"model": model, "ema": average})
@@ -55,28 +55,28 @@ def test_prefixes_are_those_of_the_weights_that_are_taken(tmp_path, trained):
     assert source.prefixes == ("module.",) and source.tensors.keys() == model.keys()
 
 
-def test_the_only_set_is_taken_whatever_its_name(tmp_path, trained):
+def test_the_only_set_is_selected_under_any_name(tmp_path, trained):
     file = tmp_path / "m.pt"
     torch_files.save(file, {"ema": trained[1]})
-    [written] = convert(file, tmp_path / "b", given=GIVEN)
+    [written] = convert(file, tmp_path / "b", given=SETTINGS)
     np.testing.assert_array_equal(norm(written.folder), trained[1]["norm.weight"])
     assert written.remarks == ("weights: ema",)
 
 
-def test_a_choice_that_nothing_decides_is_asked_for(tmp_path, trained, capsys):
+def test_an_ambiguous_choice_is_refused(tmp_path, trained, capsys):
     file = tmp_path / "m.pt"
     torch_files.save(file, {"ema": trained[1], "teacher": trained[0]})
     with pytest.raises(DataError, match="ema, teacher; choose one with --weights"):
-        prepare(file, tmp_path / "b", given=GIVEN)
+        prepare(file, tmp_path / "b", given=SETTINGS)
     with pytest.raises(DataError, match="no weights named 'emma'; it has ema, teacher"):
-        prepare(file, tmp_path / "b", given=GIVEN, weights="emma")
+        prepare(file, tmp_path / "b", given=SETTINGS, weights="emma")
     command = ["convert", str(file), str(tmp_path / "b"), "--weights", "teacher"]
     assert main([*command, "--set", "heads=4", "--set", "grid=4"]) == 0
-    assert "weights: teacher, by --weights also ema" in capsys.readouterr().out
+    assert "weights: teacher; --weights can choose ema" in capsys.readouterr().out
 
 
-def test_the_family_decides_as_its_official_loader_does(tmp_path, trained, monkeypatch):
-    """MAR's takes "model_ema", for instance."""
+def test_the_family_determines_the_order_of_preference(tmp_path, trained, monkeypatch):
+    """MAR's official loader, for instance, prefers "model_ema"."""
     file = tmp_path / "m.pt"
     torch_files.save(file, {"model": trained[0], "model_ema": trained[1]})
     like_mar = replace(FAMILIES["llamagen"], weights=("model_ema", "model"))
@@ -90,7 +90,7 @@ def test_the_family_decides_as_its_official_loader_does(tmp_path, trained, monke
 @pytest.mark.parametrize("flat", [False, True])
 @pytest.mark.parametrize("name", ["m.pt", "m.safetensors"])
 def test_averages_beside_the_weights_have_a_prefix(tmp_path, trained, flat, name):
-    """Lightning's have no dots in their names, and no buffers."""
+    """Lightning removes dots from the names, and omits buffers."""
     model, average = trained
     model = {**model, "causal_mask": np.ones((2, 2), np.float32)}
     shadows = {
@@ -107,8 +107,8 @@ def test_averages_beside_the_weights_have_a_prefix(tmp_path, trained, flat, name
     assert source.left_out == ("decay",)
 
 
-def test_what_averaging_counts_is_left_out(tmp_path, trained):
-    """As PyTorch's averaged models are saved."""
+def test_counters_of_averages_are_left_out(tmp_path, trained):
+    """PyTorch's `AveragedModel` saves one."""
     averaged = {f"module.{key}": x for key, x in trained[1].items()}
     averaged["n_averaged"] = np.asarray(7)
     torch_files.save(tmp_path / "m.pt", averaged)

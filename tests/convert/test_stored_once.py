@@ -1,4 +1,4 @@
-"""A tensor that a model has under several names may be stored under any of them."""
+"""Tensors with several names, of which a file may store only one."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ TABLES = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.
 
 
 def text_encoder():
-    """T5's encoder with one layer, but for its table of embeddings."""
+    """Returns the tensors of T5's encoder with one layer, without the embedding."""
     block = "encoder.block.0.layer."
     attention = f"{block}0.SelfAttention."
     shapes = {f"{attention}{x}.weight": (16, 16) for x in "qkvo"}

@@ -1,4 +1,4 @@
-"""PyTorch's files: tensors come out bit by bit, and nothing in a file is ever run."""
+"""Reading of PyTorch's files, bit by bit and without running code from them."""
 
 import zipfile
 from pathlib import Path
@@ -33,14 +33,14 @@ def file(tmp_path):
     return path
 
 
-def test_every_dtype_and_shape_arrives_bit_by_bit(file):
+def test_every_dtype_and_shape_is_read_bit_by_bit(file):
     tensors = open_source(file).tensors
     assert list(tensors) == list(STATE)
-    for name, wanted in STATE.items():
-        found = tensors[name].read()
-        assert (tensors[name].shape, tensors[name].dtype) == (found.shape, found.dtype)
-        assert (found.dtype, found.shape) == (wanted.dtype, wanted.shape)
-        assert found.tobytes() == wanted.tobytes()
+    for name, expected in STATE.items():
+        x = tensors[name].read()
+        assert (tensors[name].shape, tensors[name].dtype) == (x.shape, x.dtype)
+        assert (x.dtype, x.shape) == (expected.dtype, expected.shape)
+        assert x.tobytes() == expected.tobytes()
 
 
 def test_views_share_a_storage(tmp_path):
@@ -58,8 +58,8 @@ def test_views_share_a_storage(tmp_path):
     np.testing.assert_array_equal(tensors["behind"].read(), [[7, 9, 11], [13, 15, 17]])
 
 
-def test_dicts_that_share_their_parts_are_read_once(tmp_path):
-    """Seven levels of a hundred names for the same dict: 10^14 paths, one tensor."""
+def test_shared_dicts_are_read_once(tmp_path):
+    """Seven levels of a hundred names for the same dict: 10^14 paths to one tensor."""
     body = t.record({"w": t.whole("0", X)}) + b"q\1"
     for level in range(7):
         body += b"0" + t.record({str(i): b"h" + bytes([level + 1]) for i in range(100)})
@@ -88,23 +88,23 @@ def test_the_state_dict_is_found_in_what_trainers_save(tmp_path, key):
 
 
 def hostile(command):
-    """Calls `os.system(command)` while it is unpickled."""
+    """Returns a pickled call of `os.system(command)`."""
     return t.function("os", "system") + b"(" + t.text(command) + b"tR"
 
 
-def test_code_in_a_file_is_refused_by_name_and_never_run(tmp_path):
-    mark = tmp_path / "ran"
+def test_code_in_a_file_is_refused_and_never_run(tmp_path):
+    evidence = tmp_path / "ran"
     x = np.ones(2, np.float32)
-    body = t.record({"w": t.whole("0", x), "evil": hostile(f"touch {mark}")})
+    body = t.record({"w": t.whole("0", x), "evil": hostile(f"touch {evidence}")})
     t.write_zip(tmp_path / "m.pt", body, {"0": x})
     with pytest.raises(DataError, match=r"os\.system.*--allow-objects"):
         read_torch(tmp_path / "m.pt")
     found, refused = read_torch(tmp_path / "m.pt", allow_objects=True)
-    assert refused == ["os.system"] and not mark.exists()
+    assert refused == ["os.system"] and not evidence.exists()
     np.testing.assert_array_equal(found["w"].read(), x)
 
 
-def test_a_namespace_of_arguments_becomes_inert(tmp_path):
+def test_a_namespace_of_arguments_is_left_out(tmp_path):
     """LlamaGen's trainer saves its command line beside the weights."""
     x = np.ones(2, np.float32)
     args = t.function("argparse", "Namespace") + b")\x81"
@@ -119,7 +119,7 @@ def test_a_namespace_of_arguments_becomes_inert(tmp_path):
 
 
 def test_a_number_of_64_bits_beside_the_weights_is_left_out(tmp_path):
-    """A seed of PyTorch's generators is one."""
+    """Seeds of PyTorch's generators have 64 bits."""
     t.save(tmp_path / "m.pt", {"model": {"w": X}, "seed": t.number((1 << 64) - 1)})
     source = open_source(tmp_path / "m.pt")
     assert list(source.tensors) == ["w"] and source.left_out == ("[seed]",)
@@ -134,9 +134,7 @@ MODULE = (
     "body", [MODULE, t.record({"model": MODULE, "x": MODULE})], ids=["alone", "in dict"]
 )
 @pytest.mark.parametrize("lenient", [False, True])
-def test_nothing_is_advised_that_cannot_help_with_a_whole_object(
-    tmp_path, body, lenient
-):
+def test_allow_objects_is_not_suggested_for_a_whole_object(tmp_path, body, lenient):
     t.write_zip(tmp_path / "m.pt", body, {})
     with pytest.raises(
         DataError, match=r"whole object \(models.gpt.GPT\).*save its state_dict"
@@ -179,7 +177,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("value", HOSTILE.values(), ids=HOSTILE)
-def test_hostile_programs_get_one_clear_error(tmp_path, value):
+def test_hostile_programs_are_refused(tmp_path, value):
     t.write_zip(tmp_path / "m.pt", t.record({"w": value}), {"0": X})
     for lenient in (False, True):
         with pytest.raises(DataError, match="m.pt"):
@@ -215,7 +213,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("write, message", WRONG.values(), ids=WRONG)
-def test_other_files_are_told_apart(tmp_path, write, message):
+def test_other_files_are_refused_with_a_reason(tmp_path, write, message):
     write(tmp_path / "m.pt")
     with pytest.raises(DataError, match=message):
         open_source(tmp_path / "m.pt")
@@ -232,8 +230,8 @@ def test_two_entries_of_one_name_are_refused(tmp_path):
         open_source(tmp_path / "m.pt")
 
 
-def test_damage_never_goes_unnoticed(file):
-    """Cut anywhere or with any byte changed: the same numbers, or one clear error."""
+def test_damage_is_detected(file):
+    """A truncated or changed file has the same values, or raises an error."""
     whole = file.read_bytes()
     rng = np.random.default_rng(1)
     cuts = [whole[:n] for n in range(0, len(whole), 97)]
@@ -243,17 +241,17 @@ def test_damage_never_goes_unnoticed(file):
         changed[at] ^= int(rng.integers(1, 256))
         flips.append(bytes(changed))
     before = set(Path(file).parent.rglob("*"))
-    noticed = 0
+    detected = 0
     for data in [*cuts, *flips]:
         file.write_bytes(data)
         try:
             found = {k: v.read() for k, v in open_source(file).tensors.items()}
         except DataError as error:
             assert "\n" not in str(error)
-            noticed += 1
+            detected += 1
             continue
-        # Names may have changed; the numbers under them have checksums.
+        # Names may have changed; values are protected by checksums.
         arrays = {x.tobytes() for x in STATE.values()}
         assert all(x.tobytes() in arrays or x.size == 0 for x in found.values())
-    assert noticed > len(cuts)
+    assert detected > len(cuts)
     assert set(file.parent.rglob("*")) == before

@@ -1,4 +1,4 @@
-"""Files in PyTorch's zip format, written by hand: honest ones and others."""
+"""Writers for files in PyTorch's zip format, valid and hostile ones."""
 
 import pickle
 import struct
@@ -17,7 +17,7 @@ STORAGES = {
     np.dtype(np.bool_): "BoolStorage",
     np.dtype(np.complex64): "ComplexFloatStorage",
 }
-# Newer dtypes have no storage of their own.
+# Newer dtypes have no storage class.
 DTYPES = {
     np.dtype(ml_dtypes.float8_e4m3fn): "float8_e4m3fn",
     np.dtype(ml_dtypes.float8_e5m2): "float8_e5m2",
@@ -49,7 +49,7 @@ def storage(kind, key, count):
 
 
 def tensor(kind, key, count, first, shape, strides, dtype=None):
-    """A call of `_rebuild_tensor_v2`; with a dtype, of `_rebuild_tensor_v3`."""
+    """Returns a pickled call of `_rebuild_tensor_v2`, or of v3 with a dtype."""
     hooks = function("collections", "OrderedDict") + b")R"
     arguments = storage(kind, key, count) + number(first)
     arguments += numbers(shape) + numbers(strides) + b"\x89" + hooks
@@ -61,7 +61,7 @@ def tensor(kind, key, count, first, shape, strides, dtype=None):
 
 
 def record(entries):
-    """A dict of names to pickled values."""
+    """Returns a pickled dict of names to pickled values."""
     items = b"".join(text(name) + value for name, value in entries.items())
     return b"}(" + items + b"u"
 
@@ -71,7 +71,7 @@ def program(body):
 
 
 def whole(key, array):
-    """A contiguous tensor that is all of its storage."""
+    """Returns a pickled contiguous tensor that covers its storage."""
     strides = [s // array.itemsize for s in array.strides]
     if array.dtype in DTYPES:
         dtype, count = DTYPES[array.dtype], array.nbytes
@@ -81,7 +81,7 @@ def whole(key, array):
 
 
 def write_zip(file, body, storages, *, extra=(), compression=zipfile.ZIP_STORED):
-    """The archive; `storages` are arrays by key."""
+    """Writes the archive; `storages` are arrays by key."""
     with zipfile.ZipFile(file, "w", compression) as archive:
         archive.writestr("archive/data.pkl", program(body))
         archive.writestr("archive/byteorder", b"little")
@@ -95,9 +95,9 @@ def write_zip(file, body, storages, *, extra=(), compression=zipfile.ZIP_STORED)
 
 
 def save(file, state):
-    """What `torch.save(state)` would write, each array in a storage of its own.
+    """Writes what `torch.save(state)` would, each array in a separate storage.
 
-    `state` holds arrays, dicts of them, and bytes: values that are pickled already.
+    `state` holds arrays, dicts of arrays, and bytes: values that are pickled already.
     """
     arrays = {}
 
@@ -114,7 +114,7 @@ def save(file, state):
 
 
 def write(file, state):
-    """The same as a safetensors file; its name decides."""
+    """Writes a safetensors file or a PyTorch file, depending on the suffix."""
     if file.suffix != ".safetensors":
         return save(file, state)
     table = [(name, x.shape, x.dtype) for name, x in state.items()]

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from jaxspec.checkpoint import Checkpoint
-from jaxspec.convert.assemble import arrays
+from jaxspec.convert.assemble import build_params
 from jaxspec.convert.families import FAMILIES
 from jaxspec.convert.reading.stored import Source, Stored
 from jaxspec.convert.recognize import families_of
-from jaxspec.convert.understand import understand
+from jaxspec.convert.understand import plan_conversion
 
 # Dtypes that NumPy has from `ml_dtypes` alone, and one of PyTorch's as wide.
 WIDTHS = {
@@ -41,13 +41,13 @@ def source_of(state, config=None):
     return Source("memory", {k: stored(x) for k, x in state.items()}, config or {})
 
 
-def converted(state, family=None, *, config=None, target=None, **given):
+def converted(state, family=None, *, config=None, target=None, **overrides):
     """The checkpoint that comes out; by default the family is recognized."""
     source = source_of(state, config)
     family = FAMILIES[family] if family else families_of(source)[0]
-    conversion = understand(source, family, given=given, target=target)
+    conversion = plan_conversion(source, family, overrides=overrides, target=target)
     tree = {}
-    for path, x in arrays(conversion):
+    for path, x in build_params(conversion):
         *above, last = path.split("/")
         node = tree
         for name in above:

@@ -156,5 +156,5 @@ def test_levels_in_the_wrong_order_are_refused(model):
     model, config = model
     levels = len(config.multipliers)
     state = {renamed(k, "vq-taming", levels): x for k, x in model.state_dict().items()}
-    with pytest.raises(ConfigError, match="without a place|missing"):
+    with pytest.raises(ConfigError, match="not mapped|missing"):
         converted(state, "vq-janus", image_size=config.image_size)

@@ -1,4 +1,4 @@
-"""All families that can be converted; the first that recognizes a source wins."""
+"""All model families; the first one that recognizes a source is used."""
 
 from jaxspec.convert.families import (
     dflash,
@@ -14,7 +14,7 @@ from jaxspec.convert.family import Family
 
 FAMILIES: dict[str, Family] = {
     family.name: family
-    # Drafters first: the config of many says "llama".
+    # Drafters come first, because many of them have the model_type "llama".
     for module in (dflash, eagle, heads, llamagen, janus, llama, t5, vq)
     for family in module.FAMILIES
 }

@@ -1,191 +1,214 @@
-"""DFlash's block drafters, and DSpark's, which add two small heads.
+"""DFlash block drafters, and DSpark's, which add a Markov and a confidence head.
 
-Keys: z-lab/dflash `dflash/model.py`, deepseek-ai/DeepSpec `modeling/dspark`.
+Tensor names: z-lab/dflash `dflash/model.py`, deepseek-ai/DeepSpec `modeling/dspark`.
 """
 
 from collections import ChainMap
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import DFlashConfig, to_dict
-from jaxspec.convert.families.eagle import rotary
+from jaxspec.convert.families.eagle import rotary_suffix
 from jaxspec.convert.families.layers import mlp
-from jaxspec.convert.families.llama import scaling_of
+from jaxspec.convert.families.llama import read_rope_scaling
 from jaxspec.convert.family import (
-    Derived,
+    ComputedParam,
+    ExportPlan,
     Family,
-    Given,
-    Outgoing,
+    Overrides,
     Plan,
-    agree_on,
-    count,
+    check_consistent,
+    check_supported,
+    count_tensors,
+    exported_config,
     heads_of,
-    kept,
-    numbers,
-    only,
-    setting,
+    infer_numbers,
+    infer_setting,
 )
-from jaxspec.convert.mapping import Rule
+from jaxspec.convert.mapping import KeyRule
 from jaxspec.convert.reading.stored import Source
 from jaxspec.drafters.block_diffusion import DFlash
 from jaxspec.errors import ConfigError
 
 
-def _rules(drafter: DFlash) -> tuple[Rule, ...]:
-    turned = rotary(drafter.target)
-    matrix, vector = f"heads{turned}", "rotary_vector" if turned else "same"
-    theirs, ours = "layers.{i}.", "layers_{i}/"
+def _rules(drafter: DFlash) -> tuple[KeyRule, ...]:
+    rotary = rotary_suffix(drafter.target)
+    matrix, vector = f"heads{rotary}", "rotary_vector" if rotary else "same"
+    source, target = "layers.{i}.", "layers_{i}/"
     return (
-        Rule("fc.weight", "project/kernel", "linear"),
-        Rule("hidden_norm.weight", "context_norm/scale"),
-        Rule("norm.weight", "norm/scale"),
-        Rule(f"{theirs}input_layernorm.weight", f"{ours}input_norm/scale"),
-        Rule(f"{theirs}post_attention_layernorm.weight", f"{ours}post_norm/scale"),
-        Rule(f"{theirs}self_attn.q_proj.weight", f"{ours}query/kernel", matrix),
-        Rule(f"{theirs}self_attn.k_proj.weight", f"{ours}key/kernel", matrix),
-        Rule(f"{theirs}self_attn.v_proj.weight", f"{ours}value/kernel", "heads"),
-        Rule(f"{theirs}self_attn.o_proj.weight", f"{ours}out/kernel", "linear"),
-        Rule(f"{theirs}self_attn.q_norm.weight", f"{ours}q_norm/scale", vector),
-        Rule(f"{theirs}self_attn.k_norm.weight", f"{ours}k_norm/scale", vector),
-        *mlp(theirs, f"{ours}ffn"),
-        Rule("markov_head.markov_w1.weight", "markov_in"),
-        Rule("markov_head.markov_w2.weight", "markov_out", "linear"),
-        Rule("confidence_head.proj.weight", "confidence_out/kernel", "linear"),
-        Rule("confidence_head.proj.bias", "confidence_out/bias"),
-        # Ours alone: a mask for each place, and the row above.
-        Rule("mask_rows", "mask_rows"),
-        Rule("above.weight", "above/kernel", "linear"),
+        KeyRule("fc.weight", "project/kernel", "linear"),
+        KeyRule("hidden_norm.weight", "context_norm/scale"),
+        KeyRule("norm.weight", "norm/scale"),
+        KeyRule(f"{source}input_layernorm.weight", f"{target}input_norm/scale"),
+        KeyRule(f"{source}post_attention_layernorm.weight", f"{target}post_norm/scale"),
+        KeyRule(f"{source}self_attn.q_proj.weight", f"{target}query/kernel", matrix),
+        KeyRule(f"{source}self_attn.k_proj.weight", f"{target}key/kernel", matrix),
+        KeyRule(f"{source}self_attn.v_proj.weight", f"{target}value/kernel", "heads"),
+        KeyRule(f"{source}self_attn.o_proj.weight", f"{target}out/kernel", "linear"),
+        KeyRule(f"{source}self_attn.q_norm.weight", f"{target}q_norm/scale", vector),
+        KeyRule(f"{source}self_attn.k_norm.weight", f"{target}k_norm/scale", vector),
+        *mlp(source, f"{target}ffn"),
+        KeyRule("markov_head.markov_w1.weight", "markov_in"),
+        KeyRule("markov_head.markov_w2.weight", "markov_out", "linear"),
+        KeyRule("confidence_head.proj.weight", "confidence_out/kernel", "linear"),
+        KeyRule("confidence_head.proj.bias", "confidence_out/bias"),
+        # Extensions of this library: one mask vector per position of the block, and
+        # the tokens of the image row above.
+        KeyRule("mask_rows", "mask_rows"),
+        KeyRule("above.weight", "above/kernel", "linear"),
     )
 
 
-def _settings(source: Source) -> Given:
-    """The config; what its inner part has comes first."""
-    said = source.config
-    inner = said.get("dflash_config") or said.get("dspark_config") or {}
-    return ChainMap(inner, said)  # pyright: ignore[reportArgumentType]
+def _merged_config(source: Source) -> Mapping[str, Any]:
+    """Returns the config; entries of its DFlash or DSpark section take precedence."""
+    source_config = source.config
+    section = source_config.get("dflash_config") or source_config.get("dspark_config")
+    return ChainMap(section or {}, source_config)  # pyright: ignore[reportArgumentType]
 
 
-def _config_of(source: Source, given: Given, target: Checkpoint) -> DFlashConfig:
-    of, said = target.config, _settings(source)
-    layers = count(source, "layers.{i}.self_attn.q_proj.weight")
-    width, joined_width = source.shape("fc.weight")
-    listed = said.get("target_layer_ids")
-    if isinstance(listed, list) and -1 in listed:
+def _infer_config(
+    source: Source, overrides: Overrides, target: Checkpoint
+) -> DFlashConfig:
+    target_config, source_config = target.config, _merged_config(source)
+    layers = count_tensors(source, "layers.{i}.self_attn.q_proj.weight")
+    width, features_width = source.shape("fc.weight")
+    layer_ids = source_config.get("target_layer_ids")
+    if isinstance(layer_ids, list) and -1 in layer_ids:
         raise ConfigError(
-            f"'{source.name}' reads the embedding (layer -1), which no target offers"
+            f"'{source.name}' reads the embedding (layer -1), which targets do not "
+            "return"
         )
-    feature_layers = numbers(
+    feature_layers = infer_numbers(
         source,
-        given,
+        overrides,
         "feature_layers",
-        listed,
-        wanted=f"which of the target's {of.layers} layers it reads (the first is 0)",
-        guess=joined_width // of.width,
+        layer_ids,
+        description="the layers whose features it reads (of the target's "
+        f"{target_config.layers} layers; the first is 0)",
+        length=features_width // target_config.width,
     )
-    if len(feature_layers) * of.width != joined_width:
+    offered = len(feature_layers) * target_config.width
+    if offered != features_width:
         raise ConfigError(
-            f"'{source.name}' reads {joined_width} features, but {len(feature_layers)} "
-            f"layers of its target have {len(feature_layers) * of.width}: another "
-            "target, or other feature layers"
+            f"'{source.name}' reads {features_width} features, but "
+            f"{len(feature_layers)} layers of its target have {offered}: check the "
+            "target and the feature layers"
         )
-    known = {"attention_bias": (False,), "hidden_act": ("silu", "swish")}
-    only(source, said, {**known, "is_causal": (False,)})
-    agree_on(
+    supported = {
+        "attention_bias": (False,),
+        "hidden_act": ("silu", "swish"),
+        "is_causal": (False,),
+    }
+    check_supported(source, source_config, supported)
+    check_consistent(
         source,
-        said,
-        {"num_target_layers": of.layers, "vocab_size": of.vocab_size},
-        where="its target",
+        source_config,
+        {
+            "num_target_layers": target_config.layers,
+            "vocab_size": target_config.vocab_size,
+        },
+        "its target",
     )
-    windows = said.get("use_sliding_window") or "sliding_attention" in (
-        said.get("layer_types") or ()
+    sliding = source_config.get("use_sliding_window") or "sliding_attention" in (
+        source_config.get("layer_types") or ()
     )
-    if windows:
+    if sliding:
         raise ConfigError(
-            f"'{source.name}' attends within a sliding window, which is not known here"
+            f"'{source.name}' has sliding window attention, which is not supported"
         )
-    if of.rope == "sequence":  # its own config decides; ours turns as the target does
-        turns = said.get("rope_parameters") or {}
-        base = said.get("rope_theta", turns.get("rope_theta"))
-        base = of.rope_base if base is None else float(base)
-        if (base, scaling_of(source, said)) != (of.rope_base, of.rope_scaling):
+    if target_config.rope == "sequence":
+        # Released drafters have rotary settings of their own; ours use the target's.
+        rope = source_config.get("rope_parameters") or {}
+        base = source_config.get("rope_theta", rope.get("rope_theta"))
+        base = target_config.rope_base if base is None else float(base)
+        settings = base, read_rope_scaling(source, source_config)
+        if settings != (target_config.rope_base, target_config.rope_scaling):
             raise ConfigError(
-                f"'{source.name}' turns by other frequencies than its target (base "
-                f"{base:g} against {of.rope_base:g}), which is not known here"
+                f"'{source.name}' has other rotary frequencies than its target (base "
+                f"{base:g}, not {target_config.rope_base:g}), which is not supported"
             )
-    size = source.shape("layers.0.self_attn.q_norm.weight")[0]
-    heads = source.shape("layers.0.self_attn.q_proj.weight")[0] // size
-    kv_heads = source.shape("layers.0.self_attn.k_proj.weight")[0] // size
-    hidden = source.shape("layers.0.mlp.gate_proj.weight")[0]
-    found = {
+    head_size = source.shape("layers.0.self_attn.q_norm.weight")[0]
+    heads = source.shape("layers.0.self_attn.q_proj.weight")[0] // head_size
+    kv_heads = source.shape("layers.0.self_attn.k_proj.weight")[0] // head_size
+    ffn_width = source.shape("layers.0.mlp.gate_proj.weight")[0]
+    expected = {
         "hidden_size": width,
-        "intermediate_size": hidden,
-        "head_dim": size,
+        "intermediate_size": ffn_width,
+        "head_dim": head_size,
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
         "num_hidden_layers": layers,
     }
-    agree_on(source, said, found)
-    block = setting(
+    check_consistent(source, source_config, expected)
+    block_size = infer_setting(
         source,
-        given,
+        overrides,
         "block_size",
-        said.get("block_size"),
-        wanted="its block size",
-        guess=2,
+        source_config.get("block_size"),
+        description="its block size",
+        placeholder=2,
     )
-    markov = source.tensors.get("markov_head.markov_w1.weight")
+    markov_in = source.tensors.get("markov_head.markov_w1.weight")
     return DFlashConfig(
-        block_size=block,
+        block_size=block_size,
         layers=layers,
         width=width,
         heads=heads,
         kv_heads=None if kv_heads == heads else kv_heads,
-        head_dim=None if heads * size == width else size,
-        ffn_width=hidden,
-        norm_eps=said.get("rms_norm_eps", 1e-6),
+        head_dim=None if heads * head_size == width else head_size,
+        ffn_width=ffn_width,
+        norm_eps=source_config.get("rms_norm_eps", 1e-6),
         feature_layers=tuple(feature_layers),
         causal=False,
-        markov_rank=0 if markov is None else markov.shape[1],
+        markov_rank=0 if markov_in is None else markov_in.shape[1],
         confidence="confidence_head.proj.weight" in source.tensors,
-        # DSpark's rows guess the next place, the anchor's too.
-        same_place=markov is None,
+        # DSpark's queries predict the next position; DFlash's predict their own.
+        same_place=markov_in is None,
     )
 
 
-def _plan(source: Source, given: Given, target: Checkpoint | None) -> Plan:
+def _plan(source: Source, overrides: Overrides, target: Checkpoint | None) -> Plan:
     assert target is not None
-    config = kept(source, DFlashConfig) or _config_of(source, given, target)
-    drafter, derived, metadata = DFlash(config, target.config), {}, {}
+    config = exported_config(source, DFlashConfig)
+    config = config or _infer_config(source, overrides, target)
+    drafter, computed, metadata = DFlash(config, target.config), {}, {}
     if "mask_rows" not in source.tensors:
-        # All of DFlash's masks are one token of the target's.
-        known = _settings(source).get("mask_token_id")
-        mask = setting(source, given, "mask_token", known, wanted="its mask token")
+        # DFlash masks all positions with one token of the target.
+        mask = infer_setting(
+            source,
+            overrides,
+            "mask_token",
+            _merged_config(source).get("mask_token_id"),
+            description="its mask token",
+        )
         table = np.asarray(target.params["embedding"]["embedding"])
         if not 0 <= mask < len(table):
             raise ConfigError(
                 f"'{source.name}': the mask token {mask} is not one of the target's "
                 f"{len(table)}"
             )
-        rows = np.broadcast_to(table[mask], (config.block_size - 1, config.width))
-        derived["mask_rows"] = Derived((), lambda: rows)
+        shape = (config.block_size - 1, config.width)
+        masks = np.broadcast_to(table[mask], shape)
+        computed["mask_rows"] = ComputedParam((), lambda: masks)
         metadata["mask_token"] = mask
     return Plan(
         "dflash",
         drafter,
         _rules(drafter),
         heads_of(config),
-        derived,
+        computed,
         (r".*\.rotary_emb\.inv_freq",),
         metadata,
     )
 
 
-def _export(checkpoint: Checkpoint) -> Outgoing:
+def _export(checkpoint: Checkpoint) -> ExportPlan:
     drafter = checkpoint.config
     if not isinstance(drafter, DFlash):
-        raise ConfigError("only a block drafter goes out as DFlash")
+        raise ConfigError("only DFlash block drafters can be exported as DFlash")
     c = drafter.config
     config: dict[str, Any] = {
         "architectures": ["DFlashDraftModel"],
@@ -204,12 +227,12 @@ def _export(checkpoint: Checkpoint) -> Outgoing:
         "dflash_config": {"target_layer_ids": list(c.feature_layers)},
         "jaxspec": to_dict(c),
     }
-    left_out, mask = (), checkpoint.metadata.get("mask_token")
-    rows = np.asarray(checkpoint.params["mask_rows"])
-    if mask is not None and (rows == rows[:1]).all():  # as it came
+    omitted, mask = (), checkpoint.metadata.get("mask_token")
+    masks = np.asarray(checkpoint.params["mask_rows"])
+    if mask is not None and (masks == masks[:1]).all():  # still that token
         config["dflash_config"]["mask_token_id"] = mask
-        left_out = ("mask_rows",)
-    return Outgoing(_rules(drafter), config, heads_of(c), left_out=left_out)
+        omitted = ("mask_rows",)
+    return ExportPlan(_rules(drafter), config, heads_of(c), omitted=omitted)
 
 
 FAMILIES = (

@@ -1,62 +1,65 @@
-"""Which tokens of its target a drafter's own head scores (EAGLE-3)."""
+"""Draft vocabulary of EAGLE-3: token ids of the drafter's output head."""
 
 import numpy as np
 
-from jaxspec.convert.family import Derived
+from jaxspec.convert.family import ComputedParam
 from jaxspec.convert.reading.stored import Source
 from jaxspec.errors import ConfigError
 
 
-def draft_ids(source: Source, drafted: int, vocab: int) -> Derived:
-    """Ids int32 `[drafted]` of the head's rows, from the tables `d2t` and `t2d`.
+def draft_ids(source: Source, draft_vocab: int, vocab: int) -> ComputedParam:
+    """Computes the token id int32 `[draft_vocab]` of each output of the head.
 
-    `d2t` holds what is added to a row's number, `t2d` whether a token is drafted. A
-    head over the whole vocabulary needs neither: EAGLE's class registers both as zeros
-    then and its code passes over them.
+    `d2t` holds the difference between the token id and the output's index, `t2d`
+    whether a token is in the draft vocabulary. A head over the whole vocabulary needs
+    neither: EAGLE's class registers both as zeros then, and its code ignores them.
 
     Args:
-      source: of the drafter.
-      drafted: rows of its head.
-      vocab: tokens of its target, `V`.
+      source: source of the drafter.
+      draft_vocab: number of outputs of its head.
+      vocab: vocabulary size of its target, `V`.
 
     Raises:
-      ConfigError: the head scores a part of the vocabulary and there is no `d2t`; when
-        the ids are made, that the tables contradict each other or the head.
+      ConfigError: the head covers a part of the vocabulary and there is no `d2t`. When
+        the ids are computed: the tables contradict each other or the head.
     """
-    whole = drafted == vocab
+    covers_all = draft_vocab == vocab
     if "d2t" not in source.tensors:
-        if drafted < vocab:
+        if draft_vocab < vocab:
             raise ConfigError(
-                f"'{source.name}' drafts {drafted} of {vocab} tokens, but has no d2t "
-                "that says which"
+                f"'{source.name}' drafts {draft_vocab} of {vocab} tokens, but has no "
+                "d2t, the table of their ids"
             )
         names = ()
     else:
-        names = ("d2t", "t2d") if "t2d" in source.tensors and not whole else ("d2t",)
+        has_mask = "t2d" in source.tensors and not covers_all
+        names = ("d2t", "t2d") if has_mask else ("d2t",)
 
-    def ids(*tables: np.ndarray) -> np.ndarray:
-        rows = found = np.arange(drafted)
+    def compute(*tables: np.ndarray) -> np.ndarray:
+        outputs = ids = np.arange(draft_vocab)
         if tables:
             offsets = tables[0]
-            if offsets.shape != (drafted,) or offsets.dtype.kind not in "iu":
+            if offsets.shape != (draft_vocab,) or offsets.dtype.kind not in "iu":
                 raise ConfigError(
-                    f"'{source.name}': d2t is no list of {drafted} numbers"
+                    f"'{source.name}': d2t is no list of {draft_vocab} numbers"
                 )
-            found = found + offsets
-        if whole and np.any(found != rows):
+            ids = outputs + offsets
+        if covers_all and np.any(ids != outputs):
             raise ConfigError(
-                f"'{source.name}' drafts all {drafted} tokens, and its d2t moves some: "
-                "EAGLE's code passes over d2t then, others add it. Bring the rows of "
+                f"'{source.name}' drafts all {draft_vocab} tokens, and its d2t moves "
+                "some: EAGLE's code ignores d2t then, other code adds it. Permute "
                 "lm_head.weight into the order of the tokens and leave d2t out"
             )
-        if len(tables) > 1 and not np.array_equal(np.flatnonzero(tables[1]), found):
+        if len(tables) > 1 and not np.array_equal(np.flatnonzero(tables[1]), ids):
             raise ConfigError(f"'{source.name}': d2t and t2d name different tokens")
-        if len(set(found.tolist())) < drafted or found.min() < 0:
-            raise ConfigError(f"'{source.name}': d2t names a token twice, or none")
-        if found.max() >= vocab:
+        if len(set(ids.tolist())) < draft_vocab or ids.min() < 0:
             raise ConfigError(
-                f"'{source.name}' drafts token {found.max()}, its target has {vocab}"
+                f"'{source.name}': d2t names a token twice, or a negative one"
             )
-        return found.astype(np.int32)
+        if ids.max() >= vocab:
+            raise ConfigError(
+                f"'{source.name}' drafts token {ids.max()}, its target has {vocab}"
+            )
+        return ids.astype(np.int32)
 
-    return Derived(names, ids)
+    return ComputedParam(names, compute)

@@ -1,7 +1,7 @@
-"""EAGLE's heads: version 1 (and LANTERN's), version 3, and `speculators`' form of it.
+"""EAGLE drafters: EAGLE-1 and -2, LANTERN's, and EAGLE-3, also of `speculators`.
 
-Keys: SafeAILab/EAGLE `model/cnets.py`, `model/cnets1.py`; jadohu/LANTERN; vLLM's
-speculators.
+Tensor names: SafeAILab/EAGLE `model/cnets.py`, `model/cnets1.py`; jadohu/LANTERN;
+vLLM's speculators.
 """
 
 import re
@@ -13,92 +13,102 @@ import numpy as np
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import EagleConfig, TransformerConfig, to_dict
 from jaxspec.convert.families.draft_ids import draft_ids
-from jaxspec.convert.families.layers import attention, biases, head_norms, mlp
-from jaxspec.convert.families.llama import scaling_of
-from jaxspec.convert.families.tables import own_table
+from jaxspec.convert.families.layers import attention, head_norms, mlp, qkv_biases
+from jaxspec.convert.families.llama import read_rope_scaling
+from jaxspec.convert.families.tables import has_own_embedding
 from jaxspec.convert.family import (
-    Derived,
+    ComputedParam,
+    ExportPlan,
     Family,
-    Given,
-    Outgoing,
+    Overrides,
     Plan,
-    agree,
-    agree_on,
+    check_consistent,
+    check_entry,
+    check_supported,
+    exported_config,
     heads_of,
-    kept,
-    only,
-    setting,
+    infer_setting,
 )
-from jaxspec.convert.mapping import Rule
+from jaxspec.convert.mapping import KeyRule
 from jaxspec.convert.reading.stored import Source
 from jaxspec.drafters.feature_head import Eagle
 from jaxspec.errors import ConfigError
 
 
-def rotary(target: TransformerConfig) -> str:
-    """How a drafter's queries and keys are turned: LlamaGen's pairs are neighbors."""
+def rotary_suffix(target: TransformerConfig) -> str:
+    """Returns the suffix of transforms of a drafter's queries and keys.
+
+    Rotary pairs of LlamaGen's drafters are neighbors already, as ours are.
+    """
     if target.rope == "grid":
         return ""
     return "_rotary"
 
 
-def layer_rules(root: str, target: TransformerConfig, bias: bool) -> tuple[Rule, ...]:
-    """Attention and SwiGLU of the one decoder layer."""
-    turned = rotary(target)
+def layer_rules(
+    root: str, target: TransformerConfig, bias: bool
+) -> tuple[KeyRule, ...]:
+    """Returns the rules of the single decoder layer, attention and SwiGLU."""
+    rotary = rotary_suffix(target)
     return (
-        *attention(root, "attention", turned),
-        *(biases(root, "attention", turned) if bias else ()),
-        Rule(f"{root}post_attention_layernorm.weight", "post_norm/scale"),
+        *attention(root, "attention", rotary),
+        *(qkv_biases(root, "attention", rotary) if bias else ()),
+        KeyRule(f"{root}post_attention_layernorm.weight", "post_norm/scale"),
         *mlp(root, "ffn"),
     )
 
 
-def _sizes(
+def _shared_args(
     source: Source,
-    given: Given,
+    overrides: Overrides,
     target: TransformerConfig,
     root: str,
     width: int,
-    usual_eps: float = 1e-6,
+    default_eps: float = 1e-6,
 ) -> dict[str, Any]:
-    said = source.config.get("transformer_layer_config", source.config)
-    rows = source.shape(f"{root}self_attn.q_proj.weight")[0]
-    heads = setting(
+    """Infers the arguments that all versions of `EagleConfig` share."""
+    source_config = source.config.get("transformer_layer_config", source.config)
+    query_width = source.shape(f"{root}self_attn.q_proj.weight")[0]
+    heads = infer_setting(
         source,
-        given,
+        overrides,
         "heads",
-        said.get("num_attention_heads"),
-        # LANTERN's drafter for LlamaGen comes without a config.
-        target.heads if rows == target.heads * target.head_size else None,
-        wanted="its number of heads",
+        source_config.get("num_attention_heads"),
+        # LANTERN's drafter for LlamaGen has no config.
+        target.heads if query_width == target.heads * target.head_size else None,
+        description="its number of heads",
     )
-    size = rows // heads
-    kv_heads = source.shape(f"{root}self_attn.k_proj.weight")[0] // size
-    hidden = source.shape(f"{root}mlp.gate_proj.weight")[0]
-    found = {
+    head_size = query_width // heads
+    kv_heads = source.shape(f"{root}self_attn.k_proj.weight")[0] // head_size
+    ffn_width = source.shape(f"{root}mlp.gate_proj.weight")[0]
+    expected = {
         "hidden_size": width,
-        "intermediate_size": hidden,
-        "head_dim": size,
+        "intermediate_size": ffn_width,
+        "head_dim": head_size,
         "num_key_value_heads": kv_heads,
     }
-    agree_on(source, said, found)
-    agree(source, "vocab_size", source.config.get("vocab_size"), target.vocab_size,
-          "its target")  # fmt: skip
-    only(source, said, {"hidden_act": ("silu", "swish"), "mlp_bias": (False,)})
-    turns: dict[str, Any] = {}
-    if target.rope == "sequence":  # by its own config, whatever the target does
-        entry = said.get("rope_parameters") or {}
-        base = said.get("rope_theta", entry.get("rope_theta"))
-        turns["rope_base"] = float(10000.0 if base is None else base)
-        turns["rope_scaling"] = scaling_of(source, said)
+    check_consistent(source, source_config, expected)
+    vocab_size = source.config.get("vocab_size")
+    check_entry(source, "vocab_size", vocab_size, target.vocab_size, "its target")
+    supported = {"hidden_act": ("silu", "swish"), "mlp_bias": (False,)}
+    check_supported(source, source_config, supported)
+    rope_settings: dict[str, Any] = {}
+    if target.rope == "sequence":
+        # EAGLE's code reads the drafter's config, not the target's.
+        rope = source_config.get("rope_parameters") or {}
+        base = source_config.get("rope_theta", rope.get("rope_theta"))
+        rope_settings["rope_base"] = float(10000.0 if base is None else base)
+        rope_settings["rope_scaling"] = read_rope_scaling(source, source_config)
     return {
-        **turns,
+        **rope_settings,
         "width": width,
         "heads": heads,
         "kv_heads": None if kv_heads == heads else kv_heads,
-        "head_dim": None if size * heads == width else size,
-        "ffn_width": hidden,
-        "norm_eps": given.get("norm_eps", said.get("rms_norm_eps", usual_eps)),
+        "head_dim": None if head_size * heads == width else head_size,
+        "ffn_width": ffn_width,
+        "norm_eps": overrides.get(
+            "norm_eps", source_config.get("rms_norm_eps", default_eps)
+        ),
         "qkv_bias": f"{root}self_attn.q_proj.bias" in source.tensors,
     }
 
@@ -107,31 +117,34 @@ TABLE = "embed_tokens.weight"
 IGNORED = (r".*\.rotary_emb\.inv_freq", r"t2d", r"verifier_.*")
 
 
-def _rules(drafter: Eagle, root: str) -> tuple[Rule, ...]:
-    """All rules of a head; `root` is that of its layer."""
+def _rules(drafter: Eagle, root: str) -> tuple[KeyRule, ...]:
+    """Returns all rules of a drafter; `root` is the prefix of its layer's names."""
     c = drafter.config
     if c.version == 1:
-        first = (
-            Rule("fc.weight", "pair/kernel", "linear"),
-            Rule("fc.bias", "pair/bias"),
+        version_rules = (
+            KeyRule("fc.weight", "pair/kernel", "linear"),
+            KeyRule("fc.bias", "pair/bias"),
         )
         if c.input_norm:
-            first += (Rule(f"{root}input_layernorm.weight", "input_norm/scale"),)
+            version_rules += (
+                KeyRule(f"{root}input_layernorm.weight", "input_norm/scale"),
+            )
         if c.qk_layer_norm:
-            first += head_norms(root, "attention")
+            version_rules += head_norms(root, "attention")
     else:
-        first = (
-            Rule("fc.weight", "joined/kernel", "linear"),
-            Rule(f"{root}input_layernorm.weight", "embedding_norm/scale"),
-            Rule(f"{root}hidden_norm.weight", "hidden_norm/scale"),
-            Rule("norm.weight", "norm/scale"),
-            Rule("lm_head.weight", "head", "linear"),
+        version_rules = (
+            KeyRule("fc.weight", "joined/kernel", "linear"),
+            KeyRule(f"{root}input_layernorm.weight", "embedding_norm/scale"),
+            KeyRule(f"{root}hidden_norm.weight", "hidden_norm/scale"),
+            KeyRule("norm.weight", "norm/scale"),
+            KeyRule("lm_head.weight", "head", "linear"),
         )
-    own = (Rule(TABLE, "embedding"),) if c.own_embedding else ()
-    return (*first, *layer_rules(root, drafter.target, c.qkv_bias), *own)
+    embedding = (KeyRule(TABLE, "embedding"),) if c.own_embedding else ()
+    layer = layer_rules(root, drafter.target, c.qkv_bias)
+    return (*version_rules, *layer, *embedding)
 
 
-def _plan_of(drafter: Eagle, root: str, derived: dict[str, Derived]) -> Plan:
+def _make_plan(drafter: Eagle, root: str, computed: dict[str, ComputedParam]) -> Plan:
     ignored = IGNORED
     if not drafter.config.own_embedding:
         ignored = (*IGNORED, re.escape(TABLE))
@@ -140,97 +153,112 @@ def _plan_of(drafter: Eagle, root: str, derived: dict[str, Derived]) -> Plan:
         drafter,
         _rules(drafter, root),
         heads_of(drafter.config),
-        derived,
+        computed,
         ignored,
     )
 
 
-def _upscale(source: Source, given: Given) -> float:
-    """`embed_upscale`, an argument of Lumina-mGPT's drafter that no tensor shows."""
-    return given.get("embed_upscale", source.config.get("embed_upscale", 1.0))
+def _embed_upscale(source: Source, overrides: Overrides) -> float:
+    """Reads `embed_upscale` of Lumina-mGPT's drafter, which no tensor shows."""
+    return overrides.get("embed_upscale", source.config.get("embed_upscale", 1.0))
 
 
-def _plan1(source: Source, given: Given, target: Checkpoint | None) -> Plan:
+def _plan_eagle1(
+    source: Source, overrides: Overrides, target: Checkpoint | None
+) -> Plan:
     assert target is not None
-    root, of = "layers.0.", target.config
+    root, target_config = "layers.0.", target.config
     if "layers.1.self_attn.q_proj.weight" in source.tensors:
-        raise ConfigError(f"'{source.name}' has more than the one layer of EAGLE")
+        raise ConfigError(f"'{source.name}' has more than one layer, EAGLE has one")
     input_norm = f"{root}input_layernorm.weight" in source.tensors
-    usual = 1e-5 if input_norm else 1e-6  # Chameleon's layer has Chameleon's epsilon
-    config = kept(source, EagleConfig) or EagleConfig(
+    width = target_config.width
+    # Drafters with an input norm have Chameleon's layer, and its default epsilon.
+    default_eps = 1e-5 if input_norm else 1e-6
+    config = exported_config(source, EagleConfig) or EagleConfig(
         1,
-        **_sizes(source, given, of, root, of.width, usual),
-        feature_layers=(of.layers - 1,),
-        own_embedding=own_table(source, TABLE, target, of.width),
+        **_shared_args(source, overrides, target_config, root, width, default_eps),
+        feature_layers=(target_config.layers - 1,),
+        own_embedding=has_own_embedding(source, TABLE, target, width),
         input_norm=input_norm,
         qk_layer_norm=f"{root}self_attn.q_norm.weight" in source.tensors,
-        # The published code leaves embeddings alone unless they are to grow.
-        embedding_scale=max(1.0, float(_upscale(source, given))),
-        # LANTERN's heads for LlamaGen were trained on what its target does there.
-        caption_padding="published" if of.condition == "caption" else "self",
+        # The published code ignores scales below 1.
+        embedding_scale=max(1.0, float(_embed_upscale(source, overrides))),
+        # LANTERN's drafters were trained on LlamaGen's features of caption padding.
+        caption_padding="published" if target_config.condition == "caption" else "self",
     )
-    derived = {}
+    computed = {}
     if "fc.bias" not in source.tensors:
         dtype = source.tensors["fc.weight"].dtype
-        derived["pair/bias"] = Derived((), lambda: np.zeros(of.width, dtype))
-    return _plan_of(Eagle(config, of), root, derived)
+        computed["pair/bias"] = ComputedParam((), lambda: np.zeros(width, dtype))
+    return _make_plan(Eagle(config, target_config), root, computed)
 
 
-def _plan3(source: Source, given: Given, target: Checkpoint | None) -> Plan:
+def _plan_eagle3(
+    source: Source, overrides: Overrides, target: Checkpoint | None
+) -> Plan:
     assert target is not None
-    of, said = target.config, source.config
+    target_config, source_config = target.config, source.config
     root = (
         "midlayer." if "midlayer.hidden_norm.weight" in source.tensors else "layers.0."
     )
-    if said.get("fc_norm") or said.get("norm_before_fc") or said.get("norm_output"):
+    if (
+        source_config.get("fc_norm")
+        or source_config.get("norm_before_fc")
+        or source_config.get("norm_output")
+    ):
         raise ConfigError(
             f"'{source.name}' is a variant of EAGLE-3 (fc_norm, norm_before_fc or "
-            "norm_output) that is not known here"
+            "norm_output) that is not supported"
         )
-    # Layers are named by what enters them, ours by what leaves them.
-    entered = given.get("layers") or said.get("eagle_aux_hidden_state_layer_ids")
-    entered = entered or (2, of.layers // 2, of.layers - 3)
-    entered = (entered,) if isinstance(entered, int) else entered
+    # Ids of layers whose inputs are the features; ours are outputs of the layer before.
+    layer_ids = overrides.get("layers")
+    layer_ids = layer_ids or source_config.get("eagle_aux_hidden_state_layer_ids")
+    layer_ids = layer_ids or (2, target_config.layers // 2, target_config.layers - 3)
+    layer_ids = (layer_ids,) if isinstance(layer_ids, int) else layer_ids
     head = source.tensors.get("lm_head.weight")
-    drafted = 0 if head is None else head.shape[0]
-    width = _width3(source, of)
-    config = kept(source, EagleConfig) or EagleConfig(
+    draft_vocab = 0 if head is None else head.shape[0]
+    width = _eagle3_width(source, target_config)
+    config = exported_config(source, EagleConfig) or EagleConfig(
         3,
-        **_sizes(source, given, of, root, width),
-        feature_layers=tuple(layer - 1 for layer in entered),
-        draft_vocab=drafted,
-        norm_before_residual=bool(said.get("norm_before_residual", False)),
-        own_embedding=own_table(source, TABLE, target, width),
+        **_shared_args(source, overrides, target_config, root, width),
+        feature_layers=tuple(layer - 1 for layer in layer_ids),
+        draft_vocab=draft_vocab,
+        norm_before_residual=bool(source_config.get("norm_before_residual", False)),
+        own_embedding=has_own_embedding(source, TABLE, target, width),
     )
-    derived = {"ids": draft_ids(source, drafted, of.vocab_size)} if drafted else {}
-    return _plan_of(Eagle(config, of), root, derived)
+    computed = {}
+    if draft_vocab:
+        computed["ids"] = draft_ids(source, draft_vocab, target_config.vocab_size)
+    return _make_plan(Eagle(config, target_config), root, computed)
 
 
-def _width3(source: Source, target: TransformerConfig) -> int:
-    """`D` of an EAGLE-3 head, which its target may not share.
+def _eagle3_width(source: Source, target: TransformerConfig) -> int:
+    """Returns the model width of an EAGLE-3 drafter, not always its target's.
 
     Raises:
-      ConfigError: it was made for a target of another width, or lacks what it cannot
-        share with this one.
+      ConfigError: the drafter was trained for a target of another width, or its width
+        differs from the target's and it has no embedding or output head of its own.
     """
-    wide = source.config.get("target_hidden_size")
-    agree(source, "target_hidden_size", wide, target.width, "its target")
+    target_width = source.config.get("target_hidden_size")
+    check_entry(source, "target_hidden_size", target_width, target.width, "its target")
     width = source.shape("fc.weight", 2)[0]
-    lacks = [n for n in (TABLE, "lm_head.weight") if n not in source.tensors]
-    if width != target.width and lacks:
+    missing = [n for n in (TABLE, "lm_head.weight") if n not in source.tensors]
+    if width != target.width and missing:
         raise ConfigError(
-            f"'{source.name}' is {width} wide, its target {target.width}, so that they "
-            f"share no table, but it has no {' and no '.join(lacks)}; check whether "
+            f"'{source.name}' is {width} wide, its target {target.width}, so they can "
+            f"share no table, but it has no {' and no '.join(missing)}; check whether "
             "this is its target, and whether a file is missing"
         )
     return width
 
 
-def _export(version: int) -> Callable[[Checkpoint], Outgoing]:
-    def export(checkpoint: Checkpoint) -> Outgoing:
+def _export(version: int) -> Callable[[Checkpoint], ExportPlan]:
+    def export(checkpoint: Checkpoint) -> ExportPlan:
         drafter = checkpoint.config
         if not isinstance(drafter, Eagle) or drafter.config.version != version:
-            raise ConfigError(f"only a feature head of version {version} goes out so")
+            raise ConfigError(
+                f"only EAGLE-{version} drafters can be exported as eagle{version}"
+            )
         c, target = drafter.config, drafter.target
         config: dict[str, Any] = {
             "architectures": [f"LlamaForCausalLMEagle{'3' if version == 3 else ''}"],
@@ -246,7 +274,7 @@ def _export(version: int) -> Callable[[Checkpoint], Outgoing]:
             "vocab_size": target.vocab_size,
             "jaxspec": to_dict(c),
         }
-        computed, left_out = {}, ()
+        extra_tensors, omitted = {}, ()
         if version == 3:
             if c.width != target.width:
                 config["target_hidden_size"] = target.width
@@ -257,12 +285,14 @@ def _export(version: int) -> Callable[[Checkpoint], Outgoing]:
         if c.draft_vocab:
             config["draft_vocab_size"] = c.draft_vocab
             ids = np.asarray(checkpoint.params["ids"], np.int64)
-            used = np.zeros(target.vocab_size, bool)
-            used[ids] = True
-            computed = {"d2t": ids - np.arange(len(ids)), "t2d": used}
-            left_out = ("ids",)
+            is_drafted = np.zeros(target.vocab_size, bool)
+            is_drafted[ids] = True
+            offsets = ids - np.arange(len(ids))
+            extra_tensors = {"d2t": offsets, "t2d": is_drafted}
+            omitted = ("ids",)
         root = "midlayer." if version == 3 else "layers.0."
-        return Outgoing(_rules(drafter, root), config, heads_of(c), computed, left_out)
+        rules = _rules(drafter, root)
+        return ExportPlan(rules, config, heads_of(c), extra_tensors, omitted)
 
     return export
 
@@ -274,7 +304,7 @@ FAMILIES = (
             f"{root}hidden_norm.weight" in s.tensors
             for root in ("midlayer.", "layers.0.")
         ),
-        _plan3,
+        _plan_eagle3,
         drafter=True,
         export=_export(3),
     ),
@@ -286,7 +316,7 @@ FAMILIES = (
             and "hidden_norm.weight" not in s.tensors
             and "layers.0.hidden_norm.weight" not in s.tensors
         ),
-        _plan1,
+        _plan_eagle1,
         drafter=True,
         export=_export(1),
     ),

@@ -1,43 +1,50 @@
-"""Rules of a decoder layer's two halves, in the names of the Hugging Face layout."""
+"""Rules for attention and MLP layers in Hugging Face's names."""
 
 from collections.abc import Iterable
 
-from jaxspec.convert.mapping import Rule
+from jaxspec.convert.mapping import KeyRule
 
 
-def apart(
-    ours: str, theirs: Iterable[str], turned: str, kind: str = "heads"
-) -> tuple[Rule, ...]:
-    """Queries, keys and values that one parameter of ours holds."""
-    q, k, v = theirs
-    return (
-        Rule(q, ours, kind + turned, 0, 3, axis=-3),
-        Rule(k, ours, kind + turned, 1, 3, axis=-3),
-        Rule(v, ours, kind, 2, 3, axis=-3),
-    )
-
-
-def attention(theirs: str, ours: str, turned: str = "_rotary") -> tuple[Rule, ...]:
-    """`self_attn.{q,k,v,o}_proj.weight` as one map and the one behind.
+def split_qkv(
+    target: str, sources: Iterable[str], rotary: str, kind: str = "heads"
+) -> tuple[KeyRule, ...]:
+    """Returns rules for separate queries, keys and values of one fused parameter.
 
     Args:
-      theirs: up to "self_attn".
-      ours: path of the attention.
-      turned: "_rotary" where rotary pairs lie half a head apart, "" for neighbors.
+      target: path of the parameter.
+      sources: names of the tensors of queries, keys and values.
+      rotary: suffix of the transform of queries and keys, "_rotary" or "".
+      kind: transform without that suffix, "heads" or "heads_vector".
     """
-    q, k, v, o = (f"{theirs}self_attn.{x}_proj.weight" for x in "qkvo")
+    q, k, v = sources
     return (
-        *apart(f"{ours}/qkv/kernel", (q, k, v), turned),
-        Rule(o, f"{ours}/out/kernel", "linear"),
+        KeyRule(q, target, kind + rotary, 0, 3, axis=-3),
+        KeyRule(k, target, kind + rotary, 1, 3, axis=-3),
+        KeyRule(v, target, kind, 2, 3, axis=-3),
     )
 
 
-def head_norms(theirs: str, ours: str) -> tuple[Rule, ...]:
-    """Norms of queries and keys, each with a scale and perhaps a bias."""
+def attention(source: str, target: str, rotary: str = "_rotary") -> tuple[KeyRule, ...]:
+    """Returns rules for the kernels `self_attn.{q,k,v,o}_proj.weight`.
+
+    Args:
+      source: prefix of the names, up to "self_attn".
+      target: path of the attention layer.
+      rotary: "_rotary" if rotary pairs are half a head apart, "" if they are neighbors.
+    """
+    q, k, v, o = (f"{source}self_attn.{x}_proj.weight" for x in "qkvo")
+    return (
+        *split_qkv(f"{target}/qkv/kernel", (q, k, v), rotary),
+        KeyRule(o, f"{target}/out/kernel", "linear"),
+    )
+
+
+def head_norms(source: str, target: str) -> tuple[KeyRule, ...]:
+    """Returns rules for the norms of queries and keys: scales and optional biases."""
     return tuple(
-        Rule(
-            f"{theirs}self_attn.{x}_norm.{part}",
-            f"{ours}/{x}_norm/{name}",
+        KeyRule(
+            f"{source}self_attn.{x}_norm.{part}",
+            f"{target}/{x}_norm/{name}",
             {"q": "query_norm", "k": "key_norm"}[x],
         )
         for x in "qk"
@@ -45,24 +52,26 @@ def head_norms(theirs: str, ours: str) -> tuple[Rule, ...]:
     )
 
 
-def biases(theirs: str, ours: str, turned: str = "_rotary") -> tuple[Rule, ...]:
-    """Those of queries, keys and values."""
-    q, k, v = (f"{theirs}self_attn.{x}_proj.bias" for x in "qkv")
-    return apart(f"{ours}/qkv/bias", (q, k, v), turned, "heads_vector")
+def qkv_biases(
+    source: str, target: str, rotary: str = "_rotary"
+) -> tuple[KeyRule, ...]:
+    """Returns rules for the biases of queries, keys and values."""
+    q, k, v = (f"{source}self_attn.{x}_proj.bias" for x in "qkv")
+    return split_qkv(f"{target}/qkv/bias", (q, k, v), rotary, "heads_vector")
 
 
-def gated(ours: str, gate: str, up: str) -> tuple[Rule, ...]:
-    """The two maps of a gated unit as one."""
+def gate_up(target: str, gate: str, up: str) -> tuple[KeyRule, ...]:
+    """Returns rules for the two input kernels of a gated MLP, fused into one."""
     return (
-        Rule(gate, ours, "layer", 0, 2, axis=-2),
-        Rule(up, ours, "layer", 1, 2, axis=-2),
+        KeyRule(gate, target, "layer", 0, 2, axis=-2),
+        KeyRule(up, target, "layer", 1, 2, axis=-2),
     )
 
 
-def mlp(theirs: str, ours: str) -> tuple[Rule, ...]:
-    """`mlp.{gate,up,down}_proj.weight` as a SwiGLU."""
-    gate, up, down = (f"{theirs}mlp.{x}_proj.weight" for x in ("gate", "up", "down"))
+def mlp(source: str, target: str) -> tuple[KeyRule, ...]:
+    """Returns rules for a SwiGLU, `mlp.{gate,up,down}_proj.weight`."""
+    gate, up, down = (f"{source}mlp.{x}_proj.weight" for x in ("gate", "up", "down"))
     return (
-        *gated(f"{ours}/gate_up/kernel", gate, up),
-        Rule(down, f"{ours}/down/kernel", "linear"),
+        *gate_up(f"{target}/gate_up/kernel", gate, up),
+        KeyRule(down, f"{target}/down/kernel", "linear"),
     )

@@ -1,151 +1,161 @@
-"""LlamaGen's decoders: the released .pt files, and the layout that LANTERN uses.
+"""LlamaGen decoders, as released `.pt` files and in LANTERN's Hugging Face layout.
 
-Keys: FoundationVision/LlamaGen `autoregressive/models/gpt.py` (arXiv 2406.06525).
-Rotary pairs are neighbors in both layouts, as ours: no rows move.
+Tensor names: FoundationVision/LlamaGen `autoregressive/models/gpt.py` (arXiv
+2406.06525). Rotary pairs are neighbors in both layouts, as in ours.
 """
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import TransformerConfig, to_dict
-from jaxspec.convert.families.layers import attention, gated, mlp
+from jaxspec.convert.families.layers import attention, gate_up, mlp
 from jaxspec.convert.family import (
+    ExportPlan,
     Family,
-    Given,
-    Outgoing,
+    Overrides,
     Plan,
-    agree,
-    agree_on,
-    count,
+    check_consistent,
+    check_entry,
+    check_supported,
+    count_tensors,
+    exported_config,
     heads_of,
-    kept,
-    only,
-    setting,
+    infer_setting,
 )
-from jaxspec.convert.mapping import Rule
+from jaxspec.convert.mapping import KeyRule
 from jaxspec.convert.reading.stored import Source
 from jaxspec.errors import ConfigError
 from jaxspec.models.presets import SIZES
 
 RELEASED = (
-    Rule("tok_embeddings.weight", "embedding/embedding"),
-    Rule("cls_embedding.embedding_table.weight", "classes/embedding"),
-    Rule("cls_embedding.uncond_embedding", "null_caption"),
-    Rule("cls_embedding.cap_proj.fc1.weight", "caption_in/kernel", "linear"),
-    Rule("cls_embedding.cap_proj.fc2.weight", "caption_out/kernel", "linear"),
-    Rule("layers.{i}.attention_norm.weight", "layers_{i}/attention_norm/scale"),
-    Rule(
+    KeyRule("tok_embeddings.weight", "embedding/embedding"),
+    KeyRule("cls_embedding.embedding_table.weight", "classes/embedding"),
+    KeyRule("cls_embedding.uncond_embedding", "null_caption"),
+    KeyRule("cls_embedding.cap_proj.fc1.weight", "caption_in/kernel", "linear"),
+    KeyRule("cls_embedding.cap_proj.fc2.weight", "caption_out/kernel", "linear"),
+    KeyRule("layers.{i}.attention_norm.weight", "layers_{i}/attention_norm/scale"),
+    KeyRule(
         "layers.{i}.attention.wqkv.weight",
         "layers_{i}/attention/qkv/kernel",
         "heads_fused",
     ),
-    Rule("layers.{i}.attention.wo.weight", "layers_{i}/attention/out/kernel", "linear"),
-    Rule("layers.{i}.ffn_norm.weight", "layers_{i}/ffn_norm/scale"),
-    *gated(
+    KeyRule(
+        "layers.{i}.attention.wo.weight", "layers_{i}/attention/out/kernel", "linear"
+    ),
+    KeyRule("layers.{i}.ffn_norm.weight", "layers_{i}/ffn_norm/scale"),
+    *gate_up(
         "layers_{i}/ffn/gate_up/kernel",
         "layers.{i}.feed_forward.w1.weight",
         "layers.{i}.feed_forward.w3.weight",
     ),
-    Rule("layers.{i}.feed_forward.w2.weight", "layers_{i}/ffn/down/kernel", "linear"),
-    Rule("norm.weight", "norm/scale"),
-    Rule("output.weight", "head", "linear"),
+    KeyRule(
+        "layers.{i}.feed_forward.w2.weight", "layers_{i}/ffn/down/kernel", "linear"
+    ),
+    KeyRule("norm.weight", "norm/scale"),
+    KeyRule("output.weight", "head", "linear"),
 )
 LANTERN = (
-    Rule("model.embed_tokens.weight", "embedding/embedding"),
-    Rule("model.cls_embedding.embedding_table.weight", "classes/embedding"),
-    Rule("model.cls_embedding.uncond_embedding", "null_caption"),
-    Rule("model.cls_embedding.cap_proj.fc1.weight", "caption_in/kernel", "linear"),
-    Rule("model.cls_embedding.cap_proj.fc2.weight", "caption_out/kernel", "linear"),
-    Rule("model.layers.{i}.input_layernorm.weight", "layers_{i}/attention_norm/scale"),
+    KeyRule("model.embed_tokens.weight", "embedding/embedding"),
+    KeyRule("model.cls_embedding.embedding_table.weight", "classes/embedding"),
+    KeyRule("model.cls_embedding.uncond_embedding", "null_caption"),
+    KeyRule("model.cls_embedding.cap_proj.fc1.weight", "caption_in/kernel", "linear"),
+    KeyRule("model.cls_embedding.cap_proj.fc2.weight", "caption_out/kernel", "linear"),
+    KeyRule(
+        "model.layers.{i}.input_layernorm.weight", "layers_{i}/attention_norm/scale"
+    ),
     *attention("model.layers.{i}.", "layers_{i}/attention", ""),
-    Rule(
+    KeyRule(
         "model.layers.{i}.post_attention_layernorm.weight", "layers_{i}/ffn_norm/scale"
     ),
     *mlp("model.layers.{i}.", "layers_{i}/ffn"),
-    Rule("model.norm.weight", "norm/scale"),
-    Rule("lm_head.weight", "head", "linear"),
+    KeyRule("model.norm.weight", "norm/scale"),
+    KeyRule("lm_head.weight", "head", "linear"),
 )
-# Tables of angles and masks, which some files keep.
+# Tables of rotary angles and masks, which some files contain.
 IGNORED = (
     r"(model\.)?(freqs_cis|causal_mask)",
     r"(model\.)?layers\.\d+\.(attention|self_attn)\.(kv_cache\..*|rotary_emb\.inv_freq)",
 )
 
 
-def _plan(source: Source, given: Given, target: Checkpoint | None) -> Plan:
-    lantern = "model.embed_tokens.weight" in source.tensors
-    root = "model." if lantern else ""
-    rules = LANTERN if lantern else RELEASED
-    ours = {rule.ours: rule.theirs for rule in rules}
-    if (config := kept(source, TransformerConfig)) is not None:
+def _plan(source: Source, overrides: Overrides, target: Checkpoint | None) -> Plan:
+    is_lantern = "model.embed_tokens.weight" in source.tensors
+    root = "model." if is_lantern else ""
+    rules = LANTERN if is_lantern else RELEASED
+    names = {rule.target: rule.source for rule in rules}
+    if (config := exported_config(source, TransformerConfig)) is not None:
         return Plan("prior", config, rules, heads_of(config), ignored=IGNORED)
-    vocabulary, width = source.shape(ours["embedding/embedding"], 2)
-    layers = count(source, ours["layers_{i}/attention_norm/scale"])
-    said = _settings(source)
-    known = {(n, w): h for n, h, w in SIZES.values()}
-    heads = setting(
+    vocab_size, width = source.shape(names["embedding/embedding"], 2)
+    layers = count_tensors(source, names["layers_{i}/attention_norm/scale"])
+    source_config = _normalized_config(source)
+    released_heads = {(n, w): h for n, h, w in SIZES.values()}
+    heads = infer_setting(
         source,
-        given,
+        overrides,
         "heads",
-        said.get("num_attention_heads"),
-        known.get((layers, width)),
-        wanted="its number of heads",
+        source_config.get("num_attention_heads"),
+        released_heads.get((layers, width)),
+        description="its number of heads",
     )
-    size = width // heads
-    if lantern:
-        kv_heads = source.shape("model.layers.0.self_attn.k_proj.weight")[0] // size
-        hidden = source.shape("model.layers.0.mlp.gate_proj.weight")[0]
+    head_size = width // heads
+    if is_lantern:
+        kv_heads = (
+            source.shape("model.layers.0.self_attn.k_proj.weight")[0] // head_size
+        )
+        ffn_width = source.shape("model.layers.0.mlp.gate_proj.weight")[0]
     else:
-        rows = source.shape("layers.0.attention.wqkv.weight")[0]
-        kv_heads = (rows // size - heads) // 2
-        hidden = source.shape("layers.0.feed_forward.w1.weight")[0]
-    captions = f"{root}cls_embedding.uncond_embedding"
+        qkv_width = source.shape("layers.0.attention.wqkv.weight")[0]
+        kv_heads = (qkv_width // head_size - heads) // 2
+        ffn_width = source.shape("layers.0.feed_forward.w1.weight")[0]
+    null_caption = f"{root}cls_embedding.uncond_embedding"
     condition: dict[str, Any] = {"condition": "class"}
-    if captions in source.tensors:
-        length, features = source.shape(captions)
+    if null_caption in source.tensors:
+        length, caption_width = source.shape(null_caption)
         condition = {
             "condition": "caption",
             "caption_length": length,
-            "caption_width": features,
+            "caption_width": caption_width,
         }
     else:
         table = source.shape(f"{root}cls_embedding.embedding_table.weight")
         condition["classes"] = table[0] - 1
     prefix = condition.get("caption_length", 1)
     config = TransformerConfig(
-        vocab_size=vocabulary,
+        vocab_size=vocab_size,
         layers=layers,
         width=width,
         heads=heads,
         kv_heads=None if kv_heads == heads else kv_heads,
-        ffn_width=hidden,
-        norm_eps=given.get("norm_eps", said.get("rms_norm_eps", 1e-5)),
-        rope_base=float(given.get("rope_base", said.get("rope_theta", 10000.0))),
-        grid=_grid(source, given, said, prefix, root),
+        ffn_width=ffn_width,
+        norm_eps=overrides.get("norm_eps", source_config.get("rms_norm_eps", 1e-5)),
+        rope_base=float(
+            overrides.get("rope_base", source_config.get("rope_theta", 10000.0))
+        ),
+        grid=_grid(source, overrides, source_config, prefix, root),
         **condition,
     )
-    found = {
+    expected = {
         "hidden_size": width,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
-        "vocab_size": vocabulary,
+        "vocab_size": vocab_size,
         "cls_token_num": prefix,
     }
-    if captions in source.tensors:
-        found["caption_dim"] = condition["caption_width"]
+    if null_caption in source.tensors:
+        expected["caption_dim"] = condition["caption_width"]
     else:
-        found["num_classes"] = condition["classes"]
-    agree_on(source, said, found)
-    only(source, said, {"hidden_act": ("silu", "swish")})
+        expected["num_classes"] = condition["classes"]
+    check_consistent(source, source_config, expected)
+    check_supported(source, source_config, {"hidden_act": ("silu", "swish")})
     return Plan("prior", config, rules, heads_of(config), ignored=IGNORED)
 
 
-# Settings in LANTERN's config.json, and in that of `gpt_hf.py`'s folders.
-SAME = {
+# Entries of LANTERN's config.json, and their names in LlamaGen's `gpt_hf.py`.
+ALIASES = {
     "num_attention_heads": "n_head",
     "num_key_value_heads": "n_kv_head",
     "num_hidden_layers": "n_layer",
@@ -155,74 +165,89 @@ SAME = {
 }
 
 
-def _settings(source: Source) -> dict[str, Any]:
-    """The config by the names of LANTERN's.
+def _normalized_config(source: Source) -> dict[str, Any]:
+    """Returns the config with LANTERN's names of entries.
 
     Raises:
-      ConfigError: it has a setting under both names, and they differ.
+      ConfigError: it has an entry under both names, with different values.
     """
-    said = source.config
+    source_config = source.config
     names = ("vocab_size", "block_size", "cls_token_num")
     names += ("caption_dim", "num_classes", "hidden_act")
-    found = {name: said[name] for name in names if name in said}
-    for name, other in SAME.items():
-        values = [said[n] for n in (name, other) if n in said]
+    result = {name: source_config[name] for name in names if name in source_config}
+    for name, alias in ALIASES.items():
+        values = [source_config[n] for n in (name, alias) if n in source_config]
         if len(values) == 2 and values[0] != values[1]:
             raise ConfigError(
-                f"'{source.name}' has {name}={values[0]!r} and {other}={values[1]!r}, "
+                f"'{source.name}' has {name}={values[0]!r} and {alias}={values[1]!r}, "
                 "which mean the same; correct its config.json"
             )
         if values and not (values[0] is None and name == "num_key_value_heads"):
-            found[name] = values[0]
-    return found
+            result[name] = values[0]
+    return result
 
 
-def _grid(source: Source, given: Given, said: Given, prefix: int, root: str) -> int:
-    """Codes along a side: from the table of angles, the config, or the file's name."""
+def _grid(
+    source: Source,
+    overrides: Overrides,
+    source_config: Mapping[str, Any],
+    prefix: int,
+    root: str,
+) -> int:
+    """Infers the tokens along a side of an image.
+
+    The sources are the table of rotary angles, the config and the name of the file, in
+    this order.
+    """
     table = source.tensors.get(f"{root}freqs_cis")
-    stored = None if table is None else _side(source, table.shape[0] - prefix)
-    block = said.get("block_size")
-    configured = None if block is None else _side(source, block)
+    from_table = None if table is None else _side(source, table.shape[0] - prefix)
+    num_tokens = source_config.get("block_size")
+    from_config = None if num_tokens is None else _side(source, num_tokens)
     file = next(iter(source.tensors.values())).file.stem
     pixels = re.search(r"_(256|384|512)$", file)
-    named = int(pixels[1]) // 16 if pixels else None
-    if stored is not None:
-        agree(source, "the grid", configured, stored)
-    return setting(
+    from_name = int(pixels[1]) // 16 if pixels else None
+    if from_table is not None:
+        check_entry(source, "the grid", from_config, from_table)
+    return infer_setting(
         source,
-        given,
+        overrides,
         "grid",
-        stored,
-        configured,
-        named,
-        wanted="the side of its images in codes (16, 24 or 32 for 256, 384 or 512 "
-        "pixels)",
+        from_table,
+        from_config,
+        from_name,
+        description="the side of its images in tokens (16, 24 or 32 for 256, 384 or "
+        "512 pixels)",
     )
 
 
-def _side(source: Source, count: int) -> int:
-    """The side of a square of so many codes.
+def _side(source: Source, num_tokens: int) -> int:
+    """Returns the side of a square image of `num_tokens` tokens.
 
     Raises:
-      ConfigError: it is none.
+      ConfigError: the number is not a square.
     """
-    side = math.isqrt(count) if type(count) is int and count > 0 else 0
-    if side < 1 or side**2 != count:
-        raise ConfigError(f"'{source.name}': {count} codes are no square")
+    is_count = type(num_tokens) is int and num_tokens > 0
+    side = math.isqrt(num_tokens) if is_count else 0
+    if side < 1 or side**2 != num_tokens:
+        raise ConfigError(f"'{source.name}': {num_tokens} tokens are no square")
     return side
 
 
-def _export(rules: tuple[Rule, ...], kind: str) -> Callable[[Checkpoint], Outgoing]:
-    def export(checkpoint: Checkpoint) -> Outgoing:
+def _export(
+    rules: tuple[KeyRule, ...], model_type: str
+) -> Callable[[Checkpoint], ExportPlan]:
+    def export(checkpoint: Checkpoint) -> ExportPlan:
         c = checkpoint.config
         if checkpoint.kind != "prior" or c.rope != "grid":
-            raise ConfigError("only decoders over a grid of codes go out as LlamaGen")
+            raise ConfigError(
+                "only decoders over a grid of tokens can be exported as LlamaGen"
+            )
         if c.extra_tokens or c.qkv_bias or c.qk_norm or c.tied_head:
             raise ConfigError(
-                "LlamaGen has no extra tokens, biases, head norms or ties"
+                "LlamaGen has no extra tokens, biases, head norms or tied head"
             )
         config = {
-            "model_type": kind,
+            "model_type": model_type,
             "hidden_size": c.width,
             "num_hidden_layers": c.layers,
             "num_attention_heads": c.heads,
@@ -233,7 +258,7 @@ def _export(rules: tuple[Rule, ...], kind: str) -> Callable[[Checkpoint], Outgoi
             "block_size": c.grid**2,
             "jaxspec": to_dict(c),
         }
-        return Outgoing(rules, config, heads_of(c))
+        return ExportPlan(rules, config, heads_of(c))
 
     return export
 

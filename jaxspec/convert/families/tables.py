@@ -1,4 +1,4 @@
-"""A drafter's table of tokens beside its target's."""
+"""Comparison of a drafter's token embedding with its target's."""
 
 import ml_dtypes
 import numpy as np
@@ -7,21 +7,23 @@ from jaxspec.checkpoint import Checkpoint
 from jaxspec.convert.reading.stored import Source
 from jaxspec.errors import ConfigError
 
-# Rows that are compared at once.
-_SOME = 4096
+# Number of embedding vectors that are compared at once.
+_BLOCK = 4096
 
 
-def own_table(source: Source, name: str, target: Checkpoint, width: int) -> bool:
-    """Whether a drafter brings a table of tokens that is not its target's.
+def has_own_embedding(
+    source: Source, name: str, target: Checkpoint, width: int
+) -> bool:
+    """Returns whether a drafter's token embedding differs from its target's.
 
     Args:
-      source: of the drafter.
-      name: of the tensor, which may be missing.
-      target: checkpoint with its embedding.
-      width: `D` of the drafter.
+      source: source of the drafter.
+      name: name of the embedding tensor, which may be missing.
+      target: target's checkpoint, with its embedding.
+      width: model width of the drafter, `D`.
 
     Raises:
-      ConfigError: the tensor is no table of the target's tokens in that width.
+      ConfigError: the tensor is not an embedding `[V, D]` of the target's vocabulary.
     """
     table = source.tensors.get(name)
     if table is None:
@@ -30,26 +32,27 @@ def own_table(source: Source, name: str, target: Checkpoint, width: int) -> bool
     if table.shape != (vocab, width):
         raise ConfigError(
             f"'{source.name}' reads tokens through a table of {table.shape}, its "
-            f"target has {vocab} of {target.config.width}: another"
+            f"target has {vocab} tokens of width {target.config.width}: it was trained "
+            "for another target"
         )
     if width != target.config.width:
         return True
-    theirs = np.asarray(target.params["embedding"]["embedding"])
-    return not _same(np.asarray(table.read()), theirs[:vocab])
+    target_table = np.asarray(target.params["embedding"]["embedding"])
+    return not _equal_up_to_rounding(np.asarray(table.read()), target_table[:vocab])
 
 
-def _same(one: np.ndarray, other: np.ndarray) -> bool:
-    """Equality; of two dtypes, up to what the coarser of them rounds."""
-    if one.dtype == other.dtype:
-        return np.array_equal(one, other)
-    if any(x.dtype.kind in "iub" for x in (one, other)):
+def _equal_up_to_rounding(a: np.ndarray, b: np.ndarray) -> bool:
+    """Compares arrays; if dtypes differ, up to the rounding of the coarser one."""
+    if a.dtype == b.dtype:
+        return np.array_equal(a, b)
+    if any(x.dtype.kind in "iub" for x in (a, b)):
         return False
-    kinds = [ml_dtypes.finfo(x.dtype) for x in (one, other)]
-    coarse = max(float(kind.eps) for kind in kinds)
-    least = max(float(kind.smallest_subnormal) for kind in kinds)
-    for i in range(0, len(one), _SOME):
-        a, b = (x[i : i + _SOME].astype(np.float32) for x in (one, other))
-        most = least + coarse * np.maximum(np.abs(a), np.abs(b))
-        if not (np.abs(a - b) <= most).all():
+    infos = [ml_dtypes.finfo(x.dtype) for x in (a, b)]
+    rtol = max(float(info.eps) for info in infos)
+    atol = max(float(info.smallest_subnormal) for info in infos)
+    for i in range(0, len(a), _BLOCK):
+        x, y = (table[i : i + _BLOCK].astype(np.float32) for table in (a, b))
+        limit = atol + rtol * np.maximum(np.abs(x), np.abs(y))
+        if not (np.abs(x - y) <= limit).all():
             return False
     return True

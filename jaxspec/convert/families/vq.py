@@ -1,33 +1,43 @@
-"""VQ tokenizers: LlamaGen's VQ-16 and VQ-8, Janus's, and VQGAN as Chameleon has it.
+"""VQ tokenizers: LlamaGen's VQ-16 and VQ-8, Janus's, and Chameleon's VQGAN.
 
-One network in three layouts (names of levels) and with three ways of comparing codes.
-Keys: LlamaGen `tokenizer/tokenizer_image/vq_model.py`, transformers `JanusVQVAE`,
-taming-transformers `modules/diffusionmodules/model.py`.
+The network is the same; releases differ in the names of levels and in the normalization
+of codes.
+
+Tensor names: LlamaGen `tokenizer/tokenizer_image/vq_model.py`, transformers
+`JanusVQVAE`, taming-transformers `modules/diffusionmodules/model.py`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import TokenizerConfig
-from jaxspec.convert.family import Family, Given, Plan, agree_on, count, only, setting
-from jaxspec.convert.mapping import Rule
+from jaxspec.convert.family import (
+    Family,
+    Overrides,
+    Plan,
+    check_consistent,
+    check_supported,
+    count_tensors,
+    infer_setting,
+)
+from jaxspec.convert.mapping import KeyRule
 from jaxspec.convert.reading.stored import Source
 from jaxspec.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Names of one of the releases.
+    """Tensor names of a release.
 
     Attributes:
-      levels: of a level of the encoder and of the decoder.
-      block: of a level's residual blocks.
-      middle: of the three blocks in the middle.
-      by_resolution: the decoder's level 0 has the full resolution (taming); else
-        levels are in the order in which they run.
-      normalized: see `TokenizerConfig`.
+      levels: names of the levels of the encoder and of the decoder.
+      block: name of a level's residual blocks.
+      middle: names of the three middle blocks.
+      by_resolution: whether level 0 of the decoder has the full resolution (taming);
+        otherwise levels are numbered in the order of execution.
+      normalized: normalization of codes, as in `TokenizerConfig`.
     """
 
     levels: tuple[str, str]
@@ -51,66 +61,75 @@ LAYOUTS = {
     ),
     "vq-taming": Layout(("encoder.down", "decoder.up"), "block", MIDDLE, True, "none"),
 }
-# Where larger models keep their tokenizer.
+# Prefixes of the tokenizer in files of larger models.
 ROOTS = ("", "model.vqmodel.", "gen_vision_model.")
 IGNORED = (r"quantize\.codebook_used", r"quantize\.codebook_usage.*", r"loss\..*")
 
 
-def _pair(theirs: str, ours: str, kernel: str = "conv") -> Iterator[Rule]:
+def _conv_or_norm(source: str, target: str, kernel: str = "conv") -> Iterator[KeyRule]:
     name = "kernel" if kernel == "conv" else "scale"
-    yield Rule(f"{theirs}.weight", f"{ours}/{name}", kernel)
-    yield Rule(f"{theirs}.bias", f"{ours}/bias")
+    yield KeyRule(f"{source}.weight", f"{target}/{name}", kernel)
+    yield KeyRule(f"{source}.bias", f"{target}/bias")
 
 
-def _block(theirs: str, ours: str) -> Iterator[Rule]:
+def _block(source: str, target: str) -> Iterator[KeyRule]:
     for i in (1, 2):
-        yield from _pair(f"{theirs}.norm{i}", f"{ours}/norm{i}", "same")
-        yield from _pair(f"{theirs}.conv{i}", f"{ours}/conv{i}")
-    yield from _pair(f"{theirs}.nin_shortcut", f"{ours}/nin_shortcut")
+        yield from _conv_or_norm(f"{source}.norm{i}", f"{target}/norm{i}", "same")
+        yield from _conv_or_norm(f"{source}.conv{i}", f"{target}/conv{i}")
+    yield from _conv_or_norm(f"{source}.nin_shortcut", f"{target}/nin_shortcut")
 
 
-def _attention(theirs: str, ours: str) -> Iterator[Rule]:
-    yield from _pair(f"{theirs}.norm", f"{ours}/norm", "same")
+def _attention(source: str, target: str) -> Iterator[KeyRule]:
+    yield from _conv_or_norm(f"{source}.norm", f"{target}/norm", "same")
     for name in ("q", "k", "v", "proj_out"):
-        yield from _pair(f"{theirs}.{name}", f"{ours}/{name}")
+        yield from _conv_or_norm(f"{source}.{name}", f"{target}/{name}")
 
 
 def vq_rules(
     layout: Layout, config: TokenizerConfig, root: str = ""
-) -> tuple[Rule, ...]:
-    """The rules of a tokenizer; the decoder's levels may be numbered backwards."""
+) -> tuple[KeyRule, ...]:
+    """Returns the rules of a tokenizer.
+
+    Args:
+      layout: tensor names of the release.
+      config: configuration of the tokenizer.
+      root: prefix of all names.
+    """
     levels = len(config.multipliers)
-    rules = [Rule(f"{root}quantize.embedding.weight", "codebook")]
+    rules = [KeyRule(f"{root}quantize.embedding.weight", "codebook")]
     for name in ("quant_conv", "post_quant_conv"):
-        rules += _pair(root + name, name)
+        rules += _conv_or_norm(root + name, name)
     for half, level in zip(("encoder", "decoder"), layout.levels, strict=True):
         for end in ("conv_in", "conv_out"):
-            rules += _pair(f"{root}{half}.{end}", f"{half}/{end}")
-        rules += _pair(f"{root}{half}.norm_out", f"{half}/norm_out", "same")
+            rules += _conv_or_norm(f"{root}{half}.{end}", f"{half}/{end}")
+        rules += _conv_or_norm(f"{root}{half}.norm_out", f"{half}/norm_out", "same")
         for i, name in enumerate(layout.middle):
-            make = _attention if i == 1 else _block
-            rules += make(f"{root}{half}.{name}", f"{half}/mid/{i}")
+            make_rules = _attention if i == 1 else _block
+            rules += make_rules(f"{root}{half}.{name}", f"{half}/mid/{i}")
         for i in range(levels):
             number = i
             if half == "decoder" and layout.by_resolution:
                 number = levels - 1 - i
-            theirs, ours = f"{root}{level}.{number}", f"{half}/conv_blocks_{i}"
-            rules += _block(f"{theirs}.{layout.block}.{{j}}", f"{ours}/res_{{j}}")
-            rules += _attention(f"{theirs}.attn.{{j}}", f"{ours}/attn_{{j}}")
-            change = "downsample" if half == "encoder" else "upsample"
-            rules += _pair(f"{theirs}.{change}.conv", f"{ours}/{change}/conv")
+            source, target = f"{root}{level}.{number}", f"{half}/conv_blocks_{i}"
+            rules += _block(f"{source}.{layout.block}.{{j}}", f"{target}/res_{{j}}")
+            rules += _attention(f"{source}.attn.{{j}}", f"{target}/attn_{{j}}")
+            resample = "downsample" if half == "encoder" else "upsample"
+            rules += _conv_or_norm(
+                f"{source}.{resample}.conv", f"{target}/{resample}/conv"
+            )
     return tuple(rules)
 
 
 def _root(source: Source) -> str | None:
+    """Returns the prefix of the tokenizer's names; None if there is no tokenizer."""
     for root in ROOTS:
         if f"{root}quantize.embedding.weight" in source.tensors:
             return root
     return None
 
 
-# What LlamaGen calls settings, and the Hugging Face layout.
-SAME = {
+# LlamaGen's names of entries of config.json, and Hugging Face's.
+ALIASES = {
     "codebook_size": "num_embeddings",
     "codebook_embed_dim": "embed_dim",
     "z_channels": "latent_channels",
@@ -118,119 +137,126 @@ SAME = {
 }
 
 
-def _part(source: Source) -> str | None:
-    """Where the config of a larger model keeps that of its tokenizer."""
-    parts = ("vq_config", "gen_vision_config")
-    return next((part for part in parts if part in source.config), None)
+def _config_section(source: Source) -> str | None:
+    """Returns the key of the tokenizer's section in the config of a larger model."""
+    keys = ("vq_config", "gen_vision_config")
+    return next((key for key in keys if key in source.config), None)
 
 
-def _settings(source: Source) -> Given:
-    """The tokenizer's part of the config, by the names of the Hugging Face layout."""
-    part = _part(source)
-    said = source.config[part] if part else source.config
+def _normalized_config(source: Source) -> dict[str, Any]:
+    """Returns the tokenizer's section of the config with Hugging Face's names."""
+    section = _config_section(source)
+    source_config = source.config[section] if section else source.config
     names = ("resolution", "num_patches", "base_channels", "num_res_blocks")
     names += ("codebook_l2_norm", "decoder_ch_mult", "attn_type", "double_latent")
-    names += ("in_channels", "out_channels", *SAME, *SAME.values())
-    # Of Janus's maps from codes to its language model.
+    names += ("in_channels", "out_channels", *ALIASES, *ALIASES.values())
+    # Entries about Janus's aligner, which have no effect here.
     names += ("projection_dim", "image_token_embed_dim", "hidden_act")
-    return {SAME.get(name, name): said[name] for name in names if name in said}
+    return {
+        ALIASES.get(name, name): source_config[name]
+        for name in names
+        if name in source_config
+    }
 
 
-def _plan(layout: Layout, source: Source, given: Given) -> Plan:
+def _plan(layout: Layout, source: Source, overrides: Overrides) -> Plan:
     root = _root(source)
     if root is None or f"{root}decoder.conv_in.weight" not in source.tensors:
         raise ConfigError(
-            f"'{source.name}' has no decoder, and so makes no images (Chameleon's is "
-            "in its original vqgan.ckpt)"
+            f"'{source.name}' has no decoder for images (Chameleon's is in its "
+            "original vqgan.ckpt)"
         )
     first = f"{root}{layout.levels[0]}.{{i}}.{layout.block}.0.conv1.weight"
-    levels = count(source, first)
+    levels = count_tensors(source, first)
     widths = [source.shape(first.replace("{i}", str(i)))[0] for i in range(levels)]
     channels = source.shape(f"{root}encoder.conv_in.weight")[0]
-    codes, dim = source.shape(f"{root}quantize.embedding.weight", 2)
-    attention = {
+    codebook_size, code_dim = source.shape(f"{root}quantize.embedding.weight", 2)
+    attention_levels = {
         i
         for i in range(levels)
         if f"{root}{layout.levels[0]}.{i}.attn.0.q.weight" in source.tensors
     }
-    if attention - {levels - 1}:
+    if attention_levels - {levels - 1}:
         raise ConfigError(
-            f"'{source.name}' has attention in the levels {sorted(attention)}; only "
-            "the lowest one's can be converted"
+            f"'{source.name}' has attention in the levels {sorted(attention_levels)}, "
+            "which is supported in the lowest one only"
         )
 
-    def blocks(half: int) -> int:
+    def count_blocks(half: int) -> int:
         name = f"{root}{layout.levels[half]}.0.{layout.block}.{{i}}.conv1.weight"
-        return count(source, name)
+        return count_tensors(source, name)
 
-    said = _settings(source)
-    step = 2 ** (levels - 1)
-    known = said.get("resolution")
-    if known is None and "num_patches" in said:
-        known = said["num_patches"] * step
-    side = setting(
+    source_config = _normalized_config(source)
+    scale = 2 ** (levels - 1)
+    resolution = source_config.get("resolution")
+    if resolution is None and "num_patches" in source_config:
+        resolution = source_config["num_patches"] * scale
+    image_size = infer_setting(
         source,
-        given,
+        overrides,
         "image_size",
-        known,
-        wanted="the side of its images in pixels (a prior in the same bundle would)",
-        guess=step,
+        resolution,
+        description="the side of its images in pixels (which a prior in the same "
+        "bundle determines)",
+        placeholder=scale,
     )
-    plain = said.get("codebook_l2_norm") is False
-    normalized = "none" if plain else layout.normalized
+    unnormalized = source_config.get("codebook_l2_norm") is False
+    normalized = "none" if unnormalized else layout.normalized
     config = TokenizerConfig(
-        image_size=side,
+        image_size=image_size,
         channels=channels,
         multipliers=tuple(width // channels for width in widths),
-        encoder_blocks=blocks(0),
-        decoder_blocks=blocks(1),
-        attention="lowest" if attention else "middle",
+        encoder_blocks=count_blocks(0),
+        decoder_blocks=count_blocks(1),
+        attention="lowest" if attention_levels else "middle",
         latent_channels=source.shape(f"{root}encoder.conv_out.weight")[0],
-        codebook_size=codes,
-        code_dim=dim,
+        codebook_size=codebook_size,
+        code_dim=code_dim,
         normalized=normalized,
     )
-    found = {
+    expected = {
         "in_channels": 3,
         "out_channels": 3,
-        "num_embeddings": codes,
-        "embed_dim": dim,
+        "num_embeddings": codebook_size,
+        "embed_dim": code_dim,
         "base_channels": channels,
         "latent_channels": config.latent_channels,
         "num_res_blocks": config.encoder_blocks,
         "channel_multiplier": list(config.multipliers),
         "decoder_ch_mult": list(config.multipliers),
     }
-    agree_on(source, said, found)
-    only(source, said, {"attn_type": ("vanilla",), "double_latent": (False,)})
+    check_consistent(source, source_config, expected)
+    check_supported(
+        source, source_config, {"attn_type": ("vanilla",), "double_latent": (False,)}
+    )
     ignored = tuple(f"{root.replace('.', chr(92) + '.')}{i}" for i in IGNORED)
-    if root:  # the rest is another part of a larger model
+    if root:  # other names belong to the larger model
         ignored += (rf"(?!{root.replace('.', chr(92) + '.')}).*",)
     return Plan(
         "tokenizer",
         config,
         vq_rules(layout, config, root),
         ignored=ignored,
-        part=_part(source),
+        config_section=_config_section(source),
     )
 
 
-def _family(name: str, layout: Layout, mark: Any) -> Family:
+def _family(name: str, layout: Layout, matches: Callable[[set[str]], bool]) -> Family:
     def detect(source: Source) -> bool:
         root = _root(source)
         if root is None or f"{root}decoder.conv_in.weight" not in source.tensors:
             return False
-        inside = {n.removeprefix(root) for n in source.tensors if n.startswith(root)}
-        return mark(inside)
+        names = {n.removeprefix(root) for n in source.tensors if n.startswith(root)}
+        return matches(names)
 
-    def plan(source: Source, given: Given, target: Checkpoint | None) -> Plan:
-        return _plan(layout, source, given)
+    def plan(source: Source, overrides: Overrides, target: Checkpoint | None) -> Plan:
+        return _plan(layout, source, overrides)
 
     return Family(name, detect, plan)
 
 
 def _reversed(names: set[str]) -> bool:
-    """The decoder's level 0 is the last to run: it has no upsampling."""
+    """Returns whether the decoder's level 0 runs last, as it has no upsampling."""
     return "decoder.up.0.upsample.conv.weight" not in names
 
 

@@ -1,1 +1,1 @@
-"""Checkpoint files of other frameworks, read without running anything in them."""
+"""Readers for checkpoint files of other frameworks, which never run code from them."""

@@ -1,4 +1,4 @@
-"""The files that hold a folder's model, and the index that names them."""
+"""Weight files of a folder, and the index that lists them."""
 
 import json
 import re
@@ -13,76 +13,78 @@ from jaxspec.errors import DataError
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """By the folder's index, else by names, else by content.
+    """Finds the files by the folder's index, else by suffix, else by content.
 
     Raises:
-      DataError: there are none, or several that could each be a model.
+      DataError: there is no file, there are several that could each be a model, or the
+        index names a missing or invalid one.
     """
     index = index_of(folder)
     if index is not None:
         for name in weight_map(index).values():
-            # A path in an index could point anywhere.
+            # A path could point outside the folder.
             if not isinstance(name, str) or not re.fullmatch(r"[\w][\w.\-]*", name):
-                shown = printable(str(name)[:200])
-                raise DataError(f"'{index}' names the file {shown}: no plain name")
+                text = printable(str(name)[:200])
+                raise DataError(f"'{index}' names the file {text}: no plain name")
             if not (folder / name).is_file():
                 raise DataError(f"'{folder / name}' is missing, but '{index}' names it")
         return [folder / name for name in dict.fromkeys(weight_map(index).values())]
-    there = sorted(f for f in folder.iterdir() if f.is_file())
-    named = [f for f in there if f.suffix in SUFFIXES]
-    kinds = {f: format_of(f) or SUFFIXES.get(f.suffix) for f in named or there}
-    for kind in ("safetensors", "torch"):
-        files = [f for f, found in kinds.items() if found == kind]
-        if len(files) == 1:
-            return files
-        if files:
+    files = sorted(f for f in folder.iterdir() if f.is_file())
+    with_suffix = [f for f in files if f.suffix in SUFFIXES]
+    formats = {f: format_of(f) or SUFFIXES.get(f.suffix) for f in with_suffix or files}
+    for name in ("safetensors", "torch"):
+        matches = [f for f, format_name in formats.items() if format_name == name]
+        if len(matches) == 1:
+            return matches
+        if matches:
             raise DataError(
-                f"'{folder}' has no index and {len(files)} files that may be a model "
-                f"({some(f.name for f in files)}); name one of them"
+                f"'{folder}' has no index and {len(matches)} files that may be a model "
+                f"({abbreviate(f.name for f in matches)}); name one of them"
             )
     raise DataError(f"'{folder}' has no {', '.join(SUFFIXES)} file")
 
 
 def index_of(folder: Path) -> Path | None:
-    """The `*.index.json` of a folder; that of safetensors files before others."""
+    """Returns the `*.index.json` of a folder, preferably that of safetensors files."""
     if not folder.is_dir():
         return None
-    found = sorted(
+    files = sorted(
         folder.glob("*.index.json"), key=lambda f: "safetensors" not in f.name
     )
-    return found[0] if found else None
+    return files[0] if files else None
 
 
 def weight_map(index: Path) -> dict[str, str]:
-    """The file of every tensor, as an index lists them.
+    """Reads the file name of every tensor from an index.
 
     Raises:
       DataError: the index is damaged.
     """
-    record = read_json(index).get("weight_map")
-    if not isinstance(record, dict) or not record:
+    files = read_json(index).get("weight_map")
+    if not isinstance(files, dict) or not files:
         raise DataError(f"'{index}' is damaged (no weight_map); fetch it again")
-    return record
+    return files
 
 
-def check_index(index: Path, found: Mapping[str, Iterable[str]]) -> None:
+def check_index(index: Path, tensors: Mapping[str, Iterable[str]]) -> None:
     """Compares an index with its files.
 
     Args:
-      index: lists the file of every tensor.
-      found: names of the tensors in each file, by the file's name.
+      index: path of the index.
+      tensors: names of the tensors in each file, by the file's name.
 
     Raises:
-      DataError: they differ; lists which file lacks or has which tensors.
+      DataError: they differ; the message lists the tensors in question.
     """
     listed = weight_map(index)
     problems = []
-    for file, names in found.items():
-        here = set(names)
-        if lacking := {n for n, where in listed.items() if where == file} - here:
-            problems.append(f"'{file}' lacks {some(lacking)}")
-        if extra := {n for n in here if listed.get(n) != file}:
-            problems.append(f"'{file}' holds {some(extra)}, not listed for it")
+    for file, names in tensors.items():
+        in_file = set(names)
+        in_index = {name for name, other in listed.items() if other == file}
+        if missing := in_index - in_file:
+            problems.append(f"'{file}' lacks {abbreviate(missing)}")
+        if extra := in_file - in_index:
+            problems.append(f"'{file}' holds {abbreviate(extra)}, not listed for it")
     if problems:
         raise DataError(
             f"'{index}' and the files beside it do not agree: {'; '.join(problems)}. "
@@ -91,7 +93,7 @@ def check_index(index: Path, found: Mapping[str, Iterable[str]]) -> None:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """An object from a JSON file.
+    """Reads an object from a JSON file.
 
     Raises:
       DataError: the file is damaged.
@@ -105,8 +107,8 @@ def read_json(file: Path) -> dict[str, Any]:
     return value
 
 
-def some(names: Iterable[Any], most: int = 4) -> str:
-    """The first few of many names, for a message."""
+def abbreviate(names: Iterable[Any], limit: int = 4) -> str:
+    """Joins names for a message, at most `limit` of them."""
     names = sorted(map(str, names))
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest

@@ -1,4 +1,4 @@
-"""What a file is, by its content; the end of its name is a hint and no more."""
+"""Detection of file formats by content; suffixes are only a fallback."""
 
 from pathlib import Path
 
@@ -7,11 +7,11 @@ SUFFIXES = {
     ".safetensors": "safetensors",
     **dict.fromkeys((".pt", ".pth", ".bin", ".ckpt", ".th"), "torch"),
 }
-# First bytes of files that are often taken for weights, and what to do about each.
+# First bytes of other formats, with a message for each.
 OTHERS = {
-    b"\x80": "it is in PyTorch's format from before 1.6, a bare pickle. Where you "
+    b"\x80": "it is in PyTorch's format from before 1.6, a bare pickle. If you "
     "trust it, load it with PyTorch and save its state dict again",
-    b"version ": "it is a pointer of Git LFS, not the file it stands for; fetch that "
+    b"version ": "it is a Git LFS pointer, not the file itself; fetch the file "
     "(git lfs pull)",
     b"GGUF": "it is a GGUF file; convert the PyTorch or safetensors weights that it "
     "was made from",
@@ -21,7 +21,7 @@ OTHERS = {
 
 
 def format_of(file: Path) -> str | None:
-    """ "safetensors", "torch", or None if the content is neither.
+    """Returns "safetensors", "torch", or None if the content is neither.
 
     Raises:
       OSError: the file cannot be read.
@@ -30,19 +30,19 @@ def format_of(file: Path) -> str | None:
         head = stream.read(9)
     if head[:4] == ZIP:
         return "torch"
-    # Eight bytes of length, then a JSON object.
+    # The header begins with 8 bytes for its length, then a JSON object.
     return "safetensors" if head[8:] == b"{" else None
 
 
 def other_format(head: bytes) -> str:
-    """What a file is that is no zip file of PyTorch's, for a message.
+    """Describes a file that is not one of PyTorch's zip files, for a message.
 
     Args:
-      head: its first bytes.
+      head: first bytes of the file.
     """
-    for magic, meaning in OTHERS.items():
+    for magic, message in OTHERS.items():
         if head.startswith(magic):
-            return meaning
+            return message
     if not head.strip(b"\0"):
         return "it is empty; fetch it again"
     return (

@@ -1,4 +1,4 @@
-"""Repositories of the Hugging Face hub, through its own package."""
+"""Download of repositories from the Hugging Face hub with `huggingface_hub`."""
 
 import re
 from pathlib import Path
@@ -6,38 +6,38 @@ from pathlib import Path
 from jaxspec.convert.reading.stored import printable
 from jaxspec.errors import DataError
 
-# What a model can be made of; nothing else is fetched.
+# Patterns of the files to download; weights in safetensors are preferred.
 TEXTS = ["*.json", "*.model", "*.txt"]
 PREFERRED = ["*.safetensors"]
 OTHERS = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.th"]
-PLACE = re.compile(
+LOCATION = re.compile(
     r"(?P<repo>[\w][\w.\-]*/[\w][\w.\-]*)(@(?P<revision>[\w./\-]+))?(:(?P<file>[\w./\-]+))?"
 )
 
 
-def download(place: str) -> tuple[Path, str]:
-    """Fetches `OWNER/NAME[@REVISION][:FILE]`, or finds it in the local cache.
+def download(location: str) -> tuple[Path, str]:
+    """Downloads `OWNER/NAME[@REVISION][:FILE]`, or finds it in the local cache.
 
-    Without a revision the newest commit is taken; which one it was is returned. With
-    HF_HUB_OFFLINE=1 only the cache is looked into.
+    Without a revision the newest commit is downloaded. With HF_HUB_OFFLINE=1 only the
+    cache is used.
 
     Returns:
-      The folder, or the file, and the commit.
+      The path of the folder or the file, and the commit.
 
     Raises:
-      DataError: it is not the name of a repository, or cannot be had.
+      DataError: this is not the name of a repository, or the download fails.
     """
-    match = PLACE.fullmatch(place)
+    match = LOCATION.fullmatch(location)
     if match is None:
         raise DataError(
-            f"there is no file or folder '{printable(place)}'; check the path"
+            f"there is no file or folder '{printable(location)}'; check the path"
         )
     repo, revision, file = match["repo"], match["revision"], match["file"]
     try:
         import huggingface_hub as hub  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise DataError(
-            f"there is no '{place}' here. If it is a repository of the hub, install "
+            f"there is no '{location}' here. If it is a repository of the hub, install "
             "its package: pip install 'jaxspec-decoding[hub]'"
         ) from None
     try:
@@ -57,7 +57,7 @@ def download(place: str) -> tuple[Path, str]:
     except Exception as error:  # network, permission, cache: each has its own kind
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
-            f"there is no '{place}' here, and it cannot be fetched from the hub: "
+            f"there is no '{location}' here, and it cannot be fetched from the hub: "
             f"{reason[:200]}"
         ) from None
     return path, path.name

@@ -1,4 +1,4 @@
-"""A file, a folder or a repository of the hub as a `Source`."""
+"""Opening of files, folders and Hugging Face repositories as a `Source`."""
 
 import os
 from collections import defaultdict
@@ -16,62 +16,67 @@ from jaxspec.convert.reading.folder import (
 from jaxspec.convert.reading.formats import SUFFIXES, format_of
 from jaxspec.convert.reading.hub import download
 from jaxspec.convert.reading.safetensors import read_safetensors
-from jaxspec.convert.reading.scaled import with_scales
-from jaxspec.convert.reading.sets import PLAIN, Sets, chosen, weight_sets
+from jaxspec.convert.reading.scaled import apply_scales
+from jaxspec.convert.reading.sets import PLAIN, Sets, select_weights, weight_sets
 from jaxspec.convert.reading.stored import Source
 from jaxspec.convert.reading.torch_zip import read_torch
-from jaxspec.convert.reading.wrappers import unwrapped
+from jaxspec.convert.reading.wrappers import strip_wrappers
 from jaxspec.errors import DataError
 
 
 def open_source(
-    place: str | os.PathLike,
+    location: str | os.PathLike,
     *,
     allow_objects: bool = False,
     weights: str | None = None,
 ) -> Source:
-    """Finds the tensors of a model; none is read yet.
+    """Lists the tensors of a model without reading their values.
 
     Args:
-      place: a file (safetensors, or a zip of PyTorch's), a folder with one model in
-        one or several such files, or `OWNER/NAME[@REVISION][:FILE]` on the hub.
-      allow_objects: see `read_torch`.
-      weights: which set of weights in the files is meant; see `chosen`.
+      location: file (safetensors, or PyTorch's zip format), folder with one model in
+        one or several such files, or `OWNER/NAME[@REVISION][:FILE]` on the Hugging Face
+        hub.
+      allow_objects: whether to skip Python objects in PyTorch files instead of
+        refusing the file; see `read_torch`.
+      weights: name of the set of weights; by default the first of `PLAIN`.
 
     Raises:
-      DataError: there is nothing there, or it cannot be used; says why.
+      DataError: the location does not exist or cannot be read.
     """
-    path, revision = Path(place), None
+    path, revision = Path(location), None
     if not os.path.lexists(path):
-        path, revision = download(str(place))
+        path, revision = download(str(location))
     if not path.is_file() and not path.is_dir():
-        raise DataError(f"'{place}' is neither a file nor a folder")
+        raise DataError(f"'{location}' is neither a file nor a folder")
     files = [path] if path.is_file() else weight_files(path)
     sets: Sets = defaultdict(dict)
     left_out: list[str] = []
     names: dict[str, list[str]] = {}
     for file in files:
-        found, other = _read(file, allow_objects)
-        left_out += other
+        file_sets, file_left_out = _read(file, allow_objects)
+        left_out += file_left_out
         names[file.name] = [
-            n for some in found.values() for n, x in some.items() if not x.alias
+            name
+            for tensors in file_sets.values()
+            for name, tensor in tensors.items()
+            if not tensor.alias
         ]
-        for key, tensors in found.items():
+        for key, tensors in file_sets.items():
             for name, tensor in tensors.items():
                 if name in sets[key]:
                     raise DataError(
                         f"the tensor {name} is in '{sets[key][name].file.name}' and in "
-                        f"'{file.name}'; a model has each once"
+                        f"'{file.name}', but may exist only once"
                     )
                 sets[key][name] = tensor
     index = index_of(path)
     if index is not None:
         check_index(index, names)
     if not sets:
-        raise DataError(f"'{place}' holds no tensors")
+        raise DataError(f"'{location}' holds no tensors")
     folder = path if path.is_dir() else path.parent
     source = Source(
-        str(place) if revision else path.name,
+        str(location) if revision else path.name,
         {},
         _config(folder),
         folder,
@@ -82,42 +87,43 @@ def open_source(
     return with_weights(source, PLAIN, weights)
 
 
-def with_weights(source: Source, order: Sequence[str], wanted: str | None) -> Source:
-    """The source with one of its sets as its tensors.
+def with_weights(source: Source, order: Sequence[str], choice: str | None) -> Source:
+    """Returns the source with one of its sets of weights as its tensors.
 
-    Names are without wrappers' prefixes, and float8 weights with their scales.
+    Prefixes of wrappers are removed from names, and float8 weights are scaled.
 
     Args:
-      source: with all sets.
-      order: see `chosen`.
-      wanted: likewise.
+      source: source with all sets of weights.
+      order: names of sets in order of preference, if the user chose none.
+      choice: name of the set that the user chose.
 
     Raises:
-      DataError: there is no such set, several could be meant, or it cannot be used.
+      DataError: there is no such set, the choice is ambiguous, or two tensors of the
+        set have the same name.
     """
-    name = chosen(source.sets, source.name, order, wanted)
+    name = select_weights(source.sets, source.name, order, choice)
     try:
-        tensors, prefixes = unwrapped(source.sets[name])
+        tensors, prefixes = strip_wrappers(source.sets[name])
     except ValueError as error:
-        raise DataError(f"'{source.name}': {error}; a model has each once") from None
+        raise DataError(f"'{source.name}': {error}") from None
     return replace(
         source,
-        tensors=with_scales(tensors, source.config),
+        tensors=apply_scales(tensors, source.config),
         weights=name,
         prefixes=prefixes,
     )
 
 
 def _read(file: Path, allow_objects: bool) -> tuple[Sets, list[str]]:
-    """The sets of weights of a file, and the names of what is in none."""
+    """Reads the sets of weights of a file, and the names of its other contents."""
     try:
         if (format_of(file) or SUFFIXES.get(file.suffix)) == "safetensors":
             return weight_sets(read_safetensors(file), file)
         value, refused = read_torch(file, allow_objects=allow_objects)
     except OSError as error:
         raise DataError(f"cannot read '{file}': {error.strerror}") from None
-    found, left_out = weight_sets(value, file)
-    return found, [*refused, *left_out]
+    sets, left_out = weight_sets(value, file)
+    return sets, [*refused, *left_out]
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -1,35 +1,35 @@
-"""An interpreter for the few pickle instructions that describe tensors.
+"""Interpreter for the subset of pickle instructions that describe tensors.
 
-A pickle is a program, and the standard one runs it. This one knows plain containers,
-numbers and texts; what a global name or a persistent reference stands for is for the
-caller to say. Nothing that came out of the file is hashed, compared or printed, unless
-it is a text or a number, so that nothing in it can be made to grow or to run.
+A pickle is a program, and Python's `pickle` runs whatever it contains. This interpreter
+supports plain containers, numbers and strings; the caller resolves global names and
+persistent references. Values from the file are never hashed, compared or printed unless
+they are strings or numbers, so that a file can neither run code nor exhaust memory.
 """
 
 import pickletools
 from collections.abc import Callable
 from typing import Any, cast
 
-# Longest row of nested tuples, lists and dicts: torch needs three or four.
-MOST_DEPTH = 50
-# Seeds of random generators have 64 bits.
-MOST_INT = 1 << 64
+# Nesting of tuples, lists and dicts; torch needs three or four levels.
+MAX_DEPTH = 50
+# Integers up to 64 bits, which seeds of random generators have.
+MAX_INT = 1 << 64
 
 
 class PickleError(ValueError):
-    """The program does something that no description of tensors needs."""
+    """Error for a program that does more than describe tensors."""
 
 
 class Function:
-    """What a known global name stands for."""
+    """A supported function."""
 
     def __init__(self, run: Callable[..., Any]):
-        """`run` is given the arguments as they are in the file."""
+        """Wraps `run`, which receives the arguments from the file."""
         self.run = run
 
 
 class Inert:
-    """Stands for whatever came of a name that is not known; nothing acts on it."""
+    """Placeholder for an unknown function or its result; all operations ignore it."""
 
 
 INERT = Inert()
@@ -44,35 +44,36 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 class Interpreter:
-    """Runs one program."""
+    """Interpreter of one program."""
 
     def __init__(
         self,
-        find: Callable[[str, str], Any],
-        refer: Callable[[Any], Any],
+        find_global: Callable[[str, str], Any],
+        find_storage: Callable[[Any], Any],
     ):
-        """Takes what gives names and references their meaning.
+        """Takes the functions that resolve names and references.
 
         Args:
-          find: `(module, name)` to a `Function`, a value, or `INERT`.
-          refer: a persistent reference to a value.
+          find_global: function of `(module, name)` that returns a `Function`, a value,
+            or `INERT`.
+          find_storage: function of a persistent reference that returns its value.
         """
-        self._find, self._refer = find, refer
+        self._find_global, self._find_storage = find_global, find_storage
         self._stack: list[Any] = []
         self._depth: dict[int, int] = {}  # of containers, by identity
-        self._alive: list[Any] = []  # so that no identity is used twice
+        self._alive: list[Any] = []  # keeps identities unique
 
     def run(self, program: bytes) -> Any:
-        """The value that the program leaves.
+        """Runs the program and returns its value.
 
         Raises:
-          PickleError: says what it does that it should not.
+          PickleError: the program is invalid, or does more than describe tensors.
         """
         memo: dict[int, Any] = {}
         push, pop = self._stack.append, self._pop
         try:
-            for opcode, given, _ in pickletools.genops(program):
-                name, argument = opcode.name, cast(Any, given)
+            for opcode, value, _ in pickletools.genops(program):
+                name, argument = opcode.name, cast(Any, value)
                 if name in ("PROTO", "FRAME"):
                     continue
                 if name in _LITERALS:
@@ -93,40 +94,47 @@ class Interpreter:
                     push(())
                 elif name in _TUPLES:
                     parts = [pop() for _ in range(_TUPLES[name])]
-                    push(self._contained(tuple(reversed(parts)), parts))
+                    push(self._record_depth(tuple(reversed(parts)), parts))
                 elif name == "TUPLE":
-                    parts = self._marked()
-                    push(self._contained(tuple(parts), parts))
+                    parts = self._pop_to_mark()
+                    push(self._record_depth(tuple(parts), parts))
                 elif name == "DICT":
-                    made: dict[Any, Any] = {}
-                    self._set(made, self._marked())
-                    push(made)
+                    result: dict[Any, Any] = {}
+                    self._set_items(result, self._pop_to_mark())
+                    push(result)
                 elif name == "LIST":
-                    parts = self._marked()
-                    push(self._contained(list(parts), parts))
+                    parts = self._pop_to_mark()
+                    push(self._record_depth(list(parts), parts))
                 elif name in ("SETITEM", "SETITEMS"):
-                    parts = self._marked() if name == "SETITEMS" else self._two()
-                    self._set(self._top(), parts)
+                    is_one = name == "SETITEM"
+                    parts = self._pop_pair() if is_one else self._pop_to_mark()
+                    self._set_items(self._top(), parts)
                 elif name in ("APPEND", "APPENDS"):
-                    parts = self._marked() if name == "APPENDS" else [pop()]
-                    self._add(self._top(), parts)
+                    is_one = name == "APPEND"
+                    parts = [pop()] if is_one else self._pop_to_mark()
+                    self._extend(self._top(), parts)
                 elif name == "GLOBAL":
-                    module, _, whole = argument.partition(" ")
-                    push(self._find(module, whole))
+                    module, _, qualified_name = argument.partition(" ")
+                    push(self._find_global(module, qualified_name))
                 elif name == "STACK_GLOBAL":
-                    whole, module = pop(), pop()
-                    if not (isinstance(module, str) and isinstance(whole, str)):
-                        raise PickleError("its pickle asks for a name that is no text")
-                    push(self._find(module, whole))
+                    qualified_name, module = pop(), pop()
+                    names = (module, qualified_name)
+                    if not all(isinstance(part, str) for part in names):
+                        raise PickleError("its pickle has a name that is no string")
+                    push(self._find_global(module, qualified_name))
                 elif name in ("REDUCE", "NEWOBJ"):
                     arguments, function = pop(), pop()
                     push(self._call(function, arguments))
-                elif name == "BUILD":  # state of an object: metadata of a dict, no more
+                elif (
+                    name == "BUILD"
+                ):  # sets an object's state, such as metadata of a dict
                     pop()
                     if not isinstance(self._top(), dict | Inert):
-                        raise PickleError("its pickle changes what it was given")
+                        raise PickleError(
+                            "its pickle changes the state of a tensor or a function"
+                        )
                 elif name == "BINPERSID":
-                    push(self._refer(pop()))
+                    push(self._find_storage(pop()))
                 elif name == "POP":
                     pop()
                 elif name == "STOP":
@@ -135,9 +143,9 @@ class Interpreter:
                     raise PickleError(f"its pickle uses {name}")
         except PickleError:
             raise
-        except Exception as error:  # a stack that is empty, a text that is cut off
+        except Exception as error:  # such as an empty stack, or a truncated string
             reason = type(error).__name__
-            raise PickleError(f"its pickle makes no sense ({reason})") from None
+            raise PickleError(f"its pickle is invalid ({reason})") from None
         raise PickleError("its pickle does not end")
 
     def _top(self) -> Any:
@@ -146,57 +154,57 @@ class Interpreter:
     def _pop(self) -> Any:
         value = self._stack.pop()
         if value is _MARK:
-            raise PickleError("its pickle makes no sense (a mark)")
+            raise PickleError("its pickle is invalid (unexpected mark)")
         return value
 
-    def _two(self) -> list[Any]:
+    def _pop_pair(self) -> list[Any]:
         value, key = self._pop(), self._pop()
         return [key, value]
 
-    def _marked(self) -> list[Any]:
+    def _pop_to_mark(self) -> list[Any]:
         for i in range(len(self._stack) - 1, -1, -1):
             if self._stack[i] is _MARK:
                 parts = self._stack[i + 1 :]
                 del self._stack[i:]
                 return parts
-        raise PickleError("its pickle makes no sense (no mark)")
+        raise PickleError("its pickle is invalid (no mark)")
 
     def _literal(self, value: Any) -> Any:
-        if isinstance(value, int) and abs(value) >= MOST_INT:
-            raise PickleError("its pickle has a number beyond all sizes")
+        if isinstance(value, int) and abs(value) >= MAX_INT:
+            raise PickleError("its pickle has a number of more than 64 bits")
         return value
 
-    def _contained(self, made: Any, parts: list[Any]) -> Any:
-        """A container, unless it is nested too deeply."""
+    def _record_depth(self, container: Any, parts: list[Any]) -> Any:
+        """Returns the container after checking its nesting depth."""
         depth = 1 + max((self._depth.get(id(part), 0) for part in parts), default=0)
-        if depth > MOST_DEPTH:
+        if depth > MAX_DEPTH:
             raise PickleError("its pickle nests containers too deeply")
-        self._depth[id(made)] = max(depth, self._depth.get(id(made), 0))
-        self._alive.append(made)
-        return made
+        self._depth[id(container)] = max(depth, self._depth.get(id(container), 0))
+        self._alive.append(container)
+        return container
 
-    def _set(self, target: Any, parts: list[Any]) -> None:
+    def _set_items(self, target: Any, parts: list[Any]) -> None:
         if target is INERT:
             return
         if not isinstance(target, dict) or len(parts) % 2:
-            raise PickleError("its pickle puts items where none can be")
+            raise PickleError("its pickle sets items of a value that is no dict")
         for key, value in zip(parts[::2], parts[1::2], strict=True):
             if not isinstance(key, str | int):
-                raise PickleError("its pickle has a key that is no text or number")
+                raise PickleError("its pickle has a key that is no string or number")
             target[key] = value
-        self._contained(target, parts)
+        self._record_depth(target, parts)
 
-    def _add(self, target: Any, parts: list[Any]) -> None:
+    def _extend(self, target: Any, parts: list[Any]) -> None:
         if target is INERT:
             return
         if not isinstance(target, list):
-            raise PickleError("its pickle appends to what is no list")
+            raise PickleError("its pickle appends to a value that is no list")
         target.extend(parts)
-        self._contained(target, parts)
+        self._record_depth(target, parts)
 
     def _call(self, function: Any, arguments: Any) -> Any:
         if function is INERT:
             return INERT
         if not isinstance(function, Function) or not isinstance(arguments, tuple):
-            raise PickleError("its pickle calls what is no function")
+            raise PickleError("its pickle calls a value that is no function")
         return function.run(*arguments)

@@ -1,7 +1,7 @@
-"""The safetensors format: 8 bytes of length, a JSON header, the numbers.
+"""Reader and writer for safetensors: 8 bytes of length, a JSON header, the arrays.
 
-Read here rather than by its package because bfloat16 must arrive without PyTorch, one
-tensor at a time, and a header that names a tensor twice must be refused.
+The `safetensors` package is not used because it needs PyTorch for bfloat16, and accepts
+a header with duplicate names.
 """
 
 import json
@@ -39,29 +39,33 @@ DTYPES: dict[str, Any] = {
     "F8_E8M0": ml_dtypes.float8_e8m0fnu,
 }
 NAMES = {np.dtype(v): k for k, v in DTYPES.items()}
-# The format's own limit; a larger header is an attack or another kind of file.
-MOST_HEADER = 100_000_000
-MOST_AXES, MOST_SIZE = 32, 1 << 62
+# Limit of the format for the size of the header in bytes.
+MAX_HEADER = 100_000_000
+MAX_AXES, MAX_SIZE = 32, 1 << 62
 
 
 def unique_keys(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose keys are all different; for `object_pairs_hook`."""
+    """Makes a dict and refuses duplicate keys; for `object_pairs_hook` of `json`.
+
+    Raises:
+      ValueError: a key occurs twice.
+    """
     result: dict[str, Any] = {}
     for key, value in pairs:
         if key in result:
-            raise ValueError(f"the key {printable(key)} stands there twice")
+            raise ValueError(f"the key {printable(key)} occurs twice")
         result[key] = value
     return result
 
 
 def read_safetensors(file: Path) -> dict[str, Stored]:
-    """The tensors of a file, by name; their numbers are read when asked for.
+    """Lists the tensors of a file by name, without reading their values.
 
-    A tensor that a model has under several names may be stored under one of them; the
-    header's metadata have the others, and so has the result.
+    A tensor that a model has under several names may be stored under one of them. The
+    metadata of the header map the other names to it; the result has all of them.
 
     Raises:
-      DataError: it is damaged, truncated, or not such a file.
+      DataError: the file is damaged, truncated, or no safetensors file.
     """
 
     def wrong(reason: str) -> DataError:
@@ -75,7 +79,7 @@ def read_safetensors(file: Path) -> dict[str, Stored]:
         if len(head) < 8:
             raise wrong("it ends within its first 8 bytes")
         (length,) = struct.unpack("<Q", head)
-        if length > MOST_HEADER or 8 + length > total:
+        if length > MAX_HEADER or 8 + length > total:
             raise wrong(f"its header would have {length} bytes, the file has {total}")
         try:
             header = json.loads(stream.read(length), object_pairs_hook=unique_keys)
@@ -83,7 +87,7 @@ def read_safetensors(file: Path) -> dict[str, Stored]:
             raise wrong(f"header: {error}") from None
     if not isinstance(header, dict):
         raise wrong("its header is no object")
-    notes = header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", None)
     start, spans, tensors = 8 + length, [], {}
     for name, entry in header.items():
         try:
@@ -96,10 +100,10 @@ def read_safetensors(file: Path) -> dict[str, Stored]:
             ) from None
         name = printable(name)
         numbers = (*shape, begin, end)
-        if len(shape) > MOST_AXES or not all(
-            type(n) is int and 0 <= n < MOST_SIZE for n in numbers
+        if len(shape) > MAX_AXES or not all(
+            type(n) is int and 0 <= n < MAX_SIZE for n in numbers
         ):
-            raise wrong(f"{name} has a shape or a place that makes no sense")
+            raise wrong(f"{name} has an invalid shape or position")
         if 0 not in shape and end - begin != math.prod(shape) * dtype.itemsize:
             raise wrong(f"{name} has the shape {shape}, but {end - begin} bytes")
         if 0 in shape and (begin != end or max(shape) >= 1 << 40):
@@ -113,8 +117,8 @@ def read_safetensors(file: Path) -> dict[str, Stored]:
     spans.sort()
     for (_, end, first), (begin, _, second) in zip(spans, spans[1:], strict=False):
         if begin < end:
-            raise wrong(f"{first} and {second} lie in the same place")
-    for other, name in notes.items() if isinstance(notes, dict) else ():
+            raise wrong(f"{first} and {second} overlap")
+    for other, name in metadata.items() if isinstance(metadata, dict) else ():
         if isinstance(name, str) and name in tensors and other not in tensors:
             tensors[printable(other)] = replace(tensors[name], alias=name)
     return tensors
@@ -123,7 +127,7 @@ def read_safetensors(file: Path) -> dict[str, Stored]:
 def _reader(file: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype):
     def read() -> np.ndarray:
         count = math.prod(shape)
-        # As bytes: numpy reads no ml_dtypes from files.
+        # Reads bytes, because `np.fromfile` does not support ml_dtypes.
         raw = np.fromfile(file, np.uint8, count * dtype.itemsize, offset=offset)
         if raw.size != count * dtype.itemsize:
             raise DataError(f"'{file}' was cut off while it was read; fetch it again")
@@ -141,13 +145,13 @@ def write_safetensors(
     """Writes a file one tensor at a time.
 
     Args:
-      file: replaced atomically.
-      tensors: name, shape and dtype of each.
-      read: gives the array of a name.
-      metadata: texts for the header.
+      file: path of the file, which is replaced atomically.
+      tensors: name, shape and dtype of each tensor.
+      read: function that returns the array of a name.
+      metadata: strings for the header.
 
     Raises:
-      DataError: a dtype that the format does not have.
+      DataError: the format does not have a dtype, or an array does not match its entry.
     """
     tensors = list(tensors)
     header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}

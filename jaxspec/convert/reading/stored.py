@@ -1,4 +1,4 @@
-"""A tensor in a file, and the set of them that is a model."""
+"""Types for tensors in files that have not been read, and for models made of them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,14 +12,14 @@ from jaxspec.errors import DataError
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor that has not been read.
+    """A tensor in a file, which has not been read.
 
     Attributes:
-      shape: of the tensor.
-      dtype: of its numbers; bfloat16 and the float8 kinds are ml_dtypes'.
-      file: where it is.
-      read: reads it, as an array that is the caller's own.
-      alias: the name under which it is stored, where that is another one.
+      shape: shape of the tensor.
+      dtype: dtype of the tensor; bfloat16 and float8 are those of ml_dtypes.
+      file: path of the file.
+      read: function that reads the tensor into a new array.
+      alias: name under which the tensor is stored, if it is another one.
     """
 
     shape: tuple[int, ...]
@@ -30,25 +30,25 @@ class Stored:
 
     @property
     def size(self) -> int:
-        """Numbers in it."""
+        """Number of elements."""
         return int(np.prod(self.shape, dtype=object))
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model as it was found.
+    """Files of a released model.
 
     Attributes:
-      name: of the file, folder or repository, for messages and records.
-      tensors: of the weights that were taken, by name, in the order of the files.
-      config: the model's own `config.json`, if there is one.
-      folder: of the files that may lie beside the weights (a tokenizer's).
-      revision: commit of the repository it came from.
-      left_out: names of things that belong to no set of weights.
-      sets: all sets of weights by name, with the names that the file has for their
-        tensors; see `reading.sets`.
-      weights: the name of the one that was taken.
-      prefixes: of wrappers, which were removed from names in `tensors`.
+      name: name of the file, folder or repository, for messages and metadata.
+      tensors: tensors of the selected weights by name, in the order of the files.
+      config: contents of the model's `config.json`; empty if there is none.
+      folder: folder of the files, which can hold a tokenizer, too.
+      revision: commit of the repository, for a model from the Hugging Face hub.
+      left_out: names of entries that belong to no set of weights.
+      sets: sets of weights by name, with tensor names as in the files; see
+        `reading.sets`.
+      weights: name of the selected set of weights.
+      prefixes: prefixes of wrappers that were removed from the names of `tensors`.
     """
 
     name: str
@@ -62,20 +62,26 @@ class Source:
     prefixes: tuple[str, ...] = ()
 
     def shape(self, name: str, axes: int | None = None) -> tuple[int, ...]:
-        """The shape of a tensor.
+        """Returns the shape of a tensor.
+
+        Args:
+          name: name of the tensor.
+          axes: number of axes to check; None accepts any.
 
         Raises:
-          DataError: there is none of that name, or it has not so many axes.
+          DataError: there is no such tensor, or it has another number of axes.
         """
         if name not in self.tensors:
             raise DataError(f"'{self.name}' has no tensor {name}")
         shape = self.tensors[name].shape
         if axes is not None and len(shape) != axes:
-            raise DataError(f"'{self.name}': {name} is {shape}, not of {axes} axes")
+            raise DataError(
+                f"'{self.name}': {name} has the shape {shape}, not {axes} axes"
+            )
         return shape
 
 
-def printable(text: str, most: int = 200) -> str:
-    """A name from a file, safe to show: no control characters, not too long."""
-    shown = text[:most].encode("unicode_escape").decode()
-    return shown + ("..." if len(text) > most else "")
+def printable(text: str, max_length: int = 200) -> str:
+    """Escapes and truncates a text from a file, so that it is safe to print."""
+    escaped = text[:max_length].encode("unicode_escape").decode()
+    return escaped + ("..." if len(text) > max_length else "")

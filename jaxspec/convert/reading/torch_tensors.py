@@ -1,4 +1,4 @@
-"""What PyTorch's pickles call to build tensors, as descriptions of views."""
+"""Functions of PyTorch's pickles that build tensors; here they return lazy views."""
 
 import math
 import struct
@@ -29,7 +29,7 @@ STORAGES: dict[str, Any] = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
-# Newer dtypes have no storage of their own: bytes, and a dtype beside the shape.
+# Newer dtypes have no storage class: a storage of bytes, and a dtype argument.
 BYTES = "UntypedStorage"
 DTYPES: dict[str, Any] = {
     "float8_e4m3fn": ml_dtypes.float8_e4m3fn,
@@ -38,70 +38,87 @@ DTYPES: dict[str, Any] = {
     "uint32": np.uint32,
     "uint64": np.uint64,
 }
-# Views have fewer axes than this, and smaller numbers.
-MOST_AXES, MOST_SIZE = 32, 1 << 62
+# Limits for the number of axes, and for sizes, strides and offsets.
+MAX_AXES, MAX_SIZE = 32, 1 << 62
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A storage class by name."""
+class StorageClass:
+    """A storage class of PyTorch's, by name."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Dtype:
-    """A dtype of PyTorch's."""
+    """A dtype of PyTorch's, as a NumPy dtype."""
 
-    numbers: np.dtype
+    numpy: np.dtype
 
 
 class Storage:
-    """A run of numbers in the file, checked against its checksum when first read."""
+    """A one-dimensional array in a file, with a checksum that is verified on read."""
 
     def __init__(self, file: Path, info: zipfile.ZipInfo, dtype: np.dtype):
-        """`info` is of the entry that holds the numbers."""
+        """Takes the zip entry `info` that holds the array."""
         self.file, self.info, self.dtype = file, info, dtype
         self.count = info.file_size // dtype.itemsize
 
     @cached_property
     def offset(self) -> int:
-        """Where the numbers begin."""
+        """Offset of the array in the file in bytes; verifies the checksum.
+
+        Raises:
+          DataError: the entry is damaged.
+        """
         with open(self.file, "rb") as stream:
             stream.seek(self.info.header_offset)
-            local = stream.read(30)
-            if len(local) < 30 or local[:4] != b"PK\x03\x04":
+            header = stream.read(30)
+            if len(header) < 30 or header[:4] != b"PK\x03\x04":
                 raise damaged(self.file, f"no entry {self.info.filename}")
-            name, extra = struct.unpack("<HH", local[26:30])
-            offset = self.info.header_offset + 30 + name + extra
+            name_bytes, extra_bytes = struct.unpack("<HH", header[26:30])
+            offset = self.info.header_offset + 30 + name_bytes + extra_bytes
             stream.seek(offset)
-            left, crc = self.info.file_size, 0
-            while left:
-                part = stream.read(min(left, 1 << 20))
-                if not part:
+            remaining, crc = self.info.file_size, 0
+            while remaining:
+                chunk = stream.read(min(remaining, 1 << 20))
+                if not chunk:
                     raise damaged(self.file, f"{self.info.filename} is cut off")
-                crc, left = zlib.crc32(part, crc), left - len(part)
+                crc, remaining = zlib.crc32(chunk, crc), remaining - len(chunk)
         if crc != self.info.CRC:
             raise damaged(self.file, f"{self.info.filename} has a wrong checksum")
         return offset
 
     def view(self, first: int, shape: tuple[int, ...], strides: tuple[int, ...]):
-        """A copy of a strided view."""
-        reach = sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
-        count = 0 if 0 in shape else reach + 1
-        size = self.dtype.itemsize
-        offset = self.offset + first * size
-        raw = np.fromfile(self.file, np.uint8, count * size, offset=offset)
+        """Reads a copy of a strided view.
+
+        Args:
+          first: index of the view's first element.
+          shape: shape of the view.
+          strides: strides of the view in elements.
+        """
+        last = sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+        count = 0 if 0 in shape else last + 1
+        itemsize = self.dtype.itemsize
+        offset = self.offset + first * itemsize
+        raw = np.fromfile(self.file, np.uint8, count * itemsize, offset=offset)
         flat = raw.view(self.dtype)
         if count == math.prod(shape) and strides == _contiguous(shape):
             return flat.reshape(shape)
-        steps = [s * size for s in strides]
-        return np.lib.stride_tricks.as_strided(flat, shape, steps).copy()
+        byte_strides = [s * itemsize for s in strides]
+        return np.lib.stride_tricks.as_strided(flat, shape, byte_strides).copy()
 
 
 @dataclass(frozen=True)
 class View:
-    """What `_rebuild_tensor_v2` asks for."""
+    """Arguments of `_rebuild_tensor_v2`, a strided view of a storage.
+
+    Attributes:
+      storage: storage of the elements.
+      first: index of the first element.
+      shape: shape of the view.
+      strides: strides of the view in elements.
+    """
 
     storage: Storage
     first: int
@@ -111,31 +128,33 @@ class View:
 
 def _rebuild(storage, first, shape, strides, grad=False, hooks=None, metadata=None):
     numbers = [first]
-    for some in (shape, strides):
-        if not isinstance(some, tuple) or len(some) > MOST_AXES:
-            raise PickleError("a tensor has a shape that makes no sense")
-        numbers += some
-    good = isinstance(storage, Storage) and len(shape) == len(strides)
-    if not good or not all(type(n) is int and 0 <= n < MOST_SIZE for n in numbers):
-        raise PickleError("a tensor has a shape that makes no sense")
+    for values in (shape, strides):
+        if not isinstance(values, tuple) or len(values) > MAX_AXES:
+            raise PickleError("a tensor has an invalid shape")
+        numbers += values
+    is_valid = isinstance(storage, Storage) and len(shape) == len(strides)
+    if not is_valid or not all(type(n) is int and 0 <= n < MAX_SIZE for n in numbers):
+        raise PickleError("a tensor has an invalid shape")
     if metadata:
-        raise PickleError("a tensor has bits (negated, conjugated) that are not known")
-    # Views that repeat numbers could be of any size.
-    reach = first + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+        raise PickleError(
+            "a tensor has flags (negated, conjugated) that are not supported"
+        )
+    # Views that repeat elements could have any size.
+    last = first + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
     if 0 in shape:
         return View(storage, 0, shape, _contiguous(shape))
-    if reach >= storage.count or math.prod(shape) > storage.count:
+    if last >= storage.count or math.prod(shape) > storage.count:
         raise PickleError(
-            f"a tensor of shape {shape} lies outside its {storage.count} numbers"
+            f"a tensor of shape {shape} exceeds its storage of {storage.count} elements"
         )
     return View(storage, first, shape, strides)
 
 
 def _rebuild_bytes(storage, first, shape, strides, grad, hooks, dtype, metadata=None):
     if not isinstance(storage, Storage) or not isinstance(dtype, Dtype):
-        raise PickleError("a tensor has a dtype that is not known")
-    typed = Storage(storage.file, storage.info, dtype.numbers)
-    return _rebuild(typed, first, shape, strides, grad, hooks, metadata)
+        raise PickleError("a tensor has a dtype that is not supported")
+    typed_storage = Storage(storage.file, storage.info, dtype.numpy)
+    return _rebuild(typed_storage, first, shape, strides, grad, hooks, metadata)
 
 
 def _parameter(data, *_):
@@ -152,7 +171,7 @@ def _size(*arguments):
 
 def _ordered(*arguments):
     if arguments and not (len(arguments) == 1 and arguments[0] in ([], ())):
-        raise PickleError("a dict is made in a way that is not known")
+        raise PickleError("an OrderedDict has arguments that are not supported")
     return {}
 
 
@@ -177,5 +196,5 @@ def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def damaged(file: Path, reason: str) -> DataError:
-    """The error of a file that cannot be used."""
+    """Returns the error for a file that cannot be used."""
     return DataError(f"'{file}' cannot be used: {reason}")

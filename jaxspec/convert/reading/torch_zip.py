@@ -1,8 +1,7 @@
-"""PyTorch's zip files (.pt, .pth, .bin, .ckpt), read without running them.
+"""Reader for PyTorch's zip files (.pt, .pth, .bin, .ckpt) that does not run them.
 
-Such a file holds a pickle, which is a program; see `pickled`. Only the few functions
-that build tensors are known, as descriptions of views (`torch_tensors`); any other name
-is refused.
+Such a file holds a pickle, which is a program. It is interpreted by `pickled`, with the
+few functions that build tensors (`torch_tensors`); any other function is refused.
 """
 
 import zipfile
@@ -22,27 +21,30 @@ from jaxspec.convert.reading.torch_tensors import (
     BYTES,
     KNOWN,
     STORAGES,
-    Kind,
     Storage,
+    StorageClass,
     View,
     damaged,
 )
 from jaxspec.errors import DataError
 
-# Larger programs than this describe no model.
-MOST_PICKLE = 64 << 20
+# Size of a pickle in bytes that no state dict exceeds.
+MAX_PICKLE_BYTES = 64 << 20
 
 
 def read_torch(file: Path, *, allow_objects: bool = False) -> tuple[Any, list[str]]:
-    """What a file holds, tensors as `Stored`, and the names of what was left out.
+    """Reads the value that a file holds, with its tensors as `Stored`.
 
     Args:
-      file: in PyTorch's zip format.
-      allow_objects: let objects that are no tensors be replaced by inert ones; their
-        code is not run and not even looked for.
+      file: path of a file in PyTorch's zip format.
+      allow_objects: whether to replace objects that are no tensors by placeholders
+        instead of refusing the file; their code is neither run nor imported.
+
+    Returns:
+      The value, and the names of the replaced classes and functions.
 
     Raises:
-      DataError: it is of another format, damaged, or holds anything else than tensors
+      DataError: the file has another format, is damaged, or holds anything but tensors
         in plain containers.
     """
     with open(file, "rb") as stream:
@@ -69,7 +71,9 @@ def _read_archive(
         if info.filename in entries:
             raise damaged(file, f"it has two entries '{info.filename}'")
         if info.compress_type != zipfile.ZIP_STORED:
-            raise damaged(file, f"'{info.filename}' is compressed, PyTorch's never are")
+            raise damaged(
+                file, f"'{info.filename}' is compressed, which PyTorch never does"
+            )
         entries[info.filename] = info
     programs = [n for n in entries if n.endswith("/data.pkl") and n.count("/") == 1]
     if any(name.endswith("/constants.pkl") for name in entries):
@@ -78,85 +82,90 @@ def _read_archive(
         raise damaged(file, "it is a zip file, but not one of PyTorch's")
     [program] = programs
     root = program.removesuffix("data.pkl")
-    if entries[program].file_size > MOST_PICKLE:
+    if entries[program].file_size > MAX_PICKLE_BYTES:
         raise damaged(file, f"its pickle has {entries[program].file_size} bytes")
     order = entries.get(root + "byteorder")
     if order is not None and archive.read(order).strip() != b"little":
-        raise damaged(file, "its numbers are big-endian; save it on another machine")
-    text = archive.read(program)
-    found: dict[tuple[str, str], Storage] = {}
+        raise damaged(file, "it is big-endian; save it on another machine")
+    pickle = archive.read(program)
+    storages: dict[tuple[str, str], Storage] = {}
     refused: list[str] = []
 
-    def find(module: str, name: str) -> Any:
+    def find_global(module: str, name: str) -> Any:
         known = KNOWN.get((module, name))
         if known is not None:
             return known
         if module in ("torch", "torch.storage") and name in (*STORAGES, BYTES):
-            return Kind(name)
+            return StorageClass(name)
         refused.append(printable(f"{module}.{name}"))
         return INERT
 
-    def refer(reference: Any) -> Storage:
+    def find_storage(reference: Any) -> Storage:
         if not isinstance(reference, tuple) or len(reference) < 5:
             raise PickleError("it has a reference of an unknown kind")
-        mark, kind, key, _, count = reference[:5]
-        if mark != "storage" or not isinstance(kind, Kind) or not isinstance(key, str):
+        tag, kind, key, _, count = reference[:5]
+        if (
+            tag != "storage"
+            or not isinstance(kind, StorageClass)
+            or not isinstance(key, str)
+        ):
             raise PickleError("it has a storage of an unknown kind")
-        if (kind.name, key) not in found:
+        if (kind.name, key) not in storages:
             info = entries.get(f"{root}data/{key}")
             if info is None:
                 raise PickleError(f"storage {printable(key)} is missing")
-            made = Storage(file, info, np.dtype(STORAGES.get(kind.name, np.uint8)))
-            if type(count) is not int or not 0 <= count <= made.count:
-                raise PickleError(f"storage {printable(key)} is shorter than it says")
-            found[kind.name, key] = made
-        return found[kind.name, key]
+            storage = Storage(file, info, np.dtype(STORAGES.get(kind.name, np.uint8)))
+            if type(count) is not int or not 0 <= count <= storage.count:
+                raise PickleError(f"storage {printable(key)} is shorter than its size")
+            storages[kind.name, key] = storage
+        return storages[kind.name, key]
 
     try:
-        value = _described(Interpreter(find, refer).run(text), file)
+        value = _views_as_stored(
+            Interpreter(find_global, find_storage).run(pickle), file
+        )
     except PickleError as error:
         if not refused or allow_objects:
             raise damaged(file, str(error)) from None
-        value = None  # what is refused comes first
-    if refused and not _weights(value):
-        raise damaged(file, _no_weights(refused))
+        value = None  # report the refused names first
+    if refused and not _has_tensors(value):
+        raise damaged(file, _no_tensors_message(refused))
     if refused and not allow_objects:
         raise damaged(
             file,
-            f"it wants to use {refused[0]}, which no tensor needs. If you trust where "
-            "the file is from, --allow-objects leaves such objects out without loading "
-            "them",
+            f"it refers to {refused[0]}, which no tensor needs. If you trust the file, "
+            "--allow-objects leaves such objects out without loading them",
         )
     return value, refused
 
 
-def _weights(value: Any) -> bool:
-    """Whether tensors by name are there, in a dict or in a dict that it holds."""
-    inside = list(value.values()) if isinstance(value, dict) else []
-    inside += [x for d in inside if isinstance(d, dict) for x in d.values()]
-    return any(isinstance(x, Stored) for x in inside)
+def _has_tensors(value: Any) -> bool:
+    """Returns whether a dict, or a dict in it, holds tensors."""
+    values = list(value.values()) if isinstance(value, dict) else []
+    values += [x for d in values if isinstance(d, dict) for x in d.values()]
+    return any(isinstance(x, Stored) for x in values)
 
 
-def _no_weights(refused: list[str]) -> str:
-    """What a file is that holds objects, and no tensors by name beside them."""
+def _no_tensors_message(refused: list[str]) -> str:
+    """Describes a file that holds objects, but no tensors by name."""
     tensors = [name for name in refused if name.startswith("torch._utils._rebuild")]
     if tensors:
         return (
-            f"its tensors are of a kind that is not read ({tensors[0]}); save them as "
-            "plain dense ones"
+            f"its tensors are of an unsupported kind ({tensors[0]}); save them "
+            "as plain dense ones"
         )
     return (
         f"it holds a whole object ({refused[0]}) and no tensors by name: only the code "
-        "that made it can read it. Where you trust it, load it with that code and save "
-        "its state_dict()"
+        "that made it can read it. If you trust the file, load it with that code and "
+        "save its state_dict()"
     )
 
 
-def _described(value: Any, file: Path) -> Any:
-    """Views as `Stored`: in a dict, and in the dicts that it holds."""
-    known: dict[int, Any] = {}
+def _views_as_stored(value: Any, file: Path) -> Any:
+    """Replaces views by `Stored`, in a dict and in the dicts that it holds."""
+    converted: dict[int, Any] = {}
 
-    def one(x: Any, depth: int) -> Any:
+    def convert(x: Any, depth: int) -> Any:
         if isinstance(x, View):
             return Stored(
                 x.shape,
@@ -165,9 +174,9 @@ def _described(value: Any, file: Path) -> Any:
                 lambda: x.storage.view(x.first, x.shape, x.strides),
             )
         if isinstance(x, dict) and depth < 2:
-            if id(x) not in known:
-                known[id(x)] = {k: one(v, depth + 1) for k, v in x.items()}
-            return known[id(x)]
+            if id(x) not in converted:
+                converted[id(x)] = {k: convert(v, depth + 1) for k, v in x.items()}
+            return converted[id(x)]
         return x
 
-    return one(value, 0)
+    return convert(value, 0)

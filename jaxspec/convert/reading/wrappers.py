@@ -1,10 +1,10 @@
-"""What trainers' wrappers put into the names of tensors.
+"""Removal of the prefixes that training wrappers add to tensor names.
 
-`torch.compile`, FSDP and activation checkpointing put a component of their own wherever
-they wrap a module; data parallelism puts one before all names. They are removed always.
-What a training module (Lightning's) puts before the names of the model it holds is any
-word, often "model", which released layouts use as well: `peeled` offers names without
-it, for the caller to try.
+`torch.compile`, FSDP and activation checkpointing add a component wherever they wrap a
+module; data parallelism adds one before all names. These are always removed. A training
+module (such as Lightning's) adds the name of the attribute that holds the model, often
+"model", which released layouts use as well. `strip_leading_components` yields names
+without it, and the caller tries which ones a family recognizes.
 """
 
 import re
@@ -20,8 +20,14 @@ ANYWHERE = re.compile(
 AROUND = "module."
 
 
-def unwrapped(tensors: Mapping[str, T]) -> tuple[dict[str, T], tuple[str, ...]]:
-    """The same without wrappers' components, and which were there.
+def strip_wrappers(tensors: Mapping[str, T]) -> tuple[dict[str, T], tuple[str, ...]]:
+    """Removes the components that wrappers add to names.
+
+    Args:
+      tensors: tensors by name.
+
+    Returns:
+      Tensors by shortened name, and the components that were removed.
 
     Raises:
       ValueError: two tensors would have the same name.
@@ -29,11 +35,11 @@ def unwrapped(tensors: Mapping[str, T]) -> tuple[dict[str, T], tuple[str, ...]]:
     removed: dict[str, None] = {}
     changed = True
     names = {name: name for name in tensors}
-    while changed:  # a wrapper may lie within another
+    while changed:  # wrappers can be nested
         before = dict(names)
         for name, short in before.items():
-            for found in ANYWHERE.findall(short):
-                removed[f"{found}."] = None
+            for component in ANYWHERE.findall(short):
+                removed[f"{component}."] = None
             names[name] = ANYWHERE.sub("", short)
         if names and all(short.startswith(AROUND) for short in names.values()):
             removed[AROUND] = None
@@ -42,19 +48,19 @@ def unwrapped(tensors: Mapping[str, T]) -> tuple[dict[str, T], tuple[str, ...]]:
     return _renamed(tensors, names), tuple(removed)
 
 
-def peeled(
-    tensors: Mapping[str, T], most: int = 2
+def strip_leading_components(
+    tensors: Mapping[str, T], depth: int = 2
 ) -> Iterator[tuple[dict[str, T], str]]:
-    """The same without a first component, for each that there is; often-used first.
+    """Removes each leading component of the names, the most frequent one first.
 
-    Names that begin otherwise stay as they are.
+    Names that do not start with the component are unchanged.
 
     Args:
-      tensors: by name.
-      most: components that may be removed from a name, one after another.
+      tensors: tensors by name.
+      depth: number of components that may be removed one after another.
 
     Yields:
-      Tensors by name, and the prefix that was removed.
+      Tensors by shortened name, and the prefix that was removed.
     """
     firsts = Counter(name.split(".", 1)[0] for name in tensors if "." in name)
     for first, _ in firsts.most_common(8):
@@ -64,14 +70,14 @@ def peeled(
         except ValueError:
             continue
         yield shorter, prefix
-        if most > 1:
-            for shortest, inner in peeled(shorter, most - 1):
+        if depth > 1:
+            for shortest, inner in strip_leading_components(shorter, depth - 1):
                 yield shortest, prefix + inner
 
 
 def _renamed(tensors: Mapping[str, T], names: Mapping[str, str]) -> dict[str, T]:
-    found = {names[name]: tensor for name, tensor in tensors.items()}
-    if len(found) != len(tensors):
-        twice = Counter(names.values()).most_common(1)[0][0]
-        raise ValueError(f"{twice} is there with and without a wrapper's prefix")
-    return found
+    renamed = {names[name]: tensor for name, tensor in tensors.items()}
+    if len(renamed) != len(tensors):
+        duplicate = Counter(names.values()).most_common(1)[0][0]
+        raise ValueError(f"{duplicate} exists with and without a wrapper's prefix")
+    return renamed
