@@ -1,6 +1,6 @@
 """Random files with the names and shapes of LlamaGen-XL, VQ-16 and LANTERN's drafter.
 
-`python -m tests.convert.real_sizes FOLDER` writes them (3.6 GB), outside of the project.
+`python -m tests.convert.real_sizes FOLDER` writes them (3.6 GB), not to be committed.
 """
 
 import sys
