@@ -20,7 +20,7 @@ def get_config() -> Experiment:
             credit="Fruits-360, Copyright (c) 2017- Mihai Oltean",
             license="CC BY-SA 4.0",
             caveat="train and test show the same physical fruit from neighboring "
-            "angles, so held-out figures are optimiztic",
+            "angles, so held-out figures are optimistic",
         ),
         tokenizer=PRESETS["small-64"],
         prior=TransformerConfig(

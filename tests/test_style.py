@@ -31,7 +31,7 @@ BANNED = re.compile(
 )
 BRITISH = re.compile(
     r"\w*(?:neighbour|licence|colour|behaviour|favour|normalis|quantis|initialis|"
-    r"optimis|recognis|utilis|generalis|marginalis|summaris|serialis|organis|centre)\w*",
+    r"optimis(?!ti)|recognis|utilis|generalis|marginalis|summaris|serialis|organis|centre)\w*",
     re.IGNORECASE,
 )
 
