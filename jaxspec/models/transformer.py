@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxspec.config import TransformerConfig
 from jaxspec.errors import ConfigError
 from jaxspec.nn.attention import OVER_CACHE, Attention
-from jaxspec.nn.kernels.cached_attention import kernel_move, whole_blocks
+from jaxspec.nn.kernels.cached_attention import kernel_gather_path, padded_capacity
 from jaxspec.nn.layers import (
     INIT,
     ZEROS,
@@ -69,7 +69,7 @@ CaptionPadding = Literal["self", "published"]
 # What padded positions of a caption attend to. Nothing attends to them, so it changes
 # features at padded positions alone, which a drafter may read.
 #   self        themselves, as LlamaGen does
-#   published   as in LANTERN's target, see `seen_by_padding`
+#   published   as in LANTERN's target, see `lantern_padding_mask`
 
 
 class _Layer(nn.Module):
@@ -209,12 +209,12 @@ class Transformer:
 
     def cache_slots(self, slots: int) -> int:
         """Capacity, at least `slots`, of a cache for this way to attend."""
-        return whole_blocks(slots) if self.attention == "pallas" else slots
+        return padded_capacity(slots) if self.attention == "pallas" else slots
 
     @property
     def move(self) -> Callable[..., Layers]:
         """How a path is committed in its caches, see `spec.cache.gather_path`."""
-        return kernel_move if self.attention == "pallas" else gather_path
+        return kernel_gather_path if self.attention == "pallas" else gather_path
 
     def init(self, key: Array) -> Params:
         """Random float32 parameters; `key` is consumed. The head starts at zero."""
@@ -327,7 +327,7 @@ class Transformer:
         mask = columns[:, None, :] & causal[None]
         mask |= jnp.eye(length, cache.capacity, dtype=bool)[None]
         if padding == "published" and isinstance(prompt, Caption):
-            seen = seen_by_padding(prompt.valid, x.dtype)
+            seen = lantern_padding_mask(prompt.valid, x.dtype)
             beyond = ((0, 0), (0, 0), (0, cache.capacity - length))
             mask |= jnp.pad(seen, beyond)
         logits, features, layers = bound.body(
@@ -358,7 +358,7 @@ class Transformer:
         return logits, features, KVCache(layers, cache.lengths, cache.visible)
 
 
-def seen_by_padding(
+def lantern_padding_mask(
     valid: Bool[Array, "B P"], dtype: jnp.dtype
 ) -> Bool[Array, "B P P"]:
     """What LANTERN's target attends to from padded positions before a caption.

@@ -20,7 +20,7 @@ from jaxspec.testing.drafts import Conditionals, Drafts
 TOLERANCE = 1e-6
 
 
-def law_of_each_draft(
+def output_law_per_draft(
     verifier: Any, p: Conditionals, drafts: Drafts, params: Any = None
 ) -> np.ndarray:
     """What comes out of a round given each draft, `[B, V**A]`, continued by the target.
@@ -92,7 +92,7 @@ def _continued(outcome: list[np.ndarray], p: Conditionals) -> np.ndarray:
     return total
 
 
-def drawn_law(
+def sampled_output_law(
     verifier: Any,
     p: Conditionals,
     drafts: Drafts,
@@ -151,7 +151,7 @@ def output_law(
     size, length = p.vocab_size, drafts.tree.depth + 1
     with jax.enable_x64(True):
         drafts = _as_float64(drafts)
-        each = law_of_each_draft(verifier, p, drafts, params)
+        each = output_law_per_draft(verifier, p, drafts, params)
     each = np.where(drafts.chance[:, None] > 0, each, 0.0)
     return (drafts.chance @ each).reshape((size,) * length)
 
@@ -208,13 +208,13 @@ def assert_lossless(
             limit = np.full_like(wanted, TOLERANCE)
         else:
             with jax.enable_x64(True):
-                each = law_of_each_draft(verifier, p, _as_float64(drafts), params)
+                each = output_law_per_draft(verifier, p, _as_float64(drafts), params)
             found = each.mean(0).reshape(wanted.shape)
             spread = each.std(0).reshape(wanted.shape) / np.sqrt(len(each))
             limit = 6 * spread + TOLERANCE
         _compare(verifier, "outcome", found, wanted, limit)
     if draws:
-        found = drawn_law(verifier, p, drafts, params, draws=draws)
+        found = sampled_output_law(verifier, p, drafts, params, draws=draws)
         spread = np.sqrt(wanted * (1 - wanted) / draws)
         limit = 6 * spread + np.where(wanted > 0, 6 / draws, TOLERANCE)
         _compare(verifier, "verify", found, wanted, limit)

@@ -209,8 +209,8 @@ def test_long_queries_are_worked_on_in_blocks_to_the_same_end(monkeypatch):
     k, v = (jax.random.normal(key, (2, 2, 11, 6)) for key in keys[1:3])
     mask = jax.random.bernoulli(keys[3], 0.5, (2, 9, 11))
     whole = attention.attend(q, k, v, mask)
-    monkeypatch.setattr(attention, "_MOST_QUERIES", 4)
-    monkeypatch.setattr(attention, "_BLOCK", 4)
+    monkeypatch.setattr(attention, "_MAX_QUERIES", 4)
+    monkeypatch.setattr(attention, "_QUERY_BLOCK", 4)
     np.testing.assert_allclose(attention.attend(q, k, v, mask), whole, atol=1e-6)
 
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from jaxspec.errors import ConfigError
-from jaxspec.nn.attention import OVER_CACHE, attend, cudnn_attend, separate_step
-from jaxspec.nn.rope import turned
+from jaxspec.nn.attention import OVER_CACHE, attend, cudnn_attend, xla_step
+from jaxspec.nn.rope import split_and_rotate
 from tests.nn.over_cache import arrays
 
 kernel_step = OVER_CACHE["pallas"]
 WAYS = {
-    "xla": separate_step,
+    "xla": xla_step,
     "triton": partial(kernel_step, backend="triton interpreted"),
     "mosaic": partial(kernel_step, backend="mosaic interpreted"),
 }
@@ -57,7 +57,7 @@ def test_several_dtypes_are_computed_in_the_widest(way, dtypes):
     cache = cache[0].astype(dtypes[1]), cache[1].astype(dtypes[2])
     out, written = WAYS[way](fused, angles, mask, cache, starts)
     assert tuple(str(x.dtype) for x in written) == dtypes[1:]
-    q, _, _ = turned(fused, angles)
+    q, _, _ = split_and_rotate(fused, angles)
     assert_rounded_once(out, exactly(q, *written, mask), dtypes[0])
 
 
@@ -65,9 +65,9 @@ def test_a_product_in_the_narrower_dtype_would_be_seen():
     """The control: keys and values rounded to the queries' dtype."""
     fused, angles, mask, cache, starts = arrays(2, 5, 2, 2, 128, 32)
     fused, wide = fused.astype(jnp.bfloat16), cache[0].dtype
-    out, written = separate_step(fused, angles, mask, cache, starts)
+    out, written = xla_step(fused, angles, mask, cache, starts)
     narrow = (x.astype(jnp.bfloat16).astype(wide) for x in written)
-    q, _, _ = turned(fused, angles)
+    q, _, _ = split_and_rotate(fused, angles)
     with pytest.raises(AssertionError):
         assert_rounded_once(out, exactly(q, *narrow, mask), jnp.bfloat16)
 
@@ -92,7 +92,7 @@ def test_a_narrow_cache_holds_rounded_keys_and_values(way):
     fused, angles, mask, cache, starts = arrays(2, 3, 1, 2, 128, 8)
     cache = tuple(x.astype(jnp.bfloat16) for x in cache)
     _, written = WAYS[way](fused, angles, mask, cache, starts)
-    for new, there in zip(turned(fused, angles)[1:], written, strict=True):
+    for new, there in zip(split_and_rotate(fused, angles)[1:], written, strict=True):
         rows = [there[r, :, s : s + 3] for r, s in enumerate(starts.tolist())]
         np.testing.assert_allclose(jnp.stack(rows), new, rtol=2**-8, atol=1e-30)
 
@@ -108,7 +108,7 @@ def test_what_is_no_floating_point_number_is_refused(way, wrong):
 
 def test_cudnn_takes_one_dtype():
     fused, angles, mask, cache, _ = arrays(1, 1, 1, 1, 32, 8)
-    q, _, _ = turned(fused.astype(jnp.bfloat16), angles)
+    q, _, _ = split_and_rotate(fused.astype(jnp.bfloat16), angles)
     with pytest.raises(ConfigError, match="q in bfloat16, k in float32, v in float32"):
         cudnn_attend(q, *cache, mask)
 
@@ -121,5 +121,5 @@ def test_accelerators_compute_in_the_widest(dtypes):
     cache = cache[0].astype(dtypes[1]), cache[1].astype(dtypes[2])
     with jax.default_matmul_precision("highest"):
         out, written = kernel_step(*given, cache, starts)
-    q, _, _ = turned(*given[:2])
+    q, _, _ = split_and_rotate(*given[:2])
     assert_rounded_once(out, exactly(q, *written, mask), dtypes[0])

@@ -14,10 +14,10 @@ from jaxspec.errors import ConfigError
 from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
 from jaxspec.nn import attention
-from jaxspec.nn.attention import OVER_CACHE, attend, cudnn_attend, separate_step
-from jaxspec.nn.kernels.cached_attention import kernel_move
-from jaxspec.nn.kernels.mosaic_attention import _heads_at_once
-from jaxspec.nn.rope import turned
+from jaxspec.nn.attention import OVER_CACHE, attend, cudnn_attend, xla_step
+from jaxspec.nn.kernels.cached_attention import kernel_gather_path
+from jaxspec.nn.kernels.mosaic_attention import _heads_per_program
+from jaxspec.nn.rope import split_and_rotate
 from jaxspec.spec import cache as spec_cache
 from jaxspec.spec.cache import gather_path
 from jaxspec.spec.loop import generate
@@ -70,14 +70,14 @@ def test_outputs_and_caches_are_those_of_the_steps_one_by_one(
     kernel, rows, length, heads, slots, size, seed
 ):
     given = arrays(rows, length, *heads, slots, size, seed=seed)
-    assert_alike(kernel_step(*given, backend=kernel), separate_step(*given))
+    assert_alike(kernel_step(*given, backend=kernel), xla_step(*given))
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_short_floats_are_added_up_in_long_ones(kernel):
     fused, angles, mask, cache, starts = arrays(2, 5, 1, 4, 128, 64, jnp.bfloat16)
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), (fused, cache))
-    exact, _ = separate_step(wide[0], angles, mask, wide[1], starts)
+    exact, _ = xla_step(wide[0], angles, mask, wide[1], starts)
     out, _ = kernel_step(fused, angles, mask, cache, starts, backend=kernel)
     assert np.linalg.norm(out - exact) < 1e-2 * np.linalg.norm(exact)
 
@@ -91,10 +91,10 @@ def test_blocks_behind_the_last_visible_slot_are_not_read(kernel):
     poison = jnp.where(beyond[:, None, :, None], jnp.nan, 0.0)
     poisoned = tuple(x + poison for x in cache)
     out, _ = kernel_step(fused, angles, mask, poisoned, starts, backend=kernel)
-    expected, _ = separate_step(fused, angles, mask, cache, starts)
+    expected, _ = xla_step(fused, angles, mask, cache, starts)
     assert_alike(out, expected)
     # The control: plain attention reads everything.
-    assert np.isnan(separate_step(fused, angles, mask, poisoned, starts)[0]).any()
+    assert np.isnan(xla_step(fused, angles, mask, poisoned, starts)[0]).any()
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -107,7 +107,7 @@ def test_what_is_about_to_be_overwritten_is_not_read(kernel):
     poison = jnp.where(window[:, None, :, None], jnp.nan, 0.0)
     poisoned = tuple(x + poison for x in cache)
     given = fused, angles, mask, poisoned, starts
-    assert_alike(kernel_step(*given, backend=kernel), separate_step(*given))
+    assert_alike(kernel_step(*given, backend=kernel), xla_step(*given))
     assert np.isnan(poisoned[1]).any()
 
 
@@ -139,24 +139,24 @@ def test_what_one_platforms_kernel_cannot_take_others_may(shape, takers):
         text = lowered(kernel_step, platform, *shapes)
         assert text.count(name) == (platform in takers), platform
     given = arrays(*shape)
-    assert_alike(kernel_step(*given), separate_step(*given))
+    assert_alike(kernel_step(*given), xla_step(*given))
 
 
 def test_a_tpus_program_takes_as_many_heads_as_fit():
-    assert _heads_at_once(20, 16, 64, 128) == 20
-    assert _heads_at_once(32, 128, 64, 128) == 8
-    assert _heads_at_once(3, 2048, 128, 128) == 1
+    assert _heads_per_program(20, 16, 64, 128) == 20
+    assert _heads_per_program(32, 128, 64, 128) == 8
+    assert _heads_per_program(3, 2048, 128, 128) == 1
     given = arrays(2, 40, 4, 6, 128, 32)
-    assert _heads_at_once(6, 4 * 48, 32, 128) == 6
-    assert_alike(kernel_step(*given, backend=KERNELS[1]), separate_step(*given))
+    assert _heads_per_program(6, 4 * 48, 32, 128) == 6
+    assert_alike(kernel_step(*given, backend=KERNELS[1]), xla_step(*given))
 
 
 @pytest.mark.parametrize("length, groups", [(1, 1), (1, 2), (3, 1)])
 def test_what_a_tpu_is_given_computes_the_same(length, groups):
     """One query a head goes in twice, and rows are written one after another."""
     fused, angles, mask, cache, starts = arrays(3, length, groups, 2, 16, 8)
-    q, k, v = turned(fused, angles)
-    assert_alike(attention._attend_twice(q, *cache, mask)[:, :1],
+    q, k, v = split_and_rotate(fused, angles)
+    assert_alike(attention._attend_duplicated(q, *cache, mask)[:, :1],
                  attend(q, *cache, mask)[:, :1])  # fmt: skip
     given = cache[0], k, starts
     np.testing.assert_array_equal(
@@ -164,8 +164,8 @@ def test_what_a_tpu_is_given_computes_the_same(length, groups):
     )
     shapes = jax.eval_shape(lambda: (fused, angles, mask, cache, starts))
     texts = {
-        "cpu": jax.jit(separate_step).lower(*shapes).as_text(),
-        "tpu": lowered(separate_step, "tpu", *shapes),
+        "cpu": jax.jit(xla_step).lower(*shapes).as_text(),
+        "tpu": lowered(xla_step, "tpu", *shapes),
     }
     assert "scatter" in texts["cpu"] and "scatter" not in texts["tpu"]
     if (length, groups) == (1, 1):
@@ -186,10 +186,10 @@ def test_one_kernel_commits_a_path_in_all_layers(size, layers):
     lengths = jnp.array([5, 17])
     path = jnp.array([[0, 1, 3, 4, 9, 11, 12, 15, 19], [0, 2, 3, 5, 6, 7, 8, 20, 22]])
     given = cache, lengths, 23, path
-    moved = kernel_move(*given, interpret=True)
+    moved = kernel_gather_path(*given, interpret=True)
     jax.tree.map(np.testing.assert_array_equal, moved, gather_path(*given))
     assert not np.array_equal(moved[0][0], cache[0][0])
-    move = partial(kernel_move, nodes=23)
+    move = partial(kernel_gather_path, nodes=23)
     text = lowered(lambda c, at, p: move(c, at, path=p), "cuda", cache, lengths, path)
     assert text.count(LAUNCHES["cuda"]) == (3 if layers > 32 else 1)
     assert "scatter" not in text
@@ -201,7 +201,7 @@ def test_rows_that_see_nothing_are_finite(kernel):
     blind = mask.at[1].set(False)
     out, _ = kernel_step(fused, angles, blind, cache, starts, backend=kernel)
     assert np.isfinite(out).all()
-    expected, _ = separate_step(fused, angles, mask, cache, starts)
+    expected, _ = xla_step(fused, angles, mask, cache, starts)
     assert_alike(out[0], expected[0])
 
 
@@ -260,7 +260,7 @@ def test_what_it_cannot_take_is_told(case):
 def test_cudnn_is_for_gpus():
     fused, angles, mask, cache, _ = arrays(1, 1, 1, 1, 32, 8)
     with pytest.raises(ConfigError, match="on NVIDIA GPUs"):
-        cudnn_attend(turned(fused, angles)[0], *cache, mask)
+        cudnn_attend(split_and_rotate(fused, angles)[0], *cache, mask)
 
 
 @pytest.mark.accelerator
@@ -268,10 +268,10 @@ def test_cudnn_is_for_gpus():
 def test_accelerators_attend_alike(way):
     fused, angles, mask, cache, starts = arrays(2, 26, 1, 20, 640, 64, jnp.bfloat16)
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), (fused, cache))
-    expected, _ = separate_step(wide[0], angles, mask, wide[1], starts)
+    expected, _ = xla_step(wide[0], angles, mask, wide[1], starts)
     out, written = OVER_CACHE[way](fused, angles, mask, cache, starts)
     assert np.linalg.norm(out - expected) < 1e-2 * np.linalg.norm(expected)
-    _, there = separate_step(fused, angles, mask, cache, starts)
+    _, there = xla_step(fused, angles, mask, cache, starts)
     assert_alike(written, there, atol=0.02)
 
 
@@ -282,5 +282,5 @@ def test_accelerators_commit_alike():
     layers = tuple(zip(buffers[::2], buffers[1::2], strict=True))
     path = jnp.array([[0, 1, 2, 3, 4, 5, 6, 7], [0, 2, 3, 5, 6, 7, 25, 25]])
     given = layers, jnp.array([5, 301]), 26, path
-    moved = jax.jit(kernel_move, static_argnums=2)(*given)
+    moved = jax.jit(kernel_gather_path, static_argnums=2)(*given)
     jax.tree.map(np.testing.assert_array_equal, moved, gather_path(*given))

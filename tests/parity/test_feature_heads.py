@@ -13,7 +13,7 @@ from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import RopeScaling, TransformerConfig
 from jaxspec.errors import ConfigError
 from jaxspec.models.target import make_target
-from jaxspec.models.transformer import Caption, Transformer, seen_by_padding
+from jaxspec.models.transformer import Caption, Transformer, lantern_padding_mask
 from tests.parity.comparing import as_jax, assert_close
 from tests.parity.converting import converted
 from tests.parity.eagle_twin import (
@@ -353,7 +353,7 @@ def test_padding_sees_the_caption_in_float32_alone(dtype):
     lowest = torch.finfo(getattr(torch, dtype)).min
     mask = ahead + torch.zeros(3, size, size).masked_fill(~valid[:, None], lowest)
     wanted = mask.softmax(-1) > 0  # scores of zeros
-    found = seen_by_padding(jnp.asarray(valid.numpy()), jnp.dtype(dtype))
+    found = lantern_padding_mask(jnp.asarray(valid.numpy()), jnp.dtype(dtype))
     for row in range(3):
         for place in torch.where(~valid[row])[0].tolist():
             assert found[row, place].tolist() == wanted[row, place].tolist()

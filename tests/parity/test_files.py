@@ -24,7 +24,7 @@ def state():
         "brain": torch.randn(2, 2).bfloat16(),
         "double": torch.randn(3, dtype=torch.float64),
         "whole": base,
-        "turned": base.T,
+        "transposed": base.T,
         "part": base[1:5:2, 1:],
         "ids": torch.arange(5),
         "used": torch.tensor([True, False]),

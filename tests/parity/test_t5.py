@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from jaxspec.models.t5 import TextEncoder, relative_buckets
+from jaxspec.models.t5 import TextEncoder, relative_position_buckets
 from tests.parity.comparing import as_jax, assert_close
 from tests.parity.converting import converted
 from tests.parity.random_weights import randomized
@@ -71,4 +71,4 @@ def test_buckets_of_distances_agree(both):
     layer = oracle.encoder.block[0].layer[0].SelfAttention
     distance = torch.arange(400)[None, :] - torch.arange(400)[:, None]
     theirs = layer._relative_position_bucket(distance, True, 32, 128)
-    np.testing.assert_array_equal(relative_buckets(400, 32, 128), theirs.numpy())
+    np.testing.assert_array_equal(relative_position_buckets(400, 32, 128), theirs.numpy())
