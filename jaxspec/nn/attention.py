@@ -21,7 +21,7 @@ from jaxspec.typing import Array, Bool, Float, Int
 
 # Score of a masked slot; -inf would give NaN for a query that may attend to nothing.
 MASKED = -1e30
-# Above this many queries, attention runs block by block to bound the size of the scores.
+# More queries than this are attended block by block, to bound the memory of scores.
 _MAX_QUERIES, _QUERY_BLOCK = 512, 128
 
 
@@ -193,7 +193,7 @@ class Attention(nn.Module):
         cache: tuple[Array, Array] | None = None,
         starts: Int[Array, "R"] | None = None,
     ) -> tuple[Float[Array, "R T D"], tuple[Array, Array] | None]:
-        """Attends over `x` alone or, with a cache, writes `x` to it and attends over it.
+        """Attends over `x` or, with a cache, writes `x` to it and attends over it.
 
         Args:
           x: hidden states.

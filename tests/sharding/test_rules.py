@@ -56,9 +56,9 @@ def test_an_axis_that_does_not_divide_stays_whole():
 def test_rules_of_ones_own_come_first():
     rules = ((r"qkv", P("model", None)), (r".*", P()))
     assert spec_of("a/qkv/kernel", (8, 16), {"model": 2}, rules) == P("model", None)
-    with pytest.raises(ConfigError, match="no sharding rule is about norm"):
+    with pytest.raises(ConfigError, match="no sharding rule matches norm"):
         spec_of("norm", (8,), {"model": 2}, rules[:1])
-    with pytest.raises(ConfigError, match=r"divides 2 axes, qkv has \(8,\)"):
+    with pytest.raises(ConfigError, match=r"is for 2 axes, but qkv has shape \(8,\)"):
         spec_of("qkv", (8,), {"model": 2}, rules)
 
 

@@ -144,7 +144,7 @@ def _kernel(
         return load(fused, *index, where=where)
 
     def rotated(token, part):
-        """Queries or keys after the rotary embedding, rounded as in `nn.rope.rotate`."""
+        """Queries or keys after rotation, rounded as in `nn.rope.rotate`."""
         where = all_channels(token < length)
         index = sequence, token[:, None], channel[None]
         x = load_fused(token, part, channel).astype(jnp.float32)
