@@ -129,10 +129,10 @@ class MaskedDiffusion:
         """Generates sequences from masks only, unmasking tokens in a random order.
 
         This is the first-hitting sampler. The network does not depend on the diffusion
-        time, so the times need not be sampled: each step unmasks a random position. With
-        fewer `steps` than positions, a step unmasks several, sampled independently.
-        Order and tokens are determined by the keys of the sequences. The Gumbel noise is
-        that of the engine, whose tail is not truncated by float32 rounding.
+        time, so the times need not be sampled: each step unmasks a random position.
+        With fewer `steps` than positions, a step unmasks several, sampled
+        independently. The keys of the sequences determine order and tokens. The Gumbel
+        noise is that of the engine, whose tail is not truncated by float32 rounding.
 
         Args:
           params: parameters.

@@ -47,7 +47,8 @@ class TokenPrompt:
     """Token prompts for classifier-free guidance, one per branch.
 
     Attributes:
-      given: prompts of the conditional branch, int32 [B, P], with -1 after shorter ones.
+      given: prompts of the conditional branch, int32 [B, P], with -1 after shorter
+        ones.
       null: prompts of the unconditional branch, int32 [B, M], with -1 after shorter
         ones; the number of positions `M` may differ from `P`.
     """
@@ -230,7 +231,7 @@ class Transformer:
         return _Decoder(self.config).init(key, self.blank_prompt(1), ids)["params"]
 
     def blank_prompt(self, rows: int) -> PyTree:
-        """Prompt of zeros for `rows` sequences; None for a model without a condition."""
+        """Prompt of zeros for `rows` sequences; None if there is no condition."""
         c = self.config
         if c.condition == "class":
             return jnp.zeros(rows, jnp.int32)
@@ -388,8 +389,8 @@ def lantern_padding_mask(
     lowest number of the activation dtype to those of padding. Positions with both get
     -inf. Of those with one, softmax keeps the larger, with equal weights because the
     queries of a condition are zero. In float32 these are the padding up to the position
-    and the whole caption; in bfloat16 and float16, whose lowest numbers are larger, only
-    the padding.
+    and the whole caption; in bfloat16 and float16, whose lowest numbers are larger,
+    only the padding.
 
     Args:
       valid: False at padding.

@@ -49,7 +49,7 @@ def spec_of(
       path: path of the parameter, with slashes.
       shape: shape of the parameter.
       sizes: number of devices along each axis of the mesh.
-      rules: sharding rules, the first of which whose pattern is found in `path` applies.
+      rules: sharding rules; the first whose pattern is found in `path` applies.
 
     Raises:
       ConfigError: no rule matches, or the spec has more axes than the parameter.
