@@ -19,7 +19,7 @@ from tests.parity.llamagen_pairs import ROWS, make_pair, make_prompt, make_token
 
 pytestmark = pytest.mark.parity
 
-compact = jax.jit(cache_lib.compact, static_argnames="nodes")
+commit = jax.jit(cache_lib.commit_path, static_argnames="nodes")
 
 NULL = torch.tensor([True, False, False])
 TREE = Tree.from_paths([(0, 0, 0), (0, 1), (1, 0)])
@@ -99,7 +99,7 @@ def test_rows_go_on_from_the_paths_that_they_accepted(pair):
     _, _, cache = extend(pair, cache, nodes, TREE.ancestors, TREE.depths)
     ends = [TREE.levels[3][0], 0, TREE.levels[2][-1]]
     paths, counts = jnp.asarray(TREE.paths[ends]), jnp.asarray(TREE.depths[ends] + 1)
-    cache = compact(cache, TREE.size, paths, counts)
+    cache = commit(cache, TREE.size, paths, counts)
     after = make_tokens(1, seed=3)
     logits, _, _ = extend(pair, cache, after, np.ones((1, 1), bool), np.zeros(1, int))
     for row, end in enumerate(ends):
