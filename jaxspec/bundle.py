@@ -24,7 +24,7 @@ from jaxspec.drafters.kinds import DRAFTERS
 from jaxspec.errors import CheckpointError, ConfigError
 from jaxspec.models.kv_groups import copy_kv_heads, needed_copies
 from jaxspec.nn.quantize import quantized
-from jaxspec.sharding import RULES, Rules, check_mesh, placement
+from jaxspec.sharding import SHARDING_RULES, ShardingRules, check_mesh, placement
 from jaxspec.typing import Params
 from jaxspec.writing import write_file
 
@@ -101,7 +101,7 @@ def load_bundle(
     *,
     dtype: Any = None,
     mesh: Mesh | None = None,
-    rules: Rules = RULES,
+    rules: ShardingRules = SHARDING_RULES,
     int8: bool = False,
 ) -> Bundle:
     """Loads a bundle folder, or the embedded default.

@@ -14,7 +14,7 @@ from jaxspec.config import TransformerConfig
 from jaxspec.errors import ConfigError
 from jaxspec.models.kv_groups import copy_kv_heads, needed_copies
 from jaxspec.nn.quantize import SCALE, quantized
-from jaxspec.sharding import RULES, Rules, spec_of
+from jaxspec.sharding import SHARDING_RULES, ShardingRules, spec_of
 
 # Nominal memory of one device, in bytes.
 DEVICES = {
@@ -64,7 +64,7 @@ def params_bytes(
     config: Any,
     sizes: Mapping[str, int],
     itemsize: int,
-    rules: Rules = RULES,
+    rules: ShardingRules = SHARDING_RULES,
     int8: bool = False,
 ) -> int:
     """Bytes of a model's parameters on one device of a mesh.

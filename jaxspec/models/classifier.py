@@ -1,4 +1,4 @@
-"""A small convolutional classifier; its last features measure sets of images."""
+"""Small convolutional image classifier, whose features give a Frechet distance."""
 
 from dataclasses import dataclass
 
@@ -15,14 +15,15 @@ GROUPS = 8
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """A residual network over folded pixels.
+    """Configuration of a residual network over image patches.
 
     Attributes:
       image_size: side of a square image in pixels.
       classes: number of classes.
-      patch_size: pixels folded into channels before the first convolution.
-      widths: channels of each level, multiples of 8; each level halves the side of the
-        one before. The last is the width of the features.
+      patch_size: side in pixels of the patches that are folded into channels before the
+        first convolution.
+      widths: channels of each level, multiples of 8; each level halves height and
+        width. The last is the width of the features.
     """
 
     image_size: int
@@ -37,7 +38,7 @@ class ClassifierConfig:
         if not self.widths or any(width % GROUPS for width in self.widths):
             raise ConfigError(f"widths={self.widths} must be multiples of {GROUPS}")
         if self.classes < 2:
-            raise ConfigError(f"classes={self.classes}: there is nothing to tell apart")
+            raise ConfigError(f"classes={self.classes} must be at least 2")
 
 
 class _Network(nn.Module):
@@ -60,7 +61,11 @@ class _Network(nn.Module):
 
 @dataclass(frozen=True)
 class Classifier:
-    """Pure functions of a classifier; static and hashable."""
+    """Pure functions of a classifier; static and hashable.
+
+    Attributes:
+      config: sizes of the network.
+    """
 
     config: ClassifierConfig
 
@@ -70,13 +75,16 @@ class Classifier:
         return _Network(self.config).init(key, jnp.zeros((1, side, side, 3)))["params"]
 
     def __call__(
-        self, params: Params, images: Float[Array, "B H W 3"]
-    ) -> tuple[Float[Array, "B E"], Float[Array, "B N"]]:
-        """Features after the mean over places, and the logits of the classes.
+        self, params: Params, images: Float[Array, "B h w 3"]
+    ) -> tuple[Float[Array, "B E"], Float[Array, "B M"]]:
+        """Features of images, and logits of the `M` classes.
 
         Args:
           params: parameters.
-          images: values in [-1, 1].
+          images: images in [-1, 1].
+
+        Returns:
+          Float32 features, averaged over all positions, and float32 logits.
         """
         features, logits = _Network(self.config).bind({"params": params})(images)
         return features.astype(jnp.float32), logits.astype(jnp.float32)

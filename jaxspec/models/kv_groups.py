@@ -1,4 +1,4 @@
-"""More key/value heads than a model was trained with, for meshes that need them."""
+"""Replication of key/value heads, for meshes with more devices than heads."""
 
 from dataclasses import replace
 
@@ -10,10 +10,15 @@ from jaxspec.typing import Array, Params
 
 
 def needed_copies(config: TransformerConfig, devices: int) -> int:
-    """How often each key/value head must be there so that `devices` divide them.
+    """Number of copies of each key/value head with which `devices` divides the heads.
 
-    1 where nothing has to be done, or where nothing helps: query heads that do not
-    divide either stay whole on every device.
+    Args:
+      config: configuration of the model.
+      devices: devices that share the heads.
+
+    Returns:
+      1 if `devices` already divides the heads, or if copies would not help because it
+      does not divide the query heads: those stay whole on every device.
     """
     heads, kv = config.heads, config.num_kv_heads
     if kv % devices == 0 or devices % kv or heads % devices:
@@ -24,34 +29,37 @@ def needed_copies(config: TransformerConfig, devices: int) -> int:
 def copy_kv_heads(
     config: TransformerConfig, params: Params, copies: int
 ) -> tuple[TransformerConfig, Params]:
-    """The same function with every key/value head `copies` times.
+    """Repeats every key/value head, without changing the function of the model.
 
-    Each copy serves its share of the query heads that shared the original, so that
-    devices can each hold some. The cache grows as the heads do.
+    The query heads of a key/value head are divided among its copies, so that several
+    devices can share them. The KV cache grows by the factor `copies`.
 
     Args:
-      config: grouped heads; `copies` divides the queries of a group.
-      params: of the model; `[..., g + 2, K, F]` at "qkv".
-      copies: 1 returns what was given.
+      config: configuration of the model; `copies` divides the queries of a group.
+      params: parameters of the model, with arrays `[..., H / K + 2, K, F]` at "qkv".
+      copies: copies of each head; with 1 config and parameters are returned unchanged.
+
+    Returns:
+      The configuration with more heads, and its parameters.
     """
     if copies == 1:
         return config, params
 
-    def fused(x: Array) -> Array:
-        *lead, width, kv, size = x.shape
-        each = (width - 2) // copies
-        queries = x[..., :-2, :, :].reshape(*lead, copies, each, kv, size)
-        # Head h = k g + j: its group is k, of the copies of k the one that j falls to.
+    def copy_fused(x: Array) -> Array:
+        *lead, parts, kv, size = x.shape
+        queries_per_copy = (parts - 2) // copies
+        queries = x[..., :-2, :, :].reshape(*lead, copies, queries_per_copy, kv, size)
+        # Of the queries of head k, copy c serves numbers c * queries_per_copy onward.
         queries = jnp.moveaxis(queries, len(lead), -2)
-        queries = queries.reshape(*lead, each, kv * copies, size)
-        keys = jnp.repeat(x[..., -2:, :, :], copies, axis=-2)
-        return jnp.concatenate([queries, keys], axis=-3)
+        queries = queries.reshape(*lead, queries_per_copy, kv * copies, size)
+        keys_values = jnp.repeat(x[..., -2:, :, :], copies, axis=-2)
+        return jnp.concatenate([queries, keys_values], axis=-3)
 
     def change(path, x):
         names = [str(getattr(key, "key", "")) for key in path]
         if "qkv" in names:
-            return fused(x)
-        if "k_norm" in names and x.ndim == 2:  # a norm for each head, [K, F]
+            return copy_fused(x)
+        if "k_norm" in names and x.ndim == 2:  # one norm per head, [K, F]
             return jnp.repeat(x, copies, axis=0)
         return x
 

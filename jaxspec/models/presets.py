@@ -1,11 +1,11 @@
-"""LlamaGen's published decoder sizes (arXiv 2406.06525, table 1 and released code)."""
+"""Published decoder sizes of LlamaGen (arXiv 2406.06525, table 1 and released code)."""
 
 from dataclasses import replace
 
 from jaxspec.config import TransformerConfig
 from jaxspec.errors import ConfigError
 
-# Layers, heads and width by name.
+# Number of layers, number of heads and model width by name.
 SIZES = {
     "B": (12, 12, 768),
     "L": (24, 16, 1024),
@@ -20,15 +20,15 @@ NAMES = tuple(f"gpt-{size.lower()}" for size in SIZES)
 
 
 def preset(name: str, condition: str = "class", grid: int = 16) -> TransformerConfig:
-    """A LlamaGen configuration such as `preset("gpt-xl", "caption", grid=32)`.
+    """Configuration of a LlamaGen model, as in `preset("gpt-xl", "caption", grid=32)`.
 
     Args:
-      name: one of `NAMES`.
+      name: size, one of `NAMES`.
       condition: "class" (ImageNet, 1000 classes) or "caption" (120 T5 features).
-      grid: tokens along a side: 16, 24 or 32 for 256, 384 or 512 pixels.
+      grid: tokens per side: 16, 24 or 32 for images of 256, 384 or 512 pixels.
 
     Raises:
-      ConfigError: no such size or condition.
+      ConfigError: the name or the condition is unknown.
     """
     if name not in NAMES:
         raise ConfigError(f"unknown preset {name!r}; choose one of {', '.join(NAMES)}")

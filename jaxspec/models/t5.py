@@ -1,4 +1,4 @@
-"""T5's encoder (arXiv 1910.10683), as it reads captions for LlamaGen: Flan-T5-XL."""
+"""T5 text encoder (arXiv 1910.10683), which encodes captions for LlamaGen."""
 
 from dataclasses import dataclass
 
@@ -14,21 +14,28 @@ from jaxspec.nn.layers import RMSNorm, linear
 from jaxspec.typing import Array, Bool, Float, Int, Params
 
 
-def relative_buckets(length: int, buckets: int, most: int) -> np.ndarray:
-    """Bucket of the distance from each query to each key, int32 `[T, S]`.
+def relative_position_buckets(
+    length: int, buckets: int, max_distance: int
+) -> np.ndarray:
+    """Bucket of the relative position of each key to each query, int32 `[T, T]`.
 
-    Half of the buckets are for keys behind the query; of each half, one half counts
-    single places, the other grows geometrically up to `most`.
+    The second half of the buckets is for keys after the query. In each half, the first
+    buckets hold one distance each; the widths of the others grow geometrically.
+
+    Args:
+      length: number of positions, `T`.
+      buckets: number of buckets.
+      max_distance: distance from which on all keys share the last bucket.
     """
-    distance = np.arange(length)[None, :] - np.arange(length)[:, None]
+    offset = np.arange(length)[None, :] - np.arange(length)[:, None]
     half = buckets // 2
     exact = half // 2
-    away = np.abs(distance)
-    # In float32, as the original: whole powers must fall on the same side.
-    far = np.log(np.maximum(away, 1).astype(np.float32) / np.float32(exact))
-    far = exact + far / np.float32(np.log(most / exact)) * (half - exact)
+    distance = np.abs(offset)
+    # In float32 as in T5, so that distances on a boundary get the same bucket.
+    far = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact))
+    far = exact + far / np.float32(np.log(max_distance / exact)) * (half - exact)
     far = np.minimum(far.astype(np.int32), half - 1)
-    return np.where(distance > 0, half, 0) + np.where(away < exact, away, far)
+    return np.where(offset > 0, half, 0) + np.where(distance < exact, distance, far)
 
 
 class _Layer(nn.Module):
@@ -37,14 +44,14 @@ class _Layer(nn.Module):
     @nn.compact
     def __call__(self, x, bias):
         c = self.config
-        wide = c.heads * c.head_dim
         h = RMSNorm(c.norm_eps, name="attention_norm")(x)
         fused = linear((3, c.heads, c.head_dim), "qkv")(h)
         q, k, v = (fused[:, :, i] for i in range(3))
-        # T5 does not scale by the root of the head size; its weights are so small.
+        # T5 does not divide scores by the root of the head size.
         scores = jnp.einsum("bthf,bshf->bhts", q, k, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(scores + bias).astype(v.dtype)
-        h = jnp.einsum("bhts,bshf->bthf", weights, v).reshape(*x.shape[:2], wide)
+        h = jnp.einsum("bhts,bshf->bthf", weights, v)
+        h = h.reshape(*x.shape[:2], c.heads * c.head_dim)
         x = x + linear(c.width, "out")(h)
         h = RMSNorm(c.norm_eps, name="ffn_norm")(x)
         h = linear((2, c.ffn_width), "gate_up")(h)
@@ -61,11 +68,9 @@ class _Encoder(nn.Module):
         shape = (c.vocab_size, c.width)
         normal = nn.initializers.normal
         table = self.param("embedding", normal(1.0, jnp.float32), shape)
-        distances = self.param(
-            "distances", normal(0.1, jnp.float32), (c.buckets, c.heads)
-        )
-        near = relative_buckets(ids.shape[1], c.buckets, c.most_distance)
-        bias = distances[near].transpose(2, 0, 1)[None].astype(jnp.float32)
+        biases = self.param("distances", normal(0.1, jnp.float32), (c.buckets, c.heads))
+        buckets = relative_position_buckets(ids.shape[1], c.buckets, c.most_distance)
+        bias = biases[buckets].transpose(2, 0, 1)[None].astype(jnp.float32)
         bias = bias + jnp.where(valid[:, None, None, :], 0.0, MASKED)
         x = table[ids]
         for i in range(c.layers):
@@ -75,34 +80,46 @@ class _Encoder(nn.Module):
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """Pure functions of a T5 encoder with gated GELUs (1.1, Flan); static, hashable."""
+    """Pure functions of a T5 encoder; static and hashable.
+
+    The encoder has gated GELUs, as in T5 1.1 and Flan-T5.
+
+    Attributes:
+      config: sizes of the network.
+    """
 
     config: TextEncoderConfig
 
     def init(self, key: Array) -> Params:
-        """Random float32 parameters; `key` is consumed."""
+        """Random float32 parameters; consumes `key`."""
         ids = jnp.zeros((1, 1), jnp.int32)
         return _Encoder(self.config).init(key, ids, ids == 0)["params"]
 
     def encode(
         self, params: Params, ids: Int[Array, "B P"], valid: Bool[Array, "B P"]
     ) -> Float[Array, "B P D"]:
-        """Features of tokens; `valid` is False at padding, which nobody sees."""
+        """Features of text tokens.
+
+        Args:
+          params: parameters.
+          ids: token ids, int32.
+          valid: False at padding, which is not attended to.
+        """
         return _Encoder(self.config).bind({"params": params})(ids, valid)
 
     def caption(
         self, params: Params, ids: Int[Array, "B P"], valid: Bool[Array, "B P"]
     ) -> Caption:
-        """Captions as LlamaGen reads them: features moved right, padding before them.
+        """Encoded captions with the padding moved to the left, as LlamaGen reads them.
 
         Args:
           params: parameters.
-          ids: tokens, padded behind.
+          ids: token ids, int32, padded on the right.
           valid: False at padding.
         """
         features = jnp.where(valid[..., None], self.encode(params, ids, valid), 0)
         length = ids.shape[1]
         shift = length - jnp.sum(valid, axis=1, keepdims=True)
-        place = (jnp.arange(length)[None] - shift) % length
-        features = jnp.take_along_axis(features, place[..., None], axis=1)
-        return Caption(features, jnp.take_along_axis(valid, place, axis=1))
+        source = (jnp.arange(length)[None] - shift) % length
+        features = jnp.take_along_axis(features, source[..., None], axis=1)
+        return Caption(features, jnp.take_along_axis(valid, source, axis=1))

@@ -1,4 +1,4 @@
-"""A transformer as a `Target` of the engine."""
+"""Target model of the engine, made from a transformer."""
 
 from dataclasses import dataclass, replace
 
@@ -24,37 +24,42 @@ def make_target(
     feature_layers: tuple[int, ...] = (),
     caption_padding: CaptionPadding = "self",
 ) -> Target:
-    """Wraps a model; equal arguments give equal (hashable, picklable) records.
+    """Wraps a transformer as a `Target`.
+
+    Targets made from equal arguments are equal, hashable and picklable.
 
     Args:
-      model: a transformer. Without a condition its prompts are tokens, int32 [B, P],
-        at least one a row, with -1 behind shorter ones; with guidance a `TokenPrompt`.
-      guided: run an unconditional stream beside each row (classifier-free guidance).
+      model: transformer. Without a condition its prompts are tokens, int32 [B, P], at
+        least one per sequence, with -1 after shorter ones; with guidance a
+        `TokenPrompt`.
+      guided: whether to run an unconditional branch for each sequence, for
+        classifier-free guidance.
       feature_layers: layers whose outputs the drafter reads.
-      caption_padding: what padded positions of a caption attend to. Tokens are the same
-        either way; a drafter that reads features of such positions names what it was
-        trained on (`Eagle.caption_padding`).
+      caption_padding: positions that padded positions of a caption attend to. The
+        logits do not depend on it. A drafter that reads features of padded positions
+        needs the setting it was trained with (`Eagle.caption_padding`).
 
     Raises:
-      ConfigError: "published" padding of a model whose `rope` is not "grid".
+      ConfigError: `caption_padding` is "published" and the `rope` of the model is not
+        "grid".
     """
     config = model.config
     if caption_padding == "published" and config.rope != "grid":
         raise ConfigError(
-            "caption_padding='published' is that of LlamaGen in LANTERN; a model of "
-            "sequences has none"
+            "caption_padding='published' needs a model with rope='grid', such as "
+            "LlamaGen; use 'self'"
         )
-    own = model, 2 if guided else 1, tuple(feature_layers)
+    fields = model, 2 if guided else 1, tuple(feature_layers)
     if config.condition == "none":
-        prefill, rescore = _PrefillTokens(*own), _RescoreTokens(*own)
+        prefill, rescore = _PrefillTokens(*fields), _RescoreTokens(*fields)
     else:
-        prefill = _PrefillCondition(*own, caption_padding)
-        rescore = _RescoreCondition(*own)
+        prefill = _PrefillCondition(*fields, caption_padding)
+        rescore = _RescoreCondition(*fields)
     return Target(
         config.vocab_size,
-        own[1],
+        fields[1],
         prefill,
-        _Forward(*own),
+        _Forward(*fields),
         rescore,
         model.move,
         config.extra_tokens,
@@ -63,22 +68,28 @@ def make_target(
 
 @dataclass(frozen=True)
 class _Function:
-    """A function of a target, by structure: equal fields make equal functions."""
+    """Base of the functions of a target; functions with equal fields are equal.
+
+    Attributes:
+      model: transformer.
+      streams: number of CFG branches, 1 or 2.
+      feature_layers: layers whose outputs are returned.
+    """
 
     model: Transformer
     streams: int
     feature_layers: tuple[int, ...]
 
-    def doubled(self, tokens: Array) -> Array:
-        """Rows repeated for each guidance stream."""
-        return jnp.concatenate([tokens] * self.streams)
+    def for_branches(self, x: Array) -> Array:
+        """The array repeated for each CFG branch, `[B, ...]` to `[R, ...]`."""
+        return jnp.concatenate([x] * self.streams)
 
-    def empty_cache(self, params: Params, rows: int, slots: int) -> KVCache:
-        """A cache of at least `slots` slots."""
+    def empty_cache(self, params: Params, batch: int, slots: int) -> KVCache:
+        """Empty cache with at least `slots` slots."""
         config = self.model.config
         return init_cache(
             config.layers,
-            rows,
+            batch,
             config.num_kv_heads,
             self.model.cache_slots(slots),
             config.head_size,
@@ -103,13 +114,13 @@ class _Forward(_Function):
 
 
 class _Conditioned(_Function):
-    """A function of a model that draws from a class or a caption."""
+    """Base of the functions of a model that is conditioned on a class or caption."""
 
-    def rows_of(self, prompt: PyTree) -> tuple[PyTree, Bool[Array, "R"]]:
-        """Prompts of all streams, and which rows get the null condition instead."""
-        rows = jax.tree.leaves(prompt)[0].shape[0]
-        null = jnp.repeat(jnp.arange(self.streams) > 0, rows)
-        return jax.tree.map(self.doubled, prompt), null
+    def branch_prompts(self, prompt: PyTree) -> tuple[PyTree, Bool[Array, "R"]]:
+        """Prompts of all branches, and a mask of those with the null condition."""
+        batch = jax.tree.leaves(prompt)[0].shape[0]
+        null = jnp.repeat(jnp.arange(self.streams) > 0, batch)
+        return jax.tree.map(self.for_branches, prompt), null
 
 
 @dataclass(frozen=True)
@@ -117,11 +128,11 @@ class _PrefillCondition(_Conditioned):
     caption_padding: CaptionPadding = "self"
 
     def __call__(self, params: Params, prompt: PyTree, extra: int) -> Prefill:
-        repeated, null = self.rows_of(prompt)
+        prompts, null = self.branch_prompts(prompt)
         slots = self.model.config.prefix_length + extra
         cache = self.empty_cache(params, len(null), slots)
         logits, features, cache = self.model.read_prompt(
-            params, repeated, null, cache, self.feature_layers, self.caption_padding
+            params, prompts, null, cache, self.feature_layers, self.caption_padding
         )
         return Prefill(logits[:, -1], features, cache)
 
@@ -134,36 +145,36 @@ class _RescoreCondition(_Conditioned):
         tokens: Int[Array, "B T"],
         index: Int[Array, "B"],
     ) -> Float[Array, "R V"]:
-        repeated, null = self.rows_of(prompt)
-        place = self.doubled(index) + self.model.config.prefix_length - 1
+        prompts, null = self.branch_prompts(prompt)
+        position = self.for_branches(index) + self.model.config.prefix_length - 1
         return self.model.score(
-            params, repeated, self.doubled(tokens), null=null, at=place
+            params, prompts, self.for_branches(tokens), null=null, at=position
         )[0][:, 0]
 
 
 class _Prompted(_Function):
-    """A function of a model of bare sequences, which goes on from prompts."""
+    """Base of the functions of a model without a condition, which continues prompts."""
 
-    def rows_of(self, prompt: TokenPrompt | Array) -> Int[Array, "R P"]:
-        """Prompts of all streams.
+    def branch_prompts(self, prompt: TokenPrompt | Array) -> Int[Array, "R P"]:
+        """Prompts of all branches, with -1 after shorter ones.
 
         Raises:
-          ConfigError: guidance without a `TokenPrompt`, or one without guidance.
+          ConfigError: the prompt is a `TokenPrompt` without guidance, or is not one
+            with guidance.
         """
         if self.streams == 1:
             if isinstance(prompt, TokenPrompt):
-                raise ConfigError("a TokenPrompt is for guidance: guided=True")
+                raise ConfigError("a TokenPrompt needs a target with guided=True")
             return prompt
         if not isinstance(prompt, TokenPrompt):
             raise ConfigError(
                 "guidance of a model without a condition needs TokenPrompt(given, null)"
             )
         size = max(prompt.given.shape[1], prompt.null.shape[1])
-        parts = (prompt.given, prompt.null)
         return jnp.concatenate(
             [
                 jnp.pad(x, ((0, 0), (0, size - x.shape[1])), constant_values=-1)
-                for x in parts
+                for x in (prompt.given, prompt.null)
             ]
         )
 
@@ -172,11 +183,11 @@ class _PrefillTokens(_Prompted):
     def __call__(
         self, params: Params, prompt: TokenPrompt | Array, extra: int
     ) -> Prefill:
-        prompt = self.rows_of(prompt)
-        rows, size = prompt.shape
+        prompt = self.branch_prompts(prompt)
+        batch, size = prompt.shape
         lengths = jnp.sum(prompt >= 0, axis=1, dtype=jnp.int32)
-        cache = self.empty_cache(params, rows, size + extra)
-        positions = jnp.broadcast_to(jnp.arange(size), (rows, size))
+        cache = self.empty_cache(params, batch, size + extra)
+        positions = jnp.broadcast_to(jnp.arange(size), (batch, size))
         mask = tree_mask(cache, jnp.tril(jnp.ones((size, size), bool)))
         logits, features, cache = self.model.extend(
             params, cache, jnp.maximum(prompt, 0), positions, mask, self.feature_layers
@@ -194,13 +205,14 @@ class _RescoreTokens(_Prompted):
         tokens: Int[Array, "B T"],
         index: Int[Array, "B"],
     ) -> Float[Array, "R V"]:
-        prompt = self.rows_of(prompt)
-        tokens, index = self.doubled(tokens), self.doubled(index)
+        prompt = self.branch_prompts(prompt)
+        tokens, index = self.for_branches(tokens), self.for_branches(index)
         lengths = jnp.sum(prompt >= 0, axis=1, dtype=jnp.int32)
+        # Prompts differ in length; each is followed directly by its tokens.
         total = prompt.shape[1] + tokens.shape[1]
-        behind = jnp.arange(total)[None] - lengths[:, None]
-        given = jnp.pad(prompt, ((0, 0), (0, tokens.shape[1])))
-        place = jnp.clip(behind, 0, tokens.shape[1] - 1)
-        drawn = jnp.take_along_axis(tokens, place, axis=1)
-        stream = jnp.where(behind < 0, given, drawn)
-        return self.model.score(params, None, stream, at=lengths + index - 1)[0][:, 0]
+        token_index = jnp.arange(total)[None] - lengths[:, None]
+        padded = jnp.pad(prompt, ((0, 0), (0, tokens.shape[1])))
+        clipped = jnp.clip(token_index, 0, tokens.shape[1] - 1)
+        generated = jnp.take_along_axis(tokens, clipped, axis=1)
+        ids = jnp.where(token_index < 0, padded, generated)
+        return self.model.score(params, None, ids, at=lengths + index - 1)[0][:, 0]

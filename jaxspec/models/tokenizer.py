@@ -1,4 +1,4 @@
-"""The VQ image tokenizer: images to codes and back (LlamaGen VQ-16 / VQ-8)."""
+"""VQ image tokenizer, which maps images to codes and back (LlamaGen VQ-16 and VQ-8)."""
 
 from dataclasses import dataclass
 
@@ -22,7 +22,7 @@ from jaxspec.typing import Array, Float, Int, Params
 PRESETS = {
     "vq-16": TokenizerConfig(),
     "vq-8": TokenizerConfig(multipliers=(1, 2, 2, 4)),
-    # 64x64 images to 16x16 codes, all convolutions at the code grid.
+    # 64x64 images to 16x16 codes, with all convolutions at the resolution of the codes.
     "small-64": TokenizerConfig(
         image_size=64,
         patch_size=4,
@@ -59,7 +59,7 @@ class _Middle(nn.Module):
 
 
 class _Level(nn.Module):
-    """Residual blocks of one resolution, and the change to the next."""
+    """Residual blocks of one resolution, and the resampling to the next."""
 
     width: int
     groups: int
@@ -151,14 +151,17 @@ class _Networks(nn.Module):
 class Tokenizer:
     """Pure functions of a VQ tokenizer; static and hashable.
 
-    Source: LlamaGen (arXiv 2406.06525), whose codes are l2-normalized when they are
-    chosen and again when they are decoded; by configuration its relatives.
+    Source: LlamaGen (arXiv 2406.06525), which l2-normalizes codebook entries both to
+    choose codes and to decode them. Related tokenizers differ in their configuration.
+
+    Attributes:
+      config: sizes and kind of the tokenizer.
     """
 
     config: TokenizerConfig
 
     def init(self, key: Array) -> Params:
-        """Random float32 parameters; `key` is consumed."""
+        """Random float32 parameters; consumes `key`."""
         c = self.config
         networks_key, codebook_key = jax.random.split(key)
         image = jnp.zeros((1, c.image_size, c.image_size, 3))
@@ -170,9 +173,13 @@ class Tokenizer:
         }
 
     def embed(
-        self, params: Params, images: Float[Array, "B H W 3"]
-    ) -> Float[Array, "B h w d"]:
-        """Maps images in [-1, 1] to continuous vectors, before quantization."""
+        self, params: Params, images: Float[Array, "B h w 3"]
+    ) -> Float[Array, "B grid grid C"]:
+        """Maps images in [-1, 1] to continuous vectors, before quantization.
+
+        Raises:
+          DataError: the images have the wrong size.
+        """
         side = self.config.image_size
         if images.ndim != 4 or images.shape[1:] != (side, side, 3):
             raise DataError(
@@ -182,9 +189,9 @@ class Tokenizer:
         return _Networks(self.config).bind({"params": params}).encode(images)
 
     def encode(
-        self, params: Params, images: Float[Array, "B H W 3"]
+        self, params: Params, images: Float[Array, "B h w 3"]
     ) -> Int[Array, "B T"]:
-        """Maps images in [-1, 1] to codes in raster order, `T = grid ** 2`.
+        """Maps images in [-1, 1] to codes, int32, in raster order; `T = grid ** 2`.
 
         Raises:
           DataError: the images have the wrong size.
@@ -197,18 +204,18 @@ class Tokenizer:
         return codes.reshape(images.shape[0], -1)
 
     def decode_vectors(
-        self, params: Params, vectors: Float[Array, "B h w d"]
-    ) -> Float[Array, "B H W 3"]:
-        """Maps code vectors on the grid to images."""
+        self, params: Params, vectors: Float[Array, "B grid grid C"]
+    ) -> Float[Array, "B h w 3"]:
+        """Maps codebook entries on the grid to images, nominally in [-1, 1]."""
         return _Networks(self.config).bind({"params": params}).decode(vectors)
 
     def decode(
         self, params: Params, codes: Int[Array, "B T"]
-    ) -> Float[Array, "B H W 3"]:
+    ) -> Float[Array, "B h w 3"]:
         """Maps codes in raster order to images, nominally in [-1, 1].
 
         Raises:
-          DataError: the rows do not hold `grid ** 2` codes.
+          DataError: there are not `grid ** 2` codes per image.
         """
         grid = self.config.grid
         if codes.ndim != 2 or codes.shape[1] != grid * grid:
@@ -225,6 +232,6 @@ class Tokenizer:
 
 
 def parameter_count(config: TokenizerConfig) -> int:
-    """Number of parameters, without allocating them."""
+    """Number of parameters, computed without allocating them."""
     shapes = jax.eval_shape(Tokenizer(config).init, jax.random.key(0))
     return sum(x.size for x in jax.tree.leaves(shapes))

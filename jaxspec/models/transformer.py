@@ -1,4 +1,4 @@
-"""The autoregressive decoder: LlamaGen, and by configuration its relatives."""
+"""Autoregressive transformer decoder: LlamaGen and related architectures."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxspec.config import TransformerConfig
 from jaxspec.errors import ConfigError
 from jaxspec.nn.attention import OVER_CACHE, Attention
-from jaxspec.nn.kernels.cached_attention import kernel_move, whole_blocks
+from jaxspec.nn.kernels.cached_attention import kernel_gather_path, padded_capacity
 from jaxspec.nn.layers import (
     INIT,
     ZEROS,
@@ -30,11 +30,11 @@ from jaxspec.typing import Array, Bool, Float, Int, Mask, Params, PyTree
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Caption:
-    """A text prompt.
+    """Caption prompt: features of a text encoder.
 
     Attributes:
-      features: float [B, P, E], outputs of the text encoder, left padded.
-      valid: bool [B, P], False at padding.
+      features: outputs of the text encoder, float [B, P, E], padded on the left.
+      valid: mask, bool [B, P], False at padding.
     """
 
     features: Float[Array, "B P E"]
@@ -44,21 +44,22 @@ class Caption:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TokenPrompt:
-    """A prompt of tokens for guidance: one for each stream.
+    """Token prompts for classifier-free guidance, one per branch.
 
     Attributes:
-      given: int32 [B, P], with -1 behind shorter ones.
-      null: int32 [B, Q], what the unconditional stream reads instead, likewise; it may
-        be of another length.
+      given: prompts of the conditional branch, int32 [B, P], with -1 after shorter
+        ones.
+      null: prompts of the unconditional branch, int32 [B, M], with -1 after shorter
+        ones; the number of positions `M` may differ from `P`.
     """
 
     given: Int[Array, "B P"]
-    null: Int[Array, "B Q"]
+    null: Int[Array, "B M"]
 
 
 def head_norm(config: TransformerConfig) -> Callable[[str], nn.Module] | None:
-    """What norms the heads of queries and keys, by name; None for nothing."""
-    if config.qk_layer_norm:  # its epsilon is fixed
+    """Constructor, by module name, of the norms of query and key heads, or None."""
+    if config.qk_layer_norm:  # the epsilon is fixed
         return lambda name: HeadNorm(1e-5, name=name)
     if config.qk_norm:
         return lambda name: RMSNorm(config.norm_eps, name=name)
@@ -66,10 +67,11 @@ def head_norm(config: TransformerConfig) -> Callable[[str], nn.Module] | None:
 
 
 CaptionPadding = Literal["self", "published"]
-# What padded positions of a caption attend to. Nothing attends to them, so it changes
-# features at padded positions alone, which a drafter may read.
-#   self        themselves, as LlamaGen does
-#   published   as in LANTERN's target, see `seen_by_padding`
+# Positions that the padded positions of a caption attend to. No other position attends
+# to padding, so this only changes the features at padded positions, which a drafter may
+# read.
+#   self        the padded position itself, as in LlamaGen
+#   published   as in the target of LANTERN, see `lantern_padding_mask`
 
 
 class _Layer(nn.Module):
@@ -100,7 +102,7 @@ class _Layer(nn.Module):
 
 
 class _Decoder(nn.Module):
-    """Everything between ids and logits; see `Transformer` for the pure functions."""
+    """Network from token ids to logits; see `Transformer` for the pure functions."""
 
     config: TransformerConfig
     attention: str = "xla"
@@ -136,12 +138,12 @@ class _Decoder(nn.Module):
                 self.head = {"kernel": self.head, "scale": scale}
 
     def condition(self, prompt, null):
-        """Prefix embeddings [B, P, D]; rows where `null` have the null condition."""
+        """Condition embeddings [B, P, D], of the null condition where `null`."""
         c = self.config
         if c.condition == "class":
             ids = jnp.where(null, c.classes, prompt)
             return self.classes(ids)[:, None]
-        # Padding is zeros, as in LlamaGen: a drafter may read what becomes of it.
+        # Padding is zeros as in LlamaGen: a drafter may read the features there.
         zero = jnp.zeros((), prompt.features.dtype)
         features = jnp.where(
             null[:, None, None],
@@ -154,24 +156,27 @@ class _Decoder(nn.Module):
         return self.embedding(ids)
 
     def body(self, x, positions, mask, cache, feature_layers, train, at=None):
-        """Logits (at one place of each row), tapped features, updated cache layers."""
+        """Logits, features of `feature_layers` and updated cache layers.
+
+        With `at`, only the logits of one position per sequence are computed.
+        """
         c = self.config
         angles = angles_of(c, positions, c.head_size)
         x = self.token_dropout(x, deterministic=not train)
-        tapped, layers = {}, []
+        outputs, layers = {}, []
         for i, layer in enumerate(self.layers):
             layer_cache = None if cache is None else cache.layers[i]
             starts = None if cache is None else cache.lengths
             x, layer_cache = layer(x, angles, mask, layer_cache, starts, train)
             layers.append(layer_cache)
             if i in feature_layers:
-                tapped[i] = x
-        features = [tapped[i] for i in feature_layers]
+                outputs[i] = x
+        features = [outputs[i] for i in feature_layers]
         features = jnp.concatenate(features, axis=-1) if feature_layers else x[..., :0]
         if at is not None:
             x = jnp.take_along_axis(x, at[:, None, None], axis=1)
-        tied = self.embedding.embedding[: c.vocab_size].T
-        head = tied if c.tied_head else self.head
+        tied_head = self.embedding.embedding[: c.vocab_size].T
+        head = tied_head if c.tied_head else self.head
         return head_scores(head, self.norm(x)), features, tuple(layers)
 
     def __call__(self, prompt, ids):
@@ -189,14 +194,18 @@ class _Decoder(nn.Module):
 class Transformer:
     """Pure functions of a decoder; static and hashable.
 
-    A stream is `P` condition positions (a class, a caption, or none) followed by
+    An input is `P` condition positions (a class, a caption, or none) followed by
     tokens. Source: LlamaGen (arXiv 2406.06525).
 
     Attributes:
-      config: sizes and kind.
-      attention: how passes of a few tokens attend over a cache: "xla", "pallas" (a
-        kernel that reads what is filled; its caches hold whole blocks, see
-        `cache_slots`), or "cudnn" (NVIDIA, bfloat16).
+      config: sizes and kind of the network.
+      attention: implementation of attention over a KV cache for passes of few tokens:
+        "xla", "pallas" (kernels that read only the visible part of a cache, whose
+        capacity must be a multiple of a block, see `cache_slots`), or "cudnn" (bfloat16
+        and float16 on NVIDIA GPUs).
+
+    Raises:
+      ConfigError: `attention` is unknown.
     """
 
     config: TransformerConfig
@@ -208,21 +217,21 @@ class Transformer:
             raise ConfigError(f"attention={self.attention!r}; choose one of {known}")
 
     def cache_slots(self, slots: int) -> int:
-        """Capacity, at least `slots`, of a cache for this way to attend."""
-        return whole_blocks(slots) if self.attention == "pallas" else slots
+        """Cache capacity, at least `slots`, that `attention` supports."""
+        return padded_capacity(slots) if self.attention == "pallas" else slots
 
     @property
     def move(self) -> Callable[..., Layers]:
-        """How a path is committed in its caches, see `spec.cache.gather_path`."""
-        return kernel_move if self.attention == "pallas" else gather_path
+        """Function that commits a path to a cache, see `spec.cache.gather_path`."""
+        return kernel_gather_path if self.attention == "pallas" else gather_path
 
     def init(self, key: Array) -> Params:
-        """Random float32 parameters; `key` is consumed. The head starts at zero."""
+        """Random float32 parameters, with a head of zeros; consumes `key`."""
         ids = jnp.zeros((1, 1), jnp.int32)
         return _Decoder(self.config).init(key, self.blank_prompt(1), ids)["params"]
 
     def blank_prompt(self, rows: int) -> PyTree:
-        """A prompt of zeros, for shapes; None when there is no condition."""
+        """Prompt of zeros for `rows` sequences; None if there is no condition."""
         c = self.config
         if c.condition == "class":
             return jnp.zeros(rows, jnp.int32)
@@ -243,30 +252,31 @@ class Transformer:
         at: Int[Array, "B"] | None = None,
         feature_layers: tuple[int, ...] = (),
         dropout_key: Array | None = None,
-        causal: bool | Bool[Array, "U U"] | Bool[Array, "B U U"] = True,
-        positions: Int[Array, "U"] | None = None,
-    ) -> tuple[Float[Array, "B U V"], Float[Array, "B U E"]]:
-        """Scores a whole stream at once, without a cache.
+        causal: bool | Bool[Array, "P+T P+T"] | Bool[Array, "B P+T P+T"] = True,
+        positions: Int[Array, "P+T"] | None = None,
+    ) -> tuple[Float[Array, "B P+T V"], Float[Array, "B P+T E"]]:
+        """Logits of whole sequences in one pass, without a cache.
 
         Args:
           params: parameters.
           prompt: class ids int32 [B], a `Caption`, or None.
-          tokens: the tokens after the condition.
-          null: rows that get the null condition instead.
-          at: the one position of each row whose logits are wanted.
+          tokens: tokens after the condition, int32.
+          null: sequences that get the null condition instead of `prompt`.
+          at: one position per sequence, int32; logits are computed only there.
           feature_layers: layers whose outputs are returned.
-          dropout_key: turns dropout on; consumed.
-          causal: a position sees itself and what stands before; False: everything; or
-            a table of who sees whom, of all rows or of each.
-          positions: of everything, the condition included; by default in order.
+          dropout_key: random key that enables dropout; consumed.
+          causal: True if a position attends to itself and earlier ones, False if to
+            all; or a mask, True where a position attends to another, shared by all
+            sequences or one for each.
+          positions: rotary positions of condition and tokens, int32; by default their
+            indices.
 
         Returns:
-          Logits float32 for all `U = P + T` positions (position `P - 1 + t` scores
-          token `t`), or for those `take_prob`, `[B, 1, V]`; and the tapped layers'
-          outputs side by side.
+          Float32 logits of all positions (position `P - 1 + t` scores token `t`), or
+          `[B, 1, V]` with `at`; and the concatenated outputs of `feature_layers`.
         """
-        rows, length = tokens.shape
-        null = jnp.zeros(rows, bool) if null is None else null
+        batch, length = tokens.shape
+        null = jnp.zeros(batch, bool) if null is None else null
         decoder = _Decoder(self.config)
         bound = decoder.bind(
             {"params": params},
@@ -276,19 +286,19 @@ class Transformer:
         if self.config.condition != "none":
             x = jnp.concatenate([bound.condition(prompt, null), x], axis=1)
         total = self.config.prefix_length + length
-        places = jnp.arange(total) if positions is None else positions
-        places = jnp.broadcast_to(places, (rows, total))
+        positions = jnp.arange(total) if positions is None else positions
+        positions = jnp.broadcast_to(positions, (batch, total))
         mask = jnp.ones((total, total), bool)
         if not isinstance(causal, bool):
             mask = causal
         elif causal:
             mask = jnp.tril(mask)
-        mask = jnp.broadcast_to(mask, (rows, total, total))
+        mask = jnp.broadcast_to(mask, (batch, total, total))
         if isinstance(prompt, Caption):
-            own = jnp.eye(total, dtype=bool)
-            mask &= _caption_columns(prompt, total)[:, None, :] | own[None]
+            itself = jnp.eye(total, dtype=bool)
+            mask &= _visible_slots(prompt, total)[:, None, :] | itself[None]
         logits, features, _ = bound.body(
-            x, places, mask, None, feature_layers, dropout_key is not None, at
+            x, positions, mask, None, feature_layers, dropout_key is not None, at
         )
         return logits, features
 
@@ -306,35 +316,36 @@ class Transformer:
         Args:
           params: parameters.
           prompt: class ids int32 [R], or a `Caption`.
-          null: rows that get the null condition instead.
-          cache: empty.
+          null: rows of the batch that get the null condition instead of `prompt`.
+          cache: empty cache.
           feature_layers: layers whose outputs are returned.
-          padding: what a caption's padded positions attend to, see `CaptionPadding`.
+          padding: positions that padded positions of a caption attend to, see
+            `CaptionPadding`.
 
         Returns:
           Logits and features of the `P` condition positions, and the cache with their
-          keys and values committed; a caption's padding is not visible in it.
+          keys and values committed. The padding of a caption is not visible in it.
         """
         length = self.config.prefix_length
         bound = _Decoder(self.config, self.attention).bind({"params": params})
         x = bound.condition(prompt, null)
-        rows = x.shape[0]
-        positions = jnp.broadcast_to(jnp.arange(length), (rows, length))
-        columns = jnp.ones((rows, cache.capacity), bool)
+        batch = x.shape[0]
+        positions = jnp.broadcast_to(jnp.arange(length), (batch, length))
+        visible = jnp.ones((batch, cache.capacity), bool)
         if isinstance(prompt, Caption):
-            columns = _caption_columns(prompt, cache.capacity)
+            visible = _visible_slots(prompt, cache.capacity)
         causal = jnp.tril(jnp.ones((length, cache.capacity), bool))
-        mask = columns[:, None, :] & causal[None]
+        mask = visible[:, None, :] & causal[None]
         mask |= jnp.eye(length, cache.capacity, dtype=bool)[None]
         if padding == "published" and isinstance(prompt, Caption):
-            seen = seen_by_padding(prompt.valid, x.dtype)
-            beyond = ((0, 0), (0, 0), (0, cache.capacity - length))
-            mask |= jnp.pad(seen, beyond)
+            padding_mask = lantern_padding_mask(prompt.valid, x.dtype)
+            widths = ((0, 0), (0, 0), (0, cache.capacity - length))
+            mask |= jnp.pad(padding_mask, widths)
         logits, features, layers = bound.body(
             x, positions, mask, cache, feature_layers, False
         )
-        lengths = jnp.full(rows, length, jnp.int32)
-        return logits, features, KVCache(layers, lengths, columns)
+        lengths = jnp.full(batch, length, jnp.int32)
+        return logits, features, KVCache(layers, lengths, visible)
 
     def extend(
         self,
@@ -345,10 +356,21 @@ class Transformer:
         mask: Mask,
         feature_layers: tuple[int, ...] = (),
     ) -> tuple[Float[Array, "R T V"], Float[Array, "R T E"], KVCache]:
-        """Reads tokens at any positions on top of a cache.
+        """Forward pass over tokens at any positions, with a cache.
 
-        Their keys and values are written at slots `cache.lengths ..` and are not
-        committed: the lengths stay. `mask[r, t]` names the slots that `t` sees.
+        Writes the keys and values of the tokens to slots `cache.lengths ..` without
+        committing them: the lengths do not change.
+
+        Args:
+          params: parameters.
+          cache: cache with at least `T` free slots.
+          tokens: token ids, int32.
+          positions: rotary positions, int32.
+          mask: True where a token may attend to a slot.
+          feature_layers: layers whose outputs are returned.
+
+        Returns:
+          Float32 logits, the concatenated outputs of `feature_layers`, and the cache.
         """
         bound = _Decoder(self.config, self.attention).bind({"params": params})
         x = bound.tokens(tokens)
@@ -358,38 +380,42 @@ class Transformer:
         return logits, features, KVCache(layers, cache.lengths, cache.visible)
 
 
-def seen_by_padding(
+def lantern_padding_mask(
     valid: Bool[Array, "B P"], dtype: jnp.dtype
 ) -> Bool[Array, "B P P"]:
-    """What LANTERN's target attends to from padded positions before a caption.
+    """Attention mask of the padded positions before a caption in LANTERN's target.
 
-    Its mask adds the lowest float32 for what lies ahead and the lowest number of the
-    activations' dtype for padding. Both together are -inf; of what has one, the higher
-    number is attended to, and evenly, as queries of a condition are zeros. In float32
-    that is the padding up to the position and all of the caption; in bfloat16 and
-    float16, whose lowest numbers are higher, the padding alone.
+    LANTERN adds the lowest float32 number to the scores of later positions, and the
+    lowest number of the activation dtype to those of padding. Positions with both get
+    -inf. Of those with one, softmax keeps the larger, with equal weights because the
+    queries of a condition are zero. In float32 these are the padding up to the position
+    and the whole caption; in bfloat16 and float16, whose lowest numbers are larger,
+    only the padding.
 
     Args:
       valid: False at padding.
-      dtype: of the activations.
+      dtype: dtype of the activations.
+
+    Returns:
+      Mask that is True where a padded position attends to another position.
     """
     size = valid.shape[1]
-    seen = jnp.broadcast_to(
+    mask = jnp.broadcast_to(
         jnp.tril(jnp.ones((size, size), bool)), (len(valid), size, size)
     )
     if dtype == jnp.float32:
-        seen = seen | valid[:, None, :]
-    return seen & ~valid[:, :, None]
+        mask = mask | valid[:, None, :]
+    return mask & ~valid[:, :, None]
 
 
-def _caption_columns(prompt: Caption, total: int) -> Bool[Array, "B S"]:
-    """Slots that may be attended to: all but the caption's padding."""
-    padding = ((0, 0), (0, total - prompt.valid.shape[1]))
-    return jnp.pad(prompt.valid, padding, constant_values=True)
+def _visible_slots(prompt: Caption, slots: int) -> Bool[Array, "B S"]:
+    """Slots that may be attended to: all but the padding of the caption."""
+    widths = ((0, 0), (0, slots - prompt.valid.shape[1]))
+    return jnp.pad(prompt.valid, widths, constant_values=True)
 
 
 def head_of(config: TransformerConfig, params: Params) -> Params:
-    """The output head as `head_scores` takes it."""
+    """Parameters of the output head, in the form that `head_scores` takes."""
     if config.head_width:
         return {k: params[f"head_{k}"] for k in ("in", "in_bias", "out", "out_bias")}
     if config.tied_head:
@@ -400,11 +426,11 @@ def head_of(config: TransformerConfig, params: Params) -> Params:
 
 
 def activation_dtype(params: Params) -> jnp.dtype:
-    """The dtype that activations and caches have: that of the embedding."""
+    """Dtype of activations and caches, which is that of the embedding."""
     return params["embedding"]["embedding"].dtype
 
 
 def parameter_count(config: TransformerConfig) -> int:
-    """Number of parameters, without allocating them."""
+    """Number of parameters, computed without allocating them."""
     shapes = jax.eval_shape(Transformer(config).init, jax.random.key(0))
     return sum(x.size for x in jax.tree.leaves(shapes))

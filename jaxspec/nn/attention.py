@@ -1,4 +1,7 @@
-"""Grouped-query attention with a boolean mask; caches are arguments and results."""
+"""Grouped-query attention with a boolean mask.
+
+KV caches are passed in and returned; nothing is kept in module variables.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,15 +14,15 @@ import jax.numpy as jnp
 from jaxspec.errors import ConfigError
 from jaxspec.nn.kernels.cached_attention import kernel_step
 from jaxspec.nn.layers import linear
-from jaxspec.nn.rope import turned
+from jaxspec.nn.rope import split_and_rotate
 from jaxspec.spec.cache import write
 from jaxspec.spec.dtypes import widest
 from jaxspec.typing import Array, Bool, Float, Int
 
-# Added to masked scores; -inf would make a fully masked row NaN.
+# Score of a masked slot; -inf would give NaN for a query that may attend to nothing.
 MASKED = -1e30
-# More queries than this are worked on in blocks, so that scores stay small.
-_MOST_QUERIES, _BLOCK = 512, 128
+# More queries than this are attended block by block, to bound the memory of scores.
+_MAX_QUERIES, _QUERY_BLOCK = 512, 128
 
 
 def attend(
@@ -28,40 +31,48 @@ def attend(
     v: Float[Array, "R K S F"],
     mask: Bool[Array, "R T S"],
 ) -> Float[Array, "R T D"]:
-    """Softmax attention; scores and softmax in float32; `D = H F`.
+    """Softmax attention, with scores and softmax in float32; `D = H F`.
 
-    Arrays of several dtypes are multiplied in the widest of them, see `widest`; the
+    If dtypes differ, the products are computed in the widest one, see `widest`. The
     result has the dtype of `q`.
 
     Raises:
-      ConfigError: one of them is not floating-point.
+      ConfigError: `q`, `k` or `v` is not floating-point.
     """
-    wide, dtype = widest(q=q, k=k, v=v), q.dtype
-    given = q.astype(wide), k.astype(wide), v.astype(wide)
-    return _by_queries(*given, mask).astype(dtype)
+    compute_dtype, dtype = widest(q=q, k=k, v=v), q.dtype
+    q, k, v = (x.astype(compute_dtype) for x in (q, k, v))
+    return _attend_by_shape(q, k, v, mask).astype(dtype)
 
 
-def _by_queries(q, k, v, mask):
+def _attend_by_shape(q, k, v, mask):
     length = q.shape[1]
-    if length > _MOST_QUERIES:
-        fill = -length % _BLOCK
+    if length > _MAX_QUERIES:
+        padding = -length % _QUERY_BLOCK
         blocks = einops.rearrange(
-            jnp.pad(q, ((0, 0), (0, fill), (0, 0), (0, 0))),
+            jnp.pad(q, ((0, 0), (0, padding), (0, 0), (0, 0))),
             "r (b t) h f -> b r t h f",
-            t=_BLOCK,
+            t=_QUERY_BLOCK,
         )
         masks = einops.rearrange(
-            jnp.pad(mask, ((0, 0), (0, fill), (0, 0))), "r (b t) s -> b r t s", t=_BLOCK
+            jnp.pad(mask, ((0, 0), (0, padding), (0, 0))),
+            "r (b t) s -> b r t s",
+            t=_QUERY_BLOCK,
         )
-        out = jax.lax.map(lambda x: _by_queries(x[0], k, v, x[1]), (blocks, masks))
+        out = jax.lax.map(lambda x: _attend_by_shape(x[0], k, v, x[1]), (blocks, masks))
         return einops.rearrange(out, "b r t d -> r (b t) d")[:, :length]
     if q.shape[1] * q.shape[2] > k.shape[1]:
         return _attend(q, k, v, mask)
-    return jax.lax.platform_dependent(q, k, v, mask, tpu=_attend_twice, default=_attend)
+    return jax.lax.platform_dependent(
+        q, k, v, mask, tpu=_attend_duplicated, default=_attend
+    )
 
 
-def _attend_twice(q, k, v, mask):
-    """One query a head as two: a TPU takes products with one from its matrix units."""
+def _attend_duplicated(q, k, v, mask):
+    """Attention with its only query duplicated.
+
+    XLA for TPU compiles a product with a single query per head to vector code. With two
+    queries it uses the matrix unit.
+    """
     q, mask = (jnp.concatenate([x, x], axis=1) for x in (q, mask))
     return _attend(q, k, v, mask)[:, :1]
 
@@ -85,11 +96,11 @@ def cudnn_attend(
     v: Float[Array, "R K S F"],
     mask: Bool[Array, "R T S"],
 ) -> Float[Array, "R T D"]:
-    """The same by cuDNN's fused attention; bfloat16 on NVIDIA GPUs.
+    """Softmax attention by cuDNN's fused kernel, on NVIDIA GPUs.
 
     Raises:
-      ConfigError: the default device is no GPU, the numbers are no half floats, or
-        of several dtypes.
+      ConfigError: the default device is not a GPU, the dtype is not bfloat16 or
+        float16, or the dtypes differ.
     """
     if not q.dtype == k.dtype == v.dtype:
         raise ConfigError(
@@ -97,7 +108,9 @@ def cudnn_attend(
             f"{k.dtype}, v in {v.dtype}; use 'xla'"
         )
     if jax.default_backend() != "gpu" or q.dtype not in (jnp.bfloat16, jnp.float16):
-        raise ConfigError("attention='cudnn' is for bfloat16 on NVIDIA GPUs; use 'xla'")
+        raise ConfigError(
+            "attention='cudnn' needs bfloat16 or float16 on NVIDIA GPUs; use 'xla'"
+        )
     out = jax.nn.dot_product_attention(
         q,
         jnp.swapaxes(k, 1, 2),
@@ -108,7 +121,7 @@ def cudnn_attend(
     return einops.rearrange(out, "r t h f -> r t (h f)")
 
 
-def separate_step(
+def xla_step(
     fused: Float[Array, "R T g K F"],
     angles: Float[Array, "R T f 2"],
     mask: Bool[Array, "R T S"],
@@ -116,46 +129,51 @@ def separate_step(
     starts: Int[Array, "R"],
     attend: Callable[..., Array] = attend,
 ) -> tuple[Float[Array, "R T D"], tuple[Array, Array]]:
-    """Turns queries and keys, writes keys and values to the cache, attends over it.
+    """Attention over a KV cache, in separate XLA operations.
+
+    Applies rotary embeddings, writes the new keys and values to the cache, and attends
+    over the cache.
 
     Args:
-      fused: `g = G + 2`: `G` queries of each key/value head, its key and its value.
-      angles: cosines and sines of the rows' positions.
-      mask: who sees which slot.
+      fused: output of the fused query/key/value projection: for each key/value head,
+        its `g - 2 = H / K` queries, its key and its value.
+      angles: cosines and sines of the tokens' positions, `f = F / 2`.
+      mask: True where a query may attend to a slot.
       cache: keys and values `[R, K, S, F]`.
-      starts: slots of the first of the `T` tokens.
-      attend: how.
+      starts: slot of the first of the `T` tokens, int32.
+      attend: attention function with the signature of `attend`.
 
     Returns:
-      Outputs, `D = G K F`, of the dtype of `fused`, and the cache with the tokens in
-      it, see `write`.
+      Outputs in the dtype of `fused`, `D = H F`, and the cache with the new keys and
+      values, see `write`.
     """
-    q, k, v = turned(fused, angles)
+    q, k, v = split_and_rotate(fused, angles)
     k, v = write(cache[0], k, starts), write(cache[1], v, starts)
     return attend(q, k, v, mask), (k, v)
 
 
-# Ways to attend over a cache, by name. Passes over more queries than the kernels are
-# made for take "xla" anyway.
+# Implementations of attention over a cache, by name. Passes over more than
+# _MAX_KERNEL_QUERIES queries use "xla" in any case: the kernels are for few queries.
 OVER_CACHE = {
-    "xla": separate_step,
-    "pallas": partial(kernel_step, otherwise=separate_step),
-    "cudnn": partial(separate_step, attend=cudnn_attend),
+    "xla": xla_step,
+    "pallas": partial(kernel_step, fallback=xla_step),
+    "cudnn": partial(xla_step, attend=cudnn_attend),
 }
-_FEW_QUERIES = 128
+_MAX_KERNEL_QUERIES = 128
 
 
 class Attention(nn.Module):
     """Self-attention of one layer.
 
     Attributes:
-      heads: `H`.
-      kv_heads: `K`.
-      head_dim: `F`.
-      qkv_bias: biases in the fused query/key/value map.
-      head_norm: makes the norms over query and key heads, by name; None for no norms.
-      width: of the output; None for the input's.
-      over_cache: how it attends over a cache, see `OVER_CACHE`.
+      heads: number of query heads, `H`.
+      kv_heads: number of key/value heads, `K`.
+      head_dim: size of a head, `F`.
+      qkv_bias: whether the fused query/key/value projection has a bias.
+      head_norm: constructor, by module name, of the norms of query and key heads; None
+        for no norms.
+      width: width of the output; None for that of the input.
+      over_cache: implementation of attention over a cache, a key of `OVER_CACHE`.
     """
 
     heads: int
@@ -175,7 +193,18 @@ class Attention(nn.Module):
         cache: tuple[Array, Array] | None = None,
         starts: Int[Array, "R"] | None = None,
     ) -> tuple[Float[Array, "R T D"], tuple[Array, Array] | None]:
-        """Attends over `x` alone, or over a cache into which `x` is written first."""
+        """Attends over `x` or, with a cache, writes `x` to it and attends over it.
+
+        Args:
+          x: hidden states.
+          angles: cosines and sines of the tokens' positions, `f = F / 2`.
+          mask: True where a query may attend; without a cache `S = T`.
+          cache: keys and values `[R, K, S, F]`.
+          starts: slot of the first token, int32; required with a cache.
+
+        Returns:
+          Outputs, and the updated cache or None.
+        """
         h, kv, f = self.heads, self.kv_heads, self.head_dim
         fused = linear((h // kv + 2, kv, f), "qkv", bias=self.qkv_bias)(x)
         if self.head_norm is not None:
@@ -187,9 +216,10 @@ class Attention(nn.Module):
             q = einops.rearrange(q, "r t (k g) f -> r t g k f", k=kv)
             fused = jnp.concatenate([q, k[:, :, None], fused[:, :, -1:]], axis=2)
         if cache is None:
-            out = attend(*turned(fused, angles), mask)
+            out = attend(*split_and_rotate(fused, angles), mask)
         else:
             assert starts is not None
-            way = self.over_cache if x.shape[1] <= _FEW_QUERIES else "xla"
-            out, cache = OVER_CACHE[way](fused, angles, mask, cache, starts)
+            few = x.shape[1] <= _MAX_KERNEL_QUERIES
+            step = OVER_CACHE[self.over_cache if few else "xla"]
+            out, cache = step(fused, angles, mask, cache, starts)
         return linear(self.width or x.shape[-1], "out")(out), cache

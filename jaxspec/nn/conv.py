@@ -17,14 +17,21 @@ def group_norm(groups: int, name: str) -> nn.GroupNorm:
 
 
 class ResidualBlock(nn.Module):
-    """Two normalized 3x3 convolutions beside a (1x1 where widths differ) shortcut."""
+    """Two normalized 3x3 convolutions with a shortcut.
+
+    The shortcut is a 1x1 convolution where the widths differ, else the identity.
+
+    Attributes:
+      width: channels of the output.
+      groups: groups of the norms.
+    """
 
     width: int
     groups: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W D"]:
-        """Maps an image-shaped array to one of `width` channels."""
+    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h w D"]:
+        """Maps a feature map to one of `D = width` channels."""
         h = nn.silu(group_norm(self.groups, "norm1")(x))
         h = nn.Conv(self.width, (3, 3), name="conv1")(h)
         h = nn.silu(group_norm(self.groups, "norm2")(h))
@@ -35,13 +42,17 @@ class ResidualBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Single-head self-attention over all positions of the map."""
+    """Single-head self-attention over all positions of a feature map.
+
+    Attributes:
+      groups: groups of the norm.
+    """
 
     groups: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-        """Adds what attention gathers."""
+    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
+        """Adds the output of attention to `x`."""
         width = x.shape[-1]
         h = group_norm(self.groups, "norm")(x)
         q, k, v = (nn.Conv(width, (1, 1), name=name)(h) for name in ("q", "k", "v"))
@@ -55,10 +66,10 @@ class AttentionBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves the side: one pixel of zeros right and below, then 3x3 with stride 2."""
+    """3x3 convolution with stride 2, after padding one zero right and below."""
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
+    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h//2 w//2 C"]:
         """Halves height and width."""
         x = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
         conv = nn.Conv(
@@ -68,10 +79,10 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles the side: nearest neighbor, then 3x3."""
+    """Nearest-neighbor upsampling by 2, then a 3x3 convolution."""
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B H W C"]:
+    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B 2*h 2*w C"]:
         """Doubles height and width."""
         x = einops.repeat(x, "b h w c -> b (h i) (w j) c", i=2, j=2)
         return nn.Conv(x.shape[-1], (3, 3), name="conv")(x)

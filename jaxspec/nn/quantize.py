@@ -1,4 +1,4 @@
-"""Matrices in eight bits: whole numbers and one scale for each output channel."""
+"""Int8 weight quantization with one scale per output channel."""
 
 from typing import Any
 
@@ -6,33 +6,39 @@ import jax.numpy as jnp
 
 from jaxspec.typing import Array, Float, Int, Params
 
-# Behind the name of a quantized matrix, its scales.
+# Suffix of the name of a quantized matrix that gives the name of its scales.
 SCALE = "_scale"
 
 
 def quantized(params: Params) -> Params:
-    """Linear maps, and an output head, as int8 with float32 scales.
+    """Quantizes linear layers and the output head to int8 with float32 scales.
 
-    The largest entry of each column becomes 127. Embeddings, norms, biases and tables
-    that are looked up stay what they are: reading a few rows of them costs nothing.
-    Works on parameters of a transformer and of drafters.
+    The scale of a column maps its largest absolute entry to 127. Embeddings, norms,
+    biases and lookup tables keep their dtype, because a pass reads only a small part of
+    them.
+
+    Args:
+      params: parameters of a transformer or a drafter.
+
+    Returns:
+      Parameters with int8 matrices, and their scales under the same name with `SCALE`.
     """
     return _quantized(params, ("kernel", "head"))
 
 
 def _quantized(params: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    found = {}
+    result = {}
     for name, x in params.items():
         if isinstance(x, dict):
-            found[name] = _quantized(x, ("kernel",))
+            result[name] = _quantized(x, ("kernel",))
         elif name in names and x.ndim >= 2 and jnp.issubdtype(x.dtype, jnp.floating):
-            found[name], found[name + SCALE] = _rounded(x)
+            result[name], result[name + SCALE] = _quantize_matrix(x)
         else:
-            found[name] = x
-    return found
+            result[name] = x
+    return result
 
 
-def _rounded(x: Float[Array, "D ..."]) -> tuple[Int[Array, "D ..."], Array]:
+def _quantize_matrix(x: Float[Array, "D ..."]) -> tuple[Int[Array, "D ..."], Array]:
     x = x.astype(jnp.float32)
     scale = jnp.max(jnp.abs(x), axis=0) / 127
     scale = jnp.where(scale > 0, scale, 1.0)

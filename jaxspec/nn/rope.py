@@ -1,4 +1,4 @@
-"""Rotary position embeddings over adjacent pairs, angles in float32."""
+"""Rotary position embeddings of adjacent channel pairs, with angles in float32."""
 
 import einops
 import jax.numpy as jnp
@@ -11,28 +11,28 @@ from jaxspec.typing import Array, Float, Int
 def grid_table(
     prefix: int, grid: int, head_dim: int, base: float, extra: int = 0
 ) -> np.ndarray:
-    """LlamaGen's 2-D table: cosines and sines by absolute position.
+    """Table of the 2-D rotary embedding of LlamaGen, by absolute position.
 
-    The first half of the pairs turns with the row, the second with the column. The
-    rows of the `prefix` condition positions are zeros, not identities: they turn the
-    queries and keys of the condition into zero vectors, as in the original.
+    The first half of the pairs rotates with the image row, the second with the column.
+    The entries of the `prefix` condition positions are zeros, not identities: as in
+    LlamaGen, they map the queries and keys of the condition to zero.
 
     Args:
-      prefix: condition positions.
-      grid: tokens along a side; token `t` is at row `t // grid`, column `t % grid`.
-      head_dim: `F`, a multiple of 4.
-      base: of the frequencies.
-      extra: rows beyond the grid, for drafts that reach over its end.
+      prefix: number of condition positions.
+      grid: tokens per side; token `t` is in image row `t // grid`, column `t % grid`.
+      head_dim: size of a head, `F`, a multiple of 4.
+      base: base of the frequencies.
+      extra: number of entries after the grid, for drafts that extend past its end.
 
     Returns:
-      float32 `[prefix + grid ** 2 + extra, F / 2, 2]`.
+      Cosines and sines, float32 `[prefix + grid ** 2 + extra, F / 2, 2]`.
     """
     half = head_dim // 2
     radians = frequencies(half, base)
     tokens = np.arange(grid * grid + extra)
-    rows = np.outer(tokens // grid, radians)
-    columns = np.outer(tokens % grid, radians)
-    angles = np.concatenate([rows, columns], axis=-1)
+    row_angles = np.outer(tokens // grid, radians)
+    column_angles = np.outer(tokens % grid, radians)
+    angles = np.concatenate([row_angles, column_angles], axis=-1)
     table = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
     zeros = np.zeros((prefix, *table.shape[1:]))
     return np.concatenate([zeros, table]).astype(np.float32)
@@ -41,17 +41,25 @@ def grid_table(
 def frequencies(
     head_dim: int, base: float, scaling: RopeScaling | None = None
 ) -> np.ndarray:
-    """Radians a position, float64 `[F / 2]`, stretched where `scaling` says so."""
-    plain = base ** (-2.0 * np.arange(head_dim // 2) / head_dim)
+    """Radians per position of each pair, float64 `[F / 2]`.
+
+    Args:
+      head_dim: size of a head, `F`.
+      base: base of the frequencies.
+      scaling: context extension, which divides low frequencies by its factor; None for
+        none.
+    """
+    original = base ** (-2.0 * np.arange(head_dim // 2) / head_dim)
     if scaling is None:
-        return plain
-    stretched = plain / scaling.factor
+        return original
+    stretched = original / scaling.factor
     if scaling.kind == "linear":
         return stretched
+    # Both other kinds interpolate; `weight` is the share of the original frequency.
     if scaling.kind == "llama3":
-        turns = scaling.original_length * plain / (2 * np.pi)
-        kept = (turns - scaling.slow) / (scaling.fast - scaling.slow)
-    else:  # yarn blends along the index of the frequency, between whole numbers
+        turns = scaling.original_length * original / (2 * np.pi)
+        weight = (turns - scaling.slow) / (scaling.fast - scaling.slow)
+    else:  # YaRN interpolates along the index of the pair, between integers
         first, last = (
             head_dim
             * np.log(scaling.original_length / (turns * 2 * np.pi))
@@ -59,9 +67,9 @@ def frequencies(
             for turns in (scaling.fast, scaling.slow)
         )
         first, last = max(np.floor(first), 0), min(np.ceil(last), head_dim - 1)
-        kept = 1 - (np.arange(head_dim // 2) - first) / max(last - first, 1e-3)
-    kept = np.clip(kept, 0, 1)
-    return kept * plain + (1 - kept) * stretched
+        weight = 1 - (np.arange(head_dim // 2) - first) / max(last - first, 1e-3)
+    weight = np.clip(weight, 0, 1)
+    return weight * original + (1 - weight) * stretched
 
 
 def sequence_angles(
@@ -70,11 +78,18 @@ def sequence_angles(
     base: float,
     scaling: RopeScaling | None = None,
 ) -> Float[Array, "R T f 2"]:
-    """1-D cosines and sines of each position, `f = F / 2`."""
+    """Cosines and sines of the 1-D rotary embedding.
+
+    Args:
+      positions: absolute positions, int32.
+      head_dim: size of a head, `F = 2 f`.
+      base: base of the frequencies.
+      scaling: context extension, or None.
+    """
     radians = frequencies(head_dim, base, scaling).astype(np.float32)[None, None]
     angles = positions[..., None].astype(jnp.float32) * radians
-    turns = jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=-1)
-    return turns if scaling is None else turns * scaling.magnitude
+    cos_sin = jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+    return cos_sin if scaling is None else cos_sin * scaling.magnitude
 
 
 def angles_of(
@@ -83,14 +98,14 @@ def angles_of(
     head_dim: int,
     overhang: int = 64,
 ) -> Float[Array, "R T f 2"]:
-    """Angles of absolute positions by a transformer's scheme, for heads of any size.
+    """Cosines and sines of the rotary embedding of a transformer.
 
     Args:
-      config: of the transformer.
-      positions: int32.
-      head_dim: `F`.
-      overhang: positions beyond a grid that a draft may reach; they get rows of the
-        table like any other and are never committed.
+      config: configuration of the transformer.
+      positions: absolute positions, int32.
+      head_dim: size of a head, `F = 2 f`; drafters' heads may differ from the model's.
+      overhang: number of positions after a grid for which angles are computed. A draft
+        may extend past the grid; its tokens there are never committed.
     """
     if config.rope == "sequence":
         return sequence_angles(
@@ -105,30 +120,37 @@ def angles_of(
 def rotate(
     x: Float[Array, "R T H F"], angles: Float[Array, "R T f 2"]
 ) -> Float[Array, "R T H F"]:
-    """Turns each adjacent pair of the last axis; float32 inside.
+    """Rotates each adjacent pair of the last axis, in float32.
 
-    Every channel is joined to the other one of its pair. Pairs taken apart and stacked
-    again cost a TPU more than the products of a layer.
+    Each channel is multiplied by a cosine, and the other channel of its pair by a
+    signed sine. Splitting the pairs and stacking the results instead takes a TPU longer
+    than the matrix products of a layer.
     """
-    cos, sin = (y[..., None, :] for y in pair_turns(angles))
-    own = x.astype(jnp.float32)
-    other = jnp.flip(own.reshape(*x.shape[:-1], -1, 2), axis=-1).reshape(x.shape)
-    return (own * cos + other * sin).astype(x.dtype)
+    cos, sin = (y[..., None, :] for y in pairwise_cos_sin(angles))
+    wide = x.astype(jnp.float32)
+    partner = jnp.flip(wide.reshape(*x.shape[:-1], -1, 2), axis=-1).reshape(x.shape)
+    return (wide * cos + partner * sin).astype(x.dtype)
 
 
-def pair_turns(
+def pairwise_cos_sin(
     angles: Float[Array, "... f 2"],
 ) -> tuple[Float[Array, "... F"], Float[Array, "... F"]]:
-    """What a channel, and what the other of its pair, is multiplied by; `F = 2 f`."""
+    """Factors of a channel and of the other channel of its pair; `F = 2 f`."""
     cos, sin = angles[..., 0], angles[..., 1]
     signed = jnp.stack([-sin, sin], axis=-1)
     return jnp.repeat(cos, 2, axis=-1), signed.reshape(*sin.shape[:-1], -1)
 
 
-def turned(
+def split_and_rotate(
     fused: Float[Array, "R T g K F"], angles: Float[Array, "R T f 2"]
 ) -> tuple[Float[Array, "R T H F"], Float[Array, "R K T F"], Float[Array, "R K T F"]]:
-    """Turned queries and keys, and values, of a fused map; `H = (g - 2) K`."""
+    """Rotated queries, rotated keys and values of a fused projection.
+
+    Args:
+      fused: output of the projection: for each key/value head, its `g - 2 = H / K`
+        queries, its key and its value.
+      angles: cosines and sines of the tokens' positions, `f = F / 2`.
+    """
     q = einops.rearrange(fused[:, :, :-2], "r t g k f -> r t (k g) f")
     k, v = rotate(fused[:, :, -2], angles), fused[:, :, -1]
     k, v = (einops.rearrange(x, "r t k f -> r k t f") for x in (k, v))

@@ -1,38 +1,48 @@
-"""Vector quantization: vectors to their nearest codes, and codes to vectors."""
+"""Vector quantization with a codebook."""
 
 import jax.numpy as jnp
 
-from jaxspec.nn.layers import shifted
+from jaxspec.nn.layers import add_bias
 from jaxspec.typing import Array, Float, Int
 
 
-def l2_normalize(x: Float[Array, "... d"]) -> Float[Array, "... d"]:
-    """Scales the last axis to unit length, in float32; zero stays zero."""
+def l2_normalize(x: Float[Array, "... C"]) -> Float[Array, "... C"]:
+    """Scales the last axis to unit length, in float32; zero vectors stay zero."""
     x = x.astype(jnp.float32)
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
 def nearest_codes(
-    codebook: Float[Array, "V d"],
-    vectors: Float[Array, "... d"],
+    codebook: Float[Array, "V C"],
+    vectors: Float[Array, "... C"],
     *,
     normalized: bool = True,
 ) -> Int[Array, "..."]:
-    """Index (int32) of the code nearest to each vector, in float32.
+    """Index of the codebook entry nearest to each vector, int32, computed in float32.
 
-    `normalized`: both are l2-normalized first (LlamaGen, arXiv 2406.06525).
+    Args:
+      codebook: entries.
+      vectors: vectors to quantize.
+      normalized: whether entries and vectors are l2-normalized first, as in LlamaGen
+        (arXiv 2406.06525).
     """
-    if normalized:  # the least distance between unit vectors is the largest cosine
-        near = l2_normalize(vectors) @ l2_normalize(codebook).T
+    if normalized:  # the nearest of unit vectors has the largest cosine
+        similarity = l2_normalize(vectors) @ l2_normalize(codebook).T
     else:
         book, vectors = codebook.astype(jnp.float32), vectors.astype(jnp.float32)
-        near = shifted(vectors @ book.T, -0.5 * jnp.sum(book * book, axis=-1))
-    return jnp.argmax(near, axis=-1).astype(jnp.int32)
+        similarity = add_bias(vectors @ book.T, -0.5 * jnp.sum(book * book, axis=-1))
+    return jnp.argmax(similarity, axis=-1).astype(jnp.int32)
 
 
 def look_up(
-    codebook: Float[Array, "V d"], codes: Int[Array, "..."], *, normalized: bool = True
-) -> Float[Array, "... d"]:
-    """The code vectors that the decoder sees, l2-normalized or as they are."""
+    codebook: Float[Array, "V C"], codes: Int[Array, "..."], *, normalized: bool = True
+) -> Float[Array, "... C"]:
+    """Codebook entries of codes, float32, as the decoder takes them.
+
+    Args:
+      codebook: entries.
+      codes: indices of entries.
+      normalized: whether the entries are l2-normalized.
+    """
     book = l2_normalize(codebook) if normalized else codebook.astype(jnp.float32)
     return book[codes]

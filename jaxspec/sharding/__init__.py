@@ -1,13 +1,19 @@
-"""One program on many devices: rows along "data", heads and tables along "model"."""
+"""Sharding over a mesh: sequences along "data", parameters along "model"."""
 
 from jaxspec.sharding.mesh import AXES, check_mesh, make_mesh, read_mesh
 from jaxspec.sharding.rows import fill_rows, over_rows
-from jaxspec.sharding.rules import RULES, Rules, kept_whole, placement, spec_of
+from jaxspec.sharding.rules import (
+    SHARDING_RULES,
+    ShardingRules,
+    kept_whole,
+    placement,
+    spec_of,
+)
 
 __all__ = [
     "AXES",
-    "RULES",
-    "Rules",
+    "SHARDING_RULES",
+    "ShardingRules",
     "check_mesh",
     "fill_rows",
     "kept_whole",

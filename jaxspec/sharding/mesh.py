@@ -1,4 +1,4 @@
-"""Meshes of devices."""
+"""Device meshes with the axes "data" and "model"."""
 
 import re
 from collections.abc import Sequence
@@ -15,15 +15,15 @@ AXES = ("data", "model")
 def make_mesh(
     data: int | None = None, model: int = 1, devices: Sequence[Any] | None = None
 ) -> Mesh:
-    """A mesh with the automatic axes "data" and "model".
+    """Device mesh with the axes "data" and "model", both of type `AxisType.Auto`.
 
     Args:
-      data: devices along which rows are divided; by default all that are left.
-      model: devices along which parameters are divided.
-      devices: by default all.
+      data: number of devices that share the batch; by default `len(devices) // model`.
+      model: number of devices that share the parameters.
+      devices: devices of the mesh; by default all.
 
     Raises:
-      ConfigError: there are not so many devices.
+      ConfigError: there are fewer devices than the mesh needs.
     """
     devices = jax.devices() if devices is None else list(devices)
     if model < 1 or (data is not None and data < 1):
@@ -43,15 +43,15 @@ def make_mesh(
 
 
 def check_mesh(mesh: Mesh) -> Mesh:
-    """The mesh, if it can be used; its axes become automatic.
+    """Checks the axes of a mesh, and returns it with axes of type `AxisType.Auto`.
 
     Raises:
-      ConfigError: it lacks an axis.
+      ConfigError: the mesh lacks the axis "data" or "model".
     """
     if missing := [axis for axis in AXES if axis not in mesh.shape]:
         raise ConfigError(
             f"the mesh has axes {', '.join(mesh.axis_names)}, but no {missing[0]!r}; "
-            "make one of size 1, or use make_mesh"
+            "add an axis of size 1, or use make_mesh"
         )
     kinds = (AxisType.Auto,) * len(mesh.axis_names)
     if mesh.axis_types == kinds:
@@ -60,10 +60,10 @@ def check_mesh(mesh: Mesh) -> Mesh:
 
 
 def read_mesh(text: str) -> tuple[int, int]:
-    """ "2x4" as numbers of devices along "data" and "model".
+    """Parses a mesh such as "2x4" to its numbers of devices along "data" and "model".
 
     Raises:
-      ConfigError: it is not of this form.
+      ConfigError: the text is not of this form.
     """
     match = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text)
     if match is None:

@@ -1,4 +1,4 @@
-"""Every draft that could be drawn, with its chance: small vocabularies, listed."""
+"""Enumeration of all drafts over a small vocabulary, with their probabilities."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,25 +22,32 @@ _MOST_DRAFTS = 300_000
 
 @dataclass(frozen=True)
 class Conditionals:
-    """A law of sequences: what follows each prefix.
+    """Distribution of sequences, given by the conditional distribution of each token.
 
     Attributes:
-      tables: `tables[d]` is float64 `[V] * d + [V]`, the law of the token after each
-        prefix of `d` tokens.
+      tables: probabilities of the next token; `tables[d]` is float64 `[V] * (d + 1)`,
+        indexed by the `d` tokens before it and by the token.
     """
 
     tables: tuple[np.ndarray, ...]
 
     @property
     def vocab_size(self) -> int:
-        """`V`."""
+        """Size of the vocabulary, `V`."""
         return self.tables[0].shape[-1]
 
     @classmethod
     def random(
         cls, vocab_size: int, length: int, seed: int, *, zeros: float = 0.0
     ) -> "Conditionals":
-        """Random laws of `length` tokens; each probability is 0 with chance `zeros`."""
+        """Random distributions of `length` tokens.
+
+        Args:
+          vocab_size: size of the vocabulary, `V`.
+          length: number of tokens.
+          seed: seed of the distributions.
+          zeros: probability with which each conditional probability is set to 0.
+        """
         rng = np.random.default_rng(seed)
         tables = []
         for d in range(length):
@@ -53,7 +60,13 @@ class Conditionals:
 
     @classmethod
     def markov(cls, steps: np.ndarray, root: int = 0) -> "Conditionals":
-        """Laws that look at the last token alone: `steps [length, V, V]`."""
+        """Distributions that depend on the last token only.
+
+        Args:
+          steps: transition probabilities `[length, V, V]`, indexed by position, last
+            token and next token.
+          root: token before the first.
+        """
         vocab_size, tables = steps.shape[-1], [steps[0][root]]
         for d in range(1, len(steps)):
             shape = (vocab_size,) * (d + 1)
@@ -62,7 +75,7 @@ class Conditionals:
 
     @classmethod
     def constant(cls, law: Sequence[float], length: int) -> "Conditionals":
-        """The same law after every prefix."""
+        """The same distribution `law`, `[V]`, for each of `length` tokens."""
         law_array = np.asarray(law, np.float64)
         size = len(law_array)
         return cls(
@@ -70,7 +83,7 @@ class Conditionals:
         )
 
     def after(self, prefixes: np.ndarray) -> np.ndarray:
-        """Laws `[B, V]` after `prefixes [B, d]`."""
+        """Probabilities `[B, V]` of the token after prefixes `[B, d]`."""
         table = self.tables[prefixes.shape[1]]
         return (
             table[tuple(prefixes.T)]
@@ -79,22 +92,24 @@ class Conditionals:
         )
 
     def joint(self) -> np.ndarray:
-        """The law of whole sequences, `[V] * length`."""
-        law = np.ones(())
+        """Probabilities of whole sequences, `[V] * length`."""
+        probability = np.ones(())
         for table in self.tables:
-            law = law[..., None] * table
-        return law
+            probability = probability[..., None] * table
+        return probability
 
 
 @dataclass(frozen=True)
 class Drafts:
-    """Drafts as rows, and how likely each is.
+    """Batch of drafts with their probabilities.
 
     Attributes:
-      draft: rows are drafts.
-      chance: float64 [B]; sums to 1. Rows of chance 0 mean nothing.
-      tree: their shape, or its bound.
-      exact: whether every possible draft is there, or rows are independent samples.
+      draft: batch of `B` drafts.
+      chance: probabilities of the drafts, float64 [B], with sum 1. Drafts with
+        probability 0 are to be ignored.
+      tree: draft tree, or the bound of a dynamic one.
+      exact: True if the batch holds every possible draft, False if it holds independent
+        samples.
     """
 
     draft: Draft
@@ -104,13 +119,18 @@ class Drafts:
 
 
 def all_drafts(q: Conditionals, tree: Tree, selection: Selection) -> Drafts:
-    """Every draft that a drafter with law `q` can make, with its chance.
+    """All drafts that a drafter can propose, with their probabilities.
 
-    "coupled" candidates are listed as "without_replacement": that is their law when
-    the noise is not known.
+    The selection "coupled" is enumerated as "without_replacement", which is its
+    distribution over random noise.
+
+    Args:
+      q: distribution of the drafter.
+      tree: draft tree.
+      selection: selection of the children of a node.
 
     Raises:
-      ConfigError: there are too many.
+      ConfigError: there are too many drafts.
     """
     vocab_size = q.vocab_size
     if vocab_size ** (tree.size - 1) > _MOST_DRAFTS:
@@ -118,48 +138,56 @@ def all_drafts(q: Conditionals, tree: Tree, selection: Selection) -> Drafts:
             f"{tree.size - 1} nodes over {vocab_size} tokens are too many drafts to "
             "list; use a smaller tree or vocabulary"
         )
-    rows = np.array(list(product(range(vocab_size), repeat=tree.size - 1)), np.int32)
-    rows = rows.reshape(-1, tree.size - 1)
-    tokens = np.pad(rows, ((0, 0), (1, 0)))
-    laws = {n: _after_node(q, tokens, tree, n) for n in tree.internal}
+    tokens = np.array(list(product(range(vocab_size), repeat=tree.size - 1)), np.int32)
+    tokens = np.pad(tokens.reshape(-1, tree.size - 1), ((0, 0), (1, 0)))
+    node_q = {n: _after_node(q, tokens, tree, n) for n in tree.internal}
     chance, valid = np.ones(len(tokens)), np.ones(tokens.shape, bool)
-    for slot, node in enumerate(tree.internal):
-        children = tree.children[slot][tree.children[slot] >= 0]
-        drawn = _chance_of_children(laws[node], tokens[:, children], selection)
-        chance, valid[:, children] = chance * drawn[0], drawn[1]
-    log_q = np.stack([laws[n] for n in tree.internal], axis=1) if laws else None
-    with np.errstate(divide="ignore"):
-        log_q = None if log_q is None else jnp.asarray(np.log(log_q))
+    for i, node in enumerate(tree.internal):
+        children = tree.children[i][tree.children[i] >= 0]
+        factor, valid[:, children] = _chance_of_children(
+            node_q[node], tokens[:, children], selection
+        )
+        chance = chance * factor
+    log_q = None
+    if node_q:
+        with np.errstate(divide="ignore"):
+            log_q = np.log(np.stack([node_q[n] for n in tree.internal], axis=1))
+        log_q = jnp.asarray(log_q)
     draft = Draft(
         jnp.asarray(tokens), jnp.asarray(valid), log_q=log_q, selection=selection
     )
     return Drafts(draft, chance, tree, True)
 
 
-def _after_node(law: Conditionals, tokens: np.ndarray, tree: Tree, node: int):
-    return law.after(tokens[:, tree.paths[node][1 : tree.depths[node] + 1]])
+def _after_node(q: Conditionals, tokens: np.ndarray, tree: Tree, node: int):
+    return q.after(tokens[:, tree.paths[node][1 : tree.depths[node] + 1]])
 
 
-def _chance_of_children(law, children, selection) -> tuple[np.ndarray, np.ndarray]:
-    """Chance of each row's children, in order, given its law `[B, V]`; which exist.
+def _chance_of_children(q, children, selection) -> tuple[np.ndarray, np.ndarray]:
+    """Probability of the children of a node, and which of them are valid.
 
-    Where no token is left to draw, the child is not valid and holds token 0.
+    A child for which no token remains is not valid and holds token 0.
+
+    Args:
+      q: probabilities of the next token in each draft, `[B, V]`.
+      children: tokens of the children in order, `[B, W]`.
+      selection: selection of the children.
     """
-    rows, count = children.shape
-    chance, left = np.ones(rows), law.copy()
-    valid, row = np.ones(children.shape, bool), np.arange(rows)
+    batch, count = children.shape
+    chance, remaining = np.ones(batch), q.copy()
+    valid, index = np.ones(children.shape, bool), np.arange(batch)
     for r in range(count):
         x = children[:, r]
         if selection == "with_replacement":
-            chance = chance * law[row, x]
+            chance = chance * q[index, x]
             continue
-        total = left.sum(-1)
-        drawn = np.where(total > 0, left[row, x] / np.where(total > 0, total, 1), 0)
+        total, mass = remaining.sum(-1), remaining[index, x]
+        factor = np.where(total > 0, mass / np.where(total > 0, total, 1), 0)
         if selection == "top" or (selection == "top_and_sample" and r < count - 1):
-            drawn = (left.argmax(-1) == x) & (left[row, x] > 0)
+            factor = (remaining.argmax(-1) == x) & (mass > 0)
         valid[:, r] = total > 0
-        chance = chance * np.where(total > 0, drawn, x == 0)
-        left[row, x] = 0
+        chance = chance * np.where(total > 0, factor, x == 0)
+        remaining[index, x] = 0
     return chance, valid
 
 
@@ -170,14 +198,15 @@ def sampled_drafts(
     rows: int,
     seed: int = 0,
 ) -> Drafts:
-    """Drafts as the library draws them, from a drafter that looks at the last token.
+    """Drafts sampled by the code of the drafters, from a table of probabilities.
 
     Args:
-      steps: probabilities `[depth, V, V]`; see `Conditionals.markov`.
-      tree: what is grown; its kind decides how.
-      selection: how children are chosen.
-      rows: independent drafts.
-      seed: of the draws.
+      steps: transition probabilities of the drafter, `[depth, V, V]`, see
+        `Conditionals.markov`.
+      tree: draft tree or dynamic tree.
+      selection: selection of the children of a node.
+      rows: number of independent drafts.
+      seed: seed of the samples.
     """
     zeros = jnp.zeros(rows, jnp.int32)
     log_steps = jnp.log(jnp.asarray(steps))

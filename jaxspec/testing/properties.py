@@ -1,4 +1,4 @@
-"""What has to hold for every drafter: the same tokens, and a cache like new."""
+"""Properties of every drafter: tokens as in plain decoding, and a correct KV cache."""
 
 from functools import partial
 from typing import Any
@@ -35,39 +35,41 @@ def assert_same_tokens(
     order: tuple[Step, ...] = LLAMAGEN_ORDER,
     seed: int = 0,
 ) -> Generation:
-    """Holds a drafter to plain decoding from the same keys, token for token.
+    """Asserts that decoding with a drafter yields the tokens of plain decoding.
+
+    Both runs use the same random keys.
 
     Args:
-      target: what is sped up.
-      params: the target's parameters.
-      drafter: whose drafts must change nothing but the speed.
-      drafter_params: the drafter's parameters.
-      tree: shape of the drafts.
-      prompt: `rows` rows.
-      length: tokens a row.
-      rows: `B`.
-      sampling: settings of the rows; temperature 1 by default.
-      stopping: when rows end.
-      order: processing steps; fewer compile faster.
-      seed: of the rows' keys.
+      target: target model.
+      params: parameters of the target.
+      drafter: drafter to check.
+      drafter_params: parameters of the drafter.
+      tree: draft tree.
+      prompt: prompts of `rows` sequences.
+      length: largest number of tokens per sequence.
+      rows: number of sequences, `B`.
+      sampling: sampling settings of the sequences; by default temperature 1.
+      stopping: stopping criteria of the sequences.
+      order: order of the logits processors; fewer compile faster.
+      seed: seed of the random keys.
 
     Returns:
-      The generation with the drafter, for its counters.
+      Result of decoding with the drafter, with its counters.
 
     Raises:
-      AssertionError: a token differs.
+      AssertionError: a token or a length differs.
     """
     sampling = make_sampling(rows) if sampling is None else sampling
     arguments = (prompt, sampling, batch_keys(seed, rows), stopping)
-    alone = Engine(target, length, order=order)
-    plain = jax.jit(partial(generate, alone))
-    helped = Engine(target, length, drafter, tree, order=order)
-    fast = jax.jit(partial(generate, helped))
-    wanted = plain(params, None, *arguments)
-    found = fast(params, drafter_params, *arguments)
-    np.testing.assert_array_equal(found.lengths, wanted.lengths)
-    np.testing.assert_array_equal(found.tokens, wanted.tokens)
-    return found
+    plain_engine = Engine(target, length, order=order)
+    plain = jax.jit(partial(generate, plain_engine))
+    speculative_engine = Engine(target, length, drafter, tree, order=order)
+    speculative = jax.jit(partial(generate, speculative_engine))
+    expected = plain(params, None, *arguments)
+    actual = speculative(params, drafter_params, *arguments)
+    np.testing.assert_array_equal(actual.lengths, expected.lengths)
+    np.testing.assert_array_equal(actual.tokens, expected.tokens)
+    return actual
 
 
 def run_rounds(
@@ -86,7 +88,13 @@ def run_rounds(
     order: tuple[Step, ...] = LLAMAGEN_ORDER,
     seed: int = 0,
 ) -> tuple[Engine, SpecState]:
-    """The engine, and its state after the last round; arguments as above."""
+    """Runs an engine round by round until all sequences are done.
+
+    Arguments are those of `assert_same_tokens`; the verifier is `Coupled` by default.
+
+    Returns:
+      The engine, and its state after the last round.
+    """
     sampling = make_sampling(rows) if sampling is None else sampling
     engine = Engine(target, length, drafter, tree, verifier or Coupled(), order)
     arguments = (params, drafter_params, prompt, sampling)
@@ -100,31 +108,32 @@ def run_rounds(
 
 
 def committed(engine: Engine, state: SpecState) -> KVCache:
-    """The target's cache with the last path moved into place."""
-    streams = engine.target.streams
-    path = jnp.concatenate([state.path] * streams)
-    counts = jnp.concatenate([state.counts] * streams)
+    """Cache of the target after the path of the last round is committed."""
+    branches = engine.target.streams
+    path = jnp.concatenate([state.path] * branches)
+    counts = jnp.concatenate([state.counts] * branches)
     return commit_path(state.cache, engine.tree.size, path, counts, engine.target.move)
 
 
 def cache_error(
     engine: Engine, params: Params, prompt: PyTree, tokens: Any, cache: KVCache
 ) -> float:
-    """Greatest difference between a cache and that of one pass over the same tokens.
+    """Largest difference between a cache and that of one pass over the same tokens.
 
     Args:
-      engine: as it ran.
-      params: the target's parameters.
-      prompt: as it was given.
-      tokens: int32 [B, T], what was generated.
-      cache: holds the prompt and all generated tokens but each row's newest.
+      engine: engine that generated the tokens.
+      params: parameters of the target.
+      prompt: prompts of the sequences.
+      tokens: generated tokens, int32 [B, T].
+      cache: cache with the prompt and all generated tokens but the last of each
+        sequence.
 
     Returns:
-      The maximum over layers, keys and values, rows, streams and committed slots; NaN
-      if one of them is NaN.
+      Largest absolute difference over layers, keys and values, branches, sequences and
+      committed slots; NaN if one of them is NaN.
 
     Raises:
-      AssertionError: the cache is longer than the tokens.
+      AssertionError: the cache has more committed slots than prompt and tokens.
     """
     target = engine.target
     tokens = jnp.concatenate([jnp.asarray(tokens)] * target.streams)
@@ -132,19 +141,19 @@ def cache_error(
     _, _, fresh = target.prefill(params, prompt, length)
     positions = fresh.lengths[:, None] + jnp.arange(length)[None]
     mask = tree_mask(fresh, jnp.tril(jnp.ones((length, length), bool)))
-    last = fresh.lengths + length
+    total = fresh.lengths + length
     _, _, fresh = target.forward(params, fresh, tokens, positions, mask)
-    assert bool((cache.lengths <= last).all()), (
-        "the cache holds more than was generated"
+    assert bool((cache.lengths <= total).all()), (
+        "the cache has more committed slots than prompt and generated tokens"
     )
     slots = fresh.capacity
     filled = np.arange(slots) < np.asarray(cache.lengths)[:, None]  # [R, S]
     worst = 0.0
-    for mine, theirs in zip(cache.layers, fresh.layers, strict=True):
-        for a, b in zip(mine, theirs, strict=True):
-            gap = np.abs(np.asarray(a[:, :, :slots], np.float64) - np.asarray(b))
-            gap = np.where(filled[:, None, :, None], gap, 0.0).max()
-            worst = float(np.maximum(worst, gap))  # NaN stays
+    for layer, fresh_layer in zip(cache.layers, fresh.layers, strict=True):
+        for x, y in zip(layer, fresh_layer, strict=True):
+            error = np.abs(np.asarray(x[:, :, :slots], np.float64) - np.asarray(y))
+            error = np.where(filled[:, None, :, None], error, 0.0).max()
+            worst = float(np.maximum(worst, error))  # keeps NaN
     return worst
 
 
@@ -155,13 +164,22 @@ def assert_fresh_cache(
     state: SpecState,
     tolerance: float = 1e-4,
 ) -> None:
-    """Holds every layer's cache after a run to one pass over what was generated.
+    """Asserts that the cache after a run equals that of one pass over its tokens.
+
+    Args:
+      engine: engine that generated the tokens.
+      params: parameters of the target.
+      prompt: prompts of the sequences.
+      state: state after the last round.
+      tolerance: largest allowed difference of a key or value.
 
     Raises:
-      AssertionError: they differ by more than `tolerance`, or nothing was accepted, so
-        that nothing was shown.
+      AssertionError: a key or value differs by more than `tolerance`, or no draft was
+        accepted, so that the check would be empty.
     """
-    assert int(state.stats.hits.sum()) > 0, "no draft was accepted; nothing moved"
+    assert int(state.stats.hits.sum()) > 0, (
+        "no draft was accepted, so that no cache slot was moved; use a better drafter"
+    )
     tokens = state.tokens[:, : engine.max_new_tokens]
     error = cache_error(engine, params, prompt, tokens, committed(engine, state))
     assert error <= tolerance, f"keys or values differ by {error:.2g}"

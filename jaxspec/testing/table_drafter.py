@@ -1,4 +1,4 @@
-"""A drafter that is a table: what follows each token, at each depth."""
+"""Drafter that reads its logits from a table."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,33 +10,39 @@ from jaxspec.spec.draft import Draft, DraftContext, InitContext, RoundResult
 from jaxspec.typing import Array, Float, Params
 
 
-def table_step(table: Float[Array, "G V V"]) -> Step:
-    """Scores after a token at each depth; the last depth serves deeper ones."""
+def table_step(table: Float[Array, "M V V"]) -> Step:
+    """Step function of `grow` that looks logits up.
 
-    def step(depth, tokens, own, shared):
-        at = jnp.minimum(depth, len(table) - 1)
-        return table[at[:, None] if jnp.ndim(at) else at, tokens], own, shared
+    Args:
+      table: logits, indexed by depth, last token and next token. The last of the `M`
+        depths is also used for deeper nodes.
+    """
+
+    def step(depth, tokens, node_state, shared):
+        row = jnp.minimum(depth, len(table) - 1)
+        row = row[:, None] if jnp.ndim(row) else row
+        return table[row, tokens], node_state, shared
 
     return step
 
 
 @dataclass(frozen=True)
 class TableDrafter:
-    """Fills or grows any tree from logits that look at the last token alone.
+    """Drafter of any tree, whose logits depend on depth and last token only.
 
-    Parameters: `{"table": [depths, V, V]}`, see `table_step`.
+    Its parameters are `{"table": [M, V, V]}`, see `table_step`.
     """
 
     def init(self, params: Params, ctx: InitContext) -> Any:
-        """Remembers nothing."""
+        """Empty state."""
         return ()
 
     def propose(
         self, params: Params, state: Any, ctx: DraftContext
     ) -> tuple[Draft, Any]:
-        """See `spec.draft.Drafter`."""
+        """Proposes a draft, see `spec.draft.Drafter`."""
         return grow(ctx, table_step(params["table"]))[0], state
 
     def observe(self, params: Params, state: Any, result: RoundResult) -> Any:
-        """Learns nothing."""
+        """Returns the state unchanged."""
         return state

@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxspec.checkpoint import named_leaves
 from jaxspec.errors import ConfigError
-from jaxspec.sharding import RULES, spec_of
+from jaxspec.sharding import SHARDING_RULES, spec_of
 from jaxspec.sharding.rules import spread
 
 
@@ -32,7 +32,11 @@ class Layout:
         sizes = dict(self.mesh.shape)
         found = []
         for path, x in named_leaves(tree):
-            spec = spec_of(path, x.shape, sizes, RULES) if x.ndim else PartitionSpec()
+            spec = (
+                spec_of(path, x.shape, sizes, SHARDING_RULES)
+                if x.ndim
+                else PartitionSpec()
+            )
             spec = spread(spec, x.shape, sizes) if self.fsdp else spec
             found.append(NamedSharding(self.mesh, spec))
         return jax.tree.unflatten(jax.tree.structure(tree), found)

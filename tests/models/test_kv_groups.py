@@ -1,4 +1,4 @@
-"""Copies of key/value heads change where things lie, not what is computed."""
+"""Replicated key/value heads do not change the logits."""
 
 from dataclasses import replace
 
@@ -20,18 +20,18 @@ CONFIG = TransformerConfig(
     "change", [{}, {"qkv_bias": True, "qk_norm": True}, {"qk_layer_norm": True}]
 )
 @pytest.mark.parametrize("copies", [2, 4])
-def test_scores_stay_as_they_are(change, copies):
+def test_copies_do_not_change_the_logits(change, copies):
     config = replace(CONFIG, **change)
     params = random_params(config)
     tokens = jnp.arange(18).reshape(2, 9)
-    wanted, _ = Transformer(config).score(params, jnp.array([0, 2]), tokens)
-    more, changed = copy_kv_heads(config, params, copies)
-    assert more.num_kv_heads == 2 * copies
-    found, _ = Transformer(more).score(changed, jnp.array([0, 2]), tokens)
-    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    expected, _ = Transformer(config).score(params, jnp.array([0, 2]), tokens)
+    new_config, new_params = copy_kv_heads(config, params, copies)
+    assert new_config.num_kv_heads == 2 * copies
+    logits, _ = Transformer(new_config).score(new_params, jnp.array([0, 2]), tokens)
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
 def test_copies_are_made_only_where_they_help():
-    wanted = {1: 1, 2: 1, 4: 2, 8: 4, 3: 1, 16: 1}
-    assert {n: needed_copies(CONFIG, n) for n in wanted} == wanted
+    copies = {1: 1, 2: 1, 4: 2, 8: 4, 3: 1, 16: 1}
+    assert {n: needed_copies(CONFIG, n) for n in copies} == copies
     assert copy_kv_heads(CONFIG, {}, 1) == (CONFIG, {})

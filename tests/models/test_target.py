@@ -1,4 +1,4 @@
-"""Targets, drafters and engines are values: equal, hashable, pickled and copied."""
+"""Targets, drafters and engines are equal to their copies, hashable and picklable."""
 
 import copy
 import pickle
@@ -56,8 +56,8 @@ DRAFTERS = {
 
 
 def assert_copies_are_equal(value):
-    for found in (pickle.loads(pickle.dumps(value)), copy.deepcopy(value)):
-        assert found == value and hash(found) == hash(value)
+    for other in (pickle.loads(pickle.dumps(value)), copy.deepcopy(value)):
+        assert other == value and hash(other) == hash(value)
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -67,23 +67,23 @@ def test_equal_arguments_make_equal_targets_and_copies(name):
     assert_copies_are_equal(target)
 
 
-def test_targets_that_differ_in_anything_are_not_equal():
+def test_targets_with_any_difference_are_not_equal():
     model = Transformer(TARGET)
-    every = [
+    targets = [
         make_target(model),
         make_target(model, guided=False),
         make_target(model, feature_layers=(0,)),
         make_target(Transformer(TARGET, "pallas")),
         make_target(Transformer(replace(TARGET, layers=2))),
     ]
-    assert len(set(every)) == len(every)
+    assert len(set(targets)) == len(targets)
 
 
 @pytest.mark.parametrize("name", DRAFTERS)
 def test_engines_with_any_drafter_are_equal_to_their_copies(name):
     drafter, tree = DRAFTERS[name]
     engine = Engine(TARGETS["classes"](), 8, drafter, tree, Lantern(2, delta=0.2))
-    _ = engine.tree.depth  # tables that a tree has made are no part of it
+    _ = engine.tree.depth  # cached tables of a tree do not affect equality
     assert_copies_are_equal(engine)
 
 
@@ -100,7 +100,7 @@ def test_a_copied_engine_takes_the_program_that_was_compiled():
     params = toy_params(6, 12)
     prompt = jnp.zeros(2, jnp.int32)
     arguments = params, params, prompt, make_sampling(2), batch_keys(0, 2)
-    wanted = compiled(engine, *arguments)
-    for found in (pickle.loads(pickle.dumps(engine)), copy.deepcopy(engine)):
-        assert (compiled(found, *arguments) == wanted).all()
+    expected = compiled(engine, *arguments)
+    for other in (pickle.loads(pickle.dumps(engine)), copy.deepcopy(engine)):
+        assert (compiled(other, *arguments) == expected).all()
     assert len(traces) == 1

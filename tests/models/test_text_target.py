@@ -1,4 +1,4 @@
-"""A model of text goes on from prompts of any length, and drafters read them too."""
+"""Text models continue prompts of different lengths, with and without drafters."""
 
 from dataclasses import replace
 from functools import lru_cache
@@ -50,31 +50,31 @@ def score_at(tokens, last):
     return MODEL.score(PARAMS, None, tokens, at=last)[0][0, 0]
 
 
-def said(tokens):
-    """Scores after these tokens, by a whole pass; what is behind does not matter."""
+def next_logits(tokens):
+    """Logits after the tokens, by a full pass over a padded sequence."""
     padded = jnp.array([tokens + [0] * (32 - len(tokens))])
     return score_at(padded, jnp.array([len(tokens) - 1]))
 
 
 @lru_cache
-def by_hand():
-    """Greedy tokens of each row, one whole pass a token."""
-    rows = []
+def reference_tokens():
+    """Greedy tokens of each sequence, with one full pass per token."""
+    sequences = []
     for prompt in np.asarray(PROMPT):
         tokens = [int(t) for t in prompt if t >= 0]
         for _ in range(LENGTH):
-            tokens.append(int(said(tokens).argmax()))
-        rows.append(tokens[-LENGTH:])
-    return np.array(rows)
+            tokens.append(int(next_logits(tokens).argmax()))
+        sequences.append(tokens[-LENGTH:])
+    return np.array(sequences)
 
 
 @pytest.mark.parametrize("name", ["prompt lookup", *DRAFTERS])
-def test_drafted_text_is_what_the_model_says_by_itself(name):
+def test_drafts_do_not_change_the_text(name):
     drafter = DRAFTERS.get(name) or PromptLookup()
     params = None
     if name in DRAFTERS:
-        own = drafter.init_params(jax.random.key(1))
-        params = drafter.with_target_params(own, PARAMS)
+        drafter_params = drafter.init_params(jax.random.key(1))
+        params = drafter.with_target_params(drafter_params, PARAMS)
     engine, state = run_rounds(
         make_target(
             MODEL, guided=False, feature_layers=getattr(drafter, "feature_layers", ())
@@ -89,21 +89,21 @@ def test_drafted_text_is_what_the_model_says_by_itself(name):
         sampling=make_sampling(3, temperature=0.0),
         order=("temperature",),
     )
-    np.testing.assert_array_equal(state.tokens[:, :LENGTH], by_hand())
+    np.testing.assert_array_equal(state.tokens[:, :LENGTH], reference_tokens())
     assert_fresh_cache(engine, PARAMS, PROMPT, state)
 
 
-def test_near_ties_are_scored_without_a_cache_behind_each_rows_prompt():
+def test_rescoring_follows_prompts_of_different_lengths():
     target = make_target(MODEL, guided=False)
     tokens = jax.random.randint(jax.random.key(2), (3, LENGTH), 0, 17)
     index = jnp.array([0, 3, 7])
     assert target.rescore is not None
-    found = target.rescore(PARAMS, PROMPT, tokens, index)
-    for row in range(3):
-        stream = [int(t) for t in PROMPT[row] if t >= 0]
-        stream += [int(t) for t in tokens[row, : index[row]]]
-        wanted, _ = MODEL.score(PARAMS, None, jnp.array([stream]))
-        np.testing.assert_allclose(found[row], wanted[0, -1], atol=1e-4)
+    logits = target.rescore(PARAMS, PROMPT, tokens, index)
+    for b in range(3):
+        sequence = [int(t) for t in PROMPT[b] if t >= 0]
+        sequence += [int(t) for t in tokens[b, : index[b]]]
+        expected, _ = MODEL.score(PARAMS, None, jnp.array([sequence]))
+        np.testing.assert_allclose(logits[b], expected[0, -1], atol=1e-4)
 
 
 NULL = jnp.array([[7, -1], [7, 8], [11, 7]])
@@ -111,22 +111,22 @@ SCALES = jnp.array([1.5, 3.0, 0.5])
 
 
 @lru_cache
-def guided_by_hand():
-    """Greedy tokens of each row and its unconditional double, each a whole pass."""
-    rows = []
-    for given, null, scale in zip(PROMPT, NULL, SCALES, strict=True):
-        drawn: list[int] = []
+def guided_reference_tokens():
+    """Greedy tokens with guidance, by full passes over both branches."""
+    sequences = []
+    for prompt, null, scale in zip(PROMPT, NULL, SCALES, strict=True):
+        tokens: list[int] = []
         for _ in range(LENGTH):
-            streams = [[int(t) for t in x if t >= 0] + drawn for x in (given, null)]
-            yes, no = (said(x) for x in streams)
-            drawn.append(int((no + scale * (yes - no)).argmax()))
-        rows.append(drawn)
-    return np.array(rows)
+            branches = [[int(t) for t in x if t >= 0] + tokens for x in (prompt, null)]
+            cond, uncond = (next_logits(x) for x in branches)
+            tokens.append(int((uncond + scale * (cond - uncond)).argmax()))
+        sequences.append(tokens)
+    return np.array(sequences)
 
 
 @pytest.mark.parametrize("name", ["prompt lookup", *DRAFTERS])
-def test_guided_text_reads_a_prompt_for_each_stream(name):
-    """The prompts of the two streams are of different lengths."""
+def test_guided_text_reads_one_prompt_per_branch(name):
+    """The prompts of the two branches have different lengths."""
     drafter, params = DRAFTERS.get(name) or PromptLookup(), None
     if name in DRAFTERS:
         params = drafter.with_target_params(
@@ -147,13 +147,13 @@ def test_guided_text_reads_a_prompt_for_each_stream(name):
         sampling=make_sampling(3, temperature=0.0, cfg_scale=SCALES),
         order=("temperature",),
     )
-    np.testing.assert_array_equal(state.tokens[:, :LENGTH], guided_by_hand())
+    np.testing.assert_array_equal(state.tokens[:, :LENGTH], guided_reference_tokens())
     assert_fresh_cache(engine, PARAMS, prompt, state)
 
 
 @pytest.mark.parametrize("name", ["eagle-3", "falcon"])
-def test_heads_read_in_each_stream_the_prompt_of_that_stream(name):
-    """As they do where that stream is the only one."""
+def test_drafters_read_the_prompt_of_each_branch(name):
+    """The drafter caches equal those of runs with one branch only."""
     drafter = DRAFTERS[name]
     params = drafter.with_target_params(drafter.init_params(jax.random.key(1)), PARAMS)
     null = jnp.array([[7, -1, -1, -1, -1], [7, 8, 3, 2, 1], [11, 7, -1, -1, -1]])
@@ -167,16 +167,16 @@ def test_heads_read_in_each_stream_the_prompt_of_that_stream(name):
         return init_state(engine, PARAMS, params, prompt, sampling, keys).drafter
 
     both = drafter_state(TokenPrompt(PROMPT, null), guided=True).cache.layers
-    alone = [
+    separate = [
         drafter_state(prompt, guided=False).cache.layers for prompt in (PROMPT, null)
     ]
-    for found, *parts in zip(
-        jax.tree.leaves(both), *map(jax.tree.leaves, alone), strict=True
+    for joint, *parts in zip(
+        jax.tree.leaves(both), *map(jax.tree.leaves, separate), strict=True
     ):
-        np.testing.assert_allclose(found, jnp.concatenate(parts), atol=1e-5)
+        np.testing.assert_allclose(joint, jnp.concatenate(parts), atol=1e-5)
 
 
-def test_streams_without_their_prompts_are_refused():
+def test_prompts_of_the_wrong_kind_are_refused():
     small = Transformer(replace(CONFIG, layers=1))
     with pytest.raises(ConfigError, match=r"needs TokenPrompt\(given, null\)"):
         make_target(small, guided=True).prefill(PARAMS, PROMPT, 4)

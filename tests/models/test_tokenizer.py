@@ -26,7 +26,7 @@ def test_presets_have_the_published_sizes(name, millions):
 @pytest.mark.parametrize(
     ("name", "grid"), [("vq-16", 16), ("vq-8", 32), ("small-64", 16), ("small-32", 16)]
 )
-def test_presets_have_their_grid_of_codes(name, grid):
+def test_presets_have_the_expected_grid(name, grid):
     config = PRESETS[name]
     assert config.grid == grid
     side = config.image_size
@@ -38,7 +38,7 @@ def test_presets_have_their_grid_of_codes(name, grid):
     assert jax.eval_shape(tokenizer.decode, params, codes).shape == images.shape
 
 
-def test_codes_depend_on_direction_only_on_both_sides():
+def test_lengths_of_codebook_entries_do_not_matter():
     tokenizer = Tokenizer(TINY)
     params = tokenizer.init(jax.random.key(0))
     images = jax.random.uniform(jax.random.key(1), (3, 8, 8, 3), minval=-1)
@@ -66,7 +66,7 @@ def test_codes_are_in_raster_order():
     )
 
 
-def test_wrong_images_and_codes_are_named():
+def test_wrong_shapes_are_refused():
     tokenizer = Tokenizer(TINY)
     params = tokenizer.init(jax.random.key(0))
     with pytest.raises(DataError, match=r"\[B, 8, 8, 3\]"):

@@ -41,16 +41,16 @@ def test_presets_have_the_published_sizes(name):
     assert parameter_count(config) == expected
 
 
-def test_caption_xl_has_its_published_size_beside_the_null_caption():
+def test_caption_xl_has_its_published_size_without_the_null_caption():
     count = parameter_count(preset("gpt-xl", "caption")) - 120 * 2048
     assert count / 1e6 == pytest.approx(777.7, abs=0.06)
 
 
-def test_condition_rows_of_the_rotary_table_are_zeros_not_identities():
+def test_rotary_angles_of_condition_positions_are_zeros_not_identities():
     table = grid_table(prefix=2, grid=3, head_dim=8, base=10000.0)
     assert table.shape == (2 + 9, 4, 2)
     np.testing.assert_array_equal(table[:2], 0.0)
-    # Token 5 of a 3x3 grid is at row 1, column 2; two pairs turn with each.
+    # Token 5 of a 3x3 grid is in row 1, column 2; two pairs rotate with each.
     angles = np.array([1.0, 1.0 * 10000**-0.5, 2.0, 2.0 * 10000**-0.5])
     np.testing.assert_allclose(table[2 + 5, :, 0], np.cos(angles), atol=1e-6)
     np.testing.assert_allclose(table[2 + 5, :, 1], np.sin(angles), atol=1e-6)
@@ -74,7 +74,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_decoding_with_a_cache_equals_scoring_the_whole_stream(variant):
+def test_decoding_with_a_cache_equals_scoring_whole_sequences(variant):
     config = from_dict(TransformerConfig, to_dict(TINY) | VARIANTS[variant])
     model, params, rows = Transformer(config), random_params(config), 3
     prompt = jnp.array([0, 3, 1])
@@ -84,13 +84,13 @@ def test_decoding_with_a_cache_equals_scoring_the_whole_stream(variant):
     whole, features = model.score(params, prompt, tokens, feature_layers=(0, 1))
     target = make_target(model, guided=False, feature_layers=(0, 1))
     forward = jax.jit(target.forward)
-    logits, seen, cache = target.prefill(params, prompt, 9)
+    logits, outputs, cache = target.prefill(params, prompt, 9)
     prefix = config.prefix_length
     np.testing.assert_allclose(logits, whole[:, prefix - 1], atol=1e-5)
-    np.testing.assert_allclose(seen, features[:, :prefix], atol=1e-5)
+    np.testing.assert_allclose(outputs, features[:, :prefix], atol=1e-5)
     for t in range(8):
         slots = jnp.arange(cache.capacity) <= cache.lengths[:, None]
-        logits, seen, cache = forward(
+        logits, outputs, cache = forward(
             params,
             cache,
             tokens[:, t : t + 1],
@@ -99,7 +99,7 @@ def test_decoding_with_a_cache_equals_scoring_the_whole_stream(variant):
         )
         cache = type(cache)(cache.layers, cache.lengths + 1, cache.visible)
         np.testing.assert_allclose(logits[:, 0], whole[:, prefix + t], atol=2e-5)
-        np.testing.assert_allclose(seen[:, 0], features[:, prefix + t], atol=2e-5)
+        np.testing.assert_allclose(outputs[:, 0], features[:, prefix + t], atol=2e-5)
 
 
 def test_a_tree_is_read_as_each_of_its_paths_would_be():
@@ -125,9 +125,9 @@ def test_a_tree_is_read_as_each_of_its_paths_would_be():
     logits, _, _ = forward(params, cache, nodes, positions, mask)
     for n in range(tree.size):
         path = tree.paths[n][: tree.depths[n] + 1]
-        stream = jnp.concatenate([start, nodes[:, path]], axis=1)
-        size = stream.shape[1]  # what is put behind it does not matter
-        padded = jnp.pad(stream, ((0, 0), (0, 3 + tree.depth + 1 - size)))
+        sequence = jnp.concatenate([start, nodes[:, path]], axis=1)
+        size = sequence.shape[1]
+        padded = jnp.pad(sequence, ((0, 0), (0, 3 + tree.depth + 1 - size)))
         alone, _ = score(params, prompt, padded)
         np.testing.assert_allclose(logits[:, n], alone[:, size], atol=2e-5)
 
@@ -142,11 +142,11 @@ def test_no_token_influences_an_earlier_position():
         return logits[0, 1 + 4].sum()  # after token 4, the "5" at index 4
 
     gradient = jax.grad(score)(params["embedding"]["embedding"])
-    touched = set(np.flatnonzero(np.abs(np.asarray(gradient)).sum(-1)))
-    assert touched == {3, 1, 4, 5}  # not 9, 2 or 6
+    tokens_read = set(np.flatnonzero(np.abs(np.asarray(gradient)).sum(-1)))
+    assert tokens_read == {3, 1, 4, 5}  # not 9, 2 or 6
 
 
-def test_null_rows_ignore_the_prompt():
+def test_the_null_condition_ignores_the_prompt():
     model, params = Transformer(TINY), random_params(TINY)
     tokens = jnp.zeros((2, 4), jnp.int32)
     null = jnp.array([True, True])
@@ -189,7 +189,7 @@ def test_cache_has_the_dtype_of_the_weights():
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("settings", "message"),
     [
         ({"heads": 3}, "heads=3 must divide width=32"),
         ({"heads": 4, "kv_heads": 3}, "kv_heads=3 must divide heads=4"),
@@ -198,23 +198,23 @@ def test_cache_has_the_dtype_of_the_weights():
         ({"rope": "spiral"}, "is not a valid"),
     ],
 )
-def test_impossible_configurations_say_what_is_wrong(settings, words):
-    with pytest.raises(ConfigError, match=words):
+def test_invalid_configurations_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
         from_dict(TransformerConfig, to_dict(TINY) | settings)
 
 
-def test_long_queries_are_worked_on_in_blocks_to_the_same_end(monkeypatch):
+def test_attention_in_blocks_of_queries(monkeypatch):
     keys = jax.random.split(jax.random.key(0), 4)
     q = jax.random.normal(keys[0], (2, 9, 4, 6))
     k, v = (jax.random.normal(key, (2, 2, 11, 6)) for key in keys[1:3])
     mask = jax.random.bernoulli(keys[3], 0.5, (2, 9, 11))
     whole = attention.attend(q, k, v, mask)
-    monkeypatch.setattr(attention, "_MOST_QUERIES", 4)
-    monkeypatch.setattr(attention, "_BLOCK", 4)
+    monkeypatch.setattr(attention, "_MAX_QUERIES", 4)
+    monkeypatch.setattr(attention, "_QUERY_BLOCK", 4)
     np.testing.assert_allclose(attention.attend(q, k, v, mask), whole, atol=1e-6)
 
 
-def test_scores_of_one_position_are_those_of_the_whole_stream():
+def test_logits_of_one_position_are_those_of_a_whole_pass():
     model, params = Transformer(TINY), random_params(TINY)
     tokens = jax.random.randint(jax.random.key(1), (2, 9), 0, 19)
     prompt, at = jnp.array([0, 3]), jnp.array([4, 9])

@@ -1,4 +1,4 @@
-"""Eight-bit matrices: small errors, and drafts that stay exact."""
+"""Int8 quantization: small errors, and drafts that stay exact."""
 
 from dataclasses import replace
 
@@ -23,54 +23,54 @@ CONFIG = TransformerConfig(
 )
 
 
-def restored(params):
-    """The floating-point matrices that eight-bit ones stand for."""
+def dequantized(params):
+    """Parameters with floating-point matrices equal to the quantized ones."""
     if not isinstance(params, dict):
         return params
-    found = {}
+    result = {}
     for name, x in params.items():
         if name + "_scale" in params:
             x = x * params[name + "_scale"]
         if not name.endswith("_scale"):
-            found[name] = restored(x)
-    return found
+            result[name] = dequantized(x)
+    return result
 
 
 @pytest.mark.parametrize("change", [{}, {"qkv_bias": True}, {"tied_head": True}])
-def test_scores_are_those_of_the_rounded_matrices(change):
+def test_logits_are_those_of_the_rounded_matrices(change):
     config = replace(CONFIG, **change)
     params = random_params(config)
-    small, tokens = quantized(params), jnp.arange(18).reshape(2, 9)
+    int8_params, tokens = quantized(params), jnp.arange(18).reshape(2, 9)
     labels = jnp.array([0, 2])
-    found, _ = Transformer(config).score(small, labels, tokens)
-    wanted, _ = Transformer(config).score(restored(small), labels, tokens)
-    np.testing.assert_allclose(found, wanted, atol=1e-4)
+    logits, _ = Transformer(config).score(int8_params, labels, tokens)
+    expected, _ = Transformer(config).score(dequantized(int8_params), labels, tokens)
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
     exact, _ = Transformer(config).score(params, labels, tokens)
-    assert 0 < jnp.abs(found - exact).max() < 0.1 * jnp.abs(exact).max()
+    assert 0 < jnp.abs(logits - exact).max() < 0.1 * jnp.abs(exact).max()
 
 
 def test_every_matrix_is_rounded_to_half_a_step_of_its_column():
     params = random_params(CONFIG)
-    small, whole = quantized(params), dict(named_leaves(params))
-    back = dict(named_leaves(restored(small)))
-    kinds = {path: x.dtype for path, x in named_leaves(small)}
-    for path, x in whole.items():
+    int8_params = quantized(params)
+    rounded = dict(named_leaves(dequantized(int8_params)))
+    dtypes = {path: x.dtype for path, x in named_leaves(int8_params)}
+    for path, x in named_leaves(params):
         if path == "head" or path.endswith("/kernel"):
-            assert kinds[path] == jnp.int8
+            assert dtypes[path] == jnp.int8
             step = jnp.max(jnp.abs(x), axis=0) / 127
-            assert (jnp.abs(back[path] - x) <= 0.501 * step).all()
+            assert (jnp.abs(rounded[path] - x) <= 0.501 * step).all()
         else:
-            np.testing.assert_array_equal(back[path], x)
-    assert jax.tree.structure(restored(small)) == jax.tree.structure(params)
+            np.testing.assert_array_equal(rounded[path], x)
+    assert jax.tree.structure(dequantized(int8_params)) == jax.tree.structure(params)
 
 
-def test_a_column_of_zeros_stays_so():
-    small = quantized({"head": jnp.zeros((4, 3))})
-    assert (small["head"] == 0).all() and np.isfinite(small["head_scale"]).all()
+def test_a_column_of_zeros_stays_zero():
+    params = quantized({"head": jnp.zeros((4, 3))})
+    assert (params["head"] == 0).all() and np.isfinite(params["head_scale"]).all()
 
 
 @pytest.mark.slow
-def test_the_embedded_model_draws_the_same_with_and_without_drafts():
+def test_the_embedded_model_generates_the_same_with_and_without_drafts():
     bundle = load_bundle(int8=True)
     helper = bundled_drafter(bundle)
     settings = Settings((3, 5), batch=2)
@@ -78,5 +78,5 @@ def test_the_embedded_model_draws_the_same_with_and_without_drafts():
     plain = draw(bundle, settings, Tree.root())
     np.testing.assert_array_equal(fast.tokens, plain.tokens)
     assert fast.tokens_per_call > 2  # the drafter was quantized as well
-    own = {x.dtype.name for _, x in named_leaves(helper.params)}
-    assert "int8" in own
+    dtypes = {x.dtype.name for _, x in named_leaves(helper.params)}
+    assert "int8" in dtypes

@@ -1,4 +1,4 @@
-"""Moving numbers between the frameworks, and comparing them."""
+"""Conversion and comparison of arrays of both frameworks."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +10,7 @@ def as_jax(x):
     return jnp.asarray(x, jnp.int32 if x.dtype == np.int64 else x.dtype)
 
 
-def assert_close(ours, theirs, atol=3e-5):
-    """No element differs by more than `atol`; there is no relative allowance."""
-    theirs = theirs.detach().cpu().numpy()
-    np.testing.assert_allclose(np.asarray(ours), theirs, rtol=0, atol=atol)
+def assert_close(actual, reference, atol=3e-5):
+    """Asserts that no element differs by more than `atol`."""
+    reference = reference.detach().cpu().numpy()
+    np.testing.assert_allclose(np.asarray(actual), reference, rtol=0, atol=atol)

@@ -1,4 +1,4 @@
-"""How both sides of every comparison run."""
+"""Precision and threads of all comparisons."""
 
 import jax
 import pytest
@@ -6,14 +6,14 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def full_precision():
-    """Float32 without shortcuts."""
+    """Full float32 precision of matrix products."""
     with jax.default_matmul_precision("highest"):
         yield
 
 
 @pytest.fixture(autouse=True, scope="session")
 def one_torch_thread():
-    """The networks are tiny: waiting for other threads would take most of the time."""
+    """One thread: with several, tiny networks spend most of their time on waiting."""
     torch = pytest.importorskip("torch")
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""PyTorch state dicts through the library's own converter."""
+"""Conversion of PyTorch state dicts by the converter of the library."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from jaxspec.convert.reading.stored import Source, Stored
 from jaxspec.convert.recognize import families_of
 from jaxspec.convert.understand import plan_conversion
 
-# Dtypes that NumPy has from `ml_dtypes` alone, and one of PyTorch's as wide.
+# For dtypes that NumPy only has from `ml_dtypes`: a PyTorch dtype of the same width.
 WIDTHS = {
     torch.bfloat16: (torch.int16, ml_dtypes.bfloat16),
     torch.float8_e4m3fn: (torch.int8, ml_dtypes.float8_e4m3fn),
@@ -23,7 +23,7 @@ WIDTHS = {
 
 
 def as_numpy(x):
-    """Any tensor's numbers, in their dtype."""
+    """Tensor of any dtype as a NumPy array of the same dtype."""
     x = x.detach().cpu().contiguous()
     if x.dtype in WIDTHS:
         bits, kind = WIDTHS[x.dtype]
@@ -32,7 +32,7 @@ def as_numpy(x):
 
 
 def source_of(state, config=None):
-    """A state dict as the converter finds a file."""
+    """State dict as a source of the converter."""
 
     def stored(x):
         x = as_numpy(x)
@@ -42,7 +42,7 @@ def source_of(state, config=None):
 
 
 def converted(state, family=None, *, config=None, target=None, **overrides):
-    """The checkpoint that comes out; by default the family is recognized."""
+    """Converted checkpoint; by default the family is recognized."""
     source = source_of(state, config)
     family = FAMILIES[family] if family else families_of(source)[0]
     conversion = plan_conversion(source, family, overrides=overrides, target=target)

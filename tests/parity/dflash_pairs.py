@@ -1,4 +1,4 @@
-"""The same random block drafter in both frameworks."""
+"""Random block drafter with the same weights in both frameworks."""
 
 from dataclasses import dataclass
 
@@ -18,15 +18,15 @@ VOCAB, WIDTH, GRID, BLOCK, ROWS = 40, 32, 4, 4, 3
 
 @dataclass(frozen=True)
 class Pair:
-    """A drafter of ours and the twin, with what they share with the target.
+    """Drafter in both frameworks, with the parameters shared with the target.
 
     Attributes:
-      drafter: ours.
-      params: its parameters.
-      twin: theirs.
-      embedding: `[V, D]`, the target's.
-      head: `[V, D]`, the target's.
-      masks: `[G - 1, D]`, input rows behind the anchor.
+      drafter: JAX drafter.
+      params: parameters of the JAX drafter.
+      twin: PyTorch drafter.
+      embedding: token embedding of the target, `[V, D]`.
+      head: output head of the target, `[V, D]`.
+      masks: input embeddings after the anchor, `[G - 1, D]`.
     """
 
     drafter: DFlash
@@ -37,12 +37,12 @@ class Pair:
     masks: torch.Tensor
 
     def block(self, anchors):
-        """Input rows `[R, G, D]`: the anchor's embedding and the masks."""
+        """Input embeddings `[R, G, D]`: the anchor and the masks."""
         masks = self.masks.expand(len(anchors), -1, -1)
         return torch.cat([self.embedding[anchors][:, None], masks], dim=1)
 
     def turns(self, positions):
-        """The target's rotations at absolute positions, one of them the condition."""
+        """Rotations of the target by absolute position, of which 0 is the condition."""
         size = WIDTH // self.drafter.config.heads
         return grid_rotations(1, GRID, size, extra=2 * BLOCK)[positions]
 
@@ -74,21 +74,21 @@ def make_pair(*, causal):
         rank=6,
     )
     twin = randomized(twin, seed=0)
-    # Small, as trained ones are: then the epsilon of the norms counts.
+    # Small as in trained models, so that the epsilon of the norms matters.
     embedding = 0.02 * torch.randn(VOCAB, WIDTH)
     masks = 0.02 * torch.randn(BLOCK - 1, WIDTH)
     head = torch.randn(VOCAB, WIDTH) / WIDTH**0.5
     drafter = DFlash(config, target)
     shared = {"embedding": {"embedding": as_jax(embedding)}, "head": as_jax(head).T}
-    found = converted(
+    checkpoint = converted(
         {**twin.state_dict(), "mask_rows": masks},
         config={"jaxspec": to_dict(config)},
         target=Checkpoint("prior", target, shared),
     )
-    assert found.config == drafter
+    assert checkpoint.config == drafter
     return Pair(
         drafter,
-        drafter.with_target_params(found.params, shared),
+        drafter.with_target_params(checkpoint.params, shared),
         twin,
         embedding,
         head,

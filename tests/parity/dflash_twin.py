@@ -1,7 +1,7 @@
-"""A small PyTorch DFlash drafter, written from the paper's description.
+"""Small PyTorch DFlash drafter, written from the description in the papers.
 
-arXiv 2602.06036 for the layers, arXiv 2607.05147 for row 0 and the Markov head. It
-has no cache: every call gets the features of the whole context.
+Layers from arXiv 2602.06036, query 0 and the Markov head from arXiv 2607.05147. There
+is no cache: every call gets the features of the whole context.
 """
 
 import torch
@@ -22,13 +22,13 @@ class SelfAttention(nn.Module):
         self.q_norm = Norm(self.size, eps)
         self.k_norm = Norm(self.size, eps)
 
-    def forward(self, rows, context, turns, visible):
-        """Queries from `rows` only; keys and values from `[context | rows]`."""
-        source = torch.cat([context, rows], dim=1)
-        q = self.q_norm(self.q_proj(rows).unflatten(-1, (-1, self.size)))
+    def forward(self, block, context, turns, visible):
+        """Queries from `block` only; keys and values from `[context | block]`."""
+        source = torch.cat([context, block], dim=1)
+        q = self.q_norm(self.q_proj(block).unflatten(-1, (-1, self.size)))
         k = self.k_norm(self.k_proj(source).unflatten(-1, (-1, self.size)))
         v = self.v_proj(source).unflatten(-1, (-1, self.size))
-        q = rotate(q, turns[:, -rows.shape[1] :])
+        q = rotate(q, turns[:, -block.shape[1] :])
         return self.o_proj(attend(q, rotate(k, turns), v, visible))
 
 
@@ -90,25 +90,25 @@ class TorchDFlash(nn.Module):
         self.markov_head = MarkovHead(vocab, rank)
 
     def forward(self, features, block, turns, causal):
-        """Hidden rows of the block after the final norm, `[B, G, D]`.
+        """Hidden states of the block after the final norm, `[B, G, D]`.
 
         Args:
-          features: `[B, C, feature layers * D]` of the whole context.
-          block: `[B, G, D]`, the anchor's embedding and masks.
-          turns: `[B, C + G, F / 2]` by absolute position.
-          causal: each row of the block sees only itself and earlier rows.
+          features: target features of the whole context, `[B, M, feature layers * D]`.
+          block: embeddings of the anchor and the masks, `[B, G, D]`.
+          turns: rotations of context and block, `[B, M + G, F / 2]`.
+          causal: whether a query of the block attends to itself and earlier ones only.
         """
         context = self.hidden_norm(self.fc(features))
-        rows, size = block.shape[:2]
+        batch, size = block.shape[:2]
         inside = torch.ones(size, size, dtype=torch.bool)
         inside = inside.tril() if causal else inside
         past = torch.ones(size, context.shape[1], dtype=torch.bool)
-        visible = torch.cat([past, inside], dim=1).expand(rows, -1, -1)
+        visible = torch.cat([past, inside], dim=1).expand(batch, -1, -1)
         h = block
         for layer in self.layers:
             h = layer(h, context, turns, visible)
         return self.norm(h)
 
     def scores(self, hidden, head, previous):
-        """Scores of each row given the token before the one that it predicts."""
+        """Logits of each query, given the token before the one that it predicts."""
         return hidden @ head.T + self.markov_head(previous)

@@ -1,7 +1,7 @@
 """Small PyTorch EAGLE, Medusa and Hydra heads, written from their papers.
 
-Checkpoint keys as released (arXiv 2401.15077, 2503.01840, 2401.10774, 2402.05109). They
-have no cache: every call computes the whole sequence.
+The keys are those of the released checkpoints (arXiv 2401.15077, 2503.01840,
+2401.10774, 2402.05109). There is no cache: every call computes the whole sequence.
 """
 
 import torch
@@ -28,7 +28,7 @@ class Attention(nn.Module):
         )
 
     def forward(self, x, turns):
-        """`turns` are angles of halves, or complex turns of pairs."""
+        """Attention; `turns` are angles of halves, or complex rotations of pairs."""
         q, k, v = self.heads(x)
         length = x.shape[1]
         past = torch.ones(length, length, dtype=torch.bool).tril()
@@ -37,7 +37,7 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
-    """EAGLE-1's: no norm before the attention."""
+    """Layer of EAGLE-1, without a norm before the attention."""
 
     def __init__(self, width, heads, kv_heads, hidden, eps):
         super().__init__()
@@ -51,7 +51,7 @@ class Layer(nn.Module):
 
 
 class HeadNorm(nn.Module):
-    """LayerNorm of each head; neighboring heads share a stored row."""
+    """LayerNorm of each head; neighboring heads share their weights."""
 
     def __init__(self, shards, size):
         super().__init__()
@@ -67,7 +67,7 @@ class HeadNorm(nn.Module):
 
 
 class NormedAttention(Attention):
-    """With norms of queries and keys (LANTERN's drafters for Anole and Lumina)."""
+    """Attention with query and key norms (LANTERN drafters for Anole and Lumina)."""
 
     def __init__(self, width, heads, kv_heads, shards):
         super().__init__(width, width, heads, kv_heads)
@@ -103,7 +103,7 @@ class Eagle1(nn.Module):
         self.scale = scale
 
     def forward(self, features, tokens, turns):
-        """Next features, from features and the tokens one place further on."""
+        """Next features, from features and the tokens one position later."""
         embedding = self.embed_tokens(tokens) * self.scale
         pair = torch.cat([embedding, features], dim=-1)
         return self.layers[0](self.fc(pair), turns)
@@ -126,7 +126,7 @@ class MidLayer(nn.Module):
 
 
 class Eagle3(nn.Module):
-    """With `target_width`, of another width than its target, and with its own table."""
+    """EAGLE-3; with `target_width`, its width differs and it has its own embedding."""
 
     def __init__(
         self,
@@ -171,8 +171,8 @@ class Linear(nn.Module):
             self.res_connection = nn.Linear(reads, width)
 
     def forward(self, x):
-        kept = self.res_connection(x) if hasattr(self, "res_connection") else x
-        return kept + functional.silu(self.linear(x))
+        residual = self.res_connection(x) if hasattr(self, "res_connection") else x
+        return residual + functional.silu(self.linear(x))
 
 
 class Medusa(nn.Sequential):
@@ -208,13 +208,13 @@ class Hydra(nn.Module):
         )
 
     def forward(self, place, h, path):
-        """Scores of the head for one place; `path` are embeddings side by side."""
+        """Logits of one head; `path` holds the concatenated embeddings."""
         x = self.hydra_mlp[place](torch.cat([h, path], dim=-1))
         return self.hydra_lm_head[place](x)
 
 
 class HydraPlusPlus(nn.Module):
-    """Behind a decoder layer with a norm, and with dropout between the blocks."""
+    """Hydra++: after a decoder layer and norm, with dropout between the blocks."""
 
     def __init__(self, vocab, width, heads, blocks, attention, hidden, eps=1e-6):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The same random LlamaGen decoder in both frameworks, and prompts for it."""
+"""Random LlamaGen decoder with the same weights in both frameworks, and prompts."""
 
 from dataclasses import dataclass
 
@@ -28,7 +28,7 @@ extend = jax.jit(Transformer.extend, static_argnames=STATIC)
 
 @dataclass(frozen=True)
 class Pair:
-    """A model of ours, its parameters, and the twin."""
+    """JAX model, its parameters, and the PyTorch model."""
 
     model: Transformer
     params: dict
@@ -37,27 +37,27 @@ class Pair:
 
 @dataclass(frozen=True)
 class Prompt:
-    """`ROWS` prompts: for us, and embedded by the twin.
+    """`ROWS` prompts for both frameworks.
 
     Attributes:
-      ours: what `Transformer` takes.
-      given: the twin's conditional prefix `[R, P, D]`.
-      null: its unconditional prefix.
-      real: `[R, P]`, False at padding.
+      inputs: prompts for `Transformer`.
+      conditional: prompts embedded by the PyTorch model, `[R, P, D]`.
+      null: embedded null condition, `[R, P, D]`.
+      real: mask `[R, P]`, False at padding.
     """
 
-    ours: object
-    given: torch.Tensor
+    inputs: object
+    conditional: torch.Tensor
     null: torch.Tensor
     real: torch.Tensor
 
     def prefix(self, null):
-        """The twin's prefix, null in the rows of `null`."""
-        return torch.where(null[:, None, None], self.null, self.given)
+        """Prefix for the PyTorch model, with the null condition where `null`."""
+        return torch.where(null[:, None, None], self.null, self.conditional)
 
 
 def make_pair(condition, *, width=24, heads=2, kv_heads=None, config=None):
-    """A pair; `config` is that of `gpt_hf.py`'s folders, which may set more."""
+    """Pair of models; `config` is a JSON config as in folders of `gpt_hf.py`."""
     config = config or {}
     twin = LlamaGen(
         vocab=VOCAB,
@@ -73,10 +73,10 @@ def make_pair(condition, *, width=24, heads=2, kv_heads=None, config=None):
         else CaptionCondition(CAPTION_LENGTH, CAPTION_WIDTH, width),
     )
     twin = randomized(twin, seed=0)
-    # Small, as trained ones are: then the epsilon of the norms counts.
+    # Small as in trained models, so that the epsilon of the norms matters.
     twin.tok_embeddings.weight.mul_(0.05)
-    found = converted(twin.state_dict(), config=config, heads=heads, grid=GRID)
-    return Pair(Transformer(found.config), found.params, twin)
+    checkpoint = converted(twin.state_dict(), config=config, heads=heads, grid=GRID)
+    return Pair(Transformer(checkpoint.config), checkpoint.params, twin)
 
 
 def make_prompt(pair):
@@ -90,10 +90,10 @@ def make_prompt(pair):
         return Prompt(as_jax(ids), embed(ids), null, real)
     features = torch.randn(ROWS, CAPTION_LENGTH, CAPTION_WIDTH)
     features, real = left_padded(features, [4, 1, 6])
-    # What stands at our padding must not matter.
+    # Features at padding must not matter.
     filled = torch.where(real[..., None], features, 7.0)
-    ours = Caption(as_jax(filled), jnp.asarray(real.numpy()))
-    return Prompt(ours, embed(features), embed.null(ROWS), real)
+    actual = Caption(as_jax(filled), jnp.asarray(real.numpy()))
+    return Prompt(actual, embed(features), embed.null(ROWS), real)
 
 
 def make_tokens(length=GRID**2, seed=2):

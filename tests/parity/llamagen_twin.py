@@ -1,7 +1,7 @@
-"""A small PyTorch LlamaGen decoder, written from the paper's description.
+"""Small PyTorch LlamaGen decoder, written from the description in the paper.
 
-It has the published checkpoint keys (arXiv 2406.06525) and no cache: every call
-computes the whole stream `[condition | image]`.
+The keys are those of the published checkpoints (arXiv 2406.06525). There is no cache:
+every call computes the whole sequence `[condition | image]`.
 """
 
 import torch
@@ -14,8 +14,8 @@ def grid_rotations(
 ):
     """Complex unit numbers `[prefix + grid ** 2 + extra, head_dim // 2]`.
 
-    One number turns one pair of adjacent elements: the first half of them by the
-    row of the cell, the second half by its column. The condition has zeros.
+    Each number rotates one pair of adjacent elements: the first half of them by the
+    image row of the token, the second half by its column. The condition has zeros.
     """
     half = head_dim // 2
     theta = base ** (-2.0 * torch.arange(half // 2, dtype=torch.float64) / half)
@@ -28,13 +28,13 @@ def grid_rotations(
 
 
 def rotate_pairs(x, turns):
-    """Turns `x [R, T, H, F]` by `turns [T, F / 2]`, or by `[R, T, F / 2]`."""
+    """Rotates `x [R, T, H, F]` by `turns [T, F / 2]`, or by `[R, T, F / 2]`."""
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)).contiguous())
     return torch.view_as_real(pairs * turns.unsqueeze(-2)).flatten(-2).type_as(x)
 
 
 def rotate_halves(x, angles):
-    """Turns element `j` of each head with `j + F / 2`, by `angles [T, F / 2]`."""
+    """Rotates elements `j` and `j + F / 2` of each head by `angles [T, F / 2]`."""
     cos, sin = angles.cos()[..., None, :], angles.sin()[..., None, :]
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
@@ -47,7 +47,7 @@ def sequence_angles(positions, size, base=10000.0):
 
 
 def rotate(x, turns):
-    """By complex turns of pairs (LlamaGen), or by angles of halves (the others)."""
+    """Rotates pairs by complex numbers (LlamaGen), or halves by angles (the others)."""
     return rotate_pairs(x, turns) if turns.is_complex() else rotate_halves(x, turns)
 
 
@@ -114,7 +114,7 @@ class Block(nn.Module):
 
 
 class ClassCondition(nn.Module):
-    """One prefix token a class; the id after the last class is the null class."""
+    """One prefix token per class; the id after the last class is the null class."""
 
     def __init__(self, classes, width):
         super().__init__()
@@ -174,20 +174,22 @@ class LlamaGen(nn.Module):
                 norm.eps = eps
 
     def forward(self, prefix, tokens, real=None):
-        """Scores of every position of `[prefix | tokens]`, `[R, P + T, V]`.
+        """Logits of every position of `[prefix | tokens]`, `[R, P + T, V]`.
 
         Args:
           prefix: condition embeddings `[R, P, D]`.
-          tokens: `[R, T]`.
-          real: `[R, P]`, False at the padding of a caption.
+          tokens: token ids `[R, T]`.
+          real: mask `[R, P]`, False at the padding of a caption.
         """
-        return self.output(self.norm(self.streams(prefix, tokens, real)[-1])).float()
+        return self.output(
+            self.norm(self.layer_outputs(prefix, tokens, real)[-1])
+        ).float()
 
-    def streams(self, prefix, tokens, real=None):
-        """The output of each layer, a list of `[R, P + T, D]`."""
+    def layer_outputs(self, prefix, tokens, real=None):
+        """Output of each layer, a list of `[R, P + T, D]`."""
         x = torch.cat([prefix, self.tok_embeddings(tokens)], dim=1)
-        rows, length = x.shape[:2]
-        visible = torch.ones(rows, length, length, dtype=torch.bool).tril()
+        batch, length = x.shape[:2]
+        visible = torch.ones(batch, length, length, dtype=torch.bool).tril()
         if real is not None:
             visible[:, :, : real.shape[1]] &= real[:, None]
         visible |= torch.eye(length, dtype=torch.bool)
@@ -201,10 +203,10 @@ class LlamaGen(nn.Module):
 
 
 def left_padded(features, lengths):
-    """Rolls right-padded captions `[R, P, E]` to the right end; padding is zero.
+    """Moves captions `[R, P, E]` that are padded on the right to the right end.
 
     Returns:
-      the features and the mask of real positions `[R, P]`.
+      The features, with padding of zeros, and the mask of real positions `[R, P]`.
     """
     size = features.shape[1]
     rolled, real = torch.zeros_like(features), torch.zeros(features.shape[:2])

@@ -1,4 +1,4 @@
-"""Random weights that leave no part of a network idle."""
+"""Random weights with which every part of a network affects the output."""
 
 import torch
 from torch import nn
@@ -13,9 +13,9 @@ def randomized(module: nn.Module, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     tables = {m.weight for m in module.modules() if isinstance(m, nn.Embedding)}
     with torch.no_grad():
-        kept = module.state_dict()  # tables of angles are not
+        stored = module.state_dict()  # without tables of angles
         for name, x in [*module.named_parameters(), *module.named_buffers()]:
-            if name not in kept or x.ndim == 0:
+            if name not in stored or x.ndim == 0:
                 continue
             if name.endswith("bias"):
                 x.normal_(std=0.2)

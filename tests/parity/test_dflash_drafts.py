@@ -1,5 +1,5 @@
 # ruff: noqa: E402
-"""Whole drafts over several rounds against the DFlash twin."""
+"""Drafts over several rounds against the PyTorch DFlash."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.parity
 
 SCALE = 2.0
 CHAIN = Tree.chain(BLOCK)
-# Tokens that each row commits in each round, the newest (the next anchor) included.
+# Tokens that each sequence commits per round, with the newest (the next anchor).
 COMMITTED = torch.tensor([[1, 4, 2], [3, 1, 5], [2, 2, 1]])
 LENGTH = 1 + int(COMMITTED.sum(0).max())
 
@@ -31,16 +31,16 @@ def pair(request):
 
 
 def make_features(seed=1):
-    """Target features of each position, conditional streams first."""
+    """Target features of each position, conditional branches first."""
     torch.manual_seed(seed)
     return torch.randn(2 * ROWS, LENGTH, 2 * WIDTH)
 
 
-def their_draft(pair, row, features, anchor):
-    """Greedy guided draft of one row, left to right, from the whole context."""
+def reference_draft(pair, row, features, anchor):
+    """Greedy guided draft of one sequence, left to right, from the whole context."""
     conditional, unconditional = (
-        hidden_rows(pair, stream[None], anchor)
-        for stream in (features[row], features[ROWS + row])
+        hidden_states(pair, branch[None], anchor)
+        for branch in (features[row], features[ROWS + row])
     )
     draft = [anchor]
     for i in range(BLOCK):
@@ -55,14 +55,14 @@ def their_draft(pair, row, features, anchor):
     return torch.stack(draft)
 
 
-def hidden_rows(pair, context, anchor):
+def hidden_states(pair, context, anchor):
     turns = pair.turns(torch.arange(context.shape[1] + BLOCK)[None])
     causal = pair.drafter.config.causal
     return pair.twin(context, pair.block(anchor[None]), turns, causal)[0]
 
 
-def gathered(features, lengths, counts):
-    """The next `counts` positions of each row; garbage behind them."""
+def next_features(features, lengths, counts):
+    """The next `counts` positions of each sequence, followed by garbage."""
     size = BLOCK + 1
     chunk = torch.full((len(features), size, features.shape[2]), 9.0)
     for row, (start, count) in enumerate(zip(lengths, counts, strict=True)):
@@ -70,10 +70,10 @@ def gathered(features, lengths, counts):
     return chunk
 
 
-def seen(chunk, counts):
-    """What a round shows that committed `counts` positions with these features."""
-    rows = len(counts)
-    path = jnp.broadcast_to(jnp.arange(chunk.shape[1]), (rows, chunk.shape[1]))
+def round_result(chunk, counts):
+    """Result of a round that committed `counts` positions with these features."""
+    batch, length = chunk.shape[:2]
+    path = jnp.broadcast_to(jnp.arange(length), (batch, length))
     count = as_jax(counts)
     features = as_jax(chunk)
     return RoundResult(path, count, path, count - 1, features, None, None, None)
@@ -90,8 +90,8 @@ def test_greedy_drafts_agree_round_after_round(pair):
     noise = jnp.zeros((ROWS, BLOCK + 1, VOCAB))
     drafts = []
     for counts in COMMITTED:
-        chunk = gathered(features, lengths.repeat(2), counts.repeat(2))
-        state = pair.drafter.observe(pair.params, state, seen(chunk, counts))
+        chunk = next_features(features, lengths.repeat(2), counts.repeat(2))
+        state = pair.drafter.observe(pair.params, state, round_result(chunk, counts))
         lengths = lengths + counts
         anchors = torch.randint(VOCAB, (ROWS,))
         ctx = DraftContext(
@@ -106,12 +106,12 @@ def test_greedy_drafts_agree_round_after_round(pair):
             order=("temperature",),
         )
         draft, state = propose(pair.params, state, ctx)
-        theirs = [
-            their_draft(pair, row, features[:, : lengths[row]], anchors[row])
+        reference = [
+            reference_draft(pair, row, features[:, : lengths[row]], anchors[row])
             for row in range(ROWS)
         ]
         np.testing.assert_array_equal(
-            np.asarray(draft.tokens), torch.stack(theirs).numpy()
+            np.asarray(draft.tokens), torch.stack(reference).numpy()
         )
-        drafts.append(theirs)
+        drafts.append(reference)
     assert len({tuple(x.tolist()) for round_ in drafts for x in round_}) > ROWS

@@ -1,5 +1,5 @@
 # ruff: noqa: E402
-"""The block drafter's network against the DFlash twin."""
+"""Network of the block drafter against the PyTorch DFlash."""
 
 from functools import partial
 
@@ -34,15 +34,15 @@ def anchors(pair):
     return torch.randint(len(pair.embedding), (ROWS,))
 
 
-def theirs(pair, context):
-    """Hidden rows of a block behind the whole context."""
+def reference(pair, context):
+    """Hidden states of a block after the whole context."""
     block = pair.block(anchors(pair))
     turns = pair.turns(torch.arange(CONTEXT + BLOCK).expand(ROWS, -1))
     return pair.twin(context, block, turns, pair.drafter.config.causal)
 
 
-def ours(pair, chunks):
-    """The same, with the context written to a cache chunk by chunk."""
+def actual(pair, chunks):
+    """The same in JAX, with the context written to a cache chunk by chunk."""
     drafter, c = pair.drafter, pair.drafter.config
     network = drafter.network(pair.params["own"])
     cache = init_cache(
@@ -59,20 +59,20 @@ def ours(pair, chunks):
         network.block_input(pair.params["embedding"][as_jax(anchors(pair))]),
         drafter.angles(lengths[:, None] + jnp.arange(BLOCK)),
         block_mask(cache, BLOCK, c),
-        [lambda own, past=past: joined(past, own, lengths) for past in layers],
+        [lambda new, past=past: joined(past, new, lengths) for past in layers],
     )
 
 
 def joined(past, new, lengths):
-    """Keys and values written behind the committed ones."""
+    """Keys and values written after the committed ones."""
     return tuple(write(old, x, lengths) for old, x in zip(past, new, strict=True))
 
 
 @pytest.mark.parametrize("chunks", [[CONTEXT], [5, 1, 3, 2]], ids=["whole", "uneven"])
-def test_block_rows_agree(pair, chunks):
+def test_hidden_states_agree(pair, chunks):
     context = features(pair)
     split = [as_jax(x) for x in context.split(chunks, dim=1)]
-    assert_close(jax.jit(partial(ours, pair))(split), theirs(pair, context))
+    assert_close(jax.jit(partial(actual, pair))(split), reference(pair, context))
 
 
 def test_the_markov_bias_agrees(pair):

@@ -1,5 +1,5 @@
 # ruff: noqa: E402
-"""DFlash and DSpark drafters as released: keys, conventions and guesses."""
+"""Released DFlash and DSpark drafters: keys, conventions and drafts."""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ VOCAB, WIDTH, HEADS, BLOCK, MASK, CONTEXT, ROWS = 40, 32, 4, 5, 37, 7, 2
 TARGET = TransformerConfig(
     vocab_size=VOCAB, layers=6, width=WIDTH, heads=4, rope="sequence", condition="none"
 )
-SAID = {
+CONFIG_JSON = {
     "block_size": BLOCK,
     "num_attention_heads": HEADS,
     "num_hidden_layers": 2,
@@ -63,18 +63,20 @@ def make(spark):
         state["confidence_head.proj.weight"] = torch.randn(1, WIDTH + 6)
         state["confidence_head.proj.bias"] = torch.randn(1)
     shared = target()
-    found = converted(state, config=SAID, target=Checkpoint("prior", TARGET, shared))
+    checkpoint = converted(
+        state, config=CONFIG_JSON, target=Checkpoint("prior", TARGET, shared)
+    )
     return (
         twin,
-        found.config,
-        found.config.with_target_params(found.params, shared),
+        checkpoint.config,
+        checkpoint.config.with_target_params(checkpoint.params, shared),
         shared,
     )
 
 
 @pytest.mark.parametrize("spark", [False, True], ids=["DFlash", "DSpark"])
-def test_a_released_drafter_drafts_as_in_its_own_loop(spark):
-    """DFlash guesses a token in its own place, DSpark the one behind."""
+def test_released_drafters_draft_as_in_their_code(spark):
+    """A DFlash query predicts the token at its position, a DSpark query the next."""
     twin, drafter, params, shared = make(spark)
     assert drafter.feature_layers == (1, 3) and not drafter.config.causal
     assert drafter.max_depth == (BLOCK if spark else BLOCK - 1)
@@ -121,7 +123,7 @@ def test_a_released_drafter_drafts_as_in_its_own_loop(spark):
 
 
 @pytest.mark.parametrize(
-    "said, message",
+    "config_json, message",
     [
         ({"layer_types": ["sliding_attention", "full_attention"]}, "sliding window"),
         ({"use_sliding_window": True}, "sliding window"),
@@ -130,17 +132,22 @@ def test_a_released_drafter_drafts_as_in_its_own_loop(spark):
     ],
     ids=str,
 )
-def test_conventions_that_are_not_known_are_refused(said, message):
+def test_unknown_conventions_are_refused(config_json, message):
     twin, *_ = make(False)
     state = {k: x for k, x in twin.state_dict().items() if "markov" not in k}
     with pytest.raises(ConfigError, match=message):
         shared = Checkpoint("prior", TARGET, target())
-        converted(state, config={**SAID, **said}, target=shared)
+        converted(state, config={**CONFIG_JSON, **config_json}, target=shared)
 
 
 def test_a_mask_that_the_target_does_not_have_is_refused():
     twin, *_ = make(False)
     state = {k: x for k, x in twin.state_dict().items() if "markov" not in k}
-    said = {**SAID, "dflash_config": {**SAID["dflash_config"], "mask_token_id": 151669}}
+    config_json = {
+        **CONFIG_JSON,
+        "dflash_config": {**CONFIG_JSON["dflash_config"], "mask_token_id": 151669},
+    }
     with pytest.raises(ConfigError, match="151669 is not one of the target's 40"):
-        converted(state, config=said, target=Checkpoint("prior", TARGET, target()))
+        converted(
+            state, config=config_json, target=Checkpoint("prior", TARGET, target())
+        )

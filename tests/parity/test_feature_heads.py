@@ -1,5 +1,5 @@
 # ruff: noqa: E402
-"""EAGLE, LANTERN, Medusa and Hydra drafters against their twins, converted."""
+"""Converted EAGLE, LANTERN, Medusa and Hydra drafters against PyTorch."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import RopeScaling, TransformerConfig
 from jaxspec.errors import ConfigError
 from jaxspec.models.target import make_target
-from jaxspec.models.transformer import Caption, Transformer, seen_by_padding
+from jaxspec.models.transformer import Caption, Transformer, lantern_padding_mask
 from tests.parity.comparing import as_jax, assert_close
 from tests.parity.converting import converted
 from tests.parity.eagle_twin import (
@@ -59,11 +59,15 @@ IMAGES = TransformerConfig(
     caption_length=6,
     caption_width=10,
 )
-SAID = {"num_attention_heads": HEADS, "rms_norm_eps": 1e-6, "rope_theta": 10000.0}
+CONFIG_JSON = {
+    "num_attention_heads": HEADS,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+}
 
 
 def target_of(config):
-    """A target of which only the shared parts are there."""
+    """Target checkpoint with the parameters that drafters share, and no others."""
     torch.manual_seed(5)
     head = torch.randn(WIDTH, VOCAB) / WIDTH**0.5
     params = {
@@ -90,45 +94,47 @@ def normed(target, features):
     return h
 
 
-def places():
+def positions():
     return jnp.broadcast_to(jnp.arange(LENGTH), (ROWS, LENGTH))
 
 
 def turns_of(target):
-    """Text: by the feature's place. Images: LANTERN has a table one row shorter."""
+    """Text: by the position of the feature. Images: LANTERN's table, shifted by one."""
     if target.rope == "sequence":
         return sequence_angles(torch.arange(LENGTH), WIDTH // HEADS)
     return grid_rotations(target.prefix_length - 1, 4, WIDTH // HEADS)[:LENGTH]
 
 
 @pytest.mark.parametrize("config", [TEXT, IMAGES], ids=["text", "LANTERN"])
-@pytest.mark.parametrize("own", [True, False], ids=["own table", "shared table"])
-def test_eagle_1_predicts_the_same_features(config, own):
+@pytest.mark.parametrize(
+    "own_embedding", [True, False], ids=["own table", "shared table"]
+)
+def test_eagle_1_predicts_the_same_features(config, own_embedding):
     target = target_of(config)
     twin = Eagle1(vocab=VOCAB, width=WIDTH, heads=HEADS, kv_heads=2, hidden=48)
     twin = randomized(twin, seed=0)
-    if not own:
+    if not own_embedding:
         shared = torch.tensor(np.asarray(target.params["embedding"]["embedding"]))
         twin.embed_tokens.weight.copy_(shared)
-    found = converted(twin.state_dict(), config=SAID, target=target)
-    drafter = found.config
-    assert drafter.config.own_embedding == own and drafter.feature_layers == (
+    checkpoint = converted(twin.state_dict(), config=CONFIG_JSON, target=target)
+    drafter = checkpoint.config
+    assert drafter.config.own_embedding == own_embedding and drafter.feature_layers == (
         LAYERS - 1,
     )
-    params = drafter.with_target_params(found.params, target.params)
+    params = drafter.with_target_params(checkpoint.params, target.params)
     features, tokens = inputs()
     scale = torch.tensor(np.asarray(target.params["norm"]["scale"]))
-    theirs = twin(normed(config, features) * scale, tokens, turns_of(config))
-    ours, _ = drafter.network(found.params).layer(
+    reference = twin(normed(config, features) * scale, tokens, turns_of(config))
+    actual, _ = drafter.network(checkpoint.params).layer(
         params["embedding"][as_jax(tokens)],
         drafter.inputs(params, as_jax(features)),
-        drafter.angles(places()),
+        drafter.angles(positions()),
         causal(),
     )
-    assert_close(ours, theirs, atol=1e-4)
-    logits = drafter.scores(params, ours)
+    assert_close(actual, reference, atol=1e-4)
+    logits = drafter.scores(params, actual)
     head = torch.tensor(np.asarray(target.params["head"]))
-    assert_close(logits, theirs @ head, atol=1e-4)
+    assert_close(logits, reference @ head, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -136,8 +142,8 @@ def test_eagle_1_predicts_the_same_features(config, own):
     [(HEADS, 1.0), (1, 1.0), (2, 4.0)],
     ids=["Anole", "Lumina", "2"],
 )
-def test_lanterns_heads_for_models_with_norms_predict_the_same(shards, scale):
-    """A norm before the attention, norms of heads, embeddings made larger."""
+def test_lantern_drafters_for_models_with_norms_predict_the_same(shards, scale):
+    """A norm before the attention, norms of heads, and scaled embeddings."""
     target = target_of(TEXT)
     twin = Eagle1(
         vocab=VOCAB, width=WIDTH, heads=HEADS, kv_heads=2, hidden=48,
@@ -146,30 +152,32 @@ def test_lanterns_heads_for_models_with_norms_predict_the_same(shards, scale):
     twin = randomized(twin, seed=0)
     features, tokens = inputs()
     norm = torch.tensor(np.asarray(target.params["norm"]["scale"]))
-    theirs = twin(normed(TEXT, features) * norm, tokens, turns_of(TEXT))
+    reference = twin(normed(TEXT, features) * norm, tokens, turns_of(TEXT))
 
-    def ours(**given):
-        found = converted(twin.state_dict(), config=SAID, target=target, **given)
-        drafter, params = (
-            found.config,
-            found.config.with_target_params(found.params, target.params),
+    def actual(**options):
+        checkpoint = converted(
+            twin.state_dict(), config=CONFIG_JSON, target=target, **options
         )
-        return drafter.network(found.params).layer(
+        drafter, params = (
+            checkpoint.config,
+            checkpoint.config.with_target_params(checkpoint.params, target.params),
+        )
+        return drafter.network(checkpoint.params).layer(
             params["embedding"][as_jax(tokens)],
             drafter.inputs(params, as_jax(features)),
-            drafter.angles(places()),
+            drafter.angles(positions()),
             causal(),
         )[0]
 
-    assert_close(ours(embed_upscale=scale), theirs, atol=1e-4)
+    assert_close(actual(embed_upscale=scale), reference, atol=1e-4)
     if scale > 1:  # the control: no file names it, and without it nothing fits
         with pytest.raises(AssertionError):
-            assert_close(ours(), theirs, atol=1e-2)
+            assert_close(actual(), reference, atol=1e-2)
     # Values of up to 1 change nothing in the published code.
-    np.testing.assert_array_equal(ours(embed_upscale=0.5), ours())
+    np.testing.assert_array_equal(actual(embed_upscale=0.5), actual())
 
 
-# Of EAGLE-3's head: drafted tokens, width, heads, and its target's width where it says.
+# EAGLE-3: drafted tokens, width, heads, and target width where the config has it.
 KINDS = {
     "some tokens": (16, WIDTH, HEADS, None),
     "all tokens": (VOCAB, WIDTH, HEADS, None),
@@ -178,7 +186,7 @@ KINDS = {
 
 
 def eagle_3(kind):
-    """A twin's state dict and config, and the twin."""
+    """State dict, JSON config and PyTorch module."""
     drafted, width, heads, target_width = KINDS[kind]
     twin = Eagle3(
         vocab=VOCAB,
@@ -193,10 +201,10 @@ def eagle_3(kind):
     tables = {"d2t": twin.d2t.clone(), "t2d": twin.t2d.clone()}
     del twin.d2t, twin.t2d
     twin = randomized(twin, seed=0)
-    said = {**SAID, "num_attention_heads": heads, "hidden_size": width}
+    config_json = {**CONFIG_JSON, "num_attention_heads": heads, "hidden_size": width}
     if target_width is not None:
-        said["target_hidden_size"] = target_width
-    return {**twin.state_dict(), **tables}, said, twin
+        config_json["target_hidden_size"] = target_width
+    return {**twin.state_dict(), **tables}, config_json, twin
 
 
 @pytest.mark.parametrize("residual", [False, True])
@@ -204,124 +212,124 @@ def eagle_3(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_eagle_3_predicts_the_same_scores(kind, residual, speculators):
     target = target_of(TEXT)
-    state, said, twin = eagle_3(kind)
-    said |= {"norm_before_residual": residual}
+    state, config_json, twin = eagle_3(kind)
+    config_json |= {"norm_before_residual": residual}
     if speculators:
         state = {k.replace("midlayer.", "layers.0."): x for k, x in state.items()}
-        layers = {k: said.pop(k) for k in (*SAID, "hidden_size")}
-        said |= {"transformer_layer_config": layers}
-        said |= {"eagle_aux_hidden_state_layer_ids": [2, 4, 5]}
-    found = converted(state, config=said, target=target)
-    drafter = found.config
-    # By what enters the layers 2, 4 and 5 of 8: what leaves 1, 3 and 4.
+        layers = {k: config_json.pop(k) for k in (*CONFIG_JSON, "hidden_size")}
+        config_json |= {"transformer_layer_config": layers}
+        config_json |= {"eagle_aux_hidden_state_layer_ids": [2, 4, 5]}
+    checkpoint = converted(state, config=config_json, target=target)
+    drafter = checkpoint.config
+    # Inputs of layers 2, 4 and 5 of 8, which are the outputs of layers 1, 3 and 4.
     assert drafter.feature_layers == (1, 3, 4)
-    params = drafter.with_target_params(found.params, target.params)
+    params = drafter.with_target_params(checkpoint.params, target.params)
     drafted = state["t2d"] if state["t2d"].any() else torch.ones(VOCAB)
     np.testing.assert_array_equal(
-        found.params["ids"], np.flatnonzero(np.asarray(drafted))
+        checkpoint.params["ids"], np.flatnonzero(np.asarray(drafted))
     )
     features, tokens = inputs(3)
     embedding = params["embedding"][as_jax(tokens)]
     if "embed_tokens.weight" in state:
         assert_close(embedding, twin.embed_tokens(tokens), atol=0)
-    theirs, scores = twin(
+    reference, scores = twin(
         features, torch.tensor(np.asarray(embedding)), turns_of(TEXT), residual
     )
 
-    def ours(features):
-        out, _ = drafter.network(found.params).layer(
+    def actual(features):
+        out, _ = drafter.network(checkpoint.params).layer(
             embedding,
             drafter.inputs(params, as_jax(features)),
-            drafter.angles(places()),
+            drafter.angles(positions()),
             causal(),
         )
         return out
 
-    assert_close(ours(features), theirs, atol=1e-4)
-    assert_close(drafter.scores(params, ours(features)), scores, atol=1e-4)
-    # The control: the same features in another order of their layers.
+    assert_close(actual(features), reference, atol=1e-4)
+    assert_close(drafter.scores(params, actual(features)), scores, atol=1e-4)
+    # Control: the features of the layers in another order.
     with pytest.raises(AssertionError):
-        assert_close(ours(features.roll(WIDTH, -1)), theirs, atol=1e-4)
+        assert_close(actual(features.roll(WIDTH, -1)), reference, atol=1e-4)
 
 
 WRONG = {
     "a map of draft ids over all tokens": (
         "all tokens",
-        lambda state, said: state["d2t"].index_copy_(
+        lambda state, config_json: state["d2t"].index_copy_(
             0, torch.arange(2), torch.tensor([1, -1])
         ),
         "drafts all 40 tokens, and its d2t moves some",
     ),
     "made for a wider target": (
         "narrower than its target",
-        lambda state, said: said.update(target_hidden_size=64),
+        lambda state, config_json: config_json.update(target_hidden_size=64),
         "target_hidden_size is 64 in config.json, but 32 in its target",
     ),
     "no table of tokens": (
         "narrower than its target",
-        lambda state, said: state.pop("embed_tokens.weight"),
+        lambda state, config_json: state.pop("embed_tokens.weight"),
         "is 16 wide, its target 32.* has no embed_tokens.weight; check",
     ),
     "no head": (
         "narrower than its target",
-        lambda state, said: state.pop("lm_head.weight"),
+        lambda state, config_json: state.pop("lm_head.weight"),
         "share no table, but it has no lm_head.weight; check",
     ),
 }
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_an_eagle_3_head_of_another_form_or_target_is_refused(case):
+def test_unsupported_eagle_3_checkpoints_are_refused(case):
     kind, change, words = WRONG[case]
-    state, said, _ = eagle_3(kind)
-    converted(state, config=said, target=target_of(TEXT))
-    change(state, said)
+    state, config_json, _ = eagle_3(kind)
+    converted(state, config=config_json, target=target_of(TEXT))
+    change(state, config_json)
     with pytest.raises(ConfigError, match=words):
-        converted(state, config=said, target=target_of(TEXT))
+        converted(state, config=config_json, target=target_of(TEXT))
 
 
-def test_a_head_turns_by_its_own_config_whatever_its_target_does():
-    """EAGLE's code knows no scaling: heads of scaled targets turn plainly."""
+def test_rope_scaling_of_the_target_does_not_apply_to_eagle():
+    """The code of EAGLE has no scaling, also for targets that have it."""
     scaled = replace(TEXT, rope_scaling=RopeScaling("llama3", 8.0, 16), rope_base=5e5)
     twin = Eagle1(vocab=VOCAB, width=WIDTH, heads=HEADS, kv_heads=2, hidden=48)
     twin = randomized(twin, seed=0)
     target = target_of(scaled)
-    found = converted(twin.state_dict(), config=SAID, target=target)
-    assert found.config.config.rope_base == 1e4
+    checkpoint = converted(twin.state_dict(), config=CONFIG_JSON, target=target)
+    assert checkpoint.config.config.rope_base == 1e4
     features, tokens = inputs()
     scale = torch.tensor(np.asarray(target.params["norm"]["scale"]))
-    theirs = twin(normed(scaled, features) * scale, tokens, turns_of(TEXT))
+    reference = twin(normed(scaled, features) * scale, tokens, turns_of(TEXT))
     drafter, params = (
-        found.config,
-        found.config.with_target_params(found.params, target.params),
+        checkpoint.config,
+        checkpoint.config.with_target_params(checkpoint.params, target.params),
     )
-    ours, _ = drafter.network(found.params).layer(
+    actual, _ = drafter.network(checkpoint.params).layer(
         params["embedding"][as_jax(tokens)],
         drafter.inputs(params, as_jax(features)),
-        drafter.angles(places()),
+        drafter.angles(positions()),
         causal(),
     )
-    assert_close(ours, theirs, atol=1e-4)
+    assert_close(actual, reference, atol=1e-4)
 
 
 @pytest.mark.parametrize("lengths", [(6, 6, 6), (4, 1, 6)], ids=["full", "padded"])
 def test_lanterns_target_gives_its_drafter_the_same_features(lengths):
-    """Its mask adds the lowest float32 once for each reason not to look.
+    """LANTERN adds the lowest float32 for later positions, and again for padding.
 
-    What has both reasons is out of reach; where all else has one, all of it is looked
-    at evenly: so padded positions see the caption that comes after them.
+    Both together are -inf. If all other positions have one of them, softmax gives these
+    equal weights: padded positions attend to the caption after them.
     """
     pair = make_pair("caption")
     embed, lowest = pair.twin.cls_embedding, torch.finfo(torch.float32).min
     torch.manual_seed(1)
     captions = torch.randn(3, CAPTION_LENGTH, CAPTION_WIDTH)
     captions, real = left_padded(captions, lengths)
-    filled = torch.where(real[..., None], captions, 7.0)  # is read as zeros
-    ours = Caption(as_jax(filled), jnp.asarray(real.numpy()))
+    filled = torch.where(real[..., None], captions, 7.0)  # replaced by zeros
+    prompt = Caption(as_jax(filled), jnp.asarray(real.numpy()))
     size = CAPTION_LENGTH
     mask = torch.full((size, size), lowest).triu(1)
     mask = mask + torch.zeros(3, size, size).masked_fill(~real[:, None], lowest)
-    mask = torch.cat([mask, mask])  # both streams have the caption's padding
+    mask = torch.cat([mask, mask])  # both branches have the padding of the caption
     x = torch.cat([embed(captions), embed.null(3)])
     turns = grid_rotations(size, GRID, pair.twin.head_dim)[:size]
     for layer in pair.twin.layers:
@@ -329,40 +337,40 @@ def test_lanterns_target_gives_its_drafter_the_same_features(lengths):
     wide = replace(pair.model.config, caption_length=size)
     model = Transformer(wide)
     layer = (wide.layers - 1,)
-    found = make_target(model, feature_layers=layer, caption_padding="published")
+    published = make_target(model, feature_layers=layer, caption_padding="published")
     plain = make_target(model, feature_layers=layer)
-    logits, features, cache = found.prefill(pair.params, ours, 4)
+    logits, features, cache = published.prefill(pair.params, prompt, 4)
     assert_close(features, x, atol=1e-4)
-    other, narrow, kept = plain.prefill(pair.params, ours, 4)
-    np.testing.assert_array_equal(logits, other)  # of no token's scores
-    np.testing.assert_array_equal(cache.visible, kept.visible)
-    apart = np.abs(np.asarray(narrow) - np.asarray(features)).max(-1) > 1e-3
+    plain_logits, plain_features, plain_cache = plain.prefill(pair.params, prompt, 4)
+    np.testing.assert_array_equal(logits, plain_logits)
+    np.testing.assert_array_equal(cache.visible, plain_cache.visible)
+    differs = np.abs(np.asarray(plain_features) - np.asarray(features)).max(-1) > 1e-3
     padded = ~torch.cat([real, real]).numpy()
-    # The control: every padded position of a null caption differs, no real one does.
-    assert not apart[~padded].any() and apart[3:][padded[3:]].sum() >= 5 * (
+    # Control: every padded position of a null caption differs, no other one does.
+    assert not differs[~padded].any() and differs[3:][padded[3:]].sum() >= 5 * (
         lengths != (6, 6, 6)
     )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_padding_sees_the_caption_in_float32_alone(dtype):
-    """The lowest numbers of two dtypes are not equal, so one reason hides the other."""
+def test_padding_attends_to_the_caption_in_float32_only(dtype):
+    """The lowest float32 is below those of shorter dtypes, so that it masks."""
     valid = torch.tensor([[0, 0, 1, 1, 1], [0, 0, 0, 0, 1], [1, 1, 1, 1, 1]]).bool()
     size = valid.shape[1]
     ahead = torch.full((size, size), torch.finfo(torch.float32).min).triu(1)
     lowest = torch.finfo(getattr(torch, dtype)).min
     mask = ahead + torch.zeros(3, size, size).masked_fill(~valid[:, None], lowest)
-    wanted = mask.softmax(-1) > 0  # scores of zeros
-    found = seen_by_padding(jnp.asarray(valid.numpy()), jnp.dtype(dtype))
+    expected = mask.softmax(-1) > 0  # scores of zeros
+    actual = lantern_padding_mask(jnp.asarray(valid.numpy()), jnp.dtype(dtype))
     for row in range(3):
-        for place in torch.where(~valid[row])[0].tolist():
-            assert found[row, place].tolist() == wanted[row, place].tolist()
-    assert (dtype == "float32") == bool(found[0, 0, 2])
-    assert not found[2].any()
+        for position in torch.where(~valid[row])[0].tolist():
+            assert actual[row, position].tolist() == expected[row, position].tolist()
+    assert (dtype == "float32") == bool(actual[0, 0, 2])
+    assert not actual[2].any()
 
 
 def published_layer(layer, x, turns, mask):
-    """A block of the target with an additive mask, as the release computes it."""
+    """Layer of the target with an additive mask, as in the released code."""
     attention = layer.attention
     h = layer.attention_norm(x)
     q, k, v = (
@@ -379,28 +387,28 @@ def published_layer(layer, x, turns, mask):
 def test_lanterns_heads_for_captions_ask_for_that():
     twin = Eagle1(vocab=VOCAB, width=WIDTH, heads=HEADS, kv_heads=HEADS, hidden=48)
     for config, padding in ((IMAGES, "published"), (TEXT, "self")):
-        found = converted(
-            twin.state_dict(), config=SAID, target=target_of(config), heads=HEADS
+        checkpoint = converted(
+            twin.state_dict(), config=CONFIG_JSON, target=target_of(config), heads=HEADS
         )
-        assert found.config.caption_padding == padding
-    with pytest.raises(ConfigError, match="a model of sequences has none"):
+        assert checkpoint.config.caption_padding == padding
+    with pytest.raises(ConfigError, match="needs a model with rope='grid'"):
         make_target(Transformer(TEXT), guided=False, caption_padding="published")
 
 
-def test_medusa_guesses_the_same():
+def test_medusa_drafts_the_same():
     target = target_of(TEXT)
     twin = randomized(Medusa(VOCAB, WIDTH, 3, 2), seed=0)
-    found = converted(twin.state_dict(), target=target)
-    drafter = found.config
-    params = drafter.with_target_params(found.params, target.params)
+    checkpoint = converted(twin.state_dict(), target=target)
+    drafter = checkpoint.config
+    params = drafter.with_target_params(checkpoint.params, target.params)
     features, _ = inputs()
-    for place, head in enumerate(twin):
-        h = drafter.network(found.params).head(place, as_jax(features))
-        assert_close(drafter.scores(params, place, h), head(features), atol=1e-4)
+    for i, head in enumerate(twin):
+        h = drafter.network(checkpoint.params).head(i, as_jax(features))
+        assert_close(drafter.scores(params, i, h), head(features), atol=1e-4)
 
 
 def hydra(deep, target):
-    """A twin whose table of tokens is its target's."""
+    """PyTorch Hydra whose embedding is that of its target."""
     twin = Hydra(VOCAB, WIDTH, 3, 2)
     if deep:
         twin = HydraPlusPlus(VOCAB, WIDTH, 3, 2, HEADS, 48)
@@ -412,45 +420,45 @@ def hydra(deep, target):
 
 @pytest.mark.parametrize("deep", [False, True], ids=["Hydra", "Hydra++"])
 @pytest.mark.parametrize("registered", [True, False], ids=["whole", "heads alone"])
-def test_hydra_guesses_the_same(deep, registered):
+def test_hydra_drafts_the_same(deep, registered):
     target = target_of(TEXT)
     twin = hydra(deep, target)
     state = twin.state_dict()
     if not registered:
         state.pop("input_embed_fn.weight")
-    found = converted(state, config=SAID, target=target)
-    drafter = found.config
-    params = drafter.with_target_params(found.params, target.params)
-    network = drafter.network(found.params)
+    checkpoint = converted(state, config=CONFIG_JSON, target=target)
+    drafter = checkpoint.config
+    params = drafter.with_target_params(checkpoint.params, target.params)
+    network = drafter.network(checkpoint.params)
     features, tokens = inputs()
-    ours, theirs = as_jax(features), features
+    actual, reference = as_jax(features), features
     if deep:
         angles = turns_of(TEXT)
-        theirs = twin.prefix(features, angles)
+        reference = twin.prefix(features, angles)
         both = jnp.stack([jnp.cos(as_jax(angles)), jnp.sin(as_jax(angles))], axis=-1)
         both = jnp.broadcast_to(both, (ROWS, *both.shape))
-        ours, _ = network.prefix(ours, both, causal())
-        assert_close(ours, theirs, atol=1e-4)
-    for place in range(3):
-        path = [tokens.roll(-i, 1) for i in range(place + 1)]
-        seen = torch.cat([twin.input_embed_fn(x) for x in path], dim=-1)
-        mine = [params["embedding"][as_jax(x)] for x in path]
-        scores = twin(place, theirs, seen)
+        actual, _ = network.prefix(actual, both, causal())
+        assert_close(actual, reference, atol=1e-4)
+    for i in range(3):
+        path = [tokens.roll(-j, 1) for j in range(i + 1)]
+        embeddings = torch.cat([twin.input_embed_fn(x) for x in path], dim=-1)
+        path_embeddings = [params["embedding"][as_jax(x)] for x in path]
+        scores = twin(i, reference, embeddings)
 
-        def guesses(mine, place=place):
-            h = network.head(place, ours, jnp.concatenate(mine, -1))
-            return drafter.scores(params, place, h)
+        def logits(path_embeddings, i=i):
+            h = network.head(i, actual, jnp.concatenate(path_embeddings, -1))
+            return drafter.scores(params, i, h)
 
-        assert_close(guesses(mine), scores, atol=1e-4)
-        # The control: the path read one token too far.
-        ahead = [jnp.roll(x, -1, axis=1) for x in mine]
+        assert_close(logits(path_embeddings), scores, atol=1e-4)
+        # Control: the path is read one token too far.
+        ahead = [jnp.roll(x, -1, axis=1) for x in path_embeddings]
         with pytest.raises(AssertionError):
-            assert_close(guesses(ahead), scores, atol=1e-4)
+            assert_close(logits(ahead), scores, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16])
-def test_hydras_table_is_its_targets_in_any_dtype(kind):
-    """Files of two dtypes differ by what the shorter one rounds; no more is allowed."""
+def test_the_embedding_of_hydra_is_that_of_its_target_in_any_dtype(kind):
+    """Files of two dtypes may differ by the rounding of the shorter one only."""
     target = target_of(TEXT)
     state = hydra(False, target).state_dict()
     table = state["input_embed_fn.weight"].to(kind)
@@ -464,7 +472,7 @@ def test_hydras_table_is_its_targets_in_any_dtype(kind):
 
 
 def test_a_table_of_offsets_is_not_one_of_tokens():
-    """`d2t` is added to a draft's id; read as ids it would name tokens twice."""
+    """`d2t` is added to the ids of a draft; read as ids it would repeat tokens."""
     target = target_of(TEXT)
     twin = Eagle3(
         vocab=VOCAB,
@@ -477,10 +485,10 @@ def test_a_table_of_offsets_is_not_one_of_tokens():
     )
     state = {**twin.state_dict(), "d2t": -torch.arange(16)}
     with pytest.raises(ConfigError, match="d2t and t2d name different tokens"):
-        converted(state, config=SAID, target=target)
+        converted(state, config=CONFIG_JSON, target=target)
     state.pop("t2d")
     with pytest.raises(ConfigError, match="d2t names a token twice"):
-        converted(state, config=SAID, target=target)
+        converted(state, config=CONFIG_JSON, target=target)
     state.pop("d2t")
     with pytest.raises(ConfigError, match="has no d2t"):
-        converted(state, config=SAID, target=target)
+        converted(state, config=CONFIG_JSON, target=target)

@@ -29,7 +29,7 @@ from tests.parity.llamagen_twin import (
     left_padded,
 )
 from tests.parity.random_weights import randomized
-from tests.parity.test_language_models import chameleon, theirs
+from tests.parity.test_language_models import chameleon, reference
 
 pytestmark = pytest.mark.parity
 
@@ -55,13 +55,13 @@ def test_class_conditional_llamagen(size):
         condition=ClassCondition(3, width),
     )
     twin = randomized(twin, seed=0)
-    found = converted(twin.state_dict(), heads=heads, grid=16)
+    checkpoint = converted(twin.state_dict(), heads=heads, grid=16)
     ids = torch.tensor([0, 2])
-    wanted = twin(twin.cls_embedding(ids), tokens())
-    ours, _ = score(
-        Transformer(found.config), found.params, as_jax(ids), as_jax(tokens())
+    expected = twin(twin.cls_embedding(ids), tokens())
+    actual, _ = score(
+        Transformer(checkpoint.config), checkpoint.params, as_jax(ids), as_jax(tokens())
     )
-    assert_close(ours, wanted, atol=1e-4)
+    assert_close(actual, expected, atol=1e-4)
 
 
 def test_text_to_image_llamagen():
@@ -75,13 +75,15 @@ def test_text_to_image_llamagen():
         condition=CaptionCondition(120, 2048, width),
     )
     twin = randomized(twin, seed=0)
-    found = converted(twin.state_dict(), heads=heads, grid=16)
+    checkpoint = converted(twin.state_dict(), heads=heads, grid=16)
     torch.manual_seed(2)
     features, real = left_padded(torch.randn(ROWS, 120, 2048), [9, 120])
-    wanted = twin(twin.cls_embedding(features), tokens(), real)[:, 119:]
+    expected = twin(twin.cls_embedding(features), tokens(), real)[:, 119:]
     prompt = Caption(as_jax(features), jnp.asarray(real.numpy()))
-    ours, _ = score(Transformer(found.config), found.params, prompt, as_jax(tokens()))
-    assert_close(ours[:, 119:], wanted, atol=1e-4)
+    actual, _ = score(
+        Transformer(checkpoint.config), checkpoint.params, prompt, as_jax(tokens())
+    )
+    assert_close(actual[:, 119:], expected, atol=1e-4)
 
 
 def test_lanterns_drafter():
@@ -97,22 +99,25 @@ def test_lanterns_drafter():
     twin = Eagle1(vocab=VOCAB, width=width, heads=heads, kv_heads=heads, hidden=3584)
     twin = randomized(twin, seed=0)
     target = Checkpoint("prior", config, shared)
-    found = converted(twin.state_dict(), target=target)
-    drafter, length = found.config, 124  # across the last place of the condition
-    params = drafter.with_target_params(found.params, shared)
+    checkpoint = converted(twin.state_dict(), target=target)
+    drafter, length = (
+        checkpoint.config,
+        124,
+    )  # across the last position of the condition
+    params = drafter.with_target_params(checkpoint.params, shared)
     torch.manual_seed(3)
     features = torch.randn(1, length, width)
     features /= features.square().mean(-1, keepdim=True).sqrt()
-    given = torch.randint(VOCAB, (1, length))
+    tokens = torch.randint(VOCAB, (1, length))
     turns = grid_rotations(119, 16, width // heads)[:length]
-    places = jnp.arange(length)[None]
-    ours, _ = drafter.network(found.params).layer(
-        params["embedding"][as_jax(given)],
+    positions = jnp.arange(length)[None]
+    actual, _ = drafter.network(checkpoint.params).layer(
+        params["embedding"][as_jax(tokens)],
         drafter.inputs(params, as_jax(features)),
-        drafter.angles(places),
+        drafter.angles(positions),
         jnp.tril(jnp.ones((1, length, length), bool)),
     )
-    assert_close(ours, twin(features, given, turns), atol=1e-4)
+    assert_close(actual, twin(features, tokens, turns), atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["vq-16", "vq-8"])
@@ -123,18 +128,20 @@ def test_tokenizers(name):
     )
     model = randomized(transformers.JanusVQVAE(janus), seed=0)
     side = 4 * config.downsampling
-    found = converted(model.state_dict(), image_size=side)
-    assert found.config.codebook_size == 16384
+    checkpoint = converted(model.state_dict(), image_size=side)
+    assert checkpoint.config.codebook_size == 16384
     torch.manual_seed(1)
     images = torch.rand(1, 3, side, side) * 2 - 1
     codes = torch.randint(16384, (1, 16))
-    tokenizer = Tokenizer(found.config)
+    tokenizer = Tokenizer(checkpoint.config)
     vectors = model.quant_conv(model.encoder(images)).permute(0, 2, 3, 1)
-    ours = jax.jit(tokenizer.embed)(found.params, as_jax(images.permute(0, 2, 3, 1)))
-    assert_close(ours, vectors, atol=1e-4)
+    actual = jax.jit(tokenizer.embed)(
+        checkpoint.params, as_jax(images.permute(0, 2, 3, 1))
+    )
+    assert_close(actual, vectors, atol=1e-4)
     pixels = model.decode(codes).permute(0, 2, 3, 1)
-    ours = jax.jit(tokenizer.decode)(found.params, as_jax(codes))
-    assert_close(ours, pixels, atol=1e-4)
+    actual = jax.jit(tokenizer.decode)(checkpoint.params, as_jax(codes))
+    assert_close(actual, pixels, atol=1e-4)
 
 
 def test_flan_t5_xl():
@@ -151,12 +158,12 @@ def test_flan_t5_xl():
     oracle = randomized(transformers.T5EncoderModel(config), seed=0)
     # Trained ones are small: T5 does not scale its scores by the head size.
     oracle.encoder.block[0].layer[0].SelfAttention.q.weight.mul_(1 / 8)
-    found = converted(oracle.state_dict(), config=config.to_dict())
-    wanted = oracle(input_ids=tokens()).last_hidden_state
-    ours = jax.jit(TextEncoder(found.config).encode)(
-        found.params, as_jax(tokens()), jnp.ones((ROWS, LENGTH), bool)
+    checkpoint = converted(oracle.state_dict(), config=config.to_dict())
+    expected = oracle(input_ids=tokens()).last_hidden_state
+    actual = jax.jit(TextEncoder(checkpoint.config).encode)(
+        checkpoint.params, as_jax(tokens()), jnp.ones((ROWS, LENGTH), bool)
     )
-    assert_close(ours, wanted, atol=1e-4)
+    assert_close(actual, expected, atol=1e-4)
 
 
 def sizes(width, hidden, heads, kv_heads):
@@ -202,7 +209,9 @@ WIDE = {
 @pytest.mark.parametrize("make, shape", WIDE.values(), ids=WIDE)
 def test_language_models(make, shape):
     oracle = randomized(make(**shape), seed=0)
-    found = converted(oracle.state_dict(), config=oracle.config.to_dict())
-    wanted, _ = theirs(oracle, tokens())
-    ours, _ = score(Transformer(found.config), found.params, None, as_jax(tokens()))
-    assert_close(ours, wanted, atol=1e-4)
+    checkpoint = converted(oracle.state_dict(), config=oracle.config.to_dict())
+    expected, _ = reference(oracle, tokens())
+    actual, _ = score(
+        Transformer(checkpoint.config), checkpoint.params, None, as_jax(tokens())
+    )
+    assert_close(actual, expected, atol=1e-4)

@@ -94,58 +94,66 @@ def model():
 
 
 @pytest.mark.parametrize("first_release", [False, True])
-def test_both_parts_are_found_and_codes_are_scored_alike(model, first_release):
-    state, said = model.state_dict(), model.config.to_dict()
+def test_both_parts_are_found_and_codes_get_the_same_logits(model, first_release):
+    state, config_json = model.state_dict(), model.config.to_dict()
     if first_release:
         state = {released(key): x for key, x in state.items()}
-        said = {"language_config": said["text_config"], "model_type": "multi_modality"}
-    names = [family.name for family in families_of(source_of(state, said))]
+        config_json = {
+            "language_config": config_json["text_config"],
+            "model_type": "multi_modality",
+        }
+    names = [family.name for family in families_of(source_of(state, config_json))]
     assert names == (
         ["janus-original", "vq-llamagen"] if first_release else ["janus", "vq-janus"]
     )
-    found = converted(state, names[0], config=said)
-    tokenizer = converted(state, names[1], config=said, image_size=8)
-    assert tokenizer.config.codebook_size == CODES == found.config.vocab_size
+    checkpoint = converted(state, names[0], config=config_json)
+    tokenizer = converted(state, names[1], config=config_json, image_size=8)
+    assert tokenizer.config.codebook_size == CODES == checkpoint.config.vocab_size
 
     torch.manual_seed(1)
     text, codes = torch.randint(TEXT, (2, 5)), torch.randint(CODES, (2, 7))
     inner = model.model
     read = inner.language_model.embed_tokens(text)
-    drawn = inner.generation_aligner(inner.generation_embeddings(codes))
-    h = inner.language_model(inputs_embeds=torch.cat([read, drawn], dim=1))
-    theirs = inner.generation_head(h.last_hidden_state)
+    generated = inner.generation_aligner(inner.generation_embeddings(codes))
+    h = inner.language_model(inputs_embeds=torch.cat([read, generated], dim=1))
+    reference = inner.generation_head(h.last_hidden_state)
 
     tokens = jnp.concatenate([as_jax(text) + CODES, as_jax(codes)], axis=1)
-    ours, _ = Transformer(found.config).score(found.params, None, tokens)
-    assert_close(ours, theirs, atol=1e-4)
+    actual, _ = Transformer(checkpoint.config).score(checkpoint.params, None, tokens)
+    assert_close(actual, reference, atol=1e-4)
 
 
 def test_guided_codes_are_those_of_the_original_loop(model):
-    """Every prompt token but the first and the last is padding in the null stream."""
-    state, said = model.state_dict(), model.config.to_dict()
-    found = converted(state, "janus", config=said)
+    """In the null branch all prompt tokens but the first and the last are padding."""
+    state, config_json = model.state_dict(), model.config.to_dict()
+    checkpoint = converted(state, "janus", config=config_json)
     inner, pad, scale, count = model.model, 3, 5.0, 6
     torch.manual_seed(2)
-    given = torch.randint(4, TEXT, (2, 7))
-    null = given.clone()
+    prompts = torch.randint(4, TEXT, (2, 7))
+    null = prompts.clone()
     null[:, 1:-1] = pad
 
-    drawn = torch.zeros(2, 0, dtype=torch.long)
+    generated = torch.zeros(2, 0, dtype=torch.long)
     for _ in range(count):
         scores = []
-        for text in (given, null):
-            codes = inner.generation_aligner(inner.generation_embeddings(drawn))
+        for text in (prompts, null):
+            codes = inner.generation_aligner(inner.generation_embeddings(generated))
             embeds = torch.cat([inner.language_model.embed_tokens(text), codes], dim=1)
             h = inner.language_model(inputs_embeds=embeds).last_hidden_state
             scores.append(inner.generation_head(h[:, -1]))
         best = (scores[1] + scale * (scores[0] - scores[1])).argmax(-1, keepdim=True)
-        drawn = torch.cat([drawn, best], dim=1)
+        generated = torch.cat([generated, best], dim=1)
 
-    target = make_target(Transformer(found.config), guided=True)
-    prompt = TokenPrompt(as_jax(given) + CODES, as_jax(null) + CODES)
+    target = make_target(Transformer(checkpoint.config), guided=True)
+    prompt = TokenPrompt(as_jax(prompts) + CODES, as_jax(null) + CODES)
     sampling = make_sampling(2, temperature=0.0, cfg_scale=scale)
     out = generate(
-        Engine(target, count), found.params, None, prompt, sampling, batch_keys(0, 2)
+        Engine(target, count),
+        checkpoint.params,
+        None,
+        prompt,
+        sampling,
+        batch_keys(0, 2),
     )
-    np.testing.assert_array_equal(np.asarray(out.tokens), drawn.numpy())
-    assert len(drawn.unique()) > 3
+    np.testing.assert_array_equal(np.asarray(out.tokens), generated.numpy())
+    assert len(generated.unique()) > 3

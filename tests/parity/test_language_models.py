@@ -139,11 +139,11 @@ def both(request):
     state = {k: v for k, v in model.state_dict().items()}
     if model.config.get_text_config().tie_word_embeddings:
         state.pop("lm_head.weight", None)  # as it is saved
-    found = converted(state, config=model.config.to_dict())
-    return Transformer(found.config), found.params, model
+    checkpoint = converted(state, config=model.config.to_dict())
+    return Transformer(checkpoint.config), checkpoint.params, model
 
 
-def theirs(model, tokens):
+def reference(model, tokens):
     """Scores and the outputs of all layers but the last, which is normed."""
     decoder, head = inner(model)
     out = decoder(input_ids=tokens, output_hidden_states=True, use_cache=False)
@@ -159,10 +159,10 @@ def test_scores_and_tapped_layers_agree(both):
     model, params, oracle = both
     tokens = tokens_of(model)
     logits, features = score(model, params, None, as_jax(tokens), feature_layers=(0, 1))
-    wanted, layers = theirs(oracle, tokens)
-    assert_close(logits, wanted, atol=1e-4)
+    expected, layers = reference(oracle, tokens)
+    assert_close(logits, expected, atol=1e-4)
     assert_close(features, torch.cat(layers, dim=-1), atol=1e-4)
-    assert wanted.std() > 0.3
+    assert expected.std() > 0.3
     with pytest.raises(AssertionError):  # a layer further on
         _, other = score(model, params, None, as_jax(tokens), feature_layers=(1, 2))
         assert_close(other, torch.cat(layers, dim=-1), atol=1e-2)
@@ -172,43 +172,43 @@ def test_a_tree_on_a_cache_agrees_with_its_paths(both):
     model, params, oracle = both
     c = model.config
     tree = Tree.from_paths([(0,), (1,), (0, 0), (0, 1), (1, 0), (0, 0, 0)])
-    given, drawn = tokens_of(model, 1, 5), tokens_of(model, 1, 14)[:, -tree.size :]
+    prefix, nodes = tokens_of(model, 1, 5), tokens_of(model, 1, 14)[:, -tree.size :]
     cache = init_cache(
         c.layers, 1, c.num_kv_heads, 5 + tree.size, c.head_size, jnp.float32
     )
-    for part in (given[:, :3], given[:, 3:]):  # two pieces, then the tree
+    for part in (prefix[:, :3], prefix[:, 3:]):  # two pieces, then the tree
         size, start = part.shape[1], int(cache.lengths[0])
         mask = tree_mask(cache, jnp.tril(jnp.ones((size, size), bool)))
-        places = start + jnp.arange(size)[None]
-        _, _, cache = extend(model, params, cache, as_jax(part), places, mask)
+        positions = start + jnp.arange(size)[None]
+        _, _, cache = extend(model, params, cache, as_jax(part), positions, mask)
         cache = replace(cache, lengths=cache.lengths + size)
     depths, mask = (
         jnp.asarray(tree.depths),
         tree_mask(cache, jnp.asarray(tree.ancestors)),
     )
-    logits, _, _ = extend(model, params, cache, as_jax(drawn), 5 + depths[None], mask)
+    logits, _, _ = extend(model, params, cache, as_jax(nodes), 5 + depths[None], mask)
     for node in range(tree.size):
         path = np.flatnonzero(tree.ancestors[node])
-        stream = torch.cat([given, drawn[:, path]], dim=1)
-        assert_close(logits[:, node], theirs(oracle, stream)[0][:, -1], atol=1e-4)
+        sequence = torch.cat([prefix, nodes[:, path]], dim=1)
+        assert_close(logits[:, node], reference(oracle, sequence)[0][:, -1], atol=1e-4)
 
 
 def test_greedy_generations_are_equal(both):
     model, params, oracle = both
-    mine = stream = tokens_of(model, 2, 4)
+    actual = expected = tokens_of(model, 2, 4)
     for _ in range(8):
-        best = theirs(oracle, stream)[0][:, -1].argmax(-1, keepdim=True)
-        stream = torch.cat([stream, best], dim=1)
-        padded = torch.nn.functional.pad(mine, (0, 12 - mine.shape[1]))
-        at = jnp.full(2, mine.shape[1] - 1)
-        ours = score(model, params, None, as_jax(padded), at=at)[0][:, 0]
-        best = torch.tensor(np.asarray(jnp.argmax(ours, -1)), dtype=torch.long)
-        mine = torch.cat([mine, best[:, None]], dim=1)
-    assert torch.equal(mine, stream)
+        best = reference(oracle, expected)[0][:, -1].argmax(-1, keepdim=True)
+        expected = torch.cat([expected, best], dim=1)
+        padded = torch.nn.functional.pad(actual, (0, 12 - actual.shape[1]))
+        at = jnp.full(2, actual.shape[1] - 1)
+        logits = score(model, params, None, as_jax(padded), at=at)[0][:, 0]
+        best = torch.tensor(np.asarray(jnp.argmax(logits, -1)), dtype=torch.long)
+        actual = torch.cat([actual, best[:, None]], dim=1)
+    assert torch.equal(actual, expected)
 
 
-def test_rotary_pairs_that_are_not_moved_are_noticed(monkeypatch):
-    """The negative control: rows of queries and keys as they lie in the file."""
+def test_unpermuted_rotary_pairs_are_noticed(monkeypatch):
+    """Control: queries and keys in the channel order of the file."""
     oracle = randomized(llama_model(), seed=0)
     rules = llama.decoder_rules
 
@@ -219,38 +219,44 @@ def test_rotary_pairs_that_are_not_moved_are_noticed(monkeypatch):
         )
 
     monkeypatch.setattr(llama, "decoder_rules", unmoved)
-    found = converted(oracle.state_dict(), config=oracle.config.to_dict())
-    tokens = tokens_of(Transformer(found.config))
-    logits, _ = score(Transformer(found.config), found.params, None, as_jax(tokens))
+    checkpoint = converted(oracle.state_dict(), config=oracle.config.to_dict())
+    tokens = tokens_of(Transformer(checkpoint.config))
+    logits, _ = score(
+        Transformer(checkpoint.config), checkpoint.params, None, as_jax(tokens)
+    )
     with pytest.raises(AssertionError):
-        assert_close(logits, theirs(oracle, tokens)[0], atol=1e-2)
+        assert_close(logits, reference(oracle, tokens)[0], atol=1e-2)
 
 
 @pytest.mark.parametrize("make", [llama_model, qwen3, lambda: chameleon(False), emu3])
 def test_what_a_config_leaves_out_is_what_its_own_code_takes(make):
-    """transformers may leave out of a part's config what is usual for the part."""
+    """transformers may omit default values from the config of a part."""
     model = randomized(make(), seed=0)
-    said = model.config.to_dict()
-    less = {**said, "text_config": dict(said.get("text_config") or {})}
-    for part in (less, less["text_config"]):
+    config_json = model.config.to_dict()
+    partial = {**config_json, "text_config": dict(config_json.get("text_config") or {})}
+    for part in (partial, partial["text_config"]):
         for name in ("rms_norm_eps", "rope_parameters", "rope_theta"):
             part.pop(name, None)
-    whole, found = (converted(model.state_dict(), config=c) for c in (said, less))
-    assert found.config == whole.config
+    whole, checkpoint = (
+        converted(model.state_dict(), config=c) for c in (config_json, partial)
+    )
+    assert checkpoint.config == whole.config
 
 
 def test_bfloat16_stays_within_its_precision():
-    """Ours in bfloat16 is as near to float32 as theirs is, up to a factor of two."""
+    """The error of bfloat16 is at most twice that of transformers."""
     oracle = randomized(llama_model(), seed=0)
     state = {k: v.bfloat16() for k, v in oracle.state_dict().items()}
-    found = converted(state, config=oracle.config.to_dict())
-    assert found.params["head"].dtype == jnp.bfloat16
+    checkpoint = converted(state, config=oracle.config.to_dict())
+    assert checkpoint.params["head"].dtype == jnp.bfloat16
     oracle.load_state_dict(state)  # the same rounded weights, in float32
-    tokens = tokens_of(Transformer(found.config))
-    exact = theirs(oracle, tokens)[0]
-    half = theirs(oracle.bfloat16(), tokens)[0].float()
-    ours, _ = score(Transformer(found.config), found.params, None, as_jax(tokens))
-    error = float(jnp.abs(ours - as_jax(exact)).max())
+    tokens = tokens_of(Transformer(checkpoint.config))
+    exact = reference(oracle, tokens)[0]
+    half = reference(oracle.bfloat16(), tokens)[0].float()
+    actual, _ = score(
+        Transformer(checkpoint.config), checkpoint.params, None, as_jax(tokens)
+    )
+    error = float(jnp.abs(actual - as_jax(exact)).max())
     assert 0 < error <= 2 * float((half - exact).abs().max())
 
 
@@ -262,18 +268,18 @@ def test_norms_stored_once_for_the_heads_of_a_shard(shards):
     state = dict(model.state_dict())
     for name in [name for name in state if "_norm." in name and "self_attn" in name]:
         heads = len(state[name])
-        kept = min(shards, heads)
-        stored = state[name][:: heads // kept].clone()
-        state[name].copy_(stored.repeat_interleave(heads // kept, 0))  # the model's
+        count = min(shards, heads)
+        stored = state[name][:: heads // count].clone()
+        state[name].copy_(stored.repeat_interleave(heads // count, 0))  # the model's
         state[name] = stored
-    found = converted(state, config=model.config.to_dict())
-    tokens, params = tokens_of(model), found.params
-    scores, _ = theirs(model, tokens)
-    ours, _ = score(Transformer(found.config), params, None, as_jax(tokens))
-    assert_close(ours, scores, atol=1e-4)
+    checkpoint = converted(state, config=model.config.to_dict())
+    tokens, params = tokens_of(model), checkpoint.params
+    scores, _ = reference(model, tokens)
+    actual, _ = score(Transformer(checkpoint.config), params, None, as_jax(tokens))
+    assert_close(actual, scores, atol=1e-4)
     if shards > 1:  # the control: heads of one shard lie beside one another
         norm = params["layers_0"]["attention"]["q_norm"]
         norm["scale"] = norm["scale"][jnp.array([0, 2, 1, 3])]
-        wrong, _ = score(Transformer(found.config), params, None, as_jax(tokens))
+        wrong, _ = score(Transformer(checkpoint.config), params, None, as_jax(tokens))
         with pytest.raises(AssertionError):
             assert_close(wrong, scores, atol=1e-2)

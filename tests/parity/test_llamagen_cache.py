@@ -1,5 +1,5 @@
 # ruff: noqa: E402
-"""Reading through a cache against the LlamaGen twin, which has none."""
+"""Decoding with a KV cache against the PyTorch LlamaGen, which has none."""
 
 from dataclasses import replace
 
@@ -33,7 +33,7 @@ def pair(request):
 
 
 def start(pair, prompt):
-    """Reads the prompt into a cache with room for more tokens."""
+    """Reads the prompt into a cache with slots for more tokens."""
     c = pair.model.config
     capacity = c.prefix_length + ROOM
     cache = init_cache(
@@ -41,12 +41,12 @@ def start(pair, prompt):
     )
     null = jnp.asarray(NULL.numpy())
     return llamagen_pairs.read_prompt(
-        pair.model, pair.params, prompt.ours, null, cache, TAPS
+        pair.model, pair.params, prompt.inputs, null, cache, TAPS
     )
 
 
 def extend(pair, cache, tokens, ancestors, depths):
-    """Reads the nodes of a tree behind the committed tokens."""
+    """Reads the nodes of a draft tree after the committed tokens."""
     positions = cache.lengths[:, None] + depths
     mask = tree_mask(cache, ancestors)
     return llamagen_pairs.extend(
@@ -66,7 +66,7 @@ def test_the_prompt_predicts_the_first_token(pair):
 
 
 @pytest.mark.parametrize("chunks", [(1,) * ROOM, (7, 1, 1, 7)], ids=["1", "uneven"])
-def test_scores_and_taps_do_not_depend_on_the_chunks(pair, chunks):
+def test_logits_and_features_do_not_depend_on_the_chunks(pair, chunks):
     prompt, tokens = make_prompt(pair), make_tokens(ROOM)
     logits, features, cache = start(pair, prompt)
     scores, tapped = [logits[:, -1:]], [features[:, -1:]]
@@ -78,10 +78,10 @@ def test_scores_and_taps_do_not_depend_on_the_chunks(pair, chunks):
         scores.append(logits)
         tapped.append(features)
     first = pair.model.config.prefix_length - 1
-    theirs = twin_scores(pair, prompt, tokens)
-    streams = pair.twin.streams(prompt.prefix(NULL), tokens, prompt.real)
-    assert_close(jnp.concatenate(scores, 1), theirs[:, first:])
-    assert_close(jnp.concatenate(tapped, 1), torch.cat(streams, -1)[:, first:])
+    reference = twin_scores(pair, prompt, tokens)
+    outputs = pair.twin.layer_outputs(prompt.prefix(NULL), tokens, prompt.real)
+    assert_close(jnp.concatenate(scores, 1), reference[:, first:])
+    assert_close(jnp.concatenate(tapped, 1), torch.cat(outputs, -1)[:, first:])
 
 
 def test_each_node_of_a_tree_is_scored_as_the_end_of_its_own_path(pair):
@@ -104,5 +104,5 @@ def test_rows_go_on_from_the_paths_that_they_accepted(pair):
     logits, _, _ = extend(pair, cache, after, np.ones((1, 1), bool), np.zeros(1, int))
     for row, end in enumerate(ends):
         path = np.flatnonzero(TREE.ancestors[end])
-        stream = torch.cat([nodes[:, path], after], dim=1)
-        assert_close(logits[row, 0], twin_scores(pair, prompt, stream)[row, -1])
+        sequence = torch.cat([nodes[:, path], after], dim=1)
+        assert_close(logits[row, 0], twin_scores(pair, prompt, sequence)[row, -1])

@@ -1,5 +1,5 @@
 # ruff: noqa: E402
-"""Guided decoding with `make_target` against a plain loop around the twin."""
+"""Guided decoding with `make_target` against a plain loop in PyTorch."""
 
 from functools import lru_cache
 
@@ -34,18 +34,18 @@ def compiled(model):
     return target, prefill, jax.jit(target.forward)
 
 
-def twin_streams(pair, prompt, tokens):
-    """The twin's last scores of the conditional rows, then of the null rows."""
-    prefix = torch.cat([prompt.given, prompt.null])
+def twin_branches(pair, prompt, tokens):
+    """Last logits of the PyTorch model, of the conditional branch, then of the null."""
+    prefix = torch.cat([prompt.conditional, prompt.null])
     both = [x.repeat(2, 1) for x in (tokens, prompt.real)]
     return pair.twin(prefix, *both)[:, -1]
 
 
 def twin_decode(pair, prompt, length, interval):
-    """Greedy guided decoding without a cache: tokens and guided scores."""
+    """Tokens and guided logits of greedy decoding without a cache."""
     tokens, scores = make_tokens(0), []
     for index in range(length):
-        conditional, unconditional = twin_streams(pair, prompt, tokens).chunk(2)
+        conditional, unconditional = twin_branches(pair, prompt, tokens).chunk(2)
         step = index - 1  # reads token `step`, decides the next one
         alone = interval >= 0 and step > interval
         guided = sampling_twin.guide(conditional, unconditional, SCALE)
@@ -55,10 +55,10 @@ def twin_decode(pair, prompt, length, interval):
 
 
 def decode(pair, prompt, length, interval):
-    """The same with `make_target`'s cache."""
+    """Tokens and guided logits of greedy decoding with the cache of `make_target`."""
     target, prefill, forward = compiled(pair.model)
     sampling = make_sampling(ROWS, cfg_scale=SCALE, cfg_interval=interval)
-    logits, _, cache = prefill(pair.params, prompt.ours, length)
+    logits, _, cache = prefill(pair.params, prompt.inputs, length)
     tokens, scores = [], []
     for index in range(length):
         scores.append(apply_cfg(logits, sampling, jnp.full(ROWS, index)))
@@ -86,8 +86,8 @@ def test_rescoring_one_token_ignores_later_ones(pair):
     prompt, tokens, index = make_prompt(pair), make_tokens(), [0, 6, 15]
     target = make_target(pair.model)
     rescore = jax.jit(target.rescore)
-    ours = rescore(pair.params, prompt.ours, as_jax(tokens), jnp.array(index))
+    actual = rescore(pair.params, prompt.inputs, as_jax(tokens), jnp.array(index))
     for row, end in enumerate(index):
-        theirs = twin_streams(pair, prompt, tokens[:, :end])
-        assert_close(ours[row], theirs[row])
-        assert_close(ours[ROWS + row], theirs[ROWS + row])
+        reference = twin_branches(pair, prompt, tokens[:, :end])
+        assert_close(actual[row], reference[row])
+        assert_close(actual[ROWS + row], reference[ROWS + row])

@@ -1,5 +1,5 @@
 # ruff: noqa: E402
-"""Scores of whole streams against the LlamaGen twin."""
+"""Logits of whole sequences against the PyTorch LlamaGen."""
 
 import jax.numpy as jnp
 import pytest
@@ -11,7 +11,7 @@ from tests.parity.llamagen_pairs import make_pair, make_prompt, make_tokens, sco
 
 pytestmark = pytest.mark.parity
 
-# A head size of 12 gives each axis of the grid an odd number of pairs, as in 3B.
+# With a head size of 12 each axis of the grid has an odd number of pairs, as in 3B.
 PAIRS = {
     "class": dict(condition="class"),
     "class, grouped heads": dict(condition="class", width=32, heads=4, kv_heads=2),
@@ -28,31 +28,31 @@ def pair(request):
     return make_pair(**request.param)
 
 
-def ours_and_theirs(pair, null):
-    """Scores and tapped layers of ours; each layer's output of the twin."""
+def both_outputs(pair, null):
+    """Logits and features of `Transformer`; layer outputs of the PyTorch model."""
     prompt, tokens = make_prompt(pair), make_tokens()
     null_rows = jnp.asarray(null.numpy())
-    ours = score(
+    actual = score(
         pair.model,
         pair.params,
-        prompt.ours,
+        prompt.inputs,
         as_jax(tokens),
         null=null_rows,
         feature_layers=(0, 1),
     )
     first = prompt.real.shape[1] - 1  # before it there may be padding
-    streams = pair.twin.streams(prompt.prefix(null), tokens, prompt.real)
-    return [x[:, first:] for x in ours], [x[:, first:] for x in streams]
+    outputs = pair.twin.layer_outputs(prompt.prefix(null), tokens, prompt.real)
+    return [x[:, first:] for x in actual], [x[:, first:] for x in outputs]
 
 
 @pytest.mark.parametrize("null", [NULL, ~NULL], ids=["one null row", "two null rows"])
 def test_scores_agree(pair, null):
-    (ours, _), streams = ours_and_theirs(pair, null)
-    theirs = pair.twin.output(pair.twin.norm(streams[-1]))
-    assert_close(ours, theirs)
-    assert theirs.std() > 0.5
+    (actual, _), outputs = both_outputs(pair, null)
+    reference = pair.twin.output(pair.twin.norm(outputs[-1]))
+    assert_close(actual, reference)
+    assert reference.std() > 0.5
 
 
 def test_tapped_layers_agree(pair):
-    (_, ours), streams = ours_and_theirs(pair, NULL)
-    assert_close(ours, torch.cat(streams, dim=-1))
+    (_, actual), outputs = both_outputs(pair, NULL)
+    assert_close(actual, torch.cat(outputs, dim=-1))

@@ -1,7 +1,7 @@
 # ruff: noqa: E402
-"""LLaDA and Dream: decoders that see both ways, converted as masked-diffusion models.
+"""LLaDA and Dream: bidirectional decoders, converted as masked-diffusion models.
 
-Their own code is not on a registry. The layers are Llama's and Qwen2's, without
+Their code is not on a package registry. The layers are Llama's and Qwen2's, without
 causality: `transformers` with a mask that hides nothing is the oracle.
 """
 
@@ -41,27 +41,33 @@ def llada():
     model = randomized(transformers.LlamaForCausalLM(config), seed=0)
     state = {}
     for key, x in model.state_dict().items():
-        for theirs, name in LLADA.items():
-            key = key.replace(theirs, name)
+        for reference, name in LLADA.items():
+            key = key.replace(reference, name)
         state[key] = x
-    said = {"n_heads": 4, "n_kv_heads": 2, "n_layers": 3, "mask_token_id": MASK}
-    return model, converted(state, config=said)
+    config_json = {"n_heads": 4, "n_kv_heads": 2, "n_layers": 3, "mask_token_id": MASK}
+    return model, converted(state, config=config_json)
 
 
 def dream():
     model = randomized(qwen2(), seed=0)
-    said = {**model.config.to_dict(), "model_type": "Dream", "mask_token_id": MASK}
-    return model, converted(model.state_dict(), config=said)
+    config_json = {
+        **model.config.to_dict(),
+        "model_type": "Dream",
+        "mask_token_id": MASK,
+    }
+    return model, converted(model.state_dict(), config=config_json)
 
 
 @pytest.fixture(scope="module", params=[llada, dream], ids=["LLaDA", "Dream"])
 def both(request):
-    model, found = request.param()
-    ours = MaskedDiffusion(Transformer(found.config), found.metadata["shifted"])
-    return ours, found.params, model
+    model, checkpoint = request.param()
+    masked_model = MaskedDiffusion(
+        Transformer(checkpoint.config), checkpoint.metadata["shifted"]
+    )
+    return masked_model, checkpoint.params, model
 
 
-def theirs(model, tokens, shifted):
+def reference(model, tokens, shifted):
     everything = torch.zeros(len(tokens), 1, tokens.shape[1], tokens.shape[1])
     logits = model(input_ids=tokens, attention_mask=everything).logits
     return torch.cat([logits[:, :1], logits[:, :-1]], dim=1) if shifted else logits
@@ -73,33 +79,35 @@ def some_tokens(rows, length):
     return torch.where(torch.rand(rows, length) < 0.4, MASK, tokens)
 
 
-def with_our_mask(ours, tokens):
-    return jnp.where(as_jax(tokens) == MASK, ours.mask_token, as_jax(tokens))
+def with_mask_token(masked_model, tokens):
+    return jnp.where(as_jax(tokens) == MASK, masked_model.mask_token, as_jax(tokens))
 
 
-def test_every_place_is_scored_alike(both):
-    ours, params, model = both
-    assert ours.shifted == ("qwen2" in model.config.model_type)
+def test_logits_of_every_position_agree(both):
+    masked_model, params, model = both
+    assert masked_model.shifted == ("qwen2" in model.config.model_type)
     tokens = some_tokens(2, 11)
-    logits = ours.score(params, None, with_our_mask(ours, tokens))
-    assert_close(logits, theirs(model, tokens, ours.shifted), atol=1e-4)
+    logits = masked_model.score(params, None, with_mask_token(masked_model, tokens))
+    assert_close(logits, reference(model, tokens, masked_model.shifted), atol=1e-4)
 
 
-def test_rows_go_on_from_prompts_of_their_own_lengths(both):
-    ours, params, model = both
+def test_prompts_of_different_lengths(both):
+    masked_model, params, model = both
     tokens, prompts = some_tokens(2, 6), [[3, 4, 5, 6], [7, 8]]
     padded = jnp.array([p + [-1] * (4 - len(p)) for p in prompts])
-    logits = ours.score(params, padded, with_our_mask(ours, tokens))
+    logits = masked_model.score(params, padded, with_mask_token(masked_model, tokens))
     for row, prompt in enumerate(prompts):
-        stream = torch.cat([torch.tensor([prompt]), tokens[row : row + 1]], dim=1)
-        wanted = theirs(model, stream, ours.shifted)[0, len(prompt) :]
-        assert_close(logits[row], wanted, atol=1e-4)
+        sequence = torch.cat([torch.tensor([prompt]), tokens[row : row + 1]], dim=1)
+        expected = reference(model, sequence, masked_model.shifted)[0, len(prompt) :]
+        assert_close(logits[row], expected, atol=1e-4)
 
 
-def test_a_causal_reading_is_noticed(both):
-    """The negative control: the same weights as an autoregressive model."""
-    ours, params, model = both
+def test_a_causal_mask_is_noticed(both):
+    """Control: the same weights as an autoregressive model."""
+    masked_model, params, model = both
     tokens = some_tokens(2, 11)
-    logits = np.asarray(ours.score(params, None, with_our_mask(ours, tokens)))
+    logits = np.asarray(
+        masked_model.score(params, None, with_mask_token(masked_model, tokens))
+    )
     causal = model(input_ids=tokens).logits.numpy()
     assert np.abs(logits - causal)[:, :-2].max() > 0.1

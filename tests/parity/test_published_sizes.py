@@ -1,5 +1,5 @@
 # ruff: noqa: E402
-"""Parameter counts of the published models, tensor by tensor, without memory."""
+"""Parameter counts of the published models, without allocating parameters."""
 
 import jax
 import pytest
@@ -40,11 +40,11 @@ def test_tokenizers_have_the_published_tensors(name):
         model = transformers.JanusVQVAE(
             transformers.JanusVQVAEConfig(channel_multiplier=list(config.multipliers))
         )
-    ours = sizes(tokenizer.Tokenizer(config).init)
-    assert ours == sorted(x.numel() for x in model.state_dict().values())
+    actual = sizes(tokenizer.Tokenizer(config).init)
+    assert actual == sorted(x.numel() for x in model.state_dict().values())
     millions, tensors = TOKENIZERS[name]
-    assert len(ours) == tensors
-    assert sum(ours) / 1e6 == pytest.approx(millions, abs=0.05)
+    assert len(actual) == tensors
+    assert sum(actual) / 1e6 == pytest.approx(millions, abs=0.05)
 
 
 @pytest.mark.parametrize("name, condition", DECODERS)
@@ -68,6 +68,6 @@ def test_decoders_have_the_published_tensors(name, condition):
     for key in joined:
         if "feed_forward.w1" in key:
             joined[key] *= 2
-    ours = sizes(transformer.Transformer(config).init)
-    assert ours == sorted(joined.values())
-    assert sum(ours) / 1e6 == pytest.approx(DECODERS[name, condition], rel=2e-3)
+    actual = sizes(transformer.Transformer(config).init)
+    assert actual == sorted(joined.values())
+    assert sum(actual) / 1e6 == pytest.approx(DECODERS[name, condition], rel=2e-3)

@@ -1,5 +1,5 @@
 # ruff: noqa: E402
-"""Guidance and filters against LlamaGen's, one setting a row."""
+"""Guidance and filters against those of LlamaGen, one setting per sequence."""
 
 import jax
 import jax.numpy as jnp
@@ -42,24 +42,24 @@ def probabilities(x, settings):
 
 def test_filtered_distributions_agree():
     x = scores(len(SETTINGS))
-    ours = probabilities(x, SETTINGS)
+    actual = probabilities(x, SETTINGS)
     for row, setting in enumerate(SETTINGS):
-        theirs = sampling_twin.filtered(x[row : row + 1], *setting)[0]
-        assert_close(ours[row], theirs, atol=1e-6)
-        assert (ours[row] > 0).tolist() == (theirs > 0).tolist()
+        reference = sampling_twin.filtered(x[row : row + 1], *setting)[0]
+        assert_close(actual[row], reference, atol=1e-6)
+        assert (actual[row] > 0).tolist() == (reference > 0).tolist()
 
 
-def test_all_that_tie_with_the_kth_score_stay():
+def test_tokens_that_tie_with_the_kth_logit_are_kept():
     x = scores(1).round()
-    theirs = sampling_twin.filtered(x, 1.0, 7, 1.0)
-    assert (theirs > 0).sum() > 7
-    assert_close(probabilities(x, [(1.0, 7, 1.0)]), theirs, atol=1e-6)
+    reference = sampling_twin.filtered(x, 1.0, 7, 1.0)
+    assert (reference > 0).sum() > 7
+    assert_close(probabilities(x, [(1.0, 7, 1.0)]), reference, atol=1e-6)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 1.75, 7.5])
 def test_guided_scores_agree(scale):
     conditional, unconditional = scores(4), scores(4, seed=1)
     both = as_jax(torch.cat([conditional, unconditional]))
-    ours = apply_cfg(both, make_sampling(4, cfg_scale=scale), jnp.zeros(4, int))
-    theirs = sampling_twin.guide(conditional, unconditional, scale)
-    assert_close(ours, theirs)
+    actual = apply_cfg(both, make_sampling(4, cfg_scale=scale), jnp.zeros(4, int))
+    reference = sampling_twin.guide(conditional, unconditional, scale)
+    assert_close(actual, reference)

@@ -1,5 +1,5 @@
 # ruff: noqa: E402
-"""The measurement of text beside `transformers`: all ways to the same tokens."""
+"""Benchmark of text models and `transformers`, with the same tokens from all."""
 
 import argparse
 import json
@@ -30,7 +30,7 @@ from tests.parity.random_weights import randomized
 pytestmark = pytest.mark.parity
 
 TOKENS = 32
-# In a small vocabulary, drafts of random weights are right now and then.
+# In a small vocabulary, some drafts of random weights are accepted.
 SIZES = dict(layers=4, width=64, heads=4, vocab=16, tokens=TOKENS, repeats=1)
 PAIRS = {
     "transformers, assisted": "jaxspec, small model",
@@ -68,7 +68,7 @@ def calls(row):
     return round(row["tokens"] / row["tokens_per_call"])
 
 
-def test_every_way_has_a_whole_row(rows):
+def test_every_method_has_a_complete_row(rows):
     assert rows.keys() == WAYS
     for row in rows.values():
         assert row["tokens"] == TOKENS
@@ -77,22 +77,22 @@ def test_every_way_has_a_whole_row(rows):
         assert row["of_plain"] == pytest.approx(plain / row["seconds"])
 
 
-def test_all_ways_lead_to_the_same_tokens(rows):
+def test_all_methods_generate_the_same_tokens(rows):
     assert [way for way, row in rows.items() if not row["identical"]] == []
 
 
 def test_target_calls_agree(rows):
-    """An assistant of theirs drafts before the prompt is read, ours behind it."""
+    """transformers drafts before it reads the prompt, this library after it."""
     for way in (PLAIN, "jaxspec, plain"):
         assert calls(rows[way]) == TOKENS
-    for theirs, ours in PAIRS.items():
-        assert 1 < rows[theirs]["tokens_per_call"] <= DRAFTED + 1
-        assert abs(calls(rows[theirs]) - calls(rows[ours])) <= 2
-    theirs, ours = (rows[way] for way in list(PAIRS.items())[1])
-    assert calls(theirs) == calls(ours)
+    for reference, actual in PAIRS.items():
+        assert 1 < rows[reference]["tokens_per_call"] <= DRAFTED + 1
+        assert abs(calls(rows[reference]) - calls(rows[actual])) <= 2
+    reference, actual = (rows[way] for way in list(PAIRS.items())[1])
+    assert calls(reference) == calls(actual)
 
 
-def test_the_report_says_what_was_measured(stem, report):
+def test_the_report_names_the_measurement(stem, report):
     table = stem.with_suffix(".md").read_text()
     assert report["command"].startswith("jaxspec bench text --layers 4 --width 64")
     assert report["command"] in table and report["device"] in table
@@ -100,7 +100,7 @@ def test_the_report_says_what_was_measured(stem, report):
     assert all(f"| {way} | {TOKENS} |" in table for way in WAYS)
 
 
-def test_the_assistant_is_the_targets_beginning():
+def test_the_assistant_has_the_first_layers_of_the_target():
     models = make_models(layers=4, width=32, heads=2, vocab=16, length=8)
     target, assistant = models.target.state_dict(), models.assistant.state_dict()
     assert all(torch.equal(x, target[name]) for name, x in assistant.items())
@@ -108,7 +108,7 @@ def test_the_assistant_is_the_targets_beginning():
 
 
 def test_a_block_is_drafted_as_in_transformers(tmp_path):
-    """Every row of the block, on the target's own features of a prompt."""
+    """Every query of the block, on target features of a prompt."""
     models = make_models(layers=4, width=64, heads=4, vocab=50, length=64)
     randomized(models.target, seed=1)
     randomized(models.block, seed=2)
@@ -127,7 +127,7 @@ def test_a_block_is_drafted_as_in_transformers(tmp_path):
         position_ids=torch.arange(9 + DRAFTED + 1)[None],
         use_cache=False,
     ).last_hidden_state
-    wanted = models.target.lm_head(rows[:, 1:]).argmax(-1)
+    expected = models.target.lm_head(rows[:, 1:]).argmax(-1)
 
     tree, lengths = Tree.chain(DRAFTED), jnp.full(6, 9, jnp.int32)
     start = InitContext(None, as_jax(features), lengths, tree, 6, 20)
@@ -144,7 +144,7 @@ def test_a_block_is_drafted_as_in_transformers(tmp_path):
     )
     state = loaded.drafter.init(loaded.params, start)
     draft, _ = jax.jit(loaded.drafter.propose)(loaded.params, state, ctx)
-    np.testing.assert_array_equal(draft.tokens[:, 1:], wanted.numpy())
+    np.testing.assert_array_equal(draft.tokens[:, 1:], expected.numpy())
     assert len(np.unique(draft.tokens[:, 1:])) > DRAFTED
 
 
@@ -157,7 +157,7 @@ def test_a_block_is_drafted_as_in_transformers(tmp_path):
     ],
     ids=str,
 )
-def test_models_that_cannot_be_are_refused(sizes, message, tmp_path):
+def test_impossible_models_are_refused(sizes, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         run(tmp_path / "text", **{**SIZES, **sizes})
 

@@ -1,5 +1,5 @@
 # ruff: noqa: E402
-"""From a prompt to images with a converted LlamaGen, against the original's steps."""
+"""Text-to-image generation with a converted LlamaGen, against PyTorch."""
 
 import json
 
@@ -57,7 +57,7 @@ def text_encoder(folder):
 
 @pytest.fixture(scope="module")
 def released(tmp_path_factory):
-    """All four parts as their files, converted by the command line."""
+    """All four parts, converted from files by the command line."""
     folder = tmp_path_factory.mktemp("t2i")
     decoder = LlamaGen(
         vocab=VOCAB,
@@ -95,23 +95,23 @@ def released(tmp_path_factory):
 
 
 def original(released, prompts):
-    """Greedy codes and images by the original's steps, without a cache."""
+    """Greedy codes and images of the PyTorch models, without a cache."""
     _, decoder, pixels, encoder, words = released
     ids = torch.zeros(len(prompts), LENGTH, dtype=torch.long)
     counts = []
     for row, text in enumerate(prompts):
-        found = words.encode(text.lower()).ids[:LENGTH]
-        ids[row, : len(found)] = torch.tensor(found)
-        counts.append(len(found))
+        caption = words.encode(text.lower()).ids[:LENGTH]
+        ids[row, : len(caption)] = torch.tensor(caption)
+        counts.append(len(caption))
     valid = torch.arange(LENGTH) < torch.tensor(counts)[:, None]
     features = encoder(input_ids=ids, attention_mask=valid.long()).last_hidden_state
     features, real = left_padded(features, counts)
-    given = decoder.cls_embedding(features)
+    prefix = decoder.cls_embedding(features)
     null = decoder.cls_embedding.null(len(prompts))
     tokens = torch.zeros(len(prompts), 0, dtype=torch.long)
     for _ in range(GRID**2):
-        yes, no = (decoder(p, tokens, real)[:, -1] for p in (given, null))
-        best = (no + SCALE * (yes - no)).argmax(-1, keepdim=True)
+        cond, uncond = (decoder(p, tokens, real)[:, -1] for p in (prefix, null))
+        best = (uncond + SCALE * (cond - uncond)).argmax(-1, keepdim=True)
         tokens = torch.cat([tokens, best], dim=1)
     return tokens, pixels.decode(tokens).permute(0, 2, 3, 1)
 
@@ -122,16 +122,16 @@ def settings_for(bundle, prompts, **changes):
     return Settings(classes, cfg_scale=SCALE, captions=captions, **changes)
 
 
-def test_greedy_codes_and_images_are_the_originals(released):
+def test_greedy_codes_and_images_agree(released):
     bundle = load_bundle(released[0])
     tokens, images = original(released, PROMPTS)
     settings = settings_for(bundle, PROMPTS, temperature=0.0)
     with jax.default_matmul_precision("highest"):
-        found = draw(bundle, settings, Tree.root())
-        np.testing.assert_array_equal(found.tokens, tokens.numpy())
-        ours = decode_images(bundle, found.tokens)
-    theirs = ((images.clamp(-1, 1) + 1) * 127.5).round().numpy()
-    assert np.abs(ours.astype(float) - theirs).max() <= 1
+        result = draw(bundle, settings, Tree.root())
+        np.testing.assert_array_equal(result.tokens, tokens.numpy())
+        actual = decode_images(bundle, result.tokens)
+    reference = ((images.clamp(-1, 1) + 1) * 127.5).round().numpy()
+    assert np.abs(actual.astype(float) - reference).max() <= 1
     assert len(np.unique(tokens)) > 4 and (tokens[0] != tokens[1]).any()
 
 
@@ -145,7 +145,7 @@ def test_the_converted_drafter_changes_nothing(released):
     assert fast.calls.sum() <= plain.calls.sum()
 
 
-def test_the_command_line_draws_a_prompt(released, tmp_path, capsys):
+def test_the_command_line_generates_from_a_prompt(released, tmp_path, capsys):
     out, report = tmp_path / "a.png", tmp_path / "a.json"
     command = ["generate", "--checkpoint", str(released[0]), "--num", "2"]
     command += ["--out", str(out), "--report", str(report), "--tree", "0,1,00"]
@@ -172,7 +172,7 @@ def test_every_part_loads_on_its_own(released):
     assert {x.dtype.name for x in jax.tree.leaves(half)} == {"bfloat16"}
 
 
-def test_captions_that_cannot_be_read_get_one_clear_error(released, tmp_path):
+def test_unreadable_captions_are_refused(released, tmp_path):
     folder = released[0] / "text_encoder"
     with pytest.raises(ConfigError, match="prompt 1 is empty"):
         read_captions(folder, ["a", " "])
@@ -182,8 +182,8 @@ def test_captions_that_cannot_be_read_get_one_clear_error(released, tmp_path):
         read_captions(tmp_path / "gone", ["a"])
 
 
-def test_captions_that_are_cut_are_named_and_drawn(released, tmp_path, capsys):
-    """Nine tokens with the end mark, where the model reads seven."""
+def test_truncated_captions_are_reported(released, tmp_path, capsys):
+    """Nine tokens with the end token, of which the model reads seven."""
     file, folder = tmp_path / "captions.txt", tmp_path / "out"
     file.write_bytes(f"\ufeff{PROMPTS[0]}\r\n\r\n{PROMPTS[1]}\r\n".encode())
     command = ["generate", "--checkpoint", str(released[0]), "--drafter", "none"]
@@ -201,7 +201,7 @@ def test_captions_that_are_cut_are_named_and_drawn(released, tmp_path, capsys):
     assert "prompt 0 is not UTF-8 text" in capsys.readouterr().err
 
 
-def test_long_captions_are_cut_and_keep_their_end(released):
-    """As the original: truncated to the prefix, with the end mark."""
-    found = read_captions(released[0] / "text_encoder", [PROMPTS[1] + " a a a"])
-    assert found.features.valid.all()
+def test_long_captions_are_truncated_before_the_end_token(released):
+    """As in LlamaGen: truncated to the prefix length, with the end token."""
+    captions = read_captions(released[0] / "text_encoder", [PROMPTS[1] + " a a a"])
+    assert captions.features.valid.all()

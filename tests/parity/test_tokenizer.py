@@ -61,7 +61,7 @@ def oracle(config, seed=0):
         num_res_blocks=config.encoder_blocks,
     )
     model = randomized(transformers.JanusVQVAE(janus), seed)
-    # Little contrast at first: then the epsilon of the norms counts.
+    # Small first activations, so that the epsilon of the norms matters.
     for layer in (model.encoder.conv_in, model.decoder.conv_in):
         layer.weight.mul_(0.01)
         layer.bias.mul_(0.01)
@@ -69,7 +69,7 @@ def oracle(config, seed=0):
 
 
 def renamed(key, family, levels):
-    """The name that another release gives to a tensor of Janus's."""
+    """Name of a Janus tensor in another release."""
     if family == "vq-llamagen":
         key = re.sub(r"^(encoder)\.down\.|^(decoder)\.up\.", r"\1\2.conv_blocks.", key)
         key = re.sub(r"(conv_blocks\.\d+)\.block\.", r"\1.res.", key)
@@ -78,19 +78,22 @@ def renamed(key, family, levels):
     if family == "vq-taming":  # its decoder's levels are numbered by resolution
         key = re.sub(
             r"^decoder\.up\.(\d+)",
-            lambda found: f"decoder.up.{levels - 1 - int(found[1])}",
+            lambda match: f"decoder.up.{levels - 1 - int(match[1])}",
             key,
         )
     return key
 
 
 def tokenizer_of(model, family, config):
-    """Ours, from the same weights under another release's names."""
+    """Converted tokenizer, from the weights under the names of another release."""
     levels = len(config.multipliers)
     state = {renamed(k, family, levels): x for k, x in model.state_dict().items()}
-    found = converted(state, image_size=config.image_size)
-    assert found.metadata == {} and found.config.multipliers == config.multipliers
-    return Tokenizer(found.config), found.params
+    checkpoint = converted(state, image_size=config.image_size)
+    assert (
+        checkpoint.metadata == {}
+        and checkpoint.config.multipliers == config.multipliers
+    )
+    return Tokenizer(checkpoint.config), checkpoint.params
 
 
 def random_images(config):
@@ -115,8 +118,8 @@ def both(request, model):
 def test_vectors_before_the_quantizer_agree(both):
     tokenizer, params, model = both
     images = random_images(tokenizer.config)
-    theirs = channels_last(model.quant_conv(model.encoder(images)))
-    assert_close(embed(tokenizer, params, as_jax(channels_last(images))), theirs)
+    reference = channels_last(model.quant_conv(model.encoder(images)))
+    assert_close(embed(tokenizer, params, as_jax(channels_last(images))), reference)
 
 
 def test_images_of_given_codes_agree(both):
@@ -126,16 +129,16 @@ def test_images_of_given_codes_agree(both):
     vectors = model.quantize.embedding.weight[codes]
     if tokenizer.config.normalized != "none":
         vectors = torch.nn.functional.normalize(vectors, dim=-1)
-        theirs = channels_last(model.decode(codes))
+        reference = channels_last(model.decode(codes))
     vectors = vectors.unflatten(1, (grid, grid)).permute(0, 3, 1, 2)
     by_hand = channels_last(model.decoder(model.post_quant_conv(vectors)))
     if tokenizer.config.normalized != "none":
-        torch.testing.assert_close(by_hand, theirs)
+        torch.testing.assert_close(by_hand, reference)
     assert_close(decode(tokenizer, params, as_jax(codes)), by_hand)
 
 
 def test_codes_agree(both):
-    """By angle in LlamaGen, by distance in the others, on rows of any length."""
+    """By angle in LlamaGen, by distance in the others, with entries of any length."""
     tokenizer, params, model = both
     images = random_images(tokenizer.config)
     vectors = channels_last(model.quant_conv(model.encoder(images))).flatten(1, 2)
@@ -143,16 +146,16 @@ def test_codes_agree(both):
     plain = torch.cdist(vectors, stored).argmin(-1)
     unit = torch.nn.functional.normalize
     angle = torch.cdist(unit(vectors, dim=-1), unit(stored)).argmin(-1)
-    theirs = angle if tokenizer.config.normalized == "both" else plain
-    ours = encode(tokenizer, params, as_jax(channels_last(images)))
-    np.testing.assert_array_equal(np.asarray(ours), theirs.numpy())
-    assert (plain != angle).any()  # so the two rules are told apart
+    reference = angle if tokenizer.config.normalized == "both" else plain
+    actual = encode(tokenizer, params, as_jax(channels_last(images)))
+    np.testing.assert_array_equal(np.asarray(actual), reference.numpy())
+    assert (plain != angle).any()  # so that the test distinguishes the two
     janus = model.encode(images).image_tokens.reshape(len(images), -1)
     np.testing.assert_array_equal(plain.numpy(), janus.numpy())
 
 
 def test_levels_in_the_wrong_order_are_refused(model):
-    """A decoder named as taming's, read as Janus's."""
+    """Decoder with the names of taming, converted as Janus."""
     model, config = model
     levels = len(config.multipliers)
     state = {renamed(k, "vq-taming", levels): x for k, x in model.state_dict().items()}

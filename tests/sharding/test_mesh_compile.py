@@ -1,4 +1,4 @@
-"""Contracts of the program that a mesh runs: what travels, what each device holds."""
+"""Compiled programs on a mesh: communication, and memory of each device."""
 
 import re
 from functools import lru_cache, partial
@@ -29,10 +29,10 @@ TREE = named_tree("mc_sim_7b_63")
 MESHES = [pytest.param((4, 2), marks=pytest.mark.slow), (2, 4), (1, 8)]
 
 
-def placed(tree, where):
-    """Shapes of a tree's arrays and where they lie."""
+def sharded_shapes(tree, sharding):
+    """Shapes of the arrays of a pytree, with their shardings."""
     leaves = [
-        jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where(path, x))
+        jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding(path, x))
         for path, x in named_leaves(tree)
     ]
     return jax.tree.unflatten(jax.tree.structure(tree), leaves)
@@ -40,13 +40,15 @@ def placed(tree, where):
 
 @lru_cache
 def compiled(data, model):
-    """One round on a mesh, and the shapes of its parameters and of its cache."""
+    """Compiled round on a mesh, and the shapes of its parameters and of its cache."""
     mesh = make_mesh(data, model)
     order = ("temperature", "top_k")
     target = make_target(Transformer(CONFIG), guided=True)
     engine = Engine(target, 576, TableDrafter(), TREE, order=order)
-    place = placement(mesh)
-    params = placed(abstract_params("prior", CONFIG), lambda p, x: place(p, x.shape))
+    sharding = placement(mesh)
+    params = sharded_shapes(
+        abstract_params("prior", CONFIG), lambda p, x: sharding(p, x.shape)
+    )
     last = NamedSharding(mesh, PartitionSpec(None, None, "model"))
     table = jax.ShapeDtypeStruct((2, VOCAB, VOCAB), jnp.float32, sharding=last)
     sampling = make_sampling(ROWS, cfg_scale=2.0, top_k=100)
@@ -56,11 +58,11 @@ def compiled(data, model):
         start, *shared, batch_keys(0, ROWS), StoppingCriteria.create(ROWS, 576)
     )
 
-    def of_state(_, x):
+    def state_sharding(_, x):
         axes = ("data", "model")[: {4: 2, 0: 0}.get(x.ndim, 1)]  # [R, K, S, F]
         return NamedSharding(mesh, PartitionSpec(*axes))
 
-    state = placed(state, of_state)
+    state = sharded_shapes(state, state_sharding)
     step = jax.jit(over_rows(mesh, partial(spec_step, engine)), donate_argnums=4)
     return step.lower(*shared, state).compile(), (params, table), state.cache.layers
 
@@ -69,7 +71,7 @@ COLLECTIVE = r"(all-reduce|all-gather|all-to-all|collective-permute|reduce-scatt
 
 
 def collectives(compiled, everywhere=False):
-    """(shape, kind) of what travels in the main computation, or in branches, too."""
+    """Shapes and kinds of the collectives of the main computation, or of all."""
     text = compiled.as_text()
     text = text if everywhere else text[text.index("\nENTRY ") :]
     for line in text.splitlines():
@@ -79,17 +81,17 @@ def collectives(compiled, everywhere=False):
 
 
 @pytest.mark.parametrize("mesh", MESHES)
-def test_a_layer_needs_two_sums_and_nothing_large_travels(mesh):
-    found = list(collectives(compiled(*mesh)[0]))
+def test_a_layer_needs_two_all_reduces_and_no_other_large_collective(mesh):
+    main = list(collectives(compiled(*mesh)[0]))
     nodes = 2 * ROWS // mesh[0] * TREE.size
-    sums = [kind for shape, kind in found if prod(shape) == nodes * WIDTH]
+    sums = [kind for shape, kind in main if prod(shape) == nodes * WIDTH]
     assert sums == ["all-reduce"] * (2 * LAYERS + 1)  # one for the embedding
-    others = [shape for shape, _ in found if prod(shape) != nodes * WIDTH]
+    others = [shape for shape, _ in main if prod(shape) != nodes * WIDTH]
     assert len(others) < 60
-    # Of scores, noise and caches: the best of each device, one block of a row.
+    # For logits, noise and caches: the maximum of each device, and one block.
     assert max(prod(shape) for shape in others) <= ROWS * TREE.size * 32
     assert not any(n >= VOCAB // 8 for shape in others for n in shape)
-    # Nor in loops and branches, which read whole rows again: there, sums alone.
+    # Loops and branches, which read the logits again, have large all-reduces only.
     everything = collectives(compiled(*mesh)[0], everywhere=True)
     gathered = [prod(shape) for shape, kind in everything if kind != "all-reduce"]
     assert max(gathered) <= ROWS * TREE.size * 32
@@ -101,15 +103,15 @@ def test_each_device_holds_its_part(mesh):
     data, model = mesh
     memory = program.memory_analysis()
     weights = sum(4 * x.size for x in jax.tree.leaves(params)) / model
-    kept = sum(4 * x.size for x in jax.tree.leaves(cache)) / (data * model)
-    assert memory.argument_size_in_bytes <= 1.1 * (weights + kept)
-    assert memory.alias_size_in_bytes >= kept  # updated in place
+    cache_bytes = sum(4 * x.size for x in jax.tree.leaves(cache)) / (data * model)
+    assert memory.argument_size_in_bytes <= 1.1 * (weights + cache_bytes)
+    assert memory.alias_size_in_bytes >= cache_bytes  # updated in place
     scores = 4 * (2 * ROWS / data) * TREE.size * VOCAB / model
-    # A near-tie's forward reads a row's two streams, 128 queries at a time.
-    attended = 4 * 2 * CONFIG.heads / model * 128 * 577
-    assert memory.temp_size_in_bytes <= 8 * scores + attended + 1e6
-    rows, heads, *rest = jax.tree.leaves(cache)[0].shape
-    part = ",".join(map(str, (rows // data, heads // model, *rest)))
+    # Rescoring a near-tie runs both branches of a sequence, 128 queries at a time.
+    attention = 4 * 2 * CONFIG.heads / model * 128 * 577
+    assert memory.temp_size_in_bytes <= 8 * scores + attention + 1e6
+    batch, heads, *rest = jax.tree.leaves(cache)[0].shape
+    part = ",".join(map(str, (batch // data, heads // model, *rest)))
     text = program.as_text()
     assert f"f32[{part}]" in text
     assert not re.search(rf"= f32\[{part}\]\S* (copy|copy-start|transpose)\(", text)

@@ -1,6 +1,6 @@
-"""One program, any mesh: the tokens of one device.
+"""Generation on any mesh yields the tokens of one device.
 
-Every rule and more drafters: `pytest -m slow tests/sharding`.
+All verifiers and more drafters: `pytest -m slow tests/sharding`.
 """
 
 from dataclasses import replace
@@ -57,8 +57,8 @@ LENGTH = 16
 MESHES = [(8, 1), (4, 2), (2, 4), (1, 8)]
 TREE = named_tree("0,1,2,00,01,10,000")
 CODES = jax.random.normal(jax.random.key(2), (V, 2))
-RULE_PARAMS = {"neighbors": neighbor_table(CODES, 4), "embedding": CODES}
-# As many as 4 devices divide, and as many as none do.
+VERIFIER_PARAMS = {"neighbors": neighbor_table(CODES, 4), "embedding": CODES}
+# Batches that 4 devices divide, and that no number of devices divides.
 MANY, FEW_ROWS = 8, 5
 PROMPT = jnp.array([0, 2, 1, 1, 0, 2, 2, 1])
 
@@ -68,27 +68,26 @@ def parameters(int8=False):
     return quantized(random_params(TARGET)) if int8 else random_params(TARGET)
 
 
-def own(drafter, int8=False):
-    made = drafter.init_params(jax.random.key(5))
-    made = jax.tree.map(
-        lambda x: x + 0.1 * jax.random.normal(jax.random.key(6), x.shape), made
+def drafter_parameters(drafter, int8=False):
+    params = drafter.init_params(jax.random.key(5))
+    params = jax.tree.map(
+        lambda x: x + 0.1 * jax.random.normal(jax.random.key(6), x.shape), params
     )
-    return drafter.with_target_params(
-        quantized(made) if int8 else made, parameters(int8)
-    )
+    params = quantized(params) if int8 else params
+    return drafter.with_target_params(params, parameters(int8))
 
 
-def on(mesh, params):
-    """Parameters, each where the rules say."""
-    place = placement(mesh)
+def put_on(mesh, params):
+    """Parameters sharded by the default rules."""
+    sharding = placement(mesh)
     leaves = [
-        jax.device_put(x, place(path, x.shape)) for path, x in named_leaves(params)
+        jax.device_put(x, sharding(path, x.shape)) for path, x in named_leaves(params)
     ]
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
 
-def settings(rows=MANY):
-    """The first rows of eight that differ."""
+def settings(batch=MANY):
+    """Prompts and settings of the first of eight different sequences."""
     temperature = [1.0, 0.0, 0.7, 1.0, 1.0, 0.9, 1.0, 0.0]
     top_k, budget = [0, 0, 9, 0, 9, 40, 0, 3], [LENGTH, 11, *[LENGTH] * 6]
     sampling = make_sampling(MANY, temperature=temperature, cfg_scale=2.0, top_k=top_k)
@@ -98,7 +97,7 @@ def settings(rows=MANY):
         batch_keys(3, MANY),
         StoppingCriteria.create(MANY, budget, [5]),
     )
-    return jax.tree.map(lambda x: x[:rows], whole)
+    return jax.tree.map(lambda x: x[:batch], whole)
 
 
 def engine_of(drafter=None, tree=None, verifier=None):
@@ -114,40 +113,42 @@ def engine_of(drafter=None, tree=None, verifier=None):
 
 
 @lru_cache
-def alone(engine, needs_table=False, int8=False):
+def on_one_device(engine, needs_table=False, int8=False):
     table = TABLE if needs_table else None
     run = jax.jit(partial(generate, engine))
-    return run(parameters(int8), table, *settings(), verifier_params=RULE_PARAMS)
+    return run(parameters(int8), table, *settings(), verifier_params=VERIFIER_PARAMS)
 
 
 TABLE = {"table": jax.random.normal(jax.random.key(1), (2, V, V))}
 
 
 def on_mesh(mesh, engine, drafter_params, int8=False):
-    rows = rows_of(mesh)
-    arguments = fill_rows(mesh, *settings(rows))
+    batch = batch_size(mesh)
+    arguments = fill_rows(mesh, *settings(batch))
     run = jax.jit(over_rows(mesh, partial(generate, engine)))
-    own = None if drafter_params is None else on(mesh, drafter_params)
-    out = run(on(mesh, parameters(int8)), own, *arguments, verifier_params=RULE_PARAMS)
+    params = put_on(mesh, parameters(int8))
+    if drafter_params is not None:
+        drafter_params = put_on(mesh, drafter_params)
+    out = run(params, drafter_params, *arguments, verifier_params=VERIFIER_PARAMS)
     assert out.tokens.shape[0] % mesh.shape["data"] == 0
     assert out.stats.rounds == out.stats.calls.max() - 1
-    return jax.tree.map(lambda x: x[:rows] if x.ndim else x, out)
+    return jax.tree.map(lambda x: x[:batch] if x.ndim else x, out)
 
 
-def rows_of(mesh):
-    """On some meshes as many as "data" divides, on others rows have to be filled up."""
+def batch_size(mesh):
+    """Number of sequences, which "data" divides on some meshes only."""
     return FEW_ROWS if mesh.shape["data"] in (8, 2) else MANY
 
 
-def assert_same(mine, theirs):
-    rows = len(mine.tokens)
-    np.testing.assert_array_equal(mine.tokens, theirs.tokens[:rows])
-    np.testing.assert_array_equal(mine.lengths, theirs.lengths[:rows])
+def assert_same(actual, expected):
+    batch = len(actual.tokens)
+    np.testing.assert_array_equal(actual.tokens, expected.tokens[:batch])
+    np.testing.assert_array_equal(actual.lengths, expected.lengths[:batch])
 
 
 DRAFTERS = {
-    "block": (DFlash(BLOCK, TARGET), Beam(9, 3, 4, 3), own),
-    "eagle-3": (Eagle(EAGLE, TARGET), TREE, own),
+    "block": (DFlash(BLOCK, TARGET), Beam(9, 3, 4, 3), drafter_parameters),
+    "eagle-3": (Eagle(EAGLE, TARGET), TREE, drafter_parameters),
     "jacobi": (Jacobi(V), TREE, None),
     "recycling": (TokenRecycling(V, 4), TREE, None),
     "n-grams": (NgramTable(V, buckets=64, width=4), TREE, None),
@@ -169,42 +170,42 @@ def slow_unless(few, cases):
 
 
 @pytest.mark.parametrize("name, mesh", slow_unless(FEW, ALL))
-def test_any_mesh_draws_what_one_device_draws_plainly(name, mesh):
+def test_any_mesh_generates_the_tokens_of_one_device(name, mesh):
     drafter, tree, params = DRAFTERS[name]
     params = params and params(drafter)
-    mine = on_mesh(make_mesh(*mesh), engine_of(drafter, tree), params)
-    assert_same(mine, alone(engine_of()))
+    actual = on_mesh(make_mesh(*mesh), engine_of(drafter, tree), params)
+    assert_same(actual, on_one_device(engine_of()))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", [(2, 4), (4, 2)])
-def test_caches_of_all_groups_grow_before_any_row_lacks_room(mesh):
-    """Groups of several devices loop in step; the fastest row says when to grow."""
+def test_caches_of_all_groups_grow_before_any_sequence_lacks_slots(mesh):
+    """Groups of several devices loop in step; the fastest sequence decides growth."""
     engine = engine_of(TableDrafter(), TREE)
     fast = replace(engine, cache_stages=4, tree=Tree.chain(4))
-    mine = on_mesh(make_mesh(*mesh), fast, TABLE)
-    assert_same(mine, alone(engine_of()))
+    actual = on_mesh(make_mesh(*mesh), fast, TABLE)
+    assert_same(actual, on_one_device(engine_of()))
 
 
 @pytest.mark.slow
-def test_matrices_in_eight_bits_are_divided_alike():
+def test_int8_matrices_are_sharded_as_others():
     drafter, tree, _ = DRAFTERS["block"]
-    engine, params = engine_of(drafter, tree), own(drafter, int8=True)
+    engine, params = engine_of(drafter, tree), drafter_parameters(drafter, int8=True)
     mesh = make_mesh(2, 4)
-    mine = on_mesh(mesh, engine, params, int8=True)
-    assert_same(mine, alone(engine_of(), int8=True))
-    for path, x in named_leaves(on(mesh, params)):
+    actual = on_mesh(mesh, engine, params, int8=True)
+    assert_same(actual, on_one_device(engine_of(), int8=True))
+    for path, x in named_leaves(put_on(mesh, params)):
         if path.endswith(("kernel_scale", "head_scale")):
             whole = any(name in path for name in ("out/", "down/", "project/"))
             assert whole or x.addressable_shards[0].data.size * 4 == x.size, path
 
 
 def first_is_large(_, features):
-    """A judge of tapped features, [B, N]."""
+    """Classifier of features, `[B, N, E]` to `[B, N]`, for the verifier `Judge`."""
     return features[..., 0]
 
 
-RULES = {
+VERIFIERS = {
     "coupled": (Coupled(), TREE),
     "rejection": (Rejection(), TREE),
     "stochastic beam": (Rejection(), StochasticBeam(2, 2)),
@@ -221,40 +222,42 @@ RULES = {
     "typical": (Typical(), TREE),
     "judge": (Judge(first_is_large), TREE),
 }
-FEW_RULES = [("lantern++", (2, 4))]
+FEW_VERIFIERS = [("lantern++", (2, 4))]
 
 
 @pytest.mark.parametrize(
-    "name, mesh", slow_unless(FEW_RULES, [(n, m) for n in RULES for m in MESHES])
+    "name, mesh",
+    slow_unless(FEW_VERIFIERS, [(n, m) for n in VERIFIERS for m in MESHES]),
 )
-def test_every_rule_decides_alike_on_a_mesh(name, mesh):
-    verifier, tree = RULES[name]
+def test_verifiers_decide_the_same_on_a_mesh(name, mesh):
+    verifier, tree = VERIFIERS[name]
     engine = engine_of(TableDrafter(), tree, verifier)
-    assert_same(on_mesh(make_mesh(*mesh), engine, TABLE), alone(engine, True))
+    assert_same(on_mesh(make_mesh(*mesh), engine, TABLE), on_one_device(engine, True))
 
 
-def test_rounds_may_be_taken_one_by_one():
+def test_a_loop_over_single_rounds():
     mesh = make_mesh(2, 4)
     drafter, tree, params = DRAFTERS["block"]
     engine = engine_of(drafter, tree)
-    rows = rows_of(mesh)
-    prompt, sampling, keys, stopping = fill_rows(mesh, *settings(rows))
-    shared = on(mesh, parameters()), on(mesh, params(drafter)), prompt, sampling
+    batch = batch_size(mesh)
+    prompt, sampling, keys, stopping = fill_rows(mesh, *settings(batch))
+    drafter_params = put_on(mesh, params(drafter))
+    shared = put_on(mesh, parameters()), drafter_params, prompt, sampling
     state = jax.jit(over_rows(mesh, partial(init_state, engine)))(
         *shared, keys, stopping
     )
     step = jax.jit(over_rows(mesh, partial(spec_step, engine)), donate_argnums=4)
     while not state.done.all():
         state = step(*shared, state)
-    wanted = alone(engine_of())
-    kept = np.arange(LENGTH) < wanted.lengths[:rows, None]
-    tokens = np.where(kept, state.tokens[:rows, :LENGTH], -1)
-    np.testing.assert_array_equal(tokens, wanted.tokens[:rows])
-    buffer = state.cache.layers[0][0]  # [R, K, S, F]: rows by data, heads by model
+    expected = on_one_device(engine_of())
+    filled = np.arange(LENGTH) < expected.lengths[:batch, None]
+    tokens = np.where(filled, state.tokens[:batch, :LENGTH], -1)
+    np.testing.assert_array_equal(tokens, expected.tokens[:batch])
+    buffer = state.cache.layers[0][0]  # [R, K, S, F]: R along data, K along model
     assert {s.data.shape[:2] for s in buffer.addressable_shards} == {(6, 2)}
 
 
-def test_rows_that_do_not_divide_are_told():
+def test_batches_that_do_not_divide_are_refused():
     run = over_rows(make_mesh(4, 2), partial(generate, engine_of()))
     with pytest.raises(ConfigError, match="5 rows do not divide among 4 .*fill_rows"):
         run(parameters(), None, *settings(FEW_ROWS))

@@ -1,4 +1,4 @@
-"""Parameters on a mesh: each device holds its part, together they are the model."""
+"""Sharding of parameters over a mesh."""
 
 import jax
 import numpy as np
@@ -29,40 +29,42 @@ from tests.models.tiny import random_params
 
 @pytest.mark.parametrize("data, model", [(8, 1), (4, 2), (2, 4), (1, 8)])
 @pytest.mark.parametrize("part", ["prior", "drafter", "tokenizer"])
-def test_a_checkpoint_comes_straight_onto_a_mesh(part, data, model):
+def test_a_checkpoint_is_loaded_onto_a_mesh(part, data, model):
     folder = embedded_folder() / DEFAULT / part
     mesh = make_mesh(data, model)
     _, params = load(folder, sharding=placement(mesh))
     whole = load_checkpoint(folder).params
     assert params_digest(params) == params_digest(whole)
-    held, total = 0, 0
+    local, total = 0, 0
     for path, x in named_leaves(params):
         spec = spec_of(path, x.shape, dict(mesh.shape))
         assert x.sharding.is_equivalent_to(placement(mesh)(path, x.shape), x.ndim)
         shard = x.addressable_shards[0].data
-        divided = model if "model" in spec else 1
-        assert shard.size * divided == x.size
-        held, total = held + shard.size, total + x.size
-    if part == "prior" and model <= 4:  # its heads; nearly all of it is divided
-        assert held <= 1.1 * total / model
+        parts = model if "model" in spec else 1
+        assert shard.size * parts == x.size
+        local, total = local + shard.size, total + x.size
+    if (
+        part == "prior" and model <= 4
+    ):  # 4 divides its heads: nearly everything is sharded
+        assert local <= 1.1 * total / model
 
 
-def test_an_axis_that_does_not_divide_stays_whole():
+def test_an_axis_that_does_not_divide_is_replicated():
     assert spec_of("a/qkv/kernel", (8, 3, 4, 2), {"model": 8}) == P(None, None, None)
     assert spec_of("a/qkv/kernel", (8, 3, 8, 2), {"model": 8}) == P(None, None, "model")
     assert spec_of("norm/scale", (8,), {"model": 8}) == P()
 
 
-def test_rules_of_ones_own_come_first():
+def test_custom_rules():
     rules = ((r"qkv", P("model", None)), (r".*", P()))
     assert spec_of("a/qkv/kernel", (8, 16), {"model": 2}, rules) == P("model", None)
-    with pytest.raises(ConfigError, match="no sharding rule is about norm"):
+    with pytest.raises(ConfigError, match="no sharding rule matches norm"):
         spec_of("norm", (8,), {"model": 2}, rules[:1])
-    with pytest.raises(ConfigError, match=r"divides 2 axes, qkv has \(8,\)"):
+    with pytest.raises(ConfigError, match=r"is for 2 axes, but qkv has shape \(8,\)"):
         spec_of("qkv", (8,), {"model": 2}, rules)
 
 
-def test_meshes_are_made_from_what_there_is():
+def test_meshes_use_the_devices_that_exist():
     assert dict(make_mesh().shape) == {"data": 8, "model": 1}
     assert dict(make_mesh(model=4).shape) == {"data": 2, "model": 4}
     assert dict(make_mesh(1, 2).shape) == {"data": 1, "model": 2}
@@ -76,7 +78,7 @@ def test_meshes_are_made_from_what_there_is():
             read_mesh(text)
 
 
-def test_one_sharding_may_be_meant_for_all():
+def test_one_sharding_for_all_parameters():
     folder = embedded_folder() / DEFAULT / "prior"
     everywhere = jax.sharding.NamedSharding(make_mesh(), P())
     _, params = load(folder, sharding=everywhere)
@@ -86,34 +88,37 @@ def test_one_sharding_may_be_meant_for_all():
     )
 
 
-@pytest.mark.parametrize("here", [None, (8, 1), (4, 2), (1, 8)])
-@pytest.mark.parametrize("there", [None, (2, 4)])
-def test_what_one_mesh_saved_another_loads(tmp_path, here, there):
-    """From any topology to any other, without a copy on one device between."""
+@pytest.mark.parametrize("source", [None, (8, 1), (4, 2), (1, 8)])
+@pytest.mark.parametrize("target", [None, (2, 4)])
+def test_checkpoints_move_between_meshes(tmp_path, source, target):
+    """From any mesh to any other, without a copy on a single device."""
     config = TransformerConfig(
         vocab_size=32, layers=1, width=32, heads=8, grid=4, classes=3
     )
     params = random_params(config)
-    if here:
-        place = placement(make_mesh(*here))
-        leaves = [jax.device_put(x, place(p, x.shape)) for p, x in named_leaves(params)]
+    if source:
+        sharding = placement(make_mesh(*source))
+        leaves = [
+            jax.device_put(x, sharding(path, x.shape))
+            for path, x in named_leaves(params)
+        ]
         params = jax.tree.unflatten(jax.tree.structure(params), leaves)
     save(tmp_path / "prior", Checkpoint("prior", config, params))
-    place = placement(make_mesh(*there)) if there else None
-    found = load_checkpoint(tmp_path / "prior", sharding=place)
-    assert params_digest(found.params) == params_digest(params)
-    for path, x in named_leaves(found.params):
-        if place:
-            assert x.sharding.is_equivalent_to(place(path, x.shape), x.ndim)
+    sharding = placement(make_mesh(*target)) if target else None
+    loaded = load_checkpoint(tmp_path / "prior", sharding=sharding)
+    assert params_digest(loaded.params) == params_digest(params)
+    for path, x in named_leaves(loaded.params):
+        if sharding:
+            assert x.sharding.is_equivalent_to(sharding(path, x.shape), x.ndim)
         else:
             assert len(x.sharding.device_set) == 1
 
 
-def test_meshes_of_ones_own_are_taken_or_told():
+def test_user_meshes_are_accepted_or_refused():
     explicit = jax.make_mesh((2, 4), ("data", "model"))
-    place = placement(explicit)("head", (8, 16))
-    assert place.spec == P(None, "model")
-    assert set(place.mesh.axis_types) == {jax.sharding.AxisType.Auto}
+    sharding = placement(explicit)("head", (8, 16))
+    assert sharding.spec == P(None, "model")
+    assert set(sharding.mesh.axis_types) == {jax.sharding.AxisType.Auto}
     with pytest.raises(ConfigError, match="has axes rows, model, but no 'data'"):
         placement(jax.make_mesh((2, 4), ("rows", "model")))
     both = ((r"", P(("data", "model"))),)
@@ -122,7 +127,7 @@ def test_meshes_of_ones_own_are_taken_or_told():
     assert spec_of("x", (16,), sizes, both) == P(("data", "model"))
 
 
-def test_what_does_not_divide_is_named(capsys):
+def test_axes_that_do_not_divide_are_reported(capsys):
     shapes = [("a/qkv/kernel", (8, 3, 4, 2)), ("head", (8, 16)), ("norm/scale", (8,))]
     assert kept_whole(shapes, {"model": 8}) == ["a/qkv/kernel"]
     assert kept_whole(shapes, {"model": 4}) == []
@@ -132,7 +137,7 @@ def test_what_does_not_divide_is_named(capsys):
     assert "qkv/kernel" in err and "do not divide among 8" in err
 
 
-def test_a_bundle_takes_rules_of_ones_own():
+def test_a_bundle_accepts_custom_rules():
     mesh = make_mesh(2, 4)
     bundle = load_bundle(mesh=mesh, rules=((r"^head$", P("model")), (r"", P())))
     specs = {path: x.sharding.spec for path, x in named_leaves(bundle.prior.params)}

@@ -1,4 +1,4 @@
-"""The engine inside a `shard_map` that is the user's own, with checked types."""
+"""The engine inside a `shard_map` of the user, with `check_vma=True`."""
 
 from functools import partial
 
@@ -38,9 +38,9 @@ PARAMS = toy_params(V, 60)
 TREE = named_tree("0,1,00")
 TABLE = {"table": jax.random.normal(jax.random.key(1), (3, V, V))}
 CODES = jax.random.normal(jax.random.key(2), (V, 2))
-RULE_PARAMS = {"neighbors": neighbor_table(CODES, 3), "embedding": CODES}
-WHOLE, ROW = PartitionSpec(), PartitionSpec("replica")
-# Filters and near-ties are on: both have loops and branches of their own.
+VERIFIER_PARAMS = {"neighbors": neighbor_table(CODES, 3), "embedding": CODES}
+REPLICATED, SHARDED = PartitionSpec(), PartitionSpec("replica")
+# Filters and tie-breaking are on: both contain loops and branches.
 SAMPLING = make_sampling(
     ROWS, temperature=[1.0, 0.0, 0.7, 2.0], top_k=4, top_p=0.9, cfg_scale=2.0
 )
@@ -52,8 +52,8 @@ ARGUMENTS = (
 )
 
 
-def by_steps(engine, params, drafter_params, verifier_params, *arguments):
-    """A user's loop over `spec_step`."""
+def single_rounds(engine, params, drafter_params, verifier_params, *arguments):
+    """Tokens of a loop over `spec_step`."""
     prompt, sampling = arguments[:2]
     start = init_state(engine, params, drafter_params, *arguments)
     state = jax.lax.while_loop(
@@ -66,7 +66,7 @@ def by_steps(engine, params, drafter_params, verifier_params, *arguments):
     return result_of(engine, state).tokens
 
 
-def whole(engine, params, drafter_params, verifier_params, *arguments):
+def whole_run(engine, params, drafter_params, verifier_params, *arguments):
     out = generate(engine, params, drafter_params, *arguments, verifier_params)
     return out.tokens
 
@@ -97,23 +97,25 @@ def cases():
         yield name, engine, table_params(name)
 
 
-@pytest.mark.parametrize("run", [by_steps, whole])
+@pytest.mark.parametrize("run", [single_rounds, whole_run])
 @pytest.mark.parametrize(
-    ("engine", "own"),
+    ("engine", "drafter_params"),
     [
         pytest.param(*case, id=name, marks=() if name in FEW else pytest.mark.slow)
         for name, *case in cases()
     ],
 )
-def test_rows_divided_along_an_axis_of_any_name_keep_their_tokens(run, engine, own):
+def test_rows_divided_along_an_axis_of_any_name_keep_their_tokens(
+    run, engine, drafter_params
+):
     mesh = jax.make_mesh((2,), ("replica",), axis_types=(AxisType.Auto,))
-    shared = (PARAMS, own, RULE_PARAMS)
-    inside = jax.shard_map(
+    shared = (PARAMS, drafter_params, VERIFIER_PARAMS)
+    sharded = jax.shard_map(
         partial(run, engine),
         mesh=mesh,
-        in_specs=(WHOLE,) * 3 + (ROW,) * 4,
-        out_specs=ROW,
+        in_specs=(REPLICATED,) * 3 + (SHARDED,) * 4,
+        out_specs=SHARDED,
         check_vma=True,
     )
-    alone = jax.jit(partial(whole, engine))(*shared, *ARGUMENTS)
-    np.testing.assert_array_equal(jax.jit(inside)(*shared, *ARGUMENTS), alone)
+    expected = jax.jit(partial(whole_run, engine))(*shared, *ARGUMENTS)
+    np.testing.assert_array_equal(jax.jit(sharded)(*shared, *ARGUMENTS), expected)

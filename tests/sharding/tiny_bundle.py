@@ -1,4 +1,4 @@
-"""A bundle that is quick to compile, with random weights."""
+"""Small bundle with random weights, which compiles fast."""
 
 import jax
 

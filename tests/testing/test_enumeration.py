@@ -1,4 +1,4 @@
-"""The output law of every lossless rule equals the target's; lies are caught."""
+"""Output distributions of lossless verifiers, and mistakes that must be caught."""
 
 from dataclasses import dataclass, replace
 
@@ -24,7 +24,7 @@ VERIFIERS = [
     GreedySet(),
     Block(),
 ]
-# (vocabulary, tree): deep, wide and mixed, all drafts of which can be listed.
+# Vocabulary and tree: deep, wide and mixed, small enough to enumerate all drafts.
 SIZES = [
     (5, "chain-3"),
     (3, "0,1,00,01,10,000"),
@@ -33,8 +33,8 @@ SIZES = [
 ]
 
 
-def laws(vocab, length):
-    """Pairs `(p, q)`: random, with zeros, one-hot, equal and disjoint."""
+def distribution_pairs(vocab, length):
+    """Pairs of target and drafter: random, with zeros, one-hot, equal and disjoint."""
     random = [
         (
             Conditionals.random(vocab, length, seed, zeros=zeros),
@@ -59,8 +59,8 @@ def laws(vocab, length):
     ]
 
 
-# Block judges chains alone.
-JUDGED = [
+# Block verification is for chains only.
+CASES = [
     (verifier, vocab, tree)
     for verifier in VERIFIERS
     for vocab, tree in SIZES
@@ -68,10 +68,10 @@ JUDGED = [
 ]
 
 
-@pytest.mark.parametrize(("verifier", "vocab", "tree"), JUDGED, ids=str)
+@pytest.mark.parametrize(("verifier", "vocab", "tree"), CASES, ids=str)
 def test_the_output_law_is_the_targets(verifier, vocab, tree):
     tree = named_tree(tree)
-    for p, q in laws(vocab, tree.depth + 1):
+    for p, q in distribution_pairs(vocab, tree.depth + 1):
         assert_lossless(verifier, p, all_drafts(q, tree, verifier.selection), draws=0)
 
 
@@ -91,18 +91,18 @@ def test_the_output_law_is_the_targets(verifier, vocab, tree):
     ids=str,
 )
 def test_drafts_as_the_library_draws_them_keep_the_law(verifier, tree):
-    """Production drafters, sampled; the rule's law of each is exact."""
+    """Sampled drafts; the distribution of the outcome is exact for each."""
     rng = np.random.default_rng(0)
     steps = rng.dirichlet(np.full(4, 0.5), size=(tree.depth, 4))
     p = Conditionals.random(4, tree.depth + 1, 1)
-    how = "top" if isinstance(tree, Beam) else verifier.selection
-    assert_lossless(verifier, p, sampled_drafts(steps, tree, how, 20000), draws=0)
+    selection = "top" if isinstance(tree, Beam) else verifier.selection
+    assert_lossless(verifier, p, sampled_drafts(steps, tree, selection, 20000), draws=0)
 
 
-# What follows must fail: each is a mistake that was made somewhere.
+# Mistakes that published implementations made, each of which must be found.
 
 
-def caught(verifier, p, drafts):
+def assert_biased(verifier, p, drafts):
     with pytest.raises(AssertionError, match="is biased"):
         assert_lossless(verifier, p, drafts)
 
@@ -116,15 +116,15 @@ def test_accepting_everything_is_caught():
     @dataclass(frozen=True)
     class AcceptAll(Rejection):
         def outcome(self, log_p, draft, tree, greedy=None, params=None):
-            law = super().outcome(log_p, draft, tree, greedy, params)
-            last = jnp.zeros_like(law.stop).at[:, tree.size - 1].set(1.0)
-            return Outcome(last, law.final)
+            outcome = super().outcome(log_p, draft, tree, greedy, params)
+            last = jnp.zeros_like(outcome.stop).at[:, tree.size - 1].set(1.0)
+            return Outcome(last, outcome.final)
 
-    caught(AcceptAll(), P, all_drafts(Q, CHAIN, "without_replacement"))
+    assert_biased(AcceptAll(), P, all_drafts(Q, CHAIN, "without_replacement"))
 
 
 class Wrapped:
-    """A rule with nothing but `verify`, which may be spoilt."""
+    """Verifier with `verify` only, which can be made to accept everything."""
 
     def __init__(self, verifier, always_last=False):
         self.verifier, self.always_last = verifier, always_last
@@ -133,30 +133,30 @@ class Wrapped:
         verdict = self.verifier.verify(log_p, draft, tree, noise, params, features)
         if not self.always_last:
             return verdict
-        shape, rows = draft.topology(tree), draft.tokens.shape[0]
-        end = jnp.full(rows, tree.size - 1)
+        topology, batch = draft.topology(tree), draft.tokens.shape[0]
+        end = jnp.full(batch, tree.size - 1)
         last = jnp.take_along_axis(log_p, end[:, None, None], axis=1)[:, 0]
         token = jnp.argmax(last + noise.fresh.at(end), axis=-1)
-        depth = jnp.full(rows, tree.depth)
-        return replace(verdict, path=shape.path(end), accepted=depth, next_token=token)
+        path, depth = topology.path(end), jnp.full(batch, tree.depth)
+        return replace(verdict, path=path, accepted=depth, next_token=token)
 
 
 @pytest.mark.parametrize("verifier", [Rejection(), Block(), Coupled()], ids=str)
-def test_what_verify_draws_is_held_to_the_law_too(verifier):
-    """A rule with an honest law that acts otherwise, and one that has no law at all."""
+def test_verify_is_checked_as_well_as_outcome(verifier):
+    """One verifier differs in `verify` and `outcome`, another has no `outcome`."""
     drafts = all_drafts(Q, CHAIN, verifier.selection)
     assert_lossless(verifier, P, drafts)
     assert_lossless(Wrapped(verifier), P, drafts)
-    cheat = Wrapped(verifier, always_last=True)
+    biased = Wrapped(verifier, always_last=True)
     with pytest.raises(AssertionError, match="verify is biased"):
-        assert_lossless(cheat, P, drafts)
-    cheat.outcome = verifier.outcome
-    assert_lossless(cheat, P, drafts, draws=0)
+        assert_lossless(biased, P, drafts)
+    biased.outcome = verifier.outcome
+    assert_lossless(biased, P, drafts, draws=0)
     with pytest.raises(AssertionError, match="verify is biased"):
-        assert_lossless(cheat, P, drafts)
+        assert_lossless(biased, P, drafts)
 
 
-def test_a_rule_or_target_that_cannot_be_enumerated_says_why():
+def test_verifiers_and_targets_that_cannot_be_enumerated_are_refused():
     drafts = all_drafts(Q, CHAIN, "without_replacement")
     with pytest.raises(ConfigError, match="Wrapped has no `outcome`"):
         assert_lossless(Wrapped(Rejection()), P, drafts, draws=0)
@@ -165,23 +165,23 @@ def test_a_rule_or_target_that_cannot_be_enumerated_says_why():
         assert_lossless(Rejection(), short, drafts)
 
 
-def test_a_lie_about_q_is_caught():
+def test_a_wrong_log_q_is_caught():
     drafts = all_drafts(Q, CHAIN, "without_replacement")
     flat = jnp.full_like(drafts.draft.log_q, -np.log(4))
-    lying = replace(drafts, draft=replace(drafts.draft, log_q=flat))
+    wrong = replace(drafts, draft=replace(drafts.draft, log_q=flat))
     for verifier in (Rejection(), Block()):
         assert_lossless(verifier, P, drafts)
-        caught(verifier, P, lying)
+        assert_biased(verifier, P, wrong)
 
 
 def test_argmax_drafts_that_pass_for_samples_are_caught():
-    """The bias of a peer library: drafts by argmax, corrected as if drawn from q."""
+    """Drafts by argmax that are verified as samples from q."""
     drafts = all_drafts(Q, CHAIN, "top")
-    lying = replace(
+    wrong = replace(
         drafts, draft=replace(drafts.draft, selection="without_replacement")
     )
     assert_lossless(Rejection("top"), P, drafts)
-    caught(Rejection(), P, lying)
+    assert_biased(Rejection(), P, wrong)
 
 
 @pytest.mark.parametrize("tree", ["chain-2", "0,1,00"])
@@ -191,12 +191,12 @@ def test_dropping_a_sample_for_what_it_is_is_caught(tree):
     tokens = np.asarray(drafts.draft.tokens)
     unlikely = (tokens == Q.tables[0].argmin()) & (tree.depths == 1)
     pruned = replace(drafts, draft=drafts.draft.keep(~jnp.asarray(unlikely), past=True))
-    caught(Rejection(), P, pruned)  # `past=True` is the lie
-    honest = replace(
+    assert_biased(Rejection(), P, pruned)  # `past=True` is wrong
+    declared = replace(
         drafts, draft=drafts.draft.keep(~jnp.asarray(unlikely), past=False)
     )
-    assert_lossless(Coupled(), P, honest)
-    # Stopping after the token is decided from the past, and is exact.
+    assert_lossless(Coupled(), P, declared)
+    # Dropping the children of the token depends on the past only, and is exact.
     after = unlikely[:, np.maximum(tree.parents, 0)] & (tree.depths == 2)
     stopped = replace(drafts, draft=drafts.draft.keep(~jnp.asarray(after), past=True))
     assert_lossless(Rejection(), P, stopped)
@@ -205,7 +205,7 @@ def test_dropping_a_sample_for_what_it_is_is_caught(tree):
 
 
 def test_one_draw_for_each_path_is_caught():
-    """A draw for each path instead of each node: (.5, .3, .2) becomes (.675, ...)."""
+    """One sample per path instead of per node: (.5, .3, .2) becomes (.675, ...)."""
 
     @dataclass(frozen=True)
     class PathDraws(Rejection):
@@ -220,25 +220,25 @@ def test_one_draw_for_each_path_is_caught():
 
     p = Conditionals.constant([0.5, 0.3, 0.2], 2)
     drafts = all_drafts(Conditionals.constant([0.5, 0.3, 0.2], 1), PAIR, "top")
-    caught(PathDraws(), p, drafts)
+    assert_biased(PathDraws(), p, drafts)
     assert distortion(PathDraws(), p, drafts) > 0.05
 
 
 def test_batches_in_lockstep_are_caught():
-    """Rows cut to the shortest of the batch, their next token drawn from a residual."""
+    """Sequences cut to the shortest of the batch, with a next token from a residual."""
 
     @dataclass(frozen=True)
     class Lockstep(Rejection):
         def outcome(self, log_p, draft, tree, greedy=None, params=None):
-            law = super().outcome(log_p, draft, tree, greedy, params)
-            # A neighbor that accepts 0, 1 or 2 tokens with equal chances.
+            outcome = super().outcome(log_p, draft, tree, greedy, params)
+            # Another sequence accepts 0, 1 or 2 tokens with equal probability.
             at_least = jnp.array([1.0, 2 / 3, 1 / 3])
-            own = jnp.cumsum(law.stop[:, ::-1], axis=1)[:, ::-1]
-            both = own * at_least
+            survival = jnp.cumsum(outcome.stop[:, ::-1], axis=1)[:, ::-1]
+            both = survival * at_least
             stop = both - jnp.pad(both[:, 1:], ((0, 0), (0, 1)))
-            return Outcome(stop, law.final)
+            return Outcome(stop, outcome.final)
 
-    caught(Lockstep(), P, all_drafts(Q, CHAIN, "without_replacement"))
+    assert_biased(Lockstep(), P, all_drafts(Q, CHAIN, "without_replacement"))
 
 
 def test_a_biased_rule_is_caught_on_sampled_drafts_too():
@@ -246,8 +246,10 @@ def test_a_biased_rule_is_caught_on_sampled_drafts_too():
     drafts = sampled_drafts(steps, CHAIN, "without_replacement", 20000)
     assert_lossless(Rejection(), P, drafts)
     flat = jnp.full_like(drafts.draft.log_q, -np.log(4))
-    caught(Rejection(), P, replace(drafts, draft=replace(drafts.draft, log_q=flat)))
-    # Samples that were then chosen by their probability.
+    assert_biased(
+        Rejection(), P, replace(drafts, draft=replace(drafts.draft, log_q=flat))
+    )
+    # Samples that are then selected by their probability.
     likely = Q.tables[0][np.asarray(drafts.draft.tokens)] > 0.2
-    kept = drafts.draft.keep(jnp.asarray(likely), past=True)
-    caught(Rejection(), P, replace(drafts, draft=kept))
+    selected = drafts.draft.keep(jnp.asarray(likely), past=True)
+    assert_biased(Rejection(), P, replace(drafts, draft=selected))

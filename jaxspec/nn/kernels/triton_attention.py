@@ -1,12 +1,13 @@
-"""One kernel a layer on NVIDIA GPUs: rotary turns, writing to the cache, attention.
+"""Rotary embedding, cache write and attention in one Pallas kernel for NVIDIA GPUs.
 
-A step of a small batch is a chain of short kernels, whose launches cost as much as what
-they read. XLA makes four or five of this one: turned queries, written keys, scores,
-written values, softmax with the sum of values.
+A forward pass of a small batch is a chain of short kernels, and launching one costs as
+much time as its memory traffic. XLA compiles this step to four or five kernels: rotated
+queries, key write, scores, value write, and softmax with the weighted sum of values.
 
-Each program does one key/value head of one row. It turns the new keys and attends over
-them where they are, in registers, and over older slots block by block with a running
-softmax; so nothing is read back that another thread may not have written yet.
+Each program handles one key/value head of one sequence. It attends to the new tokens
+while their keys and values are in registers, and to older slots block by block with a
+running softmax. It therefore never reads a slot back that another thread may not have
+written yet.
 """
 
 from functools import partial
@@ -17,31 +18,39 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from jaxspec.nn.kernels.filled import reach
+from jaxspec.nn.kernels.filled import visible_length
 from jaxspec.nn.kernels.precision import precision_of
-from jaxspec.nn.rope import pair_turns
+from jaxspec.nn.rope import pairwise_cos_sin
 from jaxspec.spec.dtypes import widest
 from jaxspec.typing import Array, Bool, Float, Int
 
-# Added to masked scores, as in `nn.attention`.
+# Score of a masked slot, as in `nn.attention`.
 _MASKED = -1e30
-# Matrix units want at least so many rows.
-_LEAST = 16
-# Bytes of the queries that a program holds; more do not fit beside the rest.
-_HELD = 2**16
+# Smallest number of rows that tensor cores multiply.
+_MIN_ROWS = 16
+# Largest size in bytes of the queries of a program, which are held in registers.
+_MAX_BYTES = 2**16
 
 
-def triton_refuses(shape: tuple[int, ...], itemsize: int) -> str:
-    """Why the kernel cannot take a fused map `[R, T, g, K, F]`; empty where it can."""
+def triton_limitation(shape: tuple[int, ...], itemsize: int) -> str:
+    """Reason why the kernel does not support an input; empty where it does.
+
+    Args:
+      shape: shape of the fused queries, keys and values, `[R, T, g, K, F]`.
+      itemsize: bytes of a number of the dtype of the products.
+    """
     _, length, parts, _, size = shape
     groups = parts - 2
     if size & (size - 1) or groups & (groups - 1):
         return (
-            f"heads of {size}, {groups} of them a key/value head: on a GPU the "
-            "attention kernel needs powers of two"
+            f"heads of {size}, {groups} of them per key/value head: the GPU attention "
+            "kernel needs powers of two"
         )
-    if groups * pl.next_power_of_2(length) * size * itemsize > _HELD:
-        return f"{length} tokens, {groups} heads of {size}: too many queries for a GPU"
+    if groups * pl.next_power_of_2(length) * size * itemsize > _MAX_BYTES:
+        return (
+            f"{length} tokens, {groups} heads of {size}: too many queries for the GPU "
+            "attention kernel"
+        )
     return ""
 
 
@@ -55,36 +64,39 @@ def triton_step(
     *,
     interpret: bool = False,
 ) -> tuple[Array, Array, Array]:
-    """Outputs `[R, T, D]` and the cache with the tokens in it; see `kernel_step`."""
-    rows, length, parts, heads, size = fused.shape
+    """Outputs `[R, T, D]`, and keys and values with the new tokens; see `kernel_step`.
+
+    The cache buffers are updated in place.
+    """
+    batch, length, parts, heads, size = fused.shape
     groups = parts - 2
-    padded = max(pl.next_power_of_2(length), _LEAST // groups)
+    padded = max(pl.next_power_of_2(length), _MIN_ROWS // groups)
     block = 128 if groups * padded <= 64 else 64
-    cos, sin = pair_turns(angles)
+    cos, sin = pairwise_cos_sin(angles)
     kernel = partial(
         _kernel,
         length=length,
         padded=padded,
         groups=groups,
         block=block,
-        wide_dtype=widest(queries=fused, keys=k, values=v),
+        compute_dtype=widest(queries=fused, keys=k, values=v),
     )
     params: dict[str, Any] = {"interpret": True}
     if not interpret:
         warps = 4 if groups * padded * size <= 64 * 64 else 8
         options = triton.CompilerParams(num_warps=warps, num_stages=2)
         params = {"compiler_params": options}
-    out = jax.ShapeDtypeStruct((rows, length, heads * groups * size), fused.dtype)
-    same = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (k, v)]
+    out = jax.ShapeDtypeStruct((batch, length, heads * groups * size), fused.dtype)
+    buffers = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (k, v)]
     return pl.pallas_call(
         kernel,
-        out_shape=[out, *same],
-        grid=(rows, heads),
+        out_shape=[out, *buffers],
+        grid=(batch, heads),
         input_output_aliases={6: 1, 7: 2},
         **params,
     )(
         starts.astype(jnp.int32),
-        reach(mask),
+        visible_length(mask),
         fused,
         cos,
         sin,
@@ -96,11 +108,11 @@ def triton_step(
 
 def _kernel(
     starts,
-    reached,
+    lengths,
     fused,
     cos,
     sin,
-    seen,
+    mask,
     old_k,
     old_v,
     out,
@@ -111,96 +123,102 @@ def _kernel(
     padded: int,
     groups: int,
     block: int,
-    wide_dtype: jnp.dtype,
+    compute_dtype: jnp.dtype,
 ):
-    row, head = pl.program_id(0), pl.program_id(1)
+    """One key/value head of one sequence."""
+    sequence, head = pl.program_id(0), pl.program_id(1)
     slots, size = old_k.shape[2:]
-    start, channel = starts[row], jnp.arange(size)
-    precise = precision_of(wide_dtype)
+    start, channel = starts[sequence], jnp.arange(size)
+    precision = precision_of(compute_dtype)
 
-    def wide(where):
-        """Of rows, for all their channels."""
-        return where[:, None] & (channel >= 0)[None]
+    def all_channels(row_mask):
+        """The mask of some rows, for each channel of a head."""
+        return row_mask[:, None] & (channel >= 0)[None]
 
     def load(ref, *index, where):
         return triton.load(ref.at[index], mask=where, other=0)
 
-    def given(token, part, channel):
-        where = wide(token < length)
-        index = row, token[:, None], part, head, channel[None]
+    def load_fused(token, part, channel):
+        where = all_channels(token < length)
+        index = sequence, token[:, None], part, head, channel[None]
         return load(fused, *index, where=where)
 
-    def turn(token, part):
-        """Each channel with its pair's other one; rounded as `nn.rope.rotate` does."""
-        where = wide(token < length)
-        index = row, token[:, None], channel[None]
-        own, other = given(token, part, channel), given(token, part, channel ^ 1)
-        own, other = own.astype(jnp.float32), other.astype(jnp.float32)
-        by = load(cos, *index, where=where), load(sin, *index, where=where)
-        return (own * by[0] + other * by[1]).astype(fused.dtype)
+    def rotated(token, part):
+        """Queries or keys after rotation, rounded as in `nn.rope.rotate`."""
+        where = all_channels(token < length)
+        index = sequence, token[:, None], channel[None]
+        x = load_fused(token, part, channel).astype(jnp.float32)
+        partner = load_fused(token, part, channel ^ 1).astype(jnp.float32)
+        cosine, sine = load(cos, *index, where=where), load(sin, *index, where=where)
+        return (x * cosine + partner * sine).astype(fused.dtype)
 
-    # Queries in order of their group, then of their token.
+    # Queries, ordered by group, then by token.
     query = jnp.arange(groups * padded)
-    asker, group = query % padded, query // padded
-    queries = turn(asker, group[:, None]).astype(wide_dtype)
+    query_token, group = query % padded, query // padded
+    queries = rotated(query_token, group[:, None]).astype(compute_dtype)
 
-    def scored(keys, slot, there):
-        """Scores of slots, masked; nobody sees one that is not there."""
+    def masked_scores(keys, slot, slot_mask):
+        """Scores of some slots; slots outside `slot_mask` are masked."""
         scores = jax.lax.dot_general(
             queries,
-            keys.astype(wide_dtype),
+            keys.astype(compute_dtype),
             (((1,), (1,)), ((), ())),
-            precision=precise,
+            precision=precision,
             preferred_element_type=jnp.float32,
         )
-        where = (asker < length)[:, None] & there[None]
-        visible = load(seen, row, asker[:, None], slot[None], where=where) > 0
+        where = (query_token < length)[:, None] & slot_mask[None]
+        index = sequence, query_token[:, None], slot[None]
+        visible = load(mask, *index, where=where) > 0
         return jnp.where(visible, scores * size**-0.5, _MASKED)
 
-    def weighted(weights, values):
+    def weighted_sum(weights, values):
         return jax.lax.dot_general(
-            weights.astype(wide_dtype),
-            values.astype(wide_dtype),
+            weights.astype(compute_dtype),
+            values.astype(compute_dtype),
             (((1,), (0,)), ((), ())),
-            precision=precise,
+            precision=precision,
             preferred_element_type=jnp.float32,
         )
 
-    # The new tokens: written, and attended over as they are here.
-    token = jnp.arange(max(padded, _LEAST))
+    # The new tokens: written to the cache, and attended to from registers.
+    token = jnp.arange(max(padded, _MIN_ROWS))
     slot = start + token
-    there = (token < length) & (slot < slots)
-    keys = turn(token, groups).astype(old_k.dtype)  # as the cache has them
-    values = given(token, groups + 1, channel).astype(old_v.dtype)
-    where = wide(there)
-    index = row, head, slot[:, None], channel[None]
+    slot_mask = (token < length) & (slot < slots)
+    keys = rotated(token, groups).astype(old_k.dtype)  # rounded as in the cache
+    values = load_fused(token, groups + 1, channel).astype(old_v.dtype)
+    where = all_channels(slot_mask)
+    index = sequence, head, slot[:, None], channel[None]
     triton.store(new_k.at[index], keys, mask=where)
     triton.store(new_v.at[index], values, mask=where)
-    scores = scored(keys, slot, there)
-    best = jnp.max(scores, axis=-1)
-    weights = jnp.exp(scores - best[:, None])
-    total = jnp.sum(weights, axis=-1)
+    scores = masked_scores(keys, slot, slot_mask)
+    running_max = jnp.max(scores, axis=-1)
+    weights = jnp.exp(scores - running_max[:, None])
+    running_sum = jnp.sum(weights, axis=-1)
 
-    def older(i, carry):
-        best, total, summed = carry
+    def older_block(i, carry):
+        running_max, running_sum, accumulator = carry
         slot = i * block + jnp.arange(block)
-        # Not the new tokens' slots, which other threads may be writing.
-        there = (slot < slots) & ((slot < start) | (slot >= start + length))
-        where = wide(there)
-        index = row, head, slot[:, None], channel[None]
-        scores = scored(load(old_k, *index, where=where), slot, there)
-        highest = jnp.maximum(best, jnp.max(scores, axis=-1))
-        weights, kept = jnp.exp(scores - highest[:, None]), jnp.exp(best - highest)
+        # Other threads may be writing the slots of the new tokens.
+        slot_mask = (slot < slots) & ((slot < start) | (slot >= start + length))
+        where = all_channels(slot_mask)
+        index = sequence, head, slot[:, None], channel[None]
+        scores = masked_scores(load(old_k, *index, where=where), slot, slot_mask)
+        new_max = jnp.maximum(running_max, jnp.max(scores, axis=-1))
+        weights = jnp.exp(scores - new_max[:, None])
+        decay = jnp.exp(running_max - new_max)
         values = load(old_v, *index, where=where)
-        total = kept * total + jnp.sum(weights, axis=-1)
-        return highest, total, kept[:, None] * summed + weighted(weights, values)
+        running_sum = decay * running_sum + jnp.sum(weights, axis=-1)
+        accumulator = decay[:, None] * accumulator + weighted_sum(weights, values)
+        return new_max, running_sum, accumulator
 
-    blocks = (reached[row] + block - 1) // block
-    carry = best, total, weighted(weights, values)
-    _, total, summed = jax.lax.fori_loop(0, blocks, older, carry)
-    result = summed / total[:, None]
-    where = wide(asker < length)
-    place = ((head * groups + group) * size)[:, None] + channel[None]
+    blocks = (lengths[sequence] + block - 1) // block
+    carry = running_max, running_sum, weighted_sum(weights, values)
+    _, running_sum, accumulator = jax.lax.fori_loop(0, blocks, older_block, carry)
+    result = accumulator / running_sum[:, None]
+    where = all_channels(query_token < length)
+    column = ((head * groups + group) * size)[:, None] + channel[None]
     triton.store(
-        out.at[row, asker[:, None], place], result.astype(out.dtype), mask=where
+        out.at[sequence, query_token[:, None], column],
+        result.astype(out.dtype),
+        mask=where,
     )
