@@ -360,7 +360,7 @@ def train_tokenizer():
 def train_classifier():
     model = Classifier(ClassifierConfig(8, 3, 2, (8, 8)))
     config = TrainingConfig(**STEPS)
-    state = optimizer.begin(config, model.init(jax.random.key(0)))
+    state = optimizer.init_train_state(config, model.init(jax.random.key(0)))
     batch = bytes_of(), jnp.array([0, 2])
     return two_steps(classifier.make_step(model, config), state, batch)
 
@@ -379,7 +379,7 @@ def train_prior(objective, dtype="float32", model=TARGET):
     )
     dropped = replace(model, token_dropout=0.1, residual_dropout=0.1, ffn_dropout=0.1)
     model = Transformer(dropped)
-    state = optimizer.begin(config, model.init(jax.random.key(0)))
+    state = optimizer.init_train_state(config, model.init(jax.random.key(0)))
     return two_steps(prior.make_step(model, config), state, some_codes(dropped))
 
 
@@ -391,7 +391,7 @@ def train_drafter(made, dtype="float32", **options):
     step = drafter.make_step(made, config, fixed)
     batch = *some_codes(TARGET), None
     params = random_params(made.target)
-    return two_steps(step, optimizer.begin(config, own), params, batch)
+    return two_steps(step, optimizer.init_train_state(config, own), params, batch)
 
 
 program("train: tokenizer", train_tokenizer)

@@ -120,7 +120,7 @@ def fit(
 
 
 def _check(loss: float, state: Any, step: int, saved: int) -> None:
-    """Raises `NonFiniteError` for a loss or weights to be saved with NaN or infinity."""
+    """Raises `NonFiniteError` if the loss, or weights to be saved, are not finite."""
     if not np.isfinite(loss):
         raise _not_finite(f"the training loss is {loss}", step, saved)
     if not _finite(state):

@@ -71,7 +71,7 @@ def self_generated_source(
             out = run(prior.params, None, labels[indices], sampling, keys[indices])
             if not bool(out.finite.all()):
                 raise NonFiniteError(
-                    "the target's logits are NaN; choose a checkpoint with other weights"
+                    "the target's logits are NaN; its weights cannot be used"
                 )
             parts.append(np.asarray(out.tokens))
             bar.update(min(batch, count - start))
