@@ -1,4 +1,4 @@
-"""Fruits-360 at 64x64 for one large GPU; each part is meant to take minutes there."""
+"""Fruits-360 at 64x64 for one large GPU, intended to take minutes for each part."""
 
 from jaxspec.config import DFlashConfig, TransformerConfig
 from jaxspec.models.tokenizer import PRESETS
@@ -12,7 +12,7 @@ from jaxspec.train.experiment import (
 
 
 def get_config() -> Experiment:
-    """Same data and grid as `fruits64_cpu`, longer training, dropout."""
+    """Preset with the data and grid of `fruits64_cpu`, longer training and dropout."""
     return Experiment(
         name="fruits64",
         data=DataConfig(
@@ -20,7 +20,7 @@ def get_config() -> Experiment:
             credit="Fruits-360, Copyright (c) 2017- Mihai Oltean",
             license="CC BY-SA 4.0",
             caveat="train and test show the same physical fruit from neighboring "
-            "angles, so held-out figures are optimiztic",
+            "angles, so held-out figures are better than on new fruit",
         ),
         tokenizer=PRESETS["small-64"],
         prior=TransformerConfig(

@@ -424,7 +424,7 @@ TRAINED["prompt tokens"] = PPD(PPDConfig(3), replace(TARGET, extra_tokens=0))
 for name, made in TRAINED.items():
     program(f"train: {name}", train_drafter, made)
 for name in ("cross_entropy", "reverse_kl", "tvd", "tvd++"):
-    options = {"cfg_scale": 3.0, "divergence": name}
+    options = {"max_cfg_scale": 3.0, "divergence": name}
     program(
         f"train: by {name}", partial(train_drafter, FEATURES["block"][0], **options)
     )

@@ -80,8 +80,8 @@ def _description(checkpoint: Checkpoint) -> str:
     objective = checkpoint.metadata.get("objective", "next")
     if checkpoint.kind == "prior" and objective != "next":
         return (
-            f"Transformer over the prior's tokens, trained with {objective=}; it drafts "
-            "for the prior."
+            f"Transformer over the prior's tokens, trained with {objective=}; it "
+            "drafts for the prior."
         )
     return _DESCRIPTIONS[checkpoint.kind]
 
