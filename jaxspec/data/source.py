@@ -87,7 +87,7 @@ class ImageSource:
 
 
 def fit_square(image: np.ndarray, side: int) -> np.ndarray:
-    """Center crop of an image uint8 [h, w, 3] whose shorter side is resized to `side`."""
+    """Resizes the shorter side of an image uint8 [h, w, 3] to `side`; center-crops."""
     if image.shape == (side, side, 3):
         return image
     whole = Image.fromarray(image)
