@@ -52,9 +52,7 @@ def losses_of(workdir, part):
         pytest.param("tokenizer", ["8x1", "--fsdp"], marks=pytest.mark.slow),
     ],
 )
-def test_losses_on_a_mesh_equal_those_on_one_device(
-    part, mesh, single, data, tmp_path
-):
+def test_losses_on_a_mesh_equal_those_on_one_device(part, mesh, single, data, tmp_path):
     command = train(part, tmp_path, data, *STEPS, "--mesh", *mesh)
     bundle = ["--checkpoint", str(single / "checkpoint")]
     assert main([*command, *(bundle if part != "tokenizer" else [])]) == 0
@@ -81,7 +79,9 @@ def test_a_run_resumes_on_another_mesh(single, data, tmp_path):
     assert child.returncode == -signal.SIGKILL
     assert 0 < json.loads((half / "prior/state/progress.json").read_text())["step"] < 50
     assert main([*command, "--mesh", "4x2", "--fsdp"]) == 0
-    np.testing.assert_allclose(losses_of(half, "prior"), losses_of(single, "prior"), rtol=2e-3)
+    np.testing.assert_allclose(
+        losses_of(half, "prior"), losses_of(single, "prior"), rtol=2e-3
+    )
 
 
 def test_each_device_stores_its_part_of_the_state():

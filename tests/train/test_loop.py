@@ -93,7 +93,10 @@ def test_a_finished_training_is_lengthened(tmp_path):
     ("change", "words"),
     [
         ({"steps": 8}, "has taken 12 steps, more than 8; set more --steps"),
-        ({"learning_rate": 0.05}, r"finished after 12 steps.*learning_rate 0.05 \(was 0.1\)"),
+        (
+            {"learning_rate": 0.05},
+            r"finished after 12 steps.*learning_rate 0.05 \(was 0.1\)",
+        ),
         ({"ema": 0.5}, r"finished after 12 steps.*ema 0.5"),
     ],
 )
