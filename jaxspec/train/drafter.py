@@ -132,7 +132,10 @@ def check_start(start: Checkpoint, kind: str, drafter: Any) -> None:
         return replace(config, refinements=0) if block else config
 
     if start.kind != kind:
-        raise ConfigError(f"--start holds a {start.kind}; this trains a {kind}")
+        raise ConfigError(
+            f"--start holds a checkpoint of kind '{start.kind}'; choose one of kind "
+            f"'{kind}'"
+        )
     trained = without_refinements(drafter.config), drafter.target
     starting = without_refinements(start.config.config), start.config.target
     if trained != starting:

@@ -89,7 +89,8 @@ def _start_params(start: Checkpoint, model: Transformer, init: Params) -> Params
     """Parameters of `start`, with the embeddings of `init` for tokens it lacks."""
     if start.kind != "prior":
         raise ConfigError(
-            f"--start holds a {start.kind}; the training of a prior starts from a prior"
+            f"--start holds a checkpoint of kind '{start.kind}'; choose one of kind "
+            "'prior'"
         )
     config, other = model.config, start.config
     dropout = {n: 0.0 for n in config.__dataclass_fields__ if n.endswith("dropout")}

@@ -251,7 +251,7 @@ def test_parts_are_trained_in_order(tmp_path, data, capsys):
 WRONG_PARTS = {
     "a drafter to start a prior from": (
         ["prior", "--start", "DRAFTER"],
-        "the training of a prior starts from a prior",
+        "choose one of kind 'prior'",
     ),
     "another prior": (["prior", "--start", "EMBEDDED"], "another configuration"),
     "a part that cannot start": (
@@ -428,4 +428,4 @@ def test_a_drafter_starts_from_another_on_self_generated_sequences(
     other = ["--workdir", str(tmp_path / "other"), "--manual-dir", str(data)]
     folders = ["--data-dir", str(data / "tfds")]
     assert main([*command, *other, *folders, *start]) == 2
-    assert "this trains a feature_head" in capsys.readouterr().err
+    assert "choose one of kind 'eagle'" in capsys.readouterr().err
