@@ -1,4 +1,4 @@
-"""CIFAR-10 for one large GPU: the benchmark model. Research use only."""
+"""CIFAR-10 for one large GPU, the model of the benchmarks. Research use only."""
 
 from jaxspec.config import DFlashConfig, TransformerConfig
 from jaxspec.models.tokenizer import PRESETS
@@ -18,7 +18,7 @@ DATA = DataConfig(
 
 
 def get_config() -> Experiment:
-    """32x32 images as 256 codes."""
+    """Preset with 32x32 images as 256 tokens."""
     return Experiment(
         name="cifar10",
         data=DATA,

@@ -14,7 +14,7 @@ from jaxspec.train.experiment import (
 
 
 def get_config() -> Experiment:
-    """32x32 images as 256 codes; small models, short training."""
+    """Preset with 32x32 images as 256 tokens, small models and short training."""
     return Experiment(
         name="cifar10",
         data=DataConfig(
@@ -67,7 +67,7 @@ def get_config() -> Experiment:
             ema=0.99,
             evaluate_every=200,
             save_every=200,
-            cfg_scale=3.0,
-            drawn=2048,
+            max_cfg_scale=3.0,
+            self_generated=2048,
         ),
     )

@@ -1,4 +1,4 @@
-"""Fruits-360 at 64x64 for one large GPU; each part is meant to take minutes there."""
+"""Fruits-360 at 64x64 for one large GPU, intended to take minutes for each part."""
 
 from jaxspec.config import DFlashConfig, TransformerConfig
 from jaxspec.models.tokenizer import PRESETS
@@ -12,7 +12,7 @@ from jaxspec.train.experiment import (
 
 
 def get_config() -> Experiment:
-    """Same data and grid as `fruits64_cpu`, longer training, dropout."""
+    """Preset with the data and grid of `fruits64_cpu`, longer training and dropout."""
     return Experiment(
         name="fruits64",
         data=DataConfig(

@@ -1,4 +1,4 @@
-"""Bytes of Shakespeare's plays: a small text target, about 15 minutes on two cores."""
+"""Shakespeare's plays as bytes: a small text model, about 15 minutes on two cores."""
 
 from jaxspec.config import DFlashConfig, TransformerConfig
 from jaxspec.train.experiment import (
@@ -10,7 +10,7 @@ from jaxspec.train.experiment import (
 
 
 def get_config() -> Experiment:
-    """One token a byte, windows of 256."""
+    """Preset with one token per byte and windows of 256."""
     return Experiment(
         name="shakespeare",
         data=DataConfig(

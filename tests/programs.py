@@ -373,7 +373,7 @@ def train_tokenizer():
 def train_classifier():
     model = Classifier(ClassifierConfig(8, 3, 2, (8, 8)))
     config = TrainingConfig(**STEPS)
-    state = optimizer.begin(config, model.init(jax.random.key(0)))
+    state = optimizer.init_train_state(config, model.init(jax.random.key(0)))
     batch = byte_images(), jnp.array([0, 2])
     return two_steps(classifier.make_step(model, config), state, batch)
 
@@ -392,7 +392,7 @@ def train_prior(objective, dtype="float32", model=TARGET):
     )
     dropped = replace(model, token_dropout=0.1, residual_dropout=0.1, ffn_dropout=0.1)
     model = Transformer(dropped)
-    state = optimizer.begin(config, model.init(jax.random.key(0)))
+    state = optimizer.init_train_state(config, model.init(jax.random.key(0)))
     return two_steps(prior.make_step(model, config), state, token_batch(dropped))
 
 
@@ -403,7 +403,7 @@ def train_drafter(model, dtype="float32", **options):
     fixed = {} if ids is None else {"ids": ids}
     step = drafter.make_step(model, config, fixed)
     batch = *token_batch(TARGET), None
-    state = optimizer.begin(config, drafter_params)
+    state = optimizer.init_train_state(config, drafter_params)
     return two_steps(step, state, random_params(model.target), batch)
 
 
@@ -437,7 +437,7 @@ TRAINED["prompt tokens"] = PPD(PPDConfig(3), replace(TARGET, extra_tokens=0))
 for name, model in TRAINED.items():
     program(f"train: {name}", train_drafter, model)
 for name in ("cross_entropy", "reverse_kl", "tvd", "tvd++"):
-    options = {"cfg_scale": 3.0, "divergence": name}
+    options = {"max_cfg_scale": 3.0, "divergence": name}
     program(
         f"train: by {name}", partial(train_drafter, FEATURES["block"][0], **options)
     )

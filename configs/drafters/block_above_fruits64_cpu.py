@@ -1,4 +1,4 @@
-"""The embedded block drafter, with rows that read the row above."""
+"""DFlash drafter whose block also reads tokens of the image row above."""
 
 from dataclasses import replace
 from pathlib import Path

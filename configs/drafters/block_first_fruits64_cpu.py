@@ -1,4 +1,4 @@
-"""First stage of the embedded drafter: on data, its guidance streams apart."""
+"""First stage of the embedded drafter: trained on data, without CFG."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from jaxspec.train.experiment import (
 
 
 def get_config() -> Experiment:
-    """The embedded preset with another training of its drafter."""
+    """The embedded preset with other training settings of its drafter."""
     experiment = load_experiment(Path(__file__).parents[1] / "fruits64_cpu.py")
     return replace(
         experiment,

@@ -1,4 +1,4 @@
-"""The embedded block drafter, with rows refined under the known noise."""
+"""DFlash drafter with one refinement pass, which reads the drafted tokens."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""An EAGLE-3 head for the embedded prior: about 30 minutes on two CPU cores."""
+"""EAGLE-3 head for the embedded prior: about 30 minutes on two CPU cores."""
 
 from dataclasses import replace
 from pathlib import Path

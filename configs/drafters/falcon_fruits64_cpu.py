@@ -1,4 +1,4 @@
-"""Falcon's two-place drafter for the embedded prior."""
+"""Falcon drafter with blocks of two tokens for the embedded prior."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Kangaroo's adapter over the embedded prior's first two layers."""
+"""Kangaroo adapter on the first two layers of the embedded prior."""
 
 from dataclasses import replace
 from pathlib import Path

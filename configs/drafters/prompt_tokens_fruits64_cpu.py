@@ -1,4 +1,4 @@
-"""Four prompt tokens (PPD) for the embedded prior."""
+"""Parallel prompt decoding (PPD) with four prompt tokens, for the embedded prior."""
 
 from dataclasses import replace
 from pathlib import Path

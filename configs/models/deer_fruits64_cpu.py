@@ -1,9 +1,9 @@
-"""DEER's drafter, stage one: continuation of any prefix.
+"""DEER's draft model, stage one: continuation of any prefix.
 
-Trained as a prior:
+Train it as a prior:
 `jaxspec train prior --config configs/models/deer_fruits64_cpu.py
 --checkpoint embedded ...`
-What comes out drafts by its folder's name.
+Use it as a drafter with `--drafter DIR`, its checkpoint's folder.
 """
 
 from dataclasses import replace
@@ -13,7 +13,7 @@ from jaxspec.train.experiment import Experiment, PriorTrainingConfig, load_exper
 
 
 def get_config() -> Experiment:
-    """The embedded preset with another model over its codes."""
+    """The embedded preset with another prior."""
     experiment = load_experiment(Path(__file__).parents[1] / "fruits64_cpu.py")
     return replace(
         experiment,

@@ -1,9 +1,9 @@
-"""DEER's drafter, stage two: whole blocks, near places first.
+"""DEER's draft model, stage two: whole blocks, with more weight on near tokens.
 
-Trained as a prior:
+Train it as a prior:
 `jaxspec train prior --config configs/models/deer_refined_fruits64_cpu.py
 --checkpoint embedded --start DIR_OF_STAGE_ONE ...`
-What comes out drafts by its folder's name.
+Use it as a drafter with `--drafter DIR`, its checkpoint's folder.
 """
 
 from dataclasses import replace
@@ -13,7 +13,7 @@ from jaxspec.train.experiment import Experiment, PriorTrainingConfig, load_exper
 
 
 def get_config() -> Experiment:
-    """The embedded preset with another model over its codes."""
+    """The embedded preset with another prior."""
     experiment = load_experiment(Path(__file__).parents[1] / "fruits64_cpu.py")
     return replace(
         experiment,

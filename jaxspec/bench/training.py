@@ -26,7 +26,7 @@ from jaxspec.timing import Timing, plotted, ratio_fields, shown
 from jaxspec.train import drafter as drafters
 from jaxspec.train import prior as priors
 from jaxspec.train.experiment import DrafterTrainingConfig, PriorTrainingConfig
-from jaxspec.train.optimizer import begin
+from jaxspec.train.optimizer import init_train_state
 from jaxspec.train.recipes.block_diffusion import ANCHORS
 
 KEYS = ("model", "part", "batch", "tokens")
@@ -96,7 +96,7 @@ def bench_training(
 def _prior(config: TransformerConfig, batch: int, dtype: str, steps: int):
     model = Transformer(config)
     settings = PriorTrainingConfig(steps=1000, batch=batch, compute_dtype=dtype)
-    state = begin(settings, jax.jit(model.init)(jax.random.key(0)))
+    state = init_train_state(settings, jax.jit(model.init)(jax.random.key(0)))
     work = training_work(config, rows=batch, tokens=config.sequence_length)
     step = priors.make_step(model, settings)
     return *_run(step, state, (), config, batch, steps), work
@@ -105,7 +105,7 @@ def _prior(config: TransformerConfig, batch: int, dtype: str, steps: int):
 def _drafter(config: TransformerConfig, batch: int, dtype: str, steps: int, target):
     _, drafter = make_drafter(block_config(config), config)
     settings = DrafterTrainingConfig(steps=1000, batch=batch, compute_dtype=dtype)
-    state = begin(settings, jax.jit(drafter.init_params)(jax.random.key(0)))
+    state = init_train_state(settings, jax.jit(drafter.init_params)(jax.random.key(0)))
     step = drafters.make_step(drafter, settings, {})
     work = block_training_work(
         drafter, rows=batch, tokens=config.sequence_length, anchors=ANCHORS

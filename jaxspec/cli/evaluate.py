@@ -1,4 +1,4 @@
-"""`jaxspec eval`: quality of a bundle's models on held-out data."""
+"""Command `jaxspec eval`: measurements of models and images on held-out data."""
 
 import argparse
 
@@ -11,13 +11,13 @@ def add_parser(commands) -> None:
     """Registers the command."""
     parser = commands.add_parser(
         "eval",
-        help="measure a tokenizer, a prior, or what rules do to images",
+        help="measure a tokenizer, a prior, or the images of several verifiers",
         description="Measures models and images against held-out data.",
     )
     parts = parser.add_subparsers(dest="part", required=True)
     for name, words in (
         ("tokenizer", "PSNR in dB, share of the codebook in use"),
-        ("prior", "nats per code, entropy of its predictions"),
+        ("prior", "nats per token, entropy of its predictions"),
     ):
         part = parts.add_parser(
             name,
@@ -36,7 +36,9 @@ def _add_source(parser) -> None:
     parser.add_argument(
         "--data", required=True, metavar="NAME", help="tfds name of the data set"
     )
-    parser.add_argument("--split", default="test", help="(default: %(default)s)")
+    parser.add_argument(
+        "--split", default="test", help="tfds split (default: %(default)s)"
+    )
     add_data(parser)
 
 
@@ -45,12 +47,12 @@ def _add_images(parts) -> None:
 
     parser = parts.add_parser(
         "images",
-        help="images drawn by each rule against held-out ones",
-        description="Draws the same images plainly and by each rule, for several "
-        "seeds, and compares them with held-out images (Frechet distance, precision "
-        "and recall in the features of a small classifier, class accuracy), with the "
-        "target (log-likelihood) and with the plain image of the same seed "
-        "(distortion). Writes numbers, a table and plots of speed against each.",
+        help="quality of the images that each verifier generates",
+        description="Generates images by plain decoding and with each verifier, for "
+        "several seeds. Measures Frechet distance, precision and recall against "
+        "held-out images and class accuracy (all with a small classifier), the "
+        "likelihood under the target, and the distortion against plain decoding with "
+        "the same seed. Writes numbers, a table, and plots against tokens per call.",
         epilog="Example: jaxspec eval images --data fruits360_64 --manual-dir "
         "DIR_OF_FRUITS360 --rules coupled lantern:k=10,lam=2 --out quality",
     )
@@ -58,14 +60,14 @@ def _add_images(parts) -> None:
     parser.add_argument(
         "--classifier",
         metavar="DIR",
-        help="trained by `jaxspec train classifier` (default: the one in the bundle)",
+        help="classifier from `jaxspec train classifier` (default: the bundle's)",
     )
     parser.add_argument(
         "--rules",
         nargs="+",
         default=["coupled"],
-        metavar="RULE",
-        help="see `jaxspec generate --help` (default: coupled)",
+        metavar="VERIFIER",
+        help="verifiers; see `jaxspec generate --help` (default: coupled)",
     )
     parser.add_argument(
         "--seeds",
@@ -73,22 +75,30 @@ def _add_images(parts) -> None:
         type=int,
         default=[0, 1, 2],
         metavar="N",
-        help="of the noise, at least two (default: 0 1 2)",
+        help="seeds of the noise, at least two (default: 0 1 2)",
     )
     parser.add_argument(
-        "--cfg-scale", type=float, default=2.0, metavar="S", help="(default: 2)"
+        "--cfg-scale",
+        type=float,
+        default=2.0,
+        metavar="S",
+        help="CFG scale (default: 2)",
     )
     parser.add_argument(
-        "--tree", default="optimal-57", help="of the drafts (default: %(default)s)"
+        "--tree",
+        default="optimal-57",
+        help="draft tree; see `jaxspec generate --help` (default: %(default)s)",
     )
     parser.add_argument(
         "--drafter",
         default="own",
         metavar="NAME",
-        help="see `jaxspec generate --help` (default: own)",
+        help="drafter; see `jaxspec generate --help` (default: own)",
     )
     add_numbers(
-        parser, num=(256, "images for each seed"), batch=(16, "images side by side")
+        parser,
+        num=(256, "images for each seed"),
+        batch=(16, "images generated together"),
     )
     add_out(parser, *SUFFIXES)
     parser.set_defaults(run=run_images)
@@ -148,9 +158,9 @@ def run_images(arguments: argparse.Namespace) -> None:
 
     check_numbers(arguments, "batch", num=4)
     if len(arguments.seeds) < 2 or len(set(arguments.seeds)) < len(arguments.seeds):
-        raise ConfigError("--seeds: give at least two, all different, for a spread")
+        raise ConfigError("--seeds: set at least two different seeds")
     if len(set(arguments.rules)) < len(arguments.rules):
-        raise ConfigError("--rules: name each once")
+        raise ConfigError("--rules: name each verifier once")
     check_out(arguments.out, *SUFFIXES)
     check_scales(arguments.cfg_scale)
 
@@ -172,7 +182,7 @@ def run_images(arguments: argparse.Namespace) -> None:
     from jaxspec.trees import tree_for
     from jaxspec.writing import write_file
 
-    for name in arguments.rules:  # told before anything is loaded
+    for name in arguments.rules:  # checked before anything is loaded
         parse_verifier(name)
     bundle = load_bundle(arguments.checkpoint)
     folder = Path(arguments.checkpoint or embedded_folder() / bundle.name)
@@ -184,7 +194,7 @@ def run_images(arguments: argparse.Namespace) -> None:
     ):
         raise ConfigError(
             "the classifier was trained on other images than bundle "
-            f"'{bundle.name}'; see `jaxspec train classifier`"
+            f"'{bundle.name}'; train one with `jaxspec train classifier`"
         )
     extract = classifier_features(classifier)
     loaded = load_drafter(arguments.drafter, bundle)
@@ -193,7 +203,7 @@ def run_images(arguments: argparse.Namespace) -> None:
     classes = spread_classes(len(bundle.class_names), arguments.num)
     settings = Settings(classes, batch=arguments.batch, cfg_scale=arguments.cfg_scale)
     total = arguments.num * len(arguments.seeds) * (1 + len(arguments.rules))
-    with tqdm(total=total, desc="drawing", unit="image") as bar:
+    with tqdm(total=total, desc="generating", unit="image") as bar:
         result = measure_quality(
             bundle,
             settings,

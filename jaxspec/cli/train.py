@@ -1,4 +1,4 @@
-"""`jaxspec train`: tokenizer, prior, drafter, classifier."""
+"""Command `jaxspec train`: tokenizer, prior, drafter and classifier."""
 
 import argparse
 
@@ -8,12 +8,12 @@ def add_parser(commands) -> None:
     parser = commands.add_parser(
         "train",
         help="train a tokenizer, a prior, a drafter or a classifier",
-        description="Trains one part of a preset. Tokenizer, prior and drafter are "
-        "trained in this order, in one working folder, because each reads the one "
-        "before; the classifier, which measures images, reads none. A run that was "
-        "stopped goes on where it was when the same command is given again; more "
-        "--steps lengthen a finished one, and the preset's learning rate, warm-up, "
-        "decays and intervals may change in between.",
+        description="Trains one part of a preset. Train tokenizer, prior and drafter "
+        "in this order and in one working folder, because each needs the part before; "
+        "the classifier, which measures images, needs none. A stopped run resumes when "
+        "the same command is run again. A finished one continues with more --steps. "
+        "The preset's learning rate, warm-up, decays and intervals may change in "
+        "between.",
         epilog="Example: jaxspec train tokenizer --config configs/fruits64_cpu.py "
         "--manual-dir DIR_OF_FRUITS360 --workdir runs/fruits64",
     )
@@ -22,14 +22,14 @@ def add_parser(commands) -> None:
         "--config",
         required=True,
         metavar="FILE",
-        help="preset: a Python file with get_config(), as in configs/",
+        help="preset: a Python file that defines get_config(), as in configs/",
     )
     parser.add_argument(
         "--workdir",
         required=True,
         metavar="DIR",
-        help="holds DIR/PART/ (state, metrics.jsonl) and the loadable result in "
-        "DIR/checkpoint/PART/",
+        help="folder of the state and metrics.jsonl, in DIR/PART/, and of the loadable "
+        "result, in DIR/checkpoint/PART/",
     )
     from jaxspec.cli.options import add_data
 
@@ -43,24 +43,24 @@ def add_parser(commands) -> None:
     parser.add_argument(
         "--checkpoint",
         metavar="DIR",
-        help="bundle whose tokenizer and prior are used instead of those that "
-        "--workdir holds; 'embedded' is the one that comes with jaxspec",
+        help="bundle whose tokenizer and prior are used instead of those in "
+        "--workdir; 'embedded' is the one installed with jaxspec",
     )
     parser.add_argument(
         "--start",
         metavar="DIR",
-        help="a trained prior or drafter of the same shape to go on from",
+        help="trained prior or drafter of the same configuration to start from",
     )
     parser.add_argument(
         "--mesh",
         metavar="DATAxMODEL",
-        help="train on several devices: rows divided along DATA, heads and widths "
-        "along MODEL (default: one device)",
+        help="train on several devices: batches are divided along DATA, heads and "
+        "widths along MODEL (default: one device)",
     )
     parser.add_argument(
         "--fsdp",
         action="store_true",
-        help="with --mesh: divide parameters and the optimizer's state along DATA, too",
+        help="with --mesh: also divide parameters and optimizer state along DATA",
     )
     parser.set_defaults(run=run)
 
@@ -75,15 +75,15 @@ def run(arguments: argparse.Namespace) -> None:
     experiment = load_experiment(arguments.config)
     if arguments.steps is not None:
         if arguments.steps < 1:
-            raise ConfigError(f"--steps {arguments.steps}: train at least one step")
+            raise ConfigError(f"--steps {arguments.steps}: must be at least 1")
         experiment = with_steps(experiment, arguments.part, arguments.steps)
 
     if arguments.fsdp and not arguments.mesh:
-        raise ConfigError("--fsdp divides along a mesh: give --mesh, such as 8x1")
+        raise ConfigError("--fsdp needs a mesh; set --mesh, such as 8x1")
 
     from jaxspec.bundle import DEFAULT, embedded_folder
     from jaxspec.sharding import make_mesh, read_mesh
-    from jaxspec.train.layout import Layout
+    from jaxspec.train.layout import TrainSharding
     from jaxspec.train.run import train_part
 
     bundle = arguments.checkpoint and Path(arguments.checkpoint)
@@ -96,15 +96,15 @@ def run(arguments: argparse.Namespace) -> None:
         command += f" --checkpoint {arguments.checkpoint}"
     if arguments.start:
         if arguments.part not in ("prior", "drafter"):
-            raise ConfigError("--start is for priors and drafters")
+            raise ConfigError("--start is only for priors and drafters")
         command += f" --start {arguments.start}"
     if arguments.manual_dir:
         command += " --manual-dir DIR"
     if arguments.steps is not None:
         command += f" --steps {arguments.steps}"
-    layout = Layout()
+    sharding = TrainSharding()
     if arguments.mesh:
-        layout = Layout(make_mesh(*read_mesh(arguments.mesh)), arguments.fsdp)
+        sharding = TrainSharding(make_mesh(*read_mesh(arguments.mesh)), arguments.fsdp)
         command += f" --mesh {arguments.mesh}" + " --fsdp" * arguments.fsdp
     path = train_part(
         experiment,
@@ -115,6 +115,6 @@ def run(arguments: argparse.Namespace) -> None:
         command,
         bundle,
         Path(arguments.start) if arguments.start else None,
-        layout,
+        sharding,
     )
     print(f"wrote {path}")

@@ -1,1 +1,1 @@
-"""Data sets served by `tfds.data_source`; the only package that imports tfds."""
+"""Data sets read with `tfds.data_source`; the only package that imports tfds."""

@@ -1,28 +1,35 @@
-"""Which examples make up a training step: a pure function of (seed, step)."""
+"""Examples of a training step, as a pure function of (seed, step)."""
 
 import numpy as np
 
 
 def epoch_order(seed: int, epoch: int, examples: int) -> np.ndarray:
-    """The permutation of one pass over the data."""
+    """Permutation of the examples for one epoch, int64 [examples]."""
     return np.random.default_rng((seed, epoch)).permutation(examples)
 
 
 def batch_indices(seed: int, step: int, batch: int, examples: int) -> np.ndarray:
-    """Indices `int64 [batch]` of step `step`: shuffled epochs laid end to end.
+    """Indices int64 [batch] of a step, from concatenated shuffled epochs.
 
-    A run that resumes at a step sees just what it would have seen.
+    A resumed run therefore reads the same examples as an uninterrupted one.
+
+    Args:
+      seed: seed of the shuffling.
+      step: index of the step, from 0.
+      batch: examples per step.
+      examples: number of examples in the data.
     """
     start = step * batch
-    places = np.arange(start, start + batch)
-    epochs = places // examples
-    out = np.empty(batch, np.int64)
+    positions = np.arange(start, start + batch)
+    epochs = positions // examples
+    indices = np.empty(batch, np.int64)
     for epoch in np.unique(epochs):
-        here = epochs == epoch
-        out[here] = epoch_order(seed, int(epoch), examples)[places[here] % examples]
-    return out
+        chosen = epochs == epoch
+        order = epoch_order(seed, int(epoch), examples)
+        indices[chosen] = order[positions[chosen] % examples]
+    return indices
 
 
 def step_rng(seed: int, step: int) -> np.random.Generator:
-    """Host randomness of a step (flips, crops), apart from the order."""
+    """Generator of a step's random flips and crops, independent of the order."""
     return np.random.default_rng((seed, step, 1))

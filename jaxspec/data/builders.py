@@ -1,4 +1,4 @@
-"""tfds builders for data that tfds itself does not know."""
+"""tfds builders for data sets that tfds does not provide."""
 
 import io
 from collections.abc import Iterator
@@ -12,12 +12,12 @@ from jaxspec.data.packed import read_class_names, read_packed
 from jaxspec.data.pictures import SUFFIXES, as_rgb, image_files
 from jaxspec.errors import DataError
 
-# Of the public archive of Fruits-360, in the order of their names.
+# Folders of the public archive of Fruits-360, sorted by name.
 HALVES = ("Test", "Training")
 
 
 class Fruits360(tfds.core.GeneratorBasedBuilder):
-    """Fruits-360, 64x64 color, one class a variety.
+    """Fruits-360 in color at 64x64, with one class per variety.
 
     Author: Mihai Oltean, Fruits-360, 2017-. License: CC BY-SA 4.0.
     """
@@ -63,36 +63,36 @@ class Fruits360(tfds.core.GeneratorBasedBuilder):
 
     @classmethod
     def class_names(cls, folder: Path) -> list[str]:
-        """Names of the classes, by label."""
+        """Class names, indexed by label."""
         if (folder / cls.PACKED).is_file():
             return read_class_names(folder / cls.PACKED)
         return list(_varieties(folder))
 
 
 def _varieties(folder: Path) -> dict[str, list[Path]]:
-    """Images of each variety, both by name; hidden folders are none."""
+    """Image files of each variety, sorted by name; hidden folders are skipped."""
     halves = [half for name in HALVES if (half := folder / name).is_dir()]
-    places = [p for half in halves for p in half.iterdir() if p.is_dir()]
-    names = sorted({p.name for p in places if not p.name.startswith(".")})
+    folders = [p for half in halves for p in half.iterdir() if p.is_dir()]
+    names = sorted({p.name for p in folders if not p.name.startswith(".")})
     if not names:
         raise DataError(
             f"'{folder}' holds neither {Fruits360.PACKED} nor the public archive's "
             "folders Training and Test"
         )
-    found = {
+    varieties = {
         name: [file for half in halves for file in image_files(half / name)]
         for name in names
     }
-    if empty := [name for name, files in found.items() if not files]:
+    if empty := [name for name, files in varieties.items() if not files]:
         raise DataError(
             f"'{folder}' has a folder '{empty[0]}' without images "
-            f"({', '.join(SUFFIXES)}); remove it, or it would be a class"
+            f"({', '.join(SUFFIXES)}); remove it, since every folder is a class"
         )
-    return found
+    return varieties
 
 
 def _public_fruits(folder: Path, split: str) -> Iterator[tuple[bytes, int]]:
-    """Every third image of each variety, 64x64; every tenth of these is test."""
+    """Every third image of each variety at 64x64; every tenth of these is for test."""
     for label, files in enumerate(_varieties(folder).values()):
         for i, file in enumerate(files[::3]):
             if (i % 10 == 9) == (split == "test"):
@@ -143,5 +143,5 @@ class Cifar10Packed(tfds.core.GeneratorBasedBuilder):
 
     @classmethod
     def class_names(cls, folder: Path) -> list[str]:
-        """Names of the classes, by label."""
+        """Class names, indexed by label."""
         return read_class_names(folder / cls.PACKED)

@@ -1,4 +1,4 @@
-"""Images as codes, computed once and kept."""
+"""Token sequences of images, encoded once and cached."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,31 +17,39 @@ from jaxspec.writing import whole_file
 
 
 class Sequences(Protocol):
-    """What trainers read: `CodeSource`, or text."""
+    """Training sequences: `CodeSource` or `TextSource`.
+
+    Attributes:
+      codes: integer [M, n, T], `M` versions of `n` sequences, the original first.
+      labels: int32 [n], conditions.
+      digest: identity of the sequences.
+    """
 
     codes: np.ndarray
     labels: np.ndarray
     digest: str
 
     def __len__(self) -> int:
-        """How many."""
+        """Number `n` of sequences."""
         ...
 
     def take(
         self, indices: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens int32 [k, T] and labels int32 [k] of a training step."""
+        """Tokens int32 [B, T] and labels int32 [B] of a training step."""
         ...
 
 
 @dataclass
 class CodeSource:
-    """Codes of a split.
+    """Tokens of the images of a split.
 
     Attributes:
-      codes: uint16 or int32 [M, n, T]: as they are, and mirrored when `M` is 2.
-      labels: int32 [n].
-      digest: of the tokenizer that made them.
+      codes: uint16 or int32 [M, n, T], of the original images and, if `M` is 2, of the
+        mirrored ones.
+      labels: int32 [n], classes.
+      digest: digest of the tokenizer's parameters or, for self-generated sequences, of
+        the target and its settings.
     """
 
     codes: np.ndarray
@@ -51,22 +59,29 @@ class CodeSource:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def rows(self, indices: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Rows of all codes `[M n, T]`: images mirrored at random where possible."""
+    def sample_indices(
+        self, indices: np.ndarray, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Indices [B] into `M n` sequences, which choose a random version of each.
+
+        Args:
+          indices: integer [B], sequences below `n`.
+          rng: generator that samples the versions.
+        """
         return (
             rng.integers(self.codes.shape[0], size=len(indices)) * len(self) + indices
         )
 
-    def at(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Codes int32 [k, T] of rows, and labels [k]."""
-        codes = self.codes.reshape(-1, self.codes.shape[-1])[rows]
-        return codes.astype(np.int32), self.labels[rows % len(self)]
+    def at(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens int32 [B, T] and labels [B] at indices into `M n` sequences."""
+        codes = self.codes.reshape(-1, self.codes.shape[-1])[indices]
+        return codes.astype(np.int32), self.labels[indices % len(self)]
 
     def take(
         self, indices: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Codes int32 [k, T] (mirrored at random where possible) and labels [k]."""
-        return self.at(self.rows(indices, rng))
+        """Tokens int32 [B, T], in a random version of each image, and labels [B]."""
+        return self.at(self.sample_indices(indices, rng))
 
 
 def encode_source(
@@ -79,16 +94,16 @@ def encode_source(
     cache_dir: Path,
     batch: int = 64,
 ) -> CodeSource:
-    """Encodes a split, or reads what an earlier run with the same tokenizer kept.
+    """Encodes a split, or reads the codes cached with the same tokenizer.
 
     Args:
-      tokenizer: static functions.
-      params: its parameters.
-      source: images.
-      name: of data set and split, on disk.
-      flips: also encode mirrored images.
-      cache_dir: where codes are kept.
-      batch: images side by side.
+      tokenizer: static functions of the tokenizer.
+      params: parameters of the tokenizer.
+      source: images of the split.
+      name: data set and split, as the beginning of the cache's file name.
+      flips: whether to encode mirrored images as well.
+      cache_dir: folder of the cached codes.
+      batch: images per forward pass.
     """
     digest = params_digest(params)
     file = cache_dir / f"{name}-{'flips' if flips else 'plain'}-{digest}.npy"
@@ -99,11 +114,11 @@ def encode_source(
     kind = np.uint16 if tokenizer.config.codebook_size <= 1 << 16 else np.int32
     codes = np.empty((1 + flips, len(source), length), kind)
     for start in tqdm(range(0, len(source), batch), desc=f"encoding {name}"):
-        rows = np.arange(start, min(start + batch, len(source)))
-        images = to_unit(source.take(rows))
+        indices = np.arange(start, min(start + batch, len(source)))
+        images = to_unit(source.take(indices))
         for mirrored in range(1 + flips):
             view = images[:, :, ::-1] if mirrored else images
-            codes[mirrored, rows] = np.asarray(encode(params, view))
+            codes[mirrored, indices] = np.asarray(encode(params, view))
     cache_dir.mkdir(parents=True, exist_ok=True)
     with whole_file(file) as stream:
         np.save(stream, codes)

@@ -1,4 +1,4 @@
-"""Reader of the packed image format: JPEG files laid end to end in an `.npz`."""
+"""Reader of packed images: concatenated JPEG files in an `.npz` archive."""
 
 import zipfile
 from collections.abc import Iterator
@@ -13,12 +13,12 @@ def read_packed(path: str | Path, split: str) -> Iterator[tuple[bytes, int]]:
     """Yields the JPEG bytes and the label of each image of a split.
 
     Args:
-      path: file with arrays `{split}_jpeg` (uint8), `{split}_offsets` (int64, n + 1)
-        and `{split}_labels`.
-      split: "train" or "test".
+      path: file with arrays `{split}_jpeg` (uint8 [bytes]), `{split}_offsets` (int64
+        [n + 1]) and `{split}_labels` (integer [n]).
+      split: name of the split, "train" or "test".
 
     Raises:
-      DataError: the file is missing, damaged or of another form.
+      DataError: the file is missing, damaged or in another format.
     """
     jpeg, offsets, labels = _arrays(
         path, f"{split}_jpeg", f"{split}_offsets", f"{split}_labels"
@@ -30,7 +30,7 @@ def read_packed(path: str | Path, split: str) -> Iterator[tuple[bytes, int]]:
 
 
 def read_class_names(path: str | Path) -> list[str]:
-    """The `class_names` of a packed file."""
+    """Class names of a packed file, indexed by label."""
     return [str(name) for name in _arrays(path, "class_names")[0]]
 
 

@@ -1,4 +1,4 @@
-"""An image of any kind, in a file or an array, as `uint8` RGB."""
+"""Conversion of image files and arrays of any kind to uint8 RGB."""
 
 import io
 from pathlib import Path
@@ -8,13 +8,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from jaxspec.errors import DataError
 
-# Files of a folder of images, whatever the case of the letters.
+# Suffixes of image files, in lower case.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by channels
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by number of channels
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Images in a folder, by name; other files and hidden ones are left out."""
+    """Image files in a folder, sorted by name; hidden files are skipped."""
     if not folder.is_dir():
         return []
     return sorted(
@@ -25,27 +25,28 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def as_rgb(source: Path | bytes | np.ndarray, name: str) -> np.ndarray:
-    """An image as a viewer shows it, `uint8 [H, W, 3]`.
+    """Converts an image to uint8 RGB [height, width, 3], as a viewer shows it.
 
-    16 bits a channel are scaled to 8, two levels to 0 and 255. Gray, palettes and CMYK
-    become RGB, the latter without color profiles. Transparent parts lie on white. The
-    rotation that EXIF asks for is done. Of an animated file the first frame is taken.
+    16-bit channels are scaled to 8 bits, and bilevel images to 0 and 255. Gray, palette
+    and CMYK images become RGB, the latter without color profiles. Transparent parts are
+    blended with white. The EXIF rotation is applied. For animations the first frame is
+    used.
 
     Args:
-      source: a file, its bytes, or an array `[H, W]` or `[H, W, C]` of 1 (gray), 2
-        (gray, alpha), 3 or 4 (alpha) channels: uint8, uint16 or bool.
-      name: of the image in errors.
+      source: file, bytes of a file, or array [height, width] or [height, width, C] of
+        uint8, uint16 or bool, with 1 (gray), 2 (gray, alpha), 3 or 4 (alpha) channels.
+      name: name of the image in error messages.
 
     Raises:
-      DataError: it is damaged, of an unknown kind, or its numbers have no declared
-        range (floats, 32-bit integers).
+      DataError: the image is damaged, of an unknown kind, or its values have no
+        declared range (floats, 32-bit integers).
     """
     try:
         if isinstance(source, np.ndarray):
-            return _on_white(_of_array(source, name))
+            return _on_white(_from_array(source, name))
         data = source.read_bytes() if isinstance(source, Path) else source
         with Image.open(io.BytesIO(data)) as image:
-            return _on_white(_eight_bits(image, name))
+            return _on_white(_to_eight_bits(image, name))
     except DataError:
         raise
     except UnidentifiedImageError:
@@ -55,7 +56,7 @@ def as_rgb(source: Path | bytes | np.ndarray, name: str) -> np.ndarray:
     raise DataError(f"cannot read {name}: {reason}; replace or remove it")
 
 
-def _of_array(image: np.ndarray, name: str) -> Image.Image:
+def _from_array(image: np.ndarray, name: str) -> Image.Image:
     if image.ndim == 2:
         image = image[..., None]
     if image.ndim != 3 or image.shape[2] not in MODES or 0 in image.shape:
@@ -66,31 +67,31 @@ def _of_array(image: np.ndarray, name: str) -> Image.Image:
     if image.dtype == bool:
         image = image * np.uint8(255)
     elif (image.dtype.kind, image.dtype.itemsize) == ("u", 2):
-        image = _scaled(image)
+        image = _scale_to_eight_bits(image)
     elif image.dtype != np.uint8:
-        raise _no_range(name, str(image.dtype))
+        raise _undeclared_range(name, str(image.dtype))
     gray = image.shape[2] == 1
     return Image.fromarray(image[..., 0] if gray else image)
 
 
-def _eight_bits(image: Image.Image, name: str) -> Image.Image:
-    """The first frame, turned, with at most 8 bits a channel."""
+def _to_eight_bits(image: Image.Image, name: str) -> Image.Image:
+    """First frame after EXIF rotation, with at most 8 bits per channel."""
     kind = image.format
     image = ImageOps.exif_transpose(image)
-    # Pillow scales 16-bit color itself, and 16-bit gray of PPM to this range.
+    # Pillow scales 16-bit color to 8 bits, and 16-bit gray of PPM to 0..65535.
     if image.mode.startswith("I;16") or (image.mode == "I" and kind in ("PNG", "PPM")):
-        return Image.fromarray(_scaled(np.asarray(image)))
+        return Image.fromarray(_scale_to_eight_bits(np.asarray(image)))
     if image.mode in ("I", "F"):
-        raise _no_range(name, {"I": "int32", "F": "float32"}[image.mode])
+        raise _undeclared_range(name, {"I": "int32", "F": "float32"}[image.mode])
     return image
 
 
-def _scaled(values: np.ndarray) -> np.ndarray:
-    """0 to 65535 as 0 to 255, rounded."""
+def _scale_to_eight_bits(values: np.ndarray) -> np.ndarray:
+    """Values in [0, 65535] scaled to [0, 255] and rounded."""
     return np.round(values / 257.0).astype(np.uint8)
 
 
-def _no_range(name: str, dtype: str) -> DataError:
+def _undeclared_range(name: str, dtype: str) -> DataError:
     return DataError(
         f"{name} is of {dtype}, whose range is not declared; store it as uint8 or "
         "uint16"

@@ -12,23 +12,28 @@ HELDOUT_SHARE = 0.1
 
 
 class TextSource:
-    """Windows of a text, one token a byte.
+    """Windows of a text, with one token per byte.
 
     Attributes:
-      codes: uint8 [1, n, T]: the text cut into windows, one behind the other.
+      codes: uint8 [1, n, T], consecutive windows that do not overlap.
       labels: int32 [n], zeros.
-      digest: of the text.
+      digest: digest of the text.
     """
 
     def __init__(self, path: str | Path, length: int, *, heldout: bool):
-        """Reads the first part of a file, or the part that is held out.
+        """Reads one part of a file.
+
+        Args:
+          path: text file.
+          length: bytes of a window, `T`.
+          heldout: True for the end of the file, False for the part before it.
 
         Raises:
-          DataError: there is no such file, or it is too short.
+          DataError: the file is missing or shorter than a window.
         """
         path = Path(path)
         if not path.is_file():
-            raise DataError(f"no text file at '{path}'; give its folder, --manual-dir")
+            raise DataError(f"no text file at '{path}'; set --manual-dir to its folder")
         text = np.frombuffer(path.read_bytes(), np.uint8)
         cut = len(text) - int(HELDOUT_SHARE * len(text))
         self._text = text[cut:] if heldout else text[:cut]
@@ -45,8 +50,8 @@ class TextSource:
     def take(
         self, indices: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """As many windows int32 [k, T] from anywhere, and labels [k]."""
+        """Random windows int32 [B, T], as many as `indices`, and labels [B]."""
         length = self.codes.shape[2]
         starts = rng.integers(0, len(self._text) - length + 1, len(indices))
-        rows = self._text[starts[:, None] + np.arange(length)]
-        return rows.astype(np.int32), np.zeros(len(indices), np.int32)
+        windows = self._text[starts[:, None] + np.arange(length)]
+        return windows.astype(np.int32), np.zeros(len(indices), np.int32)

@@ -1,4 +1,4 @@
-"""How well a prior predicts held-out codes."""
+"""Likelihood of tokens under a prior."""
 
 from functools import partial
 
@@ -20,24 +20,24 @@ def likelihood_metrics(
     batch: int = 16,
     most: int | None = None,
 ) -> dict[str, float]:
-    """Measures a prior on codes that were not mirrored.
+    """Measures a prior on the original (not mirrored) sequences of a source.
 
     Args:
       model: static functions of the prior.
-      params: its parameters.
-      source: codes and labels.
-      batch: sequences side by side.
-      most: at most so many sequences, spread over the split.
+      params: parameters of the prior.
+      source: sequences and labels.
+      batch: sequences per forward pass.
+      most: largest number of sequences, evenly spaced in the source; None for all.
 
     Returns:
-      "nll": mean negative log-likelihood of a code; "entropy": mean entropy of the
-      predictions at the same places; both in nats.
+      A dict with "nll", the mean negative log-likelihood of a token, and "entropy", the
+      mean entropy of the predictions at the same positions, both in nats.
     """
 
     count = min(most or len(source), len(source))
-    # Spread over the split, whose order may follow the classes.
-    rows = np.linspace(0, len(source) - 1, count).astype(np.int64)
-    padded = np.resize(rows, -(-count // batch) * batch).reshape(-1, batch)
+    # Evenly spaced, since the source may be sorted by class.
+    indices = np.linspace(0, len(source) - 1, count).astype(np.int64)
+    padded = np.resize(indices, -(-count // batch) * batch).reshape(-1, batch)
     values = [
         _measure(
             model, params, source.codes[0, part].astype(np.int32), source.labels[part]
@@ -68,31 +68,31 @@ def guided_nll(
     *,
     batch: int = 16,
 ) -> float:
-    """Mean negative log-likelihood of codes under the guided law, in nats a token.
+    """Mean negative log-likelihood of tokens after CFG, in nats per token.
 
     Args:
       model: static functions of the prior.
-      params: its parameters.
-      codes: int [n, T].
-      labels: int [n].
-      cfg_scale: scale; 1 is the conditional law.
-      batch: sequences side by side.
+      params: parameters of the prior.
+      codes: integer [n, T], tokens.
+      labels: integer [n], classes.
+      cfg_scale: CFG scale; 1 for the conditional distribution.
+      batch: sequences per forward pass.
     """
     padded = np.resize(np.arange(len(codes)), -(-len(codes) // batch) * batch)
     values = [
-        _guided(model, params, codes[part], labels[part], jnp.float32(cfg_scale))
+        _guided_nll(model, params, codes[part], labels[part], jnp.float32(cfg_scale))
         for part in padded.reshape(-1, batch)
     ]
     return float(np.concatenate(values)[: len(codes)].mean())
 
 
 @partial(jax.jit, static_argnums=0)
-def _guided(model, params, codes, labels, cfg_scale):
-    streams = [
+def _guided_nll(model, params, codes, labels, cfg_scale):
+    branches = [
         model.score(params, labels, codes[:, :-1], null=jnp.full(labels.shape, null))[0]
         for null in (False, True)
     ]
-    conditional, unconditional = streams
+    conditional, unconditional = branches
     logits = unconditional + cfg_scale * (conditional - unconditional)
     log_p = jax.nn.log_softmax(logits[:, model.config.prefix_length - 1 :])
     taken = jnp.take_along_axis(log_p, codes[..., None], axis=-1)[..., 0]

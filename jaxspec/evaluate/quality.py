@@ -1,4 +1,4 @@
-"""Quality of images by way of drawing them, beside the plain ones of one seed."""
+"""Image quality by verifier, compared with plain decoding at the same seeds."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -31,32 +31,42 @@ from jaxspec.rules import parse_verifier
 from jaxspec.spec.envelopes import DynamicTree
 from jaxspec.spec.tree import Tree
 
-# images uint8 [n, H, W, 3] -> features float [n, E], class ids int [n]
+# images uint8 [n, h, w, 3] -> features float [n, E], predicted classes int [n]
 Extractor = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
-# What is measured of a set: name, words, and whether more is better.
+# Metrics of a set of images: key, label, and whether higher is better.
 METRICS = {
     "frechet": ("Frechet distance", False),
     "precision": ("precision", True),
     "recall": ("recall", True),
     "accuracy": ("class accuracy", True),
-    "nll": ("nats a token", False),
+    "nll": ("nats per token", False),
     "psnr": ("dB to plain", True),
     "code_distance": ("code distance to plain", False),
-    "same_tokens": ("tokens as plain", True),
+    "same_tokens": ("tokens equal to plain", True),
 }
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Features of held-out images: as many as are drawn, where there are so many."""
+    """Features of held-out images.
+
+    Attributes:
+      features: float [n, E], of as many images as are generated.
+      accuracy: share of these images that the classifier gets right.
+    """
 
     features: np.ndarray
     accuracy: float
 
 
 def classifier_features(checkpoint: Checkpoint, batch: int = 64) -> Extractor:
-    """Features and classes by a trained classifier."""
+    """Function from images to a trained classifier's features and classes.
+
+    Args:
+      checkpoint: the classifier.
+      batch: images per forward pass.
+    """
     model = Classifier(checkpoint.config)
     run = jax.jit(model.__call__)
 
@@ -65,8 +75,8 @@ def classifier_features(checkpoint: Checkpoint, batch: int = 64) -> Extractor:
         for start in range(0, len(images), batch):
             part = images[start : start + batch]
             full = np.resize(part, (batch, *part.shape[1:]))
-            one, logits = run(checkpoint.params, to_unit(full))
-            features.append(np.asarray(one)[: len(part)])
+            batch_features, logits = run(checkpoint.params, to_unit(full))
+            features.append(np.asarray(batch_features)[: len(part)])
             classes.append(np.asarray(logits).argmax(-1)[: len(part)])
         return np.concatenate(features), np.concatenate(classes)
 
@@ -74,18 +84,18 @@ def classifier_features(checkpoint: Checkpoint, batch: int = 64) -> Extractor:
 
 
 def read_heldout(source: ImageSource, extract: Extractor, count: int) -> HeldOut:
-    """Features of `count` images spread over a split.
+    """Features of `count` evenly spaced images of a split.
 
     Raises:
-      DataError: the split has fewer.
+      DataError: the split has fewer than `count` images.
     """
     if len(source) < count:
         raise DataError(
-            f"the split has {len(source)} images, fewer than the {count} drawn"
+            f"the split has {len(source)} images, fewer than the {count} to generate"
         )
-    rows = np.linspace(0, len(source) - 1, count).astype(np.int64)
-    features, classes = extract(source.take(rows))
-    return HeldOut(features, float((classes == source.labels[rows]).mean()))
+    indices = np.linspace(0, len(source) - 1, count).astype(np.int64)
+    features, classes = extract(source.take(indices))
+    return HeldOut(features, float((classes == source.labels[indices]).mean()))
 
 
 def measure_run(
@@ -96,18 +106,27 @@ def measure_run(
     heldout: HeldOut,
     extract: Extractor,
 ) -> dict[str, float | None]:
-    """All of `METRICS` for what was drawn; "psnr" is None for equal images.
+    """All `METRICS` of generated images; "psnr" is None for equal images.
 
-    "nll" is of the law that is sampled from: guided, temperature 1, without filters.
-    Code distances are Euclidean, between the tokenizer's vectors.
+    "nll" is measured under the sampling distribution: after CFG, at temperature 1 and
+    without filters. Code distances are Euclidean distances of codebook vectors.
+
+    Args:
+      bundle: models.
+      settings: classes and CFG scale of the images.
+      run: result to measure.
+      plain: result of plain decoding with the same seed.
+      heldout: features of held-out images.
+      extract: features and classes of images.
     """
     images = decode_images(bundle, run.tokens)
     features, classes = extract(images)
     precision, recall = precision_recall(heldout.features, features)
-    book = np.asarray(bundle.tokenizer.params["codebook"], np.float64)
-    apart = np.linalg.norm(book[run.tokens] - book[plain.tokens], axis=-1)
-    own = decode_images(bundle, plain.tokens).astype(np.float64)
-    error = np.mean((images - own) ** 2)
+    codebook = np.asarray(bundle.tokenizer.params["codebook"], np.float64)
+    distance = codebook[run.tokens] - codebook[plain.tokens]
+    distance = np.linalg.norm(distance, axis=-1)
+    plain_images = decode_images(bundle, plain.tokens).astype(np.float64)
+    error = np.mean((images - plain_images) ** 2)
     return {
         "frechet": frechet_distance(heldout.features, features),
         "precision": precision,
@@ -121,7 +140,7 @@ def measure_run(
             settings.cfg_scale,
         ),
         "psnr": float(10 * np.log10(255**2 / error)) if error else None,
-        "code_distance": float(apart.mean()),
+        "code_distance": float(distance.mean()),
         "same_tokens": float((run.tokens == plain.tokens).mean()),
     }
 
@@ -129,7 +148,7 @@ def measure_run(
 def measure_quality(
     bundle: Bundle,
     settings: Settings,
-    rules: Sequence[str],
+    verifiers: Sequence[str],
     tree: Tree | DynamicTree,
     heldout: HeldOut,
     extract: Extractor,
@@ -138,41 +157,42 @@ def measure_quality(
     loaded: LoadedDrafter | None = None,
     progress: Progress = lambda count: None,
 ) -> dict[str, Any]:
-    """One row for plain decoding and each rule, each over all seeds.
+    """Measures plain decoding and each verifier over several seeds.
 
     Args:
       bundle: models.
-      settings: what is drawn; its seed and rule are replaced.
-      rules: by name, see `parse_verifier`.
+      settings: classes, batch size and CFG scale; seed and verifier are replaced.
+      verifiers: names of verifiers, see `parse_verifier`.
       tree: shape of the drafts.
-      heldout: what images are compared with.
+      heldout: features of held-out images.
       extract: features and classes of images.
-      seeds: of noise; at least two, so that there is a spread.
-      loaded: who drafts; by default the bundle's own drafter.
-      progress: called with the number of images drawn.
+      seeds: seeds of the noise, at least two for a standard deviation.
+      loaded: drafter; None for the bundle's own.
+      progress: callback with the number of images generated since the last call.
 
     Raises:
-      ConfigError: fewer than two seeds, or a rule that the drafter cannot serve.
+      ConfigError: there are fewer than two different seeds, or a verifier does not
+        support the drafter.
     """
     if len(seeds) < 2 or len(set(seeds)) < len(seeds):
         raise ConfigError("quality needs at least two seeds, all different")
     bundle = bundle_for(bundle, loaded)
-    chosen = {name: parse_verifier(name) for name in rules}
+    parsed = {name: parse_verifier(name) for name in verifiers}
     cells: dict[str, list[dict[str, float | None]]] = {
         "plain": [],
-        **{n: [] for n in rules},
+        **{n: [] for n in verifiers},
     }
     for seed in seeds:
-        here = replace(settings, seed=seed, verifier=parse_verifier("coupled"))
+        seeded = replace(settings, seed=seed, verifier=parse_verifier("coupled"))
         measure = partial(measure_run, heldout=heldout, extract=extract)
-        plain = draw(bundle, here, Tree.root(), loaded=loaded, progress=progress)
+        plain = draw(bundle, seeded, Tree.root(), loaded=loaded, progress=progress)
         cells["plain"].append(
-            {"tokens_per_call": 1.0, **measure(bundle, here, plain, plain)}
+            {"tokens_per_call": 1.0, **measure(bundle, seeded, plain, plain)}
         )
-        for name, verifier in chosen.items():
-            given = replace(here, verifier=verifier)
-            run = draw(bundle, given, tree, loaded=loaded, progress=progress)
-            values = measure(bundle, given, run, plain)
+        for name, verifier in parsed.items():
+            verified = replace(seeded, verifier=verifier)
+            run = draw(bundle, verified, tree, loaded=loaded, progress=progress)
+            values = measure(bundle, verified, run, plain)
             cells[name].append({"tokens_per_call": run.tokens_per_call, **values})
     return {
         "checkpoint": bundle.name,
@@ -187,8 +207,8 @@ def measure_quality(
         "rows": [
             {
                 "verifier": name,
-                "lossless": name == "plain" or chosen[name].lossless,
-                **{key: [row[key] for row in values] for key in values[0]},
+                "lossless": name == "plain" or parsed[name].lossless,
+                **{key: [cell[key] for cell in values] for key in values[0]},
             }
             for name, values in cells.items()
         ],

@@ -1,4 +1,4 @@
-"""Quality as a table and as plots of speed against each metric."""
+"""Image quality as a Markdown table, and as plots against tokens per call."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ from jaxspec.evaluate.quality import METRICS
 
 
 def quality_markdown(result: dict[str, Any]) -> str:
-    """Means over the seeds, with the spread between them."""
+    """Table of means over the seeds, with standard deviations."""
     seeds = result["seeds"]
-    arrow = {True: "up", False: "down"}
-    heads = [f"{words} ({arrow[up]})" for words, up in METRICS.values()]
+    direction = {True: "up", False: "down"}
+    heads = [f"{label} ({direction[up]})" for label, up in METRICS.values()]
     lines = [
         f"# Quality: {result['checkpoint']}",
         "",
@@ -22,12 +22,14 @@ def quality_markdown(result: dict[str, Any]) -> str:
         f"images for each of the seeds {', '.join(map(str, seeds))}, temperature 1, "
         f"cfg {result['cfg_scale']:g}, {result['tree']} of {result['nodes']} nodes. "
         "Each number is a mean over seeds, with the standard deviation between seeds. "
-        "Distances are in the features of a small classifier trained on the same data "
-        "(this is no FID), against as many held-out images; that classifier is right "
-        f"about {100 * result['heldout_accuracy']:.1f} % of those. Distortions are "
-        "against the plain image of the same seed.",
+        "Frechet distance, precision and recall are measured against an equal number "
+        "of held-out images, in the features of a small classifier trained on the same "
+        "data (not an FID). That classifier gets "
+        f"{100 * result['heldout_accuracy']:.1f} % of the held-out images right. PSNR, "
+        "code distance and equal tokens are relative to plain decoding with the same "
+        "seed.",
         "",
-        "| rule | lossless | tokens/call | " + " | ".join(heads) + " |",
+        "| verifier | lossless | tokens/call | " + " | ".join(heads) + " |",
         "|" + "---|" * (len(heads) + 3),
     ]
     for row in result["rows"]:
@@ -38,32 +40,33 @@ def quality_markdown(result: dict[str, Any]) -> str:
 
 
 def _cell(values: list[float | None]) -> str:
-    some = [x for x in values if x is not None]
-    if not some:
+    """Mean and standard deviation; None stands for images equal to the plain ones."""
+    finite = [x for x in values if x is not None]
+    if not finite:
         return "same"
-    if len(some) < len(values):
-        return f"{np.mean(some):.3g}, same {len(values) - len(some)} times"
-    return f"{np.mean(some):.3g} ({np.std(some, ddof=1):.1g})"
+    if len(finite) < len(values):
+        return f"{np.mean(finite):.3g}, same {len(values) - len(finite)} times"
+    return f"{np.mean(finite):.3g} ({np.std(finite, ddof=1):.1g})"
 
 
 def quality_plot(result: dict[str, Any]) -> np.ndarray:
-    """A panel for each metric: its mean over tokens per call, a point for each rule.
+    """Plots the mean of each metric against tokens per call, a point per verifier.
 
-    Dashed lines: what plain decoding gives, one standard deviation either way.
+    Dashed lines are one standard deviation above and below plain decoding.
     """
     panels = []
     rows = result["rows"]
     right = max(np.mean(row["tokens_per_call"]) for row in rows)
-    for key, (words, _) in METRICS.items():
+    for key, (label, _) in METRICS.items():
         lines = []
         if None not in rows[0][key]:
             plain = np.array(rows[0][key])
-            middle, spread = plain.mean(), plain.std(ddof=1)
-            for level in (middle - spread, middle + spread):
-                lines.append(Line("plain, spread", [1, right], [level] * 2, True))
+            mean, deviation = plain.mean(), plain.std(ddof=1)
+            for level in (mean - deviation, mean + deviation):
+                lines.append(Line("plain, std", [1, right], [level] * 2, True))
         for row in rows:
             if None not in row[key]:
                 x, y = np.mean(row["tokens_per_call"]), np.mean(row[key])
                 lines.append(Line(row["verifier"], [x], [y]))
-        panels.append(Panel(words, lines))
+        panels.append(Panel(label, lines))
     return plot_panels(panels, "tokens per call", "", columns=2)

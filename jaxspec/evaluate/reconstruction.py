@@ -1,4 +1,4 @@
-"""How well a tokenizer keeps images, and how much of its codebook it uses."""
+"""Reconstruction quality and codebook usage of a tokenizer."""
 
 from functools import partial
 
@@ -16,12 +16,18 @@ from jaxspec.typing import Params
 def reconstruction_metrics(
     tokenizer: Tokenizer, params: Params, source: ImageSource, batch: int = 100
 ) -> dict[str, float]:
-    """Measures a tokenizer on every image of `source`.
+    """Measures a tokenizer on all images of a source.
+
+    Args:
+      tokenizer: static functions of the tokenizer.
+      params: parameters of the tokenizer.
+      source: images.
+      batch: images per forward pass.
 
     Returns:
-      "psnr": mean over images of the peak signal-to-noise ratio in dB, decoded
-        values clipped to [-1, 1]; "codes_used": share of the codebook seen;
-        "perplexity": exp of the entropy of the code histogram.
+      A dict with "psnr", the mean over images of the peak signal-to-noise ratio in dB,
+      with decoded values clipped to [-1, 1]; "codes_used", the share of the codebook
+      that occurs; and "perplexity", exp of the entropy of the histogram of codes.
     """
 
     size = tokenizer.config.codebook_size

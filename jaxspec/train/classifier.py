@@ -1,4 +1,4 @@
-"""Training of the classifier whose features measure images."""
+"""Classifier training; the classifier's features measure generated images."""
 
 from pathlib import Path
 
@@ -14,13 +14,13 @@ from jaxspec.images import to_unit
 from jaxspec.models.classifier import Classifier, ClassifierConfig
 from jaxspec.spec.noise import seed_key
 from jaxspec.train.experiment import Experiment, TrainingConfig, fingerprint
-from jaxspec.train.layout import ONE_DEVICE, Layout
+from jaxspec.train.layout import ONE_DEVICE, TrainSharding
 from jaxspec.train.loop import fit
-from jaxspec.train.optimizer import begin, descend
+from jaxspec.train.optimizer import apply_gradients, init_train_state
 
-# Held-out images that select the checkpoint.
+# Held-out images on which checkpoints are compared.
 HELDOUT = 2048
-# Most pixels by which an image is moved, as a share of its side.
+# Largest random shift of an image, as a share of its side.
 SHIFT = 1 / 16
 
 
@@ -29,14 +29,22 @@ def train_classifier(
     source: ImageSource,
     heldout: ImageSource,
     workdir: Path,
-    layout: Layout = ONE_DEVICE,
+    sharding: TrainSharding = ONE_DEVICE,
 ) -> Checkpoint:
-    """Trains a classifier on the experiment's images; resumes `workdir`."""
+    """Trains a classifier of an experiment's images; resumes the training in `workdir`.
+
+    Args:
+      experiment: image size, and settings of the training.
+      source: training images.
+      heldout: images that select the checkpoint.
+      workdir: folder of the state and the metrics.
+      sharding: devices of the training's arrays.
+    """
     config = experiment.train_classifier
-    assert experiment.tokenizer is not None  # there are images
+    assert experiment.tokenizer is not None  # images, not text
     side = experiment.tokenizer.image_size
-    shape = ClassifierConfig(side, len(source.class_names), max(side // 16, 1))
-    model, most = Classifier(shape), max(int(SHIFT * side), 1)
+    model_config = ClassifierConfig(side, len(source.class_names), max(side // 16, 1))
+    model, shift = Classifier(model_config), max(int(SHIFT * side), 1)
 
     def batch_fn(step):
         indices = batch_indices(config.seed, step, config.batch, len(source))
@@ -44,41 +52,43 @@ def train_classifier(
         if experiment.data.flips:
             mirrored = rng.random(config.batch)[:, None, None, None] < 0.5
             images = np.where(mirrored, images[:, :, ::-1], images)
-        down, right = rng.integers(-most, most + 1, 2)
-        pad = ((0, 0), (most, most), (most, most), (0, 0))
-        moved = np.pad(images, pad, mode="edge")
-        moved = moved[:, most + down :, most + right :][:, :side, :side]
-        return moved, source.labels[indices]
+        down, right = rng.integers(-shift, shift + 1, 2)
+        pad = ((0, 0), (shift, shift), (shift, shift), (0, 0))
+        padded = np.pad(images, pad, mode="edge")
+        shifted = padded[:, shift + down :, shift + right :][:, :side, :side]
+        return shifted, source.labels[indices]
 
-    rows = np.linspace(0, len(heldout) - 1, min(HELDOUT, len(heldout))).astype(np.int64)
-    measure = jax.jit(lambda params, images: model(params, images)[1])
+    count = min(HELDOUT, len(heldout))
+    indices = np.linspace(0, len(heldout) - 1, count).astype(np.int64)
+    logits_of = jax.jit(lambda params, images: model(params, images)[1])
 
     def evaluate(state):
-        losses, right = [], []
-        for part in np.array_split(rows, -(-len(rows) // 128)):
-            logits = measure(state["average"], to_unit(heldout.take(part)))
+        losses, correct = [], []
+        for part in np.array_split(indices, -(-count // 128)):
+            logits = logits_of(state["average"], to_unit(heldout.take(part)))
             labels = heldout.labels[part]
             cross = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
             losses.append(np.asarray(cross))
-            right.append(np.asarray(logits).argmax(-1) == labels)
+            correct.append(np.asarray(logits).argmax(-1) == labels)
         return {
             "heldout_loss": float(np.concatenate(losses).mean()),
-            "accuracy": float(np.concatenate(right).mean()),
+            "accuracy": float(np.concatenate(correct).mean()),
         }
 
-    state = layout.place(begin(config, model.init(seed_key(config.seed))))
-    kept, metrics = fit(
+    params = model.init(seed_key(config.seed))
+    state = sharding.device_put(init_train_state(config, params))
+    trained, metrics = fit(
         workdir,
         config,
         state,
-        layout.compile(make_step(model, config), state),
-        layout.rows(batch_fn),
+        sharding.compile(make_step(model, config), state),
+        sharding.shard_batches(batch_fn),
         evaluate,
         lambda state: state["average"],
         "classifier",
-        fingerprint(shape, config, experiment.data),
+        fingerprint(model_config, config, experiment.data),
     )
-    return Checkpoint("classifier", shape, kept, {"metrics": metrics})
+    return Checkpoint("classifier", model_config, trained, {"metrics": metrics})
 
 
 def make_step(model: Classifier, config: TrainingConfig):
@@ -93,7 +103,7 @@ def make_step(model: Classifier, config: TrainingConfig):
 
     def step_fn(state, step, batch):
         loss, gradient = jax.value_and_grad(loss_fn)(state["params"], *batch)
-        state = descend(config, state, gradient, step)
+        state = apply_gradients(config, state, gradient, step)
         return state, {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
 
     return step_fn

@@ -1,4 +1,4 @@
-"""How far a drafter's law is from the target's: what training makes small."""
+"""Divergences between the distributions of target and drafter, as training losses."""
 
 from collections.abc import Callable
 from typing import Literal, get_args
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxspec.typing import Array, Bool, Float, Int
 
-# A log-probability that stands for none: finite, so that 0 times it is 0.
+# Log-probability of an impossible token: finite, so that 0 times it is 0.
 _NEVER = -80.0
 Divergence = Literal["cross_entropy", "forward_kl", "reverse_kl", "tvd", "tvd++"]
 
@@ -18,76 +18,76 @@ def divergence(
     target: Float[Array, "... V"],
     drafter: Float[Array, "... V"],
     tokens: Int[Array, "..."],
-    present: Bool[Array, "..."],
+    valid: Bool[Array, "..."],
 ) -> Float[Array, "..."]:
-    """One number a guess; smaller is closer.
+    """Divergence of each prediction in nats; smaller is closer.
 
-    - "cross_entropy": to the token of the data, hard labels;
-    - "forward_kl": `KL(p | q)` up to the entropy of `p`, soft labels;
+    - "cross_entropy": cross-entropy to the token of the data (hard labels);
+    - "forward_kl": `KL(p | q)` up to the entropy of `p` (soft labels);
     - "reverse_kl": `KL(q | p)`;
-    - "tvd": `1 - sum min(p, q)`, the chance that an honest draft is rejected;
-    - "tvd++": the same gradient with its rewards whitened over all guesses, as a loss
-      whose value means nothing (arXiv 2403.00858).
+    - "tvd": `1 - sum min(p, q)`, the probability that a sample of `q` is rejected;
+    - "tvd++": a surrogate loss with the gradient of "tvd", whose rewards are whitened
+      over all predictions; its value has no meaning (arXiv 2403.00858).
 
-    Tokens that the drafter never drafts (logits of -inf) are left out of `p`, which is
-    taken relative to the others (EAGLE-3, arXiv 2503.01840); where the data hold one,
+    Tokens outside the drafter's vocabulary (logits of -inf) are removed from `p`, which
+    is renormalized (EAGLE-3, arXiv 2503.01840). If the data's token is one of them,
     "cross_entropy" is 0.
 
     Args:
-      name: see above.
-      target: logits of `p`; no gradient flows into them.
-      drafter: logits of `q`.
-      tokens: int32, the tokens of the data.
-      present: guesses that count, for whitening.
+      name: one of the divergences above.
+      target: float32 [..., V], logits of `p`; no gradient flows into them.
+      drafter: float32 [..., V], logits of `q`.
+      tokens: int32 [...], tokens of the data.
+      valid: bool [...], predictions over which "tvd++" is whitened.
     """
-    known = drafter > -jnp.inf
-    log_p = jax.nn.log_softmax(jnp.where(known, target, -jnp.inf), axis=-1)
-    log_p = jnp.where(known, jax.lax.stop_gradient(log_p), _NEVER)
-    log_q = jnp.where(known, jax.nn.log_softmax(drafter, axis=-1), _NEVER)
-    return _OF[name](log_p, log_q, tokens, present)
+    drafted = drafter > -jnp.inf
+    log_p = jax.nn.log_softmax(jnp.where(drafted, target, -jnp.inf), axis=-1)
+    log_p = jnp.where(drafted, jax.lax.stop_gradient(log_p), _NEVER)
+    log_q = jnp.where(drafted, jax.nn.log_softmax(drafter, axis=-1), _NEVER)
+    return _DIVERGENCES[name](log_p, log_q, tokens, valid)
 
 
 def overlap(
     target: Float[Array, "... V"], drafter: Float[Array, "... V"]
 ) -> Float[Array, "..."]:
-    """`sum min(p, q)`: the chance that an honest draft is accepted."""
+    """Overlap `sum min(p, q)`: the probability that a sample of `q` is accepted."""
     p, q = jax.nn.softmax(target, axis=-1), jax.nn.softmax(drafter, axis=-1)
     return jnp.sum(jnp.minimum(p, q), axis=-1)
 
 
-def _cross_entropy(log_p, log_q, tokens, present):
-    own = jnp.take_along_axis(log_q, tokens[..., None], axis=-1)[..., 0]
-    return jnp.where(own > _NEVER, -own, 0.0)
+def _cross_entropy(log_p, log_q, tokens, valid):
+    taken = jnp.take_along_axis(log_q, tokens[..., None], axis=-1)[..., 0]
+    return jnp.where(taken > _NEVER, -taken, 0.0)
 
 
-def _forward_kl(log_p, log_q, tokens, present):
+def _forward_kl(log_p, log_q, tokens, valid):
     return -jnp.sum(jnp.exp(log_p) * log_q, axis=-1)
 
 
-def _reverse_kl(log_p, log_q, tokens, present):
+def _reverse_kl(log_p, log_q, tokens, valid):
     return jnp.sum(jnp.exp(log_q) * (log_q - jnp.maximum(log_p, _NEVER)), axis=-1)
 
 
-def _tvd(log_p, log_q, tokens, present):
+def _tvd(log_p, log_q, tokens, valid):
     return 1.0 - jnp.sum(jnp.minimum(jnp.exp(log_p), jnp.exp(log_q)), axis=-1)
 
 
-def _tvd_plus(log_p, log_q, tokens, present):
+def _tvd_plus(log_p, log_q, tokens, valid):
     q = jax.lax.stop_gradient(jnp.exp(log_q))
     reward = (log_p > log_q).astype(log_q.dtype)
-    weight = jnp.where(present[..., None], q, 0.0)  # tokens as the drafter draws them
+    weight = jnp.where(valid[..., None], q, 0.0)  # samples of the drafter
     total = jnp.maximum(jnp.sum(weight), 1e-6)
     mean = jnp.sum(weight * reward) / total
-    spread = jnp.sqrt(jnp.sum(weight * (reward - mean) ** 2) / total)
-    whitened = (reward - mean) / jnp.maximum(spread, 1e-6)
+    deviation = jnp.sqrt(jnp.sum(weight * (reward - mean) ** 2) / total)
+    whitened = (reward - mean) / jnp.maximum(deviation, 1e-6)
     return -jnp.sum(jax.lax.stop_gradient(q * whitened) * log_q, axis=-1)
 
 
-_OF: dict[str, Callable] = {
+_DIVERGENCES: dict[str, Callable] = {
     "cross_entropy": _cross_entropy,
     "forward_kl": _forward_kl,
     "reverse_kl": _reverse_kl,
     "tvd": _tvd,
     "tvd++": _tvd_plus,
 }
-assert set(_OF) == set(get_args(Divergence))
+assert set(_DIVERGENCES) == set(get_args(Divergence))

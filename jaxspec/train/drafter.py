@@ -1,4 +1,4 @@
-"""One trainer for every drafter that reads the target's features."""
+"""Drafter training: one trainer for all drafters that read the target's features."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -23,15 +23,15 @@ from jaxspec.train.experiment import (
     Experiment,
     fingerprint,
 )
-from jaxspec.train.kept_features import keep_features
-from jaxspec.train.layout import ONE_DEVICE, Layout
+from jaxspec.train.kept_features import cache_features
+from jaxspec.train.layout import ONE_DEVICE, TrainSharding
 from jaxspec.train.loop import fit
-from jaxspec.train.optimizer import begin, descend
-from jaxspec.train.recipes import recipe_of
+from jaxspec.train.optimizer import apply_gradients, init_train_state
+from jaxspec.train.recipes import training_outputs
 from jaxspec.train.recipes.lesson import run_teacher
 from jaxspec.typing import Array, Float, Int, Params
 
-# Held-out sequences that select the checkpoint.
+# Held-out sequences on which checkpoints are compared.
 HELDOUT = 256
 
 
@@ -42,30 +42,31 @@ def train_drafter(
     heldout: Sequences,
     workdir: Path,
     start: Checkpoint | None = None,
-    layout: Layout = ONE_DEVICE,
+    sharding: TrainSharding = ONE_DEVICE,
 ) -> Checkpoint:
-    """Trains a drafter for a frozen prior; resumes what `workdir` holds.
+    """Trains a drafter for a frozen prior; resumes the training in `workdir`.
 
     Args:
-      experiment: what to train and how.
+      experiment: configurations of the drafter and its training.
       prior: the target.
-      source: sequences.
+      source: training sequences.
       heldout: sequences that select the checkpoint.
-      workdir: state and metrics.
-      start: a trained drafter of the same configuration to go on from.
-      layout: where its arrays, and the prior's, lie.
+      workdir: folder of the state and the metrics.
+      start: trained drafter of the same configuration, whose parameters are the initial
+        ones; None for random parameters.
+      sharding: devices of the training's arrays and of the target's parameters.
 
     Raises:
-      ConfigError: `start` is another drafter.
+      ConfigError: `start` has another configuration.
     """
     config = experiment.train_drafter
-    assert experiment.drafter is not None  # see `train_part`
+    assert experiment.drafter is not None  # checked by `train_part`
     kind, drafter = make_drafter(experiment.drafter, prior.config)
-    digest = digest_of(prior)
+    target_digest = digest_of(prior)
 
-    kept = None
+    feature_cache = None
     if config.cached != "no":
-        kept = keep_features(
+        feature_cache = cache_features(
             prior,
             drafter.feature_layers,
             source,
@@ -76,169 +77,213 @@ def train_drafter(
     def batch_fn(step):
         indices = batch_indices(config.seed, step, config.batch, len(source))
         rng = step_rng(config.seed, step)
-        if kept is None:
+        if feature_cache is None:
             return (*source.take(indices, rng), None)
-        assert isinstance(source, CodeSource)  # see `keep_features`
-        rows = source.rows(indices, rng)
-        return (*source.at(rows), np.asarray(kept[rows]))
+        assert isinstance(source, CodeSource)  # checked by `cache_features`
+        indices = source.sample_indices(indices, rng)
+        return (*source.at(indices), np.asarray(feature_cache[indices]))
 
-    own, before, fixed = drafter.init_params(seed_key(config.seed)), "", {}
-    if own.pop("ids", None) is not None:  # a smaller vocabulary: the tokens that occur
-        count, most = drafter.config.draft_vocab, prior.config.vocab_size
-        fixed = {"ids": frequent_tokens(source.codes, most, count)}
+    params, start_digest = drafter.init_params(seed_key(config.seed)), ""
+    fixed_params = {}
+    if params.pop("ids", None) is not None:  # draft only the most frequent tokens
+        size, vocab = drafter.config.draft_vocab, prior.config.vocab_size
+        fixed_params = {"ids": frequent_tokens(source.codes, vocab, size)}
     if start is not None:
         check_start(start, kind, drafter)
-        own, before = dict(start.params), params_digest(start.params)
-        fixed = {"ids": own.pop("ids")} if "ids" in own else {}
+        params, start_digest = dict(start.params), params_digest(start.params)
+        fixed_params = {"ids": params.pop("ids")} if "ids" in params else {}
     # The frozen target is an argument, not a constant of the compiled step.
-    state, target = layout.place(begin(config, own)), layout.place(prior.params)
-    step = layout.compile(make_step(drafter, config, fixed), state)
+    state = sharding.device_put(init_train_state(config, params))
+    target_params = sharding.device_put(prior.params)
+    step = sharding.compile(make_step(drafter, config, fixed_params), state)
     best, metrics = fit(
         workdir,
         config,
         state,
-        lambda state, i, batch: step(state, target, i, batch),
-        layout.rows(batch_fn),
-        make_evaluation(drafter, target, heldout, config, fixed),
-        lambda state: {**state["average"], **fixed},
+        lambda state, i, batch: step(state, target_params, i, batch),
+        sharding.shard_batches(batch_fn),
+        make_evaluation(drafter, target_params, heldout, config, fixed_params),
+        lambda state: {**state["average"], **fixed_params},
         "drafter",
         fingerprint(
-            experiment.drafter, config, experiment.data, source.digest, digest, before
+            experiment.drafter,
+            config,
+            experiment.data,
+            source.digest,
+            target_digest,
+            start_digest,
         ),
     )
-    metadata = {"metrics": metrics, "target_digest": digest}
+    metadata = {"metrics": metrics, "target_digest": target_digest}
     return Checkpoint(kind, drafter, best, metadata)
 
 
 def check_start(start: Checkpoint, kind: str, drafter: Any) -> None:
-    """Refuses a drafter that another one cannot go on from.
+    """Checks that a drafter's training can start from a checkpoint.
 
-    Passes of refinement may differ: they have no parameters.
+    The number of refinement passes may differ, since they have no parameters.
 
     Raises:
-      ConfigError: says what differs.
+      ConfigError: the checkpoint is of another kind or configuration.
     """
 
-    def but_passes(config):
-        same = isinstance(config, DFlashConfig)
-        return replace(config, refinements=0) if same else config
+    def without_refinements(config):
+        block = isinstance(config, DFlashConfig)
+        return replace(config, refinements=0) if block else config
 
     if start.kind != kind:
-        raise ConfigError(f"--start holds a {start.kind}; this trains a {kind}")
-    mine = but_passes(drafter.config), drafter.target
-    theirs = but_passes(start.config.config), start.config.target
-    if mine != theirs:
         raise ConfigError(
-            f"the drafter to start from is another one: {start.config.config}, where "
-            f"{drafter.config} is trained"
+            f"--start holds a checkpoint of kind '{start.kind}'; choose one of kind "
+            f"'{kind}'"
+        )
+    trained = without_refinements(drafter.config), drafter.target
+    starting = without_refinements(start.config.config), start.config.target
+    if trained != starting:
+        raise ConfigError(
+            f"the drafter to start from has the configuration {start.config.config}; "
+            f"the one to train has {drafter.config}"
         )
 
 
-def make_step(drafter: Any, config: DrafterTrainingConfig, fixed: Params):
+def make_step(drafter: Any, config: DrafterTrainingConfig, fixed_params: Params):
     """One step `(state, target_params, step, batch) -> (state, metrics)`.
 
-    A batch is codes, labels, and what was kept of the target for them, or None. `fixed`
-    are the drafter's parameters that are not trained.
+    A batch is (codes [B, T], labels [B], rows of the feature cache or None).
+
+    Args:
+      drafter: static functions of the drafter.
+      config: settings of the training.
+      fixed_params: parameters of the drafter that are not trained.
     """
     dtype = jnp.dtype(config.compute_dtype)
 
-    def loss_fn(own, target_params, codes, labels, kept, key):
-        own, target_params = jax.tree.map(
-            lambda x: x.astype(dtype), (own, target_params)
+    def loss_fn(params, target_params, codes, labels, cached, key):
+        params, target_params = jax.tree.map(
+            lambda x: x.astype(dtype), (params, target_params)
         )
         losses, _, regression = drafter_losses(
-            drafter, config, {**own, **fixed}, target_params, codes, labels, key, kept
+            drafter,
+            config,
+            {**params, **fixed_params},
+            target_params,
+            codes,
+            labels,
+            key,
+            cached,
         )
-        return weighted(losses, config.decay) + config.regression * regression
+        return weighted_mean(losses, config.decay) + config.regression * regression
 
     def step_fn(state, target_params, step, batch):
         key = jax.random.fold_in(seed_key(config.seed), step)
         loss, gradient = jax.value_and_grad(loss_fn)(
             state["params"], target_params, *batch, key
         )
-        state = descend(config, state, gradient, step)
+        state = apply_gradients(config, state, gradient, step)
         return state, {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
 
     return step_fn
 
 
-def weighted(values: Float[Array, "B M G"], decay: float) -> Float[Array, ""]:
-    """Mean over blocks and places; NaN marks places beyond the sequence's end.
+def weighted_mean(values: Float[Array, "B M G"], decay: float) -> Float[Array, ""]:
+    """Mean over blocks in which prediction `k` of a block weighs `exp(-k / decay)`.
 
-    Place `k` of a block weighs `exp(-k / decay)`: the first guesses decide the rest.
+    Later predictions weigh less, because they matter only if the earlier ones are
+    accepted.
+
+    Args:
+      values: float32 [B, M, G], NaN beyond the end of a sequence.
+      decay: number of predictions after which the weight has fallen to `1 / e`.
     """
-    places = jnp.arange(values.shape[-1], dtype=values.dtype)
-    present = ~jnp.isnan(values)
-    weight = jnp.where(present, jnp.exp(-places / decay)[None, None], 0.0)
-    return jnp.sum(jnp.where(present, values, 0.0) * weight) / jnp.sum(weight)
+    index = jnp.arange(values.shape[-1], dtype=values.dtype)
+    valid = ~jnp.isnan(values)
+    weight = jnp.where(valid, jnp.exp(-index / decay)[None, None], 0.0)
+    return jnp.sum(jnp.where(valid, values, 0.0) * weight) / jnp.sum(weight)
 
 
 def drafter_losses(
     drafter: Any,
     config: DrafterTrainingConfig,
-    own: Params,
+    drafter_params: Params,
     target_params: Params,
     codes: Int[Array, "B T"],
     labels: Int[Array, "B"],
     key: Array,
-    kept: Float[Array, "B 2 U E"] | None = None,
+    cached: Float[Array, "B 2 P+T E"] | None = None,
 ) -> tuple[Float[Array, "B M G"], Float[Array, "B M G"], Float[Array, ""]]:
-    """Divergence from the target, the overlap `sum min(p, q)`, and the regression.
+    """Divergence of each prediction from the target, its overlap, and the regression.
 
-    The first two are NaN for places beyond the sequence's end. With `config.guidance`
-    above 1 both streams guess at the same places, and the guided laws are compared, at
-    a scale drawn for each sequence; else a stream is drawn for each. Where the drafter
-    judges its own guesses, the cross-entropy to the true overlap is added (DSpark).
-    `key` draws scales or streams and what the recipe draws; it is consumed. `kept` is
-    what was computed of the target before, see `keep_features`.
+    With `config.max_cfg_scale` above 1 the drafter predicts the same positions in the
+    conditional and the unconditional branch, and the distributions after CFG are
+    compared, at a scale sampled for each sequence. Otherwise each sequence is read in
+    one branch, which is sampled. If the drafter predicts its own acceptance, the
+    cross-entropy to the true overlap is added to the divergence (DSpark).
+
+    Args:
+      drafter: static functions of the drafter.
+      config: settings of the training.
+      drafter_params: parameters of the drafter.
+      target_params: parameters of the frozen target.
+      codes: int32 [B, T], tokens.
+      labels: int32 [B], conditions.
+      key: random key for scales or branches and for the drafter's positions; consumed.
+      cached: rows of the feature cache, see `cache_features`; None to run the target.
+
+    Returns:
+      Divergences and overlaps `sum min(p, q)`, both float32 [B, M, G] with NaN beyond
+      the end of the sequence, and the scalar regression loss on features.
     """
-    draw_key, recipe_key = jax.random.split(key)
-    guided = config.cfg_scale > 1.0
+    branch_key, output_key = jax.random.split(key)
+    guided = config.max_cfg_scale > 1.0
     if guided:
         nulls = [jnp.zeros(labels.shape, bool), jnp.ones(labels.shape, bool)]
         scale = jax.random.uniform(
-            draw_key, labels.shape, jnp.float32, minval=1.0, maxval=config.cfg_scale
+            branch_key,
+            labels.shape,
+            jnp.float32,
+            minval=1.0,
+            maxval=config.max_cfg_scale,
         )
     else:
-        share = jnp.float32(config.null_share)  # the same draws with 64-bit numbers
-        nulls = [jax.random.bernoulli(draw_key, share, labels.shape)]
+        # A float32 probability samples the same branches with 64-bit types enabled.
+        share = jnp.float32(config.null_share)
+        nulls = [jax.random.bernoulli(branch_key, share, labels.shape)]
         scale = None
-    streams, regressions, confidence = [], [], None
+    branches, regressions, confidence = [], [], None
     for null in nulls:
-        lesson = run_teacher(
+        teacher = run_teacher(
             drafter.target,
             target_params,
             drafter.feature_layers,
             codes,
             labels,
             null,
-            kept,
+            cached,
         )
-        # The same key, on purpose: the same places in both streams.
-        same_key = jax.random.clone(recipe_key)
-        guesses = recipe_of(drafter)(drafter, own, lesson, same_key)
-        flat = guesses.places.reshape(len(codes), -1)
-        p = jnp.take_along_axis(lesson.logits, flat[..., None] - 1, axis=1)
-        streams.append((p.reshape(guesses.logits.shape), guesses.logits))
-        regressions.append(guesses.regression)
-        confidence = guesses.confidence if confidence is None else confidence
-    p, q = streams[0] if scale is None else _guided(streams[0], streams[1], scale)
-    tokens = jnp.take_along_axis(lesson.tokens, flat, axis=1)
-    tokens, present = tokens.reshape(guesses.places.shape), guesses.present
-    losses = divergence(config.divergence, p, q, tokens, present)
-    shared = overlap(p, q)
-    if confidence is not None:  # of the conditional stream, which drafting reads too
-        judged = jax.lax.stop_gradient(shared)
-        losses += optax.sigmoid_binary_cross_entropy(confidence, judged)
+        # The key is reused on purpose: both branches predict the same positions.
+        same_key = jax.random.clone(output_key)
+        outputs = training_outputs(drafter, drafter_params, teacher, same_key)
+        flat = outputs.positions.reshape(len(codes), -1)
+        p = jnp.take_along_axis(teacher.logits, flat[..., None] - 1, axis=1)
+        branches.append((p.reshape(outputs.logits.shape), outputs.logits))
+        regressions.append(outputs.regression)
+        confidence = outputs.confidence if confidence is None else confidence
+    p, q = branches[0] if scale is None else _with_cfg(branches[0], branches[1], scale)
+    tokens = jnp.take_along_axis(teacher.tokens, flat, axis=1)
+    tokens, valid = tokens.reshape(outputs.positions.shape), outputs.valid
+    losses = divergence(config.divergence, p, q, tokens, valid)
+    overlaps = overlap(p, q)
+    if confidence is not None:  # of the conditional branch, which drafting reads too
+        acceptance = jax.lax.stop_gradient(overlaps)
+        losses += optax.sigmoid_binary_cross_entropy(confidence, acceptance)
     return (
-        jnp.where(present, losses, jnp.nan),
-        jnp.where(present, shared, jnp.nan),
+        jnp.where(valid, losses, jnp.nan),
+        jnp.where(valid, overlaps, jnp.nan),
         jnp.mean(jnp.stack(regressions)),
     )
 
 
-def _guided(conditional, unconditional, scale: Float[Array, "B"]):
-    """Guided logits of target and drafter."""
+def _with_cfg(conditional, unconditional, scale: Float[Array, "B"]):
+    """Logits of target and drafter after CFG."""
     scale = scale[:, None, None, None]
     return tuple(
         jnp.where(c > -jnp.inf, u + scale * (c - u), -jnp.inf)
@@ -251,33 +296,41 @@ def make_evaluation(
     target_params: Params,
     heldout: Sequences,
     config: DrafterTrainingConfig,
-    fixed: Params,
+    fixed_params: Params,
 ):
-    """Held-out loss, and the overlap with the target by place in the block."""
+    """Evaluation `state -> metrics`: held-out loss, and overlap by index in the block.
+
+    Args:
+      drafter: static functions of the drafter.
+      target_params: parameters of the frozen target.
+      heldout: held-out sequences.
+      config: settings of the training.
+      fixed_params: parameters of the drafter that are not trained.
+    """
     batch = config.batch
     count = max(min(HELDOUT, len(heldout)) // batch, 1) * batch
-    rows = np.linspace(0, len(heldout) - 1, count).astype(np.int64)
+    indices = np.linspace(0, len(heldout) - 1, count).astype(np.int64)
 
     @jax.jit
-    def measure(own, target_params, codes, labels, key):
-        losses, shared, regression = drafter_losses(
-            drafter, config, own, target_params, codes, labels, key
+    def measure(params, target_params, codes, labels, key):
+        losses, overlaps, regression = drafter_losses(
+            drafter, config, params, target_params, codes, labels, key
         )
-        loss = weighted(losses, config.decay) + config.regression * regression
-        return loss, jnp.nanmean(shared, axis=(0, 1))
+        loss = weighted_mean(losses, config.decay) + config.regression * regression
+        return loss, jnp.nanmean(overlaps, axis=(0, 1))
 
     def evaluate(state):
         losses, overlaps = [], []
-        for i, part in enumerate(rows.reshape(-1, batch)):
+        for i, part in enumerate(indices.reshape(-1, batch)):
             codes = heldout.codes[0, part].astype(np.int32)
             key = jax.random.fold_in(seed_key(config.seed + 1), i)
-            own = {**state["average"], **fixed}
+            params = {**state["average"], **fixed_params}
             labels = heldout.labels[part]
-            loss, shared = measure(own, target_params, codes, labels, key)
+            loss, by_index = measure(params, target_params, codes, labels, key)
             losses.append(float(loss))
-            overlaps.append(np.asarray(shared))
-        shared = np.mean(overlaps, axis=0)
-        places = {f"overlap_{i + 1}": float(x) for i, x in enumerate(shared)}
-        return {"heldout_loss": float(np.mean(losses)), **places}
+            overlaps.append(np.asarray(by_index))
+        by_index = np.mean(overlaps, axis=0)
+        overlap_metrics = {f"overlap_{i + 1}": float(x) for i, x in enumerate(by_index)}
+        return {"heldout_loss": float(np.mean(losses)), **overlap_metrics}
 
     return evaluate

@@ -1,4 +1,4 @@
-"""What a file in `configs/` returns: data, three models, and how to train each."""
+"""Experiments: the data, models and training settings of a preset in `configs/`."""
 
 import hashlib
 import importlib.util
@@ -15,17 +15,17 @@ from jaxspec.train.divergence import Divergence
 
 @dataclass(frozen=True)
 class DataConfig:
-    """A data set and the words its derivatives must carry.
+    """A data set, with the credit and license that model cards repeat.
 
     Attributes:
-      name: a name that `jaxspec.data.source.ImageSource` takes, or "text:FILE" for a
-        file in the folder of files, one token a byte.
-      train_split: tfds split to learn from.
-      heldout_split: tfds split that measures and selects.
-      flips: images may be mirrored left to right.
+      name: data set name that `jaxspec.data.source.ImageSource` takes, or "text:FILE"
+        for a file in the folder of `--manual-dir`, one token per byte.
+      train_split: tfds split to train on.
+      heldout_split: tfds split that selects checkpoints and is measured.
+      flips: whether images may be mirrored left to right.
       credit: author and origin.
-      license: license of the data and of what is derived from it.
-      caveat: what a reader of held-out measurements must know.
+      license: license of the data and of the weights trained on it.
+      caveat: limitation of held-out measurements, as a clause that ends a sentence.
     """
 
     name: str
@@ -39,19 +39,20 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Settings that every trainer reads.
+    """Settings of all trainers.
 
     Attributes:
       steps: optimizer steps.
-      batch: examples a step.
-      learning_rate: peak of a linear warm-up and cosine decay to zero.
+      batch: examples per step.
+      learning_rate: peak of a linear warm-up followed by cosine decay to zero.
       warmup: steps of the warm-up.
-      beta2: AdamW's second moment.
-      weight_decay: AdamW's decay, on matrices only.
-      clip: global gradient norm.
-      ema: decay of the averaged weights that are kept; 0 keeps the last.
-      compute_dtype: "float32" or "bfloat16", of the matrix products.
-      seed: of the order, of dropout and of the initial weights.
+      beta2: AdamW's decay rate of the second moment.
+      weight_decay: AdamW's weight decay, on matrices only.
+      clip: largest global norm of a gradient.
+      ema: decay per step of the averaged weights, which are the result; 0 for the
+        weights of the last step.
+      compute_dtype: data type of the matrix products, "float32" or "bfloat16".
+      seed: seed of the order of examples, dropout and the initial weights.
       log_every: steps between lines of metrics.
       evaluate_every: steps between measurements on held-out data.
       save_every: steps between saved states.
@@ -83,7 +84,7 @@ class TrainingConfig:
             )
 
 
-# What may be changed when a training goes on; the rest says which training it is.
+# Settings that may change when a training resumes; all others identify the training.
 MAY_CHANGE = (
     "steps",
     "learning_rate",
@@ -103,15 +104,16 @@ Objective = Literal["next", "sorted", "masked", "continuation", "refinement", "t
 
 @dataclass(frozen=True)
 class PriorTrainingConfig(TrainingConfig):
-    """Settings of the trainer of models over codes; see `train.objectives`.
+    """Settings of the trainer of models over tokens; see `train.objectives`.
 
     Attributes:
-      objective: what is learned. "next": the next token. "sorted": the same at several
-        depths (S2D, LayerSkip). "masked": hidden tokens (MDLM). "continuation" and
-        "refinement": blocks behind a prefix (DEER's two stages). "tidar": next tokens
-        and blocks. All but the first two need `extra_tokens`.
-      exits: layers after which a "sorted" model may be left.
-      block: rows of a block.
+      objective: training objective. "next": the next token. "sorted": the next token
+        after several numbers of layers (S2D, LayerSkip). "masked": masked tokens
+        (MDLM). "continuation" and "refinement": blocks after a prefix (DEER's two
+        stages). "tidar": next tokens and blocks. All but the first two need
+        `extra_tokens`.
+      exits: numbers of layers after which a "sorted" model may exit early.
+      block: tokens of a block.
     """
 
     objective: Objective = "next"
@@ -137,22 +139,25 @@ class DrafterTrainingConfig(TrainingConfig):
     """Settings of the drafters' trainer.
 
     Attributes:
-      divergence: what is made small; see `train.divergence`.
-      decay: guesses `k` places ahead weigh `exp(-k / decay)`.
-      cfg_scale: above 1, guided laws are compared, at scales drawn evenly between 1 and
-        this for each sequence (ours): what guidance amplifies is what is trained.
-      drawn: sequences that the target draws and the drafter is trained on, guided as
-        above, instead of the data's; 0 for the data.
-      null_share: share of unconditional sequences where `cfg_scale` is 1.
-      regression: weight of a loss on features, where a recipe has one (EAGLE-1).
-      cached: "float32" or "bfloat16": what the target says of all sequences is computed
-        once and kept on disk in this dtype; "no": anew in each step.
+      divergence: loss of each prediction; see `train.divergence`.
+      decay: decay of the weight `exp(-k / decay)` of prediction `k` of a block.
+      max_cfg_scale: upper end of the CFG scales. Above 1, the loss compares drafter and
+        target after CFG, with a scale sampled uniformly from [1, max_cfg_scale] for
+        each sequence. This trains the error that CFG amplifies (ours).
+      self_generated: number of training sequences that the target generates, with the
+        CFG scales above; 0 to train on data.
+      null_share: share of unconditional sequences if `max_cfg_scale` is 1.
+      regression: weight of the loss on features, for drafters with one (EAGLE-1,
+        Falcon).
+      cached: data type of the feature cache on disk, "float32" or "bfloat16": the
+        target's outputs for all sequences are computed once. "no" runs the target in
+        each step.
     """
 
     divergence: Divergence = "forward_kl"
     decay: float = 4.0
-    cfg_scale: float = 1.0
-    drawn: int = 0
+    max_cfg_scale: float = 1.0
+    self_generated: int = 0
     null_share: float = 0.3
     regression: float = 10.0
     cached: Literal["no", "float32", "bfloat16"] = "no"
@@ -160,10 +165,10 @@ class DrafterTrainingConfig(TrainingConfig):
     def __post_init__(self):
         super().__post_init__()
         number(self, "above 0", lambda x: x > 0, "decay")
-        number(self, "of at least 1", lambda x: x >= 1, "cfg_scale")
+        number(self, "of at least 1", lambda x: x >= 1, "max_cfg_scale")
         number(self, "from 0 to 1", lambda x: 0 <= x <= 1, "null_share")
         number(self, "of at least 0", lambda x: x >= 0, "regression")
-        whole(self, 0, "drawn")
+        whole(self, 0, "self_generated")
         if self.cached not in ("no", "float32", "bfloat16"):
             raise ConfigError(f"cached={self.cached!r}; choose no, float32, bfloat16")
         if self.divergence not in get_args(Divergence):
@@ -175,9 +180,22 @@ class DrafterTrainingConfig(TrainingConfig):
 class Experiment:
     """One preset: a tokenizer, a prior over its codes, and the prior's drafter.
 
-    Text has no tokenizer: a token is a byte. A model that is itself a drafter has none.
+    Attributes:
+      name: name of the preset and its checkpoints.
+      data: data set.
+      tokenizer: configuration of the image tokenizer; None for text, whose tokens are
+        bytes.
+      prior: configuration of the prior.
+      drafter: configuration of the prior's drafter; None where the prior itself is
+        trained to draft.
+      train_tokenizer: settings of the tokenizer's training; None for text.
+      train_prior: settings of the prior's training.
+      train_drafter: settings of the drafter's training.
+      train_classifier: settings of the training of the classifier that measures images.
+        Its configuration follows from the data.
 
-    The classifier that measures images is the same for all, but for its training.
+    Raises:
+      ConfigError: the configurations do not fit together.
     """
 
     name: str
@@ -193,61 +211,71 @@ class Experiment:
     )
 
     def __post_init__(self):
-        t, p, d = self.tokenizer, self.prior, self.drafter
+        tokenizer, prior = self.tokenizer, self.prior
         if self.text_file is not None:
-            if t is not None or p.condition != "none" or p.vocab_size != 256:
+            if (
+                tokenizer is not None
+                or prior.condition != "none"
+                or prior.vocab_size != 256
+            ):
                 raise ConfigError(
-                    f"{self.name}: text takes no tokenizer, and a prior over 256 "
-                    "tokens without a condition"
+                    f"{self.name}: for text set tokenizer=None and a prior with "
+                    "vocab_size=256 and condition='none'"
                 )
-        elif t is None:
+        elif tokenizer is None:
             raise ConfigError(f"{self.name}: images need a tokenizer")
-        elif p.vocab_size != t.codebook_size or p.grid != t.grid:
+        elif (prior.vocab_size, prior.grid) != (
+            tokenizer.codebook_size,
+            tokenizer.grid,
+        ):
             raise ConfigError(
-                f"{self.name}: the prior is over {p.vocab_size} codes on a "
-                f"{p.grid}x{p.grid} grid, the tokenizer makes {t.codebook_size} on "
-                f"{t.grid}x{t.grid}"
+                f"{self.name}: the prior has {prior.vocab_size} tokens on a "
+                f"{prior.grid}x{prior.grid} grid, the tokenizer "
+                f"{tokenizer.codebook_size} on {tokenizer.grid}x{tokenizer.grid}"
             )
         objective, exits = self.train_prior.objective, self.train_prior.exits
-        if objective not in ("next", "sorted") and not p.extra_tokens:
+        if objective not in ("next", "sorted") and not prior.extra_tokens:
             raise ConfigError(
                 f"{self.name}: objective={objective!r} needs extra_tokens=1"
             )
-        if any(n >= p.layers for n in exits):
+        if any(n >= prior.layers for n in exits):
             raise ConfigError(
-                f"{self.name}: exits={exits} must be below the {p.layers} layers"
+                f"{self.name}: exits={exits} must be below the {prior.layers} layers"
             )
         try:
-            if d is not None:
-                make_drafter(d, p)
+            if self.drafter is not None:
+                make_drafter(self.drafter, prior)
         except ConfigError as error:
             raise ConfigError(f"{self.name}: {error}") from None
 
     @property
     def text_file(self) -> str | None:
-        """Name of the text that is learned, if it is text."""
+        """File name of the text to train on; None for images."""
         kind, _, file = self.data.name.partition(":")
         return file if kind == "text" else None
 
 
 def fingerprint(model: Any, training: TrainingConfig, *sources: Any) -> str:
-    """A digest of what is trained on what; `MAY_CHANGE` is left out.
+    """Digest that identifies a training: model, settings and data.
+
+    The settings in `MAY_CHANGE` do not enter it.
 
     Args:
-      model: the model's frozen configuration.
-      training: its training's settings.
-      sources: what it reads: the data's configuration, digests of earlier parts.
+      model: frozen configuration of the model.
+      training: settings of the training.
+      sources: inputs of the training: configuration of the data, digests of the models
+        trained before.
     """
-    fixed = {k: v for k, v in vars(training).items() if k not in MAY_CHANGE}
-    text = repr((model, sorted(fixed.items()), *sources))
+    identity = {k: v for k, v in vars(training).items() if k not in MAY_CHANGE}
+    text = repr((model, sorted(identity.items()), *sources))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def load_experiment(path: str | Path) -> Experiment:
-    """Runs `get_config()` of a file such as `configs/fruits64.py`.
+    """Returns the result of `get_config()` of a file such as `configs/fruits64.py`.
 
     Raises:
-      ConfigError: the file is missing, fails, or returns something else.
+      ConfigError: the file is missing or fails, or the result is not an `Experiment`.
     """
     path = Path(path)
     if not path.is_file():
@@ -268,7 +296,11 @@ def load_experiment(path: str | Path) -> Experiment:
 
 
 def with_steps(experiment: Experiment, part: str, steps: int) -> Experiment:
-    """The same experiment with another length for one part's training."""
+    """The experiment with another number of steps for the training of one part.
+
+    Raises:
+      ConfigError: the experiment has no such part.
+    """
     field = f"train_{part}"
     if getattr(experiment, field) is None:
         raise ConfigError(f"{experiment.name} has no {part} to train")

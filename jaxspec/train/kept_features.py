@@ -1,4 +1,4 @@
-"""What the target says of every sequence, computed once and kept on disk."""
+"""Feature cache: the target's outputs for all sequences, computed once, on disk."""
 
 import hashlib
 import math
@@ -19,12 +19,12 @@ from jaxspec.writing import whole_file
 DTYPES: dict[str, Any] = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-def kept_layers(layers: int, feature_layers: tuple[int, ...]) -> tuple[int, ...]:
-    """Layers whose outputs are kept: the tapped ones, and the last for the scores."""
+def cached_layers(layers: int, feature_layers: tuple[int, ...]) -> tuple[int, ...]:
+    """Layers whose outputs are cached: the feature layers, and the last for logits."""
     return tuple(sorted({*feature_layers, layers - 1}))
 
 
-def keep_features(
+def cache_features(
     prior: Checkpoint,
     feature_layers: tuple[int, ...],
     source: Sequences,
@@ -33,29 +33,33 @@ def keep_features(
     cache_dir: Path,
     batch: int = 16,
 ) -> np.ndarray:
-    """Reads all sequences with and without their condition, or finds what was kept.
+    """Runs the target on all sequences, or opens the cache of an earlier run.
+
+    Every sequence is read twice: with and without its condition.
 
     Args:
       prior: the target.
-      feature_layers: layers that the drafter reads.
-      source: sequences that stay the same from step to step.
-      dtype: a key of `DTYPES`.
-      cache_dir: where the numbers are kept: sequences x 2 x positions x layers x width.
-      batch: sequences side by side.
+      feature_layers: indices of the layers that the drafter reads.
+      source: sequences that are the same in every step.
+      dtype: key of `DTYPES`, the data type on disk.
+      cache_dir: folder of the cache file. It holds sequences x 2 x positions x layers
+        x width numbers.
+      batch: sequences per forward pass.
 
     Returns:
-      A memory-mapped array [M n, 2, U, E] by row of `CodeSource.rows`: outputs of
-      `kept_layers` side by side, conditional first.
+      A memory-mapped array [M n, 2, P + T, E], indexed by
+      `CodeSource.sample_indices`: concatenated outputs of `cached_layers`, the
+      conditional branch first.
 
     Raises:
-      ConfigError: the sequences are cut anew in every step (text).
+      ConfigError: the sequences are sampled anew in each step (text).
     """
     if not isinstance(source, CodeSource):
         raise ConfigError(
-            "features are kept of sequences that stay the same; text is cut anew in "
-            "every step: set cached='no'"
+            "the features of text cannot be cached, since its windows are sampled anew "
+            "in each step; set cached='no'"
         )
-    config, layers = prior.config, kept_layers(prior.config.layers, feature_layers)
+    config, layers = prior.config, cached_layers(prior.config.layers, feature_layers)
     codes = source.codes.reshape(-1, source.codes.shape[-1])
     width = len(layers) * config.width
     shape = (len(codes), 2, config.prefix_length + codes.shape[1], width)
@@ -67,26 +71,28 @@ def keep_features(
     model = Transformer(config)
 
     @jax.jit
-    def read(params, codes, labels):
-        streams = []
+    def features_of(params, codes, labels):
+        branches = []
         for null in (False, True):
             nulls = jnp.full(labels.shape, null)
             _, features = model.score(
                 params, labels, codes, null=nulls, feature_layers=layers
             )
-            streams.append(features)
-        return jnp.stack(streams, axis=1).astype(kind)
+            branches.append(features)
+        return jnp.stack(branches, axis=1).astype(kind)
 
     cache_dir.mkdir(parents=True, exist_ok=True)
     with whole_file(file) as stream:
         size = math.prod(shape) * kind.itemsize
-        title = f"keeping features ({size / 1e9:.1f} GB)"
+        title = f"caching features ({size / 1e9:.1f} GB)"
         with tqdm(total=len(codes), desc=title, unit="sequence") as bar:
             for start in range(0, len(codes), batch):
-                rows = np.arange(start, start + batch) % len(codes)
+                indices = np.arange(start, start + batch) % len(codes)
                 count = min(batch, len(codes) - start)
-                labels = source.labels[rows % len(source)]
-                some = read(prior.params, codes[rows].astype(np.int32), labels)
-                stream.write(np.asarray(some)[:count].tobytes())
+                labels = source.labels[indices % len(source)]
+                features = features_of(
+                    prior.params, codes[indices].astype(np.int32), labels
+                )
+                stream.write(np.asarray(features)[:count].tobytes())
                 bar.update(count)
     return np.memmap(file, kind, "r", shape=shape)

@@ -1,4 +1,4 @@
-"""Where a training keeps its arrays: on one device, or divided among several."""
+"""Sharding of a training's state and batches over a mesh of devices."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,23 +14,23 @@ from jaxspec.sharding.rules import spread
 
 
 @dataclass(frozen=True)
-class Layout:
-    """One device, or a mesh: rows along "data", parameters by rules along "model".
+class TrainSharding:
+    """One device, or a mesh: batches along "data", parameters by path along "model".
 
     Attributes:
-      mesh: None for one device.
-      fsdp: parameters, averages and the optimizer's arrays are divided along "data",
-        too; the compiler gathers a matrix where it is used.
+      mesh: mesh with the axes "data" and "model"; None for one device.
+      fsdp: True to divide parameters, their average and the optimizer's state along
+        "data" as well. The compiler gathers a matrix where it is used.
     """
 
     mesh: Mesh | None = None
     fsdp: bool = False
 
     def shardings(self, tree: Any) -> Any:
-        """Of every array of a training's state, or of parameters."""
+        """Shardings of all arrays of a training state, or of parameters."""
         assert self.mesh is not None
         sizes = dict(self.mesh.shape)
-        found = []
+        shardings = []
         for path, x in named_leaves(tree):
             spec = (
                 spec_of(path, x.shape, sizes, SHARDING_RULES)
@@ -38,34 +38,37 @@ class Layout:
                 else PartitionSpec()
             )
             spec = spread(spec, x.shape, sizes) if self.fsdp else spec
-            found.append(NamedSharding(self.mesh, spec))
-        return jax.tree.unflatten(jax.tree.structure(tree), found)
+            shardings.append(NamedSharding(self.mesh, spec))
+        return jax.tree.unflatten(jax.tree.structure(tree), shardings)
 
-    def place(self, tree: Any) -> Any:
-        """The tree, each array where it belongs."""
+    def device_put(self, tree: Any) -> Any:
+        """The pytree with every array on its devices."""
         if self.mesh is None:
             return tree
         return jax.device_put(tree, self.shardings(tree))
 
     def compile(self, step: Callable[..., Any], state: Any) -> Callable[..., Any]:
-        """`step(state, ...) -> (state, metrics)`, jitted; the state stays in place."""
+        """Jits `step(state, ...) -> (state, metrics)`, which keeps the sharding.
+
+        The state is donated.
+        """
         if self.mesh is None:
             return jax.jit(step, donate_argnums=0)
         out = self.shardings(state), NamedSharding(self.mesh, PartitionSpec())
         return jax.jit(step, donate_argnums=0, out_shardings=out)
 
-    def rows(self, batch_fn: Callable[[int], Any]) -> Callable[[int], Any]:
-        """`batch_fn`, with the rows of its batches divided along "data".
+    def shard_batches(self, batch_fn: Callable[[int], Any]) -> Callable[[int], Any]:
+        """`batch_fn` with its batches divided along "data".
 
         Raises:
-          ConfigError: when called, if they do not divide.
+          ConfigError: on a call, if the batch size is not a multiple of the axis.
         """
         if self.mesh is None:
             return batch_fn
-        place = NamedSharding(self.mesh, PartitionSpec("data"))
+        sharding = NamedSharding(self.mesh, PartitionSpec("data"))
         groups = self.mesh.shape["data"]
 
-        def divided(step: int) -> Any:
+        def sharded(step: int) -> Any:
             batch = batch_fn(step)
             for x in jax.tree.leaves(batch):
                 if len(x) % groups:
@@ -73,9 +76,9 @@ class Layout:
                         f"a batch of {len(x)} does not divide among {groups} devices "
                         "along 'data'; choose another --mesh or batch"
                     )
-            return jax.device_put(batch, place)
+            return jax.device_put(batch, sharding)
 
-        return divided
+        return sharded
 
 
-ONE_DEVICE = Layout()
+ONE_DEVICE = TrainSharding()

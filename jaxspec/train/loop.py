@@ -1,4 +1,4 @@
-"""The training loop that all parts share: logs, resumes, keeps the best."""
+"""Training loop of all trainers: logging, resuming, and the best checkpoint."""
 
 import json
 import sys
@@ -18,9 +18,9 @@ from jaxspec.train.experiment import TrainingConfig
 from jaxspec.train.progress import (
     METRICS,
     PROGRESS,
-    begin_or_resume,
-    best_of,
-    drop_later_lines,
+    load_best_metrics,
+    load_progress,
+    truncate_log,
 )
 
 Metrics = dict[str, float]
@@ -33,45 +33,46 @@ def fit(
     step_fn: Callable[[Any, Any, Any], tuple[Any, dict[str, Any]]],
     batch_fn: Callable[[int], Any],
     evaluate: Callable[[Any], Metrics],
-    keep: Callable[[Any], Any],
+    select: Callable[[Any], Any],
     label: str,
     fingerprint: str,
 ) -> tuple[Any, Metrics]:
-    """Trains, and returns what was kept at the best held-out loss.
+    """Trains a model and returns its parameters at the lowest held-out loss.
 
-    A killed run that is started again goes on from its last saved state and writes
-    the same `metrics.jsonl` as one that never stopped.
+    A killed run that is started again resumes from its last saved state and writes the
+    same `metrics.jsonl` as an uninterrupted run.
 
     Args:
-      workdir: holds `state/`, `best/` and `metrics.jsonl`.
-      config: how long, how often.
-      state: initial tree of arrays.
-      step_fn: `(state, step, batch) -> (state, metrics)`, jitted by the caller.
-      batch_fn: the batch of a step, a pure function of the step.
-      evaluate: held-out metrics of a state; "heldout_loss" selects.
-      keep: the part of a state to return.
+      workdir: folder of `state/`, `best/` and `metrics.jsonl`.
+      config: number of steps, and intervals between logging, evaluating and saving.
+      state: initial pytree of arrays.
+      step_fn: jitted step `(state, step, batch) -> (state, metrics)`.
+      batch_fn: batch of a step, a pure function of the step's index.
+      evaluate: held-out metrics of a state, among them "heldout_loss".
+      select: function from a state to the pytree to return.
       label: name on the progress bar.
-      fingerprint: says what is trained on what; a state with another one is refused.
+      fingerprint: identity of the training; see `train.experiment.fingerprint`.
 
     Returns:
-      `keep(state)` where "heldout_loss" was least, and the metrics there with
+      `select(state)` at the lowest "heldout_loss", and the metrics of that step with
       "step" and "seconds" (of the whole training, over all its runs).
 
     Raises:
-      NonFiniteError: loss or weights became NaN or infinite; nothing of it is saved.
+      NonFiniteError: loss or weights became NaN or infinite; they are not saved.
       CheckpointError: `workdir` holds the state of another training.
-      ConfigError: it holds one that cannot go on so; see `train.progress`.
+      ConfigError: the saved training cannot continue with `config`; see
+        `train.progress`.
       DataError: `metrics.jsonl` cannot be written.
     """
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     log, saved = workdir / "metrics.jsonl", workdir / "state"
-    progress = begin_or_resume(workdir, config, fingerprint, label)
+    progress = load_progress(workdir, config, fingerprint, label)
     best = None
     if progress["step"]:
         state = load_state(saved, state)
-        best = best_of(workdir, fingerprint)
-    drop_later_lines(log, progress["step"])
+        best = load_best_metrics(workdir, fingerprint)
+    truncate_log(log, progress["step"])
 
     began = time.perf_counter() - progress["seconds"]
     bar = tqdm(total=config.steps, initial=progress["step"], desc=label, mininterval=1)
@@ -84,10 +85,10 @@ def fit(
             def due(every: int, done: int = done) -> bool:
                 return done % every == 0 or done == config.steps
 
-            keeping = due(config.evaluate_every) or due(config.save_every)
-            if due(config.log_every) or keeping:
+            saving = due(config.evaluate_every) or due(config.save_every)
+            if due(config.log_every) or saving:
                 values = {k: float(v) for k, v in jax.device_get(metrics).items()}
-                _check(values["loss"], state if keeping else (), done, progress["step"])
+                _check(values["loss"], state if saving else (), done, progress["step"])
             if due(config.log_every):
                 _write(lines, {"step": done, **values})
                 bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
@@ -101,7 +102,7 @@ def fit(
                 if best is None or values["heldout_loss"] < best["heldout_loss"]:
                     best = {"step": done, **values}
                     note = json.dumps({"fingerprint": fingerprint, "metrics": best})
-                    save_state(workdir / "best", keep(state), {METRICS: note})
+                    save_state(workdir / "best", select(state), {METRICS: note})
                 tqdm.write(
                     f"{label} step {done}: "
                     + ", ".join(f"{k} {v:.4g}" for k, v in values.items()),
@@ -114,12 +115,12 @@ def fit(
         raise CheckpointError(
             f"'{workdir / 'best'}' is missing; remove '{workdir}' and train again"
         )
-    kept = load_state(workdir / "best", jax.eval_shape(keep, state))
-    return kept, {**best, "seconds": progress["seconds"]}
+    selected = load_state(workdir / "best", jax.eval_shape(select, state))
+    return selected, {**best, "seconds": progress["seconds"]}
 
 
 def _check(loss: float, state: Any, step: int, saved: int) -> None:
-    """Refuses a loss, or weights that are about to be kept, that are no numbers."""
+    """Raises `NonFiniteError` if the loss, or weights to be saved, are not finite."""
     if not np.isfinite(loss):
         raise _not_finite(f"the training loss is {loss}", step, saved)
     if not _finite(state):
@@ -133,10 +134,10 @@ def _finite(tree: Any) -> jax.Array:
 
 
 def _not_finite(what: str, step: int, saved: int) -> NonFiniteError:
-    where = f"goes on from step {saved}" if saved else "begins again"
+    resumed = f"resumes from step {saved}" if saved else "starts from the beginning"
     return NonFiniteError(
-        f"{what} at step {step}; lower learning_rate in the preset and give the same "
-        f"command again: it {where}"
+        f"{what} at step {step}; lower learning_rate in the preset and run the same "
+        f"command again: it {resumed}"
     )
 
 

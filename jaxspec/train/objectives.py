@@ -1,9 +1,9 @@
-"""What models of several kinds are trained for: functions of parameters and data.
+"""Training objectives of models over tokens.
 
-All take codes `[B, T]` and labels `[B]`, null conditions `[B]` and a key, which is
-consumed, and return a mean in nats a token (TiDAR's with its two parts). The mask of a
-model is its first extra token. A table says who sees whom among the condition and what
-follows it.
+All of them are functions of parameters, tokens `[B, T]`, labels `[B]`, null flags `[B]`
+(True for sequences read without their condition) and a random key, which is consumed.
+They return a mean loss in nats per token; `tidar_loss` also returns its two parts. The
+mask token of a model is its first extra token.
 """
 
 import jax
@@ -25,23 +25,28 @@ def next_loss(
     null: Bool[Array, "B"],
     key: Array,
 ) -> Float[Array, ""]:
-    """Each token given those before it; `key` is for dropout."""
+    """Cross-entropy of each token given those before it; `key` is for dropout."""
     logits, _ = model.score(params, labels, codes[:, :-1], null=null, dropout_key=key)
     return jnp.mean(token_losses(model, logits, codes))
 
 
 def token_losses(
-    model: Transformer, logits: Float[Array, "B U V"], codes: Int[Array, "B T"]
-) -> Float[Array, "B N"]:
-    """Negative log-likelihood in nats of each token that something stands before.
+    model: Transformer, logits: Float[Array, "B P+T-1 V"], codes: Int[Array, "B T"]
+) -> Float[Array, "B M"]:
+    """Negative log-likelihood in nats of each predicted token.
+
+    `M` is `T`, or `T - 1` without a condition, where nothing predicts the first token.
 
     Args:
-      model: causal.
-      logits: of the condition and all tokens but the last.
-      codes: all tokens. Without a condition the first one is not predicted.
+      model: causal transformer.
+      logits: float32 [B, P + T - 1, V], outputs at the condition and at all tokens but
+        the last.
+      codes: int32 [B, T], all tokens.
     """
     prefix = model.config.prefix_length
-    return _cross(logits[:, max(prefix - 1, 0) :], codes if prefix else codes[:, 1:])
+    return _cross_entropy(
+        logits[:, max(prefix - 1, 0) :], codes if prefix else codes[:, 1:]
+    )
 
 
 def sorted_loss(
@@ -54,19 +59,19 @@ def sorted_loss(
     *,
     exits: tuple[int, ...],
 ) -> Float[Array, ""]:
-    """Next tokens by the whole model and by its first layers, as one mean.
+    """Next-token loss averaged over the whole model and its first `exits` layers.
 
-    All share the final norm and the head: a model that can be left early (S2D, arXiv
-    2407.01955; the losses of LayerSkip, arXiv 2404.16710, without its layer dropout).
+    All exits share the final norm and the head (S2D, arXiv 2407.01955; the losses of
+    LayerSkip, arXiv 2404.16710, without its layer dropout).
 
     Args:
-      model: causal.
-      params: its parameters.
-      codes: tokens.
-      labels: conditions.
-      null: rows without condition.
-      key: for dropout.
-      exits: numbers of layers.
+      model: causal transformer.
+      params: parameters of the model.
+      codes: int32 [B, T], tokens.
+      labels: int32 [B], conditions.
+      null: bool [B], True for sequences read without their condition.
+      key: random key for dropout.
+      exits: numbers of layers after which the model may exit.
     """
     feature_layers = tuple(n - 1 for n in exits)
     logits, features = model.score(
@@ -98,40 +103,41 @@ def block_loss(
     growth: float = 1.01,
     least: float = 1e-3,
 ) -> Float[Array, ""]:
-    """DEER's two stages (arXiv 2512.15176), for all prefixes in one pass.
+    """Loss of DEER's two stages (arXiv 2512.15176), for all prefixes in one pass.
 
-    Clean tokens are causal, and blocks behind each prefix see it and themselves, so a
-    cache of clean tokens is exact. Where blocks begin is drawn anew each time.
+    Clean tokens attend causally. A block attends to the clean tokens before it and to
+    itself, so a cache of clean tokens is exact. The first block has a random length.
 
     Args:
-      model: with an extra token for the mask.
-      params: its parameters.
-      codes: tokens.
-      labels: conditions.
-      null: rows without condition.
-      key: shifts the blocks and hides tokens; consumed.
-      block: rows of a block.
-      refine: stage two: all of a block is hidden, and a token weighs the more the
-        nearer it is to the prefix. Else stage one: a share `t`, weighing `1 / t`.
-      growth: of the weight from a place to the one before; 1.02 is noisy, 1.05
-        diverges, says the paper.
-      least: share that is hidden.
+      model: transformer with an extra token for the mask.
+      params: parameters of the model.
+      codes: int32 [B, T], tokens.
+      labels: int32 [B], conditions.
+      null: bool [B], True for sequences read without their condition.
+      key: random key for the shift of the blocks and for masking; consumed.
+      block: tokens of a block.
+      refine: True for stage two, in which whole blocks are masked and tokens nearer to
+        the prefix weigh more; False for stage one, in which a share `t` of the tokens
+        is masked, with weight `1 / t`.
+      growth: ratio of the weights of neighboring tokens in stage two. In the paper 1.02
+        is noisy and 1.05 diverges.
+      least: smallest share `t` of masked tokens.
     """
     shift_key, time_key, mask_key = jax.random.split(key, 3)
     length = codes.shape[1]
     shift = jax.random.randint(shift_key, (), 0, block, jnp.int32)
-    hidden, weight = (
+    masked, weight = (
         jnp.ones(codes.shape, bool),
-        growth ** -_place(length, block, shift).astype(jnp.float32),
+        growth ** -_index_in_block(length, block, shift).astype(jnp.float32),
     )
     weight = jnp.broadcast_to(weight, codes.shape)
     if not refine:
-        hidden, t = _hide(time_key, mask_key, codes.shape, least)
-        weight = hidden.astype(t.dtype) / t
-    tokens = jnp.where(hidden, model.config.vocab_size, codes)
-    logits = _doubled_scores(model, params, codes, tokens, labels, null, block, shift)
-    filled = _cross(logits[:, model.config.prefix_length + length :], codes)
-    return jnp.sum(filled * weight) / (
+        masked, t = _mask_tokens(time_key, mask_key, codes.shape, least)
+        weight = masked.astype(t.dtype) / t
+    tokens = jnp.where(masked, model.config.vocab_size, codes)
+    logits = _doubled_logits(model, params, codes, tokens, labels, null, block, shift)
+    denoising = _cross_entropy(logits[:, model.config.prefix_length + length :], codes)
+    return jnp.sum(denoising * weight) / (
         jnp.sum(weight) if refine else jnp.float32(codes.size)
     )
 
@@ -146,34 +152,39 @@ def masked_loss(
     *,
     least: float = 1e-3,
 ) -> Float[Array, ""]:
-    """MDLM's bound (arXiv 2406.07524): `1 / t` times the loss of the hidden tokens.
+    """MDLM's bound (arXiv 2406.07524): `1 / t` times the loss of the masked tokens.
 
-    Each sequence has a share `t` of hidden tokens between `least` and 1, drawn
-    antithetically over the batch.
+    In each sequence a share `t` of the tokens is masked. The shares are stratified over
+    the batch, uniform in [`least`, 1].
     """
     time_key, mask_key = jax.random.split(key)
-    hidden, t = _hide(time_key, mask_key, codes.shape, least)
-    tokens = jnp.where(hidden, model.mask_token, codes)
+    masked, t = _mask_tokens(time_key, mask_key, codes.shape, least)
+    tokens = jnp.where(masked, model.mask_token, codes)
     logits = model.score(params, labels, tokens, null=null)
-    losses = jnp.where(hidden, _cross(logits, codes), 0.0)
+    losses = jnp.where(masked, _cross_entropy(logits, codes), 0.0)
     return jnp.mean(losses / t)
 
 
-def doubled_table(prefix: int, length: int, block: int) -> Bool[np.ndarray, "U U"]:
-    """Clean tokens, then the same places hidden, in blocks: `U = prefix + 2 length`.
+def doubled_mask(prefix: int, length: int, block: int) -> Bool[np.ndarray, "M M"]:
+    """Attention mask over clean tokens followed by masked copies of them, in blocks.
 
-    Clean tokens are causal. A hidden one sees the clean tokens before its block, and
-    all of its block. Nobody else sees hidden ones. (BD3-LM, arXiv 2503.09573; TiDAR,
-    arXiv 2511.08923.)
+    `M = prefix + 2 length`. Clean tokens attend causally. Masked ones attend to the
+    clean tokens before their block and to all of their block, and no other token
+    attends to them (BD3-LM, arXiv 2503.09573; TiDAR, arXiv 2511.08923).
+
+    Args:
+      prefix: positions of the condition.
+      length: number of clean tokens.
+      block: tokens of a block.
     """
     clean = prefix + length
-    table = np.zeros((clean + length, clean + length), bool)
-    table[:clean, :clean] = np.tri(clean, dtype=bool)
-    place = np.arange(length)
-    begin = prefix + place // block * block  # first clean position of each block
-    table[clean:, :clean] = np.arange(clean) < begin[:, None]
-    table[clean:, clean:] = place[:, None] // block == place // block
-    return table
+    mask = np.zeros((clean + length, clean + length), bool)
+    mask[:clean, :clean] = np.tri(clean, dtype=bool)
+    index = np.arange(length)
+    first = prefix + index // block * block  # first clean position of each block
+    mask[clean:, :clean] = np.arange(clean) < first[:, None]
+    mask[clean:, clean:] = index[:, None] // block == index // block
+    return mask
 
 
 def tidar_loss(
@@ -187,74 +198,80 @@ def tidar_loss(
     block: int,
     weight: float = 1.0,
 ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
-    """TiDAR's joint loss (arXiv 2511.08923): next tokens, and whole hidden blocks.
+    """TiDAR's joint loss (arXiv 2511.08923): next tokens, and wholly masked blocks.
 
-    Clean rows predict the next token, hidden rows their own. Blocks begin anywhere: a
-    draft starts behind whatever token was accepted last, so their grid is shifted at
-    random.
+    Clean queries predict the next token, masked queries their own token. Blocks are
+    shifted at random, since a draft may start after any token.
 
     Args:
-      model: causal, with an extra token for the mask.
-      params: its parameters.
-      codes: tokens.
-      labels: conditions.
-      null: rows without condition.
-      key: shifts the blocks; consumed.
-      block: rows of a block.
-      weight: of the autoregressive part.
+      model: causal transformer with an extra token for the mask.
+      params: parameters of the model.
+      codes: int32 [B, T], tokens.
+      labels: int32 [B], conditions.
+      null: bool [B], True for sequences read without their condition.
+      key: random key for the shift of the blocks; consumed.
+      block: tokens of a block.
+      weight: weight of the autoregressive loss; that of the masked tokens is 1.
 
     Returns:
-      The loss, and its two parts: autoregressive and hidden.
+      The weighted mean, the autoregressive loss and the loss of the masked tokens.
     """
     shift = jax.random.randint(key, (), 0, block, jnp.int32)
-    hidden = jnp.full(codes.shape, model.config.vocab_size, codes.dtype)
-    logits = _doubled_scores(model, params, codes, hidden, labels, null, block, shift)
+    masked = jnp.full(codes.shape, model.config.vocab_size, codes.dtype)
+    logits = _doubled_logits(model, params, codes, masked, labels, null, block, shift)
     total = model.config.prefix_length + codes.shape[1]
-    following = jnp.mean(token_losses(model, logits[:, : total - 1], codes))
-    filled = jnp.mean(_cross(logits[:, total:], codes))
-    return (weight * following + filled) / (1.0 + weight), following, filled
+    autoregressive = jnp.mean(token_losses(model, logits[:, : total - 1], codes))
+    denoising = jnp.mean(_cross_entropy(logits[:, total:], codes))
+    return (
+        (weight * autoregressive + denoising) / (1.0 + weight),
+        autoregressive,
+        denoising,
+    )
 
 
-_cross = optax.softmax_cross_entropy_with_integer_labels
+_cross_entropy = optax.softmax_cross_entropy_with_integer_labels
 
 
-def _hide(
+def _mask_tokens(
     time_key: Array, mask_key: Array, shape: tuple[int, ...], least: float
 ) -> tuple[Bool[Array, "B T"], Float[Array, "B 1"]]:
-    """Which tokens are hidden, and the share of each sequence, drawn antithetically."""
-    begin = jax.random.uniform(time_key, dtype=jnp.float32)
-    even = (begin + jnp.arange(shape[0], dtype=jnp.float32) / shape[0]) % 1.0
+    """Samples the masked tokens and their share in each sequence.
+
+    The shares are stratified: evenly spaced over the batch, with one random offset.
+    """
+    offset = jax.random.uniform(time_key, dtype=jnp.float32)
+    even = (offset + jnp.arange(shape[0], dtype=jnp.float32) / shape[0]) % 1.0
     t = (least + (1.0 - least) * even)[:, None]
     return jax.random.uniform(mask_key, shape, jnp.float32) < t, t
 
 
-def _doubled_scores(model, params, codes, seconds, labels, null, block, shift):
-    """Logits of clean tokens, then of the same places as `seconds`, in blocks."""
+def _doubled_logits(model, params, codes, masked, labels, null, block, shift):
+    """Logits of clean tokens, then of `masked` tokens at the same positions."""
     prefix, length = model.config.prefix_length, codes.shape[1]
-    tables = jnp.stack(
-        [jnp.asarray(_shifted_table(prefix, length, block, s)) for s in range(block)]
+    masks = jnp.stack(
+        [jnp.asarray(_shifted_mask(prefix, length, block, s)) for s in range(block)]
     )
     order = np.arange(prefix + length)
     positions = jnp.asarray(np.concatenate([order, order[prefix:]]))
     return model.score(
         params,
         labels,
-        jnp.concatenate([codes, seconds], axis=1),
+        jnp.concatenate([codes, masked], axis=1),
         null=null,
-        causal=tables[shift],
+        causal=masks[shift],
         positions=positions,
     )[0]
 
 
-def _place(length: int, block: int, shift: Array) -> Int[Array, "T"]:
-    """Place of each token in its block."""
+def _index_in_block(length: int, block: int, shift: Array) -> Int[Array, "T"]:
+    """Index of each token in its block."""
     return (jnp.arange(length) - shift) % block
 
 
-def _shifted_table(prefix: int, length: int, block: int, shift: int) -> np.ndarray:
-    """`doubled_table` whose first block has `shift` places, if that is not 0."""
+def _shifted_mask(prefix: int, length: int, block: int, shift: int) -> np.ndarray:
+    """`doubled_mask` with a first block of `shift` tokens (0 for a full block)."""
     extra = (block - shift) % block
-    table = doubled_table(prefix, length + extra, block)
+    mask = doubled_mask(prefix, length + extra, block)
     clean = prefix + length + extra
-    kept = np.r_[0:prefix, prefix + extra : clean, clean + extra : table.shape[0]]
-    return table[np.ix_(kept, kept)]
+    index = np.r_[0:prefix, prefix + extra : clean, clean + extra : mask.shape[0]]
+    return mask[np.ix_(index, index)]

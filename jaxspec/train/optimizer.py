@@ -1,4 +1,4 @@
-"""AdamW with warm-up, cosine decay and clipping; averaged weights."""
+"""AdamW with warm-up, cosine decay and clipping, and averaged weights."""
 
 from typing import Any
 
@@ -11,43 +11,50 @@ from jaxspec.typing import Array, Params
 
 
 def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
-    """The optimizer of every trainer; decay is on matrices only."""
+    """The optimizer of all trainers; only matrices are decayed."""
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, config.warmup, max(config.steps, config.warmup + 1)
     )
-    made = optax.chain(
+    optimizer = optax.chain(
         optax.clip_by_global_norm(config.clip),
         optax.adamw(
             schedule,
             b1=0.9,
             b2=config.beta2,
             weight_decay=config.weight_decay,
-            mask=_decayed,
+            mask=_decay_mask,
         ),
     )
 
     def update(updates, state, params=None):
-        # optax combines whole numbers (counts of steps) with floats.
+        # optax combines integers (step counts) with floats.
         with jax.numpy_dtype_promotion("standard"):
-            return made.update(updates, state, params)
+            return optimizer.update(updates, state, params)
 
-    return optax.GradientTransformation(made.init, update)
+    return optax.GradientTransformation(optimizer.init, update)
 
 
-def _decayed(params: Params) -> Params:
-    """Matrices and tables; no scales, and no biases, whose axes may be several."""
+def _decay_mask(params: Params) -> Params:
+    """True for matrices and tables, False for scales and biases of any rank."""
 
-    def matrix(path, x):
+    def is_matrix(path, x):
         name = str(getattr(path[-1], "key", ""))
         return x.ndim > 1 and name not in ("scale", "bias")
 
-    return jax.tree_util.tree_map_with_path(matrix, params)
+    return jax.tree_util.tree_map_with_path(is_matrix, params)
 
 
 def update_average(
     average: Params, params: Params, decay: float, step: Array
 ) -> Params:
-    """Exponential moving average, with a shorter memory in the first steps."""
+    """Exponential moving average with a shorter memory in the first steps.
+
+    Args:
+      average: average up to now.
+      params: new parameters.
+      decay: decay per step; 0 returns `params`.
+      step: index of the step, from 0.
+    """
     if decay == 0:
         return params
     step = jnp.asarray(step, jnp.float32)
@@ -55,10 +62,11 @@ def update_average(
     return jax.tree.map(lambda a, p: a + rate * (p - a), average, params)
 
 
-def begin(config: TrainingConfig, params: Params) -> dict[str, Any]:
-    """State of a training: parameters, their average, the optimizer's own.
+def init_train_state(config: TrainingConfig, params: Params) -> dict[str, Any]:
+    """Initial training state: parameters, their average and the optimizer's state.
 
-    Copies: the state may be donated, what the caller holds may not.
+    Arrays are copied, because the state may be donated while the caller's arrays may
+    not.
     """
     return {
         "params": jax.tree.map(jnp.copy, params),
@@ -67,10 +75,10 @@ def begin(config: TrainingConfig, params: Params) -> dict[str, Any]:
     }
 
 
-def descend(
+def apply_gradients(
     config: TrainingConfig, state: dict[str, Any], gradient: Params, step: Array
 ) -> dict[str, Any]:
-    """One step of the optimizer and of the average."""
+    """Takes one step of the optimizer and updates the average."""
     updates, optimizer = make_optimizer(config).update(
         gradient, state["optimizer"], state["params"]
     )

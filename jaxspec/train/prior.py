@@ -1,4 +1,4 @@
-"""Training of models over codes: the prior, and drafters that are such models."""
+"""Prior training: models over tokens, among them draft models."""
 
 from dataclasses import replace
 from functools import partial
@@ -20,12 +20,12 @@ from jaxspec.models.transformer import Transformer
 from jaxspec.spec.noise import seed_key
 from jaxspec.train import objectives
 from jaxspec.train.experiment import Experiment, PriorTrainingConfig, fingerprint
-from jaxspec.train.layout import ONE_DEVICE, Layout
+from jaxspec.train.layout import ONE_DEVICE, TrainSharding
 from jaxspec.train.loop import fit
-from jaxspec.train.optimizer import begin, descend
+from jaxspec.train.optimizer import apply_gradients, init_train_state
 from jaxspec.typing import Params
 
-# Held-out sequences that select the checkpoint.
+# Held-out sequences on which checkpoints are compared.
 HELDOUT = 512
 
 
@@ -35,100 +35,113 @@ def train_prior(
     heldout: Sequences,
     workdir: Path,
     start: Checkpoint | None = None,
-    layout: Layout = ONE_DEVICE,
+    sharding: TrainSharding = ONE_DEVICE,
 ) -> Checkpoint:
-    """Trains a model over codes; resumes what `workdir` holds.
+    """Trains a model over tokens; resumes the training in `workdir`.
 
     Args:
-      experiment: what to train and how.
-      source: sequences.
+      experiment: configurations of the model and its training.
+      source: training sequences.
       heldout: sequences that select the checkpoint.
-      workdir: state and metrics.
-      start: a model of the same shape to go on from; it may have fewer extra tokens.
-      layout: where its arrays lie.
+      workdir: folder of the state and the metrics.
+      start: trained model of the same configuration, up to dropout, whose parameters
+        are the initial ones; it may have fewer extra tokens. None for random
+        parameters.
+      sharding: devices of the training's arrays.
 
     Raises:
-      ConfigError: `start` is another kind of model.
+      ConfigError: `start` is of another kind or configuration.
     """
     config = experiment.train_prior
     model = Transformer(experiment.prior)
     params = model.init(seed_key(config.seed))
     if start is not None:
-        params = _grown(start, model, params)
-    begun = params_digest(params) if start is not None else ""
+        params = _start_params(start, model, params)
+    start_digest = params_digest(params) if start is not None else ""
 
     def batch_fn(step):
         indices = batch_indices(config.seed, step, config.batch, len(source))
         return source.take(indices, step_rng(config.seed, step))
 
-    state = layout.place(begin(config, params))
-    kept, metrics = fit(
+    state = sharding.device_put(init_train_state(config, params))
+    trained, metrics = fit(
         workdir,
         config,
         state,
-        layout.compile(make_step(model, config), state),
-        layout.rows(batch_fn),
+        sharding.compile(make_step(model, config), state),
+        sharding.shard_batches(batch_fn),
         make_evaluation(model, config, heldout),
         lambda state: state["average"],
         "prior",
-        fingerprint(experiment.prior, config, experiment.data, source.digest, begun),
+        fingerprint(
+            experiment.prior, config, experiment.data, source.digest, start_digest
+        ),
     )
     metadata = {"metrics": metrics, "objective": config.objective}
     if config.objective == "sorted":
         metadata["exits"] = list(config.exits)
     if config.objective not in ("next", "sorted", "masked"):
         metadata["block"] = config.block
-    return Checkpoint("prior", experiment.prior, kept, metadata)
+    return Checkpoint("prior", experiment.prior, trained, metadata)
 
 
-def _grown(start: Checkpoint, model: Transformer, like: Params) -> Params:
-    """Parameters with the extra tokens that the new model has and they lack."""
+def _start_params(start: Checkpoint, model: Transformer, init: Params) -> Params:
+    """Parameters of `start`, with the embeddings of `init` for tokens it lacks."""
     if start.kind != "prior":
-        raise ConfigError(f"--start holds a {start.kind}; a prior goes on from a prior")
-    now, before = model.config, start.config
-    rates = {name: 0.0 for name in now.__dataclass_fields__ if name.endswith("dropout")}
-    if replace(before, extra_tokens=now.extra_tokens, **rates) != replace(now, **rates):
-        raise ConfigError("the model to start from has another configuration")
-    if before.extra_tokens > now.extra_tokens:
         raise ConfigError(
-            f"the model to start from has {before.extra_tokens} extra tokens, this one "
-            f"{now.extra_tokens}"
+            f"--start holds a checkpoint of kind '{start.kind}'; choose one of kind "
+            "'prior'"
         )
-    wanted = like["embedding"]["embedding"]
-    have = len(start.params["embedding"]["embedding"])
-    return with_extra_tokens(start.params, wanted[have:])
+    config, other = model.config, start.config
+    dropout = {n: 0.0 for n in config.__dataclass_fields__ if n.endswith("dropout")}
+    other = replace(other, extra_tokens=config.extra_tokens, **dropout)
+    if other != replace(config, **dropout):
+        raise ConfigError("the model to start from has another configuration")
+    if start.config.extra_tokens > config.extra_tokens:
+        raise ConfigError(
+            f"the model to start from has {start.config.extra_tokens} extra tokens, "
+            f"this one {config.extra_tokens}"
+        )
+    embeddings = init["embedding"]["embedding"]
+    present = len(start.params["embedding"]["embedding"])
+    return with_extra_tokens(start.params, embeddings[present:])
 
 
-def loss_of(model: Transformer, config: PriorTrainingConfig):
-    """The objective: `(params, codes, labels, null, key) -> loss`."""
+def make_objective(model: Transformer, config: PriorTrainingConfig):
+    """Objective `(params, codes, labels, null, key) -> loss` in nats per token."""
+
+    def masked(*args):
+        return objectives.masked_loss(MaskedDiffusion(model), *args)
+
+    def tidar(*args):
+        return objectives.tidar_loss(model, *args, block=config.block)[0]
+
     blocks = partial(objectives.block_loss, model, block=config.block)
     return {
         "next": partial(objectives.next_loss, model),
         "sorted": partial(objectives.sorted_loss, model, exits=config.exits),
-        "masked": lambda *given: objectives.masked_loss(MaskedDiffusion(model), *given),
+        "masked": masked,
         "continuation": partial(blocks, refine=False),
         "refinement": partial(blocks, refine=True),
-        "tidar": lambda *given: objectives.tidar_loss(
-            model, *given, block=config.block
-        )[0],
+        "tidar": tidar,
     }[config.objective]
 
 
 def make_step(model: Transformer, config: PriorTrainingConfig):
     """One step `(state, step, (codes [B, T], labels [B])) -> (state, metrics)`."""
-    dtype, objective = jnp.dtype(config.compute_dtype), loss_of(model, config)
+    dtype, objective = jnp.dtype(config.compute_dtype), make_objective(model, config)
 
     def loss_fn(params, codes, labels, key):
-        null_key, own_key = jax.random.split(key)
-        chance = model.config.condition_dropout
-        null = jax.random.bernoulli(null_key, jnp.float32(chance), labels.shape)
+        null_key, objective_key = jax.random.split(key)
+        rate = model.config.condition_dropout
+        null = jax.random.bernoulli(null_key, jnp.float32(rate), labels.shape)
         params = jax.tree.map(lambda x: x.astype(dtype), params)
-        return objective(params, codes, labels, null, own_key)
+        return objective(params, codes, labels, null, objective_key)
 
     def step_fn(state, step, batch):
         key = jax.random.fold_in(seed_key(config.seed), step)
         loss, gradient = jax.value_and_grad(loss_fn)(state["params"], *batch, key)
-        state = descend(config, state, gradient, step)
+        state = apply_gradients(config, state, gradient, step)
         return state, {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
 
     return step_fn
@@ -137,10 +150,10 @@ def make_step(model: Transformer, config: PriorTrainingConfig):
 def make_evaluation(
     model: Transformer, config: PriorTrainingConfig, heldout: Sequences
 ):
-    """Held-out loss; of a next-token model its likelihood and entropy."""
-    objective = loss_of(model, config)
+    """Evaluation `state -> metrics`: held-out loss, for "next" also the entropy."""
+    objective = make_objective(model, config)
     count = max(min(HELDOUT, len(heldout)) // config.batch, 1) * config.batch
-    rows = np.linspace(0, len(heldout) - 1, count).astype(np.int64)
+    indices = np.linspace(0, len(heldout) - 1, count).astype(np.int64)
     key = seed_key(config.seed + 1)
 
     def evaluate(state):
@@ -150,11 +163,14 @@ def make_evaluation(
             )
             return {"heldout_loss": values["nll"], "entropy": values["entropy"]}
         losses = []
-        for i, part in enumerate(rows.reshape(-1, config.batch)):
+        for i, part in enumerate(indices.reshape(-1, config.batch)):
             codes = heldout.codes[0, part].astype(np.int32)
-            given = codes, heldout.labels[part], np.zeros(len(part), bool)
-            own = None if config.objective == "sorted" else jax.random.fold_in(key, i)
-            losses.append(measure(state["average"], *given, own))
+            batch = codes, heldout.labels[part], np.zeros(len(part), bool)
+            # A sorted model uses the key for dropout, which is off here.
+            batch_key = (
+                None if config.objective == "sorted" else jax.random.fold_in(key, i)
+            )
+            losses.append(measure(state["average"], *batch, batch_key))
         return {"heldout_loss": float(np.mean(losses))}
 
     measure = jax.jit(objective)

@@ -1,4 +1,4 @@
-"""What a training has done: beside its state on disk, and what may go on from it."""
+"""Progress of a training, saved with its state, and checks before it resumes."""
 
 import json
 import sys
@@ -13,26 +13,26 @@ from jaxspec.writing import write_file
 PROGRESS, METRICS = "progress.json", "metrics.json"
 
 
-def begin_or_resume(
+def load_progress(
     workdir: Path, config: TrainingConfig, fingerprint: str, label: str
 ) -> dict[str, Any]:
-    """The progress of the state in a folder, or that of a training that begins.
+    """Progress of the training saved in a folder, or of a new one.
 
-    One line on stderr names the settings that differ from those of the earlier run.
+    Prints one line to stderr with the settings that differ from those of the saved run.
 
     Args:
-      workdir: holds `state/` if a training was begun.
-      config: the settings from now on.
-      fingerprint: see `train.experiment`.
+      workdir: folder of the training, with `state/` if it has been saved.
+      config: settings of the steps to come.
+      fingerprint: identity of the training; see `train.experiment.fingerprint`.
       label: name of the part.
 
     Returns:
-      "step", "seconds", "fingerprint" and "settings".
+      A dict with "step", "seconds", "fingerprint" and "settings".
 
     Raises:
-      CheckpointError: the state is of another training, or damaged.
-      ConfigError: the training is past the steps asked for, or is finished and could
-        not follow other settings.
+      CheckpointError: the saved state is of another training, or damaged.
+      ConfigError: the saved training has taken more steps than `config.steps`, or has
+        finished and `config` has other settings.
     """
     settings = {name: getattr(config, name) for name in MAY_CHANGE}
     new = {
@@ -46,16 +46,16 @@ def begin_or_resume(
         return new
     try:
         text = (saved / PROGRESS).read_bytes()
-        found: dict[str, Any] | None = {name: json.loads(text)[name] for name in new}
+        progress: dict[str, Any] | None = {n: json.loads(text)[n] for n in new}
     except (OSError, ValueError, KeyError, TypeError):
-        found = None
-    if found is None or found["fingerprint"] != fingerprint:
+        progress = None
+    if progress is None or progress["fingerprint"] != fingerprint:
         raise CheckpointError(
             f"'{workdir}' holds a training with another preset, of an earlier part "
             "that has changed, or of an earlier version; remove it or choose another "
             "--workdir"
         )
-    step, before = found["step"], found["settings"]
+    step, before = progress["step"], progress["settings"]
     changed = ", ".join(
         f"{name} {value} (was {before.get(name)})"
         for name, value in settings.items()
@@ -63,37 +63,38 @@ def begin_or_resume(
     )
     if step > config.steps:
         raise ConfigError(
-            f"'{workdir}' holds a training that has taken {step} steps: ask for more "
-            f"than {config.steps}, or choose another --workdir"
+            f"'{workdir}' holds a training that has taken {step} steps, more than "
+            f"{config.steps}; set more --steps or choose another --workdir"
         )
     if changed and step == config.steps:
-        own = [name for name in settings if not name.endswith("_every")]
-        if all(before.get(name) == settings[name] for name in own):
-            return {**found, "settings": settings}
+        decisive = [name for name in settings if not name.endswith("_every")]
+        if all(before.get(name) == settings[name] for name in decisive):
+            return {**progress, "settings": settings}
         raise ConfigError(
-            f"'{workdir}' holds a training that is finished after {step} steps; it "
-            f"cannot follow {changed}: ask for more steps, or choose another --workdir"
+            f"'{workdir}' holds a training that finished after {step} steps, so these "
+            f"settings cannot change: {changed}; set more --steps or choose another "
+            "--workdir"
         )
     if changed:
-        print(f"{label} goes on at step {step} with {changed}", file=sys.stderr)
-    return {**found, "settings": settings}
+        print(f"{label} resumes at step {step} with {changed}", file=sys.stderr)
+    return {**progress, "settings": settings}
 
 
-def best_of(workdir: Path, fingerprint: str) -> dict[str, Any] | None:
-    """Step and metrics of what `best/` holds; None if this training has none."""
+def load_best_metrics(workdir: Path, fingerprint: str) -> dict[str, Any] | None:
+    """Step and metrics of the checkpoint in `best/`; None if this training has none."""
     file = recover(workdir / "best") / METRICS
     if not file.is_file():
         return None
-    found = json.loads(file.read_bytes())
-    return found["metrics"] if found["fingerprint"] == fingerprint else None
+    note = json.loads(file.read_bytes())
+    return note["metrics"] if note["fingerprint"] == fingerprint else None
 
 
-def drop_later_lines(log: Path, step: int) -> None:
-    """Drops lines of steps that will be taken again."""
+def truncate_log(log: Path, step: int) -> None:
+    """Drops the lines of steps after `step`, which will be taken again."""
     if log.exists():
-        kept = [
+        lines = [
             line
             for line in log.read_bytes().splitlines(keepends=True)
             if line.endswith(b"\n") and json.loads(line)["step"] <= step
         ]
-        write_file(log, b"".join(kept))
+        write_file(log, b"".join(lines))

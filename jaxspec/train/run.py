@@ -1,4 +1,4 @@
-"""Trains one part of an experiment from data to a loadable checkpoint."""
+"""Training of one part of an experiment, from data to a loadable checkpoint."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,9 +18,9 @@ from jaxspec.train.card import model_card
 from jaxspec.train.classifier import train_classifier
 from jaxspec.train.drafter import HELDOUT, train_drafter
 from jaxspec.train.experiment import Experiment
-from jaxspec.train.layout import ONE_DEVICE, Layout
+from jaxspec.train.layout import ONE_DEVICE, TrainSharding
 from jaxspec.train.prior import train_prior
-from jaxspec.train.self_drawn import draw_source
+from jaxspec.train.self_drawn import self_generated_source
 from jaxspec.train.tokenizer import train_tokenizer
 
 
@@ -33,57 +33,74 @@ def train_part(
     command: str,
     bundle: Path | None = None,
     start: Path | None = None,
-    layout: Layout = ONE_DEVICE,
+    sharding: TrainSharding = ONE_DEVICE,
 ) -> Path:
     """Trains a part and returns the checkpoint's folder.
 
-    Parts are "tokenizer", "prior", "drafter" and "classifier". Earlier ones are read
-    from `bundle`, or from what `workdir` holds. A drafter that learns from what its
-    target draws needs no data. Prior and drafter may go on from `start`.
-    `layout` says where arrays lie; what is learned does not depend on it.
+    Args:
+      experiment: data, configurations and training settings.
+      part: "tokenizer", "prior", "drafter" or "classifier".
+      workdir: folder of all parts' states, and of their checkpoints in `checkpoint/`.
+      data_dir: folder of prepared tfds data.
+      manual_dir: folder of files that tfds cannot download, or of a text.
+      command: command line to record in the checkpoint.
+      bundle: folder of the parts trained before; None for `workdir/checkpoint`.
+      start: folder of a trained prior or drafter whose parameters are the initial ones;
+        None for random parameters.
+      sharding: devices of the training's arrays; the result is the same up to rounding.
 
     Raises:
-      CheckpointError: an earlier part is missing.
+      CheckpointError: a part that must be trained before is missing.
       ConfigError: the experiment has no such part.
-      DataError: the data cannot be had.
+      DataError: the data cannot be read or downloaded.
     """
     if part == "drafter" and experiment.drafter is None:
         raise ConfigError(f"{experiment.name} has no drafter to train")
-    given = bundle or workdir / "checkpoint"
-    begun = load_checkpoint(start) if start is not None else None
+    bundle = bundle or workdir / "checkpoint"
+    start_checkpoint = load_checkpoint(start) if start is not None else None
     text, metadata = experiment.text_file is not None, {}
     sources: Sequence[Sequences]
     needed = {"prior": ["tokenizer"], "drafter": ["tokenizer", "prior"]}.get(part, [])
     for earlier in needed[text:]:
-        if not (given / earlier).is_dir():
+        if not (bundle / earlier).is_dir():
             raise CheckpointError(
-                f"'{given / earlier}' is missing; run `jaxspec train {earlier}` with "
+                f"'{bundle / earlier}' is missing; run `jaxspec train {earlier}` with "
                 "this --workdir first, or name a bundle with --checkpoint"
             )
     if part in ("prior", "drafter"):
-        if part == "drafter" and experiment.train_drafter.drawn:
-            sources = _drawn(experiment, given, workdir)
+        if part == "drafter" and experiment.train_drafter.self_generated:
+            sources = _self_generated(experiment, bundle, workdir)
         elif text:
             sources = _text(experiment, manual_dir or data_dir)
         else:
             images = _images(experiment, data_dir, manual_dir)
-            sources = _encoded(experiment, given, workdir, images)
+            sources = _encoded(experiment, bundle, workdir, images)
             metadata = {"class_names": images[0].class_names} if part == "prior" else {}
         if part == "prior":
             result = train_prior(
-                experiment, sources[0], sources[1], workdir / part, begun, layout
+                experiment,
+                sources[0],
+                sources[1],
+                workdir / part,
+                start_checkpoint,
+                sharding,
             )
         else:
-            prior = load_prior(given / "prior")
             result = train_drafter(
-                experiment, prior, sources[0], sources[1], workdir / part, begun, layout
+                experiment,
+                load_prior(bundle / "prior"),
+                sources[0],
+                sources[1],
+                workdir / part,
+                start_checkpoint,
+                sharding,
             )
     else:
         if text:
             raise ConfigError(f"text has no {part}; train its prior, then a drafter")
         images = _images(experiment, data_dir, manual_dir)
         train = {"tokenizer": train_tokenizer, "classifier": train_classifier}[part]
-        result = train(experiment, *images, workdir / part, layout)
+        result = train(experiment, *images, workdir / part, sharding)
         if part == "classifier":
             metadata = {"class_names": images[0].class_names}
     result = replace(result, metadata={**result.metadata, **metadata})
@@ -93,24 +110,25 @@ def train_part(
 def _images(
     experiment: Experiment, data_dir: Path, manual_dir: Path | None
 ) -> tuple[ImageSource, ImageSource]:
-    """Those to learn from, and those held out."""
+    """Training images and held-out images."""
     data, tokenizer = experiment.data, experiment.tokenizer
-    assert tokenizer is not None  # see Experiment
-    first, second = (
+    assert tokenizer is not None  # images, not text
+    train, heldout = (
         ImageSource(data.name, split, tokenizer.image_size, data_dir, manual_dir)
         for split in (data.train_split, data.heldout_split)
     )
-    return first, second
+    return train, heldout
 
 
 def _encoded(
     experiment: Experiment,
-    given: Path,
+    bundle: Path,
     workdir: Path,
     images: tuple[ImageSource, ImageSource],
 ) -> list[CodeSource]:
-    """Images as codes, encoded once and kept."""
-    tokenizer, data = load_checkpoint(given / "tokenizer", "tokenizer"), experiment.data
+    """Codes of the images, encoded once and cached."""
+    tokenizer = load_checkpoint(bundle / "tokenizer", "tokenizer")
+    data = experiment.data
     splits = (data.train_split, data.heldout_split)
     return [
         encode_source(
@@ -127,22 +145,24 @@ def _encoded(
 
 def _text(experiment: Experiment, folder: Path) -> list[TextSource]:
     file, length = folder / str(experiment.text_file), experiment.prior.sequence_length
-    return [TextSource(file, length, heldout=held) for held in (False, True)]
+    return [TextSource(file, length, heldout=heldout) for heldout in (False, True)]
 
 
-def _drawn(experiment: Experiment, given: Path, workdir: Path) -> list[CodeSource]:
-    """What the target itself draws."""
-    prior, training = load_prior(given / "prior"), experiment.train_drafter
+def _self_generated(
+    experiment: Experiment, bundle: Path, workdir: Path
+) -> list[CodeSource]:
+    """Training and held-out sequences that the target generates."""
+    prior, training = load_prior(bundle / "prior"), experiment.train_drafter
     return [
-        draw_source(
+        self_generated_source(
             prior,
             count,
-            cfg_scale=training.cfg_scale,
+            max_cfg_scale=training.max_cfg_scale,
             seed=seed,
             cache_dir=workdir / "codes",
         )
         for count, seed in (
-            (training.drawn, training.seed),
+            (training.self_generated, training.seed),
             (HELDOUT, training.seed + 1),
         )
     ]
@@ -151,7 +171,7 @@ def _drawn(experiment: Experiment, given: Path, workdir: Path) -> list[CodeSourc
 def _finish(
     experiment: Experiment, part: str, result: Checkpoint, command: str, path: Path
 ) -> Path:
-    """Writes the checkpoint with its card."""
+    """Writes the checkpoint with its model card."""
     data = experiment.data
     metadata = {
         "preset": experiment.name,

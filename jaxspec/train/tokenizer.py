@@ -1,4 +1,4 @@
-"""Training of the VQ tokenizer: pixel losses, a codebook of moving averages."""
+"""Tokenizer training: pixel losses, and a codebook of moving averages."""
 
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,17 @@ from jaxspec.nn.vq import l2_normalize, look_up, nearest_codes
 from jaxspec.spec.neighbors import neighbor_table
 from jaxspec.spec.noise import seed_key
 from jaxspec.train.experiment import Experiment, TrainingConfig, fingerprint
-from jaxspec.train.layout import ONE_DEVICE, Layout
+from jaxspec.train.layout import ONE_DEVICE, TrainSharding
 from jaxspec.train.loop import fit
 from jaxspec.train.optimizer import make_optimizer, update_average
-from jaxspec.typing import Array, Float, Params
+from jaxspec.typing import Array, Bool, Float, Int, Params
 
 COMMITMENT = 0.25
 L1 = 0.2
 CODE_DECAY = 0.99
-# A code is reset when its average count falls below this share of the uniform one.
+# A code is reset when its average count falls below this share of the uniform count.
 DEAD_SHARE = 0.02
-# Neighbors of each code that are kept beside it, for rules that relax equality.
+# Neighbors of each code saved in the checkpoint, for relaxed verifiers (LANTERN).
 NEIGHBORS = 100
 
 
@@ -35,12 +35,20 @@ def train_tokenizer(
     source: ImageSource,
     heldout: ImageSource,
     workdir: Path,
-    layout: Layout = ONE_DEVICE,
+    sharding: TrainSharding = ONE_DEVICE,
 ) -> Checkpoint:
-    """Trains the tokenizer of an experiment; resumes what `workdir` holds."""
-    config, shape = experiment.train_tokenizer, experiment.tokenizer
-    assert config is not None and shape is not None  # there are images
-    tokenizer = Tokenizer(shape)
+    """Trains the tokenizer of an experiment; resumes the training in `workdir`.
+
+    Args:
+      experiment: configurations of the tokenizer and its training.
+      source: training images.
+      heldout: images that select the checkpoint.
+      workdir: folder of the state and the metrics.
+      sharding: devices of the training's arrays.
+    """
+    config, tokenizer_config = experiment.train_tokenizer, experiment.tokenizer
+    assert config is not None and tokenizer_config is not None  # images, not text
+    tokenizer = Tokenizer(tokenizer_config)
     flips = experiment.data.flips
 
     def batch_fn(step):
@@ -52,44 +60,44 @@ def train_tokenizer(
         return images
 
     def evaluate(state):
-        metrics = reconstruction_metrics(tokenizer, kept_params(state), heldout)
+        metrics = reconstruction_metrics(tokenizer, averaged_params(state), heldout)
         return {"heldout_loss": -metrics["psnr"], **metrics}
 
-    state = layout.place(init_state(tokenizer, config))
-    kept, metrics = fit(
+    state = sharding.device_put(init_state(tokenizer, config))
+    params, metrics = fit(
         workdir,
         config,
         state,
-        layout.compile(make_step(tokenizer, config), state),
-        layout.rows(batch_fn),
+        sharding.compile(make_step(tokenizer, config), state),
+        sharding.shard_batches(batch_fn),
         evaluate,
-        kept_params,
+        averaged_params,
         "tokenizer",
-        fingerprint(experiment.tokenizer, config, experiment.data),
+        fingerprint(tokenizer_config, config, experiment.data),
     )
     metrics.pop("heldout_loss")
-    book = kept["codebook"]
-    neighbors = neighbor_table(book, min(NEIGHBORS, len(book) - 2))
+    codebook = params["codebook"]
+    neighbors = neighbor_table(codebook, min(NEIGHBORS, len(codebook) - 2))
     metadata = {"metrics": metrics}
-    return Checkpoint("tokenizer", experiment.tokenizer, kept, metadata, neighbors)
+    return Checkpoint("tokenizer", tokenizer_config, params, metadata, neighbors)
 
 
 def init_state(tokenizer: Tokenizer, config: TrainingConfig) -> dict[str, Any]:
-    """Networks, their average, the optimizer, and the codebook's sums and counts."""
+    """Initial state: networks, average, optimizer, codebook with sums and counts."""
     params = tokenizer.init(seed_key(config.seed))
-    book = params.pop("codebook")
+    codebook = params.pop("codebook")
     return {
         "networks": params,
         "average": jax.tree.map(jnp.copy, params),
         "optimizer": make_optimizer(config).init(params),
-        "codebook": l2_normalize(book),
-        "sums": jnp.zeros_like(book),
-        "counts": jnp.zeros_like(book[:, 0]),
+        "codebook": l2_normalize(codebook),
+        "sums": jnp.zeros_like(codebook),
+        "counts": jnp.zeros_like(codebook[:, 0]),
     }
 
 
-def kept_params(state: dict[str, Any]) -> Params:
-    """The averaged networks with the codebook."""
+def averaged_params(state: dict[str, Any]) -> Params:
+    """Parameters of the tokenizer: the averaged networks and the codebook."""
     return {**state["average"], "codebook": state["codebook"]}
 
 
@@ -103,8 +111,9 @@ def make_step(tokenizer: Tokenizer, config: TrainingConfig):
         z = l2_normalize(tokenizer.embed(networks, images.astype(dtype)))
         codes = nearest_codes(codebook, jax.lax.stop_gradient(z))
         q = look_up(codebook, codes)
-        straight = z + jax.lax.stop_gradient(q - z)
-        out = tokenizer.decode_vectors(networks, straight.astype(dtype))
+        # Straight-through estimator: the gradient at q is passed on to z.
+        through = z + jax.lax.stop_gradient(q - z)
+        out = tokenizer.decode_vectors(networks, through.astype(dtype))
         error = out.astype(jnp.float32) - images
         mse = jnp.mean(error**2)
         commitment = jnp.mean((z - q) ** 2)
@@ -122,13 +131,13 @@ def make_step(tokenizer: Tokenizer, config: TrainingConfig):
         networks = jax.tree.map(jnp.add, state["networks"], updates)
         key = jax.random.fold_in(seed_key(config.seed), step)
         late = step > int(0.8 * config.steps)
-        book = _update_codebook(key, state, z, codes, late)
+        codebook = _update_codebook(key, state, z, codes, late)
         average = update_average(state["average"], networks, config.ema, step)
         state = {
             "networks": networks,
             "average": average,
             "optimizer": optimizer_state,
-            **book,
+            **codebook,
         }
         psnr = -10 * jnp.log10(mse / 4)
         return state, {"loss": loss, "psnr_of_mean": psnr}
@@ -139,15 +148,21 @@ def make_step(tokenizer: Tokenizer, config: TrainingConfig):
 def _update_codebook(
     key: Array,
     state: dict[str, Any],
-    z: Float[Array, "B h w d"],
-    codes: Array,
-    late: Array,
+    z: Float[Array, "B h w C"],
+    codes: Int[Array, "B h w"],
+    late: Bool[Array, ""],
 ) -> dict[str, Array]:
-    """Moving averages of the vectors of each code; dead codes start anew.
+    """Updates each code to a moving average of its vectors, and resets dead codes.
 
-    A dead code is moved to a vector of the batch, drawn with a chance that grows with
-    the vector's own quantization error, so that plain background does not take all.
-    Nothing is reset once training is `late`.
+    A dead code is moved to a vector of the batch, sampled in proportion to the vector's
+    quantization error; otherwise uniform background would take all dead codes.
+
+    Args:
+      key: random key for resets; consumed.
+      state: training state.
+      z: float32 [B, h, w, C], encoded vectors of a grid of `h` by `w`.
+      codes: int32 [B, h, w], indices of the nearest codes.
+      late: bool scalar, True to reset no more codes.
     """
     vectors, codes = z.reshape(-1, z.shape[-1]), codes.reshape(-1)
     size = state["codebook"].shape[0]
@@ -160,9 +175,9 @@ def _update_codebook(
     dead = (counts < DEAD_SHARE * uniform) & ~late
     error = jnp.sum((vectors - state["codebook"][codes]) ** 2, axis=-1)
     score = jnp.log(error + 1e-9) + jax.random.gumbel(key, error.shape, error.dtype)
-    drawn = jax.lax.top_k(score, min(size, len(vectors)))[1]
-    chosen = vectors[drawn[jnp.arange(size) % len(drawn)]]
+    sampled = jax.lax.top_k(score, min(size, len(vectors)))[1]
+    replacements = vectors[sampled[jnp.arange(size) % len(sampled)]]
     counts = jnp.where(dead, 0.1 * uniform, counts)
-    sums = jnp.where(dead[:, None], 0.1 * uniform * chosen, sums)
+    sums = jnp.where(dead[:, None], 0.1 * uniform * replacements, sums)
     codebook = jnp.where(counts[:, None] > 0, l2_normalize(sums), state["codebook"])
     return {"codebook": codebook, "sums": sums, "counts": counts}

@@ -41,7 +41,7 @@ from jaxspec.spec.state import Engine
 from jaxspec.spec.tree import Tree
 from jaxspec.train.drafter import make_step
 from jaxspec.train.experiment import DrafterTrainingConfig
-from jaxspec.train.optimizer import begin
+from jaxspec.train.optimizer import init_train_state
 from jaxspec.train.recipes.block_diffusion import ANCHORS
 
 TINY = TransformerConfig(
@@ -86,7 +86,7 @@ def test_a_drafters_step_is_counted_as_the_compiler_counts_it():
     """Less what is masked: the compiler counts all rows of all blocks by each other."""
     _, drafter = make_drafter(block_config(TINY), TINY)
     settings = DrafterTrainingConfig(steps=9, batch=4)
-    state = begin(settings, drafter.init_params(jax.random.key(0)))
+    state = init_train_state(settings, drafter.init_params(jax.random.key(0)))
     codes, labels = jnp.zeros((4, 64), jnp.int32), jnp.zeros(4, jnp.int32)
     given = state, synthetic_params(TINY, "float32"), 0, (codes, labels, None)
     step = jax.jit(make_step(drafter, settings, {})).lower(*given).compile()

@@ -1,4 +1,4 @@
-"""A tiny data set in the packed form, made on the spot."""
+"""Tiny random data set in the packed format."""
 
 import io
 
@@ -7,7 +7,7 @@ from PIL import Image
 
 
 def random_images(count, side, seed=0):
-    """Smooth images and labels in turn: color depends on the label."""
+    """Smooth images whose color depends on the label, and cyclic labels."""
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % 3
     ramp = np.linspace(0, 1, side)

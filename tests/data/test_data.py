@@ -1,3 +1,5 @@
+"""Data sets: packed files, the fruit archive, image sizes, and batch indices."""
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -23,12 +25,12 @@ def test_packed_files_are_served_by_tfds(tmp_path, name, file, side):
     images, labels = random_images(9, side, seed=1)
     assert source.class_names == ["red", "green", "blue"]
     # tfds shuffles; every image must be there, close to what was packed.
-    found = source.take(range(9)).astype(int)
+    served = source.take(range(9)).astype(int)
     for image, label in zip(images, labels, strict=True):
-        distance = np.abs(found - image).mean(axis=(1, 2, 3))
+        distance = np.abs(served - image).mean(axis=(1, 2, 3))
         assert distance.min() < 4
         assert source.labels[distance.argmin()] == label
-    # The second opening reads what the first prepared; the source may be gone.
+    # A second source reads the prepared data, without the packed file.
     (tmp_path / file).rename(tmp_path / "elsewhere.npz")
     again = ImageSource(name, "test", side, tmp_path / "tfds")
     np.testing.assert_array_equal(again.take([3]), source.take([3]))
@@ -38,34 +40,34 @@ def test_packed_files_are_served_by_tfds(tmp_path, name, file, side):
 def test_the_public_fruit_archive_is_thinned_and_split(tmp_path):
     for folder, start in (("Training", 0), ("Test", 40)):
         for variety in ("Apple 1", "Tomato 1"):
-            place = tmp_path / folder / variety
-            place.mkdir(parents=True)
+            directory = tmp_path / folder / variety
+            directory.mkdir(parents=True)
             for i in range(40):
                 shade = np.full((100, 100, 3), start + i, np.uint8)
-                Image.fromarray(shade).save(place / f"r_{start + i:03}.jpg")
+                Image.fromarray(shade).save(directory / f"r_{start + i:03}.jpg")
     splits = {
         split: ImageSource("fruits360_64", split, 64, tmp_path / "tfds", tmp_path)
         for split in ("train", "test")
     }
-    # 80 files a variety, every third kept: 27; every tenth of those is test.
+    # 80 files per variety, of which every third is taken: 27; every tenth is test.
     assert len(splits["train"]) == 2 * 25 and len(splits["test"]) == 2 * 2
     assert splits["train"].class_names == ["Apple 1", "Tomato 1"]
     assert splits["test"].take([0]).shape == (1, 64, 64, 3)
 
 
 def fruit_archive(folder, varieties=("Apple 1",), suffix=".jpg"):
-    """The public archive's folders: a variety's shade is its place among them."""
+    """Writes the public archive's folders; the gray level depends on the variety."""
     for half, count in (("Training", 20), ("Test", 10)):
         for shade, variety in enumerate(varieties):
-            place = folder / half / variety
-            place.mkdir(parents=True)
+            directory = folder / half / variety
+            directory.mkdir(parents=True)
             image = Image.new("RGB", (64, 64), (40 * shade,) * 3)
             for i in range(count):
-                image.save(place / f"{i}{suffix}", "JPEG")
+                image.save(directory / f"{i}{suffix}", "JPEG")
 
 
-def test_names_of_folders_and_files_are_no_patterns(tmp_path):
-    """Classes are the visible folders, by name, whatever is in their names."""
+def test_names_of_folders_and_files_are_not_patterns(tmp_path):
+    """Classes are the visible folders, sorted by name, with any characters in it."""
     varieties = ["Apple [1]", "Apple *", "Apple 1", "[ab]", "a"]
     fruit_archive(tmp_path, varieties, suffix=".JPG")
     for hidden in (".ipynb_checkpoints", ".cache"):
@@ -79,8 +81,8 @@ def test_names_of_folders_and_files_are_no_patterns(tmp_path):
     assert np.bincount(source.labels).tolist() == [9] * 5
     shades = source.take(range(len(source))).mean(axis=(1, 2, 3))
     for label, variety in enumerate(source.class_names):
-        wanted = 40 * varieties.index(variety)
-        assert np.abs(shades[source.labels == label] - wanted).max() < 3
+        expected = 40 * varieties.index(variety)
+        assert np.abs(shades[source.labels == label] - expected).max() < 3
 
 
 def test_a_class_without_images_is_refused(tmp_path):
@@ -92,7 +94,7 @@ def test_a_class_without_images_is_refused(tmp_path):
 
 def test_a_damaged_file_is_named(tmp_path):
     fruit_archive(tmp_path)
-    file = tmp_path / "Test" / "Apple 1" / "0.jpg"  # the first that is taken
+    file = tmp_path / "Test" / "Apple 1" / "0.jpg"  # the first one that is read
     file.write_bytes(file.read_bytes()[:400])
     with pytest.raises(DataError) as error:
         ImageSource("fruits360_64", "train", 64, tmp_path / "tfds", tmp_path)
@@ -128,7 +130,7 @@ def test_pixel_scaling_round_trips():
     assert to_bytes(np.array([-3.0, 3.0])).tolist() == [0, 255]
 
 
-def test_every_epoch_sees_every_example_once():
+def test_every_epoch_reads_every_example_once():
     seen = np.concatenate([batch_indices(5, step, 4, 10) for step in range(5)])
     assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
     assert seen[:10].tolist() != seen[10:].tolist()

@@ -1,4 +1,4 @@
-"""Every kind of image becomes the RGB that a viewer shows, or one clear error."""
+"""Conversion of all kinds of images to RGB, or one clear error."""
 
 import io
 
@@ -29,12 +29,12 @@ def in_color(gray):
 
 
 def deep(image):
-    """16 bits, the low ones unlike the high ones."""
+    """16-bit values whose low bits differ from the high bits."""
     return (image.astype(np.uint16) << 8) + (255 - image)
 
 
 def deep_color():
-    """A PNG of 16 bits a channel, which Pillow reads and does not write."""
+    """PNG with 16 bits per channel, which Pillow reads but cannot write."""
     import struct
     import zlib
 
@@ -51,14 +51,14 @@ def deep_color():
 
 
 def turned():
-    """Stored on its side, with the note that it is to be turned."""
+    """Image stored on its side, with an EXIF rotation."""
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees, clockwise
     return encoded(np.rot90(RGB), exif=exif)
 
 
 def palette():
-    """Index 1 of three is transparent."""
+    """Palette image in which index 1 of three is transparent."""
     image = Image.fromarray((np.arange(24) % 3).reshape(6, 4).astype(np.uint8), "P")
     image.putpalette([10, 20, 30, 0, 0, 0, 70, 80, 90])
     return encoded(image, transparency=1)
@@ -75,7 +75,7 @@ def frames():
 
 
 def half_clear(channels):
-    """Black under an alpha of 0, 128 or 255, in turn."""
+    """Black with cyclic alpha 0, 128 and 255."""
     alpha = np.array([0, 128, 255], np.uint8)[np.arange(24).reshape(6, 4) % 3]
     return np.stack([BLACK] * (channels - 1) + [alpha], axis=2)
 
@@ -115,14 +115,14 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_any_image_is_read_as_it_is_shown(case):
-    given, shown = CASES[case]
-    found = as_rgb(given, "an image")
-    assert found.dtype == np.uint8 and found.shape == shown.shape
-    assert np.abs(found.astype(int) - shown.astype(int)).max() <= 1
+    source, expected = CASES[case]
+    rgb = as_rgb(source, "an image")
+    assert rgb.dtype == np.uint8 and rgb.shape == expected.shape
+    assert np.abs(rgb.astype(int) - expected.astype(int)).max() <= 1
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("source", "words"),
     [
         (RGB / 255.0, "is of float64, whose range is not declared"),
         (RGB.astype(np.float32), "is of float32, whose range"),
@@ -138,9 +138,9 @@ def test_any_image_is_read_as_it_is_shown(case):
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
-def test_what_cannot_be_shown_is_told_in_one_sentence(given, words):
+def test_unreadable_images_raise_one_sentence(source, words):
     with pytest.raises(DataError, match=words) as error:
-        as_rgb(given, "it")
+        as_rgb(source, "it")
     assert "\n" not in str(error.value) and "0x" not in str(error.value)
 
 
@@ -149,23 +149,23 @@ def test_a_missing_file_is_named(tmp_path):
         as_rgb(tmp_path / "x.png", "'x.png'")
 
 
-def test_a_folder_is_read_by_suffix_whatever_its_case(tmp_path):
+def test_image_files_are_found_by_suffix_in_any_case(tmp_path):
     names = ["b.JPG", "a.jpeg", "c [1].png", "d*.Webp", ".hidden.jpg", "._b.JPG"]
     for name in [*names, "notes.txt", "Thumbs.db"]:
         (tmp_path / name).touch()
-    found = [file.name for file in image_files(tmp_path)]
-    assert found == ["a.jpeg", "b.JPG", "c [1].png", "d*.Webp"]
+    files = [file.name for file in image_files(tmp_path)]
+    assert files == ["a.jpeg", "b.JPG", "c [1].png", "d*.Webp"]
 
 
-class AnyPictures(tfds.core.GeneratorBasedBuilder):
-    """Whatever `ROWS` holds: files, or arrays as a tensor."""
+class AnyImages(tfds.core.GeneratorBasedBuilder):
+    """Data set of image files or of arrays, depending on the config."""
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [
         tfds.core.BuilderConfig(name=name)
         for name in ("files", "deep", "arrays", "bad")
     ]
-    FILES = [case for case, (given, _) in CASES.items() if isinstance(given, bytes)]
+    FILES = [case for case, (image, _) in CASES.items() if isinstance(image, bytes)]
 
     def _info(self):
         image = tfds.features.Image()
@@ -182,40 +182,40 @@ class AnyPictures(tfds.core.GeneratorBasedBuilder):
         return {"train": self._generate_examples()}
 
     def _generate_examples(self):
-        rows = {
+        images = {
             "files": [CASES[case][0] for case in self.FILES],
             "deep": [CASES["16-bit gray"][0]],
             "arrays": [RGB.astype(np.float32)],
             "bad": [CASES["8-bit RGB"][0][:60]],
         }[self.builder_config.name]
-        for i, row in enumerate(rows):
-            yield i, {"image": row, "label": i}
+        for i, image in enumerate(images):
+            yield i, {"image": image, "label": i}
 
 
-def source(tmp_path, kind):
-    return ImageSource(f"any_pictures/{kind}", "train", 4, tmp_path)
+def open_source(tmp_path, kind):
+    return ImageSource(f"any_images/{kind}", "train", 4, tmp_path)
 
 
 @pytest.mark.parametrize(
-    "kept", [True, False], ids=["kept in memory", "read each time"]
+    "in_memory", [True, False], ids=["in memory", "read each time"]
 )
 def test_a_data_set_of_any_kinds_is_trained_on_as_it_is_shown(
-    tmp_path, monkeypatch, kept
+    tmp_path, monkeypatch, in_memory
 ):
-    monkeypatch.setattr("jaxspec.data.source._MEMORY_BYTES", (1 << 30) * kept)
+    monkeypatch.setattr("jaxspec.data.source._MEMORY_BYTES", (1 << 30) * in_memory)
     monkeypatch.setattr(
         "jaxspec.data.source.fit_square", lambda image, side: image[:4, :1]
     )
-    found = source(tmp_path, "files")
-    assert sorted(found.labels) == list(range(len(AnyPictures.FILES)))
-    for i, label in enumerate(found.labels):
-        shown = CASES[AnyPictures.FILES[label]][1][:4, :1].astype(int)
-        assert np.abs(found.take([i])[0] - shown).max() <= 1, AnyPictures.FILES[label]
+    source = open_source(tmp_path, "files")
+    assert sorted(source.labels) == list(range(len(AnyImages.FILES)))
+    for i, label in enumerate(source.labels):
+        expected = CASES[AnyImages.FILES[label]][1][:4, :1].astype(int)
+        assert np.abs(source.take([i])[0] - expected).max() <= 1, AnyImages.FILES[label]
 
 
-def test_a_set_declared_as_16_bits_is_scaled(tmp_path):
-    found = source(tmp_path, "deep").take([0])[0]
-    assert found.shape == (4, 4, 3) and 64 < found.mean() < 192
+def test_a_data_set_of_16_bit_images_is_scaled(tmp_path):
+    image = open_source(tmp_path, "deep").take([0])[0]
+    assert image.shape == (4, 4, 3) and 64 < image.mean() < 192
 
 
 @pytest.mark.parametrize(
@@ -228,6 +228,6 @@ def test_a_set_declared_as_16_bits_is_scaled(tmp_path):
         ),
     ],
 )
-def test_the_image_of_a_set_that_cannot_be_read_is_named(tmp_path, kind, words):
+def test_errors_name_the_unreadable_image_of_a_data_set(tmp_path, kind, words):
     with pytest.raises(DataError, match=words):
-        source(tmp_path, kind)
+        open_source(tmp_path, kind)

@@ -1,4 +1,4 @@
-"""The loop of all trainings: what it keeps, refuses, and goes on from."""
+"""Training loop: saved states, refused states, and resuming."""
 
 import json
 from dataclasses import replace
@@ -25,7 +25,7 @@ START = {"w": jnp.ones(3), "count": jnp.zeros((), jnp.int32)}
 
 
 def run(workdir, config, spoil=lambda step: {}):
-    """A weight that goes down; `spoil` of a step replaces a number by NaN."""
+    """Trains a decaying weight; `spoil(step)` adds NaN to a loss, weight or metric."""
 
     def step_fn(state, step, _):
         bad = spoil(int(step) + 1)
@@ -37,10 +37,10 @@ def run(workdir, config, spoil=lambda step: {}):
         bad = spoil(int(state["count"]))
         return {"heldout_loss": float(jnp.sum(state["w"])) + bad.get("heldout", 0.0)}
 
-    print_of = fingerprint("model", config, "data")
+    identity = fingerprint("model", config, "data")
     return fit(
         workdir, config, START, step_fn, lambda step: None, evaluate,
-        lambda state: {"w": state["w"]}, "toy", print_of,
+        lambda state: {"w": state["w"]}, "toy", identity,
     )  # fmt: skip
 
 
@@ -51,12 +51,12 @@ def lines_of(workdir):
 
 @pytest.mark.parametrize("what", ["loss", "w", "heldout"])
 def test_what_is_no_number_is_not_kept_and_a_lower_rate_goes_on(what, tmp_path, capsys):
-    """From step 5 on something is NaN: at no multiple of `log_every`."""
+    """A value is NaN from step 5 on, which is not a multiple of `log_every`."""
 
     def spoil(step):
         return {what: np.nan} if step >= 5 else {}
 
-    with pytest.raises(NonFiniteError, match="goes on from step 4$") as error:
+    with pytest.raises(NonFiniteError, match="resumes from step 4$") as error:
         run(tmp_path, CONFIG, spoil)
     assert "lower learning_rate" in str(error.value) and "at step 6" in str(error.value)
     state = load_state(tmp_path / "state", START)
@@ -64,70 +64,73 @@ def test_what_is_no_number_is_not_kept_and_a_lower_rate_goes_on(what, tmp_path, 
     assert int(state["count"]) == 4
     assert bool(jnp.isfinite(state["w"]).all() & jnp.isfinite(best["w"]).all())
     capsys.readouterr()
-    kept, metrics = run(tmp_path, replace(CONFIG, learning_rate=0.05))
-    assert "toy goes on at step 4 with learning_rate 0.05 (was 0.1)\n" in (
+    params, metrics = run(tmp_path, replace(CONFIG, learning_rate=0.05))
+    assert "toy resumes at step 4 with learning_rate 0.05 (was 0.1)\n" in (
         capsys.readouterr().err
     )
-    np.testing.assert_allclose(kept["w"], 0.9**4 * 0.95**8, rtol=1e-6)
+    np.testing.assert_allclose(params["w"], 0.9**4 * 0.95**8, rtol=1e-6)
     assert metrics["step"] == 12
 
 
-def test_without_a_saved_state_it_begins_again(tmp_path):
-    with pytest.raises(NonFiniteError, match="begins again$"):
+def test_without_a_saved_state_training_starts_again(tmp_path):
+    with pytest.raises(NonFiniteError, match="starts from the beginning$"):
         run(tmp_path, CONFIG, lambda step: {"loss": np.nan})
     assert run(tmp_path, CONFIG)[1]["step"] == 12
 
 
 def test_a_finished_training_is_lengthened(tmp_path):
-    """As if it had been asked for all steps at once."""
+    """The log equals that of one run over all steps."""
     run(tmp_path / "whole", replace(CONFIG, steps=24, log_every=1))
     run(tmp_path / "parts", replace(CONFIG, log_every=1))
-    kept, metrics = run(tmp_path / "parts", replace(CONFIG, steps=24, log_every=1))
+    params, metrics = run(tmp_path / "parts", replace(CONFIG, steps=24, log_every=1))
     assert metrics["step"] == 24
     assert lines_of(tmp_path / "parts") == lines_of(tmp_path / "whole")
     again, _ = run(tmp_path / "parts", replace(CONFIG, steps=24, log_every=1))
-    np.testing.assert_array_equal(kept["w"], again["w"])
+    np.testing.assert_array_equal(params["w"], again["w"])
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"steps": 8}, "has taken 12 steps: ask for more than 8"),
-        ({"learning_rate": 0.05}, r"finished after 12 steps.*0.05 \(was 0.1\)"),
+        ({"steps": 8}, "has taken 12 steps, more than 8; set more --steps"),
+        (
+            {"learning_rate": 0.05},
+            r"finished after 12 steps.*learning_rate 0.05 \(was 0.1\)",
+        ),
         ({"ema": 0.5}, r"finished after 12 steps.*ema 0.5"),
     ],
 )
-def test_a_finished_training_is_not_told_to_be_another(tmp_path, change, words):
+def test_settings_of_a_finished_training_cannot_change(tmp_path, change, words):
     run(tmp_path, CONFIG)
     with pytest.raises(ConfigError, match=words):
         run(tmp_path, replace(CONFIG, **change))
 
 
 def test_a_finished_training_may_be_saved_and_logged_at_other_intervals(tmp_path):
-    kept, _ = run(tmp_path, CONFIG)
+    params, _ = run(tmp_path, CONFIG)
     again, _ = run(tmp_path, replace(CONFIG, save_every=3, log_every=1))
-    np.testing.assert_array_equal(kept["w"], again["w"])
+    np.testing.assert_array_equal(params["w"], again["w"])
 
 
-def test_metrics_are_those_of_what_is_kept(tmp_path):
-    """A better state than any later one was kept and then the run was killed."""
+def test_metrics_are_those_of_the_returned_parameters(tmp_path):
+    """The best state was saved before the run was killed."""
 
     def stop(step):
         if step == 7:
             raise KeyboardInterrupt
         return {}
 
-    with pytest.raises(KeyboardInterrupt):  # kept at step 6, saved at step 5
+    with pytest.raises(KeyboardInterrupt):  # best/ is of step 6, state/ of step 5
         run(tmp_path, replace(CONFIG, save_every=5), stop)
     worse = replace(CONFIG, save_every=5, learning_rate=1e-9)
-    kept, metrics = run(tmp_path, worse)
-    np.testing.assert_allclose(kept["w"], 0.9**6, rtol=1e-6)
+    params, metrics = run(tmp_path, worse)
+    np.testing.assert_allclose(params["w"], 0.9**6, rtol=1e-6)
     assert metrics["step"] == 6
-    assert metrics["heldout_loss"] == pytest.approx(float(jnp.sum(kept["w"])))
+    assert metrics["heldout_loss"] == pytest.approx(float(jnp.sum(params["w"])))
 
 
-def test_what_another_training_left_is_not_taken(tmp_path):
-    """Neither its state nor, beside a state of our own, what it kept."""
+def test_states_of_another_training_are_refused(tmp_path):
+    """Neither its state nor its best checkpoint is used."""
 
     def stop(step):
         if step == 7:
@@ -144,18 +147,18 @@ def test_what_another_training_left_is_not_taken(tmp_path):
     assert run(tmp_path, late)[1]["step"] == 12
 
 
-def test_a_fingerprint_is_of_what_is_trained_on_what():
-    own = fingerprint("model", CONFIG)
+def test_a_fingerprint_identifies_model_settings_and_data():
+    original = fingerprint("model", CONFIG)
     changes = {
         name: getattr(CONFIG, name) * 2 for name in MAY_CHANGE if name != "beta2"
     } | {"beta2": 0.5, "ema": 0.5}
     assert all(
-        fingerprint("model", replace(CONFIG, **{name: value})) == own
+        fingerprint("model", replace(CONFIG, **{name: value})) == original
         for name, value in changes.items()
     )
     others = {"batch": 3, "seed": 1, "compute_dtype": "bfloat16"}
     assert all(
-        fingerprint("model", replace(CONFIG, **{name: value})) != own
+        fingerprint("model", replace(CONFIG, **{name: value})) != original
         for name, value in others.items()
     )
 
@@ -172,10 +175,10 @@ IMPOSSIBLE = {
 }
 OF_DRAFTERS = {
     "decay": (0, -1, NAN),
-    "cfg_scale": (0.5, NAN, INF),
+    "max_cfg_scale": (0.5, NAN, INF),
     "null_share": (-0.1, 1.1, NAN),
     "regression": (-1, NAN),
-    "drawn": (-1, 0.5),
+    "self_generated": (-1, 0.5),
 }
 
 

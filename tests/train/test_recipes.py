@@ -1,4 +1,4 @@
-"""Training computes what drafting computes, and makes drafts better."""
+"""Drafter training: the same predictions as in drafting, and better drafts."""
 
 from dataclasses import replace
 from functools import partial
@@ -35,10 +35,10 @@ from jaxspec.spec.tree import Tree
 from jaxspec.train.divergence import divergence, overlap
 from jaxspec.train.drafter import drafter_losses, make_step
 from jaxspec.train.experiment import DrafterTrainingConfig
-from jaxspec.train.kept_features import keep_features
-from jaxspec.train.optimizer import begin
-from jaxspec.train.recipes import lesson as lessons
-from jaxspec.train.recipes import recipe_of
+from jaxspec.train.kept_features import cache_features
+from jaxspec.train.optimizer import init_train_state
+from jaxspec.train.recipes import lesson as teacher_module
+from jaxspec.train.recipes import training_outputs
 from jaxspec.train.recipes.lesson import run_teacher
 from tests.drafters.tiny import EAGLE, HEADS, NARROW, bound_params
 from tests.drafters.tiny import TARGET as WIDE
@@ -57,7 +57,7 @@ BLOCK = DFlashConfig(
 THREE = replace(EAGLE, version=3, feature_layers=(0, 1, 2))
 KINDS = {
     "block": DFlash(BLOCK, TARGET),
-    "block of 32, fewer rows run": DFlash(
+    "block of 32, fewer queries run": DFlash(
         replace(BLOCK, block_size=32, kv_heads=1), TARGET
     ),
     "block, whole, in a window": DFlash(
@@ -80,7 +80,7 @@ KINDS = {
 PARAMS = random_params(TARGET)
 
 
-# Kangaroo guesses one token at a time; prompt tokens ride in the target's own pass.
+# Kangaroo predicts one token at a time; prompt tokens are part of the target's pass.
 AHEAD = [kind for kind in KINDS if kind not in ("kangaroo", "prompt tokens")]
 
 
@@ -93,118 +93,121 @@ AHEAD = [kind for kind in KINDS if kind not in ("kangaroo", "prompt tokens")]
     ],
 )
 def test_training_and_drafting_compute_the_same_laws(kind, monkeypatch):
-    """A chain that was drafted, put into the data: the recipe guesses the same."""
-    drafter, rows, root = KINDS[kind], 2, 6  # the root's absolute position
+    """Training on a drafted chain as data gives the logits of the draft."""
+    drafter, batch, root = KINDS[kind], 2, 6  # the root's absolute position
     tree = Tree.chain(4)
     params = {**bound_params(drafter), "embedding": PARAMS["embedding"]["embedding"]}
     params = drafter.with_target_params(params["own"], PARAMS)
-    codes = jax.random.randint(jax.random.key(1), (rows, 16), 0, TARGET.vocab_size)
-    labels, null = jnp.array([0, 2]), jnp.zeros(rows, bool)
+    codes = jax.random.randint(jax.random.key(1), (batch, 16), 0, TARGET.vocab_size)
+    labels, null = jnp.array([0, 2]), jnp.zeros(batch, bool)
     known = jnp.pad(codes, ((0, 0), (1, 0)))
     before = run_teacher(TARGET, PARAMS, drafter.feature_layers, codes, labels, null)
     # Tokens as the prompt, by position, so that heads know what followed each feature.
-    start = InitContext(known, before.features, jnp.full(rows, root), tree, rows, 8)
+    start = InitContext(known, before.features, jnp.full(batch, root), tree, batch, 8)
     state = drafter.init(params, start)
     ctx = DraftContext(
         known[:, root],
         codes,
-        jnp.full(rows, root),
-        jnp.full(rows, root),
-        jnp.zeros((rows, 5, TARGET.vocab_size)),
-        batch_keys(0, rows),
-        make_sampling(rows),
+        jnp.full(batch, root),
+        jnp.full(batch, root),
+        jnp.zeros((batch, 5, TARGET.vocab_size)),
+        batch_keys(0, batch),
+        make_sampling(batch),
         tree,
         selection="top",
         order=("temperature",),
     )
     draft, _ = drafter.propose(params, state, ctx)
-    # From here on the data say what was drafted; what was read does not change.
+    # The drafted tokens replace those of the data; the tokens before stay the same.
     codes = codes.at[:, root : root + 4].set(draft.tokens[:, 1:])
-    lesson = run_teacher(TARGET, PARAMS, drafter.feature_layers, codes, labels, null)
+    teacher = run_teacher(TARGET, PARAMS, drafter.feature_layers, codes, labels, null)
     at = root if kind.startswith("block") else root - 1
-    monkeypatch.setattr(jax.random, "randint", lambda *a, **k: jnp.full((rows, 1), at))
-    told = lambda *a, **k: jnp.ones((rows, 1), bool)  # noqa: E731
-    monkeypatch.setattr(jax.random, "bernoulli", told)
+    monkeypatch.setattr(jax.random, "randint", lambda *a, **k: jnp.full((batch, 1), at))
+    ones = lambda *a, **k: jnp.ones((batch, 1), bool)  # noqa: E731
+    monkeypatch.setattr(jax.random, "bernoulli", ones)
     monkeypatch.setattr("jaxspec.train.recipes.block_diffusion.ANCHORS", 1)
-    guesses = recipe_of(drafter)(drafter, params["own"], lesson, jax.random.key(0))
-    assert (guesses.places[:, 0, :4] == root + 1 + jnp.arange(4)).all()
-    found = jax.nn.log_softmax(guesses.logits[:, 0, :4])
-    np.testing.assert_allclose(found, draft.log_q, atol=1e-4)
-    assert (guesses.confidence is None) == (draft.confidence is None)
-    if guesses.confidence is not None:
-        chance = jax.nn.sigmoid(guesses.confidence[:, 0, :4])
-        np.testing.assert_allclose(chance, draft.confidence[:, 1:], atol=1e-5)
-        assert np.ptp(chance) > 1e-3
+    outputs = training_outputs(drafter, params["own"], teacher, jax.random.key(0))
+    assert (outputs.positions[:, 0, :4] == root + 1 + jnp.arange(4)).all()
+    log_q = jax.nn.log_softmax(outputs.logits[:, 0, :4])
+    np.testing.assert_allclose(log_q, draft.log_q, atol=1e-4)
+    assert (outputs.confidence is None) == (draft.confidence is None)
+    if outputs.confidence is not None:
+        confidence = jax.nn.sigmoid(outputs.confidence[:, 0, :4])
+        np.testing.assert_allclose(confidence, draft.confidence[:, 1:], atol=1e-5)
+        assert np.ptp(confidence) > 1e-3
 
 
-def test_the_adapter_is_trained_on_what_it_drafts():
-    """Each guess is what the same model says with its cache, one token at a time."""
-    drafter, rows = KINDS["kangaroo"], 2
-    own = drafter.init_params(jax.random.key(2))
-    params = drafter.with_target_params(own, PARAMS)
-    codes = jax.random.randint(jax.random.key(1), (rows, 16), 0, TARGET.vocab_size)
-    labels, null = jnp.array([0, 2]), jnp.zeros(rows, bool)
-    lesson = run_teacher(TARGET, PARAMS, drafter.feature_layers, codes, labels, null)
-    guesses = recipe_of(drafter)(drafter, own, lesson, jax.random.key(4))
+def test_kangaroo_is_trained_on_the_logits_that_it_drafts_from():
+    """Training outputs equal those of decoding with a cache, one token at a time."""
+    drafter, batch = KINDS["kangaroo"], 2
+    drafter_params = drafter.init_params(jax.random.key(2))
+    params = drafter.with_target_params(drafter_params, PARAMS)
+    codes = jax.random.randint(jax.random.key(1), (batch, 16), 0, TARGET.vocab_size)
+    labels, null = jnp.array([0, 2]), jnp.zeros(batch, bool)
+    teacher = run_teacher(TARGET, PARAMS, drafter.feature_layers, codes, labels, null)
+    outputs = training_outputs(drafter, drafter_params, teacher, jax.random.key(4))
     model = drafter.drafter.model
     first, _, cache = model.prefill(params, labels, 16)
-    both, streams = jnp.concatenate([codes] * 2), 2 * rows
-    said = [first[:rows]]
+    both, branches = jnp.concatenate([codes] * 2), 2 * batch
+    decoded = [first[:batch]]
     for t in range(15):
         mask = jnp.broadcast_to(
-            jnp.arange(cache.capacity) <= t + 1, (streams, 1, cache.capacity)
+            jnp.arange(cache.capacity) <= t + 1, (branches, 1, cache.capacity)
         )
-        place = jnp.full((streams, 1), t + 1)
-        logits, _, cache = model.forward(params, cache, both[:, t : t + 1], place, mask)
+        position = jnp.full((branches, 1), t + 1)
+        logits, _, cache = model.forward(
+            params, cache, both[:, t : t + 1], position, mask
+        )
         cache = replace(cache, lengths=cache.lengths + 1)
-        said.append(logits[:rows, 0])
-    said = jnp.stack(said, axis=1)  # of token t, given those before
-    wanted = jnp.take_along_axis(said, guesses.places - 1, axis=1)
-    np.testing.assert_allclose(guesses.logits[:, :, 0], wanted, atol=1e-4)
+        decoded.append(logits[:batch, 0])
+    decoded = jnp.stack(decoded, axis=1)  # of token t, given those before
+    expected = jnp.take_along_axis(decoded, outputs.positions - 1, axis=1)
+    np.testing.assert_allclose(outputs.logits[:, :, 0], expected, atol=1e-4)
 
 
-def test_prompt_tokens_are_trained_on_what_rides_along():
-    """A guess is what one pass over the tokens and the prompt tokens says."""
-    drafter, rows = KINDS["prompt tokens"], 2
-    own = drafter.init_params(jax.random.key(2))
-    codes = jax.random.randint(jax.random.key(1), (rows, 16), 0, TARGET.vocab_size)
+def test_prompt_tokens_are_trained_on_the_logits_that_they_draft_from():
+    """Training outputs equal those of one pass over tokens and prompt tokens."""
+    drafter, batch = KINDS["prompt tokens"], 2
+    drafter_params = drafter.init_params(jax.random.key(2))
+    codes = jax.random.randint(jax.random.key(1), (batch, 16), 0, TARGET.vocab_size)
     labels, null = jnp.array([0, 2]), jnp.array([False, True])
-    lesson = run_teacher(TARGET, PARAMS, (), codes, labels, null)
-    guesses = recipe_of(drafter)(drafter, own, lesson, jax.random.key(4))
-    model, wide = Transformer(drafter.widened), drafter.target_params(own, PARAMS)
+    teacher = run_teacher(TARGET, PARAMS, (), codes, labels, null)
+    outputs = training_outputs(drafter, drafter_params, teacher, jax.random.key(4))
+    model = Transformer(drafter.widened)
+    params = drafter.target_params(drafter_params, PARAMS)
     ids = TARGET.vocab_size + jnp.arange(4)
     for block in (0, 7):
-        place = int(guesses.places[0, block, 0]) - 2  # of the last token that is seen
+        known = int(outputs.positions[0, block, 0]) - 2  # tokens before the block
         tokens = jnp.concatenate(
-            [codes[:, :place], jnp.broadcast_to(ids, (rows, 4))], axis=1
+            [codes[:, :known], jnp.broadcast_to(ids, (batch, 4))], axis=1
         )
-        logits, _ = model.score(wide, labels, tokens, null=null)
-        np.testing.assert_allclose(guesses.logits[:, block], logits[:, -4:], atol=1e-4)
+        logits, _ = model.score(params, labels, tokens, null=null)
+        np.testing.assert_allclose(outputs.logits[:, block], logits[:, -4:], atol=1e-4)
 
 
-def test_divergences_are_what_they_are_called():
+def test_divergences_match_their_definitions():
     p, q = jax.random.normal(jax.random.key(0), (2, 3, 4, 7))
     tokens = jax.random.randint(jax.random.key(1), (3, 4), 0, 7)
-    present = jnp.ones((3, 4), bool)
+    valid = jnp.ones((3, 4), bool)
     a, b = np.asarray(jax.nn.softmax(p)), np.asarray(jax.nn.softmax(q))
-    wanted = {
+    expected = {
         "cross_entropy": -np.log(np.take_along_axis(b, tokens[..., None], -1)[..., 0]),
         "forward_kl": -(a * np.log(b)).sum(-1),
         "reverse_kl": (b * np.log(b / a)).sum(-1),
         "tvd": np.abs(a - b).sum(-1) / 2,
     }
-    for name, value in wanted.items():
-        found = divergence(name, p, q, tokens, present)
-        np.testing.assert_allclose(found, value, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(overlap(p, q), 1 - wanted["tvd"], rtol=1e-5)
+    for name, value in expected.items():
+        result = divergence(name, p, q, tokens, valid)
+        np.testing.assert_allclose(result, value, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(overlap(p, q), 1 - expected["tvd"], rtol=1e-5)
 
 
 def test_tvd_plus_moves_along_a_whitened_gradient_of_tvd():
-    """One guess: the reward's mean shifts nothing, its spread scales all."""
+    """For one prediction, whitening only scales the gradient."""
     p, q = jax.random.normal(jax.random.key(0), (2, 1, 7))
-    tokens, present = jnp.zeros(1, jnp.int32), jnp.ones(1, bool)
+    tokens, valid = jnp.zeros(1, jnp.int32), jnp.ones(1, bool)
     plain, whitened = (
-        jax.grad(lambda q, n=name: divergence(n, p, q, tokens, present).sum())(q)
+        jax.grad(lambda q, n=name: divergence(n, p, q, tokens, valid).sum())(q)
         for name in ("tvd", "tvd++")
     )
     ratio = np.asarray(whitened / plain)
@@ -212,7 +215,7 @@ def test_tvd_plus_moves_along_a_whitened_gradient_of_tvd():
     assert ratio[0, 0] > 1
 
 
-# Learning on a toy target, from what the target itself draws.
+# Training for a toy target, on sequences that the target generates.
 
 SLOW = [
     pytest.param(kind, marks=pytest.mark.slow)
@@ -223,63 +226,64 @@ SHARP = {**PARAMS, "head": 4.0 * PARAMS["head"]}
 
 
 @pytest.fixture(scope="module")
-def drawn():
-    """Codes that the target draws by itself, with their classes."""
-    rows = 256
-    labels = jnp.arange(rows) % 3
+def self_generated():
+    """Tokens generated by the target, and their classes."""
+    batch = 256
+    labels = jnp.arange(batch) % 3
     target = make_target(Transformer(TARGET), guided=False)
     run = jax.jit(partial(generate, Engine(target, 16, order=("temperature",))))
-    keys = batch_keys(0, rows)
-    return run(SHARP, None, labels, make_sampling(rows), keys).tokens, labels
+    keys = batch_keys(0, batch)
+    return run(SHARP, None, labels, make_sampling(batch), keys).tokens, labels
 
 
-def learned(kind, drawn):
-    """Overlap by place before and after training, on sequences held out."""
+def overlaps_of(kind, sequences):
+    """Held-out overlap by index in the block, before and after training."""
     drafter = KINDS[kind]
-    codes, labels = drawn
+    codes, labels = sequences
     config = DrafterTrainingConfig(
         steps=150, batch=32, learning_rate=3e-3, warmup=5, ema=0.9, null_share=0.0
     )
 
     @jax.jit
-    def accepted(own, key):
-        shared = drafter_losses(
-            drafter, config, own, SHARP, codes[224:], labels[224:], key
+    def heldout_overlap(params, key):
+        overlaps = drafter_losses(
+            drafter, config, params, SHARP, codes[224:], labels[224:], key
         )[1]
-        return jnp.nanmean(shared, axis=(0, 1))
+        return jnp.nanmean(overlaps, axis=(0, 1))
 
     step = make_step(drafter, config, {})
 
     def body(state, i):
-        rows = jax.random.randint(jax.random.fold_in(KEY, i), (32,), 0, 224)
-        return step(state, SHARP, i, (codes[rows], labels[rows], None))[0], None
+        indices = jax.random.randint(jax.random.fold_in(KEY, i), (32,), 0, 224)
+        batch = codes[indices], labels[indices], None
+        return step(state, SHARP, i, batch)[0], None
 
-    own = drafter.init_params(jax.random.key(5))
+    params = drafter.init_params(jax.random.key(5))
     run = jax.jit(lambda s: jax.lax.scan(body, s, jnp.arange(config.steps))[0])
-    return accepted(own, KEY), accepted(run(begin(config, own))["average"], KEY)
+    trained = run(init_train_state(config, params))["average"]
+    return heldout_overlap(params, KEY), heldout_overlap(trained, KEY)
 
 
 @pytest.mark.slow
-def test_prompt_tokens_learn_to_look_ahead(drawn):
-    """They read no features: what they know is what the target itself has read."""
-    before, after = learned("prompt tokens", drawn)
+def test_prompt_tokens_learn_to_look_ahead(self_generated):
+    """They read no features, only the target's keys and values."""
+    before, after = overlaps_of("prompt tokens", self_generated)
     assert (after > before + 0.03).all(), (before, after)
 
 
 @pytest.mark.parametrize("kind", LEARNED)
-def test_a_drafter_learns_from_its_targets_features(kind, drawn, monkeypatch):
-    before, after = learned(kind, drawn)
-    shuffled = lessons.Transformer
+def test_a_drafter_learns_from_its_targets_features(kind, self_generated, monkeypatch):
+    before, after = overlaps_of(kind, self_generated)
 
-    class Shuffled(shuffled):
+    class Shuffled(teacher_module.Transformer):
         """The control: features of another sequence."""
 
         def score(self, *arguments, **options):
             logits, features = super().score(*arguments, **options)
             return logits, jnp.roll(features, 1, axis=0)
 
-    monkeypatch.setattr(lessons, "Transformer", Shuffled)
-    _, control = learned(kind, drawn)
+    monkeypatch.setattr(teacher_module, "Transformer", Shuffled)
+    _, control = overlaps_of(kind, self_generated)
     assert after[0] > 1.3 * before[0], (before, after)
     assert after[0] > control[0] + 0.03, (control, after)
 
@@ -287,35 +291,36 @@ def test_a_drafter_learns_from_its_targets_features(kind, drawn, monkeypatch):
 KEY = jax.random.key(11)
 
 
-@pytest.mark.parametrize("cfg_scale", [1.0, 2.5])
+@pytest.mark.parametrize("max_cfg_scale", [1.0, 2.5])
 @pytest.mark.parametrize("kind", ["block", "eagle-3", "medusa"])
-def test_what_is_kept_of_the_target_teaches_the_same(kind, cfg_scale, tmp_path):
-    """Mirrored sequences too; a second run finds what the first one kept."""
+def test_cached_features_give_the_same_losses(kind, max_cfg_scale, tmp_path):
+    """Also for mirrored sequences; a second call reads the cache of the first."""
     drafter, labels = KINDS[kind], np.arange(5, dtype=np.int32) % 3
     codes = np.random.default_rng(0).integers(19, size=(2, 5, 16)).astype(np.uint16)
     source, prior = CodeSource(codes, labels, ""), Checkpoint("prior", TARGET, PARAMS)
     options = dict(dtype="float32", cache_dir=tmp_path, batch=4)
-    kept = keep_features(prior, drafter.feature_layers, source, **options)
+    cache = cache_features(prior, drafter.feature_layers, source, **options)
     [file] = tmp_path.iterdir()
     written = file.stat().st_mtime_ns
-    again = keep_features(prior, drafter.feature_layers, source, **options)
+    again = cache_features(prior, drafter.feature_layers, source, **options)
     assert file.stat().st_mtime_ns == written
-    np.testing.assert_array_equal(kept, again)
-    rows = np.array([7, 0, 4])  # the first is mirrored
-    given = source.at(rows)
-    np.testing.assert_array_equal(given[0][0], codes[1, 2])
-    config = DrafterTrainingConfig(1, 3, cfg_scale=cfg_scale, null_share=0.5)
-    told = drafter, config, drafter.init_params(KEY), PARAMS, *given, KEY
-    fresh = drafter_losses(*told)
-    for a, b in zip(fresh, drafter_losses(*told, np.asarray(kept[rows])), strict=True):
+    np.testing.assert_array_equal(cache, again)
+    indices = np.array([7, 0, 4])  # the first is mirrored
+    sequences = source.at(indices)
+    np.testing.assert_array_equal(sequences[0][0], codes[1, 2])
+    config = DrafterTrainingConfig(1, 3, max_cfg_scale=max_cfg_scale, null_share=0.5)
+    args = drafter, config, drafter.init_params(KEY), PARAMS, *sequences, KEY
+    fresh = drafter_losses(*args)
+    cached = drafter_losses(*args, np.asarray(cache[indices]))
+    for a, b in zip(fresh, cached, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
-    wrong = drafter_losses(*told, np.asarray(kept[rows - 1]))[0]
+    wrong = drafter_losses(*args, np.asarray(cache[indices - 1]))[0]
     assert np.nanmax(np.abs(wrong - fresh[0])) > 0.01
 
 
-def test_text_that_is_cut_anew_is_not_kept(tmp_path):
+def test_features_of_random_text_windows_are_not_cached(tmp_path):
     (tmp_path / "a.txt").write_text("to be or not to be " * 20)
     source = TextSource(tmp_path / "a.txt", 16, heldout=False)
     with pytest.raises(ConfigError, match="set cached='no'"):
         prior = Checkpoint("prior", TARGET, PARAMS)
-        keep_features(prior, (0,), source, dtype="float32", cache_dir=tmp_path)
+        cache_features(prior, (0,), source, dtype="float32", cache_dir=tmp_path)

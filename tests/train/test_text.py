@@ -1,4 +1,4 @@
-"""From a text file to a target, its drafter, and a table of drafters."""
+"""Training on text: windows, a target, its drafter, and a table of drafters."""
 
 import json
 from pathlib import Path
@@ -21,13 +21,13 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_windows_are_the_text_and_its_end_is_held_out(folder):
+def test_windows_are_parts_of_the_text_and_its_end_is_held_out(folder):
     source = TextSource(folder / "words.txt", 32, heldout=False)
     held = TextSource(folder / "words.txt", 32, heldout=True)
-    rows, labels = source.take(np.arange(5), np.random.default_rng(0))
-    assert rows.shape == (5, 32) and rows.dtype == np.int32 and not labels.any()
-    for row in rows:
-        assert bytes(row.astype(np.uint8)) in WORDS[: int(0.9 * len(WORDS)) + 1]
+    windows, labels = source.take(np.arange(5), np.random.default_rng(0))
+    assert windows.shape == (5, 32) and windows.dtype == np.int32 and not labels.any()
+    for window in windows:
+        assert bytes(window.astype(np.uint8)) in WORDS[: int(0.9 * len(WORDS)) + 1]
     assert WORDS.endswith(bytes(held._text)) and source.digest != held.digest
     assert bytes(source.codes[0, 1]) == WORDS[32:64]
     with pytest.raises(DataError, match="no text file"):
@@ -37,7 +37,7 @@ def test_windows_are_the_text_and_its_end_is_held_out(folder):
 
 
 @pytest.mark.slow
-def test_a_text_model_is_trained_drafted_for_and_measured(folder, capsys):
+def test_a_text_model_and_its_drafter_are_trained_and_measured(folder, capsys):
     command = ["--config", str(TINY), "--workdir", str(folder / "run")]
     command += ["--manual-dir", str(folder)]
     for part in ("prior", "drafter"):

@@ -1,3 +1,5 @@
+"""Training from the command line: checkpoints, resuming, presets."""
+
 import json
 import shutil
 import signal
@@ -28,8 +30,8 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 def train(part, workdir, data, *extra):
     command = ["train", part, "--config", str(TINY), "--workdir", str(workdir)]
-    places = ["--data-dir", str(data / "tfds"), "--manual-dir", str(data)]
-    return [*command, *places, *extra]
+    folders = ["--data-dir", str(data / "tfds"), "--manual-dir", str(data)]
+    return [*command, *folders, *extra]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, data):
-    """A working folder in which all three parts were trained."""
+    """Working folder in which all three parts were trained."""
     workdir = tmp_path_factory.mktemp("run")
     for part in ("tokenizer", "prior", "drafter"):
         assert main(train(part, workdir, data)) == 0
@@ -54,7 +56,7 @@ def losses(workdir, part):
 
 
 @pytest.mark.parametrize("part", ["tokenizer", "prior", "drafter"])
-def test_every_part_learns_and_leaves_a_loadable_result(trained, part):
+def test_every_part_learns_and_writes_a_loadable_checkpoint(trained, part):
     values = [line["loss"] for line in losses(trained, part) if "loss" in line]
     assert len(values) == 12 and values[-1] < values[0]
     bundle = load_bundle(trained / "checkpoint")
@@ -66,7 +68,7 @@ def test_every_part_learns_and_leaves_a_loadable_result(trained, part):
     assert bundle.class_names == ["red", "green", "blue"]
 
 
-def test_a_trained_bundle_draws(trained, tmp_path, capsys):
+def test_a_trained_bundle_generates(trained, tmp_path, capsys):
     out, report = tmp_path / "s.png", tmp_path / "r.json"
     command = ["generate", "--checkpoint", str(trained / "checkpoint"), "--num", "3"]
     command += ["--tree", "chain-3", "--out", str(out), "--report", str(report)]
@@ -104,8 +106,10 @@ OBJECTIVES = [
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_whole_models_draft_as_they_were_trained_to(objective, trained, data, tmp_path):
-    """From the bundle's own prior, where it may start there, to identical images."""
+def test_models_draft_with_the_objective_they_were_trained_for(
+    objective, trained, data, tmp_path
+):
+    """Models start from the bundle's prior and draft without changing the images."""
     config, bundle = tmp_path / "model.py", trained / "checkpoint"
     text = MODEL.format(
         tiny=str(TINY),
@@ -129,10 +133,8 @@ def test_whole_models_draft_as_they_were_trained_to(objective, trained, data, tm
 
 
 @pytest.mark.slow
-def test_rules_are_compared_by_the_images_that_they_draw(
-    trained, data, tmp_path, capsys
-):
-    """Coupled rows are the plain images, whatever is measured; a loose rule's not."""
+def test_verifiers_are_compared_by_image_quality(trained, data, tmp_path, capsys):
+    """All metrics of `coupled` equal those of plain decoding, unlike `lantern`."""
     assert main(train("classifier", tmp_path, data, "--steps", "3")) == 0
     stem = tmp_path / "quality"
     command = ["eval", "images", "--checkpoint", str(trained / "checkpoint")]
@@ -141,12 +143,12 @@ def test_rules_are_compared_by_the_images_that_they_draw(
     command += ["--manual-dir", str(data), "--num", "5", "--seeds", "0", "3"]
     command += ["--rules", "coupled", "lantern:k=4,lam=9", "--tree", "0,1,00"]
     assert main([*command, "--out", str(stem)]) == 0
-    plain, coupled, loose = json.loads(stem.with_suffix(".json").read_text())["rows"]
-    assert plain["lossless"] and coupled["lossless"] and not loose["lossless"]
+    plain, coupled, relaxed = json.loads(stem.with_suffix(".json").read_text())["rows"]
+    assert plain["lossless"] and coupled["lossless"] and not relaxed["lossless"]
     for key in plain.keys() - {"verifier", "tokens_per_call"}:
         assert plain[key] == coupled[key], key
-    assert coupled["same_tokens"] == [1.0, 1.0] and max(loose["same_tokens"]) < 1.0
-    assert loose["code_distance"][0] > 0 and np.isfinite(loose["psnr"]).all()
+    assert coupled["same_tokens"] == [1.0, 1.0] and max(relaxed["same_tokens"]) < 1.0
+    assert relaxed["code_distance"][0] > 0 and np.isfinite(relaxed["psnr"]).all()
     assert "| lantern:k=4,lam=9 | no |" in stem.with_suffix(".md").read_text()
     assert stem.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
     capsys.readouterr()
@@ -159,7 +161,7 @@ def test_rules_are_compared_by_the_images_that_they_draw(
     assert "trained on other images" in capsys.readouterr().err
 
 
-# Dies in the middle of its second save: after the files, before they take their place.
+# Dies in its second save: after writing the files, before renaming their folder.
 DYING = """
 import os, signal, sys
 from jaxspec.checkpoint import trees
@@ -179,18 +181,16 @@ sys.exit(main(sys.argv[1:]))
     "part",
     ["prior", *(pytest.param(p, marks=SLOW) for p in ("tokenizer", "drafter"))],
 )
-def test_a_killed_run_resumes_to_the_same_losses_bit_for_bit(
-    trained, tmp_path, data, part
-):
+def test_a_killed_run_resumes_with_bitwise_equal_losses(trained, tmp_path, data, part):
     workdir = tmp_path / "run"
-    # What the part reads; a part that is there already is trained again.
+    # The part's inputs; a part whose checkpoint exists is trained again.
     shutil.copytree(trained / "checkpoint", workdir / "checkpoint")
     command = train(part, workdir, data)
     child = subprocess.run([sys.executable, "-c", DYING, *command], capture_output=True)
     assert child.returncode == -signal.SIGKILL
     saved = workdir / part / "state" / "progress.json"
     assert json.loads(saved.read_text())["step"] == 4
-    assert len(list((workdir / part).glob(".state.*"))) == 1  # what it left
+    assert len(list((workdir / part).glob(".state.*"))) == 1  # of the killed save
     assert main(command) == 0
     assert losses(workdir, part) == losses(trained, part)
     names = {file.name for file in (workdir / part).iterdir()}
@@ -217,28 +217,28 @@ def test_a_state_of_another_training_is_refused(trained, tmp_path, data, capsys)
     command[command.index("--config") + 1] = str(other)
     assert main(command) == 2
     assert "choose another --workdir" in capsys.readouterr().err
-    # The same may go on, and makes the old drafter's state useless.
+    # The same training may resume, which invalidates the old drafter's state.
     assert main(train("prior", workdir, data, "--steps", "13")) == 0
-    assert "goes on at step 12 with steps 13 (was 12)" in capsys.readouterr().err
+    assert "resumes at step 12 with steps 13 (was 12)" in capsys.readouterr().err
     assert [line["step"] for line in losses(workdir, "prior")][-2:] == [13, 13]
     assert main(train("drafter", workdir, data)) == 2
     with pytest.raises(CheckpointError, match="trained for another prior"):
         load_bundle(workdir / "checkpoint")
 
 
-def test_a_killed_save_leaves_the_old_state(tmp_path, monkeypatch):
-    place = tmp_path / "state"
-    save_state(place, {"x": jnp.ones(3)}, {"note": "old"})
+def test_a_killed_save_preserves_the_old_state(tmp_path, monkeypatch):
+    folder = tmp_path / "state"
+    save_state(folder, {"x": jnp.ones(3)}, {"note": "old"})
 
     def die(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Path, "write_text", die)
     with pytest.raises(KeyboardInterrupt):
-        save_state(place, {"x": jnp.zeros(3)}, {"note": "new"})
+        save_state(folder, {"x": jnp.zeros(3)}, {"note": "new"})
     monkeypatch.undo()
-    assert (place / "note").read_text() == "old"
-    old = load_state(place, {"x": jnp.zeros(3)})
+    assert (folder / "note").read_text() == "old"
+    old = load_state(folder, {"x": jnp.zeros(3)})
     np.testing.assert_array_equal(old["x"], 1.0)
     assert [p.name for p in tmp_path.iterdir()] == ["state"]
 
@@ -251,35 +251,38 @@ def test_parts_are_trained_in_order(tmp_path, data, capsys):
 WRONG_PARTS = {
     "a drafter to start a prior from": (
         ["prior", "--start", "DRAFTER"],
-        "a prior goes on from a prior",
+        "choose one of kind 'prior'",
     ),
     "another prior": (["prior", "--start", "EMBEDDED"], "another configuration"),
-    "a part that cannot go on": (["tokenizer", "--start", "DRAFTER"], "priors and dra"),
+    "a part that cannot start": (
+        ["tokenizer", "--start", "DRAFTER"],
+        "only for priors and dra",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", WRONG_PARTS)
-def test_what_cannot_be_gone_on_from_is_refused(case, trained, data, tmp_path, capsys):
+def test_wrong_starting_checkpoints_are_refused(case, trained, data, tmp_path, capsys):
     (part, flag, start), words = WRONG_PARTS[case]
-    places = {
+    folders = {
         "DRAFTER": trained / "checkpoint" / "drafter",
         "EMBEDDED": embedded_folder() / DEFAULT / "prior",
     }
     bundle = ["--checkpoint", str(trained / "checkpoint")]
-    command = train(part, tmp_path, data, *bundle, flag, str(places[start]))
+    command = train(part, tmp_path, data, *bundle, flag, str(folders[start]))
     assert main(command) == 2
     assert words in capsys.readouterr().err
 
 
-def test_what_is_gone_on_from_stays_as_it_was():
-    """The state is donated to each step; the checkpoint that began it is not."""
+def test_starting_parameters_are_not_donated():
+    """The state is donated to each step; the parameters it was made from are not."""
     from jaxspec.train.experiment import TrainingConfig
-    from jaxspec.train.optimizer import begin
+    from jaxspec.train.optimizer import init_train_state
 
-    given = {"w": jnp.ones((2, 2))}
-    state = begin(TrainingConfig(steps=1, batch=1), given)
+    params = {"w": jnp.ones((2, 2))}
+    state = init_train_state(TrainingConfig(steps=1, batch=1), params)
     jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)(state)
-    np.testing.assert_array_equal(given["w"], 1.0)
+    np.testing.assert_array_equal(params["w"], 1.0)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.py")), ids=lambda p: p.stem)
@@ -291,7 +294,7 @@ def test_presets_load_and_fit_together(path):
     assert shorter.train_prior.steps == 3
 
 
-def test_wrong_presets_say_what_is_wrong(tmp_path):
+def test_wrong_presets_are_refused(tmp_path):
     text = load_experiment(CONFIGS / "shakespeare.py")
     with pytest.raises(ConfigError, match="has no tokenizer to train"):
         with_steps(text, "tokenizer", 3)
@@ -314,7 +317,7 @@ def test_wrong_presets_say_what_is_wrong(tmp_path):
         load_experiment(file)
 
 
-def test_dead_codes_are_revived_and_used_ones_stay():
+def test_dead_codes_are_reset_and_used_ones_stay():
     from jaxspec.train.tokenizer import _update_codebook
 
     key = jax.random.key(0)
@@ -330,10 +333,10 @@ def test_dead_codes_are_revived_and_used_ones_stay():
     new = _update_codebook(key, state, vectors, codes, jnp.array(False))
     np.testing.assert_allclose(jnp.linalg.norm(new["codebook"], axis=1), 1, atol=1e-5)
     assert (jnp.sum(new["codebook"][:4] * book[:4], axis=1) > 0.9).all()
-    # Revived codes are vectors of the batch, all different.
+    # Reset codes are vectors of the batch, all different.
     flat = np.asarray(vectors).reshape(-1, 4)
-    for row in np.asarray(new["codebook"][4:]):
-        assert np.abs(flat - row).sum(-1).min() < 1e-4
+    for code in np.asarray(new["codebook"][4:]):
+        assert np.abs(flat - code).sum(-1).min() < 1e-4
     assert len(np.unique(np.asarray(new["codebook"]).round(4), axis=0)) == 16
     late = _update_codebook(key, state, vectors, codes, jnp.array(True))
     np.testing.assert_array_equal(late["counts"][4:], 0.0)
@@ -354,7 +357,7 @@ def get_config():
 """
 
 
-DRAWN = """
+SELF_GENERATED = """
 from dataclasses import replace
 from jaxspec.train.experiment import load_experiment
 
@@ -362,8 +365,8 @@ from jaxspec.train.experiment import load_experiment
 def get_config():
     tiny = load_experiment({tiny!r})
     training = replace(
-        tiny.train_drafter, steps=6, cfg_scale=2.0, drawn=24, learning_rate=1e-2,
-        cached={cached!r},
+        tiny.train_drafter, steps=6, max_cfg_scale=2.0, self_generated=24,
+        learning_rate=1e-2, cached={cached!r},
     )
     return replace(tiny, train_drafter=training)
 """
@@ -373,7 +376,7 @@ def get_config():
 def test_another_drafter_is_trained_for_a_bundle_and_drafts_by_its_folder(
     trained, data, tmp_path
 ):
-    """An EAGLE-3 head over the eight codes that occur most, beside the bundle's own."""
+    """An EAGLE-3 head over the eight most frequent tokens, beside the bundle's own."""
     config = tmp_path / "head.py"
     config.write_text(HEAD.format(tiny=str(TINY)))
     bundle, workdir = str(trained / "checkpoint"), tmp_path / "run"
@@ -387,7 +390,7 @@ def test_another_drafter_is_trained_for_a_bundle_and_drafts_by_its_folder(
     command += ["--drafter", str(folder), "--report", str(report)]
     assert main([*command, "--out", str(tmp_path / "s.png")]) == 0
     assert json.loads(report.read_text())["identical_to_autoregressive"]
-    # Gone on from, it keeps the vocabulary that its head was trained for.
+    # A training that starts from it keeps its draft vocabulary.
     head = load_checkpoint(folder)
     ids = head.params["ids"]
     other = jnp.sort((ids + 1) % 16)
@@ -395,18 +398,18 @@ def test_another_drafter_is_trained_for_a_bundle_and_drafts_by_its_folder(
     command = train("drafter", tmp_path / "on", data, "--checkpoint", bundle)
     command[command.index("--config") + 1] = str(config)
     assert main([*command, "--start", str(tmp_path / "start")]) == 0
-    kept = load_checkpoint(tmp_path / "on" / "checkpoint" / "drafter").params["ids"]
-    np.testing.assert_array_equal(kept, other)
+    further = load_checkpoint(tmp_path / "on" / "checkpoint" / "drafter")
+    np.testing.assert_array_equal(further.params["ids"], other)
     assert (ids != other).any()
 
 
 @pytest.mark.slow
-def test_a_drafter_goes_on_from_another_on_what_its_target_draws(
+def test_a_drafter_starts_from_another_on_self_generated_sequences(
     trained, data, tmp_path, capsys
 ):
-    """No data set is read; the first loss is the trained drafter's, no fresh one's."""
-    config, bundle = tmp_path / "drawn.py", trained / "checkpoint"
-    config.write_text(DRAWN.format(tiny=str(TINY), cached="float32"))
+    """No data set is read; the first loss is that of the trained drafter."""
+    config, bundle = tmp_path / "self_generated.py", trained / "checkpoint"
+    config.write_text(SELF_GENERATED.format(tiny=str(TINY), cached="float32"))
     command = ["train", "drafter", "--config", str(config), "--checkpoint", str(bundle)]
     fresh, further = tmp_path / "fresh", tmp_path / "further"
     assert main([*command, "--workdir", str(fresh)]) == 0
@@ -416,13 +419,13 @@ def test_a_drafter_goes_on_from_another_on_what_its_target_draws(
     # The same batch; a prior of twelve steps is nearly even, so the gap is small.
     assert second[0]["loss"] < first[0]["loss"] - 1e-4
     assert (
-        "other sequences that the target drew"
+        "other sequences that the target generated"
         in (fresh / "checkpoint" / "drafter" / "README.md").read_text()
     )
     head = tmp_path / "head.py"
     head.write_text(HEAD.format(tiny=str(TINY)))
     command[command.index("--config") + 1] = str(head)
     other = ["--workdir", str(tmp_path / "other"), "--manual-dir", str(data)]
-    places = ["--data-dir", str(data / "tfds")]
-    assert main([*command, *other, *places, *start]) == 2
-    assert "this trains a feature_head" in capsys.readouterr().err
+    folders = ["--data-dir", str(data / "tfds")]
+    assert main([*command, *other, *folders, *start]) == 2
+    assert "choose one of kind 'eagle'" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""A preset so small that all three parts train in seconds."""
+"""Tiny preset whose three parts train in seconds."""
 
 from jaxspec.config import DFlashConfig, TokenizerConfig, TransformerConfig
 from jaxspec.train.experiment import (

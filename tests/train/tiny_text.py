@@ -1,4 +1,4 @@
-"""A text preset so small that prior and drafter train in seconds."""
+"""Tiny text preset whose prior and drafter train in seconds."""
 
 from jaxspec.config import EagleConfig, TransformerConfig
 from jaxspec.train.experiment import (

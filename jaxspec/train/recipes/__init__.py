@@ -1,4 +1,4 @@
-"""What each kind of drafter guesses during training: one file a kind."""
+"""Drafter outputs during training; one module for each kind of drafter."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,35 +10,42 @@ from jaxspec.drafters.kangaroo import Kangaroo
 from jaxspec.drafters.parallel_heads import Medusa
 from jaxspec.drafters.prompt_tokens import PPD
 from jaxspec.errors import ConfigError
-from jaxspec.train.recipes.block_diffusion import block_guesses
-from jaxspec.train.recipes.falcon import falcon_guesses
-from jaxspec.train.recipes.feature_head import feature_guesses
-from jaxspec.train.recipes.kangaroo import kangaroo_guesses
-from jaxspec.train.recipes.lesson import DrafterOutputs
-from jaxspec.train.recipes.parallel_heads import head_guesses
-from jaxspec.train.recipes.prompt_tokens import prompt_token_guesses
+from jaxspec.train.recipes.block_diffusion import dflash_outputs
+from jaxspec.train.recipes.falcon import falcon_outputs
+from jaxspec.train.recipes.feature_head import eagle_outputs
+from jaxspec.train.recipes.kangaroo import kangaroo_outputs
+from jaxspec.train.recipes.lesson import DrafterOutputs, TeacherOutputs
+from jaxspec.train.recipes.parallel_heads import medusa_outputs
+from jaxspec.train.recipes.prompt_tokens import ppd_outputs
+from jaxspec.typing import Array, Params
 
-# (drafter, own parameters, lesson, key) -> guesses
-Recipe = Callable[..., DrafterOutputs]
-_OF: dict[type, Recipe] = {
-    DFlash: block_guesses,
-    Falcon: falcon_guesses,
-    Eagle: feature_guesses,
-    Kangaroo: kangaroo_guesses,
-    Medusa: head_guesses,
-    PPD: prompt_token_guesses,
+_OUTPUTS: dict[type, Callable[..., DrafterOutputs]] = {
+    DFlash: dflash_outputs,
+    Falcon: falcon_outputs,
+    Eagle: eagle_outputs,
+    Kangaroo: kangaroo_outputs,
+    Medusa: medusa_outputs,
+    PPD: ppd_outputs,
 }
 
 
-def recipe_of(drafter: Any) -> Recipe:
-    """How a drafter is trained.
+def training_outputs(
+    drafter: Any, drafter_params: Params, teacher: TeacherOutputs, key: Array
+) -> DrafterOutputs:
+    """Runs a drafter on teacher outputs, as it will run when drafting.
+
+    Args:
+      drafter: static functions of the drafter.
+      drafter_params: its parameters, without those shared with the target.
+      teacher: sequences with the target's logits and features.
+      key: random key for the sampled positions; consumed.
 
     Raises:
-      ConfigError: this kind is not trained here.
+      ConfigError: there is no training for this type of drafter.
     """
-    if type(drafter) not in _OF:
-        known = ", ".join(kind.__name__ for kind in _OF)
+    if type(drafter) not in _OUTPUTS:
+        known = ", ".join(kind.__name__ for kind in _OUTPUTS)
         raise ConfigError(
-            f"{type(drafter).__name__} has no recipe; trained here are {known}"
+            f"{type(drafter).__name__} cannot be trained here; choose one of {known}"
         )
-    return _OF[type(drafter)]
+    return _OUTPUTS[type(drafter)](drafter, drafter_params, teacher, key)

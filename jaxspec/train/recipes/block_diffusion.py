@@ -1,4 +1,4 @@
-"""Random anchors, each followed by a block of masks (DFlash, arXiv 2602.06036)."""
+"""DFlash training: blocks of masks after random anchors (arXiv 2602.06036)."""
 
 import jax
 import jax.numpy as jnp
@@ -11,83 +11,97 @@ from jaxspec.nn.layers import head_scores
 from jaxspec.train.recipes.lesson import DrafterOutputs, TeacherOutputs
 from jaxspec.typing import Array, Bool, Int, Params
 
-# Blocks drawn in every sequence.
+# Blocks sampled in each sequence.
 ANCHORS = 32
 
 
 def anchored_mask(
     anchors: Int[Array, "B M"], context: int, config: DFlashConfig
-) -> Bool[Array, "B U S"]:
-    """Who the rows of all blocks may see, `U = M G`, `S = context + U`.
+) -> Bool[Array, "B M*G S"]:
+    """Attention mask of the queries of `M` blocks, with `S = context + M G` keys.
 
-    Context strictly before the anchor, and the own block (causally or whole); never
-    another block.
+    A query attends to the context strictly before its anchor and to its own block,
+    causally or as a whole, and never to another block.
+
+    Args:
+      anchors: int32 [B, M], positions of the anchors.
+      context: number of context keys, which come before those of the blocks.
+      config: configuration of the drafter.
     """
-    rows = anchors.shape[1] * config.block_size
+    queries = anchors.shape[1] * config.block_size
     anchor = jnp.repeat(anchors, config.block_size, axis=1)[..., None]
     slot = jnp.arange(context)[None, None]
     past = slot < anchor
     if config.window:
         past &= slot >= anchor - config.window
-    block, place = np.divmod(np.arange(rows), config.block_size)
-    own = block[:, None] == block[None]
+    block, offset = np.divmod(np.arange(queries), config.block_size)
+    same_block = block[:, None] == block[None]
     if config.causal:
-        own &= place[:, None] >= place[None]
-    own = jnp.broadcast_to(own, (anchors.shape[0], rows, rows))
-    return jnp.concatenate([past, own], axis=-1)
+        same_block &= offset[:, None] >= offset[None]
+    same_block = jnp.broadcast_to(same_block, (anchors.shape[0], queries, queries))
+    return jnp.concatenate([past, same_block], axis=-1)
 
 
-def block_guesses(
-    drafter: DFlash, own: Params, lesson: TeacherOutputs, key: Array
+def dflash_outputs(
+    drafter: DFlash, drafter_params: Params, teacher: TeacherOutputs, key: Array
 ) -> DrafterOutputs:
-    """One block behind each anchor; `key` draws the anchors and is consumed."""
+    """Predicts one block after each sampled anchor.
+
+    Args:
+      drafter: static functions of the drafter.
+      drafter_params: parameters of the block network.
+      teacher: sequences with the target's logits and features.
+      key: random key for the anchors; consumed.
+    """
     config, size = drafter.config, drafter.config.block_size
-    rows, total = lesson.tokens.shape
+    batch, length = teacher.tokens.shape
     prefix = drafter.target.prefix_length
     # Anchors are absolute positions of tokens that have at least one successor.
-    key, tell_key = jax.random.split(key)
-    anchors = jax.random.randint(key, (rows, ANCHORS), prefix, total - 1, jnp.int32)
-    row = jnp.arange(size)[None, None]
-    read = anchors[..., None] + row  # of each row's own token
-    present = read + 1 < total
-    read = jnp.minimum(read, total - 2)
-    tokens = jnp.take_along_axis(lesson.tokens, anchors, axis=1)
+    key, refine_key = jax.random.split(key)
+    anchors = jax.random.randint(key, (batch, ANCHORS), prefix, length - 1, jnp.int32)
+    offset = jnp.arange(size)[None, None]
+    positions = anchors[..., None] + offset  # of each query
+    valid = positions + 1 < length
+    positions = jnp.minimum(positions, length - 2)
+    tokens = jnp.take_along_axis(teacher.tokens, anchors, axis=1)
 
-    network = drafter.network(own)
-    positions = jnp.broadcast_to(jnp.arange(total), (rows, total))
-    contexts = network.context(lesson.features, drafter.angles(positions))
-    embedding = lesson.params["embedding"]["embedding"]
+    network = drafter.network(drafter_params)
+    order = jnp.broadcast_to(jnp.arange(length), (batch, length))
+    contexts = network.context(teacher.features, drafter.angles(order))
+    embedding = teacher.params["embedding"]["embedding"]
     path = None
     if config.refinements:
-        # Half of the blocks read the tokens, as they will when guesses are refined.
-        told = jax.random.bernoulli(tell_key, jnp.float32(0.5), (rows, ANCHORS))
+        # Half of the blocks read the data's tokens, as refined drafts read the
+        # tokens of the pass before.
+        refined = jax.random.bernoulli(refine_key, jnp.float32(0.5), (batch, ANCHORS))
         inner = jnp.take_along_axis(
-            lesson.tokens, read[..., 1:].reshape(rows, -1), axis=1
+            teacher.tokens, positions[..., 1:].reshape(batch, -1), axis=1
         )
-        path = embedding[inner.reshape(rows, ANCHORS, size - 1)]
-        path = jnp.where(told[..., None, None], path, 0.0)
+        path = embedding[inner.reshape(batch, ANCHORS, size - 1)]
+        path = jnp.where(refined[..., None, None], path, 0.0)
     above = None
     if config.above:
-        index = anchors[..., None] + 1 - prefix + row
-        bound = drafter.with_target_params(own, lesson.params)
-        above = drafter.embed_above(bound, lesson.tokens[:, prefix:], index)
+        index = anchors[..., None] + 1 - prefix + offset
+        params = drafter.with_target_params(drafter_params, teacher.params)
+        above = drafter.embed_above(params, teacher.tokens[:, prefix:], index)
     h = network.block_input(embedding[tokens], path, above)
-    block_positions = (anchors[..., None] + row).reshape(rows, -1)
+    block_positions = (anchors[..., None] + offset).reshape(batch, -1)
     h = network.block(
-        h.reshape(rows, -1, h.shape[-1]),
+        h.reshape(batch, -1, h.shape[-1]),
         drafter.angles(block_positions),
-        anchored_mask(anchors, total, config),
+        anchored_mask(anchors, length, config),
         [append_to(past) for past in contexts],
     )
-    h = h.reshape(rows, ANCHORS, size, -1)
-    if config.same_place:  # a row stands for what the row before it stands for else
-        h, read, present = h[:, :, 1:], read[..., :-1], present[..., :-1]
-    logits = head_scores(drafter.with_target_params(own, lesson.params)["head"], h)
-    before = jnp.take_along_axis(lesson.tokens, read.reshape(rows, -1), axis=1)
-    before = before.reshape(read.shape)
+    h = h.reshape(batch, ANCHORS, size, -1)
+    if config.same_place:  # a query predicts its own token, so the anchor's is dropped
+        h, positions, valid = h[:, :, 1:], positions[..., :-1], valid[..., :-1]
+    params = drafter.with_target_params(drafter_params, teacher.params)
+    logits = head_scores(params["head"], h)
+    before = jnp.take_along_axis(teacher.tokens, positions.reshape(batch, -1), axis=1)
+    before = before.reshape(positions.shape)
     if config.markov_rank:
         logits += network.markov(before)
     confidence = network.confidence(h, before) if config.confidence else None
     return DrafterOutputs(
-        logits, read + 1, present, jnp.zeros((), jnp.float32), confidence
+        logits, positions + 1, valid, jnp.zeros((), jnp.float32), confidence
     )

@@ -1,4 +1,4 @@
-"""Falcon's recipe: two blocks behind each start, the second on the first's features."""
+"""Falcon training: two blocks after each start, the second on predicted features."""
 
 import jax.numpy as jnp
 
@@ -7,91 +7,101 @@ from jaxspec.drafters.shared import target_norm
 from jaxspec.train.recipes.lesson import (
     DrafterOutputs,
     TeacherOutputs,
-    guesses_from,
+    predicted_positions,
+    sample_starts,
     smooth_l1,
-    some_starts,
 )
 from jaxspec.typing import Array, Params
 
 
-def falcon_guesses(
-    drafter: Falcon, own: Params, lesson: TeacherOutputs, key: Array
+def falcon_outputs(
+    drafter: Falcon, drafter_params: Params, teacher: TeacherOutputs, key: Array
 ) -> DrafterOutputs:
-    """A block of guesses from true features, and one more from guessed ones.
+    """Predicts one block from the target's features and a second from its own.
 
-    Unrolling takes the place of the paper's glancing (a second pass in which some wrong
-    guesses are put right): both let the drafter meet its own outputs. Features learn to
-    meet the target's. `key` draws the starts and is consumed.
+    The second block replaces the paper's glancing (a second pass in which some wrong
+    predictions are corrected): both expose the drafter to its own outputs. A regression
+    loss pulls predicted features towards the target's.
+
+    Args:
+      drafter: static functions of the drafter.
+      drafter_params: parameters of the drafter's network.
+      teacher: sequences with the target's logits and features.
+      key: random key for the start positions; consumed.
     """
-    params, size = drafter.with_target_params(own, lesson.params), drafter.config.block
-    rows, length = lesson.tokens.shape
+    params = drafter.with_target_params(drafter_params, teacher.params)
+    size = drafter.config.block
+    batch, length = teacher.tokens.shape
     before = 2 * (size - 1)
     pad = ((0, 0), (before, 0))
-    features = jnp.pad(lesson.features, (*pad, (0, 0)))
-    tokens = jnp.pad(jnp.roll(lesson.tokens, -1, axis=1), pad, constant_values=-1)
+    features = jnp.pad(teacher.features, (*pad, (0, 0)))
+    tokens = jnp.pad(jnp.roll(teacher.tokens, -1, axis=1), pad, constant_values=-1)
     pairs = drafter.pairs(params, features, tokens)
 
-    starts = some_starts(lesson, key, max(drafter.target.prefix_length - 1, 0))
-    many = starts.shape[1]
-    count = many * size
-    capacity = length + 2 * count
+    starts = sample_starts(teacher, key, max(drafter.target.prefix_length - 1, 0))
+    blocks = starts.shape[1]
+    queries = blocks * size
+    capacity = length + 2 * queries
     config = drafter.config
-    shape = (rows, config.heads, capacity, config.head_size)
+    shape = (batch, config.heads, capacity, config.head_size)
     cache = jnp.zeros(shape, pairs.dtype), jnp.zeros(shape, pairs.dtype)
 
-    # Keys and values of all true pairs.
+    # Keys and values of all pairs of the data.
     causal = jnp.tril(jnp.ones((length, length), bool))
-    causal = jnp.pad(causal, ((0, 0), (0, 2 * count)))
-    order = jnp.broadcast_to(jnp.arange(length), (rows, length))
+    causal = jnp.pad(causal, ((0, 0), (0, 2 * queries)))
+    order = jnp.broadcast_to(jnp.arange(length), (batch, length))
     _, cache = drafter.layer(
         params,
         windows_of(pairs[:, size - 1 :], size),
         order,
-        jnp.broadcast_to(causal, (rows, length, capacity)),
+        jnp.broadcast_to(causal, (batch, length, capacity)),
         cache,
-        jnp.zeros(rows, jnp.int32),
+        jnp.zeros(batch, jnp.int32),
     )
 
-    def block(run, first, seen, cache, slot):
-        """`run` [B, M, 2 G - 1, P]; positions from `first` on."""
-        flat = run.reshape(rows * many, *run.shape[2:])
-        windows = windows_of(flat, size).reshape(rows, count, size, -1)
-        places = first[..., None] + jnp.arange(size)[None, None]
+    def run_block(block_pairs, first, mask, cache, slot):
+        """Features predicted from `block_pairs` [B, M, 2 G - 1, width of a pair].
+
+        Queries have the positions from `first` [B, M] on and are cached from `slot` on.
+        """
+        flat = block_pairs.reshape(batch * blocks, *block_pairs.shape[2:])
+        windows = windows_of(flat, size).reshape(batch, queries, size, -1)
+        positions = first[..., None] + jnp.arange(size)[None, None]
         h, cache = drafter.layer(
             params,
             windows,
-            places.reshape(rows, count),
-            jnp.repeat(seen, size, axis=1),
+            positions.reshape(batch, queries),
+            jnp.repeat(mask, size, axis=1),
             cache,
-            jnp.full(rows, slot),
+            jnp.full(batch, slot),
         )
-        return h.reshape(rows, many, size, -1), cache
+        return h.reshape(batch, blocks, size, -1), cache
 
     past = jnp.arange(capacity)[None, None] <= starts[..., None]
     steps = jnp.arange(2 * size - 1)[None, None]
-    place = starts[..., None] + steps  # the last is the start's pair
-    near = jnp.take_along_axis(
-        pairs, place.reshape(rows, -1)[..., None], axis=1
-    ).reshape(rows, many, 2 * size - 1, -1)
-    first, cache = block(near, starts - size + 1, past, cache, length)
+    index = starts[..., None] + steps  # the last one is the pair at the start
+    data_pairs = jnp.take_along_axis(
+        pairs, index.reshape(batch, -1)[..., None], axis=1
+    ).reshape(batch, blocks, 2 * size - 1, -1)
+    first, cache = run_block(data_pairs, starts - size + 1, past, cache, length)
 
     ahead = jnp.minimum(
         starts[..., None] + 2 + jnp.arange(size)[None, None], length - 1
     )
-    said = jnp.take_along_axis(lesson.tokens, ahead.reshape(rows, -1), axis=1)
-    said = params["embedding"][said.reshape(ahead.shape)]
-    guessed = jnp.concatenate([said, first], axis=-1)
-    run = jnp.concatenate([near[:, :, size:], guessed], axis=2)
-    mine = jnp.arange(capacity)[None] - (length + count)
-    own_block = mine // size == jnp.arange(many)[:, None]
-    seen = past | (own_block & (mine >= 0))[None]
-    second, _ = block(run, starts + 1, seen, cache, length + count)
+    tokens = jnp.take_along_axis(teacher.tokens, ahead.reshape(batch, -1), axis=1)
+    embedded = params["embedding"][tokens.reshape(ahead.shape)]
+    predicted_pairs = jnp.concatenate([embedded, first], axis=-1)
+    block_pairs = jnp.concatenate([data_pairs[:, :, size:], predicted_pairs], axis=2)
+    offset = jnp.arange(capacity)[None] - (length + queries)
+    same_block = offset // size == jnp.arange(blocks)[:, None]
+    mask = past | (same_block & (offset >= 0))[None]
+    second, _ = run_block(block_pairs, starts + 1, mask, cache, length + queries)
 
     h = jnp.concatenate([first, second], axis=2)
-    places, present = guesses_from(lesson, starts, 2 * size)
-    wanted = target_norm(drafter.target, params, lesson.features)
-    wanted = jnp.take_along_axis(
-        wanted, places.reshape(rows, -1)[..., None] - 1, axis=1
+    positions, valid = predicted_positions(teacher, starts, 2 * size)
+    target_features = target_norm(drafter.target, params, teacher.features)
+    target_features = jnp.take_along_axis(
+        target_features, positions.reshape(batch, -1)[..., None] - 1, axis=1
     ).reshape(h.shape)
-    regression = smooth_l1(h, wanted, present)
-    return DrafterOutputs(drafter.scores(params, h), places, present, regression)
+    regression = smooth_l1(h, target_features, valid)
+    return DrafterOutputs(drafter.scores(params, h), positions, valid, regression)

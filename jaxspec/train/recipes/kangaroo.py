@@ -1,29 +1,35 @@
-"""Kangaroo's adapter learns the target's next tokens from its first layers."""
+"""Kangaroo training: the adapter predicts next tokens from early-layer features."""
 
 import jax.numpy as jnp
 
 from jaxspec.drafters.kangaroo import Kangaroo
-from jaxspec.train.recipes.lesson import DrafterOutputs, TeacherOutputs, some_starts
+from jaxspec.train.recipes.lesson import DrafterOutputs, TeacherOutputs, sample_starts
 from jaxspec.typing import Array, Params
 
 
-def kangaroo_guesses(
-    drafter: Kangaroo, own: Params, lesson: TeacherOutputs, key: Array
+def kangaroo_outputs(
+    drafter: Kangaroo, drafter_params: Params, teacher: TeacherOutputs, key: Array
 ) -> DrafterOutputs:
-    """The token after some positions; `key` draws them and is consumed."""
-    rows, length = lesson.tokens.shape
-    positions = jnp.broadcast_to(jnp.arange(length), (rows, length))
+    """Predicts the token after sampled positions.
+
+    Args:
+      drafter: static functions of the drafter.
+      drafter_params: parameters of the adapter.
+      teacher: sequences with the target's logits and features.
+      key: random key for the positions; consumed.
+    """
+    batch, length = teacher.tokens.shape
+    positions = jnp.broadcast_to(jnp.arange(length), (batch, length))
     causal = jnp.tril(jnp.ones((length, length), bool))
     logits, _ = drafter.adapt(
-        drafter.with_target_params(own, lesson.params),
-        lesson.features,
+        drafter.with_target_params(drafter_params, teacher.params),
+        teacher.features,
         positions,
-        jnp.broadcast_to(causal, (rows, length, length)),
+        jnp.broadcast_to(causal, (batch, length, length)),
     )
-    starts = some_starts(lesson, key, drafter.target.prefix_length)
-    chosen = jnp.take_along_axis(logits, starts[..., None], axis=1)
-    present = jnp.ones((*starts.shape, 1), bool)
-    places = starts[..., None] + 1
+    starts = sample_starts(teacher, key, drafter.target.prefix_length)
+    logits = jnp.take_along_axis(logits, starts[..., None], axis=1)
+    valid = jnp.ones((*starts.shape, 1), bool)
     return DrafterOutputs(
-        chosen[:, :, None], places, present, jnp.zeros((), jnp.float32)
+        logits[:, :, None], starts[..., None] + 1, valid, jnp.zeros((), jnp.float32)
     )

@@ -1,4 +1,4 @@
-"""What a recipe is given, and what it returns."""
+"""Teacher outputs, which drafters are trained on, and the drafters' own outputs."""
 
 from dataclasses import dataclass
 
@@ -9,30 +9,30 @@ from jax.tree_util import register_dataclass
 from jaxspec.config import TransformerConfig
 from jaxspec.drafters.shared import shared_target_params, target_logits
 from jaxspec.models.transformer import Transformer
-from jaxspec.train.kept_features import kept_layers
+from jaxspec.train.kept_features import cached_layers
 from jaxspec.typing import Array, Bool, Float, Int, Params
 
-# Positions of every sequence from which guesses are made, where all could be.
+# Start positions sampled in each sequence; using all of them would cost too much.
 STARTS = 64
 
 
 @register_dataclass
 @dataclass(frozen=True)
 class TeacherOutputs:
-    """Sequences as the frozen target sees them; `U = P + T` absolute positions.
+    """Sequences with the frozen target's outputs at all `P + T` positions.
 
     Attributes:
-      tokens: int32 [B, U], by absolute position; 0 for the condition.
-      logits: float32 [B, U, V], the target's after each position.
-      features: [B, U, E], the tapped layers' outputs.
+      tokens: int32 [B, P + T], by absolute position; 0 at the condition.
+      logits: float32 [B, P + T, V], the target's prediction of the next token.
+      features: [B, P + T, E], outputs of the layers that the drafter reads.
       labels: int32 [B], conditions.
-      null: bool [B], sequences without condition.
+      null: bool [B], True for sequences read without their condition.
       params: the target's parameters.
     """
 
-    tokens: Int[Array, "B U"]
-    logits: Float[Array, "B U V"]
-    features: Float[Array, "B U E"]
+    tokens: Int[Array, "B P+T"]
+    logits: Float[Array, "B P+T V"]
+    features: Float[Array, "B P+T E"]
     labels: Int[Array, "B"]
     null: Bool[Array, "B"]
     params: Params
@@ -41,20 +41,20 @@ class TeacherOutputs:
 @register_dataclass
 @dataclass(frozen=True)
 class DrafterOutputs:
-    """DrafterOutputs in blocks of consecutive tokens: `M` blocks of `G` places.
+    """Predictions in `M` blocks of `G` consecutive tokens.
 
     Attributes:
       logits: float32 [B, M, G, V], the drafter's.
-      places: int32 [B, M, G], absolute position of the token that is guessed.
-      present: bool [B, M, G], False beyond the sequence's end.
-      regression: a loss on features, 0 where there is none.
-      confidence: logits float32 [B, M, G] of each guess's chance to be accepted, where
-        the drafter has a head for it.
+      positions: int32 [B, M, G], absolute positions of the predicted tokens.
+      valid: bool [B, M, G], False beyond the end of the sequence.
+      regression: float32 scalar, a loss on features; 0 for drafters without one.
+      confidence: float32 [B, M, G], logits of the acceptance probability of each
+        prediction; None for drafters without such a head.
     """
 
     logits: Float[Array, "B M G V"]
-    places: Int[Array, "B M G"]
-    present: Bool[Array, "B M G"]
+    positions: Int[Array, "B M G"]
+    valid: Bool[Array, "B M G"]
     regression: Float[Array, ""]
     confidence: Float[Array, "B M G"] | None = None
 
@@ -66,29 +66,38 @@ def run_teacher(
     codes: Int[Array, "B T"],
     labels: Int[Array, "B"],
     null: Bool[Array, "B"],
-    kept: Float[Array, "B 2 U E"] | None = None,
+    cached: Float[Array, "B 2 P+T E"] | None = None,
 ) -> TeacherOutputs:
-    """Sequences as the target reads them; no gradient flows into it.
+    """Runs the frozen target on sequences; no gradient flows into it.
 
-    `kept` is what it said of them before; see `train.kept_features`.
+    Args:
+      target: configuration of the target.
+      params: its parameters.
+      feature_layers: indices of the layers that the drafter reads.
+      codes: int32 [B, T], tokens.
+      labels: int32 [B], conditions.
+      null: bool [B], True for sequences read without their condition.
+      cached: rows of the feature cache, from which logits and features are computed
+        instead of running the target; see `train.kept_features.cache_features`.
     """
-    if kept is None:
+    if cached is None:
         logits, features = Transformer(target).score(
             params, labels, codes, null=null, feature_layers=feature_layers
         )
     else:
-        logits, features = _recalled(target, params, feature_layers, null, kept)
+        logits, features = _from_cache(target, params, feature_layers, null, cached)
     logits, features = jax.lax.stop_gradient((logits, features))
     tokens = jnp.pad(codes, ((0, 0), (target.prefix_length, 0)))
     return TeacherOutputs(tokens, logits, features, labels, null, params)
 
 
-def _recalled(target, params, feature_layers, null, kept):
-    """Scores and tapped features from the outputs of `kept_layers`."""
-    chosen = jnp.where(null[:, None, None], kept[:, 1], kept[:, 0])
+def _from_cache(target, params, feature_layers, null, cached):
+    """Logits and features of `feature_layers`, from outputs of `cached_layers`."""
+    branch = jnp.where(null[:, None, None], cached[:, 1], cached[:, 0])
     dtype = params["norm"]["scale"].dtype
-    parts = jnp.split(chosen.astype(dtype), kept.shape[-1] // target.width, axis=-1)
-    by_layer = dict(zip(kept_layers(target.layers, feature_layers), parts, strict=True))
+    parts = jnp.split(branch.astype(dtype), cached.shape[-1] // target.width, axis=-1)
+    layers = cached_layers(target.layers, feature_layers)
+    by_layer = dict(zip(layers, parts, strict=True))
     features = [by_layer[layer] for layer in feature_layers]
     features = (
         jnp.concatenate(features, axis=-1) if feature_layers else parts[0][..., :0]
@@ -97,36 +106,42 @@ def _recalled(target, params, feature_layers, null, kept):
     return target_logits(target, shared, by_layer[target.layers - 1]), features
 
 
-def some_starts(lesson: TeacherOutputs, key: Array, first: int) -> Int[Array, "B M"]:
-    """Positions from which guesses are made, drawn evenly; `key` is consumed.
+def sample_starts(teacher: TeacherOutputs, key: Array, first: int) -> Int[Array, "B M"]:
+    """Samples positions uniformly, from which the drafter predicts.
 
     Args:
-      lesson: what is read.
-      key: of the draw.
-      first: least position: the last one of the condition.
+      teacher: the sequences.
+      key: random key; consumed.
+      first: lowest position to sample; 0 if negative.
+
+    Returns:
+      int32 [B, M] absolute positions, `M = STARTS`, each with at least two successors.
     """
-    rows, length = lesson.tokens.shape
-    shape = rows, STARTS
+    batch, length = teacher.tokens.shape
+    shape = batch, STARTS
     return jax.random.randint(key, shape, max(first, 0), length - 2, jnp.int32)
 
 
 def smooth_l1(
-    h: Float[Array, "... D"], wanted: Float[Array, "... D"], present: Bool[Array, "..."]
+    h: Float[Array, "... D"], target: Float[Array, "... D"], valid: Bool[Array, "..."]
 ) -> Float[Array, ""]:
-    """Mean distance of features: squared when small, absolute when large."""
-    gap = jnp.abs(h - jax.lax.stop_gradient(wanted)).astype(jnp.float32)
-    each = jnp.where(gap < 1, 0.5 * gap**2, gap - 0.5).mean(axis=-1)
-    count = jnp.sum(present, dtype=each.dtype)
-    return jnp.sum(jnp.where(present, each, 0.0)) / count
+    """Smooth L1 distance of features, averaged over the valid positions.
 
-
-def guesses_from(
-    lesson: TeacherOutputs, starts: Int[Array, "B M"], depth: int
-) -> tuple[Int[Array, "B M G"], Bool[Array, "B M G"]]:
-    """Places and presence of `depth` guesses from two places behind each start.
-
-    The token right behind a start is the target's own to say.
+    The distance is squared below 1 and absolute above. No gradient flows into `target`.
     """
-    places = starts[..., None] + 2 + jnp.arange(depth)[None, None]
-    length = lesson.tokens.shape[1]
-    return jnp.minimum(places, length - 1), places < length
+    gap = jnp.abs(h - jax.lax.stop_gradient(target)).astype(jnp.float32)
+    each = jnp.where(gap < 1, 0.5 * gap**2, gap - 0.5).mean(axis=-1)
+    count = jnp.sum(valid, dtype=each.dtype)
+    return jnp.sum(jnp.where(valid, each, 0.0)) / count
+
+
+def predicted_positions(
+    teacher: TeacherOutputs, starts: Int[Array, "B M"], depth: int
+) -> tuple[Int[Array, "B M G"], Bool[Array, "B M G"]]:
+    """Positions of `depth` tokens, from the second after each start, and validity.
+
+    The first token after a start comes from the target itself, so it is not drafted.
+    """
+    positions = starts[..., None] + 2 + jnp.arange(depth)[None, None]
+    length = teacher.tokens.shape[1]
+    return jnp.minimum(positions, length - 1), positions < length

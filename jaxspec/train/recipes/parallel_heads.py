@@ -1,4 +1,4 @@
-"""Medusa's and Hydra's recipe: every head at every position."""
+"""Medusa and Hydra training: all heads at sampled positions."""
 
 import jax.numpy as jnp
 
@@ -8,39 +8,46 @@ from jaxspec.nn.rope import angles_of
 from jaxspec.train.recipes.lesson import (
     DrafterOutputs,
     TeacherOutputs,
-    guesses_from,
-    some_starts,
+    predicted_positions,
+    sample_starts,
 )
 from jaxspec.typing import Array, Params
 
 
-def head_guesses(
-    drafter: Medusa, own: Params, lesson: TeacherOutputs, key: Array
+def medusa_outputs(
+    drafter: Medusa, drafter_params: Params, teacher: TeacherOutputs, key: Array
 ) -> DrafterOutputs:
-    """From the feature of each position, the tokens two and more places later.
+    """Predicts the tokens two and more positions after each sampled feature.
 
-    The next one is the target's own. Hydra's heads read the data's tokens in between.
-    `key` draws the positions and is consumed.
+    The next token comes from the target itself. Hydra's heads also read the data's
+    tokens in between.
+
+    Args:
+      drafter: static functions of the drafter.
+      drafter_params: parameters of the heads.
+      teacher: sequences with the target's logits and features.
+      key: random key for the positions; consumed.
     """
-    c, params = drafter.config, drafter.with_target_params(own, lesson.params)
-    network = drafter.network(own)
-    rows, length = lesson.tokens.shape
-    h = target_norm(drafter.target, params, lesson.features)
-    if c.prefix_heads:
-        positions = jnp.broadcast_to(jnp.arange(length), (rows, length))
-        size = c.width // c.prefix_heads
+    config = drafter.config
+    params = drafter.with_target_params(drafter_params, teacher.params)
+    network = drafter.network(drafter_params)
+    batch, length = teacher.tokens.shape
+    h = target_norm(drafter.target, params, teacher.features)
+    if config.prefix_heads:
+        positions = jnp.broadcast_to(jnp.arange(length), (batch, length))
+        size = config.width // config.prefix_heads
         causal = jnp.tril(jnp.ones((length, length), bool))
-        mask = jnp.broadcast_to(causal, (rows, length, length))
+        mask = jnp.broadcast_to(causal, (batch, length, length))
         h, _ = network.prefix(h, angles_of(drafter.target, positions, size), mask)
-    starts = some_starts(lesson, key, drafter.target.prefix_length - 1)
+    starts = sample_starts(teacher, key, drafter.target.prefix_length - 1)
     h = jnp.take_along_axis(h, starts[..., None], axis=1)
     logits, path = [], []
-    for i in range(c.heads):
+    for i in range(config.heads):
         ahead = jnp.minimum(starts + i + 1, length - 1)
-        tokens = jnp.take_along_axis(lesson.tokens, ahead, axis=1)
+        tokens = jnp.take_along_axis(teacher.tokens, ahead, axis=1)
         path.append(params["embedding"][tokens])
-        seen = jnp.concatenate(path, axis=-1) if c.sequential else None
-        logits.append(drafter.scores(params, i, network.head(i, h, seen)))
-    places, present = guesses_from(lesson, starts, c.heads)
+        embedded = jnp.concatenate(path, axis=-1) if config.sequential else None
+        logits.append(drafter.scores(params, i, network.head(i, h, embedded)))
+    positions, valid = predicted_positions(teacher, starts, config.heads)
     zero = jnp.zeros((), jnp.float32)
-    return DrafterOutputs(jnp.stack(logits, axis=2), places, present, zero)
+    return DrafterOutputs(jnp.stack(logits, axis=2), positions, valid, zero)

@@ -1,4 +1,4 @@
-"""Prompt tokens behind random places of a sequence (PPD, arXiv 2405.18628)."""
+"""PPD training: prompt tokens after sampled positions (arXiv 2405.18628)."""
 
 import jax
 import jax.numpy as jnp
@@ -6,55 +6,66 @@ import numpy as np
 
 from jaxspec.drafters.prompt_tokens import PPD
 from jaxspec.models.transformer import Transformer
-from jaxspec.train.recipes.lesson import DrafterOutputs, TeacherOutputs, guesses_from
+from jaxspec.train.recipes.lesson import (
+    DrafterOutputs,
+    TeacherOutputs,
+    predicted_positions,
+)
 from jaxspec.typing import Array, Params
 
-# Places of a batch behind which prompt tokens stand; the same in all its sequences.
-PLACES = 16
+# Positions followed by prompt tokens; the same in all sequences of a batch.
+STARTS = 16
 
 
-def prompt_token_guesses(
-    drafter: PPD, own: Params, lesson: TeacherOutputs, key: Array
+def ppd_outputs(
+    drafter: PPD, drafter_params: Params, teacher: TeacherOutputs, key: Array
 ) -> DrafterOutputs:
-    """Prompt tokens see the sequence up to their place, and those before them.
+    """Runs the target on each sequence with prompt tokens appended.
 
-    `key` draws the places and is consumed.
+    A prompt token attends to the sequence up to its start position and to the prompt
+    tokens before it in the same block.
+
+    Args:
+      drafter: static functions of the drafter.
+      drafter_params: embeddings of the prompt tokens.
+      teacher: sequences with the target's logits.
+      key: random key for the start positions; consumed.
     """
     config, count = drafter.widened, drafter.config.count
-    prefix, (rows, length) = config.prefix_length, lesson.tokens.shape
+    prefix, (batch, length) = config.prefix_length, teacher.tokens.shape
     starts = jax.random.randint(
-        key, (PLACES,), max(prefix - 1, 0), length - 2, jnp.int32
+        key, (STARTS,), max(prefix - 1, 0), length - 2, jnp.int32
     )
-    ids = np.tile(config.vocab_size + np.arange(count), PLACES)
-    block, row = np.divmod(np.arange(PLACES * count), count)
+    ids = np.tile(config.vocab_size + np.arange(count), STARTS)
+    block, offset = np.divmod(np.arange(STARTS * count), count)
     order = jnp.arange(length)
-    own_rows = (block[:, None] == block) & (row[:, None] >= row)
-    seen = order[None] <= starts[block][:, None]
-    table = jnp.block(
+    same_block = (block[:, None] == block) & (offset[:, None] >= offset)
+    past = order[None] <= starts[block][:, None]
+    mask = jnp.block(
         [
             [
                 jnp.tril(jnp.ones((length, length), bool)),
                 jnp.zeros((length, len(ids)), bool),
             ],
-            [seen, jnp.asarray(own_rows)],
+            [past, jnp.asarray(same_block)],
         ]
     )
     codes = jnp.concatenate(
         [
-            lesson.tokens[:, prefix:],
-            jnp.broadcast_to(jnp.asarray(ids), (rows, len(ids))),
+            teacher.tokens[:, prefix:],
+            jnp.broadcast_to(jnp.asarray(ids), (batch, len(ids))),
         ],
         axis=1,
     )
     logits, _ = Transformer(config).score(
-        drafter.target_params(own, lesson.params),
-        lesson.labels,
+        drafter.target_params(drafter_params, teacher.params),
+        teacher.labels,
         codes,
-        null=lesson.null,
-        causal=table,
-        positions=jnp.concatenate([order, starts[block] + 1 + jnp.asarray(row)]),
+        null=teacher.null,
+        causal=mask,
+        positions=jnp.concatenate([order, starts[block] + 1 + jnp.asarray(offset)]),
     )
-    starts = jnp.broadcast_to(starts, (rows, PLACES))
-    places, present = guesses_from(lesson, starts, count)
-    guessed = logits[:, length:].reshape(rows, PLACES, count, -1)
-    return DrafterOutputs(guessed, places, present, jnp.zeros((), jnp.float32))
+    starts = jnp.broadcast_to(starts, (batch, STARTS))
+    positions, valid = predicted_positions(teacher, starts, count)
+    logits = logits[:, length:].reshape(batch, STARTS, count, -1)
+    return DrafterOutputs(logits, positions, valid, jnp.zeros((), jnp.float32))
