@@ -19,7 +19,7 @@ from jaxspec.report import generation_report
 from jaxspec.rules import parse_verifier, verifier_spec
 from jaxspec.spec.envelopes import DynamicTree
 from jaxspec.spec.tree import Tree
-from jaxspec.timing import RULE, ratio_fields, shown
+from jaxspec.timing import RATIO_NOTE, ratio_fields, shown
 from jaxspec.trees import deepest, parse_tree
 
 NODES = (16, 57, 128)
@@ -156,7 +156,7 @@ def drafters_markdown(result: dict[str, Any]) -> str:
         "Tokens per call count the prefill as a call; draft cost is one `propose` "
         "beside one plain step; speedup is against plain decoding in the same run; of "
         "bound: what the target's passes must take at least, over the time "
-        f"taken. {RULE}",
+        f"taken. {RATIO_NOTE}",
     ]
     keys = sorted({(row["cfg_scale"], row["verifier"]) for row in result["rows"]})
     for scale, verifier in keys:

@@ -18,7 +18,7 @@ from jaxspec.spec.tree import Tree
 from jaxspec.typing import Params
 
 
-def bench_eight_bits(
+def bench_int8(
     bundle: Bundle,
     rounded: Bundle,
     tree: Tree | DynamicTree,
@@ -71,9 +71,9 @@ def bench_eight_bits(
         "logit_rms_relative": float(
             np.sqrt(found["square"].mean() / found["power"].mean())
         ),
-        "logit_most": float(found["most"].max()),
+        "logit_max": float(found["most"].max()),
         "kl": float(found["kl"].mean()),
-        "same_first": float(found["same"].mean()),
+        "top1_agreement": float(found["same"].mean()),
         "nll": float(found["nll"].mean()),
         "nll_rounded": float(found["nll_rounded"].mean()),
         "bytes": size(bundle.prior.params),
@@ -110,7 +110,7 @@ def _compare(model: Transformer, params: Params, rounded: Params, labels, tokens
     }
 
 
-def eight_bits_markdown(result: dict[str, Any]) -> str:
+def int8_markdown(result: dict[str, Any]) -> str:
     """The table for people."""
     r = result
     yes = "yes" if r["identical"] else "NO"
@@ -136,10 +136,10 @@ def eight_bits_markdown(result: dict[str, Any]) -> str:
         "",
         f"Error of the logits: RMS {r['logit_rms']:.4f} "
         f"({100 * r['logit_rms_relative']:.2f} % of their own), at most "
-        f"{r['logit_most']:.3f}. KL divergence {r['kl']:.2e} nats a token; the "
-        f"likeliest token is the same {100 * r['same_first']:.1f} % of the time. With "
+        f"{r['logit_max']:.3f}. KL divergence {r['kl']:.2e} nats a token; the "
+        f"likeliest token is the same {100 * r['top1_agreement']:.1f} % of the time. With "
         f"the same noise {100 * r['same_tokens']:.0f} % of tokens are the same, place "
-        "by place: an image goes its own way from the first token that differs. "
+        "by place: an image goes its own method from the first token that differs. "
         "Speculative and "
         f"plain decoding identical, each model for itself: {yes}.",
     ]

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from jaxspec.bench.costs import round_costs, target_bound
 from jaxspec.bench.plot import Line, Panel, plot_panels
 from jaxspec.bench.synthetic import Forced
-from jaxspec.bench.tables import heading, table
+from jaxspec.bench.tables import report_heading, table
 from jaxspec.bundle import Bundle
 from jaxspec.helpers import bundled_drafter
 from jaxspec.pipeline import Settings, draw, make_engine, spread_classes
@@ -17,7 +17,7 @@ from jaxspec.report import generation_report
 from jaxspec.spec.envelopes import DynamicTree
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify import Coupled
-from jaxspec.timing import derived_mark, plotted, shown
+from jaxspec.timing import worst_mark, plot_value, shown
 
 KEYS = ("checkpoint", "batch", "cfg_scale", "tree_name", "tokens", "verifier")
 
@@ -55,7 +55,7 @@ def bench_generation(
     Returns:
       Each report with "hits"; "verify_cost" and "draft_cost" of a round in decode
       steps, measured in the same run; "expected_speedup", tokens per call over both;
-      "of_expected", the share of it that was reached; "bound_seconds" of the target's
+      "fraction_of_expected", the share of it that was reached; "bound_seconds" of the target's
       passes, and "achieved".
     """
     classes = spread_classes(len(bundle.class_names), num)
@@ -101,10 +101,10 @@ def bench_generation(
                         "hits": fast.hits.sum(axis=0).tolist(),
                         **costs,
                         "expected_speedup": expected,
-                        **derived_mark("expected_speedup", costs, *parts),
-                        "of_expected": report["speedup"] / expected,
-                        **derived_mark(
-                            "of_expected", {**report, **costs}, "speedup", *parts
+                        **worst_mark("expected_speedup", costs, *parts),
+                        "fraction_of_expected": report["speedup"] / expected,
+                        **worst_mark(
+                            "fraction_of_expected", {**report, **costs}, "speedup", *parts
                         ),
                         **target_bound(bundle, settings, tree, fast),
                     }
@@ -128,7 +128,7 @@ def generation_markdown(result: dict[str, Any]) -> str:
             f"{row['seconds']:.2f}",
             f"{row['baseline_seconds']:.2f}",
             *(shown(row, k) for k in ("verify_cost", "draft_cost", "speedup")),
-            *(shown(row, k, "%") for k in ("of_expected", "achieved")),
+            *(shown(row, k, "%") for k in ("fraction_of_expected", "achieved")),
             "yes" if row["identical_to_autoregressive"] else "no",
             row["near_ties_decided_again"],
         ]
@@ -146,7 +146,7 @@ def generation_markdown(result: dict[str, Any]) -> str:
     columns = ["model", "batch", "cfg", "tree", "nodes", "depth", "tokens/call"]
     columns += ["seconds", "plain seconds", "verify cost", "draft cost", "speedup"]
     columns += ["of expected", "achieved", "identical", "near-ties decided again"]
-    return heading("Speculative against plain decoding", result, words) + table(
+    return report_heading("Speculative against plain decoding", result, words) + table(
         columns, [cells(row) for row in rows]
     )
 
@@ -161,7 +161,7 @@ def generation_plot(result: dict[str, Any]) -> np.ndarray:
             points = [row for row in own if row["batch"] == batch]
             points.sort(key=lambda row: row["tree"]["nodes"])
             x = [row["tree"]["nodes"] for row in points]
-            y = [plotted(row, "speedup") for row in points]
+            y = [plot_value(row, "speedup") for row in points]
             lines.append(Line(f"batch {batch}", x, y))
         panels.append(Panel(f"{model}, cfg {scale:g}", lines))
     return plot_panels(panels, "nodes", "plain seconds / seconds")

@@ -10,9 +10,9 @@ import jax
 from jaxspec.bench.decode import bench_decode, decode_markdown
 from jaxspec.bench.generation import bench_generation, generation_markdown
 from jaxspec.bench.roofline.ceilings import measure_ceilings
-from jaxspec.bench.subjects import find_subject
+from jaxspec.bench.subjects import find_model
 from jaxspec.bench.tables import environment
-from jaxspec.bench.timing import noted
+from jaxspec.bench.timing import collect_errors
 from jaxspec.bench.training import bench_training, training_markdown
 from jaxspec.bench.variants import find_variant
 from jaxspec.bench.verify import bench_verify, verify_markdown
@@ -44,29 +44,29 @@ def sections(dtype: str, repeats: int) -> Iterator[Section]:
     settings = {"grid": grid, "dtype": dtype, "repeats": repeats}
     words = f"--grid {grid} --dtype {dtype} --repeats {repeats}"
 
-    def decode(name, models, batches, ways, tokens=tokens):
+    def decode(name, models, batches, methods, tokens=tokens):
         return Section(
             name,
             f"bench decode --models {' '.join(models)} --batches "
-            f"{' '.join(map(str, batches))} --variants {' '.join(ways)} "
+            f"{' '.join(map(str, batches))} --variants {' '.join(methods)} "
             f"--tokens {tokens} {words}",
             lambda: bench_decode(
                 models,
                 batches,
-                list(map(find_variant, ways)),
+                list(map(find_variant, methods)),
                 tokens=tokens,
                 **settings,
             ),
             decode_markdown,
         )
 
-    def verify(name, nodes, ways):
+    def verify(name, nodes, methods):
         return Section(
             name,
             f"bench verify --models {size} --nodes {' '.join(map(str, nodes))} "
-            f"--variants {' '.join(ways)} --passes 16 {words}",
+            f"--variants {' '.join(methods)} --passes 16 {words}",
             lambda: bench_verify(
-                [size], [1], nodes, list(map(find_variant, ways)), passes_a_run=16,
+                [size], [1], nodes, list(map(find_variant, methods)), passes_per_run=16,
                 **settings,
             ),
             verify_markdown,
@@ -76,7 +76,7 @@ def sections(dtype: str, repeats: int) -> Iterator[Section]:
         length = tokens if accept else 0
 
         def measure():
-            bundle = find_subject(model, grid=grid, dtype=dtype)
+            bundle = find_model(model, grid=grid, dtype=dtype)
             tree = f"optimal-{nodes}"
             rows = bench_generation(
                 bundle,
@@ -121,7 +121,7 @@ def sections(dtype: str, repeats: int) -> Iterator[Section]:
         yield verify("verify", [8], ["xla"])
         yield train("default", 4)
         yield decode(
-            "decode default", ["default"], [1, 8], ["xla", "phases4"], tokens=0
+            "decode default", ["default"], [1, 8], ["xla", "stages4"], tokens=0
         )
         return
     yield speculate(size, 4.2, 64)
@@ -130,7 +130,7 @@ def sections(dtype: str, repeats: int) -> Iterator[Section]:
     yield train("gpt-b", 64)
     yield speculate("default", None, 58)
     yield verify("verify by the kernel", [26, 64], ["pallas"])
-    yield decode("decode batch 8", [size], [8], ["xla", "phases4"])
+    yield decode("decode batch 8", [size], [8], ["xla", "stages4"])
     yield speculate("gpt-l", 4.2, 64)
     yield speculate("gpt-b", 4.2, 64)
 
@@ -147,22 +147,22 @@ def bench_hardware(
     Args:
       dtype: of weights and caches.
       repeats: timed runs of each program.
-      minutes: no section begins later.
+      minutes: no section begins lazy.
       keep: is given all there is after each section, and the section's table.
 
     Returns:
       "sections", their reports by name; "failed", what went wrong in others;
-      "left_out", those that were not begun.
+      "skipped", those that were not begun.
     """
     began = time.perf_counter()
-    result = {"minutes": minutes, "sections": {}, "failed": {}, "left_out": []}
+    result = {"minutes": minutes, "sections": {}, "failed": {}, "skipped": []}
     result = {**result, **environment()}
     for section in sections(dtype, repeats):
         passed = (time.perf_counter() - began) / 60
         if passed >= minutes:
-            result["left_out"].append(section.name)
+            result["skipped"].append(section.name)
             continue
-        with noted(result["failed"], section.name):
+        with collect_errors(result["failed"], section.name):
             command = f"jaxspec {section.command} --out STEM"
             report = {"command": command, **section.measure()}
             result["sections"][section.name] = report

@@ -1,4 +1,4 @@
-"""What a round costs beside the two models: rule, tree and bookkeeping.
+"""What a round costs beside the two models: rule, tree and overhead.
 
 The round is the engine's own `spec_step`, with a target and a drafter that hand over
 finished arrays. So noise, verification, commits, cache moves and counters are all in
@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxspec import __version__
-from jaxspec.bench.given_drafts import GivenDrafts
+from jaxspec.bench.given_drafts import FixedDrafts
 from jaxspec.config import TransformerConfig
 from jaxspec.device import device_name
 from jaxspec.models.presets import preset
@@ -33,7 +33,7 @@ from jaxspec.spec.sampling import LLAMAGEN_ORDER, make_sampling
 from jaxspec.spec.state import Engine
 from jaxspec.spec.target import Prefill, Target
 from jaxspec.spec.tree import Tree
-from jaxspec.timing import RULE, Timing, ratio_fields, shown
+from jaxspec.timing import RATIO_NOTE, Timing, ratio_fields, shown
 from jaxspec.trees import parse_tree
 from jaxspec.typing import Array
 
@@ -52,21 +52,21 @@ VERIFIERS = (
 FILTERS = {"top_k": 1000, "top_p": 0.95}
 
 
-def given_target(
+def fixed_target(
     vocab_size: int, streams: int, config: TransformerConfig, dtype
 ) -> Target:
     """A target whose scores are its parameters, `logits` [R, N, V]; a real cache."""
     return Target(
         vocab_size,
         streams,
-        _GivenPrefill(streams, config, jnp.dtype(dtype)),
-        _given_forward,
-        _GivenRescore(streams),
+        _FixedPrefill(streams, config, jnp.dtype(dtype)),
+        _fixed_forward,
+        _FixedRescore(streams),
     )
 
 
 @dataclass(frozen=True)
-class _GivenPrefill:
+class _FixedPrefill:
     streams: int
     config: TransformerConfig
     dtype: jnp.dtype
@@ -81,12 +81,12 @@ class _GivenPrefill:
         return Prefill(params["logits"][:, 0], features, cache)
 
 
-def _given_forward(params, cache, tokens, positions, mask):
+def _fixed_forward(params, cache, tokens, positions, mask):
     return params["logits"], jnp.zeros((*tokens.shape, 0)), cache
 
 
 @dataclass(frozen=True)
-class _GivenRescore:
+class _FixedRescore:
     streams: int
 
     def __call__(self, params, prompt, tokens, index):
@@ -129,9 +129,9 @@ def measure_overhead(
         verifier = parse_verifier(name)
         shape = Tree.chain(tree.depth) if name == "block" else tree
         engine = Engine(
-            given_target(vocab_size, streams, config, dtype),
+            fixed_target(vocab_size, streams, config, dtype),
             config.sequence_length,
-            GivenDrafts(),
+            FixedDrafts(),
             shape,
             verifier,
             order=LLAMAGEN_ORDER if filters else ("temperature",),
@@ -152,7 +152,7 @@ def measure_overhead(
             return step(*arguments, held, params)
 
         state = one_round(state)  # compiles
-        whole, yardstick = _side_by_side(
+        whole, yardstick = _time_interleaved(
             one_round, state, softmax, given["logits"][:batch], repeats
         )
         rows.append(
@@ -164,13 +164,13 @@ def measure_overhead(
                 "round_seconds": whole.median,
                 "softmax_seconds": yardstick.median,
                 **ratio_fields(ratio=(whole, yardstick)),
-                **(ratio_fields(of_a_pass=(whole, verify)) if verify else {}),
+                **(ratio_fields(fraction_of_verify=(whole, verify)) if verify else {}),
             }
         )
     return {
         "batch": batch,
         "vocab_size": vocab_size,
-        "model_of_the_cache": MODEL,
+        "cache_model": MODEL,
         "cache_dtype": str(jnp.dtype(dtype)),
         "repeats": repeats,
         "rows": rows,
@@ -189,7 +189,7 @@ def _likely_drafts(logits: Array, tree: Tree) -> Array:
     return jnp.asarray(tokens)
 
 
-def _side_by_side(
+def _time_interleaved(
     one_round: Callable, state: Any, softmax: Callable, logits: Array, repeats: int
 ) -> tuple[Timing, Timing]:
     """A round and a softmax, taken in turn."""
@@ -250,16 +250,16 @@ def overhead_markdown(result: dict[str, Any]) -> str:
         "",
         f"Device: {result['device']}, jax {result['versions']['jax']}. Batch "
         f"{result['batch']}, vocabulary {result['vocab_size']}, caches of "
-        f"{result['model_of_the_cache']} in {result['cache_dtype']}, temperature 1. "
+        f"{result['cache_model']} in {result['cache_dtype']}, temperature 1. "
         f"Medians of {result['repeats']} rounds, each in turn with a softmax "
-        f"over the same logits (of one guidance stream). {RULE}",
+        f"over the same logits (of one guidance stream). {RATIO_NOTE}",
         "",
         "| rule | filters | streams | nodes | round ms | softmax ms "
         "| rounds / softmax | of a verify pass |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in result["rows"]:
-        share = shown(row, "of_a_pass", "%") if verify else ""
+        share = shown(row, "fraction_of_verify", "%") if verify else ""
         lines.append(
             f"| {row['verifier']} | {_filter_words(row)} | {row['streams']} "
             f"| {row['nodes']} "

@@ -21,7 +21,7 @@ from jaxspec.spec.envelopes import DynamicTree
 from jaxspec.spec.loop import init_state, spec_step
 from jaxspec.spec.noise import batch_keys
 from jaxspec.spec.tree import Tree
-from jaxspec.timing import RULE, Timing, counts, ratio_fields, shown
+from jaxspec.timing import RATIO_NOTE, Timing, counts, ratio_fields, shown
 from jaxspec.trees import deepest
 
 NODES = (2, 3, 5, 8, 16, 32, 64, 128)
@@ -185,7 +185,7 @@ def plan_text(result: dict[str, Any]) -> str:
             f"best: {best['nodes']} nodes, {best['expected_speedup']:.2f}x expected\n"
             f"--tree {best['paths']}"
         )
-    return "\n".join([*lines, "", RULE, "", advice])
+    return "\n".join([*lines, "", RATIO_NOTE, "", advice])
 
 
 def _words(tree: Tree) -> str:

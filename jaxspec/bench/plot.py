@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-# Okabe and Ito's colors, which color-blind readers can tell apart.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+# Okabe and Ito's colors, which color-independent readers can tell apart.
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 MARKERS = ("circle", "square", "triangle", "diamond")
 _FINE = 3  # drawn this many times larger and then shrunk, which smooths every edge
 
@@ -137,7 +137,7 @@ def _finite(line: Line) -> np.ndarray:
 
 
 def _color(labels: Sequence[str], label: str) -> str:
-    return COLOURS[labels.index(label) % len(COLOURS)]
+    return COLORS[labels.index(label) % len(COLORS)]
 
 
 def _line(draw, path, dashed: bool, color: str) -> None:

@@ -19,7 +19,7 @@ from jaxspec.spec.noise import batch_keys
 from jaxspec.spec.state import StoppingCriteria
 from jaxspec.spec.stream import Jobs, begin_stream, run_stream
 from jaxspec.spec.tree import Tree
-from jaxspec.timing import RULE, Timing, ratio_fields, shown
+from jaxspec.timing import RATIO_NOTE, Timing, ratio_fields, shown
 
 
 def bench_streaming(
@@ -34,7 +34,7 @@ def bench_streaming(
     repeats: int = 3,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """One row for each kind of lengths and each way of batching.
+    """One row for each kind of lengths and each method of batching.
 
     Args:
       bundle: of images.
@@ -44,11 +44,11 @@ def bench_streaming(
       rows: sequences side by side.
       waits: see `run_stream`.
       cfg_scale: scale.
-      repeats: timed runs, the ways in turn.
+      repeats: timed runs, the methods in turn.
       seed: of images, noise and lengths.
 
     Returns:
-      Dicts with "lengths", "way", "rounds", "rows_in_use", fields of its `Timing`, and
+      Dicts with "lengths", "method", "rounds", "slot_utilization", fields of its `Timing`, and
       "speedup" against lockstep batches; the tokens were compared.
     """
     classes = spread_classes(len(bundle.class_names), num)
@@ -105,28 +105,28 @@ def bench_streaming(
                     int(result.stats.rounds),
                 )
 
-            ways = {"lockstep": in_batches}
-            ways |= {f"refill, wait {w}": partial(as_stream, w) for w in waits}
-            times: dict[str, list[float]] = {way: [] for way in ways}
+            methods = {"lockstep": in_batches}
+            methods |= {f"refill, wait {w}": partial(as_stream, w) for w in waits}
+            times: dict[str, list[float]] = {method: [] for method in methods}
             results = {}
             for _ in range(repeats + 1):  # the first compiles
-                for way, run in ways.items():
+                for method, run in methods.items():
                     began = time.perf_counter()
-                    results[way] = run()
-                    times[way].append(time.perf_counter() - began)
+                    results[method] = run()
+                    times[method].append(time.perf_counter() - began)
                     bar.update()
-            timings = {way: Timing.of(times[way][1:]) for way in ways}
+            timings = {method: Timing.of(times[method][1:]) for method in methods}
             base = timings["lockstep"]
-            for way, (tokens, calls, rounds) in results.items():
-                assert np.array_equal(tokens, results["lockstep"][0]), way
+            for method, (tokens, calls, rounds) in results.items():
+                assert np.array_equal(tokens, results["lockstep"][0]), method
                 found.append(
                     {
                         "lengths": words,
-                        "way": way,
+                        "method": method,
                         "rounds": rounds,
-                        "rows_in_use": float((calls.sum() - num) / (rounds * rows)),
-                        **timings[way].fields(),
-                        **ratio_fields(speedup=(base, timings[way])),
+                        "slot_utilization": float((calls.sum() - num) / (rounds * rows)),
+                        **timings[method].fields(),
+                        **ratio_fields(speedup=(base, timings[method])),
                     }
                 )
     return found
@@ -141,17 +141,17 @@ def streaming_markdown(result: dict[str, Any]) -> str:
         "",
         f"Device: {device_name()}, jax {jax.__version__}. {result['num']} jobs, "
         f"{result['rows_side_by_side']} side by side, {result['nodes']} nodes; the "
-        "same tokens either way. Rows in use: of all places in all rounds, those whose "
-        f"job had not ended. Medians, the ways in turn. {RULE}",
+        "same tokens either method. Rows in use: of all places in all rounds, those whose "
+        f"job had not ended. Medians, the methods in turn. {RATIO_NOTE}",
         "",
-        "| lengths | way | rounds | rows in use | seconds (least, most) | speedup |",
+        "| lengths | method | rounds | rows in use | seconds (least, most) | speedup |",
         "|---|---|---|---|---|---|",
     ]
     for row in result["rows"]:
         lines.append(
-            f"| {row['lengths']} | {row['way']} | {row['rounds']} | "
-            f"{100 * row['rows_in_use']:.0f} % | {row['seconds']:.1f} "
-            f"({row['least_seconds']:.1f}, {row['most_seconds']:.1f}) "
+            f"| {row['lengths']} | {row['method']} | {row['rounds']} | "
+            f"{100 * row['slot_utilization']:.0f} % | {row['seconds']:.1f} "
+            f"({row['min_seconds']:.1f}, {row['max_seconds']:.1f}) "
             f"| {shown(row, 'speedup')} |"
         )
     return "\n".join(lines) + "\n"

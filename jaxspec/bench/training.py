@@ -15,14 +15,14 @@ from jaxspec.bench.roofline.work import (
     counted,
     training_work,
 )
-from jaxspec.bench.subjects import find_subject
+from jaxspec.bench.subjects import find_model
 from jaxspec.bench.synthetic import block_config
-from jaxspec.bench.tables import environment, heading, table
-from jaxspec.bench.timing import side_by_side
+from jaxspec.bench.tables import environment, report_heading, table
+from jaxspec.bench.timing import time_interleaved
 from jaxspec.config import TransformerConfig
 from jaxspec.drafters.kinds import make_drafter
 from jaxspec.models.transformer import Transformer
-from jaxspec.timing import Timing, plotted, ratio_fields, shown
+from jaxspec.timing import Timing, plot_value, ratio_fields, shown
 from jaxspec.train import drafter as drafters
 from jaxspec.train import prior as priors
 from jaxspec.train.experiment import DrafterTrainingConfig, PriorTrainingConfig
@@ -49,7 +49,7 @@ def bench_training(
     AdamW and the average of weights, which are float32; products are in `dtype`.
 
     Args:
-      models: see `find_subject`.
+      models: see `find_model`.
       parts: what is trained.
       batch: sequences of a step.
       grid: tokens along a side, of published sizes.
@@ -61,14 +61,14 @@ def bench_training(
     ceilings, rows = measure_ceilings(dtype), []
     cells = [(m, p) for m in models for p in parts]
     for name, part in tqdm(cells, desc="train", unit="cell"):
-        bundle = find_subject(name, grid=grid, checkpoint=checkpoint)
+        bundle = find_model(name, grid=grid, checkpoint=checkpoint)
         config = bundle.prior.config
         given = config, batch, dtype, steps
         if part == "prior":
             run, compiler, work = _prior(*given)
         else:
             run, compiler, work = _drafter(*given, bundle.prior.params)
-        timing = side_by_side({"step": run}, repeats)["step"].per(steps)
+        timing = time_interleaved({"step": run}, repeats)["step"].per(steps)
         bound = work.flops / ceilings.flops_per_second
         rows.append(
             {
@@ -145,7 +145,7 @@ def training_markdown(result: dict[str, Any]) -> str:
             row["batch"],
             row["tokens"],
             f"{1e3 * row['seconds']:.1f}",
-            f"{1e3 * row['least_seconds']:.1f} to {1e3 * row['most_seconds']:.1f}",
+            f"{1e3 * row['min_seconds']:.1f} to {1e3 * row['max_seconds']:.1f}",
             f"{row['tokens_per_second']:.0f}",
             shown(row, "achieved", "%"),
         ]
@@ -157,7 +157,7 @@ def training_markdown(result: dict[str, Any]) -> str:
     )
     columns = ["model", "part", "batch", "tokens each", "ms a step", "least to most"]
     columns += ["tokens/s", "achieved"]
-    return heading("Training", result, words) + table(
+    return report_heading("Training", result, words) + table(
         columns, [cells(r) for r in result["rows"]]
     )
 
@@ -168,6 +168,6 @@ def training_plot(result: dict[str, Any]) -> np.ndarray:
     lines = []
     for part in dict.fromkeys(row["part"] for row in rows):
         own = [r for r in rows if r["part"] == part]
-        lines.append(Line(part, range(len(own)), [plotted(r, "achieved") for r in own]))
+        lines.append(Line(part, range(len(own)), [plot_value(r, "achieved") for r in own]))
     names = ", ".join(dict.fromkeys(row["model"] for row in rows))
     return plot_panels([Panel(names, lines)], "model", "bound / time")

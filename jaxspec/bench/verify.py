@@ -9,17 +9,17 @@ from jaxspec.bench import passes
 from jaxspec.bench.plot import Line, Panel, plot_panels
 from jaxspec.bench.roofline.ceilings import measure_ceilings
 from jaxspec.bench.roofline.work import pass_work
-from jaxspec.bench.subjects import find_subject
-from jaxspec.bench.tables import environment, heading, table
-from jaxspec.bench.timing import side_by_side
+from jaxspec.bench.subjects import find_model
+from jaxspec.bench.tables import environment, report_heading, table
+from jaxspec.bench.timing import time_interleaved
 from jaxspec.bench.variants import Variant
 from jaxspec.errors import ConfigError
 from jaxspec.models.transformer import Transformer
 from jaxspec.spec.tree import Tree
-from jaxspec.timing import Timing, derived_mark, plotted, ratio_fields, shown
+from jaxspec.timing import Timing, worst_mark, plot_value, ratio_fields, shown
 from jaxspec.trees import parse_tree
 
-KEYS = ("model", "batch", "way", "nodes")
+KEYS = ("model", "batch", "method", "nodes")
 
 
 def bench_verify(
@@ -29,7 +29,7 @@ def bench_verify(
     variants: list[Variant],
     *,
     grid: int,
-    passes_a_run: int,
+    passes_per_run: int,
     dtype: str,
     repeats: int,
     checkpoint: str | None = None,
@@ -41,12 +41,12 @@ def bench_verify(
     and drafts that are given.
 
     Args:
-      models: see `find_subject`.
+      models: see `find_model`.
       batches: images side by side.
       nodes: of the trees that are best for the embedded model; 1 is always measured.
       variants: of our own program.
       grid: tokens along a side, of published sizes.
-      passes_a_run: in one program.
+      passes_per_run: in one program.
       dtype: of weights and caches.
       repeats: timed runs.
       checkpoint: what "default" means.
@@ -55,11 +55,11 @@ def bench_verify(
     if any(variant.cache_stages > 1 for variant in variants):
         raise ConfigError("phases are for `bench decode`: a pass has one cache")
     ceilings, rows = measure_ceilings(dtype), []
-    build = passes.build_here(options)
+    build = passes.local_compiler(options)
     cells = [(m, b, v) for m in models for b in batches for v in variants]
     with tqdm(total=len(cells), desc="verify", unit="cell") as bar:
         for name, batch, variant in cells:
-            bundle = find_subject(
+            bundle = find_model(
                 name, grid=grid, dtype=dtype, int8=variant.int8, checkpoint=checkpoint
             )
             config, params = bundle.prior.config, bundle.prior.params
@@ -70,11 +70,11 @@ def bench_verify(
             given = model, params, batch
             calls = {}
             for size, tree in trees.items():
-                rest = filled, min(passes_a_run, room), build
-                calls["pass", size] = passes.tree_passes(*given, tree, *rest)
-                calls["round", size] = passes.rounds(*given, tree, *rest)
-            times = side_by_side(calls, repeats)
-            count = min(passes_a_run, room)
+                rest = filled, min(passes_per_run, room), build
+                calls["pass", size] = passes.verify_program(*given, tree, *rest)
+                calls["round", size] = passes.round_program(*given, tree, *rest)
+            times = time_interleaved(calls, repeats)
+            count = min(passes_per_run, room)
             step = times["pass", 1].per(count)
             for size in trees:
                 one = times["pass", size].per(count)
@@ -93,17 +93,17 @@ def bench_verify(
                     {
                         "model": name,
                         "batch": batch,
-                        "way": f"jaxspec{variant.words}",
+                        "method": f"jaxspec{variant.words}",
                         "nodes": size,
                         **one.fields(),
                         "round_seconds": whole.median,
-                        "bookkeeping": more["round_over_pass"] - 1,
-                        **derived_mark("bookkeeping", more, "round_over_pass"),
+                        "overhead": more["round_over_pass"] - 1,
+                        **worst_mark("overhead", more, "round_over_pass"),
                         "bytes": work.bytes,
                         "flops": work.flops,
                         "bound_seconds": bound,
                         **ratio_fields(
-                            of_a_step=(one, step),
+                            decode_steps=(one, step),
                             achieved=(Timing.exact(bound), one),
                         ),
                     }
@@ -132,14 +132,14 @@ def verify_markdown(result: dict[str, Any]) -> str:
         return [
             row["model"],
             row["batch"],
-            row["way"],
+            row["method"],
             row["nodes"],
             f"{1e3 * row['seconds']:.3f}",
-            f"{1e3 * row['least_seconds']:.3f} to {1e3 * row['most_seconds']:.3f}",
-            shown(row, "of_a_step"),
+            f"{1e3 * row['min_seconds']:.3f} to {1e3 * row['max_seconds']:.3f}",
+            shown(row, "decode_steps"),
             f"{1e3 * row['bound_seconds']:.3f}",
             shown(row, "achieved", "%"),
-            shown(row, "bookkeeping", "%"),
+            shown(row, "overhead", "%"),
         ]
 
     words = (
@@ -147,9 +147,9 @@ def verify_markdown(result: dict[str, Any]) -> str:
         'behind half of an image; 1 node is a decode step. "Bookkeeping" is what a '
         "whole round takes beyond its pass: noise, rule, commits, counters."
     )
-    names = ["model", "batch", "way", "nodes", "ms a pass", "least to most"]
-    columns = [*names, "steps", "bound ms", "achieved", "bookkeeping"]
-    return heading("Verifying", result, words) + table(
+    names = ["model", "batch", "method", "nodes", "ms a pass", "least to most"]
+    columns = [*names, "steps", "bound ms", "achieved", "overhead"]
+    return report_heading("Verifying", result, words) + table(
         columns, [cells(r) for r in result["rows"]]
     )
 
@@ -160,12 +160,12 @@ def verify_plot(result: dict[str, Any]) -> np.ndarray:
     for model in dict.fromkeys(row["model"] for row in rows):
         own = [row for row in rows if row["model"] == model]
         lines = []
-        for way, batch in dict.fromkeys((row["way"], row["batch"]) for row in own):
-            points = [r for r in own if (r["way"], r["batch"]) == (way, batch)]
+        for method, batch in dict.fromkeys((row["method"], row["batch"]) for row in own):
+            points = [r for r in own if (r["method"], r["batch"]) == (method, batch)]
             x, y = (
                 [p["nodes"] for p in points],
-                [plotted(p, "of_a_step") for p in points],
+                [plot_value(p, "decode_steps") for p in points],
             )
-            lines.append(Line(f"{way}, batch {batch}", x, y))
+            lines.append(Line(f"{method}, batch {batch}", x, y))
         panels.append(Panel(model, lines))
     return plot_panels(panels, "nodes", "decode steps")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxspec.bench.compiled import devices, report
-from jaxspec.bench.compiled.devices import Absent, find_absent
+from jaxspec.bench.compiled.devices import DeviceSpec, find_device
 from jaxspec.bench.compiled.program import Loop, largest_loop
 from jaxspec.bench.roofline.ceilings import Ceilings
 from jaxspec.bench.synthetic import synthetic_params
@@ -98,8 +98,8 @@ def test_of_branches_the_largest_counts():
 def here(monkeypatch):
     """This CPU as a device that is not at hand, and a tiny model."""
     ceilings = Ceilings(1e9, 1e9, "float32")
-    cpu = Absent("this one", ceilings, lambda: jax.devices()[0])
-    monkeypatch.setitem(devices.ABSENT, "cpu", cpu)
+    cpu = DeviceSpec("this one", ceilings, lambda: jax.devices()[0])
+    monkeypatch.setitem(devices.DEVICES, "cpu", cpu)
     shapes = jax.eval_shape(partial(synthetic_params, TINY, "float32"))
     monkeypatch.setattr(report, "find_shapes", lambda *_, **__: (TINY, shapes))
 
@@ -118,9 +118,9 @@ def test_every_pass_has_its_row(here):
 
 def test_what_cannot_be_compiled_is_told_before_anything_is(here):
     with pytest.raises(ConfigError, match="choose one of h100, v5e"):
-        find_absent("h200")
-    for way in ("phases2", "cudnn"):
-        given = ["cpu"], ["tiny"], [1], [5], [find_variant("xla"), find_variant(way)]
+        find_device("h200")
+    for method in ("stages2", "cudnn"):
+        given = ["cpu"], ["tiny"], [1], [5], [find_variant("xla"), find_variant(method)]
         with pytest.raises(ConfigError, match="choose of xla, pallas, int8"):
             report.bench_compiled(*given, grid=4, dtype="float32")
 
@@ -131,6 +131,6 @@ def test_a_missing_compiler_is_told(name, module):
         __import__(module)
     except ImportError:
         with pytest.raises(ConfigError, match="pip install"):
-            find_absent(name)
+            find_device(name)
     else:
         pytest.skip(f"{module} is installed")

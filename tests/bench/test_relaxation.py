@@ -14,13 +14,13 @@ from jaxspec.bench.plot import Line, Panel, plot_panels, ticks
 from jaxspec.bench.relaxation import relaxation_markdown, relaxation_plot
 from jaxspec.bench.relaxation.drafts import (
     Drafts,
-    blind_drafts,
+    independent_drafts,
     coupled_drafts,
     coupled_pairs,
 )
 from jaxspec.bench.relaxation.equal_acceptance import equal_acceptance, lantern_at
 from jaxspec.bench.relaxation.outcomes import (
-    blind_outcome,
+    independent_outcome,
     coupled_outcome,
     total_variation,
     wasserstein,
@@ -59,13 +59,13 @@ def distortion(outcome, position=TOY):
 
 @pytest.mark.parametrize("verifier", [Rejection(), Coupled()], ids=str)
 def test_lossless_rules_distort_nothing(verifier):
-    for drafts in (blind_drafts(TOY.q, 1, 0), all_triples(TOY.q)):
-        outcome = blind_outcome(verifier, TOY, drafts)
+    for drafts in (independent_drafts(TOY.q, 1, 0), all_triples(TOY.q)):
+        outcome = independent_outcome(verifier, TOY, drafts)
         assert distortion(outcome) < 1e-6
         assert 0 < outcome.acceptance < 1
     # The control: a relaxed rule does, over the same drafts.
     relaxed = Lantern(4, lam=3.0)
-    assert distortion(blind_outcome(relaxed, TOY, all_triples(TOY.q))) > 0.01
+    assert distortion(independent_outcome(relaxed, TOY, all_triples(TOY.q))) > 0.01
 
 
 def test_coupled_children_are_followed_without_loss():
@@ -93,7 +93,7 @@ def test_joint_law_of_two_samples_under_shared_noise(zeros):
 
 
 def test_drawn_drafts_have_the_law_of_the_listed_ones():
-    drawn, listed = blind_drafts(TOY.q, 3, 2**14), all_triples(TOY.q)
+    drawn, listed = independent_drafts(TOY.q, 3, 2**14), all_triples(TOY.q)
     chances = {tuple(t): c for t, c in zip(listed.tokens, listed.chance, strict=True)}
     counts = dict.fromkeys(chances, 0.0)
     for tokens in drawn.tokens:
@@ -124,7 +124,7 @@ def test_sweeping_amounts_are_those_of_the_rule():
             stop, final = np.asarray(law.stop), np.asarray(law.final)
         wanted = (drafts.chance * stop[:, 0]) @ final[:, 0]
         np.add.at(wanted, drafts.tokens, drafts.chance[:, None] * stop[:, 1:])
-        outcome = blind_outcome(verifier, TOY, drafts)
+        outcome = independent_outcome(verifier, TOY, drafts)
         np.testing.assert_allclose(outcome.output, wanted, atol=1e-6)
         assert outcome.acceptance == pytest.approx(1 - drafts.chance @ stop[:, 0])
 
@@ -160,10 +160,10 @@ def test_coupled_outcome_is_that_of_the_verdicts(verifier):
 
 
 def test_our_rule_accepts_and_distorts_more_with_its_budget():
-    listed = blind_drafts(TOY.q, 1, 0), coupled_drafts(TOY.p, TOY.q, 1, 0)
+    listed = independent_drafts(TOY.q, 1, 0), coupled_drafts(TOY.p, TOY.q, 1, 0)
     for drafts, outcome_of in zip(
         (*listed, all_triples(TOY.q)),
-        (blind_outcome, coupled_outcome, blind_outcome),
+        (independent_outcome, coupled_outcome, independent_outcome),
         strict=True,
     ):
         budgets = (0.0, 0.1, 0.3, 0.9)
@@ -208,7 +208,7 @@ def test_positions_of_the_embedded_model():
         assert x.p.sum() == pytest.approx(1) and x.q.sum() == pytest.approx(1)
     first, second = positions
     mixed = np.minimum(first.p, second.q).sum() + np.minimum(second.p, first.q).sum()
-    # The drafter was asked after the same prefix.
+    # The drafter was option_values after the same prefix.
     assert sum(np.minimum(x.p, x.q).sum() for x in positions) > 1.2 * mixed
 
 
@@ -228,15 +228,15 @@ def test_every_measured_rule_has_a_name():
 
 def tiny_result():
     """A short sweep, one child, as `measure_relaxation` would return it."""
-    todo = [("lossless", Rejection(), "blind")]
-    todo += [("lossless", Coupled(), how) for how in ("blind", "coupled")]
+    todo = [("lossless", Rejection(), "independent")]
+    todo += [("lossless", Coupled(), how) for how in ("independent", "coupled")]
     for radius in (0.6, 1.2):
         verifier = CoupledRelaxed(6, 1.0, radius=radius)
-        todo += [("ours, radius", verifier, how) for how in ("blind", "coupled")]
+        todo += [("ours, radius", verifier, how) for how in ("independent", "coupled")]
     for lam in (1.5, 20.0):
         for residual in ("published", "optimal"):
             verifier = Lantern(4, lam=lam, residual=residual)
-            todo.append((f"LANTERN++, {residual}, k=10", verifier, "blind"))
+            todo.append((f"LANTERN++, {residual}, k=10", verifier, "independent"))
     seen = []
     rows = measure_setting("toy", [TOY], 1, todo, progress=lambda: seen.append(1))
     assert len(rows) == len(todo) == len(seen)
@@ -249,7 +249,7 @@ def tiny_result():
             "toy": {"positions": 1, "codes": 10, "dimensions": 4, "overlap": 0.5}
         },
         "drafts": 8,
-        "draws": 8,
+        "samples": 8,
         "rows": rows,
         "equal_acceptance": equal_acceptance(rows),
     }
@@ -281,11 +281,11 @@ def test_report_holds_every_row_and_the_plot_is_a_image():
 
 
 def test_command_writes_numbers_tables_and_plot(tmp_path, monkeypatch, capsys):
-    result, asked = tiny_result(), []
+    result, option_values = tiny_result(), []
     del result["command"]
 
     def measured(bundle, **options):
-        asked.append((bundle.name, options))
+        option_values.append((bundle.name, options))
         return result
 
     monkeypatch.setattr("jaxspec.bench.relaxation.measure_relaxation", measured)
@@ -301,14 +301,14 @@ def test_command_writes_numbers_tables_and_plot(tmp_path, monkeypatch, capsys):
     assert Image.open(tmp_path / "r.png").format == "PNG"
     assert len(list(tmp_path.iterdir())) == 3
 
-    # What was asked is measured, and told where it is not the default.
+    # What was option_values is measured, and told where it is not the default.
     few = ["--images", "2", "--drafts", "8", "--seed", "3", "--out", stem]
     assert main(["bench", "relaxation", *few]) == 0
     told = json.loads((tmp_path / "r.json").read_text())["command"]
     assert told == " ".join(["jaxspec bench relaxation", *few])
-    plain = {"toys": 8, "images": 16, "drafts": 4096, "draws": 1 << 19, "seed": 0}
+    plain = {"toys": 8, "images": 16, "drafts": 4096, "samples": 1 << 19, "seed": 0}
     changed = {**plain, "images": 2, "drafts": 8, "seed": 3}
-    assert asked == [("fruits64", plain), ("fruits64", changed)]
+    assert option_values == [("fruits64", plain), ("fruits64", changed)]
 
 
 def lantern_row(curve, verifier, acceptance, tv):
@@ -330,7 +330,7 @@ def test_lantern_at_an_acceptance_is_the_best_curve_there():
         lantern_row("LANTERN++, optimal, k=5", "d", 0.8, 0.01),
     ]
     assert lantern_at(rows, 0.4, "published")["verifier"] == "rejection"
-    early = lantern_at(rows, 0.55, "published")  # on the way from `rejection` to a
+    early = lantern_at(rows, 0.55, "published")  # on the method from `rejection` to a
     assert (early["verifier"], early["tv"]) == ("a", pytest.approx(0.05))
     late = lantern_at(rows, 0.75, "published")
     assert (late["verifier"], late["tv"]) == ("c", pytest.approx(0.2375))

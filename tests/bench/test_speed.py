@@ -20,8 +20,8 @@ from jaxspec.bench.roofline.work import (
     training_work,
 )
 from jaxspec.bench.synthetic import Forced, block_config, synthetic_params
-from jaxspec.bench.tables import compared
-from jaxspec.bench.timing import side_by_side
+from jaxspec.bench.tables import comparison_markdown
+from jaxspec.bench.timing import time_interleaved
 from jaxspec.bench.variants import Variant, find_variant
 from jaxspec.cli import main
 from jaxspec.cli.main import build_parser
@@ -140,18 +140,18 @@ def test_forced_rounds_need_a_token():
 
 
 def test_loops_and_passes_run_the_model_that_they_are_given():
-    """The decode loop draws what the engine draws; passes leave the caches in place."""
+    """The decode loop samples what the engine samples; passes leave the caches in place."""
     params = synthetic_params(TINY, "float32")
     model = Transformer(TINY)
-    build = passes.build_here()
-    tokens = np.asarray(passes.decode_loop(model, params, 2, 16, build)())
+    build = passes.local_compiler()
+    tokens = np.asarray(passes.decode_program(model, params, 2, 16, build)())
     engine = Engine(make_target(model), 16, order=("temperature",))
     settings = Settings((0, 0), cfg_scale=passes.GUIDANCE)
     given = jnp.zeros(2, jnp.int32), settings.sampling(2), batch_keys(0, 2)
     expected = jax.jit(partial(generate, engine))(params, None, *given).tokens
     np.testing.assert_array_equal(tokens, expected)
     tree = named_tree("chain-3")
-    for make in (passes.tree_passes, passes.rounds):
+    for make in (passes.verify_program, passes.round_program):
         call = make(model, params, 2, tree, 33, 3, build)
         first, second = np.asarray(call()), np.asarray(call())
         np.testing.assert_array_equal(first, second)  # the same place each time
@@ -160,7 +160,7 @@ def test_loops_and_passes_run_the_model_that_they_are_given():
 def test_ways_are_timed_in_turn():
     order = []
     calls = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
-    times = side_by_side(calls, 2)
+    times = time_interleaved(calls, 2)
     assert order == ["a", "b"] * 3  # the first of each warms up
     assert times["a"].least <= times["a"].median <= times["a"].most
     assert times["a"].per(2).median == times["a"].median / 2
@@ -168,25 +168,25 @@ def test_ways_are_timed_in_turn():
 
 def test_variants_have_names():
     assert find_variant("pallas+int8") == Variant("pallas", True)
-    assert find_variant("pallas+int8").words == ", pallas, int8"
-    assert find_variant("phases4") == Variant(cache_stages=4)
-    assert find_variant("phases4").words == ", 4 phases"
-    assert find_variant("xla").words == ""
+    assert find_variant("pallas+int8").suffix == ", pallas, int8"
+    assert find_variant("stages4") == Variant(cache_stages=4)
+    assert find_variant("stages4").suffix == ", 4 cache stages"
+    assert find_variant("xla").suffix == ""
     with pytest.raises(ConfigError, match="unknown variant 'fast'"):
         find_variant("fast")
-    with pytest.raises(ConfigError, match="needs no phases"):
-        find_variant("pallas+phases2")
+    with pytest.raises(ConfigError, match="drop stagesN"):
+        find_variant("pallas+stages2")
 
 
 def test_reports_are_compared_row_by_row():
     def report(device, **seconds):
-        rows = [{"way": way, "seconds": s} for way, s in seconds.items()]
+        rows = [{"method": method, "seconds": s} for method, s in seconds.items()]
         return {"rows": rows, "device": device, "versions": {"jax": "1"}}
 
-    text = compared(report("cpu", a=3.0, b=1.0), report("gpu", a=2.0, c=1.0), ["way"])
+    text = comparison_markdown(report("cpu", a=3.0, b=1.0), report("gpu", a=2.0, c=1.0), ["method"])
     assert "| a | 1.50 (1 run) |" in text and "| b |" not in text
-    assert "The device was gpu, and is cpu." in text
-    assert "No row is in both" in compared(report("x", a=1.0), report("x"), ["way"])
+    assert "The device changed from gpu to cpu." in text
+    assert "no rows in common" in comparison_markdown(report("x", a=1.0), report("x"), ["method"])
 
 
 SHORT = ["--repeats", "1"]
@@ -214,11 +214,11 @@ def test_every_row_says_how_near_the_bound_it_is(what, tiny, tmp_path, capsys):
     report = json.loads((tmp_path / f"{what}.json").read_text())
     for row in report["rows"]:
         assert row["achieved"] == row["bound_seconds"] / row["seconds"] > 0
-        assert row["least_seconds"] <= row["seconds"] <= row["most_seconds"]
+        assert row["min_seconds"] <= row["seconds"] <= row["max_seconds"]
     assert report["ceilings"]["bytes_per_second"] > 0
     assert (tmp_path / f"{what}.png").stat().st_size > 1000
     assert report["command"] in (tmp_path / f"{what}.md").read_text()
-    # A second run over the same files is compared with what they held before it.
+    # A second run over the same files is comparison_markdown with what they held before it.
     before = [row["seconds"] for row in report["rows"]]
     capsys.readouterr()
     assert main([*command, "--out", stem, "--compare", stem + ".json"]) == 0
@@ -284,7 +284,7 @@ def test_a_section_that_fails_or_comes_late_does_not_end_the_run(monkeypatch):
         keep=lambda result, table: told.append((table, list(result["sections"]))),
     )
     assert result["failed"] == {"a": "RuntimeError: no such kernel"}
-    assert result["left_out"] == ["c"]
+    assert result["skipped"] == ["c"]
     assert list(result["sections"]) == ["b"]
     # What is there is handed over after each section.
     assert told[0][1] == [] and "no such kernel" in told[0][0]
@@ -296,7 +296,7 @@ def test_ways_that_fail_are_left_out_and_named():
         raise ValueError("no compiler")
 
     failed = {}
-    times = side_by_side({"a": broken, "b": lambda: None}, 1, failed=failed)
+    times = time_interleaved({"a": broken, "b": lambda: None}, 1, failed=failed)
     assert list(times) == ["b"] and failed == {"a": "ValueError: no compiler"}
     with pytest.raises(ValueError, match="no compiler"):
-        side_by_side({"a": broken}, 1)
+        time_interleaved({"a": broken}, 1)

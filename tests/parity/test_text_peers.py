@@ -1,5 +1,5 @@
 # ruff: noqa: E402
-"""The measurement of text beside `transformers`: all ways to the same tokens."""
+"""The measurement of text beside `transformers`: all methods to the same tokens."""
 
 import argparse
 import json
@@ -61,34 +61,34 @@ def report(stem):
 
 @pytest.fixture(scope="module")
 def rows(report):
-    return {row["way"]: row for row in report["rows"]}
+    return {row["method"]: row for row in report["rows"]}
 
 
 def calls(row):
     return round(row["tokens"] / row["tokens_per_call"])
 
 
-def test_every_way_has_a_whole_row(rows):
+def test_every_method_has_a_whole_row(rows):
     assert rows.keys() == WAYS
     for row in rows.values():
         assert row["tokens"] == TOKENS
-        assert 0 < row["least_seconds"] <= row["seconds"] <= row["most_seconds"]
+        assert 0 < row["min_seconds"] <= row["seconds"] <= row["max_seconds"]
         plain = rows[PLAIN]["seconds"]
         assert row["of_plain"] == pytest.approx(plain / row["seconds"])
 
 
 def test_all_ways_lead_to_the_same_tokens(rows):
-    assert [way for way, row in rows.items() if not row["identical"]] == []
+    assert [method for method, row in rows.items() if not row["identical"]] == []
 
 
 def test_target_calls_agree(rows):
     """An assistant of theirs drafts before the prompt is read, ours behind it."""
-    for way in (PLAIN, "jaxspec, plain"):
-        assert calls(rows[way]) == TOKENS
+    for method in (PLAIN, "jaxspec, plain"):
+        assert calls(rows[method]) == TOKENS
     for theirs, ours in PAIRS.items():
         assert 1 < rows[theirs]["tokens_per_call"] <= DRAFTED + 1
         assert abs(calls(rows[theirs]) - calls(rows[ours])) <= 2
-    theirs, ours = (rows[way] for way in list(PAIRS.items())[1])
+    theirs, ours = (rows[method] for method in list(PAIRS.items())[1])
     assert calls(theirs) == calls(ours)
 
 
@@ -97,7 +97,7 @@ def test_the_report_says_what_was_measured(stem, report):
     assert report["command"].startswith("jaxspec bench text --layers 4 --width 64")
     assert report["command"] in table and report["device"] in table
     assert report["versions"].keys() == {"jaxspec", "jax", "torch", "transformers"}
-    assert all(f"| {way} | {TOKENS} |" in table for way in WAYS)
+    assert all(f"| {method} | {TOKENS} |" in table for method in WAYS)
 
 
 def test_the_assistant_is_the_targets_beginning():

@@ -1,5 +1,5 @@
 # ruff: noqa: E402
-"""The PyTorch decoder that speed is compared with draws what ours draws."""
+"""The PyTorch decoder that speed is compared with samples what ours samples."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from jaxspec.bench import passes
-from jaxspec.bench.peers import torch_calls
+from jaxspec.bench.peers import torch_baselines
 from jaxspec.bench.peers.torch_decoder import TorchDecoder, torch_loop
 from jaxspec.bench.synthetic import synthetic_params
 from jaxspec.config import TransformerConfig
@@ -33,8 +33,8 @@ def test_the_likeliest_tokens_are_ours(params):
     decoder = TorchDecoder(CONFIG, params, batch=2, length=25)
     tokens = torch_loop(decoder, decoder.likeliest)
     assert tokens.shape == (2, 25) and len(set(tokens[0])) > 5
-    last = passes.forward_loop(
-        Transformer(CONFIG), params, 2, 25, passes.build_here()
+    last = passes.forward_program(
+        Transformer(CONFIG), params, 2, 25, passes.local_compiler()
     )()
     np.testing.assert_array_equal(tokens[:, -1], last)
 
@@ -62,7 +62,7 @@ def test_a_step_draws_from_the_law_of_its_scores(params):
 
 
 def test_both_ways_are_offered_where_pytorch_is(params):
-    calls = torch_calls(CONFIG, params, 1, 2)
+    calls = torch_baselines(CONFIG, params, 1, 2)
     assert list(calls) == ["torch eager", "torch.compile"]
     assert calls["torch eager"]().shape == (1, 2)
 

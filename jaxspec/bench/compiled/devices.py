@@ -13,7 +13,7 @@ from jaxspec.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Absent:
+class DeviceSpec:
     """A device by its published figures.
 
     Attributes:
@@ -99,9 +99,9 @@ gpu_device_info {
 }
 """
 
-ABSENT = {
-    "h100": Absent("H100 SXM", Ceilings(3.35e12, 989e12, "bfloat16"), _h100),
-    "v5e": Absent(
+DEVICES = {
+    "h100": DeviceSpec("H100 SXM", Ceilings(3.35e12, 989e12, "bfloat16"), _h100),
+    "v5e": DeviceSpec(
         "TPU v5e",
         Ceilings(819e9, 197e12, "bfloat16"),
         _tpu("v5e:2x2"),
@@ -111,22 +111,22 @@ ABSENT = {
 }
 
 
-def find_absent(name: str) -> tuple[Absent, Any]:
+def find_device(name: str) -> tuple[DeviceSpec, Any]:
     """By name: its figures, and the device to compile for.
 
     Raises:
       ConfigError: no such device, or its compiler is not installed.
     """
-    if name not in ABSENT:
-        known = ", ".join(ABSENT)
+    if name not in DEVICES:
+        known = ", ".join(DEVICES)
         raise ConfigError(f"unknown device {name!r}; choose one of {known}")
     for key, value in _ALONE.items():
         os.environ.setdefault(key, value)
-    return ABSENT[name], ABSENT[name].find()
+    return DEVICES[name], DEVICES[name].find()
 
 
-def build_for(device: Any, keep: Callable[[Any], None]) -> Callable[..., Any]:
-    """A `passes.Build` for a device; what it compiles cannot run, and is kept."""
+def compiler_for(device: Any, keep: Callable[[Any], None]) -> Callable[..., Any]:
+    """A `passes.Compiler` for a device; what it compiles cannot run, and is kept."""
     sharding = jax.sharding.SingleDeviceSharding(device)
     known = jax.sharding.AbstractMesh((), (), abstract_device=_abstract(device))
 

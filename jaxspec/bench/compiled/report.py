@@ -9,12 +9,12 @@ from tqdm import tqdm
 
 from jaxspec import __version__
 from jaxspec.bench import passes
-from jaxspec.bench.compiled.devices import build_for, find_absent
+from jaxspec.bench.compiled.devices import compiler_for, find_device
 from jaxspec.bench.compiled.program import largest_loop
 from jaxspec.bench.roofline.work import pass_work
 from jaxspec.bench.subjects import find_shapes
 from jaxspec.bench.tables import table
-from jaxspec.bench.timing import noted
+from jaxspec.bench.timing import collect_errors
 from jaxspec.bench.variants import Variant
 from jaxspec.errors import ConfigError
 from jaxspec.models.transformer import Transformer
@@ -32,13 +32,13 @@ def bench_compiled(
     dtype: str,
     checkpoint: str | None = None,
 ) -> dict[str, Any]:
-    """A row for each device, model, batch, way and pass; nothing is run.
+    """A row for each device, model, batch, method and pass; nothing is run.
 
     Passes are a step of plain decoding with its sampling, verifying so many nodes
     behind half an image, and a whole round of it with given drafts.
 
     Args:
-      devices: see `ABSENT`.
+      devices: see `DEVICES`.
       models: see `find_shapes`.
       batches: images side by side; guided, so twice as many rows.
       nodes: of trees.
@@ -48,7 +48,7 @@ def bench_compiled(
       checkpoint: what "default" means.
 
     Raises:
-      ConfigError: a device or a model that is not known, or a way that cannot be
+      ConfigError: a device or a model that is not known, or a method that cannot be
         compiled without its device.
     """
     for variant in variants:
@@ -58,7 +58,7 @@ def bench_compiled(
                 "choose of xla, pallas, int8"
             )
     rows, failed = [], {}
-    absent = {name: find_absent(name) for name in devices}
+    absent = {name: find_device(name) for name in devices}
     shapes = {
         (name, int8): find_shapes(
             name, grid=grid, dtype=dtype, int8=int8, checkpoint=checkpoint
@@ -76,24 +76,24 @@ def bench_compiled(
             figures, device = absent[name]
             config, params = shapes[model, variant.int8]
             made: list[Any] = []
-            build = build_for(device, made.append)
+            build = compiler_for(device, made.append)
             given = Transformer(config, variant.attention), params, batch
             filled = config.prefix_length + config.sequence_length // 2
             length = config.sequence_length
-            loop = partial(passes.decode_loop, *given, length, build)
+            loop = partial(passes.decode_program, *given, length, build)
             calls = {"decode": (1, loop)}
             for size, tree in trees.items():
                 rest = tree, filled, 4, build
                 calls |= {
                     f"verify {size}": (
                         size,
-                        partial(passes.tree_passes, *given, *rest),
+                        partial(passes.verify_program, *given, *rest),
                     ),
-                    f"round {size}": (size, partial(passes.rounds, *given, *rest)),
+                    f"round {size}": (size, partial(passes.round_program, *given, *rest)),
                 }
             for kind, (size, call) in calls.items():
-                way = f"jaxspec{variant.words}"
-                with noted(failed, f"{name}, {model}, batch {batch}, {way}, {kind}"):
+                method = f"jaxspec{variant.words}"
+                with collect_errors(failed, f"{name}, {model}, batch {batch}, {method}, {kind}"):
                     call()
                     turn = largest_loop(made[-1].as_text())
                     work = pass_work(
@@ -110,7 +110,7 @@ def bench_compiled(
                             "device": name,
                             "model": model,
                             "batch": batch,
-                            "way": way,
+                            "method": method,
                             "pass": kind,
                             "kernels": turn.kernels,
                             "expected_seconds": seconds,
@@ -148,7 +148,7 @@ def compiled_markdown(result: dict[str, Any]) -> str:
             result["devices"][row["device"]],
             row["model"],
             row["batch"],
-            row["way"],
+            row["method"],
             row["pass"],
             row["kernels"],
             milliseconds(row["expected_seconds"]),
@@ -157,7 +157,7 @@ def compiled_markdown(result: dict[str, Any]) -> str:
         ]
         for row in result["rows"]
     ]
-    names = ["device", "model", "batch", "way", "pass", "kernels"]
+    names = ["device", "model", "batch", "method", "pass", "kernels"]
     columns = [*names, "expected ms", "bound ms", "temporary MiB"]
     failed = [f"- {cell}: {why}\n" for cell, why in result["failed"].items()]
     return "\n".join(

@@ -1,4 +1,4 @@
-"""Other people's ways of doing the same, measured in the same run where installed."""
+"""Other people's methods of doing the same, measured in the same run where installed."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -10,10 +10,10 @@ from jaxspec.config import TransformerConfig
 from jaxspec.typing import Params
 
 
-def torch_calls(
+def torch_baselines(
     config: TransformerConfig, params: Params, batch: int, length: int
 ) -> dict[str, Callable[[], Any]]:
-    """PyTorch's ways of decoding plainly, by name; none where it is not installed.
+    """PyTorch's methods of decoding plainly, by name; none where it is not installed.
 
     On the device that JAX uses, if PyTorch can use it.
 
@@ -45,7 +45,7 @@ def torch_calls(
     }
 
 
-def torch_words() -> str:
+def torch_description() -> str:
     """Which PyTorch is measured, or why none is."""
     if find_spec("torch") is None:
         return "PyTorch is not installed"

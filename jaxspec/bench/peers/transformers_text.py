@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from jaxspec.bench.tables import environment, table
-from jaxspec.bench.timing import side_by_side
+from jaxspec.bench.timing import time_interleaved
 from jaxspec.bundle import Bundle, load_bundle
 from jaxspec.convert.run import convert
 from jaxspec.errors import ConfigError
@@ -36,9 +36,9 @@ from jaxspec.spec.noise import batch_keys
 from jaxspec.spec.sampling import make_sampling
 from jaxspec.spec.state import Engine
 from jaxspec.spec.tree import Tree
-from jaxspec.timing import RULE, ratio_fields, shown
+from jaxspec.timing import RATIO_NOTE, ratio_fields, shown
 
-KEYS = ("way",)
+KEYS = ("method",)
 PLAIN = "transformers, plain"
 PROMPT = 16  # tokens
 DRAFTED = 4  # tokens a round
@@ -47,7 +47,7 @@ LATER = 0.05  # scale of what layers behind the assistant's add
 
 # A generation: its tokens, and how often it called the target.
 Made = tuple[np.ndarray, int]
-Way = Callable[[], Made]
+Method = Callable[[], Made]
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def converted(models: Models, folder: Path) -> tuple[Bundle, dict[str, LoadedDra
 
     Args:
       models: on the CPU.
-      folder: empty, for files on the way.
+      folder: empty, for files on the method.
 
     Returns:
       A bundle with the target as its prior, and its drafters by name.
@@ -174,9 +174,9 @@ def converted(models: Models, folder: Path) -> tuple[Bundle, dict[str, LoadedDra
     return bundle, {"small model": small, "block diffusion": bundled_drafter(bundle)}
 
 
-def transformers_ways(
+def transformers_methods(
     models: Models, prompt: np.ndarray, tokens: int, device: str = "cpu"
-) -> dict[str, Way]:
+) -> dict[str, Method]:
     """Generations by `transformers`.
 
     Args:
@@ -210,17 +210,17 @@ def transformers_ways(
     }
 
 
-def jaxspec_ways(
+def jaxspec_methods(
     bundle: Bundle,
     loaded_drafters: dict[str, LoadedDrafter],
     prompt: np.ndarray,
     tokens: int,
-) -> dict[str, Way]:
-    """Our generations; arguments as in `transformers_ways`."""
+) -> dict[str, Method]:
+    """Our generations; arguments as in `transformers_methods`."""
     model, params = Transformer(bundle.prior.config), bundle.prior.params
     given = jnp.asarray(prompt, jnp.int32)
 
-    def way(loaded: LoadedDrafter | None) -> Way:
+    def method(loaded: LoadedDrafter | None) -> Method:
         engine = Engine(
             make_target(
                 model,
@@ -243,16 +243,16 @@ def jaxspec_ways(
 
         return made
 
-    ways = {"jaxspec, plain": way(None)}
-    return ways | {
-        f"jaxspec, {name}": way(loaded) for name, loaded in loaded_drafters.items()
+    methods = {"jaxspec, plain": method(None)}
+    return methods | {
+        f"jaxspec, {name}": method(loaded) for name, loaded in loaded_drafters.items()
     }
 
 
 def bench_text(
     *, layers: int, width: int, heads: int, vocab: int, tokens: int, repeats: int
 ) -> dict[str, Any]:
-    """One row for each way to the same greedy text, batch 1, float32.
+    """One row for each method to the same greedy text, batch 1, float32.
 
     Args:
       layers: of the target, at least 2.
@@ -272,26 +272,26 @@ def bench_text(
     models = make_models(**sizes, length=PROMPT + tokens + DRAFTED + 1)
     prompt = np.random.default_rng(0).integers(0, vocab, (1, PROMPT))
     with TemporaryDirectory() as folder:
-        ours = jaxspec_ways(*converted(models, Path(folder)), prompt, tokens)
-    theirs = transformers_ways(models, prompt, tokens, "cpu" if cpu else "cuda")
-    ways = {**theirs, **ours}
-    with tqdm(total=(repeats + 2) * len(ways), desc="text", unit="run") as bar:
+        ours = jaxspec_methods(*converted(models, Path(folder)), prompt, tokens)
+    theirs = transformers_methods(models, prompt, tokens, "cpu" if cpu else "cuda")
+    methods = {**theirs, **ours}
+    with tqdm(total=(repeats + 2) * len(methods), desc="text", unit="run") as bar:
         found = {}
-        for name, way in ways.items():
-            found[name] = way()
+        for name, method in methods.items():
+            found[name] = method()
             bar.update()
-        timings = side_by_side(ways, repeats, bar.update)
+        timings = time_interleaved(methods, repeats, bar.update)
     wanted, plain = found[PLAIN][0], timings[PLAIN]
     rows = [
         {
-            "way": way,
+            "method": method,
             "tokens": tokens,
             **timing.fields(),
-            "tokens_per_call": tokens / found[way][1],
-            "identical": bool(np.array_equal(found[way][0], wanted)),
+            "tokens_per_call": tokens / found[method][1],
+            "identical": bool(np.array_equal(found[method][0], wanted)),
             **ratio_fields(of_plain=(plain, timing)),
         }
-        for way, timing in timings.items()
+        for method, timing in timings.items()
     ]
     result = {**sizes, "repeats": repeats, "rows": rows, **environment()}
     result["torch_threads"] = torch.get_num_threads()
@@ -305,10 +305,10 @@ def text_markdown(result: dict[str, Any]) -> str:
     def cells(row):
         calls = row["tokens"] / row["tokens_per_call"]
         return [
-            row["way"],
+            row["method"],
             row["tokens"],
             f"{row['seconds']:.3f}",
-            f"{row['least_seconds']:.3f} to {row['most_seconds']:.3f}",
+            f"{row['min_seconds']:.3f} to {row['max_seconds']:.3f}",
             f"{row['tokens_per_call']:.2f}",
             f"{1e3 * row['seconds'] / calls:.2f}",
             shown(row, "of_plain"),
@@ -332,10 +332,10 @@ def text_markdown(result: dict[str, Any]) -> str:
         "round. The assistant and the small model are the target's first quarter with "
         "its head; block drafters are DFlash's, random, and agree by chance alone. "
         '"Identical" compares tokens with the first row; "of plain" is its time '
-        f"over a way's. {RULE}",
+        f"over a method's. {RATIO_NOTE}",
         "",
         "",
     ]
-    columns = ["way", "tokens", "seconds", "least to most", "tokens a target call"]
+    columns = ["method", "tokens", "seconds", "least to most", "tokens a target call"]
     columns += ["ms a target call", "of plain", "identical"]
     return "\n".join(lines) + table(columns, [cells(r) for r in result["rows"]])

@@ -23,7 +23,7 @@ class Drafts:
     sample: np.ndarray | None = None
 
 
-def blind_drafts(q: np.ndarray, children: int, count: int, seed: Seed = 0) -> Drafts:
+def independent_drafts(q: np.ndarray, children: int, count: int, seed: Seed = 0) -> Drafts:
     """Children drawn from `q` without replacement; one child is listed exactly.
 
     More are drawn by inverting the cumulative probabilities at randomly shifted Sobol

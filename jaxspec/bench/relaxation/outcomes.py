@@ -35,7 +35,7 @@ class PositionOutcome:
     shift: float | None
 
 
-def blind_outcome(verifier: Any, position: Position, drafts: Drafts) -> PositionOutcome:
+def independent_outcome(verifier: Any, position: Position, drafts: Drafts) -> PositionOutcome:
     """The outcome over drafts that were made without sight of the noise.
 
     Args:
@@ -63,7 +63,7 @@ def blind_outcome(verifier: Any, position: Position, drafts: Drafts) -> Position
     )
     shift = None
     if isinstance(verifier, CoupledRelaxed):
-        reach = stand_ins(verifier, position)
+        reach = acceptance_distances(verifier, position)
         near = reach[drafts.tokens[:, 0]]
         for r in range(1, drafts.tokens.shape[1]):
             near = np.minimum(near, reach[drafts.tokens[:, r]])
@@ -77,7 +77,7 @@ def coupled_outcome(
 ) -> PositionOutcome:
     """The outcome over drafts that were ranked with the target's own noise."""
     assert drafts.sample is not None
-    distance = stand_ins(verifier, position)[drafts.tokens, drafts.sample[:, None]]
+    distance = acceptance_distances(verifier, position)[drafts.tokens, drafts.sample[:, None]]
     best, nearest = distance.argmin(axis=1), distance.min(axis=1)
     caught = np.isfinite(nearest)
     child = np.take_along_axis(drafts.tokens, best[:, None], axis=1)[:, 0]
@@ -87,7 +87,7 @@ def coupled_outcome(
     return PositionOutcome(output, float(drafts.chance @ caught), shift)
 
 
-def stand_ins(verifier: Coupled | CoupledRelaxed, position: Position) -> np.ndarray:
+def acceptance_distances(verifier: Coupled | CoupledRelaxed, position: Position) -> np.ndarray:
     """Distance from each child `x` to each sample `y` it may stand for, else infinite.
 
     Float32 `[V, V]`, rows are children. `Coupled` lets a child stand for itself alone.

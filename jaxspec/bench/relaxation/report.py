@@ -55,7 +55,7 @@ The law of the token that comes out after a prefix, for one node with one or thr
 drafted children, against the target's `p`. Acceptance is the chance that a child is
 followed, TV the total variation distance, W1 the Wasserstein-1 distance in the
 Euclidean metric of the codebook (by linear programming, toys alone). "W1 at most" is
-the mean distance between the emitted code and the one that exact sampling draws with
+the mean distance between the emitted code and the one that exact sampling samples with
 the same noise: a bound of W1 that only our rule and `coupled` have. All are means over
 positions.
 
@@ -63,9 +63,9 @@ positions.
 "Coupled" children are the best of `log q + noise`, the noise being that of the target's
 own sample. The law given a draft is always exact. One child: all drafts are listed with
 their chances, coupled ones with the exact joint law of child and sample, so nothing is
-sampled. Three: {drafts} blind drafts for each position, the same for all rules, and
-{draws} draws of the noise. What that sampling alone leaves is the TV of the lossless
-rules, `rejection` for blind and `coupled` for coupled children; nothing is subtracted.
+sampled. Three: {drafts} independent drafts for each position, the same for all rules, and
+{samples} samples of the noise. What that sampling alone leaves is the TV of the lossless
+rules, `rejection` for independent and `coupled` for coupled children; nothing is subtracted.
 
 In the toys codes are random unit vectors and `p` is drawn from Dirichlet(.5). The near
 drafter's `q` is `p` with standard normal noise on its logits; the far drafter's is
@@ -98,7 +98,7 @@ def _summary(sections, rows, compared) -> list[str]:
             if (r["setting"], r["children"], r["drafts"]) == (*section, "coupled")
             and r["verifier"] != "coupled"
         ]
-        line = [_words(section), _3(lossless["rejection", "blind"])]
+        line = [_words(section), _3(lossless["rejection", "independent"])]
         line.append(_3(lossless[EXACT]))
         for name in ("lantern", "lantern_optimal"):
             pairs = [(r, r[name]) for r in ours if r[name] is not None]
@@ -136,7 +136,7 @@ def _comparison(rows: Sequence[dict[str, Any]]) -> list[str]:
 def _everything(rows: Sequence[dict[str, Any]]) -> list[str]:
     """A table of our rules and the lossless ones, and one of LANTERN's."""
     ours = _table(
-        "rule | blind: acceptance | TV | W1 | W1 at most "
+        "rule | independent: acceptance | TV | W1 | W1 at most "
         "| coupled: acceptance | TV | W1 | W1 at most"
     )
     theirs = _table(
@@ -148,10 +148,10 @@ def _everything(rows: Sequence[dict[str, Any]]) -> list[str]:
         verifier, line = row["verifier"], [f"`{row['verifier']}`"]
         if row["curve"].startswith("LANTERN"):
             if "optimal" not in row["curve"]:
-                optimal = found.get((f"{verifier},residual=optimal", "blind"))
+                optimal = found.get((f"{verifier},residual=optimal", "independent"))
                 theirs.append(_row([*line, *_numbers(row), *_numbers(optimal)]))
-        elif row["drafts"] == "blind":
-            for how in ("blind", "coupled"):
+        elif row["drafts"] == "independent":
+            for how in ("independent", "coupled"):
                 one = found.get((verifier, how))
                 line += [*_numbers(one), _3(one["shift"] if one else None)]
             ours.append(_row(line))
@@ -183,12 +183,12 @@ def _numbers(row: dict[str, Any] | None) -> list[str]:
 def relaxation_plot(result: dict[str, Any]) -> bytes:
     """TV over acceptance as PNG, a panel for each setting and number of children."""
     wanted = [
-        ("LANTERN, published, k=10", "blind", "LANTERN, k=10"),
-        ("LANTERN++, published, k=10", "blind", "LANTERN++, k=10"),
-        ("LANTERN++, optimal, k=10", "blind", "LANTERN++, optimal residual, k=10"),
+        ("LANTERN, published, k=10", "independent", "LANTERN, k=10"),
+        ("LANTERN++, published, k=10", "independent", "LANTERN++, k=10"),
+        ("LANTERN++, optimal, k=10", "independent", "LANTERN++, optimal residual, k=10"),
         ("ours, radius", "coupled", "ours, radius, coupled"),
         ("ours, budget, k=50", "coupled", "ours, budget, k=50, coupled"),
-        ("ours, radius", "blind", "ours, radius, blind"),
+        ("ours, radius", "independent", "ours, radius, independent"),
     ]
     rows, panels = result["rows"], []
     for section in dict.fromkeys((r["setting"], r["children"]) for r in rows):
@@ -201,10 +201,10 @@ def relaxation_plot(result: dict[str, Any]) -> bytes:
             if how == "coupled":
                 points = [least, *points]
             elif curve.startswith("LANTERN"):
-                points = [lossless["rejection", "blind"], *points]
+                points = [lossless["rejection", "independent"], *points]
             else:  # as far as it accepts what others do without loss
                 points = [r for r in points if r["acceptance"] >= least["acceptance"]]
             x, y = ([r[name] for r in points] for name in ("acceptance", "tv"))
-            lines.append(Line(label, x, y, dashed=label.endswith("blind")))
+            lines.append(Line(label, x, y, dashed=label.endswith("independent")))
         panels.append(Panel(_words(section), lines))
     return png_bytes(plot_panels(panels, "acceptance", "total variation distance"))

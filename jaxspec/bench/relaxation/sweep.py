@@ -8,10 +8,10 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxspec import __version__
-from jaxspec.bench.relaxation.drafts import blind_drafts, coupled_drafts
+from jaxspec.bench.relaxation.drafts import independent_drafts, coupled_drafts
 from jaxspec.bench.relaxation.equal_acceptance import equal_acceptance
 from jaxspec.bench.relaxation.outcomes import (
-    blind_outcome,
+    independent_outcome,
     coupled_outcome,
     total_variation,
     wasserstein,
@@ -36,7 +36,7 @@ OUR_MASSES, OUR_FACTORS = (0.05, 0.1, 0.2, 0.5), (2.0, 5.0, 10.0)
 RADII = (0.75, 1.0, 1.25, 1.5, 2.0, 2.5)
 
 
-def our_rules(positions: Sequence[Position]) -> dict[str, list[CoupledRelaxed]]:
+def relaxed_verifiers(positions: Sequence[Position]) -> dict[str, list[CoupledRelaxed]]:
     """Curves of our rule: mass, factor or radius swept, by name.
 
     Radii are swept without a limit of mass, over as many neighbors as the tables have.
@@ -51,12 +51,12 @@ def our_rules(positions: Sequence[Position]) -> dict[str, list[CoupledRelaxed]]:
     return curves
 
 
-def lantern_rules(most: int) -> dict[str, list[Lantern]]:
+def lantern_verifiers(most: int) -> dict[str, list[Lantern]]:
     """Curves of LANTERN and LANTERN++, by name.
 
     Args:
       most: neighbors that the tables serve; tested too. The optimal residual costs
-        `V k` for each draft and is not asked for with many neighbors.
+        `V k` for each draft and is not option_values for with many neighbors.
     """
     curves = {}
     for k in sorted({*NEIGHBORS, most}):
@@ -71,19 +71,19 @@ def lantern_rules(most: int) -> dict[str, list[Lantern]]:
 
 
 def cells(positions: Sequence[Position]) -> list[Cell]:
-    """What is measured: curve, rule, and whether children are "blind" or "coupled"."""
+    """What is measured: curve, rule, and whether children are "independent" or "coupled"."""
     lossless = {"lossless": [Rejection(), Coupled()]}
     curves = {
         **lossless,
-        **our_rules(positions),
-        **lantern_rules(positions[0].neighbors.most),
+        **relaxed_verifiers(positions),
+        **lantern_verifiers(positions[0].neighbors.most),
     }
     return [
         (curve, verifier, how)
         for curve, rules in curves.items()
         for verifier in rules
-        for how in ("blind", "coupled")
-        if how == "blind" or isinstance(verifier, (Coupled, CoupledRelaxed))
+        for how in ("independent", "coupled")
+        if how == "independent" or isinstance(verifier, (Coupled, CoupledRelaxed))
     ]
 
 
@@ -94,7 +94,7 @@ def measure_setting(
     todo: Sequence[Cell],
     *,
     drafts: int = 4096,
-    draws: int = 1 << 19,
+    samples: int = 1 << 19,
     seed: int = 0,
     metric: bool = True,
     progress: Callable[[], object] = lambda: None,
@@ -107,7 +107,7 @@ def measure_setting(
       children: `W`.
       todo: see `cells`.
       drafts: of more than one child, drawn from `q`; the same for all rules.
-      draws: of the noise, for more than one child ranked with it.
+      samples: of the noise, for more than one child ranked with it.
       seed: of both.
       metric: compute the Wasserstein-1 distance.
       progress: called after each position of each row.
@@ -115,11 +115,11 @@ def measure_setting(
     found = np.zeros((len(todo), 4))
     for i, position in enumerate(positions):
         p, q = position.p, position.q
-        blind = blind_drafts(q, children, drafts, (seed, i, 1))
-        coupled = coupled_drafts(p, q, children, draws, (seed, i, 2))
+        independent = independent_drafts(q, children, drafts, (seed, i, 1))
+        coupled = coupled_drafts(p, q, children, samples, (seed, i, 2))
         for j, (_, verifier, how) in enumerate(todo):
-            if how == "blind":
-                outcome = blind_outcome(verifier, position, blind)
+            if how == "independent":
+                outcome = independent_outcome(verifier, position, independent)
             else:
                 outcome = coupled_outcome(verifier, position, coupled)
             tv = total_variation(outcome.output, p)
@@ -144,7 +144,7 @@ def measure_relaxation(
     images: int = 16,
     children: Sequence[int] = (1, 3),
     drafts: int = 4096,
-    draws: int = 1 << 19,
+    samples: int = 1 << 19,
     seed: int = 0,
 ) -> dict[str, Any]:
     """All that `relaxation_markdown` and `relaxation_plot` show, but for the command.
@@ -155,7 +155,7 @@ def measure_relaxation(
       images: positions of the bundle, one in each image.
       children: drafted children to measure with.
       drafts: see `measure_setting`.
-      draws: see `measure_setting`.
+      samples: see `measure_setting`.
       seed: of images, drafts and noise.
     """
     settings = {
@@ -181,7 +181,7 @@ def measure_relaxation(
                     count,
                     cells(positions),
                     drafts=drafts,
-                    draws=draws,
+                    samples=samples,
                     seed=seed,
                     metric=name != bundle.name,
                     progress=bar.update,
@@ -190,7 +190,7 @@ def measure_relaxation(
         "checkpoint": bundle.name,
         "settings": metadata,
         "drafts": drafts,
-        "draws": draws,
+        "samples": samples,
         "seed": seed,
         "rows": rows,
         "equal_acceptance": equal_acceptance(rows),

@@ -6,13 +6,13 @@ from jaxspec.cli.bench.output import (
     add_lists,
     add_numbers,
     add_out,
-    asked,
+    option_values,
     check_numbers,
     check_out,
     command_line,
     write_report,
 )
-from jaxspec.cli.bench.speed import add_subjects
+from jaxspec.cli.bench.speed import add_models
 from jaxspec.cli.options import add_checkpoint
 
 SUFFIXES = (".json", ".md")
@@ -37,7 +37,7 @@ def add_parser(measurements) -> None:
         help="h100, v5e (default: both)",
     )
     add_checkpoint(parser)
-    add_subjects(parser)
+    add_models(parser)
     add_numbers(parser, grid=(24, "tokens along a side, of published sizes"))
     add_lists(
         parser,
@@ -73,6 +73,6 @@ def run(arguments: argparse.Namespace) -> None:
         checkpoint=arguments.checkpoint,
     )
     names = ("devices", "checkpoint", "models", "grid", "batches", "nodes", "dtype")
-    words = asked(arguments, *names, "variants", "out")
+    words = option_values(arguments, *names, "variants", "out")
     command = command_line("bench compiled", words)
     write_report(arguments.out, command, result, compiled_markdown)

@@ -24,7 +24,7 @@ def add_parser(measurements) -> None:
     parser = measurements.add_parser(
         "drafters",
         help="drafters side by side on one target",
-        description="Draws the same images with every asked drafter, tree size, "
+        description="Draws the same images with every option_values drafter, tree size, "
         "guidance scale and rule: tokens a call, the cost of drafting, wall-clock "
         "against plain decoding in the same run. Writes numbers, tables and a plot.",
         epilog="Example: jaxspec bench drafters --drafters own jacobi runs/eagle "

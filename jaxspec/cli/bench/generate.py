@@ -31,7 +31,7 @@ def add_parser(measurements) -> None:
     parser = measurements.add_parser(
         "generate",
         help="speculative against plain decoding",
-        description="Measures speculative against plain decoding for every asked "
+        description="Measures speculative against plain decoding for every option_values "
         "combination of model, tree, batch and guidance, in one process, after a "
         "warm-up, medians over repeats, and what a round is made of. Times leave "
         "compilation out.",
@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> None:
         generation_plot,
     )
     from jaxspec.bench.roofline.ceilings import measure_ceilings
-    from jaxspec.bench.subjects import find_subject
+    from jaxspec.bench.subjects import find_model
     from jaxspec.bench.tables import environment
     from jaxspec.helpers import bundled_drafter
     from jaxspec.trees import deepest, default_tree, parse_tree
@@ -97,7 +97,7 @@ def run(arguments: argparse.Namespace) -> None:
         parse_tree(name)
     rows = []
     for model in arguments.models:
-        bundle = find_subject(
+        bundle = find_model(
             model,
             grid=options["grid"],
             dtype=options["dtype"],

@@ -28,7 +28,7 @@ def add_parser(measurements) -> None:
         type=float,
         default=5.5,
         metavar="N",
-        help="no measurement begins later (default: 5.5)",
+        help="no measurement begins lazy (default: 5.5)",
     )
     add_numbers(parser, repeats=(3, "timed runs of each"))
     add_out(parser, *SUFFIXES)
@@ -60,6 +60,6 @@ def run(arguments: argparse.Namespace) -> None:
     result = bench_hardware(
         dtype=dtype, repeats=arguments.repeats, minutes=arguments.minutes, keep=keep
     )
-    if result["left_out"]:
-        left = ", ".join(result["left_out"])
+    if result["skipped"]:
+        left = ", ".join(result["skipped"])
         keep(result, f"The time was up before: {left}.\n")

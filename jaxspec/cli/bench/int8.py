@@ -5,7 +5,7 @@ import argparse
 from jaxspec.cli.bench.output import (
     add_numbers,
     add_out,
-    asked,
+    option_values,
     check_numbers,
     check_out,
     command_line,
@@ -27,7 +27,7 @@ def add_parser(measurements) -> None:
         "int8",
         help="what eight-bit matrices do to scores and drafts",
         description="Compares scores of a model with those of the same model in eight "
-        "bits on images that it drew, and draws with both.",
+        "bits on images that it drew, and samples with both.",
         epilog="Example: jaxspec bench int8 --out docs/reports/fruits64_cpu_int8",
     )
     add_checkpoint(parser)
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
     check_numbers(arguments, "num", "batch")
     check_out(arguments.out, *SUFFIXES)
 
-    from jaxspec.bench.eight_bits import bench_eight_bits, eight_bits_markdown
+    from jaxspec.bench.eight_bits import bench_int8, int8_markdown
     from jaxspec.bundle import load_bundle
     from jaxspec.helpers import bundled_drafter
     from jaxspec.trees import tree_for
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
     bundle = load_bundle(arguments.checkpoint)
     tree = tree_for(bundled_drafter(bundle).drafter, arguments.tree)
     names = ("checkpoint", *NUMBERS, "tree", "out")
-    result = bench_eight_bits(
+    result = bench_int8(
         bundle,
         load_bundle(arguments.checkpoint, int8=True),
         tree,
@@ -58,5 +58,5 @@ def run(arguments: argparse.Namespace) -> None:
         batch=arguments.batch,
         seed=arguments.seed,
     )
-    command = command_line("bench int8", asked(arguments, *names))
-    write_report(arguments.out, command, result, eight_bits_markdown)
+    command = command_line("bench int8", option_values(arguments, *names))
+    write_report(arguments.out, command, result, int8_markdown)

@@ -78,7 +78,7 @@ def command_line(command: str, options: Mapping[str, Sequence]) -> str:
     return " ".join(["jaxspec", command, *words])
 
 
-def asked(arguments: argparse.Namespace, *names: str) -> dict[str, Sequence]:
+def option_values(arguments: argparse.Namespace, *names: str) -> dict[str, Sequence]:
     """Options for `command_line`, as they were given or by default."""
     values = {name: getattr(arguments, name.replace("-", "_")) for name in names}
     return {
@@ -121,9 +121,9 @@ def write_report(
     print(text)
     before, keys = compare
     if before is not None:
-        from jaxspec.bench.tables import compared
+        from jaxspec.bench.tables import comparison_markdown
 
-        print(compared(whole, before, keys))
+        print(comparison_markdown(whole, before, keys))
 
 
 def add_compare(parser: argparse.ArgumentParser) -> None:

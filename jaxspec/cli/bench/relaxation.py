@@ -16,7 +16,7 @@ NUMBERS = {
     "toys": (8, "positions of each toy setting"),
     "images": (16, "positions of the checkpoint, one in each image"),
     "drafts": (4096, "drafts of several children at a position, a power of 2"),
-    "draws": (1 << 19, "draws of the noise for several children"),
+    "samples": (1 << 19, "samples of the noise for several children"),
 }
 
 

@@ -7,7 +7,7 @@ from jaxspec.cli.bench.output import (
     add_compare,
     add_numbers,
     add_out,
-    asked,
+    option_values,
     check_numbers,
 )
 from jaxspec.cli.options import add_checkpoint
@@ -21,7 +21,7 @@ def add_speed(
 ) -> None:
     """Models, dtype, repeats, variants, comparison and output."""
     add_checkpoint(parser)
-    add_subjects(parser, variants=variants)
+    add_models(parser, variants=variants)
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
@@ -44,8 +44,8 @@ def add_speed(
     add_out(parser, *SUFFIXES)
 
 
-def add_subjects(parser: argparse.ArgumentParser, *, variants: bool = True) -> None:
-    """Models, and ways of running them."""
+def add_models(parser: argparse.ArgumentParser, *, variants: bool = True) -> None:
+    """Models, and methods of running them."""
     parser.add_argument(
         "--models",
         nargs="+",
@@ -61,7 +61,7 @@ def add_subjects(parser: argparse.ArgumentParser, *, variants: bool = True) -> N
             default=["xla"],
             metavar="WAY",
             help="of our program: xla, pallas, cudnn (attention over the cache), int8, "
-            "phasesN (a cache that grows), joined by + (default: xla)",
+            "stagesN (a cache that grows), joined by + (default: xla)",
         )
 
 
@@ -103,7 +103,7 @@ def shown(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
     """The options as they were given, for a report's head."""
     common = ("checkpoint", "models", "dtype", "grid", "repeats", "variants")
     common = [n for n in (*common, "compiler-options") if _has(arguments, n)]
-    return asked(arguments, *common, *names, "out")
+    return option_values(arguments, *common, *names, "out")
 
 
 def _has(arguments: argparse.Namespace, name: str) -> bool:

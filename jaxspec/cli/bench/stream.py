@@ -6,7 +6,7 @@ from jaxspec.cli.bench.output import (
     add_lists,
     add_numbers,
     add_out,
-    asked,
+    option_values,
     check_numbers,
     check_out,
     command_line,
@@ -71,5 +71,5 @@ def run(arguments: argparse.Namespace) -> None:
         "nodes": tree.size,
         "rows": rows,
     }
-    command = command_line("bench stream", asked(arguments, *names))
+    command = command_line("bench stream", option_values(arguments, *names))
     write_report(arguments.out, command, result, streaming_markdown)

@@ -6,7 +6,7 @@ from jaxspec.cli.bench.output import (
     add_compare,
     add_numbers,
     add_out,
-    asked,
+    option_values,
     check_numbers,
     check_out,
     command_line,
@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
     result = bench_text(**{name: getattr(arguments, name) for name in NUMBERS})
     write_report(
         arguments.out,
-        command_line("bench text", asked(arguments, *NUMBERS, "out")),
+        command_line("bench text", option_values(arguments, *NUMBERS, "out")),
         result,
         text_markdown,
         compare=(before, KEYS),

@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.batches,
         arguments.nodes,
         [find_variant(name) for name in arguments.variants],
-        passes_a_run=arguments.passes,
+        passes_per_run=arguments.passes,
         **options,
     )
     words = shown(arguments, "batches", "nodes", "passes")
