@@ -1,4 +1,4 @@
-"""What verifying a tree costs, in decode steps, and what a round adds to it."""
+"""Cost of verifying draft trees in decode steps, and overhead of a round."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from jaxspec.bench.plot import Line, Panel, plot_panels
 from jaxspec.bench.roofline.ceilings import measure_ceilings
 from jaxspec.bench.roofline.work import pass_work
 from jaxspec.bench.subjects import find_model
-from jaxspec.bench.tables import environment, report_heading, table
+from jaxspec.bench.tables import environment, markdown_table, report_heading
 from jaxspec.bench.timing import time_interleaved
 from jaxspec.bench.variants import Variant
 from jaxspec.errors import ConfigError
@@ -35,27 +35,34 @@ def bench_verify(
     checkpoint: str | None = None,
     options: dict[str, str] | None = None,
 ) -> dict[str, Any]:
-    """One row for each model, batch, variant and number of nodes; 1 is a decode step.
+    """Times forward passes over trees, and whole rounds, for each model and batch size.
 
-    Passes stand behind half of the tokens. Rounds have a coupled rule at temperature 1
-    and drafts that are given.
+    Caches are filled by half of an image. Rounds use the `Coupled` verifier at
+    temperature 1 and fixed drafts.
 
     Args:
-      models: see `find_model`.
-      batches: images side by side.
-      nodes: of the trees that are best for the embedded model; 1 is always measured.
-      variants: of our own program.
-      grid: tokens along a side, of published sizes.
-      passes_per_run: in one program.
-      dtype: of weights and caches.
-      repeats: timed runs.
-      checkpoint: what "default" means.
-      options: of XLA's compiler.
+      models: Names, see `find_model`.
+      batches: Batch sizes in images.
+      nodes: Sizes of the trees, which are optimal for the embedded model; size 1, a
+        decode step, is always included.
+      variants: Variants of the decoder.
+      grid: Tokens along a side, for published sizes.
+      passes_per_run: Number of forward passes in one program.
+      dtype: Dtype of weights and caches.
+      repeats: Number of timed runs.
+      checkpoint: Bundle folder that "default" refers to.
+      options: Compiler options of XLA.
+
+    Returns:
+      Report with one row per model, batch size, variant and tree size.
+
+    Raises:
+      ConfigError: A variant has several cache stages.
     """
     if any(variant.cache_stages > 1 for variant in variants):
-        raise ConfigError("phases are for `bench decode`: a pass has one cache")
+        raise ConfigError("stagesN needs `bench decode`: a forward pass uses one cache size")
     ceilings, rows = measure_ceilings(dtype), []
-    build = passes.local_compiler(options)
+    compiler = passes.local_compiler(options)
     cells = [(m, b, v) for m in models for b in batches for v in variants]
     with tqdm(total=len(cells), desc="verify", unit="cell") as bar:
         for name, batch, variant in cells:
@@ -65,46 +72,44 @@ def bench_verify(
             config, params = bundle.prior.config, bundle.prior.params
             model = Transformer(config, variant.attention)
             filled = config.prefix_length + config.sequence_length // 2
-            room = config.sequence_length - filled - 1
-            trees = {n: _tree(n) for n in sorted({1, *nodes})}
-            given = model, params, batch
+            iterations = min(passes_per_run, config.sequence_length - filled - 1)
+            trees = {n: _static_tree(n) for n in sorted({1, *nodes})}
             calls = {}
             for size, tree in trees.items():
-                rest = filled, min(passes_per_run, room), build
-                calls["pass", size] = passes.verify_program(*given, tree, *rest)
-                calls["round", size] = passes.round_program(*given, tree, *rest)
+                args = model, params, batch, tree, filled, iterations, compiler
+                calls["pass", size] = passes.verify_program(*args)
+                calls["round", size] = passes.round_program(*args)
             times = time_interleaved(calls, repeats)
-            count = min(passes_per_run, room)
-            step = times["pass", 1].per(count)
+            step = times["pass", 1].per(iterations)
             for size in trees:
-                one = times["pass", size].per(count)
+                pass_timing = times["pass", size].per(iterations)
                 work = pass_work(
                     config,
-                    rows=2 * batch,
+                    sequences=2 * batch,
                     nodes=size,
                     filled=filled,
                     itemsize=2 if dtype == "bfloat16" else 4,
                     int8=variant.int8,
                 )
                 bound = work.bound(ceilings)
-                whole = times["round", size].per(count)
-                more = ratio_fields(round_over_pass=(whole, one))
+                round_timing = times["round", size].per(iterations)
+                ratio = ratio_fields(round_over_pass=(round_timing, pass_timing))
                 rows.append(
                     {
                         "model": name,
                         "batch": batch,
-                        "method": f"jaxspec{variant.words}",
+                        "method": f"jaxspec{variant.suffix}",
                         "nodes": size,
-                        **one.fields(),
-                        "round_seconds": whole.median,
-                        "overhead": more["round_over_pass"] - 1,
-                        **worst_mark("overhead", more, "round_over_pass"),
+                        **pass_timing.fields(),
+                        "round_seconds": round_timing.median,
+                        "overhead": ratio["round_over_pass"] - 1,
+                        **worst_mark("overhead", ratio, "round_over_pass"),
                         "bytes": work.bytes,
                         "flops": work.flops,
                         "bound_seconds": bound,
                         **ratio_fields(
-                            decode_steps=(one, step),
-                            achieved=(Timing.exact(bound), one),
+                            decode_steps=(pass_timing, step),
+                            achieved=(Timing.exact(bound), pass_timing),
                         ),
                     }
                 )
@@ -119,14 +124,15 @@ def bench_verify(
     }
 
 
-def _tree(nodes: int) -> Tree:
+def _static_tree(nodes: int) -> Tree:
+    """Tree of a size; the root alone for size 1."""
     tree = Tree.root() if nodes == 1 else parse_tree(f"optimal-{nodes}")
     assert isinstance(tree, Tree)
     return tree
 
 
 def verify_markdown(result: dict[str, Any]) -> str:
-    """The rows as a table."""
+    """Formats a report of `bench_verify`."""
 
     def cells(row):
         return [
@@ -142,30 +148,29 @@ def verify_markdown(result: dict[str, Any]) -> str:
             shown(row, "overhead", "%"),
         ]
 
-    words = (
-        "A pass of the target over a tree of so many nodes in both guidance streams, "
-        'behind half of an image; 1 node is a decode step. "Bookkeeping" is what a '
-        "whole round takes beyond its pass: noise, rule, commits, counters."
+    description = (
+        "Forward passes of the target over a draft tree in both CFG branches, with "
+        "caches filled by half of an image; 1 node is a decode step. Overhead is the "
+        "time of a whole round beyond its pass: noise, verifier, commits, counters."
     )
-    names = ["model", "batch", "method", "nodes", "ms a pass", "least to most"]
-    columns = [*names, "steps", "bound ms", "achieved", "overhead"]
-    return report_heading("Verifying", result, words) + table(
-        columns, [cells(r) for r in result["rows"]]
+    names = ["model", "batch", "method", "nodes", "ms per pass", "min to max"]
+    columns = [*names, "decode steps", "bound ms", "achieved", "overhead"]
+    return report_heading("Verification", result, description) + markdown_table(
+        columns, [cells(row) for row in result["rows"]]
     )
 
 
 def verify_plot(result: dict[str, Any]) -> np.ndarray:
-    """Decode steps over nodes, a panel for each model."""
+    """Plots decode steps over nodes, one panel per model."""
     panels, rows = [], result["rows"]
     for model in dict.fromkeys(row["model"] for row in rows):
-        own = [row for row in rows if row["model"] == model]
+        model_rows = [row for row in rows if row["model"] == model]
         lines = []
-        for method, batch in dict.fromkeys((row["method"], row["batch"]) for row in own):
-            points = [r for r in own if (r["method"], r["batch"]) == (method, batch)]
-            x, y = (
-                [p["nodes"] for p in points],
-                [plot_value(p, "decode_steps") for p in points],
-            )
+        for cell in dict.fromkeys((row["method"], row["batch"]) for row in model_rows):
+            points = [r for r in model_rows if (r["method"], r["batch"]) == cell]
+            x = [p["nodes"] for p in points]
+            y = [plot_value(p, "decode_steps") for p in points]
+            method, batch = cell
             lines.append(Line(f"{method}, batch {batch}", x, y))
         panels.append(Panel(model, lines))
     return plot_panels(panels, "nodes", "decode steps")

@@ -135,7 +135,7 @@ def test_forced_rounds_emit_as_many_tokens_as_they_are_told(tokens):
 
 
 def test_forced_rounds_need_a_token():
-    with pytest.raises(ConfigError, match="each emits at least 1"):
+    with pytest.raises(ConfigError, match="choose at least 1"):
         Forced(0.5)
 
 
