@@ -52,7 +52,7 @@ def plot_panels(
     Every panel has its own axes. The vertical axis starts at 0 or at its least value.
 
     Args:
-      panels: At least one panel; points that are not finite are omitted.
+      panels: Panels, at least one; points that are not finite are omitted.
       x_label: Label of the horizontal axes.
       y_label: Label of the vertical axes.
       columns: Maximum number of panels in a row.
@@ -100,7 +100,7 @@ def _panel(draw, panel, labels, axis_labels, corner, size):
     Args:
       draw: Drawing context.
       panel: Panel.
-      labels: All labels of the plot, which define colors and markers.
+      labels: Labels of the whole plot, which define colors and markers.
       axis_labels: Labels of the horizontal and the vertical axis.
       corner: Upper left corner on the canvas.
       size: Width and height, before supersampling.

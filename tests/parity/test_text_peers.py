@@ -15,7 +15,7 @@ transformers = pytest.importorskip("transformers")
 from jaxspec.bench.peers.transformers_text import (
     DRAFTED,
     PLAIN,
-    converted,
+    convert_models,
     make_models,
 )
 from jaxspec.cli.bench import text
@@ -33,7 +33,7 @@ TOKENS = 32
 # In a small vocabulary, drafts of random weights are right now and then.
 SIZES = dict(layers=4, width=64, heads=4, vocab=16, tokens=TOKENS, repeats=1)
 PAIRS = {
-    "transformers, assisted": "jaxspec, small model",
+    "transformers, assisted": "jaxspec, draft model",
     "transformers, DFlash": "jaxspec, block diffusion",
 }
 WAYS = {PLAIN, "jaxspec, plain", *PAIRS, *PAIRS.values()}
@@ -74,7 +74,7 @@ def test_every_method_has_a_whole_row(rows):
         assert row["tokens"] == TOKENS
         assert 0 < row["min_seconds"] <= row["seconds"] <= row["max_seconds"]
         plain = rows[PLAIN]["seconds"]
-        assert row["of_plain"] == pytest.approx(plain / row["seconds"])
+        assert row["speedup"] == pytest.approx(plain / row["seconds"])
 
 
 def test_all_ways_lead_to_the_same_tokens(rows):
@@ -112,7 +112,7 @@ def test_a_block_is_drafted_as_in_transformers(tmp_path):
     models = make_models(layers=4, width=64, heads=4, vocab=50, length=64)
     randomized(models.target, seed=1)
     randomized(models.block, seed=2)
-    bundle, loaded_drafters = converted(models, tmp_path)
+    bundle, loaded_drafters = convert_models(models, tmp_path)
     loaded = loaded_drafters["block diffusion"]
     assert loaded.feature_layers == (0, 1, 2)
     prompts, anchors = torch.randint(49, (6, 9)), torch.randint(49, (6,))

@@ -29,9 +29,9 @@ def params():
     return {**found, "head": 10 * found["head"]}  # far from ties
 
 
-def test_the_likeliest_tokens_are_ours(params):
+def test_the_greedy_tokens_are_ours(params):
     decoder = TorchDecoder(CONFIG, params, batch=2, length=25)
-    tokens = torch_loop(decoder, decoder.likeliest)
+    tokens = torch_loop(decoder, decoder.greedy)
     assert tokens.shape == (2, 25) and len(set(tokens[0])) > 5
     last = passes.forward_program(
         Transformer(CONFIG), params, 2, 25, passes.local_compiler()

@@ -18,11 +18,6 @@ class Ceilings:
       dtype: Dtype of the matrix product.
     """
 
-    bytes_per_second: read and written from device memory.
-      flops_per_second: multiplications and additions of one large matrix product.
-      dtype: that the product was measured in.
-    """
-
     bytes_per_second: float
     flops_per_second: float
     dtype: str
