@@ -53,9 +53,7 @@ def bench_int8(
     plain = draw(bundle, settings, Tree.root())
     fast = draw(bundle, settings, tree, loaded=load_drafter(drafter, bundle))
     int8_plain = draw(quantized, settings, Tree.root())
-    int8_fast = draw(
-        quantized, settings, tree, loaded=load_drafter(drafter, quantized)
-    )
+    int8_fast = draw(quantized, settings, tree, loaded=load_drafter(drafter, quantized))
     score = jax.jit(partial(_compare_logits, Transformer(bundle.prior.config)))
     parts = []
     for start in range(0, num, batch):

@@ -17,7 +17,7 @@ from jaxspec.report import generation_report
 from jaxspec.spec.envelopes import DynamicTree
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify import Coupled
-from jaxspec.timing import worst_mark, plot_value, shown
+from jaxspec.timing import plot_value, shown, worst_mark
 
 KEYS = ("checkpoint", "batch", "cfg_scale", "tree_name", "tokens", "verifier")
 
@@ -105,7 +105,10 @@ def bench_generation(
                         **worst_mark("expected_speedup", costs, *cost_names),
                         "fraction_of_expected": report["speedup"] / expected,
                         **worst_mark(
-                            "fraction_of_expected", {**report, **costs}, "speedup", *cost_names
+                            "fraction_of_expected",
+                            {**report, **costs},
+                            "speedup",
+                            *cost_names,
                         ),
                         **target_bound(bundle, settings, tree, fast),
                     }

@@ -73,11 +73,15 @@ def sections(dtype: str, repeats: int) -> Iterator[Section]:
             f"bench verify --models {size} --nodes {' '.join(map(str, nodes))} "
             f"--variants {' '.join(variants)} --passes 16 {options}",
             lambda: bench_verify(
-                [size], [1], nodes, list(map(find_variant, variants)), passes_per_run=16,
+                [size],
+                [1],
+                nodes,
+                list(map(find_variant, variants)),
+                passes_per_run=16,
                 **settings,
             ),
             verify_markdown,
-        )  # fmt: skip
+        )
 
     def speculate(model, accept, nodes):
         length = tokens if accept else 0

@@ -95,7 +95,7 @@ def plan_tree(
         raise ConfigError(f"width {width} is too large; use at most 10")
     max_depth = min(max_depth, deepest(loaded.drafter))
     if min(nodes) < 2:
-        raise ConfigError("a draft tree has at least 2 nodes; leave smaller ones out of nodes")
+        raise ConfigError(f"nodes={min(nodes)}: draft trees need at least 2 nodes")
     with tqdm(total=len(nodes) + 2, desc="plan", unit="tree") as bar:
         run = draw(bundle, settings, spine(max_depth, width), loaded=loaded)
         bar.update()

@@ -47,7 +47,7 @@ def plot_panels(
     width: int = 520,
     height: int = 360,
 ) -> np.ndarray:
-    """Draws panels in rows of `columns` above one legend, as `uint8 [height, width, 3]`.
+    """Draws panels in rows of `columns` above a legend, `uint8 [height, width, 3]`.
 
     Every panel has its own axes. The vertical axis starts at 0 or at its least value.
 

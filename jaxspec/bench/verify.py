@@ -16,7 +16,7 @@ from jaxspec.bench.variants import Variant
 from jaxspec.errors import ConfigError
 from jaxspec.models.transformer import Transformer
 from jaxspec.spec.tree import Tree
-from jaxspec.timing import Timing, worst_mark, plot_value, ratio_fields, shown
+from jaxspec.timing import Timing, plot_value, ratio_fields, shown, worst_mark
 from jaxspec.trees import parse_tree
 
 KEYS = ("model", "batch", "method", "nodes")
@@ -60,7 +60,9 @@ def bench_verify(
       ConfigError: A variant has several cache stages.
     """
     if any(variant.cache_stages > 1 for variant in variants):
-        raise ConfigError("stagesN needs `bench decode`: a forward pass uses one cache size")
+        raise ConfigError(
+            "stagesN needs `bench decode`: a forward pass uses one cache size"
+        )
     ceilings, rows = measure_ceilings(dtype), []
     compiler = passes.local_compiler(options)
     cells = [(m, b, v) for m in models for b in batches for v in variants]

@@ -39,7 +39,7 @@ TARGETS = {
     "guided text": lambda: make_target(Transformer(TEXT)),
     "kangaroo": lambda: adapted(FEATURES["kangaroo"][0]),
     "toy": lambda: toy_target(6, 2),
-    "given": lambda: fixed_target(6, 2, TARGET, jnp.float32),
+    "fixed": lambda: fixed_target(6, 2, TARGET, jnp.float32),
 }
 DRAFTERS = {
     **TABLES,

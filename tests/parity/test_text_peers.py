@@ -1,5 +1,5 @@
 # ruff: noqa: E402
-"""The measurement of text beside `transformers`: all methods to the same tokens."""
+"""Benchmark of text generation with `transformers`: equal tokens, equal calls."""
 
 import argparse
 import json
@@ -30,13 +30,13 @@ from tests.parity.random_weights import randomized
 pytestmark = pytest.mark.parity
 
 TOKENS = 32
-# In a small vocabulary, drafts of random weights are right now and then.
+# In a small vocabulary, drafts of random weights are sometimes accepted.
 SIZES = dict(layers=4, width=64, heads=4, vocab=16, tokens=TOKENS, repeats=1)
 PAIRS = {
     "transformers, assisted": "jaxspec, draft model",
     "transformers, DFlash": "jaxspec, block diffusion",
 }
-WAYS = {PLAIN, "jaxspec, plain", *PAIRS, *PAIRS.values()}
+METHODS = {PLAIN, "jaxspec, plain", *PAIRS, *PAIRS.values()}
 
 
 def run(out, *more, **sizes):
@@ -68,8 +68,8 @@ def calls(row):
     return round(row["tokens"] / row["tokens_per_call"])
 
 
-def test_every_method_has_a_whole_row(rows):
-    assert rows.keys() == WAYS
+def test_every_method_has_a_row(rows):
+    assert rows.keys() == METHODS
     for row in rows.values():
         assert row["tokens"] == TOKENS
         assert 0 < row["min_seconds"] <= row["seconds"] <= row["max_seconds"]
@@ -77,30 +77,30 @@ def test_every_method_has_a_whole_row(rows):
         assert row["speedup"] == pytest.approx(plain / row["seconds"])
 
 
-def test_all_ways_lead_to_the_same_tokens(rows):
+def test_all_methods_generate_the_same_tokens(rows):
     assert [method for method, row in rows.items() if not row["identical"]] == []
 
 
 def test_target_calls_agree(rows):
-    """An assistant of theirs drafts before the prompt is read, ours behind it."""
+    """The assistant drafts before the prefill in transformers, after it in jaxspec."""
     for method in (PLAIN, "jaxspec, plain"):
         assert calls(rows[method]) == TOKENS
-    for theirs, ours in PAIRS.items():
-        assert 1 < rows[theirs]["tokens_per_call"] <= DRAFTED + 1
-        assert abs(calls(rows[theirs]) - calls(rows[ours])) <= 2
-    theirs, ours = (rows[method] for method in list(PAIRS.items())[1])
-    assert calls(theirs) == calls(ours)
+    for baseline, method in PAIRS.items():
+        assert 1 < rows[baseline]["tokens_per_call"] <= DRAFTED + 1
+        assert abs(calls(rows[baseline]) - calls(rows[method])) <= 2
+    baseline, method = (rows[name] for name in list(PAIRS.items())[1])
+    assert calls(baseline) == calls(method)
 
 
-def test_the_report_says_what_was_measured(stem, report):
+def test_report_has_command_versions_and_rows(stem, report):
     table = stem.with_suffix(".md").read_text()
     assert report["command"].startswith("jaxspec bench text --layers 4 --width 64")
     assert report["command"] in table and report["device"] in table
     assert report["versions"].keys() == {"jaxspec", "jax", "torch", "transformers"}
-    assert all(f"| {method} | {TOKENS} |" in table for method in WAYS)
+    assert all(f"| {method} | {TOKENS} |" in table for method in METHODS)
 
 
-def test_the_assistant_is_the_targets_beginning():
+def test_assistant_has_the_first_layers_of_the_target():
     models = make_models(layers=4, width=32, heads=2, vocab=16, length=8)
     target, assistant = models.target.state_dict(), models.assistant.state_dict()
     assert all(torch.equal(x, target[name]) for name, x in assistant.items())
@@ -108,7 +108,7 @@ def test_the_assistant_is_the_targets_beginning():
 
 
 def test_a_block_is_drafted_as_in_transformers(tmp_path):
-    """Every row of the block, on the target's own features of a prompt."""
+    """Compares every query of a block, on the target's features of a prompt."""
     models = make_models(layers=4, width=64, heads=4, vocab=50, length=64)
     randomized(models.target, seed=1)
     randomized(models.block, seed=2)
@@ -117,17 +117,17 @@ def test_a_block_is_drafted_as_in_transformers(tmp_path):
     assert loaded.feature_layers == (0, 1, 2)
     prompts, anchors = torch.randint(49, (6, 9)), torch.randint(49, (6,))
 
-    seen = models.target.model(prompts, output_hidden_states=True).hidden_states
-    features = torch.cat([seen[i + 1] for i in loaded.feature_layers], dim=-1)
+    states = models.target.model(prompts, output_hidden_states=True).hidden_states
+    features = torch.cat([states[i + 1] for i in loaded.feature_layers], dim=-1)
     block = torch.full((6, DRAFTED + 1), models.block.config.mask_token_id)
     block[:, 0] = anchors
-    rows = models.block(
+    hidden = models.block(
         noise_embeds=models.target.get_input_embeddings()(block),
         context_hidden_states=features,
         position_ids=torch.arange(9 + DRAFTED + 1)[None],
         use_cache=False,
     ).last_hidden_state
-    wanted = models.target.lm_head(rows[:, 1:]).argmax(-1)
+    expected = models.target.lm_head(hidden[:, 1:]).argmax(-1)
 
     tree, lengths = Tree.chain(DRAFTED), jnp.full(6, 9, jnp.int32)
     start = InitContext(None, as_jax(features), lengths, tree, 6, 20)
@@ -144,7 +144,7 @@ def test_a_block_is_drafted_as_in_transformers(tmp_path):
     )
     state = loaded.drafter.init(loaded.params, start)
     draft, _ = jax.jit(loaded.drafter.propose)(loaded.params, state, ctx)
-    np.testing.assert_array_equal(draft.tokens[:, 1:], wanted.numpy())
+    np.testing.assert_array_equal(draft.tokens[:, 1:], expected.numpy())
     assert len(np.unique(draft.tokens[:, 1:])) > DRAFTED
 
 
@@ -157,7 +157,7 @@ def test_a_block_is_drafted_as_in_transformers(tmp_path):
     ],
     ids=str,
 )
-def test_models_that_cannot_be_are_refused(sizes, message, tmp_path):
+def test_impossible_sizes_are_rejected(sizes, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         run(tmp_path / "text", **{**SIZES, **sizes})
 

@@ -126,9 +126,7 @@ def find_device(name: str) -> tuple[DeviceSpec, Any]:
     return DEVICES[name], DEVICES[name].make()
 
 
-def compiler_for(
-    device: Any, on_compiled: Callable[[Any], None]
-) -> Callable[..., Any]:
+def compiler_for(device: Any, on_compiled: Callable[[Any], None]) -> Callable[..., Any]:
     """Makes a `passes.Compiler` for a device; its programs cannot run here.
 
     Args:

@@ -96,7 +96,9 @@ def bench_compiled(
                 }
             for kind, (size, call) in calls.items():
                 method = f"jaxspec{variant.suffix}"
-                with collect_errors(failed, f"{name}, {model}, batch {batch}, {method}, {kind}"):
+                with collect_errors(
+                    failed, f"{name}, {model}, batch {batch}, {method}, {kind}"
+                ):
                     call()
                     loop = largest_loop(programs[-1].as_text())
                     work = pass_work(

@@ -363,4 +363,6 @@ def text_markdown(result: dict[str, Any]) -> str:
     ]
     columns = ["method", "tokens", "seconds", "min to max", "tokens per target call"]
     columns += ["ms per target call", "speedup", "identical"]
-    return "\n".join(lines) + markdown_table(columns, [cells(r) for r in result["rows"]])
+    return "\n".join(lines) + markdown_table(
+        columns, [cells(r) for r in result["rows"]]
+    )

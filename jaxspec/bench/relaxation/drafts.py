@@ -94,7 +94,7 @@ def coupled_drafts(
 
 
 def coupled_pairs(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """Joint distribution `[V, V]` of samples `(y, x)` of `p` and `q` under shared noise.
+    """Joint distribution [V, V] of samples `(y, x)` of `p` and `q` with shared noise.
 
     Exact. In terms of exponential clocks, `y` is the argmin of `clock / p` and `x` that
     of `clock / q`, so a pair constrains `clock_x / clock_y` to an interval. Integrating

@@ -94,7 +94,9 @@ def model_positions(
       ConfigError: The bundle has no drafter.
     """
     if bundle.drafter is None:
-        raise ConfigError(f"bundle '{bundle.name}' has no drafter; use a bundle with a drafter")
+        raise ConfigError(
+            f"bundle '{bundle.name}' has no drafter; use a bundle with a drafter"
+        )
     classes = spread_classes(len(bundle.class_names), count)
     settings = Settings(classes, seed=seed, cfg_scale=cfg_scale, batch=count)
     tokens = jnp.asarray(draw(bundle, settings, Tree.root()).tokens)

@@ -46,7 +46,12 @@ def relaxation_markdown(result: dict[str, Any], image: str | None = None) -> str
     lines += ["", "## All measurements"]
     for section in sections:
         section_rows = [r for r in rows if (r["setting"], r["children"]) == section]
-        lines += ["", f"### {_section_title(section)}: all rows", "", *_all_rows(section_rows)]
+        lines += [
+            "",
+            f"### {_section_title(section)}: all rows",
+            "",
+            *_all_rows(section_rows),
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -89,7 +94,8 @@ def _summary(sections, rows, compared) -> list[str]:
     """Table of acceptance rates and of comparisons, one row per section."""
     table = _table_head(
         "setting | acceptance of `rejection` | acceptance of `coupled` "
-        "| `coupled-relaxed` distorts less than LANTERN | than with the optimal residual"
+        "| `coupled-relaxed` distorts less than LANTERN "
+        "| than with the optimal residual"
     )
     for section in sections:
         section_rows = [r for r in rows if (r["setting"], r["children"]) == section]
@@ -224,7 +230,9 @@ def relaxation_plot(result: dict[str, Any]) -> bytes:
             elif curve.startswith("LANTERN"):
                 points = [by_name["rejection", "independent"], *points]
             else:  # only settings that accept more than lossless decoding
-                points = [r for r in points if r["acceptance"] >= lossless["acceptance"]]
+                points = [
+                    r for r in points if r["acceptance"] >= lossless["acceptance"]
+                ]
             x, y = ([r[name] for r in points] for name in ("acceptance", "tv"))
             lines.append(Line(label, x, y, dashed=label.endswith("independent")))
         panels.append(Panel(_section_title(section), lines))

@@ -8,11 +8,11 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxspec import __version__
-from jaxspec.bench.relaxation.drafts import independent_drafts, coupled_drafts
+from jaxspec.bench.relaxation.drafts import coupled_drafts, independent_drafts
 from jaxspec.bench.relaxation.equal_acceptance import equal_acceptance
 from jaxspec.bench.relaxation.outcomes import (
-    independent_outcome,
     coupled_outcome,
+    independent_outcome,
     total_variation,
     wasserstein,
 )

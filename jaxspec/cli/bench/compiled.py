@@ -6,10 +6,10 @@ from jaxspec.cli.bench.output import (
     add_lists,
     add_numbers,
     add_out,
-    option_values,
     check_numbers,
     check_out,
     command_line,
+    option_values,
     write_report,
 )
 from jaxspec.cli.bench.speed import add_models

@@ -11,7 +11,12 @@ from jaxspec.cli.bench.output import (
     read_report,
     write_report,
 )
-from jaxspec.cli.bench.speed import SUFFIXES, add_speed, speed_option_values, speed_options
+from jaxspec.cli.bench.speed import (
+    SUFFIXES,
+    add_speed,
+    speed_option_values,
+    speed_options,
+)
 
 
 def add_parser(benchmarks) -> None:
@@ -52,7 +57,9 @@ def run(arguments: argparse.Namespace) -> None:
         baselines=not arguments.no_baselines,
         **options,
     )
-    command = command_line("bench decode", speed_option_values(arguments, "batches", "tokens"))
+    command = command_line(
+        "bench decode", speed_option_values(arguments, "batches", "tokens")
+    )
     command += " --no-baselines" * arguments.no_baselines
     write_report(
         arguments.out,

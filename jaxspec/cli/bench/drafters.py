@@ -142,7 +142,7 @@ def run(arguments: argparse.Namespace) -> None:
         result = {"command": command, **result}
         write_file(arguments.out + ".json", json_bytes(result))
 
-    finished_rows = ()
+    finished_rows: list[dict] = []
     if arguments.resume:
         finished_rows = read_rows(arguments.out + ".json", settings)
     result = bench_drafters(
@@ -184,7 +184,9 @@ def read_rows(file: str, settings) -> list[dict]:
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"cannot resume from '{file}' ({error!r}); write to another --out") from None
+        raise DataError(
+            f"cannot resume from '{file}' ({error!r}); write to another --out"
+        ) from None
     if sizes != (len(settings.classes), settings.batch):
         raise DataError(
             f"'{file}' has {sizes[0]} images in batches of {sizes[1]}; resume with the "

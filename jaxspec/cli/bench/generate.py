@@ -59,7 +59,9 @@ def add_parser(benchmarks) -> None:
         help="CFG scales (default: 2)",
     )
     add_lists(parser, batches=([8], "batch sizes in images"))
-    add_numbers(parser, num=(64, "number of images"), seed=(0, "seed of images and noise"))
+    add_numbers(
+        parser, num=(64, "number of images"), seed=(0, "seed of images and noise")
+    )
     parser.add_argument(
         "--tokens", type=int, metavar="N", help="tokens of each image (default: all)"
     )

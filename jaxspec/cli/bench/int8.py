@@ -5,10 +5,10 @@ import argparse
 from jaxspec.cli.bench.output import (
     add_numbers,
     add_out,
-    option_values,
     check_numbers,
     check_out,
     command_line,
+    option_values,
     write_report,
 )
 from jaxspec.cli.options import add_checkpoint
@@ -32,7 +32,9 @@ def add_parser(benchmarks) -> None:
     )
     add_checkpoint(parser)
     add_numbers(parser, **NUMBERS)
-    parser.add_argument("--tree", metavar="TREE", help="tree, see `jaxspec generate --help`")
+    parser.add_argument(
+        "--tree", metavar="TREE", help="tree, see `jaxspec generate --help`"
+    )
     add_out(parser, *SUFFIXES)
     parser.set_defaults(run=run)
 

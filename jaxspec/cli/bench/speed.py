@@ -7,8 +7,8 @@ from jaxspec.cli.bench.output import (
     add_compare,
     add_numbers,
     add_out,
-    option_values,
     check_numbers,
+    option_values,
 )
 from jaxspec.cli.options import add_checkpoint
 
@@ -38,7 +38,8 @@ def add_speed(
             nargs="+",
             default=[],
             metavar="KEY=VALUE",
-            help="options of XLA, such as xla_gpu_enable_command_buffer=FUSION,CUBLAS,WHILE",
+            help="options of XLA, such as "
+            "xla_gpu_enable_command_buffer=FUSION,CUBLAS,WHILE",
         )
     add_compare(parser)
     add_out(parser, *SUFFIXES)
@@ -74,15 +75,15 @@ def speed_options(arguments: argparse.Namespace) -> dict[str, Any]:
     check_numbers(arguments, "repeats", grid=3)
     from jaxspec.device import default_dtype
 
-    options = {
+    keywords = {
         "grid": arguments.grid,
         "dtype": arguments.dtype or default_dtype(),
         "repeats": arguments.repeats,
         "checkpoint": arguments.checkpoint,
     }
     if hasattr(arguments, "compiler_options"):
-        options["options"] = compiler_options(arguments.compiler_options)
-    return found
+        keywords["options"] = compiler_options(arguments.compiler_options)
+    return keywords
 
 
 def compiler_options(pairs: list[str]) -> dict[str, str]:

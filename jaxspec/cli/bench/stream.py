@@ -6,10 +6,10 @@ from jaxspec.cli.bench.output import (
     add_lists,
     add_numbers,
     add_out,
-    option_values,
     check_numbers,
     check_out,
     command_line,
+    option_values,
     write_report,
 )
 from jaxspec.cli.options import add_checkpoint
@@ -35,7 +35,9 @@ def add_parser(benchmarks) -> None:
     add_checkpoint(parser)
     add_numbers(parser, **NUMBERS)
     add_lists(parser, waits=([1, 2], "numbers of idle sequences before a refill"))
-    parser.add_argument("--tree", metavar="TREE", help="tree, see `jaxspec generate --help`")
+    parser.add_argument(
+        "--tree", metavar="TREE", help="tree, see `jaxspec generate --help`"
+    )
     add_out(parser, *SUFFIXES)
     parser.set_defaults(run=run)
 

@@ -6,10 +6,10 @@ from jaxspec.cli.bench.output import (
     add_compare,
     add_numbers,
     add_out,
-    option_values,
     check_numbers,
     check_out,
     command_line,
+    option_values,
     read_report,
     write_report,
 )
@@ -31,9 +31,9 @@ def add_parser(benchmarks) -> None:
         "text",
         help="text generation compared with transformers: plain, assisted, DFlash",
         description="Generates the same greedy text with transformers and with "
-        "jaxspec, from one set of random weights in Qwen3's architecture: plainly, with "
-        "the target's first layers as draft model, and with a random block drafter. "
-        "Needs torch and transformers.",
+        "jaxspec, from one set of random weights in Qwen3's architecture: plainly, "
+        "with the target's first layers as draft model, and with a random block "
+        "drafter. Needs torch and transformers.",
         epilog="Example: jaxspec bench text --layers 12 --width 512 --out text",
     )
     add_numbers(parser, **NUMBERS)

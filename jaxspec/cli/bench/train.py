@@ -38,7 +38,9 @@ def add_parser(benchmarks) -> None:
         default=list(PARTS),
         help="trained parts (default: both)",
     )
-    add_numbers(parser, batch=(16, "sequences per step"), steps=(3, "steps per timed run"))
+    add_numbers(
+        parser, batch=(16, "sequences per step"), steps=(3, "steps per timed run")
+    )
     parser.set_defaults(run=run)
 
 

@@ -24,9 +24,9 @@ def add_parser(benchmarks) -> None:
     parser = benchmarks.add_parser(
         "verify",
         help="cost of verifying draft trees, in decode steps",
-        description="Times forward passes over draft trees with caches filled by half an "
-        "image, relative to a decode step, and whole rounds with fixed drafts, which add "
-        "noise, verifier, commits and counters.",
+        description="Times forward passes over draft trees with caches filled by half "
+        "an image, relative to a decode step, and whole rounds with fixed drafts, "
+        "which add noise, verifier, commits and counters.",
         epilog="Example: jaxspec bench verify --models gpt-xl --nodes 26 64 "
         "--variants xla pallas --out verify",
     )
