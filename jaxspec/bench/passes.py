@@ -246,14 +246,14 @@ def _state_at(engine: Engine, length: int, start: int, params, *inputs) -> SpecS
     shapes = jax.eval_shape(partial(init_state, engine), params, *inputs)
     keys = inputs[-1]
     zeros = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype), replace(shapes, keys=(), limits=())
+        lambda x: jnp.zeros(x.shape, x.dtype), replace(shapes, keys=(), stopping=())
     )
     cache_lengths = jnp.full_like(zeros.cache.lengths, start + length - 1)
     visible = jnp.ones_like(zeros.cache.visible)
     return replace(
         zeros,
         keys=jax.random.clone(keys),
-        limits=StoppingCriteria.create(len(keys), engine.max_new_tokens),
+        stopping=StoppingCriteria.create(len(keys), engine.max_new_tokens),
         start=jnp.full_like(zeros.start, start),
         length=jnp.full_like(zeros.length, length),
         cache=replace(zeros.cache, lengths=cache_lengths, visible=visible),
