@@ -1,4 +1,4 @@
-"""What a round is made of, in decode steps, and what its passes must take at least."""
+"""Costs of a decoding round in units of decode steps, and a roofline bound."""
 
 from functools import partial
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 from jaxspec.bench import passes
 from jaxspec.bench.roofline.ceilings import measure_ceilings
 from jaxspec.bench.roofline.work import pass_work
-from jaxspec.bench.timing import side_by_side
+from jaxspec.bench.timing import time_interleaved
 from jaxspec.bundle import Bundle
 from jaxspec.helpers import LoadedDrafter
 from jaxspec.models.transformer import Transformer, activation_dtype
@@ -22,8 +22,8 @@ from jaxspec.spec.noise import batch_keys
 from jaxspec.spec.tree import Tree
 from jaxspec.timing import Timing, ratio_fields
 
-# Passes, or drafts, in one timed program.
-LOOPS = 8
+# Iterations of each timed program: forward passes, or drafts.
+ITERATIONS = 8
 
 
 def round_costs(
@@ -33,31 +33,32 @@ def round_costs(
     loaded: LoadedDrafter,
     repeats: int = 5,
 ) -> dict[str, Any]:
-    """A pass over the tree and a draft, in decode steps: what speed is to be expected.
+    """Measures the cost of verification and drafting in decode steps.
 
     Returns:
-      "verify_cost" and "draft_cost", of a full batch behind half an image; see
-      `timing.ratio_fields`.
+      "verify_cost", a forward pass over the tree, and "draft_cost", a call of
+      `propose`, both over one decode step, for a full batch with caches filled by half
+      an image; see `timing.ratio_fields`.
     """
-    own, (_, rows) = bundle_for(bundle, loaded), batches_of(bundle, settings)
-    config, params = own.prior.config, own.prior.params
+    target, (_, batch) = bundle_for(bundle, loaded), batches_of(bundle, settings)
+    config, params = target.prior.config, target.prior.params
     filled = config.prefix_length + config.sequence_length // 2
-    shapes = {1: Tree.root(), tree.size: Tree.chain(tree.size - 1)}
+    trees = {1: Tree.root(), tree.size: Tree.chain(tree.size - 1)}
     calls: dict[Any, passes.Program] = {
-        size: passes.tree_passes(
+        size: passes.verify_program(
             Transformer(config, settings.attention),
             params,
-            rows,
-            shape,
+            batch,
+            static_tree,
             filled,
-            LOOPS,
-            passes.build_here(),
+            ITERATIONS,
+            passes.local_compiler(),
             guided=settings.cfg_scale != 1.0,
         )
-        for size, shape in shapes.items()
+        for size, static_tree in trees.items()
     }
-    calls["draft"] = draft_call(bundle, settings, tree, loaded)
-    times = side_by_side(calls, repeats)
+    calls["draft"] = draft_program(bundle, settings, tree, loaded)
+    times = time_interleaved(calls, repeats)
     step = times[1]
     return ratio_fields(
         verify_cost=(times[tree.size], step), draft_cost=(times["draft"], step)
@@ -71,31 +72,34 @@ def draft_timing(
     loaded: LoadedDrafter,
     repeats: int = 5,
 ) -> Timing:
-    """One `propose` for a full batch."""
-    call = draft_call(bundle, settings, tree, loaded)
-    return side_by_side({"draft": call}, repeats)["draft"].per(LOOPS)
+    """Times one `propose` for a full batch."""
+    call = draft_program(bundle, settings, tree, loaded)
+    return time_interleaved({"draft": call}, repeats)["draft"].per(ITERATIONS)
 
 
-def draft_call(
+def draft_program(
     bundle: Bundle, settings: Settings, tree: Tree | DynamicTree, loaded: LoadedDrafter
 ) -> passes.Program:
-    """`LOOPS` drafts for a full batch, each behind a token of the one before."""
+    """Compiles `ITERATIONS` calls of `propose` for a full batch.
+
+    The root of each draft is the last token of the previous one.
+    """
     bundle = bundle_for(bundle, loaded)
     engine = make_engine(bundle, settings, tree, loaded)
-    (_, rows), drafter = batches_of(bundle, settings), loaded.drafter
-    some = np.resize(np.arange(len(settings.classes)), rows)
-    prompts = jax.tree.map(lambda x: jnp.asarray(x[some]), settings.prompts())
-    sampling, keys = settings.sampling(rows), batch_keys(settings.seed, rows)
+    (_, batch), drafter = batches_of(bundle, settings), loaded.drafter
+    indices = np.resize(np.arange(len(settings.classes)), batch)
+    prompts = jax.tree.map(lambda x: jnp.asarray(x[indices]), settings.prompts())
+    sampling, keys = settings.sampling(batch), batch_keys(settings.seed, batch)
     state = jax.jit(partial(init_state, engine))(
         bundle.prior.params, loaded.params, prompts, sampling, keys
     )
-    shape = rows, tree.depth + 1, engine.target.vocab_size
+    shape = batch, tree.depth + 1, engine.target.vocab_size
     noise = jax.random.gumbel(jax.random.key(0), shape)
 
     def run(params, state, gumbel):
         def step(_, carry):
-            # Nothing may be computed once for all drafts, and nothing left out of one.
-            root, own, tokens, index, noise = jax.lax.optimization_barrier(
+            # The barriers keep XLA from hoisting work out of the loop or removing it.
+            root, drafter_state, tokens, index, noise = jax.lax.optimization_barrier(
                 (*carry, state.tokens, state.length, gumbel)
             )
             ctx = DraftContext(
@@ -110,12 +114,15 @@ def draft_call(
                 selection=engine.candidates,
                 order=engine.order,
             )
-            draft, own = jax.lax.optimization_barrier(drafter.propose(params, own, ctx))
-            return draft.tokens[:, -1], own
+            draft, drafter_state = jax.lax.optimization_barrier(
+                drafter.propose(params, drafter_state, ctx)
+            )
+            return draft.tokens[:, -1], drafter_state
 
-        return jax.lax.fori_loop(0, LOOPS, step, (state.tokens[:, 0], state.drafter))[0]
+        initial = state.tokens[:, 0], state.drafter
+        return jax.lax.fori_loop(0, ITERATIONS, step, initial)[0]
 
-    program = passes.lowered(run, loaded.params, state, noise).compile()
+    program = passes.lower(run, loaded.params, state, noise).compile()
     return lambda: program(loaded.params, state, noise)
 
 
@@ -126,22 +133,27 @@ def target_bound(
     run: Run,
     loaded: LoadedDrafter | None = None,
 ) -> dict[str, Any]:
-    """Seconds that the target's passes of a run must take, and their share of its time.
+    """Roofline bound of the target's forward passes in a run.
 
-    Drafting is not in it. Rows of a batch are taken to end together.
+    Drafting is not included. All sequences of a batch are assumed to take the same
+    number of rounds.
+
+    Returns:
+      "bytes" and "flops" of the passes; "bound_seconds", their least time on this
+      device; "achieved", that bound over the measured time of the run.
     """
     bundle = bundle_for(bundle, loaded)
     config, dtype = bundle.prior.config, activation_dtype(bundle.prior.params)
-    _, rows = batches_of(bundle, settings)
+    _, batch = batches_of(bundle, settings)
     work = pass_work(
         config,
-        rows=rows * (2 if settings.cfg_scale != 1.0 else 1),
+        sequences=batch * (2 if settings.cfg_scale != 1.0 else 1),
         nodes=tree.size,
         filled=config.prefix_length + run.tokens.shape[1] / 2,
         itemsize=jnp.dtype(dtype).itemsize,
         int8=bundle.int8,
     )
-    work *= int(run.calls.sum()) / rows
+    work *= int(run.calls.sum()) / batch
     bound = work.bound(measure_ceilings(str(dtype)))
     return {
         "bytes": work.bytes,

@@ -1,4 +1,4 @@
-"""Plain decoding against the bound that memory sets, beside other ways of doing it."""
+"""Plain decoding, compared with the memory bound and with PyTorch."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,18 +9,18 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxspec.bench import passes
-from jaxspec.bench.peers import torch_calls, torch_words
+from jaxspec.bench.peers import torch_baselines, torch_description
 from jaxspec.bench.plot import Line, Panel, plot_panels
 from jaxspec.bench.roofline.ceilings import measure_ceilings
 from jaxspec.bench.roofline.work import pass_work
-from jaxspec.bench.subjects import find_subject
-from jaxspec.bench.tables import environment, heading, table
-from jaxspec.bench.timing import later, noted, side_by_side
+from jaxspec.bench.subjects import find_model
+from jaxspec.bench.tables import environment, markdown_table, report_heading
+from jaxspec.bench.timing import collect_errors, lazy, time_interleaved
 from jaxspec.bench.variants import Variant
 from jaxspec.models.transformer import Transformer
-from jaxspec.timing import Timing, plotted, ratio_fields, shown
+from jaxspec.timing import Timing, plot_value, ratio_fields, shown
 
-KEYS = ("model", "batch", "tokens", "way")
+KEYS = ("model", "batch", "tokens", "method")
 FILTERS = {"top_k": 1000, "top_p": 0.95}
 FILTERED = ", top-k 1000, top-p 0.95"
 
@@ -34,86 +34,99 @@ def bench_decode(
     tokens: int,
     dtype: str,
     repeats: int,
-    peers: bool = True,
+    baselines: bool = True,
     checkpoint: str | None = None,
     options: dict[str, str] | None = None,
 ) -> dict[str, Any]:
-    """One row for each model, batch and way; all ways of a batch in turn.
+    """Times plain decoding for each model, batch size and method.
+
+    All methods of one model and batch size are timed interleaved.
 
     Args:
-      models: see `find_subject`.
-      batches: images side by side; guided, so twice as many rows.
-      variants: of our own program.
-      grid: tokens along a side, of published sizes.
-      tokens: of each image, at most; 0 is all.
-      dtype: of weights and caches.
-      repeats: timed runs.
-      peers: whether PyTorch is measured, where it is installed.
-      checkpoint: what "default" means.
-      options: of XLA's compiler.
+      models: Names, see `find_model`.
+      batches: Batch sizes in images; CFG doubles the sequences of a forward pass.
+      variants: Variants of the decoder.
+      grid: Tokens along a side, for published sizes.
+      tokens: Maximum number of tokens of each image; 0 is all.
+      dtype: Dtype of weights and caches.
+      repeats: Number of timed runs.
+      baselines: Whether PyTorch is measured too, where it is installed.
+      checkpoint: Bundle folder that "default" refers to.
+      options: Compiler options of XLA.
+
+    Returns:
+      Report with one row per model, batch size and method. Times are per token.
     """
     ceilings, rows, failed = measure_ceilings(dtype), [], {}
-    build = passes.build_here(options)
+    compiler = passes.local_compiler(options)
     cells = [(m, b) for m in models for b in batches]
     with tqdm(total=len(cells), desc="decode", unit="cell") as bar:
         for name, batch in cells:
             find = partial(
-                find_subject, name, grid=grid, dtype=dtype, checkpoint=checkpoint
+                find_model, name, grid=grid, dtype=dtype, checkpoint=checkpoint
             )
-            plain = find()
-            config = plain.prior.config
+            unquantized = find()
+            config = unquantized.prior.config
             length = min(tokens or config.sequence_length, config.sequence_length)
             work = partial(
                 pass_work,
                 config,
-                rows=2 * batch,
+                sequences=2 * batch,
                 nodes=1,
                 filled=config.prefix_length + length / 2,
                 itemsize=jnp.dtype(dtype).itemsize,
             )
-            calls, works, wrong = {}, {}, {}
+            calls, works, errors = {}, {}, {}
             for variant in variants:
-                bundle = find(int8=True) if variant.int8 else plain
+                bundle = find(int8=True) if variant.int8 else unquantized
                 model = Transformer(config, variant.attention)
-                loop = partial(passes.decode_loop, cache_stages=variant.cache_stages)
-                loops: dict[str, Callable[..., passes.Program]] = {"": loop}
+                decode = partial(
+                    passes.decode_program, cache_stages=variant.cache_stages
+                )
+                makers: dict[str, Callable[..., passes.Program]] = {"": decode}
                 if variant.cache_stages == 1:
-                    loops[", model alone"] = passes.forward_loop
+                    makers[", forward passes only"] = passes.forward_program
                 if variant == variants[0]:
-                    loops[FILTERED] = partial(loop, filters=FILTERS)
-                for words, make in loops.items():
-                    way = f"jaxspec{variant.words}{words}"
-                    given = model, bundle.prior.params, batch, length, build
-                    calls[way] = later(make, *given)
-                    works[way] = work(int8=variant.int8)
-            if peers:
-                with noted(wrong, "torch"):
-                    found = torch_calls(config, plain.prior.params, batch, length)
-                    calls |= found
-                    works |= dict.fromkeys(found, work())
-            for way, timing in side_by_side(calls, repeats, failed=wrong).items():
-                step, bound = timing.per(length), works[way].bound(ceilings)
+                    makers[FILTERED] = partial(decode, filters=FILTERS)
+                for suffix, make in makers.items():
+                    method = f"jaxspec{variant.suffix}{suffix}"
+                    args = model, bundle.prior.params, batch, length, compiler
+                    calls[method] = lazy(make, *args)
+                    works[method] = work(int8=variant.int8)
+            if baselines:
+                with collect_errors(errors, "torch"):
+                    torch_calls = torch_baselines(
+                        config, unquantized.prior.params, batch, length
+                    )
+                    calls |= torch_calls
+                    works |= dict.fromkeys(torch_calls, work())
+            times = time_interleaved(calls, repeats, errors=errors)
+            for method, timing in times.items():
+                step, bound = timing.per(length), works[method].bound(ceilings)
                 rows.append(
                     {
                         "model": name,
                         "batch": batch,
-                        "way": way,
+                        "method": method,
                         "tokens": length,
                         **step.fields(),
-                        "bytes": works[way].bytes,
-                        "flops": works[way].flops,
+                        "bytes": works[method].bytes,
+                        "flops": works[method].flops,
                         "bound_seconds": bound,
                         **ratio_fields(achieved=(Timing.exact(bound), step)),
                     }
                 )
-            failed |= {f"{name}, batch {batch}, {way}": e for way, e in wrong.items()}
+            failed |= {
+                f"{name}, batch {batch}, {method}": error
+                for method, error in errors.items()
+            }
             bar.update()
     return {
         "dtype": dtype,
         "repeats": repeats,
         "compiler_options": options or {},
         "ceilings": ceilings.fields(),
-        "peers": torch_words() if peers else "PyTorch was left out",
+        "baselines": torch_description() if baselines else "no PyTorch baseline",
         "failed": failed,
         "rows": rows,
         **environment(),
@@ -121,50 +134,53 @@ def bench_decode(
 
 
 def decode_markdown(result: dict[str, Any]) -> str:
-    """The rows as a table."""
-    ours = {
-        (r["model"], r["batch"]): Timing.of_row(r, result["repeats"])
-        for r in result["rows"]
-        if r["way"] == "jaxspec"
+    """Formats a report of `bench_decode`."""
+    references = {
+        (row["model"], row["batch"]): Timing.from_report(row, result["repeats"])
+        for row in result["rows"]
+        if row["method"] == "jaxspec"
     }
 
     def cells(row):
-        mine = ours.get((row["model"], row["batch"]))
-        own = Timing.of_row(row, result["repeats"])
+        reference = references.get((row["model"], row["batch"]))
+        timing = Timing.from_report(row, result["repeats"])
+        relative = ""
+        if reference:
+            relative = shown(ratio_fields(time=(timing, reference)), "time")
         return [
             row["model"],
             row["batch"],
-            row["way"],
+            row["method"],
             f"{1e3 * row['seconds']:.3f}",
-            f"{1e3 * row['least_seconds']:.3f} to {1e3 * row['most_seconds']:.3f}",
+            f"{1e3 * row['min_seconds']:.3f} to {1e3 * row['max_seconds']:.3f}",
             f"{1e3 * row['bound_seconds']:.3f}",
             shown(row, "achieved", "%"),
-            shown(ratio_fields(time=(own, mine)), "time") if mine else "",
+            relative,
         ]
 
-    words = (
-        "A step yields a token for every image of a batch; both guidance streams. "
-        "Milliseconds are medians of whole loops over all tokens, divided by their "
-        'number; "model alone" leaves out noise and sampling. Beside it: '
-        f"{result['peers']}."
+    description = (
+        "A step yields one token for every image of a batch and computes both CFG "
+        "branches. Milliseconds are the time to decode all tokens over their number. "
+        '"Forward passes only" omits noise and sampling. Baseline: '
+        f"{result['baselines']}."
     )
-    names = ["model", "batch", "way", "ms a step", "least to most", "bound ms"]
-    columns = [*names, "achieved", "of jaxspec's time"]
-    return heading("Plain decoding", result, words) + table(
-        columns, [cells(r) for r in result["rows"]]
+    names = ["model", "batch", "method", "ms per step", "min to max", "bound ms"]
+    columns = [*names, "achieved", "time relative to jaxspec"]
+    return report_heading("Plain decoding", result, description) + markdown_table(
+        columns, [cells(row) for row in result["rows"]]
     )
 
 
 def decode_plot(result: dict[str, Any]) -> np.ndarray:
-    """Share of the bound over the batch, a panel for each model."""
+    """Plots the fraction of the bound over the batch size, one panel per model."""
     panels, rows = [], result["rows"]
     for model in dict.fromkeys(row["model"] for row in rows):
-        own = [row for row in rows if row["model"] == model]
+        model_rows = [row for row in rows if row["model"] == model]
         lines = []
-        for way in dict.fromkeys(row["way"] for row in own):
-            points = [row for row in own if row["way"] == way]
+        for method in dict.fromkeys(row["method"] for row in model_rows):
+            points = [row for row in model_rows if row["method"] == method]
             x = [p["batch"] for p in points]
-            y = [plotted(p, "achieved") for p in points]
-            lines.append(Line(way, x, y))
+            y = [plot_value(p, "achieved") for p in points]
+            lines.append(Line(method, x, y))
         panels.append(Panel(model, lines))
     return plot_panels(panels, "batch", "bound / time")

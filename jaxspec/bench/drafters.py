@@ -1,4 +1,4 @@
-"""Drafters side by side on one target: tokens a call, cost, wall-clock."""
+"""Comparison of drafters on one target: tokens per call, cost, wall-clock time."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from jaxspec.bench.costs import draft_timing, target_bound
 from jaxspec.bench.plot import Line, Panel, plot_panels
-from jaxspec.bench.tables import environment
+from jaxspec.bench.tables import environment, markdown_table
 from jaxspec.bundle import Bundle
 from jaxspec.errors import ConfigError
 from jaxspec.helpers import LoadedDrafter
@@ -19,7 +19,7 @@ from jaxspec.report import generation_report
 from jaxspec.rules import parse_verifier, verifier_spec
 from jaxspec.spec.envelopes import DynamicTree
 from jaxspec.spec.tree import Tree
-from jaxspec.timing import RULE, ratio_fields, shown
+from jaxspec.timing import RATIO_NOTE, ratio_fields, shown
 from jaxspec.trees import deepest, parse_tree
 
 NODES = (16, 57, 128)
@@ -27,11 +27,11 @@ VERIFIERS = ("coupled",)
 KEYS = ("drafter", "verifier", "cfg_scale", "nodes")
 
 
-def tree_for(loaded: LoadedDrafter, nodes: int) -> Tree | DynamicTree:
-    """A layered beam of so many nodes; a static tree where the drafter needs one.
+def tree_of_size(loaded: LoadedDrafter, nodes: int) -> Tree | DynamicTree:
+    """Beam of a number of nodes; a static tree where the drafter needs one.
 
     Raises:
-      ConfigError: the drafter can fill neither.
+      ConfigError: The drafter supports neither.
     """
     depth = deepest(loaded.drafter)
     for name in (f"beam-{nodes}", f"optimal-{nodes}"):
@@ -41,7 +41,9 @@ def tree_for(loaded: LoadedDrafter, nodes: int) -> Tree | DynamicTree:
         except ConfigError:
             continue
         return tree
-    raise ConfigError(f"{loaded.name} can fill no tree of {nodes} nodes")
+    raise ConfigError(
+        f"drafter '{loaded.name}' supports no tree of {nodes} nodes; choose fewer nodes"
+    )
 
 
 def bench_drafters(
@@ -50,31 +52,42 @@ def bench_drafters(
     settings: Settings,
     *,
     nodes: Sequence[int] = NODES,
-    scales: Sequence[float] = (2.0, 3.0),
-    rules: Sequence[str] = VERIFIERS,
+    cfg_scales: Sequence[float] = (2.0, 3.0),
+    verifiers: Sequence[str] = VERIFIERS,
     repeats: int = 1,
-    known: Sequence[dict[str, Any]] = (),
-    keep: Callable[[dict[str, Any]], None] = lambda result: None,
+    finished_rows: Sequence[dict[str, Any]] = (),
+    save: Callable[[dict[str, Any]], None] = lambda result: None,
 ) -> dict[str, Any]:
-    """One row for each drafter, number of nodes, guidance scale and rule.
+    """Measures each drafter with each tree size, CFG scale and verifier.
 
-    Plain decoding is timed once for each scale, in the same run.
+    Plain decoding is timed once for each CFG scale and target, in the same run.
 
     Args:
-      bundle: models.
-      helpers: the drafters.
-      settings: what is drawn; its guidance and rule are replaced.
-      nodes: sizes of trees.
-      scales: guidance.
-      rules: by name, see `parse_verifier`; a drafter that a rule refuses is left out
-        there.
-      repeats: timed runs; after a warm-up, if there is more than one.
-      known: rows of an earlier run, kept as they are and not measured again.
-      keep: called with the result so far after each row.
+      bundle: Models.
+      loaded_drafters: Drafters to compare.
+      settings: Generation settings; CFG scale and verifier are replaced.
+      nodes: Tree sizes.
+      cfg_scales: CFG scales.
+      verifiers: Names of verifiers, see `parse_verifier`; combinations of drafter and
+        verifier that do not fit are skipped.
+      repeats: Number of timed runs; more than one are preceded by a warm-up.
+      finished_rows: Rows of an earlier run, which are not measured again.
+      save: Callback that receives the report after each row.
+
+    Returns:
+      Report with one row per combination.
     """
-    rows: list[dict[str, Any]] = list(known)
-    have = {(r["drafter"], r["nodes"], r["verifier"], r["cfg_scale"]) for r in known}
-    cells = [(h, n, r) for h in loaded_drafters for n in nodes for r in rules]
+    rows: list[dict[str, Any]] = list(finished_rows)
+    finished = {
+        (row["drafter"], row["nodes"], row["verifier"], row["cfg_scale"])
+        for row in finished_rows
+    }
+    cells = [
+        (loaded, count, verifier)
+        for loaded in loaded_drafters
+        for count in nodes
+        for verifier in verifiers
+    ]
     result = {
         "checkpoint": bundle.name,
         "images": len(settings.classes),
@@ -83,41 +96,45 @@ def bench_drafters(
         "rows": rows,
         **environment(),
     }
-    targets = len({id(h.prior) for h in loaded_drafters})
-    total = len(scales) * (targets + len(cells))
+    targets = len({id(loaded.prior) for loaded in loaded_drafters})
+    total = len(cfg_scales) * (targets + len(cells))
     with tqdm(total=total, desc="drafters", unit="run") as bar:
-        for scale in scales:
-            here = replace(
-                settings, cfg_scale=scale, verifier=parse_verifier("coupled")
+        for cfg_scale in cfg_scales:
+            plain_settings = replace(
+                settings, cfg_scale=cfg_scale, verifier=parse_verifier("coupled")
             )
             run = partial(draw, bundle, repeats=repeats, warm_up=repeats > 1)
-            plains: dict[int, Run] = {}  # a drafter may bring the target with it
+            plain_runs: dict[int, Run] = {}  # a drafter may replace the target
             for loaded, count, name in cells:
-                given = replace(here, verifier=parse_verifier(name))
-                if (loaded.name, count, verifier_spec(given.verifier), scale) in have:
+                cell_settings = replace(plain_settings, verifier=parse_verifier(name))
+                spec = verifier_spec(cell_settings.verifier)
+                if (loaded.name, count, spec, cfg_scale) in finished:
                     bar.update()
                     continue
-                plain = plains.get(id(loaded.prior))
+                plain = plain_runs.get(id(loaded.prior))
                 if plain is None:
-                    plain = run(here, Tree.root(), loaded=loaded)
-                    plains[id(loaded.prior)] = plain
+                    plain = run(plain_settings, Tree.root(), loaded=loaded)
+                    plain_runs[id(loaded.prior)] = plain
                     bar.update()
-                row = _row(bundle, loaded, given, count, plain, run)
+                row = _report_row(bundle, loaded, cell_settings, count, plain, run)
                 if row is not None:
                     rows.append(row)
-                    keep(result)
+                    save(result)
                 bar.update()
     return result
 
 
-def _row(bundle, loaded, settings, count, plain: Run, run) -> dict[str, Any] | None:
-    tree = tree_for(loaded, count)
+def _report_row(
+    bundle, loaded, settings, count, plain: Run, run
+) -> dict[str, Any] | None:
+    """Measures one combination; None if drafter, tree and verifier do not fit."""
+    tree = tree_of_size(loaded, count)
     try:
         fast = run(settings, tree, loaded=loaded)
     except ConfigError:
-        static = parse_tree(f"optimal-{count}", deepest(loaded.drafter))
+        static_tree = parse_tree(f"optimal-{count}", deepest(loaded.drafter))
         try:
-            tree, fast = static, run(settings, static, loaded=loaded)
+            tree, fast = static_tree, run(settings, static_tree, loaded=loaded)
         except ConfigError:
             return None
     report = generation_report(bundle, settings, tree, fast, plain, loaded)
@@ -145,68 +162,70 @@ def _row(bundle, loaded, settings, count, plain: Run, run) -> dict[str, Any] | N
 
 
 def drafters_markdown(result: dict[str, Any]) -> str:
-    """The rows as a table, best first within each guidance scale and rule."""
+    """Formats a report of `bench_drafters`, one table per CFG scale and verifier.
+
+    Rows are sorted by tokens per call.
+    """
     lines = [
         f"# Drafters: {result['checkpoint']}",
         "",
         f"`{result['command']}`",
         "",
         f"Device: {result['device']}, jax {result['versions']['jax']}. "
-        f"{result['images']} sequences, {result['batch']} at a time, temperature 1. "
-        "Tokens per call count the prefill as a call; draft cost is one `propose` "
-        "beside one plain step; speedup is against plain decoding in the same run; of "
-        "bound: what the target's passes must take at least, over the time "
-        f"taken. {RULE}",
+        f"{result['images']} sequences, batch {result['batch']}, temperature 1. "
+        "Tokens per call count the prefill as a call. Draft cost is one `propose` "
+        "relative to one plain decoding step. Speedup is relative to plain decoding in "
+        "the same run. Achieved is the roofline bound of the target's forward passes "
+        f"over the measured time. {RATIO_NOTE}",
     ]
-    keys = sorted({(row["cfg_scale"], row["verifier"]) for row in result["rows"]})
-    for scale, verifier in keys:
+    columns = ["drafter", "tree", "nodes", "depth", "tokens/call", "draft cost"]
+    columns += ["speedup", "achieved", "identical", "parameters", "training time"]
+    sections = {(row["cfg_scale"], row["verifier"]) for row in result["rows"]}
+    for scale, verifier in sorted(sections):
         rows = [
-            r
-            for r in result["rows"]
-            if (r["cfg_scale"], r["verifier"]) == (scale, verifier)
+            row
+            for row in result["rows"]
+            if (row["cfg_scale"], row["verifier"]) == (scale, verifier)
         ]
         kind = "lossless" if rows[0]["lossless"] else "LOSSY"
-        lines += [
-            "",
-            f"## cfg {scale:g}, {verifier} ({kind})",
-            "",
-            "| drafter | tree | nodes | depth | tokens/call | draft cost | speedup "
-            "| of bound | identical | parameters | trained for |",
-            "|---|---|---|---|---|---|---|---|---|---|---|",
-        ]
-        for row in sorted(rows, key=lambda r: -r["tokens_per_call"]):
+        cells = []
+        for row in sorted(rows, key=lambda row: -row["tokens_per_call"]):
             trained = row["trained_seconds"]
-            cells = [
-                row["drafter"],
-                row["tree"],
-                row["nodes"],
-                row["depth"],
-                f"{row['tokens_per_call']:.2f}",
-                shown(row, "drafter_cost"),
-                shown(row, "speedup"),
-                shown(row, "achieved", "%") if row.get("achieved") else "",
-                "yes" if row["identical"] else "no",
-                f"{row['parameters']:,}" if row["parameters"] else "",
-                f"{trained / 60:.0f} min" if trained else "",
-            ]
-            lines.append("| " + " | ".join(map(str, cells)) + " |")
+            cells.append(
+                [
+                    row["drafter"],
+                    row["tree"],
+                    row["nodes"],
+                    row["depth"],
+                    f"{row['tokens_per_call']:.2f}",
+                    shown(row, "drafter_cost"),
+                    shown(row, "speedup"),
+                    shown(row, "achieved", "%") if row.get("achieved") else "",
+                    "yes" if row["identical"] else "no",
+                    f"{row['parameters']:,}" if row["parameters"] else "",
+                    f"{trained / 60:.0f} min" if trained else "",
+                ]
+            )
+        lines += ["", f"## cfg {scale:g}, {verifier} ({kind})", ""]
+        lines.append(markdown_table(columns, cells).rstrip())
     return "\n".join(lines) + "\n"
 
 
 def drafters_plot(result: dict[str, Any]) -> np.ndarray:
-    """Tokens per call over nodes, a panel for each guidance scale and rule."""
+    """Plots tokens per call over nodes, one panel per CFG scale and verifier."""
     panels = []
     rows = result["rows"]
     for scale, verifier in sorted({(r["cfg_scale"], r["verifier"]) for r in rows}):
         lines = []
         for name in dict.fromkeys(r["drafter"] for r in rows):
-            own = [
-                r
-                for r in rows
-                if (r["drafter"], r["cfg_scale"], r["verifier"])
-                == (name, scale, verifier)
+            cell = name, scale, verifier
+            points = [
+                row
+                for row in rows
+                if (row["drafter"], row["cfg_scale"], row["verifier"]) == cell
             ]
-            x, y = [r["nodes"] for r in own], [r["tokens_per_call"] for r in own]
+            x = [row["nodes"] for row in points]
+            y = [row["tokens_per_call"] for row in points]
             lines.append(Line(name, x, y))
         panels.append(Panel(f"cfg {scale:g}, {verifier}", lines))
     return plot_panels(panels, "nodes", "tokens per call")

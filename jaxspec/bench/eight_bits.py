@@ -1,4 +1,4 @@
-"""What rounding matrices to eight bits does to a model's scores."""
+"""Effect of int8 weight quantization on logits and on acceptance."""
 
 from functools import partial
 from typing import Any
@@ -18,9 +18,9 @@ from jaxspec.spec.tree import Tree
 from jaxspec.typing import Params
 
 
-def bench_eight_bits(
+def bench_int8(
     bundle: Bundle,
-    rounded: Bundle,
+    quantized: Bundle,
     tree: Tree | DynamicTree,
     *,
     drafter: str = "own",
@@ -28,37 +28,40 @@ def bench_eight_bits(
     batch: int,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Scores of both models on images that the unrounded one drew.
+    """Compares a float32 model with its int8 version.
+
+    Both models score images that the float32 model generated, without CFG, and
+    generate images of their own, speculatively and plainly.
 
     Args:
-      bundle: as trained.
-      rounded: the same, loaded with `int8`.
-      tree: with which both draw speculatively.
-      drafter: see `load_drafter`.
-      num: images.
-      batch: images side by side.
-      seed: of images and noise.
+      bundle: Models in float32.
+      quantized: The same models, loaded with `int8`.
+      tree: Draft tree.
+      drafter: Name of the drafter, see `load_drafter`.
+      num: Number of images.
+      batch: Batch size in images.
+      seed: Seed of images and noise.
 
     Returns:
-      Errors of logits (RMS and largest), mean KL divergence from the rounded model's
-      law (nats), how often the likeliest token is the same, likelihood of the same
-      tokens under both, bytes of parameters, and tokens per call of each drawing
-      speculatively; "identical" says that both drew what they draw plainly.
+      Report with the RMS and maximum error of logits, the mean KL divergence to the
+      quantized model in nats, the rate of equal top-1 tokens, negative
+      log-likelihoods, bytes of parameters, and tokens per call. "identical" is whether
+      each model generates the same tokens speculatively and plainly.
     """
     classes = spread_classes(len(bundle.class_names), num)
     settings = Settings(classes, seed=seed, batch=batch)
     plain = draw(bundle, settings, Tree.root())
     fast = draw(bundle, settings, tree, loaded=load_drafter(drafter, bundle))
-    own = draw(rounded, settings, tree, loaded=load_drafter(drafter, rounded))
-    own_plain = draw(rounded, settings, Tree.root())
-    score = jax.jit(partial(_compare, Transformer(bundle.prior.config)))
+    int8_plain = draw(quantized, settings, Tree.root())
+    int8_fast = draw(quantized, settings, tree, loaded=load_drafter(drafter, quantized))
+    score = jax.jit(partial(_compare_logits, Transformer(bundle.prior.config)))
     parts = []
     for start in range(0, num, batch):
-        rows = np.resize(np.arange(start, min(start + batch, num)), batch)
-        labels = np.array(classes, np.int32)[rows]
-        given = jnp.asarray(labels), jnp.asarray(plain.tokens[rows])
-        parts.append(score(bundle.prior.params, rounded.prior.params, *given))
-    found = {k: np.array([float(part[k]) for part in parts]) for k in parts[0]}
+        indices = np.resize(np.arange(start, min(start + batch, num)), batch)
+        labels = np.array(classes, np.int32)[indices]
+        inputs = jnp.asarray(labels), jnp.asarray(plain.tokens[indices])
+        parts.append(score(bundle.prior.params, quantized.prior.params, *inputs))
+    stats = {k: np.array([float(part[k]) for part in parts]) for k in parts[0]}
 
     def size(params: Params) -> int:
         return sum(x.nbytes for _, x in named_leaves(params))
@@ -67,80 +70,85 @@ def bench_eight_bits(
         "checkpoint": bundle.name,
         "images": num,
         "nodes": tree.size,
-        "logit_rms": float(np.sqrt((found["square"]).mean())),
+        "logit_rms": float(np.sqrt(stats["squared_error"].mean())),
         "logit_rms_relative": float(
-            np.sqrt(found["square"].mean() / found["power"].mean())
+            np.sqrt(stats["squared_error"].mean() / stats["variance"].mean())
         ),
-        "logit_most": float(found["most"].max()),
-        "kl": float(found["kl"].mean()),
-        "same_first": float(found["same"].mean()),
-        "nll": float(found["nll"].mean()),
-        "nll_rounded": float(found["nll_rounded"].mean()),
+        "logit_max": float(stats["max_error"].max()),
+        "kl": float(stats["kl"].mean()),
+        "top1_agreement": float(stats["top1"].mean()),
+        "nll": float(stats["nll"].mean()),
+        "nll_int8": float(stats["nll_int8"].mean()),
         "bytes": size(bundle.prior.params),
-        "bytes_rounded": size(rounded.prior.params),
+        "bytes_int8": size(quantized.prior.params),
         "tokens_per_call": fast.tokens_per_call,
-        "tokens_per_call_rounded": own.tokens_per_call,
+        "tokens_per_call_int8": int8_fast.tokens_per_call,
         "identical": bool(
-            np.array_equal(own.tokens, own_plain.tokens)
+            np.array_equal(int8_fast.tokens, int8_plain.tokens)
             and np.array_equal(fast.tokens, plain.tokens)
         ),
-        "same_tokens": float((own.tokens == plain.tokens).mean()),
+        "token_agreement": float((int8_fast.tokens == plain.tokens).mean()),
         "device": device_name(),
         "jax": jax.__version__,
     }
 
 
-def _compare(model: Transformer, params: Params, rounded: Params, labels, tokens):
+def _compare_logits(
+    model: Transformer, params: Params, int8_params: Params, labels, tokens
+):
+    """Statistics of the difference of two models' logits, means over positions."""
     first = model.config.prefix_length - 1
     exact, _ = model.score(params, labels, tokens)
-    other, _ = model.score(rounded, labels, tokens)
-    exact, other = exact[:, first:-1], other[:, first:-1]
-    p, q = jax.nn.log_softmax(exact), jax.nn.log_softmax(other)
-    own = tokens[..., None]
+    rounded, _ = model.score(int8_params, labels, tokens)
+    exact, rounded = exact[:, first:-1], rounded[:, first:-1]
+    log_p, log_q = jax.nn.log_softmax(exact), jax.nn.log_softmax(rounded)
+    indices = tokens[..., None]
+    # Softmax ignores a constant in all logits, so each side is centered.
     centered = exact - jnp.mean(exact, axis=-1, keepdims=True)
-    wrong = other - jnp.mean(other, axis=-1, keepdims=True) - centered
+    error = rounded - jnp.mean(rounded, axis=-1, keepdims=True) - centered
+    top1 = jnp.argmax(log_p, axis=-1) == jnp.argmax(log_q, axis=-1)
     return {
-        "square": jnp.mean(wrong**2),
-        "power": jnp.mean(centered**2),
-        "most": jnp.max(jnp.abs(wrong)),
-        "kl": jnp.mean(jnp.sum(jnp.exp(p) * (p - q), axis=-1)),
-        "same": jnp.mean(jnp.argmax(p, axis=-1) == jnp.argmax(q, axis=-1)),
-        "nll": -jnp.mean(jnp.take_along_axis(p, own, axis=-1)),
-        "nll_rounded": -jnp.mean(jnp.take_along_axis(q, own, axis=-1)),
+        "squared_error": jnp.mean(error**2),
+        "variance": jnp.mean(centered**2),
+        "max_error": jnp.max(jnp.abs(error)),
+        "kl": jnp.mean(jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)),
+        "top1": jnp.mean(top1),
+        "nll": -jnp.mean(jnp.take_along_axis(log_p, indices, axis=-1)),
+        "nll_int8": -jnp.mean(jnp.take_along_axis(log_q, indices, axis=-1)),
     }
 
 
-def eight_bits_markdown(result: dict[str, Any]) -> str:
-    """The table for people."""
+def int8_markdown(result: dict[str, Any]) -> str:
+    """Formats a report of `bench_int8`."""
     r = result
     yes = "yes" if r["identical"] else "NO"
     rows = [
         ("bytes of the prior's parameters", "bytes", ","),
-        ("nats a token, on the same images", "nll", ".4f"),
+        ("nats per token, same images", "nll", ".4f"),
         (f"tokens per call, {r['nodes']} nodes", "tokens_per_call", ".2f"),
     ]
     lines = [
-        f"# Matrices in eight bits: {r['checkpoint']}",
+        f"# int8 weights: {r['checkpoint']}",
         "",
         f"`{r['command']}`",
         "",
-        f"Device: {r['device']}, jax {r['jax']}. {r['images']} images that the "
-        "float32 model drew (cfg 2, temperature 1), scored by both without guidance.",
+        f"Device: {r['device']}, jax {r['jax']}. {r['images']} images generated by the "
+        "float32 model (cfg 2, temperature 1) and scored by both models without CFG.",
         "",
         "| | float32 | int8 |",
         "|---|---|---|",
         *(
-            f"| {words} | {r[name]:{form}} | {r[name + '_rounded']:{form}} |"
-            for words, name, form in rows
+            f"| {label} | {r[name]:{form}} | {r[name + '_int8']:{form}} |"
+            for label, name, form in rows
         ),
         "",
         f"Error of the logits: RMS {r['logit_rms']:.4f} "
-        f"({100 * r['logit_rms_relative']:.2f} % of their own), at most "
-        f"{r['logit_most']:.3f}. KL divergence {r['kl']:.2e} nats a token; the "
-        f"likeliest token is the same {100 * r['same_first']:.1f} % of the time. With "
-        f"the same noise {100 * r['same_tokens']:.0f} % of tokens are the same, place "
-        "by place: an image goes its own way from the first token that differs. "
-        "Speculative and "
-        f"plain decoding identical, each model for itself: {yes}.",
+        f"({100 * r['logit_rms_relative']:.2f} % of their standard deviation), maximum "
+        f"{r['logit_max']:.3f}. KL divergence: {r['kl']:.2e} nats per token. The top-1 "
+        f"tokens agree at {100 * r['top1_agreement']:.1f} % of positions. Images "
+        "generated by both models with the same noise agree in "
+        f"{100 * r['token_agreement']:.0f} % of tokens; they diverge after the first "
+        "difference. Speculative and plain decoding give identical tokens, for each "
+        f"model: {yes}.",
     ]
     return "\n".join(lines) + "\n"

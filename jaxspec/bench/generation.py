@@ -1,4 +1,4 @@
-"""Speculative against plain decoding, side by side."""
+"""Speculative decoding compared with plain decoding."""
 
 import itertools
 from typing import Any
@@ -9,7 +9,7 @@ from tqdm import tqdm
 from jaxspec.bench.costs import round_costs, target_bound
 from jaxspec.bench.plot import Line, Panel, plot_panels
 from jaxspec.bench.synthetic import Forced
-from jaxspec.bench.tables import heading, table
+from jaxspec.bench.tables import markdown_table, report_heading
 from jaxspec.bundle import Bundle
 from jaxspec.helpers import bundled_drafter
 from jaxspec.pipeline import Settings, draw, make_engine, spread_classes
@@ -17,7 +17,7 @@ from jaxspec.report import generation_report
 from jaxspec.spec.envelopes import DynamicTree
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify import Coupled
-from jaxspec.timing import derived_mark, plotted, shown
+from jaxspec.timing import plot_value, shown, worst_mark
 
 KEYS = ("checkpoint", "batch", "cfg_scale", "tree_name", "tokens", "verifier")
 
@@ -26,7 +26,7 @@ def bench_generation(
     bundle: Bundle,
     trees: dict[str, Tree | DynamicTree],
     batches: list[int],
-    scales: list[float],
+    cfg_scales: list[float],
     *,
     num: int,
     repeats: int,
@@ -35,41 +35,42 @@ def bench_generation(
     length: int | None = None,
     attention: str = "xla",
 ) -> list[dict[str, Any]]:
-    """One report (see `generation_report`) for each combination, and what it is of.
+    """Measures every combination of tree, batch size and CFG scale.
 
     Classes are spread evenly. The first run of each program is a warm-up and is not
-    counted; plain decoding is measured anew for each batch and scale.
+    counted. Plain decoding is measured for each batch size and CFG scale.
 
     Args:
-      bundle: models.
-      trees: by name.
-      batches: images side by side.
-      scales: of guidance.
-      num: images.
-      repeats: timed runs.
-      seed: of images and noise.
-      forced: tokens that a round shall emit, see `Forced`; None for what drafts earn.
-      length: tokens of each image; None for all.
-      attention: of the target, see `Transformer`.
+      bundle: Models.
+      trees: Draft trees by name.
+      batches: Batch sizes in images.
+      cfg_scales: CFG scales.
+      num: Number of images.
+      repeats: Number of timed runs.
+      seed: Seed of images and noise.
+      forced: Mean number of tokens per round that `Forced` emits; None for the
+        drafter's real acceptance.
+      length: Tokens of each image; None for all.
+      attention: Attention of the target, see `Transformer`.
 
     Returns:
-      Each report with "hits"; "verify_cost" and "draft_cost" of a round in decode
-      steps, measured in the same run; "expected_speedup", tokens per call over both;
-      "of_expected", the share of it that was reached; "bound_seconds" of the target's
-      passes, and "achieved".
+      One report of `generation_report` per combination, with these fields added:
+      "hits"; "verify_cost" and "draft_cost", see `round_costs`; "expected_speedup",
+      tokens per call over the sum of both costs; "fraction_of_expected", the measured
+      speedup over the expected one; and the fields of `target_bound`.
     """
     classes = spread_classes(len(bundle.class_names), num)
-    for tree in trees.values():  # an impossible one is told before anything is timed
+    for tree in trees.values():  # raises for impossible trees before anything is timed
         make_engine(bundle, Settings(classes), tree)
     rows = []
-    cells = list(itertools.product(batches, scales))
+    cells = list(itertools.product(batches, cfg_scales))
     runs = len(cells) * (len(trees) + 1)
     with tqdm(total=runs * (repeats + 1) * num, desc="bench", unit="image") as bar:
-        for batch, scale in cells:
+        for batch, cfg_scale in cells:
             settings = Settings(
                 classes=classes,
                 seed=seed,
-                cfg_scale=scale,
+                cfg_scale=cfg_scale,
                 batch=batch,
                 length=length,
                 attention=attention,
@@ -93,7 +94,7 @@ def bench_generation(
                 costs = round_costs(bundle, settings, tree, bundled_drafter(bundle))
                 cost = costs["verify_cost"] + costs["draft_cost"]
                 expected = fast.tokens_per_call / cost
-                parts = "verify_cost", "draft_cost"
+                cost_names = "verify_cost", "draft_cost"
                 rows.append(
                     {
                         "tree_name": name,
@@ -101,10 +102,13 @@ def bench_generation(
                         "hits": fast.hits.sum(axis=0).tolist(),
                         **costs,
                         "expected_speedup": expected,
-                        **derived_mark("expected_speedup", costs, *parts),
-                        "of_expected": report["speedup"] / expected,
-                        **derived_mark(
-                            "of_expected", {**report, **costs}, "speedup", *parts
+                        **worst_mark("expected_speedup", costs, *cost_names),
+                        "fraction_of_expected": report["speedup"] / expected,
+                        **worst_mark(
+                            "fraction_of_expected",
+                            {**report, **costs},
+                            "speedup",
+                            *cost_names,
                         ),
                         **target_bound(bundle, settings, tree, fast),
                     }
@@ -113,7 +117,7 @@ def bench_generation(
 
 
 def generation_markdown(result: dict[str, Any]) -> str:
-    """The rows as a table."""
+    """Formats a report of `bench_generation`."""
 
     def cells(row):
         tree = row["tree"]
@@ -128,40 +132,42 @@ def generation_markdown(result: dict[str, Any]) -> str:
             f"{row['seconds']:.2f}",
             f"{row['baseline_seconds']:.2f}",
             *(shown(row, k) for k in ("verify_cost", "draft_cost", "speedup")),
-            *(shown(row, k, "%") for k in ("of_expected", "achieved")),
+            *(shown(row, k, "%") for k in ("fraction_of_expected", "achieved")),
             "yes" if row["identical_to_autoregressive"] else "no",
             row["near_ties_decided_again"],
         ]
 
     rows = result["rows"]
     first = rows[0]
-    words = (
+    description = (
         f"{first['images']} images of {first['tokens'] // first['images']} "
         f"tokens, temperature {first['temperature']:g}, verifier {first['verifier']}. "
-        "Tokens per call count the prefill as a call. Costs are a pass over the tree "
-        "and a draft in decode steps; tokens per call over both is the speedup to "
-        "expect, how much of it was reached is behind it. The bound is that of the "
-        "target's passes alone."
+        "Tokens per call count the prefill as a call. Verify and draft cost are a "
+        "forward pass over the tree and a draft, in decode steps. The expected speedup "
+        "is tokens per call over the sum of both costs. The bound is that of the "
+        "target's forward passes."
     )
     columns = ["model", "batch", "cfg", "tree", "nodes", "depth", "tokens/call"]
     columns += ["seconds", "plain seconds", "verify cost", "draft cost", "speedup"]
-    columns += ["of expected", "achieved", "identical", "near-ties decided again"]
-    return heading("Speculative against plain decoding", result, words) + table(
+    columns += ["speedup / expected", "achieved", "identical", "rescored near-ties"]
+    title = "Speculative and plain decoding"
+    return report_heading(title, result, description) + markdown_table(
         columns, [cells(row) for row in rows]
     )
 
 
 def generation_plot(result: dict[str, Any]) -> np.ndarray:
-    """Speedup over nodes, a panel for each model and guidance scale."""
+    """Plots the speedup over nodes, one panel per model and CFG scale."""
     panels, rows = [], result["rows"]
-    for model, scale in dict.fromkeys((r["checkpoint"], r["cfg_scale"]) for r in rows):
-        own = [r for r in rows if (r["checkpoint"], r["cfg_scale"]) == (model, scale)]
+    for cell in dict.fromkeys((r["checkpoint"], r["cfg_scale"]) for r in rows):
+        panel_rows = [r for r in rows if (r["checkpoint"], r["cfg_scale"]) == cell]
         lines = []
-        for batch in dict.fromkeys(row["batch"] for row in own):
-            points = [row for row in own if row["batch"] == batch]
+        for batch in dict.fromkeys(row["batch"] for row in panel_rows):
+            points = [row for row in panel_rows if row["batch"] == batch]
             points.sort(key=lambda row: row["tree"]["nodes"])
             x = [row["tree"]["nodes"] for row in points]
-            y = [plotted(row, "speedup") for row in points]
+            y = [plot_value(row, "speedup") for row in points]
             lines.append(Line(f"batch {batch}", x, y))
-        panels.append(Panel(f"{model}, cfg {scale:g}", lines))
+        model, cfg_scale = cell
+        panels.append(Panel(f"{model}, cfg {cfg_scale:g}", lines))
     return plot_panels(panels, "nodes", "plain seconds / seconds")

@@ -1,4 +1,4 @@
-"""A drafter whose guesses are its parameters."""
+"""Drafter with fixed drafts, for benchmarks of everything but drafting."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +10,11 @@ from jaxspec.typing import Params
 
 
 @dataclass(frozen=True)
-class GivenDrafts:
-    """Proposes what its parameters hold: `tokens` [B, N] and `log_q` [B, I, V]."""
+class FixedDrafts:
+    """Drafter that returns its parameters: `tokens` [B, N] and `log_q` [B, I, V]."""
 
     def init(self, params, ctx):
-        """Remembers nothing."""
+        """Returns an empty state."""
         return ()
 
     def propose(
@@ -26,5 +26,5 @@ class GivenDrafts:
         return Draft(tokens, valid, params["log_q"], selection=ctx.selection), state
 
     def observe(self, params, state, result):
-        """Learns nothing."""
+        """Returns the state unchanged."""
         return state

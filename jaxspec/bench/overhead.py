@@ -1,9 +1,9 @@
-"""What a round costs beside the two models: rule, tree and bookkeeping.
+"""Cost of a decoding round without its models: verifier, tree and cache updates.
 
-The round is the engine's own `spec_step`, with a target and a drafter that hand over
-finished arrays. So noise, verification, commits, cache moves and counters are all in
-it, and no forward pass is. Filters, and the near-ties that they leave, are in the rows
-that name them: they are not compiled where nobody asks for them.
+The timed round is the engine's `spec_step` with a target and a drafter that return
+fixed arrays. It includes noise, verification, commits, cache moves and counters, and no
+forward pass. Only rows that name filters include top-k and top-p and the near-ties they
+cause; elsewhere filters are not part of the compiled program.
 """
 
 import time
@@ -18,7 +18,8 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxspec import __version__
-from jaxspec.bench.given_drafts import GivenDrafts
+from jaxspec.bench.given_drafts import FixedDrafts
+from jaxspec.bench.tables import markdown_table
 from jaxspec.config import TransformerConfig
 from jaxspec.device import device_name
 from jaxspec.models.presets import preset
@@ -33,11 +34,12 @@ from jaxspec.spec.sampling import LLAMAGEN_ORDER, make_sampling
 from jaxspec.spec.state import Engine
 from jaxspec.spec.target import Prefill, Target
 from jaxspec.spec.tree import Tree
-from jaxspec.timing import RULE, Timing, ratio_fields, shown
+from jaxspec.timing import RATIO_NOTE, Timing, ratio_fields, shown
 from jaxspec.trees import parse_tree
 from jaxspec.typing import Array
 
-MODEL = "gpt-l"  # whose cache is moved, and whose verify pass is the yardstick
+# Model of the cache, and of the verify pass that rounds are compared with.
+MODEL = "gpt-l"
 VERIFIERS = (
     "coupled",
     "rejection",
@@ -52,45 +54,54 @@ VERIFIERS = (
 FILTERS = {"top_k": 1000, "top_p": 0.95}
 
 
-def given_target(
-    vocab_size: int, streams: int, config: TransformerConfig, dtype
+def fixed_target(
+    vocab_size: int, branches: int, config: TransformerConfig, dtype
 ) -> Target:
-    """A target whose scores are its parameters, `logits` [R, N, V]; a real cache."""
+    """Makes a target with fixed logits and a real cache.
+
+    The parameters of the target are `{"logits": [R, N, V]}`.
+
+    Args:
+      vocab_size: Vocabulary size `V`.
+      branches: Number of CFG branches.
+      config: Config that defines the size of the cache.
+      dtype: Dtype of the cache.
+    """
     return Target(
         vocab_size,
-        streams,
-        _GivenPrefill(streams, config, jnp.dtype(dtype)),
-        _given_forward,
-        _GivenRescore(streams),
+        branches,
+        _FixedPrefill(branches, config, jnp.dtype(dtype)),
+        _fixed_forward,
+        _FixedRescore(branches),
     )
 
 
 @dataclass(frozen=True)
-class _GivenPrefill:
-    streams: int
+class _FixedPrefill:
+    branches: int
     config: TransformerConfig
     dtype: jnp.dtype
 
     def __call__(self, params, prompt, extra):
-        rows, c = self.streams * prompt.shape[0], self.config
+        batch, c = self.branches * prompt.shape[0], self.config
         cache = init_cache(
-            c.layers, rows, c.num_kv_heads, 1 + extra, c.head_size, self.dtype
+            c.layers, batch, c.num_kv_heads, 1 + extra, c.head_size, self.dtype
         )
-        cache = replace(cache, lengths=jnp.ones(rows, jnp.int32))
-        features = jnp.zeros((rows, 1, 0))
+        cache = replace(cache, lengths=jnp.ones(batch, jnp.int32))
+        features = jnp.zeros((batch, 1, 0))
         return Prefill(params["logits"][:, 0], features, cache)
 
 
-def _given_forward(params, cache, tokens, positions, mask):
+def _fixed_forward(params, cache, tokens, positions, mask):
     return params["logits"], jnp.zeros((*tokens.shape, 0)), cache
 
 
 @dataclass(frozen=True)
-class _GivenRescore:
-    streams: int
+class _FixedRescore:
+    branches: int
 
     def __call__(self, params, prompt, tokens, index):
-        return params["logits"][: self.streams, 0]
+        return params["logits"][: self.branches, 0]
 
 
 def measure_overhead(
@@ -99,17 +110,17 @@ def measure_overhead(
     nodes: int = 64,
     vocab_size: int = 16384,
     repeats: int = 20,
-    rules: tuple[str, ...] = VERIFIERS,
+    verifiers: tuple[str, ...] = VERIFIERS,
 ) -> dict[str, Any]:
-    """Medians, side by side, of a round without models and of one softmax.
+    """Times rounds without models, interleaved with a softmax over the same logits.
 
     Args:
-      batch: `B`.
-      nodes: `N`, of the tree that is best for the embedded model.
-      vocab_size: `V`.
-      repeats: timed runs of each.
-      rules: by name, see `parse_verifier`; each on one stream, the first also with
-        guidance, and with guidance and filters.
+      batch: Number of sequences `B`.
+      nodes: Number of nodes `N` of the optimal tree for the embedded model.
+      vocab_size: Vocabulary size `V`.
+      repeats: Number of timed runs of each.
+      verifiers: Names of verifiers, see `parse_verifier`. Each is timed without CFG;
+        the first also with CFG, and with CFG and filters.
     """
     dtype = jnp.float32 if _on_cpu() else jnp.bfloat16
     config = preset(MODEL, "class", grid=24)
@@ -117,60 +128,66 @@ def measure_overhead(
     tree = parse_tree(f"optimal-{nodes}")
     assert isinstance(tree, Tree)
     logits = 3 * jax.random.normal(keys[0], (2 * batch, tree.size, vocab_size))
-    q = jax.nn.log_softmax(3 * jax.random.normal(keys[1], (batch, 1, vocab_size)))
-    codes = jax.random.normal(keys[3], (vocab_size, 8))
-    params = {"neighbors": neighbor_table(codes, 100)}
-    cells = [(rules[0], 2, True), (rules[0], 2, False)]
-    cells += [(verifier, 1, False) for verifier in rules]
+    log_q = jax.nn.log_softmax(3 * jax.random.normal(keys[1], (batch, 1, vocab_size)))
+    codebook = jax.random.normal(keys[3], (vocab_size, 8))
+    params = {"neighbors": neighbor_table(codebook, 100)}
+    cells = [(verifiers[0], 2, True), (verifiers[0], 2, False)]
+    cells += [(verifier, 1, False) for verifier in verifiers]
     softmax = jax.jit(partial(jax.nn.softmax, axis=-1))
     verify = _verify_timing(config, tree, batch, repeats)
     rows = []
-    for name, streams, filters in tqdm(cells, desc="overhead", unit="verifier"):
+    for name, branches, filters in tqdm(cells, desc="overhead", unit="verifier"):
         verifier = parse_verifier(name)
-        shape = Tree.chain(tree.depth) if name == "block" else tree
+        draft_tree = Tree.chain(tree.depth) if name == "block" else tree
         engine = Engine(
-            given_target(vocab_size, streams, config, dtype),
+            fixed_target(vocab_size, branches, config, dtype),
             config.sequence_length,
-            GivenDrafts(),
-            shape,
+            FixedDrafts(),
+            draft_tree,
             verifier,
             order=LLAMAGEN_ORDER if filters else ("temperature",),
         )
-        given = {"logits": logits[: streams * batch, : shape.size]}
-        drafted = {
-            "tokens": _likely_drafts(given["logits"][:batch], shape),
-            "log_q": jnp.broadcast_to(q, (batch, len(shape.internal), vocab_size)),
+        target_params = {"logits": logits[: branches * batch, : draft_tree.size]}
+        first_branch = target_params["logits"][:batch]
+        log_q_shape = batch, len(draft_tree.internal), vocab_size
+        drafter_params = {
+            "tokens": _likely_drafts(first_branch, draft_tree),
+            "log_q": jnp.broadcast_to(log_q, log_q_shape),
         }
         options = FILTERS if filters else {}
         sampling = make_sampling(batch, cfg_scale=2.0, **options)
         prompt = jnp.zeros(batch, jnp.int32)
-        arguments = (given, drafted, prompt, sampling)
+        arguments = (target_params, drafter_params, prompt, sampling)
         state = init_state(engine, *arguments, batch_keys(0, batch))
         step = jax.jit(partial(spec_step, engine), donate_argnums=4)
 
-        def one_round(held, step=step, arguments=arguments, params=params):
-            return step(*arguments, held, params)
+        def one_round(state, step=step, arguments=arguments, params=params):
+            return step(*arguments, state, params)
 
         state = one_round(state)  # compiles
-        whole, yardstick = _side_by_side(
-            one_round, state, softmax, given["logits"][:batch], repeats
+        round_timing, softmax_timing = _time_interleaved(
+            one_round, state, softmax, first_branch, repeats
         )
         rows.append(
             {
                 "verifier": name,
-                "streams": streams,
+                "branches": branches,
                 "filters": options,
-                "nodes": shape.size,
-                "round_seconds": whole.median,
-                "softmax_seconds": yardstick.median,
-                **ratio_fields(ratio=(whole, yardstick)),
-                **(ratio_fields(of_a_pass=(whole, verify)) if verify else {}),
+                "nodes": draft_tree.size,
+                "round_seconds": round_timing.median,
+                "softmax_seconds": softmax_timing.median,
+                **ratio_fields(ratio=(round_timing, softmax_timing)),
+                **(
+                    ratio_fields(fraction_of_verify=(round_timing, verify))
+                    if verify
+                    else {}
+                ),
             }
         )
     return {
         "batch": batch,
         "vocab_size": vocab_size,
-        "model_of_the_cache": MODEL,
+        "cache_model": MODEL,
         "cache_dtype": str(jnp.dtype(dtype)),
         "repeats": repeats,
         "rows": rows,
@@ -181,7 +198,7 @@ def measure_overhead(
 
 
 def _likely_drafts(logits: Array, tree: Tree) -> Array:
-    """The target's own likeliest tokens, so that rounds accept some."""
+    """Most likely tokens of the target [B, N], so that rounds accept some."""
     order = np.asarray(jax.lax.top_k(logits, tree.width)[1])  # [B, N, W]
     tokens = np.zeros(order.shape[:2], np.int32)
     for n in range(1, tree.size):
@@ -189,18 +206,18 @@ def _likely_drafts(logits: Array, tree: Tree) -> Array:
     return jnp.asarray(tokens)
 
 
-def _side_by_side(
+def _time_interleaved(
     one_round: Callable, state: Any, softmax: Callable, logits: Array, repeats: int
 ) -> tuple[Timing, Timing]:
-    """A round and a softmax, taken in turn."""
+    """Timings of a round and of a softmax, interleaved; the round donates its state."""
     times = []
     jax.block_until_ready(softmax(logits))
     for _ in range(repeats):
         began = time.perf_counter()
         state = jax.block_until_ready(one_round(state))
-        between = time.perf_counter()
+        middle = time.perf_counter()
         jax.block_until_ready(softmax(logits))
-        times.append((between - began, time.perf_counter() - between))
+        times.append((middle - began, time.perf_counter() - middle))
     rounds, softmaxes = zip(*times, strict=True)
     return Timing.of(rounds), Timing.of(softmaxes)
 
@@ -208,7 +225,7 @@ def _side_by_side(
 def _verify_timing(
     config: TransformerConfig, tree: Tree, batch: int, repeats: int
 ) -> Timing | None:
-    """The model's pass over the trees of a guided batch; None on a CPU."""
+    """Time of a forward pass over the trees of a batch with CFG; None on CPUs."""
     if _on_cpu():
         return None
     model = Transformer(config)
@@ -232,7 +249,7 @@ def _verify_timing(
     return Timing.of(times[1:])
 
 
-def _filter_words(row: dict[str, Any]) -> str:
+def _format_filters(row: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in row["filters"].items())
 
 
@@ -241,33 +258,38 @@ def _on_cpu() -> bool:
 
 
 def overhead_markdown(result: dict[str, Any]) -> str:
-    """The rows as a table."""
+    """Formats a report of `measure_overhead`."""
     verify = result["verify_seconds"]
+    columns = ["verifier", "filters", "branches", "nodes", "round ms", "softmax ms"]
+    columns += ["round / softmax", "fraction of a verify pass"]
+    rows = [
+        [
+            row["verifier"],
+            _format_filters(row),
+            row["branches"],
+            row["nodes"],
+            f"{1e3 * row['round_seconds']:.2f}",
+            f"{1e3 * row['softmax_seconds']:.2f}",
+            shown(row, "ratio"),
+            shown(row, "fraction_of_verify", "%") if verify else "",
+        ]
+        for row in result["rows"]
+    ]
+    note = "The last column is empty: verify passes are timed on accelerators only."
+    if verify:
+        note = f"A verify pass with CFG takes {1e3 * verify:.2f} ms."
     lines = [
-        "# Cost of a round beside target and drafter",
+        "# Cost of a round without target and drafter",
         "",
         f"`{result['command']}`",
         "",
         f"Device: {result['device']}, jax {result['versions']['jax']}. Batch "
         f"{result['batch']}, vocabulary {result['vocab_size']}, caches of "
-        f"{result['model_of_the_cache']} in {result['cache_dtype']}, temperature 1. "
-        f"Medians of {result['repeats']} rounds, each in turn with a softmax "
-        f"over the same logits (of one guidance stream). {RULE}",
+        f"{result['cache_model']} in {result['cache_dtype']}, temperature 1. "
+        f"Medians of {result['repeats']} rounds, interleaved with a softmax "
+        f"over the logits of one CFG branch. {RATIO_NOTE}",
         "",
-        "| rule | filters | streams | nodes | round ms | softmax ms "
-        "| rounds / softmax | of a verify pass |",
-        "|---|---|---|---|---|---|---|---|",
+        markdown_table(columns, rows),
+        note,
     ]
-    for row in result["rows"]:
-        share = shown(row, "of_a_pass", "%") if verify else ""
-        lines.append(
-            f"| {row['verifier']} | {_filter_words(row)} | {row['streams']} "
-            f"| {row['nodes']} "
-            f"| {1e3 * row['round_seconds']:.2f} | {1e3 * row['softmax_seconds']:.2f} "
-            f"| {shown(row, 'ratio')} | {share} |"
-        )
-    if verify:
-        lines += ["", f"A guided verify pass takes {1e3 * verify:.2f} ms."]
-    else:
-        lines += ["", "The last column is for accelerators; none was at hand."]
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""The target's own passes, one token or a tree at a time, and whole rounds."""
+"""Compiled programs that benchmarks time: decoding, verification, whole rounds."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxspec.bench.given_drafts import GivenDrafts
+from jaxspec.bench.given_drafts import FixedDrafts
 from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer, activation_dtype
 from jaxspec.spec.cache import init_cache, tree_mask
@@ -20,49 +20,60 @@ from jaxspec.spec.tree import Tree
 from jaxspec.typing import Params
 
 Program = Callable[[], Any]
-# Compiles a function for arguments: `build(run, *arguments, donate=())`.
-Build = Callable[..., Any]
-GUIDANCE = 2.0
+# Compiles a function for its arguments: `compiler(run, *arguments, donate=())`.
+Compiler = Callable[..., Any]
+CFG_SCALE = 2.0
 
 
-def decode_loop(
+def decode_program(
     model: Transformer,
     params: Params,
     batch: int,
     length: int,
-    build: Build,
+    compiler: Compiler,
     filters: dict | None = None,
     cache_stages: int = 1,
 ) -> Program:
-    """Plain decoding as users run it: noise, guidance, choice, all in one program.
+    """Plain decoding with noise, CFG and sampling, in one program.
 
-    `filters` are settings of `make_sampling`, `cache_stages` those of `Engine`.
+    Args:
+      model: Target.
+      params: Parameters of the target.
+      batch: Number of sequences.
+      length: Tokens of each sequence.
+      compiler: Compiler of the program.
+      filters: Further settings of `make_sampling`.
+      cache_stages: Number of cache sizes, see `Engine`.
     """
-    prompt, _, keys = _rows(batch)
-    sampling = make_sampling(batch, cfg_scale=GUIDANCE, **(filters or {}))
+    prompt, _, keys = _batch_inputs(batch)
+    sampling = make_sampling(batch, cfg_scale=CFG_SCALE, **(filters or {}))
     order = active_steps(sampling)
     engine = Engine(
         make_target(model),
         length,
         order=order,
-        tie_margin=_margin(params),
+        tie_margin=_tie_margin(params),
         cache_stages=cache_stages,
     )
-    given = prompt, sampling, keys
+    inputs = prompt, sampling, keys
 
     def run(params, prompt, sampling, keys):
         return generate(engine, params, None, prompt, sampling, keys).tokens
 
-    program = build(run, params, *given)
-    return lambda: program(params, *given)
+    program = compiler(run, params, *inputs)
+    return lambda: program(params, *inputs)
 
 
-def forward_loop(
-    model: Transformer, params: Params, batch: int, length: int, build: Build
+def forward_program(
+    model: Transformer, params: Params, batch: int, length: int, compiler: Compiler
 ) -> Program:
-    """`length - 1` passes over one token each, the likeliest following; no noise."""
+    """Greedy decoding without noise: a prefill and `length - 1` one-token passes.
+
+    Arguments as in `decode_program`. The program returns the last token of each
+    sequence.
+    """
     target = make_target(model)
-    prompt, sampling, _ = _rows(batch)
+    prompt, sampling, _ = _batch_inputs(batch)
 
     def run(params, prompt):
         first, _, cache = target.prefill(params, prompt, length)
@@ -71,99 +82,114 @@ def forward_loop(
             token, cache = carry
             mask = tree_mask(cache, jnp.ones((1, 1), bool))
             tokens = jnp.concatenate([token, token])[:, None]
-            places = cache.lengths[:, None]
-            logits, _, cache = target.forward(params, cache, tokens, places, mask)
-            token = best(logits[:, 0])
+            positions = cache.lengths[:, None]
+            logits, _, cache = target.forward(params, cache, tokens, positions, mask)
+            token = greedy(logits[:, 0])
             return token, replace(cache, lengths=cache.lengths + 1)
 
-        def best(logits):
+        def greedy(logits):
             index = jnp.zeros(batch, jnp.int32)
             return jnp.argmax(apply_cfg(logits, sampling, index), axis=-1)
 
-        return jax.lax.fori_loop(0, length - 1, step, (best(first), cache))[0]
+        return jax.lax.fori_loop(0, length - 1, step, (greedy(first), cache))[0]
 
-    program = build(run, params, prompt)
+    program = compiler(run, params, prompt)
     return lambda: program(params, prompt)
 
 
-def tree_passes(
+def verify_program(
     model: Transformer,
     params: Params,
     batch: int,
     tree: Tree,
     filled: int,
-    passes: int,
-    build: Build,
+    iterations: int,
+    compiler: Compiler,
     guided: bool = True,
 ) -> Program:
-    """So many passes over the nodes of a tree, behind `filled` slots of every row."""
+    """Forward passes over the nodes of a draft tree.
+
+    Args:
+      model: Target.
+      params: Parameters of the target.
+      batch: Number of sequences.
+      tree: Draft tree.
+      filled: Cache slots in use before each pass.
+      iterations: Number of passes in the program.
+      compiler: Compiler of the program.
+      guided: Whether both CFG branches are computed.
+    """
     target, config = make_target(model, guided=guided), model.config
-    rows = target.streams * batch
+    branch_batch = target.streams * batch
     cache = init_cache(
         config.layers,
-        rows,
+        branch_batch,
         config.num_kv_heads,
         model.cache_slots(config.prefix_length + config.sequence_length + tree.size),
         config.head_size,
         activation_dtype(params),
     )
-    cache = replace(cache, lengths=jnp.full(rows, filled, jnp.int32))
-    tokens = jnp.zeros((rows, tree.size), jnp.int32)
+    cache = replace(cache, lengths=jnp.full(branch_batch, filled, jnp.int32))
+    tokens = jnp.zeros((branch_batch, tree.size), jnp.int32)
 
     def run(params, cache, tokens):
         mask = tree_mask(cache, jnp.asarray(tree.ancestors))
-        places = cache.lengths[:, None] + jnp.asarray(tree.depths)
+        positions = cache.lengths[:, None] + jnp.asarray(tree.depths)
 
         def step(_, carry):
             cache, tokens = carry
-            logits, _, cache = target.forward(params, cache, tokens, places, mask)
+            logits, _, cache = target.forward(params, cache, tokens, positions, mask)
             return cache, jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
-        return jax.lax.fori_loop(0, passes, step, (cache, tokens))
+        return jax.lax.fori_loop(0, iterations, step, (cache, tokens))
 
-    program = build(run, params, cache, tokens, donate=(1,))
-    held = [cache]
+    program = compiler(run, params, cache, tokens, donate=(1,))
+    donated = [cache]
 
     def call():
-        held[0], last = program(params, held[0], tokens)
+        donated[0], last = program(params, donated[0], tokens)
         return last
 
     return call
 
 
-def rounds(
+def round_program(
     model: Transformer,
     params: Params,
     batch: int,
     tree: Tree,
     filled: int,
-    count: int,
-    build: Build,
+    iterations: int,
+    compiler: Compiler,
 ) -> Program:
-    """So many rounds whose drafts are given: a pass, and everything but drafting."""
+    """Whole rounds with fixed drafts: a forward pass and everything but drafting.
+
+    Arguments as in `verify_program`. The verifier is `Coupled` at temperature 1. Each
+    call starts from the same cache lengths.
+    """
     engine = Engine(
         make_target(model),
         model.config.sequence_length,
-        GivenDrafts(),
+        FixedDrafts(),
         tree,
         order=("temperature",),
-        tie_margin=_margin(params),
+        tie_margin=_tie_margin(params),
     )
-    prompt, sampling, keys = _rows(batch)
+    prompt, sampling, keys = _batch_inputs(batch)
     drafts = {
         "tokens": jnp.zeros((batch, tree.size), jnp.int32),
         "log_q": jnp.zeros((batch, len(tree.internal), engine.target.vocab_size)),
     }
     start = model.config.prefix_length
-    given = drafts, prompt, sampling
-    state = _state(engine, filled - start + 1, start, params, *given, keys)
+    inputs = drafts, prompt, sampling
+    state = _state_at(engine, filled - start + 1, start, params, *inputs, keys)
 
     def run(params, state, drafts, prompt, sampling):
         def step(_, state):
             return spec_step(engine, params, drafts, prompt, sampling, state)
 
-        last = jax.lax.fori_loop(0, count, step, state)
-        # The same place again for the next call.
+        last = jax.lax.fori_loop(0, iterations, step, state)
+        # Restores the lengths, so that the next call does the same work.
         lengths = state.cache.lengths
         return replace(
             last,
@@ -172,62 +198,69 @@ def rounds(
             cache=replace(last.cache, lengths=lengths),
         )
 
-    program = build(run, params, state, *given, donate=(1,))
-    held = [state]
+    program = compiler(run, params, state, *inputs, donate=(1,))
+    donated = [state]
 
     def call():
-        held[0] = program(params, held[0], *given)
-        return held[0].tokens
+        donated[0] = program(params, donated[0], *inputs)
+        return donated[0].tokens
 
     return call
 
 
-def build_here(options: dict[str, str] | None = None) -> Build:
-    """Compiles for the default device, with options of XLA's."""
+def local_compiler(options: dict[str, str] | None = None) -> Compiler:
+    """Compiler for the default device, with options of XLA."""
 
-    def build(run, *arguments, donate=()):
-        return lowered(run, *arguments, donate=donate).compile(
+    def compile_program(run, *arguments, donate=()):
+        return lower(run, *arguments, donate=donate).compile(
             compiler_options=options or None
         )
 
-    return build
+    return compile_program
 
 
-def lowered(run: Callable, *arguments, donate: tuple[int, ...] = ()) -> Any:
-    """Traced in the engine's precision; arguments may be shapes."""
+def lower(run: Callable, *arguments, donate: tuple[int, ...] = ()) -> Any:
+    """Lowers a function in the engine's matmul precision.
+
+    Args:
+      run: Function.
+      *arguments: Arrays or their `jax.ShapeDtypeStruct`.
+      donate: Indices of donated arguments.
+    """
     with jax.default_matmul_precision("highest"):
         return jax.jit(run, donate_argnums=donate).lower(*arguments)
 
 
-def _rows(batch: int):
-    """Prompts, settings and keys of guided rows at temperature 1."""
+def _batch_inputs(batch: int):
+    """Prompts, sampling settings (CFG, temperature 1) and keys of a batch."""
     prompt = jnp.zeros(batch, jnp.int32)
-    return prompt, make_sampling(batch, cfg_scale=GUIDANCE), batch_keys(0, batch)
+    return prompt, make_sampling(batch, cfg_scale=CFG_SCALE), batch_keys(0, batch)
 
 
-def _state(engine: Engine, length: int, start: int, params, *given) -> SpecState:
-    """A state in which every row has drawn `length` tokens; its caches are empty.
+def _state_at(engine: Engine, length: int, start: int, params, *inputs) -> SpecState:
+    """State of sequences that have `length` generated tokens, with zeros for caches.
 
-    Not computed by `init_state`: a program for the prompt would take as long to compile
-    as the one that is timed.
+    `init_state` is only evaluated abstractly: compiling the prefill would take as long
+    as compiling the timed program.
     """
-    shapes = jax.eval_shape(partial(init_state, engine), params, *given)
-    keys = given[-1]
-    blank = jax.tree.map(
+    shapes = jax.eval_shape(partial(init_state, engine), params, *inputs)
+    keys = inputs[-1]
+    zeros = jax.tree.map(
         lambda x: jnp.zeros(x.shape, x.dtype), replace(shapes, keys=(), stopping=())
     )
-    filled = jnp.full_like(blank.cache.lengths, start + length - 1)
-    visible = jnp.ones_like(blank.cache.visible)
+    cache_lengths = jnp.full_like(zeros.cache.lengths, start + length - 1)
+    visible = jnp.ones_like(zeros.cache.visible)
     return replace(
-        blank,
+        zeros,
         keys=jax.random.clone(keys),
         stopping=StoppingCriteria.create(len(keys), engine.max_new_tokens),
-        start=jnp.full_like(blank.start, start),
-        length=jnp.full_like(blank.length, length),
-        cache=replace(blank.cache, lengths=filled, visible=visible),
+        start=jnp.full_like(zeros.start, start),
+        length=jnp.full_like(zeros.length, length),
+        cache=replace(zeros.cache, lengths=cache_lengths, visible=visible),
     )
 
 
-def _margin(params: Params) -> float:
+def _tie_margin(params: Params) -> float:
+    """Default tie margin for float32 weights; 0, no tie-breaking, for others."""
     exact = params["embedding"]["embedding"].dtype == jnp.float32
     return Engine.tie_margin if exact else 0.0

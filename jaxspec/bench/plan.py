@@ -1,4 +1,4 @@
-"""Which tree pays on this device: measured acceptance against measured cost."""
+"""Choice of the fastest draft tree from measured acceptance and measured cost."""
 
 import time
 from collections.abc import Sequence
@@ -21,34 +21,37 @@ from jaxspec.spec.envelopes import DynamicTree
 from jaxspec.spec.loop import init_state, spec_step
 from jaxspec.spec.noise import batch_keys
 from jaxspec.spec.tree import Tree
-from jaxspec.timing import RULE, Timing, counts, ratio_fields, shown
+from jaxspec.timing import RATIO_NOTE, Timing, is_steady, ratio_fields, shown
 from jaxspec.trees import deepest
 
 NODES = (2, 3, 5, 8, 16, 32, 64, 128)
 
 
 def spine(depth: int, width: int) -> Tree:
-    """A chain of first children, each with all of its siblings."""
+    """Tree of a chain of first children, each with `width - 1` siblings."""
     paths = [(0,) * d + (rank,) for d in range(depth) for rank in range(width)]
     return Tree.from_paths(paths)
 
 
 def rank_acceptance(hits: np.ndarray, rounds: int) -> list[list[float]]:
-    """Chance of each rank at each depth of a `spine`, given that its parent was taken.
+    """Acceptance rate of each rank at each depth of a `spine`.
+
+    Rates are conditional on the acceptance of the parent.
 
     Args:
-      hits: `[D, W]`, accepted tokens by depth and rank.
-      rounds: how often the root was verified.
+      hits: Numbers of accepted tokens by depth and rank, int `[M, W]`.
+      rounds: Number of verified roots.
 
     Returns:
-      A row for each depth that was reached in a hundred rounds or more.
+      A list of rates for each depth that was reached at least 100 times; the first
+      depth is always included.
     """
     table, reached = [], rounds
-    for row in hits:
+    for counts in hits:
         if reached < 100 and table:
             break
-        table.append([float(x) / max(reached, 1) for x in row])
-        reached = int(row[0])
+        table.append([float(x) / max(reached, 1) for x in counts])
+        reached = int(counts[0])
     return table
 
 
@@ -62,36 +65,42 @@ def plan_tree(
     width: int = 8,
     repeats: int = 10,
 ) -> dict[str, Any]:
-    """Measures both sides and names the tree with the best expected speed.
+    """Measures acceptance and cost, and finds the tree with the best expected speed.
 
-    Acceptance by depth and rank is counted while the images of `settings` are drawn
-    with a `spine`; whole rounds (target, drafter, rule) are timed for each number of
-    nodes, and for plain decoding. The expected speedup of a tree is its expected tokens
-    a call, times a plain round's seconds, over its own round's.
+    Acceptance by depth and rank is counted while images are generated with a `spine`.
+    Whole rounds (target, drafter, verifier) are timed for each number of nodes and for
+    plain decoding. The expected speedup of a tree is its expected number of tokens per
+    call, times the time of a plain round, over the time of its own round.
 
     Args:
-      bundle: models.
-      settings: what is drawn, at which batch, by which rule.
-      loaded: who drafts; by default the bundle's own drafter.
-      nodes: sizes to look at.
-      max_depth: most drafted tokens on a path.
-      width: ranks that are looked at.
-      repeats: timed rounds; medians count.
+      bundle: Models.
+      settings: Generation settings, with batch size and verifier.
+      loaded: Drafter; None for the bundle's drafter.
+      nodes: Tree sizes to compare.
+      max_depth: Maximum number of drafted tokens on a path.
+      width: Number of ranks whose acceptance is counted.
+      repeats: Number of timed rounds.
+
+    Returns:
+      Report with "acceptance", one row per tree size, and "best", the row with the
+      greatest expected speedup, or None if no tree is expected to be faster than plain
+      decoding.
 
     Raises:
-      ConfigError: nothing to plan with, or a tree does not suit the drafter.
+      ConfigError: The bundle has no drafter, the drafter does not support a tree, or
+        `nodes` or `width` is out of range.
     """
     loaded = loaded or bundled_drafter(bundle)
     if width > 10:
-        raise ConfigError("ranks beyond 9 cannot be written as a path; use width 10")
+        raise ConfigError(f"width {width} is too large; use at most 10")
     max_depth = min(max_depth, deepest(loaded.drafter))
     if min(nodes) < 2:
-        raise ConfigError("a tree with drafts has at least 2 nodes")
+        raise ConfigError(f"nodes={min(nodes)}: draft trees need at least 2 nodes")
     with tqdm(total=len(nodes) + 2, desc="plan", unit="tree") as bar:
-        seen = draw(bundle, settings, spine(max_depth, width), loaded=loaded)
+        run = draw(bundle, settings, spine(max_depth, width), loaded=loaded)
         bar.update()
-        rounds = int(seen.calls.sum()) - len(settings.classes)
-        acceptance = rank_acceptance(seen.hits.sum(axis=0), rounds)
+        rounds = int(run.calls.sum()) - len(settings.classes)
+        acceptance = rank_acceptance(run.hits.sum(axis=0), rounds)
         plain = round_timing(bundle, settings, Tree.root(), None, repeats)
         bar.update()
         rows = []
@@ -109,12 +118,12 @@ def plan_tree(
                         cost=(timing, plain),
                         expected_speedup=(plain.per(1 / expected), timing),
                     ),
-                    "paths": _words(tree),
+                    "paths": _path_string(tree),
                 }
             )
             bar.update()
-    known = [row for row in rows if counts(row, "expected_speedup")]
-    best = max(known, key=lambda row: row["expected_speedup"], default=None)
+    steady = [row for row in rows if is_steady(row, "expected_speedup")]
+    best = max(steady, key=lambda row: row["expected_speedup"], default=None)
     if best and best["expected_speedup"] <= 1:
         best = None
     return {
@@ -140,33 +149,33 @@ def round_timing(
     loaded: LoadedDrafter | None,
     repeats: int,
 ) -> Timing:
-    """One round of a full batch, without compilation."""
+    """Times one round of a full batch, without compilation."""
     engine = make_engine(bundle, settings, tree, loaded)
     batch, params = settings.batch, bundle.prior.params
     drafter_params = loaded.params if loaded and engine.drafter else None
     classes = jnp.asarray(np.resize(np.array(settings.classes, np.int32), batch))
     arguments = (params, drafter_params, classes, settings.sampling(batch))
-    for_rule = verifier_params(engine.verifier, bundle)
-    start = jax.jit(partial(init_state, engine))
-    state = start(*arguments, batch_keys(settings.seed, batch))
+    verifier_inputs = verifier_params(engine.verifier, bundle)
+    init = jax.jit(partial(init_state, engine))
+    state = init(*arguments, batch_keys(settings.seed, batch))
     step = jax.jit(partial(spec_step, engine), donate_argnums=4)
-    state = jax.block_until_ready(step(*arguments, state, for_rule))
+    state = jax.block_until_ready(step(*arguments, state, verifier_inputs))
     times = []
     for _ in range(repeats):
         began = time.perf_counter()
-        state = jax.block_until_ready(step(*arguments, state, for_rule))
+        state = jax.block_until_ready(step(*arguments, state, verifier_inputs))
         times.append(time.perf_counter() - began)
     return Timing.of(times)
 
 
 def plan_text(result: dict[str, Any]) -> str:
-    """The plan as a table, and its advice."""
+    """Formats a report of `plan_tree` as a table and a recommendation."""
     lines = [
         f"{result['checkpoint']}, {result['device']}, batch {result['batch']}, "
-        f"cfg {result['cfg_scale']:g}, rule {result['verifier']}",
+        f"cfg {result['cfg_scale']:g}, verifier {result['verifier']}",
         f"acceptance by rank at the root: "
         f"{' '.join(f'{x:.3f}' for x in result['acceptance'][0])}",
-        f"a plain round takes {1e3 * result['plain_round_seconds']:.2f} ms",
+        f"plain round: {1e3 * result['plain_round_seconds']:.2f} ms",
         "",
         "nodes  depth  round ms      cost  tokens/call  speedup (expected)",
     ]
@@ -177,22 +186,22 @@ def plan_text(result: dict[str, Any]) -> str:
             f"{shown(row, 'expected_speedup', 'x'):>8}"
         )
     best = result["best"]
-    advice = "decode plainly here: no tree is expected to be faster (--drafter none)"
-    if not any(counts(row, "expected_speedup") for row in result["rows"]):
-        advice = "times vary too much to advise; plan again when the machine is idle"
+    advice = "decode plainly: no tree is expected to be faster (--drafter none)"
+    if not any(is_steady(row, "expected_speedup") for row in result["rows"]):
+        advice = "no recommendation: times vary too much; rerun on an idle machine"
     elif best:
         advice = (
             f"best: {best['nodes']} nodes, {best['expected_speedup']:.2f}x expected\n"
             f"--tree {best['paths']}"
         )
-    return "\n".join([*lines, "", RULE, "", advice])
+    return "\n".join([*lines, "", RATIO_NOTE, "", advice])
 
 
-def _words(tree: Tree) -> str:
-    """The tree as `named_tree` reads it: leaves as paths of ranks."""
+def _path_string(tree: Tree) -> str:
+    """Leaves as paths of ranks, in the format that `named_tree` parses."""
     leaves = sorted(set(range(tree.size)) - set(tree.internal.tolist()))
-    words = []
+    paths = []
     for leaf in leaves:
         ranks = [tree.ranks[n] for n in np.flatnonzero(tree.ancestors[leaf]) if n]
-        words.append("".join(map(str, ranks)))
-    return ",".join(words)
+        paths.append("".join(map(str, ranks)))
+    return ",".join(paths)

@@ -1,4 +1,4 @@
-"""Rows that take the next prompt when they end, against batches that wait for all."""
+"""Continuous batching compared with lockstep batches."""
 
 import time
 from functools import partial
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from jaxspec.bench.tables import markdown_table
 from jaxspec.bundle import Bundle
 from jaxspec.device import device_name
 from jaxspec.helpers import LoadedDrafter
@@ -19,7 +20,7 @@ from jaxspec.spec.noise import batch_keys
 from jaxspec.spec.state import StoppingCriteria
 from jaxspec.spec.stream import Jobs, begin_stream, run_stream
 from jaxspec.spec.tree import Tree
-from jaxspec.timing import RULE, Timing, ratio_fields, shown
+from jaxspec.timing import RATIO_NOTE, Timing, ratio_fields, shown
 
 
 def bench_streaming(
@@ -28,47 +29,50 @@ def bench_streaming(
     loaded: LoadedDrafter | None,
     *,
     num: int,
-    rows: int,
+    batch: int,
     waits: list[int],
     cfg_scale: float = 2.0,
     repeats: int = 3,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """One row for each kind of lengths and each way of batching.
+    """Measures each method of batching on jobs of equal and of different lengths.
 
     Args:
-      bundle: of images.
-      tree: shape of the drafts.
-      loaded: who drafts.
-      num: jobs.
-      rows: sequences side by side.
-      waits: see `run_stream`.
-      cfg_scale: scale.
-      repeats: timed runs, the ways in turn.
-      seed: of images, noise and lengths.
+      bundle: Image models.
+      tree: Draft tree.
+      loaded: Drafter.
+      num: Number of jobs.
+      batch: Number of sequences of a batch.
+      waits: Numbers of idle sequences before a refill, see `run_stream`.
+      cfg_scale: CFG scale.
+      repeats: Number of timed runs, interleaved.
+      seed: Seed of images, noise and lengths.
 
     Returns:
-      Dicts with "lengths", "way", "rounds", "rows_in_use", fields of its `Timing`, and
-      "speedup" against lockstep batches; the tokens were compared.
+      One row per distribution of lengths and method, with "lengths", "method",
+      "rounds", "slot_utilization", fields of its `Timing`, and "speedup" over lockstep
+      batches. All methods are checked to generate the same tokens.
     """
     classes = spread_classes(len(bundle.class_names), num)
-    settings = Settings(classes, seed=seed, batch=rows, cfg_scale=cfg_scale)
+    settings = Settings(classes, seed=seed, batch=batch, cfg_scale=cfg_scale)
     engine = make_engine(bundle, settings, tree, loaded)
-    shared = bundle.prior.params, loaded.params if loaded else None
-    whole = engine.max_new_tokens
+    params = bundle.prior.params, loaded.params if loaded else None
+    full_length = engine.max_new_tokens
     rng = np.random.default_rng(seed)
     lengths = {
-        "all alike": np.full(num, whole),
-        f"{whole // 4} to {whole}": rng.integers(whole // 4, whole + 1, num),
+        "equal": np.full(num, full_length),
+        f"{full_length // 4} to {full_length}": rng.integers(
+            full_length // 4, full_length + 1, num
+        ),
     }
     lockstep = jax.jit(partial(generate, engine))
     begin = jax.jit(partial(begin_stream, engine))
     streams = {w: jax.jit(partial(run_stream, engine, wait=w)) for w in waits}
-    found = []
+    rows = []
     with tqdm(
         total=len(lengths) * (1 + len(waits)) * (repeats + 1), desc="runs"
     ) as bar:
-        for words, budget in lengths.items():
+        for length_name, budget in lengths.items():
             jobs = Jobs(
                 jnp.arange(num),
                 jnp.asarray(classes, jnp.int32),
@@ -77,25 +81,26 @@ def bench_streaming(
                 StoppingCriteria.create(num, budget),
             )
 
-            def some(start, jobs=jobs):
-                end = jnp.minimum(jnp.arange(start, start + rows), num - 1)
-                return jax.tree.map(lambda x: x[end], jobs)
+            def take_batch(start, jobs=jobs):
+                """A batch of jobs; the last batch is padded with the last job."""
+                indices = jnp.minimum(jnp.arange(start, start + batch), num - 1)
+                return jax.tree.map(lambda x: x[indices], jobs)
 
-            def in_batches():
-                parts = []
-                for start in range(0, num, rows):
-                    part = some(start)
-                    given = part.prompt, part.sampling, part.keys, part.stopping
-                    parts.append(lockstep(*shared, *given))
-                jax.block_until_ready(parts)
-                rounds = sum(int(part.stats.rounds) for part in parts)
-                tokens = np.concatenate([part.tokens for part in parts])[:num]
-                calls = np.concatenate([part.stats.calls for part in parts])[:num]
+            def run_lockstep():
+                results = []
+                for start in range(0, num, batch):
+                    part = take_batch(start)
+                    inputs = part.prompt, part.sampling, part.keys, part.stopping
+                    results.append(lockstep(*params, *inputs))
+                jax.block_until_ready(results)
+                rounds = sum(int(x.stats.rounds) for x in results)
+                tokens = np.concatenate([x.tokens for x in results])[:num]
+                calls = np.concatenate([x.stats.calls for x in results])[:num]
                 return tokens, calls, rounds
 
-            def as_stream(wait, jobs=jobs):
-                stream = begin(*shared, some(0))
-                _, done = streams[wait](*shared, stream, jobs, True)
+            def run_continuous(wait, jobs=jobs):
+                stream = begin(*params, take_batch(0))
+                _, done = streams[wait](*params, stream, jobs, True)
                 number = np.asarray(done.number)
                 order = np.argsort(number[:num])
                 result = jax.tree.map(np.asarray, done.result)
@@ -105,53 +110,62 @@ def bench_streaming(
                     int(result.stats.rounds),
                 )
 
-            ways = {"lockstep": in_batches}
-            ways |= {f"refill, wait {w}": partial(as_stream, w) for w in waits}
-            times: dict[str, list[float]] = {way: [] for way in ways}
+            methods = {"lockstep": run_lockstep}
+            methods |= {f"refill, wait {w}": partial(run_continuous, w) for w in waits}
+            times: dict[str, list[float]] = {method: [] for method in methods}
             results = {}
-            for _ in range(repeats + 1):  # the first compiles
-                for way, run in ways.items():
+            for _ in range(repeats + 1):  # the first run compiles
+                for method, run in methods.items():
                     began = time.perf_counter()
-                    results[way] = run()
-                    times[way].append(time.perf_counter() - began)
+                    results[method] = run()
+                    times[method].append(time.perf_counter() - began)
                     bar.update()
-            timings = {way: Timing.of(times[way][1:]) for way in ways}
-            base = timings["lockstep"]
-            for way, (tokens, calls, rounds) in results.items():
-                assert np.array_equal(tokens, results["lockstep"][0]), way
-                found.append(
+            timings = {method: Timing.of(times[method][1:]) for method in methods}
+            reference = timings["lockstep"]
+            for method, (tokens, calls, rounds) in results.items():
+                assert np.array_equal(tokens, results["lockstep"][0]), method
+                rows.append(
                     {
-                        "lengths": words,
-                        "way": way,
+                        "lengths": length_name,
+                        "method": method,
                         "rounds": rounds,
-                        "rows_in_use": float((calls.sum() - num) / (rounds * rows)),
-                        **timings[way].fields(),
-                        **ratio_fields(speedup=(base, timings[way])),
+                        "slot_utilization": float(
+                            (calls.sum() - num) / (rounds * batch)
+                        ),
+                        **timings[method].fields(),
+                        **ratio_fields(speedup=(reference, timings[method])),
                     }
                 )
-    return found
+    return rows
 
 
 def streaming_markdown(result: dict[str, Any]) -> str:
-    """The table for people."""
+    """Formats rows of `bench_streaming`."""
+    columns = ["lengths", "method", "rounds", "slot utilization"]
+    columns += ["seconds (min, max)", "speedup"]
+    rows = [
+        [
+            row["lengths"],
+            row["method"],
+            row["rounds"],
+            f"{100 * row['slot_utilization']:.0f} %",
+            f"{row['seconds']:.1f} ({row['min_seconds']:.1f}, "
+            f"{row['max_seconds']:.1f})",
+            shown(row, "speedup"),
+        ]
+        for row in result["rows"]
+    ]
     lines = [
         f"# Continuous batching: {result['checkpoint']}",
         "",
         f"`{result['command']}`",
         "",
         f"Device: {device_name()}, jax {jax.__version__}. {result['num']} jobs, "
-        f"{result['rows_side_by_side']} side by side, {result['nodes']} nodes; the "
-        "same tokens either way. Rows in use: of all places in all rounds, those whose "
-        f"job had not ended. Medians, the ways in turn. {RULE}",
+        f"batch {result['batch']}, {result['nodes']} nodes. All methods generate the "
+        "same tokens. Slot utilization is the fraction of batch slots, over all "
+        "rounds, whose job had not ended. Times are medians of interleaved runs. "
+        f"{RATIO_NOTE}",
         "",
-        "| lengths | way | rounds | rows in use | seconds (least, most) | speedup |",
-        "|---|---|---|---|---|---|",
+        markdown_table(columns, rows),
     ]
-    for row in result["rows"]:
-        lines.append(
-            f"| {row['lengths']} | {row['way']} | {row['rounds']} | "
-            f"{100 * row['rows_in_use']:.0f} % | {row['seconds']:.1f} "
-            f"({row['least_seconds']:.1f}, {row['most_seconds']:.1f}) "
-            f"| {shown(row, 'speedup')} |"
-        )
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What is measured: a bundle by name, in a dtype."""
+"""Models for benchmarks: a checkpoint, or a published size with random weights."""
 
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -16,7 +16,7 @@ DEFAULT = "default"
 
 
 @lru_cache(maxsize=3)
-def find_subject(
+def find_model(
     name: str,
     *,
     grid: int = 24,
@@ -24,22 +24,25 @@ def find_subject(
     int8: bool = False,
     checkpoint: str | None = None,
 ) -> Bundle:
-    """A bundle, "default"; or a published size with random weights. The last are kept.
+    """Loads a bundle, or makes one of a published size; caches the last three.
 
     Args:
-      name: "default" or one of `models.presets.NAMES`.
-      grid: tokens along a side, of a size.
-      dtype: of weights and caches; None is float32.
-      int8: matrices in eight bits.
-      checkpoint: the folder that "default" means; None is the embedded bundle.
+      name: "default" for a bundle, or one of `models.presets.NAMES`.
+      grid: Tokens along a side, for published sizes.
+      dtype: Dtype of weights and caches; None is float32.
+      int8: Whether weight matrices are quantized to int8.
+      checkpoint: Bundle folder that "default" refers to; None is the embedded bundle.
 
     Raises:
-      ConfigError: no such name, or a text model.
+      ConfigError: The name is unknown, or the bundle is not class-conditional.
     """
     if name == DEFAULT:
         bundle = load_bundle(checkpoint, dtype=dtype, int8=int8)
         if bundle.prior.config.condition != "class":
-            raise ConfigError("this measures models that draw classes")
+            raise ConfigError(
+                f"bundle '{bundle.name}' is not class-conditional; this benchmark "
+                "needs a class-conditional image model"
+            )
         return replace(bundle, name="default") if checkpoint is None else bundle
     if name not in NAMES:
         known = ", ".join((DEFAULT, *NAMES))
@@ -50,10 +53,10 @@ def find_subject(
 def find_shapes(
     name: str, *, grid: int, dtype: str, int8: bool, checkpoint: str | None
 ) -> tuple[TransformerConfig, Params]:
-    """A target's sizes and the shapes of its parameters; see `find_subject`."""
+    """Config and parameter shapes of a target; arguments as in `find_model`."""
     if name in NAMES:
         config = preset(name, "class", grid)
         return config, jax.eval_shape(partial(synthetic_params, config, dtype, int8))
-    bundle = find_subject(name, dtype=dtype, int8=int8, checkpoint=checkpoint)
+    bundle = find_model(name, dtype=dtype, int8=int8, checkpoint=checkpoint)
     shapes = jax.eval_shape(lambda: bundle.prior.params)
     return bundle.prior.config, shapes

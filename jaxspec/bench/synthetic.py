@@ -1,7 +1,8 @@
-"""Models with random weights, and drafts that are accepted as often as one says.
+"""Models with random weights, and a verifier with a chosen acceptance.
 
-Speed depends on shapes and on how many tokens a round keeps, not on what they are: so
-loops of published sizes can be timed without a checkpoint or a trained drafter.
+Decoding speed depends on shapes and on the number of accepted tokens, not on which
+tokens they are. Loops of published sizes can therefore be timed without a checkpoint or
+a trained drafter.
 """
 
 from dataclasses import dataclass, replace
@@ -29,14 +30,17 @@ from jaxspec.typing import Array, Float, Params
 
 @dataclass(frozen=True)
 class Forced(LossyVerifier):
-    """Does the work of a rule, then accepts as much as it is told to.
+    """Runs a verifier, then replaces the number of accepted tokens.
 
-    The number of tokens that a round emits is one of the two whole numbers next to
-    `tokens`, and `tokens` on average, as far as the tree is deep enough.
+    Each round emits `floor(tokens)` or `ceil(tokens)` tokens, `tokens` on average, as
+    far as the tree is deep enough.
 
     Attributes:
-      tokens: emitted by a round, at least 1.
-      rule: whose work is done.
+      tokens: Mean number of emitted tokens per round, at least 1.
+      verifier: Verifier that runs.
+
+    Raises:
+      ConfigError: `tokens` is below 1.
     """
 
     tokens: float
@@ -44,16 +48,16 @@ class Forced(LossyVerifier):
 
     def __post_init__(self):
         if not self.tokens >= 1:
-            raise ConfigError(f"{self.tokens} tokens a round; each emits at least 1")
+            raise ConfigError(f"{self.tokens} tokens per round; choose at least 1")
 
     @property
     def selection(self) -> Selection:
-        """That of the rule."""
+        """Selection of the verifier."""
         return self.verifier.selection
 
     @property
     def token_exact(self) -> bool:
-        """No: there is nothing to decide."""
+        """False: the emitted tokens are not those of plain decoding."""
         return False
 
     def verify(
@@ -66,17 +70,17 @@ class Forced(LossyVerifier):
         features: Float[Array, "R N E"] | None = None,
     ) -> Verdict:
         """See `Verifier.verify`."""
-        judged = self.verifier.verify(log_p, draft, tree, noise, params, features)
+        verdict = self.verifier.verify(log_p, draft, tree, noise, params, features)
         shape = draft.topology(tree)
         uniform = jnp.exp(-jnp.exp(-noise.nodes[:, :1]))
-        kept = jnp.floor(self.tokens - 1 + uniform)
-        match = draft.valid & (shape.depths <= kept)
-        choice = jnp.broadcast_to(judged.next_token[:, None], match.shape)
+        accepted = jnp.floor(self.tokens - 1 + uniform)
+        match = draft.valid & (shape.depths <= accepted)
+        choice = jnp.broadcast_to(verdict.next_token[:, None], match.shape)
         return longest_match(shape, match, choice, jnp.full(match.shape, jnp.inf))
 
 
 def synthetic_params(config: TransformerConfig, dtype, int8: bool = False) -> Params:
-    """Random parameters, the output head included."""
+    """Random parameters, with a nonzero output head."""
     keys = jax.random.split(jax.random.key(0))
 
     def make():
@@ -89,7 +93,7 @@ def synthetic_params(config: TransformerConfig, dtype, int8: bool = False) -> Pa
 
 
 def block_config(target: TransformerConfig) -> DFlashConfig:
-    """A block drafter of three layers, as wide as its target."""
+    """Config of a block drafter of three layers, as wide as its target."""
     last = target.layers - 1
     return DFlashConfig(
         block_size=8,
@@ -104,28 +108,28 @@ def block_config(target: TransformerConfig) -> DFlashConfig:
 def synthetic_bundle(
     name: str, grid: int, dtype="float32", int8: bool = False
 ) -> Bundle:
-    """A published size with random weights, and a random block drafter.
+    """Makes a target of a published size and a block drafter, both with random weights.
 
     Args:
-      name: see `models.presets.preset`.
-      grid: tokens along a side.
-      dtype: of weights and caches.
-      int8: matrices of the target in eight bits.
+      name: Name of the size, see `models.presets.preset`.
+      grid: Tokens along a side.
+      dtype: Dtype of weights and caches.
+      int8: Whether the target's weight matrices are quantized to int8.
 
     Raises:
-      ConfigError: no such size.
+      ConfigError: The size is unknown.
     """
     config = preset(name, "class", grid)
     kind, drafter = make_drafter(block_config(config), config)
-    own = jax.jit(drafter.init_params)(jax.random.key(2))
-    own = jax.tree.map(lambda x: x.astype(dtype), own)
+    drafter_params = jax.jit(drafter.init_params)(jax.random.key(2))
+    drafter_params = jax.tree.map(lambda x: x.astype(dtype), drafter_params)
     prior = Checkpoint("prior", config, synthetic_params(config, dtype, int8), {})
     drafter = replace(drafter, target=config)
     return Bundle(
         f"{name}, random weights",
         image_tokenizer=None,
         prior=prior,
-        drafter=Checkpoint(kind, drafter, own, {}),
+        drafter=Checkpoint(kind, drafter, drafter_params, {}),
         trained=config,
         int8=int8,
     )

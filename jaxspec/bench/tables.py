@@ -1,4 +1,4 @@
-"""What reports on speed have in common: heads, tables, comparisons."""
+"""Shared parts of benchmark reports: headings, tables, comparisons."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,22 +7,29 @@ import jax
 
 from jaxspec import __version__
 from jaxspec.device import device_name
-from jaxspec.timing import RULE, Timing, ratio_fields, shown
+from jaxspec.timing import RATIO_NOTE, Timing, ratio_fields, shown
 
 
 def environment() -> dict[str, Any]:
-    """Device and versions."""
+    """Device and package versions, as fields of a report."""
     return {
         "device": device_name(),
         "versions": {"jaxspec": __version__, "jax": jax.__version__},
     }
 
 
-def heading(title: str, result: dict[str, Any], words: str) -> str:
-    """Title, command, device, ceilings, and what the numbers mean."""
+def report_heading(title: str, result: dict[str, Any], description: str) -> str:
+    """Formats the head of a report: title, command, device, ceilings, notes.
+
+    Args:
+      title: Title.
+      result: Report with "command", "device", "versions", "dtype", "repeats" and
+        "ceilings"; "compiler_options" and "failed" are optional.
+      description: Explanation of the numbers.
+    """
     ceilings = result["ceilings"]
     options = result.get("compiler_options")
-    failed = [f"- {way}: {why}" for way, why in result.get("failed", {}).items()]
+    failed = [f"- {cell}: {why}" for cell, why in result.get("failed", {}).items()]
     return "\n".join(
         [
             f"# {title}",
@@ -36,54 +43,54 @@ def heading(title: str, result: dict[str, Any], words: str) -> str:
             + (f"Compiler options: {options}. " if options else "")
             + f"Medians of {result['repeats']} runs, without compilation.",
             "",
-            f'{words} "Bound" is the larger of bytes over bandwidth and operations '
-            "over rate (each input read once, each output written once); "
-            f'"achieved" is bound over time. {RULE}',
+            f'{description} "Bound" is the larger of bytes over bandwidth and FLOPs '
+            "over peak rate, with each input read once and each output written once. "
+            f'"Achieved" is bound over time. {RATIO_NOTE}',
             "",
-            *(["Could not be measured:", "", *failed, ""] if failed else []),
+            *(["Failed:", "", *failed, ""] if failed else []),
             "",
         ]
     )
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Markdown."""
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Formats a Markdown table."""
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(map(str, row)) + " |" for row in rows]
     return "\n".join(lines) + "\n"
 
 
-def compared(
+def comparison_markdown(
     result: dict[str, Any], before: dict[str, Any], keys: Sequence[str]
 ) -> str:
-    """Ratios of this report's medians to another's, for rows that both have.
+    """Formats ratios of this report's medians to those of an earlier report.
 
     Args:
-      result: this report.
-      before: the other one.
-      keys: columns that tell rows apart.
+      result: This report.
+      before: Earlier report.
+      keys: Columns that identify a row; rows in only one report are omitted.
     """
 
     def identity(row):
         return tuple(row.get(key) for key in keys)
 
     def timing(row, report):
-        return Timing.of_row(row, report.get("repeats", 1))
+        return Timing.from_report(row, report.get("repeats", 1))
 
-    old = {identity(row): timing(row, before) for row in before["rows"]}
+    earlier = {identity(row): timing(row, before) for row in before["rows"]}
     rows = []
     for row in result["rows"]:
-        if identity(row) in old:
-            pair = timing(row, result), old[identity(row)]
+        if identity(row) in earlier:
+            pair = timing(row, result), earlier[identity(row)]
             rows.append([*identity(row), shown(ratio_fields(ratio=pair), "ratio")])
-    words = (
-        f"Against `{before.get('command', 'an earlier report')}` on "
-        f"{before['device']}, jax {before['versions']['jax']}: time now over time then."
+    text = (
+        f"Compared with `{before.get('command', 'an earlier report')}` on "
+        f"{before['device']}, jax {before['versions']['jax']}: new time / old time."
     )
     for name in ("device", "dtype", "compiler_options"):
         then, now = before.get(name), result.get(name)
         if then != now:
-            words += f" The {name} was {then}, and is {now}."
+            text += f" The {name} changed from {then} to {now}."
     if not rows:
-        return words + " No row is in both.\n"
-    return f"{words} {RULE}\n\n" + table([*keys, "ratio"], rows)
+        return text + " The reports have no rows in common.\n"
+    return f"{text} {RATIO_NOTE}\n\n" + markdown_table([*keys, "ratio"], rows)

@@ -1,4 +1,4 @@
-"""Medians of programs that are timed in turn."""
+"""Interleaved timing of programs."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -10,49 +10,54 @@ import jax
 from jaxspec.timing import Timing
 
 
-def later(make: Callable[..., Callable[[], Any]], *given: Any) -> Callable[[], Any]:
-    """A call that makes its program when it is first made."""
-    held: list[Callable[[], Any]] = []
+def lazy(make: Callable[..., Callable[[], Any]], *args: Any) -> Callable[[], Any]:
+    """Defers building a program to its first call.
+
+    Args:
+      make: Function that builds the program.
+      *args: Arguments of `make`.
+    """
+    programs: list[Callable[[], Any]] = []
 
     def call():
-        if not held:
-            held.append(make(*given))
-        return held[0]()
+        if not programs:
+            programs.append(make(*args))
+        return programs[0]()
 
     return call
 
 
 @contextmanager
-def noted(failed: dict[Any, str], name: Any) -> Iterator[None]:
-    """Writes down what goes wrong instead of ending everything."""
+def collect_errors(errors: dict[Any, str], name: Any) -> Iterator[None]:
+    """Records an exception under `errors[name]` instead of raising it."""
     try:
         yield
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
-        failed[name] = f"{type(error).__name__}: {lines[0][:200]}"
+        errors[name] = f"{type(error).__name__}: {lines[0][:200]}"
 
 
-def side_by_side(
+def time_interleaved(
     calls: Mapping[Any, Callable[[], Any]],
     repeats: int,
     progress: Callable[[], object] = lambda: None,
-    failed: dict[Any, str] | None = None,
+    errors: dict[Any, str] | None = None,
 ) -> dict[Any, Timing]:
-    """Times every call `repeats` times, in turn, so that all see the same machine.
+    """Times every call `repeats` times, in round-robin order.
 
-    Each is made once before, which compiles what was not and warms it up. Arrays that
-    a call returns are waited for.
+    Interleaving exposes all calls to the same load of the machine. Each call is made
+    once before, to compile and to warm up. Returned arrays are waited for.
 
     Args:
-      calls: by name.
-      repeats: timed calls of each.
-      progress: called after each call.
-      failed: takes the errors of calls that cannot be made even once; they are left
-        out. None raises them.
+      calls: Programs by name.
+      repeats: Number of timed calls of each.
+      progress: Callback after each call.
+      errors: Messages of calls that fail in the warm-up, filled by this function; such
+        calls are not timed. None raises their exceptions.
     """
     ready = {}
     for name, call in calls.items():
-        with noted(failed, name) if failed is not None else nullcontext():
+        with collect_errors(errors, name) if errors is not None else nullcontext():
             jax.block_until_ready(call())
             ready[name] = call
         progress()
@@ -63,4 +68,4 @@ def side_by_side(
             jax.block_until_ready(call())
             times[name].append(time.perf_counter() - began)
             progress()
-    return {name: Timing.of(each) for name, each in times.items()}
+    return {name: Timing.of(samples) for name, samples in times.items()}

@@ -1,4 +1,4 @@
-"""Tokens per second and model-FLOPs utilization of training."""
+"""Training throughput: tokens per second and model-FLOPs utilization."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,17 +12,17 @@ from jaxspec.bench.plot import Line, Panel, plot_panels
 from jaxspec.bench.roofline.ceilings import measure_ceilings
 from jaxspec.bench.roofline.work import (
     block_training_work,
-    counted,
+    compiler_counts,
     training_work,
 )
-from jaxspec.bench.subjects import find_subject
+from jaxspec.bench.subjects import find_model
 from jaxspec.bench.synthetic import block_config
-from jaxspec.bench.tables import environment, heading, table
-from jaxspec.bench.timing import side_by_side
+from jaxspec.bench.tables import environment, markdown_table, report_heading
+from jaxspec.bench.timing import time_interleaved
 from jaxspec.config import TransformerConfig
 from jaxspec.drafters.kinds import make_drafter
 from jaxspec.models.transformer import Transformer
-from jaxspec.timing import Timing, plotted, ratio_fields, shown
+from jaxspec.timing import Timing, plot_value, ratio_fields, shown
 from jaxspec.train import drafter as drafters
 from jaxspec.train import prior as priors
 from jaxspec.train.experiment import DrafterTrainingConfig, PriorTrainingConfig
@@ -43,32 +43,36 @@ def bench_training(
     repeats: int,
     checkpoint: str | None = None,
 ) -> dict[str, Any]:
-    """One row for each model and part ("prior", "drafter").
+    """Times training steps of each model and part.
 
-    Steps are those of `jaxspec train`, on random codes: forward, backward, clipping,
-    AdamW and the average of weights, which are float32; products are in `dtype`.
+    Steps are those of `jaxspec train`, on random tokens: forward and backward pass,
+    gradient clipping, AdamW and the moving average of the weights. Weights are float32,
+    matrix products are computed in `dtype`.
 
     Args:
-      models: see `find_subject`.
-      parts: what is trained.
-      batch: sequences of a step.
-      grid: tokens along a side, of published sizes.
-      steps: timed together.
-      dtype: of the products.
-      repeats: timed runs.
-      checkpoint: what "default" means.
+      models: Names, see `find_model`.
+      parts: Trained parts, of "prior" and "drafter".
+      batch: Sequences per step.
+      grid: Tokens along a side, for published sizes.
+      steps: Number of steps of a timed run.
+      dtype: Dtype of the matrix products.
+      repeats: Number of timed runs.
+      checkpoint: Bundle folder that "default" refers to.
+
+    Returns:
+      Report with one row per model and part. Times are per step.
     """
     ceilings, rows = measure_ceilings(dtype), []
     cells = [(m, p) for m in models for p in parts]
     for name, part in tqdm(cells, desc="train", unit="cell"):
-        bundle = find_subject(name, grid=grid, checkpoint=checkpoint)
+        bundle = find_model(name, grid=grid, checkpoint=checkpoint)
         config = bundle.prior.config
-        given = config, batch, dtype, steps
+        args = config, batch, dtype, steps
         if part == "prior":
-            run, compiler, work = _prior(*given)
+            run, counts, work = _prior_program(*args)
         else:
-            run, compiler, work = _drafter(*given, bundle.prior.params)
-        timing = side_by_side({"step": run}, repeats)["step"].per(steps)
+            run, counts, work = _drafter_program(*args, bundle.prior.params)
+        timing = time_interleaved({"step": run}, repeats)["step"].per(steps)
         bound = work.flops / ceilings.flops_per_second
         rows.append(
             {
@@ -79,7 +83,7 @@ def bench_training(
                 **timing.fields(),
                 "tokens_per_second": batch * config.sequence_length / timing.median,
                 "flops": work.flops,
-                **compiler,
+                **counts,
                 "bound_seconds": bound,
                 **ratio_fields(achieved=(Timing.exact(bound), timing)),
             }
@@ -93,50 +97,80 @@ def bench_training(
     }
 
 
-def _prior(config: TransformerConfig, batch: int, dtype: str, steps: int):
+def _prior_program(config: TransformerConfig, batch: int, dtype: str, steps: int):
+    """Training steps of a prior, the compiler's counts, and the work of a step."""
     model = Transformer(config)
     settings = PriorTrainingConfig(steps=1000, batch=batch, compute_dtype=dtype)
     state = init_train_state(settings, jax.jit(model.init)(jax.random.key(0)))
-    work = training_work(config, rows=batch, tokens=config.sequence_length)
+    work = training_work(config, batch=batch, tokens=config.sequence_length)
     step = priors.make_step(model, settings)
-    return *_run(step, state, (), config, batch, steps), work
+    return *_compile_steps(step, state, (), config, batch, steps), work
 
 
-def _drafter(config: TransformerConfig, batch: int, dtype: str, steps: int, target):
+def _drafter_program(
+    config: TransformerConfig, batch: int, dtype: str, steps: int, target_params
+):
+    """Training steps of a block drafter; returns the same as `_prior_program`."""
     _, drafter = make_drafter(block_config(config), config)
     settings = DrafterTrainingConfig(steps=1000, batch=batch, compute_dtype=dtype)
     state = init_train_state(settings, jax.jit(drafter.init_params)(jax.random.key(0)))
     step = drafters.make_step(drafter, settings, {})
     work = block_training_work(
-        drafter, rows=batch, tokens=config.sequence_length, anchors=ANCHORS
+        drafter, batch=batch, tokens=config.sequence_length, anchors=ANCHORS
     )
-    return *_run(step, state, (target,), config, batch, steps, kept=(None,)), work
+    frozen = (target_params,)
+    program = _compile_steps(
+        step, state, frozen, config, batch, steps, cached_features=(None,)
+    )
+    return *program, work
 
 
-def _run(
-    step: Callable, state: Any, fixed: tuple, config, batch: int, steps: int, kept=()
+def _compile_steps(
+    step: Callable,
+    state: Any,
+    frozen: tuple,
+    config: TransformerConfig,
+    batch: int,
+    steps: int,
+    cached_features: tuple = (),
 ) -> tuple[Callable[[], Any], dict[str, float]]:
-    """A call that takes so many steps, and what the compiler counts of one."""
+    """Compiles a training step.
+
+    Args:
+      step: Training step of `jaxspec.train`.
+      state: Initial training state.
+      frozen: Arguments of the step between state and step number.
+      config: Config of the target.
+      batch: Sequences per step.
+      steps: Number of steps per call.
+      cached_features: Further elements of the training batch.
+
+    Returns:
+      A call that runs `steps` steps, and the compiler's counts for one step.
+    """
     rng = np.random.default_rng(0)
-    codes = rng.integers(0, config.vocab_size, (batch, config.sequence_length))
+    tokens = rng.integers(0, config.vocab_size, (batch, config.sequence_length))
     labels = rng.integers(0, max(config.classes, 1), batch)
-    given = jnp.asarray(codes, jnp.int32), jnp.asarray(labels, jnp.int32), *kept
-    lowered = jax.jit(step, donate_argnums=0).lower(state, *fixed, np.int32(0), given)
+    inputs = jnp.asarray(tokens, jnp.int32), jnp.asarray(labels, jnp.int32)
+    inputs += cached_features
+    lowered = jax.jit(step, donate_argnums=0).lower(state, *frozen, np.int32(0), inputs)
     program = lowered.compile()
-    held, done = [state], [0]
+    donated, done = [state], [0]
 
     def run():
         metrics = None
         for _ in range(steps):
-            held[0], metrics = program(held[0], *fixed, np.int32(done[0]), given)
+            donated[0], metrics = program(
+                donated[0], *frozen, np.int32(done[0]), inputs
+            )
             done[0] += 1
         return metrics
 
-    return run, counted(program)
+    return run, compiler_counts(program)
 
 
 def training_markdown(result: dict[str, Any]) -> str:
-    """The rows as a table."""
+    """Formats a report of `bench_training`."""
 
     def cells(row):
         return [
@@ -145,29 +179,30 @@ def training_markdown(result: dict[str, Any]) -> str:
             row["batch"],
             row["tokens"],
             f"{1e3 * row['seconds']:.1f}",
-            f"{1e3 * row['least_seconds']:.1f} to {1e3 * row['most_seconds']:.1f}",
+            f"{1e3 * row['min_seconds']:.1f} to {1e3 * row['max_seconds']:.1f}",
             f"{row['tokens_per_second']:.0f}",
             shown(row, "achieved", "%"),
         ]
 
-    words = (
-        "A step of `jaxspec train` on random codes. Operations are those that the "
-        "models need, without what is recomputed or masked (model-FLOPs utilization): "
-        "three times a forward pass of what is trained, once that of a target."
+    description = (
+        "Steps of `jaxspec train` on random tokens. FLOPs are model FLOPs, without "
+        "recomputation and masked attention: three times a forward pass of the trained "
+        "model, and one forward pass of a frozen target."
     )
-    columns = ["model", "part", "batch", "tokens each", "ms a step", "least to most"]
-    columns += ["tokens/s", "achieved"]
-    return heading("Training", result, words) + table(
-        columns, [cells(r) for r in result["rows"]]
+    columns = ["model", "part", "batch", "tokens per sequence", "ms per step"]
+    columns += ["min to max", "tokens/s", "achieved"]
+    return report_heading("Training", result, description) + markdown_table(
+        columns, [cells(row) for row in result["rows"]]
     )
 
 
 def training_plot(result: dict[str, Any]) -> np.ndarray:
-    """Utilisation of each model, in the order of the table."""
+    """Plots the utilization of each model, in the order of the table."""
     rows = result["rows"]
     lines = []
     for part in dict.fromkeys(row["part"] for row in rows):
-        own = [r for r in rows if r["part"] == part]
-        lines.append(Line(part, range(len(own)), [plotted(r, "achieved") for r in own]))
+        points = [row for row in rows if row["part"] == part]
+        y = [plot_value(row, "achieved") for row in points]
+        lines.append(Line(part, range(len(points)), y))
     names = ", ".join(dict.fromkeys(row["model"] for row in rows))
     return plot_panels([Panel(names, lines)], "model", "bound / time")

@@ -1,4 +1,4 @@
-"""What verifying a tree costs, in decode steps, and what a round adds to it."""
+"""Cost of verifying draft trees in decode steps, and overhead of a round."""
 
 from typing import Any
 
@@ -9,17 +9,17 @@ from jaxspec.bench import passes
 from jaxspec.bench.plot import Line, Panel, plot_panels
 from jaxspec.bench.roofline.ceilings import measure_ceilings
 from jaxspec.bench.roofline.work import pass_work
-from jaxspec.bench.subjects import find_subject
-from jaxspec.bench.tables import environment, heading, table
-from jaxspec.bench.timing import side_by_side
+from jaxspec.bench.subjects import find_model
+from jaxspec.bench.tables import environment, markdown_table, report_heading
+from jaxspec.bench.timing import time_interleaved
 from jaxspec.bench.variants import Variant
 from jaxspec.errors import ConfigError
 from jaxspec.models.transformer import Transformer
 from jaxspec.spec.tree import Tree
-from jaxspec.timing import Timing, derived_mark, plotted, ratio_fields, shown
+from jaxspec.timing import Timing, plot_value, ratio_fields, shown, worst_mark
 from jaxspec.trees import parse_tree
 
-KEYS = ("model", "batch", "way", "nodes")
+KEYS = ("model", "batch", "method", "nodes")
 
 
 def bench_verify(
@@ -29,82 +29,89 @@ def bench_verify(
     variants: list[Variant],
     *,
     grid: int,
-    passes_a_run: int,
+    passes_per_run: int,
     dtype: str,
     repeats: int,
     checkpoint: str | None = None,
     options: dict[str, str] | None = None,
 ) -> dict[str, Any]:
-    """One row for each model, batch, variant and number of nodes; 1 is a decode step.
+    """Times forward passes over trees, and whole rounds, for each model and batch size.
 
-    Passes stand behind half of the tokens. Rounds have a coupled rule at temperature 1
-    and drafts that are given.
+    Caches are filled by half of an image. Rounds use the `Coupled` verifier at
+    temperature 1 and fixed drafts.
 
     Args:
-      models: see `find_subject`.
-      batches: images side by side.
-      nodes: of the trees that are best for the embedded model; 1 is always measured.
-      variants: of our own program.
-      grid: tokens along a side, of published sizes.
-      passes_a_run: in one program.
-      dtype: of weights and caches.
-      repeats: timed runs.
-      checkpoint: what "default" means.
-      options: of XLA's compiler.
+      models: Names, see `find_model`.
+      batches: Batch sizes in images.
+      nodes: Sizes of the trees, which are optimal for the embedded model; size 1, a
+        decode step, is always included.
+      variants: Variants of the decoder.
+      grid: Tokens along a side, for published sizes.
+      passes_per_run: Number of forward passes in one program.
+      dtype: Dtype of weights and caches.
+      repeats: Number of timed runs.
+      checkpoint: Bundle folder that "default" refers to.
+      options: Compiler options of XLA.
+
+    Returns:
+      Report with one row per model, batch size, variant and tree size.
+
+    Raises:
+      ConfigError: A variant has several cache stages.
     """
     if any(variant.cache_stages > 1 for variant in variants):
-        raise ConfigError("phases are for `bench decode`: a pass has one cache")
+        raise ConfigError(
+            "stagesN needs `bench decode`: a forward pass uses one cache size"
+        )
     ceilings, rows = measure_ceilings(dtype), []
-    build = passes.build_here(options)
+    compiler = passes.local_compiler(options)
     cells = [(m, b, v) for m in models for b in batches for v in variants]
     with tqdm(total=len(cells), desc="verify", unit="cell") as bar:
         for name, batch, variant in cells:
-            bundle = find_subject(
+            bundle = find_model(
                 name, grid=grid, dtype=dtype, int8=variant.int8, checkpoint=checkpoint
             )
             config, params = bundle.prior.config, bundle.prior.params
             model = Transformer(config, variant.attention)
             filled = config.prefix_length + config.sequence_length // 2
-            room = config.sequence_length - filled - 1
-            trees = {n: _tree(n) for n in sorted({1, *nodes})}
-            given = model, params, batch
+            iterations = min(passes_per_run, config.sequence_length - filled - 1)
+            trees = {n: _static_tree(n) for n in sorted({1, *nodes})}
             calls = {}
             for size, tree in trees.items():
-                rest = filled, min(passes_a_run, room), build
-                calls["pass", size] = passes.tree_passes(*given, tree, *rest)
-                calls["round", size] = passes.rounds(*given, tree, *rest)
-            times = side_by_side(calls, repeats)
-            count = min(passes_a_run, room)
-            step = times["pass", 1].per(count)
+                args = model, params, batch, tree, filled, iterations, compiler
+                calls["pass", size] = passes.verify_program(*args)
+                calls["round", size] = passes.round_program(*args)
+            times = time_interleaved(calls, repeats)
+            step = times["pass", 1].per(iterations)
             for size in trees:
-                one = times["pass", size].per(count)
+                pass_timing = times["pass", size].per(iterations)
                 work = pass_work(
                     config,
-                    rows=2 * batch,
+                    sequences=2 * batch,
                     nodes=size,
                     filled=filled,
                     itemsize=2 if dtype == "bfloat16" else 4,
                     int8=variant.int8,
                 )
                 bound = work.bound(ceilings)
-                whole = times["round", size].per(count)
-                more = ratio_fields(round_over_pass=(whole, one))
+                round_timing = times["round", size].per(iterations)
+                ratio = ratio_fields(round_over_pass=(round_timing, pass_timing))
                 rows.append(
                     {
                         "model": name,
                         "batch": batch,
-                        "way": f"jaxspec{variant.words}",
+                        "method": f"jaxspec{variant.suffix}",
                         "nodes": size,
-                        **one.fields(),
-                        "round_seconds": whole.median,
-                        "bookkeeping": more["round_over_pass"] - 1,
-                        **derived_mark("bookkeeping", more, "round_over_pass"),
+                        **pass_timing.fields(),
+                        "round_seconds": round_timing.median,
+                        "overhead": ratio["round_over_pass"] - 1,
+                        **worst_mark("overhead", ratio, "round_over_pass"),
                         "bytes": work.bytes,
                         "flops": work.flops,
                         "bound_seconds": bound,
                         **ratio_fields(
-                            of_a_step=(one, step),
-                            achieved=(Timing.exact(bound), one),
+                            decode_steps=(pass_timing, step),
+                            achieved=(Timing.exact(bound), pass_timing),
                         ),
                     }
                 )
@@ -119,53 +126,53 @@ def bench_verify(
     }
 
 
-def _tree(nodes: int) -> Tree:
+def _static_tree(nodes: int) -> Tree:
+    """Tree of a size; the root alone for size 1."""
     tree = Tree.root() if nodes == 1 else parse_tree(f"optimal-{nodes}")
     assert isinstance(tree, Tree)
     return tree
 
 
 def verify_markdown(result: dict[str, Any]) -> str:
-    """The rows as a table."""
+    """Formats a report of `bench_verify`."""
 
     def cells(row):
         return [
             row["model"],
             row["batch"],
-            row["way"],
+            row["method"],
             row["nodes"],
             f"{1e3 * row['seconds']:.3f}",
-            f"{1e3 * row['least_seconds']:.3f} to {1e3 * row['most_seconds']:.3f}",
-            shown(row, "of_a_step"),
+            f"{1e3 * row['min_seconds']:.3f} to {1e3 * row['max_seconds']:.3f}",
+            shown(row, "decode_steps"),
             f"{1e3 * row['bound_seconds']:.3f}",
             shown(row, "achieved", "%"),
-            shown(row, "bookkeeping", "%"),
+            shown(row, "overhead", "%"),
         ]
 
-    words = (
-        "A pass of the target over a tree of so many nodes in both guidance streams, "
-        'behind half of an image; 1 node is a decode step. "Bookkeeping" is what a '
-        "whole round takes beyond its pass: noise, rule, commits, counters."
+    description = (
+        "Forward passes of the target over a draft tree in both CFG branches, with "
+        "caches filled by half of an image; 1 node is a decode step. Overhead is the "
+        "time of a whole round beyond its pass: noise, verifier, commits, counters."
     )
-    names = ["model", "batch", "way", "nodes", "ms a pass", "least to most"]
-    columns = [*names, "steps", "bound ms", "achieved", "bookkeeping"]
-    return heading("Verifying", result, words) + table(
-        columns, [cells(r) for r in result["rows"]]
+    names = ["model", "batch", "method", "nodes", "ms per pass", "min to max"]
+    columns = [*names, "decode steps", "bound ms", "achieved", "overhead"]
+    return report_heading("Verification", result, description) + markdown_table(
+        columns, [cells(row) for row in result["rows"]]
     )
 
 
 def verify_plot(result: dict[str, Any]) -> np.ndarray:
-    """Decode steps over nodes, a panel for each model."""
+    """Plots decode steps over nodes, one panel per model."""
     panels, rows = [], result["rows"]
     for model in dict.fromkeys(row["model"] for row in rows):
-        own = [row for row in rows if row["model"] == model]
+        model_rows = [row for row in rows if row["model"] == model]
         lines = []
-        for way, batch in dict.fromkeys((row["way"], row["batch"]) for row in own):
-            points = [r for r in own if (r["way"], r["batch"]) == (way, batch)]
-            x, y = (
-                [p["nodes"] for p in points],
-                [plotted(p, "of_a_step") for p in points],
-            )
-            lines.append(Line(f"{way}, batch {batch}", x, y))
+        for cell in dict.fromkeys((row["method"], row["batch"]) for row in model_rows):
+            points = [r for r in model_rows if (r["method"], r["batch"]) == cell]
+            x = [p["nodes"] for p in points]
+            y = [plot_value(p, "decode_steps") for p in points]
+            method, batch = cell
+            lines.append(Line(f"{method}, batch {batch}", x, y))
         panels.append(Panel(model, lines))
     return plot_panels(panels, "nodes", "decode steps")

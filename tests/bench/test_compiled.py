@@ -1,4 +1,4 @@
-"""Programs are compiled for devices that are not at hand, and their kernels counted."""
+"""Ahead-of-time compilation for other devices, and kernel counts."""
 
 from functools import partial
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxspec.bench.compiled import devices, report
-from jaxspec.bench.compiled.devices import Absent, find_absent
+from jaxspec.bench.compiled.devices import DeviceSpec, find_device
 from jaxspec.bench.compiled.program import Loop, largest_loop
 from jaxspec.bench.roofline.ceilings import Ceilings
 from jaxspec.bench.synthetic import synthetic_params
@@ -58,36 +58,36 @@ ENTRY %main (a: f32[8]) -> f32[8] {
 TINY = TransformerConfig(vocab_size=32, layers=2, width=32, heads=2, grid=4, classes=3)
 
 
-def test_a_turn_is_counted_with_the_loops_inside_it():
-    """A copy beside other work, two kernels, and one that is run three times."""
+def test_iteration_includes_inner_loops():
+    """The text has an asynchronous copy, two kernels, and one that runs 3 times."""
     assert largest_loop(TEXT) == Loop(kernels=6, cycles=100 + 3 * 7)
 
 
-def test_what_is_launched_once_more_counts_once_more():
+def test_every_launched_kernel_counts():
     def program(products):
-        def turn(_, x):
+        def body(_, x):
             for _ in range(products):
                 x = jnp.sort(x @ x, axis=0)
             return x
 
-        run = jax.jit(lambda x: jax.lax.fori_loop(0, 4, turn, x))
+        run = jax.jit(lambda x: jax.lax.fori_loop(0, 4, body, x))
         return largest_loop(run.lower(jnp.ones((64, 64))).compile().as_text())
 
     one, two, three = (program(n).kernels for n in (1, 2, 3))
     assert three - two == two - one > 1
 
 
-def test_of_branches_the_largest_counts():
+def test_largest_branch_of_a_conditional_counts():
     def program(products):
         def large(x):
             for _ in range(products):
                 x = jnp.sort(x @ x, axis=0)
             return x
 
-        def turn(i, x):
+        def body(i, x):
             return jax.lax.cond(i > 2, large, lambda x: x + 1, x)
 
-        run = jax.jit(lambda x: jax.lax.fori_loop(0, 4, turn, x))
+        run = jax.jit(lambda x: jax.lax.fori_loop(0, 4, body, x))
         return largest_loop(run.lower(jnp.ones((64, 64))).compile().as_text())
 
     one, two, three = (program(n).kernels for n in (1, 2, 3))
@@ -95,42 +95,44 @@ def test_of_branches_the_largest_counts():
 
 
 @pytest.fixture
-def here(monkeypatch):
-    """This CPU as a device that is not at hand, and a tiny model."""
+def local_cpu(monkeypatch):
+    """Registers this CPU as a compilation target, and a tiny model."""
     ceilings = Ceilings(1e9, 1e9, "float32")
-    cpu = Absent("this one", ceilings, lambda: jax.devices()[0])
-    monkeypatch.setitem(devices.ABSENT, "cpu", cpu)
+    cpu = DeviceSpec("local CPU", ceilings, lambda: jax.devices()[0])
+    monkeypatch.setitem(devices.DEVICES, "cpu", cpu)
     shapes = jax.eval_shape(partial(synthetic_params, TINY, "float32"))
     monkeypatch.setattr(report, "find_shapes", lambda *_, **__: (TINY, shapes))
 
 
-def test_every_pass_has_its_row(here):
-    given = ["cpu"], ["tiny"], [1], [5], [find_variant("xla")]
-    result = report.bench_compiled(*given, grid=4, dtype="float32")
-    rows = {row["pass"]: row for row in result["rows"]}
+def test_every_program_has_a_row(local_cpu):
+    args = ["cpu"], ["tiny"], [1], [5], [find_variant("xla")]
+    result = report.bench_compiled(*args, grid=4, dtype="float32")
+    rows = {row["program"]: row for row in result["rows"]}
     assert list(rows) == ["decode", "verify 5", "round 5"] and not result["failed"]
-    # A round is a pass, and what noise, rule and commits add.
+    # A round is a forward pass, noise, verification and commits.
     assert rows["round 5"]["kernels"] > rows["verify 5"]["kernels"] > 10
     assert rows["verify 5"]["bound_seconds"] > rows["decode"]["bound_seconds"] > 0
     text = report.compiled_markdown({"command": "jaxspec bench compiled", **result})
-    assert text.count("| this one | tiny | 1 | jaxspec |") == 3
+    assert text.count("| local CPU | tiny | 1 | jaxspec |") == 3
 
 
-def test_what_cannot_be_compiled_is_told_before_anything_is(here):
+def test_impossible_variants_are_rejected_before_compilation(local_cpu):
     with pytest.raises(ConfigError, match="choose one of h100, v5e"):
-        find_absent("h200")
-    for way in ("phases2", "cudnn"):
-        given = ["cpu"], ["tiny"], [1], [5], [find_variant("xla"), find_variant(way)]
+        find_device("h200")
+    for variant in ("stages2", "cudnn"):
+        variants = [find_variant("xla"), find_variant(variant)]
         with pytest.raises(ConfigError, match="choose of xla, pallas, int8"):
-            report.bench_compiled(*given, grid=4, dtype="float32")
+            report.bench_compiled(
+                ["cpu"], ["tiny"], [1], [5], variants, grid=4, dtype="float32"
+            )
 
 
 @pytest.mark.parametrize("name, module", [("v5e", "libtpu"), ("h100", "jax_plugins")])
-def test_a_missing_compiler_is_told(name, module):
+def test_missing_compiler_is_reported(name, module):
     try:
         __import__(module)
     except ImportError:
         with pytest.raises(ConfigError, match="pip install"):
-            find_absent(name)
+            find_device(name)
     else:
         pytest.skip(f"{module} is installed")

@@ -1,4 +1,4 @@
-"""Drafters side by side: every row comes from a run, and says what it was."""
+"""Comparison of drafters from the command line."""
 
 import json
 
@@ -27,7 +27,7 @@ def test_drafters_are_compared_in_one_run(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_interrupted_comparison_goes_on_where_it_stopped(tmp_path, capsys):
+def test_interrupted_comparison_is_resumed(tmp_path, capsys):
     stem = tmp_path / "drafters"
     command = ["bench", "drafters", "--nodes", "5", "--cfg-scales", "2"]
     command += ["--num", "1", "--batch", "1", "--out", str(stem), "--drafters"]
@@ -35,7 +35,7 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(tmp_path, capsys):
     [first] = json.loads(stem.with_suffix(".json").read_text())["rows"]
     assert main([*command, "recycling", "prompt-lookup", "--resume"]) == 0
     rows = json.loads(stem.with_suffix(".json").read_text())["rows"]
-    assert rows[0] == first  # its seconds too: it was not measured again
+    assert rows[0] == first  # equal seconds: it was not measured again
     assert [row["drafter"] for row in rows] == ["recycling", "prompt-lookup"]
     assert main([*command, "recycling", "--resume", "--num", "2"]) == 2
     assert "same --num and --batch" in capsys.readouterr().err

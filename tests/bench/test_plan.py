@@ -1,4 +1,4 @@
-"""The planner: acceptance on one side, cost on the other."""
+"""Choice of a draft tree from acceptance and cost."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from jaxspec.spec.tree import Tree
 from jaxspec.timing import Timing
 
 
-def test_acceptance_is_counted_along_the_spine():
+def test_acceptance_is_counted_on_a_spine():
     tree = plan.spine(3, 2)
     assert tree == named_tree("0,1,00,01,000,001")
     hits = np.array([[600, 200], [300, 60], [30, 3]])
@@ -22,20 +22,20 @@ def test_acceptance_is_counted_along_the_spine():
     np.testing.assert_allclose(few, [[0.6, 0.2]])
 
 
-def test_expected_tokens_are_one_and_the_chance_of_every_node():
+def test_expected_tokens_are_one_plus_the_probability_of_every_node():
     acceptance = [[0.5, 0.25], [0.4]]
     tree = named_tree("0,1,00,10,000")
-    wanted = 1 + 0.5 + 0.25 + 0.5 * 0.4 + 0.25 * 0.4 + 0.5 * 0.4 * 0.4
-    assert tree.expected_tokens(acceptance) == pytest.approx(wanted)
+    expected = 1 + 0.5 + 0.25 + 0.5 * 0.4 + 0.25 * 0.4 + 0.5 * 0.4 * 0.4
+    assert tree.expected_tokens(acceptance) == pytest.approx(expected)
     best = Tree.optimal(acceptance, 6, 3)
-    assert best.expected_tokens(acceptance) >= wanted
+    assert best.expected_tokens(acceptance) >= expected
 
 
-def planned(monkeypatch, cost):
-    """A plan for the embedded bundle whose measurements are made up."""
+def plan_with_cost(monkeypatch, cost):
+    """Plan for the embedded bundle with fixed measurements."""
     classes = (0,) * 16
     hits = np.tile([[60, 15], [50, 10]], (16, 1, 1))
-    seen = Run(
+    run = Run(
         tokens=np.zeros((16, 256), int),
         calls=np.full(16, 101),
         accepted=np.zeros((16, 3), int),
@@ -45,7 +45,7 @@ def planned(monkeypatch, cost):
         timing=Timing.exact(1.0),
         compile_seconds=1.0,
     )
-    monkeypatch.setattr(plan, "draw", lambda *_, **__: seen)
+    monkeypatch.setattr(plan, "draw", lambda *_, **__: run)
 
     def timed(bundle, settings, tree, loaded, repeats):
         times = cost(tree.size)
@@ -56,40 +56,42 @@ def planned(monkeypatch, cost):
 
 
 def test_the_best_tree_weighs_tokens_against_cost(monkeypatch):
-    idle = planned(monkeypatch, lambda nodes: 1.0)  # nodes cost nothing: the largest
-    assert idle["best"]["nodes"] == 8
-    assert idle["acceptance"][0] == [0.6, 0.15]
-    tree = named_tree(idle["best"]["paths"])
+    free = plan_with_cost(monkeypatch, lambda nodes: 1.0)  # nodes are free
+    assert free["best"]["nodes"] == 8
+    assert free["acceptance"][0] == [0.6, 0.15]
+    tree = named_tree(free["best"]["paths"])
     assert tree.size == 8
-    speedup = tree.expected_tokens(idle["acceptance"])
-    assert idle["best"]["expected_speedup"] == pytest.approx(speedup)
+    speedup = tree.expected_tokens(free["acceptance"])
+    assert free["best"]["expected_speedup"] == pytest.approx(speedup)
 
-    dear = planned(monkeypatch, lambda nodes: 1 + 0.5 * (nodes - 1))
-    assert dear["best"]["nodes"] == 2
-    assert f"--tree {dear['best']['paths']}" in plan.plan_text(dear)
+    expensive = plan_with_cost(monkeypatch, lambda nodes: 1 + 0.5 * (nodes - 1))
+    assert expensive["best"]["nodes"] == 2
+    assert f"--tree {expensive['best']['paths']}" in plan.plan_text(expensive)
 
-    busy = planned(monkeypatch, lambda nodes: float(nodes))
-    assert busy["best"] is None
-    assert "decode plainly" in plan.plan_text(busy)
+    linear = plan_with_cost(monkeypatch, lambda nodes: float(nodes))
+    assert linear["best"] is None
+    assert "decode plainly" in plan.plan_text(linear)
 
 
-def test_times_that_vary_give_no_advice(monkeypatch):
-    """Four nodes seem a hundred times quicker, in runs that are anything."""
-    loud = [0.001, 0.01, 1.0]
-    some = planned(monkeypatch, lambda nodes: loud if nodes == 4 else nodes**0.5)
+def test_unsteady_times_are_not_recommended(monkeypatch):
+    """Four nodes have the least median, but their times vary a thousandfold."""
+    unsteady = [0.001, 0.01, 1.0]
+    some = plan_with_cost(
+        monkeypatch, lambda nodes: unsteady if nodes == 4 else nodes**0.5
+    )
     assert some["best"]["nodes"] in (2, 8)
     rows = plan.plan_text(some).splitlines()
     assert [row.split()[0] for row in rows if "unsteady" in row][:1] == ["4"]
-    every = planned(monkeypatch, lambda nodes: loud if nodes > 1 else 1.0)
+    every = plan_with_cost(monkeypatch, lambda nodes: unsteady if nodes > 1 else 1.0)
     assert every["best"] is None
     assert "times vary too much" in plan.plan_text(every)
 
 
 def test_plan_is_also_an_option(monkeypatch, capsys):
-    result = planned(monkeypatch, lambda nodes: 1.0)
+    result = plan_with_cost(monkeypatch, lambda nodes: 1.0)
     monkeypatch.setattr(plan, "plan_tree", lambda *_, **__: result)
     assert main(["bench", "--plan"]) == 0
     assert "best: 8 nodes" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["bench"])
-    assert "say what: generate, decode, verify" in capsys.readouterr().err
+    assert "choose a benchmark: generate, decode, verify" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Speed is measured against what bytes and operations allow; figures are in docs."""
+"""Speed benchmarks and their roofline bounds."""
 
 import json
 from functools import partial
@@ -14,14 +14,14 @@ from jaxspec.bench.roofline.ceilings import Ceilings, measure_ceilings
 from jaxspec.bench.roofline.work import (
     Work,
     block_training_work,
-    counted,
+    compiler_counts,
     matrix_sizes,
     pass_work,
     training_work,
 )
 from jaxspec.bench.synthetic import Forced, block_config, synthetic_params
-from jaxspec.bench.tables import compared
-from jaxspec.bench.timing import side_by_side
+from jaxspec.bench.tables import comparison_markdown
+from jaxspec.bench.timing import time_interleaved
 from jaxspec.bench.variants import Variant, find_variant
 from jaxspec.cli import main
 from jaxspec.cli.main import build_parser
@@ -49,8 +49,8 @@ TINY = TransformerConfig(
 )
 
 
-def test_bytes_and_operations_are_those_of_the_paper_size():
-    """GPT-XL, bfloat16, guided batch of one: 0.5 ms at the 3 TB/s of an H100."""
+def test_bytes_and_flops_of_gpt_xl():
+    """bfloat16, batch 1 with CFG: 0.5 ms at the 3 TB/s of an H100."""
     config = preset("gpt-xl", "class", 24)
     count, size = matrix_sizes(config, 2)
     tables = config.width * (config.vocab_size + config.classes + 1)
@@ -58,12 +58,12 @@ def test_bytes_and_operations_are_those_of_the_paper_size():
         config
     )
     assert size == 2 * (parameter_count(config) - tables)
-    work = pass_work(config, rows=2, nodes=1, filled=288, itemsize=2)
+    work = pass_work(config, sequences=2, nodes=1, filled=288, itemsize=2)
     assert 0.50e-3 < work.bytes / 3e12 < 0.57e-3
     assert matrix_sizes(config, 2, int8=True)[1] == pytest.approx(size / 2, rel=0.01)
 
 
-def test_the_formula_counts_the_operations_that_the_compiler_counts():
+def test_formula_matches_the_flops_of_the_compiler():
     target = make_target(Transformer(TINY))
     params = synthetic_params(TINY, "float32")
     tree = named_tree("mc_sim_7b_63")
@@ -74,31 +74,31 @@ def test_the_formula_counts_the_operations_that_the_compiler_counts():
         mask = tree_mask(cache, jnp.asarray(tree.ancestors))
         return target.forward(params, cache, tokens, tokens, mask)[0]
 
-    compiler = counted(jax.jit(verify).lower(params, cache).compile())
+    compiler = compiler_counts(jax.jit(verify).lower(params, cache).compile())
     slots = cache.capacity - tree.size  # XLA's attention reads every slot
-    work = pass_work(TINY, rows=8, nodes=tree.size, filled=slots, itemsize=4)
+    work = pass_work(TINY, sequences=8, nodes=tree.size, filled=slots, itemsize=4)
     assert compiler["counted_flops"] == pytest.approx(work.flops, rel=0.1)
-    steps = training_work(TINY, rows=2, tokens=64)
+    steps = training_work(TINY, batch=2, tokens=64)
     assert steps.flops > 3 * 2 * matrix_sizes(TINY, 4)[0] * 128
 
 
-def test_a_drafters_step_is_counted_as_the_compiler_counts_it():
-    """Less what is masked: the compiler counts all rows of all blocks by each other."""
+def test_formula_matches_a_drafters_training_step():
+    """The compiler also counts masked attention, between all queries of all blocks."""
     _, drafter = make_drafter(block_config(TINY), TINY)
     settings = DrafterTrainingConfig(steps=9, batch=4)
     state = init_train_state(settings, drafter.init_params(jax.random.key(0)))
-    codes, labels = jnp.zeros((4, 64), jnp.int32), jnp.zeros(4, jnp.int32)
-    given = state, synthetic_params(TINY, "float32"), 0, (codes, labels, None)
-    step = jax.jit(make_step(drafter, settings, {})).lower(*given).compile()
-    work = block_training_work(drafter, rows=4, tokens=64, anchors=ANCHORS)
+    tokens, labels = jnp.zeros((4, 64), jnp.int32), jnp.zeros(4, jnp.int32)
+    args = state, synthetic_params(TINY, "float32"), 0, (tokens, labels, None)
+    step = jax.jit(make_step(drafter, settings, {})).lower(*args).compile()
+    work = block_training_work(drafter, batch=4, tokens=64, anchors=ANCHORS)
     size, layers = drafter.config.block_size, drafter.config.layers
     masked = 64 + ANCHORS * size - (64 + size) / 2
     masked = Work(0, 12 * 4 * ANCHORS * size * masked * layers * TINY.width)
-    counts = counted(step)["counted_flops"]
+    counts = compiler_counts(step)["counted_flops"]
     assert (work + masked).flops == pytest.approx(counts, rel=0.1)
 
 
-def test_the_bound_is_the_larger_of_two():
+def test_bound_is_the_larger_of_two():
     ceilings = Ceilings(bytes_per_second=10.0, flops_per_second=100.0, dtype="float32")
     assert Work(20, 100).bound(ceilings) == 2.0
     assert (Work(20, 100) + Work(0, 300)).bound(ceilings) == 4.0
@@ -106,17 +106,18 @@ def test_the_bound_is_the_larger_of_two():
 
 
 def test_ceilings_are_measured_once():
-    found = measure_ceilings("float32")
-    assert found is measure_ceilings("float32")
-    assert found.bytes_per_second > 1e8 and found.flops_per_second > 1e9
+    ceilings = measure_ceilings("float32")
+    assert ceilings is measure_ceilings("float32")
+    assert ceilings.bytes_per_second > 1e8 and ceilings.flops_per_second > 1e9
 
 
 @pytest.mark.parametrize("tokens", [1.0, 3.5])
-def test_forced_rounds_emit_as_many_tokens_as_they_are_told(tokens):
-    """Whatever the drafter, here one that was never trained."""
+def test_forced_rounds_emit_a_mean_number_of_tokens(tokens):
+    """The drafter is untrained."""
     _, drafter = make_drafter(block_config(TINY), TINY)
     params = synthetic_params(TINY, "float32")
-    own = drafter.with_target_params(drafter.init_params(jax.random.key(1)), params)
+    drafter_params = drafter.init_params(jax.random.key(1))
+    drafter_params = drafter.with_target_params(drafter_params, params)
     engine = Engine(
         make_target(Transformer(TINY), feature_layers=drafter.feature_layers),
         64,
@@ -125,73 +126,77 @@ def test_forced_rounds_emit_as_many_tokens_as_they_are_told(tokens):
         Forced(tokens),
         order=("temperature",),
     )
-    rows = 16
-    given = jnp.zeros(rows, jnp.int32), make_sampling(rows), batch_keys(0, rows)
-    found = jax.jit(partial(generate, engine))(params, own, *given)
-    rounds = np.asarray(found.stats.accepted)[:, : int(np.ceil(tokens))]
-    assert rounds.sum() == np.asarray(found.stats.accepted).sum()  # never more
-    mean = 64 * rows / int(found.stats.calls.sum())
+    batch = 16
+    args = jnp.zeros(batch, jnp.int32), make_sampling(batch), batch_keys(0, batch)
+    stats = jax.jit(partial(generate, engine))(params, drafter_params, *args).stats
+    rounds = np.asarray(stats.accepted)[:, : int(np.ceil(tokens))]
+    assert rounds.sum() == np.asarray(stats.accepted).sum()  # never more
+    mean = 64 * batch / int(stats.calls.sum())
     assert mean == pytest.approx(tokens, rel=0.12)  # prefills and last rounds are short
 
 
 def test_forced_rounds_need_a_token():
-    with pytest.raises(ConfigError, match="each emits at least 1"):
+    with pytest.raises(ConfigError, match="choose at least 1"):
         Forced(0.5)
 
 
-def test_loops_and_passes_run_the_model_that_they_are_given():
-    """The decode loop draws what the engine draws; passes leave the caches in place."""
+def test_programs_run_the_model():
+    """Decoding matches the engine; other programs leave cache lengths unchanged."""
     params = synthetic_params(TINY, "float32")
     model = Transformer(TINY)
-    build = passes.build_here()
-    tokens = np.asarray(passes.decode_loop(model, params, 2, 16, build)())
+    compiler = passes.local_compiler()
+    tokens = np.asarray(passes.decode_program(model, params, 2, 16, compiler)())
     engine = Engine(make_target(model), 16, order=("temperature",))
-    settings = Settings((0, 0), cfg_scale=passes.GUIDANCE)
-    given = jnp.zeros(2, jnp.int32), settings.sampling(2), batch_keys(0, 2)
-    expected = jax.jit(partial(generate, engine))(params, None, *given).tokens
+    settings = Settings((0, 0), cfg_scale=passes.CFG_SCALE)
+    args = jnp.zeros(2, jnp.int32), settings.sampling(2), batch_keys(0, 2)
+    expected = jax.jit(partial(generate, engine))(params, None, *args).tokens
     np.testing.assert_array_equal(tokens, expected)
     tree = named_tree("chain-3")
-    for make in (passes.tree_passes, passes.rounds):
-        call = make(model, params, 2, tree, 33, 3, build)
+    for make in (passes.verify_program, passes.round_program):
+        call = make(model, params, 2, tree, 33, 3, compiler)
         first, second = np.asarray(call()), np.asarray(call())
-        np.testing.assert_array_equal(first, second)  # the same place each time
+        np.testing.assert_array_equal(first, second)  # equal inputs
 
 
-def test_ways_are_timed_in_turn():
+def test_calls_are_timed_interleaved():
     order = []
     calls = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
-    times = side_by_side(calls, 2)
+    times = time_interleaved(calls, 2)
     assert order == ["a", "b"] * 3  # the first of each warms up
-    assert times["a"].least <= times["a"].median <= times["a"].most
+    assert times["a"].minimum <= times["a"].median <= times["a"].maximum
     assert times["a"].per(2).median == times["a"].median / 2
 
 
 def test_variants_have_names():
     assert find_variant("pallas+int8") == Variant("pallas", True)
-    assert find_variant("pallas+int8").words == ", pallas, int8"
-    assert find_variant("phases4") == Variant(cache_stages=4)
-    assert find_variant("phases4").words == ", 4 phases"
-    assert find_variant("xla").words == ""
+    assert find_variant("pallas+int8").suffix == ", pallas, int8"
+    assert find_variant("stages4") == Variant(cache_stages=4)
+    assert find_variant("stages4").suffix == ", 4 cache stages"
+    assert find_variant("xla").suffix == ""
     with pytest.raises(ConfigError, match="unknown variant 'fast'"):
         find_variant("fast")
-    with pytest.raises(ConfigError, match="needs no phases"):
-        find_variant("pallas+phases2")
+    with pytest.raises(ConfigError, match="drop stagesN"):
+        find_variant("pallas+stages2")
 
 
-def test_reports_are_compared_row_by_row():
+def test_reports_are_compared_by_row():
     def report(device, **seconds):
-        rows = [{"way": way, "seconds": s} for way, s in seconds.items()]
+        rows = [{"method": method, "seconds": s} for method, s in seconds.items()]
         return {"rows": rows, "device": device, "versions": {"jax": "1"}}
 
-    text = compared(report("cpu", a=3.0, b=1.0), report("gpu", a=2.0, c=1.0), ["way"])
+    text = comparison_markdown(
+        report("cpu", a=3.0, b=1.0), report("gpu", a=2.0, c=1.0), ["method"]
+    )
     assert "| a | 1.50 (1 run) |" in text and "| b |" not in text
-    assert "The device was gpu, and is cpu." in text
-    assert "No row is in both" in compared(report("x", a=1.0), report("x"), ["way"])
+    assert "The device changed from gpu to cpu." in text
+    assert "no rows in common" in comparison_markdown(
+        report("x", a=1.0), report("x"), ["method"]
+    )
 
 
 SHORT = ["--repeats", "1"]
 MEASUREMENTS = {
-    "decode": ["--tokens", "3", "--no-peers"],
+    "decode": ["--tokens", "3", "--no-baselines"],
     "verify": ["--nodes", "2", "--passes", "1"],
     "train": ["--parts", "prior", "--batch", "1", "--steps", "1"],
 }
@@ -199,69 +204,81 @@ MEASUREMENTS = {
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """Stands in for the smallest published size, which takes seconds to compile."""
+    """Replaces the smallest published size, which takes seconds to compile."""
     monkeypatch.setattr("jaxspec.bench.synthetic.preset", lambda *_: TINY)
 
 
 @pytest.mark.parametrize(
-    "what",
+    "benchmark",
     ["decode", *(pytest.param(x, marks=pytest.mark.slow) for x in ("verify", "train"))],
 )
-def test_every_row_says_how_near_the_bound_it_is(what, tiny, tmp_path, capsys):
-    stem = str(tmp_path / what)
-    command = ["bench", what, "--models", "gpt-b", *SHORT, *MEASUREMENTS[what]]
+def test_every_row_has_its_fraction_of_the_bound(benchmark, tiny, tmp_path, capsys):
+    stem = str(tmp_path / benchmark)
+    command = [
+        "bench",
+        benchmark,
+        "--models",
+        "gpt-b",
+        *SHORT,
+        *MEASUREMENTS[benchmark],
+    ]
     assert main([*command, "--out", stem]) == 0
-    report = json.loads((tmp_path / f"{what}.json").read_text())
+    report = json.loads((tmp_path / f"{benchmark}.json").read_text())
     for row in report["rows"]:
         assert row["achieved"] == row["bound_seconds"] / row["seconds"] > 0
-        assert row["least_seconds"] <= row["seconds"] <= row["most_seconds"]
+        assert row["min_seconds"] <= row["seconds"] <= row["max_seconds"]
     assert report["ceilings"]["bytes_per_second"] > 0
-    assert (tmp_path / f"{what}.png").stat().st_size > 1000
-    assert report["command"] in (tmp_path / f"{what}.md").read_text()
-    # A second run over the same files is compared with what they held before it.
+    assert (tmp_path / f"{benchmark}.png").stat().st_size > 1000
+    assert report["command"] in (tmp_path / f"{benchmark}.md").read_text()
+    # A second run that overwrites the files is compared with their old content.
     before = [row["seconds"] for row in report["rows"]]
     capsys.readouterr()
     assert main([*command, "--out", stem, "--compare", stem + ".json"]) == 0
-    after = json.loads((tmp_path / f"{what}.json").read_text())["rows"]
-    said = capsys.readouterr().out
+    after = json.loads((tmp_path / f"{benchmark}.json").read_text())["rows"]
+    output = capsys.readouterr().out
     for row, seconds in zip(after, before, strict=True):
-        assert f"| {row['seconds'] / seconds:.2f} (1 run) |" in said
+        assert f"| {row['seconds'] / seconds:.2f} (1 run) |" in output
 
 
-WRONG = {
+INVALID = {
     "no such model": (["--models", "gpt-9"], "unknown model 'gpt-9'"),
-    "no such file": (["--compare", "nowhere.json"], "is no report of this measurement"),
-    "no option": (["--compiler-options", "fast"], "is no KEY=VALUE"),
+    "no such file": (
+        ["--compare", "nowhere.json"],
+        "is not a report of this benchmark",
+    ),
+    "no option": (["--compiler-options", "fast"], "must be KEY=VALUE"),
     "no repeats": (["--repeats", "0"], "--repeats 0 must be at least 1"),
     "no batch": (["--batches", "4", "0"], "--batches 0 must be at least 1"),
 }
 
 
-@pytest.mark.parametrize("case", WRONG)
-def test_what_cannot_be_measured_is_told_in_one_line(case, tmp_path, capsys):
-    words, message = WRONG[case]
-    assert main(["bench", "decode", *words, "--out", str(tmp_path / "x")]) == 2
+@pytest.mark.parametrize("case", INVALID)
+def test_invalid_options_are_reported_in_one_line(case, tmp_path, capsys):
+    options, message = INVALID[case]
+    assert main(["bench", "decode", *options, "--out", str(tmp_path / "x")]) == 2
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("device", ["cpu", "gpu", "tpu"])
-def test_the_run_over_everything_knows_what_it_measures(device, monkeypatch):
-    """Names and commands for any device; the commands are ones that users can give."""
+def test_hardware_sections_have_valid_commands(device, monkeypatch):
+    """Section names are unique, and their commands can be parsed."""
     monkeypatch.setattr(jax, "default_backend", lambda: device)
-    found = list(sections("bfloat16", 3))
-    assert len({section.name for section in found}) == len(found)
-    for section in found:
-        words = [*section.command.split(), "--out", "x"]
-        arguments = build_parser().parse_args(words)
+    device_sections = list(sections("bfloat16", 3))
+    names = {section.name for section in device_sections}
+    assert len(names) == len(device_sections)
+    for section in device_sections:
+        options = [*section.command.split(), "--out", "x"]
+        arguments = build_parser().parse_args(options)
         assert arguments.command == "bench"
         for name in getattr(arguments, "variants", []):
             find_variant(name)
-    assert any("gpt-xl" in section.command for section in found) == (device != "cpu")
+    large = any("gpt-xl" in section.command for section in device_sections)
+    assert large == (device != "cpu")
 
 
-def test_a_section_that_fails_or_comes_late_does_not_end_the_run(monkeypatch):
+def test_failed_and_late_sections_do_not_end_the_run(monkeypatch):
     def broken():
         raise RuntimeError("no such kernel\nand much more")
 
@@ -269,34 +286,34 @@ def test_a_section_that_fails_or_comes_late_does_not_end_the_run(monkeypatch):
         clock[0] += 100.0
         return {"rows": []}
 
-    clock, told = [0.0], []
+    clock, saved = [0.0], []
     monkeypatch.setattr(hardware.time, "perf_counter", lambda: clock[0])
     parts = {"a": broken, "b": slow, "c": slow}
-    made = [
+    fake_sections = [
         Section(name, f"bench {name}", measure, lambda report: report["command"])
         for name, measure in parts.items()
     ]
-    monkeypatch.setattr(hardware, "sections", lambda *_: made)
+    monkeypatch.setattr(hardware, "sections", lambda *_: fake_sections)
     result = hardware.bench_hardware(
         dtype="float32",
         repeats=1,
         minutes=1.5,
-        keep=lambda result, table: told.append((table, list(result["sections"]))),
+        save=lambda result, table: saved.append((table, list(result["sections"]))),
     )
     assert result["failed"] == {"a": "RuntimeError: no such kernel"}
-    assert result["left_out"] == ["c"]
+    assert result["skipped"] == ["c"]
     assert list(result["sections"]) == ["b"]
-    # What is there is handed over after each section.
-    assert told[0][1] == [] and "no such kernel" in told[0][0]
-    assert told[1] == ("jaxspec bench b --out STEM", ["b"])
+    # The report is saved after each section.
+    assert saved[0][1] == [] and "no such kernel" in saved[0][0]
+    assert saved[1] == ("jaxspec bench b --out STEM", ["b"])
 
 
-def test_ways_that_fail_are_left_out_and_named():
+def test_failing_calls_are_skipped_and_reported():
     def broken():
         raise ValueError("no compiler")
 
-    failed = {}
-    times = side_by_side({"a": broken, "b": lambda: None}, 1, failed=failed)
-    assert list(times) == ["b"] and failed == {"a": "ValueError: no compiler"}
+    errors = {}
+    times = time_interleaved({"a": broken, "b": lambda: None}, 1, errors=errors)
+    assert list(times) == ["b"] and errors == {"a": "ValueError: no compiler"}
     with pytest.raises(ValueError, match="no compiler"):
-        side_by_side({"a": broken}, 1)
+        time_interleaved({"a": broken}, 1)

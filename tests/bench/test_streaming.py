@@ -1,8 +1,8 @@
-"""Measurements of continuous batching and of eight-bit matrices, on a tiny bundle."""
+"""Benchmarks of continuous batching and of int8 weights, on a tiny bundle."""
 
 import pytest
 
-from jaxspec.bench.eight_bits import bench_eight_bits, eight_bits_markdown
+from jaxspec.bench.eight_bits import bench_int8, int8_markdown
 from jaxspec.bench.streaming import bench_streaming, streaming_markdown
 from jaxspec.bundle import load_bundle
 from jaxspec.helpers import load_drafter
@@ -17,22 +17,22 @@ def folder(tmp_path_factory):
     return save_bundle(tmp_path_factory.mktemp("bundle"))
 
 
-def test_refilled_rows_are_compared_with_batches_that_wait(folder):
+def test_continuous_batching_is_compared_with_lockstep(folder):
     bundle = load_bundle(folder)
     loaded = load_drafter("jacobi", bundle)
-    rows = bench_streaming(bundle, TREE, loaded, num=9, rows=3, waits=[1], repeats=1)
-    assert [row["way"] for row in rows] == ["lockstep", "refill, wait 1"] * 2
+    rows = bench_streaming(bundle, TREE, loaded, num=9, batch=3, waits=[1], repeats=1)
+    assert [row["method"] for row in rows] == ["lockstep", "refill, wait 1"] * 2
     lockstep, refill = rows[2:]  # lengths differ
     assert refill["rounds"] < lockstep["rounds"]
-    assert refill["rows_in_use"] > lockstep["rows_in_use"]
-    shown = {"checkpoint": "tiny", "command": "c", "num": 9, "nodes": 4}
-    text = streaming_markdown({**shown, "rows_side_by_side": 3, "rows": rows})
+    assert refill["slot_utilization"] > lockstep["slot_utilization"]
+    fields = {"checkpoint": "tiny", "command": "c", "num": 9, "nodes": 4}
+    text = streaming_markdown({**fields, "batch": 3, "rows": rows})
     assert text.count("| refill, wait 1 |") == 2
 
 
 @pytest.mark.slow
-def test_rounded_matrices_are_compared_with_their_originals(folder):
-    found = bench_eight_bits(
+def test_int8_weights_are_compared_with_float32(folder):
+    result = bench_int8(
         load_bundle(folder),
         load_bundle(folder, int8=True),
         TREE,
@@ -40,9 +40,9 @@ def test_rounded_matrices_are_compared_with_their_originals(folder):
         num=3,
         batch=2,
     )
-    assert found["identical"] and found["bytes_rounded"] < found["bytes"] / 2
-    assert 0 < found["logit_rms"] < found["logit_most"] < 1
-    assert abs(found["nll"] - found["nll_rounded"]) < 0.1 and found["kl"] > 0
-    assert "identical, each model for itself: yes" in eight_bits_markdown(
-        {"command": "c", **found}
+    assert result["identical"] and result["bytes_int8"] < result["bytes"] / 2
+    assert 0 < result["logit_rms"] < result["logit_max"] < 1
+    assert abs(result["nll"] - result["nll_int8"]) < 0.1 and result["kl"] > 0
+    assert "identical tokens, for each model: yes" in int8_markdown(
+        {"command": "c", **result}
     )

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxspec.bench.overhead import given_target
+from jaxspec.bench.overhead import fixed_target
 from jaxspec.config import TransformerConfig
 from jaxspec.drafters.adaptive import Adaptive, ConfidenceCutoff
 from jaxspec.drafters.kangaroo import adapted
@@ -39,7 +39,7 @@ TARGETS = {
     "guided text": lambda: make_target(Transformer(TEXT)),
     "kangaroo": lambda: adapted(FEATURES["kangaroo"][0]),
     "toy": lambda: toy_target(6, 2),
-    "given": lambda: given_target(6, 2, TARGET, jnp.float32),
+    "fixed": lambda: fixed_target(6, 2, TARGET, jnp.float32),
 }
 DRAFTERS = {
     **TABLES,

@@ -1,5 +1,5 @@
 # ruff: noqa: E402
-"""Benchmark of text models and `transformers`, with the same tokens from all."""
+"""Benchmark of text generation with `transformers`: equal tokens, equal calls."""
 
 import argparse
 import json
@@ -15,7 +15,7 @@ transformers = pytest.importorskip("transformers")
 from jaxspec.bench.peers.transformers_text import (
     DRAFTED,
     PLAIN,
-    converted,
+    convert_models,
     make_models,
 )
 from jaxspec.cli.bench import text
@@ -30,13 +30,13 @@ from tests.parity.random_weights import randomized
 pytestmark = pytest.mark.parity
 
 TOKENS = 32
-# In a small vocabulary, some drafts of random weights are accepted.
+# In a small vocabulary, drafts of random weights are sometimes accepted.
 SIZES = dict(layers=4, width=64, heads=4, vocab=16, tokens=TOKENS, repeats=1)
 PAIRS = {
-    "transformers, assisted": "jaxspec, small model",
+    "transformers, assisted": "jaxspec, draft model",
     "transformers, DFlash": "jaxspec, block diffusion",
 }
-WAYS = {PLAIN, "jaxspec, plain", *PAIRS, *PAIRS.values()}
+METHODS = {PLAIN, "jaxspec, plain", *PAIRS, *PAIRS.values()}
 
 
 def run(out, *more, **sizes):
@@ -61,46 +61,46 @@ def report(stem):
 
 @pytest.fixture(scope="module")
 def rows(report):
-    return {row["way"]: row for row in report["rows"]}
+    return {row["method"]: row for row in report["rows"]}
 
 
 def calls(row):
     return round(row["tokens"] / row["tokens_per_call"])
 
 
-def test_every_method_has_a_complete_row(rows):
-    assert rows.keys() == WAYS
+def test_every_method_has_a_row(rows):
+    assert rows.keys() == METHODS
     for row in rows.values():
         assert row["tokens"] == TOKENS
-        assert 0 < row["least_seconds"] <= row["seconds"] <= row["most_seconds"]
+        assert 0 < row["min_seconds"] <= row["seconds"] <= row["max_seconds"]
         plain = rows[PLAIN]["seconds"]
-        assert row["of_plain"] == pytest.approx(plain / row["seconds"])
+        assert row["speedup"] == pytest.approx(plain / row["seconds"])
 
 
 def test_all_methods_generate_the_same_tokens(rows):
-    assert [way for way, row in rows.items() if not row["identical"]] == []
+    assert [method for method, row in rows.items() if not row["identical"]] == []
 
 
 def test_target_calls_agree(rows):
-    """transformers drafts before it reads the prompt, this library after it."""
-    for way in (PLAIN, "jaxspec, plain"):
-        assert calls(rows[way]) == TOKENS
-    for reference, actual in PAIRS.items():
-        assert 1 < rows[reference]["tokens_per_call"] <= DRAFTED + 1
-        assert abs(calls(rows[reference]) - calls(rows[actual])) <= 2
-    reference, actual = (rows[way] for way in list(PAIRS.items())[1])
-    assert calls(reference) == calls(actual)
+    """The assistant drafts before the prefill in transformers, after it in jaxspec."""
+    for method in (PLAIN, "jaxspec, plain"):
+        assert calls(rows[method]) == TOKENS
+    for baseline, method in PAIRS.items():
+        assert 1 < rows[baseline]["tokens_per_call"] <= DRAFTED + 1
+        assert abs(calls(rows[baseline]) - calls(rows[method])) <= 2
+    baseline, method = (rows[name] for name in list(PAIRS.items())[1])
+    assert calls(baseline) == calls(method)
 
 
-def test_the_report_names_the_measurement(stem, report):
+def test_report_has_command_versions_and_rows(stem, report):
     table = stem.with_suffix(".md").read_text()
     assert report["command"].startswith("jaxspec bench text --layers 4 --width 64")
     assert report["command"] in table and report["device"] in table
     assert report["versions"].keys() == {"jaxspec", "jax", "torch", "transformers"}
-    assert all(f"| {way} | {TOKENS} |" in table for way in WAYS)
+    assert all(f"| {method} | {TOKENS} |" in table for method in METHODS)
 
 
-def test_the_assistant_has_the_first_layers_of_the_target():
+def test_assistant_has_the_first_layers_of_the_target():
     models = make_models(layers=4, width=32, heads=2, vocab=16, length=8)
     target, assistant = models.target.state_dict(), models.assistant.state_dict()
     assert all(torch.equal(x, target[name]) for name, x in assistant.items())
@@ -108,26 +108,26 @@ def test_the_assistant_has_the_first_layers_of_the_target():
 
 
 def test_a_block_is_drafted_as_in_transformers(tmp_path):
-    """Every query of the block, on target features of a prompt."""
+    """Compares every query of a block, on the target's features of a prompt."""
     models = make_models(layers=4, width=64, heads=4, vocab=50, length=64)
     randomized(models.target, seed=1)
     randomized(models.block, seed=2)
-    bundle, loaded_drafters = converted(models, tmp_path)
+    bundle, loaded_drafters = convert_models(models, tmp_path)
     loaded = loaded_drafters["block diffusion"]
     assert loaded.feature_layers == (0, 1, 2)
     prompts, anchors = torch.randint(49, (6, 9)), torch.randint(49, (6,))
 
-    seen = models.target.model(prompts, output_hidden_states=True).hidden_states
-    features = torch.cat([seen[i + 1] for i in loaded.feature_layers], dim=-1)
+    states = models.target.model(prompts, output_hidden_states=True).hidden_states
+    features = torch.cat([states[i + 1] for i in loaded.feature_layers], dim=-1)
     block = torch.full((6, DRAFTED + 1), models.block.config.mask_token_id)
     block[:, 0] = anchors
-    rows = models.block(
+    hidden = models.block(
         noise_embeds=models.target.get_input_embeddings()(block),
         context_hidden_states=features,
         position_ids=torch.arange(9 + DRAFTED + 1)[None],
         use_cache=False,
     ).last_hidden_state
-    expected = models.target.lm_head(rows[:, 1:]).argmax(-1)
+    expected = models.target.lm_head(hidden[:, 1:]).argmax(-1)
 
     tree, lengths = Tree.chain(DRAFTED), jnp.full(6, 9, jnp.int32)
     start = InitContext(None, as_jax(features), lengths, tree, 6, 20)
@@ -157,7 +157,7 @@ def test_a_block_is_drafted_as_in_transformers(tmp_path):
     ],
     ids=str,
 )
-def test_impossible_models_are_refused(sizes, message, tmp_path):
+def test_impossible_sizes_are_rejected(sizes, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         run(tmp_path / "text", **{**SIZES, **sizes})
 

@@ -1,4 +1,4 @@
-"""Devices that programs can be compiled for without having one."""
+"""Devices as ahead-of-time compilation targets, without the hardware."""
 
 import os
 from collections.abc import Callable
@@ -13,24 +13,25 @@ from jaxspec.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Absent:
-    """A device by its published figures.
+class DeviceSpec:
+    """Published figures of a device.
 
     Attributes:
-      name: in words.
-      ceilings: bytes a second of its memory, operations a second in bfloat16.
-      find: makes it, for compilation alone.
-      hertz: cycles a second, where its compiler estimates cycles.
+      name: Name of the device.
+      ceilings: Memory bandwidth and bfloat16 peak rate.
+      make: Function that returns the device for compilation.
+      hertz: Clock rate in cycles per second, for compilers that estimate cycles.
     """
 
     name: str
     ceilings: Ceilings
-    find: Callable[[], Any]
+    make: Callable[[], Any]
     hertz: float | None = None
 
 
-# So that libtpu asks no server which machine this is; it is loaded with any plugin.
-_ALONE = {
+# Keeps libtpu, which JAX loads whenever it is installed, from querying the metadata
+# server of a TPU machine.
+_LIBTPU_ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -38,15 +39,15 @@ _ALONE = {
 
 
 def _tpu(topology: str) -> Callable[[], Any]:
-    def find():
+    def make():
         try:
             return topologies.get_topology_desc(topology, "tpu").devices[0]
         except RuntimeError as error:
             raise ConfigError(
-                f"compiling for TPUs needs their compiler: pip install libtpu ({error})"
+                f"compiling for TPUs needs libtpu: pip install libtpu ({error})"
             ) from error
 
-    return find
+    return make
 
 
 def _h100() -> Any:
@@ -61,7 +62,7 @@ def _h100() -> Any:
         ) from error
 
 
-# NVIDIA's figures for an H100 SXM, in XLA's terms.
+# NVIDIA's figures for an H100 SXM, as XLA's `GpuTargetConfigProto`.
 _H100 = """
 platform_name: "CUDA"
 device_description_str: "NVIDIA H100 80GB HBM3"
@@ -99,50 +100,55 @@ gpu_device_info {
 }
 """
 
-ABSENT = {
-    "h100": Absent("H100 SXM", Ceilings(3.35e12, 989e12, "bfloat16"), _h100),
-    "v5e": Absent(
+DEVICES = {
+    "h100": DeviceSpec("H100 SXM", Ceilings(3.35e12, 989e12, "bfloat16"), _h100),
+    "v5e": DeviceSpec(
         "TPU v5e",
         Ceilings(819e9, 197e12, "bfloat16"),
         _tpu("v5e:2x2"),
-        # 4 matrix units of 128 x 128 do the published 197 TFLOP/s at this rate.
+        # The clock at which 4 matrix units of 128 x 128 reach the published rate.
         hertz=1.5e9,
     ),
 }
 
 
-def find_absent(name: str) -> tuple[Absent, Any]:
-    """By name: its figures, and the device to compile for.
+def find_device(name: str) -> tuple[DeviceSpec, Any]:
+    """Looks up a device by name; returns its figures and the compilation target.
 
     Raises:
-      ConfigError: no such device, or its compiler is not installed.
+      ConfigError: The device is unknown, or its compiler is not installed.
     """
-    if name not in ABSENT:
-        known = ", ".join(ABSENT)
+    if name not in DEVICES:
+        known = ", ".join(DEVICES)
         raise ConfigError(f"unknown device {name!r}; choose one of {known}")
-    for key, value in _ALONE.items():
+    for key, value in _LIBTPU_ENVIRONMENT.items():
         os.environ.setdefault(key, value)
-    return ABSENT[name], ABSENT[name].find()
+    return DEVICES[name], DEVICES[name].make()
 
 
-def build_for(device: Any, keep: Callable[[Any], None]) -> Callable[..., Any]:
-    """A `passes.Build` for a device; what it compiles cannot run, and is kept."""
+def compiler_for(device: Any, on_compiled: Callable[[Any], None]) -> Callable[..., Any]:
+    """Makes a `passes.Compiler` for a device; its programs cannot run here.
+
+    Args:
+      device: Compilation target.
+      on_compiled: Callback that receives each compiled program.
+    """
     sharding = jax.sharding.SingleDeviceSharding(device)
-    known = jax.sharding.AbstractMesh((), (), abstract_device=_abstract(device))
+    mesh = jax.sharding.AbstractMesh((), (), abstract_device=_abstract(device))
 
-    def build(run, *arguments, donate=()):
-        from jaxspec.bench.passes import lowered
+    def compile_program(run, *arguments, donate=()):
+        from jaxspec.bench.passes import lower
 
         shapes = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
             arguments,
         )
-        with jax.sharding.use_abstract_mesh(known):  # for Pallas, which asks
-            program = lowered(run, *shapes, donate=donate).compile()
-        keep(program)
+        with jax.sharding.use_abstract_mesh(mesh):  # Pallas reads the device from it
+            program = lower(run, *shapes, donate=donate).compile()
+        on_compiled(program)
         return program
 
-    return build
+    return compile_program
 
 
 def _abstract(device: Any) -> Any:

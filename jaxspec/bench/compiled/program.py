@@ -1,23 +1,23 @@
-"""What a compiled program does in its loop, read from the compiler's own text."""
+"""Kernel counts of a compiled program, from its HLO text."""
 
 import re
 from dataclasses import dataclass
 
-# What launches nothing; the second half of what runs beside other things.
+# Instructions that launch no kernel, and the ends of asynchronous ones.
 _FREE = {"parameter", "get-tuple-element", "tuple", "bitcast", "constant", "after-all"}
-_HALVES = re.compile(r"-(done|update)$")
+_ASYNC_END = re.compile(r"-(done|update)$")
 _HEAD = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^(?:ROOT )?%?[\w.\-]+ = .*? ([a-z][a-z\-]*)\(")
 
 
 @dataclass(frozen=True)
 class Loop:
-    """One turn of the largest loop of a program.
+    """One iteration of the largest loop of a program.
 
     Attributes:
-      kernels: that are launched.
-      cycles: that the compiler expects beside waiting for memory; 0 where it does not
-        say, as for kernels that are not its own.
+      kernels: Number of launched kernels.
+      cycles: Cycles that the compiler estimates, without waiting for memory; 0 where
+        it gives no estimate, as for custom kernels.
     """
 
     kernels: int
@@ -25,16 +25,19 @@ class Loop:
 
 
 def largest_loop(text: str) -> Loop:
-    """Reads `compiled.as_text()`; a program without a loop is one turn.
+    """Finds the loop with the most kernels; without loops, counts the whole program.
 
-    Loops inside count as often as they run, where the compiler knows, and of branches
-    the largest.
+    Inner loops count once per iteration where the trip count is known, else once. Of
+    the branches of a conditional, only the largest counts.
+
+    Args:
+      text: HLO text, from `compiled.as_text()`.
     """
     bodies: dict[str, list[str]] = {}
     name = entry = ""
     for line in text.splitlines():
-        if found := _HEAD.match(line):
-            name = found[1]
+        if match := _HEAD.match(line):
+            name = match[1]
             entry = name if line.startswith("ENTRY") else entry
             bodies[name] = []
         elif line.startswith("}"):
@@ -42,34 +45,41 @@ def largest_loop(text: str) -> Loop:
         elif name:
             bodies[name].append(line.strip())
     loops = re.findall(r"\bbody=%?([\w.\-]+)", text)
-    found = [_turn(bodies, loop) for loop in dict.fromkeys(loops)]
-    return max(found, key=lambda x: x.kernels, default=_turn(bodies, entry))
+    counts = [_count(bodies, loop) for loop in dict.fromkeys(loops)]
+    return max(counts, key=lambda x: x.kernels, default=_count(bodies, entry))
 
 
-def _turn(bodies: dict[str, list[str]], name: str) -> Loop:
+def _count(bodies: dict[str, list[str]], name: str) -> Loop:
+    """Counts kernels and cycles of one run of a computation.
+
+    Args:
+      bodies: Instructions of all computations by name.
+      name: Name of the computation.
+    """
     kernels = cycles = 0
     for line in bodies[name]:
-        found = _INSTRUCTION.match(line)
-        if not found or found[1] in _FREE or _HALVES.search(found[1]):
+        match = _INSTRUCTION.match(line)
+        if not match or match[1] in _FREE or _ASYNC_END.search(match[1]):
             continue
-        inside = re.search(r"\b(?:body|to_apply)=%?([\w.\-]+)", line)
-        if found[1] in ("while", "call") and inside:
-            turns = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
-            one, times = _turn(bodies, inside[1]), int(turns[1]) if turns else 1
-            kernels += times * one.kernels
-            cycles += times * one.cycles
+        inner = re.search(r"\b(?:body|to_apply)=%?([\w.\-]+)", line)
+        if match[1] in ("while", "call") and inner:
+            trips = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
+            count, times = _count(bodies, inner[1]), int(trips[1]) if trips else 1
+            kernels += times * count.kernels
+            cycles += times * count.cycles
             continue
-        if found[1] == "conditional":
-            turns = [_turn(bodies, branch) for branch in _branches(line)]
-            most = max(turns, key=lambda x: x.kernels, default=Loop(0, 0))
-            kernels, cycles = kernels + most.kernels, cycles + most.cycles
+        if match[1] == "conditional":
+            counts = [_count(bodies, branch) for branch in _branches(line)]
+            largest = max(counts, key=lambda x: x.kernels, default=Loop(0, 0))
+            kernels, cycles = kernels + largest.kernels, cycles + largest.cycles
         kernels += 1
-        expected = re.search(r'"estimated_cycles":"(\d+)"', line)
-        cycles += int(expected[1]) if expected else 0
+        estimate = re.search(r'"estimated_cycles":"(\d+)"', line)
+        cycles += int(estimate[1]) if estimate else 0
     return Loop(kernels, cycles)
 
 
 def _branches(line: str) -> list[str]:
+    """Names of the computations of a conditional instruction."""
     if many := re.search(r"branch_computations=\{([^}]*)\}", line):
         return re.findall(r"[\w.\-]+", many[1])
     return re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", line)

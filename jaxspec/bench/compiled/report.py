@@ -1,4 +1,4 @@
-"""What compilers make of a step for devices that are not at hand."""
+"""Programs compiled ahead of time for other devices: kernels and memory."""
 
 from functools import partial
 from typing import Any
@@ -9,12 +9,12 @@ from tqdm import tqdm
 
 from jaxspec import __version__
 from jaxspec.bench import passes
-from jaxspec.bench.compiled.devices import build_for, find_absent
+from jaxspec.bench.compiled.devices import compiler_for, find_device
 from jaxspec.bench.compiled.program import largest_loop
 from jaxspec.bench.roofline.work import pass_work
 from jaxspec.bench.subjects import find_shapes
-from jaxspec.bench.tables import table
-from jaxspec.bench.timing import noted
+from jaxspec.bench.tables import markdown_table
+from jaxspec.bench.timing import collect_errors
 from jaxspec.bench.variants import Variant
 from jaxspec.errors import ConfigError
 from jaxspec.models.transformer import Transformer
@@ -32,33 +32,36 @@ def bench_compiled(
     dtype: str,
     checkpoint: str | None = None,
 ) -> dict[str, Any]:
-    """A row for each device, model, batch, way and pass; nothing is run.
+    """Compiles programs for each device, model, batch size and variant; runs none.
 
-    Passes are a step of plain decoding with its sampling, verifying so many nodes
-    behind half an image, and a whole round of it with given drafts.
+    The programs are plain decoding with sampling, a forward pass over a draft tree with
+    caches filled by half an image, and a whole round with fixed drafts.
 
     Args:
-      devices: see `ABSENT`.
-      models: see `find_shapes`.
-      batches: images side by side; guided, so twice as many rows.
-      nodes: of trees.
-      variants: of our own program.
-      grid: tokens along a side, of published sizes.
-      dtype: of weights and caches.
-      checkpoint: what "default" means.
+      devices: Names of devices, see `DEVICES`.
+      models: Names, see `find_shapes`.
+      batches: Batch sizes in images; CFG doubles the sequences of a forward pass.
+      nodes: Tree sizes.
+      variants: Variants of the decoder.
+      grid: Tokens along a side, for published sizes.
+      dtype: Dtype of weights and caches.
+      checkpoint: Bundle folder that "default" refers to.
+
+    Returns:
+      Report with one row per combination and program.
 
     Raises:
-      ConfigError: a device or a model that is not known, or a way that cannot be
-        compiled without its device.
+      ConfigError: A device or model is unknown, or a variant cannot be compiled without
+        its device.
     """
     for variant in variants:
         if variant.cache_stages > 1 or variant.attention == "cudnn":
             raise ConfigError(
-                "phases are for `bench decode`, and cuDNN needs its GPU: "
+                "stagesN needs `bench decode`, and cudnn needs its GPU: "
                 "choose of xla, pallas, int8"
             )
     rows, failed = [], {}
-    absent = {name: find_absent(name) for name in devices}
+    targets = {name: find_device(name) for name in devices}
     shapes = {
         (name, int8): find_shapes(
             name, grid=grid, dtype=dtype, int8=int8, checkpoint=checkpoint
@@ -73,54 +76,56 @@ def bench_compiled(
     kinds = ["decode", *(f"{x} {n}" for n in nodes for x in ("verify", "round"))]
     with tqdm(total=len(cells) * len(kinds), desc="compiling") as bar:
         for name, model, batch, variant in cells:
-            figures, device = absent[name]
+            spec, device = targets[name]
             config, params = shapes[model, variant.int8]
-            made: list[Any] = []
-            build = build_for(device, made.append)
-            given = Transformer(config, variant.attention), params, batch
+            programs: list[Any] = []
+            compiler = compiler_for(device, programs.append)
+            args = Transformer(config, variant.attention), params, batch
             filled = config.prefix_length + config.sequence_length // 2
             length = config.sequence_length
-            loop = partial(passes.decode_loop, *given, length, build)
-            calls = {"decode": (1, loop)}
+            decode = partial(passes.decode_program, *args, length, compiler)
+            calls = {"decode": (1, decode)}
             for size, tree in trees.items():
-                rest = tree, filled, 4, build
+                tree_args = *args, tree, filled, 4, compiler
                 calls |= {
                     f"verify {size}": (
                         size,
-                        partial(passes.tree_passes, *given, *rest),
+                        partial(passes.verify_program, *tree_args),
                     ),
-                    f"round {size}": (size, partial(passes.rounds, *given, *rest)),
+                    f"round {size}": (size, partial(passes.round_program, *tree_args)),
                 }
             for kind, (size, call) in calls.items():
-                way = f"jaxspec{variant.words}"
-                with noted(failed, f"{name}, {model}, batch {batch}, {way}, {kind}"):
+                method = f"jaxspec{variant.suffix}"
+                with collect_errors(
+                    failed, f"{name}, {model}, batch {batch}, {method}, {kind}"
+                ):
                     call()
-                    turn = largest_loop(made[-1].as_text())
+                    loop = largest_loop(programs[-1].as_text())
                     work = pass_work(
                         config,
-                        rows=2 * batch,
+                        sequences=2 * batch,
                         nodes=size,
                         filled=filled,
                         itemsize=jnp.dtype(dtype).itemsize,
                         int8=variant.int8,
                     )
-                    seconds = turn.cycles / figures.hertz if figures.hertz else None
+                    seconds = loop.cycles / spec.hertz if spec.hertz else None
                     rows.append(
                         {
                             "device": name,
                             "model": model,
                             "batch": batch,
-                            "way": way,
-                            "pass": kind,
-                            "kernels": turn.kernels,
-                            "expected_seconds": seconds,
-                            "bound_seconds": work.bound(figures.ceilings),
-                            "temporary_bytes": _temporary(made[-1]),
+                            "method": method,
+                            "program": kind,
+                            "kernels": loop.kernels,
+                            "estimated_seconds": seconds,
+                            "bound_seconds": work.bound(spec.ceilings),
+                            "temporary_bytes": _temporary_bytes(programs[-1]),
                         }
                     )
                 bar.update()
     return {
-        "devices": {name: found.name for name, (found, _) in absent.items()},
+        "devices": {name: spec.name for name, (spec, _) in targets.items()},
         "dtype": dtype,
         "grid": grid,
         "versions": {"jaxspec": __version__, "jax": jax.__version__},
@@ -129,13 +134,14 @@ def bench_compiled(
     }
 
 
-def _temporary(program: Any) -> int | None:
+def _temporary_bytes(program: Any) -> int | None:
+    """Size of temporary buffers, where the compiler reports it."""
     memory = program.memory_analysis()
     return None if memory is None else memory.temp_size_in_bytes
 
 
 def compiled_markdown(result: dict[str, Any]) -> str:
-    """The rows as a table."""
+    """Formats a report of `bench_compiled`."""
 
     def milliseconds(seconds):
         return "" if not seconds else f"{1e3 * seconds:.2f}"
@@ -148,38 +154,38 @@ def compiled_markdown(result: dict[str, Any]) -> str:
             result["devices"][row["device"]],
             row["model"],
             row["batch"],
-            row["way"],
-            row["pass"],
+            row["method"],
+            row["program"],
             row["kernels"],
-            milliseconds(row["expected_seconds"]),
+            milliseconds(row["estimated_seconds"]),
             milliseconds(row["bound_seconds"]),
             mebibytes(row["temporary_bytes"]),
         ]
         for row in result["rows"]
     ]
-    names = ["device", "model", "batch", "way", "pass", "kernels"]
-    columns = [*names, "expected ms", "bound ms", "temporary MiB"]
+    names = ["device", "model", "batch", "method", "program", "kernels"]
+    columns = [*names, "estimated ms", "bound ms", "temporary MiB"]
     failed = [f"- {cell}: {why}\n" for cell, why in result["failed"].items()]
     return "\n".join(
         [
-            "# Compiled for devices that are not at hand",
+            "# Programs compiled for other devices",
             "",
             f"`{result['command']}`",
             "",
-            f"jax {result['versions']['jax']}, {result['dtype']}, both guidance "
-            f"streams, {result['grid']} x {result['grid']} tokens of published sizes. "
-            "Nothing was run: these are the programs that the devices' own compilers "
-            "make, without tuning on the device.",
+            f"jax {result['versions']['jax']}, {result['dtype']}, both CFG branches, "
+            f"{result['grid']} x {result['grid']} tokens for published sizes. Nothing "
+            "was run: the programs were compiled ahead of time, without autotuning on "
+            "the device.",
             "",
-            '"Kernels" are launched in one turn of the loop: a step with its sampling, '
-            "a pass over a tree, or a round with given drafts; on a TPU they are "
-            "operations and copies, of which many take next to nothing. Its compiler "
-            'says what it expects each to take beside waiting for memory ("expected '
-            'ms"; kernels that are not its own count nothing). '
-            '"Bound" is the larger of bytes over published bandwidth and operations '
-            "over published rate.",
+            '"Kernels" is the number of kernels launched in one iteration of the loop: '
+            "a decode step with sampling, a forward pass over a tree, or a round with "
+            "fixed drafts. On TPUs it counts operations and copies, many of which take "
+            'almost no time. "Estimated ms" is the compiler\'s estimate for TPUs '
+            "without waiting for memory; custom kernels have no estimate and count as "
+            '0. "Bound" is the larger of bytes over published bandwidth and FLOPs over '
+            "published peak rate.",
             "",
-            *(["Could not be compiled:", "", *failed] if failed else []),
-            table(columns, rows),
+            *(["Failed:", "", *failed] if failed else []),
+            markdown_table(columns, rows),
         ]
     )

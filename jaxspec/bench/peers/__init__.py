@@ -1,4 +1,4 @@
-"""Other people's ways of doing the same, measured in the same run where installed."""
+"""Baselines in PyTorch, measured in the same run where it is installed."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -10,21 +10,30 @@ from jaxspec.config import TransformerConfig
 from jaxspec.typing import Params
 
 
-def torch_calls(
+def torch_baselines(
     config: TransformerConfig, params: Params, batch: int, length: int
 ) -> dict[str, Callable[[], Any]]:
-    """PyTorch's ways of decoding plainly, by name; none where it is not installed.
+    """PyTorch programs for plain decoding, by name.
 
-    On the device that JAX uses, if PyTorch can use it.
+    They run on the device that JAX uses.
+
+    Args:
+      config: Config of the target.
+      params: Parameters of the target.
+      batch: Number of images.
+      length: Tokens of each image.
+
+    Returns:
+      Calls by name; empty if PyTorch is not installed or cannot use the device.
 
     Raises:
-      ConfigError: the twin lacks something that the model has.
+      ConfigError: `TorchDecoder` does not support the model.
     """
     if find_spec("torch") is None:
         return {}
     import torch  # pyright: ignore[reportMissingImports]
 
-    torch._dynamo.reset()  # what it compiled before counts against a limit
+    torch._dynamo.reset()  # earlier compilations count against a limit
 
     from jaxspec.bench.peers.torch_decoder import TorchDecoder, torch_loop
 
@@ -45,8 +54,8 @@ def torch_calls(
     }
 
 
-def torch_words() -> str:
-    """Which PyTorch is measured, or why none is."""
+def torch_description() -> str:
+    """PyTorch version and threads, or the reason why it is not measured."""
     if find_spec("torch") is None:
         return "PyTorch is not installed"
     import torch  # pyright: ignore[reportMissingImports]

@@ -1,8 +1,8 @@
-"""Our decoder in PyTorch, written to be fast there; a yardstick, not a reference.
+"""The decoder in PyTorch, optimized for `torch.compile`, as a speed baseline.
 
-One fused map for queries, keys and values and one for gate and up, caches of a fixed
-size that are written in place, the library's own attention and norm, and a step that
-samples on the device: what `torch.compile` needs for one graph a step.
+Queries, keys and values are one fused projection, as are gate and up. Caches have a
+fixed size and are written in place. Attention and RMSNorm are PyTorch's own. Sampling
+runs on the device, so that each step is one graph.
 """
 
 # pyright: reportMissingImports=false
@@ -25,17 +25,18 @@ _UNSUPPORTED = (
 
 
 class TorchDecoder(nn.Module):
-    """A class-conditional decoder with our parameters; both guidance streams.
+    """Class-conditional decoder with both CFG branches.
 
     Args:
-      config: of a model with a 2-D grid and classes, without what newer families add.
-      params: ours, float or bfloat16.
-      batch: images side by side.
-      length: tokens of each.
-      device: where it runs.
+      config: Config of a class-conditional model with a 2-D grid; the options in
+        `_UNSUPPORTED` must be unset.
+      params: Parameters in JAX's layout, float32 or bfloat16.
+      batch: Number of images.
+      length: Tokens of each image.
+      device: PyTorch device.
 
     Raises:
-      ConfigError: the model has something that this twin lacks.
+      ConfigError: The model has an unsupported option.
     """
 
     def __init__(
@@ -47,21 +48,24 @@ class TorchDecoder(nn.Module):
         device: str = "cpu",
     ):
         super().__init__()
-        odd = [name for name in _UNSUPPORTED.split() if getattr(config, name)]
-        if odd or config.condition != "class" or config.rope != "grid":
-            raise ConfigError(f"the PyTorch twin has no {odd or config.condition}")
+        options = [name for name in _UNSUPPORTED.split() if getattr(config, name)]
+        if options or config.condition != "class" or config.rope != "grid":
+            raise ConfigError(
+                f"the PyTorch decoder does not support {options or config.condition}; "
+                "choose another model or drop the baselines"
+            )
         self.config, self.batch, self.length = config, batch, length
 
         def tensor(x, dtype=None) -> torch.Tensor:
-            found = torch.from_numpy(np.array(x, np.float32))
-            kind = torch.float32 if x.dtype == np.float32 else torch.bfloat16
-            return found.to(device=device, dtype=dtype or kind)
+            array = torch.from_numpy(np.array(x, np.float32))
+            source_dtype = torch.float32 if x.dtype == np.float32 else torch.bfloat16
+            return array.to(device=device, dtype=dtype or source_dtype)
 
-        def kept(x) -> nn.Parameter:
+        def parameter(x) -> nn.Parameter:
             return nn.Parameter(tensor(x), requires_grad=False)
 
         def matrix(x) -> nn.Parameter:
-            """`[D, ...]` as PyTorch keeps it, `[..., D]`."""
+            """Transposes `[D, ...]` to PyTorch's layout, `[..., D]`."""
             flat = tensor(x).flatten(1)
             return nn.Parameter(flat.T.contiguous(), requires_grad=False)
 
@@ -71,16 +75,16 @@ class TorchDecoder(nn.Module):
             "out": [matrix(x["attention"]["out"]["kernel"]) for x in layers],
             "gate_up": [matrix(x["ffn"]["gate_up"]["kernel"]) for x in layers],
             "down": [matrix(x["ffn"]["down"]["kernel"]) for x in layers],
-            "attention_norm": [kept(x["attention_norm"]["scale"]) for x in layers],
-            "ffn_norm": [kept(x["ffn_norm"]["scale"]) for x in layers],
+            "attention_norm": [parameter(x["attention_norm"]["scale"]) for x in layers],
+            "ffn_norm": [parameter(x["ffn_norm"]["scale"]) for x in layers],
         }
         self.weights = nn.ModuleDict({k: nn.ParameterList(v) for k, v in lists.items()})
-        self.embedding = kept(params["embedding"]["embedding"])
-        self.classes = kept(params["classes"]["embedding"])
-        self.norm = kept(params["norm"]["scale"])
+        self.embedding = parameter(params["embedding"]["embedding"])
+        self.classes = parameter(params["classes"]["embedding"])
+        self.norm = parameter(params["norm"]["scale"])
         self.head = matrix(params["head"])
         table = grid_table(1, config.grid, config.head_size, config.rope_base)
-        self.register_buffer("turns", tensor(table))
+        self.register_buffer("rotations", tensor(table))
         slots = length + 1
         shape = (2 * batch, config.num_kv_heads, slots, config.head_size)
         for i in range(config.layers):
@@ -90,73 +94,79 @@ class TorchDecoder(nn.Module):
         self.register_buffer("slots", torch.arange(slots, device=device))
 
     def prefix(self, classes: torch.Tensor) -> torch.Tensor:
-        """The condition of both streams, [2 B, 1, D]."""
+        """Class embeddings of both CFG branches [2 B, 1, D]."""
         null = torch.full_like(classes, self.config.classes)
         return self.classes[torch.cat([classes, null])][:, None]
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Tokens [B] of both streams, [2 B, 1, D]."""
+        """Embeddings of tokens [B] in both CFG branches [2 B, 1, D]."""
         return self.embedding[torch.cat([tokens, tokens])][:, None]
 
     def forward(self, x: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-        """Guided float32 logits [B, V] of one position int64 [1]; writes the caches."""
+        """Computes float32 logits [B, V] after CFG; writes the caches.
+
+        Args:
+          x: Input embeddings [2 B, 1, D].
+          position: Position of the input, int64 [1].
+        """
         c, w = self.config, self.weights
-        rows, heads, size = x.shape[0], c.num_kv_heads, c.head_size
-        turns = self.turns[position]
-        seen = (self.slots <= position)[None, None, None]
+        batch, heads, size = x.shape[0], c.num_kv_heads, c.head_size
+        rotation = self.rotations[position]
+        visible = (self.slots <= position)[None, None, None]
         for i in range(c.layers):
             h = functional.rms_norm(x, x.shape[-1:], w["attention_norm"][i], c.norm_eps)
-            fused = functional.linear(h, w["qkv"][i]).view(rows, 1, -1, heads, size)
+            fused = functional.linear(h, w["qkv"][i]).view(batch, 1, -1, heads, size)
             q = fused[:, :, :-2].transpose(2, 3).flatten(2, 3)
-            q, k = _rotate(q, turns), _rotate(fused[:, :, -2], turns)
+            q, k = _rotate(q, rotation), _rotate(fused[:, :, -2], rotation)
             keys, values = getattr(self, f"k{i}"), getattr(self, f"v{i}")
             keys.index_copy_(2, position, k.transpose(1, 2))
             values.index_copy_(2, position, fused[:, :, -1].transpose(1, 2))
             out = functional.scaled_dot_product_attention(
-                q.transpose(1, 2), keys, values, attn_mask=seen, enable_gqa=True
+                q.transpose(1, 2), keys, values, attn_mask=visible, enable_gqa=True
             )
             x = x + functional.linear(out.transpose(1, 2).flatten(2), w["out"][i])
             h = functional.rms_norm(x, x.shape[-1:], w["ffn_norm"][i], c.norm_eps)
             gate, up = functional.linear(h, w["gate_up"][i]).chunk(2, dim=-1)
             x = x + functional.linear(functional.silu(gate) * up, w["down"][i])
         h = functional.rms_norm(x[:, -1], x.shape[-1:], self.norm, c.norm_eps)
-        given, null = functional.linear(h, self.head).float().chunk(2)
-        return null + self.scale * (given - null)
+        conditional, null = functional.linear(h, self.head).float().chunk(2)
+        return null + self.scale * (conditional - null)
 
     scale = 2.0
 
     def sample(self, x: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-        """The next token int64 [B], drawn at temperature 1 on the device."""
-        law = torch.softmax(self(x, position), dim=-1)
-        return torch.argmax(law / torch.empty_like(law).exponential_(1.0), dim=-1)
+        """Samples the next token int64 [B] at temperature 1, on the device."""
+        probs = torch.softmax(self(x, position), dim=-1)
+        noise = torch.empty_like(probs).exponential_(1.0)
+        return torch.argmax(probs / noise, dim=-1)
 
-    def likeliest(self, x: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-        """The likeliest next token int64 [B]."""
+    def greedy(self, x: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+        """Most likely next token int64 [B]."""
         return torch.argmax(self(x, position), dim=-1)
 
 
-def _rotate(x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
-    """Turns adjacent pairs of `[R, 1, H, F]` by `[1, F / 2, 2]`."""
+def _rotate(x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
+    """Rotates adjacent pairs of `[R, 1, H, F]` by cosines and sines `[1, F / 2, 2]`."""
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = turns[:, None, :, 0], turns[:, None, :, 1]
-    turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
-    return turned.flatten(-2).type_as(x)
+    cos, sin = rotation[:, None, :, 0], rotation[:, None, :, 1]
+    rotated = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
+    return rotated.flatten(-2).type_as(x)
 
 
 def torch_loop(decoder: TorchDecoder, step: Callable[..., torch.Tensor]) -> Any:
-    """Draws `length` tokens of each image with a step; [B, length], on the host.
+    """Decodes `length` tokens of each image; returns them [B, length] on the host.
 
     Args:
-      decoder: with its caches.
-      step: `decoder.sample`, `decoder.likeliest`, or one of them compiled.
+      decoder: Decoder with its caches.
+      step: `decoder.sample`, `decoder.greedy`, or a compiled version of one of them.
     """
     device = decoder.embedding.device
     classes = torch.zeros(decoder.batch, dtype=torch.long, device=device)
-    places = torch.arange(decoder.length, device=device)[:, None]
+    positions = torch.arange(decoder.length, device=device)[:, None]
     tokens = []
     with torch.inference_mode():
         x = decoder.prefix(classes)
-        for position in places:
+        for position in positions:
             token = step(x, position).clone()
             tokens.append(token)
             x = decoder.embed(token)

@@ -1,8 +1,9 @@
-"""Greedy text by `transformers` and by our loop: the same weights, timed in turn.
+"""Greedy text generation with `transformers` and with jaxspec, on the same weights.
 
-Weights are random. The assistant is an early exit: the target's first layers with its
-embedding, final norm and head. Later layers add little, so the two agree sometimes. The
-block drafter agrees by chance alone, so its rows show what a round costs.
+Weights are random. The assistant is an early exit: the first layers of the target, with
+its embedding, final norm and head. The remaining layers of the target are scaled down,
+so that the two often agree. The block drafter agrees with the target only by chance;
+its rows show the cost of a round.
 """
 
 # pyright: reportMissingImports=false
@@ -22,8 +23,8 @@ import transformers
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from jaxspec.bench.tables import environment, table
-from jaxspec.bench.timing import side_by_side
+from jaxspec.bench.tables import environment, markdown_table
+from jaxspec.bench.timing import time_interleaved
 from jaxspec.bundle import Bundle, load_bundle
 from jaxspec.convert.run import convert
 from jaxspec.errors import ConfigError
@@ -36,28 +37,28 @@ from jaxspec.spec.noise import batch_keys
 from jaxspec.spec.sampling import make_sampling
 from jaxspec.spec.state import Engine
 from jaxspec.spec.tree import Tree
-from jaxspec.timing import RULE, ratio_fields, shown
+from jaxspec.timing import RATIO_NOTE, ratio_fields, shown
 
-KEYS = ("way",)
+KEYS = ("method",)
 PLAIN = "transformers, plain"
-PROMPT = 16  # tokens
-DRAFTED = 4  # tokens a round
-SPREAD = 0.05  # standard deviation of all matrices
-LATER = 0.05  # scale of what layers behind the assistant's add
+PROMPT = 16  # tokens of the prompt
+DRAFTED = 4  # drafted tokens per round
+WEIGHT_STD = 0.05  # standard deviation of weight matrices
+RESIDUAL_SCALE = 0.05  # scale of the outputs of layers after the early exit
 
-# A generation: its tokens, and how often it called the target.
-Made = tuple[np.ndarray, int]
-Way = Callable[[], Made]
+# Generated tokens, and the number of target calls.
+Generation = tuple[np.ndarray, int]
+Method = Callable[[], Generation]
 
 
 @dataclass(frozen=True)
 class Models:
-    """A target and its drafters, in PyTorch.
+    """Target and drafters in PyTorch.
 
     Attributes:
-      target: a `Qwen3ForCausalLM`.
-      assistant: its first layers, with weights of its own that are equal.
-      block: a DFlash drafter.
+      target: Target, a `Qwen3ForCausalLM`.
+      assistant: Draft model, a copy of the target's first layers.
+      block: DFlash drafter.
     """
 
     target: Any
@@ -68,21 +69,21 @@ class Models:
 def make_models(
     *, layers: int, width: int, heads: int, vocab: int, length: int
 ) -> Models:
-    """Random models.
+    """Makes models with random weights.
 
     Args:
-      layers: of the target; its drafters have a quarter of them.
-      width: of all.
-      heads: of all; queries have as many as keys.
-      vocab: number of tokens; the last is also the block drafter's mask.
-      length: longest sequence.
+      layers: Number of layers of the target; drafters have a quarter of them.
+      width: Model width of all models.
+      heads: Number of query heads of all models, and of key/value heads.
+      vocab: Vocabulary size; the last token is also the block drafter's mask token.
+      length: Maximum sequence length.
 
     Raises:
-      ConfigError: there are no such models, or this `transformers` lacks one.
+      ConfigError: The sizes are impossible, or `transformers` has no DFlash.
     """
     if not hasattr(transformers, "MuseGlimmerAssistantModel"):
         raise ConfigError(
-            f"transformers {transformers.__version__} has no DFlash; 5.23 does"
+            f"transformers {transformers.__version__} has no DFlash; install 5.23"
         )
     if layers < 2:
         raise ConfigError(f"layers={layers}: an early exit needs at least 2")
@@ -99,22 +100,22 @@ def make_models(
         num_key_value_heads=heads,
         head_dim=width // heads,
         max_position_embeddings=length,
-        initializer_range=SPREAD,
+        initializer_range=WEIGHT_STD,
     )
     config = transformers.Qwen3Config(
         vocab_size=vocab, num_hidden_layers=layers, **sizes
     )
     target = _frozen(transformers.Qwen3ForCausalLM(config))
     for layer in target.model.layers[first:]:
-        layer.self_attn.o_proj.weight.mul_(LATER)
-        layer.mlp.down_proj.weight.mul_(LATER)
+        layer.self_attn.o_proj.weight.mul_(RESIDUAL_SCALE)
+        layer.mlp.down_proj.weight.mul_(RESIDUAL_SCALE)
     config = transformers.Qwen3Config(
         vocab_size=vocab, num_hidden_layers=first, **sizes
     )
     assistant = _frozen(transformers.Qwen3ForCausalLM(config))
-    known = assistant.state_dict()
+    names = assistant.state_dict().keys()
     assistant.load_state_dict(
-        {name: x for name, x in target.state_dict().items() if name in known}
+        {name: x for name, x in target.state_dict().items() if name in names}
     )
     settings = assistant.generation_config
     settings.num_assistant_tokens = DRAFTED
@@ -139,88 +140,104 @@ def _frozen(model: Any) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def converted(models: Models, folder: Path) -> tuple[Bundle, dict[str, LoadedDrafter]]:
-    """Our form of the models, through the library's converter.
+def convert_models(
+    models: Models, folder: Path
+) -> tuple[Bundle, dict[str, LoadedDrafter]]:
+    """Converts the models with the library's converter.
 
     Args:
-      models: on the CPU.
-      folder: empty, for files on the way.
+      models: Models on the CPU.
+      folder: Empty folder for intermediate files.
 
     Returns:
-      A bundle with the target as its prior, and its drafters by name.
+      Bundle with the target as its prior, and drafters by name.
     """
-    theirs, ours = folder / "theirs", folder / "ours"
+    source, output = folder / "source", folder / "output"
+    # Parameter names of DFlash releases, which the converter reads.
     released = {"encoder.fc.": "fc.", "encoder.output_norm_enc.": "hidden_norm."}
     for name in ("target", "assistant", "block"):
         model = getattr(models, name)
-        model.config.save_pretrained(theirs / name)
+        model.config.save_pretrained(source / name)
         state = {}
         for key, x in model.state_dict().items():
             for old, new in released.items():
                 key = key.replace(old, new)
             state[key] = x.contiguous()
-        save_file(state, theirs / name / "model.safetensors")
-    convert(theirs / "target", ours)
+        save_file(state, source / name / "model.safetensors")
+    convert(source / "target", output)
     feature_layers = models.block.config.target_layer_ids
     convert(
-        theirs / "block",
-        ours,
+        source / "block",
+        output,
         family="dflash",
         given={"feature_layers": tuple(feature_layers)},
     )
-    convert(theirs / "assistant", folder / "small")
-    bundle = load_bundle(ours)
-    small = load_drafter(str(folder / "small" / "prior"), bundle)
-    return bundle, {"small model": small, "block diffusion": bundled_drafter(bundle)}
+    convert(source / "assistant", folder / "draft_model")
+    bundle = load_bundle(output)
+    draft_model = load_drafter(str(folder / "draft_model" / "prior"), bundle)
+    return bundle, {
+        "draft model": draft_model,
+        "block diffusion": bundled_drafter(bundle),
+    }
 
 
-def transformers_ways(
+def transformers_methods(
     models: Models, prompt: np.ndarray, tokens: int, device: str = "cpu"
-) -> dict[str, Way]:
-    """Generations by `transformers`.
+) -> dict[str, Method]:
+    """Programs that generate with `transformers`, by name.
 
     Args:
-      models: see `make_models`; they are moved to the device.
-      prompt: int [1, P].
-      tokens: to generate.
-      device: of PyTorch.
+      models: Models, which are moved to the device.
+      prompt: Prompt tokens, int [1, P].
+      tokens: Number of generated tokens.
+      device: PyTorch device.
     """
     for model in (models.target, models.assistant, models.block):
         model.to(device)
-    given = torch.from_numpy(np.asarray(prompt, np.int64)).to(device)
+    inputs = torch.from_numpy(np.asarray(prompt, np.int64)).to(device)
     calls = []
     models.target.register_forward_hook(lambda *_: calls.append(1))
 
-    def made(**options: Any) -> Made:
+    def generate_text(**options: Any) -> Generation:
         calls.clear()
-        found = models.target.generate(
-            given,
-            attention_mask=torch.ones_like(given),
+        outputs = models.target.generate(
+            inputs,
+            attention_mask=torch.ones_like(inputs),
             do_sample=False,
             max_new_tokens=tokens,
             **options,
         )
-        return found[0, given.shape[1] :].cpu().numpy(), len(calls)
+        return outputs[0, inputs.shape[1] :].cpu().numpy(), len(calls)
 
-    dflash = partial(made, assistant_model=models.block, speculation_type="dflash")
     return {
-        PLAIN: made,
-        "transformers, assisted": partial(made, assistant_model=models.assistant),
-        "transformers, DFlash": dflash,
+        PLAIN: generate_text,
+        "transformers, assisted": partial(
+            generate_text, assistant_model=models.assistant
+        ),
+        "transformers, DFlash": partial(
+            generate_text, assistant_model=models.block, speculation_type="dflash"
+        ),
     }
 
 
-def jaxspec_ways(
+def jaxspec_methods(
     bundle: Bundle,
     loaded_drafters: dict[str, LoadedDrafter],
     prompt: np.ndarray,
     tokens: int,
-) -> dict[str, Way]:
-    """Our generations; arguments as in `transformers_ways`."""
-    model, params = Transformer(bundle.prior.config), bundle.prior.params
-    given = jnp.asarray(prompt, jnp.int32)
+) -> dict[str, Method]:
+    """Programs that generate with jaxspec, by name.
 
-    def way(loaded: LoadedDrafter | None) -> Way:
+    Args:
+      bundle: Bundle of `convert_models`.
+      loaded_drafters: Drafters of `convert_models`.
+      prompt: Prompt tokens, int [1, P].
+      tokens: Number of generated tokens.
+    """
+    model, params = Transformer(bundle.prior.config), bundle.prior.params
+    inputs = jnp.asarray(prompt, jnp.int32)
+
+    def compile_method(loaded: LoadedDrafter | None) -> Method:
         engine = Engine(
             make_target(
                 model,
@@ -235,63 +252,70 @@ def jaxspec_ways(
         program = jax.jit(partial(generate, engine))
         sampling, keys = make_sampling(1, temperature=0.0), batch_keys(0, 1)
 
-        def made() -> Made:
+        def generate_text() -> Generation:
             drafter_params = loaded.params if loaded else None
-            found = program(params, drafter_params, given, sampling, keys)
-            found = jax.device_get(found)
-            return found.tokens[0], int(found.stats.calls[0])
+            result = program(params, drafter_params, inputs, sampling, keys)
+            result = jax.device_get(result)
+            return result.tokens[0], int(result.stats.calls[0])
 
-        return made
+        return generate_text
 
-    ways = {"jaxspec, plain": way(None)}
-    return ways | {
-        f"jaxspec, {name}": way(loaded) for name, loaded in loaded_drafters.items()
+    return {"jaxspec, plain": compile_method(None)} | {
+        f"jaxspec, {name}": compile_method(loaded)
+        for name, loaded in loaded_drafters.items()
     }
 
 
 def bench_text(
     *, layers: int, width: int, heads: int, vocab: int, tokens: int, repeats: int
 ) -> dict[str, Any]:
-    """One row for each way to the same greedy text, batch 1, float32.
+    """Times every method of generating the same greedy text, batch 1, float32.
 
     Args:
-      layers: of the target, at least 2.
-      width: of the target.
-      heads: of the target.
-      vocab: number of tokens.
-      tokens: to generate behind a prompt of `PROMPT`.
-      repeats: timed runs.
+      layers: Number of layers of the target, at least 2.
+      width: Model width of the target.
+      heads: Number of heads of the target.
+      vocab: Vocabulary size.
+      tokens: Number of generated tokens after a prompt of `PROMPT` tokens.
+      repeats: Number of timed runs.
+
+    Returns:
+      Report with one row per method.
 
     Raises:
-      ConfigError: see `make_models`; or PyTorch cannot use the device that JAX uses.
+      ConfigError: The sizes are impossible, `transformers` has no DFlash, or PyTorch
+        cannot use the device that JAX uses.
     """
     cpu = jax.devices()[0].platform == "cpu"
     if not cpu and not torch.cuda.is_available():
-        raise ConfigError("PyTorch cannot use the device that JAX uses")
+        raise ConfigError(
+            "PyTorch cannot use the device that JAX uses; install its CUDA build"
+        )
     sizes = {"layers": layers, "width": width, "heads": heads, "vocab": vocab}
     models = make_models(**sizes, length=PROMPT + tokens + DRAFTED + 1)
     prompt = np.random.default_rng(0).integers(0, vocab, (1, PROMPT))
     with TemporaryDirectory() as folder:
-        ours = jaxspec_ways(*converted(models, Path(folder)), prompt, tokens)
-    theirs = transformers_ways(models, prompt, tokens, "cpu" if cpu else "cuda")
-    ways = {**theirs, **ours}
-    with tqdm(total=(repeats + 2) * len(ways), desc="text", unit="run") as bar:
-        found = {}
-        for name, way in ways.items():
-            found[name] = way()
+        converted = convert_models(models, Path(folder))
+        jaxspec_calls = jaxspec_methods(*converted, prompt, tokens)
+    device = "cpu" if cpu else "cuda"
+    methods = transformers_methods(models, prompt, tokens, device) | jaxspec_calls
+    with tqdm(total=(repeats + 2) * len(methods), desc="text", unit="run") as bar:
+        generations = {}
+        for name, method in methods.items():
+            generations[name] = method()
             bar.update()
-        timings = side_by_side(ways, repeats, bar.update)
-    wanted, plain = found[PLAIN][0], timings[PLAIN]
+        timings = time_interleaved(methods, repeats, bar.update)
+    reference, plain = generations[PLAIN][0], timings[PLAIN]
     rows = [
         {
-            "way": way,
+            "method": method,
             "tokens": tokens,
             **timing.fields(),
-            "tokens_per_call": tokens / found[way][1],
-            "identical": bool(np.array_equal(found[way][0], wanted)),
-            **ratio_fields(of_plain=(plain, timing)),
+            "tokens_per_call": tokens / generations[method][1],
+            "identical": bool(np.array_equal(generations[method][0], reference)),
+            **ratio_fields(speedup=(plain, timing)),
         }
-        for way, timing in timings.items()
+        for method, timing in timings.items()
     ]
     result = {**sizes, "repeats": repeats, "rows": rows, **environment()}
     result["torch_threads"] = torch.get_num_threads()
@@ -300,42 +324,45 @@ def bench_text(
 
 
 def text_markdown(result: dict[str, Any]) -> str:
-    """The rows as a table."""
+    """Formats a report of `bench_text`."""
 
     def cells(row):
         calls = row["tokens"] / row["tokens_per_call"]
         return [
-            row["way"],
+            row["method"],
             row["tokens"],
             f"{row['seconds']:.3f}",
-            f"{row['least_seconds']:.3f} to {row['most_seconds']:.3f}",
+            f"{row['min_seconds']:.3f} to {row['max_seconds']:.3f}",
             f"{row['tokens_per_call']:.2f}",
             f"{1e3 * row['seconds'] / calls:.2f}",
-            shown(row, "of_plain"),
+            shown(row, "speedup"),
             "yes" if row["identical"] else "no",
         ]
 
     versions = result["versions"]
     lines = [
-        "# Text beside transformers",
+        "# Text generation with transformers and jaxspec",
         "",
         f"`{result['command']}`",
         "",
         f"Device: {result['device']}, jax {versions['jax']}, transformers "
         f"{versions['transformers']}, torch {versions['torch']} "
         f"({result['torch_threads']} threads), float32. Medians of "
-        f"{result['repeats']} runs in turn, without compilation.",
+        f"{result['repeats']} interleaved runs, without compilation.",
         "",
-        f"A target in Qwen3's form with random weights: {result['layers']} layers, "
-        f"width {result['width']}, {result['heads']} heads, {result['vocab']} tokens. "
-        f"Greedy text behind {PROMPT} tokens, one sequence, {DRAFTED} drafted tokens a "
-        "round. The assistant and the small model are the target's first quarter with "
-        "its head; block drafters are DFlash's, random, and agree by chance alone. "
-        '"Identical" compares tokens with the first row; "of plain" is its time '
-        f"over a way's. {RULE}",
+        f"Target: Qwen3 architecture with random weights, {result['layers']} layers, "
+        f"width {result['width']}, {result['heads']} heads, vocabulary "
+        f"{result['vocab']}. Greedy text after a prompt of {PROMPT} tokens, one "
+        f"sequence, {DRAFTED} drafted tokens per round. The assistant and the draft "
+        "model are the first quarter of the target's layers with its head. The block "
+        "drafters have random weights and agree with the target only by chance. "
+        '"Identical" compares tokens with the first row; "speedup" is relative to '
+        f"the first row. {RATIO_NOTE}",
         "",
         "",
     ]
-    columns = ["way", "tokens", "seconds", "least to most", "tokens a target call"]
-    columns += ["ms a target call", "of plain", "identical"]
-    return "\n".join(lines) + table(columns, [cells(r) for r in result["rows"]])
+    columns = ["method", "tokens", "seconds", "min to max", "tokens per target call"]
+    columns += ["ms per target call", "speedup", "identical"]
+    return "\n".join(lines) + markdown_table(
+        columns, [cells(r) for r in result["rows"]]
+    )

@@ -1,8 +1,8 @@
-"""What relaxed rules do to the law of one token, at how much acceptance.
+"""Output distribution of lossy verifiers at one position, over acceptance.
 
-Our `CoupledRelaxed` beside LANTERN, both as the library runs them: the law of the token
-after a prefix is computed, not estimated, for every draft. With one child the drafts
-are all listed as well, so nothing is left to chance.
+Compares `CoupledRelaxed` with LANTERN, both as implemented in `jaxspec.spec.verify`.
+The distribution of the emitted token after a prefix is computed exactly for each draft.
+With one child per node all drafts are enumerated, so that no sampling is involved.
 """
 
 from jaxspec.bench.relaxation.report import relaxation_markdown, relaxation_plot

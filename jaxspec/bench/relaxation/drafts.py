@@ -1,4 +1,4 @@
-"""Children of one node: listed with their chances, or drawn."""
+"""Draft tokens for one node, enumerated with their probabilities or sampled."""
 
 from dataclasses import dataclass
 
@@ -9,26 +9,34 @@ Seed = int | tuple[int, ...]
 
 @dataclass(frozen=True)
 class Drafts:
-    """Children of one node, drawn or listed.
+    """Possible children of one node.
 
     Attributes:
-      tokens: int32 [n, W].
-      chance: float64 [n], sums to 1.
-      sample: int32 [n], the target's own sample under the noise that ranked the
-        children; None where children were drawn without sight of it.
+      tokens: Tokens of the children of each of M drafts, int32 [M, W].
+      probs: Probability of each draft, float64 [M]; sums to 1.
+      sample: Target's sample under the noise that ranked the children, int32 [M]; None
+        for children that are independent of it.
     """
 
     tokens: np.ndarray
-    chance: np.ndarray
+    probs: np.ndarray
     sample: np.ndarray | None = None
 
 
-def blind_drafts(q: np.ndarray, children: int, count: int, seed: Seed = 0) -> Drafts:
-    """Children drawn from `q` without replacement; one child is listed exactly.
+def independent_drafts(
+    q: np.ndarray, children: int, count: int, seed: Seed = 0
+) -> Drafts:
+    """Samples children from `q` without replacement; enumerates a single child.
 
-    More are drawn by inverting the cumulative probabilities at randomly shifted Sobol
-    points: each draft has the right law, and their mean strays less than that of
-    independent ones.
+    Samples invert the cumulative probabilities at randomly shifted Sobol points. Each
+    draft has the right distribution, and means over drafts have less variance than
+    those of independent samples.
+
+    Args:
+      q: Drafter's probabilities [V].
+      children: Number of children `W`.
+      count: Number of sampled drafts, a power of 2.
+      seed: Random seed.
     """
     if children == 1:
         return Drafts(np.arange(len(q), dtype=np.int32)[:, None], q)
@@ -36,22 +44,30 @@ def blind_drafts(q: np.ndarray, children: int, count: int, seed: Seed = 0) -> Dr
 
     shift = np.random.default_rng(seed).random(children)
     points = (Sobol(children, scramble=False).random(count) + shift) % 1.0
-    left, tokens, row = np.tile(q, (count, 1)), [], np.arange(count)
-    for r in range(children):
-        below = np.cumsum(left, axis=1)
-        wanted = points[:, r, None] * below[:, -1:] * (1 - 1e-12)
-        tokens.append((below <= wanted).sum(axis=1))
-        left[row, tokens[-1]] = 0.0
+    remaining, tokens, index = np.tile(q, (count, 1)), [], np.arange(count)
+    for rank in range(children):
+        cumulative = np.cumsum(remaining, axis=1)
+        threshold = points[:, rank, None] * cumulative[:, -1:] * (1 - 1e-12)
+        tokens.append((cumulative <= threshold).sum(axis=1))
+        remaining[index, tokens[-1]] = 0.0
     return Drafts(np.stack(tokens, 1).astype(np.int32), np.full(count, 1 / count))
 
 
 def coupled_drafts(
     p: np.ndarray, q: np.ndarray, children: int, count: int, seed: Seed = 0
 ) -> Drafts:
-    """Children that are the best of `log q + noise`, beside the target's sample.
+    """Top children by `log q + noise`, with the target's sample under the same noise.
 
-    One child is listed with the sample exactly; more are simulated. Noise is drawn as
-    exponential clocks: the best of `log q + Gumbel` is the first of `clock / q`.
+    A single child is enumerated jointly with the sample; more are simulated. Gumbel
+    noise is sampled as exponential clocks: the argmax of `log q + Gumbel` is the argmin
+    of `clock / q`.
+
+    Args:
+      p: Target's probabilities [V].
+      q: Drafter's probabilities [V].
+      children: Number of children `W`.
+      count: Number of sampled drafts.
+      seed: Random seed.
     """
     size = len(p)
     if children == 1:
@@ -59,17 +75,17 @@ def coupled_drafts(
         return Drafts(token[:, None], coupled_pairs(p, q).ravel(), sample)
     rng, samples, tokens = np.random.default_rng(seed), [], []
     with np.errstate(divide="ignore"):
-        slow_p, slow_q = 1 / p, 1 / q
+        inverse_p, inverse_q = 1 / p, 1 / q
     for start in range(0, count, 1024):
         clocks = rng.standard_exponential((min(1024, count - start), size))
-        samples.append((clocks * slow_p).argmin(axis=1))
-        clocks *= slow_q
-        row = np.arange(len(clocks))
-        first = []
+        samples.append((clocks * inverse_p).argmin(axis=1))
+        clocks *= inverse_q
+        index = np.arange(len(clocks))
+        ranked = []
         for _ in range(children):
-            first.append(clocks.argmin(axis=1))
-            clocks[row, first[-1]] = np.inf
-        tokens.append(np.stack(first, axis=1))
+            ranked.append(clocks.argmin(axis=1))
+            clocks[index, ranked[-1]] = np.inf
+        tokens.append(np.stack(ranked, axis=1))
     return Drafts(
         np.concatenate(tokens).astype(np.int32),
         np.full(count, 1 / count),
@@ -78,13 +94,13 @@ def coupled_drafts(
 
 
 def coupled_pairs(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """Chance of each pair `(y, x)` of samples of `p` and `q` under shared noise.
+    """Joint distribution [V, V] of samples `(y, x)` of `p` and `q` with shared noise.
 
-    `[V, V]`, exact. With exponential clocks, `y` the first of `clock / p` and `x` of
-    `clock / q`, the pair needs `clock_x / clock_y` in an interval, and integrating the
-    clocks out leaves, for `B(r) = sum max(p, r q)`, the integral of `p_y q_x / B(r)^2`
-    from `p_x / q_x` to `p_y / q_y`, and `p_y / B(p_y / q_y)` for `y = x`. `B` is linear
-    between the ratios, so the integral is a sum.
+    Exact. In terms of exponential clocks, `y` is the argmin of `clock / p` and `x` that
+    of `clock / q`, so a pair constrains `clock_x / clock_y` to an interval. Integrating
+    out the clocks gives, with `B(r) = sum max(p, r q)`, the integral of
+    `p_y q_x / B(r)^2` from `p_x / q_x` to `p_y / q_y`, and `p_y / B(p_y / q_y)` for
+    `y = x`. `B` is linear between the ratios, so the integral is a sum.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         odds = np.where(p > 0, p / q, 0.0)
@@ -100,9 +116,9 @@ def coupled_pairs(p: np.ndarray, q: np.ndarray) -> np.ndarray:
         np.diff(r[: last + 1]) / (b[:last] * b[1 : last + 1])
     )
     integral[last + 1 :] = integral[last] + 1 / (b[last] * slope[last])
-    area, at = np.empty(len(p)), np.empty(len(p))
+    area, b_at_odds = np.empty(len(p)), np.empty(len(p))
     area[order] = integral
-    at[order] = np.where(finite, b, np.inf)
+    b_at_odds[order] = np.where(finite, b, np.inf)
     pairs = p[:, None] * q * np.maximum(area[:, None] - area, 0.0)
-    np.fill_diagonal(pairs, p / at)
+    np.fill_diagonal(pairs, p / b_at_odds)
     return pairs

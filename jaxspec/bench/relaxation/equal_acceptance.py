@@ -1,63 +1,84 @@
-"""Our rules beside LANTERN where both accept the same."""
+"""Comparison of `CoupledRelaxed` with LANTERN at equal acceptance."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-EXACT = ("coupled", "coupled")  # rule and drafts of lossless coupled decoding
-COMPARED = ("lossless", "ours, radius", "ours, budget, k=50", "ours, lam, k=50")
+# Verifier and drafts of lossless coupled decoding.
+LOSSLESS_COUPLED = ("coupled", "coupled")
+COMPARED = (
+    "lossless",
+    "coupled-relaxed, radius",
+    "coupled-relaxed, budget, k=50",
+    "coupled-relaxed, lam, k=50",
+)
 
 
 def equal_acceptance(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of ours, each with what LANTERN shows at the same acceptance added.
+    """Adds LANTERN's distortion at the same acceptance to rows of coupled verifiers.
 
-    Those of `COMPARED` that accept at least what `Coupled` does with coupled children;
-    see `lantern_at` for `lantern` and `lantern_optimal`.
+    Includes rows of `COMPARED` curves that accept at least as much as lossless
+    `Coupled` with coupled children.
+
+    Returns:
+      Copies of the rows with "lantern" and "lantern_optimal", results of `lantern_at`
+      for the published and for the optimal residual.
     """
     compared = []
     for row in rows:
-        beside = [
+        section = [
             r for r in rows if all(r[k] == row[k] for k in ("setting", "children"))
         ]
-        least = next(r for r in beside if (r["verifier"], r["drafts"]) == EXACT)
+        least = next(
+            r for r in section if (r["verifier"], r["drafts"]) == LOSSLESS_COUPLED
+        )
         if row["curve"] in COMPARED and row["verifier"] != "rejection":
             if row["acceptance"] >= least["acceptance"]:
-                theirs = {
-                    "lantern": lantern_at(beside, row["acceptance"], "published"),
-                    "lantern_optimal": lantern_at(beside, row["acceptance"], "optimal"),
+                acceptance = row["acceptance"]
+                lantern = {
+                    "lantern": lantern_at(section, acceptance, "published"),
+                    "lantern_optimal": lantern_at(section, acceptance, "optimal"),
                 }
-                compared.append(row | theirs)
+                compared.append(row | lantern)
     return compared
 
 
 def lantern_at(
     rows: Sequence[dict[str, Any]], acceptance: float, residual: str
 ) -> dict[str, Any] | None:
-    """What the best LANTERN of a sweep shows at an acceptance.
+    """Least distortion of LANTERN at an acceptance rate.
 
-    Of all curves with this residual, each from `Rejection` on and linear between swept
-    settings, the one with the least total variation; `rule` is its nearest setting.
-    Where `Rejection` accepts as much, that is the answer; None where no LANTERN does.
+    Every curve starts at `Rejection` and is interpolated linearly between its settings.
+
+    Args:
+      rows: Rows of one setting and number of children.
+      acceptance: Acceptance rate.
+      residual: Residual of the curves, "published" or "optimal".
+
+    Returns:
+      "tv" and "w1" of the curve with the least total variation, and "verifier", its
+      setting with the nearest acceptance. The row of `Rejection` if that accepts as
+      much; None if no curve does.
     """
-    base = next(r for r in rows if r["verifier"] == "rejection")
-    if acceptance <= base["acceptance"]:
-        return {k: base[k] for k in ("verifier", "tv", "w1")}
+    rejection = next(r for r in rows if r["verifier"] == "rejection")
+    if acceptance <= rejection["acceptance"]:
+        return {k: rejection[k] for k in ("verifier", "tv", "w1")}
     curves: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         if row["curve"].startswith("LANTERN") and residual in row["curve"]:
             curves.setdefault(row["curve"], []).append(row)
-    found = []
-    for swept in curves.values():
-        curve = sorted([base, *swept], key=lambda row: row["acceptance"])
+    points = []
+    for settings in curves.values():
+        curve = sorted([rejection, *settings], key=lambda row: row["acceptance"])
         if acceptance > curve[-1]["acceptance"]:
             continue
-        nearest = min(swept, key=lambda row: abs(row["acceptance"] - acceptance))
-        here = {"verifier": nearest["verifier"], "w1": None}
+        nearest = min(settings, key=lambda row: abs(row["acceptance"] - acceptance))
+        point = {"verifier": nearest["verifier"], "w1": None}
         x = [row["acceptance"] for row in curve]
         for name in ("tv", "w1"):
             y = [row[name] for row in curve]
             if None not in y:
-                here[name] = float(np.interp(acceptance, x, y))
-        found.append(here)
-    return min(found, key=lambda here: here["tv"], default=None)
+                point[name] = float(np.interp(acceptance, x, y))
+        points.append(point)
+    return min(points, key=lambda point: point["tv"], default=None)

@@ -1,4 +1,4 @@
-"""The law of the emitted token at one position, and its distance to the target."""
+"""Distribution of the emitted token at one position, and its distance to the target."""
 
 import copy
 from dataclasses import dataclass, replace
@@ -16,18 +16,19 @@ from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify import Coupled, CoupledRelaxed
 from jaxspec.spec.verify.relaxed_set import relaxed_set
 
-_BLOCK = 512  # drafts whose laws are held at once
+_BLOCK = 512  # drafts whose outcomes are computed at once
 
 
 @dataclass(frozen=True)
 class PositionOutcome:
-    """What comes out at one position.
+    """Outcome of verification at one position, over the distribution of drafts.
 
     Attributes:
-      output: float64 [V], the law of the emitted token.
-      acceptance: chance that it is a drafted child.
-      shift: mean distance from the code that exact sampling would have drawn, a bound
-        on the Wasserstein-1 distance to the target; None for rules without such a code.
+      output: Distribution of the emitted token, float64 [V].
+      acceptance: Probability that a drafted child is accepted.
+      shift: Mean distance between the codebook entries of the emitted token and of the
+        exact sample, an upper bound of the Wasserstein-1 distance to the target; None
+        for verifiers without an exact sample.
     """
 
     output: np.ndarray
@@ -35,152 +36,182 @@ class PositionOutcome:
     shift: float | None
 
 
-def blind_outcome(verifier: Any, position: Position, drafts: Drafts) -> PositionOutcome:
-    """The outcome over drafts that were made without sight of the noise.
+def independent_outcome(
+    verifier: Any, position: Position, drafts: Drafts
+) -> PositionOutcome:
+    """Outcome for children that are independent of the target's noise.
 
     Args:
-      rule: anything with `law`.
-      position: where.
-      drafts: children as drawn from `q` without replacement.
+      verifier: Verifier with a method `outcome`.
+      position: Position.
+      drafts: Children sampled from `q` without replacement.
     """
     amounts = _amounts(verifier)
-    model = replace(verifier, **dict.fromkeys(amounts, 1.0))
-    tokens, chance = drafts.tokens, drafts.chance
+    template = replace(verifier, **dict.fromkeys(amounts, 1.0))
+    tokens, probs = drafts.tokens, drafts.probs
     size = min(_BLOCK, len(tokens))
-    missing = -len(tokens) % size
-    tokens = np.concatenate([tokens, tokens[:missing]])
-    chance = np.concatenate([chance, np.zeros(missing)])
+    padding = -len(tokens) % size
+    tokens = np.concatenate([tokens, tokens[:padding]])
+    probs = np.concatenate([probs, np.zeros(padding)])
     with np.errstate(divide="ignore"):
         log_p, log_q = np.log(position.p), np.log(position.q)
-    output, rejected = _outcome(
-        model,
+    output, rejected = _mean_outcome(
+        template,
         {k: jnp.float32(v) for k, v in amounts.items()},
         jnp.asarray(log_p, jnp.float32),
         jnp.asarray(log_q, jnp.float32),
         jnp.asarray(tokens.reshape(-1, size, tokens.shape[1])),
-        jnp.asarray(chance.reshape(-1, size), jnp.float32),
+        jnp.asarray(probs.reshape(-1, size), jnp.float32),
         {"neighbors": position.neighbors},
     )
     shift = None
     if isinstance(verifier, CoupledRelaxed):
-        reach = stand_ins(verifier, position)
-        near = reach[drafts.tokens[:, 0]]
-        for r in range(1, drafts.tokens.shape[1]):
-            near = np.minimum(near, reach[drafts.tokens[:, r]])
-        moved = np.where(np.isfinite(near), near, 0.0) @ position.p
-        shift = float(drafts.chance @ moved)
+        distances = acceptance_distances(verifier, position)
+        nearest = distances[drafts.tokens[:, 0]]
+        for rank in range(1, drafts.tokens.shape[1]):
+            nearest = np.minimum(nearest, distances[drafts.tokens[:, rank]])
+        mean_shifts = np.where(np.isfinite(nearest), nearest, 0.0) @ position.p
+        shift = float(drafts.probs @ mean_shifts)
     return PositionOutcome(np.asarray(output, np.float64), 1.0 - float(rejected), shift)
 
 
 def coupled_outcome(
     verifier: Coupled | CoupledRelaxed, position: Position, drafts: Drafts
 ) -> PositionOutcome:
-    """The outcome over drafts that were ranked with the target's own noise."""
+    """Outcome for children that were ranked with the target's noise.
+
+    Args:
+      verifier: Coupled verifier.
+      position: Position.
+      drafts: Children with the target's sample, from `coupled_drafts`.
+    """
     assert drafts.sample is not None
-    distance = stand_ins(verifier, position)[drafts.tokens, drafts.sample[:, None]]
-    best, nearest = distance.argmin(axis=1), distance.min(axis=1)
-    caught = np.isfinite(nearest)
+    distances = acceptance_distances(verifier, position)
+    distances = distances[drafts.tokens, drafts.sample[:, None]]
+    best, nearest = distances.argmin(axis=1), distances.min(axis=1)
+    accepted = np.isfinite(nearest)
     child = np.take_along_axis(drafts.tokens, best[:, None], axis=1)[:, 0]
-    emitted = np.where(caught, child, drafts.sample)
-    output = np.bincount(emitted, drafts.chance, len(position.p))
-    shift = float(drafts.chance @ np.where(caught, nearest, 0.0))
-    return PositionOutcome(output, float(drafts.chance @ caught), shift)
+    emitted = np.where(accepted, child, drafts.sample)
+    output = np.bincount(emitted, drafts.probs, len(position.p))
+    shift = float(drafts.probs @ np.where(accepted, nearest, 0.0))
+    return PositionOutcome(output, float(drafts.probs @ accepted), shift)
 
 
-def stand_ins(verifier: Coupled | CoupledRelaxed, position: Position) -> np.ndarray:
-    """Distance from each child `x` to each sample `y` it may stand for, else infinite.
+def acceptance_distances(
+    verifier: Coupled | CoupledRelaxed, position: Position
+) -> np.ndarray:
+    """Distance from each child `x` to each sample `y` for which it is accepted.
 
-    Float32 `[V, V]`, rows are children. `Coupled` lets a child stand for itself alone.
+    Float32 `[V, V]`, children first; infinite where the child is rejected. `Coupled`
+    accepts a child only if it equals the sample.
     """
     size = len(position.p)
-    reach = np.full((size, size), np.inf, np.float32)
+    result = np.full((size, size), np.inf, np.float32)
     if isinstance(verifier, CoupledRelaxed):
         ids = np.asarray(position.neighbors.ids)[:, : verifier.k]
-        far = np.asarray(position.neighbors.distances)[:, : verifier.k]
+        distances = np.asarray(position.neighbors.distances)[:, : verifier.k]
         p = jnp.asarray(position.p, jnp.float32)
-        everyone = jnp.arange(size)
-        *_, fits = relaxed_set(
+        *_, in_set = relaxed_set(
             position.neighbors,
             lambda x: p[x],
-            everyone,
+            jnp.arange(size),
             verifier.k,
             verifier.budget,
             verifier.lam,
         )
-        fits = np.asarray(fits) & (far <= verifier.radius)
-        np.put_along_axis(reach, ids, np.where(fits, far, np.inf), axis=1)
-    np.fill_diagonal(reach, 0.0)
-    return reach
+        in_set = np.asarray(in_set) & (distances <= verifier.radius)
+        np.put_along_axis(result, ids, np.where(in_set, distances, np.inf), axis=1)
+    np.fill_diagonal(result, 0.0)
+    return result
 
 
 def _amounts(verifier: Any) -> dict[str, float]:
-    """The settings of a rule that may be arrays."""
+    """Numeric settings of a verifier that may be traced arrays."""
     names = ("delta", "budget", "lam", "radius")
-    found = {name: getattr(verifier, name, None) for name in names}
-    return {name: value for name, value in found.items() if value is not None}
+    values = {name: getattr(verifier, name, None) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 @partial(jax.jit, static_argnums=0)
-def _outcome(verifier, amounts, log_p, log_q, tokens, chance, params):
-    """Outcome of the output and chance that no child is kept, over blocks of drafts.
+def _mean_outcome(verifier, amounts, log_p, log_q, tokens, probs, params):
+    """Mean outcome over blocks of drafts.
 
-    The amounts of a rule are arguments here, so a sweep over them is compiled once.
+    The amounts are traced arguments, so that a sweep over them compiles once.
+
+    Args:
+      verifier: Verifier, whose amounts are replaced.
+      amounts: Numeric settings of the verifier.
+      log_p: Target's log-probabilities [V].
+      log_q: Drafter's log-probabilities [V].
+      tokens: Children of the drafts, int32 [blocks, drafts, W].
+      probs: Probabilities of the drafts [blocks, drafts].
+      params: Parameters of the verifier.
+
+    Returns:
+      Distribution of the emitted token [V], and the probability that every child is
+      rejected.
     """
     verifier = copy.copy(verifier)
     for name, value in amounts.items():
-        object.__setattr__(verifier, name, value)  # checked when the real rule was made
+        # Bypasses the checks of the constructor, which need concrete numbers.
+        object.__setattr__(verifier, name, value)
     children, vocab_size = tokens.shape[-1], log_p.shape[0]
     tree = Tree.from_paths([(rank,) for rank in range(children)])
 
-    def block(total, drafts):
-        tokens, chance = drafts
-        rows = len(chance)
+    def add_block(total, block):
+        tokens, probs = block
+        count = len(probs)
         draft = Draft(
             jnp.pad(tokens, ((0, 0), (1, 0))),
-            jnp.ones((rows, tree.size), bool),
-            log_q=jnp.broadcast_to(log_q, (rows, 1, vocab_size)),
+            jnp.ones((count, tree.size), bool),
+            log_q=jnp.broadcast_to(log_q, (count, 1, vocab_size)),
             selection="without_replacement",
         )
-        scores = jnp.broadcast_to(log_p, (rows, tree.size, vocab_size))
-        law = verifier.outcome(scores, draft, tree, params=params)
-        stop = law.stop * chance[:, None]
-        output = stop[:, 0] @ law.final[:, 0]
+        log_probs = jnp.broadcast_to(log_p, (count, tree.size, vocab_size))
+        outcome = verifier.outcome(log_probs, draft, tree, params=params)
+        stop = outcome.stop * probs[:, None]
+        output = stop[:, 0] @ outcome.final[:, 0]
         output = output.at[tokens].add(stop[:, 1:])
         return (total[0] + output, total[1] + jnp.sum(stop[:, 0])), None
 
     start = jnp.zeros(vocab_size), jnp.zeros(())
-    return jax.lax.scan(block, start, (tokens, chance))[0]
+    return jax.lax.scan(add_block, start, (tokens, probs))[0]
 
 
 def total_variation(a: np.ndarray, b: np.ndarray) -> float:
-    """Between two laws `[V]`."""
+    """Total variation distance between two distributions `[V]`."""
     return float(np.abs(a - b).sum() / 2)
 
 
 def wasserstein(a: np.ndarray, b: np.ndarray, codebook: np.ndarray) -> float:
-    """Wasserstein-1 between laws of codes, Euclidean, by linear programming.
+    """Euclidean Wasserstein-1 distance between distributions over a codebook.
 
-    What both laws hold stays in place, as it may for any metric, so surpluses alone are
-    carried to deficits. Solved as Kantorovich's dual, which is feasible however small
-    they are: the highest `f . surplus - g . deficit` with `f_i - g_j` at most the
-    distance.
+    Probability mass that both share stays in place, which is optimal for any metric, so
+    only the differences are transported. The linear program is Kantorovich's dual,
+    which stays feasible for tiny differences: maximize `f . surplus - g . deficit` with
+    `f_i - g_j` at most the distance.
+
+    Args:
+      a: Distribution [V].
+      b: Distribution [V].
+      codebook: Codebook entries [V, C].
     """
     from scipy.optimize import linprog
     from scipy.sparse import eye_array, hstack, kron
 
-    more, less = np.flatnonzero(a > b), np.flatnonzero(b > a)
-    moved = total_variation(a, b)
-    if not (len(more) and len(less)):
+    surplus, deficit = np.flatnonzero(a > b), np.flatnonzero(b > a)
+    mass = total_variation(a, b)
+    if not (len(surplus) and len(deficit)):
         return 0.0
-    cost = np.linalg.norm(codebook[more, None] - codebook[less], axis=-1)
-    have, want = (a - b)[more], (b - a)[less]
-    first = kron(eye_array(len(more)), np.ones((len(less), 1)))
-    second = kron(np.ones((len(more), 1)), eye_array(len(less)))
-    free = [(None, None)] * (len(more) + len(less) - 1)
-    found = linprog(
-        np.concatenate([-have / have.sum(), want / want.sum()]),
+    cost = np.linalg.norm(codebook[surplus, None] - codebook[deficit], axis=-1)
+    supply, demand = (a - b)[surplus], (b - a)[deficit]
+    first = kron(eye_array(len(surplus)), np.ones((len(deficit), 1)))
+    second = kron(np.ones((len(surplus), 1)), eye_array(len(deficit)))
+    free = [(None, None)] * (len(surplus) + len(deficit) - 1)
+    solution = linprog(
+        np.concatenate([-supply / supply.sum(), demand / demand.sum()]),
         A_ub=hstack([first, -second]).tocsr(),
         b_ub=cost.ravel(),
-        bounds=[*free, (0.0, 0.0)],  # a constant in all of them changes nothing
+        bounds=[*free, (0.0, 0.0)],  # a constant in all potentials changes nothing
     )
-    return float(-found.fun * moved)
+    return float(-solution.fun * mass)

@@ -1,35 +1,35 @@
-"""What was measured, as Markdown and as an image."""
+"""Report of the relaxation benchmark, as Markdown and as a plot."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from jaxspec.bench.plot import Line, Panel, plot_panels
-from jaxspec.bench.relaxation.equal_acceptance import EXACT
+from jaxspec.bench.relaxation.equal_acceptance import LOSSLESS_COUPLED
 from jaxspec.images import png_bytes
 
 
 def relaxation_markdown(result: dict[str, Any], image: str | None = None) -> str:
-    """Tables at equal acceptance, then every row that was measured.
+    """Formats tables at equal acceptance, then all measured rows.
 
     Args:
-      result: of `measure_relaxation`, with the `command`.
-      image: address of the plot, if it is to be shown.
+      result: Report of `measure_relaxation`, with "command".
+      image: Address of the plot; None to leave it out.
     """
     rows, compared = result["rows"], result["equal_acceptance"]
     metadata = [
-        f"- {name}: {x['positions']} positions, {x['codes']} codes in "
+        f"- {name}: {x['positions']} positions, {x['vocab_size']} codebook entries in "
         f"{x['dimensions']} dimensions; `p` and `q` overlap by {x['overlap']:.3f}."
         for name, x in result["settings"].items()
     ]
     sections = list(dict.fromkeys((r["setting"], r["children"]) for r in rows))
     lines = [
-        f"# What relaxed rules do to the law of one token: {result['checkpoint']}",
+        f"# Distortion of lossy verifiers: {result['checkpoint']}",
         "",
         f"`{result['command']}`",
         "",
         f"Device: {result['device']}, jax {result['versions']['jax']}.",
         "",
-        _HOW.format(**result).strip(),
+        _DESCRIPTION.format(**result).strip(),
         "",
         *metadata,
         "",
@@ -41,80 +41,91 @@ def relaxation_markdown(result: dict[str, Any], image: str | None = None) -> str
         *_summary(sections, rows, compared),
     ]
     for section in sections:
-        here = [r for r in compared if (r["setting"], r["children"]) == section]
-        lines += ["", f"### {_words(section)}", "", *_comparison(here)]
-    lines += ["", "## Everything measured"]
+        section_rows = [r for r in compared if (r["setting"], r["children"]) == section]
+        lines += ["", f"### {_section_title(section)}", "", *_comparison(section_rows)]
+    lines += ["", "## All measurements"]
     for section in sections:
-        here = [r for r in rows if (r["setting"], r["children"]) == section]
-        lines += ["", f"### {_words(section)}: all rows", "", *_everything(here)]
+        section_rows = [r for r in rows if (r["setting"], r["children"]) == section]
+        lines += [
+            "",
+            f"### {_section_title(section)}: all rows",
+            "",
+            *_all_rows(section_rows),
+        ]
     return "\n".join(lines) + "\n"
 
 
-_HOW = """
-The law of the token that comes out after a prefix, for one node with one or three
-drafted children, against the target's `p`. Acceptance is the chance that a child is
-followed, TV the total variation distance, W1 the Wasserstein-1 distance in the
-Euclidean metric of the codebook (by linear programming, toys alone). "W1 at most" is
-the mean distance between the emitted code and the one that exact sampling draws with
-the same noise: a bound of W1 that only our rule and `coupled` have. All are means over
-positions.
+_DESCRIPTION = """
+Distribution of the token emitted after a prefix, for one node with one or three drafted
+children, compared with the target's `p`. Acceptance is the probability that a child is
+accepted, TV the total variation distance, and W1 the Wasserstein-1 distance in the
+Euclidean metric of the codebook (linear program, synthetic settings only). "W1 bound"
+is the mean distance between the codebook entries of the emitted token and of the exact
+sample under the same noise, an upper bound of W1 that exists for `coupled` and
+`coupled-relaxed` only. All numbers are means over positions.
 
-"Blind" children are drawn from `q` without replacement; LANTERN has these alone.
-"Coupled" children are the best of `log q + noise`, the noise being that of the target's
-own sample. The law given a draft is always exact. One child: all drafts are listed with
-their chances, coupled ones with the exact joint law of child and sample, so nothing is
-sampled. Three: {drafts} blind drafts for each position, the same for all rules, and
-{draws} draws of the noise. What that sampling alone leaves is the TV of the lossless
-rules, `rejection` for blind and `coupled` for coupled children; nothing is subtracted.
+"Independent" children are sampled from `q` without replacement; LANTERN uses only
+these. "Coupled" children are the top tokens by `log q + noise` with the noise of the
+target's own sample. The outcome given a draft is always exact. For one child all drafts
+are enumerated with their probabilities, coupled ones with the exact joint distribution
+of child and sample, so that nothing is sampled. For three children there are {drafts}
+independent drafts per position, shared by all verifiers, and {samples} samples of the
+noise. The sampling error is the TV of the lossless verifiers, `rejection` for
+independent and `coupled` for coupled children; it is not subtracted.
 
-In the toys codes are random unit vectors and `p` is drawn from Dirichlet(.5). The near
-drafter's `q` is `p` with standard normal noise on its logits; the far drafter's is
-another draw from Dirichlet(.5). In the last setting `p` and `q` are the processed
-distributions of the target and of its block drafter (first drafted token) after the
-same prefix: one random place in each of so many plainly drawn images, cfg 2,
-temperature 1.
+In the synthetic settings codebook entries are random unit vectors and `p` is sampled
+from Dirichlet(0.5). The near drafter's `q` is `p` with standard normal noise on its
+logits; the far drafter's is another sample of Dirichlet(0.5). In the last setting `p`
+and `q` are the processed distributions of the target and of its block drafter (first
+drafted token) after the same prefix: one random position in each of several images
+generated by plain decoding, cfg 2, temperature 1.
 """
 
 _COMPARISON = """
-"LANTERN" is the best of all its curves (LANTERN and LANTERN++, every k) at our row's
-acceptance: the least TV, linear between swept settings, the nearest of which is named.
-First with the residual as published, then with the optimal one. A ratio below 1 says
-that ours distorts less; it is infinite where `rejection` accepts as much without loss.
-The summary counts the relaxed rows of ours with coupled children.
+"LANTERN" is the curve of LANTERN or LANTERN++ (any k) with the least TV at the row's
+acceptance, interpolated linearly between its settings, the nearest of which is named;
+first with the residual as published, then with the optimal one. A TV ratio below 1
+means that `coupled-relaxed` distorts less; it is infinite where `rejection` accepts as
+much without loss. The summary counts rows of `coupled-relaxed` with coupled children.
 """
 
 
 def _summary(sections, rows, compared) -> list[str]:
-    table = _table(
-        "setting | `rejection` accepts | `coupled` accepts | ours distorts less than "
-        "LANTERN | than with the optimal residual"
+    """Table of acceptance rates and of comparisons, one row per section."""
+    table = _table_head(
+        "setting | acceptance of `rejection` | acceptance of `coupled` "
+        "| `coupled-relaxed` distorts less than LANTERN "
+        "| than with the optimal residual"
     )
     for section in sections:
-        here = [r for r in rows if (r["setting"], r["children"]) == section]
-        lossless = {(r["verifier"], r["drafts"]): r["acceptance"] for r in here}
-        ours = [
+        section_rows = [r for r in rows if (r["setting"], r["children"]) == section]
+        acceptance = {
+            (r["verifier"], r["drafts"]): r["acceptance"] for r in section_rows
+        }
+        relaxed = [
             r
             for r in compared
             if (r["setting"], r["children"], r["drafts"]) == (*section, "coupled")
             and r["verifier"] != "coupled"
         ]
-        line = [_words(section), _3(lossless["rejection", "blind"])]
-        line.append(_3(lossless[EXACT]))
+        line = [_section_title(section), _3(acceptance["rejection", "independent"])]
+        line.append(_3(acceptance[LOSSLESS_COUPLED]))
         for name in ("lantern", "lantern_optimal"):
-            pairs = [(r, r[name]) for r in ours if r[name] is not None]
-            less = [x for x, y in pairs if _relaxed(y) and x["tv"] < y["tv"]]
+            pairs = [(r, r[name]) for r in relaxed if r[name] is not None]
+            less = [x for x, y in pairs if _lossy(y) and x["tv"] < y["tv"]]
             line.append(f"in {len(less)} of {len(pairs)} rows")
         table.append(_row(line))
     return table
 
 
-def _relaxed(row: dict[str, Any]) -> bool:
+def _lossy(row: dict[str, Any]) -> bool:
     return row["verifier"] != "rejection"
 
 
 def _comparison(rows: Sequence[dict[str, Any]]) -> list[str]:
-    table = _table(
-        "ours | children | acceptance | TV | W1 | W1 at most | LANTERN | TV | W1 "
+    """Table of rows of `equal_acceptance`."""
+    table = _table_head(
+        "verifier | children | acceptance | TV | W1 | W1 bound | LANTERN | TV | W1 "
         "| TV ratio | optimal residual | TV | TV ratio"
     )
     for row in rows:
@@ -126,44 +137,46 @@ def _comparison(rows: Sequence[dict[str, Any]]) -> list[str]:
                 line += ["none", "-", *w1, "-"]
                 continue
             ratio = "-" if row["verifier"] == "coupled" else "inf"
-            if _relaxed(other):
+            if _lossy(other):
                 ratio = f"{row['tv'] / other['tv']:.2f}"
             line += [f"`{other['verifier']}`", _3(other["tv"]), *w1, ratio]
         table.append(_row(line))
     return table
 
 
-def _everything(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """A table of our rules and the lossless ones, and one of LANTERN's."""
-    ours = _table(
-        "rule | blind: acceptance | TV | W1 | W1 at most "
-        "| coupled: acceptance | TV | W1 | W1 at most"
+def _all_rows(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Table of lossless and coupled verifiers, and a table of LANTERN."""
+    coupled_table = _table_head(
+        "verifier | independent: acceptance | TV | W1 | W1 bound "
+        "| coupled: acceptance | TV | W1 | W1 bound"
     )
-    theirs = _table(
-        "rule | published residual: acceptance | TV | W1 "
+    lantern_table = _table_head(
+        "verifier | published residual: acceptance | TV | W1 "
         "| optimal residual: acceptance | TV | W1"
     )
-    found = {(r["verifier"], r["drafts"]): r for r in rows}
+    by_name = {(r["verifier"], r["drafts"]): r for r in rows}
     for row in rows:
         verifier, line = row["verifier"], [f"`{row['verifier']}`"]
         if row["curve"].startswith("LANTERN"):
             if "optimal" not in row["curve"]:
-                optimal = found.get((f"{verifier},residual=optimal", "blind"))
-                theirs.append(_row([*line, *_numbers(row), *_numbers(optimal)]))
-        elif row["drafts"] == "blind":
-            for how in ("blind", "coupled"):
-                one = found.get((verifier, how))
-                line += [*_numbers(one), _3(one["shift"] if one else None)]
-            ours.append(_row(line))
-    return [*ours, "", *theirs]
+                name = f"{verifier},residual=optimal"
+                optimal = by_name.get((name, "independent"))
+                cells = [*line, *_numbers(row), *_numbers(optimal)]
+                lantern_table.append(_row(cells))
+        elif row["drafts"] == "independent":
+            for drafts in ("independent", "coupled"):
+                other = by_name.get((verifier, drafts))
+                line += [*_numbers(other), _3(other["shift"] if other else None)]
+            coupled_table.append(_row(line))
+    return [*coupled_table, "", *lantern_table]
 
 
-def _words(section: tuple[str, int]) -> str:
+def _section_title(section: tuple[str, int]) -> str:
     count = section[1]
     return f"{section[0]}, {count} {'child' if count == 1 else 'children'}"
 
 
-def _table(head: str) -> list[str]:
+def _table_head(head: str) -> list[str]:
     return [f"| {head} |", "|---" * (head.count("|") + 1) + "|"]
 
 
@@ -181,30 +194,46 @@ def _numbers(row: dict[str, Any] | None) -> list[str]:
 
 
 def relaxation_plot(result: dict[str, Any]) -> bytes:
-    """TV over acceptance as PNG, a panel for each setting and number of children."""
-    wanted = [
-        ("LANTERN, published, k=10", "blind", "LANTERN, k=10"),
-        ("LANTERN++, published, k=10", "blind", "LANTERN++, k=10"),
-        ("LANTERN++, optimal, k=10", "blind", "LANTERN++, optimal residual, k=10"),
-        ("ours, radius", "coupled", "ours, radius, coupled"),
-        ("ours, budget, k=50", "coupled", "ours, budget, k=50, coupled"),
-        ("ours, radius", "blind", "ours, radius, blind"),
+    """Plots TV over acceptance as PNG, one panel per setting and number of children."""
+    curves = [
+        ("LANTERN, published, k=10", "independent", "LANTERN, k=10"),
+        ("LANTERN++, published, k=10", "independent", "LANTERN++, k=10"),
+        (
+            "LANTERN++, optimal, k=10",
+            "independent",
+            "LANTERN++, optimal residual, k=10",
+        ),
+        ("coupled-relaxed, radius", "coupled", "coupled-relaxed, radius, coupled"),
+        (
+            "coupled-relaxed, budget, k=50",
+            "coupled",
+            "coupled-relaxed, budget, k=50, coupled",
+        ),
+        (
+            "coupled-relaxed, radius",
+            "independent",
+            "coupled-relaxed, radius, independent",
+        ),
     ]
     rows, panels = result["rows"], []
     for section in dict.fromkeys((r["setting"], r["children"]) for r in rows):
-        here = [r for r in rows if (r["setting"], r["children"]) == section]
-        lossless = {(r["verifier"], r["drafts"]): r for r in here}
-        least = lossless[EXACT]
+        section_rows = [r for r in rows if (r["setting"], r["children"]) == section]
+        by_name = {(r["verifier"], r["drafts"]): r for r in section_rows}
+        lossless = by_name[LOSSLESS_COUPLED]
         lines = []
-        for curve, how, label in wanted:
-            points = [r for r in here if (r["curve"], r["drafts"]) == (curve, how)]
-            if how == "coupled":
-                points = [least, *points]
+        for curve, drafts, label in curves:
+            points = [
+                r for r in section_rows if (r["curve"], r["drafts"]) == (curve, drafts)
+            ]
+            if drafts == "coupled":
+                points = [lossless, *points]
             elif curve.startswith("LANTERN"):
-                points = [lossless["rejection", "blind"], *points]
-            else:  # as far as it accepts what others do without loss
-                points = [r for r in points if r["acceptance"] >= least["acceptance"]]
+                points = [by_name["rejection", "independent"], *points]
+            else:  # only settings that accept more than lossless decoding
+                points = [
+                    r for r in points if r["acceptance"] >= lossless["acceptance"]
+                ]
             x, y = ([r[name] for r in points] for name in ("acceptance", "tv"))
-            lines.append(Line(label, x, y, dashed=label.endswith("blind")))
-        panels.append(Panel(_words(section), lines))
+            lines.append(Line(label, x, y, dashed=label.endswith("independent")))
+        panels.append(Panel(_section_title(section), lines))
     return png_bytes(plot_panels(panels, "acceptance", "total variation distance"))

@@ -1,4 +1,4 @@
-"""Which rules are measured, and one row of numbers for each."""
+"""Sweep over lossy verifiers, with one row of numbers for each setting."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,11 +8,11 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxspec import __version__
-from jaxspec.bench.relaxation.drafts import blind_drafts, coupled_drafts
+from jaxspec.bench.relaxation.drafts import coupled_drafts, independent_drafts
 from jaxspec.bench.relaxation.equal_acceptance import equal_acceptance
 from jaxspec.bench.relaxation.outcomes import (
-    blind_outcome,
     coupled_outcome,
+    independent_outcome,
     total_variation,
     wasserstein,
 )
@@ -31,35 +31,44 @@ Cell = tuple[str, Any, str]
 NEIGHBORS = (5, 10, 50)
 MASSES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 FACTORS = (1.2, 1.5, 2.0, 3.0, 5.0, 10.0)
-OUR_MASSES, OUR_FACTORS = (0.05, 0.1, 0.2, 0.5), (2.0, 5.0, 10.0)
-# In units of the median distance between a code and its nearest neighbor.
+RELAXED_MASSES, RELAXED_FACTORS = (0.05, 0.1, 0.2, 0.5), (2.0, 5.0, 10.0)
+# In units of the median distance between a codebook entry and its nearest neighbor.
 RADII = (0.75, 1.0, 1.25, 1.5, 2.0, 2.5)
 
 
-def our_rules(positions: Sequence[Position]) -> dict[str, list[CoupledRelaxed]]:
-    """Curves of our rule: mass, factor or radius swept, by name.
+def relaxed_verifiers(
+    positions: Sequence[Position],
+) -> dict[str, list[CoupledRelaxed]]:
+    """Curves of `CoupledRelaxed` by name: sweeps of budget, `lam` or radius.
 
-    Radii are swept without a limit of mass, over as many neighbors as the tables have.
+    Radii are swept with a budget of 1 and all neighbors of the table.
     """
     nearest = [np.asarray(x.neighbors.distances[:, 0]) for x in positions]
-    unit, most = float(np.median(nearest)), positions[0].neighbors.most
-    wide = [CoupledRelaxed(most, 1.0, radius=round(r * unit, 3)) for r in RADII]
-    curves = {"ours, radius": wide}
+    unit, max_neighbors = float(np.median(nearest)), positions[0].neighbors.most
+    curves = {
+        "coupled-relaxed, radius": [
+            CoupledRelaxed(max_neighbors, 1.0, radius=round(x * unit, 3)) for x in RADII
+        ]
+    }
     for k in NEIGHBORS:
-        curves[f"ours, budget, k={k}"] = [CoupledRelaxed(k, x) for x in OUR_MASSES]
-        curves[f"ours, lam, k={k}"] = [CoupledRelaxed(k, lam=x) for x in OUR_FACTORS]
+        curves[f"coupled-relaxed, budget, k={k}"] = [
+            CoupledRelaxed(k, x) for x in RELAXED_MASSES
+        ]
+        curves[f"coupled-relaxed, lam, k={k}"] = [
+            CoupledRelaxed(k, lam=x) for x in RELAXED_FACTORS
+        ]
     return curves
 
 
-def lantern_rules(most: int) -> dict[str, list[Lantern]]:
-    """Curves of LANTERN and LANTERN++, by name.
+def lantern_verifiers(max_neighbors: int) -> dict[str, list[Lantern]]:
+    """Curves of LANTERN and LANTERN++ by name.
 
     Args:
-      most: neighbors that the tables serve; tested too. The optimal residual costs
-        `V k` for each draft and is not asked for with many neighbors.
+      max_neighbors: Number of neighbors in the table, which is swept too. The optimal
+        residual costs `V k` per draft and is omitted for many neighbors.
     """
     curves = {}
-    for k in sorted({*NEIGHBORS, most}):
+    for k in sorted({*NEIGHBORS, max_neighbors}):
         for residual in ("published", "optimal") if k < 50 else ("published",):
             curves[f"LANTERN, {residual}, k={k}"] = [
                 Lantern(k, delta=x, residual=residual) for x in MASSES
@@ -71,19 +80,18 @@ def lantern_rules(most: int) -> dict[str, list[Lantern]]:
 
 
 def cells(positions: Sequence[Position]) -> list[Cell]:
-    """What is measured: curve, rule, and whether children are "blind" or "coupled"."""
-    lossless = {"lossless": [Rejection(), Coupled()]}
+    """All measurements: curve, verifier, and "independent" or "coupled" children."""
     curves = {
-        **lossless,
-        **our_rules(positions),
-        **lantern_rules(positions[0].neighbors.most),
+        "lossless": [Rejection(), Coupled()],
+        **relaxed_verifiers(positions),
+        **lantern_verifiers(positions[0].neighbors.most),
     }
     return [
-        (curve, verifier, how)
-        for curve, rules in curves.items()
-        for verifier in rules
-        for how in ("blind", "coupled")
-        if how == "blind" or isinstance(verifier, (Coupled, CoupledRelaxed))
+        (curve, verifier, drafts)
+        for curve, verifiers in curves.items()
+        for verifier in verifiers
+        for drafts in ("independent", "coupled")
+        if drafts == "independent" or isinstance(verifier, (Coupled, CoupledRelaxed))
     ]
 
 
@@ -91,47 +99,51 @@ def measure_setting(
     name: str,
     positions: Sequence[Position],
     children: int,
-    todo: Sequence[Cell],
+    measurements: Sequence[Cell],
     *,
     drafts: int = 4096,
-    draws: int = 1 << 19,
+    samples: int = 1 << 19,
     seed: int = 0,
     metric: bool = True,
     progress: Callable[[], object] = lambda: None,
 ) -> list[dict[str, Any]]:
-    """One row for each of `todo`, means over positions.
+    """Measures verifiers in one setting, as means over positions.
 
     Args:
-      name: of the setting.
-      positions: where rules are compared.
-      children: `W`.
-      todo: see `cells`.
-      drafts: of more than one child, drawn from `q`; the same for all rules.
-      draws: of the noise, for more than one child ranked with it.
-      seed: of both.
-      metric: compute the Wasserstein-1 distance.
-      progress: called after each position of each row.
+      name: Name of the setting.
+      positions: Positions.
+      children: Number of children `W`.
+      measurements: Cells to measure, see `cells`.
+      drafts: Number of drafts of independent children, for more than one child; shared
+        by all verifiers.
+      samples: Number of noise samples for coupled children, for more than one child.
+      seed: Seed of drafts and noise.
+      metric: Whether the Wasserstein-1 distance is computed.
+      progress: Callback after each position of each row.
+
+    Returns:
+      One row per measurement.
     """
-    found = np.zeros((len(todo), 4))
+    means = np.zeros((len(measurements), 4))
     for i, position in enumerate(positions):
         p, q = position.p, position.q
-        blind = blind_drafts(q, children, drafts, (seed, i, 1))
-        coupled = coupled_drafts(p, q, children, draws, (seed, i, 2))
-        for j, (_, verifier, how) in enumerate(todo):
-            if how == "blind":
-                outcome = blind_outcome(verifier, position, blind)
+        independent = independent_drafts(q, children, drafts, (seed, i, 1))
+        coupled = coupled_drafts(p, q, children, samples, (seed, i, 2))
+        for j, (_, verifier, kind) in enumerate(measurements):
+            if kind == "independent":
+                outcome = independent_outcome(verifier, position, independent)
             else:
                 outcome = coupled_outcome(verifier, position, coupled)
             tv = total_variation(outcome.output, p)
             w1 = wasserstein(outcome.output, p, position.codebook) if metric else np.nan
             shift = np.nan if outcome.shift is None else outcome.shift
-            found[j] += np.array([outcome.acceptance, tv, w1, shift]) / len(positions)
+            means[j] += np.array([outcome.acceptance, tv, w1, shift]) / len(positions)
             progress()
     rows = []
-    for (curve, verifier, how), values in zip(todo, found, strict=True):
+    for (curve, verifier, kind), values in zip(measurements, means, strict=True):
         numbers = [float(x) if np.isfinite(x) else None for x in values]
         row = {"setting": name, "children": children, "curve": curve}
-        row |= {"verifier": verifier_spec(verifier), "drafts": how}
+        row |= {"verifier": verifier_spec(verifier), "drafts": kind}
         row |= dict(zip(("acceptance", "tv", "w1", "shift"), numbers, strict=True))
         rows.append(row)
     return rows
@@ -144,33 +156,36 @@ def measure_relaxation(
     images: int = 16,
     children: Sequence[int] = (1, 3),
     drafts: int = 4096,
-    draws: int = 1 << 19,
+    samples: int = 1 << 19,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """All that `relaxation_markdown` and `relaxation_plot` show, but for the command.
+    """Runs the whole sweep: two synthetic settings, and the positions of a model.
 
     Args:
-      bundle: models; its target, drafter and codebook are one of the settings.
-      toys: positions of each toy setting.
-      images: positions of the bundle, one in each image.
-      children: drafted children to measure with.
-      drafts: see `measure_setting`.
-      draws: see `measure_setting`.
-      seed: of images, drafts and noise.
+      bundle: Models, whose target, drafter and codebook form one setting.
+      toys: Number of positions of each synthetic setting.
+      images: Number of positions of the models, one in each image.
+      children: Numbers of drafted children.
+      drafts: Number of drafts, see `measure_setting`.
+      samples: Number of noise samples, see `measure_setting`.
+      seed: Seed of images, drafts and noise.
+
+    Returns:
+      Report for `relaxation_markdown` and `relaxation_plot`, without "command".
     """
     settings = {
         "toy, far drafter": toy_positions(toys, near=False),
         "toy, near drafter": toy_positions(toys, near=True),
         bundle.name: model_positions(bundle, images, seed=seed),
     }
-    laws = sum(len(x) * len(cells(x)) for x in settings.values()) * len(children)
+    total = sum(len(x) * len(cells(x)) for x in settings.values()) * len(children)
     rows, metadata = [], {}
-    with tqdm(total=laws, desc="bench", unit="law") as bar:
+    with tqdm(total=total, desc="bench", unit="outcome") as bar:
         for name, positions in settings.items():
             overlap = [np.minimum(x.p, x.q).sum() for x in positions]
             metadata[name] = {
                 "positions": len(positions),
-                "codes": positions[0].codebook.shape[0],
+                "vocab_size": positions[0].codebook.shape[0],
                 "dimensions": positions[0].codebook.shape[1],
                 "overlap": float(np.mean(overlap)),
             }
@@ -181,7 +196,7 @@ def measure_relaxation(
                     count,
                     cells(positions),
                     drafts=drafts,
-                    draws=draws,
+                    samples=samples,
                     seed=seed,
                     metric=name != bundle.name,
                     progress=bar.update,
@@ -190,7 +205,7 @@ def measure_relaxation(
         "checkpoint": bundle.name,
         "settings": metadata,
         "drafts": drafts,
-        "draws": draws,
+        "samples": samples,
         "seed": seed,
         "rows": rows,
         "equal_acceptance": equal_acceptance(rows),

@@ -1,4 +1,4 @@
-"""How fast a device moves bytes and multiplies, measured."""
+"""Measured memory bandwidth and peak FLOP rate of a device."""
 
 import time
 from dataclasses import asdict, dataclass
@@ -10,12 +10,12 @@ import jax.numpy as jnp
 
 @dataclass(frozen=True)
 class Ceilings:
-    """The best of several runs of large, simple programs.
+    """Ceilings of the roofline model, as the best of several runs.
 
     Attributes:
-      bytes_per_second: read and written from device memory.
-      flops_per_second: multiplications and additions of one large matrix product.
-      dtype: that the product was measured in.
+      bytes_per_second: Bandwidth of device memory, reads and writes.
+      flops_per_second: Rate of a large matrix product; a multiply-add is two FLOPs.
+      dtype: Dtype of the matrix product.
     """
 
     bytes_per_second: float
@@ -23,16 +23,19 @@ class Ceilings:
     dtype: str
 
     def fields(self) -> dict[str, float | str]:
-        """For a report."""
+        """Fields of a report."""
         return asdict(self)
 
 
 @lru_cache
 def measure_ceilings(dtype: str) -> Ceilings:
-    """Measures the default device; takes a few seconds, once in a process.
+    """Measures the default device; takes a few seconds, once per process.
 
-    Bytes are the better of a copy (bytes read and written) and of a vector times a
-    large matrix (bytes read), which is what decoding does.
+    Bandwidth is the better of a copy (bytes read and written) and of a vector times a
+    large matrix (bytes read), the access pattern of decoding.
+
+    Args:
+      dtype: Dtype of the arrays.
     """
     cpu = jax.devices()[0].platform == "cpu"
     side, width = (2048, 8192) if cpu else (8192, 32768)

@@ -1,4 +1,4 @@
-"""The bytes and operations that a pass cannot do without, by formula."""
+"""Minimum bytes and FLOPs of forward passes and training steps, by formula."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,17 +12,17 @@ from jaxspec.config import TransformerConfig
 from jaxspec.drafters.block_diffusion import DFlash
 from jaxspec.nn.quantize import SCALE, quantized
 
-# Tables of which a pass reads a few rows.
+# Embedding tables, of which a pass reads only the entries of its tokens.
 _LOOKED_UP = ("embedding", "null_caption")
 
 
 @dataclass(frozen=True)
 class Work:
-    """What must be done at least.
+    """Minimum work of a computation.
 
     Attributes:
-      bytes: read and written, each input and each output once.
-      flops: multiplications and additions.
+      bytes: Bytes read and written, each input and each output once.
+      flops: FLOPs; a multiply-add is two.
     """
 
     bytes: float
@@ -35,7 +35,7 @@ class Work:
         return Work(self.bytes * times, self.flops * times)
 
     def bound(self, ceilings: Ceilings) -> float:
-        """Seconds below which no program can do it."""
+        """Lower bound of the time in seconds, by the roofline model."""
         moving = self.bytes / ceilings.bytes_per_second
         return max(moving, self.flops / ceilings.flops_per_second)
 
@@ -43,7 +43,10 @@ class Work:
 def matrix_sizes(
     config: TransformerConfig, itemsize: int, int8: bool = False
 ) -> tuple[int, int]:
-    """Numbers in, and bytes of, the parameters that every pass reads whole."""
+    """Count of weights in, and bytes of, the parameters that every pass reads fully.
+
+    Embedding tables are excluded unless the output head is tied to them.
+    """
     params = abstract_params("prior", config)
     if int8:
         params = jax.eval_shape(quantized, params)
@@ -53,8 +56,8 @@ def matrix_sizes(
             continue
         if "classes" in path or "caption" in path:
             continue
-        kept = int8 and (x.dtype.itemsize == 1 or path.endswith(SCALE))
-        size += x.size * (x.dtype.itemsize if kept else itemsize)
+        quantized_leaf = int8 and (x.dtype.itemsize == 1 or path.endswith(SCALE))
+        size += x.size * (x.dtype.itemsize if quantized_leaf else itemsize)
         count += x.size if x.ndim >= 2 and not path.endswith(SCALE) else 0
     return count, size
 
@@ -62,84 +65,89 @@ def matrix_sizes(
 def pass_work(
     config: TransformerConfig,
     *,
-    rows: int,
+    sequences: int,
     nodes: int,
     filled: float,
     itemsize: int,
     int8: bool = False,
 ) -> Work:
-    """One pass of `nodes` tokens in each of `rows` streams behind a filled cache.
+    """Work of one forward pass of `nodes` tokens per sequence, with filled caches.
 
-    Every matrix is read once for all rows, the filled slots of every row once; new
-    keys and values and float32 logits are written.
+    Every weight matrix is read once for all sequences, and the filled cache slots of
+    each sequence once; new keys and values and float32 logits are written.
 
     Args:
-      config: of the model.
-      rows: `R`, both streams of a guided row count.
-      nodes: `T`.
-      filled: slots in use before, on average.
-      itemsize: bytes of a weight, a key and a value.
-      int8: matrices are held in eight bits.
+      config: Config of the model.
+      sequences: Number of CFG branches times sequences, `R`.
+      nodes: Number of tokens `T`.
+      filled: Mean number of cache slots in use before the pass.
+      itemsize: Bytes of a weight, a key and a value.
+      int8: Whether weight matrices are quantized to int8.
     """
     count, size = matrix_sizes(config, itemsize, int8)
     slot = 2 * config.layers * config.num_kv_heads * config.head_size * itemsize
-    tokens = rows * nodes
-    moved = size + rows * slot * (filled + nodes)
+    tokens = sequences * nodes
+    moved = size + sequences * slot * (filled + nodes)
     moved += tokens * (config.width * itemsize + 4 * config.vocab_size)
     heads = config.layers * config.heads * config.head_size
     attended = 4 * tokens * heads * (filled + nodes)
     return Work(moved, 2 * count * tokens + attended)
 
 
-def training_work(config: TransformerConfig, *, rows: int, tokens: int) -> Work:
-    """One training step on whole sequences: three times the operations of a pass.
+def training_work(config: TransformerConfig, *, batch: int, tokens: int) -> Work:
+    """FLOPs of one training step on whole sequences: three forward passes.
 
-    Recomputation, where there is any, is not counted: these are the model's own
-    operations, as model-FLOPs utilization means them. Causal attention counts half.
+    Recomputation is not counted, by the definition of model FLOPs. Causal attention
+    counts half.
+
+    Args:
+      config: Config of the model.
+      batch: Number of sequences.
+      tokens: Tokens per sequence.
     """
     count, _ = matrix_sizes(config, 4)
     heads = config.layers * config.heads * config.head_size
-    forward = 2 * count * rows * tokens + 2 * rows * heads * tokens**2
+    forward = 2 * count * batch * tokens + 2 * batch * heads * tokens**2
     return Work(0.0, 3.0 * forward)
 
 
 def block_training_work(
-    drafter: DFlash, *, rows: int, tokens: int, anchors: int
+    drafter: DFlash, *, batch: int, tokens: int, anchors: int
 ) -> Work:
-    """One training step of a block drafter: its own, and its frozen target's forward.
+    """FLOPs of one training step of a block drafter, with its target's forward pass.
 
-    Every matrix of the drafter counts three times, for the positions it is applied to:
-    the context's, the blocks', or both; the target's head, which has no gradient of its
-    own, twice.
+    Every weight matrix of the drafter counts three times, for the positions that it is
+    applied to: those of the context, of the blocks, or both. The target's head, which
+    is frozen, counts twice.
 
     Args:
-      drafter: with its target.
-      rows: sequences.
-      tokens: of each.
-      anchors: blocks in each sequence.
+      drafter: Block drafter with its target.
+      batch: Number of sequences.
+      tokens: Tokens per sequence.
+      anchors: Blocks per sequence.
     """
     config, target = drafter.config, drafter.target
-    context, block = rows * tokens, rows * anchors * config.block_size
-    own = jax.eval_shape(drafter.init_params, jax.random.key(0))
+    context, block = batch * tokens, batch * anchors * config.block_size
+    params = jax.eval_shape(drafter.init_params, jax.random.key(0))
     total = 0.0
-    for path, x in named_leaves(own):
+    for path, x in named_leaves(params):
         if x.ndim < 2 or path in ("markov_in", "mask_rows"):
             continue
         both = "/key/" in path or "/value/" in path
-        places = context if "project" in path else block + both * context
-        total += 6.0 * x.size * places
+        positions = context if "project" in path else block + both * context
+        total += 6.0 * x.size * positions
     total += 4.0 * target.width * target.vocab_size * block
     visible = tokens / 2 + config.block_size / 2
     total += 12.0 * block * visible * config.layers * config.heads * config.head_size
-    forward = training_work(target, rows=rows, tokens=tokens).flops / 3
+    forward = training_work(target, batch=batch, tokens=tokens).flops / 3
     return Work(0.0, total + forward)
 
 
-def counted(compiled: Any) -> dict[str, float]:
-    """Bytes and operations that the compiler counts in its program, where it does.
+def compiler_counts(compiled: Any) -> dict[str, float]:
+    """Bytes and FLOPs by the compiler's cost analysis, where it has one.
 
-    A loop's body counts once, however often it runs; bytes count again what a fused
-    kernel reads from another.
+    The body of a loop counts once, whatever its trip count. Bytes that one fused kernel
+    writes and another reads count for both.
     """
     costs = compiled.cost_analysis()
     costs = costs[0] if isinstance(costs, list) else costs

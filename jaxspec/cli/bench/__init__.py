@@ -1,4 +1,4 @@
-"""`jaxspec bench`: measurements, written to files; one module a sub-command."""
+"""`jaxspec bench`: benchmarks, one module per sub-command."""
 
 from jaxspec.cli.bench import (
     compiled,
@@ -18,26 +18,26 @@ from jaxspec.cli.bench import (
 
 
 def add_parser(commands) -> None:
-    """Registers the command."""
+    """Adds the parser of the command."""
     parser = commands.add_parser(
         "bench",
-        help="measure, and write reports",
-        description="Measures, and writes what was found to files.",
-        epilog="Each has its own options: jaxspec bench generate --help",
+        help="run benchmarks and write reports",
+        description="Runs a benchmark and writes its report to files.",
+        epilog="Options of a benchmark: jaxspec bench generate --help",
     )
     parser.add_argument(
-        "--plan", action="store_true", help="short for `plan` with its defaults"
+        "--plan", action="store_true", help="run `plan` with its defaults"
     )
-    measurements = parser.add_subparsers(dest="what", metavar="WHAT")
+    benchmarks = parser.add_subparsers(dest="benchmark", metavar="BENCHMARK")
     modules = generate, decode, verify, train, drafters, stream, plan, relaxation
     modules += text, overhead, int8, compiled, hardware
     for module in modules:
-        module.add_parser(measurements)
+        module.add_parser(benchmarks)
 
     def run(arguments) -> None:
         if not arguments.plan:
-            parser.error("say what: " + ", ".join(measurements.choices))
-        defaults = measurements.choices["plan"].parse_args([])
+            parser.error("choose a benchmark: " + ", ".join(benchmarks.choices))
+        defaults = benchmarks.choices["plan"].parse_args([])
         defaults.run(defaults)
 
     parser.set_defaults(run=run)

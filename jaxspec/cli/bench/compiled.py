@@ -1,4 +1,4 @@
-"""`jaxspec bench compiled`: programs for devices that are not at hand."""
+"""`jaxspec bench compiled`: ahead-of-time compilation for other devices."""
 
 import argparse
 
@@ -6,26 +6,26 @@ from jaxspec.cli.bench.output import (
     add_lists,
     add_numbers,
     add_out,
-    asked,
     check_numbers,
     check_out,
     command_line,
+    option_values,
     write_report,
 )
-from jaxspec.cli.bench.speed import add_subjects
+from jaxspec.cli.bench.speed import add_models
 from jaxspec.cli.options import add_checkpoint
 
 SUFFIXES = (".json", ".md")
 
 
-def add_parser(measurements) -> None:
-    """Registers the sub-command."""
-    parser = measurements.add_parser(
+def add_parser(benchmarks) -> None:
+    """Adds the parser of the benchmark."""
+    parser = benchmarks.add_parser(
         "compiled",
-        help="what compilers make of a step for an H100 or a TPU, without one",
-        description="Compiles steps, passes over trees and rounds for devices that are "
-        "not at hand, and counts the kernels of each. For TPUs libtpu must be "
-        "installed, for an H100 JAX's CUDA plugin; neither needs the device.",
+        help="kernels of compiled steps for an H100 or a TPU, without the device",
+        description="Compiles decode steps, passes over draft trees and rounds for "
+        "devices that are not present, and counts the kernels of each. TPUs need the "
+        "package libtpu, an H100 needs JAX's CUDA plugin.",
         epilog="Example: jaxspec bench compiled --devices h100 v5e --models gpt-xl "
         "--variants xla pallas --out compiled",
     )
@@ -34,28 +34,28 @@ def add_parser(measurements) -> None:
         nargs="+",
         default=["h100", "v5e"],
         metavar="NAME",
-        help="h100, v5e (default: both)",
+        help="devices: h100, v5e (default: both)",
     )
     add_checkpoint(parser)
-    add_subjects(parser)
-    add_numbers(parser, grid=(24, "tokens along a side, of published sizes"))
+    add_models(parser)
+    add_numbers(parser, grid=(24, "tokens along a side, for published sizes"))
     add_lists(
         parser,
-        batches=([1], "images side by side"),
-        nodes=([26, 64], "sizes of trees"),
+        batches=([1], "batch sizes in images"),
+        nodes=([26, 64], "tree sizes"),
     )
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
         default="bfloat16",
-        help="of weights and caches (default: bfloat16)",
+        help="dtype of weights and caches (default: bfloat16)",
     )
     add_out(parser, *SUFFIXES)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Runs the sub-command."""
+    """Runs the benchmark."""
     check_numbers(arguments, "batches", grid=3, nodes=2)
     check_out(arguments.out, *SUFFIXES)
 
@@ -73,6 +73,6 @@ def run(arguments: argparse.Namespace) -> None:
         checkpoint=arguments.checkpoint,
     )
     names = ("devices", "checkpoint", "models", "grid", "batches", "nodes", "dtype")
-    words = asked(arguments, *names, "variants", "out")
-    command = command_line("bench compiled", words)
+    values = option_values(arguments, *names, "variants", "out")
+    command = command_line("bench compiled", values)
     write_report(arguments.out, command, result, compiled_markdown)

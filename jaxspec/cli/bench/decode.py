@@ -1,4 +1,4 @@
-"""`jaxspec bench decode`: plain decoding against the bound, and against others."""
+"""`jaxspec bench decode`: plain decoding, the memory bound and PyTorch."""
 
 import argparse
 
@@ -11,31 +11,36 @@ from jaxspec.cli.bench.output import (
     read_report,
     write_report,
 )
-from jaxspec.cli.bench.speed import SUFFIXES, add_speed, shown, speed_options
+from jaxspec.cli.bench.speed import (
+    SUFFIXES,
+    add_speed,
+    speed_option_values,
+    speed_options,
+)
 
 
-def add_parser(measurements) -> None:
-    """Registers the sub-command."""
-    parser = measurements.add_parser(
+def add_parser(benchmarks) -> None:
+    """Adds the parser of the benchmark."""
+    parser = benchmarks.add_parser(
         "decode",
-        help="plain decoding against the memory bound, beside PyTorch",
-        description="Times plain decoding, whole and without noise and sampling, "
-        "beside the same decoder in PyTorch (eager and torch.compile), where that is "
-        "installed, and says how near each is to what the memory allows.",
+        help="plain decoding compared with the memory bound and PyTorch",
+        description="Times plain decoding, with and without noise and sampling, and "
+        "the same decoder in PyTorch (eager and torch.compile) where that is "
+        "installed. Reports the fraction of the memory bound that each achieves.",
         epilog="Example: jaxspec bench decode --models gpt-xl --batches 1 8 "
         "--variants xla pallas int8 --out decode",
     )
     add_speed(parser)
-    add_lists(parser, batches=([1], "images side by side; rows are twice as many"))
-    add_numbers(parser, tokens=(0, "of each image, at most; 0 is all"))
+    add_lists(parser, batches=([1], "batch sizes in images; CFG doubles the sequences"))
+    add_numbers(parser, tokens=(0, "maximum number of tokens of each image; 0 is all"))
     parser.add_argument(
-        "--no-peers", action="store_true", help="leave PyTorch out of it"
+        "--no-baselines", action="store_true", help="do not measure PyTorch"
     )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Runs the sub-command."""
+    """Runs the benchmark."""
     options = speed_options(arguments)
     check_numbers(arguments, "batches", tokens=0)
     check_out(arguments.out, *SUFFIXES)
@@ -49,11 +54,13 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.batches,
         [find_variant(name) for name in arguments.variants],
         tokens=arguments.tokens,
-        peers=not arguments.no_peers,
+        baselines=not arguments.no_baselines,
         **options,
     )
-    command = command_line("bench decode", shown(arguments, "batches", "tokens"))
-    command += " --no-peers" * arguments.no_peers
+    command = command_line(
+        "bench decode", speed_option_values(arguments, "batches", "tokens")
+    )
+    command += " --no-baselines" * arguments.no_baselines
     write_report(
         arguments.out,
         command,

@@ -1,4 +1,4 @@
-"""`jaxspec bench drafters`: drafters side by side on one target."""
+"""`jaxspec bench drafters`: comparison of drafters on one target."""
 
 import argparse
 
@@ -19,14 +19,14 @@ SUFFIXES = (".json", ".md", ".png")
 DEFAULT = ["own", "jacobi", "recycling", "ngrams", "prompt-lookup"]
 
 
-def add_parser(measurements) -> None:
-    """Registers the sub-command."""
-    parser = measurements.add_parser(
+def add_parser(benchmarks) -> None:
+    """Adds the parser of the benchmark."""
+    parser = benchmarks.add_parser(
         "drafters",
-        help="drafters side by side on one target",
-        description="Draws the same images with every asked drafter, tree size, "
-        "guidance scale and rule: tokens a call, the cost of drafting, wall-clock "
-        "against plain decoding in the same run. Writes numbers, tables and a plot.",
+        help="comparison of drafters on one target",
+        description="Generates the same images with every combination of drafter, tree "
+        "size, CFG scale and verifier. Reports tokens per call, drafting cost and "
+        "speedup over plain decoding, and writes numbers, tables and a plot.",
         epilog="Example: jaxspec bench drafters --drafters own jacobi runs/eagle "
         "--nodes 16 57 --out docs/reports/drafters_cpu",
     )
@@ -36,47 +36,47 @@ def add_parser(measurements) -> None:
         nargs="+",
         default=DEFAULT,
         metavar="NAME",
-        help="see `jaxspec generate --help`; folders are told by their last name "
-        f"(default: {' '.join(DEFAULT)})",
+        help="drafters, see `jaxspec generate --help`; folders are named by their last "
+        f"part (default: {' '.join(DEFAULT)})",
     )
-    add_lists(parser, nodes=([16, 57, 128], "sizes of trees"))
+    add_lists(parser, nodes=([16, 57, 128], "tree sizes"))
     parser.add_argument(
         "--cfg-scales",
         nargs="+",
         type=float,
         default=[2.0, 3.0],
         metavar="S",
-        help="guidance scales (default: 2 3)",
+        help="CFG scales (default: 2 3)",
     )
     parser.add_argument(
-        "--rules",
+        "--verifiers",
         nargs="+",
         default=["coupled"],
-        metavar="RULE",
-        help="see `jaxspec generate --help` (default: coupled)",
+        metavar="VERIFIER",
+        help="verifiers, see `jaxspec generate --help` (default: coupled)",
     )
     parser.add_argument(
         "--prompts",
         metavar="FILE",
-        help="for a model of text: passages parted by empty lines, one a sequence",
+        help="text models: file of passages separated by empty lines, one per sequence",
     )
     parser.add_argument(
         "--length",
         type=int,
         metavar="N",
-        help="tokens of each sequence (default: as many as the model makes)",
+        help="tokens of each sequence (default: the length of the model)",
     )
     add_numbers(
         parser,
-        num=(32, "images"),
-        batch=(16, "images side by side"),
-        repeats=(1, "timed runs"),
-        seed=(0, "of images and noise"),
+        num=(32, "number of images"),
+        batch=(16, "batch size in images"),
+        repeats=(1, "number of timed runs"),
+        seed=(0, "seed of images and noise"),
     )
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on with the numbers in OUT.json: measure only the rows they lack",
+        help="keep the rows of STEM.json and measure only missing ones",
     )
     add_compare(parser)
     add_out(parser, *SUFFIXES)
@@ -84,7 +84,7 @@ def add_parser(measurements) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Runs the sub-command."""
+    """Runs the benchmark."""
     from pathlib import Path
 
     check_numbers(arguments, "num", "batch", "repeats", nodes=2)
@@ -105,7 +105,7 @@ def run(arguments: argparse.Namespace) -> None:
     from jaxspec.rules import parse_verifier
     from jaxspec.writing import write_file
 
-    for name in arguments.rules:  # told before anything is loaded
+    for name in arguments.verifiers:  # raises before models are loaded
         parse_verifier(name)
     bundle = load_bundle(arguments.checkpoint)
     loaded_drafters = [load_drafter(name, bundle) for name in arguments.drafters]
@@ -129,7 +129,7 @@ def run(arguments: argparse.Namespace) -> None:
         "prompts": [Path(arguments.prompts).name] if texts else [],
         "length": [arguments.length] if arguments.length else [],
         "cfg-scales": [] if texts else [f"{scale:g}" for scale in scales],
-        "rules": arguments.rules,
+        "verifiers": arguments.verifiers,
         "num": [arguments.num],
         "batch": [arguments.batch],
         "repeats": [arguments.repeats],
@@ -138,20 +138,23 @@ def run(arguments: argparse.Namespace) -> None:
     }
     command = command_line("bench drafters", options)
 
-    def keep(result: dict) -> None:
+    def save(result: dict) -> None:
         result = {"command": command, **result}
         write_file(arguments.out + ".json", json_bytes(result))
 
+    finished_rows: list[dict] = []
+    if arguments.resume:
+        finished_rows = read_rows(arguments.out + ".json", settings)
     result = bench_drafters(
         bundle,
         loaded_drafters,
         settings,
         nodes=arguments.nodes,
-        scales=scales,
-        rules=arguments.rules,
+        cfg_scales=scales,
+        verifiers=arguments.verifiers,
         repeats=arguments.repeats,
-        known=read_rows(arguments.out + ".json", settings) if arguments.resume else (),
-        keep=keep,
+        finished_rows=finished_rows,
+        save=save,
     )
     write_report(
         arguments.out,
@@ -164,10 +167,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def read_rows(file: str, settings) -> list[dict]:
-    """Rows that an earlier run left; none if there is no such file.
+    """Reads the rows of an earlier run; empty if the file does not exist.
 
     Raises:
-      DataError: it cannot be read, or is of other images.
+      DataError: The file cannot be read, or has other images.
     """
     import json
     from pathlib import Path
@@ -176,36 +179,40 @@ def read_rows(file: str, settings) -> list[dict]:
 
     try:
         result = json.loads(Path(file).read_bytes())
-        was = result["images"], result["batch"]
+        sizes = result["images"], result["batch"]
         rows = [{**row, "cfg_scale": float(row["cfg_scale"])} for row in result["rows"]]
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"cannot go on with '{file}' ({error!r})") from None
-    if was != (len(settings.classes), settings.batch):
         raise DataError(
-            f"'{file}' holds {was[0]} images, {was[1]} at a time; go on with the "
+            f"cannot resume from '{file}' ({error!r}); write to another --out"
+        ) from None
+    if sizes != (len(settings.classes), settings.batch):
+        raise DataError(
+            f"'{file}' has {sizes[0]} images in batches of {sizes[1]}; resume with the "
             "same --num and --batch, or write to another --out"
         )
     return rows
 
 
 def read_texts(file: str | None, count: int, bundle) -> tuple[bytes, ...]:
-    """The beginnings of a file's passages, short enough for the model to go on.
+    """Reads the beginnings of a file's passages, as prompts.
+
+    Prompts are at most a quarter of the model's sequence length.
 
     Raises:
-      ConfigError: no file was named.
-      DataError: it cannot be read, or holds too few passages.
+      ConfigError: No file was named.
+      DataError: The file cannot be read, or has too few passages.
     """
     from jaxspec.errors import ConfigError, DataError
     from jaxspec.text_files import read_text, split_lines
 
     if file is None:
-        raise ConfigError(f"bundle '{bundle.name}' makes text; give --prompts FILE")
+        raise ConfigError(f"bundle '{bundle.name}' generates text; give --prompts FILE")
     passages = "\n".join(split_lines(read_text(file))).split("\n\n")
     passages = [passage.strip().encode() for passage in passages]
-    most = bundle.prior.config.sequence_length // 4
-    texts = [passage[:most] for passage in passages if passage]
+    limit = bundle.prior.config.sequence_length // 4
+    texts = [passage[:limit] for passage in passages if passage]
     if len(texts) < count:
         raise DataError(f"'{file}' has {len(texts)} passages; --num asks for {count}")
     step = len(texts) // count

@@ -1,4 +1,4 @@
-"""`jaxspec bench generate`: speculative against plain decoding."""
+"""`jaxspec bench generate`: speculative and plain decoding."""
 
 import argparse
 
@@ -11,7 +11,12 @@ from jaxspec.cli.bench.output import (
     read_report,
     write_report,
 )
-from jaxspec.cli.bench.speed import SUFFIXES, add_speed, shown, speed_options
+from jaxspec.cli.bench.speed import (
+    SUFFIXES,
+    add_speed,
+    speed_option_values,
+    speed_options,
+)
 from jaxspec.cli.options import add_attention, add_int8, check_scales
 
 NAMES = (
@@ -26,15 +31,14 @@ NAMES = (
 )
 
 
-def add_parser(measurements) -> None:
-    """Registers the sub-command."""
-    parser = measurements.add_parser(
+def add_parser(benchmarks) -> None:
+    """Adds the parser of the benchmark."""
+    parser = benchmarks.add_parser(
         "generate",
-        help="speculative against plain decoding",
-        description="Measures speculative against plain decoding for every asked "
-        "combination of model, tree, batch and guidance, in one process, after a "
-        "warm-up, medians over repeats, and what a round is made of. Times leave "
-        "compilation out.",
+        help="speculative decoding compared with plain decoding",
+        description="Compares speculative with plain decoding for every combination of "
+        "model, tree, batch size and CFG scale, in one process. Reports medians over "
+        "repeats after a warm-up, without compilation, and the costs of a round.",
         epilog="Examples: jaxspec bench generate --trees chain-4 naive_extend_57 "
         "--batches 1 8 --cfg-scales 1 2 3 --num 64 --out docs/reports/fruits64; "
         "jaxspec bench generate --models gpt-xl --accept 4.2 --num 1 --out speed",
@@ -44,7 +48,7 @@ def add_parser(measurements) -> None:
         "--trees",
         nargs="+",
         metavar="TREE",
-        help="see `jaxspec generate --help` (default: the device's default tree)",
+        help="trees, see `jaxspec generate --help` (default: default of the device)",
     )
     parser.add_argument(
         "--cfg-scales",
@@ -52,19 +56,21 @@ def add_parser(measurements) -> None:
         type=float,
         default=[2.0],
         metavar="S",
-        help="guidance scales (default: 2)",
+        help="CFG scales (default: 2)",
     )
-    add_lists(parser, batches=([8], "images side by side"))
-    add_numbers(parser, num=(64, "images"), seed=(0, "of images and noise"))
+    add_lists(parser, batches=([8], "batch sizes in images"))
+    add_numbers(
+        parser, num=(64, "number of images"), seed=(0, "seed of images and noise")
+    )
     parser.add_argument(
-        "--tokens", type=int, metavar="N", help="of each image (default: all)"
+        "--tokens", type=int, metavar="N", help="tokens of each image (default: all)"
     )
     parser.add_argument(
         "--accept",
         type=float,
         metavar="TOKENS",
-        help="force rounds to emit so many tokens on average, whatever was drafted: "
-        "measures the loop without a trained drafter, images mean nothing",
+        help="mean number of tokens that each round is forced to emit, regardless of "
+        "its draft: times the loop without a trained drafter; images are meaningless",
     )
     add_attention(parser)
     add_int8(parser)
@@ -72,7 +78,7 @@ def add_parser(measurements) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Runs the sub-command."""
+    """Runs the benchmark."""
     options = speed_options(arguments)
     check_numbers(arguments, "num", "batches")
     if arguments.tokens is not None:
@@ -88,16 +94,16 @@ def run(arguments: argparse.Namespace) -> None:
         generation_plot,
     )
     from jaxspec.bench.roofline.ceilings import measure_ceilings
-    from jaxspec.bench.subjects import find_subject
+    from jaxspec.bench.subjects import find_model
     from jaxspec.bench.tables import environment
     from jaxspec.helpers import bundled_drafter
     from jaxspec.trees import deepest, default_tree, parse_tree
 
-    for name in arguments.trees or []:  # told before anything is loaded
+    for name in arguments.trees or []:  # raises before models are loaded
         parse_tree(name)
     rows = []
     for model in arguments.models:
-        bundle = find_subject(
+        bundle = find_model(
             model,
             grid=options["grid"],
             dtype=options["dtype"],
@@ -130,7 +136,7 @@ def run(arguments: argparse.Namespace) -> None:
     }
     write_report(
         arguments.out,
-        command_line("bench generate", shown(arguments, *NAMES))
+        command_line("bench generate", speed_option_values(arguments, *NAMES))
         + " --int8" * arguments.int8,
         result,
         generation_markdown,

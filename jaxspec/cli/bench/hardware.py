@@ -1,4 +1,4 @@
-"""`jaxspec bench hardware`: everything about speed on this device, in minutes."""
+"""`jaxspec bench hardware`: all speed benchmarks on this device."""
 
 import argparse
 
@@ -7,36 +7,36 @@ from jaxspec.cli.bench.output import add_numbers, add_out, check_numbers, check_
 SUFFIXES = (".json", ".md")
 
 
-def add_parser(measurements) -> None:
-    """Registers the sub-command."""
-    parser = measurements.add_parser(
+def add_parser(benchmarks) -> None:
+    """Adds the parser of the benchmark."""
+    parser = benchmarks.add_parser(
         "hardware",
-        help="decode, verify, speculate and train on this device, with a deadline",
-        description="Runs the measurements of speed one after another, most important "
-        "first, and begins none after the deadline. On an accelerator: GPT-XL with "
-        "synthetic acceptance, by XLA, by the kernel and in eight bits, training of "
-        "GPT-B, the default model; on a CPU, small.",
+        help="all speed benchmarks on this device, with a time limit",
+        description="Runs the speed benchmarks one after another, most important "
+        "first, and starts none after the time limit. Accelerators run GPT-XL with "
+        "forced acceptance (XLA, Pallas, int8), training of GPT-B, and the default "
+        "model; CPUs run small models.",
         epilog="Example: jaxspec bench hardware --out docs/reports/h100",
     )
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
-        help="of weights and caches (default: bfloat16, on a CPU float32)",
+        help="dtype of weights and caches (default: bfloat16, on CPUs float32)",
     )
     parser.add_argument(
         "--minutes",
         type=float,
         default=5.5,
         metavar="N",
-        help="no measurement begins later (default: 5.5)",
+        help="time limit, after which no benchmark is started (default: 5.5)",
     )
-    add_numbers(parser, repeats=(3, "timed runs of each"))
+    add_numbers(parser, repeats=(3, "number of timed runs of each program"))
     add_out(parser, *SUFFIXES)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Runs the sub-command."""
+    """Runs the benchmark."""
     check_numbers(arguments, "repeats")
     check_out(arguments.out, *SUFFIXES)
 
@@ -50,16 +50,16 @@ def run(arguments: argparse.Namespace) -> None:
     command += f" --repeats {arguments.repeats} --out {stem}"
     tables = [f"# Speed on {device_name()}", "", f"`{command}`", ""]
 
-    def keep(result: dict, table: str) -> None:
-        """Writes what is there already: the device may not be held for long."""
+    def save(result: dict, table: str) -> None:
+        """Writes the report so far; the device may be lost before the end."""
         tables.append(table.replace("# ", "## ", 1))
         write_file(stem + ".md", "\n".join(tables).encode())
         write_file(stem + ".json", json_bytes({"command": command, **result}))
         print(table)
 
     result = bench_hardware(
-        dtype=dtype, repeats=arguments.repeats, minutes=arguments.minutes, keep=keep
+        dtype=dtype, repeats=arguments.repeats, minutes=arguments.minutes, save=save
     )
-    if result["left_out"]:
-        left = ", ".join(result["left_out"])
-        keep(result, f"The time was up before: {left}.\n")
+    if result["skipped"]:
+        skipped = ", ".join(result["skipped"])
+        save(result, f"Skipped after the time limit: {skipped}.\n")

@@ -1,48 +1,50 @@
-"""`jaxspec bench int8`: what rounding matrices to eight bits does."""
+"""`jaxspec bench int8`: effect of int8 weight quantization."""
 
 import argparse
 
 from jaxspec.cli.bench.output import (
     add_numbers,
     add_out,
-    asked,
     check_numbers,
     check_out,
     command_line,
+    option_values,
     write_report,
 )
 from jaxspec.cli.options import add_checkpoint
 
 SUFFIXES = (".json", ".md")
 NUMBERS = {
-    "num": (32, "images"),
-    "batch": (8, "images side by side"),
-    "seed": (0, "of images and noise"),
+    "num": (32, "number of images"),
+    "batch": (8, "batch size in images"),
+    "seed": (0, "seed of images and noise"),
 }
 
 
-def add_parser(measurements) -> None:
-    """Registers the sub-command."""
-    parser = measurements.add_parser(
+def add_parser(benchmarks) -> None:
+    """Adds the parser of the benchmark."""
+    parser = benchmarks.add_parser(
         "int8",
-        help="what eight-bit matrices do to scores and drafts",
-        description="Compares scores of a model with those of the same model in eight "
-        "bits on images that it drew, and draws with both.",
+        help="effect of int8 weights on logits and acceptance",
+        description="Compares the logits of a model with those of its int8 version on "
+        "images that the model generated, and generates images with both.",
         epilog="Example: jaxspec bench int8 --out docs/reports/fruits64_cpu_int8",
     )
     add_checkpoint(parser)
     add_numbers(parser, **NUMBERS)
-    parser.add_argument("--tree", metavar="TREE", help="see `jaxspec generate --help`")
+    parser.add_argument(
+        "--tree", metavar="TREE", help="tree, see `jaxspec generate --help`"
+    )
     add_out(parser, *SUFFIXES)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Runs the sub-command."""
+    """Runs the benchmark."""
     check_numbers(arguments, "num", "batch")
     check_out(arguments.out, *SUFFIXES)
 
-    from jaxspec.bench.eight_bits import bench_eight_bits, eight_bits_markdown
+    from jaxspec.bench.eight_bits import bench_int8, int8_markdown
     from jaxspec.bundle import load_bundle
     from jaxspec.helpers import bundled_drafter
     from jaxspec.trees import tree_for
@@ -50,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
     bundle = load_bundle(arguments.checkpoint)
     tree = tree_for(bundled_drafter(bundle).drafter, arguments.tree)
     names = ("checkpoint", *NUMBERS, "tree", "out")
-    result = bench_eight_bits(
+    result = bench_int8(
         bundle,
         load_bundle(arguments.checkpoint, int8=True),
         tree,
@@ -58,5 +60,5 @@ def run(arguments: argparse.Namespace) -> None:
         batch=arguments.batch,
         seed=arguments.seed,
     )
-    command = command_line("bench int8", asked(arguments, *names))
-    write_report(arguments.out, command, result, eight_bits_markdown)
+    command = command_line("bench int8", option_values(arguments, *names))
+    write_report(arguments.out, command, result, int8_markdown)

@@ -1,4 +1,4 @@
-"""Options, files and the shown command that measurements share."""
+"""Options, report files and command lines shared by benchmarks."""
 
 import argparse
 import json
@@ -7,21 +7,26 @@ from typing import Any
 
 
 def add_out(parser: argparse.ArgumentParser, *suffixes: str) -> None:
-    """`--out`."""
+    """Adds `--out`.
+
+    Args:
+      parser: Parser.
+      *suffixes: Suffixes of the written files, at least two.
+    """
     names = [f"STEM{suffix}" for suffix in suffixes]
     parser.add_argument(
         "--out",
         required=True,
         metavar="STEM",
-        help=f"writes {', '.join(names[:-1])} and {names[-1]}",
+        help=f"stem of the files {', '.join(names[:-1])} and {names[-1]}",
     )
 
 
 def check_out(stem: str, *suffixes: str) -> None:
-    """Fails before the measurement where writing would fail after it.
+    """Checks before a benchmark that its report can be written.
 
     Raises:
-      DataError: a file cannot be written.
+      DataError: A file cannot be written.
     """
     from jaxspec.writing import check_writable
 
@@ -30,42 +35,47 @@ def check_out(stem: str, *suffixes: str) -> None:
 
 
 def add_numbers(parser: argparse.ArgumentParser, **numbers: tuple[int, str]) -> None:
-    """Whole-number options: name = (default, what it counts)."""
-    for name, (default, words) in numbers.items():
+    """Adds integer options, as name = (default, help text)."""
+    for name, (default, text) in numbers.items():
         parser.add_argument(
             f"--{name}",
             type=int,
             default=default,
             metavar="N",
-            help=f"{words} (default: %(default)s)",
+            help=f"{text} (default: %(default)s)",
         )
 
 
 def add_lists(parser: argparse.ArgumentParser, **lists: tuple[list[int], str]) -> None:
-    """Options of several whole numbers: name = (default, what they count)."""
-    for name, (default, words) in lists.items():
+    """Adds options of several integers, as name = (defaults, help text)."""
+    for name, (default, text) in lists.items():
         parser.add_argument(
             f"--{name}",
             type=int,
             nargs="+",
             default=default,
             metavar="N",
-            help=f"{words} (default: {' '.join(map(str, default))})",
+            help=f"{text} (default: {' '.join(map(str, default))})",
         )
 
 
 def check_numbers(arguments: argparse.Namespace, *names: str, **least: int) -> None:
-    """Refuses numbers, also in lists, below 1 or `least` of their name, or over int32.
+    """Checks the range of integer options and of lists of integers.
+
+    Args:
+      arguments: Parsed arguments.
+      *names: Options that must be at least 1.
+      **least: Minimum of further options, by name.
 
     Raises:
-      ConfigError: says which.
+      ConfigError: A number is below its minimum or exceeds int32.
     """
     from jaxspec.errors import ConfigError
     from jaxspec.spec.numbers import WHOLE
 
     for name, low in {**dict.fromkeys(names, 1), **least}.items():
-        given = getattr(arguments, name)
-        for number in given if isinstance(given, list) else [given]:
+        value = getattr(arguments, name)
+        for number in value if isinstance(value, list) else [value]:
             if number < low:
                 raise ConfigError(f"--{name} {number} must be at least {low}")
             if number > WHOLE:
@@ -73,13 +83,13 @@ def check_numbers(arguments: argparse.Namespace, *names: str, **least: int) -> N
 
 
 def command_line(command: str, options: Mapping[str, Sequence]) -> str:
-    """`jaxspec COMMAND` with its options; those without values are left out."""
-    words = [f"--{k} {' '.join(map(str, v))}" for k, v in options.items() if v]
-    return " ".join(["jaxspec", command, *words])
+    """Formats `jaxspec COMMAND` with its options; omits options without values."""
+    parts = [f"--{k} {' '.join(map(str, v))}" for k, v in options.items() if v]
+    return " ".join(["jaxspec", command, *parts])
 
 
-def asked(arguments: argparse.Namespace, *names: str) -> dict[str, Sequence]:
-    """Options for `command_line`, as they were given or by default."""
+def option_values(arguments: argparse.Namespace, *names: str) -> dict[str, Sequence]:
+    """Values of options, in the format of `command_line`; None is omitted."""
     values = {name: getattr(arguments, name.replace("-", "_")) for name in names}
     return {
         name: value if isinstance(value, list) else [value]
@@ -97,49 +107,51 @@ def write_report(
     plot: Callable[[Any], Any] | None = None,
     compare: tuple[dict[str, Any] | None, Sequence[str]] = (None, ()),
 ) -> None:
-    """Writes `STEM.json`, `STEM.md` and perhaps `STEM.png`, and shows the table.
+    """Writes `STEM.json`, `STEM.md` and optionally `STEM.png`; prints the table.
 
     Args:
-      stem: of the files.
-      command: that made the report.
-      result: its numbers.
-      markdown: makes the table of them.
-      plot: makes an image of them.
-      compare: an earlier report, and the columns that tell rows apart; how times
-        changed is shown.
+      stem: Path of the files without suffix.
+      command: Command that made the report.
+      result: Report.
+      markdown: Function that formats the report.
+      plot: Function that plots the report.
+      compare: Earlier report, and the columns that identify a row; ratios of times to
+        those of the earlier report are printed.
     """
     from jaxspec.images import png_bytes
     from jaxspec.report import json_bytes
     from jaxspec.writing import write_file
 
-    whole = {"command": command, **result}
-    write_file(stem + ".json", json_bytes(whole))
-    text = markdown(whole)
+    report = {"command": command, **result}
+    write_file(stem + ".json", json_bytes(report))
+    text = markdown(report)
     write_file(stem + ".md", text.encode())
     if plot is not None:
-        write_file(stem + ".png", png_bytes(plot(whole)))
+        write_file(stem + ".png", png_bytes(plot(report)))
     print(text)
     before, keys = compare
     if before is not None:
-        from jaxspec.bench.tables import compared
+        from jaxspec.bench.tables import comparison_markdown
 
-        print(compared(whole, before, keys))
+        print(comparison_markdown(report, before, keys))
 
 
 def add_compare(parser: argparse.ArgumentParser) -> None:
-    """`--compare`."""
+    """Adds `--compare`."""
     parser.add_argument(
         "--compare",
         metavar="FILE",
-        help="an earlier report (.json): prints time now over time then",
+        help="earlier report (.json): prints the ratios of new to old times",
     )
 
 
 def read_report(file: str | None) -> dict[str, Any] | None:
-    """An earlier report; None without a file. Read it before a new one replaces it.
+    """Reads an earlier report; None without a file.
+
+    Call this before the benchmark, which may overwrite the file.
 
     Raises:
-      DataError: there is none in that file.
+      DataError: The file has no report.
     """
     from jaxspec.errors import DataError
 
@@ -152,7 +164,7 @@ def read_report(file: str | None) -> dict[str, Any] | None:
         _ = report["versions"]["jax"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"'{file}' is no report of this measurement ({type(error).__name__}: "
-            f"{error}); name the .json that an earlier run wrote"
+            f"'{file}' is not a report of this benchmark ({type(error).__name__}: "
+            f"{error}); pass the .json file of an earlier run"
         ) from None
     return report

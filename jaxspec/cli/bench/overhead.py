@@ -1,4 +1,4 @@
-"""`jaxspec bench overhead`: what a round costs beside the two models."""
+"""`jaxspec bench overhead`: cost of a round without its two models."""
 
 import argparse
 
@@ -13,21 +13,21 @@ from jaxspec.cli.bench.output import (
 
 SUFFIXES = (".json", ".md")
 NUMBERS = {
-    "batch": (8, "rows"),
-    "nodes": (64, "nodes of the tree"),
-    "vocab": (16384, "size of the vocabulary"),
-    "repeats": (20, "timed rounds of each rule"),
+    "batch": (8, "batch size in sequences"),
+    "nodes": (64, "tree size"),
+    "vocab": (16384, "vocabulary size"),
+    "repeats": (20, "number of timed rounds of each verifier"),
 }
 
 
-def add_parser(measurements) -> None:
-    """Registers the sub-command."""
-    parser = measurements.add_parser(
+def add_parser(benchmarks) -> None:
+    """Adds the parser of the benchmark."""
+    parser = benchmarks.add_parser(
         "overhead",
-        help="what a round costs beside target and drafter",
-        description="Times whole rounds without any forward pass: noise, rule, tree, "
-        "cache moves and counters, beside one softmax over the same logits and, on an "
-        "accelerator, beside a verify pass of GPT-L.",
+        help="cost of a round without target and drafter",
+        description="Times whole rounds without forward passes: noise, verifier, tree, "
+        "cache moves and counters. Compares them with a softmax over the same logits "
+        "and, on accelerators, with a verify pass of GPT-L.",
         epilog="Example: jaxspec bench overhead --out docs/reports/overhead_cpu",
     )
     add_numbers(parser, **NUMBERS)
@@ -36,7 +36,7 @@ def add_parser(measurements) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Runs the sub-command."""
+    """Runs the benchmark."""
     check_numbers(arguments, batch=1, nodes=2, vocab=128, repeats=1)
     numbers = {name: getattr(arguments, name) for name in NUMBERS}
     check_out(arguments.out, *SUFFIXES)

@@ -1,4 +1,4 @@
-"""`jaxspec bench plan`: which tree pays on this device."""
+"""`jaxspec bench plan`: fastest draft tree on this device."""
 
 import argparse
 
@@ -6,13 +6,13 @@ from jaxspec.cli.bench.output import command_line
 from jaxspec.cli.options import add_checkpoint, check_scales
 
 
-def add_parser(measurements) -> None:
-    """Registers the sub-command."""
-    parser = measurements.add_parser(
+def add_parser(benchmarks) -> None:
+    """Adds the parser of the benchmark."""
+    parser = benchmarks.add_parser(
         "plan",
-        help="which tree pays on this device",
-        description="Counts which ranks of the drafter are accepted, times rounds of "
-        "trees of several sizes, and names the tree with the best expected speed.",
+        help="fastest draft tree on this device",
+        description="Counts the accepted ranks of the drafter, times rounds with trees "
+        "of several sizes, and recommends the tree with the best expected speed.",
         epilog="Example: jaxspec bench plan --batch 8 --cfg-scale 3",
     )
     add_checkpoint(parser)
@@ -20,40 +20,40 @@ def add_parser(measurements) -> None:
         "--batch",
         type=int,
         metavar="N",
-        help="images side by side (default: 1 on a CPU, 8 elsewhere)",
+        help="batch size in images (default: 1 on CPUs, 8 elsewhere)",
     )
     parser.add_argument(
         "--cfg-scale",
         type=float,
         default=2.0,
         metavar="S",
-        help="guidance scale (default: %(default)s)",
+        help="CFG scale (default: %(default)s)",
     )
     parser.add_argument(
         "--num",
         type=int,
         default=16,
         metavar="N",
-        help="images that are drawn to count (default: %(default)s)",
+        help="number of images to count acceptance on (default: %(default)s)",
     )
     parser.add_argument(
         "--nodes",
         nargs="+",
         type=int,
         metavar="N",
-        help="sizes of trees to look at (default: 2 to 128)",
+        help="tree sizes to compare (default: 2 to 128)",
     )
     parser.add_argument("--out", metavar="FILE", help="write the numbers as JSON")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Runs the sub-command."""
+    """Runs the benchmark."""
     from jaxspec.errors import ConfigError
     from jaxspec.writing import check_writable
 
     if arguments.num < 1:
-        raise ConfigError(f"--num {arguments.num}: ask for at least one image")
+        raise ConfigError(f"--num {arguments.num} must be at least 1")
     if arguments.out:
         check_writable(arguments.out)
     check_scales(arguments.cfg_scale)

@@ -1,4 +1,4 @@
-"""`jaxspec bench relaxation`: what relaxed rules do to the law of one token."""
+"""`jaxspec bench relaxation`: acceptance and distortion of lossy verifiers."""
 
 import argparse
 
@@ -13,31 +13,32 @@ from jaxspec.cli.options import add_checkpoint
 
 SUFFIXES = (".json", ".md", ".png")
 NUMBERS = {
-    "toys": (8, "positions of each toy setting"),
-    "images": (16, "positions of the checkpoint, one in each image"),
-    "drafts": (4096, "drafts of several children at a position, a power of 2"),
-    "draws": (1 << 19, "draws of the noise for several children"),
+    "toys": (8, "number of positions of each synthetic setting"),
+    "images": (16, "number of positions of the checkpoint, one in each image"),
+    "drafts": (4096, "number of drafts of several children per position, a power of 2"),
+    "samples": (1 << 19, "number of noise samples for several children"),
 }
 
 
-def add_parser(measurements) -> None:
-    """Registers the sub-command."""
-    parser = measurements.add_parser(
+def add_parser(benchmarks) -> None:
+    """Adds the parser of the benchmark."""
+    parser = benchmarks.add_parser(
         "relaxation",
-        help="acceptance and distortion of relaxed rules, ours and LANTERN",
-        description="Computes how often relaxed rules follow a drafted token, and how "
-        "far the law of the emitted token is from the target's, in two toys and in "
-        "the checkpoint, for one and for three children. Takes minutes.",
+        help="acceptance and distortion of lossy verifiers",
+        description="Computes how often CoupledRelaxed and LANTERN accept a drafted "
+        "token, and the distance between the distribution of the emitted token and the "
+        "target's, in two synthetic settings and for the checkpoint, with one and with "
+        "three children. Takes minutes.",
         epilog="Example: jaxspec bench relaxation --out docs/reports/relaxation_cpu",
     )
     add_checkpoint(parser)
-    add_numbers(parser, **NUMBERS, seed=(0, "of images, drafts and noise"))
+    add_numbers(parser, **NUMBERS, seed=(0, "seed of images, drafts and noise"))
     add_out(parser, *SUFFIXES)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Runs the sub-command."""
+    """Runs the benchmark."""
     from pathlib import Path
 
     from jaxspec.errors import ConfigError

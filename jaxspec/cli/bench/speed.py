@@ -1,4 +1,4 @@
-"""Options that measurements of speed share."""
+"""Options shared by speed benchmarks."""
 
 import argparse
 from typing import Any
@@ -7,8 +7,8 @@ from jaxspec.cli.bench.output import (
     add_compare,
     add_numbers,
     add_out,
-    asked,
     check_numbers,
+    option_values,
 )
 from jaxspec.cli.options import add_checkpoint
 
@@ -19,18 +19,18 @@ MODELS = ["default"]
 def add_speed(
     parser: argparse.ArgumentParser, *, variants: bool = True, repeats: int = 5
 ) -> None:
-    """Models, dtype, repeats, variants, comparison and output."""
+    """Adds options of models, dtype, repeats, variants, comparison and output."""
     add_checkpoint(parser)
-    add_subjects(parser, variants=variants)
+    add_models(parser, variants=variants)
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
-        help="of weights and caches (default: bfloat16, on a CPU float32)",
+        help="dtype of weights and caches (default: bfloat16, on CPUs float32)",
     )
     add_numbers(
         parser,
-        grid=(24, "tokens along a side, of published sizes"),
-        repeats=(repeats, "timed runs of each"),
+        grid=(24, "tokens along a side, for published sizes"),
+        repeats=(repeats, "number of timed runs of each program"),
     )
     if variants:
         parser.add_argument(
@@ -38,72 +38,73 @@ def add_speed(
             nargs="+",
             default=[],
             metavar="KEY=VALUE",
-            help="of XLA, such as xla_gpu_enable_command_buffer=FUSION,CUBLAS,WHILE",
+            help="options of XLA, such as "
+            "xla_gpu_enable_command_buffer=FUSION,CUBLAS,WHILE",
         )
     add_compare(parser)
     add_out(parser, *SUFFIXES)
 
 
-def add_subjects(parser: argparse.ArgumentParser, *, variants: bool = True) -> None:
-    """Models, and ways of running them."""
+def add_models(parser: argparse.ArgumentParser, *, variants: bool = True) -> None:
+    """Adds `--models` and `--variants`."""
     parser.add_argument(
         "--models",
         nargs="+",
         default=MODELS,
         metavar="NAME",
-        help="default (--checkpoint), or published sizes with random weights: gpt-b, "
-        "gpt-l, gpt-xl, ... (default: default)",
+        help="models: default (--checkpoint), or published sizes with random weights: "
+        "gpt-b, gpt-l, gpt-xl, ... (default: default)",
     )
     if variants:
         parser.add_argument(
             "--variants",
             nargs="+",
             default=["xla"],
-            metavar="WAY",
-            help="of our program: xla, pallas, cudnn (attention over the cache), int8, "
-            "phasesN (a cache that grows), joined by + (default: xla)",
+            metavar="VARIANT",
+            help="variants of the decoder: xla, pallas, cudnn (attention over the "
+            "cache), int8, stagesN (a cache that grows), joined by + (default: xla)",
         )
 
 
 def speed_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the measurements take, checked.
+    """Checks shared options; returns them as keyword arguments of a benchmark.
 
     Raises:
-      ConfigError: an option makes no sense.
+      ConfigError: An option is out of range.
     """
     check_numbers(arguments, "repeats", grid=3)
     from jaxspec.device import default_dtype
 
-    found = {
+    keywords = {
         "grid": arguments.grid,
         "dtype": arguments.dtype or default_dtype(),
         "repeats": arguments.repeats,
         "checkpoint": arguments.checkpoint,
     }
     if hasattr(arguments, "compiler_options"):
-        found["options"] = compiler_options(arguments.compiler_options)
-    return found
+        keywords["options"] = compiler_options(arguments.compiler_options)
+    return keywords
 
 
-def compiler_options(words: list[str]) -> dict[str, str]:
-    """`KEY=VALUE` words as a dict.
+def compiler_options(pairs: list[str]) -> dict[str, str]:
+    """Parses `KEY=VALUE` pairs.
 
     Raises:
-      ConfigError: a word is none.
+      ConfigError: A pair has another form.
     """
     from jaxspec.errors import ConfigError
 
-    for word in words:
-        if "=" not in word.strip("="):
-            raise ConfigError(f"--compiler-options {word!r} is no KEY=VALUE")
-    return dict(word.split("=", 1) for word in words)
+    for pair in pairs:
+        if "=" not in pair.strip("="):
+            raise ConfigError(f"--compiler-options {pair!r} must be KEY=VALUE")
+    return dict(pair.split("=", 1) for pair in pairs)
 
 
-def shown(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """The options as they were given, for a report's head."""
+def speed_option_values(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Values of shared and further options, in the format of `command_line`."""
     common = ("checkpoint", "models", "dtype", "grid", "repeats", "variants")
-    common = [n for n in (*common, "compiler-options") if _has(arguments, n)]
-    return asked(arguments, *common, *names, "out")
+    common = [x for x in (*common, "compiler-options") if _has(arguments, x)]
+    return option_values(arguments, *common, *names, "out")
 
 
 def _has(arguments: argparse.Namespace, name: str) -> bool:

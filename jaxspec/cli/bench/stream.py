@@ -1,4 +1,4 @@
-"""`jaxspec bench stream`: continuous batching against lockstep batches."""
+"""`jaxspec bench stream`: continuous batching and lockstep batches."""
 
 import argparse
 
@@ -6,43 +6,45 @@ from jaxspec.cli.bench.output import (
     add_lists,
     add_numbers,
     add_out,
-    asked,
     check_numbers,
     check_out,
     command_line,
+    option_values,
     write_report,
 )
 from jaxspec.cli.options import add_checkpoint
 
 SUFFIXES = (".json", ".md")
 NUMBERS = {
-    "num": (32, "images"),
-    "rows": (8, "images side by side"),
-    "repeats": (3, "timed runs"),
-    "seed": (0, "of images, noise and lengths"),
+    "num": (32, "number of images"),
+    "batch": (8, "batch size in images"),
+    "repeats": (3, "number of timed runs"),
+    "seed": (0, "seed of images, noise and lengths"),
 }
 
 
-def add_parser(measurements) -> None:
-    """Registers the sub-command."""
-    parser = measurements.add_parser(
+def add_parser(benchmarks) -> None:
+    """Adds the parser of the benchmark."""
+    parser = benchmarks.add_parser(
         "stream",
-        help="rows that take the next prompt, against batches that wait",
-        description="Draws the same images in lockstep batches and by refilling rows "
-        "inside the running loop, all of one length and of lengths that differ.",
-        epilog="Example: jaxspec bench stream --rows 8 --num 64 --out docs/reports/x",
+        help="continuous batching compared with lockstep batches",
+        description="Generates the same images in lockstep batches and with continuous "
+        "batching, for jobs of equal and of different lengths.",
+        epilog="Example: jaxspec bench stream --batch 8 --num 64 --out docs/reports/x",
     )
     add_checkpoint(parser)
     add_numbers(parser, **NUMBERS)
-    add_lists(parser, waits=([1, 2], "idle rows before prompts are read"))
-    parser.add_argument("--tree", metavar="TREE", help="see `jaxspec generate --help`")
+    add_lists(parser, waits=([1, 2], "numbers of idle sequences before a refill"))
+    parser.add_argument(
+        "--tree", metavar="TREE", help="tree, see `jaxspec generate --help`"
+    )
     add_out(parser, *SUFFIXES)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Runs the sub-command."""
-    check_numbers(arguments, "num", "rows", "repeats", "waits")
+    """Runs the benchmark."""
+    check_numbers(arguments, "num", "batch", "repeats", "waits")
     check_out(arguments.out, *SUFFIXES)
 
     from jaxspec.bench.streaming import bench_streaming, streaming_markdown
@@ -58,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
         tree,
         loaded,
         num=arguments.num,
-        rows=arguments.rows,
+        batch=arguments.batch,
         waits=arguments.waits,
         repeats=arguments.repeats,
         seed=arguments.seed,
@@ -67,9 +69,9 @@ def run(arguments: argparse.Namespace) -> None:
     result = {
         "checkpoint": bundle.name,
         "num": arguments.num,
-        "rows_side_by_side": arguments.rows,
+        "batch": arguments.batch,
         "nodes": tree.size,
         "rows": rows,
     }
-    command = command_line("bench stream", asked(arguments, *names))
+    command = command_line("bench stream", option_values(arguments, *names))
     write_report(arguments.out, command, result, streaming_markdown)

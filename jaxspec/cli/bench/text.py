@@ -1,4 +1,4 @@
-"""`jaxspec bench text`: greedy text beside `transformers`."""
+"""`jaxspec bench text`: text generation compared with `transformers`."""
 
 import argparse
 
@@ -6,34 +6,34 @@ from jaxspec.cli.bench.output import (
     add_compare,
     add_numbers,
     add_out,
-    asked,
     check_numbers,
     check_out,
     command_line,
+    option_values,
     read_report,
     write_report,
 )
 
 SUFFIXES = (".json", ".md")
 NUMBERS = {
-    "layers": (12, "of the target; its drafters have a quarter of them"),
-    "width": (512, "of the target"),
-    "heads": (8, "of the target"),
-    "vocab": (4096, "size of the vocabulary"),
-    "tokens": (128, "to generate"),
-    "repeats": (5, "timed runs of each"),
+    "layers": (12, "layers of the target; its drafters have a quarter of them"),
+    "width": (512, "model width of the target"),
+    "heads": (8, "heads of the target"),
+    "vocab": (4096, "vocabulary size"),
+    "tokens": (128, "number of generated tokens"),
+    "repeats": (5, "number of timed runs of each method"),
 }
 
 
-def add_parser(measurements) -> None:
-    """Registers the sub-command."""
-    parser = measurements.add_parser(
+def add_parser(benchmarks) -> None:
+    """Adds the parser of the benchmark."""
+    parser = benchmarks.add_parser(
         "text",
-        help="greedy text beside transformers: plain, assisted, DFlash",
-        description="Generates the same greedy text with transformers and with our "
-        "loop, from one set of random weights in Qwen3's form: plainly, with the "
-        "target's first layers as a small model, and with a random block drafter. "
-        "Needs torch and transformers.",
+        help="text generation compared with transformers: plain, assisted, DFlash",
+        description="Generates the same greedy text with transformers and with "
+        "jaxspec, from one set of random weights in Qwen3's architecture: plainly, "
+        "with the target's first layers as draft model, and with a random block "
+        "drafter. Needs torch and transformers.",
         epilog="Example: jaxspec bench text --layers 12 --width 512 --out text",
     )
     add_numbers(parser, **NUMBERS)
@@ -43,10 +43,10 @@ def add_parser(measurements) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Runs the sub-command.
+    """Runs the benchmark.
 
     Raises:
-      ConfigError: a number makes no sense, or a package is not installed.
+      ConfigError: A number is out of range, or a package is not installed.
     """
     from importlib.util import find_spec
 
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
     missing = [name for name in ("torch", "transformers") if find_spec(name) is None]
     if missing:
         raise ConfigError(
-            f"this measurement needs {' and '.join(missing)}: "
+            f"this benchmark needs {' and '.join(missing)}: "
             "pip install 'jaxspec-decoding[parity]'"
         )
     check_out(arguments.out, *SUFFIXES)
@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
     result = bench_text(**{name: getattr(arguments, name) for name in NUMBERS})
     write_report(
         arguments.out,
-        command_line("bench text", asked(arguments, *NUMBERS, "out")),
+        command_line("bench text", option_values(arguments, *NUMBERS, "out")),
         result,
         text_markdown,
         compare=(before, KEYS),

@@ -1,4 +1,4 @@
-"""`jaxspec bench train`: tokens per second and utilization."""
+"""`jaxspec bench train`: training throughput and utilization."""
 
 import argparse
 
@@ -10,18 +10,23 @@ from jaxspec.cli.bench.output import (
     read_report,
     write_report,
 )
-from jaxspec.cli.bench.speed import SUFFIXES, add_speed, shown, speed_options
+from jaxspec.cli.bench.speed import (
+    SUFFIXES,
+    add_speed,
+    speed_option_values,
+    speed_options,
+)
 
 PARTS = ("prior", "drafter")
 
 
-def add_parser(measurements) -> None:
-    """Registers the sub-command."""
-    parser = measurements.add_parser(
+def add_parser(benchmarks) -> None:
+    """Adds the parser of the benchmark."""
+    parser = benchmarks.add_parser(
         "train",
         help="training steps: tokens per second, model-FLOPs utilization",
-        description="Times steps of `jaxspec train` for a prior and for a block "
-        "drafter of its size, on random codes.",
+        description="Times steps of `jaxspec train` on random tokens, for a prior and "
+        "for a block drafter.",
         epilog="Example: jaxspec bench train --models gpt-b --grid 16 --batch 64 "
         "--out train",
     )
@@ -31,14 +36,16 @@ def add_parser(measurements) -> None:
         nargs="+",
         choices=PARTS,
         default=list(PARTS),
-        help="(default: both)",
+        help="trained parts (default: both)",
     )
-    add_numbers(parser, batch=(16, "sequences"), steps=(3, "timed together"))
+    add_numbers(
+        parser, batch=(16, "sequences per step"), steps=(3, "steps per timed run")
+    )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Runs the sub-command."""
+    """Runs the benchmark."""
     options = speed_options(arguments)
     check_numbers(arguments, "batch", "steps")
     check_out(arguments.out, *SUFFIXES)
@@ -58,10 +65,10 @@ def run(arguments: argparse.Namespace) -> None:
         steps=arguments.steps,
         **options,
     )
-    words = shown(arguments, "parts", "batch", "steps")
+    values = speed_option_values(arguments, "parts", "batch", "steps")
     write_report(
         arguments.out,
-        command_line("bench train", words),
+        command_line("bench train", values),
         result,
         training_markdown,
         plot=training_plot,

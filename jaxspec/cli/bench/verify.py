@@ -1,4 +1,4 @@
-"""`jaxspec bench verify`: passes over trees, in decode steps."""
+"""`jaxspec bench verify`: cost of verifying draft trees, in decode steps."""
 
 import argparse
 
@@ -11,32 +11,37 @@ from jaxspec.cli.bench.output import (
     read_report,
     write_report,
 )
-from jaxspec.cli.bench.speed import SUFFIXES, add_speed, shown, speed_options
+from jaxspec.cli.bench.speed import (
+    SUFFIXES,
+    add_speed,
+    speed_option_values,
+    speed_options,
+)
 
 
-def add_parser(measurements) -> None:
-    """Registers the sub-command."""
-    parser = measurements.add_parser(
+def add_parser(benchmarks) -> None:
+    """Adds the parser of the benchmark."""
+    parser = benchmarks.add_parser(
         "verify",
-        help="what verifying trees costs, in decode steps",
-        description="Times passes over trees behind half an image, beside a decode "
-        "step, and whole rounds with given drafts: what noise, rule, commits and "
-        "counters add.",
+        help="cost of verifying draft trees, in decode steps",
+        description="Times forward passes over draft trees with caches filled by half "
+        "an image, relative to a decode step, and whole rounds with fixed drafts, "
+        "which add noise, verifier, commits and counters.",
         epilog="Example: jaxspec bench verify --models gpt-xl --nodes 26 64 "
         "--variants xla pallas --out verify",
     )
     add_speed(parser)
     add_lists(
         parser,
-        batches=([1], "images side by side"),
-        nodes=([8, 26, 64], "sizes of trees"),
+        batches=([1], "batch sizes in images"),
+        nodes=([8, 26, 64], "tree sizes"),
     )
-    add_numbers(parser, passes=(16, "in one timed program"))
+    add_numbers(parser, passes=(16, "passes in one timed program"))
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Runs the sub-command."""
+    """Runs the benchmark."""
     options = speed_options(arguments)
     check_numbers(arguments, "batches", "nodes", "passes")
     check_out(arguments.out, *SUFFIXES)
@@ -50,13 +55,13 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.batches,
         arguments.nodes,
         [find_variant(name) for name in arguments.variants],
-        passes_a_run=arguments.passes,
+        passes_per_run=arguments.passes,
         **options,
     )
-    words = shown(arguments, "batches", "nodes", "passes")
+    values = speed_option_values(arguments, "batches", "nodes", "passes")
     write_report(
         arguments.out,
-        command_line("bench verify", words),
+        command_line("bench verify", values),
         result,
         verify_markdown,
         plot=verify_plot,
