@@ -50,7 +50,7 @@ class Settings:
       cfg_scale: classifier-free guidance scale; 1 runs no unconditional stream.
       cfg_interval: see `spec.sampling.make_sampling`.
       batch: most images side by side.
-      rule: verification rule.
+      verifier: acceptance criterion of the drafts.
       cache_stages: see `Engine`.
       attention: how the prior attends over its cache, see `Transformer`.
     """
@@ -218,7 +218,7 @@ def _room(config: TransformerConfig, settings: Settings) -> int:
 
 
 def batches_of(bundle: Bundle, settings: Settings) -> tuple[int, int]:
-    """How many batches `sample_outcome` makes, and the rows of each: few, and even."""
+    """How many batches `draw` makes, and the rows of each: few, and even."""
     groups = bundle.mesh.shape["data"] if bundle.mesh else 1
     count, most = len(settings.classes), settings.batch + -settings.batch % groups
     batches = -(-count // most)
@@ -234,7 +234,7 @@ def bundle_for(bundle: Bundle, loaded: LoadedDrafter | None) -> Bundle:
 
 
 def verifier_in_use(settings: Settings, tree: Tree | DynamicTree) -> Verifier:
-    """The rule of `settings`, where there is anything to judge."""
+    """The verifier of `settings`, where there is anything to judge."""
     return settings.verifier if tree.size > 1 else Coupled()
 
 

@@ -92,7 +92,7 @@ def generation_table(report: dict[str, Any]) -> str:
         tree = report["tree"]
         lines.append(
             f"drafter     {report['drafter']}, tree of {tree['nodes']} nodes and depth "
-            f"{tree['depth']}, rule {report['verifier']} ({kind})"
+            f"{tree['depth']}, verifier {report['verifier']} ({kind})"
         )
     header = f"{'':12}{'tokens':>8}{'target calls':>14}{'tokens/call':>13}"
     lines += ["", f"{header}{'seconds':>9}{'compile':>9}"]
@@ -120,9 +120,9 @@ def generation_table(report: dict[str, Any]) -> str:
     if not report["identical_to_autoregressive"]:
         same = f"NO, {report['different_tokens']} tokens differ"
         if not report["lossless"]:
-            same += " (the rule is LOSSY)"
+            same += " (the verifier is LOSSY)"
         elif not report["promises_identity"]:
-            same += " (this rule keeps the distribution, not the tokens)"
+            same += " (this verifier keeps the distribution, not the tokens)"
     return "\n".join(
         [*lines, fast, plain, "", f"speedup     {_speedup(report)}"]
         + [f"identical   {same}"]

@@ -33,7 +33,7 @@ def parse_verifier(text: str) -> Verifier:
     """
     name, _, settings = text.partition(":")
     if name not in VERIFIERS:
-        raise ConfigError(f"unknown rule {name!r}; choose {', '.join(VERIFIERS)}")
+        raise ConfigError(f"unknown verifier {name!r}; choose {', '.join(VERIFIERS)}")
     verifier = VERIFIERS[name]
     known = typing.get_type_hints(verifier)
     known = {f.name: known[f.name] for f in dataclasses.fields(verifier)}
@@ -70,7 +70,7 @@ def _read(name: str, key: str, value: str, kind: Any) -> Any:
 
 
 def verifier_spec(verifier: Verifier) -> str:
-    """The rule with its settings, as `parse_verifier` reads it."""
+    """The verifier with its settings, as `parse_verifier` reads it."""
     name = next(
         (k for k, v in VERIFIERS.items() if type(verifier) is v),
         type(verifier).__name__,

@@ -48,9 +48,9 @@ def test_lossy_rules_are_called_so(bundle, words, same):
     assert read["verifier"] == words
     assert read["lossless"] is False and read["promises_identity"] is False
     table = generation_table(read)
-    assert f"rule {words} (LOSSY)" in table and "(lossless)" not in table
+    assert f"verifier {words} (LOSSY)" in table and "(lossless)" not in table
     # A lossy rule is told also where these images happen to be the same.
-    assert ("NO, 1 tokens differ (the rule is LOSSY)" in table) == (not same)
+    assert ("NO, 1 tokens differ (the verifier is LOSSY)" in table) == (not same)
 
 
 def test_lossless_rules_are_not_called_lossy(bundle):
@@ -60,8 +60,11 @@ def test_lossless_rules_are_not_called_lossy(bundle):
     assert rejection["lossless"] is True and rejection["promises_identity"] is False
     for report in (coupled, rejection):
         table = generation_table(report)
-        assert f"rule {report['verifier']} (lossless)" in table and "LOSSY" not in table
-    assert "this rule keeps the distribution, not the tokens" in table
+        assert (
+            f"verifier {report['verifier']} (lossless)" in table
+            and "LOSSY" not in table
+        )
+    assert "this verifier keeps the distribution, not the tokens" in table
 
 
 def test_numbers_are_of_the_two_runs(bundle):

@@ -66,9 +66,9 @@ def test_rules_without_a_name_say_their_class():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("oak", "unknown rule 'oak'; choose coupled, rejection"),
-        ("", "unknown rule ''"),
-        ("Lantern:k=3", "unknown rule 'Lantern'"),
+        ("oak", "unknown verifier 'oak'; choose coupled, rejection"),
+        ("", "unknown verifier ''"),
+        ("Lantern:k=3", "unknown verifier 'Lantern'"),
         ("coupled:k=3", "coupled has no setting 'k=3'; it takes none"),
         ("lantern:wings=2", "lantern has no setting 'wings=2'; it takes k=..., delta"),
         ("lantern:k", "lantern has no setting 'k'"),

@@ -124,7 +124,8 @@ def test_a_file_at_the_path_is_not_replaced(tmp_path):
 
 # Saves again and again, and prints a line before each save.
 SAVING = """
-import itertools, sys
+import itertools, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent may ignore it
 import jax.numpy as jnp, numpy as np
 from jaxspec.checkpoint import save_state
 rng = np.random.default_rng(0)

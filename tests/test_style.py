@@ -109,13 +109,15 @@ def violations(paths):
 PARTS = [
     ROOT / part
     for part in (
-        "jaxspec/drafters", "jaxspec/config", "jaxspec/checkpoint",
-        "jaxspec/writing.py",
-        "jaxspec/fresh.py", "jaxspec/text_files.py", "jaxspec/images.py",
-        "jaxspec/device.py", "jaxspec/processes.py", "jaxspec/captions.py",
-        "jaxspec/memory_plan.py", "jaxspec/cli/main.py", "jaxspec/cli/failures.py",
-        "jaxspec/cli/interrupts.py", "jaxspec/cli/streams.py", "jaxspec/cli/info.py",
-        "docs/traps.md", "docs/scaling.md", "docs/performance.md",
+        "configs", "docs/performance.md", "docs/scaling.md", "docs/traps.md",
+        "jaxspec/bench", "jaxspec/captions.py", "jaxspec/checkpoint",
+        "jaxspec/cli/bench", "jaxspec/cli/convert.py", "jaxspec/cli/evaluate.py",
+        "jaxspec/cli/failures.py", "jaxspec/cli/info.py", "jaxspec/cli/interrupts.py",
+        "jaxspec/cli/main.py", "jaxspec/cli/streams.py", "jaxspec/cli/train.py",
+        "jaxspec/config", "jaxspec/convert", "jaxspec/device.py", "jaxspec/drafters",
+        "jaxspec/fresh.py", "jaxspec/images.py", "jaxspec/memory_plan.py",
+        "jaxspec/models", "jaxspec/nn", "jaxspec/processes.py", "jaxspec/testing",
+        "jaxspec/text_files.py", "jaxspec/timing.py", "jaxspec/writing.py",
     )
 ]  # fmt: skip
 

@@ -54,7 +54,7 @@ def _add_images(parts) -> None:
         "likelihood under the target, and the distortion against plain decoding with "
         "the same seed. Writes numbers, a table, and plots against tokens per call.",
         epilog="Example: jaxspec eval images --data fruits360_64 --manual-dir "
-        "DIR_OF_FRUITS360 --rules coupled lantern:k=10,lam=2 --out quality",
+        "DIR_OF_FRUITS360 --verifiers coupled lantern:k=10,lam=2 --out quality",
     )
     _add_source(parser)
     parser.add_argument(
@@ -63,7 +63,7 @@ def _add_images(parts) -> None:
         help="classifier from `jaxspec train classifier` (default: the bundle's)",
     )
     parser.add_argument(
-        "--rules",
+        "--verifiers",
         nargs="+",
         default=["coupled"],
         metavar="VERIFIER",
@@ -159,8 +159,8 @@ def run_images(arguments: argparse.Namespace) -> None:
     check_numbers(arguments, "batch", num=4)
     if len(arguments.seeds) < 2 or len(set(arguments.seeds)) < len(arguments.seeds):
         raise ConfigError("--seeds: set at least two different seeds")
-    if len(set(arguments.rules)) < len(arguments.rules):
-        raise ConfigError("--rules: name each verifier once")
+    if len(set(arguments.verifiers)) < len(arguments.verifiers):
+        raise ConfigError("--verifiers: name each verifier once")
     check_out(arguments.out, *SUFFIXES)
     check_scales(arguments.cfg_scale)
 
@@ -182,7 +182,7 @@ def run_images(arguments: argparse.Namespace) -> None:
     from jaxspec.trees import tree_for
     from jaxspec.writing import write_file
 
-    for name in arguments.rules:  # checked before anything is loaded
+    for name in arguments.verifiers:  # checked before anything is loaded
         parse_verifier(name)
     bundle = load_bundle(arguments.checkpoint)
     folder = Path(arguments.checkpoint or embedded_folder() / bundle.name)
@@ -202,12 +202,12 @@ def run_images(arguments: argparse.Namespace) -> None:
     heldout = read_heldout(_source(arguments, bundle), extract, arguments.num)
     classes = spread_classes(len(bundle.class_names), arguments.num)
     settings = Settings(classes, batch=arguments.batch, cfg_scale=arguments.cfg_scale)
-    total = arguments.num * len(arguments.seeds) * (1 + len(arguments.rules))
+    total = arguments.num * len(arguments.seeds) * (1 + len(arguments.verifiers))
     with tqdm(total=total, desc="generating", unit="image") as bar:
         result = measure_quality(
             bundle,
             settings,
-            arguments.rules,
+            arguments.verifiers,
             tree,
             heldout,
             extract,
@@ -220,7 +220,7 @@ def run_images(arguments: argparse.Namespace) -> None:
         "classifier": [arguments.classifier] if arguments.classifier else [],
         "data": [arguments.data],
         "split": [arguments.split],
-        "rules": arguments.rules,
+        "verifiers": arguments.verifiers,
         "seeds": arguments.seeds,
         "cfg-scale": [f"{arguments.cfg_scale:g}"],
         "tree": [arguments.tree],

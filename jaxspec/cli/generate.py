@@ -65,7 +65,7 @@ def add_parser(commands) -> None:
     group.add_argument(
         "--verifier",
         default="coupled",
-        metavar="RULE",
+        metavar="VERIFIER",
         help="how drafts are verified: coupled (same tokens as plain decoding); "
         "rejection, block, kseq, greedy-set (same distribution); or, LOSSY, "
         "lantern:k=10,lam=2, coupled-relaxed:k=10,budget=0.1,radius=0.5, grouped, "

@@ -99,8 +99,8 @@ def _draw(
         batch=rows,
         verifier=parse_verifier(arguments.verifier),
     )
-    # What an image depends on. Drafter and tree are not part of it: of rules that do
-    # not promise plain decoding's tokens, they are.
+    # What an image depends on. Drafter and tree are not part of it: of verifiers that
+    # do not promise plain decoding's tokens, they are.
     same: dict[str, Any] = {
         "prior": digest_of(bundle_for(bundle, loaded).prior),
         "tokenizer": digest_of(bundle.tokenizer),

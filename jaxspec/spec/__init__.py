@@ -1,4 +1,4 @@
-"""The speculative engine: trees, rules, caches and the loop; knows no model."""
+"""The speculative engine: trees, verifiers, caches and the loop; knows no model."""
 
 from jaxspec.spec.acceptance import optimal_acceptance
 

@@ -1,4 +1,5 @@
-"""How often any rule at all could accept a draft: a measuring stick for rules."""
+"""How often any verifier at all could accept a draft: a measuring stick for
+verifiers."""
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +18,14 @@ def optimal_acceptance(
     k: int,
     with_replacement: bool,
 ) -> Float[Array, "..."]:
-    """Highest probability with which a lossless rule can emit one of `k` drafts.
+    """Highest probability with which a lossless verifier can emit one of `k` drafts.
 
     The dual of the optimal transport: the least value, over sets `A` of tokens, of
     `1 + p(A) - Pr(all k drafts lie in A)`. A minimiser is a prefix of the tokens in
     ascending order of `p / q` (arXiv 2502.18779), for both ways of drawing. For drafts
     without replacement the probability is that of `k` arrivals among independent
     exponential clocks of rates `q`, before the first outside of `A`; it is integrated
-    over time with a rule that converges exponentially. Exact for any `V`.
+    over time with a verifier that converges exponentially. Exact for any `V`.
 
     Args:
       p: target probabilities; the last axis sums to 1.

@@ -1,4 +1,4 @@
-"""What passes between the loop, a drafter and a rule in one round."""
+"""What passes between the loop, a drafter and a verifier in one round."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -122,12 +122,12 @@ class Draft:
         node that may have children (`Tree.internal`; all `N` of a grown tree).
       parents: int32 [B, N] of a tree grown this round; None for a static one. A node
         whose parent is not before it, or that lies deeper than `tree.depth`, is not
-        valid. A node has at most `tree.width` valid children; rules that draw ignore
-        what is more.
+        valid. A node has at most `tree.width` valid children; verifiers that draw
+        ignore what is more.
       confidence: float32 [B, N], predicted chance that a node is accepted once its
         parent is.
       extra: rows that ride along.
-      selection: how children were chosen; "guess" if nothing is known. A rule that
+      selection: how children were chosen; "guess" if nothing is known. A verifier that
         needs honest samples refuses others. Static.
       pruned_by: what decided which nodes are valid: nothing or what lies above a node
         ("past"), or also the node's own token ("token"). Static.
@@ -304,7 +304,7 @@ class Drafter(Protocol):
 
     A drafter is static and hashable; what changes lives in its state, a tree of
     arrays of fixed shapes, rows first but for what is `Shared`. It may be wrong in any
-    way: under a lossless rule it can change the speed and nothing else, as long as
+    way: under a lossless verifier it can change the speed and nothing else, as long as
     `Draft.selection` is true.
 
     One that sends `ExtraQueries` has `extra_rows`: their static number `X`, or a

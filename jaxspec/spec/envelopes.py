@@ -93,7 +93,7 @@ class BestFirst:
     """DySpec (arXiv 2410.11744): one node at a time, where acceptance is likeliest.
 
     A place in the tree is chosen before its token is drawn, so drawn tokens stay
-    honest samples and every rule may judge them.
+    honest samples and every verifier may judge them.
 
     Attributes:
       nodes: `N`, the root included.

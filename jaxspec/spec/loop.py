@@ -156,7 +156,7 @@ def spec_step(
     """One round: commit the last path, draft, verify, emit. Donate `state`.
 
     Rows advance at their own pace; finished rows change nothing but garbage.
-    `verifier_params` are the arrays that the rule needs, if any.
+    `verifier_params` are the arrays that the verifier needs, if any.
     """
     tree, target = engine.tree, engine.target
     check_rows(state.done.shape[0], prompt=prompt, sampling=sampling)
@@ -363,8 +363,8 @@ def generate(
     """Generates every row to its end in one `lax.while_loop`; call it under `jit`.
 
     With `Coupled` (the default) the tokens are those of the same call without a
-    drafter. Other lossless rules keep the distribution. Arguments as in `init_state`
-    and `spec_step`.
+    drafter. Other lossless verifiers keep the distribution. Arguments as in
+    `init_state` and `spec_step`.
     """
 
     def running(state: SpecState, end: int) -> Array:

@@ -1,4 +1,4 @@
-"""Nearest codes of every code of a codebook, for rules that relax equality."""
+"""Nearest codes of every code of a codebook, for verifiers that relax equality."""
 
 from dataclasses import dataclass
 
@@ -16,8 +16,8 @@ class Neighbors:
     """Each token's nearest other tokens, nearest first.
 
     Attributes:
-      ids: int32 [V, k + 1]. Rules test `k` of them; LANTERN's released rejection step
-        takes one more out.
+      ids: int32 [V, k + 1]. Verifiers test `k` of them; LANTERN's released rejection
+        step takes one more out.
       distances: float32 [V, k + 1], Euclidean, in units of the code vectors.
     """
 
@@ -62,7 +62,7 @@ def neighbor_table(
 
     Args:
       codebook: code vectors as stored.
-      k: neighbors that rules will test; `k + 1` are kept.
+      k: neighbors that verifiers will test; `k + 1` are kept.
       normalize: compare directions instead of stored vectors. LANTERN's release
         compares stored ones, also for LlamaGen, whose tokenizer normalizes them.
       block: rows at a time.

@@ -45,12 +45,13 @@ class FreshNoise:
 @register_dataclass
 @dataclass(frozen=True)
 class Noise:
-    """What a rule draws with in one round. What a rule leaves unused is not computed.
+    """What a verifier draws with in one round. What a verifier leaves unused is not
+    computed.
 
     Attributes:
       coupled: float32 [B, A, V], Gumbel noise of the positions after the root. Drafters
         may see it. 0 in greedy rows.
-      fresh: Gumbel noise that nothing but the rule sees.
+      fresh: Gumbel noise that nothing but the verifier sees.
       nodes: float32 [B, N], Gumbel noise that decides where a draft ends; as secret.
       greedy: bool [B], rows that take the likeliest token.
     """
@@ -197,7 +198,7 @@ def draw_noise(
 
 
 def private_keys(keys: BatchKeys, positions: Int[Array, "B"]) -> BatchKeys:
-    """Keys for a drafter's own draws at a root: no rule ever uses them."""
+    """Keys for a drafter's own draws at a root: no verifier ever uses them."""
 
     def fold(key, position):
         key = jax.random.fold_in(key, jnp.uint32(_PRIVATE))

@@ -28,7 +28,7 @@ class Engine:
       drafter: None decodes plainly, one token a call.
       tree: shape of the drafts, or the bound of trees that grow; the root alone
         without a drafter.
-      rule: how drafts are judged.
+      verifier: how drafts are judged.
       order: processing steps, in order; see `spec.sampling.process_logits`.
       tie_margin: how far apart, at most, the logits of two passes of different widths
         may be, doubled. A decision that such a difference could change (guidance and

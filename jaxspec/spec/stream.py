@@ -99,7 +99,7 @@ def run_stream(
       stream: rows, some of which may be at work already.
       queue: `Q` jobs; those whose number is -1, at its end, are none.
       drain: work on until every row has ended.
-      verifier_params: arrays that the rule needs, if any.
+      verifier_params: arrays that the verifier needs, if any.
       wait: rows that must be idle before new prompts are read: a pass over the prompts
         is made for all rows at once. With fewer jobs left, or no row at work, it does
         not wait.

@@ -82,7 +82,10 @@ def test_generate_without_a_drafter_is_plain_decoding(tmp_path, capsys):
 WRONG = {
     "unknown class": (["--classes", "Pear"], "unknown class 'Pear'"),
     "unknown tree": (["--tree", "oak"], "unknown tree 'oak'"),
-    "unknown rule": (["--verifier", "oak"], "unknown rule 'oak'; choose coupled,"),
+    "unknown verifier": (
+        ["--verifier", "oak"],
+        "unknown verifier 'oak'; choose coupled,",
+    ),
     "unknown setting": (["--verifier", "lantern:k=2,wings=2"], "no setting 'wings=2'"),
     "impossible setting": (["--verifier", "lantern:k=0,lam=2"], "k=0"),
     "tree too deep": (["--tree", "chain-40"], "choose a shallower tree"),

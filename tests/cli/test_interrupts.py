@@ -9,7 +9,8 @@ import pytest
 
 # A command whose main thread, and possibly a second one, is busy for a minute.
 BUSY = """
-import hashlib, sys, threading, time
+import hashlib, signal, sys, threading, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent may ignore it
 from jaxspec.cli import command, interrupts
 interrupts.GRACE_SECONDS = 0.3
 def run(arguments):

@@ -141,7 +141,7 @@ def test_verifiers_are_compared_by_image_quality(trained, data, tmp_path, capsys
     command += ["--classifier", str(tmp_path / "checkpoint" / "classifier")]
     command += ["--data", "cifar10_packed", "--data-dir", str(data / "tfds")]
     command += ["--manual-dir", str(data), "--num", "5", "--seeds", "0", "3"]
-    command += ["--rules", "coupled", "lantern:k=4,lam=9", "--tree", "0,1,00"]
+    command += ["--verifiers", "coupled", "lantern:k=4,lam=9", "--tree", "0,1,00"]
     assert main([*command, "--out", str(stem)]) == 0
     plain, coupled, relaxed = json.loads(stem.with_suffix(".json").read_text())["rows"]
     assert plain["lossless"] and coupled["lossless"] and not relaxed["lossless"]

@@ -1,4 +1,4 @@
-"""Verification rules, one file a family."""
+"""Verifiers, one file a family."""
 
 from jaxspec.spec.verify.annealed import Annealed
 from jaxspec.spec.verify.base import LosslessVerifier, LossyVerifier, Verdict, Verifier

@@ -63,7 +63,7 @@ class Annealed(LossyVerifier, OutcomeVerifier):
         greedy: Bool[Array, "B"] | None = None,
         params: Params = None,
     ) -> Outcome:
-        """See `OutcomeVerifier.law`."""
+        """See `OutcomeVerifier.outcome`."""
         draft, shape = checked_draft(log_p, draft, tree)
         p = jnp.exp(target_log_probs(log_p, greedy))
         draft, log_q = require_samples(self, draft, shape, tree)

@@ -1,4 +1,4 @@
-"""What every verification rule takes and returns."""
+"""What every verifier takes and returns."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
@@ -45,7 +45,7 @@ class Verdict:
 
 
 class Verifier(Protocol):
-    """A frozen, hashable verification rule."""
+    """A frozen, hashable verifier."""
 
     @property
     def lossless(self) -> bool:
@@ -54,7 +54,7 @@ class Verifier(Protocol):
 
     @property
     def selection(self) -> Selection:
-        """How a drafter should choose candidates for this rule."""
+        """How a drafter should choose candidates for this verifier."""
         ...
 
     @property
@@ -78,18 +78,18 @@ class Verifier(Protocol):
           draft: the drafter's guesses.
           tree: their shape, or its bound.
           noise: the round's randomness.
-          params: arrays that the rule needs (a neighbor table, a trained head).
+          params: arrays that the verifier needs (a neighbor table, a trained head).
           features: the target's hidden states at each node, conditional rows first.
 
         Raises:
-          ConfigError: the draft was not made the way this rule needs, or something it
-            needs is missing.
+          ConfigError: the draft was not made the way this verifier needs, or something
+            it needs is missing.
         """
         ...
 
 
 class LosslessVerifier:
-    """Rules whose output follows the target's distribution, whatever is drafted."""
+    """Verifiers whose output follows the target's distribution, whatever is drafted."""
 
     @property
     def lossless(self) -> bool:
@@ -98,7 +98,7 @@ class LosslessVerifier:
 
 
 class LossyVerifier:
-    """Rules that trade the target's distribution for speed. Never a default."""
+    """Verifiers that trade the target's distribution for speed. Never a default."""
 
     @property
     def lossless(self) -> bool:

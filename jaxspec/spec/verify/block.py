@@ -38,7 +38,7 @@ class Block(LosslessVerifier, OutcomeVerifier):
         greedy: Bool[Array, "B"] | None = None,
         params: Params = None,
     ) -> Outcome:
-        """See `OutcomeVerifier.law`.
+        """See `OutcomeVerifier.outcome`.
 
         Raises:
           ConfigError: the tree branches.

@@ -27,7 +27,7 @@ class Coupled(LosslessVerifier):
     The sample of a node is `argmax(log p + noise)` with the noise of its absolute
     position, so the output is a function of the noise and of `p` alone: the very
     tokens that plain sampling draws with the same noise, whatever was drafted. Greedy
-    decoding is the same rule with noise 0. Loop-free.
+    decoding is the same verifier with noise 0. Loop-free.
 
     Sources: drafter-invariant speculation (arXiv 2408.07978); position keys and the
     drafter's side are ours.

@@ -34,8 +34,8 @@ class CoupledRelaxed(LossyVerifier):
     their mass stays within the budget and their distance within the radius. Of several
     such children the nearest to `y` is followed. So an emitted code never lies farther
     than `radius` from the one that exact sampling would have drawn after the same
-    prefix, and with budget 0 the rule is `Coupled`. Nothing is resampled. A child that
-    the filters removed (a score of -inf) is not accepted, however near it lies.
+    prefix, and with budget 0 the verifier is `Coupled`. Nothing is resampled. A child
+    that the filters removed (a score of -inf) is not accepted, however near it lies.
 
     A child that was drafted without sight of the noise is accepted with exactly
     LANTERN's relaxed probability. Ours.

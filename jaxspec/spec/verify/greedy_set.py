@@ -29,8 +29,8 @@ class GreedySet(LosslessVerifier, OutcomeVerifier):
     """Optimal verification of the drafter's likeliest tokens plus one sample.
 
     The children of a node are the best tokens `S` under `q` and, last, one drawn from
-    `q` restricted to the rest. Accepts with the highest probability any rule can reach
-    for such drafts, `p(S) + sum over the rest of min(p, q')`.
+    `q` restricted to the rest. Accepts with the highest probability any verifier can
+    reach for such drafts, `p(S) + sum over the rest of min(p, q')`.
 
     Source: draft set of arXiv 2502.18779; the direct verification is ours: accept the
     sample with `min(1, p / q')`, else draw from `(p - q')+` over all tokens and follow
@@ -50,7 +50,7 @@ class GreedySet(LosslessVerifier, OutcomeVerifier):
         greedy: Bool[Array, "B"] | None = None,
         params: Params = None,
     ) -> Outcome:
-        """See `OutcomeVerifier.law`."""
+        """See `OutcomeVerifier.outcome`."""
         draft, shape = checked_draft(log_p, draft, tree)
         draft, log_q = require_samples(self, draft, shape, tree, ("top_and_sample",))
         q = jnp.exp(log_q)

@@ -73,7 +73,7 @@ class Grouped(LossyVerifier, OutcomeVerifier):
         greedy: Bool[Array, "B"] | None = None,
         params: Params = None,
     ) -> Outcome:
-        """See `OutcomeVerifier.law`."""
+        """See `OutcomeVerifier.outcome`."""
         table = require_param(self, params, "embedding")
         draft, shape = checked_draft(log_p, draft, tree)
         p = jnp.exp(target_log_probs(log_p, greedy))

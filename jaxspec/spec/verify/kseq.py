@@ -50,7 +50,7 @@ class KSeq(LosslessVerifier, OutcomeVerifier):
         greedy: Bool[Array, "B"] | None = None,
         params: Params = None,
     ) -> Outcome:
-        """See `OutcomeVerifier.law`."""
+        """See `OutcomeVerifier.outcome`."""
         draft, shape = checked_draft(log_p, draft, tree)
         draft, log_q = require_samples(self, draft, shape, tree, ("with_replacement",))
         q = jnp.exp(log_q)

@@ -111,7 +111,7 @@ class Lantern(LossyVerifier, OutcomeVerifier):
         greedy: Bool[Array, "B"] | None = None,
         params: Params = None,
     ) -> Outcome:
-        """See `OutcomeVerifier.law`."""
+        """See `OutcomeVerifier.outcome`."""
         table = table_of(self, params, self.k, log_p.shape[-1])
         draft, shape = checked_draft(log_p, draft, tree)
         scores = shape.gather_internal(log_p)

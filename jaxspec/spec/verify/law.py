@@ -1,8 +1,8 @@
-"""The law of a rule's outcome given a draft, and drawing from it.
+"""The law of a verifier's outcome given a draft, and drawing from it.
 
-A rule that draws is written as a law: how likely each node is to be the last one that
-is kept, and how the token after it is distributed. `verify` draws from exactly these
-arrays, so what an enumeration proves about the law holds for what runs.
+A verifier that draws is written as a law: how likely each node is to be the last one
+that is kept, and how the token after it is distributed. `verify` draws from exactly
+these arrays, so what an enumeration proves about the law holds for what runs.
 """
 
 from abc import ABC, abstractmethod
@@ -36,7 +36,7 @@ class Outcome:
 
 
 class OutcomeVerifier(ABC):
-    """A rule that is its law."""
+    """A verifier that is its law."""
 
     @property
     def token_exact(self) -> bool:

@@ -1,4 +1,4 @@
-"""Recursive rejection sampling: one rule for chains and for several siblings."""
+"""Recursive rejection sampling: one verifier for chains and for several siblings."""
 
 from dataclasses import dataclass
 
@@ -51,7 +51,7 @@ class Rejection(LosslessVerifier, OutcomeVerifier):
         greedy: Bool[Array, "B"] | None = None,
         params: Params = None,
     ) -> Outcome:
-        """See `OutcomeVerifier.law`."""
+        """See `OutcomeVerifier.outcome`."""
         draft, shape = checked_draft(log_p, draft, tree)
         p = jnp.exp(target_log_probs(log_p, greedy))
         log_q = None

@@ -59,7 +59,7 @@ def relaxed_set(
 
 
 def table_of(verifier, params: Params, k: int, vocab_size: int) -> Neighbors:
-    """The neighbor table among a rule's parameters.
+    """The neighbor table among a verifier's parameters.
 
     Raises:
       ConfigError: there is none, it has too few columns, or it is not of this
