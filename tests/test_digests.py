@@ -136,13 +136,13 @@ def digest_of_verifier(name, tree, rows):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("case", "key"), grid_of_drafters())
+@pytest.mark.parametrize(("case", "key"), list(grid_of_drafters()))
 def test_tokens_of_drafters_are_those_recorded(case, key):
     assert digest_of_drafter(*key) == json.loads(RECORDED.read_text("utf-8"))[case]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("case", "key"), grid_of_verifiers())
+@pytest.mark.parametrize(("case", "key"), list(grid_of_verifiers()))
 def test_tokens_of_verifiers_are_those_recorded(case, key):
     assert digest_of_verifier(*key) == json.loads(RECORDED.read_text("utf-8"))[case]
 
@@ -151,8 +151,8 @@ def record():
     """Writes all digests."""
     found = {}
     for make, grid in (
-        (digest_of_drafter, grid_of_drafters()),
-        (digest_of_verifier, grid_of_verifiers()),
+        (digest_of_drafter, list(grid_of_drafters())),
+        (digest_of_verifier, list(grid_of_verifiers())),
     ):
         for case, key in grid:
             found[case] = make(*key)

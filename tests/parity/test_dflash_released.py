@@ -127,8 +127,11 @@ def test_released_drafters_draft_as_in_their_code(spark):
     [
         ({"layer_types": ["sliding_attention", "full_attention"]}, "sliding window"),
         ({"use_sliding_window": True}, "sliding window"),
-        ({"rope_theta": 1e6}, "other frequencies"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "other frequencies"),
+        ({"rope_theta": 1e6}, "other rotary frequencies"),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2.0}},
+            "other rotary frequencies",
+        ),
     ],
     ids=str,
 )
