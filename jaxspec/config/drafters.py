@@ -75,7 +75,7 @@ class DFlashConfig:
         grouped_heads(self.heads, self.num_kv_heads)
         require(
             len(self.feature_layers) >= 1,
-            "feature layers must name at least one target layer",
+            "feature_layers must name at least one target layer",
         )
         even_heads(self.heads, self.heads * (self.head_dim or 0) or self.width)
 
@@ -163,7 +163,7 @@ class EagleConfig:
         grouped_heads(self.heads, self.num_kv_heads)
         require(
             len(self.feature_layers) >= 1,
-            "feature layers must name at least one target layer",
+            "feature_layers must name at least one target layer",
         )
         even_heads(self.heads, self.heads * (self.head_dim or 0) or self.width)
 

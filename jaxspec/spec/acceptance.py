@@ -1,5 +1,4 @@
-"""How often any verifier at all could accept a draft: a measuring stick for
-verifiers."""
+"""Highest acceptance that any lossless verifier could reach, for comparison."""
 
 import jax
 import jax.numpy as jnp

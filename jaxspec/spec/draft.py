@@ -111,7 +111,7 @@ class ExtraQueries:
 @register_dataclass
 @dataclass(frozen=True)
 class Draft:
-    """DrafterOutputs laid out on a tree.
+    """Drafted tokens laid out on a tree.
 
     Attributes:
       tokens: int32 [B, N]; node 0 is the root. A node whose token is not in `[0, V)`
@@ -318,7 +318,7 @@ class Drafter(Protocol):
     def propose(
         self, params: Params, state: Any, ctx: DraftContext
     ) -> tuple[Draft, Any]:
-        """DrafterOutputs the tokens of `ctx.tree` after the root."""
+        """Drafts tokens for the nodes of `ctx.tree` after the root."""
         ...
 
     def observe(self, params: Params, state: Any, result: RoundResult) -> Any:
