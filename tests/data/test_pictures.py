@@ -224,7 +224,7 @@ def test_a_data_set_of_16_bit_images_is_scaled(tmp_path):
         ("arrays", "of split 'train' of data set .* is of float32, whose range"),
         (
             "bad",
-            "cannot read image 0 of split 'train' of data set 'any_pictures/bad'",
+            "cannot read image 0 of split 'train' of data set 'any_images/bad'",
         ),
     ],
 )
