@@ -11,8 +11,8 @@ import numpy as np
 
 from jaxspec.checkpoint import load_checkpoint, read_config
 from jaxspec.errors import CheckpointError, ConfigError
+from jaxspec.models.prompts import Caption
 from jaxspec.models.t5 import TextEncoder
-from jaxspec.models.transformer import Caption
 
 TOKENIZER = "tokenizer.json"
 

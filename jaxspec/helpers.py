@@ -22,8 +22,8 @@ from jaxspec.drafters.riding_blocks import tidar
 from jaxspec.drafters.small_model import DraftModel, early_exit
 from jaxspec.errors import CheckpointError, ConfigError
 from jaxspec.models.masked_diffusion import MaskedDiffusion
-from jaxspec.models.target import make_target
-from jaxspec.models.transformer import CaptionPadding, Transformer, activation_dtype
+from jaxspec.models.parameters import activation_dtype
+from jaxspec.models.transformer import Transformer
 from jaxspec.nn.quantize import quantized
 from jaxspec.spec.draft import Drafter
 from jaxspec.spec.envelopes import DynamicTree
@@ -42,7 +42,6 @@ class LoadedDrafter:
       name: as in reports.
       drafter: static.
       params: bound to the target's.
-      feature_layers: layers of the target that it reads.
       size: parameters of its own, not counting what it shares with the target.
       trained_seconds: how long its training took, if it was trained.
       prior: the target, where the drafter is part of it.
@@ -51,15 +50,9 @@ class LoadedDrafter:
     name: str
     drafter: Drafter
     params: Params
-    feature_layers: tuple[int, ...] = ()
     size: int = 0
     trained_seconds: float | None = None
     prior: Checkpoint | None = None
-
-    @property
-    def caption_padding(self) -> CaptionPadding:
-        """How the target is to read the padding of captions, see `make_target`."""
-        return getattr(self.drafter, "caption_padding", "self")
 
     def check_tree(self, tree: Tree | DynamicTree) -> None:
         """Refuses trees that the drafter cannot fill.
@@ -109,7 +102,7 @@ def load_drafter(name: str, bundle: Bundle) -> LoadedDrafter:
         return LoadedDrafter(name, simple[name](), None)
     layers = whole_number(name.removeprefix("early-exit-"))
     if name.startswith("early-exit-") and layers is not None:
-        drafter = early_exit(config, layers, guided=config.condition != "none")
+        drafter = early_exit(config, layers, cfg=config.condition != "none")
         return LoadedDrafter(name, drafter, bundle.prior.params)
     if Path(name).is_dir():
         checkpoint = load_checkpoint(name, sharding=bundle.place)
@@ -147,7 +140,7 @@ def _model(name: str, checkpoint: Checkpoint, bundle: Bundle) -> LoadedDrafter:
             )
     model, mask = Transformer(config), config.vocab_size
     as_target, params = (
-        make_target(model, guided=config.condition != "none"),
+        model.as_target(cfg=config.condition != "none"),
         checkpoint.params,
     )
     if bundle.int8:
@@ -160,7 +153,7 @@ def _model(name: str, checkpoint: Checkpoint, bundle: Bundle) -> LoadedDrafter:
             config,
             (*metadata["exits"], config.layers),
             verify_cost=target.layers * (target.width / config.width) ** 2,
-            guided=config.condition != "none",
+            cfg=config.condition != "none",
         )
     elif objective == "masked":
         masked = MaskedDiffusion(model, bool(metadata.get("shifted")))
@@ -180,7 +173,7 @@ def _model(name: str, checkpoint: Checkpoint, bundle: Bundle) -> LoadedDrafter:
         drafter = Deer(as_target, metadata["block"], mask)
     size = sum(x.size for x in jax.tree.leaves(checkpoint.params))
     seconds = metadata.get("metrics", {}).get("seconds")
-    return LoadedDrafter(name, drafter, params, (), size, seconds, prior)
+    return LoadedDrafter(name, drafter, params, size, seconds, prior)
 
 
 def _trained(name: str, checkpoint: Any, bundle: Bundle) -> LoadedDrafter:
@@ -193,5 +186,5 @@ def _trained(name: str, checkpoint: Any, bundle: Bundle) -> LoadedDrafter:
     if isinstance(drafter, PPD):
         widened = drafter.target_params(checkpoint.params, prior)
         brought = replace(bundle.prior, config=drafter.widened, params=widened)
-        return LoadedDrafter(name, drafter.drafter, None, (), size, seconds, brought)
-    return LoadedDrafter(name, drafter, params, drafter.feature_layers, size, seconds)
+        return LoadedDrafter(name, drafter.drafter, None, size, seconds, brought)
+    return LoadedDrafter(name, drafter, params, size, seconds)

@@ -96,7 +96,7 @@ def plan_memory(
     batch: int,
     nodes: int = 58,
     itemsize: int = 2,
-    guided: bool = True,
+    cfg: bool = True,
     drafter: tuple[str, Any] | None = None,
     drafter_cache_width: int = 0,
     int8: bool = False,
@@ -111,7 +111,7 @@ def plan_memory(
       batch: number of sequences on all devices together.
       nodes: number of nodes of the tree, including its root.
       itemsize: bytes of a parameter, key or value.
-      guided: whether classifier-free guidance doubles the sequences of a pass.
+      cfg: whether classifier-free guidance doubles the sequences of a pass.
       drafter: kind and configuration of the drafter, or None without one.
       drafter_cache_width: numbers in the drafter's cache per position and branch; see
         `drafter_cache_width`.
@@ -126,7 +126,7 @@ def plan_memory(
             f"batch {batch} leaves devices idle: the mesh has {data} along 'data'"
         )
     sequences = -(-batch // data)
-    branches = sequences * (2 if guided else 1)
+    branches = sequences * (2 if cfg else 1)
     config = copy_kv_heads(config, {}, needed_copies(config, model))[0]
     # Heads that do not divide evenly are replicated.
     heads = config.num_kv_heads

@@ -10,8 +10,11 @@ from jaxspec import __version__
 from jaxspec.bundle import Bundle
 from jaxspec.device import device_name
 from jaxspec.helpers import LoadedDrafter, bundled_drafter
-from jaxspec.models.transformer import activation_dtype
-from jaxspec.pipeline import Run, Settings, verifier_in_use
+from jaxspec.models.parameters import activation_dtype
+from jaxspec.pipeline.config import GenerationConfig
+from jaxspec.pipeline.engine import verifier_in_use
+from jaxspec.pipeline.generation import GenerationResult
+from jaxspec.pipeline.prompts import Prompts
 from jaxspec.rules import verifier_spec
 from jaxspec.spec.envelopes import DynamicTree
 from jaxspec.spec.tree import Tree
@@ -20,10 +23,11 @@ from jaxspec.timing import ratio_fields, shown
 
 def generation_report(
     bundle: Bundle,
-    settings: Settings,
+    prompts: Prompts,
+    config: GenerationConfig,
     tree: Tree | DynamicTree,
-    fast: Run,
-    plain: Run,
+    fast: GenerationResult,
+    plain: GenerationResult,
     loaded: LoadedDrafter | None = None,
 ) -> dict[str, Any]:
     """The numbers of one comparison, ready for JSON.
@@ -34,9 +38,9 @@ def generation_report(
     same = np.array_equal(fast.tokens, plain.tokens)
     dtype = activation_dtype(bundle.prior.params)
     speculative = tree.size > 1
-    verifier = verifier_in_use(settings, tree)
+    verifier = verifier_in_use(config, tree)
     return {
-        "images": len(settings.classes),
+        "images": len(prompts),
         "tokens": int(fast.tokens.size),
         "target_calls": int(fast.calls.sum()),
         "tokens_per_call": fast.tokens_per_call,
@@ -59,17 +63,17 @@ def generation_report(
         "accepted_tokens": int(fast.hits.sum()),
         "accepted_histogram": fast.accepted.sum(0).tolist(),
         **(
-            {"prompts": list(settings.captions.texts)}
-            if settings.captions
-            else {"classes": list(settings.classes)}
+            {"prompts": list(prompts.texts)}
+            if prompts.condition == "caption"
+            else {"classes": np.asarray(prompts.values).tolist()}
         ),
-        "seed": settings.seed,
-        "temperature": settings.temperature,
-        "top_k": settings.top_k,
-        "top_p": settings.top_p,
-        "cfg_scale": settings.cfg_scale,
-        "cfg_interval": settings.cfg_interval,
-        "batch": settings.batch,
+        "seed": config.seed,
+        "temperature": config.temperature,
+        "top_k": config.top_k,
+        "top_p": config.top_p,
+        "cfg_scale": config.cfg_scale,
+        "cfg_interval": config.cfg_interval,
+        "batch": config.batch_size,
         "dtype": str(dtype),
         "int8": bundle.int8,
         "device": device_name(),

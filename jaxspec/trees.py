@@ -7,7 +7,6 @@ import jax
 
 from jaxspec.errors import ConfigError
 from jaxspec.spec.envelopes import Beam, BestFirst, DynamicTree, StochasticBeam
-from jaxspec.spec.named_trees import named_tree
 from jaxspec.spec.tree import Tree
 
 # Chance that the accepted child has rank 0, 1, ..., given that its parent was accepted:
@@ -22,7 +21,7 @@ _ACCELERATOR = "optimal-58"
 
 
 def parse_tree(name: str, max_depth: int = MAX_DEPTH) -> Tree | DynamicTree:
-    """A tree by the names of `named_tree`, or one of these.
+    """A tree by the names of `Tree.named`, or one of these.
 
     `optimal-NODES` is the best static tree for the embedded model; `beam-NODES`,
     `best-first-NODES` and `stochastic-beam-DEPTHxBEAM` grow anew in each round. The
@@ -41,7 +40,7 @@ def parse_tree(name: str, max_depth: int = MAX_DEPTH) -> Tree | DynamicTree:
     if match := re.fullmatch(r"stochastic-beam-(\d{1,2})x(\d{1,3})", name):
         return StochasticBeam(int(match[1]), int(match[2]))
     try:
-        return named_tree(name)
+        return Tree.named(name)
     except ConfigError as error:
         raise ConfigError(
             f"{error}; or optimal-NODES, beam-NODES, best-first-NODES, "

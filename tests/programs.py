@@ -31,21 +31,21 @@ from jaxspec.drafters.prompt_tokens import PPD
 from jaxspec.drafters.stop_head import AcceptanceHead
 from jaxspec.models.classifier import Classifier, ClassifierConfig
 from jaxspec.models.masked_diffusion import MaskedDiffusion
+from jaxspec.models.prompts import Caption, TokenPrompt
 from jaxspec.models.t5 import TextEncoder
-from jaxspec.models.target import make_target
 from jaxspec.models.tokenizer import Tokenizer
-from jaxspec.models.transformer import Caption, TokenPrompt, Transformer
+from jaxspec.models.transformer import Transformer
 from jaxspec.nn.quantize import quantized
 from jaxspec.rules import parse_verifier
 from jaxspec.spec.acceptance import optimal_acceptance
+from jaxspec.spec.continuous_batching import Jobs, begin_stream, run_stream
+from jaxspec.spec.engine import Engine
 from jaxspec.spec.envelopes import BestFirst, StochasticBeam
-from jaxspec.spec.loop import generate
-from jaxspec.spec.named_trees import named_tree
 from jaxspec.spec.neighbors import neighbor_table
 from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import make_sampling
-from jaxspec.spec.state import Engine, StoppingCriteria
-from jaxspec.spec.stream import Jobs, begin_stream, run_stream
+from jaxspec.spec.sampling import Sampling
+from jaxspec.spec.state import Variables
+from jaxspec.spec.stopping import StoppingCriteria
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify import Judge
 from jaxspec.testing.table_drafter import TableDrafter
@@ -81,7 +81,7 @@ def program(name, function, *arguments):
 
 # The toy target, with filters, guidance, and sequences that end early.
 def settings():
-    return make_sampling(
+    return Sampling.create(
         ROWS,
         temperature=[1.0, 0.0, 0.7],
         cfg_scale=[2.0, 0.5, 1.0],
@@ -97,14 +97,14 @@ def prompts():
 def toy(name):
     drafter, tree = TABLES[name] if name else (None, Tree.root())
     engine = Engine(toy_target(VOCAB, 2), 8, drafter, tree)
-    return generate(
-        engine,
-        toy_params(VOCAB, 40),
-        table_params(name) if name else None,
+    return engine.generate(
+        Variables(toy_params(VOCAB, 40), table_params(name) if name else None),
         prompts(),
-        settings(),
-        batch_keys(3, ROWS),
-        StoppingCriteria.create(ROWS, [8, 6, 8], [5, -1, -1]),
+        sampling=settings(),
+        keys=batch_keys(3, ROWS),
+        stopping=StoppingCriteria.create(
+            ROWS, max_new_tokens=[8, 6, 8], stop_tokens=[5, -1, -1]
+        ),
     )
 
 
@@ -116,8 +116,10 @@ for name in TABLES:
 def toy_with(drafter):
     engine = Engine(toy_target(VOCAB, 2), 8, drafter, BUSHY, order=("temperature",))
     params = toy_params(VOCAB, 40)
-    sampling = make_sampling(ROWS, cfg_scale=2.0)
-    return generate(engine, params, None, prompts(), sampling, batch_keys(3, ROWS))
+    sampling = Sampling.create(ROWS, cfg_scale=2.0)
+    return engine.generate(
+        Variables(params), prompts(), sampling=sampling, keys=batch_keys(3, ROWS)
+    )
 
 
 for name, policy in {
@@ -140,18 +142,15 @@ def verified(text, tree):
     neighbors = neighbor_table(codebook, 2)
     arrays = {"neighbors": neighbors, "embedding": jnp.asarray(codebook)}
     engine = Engine(toy_target(VOCAB), 6, TableDrafter(), tree, verifier)
-    return generate(
-        engine,
-        toy_params(VOCAB, 40),
-        {"table": table},
+    return engine.generate(
+        Variables(toy_params(VOCAB, 40), {"table": table}, arrays),
         prompts(),
-        settings(),
-        batch_keys(3, ROWS),
-        verifier_params=arrays,
+        sampling=settings(),
+        keys=batch_keys(3, ROWS),
     )
 
 
-PATHS = named_tree("0,1,00,01,10")
+PATHS = Tree.named("0,1,00,01,10")
 VERIFIERS = {
     "coupled": PATHS,
     "rejection": PATHS,
@@ -181,9 +180,9 @@ def stream():
     jobs = Jobs(
         jnp.arange(ROWS, dtype=jnp.int32),
         prompts(),
-        make_sampling(ROWS, cfg_scale=2.0),
+        Sampling.create(ROWS, cfg_scale=2.0),
         batch_keys(3, ROWS),
-        StoppingCriteria.create(ROWS, [8, 6, 3], [5]),
+        StoppingCriteria.create(ROWS, max_new_tokens=[8, 6, 3], stop_tokens=[5]),
     )
     first = jax.tree.map(lambda x: x[:2], jobs)
     state = begin_stream(engine, params, None, first)
@@ -204,13 +203,15 @@ def run_drafter(
     prompt = jnp.array([0, 2, 1]) if prompt is None else prompt
     inner = getattr(drafter, "drafter", drafter)
     feature_layers = getattr(inner, "feature_layers", ())
-    target = make_target(
-        model, guided=options.pop("guided", True), feature_layers=feature_layers
+    target = model.as_target(
+        cfg=options.pop("guided", True), feature_layers=feature_layers
     )
     engine = Engine(target, 6, drafter, tree, order=("temperature",), **options)
-    sampling = make_sampling(ROWS, temperature=[1.0, 0.0, 0.7], cfg_scale=2.0)
+    sampling = Sampling.create(ROWS, temperature=[1.0, 0.0, 0.7], cfg_scale=2.0)
     keys = batch_keys(3, ROWS)
-    return generate(engine, params, drafter_params, prompt, sampling, keys)
+    return engine.generate(
+        Variables(params, drafter_params), prompt, sampling=sampling, keys=keys
+    )
 
 
 def featured(name):
@@ -267,7 +268,7 @@ def text(config, guided):
     null = jnp.array([[1, 2], [3, -1], [4, -1]])
     prompt = TokenPrompt(prompts(), null) if guided else prompts()
     model, params = Transformer(config), random_params(config)
-    tree = named_tree("0,1,00")
+    tree = Tree.named("0,1,00")
     return run_drafter(PromptLookup(), tree, None, model, params, prompt, guided=guided)
 
 
@@ -280,7 +281,7 @@ program("text, norms and groups", text, QWEN, False)
 
 def masked(shifted):
     model = MaskedDiffusion(Transformer(TARGET), shifted)
-    prompt, sampling = jnp.array([0, 2, 1]), make_sampling(ROWS, cfg_scale=2.0)
+    prompt, sampling = jnp.array([0, 2, 1]), Sampling.create(ROWS, cfg_scale=2.0)
     return model.sample(target_params(), prompt, batch_keys(3, ROWS), sampling, 6, 3)
 
 
@@ -457,7 +458,7 @@ program(
     "feature: block, row above",
     lambda: run_drafter(
         TRAINED["block, row above"],
-        named_tree("0,1,00"),
+        Tree.named("0,1,00"),
         bound_params(TRAINED["block, row above"]),
     ),
 )

@@ -5,7 +5,6 @@
 
 import hashlib
 import json
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -14,15 +13,13 @@ import numpy as np
 import pytest
 
 from jaxspec.errors import ConfigError
-from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
+from jaxspec.spec.engine import Engine
 from jaxspec.spec.envelopes import Beam, BestFirst, StochasticBeam
-from jaxspec.spec.loop import generate
-from jaxspec.spec.named_trees import named_tree
 from jaxspec.spec.neighbors import neighbor_table
 from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import make_sampling
-from jaxspec.spec.state import Engine
+from jaxspec.spec.sampling import Sampling
+from jaxspec.spec.state import Variables
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify import (
     Annealed,
@@ -67,7 +64,7 @@ VERIFIERS = {
 }
 TREES = {
     "chain": Tree.chain(4),
-    "static": named_tree("0,1,2,00,01,10,000,001"),
+    "static": Tree.named("0,1,2,00,01,10,000,001"),
     "beam": Beam(9, 3, beam=4, branch=3),
     "best first": BestFirst(8, 3),
     "stochastic beam": StochasticBeam(3, 3),
@@ -77,7 +74,7 @@ TABLE = {"table": jax.random.normal(jax.random.key(7), (1, VOCAB, VOCAB))}
 
 def settings(rows):
     """Rows of unequal temperature and guidance."""
-    return make_sampling(
+    return Sampling.create(
         rows,
         temperature=np.resize([1.0, 0.0, 0.7], rows),
         cfg_scale=np.resize([2.0, 1.5, 3.0], rows),
@@ -90,10 +87,11 @@ def digest(engine, rows, params, own, for_verifier=None):
     prompt = jnp.arange(rows) % 3
     if engine.target.vocab_size == VOCAB:
         prompt = jnp.stack([prompt, prompt + 1, jnp.full_like(prompt, -1)], axis=1)
-    run = jax.jit(partial(generate, engine))
-    arguments = prompt, settings(rows), batch_keys(4, rows)
+    run = jax.jit(engine.generate)
+    variables = Variables(params, own, for_verifier)
+    options = {"sampling": settings(rows), "keys": batch_keys(4, rows)}
     try:
-        out = run(params, own, *arguments, verifier_params=for_verifier)
+        out = run(variables, prompt, **options)
     except ConfigError:
         return "refused"
     parts = [np.asarray(out.tokens, np.int32), np.asarray(out.stats.accepted, np.int32)]
@@ -123,7 +121,7 @@ def digest_of_drafter(name, rows):
     target = (
         toy_target(VOCAB, 2)
         if text
-        else make_target(Transformer(TARGET), feature_layers=feature_layers)
+        else Transformer(TARGET).as_target(feature_layers=feature_layers)
     )
     engine = Engine(target, LENGTH, drafter, tree)
     return digest(engine, rows, toy_params(VOCAB, 60) if text else target_params(), own)

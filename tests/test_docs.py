@@ -26,7 +26,7 @@ def test_a_rule_runs_in_somebody_elses_loop_and_changes_no_token(capsys):
     np.testing.assert_array_equal(fast[:, :40], plain[:, :40])
     assert plain_calls == 38 and calls < 30
 
-    here["tree"] = jaxspec.named_tree("0,1,00,01,10")
+    here["tree"] = jaxspec.Tree.named("0,1,00,01,10")
     exec(compile(module, "verification.md", "exec"), here)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(") ")[0] for line in lines] == ["(4, 40", "(4, 40"]
@@ -56,9 +56,9 @@ def test_the_scaling_page_draws_on_a_mesh_what_one_device_draws():
     here = {}
     exec(compile(program.replace("256", "12"), "scaling.md", "exec"), here)
     bundle = jaxspec.load_bundle()
-    target = jaxspec.make_target(jaxspec.Transformer(bundle.prior.config))
+    target = jaxspec.Transformer(bundle.prior.config).as_target()
     engine = jaxspec.Engine(target, 12)
-    run = here["jax"].jit(here["partial"](jaxspec.generate, engine))
-    alone = [here[name] for name in ("classes", "sampling", "keys")]
-    wanted = run(bundle.prior.params, None, *alone).tokens
+    variables = jaxspec.Variables(bundle.prior.params)
+    run = here["jax"].jit(engine.generate)
+    wanted = run(variables, here["classes"], **here["options"]).tokens
     np.testing.assert_array_equal(here["tokens"], wanted)

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from jaxspec.bundle import load_bundle
-from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
-from jaxspec.pipeline import Settings, draw
+from jaxspec.pipeline.config import GenerationConfig
+from jaxspec.pipeline.generation import generate
+from jaxspec.pipeline.prompts import Prompts
 from jaxspec.spec.cache import tree_mask
-from jaxspec.spec.named_trees import named_tree
-from jaxspec.spec.state import Engine
+from jaxspec.spec.engine import Engine
 from jaxspec.spec.tree import Tree
 from jaxspec.trees import default_tree
 
@@ -44,29 +44,32 @@ from jaxspec.trees import default_tree
 def test_the_same_tokens_every_way(seed, settings):
     bundle = load_bundle()
     classes = tuple(range(seed, 67, 23))
-    several = Settings(classes=classes, seed=seed, batch=3, **settings)
-    plain = draw(bundle, several, Tree.root())
-    fast = draw(bundle, several, default_tree())
+    prompts = Prompts.from_classes(classes)
+    several = GenerationConfig(seed=seed, batch_size=3, **settings)
+    plain = generate(bundle, prompts, several, Tree.root())
+    fast = generate(bundle, prompts, several, default_tree())
     np.testing.assert_array_equal(fast.tokens, plain.tokens)
     # The same images in other company, under another tree.
-    fewer = Settings(classes=classes[:2], seed=seed, batch=2, **settings)
-    again = draw(bundle, fewer, named_tree("mc_sim_7b_63"))
+    fewer = GenerationConfig(seed=seed, batch_size=2, **settings)
+    prompts = Prompts.from_classes(classes[:2])
+    again = generate(bundle, prompts, fewer, Tree.named("mc_sim_7b_63"))
     np.testing.assert_array_equal(again.tokens, plain.tokens[:2])
 
 
 def test_speculation_accepts_two_tokens_and_a_half_a_call():
     """The floor of the published figure, on fewer images."""
-    settings = Settings(classes=(0, 16, 32, 48), batch=4)
-    fast = draw(load_bundle(), settings, named_tree("naive_extend_57"))
+    prompts = Prompts.from_classes([0, 16, 32, 48])
+    config = GenerationConfig(batch_size=4)
+    fast = generate(load_bundle(), prompts, config, Tree.named("naive_extend_57"))
     assert fast.tokens_per_call >= 2.5
 
 
 def test_passes_of_different_width_differ_by_far_less_than_the_margin():
     """Logits of a tree pass against those of the pass of fixed shape."""
     prior = load_bundle().prior
-    target = make_target(Transformer(prior.config), guided=True)
+    target = Transformer(prior.config).as_target(cfg=True)
     rng = np.random.default_rng(0)
-    tree, length = named_tree("naive_extend_57"), 120
+    tree, length = Tree.named("naive_extend_57"), 120
     prompt = jnp.array([5, 40])
     tokens = jnp.asarray(rng.integers(1024, size=(2, 256)), jnp.int32)
     nodes = jnp.asarray(rng.integers(1024, size=(2, tree.size)), jnp.int32)

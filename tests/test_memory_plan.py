@@ -8,7 +8,6 @@ from jaxspec.checkpoint import load_checkpoint
 from jaxspec.cli import main
 from jaxspec.memory_plan import DEVICES, plan_memory
 from jaxspec.models.presets import preset
-from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
 from jaxspec.sharding import make_mesh, placement
 
@@ -27,14 +26,14 @@ def test_planned_weights_are_the_bytes_on_a_device(data, model):
 @pytest.mark.parametrize("guided", [True, False])
 def test_the_planned_cache_is_that_of_a_prefill(guided):
     prior = load_bundle().prior
-    target = make_target(Transformer(prior.config), guided=guided)
+    target = Transformer(prior.config).as_target(cfg=guided)
     prompts = jax.numpy.arange(3)
     layers = jax.eval_shape(
         lambda p: target.prefill(p, prompts, 256 + 58).cache.layers, prior.params
     )
     held = sum(x.size * 4 for x in jax.tree.leaves(layers))
     sizes = {"data": 1, "model": 1}
-    plan = plan_memory(prior.config, sizes=sizes, batch=3, itemsize=4, guided=guided)
+    plan = plan_memory(prior.config, sizes=sizes, batch=3, itemsize=4, cfg=guided)
     assert plan.cache == held
 
 

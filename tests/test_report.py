@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from jaxspec.bundle import load_bundle
-from jaxspec.pipeline import Run, Settings
+from jaxspec.pipeline.config import GenerationConfig
+from jaxspec.pipeline.generation import GenerationResult
+from jaxspec.pipeline.prompts import Prompts
 from jaxspec.report import generation_report, generation_table, json_bytes
 from jaxspec.rules import parse_verifier
 from jaxspec.spec.tree import Tree
@@ -21,7 +23,7 @@ def bundle():
 
 
 def run(tokens, calls, runs=3):
-    return Run(
+    return GenerationResult(
         tokens=np.array([tokens]),
         calls=np.array([calls]),
         accepted=np.array([[1, 1, 0]]),
@@ -34,9 +36,12 @@ def run(tokens, calls, runs=3):
 
 
 def report_of(bundle, words, *, same, tree=None):
-    settings = Settings(classes=(0,), verifier=parse_verifier(words))
+    prompts = Prompts.from_classes([0])
+    config = GenerationConfig(verifier=parse_verifier(words))
     fast, plain = run([1, 2, 3 if same else 4, 5], 2), run([1, 2, 3, 5], 4)
-    return generation_report(bundle, settings, tree or Tree.chain(2), fast, plain)
+    return generation_report(
+        bundle, prompts, config, tree or Tree.chain(2), fast, plain
+    )
 
 
 @pytest.mark.parametrize("same", [True, False])

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import jaxspec
 
 V, LENGTH = 32, 40
-tree, verifier = jaxspec.named_tree("0,1,00,01,10"), jaxspec.Coupled()
+tree, verifier = jaxspec.Tree.named("0,1,00,01,10"), jaxspec.Coupled()
 
 
 def run(target, params, keys):  # target(params, before, last): what follows two tokens

@@ -1,6 +1,5 @@
 """Costs of a decoding round in units of decode steps, and a roofline bound."""
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -13,12 +12,16 @@ from jaxspec.bench.roofline.work import pass_work
 from jaxspec.bench.timing import time_interleaved
 from jaxspec.bundle import Bundle
 from jaxspec.helpers import LoadedDrafter
-from jaxspec.models.transformer import Transformer, activation_dtype
-from jaxspec.pipeline import Run, Settings, batches_of, bundle_for, make_engine
+from jaxspec.models.parameters import activation_dtype
+from jaxspec.models.transformer import Transformer
+from jaxspec.pipeline.config import GenerationConfig
+from jaxspec.pipeline.engine import bundle_for, make_engine
+from jaxspec.pipeline.generation import GenerationResult, batches_of
+from jaxspec.pipeline.prompts import Prompts
 from jaxspec.spec.draft import DraftContext
 from jaxspec.spec.envelopes import DynamicTree
-from jaxspec.spec.loop import init_state
 from jaxspec.spec.noise import batch_keys
+from jaxspec.spec.state import Variables
 from jaxspec.spec.tree import Tree
 from jaxspec.timing import Timing, ratio_fields
 
@@ -28,7 +31,8 @@ ITERATIONS = 8
 
 def round_costs(
     bundle: Bundle,
-    settings: Settings,
+    prompts: Prompts,
+    settings: GenerationConfig,
     tree: Tree | DynamicTree,
     loaded: LoadedDrafter,
     repeats: int = 5,
@@ -40,7 +44,10 @@ def round_costs(
       `propose`, both over one decode step, for a full batch with caches filled by half
       an image; see `timing.ratio_fields`.
     """
-    target, (_, batch) = bundle_for(bundle, loaded), batches_of(bundle, settings)
+    target, (_, batch) = (
+        bundle_for(bundle, loaded),
+        batches_of(bundle, len(prompts), settings.batch_size),
+    )
     config, params = target.prior.config, target.prior.params
     filled = config.prefix_length + config.sequence_length // 2
     trees = {1: Tree.root(), tree.size: Tree.chain(tree.size - 1)}
@@ -53,11 +60,11 @@ def round_costs(
             filled,
             ITERATIONS,
             passes.local_compiler(),
-            guided=settings.cfg_scale != 1.0,
+            cfg=settings.cfg_scale != 1.0,
         )
         for size, static_tree in trees.items()
     }
-    calls["draft"] = draft_program(bundle, settings, tree, loaded)
+    calls["draft"] = draft_program(bundle, prompts, settings, tree, loaded)
     times = time_interleaved(calls, repeats)
     step = times[1]
     return ratio_fields(
@@ -67,18 +74,23 @@ def round_costs(
 
 def draft_timing(
     bundle: Bundle,
-    settings: Settings,
+    prompts: Prompts,
+    settings: GenerationConfig,
     tree: Tree | DynamicTree,
     loaded: LoadedDrafter,
     repeats: int = 5,
 ) -> Timing:
     """Times one `propose` for a full batch."""
-    call = draft_program(bundle, settings, tree, loaded)
+    call = draft_program(bundle, prompts, settings, tree, loaded)
     return time_interleaved({"draft": call}, repeats)["draft"].per(ITERATIONS)
 
 
 def draft_program(
-    bundle: Bundle, settings: Settings, tree: Tree | DynamicTree, loaded: LoadedDrafter
+    bundle: Bundle,
+    prompts: Prompts,
+    settings: GenerationConfig,
+    tree: Tree | DynamicTree,
+    loaded: LoadedDrafter,
 ) -> passes.Program:
     """Compiles `ITERATIONS` calls of `propose` for a full batch.
 
@@ -86,12 +98,18 @@ def draft_program(
     """
     bundle = bundle_for(bundle, loaded)
     engine = make_engine(bundle, settings, tree, loaded)
-    (_, batch), drafter = batches_of(bundle, settings), loaded.drafter
-    indices = np.resize(np.arange(len(settings.classes)), batch)
-    prompts = jax.tree.map(lambda x: jnp.asarray(x[indices]), settings.prompts())
+    (_, batch), drafter = (
+        batches_of(bundle, len(prompts), settings.batch_size),
+        loaded.drafter,
+    )
+    indices = np.resize(np.arange(len(prompts)), batch)
+    values = jax.tree.map(jnp.asarray, prompts.take(indices))
     sampling, keys = settings.sampling(batch), batch_keys(settings.seed, batch)
-    state = jax.jit(partial(init_state, engine))(
-        bundle.prior.params, loaded.params, prompts, sampling, keys
+    state = jax.jit(engine.init)(
+        Variables(bundle.prior.params, loaded.params),
+        values,
+        sampling=sampling,
+        keys=keys,
     )
     shape = batch, tree.depth + 1, engine.target.vocab_size
     noise = jax.random.gumbel(jax.random.key(0), shape)
@@ -128,9 +146,10 @@ def draft_program(
 
 def target_bound(
     bundle: Bundle,
-    settings: Settings,
+    prompts: Prompts,
+    settings: GenerationConfig,
     tree: Tree | DynamicTree,
-    run: Run,
+    run: GenerationResult,
     loaded: LoadedDrafter | None = None,
 ) -> dict[str, Any]:
     """Roofline bound of the target's forward passes in a run.
@@ -144,7 +163,7 @@ def target_bound(
     """
     bundle = bundle_for(bundle, loaded)
     config, dtype = bundle.prior.config, activation_dtype(bundle.prior.params)
-    _, batch = batches_of(bundle, settings)
+    _, batch = batches_of(bundle, len(prompts), settings.batch_size)
     work = pass_work(
         config,
         sequences=batch * (2 if settings.cfg_scale != 1.0 else 1),

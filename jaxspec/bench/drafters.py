@@ -14,7 +14,9 @@ from jaxspec.bench.tables import environment, markdown_table
 from jaxspec.bundle import Bundle
 from jaxspec.errors import ConfigError
 from jaxspec.helpers import LoadedDrafter
-from jaxspec.pipeline import Run, Settings, batches_of, draw
+from jaxspec.pipeline.config import GenerationConfig
+from jaxspec.pipeline.generation import GenerationResult, batches_of, generate
+from jaxspec.pipeline.prompts import Prompts
 from jaxspec.report import generation_report
 from jaxspec.rules import parse_verifier, verifier_spec
 from jaxspec.spec.envelopes import DynamicTree
@@ -49,7 +51,8 @@ def tree_of_size(loaded: LoadedDrafter, nodes: int) -> Tree | DynamicTree:
 def bench_drafters(
     bundle: Bundle,
     loaded_drafters: Sequence[LoadedDrafter],
-    settings: Settings,
+    prompts: Prompts,
+    settings: GenerationConfig,
     *,
     nodes: Sequence[int] = NODES,
     cfg_scales: Sequence[float] = (2.0, 3.0),
@@ -65,6 +68,7 @@ def bench_drafters(
     Args:
       bundle: Models.
       loaded_drafters: Drafters to compare.
+      prompts: Prompts of the images.
       settings: Generation settings; CFG scale and verifier are replaced.
       nodes: Tree sizes.
       cfg_scales: CFG scales.
@@ -90,8 +94,8 @@ def bench_drafters(
     ]
     result = {
         "checkpoint": bundle.name,
-        "images": len(settings.classes),
-        "batch": settings.batch,
+        "images": len(prompts),
+        "batch": settings.batch_size,
         "repeats": repeats,
         "rows": rows,
         **environment(),
@@ -103,8 +107,12 @@ def bench_drafters(
             plain_settings = replace(
                 settings, cfg_scale=cfg_scale, verifier=parse_verifier("coupled")
             )
-            run = partial(draw, bundle, repeats=repeats, warm_up=repeats > 1)
-            plain_runs: dict[int, Run] = {}  # a drafter may replace the target
+            run = partial(
+                generate, bundle, prompts, repeats=repeats, warm_up=repeats > 1
+            )
+            plain_runs: dict[
+                int, GenerationResult
+            ] = {}  # a drafter may replace the target
             for loaded, count, name in cells:
                 cell_settings = replace(plain_settings, verifier=parse_verifier(name))
                 spec = verifier_spec(cell_settings.verifier)
@@ -116,7 +124,9 @@ def bench_drafters(
                     plain = run(plain_settings, Tree.root(), loaded=loaded)
                     plain_runs[id(loaded.prior)] = plain
                     bar.update()
-                row = _report_row(bundle, loaded, cell_settings, count, plain, run)
+                row = _report_row(
+                    bundle, prompts, loaded, cell_settings, count, plain, run
+                )
                 if row is not None:
                     rows.append(row)
                     save(result)
@@ -125,7 +135,7 @@ def bench_drafters(
 
 
 def _report_row(
-    bundle, loaded, settings, count, plain: Run, run
+    bundle, prompts, loaded, settings, count, plain: GenerationResult, run
 ) -> dict[str, Any] | None:
     """Measures one combination; None if drafter, tree and verifier do not fit."""
     tree = tree_of_size(loaded, count)
@@ -137,9 +147,10 @@ def _report_row(
             tree, fast = static_tree, run(settings, static_tree, loaded=loaded)
         except ConfigError:
             return None
-    report = generation_report(bundle, settings, tree, fast, plain, loaded)
-    drafting = draft_timing(bundle, settings, tree, loaded)
-    step = plain.timing.per(plain.calls.max() * batches_of(bundle, settings)[0])
+    report = generation_report(bundle, prompts, settings, tree, fast, plain, loaded)
+    drafting = draft_timing(bundle, prompts, settings, tree, loaded)
+    batches = batches_of(bundle, len(prompts), settings.batch_size)[0]
+    step = plain.timing.per(plain.calls.max() * batches)
     return {
         "drafter": loaded.name,
         "verifier": report["verifier"],
@@ -155,7 +166,7 @@ def _report_row(
             speedup=(plain.timing, fast.timing), drafter_cost=(drafting, step)
         ),
         "identical": report["identical_to_autoregressive"],
-        **target_bound(bundle, settings, tree, fast, loaded),
+        **target_bound(bundle, prompts, settings, tree, fast, loaded),
         "parameters": loaded.size,
         "trained_seconds": loaded.trained_seconds,
     }

@@ -12,7 +12,9 @@ from jaxspec.checkpoint import named_leaves
 from jaxspec.device import device_name
 from jaxspec.helpers import load_drafter
 from jaxspec.models.transformer import Transformer
-from jaxspec.pipeline import Settings, draw, spread_classes
+from jaxspec.pipeline.config import GenerationConfig
+from jaxspec.pipeline.generation import generate
+from jaxspec.pipeline.prompts import Prompts, spread_classes
 from jaxspec.spec.envelopes import DynamicTree
 from jaxspec.spec.tree import Tree
 from jaxspec.typing import Params
@@ -49,11 +51,16 @@ def bench_int8(
       each model generates the same tokens speculatively and plainly.
     """
     classes = spread_classes(len(bundle.class_names), num)
-    settings = Settings(classes, seed=seed, batch=batch)
-    plain = draw(bundle, settings, Tree.root())
-    fast = draw(bundle, settings, tree, loaded=load_drafter(drafter, bundle))
-    int8_plain = draw(quantized, settings, Tree.root())
-    int8_fast = draw(quantized, settings, tree, loaded=load_drafter(drafter, quantized))
+    prompts = Prompts.from_classes(classes)
+    settings = GenerationConfig(seed=seed, batch_size=batch)
+    plain = generate(bundle, prompts, settings, Tree.root())
+    fast = generate(
+        bundle, prompts, settings, tree, loaded=load_drafter(drafter, bundle)
+    )
+    int8_plain = generate(quantized, prompts, settings, Tree.root())
+    int8_fast = generate(
+        quantized, prompts, settings, tree, loaded=load_drafter(drafter, quantized)
+    )
     score = jax.jit(partial(_compare_logits, Transformer(bundle.prior.config)))
     parts = []
     for start in range(0, num, batch):

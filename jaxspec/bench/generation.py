@@ -12,7 +12,10 @@ from jaxspec.bench.synthetic import Forced
 from jaxspec.bench.tables import markdown_table, report_heading
 from jaxspec.bundle import Bundle
 from jaxspec.helpers import bundled_drafter
-from jaxspec.pipeline import Settings, draw, make_engine, spread_classes
+from jaxspec.pipeline.config import GenerationConfig
+from jaxspec.pipeline.engine import make_engine
+from jaxspec.pipeline.generation import generate
+from jaxspec.pipeline.prompts import Prompts, spread_classes
 from jaxspec.report import generation_report
 from jaxspec.spec.envelopes import DynamicTree
 from jaxspec.spec.tree import Tree
@@ -60,26 +63,27 @@ def bench_generation(
       speedup over the expected one; and the fields of `target_bound`.
     """
     classes = spread_classes(len(bundle.class_names), num)
+    prompts = Prompts.from_classes(classes)
     for tree in trees.values():  # raises for impossible trees before anything is timed
-        make_engine(bundle, Settings(classes), tree)
+        make_engine(bundle, GenerationConfig(), tree)
     rows = []
     cells = list(itertools.product(batches, cfg_scales))
     runs = len(cells) * (len(trees) + 1)
     with tqdm(total=runs * (repeats + 1) * num, desc="bench", unit="image") as bar:
         for batch, cfg_scale in cells:
-            settings = Settings(
-                classes=classes,
+            settings = GenerationConfig(
                 seed=seed,
                 cfg_scale=cfg_scale,
-                batch=batch,
-                length=length,
+                batch_size=batch,
+                max_new_tokens=length,
                 attention=attention,
                 verifier=Coupled() if forced is None else Forced(forced),
             )
 
             def measure(tree, settings=settings):
-                return draw(
+                return generate(
                     bundle,
+                    prompts,
                     settings,
                     tree,
                     repeats=repeats,
@@ -90,8 +94,10 @@ def bench_generation(
             plain = measure(Tree.root())
             for name, tree in trees.items():
                 fast = measure(tree)
-                report = generation_report(bundle, settings, tree, fast, plain)
-                costs = round_costs(bundle, settings, tree, bundled_drafter(bundle))
+                report = generation_report(bundle, prompts, settings, tree, fast, plain)
+                costs = round_costs(
+                    bundle, prompts, settings, tree, bundled_drafter(bundle)
+                )
                 cost = costs["verify_cost"] + costs["draft_cost"]
                 expected = fast.tokens_per_call / cost
                 cost_names = "verify_cost", "draft_cost"
@@ -110,7 +116,7 @@ def bench_generation(
                             "speedup",
                             *cost_names,
                         ),
-                        **target_bound(bundle, settings, tree, fast),
+                        **target_bound(bundle, prompts, settings, tree, fast),
                     }
                 )
     return rows

@@ -1,6 +1,6 @@
 """Cost of a decoding round without its models: verifier, tree and cache updates.
 
-The timed round is the engine's `spec_step` with a target and a drafter that return
+The timed round is `Engine.step` with a target and a drafter that return
 fixed arrays. It includes noise, verification, commits, cache moves and counters, and no
 forward pass. Only rows that name filters include top-k and top-p and the near-ties they
 cause; elsewhere filters are not part of the compiled program.
@@ -23,15 +23,14 @@ from jaxspec.bench.tables import markdown_table
 from jaxspec.config import TransformerConfig
 from jaxspec.device import device_name
 from jaxspec.models.presets import preset
-from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
 from jaxspec.rules import parse_verifier
 from jaxspec.spec.cache import init_cache, tree_mask
-from jaxspec.spec.loop import init_state, spec_step
+from jaxspec.spec.engine import Engine
 from jaxspec.spec.neighbors import neighbor_table
 from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import LLAMAGEN_ORDER, make_sampling
-from jaxspec.spec.state import Engine
+from jaxspec.spec.sampling import LLAMAGEN_ORDER, Sampling
+from jaxspec.spec.state import Variables
 from jaxspec.spec.target import Prefill, Target
 from jaxspec.spec.tree import Tree
 from jaxspec.timing import RATIO_NOTE, Timing, ratio_fields, shown
@@ -155,14 +154,16 @@ def measure_overhead(
             "log_q": jnp.broadcast_to(log_q, log_q_shape),
         }
         options = FILTERS if filters else {}
-        sampling = make_sampling(batch, cfg_scale=2.0, **options)
+        sampling = Sampling.create(batch, cfg_scale=2.0, **options)
         prompt = jnp.zeros(batch, jnp.int32)
-        arguments = (target_params, drafter_params, prompt, sampling)
-        state = init_state(engine, *arguments, batch_keys(0, batch))
-        step = jax.jit(partial(spec_step, engine), donate_argnums=4)
+        variables = Variables(target_params, drafter_params, params)
+        state = engine.init(
+            variables, prompt, sampling=sampling, keys=batch_keys(0, batch)
+        )
+        step = jax.jit(engine.step, donate_argnums=1)
 
-        def one_round(state, step=step, arguments=arguments, params=params):
-            return step(*arguments, state, params)
+        def one_round(state, step=step, variables=variables):
+            return step(variables, state)
 
         state = one_round(state)  # compiles
         round_timing, softmax_timing = _time_interleaved(
@@ -229,7 +230,7 @@ def _verify_timing(
     if _on_cpu():
         return None
     model = Transformer(config)
-    target = make_target(model)
+    target = model.as_target()
     params = jax.jit(model.init)(jax.random.key(0))
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     prompt = jnp.zeros(batch, jnp.int32)

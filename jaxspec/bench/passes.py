@@ -2,20 +2,20 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxspec.bench.given_drafts import FixedDrafts
-from jaxspec.models.target import make_target
-from jaxspec.models.transformer import Transformer, activation_dtype
+from jaxspec.models.parameters import activation_dtype
+from jaxspec.models.transformer import Transformer
 from jaxspec.spec.cache import init_cache, tree_mask
-from jaxspec.spec.loop import generate, init_state, spec_step
+from jaxspec.spec.engine import Engine
 from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import active_steps, apply_cfg, make_sampling
-from jaxspec.spec.state import Engine, SpecState, StoppingCriteria
+from jaxspec.spec.sampling import Sampling, active_steps, apply_cfg
+from jaxspec.spec.state import SpecState, Variables
+from jaxspec.spec.stopping import StoppingCriteria
 from jaxspec.spec.tree import Tree
 from jaxspec.typing import Params
 
@@ -42,14 +42,14 @@ def decode_program(
       batch: Number of sequences.
       length: Tokens of each sequence.
       compiler: Compiler of the program.
-      filters: Further settings of `make_sampling`.
+      filters: Further settings of `Sampling.create`.
       cache_stages: Number of cache sizes, see `Engine`.
     """
     prompt, _, keys = _batch_inputs(batch)
-    sampling = make_sampling(batch, cfg_scale=CFG_SCALE, **(filters or {}))
+    sampling = Sampling.create(batch, cfg_scale=CFG_SCALE, **(filters or {}))
     order = active_steps(sampling)
     engine = Engine(
-        make_target(model),
+        model.as_target(),
         length,
         order=order,
         tie_margin=_tie_margin(params),
@@ -58,7 +58,9 @@ def decode_program(
     inputs = prompt, sampling, keys
 
     def run(params, prompt, sampling, keys):
-        return generate(engine, params, None, prompt, sampling, keys).tokens
+        return engine.generate(
+            Variables(params), prompt, sampling=sampling, keys=keys
+        ).tokens
 
     program = compiler(run, params, *inputs)
     return lambda: program(params, *inputs)
@@ -72,7 +74,7 @@ def forward_program(
     Arguments as in `decode_program`. The program returns the last token of each
     sequence.
     """
-    target = make_target(model)
+    target = model.as_target()
     prompt, sampling, _ = _batch_inputs(batch)
 
     def run(params, prompt):
@@ -105,7 +107,7 @@ def verify_program(
     filled: int,
     iterations: int,
     compiler: Compiler,
-    guided: bool = True,
+    cfg: bool = True,
 ) -> Program:
     """Forward passes over the nodes of a draft tree.
 
@@ -117,10 +119,10 @@ def verify_program(
       filled: Cache slots in use before each pass.
       iterations: Number of passes in the program.
       compiler: Compiler of the program.
-      guided: Whether both CFG branches are computed.
+      cfg: Whether both CFG branches are computed.
     """
-    target, config = make_target(model, guided=guided), model.config
-    branch_batch = target.streams * batch
+    target, config = model.as_target(cfg=cfg), model.config
+    branch_batch = target.branches * batch
     cache = init_cache(
         config.layers,
         branch_batch,
@@ -168,7 +170,7 @@ def round_program(
     call starts from the same cache lengths.
     """
     engine = Engine(
-        make_target(model),
+        model.as_target(),
         model.config.sequence_length,
         FixedDrafts(),
         tree,
@@ -181,12 +183,19 @@ def round_program(
         "log_q": jnp.zeros((batch, len(tree.internal), engine.target.vocab_size)),
     }
     start = model.config.prefix_length
-    inputs = drafts, prompt, sampling
-    state = _state_at(engine, filled - start + 1, start, params, *inputs, keys)
+    state = _state_at(
+        engine,
+        filled - start + 1,
+        start,
+        Variables(params, drafts),
+        prompt,
+        sampling=sampling,
+        keys=keys,
+    )
 
-    def run(params, state, drafts, prompt, sampling):
+    def run(params, state, drafts):
         def step(_, state):
-            return spec_step(engine, params, drafts, prompt, sampling, state)
+            return engine.step(Variables(params, drafts), state)
 
         last = jax.lax.fori_loop(0, iterations, step, state)
         # Restores the lengths, so that the next call does the same work.
@@ -198,11 +207,11 @@ def round_program(
             cache=replace(last.cache, lengths=lengths),
         )
 
-    program = compiler(run, params, state, *inputs, donate=(1,))
+    program = compiler(run, params, state, drafts, donate=(1,))
     donated = [state]
 
     def call():
-        donated[0] = program(params, donated[0], *inputs)
+        donated[0] = program(params, donated[0], drafts)
         return donated[0].tokens
 
     return call
@@ -234,26 +243,33 @@ def lower(run: Callable, *arguments, donate: tuple[int, ...] = ()) -> Any:
 def _batch_inputs(batch: int):
     """Prompts, sampling settings (CFG, temperature 1) and keys of a batch."""
     prompt = jnp.zeros(batch, jnp.int32)
-    return prompt, make_sampling(batch, cfg_scale=CFG_SCALE), batch_keys(0, batch)
+    return prompt, Sampling.create(batch, cfg_scale=CFG_SCALE), batch_keys(0, batch)
 
 
-def _state_at(engine: Engine, length: int, start: int, params, *inputs) -> SpecState:
+def _state_at(
+    engine: Engine, length: int, start: int, variables: Variables, prompt, **options
+) -> SpecState:
     """State of sequences that have `length` generated tokens, with zeros for caches.
 
     `init_state` is only evaluated abstractly: compiling the prefill would take as long
     as compiling the timed program.
     """
-    shapes = jax.eval_shape(partial(init_state, engine), params, *inputs)
-    keys = inputs[-1]
+    shapes = jax.eval_shape(engine.init, variables, prompt, **options)
+    keys = options["keys"]
     zeros = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype), replace(shapes, keys=(), stopping=())
+        lambda x: jnp.zeros(x.shape, x.dtype),
+        replace(shapes, keys=(), stopping=(), sampling=()),
     )
     cache_lengths = jnp.full_like(zeros.cache.lengths, start + length - 1)
     visible = jnp.ones_like(zeros.cache.visible)
     return replace(
         zeros,
+        prompt=jnp.copy(prompt),
+        sampling=jax.tree.map(jnp.copy, options["sampling"]),
         keys=jax.random.clone(keys),
-        stopping=StoppingCriteria.create(len(keys), engine.max_new_tokens),
+        stopping=StoppingCriteria.create(
+            len(keys), max_new_tokens=engine.max_new_tokens
+        ),
         start=jnp.full_like(zeros.start, start),
         length=jnp.full_like(zeros.length, length),
         cache=replace(zeros.cache, lengths=cache_lengths, visible=visible),

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -15,10 +14,12 @@ from jaxspec.bundle import Bundle
 from jaxspec.device import device_name
 from jaxspec.errors import ConfigError
 from jaxspec.helpers import LoadedDrafter, bundled_drafter
-from jaxspec.pipeline import Settings, draw, make_engine
-from jaxspec.rules import verifier_params, verifier_spec
+from jaxspec.pipeline.config import GenerationConfig
+from jaxspec.pipeline.engine import make_engine, make_variables
+from jaxspec.pipeline.generation import generate
+from jaxspec.pipeline.prompts import Prompts
+from jaxspec.rules import verifier_spec
 from jaxspec.spec.envelopes import DynamicTree
-from jaxspec.spec.loop import init_state, spec_step
 from jaxspec.spec.noise import batch_keys
 from jaxspec.spec.tree import Tree
 from jaxspec.timing import RATIO_NOTE, Timing, is_steady, ratio_fields, shown
@@ -57,7 +58,8 @@ def rank_acceptance(hits: np.ndarray, rounds: int) -> list[list[float]]:
 
 def plan_tree(
     bundle: Bundle,
-    settings: Settings,
+    prompts: Prompts,
+    settings: GenerationConfig,
     *,
     loaded: LoadedDrafter | None = None,
     nodes: Sequence[int] = NODES,
@@ -74,6 +76,7 @@ def plan_tree(
 
     Args:
       bundle: Models.
+      prompts: Prompts of the images.
       settings: Generation settings, with batch size and verifier.
       loaded: Drafter; None for the bundle's drafter.
       nodes: Tree sizes to compare.
@@ -97,16 +100,18 @@ def plan_tree(
     if min(nodes) < 2:
         raise ConfigError(f"nodes={min(nodes)}: draft trees need at least 2 nodes")
     with tqdm(total=len(nodes) + 2, desc="plan", unit="tree") as bar:
-        run = draw(bundle, settings, spine(max_depth, width), loaded=loaded)
+        run = generate(
+            bundle, prompts, settings, spine(max_depth, width), loaded=loaded
+        )
         bar.update()
-        rounds = int(run.calls.sum()) - len(settings.classes)
+        rounds = int(run.calls.sum()) - len(prompts)
         acceptance = rank_acceptance(run.hits.sum(axis=0), rounds)
-        plain = round_timing(bundle, settings, Tree.root(), None, repeats)
+        plain = round_timing(bundle, prompts, settings, Tree.root(), None, repeats)
         bar.update()
         rows = []
         for count in nodes:
             tree = Tree.optimal(acceptance, count, max_depth)
-            timing = round_timing(bundle, settings, tree, loaded, repeats)
+            timing = round_timing(bundle, prompts, settings, tree, loaded, repeats)
             expected = tree.expected_tokens(acceptance)
             rows.append(
                 {
@@ -129,10 +134,10 @@ def plan_tree(
     return {
         "checkpoint": bundle.name,
         "verifier": verifier_spec(settings.verifier),
-        "batch": settings.batch,
+        "batch": settings.batch_size,
         "cfg_scale": settings.cfg_scale,
         "temperature": settings.temperature,
-        "images": len(settings.classes),
+        "images": len(prompts),
         "plain_round_seconds": plain.median,
         "acceptance": acceptance,
         "rows": rows,
@@ -144,26 +149,29 @@ def plan_tree(
 
 def round_timing(
     bundle: Bundle,
-    settings: Settings,
+    prompts: Prompts,
+    settings: GenerationConfig,
     tree: Tree | DynamicTree,
     loaded: LoadedDrafter | None,
     repeats: int,
 ) -> Timing:
     """Times one round of a full batch, without compilation."""
     engine = make_engine(bundle, settings, tree, loaded)
-    batch, params = settings.batch, bundle.prior.params
-    drafter_params = loaded.params if loaded and engine.drafter else None
-    classes = jnp.asarray(np.resize(np.array(settings.classes, np.int32), batch))
-    arguments = (params, drafter_params, classes, settings.sampling(batch))
-    verifier_inputs = verifier_params(engine.verifier, bundle)
-    init = jax.jit(partial(init_state, engine))
-    state = init(*arguments, batch_keys(settings.seed, batch))
-    step = jax.jit(partial(spec_step, engine), donate_argnums=4)
-    state = jax.block_until_ready(step(*arguments, state, verifier_inputs))
+    batch = settings.batch_size
+    variables = make_variables(engine, bundle, loaded)
+    indices = np.resize(np.arange(len(prompts)), batch)
+    state = jax.jit(engine.init)(
+        variables,
+        jax.tree.map(jnp.asarray, prompts.take(indices)),
+        sampling=settings.sampling(batch),
+        keys=batch_keys(settings.seed, batch),
+    )
+    step = jax.jit(engine.step, donate_argnums=1)
+    state = jax.block_until_ready(step(variables, state))
     times = []
     for _ in range(repeats):
         began = time.perf_counter()
-        state = jax.block_until_ready(step(*arguments, state, verifier_inputs))
+        state = jax.block_until_ready(step(variables, state))
         times.append(time.perf_counter() - began)
     return Timing.of(times)
 
@@ -198,7 +206,7 @@ def plan_text(result: dict[str, Any]) -> str:
 
 
 def _path_string(tree: Tree) -> str:
-    """Leaves as paths of ranks, in the format that `named_tree` parses."""
+    """Leaves as paths of ranks, in the format that `Tree.named` parses."""
     leaves = sorted(set(range(tree.size)) - set(tree.internal.tolist()))
     paths = []
     for leaf in leaves:

@@ -13,12 +13,14 @@ from jaxspec.bench.tables import markdown_table
 from jaxspec.bundle import Bundle
 from jaxspec.device import device_name
 from jaxspec.helpers import LoadedDrafter
-from jaxspec.pipeline import Settings, make_engine, spread_classes
+from jaxspec.pipeline.config import GenerationConfig
+from jaxspec.pipeline.engine import make_engine
+from jaxspec.pipeline.prompts import spread_classes
+from jaxspec.spec.continuous_batching import Requests, idle_batch, run_queue
 from jaxspec.spec.envelopes import DynamicTree
-from jaxspec.spec.loop import generate
 from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.state import StoppingCriteria
-from jaxspec.spec.stream import Jobs, begin_stream, run_stream
+from jaxspec.spec.state import Variables
+from jaxspec.spec.stopping import StoppingCriteria
 from jaxspec.spec.tree import Tree
 from jaxspec.timing import RATIO_NOTE, Timing, ratio_fields, shown
 
@@ -41,9 +43,9 @@ def bench_streaming(
       bundle: Image models.
       tree: Draft tree.
       loaded: Drafter.
-      num: Number of jobs.
+      num: Number of requests.
       batch: Number of sequences of a batch.
-      waits: Numbers of idle sequences before a refill, see `run_stream`.
+      waits: Numbers of idle sequences before a refill, see `run_queue`.
       cfg_scale: CFG scale.
       repeats: Number of timed runs, interleaved.
       seed: Seed of images, noise and lengths.
@@ -54,9 +56,9 @@ def bench_streaming(
       batches. All methods are checked to generate the same tokens.
     """
     classes = spread_classes(len(bundle.class_names), num)
-    settings = Settings(classes, seed=seed, batch=batch, cfg_scale=cfg_scale)
+    settings = GenerationConfig(seed=seed, batch_size=batch, cfg_scale=cfg_scale)
     engine = make_engine(bundle, settings, tree, loaded)
-    params = bundle.prior.params, loaded.params if loaded else None
+    variables = Variables(bundle.prior.params, loaded.params if loaded else None)
     full_length = engine.max_new_tokens
     rng = np.random.default_rng(seed)
     lengths = {
@@ -65,45 +67,50 @@ def bench_streaming(
             full_length // 4, full_length + 1, num
         ),
     }
-    lockstep = jax.jit(partial(generate, engine))
-    begin = jax.jit(partial(begin_stream, engine))
-    streams = {w: jax.jit(partial(run_stream, engine, wait=w)) for w in waits}
+    lockstep = jax.jit(engine.generate)
+    begin = jax.jit(partial(idle_batch, engine))
+    queues = {w: jax.jit(partial(run_queue, engine, wait=w)) for w in waits}
     rows = []
     with tqdm(
         total=len(lengths) * (1 + len(waits)) * (repeats + 1), desc="runs"
     ) as bar:
         for length_name, budget in lengths.items():
-            jobs = Jobs(
+            requests = Requests(
                 jnp.arange(num),
                 jnp.asarray(classes, jnp.int32),
                 settings.sampling(num),
                 batch_keys(seed, num),
-                StoppingCriteria.create(num, budget),
+                StoppingCriteria.create(num, max_new_tokens=budget),
             )
 
-            def take_batch(start, jobs=jobs):
-                """A batch of jobs; the last batch is padded with the last job."""
+            def take_batch(start, requests=requests):
+                """A batch of requests; the last is padded with the last request."""
                 indices = jnp.minimum(jnp.arange(start, start + batch), num - 1)
-                return jax.tree.map(lambda x: x[indices], jobs)
+                return jax.tree.map(lambda x: x[indices], requests)
 
             def run_lockstep():
                 results = []
                 for start in range(0, num, batch):
                     part = take_batch(start)
-                    inputs = part.prompt, part.sampling, part.keys, part.stopping
-                    results.append(lockstep(*params, *inputs))
+                    result = lockstep(
+                        variables,
+                        part.prompt,
+                        sampling=part.sampling,
+                        keys=part.keys,
+                        stopping=part.stopping,
+                    )
+                    results.append(result)
                 jax.block_until_ready(results)
                 rounds = sum(int(x.stats.rounds) for x in results)
                 tokens = np.concatenate([x.tokens for x in results])[:num]
                 calls = np.concatenate([x.stats.calls for x in results])[:num]
                 return tokens, calls, rounds
 
-            def run_continuous(wait, jobs=jobs):
-                stream = begin(*params, take_batch(0))
-                _, done = streams[wait](*params, stream, jobs, True)
-                number = np.asarray(done.number)
-                order = np.argsort(number[:num])
-                result = jax.tree.map(np.asarray, done.result)
+            def run_continuous(wait, requests=requests):
+                idle = begin(variables, take_batch(0))
+                _, finished = queues[wait](variables, idle, requests, True)
+                order = np.argsort(np.asarray(finished.ids)[:num])
+                result = jax.tree.map(np.asarray, finished.result)
                 return (
                     result.tokens[:num][order],
                     result.stats.calls[:num][order],

@@ -176,7 +176,8 @@ def run_images(arguments: argparse.Namespace) -> None:
     from jaxspec.evaluate.quality_report import quality_markdown, quality_plot
     from jaxspec.helpers import load_drafter
     from jaxspec.images import png_bytes
-    from jaxspec.pipeline import Settings, spread_classes
+    from jaxspec.pipeline.config import GenerationConfig
+    from jaxspec.pipeline.prompts import Prompts, spread_classes
     from jaxspec.report import json_bytes
     from jaxspec.rules import parse_verifier
     from jaxspec.trees import tree_for
@@ -201,11 +202,15 @@ def run_images(arguments: argparse.Namespace) -> None:
     tree = tree_for(loaded.drafter, arguments.tree)
     heldout = read_heldout(_source(arguments, bundle), extract, arguments.num)
     classes = spread_classes(len(bundle.class_names), arguments.num)
-    settings = Settings(classes, batch=arguments.batch, cfg_scale=arguments.cfg_scale)
+    prompts = Prompts.from_classes(classes)
+    settings = GenerationConfig(
+        batch_size=arguments.batch, cfg_scale=arguments.cfg_scale
+    )
     total = arguments.num * len(arguments.seeds) * (1 + len(arguments.verifiers))
     with tqdm(total=total, desc="generating", unit="image") as bar:
         result = measure_quality(
             bundle,
+            prompts,
             settings,
             arguments.verifiers,
             tree,

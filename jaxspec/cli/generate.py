@@ -128,7 +128,7 @@ def add_parser(commands) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
     import os
-    from dataclasses import replace
+    from functools import partial
 
     from jaxspec.errors import ConfigError
     from jaxspec.images import format_of
@@ -176,7 +176,10 @@ def run(arguments: argparse.Namespace) -> None:
     )
     from jaxspec.helpers import load_drafter
     from jaxspec.images import grid_image, image_bytes
-    from jaxspec.pipeline import Settings, decode_images, draw, spread_classes
+    from jaxspec.pipeline.config import GenerationConfig
+    from jaxspec.pipeline.decoding import decode_images
+    from jaxspec.pipeline.generation import generate
+    from jaxspec.pipeline.prompts import Prompts, spread_classes
     from jaxspec.report import generation_report, generation_table, json_bytes
     from jaxspec.rules import parse_verifier
     from jaxspec.spec.tree import Tree
@@ -187,12 +190,11 @@ def run(arguments: argparse.Namespace) -> None:
     # Impossible settings are told before anything is loaded.
     if arguments.tree:
         parse_tree(arguments.tree)
-    settings = Settings(
-        classes=(0,) * arguments.num,
+    config = GenerationConfig(
         **sampling_settings(arguments),
         cache_stages=1 if arguments.cache_stages is None else arguments.cache_stages,
         attention=arguments.attention,
-        batch=default_batch() if arguments.batch is None else arguments.batch,
+        batch_size=default_batch() if arguments.batch is None else arguments.batch,
         verifier=parse_verifier(arguments.verifier),
     )
     dtype = arguments.dtype if arguments.dtype != "float32" else None
@@ -204,7 +206,7 @@ def run(arguments: argparse.Namespace) -> None:
         tell_what_stays_whole(bundle)
     side = bundle.tokenizer.config.image_size
     form = format_of(arguments.out, arguments.num, side)
-    captions, ids, cut = None, [0], {}
+    cut = {}
     if bundle.prior.config.condition == "caption":
         if not arguments.prompt or arguments.classes:
             raise ConfigError(f"bundle '{bundle.name}' draws captions: give --prompt")
@@ -212,18 +214,17 @@ def run(arguments: argparse.Namespace) -> None:
         texts = [arguments.prompt[i] for i in turns]
         named = {f"prompt {i}": text for i, text in enumerate(arguments.prompt)}
         cut = tell_cut_captions(bundle, named)
-        captions = read_captions(bundle.text_encoder, texts)
+        prompts = Prompts.from_captions(read_captions(bundle.text_encoder, texts))
     elif arguments.prompt:
         raise ConfigError(
             f"bundle '{bundle.name}' draws classes; --prompt is for a text-to-image one"
         )
     elif arguments.classes is None:
         count = len(bundle.class_names)
-        ids = spread_classes(count, arguments.num)
+        prompts = Prompts.from_classes(spread_classes(count, arguments.num))
     else:
         ids = resolve_classes(bundle, arguments.classes.split(","))
-    ids = tuple(np.resize(ids, arguments.num).tolist())
-    settings = replace(settings, classes=ids, captions=captions)
+        prompts = Prompts.from_classes(np.resize(ids, arguments.num).tolist())
 
     tree, loaded = Tree.root(), None
     if speculative:
@@ -237,13 +238,16 @@ def run(arguments: argparse.Namespace) -> None:
             bar.update(count)
 
         bar.set_postfix_str("compiling")
-        plain = fast = draw(bundle, settings, tree, loaded=loaded, progress=advance)
+        run = partial(
+            generate, bundle, prompts, config, loaded=loaded, progress=advance
+        )
+        plain = fast = run(tree)
         if speculative:
             bar.set_postfix_str("compiling plain decoding")
-            plain = draw(bundle, settings, Tree.root(), loaded=loaded, progress=advance)
+            plain = run(Tree.root())
     images = decode_images(bundle, fast.tokens)
-    report = generation_report(bundle, settings, tree, fast, plain, loaded)
-    report |= {"cut_captions": cut} if captions else {}
+    report = generation_report(bundle, prompts, config, tree, fast, plain, loaded)
+    report |= {"cut_captions": cut} if prompts.texts else {}
     write_file(arguments.out, image_bytes(grid_image(images), form))
     if arguments.report:
         write_file(arguments.report, json_bytes(report))

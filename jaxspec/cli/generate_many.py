@@ -61,13 +61,15 @@ def _draw(
     from jaxspec.errors import ConfigError
     from jaxspec.helpers import load_drafter
     from jaxspec.images import png_bytes
-    from jaxspec.pipeline import Settings, bundle_for, decode_images
+    from jaxspec.pipeline.config import GenerationConfig
+    from jaxspec.pipeline.continuous import generate_continuously
+    from jaxspec.pipeline.decoding import decode_images
+    from jaxspec.pipeline.engine import bundle_for
     from jaxspec.processes import any_process, check_same_arguments, sum_of_processes
     from jaxspec.report import json_bytes
     from jaxspec.rules import parse_verifier, verifier_spec
     from jaxspec.sharding import make_mesh
     from jaxspec.spec.tree import Tree
-    from jaxspec.streaming import stream
     from jaxspec.trees import default_batch, tree_for
     from jaxspec.writing import write_file
 
@@ -81,7 +83,7 @@ def _draw(
     if mesh is not None and first:
         tell_what_stays_whole(bundle)
     lines = list(numbered.values())
-    prompts, told = _prompts_of(bundle, lines)
+    prompts = _prompts_of(bundle, lines)
     cut = {}
     if bundle.prior.config.condition == "caption":
         named = {f"line {i}": line for i, line in numbered.items()}
@@ -92,11 +94,10 @@ def _draw(
         tree = tree_for(loaded.drafter, arguments.tree)
     groups = mesh.shape["data"] if mesh is not None else 1
     rows = groups * default_batch() if arguments.batch is None else arguments.batch
-    settings = Settings(
-        **told,
+    config = GenerationConfig(
         **sampling_settings(arguments),
         attention=arguments.attention,
-        batch=rows,
+        batch_size=rows,
         verifier=parse_verifier(arguments.verifier),
     )
     # What an image depends on. Drafter and tree are not part of it: of verifiers that
@@ -112,9 +113,9 @@ def _draw(
         "cfg_interval": arguments.cfg_interval,
         "dtype": arguments.dtype,
         "int8": arguments.int8,
-        "verifier": verifier_spec(settings.verifier),
+        "verifier": verifier_spec(config.verifier),
     }
-    if not (settings.verifier.lossless and settings.verifier.token_exact):
+    if not (config.verifier.lossless and config.verifier.token_exact):
         same |= {"drafter": loaded.name if loaded else "none", "tree": repr(tree)}
     check_same_arguments({**same, "seed": arguments.seed, "lines": lines})
     _keep_settings(folder, same, first)
@@ -132,21 +133,22 @@ def _draw(
         total=len(pending), desc="drawing", unit="image", disable=not first
     ) as bar:
         bar.set_postfix_str("compiling")
-        segments = stream(
-            bundle, settings, tree, pending, prompts, loaded=loaded, rows=rows
+        segments = generate_continuously(
+            bundle, config, tree, pending, prompts, loaded=loaded
         )
         for segment in segments:
             bar.set_postfix_str("", refresh=False)
-            if segment.done:
-                codes = np.stack([done.tokens for done in segment.done])
-                images = decode_images(bundle, codes, batch=8)
-                for done, image in zip(segment.done, images, strict=True):
-                    write_file(files[done.number], png_bytes(image))
-            drawn += len(segment.done)
-            tokens += sum(done.tokens.size for done in segment.done)
-            calls += sum(done.calls for done in segment.done)
+            finished = segment.finished
+            if finished:
+                image_tokens = np.stack([request.tokens for request in finished])
+                images = decode_images(bundle, image_tokens, batch_size=8)
+                for request, image in zip(finished, images, strict=True):
+                    write_file(files[request.id], png_bytes(image))
+            drawn += len(finished)
+            tokens += sum(request.tokens.size for request in finished)
+            calls += sum(request.calls for request in finished)
             rounds += segment.rounds
-            bar.update(len(segment.done))
+            bar.update(len(finished))
     seconds = time.perf_counter() - began
     drawn, tokens, calls = sum_of_processes(np.array([drawn, tokens, calls])).tolist()
     if drawn != len(pending):
@@ -164,7 +166,7 @@ def _draw(
         "images_per_second": drawn / seconds,
         "drafter": loaded.name if loaded else "none",
         "tree": {"nodes": tree.size, "depth": tree.depth},
-        "lossless": settings.verifier.lossless,
+        "lossless": config.verifier.lossless,
         "seed": arguments.seed,
         **same,
         "mesh": dict(mesh.shape) if mesh is not None else None,
@@ -182,21 +184,20 @@ def _draw(
         print(f"wrote {folder}")
 
 
-def _prompts_of(bundle: Any, lines: list[str]) -> tuple[Any, dict[str, Any]]:
-    """What jobs are told, by number; and a placeholder of it for the settings."""
+def _prompts_of(bundle: Any, lines: list[str]) -> Any:
+    """Function that returns the prompts of some lines, by their numbers."""
     import jax
     import numpy as np
 
     from jaxspec.bundle import resolve_classes
-    from jaxspec.captions import Captions, read_captions
+    from jaxspec.captions import read_captions
     from jaxspec.errors import ConfigError
-    from jaxspec.models.transformer import Transformer
 
     if bundle.prior.config.condition == "none":
         raise ConfigError(f"bundle '{bundle.name}' makes text; --prompts draws images")
     if bundle.prior.config.condition == "class":
         ids = np.array(resolve_classes(bundle, lines), np.int32)
-        return lambda numbers: ids[list(numbers)], {"classes": (int(ids[0]),)}
+        return lambda numbers: ids[list(numbers)]
     held: dict[str, Any] = {}
 
     def told(numbers):
@@ -210,8 +211,7 @@ def _prompts_of(bundle: Any, lines: list[str]) -> tuple[Any, dict[str, Any]]:
                 held[text] = jax.tree.map(lambda x: x[i], found)  # noqa: B023
         return jax.tree.map(lambda *x: np.stack(x), *(held[lines[n]] for n in numbers))
 
-    blank = Transformer(bundle.prior.config).blank_prompt(1)  # for the settings
-    return told, {"classes": (0,), "captions": Captions(("",), blank)}
+    return told
 
 
 def _text_encoder_of(bundle: Any) -> str | None:

@@ -113,7 +113,7 @@ def plan(arguments: argparse.Namespace) -> str:
         nodes=arguments.nodes,
         itemsize=4 if arguments.dtype == "float32" else 2,
         int8=arguments.int8,
-        guided=config.condition != "none",
+        cfg=config.condition != "none",
         drafter=drafter,
         drafter_cache_width=cache_width,
     )

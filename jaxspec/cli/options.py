@@ -85,12 +85,12 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
 
 
 def sampling_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What `add_sampling` asks for, as arguments of `pipeline.Settings`; checked.
+    """What `add_sampling` asks for, as arguments of `GenerationConfig`; checked.
 
     Raises:
       ConfigError: a number is impossible.
     """
-    from jaxspec.pipeline import Settings
+    from jaxspec.pipeline.config import GenerationConfig
 
     found = {
         "seed": arguments.seed,
@@ -100,7 +100,7 @@ def sampling_settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "cfg_scale": arguments.cfg_scale,
         "cfg_interval": arguments.cfg_interval,
     }
-    Settings(classes=(0,), **found)
+    GenerationConfig(**found)
     return found
 
 

@@ -122,7 +122,7 @@ class EagleConfig:
       qk_layer_norm: LayerNorm over the heads of queries and keys, as in Chameleon.
       embedding_scale: factor of the token embeddings (Lumina-mGPT).
       caption_padding: attention of padded caption positions in the target that this
-        drafter was trained on; see `make_target`.
+        drafter was trained on; see `Transformer.as_target`.
     """
 
     version: Literal[1, 3] = 1

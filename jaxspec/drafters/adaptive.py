@@ -4,6 +4,7 @@ Shapes stay static, so nothing is recompiled; an invalid node is never accepted.
 verifiers stay exact depends on the information a policy uses: see `Policy.past_only`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -62,9 +63,24 @@ class Adaptive:
     policy: Policy
 
     @property
-    def extra_rows(self) -> int:
+    def num_extra_queries(self) -> int:
         """Extra queries of the drafter."""
-        return getattr(self.drafter, "extra_rows", 0)
+        return getattr(self.drafter, "num_extra_queries", 0)
+
+    @property
+    def feature_layers(self) -> tuple[int, ...]:
+        """Layers that the drafter reads; missing if the drafter names none."""
+        return getattr(self.drafter, "feature_layers")  # noqa: B009
+
+    @property
+    def caption_padding(self) -> str:
+        """Setting of `Transformer.as_target`; missing if the drafter has none."""
+        return getattr(self.drafter, "caption_padding")  # noqa: B009
+
+    @property
+    def with_target_params(self) -> Callable[..., Params]:
+        """The drafter's; missing if the drafter reads no parameters of the target."""
+        return getattr(self.drafter, "with_target_params")  # noqa: B009
 
     def init(self, params: Params, ctx: InitContext) -> Any:
         """See `spec.draft.Drafter`."""

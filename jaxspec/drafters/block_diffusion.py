@@ -7,7 +7,6 @@ import jax.numpy as jnp
 
 from jaxspec.config import DFlashConfig, TransformerConfig
 from jaxspec.drafters.block_network import DFlashNetwork, KeysValues
-from jaxspec.drafters.branches import repeat_branches
 from jaxspec.drafters.grow import at_depth, grow
 from jaxspec.drafters.grow.select import drafter_log_probs
 from jaxspec.drafters.row_above import row_above
@@ -16,6 +15,7 @@ from jaxspec.drafters.stop_head import AcceptanceHead
 from jaxspec.errors import ConfigError
 from jaxspec.nn.layers import head_scores
 from jaxspec.nn.rope import angles_of
+from jaxspec.spec.branches import repeat_branches
 from jaxspec.spec.cache import KVCache, init_cache, write
 from jaxspec.spec.draft import Draft, DraftContext, InitContext, RoundResult
 from jaxspec.spec.envelopes import DynamicTree

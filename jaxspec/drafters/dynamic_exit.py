@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
 from jaxspec.config import TransformerConfig
-from jaxspec.drafters.branches import repeat_branches
 from jaxspec.drafters.grow import expansions
 from jaxspec.drafters.shared import shared_target_params, target_logits
 from jaxspec.drafters.small_model import (
@@ -18,8 +17,8 @@ from jaxspec.drafters.small_model import (
     read_committed,
 )
 from jaxspec.errors import ConfigError
-from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
+from jaxspec.spec.branches import repeat_branches
 from jaxspec.spec.draft import Draft, DraftContext, InitContext, RoundResult
 from jaxspec.spec.sampling import apply_cfg
 from jaxspec.spec.target import Target
@@ -65,14 +64,14 @@ class DynamicExit:
       exits: numbers of layers, ascending.
       verify_cost: cost of the target's pass in layers of the model; None for the
         model's number of layers.
-      guided: whether the model uses the target's CFG scale.
+      cfg: whether the model uses the target's CFG scale.
       decay: weight of the past in the moving averages.
     """
 
     config: TransformerConfig
     exits: tuple[int, ...]
     verify_cost: float | None = None
-    guided: bool = True
+    cfg: bool = True
     decay: float = 0.9
 
     def __post_init__(self):
@@ -88,7 +87,7 @@ class DynamicExit:
     def _model(self, layers: int, feature_layers: tuple[int, ...] = ()) -> Target:
         """Makes the model cut after some layers."""
         shorter = Transformer(replace(self.config, layers=layers))
-        return make_target(shorter, guided=self.guided, feature_layers=feature_layers)
+        return shorter.as_target(cfg=self.cfg, feature_layers=feature_layers)
 
     @property
     def _deepest(self) -> Target:
@@ -110,7 +109,7 @@ class DynamicExit:
     ) -> tuple[Draft, ExitState]:
         """See `spec.draft.Drafter`."""
         deepest, model_state = self._deepest, state.model
-        branches = deepest.streams
+        branches = deepest.branches
         _, features, cache, last = read_committed(deepest, params, model_state, ctx)
         lengths = cache.lengths + repeat_branches(model_state.counts, branches)
         shared = shared_target_params(self.config, params, norm=True)

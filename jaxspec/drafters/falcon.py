@@ -9,11 +9,6 @@ import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
 from jaxspec.config import FalconConfig, TransformerConfig
-from jaxspec.drafters.branches import (
-    merge_branches,
-    repeat_branches,
-    split_branches,
-)
 from jaxspec.drafters.grow import expansions, grow
 from jaxspec.drafters.history import following_tokens
 from jaxspec.drafters.shared import shared_target_params, target_norm
@@ -21,6 +16,11 @@ from jaxspec.errors import ConfigError
 from jaxspec.nn.attention import Attention
 from jaxspec.nn.layers import RMSNorm, SwiGLU, head_scores
 from jaxspec.nn.rope import angles_of
+from jaxspec.spec.branches import (
+    merge_branches,
+    repeat_branches,
+    split_branches,
+)
 from jaxspec.spec.cache import KVCache, init_cache, tree_mask
 from jaxspec.spec.draft import Draft, DraftContext, InitContext, RoundResult
 from jaxspec.spec.envelopes import BestFirst, DynamicTree

@@ -7,20 +7,20 @@ import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
 from jaxspec.config import EagleConfig, TransformerConfig
-from jaxspec.drafters.branches import (
-    merge_branches,
-    repeat_branches,
-    split_branches,
-)
 from jaxspec.drafters.draft_vocabulary import widened
 from jaxspec.drafters.feature_network import EagleNetwork
 from jaxspec.drafters.grow import expansions, grow
 from jaxspec.drafters.history import following_tokens
 from jaxspec.drafters.shared import shared_target_params, target_norm
 from jaxspec.errors import ConfigError
-from jaxspec.models.transformer import CaptionPadding
+from jaxspec.models.prompts import CaptionPadding
 from jaxspec.nn.layers import head_scores
 from jaxspec.nn.rope import angles_of, sequence_angles
+from jaxspec.spec.branches import (
+    merge_branches,
+    repeat_branches,
+    split_branches,
+)
 from jaxspec.spec.cache import KVCache, init_cache, tree_mask
 from jaxspec.spec.draft import Draft, DraftContext, InitContext, RoundResult
 from jaxspec.spec.envelopes import DynamicTree

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxspec.models.transformer import TokenPrompt
+from jaxspec.models.prompts import TokenPrompt
 from jaxspec.spec.draft import DraftContext, InitContext
 from jaxspec.typing import Array, Int
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxspec.config import KangarooConfig, TransformerConfig
 from jaxspec.drafters.small_model import DraftModel, ModelState
 from jaxspec.errors import ConfigError
-from jaxspec.models.target import make_target
-from jaxspec.models.transformer import Transformer, head_of
+from jaxspec.models.parameters import head_of
+from jaxspec.models.transformer import Transformer
 from jaxspec.nn.attention import Attention
 from jaxspec.nn.layers import RMSNorm, head_scores
 from jaxspec.nn.rope import angles_of
@@ -162,7 +162,7 @@ def adapted(kangaroo: Kangaroo) -> Target:
     below = _first_layers(kangaroo)
     return Target(
         kangaroo.target.vocab_size,
-        below.streams,
+        below.branches,
         _Prefill(kangaroo),
         _Forward(kangaroo),
     )
@@ -171,8 +171,8 @@ def adapted(kangaroo: Kangaroo) -> Target:
 def _first_layers(kangaroo: Kangaroo) -> Target:
     """The target's layers below the adapter."""
     model = Transformer(replace(kangaroo.target, layers=kangaroo.config.layers))
-    guided = kangaroo.target.condition != "none"
-    return make_target(model, guided=guided, feature_layers=kangaroo.feature_layers)
+    cfg = kangaroo.target.condition != "none"
+    return model.as_target(cfg=cfg, feature_layers=kangaroo.feature_layers)
 
 
 @dataclass(frozen=True)

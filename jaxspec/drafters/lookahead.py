@@ -82,7 +82,7 @@ class Lookahead:
         )
 
     @property
-    def extra_rows(self) -> int:
+    def num_extra_queries(self) -> int:
         """Extra queries: the tokens of the window."""
         return self.levels * self.columns
 
@@ -118,7 +118,7 @@ class Lookahead:
         tokens = state.pool[sequence, ctx.root][:, guess, index]
         tokens = tokens.at[:, 0].set(ctx.root)
         valid = state.filled[sequence, ctx.root][:, guess].at[:, 0].set(True)
-        level, column = np.divmod(np.arange(self.extra_rows), self.columns)
+        level, column = np.divmod(np.arange(self.num_extra_queries), self.columns)
         first = level == 0
         # Queries of the first iteration attend causally to it. Later ones attend to the
         # first iteration before their column, then to later iterations in their column.
@@ -126,7 +126,7 @@ class Lookahead:
         window |= ~first[:, None] & first & (column[:, None] > column)
         deeper = ~first[:, None] & ~first & (level[:, None] >= level)
         window |= deeper & (column[:, None] == column)
-        nodes = np.zeros((self.extra_rows, tree.size), bool)
+        nodes = np.zeros((self.num_extra_queries, tree.size), bool)
         nodes[:, 0] = True
         mask = np.concatenate([nodes, window], axis=1)
         ahead = np.where(first, 1, level) + column

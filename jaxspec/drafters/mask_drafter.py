@@ -4,10 +4,10 @@ from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
 
-from jaxspec.drafters.branches import repeat_branches
 from jaxspec.drafters.grow import at_depth, grow
 from jaxspec.drafters.small_model import ModelState, prefill
 from jaxspec.errors import ConfigError
+from jaxspec.spec.branches import repeat_branches
 from jaxspec.spec.cache import tree_mask
 from jaxspec.spec.draft import Draft, DraftContext, InitContext, RoundResult
 from jaxspec.spec.envelopes import DynamicTree
@@ -79,7 +79,7 @@ class Deer:
     ) -> tuple[Draft, ModelState]:
         """See `spec.draft.Drafter`."""
         batch, path = state.tokens.shape
-        branches = self.model.streams
+        branches = self.model.branches
         last = jnp.maximum(state.counts - 1, 0)
         offsets = jnp.arange(path)[None]
         tokens = jnp.where(offsets == last[:, None], ctx.root[:, None], state.tokens)

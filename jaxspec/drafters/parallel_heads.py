@@ -6,13 +6,13 @@ import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
 from jaxspec.config import MedusaConfig, TransformerConfig
-from jaxspec.drafters.branches import repeat_branches
 from jaxspec.drafters.grow import Step, at_depth, grow
 from jaxspec.drafters.heads_network import HeadsNetwork
 from jaxspec.drafters.shared import shared_target_params, target_norm
 from jaxspec.errors import ConfigError
 from jaxspec.nn.layers import head_scores
 from jaxspec.nn.rope import angles_of
+from jaxspec.spec.branches import repeat_branches
 from jaxspec.spec.cache import KVCache, init_cache, tree_mask
 from jaxspec.spec.draft import Draft, DraftContext, InitContext, RoundResult
 from jaxspec.spec.envelopes import BestFirst, DynamicTree

@@ -74,7 +74,7 @@ class InlineBlocks:
         """Tokens that a block predicts beyond the next root."""
         return len(self.ids) + self.shift - 1
 
-    def extra_rows(self, tree: Tree | DynamicTree) -> int:
+    def num_extra_queries(self, tree: Tree | DynamicTree) -> int:
         """Extra queries: one block for each node of the tree."""
         return tree.size * len(self.ids)
 
@@ -131,7 +131,7 @@ class InlineBlocks:
         """Makes the blocks of all nodes, ordered by node."""
         tree, size = ctx.tree, len(self.ids)
         assert isinstance(tree, Tree)  # see `check_tree`
-        count, batch = self.extra_rows(tree), ctx.root.shape[0]
+        count, batch = self.num_extra_queries(tree), ctx.root.shape[0]
         node, query = np.divmod(np.arange(count), size)
         offset = jnp.asarray(tree.depths[node] + 1 + query, jnp.int32)
         positions = ctx.position[:, None] + offset[None]

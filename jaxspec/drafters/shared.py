@@ -1,7 +1,7 @@
 """Target parameters that feature-based drafters share: embedding, norm and head."""
 
 from jaxspec.config import TransformerConfig
-from jaxspec.models.transformer import head_of
+from jaxspec.models.parameters import head_of
 from jaxspec.nn.layers import head_scores, rms_norm
 from jaxspec.typing import Array, Float, Params
 

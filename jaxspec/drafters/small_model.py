@@ -6,11 +6,10 @@ import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
 from jaxspec.config import TransformerConfig
-from jaxspec.drafters.branches import repeat_branches
 from jaxspec.drafters.grow import expansions, grow
 from jaxspec.errors import ConfigError
-from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
+from jaxspec.spec.branches import repeat_branches
 from jaxspec.spec.cache import KVCache, tree_mask
 from jaxspec.spec.draft import Draft, DraftContext, InitContext, RoundResult
 from jaxspec.spec.sampling import apply_cfg
@@ -73,7 +72,7 @@ class DraftModel:
                 f"the drafter has {self.model.vocab_size} tokens, the target "
                 f"{ctx.noise.shape[-1]}; they must share a vocabulary"
             )
-        branches = self.model.streams
+        branches = self.model.branches
         logits, _, cache, last = read_committed(self.model, params, state, ctx)
         lengths = cache.lengths + repeat_branches(state.counts, branches)
         last = repeat_branches(last, branches)[:, None, None]
@@ -128,8 +127,8 @@ def read_committed(
     logits, features, cache = model.forward(
         params,
         state.cache,
-        repeat_branches(tokens, model.streams),
-        repeat_branches(positions, model.streams),
+        repeat_branches(tokens, model.branches),
+        repeat_branches(positions, model.branches),
         tree_mask(state.cache, jnp.tril(jnp.ones((path, path), bool))),
     )
     return logits, features, cache, last
@@ -156,7 +155,7 @@ def grow_by_levels(
     Returns:
       The draft, and the cache's layers with the draft nodes written behind `lengths`.
     """
-    slots, branches = expansions(ctx.tree)[0], model.streams
+    slots, branches = expansions(ctx.tree)[0], model.branches
 
     def step(depth, tokens, ancestors, carry):
         layers, used = carry
@@ -183,7 +182,7 @@ def grow_by_levels(
 
 
 def early_exit(
-    config: TransformerConfig, layers: int, *, guided: bool = True
+    config: TransformerConfig, layers: int, *, cfg: bool = True
 ) -> DraftModel:
     """Makes a drafter of a transformer's first layers, final norm and head.
 
@@ -198,6 +197,4 @@ def early_exit(
             f"layers={layers}: an early exit keeps 1 to {config.layers - 1} of the "
             f"target's {config.layers} layers"
         )
-    return DraftModel(
-        make_target(Transformer(replace(config, layers=layers)), guided=guided)
-    )
+    return DraftModel(Transformer(replace(config, layers=layers)).as_target(cfg=cfg))

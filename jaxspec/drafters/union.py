@@ -13,7 +13,7 @@ from jaxspec.spec.draft import (
     Drafter,
     InitContext,
     RoundResult,
-    extra_rows,
+    num_extra_queries,
 )
 from jaxspec.spec.tree import Tree
 from jaxspec.typing import Params
@@ -45,8 +45,26 @@ class MergedDrafter:
 
     def __post_init__(self):
         parts = (self.first, self.first_tree), (self.second, self.second_tree)
-        if any(extra_rows(drafter, tree) for drafter, tree in parts):
+        if any(num_extra_queries(drafter, tree) for drafter, tree in parts):
             raise ConfigError("drafters with extra queries cannot be merged")
+
+    @property
+    def feature_layers(self) -> tuple[int, ...]:
+        """Layers that the drafters read; missing if neither names any.
+
+        Raises:
+          ConfigError: the drafters read different layers.
+        """
+        layers = {
+            getattr(drafter, "feature_layers")  # noqa: B009
+            for drafter in (self.first, self.second)
+            if hasattr(drafter, "feature_layers")
+        }
+        if not layers:
+            raise AttributeError("neither drafter names feature layers")
+        if len(layers) > 1:
+            raise ConfigError(f"merged drafters read the same layers, not {layers}")
+        return layers.pop()
 
     @property
     def tree(self) -> Tree:

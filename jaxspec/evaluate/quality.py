@@ -19,14 +19,11 @@ from jaxspec.helpers import LoadedDrafter
 from jaxspec.images import to_unit
 from jaxspec.models.classifier import Classifier
 from jaxspec.models.transformer import Transformer
-from jaxspec.pipeline import (
-    Progress,
-    Run,
-    Settings,
-    bundle_for,
-    decode_images,
-    draw,
-)
+from jaxspec.pipeline.config import GenerationConfig
+from jaxspec.pipeline.decoding import decode_images
+from jaxspec.pipeline.engine import bundle_for
+from jaxspec.pipeline.generation import GenerationResult, Progress, generate
+from jaxspec.pipeline.prompts import Prompts
 from jaxspec.rules import parse_verifier
 from jaxspec.spec.envelopes import DynamicTree
 from jaxspec.spec.tree import Tree
@@ -100,9 +97,10 @@ def read_heldout(source: ImageSource, extract: Extractor, count: int) -> HeldOut
 
 def measure_run(
     bundle: Bundle,
-    settings: Settings,
-    run: Run,
-    plain: Run,
+    prompts: Prompts,
+    settings: GenerationConfig,
+    run: GenerationResult,
+    plain: GenerationResult,
     heldout: HeldOut,
     extract: Extractor,
 ) -> dict[str, float | None]:
@@ -113,7 +111,8 @@ def measure_run(
 
     Args:
       bundle: models.
-      settings: classes and CFG scale of the images.
+      prompts: class labels of the images.
+      settings: generation settings; the CFG scale is used.
       run: result to measure.
       plain: result of plain decoding with the same seed.
       heldout: features of held-out images.
@@ -131,12 +130,12 @@ def measure_run(
         "frechet": frechet_distance(heldout.features, features),
         "precision": precision,
         "recall": recall,
-        "accuracy": float((classes == np.array(settings.classes)).mean()),
+        "accuracy": float((classes == np.asarray(prompts.values)).mean()),
         "nll": guided_nll(
             Transformer(bundle.prior.config),
             bundle.prior.params,
             run.tokens,
-            np.array(settings.classes),
+            np.asarray(prompts.values),
             settings.cfg_scale,
         ),
         "psnr": float(10 * np.log10(255**2 / error)) if error else None,
@@ -147,7 +146,8 @@ def measure_run(
 
 def measure_quality(
     bundle: Bundle,
-    settings: Settings,
+    prompts: Prompts,
+    settings: GenerationConfig,
     verifiers: Sequence[str],
     tree: Tree | DynamicTree,
     heldout: HeldOut,
@@ -161,7 +161,8 @@ def measure_quality(
 
     Args:
       bundle: models.
-      settings: classes, batch size and CFG scale; seed and verifier are replaced.
+      prompts: class labels of the images.
+      settings: batch size and CFG scale; seed and verifier are replaced.
       verifiers: names of verifiers, see `parse_verifier`.
       tree: shape of the drafts.
       heldout: features of held-out images.
@@ -185,18 +186,22 @@ def measure_quality(
     for seed in seeds:
         seeded = replace(settings, seed=seed, verifier=parse_verifier("coupled"))
         measure = partial(measure_run, heldout=heldout, extract=extract)
-        plain = draw(bundle, seeded, Tree.root(), loaded=loaded, progress=progress)
+        plain = generate(
+            bundle, prompts, seeded, Tree.root(), loaded=loaded, progress=progress
+        )
         cells["plain"].append(
-            {"tokens_per_call": 1.0, **measure(bundle, seeded, plain, plain)}
+            {"tokens_per_call": 1.0, **measure(bundle, prompts, seeded, plain, plain)}
         )
         for name, verifier in parsed.items():
             verified = replace(seeded, verifier=verifier)
-            run = draw(bundle, verified, tree, loaded=loaded, progress=progress)
-            values = measure(bundle, verified, run, plain)
+            run = generate(
+                bundle, prompts, verified, tree, loaded=loaded, progress=progress
+            )
+            values = measure(bundle, prompts, verified, run, plain)
             cells[name].append({"tokens_per_call": run.tokens_per_call, **values})
     return {
         "checkpoint": bundle.name,
-        "images": len(settings.classes),
+        "images": len(prompts),
         "cfg_scale": settings.cfg_scale,
         "tree": type(tree).__name__,
         "nodes": tree.size,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec.config import TextEncoderConfig
-from jaxspec.models.transformer import Caption
+from jaxspec.models.prompts import Caption
 from jaxspec.nn.attention import MASKED
 from jaxspec.nn.layers import RMSNorm, linear
 from jaxspec.typing import Array, Bool, Float, Int, Params

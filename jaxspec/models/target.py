@@ -1,43 +1,27 @@
 """Target model of the engine, made from a transformer."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxspec.errors import ConfigError
-from jaxspec.models.transformer import (
-    CaptionPadding,
-    TokenPrompt,
-    Transformer,
-    activation_dtype,
-)
+from jaxspec.models.parameters import activation_dtype
+from jaxspec.models.prompts import CaptionPadding, TokenPrompt
 from jaxspec.spec.cache import KVCache, init_cache, tree_mask
 from jaxspec.spec.target import Prefill, Target
 from jaxspec.typing import Array, Bool, Float, Int, Mask, Params, PyTree
 
 
-def make_target(
-    model: Transformer,
+def transformer_target(
+    model: Any,
     *,
-    guided: bool = True,
-    feature_layers: tuple[int, ...] = (),
-    caption_padding: CaptionPadding = "self",
+    cfg: bool,
+    feature_layers: tuple[int, ...],
+    caption_padding: CaptionPadding,
 ) -> Target:
-    """Wraps a transformer as a `Target`.
-
-    Targets made from equal arguments are equal, hashable and picklable.
-
-    Args:
-      model: transformer. Without a condition its prompts are tokens, int32 [B, P], at
-        least one per sequence, with -1 after shorter ones; with guidance a
-        `TokenPrompt`.
-      guided: whether to run an unconditional branch for each sequence, for
-        classifier-free guidance.
-      feature_layers: layers whose outputs the drafter reads.
-      caption_padding: positions that padded positions of a caption attend to. The
-        logits do not depend on it. A drafter that reads features of padded positions
-        needs the setting it was trained with (`Eagle.caption_padding`).
+    """Wraps a transformer as a `Target`, see `Transformer.as_target`.
 
     Raises:
       ConfigError: `caption_padding` is "published" and the `rope` of the model is not
@@ -49,7 +33,7 @@ def make_target(
             "caption_padding='published' needs a model with rope='grid', such as "
             "LlamaGen; use 'self'"
         )
-    fields = model, 2 if guided else 1, tuple(feature_layers)
+    fields = model, 2 if cfg else 1, tuple(feature_layers)
     if config.condition == "none":
         prefill, rescore = _PrefillTokens(*fields), _RescoreTokens(*fields)
     else:
@@ -63,7 +47,33 @@ def make_target(
         rescore,
         model.move,
         config.extra_tokens,
+        _ForDrafter(model, cfg, tuple(feature_layers), caption_padding),
     )
+
+
+@dataclass(frozen=True)
+class _ForDrafter:
+    """`Target.for_drafter`; equal where its fields are equal.
+
+    Attributes:
+      model: transformer.
+      cfg: whether there is an unconditional branch.
+      feature_layers: layers for a drafter that does not name its own.
+      caption_padding: setting for a drafter that has none of its own.
+    """
+
+    model: Any
+    cfg: bool
+    feature_layers: tuple[int, ...]
+    caption_padding: CaptionPadding
+
+    def __call__(self, drafter: Any) -> Target:
+        return transformer_target(
+            self.model,
+            cfg=self.cfg,
+            feature_layers=getattr(drafter, "feature_layers", self.feature_layers),
+            caption_padding=getattr(drafter, "caption_padding", self.caption_padding),
+        )
 
 
 @dataclass(frozen=True)
@@ -71,18 +81,18 @@ class _Function:
     """Base of the functions of a target; functions with equal fields are equal.
 
     Attributes:
-      model: transformer.
-      streams: number of CFG branches, 1 or 2.
+      model: transformer, see `Transformer`.
+      branches: number of CFG branches, 1 or 2.
       feature_layers: layers whose outputs are returned.
     """
 
-    model: Transformer
-    streams: int
+    model: Any
+    branches: int
     feature_layers: tuple[int, ...]
 
     def for_branches(self, x: Array) -> Array:
         """The array repeated for each CFG branch, `[B, ...]` to `[R, ...]`."""
-        return jnp.concatenate([x] * self.streams)
+        return jnp.concatenate([x] * self.branches)
 
     def empty_cache(self, params: Params, batch: int, slots: int) -> KVCache:
         """Empty cache with at least `slots` slots."""
@@ -119,7 +129,7 @@ class _Conditioned(_Function):
     def branch_prompts(self, prompt: PyTree) -> tuple[PyTree, Bool[Array, "R"]]:
         """Prompts of all branches, and a mask of those with the null condition."""
         batch = jax.tree.leaves(prompt)[0].shape[0]
-        null = jnp.repeat(jnp.arange(self.streams) > 0, batch)
+        null = jnp.repeat(jnp.arange(self.branches) > 0, batch)
         return jax.tree.map(self.for_branches, prompt), null
 
 
@@ -162,9 +172,9 @@ class _Prompted(_Function):
           ConfigError: the prompt is a `TokenPrompt` without guidance, or is not one
             with guidance.
         """
-        if self.streams == 1:
+        if self.branches == 1:
             if isinstance(prompt, TokenPrompt):
-                raise ConfigError("a TokenPrompt needs a target with guided=True")
+                raise ConfigError("a TokenPrompt needs a target with cfg=True")
             return prompt
         if not isinstance(prompt, TokenPrompt):
             raise ConfigError(

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -10,6 +9,8 @@ import jax.numpy as jnp
 
 from jaxspec.config import TransformerConfig
 from jaxspec.errors import ConfigError
+from jaxspec.models.prompts import Caption, CaptionPadding
+from jaxspec.models.target import transformer_target
 from jaxspec.nn.attention import OVER_CACHE, Attention
 from jaxspec.nn.kernels.cached_attention import kernel_gather_path, padded_capacity
 from jaxspec.nn.layers import (
@@ -24,37 +25,8 @@ from jaxspec.nn.layers import (
 from jaxspec.nn.quantize import SCALE
 from jaxspec.nn.rope import angles_of
 from jaxspec.spec.cache import KVCache, Layers, gather_path
+from jaxspec.spec.target import Target
 from jaxspec.typing import Array, Bool, Float, Int, Mask, Params, PyTree
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Caption:
-    """Caption prompt: features of a text encoder.
-
-    Attributes:
-      features: outputs of the text encoder, float [B, P, E], padded on the left.
-      valid: mask, bool [B, P], False at padding.
-    """
-
-    features: Float[Array, "B P E"]
-    valid: Bool[Array, "B P"]
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class TokenPrompt:
-    """Token prompts for classifier-free guidance, one per branch.
-
-    Attributes:
-      given: prompts of the conditional branch, int32 [B, P], with -1 after shorter
-        ones.
-      null: prompts of the unconditional branch, int32 [B, M], with -1 after shorter
-        ones; the number of positions `M` may differ from `P`.
-    """
-
-    given: Int[Array, "B P"]
-    null: Int[Array, "B M"]
 
 
 def head_norm(config: TransformerConfig) -> Callable[[str], nn.Module] | None:
@@ -64,14 +36,6 @@ def head_norm(config: TransformerConfig) -> Callable[[str], nn.Module] | None:
     if config.qk_norm:
         return lambda name: RMSNorm(config.norm_eps, name=name)
     return None
-
-
-CaptionPadding = Literal["self", "published"]
-# Positions that the padded positions of a caption attend to. No other position attends
-# to padding, so this only changes the features at padded positions, which a drafter may
-# read.
-#   self        the padded position itself, as in LlamaGen
-#   published   as in the target of LANTERN, see `lantern_padding_mask`
 
 
 class _Layer(nn.Module):
@@ -224,6 +188,38 @@ class Transformer:
     def move(self) -> Callable[..., Layers]:
         """Function that commits a path to a cache, see `spec.cache.gather_path`."""
         return kernel_gather_path if self.attention == "pallas" else gather_path
+
+    def as_target(
+        self,
+        *,
+        cfg: bool = True,
+        feature_layers: tuple[int, ...] = (),
+        caption_padding: CaptionPadding = "self",
+    ) -> Target:
+        """The model as the target of an engine.
+
+        Targets made from equal arguments are equal, hashable and picklable. An `Engine`
+        replaces `feature_layers` and `caption_padding` by those of its drafter.
+
+        Args:
+          cfg: whether an unconditional branch is computed for each sequence, for
+            classifier-free guidance. Without a condition, prompts are tokens, int32
+            [B, P], at least one a sequence, with -1 after shorter ones; with guidance a
+            `TokenPrompt`.
+          feature_layers: layers whose outputs a drafter reads.
+          caption_padding: positions that padded positions of a caption attend to. The
+            logits do not depend on it.
+
+        Raises:
+          ConfigError: `caption_padding` is "published" and the model's `rope` is not
+            "grid".
+        """
+        return transformer_target(
+            self,
+            cfg=cfg,
+            feature_layers=feature_layers,
+            caption_padding=caption_padding,
+        )
 
     def init(self, key: Array) -> Params:
         """Random float32 parameters, with a head of zeros; consumes `key`."""
@@ -412,22 +408,6 @@ def _visible_slots(prompt: Caption, slots: int) -> Bool[Array, "B S"]:
     """Slots that may be attended to: all but the padding of the caption."""
     widths = ((0, 0), (0, slots - prompt.valid.shape[1]))
     return jnp.pad(prompt.valid, widths, constant_values=True)
-
-
-def head_of(config: TransformerConfig, params: Params) -> Params:
-    """Parameters of the output head, in the form that `head_scores` takes."""
-    if config.head_width:
-        return {k: params[f"head_{k}"] for k in ("in", "in_bias", "out", "out_bias")}
-    if config.tied_head:
-        return params["embedding"]["embedding"][: config.vocab_size].T
-    if "head" + SCALE in params:
-        return {"kernel": params["head"], "scale": params["head" + SCALE]}
-    return params["head"]
-
-
-def activation_dtype(params: Params) -> jnp.dtype:
-    """Dtype of activations and caches, which is that of the embedding."""
-    return params["embedding"]["embedding"].dtype
 
 
 def parameter_count(config: TransformerConfig) -> int:

@@ -1,7 +1,7 @@
 """Sharding over a mesh: sequences along "data", parameters along "model"."""
 
 from jaxspec.sharding.mesh import AXES, check_mesh, make_mesh, read_mesh
-from jaxspec.sharding.rows import fill_rows, over_rows
+from jaxspec.sharding.over_batch import Replicated, over_batch, pad_batch
 from jaxspec.sharding.rules import (
     SHARDING_RULES,
     ShardingRules,
@@ -12,13 +12,14 @@ from jaxspec.sharding.rules import (
 
 __all__ = [
     "AXES",
+    "Replicated",
     "SHARDING_RULES",
     "ShardingRules",
     "check_mesh",
-    "fill_rows",
     "kept_whole",
     "make_mesh",
-    "over_rows",
+    "over_batch",
+    "pad_batch",
     "placement",
     "read_mesh",
     "spec_of",

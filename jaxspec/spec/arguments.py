@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec.errors import ConfigError
-from jaxspec.typing import PyTree
+from jaxspec.typing import Array, PyTree
 
 
 def check_keys(keys: Any) -> None:
@@ -34,6 +34,30 @@ def check_keys(keys: Any) -> None:
             f"row keys are of the kind {jax.random.key_impl(keys)}; {wanted}, or with "
             "jax.random.key(seed, impl='threefry2x32')"
         )
+
+
+def batch_size(prompt: PyTree, keys: Any) -> int:
+    """Number of sequences: that of the keys, or of the prompts for a single key."""
+    if getattr(keys, "ndim", 0):
+        return keys.shape[0]
+    leaves = jax.tree.leaves(prompt)
+    if not leaves or not jnp.ndim(leaves[0]):
+        raise ConfigError("a single key needs prompts with one entry a sequence")
+    return jnp.shape(leaves[0])[0]
+
+
+def broadcast_to_batch(name: str, x: Array, batch: int) -> Array:
+    """An array `[]` or `[B]` as `[B]`.
+
+    Raises:
+      ConfigError: the array has another shape.
+    """
+    if jnp.shape(x) not in ((), (batch,)):
+        raise ConfigError(
+            f"{name} has shape {jnp.shape(x)}; give one number, or one for each of "
+            f"{batch} sequences"
+        )
+    return jnp.broadcast_to(x, (batch,))
 
 
 def check_rows(rows: int, **arguments: PyTree) -> None:

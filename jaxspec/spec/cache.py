@@ -87,8 +87,8 @@ def write(
     return jax.lax.platform_dependent(*given, tpu=_write_by_row, default=_write_at_once)
 
 
-# A TPU scatters in a loop over rows; up to so many are written one after another. Rows
-# that the compiler itself divides among devices would travel; `over_rows` divides them.
+# A TPU scatters in a loop; up to this number, sequences are written one after another.
+# A batch that the compiler divides among devices would be moved; use `over_batch`.
 _FEW_ROWS = 32
 
 

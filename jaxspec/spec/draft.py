@@ -307,7 +307,7 @@ class Drafter(Protocol):
     way: under a lossless verifier it can change the speed and nothing else, as long as
     `Draft.selection` is true.
 
-    One that sends `ExtraQueries` has `extra_rows`: their static number `X`, or a
+    One that sends `ExtraQueries` has `num_extra_queries`: their static number `X`, or a
     function of the tree that returns it.
     """
 
@@ -326,7 +326,7 @@ class Drafter(Protocol):
         ...
 
 
-def extra_rows(drafter: Drafter | None, tree: Tree | DynamicTree) -> int:
+def num_extra_queries(drafter: Drafter | None, tree: Tree | DynamicTree) -> int:
     """`X` of a drafter."""
-    found: int | Callable[..., int] = getattr(drafter, "extra_rows", 0)
+    found: int | Callable[..., int] = getattr(drafter, "num_extra_queries", 0)
     return found if isinstance(found, int) else found(tree)

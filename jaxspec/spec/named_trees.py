@@ -9,7 +9,6 @@ node of every chain of first children is enough, but all are written out.
 import re
 
 from jaxspec.errors import ConfigError
-from jaxspec.spec.tree import Tree
 
 _PATHS = {
     "naive_extend_57": """
@@ -49,27 +48,25 @@ _CHAIN = 5
 NAMES = (*_PATHS, "chain")
 
 
-def named_tree(name: str) -> Tree:
-    """A tree by name.
-
-    Args:
-      name: one of `NAMES`, `chain-LENGTH` ("chain-7"), `root` (no draft), or paths of
-        ranks divided by commas ("0,1,00,01").
+def rank_paths(name: str) -> list[list[int]]:
+    """Paths of ranks that make up a tree, see `Tree.named`.
 
     Raises:
       ConfigError: no such tree.
     """
     if name in _PATHS:
-        return Tree.from_paths(list(map(int, word)) for word in _PATHS[name].split())
+        return [list(map(int, word)) for word in _PATHS[name].split()]
     if name == "root":
-        return Tree.root()
+        return []
     if match := re.fullmatch(r"chain(?:-(\d+))?", name):
         length = match[1] or str(_CHAIN)
         if len(length) > 4:
             raise ConfigError(f"a chain of {length} tokens is longer than any output")
-        return Tree.chain(int(length))
+        if not int(length):
+            raise ConfigError("a chain needs at least 1 drafted token, not 0")
+        return [[0] * int(length)]
     if re.fullmatch(r"\d+(,\d+)*", name):
-        return Tree.from_paths(list(map(int, word)) for word in name.split(","))
+        return [list(map(int, word)) for word in name.split(",")]
     raise ConfigError(
         f"unknown tree {name!r}; choose {', '.join(_PATHS)}, chain-LENGTH, root, or "
         "paths of ranks such as 0,1,00,01"

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from operator import index
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -80,19 +81,26 @@ def check_seed(seed: int) -> int:
     return number
 
 
-def batch_keys(seed: int, rows: int | Int[Array, "B"]) -> BatchKeys:
-    """One key a row; row `b` has the same key in a batch of any size.
+def batch_keys(seed: int | Key[Array, ""], batch: int | Int[Array, "B"]) -> BatchKeys:
+    """One key a sequence: `fold_in(key, i)`, not `split`, for sequence `i`.
+
+    Sequence `i` has the same key in a batch of any size.
 
     Args:
-      seed: of all; see `seed_key`.
-      rows: how many, or the numbers of those that are wanted.
+      seed: seed, see `seed_key`; or a typed key.
+      batch: number of sequences, or their numbers.
 
     Raises:
-      ConfigError: the seed is no whole number of 64 bits.
+      ConfigError: the seed is no whole number of 64 bits, or the key is of another kind
+        than `jax.random.key(seed, impl="threefry2x32")`.
     """
-    key = seed_key(seed)
-    return jax.vmap(lambda row: jax.random.fold_in(key, row))(
-        jnp.arange(rows, dtype=jnp.int32) if isinstance(rows, int) else rows
+    if isinstance(seed, jax.Array) and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key):
+        key = seed
+        check_keys(key[None])
+    else:
+        key = seed_key(cast(int, seed))
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(
+        jnp.arange(batch, dtype=jnp.int32) if isinstance(batch, int) else batch
     )
 
 

@@ -4,7 +4,7 @@ The same functions serve the target and the drafter: both sides of a verificatio
 be processed alike.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import jax
@@ -13,7 +13,7 @@ import numpy as np
 from jax.tree_util import register_dataclass
 
 from jaxspec.errors import ConfigError
-from jaxspec.spec.arguments import check_rows
+from jaxspec.spec.arguments import broadcast_to_batch, check_rows
 from jaxspec.spec.numbers import LARGEST_SCALE, WHOLE, held, whole, within
 from jaxspec.spec.together import varying
 from jaxspec.spec.vocabulary import vocab_shards
@@ -28,15 +28,15 @@ _LAST_STEP = 1 << 20
 @register_dataclass
 @dataclass(frozen=True)
 class Sampling:
-    """Settings of each row.
+    """Sampling settings of each sequence; make them with `create`.
 
     Attributes:
       temperature: float32 [B]; 0 is greedy.
-      top_k: int32 [B]; 0 keeps all.
-      top_p: float32 [B] in (0, 1]; 1 keeps all.
+      top_k: int32 [B]; 0 keeps all tokens.
+      top_p: float32 [B] in (0, 1]; 1 keeps all tokens.
       cfg_scale: float32 [B], scale `s` of `u + s (c - u)`.
-      cfg_tokens: int32 [B]; tokens with an index below this are guided, later ones
-        follow the conditional stream alone.
+      cfg_tokens: int32 [B], number of tokens that are guided; later ones follow the
+        conditional branch alone.
     """
 
     temperature: Float[Array, "B"]
@@ -45,55 +45,64 @@ class Sampling:
     cfg_scale: Float[Array, "B"]
     cfg_tokens: Int[Array, "B"]
 
+    @classmethod
+    def create(
+        cls,
+        batch: int | None = None,
+        *,
+        temperature: float | Array = 1.0,
+        top_k: int | Array = 0,
+        top_p: float | Array = 1.0,
+        cfg_scale: float | Array = 1.0,
+        cfg_interval: int | Array = -1,
+    ) -> "Sampling":
+        """Checks settings given as numbers or as arrays with one entry a sequence.
 
-def make_sampling(
-    rows: int,
-    *,
-    temperature: float | Array = 1.0,
-    top_k: int | Array = 0,
-    top_p: float | Array = 1.0,
-    cfg_scale: float | Array = 1.0,
-    cfg_interval: int | Array = -1,
-) -> Sampling:
-    """Checks settings given as numbers or as arrays of `rows`.
+        Args:
+          batch: number of sequences, `B`. None leaves single numbers as they are, for
+            `for_batch`, which the engine calls.
+          temperature: 0 (greedy), or 0.001 to 1e6.
+          top_k: number of tokens kept; 0 keeps all.
+          top_p: probability mass kept, in (0, 1].
+          cfg_scale: classifier-free guidance scale, 0 to 1e6; 1 for none.
+          cfg_interval: last step that is guided (LlamaGen's `cfg_interval`); the first
+            token is guided too. -1 guides every token.
 
-    Args:
-      rows: `B`.
-      temperature: 0 (greedy), or 0.001 to 1e6.
-      top_k: 0 (all) or the number of tokens kept.
-      top_p: in (0, 1].
-      cfg_scale: classifier-free guidance scale, 0 to 1e6, 1 for none.
-      cfg_interval: -1 guides every token; otherwise the first token and those
-        decided in steps up to the interval are guided (LlamaGen's `cfg_interval`).
+        Raises:
+          ConfigError: a value is outside its range, is not finite or, where a whole
+            number is asked for, is none; or a shape is neither `[]` nor `[B]`.
+        """
+        interval = whole("cfg_interval", cfg_interval, -1, _LAST_STEP)
+        settings = {
+            "temperature": held(
+                "temperature",
+                temperature,
+                np.float32,
+                lambda x: (x == 0) | (x >= np.float32(1e-3)) & (x <= LARGEST_SCALE),
+                f"0 (greedy), or 0.001 to {LARGEST_SCALE:.0f}",
+            ),
+            "top_k": whole("top_k", top_k, 0),
+            "top_p": within("top_p", top_p, most=1.0, above=True),
+            "cfg_scale": within("cfg_scale", cfg_scale),
+            "cfg_tokens": np.where(interval < 0, WHOLE, interval + 2).astype(np.int32),
+        }
+        sampling = cls(**{name: jnp.asarray(x) for name, x in settings.items()})
+        return sampling if batch is None else sampling.for_batch(batch)
 
-    Raises:
-      ConfigError: a value is outside its range, is not finite or, where a whole number
-        is asked for, is none.
-    """
+    def for_batch(self, batch: int) -> "Sampling":
+        """The settings as arrays `[B]`.
 
-    def rows_of(name, numbers):
-        if numbers.shape not in ((), (rows,)):
-            raise ConfigError(
-                f"{name} has shape {numbers.shape}; give one number, or one for each "
-                f"of {rows} rows"
-            )
-        return jnp.asarray(np.broadcast_to(numbers, (rows,)))
-
-    interval = whole("cfg_interval", cfg_interval, -1, _LAST_STEP)
-    settings = {
-        "temperature": held(
-            "temperature",
-            temperature,
-            np.float32,
-            lambda x: (x == 0) | (x >= np.float32(1e-3)) & (x <= LARGEST_SCALE),
-            f"0 (greedy), or 0.001 to {LARGEST_SCALE:.0f}",
-        ),
-        "top_k": whole("top_k", top_k, 0),
-        "top_p": within("top_p", top_p, most=1.0, above=True),
-        "cfg_scale": within("cfg_scale", cfg_scale),
-        "cfg_tokens": np.where(interval < 0, WHOLE, interval + 2).astype(np.int32),
-    }
-    return Sampling(**{name: rows_of(name, x) for name, x in settings.items()})
+        Raises:
+          ConfigError: an array is neither `[]` nor `[B]`.
+        """
+        return Sampling(
+            **{
+                field.name: broadcast_to_batch(
+                    field.name, getattr(self, field.name), batch
+                )
+                for field in fields(self)
+            }
+        )
 
 
 def apply_cfg(

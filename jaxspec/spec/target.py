@@ -32,10 +32,10 @@ class Target:
 
     Attributes:
       vocab_size: `V`.
-      streams: 2 with classifier-free guidance (rows are conditional first, then
+      branches: 2 with classifier-free guidance (rows are conditional first, then
         unconditional), else 1.
       prefill: `(params, prompt, extra) -> Prefill`. `prompt` is any tree of arrays
-        with `B` rows; the streams of guidance are made here. The cache has the
+        with `B` rows; the branches are made here. The cache has the
         prompt's slots and `extra` more.
       forward: `(params, cache, tokens [R, T], positions [R, T], mask [R, T, S]) ->
         (logits [R, T, V], features [R, T, E], cache)`. Writes the tokens' keys and
@@ -47,14 +47,18 @@ class Target:
         has none: then near-ties are decided by the rounding of the moment.
       extra_tokens: ids from `V` on that the model reads and never emits, such as masks;
         only a drafter's extra rows may hold them.
+      for_drafter: `(drafter) -> Target`, the same target with the features that a
+        drafter reads (`drafter.feature_layers`). None if the features are always the
+        same.
       move: `(layers, lengths [R], nodes, path [R, A]) -> layers`, commits an accepted
         path, see `spec.cache.gather_path`.
     """
 
     vocab_size: int
-    streams: int
+    branches: int
     prefill: Callable[[Any, Any, int], Prefill]
     forward: Callable[..., tuple[Array, Array, KVCache]]
     rescore: Callable[[Any, Any, Array, Array], Array] | None = None
     move: Callable[..., Layers] = gather_path
     extra_tokens: int = 0
+    for_drafter: Callable[[Any], "Target"] | None = None

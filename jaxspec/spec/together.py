@@ -36,7 +36,7 @@ def varying(tree: T, *by: Array) -> T:
 def group_max(number: Int[Array, ""]) -> Int[Array, ""]:
     """The largest number of all groups of devices that work on rows of their own.
 
-    Under `sharding.over_rows` each group runs its own loop. As long as a group is one
+    Under `sharding.over_batch` each group runs its own loop. As long as a group is one
     device, it does so at its own pace, and this is the number itself. Where a group
     shares parameters among several devices, these exchange sums, and the compiler may
     join exchanges of all groups in one: then all must branch and go on alike.

@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from jaxspec.errors import ConfigError
+from jaxspec.spec.named_trees import rank_paths
 
 
 def _levelled(row: Sequence[float]) -> list[float]:
@@ -63,6 +64,20 @@ class Tree:
         if length < 1:
             raise ConfigError(f"a chain needs at least 1 drafted token, not {length}")
         return cls(tuple(range(-1, length)), (0,) * (length + 1))
+
+    @classmethod
+    def named(cls, name: str) -> "Tree":
+        """Published tree, chain or paths of ranks, by name.
+
+        Args:
+          name: one of `spec.named_trees.NAMES` ("naive_extend_57"), "chain-LENGTH"
+            ("chain-7"), "root" (no draft), or paths of ranks ("0,1,00,01").
+
+        Raises:
+          ConfigError: no such tree.
+        """
+        paths = rank_paths(name)
+        return cls.from_paths(paths) if paths else cls.root()
 
     @classmethod
     def from_paths(cls, paths: Iterable[Sequence[int]]) -> "Tree":

@@ -18,7 +18,7 @@ AXIS = "model"
 
 
 def vocab_shards() -> int:
-    """Among how many devices `sharding.over_rows` divides the vocabulary here."""
+    """Among how many devices `sharding.over_batch` divides the vocabulary here."""
     mesh = jax.sharding.get_abstract_mesh()
     divided = AXIS in mesh.auto_axes and bool(mesh.manual_axes)
     return mesh.shape[AXIS] if divided else 1
@@ -57,8 +57,8 @@ def vocab_top_k(
 ) -> tuple[Float[Array, "... W"], Int[Array, "... W"]]:
     """The best `count` scores and their tokens, in order; lowest ids first on ties.
 
-    Under `sharding.over_rows` each device looks through its own part of the vocabulary,
-    and the best of each are compared: `top_k` alone would gather the scores.
+    Under `over_batch` each device looks through its own part of the vocabulary, and the
+    best of each are compared: `top_k` alone would gather the scores.
     """
     parts = vocab_shards()
     if parts == 1 or scores.shape[-1] % parts or scores.shape[-1] // parts < count:

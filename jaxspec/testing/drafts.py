@@ -13,7 +13,7 @@ from jaxspec.errors import ConfigError
 from jaxspec.spec.draft import Draft, DraftContext, Selection
 from jaxspec.spec.envelopes import DynamicTree
 from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import make_sampling
+from jaxspec.spec.sampling import Sampling
 from jaxspec.spec.tree import Tree
 from jaxspec.testing.table_drafter import table_step
 
@@ -218,7 +218,7 @@ def sampled_drafts(
         index=zeros,
         noise=jnp.zeros((rows, tree.depth + 1, vocab_size), jnp.float32),
         keys=batch_keys(seed, rows),
-        sampling=make_sampling(rows),
+        sampling=Sampling.create(rows),
         tree=tree,
         selection=selection,
     )

@@ -1,6 +1,5 @@
 """Properties of every drafter: tokens as in plain decoding, and a correct KV cache."""
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -9,11 +8,12 @@ import numpy as np
 
 from jaxspec.spec.cache import KVCache, commit_path, tree_mask
 from jaxspec.spec.draft import Drafter
+from jaxspec.spec.engine import Engine
 from jaxspec.spec.envelopes import DynamicTree
-from jaxspec.spec.loop import generate, init_state, spec_step
 from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import LLAMAGEN_ORDER, Sampling, Step, make_sampling
-from jaxspec.spec.state import Engine, Generation, SpecState, StoppingCriteria
+from jaxspec.spec.sampling import LLAMAGEN_ORDER, Sampling, Step
+from jaxspec.spec.state import Generation, SpecState, Variables
+from jaxspec.spec.stopping import StoppingCriteria
 from jaxspec.spec.target import Target
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify import Coupled, Verifier
@@ -59,14 +59,17 @@ def assert_same_tokens(
     Raises:
       AssertionError: a token or a length differs.
     """
-    sampling = make_sampling(rows) if sampling is None else sampling
-    arguments = (prompt, sampling, batch_keys(seed, rows), stopping)
-    plain_engine = Engine(target, length, order=order)
-    plain = jax.jit(partial(generate, plain_engine))
-    speculative_engine = Engine(target, length, drafter, tree, order=order)
-    speculative = jax.jit(partial(generate, speculative_engine))
-    expected = plain(params, None, *arguments)
-    actual = speculative(params, drafter_params, *arguments)
+    sampling = Sampling.create(rows) if sampling is None else sampling
+    options = {
+        "sampling": sampling,
+        "keys": batch_keys(seed, rows),
+        "stopping": stopping,
+    }
+    plain = Engine(target, length, order=order)
+    speculative = Engine(target, length, drafter, tree, order=order)
+    variables = Variables(params, drafter_params)
+    expected = jax.jit(plain.generate)(Variables(params), prompt, **options)
+    actual = jax.jit(speculative.generate)(variables, prompt, **options)
     np.testing.assert_array_equal(actual.lengths, expected.lengths)
     np.testing.assert_array_equal(actual.tokens, expected.tokens)
     return actual
@@ -95,21 +98,25 @@ def run_rounds(
     Returns:
       The engine, and its state after the last round.
     """
-    sampling = make_sampling(rows) if sampling is None else sampling
+    sampling = Sampling.create(rows) if sampling is None else sampling
     engine = Engine(target, length, drafter, tree, verifier or Coupled(), order)
-    arguments = (params, drafter_params, prompt, sampling)
-    step = jax.jit(partial(spec_step, engine))
-    state = jax.jit(partial(init_state, engine))(
-        *arguments, batch_keys(seed, rows), stopping
+    variables = Variables(params, drafter_params)
+    step = jax.jit(engine.step)
+    state = jax.jit(engine.init)(
+        variables,
+        prompt,
+        sampling=sampling,
+        keys=batch_keys(seed, rows),
+        stopping=stopping,
     )
     while not bool(state.done.all()):
-        state = step(*arguments, state)
+        state = step(variables, state)
     return engine, state
 
 
 def committed(engine: Engine, state: SpecState) -> KVCache:
     """Cache of the target after the path of the last round is committed."""
-    branches = engine.target.streams
+    branches = engine.target.branches
     path = jnp.concatenate([state.path] * branches)
     counts = jnp.concatenate([state.counts] * branches)
     return commit_path(state.cache, engine.tree.size, path, counts, engine.target.move)
@@ -136,7 +143,7 @@ def cache_error(
       AssertionError: the cache has more committed slots than prompt and tokens.
     """
     target = engine.target
-    tokens = jnp.concatenate([jnp.asarray(tokens)] * target.streams)
+    tokens = jnp.concatenate([jnp.asarray(tokens)] * target.branches)
     length = tokens.shape[1]
     _, _, fresh = target.prefill(params, prompt, length)
     positions = fresh.lengths[:, None] + jnp.arange(length)[None]

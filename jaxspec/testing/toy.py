@@ -29,7 +29,7 @@ def toy_params(vocab_size: int, positions: int, seed: int = 0) -> Params:
     return {"values": values, "head": head}
 
 
-def toy_target(vocab_size: int, streams: int = 1) -> Target:
+def toy_target(vocab_size: int, branches: int = 1) -> Target:
     """Target made of plain functions, with a real KV cache.
 
     The logits at a position are a random function of a sum over all positions that it
@@ -42,9 +42,9 @@ def toy_target(vocab_size: int, streams: int = 1) -> Target:
 
     Args:
       vocab_size: size of the vocabulary, `V`.
-      streams: number of CFG branches, 1 or 2.
+      branches: number of CFG branches, 1 or 2.
     """
-    fields = vocab_size, streams
+    fields = vocab_size, branches
     return Target(*fields, _Prefill(*fields), _forward, _Rescore(*fields))
 
 
@@ -71,18 +71,18 @@ class _Prompted:
 
     Attributes:
       vocab_size: size of the vocabulary, `V`.
-      streams: number of CFG branches, 1 or 2.
+      branches: number of CFG branches, 1 or 2.
     """
 
     vocab_size: int
-    streams: int
+    branches: int
 
     def branch_prompts(self, prompt):
         """Prompts of all branches, [R, P], and their lengths, [R]."""
         prompt = prompt.reshape(prompt.shape[0], -1)
         length = jnp.sum(prompt >= 0, axis=1, dtype=jnp.int32)
         prompt = jnp.maximum(prompt, 0)
-        if self.streams == 1:
+        if self.branches == 1:
             return prompt, length
         null = jnp.full_like(prompt, self.vocab_size)
         return jnp.concatenate([prompt, null]), jnp.concatenate([length] * 2)
@@ -106,8 +106,8 @@ class _Prefill(_Prompted):
 class _Rescore(_Prompted):
     def __call__(self, params, prompt, tokens, index):
         prompt, length = self.branch_prompts(prompt)
-        tokens = jnp.concatenate([tokens] * self.streams)
-        last = jnp.concatenate([index] * self.streams) + length - 1
+        tokens = jnp.concatenate([tokens] * self.branches)
+        last = jnp.concatenate([index] * self.branches) + length - 1
         position = jnp.arange(prompt.shape[1] + tokens.shape[1])[None]
         token_index = jnp.clip(position - length[:, None], 0, tokens.shape[1] - 1)
         generated = jnp.take_along_axis(tokens, token_index, axis=1)

@@ -2,7 +2,6 @@
 
 import hashlib
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -12,12 +11,11 @@ from tqdm import tqdm
 from jaxspec.checkpoint import Checkpoint, digest_of
 from jaxspec.data.codes import CodeSource
 from jaxspec.errors import ConfigError, NonFiniteError
-from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
-from jaxspec.spec.loop import generate
+from jaxspec.spec.engine import Engine
 from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import active_steps, make_sampling
-from jaxspec.spec.state import Engine
+from jaxspec.spec.sampling import Sampling, active_steps
+from jaxspec.spec.state import Variables
 from jaxspec.writing import whole_file
 
 
@@ -58,17 +56,22 @@ def self_generated_source(
     if file.exists():
         return CodeSource(np.load(file), labels, digest)
     guided = max_cfg_scale > 1
-    target = make_target(Transformer(config), guided=guided)
-    template = make_sampling(batch, cfg_scale=2.0 if guided else 1.0)
+    target = Transformer(config).as_target(cfg=guided)
+    template = Sampling.create(batch, cfg_scale=2.0 if guided else 1.0)
     engine = Engine(target, config.sequence_length, order=active_steps(template))
-    run = jax.jit(partial(generate, engine))
+    run = jax.jit(engine.generate)
     scales = np.random.default_rng(seed).uniform(1.0, max(max_cfg_scale, 1.0), count)
     keys, parts = batch_keys(seed, count), []
     with tqdm(total=count, desc="generating", unit="sequence") as bar:
         for start in range(0, count, batch):
             indices = np.arange(start, start + batch) % count
             sampling = replace(template, cfg_scale=scales[indices].astype(np.float32))
-            out = run(prior.params, None, labels[indices], sampling, keys[indices])
+            out = run(
+                Variables(prior.params),
+                labels[indices],
+                sampling=sampling,
+                keys=keys[indices],
+            )
             if not bool(out.finite.all()):
                 raise NonFiniteError(
                     "the target's logits are NaN; its weights cannot be used"

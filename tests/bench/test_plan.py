@@ -6,15 +6,16 @@ import pytest
 from jaxspec.bench import plan
 from jaxspec.bundle import load_bundle
 from jaxspec.cli import main
-from jaxspec.pipeline import Run, Settings
-from jaxspec.spec.named_trees import named_tree
+from jaxspec.pipeline.config import GenerationConfig
+from jaxspec.pipeline.generation import GenerationResult
+from jaxspec.pipeline.prompts import Prompts
 from jaxspec.spec.tree import Tree
 from jaxspec.timing import Timing
 
 
 def test_acceptance_is_counted_on_a_spine():
     tree = plan.spine(3, 2)
-    assert tree == named_tree("0,1,00,01,000,001")
+    assert tree == Tree.named("0,1,00,01,000,001")
     hits = np.array([[600, 200], [300, 60], [30, 3]])
     table = plan.rank_acceptance(hits, 1000)
     np.testing.assert_allclose(table, [[0.6, 0.2], [0.5, 0.1], [0.1, 0.01]])
@@ -24,7 +25,7 @@ def test_acceptance_is_counted_on_a_spine():
 
 def test_expected_tokens_are_one_plus_the_probability_of_every_node():
     acceptance = [[0.5, 0.25], [0.4]]
-    tree = named_tree("0,1,00,10,000")
+    tree = Tree.named("0,1,00,10,000")
     expected = 1 + 0.5 + 0.25 + 0.5 * 0.4 + 0.25 * 0.4 + 0.5 * 0.4 * 0.4
     assert tree.expected_tokens(acceptance) == pytest.approx(expected)
     best = Tree.optimal(acceptance, 6, 3)
@@ -35,7 +36,7 @@ def plan_with_cost(monkeypatch, cost):
     """Plan for the embedded bundle with fixed measurements."""
     classes = (0,) * 16
     hits = np.tile([[60, 15], [50, 10]], (16, 1, 1))
-    run = Run(
+    run = GenerationResult(
         tokens=np.zeros((16, 256), int),
         calls=np.full(16, 101),
         accepted=np.zeros((16, 3), int),
@@ -52,14 +53,19 @@ def plan_with_cost(monkeypatch, cost):
         return Timing.of(times if isinstance(times, list) else [times] * 3)
 
     monkeypatch.setattr(plan, "round_timing", timed)
-    return plan.plan_tree(load_bundle(), Settings(classes), nodes=(2, 4, 8))
+    return plan.plan_tree(
+        load_bundle(),
+        Prompts.from_classes(classes),
+        GenerationConfig(),
+        nodes=(2, 4, 8),
+    )
 
 
 def test_the_best_tree_weighs_tokens_against_cost(monkeypatch):
     free = plan_with_cost(monkeypatch, lambda nodes: 1.0)  # nodes are free
     assert free["best"]["nodes"] == 8
     assert free["acceptance"][0] == [0.6, 0.15]
-    tree = named_tree(free["best"]["paths"])
+    tree = Tree.named(free["best"]["paths"])
     assert tree.size == 8
     speedup = tree.expected_tokens(free["acceptance"])
     assert free["best"]["expected_speedup"] == pytest.approx(speedup)

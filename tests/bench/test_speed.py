@@ -1,7 +1,6 @@
 """Speed benchmarks and their roofline bounds."""
 
 import json
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -29,15 +28,13 @@ from jaxspec.config import TransformerConfig
 from jaxspec.drafters.kinds import make_drafter
 from jaxspec.errors import ConfigError
 from jaxspec.models.presets import preset
-from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer, parameter_count
-from jaxspec.pipeline import Settings
+from jaxspec.pipeline.config import GenerationConfig
 from jaxspec.spec.cache import tree_mask
-from jaxspec.spec.loop import generate
-from jaxspec.spec.named_trees import named_tree
+from jaxspec.spec.engine import Engine
 from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import make_sampling
-from jaxspec.spec.state import Engine
+from jaxspec.spec.sampling import Sampling
+from jaxspec.spec.state import Variables
 from jaxspec.spec.tree import Tree
 from jaxspec.train.drafter import make_step
 from jaxspec.train.experiment import DrafterTrainingConfig
@@ -64,9 +61,9 @@ def test_bytes_and_flops_of_gpt_xl():
 
 
 def test_formula_matches_the_flops_of_the_compiler():
-    target = make_target(Transformer(TINY))
+    target = Transformer(TINY).as_target()
     params = synthetic_params(TINY, "float32")
-    tree = named_tree("mc_sim_7b_63")
+    tree = Tree.named("mc_sim_7b_63")
     cache = target.prefill(params, jnp.zeros(4, jnp.int32), 64 + tree.size).cache
 
     def verify(params, cache):
@@ -119,7 +116,7 @@ def test_forced_rounds_emit_a_mean_number_of_tokens(tokens):
     drafter_params = drafter.init_params(jax.random.key(1))
     drafter_params = drafter.with_target_params(drafter_params, params)
     engine = Engine(
-        make_target(Transformer(TINY), feature_layers=drafter.feature_layers),
+        Transformer(TINY).as_target(),
         64,
         drafter,
         Tree.chain(5),
@@ -127,8 +124,12 @@ def test_forced_rounds_emit_a_mean_number_of_tokens(tokens):
         order=("temperature",),
     )
     batch = 16
-    args = jnp.zeros(batch, jnp.int32), make_sampling(batch), batch_keys(0, batch)
-    stats = jax.jit(partial(generate, engine))(params, drafter_params, *args).stats
+    stats = jax.jit(engine.generate)(
+        Variables(params, drafter_params),
+        jnp.zeros(batch, jnp.int32),
+        sampling=Sampling.create(),
+        keys=batch_keys(0, batch),
+    ).stats
     rounds = np.asarray(stats.accepted)[:, : int(np.ceil(tokens))]
     assert rounds.sum() == np.asarray(stats.accepted).sum()  # never more
     mean = 64 * batch / int(stats.calls.sum())
@@ -146,12 +147,16 @@ def test_programs_run_the_model():
     model = Transformer(TINY)
     compiler = passes.local_compiler()
     tokens = np.asarray(passes.decode_program(model, params, 2, 16, compiler)())
-    engine = Engine(make_target(model), 16, order=("temperature",))
-    settings = Settings((0, 0), cfg_scale=passes.CFG_SCALE)
-    args = jnp.zeros(2, jnp.int32), settings.sampling(2), batch_keys(0, 2)
-    expected = jax.jit(partial(generate, engine))(params, None, *args).tokens
+    engine = Engine(model.as_target(), 16, order=("temperature",))
+    settings = GenerationConfig(cfg_scale=passes.CFG_SCALE)
+    expected = jax.jit(engine.generate)(
+        Variables(params),
+        jnp.zeros(2, jnp.int32),
+        sampling=settings.sampling(2),
+        keys=batch_keys(0, 2),
+    ).tokens
     np.testing.assert_array_equal(tokens, expected)
-    tree = named_tree("chain-3")
+    tree = Tree.named("chain-3")
     for make in (passes.verify_program, passes.round_program):
         call = make(model, params, 2, tree, 33, 3, compiler)
         first, second = np.asarray(call()), np.asarray(call())

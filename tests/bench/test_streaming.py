@@ -6,10 +6,10 @@ from jaxspec.bench.eight_bits import bench_int8, int8_markdown
 from jaxspec.bench.streaming import bench_streaming, streaming_markdown
 from jaxspec.bundle import load_bundle
 from jaxspec.helpers import load_drafter
-from jaxspec.spec.named_trees import named_tree
+from jaxspec.spec.tree import Tree
 from tests.sharding.tiny_bundle import save_bundle
 
-TREE = named_tree("0,1,00")
+TREE = Tree.named("0,1,00")
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,9 @@ from PIL import Image
 import jaxspec
 from jaxspec.bundle import load_bundle
 from jaxspec.cli import main
-from jaxspec.pipeline import Settings, draw
+from jaxspec.pipeline.config import GenerationConfig
+from jaxspec.pipeline.generation import generate
+from jaxspec.pipeline.prompts import Prompts
 from jaxspec.spec.tree import Tree
 
 REPORT_KEYS = {
@@ -270,7 +272,7 @@ def test_a_bundle_whose_weights_give_nan_is_refused():
         "broken", bundle.tokenizer, Checkpoint("prior", prior.config, params), None
     )
     with pytest.raises(NonFiniteError, match="bundle 'broken' gave NaN"):
-        draw(broken, Settings(classes=(0,)), Tree.root())
+        generate(broken, Prompts.from_classes([0]), GenerationConfig(), Tree.root())
 
 
 @pytest.mark.slow

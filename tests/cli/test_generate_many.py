@@ -14,7 +14,10 @@ from PIL import Image
 
 from jaxspec.bundle import load_bundle
 from jaxspec.cli import main
-from jaxspec.pipeline import Settings, decode_images, draw
+from jaxspec.pipeline.config import GenerationConfig
+from jaxspec.pipeline.decoding import decode_images
+from jaxspec.pipeline.generation import generate
+from jaxspec.pipeline.prompts import Prompts
 from jaxspec.spec.tree import Tree
 from tests.sharding.tiny_bundle import save_bundle
 
@@ -31,8 +34,9 @@ def bundle(tmp_path_factory):
 def wanted(bundle):
     """Each image as plain decoding draws it, alone on one device."""
     loaded = load_bundle(bundle)
-    drawn = draw(loaded, Settings(CLASSES, seed=7, batch=4), Tree.root())
-    return decode_images(loaded, drawn.tokens)
+    config = GenerationConfig(seed=7, batch_size=4)
+    result = generate(loaded, Prompts.from_classes(CLASSES), config, Tree.root())
+    return decode_images(loaded, result.tokens)
 
 
 def command(bundle, folder, *extra, lines=LINES):

@@ -56,8 +56,11 @@ GENERATE = """
     from jaxspec.bundle import load_bundle
     from jaxspec.captions import Captions
     from jaxspec.helpers import bundled_drafter
-    from jaxspec.models.transformer import Caption
-    from jaxspec.pipeline import Settings, decode_images, draw
+    from jaxspec.models.prompts import Caption
+    from jaxspec.pipeline.config import GenerationConfig
+    from jaxspec.pipeline.decoding import decode_images
+    from jaxspec.pipeline.generation import generate
+    from jaxspec.pipeline.prompts import Prompts
     from jaxspec.rules import parse_verifier
     from jaxspec.trees import parse_tree
     bundle = load_bundle(sys.argv[1])
@@ -65,12 +68,13 @@ GENERATE = """
     features = rng.standard_normal((1, 120, 2048), np.float32)
     valid = np.arange(120)[None] >= 100
     caption = Captions(("a test",), Caption(features * valid[..., None], valid))
-    settings = Settings(
-        (0,), cfg_scale=3.0, top_k=2000, captions=caption, length=6, batch=1,
-        rule=parse_verifier("lantern:k=1000,delta=0.1"),
+    settings = GenerationConfig(
+        cfg_scale=3.0, top_k=2000, max_new_tokens=6, batch_size=1,
+        verifier=parse_verifier("lantern:k=1000,delta=0.1"),
     )
-    helper, tree = bundled_drafter(bundle), parse_tree("naive_extend_57")
-    found = draw(bundle, settings, tree, helper=helper)
+    loaded, tree = bundled_drafter(bundle), parse_tree("naive_extend_57")
+    prompts = Prompts.from_captions(caption)
+    found = generate(bundle, prompts, settings, tree, loaded=loaded)
     tokens = np.resize(found.tokens, (1, 256))
     image = decode_images(bundle, tokens)
     print(json.dumps([found.tokens.tolist(), found.calls.tolist(), image.shape]))

@@ -20,12 +20,11 @@ from jaxspec.drafters.stop_head import AcceptanceHead
 from jaxspec.drafters.union import MergedDrafter
 from jaxspec.errors import ConfigError
 from jaxspec.spec.draft import Draft, DraftContext, InitContext, RoundResult
+from jaxspec.spec.engine import Engine
 from jaxspec.spec.envelopes import Beam, BestFirst, StochasticBeam
-from jaxspec.spec.loop import generate
-from jaxspec.spec.named_trees import named_tree
 from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import make_sampling
-from jaxspec.spec.state import Engine
+from jaxspec.spec.sampling import Sampling
+from jaxspec.spec.state import Variables
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify import Block, Coupled, GreedySet, KSeq, Rejection
 from jaxspec.testing.drafts import Conditionals, all_drafts, sampled_drafts
@@ -36,7 +35,7 @@ from tests.spec.test_rules_in_the_loop import misfit, target_law
 
 VOCAB = 4
 P, Q = (Conditionals.random(VOCAB, 4, seed) for seed in (1, 4))
-CHAIN, BUSHY = Tree.chain(3), named_tree("0,1,00,01,000")
+CHAIN, BUSHY = Tree.chain(3), Tree.named("0,1,00,01,000")
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def a_round(rows, tree, selection="coupled"):
         index=zeros,
         noise=jnp.zeros((rows, tree.depth + 1, VOCAB)),
         keys=batch_keys(0, rows),
-        sampling=make_sampling(rows),
+        sampling=Sampling.create(rows),
         tree=tree,
         selection=selection,
     )
@@ -365,7 +364,7 @@ def test_the_length_of_a_draft_is_that_of_its_deepest_valid_node():
 
 
 def test_in_a_tree_the_first_choices_decide_where_the_text_ends():
-    tree = named_tree("0,1,00,10,000,100")
+    tree = Tree.named("0,1,00,10,000,100")
     tokens = np.zeros((3, tree.size), int)
     rank, depth = np.array(tree.ranks), tree.depths
     main = (tree.ancestors & (rank > 0)).sum(1) == 0
@@ -388,7 +387,7 @@ DRAFTER_PARAMS = {
     "head": HEAD.init_params(jax.random.key(3)),
 }
 ORDER = ("temperature", "top_k")
-SAMPLING = make_sampling(ROWS, temperature=np.resize([1.0, 0.0, 0.7], ROWS))
+SAMPLING = Sampling.create(ROWS, temperature=np.resize([1.0, 0.0, 0.7], ROWS))
 IN_LOOP = [
     (EntropyCutoff(0.7),),
     (ConfidenceCutoff(0.4),),
@@ -416,14 +415,23 @@ def engine(tree, policies=(), verifier=Coupled(), length=LENGTH):  # noqa: B008
 
 @lru_cache
 def runner(*settings):
-    return jax.jit(partial(generate, engine(*settings), PARAMS, DRAFTER_PARAMS))
+    run, variables = engine(*settings).generate, Variables(PARAMS, DRAFTER_PARAMS)
+    return jax.jit(
+        lambda prompt, sampling, keys: run(
+            variables, prompt, sampling=sampling, keys=keys
+        )
+    )
 
 
 @lru_cache
 def plain(rows=ROWS):
     alone = Engine(toy_target(SIZE), LENGTH, order=ORDER)
-    run = jax.jit(partial(generate, alone, PARAMS, None))
-    return run(jnp.arange(rows) % SIZE, SAMPLING, batch_keys(1, rows))
+    return jax.jit(alone.generate)(
+        Variables(PARAMS),
+        jnp.arange(rows) % SIZE,
+        sampling=SAMPLING,
+        keys=batch_keys(1, rows),
+    )
 
 
 def batch(*settings):
@@ -488,8 +496,12 @@ def test_draft_lengths_are_controlled_per_sequence():
         "tokens": plain().tokens,
         "spoil": jnp.where(lucky, 0.0, 1.0)[:, None],
     }
-    run = jax.jit(partial(generate, alone, PARAMS))
-    out = run(params, jnp.arange(ROWS) % SIZE, SAMPLING, batch_keys(1, ROWS))
+    out = jax.jit(alone.generate)(
+        Variables(PARAMS, params),
+        jnp.arange(ROWS) % SIZE,
+        sampling=SAMPLING,
+        keys=batch_keys(1, ROWS),
+    )
     np.testing.assert_array_equal(out.tokens, plain().tokens)
     proposed = per_round(out.stats)
     assert proposed[lucky].mean() > 1.5 * proposed[~lucky].mean()
@@ -500,7 +512,7 @@ def test_rejection_stays_unbiased_over_several_rounds():
     policies = (EntropyCutoff(1.2), LengthController(1, 2, 1, end_token=4))
     rows = 4000
     run = runner(CHAIN, policies, Rejection(), 4)
-    arguments = jnp.zeros(rows, jnp.int32), make_sampling(rows), batch_keys(3, rows)
+    arguments = jnp.zeros(rows, jnp.int32), Sampling.create(rows), batch_keys(3, rows)
     out = run(*arguments)
     assert misfit(np.asarray(out.tokens), target_law(0)) < 5
     assert per_round(out.stats).mean() < 2.9
@@ -516,7 +528,7 @@ def test_the_bias_that_the_loop_refuses_is_real():
     rows = 4000
     dropping = ConfidenceCutoff(0.4, keep_trigger=False, least_length=0)
     mislabeled = Mislabeled(0.4, keep_trigger=False, least_length=0)
-    arguments = jnp.zeros(rows, jnp.int32), make_sampling(rows), batch_keys(3, rows)
+    arguments = jnp.zeros(rows, jnp.int32), Sampling.create(rows), batch_keys(3, rows)
     with pytest.raises(ConfigError, match="keep_trigger=True"):
         runner(CHAIN, (dropping,), Rejection(), 4)(*arguments)
     out = runner(CHAIN, (mislabeled,), Rejection(), 4)(*arguments)
@@ -540,7 +552,7 @@ def test_the_wrapped_drafter_observes_every_round():
 
     @dataclass(frozen=True)
     class WithExtraQueries(Counting):
-        extra_rows: int = 3
+        num_extra_queries: int = 3
 
     drafter = nested(Counting(), LengthController(1, 2, 1), EntropyCutoff(1.0))
     state = drafter.init(None, InitContext(None, None, None, CHAIN, 2, 0))
@@ -550,10 +562,12 @@ def test_the_wrapped_drafter_observes_every_round():
     np.testing.assert_array_equal(counted, counts)
     np.testing.assert_array_equal(lengths.accepted, [1, 0])
     assert (
-        nested(WithExtraQueries(), EntropyCutoff(1.0), ConfidenceCutoff(0.3)).extra_rows
+        nested(
+            WithExtraQueries(), EntropyCutoff(1.0), ConfidenceCutoff(0.3)
+        ).num_extra_queries
         == 3
     )
-    assert drafter.extra_rows == 0
+    assert drafter.num_extra_queries == 0
     merged = MergedDrafter(drafter, drafter, Tree.chain(1), Tree.chain(1))
     assert merged.tree.size == 3  # allowed: there are no extra queries
 
@@ -723,6 +737,11 @@ def test_a_policy_names_the_missing_output_of_its_drafter(drafter, tree, policy,
     adaptive_engine = Engine(
         toy_target(SIZE), 3, Adaptive(drafter, policy), tree, order=ORDER
     )
-    run = partial(generate, adaptive_engine, PARAMS, DRAFTER_PARAMS)
     with pytest.raises(ConfigError, match=words):
-        jax.eval_shape(run, jnp.zeros(1, jnp.int32), make_sampling(1), batch_keys(0, 1))
+        jax.eval_shape(
+            adaptive_engine.generate,
+            Variables(PARAMS, DRAFTER_PARAMS),
+            jnp.zeros(1, jnp.int32),
+            sampling=Sampling.create(),
+            keys=batch_keys(0, 1),
+        )

@@ -16,9 +16,8 @@ from jaxspec.drafters.stop_head import AcceptanceHead
 from jaxspec.errors import ConfigError
 from jaxspec.spec.draft import DraftContext, InitContext
 from jaxspec.spec.envelopes import BestFirst
-from jaxspec.spec.named_trees import named_tree
 from jaxspec.spec.noise import batch_keys, position_noise
-from jaxspec.spec.sampling import make_sampling
+from jaxspec.spec.sampling import Sampling
 from jaxspec.spec.tree import Tree
 from jaxspec.testing.table_drafter import table_step
 from jaxspec.train.recipes.block_diffusion import anchored_mask
@@ -71,10 +70,10 @@ def test_a_block_never_sees_its_own_or_later_features():
 
 
 def test_children_are_the_best_under_the_shared_noise():
-    tree = named_tree("0,1,2,00,01,10")
+    tree = Tree.named("0,1,2,00,01,10")
     batch = 2
     noise = position_noise(batch_keys(0, batch), jnp.arange(6).reshape(2, 3), 23)
-    sampling = make_sampling(batch, temperature=[1.0, 0.5], top_k=[0, 2])
+    sampling = Sampling.create(batch, temperature=[1.0, 0.5], top_k=[0, 2])
     three = jnp.array([3, 3])
     ctx = DraftContext(
         jnp.array([4, 5]),
@@ -117,12 +116,12 @@ def test_impossible_drafters_say_what_is_wrong():
         drafter.init(params, InitContext(None, jnp.zeros((1, 1, 64)), one, tree, 1, 20))
 
     with pytest.raises(ConfigError, match="5 deep"):
-        start(named_tree("chain-5"))
+        start(Tree.named("chain-5"))
     with pytest.raises(ConfigError, match="24 children"):
         drafter.check_tree(Tree.from_paths([(23,)]))
 
 
-@pytest.mark.parametrize("tree", [named_tree("0,1,00,01,000"), BestFirst(6, 3)])
+@pytest.mark.parametrize("tree", [Tree.named("0,1,00,01,000"), BestFirst(6, 3)])
 def test_an_acceptance_head_reads_the_query_and_the_token_of_each_node(tree):
     drafter, own, target_params = make()
     head = AcceptanceHead(TARGET.width, layers=1)
@@ -141,7 +140,7 @@ def test_an_acceptance_head_reads_the_query_and_the_token_of_each_node(tree):
         jnp.ones(batch, jnp.int32),
         position_noise(batch_keys(0, batch), jnp.arange(8).reshape(2, 4), 23),
         batch_keys(0, batch),
-        make_sampling(batch, cfg_scale=2.0),
+        Sampling.create(batch, cfg_scale=2.0),
         tree,
     )
     h, _ = drafter._block_outputs(params, state.cache, ctx, tree.depth)

@@ -1,6 +1,6 @@
 """Every drafter leaves the tokens of plain decoding and a correct target cache."""
 
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from jaxspec.drafters.small_model import DraftModel
-from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
+from jaxspec.spec.engine import Engine
 from jaxspec.spec.envelopes import Beam, BestFirst
-from jaxspec.spec.loop import generate
 from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import make_sampling
-from jaxspec.spec.state import Engine, StoppingCriteria
+from jaxspec.spec.sampling import Sampling
+from jaxspec.spec.state import Variables
+from jaxspec.spec.stopping import StoppingCriteria
 from jaxspec.testing.properties import (
     assert_fresh_cache,
     assert_same_tokens,
@@ -48,10 +48,18 @@ LIMITS = [LENGTH, 11, LENGTH], [5, -1, -1]
 @lru_cache
 def plain_toy_tokens():
     """Tokens of the toy target without a drafter."""
-    run = jax.jit(partial(generate, Engine(toy_target(VOCAB, 2), LENGTH)))
-    sampling = make_sampling(ROWS, **SETTINGS)
-    stopping = StoppingCriteria.create(ROWS, *LIMITS)
-    return run(PARAMS, None, PROMPT, sampling, batch_keys(3, ROWS), stopping)
+    run = jax.jit(Engine(toy_target(VOCAB, 2), LENGTH).generate)
+    sampling = Sampling.create(ROWS, **SETTINGS)
+    stopping = StoppingCriteria.create(
+        ROWS, max_new_tokens=LIMITS[0], stop_tokens=LIMITS[1]
+    )
+    return run(
+        Variables(PARAMS),
+        PROMPT,
+        sampling=sampling,
+        keys=batch_keys(3, ROWS),
+        stopping=stopping,
+    )
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -66,8 +74,10 @@ def test_drafters_on_the_toy_target_leave_tokens_and_cache_as_they_are(name):
         PROMPT,
         length=LENGTH,
         rows=ROWS,
-        sampling=make_sampling(ROWS, **SETTINGS),
-        stopping=StoppingCriteria.create(ROWS, *LIMITS),
+        sampling=Sampling.create(ROWS, **SETTINGS),
+        stopping=StoppingCriteria.create(
+            ROWS, max_new_tokens=LIMITS[0], stop_tokens=LIMITS[1]
+        ),
         seed=3,
     )
     plain = plain_toy_tokens()
@@ -91,8 +101,10 @@ def test_a_broken_drafter_costs_only_speed(tree):
         PROMPT,
         length=LENGTH,
         rows=ROWS,
-        sampling=make_sampling(ROWS, **SETTINGS),
-        stopping=StoppingCriteria.create(ROWS, *LIMITS),
+        sampling=Sampling.create(ROWS, **SETTINGS),
+        stopping=StoppingCriteria.create(
+            ROWS, max_new_tokens=LIMITS[0], stop_tokens=LIMITS[1]
+        ),
         seed=3,
     )
     generated = np.arange(LENGTH) < state.length[:, None]
@@ -123,9 +135,9 @@ SAMPLING = {"temperature": [1.0, 0.0, 0.7], "cfg_scale": 2.0}
 @lru_cache
 def plain_tokens():
     """Tokens of the target without a drafter; feature layers do not change them."""
-    target = make_target(Transformer(TARGET), guided=True)
-    run = jax.jit(partial(generate, Engine(target, 16, order=("temperature",))))
-    sampling = make_sampling(ROWS, **SAMPLING)
+    target = Transformer(TARGET).as_target(cfg=True)
+    run = jax.jit(Engine(target, 16, order=("temperature",)).generate)
+    sampling = Sampling.create(ROWS, **SAMPLING)
     return run(target_params(), None, CLASSES, sampling, batch_keys(3, ROWS)).tokens
 
 
@@ -153,7 +165,7 @@ def test_drafters_on_a_transformer_leave_tokens_and_cache_as_they_are(name):
     drafter, tree = FEATURES[name]
     feature_layers = getattr(drafter, "feature_layers", ())
     engine, state = run_rounds(
-        make_target(Transformer(TARGET), guided=True, feature_layers=feature_layers),
+        Transformer(TARGET).as_target(cfg=True, feature_layers=feature_layers),
         target_params(),
         drafter,
         feature_params(name),
@@ -161,7 +173,7 @@ def test_drafters_on_a_transformer_leave_tokens_and_cache_as_they_are(name):
         CLASSES,
         length=16,
         rows=ROWS,
-        sampling=make_sampling(ROWS, **SAMPLING),
+        sampling=Sampling.create(ROWS, **SAMPLING),
         order=("temperature",),
         seed=3,
     )

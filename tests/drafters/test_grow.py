@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from jaxspec.drafters.grow import expansions, grow
 from jaxspec.errors import ConfigError
 from jaxspec.spec.draft import DraftContext
+from jaxspec.spec.engine import Engine
 from jaxspec.spec.envelopes import Beam, BestFirst, StochasticBeam
-from jaxspec.spec.loop import generate
-from jaxspec.spec.named_trees import named_tree
 from jaxspec.spec.noise import batch_keys, position_noise
-from jaxspec.spec.sampling import make_sampling
-from jaxspec.spec.state import Engine
+from jaxspec.spec.sampling import Sampling
+from jaxspec.spec.state import Variables
 from jaxspec.spec.topology import grown_topology, static_topology
+from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify import Coupled, Rejection
 from jaxspec.testing.table_drafter import TableDrafter, table_step
 from jaxspec.testing.toy import toy_params, toy_target
@@ -45,7 +45,7 @@ def make_round(batch, tree, selection, seed=0, **options):
         index=position,
         noise=position_noise(keys, after, VOCAB),
         keys=keys,
-        sampling=make_sampling(batch, **options),
+        sampling=Sampling.create(batch, **options),
         tree=tree,
         selection=selection,
         order=("temperature",),
@@ -131,11 +131,11 @@ def test_grown_drafts_are_trees(tree):
 def test_any_grown_draft_gives_the_tokens_of_plain_decoding(tree, branches):
     target, batch = toy_target(VOCAB, branches), 4
     prompt, keys = jnp.arange(batch), batch_keys(1, batch)
-    sampling = make_sampling(batch, temperature=[1.0, 0.0, 0.7, 1.0], cfg_scale=1.5)
+    sampling = Sampling.create(batch, temperature=[1.0, 0.0, 0.7, 1.0], cfg_scale=1.5)
     order = ("temperature",)
     selection = "without_replacement" if isinstance(tree, StochasticBeam) else "coupled"
-    plain = generate(
-        Engine(target, LENGTH, order=order), PARAMS, None, prompt, sampling, keys
+    plain = Engine(target, LENGTH, order=order).generate(
+        Variables(PARAMS), prompt, sampling=sampling, keys=keys
     )
     engine = Engine(
         target, LENGTH, TableDrafter(), tree, order=order, selection=selection
@@ -143,13 +143,13 @@ def test_any_grown_draft_gives_the_tokens_of_plain_decoding(tree, branches):
     traces = []
 
     @jax.jit
-    def run(*arguments):
+    def run(variables):
         traces.append(1)
-        return generate(engine, *arguments)
+        return engine.generate(variables, prompt, sampling=sampling, keys=keys)
 
     for seed in range(3):  # contents change, the program does not
         table = jax.random.normal(jax.random.key(seed), (tree.depth + 1, VOCAB, VOCAB))
-        fast = run(PARAMS, {"table": table}, prompt, sampling, keys)
+        fast = run(Variables(PARAMS, {"table": table}))
         np.testing.assert_array_equal(fast.tokens, plain.tokens)
         assert fast.stats.hits.sum() > 0
     assert len(traces) == 1
@@ -186,7 +186,7 @@ def test_a_stochastic_beam_samples_paths_without_replacement():
         (Beam(5, 2), "without_replacement", "keeps the likeliest nodes"),
         (StochasticBeam(2, 2), "coupled", "samples without replacement"),
         (BestFirst(5, 2), "with_replacement", "does not support selection"),
-        (named_tree("0,1,2,3,4,5,6"), "top", "only 6 tokens"),
+        (Tree.named("0,1,2,3,4,5,6"), "top", "only 6 tokens"),
     ],
 )
 def test_impossible_ways_to_grow_say_what_to_do(tree, selection, words):
@@ -212,8 +212,8 @@ def test_impossible_dynamic_trees_raise():
 @pytest.mark.parametrize(
     ("tree", "selection"),
     [
-        (named_tree("0,1,2,00,01,10,000,001,010,100"), "coupled"),
-        (named_tree("1,0,00,10,11,110"), "without_replacement"),
+        (Tree.named("0,1,2,00,01,10,000,001,010,100"), "coupled"),
+        (Tree.named("1,0,00,10,11,110"), "without_replacement"),
         (Beam(14, 3, beam=4, branch=3), "coupled"),
         (BestFirst(14, 3, branch=3), "without_replacement"),
         (StochasticBeam(3, 4), "without_replacement"),

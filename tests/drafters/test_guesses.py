@@ -1,7 +1,6 @@
 """Drafts of each method equal those that its paper defines."""
 
 from dataclasses import replace
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +14,14 @@ from jaxspec.drafters.ngram import NgramTable
 from jaxspec.drafters.prompt_lookup import PromptLookup
 from jaxspec.drafters.recycling import TokenRecycling
 from jaxspec.drafters.small_model import DraftModel
-from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
 from jaxspec.spec.draft import Draft, DraftContext, InitContext, RoundResult
+from jaxspec.spec.engine import Engine
 from jaxspec.spec.envelopes import Beam, BestFirst
-from jaxspec.spec.loop import init_state, spec_step
-from jaxspec.spec.named_trees import named_tree
 from jaxspec.spec.noise import batch_keys, position_noise, private_keys
-from jaxspec.spec.sampling import make_sampling
-from jaxspec.spec.state import Engine, StoppingCriteria
+from jaxspec.spec.sampling import Sampling
+from jaxspec.spec.state import Variables
+from jaxspec.spec.stopping import StoppingCriteria
 from jaxspec.spec.tree import Tree
 from jaxspec.testing.properties import run_rounds
 from jaxspec.testing.toy import toy_params, toy_target
@@ -56,7 +54,7 @@ def next_round(engine, state, sampling):
 
 @pytest.mark.parametrize(
     "tree",
-    [Tree.chain(4), named_tree("0,1,00,01,10,000"), Beam(9, 3, 4, 3), BestFirst(5, 4)],
+    [Tree.chain(4), Tree.named("0,1,00,01,10,000"), Beam(9, 3, 4, 3), BestFirst(5, 4)],
     ids=str,
 )
 @pytest.mark.parametrize("branches", [1, 2])
@@ -72,9 +70,9 @@ def test_a_drafter_that_is_the_target_is_always_right(tree, branches):
         PROMPT,
         length=LENGTH,
         rows=ROWS,
-        sampling=make_sampling(ROWS, temperature=[1.0, 0.0, 0.7], cfg_scale=1.5),
+        sampling=Sampling.create(ROWS, temperature=[1.0, 0.0, 0.7], cfg_scale=1.5),
         stopping=StoppingCriteria.create(
-            ROWS, [LENGTH, 1 + 2 * (tree.depth + 1), LENGTH]
+            ROWS, max_new_tokens=[LENGTH, 1 + 2 * (tree.depth + 1), LENGTH]
         ),
         order=("temperature",),
     )
@@ -88,11 +86,11 @@ def after(rounds, target, params, drafter, drafter_params, tree, prompt, samplin
     """Engine and state after some rounds; no sequence has ended."""
     length = 1 + rounds * (tree.depth + 1)
     engine = Engine(target, length, drafter, tree, order=("temperature",))
-    arguments = (params, drafter_params, prompt, sampling)
-    state = init_state(engine, *arguments, batch_keys(0, ROWS))
-    step = jax.jit(partial(spec_step, engine))
+    variables = Variables(params, drafter_params)
+    state = engine.init(variables, prompt, sampling=sampling, keys=batch_keys(0, ROWS))
+    step = jax.jit(engine.step)
     for _ in range(rounds):
-        state = step(*arguments, state)
+        state = step(variables, state)
     assert not (state.done & (state.length < length)).any()
     return engine, state
 
@@ -118,10 +116,10 @@ ON_FEATURES = [
 def test_a_context_read_in_pieces_gives_the_same_draft(name):
     """After some rounds the draft is that of a drafter that read all tokens at once."""
     (drafter, tree), params = FEATURES[name], feature_params(name)
-    target = make_target(
-        Transformer(TARGET), guided=True, feature_layers=drafter.feature_layers
+    target = Transformer(TARGET).as_target(
+        cfg=True, feature_layers=drafter.feature_layers
     )
-    sampling = make_sampling(ROWS, cfg_scale=2.0)
+    sampling = Sampling.create(ROWS, cfg_scale=2.0)
     engine, state = after(
         3, target, target_params(), drafter, params, tree, CLASSES, sampling
     )
@@ -159,7 +157,7 @@ def test_a_node_depends_on_its_own_path_alone(name):
         jax.random.key(1), (2 * ROWS, 3, 32 * len(drafter.feature_layers))
     )
     log_q = []
-    for tree in (named_tree("0,1,2,00,01,10,000"), Tree.chain(3)):
+    for tree in (Tree.named("0,1,2,00,01,10,000"), Tree.chain(3)):
         start = InitContext(CLASSES, features, jnp.full(2 * ROWS, 3), tree, ROWS, 8)
         state = drafter.init(params, start)
         ctx = DraftContext(
@@ -171,7 +169,7 @@ def test_a_node_depends_on_its_own_path_alone(name):
                 batch_keys(0, ROWS), jnp.tile(jnp.arange(4), (ROWS, 1)), 19
             ),
             keys=batch_keys(0, ROWS),
-            sampling=make_sampling(ROWS, cfg_scale=2.0),
+            sampling=Sampling.create(ROWS, cfg_scale=2.0),
             tree=tree,
         )
         draft, _ = drafter.propose(params, state, ctx)
@@ -191,7 +189,7 @@ def result_of(logits, draft, tree, path, accepted, tokens=None):
 
 
 def test_jacobi_drafts_from_the_last_logits_of_the_target():
-    tree, rows = named_tree("0,1,00,10,000,100"), 2
+    tree, rows = Tree.named("0,1,00,10,000,100"), 2
     jacobi = Jacobi(VOCAB, "uniform")
     state = jacobi.init(
         None, InitContext(None, None, jnp.ones(rows, jnp.int32), tree, rows, 9)
@@ -211,7 +209,7 @@ def test_jacobi_drafts_from_the_last_logits_of_the_target():
 
 
 def test_recycling_keeps_the_latest_successors_of_every_node():
-    tree, rows = named_tree("0,1,00"), 2
+    tree, rows = Tree.named("0,1,00"), 2
     table = TokenRecycling(VOCAB, 3, shared=False)
     state = table.init(
         None, InitContext(None, None, jnp.ones(2, jnp.int32), tree, rows, 9)
@@ -237,7 +235,7 @@ def a_round(tokens, tree, rows=1):
         index=jnp.full(rows, len(tokens)),
         noise=jnp.zeros((rows, tree.depth + 1, VOCAB)),
         keys=batch_keys(0, rows),
-        sampling=make_sampling(rows, temperature=0.0),
+        sampling=Sampling.create(rows, temperature=0.0),
         tree=tree,
         selection="top",
         order=("temperature",),
@@ -245,7 +243,7 @@ def a_round(tokens, tree, rows=1):
 
 
 def test_prompt_lookup_copies_the_longest_and_then_the_latest_match():
-    tree = named_tree("0,1,00,10,000,0000")
+    tree = Tree.named("0,1,00,10,000,0000")
     drafter = PromptLookup(longest=3)
     start = InitContext(
         jnp.zeros(1, jnp.int32), None, jnp.ones(1, jnp.int32), tree, 1, 9
@@ -283,7 +281,7 @@ def test_n_gram_probabilities_are_counts_with_a_lower_order_prior():
 
 def test_n_grams_read_the_grid_and_their_own_path():
     table = NgramTable(VOCAB, (1, 3), 1 << 16, VOCAB)
-    tree = named_tree("0,1,00,000,0000")
+    tree = Tree.named("0,1,00,000,0000")
     start = InitContext(
         jnp.zeros(1, jnp.int32), None, jnp.ones(1, jnp.int32), tree, 1, 20
     )
@@ -335,7 +333,7 @@ def test_repeating_text_is_accepted(drafter):
         jnp.zeros((2, 1), jnp.int32),
         length=60,
         rows=2,
-        sampling=make_sampling(2, temperature=0.0),
+        sampling=Sampling.create(2, temperature=0.0),
         order=("temperature",),
     )
     assert (state.tokens[:, :60] == jnp.arange(60) % 5).all()
@@ -346,7 +344,7 @@ def test_masks_attend_to_committed_tokens_and_their_own_block():
     """A draft equals one pass over the committed tokens and the masks."""
     tree, block = Tree.chain(3), 3
     drafter = Deer(toy_target(VOCAB), block, VOCAB)
-    sampling = make_sampling(ROWS)
+    sampling = Sampling.create(ROWS)
     engine, state = after(
         4, toy_target(VOCAB), PARAMS, drafter, PARAMS, tree, PROMPT, sampling
     )

@@ -1,19 +1,19 @@
 """Continuous batching with every drafter gives the tokens of plain decoding."""
 
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
-from jaxspec.spec.loop import generate
+from jaxspec.spec.continuous_batching import Requests, idle_batch, run_queue
+from jaxspec.spec.engine import Engine
 from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import make_sampling
-from jaxspec.spec.state import Engine, StoppingCriteria
-from jaxspec.spec.stream import Jobs, begin_stream, run_stream
+from jaxspec.spec.sampling import Sampling
+from jaxspec.spec.state import Variables
+from jaxspec.spec.stopping import StoppingCriteria
 from jaxspec.testing.toy import toy_params, toy_target
 from tests.drafters.tiny import (
     FEATURES,
@@ -30,39 +30,39 @@ PARAMS = toy_params(VOCAB, 60)
 
 
 @lru_cache
-def jobs(text):
-    """Jobs of unequal lengths: prompts of tokens, or classes."""
+def requests(text):
+    """Requests of unequal lengths: prompts of tokens, or classes."""
     rng = np.random.default_rng(0)
     prompt = rng.integers(0, 3, (COUNT, 4) if text else COUNT)
     if text:
         prompt[np.arange(4) >= rng.integers(1, 5, COUNT)[:, None]] = -1
     temperature = rng.choice([0.0, 0.7, 1.0], COUNT)
-    return Jobs(
+    return Requests(
         jnp.arange(COUNT),
         jnp.asarray(prompt),
-        make_sampling(COUNT, temperature=temperature, cfg_scale=2.0),
+        Sampling.create(COUNT, temperature=temperature, cfg_scale=2.0),
         batch_keys(3, COUNT),
-        StoppingCriteria.create(COUNT, rng.integers(1, LENGTH + 1, COUNT)),
+        StoppingCriteria.create(
+            COUNT, max_new_tokens=rng.integers(1, LENGTH + 1, COUNT)
+        ),
     )
 
 
 def engine_of(text, drafter=None, **tree):
-    feature_layers = getattr(drafter, "feature_layers", ())
-    target = (
-        toy_target(VOCAB, 2)
-        if text
-        else make_target(Transformer(TARGET), feature_layers=feature_layers)
-    )
+    target = toy_target(VOCAB, 2) if text else Transformer(TARGET).as_target()
     return Engine(target, LENGTH, drafter, **tree, order=("temperature",))
 
 
 @lru_cache
 def alone(text):
-    """Tokens of each job with plain decoding."""
-    work, params = jobs(text), PARAMS if text else target_params()
-    run = jax.jit(partial(generate, engine_of(text)))
-    return run(
-        params, None, work.prompt, work.sampling, work.keys, work.stopping
+    """Tokens of each request with plain decoding."""
+    work, params = requests(text), PARAMS if text else target_params()
+    return jax.jit(engine_of(text).generate)(
+        Variables(params),
+        work.prompt,
+        sampling=work.sampling,
+        keys=work.keys,
+        stopping=work.stopping,
     ).tokens
 
 
@@ -74,22 +74,21 @@ SLOW = [name for name in (*TABLES, *FEATURES) if name not in FEW]
 @pytest.mark.parametrize(
     "name", [*FEW, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 )
-def test_every_job_gets_the_tokens_of_plain_decoding(name, batch):
+def test_every_request_gets_the_tokens_of_plain_decoding(name, batch):
     text = name in TABLES
     drafter, tree = (TABLES if text else FEATURES)[name]
     drafter_params = (table_params if text else feature_params)(name)
     engine = engine_of(text, drafter, tree=tree)
     params = PARAMS if text else target_params()
-    work = jobs(text)
 
     @jax.jit
-    def run(params, drafter_params, work):
-        first = jax.tree.map(lambda x: x[:batch], work)
-        stream = begin_stream(engine, params, drafter_params, first)
-        return run_stream(engine, params, drafter_params, stream, work, True)[1]
+    def run(variables, queue):
+        first = jax.tree.map(lambda x: x[:batch], queue)
+        idle = idle_batch(engine, variables, first)
+        return run_queue(engine, variables, idle, queue, True)[1]
 
-    finished = run(params, drafter_params, work)
-    order = np.asarray(finished.number)
+    finished = run(Variables(params, drafter_params), requests(text))
+    order = np.asarray(finished.ids)
     assert sorted(order[order >= 0]) == list(range(COUNT))
     tokens = np.asarray(finished.result.tokens)[np.argsort(order)[-COUNT:]]
     np.testing.assert_array_equal(tokens, alone(text))

@@ -29,17 +29,15 @@ from jaxspec.drafters.recycling import TokenRecycling
 from jaxspec.drafters.riding_blocks import ppd, tidar, with_extra_tokens
 from jaxspec.drafters.small_model import DraftModel, early_exit
 from jaxspec.drafters.union import MergedDrafter
-from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
 from jaxspec.spec.envelopes import Beam, BestFirst
-from jaxspec.spec.named_trees import named_tree
 from jaxspec.spec.tree import Tree
 from jaxspec.testing.toy import toy_params, toy_target
 from tests.models.tiny import random_params
 
 VOCAB = 6
-BUSHY = named_tree("0,1,2,00,01,10,000")
-BOTH = MergedDrafter(PromptLookup(), Jacobi(VOCAB), Tree.chain(3), named_tree("0,1,00"))
+BUSHY = Tree.named("0,1,2,00,01,10,000")
+BOTH = MergedDrafter(PromptLookup(), Jacobi(VOCAB), Tree.chain(3), Tree.named("0,1,00"))
 AHEAD = Lookahead(VOCAB, 4, 5, 3)
 
 
@@ -59,7 +57,7 @@ TABLES = {
     "jacobi, grown": (Jacobi(VOCAB), Beam(9, 3, beam=4, branch=3)),
     "recycling": (TokenRecycling(VOCAB, 4), BUSHY),
     "recycling, by row": (TokenRecycling(VOCAB, 4, False), BestFirst(8, 3)),
-    "prompt lookup": (PromptLookup(), named_tree("0,1,00,10,000")),
+    "prompt lookup": (PromptLookup(), Tree.named("0,1,00,10,000")),
     "n-grams": (NgramTable(VOCAB, buckets=64, width=4), BUSHY),
     "n-grams of a grid": (NgramTable(VOCAB, (1, 4), 64, 4), BestFirst(8, 3)),
     "union": (BOTH, BOTH.tree),
@@ -100,7 +98,7 @@ HYDRA_PLUS = replace(HYDRA, prefix_heads=2, prefix_ffn_width=32)
 BLOCK = DFlashConfig(4, 2, 32, 2, ffn_width=48, feature_layers=(0, 2), markov_rank=6)
 GROUPED = replace(BLOCK, kv_heads=1, causal=False, markov_rank=0)
 FALCON = FalconConfig(2, 32, 2, 48)
-TREE = named_tree("0,1,2,00,01,10,000,0000")
+TREE = Tree.named("0,1,2,00,01,10,000,0000")
 BEAM, BEST = Beam(9, 4, beam=4, branch=3), BestFirst(8, 4)
 
 # Drafters that read a transformer's features, or are one, with their trees.
@@ -129,16 +127,16 @@ FEATURES = {
     "kangaroo": (Kangaroo(KangarooConfig(2, 2), TARGET), TREE),
     "dynamic exit": (DynamicExit(TARGET, (1, 2)), TREE),
     "sub-networks": (
-        DynamicExit(SMALL_THREE, (1, 3), verify_cost=9.0, guided=False),
+        DynamicExit(SMALL_THREE, (1, 3), verify_cost=9.0, cfg=False),
         BEAM,
     ),
     "early exit": (early_exit(TARGET, 2), TREE),
     "small transformer": (
-        DraftModel(make_target(Transformer(SMALL), guided=False)),
+        DraftModel(Transformer(SMALL).as_target(cfg=False)),
         TREE,
     ),
     "tidar": (tidar(TARGET, 4), Tree.chain(3)),
-    "prompt tokens": (ppd(TARGET, 3), named_tree("0,1,00")),
+    "prompt tokens": (ppd(TARGET, 3), Tree.named("0,1,00")),
 }
 
 

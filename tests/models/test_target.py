@@ -15,12 +15,11 @@ from jaxspec.drafters.kangaroo import adapted
 from jaxspec.drafters.lattice import DiffuSpec
 from jaxspec.drafters.small_model import DraftModel
 from jaxspec.models.masked_diffusion import MaskedDiffusion
-from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
-from jaxspec.spec.loop import generate
+from jaxspec.spec.engine import Engine
 from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import make_sampling
-from jaxspec.spec.state import Engine
+from jaxspec.spec.sampling import Sampling
+from jaxspec.spec.state import Variables
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify import Lantern
 from jaxspec.testing.toy import toy_params, toy_target
@@ -30,13 +29,13 @@ TEXT = TransformerConfig(
     vocab_size=8, layers=1, width=8, heads=2, rope="sequence", condition="none"
 )
 TARGETS = {
-    "classes": lambda: make_target(Transformer(TARGET), feature_layers=(0, 2)),
-    "captions": lambda: make_target(
-        Transformer(replace(TARGET, condition="caption", caption_length=3))
-    ),
-    "kernels": lambda: make_target(Transformer(TARGET, "pallas"), guided=False),
-    "text": lambda: make_target(Transformer(TEXT), guided=False),
-    "guided text": lambda: make_target(Transformer(TEXT)),
+    "classes": lambda: Transformer(TARGET).as_target(feature_layers=(0, 2)),
+    "captions": lambda: Transformer(
+        replace(TARGET, condition="caption", caption_length=3)
+    ).as_target(),
+    "kernels": lambda: Transformer(TARGET, "pallas").as_target(cfg=False),
+    "text": lambda: Transformer(TEXT).as_target(cfg=False),
+    "guided text": lambda: Transformer(TEXT).as_target(),
     "kangaroo": lambda: adapted(FEATURES["kangaroo"][0]),
     "toy": lambda: toy_target(6, 2),
     "fixed": lambda: fixed_target(6, 2, TARGET, jnp.float32),
@@ -70,11 +69,11 @@ def test_equal_arguments_make_equal_targets_and_copies(name):
 def test_targets_with_any_difference_are_not_equal():
     model = Transformer(TARGET)
     targets = [
-        make_target(model),
-        make_target(model, guided=False),
-        make_target(model, feature_layers=(0,)),
-        make_target(Transformer(TARGET, "pallas")),
-        make_target(Transformer(replace(TARGET, layers=2))),
+        model.as_target(),
+        model.as_target(cfg=False),
+        model.as_target(feature_layers=(0,)),
+        Transformer(TARGET, "pallas").as_target(),
+        Transformer(replace(TARGET, layers=2)).as_target(),
     ]
     assert len(set(targets)) == len(targets)
 
@@ -92,14 +91,15 @@ def test_a_copied_engine_takes_the_program_that_was_compiled():
     engine = Engine(target, 4, DraftModel(target), Tree.chain(2))
     traces = []
 
-    def run(engine, *arguments):
+    def run(engine, variables, prompt, keys):
         traces.append(engine)
-        return generate(engine, *arguments).tokens
+        sampling = Sampling.create()
+        return engine.generate(variables, prompt, sampling=sampling, keys=keys).tokens
 
     compiled = jax.jit(run, static_argnums=0)
     params = toy_params(6, 12)
     prompt = jnp.zeros(2, jnp.int32)
-    arguments = params, params, prompt, make_sampling(2), batch_keys(0, 2)
+    arguments = Variables(params, params), prompt, batch_keys(0, 2)
     expected = compiled(engine, *arguments)
     for other in (pickle.loads(pickle.dumps(engine)), copy.deepcopy(engine)):
         assert (compiled(other, *arguments) == expected).all()

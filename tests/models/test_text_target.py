@@ -19,13 +19,13 @@ from jaxspec.drafters.falcon import Falcon
 from jaxspec.drafters.feature_head import Eagle
 from jaxspec.drafters.prompt_lookup import PromptLookup
 from jaxspec.errors import ConfigError
-from jaxspec.models.target import make_target
-from jaxspec.models.transformer import TokenPrompt, Transformer
-from jaxspec.spec.loop import init_state
-from jaxspec.spec.named_trees import named_tree
+from jaxspec.models.prompts import TokenPrompt
+from jaxspec.models.transformer import Transformer
+from jaxspec.spec.engine import Engine
 from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import make_sampling
-from jaxspec.spec.state import Engine
+from jaxspec.spec.sampling import Sampling
+from jaxspec.spec.state import Variables
+from jaxspec.spec.tree import Tree
 from jaxspec.testing.properties import assert_fresh_cache, run_rounds
 from tests.models.tiny import random_params
 
@@ -35,7 +35,7 @@ CONFIG = TransformerConfig(
 )  # fmt: skip
 MODEL, PARAMS = Transformer(CONFIG), random_params(CONFIG)
 PROMPT = jnp.array([[3, 1, 4, 1, 5], [9, -1, -1, -1, -1], [2, 6, 5, -1, -1]])
-TREE = named_tree("0,1,2,00,01,000")
+TREE = Tree.named("0,1,2,00,01,000")
 LENGTH = 12
 BLOCK = DFlashConfig(4, 1, 32, 2, ffn_width=48, feature_layers=(0, 1), markov_rank=4)
 DRAFTERS = {
@@ -76,8 +76,8 @@ def test_drafts_do_not_change_the_text(name):
         drafter_params = drafter.init_params(jax.random.key(1))
         params = drafter.with_target_params(drafter_params, PARAMS)
     engine, state = run_rounds(
-        make_target(
-            MODEL, guided=False, feature_layers=getattr(drafter, "feature_layers", ())
+        MODEL.as_target(
+            cfg=False, feature_layers=getattr(drafter, "feature_layers", ())
         ),
         PARAMS,
         drafter,
@@ -86,7 +86,7 @@ def test_drafts_do_not_change_the_text(name):
         PROMPT,
         length=LENGTH,
         rows=3,
-        sampling=make_sampling(3, temperature=0.0),
+        sampling=Sampling.create(3, temperature=0.0),
         order=("temperature",),
     )
     np.testing.assert_array_equal(state.tokens[:, :LENGTH], reference_tokens())
@@ -94,7 +94,7 @@ def test_drafts_do_not_change_the_text(name):
 
 
 def test_rescoring_follows_prompts_of_different_lengths():
-    target = make_target(MODEL, guided=False)
+    target = MODEL.as_target(cfg=False)
     tokens = jax.random.randint(jax.random.key(2), (3, LENGTH), 0, 17)
     index = jnp.array([0, 3, 7])
     assert target.rescore is not None
@@ -134,8 +134,8 @@ def test_guided_text_reads_one_prompt_per_branch(name):
         )
     prompt = TokenPrompt(PROMPT, NULL)
     engine, state = run_rounds(
-        make_target(
-            MODEL, guided=True, feature_layers=getattr(drafter, "feature_layers", ())
+        MODEL.as_target(
+            cfg=True, feature_layers=getattr(drafter, "feature_layers", ())
         ),
         PARAMS,
         drafter,
@@ -144,7 +144,7 @@ def test_guided_text_reads_one_prompt_per_branch(name):
         prompt,
         length=LENGTH,
         rows=3,
-        sampling=make_sampling(3, temperature=0.0, cfg_scale=SCALES),
+        sampling=Sampling.create(3, temperature=0.0, cfg_scale=SCALES),
         order=("temperature",),
     )
     np.testing.assert_array_equal(state.tokens[:, :LENGTH], guided_reference_tokens())
@@ -159,12 +159,12 @@ def test_drafters_read_the_prompt_of_each_branch(name):
     null = jnp.array([[7, -1, -1, -1, -1], [7, 8, 3, 2, 1], [11, 7, -1, -1, -1]])
 
     def drafter_state(prompt, guided):
-        target = make_target(
-            MODEL, guided=guided, feature_layers=drafter.feature_layers
-        )
+        target = MODEL.as_target(cfg=guided, feature_layers=drafter.feature_layers)
         engine = Engine(target, LENGTH, drafter, TREE)
-        sampling, keys = make_sampling(3, cfg_scale=2.0), batch_keys(0, 3)
-        return init_state(engine, PARAMS, params, prompt, sampling, keys).drafter
+        sampling, keys = Sampling.create(3, cfg_scale=2.0), batch_keys(0, 3)
+        return engine.init(
+            Variables(PARAMS, params), prompt, sampling=sampling, keys=keys
+        ).drafter
 
     both = drafter_state(TokenPrompt(PROMPT, null), guided=True).cache.layers
     separate = [
@@ -179,6 +179,6 @@ def test_drafters_read_the_prompt_of_each_branch(name):
 def test_prompts_of_the_wrong_kind_are_refused():
     small = Transformer(replace(CONFIG, layers=1))
     with pytest.raises(ConfigError, match=r"needs TokenPrompt\(given, null\)"):
-        make_target(small, guided=True).prefill(PARAMS, PROMPT, 4)
-    with pytest.raises(ConfigError, match="guided=True"):
-        make_target(small, guided=False).prefill(PARAMS, TokenPrompt(PROMPT, NULL), 4)
+        small.as_target(cfg=True).prefill(PARAMS, PROMPT, 4)
+    with pytest.raises(ConfigError, match="cfg=True"):
+        small.as_target(cfg=False).prefill(PARAMS, TokenPrompt(PROMPT, NULL), 4)

@@ -6,12 +6,12 @@ import pytest
 from jaxspec.config import TransformerConfig, from_dict, to_dict
 from jaxspec.errors import ConfigError
 from jaxspec.models.presets import NAMES, preset
-from jaxspec.models.target import make_target
-from jaxspec.models.transformer import Caption, Transformer, parameter_count
+from jaxspec.models.prompts import Caption
+from jaxspec.models.transformer import Transformer, parameter_count
 from jaxspec.nn import attention
 from jaxspec.nn.rope import grid_table
 from jaxspec.spec.cache import init_cache, tree_mask
-from jaxspec.spec.named_trees import named_tree
+from jaxspec.spec.tree import Tree
 from tests.models.tiny import random_params
 
 TINY = TransformerConfig(vocab_size=19, layers=2, width=32, heads=2, grid=3, classes=4)
@@ -82,7 +82,7 @@ def test_decoding_with_a_cache_equals_scoring_whole_sequences(variant):
         prompt = caption(rows, config)
     tokens = jax.random.randint(jax.random.key(1), (rows, 9), 0, 19)
     whole, features = model.score(params, prompt, tokens, feature_layers=(0, 1))
-    target = make_target(model, guided=False, feature_layers=(0, 1))
+    target = model.as_target(cfg=False, feature_layers=(0, 1))
     forward = jax.jit(target.forward)
     logits, outputs, cache = target.prefill(params, prompt, 9)
     prefix = config.prefix_length
@@ -104,9 +104,9 @@ def test_decoding_with_a_cache_equals_scoring_whole_sequences(variant):
 
 def test_a_tree_is_read_as_each_of_its_paths_would_be():
     model, params = Transformer(TINY), random_params(TINY)
-    tree = named_tree("0,1,00,01,10,000")
+    tree = Tree.named("0,1,00,01,10,000")
     rows, prompt = 2, jnp.array([1, 2])
-    target = make_target(model, guided=False)
+    target = model.as_target(cfg=False)
     start = jax.random.randint(jax.random.key(4), (rows, 3), 0, 19)
     nodes = jax.random.randint(jax.random.key(5), (rows, tree.size), 0, 19)
     forward, score = jax.jit(target.forward), jax.jit(model.score)
@@ -158,7 +158,7 @@ def test_the_null_condition_ignores_the_prompt():
 
 def test_rescore_equals_scoring_and_ignores_later_tokens():
     model, params = Transformer(TINY), random_params(TINY)
-    target = make_target(model, guided=True)
+    target = model.as_target(cfg=True)
     tokens = jax.random.randint(jax.random.key(1), (2, 9), 0, 19)
     prompt, index = jnp.array([0, 3]), jnp.array([0, 5])
     scores = target.rescore(params, prompt, tokens, index)
@@ -182,7 +182,7 @@ def test_bfloat16_weights_give_float32_logits_near_the_float32_ones():
 
 def test_cache_has_the_dtype_of_the_weights():
     short = jax.tree.map(lambda x: x.astype(jnp.bfloat16), random_params(TINY))
-    target = make_target(Transformer(TINY), guided=True)
+    target = Transformer(TINY).as_target(cfg=True)
     cache = target.prefill(short, jnp.array([0]), 4).cache
     assert {x.dtype for pair in cache.layers for x in pair} == {jnp.dtype("bfloat16")}
     assert init_cache(1, 2, 1, 5, 4, jnp.float32).capacity == 5

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from jaxspec.config import TransformerConfig
 from jaxspec.errors import ConfigError
-from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
 from jaxspec.nn import attention
 from jaxspec.nn.attention import OVER_CACHE, attend, cudnn_attend, xla_step
@@ -20,11 +19,11 @@ from jaxspec.nn.kernels.mosaic_attention import _heads_per_program
 from jaxspec.nn.rope import split_and_rotate
 from jaxspec.spec import cache as spec_cache
 from jaxspec.spec.cache import gather_path
-from jaxspec.spec.loop import generate
-from jaxspec.spec.named_trees import named_tree
+from jaxspec.spec.engine import Engine
 from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import make_sampling
-from jaxspec.spec.state import Engine
+from jaxspec.spec.sampling import Sampling
+from jaxspec.spec.state import Variables
+from jaxspec.spec.tree import Tree
 from jaxspec.testing.table_drafter import TableDrafter
 from tests.nn.over_cache import arrays
 
@@ -211,15 +210,17 @@ def test_a_model_generates_the_same_tokens_with_kernels():
     params = model.init(jax.random.key(0))
     params["head"] = jax.random.normal(jax.random.key(1), params["head"].shape)
     table = {"table": jax.random.normal(jax.random.key(2), (2, 32, 32))}
-    inputs = jnp.arange(3), make_sampling(3, cfg_scale=2.0), batch_keys(0, 3)
+    sampling, keys = Sampling.create(cfg_scale=2.0), batch_keys(0, 3)
 
     def tokens(attention, drafter=None, tree="chain-0"):
-        target = make_target(Transformer(config, attention))
+        target = Transformer(config, attention).as_target()
         shape = (
-            {} if drafter is None else {"drafter": drafter, "tree": named_tree(tree)}
+            {} if drafter is None else {"drafter": drafter, "tree": Tree.named(tree)}
         )
         engine = Engine(target, 16, order=("temperature",), **shape)
-        return jax.jit(partial(generate, engine))(params, table, *inputs).tokens
+        return jax.jit(engine.generate)(
+            Variables(params, table), jnp.arange(3), sampling=sampling, keys=keys
+        ).tokens
 
     plain = tokens("xla")
     np.testing.assert_array_equal(tokens("pallas"), plain)

@@ -13,7 +13,9 @@ from jaxspec.config import TransformerConfig
 from jaxspec.helpers import bundled_drafter
 from jaxspec.models.transformer import Transformer
 from jaxspec.nn.quantize import quantized
-from jaxspec.pipeline import Settings, draw
+from jaxspec.pipeline.config import GenerationConfig
+from jaxspec.pipeline.generation import generate
+from jaxspec.pipeline.prompts import Prompts
 from jaxspec.spec.tree import Tree
 from jaxspec.trees import parse_tree
 from tests.models.tiny import random_params
@@ -72,11 +74,13 @@ def test_a_column_of_zeros_stays_zero():
 @pytest.mark.slow
 def test_the_embedded_model_generates_the_same_with_and_without_drafts():
     bundle = load_bundle(int8=True)
-    helper = bundled_drafter(bundle)
-    settings = Settings((3, 5), batch=2)
-    fast = draw(bundle, settings, parse_tree("optimal-8", 8), helper=helper)
-    plain = draw(bundle, settings, Tree.root())
+    loaded = bundled_drafter(bundle)
+    prompts, settings = Prompts.from_classes([3, 5]), GenerationConfig(batch_size=2)
+    fast = generate(
+        bundle, prompts, settings, parse_tree("optimal-8", 8), loaded=loaded
+    )
+    plain = generate(bundle, prompts, settings, Tree.root())
     np.testing.assert_array_equal(fast.tokens, plain.tokens)
     assert fast.tokens_per_call > 2  # the drafter was quantized as well
-    dtypes = {x.dtype.name for _, x in named_leaves(helper.params)}
+    dtypes = {x.dtype.name for _, x in named_leaves(loaded.params)}
     assert "int8" in dtypes

@@ -6,11 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxspec.spec.sampling import Sampling
+
 torch = pytest.importorskip("torch")
 
 from jaxspec.spec.draft import DraftContext, InitContext, RoundResult
 from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import make_sampling
 from jaxspec.spec.tree import Tree
 from tests.parity import sampling_twin
 from tests.parity.comparing import as_jax
@@ -86,7 +87,7 @@ def test_greedy_drafts_agree_round_after_round(pair):
     start = InitContext(None, as_jax(features[:, :1]), ones, CHAIN, ROWS, LENGTH)
     state = jax.jit(pair.drafter.init)(pair.params, start)
     lengths = torch.ones(ROWS, dtype=torch.long)
-    sampling = make_sampling(ROWS, temperature=0.0, cfg_scale=SCALE)
+    sampling = Sampling.create(ROWS, temperature=0.0, cfg_scale=SCALE)
     noise = jnp.zeros((ROWS, BLOCK + 1, VOCAB))
     drafts = []
     for counts in COMMITTED:

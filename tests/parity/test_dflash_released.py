@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxspec.spec.sampling import Sampling
+
 torch = pytest.importorskip("torch")
 
 from jaxspec.checkpoint import Checkpoint
@@ -13,7 +15,6 @@ from jaxspec.config import TransformerConfig
 from jaxspec.errors import ConfigError
 from jaxspec.spec.draft import DraftContext, InitContext
 from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import make_sampling
 from jaxspec.spec.tree import Tree
 from tests.parity.comparing import as_jax
 from tests.parity.converting import converted
@@ -113,7 +114,7 @@ def test_released_drafters_draft_as_in_their_code(spark):
         lengths,
         jnp.zeros((ROWS, tree.depth + 1, VOCAB)),
         batch_keys(0, ROWS),
-        make_sampling(ROWS, temperature=0.0),
+        Sampling.create(ROWS, temperature=0.0),
         tree,
         order=("temperature",),
     )

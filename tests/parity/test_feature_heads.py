@@ -12,8 +12,8 @@ torch = pytest.importorskip("torch")
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import RopeScaling, TransformerConfig
 from jaxspec.errors import ConfigError
-from jaxspec.models.target import make_target
-from jaxspec.models.transformer import Caption, Transformer, lantern_padding_mask
+from jaxspec.models.prompts import Caption
+from jaxspec.models.transformer import Transformer, lantern_padding_mask
 from tests.parity.comparing import as_jax, assert_close
 from tests.parity.converting import converted
 from tests.parity.eagle_twin import (
@@ -337,8 +337,8 @@ def test_lanterns_target_gives_its_drafter_the_same_features(lengths):
     wide = replace(pair.model.config, caption_length=size)
     model = Transformer(wide)
     layer = (wide.layers - 1,)
-    published = make_target(model, feature_layers=layer, caption_padding="published")
-    plain = make_target(model, feature_layers=layer)
+    published = model.as_target(feature_layers=layer, caption_padding="published")
+    plain = model.as_target(feature_layers=layer)
     logits, features, cache = published.prefill(pair.params, prompt, 4)
     assert_close(features, x, atol=1e-4)
     plain_logits, plain_features, plain_cache = plain.prefill(pair.params, prompt, 4)
@@ -392,7 +392,7 @@ def test_lanterns_heads_for_captions_ask_for_that():
         )
         assert checkpoint.config.caption_padding == padding
     with pytest.raises(ConfigError, match="needs a model with rope='grid'"):
-        make_target(Transformer(TEXT), guided=False, caption_padding="published")
+        Transformer(TEXT).as_target(cfg=False, caption_padding="published")
 
 
 def test_medusa_drafts_the_same():

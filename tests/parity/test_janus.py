@@ -7,16 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxspec.spec.sampling import Sampling
+from jaxspec.spec.state import Variables
+
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from jaxspec.convert.recognize import families_of
-from jaxspec.models.target import make_target
-from jaxspec.models.transformer import TokenPrompt, Transformer
-from jaxspec.spec.loop import generate
+from jaxspec.models.prompts import TokenPrompt
+from jaxspec.models.transformer import Transformer
+from jaxspec.spec.engine import Engine
 from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import make_sampling
-from jaxspec.spec.state import Engine
 from tests.parity.comparing import as_jax, assert_close
 from tests.parity.converting import converted, source_of
 from tests.parity.random_weights import randomized
@@ -144,16 +145,11 @@ def test_guided_codes_are_those_of_the_original_loop(model):
         best = (scores[1] + scale * (scores[0] - scores[1])).argmax(-1, keepdim=True)
         generated = torch.cat([generated, best], dim=1)
 
-    target = make_target(Transformer(checkpoint.config), guided=True)
+    target = Transformer(checkpoint.config).as_target(cfg=True)
     prompt = TokenPrompt(as_jax(prompts) + CODES, as_jax(null) + CODES)
-    sampling = make_sampling(2, temperature=0.0, cfg_scale=scale)
-    out = generate(
-        Engine(target, count),
-        checkpoint.params,
-        None,
-        prompt,
-        sampling,
-        batch_keys(0, 2),
+    sampling = Sampling.create(2, temperature=0.0, cfg_scale=scale)
+    out = Engine(target, count).generate(
+        Variables(checkpoint.params), prompt, sampling=sampling, keys=batch_keys(0, 2)
     )
     np.testing.assert_array_equal(np.asarray(out.tokens), generated.numpy())
     assert len(generated.unique()) > 3

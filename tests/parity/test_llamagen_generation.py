@@ -1,5 +1,5 @@
 # ruff: noqa: E402
-"""Guided decoding with `make_target` against a plain loop in PyTorch."""
+"""Guided decoding with `Transformer.as_target` against a plain loop in PyTorch."""
 
 from functools import lru_cache
 
@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxspec.spec.sampling import Sampling
+
 torch = pytest.importorskip("torch")
 
-from jaxspec.models.target import make_target
 from jaxspec.spec.cache import commit_path, tree_mask
-from jaxspec.spec.sampling import apply_cfg, make_sampling
+from jaxspec.spec.sampling import apply_cfg
 from tests.parity import sampling_twin
 from tests.parity.comparing import as_jax, assert_close
 from tests.parity.llamagen_pairs import GRID, ROWS, make_pair, make_prompt, make_tokens
@@ -29,7 +30,7 @@ def pair(request):
 
 @lru_cache
 def compiled(model):
-    target = make_target(model)
+    target = model.as_target()
     prefill = jax.jit(target.prefill, static_argnums=2)
     return target, prefill, jax.jit(target.forward)
 
@@ -55,15 +56,15 @@ def twin_decode(pair, prompt, length, interval):
 
 
 def decode(pair, prompt, length, interval):
-    """Tokens and guided logits of greedy decoding with the cache of `make_target`."""
+    """Tokens and guided logits of cached greedy decoding by `as_target`."""
     target, prefill, forward = compiled(pair.model)
-    sampling = make_sampling(ROWS, cfg_scale=SCALE, cfg_interval=interval)
+    sampling = Sampling.create(ROWS, cfg_scale=SCALE, cfg_interval=interval)
     logits, _, cache = prefill(pair.params, prompt.inputs, length)
     tokens, scores = [], []
     for index in range(length):
         scores.append(apply_cfg(logits, sampling, jnp.full(ROWS, index)))
         tokens.append(jnp.argmax(scores[-1], axis=-1))
-        twice = jnp.concatenate([tokens[-1]] * target.streams)[:, None]
+        twice = jnp.concatenate([tokens[-1]] * target.branches)[:, None]
         mask = tree_mask(cache, np.ones((1, 1), bool))
         logits, _, cache = forward(
             pair.params, cache, twice, cache.lengths[:, None], mask
@@ -84,7 +85,7 @@ def test_greedy_images_agree(pair, interval):
 
 def test_rescoring_one_token_ignores_later_ones(pair):
     prompt, tokens, index = make_prompt(pair), make_tokens(), [0, 6, 15]
-    target = make_target(pair.model)
+    target = pair.model.as_target()
     rescore = jax.jit(target.rescore)
     actual = rescore(pair.params, prompt.inputs, as_jax(tokens), jnp.array(index))
     for row, end in enumerate(index):

@@ -5,9 +5,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jaxspec.spec.sampling import Sampling
+
 torch = pytest.importorskip("torch")
 
-from jaxspec.spec.sampling import apply_cfg, make_sampling, process_logits
+from jaxspec.spec.sampling import apply_cfg, process_logits
 from tests.parity import sampling_twin
 from tests.parity.comparing import as_jax, assert_close
 
@@ -34,7 +36,7 @@ def scores(rows, seed=0):
 
 def probabilities(x, settings):
     temperature, top_k, top_p = (jnp.array(s) for s in zip(*settings, strict=True))
-    sampling = make_sampling(
+    sampling = Sampling.create(
         len(settings), temperature=temperature, top_k=top_k, top_p=top_p
     )
     return jax.nn.softmax(process_logits(as_jax(x), sampling), axis=-1)
@@ -60,6 +62,6 @@ def test_tokens_that_tie_with_the_kth_logit_are_kept():
 def test_guided_scores_agree(scale):
     conditional, unconditional = scores(4), scores(4, seed=1)
     both = as_jax(torch.cat([conditional, unconditional]))
-    actual = apply_cfg(both, make_sampling(4, cfg_scale=scale), jnp.zeros(4, int))
+    actual = apply_cfg(both, Sampling.create(4, cfg_scale=scale), jnp.zeros(4, int))
     reference = sampling_twin.guide(conditional, unconditional, scale)
     assert_close(actual, reference)

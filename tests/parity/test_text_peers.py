@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxspec.spec.sampling import Sampling
+
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
@@ -22,7 +24,6 @@ from jaxspec.cli.bench import text
 from jaxspec.errors import ConfigError
 from jaxspec.spec.draft import DraftContext, InitContext
 from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import make_sampling
 from jaxspec.spec.tree import Tree
 from tests.parity.comparing import as_jax
 from tests.parity.random_weights import randomized
@@ -138,7 +139,7 @@ def test_a_block_is_drafted_as_in_transformers(tmp_path):
         lengths,
         jnp.zeros((6, DRAFTED + 1, 50)),
         batch_keys(0, 6),
-        make_sampling(6, temperature=0.0),
+        Sampling.create(6, temperature=0.0),
         tree,
         order=("temperature",),
     )

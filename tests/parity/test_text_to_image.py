@@ -17,8 +17,10 @@ from jaxspec.cli import main
 from jaxspec.errors import CheckpointError, ConfigError
 from jaxspec.helpers import bundled_drafter
 from jaxspec.loading import load
-from jaxspec.pipeline import Settings, decode_images, draw
-from jaxspec.spec.named_trees import named_tree
+from jaxspec.pipeline.config import GenerationConfig
+from jaxspec.pipeline.decoding import decode_images
+from jaxspec.pipeline.generation import generate
+from jaxspec.pipeline.prompts import Prompts
 from jaxspec.spec.tree import Tree
 from tests.parity.eagle_twin import Eagle1
 from tests.parity.llamagen_twin import CaptionCondition, LlamaGen, left_padded
@@ -116,18 +118,17 @@ def original(released, prompts):
     return tokens, pixels.decode(tokens).permute(0, 2, 3, 1)
 
 
-def settings_for(bundle, prompts, **changes):
-    captions = read_captions(bundle.text_encoder, prompts)
-    classes = (0,) * len(prompts)
-    return Settings(classes, cfg_scale=SCALE, captions=captions, **changes)
+def captions_of(bundle, texts):
+    return Prompts.from_captions(read_captions(bundle.text_encoder, texts))
 
 
 def test_greedy_codes_and_images_agree(released):
     bundle = load_bundle(released[0])
     tokens, images = original(released, PROMPTS)
-    settings = settings_for(bundle, PROMPTS, temperature=0.0)
+    prompts = captions_of(bundle, PROMPTS)
+    config = GenerationConfig(cfg_scale=SCALE, temperature=0.0)
     with jax.default_matmul_precision("highest"):
-        result = draw(bundle, settings, Tree.root())
+        result = generate(bundle, prompts, config, Tree.root())
         np.testing.assert_array_equal(result.tokens, tokens.numpy())
         actual = decode_images(bundle, result.tokens)
     reference = ((images.clamp(-1, 1) + 1) * 127.5).round().numpy()
@@ -137,10 +138,11 @@ def test_greedy_codes_and_images_agree(released):
 
 def test_the_converted_drafter_changes_nothing(released):
     bundle = load_bundle(released[0])
-    settings = settings_for(bundle, PROMPTS, batch=2)
-    plain = draw(bundle, settings, Tree.root())
-    tree = named_tree("0,1,00,01,000")
-    fast = draw(bundle, settings, tree, loaded=bundled_drafter(bundle))
+    prompts = captions_of(bundle, PROMPTS)
+    config = GenerationConfig(cfg_scale=SCALE, batch_size=2)
+    plain = generate(bundle, prompts, config, Tree.root())
+    tree = Tree.named("0,1,00,01,000")
+    fast = generate(bundle, prompts, config, tree, loaded=bundled_drafter(bundle))
     np.testing.assert_array_equal(fast.tokens, plain.tokens)
     assert fast.calls.sum() <= plain.calls.sum()
 

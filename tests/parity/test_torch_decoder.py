@@ -13,7 +13,6 @@ from jaxspec.bench.peers.torch_decoder import TorchDecoder, torch_loop
 from jaxspec.bench.synthetic import synthetic_params
 from jaxspec.config import TransformerConfig
 from jaxspec.errors import ConfigError
-from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
 
 pytestmark = pytest.mark.parity
@@ -45,7 +44,7 @@ def test_logits_of_one_position_match(params):
         classes = torch.tensor([1, 2])
         torch_logits = decoder(decoder.prefix(classes), torch.tensor([0]))
     prompt = jnp.array([1, 2])
-    logits = make_target(Transformer(CONFIG)).prefill(params, prompt, 1).logits
+    logits = Transformer(CONFIG).as_target().prefill(params, prompt, 1).logits
     guided = logits[2:] + decoder.scale * (logits[:2] - logits[2:])
     np.testing.assert_allclose(torch_logits.numpy(), guided, atol=1e-4)
 

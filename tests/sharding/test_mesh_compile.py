@@ -1,7 +1,7 @@
 """Compiled programs on a mesh: communication, and memory of each device."""
 
 import re
-from functools import lru_cache, partial
+from functools import lru_cache
 from math import prod
 
 import jax
@@ -11,21 +11,21 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxspec.checkpoint import abstract_params, named_leaves
 from jaxspec.config import TransformerConfig
-from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
-from jaxspec.sharding import make_mesh, over_rows, placement
-from jaxspec.spec.loop import init_state, spec_step
-from jaxspec.spec.named_trees import named_tree
+from jaxspec.sharding import make_mesh, over_batch, placement
+from jaxspec.spec.engine import Engine
 from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import make_sampling
-from jaxspec.spec.state import Engine, StoppingCriteria
+from jaxspec.spec.sampling import Sampling
+from jaxspec.spec.state import Variables
+from jaxspec.spec.stopping import StoppingCriteria
+from jaxspec.spec.tree import Tree
 from jaxspec.testing.table_drafter import TableDrafter
 
 LAYERS, WIDTH, VOCAB, ROWS = 3, 192, 4096, 8
 CONFIG = TransformerConfig(
     vocab_size=VOCAB, layers=LAYERS, width=WIDTH, heads=8, grid=24, classes=1000
 )
-TREE = named_tree("mc_sim_7b_63")
+TREE = Tree.named("mc_sim_7b_63")
 MESHES = [pytest.param((4, 2), marks=pytest.mark.slow), (2, 4), (1, 8)]
 
 
@@ -43,7 +43,7 @@ def compiled(data, model):
     """Compiled round on a mesh, and the shapes of its parameters and of its cache."""
     mesh = make_mesh(data, model)
     order = ("temperature", "top_k")
-    target = make_target(Transformer(CONFIG), guided=True)
+    target = Transformer(CONFIG).as_target(cfg=True)
     engine = Engine(target, 576, TableDrafter(), TREE, order=order)
     sharding = placement(mesh)
     params = sharded_shapes(
@@ -51,11 +51,14 @@ def compiled(data, model):
     )
     last = NamedSharding(mesh, PartitionSpec(None, None, "model"))
     table = jax.ShapeDtypeStruct((2, VOCAB, VOCAB), jnp.float32, sharding=last)
-    sampling = make_sampling(ROWS, cfg_scale=2.0, top_k=100)
-    shared = params, {"table": table}, jnp.zeros(ROWS, jnp.int32), sampling
-    start = over_rows(mesh, partial(init_state, engine))
+    variables = Variables(params, {"table": table})
     state = jax.eval_shape(
-        start, *shared, batch_keys(0, ROWS), StoppingCriteria.create(ROWS, 576)
+        over_batch(mesh, engine.init),
+        variables,
+        jnp.zeros(ROWS, jnp.int32),
+        sampling=Sampling.create(ROWS, cfg_scale=2.0, top_k=100),
+        keys=batch_keys(0, ROWS),
+        stopping=StoppingCriteria.create(ROWS, max_new_tokens=576),
     )
 
     def state_sharding(_, x):
@@ -63,8 +66,8 @@ def compiled(data, model):
         return NamedSharding(mesh, PartitionSpec(*axes))
 
     state = sharded_shapes(state, state_sharding)
-    step = jax.jit(over_rows(mesh, partial(spec_step, engine)), donate_argnums=4)
-    return step.lower(*shared, state).compile(), (params, table), state.cache.layers
+    step = jax.jit(over_batch(mesh, engine.step), donate_argnums=1)
+    return step.lower(variables, state).compile(), (params, table), state.cache.layers
 
 
 COLLECTIVE = r"(all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)"

@@ -4,7 +4,7 @@ All verifiers and more drafters: `pytest -m slow tests/sharding`.
 """
 
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
@@ -20,17 +20,16 @@ from jaxspec.drafters.ngram import NgramTable
 from jaxspec.drafters.recycling import TokenRecycling
 from jaxspec.drafters.small_model import DraftModel
 from jaxspec.errors import ConfigError
-from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
 from jaxspec.nn.quantize import quantized
-from jaxspec.sharding import fill_rows, make_mesh, over_rows, placement
+from jaxspec.sharding import make_mesh, over_batch, pad_batch, placement
+from jaxspec.spec.engine import Engine
 from jaxspec.spec.envelopes import Beam, StochasticBeam
-from jaxspec.spec.loop import generate, init_state, spec_step
-from jaxspec.spec.named_trees import named_tree
 from jaxspec.spec.neighbors import neighbor_table
 from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import make_sampling
-from jaxspec.spec.state import Engine, StoppingCriteria
+from jaxspec.spec.sampling import Sampling
+from jaxspec.spec.state import Variables
+from jaxspec.spec.stopping import StoppingCriteria
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify import (
     Annealed,
@@ -55,7 +54,7 @@ BLOCK = DFlashConfig(4, 1, 32, 8, ffn_width=48, feature_layers=(0, 1), markov_ra
 EAGLE = EagleConfig(3, 32, 8, ffn_width=48, feature_layers=(0, 1))
 LENGTH = 16
 MESHES = [(8, 1), (4, 2), (2, 4), (1, 8)]
-TREE = named_tree("0,1,2,00,01,10,000")
+TREE = Tree.named("0,1,2,00,01,10,000")
 CODES = jax.random.normal(jax.random.key(2), (V, 2))
 VERIFIER_PARAMS = {"neighbors": neighbor_table(CODES, 4), "embedding": CODES}
 # Batches that 4 devices divide, and that no number of devices divides.
@@ -90,21 +89,22 @@ def settings(batch=MANY):
     """Prompts and settings of the first of eight different sequences."""
     temperature = [1.0, 0.0, 0.7, 1.0, 1.0, 0.9, 1.0, 0.0]
     top_k, budget = [0, 0, 9, 0, 9, 40, 0, 3], [LENGTH, 11, *[LENGTH] * 6]
-    sampling = make_sampling(MANY, temperature=temperature, cfg_scale=2.0, top_k=top_k)
-    whole = (
-        PROMPT,
-        sampling,
-        batch_keys(3, MANY),
-        StoppingCriteria.create(MANY, budget, [5]),
+    sampling = Sampling.create(
+        MANY, temperature=temperature, cfg_scale=2.0, top_k=top_k
     )
-    return jax.tree.map(lambda x: x[:batch], whole)
+    options = {
+        "sampling": sampling,
+        "keys": batch_keys(3, MANY),
+        "stopping": StoppingCriteria.create(
+            MANY, max_new_tokens=budget, stop_tokens=[5]
+        ),
+    }
+    return jax.tree.map(lambda x: x[:batch], (PROMPT, options))
 
 
 def engine_of(drafter=None, tree=None, verifier=None):
-    target = make_target(
-        Transformer(TARGET),
-        guided=True,
-        feature_layers=getattr(drafter, "feature_layers", (0,)),
+    target = Transformer(TARGET).as_target(
+        cfg=True, feature_layers=getattr(drafter, "feature_layers", (0,))
     )
     tree, verifier = tree or Tree.root(), verifier or Coupled()
     return Engine(
@@ -115,8 +115,9 @@ def engine_of(drafter=None, tree=None, verifier=None):
 @lru_cache
 def on_one_device(engine, needs_table=False, int8=False):
     table = TABLE if needs_table else None
-    run = jax.jit(partial(generate, engine))
-    return run(parameters(int8), table, *settings(), verifier_params=VERIFIER_PARAMS)
+    prompt, options = settings()
+    variables = Variables(parameters(int8), table, VERIFIER_PARAMS)
+    return jax.jit(engine.generate)(variables, prompt, **options)
 
 
 TABLE = {"table": jax.random.normal(jax.random.key(1), (2, V, V))}
@@ -124,12 +125,14 @@ TABLE = {"table": jax.random.normal(jax.random.key(1), (2, V, V))}
 
 def on_mesh(mesh, engine, drafter_params, int8=False):
     batch = batch_size(mesh)
-    arguments = fill_rows(mesh, *settings(batch))
-    run = jax.jit(over_rows(mesh, partial(generate, engine)))
-    params = put_on(mesh, parameters(int8))
+    prompt, options = settings(batch)
+    prompt, options = pad_batch(mesh, prompt, **options)
     if drafter_params is not None:
         drafter_params = put_on(mesh, drafter_params)
-    out = run(params, drafter_params, *arguments, verifier_params=VERIFIER_PARAMS)
+    params = put_on(mesh, parameters(int8))
+    variables = Variables(params, drafter_params, VERIFIER_PARAMS)
+    run = jax.jit(over_batch(mesh, engine.generate))
+    out = run(variables, prompt, **options)
     assert out.tokens.shape[0] % mesh.shape["data"] == 0
     assert out.stats.rounds == out.stats.calls.max() - 1
     return jax.tree.map(lambda x: x[:batch] if x.ndim else x, out)
@@ -153,7 +156,7 @@ DRAFTERS = {
     "recycling": (TokenRecycling(V, 4), TREE, None),
     "n-grams": (NgramTable(V, buckets=64, width=4), TREE, None),
     "small": (
-        DraftModel(make_target(Transformer(SMALL), guided=False)),
+        DraftModel(Transformer(SMALL).as_target(cfg=False)),
         TREE,
         lambda _: random_params(SMALL),
     ),
@@ -240,15 +243,13 @@ def test_a_loop_over_single_rounds():
     drafter, tree, params = DRAFTERS["block"]
     engine = engine_of(drafter, tree)
     batch = batch_size(mesh)
-    prompt, sampling, keys, stopping = fill_rows(mesh, *settings(batch))
-    drafter_params = put_on(mesh, params(drafter))
-    shared = put_on(mesh, parameters()), drafter_params, prompt, sampling
-    state = jax.jit(over_rows(mesh, partial(init_state, engine)))(
-        *shared, keys, stopping
-    )
-    step = jax.jit(over_rows(mesh, partial(spec_step, engine)), donate_argnums=4)
+    prompt, options = settings(batch)
+    prompt, options = pad_batch(mesh, prompt, **options)
+    variables = Variables(put_on(mesh, parameters()), put_on(mesh, params(drafter)))
+    state = jax.jit(over_batch(mesh, engine.init))(variables, prompt, **options)
+    step = jax.jit(over_batch(mesh, engine.step), donate_argnums=1)
     while not state.done.all():
-        state = step(*shared, state)
+        state = step(variables, state)
     expected = on_one_device(engine_of())
     filled = np.arange(LENGTH) < expected.lengths[:batch, None]
     tokens = np.where(filled, state.tokens[:batch, :LENGTH], -1)
@@ -258,6 +259,7 @@ def test_a_loop_over_single_rounds():
 
 
 def test_batches_that_do_not_divide_are_refused():
-    run = over_rows(make_mesh(4, 2), partial(generate, engine_of()))
-    with pytest.raises(ConfigError, match="5 rows do not divide among 4 .*fill_rows"):
-        run(parameters(), None, *settings(FEW_ROWS))
+    run = over_batch(make_mesh(4, 2), engine_of().generate)
+    with pytest.raises(ConfigError, match="5 sequences do not divide .* 4 .*pad_batch"):
+        prompt, options = settings(FEW_ROWS)
+        run(Variables(parameters()), prompt, **options)

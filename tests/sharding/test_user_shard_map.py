@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
+from jaxspec.spec.engine import Engine
 from jaxspec.spec.envelopes import Beam, BestFirst, StochasticBeam
-from jaxspec.spec.loop import generate, init_state, result_of, spec_step
-from jaxspec.spec.named_trees import named_tree
 from jaxspec.spec.neighbors import neighbor_table
 from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import make_sampling
-from jaxspec.spec.state import Engine, StoppingCriteria
+from jaxspec.spec.sampling import Sampling
+from jaxspec.spec.state import Variables
+from jaxspec.spec.stopping import StoppingCriteria
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify import (
     Annealed,
@@ -35,40 +35,37 @@ from tests.drafters.tiny import VOCAB as V
 
 LENGTH, ROWS = 8, 4
 PARAMS = toy_params(V, 60)
-TREE = named_tree("0,1,00")
+TREE = Tree.named("0,1,00")
 TABLE = {"table": jax.random.normal(jax.random.key(1), (3, V, V))}
 CODES = jax.random.normal(jax.random.key(2), (V, 2))
 VERIFIER_PARAMS = {"neighbors": neighbor_table(CODES, 3), "embedding": CODES}
 REPLICATED, SHARDED = PartitionSpec(), PartitionSpec("replica")
 # Filters and tie-breaking are on: both contain loops and branches.
-SAMPLING = make_sampling(
+SAMPLING = Sampling.create(
     ROWS, temperature=[1.0, 0.0, 0.7, 2.0], top_k=4, top_p=0.9, cfg_scale=2.0
 )
-ARGUMENTS = (
-    jnp.array([[1, 2, 3, 1], [4, 4, -1, -1], [0, -1, -1, -1], [5, -1, -1, -1]]),
-    SAMPLING,
-    batch_keys(0, ROWS),
-    StoppingCriteria.create(ROWS, [8, 5, 8, 3], [2]),
-)
+PROMPT = jnp.array([[1, 2, 3, 1], [4, 4, -1, -1], [0, -1, -1, -1], [5, -1, -1, -1]])
+OPTIONS = {
+    "sampling": SAMPLING,
+    "keys": batch_keys(0, ROWS),
+    "stopping": StoppingCriteria.create(
+        ROWS, max_new_tokens=[8, 5, 8, 3], stop_tokens=[2]
+    ),
+}
 
 
-def single_rounds(engine, params, drafter_params, verifier_params, *arguments):
-    """Tokens of a loop over `spec_step`."""
-    prompt, sampling = arguments[:2]
-    start = init_state(engine, params, drafter_params, *arguments)
+def single_rounds(engine, variables, prompt, **options):
+    """Tokens of a loop over `Engine.step`."""
     state = jax.lax.while_loop(
         lambda state: ~jnp.all(state.done),
-        lambda state: spec_step(
-            engine, params, drafter_params, prompt, sampling, state, verifier_params
-        ),
-        start,
+        lambda state: engine.step(variables, state),
+        engine.init(variables, prompt, **options),
     )
-    return result_of(engine, state).tokens
+    return engine.result(state).tokens
 
 
-def whole_run(engine, params, drafter_params, verifier_params, *arguments):
-    out = generate(engine, params, drafter_params, *arguments, verifier_params)
-    return out.tokens
+def whole_run(engine, variables, prompt, **options):
+    return engine.generate(variables, prompt, **options).tokens
 
 
 VERIFIERS = {
@@ -109,13 +106,14 @@ def test_rows_divided_along_an_axis_of_any_name_keep_their_tokens(
     run, engine, drafter_params
 ):
     mesh = jax.make_mesh((2,), ("replica",), axis_types=(AxisType.Auto,))
-    shared = (PARAMS, drafter_params, VERIFIER_PARAMS)
+    variables = Variables(PARAMS, drafter_params, VERIFIER_PARAMS)
     sharded = jax.shard_map(
-        partial(run, engine),
+        lambda variables, prompt, options: run(engine, variables, prompt, **options),
         mesh=mesh,
-        in_specs=(REPLICATED,) * 3 + (SHARDED,) * 4,
+        in_specs=(REPLICATED, SHARDED, SHARDED),
         out_specs=SHARDED,
         check_vma=True,
     )
-    expected = jax.jit(partial(whole_run, engine))(*shared, *ARGUMENTS)
-    np.testing.assert_array_equal(jax.jit(sharded)(*shared, *ARGUMENTS), expected)
+    expected = jax.jit(partial(whole_run, engine))(variables, PROMPT, **OPTIONS)
+    actual = jax.jit(sharded)(variables, PROMPT, OPTIONS)
+    np.testing.assert_array_equal(actual, expected)

@@ -6,7 +6,6 @@ meant to alter what rounds do, and say why.
 
 import json
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -14,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec.spec.draft import Draft
+from jaxspec.spec.engine import Engine
 from jaxspec.spec.envelopes import Beam, StochasticBeam
-from jaxspec.spec.loop import init_state, spec_step
-from jaxspec.spec.named_trees import named_tree
 from jaxspec.spec.neighbors import neighbor_table
 from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import make_sampling
-from jaxspec.spec.state import Engine, StoppingCriteria
+from jaxspec.spec.sampling import Sampling
+from jaxspec.spec.state import Variables
+from jaxspec.spec.stopping import StoppingCriteria
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify import Block, Coupled, Lantern, Rejection
 from jaxspec.testing.table_drafter import TableDrafter
@@ -28,7 +27,7 @@ from jaxspec.testing.toy import toy_params, toy_target
 
 FILE = Path(__file__).with_suffix(".json")
 ROWS, VOCAB, LENGTH = 3, 7, 10
-BUSHY = named_tree("0,1,00,01,10")
+BUSHY = Tree.named("0,1,00,01,10")
 CASES = {
     "coupled, static tree": (Coupled(), BUSHY),
     "coupled, layered beam": (Coupled(), Beam(6, 2, 4, 3)),
@@ -67,21 +66,24 @@ def record(case: str) -> list[dict]:
     table = {"table": 1.5 * jax.random.normal(keys[0], (3, VOCAB, VOCAB))}
     codes = jax.random.normal(keys[1], (VOCAB, 2))
     engine = Engine(toy_target(VOCAB, 2), LENGTH, Recording(), tree, verifier)
-    sampling = make_sampling(
+    sampling = Sampling.create(
         ROWS, temperature=[1.0, 0.7, 0.0], top_k=[0, 4, 0], cfg_scale=[1.0, 2.0, 3.0]
     )
-    arguments = (params, table, jnp.arange(ROWS), sampling)
     stopping = StoppingCriteria.create(
-        ROWS, [LENGTH, 6, LENGTH], stop_tokens=[[-1], [-1], [5]]
+        ROWS, max_new_tokens=[LENGTH, 6, LENGTH], stop_tokens=[[-1], [-1], [5]]
     )
-    state = jax.jit(partial(init_state, engine))(
-        *arguments, batch_keys(2, ROWS), stopping
+    variables = Variables(params, table, {"neighbors": neighbor_table(codes, 2)})
+    state = jax.jit(engine.init)(
+        variables,
+        jnp.arange(ROWS),
+        sampling=sampling,
+        keys=batch_keys(2, ROWS),
+        stopping=stopping,
     )
-    step = jax.jit(partial(spec_step, engine))
-    verifier_params = {"neighbors": neighbor_table(codes, 2)}
+    step = jax.jit(engine.step)
     rounds = []
     while not bool(state.done.all()):
-        state = step(*arguments, state, verifier_params)
+        state = step(variables, state)
         draft, path, accepted, tokens, counts = state.drafter
         assert isinstance(draft, Draft)
         parents = draft.topology(tree).parents

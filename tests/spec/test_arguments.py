@@ -12,18 +12,18 @@ import pytest
 import jaxspec
 from jaxspec.errors import ConfigError
 from jaxspec.spec.draft import Draft
+from jaxspec.spec.engine import Engine
 from jaxspec.spec.envelopes import Beam
-from jaxspec.spec.loop import generate, init_state, spec_step
-from jaxspec.spec.named_trees import named_tree
 from jaxspec.spec.noise import batch_keys, draw_noise, position_noise, seed_key
-from jaxspec.spec.sampling import apply_cfg, make_sampling, process_logits
-from jaxspec.spec.state import Engine
+from jaxspec.spec.sampling import Sampling, apply_cfg, process_logits
+from jaxspec.spec.state import Variables
 from jaxspec.spec.topology import Topology, static_topology
+from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify import Coupled, Rejection
 from jaxspec.testing.toy import toy_params, toy_target
 
 V, B = 5, 2
-TREE = named_tree("0,1,00")
+TREE = Tree.named("0,1,00")
 PARAMS = toy_params(V, 20)
 PROMPT = jnp.zeros(B, jnp.int32)
 POSITIONS = jnp.tile(jnp.arange(TREE.depth + 1), (B, 1))
@@ -40,30 +40,48 @@ POSITIONS = jnp.tile(jnp.arange(TREE.depth + 1), (B, 1))
         (jax.random.split(jax.random.key(0, impl="rbg"), B), "of the kind rbg"),
     ],
 )
-@pytest.mark.parametrize("entry", ["generate", "init_state", "draw_noise", "noise"])
+@pytest.mark.parametrize("entry", ["generate", "init", "draw_noise", "noise"])
 def test_keys_are_typed_and_one_a_row(keys, words, entry):
     engine = Engine(toy_target(V), 4)
-    settings = make_sampling(B)
+    settings = Sampling.create(B)
     enter = {
-        "generate": lambda: generate(engine, PARAMS, None, PROMPT, settings, keys),
-        "init_state": lambda: init_state(engine, PARAMS, None, PROMPT, settings, keys),
+        "generate": lambda: engine.generate(
+            Variables(PARAMS), PROMPT, sampling=settings, keys=keys
+        ),
+        "init": lambda: engine.init(
+            Variables(PARAMS), PROMPT, sampling=settings, keys=keys
+        ),
         "draw_noise": lambda: draw_noise(keys, POSITIONS, TREE.size, V),
         "noise": lambda: position_noise(keys, POSITIONS, V),
     }
+    if entry in ("generate", "init") and getattr(keys, "shape", None) == ():
+        return  # the engine makes a key for each sequence, see below
     with pytest.raises(ConfigError, match=words):
         enter[entry]()
 
 
+def test_one_key_stands_for_a_key_of_each_sequence():
+    engine, sampling = Engine(toy_target(V), 4), Sampling.create()
+    run = jax.jit(engine.generate)
+    one = run(Variables(PARAMS), PROMPT, sampling=sampling, keys=seed_key(3))
+    each = run(Variables(PARAMS), PROMPT, sampling=sampling, keys=batch_keys(3, B))
+    np.testing.assert_array_equal(one.tokens, each.tokens)
+
+
 def test_settings_of_another_number_of_rows_are_refused():
-    engine, one = Engine(toy_target(V), 4), make_sampling(1)
-    state = init_state(engine, PARAMS, None, PROMPT, make_sampling(B), batch_keys(0, B))
+    engine, one = Engine(toy_target(V), 4), Sampling.create(1)
+    state = engine.init(
+        Variables(PARAMS), PROMPT, sampling=Sampling.create(B), keys=batch_keys(0, B)
+    )
     logits, index = jnp.zeros((B, V)), jnp.zeros(B, jnp.int32)
     for run in (
-        lambda: generate(engine, PARAMS, None, PROMPT, one, batch_keys(0, B)),
-        lambda: spec_step(engine, PARAMS, None, PROMPT, one, state),
+        lambda: engine.generate(
+            Variables(PARAMS), PROMPT, sampling=one, keys=batch_keys(0, B)
+        ),
+        lambda: engine.step(Variables(PARAMS), replace(state, sampling=one)),
         lambda: process_logits(logits, one),
         lambda: apply_cfg(logits, one, index),
-        lambda: apply_cfg(jnp.zeros((3, V)), make_sampling(B), index),
+        lambda: apply_cfg(jnp.zeros((3, V)), Sampling.create(B), index),
         lambda: position_noise(batch_keys(0, B), POSITIONS[:1], V),
     ):
         with pytest.raises(ConfigError, match="rows"):

@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 
 from jaxspec.errors import ConfigError
 from jaxspec.spec.cache import KVCache, commit_path, tree_mask, write
-from jaxspec.spec.named_trees import named_tree
 from jaxspec.spec.tree import Tree
 
 
@@ -56,7 +55,7 @@ def test_numbers_are_rounded_to_the_caches_dtype_and_whole_ones_are_refused():
 
 
 def test_a_node_sees_the_past_and_its_ancestors_only():
-    tree = named_tree("0,1,00,01")
+    tree = Tree.named("0,1,00,01")
     cache = numbered_cache()
     hidden = cache.visible.at[1, 0].set(False)
     cache = KVCache(cache.layers, cache.lengths, hidden)

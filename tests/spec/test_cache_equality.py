@@ -7,12 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
 from jaxspec.spec.envelopes import BestFirst
-from jaxspec.spec.named_trees import named_tree
-from jaxspec.spec.sampling import make_sampling
-from jaxspec.spec.state import StoppingCriteria
+from jaxspec.spec.sampling import Sampling
+from jaxspec.spec.stopping import StoppingCriteria
+from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify import Coupled, Rejection
 from jaxspec.testing.properties import (
     assert_fresh_cache,
@@ -25,7 +24,7 @@ from tests.drafters.test_block_diffusion import TARGET, make
 ROWS, LENGTH = 3, 16
 PROMPT = jnp.array([0, 2, 1])
 CASES = {
-    "static": (named_tree("0,1,00,01,10,000"), Coupled()),
+    "static": (Tree.named("0,1,00,01,10,000"), Coupled()),
     "grown": (BestFirst(7, 3, branch=3), Coupled()),
     "grown, drawn": (BestFirst(7, 3, branch=3), Rejection()),
 }
@@ -35,8 +34,8 @@ CASES = {
 def run(case):
     """The engine, the target's parameters, and the state after the last round."""
     drafter, own, params = make()
-    target = make_target(
-        Transformer(TARGET), guided=True, feature_layers=drafter.config.feature_layers
+    target = Transformer(TARGET).as_target(
+        cfg=True, feature_layers=drafter.config.feature_layers
     )
     tree, verifier = CASES[case]
     engine, state = run_rounds(
@@ -49,8 +48,8 @@ def run(case):
         length=LENGTH,
         rows=ROWS,
         verifier=verifier,
-        sampling=make_sampling(ROWS, cfg_scale=2.0),
-        stopping=StoppingCriteria.create(ROWS, [LENGTH, 9, LENGTH]),
+        sampling=Sampling.create(ROWS, cfg_scale=2.0),
+        stopping=StoppingCriteria.create(ROWS, max_new_tokens=[LENGTH, 9, LENGTH]),
         seed=4,
     )
     return engine, params, state
@@ -62,7 +61,7 @@ def test_every_layer_holds_what_a_fresh_pass_computes(case):
     lengths = committed(engine, state).lengths
     # The class and all tokens but the newest, which was never read.
     np.testing.assert_array_equal(
-        lengths, jnp.tile(state.length, engine.target.streams)
+        lengths, jnp.tile(state.length, engine.target.branches)
     )
     assert_fresh_cache(engine, params, PROMPT, state)
 

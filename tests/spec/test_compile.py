@@ -1,7 +1,6 @@
 """Contracts of the compiled program: one compilation, no cache copies in the loop."""
 
 import re
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +8,13 @@ import pytest
 
 from jaxspec.checkpoint import abstract_params
 from jaxspec.config import TransformerConfig
-from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
+from jaxspec.spec.engine import Engine
 from jaxspec.spec.envelopes import BestFirst
-from jaxspec.spec.loop import generate, init_state, spec_step
-from jaxspec.spec.named_trees import named_tree
 from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import make_sampling
-from jaxspec.spec.state import Engine, StoppingCriteria
+from jaxspec.spec.sampling import Sampling
+from jaxspec.spec.state import Variables
+from jaxspec.spec.stopping import StoppingCriteria
 from jaxspec.spec.tree import Tree
 from jaxspec.testing.table_drafter import TableDrafter
 from jaxspec.testing.toy import NoisyOracle
@@ -63,24 +61,23 @@ def cache_copies(hlo, shape):
 @pytest.mark.parametrize(
     "tree",
     [
-        named_tree("0,1,00,01,10,000"),
+        Tree.named("0,1,00,01,10,000"),
         pytest.param(BestFirst(7, 3), marks=pytest.mark.slow),
     ],
 )
 def test_no_cache_is_copied_inside_the_loop(tree):
     drafter, own, target_params = make()
-    target = make_target(
-        Transformer(TARGET), guided=True, feature_layers=drafter.config.feature_layers
+    target = Transformer(TARGET).as_target(
+        cfg=True, feature_layers=drafter.config.feature_layers
     )
     engine = Engine(target, 16, drafter, tree)
     compiled = (
-        jax.jit(partial(generate, engine))
+        jax.jit(engine.generate)
         .lower(
-            target_params,
-            drafter.with_target_params(own, target_params),
+            engine.variables(target_params, own),
             jnp.zeros(ROWS, jnp.int32),
-            make_sampling(ROWS, cfg_scale=2.0),
-            batch_keys(0, ROWS),
+            sampling=Sampling.create(cfg_scale=2.0),
+            keys=batch_keys(0, ROWS),
         )
         .compile(AS_USERS)
     )
@@ -124,31 +121,38 @@ def test_the_copy_counter_sees_a_copy():
 def test_one_compilation_serves_all_rounds_and_all_contents(guided, tree):
     drafter, own, target_params = make()
     feature_layers = drafter.config.feature_layers
-    target = make_target(
-        Transformer(TARGET), guided=guided, feature_layers=feature_layers
-    )
+    target = Transformer(TARGET).as_target(cfg=guided, feature_layers=feature_layers)
     engine = Engine(target, 16, drafter, tree, order=("temperature",))
-    params = drafter.with_target_params(own, target_params)
+    variables = engine.variables(target_params, own)
     traces = []
 
-    def step(target_params, params, prompt, sampling, state):
+    def step(variables, state):
         traces.append(1)
-        return spec_step(engine, target_params, params, prompt, sampling, state)
+        return engine.step(variables, state)
 
-    jitted = jax.jit(step, donate_argnums=4)
-    start = jax.jit(partial(init_state, engine))
+    jitted = jax.jit(step, donate_argnums=1)
+    start = jax.jit(engine.init)
     alone = Engine(target, 16, order=("temperature",))
-    plain = jax.jit(partial(generate, alone))
+    plain = jax.jit(alone.generate)
     for seed in range(2):
         prompt = jnp.array([seed, 1])
-        sampling = make_sampling(ROWS, cfg_scale=1.5 + seed)
+        sampling = Sampling.create(ROWS, cfg_scale=1.5 + seed)
         keys = batch_keys(seed, ROWS)
-        stopping = StoppingCriteria.create(ROWS, [16, 7 + seed], stop_tokens=[seed])
-        arguments = (target_params, params, prompt, sampling)
-        state = start(*arguments, keys, stopping)
+        stopping = StoppingCriteria.create(
+            ROWS, max_new_tokens=[16, 7 + seed], stop_tokens=[seed]
+        )
+        state = start(
+            variables, prompt, sampling=sampling, keys=keys, stopping=stopping
+        )
         while not bool(state.done.all()):
-            state = jitted(*arguments, state)
-        alone = plain(target_params, None, prompt, sampling, keys, stopping)
+            state = jitted(variables, state)
+        alone = plain(
+            Variables(target_params),
+            prompt,
+            sampling=sampling,
+            keys=keys,
+            stopping=stopping,
+        )
         assert (state.length == alone.lengths).all()
         kept = jnp.arange(16) < alone.lengths[:, None]
         assert (jnp.where(kept, state.tokens[:, :16], -1) == alone.tokens).all()
@@ -158,7 +162,7 @@ def test_one_compilation_serves_all_rounds_and_all_contents(guided, tree):
 @pytest.mark.parametrize(
     "tree",
     [
-        named_tree("mc_sim_7b_63"),
+        Tree.named("mc_sim_7b_63"),
         pytest.param(BestFirst(26, 5), marks=pytest.mark.slow),
     ],
 )
@@ -167,25 +171,29 @@ def test_a_round_needs_little_memory_beside_its_cache(tree):
     config = TransformerConfig(
         vocab_size=vocab, layers=12, width=768, heads=12, grid=24, classes=1000
     )
-    engine = Engine(make_target(Transformer(config)), 576, TableDrafter(), tree)
+    engine = Engine(Transformer(config).as_target(), 576, TableDrafter(), tree)
     params = abstract_params("prior", config)
     table = {"table": jax.ShapeDtypeStruct((2, vocab, vocab), jnp.float32)}
-    rows, sampling = 8, make_sampling(8, cfg_scale=2.0)
-    arguments = (params, table, jnp.zeros(rows, jnp.int32), sampling)
-    start = partial(init_state, engine)
-    state = jax.eval_shape(start, *arguments, batch_keys(0, rows))
-    step = jax.jit(partial(spec_step, engine), donate_argnums=4)
-    memory = step.lower(*arguments, state).compile(AS_USERS).memory_analysis()
+    variables, rows = Variables(params, table), 8
+    state = jax.eval_shape(
+        engine.init,
+        variables,
+        jnp.zeros(rows, jnp.int32),
+        sampling=Sampling.create(cfg_scale=2.0),
+        keys=batch_keys(0, rows),
+    )
+    step = jax.jit(engine.step, donate_argnums=1)
+    memory = step.lower(variables, state).compile(AS_USERS).memory_analysis()
     cache = sum(4 * x.size for x in jax.tree.leaves(state.cache.layers))
     assert memory.temp_size_in_bytes < 0.2 * cache
     assert memory.alias_size_in_bytes >= cache  # updated in place
 
 
 def test_engines_are_static_arguments():
-    target = make_target(Transformer(TARGET), guided=True)
-    assert target == make_target(Transformer(TARGET), guided=True)
+    target = Transformer(TARGET).as_target(cfg=True)
+    assert target == Transformer(TARGET).as_target(cfg=True)
     engines = {
         Engine(target, 4, NoisyOracle(3), Tree.chain(2)),
-        Engine(target, 4, NoisyOracle(3), named_tree("chain-2")),
+        Engine(target, 4, NoisyOracle(3), Tree.named("chain-2")),
     }
     assert len(engines) == 1

@@ -1,7 +1,6 @@
 """Rows that ride along in the verify pass."""
 
 from dataclasses import dataclass, replace
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +9,12 @@ import pytest
 
 from jaxspec.errors import ConfigError
 from jaxspec.spec.draft import ExtraQueries
+from jaxspec.spec.engine import Engine
 from jaxspec.spec.envelopes import Beam
-from jaxspec.spec.loop import generate, init_state, spec_step
-from jaxspec.spec.named_trees import named_tree
 from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import make_sampling
-from jaxspec.spec.state import Engine
+from jaxspec.spec.sampling import Sampling
+from jaxspec.spec.state import Variables
+from jaxspec.spec.tree import Tree
 from jaxspec.testing.table_drafter import TableDrafter
 from jaxspec.testing.toy import WIDTH, toy_params, toy_target
 
@@ -28,12 +27,12 @@ TABLE = {"table": jax.random.normal(jax.random.key(1), (4, VOCAB, VOCAB))}
 class Riding(TableDrafter):
     """Sends two rows: one sees nodes 0 and 1, the other nodes 0, 2 and the first."""
 
-    extra_rows: int = 2
+    num_extra_queries: int = 2
     sent: int = 2
 
     def init(self, params, ctx):
         rows, _, width = ctx.features.shape
-        return jnp.zeros((rows, self.extra_rows, width))
+        return jnp.zeros((rows, self.num_extra_queries, width))
 
     def propose(self, params, state, ctx):
         draft, _ = super().propose(params, (), ctx)
@@ -56,22 +55,22 @@ class Riding(TableDrafter):
 
 
 @pytest.mark.parametrize(
-    ("streams", "tree"), [(2, named_tree("0,1,00")), (1, Beam(4, 2, 3, 2))]
+    ("streams", "tree"), [(2, Tree.named("0,1,00")), (1, Beam(4, 2, 3, 2))]
 )
 def test_riders_return_their_features_and_change_nothing(streams, tree):
     target, rows = toy_target(VOCAB, streams), 3
     prompt, keys = jnp.arange(rows), batch_keys(0, rows)
-    sampling = make_sampling(rows, cfg_scale=2.0)
+    sampling = Sampling.create(rows, cfg_scale=2.0)
     order = ("temperature",)
-    plain = jax.jit(partial(generate, Engine(target, LENGTH, order=order)))(
-        PARAMS, None, prompt, sampling, keys
+    plain = jax.jit(Engine(target, LENGTH, order=order).generate)(
+        Variables(PARAMS), prompt, sampling=sampling, keys=keys
     )
     engine = Engine(target, LENGTH, Riding(), tree, order=order)
-    arguments = (PARAMS, TABLE, prompt, sampling)
-    state = jax.jit(partial(init_state, engine))(*arguments, keys)
-    step = jax.jit(partial(spec_step, engine))
+    variables = Variables(PARAMS, TABLE)
+    state = jax.jit(engine.init)(variables, prompt, sampling=sampling, keys=keys)
+    step = jax.jit(engine.step)
     for _ in range(4):
-        before, state = state, step(*arguments, state)
+        before, state = state, step(variables, state)
     for b in range(rows):
         done = int(state.length[b])
         np.testing.assert_array_equal(state.tokens[b, :done], plain.tokens[b, :done])
@@ -91,13 +90,11 @@ def test_riders_return_their_features_and_change_nothing(streams, tree):
 
 
 def test_a_wrong_number_of_riders_is_refused():
-    engine = Engine(toy_target(VOCAB), 4, Riding(sent=1), named_tree("0,1"))
-    with pytest.raises(ConfigError, match="sent 1 extra rows.*says 2"):
-        generate(
-            engine,
-            PARAMS,
-            TABLE,
+    engine = Engine(toy_target(VOCAB), 4, Riding(sent=1), Tree.named("0,1"))
+    with pytest.raises(ConfigError, match="1 extra queries; .* is 2"):
+        engine.generate(
+            Variables(PARAMS, TABLE),
             jnp.zeros(1, jnp.int32),
-            make_sampling(1),
-            batch_keys(0, 1),
+            sampling=Sampling.create(1),
+            keys=batch_keys(0, 1),
         )

@@ -11,7 +11,6 @@ import pytest
 from jaxspec.errors import ConfigError
 from jaxspec.spec import optimal_acceptance
 from jaxspec.spec.draft import Draft
-from jaxspec.spec.named_trees import named_tree
 from jaxspec.spec.noise import batch_keys, draw_noise
 from jaxspec.spec.sampling import keep_top_k
 from jaxspec.spec.tree import Tree
@@ -19,7 +18,7 @@ from jaxspec.spec.verify import Block, Coupled, GreedySet, KSeq, Rejection
 from jaxspec.testing.drafts import Conditionals, all_drafts
 from tests.spec.test_acceptance import transport
 
-SIBLINGS = {1: named_tree("0"), 2: named_tree("0,1"), 3: named_tree("0,1,2")}
+SIBLINGS = {1: Tree.named("0"), 2: Tree.named("0,1"), 3: Tree.named("0,1,2")}
 DRAFTS = pytest.mark.parametrize("k", SIBLINGS)
 # A rule, what it takes, and the shape that the tests below draft for it.
 LOSSLESS = {
@@ -79,7 +78,7 @@ def compiled(verifier, method, tree):
 
 def batch(laws, tree, selection):
     """All drafts of each `(p, q)` of `laws`, with the target's scores at each node."""
-    tree = named_tree(tree) if isinstance(tree, str) else tree
+    tree = Tree.named(tree) if isinstance(tree, str) else tree
     drafts = [possible(all_drafts(q, tree, selection)) for _, q in laws]
     scores = []
     for (p, _), found in zip(laws, drafts, strict=True):
@@ -257,7 +256,7 @@ def test_shared_noise_is_accepted_more_often_than_blind_drafts_allow():
 @pytest.mark.parametrize("tree", ["0,1,2", "0,1,00,01,10", "chain-3"])
 @pytest.mark.parametrize("selection", ["without_replacement", "with_replacement"])
 def test_everything_a_perfect_drafter_draws_is_kept(tree, selection):
-    tree = named_tree(tree)
+    tree = Tree.named(tree)
     targets = [Conditionals.random(3, tree.depth + 1, 5, zeros=x) for x in (0.0, 0.5)]
     perfect = batch(
         [(p, Conditionals(p.tables[:-1])) for p in targets], tree, selection
@@ -367,7 +366,7 @@ def test_greedy_rows_follow_the_likeliest_tokens_beside_sampled_rows(
 
 
 def some_draft(tree, selection):
-    tree = named_tree(tree)
+    tree = Tree.named(tree)
     rng = np.random.default_rng(0)
     tokens = jnp.asarray(rng.integers(4, size=(2, tree.size)), jnp.int32)
     log_q = jnp.log(jnp.asarray(rng.dirichlet(np.ones(4), (2, len(tree.internal)))))

@@ -6,7 +6,7 @@ the output stays exact.
 """
 
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -15,16 +15,14 @@ import numpy as np
 import pytest
 
 from jaxspec.config import TransformerConfig
-from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
 from jaxspec.spec.draft import ExtraQueries
+from jaxspec.spec.engine import Engine
 from jaxspec.spec.envelopes import Beam, StochasticBeam
-from jaxspec.spec.loop import generate, init_state, spec_step
-from jaxspec.spec.named_trees import named_tree
 from jaxspec.spec.neighbors import neighbor_table
 from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import make_sampling
-from jaxspec.spec.state import Engine
+from jaxspec.spec.sampling import Sampling
+from jaxspec.spec.state import Variables
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify import (
     Annealed,
@@ -47,7 +45,7 @@ from jaxspec.testing.toy import NoisyOracle, toy_params, toy_target
 from tests.models.tiny import random_params
 
 MOST = np.iinfo(np.int32).max
-FORK = named_tree("0,1,00,01,10")
+FORK = Tree.named("0,1,00,01,10")
 TINY = TransformerConfig(40, layers=2, width=32, heads=2, grid=4, classes=4)
 
 
@@ -85,24 +83,24 @@ class Spoilt:
 
 @lru_cache
 def transformer():
-    target, params = make_target(Transformer(TINY)), random_params(TINY)
-    arguments = (
-        jnp.arange(3),
-        make_sampling(3, temperature=[1.0, 0.0, 1.0], cfg_scale=2.0),
-        batch_keys(0, 3),
-    )
-    plain = jax.jit(partial(generate, Engine(target, 16)))(params, None, *arguments)
-    tree = named_tree("0,1,2,00,01,000")
+    target, params = Transformer(TINY).as_target(), random_params(TINY)
+    options = {
+        "prompt": jnp.arange(3),
+        "sampling": Sampling.create(temperature=[1.0, 0.0, 1.0], cfg_scale=2.0),
+        "keys": batch_keys(0, 3),
+    }
+    plain = jax.jit(Engine(target, 16).generate)(Variables(params), **options)
+    tree = Tree.named("0,1,2,00,01,000")
     engine = Engine(target, 16, Spoilt(NoisyOracle(40)), tree)
-    return jax.jit(partial(generate, engine)), params, arguments, plain.tokens
+    return jax.jit(engine.generate), params, options, plain.tokens
 
 
 @pytest.mark.parametrize("junk", [40, 1040, -1, -41, MOST, -MOST - 1])
 def test_unknown_tokens_in_unaccepted_nodes_do_not_reach_their_row(junk):
     """The embedding of an unknown token is NaN, which no mask keeps from others."""
-    run, params, arguments, plain = transformer()
+    run, params, options, plain = transformer()
     drafter = {"tokens": plain, "spoil": 0.3, "junk": jnp.int32(junk)}
-    out = run(params, drafter, *arguments)
+    out = run(Variables(params, drafter), **options)
     np.testing.assert_array_equal(out.tokens, plain)
     assert out.finite.all()
     assert (out.stats.calls < 14).all()  # what is right beside junk still helps
@@ -112,7 +110,7 @@ def test_unknown_tokens_in_unaccepted_nodes_do_not_reach_their_row(junk):
 class OddRiders(NoisyOracle):
     """Sends rows along that hold `tokens` at `positions`."""
 
-    extra_rows: int = 2
+    num_extra_queries: int = 2
 
     def propose(self, params: Any, state: Any, ctx: Any) -> Any:
         """See `spec.draft.Drafter`."""
@@ -126,20 +124,20 @@ class OddRiders(NoisyOracle):
 
 @pytest.mark.parametrize(("junk", "position"), [(40, 3), (-1, -7), (MOST, MOST)])
 def test_rows_that_ride_along_cannot_harm_the_others(junk, position):
-    _, params, arguments, plain = transformer()
+    _, params, options, plain = transformer()
     engine = Engine(
-        make_target(Transformer(TINY)), 16, OddRiders(40), named_tree("0,1,00")
+        Transformer(TINY).as_target(), 16, OddRiders(40), Tree.named("0,1,00")
     )
     drafter = {"tokens": plain, "spoil": 0.3}
     drafter |= {"junk": jnp.int32(junk), "position": jnp.int32(position)}
-    out = _odd_riders(engine)(params, drafter, *arguments)
+    out = _odd_riders(engine)(Variables(params, drafter), **options)
     np.testing.assert_array_equal(out.tokens, plain)
     assert out.finite.all()
 
 
 @lru_cache
 def _odd_riders(engine):
-    return jax.jit(partial(generate, engine))
+    return jax.jit(engine.generate)
 
 
 VOCAB, LENGTH = 5, 8
@@ -221,26 +219,22 @@ def test_no_rule_emits_what_is_no_token(verifier, tree):
     if not isinstance(tree, Tree):
         changes.append(odd_parents)
     rows = 6
-    arguments = (
-        jnp.zeros(rows, jnp.int32),
-        make_sampling(rows, temperature=np.resize([1.0, 0.0, 2.0], rows)),
-    )
+    variables = Variables(PARAMS, {"table": TABLE}, RULE_PARAMS)
+    options = {
+        "prompt": jnp.zeros(rows, jnp.int32),
+        "sampling": Sampling.create(temperature=np.resize([1.0, 0.0, 2.0], rows)),
+    }
     for change in changes:
         engine = Engine(toy_target(VOCAB), LENGTH, Mutated(change), tree, verifier)
-        run = jax.jit(partial(generate, engine))
+        run = jax.jit(engine.generate)
         for seed in range(2):
-            out = run(
-                PARAMS,
-                {"table": TABLE},
-                *arguments,
-                batch_keys(seed, rows),
-                verifier_params=RULE_PARAMS,
-            )
+            keys = batch_keys(seed, rows)
+            out = run(variables, **options, keys=keys)
             assert ((out.tokens >= 0) & (out.tokens < VOCAB)).all()
             assert out.finite.all()
             if verifier == Coupled():
-                plain = jax.jit(partial(generate, Engine(toy_target(VOCAB), LENGTH)))
-                wanted = plain(PARAMS, None, *arguments, batch_keys(seed, rows))
+                plain = jax.jit(Engine(toy_target(VOCAB), LENGTH).generate)
+                wanted = plain(Variables(PARAMS), **options, keys=keys)
                 np.testing.assert_array_equal(out.tokens, wanted.tokens)
 
 
@@ -260,10 +254,10 @@ def test_a_rule_of_ones_own_is_given_possible_drafts():
     drafts = []
     verifier = Recording(drafts.append)
     engine = Engine(toy_target(VOCAB), LENGTH, Mutated(odd_tokens), FORK, verifier)
-    arguments = jnp.zeros(6, jnp.int32), make_sampling(6)
-    own = {"table": TABLE}
-    state = init_state(engine, PARAMS, own, *arguments, batch_keys(0, 6))
-    spec_step(engine, PARAMS, own, *arguments, state)
+    variables = Variables(PARAMS, {"table": TABLE})
+    prompt, keys = jnp.zeros(6, jnp.int32), batch_keys(0, 6)
+    state = engine.init(variables, prompt, sampling=Sampling.create(), keys=keys)
+    engine.step(variables, state)
     (draft,) = drafts
     assert ((draft.tokens >= 0) & (draft.tokens < VOCAB)).all()
     assert not draft.valid.all() and draft.valid[:, 1:].any()
@@ -279,12 +273,16 @@ def test_drafts_of_any_whole_numbers_leave_the_root_alone(dtype):
 
     params = toy_params(vocab, 40)
     table = {"table": jax.random.normal(jax.random.key(1), (1, vocab, vocab))}
-    arguments = jnp.zeros(3, jnp.int32), make_sampling(3), batch_keys(0, 3)
+    options = {
+        "prompt": jnp.zeros(3, jnp.int32),
+        "sampling": Sampling.create(),
+        "keys": batch_keys(0, 3),
+    }
     plain = Engine(toy_target(vocab), 6)
     engine = Engine(toy_target(vocab), 6, Mutated(narrow), FORK)
-    wanted = jax.jit(partial(generate, plain))(params, None, *arguments).tokens
+    wanted = jax.jit(plain.generate)(Variables(params), **options).tokens
     assert (wanted > 255).any()
-    found = jax.jit(partial(generate, engine))(params, table, *arguments).tokens
+    found = jax.jit(engine.generate)(Variables(params, table), **options).tokens
     np.testing.assert_array_equal(found, wanted)
 
 

@@ -1,6 +1,6 @@
 """Rows end when they are done, each in its own time and without a trace in others."""
 
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxspec.errors import ConfigError
-from jaxspec.spec.loop import generate
-from jaxspec.spec.named_trees import named_tree
+from jaxspec.spec.engine import Engine
 from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import make_sampling
-from jaxspec.spec.state import Engine, StoppingCriteria
+from jaxspec.spec.sampling import Sampling
+from jaxspec.spec.state import Variables
+from jaxspec.spec.stopping import StoppingCriteria
 from jaxspec.spec.tree import Tree
 from jaxspec.testing.toy import NoisyOracle, toy_params, toy_target
 
@@ -33,11 +33,11 @@ def cut(tokens, budget, stop):
 def runner(streams, tree=None):
     """A compiled run; the same for all contents."""
     drafter = None if tree is None else NoisyOracle(VOCAB)
-    shape = Tree.root() if tree is None else named_tree(tree)
+    shape = Tree.root() if tree is None else Tree.named(tree)
     engine = Engine(
         toy_target(VOCAB, streams), LENGTH, drafter, shape, order=("temperature",)
     )
-    return jax.jit(partial(generate, engine))
+    return jax.jit(engine.generate)
 
 
 @settings(max_examples=25)
@@ -74,15 +74,23 @@ def test_each_row_is_its_unlimited_self_cut_where_it_ends(tree, spoil, streams, 
     # Alone, unpadded, plain and without limits.
     alone = []
     for b in range(rows):
-        one = make_sampling(1, temperature=temperature[b], cfg_scale=cfg_scale[b])
+        one = Sampling.create(1, temperature=temperature[b], cfg_scale=cfg_scale[b])
         prompt = jnp.array([prompts[b]])
-        out = runner(streams)(PARAMS, None, prompt, one, keys[b : b + 1])
+        out = runner(streams)(
+            Variables(PARAMS), prompt, sampling=one, keys=keys[b : b + 1]
+        )
         alone.append(np.asarray(out.tokens[0]))
 
-    sampling = make_sampling(rows, temperature=temperature, cfg_scale=cfg_scale)
+    sampling = Sampling.create(rows, temperature=temperature, cfg_scale=cfg_scale)
     oracle = {"tokens": jnp.asarray(np.stack(alone)), "spoil": spoil}
-    stopping = StoppingCriteria.create(rows, budget, stop)
-    out = runner(streams, tree)(PARAMS, oracle, padded, sampling, keys, stopping)
+    stopping = StoppingCriteria.create(rows, max_new_tokens=budget, stop_tokens=stop)
+    out = runner(streams, tree)(
+        Variables(PARAMS, oracle),
+        padded,
+        sampling=sampling,
+        keys=keys,
+        stopping=stopping,
+    )
     for b in range(rows):
         wanted = cut(alone[b], budget[b], stop[b])
         length = int(out.lengths[b])
@@ -92,11 +100,13 @@ def test_each_row_is_its_unlimited_self_cut_where_it_ends(tree, spoil, streams, 
 
 def test_a_finished_row_costs_no_calls():
     rows = 3
-    target, sampling = toy_target(VOCAB), make_sampling(3)
+    target, sampling = toy_target(VOCAB), Sampling.create(3)
     engine = Engine(target, LENGTH, order=("temperature",))
-    stopping = StoppingCriteria.create(rows, [1, 5, LENGTH])
+    stopping = StoppingCriteria.create(rows, max_new_tokens=[1, 5, LENGTH])
     prompt, keys = jnp.zeros(rows, jnp.int32), batch_keys(0, rows)
-    out = generate(engine, PARAMS, None, prompt, sampling, keys, stopping)
+    out = engine.generate(
+        Variables(PARAMS), prompt, sampling=sampling, keys=keys, stopping=stopping
+    )
     assert out.stats.calls.tolist() == [1, 5, LENGTH]
     assert out.lengths.tolist() == [1, 5, LENGTH]
     assert out.stats.accepted.sum(1).tolist() == [0, 4, LENGTH - 1]
@@ -104,12 +114,16 @@ def test_a_finished_row_costs_no_calls():
 
 def test_counters_add_up():
     rows = 4
-    target, sampling = toy_target(VOCAB), make_sampling(4)
+    target, sampling = toy_target(VOCAB), Sampling.create(4)
     prompt, keys = jnp.zeros(rows, jnp.int32), batch_keys(2, rows)
-    plain = generate(Engine(target, LENGTH), PARAMS, None, prompt, sampling, keys)
-    engine = Engine(target, LENGTH, NoisyOracle(VOCAB), named_tree("0,1,00,01,000"))
+    plain = Engine(target, LENGTH).generate(
+        Variables(PARAMS), prompt, sampling=sampling, keys=keys
+    )
+    engine = Engine(target, LENGTH, NoisyOracle(VOCAB), Tree.named("0,1,00,01,000"))
     oracle = {"tokens": plain.tokens, "spoil": 0.3}
-    out = jax.jit(partial(generate, engine))(PARAMS, oracle, prompt, sampling, keys)
+    out = jax.jit(engine.generate)(
+        Variables(PARAMS, oracle), prompt, sampling=sampling, keys=keys
+    )
     stats = jax.tree.map(np.asarray, out.stats)
     rounds = stats.calls - 1  # without the prefill
     np.testing.assert_array_equal(stats.accepted.sum(1), rounds)
@@ -126,21 +140,29 @@ def test_counters_add_up():
     ("make", "words"),
     [
         (
-            lambda: StoppingCriteria.create(2, 0),
+            lambda: StoppingCriteria.create(2, max_new_tokens=0),
             "max_new_tokens=0 is impossible; use a whole number",
         ),
         (
-            lambda: StoppingCriteria.create(2, [3, (1 << 32) + 1]),
+            lambda: StoppingCriteria.create(2, max_new_tokens=[3, (1 << 32) + 1]),
             "max_new_tokens=4294967297 is impossible",
         ),
-        (lambda: StoppingCriteria.create(2, 2.5), "max_new_tokens=2.5 is impossible"),
         (
-            lambda: StoppingCriteria.create(2, float("nan")),
+            lambda: StoppingCriteria.create(2, max_new_tokens=2.5),
+            "max_new_tokens=2.5 is impossible",
+        ),
+        (
+            lambda: StoppingCriteria.create(2, max_new_tokens=float("nan")),
             "max_new_tokens=nan is impossible",
         ),
-        (lambda: StoppingCriteria.create(1, 3, [-2]), "stop_tokens=-2 is impossible"),
         (
-            lambda: StoppingCriteria.create(1, 3, [(1 << 32) + 1]),
+            lambda: StoppingCriteria.create(1, max_new_tokens=3, stop_tokens=[-2]),
+            "stop_tokens=-2 is impossible",
+        ),
+        (
+            lambda: StoppingCriteria.create(
+                1, max_new_tokens=3, stop_tokens=[(1 << 32) + 1]
+            ),
             "stop_tokens=4294967297 is impossible",
         ),
     ],
@@ -153,14 +175,14 @@ def test_impossible_limits_say_what_is_wrong(make, words):
 def test_a_buffer_that_is_filled_exactly_loses_nothing():
     """The last path may reach beyond the budget; nothing committed is overwritten."""
     target, rows = toy_target(VOCAB), 2
-    sampling, keys = make_sampling(rows), batch_keys(5, rows)
+    sampling, keys = Sampling.create(rows), batch_keys(5, rows)
     prompt = jnp.zeros(rows, jnp.int32)
-    known = runner(1)(PARAMS, None, prompt, sampling, keys)
+    known = runner(1)(Variables(PARAMS), prompt, sampling=sampling, keys=keys)
     for length in (1, 2, 8, 9):
         engine = Engine(
             target, length, NoisyOracle(VOCAB), Tree.chain(7), order=("temperature",)
         )
         oracle = {"tokens": known.tokens, "spoil": 0.0}
-        run = jax.jit(partial(generate, engine))
-        fast = run(PARAMS, oracle, prompt, sampling, keys)
+        run = jax.jit(engine.generate)
+        fast = run(Variables(PARAMS, oracle), prompt, sampling=sampling, keys=keys)
         np.testing.assert_array_equal(fast.tokens, known.tokens[:, :length])

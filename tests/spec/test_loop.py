@@ -1,5 +1,4 @@
 from dataclasses import dataclass, replace
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxspec.errors import ConfigError
-from jaxspec.spec.loop import generate, init_state, spec_step
-from jaxspec.spec.named_trees import named_tree
+from jaxspec.spec.engine import Engine
 from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import active_steps, make_sampling
-from jaxspec.spec.state import Engine, StoppingCriteria
+from jaxspec.spec.sampling import Sampling, active_steps
+from jaxspec.spec.state import Variables
+from jaxspec.spec.stopping import StoppingCriteria
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify import Coupled, GreedySet, KSeq, Rejection
 from jaxspec.testing.table_drafter import TableDrafter
@@ -27,8 +26,8 @@ PARAMS = toy_params(VOCAB, LENGTH + 40)
 
 def plain_tokens(target, prompt, sampling, keys):
     engine = Engine(target, LENGTH, order=active_steps(sampling))
-    run = jax.jit(partial(generate, engine))
-    return run(PARAMS, None, prompt, sampling, keys)
+    run = jax.jit(engine.generate)
+    return run(Variables(PARAMS), prompt, sampling=sampling, keys=keys)
 
 
 @settings(max_examples=6)
@@ -46,7 +45,7 @@ def test_any_draft_on_any_tree_gives_the_tokens_of_plain_decoding(
     target = toy_target(VOCAB, streams)
     prompt = jnp.arange(rows) % VOCAB
     # Greedy and sampled rows, filters and scales, each row its own.
-    sampling = make_sampling(
+    sampling = Sampling.create(
         rows,
         temperature=np.resize([1.0, 0.0, 0.7, 2.0], rows),
         top_k=np.resize([0, 0, 3], rows) if filtered else 0,
@@ -59,8 +58,8 @@ def test_any_draft_on_any_tree_gives_the_tokens_of_plain_decoding(
     order = active_steps(sampling)
     engine = Engine(target, LENGTH, NoisyOracle(VOCAB, seed), tree, order=order)
     drafter_params = {"tokens": plain.tokens, "spoil": spoil}
-    fast = jax.jit(partial(generate, engine))(
-        PARAMS, drafter_params, prompt, sampling, keys
+    fast = jax.jit(engine.generate)(
+        Variables(PARAMS, drafter_params), prompt, sampling=sampling, keys=keys
     )
     np.testing.assert_array_equal(fast.tokens, plain.tokens)
     assert (fast.stats.calls <= plain.stats.calls).all()
@@ -70,7 +69,7 @@ def test_any_draft_on_any_tree_gives_the_tokens_of_plain_decoding(
 def test_a_perfect_drafter_gets_its_whole_path_accepted_every_round():
     target, rows = toy_target(VOCAB), 3
     prompt, keys = jnp.arange(rows), batch_keys(0, rows)
-    sampling = make_sampling(rows)
+    sampling = Sampling.create(rows)
     plain = plain_tokens(target, prompt, sampling, keys)
 
     @dataclass(frozen=True)
@@ -81,7 +80,9 @@ def test_a_perfect_drafter_gets_its_whole_path_accepted_every_round():
 
     engine = Engine(target, LENGTH, Perfect(VOCAB), Tree.chain(3), order=PLAIN)
     drafter_params = {"tokens": plain.tokens, "spoil": 0.0}
-    fast = generate(engine, PARAMS, drafter_params, prompt, sampling, keys)
+    fast = engine.generate(
+        Variables(PARAMS, drafter_params), prompt, sampling=sampling, keys=keys
+    )
     np.testing.assert_array_equal(fast.tokens, plain.tokens)
     # One prefill for the first token, then four tokens a call.
     assert fast.stats.calls.tolist() == [1 + (LENGTH - 1) // 4] * rows
@@ -92,10 +93,10 @@ def test_a_perfect_drafter_gets_its_whole_path_accepted_every_round():
 def test_a_row_does_not_depend_on_its_neighbors_or_its_place():
     target, rows = toy_target(VOCAB, 2), 6
     prompt, keys = jnp.arange(rows) % VOCAB, batch_keys(3, rows)
-    sampling = make_sampling(rows, cfg_scale=2.0)
+    sampling = Sampling.create(rows, cfg_scale=2.0)
     together = plain_tokens(target, prompt, sampling, keys).tokens
     order = jnp.array([4, 0, 5])
-    some = make_sampling(3, cfg_scale=2.0)
+    some = Sampling.create(3, cfg_scale=2.0)
     apart = plain_tokens(target, prompt[order], some, keys[order]).tokens
     np.testing.assert_array_equal(together[order], apart)
 
@@ -103,12 +104,14 @@ def test_a_row_does_not_depend_on_its_neighbors_or_its_place():
 def test_rows_advance_at_their_own_pace():
     target, rows = toy_target(VOCAB), 2
     prompt, keys = jnp.zeros(rows, jnp.int32), batch_keys(1, rows)
-    sampling = make_sampling(rows)
+    sampling = Sampling.create(rows)
     plain = plain_tokens(target, prompt, sampling, keys)
     engine = Engine(target, LENGTH, NoisyOracle(VOCAB), Tree.chain(4), order=PLAIN)
     # Row 1's oracle lies always, row 0's never.
     drafter_params = {"tokens": plain.tokens, "spoil": jnp.array([[0.0], [1.0]])}
-    fast = generate(engine, PARAMS, drafter_params, prompt, sampling, keys)
+    fast = engine.generate(
+        Variables(PARAMS, drafter_params), prompt, sampling=sampling, keys=keys
+    )
     np.testing.assert_array_equal(fast.tokens, plain.tokens)
     assert fast.stats.calls[0] < fast.stats.calls[1] / 2
     assert fast.stats.rounds == fast.stats.calls.max() - 1
@@ -118,13 +121,18 @@ def test_output_follows_the_target_law():
     """All continuations of two tokens against the exact law, with a control."""
     target, rows = toy_target(VOCAB), 20000
     prompt = jnp.zeros(rows, jnp.int32)
-    tree = named_tree("0,1,00,01")
+    tree = Tree.named("0,1,00,01")
     engine = Engine(target, 3, NoisyOracle(VOCAB), tree, order=PLAIN)
     drafter_params = {"tokens": jnp.ones((rows, 3), jnp.int32), "spoil": 0.5}
-    run = jax.jit(partial(generate, engine))
-    sampling = make_sampling(rows)
+    run = jax.jit(engine.generate)
+    sampling = Sampling.create(rows)
     tokens = np.asarray(
-        run(PARAMS, drafter_params, prompt, sampling, batch_keys(0, rows)).tokens
+        run(
+            Variables(PARAMS, drafter_params),
+            prompt,
+            sampling=sampling,
+            keys=batch_keys(0, rows),
+        ).tokens
     )
 
     def law(prefix):
@@ -166,29 +174,31 @@ def test_a_rule_that_accepts_everything_is_caught():
 
     target, rows = toy_target(VOCAB), 4
     prompt, keys = jnp.zeros(rows, jnp.int32), batch_keys(1, rows)
-    sampling = make_sampling(rows)
+    sampling = Sampling.create(rows)
     plain = plain_tokens(target, prompt, sampling, keys)
     engine = Engine(
         target, LENGTH, NoisyOracle(VOCAB), Tree.chain(3), AcceptAll(), PLAIN, 0.0
     )
     drafter_params = {"tokens": plain.tokens, "spoil": 0.5}
-    fast = generate(engine, PARAMS, drafter_params, prompt, sampling, keys)
+    fast = engine.generate(
+        Variables(PARAMS, drafter_params), prompt, sampling=sampling, keys=keys
+    )
     assert (fast.tokens != plain.tokens).any()
 
 
 def test_cache_after_a_run_equals_a_fresh_pass_over_the_output():
     target, rows = toy_target(VOCAB), 3
     prompt, keys = jnp.arange(rows), batch_keys(5, rows)
-    sampling = make_sampling(rows)
+    sampling = Sampling.create(rows)
     plain = plain_tokens(target, prompt, sampling, keys)
-    tree = named_tree("mc_sim_7b_63")
+    tree = Tree.named("mc_sim_7b_63")
     engine = Engine(target, LENGTH, NoisyOracle(VOCAB), tree, order=PLAIN)
-    arguments = (PARAMS, {"tokens": plain.tokens, "spoil": 0.5}, prompt, sampling)
-    state = init_state(engine, *arguments, keys)
-    step = jax.jit(partial(spec_step, engine))
+    variables = Variables(PARAMS, {"tokens": plain.tokens, "spoil": 0.5})
+    state = engine.init(variables, prompt, sampling=sampling, keys=keys)
+    step = jax.jit(engine.step)
     while (state.length < LENGTH).any():
-        state = step(*arguments, state)
-    state = step(*arguments, state)  # commits the last path; nothing else is live
+        state = step(variables, state)
+    state = step(variables, state)  # commits the last path; nothing else is live
     np.testing.assert_array_equal(state.cache.lengths, LENGTH)
     stream = jnp.concatenate([prompt[:, None], plain.tokens[:, :-1]], axis=1)
     fresh = PARAMS["values"][stream, jnp.arange(LENGTH)]
@@ -231,13 +241,13 @@ def test_near_ties_are_settled_so_that_rounding_cannot_change_a_token(
     rows = 64
     target = drifting(toy_target(VOCAB, 2), 0.03)
     prompt, keys = jnp.zeros(rows, jnp.int32), batch_keys(0, rows)
-    sampling = make_sampling(rows, **settings)
+    sampling = Sampling.create(rows, **settings)
 
     def run(drafter, tree, drafter_params):
         order = active_steps(sampling)
         engine = Engine(target, LENGTH, drafter, tree, order=order, tie_margin=margin)
-        return jax.jit(partial(generate, engine))(
-            PARAMS, drafter_params, prompt, sampling, keys
+        return jax.jit(engine.generate)(
+            Variables(PARAMS, drafter_params), prompt, sampling=sampling, keys=keys
         )
 
     plain = run(None, Tree.root(), None)
@@ -250,61 +260,85 @@ def test_near_ties_are_settled_so_that_rounding_cannot_change_a_token(
 def test_nan_logits_are_reported():
     """Those of a row, in that row; also where a filter meets them, of either sign."""
     engine = Engine(toy_target(VOCAB), 4, order=("top_k", "temperature"))
-    run = jax.jit(partial(generate, engine))
+    run = jax.jit(engine.generate)
     prompt, keys = jnp.array([0, 1]), batch_keys(0, 2)
-    sampling = make_sampling(2, top_k=[0, 3])
-    assert run(PARAMS, None, prompt, sampling, keys).finite.all()
+    sampling = Sampling.create(2, top_k=[0, 3])
+    assert run(Variables(PARAMS), prompt, sampling=sampling, keys=keys).finite.all()
     for nan in (jnp.nan, -jnp.nan):
         values = PARAMS["values"].at[1].set(nan)  # token 1, the second row's prompt
-        out = run({**PARAMS, "values": values}, None, prompt, sampling, keys)
+        out = run(
+            Variables({**PARAMS, "values": values}),
+            prompt,
+            sampling=sampling,
+            keys=keys,
+        )
         assert not out.finite[1]
         assert out.finite[0] or 1 in out.tokens[0]
         head = PARAMS["head"].at[:, 2].set(nan)
-        out = run({**PARAMS, "head": head}, None, prompt, sampling, keys)
+        out = run(
+            Variables({**PARAMS, "head": head}), prompt, sampling=sampling, keys=keys
+        )
         assert not out.finite.any()
 
 
 def test_rows_that_do_not_fit_together_are_refused():
     engine = Engine(toy_target(VOCAB), 4)
     prompt, keys = jnp.zeros(2, jnp.int32), batch_keys(0, 2)
-    good = (prompt, make_sampling(2), keys, None)
-    for place, (wrong, words) in enumerate(
-        [
-            (prompt[:1], r"prompt holds an array of shape \(1,\), but there are 2"),
-            (make_sampling(1), "sampling holds"),
-            (batch_keys(0, 3), "but there are 3 rows"),
-            (StoppingCriteria.create(3, 4), "stopping holds"),
-        ]
-    ):
-        arguments = [*good[:place], wrong, *good[place + 1 :]]
+    good = {"prompt": prompt, "sampling": Sampling.create(2), "keys": keys}
+    for name, wrong, words in [
+        (
+            "prompt",
+            prompt[:1],
+            r"prompt holds an array of shape \(1,\), but there are 2",
+        ),
+        ("sampling", Sampling.create(1), r"temperature has shape \(1,\)"),
+        ("keys", batch_keys(0, 3), "of 3 sequences"),
+        (
+            "stopping",
+            StoppingCriteria.create(3, max_new_tokens=4),
+            "max_new_tokens has",
+        ),
+    ]:
         with pytest.raises(ConfigError, match=words):
-            generate(engine, PARAMS, None, *arguments)
+            engine.generate(Variables(PARAMS), **{**good, name: wrong})
 
 
 def test_programs_in_double_precision_may_call_it():
     """Integers and scores keep their types, so the tokens are the same."""
-    prompt, keys, sampling = jnp.zeros(2, jnp.int32), batch_keys(0, 2), make_sampling(2)
+    prompt, keys, sampling = (
+        jnp.zeros(2, jnp.int32),
+        batch_keys(0, 2),
+        Sampling.create(2),
+    )
     table = {"table": jax.random.normal(jax.random.key(0), (1, VOCAB, VOCAB))}
-    tree = named_tree("0,1,00")
+    tree = Tree.named("0,1,00")
     engine = Engine(toy_target(VOCAB), 9, TableDrafter(), tree)
-    wanted = generate(engine, PARAMS, table, prompt, sampling, keys)
+    wanted = engine.generate(
+        Variables(PARAMS, table), prompt, sampling=sampling, keys=keys
+    )
     with jax.enable_x64(True):
-        run = jax.jit(partial(generate, engine))
-        found = run(PARAMS, table, prompt, sampling, keys)
+        run = jax.jit(engine.generate)
+        found = run(Variables(PARAMS, table), prompt, sampling=sampling, keys=keys)
     np.testing.assert_array_equal(found.tokens, wanted.tokens)
     assert found.tokens.dtype == jnp.int32
 
 
 def test_what_the_caller_holds_survives_a_donated_round():
     engine = Engine(toy_target(VOCAB), 4, NoisyOracle(VOCAB), Tree.chain(2))
-    keys, sampling, prompt = batch_keys(0, 2), make_sampling(2), jnp.zeros(2, jnp.int32)
-    stopping = StoppingCriteria.create(2, 4, stop_tokens=[3])
+    keys, sampling, prompt = (
+        batch_keys(0, 2),
+        Sampling.create(2),
+        jnp.zeros(2, jnp.int32),
+    )
+    stopping = StoppingCriteria.create(2, max_new_tokens=4, stop_tokens=[3])
     oracle = {"tokens": jnp.zeros((2, 8), jnp.int32), "spoil": 0.5}
-    arguments = (PARAMS, oracle, prompt, sampling)
-    state = init_state(engine, *arguments, keys, stopping)
-    step = jax.jit(partial(spec_step, engine), donate_argnums=4)
-    step(*arguments, state)
-    for leaf in jax.tree.leaves((stopping, keys, arguments)):
+    variables = Variables(PARAMS, oracle)
+    state = engine.init(
+        variables, prompt, sampling=sampling, keys=keys, stopping=stopping
+    )
+    step = jax.jit(engine.step, donate_argnums=1)
+    step(variables, state)
+    for leaf in jax.tree.leaves((stopping, keys, variables, prompt, sampling)):
         assert not leaf.is_deleted() if isinstance(leaf, jax.Array) else True
 
 
@@ -316,12 +350,12 @@ def test_a_margin_of_zero_leaves_every_decision_alone(order):
     target, rows = toy_target(VOCAB), 8
     coarse = {**PARAMS, "head": jnp.round(2 * PARAMS["head"]) / 2}
     prompt, keys = jnp.arange(rows) % VOCAB, batch_keys(3, rows)
-    sampling = make_sampling(rows, top_k=3, top_p=0.8)
+    sampling = Sampling.create(rows, top_k=3, top_p=0.8)
 
     def run(drafter, tree, oracle):
         engine = Engine(target, LENGTH, drafter, tree, order=order, tie_margin=0.0)
-        run = jax.jit(partial(generate, engine))
-        return run(coarse, oracle, prompt, sampling, keys)
+        run = jax.jit(engine.generate)
+        return run(Variables(coarse, oracle), prompt, sampling=sampling, keys=keys)
 
     plain = run(None, Tree.root(), None)
     oracle = {"tokens": plain.tokens, "spoil": 0.3}
@@ -338,8 +372,12 @@ def test_every_lossless_rule_decodes_without_drafts(verifier):
     alone = Engine(toy_target(VOCAB), 6, TableDrafter(), Tree.root(), verifier)
     prompt, keys = jnp.zeros(2, jnp.int32), batch_keys(0, 2)
     table = {"table": jnp.zeros((1, VOCAB, VOCAB))}
-    out = generate(engine, PARAMS, None, prompt, make_sampling(2), keys)
-    same = generate(alone, PARAMS, table, prompt, make_sampling(2), keys)
+    out = engine.generate(
+        Variables(PARAMS), prompt, sampling=Sampling.create(2), keys=keys
+    )
+    same = alone.generate(
+        Variables(PARAMS, table), prompt, sampling=Sampling.create(2), keys=keys
+    )
     np.testing.assert_array_equal(out.tokens, same.tokens)
 
 
@@ -363,9 +401,9 @@ def test_a_cache_that_grows_changes_no_token(cache_stages):
 
         return run
 
-    rows, tree = 4, named_tree("mc_sim_7b_63")
+    rows, tree = 4, Tree.named("mc_sim_7b_63")
     target = toy_target(VOCAB, 2)
-    prompt, sampling = jnp.arange(rows), make_sampling(rows, cfg_scale=2.0)
+    prompt, sampling = jnp.arange(rows), Sampling.create(rows, cfg_scale=2.0)
     keys = batch_keys(3, rows)
     plain = plain_tokens(target, prompt, sampling, keys)
     engine = Engine(
@@ -376,10 +414,18 @@ def test_a_cache_that_grows_changes_no_token(cache_stages):
         order=PLAIN,
         cache_stages=cache_stages,
     )
-    stopping = StoppingCriteria.create(rows, np.array([LENGTH, 2, 9, LENGTH]))
-    run = jax.jit(partial(generate, engine))
+    stopping = StoppingCriteria.create(
+        rows, max_new_tokens=np.array([LENGTH, 2, 9, LENGTH])
+    )
+    run = jax.jit(engine.generate)
     oracle = {"tokens": plain.tokens, "spoil": 0.3}
-    fast = run(PARAMS, oracle, prompt, sampling, keys, stopping)
+    fast = run(
+        Variables(PARAMS, oracle),
+        prompt,
+        sampling=sampling,
+        keys=keys,
+        stopping=stopping,
+    )
     inside = np.arange(LENGTH) < np.asarray(stopping.max_new_tokens)[:, None]
     np.testing.assert_array_equal(fast.tokens, np.where(inside, plain.tokens, -1))
     sizes = sorted(set(seen))

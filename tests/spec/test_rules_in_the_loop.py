@@ -1,6 +1,6 @@
 """Every rule inside the engine: what it promises, and what rows keep to themselves."""
 
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import product
 
 import jax
@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 
 from jaxspec.errors import ConfigError
+from jaxspec.spec.engine import Engine
 from jaxspec.spec.envelopes import BestFirst, StochasticBeam
-from jaxspec.spec.loop import generate
-from jaxspec.spec.named_trees import named_tree
 from jaxspec.spec.neighbors import neighbor_table
 from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import make_sampling
-from jaxspec.spec.state import Engine
+from jaxspec.spec.sampling import Sampling
+from jaxspec.spec.state import Variables
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify import (
     Annealed,
@@ -38,7 +37,7 @@ PARAMS = toy_params(VOCAB, 40)
 TABLE = {"table": jax.random.normal(jax.random.key(1), (3, VOCAB, VOCAB))}
 CODES = jax.random.normal(jax.random.key(2), (VOCAB, 2))
 RULE_PARAMS = {"neighbors": neighbor_table(CODES, 2), "embedding": CODES}
-BUSHY = named_tree("0,1,00,01,10")
+BUSHY = Tree.named("0,1,00,01,10")
 
 
 def first_is_large(_, features):
@@ -83,8 +82,8 @@ def runner(verifier, tree, streams=1):
     )
 
     def run(prompt, sampling, keys):
-        return generate(
-            engine, PARAMS, TABLE, prompt, sampling, keys, verifier_params=RULE_PARAMS
+        return engine.generate(
+            Variables(PARAMS, TABLE, RULE_PARAMS), prompt, sampling=sampling, keys=keys
         )
 
     return jax.jit(run)
@@ -93,7 +92,12 @@ def runner(verifier, tree, streams=1):
 @lru_cache
 def plain(streams=1):
     engine = Engine(toy_target(VOCAB, streams), LENGTH, order=("temperature", "top_k"))
-    return jax.jit(partial(generate, engine, PARAMS, None))
+    variables = Variables(PARAMS)
+    return jax.jit(
+        lambda prompt, sampling, keys: engine.generate(
+            variables, prompt, sampling=sampling, keys=keys
+        )
+    )
 
 
 @lru_cache
@@ -144,7 +148,7 @@ FILTERS = np.repeat([0, 3], HALF)
 def sampled(verifier, tree):
     """A batch from prompt 0; its second half filtered."""
     prompt = jnp.zeros(ROWS, jnp.int32)
-    sampling = make_sampling(ROWS, top_k=FILTERS)
+    sampling = Sampling.create(ROWS, top_k=FILTERS)
     return runner(verifier, tree)(prompt, sampling, batch_keys(3, ROWS))
 
 
@@ -166,7 +170,7 @@ def test_the_same_measure_sees_a_lossy_rule():
 def test_a_row_does_not_depend_on_its_neighbors_or_its_slot(verifier, tree):
     order = np.random.default_rng(0).permutation(ROWS)
     order[order >= 5000] = 0  # a thousand rows get other neighbors' company
-    sampling = make_sampling(ROWS, top_k=FILTERS[order])
+    sampling = Sampling.create(ROWS, top_k=FILTERS[order])
     prompt, keys = jnp.zeros(ROWS, jnp.int32), batch_keys(3, ROWS)[order]
     moved = runner(verifier, tree)(prompt, sampling, keys).tokens
     np.testing.assert_array_equal(sampled(verifier, tree).tokens[order], moved)
@@ -175,7 +179,7 @@ def test_a_row_does_not_depend_on_its_neighbors_or_its_slot(verifier, tree):
 @pytest.mark.parametrize(("verifier", "tree"), LOSSLESS, ids=kind)
 def test_greedy_rows_are_greedy_decoding_beside_sampled_ones(verifier, tree):
     greedy = np.arange(ROWS) % 3 == 0
-    sampling = make_sampling(ROWS, temperature=np.where(greedy, 0.0, 1.0))
+    sampling = Sampling.create(ROWS, temperature=np.where(greedy, 0.0, 1.0))
     prompt, keys = jnp.arange(ROWS) % VOCAB, batch_keys(0, ROWS)
     wanted = plain()(prompt, sampling, keys).tokens
     out = runner(verifier, tree)(prompt, sampling, keys).tokens
@@ -192,13 +196,11 @@ def test_lossy_rules_say_so_in_their_type(verifier):
 def test_a_rule_without_its_table_says_what_to_pass():
     engine = Engine(toy_target(VOCAB), 3, TableDrafter(), BUSHY, Lantern(2, delta=0.1))
     with pytest.raises(ConfigError, match="neighbor_table"):
-        generate(
-            engine,
-            PARAMS,
-            TABLE,
+        engine.generate(
+            Variables(PARAMS, TABLE),
             jnp.zeros(1, jnp.int32),
-            make_sampling(1),
-            batch_keys(0, 1),
+            sampling=Sampling.create(1),
+            keys=batch_keys(0, 1),
         )
 
 
@@ -207,13 +209,11 @@ def test_a_drafter_of_the_wrong_kind_is_refused_before_anything_runs():
         toy_target(VOCAB), 3, TableDrafter(), BUSHY, KSeq(), selection="coupled"
     )
     with pytest.raises(ConfigError, match="KSeq needs candidates chosen with_repl"):
-        generate(
-            engine,
-            PARAMS,
-            TABLE,
+        engine.generate(
+            Variables(PARAMS, TABLE),
             jnp.zeros(1, jnp.int32),
-            make_sampling(1),
-            batch_keys(0, 1),
+            sampling=Sampling.create(1),
+            keys=batch_keys(0, 1),
         )
 
 
@@ -221,6 +221,10 @@ def test_nan_logits_are_reported_by_rules_that_draw():
     broken = jax.tree.map(lambda x: x * jnp.nan, PARAMS)
     engine = Engine(toy_target(VOCAB), 4, TableDrafter(), BUSHY, Rejection())
     prompt, keys = jnp.zeros(2, jnp.int32), batch_keys(0, 2)
-    run = jax.jit(partial(generate, engine))
-    assert not run(broken, TABLE, prompt, make_sampling(2), keys).finite.any()
-    assert run(PARAMS, TABLE, prompt, make_sampling(2), keys).finite.all()
+    run = jax.jit(engine.generate)
+    assert not run(
+        Variables(broken, TABLE), prompt, sampling=Sampling.create(2), keys=keys
+    ).finite.any()
+    assert run(
+        Variables(PARAMS, TABLE), prompt, sampling=Sampling.create(2), keys=keys
+    ).finite.all()

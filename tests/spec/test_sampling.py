@@ -14,11 +14,11 @@ from jaxspec.errors import ConfigError
 from jaxspec.spec.noise import batch_keys, position_noise
 from jaxspec.spec.numbers import LARGEST_SCALE
 from jaxspec.spec.sampling import (
+    Sampling,
     active_steps,
     apply_cfg,
     keep_top_k,
     keep_top_p,
-    make_sampling,
     process_logits,
 )
 from jaxspec.spec.threefry import threefry
@@ -57,7 +57,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p(logits, p):
 
 def test_filters_run_in_the_given_order():
     logits = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]]))
-    sampling = make_sampling(1, top_k=2, top_p=0.6)
+    sampling = Sampling.create(1, top_k=2, top_p=0.6)
     kept = {
         order: np.isfinite(process_logits(logits, sampling, order))[0].tolist()
         for order in [("top_k", "top_p"), ("top_p", "top_k")]
@@ -68,8 +68,8 @@ def test_filters_run_in_the_given_order():
 
 
 def test_only_the_steps_in_use_are_compiled():
-    assert active_steps(make_sampling(2)) == ("temperature",)
-    both = make_sampling(2, top_k=[0, 5], top_p=[0.9, 1.0])
+    assert active_steps(Sampling.create(2)) == ("temperature",)
+    both = Sampling.create(2, top_k=[0, 5], top_p=[0.9, 1.0])
     assert active_steps(both) == ("temperature", "top_k", "top_p")
 
 
@@ -77,12 +77,12 @@ def test_guidance_merges_streams_up_to_its_interval():
     conditional, unconditional = jnp.ones((2, 4, 3)), jnp.zeros((2, 4, 3))
     stacked = jnp.concatenate([conditional, unconditional])
     index = jnp.broadcast_to(jnp.arange(4), (2, 4))
-    always = apply_cfg(stacked, make_sampling(2, cfg_scale=3.0), index)
+    always = apply_cfg(stacked, Sampling.create(2, cfg_scale=3.0), index)
     np.testing.assert_array_equal(always, 3.0)
     # LlamaGen guides the first token and those of steps 0 .. interval.
-    some = apply_cfg(stacked, make_sampling(2, cfg_scale=3.0, cfg_interval=1), index)
+    some = apply_cfg(stacked, Sampling.create(2, cfg_scale=3.0, cfg_interval=1), index)
     np.testing.assert_array_equal(some[0, :, 0], [3, 3, 3, 1])
-    alone = apply_cfg(conditional, make_sampling(2, cfg_scale=3.0), index)
+    alone = apply_cfg(conditional, Sampling.create(2, cfg_scale=3.0), index)
     np.testing.assert_array_equal(alone, conditional)
 
 
@@ -117,13 +117,13 @@ def test_guidance_merges_streams_up_to_its_interval():
 def test_impossible_settings_are_named(settings):
     (name,) = settings
     with pytest.raises(ConfigError, match=f"^{name}=.* is impossible; use ") as error:
-        make_sampling(2, **settings)
+        Sampling.create(2, **settings)
     assert len(str(error.value)) < 120 and "\n" not in str(error.value)
 
 
 def test_settings_have_one_number_or_one_for_each_row():
     with pytest.raises(ConfigError, match=r"top_k has shape \(3,\); give one"):
-        make_sampling(2, top_k=[1, 2, 3])
+        Sampling.create(2, top_k=[1, 2, 3])
 
 
 def test_the_largest_settings_give_numbers():
@@ -137,7 +137,7 @@ def test_the_largest_settings_give_numbers():
     }
     values = np.array(list(itertools.product(*ends.values()))).T
     rows = values.shape[1]
-    settings = make_sampling(rows, **dict(zip(ends, values, strict=True)))
+    settings = Sampling.create(rows, **dict(zip(ends, values, strict=True)))
     logits = logits.repeat(rows // 2, axis=0)
     found = process_logits(
         apply_cfg(logits, settings, jnp.zeros(rows, jnp.int32)), settings

@@ -20,17 +20,16 @@ from jaxspec.bundle import load_bundle
 from jaxspec.drafters.block_diffusion import DFlash
 from jaxspec.drafters.grow import grow
 from jaxspec.drafters.grow.select import private_noise
-from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
 from jaxspec.nn.layers import RMSNorm
-from jaxspec.pipeline import Run
+from jaxspec.pipeline.generation import GenerationResult
 from jaxspec.spec.draft import Draft, DraftContext
+from jaxspec.spec.engine import Engine
 from jaxspec.spec.envelopes import Beam, BestFirst
-from jaxspec.spec.loop import generate, init_state, spec_step
-from jaxspec.spec.named_trees import named_tree
 from jaxspec.spec.noise import batch_keys, draw_noise, position_noise, private_keys
-from jaxspec.spec.sampling import LLAMAGEN_ORDER, make_sampling, process_logits
-from jaxspec.spec.state import Engine, StoppingCriteria
+from jaxspec.spec.sampling import LLAMAGEN_ORDER, Sampling, process_logits
+from jaxspec.spec.state import Variables
+from jaxspec.spec.stopping import StoppingCriteria
 from jaxspec.spec.topology import static_topology
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify import Coupled, Rejection
@@ -88,24 +87,24 @@ class Prompter:
 def world():
     """The engine, compiled: `start(stop)` and `step(told, state)`."""
     inner, own, params = make()
-    target = make_target(
-        Transformer(TARGET), guided=True, feature_layers=inner.config.feature_layers
+    target = Transformer(TARGET).as_target(
+        cfg=True, feature_layers=inner.config.feature_layers
     )
     tree = Tree.chain(DEPTH)
     order = ("temperature",)
     engine = Engine(target, LENGTH, Prompter(inner), tree, order=order, tie_margin=0.0)
     bound, sampling = (
         inner.with_target_params(own, params),
-        make_sampling(ROWS, cfg_scale=2.0),
+        Sampling.create(ROWS, cfg_scale=2.0),
     )
     nothing = {"truth": jnp.zeros((ROWS, LENGTH), int), "depths": -jnp.ones(ROWS, int)}
 
     keys = batch_keys(0, ROWS)
 
     def given(told):
-        return params, {"inner": bound, **told}, CLASSES, sampling
+        return Variables(params, {"inner": bound, **told})
 
-    start, step = (jax.jit(partial(f, engine)) for f in (init_state, spec_step))
+    start, step = jax.jit(engine.init), jax.jit(engine.step)
     return SimpleNamespace(
         engine=engine,
         inner=inner,
@@ -113,9 +112,15 @@ def world():
         params=params,
         nothing=nothing,
         start=lambda stop: start(
-            *given(nothing), keys, StoppingCriteria.create(ROWS, LENGTH, stop)
+            given(nothing),
+            CLASSES,
+            sampling=sampling,
+            keys=keys,
+            stopping=StoppingCriteria.create(
+                ROWS, max_new_tokens=LENGTH, stop_tokens=stop
+            ),
         ),
-        step=lambda told, state: step(*given(told), state),
+        step=lambda told, state: step(given(told), state),
     )
 
 
@@ -135,7 +140,7 @@ def unaided():
 
 def with_junk(state):
     """Overwrites what nobody may read any more, in every cache."""
-    streams = world().engine.target.streams
+    streams = world().engine.target.branches
     path, counts = (jnp.concatenate([x] * streams) for x in (state.path, state.counts))
 
     def spoil(cache, kept):
@@ -277,13 +282,16 @@ def equations(jaxpr):
 def traced(tree):
     """Equations of a whole generation, and the shapes they are traced with."""
     drafter, own, params = make()
-    target = make_target(
-        Transformer(TARGET), guided=True, feature_layers=drafter.config.feature_layers
+    target = Transformer(TARGET).as_target(
+        cfg=True, feature_layers=drafter.config.feature_layers
     )
     engine = Engine(target, LENGTH, drafter, tree)
-    sampling = make_sampling(ROWS, cfg_scale=2.0)
-    arguments = (params, drafter.with_target_params(own, params), CLASSES, sampling)
-    program = jax.make_jaxpr(partial(generate, engine))(*arguments, batch_keys(0, ROWS))
+    program = jax.make_jaxpr(engine.generate)(
+        engine.variables(params, own),
+        CLASSES,
+        sampling=Sampling.create(cfg_scale=2.0),
+        keys=batch_keys(0, ROWS),
+    )
     return list(equations(program.jaxpr))
 
 
@@ -301,7 +309,7 @@ def imprecise(found):
 
 def test_float32_products_have_all_their_bits():
     """What separates passes of different width is rounding, not TF32 or bfloat16."""
-    found = traced(named_tree("0,1,00"))
+    found = traced(Tree.named("0,1,00"))
     assert sum(e.primitive.name == "dot_general" for e in found) > 20
     assert imprecise(found) == []
     params = random_params(TINY)
@@ -311,7 +319,7 @@ def test_float32_products_have_all_their_bits():
 
 
 @pytest.mark.parametrize(
-    "tree", [named_tree("0,1,00"), Beam(6, 3, 4, 3), BestFirst(6, 3)], ids=str
+    "tree", [Tree.named("0,1,00"), Beam(6, 3, 4, 3), BestFirst(6, 3)], ids=str
 )
 def test_what_is_added_up_by_scatters_is_whole_numbers(tree):
     """Sums of floats would depend on the order in which duplicates arrive."""
@@ -374,16 +382,16 @@ def test_a_drafter_that_reads_the_wrong_layers_is_seen_in_what_is_accepted():
     bundle, rows = load_bundle(), 16
     inner, prior = bundle.drafter.config, bundle.prior
     every = tuple(range(inner.target.layers))
-    target = make_target(Transformer(prior.config), guided=True, feature_layers=every)
+    target = Transformer(prior.config).as_target(cfg=True, feature_layers=every)
     drafter, order = FromAllLayers(inner), ("temperature",)
     engine = Engine(target, 64, drafter, Tree.chain(2), order=order, tie_margin=0.0)
-    run, prompt = jax.jit(partial(generate, engine)), jnp.arange(0, 4 * rows, 4)
-    sampling, keys = make_sampling(rows, cfg_scale=2.0), batch_keys(0, rows)
+    run, prompt = jax.jit(engine.generate), jnp.arange(0, 4 * rows, 4)
+    sampling, keys = Sampling.create(rows, cfg_scale=2.0), batch_keys(0, rows)
     bound = inner.with_target_params(bundle.drafter.params, prior.params)
 
     def with_taps(feature_layers):
         params = {"inner": bound, "feature_layers": jnp.array(feature_layers)}
-        out = run(prior.params, params, prompt, sampling, keys)
+        out = run(Variables(prior.params, params), prompt, sampling=sampling, keys=keys)
         return out.tokens, float(out.lengths.sum() / out.stats.calls.sum())
 
     feature_layers = inner.config.feature_layers
@@ -414,15 +422,23 @@ def test_a_row_may_end_anywhere_on_an_accepted_path():
         jnp.zeros(length, jnp.int32),
         batch_keys(1, 1)[jnp.zeros(length, int)],
     )
-    sampling = make_sampling(length, temperature=50.0)  # seldom the same token twice
+    sampling = Sampling.create(length, temperature=50.0)  # seldom the same token twice
     order = ("temperature",)
     engine = Engine(target, length, Oracle(vocab), Tree.chain(depth), order=order)
-    run = jax.jit(partial(generate, engine))
+    run = jax.jit(engine.generate)
 
     def go(known, stop):
         oracle = {"tokens": jnp.asarray(known), "spoil": 0.0}
-        stopping = StoppingCriteria.create(length, length, stop)
-        return run(params, oracle, prompt, sampling, keys, stopping)
+        stopping = StoppingCriteria.create(
+            length, max_new_tokens=length, stop_tokens=stop
+        )
+        return run(
+            Variables(params, oracle),
+            prompt,
+            sampling=sampling,
+            keys=keys,
+            stopping=stopping,
+        )
 
     # All rows are the same row; row i is to stop at token i.
     tokens = np.asarray(go(jnp.zeros((length, length), int), [-1, -1]).tokens)
@@ -453,8 +469,9 @@ def test_a_cache_without_room_for_the_tree_would_be_seen():
     length, vocab, params = test_limits.LENGTH, test_limits.VOCAB, test_limits.PARAMS
     rows, tree, target = 64, Tree.chain(4), toy_target(test_limits.VOCAB)
     prompt, keys = jnp.zeros(rows, jnp.int32), batch_keys(7, rows)
-    sampling = make_sampling(rows)
-    plain = test_limits.runner(1)(params, None, prompt, sampling, keys).tokens
+    sampling = Sampling.create(rows)
+    run = test_limits.runner(1)
+    plain = run(Variables(params), prompt, sampling=sampling, keys=keys).tokens
 
     def tokens(missing):
         def prefill(params, prompt, extra):
@@ -463,8 +480,10 @@ def test_a_cache_without_room_for_the_tree_would_be_seen():
         short, order = replace(target, prefill=prefill), ("temperature",)
         engine = Engine(short, length, NoisyOracle(vocab), tree, order=order)
         oracle = {"tokens": plain, "spoil": 0.6}
-        run = jax.jit(partial(generate, engine))
-        return run(params, oracle, prompt, sampling, keys).tokens
+        run = jax.jit(engine.generate)
+        return run(
+            Variables(params, oracle), prompt, sampling=sampling, keys=keys
+        ).tokens
 
     np.testing.assert_array_equal(tokens(0), plain)
     assert (tokens(3) != plain).any()
@@ -533,7 +552,7 @@ def test_every_kind_of_draw_has_noise_of_its_own():
     each = jnp.tile(positions, (2, 1))
     noise = draw_noise(keys, each, 4, vocab)
     nodes = [draw_noise(keys, each + i, vocab, 1).nodes for i in range(size)]
-    sampling = make_sampling(2)
+    sampling = Sampling.create(2)
     private = []
     for position in positions:
         ctx: Any = SimpleNamespace(
@@ -560,7 +579,7 @@ def test_temperature_comes_before_the_filters():
     logits = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]]))
 
     def kept(order=LLAMAGEN_ORDER, **settings):
-        sampling = make_sampling(1, temperature=2.0, **settings)
+        sampling = Sampling.create(1, temperature=2.0, **settings)
         return np.isfinite(process_logits(logits, sampling, order))[0].tolist()
 
     # Heated: .379 .294 .208 .120, and .431 .334 .236 of the first three.
@@ -576,7 +595,7 @@ FILTERS = dict(temperature=0.7, top_k=4, top_p=0.85)
 TABLE = jax.random.normal(jax.random.key(1), (2, VOCAB, VOCAB))
 
 
-@pytest.mark.parametrize("tree", [named_tree("0,1,00"), BestFirst(5, 2)], ids=str)
+@pytest.mark.parametrize("tree", [Tree.named("0,1,00"), BestFirst(5, 2)], ids=str)
 def test_the_drafters_law_is_processed_as_the_targets(tree):
     rows = 8
     ctx = DraftContext(
@@ -586,7 +605,7 @@ def test_the_drafters_law_is_processed_as_the_targets(tree):
         index=jnp.zeros(rows, jnp.int32),
         noise=jnp.zeros((rows, 3, VOCAB)),
         keys=batch_keys(0, rows),
-        sampling=make_sampling(rows, **FILTERS),
+        sampling=Sampling.create(rows, **FILTERS),
         tree=tree,
         selection="without_replacement",
     )
@@ -631,11 +650,16 @@ def test_accepted_residual_and_extra_tokens_all_pass_the_same_filters(verifier):
     The first comes from the prefill, and no draft could spoil it.
     """
     rows, params = 6000, toy_params(VOCAB, 12, seed=3)
-    tree = named_tree("0,1")
+    tree = Tree.named("0,1")
     engine = Engine(toy_target(VOCAB), 3, TableDrafter(), tree, verifier)
-    run = jax.jit(partial(generate, engine))
-    prompt, sampling = jnp.zeros(rows, jnp.int32), make_sampling(rows, **FILTERS)
-    out = run(params, {"table": TABLE}, prompt, sampling, batch_keys(0, rows))
+    run = jax.jit(engine.generate)
+    prompt, sampling = jnp.zeros(rows, jnp.int32), Sampling.create(rows, **FILTERS)
+    out = run(
+        Variables(params, {"table": TABLE}),
+        prompt,
+        sampling=sampling,
+        keys=batch_keys(0, rows),
+    )
     tokens = np.asarray(out.tokens)
     accepted = out.stats.accepted[:, 1]
     assert ((out.stats.calls == 2) & (accepted == 1)).sum() > rows / 10
@@ -661,7 +685,7 @@ def test_nodes_that_are_not_valid_are_never_kept_and_bias_nothing(
     What such a node holds, be it the target's own token or no token at all, is nothing
     to anybody.
     """
-    tree = named_tree(tree)
+    tree = Tree.named(tree)
     p, q = Conditionals.random(3, 3, 4), Conditionals.random(3, 2, 5, zeros=0.3)
     drafts = all_drafts(q, tree, selection)
     judge = jax.jit(lambda log_p, draft: verifier.outcome(log_p, draft, tree))
@@ -689,7 +713,7 @@ def test_nodes_that_are_not_valid_are_never_kept_and_bias_nothing(
 
 def test_given_children_may_repeat_a_token():
     """Any tokens on any siblings, many of them twins, all as likely: still exact."""
-    tree, vocab = named_tree("0,1,2,00"), 3
+    tree, vocab = Tree.named("0,1,2,00"), 3
     rows = np.array(list(product(range(vocab), repeat=tree.size - 1)), np.int32)
     tokens = jnp.asarray(np.pad(rows, ((0, 0), (1, 0))))
     draft = Draft(tokens, jnp.ones_like(tokens, bool))
@@ -723,7 +747,7 @@ def test_both_sides_of_a_speedup_are_measured_alike(monkeypatch):
     def measured(bundle, settings, tree, **how):
         calls.append((tree.size, bundle, settings, how["repeats"], how["warm_up"]))
         count = len(settings.classes)
-        return Run(
+        return GenerationResult(
             tokens=np.zeros((count, 256), int),
             calls=np.full(count, 256 // tree.size),
             accepted=np.zeros((count, tree.depth + 1), int),

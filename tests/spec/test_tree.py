@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from jaxspec.errors import ConfigError
 from jaxspec.spec.draft import Draft
 from jaxspec.spec.envelopes import Beam
-from jaxspec.spec.named_trees import NAMES, named_tree
+from jaxspec.spec.named_trees import NAMES
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify import Coupled
 
@@ -51,7 +51,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", NAMES)
 def test_named_trees_have_their_published_shape(name):
-    tree = named_tree(name)
+    tree = Tree.named(name)
     nodes, by_depth, internal = PUBLISHED[name]
     assert tree.size == nodes + 1
     assert [len(level) for level in tree.levels[1:]] == by_depth
@@ -59,7 +59,7 @@ def test_named_trees_have_their_published_shape(name):
 
 
 def test_trees_are_values():
-    assert named_tree("chain-3") == Tree.chain(3) == Tree.from_paths([(0, 0, 0)])
+    assert Tree.named("chain-3") == Tree.chain(3) == Tree.from_paths([(0, 0, 0)])
     assert hash(Tree.chain(3)) == hash(Tree.from_paths([(0,), (0, 0), (0, 0, 0)]))
 
 
@@ -91,8 +91,8 @@ def test_optimal_tree_beats_every_tree_of_its_size():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: named_tree("oak"), "unknown tree 'oak'"),
-        (lambda: named_tree("chain-0"), "at least 1"),
+        (lambda: Tree.named("oak"), "unknown tree 'oak'"),
+        (lambda: Tree.named("chain-0"), "at least 1"),
         (lambda: Tree((0,), (0,)), "needs a root"),
         (lambda: Tree((-1, 2, 0), (0, 0, 0)), "parents must come before"),
         (lambda: Tree((-1, 0, 0), (0, 1, 1)), "same rank"),

@@ -8,7 +8,6 @@ import pytest
 
 from jaxspec.errors import ConfigError
 from jaxspec.spec.envelopes import Beam, BestFirst, StochasticBeam
-from jaxspec.spec.named_trees import named_tree
 from jaxspec.spec.tree import Tree
 from jaxspec.spec.verify import Block, Coupled, GreedySet, KSeq, Rejection
 from jaxspec.spec.verify.law import Outcome
@@ -70,7 +69,7 @@ CASES = [
 
 @pytest.mark.parametrize(("verifier", "vocab", "tree"), CASES, ids=str)
 def test_the_output_law_is_the_targets(verifier, vocab, tree):
-    tree = named_tree(tree)
+    tree = Tree.named(tree)
     for p, q in distribution_pairs(vocab, tree.depth + 1):
         assert_lossless(verifier, p, all_drafts(q, tree, verifier.selection), draws=0)
 
@@ -78,10 +77,10 @@ def test_the_output_law_is_the_targets(verifier, vocab, tree):
 @pytest.mark.parametrize(
     ("verifier", "tree"),
     [
-        (Rejection(), named_tree("0,1,00,01,10")),
-        (Rejection("with_replacement"), named_tree("0,1,00,01,10")),
-        (KSeq(), named_tree("0,1,00,01,10")),
-        (GreedySet(), named_tree("0,1,2,00,01")),
+        (Rejection(), Tree.named("0,1,00,01,10")),
+        (Rejection("with_replacement"), Tree.named("0,1,00,01,10")),
+        (KSeq(), Tree.named("0,1,00,01,10")),
+        (GreedySet(), Tree.named("0,1,2,00,01")),
         (Block(), Tree.chain(3)),
         (Rejection(), StochasticBeam(2, 3)),
         (Rejection(), BestFirst(7, 3, branch=3)),
@@ -109,7 +108,7 @@ def assert_biased(verifier, p, drafts):
 
 P = Conditionals.random(4, 3, 1)
 Q = Conditionals.random(4, 3, 2)
-CHAIN, PAIR = Tree.chain(2), named_tree("0,1")
+CHAIN, PAIR = Tree.chain(2), Tree.named("0,1")
 
 
 def test_accepting_everything_is_caught():
@@ -186,7 +185,7 @@ def test_argmax_drafts_that_pass_for_samples_are_caught():
 
 @pytest.mark.parametrize("tree", ["chain-2", "0,1,00"])
 def test_dropping_a_sample_for_what_it_is_is_caught(tree):
-    tree = named_tree(tree)
+    tree = Tree.named(tree)
     drafts = all_drafts(Q, tree, "without_replacement")
     tokens = np.asarray(drafts.draft.tokens)
     unlikely = (tokens == Q.tables[0].argmin()) & (tree.depths == 1)

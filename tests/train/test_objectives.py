@@ -13,11 +13,9 @@ from jaxspec.drafters.prompt_tokens import PPD
 from jaxspec.drafters.riding_blocks import ppd, tidar
 from jaxspec.errors import ConfigError
 from jaxspec.models.masked_diffusion import MaskedDiffusion
-from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
-from jaxspec.spec.named_trees import named_tree
 from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import make_sampling
+from jaxspec.spec.sampling import Sampling
 from jaxspec.spec.tree import Tree
 from jaxspec.train.objectives import (
     _shifted_mask,
@@ -55,11 +53,11 @@ def test_blocks_attend_to_the_clean_past_and_to_themselves():
 )
 def test_extra_queries_equal_one_pass_over_the_tokens(kind):
     """After some rounds, the logits equal those of a pass with an explicit mask."""
-    tree = Tree.chain(3) if kind == "tidar" else named_tree("0,1,00")
+    tree = Tree.chain(3) if kind == "tidar" else Tree.named("0,1,00")
     drafter = tidar(CONFIG, 4) if kind == "tidar" else None
     drafter = drafter or ppd(CONFIG, 3)
-    target = make_target(MODEL, guided=False)
-    _, state = after(3, target, PARAMS, drafter, None, tree, LABELS, make_sampling(3))
+    target = MODEL.as_target(cfg=False)
+    _, state = after(3, target, PARAMS, drafter, None, tree, LABELS, Sampling.create(3))
     extra = len(drafter.ids)
     for b in range(3):
         known = int(state.length[b]) - 1  # all but the root
@@ -81,7 +79,7 @@ def test_blocks_need_extra_tokens_and_shallow_trees():
         tidar(plain, 4)
     with pytest.raises(ConfigError, match="has 3 extra tokens already"):
         PPD(PPDConfig(2), CONFIG)
-    masks = Deer(make_target(MODEL, guided=False), 2, CONFIG.vocab_size)
+    masks = Deer(MODEL.as_target(cfg=False), 2, CONFIG.vocab_size)
     with pytest.raises(ConfigError, match="3 deep, the block drafts 2"):
         masks.check_tree(Tree.chain(3))
     with pytest.raises(ConfigError, match="4 deep, blocks of 4 queries draft 3"):
@@ -116,7 +114,7 @@ def test_masked_diffusion_attends_in_both_directions():
 @pytest.mark.parametrize("steps", [16, 5])
 def test_masked_diffusion_generates_each_sequence_independently(steps):
     model, keys = MaskedDiffusion(MODEL), batch_keys(0, 3)
-    sampling = make_sampling(3, temperature=[1.0, 0.0, 1.0], cfg_scale=1.5)
+    sampling = Sampling.create(3, temperature=[1.0, 0.0, 1.0], cfg_scale=1.5)
     run = jax.jit(
         lambda prompt, keys, sampling: model.sample(
             PARAMS, prompt, keys, sampling, 16, steps

@@ -29,13 +29,11 @@ from jaxspec.bundle import Bundle, load_bundle
 from jaxspec.convert.run import convert
 from jaxspec.errors import ConfigError
 from jaxspec.helpers import LoadedDrafter, bundled_drafter, load_drafter
-from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
-from jaxspec.spec.loop import generate
-from jaxspec.spec.named_trees import named_tree
+from jaxspec.spec.engine import Engine
 from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import make_sampling
-from jaxspec.spec.state import Engine
+from jaxspec.spec.sampling import Sampling
+from jaxspec.spec.state import Variables
 from jaxspec.spec.tree import Tree
 from jaxspec.timing import RATIO_NOTE, ratio_fields, shown
 
@@ -239,22 +237,20 @@ def jaxspec_methods(
 
     def compile_method(loaded: LoadedDrafter | None) -> Method:
         engine = Engine(
-            make_target(
-                model,
-                guided=False,
-                feature_layers=loaded.feature_layers if loaded else (),
-            ),
+            model.as_target(cfg=False),
             tokens,
             loaded.drafter if loaded else None,
-            named_tree(f"chain-{DRAFTED}") if loaded else Tree.root(),
+            Tree.named(f"chain-{DRAFTED}") if loaded else Tree.root(),
             order=("temperature",),
         )
-        program = jax.jit(partial(generate, engine))
-        sampling, keys = make_sampling(1, temperature=0.0), batch_keys(0, 1)
+        program = jax.jit(engine.generate)
+        sampling, keys = Sampling.create(1, temperature=0.0), batch_keys(0, 1)
 
         def generate_text() -> Generation:
             drafter_params = loaded.params if loaded else None
-            result = program(params, drafter_params, inputs, sampling, keys)
+            result = program(
+                Variables(params, drafter_params), inputs, sampling=sampling, keys=keys
+            )
             result = jax.device_get(result)
             return result.tokens[0], int(result.stats.calls[0])
 

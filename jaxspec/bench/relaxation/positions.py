@@ -8,9 +8,10 @@ import numpy as np
 
 from jaxspec.bundle import Bundle
 from jaxspec.errors import ConfigError
-from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer
-from jaxspec.pipeline import Settings, draw, spread_classes
+from jaxspec.pipeline.config import GenerationConfig
+from jaxspec.pipeline.generation import generate
+from jaxspec.pipeline.prompts import Prompts, spread_classes
 from jaxspec.rules import verifier_params
 from jaxspec.spec.draft import DraftContext, InitContext
 from jaxspec.spec.neighbors import Neighbors, neighbor_table
@@ -98,12 +99,13 @@ def model_positions(
             f"bundle '{bundle.name}' has no drafter; use a bundle with a drafter"
         )
     classes = spread_classes(len(bundle.class_names), count)
-    settings = Settings(classes, seed=seed, cfg_scale=cfg_scale, batch=count)
-    tokens = jnp.asarray(draw(bundle, settings, Tree.root()).tokens)
+    settings = GenerationConfig(seed=seed, cfg_scale=cfg_scale, batch_size=count)
+    prompts = Prompts.from_classes(classes)
+    tokens = jnp.asarray(generate(bundle, prompts, settings, Tree.root()).tokens)
     length = tokens.shape[1]
     index = jnp.asarray(np.random.default_rng(seed).integers(1, length, size=count))
     model, drafter = Transformer(bundle.prior.config), bundle.drafter.config
-    branches = make_target(model, guided=cfg_scale != 1.0).streams
+    branches = model.as_target(cfg=cfg_scale != 1.0).branches
     sampling, tree = settings.sampling(count), Tree.chain(1)
     order = active_steps(sampling)
     first = model.config.prefix_length - 1  # position of the first token's logits

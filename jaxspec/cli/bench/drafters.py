@@ -100,7 +100,8 @@ def run(arguments: argparse.Namespace) -> None:
     )
     from jaxspec.bundle import load_bundle
     from jaxspec.helpers import load_drafter
-    from jaxspec.pipeline import Settings, spread_classes
+    from jaxspec.pipeline.config import GenerationConfig
+    from jaxspec.pipeline.prompts import Prompts, spread_classes
     from jaxspec.report import json_bytes
     from jaxspec.rules import parse_verifier
     from jaxspec.writing import write_file
@@ -112,15 +113,13 @@ def run(arguments: argparse.Namespace) -> None:
     classes = spread_classes(len(bundle.class_names), arguments.num)
     texts, scales = (), arguments.cfg_scales
     if bundle.image_tokenizer is None:
-        texts = read_texts(arguments.prompts, arguments.num, bundle)
-        classes, scales = tuple(range(len(texts))), [1.0]
-    settings = Settings(
-        classes,
+        texts, scales = read_texts(arguments.prompts, arguments.num, bundle), [1.0]
+    prompts = Prompts.from_texts(texts) if texts else Prompts.from_classes(classes)
+    settings = GenerationConfig(
         seed=arguments.seed,
-        batch=arguments.batch,
+        batch_size=arguments.batch,
         cfg_scale=scales[0],
-        texts=texts,
-        length=arguments.length,
+        max_new_tokens=arguments.length,
     )
     options = {
         "checkpoint": [arguments.checkpoint] if arguments.checkpoint else [],
@@ -144,10 +143,13 @@ def run(arguments: argparse.Namespace) -> None:
 
     finished_rows: list[dict] = []
     if arguments.resume:
-        finished_rows = read_rows(arguments.out + ".json", settings)
+        finished_rows = read_rows(
+            arguments.out + ".json", len(prompts), settings.batch_size
+        )
     result = bench_drafters(
         bundle,
         loaded_drafters,
+        prompts,
         settings,
         nodes=arguments.nodes,
         cfg_scales=scales,
@@ -166,7 +168,7 @@ def run(arguments: argparse.Namespace) -> None:
     )
 
 
-def read_rows(file: str, settings) -> list[dict]:
+def read_rows(file: str, count: int, batch_size: int) -> list[dict]:
     """Reads the rows of an earlier run; empty if the file does not exist.
 
     Raises:
@@ -187,7 +189,7 @@ def read_rows(file: str, settings) -> list[dict]:
         raise DataError(
             f"cannot resume from '{file}' ({error!r}); write to another --out"
         ) from None
-    if sizes != (len(settings.classes), settings.batch):
+    if sizes != (count, batch_size):
         raise DataError(
             f"'{file}' has {sizes[0]} images in batches of {sizes[1]}; resume with the "
             "same --num and --batch, or write to another --out"

@@ -61,7 +61,8 @@ def run(arguments: argparse.Namespace) -> None:
     from jaxspec.bench.plan import NODES, plan_text, plan_tree
     from jaxspec.bundle import load_bundle
     from jaxspec.cli.options import table_stream
-    from jaxspec.pipeline import Settings, spread_classes
+    from jaxspec.pipeline.config import GenerationConfig
+    from jaxspec.pipeline.prompts import Prompts, spread_classes
     from jaxspec.report import json_bytes
     from jaxspec.trees import default_batch
     from jaxspec.writing import write_file
@@ -69,8 +70,9 @@ def run(arguments: argparse.Namespace) -> None:
     batch = default_batch() if arguments.batch is None else arguments.batch
     bundle = load_bundle(arguments.checkpoint)
     classes = spread_classes(len(bundle.class_names), arguments.num)
-    settings = Settings(classes, cfg_scale=arguments.cfg_scale, batch=batch)
-    result = plan_tree(bundle, settings, nodes=arguments.nodes or NODES)
+    prompts = Prompts.from_classes(classes)
+    settings = GenerationConfig(cfg_scale=arguments.cfg_scale, batch_size=batch)
+    result = plan_tree(bundle, prompts, settings, nodes=arguments.nodes or NODES)
     if arguments.out:
         options = {
             "checkpoint": [arguments.checkpoint] if arguments.checkpoint else [],

@@ -1,0 +1,23 @@
+"""Parts of a transformer's parameters that other modules read."""
+
+import jax.numpy as jnp
+
+from jaxspec.config import TransformerConfig
+from jaxspec.nn.quantize import SCALE
+from jaxspec.typing import Params
+
+
+def head_of(config: TransformerConfig, params: Params) -> Params:
+    """Parameters of the output head, in the form that `head_scores` takes."""
+    if config.head_width:
+        return {k: params[f"head_{k}"] for k in ("in", "in_bias", "out", "out_bias")}
+    if config.tied_head:
+        return params["embedding"]["embedding"][: config.vocab_size].T
+    if "head" + SCALE in params:
+        return {"kernel": params["head"], "scale": params["head" + SCALE]}
+    return params["head"]
+
+
+def activation_dtype(params: Params) -> jnp.dtype:
+    """Dtype of activations and caches, which is that of the embedding."""
+    return params["embedding"]["embedding"].dtype

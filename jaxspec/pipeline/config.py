@@ -1,0 +1,62 @@
+"""Generation settings of a pipeline."""
+
+from dataclasses import dataclass
+
+from jaxspec.spec.noise import check_seed
+from jaxspec.spec.numbers import whole
+from jaxspec.spec.sampling import Sampling
+from jaxspec.spec.verify import Coupled, Verifier
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """Settings of a generation; checked when they are made.
+
+    Attributes:
+      seed: seed of the noise; sequence `i` has the key `fold_in(key(seed), i)`.
+      temperature: sampling temperature; 0 is greedy.
+      top_k: number of tokens kept; 0 keeps all.
+      top_p: probability mass kept; 1 keeps all tokens.
+      cfg_scale: classifier-free guidance scale; 1 computes no unconditional branch.
+      cfg_interval: last guided step, see `Sampling.create`; -1 guides every token.
+      max_new_tokens: tokens of each sequence; None for as many as the model makes.
+      batch_size: largest number of sequences in a batch.
+      verifier: acceptance criterion of drafts.
+      cache_stages: number of cache sizes, see `EngineConfig`.
+      attention: implementation of attention over a cache, see `Transformer`.
+
+    Raises:
+      ConfigError: a value is out of range.
+    """
+
+    seed: int = 0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    cfg_scale: float = 2.0
+    cfg_interval: int = -1
+    max_new_tokens: int | None = None
+    batch_size: int = 8
+    verifier: Verifier = Coupled()
+    cache_stages: int = 1
+    attention: str = "xla"
+
+    def __post_init__(self):
+        counts = {"cache_stages": self.cache_stages, "batch_size": self.batch_size}
+        if self.max_new_tokens is not None:
+            counts["max_new_tokens"] = self.max_new_tokens
+        for name, value in counts.items():
+            whole(name, value)
+        check_seed(self.seed)
+        self.sampling()
+
+    def sampling(self, batch: int | None = None) -> Sampling:
+        """The sampling settings, of `batch` sequences or of all."""
+        return Sampling.create(
+            batch,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            cfg_scale=self.cfg_scale,
+            cfg_interval=self.cfg_interval,
+        )

@@ -1,0 +1,73 @@
+"""Decoding of image tokens, also of images that are not complete yet."""
+
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxspec.bundle import Bundle
+from jaxspec.images import to_bytes
+from jaxspec.models.tokenizer import Tokenizer
+from jaxspec.typing import Array, Float, Int, Params
+
+
+def decode_partial(
+    tokenizer: Tokenizer, params: Params, tokens: Int[Array, "B T"]
+) -> Float[Array, "B M M 3"]:
+    """Decodes images of which only the first tokens exist; a pure function.
+
+    Args:
+      tokenizer: image tokenizer; static.
+      params: parameters of the tokenizer.
+      tokens: tokens in raster order, -1 for those that do not exist yet.
+
+    Returns:
+      Images in [-1, 1], `M` pixels wide; grid cells without a token are gray (0).
+      Pixels near the border of the known cells change once their neighbors exist.
+    """
+    known = tokens >= 0
+    # Missing cells repeat the newest token, which disturbs their neighbors least.
+    last = jnp.maximum(jnp.sum(known, axis=1, keepdims=True) - 1, 0)
+    newest = jnp.take_along_axis(tokens, last, axis=1)
+    images = tokenizer.decode(params, jnp.maximum(jnp.where(known, tokens, newest), 0))
+    grid = tokenizer.config.grid
+    cell = images.shape[1] // grid
+    mask = known.reshape(-1, grid, grid).repeat(cell, axis=1).repeat(cell, axis=2)
+    return jnp.where(mask[..., None], images, 0.0)
+
+
+@lru_cache(maxsize=8)
+def _decoder(tokenizer: Tokenizer, partial: bool):
+    if partial:
+        return jax.jit(lambda params, x: decode_partial(tokenizer, params, x))
+    return jax.jit(tokenizer.decode)
+
+
+def decode_images(
+    bundle: Bundle,
+    tokens: np.ndarray,
+    batch_size: int | None = None,
+    *,
+    partial: bool = False,
+) -> np.ndarray:
+    """Decodes image tokens in batches of one size, so that one program is compiled.
+
+    Args:
+      bundle: models; the image tokenizer is used.
+      tokens: image tokens, int32 [B, T].
+      batch_size: images of a batch; by default 16, or all if there are fewer.
+      partial: whether tokens may be missing (-1), see `decode_partial`.
+
+    Returns:
+      Images, uint8 [B, height, width, 3].
+    """
+    decode = _decoder(Tokenizer(bundle.tokenizer.config), partial)
+    params = bundle.tokenizer.params
+    size = min(16, len(tokens)) if batch_size is None else batch_size
+    padded = np.resize(tokens, (-(-len(tokens) // size) * size, tokens.shape[1]))
+    parts = [
+        to_bytes(decode(params, padded[i : i + size]))
+        for i in range(0, len(padded), size)
+    ]
+    return np.concatenate(parts)[: len(tokens)]

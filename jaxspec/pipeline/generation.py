@@ -1,0 +1,196 @@
+"""Generation of any number of sequences, batch by batch, with timings."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from jaxspec.bundle import Bundle
+from jaxspec.errors import NonFiniteError
+from jaxspec.helpers import LoadedDrafter, bundled_drafter
+from jaxspec.pipeline.config import GenerationConfig
+from jaxspec.pipeline.engine import bundle_for, make_engine, make_variables
+from jaxspec.pipeline.prompts import Prompts
+from jaxspec.sharding import over_batch
+from jaxspec.spec.engine import Engine
+from jaxspec.spec.envelopes import DynamicTree
+from jaxspec.spec.noise import batch_keys
+from jaxspec.spec.sampling import Sampling
+from jaxspec.spec.state import Generation, Variables
+from jaxspec.spec.tree import Tree
+from jaxspec.timing import Timing
+from jaxspec.typing import BatchKeys, PyTree
+
+Progress = Callable[[int], object]
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """Tokens and counters of one run over all prompts.
+
+    Attributes:
+      tokens: int32 [B, T].
+      calls: int [B], target calls of each sequence, its prefill included.
+      accepted: int [B, A], rounds by number of accepted tokens.
+      hits: int [B, A - 1, W], accepted tokens by depth and rank.
+      proposed: int [B], drafted tokens that were verified.
+      rescored: number of near-ties that were resolved, over all sequences.
+      timing: wall-clock time of all batches, without compilation.
+      compile_seconds: time of tracing and compiling, in seconds.
+    """
+
+    tokens: np.ndarray
+    calls: np.ndarray
+    accepted: np.ndarray
+    hits: np.ndarray
+    proposed: np.ndarray
+    rescored: int
+    timing: Timing
+    compile_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """Median of the timed runs, in seconds."""
+        return self.timing.median
+
+    @property
+    def tokens_per_call(self) -> float:
+        """Number of all tokens over number of all target calls."""
+        return self.tokens.size / int(self.calls.sum())
+
+
+def batches_of(bundle: Bundle, count: int, batch_size: int) -> tuple[int, int]:
+    """Number of batches for `count` sequences, and sequences of each: few, and even."""
+    groups = bundle.mesh.shape["data"] if bundle.mesh else 1
+    most = batch_size + -batch_size % groups
+    batches = -(-count // most)
+    size = -(-count // batches)
+    return batches, size + -size % groups
+
+
+def generate(
+    bundle: Bundle,
+    prompts: Prompts,
+    config: GenerationConfig,
+    tree: Tree | DynamicTree,
+    *,
+    loaded: LoadedDrafter | None = None,
+    repeats: int = 1,
+    warm_up: bool = False,
+    progress: Progress = lambda count: None,
+    programs: dict[Any, Any] | None = None,
+) -> GenerationResult:
+    """Generates the tokens of all prompts.
+
+    Args:
+      bundle: models.
+      prompts: prompts of the sequences.
+      config: generation settings.
+      tree: shape of the drafts; the root alone for plain decoding.
+      loaded: drafter; None for the bundle's own. One that needs another prior brings
+        it, also for plain decoding.
+      repeats: number of timed runs; `seconds` is their median.
+      warm_up: whether to run once before the timed runs.
+      progress: callback with the number of sequences that ended since the last call.
+      programs: compiled programs of earlier calls, which are used and added to.
+
+    Raises:
+      ConfigError: settings, prompts, tree and models do not go together.
+      NonFiniteError: the model gave NaN.
+    """
+    if loaded is None and tree.size > 1:
+        loaded = bundled_drafter(bundle)
+    prompts.check(bundle_for(bundle, loaded).prior.config)
+    engine = make_engine(bundle, config, tree, loaded, prompt_length=prompts.length)
+    count = len(prompts)
+    batches, size = batches_of(bundle, count, config.batch_size)
+    indices = np.resize(np.arange(count), (batches, size))
+    keys = batch_keys(config.seed, size * batches).reshape(batches, size)
+    sampling = config.sampling(size)
+
+    began = time.perf_counter()
+    variables = make_variables(engine, bundle, loaded)
+    first = prompts.take(indices[0])
+    run = compiled(
+        bundle, engine, "generate", variables, first, sampling, keys[0], programs
+    )
+    compile_seconds = time.perf_counter() - began
+    times, parts = [], []
+    for _ in range(repeats + warm_up):
+        parts, began = [], time.perf_counter()
+        for i in range(batches):
+            part = run(
+                variables, prompts.take(indices[i]), sampling=sampling, keys=keys[i]
+            )
+            parts.append(jax.block_until_ready(part))
+            progress(max(min(size, count - i * size), 0))
+        times.append(time.perf_counter() - began)
+    timing = Timing.of(times[warm_up:])
+    return join_batches(bundle, parts, count, timing, compile_seconds)
+
+
+def compiled(
+    bundle: Bundle,
+    engine: Engine,
+    method: Literal["generate", "init"],
+    variables: Variables,
+    prompt: PyTree,
+    sampling: Sampling,
+    keys: BatchKeys,
+    programs: dict[Any, Any] | None = None,
+) -> Any:
+    """Compiles a method of an engine for a batch, unless that has been done before."""
+    programs = {} if programs is None else programs
+    shapes = tuple((x.shape, str(x.dtype)) for x in jax.tree.leaves(prompt))
+    key = engine, method, shapes, keys.shape
+    if key not in programs:
+        function = getattr(engine, method)
+        if bundle.mesh:
+            function = over_batch(bundle.mesh, function)
+        lowered = jax.jit(function).lower(
+            variables, prompt, sampling=sampling, keys=keys
+        )
+        programs[key] = lowered.compile()
+    return programs[key]
+
+
+def check_finite(bundle: Bundle, finite: Any) -> None:
+    """Refuses results of a model that gave NaN.
+
+    Raises:
+      NonFiniteError: an entry of `finite` is False.
+    """
+    if not np.asarray(finite).all():
+        raise NonFiniteError(
+            f"the prior of bundle '{bundle.name}' gave NaN or only -inf logits; its "
+            "weights are unusable, fetch or train it again"
+        )
+
+
+def join_batches(
+    bundle: Bundle,
+    parts: list[Generation],
+    count: int,
+    timing: Timing,
+    compile_seconds: float,
+) -> GenerationResult:
+    """Result of all batches, without the sequences that pad the last one."""
+    for part in parts:
+        check_finite(bundle, part.finite)
+
+    def join(pick):
+        return np.concatenate([np.asarray(pick(part)) for part in parts])[:count]
+
+    return GenerationResult(
+        tokens=join(lambda p: p.tokens),
+        calls=join(lambda p: p.stats.calls),
+        accepted=join(lambda p: p.stats.accepted),
+        hits=join(lambda p: p.stats.hits),
+        proposed=join(lambda p: p.stats.proposed),
+        rescored=int(join(lambda p: p.stats.rescored).sum()),
+        timing=timing,
+        compile_seconds=compile_seconds,
+    )

@@ -1,0 +1,121 @@
+"""Generation in steps, with what has been generated so far."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxspec.bundle import Bundle
+from jaxspec.helpers import LoadedDrafter
+from jaxspec.pipeline.config import GenerationConfig
+from jaxspec.pipeline.decoding import decode_images
+from jaxspec.pipeline.engine import bundle_for, make_engine, make_variables
+from jaxspec.pipeline.generation import batches_of, check_finite
+from jaxspec.pipeline.prompts import Prompts
+from jaxspec.sharding import over_batch
+from jaxspec.spec.engine import Engine
+from jaxspec.spec.envelopes import DynamicTree
+from jaxspec.spec.generator import advance
+from jaxspec.spec.noise import batch_keys
+from jaxspec.spec.state import Generation
+from jaxspec.spec.tree import Tree
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What has been generated of one batch.
+
+    Attributes:
+      bundle: models.
+      indices: int [B], prompts of the batch.
+      result: tokens so far, -1 where there is none yet.
+      done: whether every sequence of the batch has ended.
+    """
+
+    bundle: Bundle
+    indices: np.ndarray
+    result: Generation
+    done: bool
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """Tokens so far, int32 [B, T]; -1 where there is none yet."""
+        return np.asarray(self.result.tokens)[: len(self.indices)]
+
+    @property
+    def fraction(self) -> float:
+        """Share of the tokens that exist."""
+        return float((self.tokens >= 0).mean())
+
+    @property
+    def images(self) -> np.ndarray:
+        """Images so far, uint8 [B, height, width, 3]; gray where tokens are missing."""
+        return decode_images(self.bundle, self.tokens, partial=True)
+
+
+def generate_previews(
+    bundle: Bundle,
+    prompts: Prompts,
+    config: GenerationConfig,
+    tree: Tree | DynamicTree,
+    *,
+    loaded: LoadedDrafter | None = None,
+    rounds: int = 8,
+    programs: dict[Any, Any] | None = None,
+) -> Iterator[Preview]:
+    """Generates all prompts, and yields what exists after every few rounds.
+
+    The tokens are those of `generate`.
+
+    Args:
+      bundle: models.
+      prompts: prompts of the sequences.
+      config: generation settings.
+      tree: shape of the drafts; the root alone for plain decoding.
+      loaded: drafter; None for the bundle's own.
+      rounds: target calls between two previews.
+      programs: compiled programs of earlier calls, which are used and added to.
+
+    Yields:
+      Previews of the first batch, then of the next; the last of each has `done`.
+
+    Raises:
+      ConfigError: settings, prompts, tree and models do not go together.
+      NonFiniteError: the model gave NaN.
+    """
+    prompts.check(bundle_for(bundle, loaded).prior.config)
+    engine = make_engine(bundle, config, tree, loaded, prompt_length=prompts.length)
+    variables = make_variables(engine, bundle, loaded)
+    count = len(prompts)
+    batches, size = batches_of(bundle, count, config.batch_size)
+    keys = batch_keys(config.seed, size * batches).reshape(batches, size)
+    programs = {} if programs is None else programs
+    key = engine, "previews", rounds
+    if key not in programs:
+        programs[key] = _programs(bundle, engine, rounds)
+    init, step, result = programs[key]
+    for i in range(batches):
+        indices = np.arange(i * size, (i + 1) * size) % count
+        state = init(
+            variables,
+            prompts.take(indices),
+            sampling=config.sampling(size),
+            keys=keys[i],
+        )
+        done = False
+        while not done:
+            state = step(variables, state)
+            preview, done = result(state), bool(state.done.all())
+            check_finite(bundle, preview.finite)
+            yield Preview(bundle, indices[: count - i * size], preview, done)
+
+
+def _programs(bundle: Bundle, engine: Engine, rounds: int):
+    """Programs for the first state, for some rounds, and for the result of a state."""
+    init, step = engine.init, partial(advance, engine, steps=rounds)
+    if bundle.mesh:
+        init, step = over_batch(bundle.mesh, init), over_batch(bundle.mesh, step)
+    return jax.jit(init), jax.jit(step, donate_argnums=1), jax.jit(engine.result)

@@ -1,0 +1,144 @@
+"""Data parallelism: the sequences of a batch divided among groups of devices."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+from jax.tree_util import register_dataclass
+
+from jaxspec.errors import ConfigError
+from jaxspec.sharding.mesh import check_mesh
+from jaxspec.spec.sampling import Sampling
+from jaxspec.spec.state import Variables
+from jaxspec.spec.stopping import StoppingCriteria
+from jaxspec.typing import BatchKeys, PyTree
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Replicated:
+    """Arrays that all sequences of a batch share, see `over_batch`.
+
+    Attributes:
+      value: pytree of arrays.
+    """
+
+    value: Any
+
+
+def over_batch(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, with the sequences divided along the mesh's "data" axis.
+
+    Sequences do not depend on each other, so each group of devices that shares a value
+    of "data" runs its own loop over its own sequences. Along "model" the compiler
+    divides what the shardings of the parameters ask for. Call the result under `jit`.
+
+    Which arrays are divided follows from their structure: `Variables` and `Replicated`
+    are the same on all groups, and so are scalars and `StoppingCriteria` of all
+    sequences; every other array has sequences along its first axis.
+
+    Args:
+      mesh: mesh with an axis "data", see `make_mesh`.
+      function: `generate`, `init` or `step` of an engine, or any function that treats
+        sequences separately.
+
+    Returns:
+      A function of the same arguments. Its results have sequences along their first
+      axis, too; a scalar is the largest of all groups.
+
+    Raises:
+      ConfigError: the mesh lacks an axis; or, when called, "data" does not divide the
+        number of sequences. `pad_batch` makes it a multiple.
+    """
+    mesh = check_mesh(mesh)
+    groups = mesh.shape["data"]
+
+    def run(*arguments: Any, **options: Any) -> Any:
+        _check_divisible((arguments, options), groups)
+
+        def local(arguments, options):
+            result = function(*arguments, **options)
+            return jax.tree.map(
+                lambda x: x if jnp.ndim(x) else jax.lax.pmax(x, "data"), result
+            )
+
+        shapes = jax.eval_shape(lambda a, o: function(*a, **o), arguments, options)
+        return jax.shard_map(
+            local,
+            mesh=mesh,
+            in_specs=_specs((arguments, options)),
+            out_specs=_specs(shapes),
+            axis_names={"data"},
+            check_vma=False,
+        )(arguments, options)
+
+    return run
+
+
+def _is_replicated(x: Any) -> bool:
+    if isinstance(x, StoppingCriteria):
+        return x.is_shared
+    return isinstance(x, (Variables, Replicated))
+
+
+def _specs(tree: PyTree) -> PyTree:
+    """Partition of each array of a pytree."""
+
+    def spec(x):
+        if _is_replicated(x) or not jnp.ndim(x):
+            return PartitionSpec()
+        return PartitionSpec("data")
+
+    return jax.tree.map(spec, tree, is_leaf=_is_replicated)
+
+
+def _check_divisible(tree: PyTree, groups: int) -> None:
+    for x in jax.tree.leaves(tree, is_leaf=_is_replicated):
+        if not _is_replicated(x) and jnp.ndim(x) and jnp.shape(x)[0] % groups:
+            raise ConfigError(
+                f"{jnp.shape(x)[0]} sequences do not divide among {groups} groups of "
+                "devices along 'data'; pad them with pad_batch"
+            )
+
+
+def pad_batch(
+    mesh: Mesh,
+    prompt: PyTree,
+    *,
+    sampling: Sampling,
+    keys: BatchKeys,
+    stopping: StoppingCriteria,
+) -> tuple[PyTree, dict[str, Any]]:
+    """Repeats the last sequence until the mesh's "data" axis divides their number.
+
+    Repeated sequences end after their first token. The sequences that were asked for
+    are the first ones of what `generate` returns, though not of an engine's state.
+
+    Args:
+      mesh: mesh with an axis "data".
+      prompt: prompts of `B` sequences.
+      sampling: sampling settings, of all sequences or of each.
+      keys: typed keys [B].
+      stopping: stopping criteria, of all sequences or of each.
+
+    Returns:
+      The prompts, and the other arguments by name, for `Engine.generate`.
+    """
+    batch = keys.shape[0]
+    more = -batch % mesh.shape["data"]
+
+    def pad(x):
+        return jnp.concatenate([x, jnp.repeat(x[-1:], more, axis=0)])
+
+    asked = jnp.arange(batch + more) < batch
+    stopping = jax.tree.map(pad, stopping.for_batch(batch))
+    max_new_tokens = jnp.where(asked, stopping.max_new_tokens, 1)
+    options = {
+        "sampling": jax.tree.map(pad, sampling.for_batch(batch)),
+        "keys": pad(keys),
+        "stopping": replace(stopping, max_new_tokens=max_new_tokens),
+    }
+    return jax.tree.map(pad, prompt), options
