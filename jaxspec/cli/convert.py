@@ -100,8 +100,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     from tqdm import tqdm
 
-    from jaxspec.convert.run import convert, prepare
-    from jaxspec.convert.understand import Conversion
+    from jaxspec.convert.conversion import convert, prepare
+    from jaxspec.convert.plan import Conversion
 
     mesh = make_simulated_mesh(arguments.mesh) if arguments.mesh else None
     options = {
@@ -215,7 +215,7 @@ def read_settings(pairs: list[str]) -> dict[str, object]:
 
 def format_table(conversion) -> str:
     """Formats a table of parameters with their tensors and transforms."""
-    from jaxspec.convert.remarks import remarks
+    from jaxspec.convert.summary import remarks
 
     lines = [
         f"# {conversion.source.name}: {conversion.family.name} -> "

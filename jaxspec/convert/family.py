@@ -15,8 +15,8 @@ from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import from_dict
 from jaxspec.convert.mapping import KeyRule
 from jaxspec.convert.reading.sets import PLAIN
-from jaxspec.convert.reading.stored import Source
-from jaxspec.convert.recorded import TrackedConfig
+from jaxspec.convert.reading.source import Source
+from jaxspec.convert.source_config import TrackedConfig
 from jaxspec.convert.transforms import Heads
 from jaxspec.errors import ConfigError
 

@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from jaxspec.convert.recognize import families_of
+from jaxspec.convert.recognition import families_of
 from jaxspec.models.target import make_target
 from jaxspec.models.transformer import TokenPrompt, Transformer
 from jaxspec.spec.loop import generate

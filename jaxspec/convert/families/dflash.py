@@ -12,7 +12,7 @@ import numpy as np
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import DFlashConfig, to_dict
 from jaxspec.convert.families.eagle import rotary_suffix
-from jaxspec.convert.families.layers import mlp
+from jaxspec.convert.families.key_rules import mlp
 from jaxspec.convert.families.llama import read_rope_scaling
 from jaxspec.convert.family import (
     ComputedParam,
@@ -29,7 +29,7 @@ from jaxspec.convert.family import (
     infer_setting,
 )
 from jaxspec.convert.mapping import KeyRule
-from jaxspec.convert.reading.stored import Source
+from jaxspec.convert.reading.source import Source
 from jaxspec.drafters.block_diffusion import DFlash
 from jaxspec.errors import ConfigError
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from jaxspec.convert.family import ComputedParam
-from jaxspec.convert.reading.stored import Source
+from jaxspec.convert.reading.source import Source
 from jaxspec.errors import ConfigError
 
 

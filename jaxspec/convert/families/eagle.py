@@ -13,9 +13,9 @@ import numpy as np
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import EagleConfig, TransformerConfig, to_dict
 from jaxspec.convert.families.draft_ids import draft_ids
-from jaxspec.convert.families.layers import attention, head_norms, mlp, qkv_biases
+from jaxspec.convert.families.embeddings import has_own_embedding
+from jaxspec.convert.families.key_rules import attention, head_norms, mlp, qkv_biases
 from jaxspec.convert.families.llama import read_rope_scaling
-from jaxspec.convert.families.tables import has_own_embedding
 from jaxspec.convert.family import (
     ComputedParam,
     ExportPlan,
@@ -30,7 +30,7 @@ from jaxspec.convert.family import (
     infer_setting,
 )
 from jaxspec.convert.mapping import KeyRule
-from jaxspec.convert.reading.stored import Source
+from jaxspec.convert.reading.source import Source
 from jaxspec.drafters.feature_head import Eagle
 from jaxspec.errors import ConfigError
 

@@ -8,8 +8,8 @@ import re
 
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import MedusaConfig
-from jaxspec.convert.families.layers import attention, mlp
-from jaxspec.convert.families.tables import has_own_embedding
+from jaxspec.convert.families.embeddings import has_own_embedding
+from jaxspec.convert.families.key_rules import attention, mlp
 from jaxspec.convert.family import (
     Family,
     Overrides,
@@ -18,7 +18,7 @@ from jaxspec.convert.family import (
     infer_setting,
 )
 from jaxspec.convert.mapping import KeyRule
-from jaxspec.convert.reading.stored import Source
+from jaxspec.convert.reading.source import Source
 from jaxspec.convert.transforms import Heads
 from jaxspec.drafters.parallel_heads import Medusa
 from jaxspec.errors import ConfigError

@@ -31,7 +31,7 @@ from jaxspec.convert.family import (
     heads_of,
 )
 from jaxspec.convert.mapping import KeyRule
-from jaxspec.convert.reading.stored import Source
+from jaxspec.convert.reading.source import Source
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import RopeScaling, TransformerConfig
-from jaxspec.convert.families.layers import (
+from jaxspec.convert.families.key_rules import (
     attention,
     gate_up,
     head_norms,
@@ -34,7 +34,7 @@ from jaxspec.convert.family import (
     infer_setting,
 )
 from jaxspec.convert.mapping import KeyRule
-from jaxspec.convert.reading.stored import Source
+from jaxspec.convert.reading.source import Source
 from jaxspec.errors import ConfigError
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import TransformerConfig, to_dict
-from jaxspec.convert.families.layers import attention, gate_up, mlp
+from jaxspec.convert.families.key_rules import attention, gate_up, mlp
 from jaxspec.convert.family import (
     ExportPlan,
     Family,
@@ -26,7 +26,7 @@ from jaxspec.convert.family import (
     infer_setting,
 )
 from jaxspec.convert.mapping import KeyRule
-from jaxspec.convert.reading.stored import Source
+from jaxspec.convert.reading.source import Source
 from jaxspec.errors import ConfigError
 from jaxspec.models.presets import SIZES
 

@@ -18,7 +18,7 @@ from jaxspec.convert.reading.hub import download
 from jaxspec.convert.reading.safetensors import read_safetensors
 from jaxspec.convert.reading.scaled import apply_scales
 from jaxspec.convert.reading.sets import PLAIN, Sets, select_weights, weight_sets
-from jaxspec.convert.reading.stored import Source
+from jaxspec.convert.reading.source import Source
 from jaxspec.convert.reading.torch_zip import read_torch
 from jaxspec.convert.reading.wrappers import strip_wrappers
 from jaxspec.errors import DataError

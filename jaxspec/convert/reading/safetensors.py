@@ -15,7 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from jaxspec.convert.reading.stored import Stored, printable
+from jaxspec.convert.reading.source import Stored, printable
 from jaxspec.errors import DataError
 from jaxspec.writing import whole_file
 

@@ -16,7 +16,7 @@ from jaxspec.convert.reading.pickled import (
     Interpreter,
     PickleError,
 )
-from jaxspec.convert.reading.stored import Stored, printable
+from jaxspec.convert.reading.source import Stored, printable
 from jaxspec.convert.reading.torch_tensors import (
     BYTES,
     KNOWN,

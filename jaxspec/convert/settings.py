@@ -13,7 +13,7 @@ from jaxspec.convert.family import (
     Plan,
     SourceSettings,
 )
-from jaxspec.convert.reading.stored import Source, printable
+from jaxspec.convert.reading.source import Source, printable
 from jaxspec.errors import ConfigError, JaxspecError
 
 

@@ -15,9 +15,9 @@ from jaxspec.checkpoint import (
 )
 from jaxspec.convert.family import Family, Overrides, Plan
 from jaxspec.convert.mapping import MappedTensor, assign_tensors
-from jaxspec.convert.planning import make_plan
-from jaxspec.convert.reading.stored import Source
-from jaxspec.convert.recorded import TrackedConfig, check_unread
+from jaxspec.convert.reading.source import Source
+from jaxspec.convert.settings import make_plan
+from jaxspec.convert.source_config import TrackedConfig, check_unread
 from jaxspec.convert.transforms import TRANSFORMS, Heads
 from jaxspec.errors import ConfigError
 

@@ -22,14 +22,14 @@ from jaxspec.checkpoint import (
     read_config,
     save_leaves,
 )
-from jaxspec.convert.assemble import Progress, build_params, iter_blocks
 from jaxspec.convert.families import FAMILIES
 from jaxspec.convert.family import MissingSettings, Overrides, SourceSettings
+from jaxspec.convert.params import Progress, build_params, iter_blocks
+from jaxspec.convert.plan import DTYPES, Conversion, plan_conversion
 from jaxspec.convert.reading.open import open_source
-from jaxspec.convert.reading.stored import Source
-from jaxspec.convert.recognize import recognize
-from jaxspec.convert.remarks import remarks
-from jaxspec.convert.understand import DTYPES, Conversion, plan_conversion
+from jaxspec.convert.reading.source import Source
+from jaxspec.convert.recognition import recognize
+from jaxspec.convert.summary import remarks
 from jaxspec.errors import CheckpointError, ConfigError
 from jaxspec.sharding import placement
 from jaxspec.spec.neighbors import neighbor_table

@@ -1,7 +1,7 @@
 """Remarks on a conversion: choices, removed prefixes and unused entries."""
 
+from jaxspec.convert.plan import Conversion
 from jaxspec.convert.reading.sets import display_name
-from jaxspec.convert.understand import Conversion
 
 
 def remarks(conversion: Conversion) -> tuple[str, ...]:
