@@ -16,17 +16,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec.checkpoint.files import recover, replace_folder
-from jaxspec.checkpoint.trees import (
+from jaxspec.checkpoint.folders import recover, replace_folder
+from jaxspec.checkpoint.pytrees import (
     Placement,
     abbreviated,
     named_leaves,
     open_part,
     part_folders,
-    read_tree,
+    read_pytree,
     unflatten,
     write_parts,
-    write_tree,
+    write_pytree,
 )
 from jaxspec.config import (
     TextEncoderConfig,
@@ -96,7 +96,7 @@ def save(
     """
     metadata = {**checkpoint.metadata, "digest": params_digest(checkpoint.params)}
     with replace_folder(Path(path)) as fresh:
-        write_tree(fresh / "params", checkpoint.params)
+        write_pytree(fresh / "params", checkpoint.params)
         _write_metadata(fresh, replace(checkpoint, metadata=metadata), notes)
 
 
@@ -206,7 +206,7 @@ def load_checkpoint(
     if kind is not None and head.kind != kind:
         raise CheckpointError(f"'{path}' holds a {head.kind}, not a {kind}")
     like = abstract_params(head.kind, head.config)
-    params = read_tree(Path(path) / "params", like, sharding, dtype)
+    params = read_pytree(Path(path) / "params", like, sharding, dtype)
     for name, x in named_leaves(params):
         if not bool(jnp.isfinite(x).all()):
             raise NonFiniteError(
@@ -237,7 +237,7 @@ def load_some(path: str | os.PathLike, names: Iterable[str]) -> Params:
         stored = open_part(part)
         if names & set(stored):
             part_like = unflatten({name: like[name] for name in stored if name in like})
-            leaves = named_leaves(read_tree(part, part_like))
+            leaves = named_leaves(read_pytree(part, part_like))
             selected |= {name: x for name, x in leaves if name in names}
     if missing := names - set(selected):
         raise CheckpointError(f"'{path}' has no {abbreviated(sorted(missing))}")
