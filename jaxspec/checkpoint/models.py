@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec.checkpoint.folders import recover, replace_folder
+from jaxspec.checkpoint.neighbors import NEIGHBORS, read_neighbors, write_neighbors
 from jaxspec.checkpoint.pytrees import (
     Placement,
     abbreviated,
@@ -45,7 +46,6 @@ from jaxspec.spec.neighbors import Neighbors
 from jaxspec.typing import Params
 
 FORMAT = 3
-NEIGHBORS = "neighbors.npz"
 # Size of one part of a model that is saved leaf by leaf.
 PART_BYTES = 1 << 26
 KINDS = {
@@ -117,7 +117,7 @@ def _write_metadata(
         json.dumps(record, indent=2) + "\n", encoding="utf-8"
     )
     if checkpoint.neighbors is not None:
-        _write_neighbors(folder / NEIGHBORS, checkpoint.neighbors)
+        write_neighbors(folder / NEIGHBORS, checkpoint.neighbors)
     for name, text in (notes or {}).items():
         (folder / name).write_text(text, encoding="utf-8")
 
@@ -216,7 +216,7 @@ def load_checkpoint(
     neighbors = None
     if head.kind == "tokenizer" and (Path(path) / NEIGHBORS).is_file():
         codebook_size = head.config.codebook_size
-        neighbors = _read_neighbors(Path(path) / NEIGHBORS, codebook_size)
+        neighbors = read_neighbors(Path(path) / NEIGHBORS, codebook_size)
     return Checkpoint(head.kind, head.config, params, head.metadata, neighbors)
 
 
@@ -254,35 +254,6 @@ def abstract_params(kind: str, config: Any) -> Params:
         **{name: lambda key: config.init_params(key) for name in DRAFTERS},
     }[kind]
     return jax.eval_shape(init, jax.random.key(0))
-
-
-def _write_neighbors(file: Path, table: Neighbors) -> None:
-    dtype = np.uint16 if table.ids.shape[0] <= 1 << 16 else np.int32
-    ids, distances = np.asarray(table.ids, dtype), np.asarray(table.distances)
-    np.savez_compressed(file, ids=ids, distances=distances)
-
-
-def _read_neighbors(file: Path, codebook_size: int) -> Neighbors:
-    """Reads and checks the neighbor table of a codebook.
-
-    Raises:
-      CheckpointError: the file is damaged, or belongs to another codebook.
-    """
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            ids, distances = arrays["ids"].astype(np.int32), arrays["distances"]
-        valid = ids.shape == distances.shape and ids.ndim == 2
-        valid = valid and len(ids) == codebook_size
-        valid = valid and bool((ids >= 0).all() and (ids < codebook_size).all())
-        valid = valid and bool((distances >= 0).all())
-    except Exception:  # numpy, zipfile and zlib each raise their own types
-        valid = False
-    if not valid:
-        raise CheckpointError(
-            f"'{file}' is damaged, or not the table of a codebook of {codebook_size}; "
-            "fetch it again, or delete it to have it rebuilt from the codebook"
-        )
-    return Neighbors(jnp.asarray(ids), jnp.asarray(distances, jnp.float32))
 
 
 def digest_of(checkpoint: Checkpoint) -> str:
