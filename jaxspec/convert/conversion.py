@@ -23,12 +23,13 @@ from jaxspec.checkpoint import (
     save_leaves,
 )
 from jaxspec.convert.families import FAMILIES
-from jaxspec.convert.family import MissingSettings, Overrides, SourceSettings
+from jaxspec.convert.family import Overrides
 from jaxspec.convert.params import Progress, build_params, iter_blocks
 from jaxspec.convert.plan import DTYPES, Conversion, plan_conversion
 from jaxspec.convert.reading.open import open_source
 from jaxspec.convert.reading.source import Source
 from jaxspec.convert.recognition import recognize
+from jaxspec.convert.settings import MissingSettings, SourceSettings
 from jaxspec.convert.summary import remarks
 from jaxspec.errors import CheckpointError, ConfigError
 from jaxspec.sharding import placement

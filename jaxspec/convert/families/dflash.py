@@ -20,16 +20,16 @@ from jaxspec.convert.family import (
     Family,
     Overrides,
     Plan,
-    check_consistent,
-    check_supported,
-    count_tensors,
-    exported_config,
     heads_of,
-    infer_numbers,
-    infer_setting,
 )
 from jaxspec.convert.mapping import KeyRule
 from jaxspec.convert.reading.source import Source
+from jaxspec.convert.settings import count_tensors, infer_numbers, infer_setting
+from jaxspec.convert.source_config import (
+    check_consistent,
+    check_supported,
+    exported_config,
+)
 from jaxspec.drafters.block_diffusion import DFlash
 from jaxspec.errors import ConfigError
 

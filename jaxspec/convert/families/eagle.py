@@ -22,15 +22,17 @@ from jaxspec.convert.family import (
     Family,
     Overrides,
     Plan,
+    heads_of,
+)
+from jaxspec.convert.mapping import KeyRule
+from jaxspec.convert.reading.source import Source
+from jaxspec.convert.settings import infer_setting
+from jaxspec.convert.source_config import (
     check_consistent,
     check_entry,
     check_supported,
     exported_config,
-    heads_of,
-    infer_setting,
 )
-from jaxspec.convert.mapping import KeyRule
-from jaxspec.convert.reading.source import Source
 from jaxspec.drafters.feature_head import Eagle
 from jaxspec.errors import ConfigError
 

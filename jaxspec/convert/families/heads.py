@@ -10,15 +10,10 @@ from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import MedusaConfig
 from jaxspec.convert.families.embeddings import has_own_embedding
 from jaxspec.convert.families.key_rules import attention, mlp
-from jaxspec.convert.family import (
-    Family,
-    Overrides,
-    Plan,
-    count_tensors,
-    infer_setting,
-)
+from jaxspec.convert.family import Family, Overrides, Plan
 from jaxspec.convert.mapping import KeyRule
 from jaxspec.convert.reading.source import Source
+from jaxspec.convert.settings import count_tensors, infer_setting
 from jaxspec.convert.transforms import Heads
 from jaxspec.drafters.parallel_heads import Medusa
 from jaxspec.errors import ConfigError

@@ -22,16 +22,10 @@ from jaxspec.convert.families.llama import (
     decoder_config,
     decoder_rules,
 )
-from jaxspec.convert.family import (
-    ComputedParam,
-    Family,
-    Overrides,
-    Plan,
-    count_tensors,
-    heads_of,
-)
+from jaxspec.convert.family import ComputedParam, Family, Overrides, Plan, heads_of
 from jaxspec.convert.mapping import KeyRule
 from jaxspec.convert.reading.source import Source
+from jaxspec.convert.settings import count_tensors
 
 
 @dataclass(frozen=True)

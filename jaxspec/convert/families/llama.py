@@ -21,20 +21,11 @@ from jaxspec.convert.families.key_rules import (
     qkv_biases,
     split_qkv,
 )
-from jaxspec.convert.family import (
-    ComputedParam,
-    Family,
-    Overrides,
-    Plan,
-    check_consistent,
-    check_entry,
-    check_supported,
-    count_tensors,
-    heads_of,
-    infer_setting,
-)
+from jaxspec.convert.family import ComputedParam, Family, Overrides, Plan, heads_of
 from jaxspec.convert.mapping import KeyRule
 from jaxspec.convert.reading.source import Source
+from jaxspec.convert.settings import count_tensors, infer_setting
+from jaxspec.convert.source_config import check_consistent, check_entry, check_supported
 from jaxspec.errors import ConfigError
 
 

@@ -12,21 +12,16 @@ from typing import Any
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import TransformerConfig, to_dict
 from jaxspec.convert.families.key_rules import attention, gate_up, mlp
-from jaxspec.convert.family import (
-    ExportPlan,
-    Family,
-    Overrides,
-    Plan,
+from jaxspec.convert.family import ExportPlan, Family, Overrides, Plan, heads_of
+from jaxspec.convert.mapping import KeyRule
+from jaxspec.convert.reading.source import Source
+from jaxspec.convert.settings import count_tensors, infer_setting
+from jaxspec.convert.source_config import (
     check_consistent,
     check_entry,
     check_supported,
-    count_tensors,
     exported_config,
-    heads_of,
-    infer_setting,
 )
-from jaxspec.convert.mapping import KeyRule
-from jaxspec.convert.reading.source import Source
 from jaxspec.errors import ConfigError
 from jaxspec.models.presets import SIZES
 

@@ -13,17 +13,11 @@ from typing import Any, Literal
 
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import TokenizerConfig
-from jaxspec.convert.family import (
-    Family,
-    Overrides,
-    Plan,
-    check_consistent,
-    check_supported,
-    count_tensors,
-    infer_setting,
-)
+from jaxspec.convert.family import Family, Overrides, Plan
 from jaxspec.convert.mapping import KeyRule
 from jaxspec.convert.reading.source import Source
+from jaxspec.convert.settings import count_tensors, infer_setting
+from jaxspec.convert.source_config import check_consistent, check_supported
 from jaxspec.errors import ConfigError
 
 
