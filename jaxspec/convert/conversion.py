@@ -4,15 +4,12 @@
 the checkpoint, one parameter at a time.
 """
 
-import hashlib
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from jaxspec.checkpoint import (
@@ -20,51 +17,18 @@ from jaxspec.checkpoint import (
     load_checkpoint,
     load_some,
     read_config,
-    save_leaves,
 )
 from jaxspec.convert.families import FAMILIES
 from jaxspec.convert.family import Overrides
-from jaxspec.convert.params import Progress, build_params, iter_blocks
+from jaxspec.convert.output import check_replaceable, check_source_is_kept, write_part
+from jaxspec.convert.params import Progress
 from jaxspec.convert.plan import DTYPES, Conversion, plan_conversion
 from jaxspec.convert.reading.open import open_source
 from jaxspec.convert.reading.source import Source
 from jaxspec.convert.recognition import recognize
 from jaxspec.convert.settings import MissingSettings, SourceSettings
-from jaxspec.convert.summary import remarks
-from jaxspec.errors import CheckpointError, ConfigError
-from jaxspec.sharding import placement
-from jaxspec.spec.neighbors import neighbor_table
-from jaxspec.text_files import read_text
-
-# Folders of a bundle by kind of checkpoint; all other kinds are drafters.
-FOLDERS = {"prior": "prior", "tokenizer": "tokenizer", "text_encoder": "text_encoder"}
-# LANTERN's `k`; the table holds one more neighbor.
-NEIGHBORS = 1000
-
-
-@dataclass(frozen=True)
-class Written:
-    """Summary of a checkpoint that a conversion wrote.
-
-    Attributes:
-      folder: folder of the checkpoint.
-      family: name of the family.
-      kind: kind of the checkpoint.
-      tensors: number of tensors that were read.
-      parameters: number of elements of all parameters.
-      bytes: size of all parameters in bytes.
-      digest: digest of the parameters, which identifies the checkpoint.
-      remarks: lines about choices, removed prefixes and unused entries.
-    """
-
-    folder: Path
-    family: str
-    kind: str
-    tensors: int
-    parameters: int
-    bytes: int
-    digest: str
-    remarks: tuple[str, ...]
+from jaxspec.convert.summary import Written
+from jaxspec.errors import ConfigError
 
 
 def convert(
@@ -110,7 +74,7 @@ def convert(
       CheckpointError: the bundle cannot be written.
     """
     written = []
-    _check_source_is_kept(Path(source), Path(bundle))
+    check_source_is_kept(Path(source), Path(bundle))
     for conversion in prepare(
         source,
         bundle,
@@ -121,8 +85,8 @@ def convert(
         allow_objects=allow_objects,
         weights=weights,
     ):
-        _check_replaceable(conversion, Path(bundle))
-        written.append(_write(conversion, Path(bundle), progress(conversion), mesh))
+        check_replaceable(conversion, Path(bundle))
+        written.append(write_part(conversion, Path(bundle), progress(conversion), mesh))
     return written
 
 
@@ -180,42 +144,6 @@ def prepare(
     return conversions
 
 
-def _check_source_is_kept(source: Path, bundle: Path) -> None:
-    """Checks that no folder to be written is or contains the source.
-
-    Raises:
-      ConfigError: the source would be replaced.
-    """
-    if not source.exists():
-        return
-    source_folder = source.resolve() if source.is_dir() else source.resolve().parent
-    for part in (*FOLDERS.values(), "drafter"):
-        folder = (bundle / part).resolve()
-        if folder == source_folder or folder in source_folder.parents:
-            raise ConfigError(
-                f"'{bundle / part}' would replace the source '{source}'; name another "
-                "folder for the bundle"
-            )
-
-
-def _check_replaceable(conversion: Conversion, bundle: Path) -> None:
-    """Checks that the folder to be written is absent, empty or a checkpoint.
-
-    Raises:
-      ConfigError: it holds something else.
-    """
-    folder = bundle / FOLDERS.get(conversion.plan.kind, "drafter")
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    try:
-        read_config(folder)
-    except CheckpointError:
-        raise ConfigError(
-            f"'{folder}' exists and is no checkpoint of jaxspec; it is not replaced. "
-            "Move it, or name another folder for the bundle"
-        ) from None
-
-
 def _load_target(folder: Path) -> Checkpoint:
     """Loads what a drafter shares with its target: config, digest and embedding.
 
@@ -235,65 +163,3 @@ def _infer_image_size(bundle: Path, source: Source, settings: dict[str, Any]) ->
     if getattr(prior, "rope", None) == "grid":
         halvings = sum(n.endswith(".downsample.conv.weight") for n in source.tensors)
         settings["image_size"] = prior.grid * 2**halvings
-
-
-def _write(
-    conversion: Conversion,
-    bundle: Path,
-    progress: Progress,
-    mesh: Mesh | None,
-) -> Written:
-    plan, source = conversion.plan, conversion.source
-    metadata: dict[str, Any] = {
-        **plan.metadata,
-        "source": source.name,
-        "family": conversion.family.name,
-    }
-    if source.revision:
-        metadata["revision"] = source.revision
-    if source.weights:
-        metadata["weights"] = source.weights
-    if conversion.target_digest:
-        metadata["target_digest"] = conversion.target_digest
-    digest, codebook = hashlib.sha256(), []
-    sharding_of = placement(mesh) if mesh else None
-
-    def leaves() -> Iterator[tuple[str, np.ndarray | jax.Array]]:
-        for path, x in build_params(conversion, progress):
-            digest.update(path.encode())
-            for block in iter_blocks(x):
-                digest.update(block.reshape(-1).view(np.uint8).data)
-            if path == "codebook":
-                codebook.append(x.astype(np.float32))
-            if sharding_of is None:
-                yield path, x
-            else:
-                yield path, jax.device_put(x, sharding_of(path, x.shape))
-
-    def finish() -> Checkpoint:
-        metadata["digest"] = digest.hexdigest()[:16]
-        table = None
-        if codebook and len(codebook[0]) > 3:
-            table = neighbor_table(codebook[0], min(NEIGHBORS, len(codebook[0]) - 2))
-        return Checkpoint(plan.kind, plan.config, {}, metadata, table)
-
-    folder = bundle / FOLDERS.get(plan.kind, "drafter")
-    save_leaves(folder, leaves(), finish, _tokenizer_file(source, plan.kind))
-    return Written(
-        folder,
-        conversion.family.name,
-        plan.kind,
-        sum(len(entry.tensors) for entry in conversion.entries),
-        conversion.parameters,
-        conversion.bytes,
-        metadata["digest"],
-        remarks(conversion),
-    )
-
-
-def _tokenizer_file(source: Source, kind: str) -> dict[str, str]:
-    """Returns the text of a text encoder's `tokenizer.json`, by name, if it exists."""
-    file = (source.folder or Path()) / "tokenizer.json"
-    if kind != "text_encoder" or not file.is_file():
-        return {}
-    return {"tokenizer.json": read_text(file)}
