@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from jax.sharding import Mesh
 
@@ -31,18 +31,24 @@ from jaxspec.convert.summary import Written
 from jaxspec.errors import ConfigError
 
 
+class Options(TypedDict, total=False):
+    """Keyword arguments of `prepare`, which `convert` passes on."""
+
+    family: str | None
+    dtype: str | None
+    target: str | os.PathLike | None
+    given: Overrides | None
+    allow_objects: bool
+    weights: str | None
+
+
 def convert(
     source: str | os.PathLike,
     bundle: str | os.PathLike,
     *,
-    family: str | None = None,
-    dtype: str | None = None,
-    target: str | os.PathLike | None = None,
-    given: Overrides | None = None,
-    allow_objects: bool = False,
-    weights: str | None = None,
     mesh: Mesh | None = None,
     progress: Callable[[Conversion], Progress] = lambda conversion: lambda count: None,
+    **options: Unpack[Options],
 ) -> list[Written]:
     """Converts a model into a part of a bundle.
 
@@ -50,18 +56,12 @@ def convert(
       source: file, folder or `OWNER/NAME[@REVISION][:FILE]` on the Hugging Face hub.
       bundle: folder of the bundle; the checkpoint is written to its subfolder
         `prior/`, `tokenizer/`, `text_encoder/` or `drafter/`.
-      family: key of `FAMILIES`; by default the family is recognized.
-      dtype: key of `DTYPES`; by default the stored dtype, at most float32.
-      target: checkpoint of the target model, for a drafter; by default the bundle's.
-      given: settings by name, which override those of the files.
-      allow_objects: whether to skip Python objects in PyTorch files instead of
-        refusing the file; see `read_torch`.
-      weights: name of the set of weights, if the files hold several; by default the
-        one that the family's official loader takes.
       mesh: device mesh, possibly of simulated devices; each parameter is stored in the
         shards of this mesh, so that a device can read its shard alone.
       progress: function called before each part is written, which returns a function
         of the number of bytes processed.
+      options: `family`, `dtype`, `target`, `given`, `allow_objects` and `weights`; see
+        `prepare`.
 
     Returns:
       A summary of each checkpoint; a file of a larger model can hold two.
@@ -75,16 +75,7 @@ def convert(
     """
     written = []
     check_source_is_kept(Path(source), Path(bundle))
-    for conversion in prepare(
-        source,
-        bundle,
-        family=family,
-        dtype=dtype,
-        target=target,
-        given=given,
-        allow_objects=allow_objects,
-        weights=weights,
-    ):
+    for conversion in prepare(source, bundle, **options):
         check_replaceable(conversion, Path(bundle))
         written.append(write_part(conversion, Path(bundle), progress(conversion), mesh))
     return written
@@ -103,7 +94,26 @@ def prepare(
 ) -> list[Conversion]:
     """Plans and checks a conversion without reading weights or writing files.
 
-    Args and errors are those of `convert`.
+    Args:
+      source: file, folder or repository, as for `convert`.
+      bundle: folder of the bundle.
+      family: key of `FAMILIES`; by default the family is recognized.
+      dtype: key of `DTYPES`; by default the stored dtype, at most float32.
+      target: checkpoint of the target model, for a drafter; by default the bundle's.
+      given: settings by name, which override those of the files.
+      allow_objects: whether to skip Python objects in PyTorch files instead of
+        refusing the file; see `read_torch`.
+      weights: name of the set of weights, if the files hold several; by default the
+        one that the family's official loader takes.
+
+    Returns:
+      The planned conversion of each part of the model.
+
+    Raises:
+      DataError: the files cannot be read.
+      MissingSettings: settings cannot be inferred; the message lists all of them.
+      ConfigError: the files do not fit the family, or a setting has no use.
+      CheckpointError: the target's checkpoint cannot be read.
     """
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
@@ -115,22 +125,19 @@ def prepare(
     for part_family, part in recognize(opened, family, weights):
         target_checkpoint = None
         if part_family.drafter:
-            folder = Path(target) if target else Path(bundle) / "prior"
-            if target or folder.is_dir():
-                target_checkpoint = _load_target(folder)
+            target_checkpoint = _find_target(target, Path(bundle))
         settings = SourceSettings(given or {})
         if part_family.name.startswith("vq-"):
             _infer_image_size(Path(bundle), part, settings)
         try:
-            conversions.append(
-                plan_conversion(
-                    part,
-                    part_family,
-                    overrides=settings,
-                    target=target_checkpoint,
-                    dtype=dtype,
-                )
+            conversion = plan_conversion(
+                part,
+                part_family,
+                overrides=settings,
+                target=target_checkpoint,
+                dtype=dtype,
             )
+            conversions.append(conversion)
         except MissingSettings as error:
             missing = missing.merged_with(error)
         requested |= settings.requested
@@ -142,6 +149,14 @@ def prepare(
             f"--set {', '.join(unknown)}: '{opened.name}' accepts {accepted}"
         )
     return conversions
+
+
+def _find_target(target: str | os.PathLike | None, bundle: Path) -> Checkpoint | None:
+    """Returns a drafter's target: the user's choice, else the bundle's prior if any."""
+    if target:
+        return _load_target(Path(target))
+    folder = bundle / "prior"
+    return _load_target(folder) if folder.is_dir() else None
 
 
 def _load_target(folder: Path) -> Checkpoint:
