@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from jaxspec.checkpoint import Checkpoint
-from jaxspec.convert.families.llama import (
+from jaxspec.convert.families.decoder import (
     EMBEDDING,
     DecoderNames,
     decoder_config,
