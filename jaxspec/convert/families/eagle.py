@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import EagleConfig, TransformerConfig, to_dict
-from jaxspec.convert.families.draft_ids import draft_ids
+from jaxspec.convert.families.draft_ids import draft_ids, draft_tables
 from jaxspec.convert.families.embeddings import has_own_embedding
 from jaxspec.convert.families.key_rules import attention, head_norms, mlp, qkv_biases
 from jaxspec.convert.families.layer_sizes import layer_sizes
@@ -276,10 +276,7 @@ def _export(version: int) -> Callable[[Checkpoint], ExportPlan]:
         if c.draft_vocab:
             config["draft_vocab_size"] = c.draft_vocab
             ids = np.asarray(checkpoint.params["ids"], np.int64)
-            is_drafted = np.zeros(target.vocab_size, bool)
-            is_drafted[ids] = True
-            offsets = ids - np.arange(len(ids))
-            extra_tensors = {"d2t": offsets, "t2d": is_drafted}
+            extra_tensors = draft_tables(ids, target.vocab_size)
             omitted = ("ids",)
         root = "midlayer." if version == 3 else "layers.0."
         rules = _rules(drafter, root)
