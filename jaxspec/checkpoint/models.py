@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec.checkpoint.folders import recover, replace_folder
+from jaxspec.checkpoint.folders import recover, replace_folder, write_notes
 from jaxspec.checkpoint.neighbors import NEIGHBORS, read_neighbors, write_neighbors
 from jaxspec.checkpoint.pytrees import (
     Placement,
@@ -118,8 +118,7 @@ def _write_metadata(
     )
     if checkpoint.neighbors is not None:
         write_neighbors(folder / NEIGHBORS, checkpoint.neighbors)
-    for name, text in (notes or {}).items():
-        (folder / name).write_text(text, encoding="utf-8")
+    write_notes(folder, notes)
 
 
 def save_leaves(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec.checkpoint.arrays import open_arrays, read_array, write_arrays
-from jaxspec.checkpoint.folders import recover, replace_folder
+from jaxspec.checkpoint.folders import recover, replace_folder, write_notes
 from jaxspec.errors import CheckpointError
 
 # One sharding for all parameters, or a function from path and shape to a sharding.
@@ -36,8 +36,7 @@ def save_state(
     """
     with replace_folder(Path(path)) as fresh:
         write_pytree(fresh / "state", state)
-        for name, text in (notes or {}).items():
-            (fresh / name).write_text(text, encoding="utf-8")
+        write_notes(fresh, notes)
 
 
 def load_state(path: str | os.PathLike, like: Any) -> Any:
