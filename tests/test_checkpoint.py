@@ -71,7 +71,7 @@ def test_a_save_replaces_and_a_killed_save_does_not(saved, monkeypatch):
     def die(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("jaxspec.checkpoint.models.write_tree", die)
+    monkeypatch.setattr("jaxspec.checkpoint.models.write_pytree", die)
     with pytest.raises(KeyboardInterrupt):
         save(path, Checkpoint("prior", CONFIG, changed))
     monkeypatch.undo()

@@ -25,7 +25,7 @@ from jaxspec.checkpoint import (
     save,
     save_state,
 )
-from jaxspec.checkpoint.trees import read_tree, write_tree
+from jaxspec.checkpoint.pytrees import read_pytree, write_pytree
 from jaxspec.config import TransformerConfig
 from jaxspec.errors import CheckpointError
 from jaxspec.models.transformer import Transformer
@@ -43,14 +43,14 @@ TREE = {
 def test_the_format_is_interchangeable_with_orbax(tmp_path):
     import orbax.checkpoint as ocp
 
-    write_tree(tmp_path / "jaxspec", TREE)
+    write_pytree(tmp_path / "jaxspec", TREE)
     shapes = jax.eval_shape(lambda: TREE)
     with ocp.StandardCheckpointer() as checkpointer:
         restored = checkpointer.restore(tmp_path / "jaxspec", shapes)
         checkpointer.save(tmp_path / "orbax", TREE)
     chex.assert_trees_all_equal(restored, TREE)
     for name in ("jaxspec", "orbax"):
-        loaded = read_tree(tmp_path / name, shapes)
+        loaded = read_pytree(tmp_path / name, shapes)
         chex.assert_trees_all_equal(loaded, TREE)
         chex.assert_trees_all_equal_dtypes(loaded, TREE)
 
@@ -59,12 +59,12 @@ def test_a_missing_chunk_does_not_read_as_zeros(tmp_path):
     """Chunks of zeros are stored too, so that a missing one is an error."""
     import tensorstore as ts
 
-    write_tree(tmp_path / "x", TREE)
+    write_pytree(tmp_path / "x", TREE)
     base = {"driver": "file", "path": f"{tmp_path / 'x'}/"}
     store = ts.KvStore.open({"driver": "ocdbt", "base": base}).result()
     store.write(b"zero/0.0", None).result()
     with pytest.raises(CheckpointError, match="damaged"):
-        read_tree(tmp_path / "x", jax.eval_shape(lambda: TREE))
+        read_pytree(tmp_path / "x", jax.eval_shape(lambda: TREE))
 
 
 def test_threads_load_in_parallel_and_leave_stderr_alone(capfd):

@@ -1,6 +1,6 @@
 """Checkpoints: models and training states on disk."""
 
-from jaxspec.checkpoint.files import (
+from jaxspec.checkpoint.folders import (
     file_digests,
     recover,
 )
@@ -16,7 +16,7 @@ from jaxspec.checkpoint.models import (
     save,
     save_leaves,
 )
-from jaxspec.checkpoint.trees import (
+from jaxspec.checkpoint.pytrees import (
     Placement,
     load_state,
     named_leaves,

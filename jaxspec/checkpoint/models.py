@@ -16,17 +16,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec.checkpoint.files import recover, replace_folder
-from jaxspec.checkpoint.trees import (
+from jaxspec.checkpoint.folders import recover, replace_folder, write_notes
+from jaxspec.checkpoint.neighbors import NEIGHBORS, read_neighbors, write_neighbors
+from jaxspec.checkpoint.pytrees import (
     Placement,
     abbreviated,
     named_leaves,
     open_part,
     part_folders,
-    read_tree,
+    read_pytree,
     unflatten,
     write_parts,
-    write_tree,
+    write_pytree,
 )
 from jaxspec.config import (
     TextEncoderConfig,
@@ -45,7 +46,6 @@ from jaxspec.spec.neighbors import Neighbors
 from jaxspec.typing import Params
 
 FORMAT = 3
-NEIGHBORS = "neighbors.npz"
 # Size of one part of a model that is saved leaf by leaf.
 PART_BYTES = 1 << 26
 KINDS = {
@@ -96,7 +96,7 @@ def save(
     """
     metadata = {**checkpoint.metadata, "digest": params_digest(checkpoint.params)}
     with replace_folder(Path(path)) as fresh:
-        write_tree(fresh / "params", checkpoint.params)
+        write_pytree(fresh / "params", checkpoint.params)
         _write_metadata(fresh, replace(checkpoint, metadata=metadata), notes)
 
 
@@ -117,9 +117,8 @@ def _write_metadata(
         json.dumps(record, indent=2) + "\n", encoding="utf-8"
     )
     if checkpoint.neighbors is not None:
-        _write_neighbors(folder / NEIGHBORS, checkpoint.neighbors)
-    for name, text in (notes or {}).items():
-        (folder / name).write_text(text, encoding="utf-8")
+        write_neighbors(folder / NEIGHBORS, checkpoint.neighbors)
+    write_notes(folder, notes)
 
 
 def save_leaves(
@@ -206,7 +205,7 @@ def load_checkpoint(
     if kind is not None and head.kind != kind:
         raise CheckpointError(f"'{path}' holds a {head.kind}, not a {kind}")
     like = abstract_params(head.kind, head.config)
-    params = read_tree(Path(path) / "params", like, sharding, dtype)
+    params = read_pytree(Path(path) / "params", like, sharding, dtype)
     for name, x in named_leaves(params):
         if not bool(jnp.isfinite(x).all()):
             raise NonFiniteError(
@@ -216,7 +215,7 @@ def load_checkpoint(
     neighbors = None
     if head.kind == "tokenizer" and (Path(path) / NEIGHBORS).is_file():
         codebook_size = head.config.codebook_size
-        neighbors = _read_neighbors(Path(path) / NEIGHBORS, codebook_size)
+        neighbors = read_neighbors(Path(path) / NEIGHBORS, codebook_size)
     return Checkpoint(head.kind, head.config, params, head.metadata, neighbors)
 
 
@@ -237,7 +236,7 @@ def load_some(path: str | os.PathLike, names: Iterable[str]) -> Params:
         stored = open_part(part)
         if names & set(stored):
             part_like = unflatten({name: like[name] for name in stored if name in like})
-            leaves = named_leaves(read_tree(part, part_like))
+            leaves = named_leaves(read_pytree(part, part_like))
             selected |= {name: x for name, x in leaves if name in names}
     if missing := names - set(selected):
         raise CheckpointError(f"'{path}' has no {abbreviated(sorted(missing))}")
@@ -254,35 +253,6 @@ def abstract_params(kind: str, config: Any) -> Params:
         **{name: lambda key: config.init_params(key) for name in DRAFTERS},
     }[kind]
     return jax.eval_shape(init, jax.random.key(0))
-
-
-def _write_neighbors(file: Path, table: Neighbors) -> None:
-    dtype = np.uint16 if table.ids.shape[0] <= 1 << 16 else np.int32
-    ids, distances = np.asarray(table.ids, dtype), np.asarray(table.distances)
-    np.savez_compressed(file, ids=ids, distances=distances)
-
-
-def _read_neighbors(file: Path, codebook_size: int) -> Neighbors:
-    """Reads and checks the neighbor table of a codebook.
-
-    Raises:
-      CheckpointError: the file is damaged, or belongs to another codebook.
-    """
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            ids, distances = arrays["ids"].astype(np.int32), arrays["distances"]
-        valid = ids.shape == distances.shape and ids.ndim == 2
-        valid = valid and len(ids) == codebook_size
-        valid = valid and bool((ids >= 0).all() and (ids < codebook_size).all())
-        valid = valid and bool((distances >= 0).all())
-    except Exception:  # numpy, zipfile and zlib each raise their own types
-        valid = False
-    if not valid:
-        raise CheckpointError(
-            f"'{file}' is damaged, or not the table of a codebook of {codebook_size}; "
-            "fetch it again, or delete it to have it rebuilt from the codebook"
-        )
-    return Neighbors(jnp.asarray(ids), jnp.asarray(distances, jnp.float32))
 
 
 def digest_of(checkpoint: Checkpoint) -> str:

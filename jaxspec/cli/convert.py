@@ -11,6 +11,11 @@ FAMILIES = (
 
 def add_parser(commands) -> None:
     """Adds the parsers of both commands."""
+    _add_convert(commands)
+    _add_export(commands)
+
+
+def _add_convert(commands) -> None:
     parser = commands.add_parser(
         "convert",
         help="convert PyTorch weights to a checkpoint",
@@ -73,25 +78,28 @@ def add_parser(commands) -> None:
         "never run)",
     )
     parser.set_defaults(run=run)
-    export_parser = commands.add_parser(
+
+
+def _add_export(commands) -> None:
+    parser = commands.add_parser(
         "export",
         help="write a checkpoint as safetensors in a released layout",
         description="Writes model.safetensors and config.json, bit-exact in both "
         "directions, in the layout of llamagen, llamagen-hf, eagle1, eagle3 or dflash.",
         epilog="Example: jaxspec export runs/my/checkpoint/prior out --family llamagen",
     )
-    export_parser.add_argument(
+    parser.add_argument(
         "checkpoint", metavar="CHECKPOINT", help="a part of a bundle, such as DIR/prior"
     )
-    export_parser.add_argument(
+    parser.add_argument(
         "folder", metavar="DIR", help="folder of the result, created if needed"
     )
-    export_parser.add_argument(
+    parser.add_argument(
         "--family",
         required=True,
         choices=("llamagen", "llamagen-hf", "eagle1", "eagle3", "dflash"),
     )
-    export_parser.set_defaults(run=run_export)
+    parser.set_defaults(run=run_export)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -100,8 +108,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     from tqdm import tqdm
 
-    from jaxspec.convert.run import convert, prepare
-    from jaxspec.convert.understand import Conversion
+    from jaxspec.convert.conversion import convert, prepare
+    from jaxspec.convert.plan import Conversion
 
     mesh = make_simulated_mesh(arguments.mesh) if arguments.mesh else None
     options = {
@@ -215,7 +223,7 @@ def read_settings(pairs: list[str]) -> dict[str, object]:
 
 def format_table(conversion) -> str:
     """Formats a table of parameters with their tensors and transforms."""
-    from jaxspec.convert.remarks import remarks
+    from jaxspec.convert.summary import remarks
 
     lines = [
         f"# {conversion.source.name}: {conversion.family.name} -> "

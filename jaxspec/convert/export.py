@@ -68,6 +68,37 @@ def export(
         for path in params
         for name, rule, span in _tensors_of(path, params, plan)
     }
+    advance = progress(sum(x.nbytes for x in params.values()))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / "model.safetensors"
+        _write_tensors(file, params, tensors, plan, advance)
+        text = json.dumps(plan.config, indent=2) + "\n"
+        write_file(folder / "config.json", text.encode("utf-8"))
+    except OSError as error:
+        raise DataError(f"cannot write '{folder}': {error.strerror}") from None
+    return file
+
+
+def _write_tensors(
+    file: Path,
+    params: Mapping[str, Any],
+    tensors: Mapping[str, tuple[str, KeyRule, slice]],
+    plan: ExportPlan,
+    advance: Progress,
+) -> None:
+    """Writes the tensors that parameters are split into.
+
+    Args:
+      file: safetensors file to write.
+      params: parameters to export, by path.
+      tensors: path, rule and slice of the parameter of each tensor, by name.
+      plan: attention heads and extra tensors.
+      advance: function that receives the size in bytes of each tensor.
+
+    Raises:
+      DataError: the file cannot be written.
+    """
 
     def extract(name: str, param: np.ndarray) -> np.ndarray:
         """Returns the tensor that is a part of a parameter."""
@@ -88,16 +119,7 @@ def export(
         shape = extract(name, np.broadcast_to(np.int8(0), params[path].shape)).shape
         table.append((name, shape, params[path].dtype))
     table += [(name, x.shape, x.dtype) for name, x in plan.extra_tensors.items()]
-    advance = progress(sum(x.nbytes for x in params.values()))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = folder / "model.safetensors"
-        write_safetensors(file, table, read)
-        text = json.dumps(plan.config, indent=2) + "\n"
-        write_file(folder / "config.json", text.encode("utf-8"))
-    except OSError as error:
-        raise DataError(f"cannot write '{folder}': {error.strerror}") from None
-    return file
+    write_safetensors(file, table, read)
 
 
 def _tensors_of(

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from jaxspec.checkpoint import save
+from jaxspec.convert.conversion import prepare
 from jaxspec.convert.export import export
 from jaxspec.convert.reading.safetensors import read_safetensors
-from jaxspec.convert.recorded import HARMLESS, NEUTRAL, TrackedConfig, check_unread
-from jaxspec.convert.run import prepare
+from jaxspec.convert.source_config import HARMLESS, NEUTRAL, TrackedConfig, check_unread
 from jaxspec.errors import ConfigError
 from tests.convert import llamagen_files, models, torch_files
 

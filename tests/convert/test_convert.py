@@ -10,11 +10,11 @@ import tensorstore as ts
 from jaxspec.checkpoint import load_checkpoint, params_digest, save, save_leaves
 from jaxspec.cli import convert as command
 from jaxspec.cli import main
-from jaxspec.convert.assemble import build_params
+from jaxspec.convert.conversion import convert, prepare
 from jaxspec.convert.export import export
 from jaxspec.convert.families import FAMILIES
+from jaxspec.convert.params import build_params
 from jaxspec.convert.reading.safetensors import write_safetensors
-from jaxspec.convert.run import convert, prepare
 from jaxspec.errors import ConfigError, NonFiniteError
 from tests.convert import models, torch_files
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from jaxspec.checkpoint import load_checkpoint, params_digest, save
+from jaxspec.convert.conversion import convert
 from jaxspec.convert.export import EXPORTS, export
 from jaxspec.convert.reading.open import open_source
-from jaxspec.convert.recognize import families_of
-from jaxspec.convert.run import convert
+from jaxspec.convert.recognition import families_of
 from jaxspec.errors import ConfigError
 from tests.convert import models
 

@@ -7,11 +7,11 @@ import pytest
 
 from jaxspec.checkpoint import load_checkpoint
 from jaxspec.cli import main
+from jaxspec.convert.conversion import convert, prepare
 from jaxspec.convert.families import FAMILIES
 from jaxspec.convert.reading.open import open_source
 from jaxspec.convert.reading.sets import AVERAGES
-from jaxspec.convert.recognize import recognize
-from jaxspec.convert.run import convert, prepare
+from jaxspec.convert.recognition import recognize
 from jaxspec.errors import DataError
 from tests.convert import models, torch_files
 

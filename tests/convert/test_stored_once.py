@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from jaxspec.checkpoint import load_checkpoint
+from jaxspec.convert.conversion import convert
 from jaxspec.convert.reading.open import open_source
 from jaxspec.convert.reading.safetensors import write_safetensors
-from jaxspec.convert.run import convert
 from tests.convert import torch_files
 
 RNG = np.random.default_rng(0)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from jaxspec.checkpoint import load_checkpoint, params_digest, save
+from jaxspec.convert.conversion import convert, prepare
 from jaxspec.convert.export import export
 from jaxspec.convert.reading.open import open_source
-from jaxspec.convert.run import convert, prepare
 from jaxspec.errors import ConfigError, DataError
 from tests.convert import models, torch_files
 

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from jaxspec.checkpoint import Checkpoint
-from jaxspec.convert.assemble import build_params
 from jaxspec.convert.families import FAMILIES
-from jaxspec.convert.reading.stored import Source, Stored
-from jaxspec.convert.recognize import families_of
-from jaxspec.convert.understand import plan_conversion
+from jaxspec.convert.params import build_params
+from jaxspec.convert.plan import plan_conversion
+from jaxspec.convert.reading.source import Source, Stored
+from jaxspec.convert.recognition import families_of
 
 # For dtypes that NumPy only has from `ml_dtypes`: a PyTorch dtype of the same width.
 WIDTHS = {

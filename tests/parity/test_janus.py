@@ -13,7 +13,7 @@ from jaxspec.spec.state import Variables
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from jaxspec.convert.recognize import families_of
+from jaxspec.convert.recognition import families_of
 from jaxspec.models.prompts import TokenPrompt
 from jaxspec.models.transformer import Transformer
 from jaxspec.spec.engine import Engine

@@ -164,15 +164,15 @@ def test_verifiers_are_compared_by_image_quality(trained, data, tmp_path, capsys
 # Dies in its second save: after writing the files, before renaming their folder.
 DYING = """
 import os, signal, sys
-from jaxspec.checkpoint import trees
+from jaxspec.checkpoint import pytrees
 from jaxspec.cli import main
-real, saves = trees.write_tree, []
+real, saves = pytrees.write_pytree, []
 def write(path, tree):
     real(path, tree)
     saves.append(path.parent.name.startswith(".state."))
     if sum(saves) == 2:
         os.kill(os.getpid(), signal.SIGKILL)
-trees.write_tree = write
+pytrees.write_pytree = write
 sys.exit(main(sys.argv[1:]))
 """
 

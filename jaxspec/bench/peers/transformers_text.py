@@ -26,7 +26,7 @@ from tqdm import tqdm
 from jaxspec.bench.tables import environment, markdown_table
 from jaxspec.bench.timing import time_interleaved
 from jaxspec.bundle import Bundle, load_bundle
-from jaxspec.convert.run import convert
+from jaxspec.convert.conversion import convert
 from jaxspec.errors import ConfigError
 from jaxspec.helpers import LoadedDrafter, bundled_drafter, load_drafter
 from jaxspec.models.transformer import Transformer

@@ -3,18 +3,21 @@
 from jaxspec.convert.families import (
     dflash,
     eagle,
-    heads,
+    hydra,
     janus,
     llama,
     llamagen,
+    masked_diffusion,
+    medusa,
     t5,
     vq,
 )
 from jaxspec.convert.family import Family
 
+# Drafters come first, because many of them have the model_type "llama".
+MODULES = (
+    dflash, eagle, medusa, hydra, llamagen, janus, llama, masked_diffusion, t5, vq
+)  # fmt: skip
 FAMILIES: dict[str, Family] = {
-    family.name: family
-    # Drafters come first, because many of them have the model_type "llama".
-    for module in (dflash, eagle, heads, llamagen, janus, llama, t5, vq)
-    for family in module.FAMILIES
+    family.name: family for module in MODULES for family in module.FAMILIES
 }

@@ -10,26 +10,30 @@ from typing import Any
 import numpy as np
 
 from jaxspec.checkpoint import Checkpoint
-from jaxspec.config import DFlashConfig, to_dict
-from jaxspec.convert.families.eagle import rotary_suffix
-from jaxspec.convert.families.layers import mlp
-from jaxspec.convert.families.llama import read_rope_scaling
+from jaxspec.config import DFlashConfig, TransformerConfig, to_dict
+from jaxspec.convert.families.key_rules import mlp
+from jaxspec.convert.families.layer_sizes import layer_sizes
+from jaxspec.convert.families.rotary import (
+    read_rope_base,
+    read_rope_scaling,
+    rotary_suffix,
+)
 from jaxspec.convert.family import (
     ComputedParam,
     ExportPlan,
     Family,
     Overrides,
     Plan,
-    check_consistent,
-    check_supported,
-    count_tensors,
-    exported_config,
     heads_of,
-    infer_numbers,
-    infer_setting,
 )
 from jaxspec.convert.mapping import KeyRule
-from jaxspec.convert.reading.stored import Source
+from jaxspec.convert.reading.source import Source
+from jaxspec.convert.settings import count_tensors, infer_numbers, infer_setting
+from jaxspec.convert.source_config import (
+    check_consistent,
+    check_supported,
+    exported_config,
+)
 from jaxspec.drafters.block_diffusion import DFlash
 from jaxspec.errors import ConfigError
 
@@ -69,13 +73,16 @@ def _merged_config(source: Source) -> Mapping[str, Any]:
     return ChainMap(section or {}, source_config)  # pyright: ignore[reportArgumentType]
 
 
-def _infer_config(
-    source: Source, overrides: Overrides, target: Checkpoint
-) -> DFlashConfig:
-    target_config, source_config = target.config, _merged_config(source)
-    layers = count_tensors(source, "layers.{i}.self_attn.q_proj.weight")
-    width, features_width = source.shape("fc.weight")
-    layer_ids = source_config.get("target_layer_ids")
+def _feature_layers(
+    source: Source, overrides: Overrides, target: TransformerConfig, features_width: int
+) -> tuple[int, ...]:
+    """Infers the layers of the target whose outputs the drafter reads.
+
+    Raises:
+      MissingSettings: they are unknown.
+      ConfigError: they do not fit the target or the tensors.
+    """
+    layer_ids = _merged_config(source).get("target_layer_ids")
     if isinstance(layer_ids, list) and -1 in layer_ids:
         raise ConfigError(
             f"'{source.name}' reads the embedding (layer -1), which targets do not "
@@ -87,31 +94,35 @@ def _infer_config(
         "feature_layers",
         layer_ids,
         description="the layers whose features it reads (of the target's "
-        f"{target_config.layers} layers; the first is 0)",
-        length=features_width // target_config.width,
+        f"{target.layers} layers; the first is 0)",
+        length=features_width // target.width,
     )
-    offered = len(feature_layers) * target_config.width
+    offered = len(feature_layers) * target.width
     if offered != features_width:
         raise ConfigError(
             f"'{source.name}' reads {features_width} features, but "
             f"{len(feature_layers)} layers of its target have {offered}: check the "
             "target and the feature layers"
         )
+    return feature_layers
+
+
+def _check_config(source: Source, target: TransformerConfig) -> None:
+    """Refuses a config of another target, or one that is not supported.
+
+    Raises:
+      ConfigError: the target has other sizes or rotary frequencies, or an entry has no
+        counterpart in this library.
+    """
+    source_config = _merged_config(source)
     supported = {
         "attention_bias": (False,),
         "hidden_act": ("silu", "swish"),
         "is_causal": (False,),
     }
     check_supported(source, source_config, supported)
-    check_consistent(
-        source,
-        source_config,
-        {
-            "num_target_layers": target_config.layers,
-            "vocab_size": target_config.vocab_size,
-        },
-        "its target",
-    )
+    expected = {"num_target_layers": target.layers, "vocab_size": target.vocab_size}
+    check_consistent(source, source_config, expected, "its target")
     sliding = source_config.get("use_sliding_window") or "sliding_attention" in (
         source_config.get("layer_types") or ()
     )
@@ -119,27 +130,35 @@ def _infer_config(
         raise ConfigError(
             f"'{source.name}' has sliding window attention, which is not supported"
         )
-    if target_config.rope == "sequence":
+    if target.rope == "sequence":
         # Released drafters have rotary settings of their own; ours use the target's.
-        rope = source_config.get("rope_parameters") or {}
-        base = source_config.get("rope_theta", rope.get("rope_theta"))
-        base = target_config.rope_base if base is None else float(base)
+        base = read_rope_base(source_config)
+        base = target.rope_base if base is None else float(base)
         settings = base, read_rope_scaling(source, source_config)
-        if settings != (target_config.rope_base, target_config.rope_scaling):
+        if settings != (target.rope_base, target.rope_scaling):
             raise ConfigError(
                 f"'{source.name}' has other rotary frequencies than its target (base "
-                f"{base:g}, not {target_config.rope_base:g}), which is not supported"
+                f"{base:g}, not {target.rope_base:g}), which is not supported"
             )
+
+
+def _infer_config(
+    source: Source, overrides: Overrides, target: TransformerConfig
+) -> DFlashConfig:
+    """Infers the configuration from shapes, `config.json` and the user's settings."""
+    source_config = _merged_config(source)
+    layers = count_tensors(source, "layers.{i}.self_attn.q_proj.weight")
+    width, features_width = source.shape("fc.weight")
+    feature_layers = _feature_layers(source, overrides, target, features_width)
+    _check_config(source, target)
     head_size = source.shape("layers.0.self_attn.q_norm.weight")[0]
-    heads = source.shape("layers.0.self_attn.q_proj.weight")[0] // head_size
-    kv_heads = source.shape("layers.0.self_attn.k_proj.weight")[0] // head_size
-    ffn_width = source.shape("layers.0.mlp.gate_proj.weight")[0]
+    sizes = layer_sizes(source, "layers.0.", head_size=head_size)
     expected = {
         "hidden_size": width,
-        "intermediate_size": ffn_width,
+        "intermediate_size": sizes.ffn_width,
         "head_dim": head_size,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
+        "num_attention_heads": sizes.heads,
+        "num_key_value_heads": sizes.kv_heads,
         "num_hidden_layers": layers,
     }
     check_consistent(source, source_config, expected)
@@ -156,12 +175,9 @@ def _infer_config(
         block_size=block_size,
         layers=layers,
         width=width,
-        heads=heads,
-        kv_heads=None if kv_heads == heads else kv_heads,
-        head_dim=None if heads * head_size == width else head_size,
-        ffn_width=ffn_width,
+        **sizes.config_args(width),
         norm_eps=source_config.get("rms_norm_eps", 1e-6),
-        feature_layers=tuple(feature_layers),
+        feature_layers=feature_layers,
         causal=False,
         markov_rank=0 if markov_in is None else markov_in.shape[1],
         confidence="confidence_head.proj.weight" in source.tensors,
@@ -173,7 +189,7 @@ def _infer_config(
 def _plan(source: Source, overrides: Overrides, target: Checkpoint | None) -> Plan:
     assert target is not None
     config = exported_config(source, DFlashConfig)
-    config = config or _infer_config(source, overrides, target)
+    config = config or _infer_config(source, overrides, target.config)
     drafter, computed, metadata = DFlash(config, target.config), {}, {}
     if "mask_rows" not in source.tensors:
         # DFlash masks all positions with one token of the target.

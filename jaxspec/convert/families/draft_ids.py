@@ -3,7 +3,7 @@
 import numpy as np
 
 from jaxspec.convert.family import ComputedParam
-from jaxspec.convert.reading.stored import Source
+from jaxspec.convert.reading.source import Source
 from jaxspec.errors import ConfigError
 
 
@@ -63,3 +63,15 @@ def draft_ids(source: Source, draft_vocab: int, vocab: int) -> ComputedParam:
         return ids.astype(np.int32)
 
     return ComputedParam(names, compute)
+
+
+def draft_tables(ids: np.ndarray, vocab: int) -> dict[str, np.ndarray]:
+    """Inverts `draft_ids`: returns the tables `d2t` and `t2d` by name.
+
+    Args:
+      ids: token id int64 `[draft_vocab]` of each output of the head.
+      vocab: vocabulary size of the target, `V`.
+    """
+    is_drafted = np.zeros(vocab, bool)
+    is_drafted[ids] = True
+    return {"d2t": ids - np.arange(len(ids)), "t2d": is_drafted}

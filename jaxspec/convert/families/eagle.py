@@ -12,37 +12,34 @@ import numpy as np
 
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import EagleConfig, TransformerConfig, to_dict
-from jaxspec.convert.families.draft_ids import draft_ids
-from jaxspec.convert.families.layers import attention, head_norms, mlp, qkv_biases
-from jaxspec.convert.families.llama import read_rope_scaling
-from jaxspec.convert.families.tables import has_own_embedding
+from jaxspec.convert.families.draft_ids import draft_ids, draft_tables
+from jaxspec.convert.families.embeddings import has_own_embedding
+from jaxspec.convert.families.key_rules import attention, head_norms, mlp, qkv_biases
+from jaxspec.convert.families.layer_sizes import layer_sizes
+from jaxspec.convert.families.rotary import (
+    read_rope_base,
+    read_rope_scaling,
+    rotary_suffix,
+)
 from jaxspec.convert.family import (
     ComputedParam,
     ExportPlan,
     Family,
     Overrides,
     Plan,
+    heads_of,
+)
+from jaxspec.convert.mapping import KeyRule
+from jaxspec.convert.reading.source import Source
+from jaxspec.convert.settings import infer_setting
+from jaxspec.convert.source_config import (
     check_consistent,
     check_entry,
     check_supported,
     exported_config,
-    heads_of,
-    infer_setting,
 )
-from jaxspec.convert.mapping import KeyRule
-from jaxspec.convert.reading.stored import Source
 from jaxspec.drafters.feature_head import Eagle
 from jaxspec.errors import ConfigError
-
-
-def rotary_suffix(target: TransformerConfig) -> str:
-    """Returns the suffix of transforms of a drafter's queries and keys.
-
-    Rotary pairs of LlamaGen's drafters are neighbors already, as ours are.
-    """
-    if target.rope == "grid":
-        return ""
-    return "_rotary"
 
 
 def layer_rules(
@@ -78,14 +75,12 @@ def _shared_args(
         target.heads if query_width == target.heads * target.head_size else None,
         description="its number of heads",
     )
-    head_size = query_width // heads
-    kv_heads = source.shape(f"{root}self_attn.k_proj.weight")[0] // head_size
-    ffn_width = source.shape(f"{root}mlp.gate_proj.weight")[0]
+    sizes = layer_sizes(source, root, heads=heads)
     expected = {
         "hidden_size": width,
-        "intermediate_size": ffn_width,
-        "head_dim": head_size,
-        "num_key_value_heads": kv_heads,
+        "intermediate_size": sizes.ffn_width,
+        "head_dim": sizes.head_size,
+        "num_key_value_heads": sizes.kv_heads,
     }
     check_consistent(source, source_config, expected)
     vocab_size = source.config.get("vocab_size")
@@ -95,17 +90,13 @@ def _shared_args(
     rope_settings: dict[str, Any] = {}
     if target.rope == "sequence":
         # EAGLE's code reads the drafter's config, not the target's.
-        rope = source_config.get("rope_parameters") or {}
-        base = source_config.get("rope_theta", rope.get("rope_theta"))
+        base = read_rope_base(source_config)
         rope_settings["rope_base"] = float(10000.0 if base is None else base)
         rope_settings["rope_scaling"] = read_rope_scaling(source, source_config)
     return {
         **rope_settings,
         "width": width,
-        "heads": heads,
-        "kv_heads": None if kv_heads == heads else kv_heads,
-        "head_dim": None if head_size * heads == width else head_size,
-        "ffn_width": ffn_width,
+        **sizes.config_args(width),
         "norm_eps": overrides.get(
             "norm_eps", source_config.get("rms_norm_eps", default_eps)
         ),
@@ -285,10 +276,7 @@ def _export(version: int) -> Callable[[Checkpoint], ExportPlan]:
         if c.draft_vocab:
             config["draft_vocab_size"] = c.draft_vocab
             ids = np.asarray(checkpoint.params["ids"], np.int64)
-            is_drafted = np.zeros(target.vocab_size, bool)
-            is_drafted[ids] = True
-            offsets = ids - np.arange(len(ids))
-            extra_tensors = {"d2t": offsets, "t2d": is_drafted}
+            extra_tensors = draft_tables(ids, target.vocab_size)
             omitted = ("ids",)
         root = "midlayer." if version == 3 else "layers.0."
         rules = _rules(drafter, root)

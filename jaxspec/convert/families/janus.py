@@ -16,22 +16,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from jaxspec.checkpoint import Checkpoint
-from jaxspec.convert.families.llama import (
+from jaxspec.convert.families.decoder import (
     EMBEDDING,
     DecoderNames,
     decoder_config,
     decoder_rules,
 )
-from jaxspec.convert.family import (
-    ComputedParam,
-    Family,
-    Overrides,
-    Plan,
-    count_tensors,
-    heads_of,
-)
+from jaxspec.convert.family import ComputedParam, Family, Overrides, Plan, heads_of
 from jaxspec.convert.mapping import KeyRule
-from jaxspec.convert.reading.stored import Source
+from jaxspec.convert.reading.source import Source
+from jaxspec.convert.settings import count_tensors
 
 
 @dataclass(frozen=True)

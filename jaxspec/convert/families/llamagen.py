@@ -11,22 +11,17 @@ from typing import Any
 
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import TransformerConfig, to_dict
-from jaxspec.convert.families.layers import attention, gate_up, mlp
-from jaxspec.convert.family import (
-    ExportPlan,
-    Family,
-    Overrides,
-    Plan,
+from jaxspec.convert.families.key_rules import attention, gate_up, mlp
+from jaxspec.convert.family import ExportPlan, Family, Overrides, Plan, heads_of
+from jaxspec.convert.mapping import KeyRule
+from jaxspec.convert.reading.source import Source
+from jaxspec.convert.settings import count_tensors, infer_setting
+from jaxspec.convert.source_config import (
     check_consistent,
     check_entry,
     check_supported,
-    count_tensors,
     exported_config,
-    heads_of,
-    infer_setting,
 )
-from jaxspec.convert.mapping import KeyRule
-from jaxspec.convert.reading.stored import Source
 from jaxspec.errors import ConfigError
 from jaxspec.models.presets import SIZES
 
@@ -100,28 +95,8 @@ def _plan(source: Source, overrides: Overrides, target: Checkpoint | None) -> Pl
         released_heads.get((layers, width)),
         description="its number of heads",
     )
-    head_size = width // heads
-    if is_lantern:
-        kv_heads = (
-            source.shape("model.layers.0.self_attn.k_proj.weight")[0] // head_size
-        )
-        ffn_width = source.shape("model.layers.0.mlp.gate_proj.weight")[0]
-    else:
-        qkv_width = source.shape("layers.0.attention.wqkv.weight")[0]
-        kv_heads = (qkv_width // head_size - heads) // 2
-        ffn_width = source.shape("layers.0.feed_forward.w1.weight")[0]
-    null_caption = f"{root}cls_embedding.uncond_embedding"
-    condition: dict[str, Any] = {"condition": "class"}
-    if null_caption in source.tensors:
-        length, caption_width = source.shape(null_caption)
-        condition = {
-            "condition": "caption",
-            "caption_length": length,
-            "caption_width": caption_width,
-        }
-    else:
-        table = source.shape(f"{root}cls_embedding.embedding_table.weight")
-        condition["classes"] = table[0] - 1
+    kv_heads, ffn_width = _layer_sizes(source, heads, width // heads)
+    condition = _condition(source, root)
     prefix = condition.get("caption_length", 1)
     config = TransformerConfig(
         vocab_size=vocab_size,
@@ -145,13 +120,38 @@ def _plan(source: Source, overrides: Overrides, target: Checkpoint | None) -> Pl
         "vocab_size": vocab_size,
         "cls_token_num": prefix,
     }
-    if null_caption in source.tensors:
+    if "caption_width" in condition:
         expected["caption_dim"] = condition["caption_width"]
     else:
         expected["num_classes"] = condition["classes"]
     check_consistent(source, source_config, expected)
     check_supported(source, source_config, {"hidden_act": ("silu", "swish")})
     return Plan("prior", config, rules, heads_of(config), ignored=IGNORED)
+
+
+def _layer_sizes(source: Source, heads: int, head_size: int) -> tuple[int, int]:
+    """Returns the number of key/value heads, and the hidden width of the MLP."""
+    if "model.embed_tokens.weight" in source.tensors:  # LANTERN's layout
+        kv_width = source.shape("model.layers.0.self_attn.k_proj.weight")[0]
+        ffn_width = source.shape("model.layers.0.mlp.gate_proj.weight")[0]
+        return kv_width // head_size, ffn_width
+    qkv_width = source.shape("layers.0.attention.wqkv.weight")[0]
+    ffn_width = source.shape("layers.0.feed_forward.w1.weight")[0]
+    return (qkv_width // head_size - heads) // 2, ffn_width
+
+
+def _condition(source: Source, root: str) -> dict[str, Any]:
+    """Returns the arguments of the configuration about classes or captions."""
+    null_caption = f"{root}cls_embedding.uncond_embedding"
+    if null_caption in source.tensors:
+        length, width = source.shape(null_caption)
+        return {
+            "condition": "caption",
+            "caption_length": length,
+            "caption_width": width,
+        }
+    table = source.shape(f"{root}cls_embedding.embedding_table.weight")
+    return {"condition": "class", "classes": table[0] - 1}
 
 
 # Entries of LANTERN's config.json, and their names in LlamaGen's `gpt_hf.py`.

@@ -7,17 +7,12 @@ import re
 
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import TextEncoderConfig
-from jaxspec.convert.families.layers import gate_up, split_qkv
-from jaxspec.convert.family import (
-    Family,
-    Overrides,
-    Plan,
-    check_consistent,
-    check_supported,
-    count_tensors,
-)
+from jaxspec.convert.families.key_rules import gate_up, split_qkv
+from jaxspec.convert.family import Family, Overrides, Plan
 from jaxspec.convert.mapping import KeyRule
-from jaxspec.convert.reading.stored import Source
+from jaxspec.convert.reading.source import Source
+from jaxspec.convert.settings import count_tensors
+from jaxspec.convert.source_config import check_consistent, check_supported
 from jaxspec.convert.transforms import Heads
 
 _ATTENTION = "encoder.block.{i}.layer.0."

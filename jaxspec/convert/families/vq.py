@@ -7,23 +7,17 @@ Tensor names: LlamaGen `tokenizer/tokenizer_image/vq_model.py`, transformers
 `JanusVQVAE`, taming-transformers `modules/diffusionmodules/model.py`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import TokenizerConfig
-from jaxspec.convert.family import (
-    Family,
-    Overrides,
-    Plan,
-    check_consistent,
-    check_supported,
-    count_tensors,
-    infer_setting,
-)
+from jaxspec.convert.family import Family, Overrides, Plan
 from jaxspec.convert.mapping import KeyRule
-from jaxspec.convert.reading.stored import Source
+from jaxspec.convert.reading.source import Source
+from jaxspec.convert.settings import count_tensors, infer_setting
+from jaxspec.convert.source_config import check_consistent, check_supported
 from jaxspec.errors import ConfigError
 
 
@@ -159,6 +153,48 @@ def _normalized_config(source: Source) -> dict[str, Any]:
     }
 
 
+def _has_attention(source: Source, layout: Layout, root: str, levels: int) -> bool:
+    """Returns whether the lowest level has attention.
+
+    Raises:
+      ConfigError: a higher level has attention, too.
+    """
+    attention_levels = {
+        i
+        for i in range(levels)
+        if f"{root}{layout.levels[0]}.{i}.attn.0.q.weight" in source.tensors
+    }
+    if attention_levels - {levels - 1}:
+        raise ConfigError(
+            f"'{source.name}' has attention in the levels {sorted(attention_levels)}, "
+            "which is supported in the lowest one only"
+        )
+    return bool(attention_levels)
+
+
+def _image_size(
+    source: Source, overrides: Overrides, source_config: Mapping[str, Any], levels: int
+) -> int:
+    """Infers the side of an image in pixels; `source_config` has Hugging Face's names.
+
+    Raises:
+      MissingSettings: it is unknown.
+    """
+    scale = 2 ** (levels - 1)
+    resolution = source_config.get("resolution")
+    if resolution is None and "num_patches" in source_config:
+        resolution = source_config["num_patches"] * scale
+    return infer_setting(
+        source,
+        overrides,
+        "image_size",
+        resolution,
+        description="the side of its images in pixels (which a prior in the same "
+        "bundle determines)",
+        placeholder=scale,
+    )
+
+
 def _plan(layout: Layout, source: Source, overrides: Overrides) -> Plan:
     root = _root(source)
     if root is None or f"{root}decoder.conv_in.weight" not in source.tensors:
@@ -171,44 +207,22 @@ def _plan(layout: Layout, source: Source, overrides: Overrides) -> Plan:
     widths = [source.shape(first.replace("{i}", str(i)))[0] for i in range(levels)]
     channels = source.shape(f"{root}encoder.conv_in.weight")[0]
     codebook_size, code_dim = source.shape(f"{root}quantize.embedding.weight", 2)
-    attention_levels = {
-        i
-        for i in range(levels)
-        if f"{root}{layout.levels[0]}.{i}.attn.0.q.weight" in source.tensors
-    }
-    if attention_levels - {levels - 1}:
-        raise ConfigError(
-            f"'{source.name}' has attention in the levels {sorted(attention_levels)}, "
-            "which is supported in the lowest one only"
-        )
+    has_attention = _has_attention(source, layout, root, levels)
 
     def count_blocks(half: int) -> int:
         name = f"{root}{layout.levels[half]}.0.{layout.block}.{{i}}.conv1.weight"
         return count_tensors(source, name)
 
     source_config = _normalized_config(source)
-    scale = 2 ** (levels - 1)
-    resolution = source_config.get("resolution")
-    if resolution is None and "num_patches" in source_config:
-        resolution = source_config["num_patches"] * scale
-    image_size = infer_setting(
-        source,
-        overrides,
-        "image_size",
-        resolution,
-        description="the side of its images in pixels (which a prior in the same "
-        "bundle determines)",
-        placeholder=scale,
-    )
     unnormalized = source_config.get("codebook_l2_norm") is False
     normalized = "none" if unnormalized else layout.normalized
     config = TokenizerConfig(
-        image_size=image_size,
+        image_size=_image_size(source, overrides, source_config, levels),
         channels=channels,
         multipliers=tuple(width // channels for width in widths),
         encoder_blocks=count_blocks(0),
         decoder_blocks=count_blocks(1),
-        attention="lowest" if attention_levels else "middle",
+        attention="lowest" if has_attention else "middle",
         latent_channels=source.shape(f"{root}encoder.conv_out.weight")[0],
         codebook_size=codebook_size,
         code_dim=code_dim,

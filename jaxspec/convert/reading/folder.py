@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxspec.convert.reading.formats import SUFFIXES, format_of
 from jaxspec.convert.reading.safetensors import unique_keys
-from jaxspec.convert.reading.stored import printable
+from jaxspec.convert.reading.source import printable
 from jaxspec.errors import DataError
 
 

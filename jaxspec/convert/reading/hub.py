@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from jaxspec.convert.reading.stored import printable
+from jaxspec.convert.reading.source import printable
 from jaxspec.errors import DataError
 
 # Patterns of the files to download; weights in safetensors are preferred.

@@ -18,7 +18,7 @@ from jaxspec.convert.reading.hub import download
 from jaxspec.convert.reading.safetensors import read_safetensors
 from jaxspec.convert.reading.scaled import apply_scales
 from jaxspec.convert.reading.sets import PLAIN, Sets, select_weights, weight_sets
-from jaxspec.convert.reading.stored import Source
+from jaxspec.convert.reading.source import Source
 from jaxspec.convert.reading.torch_zip import read_torch
 from jaxspec.convert.reading.wrappers import strip_wrappers
 from jaxspec.errors import DataError
@@ -48,30 +48,7 @@ def open_source(
         path, revision = download(str(location))
     if not path.is_file() and not path.is_dir():
         raise DataError(f"'{location}' is neither a file nor a folder")
-    files = [path] if path.is_file() else weight_files(path)
-    sets: Sets = defaultdict(dict)
-    left_out: list[str] = []
-    names: dict[str, list[str]] = {}
-    for file in files:
-        file_sets, file_left_out = _read(file, allow_objects)
-        left_out += file_left_out
-        names[file.name] = [
-            name
-            for tensors in file_sets.values()
-            for name, tensor in tensors.items()
-            if not tensor.alias
-        ]
-        for key, tensors in file_sets.items():
-            for name, tensor in tensors.items():
-                if name in sets[key]:
-                    raise DataError(
-                        f"the tensor {name} is in '{sets[key][name].file.name}' and in "
-                        f"'{file.name}', but may exist only once"
-                    )
-                sets[key][name] = tensor
-    index = index_of(path)
-    if index is not None:
-        check_index(index, names)
+    sets, left_out = _read_files(path, allow_objects)
     if not sets:
         raise DataError(f"'{location}' holds no tensors")
     folder = path if path.is_dir() else path.parent
@@ -82,7 +59,7 @@ def open_source(
         folder,
         revision,
         tuple(dict.fromkeys(left_out)),
-        dict(sets),
+        sets,
     )
     return with_weights(source, PLAIN, weights)
 
@@ -112,6 +89,40 @@ def with_weights(source: Source, order: Sequence[str], choice: str | None) -> So
         weights=name,
         prefixes=prefixes,
     )
+
+
+def _read_files(path: Path, allow_objects: bool) -> tuple[Sets, list[str]]:
+    """Reads the sets of weights of a file or folder, and names of other contents.
+
+    Raises:
+      DataError: a file cannot be read, a tensor is in two files, or the folder's index
+        does not fit.
+    """
+    files = [path] if path.is_file() else weight_files(path)
+    sets: Sets = defaultdict(dict)
+    left_out: list[str] = []
+    names: dict[str, list[str]] = {}
+    for file in files:
+        file_sets, file_left_out = _read(file, allow_objects)
+        left_out += file_left_out
+        names[file.name] = [
+            name
+            for tensors in file_sets.values()
+            for name, tensor in tensors.items()
+            if not tensor.alias
+        ]
+        for key, tensors in file_sets.items():
+            for name, tensor in tensors.items():
+                if name in sets[key]:
+                    raise DataError(
+                        f"the tensor {name} is in '{sets[key][name].file.name}' and in "
+                        f"'{file.name}', but may exist only once"
+                    )
+                sets[key][name] = tensor
+    index = index_of(path)
+    if index is not None:
+        check_index(index, names)
+    return dict(sets), left_out
 
 
 def _read(file: Path, allow_objects: bool) -> tuple[Sets, list[str]]:

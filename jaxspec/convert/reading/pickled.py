@@ -41,6 +41,13 @@ _LITERALS = {
     "SHORT_BINBYTES", "BINBYTES8", "BINSTRING", "SHORT_BINSTRING", "STRING",
 }  # fmt: skip
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+# Instructions by what they do: nothing, make a container, fill one, or call a function.
+_IGNORED = {"PROTO", "FRAME"}
+_CONTAINERS = {
+    "EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE", "TUPLE", "LIST", "DICT", *_TUPLES,
+}  # fmt: skip
+_CHANGES = {"SETITEM", "SETITEMS", "APPEND", "APPENDS"}
+_CALLS = {"GLOBAL", "STACK_GLOBAL", "REDUCE", "NEWOBJ", "BUILD", "BINPERSID"}
 
 
 class Interpreter:
@@ -60,6 +67,7 @@ class Interpreter:
         """
         self._find_global, self._find_storage = find_global, find_storage
         self._stack: list[Any] = []
+        self._memo: dict[int, Any] = {}
         self._depth: dict[int, int] = {}  # of containers, by identity
         self._alive: list[Any] = []  # keeps identities unique
 
@@ -69,84 +77,109 @@ class Interpreter:
         Raises:
           PickleError: the program is invalid, or does more than describe tensors.
         """
-        memo: dict[int, Any] = {}
-        push, pop = self._stack.append, self._pop
+        self._memo = {}
         try:
             for opcode, value, _ in pickletools.genops(program):
-                name, argument = opcode.name, cast(Any, value)
-                if name in ("PROTO", "FRAME"):
-                    continue
-                if name in _LITERALS:
-                    push(self._literal(argument))
-                elif name in _CONSTANTS:
-                    push(_CONSTANTS[name])
-                elif name == "MARK":
-                    push(_MARK)
-                elif name.endswith("PUT") or name == "MEMOIZE":
-                    memo[len(memo) if argument is None else argument] = self._top()
-                elif name.endswith("GET"):
-                    push(memo[argument])
-                elif name == "EMPTY_DICT":
-                    push({})
-                elif name == "EMPTY_LIST":
-                    push([])
-                elif name == "EMPTY_TUPLE":
-                    push(())
-                elif name in _TUPLES:
-                    parts = [pop() for _ in range(_TUPLES[name])]
-                    push(self._record_depth(tuple(reversed(parts)), parts))
-                elif name == "TUPLE":
-                    parts = self._pop_to_mark()
-                    push(self._record_depth(tuple(parts), parts))
-                elif name == "DICT":
-                    result: dict[Any, Any] = {}
-                    self._set_items(result, self._pop_to_mark())
-                    push(result)
-                elif name == "LIST":
-                    parts = self._pop_to_mark()
-                    push(self._record_depth(list(parts), parts))
-                elif name in ("SETITEM", "SETITEMS"):
-                    is_one = name == "SETITEM"
-                    parts = self._pop_pair() if is_one else self._pop_to_mark()
-                    self._set_items(self._top(), parts)
-                elif name in ("APPEND", "APPENDS"):
-                    is_one = name == "APPEND"
-                    parts = [pop()] if is_one else self._pop_to_mark()
-                    self._extend(self._top(), parts)
-                elif name == "GLOBAL":
-                    module, _, qualified_name = argument.partition(" ")
-                    push(self._find_global(module, qualified_name))
-                elif name == "STACK_GLOBAL":
-                    qualified_name, module = pop(), pop()
-                    names = (module, qualified_name)
-                    if not all(isinstance(part, str) for part in names):
-                        raise PickleError("its pickle has a name that is no string")
-                    push(self._find_global(module, qualified_name))
-                elif name in ("REDUCE", "NEWOBJ"):
-                    arguments, function = pop(), pop()
-                    push(self._call(function, arguments))
-                elif (
-                    name == "BUILD"
-                ):  # sets an object's state, such as metadata of a dict
-                    pop()
-                    if not isinstance(self._top(), dict | Inert):
-                        raise PickleError(
-                            "its pickle changes the state of a tensor or a function"
-                        )
-                elif name == "BINPERSID":
-                    push(self._find_storage(pop()))
-                elif name == "POP":
-                    pop()
-                elif name == "STOP":
-                    return pop()
-                else:
-                    raise PickleError(f"its pickle uses {name}")
+                if opcode.name == "STOP":
+                    return self._pop()
+                self._run_instruction(opcode.name, cast(Any, value))
         except PickleError:
             raise
         except Exception as error:  # such as an empty stack, or a truncated string
             reason = type(error).__name__
             raise PickleError(f"its pickle is invalid ({reason})") from None
         raise PickleError("its pickle does not end")
+
+    def _run_instruction(self, name: str, argument: Any) -> None:
+        """Runs one instruction.
+
+        Args:
+          name: name of its opcode in `pickletools`.
+          argument: argument from the program, None if the opcode has none.
+
+        Raises:
+          PickleError: the instruction is not supported.
+        """
+        memo = self._memo
+        if name in _IGNORED:
+            return
+        if name in _LITERALS:
+            self._stack.append(self._literal(argument))
+        elif name in _CONSTANTS:
+            self._stack.append(_CONSTANTS[name])
+        elif name == "MARK":
+            self._stack.append(_MARK)
+        elif name == "POP":
+            self._pop()
+        elif name.endswith("PUT") or name == "MEMOIZE":
+            memo[len(memo) if argument is None else argument] = self._top()
+        elif name.endswith("GET"):
+            self._stack.append(memo[argument])
+        elif name in _CONTAINERS:
+            self._make_container(name)
+        elif name in _CHANGES:
+            self._change_container(name)
+        elif name in _CALLS:
+            self._resolve(name, argument)
+        else:
+            raise PickleError(f"its pickle uses {name}")
+
+    def _make_container(self, name: str) -> None:
+        """Pushes a dict, list or tuple, empty or of values on the stack."""
+        push = self._stack.append
+        if name == "EMPTY_DICT":
+            push({})
+        elif name == "EMPTY_LIST":
+            push([])
+        elif name == "EMPTY_TUPLE":
+            push(())
+        elif name in _TUPLES:
+            parts = [self._pop() for _ in range(_TUPLES[name])]
+            push(self._record_depth(tuple(reversed(parts)), parts))
+        elif name == "TUPLE":
+            parts = self._pop_to_mark()
+            push(self._record_depth(tuple(parts), parts))
+        elif name == "LIST":
+            parts = self._pop_to_mark()
+            push(self._record_depth(list(parts), parts))
+        elif name == "DICT":
+            result: dict[Any, Any] = {}
+            self._set_items(result, self._pop_to_mark())
+            push(result)
+
+    def _change_container(self, name: str) -> None:
+        """Adds values on the stack to the dict or list below them."""
+        if name == "SETITEM":
+            parts = self._pop_pair()
+        elif name == "APPEND":
+            parts = [self._pop()]
+        else:
+            parts = self._pop_to_mark()
+        change = self._set_items if name.startswith("SETITEM") else self._extend
+        change(self._top(), parts)
+
+    def _resolve(self, name: str, argument: Any) -> None:
+        """Resolves a name or reference, calls a function, or sets an object's state."""
+        push = self._stack.append
+        if name == "GLOBAL":
+            module, _, qualified_name = argument.partition(" ")
+            push(self._find_global(module, qualified_name))
+        elif name == "STACK_GLOBAL":
+            qualified_name, module = self._pop(), self._pop()
+            if not all(isinstance(part, str) for part in (module, qualified_name)):
+                raise PickleError("its pickle has a name that is no string")
+            push(self._find_global(module, qualified_name))
+        elif name in ("REDUCE", "NEWOBJ"):
+            arguments, function = self._pop(), self._pop()
+            push(self._call(function, arguments))
+        elif name == "BUILD":  # sets an object's state, such as metadata of a dict
+            self._pop()
+            if not isinstance(self._top(), dict | Inert):
+                raise PickleError(
+                    "its pickle changes the state of a tensor or a function"
+                )
+        elif name == "BINPERSID":
+            push(self._find_storage(self._pop()))
 
     def _top(self) -> Any:
         return self._stack[-1]

@@ -15,7 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from jaxspec.convert.reading.stored import Stored, printable
+from jaxspec.convert.reading.source import Stored, printable
 from jaxspec.errors import DataError
 from jaxspec.writing import whole_file
 
@@ -67,61 +67,89 @@ def read_safetensors(file: Path) -> dict[str, Stored]:
     Raises:
       DataError: the file is damaged, truncated, or no safetensors file.
     """
-
-    def wrong(reason: str) -> DataError:
-        return DataError(
-            f"'{file}' is damaged or not a safetensors file ({reason}); fetch it again"
-        )
-
     total = file.stat().st_size
-    with open(file, "rb") as stream:
-        head = stream.read(8)
-        if len(head) < 8:
-            raise wrong("it ends within its first 8 bytes")
-        (length,) = struct.unpack("<Q", head)
-        if length > MAX_HEADER or 8 + length > total:
-            raise wrong(f"its header would have {length} bytes, the file has {total}")
-        try:
-            header = json.loads(stream.read(length), object_pairs_hook=unique_keys)
-        except (ValueError, RecursionError) as error:
-            raise wrong(f"header: {error}") from None
-    if not isinstance(header, dict):
-        raise wrong("its header is no object")
+    header, start = _read_header(file, total)
     metadata = header.pop("__metadata__", None)
-    start, spans, tensors = 8 + length, [], {}
+    spans, tensors = [], {}
     for name, entry in header.items():
-        try:
-            dtype, shape = np.dtype(DTYPES[entry["dtype"]]), tuple(entry["shape"])
-            begin, end = entry["data_offsets"]
-        except (KeyError, TypeError, ValueError):
-            kind = entry.get("dtype") if isinstance(entry, dict) else None
-            raise wrong(
-                f"no usable entry for {printable(name)}, dtype {printable(str(kind))}"
-            ) from None
+        shape, dtype, begin, end = _read_entry(file, name, entry)
         name = printable(name)
-        numbers = (*shape, begin, end)
-        if len(shape) > MAX_AXES or not all(
-            type(n) is int and 0 <= n < MAX_SIZE for n in numbers
-        ):
-            raise wrong(f"{name} has an invalid shape or position")
-        if 0 not in shape and end - begin != math.prod(shape) * dtype.itemsize:
-            raise wrong(f"{name} has the shape {shape}, but {end - begin} bytes")
-        if 0 in shape and (begin != end or max(shape) >= 1 << 40):
-            raise wrong(f"{name} has the shape {shape}, but {end - begin} bytes")
         if start + end > total:
-            raise wrong(f"{name} ends at byte {start + end}, the file at {total}")
+            raise _damaged(
+                file, f"{name} ends at byte {start + end}, the file at {total}"
+            )
         spans.append((begin, end, name))
-        tensors[name] = Stored(
-            shape, dtype, file, _reader(file, start + begin, shape, dtype)
-        )
+        read = _reader(file, start + begin, shape, dtype)
+        tensors[name] = Stored(shape, dtype, file, read)
     spans.sort()
     for (_, end, first), (begin, _, second) in zip(spans, spans[1:], strict=False):
         if begin < end:
-            raise wrong(f"{first} and {second} overlap")
+            raise _damaged(file, f"{first} and {second} overlap")
     for other, name in metadata.items() if isinstance(metadata, dict) else ():
         if isinstance(name, str) and name in tensors and other not in tensors:
             tensors[printable(other)] = replace(tensors[name], alias=name)
     return tensors
+
+
+def _damaged(file: Path, reason: str) -> DataError:
+    return DataError(
+        f"'{file}' is damaged or not a safetensors file ({reason}); fetch it again"
+    )
+
+
+def _read_header(file: Path, total: int) -> tuple[dict[str, Any], int]:
+    """Returns the header of a file of `total` bytes, and the position of its arrays.
+
+    Raises:
+      DataError: the file has no valid header.
+    """
+    with open(file, "rb") as stream:
+        head = stream.read(8)
+        if len(head) < 8:
+            raise _damaged(file, "it ends within its first 8 bytes")
+        (length,) = struct.unpack("<Q", head)
+        if length > MAX_HEADER or 8 + length > total:
+            raise _damaged(
+                file, f"its header would have {length} bytes, the file has {total}"
+            )
+        try:
+            header = json.loads(stream.read(length), object_pairs_hook=unique_keys)
+        except (ValueError, RecursionError) as error:
+            raise _damaged(file, f"header: {error}") from None
+    if not isinstance(header, dict):
+        raise _damaged(file, "its header is no object")
+    return header, 8 + length
+
+
+def _read_entry(
+    file: Path, name: str, entry: Any
+) -> tuple[tuple[int, ...], np.dtype, int, int]:
+    """Returns shape, dtype, begin and end of a tensor, from its entry in the header.
+
+    Raises:
+      DataError: the entry is invalid.
+    """
+    try:
+        dtype, shape = np.dtype(DTYPES[entry["dtype"]]), tuple(entry["shape"])
+        begin, end = entry["data_offsets"]
+    except (KeyError, TypeError, ValueError):
+        kind = entry.get("dtype") if isinstance(entry, dict) else None
+        raise _damaged(
+            file,
+            f"no usable entry for {printable(name)}, dtype {printable(str(kind))}",
+        ) from None
+    name = printable(name)
+    numbers = (*shape, begin, end)
+    if len(shape) > MAX_AXES or not all(
+        type(n) is int and 0 <= n < MAX_SIZE for n in numbers
+    ):
+        raise _damaged(file, f"{name} has an invalid shape or position")
+    is_empty = 0 in shape
+    if is_empty and (begin != end or max(shape) >= 1 << 40):
+        raise _damaged(file, f"{name} has the shape {shape}, but {end - begin} bytes")
+    if not is_empty and end - begin != math.prod(shape) * dtype.itemsize:
+        raise _damaged(file, f"{name} has the shape {shape}, but {end - begin} bytes")
+    return shape, dtype, begin, end
 
 
 def _reader(file: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype):

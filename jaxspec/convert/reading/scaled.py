@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxspec.convert.reading.stored import Stored
+from jaxspec.convert.reading.source import Stored
 from jaxspec.errors import DataError
 
 # Names of the scale of `X.weight`, after `X.`. All are factors, also "inv".

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxspec.convert.reading.stored import Stored, printable
+from jaxspec.convert.reading.source import Stored, printable
 from jaxspec.errors import DataError
 
 Sets = dict[str, dict[str, Stored]]

@@ -5,6 +5,7 @@ few functions that build tensors (`torch_tensors`); any other function is refuse
 """
 
 import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from jaxspec.convert.reading.pickled import (
     Interpreter,
     PickleError,
 )
-from jaxspec.convert.reading.stored import Stored, printable
+from jaxspec.convert.reading.source import Stored, printable
 from jaxspec.convert.reading.torch_tensors import (
     BYTES,
     KNOWN,
@@ -66,6 +67,46 @@ def read_torch(file: Path, *, allow_objects: bool = False) -> tuple[Any, list[st
 def _read_archive(
     file: Path, archive: zipfile.ZipFile, allow_objects: bool
 ) -> tuple[Any, list[str]]:
+    root, entries = _check_entries(file, archive)
+    pickle = archive.read(root + "data.pkl")
+    refused: list[str] = []
+
+    def find_global(module: str, name: str) -> Any:
+        known = KNOWN.get((module, name))
+        if known is not None:
+            return known
+        if module in ("torch", "torch.storage") and name in (*STORAGES, BYTES):
+            return StorageClass(name)
+        refused.append(printable(f"{module}.{name}"))
+        return INERT
+
+    try:
+        find_storage = _storage_reader(file, root, entries)
+        value = Interpreter(find_global, find_storage).run(pickle)
+        value = _views_as_stored(value, file)
+    except PickleError as error:
+        if not refused or allow_objects:
+            raise damaged(file, str(error)) from None
+        value = None  # report the refused names first
+    if refused and not _has_tensors(value):
+        raise damaged(file, _no_tensors_message(refused))
+    if refused and not allow_objects:
+        raise damaged(
+            file,
+            f"it refers to {refused[0]}, which no tensor needs. If you trust the file, "
+            "--allow-objects leaves such objects out without loading them",
+        )
+    return value, refused
+
+
+def _check_entries(
+    file: Path, archive: zipfile.ZipFile
+) -> tuple[str, dict[str, zipfile.ZipInfo]]:
+    """Returns the root folder in the archive, and all entries by name.
+
+    Raises:
+      DataError: the archive is not one of PyTorch's, or damaged.
+    """
     entries: dict[str, zipfile.ZipInfo] = {}
     for info in archive.infolist():
         if info.filename in entries:
@@ -87,18 +128,14 @@ def _read_archive(
     order = entries.get(root + "byteorder")
     if order is not None and archive.read(order).strip() != b"little":
         raise damaged(file, "it is big-endian; save it on another machine")
-    pickle = archive.read(program)
-    storages: dict[tuple[str, str], Storage] = {}
-    refused: list[str] = []
+    return root, entries
 
-    def find_global(module: str, name: str) -> Any:
-        known = KNOWN.get((module, name))
-        if known is not None:
-            return known
-        if module in ("torch", "torch.storage") and name in (*STORAGES, BYTES):
-            return StorageClass(name)
-        refused.append(printable(f"{module}.{name}"))
-        return INERT
+
+def _storage_reader(
+    file: Path, root: str, entries: Mapping[str, zipfile.ZipInfo]
+) -> Callable[[Any], Storage]:
+    """Returns the function from a persistent reference to its storage."""
+    storages: dict[tuple[str, str], Storage] = {}
 
     def find_storage(reference: Any) -> Storage:
         if not isinstance(reference, tuple) or len(reference) < 5:
@@ -120,23 +157,7 @@ def _read_archive(
             storages[kind.name, key] = storage
         return storages[kind.name, key]
 
-    try:
-        value = _views_as_stored(
-            Interpreter(find_global, find_storage).run(pickle), file
-        )
-    except PickleError as error:
-        if not refused or allow_objects:
-            raise damaged(file, str(error)) from None
-        value = None  # report the refused names first
-    if refused and not _has_tensors(value):
-        raise damaged(file, _no_tensors_message(refused))
-    if refused and not allow_objects:
-        raise damaged(
-            file,
-            f"it refers to {refused[0]}, which no tensor needs. If you trust the file, "
-            "--allow-objects leaves such objects out without loading them",
-        )
-    return value, refused
+    return find_storage
 
 
 def _has_tensors(value: Any) -> bool:

@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 
 from jaxspec.checkpoint import Checkpoint
-from jaxspec.convert.reading.stored import Source
+from jaxspec.convert.reading.source import Source
 from jaxspec.errors import ConfigError
 
 # Number of embedding vectors that are compared at once.

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from jaxspec.errors import CheckpointError
@@ -74,6 +74,16 @@ def _backup_path(target: Path) -> Path:
 def _is_interrupted(target: Path) -> bool:
     """Whether the old folder was moved away and no new one took its name."""
     return _backup_path(target).is_dir() and not target.exists()
+
+
+def write_notes(folder: Path, notes: Mapping[str, str] | None) -> None:
+    """Writes text files, by name, into a new folder.
+
+    Raises:
+      OSError: a file cannot be written.
+    """
+    for name, text in (notes or {}).items():
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def file_digests(folder: str | os.PathLike) -> dict[str, str]:

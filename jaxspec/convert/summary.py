@@ -1,7 +1,35 @@
-"""Remarks on a conversion: choices, removed prefixes and unused entries."""
+"""Summaries of conversions: what was written, and remarks on the choices."""
 
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxspec.convert.plan import Conversion
 from jaxspec.convert.reading.sets import display_name
-from jaxspec.convert.understand import Conversion
+
+
+@dataclass(frozen=True)
+class Written:
+    """Summary of a checkpoint that a conversion wrote.
+
+    Attributes:
+      folder: folder of the checkpoint.
+      family: name of the family.
+      kind: kind of the checkpoint.
+      tensors: number of tensors that were read.
+      parameters: number of elements of all parameters.
+      bytes: size of all parameters in bytes.
+      digest: digest of the parameters, which identifies the checkpoint.
+      remarks: lines about choices, removed prefixes and unused entries.
+    """
+
+    folder: Path
+    family: str
+    kind: str
+    tensors: int
+    parameters: int
+    bytes: int
+    digest: str
+    remarks: tuple[str, ...]
 
 
 def remarks(conversion: Conversion) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec.checkpoint.arrays import open_arrays, read_array, write_arrays
-from jaxspec.checkpoint.files import recover, replace_folder
+from jaxspec.checkpoint.folders import recover, replace_folder, write_notes
 from jaxspec.errors import CheckpointError
 
 # One sharding for all parameters, or a function from path and shape to a sharding.
@@ -35,9 +35,8 @@ def save_state(
       CheckpointError: the folder cannot be written.
     """
     with replace_folder(Path(path)) as fresh:
-        write_tree(fresh / "state", state)
-        for name, text in (notes or {}).items():
-            (fresh / name).write_text(text, encoding="utf-8")
+        write_pytree(fresh / "state", state)
+        write_notes(fresh, notes)
 
 
 def load_state(path: str | os.PathLike, like: Any) -> Any:
@@ -53,7 +52,7 @@ def load_state(path: str | os.PathLike, like: Any) -> Any:
     """
     shardings = {name: getattr(x, "sharding", None) for name, x in named_leaves(like)}
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return read_tree(
+    return read_pytree(
         recover(path) / "state",
         jax.eval_shape(lambda x: x, like),
         lambda name, shape: shardings[name] or device,
@@ -66,7 +65,7 @@ def named_leaves(tree: Any) -> Iterator[tuple[str, Any]]:
         yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf
 
 
-def write_tree(path: Path, tree: Any) -> None:
+def write_pytree(path: Path, tree: Any) -> None:
     """Writes a pytree of arrays into a new folder.
 
     Raises:
@@ -94,11 +93,11 @@ def write_parts(
     count = size = 0
     for name, x in leaves:
         if part and size + x.nbytes > part_bytes:
-            write_tree(path / f"part_{count}", unflatten(part))
+            write_pytree(path / f"part_{count}", unflatten(part))
             part, size, count = {}, 0, count + 1
         part[name] = x
         size += x.nbytes
-    write_tree(path / f"part_{count}" if count else path, unflatten(part))
+    write_pytree(path / f"part_{count}" if count else path, unflatten(part))
 
 
 def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,10 +112,10 @@ def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def read_tree(
+def read_pytree(
     path: Path, like: Any, sharding: Placement = None, dtype: Any = None
 ) -> Any:
-    """Reads a pytree written by `write_tree` or `write_parts`.
+    """Reads a pytree written by `write_pytree` or `write_parts`.
 
     Args:
       path: folder that was written.

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from jaxspec.convert.mapping import MappedTensor
-from jaxspec.convert.reading.stored import printable
+from jaxspec.convert.plan import Conversion, ParamEntry
+from jaxspec.convert.reading.source import printable
 from jaxspec.convert.transforms import TRANSFORMS
-from jaxspec.convert.understand import Conversion, ParamEntry
 from jaxspec.errors import ConfigError, DataError, NonFiniteError
 
 # Receives the number of bytes that were processed since the last call.

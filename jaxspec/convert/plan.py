@@ -1,6 +1,6 @@
 """Checked plan of a conversion: the tensors, shape and dtype of every parameter."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,9 +15,9 @@ from jaxspec.checkpoint import (
 )
 from jaxspec.convert.family import Family, Overrides, Plan
 from jaxspec.convert.mapping import MappedTensor, assign_tensors
-from jaxspec.convert.planning import make_plan
-from jaxspec.convert.reading.stored import Source
-from jaxspec.convert.recorded import TrackedConfig, check_unread
+from jaxspec.convert.reading.source import Source
+from jaxspec.convert.settings import make_plan
+from jaxspec.convert.source_config import TrackedConfig, check_unread
 from jaxspec.convert.transforms import TRANSFORMS, Heads
 from jaxspec.errors import ConfigError
 
@@ -126,37 +126,7 @@ def plan_conversion(
         [path for path in params if path not in computed],
         source.name,
     )
-    entries, problems = [], []
-    for path, leaf in params.items():
-        if path in computed:
-            names = computed[path].tensors
-            result_dtype = str(leaf.dtype)
-            if leaf.dtype == np.float32:  # else ids, which keep their dtype
-                dtypes = [source.tensors[n].dtype for n in names]
-                result_dtype = _result_dtype(dtypes, dtype)
-                if any(_is_no_float(d) for d in dtypes):
-                    problems.append(
-                        f"{names[0]} holds {dtypes[0]}, not floating-point numbers"
-                    )
-            entries.append(
-                ParamEntry(path, names, "computed", leaf.shape, result_dtype)
-            )
-            continue
-        tensors = mapping[path]
-        shape = _result_shape(source, tensors, plan.heads)
-        if shape != leaf.shape:
-            names = ", ".join(f"{t.name} {source.shape(t.name)}" for t in tensors)
-            problems.append(f"{path} should be {leaf.shape}, but {names} make {shape}")
-        dtypes = [source.tensors[t.name].dtype for t in tensors]
-        if any(_is_no_float(d) for d in dtypes):
-            problems.append(
-                f"{tensors[0].name} holds {dtypes[0]}, not floating-point numbers"
-            )
-            continue
-        names = tuple(t.name for t in tensors)
-        transform = tensors[0].rule.transform
-        result_dtype = _result_dtype(dtypes, dtype)
-        entries.append(ParamEntry(path, names, transform, leaf.shape, result_dtype))
+    entries, problems = _match_shapes(source, plan, params, mapping, dtype)
     if problems:
         more = f"\n  and {len(problems) - 6} more" if len(problems) > 6 else ""
         raise ConfigError(
@@ -164,10 +134,53 @@ def plan_conversion(
             + "\n  ".join(problems[:6])
             + more
         )
-    digest = None
-    if family.drafter and target:
-        digest = digest_of(target)
-    return Conversion(source, family, plan, mapping, tuple(entries), digest, unused)
+    digest = digest_of(target) if family.drafter and target else None
+    return Conversion(source, family, plan, mapping, entries, digest, unused)
+
+
+def _match_shapes(
+    source: Source,
+    plan: Plan,
+    params: Mapping[str, Any],
+    mapping: Mapping[str, Sequence[MappedTensor]],
+    dtype: str | None,
+) -> tuple[tuple[ParamEntry, ...], list[str]]:
+    """Compares the shape that tensors make with that of each parameter.
+
+    Args:
+      source: source of the model.
+      plan: configuration and rules from the family.
+      params: parameters without values, by path.
+      mapping: tensors of each parameter that is not computed, by path.
+      dtype: key of `DTYPES`; None for the stored dtype.
+
+    Returns:
+      Entries of the parameters, and the problems, such as wrong shapes.
+    """
+    entries: list[ParamEntry] = []
+    problems: list[str] = []
+    for path, leaf in params.items():
+        if path in plan.computed:
+            names, transform = plan.computed[path].tensors, "computed"
+        else:
+            tensors = mapping[path]
+            names, transform = tuple(t.name for t in tensors), tensors[0].rule.transform
+            shape = _result_shape(source, tensors, plan.heads)
+            if shape != leaf.shape:
+                made = ", ".join(f"{name} {source.shape(name)}" for name in names)
+                problems.append(
+                    f"{path} should be {leaf.shape}, but {made} make {shape}"
+                )
+        result_dtype = str(leaf.dtype)
+        if transform != "computed" or leaf.dtype == np.float32:  # else computed ids
+            dtypes = [source.tensors[name].dtype for name in names]
+            result_dtype = _result_dtype(dtypes, dtype)
+            if any(_is_no_float(d) for d in dtypes):
+                problems.append(
+                    f"{names[0]} holds {dtypes[0]}, not floating-point numbers"
+                )
+        entries.append(ParamEntry(path, names, transform, leaf.shape, result_dtype))
+    return tuple(entries), problems
 
 
 def _check_sizes(source: Source, plan: Plan) -> None:

@@ -7,7 +7,7 @@ from jaxspec.convert.families import FAMILIES
 from jaxspec.convert.family import Family
 from jaxspec.convert.reading.open import with_weights
 from jaxspec.convert.reading.sets import PLAIN
-from jaxspec.convert.reading.stored import Source
+from jaxspec.convert.reading.source import Source
 from jaxspec.convert.reading.wrappers import strip_leading_components
 from jaxspec.errors import ConfigError
 

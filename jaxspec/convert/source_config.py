@@ -1,4 +1,4 @@
-"""Tracking of the entries of `config.json` that a conversion reads.
+"""Entries of a source's `config.json`: checks, and which of them were read.
 
 Ignoring an entry that changes the model's outputs gives a checkpoint that generates
 wrong images without any error. Unread entries are therefore classified: those that
@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from jaxspec.config import from_dict
+from jaxspec.convert.reading.source import Source
 from jaxspec.errors import ConfigError
 
 # Entries about files, training, text, sampling or serving, and sizes that the shapes of
@@ -137,3 +139,91 @@ def check_unread(config: TrackedConfig, source: str) -> tuple[str, ...]:
             "changes the model's outputs and is not supported"
         )
     return tuple(unknown)
+
+
+# Entries of config.json that no shape shows, and their names in our configurations.
+SHAPELESS = {
+    "rms_norm_eps": "norm_eps",
+    "rope_theta": "rope_base",
+    "num_attention_heads": "heads",
+}
+
+
+def exported_config(source: Source, cls: type) -> Any:
+    """Returns the configuration in files that `export` wrote; None for other files.
+
+    Raises:
+      ConfigError: it is damaged, or contradicts other entries of `config.json`.
+    """
+    values = source.config.get("jaxspec")
+    if values is None:
+        return None
+    if isinstance(values, TrackedConfig):
+        values = values.to_dict()
+    config = from_dict(cls, values)
+    for entry, name in SHAPELESS.items():
+        expected = getattr(config, name, None)
+        if expected is not None:
+            value = source.config.get(entry)
+            check_entry(source, entry, value, expected, "its entry 'jaxspec'")
+    return config
+
+
+def check_entry(
+    source: Source, key: str, value: Any, expected: Any, origin: str = "its tensors"
+) -> None:
+    """Compares one entry of `config.json` with the value found elsewhere.
+
+    Args:
+      source: source of the model, for the message.
+      key: name of the entry.
+      value: value of the entry; None if there is none, which is always accepted.
+      expected: value found elsewhere.
+      origin: description of that place, for the message.
+
+    Raises:
+      ConfigError: the values differ.
+    """
+    if value is not None and value != expected:
+        raise ConfigError(
+            f"'{source.name}': {key} is {value} in config.json, but {expected} in "
+            f"{origin}"
+        )
+
+
+def check_consistent(
+    source: Source,
+    source_config: Mapping[str, Any],
+    expected: Mapping[str, Any],
+    origin: str = "its tensors",
+) -> None:
+    """Applies `check_entry` to all keys of `expected`.
+
+    Raises:
+      ConfigError: a value differs.
+    """
+    for key, value in expected.items():
+        check_entry(source, key, source_config.get(key), value, origin)
+
+
+def check_supported(
+    source: Source,
+    source_config: Mapping[str, Any],
+    supported: Mapping[str, tuple[Any, ...]],
+) -> None:
+    """Refuses values in `config.json` that have no counterpart in this library.
+
+    Args:
+      source: source of the model, for the message.
+      source_config: entries of its `config.json`.
+      supported: supported values by key; a missing entry or None is always accepted.
+
+    Raises:
+      ConfigError: an entry has another value.
+    """
+    for key, values in supported.items():
+        value = source_config.get(key)
+        if value is not None and value not in values:
+            raise ConfigError(
+                f"'{source.name}' has {key}={value!r}, which is not supported"
+            )
