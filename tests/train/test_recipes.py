@@ -37,9 +37,9 @@ from jaxspec.train.drafter import drafter_losses, make_step
 from jaxspec.train.experiment import DrafterTrainingConfig
 from jaxspec.train.kept_features import cache_features
 from jaxspec.train.optimizer import init_train_state
-from jaxspec.train.recipes import lesson as teacher_module
+from jaxspec.train.recipes import teacher as teacher_module
 from jaxspec.train.recipes import training_outputs
-from jaxspec.train.recipes.lesson import run_teacher
+from jaxspec.train.recipes.teacher import run_teacher
 from tests.drafters.tiny import EAGLE, HEADS, NARROW, bound_params
 from tests.drafters.tiny import TARGET as WIDE
 from tests.models.tiny import random_params

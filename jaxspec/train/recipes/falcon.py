@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from jaxspec.drafters.falcon import Falcon, windows_of
 from jaxspec.drafters.shared import target_norm
-from jaxspec.train.recipes.lesson import (
+from jaxspec.train.recipes.teacher import (
     DrafterOutputs,
     TeacherOutputs,
     predicted_positions,

@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxspec.drafters.prompt_tokens import PPD
 from jaxspec.models.transformer import Transformer
-from jaxspec.train.recipes.lesson import (
+from jaxspec.train.recipes.teacher import (
     DrafterOutputs,
     TeacherOutputs,
     predicted_positions,
