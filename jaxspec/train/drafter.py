@@ -23,7 +23,7 @@ from jaxspec.train.experiment import (
     Experiment,
     fingerprint,
 )
-from jaxspec.train.kept_features import cache_features
+from jaxspec.train.feature_cache import cache_features
 from jaxspec.train.layout import ONE_DEVICE, TrainSharding
 from jaxspec.train.loop import fit
 from jaxspec.train.optimizer import apply_gradients, init_train_state

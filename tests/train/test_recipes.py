@@ -35,7 +35,7 @@ from jaxspec.spec.tree import Tree
 from jaxspec.train.divergence import divergence, overlap
 from jaxspec.train.drafter import drafter_losses, make_step
 from jaxspec.train.experiment import DrafterTrainingConfig
-from jaxspec.train.kept_features import cache_features
+from jaxspec.train.feature_cache import cache_features
 from jaxspec.train.optimizer import init_train_state
 from jaxspec.train.recipes import teacher as teacher_module
 from jaxspec.train.recipes import training_outputs

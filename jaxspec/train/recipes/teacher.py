@@ -9,7 +9,7 @@ from jax.tree_util import register_dataclass
 from jaxspec.config import TransformerConfig
 from jaxspec.drafters.shared import shared_target_params, target_logits
 from jaxspec.models.transformer import Transformer
-from jaxspec.train.kept_features import cached_layers
+from jaxspec.train.feature_cache import cached_layers
 from jaxspec.typing import Array, Bool, Float, Int, Params
 
 # Start positions sampled in each sequence; using all of them would cost too much.
@@ -78,7 +78,7 @@ def run_teacher(
       labels: int32 [B], conditions.
       null: bool [B], True for sequences read without their condition.
       cached: rows of the feature cache, from which logits and features are computed
-        instead of running the target; see `train.kept_features.cache_features`.
+        instead of running the target; see `train.feature_cache.cache_features`.
     """
     if cached is None:
         logits, features = Transformer(target).score(
