@@ -14,9 +14,9 @@ from jaxspec.images import to_unit
 from jaxspec.models.classifier import Classifier, ClassifierConfig
 from jaxspec.spec.noise import seed_key
 from jaxspec.train.experiment import Experiment, TrainingConfig, fingerprint
-from jaxspec.train.layout import ONE_DEVICE, TrainSharding
 from jaxspec.train.loop import fit
 from jaxspec.train.optimizer import apply_gradients, init_train_state
+from jaxspec.train.sharding import ONE_DEVICE, TrainSharding
 
 # Held-out images on which checkpoints are compared.
 HELDOUT = 2048

@@ -24,11 +24,11 @@ from jaxspec.train.experiment import (
     fingerprint,
 )
 from jaxspec.train.feature_cache import cache_features
-from jaxspec.train.layout import ONE_DEVICE, TrainSharding
 from jaxspec.train.loop import fit
 from jaxspec.train.optimizer import apply_gradients, init_train_state
 from jaxspec.train.recipes import training_outputs
 from jaxspec.train.recipes.teacher import run_teacher
+from jaxspec.train.sharding import ONE_DEVICE, TrainSharding
 from jaxspec.typing import Array, Float, Int, Params
 
 # Held-out sequences on which checkpoints are compared.

@@ -20,9 +20,9 @@ from jaxspec.models.transformer import Transformer
 from jaxspec.spec.noise import seed_key
 from jaxspec.train import objectives
 from jaxspec.train.experiment import Experiment, PriorTrainingConfig, fingerprint
-from jaxspec.train.layout import ONE_DEVICE, TrainSharding
 from jaxspec.train.loop import fit
 from jaxspec.train.optimizer import apply_gradients, init_train_state
+from jaxspec.train.sharding import ONE_DEVICE, TrainSharding
 from jaxspec.typing import Params
 
 # Held-out sequences on which checkpoints are compared.

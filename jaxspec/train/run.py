@@ -18,9 +18,9 @@ from jaxspec.train.card import model_card
 from jaxspec.train.classifier import train_classifier
 from jaxspec.train.drafter import HELDOUT, train_drafter
 from jaxspec.train.experiment import Experiment
-from jaxspec.train.layout import ONE_DEVICE, TrainSharding
 from jaxspec.train.prior import train_prior
 from jaxspec.train.self_generated import self_generated_source
+from jaxspec.train.sharding import ONE_DEVICE, TrainSharding
 from jaxspec.train.tokenizer import train_tokenizer
 
 

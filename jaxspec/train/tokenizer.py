@@ -16,9 +16,9 @@ from jaxspec.nn.vq import l2_normalize, look_up, nearest_codes
 from jaxspec.spec.neighbors import neighbor_table
 from jaxspec.spec.noise import seed_key
 from jaxspec.train.experiment import Experiment, TrainingConfig, fingerprint
-from jaxspec.train.layout import ONE_DEVICE, TrainSharding
 from jaxspec.train.loop import fit
 from jaxspec.train.optimizer import make_optimizer, update_average
+from jaxspec.train.sharding import ONE_DEVICE, TrainSharding
 from jaxspec.typing import Array, Bool, Float, Int, Params
 
 COMMITMENT = 0.25
