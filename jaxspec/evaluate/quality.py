@@ -13,8 +13,8 @@ from jaxspec.checkpoint import Checkpoint
 from jaxspec.data.source import ImageSource
 from jaxspec.device import device_name
 from jaxspec.errors import ConfigError, DataError
+from jaxspec.evaluate.image_metrics import frechet_distance, precision_recall
 from jaxspec.evaluate.likelihood import guided_nll
-from jaxspec.evaluate.picture_sets import frechet_distance, precision_recall
 from jaxspec.helpers import LoadedDrafter
 from jaxspec.images import to_unit
 from jaxspec.models.classifier import Classifier

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jaxspec.errors import DataError
+from jaxspec.evaluate.image_metrics import frechet_distance, precision_recall
 from jaxspec.evaluate.likelihood import guided_nll
-from jaxspec.evaluate.picture_sets import frechet_distance, precision_recall
 from jaxspec.models.transformer import Transformer
 from tests.drafters.tiny import TARGET
 from tests.models.tiny import random_params
