@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from jaxspec.data.pictures import as_rgb
+from jaxspec.data.images import as_rgb
 from jaxspec.errors import DataError
 from jaxspec.writing import write_file
 

@@ -7,7 +7,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from jaxspec.data.pictures import as_rgb, image_files
+from jaxspec.data.images import as_rgb, image_files
 from jaxspec.data.source import ImageSource
 from jaxspec.errors import DataError
 
