@@ -110,7 +110,7 @@ def run_model(arguments: argparse.Namespace) -> None:
     from pathlib import Path
 
     from jaxspec.bundle import load_bundle
-    from jaxspec.data.codes import encode_source
+    from jaxspec.data.image_tokens import encode_source
     from jaxspec.evaluate.likelihood import likelihood_metrics
     from jaxspec.evaluate.reconstruction import reconstruction_metrics
     from jaxspec.models.tokenizer import Tokenizer

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from jaxspec.data.codes import Sequences
+from jaxspec.data.image_tokens import Sequences
 from jaxspec.models.transformer import Transformer
 from jaxspec.typing import Params
 

@@ -12,7 +12,7 @@ import optax
 from jaxspec.checkpoint import Checkpoint, digest_of, params_digest
 from jaxspec.config import DFlashConfig
 from jaxspec.data.batches import batch_indices, step_rng
-from jaxspec.data.codes import CodeSource, Sequences
+from jaxspec.data.image_tokens import CodeSource, Sequences
 from jaxspec.drafters.draft_vocabulary import frequent_tokens
 from jaxspec.drafters.kinds import make_drafter
 from jaxspec.errors import ConfigError

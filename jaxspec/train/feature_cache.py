@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxspec.checkpoint import Checkpoint, digest_of
-from jaxspec.data.codes import CodeSource, Sequences
+from jaxspec.data.image_tokens import CodeSource, Sequences
 from jaxspec.errors import ConfigError
 from jaxspec.models.transformer import Transformer
 from jaxspec.writing import whole_file

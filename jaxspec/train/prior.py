@@ -11,7 +11,7 @@ import optax
 
 from jaxspec.checkpoint import Checkpoint, params_digest
 from jaxspec.data.batches import batch_indices, step_rng
-from jaxspec.data.codes import Sequences
+from jaxspec.data.image_tokens import Sequences
 from jaxspec.drafters.riding_blocks import with_extra_tokens
 from jaxspec.errors import ConfigError
 from jaxspec.evaluate.likelihood import likelihood_metrics

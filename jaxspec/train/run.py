@@ -8,7 +8,7 @@ import jax
 
 from jaxspec.bundle import load_prior
 from jaxspec.checkpoint import Checkpoint, load_checkpoint, save
-from jaxspec.data.codes import CodeSource, Sequences, encode_source
+from jaxspec.data.image_tokens import CodeSource, Sequences, encode_source
 from jaxspec.data.source import ImageSource
 from jaxspec.data.text import TextSource
 from jaxspec.device import device_name

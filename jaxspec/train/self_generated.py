@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxspec.checkpoint import Checkpoint, digest_of
-from jaxspec.data.codes import CodeSource
+from jaxspec.data.image_tokens import CodeSource
 from jaxspec.errors import ConfigError, NonFiniteError
 from jaxspec.models.target import make_target
 from jaxspec.models.transformer import Transformer

@@ -15,7 +15,7 @@ from jaxspec.config import (
     KangarooConfig,
     PPDConfig,
 )
-from jaxspec.data.codes import CodeSource
+from jaxspec.data.image_tokens import CodeSource
 from jaxspec.data.text import TextSource
 from jaxspec.drafters.block_diffusion import DFlash
 from jaxspec.drafters.falcon import Falcon
