@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from jaxspec.data.batches import evenly_spaced
 from jaxspec.data.image_tokens import Sequences
 from jaxspec.models.transformer import Transformer
 from jaxspec.typing import Params
@@ -35,8 +36,7 @@ def likelihood_metrics(
     """
 
     count = min(most or len(source), len(source))
-    # Evenly spaced, since the source may be sorted by class.
-    indices = np.linspace(0, len(source) - 1, count).astype(np.int64)
+    indices = evenly_spaced(len(source), count)
     padded = np.resize(indices, -(-count // batch) * batch).reshape(-1, batch)
     values = [
         _measure(

@@ -11,7 +11,7 @@ import optax
 
 from jaxspec.checkpoint import Checkpoint, digest_of, params_digest
 from jaxspec.config import DFlashConfig
-from jaxspec.data.batches import batch_indices, step_rng
+from jaxspec.data.batches import batch_indices, heldout_batches, step_rng
 from jaxspec.data.image_tokens import CodeSource, Sequences
 from jaxspec.drafters.draft_vocabulary import frequent_tokens
 from jaxspec.drafters.kinds import make_drafter
@@ -19,20 +19,18 @@ from jaxspec.errors import ConfigError
 from jaxspec.spec.noise import seed_key
 from jaxspec.train.divergence import divergence, overlap
 from jaxspec.train.experiment import (
+    HELDOUT,
     DrafterTrainingConfig,
     Experiment,
     fingerprint,
 )
 from jaxspec.train.feature_cache import cache_features
-from jaxspec.train.loop import fit
-from jaxspec.train.optimizer import apply_gradients, init_train_state
+from jaxspec.train.loop import Training, run_training
+from jaxspec.train.optimizer import init_train_state, make_gradient_step
 from jaxspec.train.recipes import training_outputs
 from jaxspec.train.recipes.teacher import run_teacher
 from jaxspec.train.sharding import ONE_DEVICE, TrainSharding
 from jaxspec.typing import Array, Float, Int, Params
-
-# Held-out sequences on which checkpoints are compared.
-HELDOUT = 256
 
 
 def train_drafter(
@@ -62,8 +60,9 @@ def train_drafter(
     config = experiment.train_drafter
     assert experiment.drafter is not None  # checked by `train_part`
     kind, drafter = make_drafter(experiment.drafter, prior.config)
-    target_digest = digest_of(prior)
-
+    if start is not None:
+        check_start(start, kind, drafter)
+    params, fixed_params = _initial_params(drafter, config, source, start)
     feature_cache = None
     if config.cached != "no":
         feature_cache = cache_features(
@@ -73,6 +72,54 @@ def train_drafter(
             dtype=config.cached,
             cache_dir=workdir,
         )
+    target_digest = digest_of(prior)
+    training = Training(
+        "drafter",
+        config,
+        make_step(drafter, config, fixed_params),
+        make_batch_fn(config, source, feature_cache),
+        make_evaluation(drafter, config, heldout, fixed_params),
+        fingerprint(
+            experiment.drafter,
+            config,
+            experiment.data,
+            source.digest,
+            target_digest,
+            "" if start is None else params_digest(start.params),
+        ),
+        result=lambda state: {**state["average"], **fixed_params},
+        frozen=(prior.params,),
+    )
+    state = init_train_state(config, params)
+    trained, metrics = run_training(workdir, state, training, sharding)
+    metadata = {"metrics": metrics, "target_digest": target_digest}
+    return Checkpoint(kind, drafter, trained, metadata)
+
+
+def _initial_params(
+    drafter: Any,
+    config: DrafterTrainingConfig,
+    source: Sequences,
+    start: Checkpoint | None,
+) -> tuple[Params, Params]:
+    """Parameters to train, and fixed ones: the ids of a draft vocabulary."""
+    if start is not None:
+        params = dict(start.params)
+    else:
+        params = drafter.init_params(seed_key(config.seed))
+    ids = params.pop("ids", None)
+    if ids is None:
+        return params, {}
+    if start is None:  # draft only the most frequent tokens
+        vocab, size = drafter.target.vocab_size, drafter.config.draft_vocab
+        ids = frequent_tokens(source.codes, vocab, size)
+    return params, {"ids": ids}
+
+
+def make_batch_fn(
+    config: DrafterTrainingConfig, source: Sequences, feature_cache: np.ndarray | None
+):
+    """Batches `step -> (codes [B, T], labels [B], cached features or None)`."""
 
     def batch_fn(step):
         indices = batch_indices(config.seed, step, config.batch, len(source))
@@ -83,39 +130,7 @@ def train_drafter(
         indices = source.sample_indices(indices, rng)
         return (*source.at(indices), np.asarray(feature_cache[indices]))
 
-    params, start_digest = drafter.init_params(seed_key(config.seed)), ""
-    fixed_params = {}
-    if params.pop("ids", None) is not None:  # draft only the most frequent tokens
-        size, vocab = drafter.config.draft_vocab, prior.config.vocab_size
-        fixed_params = {"ids": frequent_tokens(source.codes, vocab, size)}
-    if start is not None:
-        check_start(start, kind, drafter)
-        params, start_digest = dict(start.params), params_digest(start.params)
-        fixed_params = {"ids": params.pop("ids")} if "ids" in params else {}
-    # The frozen target is an argument, not a constant of the compiled step.
-    state = sharding.device_put(init_train_state(config, params))
-    target_params = sharding.device_put(prior.params)
-    step = sharding.compile(make_step(drafter, config, fixed_params), state)
-    best, metrics = fit(
-        workdir,
-        config,
-        state,
-        lambda state, i, batch: step(state, target_params, i, batch),
-        sharding.shard_batches(batch_fn),
-        make_evaluation(drafter, target_params, heldout, config, fixed_params),
-        lambda state: {**state["average"], **fixed_params},
-        "drafter",
-        fingerprint(
-            experiment.drafter,
-            config,
-            experiment.data,
-            source.digest,
-            target_digest,
-            start_digest,
-        ),
-    )
-    metadata = {"metrics": metrics, "target_digest": target_digest}
-    return Checkpoint(kind, drafter, best, metadata)
+    return batch_fn
 
 
 def check_start(start: Checkpoint, kind: str, drafter: Any) -> None:
@@ -155,12 +170,8 @@ def make_step(drafter: Any, config: DrafterTrainingConfig, fixed_params: Params)
       config: settings of the training.
       fixed_params: parameters of the drafter that are not trained.
     """
-    dtype = jnp.dtype(config.compute_dtype)
 
     def loss_fn(params, target_params, codes, labels, cached, key):
-        params, target_params = jax.tree.map(
-            lambda x: x.astype(dtype), (params, target_params)
-        )
         losses, _, regression = drafter_losses(
             drafter,
             config,
@@ -171,17 +182,9 @@ def make_step(drafter: Any, config: DrafterTrainingConfig, fixed_params: Params)
             key,
             cached,
         )
-        return weighted_mean(losses, config.decay) + config.regression * regression
+        return _total_loss(config, losses, regression)
 
-    def step_fn(state, target_params, step, batch):
-        key = jax.random.fold_in(seed_key(config.seed), step)
-        loss, gradient = jax.value_and_grad(loss_fn)(
-            state["params"], target_params, *batch, key
-        )
-        state = apply_gradients(config, state, gradient, step)
-        return state, {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
-
-    return step_fn
+    return make_gradient_step(config, loss_fn)
 
 
 def weighted_mean(values: Float[Array, "B M G"], decay: float) -> Float[Array, ""]:
@@ -198,6 +201,11 @@ def weighted_mean(values: Float[Array, "B M G"], decay: float) -> Float[Array, "
     valid = ~jnp.isnan(values)
     weight = jnp.where(valid, jnp.exp(-index / decay)[None, None], 0.0)
     return jnp.sum(jnp.where(valid, values, 0.0) * weight) / jnp.sum(weight)
+
+
+def _total_loss(config: DrafterTrainingConfig, losses, regression):
+    """Training loss: weighted divergences, and the regression on features."""
+    return weighted_mean(losses, config.decay) + config.regression * regression
 
 
 def drafter_losses(
@@ -293,35 +301,33 @@ def _with_cfg(conditional, unconditional, scale: Float[Array, "B"]):
 
 def make_evaluation(
     drafter: Any,
-    target_params: Params,
-    heldout: Sequences,
     config: DrafterTrainingConfig,
+    heldout: Sequences,
     fixed_params: Params,
 ):
-    """Evaluation `state -> metrics`: held-out loss, and overlap by index in the block.
+    """Evaluation `(state, target_params) -> metrics` on held-out sequences.
+
+    Metrics are the loss and the overlap at each index in a block.
 
     Args:
       drafter: static functions of the drafter.
-      target_params: parameters of the frozen target.
-      heldout: held-out sequences.
       config: settings of the training.
+      heldout: held-out sequences.
       fixed_params: parameters of the drafter that are not trained.
     """
-    batch = config.batch
-    count = max(min(HELDOUT, len(heldout)) // batch, 1) * batch
-    indices = np.linspace(0, len(heldout) - 1, count).astype(np.int64)
+    batches = heldout_batches(len(heldout), HELDOUT["drafter"], config.batch)
 
     @jax.jit
     def measure(params, target_params, codes, labels, key):
         losses, overlaps, regression = drafter_losses(
             drafter, config, params, target_params, codes, labels, key
         )
-        loss = weighted_mean(losses, config.decay) + config.regression * regression
+        loss = _total_loss(config, losses, regression)
         return loss, jnp.nanmean(overlaps, axis=(0, 1))
 
-    def evaluate(state):
+    def evaluate(state, target_params):
         losses, overlaps = [], []
-        for i, part in enumerate(indices.reshape(-1, batch)):
+        for i, part in enumerate(batches):
             codes = heldout.codes[0, part].astype(np.int32)
             key = jax.random.fold_in(seed_key(config.seed + 1), i)
             params = {**state["average"], **fixed_params}

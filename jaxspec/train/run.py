@@ -16,8 +16,8 @@ from jaxspec.errors import CheckpointError, ConfigError
 from jaxspec.models.tokenizer import Tokenizer
 from jaxspec.train.card import model_card
 from jaxspec.train.classifier import train_classifier
-from jaxspec.train.drafter import HELDOUT, train_drafter
-from jaxspec.train.experiment import Experiment
+from jaxspec.train.drafter import train_drafter
+from jaxspec.train.experiment import HELDOUT, Experiment
 from jaxspec.train.prior import train_prior
 from jaxspec.train.self_generated import self_generated_source
 from jaxspec.train.sharding import ONE_DEVICE, TrainSharding
@@ -163,7 +163,7 @@ def _self_generated(
         )
         for count, seed in (
             (training.self_generated, training.seed),
-            (HELDOUT, training.seed + 1),
+            (HELDOUT["drafter"], training.seed + 1),
         )
     ]
 

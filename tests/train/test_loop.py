@@ -16,7 +16,7 @@ from jaxspec.train.experiment import (
     TrainingConfig,
     fingerprint,
 )
-from jaxspec.train.loop import fit
+from jaxspec.train.loop import Training, fit
 
 CONFIG = TrainingConfig(
     steps=12, batch=2, log_every=7, evaluate_every=3, save_every=2, learning_rate=0.1
@@ -37,11 +37,16 @@ def run(workdir, config, spoil=lambda step: {}):
         bad = spoil(int(state["count"]))
         return {"heldout_loss": float(jnp.sum(state["w"])) + bad.get("heldout", 0.0)}
 
-    identity = fingerprint("model", config, "data")
-    return fit(
-        workdir, config, START, step_fn, lambda step: None, evaluate,
-        lambda state: {"w": state["w"]}, "toy", identity,
-    )  # fmt: skip
+    training = Training(
+        "toy",
+        config,
+        step_fn,
+        lambda step: None,
+        evaluate,
+        fingerprint("model", config, "data"),
+        result=lambda state: {"w": state["w"]},
+    )
+    return fit(workdir, START, training)
 
 
 def lines_of(workdir):
