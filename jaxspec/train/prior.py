@@ -106,8 +106,10 @@ def _start_params(start: Checkpoint, model: Transformer, init: Params) -> Params
     return with_extra_tokens(start.params, embeddings[present:])
 
 
-def make_objective(model: Transformer, config: PriorTrainingConfig):
-    """Objective `(params, codes, labels, null, key) -> loss` in nats per token."""
+def make_objective(
+    model: Transformer, config: PriorTrainingConfig
+) -> objectives.Objective:
+    """The objective of a training, with the model and its settings bound."""
 
     def masked(*args):
         return objectives.masked_loss(MaskedDiffusion(model), *args)
