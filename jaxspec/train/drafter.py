@@ -12,7 +12,7 @@ import optax
 from jaxspec.checkpoint import Checkpoint, digest_of, params_digest
 from jaxspec.config import DFlashConfig
 from jaxspec.data.batches import batch_indices, heldout_batches, step_rng
-from jaxspec.data.image_tokens import CodeSource, Sequences
+from jaxspec.data.image_tokens import Sequences, TokenSource
 from jaxspec.drafters.draft_vocabulary import frequent_tokens
 from jaxspec.drafters.kinds import make_drafter
 from jaxspec.errors import ConfigError
@@ -112,21 +112,21 @@ def _initial_params(
         return params, {}
     if start is None:  # draft only the most frequent tokens
         vocab, size = drafter.target.vocab_size, drafter.config.draft_vocab
-        ids = frequent_tokens(source.codes, vocab, size)
+        ids = frequent_tokens(source.tokens, vocab, size)
     return params, {"ids": ids}
 
 
 def make_batch_fn(
     config: DrafterTrainingConfig, source: Sequences, feature_cache: np.ndarray | None
 ):
-    """Batches `step -> (codes [B, T], labels [B], cached features or None)`."""
+    """Batches `step -> (tokens [B, T], labels [B], cached features or None)`."""
 
     def batch_fn(step):
         indices = batch_indices(config.seed, step, config.batch, len(source))
         rng = step_rng(config.seed, step)
         if feature_cache is None:
             return (*source.take(indices, rng), None)
-        assert isinstance(source, CodeSource)  # checked by `cache_features`
+        assert isinstance(source, TokenSource)  # checked by `cache_features`
         indices = source.sample_indices(indices, rng)
         return (*source.at(indices), np.asarray(feature_cache[indices]))
 
@@ -163,7 +163,7 @@ def check_start(start: Checkpoint, kind: str, drafter: Any) -> None:
 def make_step(drafter: Any, config: DrafterTrainingConfig, fixed_params: Params):
     """One step `(state, target_params, step, batch) -> (state, metrics)`.
 
-    A batch is (codes [B, T], labels [B], rows of the feature cache or None).
+    A batch is (tokens [B, T], labels [B], cached features or None).
 
     Args:
       drafter: static functions of the drafter.
@@ -171,13 +171,13 @@ def make_step(drafter: Any, config: DrafterTrainingConfig, fixed_params: Params)
       fixed_params: parameters of the drafter that are not trained.
     """
 
-    def loss_fn(params, target_params, codes, labels, cached, key):
+    def loss_fn(params, target_params, tokens, labels, cached, key):
         losses, _, regression = drafter_losses(
             drafter,
             config,
             {**params, **fixed_params},
             target_params,
-            codes,
+            tokens,
             labels,
             key,
             cached,
@@ -213,7 +213,7 @@ def drafter_losses(
     config: DrafterTrainingConfig,
     drafter_params: Params,
     target_params: Params,
-    codes: Int[Array, "B T"],
+    tokens: Int[Array, "B T"],
     labels: Int[Array, "B"],
     key: Array,
     cached: Float[Array, "B 2 P+T E"] | None = None,
@@ -231,10 +231,10 @@ def drafter_losses(
       config: settings of the training.
       drafter_params: parameters of the drafter.
       target_params: parameters of the frozen target.
-      codes: int32 [B, T], tokens.
+      tokens: int32 [B, T], sequences of the data.
       labels: int32 [B], conditions.
       key: random key for scales or branches and for the drafter's positions; consumed.
-      cached: rows of the feature cache, see `cache_features`; None to run the target.
+      cached: features of the sequences from `cache_features`; None to run the target.
 
     Returns:
       Divergences and overlaps `sum min(p, q)`, both float32 [B, M, G] with NaN beyond
@@ -262,7 +262,7 @@ def drafter_losses(
             drafter.target,
             target_params,
             drafter.feature_layers,
-            codes,
+            tokens,
             labels,
             null,
             cached,
@@ -270,15 +270,15 @@ def drafter_losses(
         # The key is reused on purpose: both branches predict the same positions.
         same_key = jax.random.clone(output_key)
         outputs = training_outputs(drafter, drafter_params, teacher, same_key)
-        flat = outputs.positions.reshape(len(codes), -1)
+        flat = outputs.positions.reshape(len(tokens), -1)
         p = jnp.take_along_axis(teacher.logits, flat[..., None] - 1, axis=1)
         branches.append((p.reshape(outputs.logits.shape), outputs.logits))
         regressions.append(outputs.regression)
         confidence = outputs.confidence if confidence is None else confidence
     p, q = branches[0] if scale is None else _with_cfg(branches[0], branches[1], scale)
-    tokens = jnp.take_along_axis(teacher.tokens, flat, axis=1)
-    tokens, valid = tokens.reshape(outputs.positions.shape), outputs.valid
-    losses = divergence(config.divergence, p, q, tokens, valid)
+    targets = jnp.take_along_axis(teacher.tokens, flat, axis=1)
+    valid = outputs.valid
+    losses = divergence(config.divergence, p, q, targets.reshape(valid.shape), valid)
     overlaps = overlap(p, q)
     if confidence is not None:  # of the conditional branch, which drafting reads too
         acceptance = jax.lax.stop_gradient(overlaps)
@@ -318,9 +318,9 @@ def make_evaluation(
     batches = heldout_batches(len(heldout), HELDOUT["drafter"], config.batch)
 
     @jax.jit
-    def measure(params, target_params, codes, labels, key):
+    def measure(params, target_params, tokens, labels, key):
         losses, overlaps, regression = drafter_losses(
-            drafter, config, params, target_params, codes, labels, key
+            drafter, config, params, target_params, tokens, labels, key
         )
         loss = _total_loss(config, losses, regression)
         return loss, jnp.nanmean(overlaps, axis=(0, 1))
@@ -328,11 +328,11 @@ def make_evaluation(
     def evaluate(state, target_params):
         losses, overlaps = [], []
         for i, part in enumerate(batches):
-            codes = heldout.codes[0, part].astype(np.int32)
+            tokens = heldout.tokens[0, part].astype(np.int32)
             key = jax.random.fold_in(seed_key(config.seed + 1), i)
             params = {**state["average"], **fixed_params}
             labels = heldout.labels[part]
-            loss, by_index = measure(params, target_params, codes, labels, key)
+            loss, by_index = measure(params, target_params, tokens, labels, key)
             losses.append(float(loss))
             overlaps.append(np.asarray(by_index))
         by_index = np.mean(overlaps, axis=0)

@@ -181,7 +181,7 @@ class DrafterTrainingConfig(TrainingConfig):
 
 @dataclass(frozen=True)
 class Experiment:
-    """One preset: a tokenizer, a prior over its codes, and the prior's drafter.
+    """One preset: a tokenizer, a prior over its tokens, and the prior's drafter.
 
     Attributes:
       name: name of the preset and its checkpoints.

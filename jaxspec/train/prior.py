@@ -129,14 +129,14 @@ def make_objective(
 
 
 def make_step(model: Transformer, config: PriorTrainingConfig):
-    """One step `(state, step, (codes [B, T], labels [B])) -> (state, metrics)`."""
+    """One step `(state, step, (tokens [B, T], labels [B])) -> (state, metrics)`."""
     objective = make_objective(model, config)
 
-    def loss_fn(params, codes, labels, key):
+    def loss_fn(params, tokens, labels, key):
         null_key, objective_key = jax.random.split(key)
         rate = model.config.condition_dropout
         null = jax.random.bernoulli(null_key, jnp.float32(rate), labels.shape)
-        return objective(params, codes, labels, null, objective_key)
+        return objective(params, tokens, labels, null, objective_key)
 
     return make_gradient_step(config, loss_fn)
 
@@ -156,8 +156,8 @@ def make_evaluation(
             return {"heldout_loss": values["nll"], "entropy": values["entropy"]}
         losses = []
         for i, part in enumerate(heldout_batches(len(heldout), most, config.batch)):
-            codes = heldout.codes[0, part].astype(np.int32)
-            batch = codes, heldout.labels[part], np.zeros(len(part), bool)
+            tokens = heldout.tokens[0, part].astype(np.int32)
+            batch = tokens, heldout.labels[part], np.zeros(len(part), bool)
             # A sorted model uses the key for dropout, which is off here.
             batch_key = (
                 None if config.objective == "sorted" else jax.random.fold_in(key, i)

@@ -8,7 +8,7 @@ import jax
 
 from jaxspec.bundle import load_prior
 from jaxspec.checkpoint import Checkpoint, load_checkpoint, save
-from jaxspec.data.image_tokens import CodeSource, Sequences, encode_source
+from jaxspec.data.image_tokens import Sequences, TokenSource, encode_source
 from jaxspec.data.source import ImageSource
 from jaxspec.data.text import TextSource
 from jaxspec.device import device_name
@@ -125,7 +125,7 @@ def _encoded(
     bundle: Path,
     workdir: Path,
     images: tuple[ImageSource, ImageSource],
-) -> list[CodeSource]:
+) -> list[TokenSource]:
     """Codes of the images, encoded once and cached."""
     tokenizer = load_checkpoint(bundle / "tokenizer", "tokenizer")
     data = experiment.data
@@ -150,7 +150,7 @@ def _text(experiment: Experiment, folder: Path) -> list[TextSource]:
 
 def _self_generated(
     experiment: Experiment, bundle: Path, workdir: Path
-) -> list[CodeSource]:
+) -> list[TokenSource]:
     """Training and held-out sequences that the target generates."""
     prior, training = load_prior(bundle / "prior"), experiment.train_drafter
     return [
