@@ -88,13 +88,11 @@ def guided_nll(
 
 @partial(jax.jit, static_argnums=0)
 def _guided_nll(model, params, tokens, labels, cfg_scale):
-    branches = [
-        model.score(params, labels, tokens[:, :-1], null=jnp.full(labels.shape, null))[
-            0
-        ]
+    known = tokens[:, :-1]
+    conditional, unconditional = (
+        model.score(params, labels, known, null=jnp.full(labels.shape, null))[0]
         for null in (False, True)
-    ]
-    conditional, unconditional = branches
+    )
     logits = unconditional + cfg_scale * (conditional - unconditional)
     log_p = jax.nn.log_softmax(logits[:, model.config.prefix_length - 1 :])
     taken = jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0]
