@@ -30,7 +30,7 @@ from jaxspec.train.optimizer import init_train_state, make_gradient_step
 from jaxspec.train.recipes import training_outputs
 from jaxspec.train.recipes.teacher import run_teacher
 from jaxspec.train.sharding import ONE_DEVICE, TrainSharding
-from jaxspec.typing import Array, Float, Int, Params
+from jaxspec.typing import Array, Bool, Float, Int, Params
 
 
 def train_drafter(
@@ -241,21 +241,7 @@ def drafter_losses(
       the end of the sequence, and the scalar regression loss on features.
     """
     branch_key, output_key = jax.random.split(key)
-    guided = config.max_cfg_scale > 1.0
-    if guided:
-        nulls = [jnp.zeros(labels.shape, bool), jnp.ones(labels.shape, bool)]
-        scale = jax.random.uniform(
-            branch_key,
-            labels.shape,
-            jnp.float32,
-            minval=1.0,
-            maxval=config.max_cfg_scale,
-        )
-    else:
-        # A float32 probability samples the same branches with 64-bit types enabled.
-        share = jnp.float32(config.null_share)
-        nulls = [jax.random.bernoulli(branch_key, share, labels.shape)]
-        scale = None
+    nulls, scale = _sample_branches(config, labels, branch_key)
     branches, regressions, confidence = [], [], None
     for null in nulls:
         teacher = run_teacher(
@@ -271,15 +257,15 @@ def drafter_losses(
         same_key = jax.random.clone(output_key)
         outputs = training_outputs(drafter, drafter_params, teacher, same_key)
         flat = outputs.positions.reshape(len(tokens), -1)
-        p = jnp.take_along_axis(teacher.logits, flat[..., None] - 1, axis=1)
-        branches.append((p.reshape(outputs.logits.shape), outputs.logits))
+        logits = jnp.take_along_axis(teacher.logits, flat[..., None] - 1, axis=1)
+        branches.append((logits.reshape(outputs.logits.shape), outputs.logits))
         regressions.append(outputs.regression)
         confidence = outputs.confidence if confidence is None else confidence
-    p, q = branches[0] if scale is None else _with_cfg(branches[0], branches[1], scale)
+    logits = branches[0] if scale is None else _with_cfg(*branches, scale)
     targets = jnp.take_along_axis(teacher.tokens, flat, axis=1)
     valid = outputs.valid
-    losses = divergence(config.divergence, p, q, targets.reshape(valid.shape), valid)
-    overlaps = overlap(p, q)
+    losses = divergence(config.divergence, *logits, targets.reshape(valid.shape), valid)
+    overlaps = overlap(*logits)
     if confidence is not None:  # of the conditional branch, which drafting reads too
         acceptance = jax.lax.stop_gradient(overlaps)
         losses += optax.sigmoid_binary_cross_entropy(confidence, acceptance)
@@ -290,8 +276,22 @@ def drafter_losses(
     )
 
 
+def _sample_branches(
+    config: DrafterTrainingConfig, labels: Int[Array, "B"], key: Array
+) -> tuple[list[Bool[Array, "B"]], Float[Array, "B"] | None]:
+    """Null flags of each pass of the target, and CFG scales or None without CFG."""
+    if config.max_cfg_scale == 1.0:
+        # A float32 probability samples the same branches with 64-bit types enabled.
+        share = jnp.float32(config.null_share)
+        return [jax.random.bernoulli(key, share, labels.shape)], None
+    scale = jax.random.uniform(
+        key, labels.shape, jnp.float32, minval=1.0, maxval=config.max_cfg_scale
+    )
+    return [jnp.zeros(labels.shape, bool), jnp.ones(labels.shape, bool)], scale
+
+
 def _with_cfg(conditional, unconditional, scale: Float[Array, "B"]):
-    """Logits of target and drafter after CFG."""
+    """Logits of target and drafter after CFG, from those of the two branches."""
     scale = scale[:, None, None, None]
     return tuple(
         jnp.where(c > -jnp.inf, u + scale * (c - u), -jnp.inf)

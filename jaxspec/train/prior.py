@@ -91,10 +91,10 @@ def _start_params(start: Checkpoint, model: Transformer, init: Params) -> Params
             f"--start holds a checkpoint of kind '{start.kind}'; choose one of kind "
             "'prior'"
         )
-    config, other = model.config, start.config
+    config, start_config = model.config, start.config
     dropout = {n: 0.0 for n in config.__dataclass_fields__ if n.endswith("dropout")}
-    other = replace(other, extra_tokens=config.extra_tokens, **dropout)
-    if other != replace(config, **dropout):
+    start_config = replace(start_config, extra_tokens=config.extra_tokens, **dropout)
+    if start_config != replace(config, **dropout):
         raise ConfigError("the model to start from has another configuration")
     if start.config.extra_tokens > config.extra_tokens:
         raise ConfigError(

@@ -55,7 +55,9 @@ def lines_of(workdir):
 
 
 @pytest.mark.parametrize("what", ["loss", "w", "heldout"])
-def test_what_is_no_number_is_not_kept_and_a_lower_rate_goes_on(what, tmp_path, capsys):
+def test_nonfinite_values_are_not_saved_and_a_lower_rate_resumes(
+    what, tmp_path, capsys
+):
     """A value is NaN from step 5 on, which is not a multiple of `log_every`."""
 
     def spoil(step):
@@ -83,8 +85,8 @@ def test_without_a_saved_state_training_starts_again(tmp_path):
     assert run(tmp_path, CONFIG)[1]["step"] == 12
 
 
-def test_a_finished_training_is_lengthened(tmp_path):
-    """The log equals that of one run over all steps."""
+def test_a_finished_training_resumes_with_more_steps(tmp_path):
+    """The log equals that of a single run over all steps."""
     run(tmp_path / "whole", replace(CONFIG, steps=24, log_every=1))
     run(tmp_path / "parts", replace(CONFIG, log_every=1))
     params, metrics = run(tmp_path / "parts", replace(CONFIG, steps=24, log_every=1))
@@ -193,7 +195,7 @@ OF_DRAFTERS = {
     + [(DrafterTrainingConfig, name) for name in (*OF_DRAFTERS, "ema")]
     + [(PriorTrainingConfig, name) for name in ("block", "learning_rate")],
 )
-def test_impossible_settings_are_one_sentence(kind, name):
+def test_impossible_settings_raise_one_sentence(kind, name):
     values = {**IMPOSSIBLE, **OF_DRAFTERS, "block": (0, 1.5)}[name]
     for value in values:
         with pytest.raises(ConfigError, match=f"^{name}={value!r}") as error:

@@ -91,7 +91,7 @@ def test_blocks_need_extra_tokens_and_shallow_trees():
 
 
 def test_the_masked_bound_of_a_uniform_model_is_log_v():
-    """Each hidden token costs log V; `1 / t` makes up for those in sight."""
+    """A masked token costs log V, and `1 / t` accounts for those not masked."""
     uniform = {**PARAMS, "head": jnp.zeros_like(PARAMS["head"])}
     tokens = jax.random.randint(jax.random.key(0), (64, 16), 0, 11)
     labels, null = jnp.arange(64) % 3, jnp.zeros(64, bool)

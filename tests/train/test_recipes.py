@@ -92,7 +92,7 @@ AHEAD = [kind for kind in KINDS if kind not in ("kangaroo", "prompt tokens")]
         for slow in [", " in kind or kind.startswith(("block of", "falcon"))]
     ],
 )
-def test_training_and_drafting_compute_the_same_laws(kind, monkeypatch):
+def test_training_and_drafting_compute_the_same_logits(kind, monkeypatch):
     """Training on a drafted chain as data gives the logits of the draft."""
     drafter, batch, root = KINDS[kind], 2, 6  # the root's absolute position
     tree = Tree.chain(4)
@@ -272,7 +272,9 @@ def test_prompt_tokens_learn_to_look_ahead(self_generated):
 
 
 @pytest.mark.parametrize("kind", LEARNED)
-def test_a_drafter_learns_from_its_targets_features(kind, self_generated, monkeypatch):
+def test_drafters_learn_from_the_features_of_their_target(
+    kind, self_generated, monkeypatch
+):
     before, after = overlaps_of(kind, self_generated)
 
     class Shuffled(teacher_module.Transformer):
