@@ -261,11 +261,13 @@ def drafter_losses(
         branches.append((logits.reshape(outputs.logits.shape), outputs.logits))
         regressions.append(outputs.regression)
         confidence = outputs.confidence if confidence is None else confidence
-    logits = branches[0] if scale is None else _with_cfg(*branches, scale)
+    logits, drafter_logits = (
+        branches[0] if scale is None else _with_cfg(branches[0], branches[1], scale)
+    )
     targets = jnp.take_along_axis(teacher.tokens, flat, axis=1)
-    valid = outputs.valid
-    losses = divergence(config.divergence, *logits, targets.reshape(valid.shape), valid)
-    overlaps = overlap(*logits)
+    targets, valid = targets.reshape(outputs.valid.shape), outputs.valid
+    losses = divergence(config.divergence, logits, drafter_logits, targets, valid)
+    overlaps = overlap(logits, drafter_logits)
     if confidence is not None:  # of the conditional branch, which drafting reads too
         acceptance = jax.lax.stop_gradient(overlaps)
         losses += optax.sigmoid_binary_cross_entropy(confidence, acceptance)
@@ -293,10 +295,11 @@ def _sample_branches(
 def _with_cfg(conditional, unconditional, scale: Float[Array, "B"]):
     """Logits of target and drafter after CFG, from those of the two branches."""
     scale = scale[:, None, None, None]
-    return tuple(
+    target, drafter = (
         jnp.where(c > -jnp.inf, u + scale * (c - u), -jnp.inf)
         for c, u in zip(conditional, unconditional, strict=True)
     )
+    return target, drafter
 
 
 def make_evaluation(
