@@ -114,10 +114,12 @@ PARTS = [
         "jaxspec/cli/bench", "jaxspec/cli/convert.py", "jaxspec/cli/evaluate.py",
         "jaxspec/cli/failures.py", "jaxspec/cli/info.py", "jaxspec/cli/interrupts.py",
         "jaxspec/cli/main.py", "jaxspec/cli/streams.py", "jaxspec/cli/train.py",
-        "jaxspec/config", "jaxspec/convert", "jaxspec/device.py", "jaxspec/drafters",
-        "jaxspec/fresh.py", "jaxspec/images.py", "jaxspec/memory_plan.py",
+        "jaxspec/config", "jaxspec/convert", "jaxspec/data", "jaxspec/device.py",
+        "jaxspec/drafters", "jaxspec/evaluate", "jaxspec/fresh.py", "jaxspec/images.py",
+        "jaxspec/memory_plan.py",
         "jaxspec/models", "jaxspec/nn", "jaxspec/processes.py", "jaxspec/testing",
-        "jaxspec/text_files.py", "jaxspec/timing.py", "jaxspec/writing.py",
+        "jaxspec/text_files.py", "jaxspec/timing.py", "jaxspec/train",
+        "jaxspec/writing.py", "tests/data", "tests/evaluate", "tests/train",
     )
 ]  # fmt: skip
 

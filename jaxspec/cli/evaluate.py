@@ -110,7 +110,7 @@ def run_model(arguments: argparse.Namespace) -> None:
     from pathlib import Path
 
     from jaxspec.bundle import load_bundle
-    from jaxspec.data.codes import encode_source
+    from jaxspec.data.image_tokens import encode_source
     from jaxspec.evaluate.likelihood import likelihood_metrics
     from jaxspec.evaluate.reconstruction import reconstruction_metrics
     from jaxspec.models.tokenizer import Tokenizer
@@ -123,7 +123,7 @@ def run_model(arguments: argparse.Namespace) -> None:
         metrics = reconstruction_metrics(tokenizer, bundle.tokenizer.params, source)
     else:
         with tempfile.TemporaryDirectory() as folder:
-            codes = encode_source(
+            sequences = encode_source(
                 tokenizer,
                 bundle.tokenizer.params,
                 source,
@@ -132,7 +132,7 @@ def run_model(arguments: argparse.Namespace) -> None:
                 cache_dir=Path(folder),
             )
         model = Transformer(bundle.prior.config)
-        metrics = likelihood_metrics(model, bundle.prior.params, codes)
+        metrics = likelihood_metrics(model, bundle.prior.params, sequences)
     for name, value in metrics.items():
         print(f"{name:12} {value:.4f}")
 

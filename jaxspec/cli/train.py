@@ -83,8 +83,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     from jaxspec.bundle import DEFAULT, embedded_folder
     from jaxspec.sharding import make_mesh, read_mesh
-    from jaxspec.train.layout import TrainSharding
     from jaxspec.train.run import train_part
+    from jaxspec.train.sharding import TrainSharding
 
     bundle = arguments.checkpoint and Path(arguments.checkpoint)
     if arguments.checkpoint == "embedded":

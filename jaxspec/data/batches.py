@@ -1,4 +1,4 @@
-"""Examples of a training step, as a pure function of (seed, step)."""
+"""Examples of a training step, as a pure function of (seed, step), or held out."""
 
 import numpy as np
 
@@ -33,3 +33,26 @@ def batch_indices(seed: int, step: int, batch: int, examples: int) -> np.ndarray
 def step_rng(seed: int, step: int) -> np.random.Generator:
     """Generator of a step's random flips and crops, independent of the order."""
     return np.random.default_rng((seed, step, 1))
+
+
+def flip_at_random(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Mirrors each image [B, height, width, C] left to right with probability 1/2."""
+    mirrored = rng.random(len(images))[:, None, None, None] < 0.5
+    return np.where(mirrored, images[:, :, ::-1], images)
+
+
+def evenly_spaced(examples: int, count: int) -> np.ndarray:
+    """Indices int64 [count] spread over the examples, which may be sorted by class."""
+    return np.linspace(0, examples - 1, count).astype(np.int64)
+
+
+def heldout_batches(examples: int, most: int, batch: int) -> np.ndarray:
+    """Evenly spaced indices int64 [M, batch] of at least one full batch.
+
+    Args:
+      examples: number of held-out examples.
+      most: largest number of examples to measure, if it is at least `batch`.
+      batch: examples per batch.
+    """
+    count = max(min(most, examples) // batch, 1) * batch
+    return evenly_spaced(examples, count).reshape(-1, batch)

@@ -8,8 +8,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from jaxspec.data.images import SUFFIXES, as_rgb, image_files
 from jaxspec.data.packed import read_class_names, read_packed
-from jaxspec.data.pictures import SUFFIXES, as_rgb, image_files
 from jaxspec.errors import DataError
 
 # Folders of the public archive of Fruits-360, sorted by name.

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from jaxspec.data.pictures import as_rgb
+from jaxspec.data.images import as_rgb
 from jaxspec.errors import DataError
 from jaxspec.writing import write_file
 
@@ -90,12 +90,12 @@ def fit_square(image: np.ndarray, side: int) -> np.ndarray:
     """Resizes the shorter side of an image uint8 [h, w, 3] to `side`; center-crops."""
     if image.shape == (side, side, 3):
         return image
-    whole = Image.fromarray(image)
-    scale = side / min(whole.size)
-    width, height = (max(side, round(s * scale)) for s in whole.size)
-    whole = whole.resize((width, height), Image.Resampling.LANCZOS)
-    left, top = (whole.width - side) // 2, (whole.height - side) // 2
-    return np.asarray(whole.crop((left, top, left + side, top + side)))
+    original = Image.fromarray(image)
+    scale = side / min(original.size)
+    width, height = (max(side, round(s * scale)) for s in original.size)
+    resized = original.resize((width, height), Image.Resampling.LANCZOS)
+    left, top = (resized.width - side) // 2, (resized.height - side) // 2
+    return np.asarray(resized.crop((left, top, left + side, top + side)))
 
 
 def _records(name, split, data_dir, manual_dir):

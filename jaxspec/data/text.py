@@ -15,7 +15,7 @@ class TextSource:
     """Windows of a text, with one token per byte.
 
     Attributes:
-      codes: uint8 [1, n, T], consecutive windows that do not overlap.
+      tokens: uint8 [1, n, T], consecutive windows that do not overlap.
       labels: int32 [n], zeros.
       digest: digest of the text.
     """
@@ -40,7 +40,7 @@ class TextSource:
         count = len(self._text) // length
         if count < 1:
             raise DataError(f"'{path}' is shorter than {length} bytes in this part")
-        self.codes = self._text[: count * length].reshape(1, count, length)
+        self.tokens = self._text[: count * length].reshape(1, count, length)
         self.labels = np.zeros(count, np.int32)
         self.digest = hashlib.sha256(self._text.tobytes()).hexdigest()[:16]
 
@@ -51,7 +51,7 @@ class TextSource:
         self, indices: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
         """Random windows int32 [B, T], as many as `indices`, and labels [B]."""
-        length = self.codes.shape[2]
+        length = self.tokens.shape[2]
         starts = rng.integers(0, len(self._text) - length + 1, len(indices))
         windows = self._text[starts[:, None] + np.arange(length)]
         return windows.astype(np.int32), np.zeros(len(indices), np.int32)

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from jaxspec.data.codes import Sequences
+from jaxspec.data.batches import evenly_spaced
+from jaxspec.data.image_tokens import Sequences
 from jaxspec.models.transformer import Transformer
 from jaxspec.typing import Params
 
@@ -35,12 +36,11 @@ def likelihood_metrics(
     """
 
     count = min(most or len(source), len(source))
-    # Evenly spaced, since the source may be sorted by class.
-    indices = np.linspace(0, len(source) - 1, count).astype(np.int64)
+    indices = evenly_spaced(len(source), count)
     padded = np.resize(indices, -(-count // batch) * batch).reshape(-1, batch)
     values = [
         _measure(
-            model, params, source.codes[0, part].astype(np.int32), source.labels[part]
+            model, params, source.tokens[0, part].astype(np.int32), source.labels[part]
         )
         for part in tqdm(padded, desc="measuring", leave=False)
     ]
@@ -49,12 +49,12 @@ def likelihood_metrics(
 
 
 @partial(jax.jit, static_argnums=0)
-def _measure(model, params, codes, labels):
-    logits, _ = model.score(params, labels, codes[:, :-1])
+def _measure(model, params, tokens, labels):
+    logits, _ = model.score(params, labels, tokens[:, :-1])
     prefix = model.config.prefix_length
     log_p = jax.nn.log_softmax(logits[:, max(prefix - 1, 0) :])
-    codes = codes if prefix else codes[:, 1:]
-    taken = jnp.take_along_axis(log_p, codes[..., None], axis=-1)[..., 0]
+    tokens = tokens if prefix else tokens[:, 1:]
+    taken = jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0]
     entropy = -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
     return -jnp.mean(taken, axis=1), jnp.mean(entropy, axis=1)
 
@@ -62,7 +62,7 @@ def _measure(model, params, codes, labels):
 def guided_nll(
     model: Transformer,
     params: Params,
-    codes: np.ndarray,
+    tokens: np.ndarray,
     labels: np.ndarray,
     cfg_scale: float,
     *,
@@ -73,27 +73,27 @@ def guided_nll(
     Args:
       model: static functions of the prior.
       params: parameters of the prior.
-      codes: integer [n, T], tokens.
+      tokens: integer [n, T], sequences to measure.
       labels: integer [n], classes.
       cfg_scale: CFG scale; 1 for the conditional distribution.
       batch: sequences per forward pass.
     """
-    padded = np.resize(np.arange(len(codes)), -(-len(codes) // batch) * batch)
+    padded = np.resize(np.arange(len(tokens)), -(-len(tokens) // batch) * batch)
     values = [
-        _guided_nll(model, params, codes[part], labels[part], jnp.float32(cfg_scale))
+        _guided_nll(model, params, tokens[part], labels[part], jnp.float32(cfg_scale))
         for part in padded.reshape(-1, batch)
     ]
-    return float(np.concatenate(values)[: len(codes)].mean())
+    return float(np.concatenate(values)[: len(tokens)].mean())
 
 
 @partial(jax.jit, static_argnums=0)
-def _guided_nll(model, params, codes, labels, cfg_scale):
-    branches = [
-        model.score(params, labels, codes[:, :-1], null=jnp.full(labels.shape, null))[0]
+def _guided_nll(model, params, tokens, labels, cfg_scale):
+    known = tokens[:, :-1]
+    conditional, unconditional = (
+        model.score(params, labels, known, null=jnp.full(labels.shape, null))[0]
         for null in (False, True)
-    ]
-    conditional, unconditional = branches
+    )
     logits = unconditional + cfg_scale * (conditional - unconditional)
     log_p = jax.nn.log_softmax(logits[:, model.config.prefix_length - 1 :])
-    taken = jnp.take_along_axis(log_p, codes[..., None], axis=-1)[..., 0]
+    taken = jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0]
     return -jnp.mean(taken, axis=1)

@@ -10,11 +10,12 @@ import numpy as np
 
 from jaxspec.bundle import Bundle
 from jaxspec.checkpoint import Checkpoint
+from jaxspec.data.batches import evenly_spaced
 from jaxspec.data.source import ImageSource
 from jaxspec.device import device_name
 from jaxspec.errors import ConfigError, DataError
+from jaxspec.evaluate.image_metrics import frechet_distance, precision_recall
 from jaxspec.evaluate.likelihood import guided_nll
-from jaxspec.evaluate.picture_sets import frechet_distance, precision_recall
 from jaxspec.helpers import LoadedDrafter
 from jaxspec.images import to_unit
 from jaxspec.models.classifier import Classifier
@@ -90,7 +91,7 @@ def read_heldout(source: ImageSource, extract: Extractor, count: int) -> HeldOut
         raise DataError(
             f"the split has {len(source)} images, fewer than the {count} to generate"
         )
-    indices = np.linspace(0, len(source) - 1, count).astype(np.int64)
+    indices = evenly_spaced(len(source), count)
     features, classes = extract(source.take(indices))
     return HeldOut(features, float((classes == source.labels[indices]).mean()))
 

@@ -6,8 +6,8 @@ from jaxspec.train.experiment import Experiment
 
 _LOSSLESS = "It can change the speed of generation and nothing else."
 _DESCRIPTIONS = {
-    "tokenizer": "VQ image tokenizer (LlamaGen family): images to codes and back.",
-    "prior": "Autoregressive transformer over codes or bytes (LlamaGen family).",
+    "tokenizer": "VQ image tokenizer (LlamaGen family): images to tokens and back.",
+    "prior": "Autoregressive transformer over image tokens or bytes (LlamaGen family).",
     "classifier": "Small convolutional classifier; its features measure sets of "
     "images (`jaxspec eval images`).",
     "dflash": "One-pass block-diffusion drafter (DFlash family) for the prior "

@@ -8,18 +8,26 @@ import numpy as np
 import optax
 
 from jaxspec.checkpoint import Checkpoint
-from jaxspec.data.batches import batch_indices, step_rng
+from jaxspec.data.batches import (
+    batch_indices,
+    evenly_spaced,
+    flip_at_random,
+    step_rng,
+)
 from jaxspec.data.source import ImageSource
 from jaxspec.images import to_unit
 from jaxspec.models.classifier import Classifier, ClassifierConfig
 from jaxspec.spec.noise import seed_key
-from jaxspec.train.experiment import Experiment, TrainingConfig, fingerprint
-from jaxspec.train.layout import ONE_DEVICE, TrainSharding
-from jaxspec.train.loop import fit
-from jaxspec.train.optimizer import apply_gradients, init_train_state
+from jaxspec.train.experiment import (
+    HELDOUT,
+    Experiment,
+    TrainingConfig,
+    fingerprint,
+)
+from jaxspec.train.loop import Training, run_training
+from jaxspec.train.optimizer import init_train_state, make_gradient_step
+from jaxspec.train.sharding import ONE_DEVICE, TrainSharding
 
-# Held-out images on which checkpoints are compared.
-HELDOUT = 2048
 # Largest random shift of an image, as a share of its side.
 SHIFT = 1 / 16
 
@@ -50,21 +58,46 @@ def train_classifier(
         indices = batch_indices(config.seed, step, config.batch, len(source))
         rng, images = step_rng(config.seed, step), source.take(indices)
         if experiment.data.flips:
-            mirrored = rng.random(config.batch)[:, None, None, None] < 0.5
-            images = np.where(mirrored, images[:, :, ::-1], images)
+            images = flip_at_random(images, rng)
         down, right = rng.integers(-shift, shift + 1, 2)
         pad = ((0, 0), (shift, shift), (shift, shift), (0, 0))
         padded = np.pad(images, pad, mode="edge")
         shifted = padded[:, shift + down :, shift + right :][:, :side, :side]
         return shifted, source.labels[indices]
 
-    count = min(HELDOUT, len(heldout))
-    indices = np.linspace(0, len(heldout) - 1, count).astype(np.int64)
+    training = Training(
+        "classifier",
+        config,
+        make_step(model, config),
+        batch_fn,
+        make_evaluation(model, heldout),
+        fingerprint(model_config, config, experiment.data),
+    )
+    state = init_train_state(config, model.init(seed_key(config.seed)))
+    trained, metrics = run_training(workdir, state, training, sharding)
+    return Checkpoint("classifier", model_config, trained, {"metrics": metrics})
+
+
+def make_step(model: Classifier, config: TrainingConfig):
+    """One step `(state, step, (images uint8, labels)) -> (state, metrics)`."""
+    dtype = jnp.dtype(config.compute_dtype)
+
+    def loss_fn(params, images, labels, _):
+        x = (images.astype(jnp.float32) / 127.5 - 1.0).astype(dtype)
+        cross = optax.softmax_cross_entropy_with_integer_labels
+        return jnp.mean(cross(model(params, x)[1], labels))
+
+    return make_gradient_step(config, loss_fn)
+
+
+def make_evaluation(model: Classifier, heldout: ImageSource, batch: int = 128):
+    """Evaluation `state -> metrics`: held-out loss and share of right classes."""
+    indices = evenly_spaced(len(heldout), min(HELDOUT["classifier"], len(heldout)))
     logits_of = jax.jit(lambda params, images: model(params, images)[1])
 
     def evaluate(state):
         losses, correct = [], []
-        for part in np.array_split(indices, -(-count // 128)):
+        for part in np.array_split(indices, -(-len(indices) // batch)):
             logits = logits_of(state["average"], to_unit(heldout.take(part)))
             labels = heldout.labels[part]
             cross = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -75,35 +108,4 @@ def train_classifier(
             "accuracy": float(np.concatenate(correct).mean()),
         }
 
-    params = model.init(seed_key(config.seed))
-    state = sharding.device_put(init_train_state(config, params))
-    trained, metrics = fit(
-        workdir,
-        config,
-        state,
-        sharding.compile(make_step(model, config), state),
-        sharding.shard_batches(batch_fn),
-        evaluate,
-        lambda state: state["average"],
-        "classifier",
-        fingerprint(model_config, config, experiment.data),
-    )
-    return Checkpoint("classifier", model_config, trained, {"metrics": metrics})
-
-
-def make_step(model: Classifier, config: TrainingConfig):
-    """One step `(state, step, (images uint8, labels)) -> (state, metrics)`."""
-    dtype = jnp.dtype(config.compute_dtype)
-
-    def loss_fn(params, images, labels):
-        params = jax.tree.map(lambda x: x.astype(dtype), params)
-        x = (images.astype(jnp.float32) / 127.5 - 1.0).astype(dtype)
-        cross = optax.softmax_cross_entropy_with_integer_labels
-        return jnp.mean(cross(model(params, x)[1], labels))
-
-    def step_fn(state, step, batch):
-        loss, gradient = jax.value_and_grad(loss_fn)(state["params"], *batch)
-        state = apply_gradients(config, state, gradient, step)
-        return state, {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
-
-    return step_fn
+    return evaluate

@@ -9,14 +9,14 @@ import jax.numpy as jnp
 from jaxspec.typing import Array, Bool, Float, Int
 
 # Log-probability of an impossible token: finite, so that 0 times it is 0.
-_NEVER = -80.0
+_LOG_ZERO = -80.0
 Divergence = Literal["cross_entropy", "forward_kl", "reverse_kl", "tvd", "tvd++"]
 
 
 def divergence(
     name: Divergence,
-    target: Float[Array, "... V"],
-    drafter: Float[Array, "... V"],
+    target_logits: Float[Array, "... V"],
+    drafter_logits: Float[Array, "... V"],
     tokens: Int[Array, "..."],
     valid: Bool[Array, "..."],
 ) -> Float[Array, "..."]:
@@ -35,29 +35,30 @@ def divergence(
 
     Args:
       name: one of the divergences above.
-      target: float32 [..., V], logits of `p`; no gradient flows into them.
-      drafter: float32 [..., V], logits of `q`.
+      target_logits: float32 [..., V], logits of `p`, without a gradient.
+      drafter_logits: float32 [..., V], logits of `q`.
       tokens: int32 [...], tokens of the data.
       valid: bool [...], predictions over which "tvd++" is whitened.
     """
-    drafted = drafter > -jnp.inf
-    log_p = jax.nn.log_softmax(jnp.where(drafted, target, -jnp.inf), axis=-1)
-    log_p = jnp.where(drafted, jax.lax.stop_gradient(log_p), _NEVER)
-    log_q = jnp.where(drafted, jax.nn.log_softmax(drafter, axis=-1), _NEVER)
+    drafted = drafter_logits > -jnp.inf
+    log_p = jax.nn.log_softmax(jnp.where(drafted, target_logits, -jnp.inf), axis=-1)
+    log_p = jnp.where(drafted, jax.lax.stop_gradient(log_p), _LOG_ZERO)
+    log_q = jnp.where(drafted, jax.nn.log_softmax(drafter_logits, axis=-1), _LOG_ZERO)
     return _DIVERGENCES[name](log_p, log_q, tokens, valid)
 
 
 def overlap(
-    target: Float[Array, "... V"], drafter: Float[Array, "... V"]
+    target_logits: Float[Array, "... V"], drafter_logits: Float[Array, "... V"]
 ) -> Float[Array, "..."]:
     """Overlap `sum min(p, q)`: the probability that a sample of `q` is accepted."""
-    p, q = jax.nn.softmax(target, axis=-1), jax.nn.softmax(drafter, axis=-1)
+    p = jax.nn.softmax(target_logits, axis=-1)
+    q = jax.nn.softmax(drafter_logits, axis=-1)
     return jnp.sum(jnp.minimum(p, q), axis=-1)
 
 
 def _cross_entropy(log_p, log_q, tokens, valid):
     taken = jnp.take_along_axis(log_q, tokens[..., None], axis=-1)[..., 0]
-    return jnp.where(taken > _NEVER, -taken, 0.0)
+    return jnp.where(taken > _LOG_ZERO, -taken, 0.0)
 
 
 def _forward_kl(log_p, log_q, tokens, valid):
@@ -65,7 +66,7 @@ def _forward_kl(log_p, log_q, tokens, valid):
 
 
 def _reverse_kl(log_p, log_q, tokens, valid):
-    return jnp.sum(jnp.exp(log_q) * (log_q - jnp.maximum(log_p, _NEVER)), axis=-1)
+    return jnp.sum(jnp.exp(log_q) * (log_q - jnp.maximum(log_p, _LOG_ZERO)), axis=-1)
 
 
 def _tvd(log_p, log_q, tokens, valid):

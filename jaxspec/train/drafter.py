@@ -11,28 +11,26 @@ import optax
 
 from jaxspec.checkpoint import Checkpoint, digest_of, params_digest
 from jaxspec.config import DFlashConfig
-from jaxspec.data.batches import batch_indices, step_rng
-from jaxspec.data.codes import CodeSource, Sequences
+from jaxspec.data.batches import batch_indices, heldout_batches, step_rng
+from jaxspec.data.image_tokens import Sequences, TokenSource
 from jaxspec.drafters.draft_vocabulary import frequent_tokens
 from jaxspec.drafters.kinds import make_drafter
 from jaxspec.errors import ConfigError
 from jaxspec.spec.noise import seed_key
 from jaxspec.train.divergence import divergence, overlap
 from jaxspec.train.experiment import (
+    HELDOUT,
     DrafterTrainingConfig,
     Experiment,
     fingerprint,
 )
-from jaxspec.train.kept_features import cache_features
-from jaxspec.train.layout import ONE_DEVICE, TrainSharding
-from jaxspec.train.loop import fit
-from jaxspec.train.optimizer import apply_gradients, init_train_state
+from jaxspec.train.feature_cache import cache_features
+from jaxspec.train.loop import Training, run_training
+from jaxspec.train.optimizer import init_train_state, make_gradient_step
 from jaxspec.train.recipes import training_outputs
-from jaxspec.train.recipes.lesson import run_teacher
-from jaxspec.typing import Array, Float, Int, Params
-
-# Held-out sequences on which checkpoints are compared.
-HELDOUT = 256
+from jaxspec.train.recipes.teacher import run_teacher
+from jaxspec.train.sharding import ONE_DEVICE, TrainSharding
+from jaxspec.typing import Array, Bool, Float, Int, Params
 
 
 def train_drafter(
@@ -62,8 +60,9 @@ def train_drafter(
     config = experiment.train_drafter
     assert experiment.drafter is not None  # checked by `train_part`
     kind, drafter = make_drafter(experiment.drafter, prior.config)
-    target_digest = digest_of(prior)
-
+    if start is not None:
+        check_start(start, kind, drafter)
+    params, fixed_params = _initial_params(drafter, config, source, start)
     feature_cache = None
     if config.cached != "no":
         feature_cache = cache_features(
@@ -73,49 +72,65 @@ def train_drafter(
             dtype=config.cached,
             cache_dir=workdir,
         )
-
-    def batch_fn(step):
-        indices = batch_indices(config.seed, step, config.batch, len(source))
-        rng = step_rng(config.seed, step)
-        if feature_cache is None:
-            return (*source.take(indices, rng), None)
-        assert isinstance(source, CodeSource)  # checked by `cache_features`
-        indices = source.sample_indices(indices, rng)
-        return (*source.at(indices), np.asarray(feature_cache[indices]))
-
-    params, start_digest = drafter.init_params(seed_key(config.seed)), ""
-    fixed_params = {}
-    if params.pop("ids", None) is not None:  # draft only the most frequent tokens
-        size, vocab = drafter.config.draft_vocab, prior.config.vocab_size
-        fixed_params = {"ids": frequent_tokens(source.codes, vocab, size)}
-    if start is not None:
-        check_start(start, kind, drafter)
-        params, start_digest = dict(start.params), params_digest(start.params)
-        fixed_params = {"ids": params.pop("ids")} if "ids" in params else {}
-    # The frozen target is an argument, not a constant of the compiled step.
-    state = sharding.device_put(init_train_state(config, params))
-    target_params = sharding.device_put(prior.params)
-    step = sharding.compile(make_step(drafter, config, fixed_params), state)
-    best, metrics = fit(
-        workdir,
-        config,
-        state,
-        lambda state, i, batch: step(state, target_params, i, batch),
-        sharding.shard_batches(batch_fn),
-        make_evaluation(drafter, target_params, heldout, config, fixed_params),
-        lambda state: {**state["average"], **fixed_params},
+    target_digest = digest_of(prior)
+    training = Training(
         "drafter",
+        config,
+        make_step(drafter, config, fixed_params),
+        make_batch_fn(config, source, feature_cache),
+        make_evaluation(drafter, config, heldout, fixed_params),
         fingerprint(
             experiment.drafter,
             config,
             experiment.data,
             source.digest,
             target_digest,
-            start_digest,
+            "" if start is None else params_digest(start.params),
         ),
+        result=lambda state: {**state["average"], **fixed_params},
+        frozen=(prior.params,),
     )
+    state = init_train_state(config, params)
+    trained, metrics = run_training(workdir, state, training, sharding)
     metadata = {"metrics": metrics, "target_digest": target_digest}
-    return Checkpoint(kind, drafter, best, metadata)
+    return Checkpoint(kind, drafter, trained, metadata)
+
+
+def _initial_params(
+    drafter: Any,
+    config: DrafterTrainingConfig,
+    source: Sequences,
+    start: Checkpoint | None,
+) -> tuple[Params, Params]:
+    """Parameters to train, and fixed ones: the ids of a draft vocabulary."""
+    if start is not None:
+        params = dict(start.params)
+    else:
+        params = drafter.init_params(seed_key(config.seed))
+    ids = params.pop("ids", None)
+    if ids is None:
+        return params, {}
+    if start is None:  # draft only the most frequent tokens
+        vocab, size = drafter.target.vocab_size, drafter.config.draft_vocab
+        ids = frequent_tokens(source.tokens, vocab, size)
+    return params, {"ids": ids}
+
+
+def make_batch_fn(
+    config: DrafterTrainingConfig, source: Sequences, feature_cache: np.ndarray | None
+):
+    """Batches `step -> (tokens [B, T], labels [B], cached features or None)`."""
+
+    def batch_fn(step):
+        indices = batch_indices(config.seed, step, config.batch, len(source))
+        rng = step_rng(config.seed, step)
+        if feature_cache is None:
+            return (*source.take(indices, rng), None)
+        assert isinstance(source, TokenSource)  # checked by `cache_features`
+        indices = source.sample_indices(indices, rng)
+        return (*source.at(indices), np.asarray(feature_cache[indices]))
+
+    return batch_fn
 
 
 def check_start(start: Checkpoint, kind: str, drafter: Any) -> None:
@@ -148,40 +163,28 @@ def check_start(start: Checkpoint, kind: str, drafter: Any) -> None:
 def make_step(drafter: Any, config: DrafterTrainingConfig, fixed_params: Params):
     """One step `(state, target_params, step, batch) -> (state, metrics)`.
 
-    A batch is (codes [B, T], labels [B], rows of the feature cache or None).
+    A batch is (tokens [B, T], labels [B], cached features or None).
 
     Args:
       drafter: static functions of the drafter.
       config: settings of the training.
       fixed_params: parameters of the drafter that are not trained.
     """
-    dtype = jnp.dtype(config.compute_dtype)
 
-    def loss_fn(params, target_params, codes, labels, cached, key):
-        params, target_params = jax.tree.map(
-            lambda x: x.astype(dtype), (params, target_params)
-        )
+    def loss_fn(params, target_params, tokens, labels, cached, key):
         losses, _, regression = drafter_losses(
             drafter,
             config,
             {**params, **fixed_params},
             target_params,
-            codes,
+            tokens,
             labels,
             key,
             cached,
         )
-        return weighted_mean(losses, config.decay) + config.regression * regression
+        return _total_loss(config, losses, regression)
 
-    def step_fn(state, target_params, step, batch):
-        key = jax.random.fold_in(seed_key(config.seed), step)
-        loss, gradient = jax.value_and_grad(loss_fn)(
-            state["params"], target_params, *batch, key
-        )
-        state = apply_gradients(config, state, gradient, step)
-        return state, {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
-
-    return step_fn
+    return make_gradient_step(config, loss_fn)
 
 
 def weighted_mean(values: Float[Array, "B M G"], decay: float) -> Float[Array, ""]:
@@ -200,12 +203,17 @@ def weighted_mean(values: Float[Array, "B M G"], decay: float) -> Float[Array, "
     return jnp.sum(jnp.where(valid, values, 0.0) * weight) / jnp.sum(weight)
 
 
+def _total_loss(config: DrafterTrainingConfig, losses, regression):
+    """Training loss: weighted divergences, and the regression on features."""
+    return weighted_mean(losses, config.decay) + config.regression * regression
+
+
 def drafter_losses(
     drafter: Any,
     config: DrafterTrainingConfig,
     drafter_params: Params,
     target_params: Params,
-    codes: Int[Array, "B T"],
+    tokens: Int[Array, "B T"],
     labels: Int[Array, "B"],
     key: Array,
     cached: Float[Array, "B 2 P+T E"] | None = None,
@@ -223,38 +231,24 @@ def drafter_losses(
       config: settings of the training.
       drafter_params: parameters of the drafter.
       target_params: parameters of the frozen target.
-      codes: int32 [B, T], tokens.
+      tokens: int32 [B, T], sequences of the data.
       labels: int32 [B], conditions.
       key: random key for scales or branches and for the drafter's positions; consumed.
-      cached: rows of the feature cache, see `cache_features`; None to run the target.
+      cached: features of the sequences from `cache_features`; None to run the target.
 
     Returns:
       Divergences and overlaps `sum min(p, q)`, both float32 [B, M, G] with NaN beyond
       the end of the sequence, and the scalar regression loss on features.
     """
     branch_key, output_key = jax.random.split(key)
-    guided = config.max_cfg_scale > 1.0
-    if guided:
-        nulls = [jnp.zeros(labels.shape, bool), jnp.ones(labels.shape, bool)]
-        scale = jax.random.uniform(
-            branch_key,
-            labels.shape,
-            jnp.float32,
-            minval=1.0,
-            maxval=config.max_cfg_scale,
-        )
-    else:
-        # A float32 probability samples the same branches with 64-bit types enabled.
-        share = jnp.float32(config.null_share)
-        nulls = [jax.random.bernoulli(branch_key, share, labels.shape)]
-        scale = None
+    nulls, scale = _sample_branches(config, labels, branch_key)
     branches, regressions, confidence = [], [], None
     for null in nulls:
         teacher = run_teacher(
             drafter.target,
             target_params,
             drafter.feature_layers,
-            codes,
+            tokens,
             labels,
             null,
             cached,
@@ -262,16 +256,18 @@ def drafter_losses(
         # The key is reused on purpose: both branches predict the same positions.
         same_key = jax.random.clone(output_key)
         outputs = training_outputs(drafter, drafter_params, teacher, same_key)
-        flat = outputs.positions.reshape(len(codes), -1)
-        p = jnp.take_along_axis(teacher.logits, flat[..., None] - 1, axis=1)
-        branches.append((p.reshape(outputs.logits.shape), outputs.logits))
+        flat = outputs.positions.reshape(len(tokens), -1)
+        logits = jnp.take_along_axis(teacher.logits, flat[..., None] - 1, axis=1)
+        branches.append((logits.reshape(outputs.logits.shape), outputs.logits))
         regressions.append(outputs.regression)
         confidence = outputs.confidence if confidence is None else confidence
-    p, q = branches[0] if scale is None else _with_cfg(branches[0], branches[1], scale)
-    tokens = jnp.take_along_axis(teacher.tokens, flat, axis=1)
-    tokens, valid = tokens.reshape(outputs.positions.shape), outputs.valid
-    losses = divergence(config.divergence, p, q, tokens, valid)
-    overlaps = overlap(p, q)
+    logits, drafter_logits = (
+        branches[0] if scale is None else _with_cfg(branches[0], branches[1], scale)
+    )
+    targets = jnp.take_along_axis(teacher.tokens, flat, axis=1)
+    targets, valid = targets.reshape(outputs.valid.shape), outputs.valid
+    losses = divergence(config.divergence, logits, drafter_logits, targets, valid)
+    overlaps = overlap(logits, drafter_logits)
     if confidence is not None:  # of the conditional branch, which drafting reads too
         acceptance = jax.lax.stop_gradient(overlaps)
         losses += optax.sigmoid_binary_cross_entropy(confidence, acceptance)
@@ -282,51 +278,64 @@ def drafter_losses(
     )
 
 
+def _sample_branches(
+    config: DrafterTrainingConfig, labels: Int[Array, "B"], key: Array
+) -> tuple[list[Bool[Array, "B"]], Float[Array, "B"] | None]:
+    """Null flags of each pass of the target, and CFG scales or None without CFG."""
+    if config.max_cfg_scale == 1.0:
+        # A float32 probability samples the same branches with 64-bit types enabled.
+        share = jnp.float32(config.null_share)
+        return [jax.random.bernoulli(key, share, labels.shape)], None
+    scale = jax.random.uniform(
+        key, labels.shape, jnp.float32, minval=1.0, maxval=config.max_cfg_scale
+    )
+    return [jnp.zeros(labels.shape, bool), jnp.ones(labels.shape, bool)], scale
+
+
 def _with_cfg(conditional, unconditional, scale: Float[Array, "B"]):
-    """Logits of target and drafter after CFG."""
+    """Logits of target and drafter after CFG, from those of the two branches."""
     scale = scale[:, None, None, None]
-    return tuple(
+    target, drafter = (
         jnp.where(c > -jnp.inf, u + scale * (c - u), -jnp.inf)
         for c, u in zip(conditional, unconditional, strict=True)
     )
+    return target, drafter
 
 
 def make_evaluation(
     drafter: Any,
-    target_params: Params,
-    heldout: Sequences,
     config: DrafterTrainingConfig,
+    heldout: Sequences,
     fixed_params: Params,
 ):
-    """Evaluation `state -> metrics`: held-out loss, and overlap by index in the block.
+    """Evaluation `(state, target_params) -> metrics` on held-out sequences.
+
+    Metrics are the loss and the overlap at each index in a block.
 
     Args:
       drafter: static functions of the drafter.
-      target_params: parameters of the frozen target.
-      heldout: held-out sequences.
       config: settings of the training.
+      heldout: held-out sequences.
       fixed_params: parameters of the drafter that are not trained.
     """
-    batch = config.batch
-    count = max(min(HELDOUT, len(heldout)) // batch, 1) * batch
-    indices = np.linspace(0, len(heldout) - 1, count).astype(np.int64)
+    batches = heldout_batches(len(heldout), HELDOUT["drafter"], config.batch)
 
     @jax.jit
-    def measure(params, target_params, codes, labels, key):
+    def measure(params, target_params, tokens, labels, key):
         losses, overlaps, regression = drafter_losses(
-            drafter, config, params, target_params, codes, labels, key
+            drafter, config, params, target_params, tokens, labels, key
         )
-        loss = weighted_mean(losses, config.decay) + config.regression * regression
+        loss = _total_loss(config, losses, regression)
         return loss, jnp.nanmean(overlaps, axis=(0, 1))
 
-    def evaluate(state):
+    def evaluate(state, target_params):
         losses, overlaps = [], []
-        for i, part in enumerate(indices.reshape(-1, batch)):
-            codes = heldout.codes[0, part].astype(np.int32)
+        for i, part in enumerate(batches):
+            tokens = heldout.tokens[0, part].astype(np.int32)
             key = jax.random.fold_in(seed_key(config.seed + 1), i)
             params = {**state["average"], **fixed_params}
             labels = heldout.labels[part]
-            loss, by_index = measure(params, target_params, codes, labels, key)
+            loss, by_index = measure(params, target_params, tokens, labels, key)
             losses.append(float(loss))
             overlaps.append(np.asarray(by_index))
         by_index = np.mean(overlaps, axis=0)

@@ -98,6 +98,9 @@ MAY_CHANGE = (
     "save_every",
 )
 
+# Held-out examples on which checkpoints of a part are compared; the tokenizer is
+# measured on all of them.
+HELDOUT = {"prior": 512, "drafter": 256, "classifier": 2048}
 
 Objective = Literal["next", "sorted", "masked", "continuation", "refinement", "tidar"]
 
@@ -178,7 +181,7 @@ class DrafterTrainingConfig(TrainingConfig):
 
 @dataclass(frozen=True)
 class Experiment:
-    """One preset: a tokenizer, a prior over its codes, and the prior's drafter.
+    """One preset: a tokenizer, a prior over its tokens, and the prior's drafter.
 
     Attributes:
       name: name of the preset and its checkpoints.

@@ -4,6 +4,8 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +24,63 @@ from jaxspec.train.progress import (
     load_progress,
     truncate_log,
 )
+from jaxspec.train.sharding import TrainSharding
 
 Metrics = dict[str, float]
 
 
-def fit(
-    workdir: str | Path,
-    config: TrainingConfig,
-    state: Any,
-    step_fn: Callable[[Any, Any, Any], tuple[Any, dict[str, Any]]],
-    batch_fn: Callable[[int], Any],
-    evaluate: Callable[[Any], Metrics],
-    select: Callable[[Any], Any],
-    label: str,
-    fingerprint: str,
+@dataclass(frozen=True)
+class Training:
+    """Functions and settings of one training; a trainer of each part makes one.
+
+    Attributes:
+      part: name of the trained part.
+      config: number of steps, and intervals between logging, evaluating and saving.
+      step_fn: step `(state, *frozen, step, batch) -> (state, metrics)`.
+      batch_fn: batch of a step, a pure function of the step's index.
+      evaluate: evaluation `(state, *frozen) -> metrics` on held-out data, with the
+        metric "heldout_loss".
+      fingerprint: identity of the training; see `train.experiment.fingerprint`.
+      result: function from a state to the parameters to return.
+      frozen: pytrees of arrays that are not trained. As arguments they are not compiled
+        into the step as constants.
+    """
+
+    part: str
+    config: TrainingConfig
+    step_fn: Callable[..., tuple[Any, dict[str, Any]]]
+    batch_fn: Callable[[int], Any]
+    evaluate: Callable[..., Metrics]
+    fingerprint: str
+    result: Callable[[Any], Any] = lambda state: state["average"]
+    frozen: tuple[Any, ...] = ()
+
+
+def run_training(
+    workdir: Path, state: Any, training: Training, sharding: TrainSharding
 ) -> tuple[Any, Metrics]:
+    """Places a training on its devices, compiles its step and runs it with `fit`.
+
+    Args:
+      workdir: folder of the state and the metrics.
+      state: initial pytree of arrays.
+      training: functions and settings.
+      sharding: devices of the state, the batches and the frozen arrays.
+    """
+    state = sharding.device_put(state)
+    frozen = tuple(sharding.device_put(tree) for tree in training.frozen)
+    step_fn = sharding.compile(training.step_fn, state)
+    placed = replace(
+        training,
+        step_fn=lambda state, step, batch: step_fn(state, *frozen, step, batch),
+        batch_fn=sharding.shard_batches(training.batch_fn),
+        evaluate=lambda state: training.evaluate(state, *frozen),
+        frozen=(),
+    )
+    return fit(workdir, state, placed)
+
+
+def fit(workdir: str | Path, state: Any, training: Training) -> tuple[Any, Metrics]:
     """Trains a model and returns its parameters at the lowest held-out loss.
 
     A killed run that is started again resumes from its last saved state and writes the
@@ -44,47 +88,39 @@ def fit(
 
     Args:
       workdir: folder of `state/`, `best/` and `metrics.jsonl`.
-      config: number of steps, and intervals between logging, evaluating and saving.
       state: initial pytree of arrays.
-      step_fn: jitted step `(state, step, batch) -> (state, metrics)`.
-      batch_fn: batch of a step, a pure function of the step's index.
-      evaluate: held-out metrics of a state, among them "heldout_loss".
-      select: function from a state to the pytree to return.
-      label: name on the progress bar.
-      fingerprint: identity of the training; see `train.experiment.fingerprint`.
+      training: functions and settings, without frozen arrays.
 
     Returns:
-      `select(state)` at the lowest "heldout_loss", and the metrics of that step with
-      "step" and "seconds" (of the whole training, over all its runs).
+      `training.result(state)` at the lowest "heldout_loss", and the metrics of that
+      step with "step" and "seconds" (of the whole training, over all its runs).
 
     Raises:
       NonFiniteError: loss or weights became NaN or infinite; they are not saved.
       CheckpointError: `workdir` holds the state of another training.
-      ConfigError: the saved training cannot continue with `config`; see
+      ConfigError: the saved training cannot continue with `training.config`; see
         `train.progress`.
       DataError: `metrics.jsonl` cannot be written.
     """
-    workdir = Path(workdir)
+    workdir, config = Path(workdir), training.config
     workdir.mkdir(parents=True, exist_ok=True)
     log, saved = workdir / "metrics.jsonl", workdir / "state"
-    progress = load_progress(workdir, config, fingerprint, label)
-    best = None
-    if progress["step"]:
+    progress = load_progress(workdir, config, training.fingerprint, training.part)
+    first, best = progress["step"], None
+    if first:
         state = load_state(saved, state)
-        best = load_best_metrics(workdir, fingerprint)
-    truncate_log(log, progress["step"])
+        best = load_best_metrics(workdir, training.fingerprint)
+    truncate_log(log, first)
 
     began = time.perf_counter() - progress["seconds"]
-    bar = tqdm(total=config.steps, initial=progress["step"], desc=label, mininterval=1)
+    bar = tqdm(total=config.steps, initial=first, desc=training.part, mininterval=1)
     with open(log, "a", encoding="utf-8") as lines, bar:
-        for step in range(progress["step"], config.steps):
-            state, metrics = step_fn(state, np.int32(step), batch_fn(step))
+        for step in range(first, config.steps):
+            batch = training.batch_fn(step)
+            state, metrics = training.step_fn(state, np.int32(step), batch)
             done = step + 1
+            due = partial(_due, done, config.steps)
             bar.update()
-
-            def due(every: int, done: int = done) -> bool:
-                return done % every == 0 or done == config.steps
-
             saving = due(config.evaluate_every) or due(config.save_every)
             if due(config.log_every) or saving:
                 values = {k: float(v) for k, v in jax.device_get(metrics).items()}
@@ -93,21 +129,11 @@ def fit(
                 _write(lines, {"step": done, **values})
                 bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
             if due(config.evaluate_every):
-                values = evaluate(state)
-                if np.isnan(values["heldout_loss"]):
-                    raise _not_finite(
-                        "the held-out loss is nan", done, progress["step"]
-                    )
-                _write(lines, {"step": done, **values})
+                values = _evaluate(training, state, done, progress["step"])
+                _write(lines, values)
                 if best is None or values["heldout_loss"] < best["heldout_loss"]:
-                    best = {"step": done, **values}
-                    note = json.dumps({"fingerprint": fingerprint, "metrics": best})
-                    save_state(workdir / "best", select(state), {METRICS: note})
-                tqdm.write(
-                    f"{label} step {done}: "
-                    + ", ".join(f"{k} {v:.4g}" for k, v in values.items()),
-                    file=sys.stderr,
-                )
+                    best = values
+                    _save_best(workdir, training, state, best)
             if due(config.save_every):
                 progress.update(step=done, seconds=time.perf_counter() - began)
                 save_state(saved, state, {PROGRESS: json.dumps(progress)})
@@ -115,16 +141,38 @@ def fit(
         raise CheckpointError(
             f"'{workdir / 'best'}' is missing; remove '{workdir}' and train again"
         )
-    selected = load_state(workdir / "best", jax.eval_shape(select, state))
-    return selected, {**best, "seconds": progress["seconds"]}
+    result = load_state(workdir / "best", jax.eval_shape(training.result, state))
+    return result, {**best, "seconds": progress["seconds"]}
 
 
-def _check(loss: float, state: Any, step: int, saved: int) -> None:
+def _due(done: int, steps: int, every: int) -> bool:
+    """Whether something that happens every few steps, and at the end, happens now."""
+    return done % every == 0 or done == steps
+
+
+def _evaluate(training: Training, state: Any, step: int, saved_step: int) -> Metrics:
+    """Held-out metrics with the step, printed as one line."""
+    values = training.evaluate(state)
+    if np.isnan(values["heldout_loss"]):
+        raise _not_finite("the held-out loss is nan", step, saved_step)
+    text = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+    tqdm.write(f"{training.part} step {step}: {text}", file=sys.stderr)
+    return {"step": step, **values}
+
+
+def _save_best(workdir: Path, training: Training, state: Any, metrics: Metrics):
+    """Saves the parameters of the lowest held-out loss up to now."""
+    note = {"fingerprint": training.fingerprint, "metrics": metrics}
+    files = {METRICS: json.dumps(note)}
+    save_state(workdir / "best", training.result(state), files)
+
+
+def _check(loss: float, state: Any, step: int, saved_step: int) -> None:
     """Raises `NonFiniteError` if the loss, or weights to be saved, are not finite."""
     if not np.isfinite(loss):
-        raise _not_finite(f"the training loss is {loss}", step, saved)
+        raise _not_finite(f"the training loss is {loss}", step, saved_step)
     if not _finite(state):
-        raise _not_finite("weights are NaN or infinite", step, saved)
+        raise _not_finite("weights are NaN or infinite", step, saved_step)
 
 
 @jax.jit
@@ -133,11 +181,13 @@ def _finite(tree: Any) -> jax.Array:
     return jnp.all(jnp.array([jnp.isfinite(x).all() for x in floats], bool))
 
 
-def _not_finite(what: str, step: int, saved: int) -> NonFiniteError:
-    resumed = f"resumes from step {saved}" if saved else "starts from the beginning"
+def _not_finite(reason: str, step: int, saved_step: int) -> NonFiniteError:
+    again = "starts from the beginning"
+    if saved_step:
+        again = f"resumes from step {saved_step}"
     return NonFiniteError(
-        f"{what} at step {step}; lower learning_rate in the preset and run the same "
-        f"command again: it {resumed}"
+        f"{reason} at step {step}; lower learning_rate in the preset and run the same "
+        f"command again: it {again}"
     )
 
 

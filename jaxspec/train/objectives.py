@@ -1,10 +1,10 @@
 """Training objectives of models over tokens.
 
-All of them are functions of parameters, tokens `[B, T]`, labels `[B]`, null flags `[B]`
-(True for sequences read without their condition) and a random key, which is consumed.
-They return a mean loss in nats per token; `tidar_loss` also returns its two parts. The
-mask token of a model is its first extra token.
+`Objective` documents the arguments that all of them share, after the model. The mask
+token of a model is its first extra token.
 """
+
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,21 +17,44 @@ from jaxspec.models.transformer import Transformer
 from jaxspec.typing import Array, Bool, Float, Int, Params
 
 
+class Objective(Protocol):
+    """Mean loss of a batch, with the model and its settings bound."""
+
+    def __call__(
+        self,
+        params: Params,
+        tokens: Int[Array, "B T"],
+        labels: Int[Array, "B"],
+        null: Bool[Array, "B"],
+        key: Array,
+    ) -> Float[Array, ""]:
+        """Mean loss in nats per token.
+
+        Args:
+          params: parameters of the model.
+          tokens: int32 [B, T], sequences of the data.
+          labels: int32 [B], conditions.
+          null: bool [B], True for sequences read without their condition.
+          key: random key for dropout, masks and the shift of blocks; consumed.
+        """
+        ...
+
+
 def next_loss(
     model: Transformer,
     params: Params,
-    codes: Int[Array, "B T"],
+    tokens: Int[Array, "B T"],
     labels: Int[Array, "B"],
     null: Bool[Array, "B"],
     key: Array,
 ) -> Float[Array, ""]:
-    """Cross-entropy of each token given those before it; `key` is for dropout."""
-    logits, _ = model.score(params, labels, codes[:, :-1], null=null, dropout_key=key)
-    return jnp.mean(token_losses(model, logits, codes))
+    """Cross-entropy of each token given those before it."""
+    logits, _ = model.score(params, labels, tokens[:, :-1], null=null, dropout_key=key)
+    return jnp.mean(token_losses(model, logits, tokens))
 
 
 def token_losses(
-    model: Transformer, logits: Float[Array, "B P+T-1 V"], codes: Int[Array, "B T"]
+    model: Transformer, logits: Float[Array, "B P+T-1 V"], tokens: Int[Array, "B T"]
 ) -> Float[Array, "B M"]:
     """Negative log-likelihood in nats of each predicted token.
 
@@ -41,18 +64,18 @@ def token_losses(
       model: causal transformer.
       logits: float32 [B, P + T - 1, V], outputs at the condition and at all tokens but
         the last.
-      codes: int32 [B, T], all tokens.
+      tokens: int32 [B, T], all tokens.
     """
     prefix = model.config.prefix_length
     return _cross_entropy(
-        logits[:, max(prefix - 1, 0) :], codes if prefix else codes[:, 1:]
+        logits[:, max(prefix - 1, 0) :], tokens if prefix else tokens[:, 1:]
     )
 
 
 def sorted_loss(
     model: Transformer,
     params: Params,
-    codes: Int[Array, "B T"],
+    tokens: Int[Array, "B T"],
     labels: Int[Array, "B"],
     null: Bool[Array, "B"],
     key: Array,
@@ -65,35 +88,29 @@ def sorted_loss(
     LayerSkip, arXiv 2404.16710, without its layer dropout).
 
     Args:
-      model: causal transformer.
-      params: parameters of the model.
-      codes: int32 [B, T], tokens.
-      labels: int32 [B], conditions.
-      null: bool [B], True for sequences read without their condition.
-      key: random key for dropout.
       exits: numbers of layers after which the model may exit.
     """
     feature_layers = tuple(n - 1 for n in exits)
     logits, features = model.score(
         params,
         labels,
-        codes[:, :-1],
+        tokens[:, :-1],
         null=null,
         feature_layers=feature_layers,
         dropout_key=key,
     )
-    losses = [jnp.mean(token_losses(model, logits, codes))]
+    losses = [jnp.mean(token_losses(model, logits, tokens))]
     shared = shared_target_params(model.config, params, norm=True)
     for h in jnp.split(features, len(exits), axis=-1):
         logits = target_logits(model.config, shared, h)
-        losses.append(jnp.mean(token_losses(model, logits, codes)))
+        losses.append(jnp.mean(token_losses(model, logits, tokens)))
     return jnp.mean(jnp.stack(losses))
 
 
 def block_loss(
     model: Transformer,
     params: Params,
-    codes: Int[Array, "B T"],
+    tokens: Int[Array, "B T"],
     labels: Int[Array, "B"],
     null: Bool[Array, "B"],
     key: Array,
@@ -109,12 +126,6 @@ def block_loss(
     itself, so a cache of clean tokens is exact. The first block has a random length.
 
     Args:
-      model: transformer with an extra token for the mask.
-      params: parameters of the model.
-      codes: int32 [B, T], tokens.
-      labels: int32 [B], conditions.
-      null: bool [B], True for sequences read without their condition.
-      key: random key for the shift of the blocks and for masking; consumed.
       block: tokens of a block.
       refine: True for stage two, in which whole blocks are masked and tokens nearer to
         the prefix weigh more; False for stage one, in which a share `t` of the tokens
@@ -124,28 +135,26 @@ def block_loss(
       least: smallest share `t` of masked tokens.
     """
     shift_key, time_key, mask_key = jax.random.split(key, 3)
-    length = codes.shape[1]
+    length = tokens.shape[1]
     shift = jax.random.randint(shift_key, (), 0, block, jnp.int32)
-    masked, weight = (
-        jnp.ones(codes.shape, bool),
-        growth ** -_index_in_block(length, block, shift).astype(jnp.float32),
-    )
-    weight = jnp.broadcast_to(weight, codes.shape)
-    if not refine:
-        masked, t = _mask_tokens(time_key, mask_key, codes.shape, least)
-        weight = masked.astype(t.dtype) / t
-    tokens = jnp.where(masked, model.config.vocab_size, codes)
-    logits = _doubled_logits(model, params, codes, tokens, labels, null, block, shift)
-    denoising = _cross_entropy(logits[:, model.config.prefix_length + length :], codes)
-    return jnp.sum(denoising * weight) / (
-        jnp.sum(weight) if refine else jnp.float32(codes.size)
-    )
+    if refine:
+        is_masked = jnp.ones(tokens.shape, bool)
+        index = _index_in_block(length, block, shift).astype(jnp.float32)
+        weight = jnp.broadcast_to(growth**-index, tokens.shape)
+    else:
+        is_masked, t = _mask_tokens(time_key, mask_key, tokens.shape, least)
+        weight = is_masked.astype(t.dtype) / t
+    masked = jnp.where(is_masked, model.config.vocab_size, tokens)
+    logits = _doubled_logits(model, params, tokens, masked, labels, null, block, shift)
+    denoising = _cross_entropy(logits[:, model.config.prefix_length + length :], tokens)
+    total = jnp.sum(weight) if refine else jnp.float32(tokens.size)
+    return jnp.sum(denoising * weight) / total
 
 
 def masked_loss(
     model: MaskedDiffusion,
     params: Params,
-    codes: Int[Array, "B T"],
+    tokens: Int[Array, "B T"],
     labels: Int[Array, "B"],
     null: Bool[Array, "B"],
     key: Array,
@@ -158,10 +167,10 @@ def masked_loss(
     the batch, uniform in [`least`, 1].
     """
     time_key, mask_key = jax.random.split(key)
-    masked, t = _mask_tokens(time_key, mask_key, codes.shape, least)
-    tokens = jnp.where(masked, model.mask_token, codes)
-    logits = model.score(params, labels, tokens, null=null)
-    losses = jnp.where(masked, _cross_entropy(logits, codes), 0.0)
+    is_masked, t = _mask_tokens(time_key, mask_key, tokens.shape, least)
+    masked = jnp.where(is_masked, model.mask_token, tokens)
+    logits = model.score(params, labels, masked, null=null)
+    losses = jnp.where(is_masked, _cross_entropy(logits, tokens), 0.0)
     return jnp.mean(losses / t)
 
 
@@ -190,7 +199,7 @@ def doubled_mask(prefix: int, length: int, block: int) -> Bool[np.ndarray, "M M"
 def tidar_loss(
     model: Transformer,
     params: Params,
-    codes: Int[Array, "B T"],
+    tokens: Int[Array, "B T"],
     labels: Int[Array, "B"],
     null: Bool[Array, "B"],
     key: Array,
@@ -204,12 +213,6 @@ def tidar_loss(
     shifted at random, since a draft may start after any token.
 
     Args:
-      model: causal transformer with an extra token for the mask.
-      params: parameters of the model.
-      codes: int32 [B, T], tokens.
-      labels: int32 [B], conditions.
-      null: bool [B], True for sequences read without their condition.
-      key: random key for the shift of the blocks; consumed.
       block: tokens of a block.
       weight: weight of the autoregressive loss; that of the masked tokens is 1.
 
@@ -217,11 +220,11 @@ def tidar_loss(
       The weighted mean, the autoregressive loss and the loss of the masked tokens.
     """
     shift = jax.random.randint(key, (), 0, block, jnp.int32)
-    masked = jnp.full(codes.shape, model.config.vocab_size, codes.dtype)
-    logits = _doubled_logits(model, params, codes, masked, labels, null, block, shift)
-    total = model.config.prefix_length + codes.shape[1]
-    autoregressive = jnp.mean(token_losses(model, logits[:, : total - 1], codes))
-    denoising = jnp.mean(_cross_entropy(logits[:, total:], codes))
+    masked = jnp.full(tokens.shape, model.config.vocab_size, tokens.dtype)
+    logits = _doubled_logits(model, params, tokens, masked, labels, null, block, shift)
+    total = model.config.prefix_length + tokens.shape[1]
+    autoregressive = jnp.mean(token_losses(model, logits[:, : total - 1], tokens))
+    denoising = jnp.mean(_cross_entropy(logits[:, total:], tokens))
     return (
         (weight * autoregressive + denoising) / (1.0 + weight),
         autoregressive,
@@ -245,9 +248,9 @@ def _mask_tokens(
     return jax.random.uniform(mask_key, shape, jnp.float32) < t, t
 
 
-def _doubled_logits(model, params, codes, masked, labels, null, block, shift):
+def _doubled_logits(model, params, tokens, masked, labels, null, block, shift):
     """Logits of clean tokens, then of `masked` tokens at the same positions."""
-    prefix, length = model.config.prefix_length, codes.shape[1]
+    prefix, length = model.config.prefix_length, tokens.shape[1]
     masks = jnp.stack(
         [jnp.asarray(_shifted_mask(prefix, length, block, s)) for s in range(block)]
     )
@@ -256,7 +259,7 @@ def _doubled_logits(model, params, codes, masked, labels, null, block, shift):
     return model.score(
         params,
         labels,
-        jnp.concatenate([codes, masked], axis=1),
+        jnp.concatenate([tokens, masked], axis=1),
         null=null,
         causal=masks[shift],
         positions=positions,

@@ -1,11 +1,13 @@
 """AdamW with warm-up, cosine decay and clipping, and averaged weights."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from jaxspec.spec.noise import seed_key
 from jaxspec.train.experiment import TrainingConfig
 from jaxspec.typing import Array, Params
 
@@ -85,3 +87,31 @@ def apply_gradients(
     params = optax.apply_updates(state["params"], updates)
     average = update_average(state["average"], params, config.ema, step)
     return {"params": params, "average": average, "optimizer": optimizer}
+
+
+def make_gradient_step(config: TrainingConfig, loss_fn: Callable[..., Array]):
+    """One step `(state, *frozen, step, batch) -> (state, metrics)` down a loss.
+
+    The loss is computed in `config.compute_dtype`; parameters stay in float32.
+
+    Args:
+      config: settings of the training.
+      loss_fn: scalar loss `(params, *frozen, *batch, key)`. The frozen parameters get
+        no gradient, and the random key is different in each step.
+    """
+    dtype = jnp.dtype(config.compute_dtype)
+
+    def cast_loss(params, frozen, batch, key):
+        params, frozen = jax.tree.map(lambda x: x.astype(dtype), (params, frozen))
+        return loss_fn(params, *frozen, *batch, key)
+
+    def step_fn(state, *arguments):
+        *frozen, step, batch = arguments
+        key = jax.random.fold_in(seed_key(config.seed), step)
+        loss, gradient = jax.value_and_grad(cast_loss)(
+            state["params"], frozen, batch, key
+        )
+        state = apply_gradients(config, state, gradient, step)
+        return state, {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
+
+    return step_fn

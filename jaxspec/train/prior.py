@@ -7,11 +7,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jaxspec.checkpoint import Checkpoint, params_digest
-from jaxspec.data.batches import batch_indices, step_rng
-from jaxspec.data.codes import Sequences
+from jaxspec.data.batches import batch_indices, heldout_batches, step_rng
+from jaxspec.data.image_tokens import Sequences
 from jaxspec.drafters.riding_blocks import with_extra_tokens
 from jaxspec.errors import ConfigError
 from jaxspec.evaluate.likelihood import likelihood_metrics
@@ -19,14 +18,16 @@ from jaxspec.models.masked_diffusion import MaskedDiffusion
 from jaxspec.models.transformer import Transformer
 from jaxspec.spec.noise import seed_key
 from jaxspec.train import objectives
-from jaxspec.train.experiment import Experiment, PriorTrainingConfig, fingerprint
-from jaxspec.train.layout import ONE_DEVICE, TrainSharding
-from jaxspec.train.loop import fit
-from jaxspec.train.optimizer import apply_gradients, init_train_state
+from jaxspec.train.experiment import (
+    HELDOUT,
+    Experiment,
+    PriorTrainingConfig,
+    fingerprint,
+)
+from jaxspec.train.loop import Training, run_training
+from jaxspec.train.optimizer import init_train_state, make_gradient_step
+from jaxspec.train.sharding import ONE_DEVICE, TrainSharding
 from jaxspec.typing import Params
-
-# Held-out sequences on which checkpoints are compared.
-HELDOUT = 512
 
 
 def train_prior(
@@ -63,20 +64,18 @@ def train_prior(
         indices = batch_indices(config.seed, step, config.batch, len(source))
         return source.take(indices, step_rng(config.seed, step))
 
-    state = sharding.device_put(init_train_state(config, params))
-    trained, metrics = fit(
-        workdir,
-        config,
-        state,
-        sharding.compile(make_step(model, config), state),
-        sharding.shard_batches(batch_fn),
-        make_evaluation(model, config, heldout),
-        lambda state: state["average"],
+    training = Training(
         "prior",
+        config,
+        make_step(model, config),
+        batch_fn,
+        make_evaluation(model, config, heldout),
         fingerprint(
             experiment.prior, config, experiment.data, source.digest, start_digest
         ),
     )
+    state = init_train_state(config, params)
+    trained, metrics = run_training(workdir, state, training, sharding)
     metadata = {"metrics": metrics, "objective": config.objective}
     if config.objective == "sorted":
         metadata["exits"] = list(config.exits)
@@ -92,10 +91,10 @@ def _start_params(start: Checkpoint, model: Transformer, init: Params) -> Params
             f"--start holds a checkpoint of kind '{start.kind}'; choose one of kind "
             "'prior'"
         )
-    config, other = model.config, start.config
+    config, start_config = model.config, start.config
     dropout = {n: 0.0 for n in config.__dataclass_fields__ if n.endswith("dropout")}
-    other = replace(other, extra_tokens=config.extra_tokens, **dropout)
-    if other != replace(config, **dropout):
+    start_config = replace(start_config, extra_tokens=config.extra_tokens, **dropout)
+    if start_config != replace(config, **dropout):
         raise ConfigError("the model to start from has another configuration")
     if start.config.extra_tokens > config.extra_tokens:
         raise ConfigError(
@@ -107,8 +106,10 @@ def _start_params(start: Checkpoint, model: Transformer, init: Params) -> Params
     return with_extra_tokens(start.params, embeddings[present:])
 
 
-def make_objective(model: Transformer, config: PriorTrainingConfig):
-    """Objective `(params, codes, labels, null, key) -> loss` in nats per token."""
+def make_objective(
+    model: Transformer, config: PriorTrainingConfig
+) -> objectives.Objective:
+    """The objective of a training, with the model and its settings bound."""
 
     def masked(*args):
         return objectives.masked_loss(MaskedDiffusion(model), *args)
@@ -128,23 +129,16 @@ def make_objective(model: Transformer, config: PriorTrainingConfig):
 
 
 def make_step(model: Transformer, config: PriorTrainingConfig):
-    """One step `(state, step, (codes [B, T], labels [B])) -> (state, metrics)`."""
-    dtype, objective = jnp.dtype(config.compute_dtype), make_objective(model, config)
+    """One step `(state, step, (tokens [B, T], labels [B])) -> (state, metrics)`."""
+    objective = make_objective(model, config)
 
-    def loss_fn(params, codes, labels, key):
+    def loss_fn(params, tokens, labels, key):
         null_key, objective_key = jax.random.split(key)
         rate = model.config.condition_dropout
         null = jax.random.bernoulli(null_key, jnp.float32(rate), labels.shape)
-        params = jax.tree.map(lambda x: x.astype(dtype), params)
-        return objective(params, codes, labels, null, objective_key)
+        return objective(params, tokens, labels, null, objective_key)
 
-    def step_fn(state, step, batch):
-        key = jax.random.fold_in(seed_key(config.seed), step)
-        loss, gradient = jax.value_and_grad(loss_fn)(state["params"], *batch, key)
-        state = apply_gradients(config, state, gradient, step)
-        return state, {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
-
-    return step_fn
+    return make_gradient_step(config, loss_fn)
 
 
 def make_evaluation(
@@ -152,20 +146,18 @@ def make_evaluation(
 ):
     """Evaluation `state -> metrics`: held-out loss, for "next" also the entropy."""
     objective = make_objective(model, config)
-    count = max(min(HELDOUT, len(heldout)) // config.batch, 1) * config.batch
-    indices = np.linspace(0, len(heldout) - 1, count).astype(np.int64)
-    key = seed_key(config.seed + 1)
+    most, key = HELDOUT["prior"], seed_key(config.seed + 1)
 
     def evaluate(state):
         if config.objective == "next":
             values = likelihood_metrics(
-                model, state["average"], heldout, batch=config.batch, most=HELDOUT
+                model, state["average"], heldout, batch=config.batch, most=most
             )
             return {"heldout_loss": values["nll"], "entropy": values["entropy"]}
         losses = []
-        for i, part in enumerate(indices.reshape(-1, config.batch)):
-            codes = heldout.codes[0, part].astype(np.int32)
-            batch = codes, heldout.labels[part], np.zeros(len(part), bool)
+        for i, part in enumerate(heldout_batches(len(heldout), most, config.batch)):
+            tokens = heldout.tokens[0, part].astype(np.int32)
+            batch = tokens, heldout.labels[part], np.zeros(len(part), bool)
             # A sorted model uses the key for dropout, which is off here.
             batch_key = (
                 None if config.objective == "sorted" else jax.random.fold_in(key, i)

@@ -8,7 +8,7 @@ import jax
 
 from jaxspec.bundle import load_prior
 from jaxspec.checkpoint import Checkpoint, load_checkpoint, save
-from jaxspec.data.codes import CodeSource, Sequences, encode_source
+from jaxspec.data.image_tokens import Sequences, TokenSource, encode_source
 from jaxspec.data.source import ImageSource
 from jaxspec.data.text import TextSource
 from jaxspec.device import device_name
@@ -16,11 +16,11 @@ from jaxspec.errors import CheckpointError, ConfigError
 from jaxspec.models.tokenizer import Tokenizer
 from jaxspec.train.card import model_card
 from jaxspec.train.classifier import train_classifier
-from jaxspec.train.drafter import HELDOUT, train_drafter
-from jaxspec.train.experiment import Experiment
-from jaxspec.train.layout import ONE_DEVICE, TrainSharding
+from jaxspec.train.drafter import train_drafter
+from jaxspec.train.experiment import HELDOUT, Experiment
 from jaxspec.train.prior import train_prior
-from jaxspec.train.self_drawn import self_generated_source
+from jaxspec.train.self_generated import self_generated_source
+from jaxspec.train.sharding import ONE_DEVICE, TrainSharding
 from jaxspec.train.tokenizer import train_tokenizer
 
 
@@ -54,12 +54,38 @@ def train_part(
       ConfigError: the experiment has no such part.
       DataError: the data cannot be read or downloaded.
     """
+    bundle = bundle or workdir / "checkpoint"
+    _check_part(experiment, part, bundle)
+    start_checkpoint = load_checkpoint(start) if start is not None else None
+    if part in ("prior", "drafter"):
+        sources, class_names = _sequences(
+            experiment, part, bundle, workdir, data_dir, manual_dir
+        )
+        train, heldout = sources
+        options = workdir / part, start_checkpoint, sharding
+        if part == "prior":
+            result = train_prior(experiment, train, heldout, *options)
+        else:
+            prior = load_prior(bundle / "prior")
+            result = train_drafter(experiment, prior, train, heldout, *options)
+    else:
+        train, heldout = _images(experiment, data_dir, manual_dir)
+        trainer = {"tokenizer": train_tokenizer, "classifier": train_classifier}[part]
+        result = trainer(experiment, train, heldout, workdir / part, sharding)
+        class_names = train.class_names
+    if class_names is not None and part in ("prior", "classifier"):
+        metadata = {**result.metadata, "class_names": class_names}
+        result = replace(result, metadata=metadata)
+    return _finish(experiment, part, result, command, workdir / "checkpoint" / part)
+
+
+def _check_part(experiment: Experiment, part: str, bundle: Path) -> None:
+    """Checks that a part can be trained, and that a bundle has those before it."""
+    text = experiment.text_file is not None
     if part == "drafter" and experiment.drafter is None:
         raise ConfigError(f"{experiment.name} has no drafter to train")
-    bundle = bundle or workdir / "checkpoint"
-    start_checkpoint = load_checkpoint(start) if start is not None else None
-    text, metadata = experiment.text_file is not None, {}
-    sources: Sequence[Sequences]
+    if text and part not in ("prior", "drafter"):
+        raise ConfigError(f"text has no {part}; train its prior, then a drafter")
     needed = {"prior": ["tokenizer"], "drafter": ["tokenizer", "prior"]}.get(part, [])
     for earlier in needed[text:]:
         if not (bundle / earlier).is_dir():
@@ -67,44 +93,24 @@ def train_part(
                 f"'{bundle / earlier}' is missing; run `jaxspec train {earlier}` with "
                 "this --workdir first, or name a bundle with --checkpoint"
             )
-    if part in ("prior", "drafter"):
-        if part == "drafter" and experiment.train_drafter.self_generated:
-            sources = _self_generated(experiment, bundle, workdir)
-        elif text:
-            sources = _text(experiment, manual_dir or data_dir)
-        else:
-            images = _images(experiment, data_dir, manual_dir)
-            sources = _encoded(experiment, bundle, workdir, images)
-            metadata = {"class_names": images[0].class_names} if part == "prior" else {}
-        if part == "prior":
-            result = train_prior(
-                experiment,
-                sources[0],
-                sources[1],
-                workdir / part,
-                start_checkpoint,
-                sharding,
-            )
-        else:
-            result = train_drafter(
-                experiment,
-                load_prior(bundle / "prior"),
-                sources[0],
-                sources[1],
-                workdir / part,
-                start_checkpoint,
-                sharding,
-            )
-    else:
-        if text:
-            raise ConfigError(f"text has no {part}; train its prior, then a drafter")
-        images = _images(experiment, data_dir, manual_dir)
-        train = {"tokenizer": train_tokenizer, "classifier": train_classifier}[part]
-        result = train(experiment, *images, workdir / part, sharding)
-        if part == "classifier":
-            metadata = {"class_names": images[0].class_names}
-    result = replace(result, metadata={**result.metadata, **metadata})
-    return _finish(experiment, part, result, command, workdir / "checkpoint" / part)
+
+
+def _sequences(
+    experiment: Experiment,
+    part: str,
+    bundle: Path,
+    workdir: Path,
+    data_dir: Path,
+    manual_dir: Path | None,
+) -> tuple[Sequence[Sequences], list[str] | None]:
+    """Training and held-out sequences, and the class names of those of images."""
+    if part == "drafter" and experiment.train_drafter.self_generated:
+        return _self_generated(experiment, bundle, workdir), None
+    if experiment.text_file is not None:
+        return _text_windows(experiment, manual_dir or data_dir), None
+    images = _images(experiment, data_dir, manual_dir)
+    tokens = _image_tokens(experiment, bundle, workdir, images)
+    return tokens, images[0].class_names
 
 
 def _images(
@@ -120,13 +126,13 @@ def _images(
     return train, heldout
 
 
-def _encoded(
+def _image_tokens(
     experiment: Experiment,
     bundle: Path,
     workdir: Path,
     images: tuple[ImageSource, ImageSource],
-) -> list[CodeSource]:
-    """Codes of the images, encoded once and cached."""
+) -> list[TokenSource]:
+    """Tokens of the training images and the held-out images, encoded once."""
     tokenizer = load_checkpoint(bundle / "tokenizer", "tokenizer")
     data = experiment.data
     splits = (data.train_split, data.heldout_split)
@@ -143,14 +149,15 @@ def _encoded(
     ]
 
 
-def _text(experiment: Experiment, folder: Path) -> list[TextSource]:
+def _text_windows(experiment: Experiment, folder: Path) -> list[TextSource]:
+    """Windows of the training text and of the held-out text."""
     file, length = folder / str(experiment.text_file), experiment.prior.sequence_length
     return [TextSource(file, length, heldout=heldout) for heldout in (False, True)]
 
 
 def _self_generated(
     experiment: Experiment, bundle: Path, workdir: Path
-) -> list[CodeSource]:
+) -> list[TokenSource]:
     """Training and held-out sequences that the target generates."""
     prior, training = load_prior(bundle / "prior"), experiment.train_drafter
     return [
@@ -163,7 +170,7 @@ def _self_generated(
         )
         for count, seed in (
             (training.self_generated, training.seed),
-            (HELDOUT, training.seed + 1),
+            (HELDOUT["drafter"], training.seed + 1),
         )
     ]
 

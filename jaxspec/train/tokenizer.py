@@ -5,10 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxspec.checkpoint import Checkpoint
-from jaxspec.data.batches import batch_indices, step_rng
+from jaxspec.data.batches import batch_indices, flip_at_random, step_rng
 from jaxspec.data.source import ImageSource
 from jaxspec.evaluate.reconstruction import reconstruction_metrics
 from jaxspec.models.tokenizer import Tokenizer
@@ -16,9 +15,9 @@ from jaxspec.nn.vq import l2_normalize, look_up, nearest_codes
 from jaxspec.spec.neighbors import neighbor_table
 from jaxspec.spec.noise import seed_key
 from jaxspec.train.experiment import Experiment, TrainingConfig, fingerprint
-from jaxspec.train.layout import ONE_DEVICE, TrainSharding
-from jaxspec.train.loop import fit
+from jaxspec.train.loop import Training, run_training
 from jaxspec.train.optimizer import make_optimizer, update_average
+from jaxspec.train.sharding import ONE_DEVICE, TrainSharding
 from jaxspec.typing import Array, Bool, Float, Int, Params
 
 COMMITMENT = 0.25
@@ -54,27 +53,23 @@ def train_tokenizer(
     def batch_fn(step):
         indices = batch_indices(config.seed, step, config.batch, len(source))
         images = source.take(indices)
-        if flips:
-            mirrored = step_rng(config.seed, step).random(config.batch) < 0.5
-            images = np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
-        return images
+        return flip_at_random(images, step_rng(config.seed, step)) if flips else images
 
     def evaluate(state):
         metrics = reconstruction_metrics(tokenizer, averaged_params(state), heldout)
         return {"heldout_loss": -metrics["psnr"], **metrics}
 
-    state = sharding.device_put(init_state(tokenizer, config))
-    params, metrics = fit(
-        workdir,
-        config,
-        state,
-        sharding.compile(make_step(tokenizer, config), state),
-        sharding.shard_batches(batch_fn),
-        evaluate,
-        averaged_params,
+    training = Training(
         "tokenizer",
+        config,
+        make_step(tokenizer, config),
+        batch_fn,
+        evaluate,
         fingerprint(tokenizer_config, config, experiment.data),
+        result=averaged_params,
     )
+    state = init_state(tokenizer, config)
+    params, metrics = run_training(workdir, state, training, sharding)
     metrics.pop("heldout_loss")
     codebook = params["codebook"]
     neighbors = neighbor_table(codebook, min(NEIGHBORS, len(codebook) - 2))

@@ -19,7 +19,7 @@ from tests.data.packed import random_images, write_packed
         ("cifar10_packed", "cifar10_jpeg.npz", 32),
     ],
 )
-def test_packed_files_are_served_by_tfds(tmp_path, name, file, side):
+def test_tfds_reads_packed_files(tmp_path, name, file, side):
     write_packed(tmp_path / file, side)
     source = ImageSource(name, "test", side, tmp_path / "tfds", tmp_path)
     images, labels = random_images(9, side, seed=1)
@@ -92,7 +92,7 @@ def test_a_class_without_images_is_refused(tmp_path):
         ImageSource("fruits360_64", "train", 64, tmp_path / "tfds", tmp_path)
 
 
-def test_a_damaged_file_is_named(tmp_path):
+def test_errors_name_the_damaged_file(tmp_path):
     fruit_archive(tmp_path)
     file = tmp_path / "Test" / "Apple 1" / "0.jpg"  # the first one that is read
     file.write_bytes(file.read_bytes()[:400])
@@ -102,7 +102,7 @@ def test_a_damaged_file_is_named(tmp_path):
     assert f"cannot read '{file}': " in line and "replace or remove it" in line
 
 
-def test_wrong_files_are_named(tmp_path):
+def test_errors_name_the_wrong_file(tmp_path):
     with pytest.raises(DataError, match="no packed data file"):
         list(read_packed(tmp_path / "none.npz", "train"))
     path = tmp_path / "cut.npz"

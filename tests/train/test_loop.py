@@ -16,7 +16,7 @@ from jaxspec.train.experiment import (
     TrainingConfig,
     fingerprint,
 )
-from jaxspec.train.loop import fit
+from jaxspec.train.loop import Training, fit
 
 CONFIG = TrainingConfig(
     steps=12, batch=2, log_every=7, evaluate_every=3, save_every=2, learning_rate=0.1
@@ -37,11 +37,16 @@ def run(workdir, config, spoil=lambda step: {}):
         bad = spoil(int(state["count"]))
         return {"heldout_loss": float(jnp.sum(state["w"])) + bad.get("heldout", 0.0)}
 
-    identity = fingerprint("model", config, "data")
-    return fit(
-        workdir, config, START, step_fn, lambda step: None, evaluate,
-        lambda state: {"w": state["w"]}, "toy", identity,
-    )  # fmt: skip
+    training = Training(
+        "toy",
+        config,
+        step_fn,
+        lambda step: None,
+        evaluate,
+        fingerprint("model", config, "data"),
+        result=lambda state: {"w": state["w"]},
+    )
+    return fit(workdir, START, training)
 
 
 def lines_of(workdir):
@@ -50,7 +55,9 @@ def lines_of(workdir):
 
 
 @pytest.mark.parametrize("what", ["loss", "w", "heldout"])
-def test_what_is_no_number_is_not_kept_and_a_lower_rate_goes_on(what, tmp_path, capsys):
+def test_nonfinite_values_are_not_saved_and_a_lower_rate_resumes(
+    what, tmp_path, capsys
+):
     """A value is NaN from step 5 on, which is not a multiple of `log_every`."""
 
     def spoil(step):
@@ -78,8 +85,8 @@ def test_without_a_saved_state_training_starts_again(tmp_path):
     assert run(tmp_path, CONFIG)[1]["step"] == 12
 
 
-def test_a_finished_training_is_lengthened(tmp_path):
-    """The log equals that of one run over all steps."""
+def test_a_finished_training_resumes_with_more_steps(tmp_path):
+    """The log equals that of a single run over all steps."""
     run(tmp_path / "whole", replace(CONFIG, steps=24, log_every=1))
     run(tmp_path / "parts", replace(CONFIG, log_every=1))
     params, metrics = run(tmp_path / "parts", replace(CONFIG, steps=24, log_every=1))
@@ -188,7 +195,7 @@ OF_DRAFTERS = {
     + [(DrafterTrainingConfig, name) for name in (*OF_DRAFTERS, "ema")]
     + [(PriorTrainingConfig, name) for name in ("block", "learning_rate")],
 )
-def test_impossible_settings_are_one_sentence(kind, name):
+def test_impossible_settings_raise_one_sentence(kind, name):
     values = {**IMPOSSIBLE, **OF_DRAFTERS, "block": (0, 1.5)}[name]
     for value in values:
         with pytest.raises(ConfigError, match=f"^{name}={value!r}") as error:

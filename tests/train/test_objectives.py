@@ -89,13 +89,13 @@ def test_blocks_need_extra_tokens_and_shallow_trees():
 
 
 def test_the_masked_bound_of_a_uniform_model_is_log_v():
-    """Each hidden token costs log V; `1 / t` makes up for those in sight."""
+    """A masked token costs log V, and `1 / t` accounts for those not masked."""
     uniform = {**PARAMS, "head": jnp.zeros_like(PARAMS["head"])}
-    codes = jax.random.randint(jax.random.key(0), (64, 16), 0, 11)
+    tokens = jax.random.randint(jax.random.key(0), (64, 16), 0, 11)
     labels, null = jnp.arange(64) % 3, jnp.zeros(64, bool)
     loss = jax.jit(
         lambda key: masked_loss(
-            MaskedDiffusion(MODEL), uniform, codes, labels, null, key, least=0.2
+            MaskedDiffusion(MODEL), uniform, tokens, labels, null, key, least=0.2
         )
     )
     losses = [float(loss(jax.random.key(i))) for i in range(20)]
@@ -132,12 +132,12 @@ def test_tidar_learns_next_tokens_and_masked_blocks():
     """Both losses fall on one batch, with one set of weights."""
     import optax
 
-    codes = jax.random.randint(jax.random.key(1), (3, 16), 0, 11)
+    tokens = jax.random.randint(jax.random.key(1), (3, 16), 0, 11)
     null = jnp.zeros(3, bool)
     optimizer = optax.adam(1e-2)
 
     def loss(params, key):
-        total, *parts = tidar_loss(MODEL, params, codes, LABELS, null, key, block=4)
+        total, *parts = tidar_loss(MODEL, params, tokens, LABELS, null, key, block=4)
         return total, jnp.stack(parts)
 
     def step(carry, i):
@@ -152,15 +152,15 @@ def test_tidar_learns_next_tokens_and_masked_blocks():
     assert (parts[-1] < 0.5 * parts[0]).all() and (parts[-1] < 1.2).all()
 
 
-CODES = jax.random.randint(jax.random.key(8), (3, 16), 0, 11)
+TOKENS = jax.random.randint(jax.random.key(8), (3, 16), 0, 11)
 NULL = jnp.array([False, True, False])
 
 
 def test_sorted_loss_is_the_mean_over_truncated_models():
-    whole = next_loss(MODEL, PARAMS, CODES, LABELS, NULL, None)
+    whole = next_loss(MODEL, PARAMS, TOKENS, LABELS, NULL, None)
     short = Transformer(replace(CONFIG, layers=1))
-    first = next_loss(short, PARAMS, CODES, LABELS, NULL, None)
-    loss = sorted_loss(MODEL, PARAMS, CODES, LABELS, NULL, None, exits=(1,))
+    first = next_loss(short, PARAMS, TOKENS, LABELS, NULL, None)
+    loss = sorted_loss(MODEL, PARAMS, TOKENS, LABELS, NULL, None, exits=(1,))
     np.testing.assert_allclose(loss, (whole + first) / 2, rtol=1e-5)
 
 
@@ -172,26 +172,26 @@ def test_a_block_is_predicted_from_the_tokens_before_it(refine, monkeypatch):
     _, time_key, mask_key = jax.random.split(key, 3)
     monkeypatch.setattr(jax.random, "randint", lambda *a, **k: jnp.array(shift))
     loss = block_loss(
-        MODEL, PARAMS, CODES, LABELS, NULL, key, block=block, refine=refine, growth=1.5
+        MODEL, PARAMS, TOKENS, LABELS, NULL, key, block=block, refine=refine, growth=1.5
     )
     even = (jax.random.uniform(time_key) + jnp.arange(3) / 3) % 1.0
     t = 1e-3 + (1 - 1e-3) * even
-    masked = jax.random.uniform(mask_key, CODES.shape) < t[:, None]
+    masked = jax.random.uniform(mask_key, TOKENS.shape) < t[:, None]
     masked = masked | refine
     total, weights = 0.0, 0.0
     for begin, end in [(0, 3), (3, 7), (7, 11), (11, 15), (15, 16)]:
-        block_tokens = jnp.where(masked, CONFIG.vocab_size, CODES)[:, begin:end]
-        tokens = jnp.concatenate([CODES[:, :begin], block_tokens], axis=1)
+        block_tokens = jnp.where(masked, CONFIG.vocab_size, TOKENS)[:, begin:end]
+        tokens = jnp.concatenate([TOKENS[:, :begin], block_tokens], axis=1)
         mask = np.tri(1 + end, dtype=bool)
         mask[1 + begin :, 1 + begin :] = True
         logits, _ = MODEL.score(
             PARAMS, LABELS, tokens, null=NULL, causal=jnp.asarray(mask)
         )
         log_p = jax.nn.log_softmax(logits[:, 1 + begin :])
-        taken = jnp.take_along_axis(log_p, CODES[:, begin:end, None], axis=-1)[..., 0]
+        taken = jnp.take_along_axis(log_p, TOKENS[:, begin:end, None], axis=-1)[..., 0]
         index = np.arange(begin, end) - (begin if begin else end - block)
         weight = 1.5**-index if refine else masked[:, begin:end] / t[:, None]
         total -= float(jnp.sum(taken * weight))
         weights += float(jnp.sum(jnp.broadcast_to(weight, taken.shape)))
-    expected = total / (weights if refine else CODES.size)
+    expected = total / (weights if refine else TOKENS.size)
     np.testing.assert_allclose(loss, expected, rtol=1e-4)

@@ -14,7 +14,7 @@ from jaxspec.config import (
     KangarooConfig,
     PPDConfig,
 )
-from jaxspec.data.codes import CodeSource
+from jaxspec.data.image_tokens import TokenSource
 from jaxspec.data.text import TextSource
 from jaxspec.drafters.block_diffusion import DFlash
 from jaxspec.drafters.falcon import Falcon
@@ -33,11 +33,11 @@ from jaxspec.spec.tree import Tree
 from jaxspec.train.divergence import divergence, overlap
 from jaxspec.train.drafter import drafter_losses, make_step
 from jaxspec.train.experiment import DrafterTrainingConfig
-from jaxspec.train.kept_features import cache_features
+from jaxspec.train.feature_cache import cache_features
 from jaxspec.train.optimizer import init_train_state
-from jaxspec.train.recipes import lesson as teacher_module
+from jaxspec.train.recipes import teacher as teacher_module
 from jaxspec.train.recipes import training_outputs
-from jaxspec.train.recipes.lesson import run_teacher
+from jaxspec.train.recipes.teacher import run_teacher
 from tests.drafters.tiny import EAGLE, HEADS, NARROW, bound_params
 from tests.drafters.tiny import TARGET as WIDE
 from tests.models.tiny import random_params
@@ -90,22 +90,22 @@ AHEAD = [kind for kind in KINDS if kind not in ("kangaroo", "prompt tokens")]
         for slow in [", " in kind or kind.startswith(("block of", "falcon"))]
     ],
 )
-def test_training_and_drafting_compute_the_same_laws(kind, monkeypatch):
+def test_training_and_drafting_compute_the_same_logits(kind, monkeypatch):
     """Training on a drafted chain as data gives the logits of the draft."""
     drafter, batch, root = KINDS[kind], 2, 6  # the root's absolute position
     tree = Tree.chain(4)
     params = {**bound_params(drafter), "embedding": PARAMS["embedding"]["embedding"]}
     params = drafter.with_target_params(params["own"], PARAMS)
-    codes = jax.random.randint(jax.random.key(1), (batch, 16), 0, TARGET.vocab_size)
+    tokens = jax.random.randint(jax.random.key(1), (batch, 16), 0, TARGET.vocab_size)
     labels, null = jnp.array([0, 2]), jnp.zeros(batch, bool)
-    known = jnp.pad(codes, ((0, 0), (1, 0)))
-    before = run_teacher(TARGET, PARAMS, drafter.feature_layers, codes, labels, null)
+    known = jnp.pad(tokens, ((0, 0), (1, 0)))
+    before = run_teacher(TARGET, PARAMS, drafter.feature_layers, tokens, labels, null)
     # Tokens as the prompt, by position, so that heads know what followed each feature.
     start = InitContext(known, before.features, jnp.full(batch, root), tree, batch, 8)
     state = drafter.init(params, start)
     ctx = DraftContext(
         known[:, root],
-        codes,
+        tokens,
         jnp.full(batch, root),
         jnp.full(batch, root),
         jnp.zeros((batch, 5, TARGET.vocab_size)),
@@ -117,8 +117,8 @@ def test_training_and_drafting_compute_the_same_laws(kind, monkeypatch):
     )
     draft, _ = drafter.propose(params, state, ctx)
     # The drafted tokens replace those of the data; the tokens before stay the same.
-    codes = codes.at[:, root : root + 4].set(draft.tokens[:, 1:])
-    teacher = run_teacher(TARGET, PARAMS, drafter.feature_layers, codes, labels, null)
+    tokens = tokens.at[:, root : root + 4].set(draft.tokens[:, 1:])
+    teacher = run_teacher(TARGET, PARAMS, drafter.feature_layers, tokens, labels, null)
     at = root if kind.startswith("block") else root - 1
     monkeypatch.setattr(jax.random, "randint", lambda *a, **k: jnp.full((batch, 1), at))
     ones = lambda *a, **k: jnp.ones((batch, 1), bool)  # noqa: E731
@@ -140,13 +140,13 @@ def test_kangaroo_is_trained_on_the_logits_that_it_drafts_from():
     drafter, batch = KINDS["kangaroo"], 2
     drafter_params = drafter.init_params(jax.random.key(2))
     params = drafter.with_target_params(drafter_params, PARAMS)
-    codes = jax.random.randint(jax.random.key(1), (batch, 16), 0, TARGET.vocab_size)
+    tokens = jax.random.randint(jax.random.key(1), (batch, 16), 0, TARGET.vocab_size)
     labels, null = jnp.array([0, 2]), jnp.zeros(batch, bool)
-    teacher = run_teacher(TARGET, PARAMS, drafter.feature_layers, codes, labels, null)
+    teacher = run_teacher(TARGET, PARAMS, drafter.feature_layers, tokens, labels, null)
     outputs = training_outputs(drafter, drafter_params, teacher, jax.random.key(4))
     model = drafter.drafter.model
     first, _, cache = model.prefill(params, labels, 16)
-    both, branches = jnp.concatenate([codes] * 2), 2 * batch
+    both, branches = jnp.concatenate([tokens] * 2), 2 * batch
     decoded = [first[:batch]]
     for t in range(15):
         mask = jnp.broadcast_to(
@@ -167,19 +167,19 @@ def test_prompt_tokens_are_trained_on_the_logits_that_they_draft_from():
     """Training outputs equal those of one pass over tokens and prompt tokens."""
     drafter, batch = KINDS["prompt tokens"], 2
     drafter_params = drafter.init_params(jax.random.key(2))
-    codes = jax.random.randint(jax.random.key(1), (batch, 16), 0, TARGET.vocab_size)
+    tokens = jax.random.randint(jax.random.key(1), (batch, 16), 0, TARGET.vocab_size)
     labels, null = jnp.array([0, 2]), jnp.array([False, True])
-    teacher = run_teacher(TARGET, PARAMS, (), codes, labels, null)
+    teacher = run_teacher(TARGET, PARAMS, (), tokens, labels, null)
     outputs = training_outputs(drafter, drafter_params, teacher, jax.random.key(4))
     model = Transformer(drafter.widened)
     params = drafter.target_params(drafter_params, PARAMS)
     ids = TARGET.vocab_size + jnp.arange(4)
     for block in (0, 7):
         known = int(outputs.positions[0, block, 0]) - 2  # tokens before the block
-        tokens = jnp.concatenate(
-            [codes[:, :known], jnp.broadcast_to(ids, (batch, 4))], axis=1
+        inputs = jnp.concatenate(
+            [tokens[:, :known], jnp.broadcast_to(ids, (batch, 4))], axis=1
         )
-        logits, _ = model.score(params, labels, tokens, null=null)
+        logits, _ = model.score(params, labels, inputs, null=null)
         np.testing.assert_allclose(outputs.logits[:, block], logits[:, -4:], atol=1e-4)
 
 
@@ -238,7 +238,7 @@ def self_generated():
 def overlaps_of(kind, sequences):
     """Held-out overlap by index in the block, before and after training."""
     drafter = KINDS[kind]
-    codes, labels = sequences
+    tokens, labels = sequences
     config = DrafterTrainingConfig(
         steps=150, batch=32, learning_rate=3e-3, warmup=5, ema=0.9, null_share=0.0
     )
@@ -246,7 +246,7 @@ def overlaps_of(kind, sequences):
     @jax.jit
     def heldout_overlap(params, key):
         overlaps = drafter_losses(
-            drafter, config, params, SHARP, codes[224:], labels[224:], key
+            drafter, config, params, SHARP, tokens[224:], labels[224:], key
         )[1]
         return jnp.nanmean(overlaps, axis=(0, 1))
 
@@ -254,7 +254,7 @@ def overlaps_of(kind, sequences):
 
     def body(state, i):
         indices = jax.random.randint(jax.random.fold_in(KEY, i), (32,), 0, 224)
-        batch = codes[indices], labels[indices], None
+        batch = tokens[indices], labels[indices], None
         return step(state, SHARP, i, batch)[0], None
 
     params = drafter.init_params(jax.random.key(5))
@@ -271,7 +271,9 @@ def test_prompt_tokens_learn_to_look_ahead(self_generated):
 
 
 @pytest.mark.parametrize("kind", LEARNED)
-def test_a_drafter_learns_from_its_targets_features(kind, self_generated, monkeypatch):
+def test_drafters_learn_from_the_features_of_their_target(
+    kind, self_generated, monkeypatch
+):
     before, after = overlaps_of(kind, self_generated)
 
     class Shuffled(teacher_module.Transformer):
@@ -295,8 +297,8 @@ KEY = jax.random.key(11)
 def test_cached_features_give_the_same_losses(kind, max_cfg_scale, tmp_path):
     """Also for mirrored sequences; a second call reads the cache of the first."""
     drafter, labels = KINDS[kind], np.arange(5, dtype=np.int32) % 3
-    codes = np.random.default_rng(0).integers(19, size=(2, 5, 16)).astype(np.uint16)
-    source, prior = CodeSource(codes, labels, ""), Checkpoint("prior", TARGET, PARAMS)
+    tokens = np.random.default_rng(0).integers(19, size=(2, 5, 16)).astype(np.uint16)
+    source, prior = TokenSource(tokens, labels, ""), Checkpoint("prior", TARGET, PARAMS)
     options = dict(dtype="float32", cache_dir=tmp_path, batch=4)
     cache = cache_features(prior, drafter.feature_layers, source, **options)
     [file] = tmp_path.iterdir()
@@ -306,7 +308,7 @@ def test_cached_features_give_the_same_losses(kind, max_cfg_scale, tmp_path):
     np.testing.assert_array_equal(cache, again)
     indices = np.array([7, 0, 4])  # the first is mirrored
     sequences = source.at(indices)
-    np.testing.assert_array_equal(sequences[0][0], codes[1, 2])
+    np.testing.assert_array_equal(sequences[0][0], tokens[1, 2])
     config = DrafterTrainingConfig(1, 3, max_cfg_scale=max_cfg_scale, null_share=0.5)
     args = drafter, config, drafter.init_params(KEY), PARAMS, *sequences, KEY
     fresh = drafter_losses(*args)

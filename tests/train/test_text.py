@@ -29,7 +29,7 @@ def test_windows_are_parts_of_the_text_and_its_end_is_held_out(folder):
     for window in windows:
         assert bytes(window.astype(np.uint8)) in WORDS[: int(0.9 * len(WORDS)) + 1]
     assert WORDS.endswith(bytes(held._text)) and source.digest != held.digest
-    assert bytes(source.codes[0, 1]) == WORDS[32:64]
+    assert bytes(source.tokens[0, 1]) == WORDS[32:64]
     with pytest.raises(DataError, match="no text file"):
         TextSource(folder / "none.txt", 32, heldout=False)
     with pytest.raises(DataError, match="shorter"):

@@ -243,13 +243,13 @@ def test_a_killed_save_preserves_the_old_state(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["state"]
 
 
-def test_parts_are_trained_in_order(tmp_path, data, capsys):
+def test_a_missing_earlier_part_is_an_error(tmp_path, data, capsys):
     assert main(train("prior", tmp_path, data)) == 2
     assert "run `jaxspec train tokenizer`" in capsys.readouterr().err
 
 
 WRONG_PARTS = {
-    "a drafter to start a prior from": (
+    "a drafter as the start of a prior": (
         ["prior", "--start", "DRAFTER"],
         "choose one of kind 'prior'",
     ),
@@ -373,7 +373,7 @@ def get_config():
 
 
 @pytest.mark.slow
-def test_another_drafter_is_trained_for_a_bundle_and_drafts_by_its_folder(
+def test_a_second_drafter_of_a_bundle_is_trained_and_loaded_from_its_folder(
     trained, data, tmp_path
 ):
     """An EAGLE-3 head over the eight most frequent tokens, beside the bundle's own."""

@@ -14,9 +14,9 @@ from jaxspec.train.recipes.block_diffusion import dflash_outputs
 from jaxspec.train.recipes.falcon import falcon_outputs
 from jaxspec.train.recipes.feature_head import eagle_outputs
 from jaxspec.train.recipes.kangaroo import kangaroo_outputs
-from jaxspec.train.recipes.lesson import DrafterOutputs, TeacherOutputs
 from jaxspec.train.recipes.parallel_heads import medusa_outputs
 from jaxspec.train.recipes.prompt_tokens import ppd_outputs
+from jaxspec.train.recipes.teacher import DrafterOutputs, TeacherOutputs
 from jaxspec.typing import Array, Params
 
 _OUTPUTS: dict[type, Callable[..., DrafterOutputs]] = {

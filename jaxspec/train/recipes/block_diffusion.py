@@ -8,7 +8,7 @@ from jaxspec.config import DFlashConfig
 from jaxspec.drafters.block_diffusion import DFlash
 from jaxspec.drafters.block_network import append_to
 from jaxspec.nn.layers import head_scores
-from jaxspec.train.recipes.lesson import DrafterOutputs, TeacherOutputs
+from jaxspec.train.recipes.teacher import DrafterOutputs, TeacherOutputs
 from jaxspec.typing import Array, Bool, Int, Params
 
 # Blocks sampled in each sequence.

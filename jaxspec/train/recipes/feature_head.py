@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from jaxspec.drafters.draft_vocabulary import widened
 from jaxspec.drafters.feature_head import Eagle
-from jaxspec.train.recipes.lesson import (
+from jaxspec.train.recipes.teacher import (
     DrafterOutputs,
     TeacherOutputs,
     predicted_positions,

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from jaxspec.drafters.kangaroo import Kangaroo
-from jaxspec.train.recipes.lesson import DrafterOutputs, TeacherOutputs, sample_starts
+from jaxspec.train.recipes.teacher import DrafterOutputs, TeacherOutputs, sample_starts
 from jaxspec.typing import Array, Params
 
 

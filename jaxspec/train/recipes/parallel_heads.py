@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxspec.drafters.parallel_heads import Medusa
 from jaxspec.drafters.shared import target_norm
 from jaxspec.nn.rope import angles_of
-from jaxspec.train.recipes.lesson import (
+from jaxspec.train.recipes.teacher import (
     DrafterOutputs,
     TeacherOutputs,
     predicted_positions,

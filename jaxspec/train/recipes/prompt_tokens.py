@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxspec.drafters.prompt_tokens import PPD
 from jaxspec.models.transformer import Transformer
-from jaxspec.train.recipes.lesson import (
+from jaxspec.train.recipes.teacher import (
     DrafterOutputs,
     TeacherOutputs,
     predicted_positions,
@@ -50,7 +50,7 @@ def ppd_outputs(
             [past, jnp.asarray(same_block)],
         ]
     )
-    codes = jnp.concatenate(
+    inputs = jnp.concatenate(
         [
             teacher.tokens[:, prefix:],
             jnp.broadcast_to(jnp.asarray(ids), (batch, len(ids))),
@@ -60,7 +60,7 @@ def ppd_outputs(
     logits, _ = Transformer(config).score(
         drafter.target_params(drafter_params, teacher.params),
         teacher.labels,
-        codes,
+        inputs,
         null=teacher.null,
         causal=mask,
         positions=jnp.concatenate([order, starts[block] + 1 + jnp.asarray(offset)]),

@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxspec.checkpoint import Checkpoint, digest_of
-from jaxspec.data.codes import CodeSource
+from jaxspec.data.image_tokens import TokenSource
 from jaxspec.errors import ConfigError, NonFiniteError
 from jaxspec.models.transformer import Transformer
 from jaxspec.spec.engine import Engine
@@ -27,7 +27,7 @@ def self_generated_source(
     seed: int,
     cache_dir: Path,
     batch: int = 64,
-) -> CodeSource:
+) -> TokenSource:
     """Generates sequences without drafts at temperature 1, or reads cached ones.
 
     Args:
@@ -54,7 +54,7 @@ def self_generated_source(
     labels = (np.arange(count) * config.classes // count).astype(np.int32)
     file = cache_dir / f"drawn-{digest}.npy"
     if file.exists():
-        return CodeSource(np.load(file), labels, digest)
+        return TokenSource(np.load(file), labels, digest)
     guided = max_cfg_scale > 1
     target = Transformer(config).as_target(cfg=guided)
     template = Sampling.create(batch, cfg_scale=2.0 if guided else 1.0)
@@ -79,8 +79,8 @@ def self_generated_source(
             parts.append(np.asarray(out.tokens))
             bar.update(min(batch, count - start))
     kind = np.uint16 if config.vocab_size <= 1 << 16 else np.int32
-    codes = np.concatenate(parts)[None, :count].astype(kind)
+    tokens = np.concatenate(parts)[None, :count].astype(kind)
     cache_dir.mkdir(parents=True, exist_ok=True)
     with whole_file(file) as stream:
-        np.save(stream, codes)
-    return CodeSource(codes, labels, digest)
+        np.save(stream, tokens)
+    return TokenSource(tokens, labels, digest)

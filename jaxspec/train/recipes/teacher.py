@@ -9,7 +9,7 @@ from jax.tree_util import register_dataclass
 from jaxspec.config import TransformerConfig
 from jaxspec.drafters.shared import shared_target_params, target_logits
 from jaxspec.models.transformer import Transformer
-from jaxspec.train.kept_features import cached_layers
+from jaxspec.train.feature_cache import cached_layers
 from jaxspec.typing import Array, Bool, Float, Int, Params
 
 # Start positions sampled in each sequence; using all of them would cost too much.
@@ -63,7 +63,7 @@ def run_teacher(
     target: TransformerConfig,
     params: Params,
     feature_layers: tuple[int, ...],
-    codes: Int[Array, "B T"],
+    tokens: Int[Array, "B T"],
     labels: Int[Array, "B"],
     null: Bool[Array, "B"],
     cached: Float[Array, "B 2 P+T E"] | None = None,
@@ -74,21 +74,21 @@ def run_teacher(
       target: configuration of the target.
       params: its parameters.
       feature_layers: indices of the layers that the drafter reads.
-      codes: int32 [B, T], tokens.
+      tokens: int32 [B, T], sequences of the data.
       labels: int32 [B], conditions.
       null: bool [B], True for sequences read without their condition.
-      cached: rows of the feature cache, from which logits and features are computed
-        instead of running the target; see `train.kept_features.cache_features`.
+      cached: outputs of `train.feature_cache.cached_layers` for these sequences, from
+        which logits and features are computed; None to run the target.
     """
     if cached is None:
         logits, features = Transformer(target).score(
-            params, labels, codes, null=null, feature_layers=feature_layers
+            params, labels, tokens, null=null, feature_layers=feature_layers
         )
     else:
         logits, features = _from_cache(target, params, feature_layers, null, cached)
     logits, features = jax.lax.stop_gradient((logits, features))
-    tokens = jnp.pad(codes, ((0, 0), (target.prefix_length, 0)))
-    return TeacherOutputs(tokens, logits, features, labels, null, params)
+    by_position = jnp.pad(tokens, ((0, 0), (target.prefix_length, 0)))
+    return TeacherOutputs(by_position, logits, features, labels, null, params)
 
 
 def _from_cache(target, params, feature_layers, null, cached):

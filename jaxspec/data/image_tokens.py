@@ -17,15 +17,15 @@ from jaxspec.writing import whole_file
 
 
 class Sequences(Protocol):
-    """Training sequences: `CodeSource` or `TextSource`.
+    """Training sequences: `TokenSource` or `TextSource`.
 
     Attributes:
-      codes: integer [M, n, T], `M` versions of `n` sequences, the original first.
+      tokens: integer [M, n, T], `M` versions of `n` sequences, the original first.
       labels: int32 [n], conditions.
       digest: identity of the sequences.
     """
 
-    codes: np.ndarray
+    tokens: np.ndarray
     labels: np.ndarray
     digest: str
 
@@ -41,18 +41,18 @@ class Sequences(Protocol):
 
 
 @dataclass
-class CodeSource:
+class TokenSource:
     """Tokens of the images of a split.
 
     Attributes:
-      codes: uint16 or int32 [M, n, T], of the original images and, if `M` is 2, of the
+      tokens: uint16 or int32 [M, n, T], of the original images and, if `M` is 2, of the
         mirrored ones.
       labels: int32 [n], classes.
       digest: digest of the tokenizer's parameters or, for self-generated sequences, of
         the target and its settings.
     """
 
-    codes: np.ndarray
+    tokens: np.ndarray
     labels: np.ndarray
     digest: str
 
@@ -69,13 +69,13 @@ class CodeSource:
           rng: generator that samples the versions.
         """
         return (
-            rng.integers(self.codes.shape[0], size=len(indices)) * len(self) + indices
+            rng.integers(self.tokens.shape[0], size=len(indices)) * len(self) + indices
         )
 
     def at(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Tokens int32 [B, T] and labels [B] at indices into `M n` sequences."""
-        codes = self.codes.reshape(-1, self.codes.shape[-1])[indices]
-        return codes.astype(np.int32), self.labels[indices % len(self)]
+        tokens = self.tokens.reshape(-1, self.tokens.shape[-1])[indices]
+        return tokens.astype(np.int32), self.labels[indices % len(self)]
 
     def take(
         self, indices: np.ndarray, rng: np.random.Generator
@@ -93,8 +93,8 @@ def encode_source(
     flips: bool,
     cache_dir: Path,
     batch: int = 64,
-) -> CodeSource:
-    """Encodes a split, or reads the codes cached with the same tokenizer.
+) -> TokenSource:
+    """Encodes a split, or reads the tokens cached with the same tokenizer.
 
     Args:
       tokenizer: static functions of the tokenizer.
@@ -102,24 +102,24 @@ def encode_source(
       source: images of the split.
       name: data set and split, as the beginning of the cache's file name.
       flips: whether to encode mirrored images as well.
-      cache_dir: folder of the cached codes.
+      cache_dir: folder of the cached tokens.
       batch: images per forward pass.
     """
     digest = params_digest(params)
     file = cache_dir / f"{name}-{'flips' if flips else 'plain'}-{digest}.npy"
     if file.exists():
-        return CodeSource(np.load(file), source.labels, digest)
+        return TokenSource(np.load(file), source.labels, digest)
     encode = jax.jit(tokenizer.encode)
     length = tokenizer.config.grid**2
     kind = np.uint16 if tokenizer.config.codebook_size <= 1 << 16 else np.int32
-    codes = np.empty((1 + flips, len(source), length), kind)
+    tokens = np.empty((1 + flips, len(source), length), kind)
     for start in tqdm(range(0, len(source), batch), desc=f"encoding {name}"):
         indices = np.arange(start, min(start + batch, len(source)))
         images = to_unit(source.take(indices))
         for mirrored in range(1 + flips):
             view = images[:, :, ::-1] if mirrored else images
-            codes[mirrored, indices] = np.asarray(encode(params, view))
+            tokens[mirrored, indices] = np.asarray(encode(params, view))
     cache_dir.mkdir(parents=True, exist_ok=True)
     with whole_file(file) as stream:
-        np.save(stream, codes)
-    return CodeSource(codes, source.labels, digest)
+        np.save(stream, tokens)
+    return TokenSource(tokens, source.labels, digest)

@@ -13,7 +13,7 @@ import pytest
 from jaxspec.checkpoint import load_checkpoint
 from jaxspec.cli import main
 from jaxspec.sharding import make_mesh
-from jaxspec.train.layout import TrainSharding
+from jaxspec.train.sharding import TrainSharding
 from tests.data.packed import write_packed
 from tests.train.test_training import DYING, train
 

@@ -7,7 +7,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from jaxspec.data.pictures import as_rgb, image_files
+from jaxspec.data.images import as_rgb, image_files
 from jaxspec.data.source import ImageSource
 from jaxspec.errors import DataError
 
@@ -114,7 +114,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_any_image_is_read_as_it_is_shown(case):
+def test_images_of_any_kind_are_read_as_viewers_show_them(case):
     source, expected = CASES[case]
     rgb = as_rgb(source, "an image")
     assert rgb.dtype == np.uint8 and rgb.shape == expected.shape
@@ -144,7 +144,7 @@ def test_unreadable_images_raise_one_sentence(source, words):
     assert "\n" not in str(error.value) and "0x" not in str(error.value)
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_errors_name_the_missing_file(tmp_path):
     with pytest.raises(DataError, match="cannot read 'x.png': No such file"):
         as_rgb(tmp_path / "x.png", "'x.png'")
 
@@ -199,7 +199,7 @@ def open_source(tmp_path, kind):
 @pytest.mark.parametrize(
     "in_memory", [True, False], ids=["in memory", "read each time"]
 )
-def test_a_data_set_of_any_kinds_is_trained_on_as_it_is_shown(
+def test_a_data_set_of_mixed_images_is_read_as_viewers_show_them(
     tmp_path, monkeypatch, in_memory
 ):
     monkeypatch.setattr("jaxspec.data.source._MEMORY_BYTES", (1 << 30) * in_memory)

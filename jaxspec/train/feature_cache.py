@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxspec.checkpoint import Checkpoint, digest_of
-from jaxspec.data.codes import CodeSource, Sequences
+from jaxspec.data.image_tokens import Sequences, TokenSource
 from jaxspec.errors import ConfigError
 from jaxspec.models.transformer import Transformer
 from jaxspec.writing import whole_file
@@ -48,35 +48,35 @@ def cache_features(
 
     Returns:
       A memory-mapped array [M n, 2, P + T, E], indexed by
-      `CodeSource.sample_indices`: concatenated outputs of `cached_layers`, the
+      `TokenSource.sample_indices`: concatenated outputs of `cached_layers`, the
       conditional branch first.
 
     Raises:
       ConfigError: the sequences are sampled anew in each step (text).
     """
-    if not isinstance(source, CodeSource):
+    if not isinstance(source, TokenSource):
         raise ConfigError(
             "the features of text cannot be cached, since its windows are sampled anew "
             "in each step; set cached='no'"
         )
     config, layers = prior.config, cached_layers(prior.config.layers, feature_layers)
-    codes = source.codes.reshape(-1, source.codes.shape[-1])
+    tokens = source.tokens.reshape(-1, source.tokens.shape[-1])
     width = len(layers) * config.width
-    shape = (len(codes), 2, config.prefix_length + codes.shape[1], width)
+    shape = (len(tokens), 2, config.prefix_length + tokens.shape[1], width)
     metadata = repr((digest_of(prior), layers, dtype, shape))
-    digest = hashlib.sha256(metadata.encode() + codes.tobytes()).hexdigest()[:16]
+    digest = hashlib.sha256(metadata.encode() + tokens.tobytes()).hexdigest()[:16]
     file, kind = cache_dir / f"features-{digest}.bin", np.dtype(DTYPES[dtype])
     if file.exists():
         return np.memmap(file, kind, "r", shape=shape)
     model = Transformer(config)
 
     @jax.jit
-    def features_of(params, codes, labels):
+    def features_of(params, tokens, labels):
         branches = []
         for null in (False, True):
             nulls = jnp.full(labels.shape, null)
             _, features = model.score(
-                params, labels, codes, null=nulls, feature_layers=layers
+                params, labels, tokens, null=nulls, feature_layers=layers
             )
             branches.append(features)
         return jnp.stack(branches, axis=1).astype(kind)
@@ -85,13 +85,13 @@ def cache_features(
     with whole_file(file) as stream:
         size = math.prod(shape) * kind.itemsize
         title = f"caching features ({size / 1e9:.1f} GB)"
-        with tqdm(total=len(codes), desc=title, unit="sequence") as bar:
-            for start in range(0, len(codes), batch):
-                indices = np.arange(start, start + batch) % len(codes)
-                count = min(batch, len(codes) - start)
+        with tqdm(total=len(tokens), desc=title, unit="sequence") as bar:
+            for start in range(0, len(tokens), batch):
+                indices = np.arange(start, start + batch) % len(tokens)
+                count = min(batch, len(tokens) - start)
                 labels = source.labels[indices % len(source)]
                 features = features_of(
-                    prior.params, codes[indices].astype(np.int32), labels
+                    prior.params, tokens[indices].astype(np.int32), labels
                 )
                 stream.write(np.asarray(features)[:count].tobytes())
                 bar.update(count)

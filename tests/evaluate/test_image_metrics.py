@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jaxspec.errors import DataError
+from jaxspec.evaluate.image_metrics import frechet_distance, precision_recall
 from jaxspec.evaluate.likelihood import guided_nll
-from jaxspec.evaluate.picture_sets import frechet_distance, precision_recall
 from jaxspec.models.transformer import Transformer
 from tests.drafters.tiny import TARGET
 from tests.models.tiny import random_params
@@ -62,10 +62,10 @@ def test_sets_that_cannot_be_compared_are_refused(one, other, words):
 def test_likelihood_is_measured_after_cfg():
     """It equals a loop over tokens, also for a last batch that is not full."""
     params = random_params(TARGET)
-    codes = np.asarray(jax.random.randint(jax.random.key(1), (3, 6), 0, 19))
+    tokens = np.asarray(jax.random.randint(jax.random.key(1), (3, 6), 0, 19))
     labels = np.array([0, 2, 1])
     model, total = Transformer(TARGET), []
-    for sequence, label in zip(codes, labels, strict=True):
+    for sequence, label in zip(tokens, labels, strict=True):
         for t in range(6):
             branches = [
                 model.score(
@@ -78,5 +78,5 @@ def test_likelihood_is_measured_after_cfg():
             ]
             log_p = jax.nn.log_softmax(branches[1] + 2.5 * (branches[0] - branches[1]))
             total.append(-log_p[sequence[t]])
-    nll = guided_nll(model, params, codes, labels, 2.5, batch=2)
+    nll = guided_nll(model, params, tokens, labels, 2.5, batch=2)
     assert nll == pytest.approx(float(np.mean(total)), rel=1e-5)
