@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from jaxspec.config import DFlashConfig, TransformerConfig
-from jaxspec.models.tokenizer import PRESETS
+from jaxspec.tokenizers.vqgan.model import PRESETS
 from jaxspec.train.experiment import (
     DataConfig,
     DrafterTrainingConfig,

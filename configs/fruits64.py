@@ -1,7 +1,7 @@
 """Fruits-360 at 64x64 for one large GPU, intended to take minutes for each part."""
 
 from jaxspec.config import DFlashConfig, TransformerConfig
-from jaxspec.models.tokenizer import PRESETS
+from jaxspec.tokenizers.vqgan.model import PRESETS
 from jaxspec.train.experiment import (
     DataConfig,
     DrafterTrainingConfig,

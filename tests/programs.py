@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec.bundle import cast_floats
 from jaxspec.config import (
     DFlashConfig,
     PPDConfig,
@@ -19,37 +18,38 @@ from jaxspec.config import (
     TokenizerConfig,
 )
 from jaxspec.config import TransformerConfig as Config
-from jaxspec.drafters.adaptive import (
+from jaxspec.core.continuous_batching import Jobs, begin_stream, run_stream
+from jaxspec.core.noise import batch_keys
+from jaxspec.core.sampling import Sampling
+from jaxspec.core.stopping import StoppingCriteria
+from jaxspec.drafters.combine.adaptive import (
     Adaptive,
     ConfidenceCutoff,
     EntropyCutoff,
     LengthController,
 )
-from jaxspec.drafters.block_diffusion import DFlash
-from jaxspec.drafters.prompt_lookup import PromptLookup
-from jaxspec.drafters.prompt_tokens import PPD
-from jaxspec.drafters.stop_head import AcceptanceHead
-from jaxspec.models.classifier import Classifier, ClassifierConfig
-from jaxspec.models.masked_diffusion import MaskedDiffusion
-from jaxspec.models.prompts import Caption, TokenPrompt
-from jaxspec.models.t5 import TextEncoder
-from jaxspec.models.tokenizer import Tokenizer
-from jaxspec.models.transformer import Transformer
+from jaxspec.drafters.dflash.acceptance_head import AcceptanceHead
+from jaxspec.drafters.dflash.drafter import DFlash
+from jaxspec.drafters.ppd.drafter import PPD
+from jaxspec.drafters.training_free.prompt_lookup import PromptLookup
+from jaxspec.models.classifier.model import Classifier, ClassifierConfig
+from jaxspec.models.masked_lm.model import MaskedDiffusion
+from jaxspec.models.t5.model import TextEncoder
+from jaxspec.models.transformer.model import Transformer
+from jaxspec.models.transformer.prompts import Caption, TokenPrompt
 from jaxspec.nn.quantize import quantized
-from jaxspec.rules import parse_verifier
-from jaxspec.spec.acceptance import optimal_acceptance
-from jaxspec.spec.continuous_batching import Jobs, begin_stream, run_stream
-from jaxspec.spec.engine import Engine
-from jaxspec.spec.envelopes import BestFirst, StochasticBeam
-from jaxspec.spec.neighbors import neighbor_table
-from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import Sampling
-from jaxspec.spec.state import Variables
-from jaxspec.spec.stopping import StoppingCriteria
-from jaxspec.spec.tree import Tree
-from jaxspec.spec.verify import Judge
+from jaxspec.pipeline.bundle import cast_floats
+from jaxspec.pipeline.verifiers import parse_verifier
+from jaxspec.speculative.engine import Engine
+from jaxspec.speculative.state import Variables
+from jaxspec.speculative.trees.dynamic import BestFirst, StochasticBeam
+from jaxspec.speculative.trees.tree import Tree
+from jaxspec.speculative.verify import Judge
+from jaxspec.speculative.verify.acceptance import optimal_acceptance
+from jaxspec.speculative.verify.neighbors import neighbor_table
 from jaxspec.testing.table_drafter import TableDrafter
 from jaxspec.testing.toy import toy_params, toy_target
+from jaxspec.tokenizers.vqgan.model import Tokenizer
 from jaxspec.train import classifier, drafter, optimizer, prior, tokenizer
 from jaxspec.train.experiment import (
     DrafterTrainingConfig,

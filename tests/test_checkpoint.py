@@ -10,13 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.bundle import (
-    check_manifest,
-    embedded_folder,
-    load_bundle,
-    resolve_classes,
-    write_manifest,
-)
 from jaxspec.checkpoint import (
     Checkpoint,
     load_checkpoint,
@@ -26,9 +19,16 @@ from jaxspec.checkpoint import (
 )
 from jaxspec.config import TokenizerConfig, TransformerConfig
 from jaxspec.errors import CheckpointError, ConfigError, NonFiniteError
-from jaxspec.models.tokenizer import Tokenizer
-from jaxspec.models.transformer import Transformer
-from jaxspec.spec.neighbors import neighbor_table
+from jaxspec.models.transformer.model import Transformer
+from jaxspec.pipeline.bundle import (
+    check_manifest,
+    embedded_folder,
+    load_bundle,
+    resolve_classes,
+    write_manifest,
+)
+from jaxspec.speculative.verify.neighbors import neighbor_table
+from jaxspec.tokenizers.vqgan.model import Tokenizer
 
 TOKENIZER_CONFIG = TokenizerConfig(
     image_size=8,

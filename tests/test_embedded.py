@@ -7,15 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.bundle import load_bundle
-from jaxspec.models.transformer import Transformer
+from jaxspec.core.kv_cache import tree_mask
+from jaxspec.models.transformer.model import Transformer
+from jaxspec.pipeline.bundle import load_bundle
 from jaxspec.pipeline.config import GenerationConfig
 from jaxspec.pipeline.generation import generate
 from jaxspec.pipeline.prompts import Prompts
-from jaxspec.spec.cache import tree_mask
-from jaxspec.spec.engine import Engine
-from jaxspec.spec.tree import Tree
-from jaxspec.trees import default_tree
+from jaxspec.speculative.engine import Engine
+from jaxspec.speculative.trees.parsing import default_tree
+from jaxspec.speculative.trees.tree import Tree
 
 
 @pytest.mark.parametrize(

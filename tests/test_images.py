@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from jaxspec.errors import DataError
-from jaxspec.images import format_of, grid_image, image_bytes, sheet_size
+from jaxspec.io.images import format_of, grid_image, image_bytes, sheet_size
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
 

@@ -3,12 +3,12 @@
 import jax
 import pytest
 
-from jaxspec.bundle import DEFAULT, embedded_folder, load_bundle
 from jaxspec.checkpoint import load_checkpoint
 from jaxspec.cli import main
-from jaxspec.memory_plan import DEVICES, plan_memory
-from jaxspec.models.presets import preset
-from jaxspec.models.transformer import Transformer
+from jaxspec.models.transformer.model import Transformer
+from jaxspec.models.transformer.presets import preset
+from jaxspec.pipeline.bundle import DEFAULT, embedded_folder, load_bundle
+from jaxspec.pipeline.memory_plan import DEVICES, plan_memory
 from jaxspec.sharding import make_mesh, placement
 
 

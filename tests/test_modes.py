@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.models.classifier import Classifier, ClassifierConfig
-from jaxspec.models.tokenizer import Tokenizer
-from jaxspec.models.transformer import Transformer
+from jaxspec.models.classifier.model import Classifier, ClassifierConfig
+from jaxspec.models.transformer.model import Transformer
+from jaxspec.tokenizers.vqgan.model import Tokenizer
 from tests.programs import CAPTION, IMAGES, JANUS, PROGRAMS, TRAINED
 
 MODES = {

@@ -5,14 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from jaxspec.bundle import load_bundle
+from jaxspec.pipeline.bundle import load_bundle
 from jaxspec.pipeline.config import GenerationConfig
 from jaxspec.pipeline.generation import GenerationResult
 from jaxspec.pipeline.prompts import Prompts
-from jaxspec.report import generation_report, generation_table, json_bytes
-from jaxspec.rules import parse_verifier
-from jaxspec.spec.tree import Tree
-from jaxspec.timing import Timing
+from jaxspec.pipeline.report import generation_report, generation_table, json_bytes
+from jaxspec.pipeline.timing import Timing
+from jaxspec.pipeline.verifiers import parse_verifier
+from jaxspec.speculative.trees.tree import Tree
 
 LOSSY = ["lantern:k=5,lam=2.0", "coupled-relaxed:k=5,budget=0.1", "grouped", "typical"]
 

@@ -6,11 +6,15 @@ import chex
 import numpy as np
 import pytest
 
-from jaxspec.bundle import load_bundle
 from jaxspec.errors import ConfigError
-from jaxspec.rules import VERIFIERS, parse_verifier, verifier_params, verifier_spec
-from jaxspec.spec.neighbors import neighbor_table
-from jaxspec.spec.verify import (
+from jaxspec.pipeline.bundle import load_bundle
+from jaxspec.pipeline.verifiers import (
+    VERIFIERS,
+    parse_verifier,
+    verifier_params,
+    verifier_spec,
+)
+from jaxspec.speculative.verify import (
     Annealed,
     Block,
     Coupled,
@@ -23,6 +27,7 @@ from jaxspec.spec.verify import (
     Rejection,
     Typical,
 )
+from jaxspec.speculative.verify.neighbors import neighbor_table
 
 NAMED = {
     "coupled": Coupled(),

@@ -110,16 +110,16 @@ PARTS = [
     ROOT / part
     for part in (
         "configs", "docs/performance.md", "docs/scaling.md", "docs/traps.md",
-        "jaxspec/bench", "jaxspec/captions.py", "jaxspec/checkpoint",
-        "jaxspec/cli/bench", "jaxspec/cli/convert.py", "jaxspec/cli/evaluate.py",
-        "jaxspec/cli/failures.py", "jaxspec/cli/info.py", "jaxspec/cli/interrupts.py",
-        "jaxspec/cli/main.py", "jaxspec/cli/streams.py", "jaxspec/cli/train.py",
-        "jaxspec/config", "jaxspec/convert", "jaxspec/data", "jaxspec/device.py",
-        "jaxspec/drafters", "jaxspec/evaluate", "jaxspec/fresh.py", "jaxspec/images.py",
-        "jaxspec/memory_plan.py",
-        "jaxspec/models", "jaxspec/nn", "jaxspec/processes.py", "jaxspec/testing",
-        "jaxspec/text_files.py", "jaxspec/timing.py", "jaxspec/train",
-        "jaxspec/writing.py", "tests/data", "tests/evaluate", "tests/train",
+        "jaxspec/bench", "jaxspec/checkpoint", "jaxspec/cli/bench",
+        "jaxspec/cli/convert.py", "jaxspec/cli/evaluate.py", "jaxspec/cli/failures.py",
+        "jaxspec/cli/info.py", "jaxspec/cli/interrupts.py", "jaxspec/cli/main.py",
+        "jaxspec/cli/streams.py", "jaxspec/cli/train.py", "jaxspec/config",
+        "jaxspec/convert", "jaxspec/data", "jaxspec/drafters", "jaxspec/evaluate",
+        "jaxspec/io", "jaxspec/models", "jaxspec/nn", "jaxspec/pipeline/captions.py",
+        "jaxspec/pipeline/memory_plan.py", "jaxspec/pipeline/timing.py",
+        "jaxspec/sharding/device.py", "jaxspec/sharding/processes.py",
+        "jaxspec/testing", "jaxspec/tokenizers", "jaxspec/train", "tests/data",
+        "tests/evaluate", "tests/train",
     )
 ]  # fmt: skip
 

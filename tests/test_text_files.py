@@ -11,7 +11,7 @@ import pytest
 
 from jaxspec.cli import main
 from jaxspec.errors import DataError
-from jaxspec.text_files import read_lines, read_text, split_lines
+from jaxspec.io.text_files import read_lines, read_text, split_lines
 
 PACKAGE = Path(__file__).parent.parent / "jaxspec"
 CAPTIONS = ["ein Bär im Schnee", "北京の朝", "an 🍎", "naïve, with form\ffeed"]
@@ -78,7 +78,7 @@ def test_the_locale_changes_nothing(tmp_path):
     file = tmp_path / "prompts.txt"
     file.write_text("\n".join(CAPTIONS), encoding="utf-8")
     code = (
-        "import sys; from jaxspec.text_files import read_lines;"
+        "import sys; from jaxspec.io.text_files import read_lines;"
         "print(ascii([list(read_lines(name).values()) for name in sys.argv[1:]]))"
     )
     out = subprocess.run(
@@ -113,7 +113,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.relative_to(PACKAGE).as_posix())
 def test_every_text_file_has_an_explicit_encoding(file):
-    """Text is read by `read_text` of `jaxspec.text_files`; written with an encoding."""
+    """Text is read by `io.text_files.read_text`, and written with an encoding."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if not isinstance(node, ast.Call):
             continue

@@ -9,8 +9,8 @@ import pytest
 
 from jaxspec.bench.decode import decode_markdown
 from jaxspec.bench.streaming import streaming_markdown
-from jaxspec.bench.tables import comparison_markdown
-from jaxspec.timing import (
+from jaxspec.evaluate.tables import comparison_markdown
+from jaxspec.pipeline.timing import (
     RATIO_NOTE,
     Timing,
     plot_value,
@@ -112,7 +112,7 @@ def streaming(result):
     return streaming_markdown({**result, **heads, "rows": rows})
 
 
-FILES = [*PACKAGE.glob("bench/**/*.py"), PACKAGE / "report.py"]
+FILES = [*PACKAGE.glob("bench/**/*.py"), PACKAGE / "pipeline/report.py"]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.relative_to(PACKAGE).as_posix())

@@ -15,8 +15,8 @@ import pytest
 
 import jaxspec
 from jaxspec.errors import DataError
-from jaxspec.fresh import fresh_file, fresh_folder
-from jaxspec.writing import check_writable, whole_file, write_file
+from jaxspec.io.fresh import fresh_file, fresh_folder
+from jaxspec.io.writing import check_writable, whole_file, write_file
 
 ROOT = Path(jaxspec.__file__).parent
 # These write into a folder that is replaced as a whole, or append to a log.
@@ -98,7 +98,7 @@ def test_data_on_stdout_keeps_its_order_with_printed_text(tmp_path, linked):
     if linked:
         name = tmp_path / "link"
         name.symlink_to("/dev/stdout")
-    code = "import sys; from jaxspec.writing import write_file; print('before');"
+    code = "import sys; from jaxspec.io.writing import write_file; print('before');"
     code += "write_file(sys.argv[1], b'data\\n'); print('after')"
     with open(tmp_path / "log", "wb") as log:
         subprocess.run([sys.executable, "-c", code, name], stdout=log, check=True)
@@ -156,7 +156,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, error):
 KILLED = """
 import os, signal, sys, time
 from pathlib import Path
-from jaxspec import fresh
+from jaxspec.io import fresh
 with getattr(fresh, sys.argv[2])(Path(sys.argv[1])) as made:
     print(flush=True)
     sys.stdin.read()

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+
 import jaxspec
 
 V, LENGTH = 32, 40

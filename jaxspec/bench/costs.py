@@ -10,20 +10,20 @@ from jaxspec.bench import passes
 from jaxspec.bench.roofline.ceilings import measure_ceilings
 from jaxspec.bench.roofline.work import pass_work
 from jaxspec.bench.timing import time_interleaved
-from jaxspec.bundle import Bundle
-from jaxspec.helpers import LoadedDrafter
-from jaxspec.models.parameters import activation_dtype
-from jaxspec.models.transformer import Transformer
+from jaxspec.core.noise import batch_keys
+from jaxspec.models.transformer.model import Transformer
+from jaxspec.models.transformer.parameters import activation_dtype
+from jaxspec.pipeline.bundle import Bundle
 from jaxspec.pipeline.config import GenerationConfig
+from jaxspec.pipeline.drafters import LoadedDrafter
 from jaxspec.pipeline.engine import bundle_for, make_engine
 from jaxspec.pipeline.generation import GenerationResult, batches_of
 from jaxspec.pipeline.prompts import Prompts
-from jaxspec.spec.draft import DraftContext
-from jaxspec.spec.envelopes import DynamicTree
-from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.state import Variables
-from jaxspec.spec.tree import Tree
-from jaxspec.timing import Timing, ratio_fields
+from jaxspec.pipeline.timing import Timing, ratio_fields
+from jaxspec.speculative.draft import DraftContext
+from jaxspec.speculative.state import Variables
+from jaxspec.speculative.trees.dynamic import DynamicTree
+from jaxspec.speculative.trees.tree import Tree
 
 # Iterations of each timed program: forward passes, or drafts.
 ITERATIONS = 8

@@ -10,15 +10,15 @@ from tqdm import tqdm
 
 from jaxspec.bench import passes
 from jaxspec.bench.peers import torch_baselines, torch_description
-from jaxspec.bench.plot import Line, Panel, plot_panels
 from jaxspec.bench.roofline.ceilings import measure_ceilings
 from jaxspec.bench.roofline.work import pass_work
 from jaxspec.bench.subjects import find_model
-from jaxspec.bench.tables import environment, markdown_table, report_heading
 from jaxspec.bench.timing import collect_errors, lazy, time_interleaved
 from jaxspec.bench.variants import Variant
-from jaxspec.models.transformer import Transformer
-from jaxspec.timing import Timing, plot_value, ratio_fields, shown
+from jaxspec.evaluate.plot import Line, Panel, plot_panels
+from jaxspec.evaluate.tables import environment, markdown_table, report_heading
+from jaxspec.models.transformer.model import Transformer
+from jaxspec.pipeline.timing import Timing, plot_value, ratio_fields, shown
 
 KEYS = ("model", "batch", "tokens", "method")
 FILTERS = {"top_k": 1000, "top_p": 0.95}

@@ -9,20 +9,20 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxspec.bench.costs import draft_timing, target_bound
-from jaxspec.bench.plot import Line, Panel, plot_panels
-from jaxspec.bench.tables import environment, markdown_table
-from jaxspec.bundle import Bundle
 from jaxspec.errors import ConfigError
-from jaxspec.helpers import LoadedDrafter
+from jaxspec.evaluate.plot import Line, Panel, plot_panels
+from jaxspec.evaluate.tables import environment, markdown_table
+from jaxspec.pipeline.bundle import Bundle
 from jaxspec.pipeline.config import GenerationConfig
+from jaxspec.pipeline.drafters import LoadedDrafter
 from jaxspec.pipeline.generation import GenerationResult, batches_of, generate
 from jaxspec.pipeline.prompts import Prompts
-from jaxspec.report import generation_report
-from jaxspec.rules import parse_verifier, verifier_spec
-from jaxspec.spec.envelopes import DynamicTree
-from jaxspec.spec.tree import Tree
-from jaxspec.timing import RATIO_NOTE, ratio_fields, shown
-from jaxspec.trees import deepest, parse_tree
+from jaxspec.pipeline.report import generation_report
+from jaxspec.pipeline.timing import RATIO_NOTE, ratio_fields, shown
+from jaxspec.pipeline.verifiers import parse_verifier, verifier_spec
+from jaxspec.speculative.trees.dynamic import DynamicTree
+from jaxspec.speculative.trees.parsing import deepest, parse_tree
+from jaxspec.speculative.trees.tree import Tree
 
 NODES = (16, 57, 128)
 VERIFIERS = ("coupled",)

@@ -7,16 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec.bundle import Bundle
 from jaxspec.checkpoint import named_leaves
-from jaxspec.device import device_name
-from jaxspec.helpers import load_drafter
-from jaxspec.models.transformer import Transformer
+from jaxspec.models.transformer.model import Transformer
+from jaxspec.pipeline.bundle import Bundle
 from jaxspec.pipeline.config import GenerationConfig
+from jaxspec.pipeline.drafters import load_drafter
 from jaxspec.pipeline.generation import generate
 from jaxspec.pipeline.prompts import Prompts, spread_classes
-from jaxspec.spec.envelopes import DynamicTree
-from jaxspec.spec.tree import Tree
+from jaxspec.sharding.device import device_name
+from jaxspec.speculative.trees.dynamic import DynamicTree
+from jaxspec.speculative.trees.tree import Tree
 from jaxspec.typing import Params
 
 

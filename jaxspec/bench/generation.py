@@ -7,20 +7,20 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxspec.bench.costs import round_costs, target_bound
-from jaxspec.bench.plot import Line, Panel, plot_panels
 from jaxspec.bench.synthetic import Forced
-from jaxspec.bench.tables import markdown_table, report_heading
-from jaxspec.bundle import Bundle
-from jaxspec.helpers import bundled_drafter
+from jaxspec.evaluate.plot import Line, Panel, plot_panels
+from jaxspec.evaluate.tables import markdown_table, report_heading
+from jaxspec.pipeline.bundle import Bundle
 from jaxspec.pipeline.config import GenerationConfig
+from jaxspec.pipeline.drafters import bundled_drafter
 from jaxspec.pipeline.engine import make_engine
 from jaxspec.pipeline.generation import generate
 from jaxspec.pipeline.prompts import Prompts, spread_classes
-from jaxspec.report import generation_report
-from jaxspec.spec.envelopes import DynamicTree
-from jaxspec.spec.tree import Tree
-from jaxspec.spec.verify import Coupled
-from jaxspec.timing import plot_value, shown, worst_mark
+from jaxspec.pipeline.report import generation_report
+from jaxspec.pipeline.timing import plot_value, shown, worst_mark
+from jaxspec.speculative.trees.dynamic import DynamicTree
+from jaxspec.speculative.trees.tree import Tree
+from jaxspec.speculative.verify import Coupled
 
 KEYS = ("checkpoint", "batch", "cfg_scale", "tree_name", "tokens", "verifier")
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxspec.spec.draft import Draft, DraftContext
+from jaxspec.speculative.draft import Draft, DraftContext
 from jaxspec.typing import Params
 
 
@@ -20,7 +20,7 @@ class FixedDrafts:
     def propose(
         self, params: Params, state: Any, ctx: DraftContext
     ) -> tuple[Draft, Any]:
-        """See `spec.draft.Drafter`."""
+        """See `Drafter`."""
         tokens = params["tokens"].at[:, 0].set(ctx.root)
         valid = jnp.ones(tokens.shape, bool)
         return Draft(tokens, valid, params["log_q"], selection=ctx.selection), state

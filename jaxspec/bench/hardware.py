@@ -11,12 +11,12 @@ from jaxspec.bench.decode import bench_decode, decode_markdown
 from jaxspec.bench.generation import bench_generation, generation_markdown
 from jaxspec.bench.roofline.ceilings import measure_ceilings
 from jaxspec.bench.subjects import find_model
-from jaxspec.bench.tables import environment
 from jaxspec.bench.timing import collect_errors
 from jaxspec.bench.training import bench_training, training_markdown
 from jaxspec.bench.variants import find_variant
 from jaxspec.bench.verify import bench_verify, verify_markdown
-from jaxspec.trees import parse_tree
+from jaxspec.evaluate.tables import environment
+from jaxspec.speculative.trees.parsing import parse_tree
 
 
 @dataclass(frozen=True)

@@ -19,22 +19,22 @@ from tqdm import tqdm
 
 from jaxspec import __version__
 from jaxspec.bench.given_drafts import FixedDrafts
-from jaxspec.bench.tables import markdown_table
 from jaxspec.config import TransformerConfig
-from jaxspec.device import device_name
-from jaxspec.models.presets import preset
-from jaxspec.models.transformer import Transformer
-from jaxspec.rules import parse_verifier
-from jaxspec.spec.cache import init_cache, tree_mask
-from jaxspec.spec.engine import Engine
-from jaxspec.spec.neighbors import neighbor_table
-from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import LLAMAGEN_ORDER, Sampling
-from jaxspec.spec.state import Variables
-from jaxspec.spec.target import Prefill, Target
-from jaxspec.spec.tree import Tree
-from jaxspec.timing import RATIO_NOTE, Timing, ratio_fields, shown
-from jaxspec.trees import parse_tree
+from jaxspec.core.kv_cache import init_cache, tree_mask
+from jaxspec.core.noise import batch_keys
+from jaxspec.core.sampling import LLAMAGEN_ORDER, Sampling
+from jaxspec.evaluate.tables import markdown_table
+from jaxspec.models.transformer.model import Transformer
+from jaxspec.models.transformer.presets import preset
+from jaxspec.pipeline.timing import RATIO_NOTE, Timing, ratio_fields, shown
+from jaxspec.pipeline.verifiers import parse_verifier
+from jaxspec.sharding.device import device_name
+from jaxspec.speculative.engine import Engine
+from jaxspec.speculative.state import Variables
+from jaxspec.speculative.target import Prefill, Target
+from jaxspec.speculative.trees.parsing import parse_tree
+from jaxspec.speculative.trees.tree import Tree
+from jaxspec.speculative.verify.neighbors import neighbor_table
 from jaxspec.typing import Array
 
 # Model of the cache, and of the verify pass that rounds are compared with.

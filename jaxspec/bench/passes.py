@@ -8,15 +8,15 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec.bench.given_drafts import FixedDrafts
-from jaxspec.models.parameters import activation_dtype
-from jaxspec.models.transformer import Transformer
-from jaxspec.spec.cache import init_cache, tree_mask
-from jaxspec.spec.engine import Engine
-from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import Sampling, active_steps, apply_cfg
-from jaxspec.spec.state import SpecState, Variables
-from jaxspec.spec.stopping import StoppingCriteria
-from jaxspec.spec.tree import Tree
+from jaxspec.core.kv_cache import init_cache, tree_mask
+from jaxspec.core.noise import batch_keys
+from jaxspec.core.sampling import Sampling, active_steps, apply_cfg
+from jaxspec.core.stopping import StoppingCriteria
+from jaxspec.models.transformer.model import Transformer
+from jaxspec.models.transformer.parameters import activation_dtype
+from jaxspec.speculative.engine import Engine
+from jaxspec.speculative.state import SpecState, Variables
+from jaxspec.speculative.trees.tree import Tree
 from jaxspec.typing import Params
 
 Program = Callable[[], Any]

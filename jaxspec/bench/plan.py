@@ -10,20 +10,20 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxspec import __version__
-from jaxspec.bundle import Bundle
-from jaxspec.device import device_name
+from jaxspec.core.noise import batch_keys
 from jaxspec.errors import ConfigError
-from jaxspec.helpers import LoadedDrafter, bundled_drafter
+from jaxspec.pipeline.bundle import Bundle
 from jaxspec.pipeline.config import GenerationConfig
+from jaxspec.pipeline.drafters import LoadedDrafter, bundled_drafter
 from jaxspec.pipeline.engine import make_engine, make_variables
 from jaxspec.pipeline.generation import generate
 from jaxspec.pipeline.prompts import Prompts
-from jaxspec.rules import verifier_spec
-from jaxspec.spec.envelopes import DynamicTree
-from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.tree import Tree
-from jaxspec.timing import RATIO_NOTE, Timing, is_steady, ratio_fields, shown
-from jaxspec.trees import deepest
+from jaxspec.pipeline.timing import RATIO_NOTE, Timing, is_steady, ratio_fields, shown
+from jaxspec.pipeline.verifiers import verifier_spec
+from jaxspec.sharding.device import device_name
+from jaxspec.speculative.trees.dynamic import DynamicTree
+from jaxspec.speculative.trees.parsing import deepest
+from jaxspec.speculative.trees.tree import Tree
 
 NODES = (2, 3, 5, 8, 16, 32, 64, 128)
 

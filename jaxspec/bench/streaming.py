@@ -9,20 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from jaxspec.bench.tables import markdown_table
-from jaxspec.bundle import Bundle
-from jaxspec.device import device_name
-from jaxspec.helpers import LoadedDrafter
+from jaxspec.core.continuous_batching import Requests, idle_batch, run_queue
+from jaxspec.core.noise import batch_keys
+from jaxspec.core.stopping import StoppingCriteria
+from jaxspec.evaluate.tables import markdown_table
+from jaxspec.pipeline.bundle import Bundle
 from jaxspec.pipeline.config import GenerationConfig
+from jaxspec.pipeline.drafters import LoadedDrafter
 from jaxspec.pipeline.engine import make_engine
 from jaxspec.pipeline.prompts import spread_classes
-from jaxspec.spec.continuous_batching import Requests, idle_batch, run_queue
-from jaxspec.spec.envelopes import DynamicTree
-from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.state import Variables
-from jaxspec.spec.stopping import StoppingCriteria
-from jaxspec.spec.tree import Tree
-from jaxspec.timing import RATIO_NOTE, Timing, ratio_fields, shown
+from jaxspec.pipeline.timing import RATIO_NOTE, Timing, ratio_fields, shown
+from jaxspec.sharding.device import device_name
+from jaxspec.speculative.state import Variables
+from jaxspec.speculative.trees.dynamic import DynamicTree
+from jaxspec.speculative.trees.tree import Tree
 
 
 def bench_streaming(

@@ -6,10 +6,10 @@ from functools import lru_cache, partial
 import jax
 
 from jaxspec.bench.synthetic import synthetic_bundle, synthetic_params
-from jaxspec.bundle import Bundle, load_bundle
 from jaxspec.config import TransformerConfig
 from jaxspec.errors import ConfigError
-from jaxspec.models.presets import NAMES, preset
+from jaxspec.models.transformer.presets import NAMES, preset
+from jaxspec.pipeline.bundle import Bundle, load_bundle
 from jaxspec.typing import Params
 
 DEFAULT = "default"
@@ -27,7 +27,7 @@ def find_model(
     """Loads a bundle, or makes one of a published size; caches the last three.
 
     Args:
-      name: "default" for a bundle, or one of `models.presets.NAMES`.
+      name: "default" for a bundle, or one of `models.transformer.presets.NAMES`.
       grid: Tokens along a side, for published sizes.
       dtype: Dtype of weights and caches; None is float32.
       int8: Whether weight matrices are quantized to int8.

@@ -10,21 +10,21 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 
-from jaxspec.bundle import Bundle
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import DFlashConfig, TransformerConfig
-from jaxspec.drafters.kinds import make_drafter
+from jaxspec.core.noise import Noise
+from jaxspec.drafters.registry import make_drafter
 from jaxspec.errors import ConfigError
-from jaxspec.models.presets import preset
-from jaxspec.models.transformer import Transformer
+from jaxspec.models.transformer.model import Transformer
+from jaxspec.models.transformer.presets import preset
 from jaxspec.nn.quantize import quantized
-from jaxspec.spec.draft import Draft, Selection
-from jaxspec.spec.envelopes import DynamicTree
-from jaxspec.spec.noise import Noise
-from jaxspec.spec.tree import Tree
-from jaxspec.spec.verify import Coupled, Verifier
-from jaxspec.spec.verify.base import LossyVerifier, Verdict
-from jaxspec.spec.verify.coupled import longest_match
+from jaxspec.pipeline.bundle import Bundle
+from jaxspec.speculative.draft import Draft, Selection
+from jaxspec.speculative.trees.dynamic import DynamicTree
+from jaxspec.speculative.trees.tree import Tree
+from jaxspec.speculative.verify import Coupled, Verifier
+from jaxspec.speculative.verify.base import LossyVerifier, Verdict
+from jaxspec.speculative.verify.coupled import longest_match
 from jaxspec.typing import Array, Float, Params
 
 
@@ -111,7 +111,7 @@ def synthetic_bundle(
     """Makes a target of a published size and a block drafter, both with random weights.
 
     Args:
-      name: Name of the size, see `models.presets.preset`.
+      name: Name of the size, see `models.transformer.presets.preset`.
       grid: Tokens along a side.
       dtype: Dtype of weights and caches.
       int8: Whether the target's weight matrices are quantized to int8.

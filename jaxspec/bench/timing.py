@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from jaxspec.timing import Timing
+from jaxspec.pipeline.timing import Timing
 
 
 def lazy(make: Callable[..., Callable[[], Any]], *args: Any) -> Callable[[], Any]:

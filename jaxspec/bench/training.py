@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from jaxspec.bench.plot import Line, Panel, plot_panels
 from jaxspec.bench.roofline.ceilings import measure_ceilings
 from jaxspec.bench.roofline.work import (
     block_training_work,
@@ -17,17 +16,18 @@ from jaxspec.bench.roofline.work import (
 )
 from jaxspec.bench.subjects import find_model
 from jaxspec.bench.synthetic import block_config
-from jaxspec.bench.tables import environment, markdown_table, report_heading
 from jaxspec.bench.timing import time_interleaved
 from jaxspec.config import TransformerConfig
-from jaxspec.drafters.kinds import make_drafter
-from jaxspec.models.transformer import Transformer
-from jaxspec.timing import Timing, plot_value, ratio_fields, shown
+from jaxspec.drafters.dflash.training import ANCHORS
+from jaxspec.drafters.registry import make_drafter
+from jaxspec.evaluate.plot import Line, Panel, plot_panels
+from jaxspec.evaluate.tables import environment, markdown_table, report_heading
+from jaxspec.models.transformer.model import Transformer
+from jaxspec.pipeline.timing import Timing, plot_value, ratio_fields, shown
 from jaxspec.train import drafter as drafters
 from jaxspec.train import prior as priors
 from jaxspec.train.experiment import DrafterTrainingConfig, PriorTrainingConfig
 from jaxspec.train.optimizer import init_train_state
-from jaxspec.train.recipes.block_diffusion import ANCHORS
 
 KEYS = ("model", "part", "batch", "tokens")
 

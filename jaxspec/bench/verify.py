@@ -6,18 +6,18 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxspec.bench import passes
-from jaxspec.bench.plot import Line, Panel, plot_panels
 from jaxspec.bench.roofline.ceilings import measure_ceilings
 from jaxspec.bench.roofline.work import pass_work
 from jaxspec.bench.subjects import find_model
-from jaxspec.bench.tables import environment, markdown_table, report_heading
 from jaxspec.bench.timing import time_interleaved
 from jaxspec.bench.variants import Variant
 from jaxspec.errors import ConfigError
-from jaxspec.models.transformer import Transformer
-from jaxspec.spec.tree import Tree
-from jaxspec.timing import Timing, plot_value, ratio_fields, shown, worst_mark
-from jaxspec.trees import parse_tree
+from jaxspec.evaluate.plot import Line, Panel, plot_panels
+from jaxspec.evaluate.tables import environment, markdown_table, report_heading
+from jaxspec.models.transformer.model import Transformer
+from jaxspec.pipeline.timing import Timing, plot_value, ratio_fields, shown, worst_mark
+from jaxspec.speculative.trees.parsing import parse_tree
+from jaxspec.speculative.trees.tree import Tree
 
 KEYS = ("model", "batch", "method", "nodes")
 

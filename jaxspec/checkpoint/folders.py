@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from jaxspec.errors import CheckpointError
-from jaxspec.fresh import fresh_folder, lock_folder, remove
+from jaxspec.io.fresh import fresh_folder, lock_folder, remove
 
 
 def recover(path: str | os.PathLike) -> Path:

@@ -36,13 +36,13 @@ from jaxspec.config import (
     from_dict,
     to_dict,
 )
-from jaxspec.drafters.kinds import DRAFTERS
+from jaxspec.drafters.registry import DRAFTERS
 from jaxspec.errors import CheckpointError, ConfigError, NonFiniteError
-from jaxspec.models.classifier import Classifier, ClassifierConfig
-from jaxspec.models.t5 import TextEncoder
-from jaxspec.models.tokenizer import Tokenizer
-from jaxspec.models.transformer import Transformer
-from jaxspec.spec.neighbors import Neighbors
+from jaxspec.models.classifier.model import Classifier, ClassifierConfig
+from jaxspec.models.t5.model import TextEncoder
+from jaxspec.models.transformer.model import Transformer
+from jaxspec.speculative.verify.neighbors import Neighbors
+from jaxspec.tokenizers.vqgan.model import Tokenizer
 from jaxspec.typing import Params
 
 FORMAT = 3

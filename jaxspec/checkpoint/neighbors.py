@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec.errors import CheckpointError
-from jaxspec.spec.neighbors import Neighbors
+from jaxspec.speculative.verify.neighbors import Neighbors
 
 NEIGHBORS = "neighbors.npz"
 

@@ -109,12 +109,12 @@ def run_model(arguments: argparse.Namespace) -> None:
     import tempfile
     from pathlib import Path
 
-    from jaxspec.bundle import load_bundle
     from jaxspec.data.image_tokens import encode_source
     from jaxspec.evaluate.likelihood import likelihood_metrics
     from jaxspec.evaluate.reconstruction import reconstruction_metrics
-    from jaxspec.models.tokenizer import Tokenizer
-    from jaxspec.models.transformer import Transformer
+    from jaxspec.models.transformer.model import Transformer
+    from jaxspec.pipeline.bundle import load_bundle
+    from jaxspec.tokenizers.vqgan.model import Tokenizer
 
     bundle = load_bundle(arguments.checkpoint)
     tokenizer = Tokenizer(bundle.tokenizer.config)
@@ -166,7 +166,6 @@ def run_images(arguments: argparse.Namespace) -> None:
 
     from tqdm import tqdm
 
-    from jaxspec.bundle import embedded_folder, load_bundle
     from jaxspec.checkpoint import load_checkpoint
     from jaxspec.evaluate.quality import (
         classifier_features,
@@ -174,14 +173,15 @@ def run_images(arguments: argparse.Namespace) -> None:
         read_heldout,
     )
     from jaxspec.evaluate.quality_report import quality_markdown, quality_plot
-    from jaxspec.helpers import load_drafter
-    from jaxspec.images import png_bytes
+    from jaxspec.io.images import png_bytes
+    from jaxspec.io.writing import write_file
+    from jaxspec.pipeline.bundle import embedded_folder, load_bundle
     from jaxspec.pipeline.config import GenerationConfig
+    from jaxspec.pipeline.drafters import load_drafter
     from jaxspec.pipeline.prompts import Prompts, spread_classes
-    from jaxspec.report import json_bytes
-    from jaxspec.rules import parse_verifier
-    from jaxspec.trees import tree_for
-    from jaxspec.writing import write_file
+    from jaxspec.pipeline.report import json_bytes
+    from jaxspec.pipeline.verifiers import parse_verifier
+    from jaxspec.speculative.trees.parsing import tree_for
 
     for name in arguments.verifiers:  # checked before anything is loaded
         parse_verifier(name)

@@ -131,11 +131,11 @@ def run(arguments: argparse.Namespace) -> None:
     from functools import partial
 
     from jaxspec.errors import ConfigError
-    from jaxspec.images import format_of
-    from jaxspec.writing import check_writable
+    from jaxspec.io.images import format_of
+    from jaxspec.io.writing import check_writable
 
     if arguments.compile_cache:
-        from jaxspec.device import enable_compile_cache
+        from jaxspec.sharding.device import enable_compile_cache
 
         enable_compile_cache(arguments.compile_cache)
     if bool(arguments.prompts) != bool(arguments.out_dir):
@@ -165,8 +165,6 @@ def run(arguments: argparse.Namespace) -> None:
     import numpy as np
     from tqdm import tqdm
 
-    from jaxspec.bundle import load_bundle, resolve_classes
-    from jaxspec.captions import read_captions
     from jaxspec.cli.options import (
         chosen_mesh,
         sampling_settings,
@@ -174,17 +172,19 @@ def run(arguments: argparse.Namespace) -> None:
         tell_cut_captions,
         tell_what_stays_whole,
     )
-    from jaxspec.helpers import load_drafter
-    from jaxspec.images import grid_image, image_bytes
+    from jaxspec.io.images import grid_image, image_bytes
+    from jaxspec.io.writing import write_file
+    from jaxspec.pipeline.bundle import load_bundle, resolve_classes
+    from jaxspec.pipeline.captions import read_captions
     from jaxspec.pipeline.config import GenerationConfig
     from jaxspec.pipeline.decoding import decode_images
+    from jaxspec.pipeline.drafters import load_drafter
     from jaxspec.pipeline.generation import generate
     from jaxspec.pipeline.prompts import Prompts, spread_classes
-    from jaxspec.report import generation_report, generation_table, json_bytes
-    from jaxspec.rules import parse_verifier
-    from jaxspec.spec.tree import Tree
-    from jaxspec.trees import default_batch, parse_tree, tree_for
-    from jaxspec.writing import write_file
+    from jaxspec.pipeline.report import generation_report, generation_table, json_bytes
+    from jaxspec.pipeline.verifiers import parse_verifier
+    from jaxspec.speculative.trees.parsing import default_batch, parse_tree, tree_for
+    from jaxspec.speculative.trees.tree import Tree
 
     speculative = arguments.drafter != "none"
     # Impossible settings are told before anything is loaded.

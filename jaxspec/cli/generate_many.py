@@ -21,7 +21,7 @@ LINES = "prompts.txt"
 def run_many(arguments: argparse.Namespace) -> None:
     """Draws what is not there yet."""
     from jaxspec.errors import ConfigError
-    from jaxspec.text_files import read_lines
+    from jaxspec.io.text_files import read_lines
 
     lines = read_lines(arguments.prompts)
     folder = Path(arguments.out_dir)
@@ -34,14 +34,14 @@ def run_many(arguments: argparse.Namespace) -> None:
     if (arguments.processes, arguments.process) != (1, 0) and not arguments.coordinator:
         raise ConfigError("several processes need --coordinator, where process 0 runs")
     if arguments.coordinator:
-        from jaxspec.processes import join, run_supervised
+        from jaxspec.sharding.processes import join, run_supervised
 
         run_supervised()
         join(arguments.coordinator, arguments.processes, arguments.process)
     sampling_settings(arguments)  # computes, so behind `join`; before what is loaded
     import jax
 
-    from jaxspec.processes import together
+    from jaxspec.sharding.processes import together
 
     with together():
         _draw(arguments, lines, folder, first=jax.process_index() == 0)
@@ -55,23 +55,27 @@ def _draw(
     import numpy as np
     from tqdm import tqdm
 
-    from jaxspec.bundle import load_bundle
     from jaxspec.checkpoint import digest_of
-    from jaxspec.device import device_name
     from jaxspec.errors import ConfigError
-    from jaxspec.helpers import load_drafter
-    from jaxspec.images import png_bytes
+    from jaxspec.io.images import png_bytes
+    from jaxspec.io.writing import write_file
+    from jaxspec.pipeline.bundle import load_bundle
     from jaxspec.pipeline.config import GenerationConfig
     from jaxspec.pipeline.continuous import generate_continuously
     from jaxspec.pipeline.decoding import decode_images
+    from jaxspec.pipeline.drafters import load_drafter
     from jaxspec.pipeline.engine import bundle_for
-    from jaxspec.processes import any_process, check_same_arguments, sum_of_processes
-    from jaxspec.report import json_bytes
-    from jaxspec.rules import parse_verifier, verifier_spec
+    from jaxspec.pipeline.report import json_bytes
+    from jaxspec.pipeline.verifiers import parse_verifier, verifier_spec
     from jaxspec.sharding import make_mesh
-    from jaxspec.spec.tree import Tree
-    from jaxspec.trees import default_batch, tree_for
-    from jaxspec.writing import write_file
+    from jaxspec.sharding.device import device_name
+    from jaxspec.sharding.processes import (
+        any_process,
+        check_same_arguments,
+        sum_of_processes,
+    )
+    from jaxspec.speculative.trees.parsing import default_batch, tree_for
+    from jaxspec.speculative.trees.tree import Tree
 
     mesh = chosen_mesh(arguments)
     if mesh is None and jax.process_count() > 1:
@@ -189,9 +193,9 @@ def _prompts_of(bundle: Any, lines: list[str]) -> Any:
     import jax
     import numpy as np
 
-    from jaxspec.bundle import resolve_classes
-    from jaxspec.captions import read_captions
     from jaxspec.errors import ConfigError
+    from jaxspec.pipeline.bundle import resolve_classes
+    from jaxspec.pipeline.captions import read_captions
 
     if bundle.prior.config.condition == "none":
         raise ConfigError(f"bundle '{bundle.name}' makes text; --prompts draws images")
@@ -229,8 +233,8 @@ def _keep_lines(folder: Path, lines: list[str], first: bool) -> None:
       ConfigError: says which.
     """
     from jaxspec.errors import ConfigError
-    from jaxspec.text_files import read_text, split_lines
-    from jaxspec.writing import write_file
+    from jaxspec.io.text_files import read_text, split_lines
+    from jaxspec.io.writing import write_file
 
     file = folder / LINES
     drawn = split_lines(read_text(file)) if file.is_file() else []
@@ -251,8 +255,8 @@ def _keep_settings(folder: Path, same: dict[str, Any], first: bool) -> None:
       ConfigError: says what differs.
     """
     from jaxspec.errors import ConfigError
-    from jaxspec.report import json_bytes
-    from jaxspec.writing import write_file
+    from jaxspec.io.writing import write_file
+    from jaxspec.pipeline.report import json_bytes
 
     file = folder / SETTINGS
     if file.is_file():

@@ -47,8 +47,8 @@ def run(arguments: argparse.Namespace) -> None:
     """
     from pathlib import Path
 
-    from jaxspec.bundle import DEFAULT, embedded_folder
     from jaxspec.errors import CheckpointError
+    from jaxspec.pipeline.bundle import DEFAULT, embedded_folder
 
     if arguments.plan:
         print(plan(arguments))
@@ -84,11 +84,15 @@ def plan(arguments: argparse.Namespace) -> str:
     """
     from pathlib import Path
 
-    from jaxspec.bundle import DEFAULT, embedded_folder
     from jaxspec.checkpoint import read_config
     from jaxspec.errors import ConfigError
-    from jaxspec.memory_plan import drafter_cache_width, plan_memory, plan_table
-    from jaxspec.models.presets import NAMES, preset
+    from jaxspec.models.transformer.presets import NAMES, preset
+    from jaxspec.pipeline.bundle import DEFAULT, embedded_folder
+    from jaxspec.pipeline.memory_plan import (
+        drafter_cache_width,
+        plan_memory,
+        plan_table,
+    )
     from jaxspec.sharding import AXES, read_mesh
 
     sizes: dict[str, int] = dict(zip(AXES, read_mesh(arguments.mesh), strict=True))

@@ -110,7 +110,7 @@ def check_scales(*scales: float) -> None:
     Raises:
       ConfigError: one is impossible.
     """
-    from jaxspec.spec.numbers import within
+    from jaxspec.core.numbers import within
 
     for scale in scales:
         within("cfg_scale", scale)
@@ -135,7 +135,7 @@ def table_stream(*paths: str | None):
     """Where tables and notes go: stderr when one of the files written is stdout."""
     import sys
 
-    from jaxspec.writing import open_descriptor
+    from jaxspec.io.writing import open_descriptor
 
     taken = any(path and open_descriptor(path) == 1 for path in paths)
     return sys.stderr if taken else sys.stdout
@@ -194,7 +194,7 @@ def tell_cut_captions(
     """
     import sys
 
-    from jaxspec.captions import cut_captions
+    from jaxspec.pipeline.captions import cut_captions
 
     if bundle.text_encoder is None:
         return {}  # `read_captions` refuses that bundle

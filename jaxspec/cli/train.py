@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.fsdp and not arguments.mesh:
         raise ConfigError("--fsdp needs a mesh; set --mesh, such as 8x1")
 
-    from jaxspec.bundle import DEFAULT, embedded_folder
+    from jaxspec.pipeline.bundle import DEFAULT, embedded_folder
     from jaxspec.sharding import make_mesh, read_mesh
     from jaxspec.train.run import train_part
     from jaxspec.train.sharding import TrainSharding

@@ -15,7 +15,7 @@ from jaxspec.convert.mapping import KeyRule
 from jaxspec.convert.reading.safetensors import write_safetensors
 from jaxspec.convert.transforms import TRANSFORMS
 from jaxspec.errors import ConfigError, DataError
-from jaxspec.writing import write_file
+from jaxspec.io.writing import write_file
 
 # Receives the number of bytes that were processed since the last call.
 Progress = Callable[[int], object]

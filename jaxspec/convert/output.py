@@ -19,9 +19,9 @@ from jaxspec.convert.plan import Conversion
 from jaxspec.convert.reading.source import Source
 from jaxspec.convert.summary import Written, remarks
 from jaxspec.errors import CheckpointError, ConfigError
+from jaxspec.io.text_files import read_text
 from jaxspec.sharding import placement
-from jaxspec.spec.neighbors import neighbor_table
-from jaxspec.text_files import read_text
+from jaxspec.speculative.verify.neighbors import neighbor_table
 
 # Folders of a bundle by kind of checkpoint; all other kinds are drafters.
 FOLDERS = {"prior": "prior", "tokenizer": "tokenizer", "text_encoder": "text_encoder"}

@@ -10,10 +10,10 @@ from tqdm import tqdm
 
 from jaxspec.checkpoint import params_digest
 from jaxspec.data.source import ImageSource
-from jaxspec.images import to_unit
-from jaxspec.models.tokenizer import Tokenizer
+from jaxspec.io.images import to_unit
+from jaxspec.io.writing import whole_file
+from jaxspec.tokenizers.vqgan.model import Tokenizer
 from jaxspec.typing import Params
-from jaxspec.writing import whole_file
 
 
 class Sequences(Protocol):

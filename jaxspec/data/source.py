@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from jaxspec.data.images import as_rgb
 from jaxspec.errors import DataError
-from jaxspec.writing import write_file
+from jaxspec.io.writing import write_file
 
 # Largest decoded split, in bytes, that is held in memory after the first read.
 _MEMORY_BYTES = 1 << 30

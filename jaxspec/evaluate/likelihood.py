@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from jaxspec.data.batches import evenly_spaced
 from jaxspec.data.image_tokens import Sequences
-from jaxspec.models.transformer import Transformer
+from jaxspec.models.transformer.model import Transformer
 from jaxspec.typing import Params
 
 

@@ -8,26 +8,26 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxspec.bundle import Bundle
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.data.batches import evenly_spaced
 from jaxspec.data.source import ImageSource
-from jaxspec.device import device_name
 from jaxspec.errors import ConfigError, DataError
 from jaxspec.evaluate.image_metrics import frechet_distance, precision_recall
 from jaxspec.evaluate.likelihood import guided_nll
-from jaxspec.helpers import LoadedDrafter
-from jaxspec.images import to_unit
-from jaxspec.models.classifier import Classifier
-from jaxspec.models.transformer import Transformer
+from jaxspec.io.images import to_unit
+from jaxspec.models.classifier.model import Classifier
+from jaxspec.models.transformer.model import Transformer
+from jaxspec.pipeline.bundle import Bundle
 from jaxspec.pipeline.config import GenerationConfig
 from jaxspec.pipeline.decoding import decode_images
+from jaxspec.pipeline.drafters import LoadedDrafter
 from jaxspec.pipeline.engine import bundle_for
 from jaxspec.pipeline.generation import GenerationResult, Progress, generate
 from jaxspec.pipeline.prompts import Prompts
-from jaxspec.rules import parse_verifier
-from jaxspec.spec.envelopes import DynamicTree
-from jaxspec.spec.tree import Tree
+from jaxspec.pipeline.verifiers import parse_verifier
+from jaxspec.sharding.device import device_name
+from jaxspec.speculative.trees.dynamic import DynamicTree
+from jaxspec.speculative.trees.tree import Tree
 
 # images uint8 [n, h, w, 3] -> features float [n, E], predicted classes int [n]
 Extractor = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxspec.bench.plot import Line, Panel, plot_panels
+from jaxspec.evaluate.plot import Line, Panel, plot_panels
 from jaxspec.evaluate.quality import METRICS
 
 

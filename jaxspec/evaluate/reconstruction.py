@@ -8,8 +8,8 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxspec.data.source import ImageSource
-from jaxspec.images import to_unit
-from jaxspec.models.tokenizer import Tokenizer
+from jaxspec.io.images import to_unit
+from jaxspec.tokenizers.vqgan.model import Tokenizer
 from jaxspec.typing import Params
 
 

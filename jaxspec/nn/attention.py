@@ -11,12 +11,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxspec.core.dtypes import widest
+from jaxspec.core.kv_cache import write
 from jaxspec.errors import ConfigError
 from jaxspec.nn.kernels.cached_attention import kernel_step
 from jaxspec.nn.layers import linear
 from jaxspec.nn.rope import split_and_rotate
-from jaxspec.spec.cache import write
-from jaxspec.spec.dtypes import widest
 from jaxspec.typing import Array, Bool, Float, Int
 
 # Score of a masked slot; -inf would give NaN for a query that may attend to nothing.

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from jaxspec.spec.noise import check_seed
-from jaxspec.spec.numbers import whole
-from jaxspec.spec.sampling import Sampling
-from jaxspec.spec.verify import Coupled, Verifier
+from jaxspec.core.noise import check_seed
+from jaxspec.core.numbers import whole
+from jaxspec.core.sampling import Sampling
+from jaxspec.speculative.verify import Coupled, Verifier
 
 
 @dataclass(frozen=True)

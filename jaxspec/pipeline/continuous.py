@@ -9,19 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxspec.bundle import Bundle
+from jaxspec.core.continuous_batching import Requests, idle_batch, run_queue
+from jaxspec.core.noise import batch_keys
+from jaxspec.core.stopping import StoppingCriteria
 from jaxspec.errors import ConfigError
-from jaxspec.helpers import LoadedDrafter, bundled_drafter
+from jaxspec.pipeline.bundle import Bundle
 from jaxspec.pipeline.config import GenerationConfig
+from jaxspec.pipeline.drafters import LoadedDrafter, bundled_drafter
 from jaxspec.pipeline.engine import bundle_for, make_engine, make_variables
 from jaxspec.pipeline.generation import check_finite
 from jaxspec.sharding import over_batch
-from jaxspec.spec.continuous_batching import Requests, idle_batch, run_queue
-from jaxspec.spec.engine import Engine
-from jaxspec.spec.envelopes import DynamicTree
-from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.stopping import StoppingCriteria
-from jaxspec.spec.tree import Tree
+from jaxspec.speculative.engine import Engine
+from jaxspec.speculative.trees.dynamic import DynamicTree
+from jaxspec.speculative.trees.tree import Tree
 from jaxspec.typing import PyTree
 
 # Prompts of some requests, on the host: `prompts([3, 4]) -> [2, ...]`.

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec.bundle import Bundle
-from jaxspec.images import to_bytes
-from jaxspec.models.tokenizer import Tokenizer
+from jaxspec.io.images import to_bytes
+from jaxspec.pipeline.bundle import Bundle
+from jaxspec.tokenizers.vqgan.model import Tokenizer
 from jaxspec.typing import Array, Float, Int, Params
 
 

@@ -4,18 +4,18 @@ from dataclasses import replace
 
 import jax.numpy as jnp
 
-from jaxspec.bundle import Bundle
-from jaxspec.helpers import LoadedDrafter, bundled_drafter
-from jaxspec.models.parameters import activation_dtype
-from jaxspec.models.transformer import Transformer
+from jaxspec.core.sampling import active_steps
+from jaxspec.models.transformer.model import Transformer
+from jaxspec.models.transformer.parameters import activation_dtype
+from jaxspec.pipeline.bundle import Bundle
 from jaxspec.pipeline.config import GenerationConfig
-from jaxspec.rules import verifier_params
-from jaxspec.spec.engine import Engine
-from jaxspec.spec.envelopes import DynamicTree
-from jaxspec.spec.sampling import active_steps
-from jaxspec.spec.state import Variables
-from jaxspec.spec.tree import Tree
-from jaxspec.spec.verify import Coupled, Verifier
+from jaxspec.pipeline.drafters import LoadedDrafter, bundled_drafter
+from jaxspec.pipeline.verifiers import verifier_params
+from jaxspec.speculative.engine import Engine
+from jaxspec.speculative.state import Variables
+from jaxspec.speculative.trees.dynamic import DynamicTree
+from jaxspec.speculative.trees.tree import Tree
+from jaxspec.speculative.verify import Coupled, Verifier
 
 
 def make_engine(

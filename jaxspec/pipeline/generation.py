@@ -8,20 +8,21 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from jaxspec.bundle import Bundle
+from jaxspec.core.noise import batch_keys
+from jaxspec.core.result import Generation
+from jaxspec.core.sampling import Sampling
 from jaxspec.errors import NonFiniteError
-from jaxspec.helpers import LoadedDrafter, bundled_drafter
+from jaxspec.pipeline.bundle import Bundle
 from jaxspec.pipeline.config import GenerationConfig
+from jaxspec.pipeline.drafters import LoadedDrafter, bundled_drafter
 from jaxspec.pipeline.engine import bundle_for, make_engine, make_variables
 from jaxspec.pipeline.prompts import Prompts
+from jaxspec.pipeline.timing import Timing
 from jaxspec.sharding import over_batch
-from jaxspec.spec.engine import Engine
-from jaxspec.spec.envelopes import DynamicTree
-from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import Sampling
-from jaxspec.spec.state import Generation, Variables
-from jaxspec.spec.tree import Tree
-from jaxspec.timing import Timing
+from jaxspec.speculative.engine import Engine
+from jaxspec.speculative.state import Variables
+from jaxspec.speculative.trees.dynamic import DynamicTree
+from jaxspec.speculative.trees.tree import Tree
 from jaxspec.typing import BatchKeys, PyTree
 
 Progress = Callable[[int], object]

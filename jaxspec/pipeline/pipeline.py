@@ -11,21 +11,21 @@ import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
-from jaxspec.bundle import Bundle, load_bundle, resolve_classes
-from jaxspec.captions import read_captions
 from jaxspec.errors import ConfigError
-from jaxspec.helpers import LoadedDrafter, bundled_drafter, load_drafter
+from jaxspec.pipeline.bundle import Bundle, load_bundle, resolve_classes
+from jaxspec.pipeline.captions import read_captions
 from jaxspec.pipeline.config import GenerationConfig
 from jaxspec.pipeline.decoding import decode_images
+from jaxspec.pipeline.drafters import LoadedDrafter, bundled_drafter, load_drafter
 from jaxspec.pipeline.generation import GenerationResult, generate, join_batches
 from jaxspec.pipeline.preview import Preview, generate_previews
 from jaxspec.pipeline.prompts import Prompts
-from jaxspec.rules import parse_verifier
-from jaxspec.spec.envelopes import DynamicTree
-from jaxspec.spec.tree import Tree
-from jaxspec.spec.verify import Verifier
-from jaxspec.timing import Timing
-from jaxspec.trees import default_batch, tree_for
+from jaxspec.pipeline.timing import Timing
+from jaxspec.pipeline.verifiers import parse_verifier
+from jaxspec.speculative.trees.dynamic import DynamicTree
+from jaxspec.speculative.trees.parsing import default_batch, tree_for
+from jaxspec.speculative.trees.tree import Tree
+from jaxspec.speculative.verify import Verifier
 
 
 @dataclass(frozen=True)

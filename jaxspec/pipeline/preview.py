@@ -8,20 +8,20 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxspec.bundle import Bundle
-from jaxspec.helpers import LoadedDrafter
+from jaxspec.core.generator import advance
+from jaxspec.core.noise import batch_keys
+from jaxspec.core.result import Generation
+from jaxspec.pipeline.bundle import Bundle
 from jaxspec.pipeline.config import GenerationConfig
 from jaxspec.pipeline.decoding import decode_images
+from jaxspec.pipeline.drafters import LoadedDrafter
 from jaxspec.pipeline.engine import bundle_for, make_engine, make_variables
 from jaxspec.pipeline.generation import batches_of, check_finite
 from jaxspec.pipeline.prompts import Prompts
 from jaxspec.sharding import over_batch
-from jaxspec.spec.engine import Engine
-from jaxspec.spec.envelopes import DynamicTree
-from jaxspec.spec.generator import advance
-from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.state import Generation
-from jaxspec.spec.tree import Tree
+from jaxspec.speculative.engine import Engine
+from jaxspec.speculative.trees.dynamic import DynamicTree
+from jaxspec.speculative.trees.tree import Tree
 
 
 @dataclass(frozen=True)

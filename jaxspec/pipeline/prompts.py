@@ -7,10 +7,10 @@ from typing import Literal
 import jax
 import numpy as np
 
-from jaxspec.captions import Captions
 from jaxspec.config import TransformerConfig
+from jaxspec.core.numbers import whole
 from jaxspec.errors import ConfigError
-from jaxspec.spec.numbers import whole
+from jaxspec.pipeline.captions import Captions
 from jaxspec.typing import PyTree
 
 Condition = Literal["class", "caption", "none"]

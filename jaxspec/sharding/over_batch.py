@@ -2,18 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jax.tree_util import register_dataclass
 
+from jaxspec.core.sampling import Sampling
+from jaxspec.core.stopping import StoppingCriteria
 from jaxspec.errors import ConfigError
 from jaxspec.sharding.mesh import check_mesh
-from jaxspec.spec.sampling import Sampling
-from jaxspec.spec.state import Variables
-from jaxspec.spec.stopping import StoppingCriteria
 from jaxspec.typing import BatchKeys, PyTree
 
 
@@ -28,6 +27,8 @@ class Replicated:
 
     value: Any
 
+    is_replicated: ClassVar[bool] = True
+
 
 def over_batch(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
     """The same function, with the sequences divided along the mesh's "data" axis.
@@ -36,9 +37,10 @@ def over_batch(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
     of "data" runs its own loop over its own sequences. Along "model" the compiler
     divides what the shardings of the parameters ask for. Call the result under `jit`.
 
-    Which arrays are divided follows from their structure: `Variables` and `Replicated`
-    are the same on all groups, and so are scalars and `StoppingCriteria` of all
-    sequences; every other array has sequences along its first axis.
+    Which arrays are divided follows from their structure: those within an object whose
+    `is_replicated` is true (`Variables`, `Replicated`, `StoppingCriteria` of all
+    sequences) are the same on all groups, and so are scalars. Every other array has
+    sequences along its first axis.
 
     Args:
       mesh: mesh with an axis "data", see `make_mesh`.
@@ -79,9 +81,7 @@ def over_batch(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _is_replicated(x: Any) -> bool:
-    if isinstance(x, StoppingCriteria):
-        return x.is_shared
-    return isinstance(x, (Variables, Replicated))
+    return getattr(x, "is_replicated", False)
 
 
 def _specs(tree: PyTree) -> PyTree:

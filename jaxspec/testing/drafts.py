@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec.drafters.grow import grow
+from jaxspec.core.noise import batch_keys
+from jaxspec.core.sampling import Sampling
+from jaxspec.drafters.tree_drafting import grow
 from jaxspec.errors import ConfigError
-from jaxspec.spec.draft import Draft, DraftContext, Selection
-from jaxspec.spec.envelopes import DynamicTree
-from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import Sampling
-from jaxspec.spec.tree import Tree
+from jaxspec.speculative.draft import Draft, DraftContext, Selection
+from jaxspec.speculative.trees.dynamic import DynamicTree
+from jaxspec.speculative.trees.tree import Tree
 from jaxspec.testing.table_drafter import table_step
 
 _MOST_DRAFTS = 300_000

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxspec.core.noise import batch_keys, draw_noise
 from jaxspec.errors import ConfigError
-from jaxspec.spec.noise import batch_keys, draw_noise
 from jaxspec.testing.drafts import Conditionals, Drafts
 
 # Largest error of an exactly computed probability.

@@ -6,17 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec.spec.cache import KVCache, commit_path, tree_mask
-from jaxspec.spec.draft import Drafter
-from jaxspec.spec.engine import Engine
-from jaxspec.spec.envelopes import DynamicTree
-from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import LLAMAGEN_ORDER, Sampling, Step
-from jaxspec.spec.state import Generation, SpecState, Variables
-from jaxspec.spec.stopping import StoppingCriteria
-from jaxspec.spec.target import Target
-from jaxspec.spec.tree import Tree
-from jaxspec.spec.verify import Coupled, Verifier
+from jaxspec.core.kv_cache import KVCache, commit_path, tree_mask
+from jaxspec.core.noise import batch_keys
+from jaxspec.core.result import Generation
+from jaxspec.core.sampling import LLAMAGEN_ORDER, Sampling, Step
+from jaxspec.core.stopping import StoppingCriteria
+from jaxspec.speculative.draft import Drafter
+from jaxspec.speculative.engine import Engine
+from jaxspec.speculative.state import SpecState, Variables
+from jaxspec.speculative.target import Target
+from jaxspec.speculative.trees.dynamic import DynamicTree
+from jaxspec.speculative.trees.tree import Tree
+from jaxspec.speculative.verify import Coupled, Verifier
 from jaxspec.typing import Params, PyTree
 
 

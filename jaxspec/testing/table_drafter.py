@@ -5,8 +5,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxspec.drafters.grow import Step, grow
-from jaxspec.spec.draft import Draft, DraftContext, InitContext, RoundResult
+from jaxspec.drafters.tree_drafting import Step, grow
+from jaxspec.speculative.draft import Draft, DraftContext, InitContext, RoundResult
 from jaxspec.typing import Array, Float, Params
 
 
@@ -40,7 +40,7 @@ class TableDrafter:
     def propose(
         self, params: Params, state: Any, ctx: DraftContext
     ) -> tuple[Draft, Any]:
-        """Proposes a draft, see `spec.draft.Drafter`."""
+        """Proposes a draft, see `speculative.draft.Drafter`."""
         return grow(ctx, table_step(params["table"]))[0], state
 
     def observe(self, params: Params, state: Any, result: RoundResult) -> Any:

@@ -6,10 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxspec.spec.cache import init_cache, write
-from jaxspec.spec.draft import Draft, DraftContext, InitContext, RoundResult
-from jaxspec.spec.target import Prefill, Target
-from jaxspec.spec.tree import Tree
+from jaxspec.core.kv_cache import init_cache, write
+from jaxspec.speculative.draft import Draft, DraftContext, InitContext, RoundResult
+from jaxspec.speculative.target import Prefill, Target
+from jaxspec.speculative.trees.tree import Tree
 from jaxspec.typing import Params
 
 WIDTH = 8
@@ -142,7 +142,7 @@ class NoisyOracle:
     def propose(
         self, params: Params, state: Any, ctx: DraftContext
     ) -> tuple[Draft, Any]:
-        """Proposes a draft, see `spec.draft.Drafter`."""
+        """Proposes a draft, see `speculative.draft.Drafter`."""
         tree = ctx.tree
         assert isinstance(tree, Tree)
         key = jax.random.fold_in(jax.random.key(self.seed), state)

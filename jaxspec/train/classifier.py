@@ -8,6 +8,7 @@ import numpy as np
 import optax
 
 from jaxspec.checkpoint import Checkpoint
+from jaxspec.core.noise import seed_key
 from jaxspec.data.batches import (
     batch_indices,
     evenly_spaced,
@@ -15,9 +16,8 @@ from jaxspec.data.batches import (
     step_rng,
 )
 from jaxspec.data.source import ImageSource
-from jaxspec.images import to_unit
-from jaxspec.models.classifier import Classifier, ClassifierConfig
-from jaxspec.spec.noise import seed_key
+from jaxspec.io.images import to_unit
+from jaxspec.models.classifier.model import Classifier, ClassifierConfig
 from jaxspec.train.experiment import (
     HELDOUT,
     Experiment,

@@ -11,13 +11,14 @@ import optax
 
 from jaxspec.checkpoint import Checkpoint, digest_of, params_digest
 from jaxspec.config import DFlashConfig
+from jaxspec.core.noise import seed_key
 from jaxspec.data.batches import batch_indices, heldout_batches, step_rng
 from jaxspec.data.image_tokens import Sequences, TokenSource
-from jaxspec.drafters.draft_vocabulary import frequent_tokens
-from jaxspec.drafters.kinds import make_drafter
+from jaxspec.drafters.eagle.draft_vocabulary import frequent_tokens
+from jaxspec.drafters.registry import make_drafter
 from jaxspec.errors import ConfigError
-from jaxspec.spec.noise import seed_key
 from jaxspec.train.divergence import divergence, overlap
+from jaxspec.train.drafter_outputs import training_outputs
 from jaxspec.train.experiment import (
     HELDOUT,
     DrafterTrainingConfig,
@@ -27,9 +28,8 @@ from jaxspec.train.experiment import (
 from jaxspec.train.feature_cache import cache_features
 from jaxspec.train.loop import Training, run_training
 from jaxspec.train.optimizer import init_train_state, make_gradient_step
-from jaxspec.train.recipes import training_outputs
-from jaxspec.train.recipes.teacher import run_teacher
 from jaxspec.train.sharding import ONE_DEVICE, TrainSharding
+from jaxspec.train.teacher import run_teacher
 from jaxspec.typing import Array, Bool, Float, Int, Params
 
 

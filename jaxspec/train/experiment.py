@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from jaxspec.config import TokenizerConfig, TransformerConfig
 from jaxspec.config.checks import number, whole
-from jaxspec.drafters.kinds import DrafterConfig, make_drafter
+from jaxspec.drafters.registry import DrafterConfig, make_drafter
 from jaxspec.errors import ConfigError
 from jaxspec.train.divergence import Divergence
 

@@ -13,8 +13,8 @@ from tqdm import tqdm
 from jaxspec.checkpoint import Checkpoint, digest_of
 from jaxspec.data.image_tokens import Sequences, TokenSource
 from jaxspec.errors import ConfigError
-from jaxspec.models.transformer import Transformer
-from jaxspec.writing import whole_file
+from jaxspec.io.writing import whole_file
+from jaxspec.models.transformer.model import Transformer
 
 DTYPES: dict[str, Any] = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 

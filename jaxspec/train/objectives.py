@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxspec.drafters.shared import shared_target_params, target_logits
-from jaxspec.models.masked_diffusion import MaskedDiffusion
-from jaxspec.models.transformer import Transformer
+from jaxspec.drafters.common.target_params import shared_target_params, target_logits
+from jaxspec.models.masked_lm.model import MaskedDiffusion
+from jaxspec.models.transformer.model import Transformer
 from jaxspec.typing import Array, Bool, Float, Int, Params
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxspec.spec.noise import seed_key
+from jaxspec.core.noise import seed_key
 from jaxspec.train.experiment import TrainingConfig
 from jaxspec.typing import Array, Params
 

@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec.checkpoint import Checkpoint, params_digest
+from jaxspec.core.noise import seed_key
 from jaxspec.data.batches import batch_indices, heldout_batches, step_rng
 from jaxspec.data.image_tokens import Sequences
-from jaxspec.drafters.riding_blocks import with_extra_tokens
+from jaxspec.drafters.inline_blocks.drafter import with_extra_tokens
 from jaxspec.errors import ConfigError
 from jaxspec.evaluate.likelihood import likelihood_metrics
-from jaxspec.models.masked_diffusion import MaskedDiffusion
-from jaxspec.models.transformer import Transformer
-from jaxspec.spec.noise import seed_key
+from jaxspec.models.masked_lm.model import MaskedDiffusion
+from jaxspec.models.transformer.model import Transformer
 from jaxspec.train import objectives
 from jaxspec.train.experiment import (
     HELDOUT,

@@ -7,8 +7,8 @@ from typing import Any
 
 from jaxspec.checkpoint import recover
 from jaxspec.errors import CheckpointError, ConfigError
+from jaxspec.io.writing import write_file
 from jaxspec.train.experiment import MAY_CHANGE, TrainingConfig
-from jaxspec.writing import write_file
 
 PROGRESS, METRICS = "progress.json", "metrics.json"
 

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import jax
 
-from jaxspec.bundle import load_prior
 from jaxspec.checkpoint import Checkpoint, load_checkpoint, save
 from jaxspec.data.image_tokens import Sequences, TokenSource, encode_source
 from jaxspec.data.source import ImageSource
 from jaxspec.data.text import TextSource
-from jaxspec.device import device_name
 from jaxspec.errors import CheckpointError, ConfigError
-from jaxspec.models.tokenizer import Tokenizer
+from jaxspec.pipeline.bundle import load_prior
+from jaxspec.sharding.device import device_name
+from jaxspec.tokenizers.vqgan.model import Tokenizer
 from jaxspec.train.card import model_card
 from jaxspec.train.classifier import train_classifier
 from jaxspec.train.drafter import train_drafter

@@ -9,14 +9,14 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxspec.checkpoint import Checkpoint, digest_of
+from jaxspec.core.noise import batch_keys
+from jaxspec.core.sampling import Sampling, active_steps
 from jaxspec.data.image_tokens import TokenSource
 from jaxspec.errors import ConfigError, NonFiniteError
-from jaxspec.models.transformer import Transformer
-from jaxspec.spec.engine import Engine
-from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import Sampling, active_steps
-from jaxspec.spec.state import Variables
-from jaxspec.writing import whole_file
+from jaxspec.io.writing import whole_file
+from jaxspec.models.transformer.model import Transformer
+from jaxspec.speculative.engine import Engine
+from jaxspec.speculative.state import Variables
 
 
 def self_generated_source(

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec.checkpoint import Checkpoint
+from jaxspec.core.noise import seed_key
 from jaxspec.data.batches import batch_indices, flip_at_random, step_rng
 from jaxspec.data.source import ImageSource
 from jaxspec.evaluate.reconstruction import reconstruction_metrics
-from jaxspec.models.tokenizer import Tokenizer
 from jaxspec.nn.vq import l2_normalize, look_up, nearest_codes
-from jaxspec.spec.neighbors import neighbor_table
-from jaxspec.spec.noise import seed_key
+from jaxspec.speculative.verify.neighbors import neighbor_table
+from jaxspec.tokenizers.vqgan.model import Tokenizer
 from jaxspec.train.experiment import Experiment, TrainingConfig, fingerprint
 from jaxspec.train.loop import Training, run_training
 from jaxspec.train.optimizer import make_optimizer, update_average

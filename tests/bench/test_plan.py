@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from jaxspec.bench import plan
-from jaxspec.bundle import load_bundle
 from jaxspec.cli import main
+from jaxspec.pipeline.bundle import load_bundle
 from jaxspec.pipeline.config import GenerationConfig
 from jaxspec.pipeline.generation import GenerationResult
 from jaxspec.pipeline.prompts import Prompts
-from jaxspec.spec.tree import Tree
-from jaxspec.timing import Timing
+from jaxspec.pipeline.timing import Timing
+from jaxspec.speculative.trees.tree import Tree
 
 
 def test_acceptance_is_counted_on_a_spine():

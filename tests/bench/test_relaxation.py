@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxspec.bench.plot import Line, Panel, plot_panels, ticks
 from jaxspec.bench.relaxation import relaxation_markdown, relaxation_plot
 from jaxspec.bench.relaxation.drafts import (
     Drafts,
@@ -27,13 +26,14 @@ from jaxspec.bench.relaxation.outcomes import (
 )
 from jaxspec.bench.relaxation.positions import model_positions, toy_positions
 from jaxspec.bench.relaxation.sweep import cells, measure_setting
-from jaxspec.bundle import load_bundle
 from jaxspec.cli import main
-from jaxspec.images import png_bytes
-from jaxspec.rules import parse_verifier, verifier_spec
-from jaxspec.spec.draft import Draft
-from jaxspec.spec.tree import Tree
-from jaxspec.spec.verify import Coupled, CoupledRelaxed, Lantern, Rejection
+from jaxspec.evaluate.plot import Line, Panel, plot_panels, ticks
+from jaxspec.io.images import png_bytes
+from jaxspec.pipeline.bundle import load_bundle
+from jaxspec.pipeline.verifiers import parse_verifier, verifier_spec
+from jaxspec.speculative.draft import Draft
+from jaxspec.speculative.trees.tree import Tree
+from jaxspec.speculative.verify import Coupled, CoupledRelaxed, Lantern, Rejection
 from tests.spec.noises import coupled_noise
 
 TOY = toy_positions(1, near=True, vocab_size=10, max_neighbors=6)[0]

@@ -19,27 +19,27 @@ from jaxspec.bench.roofline.work import (
     training_work,
 )
 from jaxspec.bench.synthetic import Forced, block_config, synthetic_params
-from jaxspec.bench.tables import comparison_markdown
 from jaxspec.bench.timing import time_interleaved
 from jaxspec.bench.variants import Variant, find_variant
 from jaxspec.cli import main
 from jaxspec.cli.main import build_parser
 from jaxspec.config import TransformerConfig
-from jaxspec.drafters.kinds import make_drafter
+from jaxspec.core.kv_cache import tree_mask
+from jaxspec.core.noise import batch_keys
+from jaxspec.core.sampling import Sampling
+from jaxspec.drafters.dflash.training import ANCHORS
+from jaxspec.drafters.registry import make_drafter
 from jaxspec.errors import ConfigError
-from jaxspec.models.presets import preset
-from jaxspec.models.transformer import Transformer, parameter_count
+from jaxspec.evaluate.tables import comparison_markdown
+from jaxspec.models.transformer.model import Transformer, parameter_count
+from jaxspec.models.transformer.presets import preset
 from jaxspec.pipeline.config import GenerationConfig
-from jaxspec.spec.cache import tree_mask
-from jaxspec.spec.engine import Engine
-from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import Sampling
-from jaxspec.spec.state import Variables
-from jaxspec.spec.tree import Tree
+from jaxspec.speculative.engine import Engine
+from jaxspec.speculative.state import Variables
+from jaxspec.speculative.trees.tree import Tree
 from jaxspec.train.drafter import make_step
 from jaxspec.train.experiment import DrafterTrainingConfig
 from jaxspec.train.optimizer import init_train_state
-from jaxspec.train.recipes.block_diffusion import ANCHORS
 
 TINY = TransformerConfig(
     vocab_size=64, layers=3, width=64, heads=2, grid=8, classes=3, ffn_width=128

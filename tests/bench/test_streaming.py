@@ -4,9 +4,9 @@ import pytest
 
 from jaxspec.bench.eight_bits import bench_int8, int8_markdown
 from jaxspec.bench.streaming import bench_streaming, streaming_markdown
-from jaxspec.bundle import load_bundle
-from jaxspec.helpers import load_drafter
-from jaxspec.spec.tree import Tree
+from jaxspec.pipeline.bundle import load_bundle
+from jaxspec.pipeline.drafters import load_drafter
+from jaxspec.speculative.trees.tree import Tree
 from tests.sharding.tiny_bundle import save_bundle
 
 TREE = Tree.named("0,1,00")

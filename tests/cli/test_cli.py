@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 
 import jaxspec
-from jaxspec.bundle import load_bundle
 from jaxspec.cli import main
+from jaxspec.pipeline.bundle import load_bundle
 from jaxspec.pipeline.config import GenerationConfig
 from jaxspec.pipeline.generation import generate
 from jaxspec.pipeline.prompts import Prompts
-from jaxspec.spec.tree import Tree
+from jaxspec.speculative.trees.tree import Tree
 
 REPORT_KEYS = {
     "tokens", "target_calls", "tokens_per_call", "seconds", "baseline_seconds",
@@ -187,8 +187,8 @@ def test_damaged_checkpoints_are_one_clear_line(damage, tmp_path):
 
     import jax
 
-    from jaxspec.bundle import embedded_folder
     from jaxspec.checkpoint import load_checkpoint, save
+    from jaxspec.pipeline.bundle import embedded_folder
 
     bundle = tmp_path / "bundle"
     shutil.copytree(embedded_folder() / "fruits64", bundle)
@@ -261,9 +261,9 @@ def test_a_bundle_whose_weights_give_nan_is_refused():
     """NaN that was not loaded but made: noticed after the run."""
     import jax
 
-    from jaxspec.bundle import Bundle
     from jaxspec.checkpoint import Checkpoint
     from jaxspec.errors import NonFiniteError
+    from jaxspec.pipeline.bundle import Bundle
 
     bundle = load_bundle()
     prior = bundle.prior
@@ -278,7 +278,7 @@ def test_a_bundle_whose_weights_give_nan_is_refused():
 @pytest.mark.slow
 def test_drafters_by_name_change_no_token(tmp_path):
     """Those that need no training, and a folder; each told in the report."""
-    from jaxspec.bundle import embedded_folder
+    from jaxspec.pipeline.bundle import embedded_folder
 
     folder = str(embedded_folder() / "fruits64" / "drafter")
     for name in ("recycling", folder):
@@ -312,7 +312,7 @@ def test_scales_are_checked_before_anything_is_loaded(
     command, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("jaxspec.bundle.load_bundle", None)
+    monkeypatch.setattr("jaxspec.pipeline.bundle.load_bundle", None)
     assert main(command) == 2
     assert "cfg_scale=1e+39 is impossible" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -110,7 +110,7 @@ def test_bugs_keep_their_traceback(error, monkeypatch):
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr("jaxspec.bundle.load_bundle", fail)
+    monkeypatch.setattr("jaxspec.pipeline.bundle.load_bundle", fail)
     with pytest.raises(type(error)):
         main(["generate", "--num", "1"])
 

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxspec.bundle import load_bundle
 from jaxspec.cli import main
+from jaxspec.pipeline.bundle import load_bundle
 from jaxspec.pipeline.config import GenerationConfig
 from jaxspec.pipeline.decoding import decode_images
 from jaxspec.pipeline.generation import generate
 from jaxspec.pipeline.prompts import Prompts
-from jaxspec.spec.tree import Tree
+from jaxspec.speculative.trees.tree import Tree
 from tests.sharding.tiny_bundle import save_bundle
 
 LINES = ["0", "2", "", "1", "2", "0", "1", "1", "0", "2", "2", "0"]

@@ -7,9 +7,9 @@ from jaxspec.checkpoint import Checkpoint, save
 from jaxspec.config import DFlashConfig, EagleConfig, TransformerConfig
 from jaxspec.convert.export import export
 from jaxspec.convert.reading.safetensors import read_safetensors
-from jaxspec.drafters.block_diffusion import DFlash
-from jaxspec.drafters.feature_head import Eagle
-from jaxspec.models.transformer import Transformer
+from jaxspec.drafters.dflash.drafter import DFlash
+from jaxspec.drafters.eagle.drafter import Eagle
+from jaxspec.models.transformer.model import Transformer
 
 CLASSES = TransformerConfig(
     vocab_size=40,

@@ -9,7 +9,7 @@ from PIL import Image
 
 import jaxspec
 from jaxspec.cli import main
-from jaxspec.models.presets import SIZES
+from jaxspec.models.transformer.presets import SIZES
 from tests.convert.llamagen_files import decoder, tokenizer, write
 from tests.test_readme import blocks
 

@@ -53,16 +53,16 @@ CONVERT = """
 GENERATE = """
     import json, sys
     import numpy as np
-    from jaxspec.bundle import load_bundle
-    from jaxspec.captions import Captions
-    from jaxspec.helpers import bundled_drafter
-    from jaxspec.models.prompts import Caption
+    from jaxspec.pipeline.bundle import load_bundle
+    from jaxspec.pipeline.captions import Captions
+    from jaxspec.pipeline.drafters import bundled_drafter
+    from jaxspec.models.transformer.prompts import Caption
     from jaxspec.pipeline.config import GenerationConfig
     from jaxspec.pipeline.decoding import decode_images
     from jaxspec.pipeline.generation import generate
     from jaxspec.pipeline.prompts import Prompts
-    from jaxspec.rules import parse_verifier
-    from jaxspec.trees import parse_tree
+    from jaxspec.pipeline.verifiers import parse_verifier
+    from jaxspec.speculative.trees.parsing import parse_tree
     bundle = load_bundle(sys.argv[1])
     rng = np.random.default_rng(0)
     features = rng.standard_normal((1, 120, 2048), np.float32)

@@ -8,7 +8,7 @@ from jaxspec.data.batches import batch_indices
 from jaxspec.data.packed import read_packed
 from jaxspec.data.source import ImageSource, fit_square
 from jaxspec.errors import DataError
-from jaxspec.images import to_bytes, to_unit
+from jaxspec.io.images import to_bytes, to_unit
 from tests.data.packed import random_images, write_packed
 
 

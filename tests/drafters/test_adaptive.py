@@ -10,23 +10,23 @@ import numpy as np
 import optax
 import pytest
 
-from jaxspec.drafters.adaptive import (
+from jaxspec.core.noise import batch_keys
+from jaxspec.core.sampling import Sampling
+from jaxspec.drafters.combine.adaptive import (
     Adaptive,
     ConfidenceCutoff,
     EntropyCutoff,
     LengthController,
 )
-from jaxspec.drafters.stop_head import AcceptanceHead
-from jaxspec.drafters.union import MergedDrafter
+from jaxspec.drafters.combine.merged import MergedDrafter
+from jaxspec.drafters.dflash.acceptance_head import AcceptanceHead
 from jaxspec.errors import ConfigError
-from jaxspec.spec.draft import Draft, DraftContext, InitContext, RoundResult
-from jaxspec.spec.engine import Engine
-from jaxspec.spec.envelopes import Beam, BestFirst, StochasticBeam
-from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import Sampling
-from jaxspec.spec.state import Variables
-from jaxspec.spec.tree import Tree
-from jaxspec.spec.verify import Block, Coupled, GreedySet, KSeq, Rejection
+from jaxspec.speculative.draft import Draft, DraftContext, InitContext, RoundResult
+from jaxspec.speculative.engine import Engine
+from jaxspec.speculative.state import Variables
+from jaxspec.speculative.trees.dynamic import Beam, BestFirst, StochasticBeam
+from jaxspec.speculative.trees.tree import Tree
+from jaxspec.speculative.verify import Block, Coupled, GreedySet, KSeq, Rejection
 from jaxspec.testing.drafts import Conditionals, all_drafts, sampled_drafts
 from jaxspec.testing.enumeration import assert_lossless, distortion, output_law
 from jaxspec.testing.table_drafter import TableDrafter

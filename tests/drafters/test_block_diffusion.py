@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 
 from jaxspec.config import DFlashConfig, TransformerConfig
-from jaxspec.drafters.adaptive import Adaptive, ConfidenceCutoff
-from jaxspec.drafters.block_diffusion import DFlash
-from jaxspec.drafters.block_network import append_to
-from jaxspec.drafters.grow import grow
-from jaxspec.drafters.stop_head import AcceptanceHead
+from jaxspec.core.noise import batch_keys, position_noise
+from jaxspec.core.sampling import Sampling
+from jaxspec.drafters.combine.adaptive import Adaptive, ConfidenceCutoff
+from jaxspec.drafters.dflash.acceptance_head import AcceptanceHead
+from jaxspec.drafters.dflash.drafter import DFlash
+from jaxspec.drafters.dflash.network import append_to
+from jaxspec.drafters.dflash.training import anchored_mask
+from jaxspec.drafters.tree_drafting import grow
 from jaxspec.errors import ConfigError
-from jaxspec.spec.draft import DraftContext, InitContext
-from jaxspec.spec.envelopes import BestFirst
-from jaxspec.spec.noise import batch_keys, position_noise
-from jaxspec.spec.sampling import Sampling
-from jaxspec.spec.tree import Tree
+from jaxspec.speculative.draft import DraftContext, InitContext
+from jaxspec.speculative.trees.dynamic import BestFirst
+from jaxspec.speculative.trees.tree import Tree
 from jaxspec.testing.table_drafter import table_step
-from jaxspec.train.recipes.block_diffusion import anchored_mask
 from tests.models.tiny import random_params
 
 TARGET = TransformerConfig(

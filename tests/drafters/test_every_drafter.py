@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.drafters.small_model import DraftModel
-from jaxspec.models.transformer import Transformer
-from jaxspec.spec.engine import Engine
-from jaxspec.spec.envelopes import Beam, BestFirst
-from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import Sampling
-from jaxspec.spec.state import Variables
-from jaxspec.spec.stopping import StoppingCriteria
+from jaxspec.core.noise import batch_keys
+from jaxspec.core.sampling import Sampling
+from jaxspec.core.stopping import StoppingCriteria
+from jaxspec.drafters.draft_model.drafter import DraftModel
+from jaxspec.models.transformer.model import Transformer
+from jaxspec.speculative.engine import Engine
+from jaxspec.speculative.state import Variables
+from jaxspec.speculative.trees.dynamic import Beam, BestFirst
 from jaxspec.testing.properties import (
     assert_fresh_cache,
     assert_same_tokens,

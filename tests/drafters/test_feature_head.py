@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from jaxspec.drafters.feature_head import Eagle
+from jaxspec.drafters.eagle.drafter import Eagle
 from jaxspec.errors import ConfigError
 from tests.drafters.tiny import NARROW, TARGET
 

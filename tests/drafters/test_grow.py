@@ -9,17 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxspec.drafters.grow import expansions, grow
+from jaxspec.core.noise import batch_keys, position_noise
+from jaxspec.core.sampling import Sampling
+from jaxspec.drafters.tree_drafting import expansions, grow
 from jaxspec.errors import ConfigError
-from jaxspec.spec.draft import DraftContext
-from jaxspec.spec.engine import Engine
-from jaxspec.spec.envelopes import Beam, BestFirst, StochasticBeam
-from jaxspec.spec.noise import batch_keys, position_noise
-from jaxspec.spec.sampling import Sampling
-from jaxspec.spec.state import Variables
-from jaxspec.spec.topology import grown_topology, static_topology
-from jaxspec.spec.tree import Tree
-from jaxspec.spec.verify import Coupled, Rejection
+from jaxspec.speculative.draft import DraftContext
+from jaxspec.speculative.engine import Engine
+from jaxspec.speculative.state import Variables
+from jaxspec.speculative.trees.dynamic import Beam, BestFirst, StochasticBeam
+from jaxspec.speculative.trees.topology import grown_topology, static_topology
+from jaxspec.speculative.trees.tree import Tree
+from jaxspec.speculative.verify import Coupled, Rejection
 from jaxspec.testing.table_drafter import TableDrafter, table_step
 from jaxspec.testing.toy import toy_params, toy_target
 from tests.spec.test_tree import trees

@@ -7,22 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.drafters.jacobi import Jacobi
-from jaxspec.drafters.lookahead import Lookahead
-from jaxspec.drafters.mask_drafter import Deer
-from jaxspec.drafters.ngram import NgramTable
-from jaxspec.drafters.prompt_lookup import PromptLookup
-from jaxspec.drafters.recycling import TokenRecycling
-from jaxspec.drafters.small_model import DraftModel
-from jaxspec.models.transformer import Transformer
-from jaxspec.spec.draft import Draft, DraftContext, InitContext, RoundResult
-from jaxspec.spec.engine import Engine
-from jaxspec.spec.envelopes import Beam, BestFirst
-from jaxspec.spec.noise import batch_keys, position_noise, private_keys
-from jaxspec.spec.sampling import Sampling
-from jaxspec.spec.state import Variables
-from jaxspec.spec.stopping import StoppingCriteria
-from jaxspec.spec.tree import Tree
+from jaxspec.core.noise import batch_keys, position_noise, private_keys
+from jaxspec.core.sampling import Sampling
+from jaxspec.core.stopping import StoppingCriteria
+from jaxspec.drafters.draft_model.drafter import DraftModel
+from jaxspec.drafters.masked.deer import Deer
+from jaxspec.drafters.training_free.jacobi import Jacobi
+from jaxspec.drafters.training_free.lookahead import Lookahead
+from jaxspec.drafters.training_free.ngram import NgramTable
+from jaxspec.drafters.training_free.prompt_lookup import PromptLookup
+from jaxspec.drafters.training_free.recycling import TokenRecycling
+from jaxspec.models.transformer.model import Transformer
+from jaxspec.speculative.draft import Draft, DraftContext, InitContext, RoundResult
+from jaxspec.speculative.engine import Engine
+from jaxspec.speculative.state import Variables
+from jaxspec.speculative.trees.dynamic import Beam, BestFirst
+from jaxspec.speculative.trees.tree import Tree
 from jaxspec.testing.properties import run_rounds
 from jaxspec.testing.toy import toy_params, toy_target
 from tests.drafters.tiny import FEATURES, TARGET, feature_params, target_params

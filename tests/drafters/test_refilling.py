@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.models.transformer import Transformer
-from jaxspec.spec.continuous_batching import Requests, idle_batch, run_queue
-from jaxspec.spec.engine import Engine
-from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import Sampling
-from jaxspec.spec.state import Variables
-from jaxspec.spec.stopping import StoppingCriteria
+from jaxspec.core.continuous_batching import Requests, idle_batch, run_queue
+from jaxspec.core.noise import batch_keys
+from jaxspec.core.sampling import Sampling
+from jaxspec.core.stopping import StoppingCriteria
+from jaxspec.models.transformer.model import Transformer
+from jaxspec.speculative.engine import Engine
+from jaxspec.speculative.state import Variables
 from jaxspec.testing.toy import toy_params, toy_target
 from tests.drafters.tiny import (
     FEATURES,

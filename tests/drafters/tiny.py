@@ -13,25 +13,25 @@ from jaxspec.config import (
     MedusaConfig,
     TransformerConfig,
 )
-from jaxspec.drafters.block_diffusion import DFlash
-from jaxspec.drafters.dynamic_exit import DynamicExit
-from jaxspec.drafters.falcon import Falcon
-from jaxspec.drafters.feature_head import Eagle
-from jaxspec.drafters.jacobi import Jacobi
-from jaxspec.drafters.kangaroo import Kangaroo
-from jaxspec.drafters.lattice import DiffuSpec
-from jaxspec.drafters.lookahead import Lookahead
-from jaxspec.drafters.mask_drafter import Deer
-from jaxspec.drafters.ngram import NgramTable
-from jaxspec.drafters.parallel_heads import Medusa
-from jaxspec.drafters.prompt_lookup import PromptLookup
-from jaxspec.drafters.recycling import TokenRecycling
-from jaxspec.drafters.riding_blocks import ppd, tidar, with_extra_tokens
-from jaxspec.drafters.small_model import DraftModel, early_exit
-from jaxspec.drafters.union import MergedDrafter
-from jaxspec.models.transformer import Transformer
-from jaxspec.spec.envelopes import Beam, BestFirst
-from jaxspec.spec.tree import Tree
+from jaxspec.drafters.combine.merged import MergedDrafter
+from jaxspec.drafters.dflash.drafter import DFlash
+from jaxspec.drafters.draft_model.drafter import DraftModel, early_exit
+from jaxspec.drafters.draft_model.dynamic_exit import DynamicExit
+from jaxspec.drafters.eagle.drafter import Eagle
+from jaxspec.drafters.falcon.drafter import Falcon
+from jaxspec.drafters.inline_blocks.drafter import ppd, tidar, with_extra_tokens
+from jaxspec.drafters.kangaroo.drafter import Kangaroo
+from jaxspec.drafters.masked.deer import Deer
+from jaxspec.drafters.masked.diffuspec import DiffuSpec
+from jaxspec.drafters.medusa.drafter import Medusa
+from jaxspec.drafters.training_free.jacobi import Jacobi
+from jaxspec.drafters.training_free.lookahead import Lookahead
+from jaxspec.drafters.training_free.ngram import NgramTable
+from jaxspec.drafters.training_free.prompt_lookup import PromptLookup
+from jaxspec.drafters.training_free.recycling import TokenRecycling
+from jaxspec.models.transformer.model import Transformer
+from jaxspec.speculative.trees.dynamic import Beam, BestFirst
+from jaxspec.speculative.trees.tree import Tree
 from jaxspec.testing.toy import toy_params, toy_target
 from tests.models.tiny import random_params
 

@@ -8,7 +8,7 @@ import pytest
 from jaxspec.errors import DataError
 from jaxspec.evaluate.image_metrics import frechet_distance, precision_recall
 from jaxspec.evaluate.likelihood import guided_nll
-from jaxspec.models.transformer import Transformer
+from jaxspec.models.transformer.model import Transformer
 from tests.drafters.tiny import TARGET
 from tests.models.tiny import random_params
 

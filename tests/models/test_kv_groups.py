@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from jaxspec.config import TransformerConfig
-from jaxspec.models.kv_groups import copy_kv_heads, needed_copies
-from jaxspec.models.transformer import Transformer
+from jaxspec.models.transformer.kv_groups import copy_kv_heads, needed_copies
+from jaxspec.models.transformer.model import Transformer
 from tests.models.tiny import random_params
 
 CONFIG = TransformerConfig(

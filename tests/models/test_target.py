@@ -10,18 +10,18 @@ import pytest
 
 from jaxspec.bench.overhead import fixed_target
 from jaxspec.config import TransformerConfig
-from jaxspec.drafters.adaptive import Adaptive, ConfidenceCutoff
-from jaxspec.drafters.kangaroo import adapted
-from jaxspec.drafters.lattice import DiffuSpec
-from jaxspec.drafters.small_model import DraftModel
-from jaxspec.models.masked_diffusion import MaskedDiffusion
-from jaxspec.models.transformer import Transformer
-from jaxspec.spec.engine import Engine
-from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import Sampling
-from jaxspec.spec.state import Variables
-from jaxspec.spec.tree import Tree
-from jaxspec.spec.verify import Lantern
+from jaxspec.core.noise import batch_keys
+from jaxspec.core.sampling import Sampling
+from jaxspec.drafters.combine.adaptive import Adaptive, ConfidenceCutoff
+from jaxspec.drafters.draft_model.drafter import DraftModel
+from jaxspec.drafters.kangaroo.drafter import adapted
+from jaxspec.drafters.masked.diffuspec import DiffuSpec
+from jaxspec.models.masked_lm.model import MaskedDiffusion
+from jaxspec.models.transformer.model import Transformer
+from jaxspec.speculative.engine import Engine
+from jaxspec.speculative.state import Variables
+from jaxspec.speculative.trees.tree import Tree
+from jaxspec.speculative.verify import Lantern
 from jaxspec.testing.toy import toy_params, toy_target
 from tests.drafters.tiny import FEATURES, TABLES, TARGET
 

@@ -14,18 +14,18 @@ from jaxspec.config import (
     FalconConfig,
     TransformerConfig,
 )
-from jaxspec.drafters.block_diffusion import DFlash
-from jaxspec.drafters.falcon import Falcon
-from jaxspec.drafters.feature_head import Eagle
-from jaxspec.drafters.prompt_lookup import PromptLookup
+from jaxspec.core.noise import batch_keys
+from jaxspec.core.sampling import Sampling
+from jaxspec.drafters.dflash.drafter import DFlash
+from jaxspec.drafters.eagle.drafter import Eagle
+from jaxspec.drafters.falcon.drafter import Falcon
+from jaxspec.drafters.training_free.prompt_lookup import PromptLookup
 from jaxspec.errors import ConfigError
-from jaxspec.models.prompts import TokenPrompt
-from jaxspec.models.transformer import Transformer
-from jaxspec.spec.engine import Engine
-from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import Sampling
-from jaxspec.spec.state import Variables
-from jaxspec.spec.tree import Tree
+from jaxspec.models.transformer.model import Transformer
+from jaxspec.models.transformer.prompts import TokenPrompt
+from jaxspec.speculative.engine import Engine
+from jaxspec.speculative.state import Variables
+from jaxspec.speculative.trees.tree import Tree
 from jaxspec.testing.properties import assert_fresh_cache, run_rounds
 from tests.models.tiny import random_params
 

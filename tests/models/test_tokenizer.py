@@ -5,7 +5,7 @@ import pytest
 
 from jaxspec.config import TokenizerConfig
 from jaxspec.errors import ConfigError, DataError
-from jaxspec.models.tokenizer import PRESETS, Tokenizer, parameter_count
+from jaxspec.tokenizers.vqgan.model import PRESETS, Tokenizer, parameter_count
 
 TINY = TokenizerConfig(
     image_size=8,

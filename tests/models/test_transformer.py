@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from jaxspec.config import TransformerConfig, from_dict, to_dict
+from jaxspec.core.kv_cache import init_cache, tree_mask
 from jaxspec.errors import ConfigError
-from jaxspec.models.presets import NAMES, preset
-from jaxspec.models.prompts import Caption
-from jaxspec.models.transformer import Transformer, parameter_count
+from jaxspec.models.transformer.model import Transformer, parameter_count
+from jaxspec.models.transformer.presets import NAMES, preset
+from jaxspec.models.transformer.prompts import Caption
 from jaxspec.nn import attention
 from jaxspec.nn.rope import grid_table
-from jaxspec.spec.cache import init_cache, tree_mask
-from jaxspec.spec.tree import Tree
+from jaxspec.speculative.trees.tree import Tree
 from tests.models.tiny import random_params
 
 TINY = TransformerConfig(vocab_size=19, layers=2, width=32, heads=2, grid=3, classes=4)

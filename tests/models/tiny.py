@@ -2,7 +2,7 @@
 
 import jax
 
-from jaxspec.models.transformer import Transformer
+from jaxspec.models.transformer.model import Transformer
 
 
 def random_params(config, seed=0):

@@ -10,20 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxspec.config import TransformerConfig
+from jaxspec.core import kv_cache as spec_cache
+from jaxspec.core.kv_cache import gather_path
+from jaxspec.core.noise import batch_keys
+from jaxspec.core.sampling import Sampling
 from jaxspec.errors import ConfigError
-from jaxspec.models.transformer import Transformer
+from jaxspec.models.transformer.model import Transformer
 from jaxspec.nn import attention
 from jaxspec.nn.attention import OVER_CACHE, attend, cudnn_attend, xla_step
 from jaxspec.nn.kernels.cached_attention import kernel_gather_path
 from jaxspec.nn.kernels.mosaic_attention import _heads_per_program
 from jaxspec.nn.rope import split_and_rotate
-from jaxspec.spec import cache as spec_cache
-from jaxspec.spec.cache import gather_path
-from jaxspec.spec.engine import Engine
-from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import Sampling
-from jaxspec.spec.state import Variables
-from jaxspec.spec.tree import Tree
+from jaxspec.speculative.engine import Engine
+from jaxspec.speculative.state import Variables
+from jaxspec.speculative.trees.tree import Tree
 from jaxspec.testing.table_drafter import TableDrafter
 from tests.nn.over_cache import arrays
 

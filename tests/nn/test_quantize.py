@@ -7,17 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.bundle import load_bundle
 from jaxspec.checkpoint import named_leaves
 from jaxspec.config import TransformerConfig
-from jaxspec.helpers import bundled_drafter
-from jaxspec.models.transformer import Transformer
+from jaxspec.models.transformer.model import Transformer
 from jaxspec.nn.quantize import quantized
+from jaxspec.pipeline.bundle import load_bundle
 from jaxspec.pipeline.config import GenerationConfig
+from jaxspec.pipeline.drafters import bundled_drafter
 from jaxspec.pipeline.generation import generate
 from jaxspec.pipeline.prompts import Prompts
-from jaxspec.spec.tree import Tree
-from jaxspec.trees import parse_tree
+from jaxspec.speculative.trees.parsing import parse_tree
+from jaxspec.speculative.trees.tree import Tree
 from tests.models.tiny import random_params
 
 CONFIG = TransformerConfig(

@@ -6,7 +6,7 @@ import torch
 
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import DFlashConfig, TransformerConfig, to_dict
-from jaxspec.drafters.block_diffusion import DFlash
+from jaxspec.drafters.dflash.drafter import DFlash
 from tests.parity.comparing import as_jax
 from tests.parity.converting import converted
 from tests.parity.dflash_twin import TorchDFlash

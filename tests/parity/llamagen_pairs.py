@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import torch
 
-from jaxspec.models.prompts import Caption
-from jaxspec.models.transformer import Transformer
+from jaxspec.models.transformer.model import Transformer
+from jaxspec.models.transformer.prompts import Caption
 from tests.parity.comparing import as_jax
 from tests.parity.converting import converted
 from tests.parity.llamagen_twin import (

@@ -6,13 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.spec.sampling import Sampling
+from jaxspec.core.sampling import Sampling
 
 torch = pytest.importorskip("torch")
 
-from jaxspec.spec.draft import DraftContext, InitContext, RoundResult
-from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.tree import Tree
+from jaxspec.core.noise import batch_keys
+from jaxspec.speculative.draft import DraftContext, InitContext, RoundResult
+from jaxspec.speculative.trees.tree import Tree
 from tests.parity import sampling_twin
 from tests.parity.comparing import as_jax
 from tests.parity.dflash_pairs import BLOCK, ROWS, VOCAB, WIDTH, make_pair

@@ -9,8 +9,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from jaxspec.drafters.block_diffusion import block_mask
-from jaxspec.spec.cache import init_cache, write
+from jaxspec.core.kv_cache import init_cache, write
+from jaxspec.drafters.dflash.drafter import block_mask
 from tests.parity.comparing import as_jax, assert_close
 from tests.parity.dflash_pairs import BLOCK, ROWS, WIDTH, make_pair
 

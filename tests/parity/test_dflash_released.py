@@ -6,16 +6,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.spec.sampling import Sampling
+from jaxspec.core.sampling import Sampling
 
 torch = pytest.importorskip("torch")
 
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import TransformerConfig
+from jaxspec.core.noise import batch_keys
 from jaxspec.errors import ConfigError
-from jaxspec.spec.draft import DraftContext, InitContext
-from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.tree import Tree
+from jaxspec.speculative.draft import DraftContext, InitContext
+from jaxspec.speculative.trees.tree import Tree
 from tests.parity.comparing import as_jax
 from tests.parity.converting import converted
 from tests.parity.dflash_twin import TorchDFlash

@@ -12,8 +12,8 @@ torch = pytest.importorskip("torch")
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import RopeScaling, TransformerConfig
 from jaxspec.errors import ConfigError
-from jaxspec.models.prompts import Caption
-from jaxspec.models.transformer import Transformer, lantern_padding_mask
+from jaxspec.models.transformer.model import Transformer, lantern_padding_mask
+from jaxspec.models.transformer.prompts import Caption
 from tests.parity.comparing import as_jax, assert_close
 from tests.parity.converting import converted
 from tests.parity.eagle_twin import (

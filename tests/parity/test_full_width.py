@@ -14,11 +14,11 @@ transformers = pytest.importorskip("transformers")
 
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import TransformerConfig
-from jaxspec.models.presets import SIZES
-from jaxspec.models.prompts import Caption
-from jaxspec.models.t5 import TextEncoder
-from jaxspec.models.tokenizer import PRESETS, Tokenizer
-from jaxspec.models.transformer import Transformer
+from jaxspec.models.t5.model import TextEncoder
+from jaxspec.models.transformer.model import Transformer
+from jaxspec.models.transformer.presets import SIZES
+from jaxspec.models.transformer.prompts import Caption
+from jaxspec.tokenizers.vqgan.model import PRESETS, Tokenizer
 from tests.parity.comparing import as_jax, assert_close
 from tests.parity.converting import converted
 from tests.parity.eagle_twin import Eagle1

@@ -7,17 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.spec.sampling import Sampling
-from jaxspec.spec.state import Variables
+from jaxspec.core.sampling import Sampling
+from jaxspec.speculative.state import Variables
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from jaxspec.convert.recognition import families_of
-from jaxspec.models.prompts import TokenPrompt
-from jaxspec.models.transformer import Transformer
-from jaxspec.spec.engine import Engine
-from jaxspec.spec.noise import batch_keys
+from jaxspec.core.noise import batch_keys
+from jaxspec.models.transformer.model import Transformer
+from jaxspec.models.transformer.prompts import TokenPrompt
+from jaxspec.speculative.engine import Engine
 from tests.parity.comparing import as_jax, assert_close
 from tests.parity.converting import converted, source_of
 from tests.parity.random_weights import randomized

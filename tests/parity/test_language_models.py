@@ -12,9 +12,9 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from jaxspec.convert.families import llama
-from jaxspec.models.transformer import Transformer
-from jaxspec.spec.cache import init_cache, tree_mask
-from jaxspec.spec.tree import Tree
+from jaxspec.core.kv_cache import init_cache, tree_mask
+from jaxspec.models.transformer.model import Transformer
+from jaxspec.speculative.trees.tree import Tree
 from tests.parity.comparing import as_jax, assert_close
 from tests.parity.converting import converted
 from tests.parity.random_weights import randomized

@@ -10,9 +10,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from jaxspec.spec import cache as cache_lib
-from jaxspec.spec.cache import init_cache, tree_mask
-from jaxspec.spec.tree import Tree
+from jaxspec.core import kv_cache as cache_lib
+from jaxspec.core.kv_cache import init_cache, tree_mask
+from jaxspec.speculative.trees.tree import Tree
 from tests.parity import llamagen_pairs
 from tests.parity.comparing import as_jax, assert_close
 from tests.parity.llamagen_pairs import ROWS, make_pair, make_prompt, make_tokens

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.spec.sampling import Sampling
+from jaxspec.core.sampling import Sampling
 
 torch = pytest.importorskip("torch")
 
-from jaxspec.spec.cache import commit_path, tree_mask
-from jaxspec.spec.sampling import apply_cfg
+from jaxspec.core.kv_cache import commit_path, tree_mask
+from jaxspec.core.sampling import apply_cfg
 from tests.parity import sampling_twin
 from tests.parity.comparing import as_jax, assert_close
 from tests.parity.llamagen_pairs import GRID, ROWS, make_pair, make_prompt, make_tokens

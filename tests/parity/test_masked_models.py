@@ -12,8 +12,8 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from jaxspec.models.masked_diffusion import MaskedDiffusion
-from jaxspec.models.transformer import Transformer
+from jaxspec.models.masked_lm.model import MaskedDiffusion
+from jaxspec.models.transformer.model import Transformer
 from tests.parity.comparing import as_jax, assert_close
 from tests.parity.converting import converted
 from tests.parity.random_weights import randomized

@@ -5,11 +5,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxspec.spec.sampling import Sampling
+from jaxspec.core.sampling import Sampling
 
 torch = pytest.importorskip("torch")
 
-from jaxspec.spec.sampling import apply_cfg, process_logits
+from jaxspec.core.sampling import apply_cfg, process_logits
 from tests.parity import sampling_twin
 from tests.parity.comparing import as_jax, assert_close
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.spec.sampling import Sampling
+from jaxspec.core.sampling import Sampling
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -21,10 +21,10 @@ from jaxspec.bench.peers.transformers_text import (
     make_models,
 )
 from jaxspec.cli.bench import text
+from jaxspec.core.noise import batch_keys
 from jaxspec.errors import ConfigError
-from jaxspec.spec.draft import DraftContext, InitContext
-from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.tree import Tree
+from jaxspec.speculative.draft import DraftContext, InitContext
+from jaxspec.speculative.trees.tree import Tree
 from tests.parity.comparing import as_jax
 from tests.parity.random_weights import randomized
 
@@ -103,7 +103,10 @@ def test_report_has_command_versions_and_rows(stem, report):
 
 def test_assistant_has_the_first_layers_of_the_target():
     models = make_models(layers=4, width=32, heads=2, vocab=16, length=8)
-    target, assistant = models.target.state_dict(), models.assistant.state_dict()
+    target, assistant = (
+        models.target.state_dict(),
+        models.assistant.state_dict(),
+    )
     assert all(torch.equal(x, target[name]) for name, x in assistant.items())
     assert 0 < len(assistant) < len(target)
 
@@ -118,7 +121,9 @@ def test_a_block_is_drafted_as_in_transformers(tmp_path):
     assert loaded.feature_layers == (0, 1, 2)
     prompts, anchors = torch.randint(49, (6, 9)), torch.randint(49, (6,))
 
-    states = models.target.model(prompts, output_hidden_states=True).hidden_states
+    states = models.target.model(
+        prompts, output_hidden_states=True
+    ).hidden_states
     features = torch.cat([states[i + 1] for i in loaded.feature_layers], dim=-1)
     block = torch.full((6, DRAFTED + 1), models.block.config.mask_token_id)
     block[:, 0] = anchors

@@ -11,17 +11,17 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
 
-from jaxspec.bundle import load_bundle
-from jaxspec.captions import read_captions
 from jaxspec.cli import main
 from jaxspec.errors import CheckpointError, ConfigError
-from jaxspec.helpers import bundled_drafter
-from jaxspec.loading import load
+from jaxspec.pipeline.bundle import load_bundle
+from jaxspec.pipeline.captions import read_captions
 from jaxspec.pipeline.config import GenerationConfig
 from jaxspec.pipeline.decoding import decode_images
+from jaxspec.pipeline.drafters import bundled_drafter
 from jaxspec.pipeline.generation import generate
+from jaxspec.pipeline.load import load
 from jaxspec.pipeline.prompts import Prompts
-from jaxspec.spec.tree import Tree
+from jaxspec.speculative.trees.tree import Tree
 from tests.parity.eagle_twin import Eagle1
 from tests.parity.llamagen_twin import CaptionCondition, LlamaGen, left_padded
 from tests.parity.random_weights import randomized

@@ -15,7 +15,7 @@ transformers = pytest.importorskip("transformers")
 
 from jaxspec.config import TokenizerConfig
 from jaxspec.errors import ConfigError
-from jaxspec.models.tokenizer import Tokenizer
+from jaxspec.tokenizers.vqgan.model import Tokenizer
 from tests.parity.comparing import as_jax, assert_close
 from tests.parity.converting import converted
 from tests.parity.random_weights import randomized

@@ -13,7 +13,7 @@ from jaxspec.bench.peers.torch_decoder import TorchDecoder, torch_loop
 from jaxspec.bench.synthetic import synthetic_params
 from jaxspec.config import TransformerConfig
 from jaxspec.errors import ConfigError
-from jaxspec.models.transformer import Transformer
+from jaxspec.models.transformer.model import Transformer
 
 pytestmark = pytest.mark.parity
 

@@ -11,14 +11,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxspec.checkpoint import abstract_params, named_leaves
 from jaxspec.config import TransformerConfig
-from jaxspec.models.transformer import Transformer
+from jaxspec.core.noise import batch_keys
+from jaxspec.core.sampling import Sampling
+from jaxspec.core.stopping import StoppingCriteria
+from jaxspec.models.transformer.model import Transformer
 from jaxspec.sharding import make_mesh, over_batch, placement
-from jaxspec.spec.engine import Engine
-from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import Sampling
-from jaxspec.spec.state import Variables
-from jaxspec.spec.stopping import StoppingCriteria
-from jaxspec.spec.tree import Tree
+from jaxspec.speculative.engine import Engine
+from jaxspec.speculative.state import Variables
+from jaxspec.speculative.trees.tree import Tree
 from jaxspec.testing.table_drafter import TableDrafter
 
 LAYERS, WIDTH, VOCAB, ROWS = 3, 192, 4096, 8

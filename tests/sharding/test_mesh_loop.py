@@ -13,25 +13,24 @@ import pytest
 
 from jaxspec.checkpoint import named_leaves
 from jaxspec.config import DFlashConfig, EagleConfig, TransformerConfig
-from jaxspec.drafters.block_diffusion import DFlash
-from jaxspec.drafters.feature_head import Eagle
-from jaxspec.drafters.jacobi import Jacobi
-from jaxspec.drafters.ngram import NgramTable
-from jaxspec.drafters.recycling import TokenRecycling
-from jaxspec.drafters.small_model import DraftModel
+from jaxspec.core.noise import batch_keys
+from jaxspec.core.sampling import Sampling
+from jaxspec.core.stopping import StoppingCriteria
+from jaxspec.drafters.dflash.drafter import DFlash
+from jaxspec.drafters.draft_model.drafter import DraftModel
+from jaxspec.drafters.eagle.drafter import Eagle
+from jaxspec.drafters.training_free.jacobi import Jacobi
+from jaxspec.drafters.training_free.ngram import NgramTable
+from jaxspec.drafters.training_free.recycling import TokenRecycling
 from jaxspec.errors import ConfigError
-from jaxspec.models.transformer import Transformer
+from jaxspec.models.transformer.model import Transformer
 from jaxspec.nn.quantize import quantized
 from jaxspec.sharding import make_mesh, over_batch, pad_batch, placement
-from jaxspec.spec.engine import Engine
-from jaxspec.spec.envelopes import Beam, StochasticBeam
-from jaxspec.spec.neighbors import neighbor_table
-from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import Sampling
-from jaxspec.spec.state import Variables
-from jaxspec.spec.stopping import StoppingCriteria
-from jaxspec.spec.tree import Tree
-from jaxspec.spec.verify import (
+from jaxspec.speculative.engine import Engine
+from jaxspec.speculative.state import Variables
+from jaxspec.speculative.trees.dynamic import Beam, StochasticBeam
+from jaxspec.speculative.trees.tree import Tree
+from jaxspec.speculative.verify import (
     Annealed,
     Block,
     Coupled,
@@ -44,6 +43,7 @@ from jaxspec.spec.verify import (
     Rejection,
     Typical,
 )
+from jaxspec.speculative.verify.neighbors import neighbor_table
 from jaxspec.testing.table_drafter import TableDrafter
 from tests.models.tiny import random_params
 

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from jaxspec.bundle import DEFAULT, embedded_folder, load_bundle
 from jaxspec.checkpoint import (
     Checkpoint,
     load_checkpoint,
@@ -16,7 +15,8 @@ from jaxspec.checkpoint import (
 from jaxspec.cli.options import tell_what_stays_whole
 from jaxspec.config import TransformerConfig
 from jaxspec.errors import ConfigError
-from jaxspec.loading import load
+from jaxspec.pipeline.bundle import DEFAULT, embedded_folder, load_bundle
+from jaxspec.pipeline.load import load
 from jaxspec.sharding import (
     kept_whole,
     make_mesh,

@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from jaxspec.spec.engine import Engine
-from jaxspec.spec.envelopes import Beam, BestFirst, StochasticBeam
-from jaxspec.spec.neighbors import neighbor_table
-from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import Sampling
-from jaxspec.spec.state import Variables
-from jaxspec.spec.stopping import StoppingCriteria
-from jaxspec.spec.tree import Tree
-from jaxspec.spec.verify import (
+from jaxspec.core.noise import batch_keys
+from jaxspec.core.sampling import Sampling
+from jaxspec.core.stopping import StoppingCriteria
+from jaxspec.speculative.engine import Engine
+from jaxspec.speculative.state import Variables
+from jaxspec.speculative.trees.dynamic import Beam, BestFirst, StochasticBeam
+from jaxspec.speculative.trees.tree import Tree
+from jaxspec.speculative.verify import (
     Annealed,
     Block,
     Coupled,
@@ -28,6 +27,7 @@ from jaxspec.spec.verify import (
     Rejection,
     Typical,
 )
+from jaxspec.speculative.verify.neighbors import neighbor_table
 from jaxspec.testing.table_drafter import TableDrafter
 from jaxspec.testing.toy import toy_params, toy_target
 from tests.drafters.tiny import TABLES, table_params

@@ -4,7 +4,7 @@ import jax
 
 from jaxspec.checkpoint import Checkpoint, save
 from jaxspec.config import TokenizerConfig, TransformerConfig
-from jaxspec.models.tokenizer import Tokenizer
+from jaxspec.tokenizers.vqgan.model import Tokenizer
 from tests.models.tiny import random_params
 
 CODES, GRID = 32, 4

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxspec.spec.noise import Noise
+from jaxspec.core.noise import Noise
 
 
 @jax.tree_util.register_dataclass

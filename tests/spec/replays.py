@@ -12,16 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec.spec.draft import Draft
-from jaxspec.spec.engine import Engine
-from jaxspec.spec.envelopes import Beam, StochasticBeam
-from jaxspec.spec.neighbors import neighbor_table
-from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import Sampling
-from jaxspec.spec.state import Variables
-from jaxspec.spec.stopping import StoppingCriteria
-from jaxspec.spec.tree import Tree
-from jaxspec.spec.verify import Block, Coupled, Lantern, Rejection
+from jaxspec.core.noise import batch_keys
+from jaxspec.core.sampling import Sampling
+from jaxspec.core.stopping import StoppingCriteria
+from jaxspec.speculative.draft import Draft
+from jaxspec.speculative.engine import Engine
+from jaxspec.speculative.state import Variables
+from jaxspec.speculative.trees.dynamic import Beam, StochasticBeam
+from jaxspec.speculative.trees.tree import Tree
+from jaxspec.speculative.verify import Block, Coupled, Lantern, Rejection
+from jaxspec.speculative.verify.neighbors import neighbor_table
 from jaxspec.testing.table_drafter import TableDrafter
 from jaxspec.testing.toy import toy_params, toy_target
 

@@ -8,7 +8,7 @@ import pytest
 from scipy.optimize import linprog
 
 from jaxspec.errors import ConfigError
-from jaxspec.spec import optimal_acceptance
+from jaxspec.speculative.verify.acceptance import optimal_acceptance
 
 DRAWINGS = pytest.mark.parametrize("with_replacement", [True, False])
 LARGE = 16384

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 import jaxspec
+from jaxspec.core.noise import batch_keys, draw_noise, position_noise, seed_key
+from jaxspec.core.sampling import Sampling, apply_cfg, process_logits
 from jaxspec.errors import ConfigError
-from jaxspec.spec.draft import Draft
-from jaxspec.spec.engine import Engine
-from jaxspec.spec.envelopes import Beam
-from jaxspec.spec.noise import batch_keys, draw_noise, position_noise, seed_key
-from jaxspec.spec.sampling import Sampling, apply_cfg, process_logits
-from jaxspec.spec.state import Variables
-from jaxspec.spec.topology import Topology, static_topology
-from jaxspec.spec.tree import Tree
-from jaxspec.spec.verify import Coupled, Rejection
+from jaxspec.speculative.draft import Draft
+from jaxspec.speculative.engine import Engine
+from jaxspec.speculative.state import Variables
+from jaxspec.speculative.trees.dynamic import Beam
+from jaxspec.speculative.trees.topology import Topology, static_topology
+from jaxspec.speculative.trees.tree import Tree
+from jaxspec.speculative.verify import Coupled, Rejection
 from jaxspec.testing.toy import toy_params, toy_target
 
 V, B = 5, 2

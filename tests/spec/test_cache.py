@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxspec.core.kv_cache import KVCache, commit_path, tree_mask, write
 from jaxspec.errors import ConfigError
-from jaxspec.spec.cache import KVCache, commit_path, tree_mask, write
-from jaxspec.spec.tree import Tree
+from jaxspec.speculative.trees.tree import Tree
 
 
 def numbered_cache(rows=3, slots=14, lengths=(2, 5, 7)):

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.models.transformer import Transformer
-from jaxspec.spec.envelopes import BestFirst
-from jaxspec.spec.sampling import Sampling
-from jaxspec.spec.stopping import StoppingCriteria
-from jaxspec.spec.tree import Tree
-from jaxspec.spec.verify import Coupled, Rejection
+from jaxspec.core.sampling import Sampling
+from jaxspec.core.stopping import StoppingCriteria
+from jaxspec.models.transformer.model import Transformer
+from jaxspec.speculative.trees.dynamic import BestFirst
+from jaxspec.speculative.trees.tree import Tree
+from jaxspec.speculative.verify import Coupled, Rejection
 from jaxspec.testing.properties import (
     assert_fresh_cache,
     cache_error,

@@ -8,14 +8,14 @@ import pytest
 
 from jaxspec.checkpoint import abstract_params
 from jaxspec.config import TransformerConfig
-from jaxspec.models.transformer import Transformer
-from jaxspec.spec.engine import Engine
-from jaxspec.spec.envelopes import BestFirst
-from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import Sampling
-from jaxspec.spec.state import Variables
-from jaxspec.spec.stopping import StoppingCriteria
-from jaxspec.spec.tree import Tree
+from jaxspec.core.noise import batch_keys
+from jaxspec.core.sampling import Sampling
+from jaxspec.core.stopping import StoppingCriteria
+from jaxspec.models.transformer.model import Transformer
+from jaxspec.speculative.engine import Engine
+from jaxspec.speculative.state import Variables
+from jaxspec.speculative.trees.dynamic import BestFirst
+from jaxspec.speculative.trees.tree import Tree
 from jaxspec.testing.table_drafter import TableDrafter
 from jaxspec.testing.toy import NoisyOracle
 from tests.drafters.test_block_diffusion import TARGET, make

@@ -8,17 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.drafters.jacobi import Jacobi
-from jaxspec.drafters.recycling import TokenRecycling
-from jaxspec.drafters.small_model import DraftModel
+from jaxspec.core.continuous_batching import Requests, idle_batch, run_queue
+from jaxspec.core.noise import batch_keys
+from jaxspec.core.sampling import Sampling
+from jaxspec.core.stopping import StoppingCriteria
+from jaxspec.drafters.draft_model.drafter import DraftModel
+from jaxspec.drafters.training_free.jacobi import Jacobi
+from jaxspec.drafters.training_free.recycling import TokenRecycling
 from jaxspec.sharding import make_mesh, over_batch
-from jaxspec.spec.continuous_batching import Requests, idle_batch, run_queue
-from jaxspec.spec.engine import Engine
-from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import Sampling
-from jaxspec.spec.state import Variables
-from jaxspec.spec.stopping import StoppingCriteria
-from jaxspec.spec.tree import Tree
+from jaxspec.speculative.engine import Engine
+from jaxspec.speculative.state import Variables
+from jaxspec.speculative.trees.tree import Tree
 from jaxspec.testing.toy import toy_params, toy_target
 
 VOCAB, LENGTH, COUNT = 6, 24, 23

@@ -4,9 +4,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxspec.spec.draft import Draft
-from jaxspec.spec.tree import Tree
-from jaxspec.spec.verify import Coupled
+from jaxspec.speculative.draft import Draft
+from jaxspec.speculative.trees.tree import Tree
+from jaxspec.speculative.verify import Coupled
 from tests.spec.noises import coupled_noise
 from tests.spec.test_tree import trees
 

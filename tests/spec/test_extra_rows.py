@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxspec.core.noise import batch_keys
+from jaxspec.core.sampling import Sampling
 from jaxspec.errors import ConfigError
-from jaxspec.spec.draft import ExtraQueries
-from jaxspec.spec.engine import Engine
-from jaxspec.spec.envelopes import Beam
-from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import Sampling
-from jaxspec.spec.state import Variables
-from jaxspec.spec.tree import Tree
+from jaxspec.speculative.draft import ExtraQueries
+from jaxspec.speculative.engine import Engine
+from jaxspec.speculative.state import Variables
+from jaxspec.speculative.trees.dynamic import Beam
+from jaxspec.speculative.trees.tree import Tree
 from jaxspec.testing.table_drafter import TableDrafter
 from jaxspec.testing.toy import WIDTH, toy_params, toy_target
 

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxspec.core.noise import batch_keys, draw_noise
+from jaxspec.core.sampling import keep_top_k
 from jaxspec.errors import ConfigError
-from jaxspec.spec import optimal_acceptance
-from jaxspec.spec.draft import Draft
-from jaxspec.spec.noise import batch_keys, draw_noise
-from jaxspec.spec.sampling import keep_top_k
-from jaxspec.spec.tree import Tree
-from jaxspec.spec.verify import Block, Coupled, GreedySet, KSeq, Rejection
+from jaxspec.speculative.draft import Draft
+from jaxspec.speculative.trees.tree import Tree
+from jaxspec.speculative.verify import Block, Coupled, GreedySet, KSeq, Rejection
+from jaxspec.speculative.verify.acceptance import optimal_acceptance
 from jaxspec.testing.drafts import Conditionals, all_drafts
 from tests.spec.test_acceptance import transport
 

@@ -15,16 +15,15 @@ import numpy as np
 import pytest
 
 from jaxspec.config import TransformerConfig
-from jaxspec.models.transformer import Transformer
-from jaxspec.spec.draft import ExtraQueries
-from jaxspec.spec.engine import Engine
-from jaxspec.spec.envelopes import Beam, StochasticBeam
-from jaxspec.spec.neighbors import neighbor_table
-from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import Sampling
-from jaxspec.spec.state import Variables
-from jaxspec.spec.tree import Tree
-from jaxspec.spec.verify import (
+from jaxspec.core.noise import batch_keys
+from jaxspec.core.sampling import Sampling
+from jaxspec.models.transformer.model import Transformer
+from jaxspec.speculative.draft import ExtraQueries
+from jaxspec.speculative.engine import Engine
+from jaxspec.speculative.state import Variables
+from jaxspec.speculative.trees.dynamic import Beam, StochasticBeam
+from jaxspec.speculative.trees.tree import Tree
+from jaxspec.speculative.verify import (
     Annealed,
     Block,
     Coupled,
@@ -37,7 +36,8 @@ from jaxspec.spec.verify import (
     Rejection,
     Typical,
 )
-from jaxspec.spec.verify.law import sequential_siblings
+from jaxspec.speculative.verify.neighbors import neighbor_table
+from jaxspec.speculative.verify.outcome import sequential_siblings
 from jaxspec.testing.drafts import Conditionals, all_drafts, sampled_drafts
 from jaxspec.testing.enumeration import assert_lossless
 from jaxspec.testing.table_drafter import TableDrafter
@@ -113,7 +113,7 @@ class OddRiders(NoisyOracle):
     num_extra_queries: int = 2
 
     def propose(self, params: Any, state: Any, ctx: Any) -> Any:
-        """See `spec.draft.Drafter`."""
+        """See `Drafter`."""
         draft, state = super().propose(params, state, ctx)
         rows, size = draft.tokens.shape
         mask = jnp.ones((rows, 2, size + 2), bool)
@@ -154,7 +154,7 @@ class Mutated(TableDrafter):
     change: Any = None
 
     def propose(self, params: Any, state: Any, ctx: Any) -> Any:
-        """See `spec.draft.Drafter`."""
+        """See `Drafter`."""
         draft, state = super().propose(params, state, ctx)
         return self.change(draft, ctx.keys[0]), state
 

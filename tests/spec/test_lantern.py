@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from jaxspec.errors import ConfigError
-from jaxspec.spec.draft import Draft
-from jaxspec.spec.neighbors import neighbor_table
-from jaxspec.spec.tree import Tree
-from jaxspec.spec.verify import Lantern, Rejection
+from jaxspec.speculative.draft import Draft
+from jaxspec.speculative.trees.tree import Tree
+from jaxspec.speculative.verify import Lantern, Rejection
+from jaxspec.speculative.verify.neighbors import neighbor_table
 from jaxspec.testing.drafts import Conditionals, all_drafts
 from jaxspec.testing.enumeration import assert_lossless, distortion
 from tests.spec.walks import (

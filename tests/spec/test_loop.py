@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxspec.core.noise import batch_keys
+from jaxspec.core.sampling import Sampling, active_steps
+from jaxspec.core.stopping import StoppingCriteria
 from jaxspec.errors import ConfigError
-from jaxspec.spec.engine import Engine
-from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import Sampling, active_steps
-from jaxspec.spec.state import Variables
-from jaxspec.spec.stopping import StoppingCriteria
-from jaxspec.spec.tree import Tree
-from jaxspec.spec.verify import Coupled, GreedySet, KSeq, Rejection
+from jaxspec.speculative.engine import Engine
+from jaxspec.speculative.state import Variables
+from jaxspec.speculative.trees.tree import Tree
+from jaxspec.speculative.verify import Coupled, GreedySet, KSeq, Rejection
 from jaxspec.testing.table_drafter import TableDrafter
 from jaxspec.testing.toy import NoisyOracle, toy_params, toy_target
 from tests.spec.test_tree import trees

@@ -11,10 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxspec.errors import ConfigError
-from jaxspec.spec.draft import Draft
-from jaxspec.spec.neighbors import neighbor_table
-from jaxspec.spec.tree import Tree
-from jaxspec.spec.verify import (
+from jaxspec.speculative.draft import Draft
+from jaxspec.speculative.trees.tree import Tree
+from jaxspec.speculative.verify import (
     Annealed,
     Block,
     Coupled,
@@ -29,6 +28,7 @@ from jaxspec.spec.verify import (
     Rejection,
     Typical,
 )
+from jaxspec.speculative.verify.neighbors import neighbor_table
 from jaxspec.testing.drafts import Conditionals, all_drafts
 from jaxspec.testing.enumeration import assert_lossless, distortion
 from tests.spec.noises import coupled_noise

@@ -8,15 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxspec.core.noise import batch_keys
+from jaxspec.core.sampling import Sampling
 from jaxspec.errors import ConfigError
-from jaxspec.spec.engine import Engine
-from jaxspec.spec.envelopes import BestFirst, StochasticBeam
-from jaxspec.spec.neighbors import neighbor_table
-from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import Sampling
-from jaxspec.spec.state import Variables
-from jaxspec.spec.tree import Tree
-from jaxspec.spec.verify import (
+from jaxspec.speculative.engine import Engine
+from jaxspec.speculative.state import Variables
+from jaxspec.speculative.trees.dynamic import BestFirst, StochasticBeam
+from jaxspec.speculative.trees.tree import Tree
+from jaxspec.speculative.verify import (
     Annealed,
     Block,
     Coupled,
@@ -29,6 +28,7 @@ from jaxspec.spec.verify import (
     Rejection,
     Typical,
 )
+from jaxspec.speculative.verify.neighbors import neighbor_table
 from jaxspec.testing.table_drafter import TableDrafter
 from jaxspec.testing.toy import toy_params, toy_target
 

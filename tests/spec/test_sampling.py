@@ -10,10 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from jaxspec.errors import ConfigError
-from jaxspec.spec.noise import batch_keys, position_noise
-from jaxspec.spec.numbers import LARGEST_SCALE
-from jaxspec.spec.sampling import (
+from jaxspec.core.noise import batch_keys, position_noise
+from jaxspec.core.numbers import LARGEST_SCALE
+from jaxspec.core.sampling import (
     Sampling,
     active_steps,
     apply_cfg,
@@ -21,7 +20,8 @@ from jaxspec.spec.sampling import (
     keep_top_p,
     process_logits,
 )
-from jaxspec.spec.threefry import threefry
+from jaxspec.core.threefry import threefry
+from jaxspec.errors import ConfigError
 
 logits_rows = hnp.arrays(
     np.float32,

@@ -16,30 +16,30 @@ import numpy as np
 import pytest
 
 from jaxspec.bench import generation
-from jaxspec.bundle import load_bundle
-from jaxspec.drafters.block_diffusion import DFlash
-from jaxspec.drafters.grow import grow
-from jaxspec.drafters.grow.select import private_noise
-from jaxspec.models.transformer import Transformer
+from jaxspec.core.noise import batch_keys, draw_noise, position_noise, private_keys
+from jaxspec.core.sampling import LLAMAGEN_ORDER, Sampling, process_logits
+from jaxspec.core.stopping import StoppingCriteria
+from jaxspec.drafters.dflash.drafter import DFlash
+from jaxspec.drafters.tree_drafting import grow
+from jaxspec.drafters.tree_drafting.select import private_noise
+from jaxspec.models.transformer.model import Transformer
 from jaxspec.nn.layers import RMSNorm
+from jaxspec.pipeline.bundle import load_bundle
 from jaxspec.pipeline.generation import GenerationResult
-from jaxspec.spec.draft import Draft, DraftContext
-from jaxspec.spec.engine import Engine
-from jaxspec.spec.envelopes import Beam, BestFirst
-from jaxspec.spec.noise import batch_keys, draw_noise, position_noise, private_keys
-from jaxspec.spec.sampling import LLAMAGEN_ORDER, Sampling, process_logits
-from jaxspec.spec.state import Variables
-from jaxspec.spec.stopping import StoppingCriteria
-from jaxspec.spec.topology import static_topology
-from jaxspec.spec.tree import Tree
-from jaxspec.spec.verify import Coupled, Rejection
-from jaxspec.spec.verify.law import Outcome
-from jaxspec.spec.verify.law import sample_outcome as draw_from_law
+from jaxspec.pipeline.timing import Timing
+from jaxspec.speculative.draft import Draft, DraftContext
+from jaxspec.speculative.engine import Engine
+from jaxspec.speculative.state import Variables
+from jaxspec.speculative.trees.dynamic import Beam, BestFirst
+from jaxspec.speculative.trees.topology import static_topology
+from jaxspec.speculative.trees.tree import Tree
+from jaxspec.speculative.verify import Coupled, Rejection
+from jaxspec.speculative.verify.outcome import Outcome
+from jaxspec.speculative.verify.outcome import sample_outcome as draw_from_law
 from jaxspec.testing.drafts import Conditionals, Drafts, all_drafts
 from jaxspec.testing.enumeration import assert_lossless
 from jaxspec.testing.table_drafter import TableDrafter, table_step
 from jaxspec.testing.toy import NoisyOracle, toy_params, toy_target
-from jaxspec.timing import Timing
 from tests.drafters.test_block_diffusion import TARGET, make
 from tests.models.test_transformer import TINY
 from tests.models.tiny import random_params

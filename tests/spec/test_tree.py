@@ -5,11 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxspec.errors import ConfigError
-from jaxspec.spec.draft import Draft
-from jaxspec.spec.envelopes import Beam
-from jaxspec.spec.named_trees import NAMES
-from jaxspec.spec.tree import Tree
-from jaxspec.spec.verify import Coupled
+from jaxspec.speculative.draft import Draft
+from jaxspec.speculative.trees.dynamic import Beam
+from jaxspec.speculative.trees.named_trees import NAMES
+from jaxspec.speculative.trees.tree import Tree
+from jaxspec.speculative.verify import Coupled
 
 
 @st.composite

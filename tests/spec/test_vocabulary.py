@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.spec.vocabulary import (
+from jaxspec.core.vocab_parallel import (
     argmax_with_margin,
     sample_by_inverse_cdf,
     vocab_top_k,

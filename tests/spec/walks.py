@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.spec.draft import Draft
-from jaxspec.spec.tree import Tree
+from jaxspec.speculative.draft import Draft
+from jaxspec.speculative.trees.tree import Tree
 
 CHAIN = Tree.chain(2)
 FORK = Tree.from_paths([(0,), (1,), (0, 0), (0, 1)])

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from jaxspec.errors import ConfigError
-from jaxspec.spec.envelopes import Beam, BestFirst, StochasticBeam
-from jaxspec.spec.tree import Tree
-from jaxspec.spec.verify import Block, Coupled, GreedySet, KSeq, Rejection
-from jaxspec.spec.verify.law import Outcome
+from jaxspec.speculative.trees.dynamic import Beam, BestFirst, StochasticBeam
+from jaxspec.speculative.trees.tree import Tree
+from jaxspec.speculative.verify import Block, Coupled, GreedySet, KSeq, Rejection
+from jaxspec.speculative.verify.outcome import Outcome
 from jaxspec.testing.drafts import Conditionals, all_drafts, sampled_drafts
 from jaxspec.testing.enumeration import assert_lossless, distortion
 

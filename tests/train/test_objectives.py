@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from jaxspec.config import PPDConfig, TransformerConfig
-from jaxspec.drafters.mask_drafter import Deer
-from jaxspec.drafters.prompt_tokens import PPD
-from jaxspec.drafters.riding_blocks import ppd, tidar
+from jaxspec.core.noise import batch_keys
+from jaxspec.core.sampling import Sampling
+from jaxspec.drafters.inline_blocks.drafter import ppd, tidar
+from jaxspec.drafters.masked.deer import Deer
+from jaxspec.drafters.ppd.drafter import PPD
 from jaxspec.errors import ConfigError
-from jaxspec.models.masked_diffusion import MaskedDiffusion
-from jaxspec.models.transformer import Transformer
-from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import Sampling
-from jaxspec.spec.tree import Tree
+from jaxspec.models.masked_lm.model import MaskedDiffusion
+from jaxspec.models.transformer.model import Transformer
+from jaxspec.speculative.trees.tree import Tree
 from jaxspec.train.objectives import (
     _shifted_mask,
     block_loss,

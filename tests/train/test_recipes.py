@@ -14,30 +14,30 @@ from jaxspec.config import (
     KangarooConfig,
     PPDConfig,
 )
+from jaxspec.core.noise import batch_keys
+from jaxspec.core.sampling import Sampling
 from jaxspec.data.image_tokens import TokenSource
 from jaxspec.data.text import TextSource
-from jaxspec.drafters.block_diffusion import DFlash
-from jaxspec.drafters.falcon import Falcon
-from jaxspec.drafters.feature_head import Eagle
-from jaxspec.drafters.kangaroo import Kangaroo
-from jaxspec.drafters.parallel_heads import Medusa
-from jaxspec.drafters.prompt_tokens import PPD
+from jaxspec.drafters.dflash.drafter import DFlash
+from jaxspec.drafters.eagle.drafter import Eagle
+from jaxspec.drafters.falcon.drafter import Falcon
+from jaxspec.drafters.kangaroo.drafter import Kangaroo
+from jaxspec.drafters.medusa.drafter import Medusa
+from jaxspec.drafters.ppd.drafter import PPD
 from jaxspec.errors import ConfigError
-from jaxspec.models.transformer import Transformer
-from jaxspec.spec.draft import DraftContext, InitContext
-from jaxspec.spec.engine import Engine
-from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import Sampling
-from jaxspec.spec.state import Variables
-from jaxspec.spec.tree import Tree
+from jaxspec.models.transformer.model import Transformer
+from jaxspec.speculative.draft import DraftContext, InitContext
+from jaxspec.speculative.engine import Engine
+from jaxspec.speculative.state import Variables
+from jaxspec.speculative.trees.tree import Tree
+from jaxspec.train import teacher as teacher_module
 from jaxspec.train.divergence import divergence, overlap
 from jaxspec.train.drafter import drafter_losses, make_step
+from jaxspec.train.drafter_outputs import training_outputs
 from jaxspec.train.experiment import DrafterTrainingConfig
 from jaxspec.train.feature_cache import cache_features
 from jaxspec.train.optimizer import init_train_state
-from jaxspec.train.recipes import teacher as teacher_module
-from jaxspec.train.recipes import training_outputs
-from jaxspec.train.recipes.teacher import run_teacher
+from jaxspec.train.teacher import run_teacher
 from tests.drafters.tiny import EAGLE, HEADS, NARROW, bound_params
 from tests.drafters.tiny import TARGET as WIDE
 from tests.models.tiny import random_params
@@ -123,7 +123,7 @@ def test_training_and_drafting_compute_the_same_logits(kind, monkeypatch):
     monkeypatch.setattr(jax.random, "randint", lambda *a, **k: jnp.full((batch, 1), at))
     ones = lambda *a, **k: jnp.ones((batch, 1), bool)  # noqa: E731
     monkeypatch.setattr(jax.random, "bernoulli", ones)
-    monkeypatch.setattr("jaxspec.train.recipes.block_diffusion.ANCHORS", 1)
+    monkeypatch.setattr("jaxspec.drafters.dflash.training.ANCHORS", 1)
     outputs = training_outputs(drafter, params["own"], teacher, jax.random.key(0))
     assert (outputs.positions[:, 0, :4] == root + 1 + jnp.arange(4)).all()
     log_q = jax.nn.log_softmax(outputs.logits[:, 0, :4])

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxspec.bundle import load_bundle
 from jaxspec.cli import main
 from jaxspec.data.text import TextSource
 from jaxspec.errors import ConfigError, DataError
+from jaxspec.pipeline.bundle import load_bundle
 
 TINY = Path(__file__).parent / "tiny_text.py"
 WORDS = b"the cat sat on the mat\n\nand the dog on the log\n\n" * 30

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.bundle import DEFAULT, embedded_folder, load_bundle, load_prior
 from jaxspec.checkpoint import load_checkpoint, load_state, save, save_state
 from jaxspec.cli import main
 from jaxspec.errors import CheckpointError, ConfigError
+from jaxspec.pipeline.bundle import DEFAULT, embedded_folder, load_bundle, load_prior
 from jaxspec.train.experiment import (
     PriorTrainingConfig,
     load_experiment,

@@ -13,12 +13,12 @@ from jaxspec.bench.compiled.devices import compiler_for, find_device
 from jaxspec.bench.compiled.program import largest_loop
 from jaxspec.bench.roofline.work import pass_work
 from jaxspec.bench.subjects import find_shapes
-from jaxspec.bench.tables import markdown_table
 from jaxspec.bench.timing import collect_errors
 from jaxspec.bench.variants import Variant
 from jaxspec.errors import ConfigError
-from jaxspec.models.transformer import Transformer
-from jaxspec.trees import parse_tree
+from jaxspec.evaluate.tables import markdown_table
+from jaxspec.models.transformer.model import Transformer
+from jaxspec.speculative.trees.parsing import parse_tree
 
 
 def bench_compiled(

@@ -23,19 +23,19 @@ import transformers
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from jaxspec.bench.tables import environment, markdown_table
 from jaxspec.bench.timing import time_interleaved
-from jaxspec.bundle import Bundle, load_bundle
 from jaxspec.convert.conversion import convert
+from jaxspec.core.noise import batch_keys
+from jaxspec.core.sampling import Sampling
 from jaxspec.errors import ConfigError
-from jaxspec.helpers import LoadedDrafter, bundled_drafter, load_drafter
-from jaxspec.models.transformer import Transformer
-from jaxspec.spec.engine import Engine
-from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import Sampling
-from jaxspec.spec.state import Variables
-from jaxspec.spec.tree import Tree
-from jaxspec.timing import RATIO_NOTE, ratio_fields, shown
+from jaxspec.evaluate.tables import environment, markdown_table
+from jaxspec.models.transformer.model import Transformer
+from jaxspec.pipeline.bundle import Bundle, load_bundle
+from jaxspec.pipeline.drafters import LoadedDrafter, bundled_drafter, load_drafter
+from jaxspec.pipeline.timing import RATIO_NOTE, ratio_fields, shown
+from jaxspec.speculative.engine import Engine
+from jaxspec.speculative.state import Variables
+from jaxspec.speculative.trees.tree import Tree
 
 KEYS = ("method",)
 PLAIN = "transformers, plain"

@@ -1,6 +1,6 @@
 """Output distribution of lossy verifiers at one position, over acceptance.
 
-Compares `CoupledRelaxed` with LANTERN, both as implemented in `jaxspec.spec.verify`.
+Compares `CoupledRelaxed` with LANTERN, both as implemented in `speculative.verify`.
 The distribution of the emitted token after a prefix is computed exactly for each draft.
 With one child per node all drafts are enumerated, so that no sampling is involved.
 """

@@ -11,10 +11,10 @@ import numpy as np
 
 from jaxspec.bench.relaxation.drafts import Drafts
 from jaxspec.bench.relaxation.positions import Position
-from jaxspec.spec.draft import Draft
-from jaxspec.spec.tree import Tree
-from jaxspec.spec.verify import Coupled, CoupledRelaxed
-from jaxspec.spec.verify.relaxed_set import relaxed_set
+from jaxspec.speculative.draft import Draft
+from jaxspec.speculative.trees.tree import Tree
+from jaxspec.speculative.verify import Coupled, CoupledRelaxed
+from jaxspec.speculative.verify.relaxed_set import relaxed_set
 
 _BLOCK = 512  # drafts whose outcomes are computed at once
 

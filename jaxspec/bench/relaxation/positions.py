@@ -6,19 +6,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec.bundle import Bundle
+from jaxspec.core.noise import batch_keys
+from jaxspec.core.sampling import active_steps, apply_cfg, process_logits
 from jaxspec.errors import ConfigError
-from jaxspec.models.transformer import Transformer
+from jaxspec.models.transformer.model import Transformer
+from jaxspec.pipeline.bundle import Bundle
 from jaxspec.pipeline.config import GenerationConfig
 from jaxspec.pipeline.generation import generate
 from jaxspec.pipeline.prompts import Prompts, spread_classes
-from jaxspec.rules import verifier_params
-from jaxspec.spec.draft import DraftContext, InitContext
-from jaxspec.spec.neighbors import Neighbors, neighbor_table
-from jaxspec.spec.noise import batch_keys
-from jaxspec.spec.sampling import active_steps, apply_cfg, process_logits
-from jaxspec.spec.tree import Tree
-from jaxspec.spec.verify import CoupledRelaxed
+from jaxspec.pipeline.verifiers import verifier_params
+from jaxspec.speculative.draft import DraftContext, InitContext
+from jaxspec.speculative.trees.tree import Tree
+from jaxspec.speculative.verify import CoupledRelaxed
+from jaxspec.speculative.verify.neighbors import Neighbors, neighbor_table
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from jaxspec.bench.plot import Line, Panel, plot_panels
 from jaxspec.bench.relaxation.equal_acceptance import LOSSLESS_COUPLED
-from jaxspec.images import png_bytes
+from jaxspec.evaluate.plot import Line, Panel, plot_panels
+from jaxspec.io.images import png_bytes
 
 
 def relaxation_markdown(result: dict[str, Any], image: str | None = None) -> str:

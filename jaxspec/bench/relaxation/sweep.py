@@ -21,10 +21,10 @@ from jaxspec.bench.relaxation.positions import (
     model_positions,
     toy_positions,
 )
-from jaxspec.bundle import Bundle
-from jaxspec.device import device_name
-from jaxspec.rules import verifier_spec
-from jaxspec.spec.verify import Coupled, CoupledRelaxed, Lantern, Rejection
+from jaxspec.pipeline.bundle import Bundle
+from jaxspec.pipeline.verifiers import verifier_spec
+from jaxspec.sharding.device import device_name
+from jaxspec.speculative.verify import Coupled, CoupledRelaxed, Lantern, Rejection
 
 Cell = tuple[str, Any, str]
 

@@ -9,7 +9,7 @@ import jax
 from jaxspec.bench.roofline.ceilings import Ceilings
 from jaxspec.checkpoint import abstract_params, named_leaves
 from jaxspec.config import TransformerConfig
-from jaxspec.drafters.block_diffusion import DFlash
+from jaxspec.drafters.dflash.drafter import DFlash
 from jaxspec.nn.quantize import SCALE, quantized
 
 # Embedding tables, of which a pass reads only the entries of its tokens.

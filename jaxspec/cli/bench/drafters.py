@@ -98,13 +98,13 @@ def run(arguments: argparse.Namespace) -> None:
         drafters_markdown,
         drafters_plot,
     )
-    from jaxspec.bundle import load_bundle
-    from jaxspec.helpers import load_drafter
+    from jaxspec.io.writing import write_file
+    from jaxspec.pipeline.bundle import load_bundle
     from jaxspec.pipeline.config import GenerationConfig
+    from jaxspec.pipeline.drafters import load_drafter
     from jaxspec.pipeline.prompts import Prompts, spread_classes
-    from jaxspec.report import json_bytes
-    from jaxspec.rules import parse_verifier
-    from jaxspec.writing import write_file
+    from jaxspec.pipeline.report import json_bytes
+    from jaxspec.pipeline.verifiers import parse_verifier
 
     for name in arguments.verifiers:  # raises before models are loaded
         parse_verifier(name)
@@ -207,7 +207,7 @@ def read_texts(file: str | None, count: int, bundle) -> tuple[bytes, ...]:
       DataError: The file cannot be read, or has too few passages.
     """
     from jaxspec.errors import ConfigError, DataError
-    from jaxspec.text_files import read_text, split_lines
+    from jaxspec.io.text_files import read_text, split_lines
 
     if file is None:
         raise ConfigError(f"bundle '{bundle.name}' generates text; give --prompts FILE")

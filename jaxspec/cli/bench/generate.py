@@ -95,9 +95,9 @@ def run(arguments: argparse.Namespace) -> None:
     )
     from jaxspec.bench.roofline.ceilings import measure_ceilings
     from jaxspec.bench.subjects import find_model
-    from jaxspec.bench.tables import environment
-    from jaxspec.helpers import bundled_drafter
-    from jaxspec.trees import deepest, default_tree, parse_tree
+    from jaxspec.evaluate.tables import environment
+    from jaxspec.pipeline.drafters import bundled_drafter
+    from jaxspec.speculative.trees.parsing import deepest, default_tree, parse_tree
 
     for name in arguments.trees or []:  # raises before models are loaded
         parse_tree(name)

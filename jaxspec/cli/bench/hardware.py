@@ -41,9 +41,9 @@ def run(arguments: argparse.Namespace) -> None:
     check_out(arguments.out, *SUFFIXES)
 
     from jaxspec.bench.hardware import bench_hardware
-    from jaxspec.device import default_dtype, device_name
-    from jaxspec.report import json_bytes
-    from jaxspec.writing import write_file
+    from jaxspec.io.writing import write_file
+    from jaxspec.pipeline.report import json_bytes
+    from jaxspec.sharding.device import default_dtype, device_name
 
     stem, dtype = arguments.out, arguments.dtype or default_dtype()
     command = f"jaxspec bench hardware --dtype {dtype} --minutes {arguments.minutes:g}"

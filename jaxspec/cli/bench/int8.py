@@ -45,9 +45,9 @@ def run(arguments: argparse.Namespace) -> None:
     check_out(arguments.out, *SUFFIXES)
 
     from jaxspec.bench.eight_bits import bench_int8, int8_markdown
-    from jaxspec.bundle import load_bundle
-    from jaxspec.helpers import bundled_drafter
-    from jaxspec.trees import tree_for
+    from jaxspec.pipeline.bundle import load_bundle
+    from jaxspec.pipeline.drafters import bundled_drafter
+    from jaxspec.speculative.trees.parsing import tree_for
 
     bundle = load_bundle(arguments.checkpoint)
     tree = tree_for(bundled_drafter(bundle).drafter, arguments.tree)

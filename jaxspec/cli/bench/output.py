@@ -28,7 +28,7 @@ def check_out(stem: str, *suffixes: str) -> None:
     Raises:
       DataError: A file cannot be written.
     """
-    from jaxspec.writing import check_writable
+    from jaxspec.io.writing import check_writable
 
     for suffix in suffixes:
         check_writable(stem + suffix)
@@ -70,8 +70,8 @@ def check_numbers(arguments: argparse.Namespace, *names: str, **least: int) -> N
     Raises:
       ConfigError: A number is below its minimum or exceeds int32.
     """
+    from jaxspec.core.numbers import WHOLE
     from jaxspec.errors import ConfigError
-    from jaxspec.spec.numbers import WHOLE
 
     for name, low in {**dict.fromkeys(names, 1), **least}.items():
         value = getattr(arguments, name)
@@ -118,9 +118,9 @@ def write_report(
       compare: Earlier report, and the columns that identify a row; ratios of times to
         those of the earlier report are printed.
     """
-    from jaxspec.images import png_bytes
-    from jaxspec.report import json_bytes
-    from jaxspec.writing import write_file
+    from jaxspec.io.images import png_bytes
+    from jaxspec.io.writing import write_file
+    from jaxspec.pipeline.report import json_bytes
 
     report = {"command": command, **result}
     write_file(stem + ".json", json_bytes(report))
@@ -131,7 +131,7 @@ def write_report(
     print(text)
     before, keys = compare
     if before is not None:
-        from jaxspec.bench.tables import comparison_markdown
+        from jaxspec.evaluate.tables import comparison_markdown
 
         print(comparison_markdown(report, before, keys))
 

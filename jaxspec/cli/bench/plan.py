@@ -50,7 +50,7 @@ def add_parser(benchmarks) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Runs the benchmark."""
     from jaxspec.errors import ConfigError
-    from jaxspec.writing import check_writable
+    from jaxspec.io.writing import check_writable
 
     if arguments.num < 1:
         raise ConfigError(f"--num {arguments.num} must be at least 1")
@@ -59,13 +59,13 @@ def run(arguments: argparse.Namespace) -> None:
     check_scales(arguments.cfg_scale)
 
     from jaxspec.bench.plan import NODES, plan_text, plan_tree
-    from jaxspec.bundle import load_bundle
     from jaxspec.cli.options import table_stream
+    from jaxspec.io.writing import write_file
+    from jaxspec.pipeline.bundle import load_bundle
     from jaxspec.pipeline.config import GenerationConfig
     from jaxspec.pipeline.prompts import Prompts, spread_classes
-    from jaxspec.report import json_bytes
-    from jaxspec.trees import default_batch
-    from jaxspec.writing import write_file
+    from jaxspec.pipeline.report import json_bytes
+    from jaxspec.speculative.trees.parsing import default_batch
 
     batch = default_batch() if arguments.batch is None else arguments.batch
     bundle = load_bundle(arguments.checkpoint)

@@ -55,9 +55,9 @@ def run(arguments: argparse.Namespace) -> None:
         relaxation_markdown,
         relaxation_plot,
     )
-    from jaxspec.bundle import load_bundle
-    from jaxspec.report import json_bytes
-    from jaxspec.writing import write_file
+    from jaxspec.io.writing import write_file
+    from jaxspec.pipeline.bundle import load_bundle
+    from jaxspec.pipeline.report import json_bytes
 
     changed = {k: [v] for k, v in numbers.items() if v != NUMBERS[k][0]}
     options = {

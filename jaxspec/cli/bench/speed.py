@@ -73,7 +73,7 @@ def speed_options(arguments: argparse.Namespace) -> dict[str, Any]:
       ConfigError: An option is out of range.
     """
     check_numbers(arguments, "repeats", grid=3)
-    from jaxspec.device import default_dtype
+    from jaxspec.sharding.device import default_dtype
 
     keywords = {
         "grid": arguments.grid,

@@ -48,9 +48,9 @@ def run(arguments: argparse.Namespace) -> None:
     check_out(arguments.out, *SUFFIXES)
 
     from jaxspec.bench.streaming import bench_streaming, streaming_markdown
-    from jaxspec.bundle import load_bundle
-    from jaxspec.helpers import bundled_drafter
-    from jaxspec.trees import tree_for
+    from jaxspec.pipeline.bundle import load_bundle
+    from jaxspec.pipeline.drafters import bundled_drafter
+    from jaxspec.speculative.trees.parsing import tree_for
 
     bundle = load_bundle(arguments.checkpoint)
     loaded = bundled_drafter(bundle)

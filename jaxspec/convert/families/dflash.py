@@ -34,7 +34,7 @@ from jaxspec.convert.source_config import (
     check_supported,
     exported_config,
 )
-from jaxspec.drafters.block_diffusion import DFlash
+from jaxspec.drafters.dflash.drafter import DFlash
 from jaxspec.errors import ConfigError
 
 

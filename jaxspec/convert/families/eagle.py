@@ -38,7 +38,7 @@ from jaxspec.convert.source_config import (
     check_supported,
     exported_config,
 )
-from jaxspec.drafters.feature_head import Eagle
+from jaxspec.drafters.eagle.drafter import Eagle
 from jaxspec.errors import ConfigError
 
 

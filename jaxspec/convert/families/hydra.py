@@ -15,7 +15,7 @@ from jaxspec.convert.mapping import KeyRule
 from jaxspec.convert.reading.source import Source
 from jaxspec.convert.settings import count_tensors, infer_setting
 from jaxspec.convert.transforms import Heads
-from jaxspec.drafters.parallel_heads import Medusa
+from jaxspec.drafters.medusa.drafter import Medusa
 from jaxspec.errors import ConfigError
 
 # The state dict includes the target's embedding, which the module references.

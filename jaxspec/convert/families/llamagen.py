@@ -23,7 +23,7 @@ from jaxspec.convert.source_config import (
     exported_config,
 )
 from jaxspec.errors import ConfigError
-from jaxspec.models.presets import SIZES
+from jaxspec.models.transformer.presets import SIZES
 
 RELEASED = (
     KeyRule("tok_embeddings.weight", "embedding/embedding"),

@@ -9,7 +9,7 @@ from jaxspec.convert.family import Family, Overrides, Plan
 from jaxspec.convert.mapping import KeyRule
 from jaxspec.convert.reading.source import Source
 from jaxspec.convert.settings import count_tensors
-from jaxspec.drafters.parallel_heads import Medusa
+from jaxspec.drafters.medusa.drafter import Medusa
 
 
 def _plan(source: Source, overrides: Overrides, target: Checkpoint | None) -> Plan:

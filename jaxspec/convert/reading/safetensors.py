@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxspec.convert.reading.source import Stored, printable
 from jaxspec.errors import DataError
-from jaxspec.writing import whole_file
+from jaxspec.io.writing import whole_file
 
 DTYPES: dict[str, Any] = {
     "F64": np.float64,

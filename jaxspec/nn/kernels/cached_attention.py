@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 import jax
 
+from jaxspec.core.dtypes import widest
+from jaxspec.core.kv_cache import Layers, gather_path, write
 from jaxspec.errors import ConfigError
 from jaxspec.nn.rope import split_and_rotate
-from jaxspec.spec.cache import Layers, gather_path, write
-from jaxspec.spec.dtypes import widest
 from jaxspec.typing import Array, Bool, Float, Int
 
 Backend = Literal["triton", "mosaic", "triton interpreted", "mosaic interpreted"]
@@ -92,7 +92,7 @@ def kernel_gather_path(
     path: Int[Array, "R A"],
     interpret: bool | None = None,
 ) -> Layers:
-    """`spec.cache.gather_path` with one kernel launch on GPUs for many layers.
+    """`core.kv_cache.gather_path` with one kernel launch on GPUs for many layers.
 
     Args:
       layers: keys and values `[R, K, S, F]` of each layer.

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu
 
+from jaxspec.core.dtypes import widest
 from jaxspec.nn.kernels.filled import visible_length
 from jaxspec.nn.kernels.precision import precision_of
-from jaxspec.spec.dtypes import widest
 from jaxspec.typing import Array, Bool, Float
 
 # Score of a masked slot, as in `nn.attention`.

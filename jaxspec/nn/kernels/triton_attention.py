@@ -18,10 +18,10 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
+from jaxspec.core.dtypes import widest
 from jaxspec.nn.kernels.filled import visible_length
 from jaxspec.nn.kernels.precision import precision_of
 from jaxspec.nn.rope import pairwise_cos_sin
-from jaxspec.spec.dtypes import widest
 from jaxspec.typing import Array, Bool, Float, Int
 
 # Score of a masked slot, as in `nn.attention`.

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from jaxspec.spec.cache import Layers
+from jaxspec.core.kv_cache import Layers
 from jaxspec.typing import Array, Int
 
 # Largest number of bytes that one program holds in registers.
@@ -26,7 +26,7 @@ def triton_gather_path(
     *,
     interpret: bool = False,
 ) -> Layers:
-    """`spec.cache.gather_path`, in one launch per group of layers.
+    """`core.kv_cache.gather_path`, in one launch per group of layers.
 
     A group is as many layers as the registers of a program hold.
     """

@@ -1,0 +1,1 @@
+"""Noise, sampling, caches and the contract that every generator shares."""

@@ -1,0 +1,87 @@
+"""Contract of every way of generating, and the loops that need no more than it."""
+
+from typing import Any, Protocol, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from jaxspec.core.mesh_sync import any_group
+from jaxspec.core.result import Generation
+from jaxspec.core.sampling import Sampling
+from jaxspec.core.stopping import StoppingCriteria
+from jaxspec.typing import Array, BatchKeys, Bool, Int, Key, PyTree
+
+State = TypeVar("State", bound=Any)
+
+
+class Generator(Protocol[State]):
+    """Four pure functions that generate a batch of sequences.
+
+    A generator is static and hashable. Its state is a dataclass and a pytree. Every
+    array of the state has sequences (or branches x sequences) as its first axis, except
+    scalars, which are counters of the whole batch, and arrays within `Shared`. The
+    state has the fields `done`, bool [B], and `stats`, see `Stats`; a sequence that is
+    done must not change what `result` returns for it.
+    """
+
+    def init(
+        self,
+        variables: Any,
+        prompt: PyTree,
+        *,
+        sampling: Sampling,
+        keys: BatchKeys | Key[Array, ""],
+        stopping: StoppingCriteria | None = None,
+    ) -> State:
+        """First state of a batch.
+
+        Args:
+          variables: arrays that all sequences share.
+          prompt: prompts of the sequences; every array has `B` along its first axis.
+          sampling: sampling settings, of all sequences or of each.
+          keys: one typed key a sequence, or one that `batch_keys` splits.
+          stopping: stopping criteria; None for the generator's own.
+        """
+        ...
+
+    def step(self, variables: Any, state: State) -> State:
+        """State after one more call of the model."""
+        ...
+
+    def done(self, state: State) -> Bool[Array, "B"]:
+        """Mask of the sequences that have ended."""
+        ...
+
+    def result(self, state: State) -> Generation:
+        """What has been generated so far."""
+        ...
+
+
+def advance(
+    generator: Generator[State],
+    variables: Any,
+    state: State,
+    steps: int | Int[Array, ""] | None = None,
+) -> State:
+    """Runs a generator for some steps, or to the end; call it under `jit`.
+
+    Args:
+      generator: generator; static.
+      variables: arrays that all sequences share.
+      state: state of the batch. Donate it.
+      steps: largest number of steps; None runs until every sequence is done.
+
+    Returns:
+      The state after `steps` steps, or after fewer when every sequence is done.
+    """
+
+    def unfinished(carry):
+        state, count = carry
+        going = any_group(~jnp.all(generator.done(state)))
+        return going if steps is None else going & (count < steps)
+
+    def body(carry):
+        state, count = carry
+        return generator.step(variables, state), count + 1
+
+    return jax.lax.while_loop(unfinished, body, (state, jnp.int32(0)))[0]

@@ -1,0 +1,67 @@
+"""Result of a generation."""
+
+from dataclasses import dataclass
+
+from jax.tree_util import register_dataclass
+
+from jaxspec.typing import Array, Bool, Float, Int
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Stats:
+    """Counters, kept on the device.
+
+    Attributes:
+      calls: int32 [B], target calls of each sequence: its prefill, and each round in
+        which it was not finished.
+      rounds: int32 [], rounds of the whole batch.
+      proposed: int32 [B], drafted tokens that were verified: valid nodes of trees.
+      rescored: int32 [B], near-ties that were resolved by `Target.rescore`.
+      accepted: int32 [B, A], number of rounds by number of accepted tokens.
+      hits: int32 [B, A - 1, W], accepted drafted tokens by depth and rank.
+    """
+
+    calls: Int[Array, "B"]
+    rounds: Int[Array, ""]
+    proposed: Int[Array, "B"]
+    rescored: Int[Array, "B"]
+    accepted: Int[Array, "B A"]
+    hits: Int[Array, "B A-1 W"]
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class LogProbs:
+    """Log-probabilities of generated tokens under the target.
+
+    Attributes:
+      tokens: float32 [B, T], of each generated token.
+      related: float32 [B, T, M], of the tokens that `Variables.related_tokens` lists
+        for it; None without.
+    """
+
+    tokens: Float[Array, "B T"]
+    related: Float[Array, "B T M"] | None = None
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Generation:
+    """Result of a generation.
+
+    Attributes:
+      tokens: int32 [B, max_new_tokens]; -1 beyond the length of a sequence.
+      lengths: int32 [B], number of tokens of each sequence, a stop token included.
+      stats: counters.
+      finite: bool [B], False if the target ever gave a sequence NaN, or only -inf; its
+        tokens are arbitrary then.
+      log_probs: log-probabilities, `T = max_new_tokens`, 0 beyond the length of a
+        sequence; None unless they were recorded.
+    """
+
+    tokens: Int[Array, "B T"]
+    lengths: Int[Array, "B"]
+    stats: Stats
+    finite: Bool[Array, "B"]
+    log_probs: LogProbs | None = None

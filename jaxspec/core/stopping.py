@@ -1,0 +1,77 @@
+"""Stopping criteria of a generation."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import register_dataclass
+
+from jaxspec.core.arguments import broadcast_to_batch
+from jaxspec.core.numbers import whole
+from jaxspec.errors import ConfigError
+from jaxspec.typing import Array, Bool, Int
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class StoppingCriteria:
+    """When each sequence ends; make them with `create`.
+
+    Attributes:
+      max_new_tokens: int32 [B], largest number of tokens; at least 1.
+      stop_tokens: int32 [B, J], tokens that end a sequence and are its last one; -1
+        for none.
+    """
+
+    max_new_tokens: Int[Array, "B"]
+    stop_tokens: Int[Array, "B J"]
+
+    @classmethod
+    def create(
+        cls, batch: int | None = None, *, max_new_tokens: Any, stop_tokens: Any = ()
+    ) -> "StoppingCriteria":
+        """Checks criteria given as numbers or as arrays with one entry a sequence.
+
+        Args:
+          batch: number of sequences, `B`. None leaves criteria of all sequences as they
+            are, for `for_batch`, which the engine calls.
+          max_new_tokens: largest number of tokens, for all sequences or for each.
+          stop_tokens: tokens that end a sequence; `[J]` for all sequences or `[B, J]`,
+            -1 for none.
+
+        Raises:
+          ConfigError: `max_new_tokens` is not positive, a stop token is below -1, a
+            number is not whole or over 31 bits, or a shape does not fit.
+        """
+        most = whole("max_new_tokens", max_new_tokens)
+        stop = np.atleast_1d(whole("stop_tokens", stop_tokens, -1))
+        criteria = cls(jnp.asarray(most), jnp.asarray(stop))
+        if batch is None and (most.ndim or stop.ndim > 1):
+            batch = most.shape[0] if most.ndim else stop.shape[0]
+        return criteria if batch is None else criteria.for_batch(batch)
+
+    @property
+    def is_replicated(self) -> bool:
+        """Whether these are criteria of all sequences, see `over_batch`."""
+        return jnp.ndim(self.max_new_tokens) == 0
+
+    def for_batch(self, batch: int) -> "StoppingCriteria":
+        """The criteria as arrays `[B]` and `[B, J]`.
+
+        Raises:
+          ConfigError: an array has another shape.
+        """
+        most = broadcast_to_batch("max_new_tokens", self.max_new_tokens, batch)
+        stop = self.stop_tokens
+        if stop.ndim > 2 or stop.shape[:-1] not in ((), (batch,)):
+            raise ConfigError(
+                f"stop_tokens has shape {stop.shape}; give [J], or [{batch}, J]"
+            )
+        stop = jnp.broadcast_to(stop, (batch, stop.shape[-1]))
+        return StoppingCriteria(most, stop)
+
+    def is_stop(self, tokens: Int[Array, "B ..."]) -> Bool[Array, "B ..."]:
+        """Mask of the tokens that end their sequence."""
+        stop = jnp.expand_dims(self.stop_tokens, tuple(range(1, tokens.ndim)))
+        return jnp.any((tokens[..., None] == stop) & (stop >= 0), axis=-1)

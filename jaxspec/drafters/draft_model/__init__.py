@@ -1,0 +1,1 @@
+"""Separate and early-exit draft models."""

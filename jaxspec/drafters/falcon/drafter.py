@@ -1,0 +1,354 @@
+"""Falcon: a feature-based drafter that predicts a block of tokens per pass."""
+
+import sys
+from dataclasses import dataclass, replace
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.tree_util import register_dataclass
+
+from jaxspec.config import FalconConfig, TransformerConfig
+from jaxspec.core.branches import (
+    merge_branches,
+    repeat_branches,
+    split_branches,
+)
+from jaxspec.core.kv_cache import KVCache, init_cache, tree_mask
+from jaxspec.core.sampling import apply_cfg
+from jaxspec.drafters.common.history import following_tokens
+from jaxspec.drafters.common.target_params import shared_target_params, target_norm
+from jaxspec.drafters.tree_drafting import expansions, grow
+from jaxspec.errors import ConfigError
+from jaxspec.nn.attention import Attention
+from jaxspec.nn.layers import RMSNorm, SwiGLU, head_scores
+from jaxspec.nn.rope import angles_of
+from jaxspec.speculative.draft import Draft, DraftContext, InitContext, RoundResult
+from jaxspec.speculative.trees.dynamic import BestFirst, DynamicTree
+from jaxspec.speculative.trees.tree import Tree
+from jaxspec.typing import Array, Bool, Float, Int, Params
+
+
+class FalconNetwork(nn.Module):
+    """Two LSTM layers over each window of pairs, and a decoder layer over all pairs.
+
+    Attributes:
+      config: configuration of the drafter.
+    """
+
+    config: FalconConfig
+
+    def setup(self):
+        """Builds the submodules."""
+        c = self.config
+        self.cells = [nn.OptimizedLSTMCell(c.width, name=f"lstm_{i}") for i in (0, 1)]
+        self.attention = Attention(c.heads, c.heads, c.head_size, name="attention")
+        self.post_norm = RMSNorm(c.norm_eps)
+        self.ffn = SwiGLU(c.ffn_width)
+
+    def read(self, windows: Float[Array, "R T G M"]) -> Float[Array, "R T D"]:
+        """Encodes each query's window of `G` pairs, its own pair the last."""
+        x = [windows[..., i, :] for i in range(windows.shape[-2])]
+        for cell in self.cells:
+            zeros = jnp.zeros((*x[0].shape[:-1], self.config.width), x[0].dtype)
+            carry = (zeros, zeros)
+            out = []
+            for pair in x:
+                carry, h = cell(carry, pair)
+                out.append(h)
+            x = out
+        return x[-1]
+
+    def layer(self, u, angles, mask, cache=None, starts=None):
+        """Predicts features from encoded windows; no norm before the attention."""
+        out, cache = self.attention(u, angles, mask, cache, starts)
+        h = u + out
+        return h + self.ffn(self.post_norm(h)), cache
+
+    def __call__(self, windows, angles):
+        """Uses every parameter once, for initialization."""
+        return self.layer(self.read(windows), angles, jnp.ones((1, 1, 1), bool))[0]
+
+
+def windows_of(
+    pairs: Float[Array, "R T M"], size: int
+) -> Float[Array, "R windows G M"]:
+    """Stacks all windows of `size` adjacent pairs; there are `T - size + 1`."""
+    count = pairs.shape[1] - size + 1
+    return jnp.stack([pairs[:, i : i + count] for i in range(size)], axis=2)
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class FalconState:
+    """State of `Falcon` between rounds.
+
+    The first `2 (G - 1)` pairs are those read last: the LSTM windows of new pairs
+    reach back to them.
+
+    Attributes:
+      cache: keys and values of the (feature, token) pairs read so far.
+      features: [R, 2 (G - 1) + A, E], the target's features of the pairs read last,
+        then of committed positions not read yet.
+      tokens: int32 [B, 2 (G - 1) + A], the token after each position; the root is last.
+      counts: int32 [B], number of valid entries that were not read yet.
+    """
+
+    cache: KVCache
+    features: Float[Array, "R T E"]
+    tokens: Int[Array, "B T"]
+    counts: Int[Array, "B"]
+
+
+@dataclass(frozen=True)
+class Falcon:
+    """Predicts `G` features per pass from (feature, token) pairs (arXiv 2412.12639).
+
+    A pair is a feature and the token after it. The last `G` pairs of a path attend to
+    each other and to all pairs before. They predict the next `G` features and so, with
+    the target's head, `G` levels of the tree; the later levels do not depend on the
+    tokens of the earlier ones. Each query encodes its pair and the `G - 1` before it
+    with an LSTM. (The release runs the LSTM over whole sequences, in an order that its
+    code does not determine. A window needs no alignment, so the cache is exact wherever
+    a round ends.)
+
+    Parameters are a dict, see `with_target_params`: the drafter's "own", and the
+    target's "embedding" [V, D], "head" [D, V] and "norm" [D].
+
+    Attributes:
+      config: configuration of the drafter.
+      target: configuration of the target.
+    """
+
+    config: FalconConfig
+    target: TransformerConfig
+
+    def __post_init__(self):
+        if self.config.width != self.target.width:
+            raise ConfigError(
+                f"the drafter's width {self.config.width} is not the target's "
+                f"{self.target.width}; they share the embedding"
+            )
+
+    @property
+    def feature_layers(self) -> tuple[int, ...]:
+        """The target's last layer."""
+        return (self.target.layers - 1,)
+
+    @property
+    def max_depth(self) -> int:
+        """Unlimited: one block follows another."""
+        return sys.maxsize
+
+    def check_tree(self, tree: Tree | DynamicTree) -> None:
+        """Checks that this drafter can fill a tree.
+
+        Raises:
+          ConfigError: the tree grows node by node, not level by level.
+        """
+        if isinstance(tree, BestFirst):
+            raise ConfigError("Falcon drafts whole levels; use a static tree or a Beam")
+
+    @property
+    def network(self) -> FalconNetwork:
+        """Linen module of the drafter."""
+        return FalconNetwork(self.config)
+
+    def init_params(self, key: Array) -> Params:
+        """Initializes float32 parameters at random; consumes `key`."""
+        c = self.config
+        windows = jnp.zeros((1, 1, c.block, 2 * c.width))
+        angles = jnp.zeros((1, 1, c.head_size // 2, 2))
+        return self.network.init(key, windows, angles)["params"]
+
+    def with_target_params(self, own: Params, target_params: Params) -> Params:
+        """Joins the drafter's parameters with those it shares with the target."""
+        return {
+            "own": own,
+            **shared_target_params(self.target, target_params, norm=True),
+        }
+
+    def pairs(
+        self, params: Params, features: Float[Array, "R T E"], tokens: Int[Array, "R T"]
+    ) -> Float[Array, "R T M"]:
+        """Makes the LSTM's inputs [R, T, 2 D]; pairs without a token (-1) are 0."""
+        h = target_norm(self.target, params, features)
+        pairs = jnp.concatenate([params["embedding"][tokens], h], axis=-1)
+        return jnp.where(tokens[..., None] >= 0, pairs, 0.0)
+
+    def layer(
+        self,
+        params: Params,
+        windows: Float[Array, "R T G M"],
+        positions: Int[Array, "R T"],
+        mask: Bool[Array, "R T S"],
+        cache: tuple[Array, Array],
+        starts: Int[Array, "R"],
+    ) -> tuple[Float[Array, "R T D"], Any]:
+        """Predicts the features after each window.
+
+        Args:
+          params: parameters, see `with_target_params`.
+          windows: [R, T, G, 2 D], windows of pairs, see `windows_of`.
+          positions: int32 [R, T], absolute positions; negative ones count as 0.
+          mask: bool [R, T, S], cache slots that each query attends to.
+          cache: keys and values of the layer.
+          starts: int32 [R], first cache slot that is written.
+
+        Returns:
+          Features [R, T, D], and the cache with the new keys and values.
+        """
+        network = self.network.bind({"params": params["own"]})
+        positions = jnp.maximum(positions, 0)
+        angles = angles_of(self.target, positions, self.config.head_size)
+        return network.layer(network.read(windows), angles, mask, cache, starts)
+
+    def scores(self, params: Params, h: Float[Array, "... D"]) -> Float[Array, "... V"]:
+        """Logits float32 of predicted features."""
+        return head_scores(params["head"], h)
+
+    def init(self, params: Params, ctx: InitContext) -> FalconState:
+        """See `Drafter`; reads all pairs of the prompts but the last.
+
+        Raises:
+          ConfigError: see `check_tree`.
+        """
+        self.check_tree(ctx.tree)
+        c, path = self.config, ctx.tree.depth + 1
+        sequences, length, _ = ctx.features.shape
+        before = 2 * (c.block - 1)
+        scratch = c.block * (1 + expansions(ctx.tree)[0])
+        capacity = length + ctx.extra + path + scratch
+        dtype = ctx.features.dtype
+        cache = init_cache(1, sequences, c.heads, capacity, c.head_size, dtype)
+        tokens = following_tokens(ctx)
+        pad = ((0, 0), (before, 0))
+        features = jnp.pad(ctx.features, (*pad, (0, 0)))
+        tokens = jnp.pad(tokens, pad, constant_values=-1)
+        cache = self._commit(params, cache, features, tokens)
+        last = jnp.maximum(ctx.lengths - 1, 0)
+        cache = replace(cache, lengths=cache.lengths + last)
+        index = last[:, None] + jnp.arange(before + 1)[None]
+        features = jnp.take_along_axis(features, index[..., None], axis=1)
+        tokens = jnp.take_along_axis(tokens[: ctx.rows], index[: ctx.rows], axis=1)
+        pad = ((0, 0), (0, path - 1))
+        return FalconState(
+            cache,
+            jnp.pad(features, (*pad, (0, 0))),
+            jnp.pad(tokens, pad),
+            jnp.ones(ctx.rows, jnp.int32),
+        )
+
+    def propose(
+        self, params: Params, state: FalconState, ctx: DraftContext
+    ) -> tuple[Draft, FalconState]:
+        """See `Drafter`."""
+        size, batch = self.config.block, len(ctx.root)
+        before = 2 * (size - 1)
+        sequences = state.features.shape[0]
+        branches = sequences // batch
+        counts = jnp.maximum(state.counts, 1)
+        index = jnp.arange(state.tokens.shape[1])[None]
+        is_root = index == before + counts[:, None] - 1
+        tokens = jnp.where(is_root, ctx.root[:, None], state.tokens)
+        branch_tokens = repeat_branches(tokens, branches)
+        cache = self._commit(params, state.cache, state.features, branch_tokens)
+        lengths = cache.lengths + repeat_branches(state.counts, branches)
+
+        # The last `size` pairs are read again: now they can attend to each other.
+        pairs = self.pairs(params, state.features, branch_tokens)
+        first = repeat_branches(counts, branches)[:, None] - 1
+        index = first + jnp.arange(2 * size - 1)[None]
+        last_pairs = jnp.take_along_axis(pairs, index[..., None], axis=1)
+        mask = jnp.arange(cache.capacity)[None] < lengths[:, None]
+        mask &= cache.visible
+        start = lengths[:, None] - size
+        root_h, layer = self.layer(
+            params,
+            windows_of(last_pairs, size),
+            start + jnp.arange(size)[None],
+            jnp.broadcast_to(mask[:, None], (sequences, size, cache.capacity)),
+            cache.layers[0],
+            lengths,
+        )
+        slots = size * expansions(ctx.tree)[0]
+
+        def step(depth, tokens, node_state, carry):
+            # Scratch slots of the ancestors; pairs of the last block; features
+            # predicted for this block, and embeddings of the tokens drafted with them.
+            ancestors, pairs, h, embedded = node_state
+            layer, used = carry
+            count = tokens.shape[1]
+            if depth:  # a node's token is paired with the feature predicted for it
+                token_embedding = params["embedding"][repeat_branches(tokens, branches)]
+                token_embedding = split_branches(token_embedding, batch)
+                embedded = embedded.at[:, :, :, (depth - 1) % size].set(token_embedding)
+            if depth and depth % size == 0:
+                block = jnp.concatenate([embedded, h], axis=-1)
+                run = jnp.concatenate([pairs, block], axis=-2)[..., 1:, :]
+                run = merge_branches(run).reshape(sequences * count, -1, run.shape[-1])
+                windows = windows_of(run, size)
+                windows = windows.reshape(sequences, count * size, size, -1)
+                number = used // size + jnp.arange(count)
+                ancestors |= (jnp.arange(slots)[None] // size == number[:, None])[None]
+                scratch = replace(cache, layers=(layer,), lengths=lengths)
+                mask = jnp.repeat(ancestors, size, axis=1)
+                mask = tree_mask(scratch, repeat_branches(mask, branches))
+                offset = depth - size + jnp.tile(jnp.arange(size), count)[None]
+                out, layer = self.layer(
+                    params,
+                    windows,
+                    lengths[:, None] + offset,
+                    mask,
+                    layer,
+                    lengths + used,
+                )
+                h = split_branches(out.reshape(sequences, count, size, -1), batch)
+                pairs, used = block, used + count * size
+            predicted = merge_branches(h[:, :, :, depth % size])
+            index = ctx.index[:, None] + depth
+            logits = apply_cfg(self.scores(params, predicted), ctx.sampling, index)
+            return logits, (ancestors, pairs, h, embedded), (layer, used)
+
+        no_ancestors = jnp.zeros((batch, 1, slots), bool)
+        pairs = split_branches(last_pairs[:, None, size - 1 :], batch)
+        h = split_branches(root_h[:, None], batch)
+        root_state = no_ancestors, pairs, h, jnp.zeros_like(h)
+        draft, (layer, _) = grow(ctx, step, root_state, (layer, 0))
+        cache = replace(cache, layers=(layer,), lengths=lengths)
+        index = counts[:, None] + jnp.arange(before)[None]
+        last_features = jnp.take_along_axis(
+            state.features, repeat_branches(index, branches)[..., None], axis=1
+        )
+        last_tokens = jnp.take_along_axis(tokens, index, axis=1)
+        return draft, FalconState(
+            cache,
+            state.features.at[:, :before].set(last_features),
+            tokens.at[:, :before].set(last_tokens),
+            jnp.zeros_like(state.counts),
+        )
+
+    def observe(
+        self, params: Params, state: FalconState, result: RoundResult
+    ) -> FalconState:
+        """See `Drafter`; the next `propose` reads the pairs."""
+        before = 2 * (self.config.block - 1)
+        return FalconState(
+            state.cache,
+            state.features.at[:, before:].set(result.on_path(result.features)),
+            state.tokens.at[:, before:].set(result.tokens),
+            result.counts,
+        )
+
+    def _commit(self, params, cache, features, tokens) -> KVCache:
+        """Writes the pairs not read yet behind the cache; its `lengths` stay."""
+        size = self.config.block
+        pairs = self.pairs(params, features, tokens)
+        windows = windows_of(pairs[:, size - 1 :], size)
+        count = windows.shape[1]
+        positions = cache.lengths[:, None] + jnp.arange(count)[None]
+        mask = tree_mask(cache, jnp.tril(jnp.ones((count, count), bool)))
+        _, layer = self.layer(
+            params, windows, positions, mask, cache.layers[0], cache.lengths
+        )
+        return replace(cache, layers=(layer,))

@@ -1,0 +1,1 @@
+"""Blocks that are drafted within the verify pass."""

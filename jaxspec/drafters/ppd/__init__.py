@@ -1,0 +1,1 @@
+"""Parallel prompt decoding."""

@@ -1,0 +1,103 @@
+"""Speculative Jacobi decoding: drafts from the target's scores of the last pass."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax.numpy as jnp
+from jax.tree_util import register_dataclass
+
+from jaxspec.drafters.tree_drafting import at_depth, grow
+from jaxspec.speculative.draft import Draft, DraftContext, InitContext, RoundResult
+from jaxspec.speculative.trees.topology import gather_nodes
+from jaxspec.typing import Array, Bool, Float, Params
+
+# Logit of the repeated token with `initial="repeat"`; all others have 0.
+_REPEAT_LOGIT = 30.0
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class JacobiState:
+    """The target's last scores of the positions behind the root.
+
+    `G` is the depth of the tree.
+
+    Attributes:
+      logits: float32 [B, G, V], scores of the next tokens after the root.
+      known: bool [B, G], positions that a pass of the target has scored.
+    """
+
+    logits: Float[Array, "B G V"]
+    known: Bool[Array, "B G"]
+
+
+@dataclass(frozen=True)
+class Jacobi:
+    """Speculative Jacobi decoding; needs no training and no parameters.
+
+    A verify pass also scores the positions behind the first rejected token, after a
+    prefix that is partly wrong. Those scores are the distribution from which the next
+    draft is made: sampled independently under `Rejection` (SJD, arXiv 2410.01699), or
+    ranked with the Gumbel noise that the target will use under `Coupled` (the Gumbel
+    variant of MC-SJD, arXiv 2510.24211), so a drafted token changes only if the scores
+    have changed enough. A tree wider than SJD's chain holds several candidates per
+    position.
+
+    Attributes:
+      vocab_size: vocabulary size `V`.
+      initial: scores of positions that no pass has scored: "uniform" (random tokens, as
+        SJD), "repeat" (the root's token), or "last" (the scores of the last scored
+        position before).
+    """
+
+    vocab_size: int
+    initial: Literal["uniform", "repeat", "last"] = "last"
+
+    def init(self, params: Params, ctx: InitContext) -> JacobiState:
+        """See `Drafter`."""
+        depth = ctx.tree.depth
+        logits = jnp.zeros((ctx.rows, depth, self.vocab_size), jnp.float32)
+        return JacobiState(logits, jnp.zeros((ctx.rows, depth), bool))
+
+    def propose(
+        self, params: Params, state: JacobiState, ctx: DraftContext
+    ) -> tuple[Draft, JacobiState]:
+        """See `Drafter`."""
+        depth = ctx.tree.depth
+        # The last known position, or index 0 if none is known.
+        index = jnp.where(state.known, jnp.arange(depth), -1)
+        last = jnp.maximum(jnp.max(index, axis=1, initial=-1), 0)
+        fill = jnp.take_along_axis(state.logits, last[:, None, None], axis=1)
+        if self.initial == "uniform":
+            fill = jnp.zeros_like(fill)
+        elif self.initial == "repeat":
+            repeated = jnp.arange(self.vocab_size)[None] == ctx.root[:, None]
+            fill = _REPEAT_LOGIT * repeated[:, None].astype(jnp.float32)
+        logits = jnp.where(state.known[..., None], state.logits, fill)
+
+        def step(depth, tokens, node_state, carry):
+            scores = at_depth(logits, depth)
+            scores = jnp.broadcast_to(scores, (*tokens.shape, self.vocab_size))
+            return scores, node_state, carry
+
+        return grow(ctx, step)[0], state
+
+    def observe(
+        self, params: Params, state: JacobiState, result: RoundResult
+    ) -> JacobiState:
+        """Stores the scores of the positions behind the new root."""
+        shape = result.draft.topology(result.tree)
+        nodes = jnp.arange(result.tree.size)[None]
+        valid = result.draft.valid
+        depths = jnp.broadcast_to(shape.depths, valid.shape)
+        # At each depth: the first node below the last accepted one, else the first.
+        last = jnp.take_along_axis(result.path, result.accepted[:, None], axis=1)
+        ancestors = jnp.broadcast_to(shape.ancestors, (*valid.shape, result.tree.size))
+        below = jnp.take_along_axis(ancestors, last[:, None], axis=2)[..., 0]
+        priority = jnp.where(below, 2 * result.tree.size, result.tree.size) - nodes
+        # The new root has the position of nodes of depth `counts`.
+        depth = result.counts[:, None] + jnp.arange(state.known.shape[1])[None]
+        candidates = (depths[:, None] == depth[..., None]) & valid[:, None]
+        priority = jnp.where(candidates, priority[:, None], 0)  # [B, G, N]
+        logits = gather_nodes(result.logits, jnp.argmax(priority, axis=-1))
+        return JacobiState(logits, jnp.any(candidates, axis=-1))

@@ -1,0 +1,170 @@
+"""Masked-diffusion transformer, which fills in masked tokens in any order."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from jaxspec.core.noise import position_noise
+from jaxspec.core.sampling import Sampling, apply_cfg, process_logits
+from jaxspec.errors import ConfigError
+from jaxspec.models.transformer.model import Transformer
+from jaxspec.typing import Array, BatchKeys, Bool, Float, Int, Params, PyTree
+
+
+@dataclass(frozen=True)
+class MaskedDiffusion:
+    """Pure functions of a masked-diffusion model; static and hashable.
+
+    The network is a `Transformer` without a causal mask. It predicts each masked token
+    from all tokens that are not masked; the mask is its first extra token. A model
+    trained with the MDLM objective (`masked_loss`) generates images by itself, and
+    `DiffuSpec` uses it as a drafter. Sources: MDLM (arXiv 2406.07524), LLaDA
+    (arXiv 2502.09992), Dream (arXiv 2508.15487), first-hitting sampler and precise
+    noise (arXiv 2409.02908).
+
+    Attributes:
+      model: network. Without a condition its prompts are tokens, int32 [B, P] with -1
+        after shorter ones, or None.
+      shifted: whether a position predicts the next token, as in the autoregressive
+        model that the network was fine-tuned from (Dream), instead of its own token.
+
+    Raises:
+      ConfigError: the network has no extra token.
+    """
+
+    model: Transformer
+    shifted: bool = False
+
+    def __post_init__(self):
+        if self.model.config.extra_tokens < 1:
+            raise ConfigError("a masked-diffusion model needs extra_tokens=1, its mask")
+
+    @property
+    def mask_token(self) -> int:
+        """Token id of the mask."""
+        return self.model.config.vocab_size
+
+    def score(
+        self,
+        params: Params,
+        prompt: PyTree,
+        tokens: Int[Array, "B T"],
+        *,
+        null: Bool[Array, "B"] | None = None,
+        dropout_key: Array | None = None,
+    ) -> Float[Array, "B T V"]:
+        """Float32 logits of the token at each position.
+
+        Args:
+          params: parameters.
+          prompt: prompts of the network.
+          tokens: token ids, int32, with `mask_token` at masked positions.
+          null: sequences that get the null condition instead of `prompt`.
+          dropout_key: random key that enables dropout; consumed.
+        """
+        if self.model.config.condition == "none" and prompt is not None:
+            return self._score_after_prompts(params, prompt, tokens)
+        logits, _ = self.model.score(
+            params, prompt, tokens, null=null, dropout_key=dropout_key, causal=False
+        )
+        first = self.model.config.prefix_length
+        if not self.shifted:
+            return logits[:, first:]
+        position = jnp.maximum(first - 1 + jnp.arange(tokens.shape[1]), 0)
+        return logits[:, position]
+
+    def _score_after_prompts(
+        self, params: Params, prompt: Int[Array, "B P"], tokens: Int[Array, "B T"]
+    ) -> Float[Array, "B T V"]:
+        """Logits of tokens that directly follow prompts of different lengths."""
+        batch, length = tokens.shape
+        total = prompt.shape[1] + length
+        prompt_lengths = jnp.sum(prompt >= 0, axis=1, dtype=jnp.int32)[:, None]
+        token_index = jnp.arange(total) - prompt_lengths
+        padded = jnp.pad(prompt, ((0, 0), (0, length)))
+        clipped = jnp.clip(token_index, 0, length - 1)
+        generated = jnp.take_along_axis(tokens, clipped, axis=1)
+        ids = jnp.where(token_index < 0, padded, generated)
+        mask = (token_index < length)[:, None]
+        mask = jnp.broadcast_to(mask, (batch, total, total))
+        logits, _ = self.model.score(params, None, ids, causal=mask)
+        position = prompt_lengths + jnp.arange(length) - self.shifted
+        position = jnp.maximum(position, 0)
+        return jnp.take_along_axis(logits, position[..., None], axis=1)
+
+    def __call__(
+        self,
+        params: Params,
+        prompt: PyTree,
+        tokens: Int[Array, "B T"],
+        sampling: Sampling,
+    ) -> Float[Array, "B T V"]:
+        """Logits as from `score`, after classifier-free guidance.
+
+        Args:
+          params: parameters.
+          prompt: prompts of `B` sequences.
+          tokens: token ids, int32, with `mask_token` at masked positions.
+          sampling: sampling settings, of which the CFG scale of each sequence is used.
+        """
+        batch, length = tokens.shape
+        if self.model.config.condition == "none":
+            return self.score(params, prompt, tokens)
+        branches = jax.tree.map(lambda x: jnp.concatenate([x] * 2), prompt)
+        null = jnp.repeat(jnp.arange(2) > 0, batch)
+        logits = self.score(params, branches, jnp.concatenate([tokens] * 2), null=null)
+        positions = jnp.broadcast_to(jnp.arange(length), (batch, length))
+        return apply_cfg(logits, sampling, positions)
+
+    def sample(
+        self,
+        params: Params,
+        prompt: PyTree,
+        keys: BatchKeys,
+        sampling: Sampling,
+        length: int,
+        steps: int | None = None,
+    ) -> Int[Array, "B T"]:
+        """Generates sequences from masks only, unmasking tokens in a random order.
+
+        This is the first-hitting sampler. The network does not depend on the diffusion
+        time, so the times need not be sampled: each step unmasks a random position.
+        With fewer `steps` than positions, a step unmasks several, sampled
+        independently. The keys of the sequences determine order and tokens. The Gumbel
+        noise is that of the engine, whose tail is not truncated by float32 rounding.
+
+        Args:
+          params: parameters.
+          prompt: prompts of `B` sequences.
+          keys: random keys of the sequences, see `batch_keys`.
+          sampling: sampling settings of the sequences.
+          length: number of tokens, `T`.
+          steps: number of forward passes; by default one per token.
+
+        Returns:
+          Generated tokens, int32.
+
+        Raises:
+          ConfigError: `steps` is not between 1 and `length`.
+        """
+        steps = length if steps is None else steps
+        if not 1 <= steps <= length:
+            raise ConfigError(f"steps={steps} is not between 1 and {length}")
+        batch, vocab_size = keys.shape[0], self.model.config.vocab_size
+        positions = jnp.broadcast_to(jnp.arange(length), (batch, length))
+        order = jax.vmap(lambda key: jax.random.permutation(key, length))(
+            jax.vmap(lambda key: jax.random.fold_in(key, 0x8D1F))(keys)
+        )
+
+        def unmask(i, tokens):
+            logits = self(params, prompt, tokens, sampling)
+            scores = process_logits(logits, sampling)
+            noise = position_noise(keys, positions, vocab_size)
+            noise = jnp.where(sampling.temperature[:, None, None] > 0, noise, 0.0)
+            sampled = jnp.argmax(scores + noise, axis=-1).astype(jnp.int32)
+            first, last = i * length // steps, (i + 1) * length // steps
+            return jnp.where((order >= first) & (order < last), sampled, tokens)
+
+        masked = jnp.full((batch, length), self.mask_token, jnp.int32)
+        return jax.lax.fori_loop(0, steps, unmask, masked)

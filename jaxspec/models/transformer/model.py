@@ -1,0 +1,416 @@
+"""Autoregressive transformer decoder: LlamaGen and related architectures."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxspec.config import TransformerConfig
+from jaxspec.core.kv_cache import KVCache, Layers, gather_path
+from jaxspec.errors import ConfigError
+from jaxspec.models.transformer.prompts import Caption, CaptionPadding
+from jaxspec.models.transformer.target import transformer_target
+from jaxspec.nn.attention import OVER_CACHE, Attention
+from jaxspec.nn.kernels.cached_attention import kernel_gather_path, padded_capacity
+from jaxspec.nn.layers import (
+    INIT,
+    ZEROS,
+    HeadNorm,
+    RMSNorm,
+    SwiGLU,
+    head_scores,
+    linear,
+)
+from jaxspec.nn.quantize import SCALE
+from jaxspec.nn.rope import angles_of
+from jaxspec.speculative.target import Target
+from jaxspec.typing import Array, Bool, Float, Int, Mask, Params, PyTree
+
+
+def head_norm(config: TransformerConfig) -> Callable[[str], nn.Module] | None:
+    """Constructor, by module name, of the norms of query and key heads, or None."""
+    if config.qk_layer_norm:  # the epsilon is fixed
+        return lambda name: HeadNorm(1e-5, name=name)
+    if config.qk_norm:
+        return lambda name: RMSNorm(config.norm_eps, name=name)
+    return None
+
+
+class _Layer(nn.Module):
+    config: TransformerConfig
+    attention: str
+
+    @nn.compact
+    def __call__(self, x, angles, mask, cache, starts, train):
+        c = self.config
+        attention_norm = RMSNorm(c.norm_eps, name="attention_norm")
+        ffn_norm = RMSNorm(c.norm_eps, name="ffn_norm")
+        attention = Attention(
+            c.heads,
+            c.num_kv_heads,
+            c.head_size,
+            c.qkv_bias,
+            head_norm(c),
+            over_cache=self.attention,
+            name="attention",
+        )
+        ffn = SwiGLU(c.ffn_size, name="ffn")
+        h = x if c.norm_after else attention_norm(x)
+        h, cache = attention(h, angles, mask, cache, starts)
+        h = attention_norm(h) if c.norm_after else h
+        x = x + nn.Dropout(c.residual_dropout)(h, deterministic=not train)
+        h = ffn_norm(ffn(x)) if c.norm_after else ffn(ffn_norm(x))
+        return x + nn.Dropout(c.ffn_dropout)(h, deterministic=not train), cache
+
+
+class _Decoder(nn.Module):
+    """Network from token ids to logits; see `Transformer` for the pure functions."""
+
+    config: TransformerConfig
+    attention: str = "xla"
+
+    def setup(self):
+        c = self.config
+        self.token_dropout = nn.Dropout(c.token_dropout)
+        ids = c.vocab_size + c.extra_tokens
+        self.embedding = nn.Embed(ids, c.width, embedding_init=INIT)
+        if c.condition == "class":
+            self.classes = nn.Embed(c.classes + 1, c.width, embedding_init=INIT)
+        elif c.condition == "caption":
+            shape = (c.caption_length, c.caption_width)
+            init = nn.initializers.normal(c.caption_width**-0.5, jnp.float32)
+            self.null_caption = self.param("null_caption", init, shape)
+            self.caption_in = linear(c.width, "caption_in")
+            self.caption_out = linear(c.width, "caption_out")
+        self.layers = [
+            _Layer(c, self.attention, name=f"layers_{i}") for i in range(c.layers)
+        ]
+        self.norm = RMSNorm(c.norm_eps)
+        if c.head_width:
+            self.head = {
+                "in": self.param("head_in", INIT, (c.width, c.head_width)),
+                "in_bias": self.param("head_in_bias", ZEROS, (c.head_width,)),
+                "out": self.param("head_out", ZEROS, (c.head_width, c.vocab_size)),
+                "out_bias": self.param("head_out_bias", ZEROS, (c.vocab_size,)),
+            }
+        elif not c.tied_head:
+            self.head = self.param("head", ZEROS, (c.width, c.vocab_size))
+            if self.has_variable("params", "head" + SCALE):
+                scale = self.get_variable("params", "head" + SCALE)
+                self.head = {"kernel": self.head, "scale": scale}
+
+    def condition(self, prompt, null):
+        """Condition embeddings [B, P, D], of the null condition where `null`."""
+        c = self.config
+        if c.condition == "class":
+            ids = jnp.where(null, c.classes, prompt)
+            return self.classes(ids)[:, None]
+        # Padding is zeros as in LlamaGen: a drafter may read the features there.
+        zero = jnp.zeros((), prompt.features.dtype)
+        features = jnp.where(
+            null[:, None, None],
+            self.null_caption.astype(prompt.features.dtype),
+            jnp.where(prompt.valid[..., None], prompt.features, zero),
+        )
+        return self.caption_out(nn.gelu(self.caption_in(features), approximate=True))
+
+    def tokens(self, ids):
+        return self.embedding(ids)
+
+    def body(self, x, positions, mask, cache, feature_layers, train, at=None):
+        """Logits, features of `feature_layers` and updated cache layers.
+
+        With `at`, only the logits of one position per sequence are computed.
+        """
+        c = self.config
+        angles = angles_of(c, positions, c.head_size)
+        x = self.token_dropout(x, deterministic=not train)
+        outputs, layers = {}, []
+        for i, layer in enumerate(self.layers):
+            layer_cache = None if cache is None else cache.layers[i]
+            starts = None if cache is None else cache.lengths
+            x, layer_cache = layer(x, angles, mask, layer_cache, starts, train)
+            layers.append(layer_cache)
+            if i in feature_layers:
+                outputs[i] = x
+        features = [outputs[i] for i in feature_layers]
+        features = jnp.concatenate(features, axis=-1) if feature_layers else x[..., :0]
+        if at is not None:
+            x = jnp.take_along_axis(x, at[:, None, None], axis=1)
+        tied_head = self.embedding.embedding[: c.vocab_size].T
+        head = tied_head if c.tied_head else self.head
+        return head_scores(head, self.norm(x)), features, tuple(layers)
+
+    def __call__(self, prompt, ids):
+        x = self.tokens(ids)
+        if self.config.condition != "none":
+            null = jnp.zeros(ids.shape[0], bool)
+            x = jnp.concatenate([self.condition(prompt, null), x], axis=1)
+        length = x.shape[1]
+        positions = jnp.broadcast_to(jnp.arange(length), x.shape[:2])
+        mask = jnp.ones((x.shape[0], length, length), bool)
+        return self.body(x, positions, mask, None, (), False)[0]
+
+
+@dataclass(frozen=True)
+class Transformer:
+    """Pure functions of a decoder; static and hashable.
+
+    An input is `P` condition positions (a class, a caption, or none) followed by
+    tokens. Source: LlamaGen (arXiv 2406.06525).
+
+    Attributes:
+      config: sizes and kind of the network.
+      attention: implementation of attention over a KV cache for passes of few tokens:
+        "xla", "pallas" (kernels that read only the visible part of a cache, whose
+        capacity must be a multiple of a block, see `cache_slots`), or "cudnn" (bfloat16
+        and float16 on NVIDIA GPUs).
+
+    Raises:
+      ConfigError: `attention` is unknown.
+    """
+
+    config: TransformerConfig
+    attention: str = "xla"
+
+    def __post_init__(self):
+        if self.attention not in OVER_CACHE:
+            known = ", ".join(OVER_CACHE)
+            raise ConfigError(f"attention={self.attention!r}; choose one of {known}")
+
+    def cache_slots(self, slots: int) -> int:
+        """Cache capacity, at least `slots`, that `attention` supports."""
+        return padded_capacity(slots) if self.attention == "pallas" else slots
+
+    @property
+    def move(self) -> Callable[..., Layers]:
+        """Function that commits a path to a cache, see `core.kv_cache.gather_path`."""
+        return kernel_gather_path if self.attention == "pallas" else gather_path
+
+    def as_target(
+        self,
+        *,
+        cfg: bool = True,
+        feature_layers: tuple[int, ...] = (),
+        caption_padding: CaptionPadding = "self",
+    ) -> Target:
+        """The model as the target of an engine.
+
+        Targets made from equal arguments are equal, hashable and picklable. An `Engine`
+        replaces `feature_layers` and `caption_padding` by those of its drafter.
+
+        Args:
+          cfg: whether an unconditional branch is computed for each sequence, for
+            classifier-free guidance. Without a condition, prompts are tokens, int32
+            [B, P], at least one a sequence, with -1 after shorter ones; with guidance a
+            `TokenPrompt`.
+          feature_layers: layers whose outputs a drafter reads.
+          caption_padding: positions that padded positions of a caption attend to. The
+            logits do not depend on it.
+
+        Raises:
+          ConfigError: `caption_padding` is "published" and the model's `rope` is not
+            "grid".
+        """
+        return transformer_target(
+            self,
+            cfg=cfg,
+            feature_layers=feature_layers,
+            caption_padding=caption_padding,
+        )
+
+    def init(self, key: Array) -> Params:
+        """Random float32 parameters, with a head of zeros; consumes `key`."""
+        ids = jnp.zeros((1, 1), jnp.int32)
+        return _Decoder(self.config).init(key, self.blank_prompt(1), ids)["params"]
+
+    def blank_prompt(self, rows: int) -> PyTree:
+        """Prompt of zeros for `rows` sequences; None if there is no condition."""
+        c = self.config
+        if c.condition == "class":
+            return jnp.zeros(rows, jnp.int32)
+        if c.condition == "caption":
+            return Caption(
+                jnp.zeros((rows, c.caption_length, c.caption_width), jnp.float32),
+                jnp.ones((rows, c.caption_length), bool),
+            )
+        return None
+
+    def score(
+        self,
+        params: Params,
+        prompt: PyTree,
+        tokens: Int[Array, "B T"],
+        *,
+        null: Bool[Array, "B"] | None = None,
+        at: Int[Array, "B"] | None = None,
+        feature_layers: tuple[int, ...] = (),
+        dropout_key: Array | None = None,
+        causal: bool | Bool[Array, "P+T P+T"] | Bool[Array, "B P+T P+T"] = True,
+        positions: Int[Array, "P+T"] | None = None,
+    ) -> tuple[Float[Array, "B P+T V"], Float[Array, "B P+T E"]]:
+        """Logits of whole sequences in one pass, without a cache.
+
+        Args:
+          params: parameters.
+          prompt: class ids int32 [B], a `Caption`, or None.
+          tokens: tokens after the condition, int32.
+          null: sequences that get the null condition instead of `prompt`.
+          at: one position per sequence, int32; logits are computed only there.
+          feature_layers: layers whose outputs are returned.
+          dropout_key: random key that enables dropout; consumed.
+          causal: True if a position attends to itself and earlier ones, False if to
+            all; or a mask, True where a position attends to another, shared by all
+            sequences or one for each.
+          positions: rotary positions of condition and tokens, int32; by default their
+            indices.
+
+        Returns:
+          Float32 logits of all positions (position `P - 1 + t` scores token `t`), or
+          `[B, 1, V]` with `at`; and the concatenated outputs of `feature_layers`.
+        """
+        batch, length = tokens.shape
+        null = jnp.zeros(batch, bool) if null is None else null
+        decoder = _Decoder(self.config)
+        bound = decoder.bind(
+            {"params": params},
+            rngs=None if dropout_key is None else {"dropout": dropout_key},
+        )
+        x = bound.tokens(tokens)
+        if self.config.condition != "none":
+            x = jnp.concatenate([bound.condition(prompt, null), x], axis=1)
+        total = self.config.prefix_length + length
+        positions = jnp.arange(total) if positions is None else positions
+        positions = jnp.broadcast_to(positions, (batch, total))
+        mask = jnp.ones((total, total), bool)
+        if not isinstance(causal, bool):
+            mask = causal
+        elif causal:
+            mask = jnp.tril(mask)
+        mask = jnp.broadcast_to(mask, (batch, total, total))
+        if isinstance(prompt, Caption):
+            itself = jnp.eye(total, dtype=bool)
+            mask &= _visible_slots(prompt, total)[:, None, :] | itself[None]
+        logits, features, _ = bound.body(
+            x, positions, mask, None, feature_layers, dropout_key is not None, at
+        )
+        return logits, features
+
+    def read_prompt(
+        self,
+        params: Params,
+        prompt: PyTree,
+        null: Bool[Array, "R"],
+        cache: KVCache,
+        feature_layers: tuple[int, ...] = (),
+        padding: CaptionPadding = "self",
+    ) -> tuple[Float[Array, "R P V"], Float[Array, "R P E"], KVCache]:
+        """Reads the condition into an empty cache.
+
+        Args:
+          params: parameters.
+          prompt: class ids int32 [R], or a `Caption`.
+          null: rows of the batch that get the null condition instead of `prompt`.
+          cache: empty cache.
+          feature_layers: layers whose outputs are returned.
+          padding: positions that padded positions of a caption attend to, see
+            `CaptionPadding`.
+
+        Returns:
+          Logits and features of the `P` condition positions, and the cache with their
+          keys and values committed. The padding of a caption is not visible in it.
+        """
+        length = self.config.prefix_length
+        bound = _Decoder(self.config, self.attention).bind({"params": params})
+        x = bound.condition(prompt, null)
+        batch = x.shape[0]
+        positions = jnp.broadcast_to(jnp.arange(length), (batch, length))
+        visible = jnp.ones((batch, cache.capacity), bool)
+        if isinstance(prompt, Caption):
+            visible = _visible_slots(prompt, cache.capacity)
+        causal = jnp.tril(jnp.ones((length, cache.capacity), bool))
+        mask = visible[:, None, :] & causal[None]
+        mask |= jnp.eye(length, cache.capacity, dtype=bool)[None]
+        if padding == "published" and isinstance(prompt, Caption):
+            padding_mask = lantern_padding_mask(prompt.valid, x.dtype)
+            widths = ((0, 0), (0, 0), (0, cache.capacity - length))
+            mask |= jnp.pad(padding_mask, widths)
+        logits, features, layers = bound.body(
+            x, positions, mask, cache, feature_layers, False
+        )
+        lengths = jnp.full(batch, length, jnp.int32)
+        return logits, features, KVCache(layers, lengths, visible)
+
+    def extend(
+        self,
+        params: Params,
+        cache: KVCache,
+        tokens: Int[Array, "R T"],
+        positions: Int[Array, "R T"],
+        mask: Mask,
+        feature_layers: tuple[int, ...] = (),
+    ) -> tuple[Float[Array, "R T V"], Float[Array, "R T E"], KVCache]:
+        """Forward pass over tokens at any positions, with a cache.
+
+        Writes the keys and values of the tokens to slots `cache.lengths ..` without
+        committing them: the lengths do not change.
+
+        Args:
+          params: parameters.
+          cache: cache with at least `T` free slots.
+          tokens: token ids, int32.
+          positions: rotary positions, int32.
+          mask: True where a token may attend to a slot.
+          feature_layers: layers whose outputs are returned.
+
+        Returns:
+          Float32 logits, the concatenated outputs of `feature_layers`, and the cache.
+        """
+        bound = _Decoder(self.config, self.attention).bind({"params": params})
+        x = bound.tokens(tokens)
+        logits, features, layers = bound.body(
+            x, positions, mask, cache, feature_layers, False
+        )
+        return logits, features, KVCache(layers, cache.lengths, cache.visible)
+
+
+def lantern_padding_mask(
+    valid: Bool[Array, "B P"], dtype: jnp.dtype
+) -> Bool[Array, "B P P"]:
+    """Attention mask of the padded positions before a caption in LANTERN's target.
+
+    LANTERN adds the lowest float32 number to the scores of later positions, and the
+    lowest number of the activation dtype to those of padding. Positions with both get
+    -inf. Of those with one, softmax keeps the larger, with equal weights because the
+    queries of a condition are zero. In float32 these are the padding up to the position
+    and the whole caption; in bfloat16 and float16, whose lowest numbers are larger,
+    only the padding.
+
+    Args:
+      valid: False at padding.
+      dtype: dtype of the activations.
+
+    Returns:
+      Mask that is True where a padded position attends to another position.
+    """
+    size = valid.shape[1]
+    mask = jnp.broadcast_to(
+        jnp.tril(jnp.ones((size, size), bool)), (len(valid), size, size)
+    )
+    if dtype == jnp.float32:
+        mask = mask | valid[:, None, :]
+    return mask & ~valid[:, :, None]
+
+
+def _visible_slots(prompt: Caption, slots: int) -> Bool[Array, "B S"]:
+    """Slots that may be attended to: all but the padding of the caption."""
+    widths = ((0, 0), (0, slots - prompt.valid.shape[1]))
+    return jnp.pad(prompt.valid, widths, constant_values=True)
+
+
+def parameter_count(config: TransformerConfig) -> int:
+    """Number of parameters, computed without allocating them."""
+    shapes = jax.eval_shape(Transformer(config).init, jax.random.key(0))
+    return sum(x.size for x in jax.tree.leaves(shapes))

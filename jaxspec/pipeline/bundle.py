@@ -1,0 +1,294 @@
+"""A bundle: tokenizer, prior and drafter that belong together, in one folder."""
+
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jaxspec.checkpoint import (
+    Checkpoint,
+    Placement,
+    digest_of,
+    file_digests,
+    load_checkpoint,
+    named_leaves,
+)
+from jaxspec.config import TransformerConfig
+from jaxspec.config.checks import whole_number
+from jaxspec.drafters.registry import DRAFTERS
+from jaxspec.errors import CheckpointError, ConfigError
+from jaxspec.io.writing import write_file
+from jaxspec.models.transformer.kv_groups import copy_kv_heads, needed_copies
+from jaxspec.nn.quantize import quantized
+from jaxspec.sharding import SHARDING_RULES, ShardingRules, check_mesh, placement
+from jaxspec.typing import Params
+
+DEFAULT = "fruits64"
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Three checkpoints and where they came from.
+
+    A text model has no tokenizer: its tokens are bytes. `drafter` may be missing.
+    `text_encoder` is the folder of what reads captions, which is loaded when needed.
+
+    Attributes:
+      name: of the folder.
+      image_tokenizer: None for a model of text.
+      prior: the target.
+      drafter: trained for it.
+      text_encoder: a folder.
+      mesh: where the prior's and drafters' parameters lie; None for one device.
+      int8: matrices are held in eight bits: the prior's already, drafters' when they
+        are bound to it.
+      place: the sharding of each parameter; None for one device.
+      trained: the prior's configuration on disk, which drafters name as their target;
+        on a mesh the prior may have more key/value heads.
+    """
+
+    name: str
+    image_tokenizer: Checkpoint | None
+    prior: Checkpoint
+    drafter: Checkpoint | None
+    text_encoder: Path | None = None
+    mesh: Mesh | None = None
+    trained: TransformerConfig | None = None
+    int8: bool = False
+    place: Placement = None
+
+    @property
+    def tokenizer(self) -> Checkpoint:
+        """The image tokenizer, on one device of this process.
+
+        Raises:
+          ConfigError: there is none.
+        """
+        if self.image_tokenizer is None:
+            raise ConfigError(f"bundle '{self.name}' makes text, no images")
+        return self.image_tokenizer
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the prior's classes; decimal numbers where it has none."""
+        count = self.prior.config.classes
+        return self.prior.metadata.get("class_names") or [str(i) for i in range(count)]
+
+
+def embedded_folder() -> Path:
+    """Folder of the checkpoints that come with jaxspec.
+
+    Raises:
+      CheckpointError: the installation has none.
+    """
+    package = Path(__file__).parent.parent
+    for folder in (package / "_checkpoints", package.parent / "checkpoints"):
+        if (folder / DEFAULT).is_dir():
+            return folder
+    raise CheckpointError(
+        "this installation has no embedded checkpoint; name a folder with --checkpoint"
+    )
+
+
+def load_bundle(
+    path: str | os.PathLike | None = None,
+    *,
+    dtype: Any = None,
+    mesh: Mesh | None = None,
+    rules: ShardingRules = SHARDING_RULES,
+    int8: bool = False,
+) -> Bundle:
+    """Loads a bundle folder, or the embedded default.
+
+    Args:
+      path: a folder with `tokenizer/`, `prior/` and, if there is one, `drafter/`.
+      dtype: cast the prior's and the drafter's parameters; the tokenizer stays
+        float32.
+      mesh: where the prior's and the drafter's parameters shall lie. Key/value heads
+        that would have to be cut are copied, see `models.transformer.kv_groups`.
+      rules: where on the mesh each parameter lies.
+      int8: matrices of the prior and of drafters in eight bits, see `nn.quantize`.
+
+    Raises:
+      CheckpointError: something is missing, damaged or does not belong together.
+      NonFiniteError: a parameter holds NaN or infinity.
+    """
+    folder = Path(path) if path is not None else embedded_folder() / DEFAULT
+    if not folder.is_dir():
+        raise CheckpointError(f"no checkpoint folder at '{folder}'; check the path")
+    check_manifest(folder)
+    mesh = check_mesh(mesh) if mesh is not None else None
+    place = placement(mesh, rules) if mesh else None
+    prior, tokenizer = load_prior(folder / "prior", place), None
+    prior = replace(prior, metadata={**prior.metadata, "digest": digest_of(prior)})
+    if prior.config.condition != "none":
+        if not (folder / "tokenizer").is_dir():
+            raise CheckpointError(
+                f"'{folder}' has a prior and no tokenizer/: train one, or convert the "
+                "one that the prior was made for into the same folder"
+            )
+        tokenizer = load_checkpoint(folder / "tokenizer", "tokenizer")
+    drafter = None
+    if (folder / "drafter").is_dir():
+        drafter = load_checkpoint(folder / "drafter", sharding=place)
+        if drafter.kind not in DRAFTERS:
+            raise CheckpointError(f"'{folder / 'drafter'}' holds a {drafter.kind}")
+        digest = digest_of(prior)
+        trained_for = drafter.metadata.get("target_digest", digest)
+        if (drafter.config.target, trained_for) != (prior.config, digest):
+            raise CheckpointError(
+                f"'{folder / 'drafter'}' was trained for another prior than "
+                f"'{folder / 'prior'}'; train it again"
+            )
+    if tokenizer is not None:
+        codes, grid = tokenizer.config.codebook_size, tokenizer.config.grid
+        if (codes, grid) != (prior.config.vocab_size, prior.config.grid):
+            raise CheckpointError(
+                f"'{folder}': the prior is over {prior.config.vocab_size} codes on a "
+                f"grid of {prior.config.grid}, the tokenizer makes {codes} on one of "
+                f"{grid}"
+            )
+    if dtype is not None:
+        drafter = drafter and replace(
+            drafter, params=cast_floats(drafter.params, dtype)
+        )
+    encoder = folder / "text_encoder"
+    reads, trained = prior.config.condition == "caption", prior.config
+    prior = prepared(prior, dtype=dtype, mesh=mesh, place=place, int8=int8)
+    return Bundle(
+        folder.name,
+        tokenizer,
+        prior,
+        drafter,
+        encoder if reads and encoder.is_dir() else None,
+        mesh,
+        trained,
+        int8,
+        place,
+    )
+
+
+def prepared(
+    prior: Checkpoint,
+    *,
+    dtype: Any = None,
+    mesh: Mesh | None = None,
+    place: Any = None,
+    int8: bool = False,
+) -> Checkpoint:
+    """A target as it is used: cast, its heads divisible, its matrices rounded.
+
+    Args:
+      prior: as loaded.
+      dtype: of floating-point parameters; None: as they are.
+      mesh: whose "model" axis shall divide key/value heads.
+      place: the sharding of each parameter on it.
+      int8: see `nn.quantize`.
+    """
+    config, params = prior.config, prior.params
+    if dtype is not None:
+        params = cast_floats(params, dtype)
+    copies = needed_copies(config, mesh.shape["model"]) if mesh is not None else 1
+    if copies > 1:
+
+        def change(params):
+            return copy_kv_heads(config, params, copies)[1]
+
+        shapes = jax.eval_shape(change, params)
+        where = [place(path, x.shape) for path, x in named_leaves(shapes)]
+        where = jax.tree.unflatten(jax.tree.structure(shapes), where)
+        params = jax.jit(change, out_shardings=where)(params)
+    if int8:
+        params = quantized(params)
+    config, _ = copy_kv_heads(config, {}, copies)
+    return replace(prior, config=config, params=params)
+
+
+def load_prior(path: Path, sharding: Placement = None) -> Checkpoint:
+    """A model that draws token by token, and so can be sped up.
+
+    Raises:
+      CheckpointError: it cannot be read, or was trained for something else.
+    """
+    prior = load_checkpoint(path, "prior", sharding=sharding)
+    objective = prior.metadata.get("objective", "next")
+    if objective not in ("next", "sorted", "tidar"):
+        raise CheckpointError(
+            f"'{path}' was trained for {objective!r}: it drafts for another model "
+            "(--drafter), but does not draw on its own"
+        )
+    return prior
+
+
+def cast_floats(params: Params, dtype: Any) -> Params:
+    """Floating-point leaves in another dtype; ids stay what they are."""
+
+    def cast(x):
+        return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(cast, params)
+
+
+def write_manifest(root: str | os.PathLike) -> None:
+    """Writes the SHA-256 of every file of the bundles below `root`."""
+    root = Path(root)
+    digests = file_digests(root)
+    digests.pop(MANIFEST, None)
+    write_file(root / MANIFEST, (json.dumps(digests, indent=1) + "\n").encode())
+
+
+def check_manifest(folder: Path) -> None:
+    """Compares a bundle with the manifest beside it, if there is one.
+
+    Raises:
+      CheckpointError: a file is missing or differs.
+    """
+    manifest = folder.parent / MANIFEST
+    if not manifest.is_file():
+        return
+    try:
+        listed = json.loads(manifest.read_bytes())
+    except ValueError:
+        raise CheckpointError(f"'{manifest}' is damaged; fetch it again") from None
+    prefix = folder.name + "/"
+    wanted = {k[len(prefix) :]: v for k, v in listed.items() if k.startswith(prefix)}
+    if not wanted:
+        return
+    found = file_digests(folder)
+    for name, digest in wanted.items():
+        if found.get(name) != digest:
+            what = "is damaged" if name in found else "is missing"
+            raise CheckpointError(
+                f"'{folder / name}' {what} (its digest is in {MANIFEST}); "
+                "fetch the checkpoint again"
+            )
+
+
+def resolve_classes(bundle: Bundle, names: list[str]) -> list[int]:
+    """Class ids of names or numbers.
+
+    Raises:
+      ConfigError: a class is unknown.
+    """
+    known = bundle.class_names
+    lower = {name.lower(): i for i, name in enumerate(known)}
+    ids = []
+    for name in names:
+        text = name.strip()
+        if text.lower() in lower:
+            ids.append(lower[text.lower()])
+        elif (number := whole_number(text)) is not None and number < len(known):
+            ids.append(number)
+        else:
+            shown = text if len(text) <= 40 else f"{text[:40]}..."
+            raise ConfigError(
+                f"unknown class {shown!r}; use a number from 0 to {len(known) - 1} or "
+                f"a name that `jaxspec info` lists, such as {known[0]!r}"
+            )
+    return ids

@@ -1,0 +1,56 @@
+"""A checkpoint as a model and its parameters."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from jaxspec.checkpoint import Placement, load_checkpoint
+from jaxspec.errors import CheckpointError
+from jaxspec.models.classifier.model import Classifier
+from jaxspec.models.masked_lm.model import MaskedDiffusion
+from jaxspec.models.t5.model import TextEncoder
+from jaxspec.models.transformer.model import Transformer
+from jaxspec.tokenizers.vqgan.model import Tokenizer
+from jaxspec.typing import Params
+
+
+def load(
+    path: str | os.PathLike, sharding: Placement = None, dtype: Any = None
+) -> tuple[Any, Params]:
+    """Reads a model.
+
+    Args:
+      path: a part of a bundle (`.../prior`, `.../tokenizer`, `.../text_encoder`,
+        `.../drafter`), or a bundle, whose prior is meant.
+      sharding: of all parameters, or of each by its path and shape; by default
+        everything is put onto the first device.
+      dtype: of floating-point parameters; by default as saved.
+
+    Returns:
+      A `Transformer`, `MaskedDiffusion`, `Tokenizer`, `TextEncoder`, `Classifier` or a
+      drafter, all of them static and hashable; and its parameters. A drafter's are its
+      own: see its `with_target_params`.
+
+    Raises:
+      CheckpointError: missing, damaged, or not of the shapes it says.
+      NonFiniteError: a parameter holds NaN or infinity.
+    """
+    folder = Path(path)
+    if not (folder / "config.json").is_file() and (folder / "prior").is_dir():
+        folder = folder / "prior"
+    found = load_checkpoint(folder, sharding=sharding, dtype=dtype)
+    config, metadata = found.config, found.metadata
+    if found.kind == "prior":
+        model = Transformer(config)
+        if metadata.get("objective") == "masked":
+            model = MaskedDiffusion(model, bool(metadata.get("shifted")))
+        return model, found.params
+    makers = {
+        "tokenizer": Tokenizer,
+        "text_encoder": TextEncoder,
+        "classifier": Classifier,
+    }
+    make = makers.get(found.kind, lambda drafter: drafter)
+    if found.kind not in makers and not hasattr(config, "with_target_params"):
+        raise CheckpointError(f"'{folder}' holds a {found.kind}, which is no model")
+    return make(config), found.params

@@ -1,0 +1,171 @@
+"""Memory plan: bytes on each device of a mesh during generation."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxspec.checkpoint import abstract_params, named_leaves
+from jaxspec.config import TransformerConfig
+from jaxspec.errors import ConfigError
+from jaxspec.models.transformer.kv_groups import copy_kv_heads, needed_copies
+from jaxspec.nn.quantize import SCALE, quantized
+from jaxspec.sharding import SHARDING_RULES, ShardingRules, spec_of
+
+# Nominal memory of one device, in bytes.
+DEVICES = {
+    "TPU v5e": 16e9,
+    "TPU v6e": 32e9,
+    "A100 40 GB": 40e9,
+    "A100 80 GB": 80e9,
+    "H100 80 GB": 80e9,
+}
+# Usable fraction of it: runtime, fragmentation and collectives need the rest.
+USABLE = 0.9
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes on one device, by purpose.
+
+    Attributes:
+      weights: parameters of the target.
+      cache: keys and values of the target, of all CFG branches, for the prompt, the
+        generated tokens and the tree.
+      drafter: parameters of the drafter and its state between rounds.
+      tree: float32 logits of all nodes and the noise that is added to them; an
+        estimate.
+      workspace: activations of one pass over the tree at its widest layer; an estimate,
+        since the compiler decides which buffers exist at the same time.
+    """
+
+    weights: int
+    cache: int
+    drafter: int
+    tree: int
+    workspace: int
+
+    @property
+    def total(self) -> int:
+        """Sum of all parts."""
+        return self.weights + self.cache + self.drafter + self.tree + self.workspace
+
+    def fits(self) -> dict[str, bool]:
+        """Whether the total fits into the usable memory of each of `DEVICES`."""
+        return {name: self.total <= USABLE * size for name, size in DEVICES.items()}
+
+
+def params_bytes(
+    kind: str,
+    config: Any,
+    sizes: Mapping[str, int],
+    itemsize: int,
+    rules: ShardingRules = SHARDING_RULES,
+    int8: bool = False,
+) -> int:
+    """Bytes of a model's parameters on one device of a mesh.
+
+    Args:
+      kind: key of `jaxspec.checkpoint.KINDS`.
+      config: configuration of that kind.
+      sizes: devices along each axis of the mesh, by name.
+      itemsize: bytes of one parameter that is not quantized.
+      rules: sharding rules.
+      int8: whether matrices are held as int8 with one scale per column.
+    """
+    total, params = 0, abstract_params(kind, config)
+    if int8:
+        params = jax.eval_shape(quantized, params)
+    for path, x in named_leaves(params):
+        spec = spec_of(path, x.shape, dict(sizes), rules)
+        axes = [a for part in spec if part for a in np.atleast_1d(part)]
+        parts = math.prod(sizes.get(axis, 1) for axis in axes)
+        fixed = int8 and (x.dtype == jnp.int8 or path.endswith(SCALE))
+        total += x.size * (x.dtype.itemsize if fixed else itemsize) // parts
+    return total
+
+
+def plan_memory(
+    config: TransformerConfig,
+    *,
+    sizes: Mapping[str, int],
+    batch: int,
+    nodes: int = 58,
+    itemsize: int = 2,
+    cfg: bool = True,
+    drafter: tuple[str, Any] | None = None,
+    drafter_cache_width: int = 0,
+    int8: bool = False,
+) -> MemoryPlan:
+    """Plans the memory of one device.
+
+    Sequences are divided along "data"; heads, widths and the vocabulary along "model".
+
+    Args:
+      config: configuration of the target.
+      sizes: devices along "data" and "model".
+      batch: number of sequences on all devices together.
+      nodes: number of nodes of the tree, including its root.
+      itemsize: bytes of a parameter, key or value.
+      cfg: whether classifier-free guidance doubles the sequences of a pass.
+      drafter: kind and configuration of the drafter, or None without one.
+      drafter_cache_width: numbers in the drafter's cache per position and branch; see
+        `drafter_cache_width`.
+      int8: whether matrices are held as int8.
+
+    Raises:
+      ConfigError: `batch` is smaller than the number of devices along "data".
+    """
+    data, model = sizes.get("data", 1), sizes.get("model", 1)
+    if batch < data:
+        raise ConfigError(
+            f"batch {batch} leaves devices idle: the mesh has {data} along 'data'"
+        )
+    sequences = -(-batch // data)
+    branches = sequences * (2 if cfg else 1)
+    config = copy_kv_heads(config, {}, needed_copies(config, model))[0]
+    # Heads that do not divide evenly are replicated.
+    heads = config.num_kv_heads
+    heads = heads // model if heads % model == 0 else heads
+    slots = config.prefix_length + config.sequence_length + nodes
+    cache = config.layers * 2 * branches * heads * slots * config.head_size * itemsize
+    vocab = -(-config.vocab_size // model)
+    drafter_bytes = 0
+    if drafter is not None:
+        drafter_bytes = params_bytes(*drafter, sizes, itemsize, int8=int8)
+        drafter_bytes += branches * slots * drafter_cache_width * itemsize
+    widest = max(2 * config.ffn_size, config.heads * config.head_size * 3) // model
+    workspace = branches * nodes * (2 * config.width + widest) * itemsize
+    # Attention scores in float32.
+    workspace += branches * nodes * slots * max(config.heads // model, 1) * 4
+    return MemoryPlan(
+        weights=params_bytes("prior", config, sizes, itemsize, int8=int8),
+        cache=cache,
+        drafter=drafter_bytes,
+        tree=(branches + 2 * sequences) * nodes * vocab * 4,
+        workspace=workspace,
+    )
+
+
+def plan_table(plan: MemoryPlan, title: str) -> str:
+    """Formats a plan as text, one line per part and per device type."""
+    lines = [title]
+    for name in ("weights", "cache", "drafter", "tree", "workspace", "total"):
+        about = "about" if name in ("tree", "workspace", "total") else ""
+        size = f"{getattr(plan, name):>16,}"
+        lines.append(f"  {name:10} {about:5} {size} bytes per device")
+    lines.append("")
+    for name, fits in plan.fits().items():
+        lines.append(f"  {name:10} {'fits' if fits else 'does not fit'}")
+    return "\n".join(lines)
+
+
+def drafter_cache_width(drafter: Any) -> int:
+    """Numbers in a drafter's cache per position: keys and values of all its layers."""
+    config = getattr(drafter, "config", drafter)
+    heads = getattr(config, "num_kv_heads", 0)
+    return 2 * getattr(config, "layers", 1) * heads * getattr(config, "head_size", 0)

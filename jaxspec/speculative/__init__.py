@@ -1,0 +1,1 @@
+"""Speculative generation from an autoregressive target; knows no model."""

@@ -1,0 +1,92 @@
+"""Static settings of speculative generation."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxspec.core.numbers import within
+from jaxspec.core.sampling import LLAMAGEN_ORDER, Step
+from jaxspec.errors import ConfigError
+from jaxspec.speculative.draft import Drafter, Selection, num_extra_queries
+from jaxspec.speculative.target import Target
+from jaxspec.speculative.trees.dynamic import DynamicTree
+from jaxspec.speculative.trees.tree import Tree
+from jaxspec.speculative.verify import Coupled, Verifier
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Everything static about a generation; hashable.
+
+    Attributes:
+      target: model whose generation is accelerated. With a drafter that has
+        `feature_layers`, it is replaced by `Target.for_drafter(drafter)`.
+      max_new_tokens: number of tokens to generate for each sequence.
+      drafter: proposes the drafts; None for plain decoding, one token a call.
+      tree: shape of the drafts, or the bound of dynamic trees; the root alone without a
+        drafter.
+      verifier: decides which drafted tokens are accepted.
+      order: logits processors, in order; see `core.sampling.process_logits`.
+      tie_margin: largest difference, doubled, between the logits of two passes of
+        different widths. A decision that such a difference could change (guidance and
+        temperature enlarge it, see `core.sampling.rounding_gain`) is taken again from
+        the target's `rescore`, which has one fixed shape: then every tree, drafter and
+        batch yields the same tokens. 0 turns this off.
+      selection: how the drafter chooses candidates; None for what the verifier needs.
+      cache_stages: number of cache sizes that `Engine.generate` goes through. Each
+        stage adds an equal share of the tokens, so that passes do not read slots that
+        are filled later. It pays for large batches whose attention reads the whole
+        cache ("xla"); the loop is compiled once a stage.
+      log_probs: distribution whose log-probabilities of the generated tokens are
+        recorded: that of the model after guidance ("model"), or the one that is sampled
+        from, after temperature and filters ("sampling"). None records nothing.
+
+    Raises:
+      ConfigError: a number is out of range, or a draft tree has no drafter.
+    """
+
+    target: Target
+    max_new_tokens: int
+    drafter: Drafter | None = None
+    tree: Tree | DynamicTree = Tree.root()
+    verifier: Verifier = Coupled()
+    order: tuple[Step, ...] = LLAMAGEN_ORDER
+    tie_margin: float = 5e-4
+    selection: Selection | None = None
+    cache_stages: int = 1
+    log_probs: Literal["model", "sampling"] | None = None
+
+    def __post_init__(self):
+        if self.max_new_tokens < 1:
+            raise ConfigError(
+                f"max_new_tokens={self.max_new_tokens} must be at least 1"
+            )
+        if self.drafter is None and self.tree.size != 1:
+            raise ConfigError("a tree of drafts needs a drafter")
+        if not 1 <= self.cache_stages <= self.max_new_tokens:
+            raise ConfigError(
+                f"cache_stages={self.cache_stages} must be 1 to "
+                f"max_new_tokens={self.max_new_tokens}"
+            )
+        if self.log_probs not in (None, "model", "sampling"):
+            raise ConfigError(
+                f"log_probs={self.log_probs!r}; choose 'model', 'sampling' or None"
+            )
+        within("tie_margin", self.tie_margin)
+        if self.target.for_drafter and hasattr(self.drafter, "feature_layers"):
+            target = self.target.for_drafter(self.drafter)
+            object.__setattr__(self, "target", target)
+
+    @property
+    def path_length(self) -> int:
+        """Length of a path from the root, `A`."""
+        return self.tree.depth + 1
+
+    @property
+    def window(self) -> int:
+        """Queries of one verify pass: the nodes of the tree and extra queries."""
+        return self.tree.size + num_extra_queries(self.drafter, self.tree)
+
+    @property
+    def candidates(self) -> Selection:
+        """How the drafter chooses candidates."""
+        return self.selection or self.verifier.selection

@@ -1,0 +1,153 @@
+"""First state of a generation: prompts read, first token chosen."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+
+from jaxspec.core.arguments import batch_size, check_keys, check_rows
+from jaxspec.core.mesh_sync import varying
+from jaxspec.core.noise import batch_keys, position_noise
+from jaxspec.core.precision import full_precision
+from jaxspec.core.result import Stats
+from jaxspec.core.sampling import Sampling, apply_cfg, process_logits_with_bounds
+from jaxspec.core.stopping import StoppingCriteria
+from jaxspec.core.vocab_parallel import argmax_with_margin
+from jaxspec.speculative.draft import InitContext
+from jaxspec.speculative.engine_config import EngineConfig
+from jaxspec.speculative.log_probs import token_log_probs
+from jaxspec.speculative.state import SpecState, Variables
+from jaxspec.speculative.tie_break import is_near_tie, margin_with_filters, resolve_ties
+from jaxspec.typing import Array, BatchKeys, Float, Int, Key, PyTree
+
+
+@full_precision
+def init_state(
+    engine: EngineConfig,
+    variables: Variables,
+    prompt: PyTree,
+    sampling: Sampling,
+    keys: BatchKeys | Key[Array, ""],
+    stopping: StoppingCriteria | None = None,
+    room: int | None = None,
+) -> SpecState:
+    """Reads the prompts and chooses the first token of each sequence.
+
+    Args:
+      engine: static settings.
+      variables: arrays of the batch.
+      prompt: prompts as `Target.prefill` takes them, `B` sequences.
+      sampling: sampling settings, of all sequences or of each.
+      keys: one typed key a sequence, or one that `batch_keys` splits. Equal key, prompt
+        and settings give equal tokens in any batch, with any drafter and tree.
+      stopping: stopping criteria; by default `engine.max_new_tokens`.
+      room: number of generated tokens that the target's cache holds; by default
+        `engine.max_new_tokens`. No sequence may begin a round with more.
+
+    Raises:
+      ConfigError: keys are raw or not one a sequence, or arguments have different
+        numbers of sequences.
+    """
+    batch = batch_size(prompt, keys)
+    if not getattr(keys, "ndim", 1):
+        keys = batch_keys(keys, batch)
+    check_keys(keys)
+    # Copies: the state may be donated, the arguments may not.
+    prompt, sampling = jax.tree.map(jnp.copy, (prompt, sampling.for_batch(batch)))
+    stopping = _stopping_of(engine, stopping, batch)
+    check_rows(batch, prompt=prompt)
+    slots = engine.max_new_tokens + engine.window  # beyond those of the prompt
+    logits, features, cache = engine.target.prefill(
+        variables.target, prompt, slots if room is None else room + engine.window
+    )
+    start = jnp.copy(cache.lengths[:batch])  # the cache's own buffer may be donated
+    token, near, finite, log_probs = _first_token(
+        engine, variables, prompt, sampling, logits, keys, start
+    )
+    drafter = None
+    if engine.drafter is not None:
+        ctx = InitContext(prompt, features, cache.lengths, engine.tree, batch, slots)
+        drafter = engine.drafter.init(variables.drafter, ctx)
+    length = engine.path_length
+    path = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length))
+    total = engine.max_new_tokens + length
+    state = SpecState(
+        prompt=prompt,
+        sampling=sampling,
+        tokens=jnp.zeros((batch, total), jnp.int32).at[:, 0].set(token),
+        length=jnp.ones(batch, jnp.int32),
+        start=start,
+        cache=cache,
+        path=path,
+        counts=jnp.zeros(batch, jnp.int32),
+        drafter=drafter,
+        keys=jax.random.clone(keys),
+        stopping=stopping,
+        done=(stopping.max_new_tokens <= 1) | stopping.is_stop(token),
+        stats=_first_stats(engine, batch, near.astype(jnp.int32)),
+        finite=finite,
+        log_probs=jax.tree.map(lambda x: _padded(x, total), log_probs),
+    )
+    return varying(state, token, stopping.max_new_tokens)
+
+
+def _stopping_of(
+    engine: EngineConfig, stopping: StoppingCriteria | None, batch: int
+) -> StoppingCriteria:
+    """Stopping criteria of each sequence, within the engine's `max_new_tokens`."""
+    if stopping is None:
+        stopping = StoppingCriteria.create(max_new_tokens=engine.max_new_tokens)
+    stopping = stopping.for_batch(batch)
+    return replace(
+        stopping,
+        max_new_tokens=jnp.minimum(stopping.max_new_tokens, engine.max_new_tokens),
+        stop_tokens=jnp.copy(stopping.stop_tokens),
+    )
+
+
+def _first_token(engine, variables, prompt, sampling, logits, keys, start):
+    """First tokens, whether they were near-ties, whether finite, log-probabilities."""
+    batch = start.shape[0]
+    index = jnp.zeros(batch, jnp.int32)
+    noise = position_noise(keys, start[:, None], engine.target.vocab_size)[:, 0]
+    noise = jnp.where(sampling.temperature[:, None] > 0, noise, 0.0)
+    merged = apply_cfg(logits, sampling, index)
+    scores, uncertain = process_logits_with_bounds(
+        merged, sampling, engine.order, engine.tie_margin
+    )
+    token, margin = argmax_with_margin(scores + noise)
+    margin = margin_with_filters(margin, scores, uncertain, noise)
+    near = is_near_tie(engine, sampling, margin)
+    no_tokens = jnp.zeros((batch, engine.max_new_tokens), jnp.int32)
+    token = resolve_ties(
+        engine,
+        variables.target,
+        prompt,
+        sampling,
+        noise,
+        no_tokens,
+        index,
+        token,
+        near,
+    )
+    log_probs = token_log_probs(
+        engine, variables, merged[:, None], scores[:, None], token[:, None]
+    )
+    return token, near, ~jnp.isnan(margin), log_probs
+
+
+def _first_stats(engine: EngineConfig, batch: int, rescored: Int[Array, "B"]) -> Stats:
+    depth, width = max(engine.tree.depth, 1), engine.tree.width
+    return Stats(
+        calls=jnp.ones(batch, jnp.int32),
+        rounds=jnp.zeros((), jnp.int32),
+        proposed=jnp.zeros(batch, jnp.int32),
+        rescored=rescored,
+        accepted=jnp.zeros((batch, engine.path_length), jnp.int32),
+        hits=jnp.zeros((batch, depth, width), jnp.int32),
+    )
+
+
+def _padded(x: Float[Array, "B 1 ..."], total: int) -> Float[Array, "B T ..."]:
+    """The array with zeros behind it, up to `total` along the second axis."""
+    return jnp.pad(x, ((0, 0), (0, total - 1), *((0, 0),) * (x.ndim - 2)))

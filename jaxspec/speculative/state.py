@@ -1,0 +1,76 @@
+"""Variables and state of speculative generation."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jax.tree_util import register_dataclass
+
+from jaxspec.core.kv_cache import KVCache
+from jaxspec.core.result import LogProbs, Stats
+from jaxspec.core.sampling import Sampling
+from jaxspec.core.stopping import StoppingCriteria
+from jaxspec.typing import Array, BatchKeys, Bool, Int, Params, PyTree
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Variables:
+    """All arrays that the sequences of a batch share; `Engine.variables` makes them.
+
+    Attributes:
+      target: parameters of the target.
+      drafter: parameters of the drafter, together with those of the target that it
+        reads; None without a drafter.
+      verifier: arrays that the verifier reads; None if it reads none.
+      related_tokens: int32 [V, M], tokens whose log-probabilities are recorded beside
+        that of each emitted token; None for none. See `EngineConfig.log_probs`.
+    """
+
+    target: Params
+    drafter: Params = None
+    verifier: Params = None
+    related_tokens: Int[Array, "V M"] | None = None
+
+    is_replicated: ClassVar[bool] = True  # see `sharding.over_batch`
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class SpecState:
+    """State between two rounds.
+
+    Attributes:
+      prompt: prompts of the sequences, as `Target.prefill` takes them.
+      sampling: sampling settings of the sequences.
+      tokens: int32 [B, max_new_tokens + A], generated tokens; arbitrary beyond
+        `length`.
+      length: int32 [B], number of generated tokens.
+      start: int32 [B], absolute position of the first generated token.
+      cache: KV cache of the target; the last draft lies behind the committed slots.
+      path: int32 [B, A], accepted nodes of the last draft tree.
+      counts: int32 [B], number of them that the next round commits to the cache.
+      drafter: state of the drafter.
+      keys: typed keys [B].
+      stopping: stopping criteria of the sequences.
+      done: bool [B], sequences that have ended.
+      stats: counters.
+      finite: bool [B], False once the target gave NaN, or only -inf.
+      log_probs: log-probabilities, `T = max_new_tokens + A`; None unless they are
+        recorded.
+    """
+
+    prompt: PyTree
+    sampling: Sampling
+    tokens: Int[Array, "B T"]
+    length: Int[Array, "B"]
+    start: Int[Array, "B"]
+    cache: KVCache
+    path: Int[Array, "B A"]
+    counts: Int[Array, "B"]
+    drafter: PyTree
+    keys: BatchKeys
+    stopping: StoppingCriteria
+    done: Bool[Array, "B"]
+    stats: Stats
+    finite: Bool[Array, "B"]
+    log_probs: LogProbs | None = None

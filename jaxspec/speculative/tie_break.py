@@ -1,0 +1,114 @@
+"""Resolution of near-ties by a pass of fixed shape.
+
+A pass over one token and a pass over a draft tree round differently. A decision that
+this could change is taken again from `Target.rescore`, whose shape does not depend on
+the tree: plain and speculative decoding then emit the same token.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxspec.core.mesh_sync import any_group
+from jaxspec.core.sampling import Sampling, apply_cfg, process_logits, rounding_gain
+from jaxspec.core.vocab_parallel import argmax_with_margin
+from jaxspec.speculative.engine_config import EngineConfig
+from jaxspec.typing import Array, Bool, Float, Int, Params, PyTree
+
+
+def resolves_ties(engine: EngineConfig) -> bool:
+    """Whether near-ties are resolved."""
+    return engine.target.rescore is not None and engine.tie_margin > 0
+
+
+def is_near_tie(
+    engine: EngineConfig, sampling: Sampling, margin: Float[Array, "B ..."]
+) -> Bool[Array, "B ..."]:
+    """Mask of decisions that rounding could change, and that can be taken again.
+
+    Args:
+      engine: static settings.
+      sampling: sampling settings of the sequences.
+      margin: lead of the chosen token over the second best.
+    """
+    if not resolves_ties(engine):
+        return jnp.zeros_like(margin, bool)
+    close = engine.tie_margin * rounding_gain(sampling)
+    return margin < close.reshape(-1, *(1,) * (margin.ndim - 1))
+
+
+def margin_with_filters(
+    margin: Float[Array, "B ..."],
+    scores: Float[Array, "B ... V"],
+    uncertain: Float[Array, "B ... V"] | None,
+    noise: Float[Array, "B ... V"],
+) -> Float[Array, "B ..."]:
+    """Margins, at most the lead over tokens whose filtering is uncertain.
+
+    Args:
+      margin: lead of the chosen token over the second best.
+      scores: processed logits.
+      uncertain: scores of the tokens that a filter might treat otherwise, see
+        `process_logits_with_bounds`; None without filters.
+      noise: Gumbel noise of the positions.
+    """
+    if uncertain is None:
+        return margin
+    lead = jnp.max(scores + noise, axis=-1) - jnp.max(uncertain + noise, axis=-1)
+    return jnp.minimum(margin, lead)
+
+
+def resolve_ties(
+    engine: EngineConfig,
+    params: Params,
+    prompt: PyTree,
+    sampling: Sampling,
+    noise: Float[Array, "B V"],
+    tokens: Int[Array, "B T"],
+    index: Int[Array, "B"],
+    choice: Int[Array, "B"],
+    near: Bool[Array, "B"],
+) -> Int[Array, "B"]:
+    """Takes near-tied decisions again, one sequence at a time.
+
+    Args:
+      engine: static settings.
+      params: parameters of the target.
+      prompt: prompts of the sequences.
+      sampling: sampling settings of the sequences.
+      noise: Gumbel noise of the positions that are decided.
+      tokens: generated tokens, of which the first `index` are read.
+      index: index of the generated token that is decided.
+      choice: token that the wide pass chose.
+      near: mask of the sequences whose decision is taken again.
+
+    Returns:
+      The tokens, int32 [B].
+    """
+    rescore = engine.target.rescore
+    if rescore is None or not resolves_ties(engine):
+        return choice
+    known = jnp.arange(engine.max_new_tokens)[None] < index[:, None]
+    known_tokens = jnp.where(known, tokens[:, : engine.max_new_tokens], 0)
+
+    def resolve_one(sequence):
+        near, prompt, sampling, noise, tokens, index, choice = sequence
+
+        def decide():
+            alone = jax.tree.map(lambda x: x[None], (prompt, sampling))
+            logits = rescore(params, alone[0], tokens[None], index[None])
+            merged = apply_cfg(logits, alone[1], index[None])
+            scores = process_logits(merged, alone[1], engine.order)
+            return argmax_with_margin(scores + noise[None])[0][0]
+
+        return jax.lax.cond(
+            any_group(near),
+            lambda: jnp.where(near, decide(), choice),
+            lambda: choice,
+        )
+
+    sequences = (near, prompt, sampling, noise, known_tokens, index, choice)
+    return jax.lax.cond(
+        any_group(jnp.any(near)),
+        lambda: jax.lax.map(resolve_one, sequences),
+        lambda: choice,
+    )

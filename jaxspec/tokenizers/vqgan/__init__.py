@@ -1,0 +1,1 @@
+"""VQGAN tokenizer."""
