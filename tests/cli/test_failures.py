@@ -70,7 +70,7 @@ def test_out_of_memory_suggests_a_smaller_batch(
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr("jaxspec.pipeline.draw", fail)
+    monkeypatch.setattr("jaxspec.pipeline.generation.generate", fail)
     out = tmp_path / "s.png"
     assert main(["generate", "--num", "1", "--out", str(out)]) == 2
     (line,) = [
