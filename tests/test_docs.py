@@ -1,6 +1,7 @@
 """The pages in docs/ do what they say."""
 
 import re
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,21 @@ def test_drafters_page_runs(capsys):
     for code in blocks("python", (DOCS / "drafters.md").read_text()):
         exec(compile(code, "drafters.md", "exec"), here)
     assert (here["out"].stats.calls < 64).all()
+
+
+def test_the_page_on_your_own_loop_has_the_readmes_example():
+    text = (DOCS / "own_loop.md").read_text()
+    assert blocks("python", text) == blocks("python")
+
+
+def test_the_index_of_reports_lists_each_with_its_command():
+    index = runpy.run_path(str(DOCS / "reports" / "make_index.py"))["index"]()
+    assert (DOCS / "reports" / "index.md").read_text() == index
+
+
+def test_every_plot_of_a_report_is_on_its_page():
+    for plot in (DOCS / "reports").glob("*.png"):
+        assert f"]({plot.name})" in plot.with_suffix(".md").read_text(), plot.name
 
 
 @pytest.mark.slow

@@ -153,7 +153,12 @@ def run_images(arguments: argparse.Namespace) -> None:
     """Runs `jaxspec eval images`."""
     from pathlib import Path
 
-    from jaxspec.cli.bench.output import check_numbers, check_out, command_line
+    from jaxspec.cli.bench.output import (
+        check_numbers,
+        check_out,
+        command_line,
+        with_plot,
+    )
     from jaxspec.errors import ConfigError
 
     check_numbers(arguments, "batch", num=4)
@@ -236,6 +241,7 @@ def run_images(arguments: argparse.Namespace) -> None:
     }
     result = {"command": command_line("eval images", options), **result}
     write_file(arguments.out + ".json", json_bytes(result))
-    write_file(arguments.out + ".md", quality_markdown(result).encode())
+    text = quality_markdown(result)
+    write_file(arguments.out + ".md", with_plot(text, arguments.out).encode())
     write_file(arguments.out + ".png", png_bytes(quality_plot(result)))
-    print(quality_markdown(result))
+    print(text)

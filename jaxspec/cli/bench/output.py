@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -125,8 +126,10 @@ def write_report(
     report = {"command": command, **result}
     write_file(stem + ".json", json_bytes(report))
     text = markdown(report)
-    write_file(stem + ".md", text.encode())
-    if plot is not None:
+    if plot is None:
+        write_file(stem + ".md", text.encode())
+    else:
+        write_file(stem + ".md", with_plot(text, stem).encode())
         write_file(stem + ".png", png_bytes(plot(report)))
     print(text)
     before, keys = compare
@@ -134,6 +137,11 @@ def write_report(
         from jaxspec.evaluate.tables import comparison_markdown
 
         print(comparison_markdown(report, before, keys))
+
+
+def with_plot(markdown: str, stem: str) -> str:
+    """Appends the plot `STEM.png` to the text of `STEM.md`."""
+    return f"{markdown.rstrip()}\n\n![plot of the table]({Path(stem).name}.png)\n"
 
 
 def add_compare(parser: argparse.ArgumentParser) -> None:
