@@ -71,7 +71,7 @@ def test_the_scaling_page_draws_on_a_mesh_what_one_device_draws():
     (program,) = blocks("python", (DOCS / "scaling.md").read_text())
     here = {}
     exec(compile(program.replace("256", "12"), "scaling.md", "exec"), here)
-    bundle = jaxspec.load_bundle()
+    bundle = jaxspec.load_pipeline().bundle
     target = jaxspec.Transformer(bundle.prior.config).as_target()
     engine = jaxspec.Engine(target, 12)
     variables = jaxspec.Variables(bundle.prior.params)

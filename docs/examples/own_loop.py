@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import jaxspec
 
 V, LENGTH = 32, 40
-tree, verifier = jaxspec.Tree.named("0,1,00,01,10"), jaxspec.Coupled()
+tree, verifier = jaxspec.Tree.named("0,1,00,01,10"), jaxspec.verify.Coupled()
 
 
 def run(target, params, keys):  # target(params, before, last): what follows two tokens
@@ -23,7 +23,7 @@ def run(target, params, keys):  # target(params, before, last): what follows two
         draft = jaxspec.Draft(nodes, jnp.ones(nodes.shape, bool))
         scores = target(params, jnp.stack(before, 1), nodes)  # all nodes: [B, N, V]
         positions = length[:, None] + jnp.arange(tree.depth + 1)
-        noise = jaxspec.draw_noise(keys, positions, tree.size, V)
+        noise = jaxspec.verify.draw_noise(keys, positions, tree.size, V)
         new, count = verifier.verify(scores, draft, tree, noise).emitted(draft)
         tokens = jax.vmap(jax.lax.dynamic_update_slice)(tokens, new, length[:, None])
         return tokens, jnp.minimum(length + count, LENGTH), calls + 1

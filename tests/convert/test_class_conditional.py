@@ -42,7 +42,7 @@ def test_the_two_files_make_a_bundle(downloaded):
     assert [c[0] for c in convert] == ["convert", "convert"]
     for command in convert:
         assert main(command) == 0
-    bundle = jaxspec.load_bundle(generate[generate.index("--checkpoint") + 1])
+    bundle = jaxspec.load_pipeline(generate[generate.index("--checkpoint") + 1]).bundle
     prior, vq = bundle.prior.config, bundle.tokenizer.config
     assert (prior.grid, prior.classes, prior.heads) == (16, 1000, 4)
     assert (vq.grid, vq.image_size) == (16, 256)

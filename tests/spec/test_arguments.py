@@ -84,7 +84,7 @@ def test_settings_of_another_number_of_rows_are_refused():
         lambda: apply_cfg(jnp.zeros((3, V)), Sampling.create(B), index),
         lambda: position_noise(batch_keys(0, B), POSITIONS[:1], V),
     ):
-        with pytest.raises(ConfigError, match="rows"):
+        with pytest.raises(ConfigError, match="rows|sequences"):
             run()
 
 

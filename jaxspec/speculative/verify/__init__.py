@@ -1,5 +1,7 @@
-"""Verifiers, one file a family."""
+"""Verifiers, and what they are measured and made with."""
 
+from jaxspec.core.noise import Noise, draw_noise
+from jaxspec.speculative.verify.acceptance import optimal_acceptance
 from jaxspec.speculative.verify.annealed import Annealed
 from jaxspec.speculative.verify.base import (
     LosslessVerifier,
@@ -15,6 +17,7 @@ from jaxspec.speculative.verify.grouped import Grouped
 from jaxspec.speculative.verify.judge import Judge
 from jaxspec.speculative.verify.kseq import KSeq
 from jaxspec.speculative.verify.lantern import Lantern
+from jaxspec.speculative.verify.neighbors import Neighbors, neighbor_table
 from jaxspec.speculative.verify.outcome import Outcome
 from jaxspec.speculative.verify.rejection import Rejection
 from jaxspec.speculative.verify.typical import Typical
@@ -29,11 +32,16 @@ __all__ = [
     "Judge",
     "KSeq",
     "Lantern",
-    "Outcome",
     "LosslessVerifier",
     "LossyVerifier",
+    "Neighbors",
+    "Noise",
+    "Outcome",
     "Rejection",
-    "Verifier",
     "Typical",
     "Verdict",
+    "Verifier",
+    "draw_noise",
+    "neighbor_table",
+    "optimal_acceptance",
 ]

@@ -1,0 +1,188 @@
+"""The generator contract: what every loop over `init` and `step` may rely on."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import register_dataclass
+
+from jaxspec.core.continuous_batching import Requests, idle_batch, run_queue
+from jaxspec.core.generator import advance
+from jaxspec.core.noise import batch_keys
+from jaxspec.core.result import Generation, Stats
+from jaxspec.core.sampling import Sampling
+from jaxspec.core.stopping import StoppingCriteria
+from jaxspec.sharding import make_mesh, over_batch
+from jaxspec.speculative.engine import Engine
+from jaxspec.speculative.trees.tree import Tree
+from jaxspec.testing.table_drafter import TableDrafter
+from jaxspec.testing.toy import toy_params, toy_target
+
+VOCAB, LENGTH, BATCH = 6, 9, 4
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class CountingState:
+    """State of `Counting`."""
+
+    first: jax.Array
+    length: jax.Array
+    stopping: StoppingCriteria
+    done: jax.Array
+    stats: Stats
+
+
+@dataclass(frozen=True)
+class Counting:
+    """Generator that is no speculative engine: counts up from the prompt.
+
+    Attributes:
+      size: number of tokens of each sequence.
+    """
+
+    size: int
+
+    def init(self, variables, prompt, *, sampling, keys, stopping=None) -> Any:
+        """See `Generator`."""
+        batch = prompt.shape[0]
+        stopping = stopping or StoppingCriteria.create(max_new_tokens=self.size)
+        zeros = jnp.zeros(batch, jnp.int32)
+        stats = Stats(
+            jnp.zeros(batch, jnp.int32),
+            jnp.zeros((), jnp.int32),
+            jnp.zeros(batch, jnp.int32),
+            jnp.zeros(batch, jnp.int32),
+            jnp.zeros((batch, 1), jnp.int32),
+            jnp.zeros((batch, 1, 1), jnp.int32),
+        )
+        return CountingState(
+            prompt + variables, zeros, stopping.for_batch(batch), zeros > 0, stats
+        )
+
+    def step(self, variables, state):
+        """See `Generator`."""
+        live = (~state.done).astype(jnp.int32)
+        length = state.length + live
+        stats = replace(
+            state.stats, calls=state.stats.calls + live, rounds=state.stats.rounds + 1
+        )
+        done = state.done | (length >= state.stopping.max_new_tokens)
+        return replace(state, length=length, done=done, stats=stats)
+
+    def done(self, state):
+        """See `Generator`."""
+        return state.done
+
+    def result(self, state) -> Generation:
+        """See `Generator`."""
+        index = jnp.arange(self.size)[None]
+        tokens = jnp.where(
+            index < state.length[:, None], state.first[:, None] + index, -1
+        )
+        return Generation(tokens, state.length, state.stats, jnp.ones_like(state.done))
+
+
+TREE = Tree.named("0,1,00")
+TABLE = {"table": jax.random.normal(jax.random.key(1), (TREE.depth, VOCAB, VOCAB))}
+ENGINE = Engine(toy_target(VOCAB, 2), LENGTH, TableDrafter(), TREE)
+GENERATORS = {
+    "engine": (ENGINE, ENGINE.variables(toy_params(VOCAB, 60), TABLE)),
+    "counting": (Counting(LENGTH), jnp.int32(3)),
+}
+
+
+def options(batch=BATCH):
+    budget = np.resize([LENGTH, 3, 7, 1], batch)
+    return {
+        "sampling": Sampling.create(batch, cfg_scale=2.0),
+        "keys": batch_keys(5, batch),
+        "stopping": StoppingCriteria.create(batch, max_new_tokens=budget),
+    }
+
+
+def to_the_end(name, batch=BATCH):
+    generator, variables = GENERATORS[name]
+    state = jax.jit(generator.init)(variables, jnp.arange(batch), **options(batch))
+    step = jax.jit(generator.step)
+    while not generator.done(state).all():
+        state = step(variables, state)
+    return generator.result(state)
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_steps_in_any_portions_give_the_same_result(name):
+    generator, variables = GENERATORS[name]
+    state = generator.init(variables, jnp.arange(BATCH), **options())
+    few = jax.jit(partial(advance, generator, steps=2))
+    lengths = []
+    while not generator.done(state).all():
+        state = few(variables, state)
+        lengths.append(np.asarray(generator.result(state).lengths))
+    expected = to_the_end(name)
+    np.testing.assert_array_equal(generator.result(state).tokens, expected.tokens)
+    assert len(lengths) > 1 and (np.diff(lengths, axis=0) >= 0).all()
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_a_result_in_between_is_a_prefix_of_the_last(name):
+    generator, variables = GENERATORS[name]
+    state = generator.init(variables, jnp.arange(BATCH), **options())
+    early = generator.result(generator.step(variables, state))
+    last = to_the_end(name)
+    exists = np.asarray(early.tokens) >= 0
+    assert 0 < exists.sum() < (np.asarray(last.tokens) >= 0).sum()
+    np.testing.assert_array_equal(early.tokens[exists], last.tokens[exists])
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_a_finished_sequence_stays_as_it_is(name):
+    generator, variables = GENERATORS[name]
+    state = generator.init(variables, jnp.arange(BATCH), **options())
+    state = advance(generator, variables, state)
+    again = generator.result(generator.step(variables, state))
+    expected = generator.result(state)
+    np.testing.assert_array_equal(again.tokens, expected.tokens)
+    np.testing.assert_array_equal(again.stats.calls, expected.stats.calls)
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_every_generator_is_batched_continuously(name):
+    generator, variables = GENERATORS[name]
+    count = 11
+    queue = Requests(jnp.arange(count), jnp.arange(count) % VOCAB, **options(count))
+    first = jax.tree.map(lambda x: x[:3], queue)
+    batch = idle_batch(generator, variables, first)
+    _, finished = jax.jit(partial(run_queue, generator))(variables, batch, queue, True)
+    alone = jax.jit(generator.init)(variables, queue.prompt, **options(count))
+    alone = generator.result(advance(generator, variables, alone))
+    order = np.argsort(np.asarray(finished.ids)[:count])
+    np.testing.assert_array_equal(
+        np.asarray(finished.result.tokens)[order], alone.tokens
+    )
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_every_generator_is_divided_over_a_mesh(name):
+    generator, variables = GENERATORS[name]
+    if name == "counting":  # its variables are no `Variables`
+        from jaxspec.sharding import Replicated
+
+        variables = Replicated(variables)
+        counting = generator
+        init = lambda v, *a, **k: counting.init(v.value, *a, **k)  # noqa: E731
+        step = lambda v, s: counting.step(v.value, s)  # noqa: E731
+    else:
+        init, step = generator.init, generator.step
+    mesh = make_mesh(4, 2)
+    state = jax.jit(over_batch(mesh, init))(variables, jnp.arange(BATCH), **options())
+    step = jax.jit(over_batch(mesh, step))
+    while not generator.done(state).all():
+        state = step(variables, state)
+    np.testing.assert_array_equal(
+        generator.result(state).tokens, to_the_end(name).tokens
+    )

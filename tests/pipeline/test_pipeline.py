@@ -1,0 +1,99 @@
+"""Three lines to an image, previews, and refusals of the front door."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import jaxspec
+from jaxspec.errors import ConfigError
+from jaxspec.pipeline.config import GenerationConfig
+from jaxspec.pipeline.generation import generate
+from jaxspec.pipeline.prompts import Prompts
+
+LABELS = [0, 32, 48]
+SETTINGS = {"seed": 0, "cfg_scale": 2.0, "batch_size": 3}
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return jaxspec.load_pipeline()
+
+
+@pytest.fixture(scope="module")
+def out(pipe):
+    return pipe(class_labels=LABELS, **SETTINGS)
+
+
+def test_three_lines_make_images(pipe, out):
+    assert [type(image) for image in out.images] == [Image.Image] * 3
+    assert out.images[0].size == (64, 64)
+    assert out.tokens.shape == (3, 256) and out.tokens.min() >= 0
+    assert out.stats.tokens_per_call > 1.5 and out.stats.seconds > 0
+
+
+def test_the_tokens_are_those_of_plain_decoding(pipe, out):
+    config = GenerationConfig(**SETTINGS)
+    prompts, root = Prompts.from_classes(LABELS), jaxspec.Tree.root()
+    plain = generate(pipe.bundle, prompts, config, root, loaded=pipe.loaded)
+    np.testing.assert_array_equal(out.tokens, plain.tokens)
+
+
+def test_labels_are_numbers_or_names_and_programs_are_kept(pipe, out):
+    names = [pipe.class_names[label] for label in LABELS]
+    again = pipe(class_labels=names, **SETTINGS)
+    np.testing.assert_array_equal(again.tokens, out.tokens)
+    assert again.stats.compile_seconds < 0.2 * out.stats.compile_seconds
+
+
+def test_previews_grow_into_the_result(pipe, out):
+    previews = list(pipe.stream(class_labels=LABELS, rounds=25, **SETTINGS))
+    assert [p.done for p in previews] == [False] * (len(previews) - 1) + [True]
+    fractions = [p.fraction for p in previews]
+    assert len(previews) > 2 and fractions == sorted(fractions) and fractions[-1] == 1
+    np.testing.assert_array_equal(previews[-1].tokens, out.tokens)
+    np.testing.assert_array_equal(previews[-1].images[0], np.asarray(out.images[0]))
+    first = previews[0]
+    missing = first.tokens[0] < 0
+    cells = first.images[0].reshape(16, 4, 16, 4, 3).transpose(0, 2, 1, 3, 4)
+    gray = (cells.reshape(256, -1) == 128).all(axis=1)
+    np.testing.assert_array_equal(gray, missing)
+
+
+def test_a_callback_sees_previews_and_changes_nothing(pipe, out):
+    seen = []
+    again = pipe(
+        class_labels=LABELS,
+        callback=lambda preview: seen.append(preview.fraction),
+        callback_rounds=25,
+        **SETTINGS,
+    )
+    assert len(seen) > 2 and seen[-1] == 1
+    np.testing.assert_array_equal(again.tokens, out.tokens)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"prompts": ["an apple"]}, "takes `class_labels` alone"),
+        ({"class_labels": [0], "prompts": ["a"]}, "takes `class_labels` alone"),
+        ({}, "takes `class_labels` alone"),
+        ({"class_labels": "Apple 10"}, "`class_labels` is a list"),
+        ({"class_labels": []}, "give at least one prompt"),
+        ({"class_labels": [999]}, "unknown class '999'"),
+        ({"class_labels": [0], "temprature": 1.0}, "unknown setting 'temprature'"),
+        ({"class_labels": [0], "temperature": -1.0}, "temperature"),
+        ({"class_labels": [0], "verifier": "magic"}, "unknown verifier 'magic'"),
+        ({"class_labels": [0], "tree": "oak"}, "unknown tree 'oak'"),
+    ],
+)
+def test_impossible_requests_are_refused_in_one_sentence(pipe, arguments, words):
+    with pytest.raises(ConfigError, match=words):
+        pipe(**arguments)
+
+
+def test_without_a_drafter_it_decodes_plainly():
+    plain = jaxspec.load_pipeline(drafter=None)
+    out = plain(class_labels=[0], max_new_tokens=4)
+    assert out.tokens.shape == (1, 4) and out.stats.tokens_per_call == 1
+    with pytest.raises(ConfigError, match="has no drafter"):
+        plain(class_labels=[0], tree="chain-3")
