@@ -183,7 +183,7 @@ def run(arguments: argparse.Namespace) -> None:
     from jaxspec.pipeline.prompts import Prompts, spread_classes
     from jaxspec.pipeline.report import generation_report, generation_table, json_bytes
     from jaxspec.pipeline.verifiers import parse_verifier
-    from jaxspec.speculative.trees.parsing import default_batch, parse_tree, tree_for
+    from jaxspec.speculative.trees.parsing import default_batch, parse_tree
     from jaxspec.speculative.trees.tree import Tree
 
     speculative = arguments.drafter != "none"
@@ -229,7 +229,7 @@ def run(arguments: argparse.Namespace) -> None:
     tree, loaded = Tree.root(), None
     if speculative:
         loaded = load_drafter(arguments.drafter, bundle)
-        tree = tree_for(loaded.drafter, arguments.tree)
+        tree = loaded.tree(arguments.tree)
     ways = 2 if speculative else 1
     with tqdm(total=ways * arguments.num, desc="drawing", unit="image") as bar:
 

@@ -74,7 +74,7 @@ def _draw(
         check_same_arguments,
         sum_of_processes,
     )
-    from jaxspec.speculative.trees.parsing import default_batch, tree_for
+    from jaxspec.speculative.trees.parsing import default_batch
     from jaxspec.speculative.trees.tree import Tree
 
     mesh = chosen_mesh(arguments)
@@ -95,7 +95,7 @@ def _draw(
     tree, loaded = Tree.root(), None
     if arguments.drafter != "none":
         loaded = load_drafter(arguments.drafter, bundle)
-        tree = tree_for(loaded.drafter, arguments.tree)
+        tree = loaded.tree(arguments.tree)
     groups = mesh.shape["data"] if mesh is not None else 1
     rows = groups * default_batch() if arguments.batch is None else arguments.batch
     config = GenerationConfig(
