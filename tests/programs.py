@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxspec.config import TextEncoderConfig, TokenizerConfig
 from jaxspec.config import TransformerConfig as Config
-from jaxspec.core.continuous_batching import Jobs, begin_stream, run_stream
+from jaxspec.core.continuous_batching import Requests, idle_batch, run_queue
 from jaxspec.core.noise import batch_keys
 from jaxspec.core.sampling import Sampling
 from jaxspec.core.stopping import StoppingCriteria
@@ -173,17 +173,17 @@ def stream():
     drafter, tree = TABLES["jacobi, last"]
     engine = Engine(toy_target(VOCAB, 2), 8, drafter, tree, order=("temperature",))
     params = toy_params(VOCAB, 40)
-    jobs = Jobs(
+    requests = Requests(
         jnp.arange(ROWS, dtype=jnp.int32),
         prompts(),
         Sampling.create(ROWS, cfg_scale=2.0),
         batch_keys(3, ROWS),
         StoppingCriteria.create(ROWS, max_new_tokens=[8, 6, 3], stop_tokens=[5]),
     )
-    first = jax.tree.map(lambda x: x[:2], jobs)
-    state = begin_stream(engine, params, None, first)
-    _, finished = run_stream(engine, params, None, state, jobs, True)
-    order = jnp.argsort(finished.number)[-ROWS:]
+    first = jax.tree.map(lambda x: x[:2], requests)
+    batch = idle_batch(engine, Variables(params), first)
+    _, finished = run_queue(engine, Variables(params), batch, requests, True)
+    order = jnp.argsort(finished.ids)[-ROWS:]
     return finished.result.tokens[order]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxspec
-from tests.test_readme import blocks
+from tests.markdown import blocks
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = (DOCS / "verification.md").read_text()

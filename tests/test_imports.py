@@ -117,3 +117,42 @@ def test_public_names_resolve():
     assert set(jaxspec.__all__) <= set(dir(jaxspec))
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = jaxspec.no_such_name
+
+
+def imported_test_modules(source):
+    """Full names of all test modules, or of what is in them, that a file imports."""
+    for node in ast.walk(ast.parse(source)):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = "." * node.level + (node.module or "")
+            names = [f"{above}.{alias.name}" for alias in node.names]
+        for name in names:
+            if any(part.startswith("test_") for part in name.split(".")):
+                yield name
+
+
+def test_no_test_module_is_imported():
+    """What several of them share is in modules beside them."""
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
+        found = list(imported_test_modules(file.read_text("utf-8")))
+        assert not found, f"{file} imports {', '.join(found)}"
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("import tests.spec.test_tree", ["tests.spec.test_tree"]),
+        ("import numpy, tests.spec.test_tree as t", ["tests.spec.test_tree"]),
+        ("from tests.spec import noises, test_tree", ["tests.spec.test_tree"]),
+        ("from tests.spec.test_tree import trees", ["tests.spec.test_tree.trees"]),
+        ("from . import test_tree as t", ["..test_tree"]),
+        ("from .test_tree import trees", [".test_tree.trees"]),
+        ("def f():\n    import tests.test_style", ["tests.test_style"]),
+        ("from tests.spec.random_trees import trees", []),
+        ("# import tests.spec.test_tree\nimport jaxspec.testing.toy", []),
+    ],
+)
+def test_an_import_of_a_test_module_is_seen(line, found):
+    assert list(imported_test_modules(line)) == found

@@ -3,11 +3,9 @@
 import re
 from pathlib import Path
 
+from tests.markdown import blocks
+
 README = (Path(__file__).parents[1] / "README.md").read_text()
-
-
-def blocks(language, text=README):
-    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
 def test_quickstart_is_two_commands():
@@ -20,7 +18,7 @@ def test_quickstart_is_two_commands():
 
 
 def test_example_runs(capsys):
-    (example,) = blocks("python")
+    (example,) = blocks("python", README)
     exec(compile(example, "README.md", "exec"), {})
     assert capsys.readouterr().out.startswith("(3, 256) [")
 

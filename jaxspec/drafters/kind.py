@@ -1,4 +1,4 @@
-"""What a drafter that is trained and stored in checkpoints consists of."""
+"""Contract of drafters that are trained and stored in checkpoints."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.bench import hardware, passes
+from jaxspec.bench import generation, hardware, passes
 from jaxspec.bench.hardware import Section, sections
 from jaxspec.bench.roofline.ceilings import Ceilings, measure_ceilings
 from jaxspec.bench.roofline.work import (
@@ -33,7 +33,10 @@ from jaxspec.errors import ConfigError
 from jaxspec.evaluate.tables import comparison_markdown
 from jaxspec.models.transformer.model import Transformer, parameter_count
 from jaxspec.models.transformer.presets import preset
+from jaxspec.pipeline.bundle import load_bundle
 from jaxspec.pipeline.config import GenerationConfig
+from jaxspec.pipeline.generation import GenerationResult
+from jaxspec.pipeline.timing import Timing
 from jaxspec.speculative.engine import Engine
 from jaxspec.speculative.state import Variables
 from jaxspec.speculative.trees.tree import Tree
@@ -322,3 +325,39 @@ def test_failing_calls_are_skipped_and_reported():
     assert list(times) == ["b"] and errors == {"a": "ValueError: no compiler"}
     with pytest.raises(ValueError, match="no compiler"):
         time_interleaved({"a": broken}, 1)
+
+
+def test_both_sides_of_a_speedup_are_measured_alike(monkeypatch):
+    """Same models, settings, batches, repeats; and the result says which they were."""
+    calls, tree = [], Tree.chain(2)
+
+    def measured(bundle, prompts, config, tree, **how):
+        given = bundle, prompts, config
+        calls.append((tree.size, *given, how["repeats"], how["warm_up"]))
+        count = len(prompts)
+        return GenerationResult(
+            tokens=np.zeros((count, 256), int),
+            calls=np.full(count, 256 // tree.size),
+            accepted=np.zeros((count, tree.depth + 1), int),
+            hits=np.zeros((count, max(tree.depth, 1), 1), int),
+            proposed=np.zeros(count, int),
+            rescored=0,
+            timing=Timing.exact(3.0 / tree.size),
+            compile_seconds=9.0,
+        )
+
+    monkeypatch.setattr(generation, "generate", measured)
+    costs = {"verify_cost": 1.5, "draft_cost": 0.5}
+    monkeypatch.setattr(generation, "round_costs", lambda *_: costs)
+    bundle = load_bundle()
+    trees = {"a": tree, "b": Tree.chain(3)}
+    rows = generation.bench_generation(bundle, trees, [1, 4], [2.0], num=4, repeats=3)
+    assert [size for size, *_ in calls] == [1, 3, 4, 1, 3, 4]
+    for side in (calls[:3], calls[3:]):  # one batch size; its plain run comes first
+        assert all(call[1:] == side[0][1:] for call in side)
+    assert [call[3].batch_size for call in calls[::3]] == [1, 4]
+    assert all(call[4:] == (3, True) for call in calls)  # compiled before it is timed
+    assert [row["speedup"] for row in rows] == [3, 4] * 2  # without compilation
+    assert [row["batch"] for row in rows] == [1, 1, 4, 4]
+    for row in rows:
+        assert row["temperature"] == 1.0 and row["dtype"] == "float32" and row["device"]

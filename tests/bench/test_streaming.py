@@ -7,7 +7,7 @@ from jaxspec.bench.streaming import bench_streaming, streaming_markdown
 from jaxspec.pipeline.bundle import load_bundle
 from jaxspec.pipeline.drafters import load_drafter
 from jaxspec.speculative.trees.tree import Tree
-from tests.sharding.tiny_bundle import save_bundle
+from tests.tiny_bundle import save_bundle
 
 TREE = Tree.named("0,1,00")
 

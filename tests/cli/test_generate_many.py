@@ -19,7 +19,7 @@ from jaxspec.pipeline.decoding import decode_images
 from jaxspec.pipeline.generation import generate
 from jaxspec.pipeline.prompts import Prompts
 from jaxspec.speculative.trees.tree import Tree
-from tests.sharding.tiny_bundle import save_bundle
+from tests.tiny_bundle import save_bundle
 
 LINES = ["0", "2", "", "1", "2", "0", "1", "1", "0", "2", "2", "0"]
 CLASSES = tuple(int(line) for line in LINES if line)

@@ -11,7 +11,7 @@ import jaxspec
 from jaxspec.cli import main
 from jaxspec.models.transformer.presets import SIZES
 from tests.convert.llamagen_files import decoder, tokenizer, write
-from tests.test_readme import blocks
+from tests.markdown import blocks
 
 PAGE = Path(__file__).parents[2] / "docs" / "converting.md"
 VOCAB = 64

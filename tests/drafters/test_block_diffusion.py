@@ -7,13 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.config import TransformerConfig
 from jaxspec.core.noise import batch_keys, position_noise
 from jaxspec.core.sampling import Sampling
 from jaxspec.drafters.combine.adaptive import Adaptive, ConfidenceCutoff
 from jaxspec.drafters.dflash.acceptance_head import AcceptanceHead
 from jaxspec.drafters.dflash.drafter import DFlash
-from jaxspec.drafters.dflash.network import DFlashConfig, append_to
+from jaxspec.drafters.dflash.network import append_to
 from jaxspec.drafters.dflash.training import anchored_mask
 from jaxspec.drafters.tree_drafting import grow
 from jaxspec.errors import ConfigError
@@ -21,34 +20,12 @@ from jaxspec.speculative.draft import DraftContext, InitContext
 from jaxspec.speculative.trees.dynamic import BestFirst
 from jaxspec.speculative.trees.tree import Tree
 from jaxspec.testing.table_drafter import table_step
-from tests.models.tiny import random_params
-
-TARGET = TransformerConfig(
-    vocab_size=23, layers=3, width=32, heads=2, grid=4, classes=3
-)
-BLOCK = DFlashConfig(
-    block_size=4,
-    layers=2,
-    width=32,
-    heads=2,
-    ffn_width=48,
-    feature_layers=(0, 2),
-    markov_rank=6,
-)
-
-
-def make(config=BLOCK, seed=0):
-    drafter = DFlash(config, TARGET)
-    own = drafter.init_params(jax.random.key(seed))
-    own = jax.tree.map(
-        lambda x: x + 0.1 * jax.random.normal(jax.random.key(7), x.shape), own
-    )
-    target_params = random_params(TARGET)
-    return drafter, own, target_params
+from tests.drafters.tiny import BLOCK
+from tests.drafters.tiny_block import TARGET, block_drafter
 
 
 def test_a_block_never_sees_its_own_or_later_features():
-    drafter, own, target_params = make()
+    drafter, own, target_params = block_drafter()
     features = jax.random.normal(jax.random.key(2), (1, 17, 64))
     anchors = jnp.array([[3, 9]])
 
@@ -108,7 +85,7 @@ def test_impossible_drafters_say_what_is_wrong():
         DFlash(replace(BLOCK, width=64), TARGET)
     with pytest.raises(ConfigError, match="feature layer 3 is beyond"):
         DFlash(replace(BLOCK, feature_layers=(3,)), TARGET)
-    drafter, own, target_params = make()
+    drafter, own, target_params = block_drafter()
     params = drafter.with_target_params(own, target_params)
     one = jnp.ones(1, jnp.int32)
 
@@ -123,7 +100,7 @@ def test_impossible_drafters_say_what_is_wrong():
 
 @pytest.mark.parametrize("tree", [Tree.named("0,1,00,01,000"), BestFirst(6, 3)])
 def test_an_acceptance_head_reads_the_query_and_the_token_of_each_node(tree):
-    drafter, own, target_params = make()
+    drafter, own, target_params = block_drafter()
     head = AcceptanceHead(TARGET.width, layers=1)
     stop = head.init_params(jax.random.key(7))
     drafter = replace(drafter, stop=head)

@@ -19,12 +19,11 @@ from jaxspec.drafters.training_free.prompt_lookup import PromptLookup
 from jaxspec.drafters.training_free.recycling import TokenRecycling
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.speculative.draft import Draft, DraftContext, InitContext, RoundResult
-from jaxspec.speculative.engine import Engine
-from jaxspec.speculative.state import Variables
 from jaxspec.speculative.trees.dynamic import Beam, BestFirst
 from jaxspec.speculative.trees.tree import Tree
 from jaxspec.testing.properties import run_rounds
 from jaxspec.testing.toy import toy_params, toy_target
+from tests.drafters.rounds import after_rounds
 from tests.drafters.tiny import FEATURES, TARGET, feature_params, target_params
 
 VOCAB, ROWS, LENGTH = 6, 3, 21
@@ -82,19 +81,6 @@ def test_a_drafter_that_is_the_target_is_always_right(tree, branches):
     assert accepted[:, 1:].sum() > 0.9 * accepted.sum()
 
 
-def after(rounds, target, params, drafter, drafter_params, tree, prompt, sampling):
-    """Engine and state after some rounds; no sequence has ended."""
-    length = 1 + rounds * (tree.depth + 1)
-    engine = Engine(target, length, drafter, tree, order=("temperature",))
-    variables = Variables(params, drafter_params)
-    state = engine.init(variables, prompt, sampling=sampling, keys=batch_keys(0, ROWS))
-    step = jax.jit(engine.step)
-    for _ in range(rounds):
-        state = step(variables, state)
-    assert not (state.done & (state.length < length)).any()
-    return engine, state
-
-
 def assert_same_draft(a, b):
     """Compares two drafts of one round, up to rounding."""
     np.testing.assert_array_equal(a.tokens, b.tokens)
@@ -120,7 +106,7 @@ def test_a_context_read_in_pieces_gives_the_same_draft(name):
         cfg=True, feature_layers=drafter.feature_layers
     )
     sampling = Sampling.create(ROWS, cfg_scale=2.0)
-    engine, state = after(
+    engine, state = after_rounds(
         3, target, target_params(), drafter, params, tree, CLASSES, sampling
     )
     ctx = next_round(engine, state, sampling)
@@ -345,7 +331,7 @@ def test_masks_attend_to_committed_tokens_and_their_own_block():
     tree, block = Tree.chain(3), 3
     drafter = Deer(toy_target(VOCAB), block, VOCAB)
     sampling = Sampling.create(ROWS)
-    engine, state = after(
+    engine, state = after_rounds(
         4, toy_target(VOCAB), PARAMS, drafter, PARAMS, tree, PROMPT, sampling
     )
     ctx = next_round(engine, state, sampling)

@@ -12,10 +12,7 @@ from jaxspec.models.transformer.prompts import Caption
 from jaxspec.nn import attention
 from jaxspec.nn.rope import grid_table
 from jaxspec.speculative.trees.tree import Tree
-from tests.models.tiny import random_params
-
-TINY = TransformerConfig(vocab_size=19, layers=2, width=32, heads=2, grid=3, classes=4)
-
+from tests.models.tiny import TINY, random_params
 
 # Published sizes in millions (LlamaGen, class-conditional, and the one caption size).
 SIZES = {

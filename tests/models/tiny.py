@@ -1,8 +1,11 @@
-"""Random parameters of small transformers."""
+"""A small transformer, and random parameters of any."""
 
 import jax
 
+from jaxspec.config import TransformerConfig
 from jaxspec.models.transformer.model import Transformer
+
+TINY = TransformerConfig(vocab_size=19, layers=2, width=32, heads=2, grid=3, classes=4)
 
 
 def random_params(config, seed=0):

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from jaxspec.checkpoint import Checkpoint
+from jaxspec.checkpoint.pytrees import unflatten
 from jaxspec.convert.families import FAMILIES
 from jaxspec.convert.params import build_params
 from jaxspec.convert.plan import plan_conversion
@@ -46,14 +47,10 @@ def converted(state, family=None, *, config=None, target=None, **overrides):
     source = source_of(state, config)
     family = FAMILIES[family] if family else families_of(source)[0]
     conversion = plan_conversion(source, family, overrides=overrides, target=target)
-    tree = {}
-    for path, x in build_params(conversion):
-        *above, last = path.split("/")
-        node = tree
-        for name in above:
-            node = node.setdefault(name, {})
-        node[last] = jnp.asarray(np.array(x))
+    params = unflatten(
+        {path: jnp.asarray(np.array(x)) for path, x in build_params(conversion)}
+    )
     plan = conversion.plan
     return Checkpoint(
-        plan.kind, plan.config, tree, dict(plan.metadata), target=plan.target
+        plan.kind, plan.config, params, dict(plan.metadata), target=plan.target
     )

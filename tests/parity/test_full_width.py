@@ -22,6 +22,7 @@ from jaxspec.tokenizers.vqgan.model import PRESETS, Tokenizer
 from tests.parity.comparing import as_jax, assert_close
 from tests.parity.converting import converted
 from tests.parity.eagle_twin import Eagle1
+from tests.parity.language_models import chameleon, llama_model, qwen2, qwen3, reference
 from tests.parity.llamagen_twin import (
     CaptionCondition,
     ClassCondition,
@@ -30,7 +31,6 @@ from tests.parity.llamagen_twin import (
     left_padded,
 )
 from tests.parity.random_weights import randomized
-from tests.parity.test_language_models import chameleon, reference
 
 pytestmark = pytest.mark.parity
 
@@ -179,26 +179,11 @@ def sizes(width, hidden, heads, kv_heads):
     )
 
 
-def llama(**shape):
-    config = transformers.LlamaConfig(**shape)
-    return transformers.LlamaForCausalLM(config)
-
-
-def qwen2(**shape):
-    config = transformers.Qwen2Config(**shape)
-    return transformers.Qwen2ForCausalLM(config)
-
-
-def qwen3(**shape):
-    config = transformers.Qwen3Config(**shape, head_dim=128)
-    return transformers.Qwen3ForCausalLM(config)
-
-
 WIDE = {
-    "Llama 2 7B and Janus-Pro 7B": (llama, sizes(4096, 11008, 32, 32)),
-    "Llama 3 8B and Emu3 8B": (llama, sizes(4096, 14336, 32, 8)),
+    "Llama 2 7B and Janus-Pro 7B": (llama_model, sizes(4096, 11008, 32, 32)),
+    "Llama 3 8B and Emu3 8B": (llama_model, sizes(4096, 14336, 32, 8)),
     "Qwen2 7B": (qwen2, sizes(3584, 18944, 28, 4)),
-    "Qwen3 8B": (qwen3, sizes(4096, 12288, 32, 8)),
+    "Qwen3 8B": (qwen3, sizes(4096, 12288, 32, 8) | {"head_dim": 128}),
     "Chameleon 7B": (
         lambda **shape: chameleon(False, **shape),
         sizes(4096, 11008, 32, 32),

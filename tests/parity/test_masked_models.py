@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
 
 from jaxspec.models.masked_lm.model import MaskedDiffusion
 from jaxspec.models.transformer.model import Transformer
 from tests.parity.comparing import as_jax, assert_close
 from tests.parity.converting import converted
+from tests.parity.language_models import llama_model, qwen2
 from tests.parity.random_weights import randomized
-from tests.parity.test_language_models import SIZES, qwen2
 
 pytestmark = pytest.mark.parity
 MASK = 57
@@ -37,8 +37,7 @@ LLADA = {
 
 
 def llada():
-    config = transformers.LlamaConfig(**SIZES, rms_norm_eps=1e-5)
-    model = randomized(transformers.LlamaForCausalLM(config), seed=0)
+    model = randomized(llama_model(rms_norm_eps=1e-5), seed=0)
     state = {}
     for key, x in model.state_dict().items():
         for reference, name in LLADA.items():

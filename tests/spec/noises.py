@@ -11,7 +11,7 @@ from jaxspec.core.noise import Noise
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Given:
+class FixedNoise:
     """Numbers `[B, A, V]` in the place of `FreshNoise`."""
 
     numbers: Any
@@ -26,7 +26,7 @@ def coupled_noise(gumbel, nodes):
     rows = gumbel.shape[0]
     return Noise(
         gumbel,
-        Given(jnp.zeros_like(gumbel)),
+        FixedNoise(jnp.zeros_like(gumbel)),
         jnp.zeros((rows, nodes)),
         jnp.zeros(rows, bool),
     )

@@ -5,10 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.optimize import linprog
 
 from jaxspec.errors import ConfigError
 from jaxspec.speculative.verify.acceptance import optimal_acceptance
+from tests.spec.transport import transport
 
 DRAWINGS = pytest.mark.parametrize("with_replacement", [True, False])
 LARGE = 16384
@@ -31,24 +31,6 @@ def draft_sets(q, k, with_replacement):
             drawn.append(x)
         sets[frozenset(draw)] = sets.get(frozenset(draw), 0.0) + chance
     return sets
-
-
-def transport(p, sets):
-    """Greatest chance that a token of law `p` is in the draft, over all couplings."""
-    routes = [(i, x) for i, tokens in enumerate(sets) for x in tokens]
-    leaving = [[i == j for j, _ in routes] for i in range(len(sets))]
-    arriving = [[x == y for _, y in routes] for x in range(len(p))]
-    best = linprog(
-        -np.ones(len(routes)),
-        A_ub=np.array(leaving + arriving, float),
-        b_ub=[*sets.values(), *p],
-        options={
-            "primal_feasibility_tolerance": 1e-10,
-            "dual_feasibility_tolerance": 1e-10,
-        },
-    )
-    assert best.success
-    return -best.fun
 
 
 def pairs(vocab_size, seed):

@@ -19,7 +19,7 @@ from jaxspec.testing.properties import (
     committed,
     run_rounds,
 )
-from tests.drafters.test_block_diffusion import TARGET, make
+from tests.drafters.tiny_block import TARGET, block_drafter
 
 ROWS, LENGTH = 3, 16
 PROMPT = jnp.array([0, 2, 1])
@@ -33,7 +33,7 @@ CASES = {
 @lru_cache
 def run(case):
     """The engine, the target's parameters, and the state after the last round."""
-    drafter, own, params = make()
+    drafter, own, params = block_drafter()
     target = Transformer(TARGET).as_target(
         cfg=True, feature_layers=drafter.config.feature_layers
     )

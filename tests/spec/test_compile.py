@@ -18,7 +18,7 @@ from jaxspec.speculative.trees.dynamic import BestFirst
 from jaxspec.speculative.trees.tree import Tree
 from jaxspec.testing.table_drafter import TableDrafter
 from jaxspec.testing.toy import NoisyOracle
-from tests.drafters.test_block_diffusion import TARGET, make
+from tests.drafters.tiny_block import TARGET, block_drafter
 
 LAYERS, ROWS = TARGET.layers, 2
 # The suite compiles in haste; what is looked at here is compiled as users do.
@@ -66,7 +66,7 @@ def cache_copies(hlo, shape):
     ],
 )
 def test_no_cache_is_copied_inside_the_loop(tree):
-    drafter, own, target_params = make()
+    drafter, own, target_params = block_drafter()
     target = Transformer(TARGET).as_target(
         cfg=True, feature_layers=drafter.config.feature_layers
     )
@@ -119,7 +119,7 @@ def test_the_copy_counter_sees_a_copy():
     ("guided", "tree"), [(True, BestFirst(6, 3)), (False, Tree.chain(3))]
 )
 def test_one_compilation_serves_all_rounds_and_all_contents(guided, tree):
-    drafter, own, target_params = make()
+    drafter, own, target_params = block_drafter()
     feature_layers = drafter.config.feature_layers
     target = Transformer(TARGET).as_target(cfg=guided, feature_layers=feature_layers)
     engine = Engine(target, 16, drafter, tree, order=("temperature",))

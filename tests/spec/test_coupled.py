@@ -8,7 +8,7 @@ from jaxspec.speculative.draft import Draft
 from jaxspec.speculative.trees.tree import Tree
 from jaxspec.speculative.verify import Coupled
 from tests.spec.noises import coupled_noise
-from tests.spec.test_tree import trees
+from tests.spec.random_trees import trees
 
 VERIFY = jax.jit(Coupled().verify, static_argnums=2)
 

@@ -1,8 +1,5 @@
 """What each rule promises about how much it accepts, and what it never emits."""
 
-from dataclasses import dataclass, replace
-from functools import cache
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,107 +7,22 @@ import pytest
 
 from jaxspec.core.noise import batch_keys, draw_noise
 from jaxspec.core.sampling import keep_top_k
-from jaxspec.errors import ConfigError
 from jaxspec.speculative.draft import Draft
 from jaxspec.speculative.trees.tree import Tree
 from jaxspec.speculative.verify import Block, Coupled, GreedySet, KSeq, Rejection
 from jaxspec.speculative.verify.acceptance import optimal_acceptance
-from jaxspec.testing.drafts import Conditionals, all_drafts
-from tests.spec.test_acceptance import transport
+from jaxspec.testing.drafts import Conditionals
+from tests.spec.lossless_cases import (
+    EVERY_RULE,
+    batch_of_drafts,
+    draws,
+    law_of,
+    random_pairs,
+)
+from tests.spec.transport import transport
 
 SIBLINGS = {1: Tree.named("0"), 2: Tree.named("0,1"), 3: Tree.named("0,1,2")}
 DRAFTS = pytest.mark.parametrize("k", SIBLINGS)
-# A rule, what it takes, and the shape that the tests below draft for it.
-LOSSLESS = {
-    "Rejection": (Rejection(), "without_replacement", "0,1,00"),
-    "Rejection, independent": (Rejection(), "with_replacement", "0,1,00"),
-    "Rejection, given": (Rejection(), "top", "0,1,00"),
-    "KSeq": (KSeq(), "with_replacement", "0,1,00"),
-    "GreedySet": (GreedySet(), "top_and_sample", "0,1,00"),
-    "Block": (Block(), "without_replacement", "chain-2"),
-    "Coupled": (Coupled(), "coupled", "0,1,00"),
-}
-EVERY_RULE = pytest.mark.parametrize(
-    "verifier, selection, tree", LOSSLESS.values(), ids=LOSSLESS
-)
-
-
-@dataclass
-class Batch:
-    """Every possible draft of several drafters, as the rows of one batch."""
-
-    draft: Draft
-    log_p: np.ndarray  # [B, N, V]
-    chance: np.ndarray
-    ends: np.ndarray  # where the rows of the next drafter begin
-    tree: Tree
-
-    def mean(self, of_rows):
-        """Expectation over the drafts of each drafter."""
-        return np.array([x.sum() for x in np.split(self.chance * of_rows, self.ends)])
-
-    def kept(self, verifier):
-        """Expected number of drafted tokens that are kept, for each drafter."""
-        stop, _ = law_of(verifier, self.log_p, self.draft, self.tree)
-        return self.mean(stop @ self.tree.depths)
-
-
-def law_of(verifier, log_p, draft, tree, greedy=None):
-    """A rule's law: `stop [B, N]` and `final [B, N, V]`."""
-    rows = len(log_p)
-    greedy = np.zeros(rows, bool) if greedy is None else greedy
-    padded = -(-rows // 1024) * 1024  # few shapes, so that little is compiled
-    law = compiled(verifier, "outcome", tree)(*repeated((log_p, draft, greedy), padded))
-    return np.asarray(law.stop)[:rows], np.asarray(law.final)[:rows]
-
-
-def repeated(rows, count):
-    """The rows again and again, `count` in all."""
-    return jax.tree.map(lambda x: x[np.arange(count) % len(x)], rows)
-
-
-@cache
-def compiled(verifier, method, tree):
-    """`verifier.outcome` or `.verify`, of scores, a draft, and noise or greedy rows."""
-    call = getattr(verifier, method)
-    return jax.jit(lambda log_p, draft, given: call(log_p, draft, tree, given))
-
-
-def batch(laws, tree, selection):
-    """All drafts of each `(p, q)` of `laws`, with the target's scores at each node."""
-    tree = Tree.named(tree) if isinstance(tree, str) else tree
-    drafts = [possible(all_drafts(q, tree, selection)) for _, q in laws]
-    scores = []
-    for (p, _), found in zip(laws, drafts, strict=True):
-        tokens = np.asarray(found.draft.tokens)
-        lines = [tree.paths[n][1 : tree.depths[n] + 1] for n in range(tree.size)]
-        scores.append(np.stack([p.after(tokens[:, line]) for line in lines], axis=1))
-    with np.errstate(divide="ignore"):
-        log_p = np.log(np.concatenate(scores))
-    return Batch(
-        jax.tree.map(lambda *x: np.concatenate(x), *(x.draft for x in drafts)),
-        log_p,
-        np.concatenate([x.chance for x in drafts]),
-        np.cumsum([len(x.chance) for x in drafts])[:-1],
-        tree,
-    )
-
-
-def possible(drafts):
-    found = drafts.chance > 0
-    draft = jax.tree.map(lambda x: np.asarray(x)[found], drafts.draft)
-    return replace(drafts, draft=draft, chance=drafts.chance[found])
-
-
-def random_laws(count, vocab_size, depth, zeros=0.0):
-    """Targets and drafters that have nothing to do with each other."""
-    return [
-        (
-            Conditionals.random(vocab_size, depth + 1, seed, zeros=zeros),
-            Conditionals.random(vocab_size, depth, 1000 + seed, zeros=zeros),
-        )
-        for seed in range(count)
-    ]
 
 
 def first_tokens(laws):
@@ -148,8 +60,8 @@ def double():
     ids=str,
 )
 def test_no_rule_accepts_more_than_the_optimum(double, verifier, selection, k):
-    laws = random_laws(20, 4, 1) + random_laws(20, 4, 1, zeros=0.4)
-    accepted = batch(laws, SIBLINGS[k], selection).kept(verifier)
+    laws = random_pairs(20, 4, 1) + random_pairs(20, 4, 1, zeros=0.4)
+    accepted = batch_of_drafts(laws, SIBLINGS[k], selection).kept(verifier)
     best = optimum(laws, k, selection)
     assert (accepted <= best + 1e-9).all()
     if k == 1 and not isinstance(verifier, Coupled):
@@ -160,25 +72,25 @@ def test_no_rule_accepts_more_than_the_optimum(double, verifier, selection, k):
 
 @DRAFTS
 def test_kseq_is_within_its_factor_of_the_optimum(double, k):
-    laws = random_laws(20, 4, 1) + random_laws(20, 4, 1, zeros=0.4)
-    accepted = batch(laws, SIBLINGS[k], "with_replacement").kept(KSeq())
+    laws = random_pairs(20, 4, 1) + random_pairs(20, 4, 1, zeros=0.4)
+    accepted = batch_of_drafts(laws, SIBLINGS[k], "with_replacement").kept(KSeq())
     best = optimum(laws, k, "with_replacement")
     assert (accepted >= (1 - 1 / np.e) * best - 1e-9).all()
 
 
 @pytest.mark.parametrize("verifier", [Rejection(), Block(), KSeq()], ids=str)
 def test_one_draft_is_kept_as_often_as_the_laws_overlap(double, verifier):
-    laws = random_laws(20, 4, 1) + random_laws(20, 4, 1, zeros=0.4)
+    laws = random_pairs(20, 4, 1) + random_pairs(20, 4, 1, zeros=0.4)
     p, q = first_tokens(laws)
-    accepted = batch(laws, "0", "with_replacement").kept(verifier)
+    accepted = batch_of_drafts(laws, "0", "with_replacement").kept(verifier)
     distance = np.abs(p - q).sum(-1) / 2
     np.testing.assert_allclose(accepted, 1 - distance, rtol=0, atol=1e-9)
 
 
 @DRAFTS
 def test_greedy_set_reaches_the_optimum_of_its_own_drafts(double, k):
-    laws = random_laws(20, 4, 1) + random_laws(20, 4, 1, zeros=0.4)
-    accepted = batch(laws, SIBLINGS[k], "top_and_sample").kept(GreedySet())
+    laws = random_pairs(20, 4, 1) + random_pairs(20, 4, 1, zeros=0.4)
+    accepted = batch_of_drafts(laws, SIBLINGS[k], "top_and_sample").kept(GreedySet())
     for p, q, found in zip(*first_tokens(laws), accepted, strict=True):
         top = [int(x) for x in np.argsort(-q)[: k - 1] if q[x] > 0]
         rest = q.copy()
@@ -194,19 +106,19 @@ def test_greedy_set_reaches_the_optimum_of_its_own_drafts(double, k):
 
 @DRAFTS
 def test_given_tokens_are_accepted_with_all_their_probability(double, k):
-    laws = random_laws(20, 4, 1)
+    laws = random_pairs(20, 4, 1)
     p, q = first_tokens(laws)
     held = np.take_along_axis(p, np.argsort(-q)[:, :k], axis=-1).sum(-1)
-    top = batch(laws, SIBLINGS[k], "top")
+    top = batch_of_drafts(laws, SIBLINGS[k], "top")
     for verifier in (Rejection(), Coupled()):
         np.testing.assert_allclose(top.kept(verifier), held, rtol=0, atol=1e-9)
 
 
 def test_mean_acceptance_ranks_the_rules_as_published(double):
-    laws = random_laws(30, 5, 1)
+    laws = random_pairs(30, 5, 1)
 
     def mean(verifier, selection):
-        return batch(laws, SIBLINGS[3], selection).kept(verifier).mean()
+        return batch_of_drafts(laws, SIBLINGS[3], selection).kept(verifier).mean()
 
     independent = mean(Rejection(), "with_replacement")
     kseq = mean(KSeq(), "with_replacement")
@@ -221,8 +133,8 @@ def test_mean_acceptance_ranks_the_rules_as_published(double):
 
 
 def test_block_never_keeps_less_than_rejection_and_mostly_more(double):
-    laws = random_laws(20, 3, 3) + random_laws(20, 3, 3, zeros=0.3)
-    chains = batch(laws, "chain-3", "without_replacement")
+    laws = random_pairs(20, 3, 3) + random_pairs(20, 3, 3, zeros=0.3)
+    chains = batch_of_drafts(laws, "chain-3", "without_replacement")
     block, one_by_one = chains.kept(Block()), chains.kept(Rejection())
     assert (block >= one_by_one - 1e-9).all()
     assert (block > one_by_one + 1e-3).sum() > 20
@@ -258,7 +170,7 @@ def test_shared_noise_is_accepted_more_often_than_blind_drafts_allow():
 def test_everything_a_perfect_drafter_draws_is_kept(tree, selection):
     tree = Tree.named(tree)
     targets = [Conditionals.random(3, tree.depth + 1, 5, zeros=x) for x in (0.0, 0.5)]
-    perfect = batch(
+    perfect = batch_of_drafts(
         [(p, Conditionals(p.tables[:-1])) for p in targets], tree, selection
     )
     for verifier in [Rejection(), Block()] if tree.width == 1 else [Rejection()]:
@@ -272,7 +184,7 @@ def test_everything_a_perfect_drafter_draws_is_kept(tree, selection):
 def test_nothing_is_kept_of_a_drafter_that_is_always_wrong(verifier, selection, tree):
     p = Conditionals.constant([0.2, 0.8, 0, 0], 3)
     q = Conditionals.constant([0, 0, 0.7, 0.3], 2)
-    wrong = batch([(p, q)], tree, selection)
+    wrong = batch_of_drafts([(p, q)], tree, selection)
     stop, final = law_of(verifier, wrong.log_p, wrong.draft, wrong.tree)
     assert (stop == np.eye(wrong.tree.size)[0]).all()
     corrected = final[:, 0]
@@ -283,7 +195,7 @@ def test_nothing_is_kept_of_a_drafter_that_is_always_wrong(verifier, selection, 
 
 @EVERY_RULE
 def test_what_the_target_never_says_is_never_emitted(verifier, selection, tree):
-    drafts = batch(random_laws(6, 3, 2, zeros=0.4), tree, selection)
+    drafts = batch_of_drafts(random_pairs(6, 3, 2, zeros=0.4), tree, selection)
     draft, tree, rows = drafts.draft, drafts.tree, np.arange(len(drafts.chance))
     logits = np.random.default_rng(0).normal(size=drafts.log_p.shape)
     top_2 = keep_top_k(jnp.asarray(logits), jnp.full((len(rows), 1, 1), 2))
@@ -300,7 +212,7 @@ def test_what_the_target_never_says_is_never_emitted(verifier, selection, tree):
 
 @EVERY_RULE
 def test_laws_are_distributions_in_single_precision(verifier, selection, tree):
-    drafts = batch(random_laws(20, 3, 2), tree, selection)
+    drafts = batch_of_drafts(random_pairs(20, 3, 2), tree, selection)
     for part in law_of(verifier, drafts.log_p, drafts.draft, drafts.tree):
         assert part.dtype == np.float32
         assert (part >= 0).all()
@@ -321,25 +233,11 @@ def greedy_output(log_p, draft, tree):
     return last, best[row, last]
 
 
-ROWS = 20_000
-NOISE = jax.jit(draw_noise, static_argnums=(2, 3))
-
-
-def draws(verifier, log_p, draft, tree, greedy=None, seed=0):
-    """What a rule decides for `ROWS` rows, each with noise of its own."""
-    greedy = np.zeros(len(log_p), bool) if greedy is None else greedy
-    log_p, draft, greedy = repeated((log_p, draft, greedy), ROWS)
-    positions = np.tile(np.arange(tree.depth + 1), (ROWS, 1))
-    keys = batch_keys(seed, ROWS)
-    noise = NOISE(keys, positions, tree.size, log_p.shape[-1], greedy)
-    return compiled(verifier, "verify", tree)(log_p, draft, noise)
-
-
 @EVERY_RULE
 def test_greedy_rows_follow_the_likeliest_tokens_beside_sampled_rows(
     verifier, selection, tree
 ):
-    drafts = batch(random_laws(6, 3, 2, zeros=0.3), tree, selection)
+    drafts = batch_of_drafts(random_pairs(6, 3, 2, zeros=0.3), tree, selection)
     draft, tree, rows = drafts.draft, drafts.tree, len(drafts.chance)
     log_p = np.random.default_rng(1).normal(size=drafts.log_p.shape)
     last, token = greedy_output(log_p, draft, tree)
@@ -360,158 +258,3 @@ def test_greedy_rows_follow_the_likeliest_tokens_beside_sampled_rows(
     ends, after = verdict.path[:rows, -1], verdict.next_token[:rows]
     np.testing.assert_array_equal(ends[greedy], last[greedy])
     np.testing.assert_array_equal(after[greedy], token[greedy])
-
-
-# What a rule cannot judge exactly it refuses, and says what to do instead.
-
-
-def some_draft(tree, selection):
-    tree = Tree.named(tree)
-    rng = np.random.default_rng(0)
-    tokens = jnp.asarray(rng.integers(4, size=(2, tree.size)), jnp.int32)
-    log_q = jnp.log(jnp.asarray(rng.dirichlet(np.ones(4), (2, len(tree.internal)))))
-    valid = jnp.ones(tokens.shape, bool)
-    return Draft(tokens, valid, log_q=log_q, selection=selection), tree
-
-
-SAMPLED = [
-    (Rejection(), "without_replacement"),
-    (Rejection(), "with_replacement"),
-    (KSeq(), "with_replacement"),
-    (GreedySet(), "top_and_sample"),
-]
-
-
-def refuses(verifier, draft, tree, words):
-    with pytest.raises(ConfigError, match=words):
-        accepts(verifier, draft, tree)
-    accepts(Coupled(), draft, tree)  # which any draft will do for
-
-
-def accepts(verifier, draft, tree):
-    log_p = jnp.zeros((2, tree.size, 4))
-    jax.eval_shape(lambda draft: verifier.outcome(log_p, draft, tree), draft)
-
-
-@pytest.mark.parametrize(
-    "verifier, drawn, wanted",
-    [
-        (Rejection(), "top_and_sample", "without_replacement"),
-        *((KSeq(), x, "with_replacement") for x in ("without_replacement", "top")),
-        *((GreedySet(), x, "top_and_sample") for x in ("top", "with_replacement")),
-        *((Block(), x, "without_replacement") for x in ("coupled", "top", "guess")),
-    ],
-    ids=str,
-)
-def test_refuses_candidates_chosen_in_another_way(verifier, drawn, wanted):
-    words = f"{wanted}.* not {drawn}; set Engine.selection='{wanted}'.* or use Coupled"
-    refuses(verifier, *some_draft("chain-2", drawn), words)
-    assert verifier.selection == wanted
-
-
-@pytest.mark.parametrize(
-    "verifier, drawn", [*SAMPLED, (Block(), "without_replacement")], ids=str
-)
-def test_refuses_samples_that_were_dropped_for_what_they_are(verifier, drawn):
-    draft, tree = some_draft("chain-2", drawn)
-    wanted = jnp.array([[True, True, False]] * 2)
-    accepts(verifier, draft.keep(wanted, past=True), tree)
-    refuses(
-        verifier, draft.keep(wanted, past=False), tree, "Stop after the token instead"
-    )
-
-
-@pytest.mark.parametrize("tree", ["1", "0,2", "0,1,00,02"])
-@pytest.mark.parametrize("verifier, drawn", SAMPLED, ids=str)
-def test_refuses_shapes_that_skip_a_sample(verifier, drawn, tree):
-    refuses(
-        verifier, *some_draft(tree, drawn), "children of ranks 0, 1, .* without a gap"
-    )
-
-
-@pytest.mark.parametrize(
-    "verifier, drawn", [*SAMPLED, (Block(), "without_replacement")], ids=str
-)
-def test_refuses_samples_of_an_unknown_law(verifier, drawn):
-    draft, tree = some_draft("chain-2", drawn)
-    refuses(verifier, replace(draft, log_q=None), tree, r"Draft\.log_q")
-
-
-@pytest.mark.parametrize("tree", ["0,1", "0,00,01"])
-def test_block_refuses_trees(tree):
-    draft = some_draft(tree, "without_replacement")
-    refuses(Block(), *draft, r"chains alone; use Tree\.chain")
-
-
-@pytest.mark.parametrize("drawn", ["guess", "top", "coupled"])
-def test_rejection_judges_given_tokens_in_any_shape(drawn):
-    draft, tree = some_draft("0,2,00,22", drawn)
-    draft = draft.keep(draft.tokens != 3, past=False)
-    log_p = np.random.default_rng(2).normal(size=(2, tree.size, 4))
-    one_by_one = law_of(Rejection(), log_p, replace(draft, log_q=None), tree)
-    for part, wanted in zip(
-        one_by_one, law_of(Coupled(), log_p, draft, tree), strict=True
-    ):
-        np.testing.assert_allclose(part, wanted, atol=1e-6)
-
-
-# What runs is drawn from the law.
-
-
-def outcomes(verdict, size, vocab_size):
-    """How often each node was the last one kept and each token came after it."""
-    counts = np.zeros((size, vocab_size))
-    np.add.at(counts, (verdict.path[:, -1], verdict.next_token), 1)
-    return counts
-
-
-def too_far(counts, expected):
-    """Whether a chi-square is five of its standard deviations above its mean."""
-    ever = expected > 0
-    if counts[~ever].any():
-        return True
-    chi_square = (np.square(counts - expected)[ever] / expected[ever]).sum()
-    freedom = ever.sum() - 1
-    return chi_square > freedom + 5 * np.sqrt(2 * freedom)
-
-
-@pytest.mark.parametrize(
-    "verifier, tree", [(Rejection(), "0,1,00"), (Block(), "chain-2")], ids=str
-)
-def test_verify_draws_from_the_law_of_a_draft(verifier, tree):
-    every = batch(random_laws(6, 3, 2), tree, "without_replacement")
-    tree = every.tree
-    stop, final = law_of(verifier, every.log_p, every.draft, tree)
-    at = np.argmax(stop.min(-1))  # a draft that may well end at any of its nodes
-    log_p, draft = jax.tree.map(lambda x: x[at : at + 1], (every.log_p, every.draft))
-    for seed in (0, 1):
-        verdict = draws(verifier, log_p, draft, tree, seed=seed)
-        counts = outcomes(verdict, tree.size, 3)
-        assert not too_far(counts, ROWS * stop[at, :, None] * final[at])
-    # The same bound tells a target that is a little sharper.
-    stop, final = law_of(verifier, 1.2 * every.log_p, every.draft, tree)
-    assert too_far(counts, ROWS * stop[at, :, None] * final[at])
-
-    tokens, count = map(np.asarray, verdict.emitted(draft))
-    for d in range(tree.depth):
-        kept = count > d + 1
-        nodes = np.asarray(verdict.path)[kept, d + 1]
-        np.testing.assert_array_equal(tokens[kept, d], draft.tokens[0, nodes])
-    last = tokens[np.arange(ROWS), count - 1]
-    np.testing.assert_array_equal(last, verdict.next_token)
-
-
-@EVERY_RULE
-def test_verify_draws_from_the_law_of_each_row(verifier, selection, tree):
-    every = batch(random_laws(6, 3, 2), tree, selection)
-    verdict = draws(verifier, every.log_p, every.draft, every.tree)
-    counts = outcomes(verdict, every.tree.size, 3)
-
-    def deviation(log_p):
-        stop, final = law_of(verifier, log_p, every.draft, every.tree)
-        chance = repeated(stop[:, :, None] * final, ROWS)
-        spread = np.sqrt((chance * (1 - chance)).sum(0))
-        return np.abs(counts - chance.sum(0)) / np.maximum(spread, 1e-9)
-
-    assert (deviation(every.log_p) < 5).all()
-    assert (deviation(1.5 * every.log_p) > 5).any()

@@ -1,5 +1,6 @@
 """Rows end when they are done, each in its own time and without a trace in others."""
 
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import jax
@@ -186,3 +187,86 @@ def test_a_buffer_that_is_filled_exactly_loses_nothing():
         run = jax.jit(engine.generate)
         fast = run(Variables(PARAMS, oracle), prompt, sampling=sampling, keys=keys)
         np.testing.assert_array_equal(fast.tokens, known.tokens[:, :length])
+
+
+@dataclass(frozen=True)
+class Oracle(NoisyOracle):
+    """Knows every token, and drafts without gaps."""
+
+    def propose(self, params, state, ctx):
+        draft, state = super().propose(params, state, ctx)
+        return replace(draft, valid=jnp.ones_like(draft.valid)), state
+
+
+def test_a_row_may_end_anywhere_on_an_accepted_path():
+    """At the prefill, at each place of a path, at its extra token; one of two stops."""
+    length, vocab, depth = 14, 97, 3
+    params, target = toy_params(vocab, length + 20), toy_target(vocab)
+    prompt, keys = (
+        jnp.zeros(length, jnp.int32),
+        batch_keys(1, 1)[jnp.zeros(length, int)],
+    )
+    sampling = Sampling.create(length, temperature=50.0)  # seldom the same token twice
+    order = ("temperature",)
+    engine = Engine(target, length, Oracle(vocab), Tree.chain(depth), order=order)
+    run = jax.jit(engine.generate)
+
+    def go(known, stop):
+        oracle = {"tokens": jnp.asarray(known), "spoil": 0.0}
+        stopping = StoppingCriteria.create(
+            length, max_new_tokens=length, stop_tokens=stop
+        )
+        return run(
+            Variables(params, oracle),
+            prompt,
+            sampling=sampling,
+            keys=keys,
+            stopping=stopping,
+        )
+
+    # All rows are the same row; row i is to stop at token i.
+    tokens = np.asarray(go(jnp.zeros((length, length), int), [-1, -1]).tokens)
+    own = tokens[0].tolist()
+    assert (tokens == own).all() and len(set(own)) > length - 3
+    unused = next(x for x in range(vocab) if x not in own)
+    for stops in (
+        [(x, unused) for x in own],
+        [(-1, x) for x in own],
+        list(zip(own, own[1:] + own[:1], strict=True)),  # the next one, too
+    ):
+        ends = np.array([min(own.index(x) for x in two if x in own) for two in stops])
+        assert len(set(ends % (depth + 1))) == depth + 1  # every place of a path
+        out = go(tokens, stops)
+        np.testing.assert_array_equal(out.lengths, ends + 1)
+        kept = np.arange(length) <= ends[:, None]
+        np.testing.assert_array_equal(out.tokens, np.where(kept, tokens, -1))
+        # The prefill, and rounds of a whole path: none after the stop.
+        np.testing.assert_array_equal(out.stats.calls, 1 + -(-ends // (depth + 1)))
+
+
+def test_a_cache_without_room_for_the_tree_would_be_seen():
+    """Writes that reach beyond a cache are moved back over committed slots, silently.
+
+    What the engine asks for is enough. Three slots less are not: a round whose root is
+    the last token but one needs them.
+    """
+    rows, tree, target = 64, Tree.chain(4), toy_target(VOCAB)
+    prompt, keys = jnp.zeros(rows, jnp.int32), batch_keys(7, rows)
+    sampling = Sampling.create(rows)
+    run = runner(1)
+    plain = run(Variables(PARAMS), prompt, sampling=sampling, keys=keys).tokens
+
+    def tokens(missing):
+        def prefill(params, prompt, extra):
+            return target.prefill(params, prompt, extra - missing)
+
+        short, order = replace(target, prefill=prefill), ("temperature",)
+        engine = Engine(short, LENGTH, NoisyOracle(VOCAB), tree, order=order)
+        oracle = {"tokens": plain, "spoil": 0.6}
+        run = jax.jit(engine.generate)
+        return run(
+            Variables(PARAMS, oracle), prompt, sampling=sampling, keys=keys
+        ).tokens
+
+    np.testing.assert_array_equal(tokens(0), plain)
+    assert (tokens(3) != plain).any()

@@ -1,7 +1,6 @@
 """Every rule inside the engine: what it promises, and what rows keep to themselves."""
 
 from functools import lru_cache
-from itertools import product
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +30,7 @@ from jaxspec.speculative.verify import (
 from jaxspec.speculative.verify.neighbors import neighbor_table
 from jaxspec.testing.table_drafter import TableDrafter
 from jaxspec.testing.toy import toy_params, toy_target
+from tests.spec.first_tokens import exact_law, misfit
 
 VOCAB, LENGTH = 5, 6
 PARAMS = toy_params(VOCAB, 40)
@@ -100,46 +100,6 @@ def plain(streams=1):
     )
 
 
-@lru_cache
-def target_law(top_k):
-    """The exact law of three tokens after prompt 0, `[V, V, V]`."""
-    target = toy_target(VOCAB)
-    law = np.ones(())
-    for d in range(3):
-        prefixes = np.array(list(product(range(VOCAB), repeat=d)), int)
-        tokens = np.pad(prefixes.reshape(VOCAB**d, d), ((0, 0), (0, 3 - d)))
-        logits = target.rescore(
-            PARAMS,
-            jnp.zeros(len(tokens), jnp.int32),
-            jnp.asarray(tokens),
-            jnp.full(len(tokens), d),
-        )
-        logits = np.asarray(logits, np.float64)
-        if top_k:
-            edge = np.sort(logits, -1)[:, -top_k, None]
-            logits = np.where(logits >= edge, logits, -np.inf)
-        p = np.exp(logits - logits.max(-1, keepdims=True))
-        p = p / p.sum(-1, keepdims=True)
-        law = law[..., None] * p.reshape((VOCAB,) * (d + 1))
-    return law
-
-
-def misfit(tokens, law):
-    """Chi-square statistic in units of its standard deviation above its mean."""
-    rows = len(tokens)
-    seen = np.zeros_like(law)
-    np.add.at(seen, tuple(tokens[:, :3].T), 1)
-    if seen[law == 0].any():
-        return np.inf
-    wanted, seen = rows * law[law > 0], seen[law > 0]
-    rare = wanted < 5  # together one cell: chi-square is for counts like these or more
-    wanted = np.append(wanted[~rare], wanted[rare].sum() or 1.0)
-    seen = np.append(seen[~rare], seen[rare].sum() if rare.any() else 1.0)
-    statistic = ((seen - wanted) ** 2 / wanted).sum()
-    freedom = len(wanted) - 1
-    return (statistic - freedom) / np.sqrt(2 * freedom)
-
-
 ROWS, HALF = 6000, 3000
 FILTERS = np.repeat([0, 3], HALF)
 
@@ -156,14 +116,14 @@ def sampled(verifier, tree):
 def test_lossless_rules_keep_the_law_of_the_first_three_tokens(verifier, tree):
     out = sampled(verifier, tree)
     tokens = np.asarray(out.tokens)
-    assert misfit(tokens[:HALF], target_law(0)) < 5
-    assert misfit(tokens[HALF:], target_law(3)) < 5
+    assert misfit(tokens[:HALF], exact_law(PARAMS)) < 5
+    assert misfit(tokens[HALF:], exact_law(PARAMS, top_k=3)) < 5
     assert out.stats.hits.sum() > 0 and bool(out.finite.all())
 
 
 def test_the_same_measure_sees_a_lossy_rule():
     tokens = np.asarray(sampled(*LOSSY[0]).tokens)
-    assert misfit(tokens[:HALF], target_law(0)) > 10
+    assert misfit(tokens[:HALF], exact_law(PARAMS)) > 10
 
 
 @pytest.mark.parametrize(("verifier", "tree"), [*LOSSLESS, *LOSSY], ids=kind)

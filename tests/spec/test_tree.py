@@ -10,19 +10,7 @@ from jaxspec.speculative.trees.dynamic import Beam
 from jaxspec.speculative.trees.named_trees import NAMES
 from jaxspec.speculative.trees.tree import Tree
 from jaxspec.speculative.verify import Coupled
-
-
-@st.composite
-def trees(draw, max_nodes=12):
-    """Random trees with random, gap-free ranks."""
-    parents, ranks, children = [-1], [0], [0]
-    for n in range(1, draw(st.integers(1, max_nodes))):
-        parent = draw(st.integers(0, n - 1))
-        parents.append(parent)
-        ranks.append(children[parent])
-        children[parent] += 1
-        children.append(0)
-    return Tree(tuple(parents), tuple(ranks))
+from tests.spec.random_trees import trees
 
 
 @given(trees())

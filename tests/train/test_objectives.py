@@ -26,7 +26,7 @@ from jaxspec.train.objectives import (
     sorted_loss,
     tidar_loss,
 )
-from tests.drafters.test_guesses import after
+from tests.drafters.rounds import after_rounds
 from tests.models.tiny import random_params
 
 CONFIG = TransformerConfig(
@@ -57,7 +57,9 @@ def test_extra_queries_equal_one_pass_over_the_tokens(kind):
     drafter = tidar(CONFIG, 4) if kind == "tidar" else None
     drafter = drafter or ppd(CONFIG, 3)
     target = MODEL.as_target(cfg=False)
-    _, state = after(3, target, PARAMS, drafter, None, tree, LABELS, Sampling.create(3))
+    _, state = after_rounds(
+        3, target, PARAMS, drafter, None, tree, LABELS, Sampling.create(3)
+    )
     extra = len(drafter.ids)
     for b in range(3):
         known = int(state.length[b]) - 1  # all but the root

@@ -15,7 +15,7 @@ from jaxspec.cli import main
 from jaxspec.sharding import make_mesh
 from jaxspec.train.sharding import TrainSharding
 from tests.data.packed import write_packed
-from tests.train.test_training import DYING, train
+from tests.train.commands import DYING, train
 
 STEPS = ["--steps", "50"]
 

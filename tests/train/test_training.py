@@ -23,15 +23,9 @@ from jaxspec.train.experiment import (
     with_steps,
 )
 from tests.data.packed import write_packed
+from tests.train.commands import DYING, TINY, train
 
-TINY = Path(__file__).parent / "tiny.py"
 CONFIGS = Path(__file__).parents[2] / "configs"
-
-
-def train(part, workdir, data, *extra):
-    command = ["train", part, "--config", str(TINY), "--workdir", str(workdir)]
-    folders = ["--data-dir", str(data / "tfds"), "--manual-dir", str(data)]
-    return [*command, *folders, *extra]
 
 
 @pytest.fixture(scope="module")
@@ -159,22 +153,6 @@ def test_verifiers_are_compared_by_image_quality(trained, data, tmp_path, capsys
     other = ["--classifier", str(embedded_folder() / DEFAULT / "classifier")]
     assert main([*command, *other, "--out", str(stem)]) == 2
     assert "trained on other images" in capsys.readouterr().err
-
-
-# Dies in its second save: after writing the files, before renaming their folder.
-DYING = """
-import os, signal, sys
-from jaxspec.checkpoint import pytrees
-from jaxspec.cli import main
-real, saves = pytrees.write_pytree, []
-def write(path, tree):
-    real(path, tree)
-    saves.append(path.parent.name.startswith(".state."))
-    if sum(saves) == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-pytrees.write_pytree = write
-sys.exit(main(sys.argv[1:]))
-"""
 
 
 @pytest.mark.parametrize(
