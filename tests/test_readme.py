@@ -34,6 +34,8 @@ def test_examples_run_and_agree(capsys, tmp_path, monkeypatch):
     """Pipeline, `jit` and loop yield the same tokens."""
     monkeypatch.chdir(tmp_path)
     pipeline, jitted, loop = blocks("python")
+    assert "naive_extend_57" in jitted
+    jitted = jitted.replace("naive_extend_57", "chain-2")  # quick on a CPU
     names = {}
     exec(compile(pipeline, "README.md", "exec"), names)
     assert (tmp_path / "image.png").is_file()
