@@ -1,6 +1,7 @@
 """CIFAR-10 for one large GPU, the model of the benchmarks. Research use only."""
 
-from jaxspec.config import DFlashConfig, TransformerConfig
+from jaxspec.config import TransformerConfig
+from jaxspec.drafters.dflash.network import DFlashConfig
 from jaxspec.tokenizers.vqgan.model import PRESETS
 from jaxspec.train.experiment import (
     DataConfig,

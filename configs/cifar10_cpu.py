@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from jaxspec.config import DFlashConfig, TransformerConfig
+from jaxspec.config import TransformerConfig
+from jaxspec.drafters.dflash.network import DFlashConfig
 from jaxspec.tokenizers.vqgan.model import PRESETS
 from jaxspec.train.experiment import (
     DataConfig,

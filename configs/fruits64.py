@@ -1,6 +1,7 @@
 """Fruits-360 at 64x64 for one large GPU, intended to take minutes for each part."""
 
-from jaxspec.config import DFlashConfig, TransformerConfig
+from jaxspec.config import TransformerConfig
+from jaxspec.drafters.dflash.network import DFlashConfig
 from jaxspec.tokenizers.vqgan.model import PRESETS
 from jaxspec.train.experiment import (
     DataConfig,

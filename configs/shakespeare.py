@@ -1,6 +1,7 @@
 """Shakespeare's plays as bytes: a small text model, about 15 minutes on two cores."""
 
-from jaxspec.config import DFlashConfig, TransformerConfig
+from jaxspec.config import TransformerConfig
+from jaxspec.drafters.dflash.network import DFlashConfig
 from jaxspec.train.experiment import (
     DataConfig,
     DrafterTrainingConfig,

@@ -11,12 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec.config import (
-    DFlashConfig,
-    PPDConfig,
-    TextEncoderConfig,
-    TokenizerConfig,
-)
+from jaxspec.config import TextEncoderConfig, TokenizerConfig
 from jaxspec.config import TransformerConfig as Config
 from jaxspec.core.continuous_batching import Jobs, begin_stream, run_stream
 from jaxspec.core.noise import batch_keys
@@ -30,7 +25,8 @@ from jaxspec.drafters.combine.adaptive import (
 )
 from jaxspec.drafters.dflash.acceptance_head import AcceptanceHead
 from jaxspec.drafters.dflash.drafter import DFlash
-from jaxspec.drafters.ppd.drafter import PPD
+from jaxspec.drafters.dflash.network import DFlashConfig
+from jaxspec.drafters.ppd.drafter import PPD, PPDConfig
 from jaxspec.drafters.training_free.prompt_lookup import PromptLookup
 from jaxspec.models.classifier.model import Classifier, ClassifierConfig
 from jaxspec.models.masked_lm.model import MaskedDiffusion

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from jaxspec.config import EagleConfig
+from jaxspec.drafters.eagle.network import EagleConfig
 from jaxspec.train.experiment import Experiment, load_experiment
 
 

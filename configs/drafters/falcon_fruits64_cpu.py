@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from jaxspec.config import FalconConfig
+from jaxspec.drafters.falcon.drafter import FalconConfig
 from jaxspec.train.experiment import Experiment, load_experiment
 
 

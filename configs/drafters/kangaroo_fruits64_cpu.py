@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from jaxspec.config import KangarooConfig
+from jaxspec.drafters.kangaroo.drafter import KangarooConfig
 from jaxspec.train.experiment import Experiment, load_experiment
 
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from jaxspec.config import MedusaConfig
+from jaxspec.drafters.medusa.network import MedusaConfig
 from jaxspec.train.experiment import Experiment, load_experiment
 
 

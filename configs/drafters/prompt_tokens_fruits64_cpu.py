@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from jaxspec.config import PPDConfig
+from jaxspec.drafters.ppd.drafter import PPDConfig
 from jaxspec.train.experiment import Experiment, load_experiment
 
 

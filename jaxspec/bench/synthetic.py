@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec.checkpoint import Checkpoint
-from jaxspec.config import DFlashConfig, TransformerConfig
+from jaxspec.config import TransformerConfig
 from jaxspec.core.noise import Noise
+from jaxspec.drafters.dflash.network import DFlashConfig
 from jaxspec.drafters.registry import make_drafter
 from jaxspec.errors import ConfigError
 from jaxspec.models.transformer.model import Transformer
@@ -120,7 +121,7 @@ def synthetic_bundle(
       ConfigError: The size is unknown.
     """
     config = preset(name, "class", grid)
-    kind, drafter = make_drafter(block_config(config), config)
+    drafter = make_drafter(block_config(config), config)
     drafter_params = jax.jit(drafter.init_params)(jax.random.key(2))
     drafter_params = jax.tree.map(lambda x: x.astype(dtype), drafter_params)
     prior = Checkpoint("prior", config, synthetic_params(config, dtype, int8), {})
@@ -129,7 +130,9 @@ def synthetic_bundle(
         f"{name}, random weights",
         image_tokenizer=None,
         prior=prior,
-        drafter=Checkpoint(kind, drafter, drafter_params, {}),
+        drafter=Checkpoint(
+            "dflash", drafter.config, drafter_params, {}, target=drafter.target
+        ),
         trained=config,
         int8=int8,
     )

@@ -111,7 +111,7 @@ def _drafter_program(
     config: TransformerConfig, batch: int, dtype: str, steps: int, target_params
 ):
     """Training steps of a block drafter; returns the same as `_prior_program`."""
-    _, drafter = make_drafter(block_config(config), config)
+    drafter = make_drafter(block_config(config), config)
     settings = DrafterTrainingConfig(steps=1000, batch=batch, compute_dtype=dtype)
     state = init_train_state(settings, jax.jit(drafter.init_params)(jax.random.key(0)))
     step = drafters.make_step(drafter, settings, {})

@@ -45,15 +45,21 @@ from jaxspec.speculative.verify.neighbors import Neighbors
 from jaxspec.tokenizers.vqgan.model import Tokenizer
 from jaxspec.typing import Params
 
-FORMAT = 3
+FORMAT = 4
 # Size of one part of a model that is saved leaf by leaf.
 PART_BYTES = 1 << 26
+_MODELS = {
+    "tokenizer": Tokenizer,
+    "prior": Transformer,
+    "classifier": Classifier,
+    "text_encoder": TextEncoder,
+}
 KINDS = {
     "tokenizer": TokenizerConfig,
     "prior": TransformerConfig,
     "classifier": ClassifierConfig,
     "text_encoder": TextEncoderConfig,
-    **DRAFTERS,
+    **{name: kind.config for name, kind in DRAFTERS.items()},
 }
 
 
@@ -63,11 +69,12 @@ class Checkpoint:
 
     Attributes:
       kind: key of `KINDS`.
-      config: frozen configuration of that kind; a drafter's contains its target's.
+      config: frozen configuration of that kind.
       params: parameters, nested dict of arrays.
       metadata: everything else that is recorded: data, license, command, device, steps,
         metrics, class names, digest.
       neighbors: nearest codebook entries of a tokenizer, or None if not saved.
+      target: configuration of the target of a drafter; None for other kinds.
     """
 
     kind: str
@@ -75,6 +82,30 @@ class Checkpoint:
     params: Params
     metadata: dict[str, Any] = field(default_factory=dict)
     neighbors: Neighbors | None = None
+    target: TransformerConfig | None = None
+
+    @property
+    def model(self) -> Any:
+        """Static functions of the model: a `Transformer`, a `Tokenizer`, a drafter."""
+        return make_model(self.kind, self.config, self.target)
+
+
+def make_model(kind: str, config: Any, target: TransformerConfig | None = None) -> Any:
+    """Makes the static functions of a model.
+
+    Args:
+      kind: key of `KINDS`.
+      config: configuration of that kind.
+      target: configuration of the target of a drafter.
+
+    Raises:
+      ConfigError: the configurations do not fit each other.
+    """
+    if kind in DRAFTERS:
+        if target is None:
+            raise ConfigError(f"a drafter of kind '{kind}' needs its target's config")
+        return DRAFTERS[kind].drafter(config, target)
+    return _MODELS[kind](config)
 
 
 def save(
@@ -113,6 +144,8 @@ def _write_metadata(
         "config": to_dict(checkpoint.config),
         "metadata": checkpoint.metadata,
     }
+    if checkpoint.target is not None:
+        record["target"] = to_dict(checkpoint.target)
     (folder / "config.json").write_text(
         json.dumps(record, indent=2) + "\n", encoding="utf-8"
     )
@@ -168,8 +201,12 @@ def read_config(path: str | os.PathLike) -> Checkpoint:
                 f"{FORMAT}: install a matching version"
             )
         kind = record["kind"]
-        config = from_dict(KINDS[kind], record["config"])
-        return Checkpoint(kind, config, {}, dict(record.get("metadata", {})))
+        config, target = from_dict(KINDS[kind], record["config"]), None
+        if kind in DRAFTERS:
+            target = from_dict(TransformerConfig, record["target"])
+            make_model(kind, config, target)  # raises if they do not fit
+        metadata = dict(record.get("metadata", {}))
+        return Checkpoint(kind, config, {}, metadata, target=target)
     except FileNotFoundError:
         raise CheckpointError(
             f"'{path}' has no config.json; it is not a jaxspec checkpoint"
@@ -204,7 +241,7 @@ def load_checkpoint(
     head = read_config(path)
     if kind is not None and head.kind != kind:
         raise CheckpointError(f"'{path}' holds a {head.kind}, not a {kind}")
-    like = abstract_params(head.kind, head.config)
+    like = abstract_params(head.kind, head.config, head.target)
     params = read_pytree(Path(path) / "params", like, sharding, dtype)
     for name, x in named_leaves(params):
         if not bool(jnp.isfinite(x).all()):
@@ -216,7 +253,7 @@ def load_checkpoint(
     if head.kind == "tokenizer" and (Path(path) / NEIGHBORS).is_file():
         codebook_size = head.config.codebook_size
         neighbors = read_neighbors(Path(path) / NEIGHBORS, codebook_size)
-    return Checkpoint(head.kind, head.config, params, head.metadata, neighbors)
+    return replace(head, params=params, neighbors=neighbors)
 
 
 def load_some(path: str | os.PathLike, names: Iterable[str]) -> Params:
@@ -230,7 +267,7 @@ def load_some(path: str | os.PathLike, names: Iterable[str]) -> Params:
       CheckpointError: the checkpoint cannot be read, or lacks one of the parameters.
     """
     head, names = read_config(path), set(names)
-    like = dict(named_leaves(abstract_params(head.kind, head.config)))
+    like = dict(named_leaves(abstract_params(head.kind, head.config, head.target)))
     folder, selected = Path(path) / "params", {}
     for part in part_folders(folder):
         stored = open_part(part)
@@ -243,15 +280,12 @@ def load_some(path: str | os.PathLike, names: Iterable[str]) -> Params:
     return unflatten(selected)
 
 
-def abstract_params(kind: str, config: Any) -> Params:
-    """Shapes and dtypes of a model's parameters."""
-    init = {
-        "tokenizer": lambda key: Tokenizer(config).init(key),
-        "prior": lambda key: Transformer(config).init(key),
-        "classifier": lambda key: Classifier(config).init(key),
-        "text_encoder": lambda key: TextEncoder(config).init(key),
-        **{name: lambda key: config.init_params(key) for name in DRAFTERS},
-    }[kind]
+def abstract_params(
+    kind: str, config: Any, target: TransformerConfig | None = None
+) -> Params:
+    """Shapes and dtypes of a model's parameters; see `make_model`."""
+    model = make_model(kind, config, target)
+    init = model.init_params if kind in DRAFTERS else model.init
     return jax.eval_shape(init, jax.random.key(0))
 
 

@@ -186,7 +186,6 @@ def run_images(arguments: argparse.Namespace) -> None:
     from jaxspec.pipeline.prompts import Prompts, spread_classes
     from jaxspec.pipeline.report import json_bytes
     from jaxspec.pipeline.verifiers import parse_verifier
-    from jaxspec.speculative.trees.parsing import tree_for
 
     for name in arguments.verifiers:  # checked before anything is loaded
         parse_verifier(name)
@@ -204,7 +203,7 @@ def run_images(arguments: argparse.Namespace) -> None:
         )
     extract = classifier_features(classifier)
     loaded = load_drafter(arguments.drafter, bundle)
-    tree = tree_for(loaded.drafter, arguments.tree)
+    tree = loaded.tree(arguments.tree)
     heldout = read_heldout(_source(arguments, bundle), extract, arguments.num)
     classes = spread_classes(len(bundle.class_names), arguments.num)
     prompts = Prompts.from_classes(classes)

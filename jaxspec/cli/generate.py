@@ -27,6 +27,16 @@ def add_parser(commands) -> None:
         "--seed 7; jaxspec generate --prompts classes.txt --out-dir images",
     )
     add_checkpoint(parser)
+    _add_images(parser)
+    add_sampling(parser)
+    _add_speculation(parser)
+    _add_output(parser)
+    add_devices(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_images(parser: argparse.ArgumentParser) -> None:
+    """Options that name the images."""
     parser.add_argument(
         "--num",
         type=int,
@@ -45,7 +55,10 @@ def add_parser(commands) -> None:
         metavar="TEXT",
         help="what an image shows, for a text-to-image model; repeatable",
     )
-    add_sampling(parser)
+
+
+def _add_speculation(parser: argparse.ArgumentParser) -> None:
+    """Options of drafter, tree, verifier and programs."""
     group = parser.add_argument_group("speculation")
     group.add_argument(
         "--drafter",
@@ -93,6 +106,10 @@ def add_parser(commands) -> None:
     )
     add_attention(group)
     add_int8(group)
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    """Options of files that are written."""
     parser.add_argument(
         "--out",
         metavar="FILE",
@@ -121,18 +138,11 @@ def add_parser(commands) -> None:
         metavar="DIR",
         help="folder for an image of each line, and report.json",
     )
-    add_devices(parser)
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
-    import os
-    from functools import partial
-
     from jaxspec.errors import ConfigError
-    from jaxspec.io.images import format_of
-    from jaxspec.io.writing import check_writable
 
     if arguments.compile_cache:
         from jaxspec.sharding.device import enable_compile_cache
@@ -144,6 +154,29 @@ def run(arguments: argparse.Namespace) -> None:
         from jaxspec.cli.generate_many import run_many
 
         return run_many(arguments)
+    _check_options(arguments)
+
+    from jaxspec.cli.models import generation_config, load_models
+    from jaxspec.cli.options import chosen_mesh
+    from jaxspec.io.images import format_of
+
+    config = generation_config(arguments)  # raises before anything is loaded
+    models = load_models(arguments, chosen_mesh(arguments))
+    side = models.bundle.tokenizer.config.image_size
+    form = format_of(arguments.out, arguments.num, side)
+    prompts, cut = _prompts(arguments, models.bundle)
+    fast, plain = _generate(models, prompts, config)
+    _write(arguments, models, prompts, config, fast, plain, form, cut)
+
+
+def _check_options(arguments: argparse.Namespace) -> None:
+    """Fills in defaults, and refuses options that do not go together."""
+    import os
+
+    from jaxspec.errors import ConfigError
+    from jaxspec.io.images import format_of
+    from jaxspec.io.writing import check_writable
+
     arguments.num = 16 if arguments.num is None else arguments.num
     arguments.out = arguments.out or "samples.png"
     if arguments.coordinator:
@@ -162,76 +195,48 @@ def run(arguments: argparse.Namespace) -> None:
     for path in filter(None, (arguments.out, arguments.report)):
         check_writable(path)
 
+
+def _prompts(arguments: argparse.Namespace, bundle):
+    """Prompts of all images, and the captions among them that are cut."""
     import numpy as np
-    from tqdm import tqdm
 
-    from jaxspec.cli.options import (
-        chosen_mesh,
-        sampling_settings,
-        table_stream,
-        tell_cut_captions,
-        tell_what_stays_whole,
-    )
-    from jaxspec.io.images import grid_image, image_bytes
-    from jaxspec.io.writing import write_file
-    from jaxspec.pipeline.bundle import load_bundle, resolve_classes
+    from jaxspec.cli.options import print_cut_captions
+    from jaxspec.errors import ConfigError
+    from jaxspec.pipeline.bundle import resolve_classes
     from jaxspec.pipeline.captions import read_captions
-    from jaxspec.pipeline.config import GenerationConfig
-    from jaxspec.pipeline.decoding import decode_images
-    from jaxspec.pipeline.drafters import load_drafter
-    from jaxspec.pipeline.generation import generate
     from jaxspec.pipeline.prompts import Prompts, spread_classes
-    from jaxspec.pipeline.report import generation_report, generation_table, json_bytes
-    from jaxspec.pipeline.verifiers import parse_verifier
-    from jaxspec.speculative.trees.parsing import default_batch, parse_tree, tree_for
-    from jaxspec.speculative.trees.tree import Tree
 
-    speculative = arguments.drafter != "none"
-    # Impossible settings are told before anything is loaded.
-    if arguments.tree:
-        parse_tree(arguments.tree)
-    config = GenerationConfig(
-        **sampling_settings(arguments),
-        cache_stages=1 if arguments.cache_stages is None else arguments.cache_stages,
-        attention=arguments.attention,
-        batch_size=default_batch() if arguments.batch is None else arguments.batch,
-        verifier=parse_verifier(arguments.verifier),
-    )
-    dtype = arguments.dtype if arguments.dtype != "float32" else None
-    mesh = chosen_mesh(arguments)
-    bundle = load_bundle(
-        arguments.checkpoint, dtype=dtype, mesh=mesh, int8=arguments.int8
-    )
-    if mesh is not None:
-        tell_what_stays_whole(bundle)
-    side = bundle.tokenizer.config.image_size
-    form = format_of(arguments.out, arguments.num, side)
-    cut = {}
     if bundle.prior.config.condition == "caption":
         if not arguments.prompt or arguments.classes:
             raise ConfigError(f"bundle '{bundle.name}' draws captions: give --prompt")
         turns = np.resize(np.arange(len(arguments.prompt)), arguments.num)
         texts = [arguments.prompt[i] for i in turns]
         named = {f"prompt {i}": text for i, text in enumerate(arguments.prompt)}
-        cut = tell_cut_captions(bundle, named)
-        prompts = Prompts.from_captions(read_captions(bundle.text_encoder, texts))
-    elif arguments.prompt:
+        cut = print_cut_captions(bundle, named)
+        return Prompts.from_captions(read_captions(bundle.text_encoder, texts)), cut
+    if arguments.prompt:
         raise ConfigError(
             f"bundle '{bundle.name}' draws classes; --prompt is for a text-to-image one"
         )
-    elif arguments.classes is None:
-        count = len(bundle.class_names)
-        prompts = Prompts.from_classes(spread_classes(count, arguments.num))
-    else:
-        ids = resolve_classes(bundle, arguments.classes.split(","))
-        prompts = Prompts.from_classes(np.resize(ids, arguments.num).tolist())
+    if arguments.classes is None:
+        labels = spread_classes(len(bundle.class_names), arguments.num)
+        return Prompts.from_classes(labels), {}
+    ids = resolve_classes(bundle, arguments.classes.split(","))
+    return Prompts.from_classes(np.resize(ids, arguments.num).tolist()), {}
 
-    tree, loaded = Tree.root(), None
-    if speculative:
-        loaded = load_drafter(arguments.drafter, bundle)
-        tree = tree_for(loaded.drafter, arguments.tree)
-    ways = 2 if speculative else 1
-    with tqdm(total=ways * arguments.num, desc="drawing", unit="image") as bar:
+
+def _generate(models, prompts, config):
+    """Results of speculative and of plain decoding."""
+    from functools import partial
+
+    from tqdm import tqdm
+
+    from jaxspec.pipeline.generation import generate
+    from jaxspec.speculative.trees.tree import Tree
+
+    bundle, loaded, tree = models
+    ways = 1 if loaded is None else 2
+    with tqdm(total=ways * len(prompts), desc="drawing", unit="image") as bar:
 
         def advance(count):
             bar.set_postfix_str("", refresh=False)
@@ -241,10 +246,22 @@ def run(arguments: argparse.Namespace) -> None:
         run = partial(
             generate, bundle, prompts, config, loaded=loaded, progress=advance
         )
-        plain = fast = run(tree)
-        if speculative:
-            bar.set_postfix_str("compiling plain decoding")
-            plain = run(Tree.root())
+        fast = run(tree)
+        if loaded is None:
+            return fast, fast
+        bar.set_postfix_str("compiling plain decoding")
+        return fast, run(Tree.root())
+
+
+def _write(arguments, models, prompts, config, fast, plain, form, cut) -> None:
+    """Writes the sheet and the report, and prints the table."""
+    from jaxspec.cli.options import table_stream
+    from jaxspec.io.images import grid_image, image_bytes
+    from jaxspec.io.writing import write_file
+    from jaxspec.pipeline.decoding import decode_images
+    from jaxspec.pipeline.report import generation_report, generation_table, json_bytes
+
+    bundle, loaded, tree = models
     images = decode_images(bundle, fast.tokens)
     report = generation_report(bundle, prompts, config, tree, fast, plain, loaded)
     report |= {"cut_captions": cut} if prompts.texts else {}

@@ -108,7 +108,7 @@ def plan(arguments: argparse.Namespace) -> str:
         config = read_config(prior if prior.is_dir() else folder).config
         if (folder / "drafter").is_dir():
             checkpoint = read_config(folder / "drafter")
-            drafter = checkpoint.kind, checkpoint.config
+            drafter = checkpoint
             cache_width = drafter_cache_width(checkpoint.config)
     memory = plan_memory(
         config,
@@ -136,7 +136,9 @@ def describe(path) -> str:
     from jaxspec.config import to_dict
 
     checkpoint = read_config(path)
-    params = jax.tree.leaves(abstract_params(checkpoint.kind, checkpoint.config))
+    params = jax.tree.leaves(
+        abstract_params(checkpoint.kind, checkpoint.config, checkpoint.target)
+    )
     size = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
     count = sum(x.size for x in params)
     lines = [

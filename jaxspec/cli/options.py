@@ -176,13 +176,12 @@ def chosen_mesh(arguments: argparse.Namespace):
     return make_mesh(*read_mesh(arguments.mesh))
 
 
-def tell_cut_captions(
+def print_cut_captions(
     bundle, texts: dict[str, str], quiet: bool = False
 ) -> dict[str, int]:
-    """One line on stderr for captions longer than the model reads.
+    """Prints one line on stderr about captions longer than the model reads.
 
-    They are drawn all the same: the other images of a long file are not to wait for
-    one caption.
+    They are cut, so that one caption does not keep a long file from being generated.
 
     Args:
       bundle: of captions.
@@ -212,8 +211,8 @@ def tell_cut_captions(
     return cut
 
 
-def tell_what_stays_whole(bundle) -> None:
-    """One line on stderr for parameters that a mesh's "model" axis does not divide."""
+def print_replicated(bundle) -> None:
+    """Names on stderr the parameters that a mesh's "model" axis does not divide."""
     import sys
 
     from jaxspec.checkpoint import named_leaves

@@ -1,13 +1,5 @@
 """Frozen model configurations and their JSON form."""
 
-from jaxspec.config.drafters import (
-    DFlashConfig,
-    EagleConfig,
-    FalconConfig,
-    KangarooConfig,
-    MedusaConfig,
-    PPDConfig,
-)
 from jaxspec.config.models import (
     RopeScaling,
     TextEncoderConfig,
@@ -17,13 +9,7 @@ from jaxspec.config.models import (
 from jaxspec.config.plain import from_dict, to_dict
 
 __all__ = [
-    "KangarooConfig",
-    "DFlashConfig",
-    "EagleConfig",
-    "MedusaConfig",
-    "PPDConfig",
     "RopeScaling",
-    "FalconConfig",
     "TextEncoderConfig",
     "TokenizerConfig",
     "TransformerConfig",

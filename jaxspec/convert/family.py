@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from jaxspec.checkpoint import Checkpoint
+from jaxspec.config import TransformerConfig
 from jaxspec.convert.mapping import KeyRule
 from jaxspec.convert.reading.sets import PLAIN
 from jaxspec.convert.reading.source import Source
@@ -41,7 +42,7 @@ class Plan:
 
     Attributes:
       kind: kind of the checkpoint, a key of `jaxspec.checkpoint.KINDS`.
-      config: configuration of the model; a drafter's contains its target's.
+      config: configuration of the model.
       rules: mapping of tensor names to parameters.
       heads: attention heads, for the transforms.
       computed: computed parameters by path.
@@ -49,6 +50,7 @@ class Plan:
       metadata: additional entries of the checkpoint metadata.
       config_section: key of the section of `config.json` that describes this model,
         if other sections describe other models; None for the whole file.
+      target: configuration of a drafter's target; None for other models.
     """
 
     kind: str
@@ -59,6 +61,7 @@ class Plan:
     ignored: tuple[str, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
     config_section: str | None = None
+    target: TransformerConfig | None = None
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ def write_part(
         table = None
         if codebook and len(codebook[0]) > 3:
             table = neighbor_table(codebook[0], min(NEIGHBORS, len(codebook[0]) - 2))
-        return Checkpoint(plan.kind, plan.config, {}, metadata, table)
+        return Checkpoint(plan.kind, plan.config, {}, metadata, table, plan.target)
 
     folder = bundle / FOLDERS.get(plan.kind, "drafter")
     save_leaves(folder, leaves(), finish, _tokenizer_file(conversion.source, plan.kind))

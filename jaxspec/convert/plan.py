@@ -114,7 +114,9 @@ def plan_conversion(
     section = config[plan.config_section] if plan.config_section else config
     unused = () if "jaxspec" in config else check_unread(section, source.name)
     _check_sizes(source, plan)
-    params = dict(sorted(named_leaves(abstract_params(plan.kind, plan.config))))
+    params = dict(
+        sorted(named_leaves(abstract_params(plan.kind, plan.config, plan.target)))
+    )
     computed = plan.computed
     inputs = {name for param in computed.values() for name in param.tensors}
     for name in inputs:
@@ -189,9 +191,8 @@ def _check_sizes(source: Source, plan: Plan) -> None:
     Raises:
       ConfigError: a number of layers, blocks or heads is implausibly large.
     """
-    config = getattr(plan.config, "config", plan.config)
     for name in ("layers", "encoder_blocks", "decoder_blocks", "heads", "blocks"):
-        value = getattr(config, name, 0)
+        value = getattr(plan.config, name, 0)
         limit = len(source.tensors) if name not in ("heads", "blocks") else 1000
         if isinstance(value, int) and value > limit:
             raise ConfigError(

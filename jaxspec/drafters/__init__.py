@@ -2,33 +2,35 @@
 
 from jaxspec.core.lazy import lazy_names
 
+# Drafters that are trained: the folder of each, which is its kind in checkpoints, and
+# its public names.
+TRAINED = {
+    "dflash": ("DFlash", "DFlashConfig"),
+    "eagle": ("Eagle", "EagleConfig"),
+    "falcon": ("Falcon", "FalconConfig"),
+    "kangaroo": ("Kangaroo", "KangarooConfig"),
+    "medusa": ("Medusa", "MedusaConfig"),
+    "ppd": ("PPD", "PPDConfig"),
+}
 _NAMES = {
+    name: f"jaxspec.drafters.{folder}"
+    for folder, names in TRAINED.items()
+    for name in names
+} | {
     "AcceptanceHead": "jaxspec.drafters.dflash.acceptance_head",
     "Adaptive": "jaxspec.drafters.combine.adaptive",
     "ConfidenceCutoff": "jaxspec.drafters.combine.adaptive",
-    "DFlash": "jaxspec.drafters.dflash.drafter",
-    "DFlashConfig": "jaxspec.config",
     "Deer": "jaxspec.drafters.masked.deer",
     "DiffuSpec": "jaxspec.drafters.masked.diffuspec",
     "DraftModel": "jaxspec.drafters.draft_model.drafter",
     "DynamicExit": "jaxspec.drafters.draft_model.dynamic_exit",
-    "Eagle": "jaxspec.drafters.eagle.drafter",
-    "EagleConfig": "jaxspec.config",
     "EntropyCutoff": "jaxspec.drafters.combine.adaptive",
     "ExtraQueries": "jaxspec.speculative.draft",
-    "Falcon": "jaxspec.drafters.falcon.drafter",
-    "FalconConfig": "jaxspec.config",
     "Jacobi": "jaxspec.drafters.training_free.jacobi",
-    "Kangaroo": "jaxspec.drafters.kangaroo.drafter",
-    "KangarooConfig": "jaxspec.config",
     "LengthController": "jaxspec.drafters.combine.adaptive",
     "Lookahead": "jaxspec.drafters.training_free.lookahead",
-    "Medusa": "jaxspec.drafters.medusa.drafter",
-    "MedusaConfig": "jaxspec.config",
     "MergedDrafter": "jaxspec.drafters.combine.merged",
     "NgramTable": "jaxspec.drafters.training_free.ngram",
-    "PPD": "jaxspec.drafters.ppd.drafter",
-    "PPDConfig": "jaxspec.config",
     "PromptLookup": "jaxspec.drafters.training_free.prompt_lookup",
     "TokenRecycling": "jaxspec.drafters.training_free.recycling",
     "early_exit": "jaxspec.drafters.draft_model.drafter",

@@ -1,61 +1,35 @@
 """Registry of the drafters that are trained and stored in checkpoints."""
 
+import importlib
 from typing import Any
 
-from jaxspec.config import (
-    DFlashConfig,
-    EagleConfig,
-    FalconConfig,
-    KangarooConfig,
-    MedusaConfig,
-    PPDConfig,
-    TransformerConfig,
-)
-from jaxspec.drafters.dflash.drafter import DFlash
-from jaxspec.drafters.eagle.drafter import Eagle
-from jaxspec.drafters.falcon.drafter import Falcon
-from jaxspec.drafters.kangaroo.drafter import Kangaroo
-from jaxspec.drafters.medusa.drafter import Medusa
-from jaxspec.drafters.ppd.drafter import PPD
+from jaxspec.config import TransformerConfig
+from jaxspec.drafters import TRAINED
+from jaxspec.drafters.kind import DrafterKind
+from jaxspec.errors import ConfigError
 
-DRAFTERS: dict[str, Any] = {
-    "dflash": DFlash,
-    "eagle": Eagle,
-    "medusa": Medusa,
-    "ppd": PPD,
-    "kangaroo": Kangaroo,
-    "falcon": Falcon,
-}
-DrafterConfig = (
-    DFlashConfig
-    | EagleConfig
-    | MedusaConfig
-    | PPDConfig
-    | KangarooConfig
-    | FalconConfig
-)
-_KIND_OF = {
-    DFlashConfig: "dflash",
-    EagleConfig: "eagle",
-    MedusaConfig: "medusa",
-    PPDConfig: "ppd",
-    KangarooConfig: "kangaroo",
-    FalconConfig: "falcon",
+DRAFTERS: dict[str, DrafterKind] = {
+    name: importlib.import_module(f"jaxspec.drafters.{name}").KIND for name in TRAINED
 }
 
 
-def make_drafter(config: DrafterConfig, target: TransformerConfig) -> tuple[str, Any]:
-    """Makes the drafter that a configuration describes.
+def kind_of(config: Any) -> DrafterKind:
+    """Kind of drafter that a configuration describes.
 
-    All drafters have `init_params(key)`, `with_target_params(own, target_params)`,
-    `feature_layers`, `max_depth` (most drafted tokens on a path) and
-    `check_tree(tree)`.
+    Raises:
+      ConfigError: the configuration is of no drafter that can be trained.
+    """
+    for kind in DRAFTERS.values():
+        if type(config) is kind.config:
+            return kind
+    known = ", ".join(kind.config.__name__ for kind in DRAFTERS.values())
+    raise ConfigError(f"{type(config).__name__} is no drafter's; choose {known}")
 
-    Returns:
-      The drafter's name in `DRAFTERS`, and the drafter.
+
+def make_drafter(config: Any, target: TransformerConfig) -> Any:
+    """Makes the drafter that a configuration describes, a `TrainedDrafter`.
 
     Raises:
       ConfigError: the configuration does not fit the target.
     """
-    kind = _KIND_OF[type(config)]
-    return kind, DRAFTERS[kind](config, target)
+    return kind_of(config).drafter(config, target)

@@ -141,7 +141,7 @@ def load_bundle(
             raise CheckpointError(f"'{folder / 'drafter'}' holds a {drafter.kind}")
         digest = digest_of(prior)
         trained_for = drafter.metadata.get("target_digest", digest)
-        if (drafter.config.target, trained_for) != (prior.config, digest):
+        if (drafter.target, trained_for) != (prior.config, digest):
             raise CheckpointError(
                 f"'{folder / 'drafter'}' was trained for another prior than "
                 f"'{folder / 'prior'}'; train it again"

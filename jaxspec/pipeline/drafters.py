@@ -27,6 +27,7 @@ from jaxspec.nn.quantize import quantized
 from jaxspec.pipeline.bundle import Bundle, cast_floats, prepared
 from jaxspec.speculative.draft import Drafter
 from jaxspec.speculative.trees.dynamic import DynamicTree
+from jaxspec.speculative.trees.parsing import tree_for
 from jaxspec.speculative.trees.tree import Tree
 from jaxspec.typing import Params
 
@@ -44,7 +45,9 @@ class LoadedDrafter:
       params: bound to the target's.
       size: parameters of its own, not counting what it shares with the target.
       trained_seconds: how long its training took, if it was trained.
-      prior: the target, where the drafter is part of it.
+      prior: the target, if the drafter is part of it.
+      acceptance: measured acceptance by depth and rank, see `Tree.optimal`; None if it
+        was not measured.
     """
 
     name: str
@@ -53,6 +56,15 @@ class LoadedDrafter:
     size: int = 0
     trained_seconds: float | None = None
     prior: Checkpoint | None = None
+    acceptance: tuple[tuple[float, ...], ...] | None = None
+
+    def tree(self, name: str | None = None) -> Tree | DynamicTree:
+        """Draft tree by name, or the default of the device, see `tree_for`.
+
+        Raises:
+          ConfigError: no such tree.
+        """
+        return tree_for(self.drafter, name, self.acceptance)
 
     def check_tree(self, tree: Tree | DynamicTree) -> None:
         """Refuses trees that the drafter cannot fill.
@@ -111,7 +123,7 @@ def load_drafter(name: str, bundle: Bundle) -> LoadedDrafter:
         if checkpoint.kind not in DRAFTERS:
             raise CheckpointError(f"'{name}' holds a {checkpoint.kind}, no drafter")
         wanted = checkpoint.metadata.get("target_digest")
-        same = checkpoint.config.target in (config, bundle.trained)
+        same = checkpoint.target in (config, bundle.trained)
         if not same or wanted not in (None, digest_of(bundle.prior)):
             raise CheckpointError(
                 f"the drafter in '{name}' was trained for another prior than that of "
@@ -173,18 +185,29 @@ def _model(name: str, checkpoint: Checkpoint, bundle: Bundle) -> LoadedDrafter:
         drafter = Deer(as_target, metadata["block"], mask)
     size = sum(x.size for x in jax.tree.leaves(checkpoint.params))
     seconds = metadata.get("metrics", {}).get("seconds")
-    return LoadedDrafter(name, drafter, params, size, seconds, prior)
+    return LoadedDrafter(
+        name, drafter, params, size, seconds, prior, _acceptance(checkpoint)
+    )
 
 
 def _trained(name: str, checkpoint: Any, bundle: Bundle) -> LoadedDrafter:
-    drafter = replace(checkpoint.config, target=bundle.prior.config)
+    drafter = replace(checkpoint, target=bundle.prior.config).model
     prior = bundle.prior.params
     own = cast_floats(checkpoint.params, activation_dtype(prior))
     params = drafter.with_target_params(quantized(own) if bundle.int8 else own, prior)
     size = sum(x.size for x in jax.tree.leaves(checkpoint.params))
     seconds = checkpoint.metadata.get("metrics", {}).get("seconds")
+    acceptance = _acceptance(checkpoint)
     if isinstance(drafter, PPD):
         widened = drafter.target_params(checkpoint.params, prior)
         brought = replace(bundle.prior, config=drafter.widened, params=widened)
-        return LoadedDrafter(name, drafter.drafter, None, size, seconds, brought)
-    return LoadedDrafter(name, drafter, params, size, seconds)
+        return LoadedDrafter(
+            name, drafter.drafter, None, size, seconds, brought, acceptance
+        )
+    return LoadedDrafter(name, drafter, params, size, seconds, acceptance=acceptance)
+
+
+def _acceptance(checkpoint: Checkpoint) -> tuple[tuple[float, ...], ...] | None:
+    """Acceptance that was measured for a checkpoint and recorded in its metadata."""
+    rows = checkpoint.metadata.get("acceptance")
+    return rows and tuple(tuple(map(float, row)) for row in rows)

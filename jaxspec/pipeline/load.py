@@ -5,12 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxspec.checkpoint import Placement, load_checkpoint
-from jaxspec.errors import CheckpointError
-from jaxspec.models.classifier.model import Classifier
 from jaxspec.models.masked_lm.model import MaskedDiffusion
-from jaxspec.models.t5.model import TextEncoder
-from jaxspec.models.transformer.model import Transformer
-from jaxspec.tokenizers.vqgan.model import Tokenizer
 from jaxspec.typing import Params
 
 
@@ -39,18 +34,7 @@ def load(
     if not (folder / "config.json").is_file() and (folder / "prior").is_dir():
         folder = folder / "prior"
     found = load_checkpoint(folder, sharding=sharding, dtype=dtype)
-    config, metadata = found.config, found.metadata
-    if found.kind == "prior":
-        model = Transformer(config)
-        if metadata.get("objective") == "masked":
-            model = MaskedDiffusion(model, bool(metadata.get("shifted")))
-        return model, found.params
-    makers = {
-        "tokenizer": Tokenizer,
-        "text_encoder": TextEncoder,
-        "classifier": Classifier,
-    }
-    make = makers.get(found.kind, lambda drafter: drafter)
-    if found.kind not in makers and not hasattr(config, "with_target_params"):
-        raise CheckpointError(f"'{folder}' holds a {found.kind}, which is no model")
-    return make(config), found.params
+    model = found.model
+    if found.metadata.get("objective") == "masked":
+        model = MaskedDiffusion(model, bool(found.metadata.get("shifted")))
+    return model, found.params

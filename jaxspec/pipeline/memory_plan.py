@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec.checkpoint import abstract_params, named_leaves
+from jaxspec.checkpoint import Checkpoint, abstract_params, named_leaves
 from jaxspec.config import TransformerConfig
 from jaxspec.errors import ConfigError
 from jaxspec.models.transformer.kv_groups import copy_kv_heads, needed_copies
@@ -66,6 +66,7 @@ def params_bytes(
     itemsize: int,
     rules: ShardingRules = SHARDING_RULES,
     int8: bool = False,
+    target: TransformerConfig | None = None,
 ) -> int:
     """Bytes of a model's parameters on one device of a mesh.
 
@@ -76,8 +77,9 @@ def params_bytes(
       itemsize: bytes of one parameter that is not quantized.
       rules: sharding rules.
       int8: whether matrices are held as int8 with one scale per column.
+      target: configuration of a drafter's target.
     """
-    total, params = 0, abstract_params(kind, config)
+    total, params = 0, abstract_params(kind, config, target)
     if int8:
         params = jax.eval_shape(quantized, params)
     for path, x in named_leaves(params):
@@ -97,7 +99,7 @@ def plan_memory(
     nodes: int = 58,
     itemsize: int = 2,
     cfg: bool = True,
-    drafter: tuple[str, Any] | None = None,
+    drafter: Checkpoint | None = None,
     drafter_cache_width: int = 0,
     int8: bool = False,
 ) -> MemoryPlan:
@@ -112,7 +114,7 @@ def plan_memory(
       nodes: number of nodes of the tree, including its root.
       itemsize: bytes of a parameter, key or value.
       cfg: whether classifier-free guidance doubles the sequences of a pass.
-      drafter: kind and configuration of the drafter, or None without one.
+      drafter: checkpoint of the drafter, whose parameters are not read; or None.
       drafter_cache_width: numbers in the drafter's cache per position and branch; see
         `drafter_cache_width`.
       int8: whether matrices are held as int8.
@@ -136,7 +138,14 @@ def plan_memory(
     vocab = -(-config.vocab_size // model)
     drafter_bytes = 0
     if drafter is not None:
-        drafter_bytes = params_bytes(*drafter, sizes, itemsize, int8=int8)
+        drafter_bytes = params_bytes(
+            drafter.kind,
+            drafter.config,
+            sizes,
+            itemsize,
+            int8=int8,
+            target=drafter.target,
+        )
         drafter_bytes += branches * slots * drafter_cache_width * itemsize
     widest = max(2 * config.ffn_size, config.heads * config.head_size * 3) // model
     workspace = branches * nodes * (2 * config.width + widest) * itemsize

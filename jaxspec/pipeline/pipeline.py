@@ -23,7 +23,7 @@ from jaxspec.pipeline.prompts import Prompts
 from jaxspec.pipeline.timing import Timing
 from jaxspec.pipeline.verifiers import parse_verifier
 from jaxspec.speculative.trees.dynamic import DynamicTree
-from jaxspec.speculative.trees.parsing import default_batch, tree_for
+from jaxspec.speculative.trees.parsing import default_batch
 from jaxspec.speculative.trees.tree import Tree
 from jaxspec.speculative.verify import Verifier
 
@@ -186,7 +186,7 @@ class Pipeline:
                 raise ConfigError("this pipeline has no drafter; load it with one")
             tree = Tree.root()
         elif tree is None or isinstance(tree, str):
-            tree = tree_for(self.loaded.drafter, tree)
+            tree = self.loaded.tree(tree)
         config = GenerationConfig(**settings)
         return self._prompts(class_labels, prompts), config, tree
 

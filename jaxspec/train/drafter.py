@@ -10,15 +10,14 @@ import numpy as np
 import optax
 
 from jaxspec.checkpoint import Checkpoint, digest_of, params_digest
-from jaxspec.config import DFlashConfig
 from jaxspec.core.noise import seed_key
 from jaxspec.data.batches import batch_indices, heldout_batches, step_rng
 from jaxspec.data.image_tokens import Sequences, TokenSource
+from jaxspec.drafters.dflash.network import DFlashConfig
 from jaxspec.drafters.eagle.draft_vocabulary import frequent_tokens
-from jaxspec.drafters.registry import make_drafter
+from jaxspec.drafters.registry import kind_of
 from jaxspec.errors import ConfigError
 from jaxspec.train.divergence import divergence, overlap
-from jaxspec.train.drafter_outputs import training_outputs
 from jaxspec.train.experiment import (
     HELDOUT,
     DrafterTrainingConfig,
@@ -59,9 +58,10 @@ def train_drafter(
     """
     config = experiment.train_drafter
     assert experiment.drafter is not None  # checked by `train_part`
-    kind, drafter = make_drafter(experiment.drafter, prior.config)
+    kind = kind_of(experiment.drafter)
+    drafter = kind.drafter(experiment.drafter, prior.config)
     if start is not None:
-        check_start(start, kind, drafter)
+        check_start(start, kind.name, drafter)
     params, fixed_params = _initial_params(drafter, config, source, start)
     feature_cache = None
     if config.cached != "no":
@@ -93,7 +93,9 @@ def train_drafter(
     state = init_train_state(config, params)
     trained, metrics = run_training(workdir, state, training, sharding)
     metadata = {"metrics": metrics, "target_digest": target_digest}
-    return Checkpoint(kind, drafter, trained, metadata)
+    return Checkpoint(
+        kind.name, experiment.drafter, trained, metadata, target=prior.config
+    )
 
 
 def _initial_params(
@@ -152,10 +154,10 @@ def check_start(start: Checkpoint, kind: str, drafter: Any) -> None:
             f"'{kind}'"
         )
     trained = without_refinements(drafter.config), drafter.target
-    starting = without_refinements(start.config.config), start.config.target
+    starting = without_refinements(start.config), start.target
     if trained != starting:
         raise ConfigError(
-            f"the drafter to start from has the configuration {start.config.config}; "
+            f"the drafter to start from has the configuration {start.config}; "
             f"the one to train has {drafter.config}"
         )
 
@@ -255,7 +257,9 @@ def drafter_losses(
         )
         # The key is reused on purpose: both branches predict the same positions.
         same_key = jax.random.clone(output_key)
-        outputs = training_outputs(drafter, drafter_params, teacher, same_key)
+        outputs = kind_of(drafter.config).training_outputs(
+            drafter, drafter_params, teacher, same_key
+        )
         flat = outputs.positions.reshape(len(tokens), -1)
         logits = jnp.take_along_axis(teacher.logits, flat[..., None] - 1, axis=1)
         branches.append((logits.reshape(outputs.logits.shape), outputs.logits))

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from jaxspec.config import TokenizerConfig, TransformerConfig
 from jaxspec.config.checks import number, whole
-from jaxspec.drafters.registry import DrafterConfig, make_drafter
+from jaxspec.drafters.registry import make_drafter
 from jaxspec.errors import ConfigError
 from jaxspec.train.divergence import Divergence
 
@@ -205,7 +205,7 @@ class Experiment:
     data: DataConfig
     tokenizer: TokenizerConfig | None
     prior: TransformerConfig
-    drafter: DrafterConfig | None
+    drafter: Any | None
     train_tokenizer: TrainingConfig | None
     train_prior: PriorTrainingConfig
     train_drafter: DrafterTrainingConfig

@@ -81,7 +81,7 @@ def test_formula_matches_the_flops_of_the_compiler():
 
 def test_formula_matches_a_drafters_training_step():
     """The compiler also counts masked attention, between all queries of all blocks."""
-    _, drafter = make_drafter(block_config(TINY), TINY)
+    drafter = make_drafter(block_config(TINY), TINY)
     settings = DrafterTrainingConfig(steps=9, batch=4)
     state = init_train_state(settings, drafter.init_params(jax.random.key(0)))
     tokens, labels = jnp.zeros((4, 64), jnp.int32), jnp.zeros(4, jnp.int32)
@@ -111,7 +111,7 @@ def test_ceilings_are_measured_once():
 @pytest.mark.parametrize("tokens", [1.0, 3.5])
 def test_forced_rounds_emit_a_mean_number_of_tokens(tokens):
     """The drafter is untrained."""
-    _, drafter = make_drafter(block_config(TINY), TINY)
+    drafter = make_drafter(block_config(TINY), TINY)
     params = synthetic_params(TINY, "float32")
     drafter_params = drafter.init_params(jax.random.key(1))
     drafter_params = drafter.with_target_params(drafter_params, params)

@@ -99,7 +99,7 @@ WRONG = {
     "endless temperature": (["--temperature", "inf"], "temperature=inf is impossible"),
     "batch over int32": (
         ["--batch", str(1 << 40)],
-        "batch=1099511627776 is impossible",
+        "batch_size=1099511627776 is impossible",
     ),
     "lambda over float32": (["--verifier", "lantern:k=2,lam=1e39"], "lam=1e+39 is"),
     "endless delta": (
@@ -112,7 +112,7 @@ WRONG = {
     "class of 5000 digits": (["--classes", "1" * 5000], "unknown class '111"),
     "early exit ²": (["--drafter", "early-exit-²"], "no drafter 'early-exit-²'"),
     "nothing to draw": (["--num", "0"], "at least one image"),
-    "no batch": (["--batch", "0"], "batch=0"),
+    "no batch": (["--batch", "0"], "batch_size=0"),
     "huge seed": (["--seed", str(1 << 70)], "use a whole number that fits in 64 bits"),
     "impossible step": (["--cfg-interval", "-7"], "cfg_interval=-7"),
     "one file for two": (["--report", "samples.png"], "are both 'samples.png'"),

@@ -105,7 +105,7 @@ def test_what_is_there_is_not_drawn_again(bundle, wanted, tmp_path, capsys):
     [
         ([], ["0", "9"], "unknown class '9'"),
         ([], [""], "has only empty lines"),
-        (["--batch", "3", "--mesh", "2x1"], LINES, "3 rows do not divide among 2"),
+        (["--batch", "3", "--mesh", "2x1"], LINES, "3 sequences do not divide among 2"),
         (["--mesh", "16x1"], LINES, "needs 16 devices"),
         (["--coordinator", "here"], LINES, "not of the form HOST:PORT"),
         (["--classes", "1"], LINES, "--classes does not go with --prompts"),

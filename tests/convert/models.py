@@ -4,11 +4,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec.checkpoint import Checkpoint, save
-from jaxspec.config import DFlashConfig, EagleConfig, TransformerConfig
+from jaxspec.config import TransformerConfig
 from jaxspec.convert.export import export
 from jaxspec.convert.reading.safetensors import read_safetensors
 from jaxspec.drafters.dflash.drafter import DFlash
+from jaxspec.drafters.dflash.network import DFlashConfig
 from jaxspec.drafters.eagle.drafter import Eagle
+from jaxspec.drafters.eagle.network import EagleConfig
 from jaxspec.models.transformer.model import Transformer
 
 CLASSES = TransformerConfig(
@@ -64,7 +66,7 @@ def block_drafter(target=CLASSES, dtype=jnp.float32):
     )
     drafter = DFlash(config, target)
     params = filled(drafter.init_params(jax.random.key(1)), dtype, 1)
-    return Checkpoint("dflash", drafter, params)
+    return Checkpoint("dflash", drafter.config, params, target=drafter.target)
 
 
 def feature_head(version, target=CLASSES, dtype=jnp.float32, **changes):
@@ -73,7 +75,7 @@ def feature_head(version, target=CLASSES, dtype=jnp.float32, **changes):
     config = EagleConfig(version, feature_layers=feature_layers, **sizes)
     drafter = Eagle(config, target)
     params = filled(drafter.init_params(jax.random.key(2)), dtype, 2)
-    return Checkpoint("eagle", drafter, params)
+    return Checkpoint("eagle", drafter.config, params, target=drafter.target)
 
 
 def released(folder, config=CLASSES):

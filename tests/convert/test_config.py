@@ -172,7 +172,7 @@ def test_the_layers_that_a_drafter_reads_are_not_guessed(folder):
         ConfigError, match=r"2 layers; .*--set feature_layers=N,N,\.\.\.$"
     ):
         planned(exported)
-    assert planned(exported, feature_layers=(0, 1)).config.feature_layers == (0, 1)
+    assert planned(exported, feature_layers=(0, 1)).feature_layers == (0, 1)
     with pytest.raises(ConfigError, match="reads 64 features, but 1 layers"):
         planned(exported, feature_layers=1)
     with pytest.raises(
@@ -183,12 +183,12 @@ def test_the_layers_that_a_drafter_reads_are_not_guessed(folder):
 
 def test_layers_may_be_listed_in_either_section_of_the_config(folder):
     exported = folder("dflash", dflash_config={}, target_layer_ids=[1, 0])
-    assert planned(exported).config.feature_layers == (1, 0)
+    assert planned(exported).feature_layers == (1, 0)
     config = json.loads((exported / "config.json").read_text())
     config["dflash_config"] = {"target_layer_ids": [0, 1], "block_size": 4}
     config["block_size"] = 9
     (exported / "config.json").write_text(json.dumps(config))
-    result = planned(exported).config
+    result = planned(exported)
     assert (result.feature_layers, result.block_size) == ((0, 1), 4)
 
 
@@ -203,7 +203,7 @@ def test_one_error_lists_all_missing_settings(folder):
         planned(exported)
     text = "add --set feature_layers=N,N,... --set block_size=NUMBER --set mask_token="
     assert text in str(error.value)
-    result = planned(exported, feature_layers=(0, 1), block_size=4, mask_token=7).config
+    result = planned(exported, feature_layers=(0, 1), block_size=4, mask_token=7)
     assert result.block_size == 4
 
 

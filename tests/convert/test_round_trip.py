@@ -54,6 +54,7 @@ def test_a_round_trip_is_bit_exact(tmp_path, make, family, options, dtype):
     [written] = convert(tmp_path / "exported", tmp_path / "back")
     found = load_checkpoint(written.folder)
     assert (found.kind, found.config) == (checkpoint.kind, checkpoint.config)
+    assert found.target == checkpoint.target
     same(found.params, checkpoint.params)
     assert written.digest == params_digest(checkpoint.params)
     again = export(written.folder, tmp_path / "again", family)

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.config import DFlashConfig, TransformerConfig
+from jaxspec.config import TransformerConfig
 from jaxspec.core.noise import batch_keys, position_noise
 from jaxspec.core.sampling import Sampling
 from jaxspec.drafters.combine.adaptive import Adaptive, ConfidenceCutoff
 from jaxspec.drafters.dflash.acceptance_head import AcceptanceHead
 from jaxspec.drafters.dflash.drafter import DFlash
-from jaxspec.drafters.dflash.network import append_to
+from jaxspec.drafters.dflash.network import DFlashConfig, append_to
 from jaxspec.drafters.dflash.training import anchored_mask
 from jaxspec.drafters.tree_drafting import grow
 from jaxspec.errors import ConfigError

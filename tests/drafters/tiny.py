@@ -5,25 +5,21 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 
-from jaxspec.config import (
-    DFlashConfig,
-    EagleConfig,
-    FalconConfig,
-    KangarooConfig,
-    MedusaConfig,
-    TransformerConfig,
-)
+from jaxspec.config import TransformerConfig
 from jaxspec.drafters.combine.merged import MergedDrafter
 from jaxspec.drafters.dflash.drafter import DFlash
+from jaxspec.drafters.dflash.network import DFlashConfig
 from jaxspec.drafters.draft_model.drafter import DraftModel, early_exit
 from jaxspec.drafters.draft_model.dynamic_exit import DynamicExit
 from jaxspec.drafters.eagle.drafter import Eagle
-from jaxspec.drafters.falcon.drafter import Falcon
+from jaxspec.drafters.eagle.network import EagleConfig
+from jaxspec.drafters.falcon.drafter import Falcon, FalconConfig
 from jaxspec.drafters.inline_blocks.drafter import ppd, tidar, with_extra_tokens
-from jaxspec.drafters.kangaroo.drafter import Kangaroo
+from jaxspec.drafters.kangaroo.drafter import Kangaroo, KangarooConfig
 from jaxspec.drafters.masked.deer import Deer
 from jaxspec.drafters.masked.diffuspec import DiffuSpec
 from jaxspec.drafters.medusa.drafter import Medusa
+from jaxspec.drafters.medusa.network import MedusaConfig
 from jaxspec.drafters.training_free.jacobi import Jacobi
 from jaxspec.drafters.training_free.lookahead import Lookahead
 from jaxspec.drafters.training_free.ngram import NgramTable

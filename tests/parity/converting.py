@@ -54,4 +54,6 @@ def converted(state, family=None, *, config=None, target=None, **overrides):
             node = node.setdefault(name, {})
         node[last] = jnp.asarray(np.array(x))
     plan = conversion.plan
-    return Checkpoint(plan.kind, plan.config, tree, dict(plan.metadata))
+    return Checkpoint(
+        plan.kind, plan.config, tree, dict(plan.metadata), target=plan.target
+    )

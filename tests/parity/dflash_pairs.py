@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import torch
 
 from jaxspec.checkpoint import Checkpoint
-from jaxspec.config import DFlashConfig, TransformerConfig, to_dict
+from jaxspec.config import TransformerConfig, to_dict
 from jaxspec.drafters.dflash.drafter import DFlash
+from jaxspec.drafters.dflash.network import DFlashConfig
 from tests.parity.comparing import as_jax
 from tests.parity.converting import converted
 from tests.parity.dflash_twin import TorchDFlash
@@ -85,7 +86,7 @@ def make_pair(*, causal):
         config={"jaxspec": to_dict(config)},
         target=Checkpoint("prior", target, shared),
     )
-    assert checkpoint.config == drafter
+    assert checkpoint.model == drafter
     return Pair(
         drafter,
         drafter.with_target_params(checkpoint.params, shared),

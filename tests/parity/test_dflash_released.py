@@ -69,8 +69,8 @@ def make(spark):
     )
     return (
         twin,
-        checkpoint.config,
-        checkpoint.config.with_target_params(checkpoint.params, shared),
+        checkpoint.model,
+        checkpoint.model.with_target_params(checkpoint.params, shared),
         shared,
     )
 

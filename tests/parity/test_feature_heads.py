@@ -117,7 +117,7 @@ def test_eagle_1_predicts_the_same_features(config, own_embedding):
         shared = torch.tensor(np.asarray(target.params["embedding"]["embedding"]))
         twin.embed_tokens.weight.copy_(shared)
     checkpoint = converted(twin.state_dict(), config=CONFIG_JSON, target=target)
-    drafter = checkpoint.config
+    drafter = checkpoint.model
     assert drafter.config.own_embedding == own_embedding and drafter.feature_layers == (
         LAYERS - 1,
     )
@@ -159,8 +159,8 @@ def test_lantern_drafters_for_models_with_norms_predict_the_same(shards, scale):
             twin.state_dict(), config=CONFIG_JSON, target=target, **options
         )
         drafter, params = (
-            checkpoint.config,
-            checkpoint.config.with_target_params(checkpoint.params, target.params),
+            checkpoint.model,
+            checkpoint.model.with_target_params(checkpoint.params, target.params),
         )
         return drafter.network(checkpoint.params).layer(
             params["embedding"][as_jax(tokens)],
@@ -220,7 +220,7 @@ def test_eagle_3_predicts_the_same_scores(kind, residual, speculators):
         config_json |= {"transformer_layer_config": layers}
         config_json |= {"eagle_aux_hidden_state_layer_ids": [2, 4, 5]}
     checkpoint = converted(state, config=config_json, target=target)
-    drafter = checkpoint.config
+    drafter = checkpoint.model
     # Inputs of layers 2, 4 and 5 of 8, which are the outputs of layers 1, 3 and 4.
     assert drafter.feature_layers == (1, 3, 4)
     params = drafter.with_target_params(checkpoint.params, target.params)
@@ -295,13 +295,13 @@ def test_rope_scaling_of_the_target_does_not_apply_to_eagle():
     twin = randomized(twin, seed=0)
     target = target_of(scaled)
     checkpoint = converted(twin.state_dict(), config=CONFIG_JSON, target=target)
-    assert checkpoint.config.config.rope_base == 1e4
+    assert checkpoint.config.rope_base == 1e4
     features, tokens = inputs()
     scale = torch.tensor(np.asarray(target.params["norm"]["scale"]))
     reference = twin(normed(scaled, features) * scale, tokens, turns_of(TEXT))
     drafter, params = (
-        checkpoint.config,
-        checkpoint.config.with_target_params(checkpoint.params, target.params),
+        checkpoint.model,
+        checkpoint.model.with_target_params(checkpoint.params, target.params),
     )
     actual, _ = drafter.network(checkpoint.params).layer(
         params["embedding"][as_jax(tokens)],
@@ -390,7 +390,7 @@ def test_lanterns_heads_for_captions_ask_for_that():
         checkpoint = converted(
             twin.state_dict(), config=CONFIG_JSON, target=target_of(config), heads=HEADS
         )
-        assert checkpoint.config.caption_padding == padding
+        assert checkpoint.model.caption_padding == padding
     with pytest.raises(ConfigError, match="needs a model with rope='grid'"):
         Transformer(TEXT).as_target(cfg=False, caption_padding="published")
 
@@ -399,7 +399,7 @@ def test_medusa_drafts_the_same():
     target = target_of(TEXT)
     twin = randomized(Medusa(VOCAB, WIDTH, 3, 2), seed=0)
     checkpoint = converted(twin.state_dict(), target=target)
-    drafter = checkpoint.config
+    drafter = checkpoint.model
     params = drafter.with_target_params(checkpoint.params, target.params)
     features, _ = inputs()
     for i, head in enumerate(twin):
@@ -427,7 +427,7 @@ def test_hydra_drafts_the_same(deep, registered):
     if not registered:
         state.pop("input_embed_fn.weight")
     checkpoint = converted(state, config=CONFIG_JSON, target=target)
-    drafter = checkpoint.config
+    drafter = checkpoint.model
     params = drafter.with_target_params(checkpoint.params, target.params)
     network = drafter.network(checkpoint.params)
     features, tokens = inputs()

@@ -102,7 +102,7 @@ def test_lanterns_drafter():
     target = Checkpoint("prior", config, shared)
     checkpoint = converted(twin.state_dict(), target=target)
     drafter, length = (
-        checkpoint.config,
+        checkpoint.model,
         124,
     )  # across the last position of the condition
     params = drafter.with_target_params(checkpoint.params, shared)

@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 
 from jaxspec.checkpoint import named_leaves
-from jaxspec.config import DFlashConfig, EagleConfig, TransformerConfig
+from jaxspec.config import TransformerConfig
 from jaxspec.core.noise import batch_keys
 from jaxspec.core.sampling import Sampling
 from jaxspec.core.stopping import StoppingCriteria
 from jaxspec.drafters.dflash.drafter import DFlash
+from jaxspec.drafters.dflash.network import DFlashConfig
 from jaxspec.drafters.draft_model.drafter import DraftModel
 from jaxspec.drafters.eagle.drafter import Eagle
+from jaxspec.drafters.eagle.network import EagleConfig
 from jaxspec.drafters.training_free.jacobi import Jacobi
 from jaxspec.drafters.training_free.ngram import NgramTable
 from jaxspec.drafters.training_free.recycling import TokenRecycling

@@ -12,7 +12,7 @@ from jaxspec.checkpoint import (
     params_digest,
     save,
 )
-from jaxspec.cli.options import tell_what_stays_whole
+from jaxspec.cli.options import print_replicated
 from jaxspec.config import TransformerConfig
 from jaxspec.errors import ConfigError
 from jaxspec.pipeline.bundle import DEFAULT, embedded_folder, load_bundle
@@ -132,7 +132,7 @@ def test_axes_that_do_not_divide_are_reported(capsys):
     assert kept_whole(shapes, {"model": 8}) == ["a/qkv/kernel"]
     assert kept_whole(shapes, {"model": 4}) == []
     bundle = load_bundle(mesh=make_mesh(1, 8))  # it has 4 heads
-    tell_what_stays_whole(bundle)
+    print_replicated(bundle)
     err = capsys.readouterr().err
     assert "qkv/kernel" in err and "do not divide among 8" in err
 

@@ -380,7 +380,7 @@ class FromAllLayers:
 def test_a_drafter_that_reads_the_wrong_layers_is_seen_in_what_is_accepted():
     """Tokens stay right whatever it reads, so only the number of calls can tell."""
     bundle, rows = load_bundle(), 16
-    inner, prior = bundle.drafter.config, bundle.prior
+    inner, prior = bundle.drafter.model, bundle.prior
     every = tuple(range(inner.target.layers))
     target = Transformer(prior.config).as_target(cfg=True, feature_layers=every)
     drafter, order = FromAllLayers(inner), ("temperature",)

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.config import PPDConfig, TransformerConfig
+from jaxspec.config import TransformerConfig
 from jaxspec.core.noise import batch_keys
 from jaxspec.core.sampling import Sampling
 from jaxspec.drafters.inline_blocks.drafter import ppd, tidar
 from jaxspec.drafters.masked.deer import Deer
-from jaxspec.drafters.ppd.drafter import PPD
+from jaxspec.drafters.ppd.drafter import PPD, PPDConfig
 from jaxspec.errors import ConfigError
 from jaxspec.models.masked_lm.model import MaskedDiffusion
 from jaxspec.models.transformer.model import Transformer

@@ -8,22 +8,18 @@ import numpy as np
 import pytest
 
 from jaxspec.checkpoint import Checkpoint
-from jaxspec.config import (
-    DFlashConfig,
-    FalconConfig,
-    KangarooConfig,
-    PPDConfig,
-)
 from jaxspec.core.noise import batch_keys
 from jaxspec.core.sampling import Sampling
 from jaxspec.data.image_tokens import TokenSource
 from jaxspec.data.text import TextSource
 from jaxspec.drafters.dflash.drafter import DFlash
+from jaxspec.drafters.dflash.network import DFlashConfig
 from jaxspec.drafters.eagle.drafter import Eagle
-from jaxspec.drafters.falcon.drafter import Falcon
-from jaxspec.drafters.kangaroo.drafter import Kangaroo
+from jaxspec.drafters.falcon.drafter import Falcon, FalconConfig
+from jaxspec.drafters.kangaroo.drafter import Kangaroo, KangarooConfig
 from jaxspec.drafters.medusa.drafter import Medusa
-from jaxspec.drafters.ppd.drafter import PPD
+from jaxspec.drafters.ppd.drafter import PPD, PPDConfig
+from jaxspec.drafters.registry import kind_of
 from jaxspec.errors import ConfigError
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.speculative.draft import DraftContext, InitContext
@@ -33,7 +29,6 @@ from jaxspec.speculative.trees.tree import Tree
 from jaxspec.train import teacher as teacher_module
 from jaxspec.train.divergence import divergence, overlap
 from jaxspec.train.drafter import drafter_losses, make_step
-from jaxspec.train.drafter_outputs import training_outputs
 from jaxspec.train.experiment import DrafterTrainingConfig
 from jaxspec.train.feature_cache import cache_features
 from jaxspec.train.optimizer import init_train_state
@@ -124,7 +119,9 @@ def test_training_and_drafting_compute_the_same_logits(kind, monkeypatch):
     ones = lambda *a, **k: jnp.ones((batch, 1), bool)  # noqa: E731
     monkeypatch.setattr(jax.random, "bernoulli", ones)
     monkeypatch.setattr("jaxspec.drafters.dflash.training.ANCHORS", 1)
-    outputs = training_outputs(drafter, params["own"], teacher, jax.random.key(0))
+    outputs = kind_of(drafter.config).training_outputs(
+        drafter, params["own"], teacher, jax.random.key(0)
+    )
     assert (outputs.positions[:, 0, :4] == root + 1 + jnp.arange(4)).all()
     log_q = jax.nn.log_softmax(outputs.logits[:, 0, :4])
     np.testing.assert_allclose(log_q, draft.log_q, atol=1e-4)
@@ -143,7 +140,9 @@ def test_kangaroo_is_trained_on_the_logits_that_it_drafts_from():
     tokens = jax.random.randint(jax.random.key(1), (batch, 16), 0, TARGET.vocab_size)
     labels, null = jnp.array([0, 2]), jnp.zeros(batch, bool)
     teacher = run_teacher(TARGET, PARAMS, drafter.feature_layers, tokens, labels, null)
-    outputs = training_outputs(drafter, drafter_params, teacher, jax.random.key(4))
+    outputs = kind_of(drafter.config).training_outputs(
+        drafter, drafter_params, teacher, jax.random.key(4)
+    )
     model = drafter.drafter.model
     first, _, cache = model.prefill(params, labels, 16)
     both, branches = jnp.concatenate([tokens] * 2), 2 * batch
@@ -170,7 +169,9 @@ def test_prompt_tokens_are_trained_on_the_logits_that_they_draft_from():
     tokens = jax.random.randint(jax.random.key(1), (batch, 16), 0, TARGET.vocab_size)
     labels, null = jnp.array([0, 2]), jnp.array([False, True])
     teacher = run_teacher(TARGET, PARAMS, (), tokens, labels, null)
-    outputs = training_outputs(drafter, drafter_params, teacher, jax.random.key(4))
+    outputs = kind_of(drafter.config).training_outputs(
+        drafter, drafter_params, teacher, jax.random.key(4)
+    )
     model = Transformer(drafter.widened)
     params = drafter.target_params(drafter_params, PARAMS)
     ids = TARGET.vocab_size + jnp.arange(4)

@@ -344,7 +344,7 @@ def test_dead_codes_are_reset_and_used_ones_stay():
 
 HEAD = """
 from dataclasses import replace
-from jaxspec.config import EagleConfig
+from jaxspec.drafters.eagle.network import EagleConfig
 from jaxspec.train.experiment import load_experiment
 
 

@@ -1,6 +1,7 @@
 """Tiny preset whose three parts train in seconds."""
 
-from jaxspec.config import DFlashConfig, TokenizerConfig, TransformerConfig
+from jaxspec.config import TokenizerConfig, TransformerConfig
+from jaxspec.drafters.dflash.network import DFlashConfig
 from jaxspec.train.experiment import (
     DataConfig,
     DrafterTrainingConfig,

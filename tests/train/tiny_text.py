@@ -1,6 +1,7 @@
 """Tiny text preset whose prior and drafter train in seconds."""
 
-from jaxspec.config import EagleConfig, TransformerConfig
+from jaxspec.config import TransformerConfig
+from jaxspec.drafters.eagle.network import EagleConfig
 from jaxspec.train.experiment import (
     DataConfig,
     DrafterTrainingConfig,

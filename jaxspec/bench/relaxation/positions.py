@@ -104,7 +104,7 @@ def model_positions(
     tokens = jnp.asarray(generate(bundle, prompts, settings, Tree.root()).tokens)
     length = tokens.shape[1]
     index = jnp.asarray(np.random.default_rng(seed).integers(1, length, size=count))
-    model, drafter = Transformer(bundle.prior.config), bundle.drafter.config
+    model, drafter = Transformer(bundle.prior.config), bundle.drafter.model
     branches = model.as_target(cfg=cfg_scale != 1.0).branches
     sampling, tree = settings.sampling(count), Tree.chain(1)
     order = active_steps(sampling)

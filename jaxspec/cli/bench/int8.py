@@ -47,10 +47,9 @@ def run(arguments: argparse.Namespace) -> None:
     from jaxspec.bench.eight_bits import bench_int8, int8_markdown
     from jaxspec.pipeline.bundle import load_bundle
     from jaxspec.pipeline.drafters import bundled_drafter
-    from jaxspec.speculative.trees.parsing import tree_for
 
     bundle = load_bundle(arguments.checkpoint)
-    tree = tree_for(bundled_drafter(bundle).drafter, arguments.tree)
+    tree = bundled_drafter(bundle).tree(arguments.tree)
     names = ("checkpoint", *NUMBERS, "tree", "out")
     result = bench_int8(
         bundle,

@@ -50,11 +50,10 @@ def run(arguments: argparse.Namespace) -> None:
     from jaxspec.bench.streaming import bench_streaming, streaming_markdown
     from jaxspec.pipeline.bundle import load_bundle
     from jaxspec.pipeline.drafters import bundled_drafter
-    from jaxspec.speculative.trees.parsing import tree_for
 
     bundle = load_bundle(arguments.checkpoint)
     loaded = bundled_drafter(bundle)
-    tree = tree_for(loaded.drafter, arguments.tree)
+    tree = loaded.tree(arguments.tree)
     rows = bench_streaming(
         bundle,
         tree,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxspec.checkpoint import Checkpoint
-from jaxspec.config import DFlashConfig, TransformerConfig, to_dict
+from jaxspec.config import TransformerConfig, to_dict
 from jaxspec.convert.families.key_rules import mlp
 from jaxspec.convert.families.layer_sizes import layer_sizes
 from jaxspec.convert.families.rotary import (
@@ -35,6 +35,7 @@ from jaxspec.convert.source_config import (
     exported_config,
 )
 from jaxspec.drafters.dflash.drafter import DFlash
+from jaxspec.drafters.dflash.network import DFlashConfig
 from jaxspec.errors import ConfigError
 
 
@@ -212,17 +213,18 @@ def _plan(source: Source, overrides: Overrides, target: Checkpoint | None) -> Pl
         metadata["mask_token"] = mask
     return Plan(
         "dflash",
-        drafter,
+        config,
         _rules(drafter),
         heads_of(config),
         computed,
         (r".*\.rotary_emb\.inv_freq",),
         metadata,
+        target=target.config,
     )
 
 
 def _export(checkpoint: Checkpoint) -> ExportPlan:
-    drafter = checkpoint.config
+    drafter = checkpoint.model
     if not isinstance(drafter, DFlash):
         raise ConfigError("only DFlash block drafters can be exported as DFlash")
     c = drafter.config

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from jaxspec.checkpoint import Checkpoint
-from jaxspec.config import EagleConfig, TransformerConfig, to_dict
+from jaxspec.config import TransformerConfig, to_dict
 from jaxspec.convert.families.draft_ids import draft_ids, draft_tables
 from jaxspec.convert.families.embeddings import has_own_embedding
 from jaxspec.convert.families.key_rules import attention, head_norms, mlp, qkv_biases
@@ -39,6 +39,7 @@ from jaxspec.convert.source_config import (
     exported_config,
 )
 from jaxspec.drafters.eagle.drafter import Eagle
+from jaxspec.drafters.eagle.network import EagleConfig
 from jaxspec.errors import ConfigError
 
 
@@ -141,11 +142,12 @@ def _make_plan(drafter: Eagle, root: str, computed: dict[str, ComputedParam]) ->
         ignored = (*IGNORED, re.escape(TABLE))
     return Plan(
         "eagle",
-        drafter,
+        drafter.config,
         _rules(drafter, root),
         heads_of(drafter.config),
         computed,
         ignored,
+        target=drafter.target,
     )
 
 
@@ -245,7 +247,7 @@ def _eagle3_width(source: Source, target: TransformerConfig) -> int:
 
 def _export(version: int) -> Callable[[Checkpoint], ExportPlan]:
     def export(checkpoint: Checkpoint) -> ExportPlan:
-        drafter = checkpoint.config
+        drafter = checkpoint.model
         if not isinstance(drafter, Eagle) or drafter.config.version != version:
             raise ConfigError(
                 f"only EAGLE-{version} drafters can be exported as eagle{version}"

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from jaxspec.checkpoint import Checkpoint
-from jaxspec.config import MedusaConfig, TransformerConfig
+from jaxspec.config import TransformerConfig
 from jaxspec.convert.families.embeddings import has_own_embedding
 from jaxspec.convert.families.key_rules import attention, mlp
 from jaxspec.convert.family import Family, Overrides, Plan
@@ -15,7 +15,7 @@ from jaxspec.convert.mapping import KeyRule
 from jaxspec.convert.reading.source import Source
 from jaxspec.convert.settings import count_tensors, infer_setting
 from jaxspec.convert.transforms import Heads
-from jaxspec.drafters.medusa.drafter import Medusa
+from jaxspec.drafters.medusa.network import MedusaConfig
 from jaxspec.errors import ConfigError
 
 # The state dict includes the target's embedding, which the module references.
@@ -129,7 +129,7 @@ def _plan(source: Source, overrides: Overrides, target: Checkpoint | None) -> Pl
     prefix_heads = max(config.prefix_heads, 1)
     return Plan(
         "medusa",
-        Medusa(config, target.config),
+        config,
         _rules(config, names),
         Heads(config.width // prefix_heads, prefix_heads),
         ignored=(
@@ -137,6 +137,7 @@ def _plan(source: Source, overrides: Overrides, target: Checkpoint | None) -> Pl
             r"prefix_embeding_layer\.embed_tokens\..*",
             re.escape(EMBEDDING),
         ),
+        target=target.config,
     )
 
 

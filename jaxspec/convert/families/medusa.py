@@ -4,12 +4,11 @@ Tensor names: FasterDecoding/Medusa `model/medusa_model.py`.
 """
 
 from jaxspec.checkpoint import Checkpoint
-from jaxspec.config import MedusaConfig
 from jaxspec.convert.family import Family, Overrides, Plan
 from jaxspec.convert.mapping import KeyRule
 from jaxspec.convert.reading.source import Source
 from jaxspec.convert.settings import count_tensors
-from jaxspec.drafters.medusa.drafter import Medusa
+from jaxspec.drafters.medusa.network import MedusaConfig
 
 
 def _plan(source: Source, overrides: Overrides, target: Checkpoint | None) -> Plan:
@@ -28,7 +27,7 @@ def _plan(source: Source, overrides: Overrides, target: Checkpoint | None) -> Pl
             rules.append(KeyRule(f"{name}.bias", f"{path}/bias"))
         name = f"{root}{i}.{blocks}.weight"
         rules.append(KeyRule(name, "output", "row_linear", i, heads, axis=0))
-    return Plan("medusa", Medusa(config, target.config), tuple(rules))
+    return Plan("medusa", config, tuple(rules), target=target.config)
 
 
 FAMILIES = (

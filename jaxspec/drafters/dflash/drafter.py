@@ -5,14 +5,14 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 
-from jaxspec.config import DFlashConfig, TransformerConfig
+from jaxspec.config import TransformerConfig
 from jaxspec.core.branches import repeat_branches
 from jaxspec.core.kv_cache import KVCache, init_cache, write
 from jaxspec.core.sampling import apply_cfg
 from jaxspec.drafters.common.target_params import shared_target_params
 from jaxspec.drafters.dflash.acceptance_head import AcceptanceHead
 from jaxspec.drafters.dflash.grid_context import row_above
-from jaxspec.drafters.dflash.network import DFlashNetwork, KeysValues
+from jaxspec.drafters.dflash.network import DFlashConfig, DFlashNetwork, KeysValues
 from jaxspec.drafters.tree_drafting import at_depth, grow
 from jaxspec.drafters.tree_drafting.select import drafter_log_probs
 from jaxspec.errors import ConfigError

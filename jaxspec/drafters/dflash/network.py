@@ -1,17 +1,102 @@
 """Network of DFlash, which reads target features as keys and values."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import einops
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxspec.config import DFlashConfig
+from jaxspec.config.checks import even_heads, grouped_heads, positive, require
 from jaxspec.drafters.dflash.grid_context import COLUMNS
 from jaxspec.nn.attention import attend
 from jaxspec.nn.layers import INIT, RMSNorm, SwiGLU, linear
 from jaxspec.nn.rope import rotate
 from jaxspec.typing import Array, Bool, Float, Int
+
+
+@dataclass(frozen=True)
+class DFlashConfig:
+    """A block-diffusion drafter on target features (DFlash, arXiv 2602.06036).
+
+    Attributes:
+      block_size: queries of a block, `G`: one anchor and `G - 1` masks. Query `i`
+        predicts the token `i + 1` positions after the anchor (as in DSpark, arXiv
+        2607.05147), so a block drafts `G` tokens.
+      layers: layers of the drafter.
+      width: `D`, equal to the target's, whose embedding and head are shared.
+      heads: query heads.
+      kv_heads: key/value heads; None means `heads`.
+      head_dim: `F`; None means `width // heads`.
+      ffn_width: SwiGLU width.
+      norm_eps: epsilon of every RMSNorm.
+      feature_layers: target layers whose outputs are read (0 is the first layer's
+        output).
+      causal: whether a block's queries attend only to earlier ones (JetSpec, arXiv
+        2606.18394); otherwise they all attend to each other (DFlash).
+      markov_rank: rank of the bias that a token adds to the logits of the next token
+        (DSpark); 0 for none.
+      refinements: additional passes in which the queries also read the tokens that the
+        pass before drafted with the noise of their positions; 0 for none. Not in the
+        papers; needs `causal`.
+      confidence: whether a head predicts the acceptance of a drafted token, from its
+        query and the token before (DSpark); `ConfidenceCutoff(source="head")` reads it.
+      window: most committed positions that a query attends to; 0 for all.
+      same_place: whether query `i` predicts the token at its own position, `i` after
+        the anchor, so a block drafts `G - 1` tokens and the anchor's query none (DFlash
+        as released); otherwise it predicts the next one.
+      above: whether a query also reads the three tokens of the image row above that
+        are nearest to the token it predicts. Not in the papers; for images.
+    """
+
+    block_size: int = 8
+    layers: int = 3
+    width: int = 768
+    heads: int = 12
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    ffn_width: int = 2048
+    norm_eps: float = 1e-6
+    feature_layers: tuple[int, ...] = (1, 5, 9)
+    causal: bool = True
+    markov_rank: int = 256
+    refinements: int = 0
+    confidence: bool = False
+    window: int = 0
+    same_place: bool = False
+    above: bool = False
+
+    def __post_init__(self):
+        positive(self, "block_size", "layers", "width", "heads", "num_kv_heads")
+        positive(self, "ffn_width")
+        require(
+            self.refinements == 0 or (self.refinements > 0 and self.causal),
+            f"refinements={self.refinements} must be 0, or at least 1 with causal=True",
+        )
+        require(self.markov_rank >= 0, "markov_rank must not be negative")
+        require(self.window >= 0, "window must not be negative")
+        require(
+            not self.same_place
+            or (self.block_size > 1 and not self.refinements and not self.above),
+            "same_place needs block_size >= 2, no refinements and above=False",
+        )
+        grouped_heads(self.heads, self.num_kv_heads)
+        require(
+            len(self.feature_layers) >= 1,
+            "feature_layers must name at least one target layer",
+        )
+        even_heads(self.heads, self.heads * (self.head_dim or 0) or self.width)
+
+    @property
+    def num_kv_heads(self) -> int:
+        """`K`."""
+        return self.heads if self.kv_heads is None else self.kv_heads
+
+    @property
+    def head_size(self) -> int:
+        """`F`."""
+        return self.head_dim or self.width // self.heads
+
 
 KeysValues = tuple[Float[Array, "R K S F"], Float[Array, "R K S F"]]
 

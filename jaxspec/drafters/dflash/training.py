@@ -4,10 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec.config import DFlashConfig
 from jaxspec.drafters.common.training import DrafterOutputs, TeacherOutputs
 from jaxspec.drafters.dflash.drafter import DFlash
-from jaxspec.drafters.dflash.network import append_to
+from jaxspec.drafters.dflash.network import DFlashConfig, append_to
 from jaxspec.nn.layers import head_scores
 from jaxspec.typing import Array, Bool, Int, Params
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
-from jaxspec.config import EagleConfig, TransformerConfig
+from jaxspec.config import TransformerConfig
 from jaxspec.core.branches import (
     merge_branches,
     repeat_branches,
@@ -17,7 +17,7 @@ from jaxspec.core.sampling import apply_cfg
 from jaxspec.drafters.common.history import following_tokens
 from jaxspec.drafters.common.target_params import shared_target_params, target_norm
 from jaxspec.drafters.eagle.draft_vocabulary import widened
-from jaxspec.drafters.eagle.network import EagleNetwork
+from jaxspec.drafters.eagle.network import EagleConfig, EagleNetwork
 from jaxspec.drafters.tree_drafting import expansions, grow
 from jaxspec.errors import ConfigError
 from jaxspec.models.transformer.prompts import CaptionPadding

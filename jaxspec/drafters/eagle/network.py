@@ -1,12 +1,104 @@
 """Networks of EAGLE's heads."""
 
+from dataclasses import dataclass
+from typing import Literal
+
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxspec.config import EagleConfig
+from jaxspec.config import RopeScaling
+from jaxspec.config.checks import even_heads, grouped_heads, number, positive, require
 from jaxspec.nn.attention import Attention
 from jaxspec.nn.layers import INIT, HeadNorm, RMSNorm, SwiGLU, linear
 from jaxspec.typing import Array, Bool, Float, Int
+
+
+@dataclass(frozen=True)
+class EagleConfig:
+    """A one-layer drafter on target features (EAGLE).
+
+    Attributes:
+      version: 1 (EAGLE-1, arXiv 2401.15077: features after the target's final norm, no
+        norm before the attention) or 3 (EAGLE-3, arXiv 2503.01840: features of several
+        layers, norms before the attention, its own output norm).
+      width: `D`, equal to the target's, whose embedding is shared. Version 3 may have
+        another width if it has its own embedding and a `draft_vocab`.
+      heads: query heads.
+      kv_heads: key/value heads; None means `heads`.
+      head_dim: `F`; None means `width // heads`.
+      ffn_width: SwiGLU width.
+      norm_eps: epsilon of every RMSNorm.
+      feature_layers: target layers whose outputs are read (0 is the first layer's
+        output); for version 1 the last one. The configurations of EAGLE-3's released
+        heads count layer inputs, so their numbers are one higher.
+      draft_vocab: tokens of the drafter's own output head (version 3); 0 to share the
+        target's head.
+      norm_before_residual: whether the residual of version 3 is the normed feature.
+      qkv_bias: biases in the query, key and value maps (Qwen2's heads).
+      rope_base: base of the drafter's own 1-D rotary frequencies; None to use the
+        target's rotary embedding.
+      rope_scaling: scaling of the drafter's own rotary frequencies; None for none.
+      own_embedding: whether the drafter has its own token embedding `[V, D]`; otherwise
+        it shares the target's.
+      input_norm: whether version 1 has an RMSNorm before its attention (LANTERN's heads
+        for Anole and Lumina-mGPT).
+      qk_layer_norm: LayerNorm over the heads of queries and keys, as in Chameleon.
+      embedding_scale: factor of the token embeddings (Lumina-mGPT).
+      caption_padding: attention of padded caption positions in the target that this
+        drafter was trained on; see `Transformer.as_target`.
+    """
+
+    version: Literal[1, 3] = 1
+    width: int = 1280
+    heads: int = 20
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    ffn_width: int = 3584
+    norm_eps: float = 1e-6
+    feature_layers: tuple[int, ...] = (35,)
+    draft_vocab: int = 0
+    norm_before_residual: bool = False
+    qkv_bias: bool = False
+    rope_base: float | None = None
+    rope_scaling: RopeScaling | None = None
+    own_embedding: bool = False
+    input_norm: bool = False
+    qk_layer_norm: bool = False
+    embedding_scale: float = 1.0
+    caption_padding: Literal["self", "published"] = "self"
+
+    def __post_init__(self):
+        positive(self, "width", "heads", "num_kv_heads", "ffn_width")
+        number(self, "above 0", lambda x: x > 0, "embedding_scale")
+        require(
+            self.version == 1 or not self.input_norm,
+            "input_norm is for version 1; version 3 has its own norms",
+        )
+        require(
+            self.caption_padding in ("self", "published"),
+            f"caption_padding={self.caption_padding!r}; use 'self' or 'published'",
+        )
+        require(self.draft_vocab >= 0, "draft_vocab must not be negative")
+        require(
+            self.version == 3 or not self.draft_vocab,
+            "version 1 shares the target's head; draft_vocab is for version 3",
+        )
+        grouped_heads(self.heads, self.num_kv_heads)
+        require(
+            len(self.feature_layers) >= 1,
+            "feature_layers must name at least one target layer",
+        )
+        even_heads(self.heads, self.heads * (self.head_dim or 0) or self.width)
+
+    @property
+    def num_kv_heads(self) -> int:
+        """`K`."""
+        return self.heads if self.kv_heads is None else self.kv_heads
+
+    @property
+    def head_size(self) -> int:
+        """`F`."""
+        return self.head_dim or self.width // self.heads
 
 
 class EagleNetwork(nn.Module):

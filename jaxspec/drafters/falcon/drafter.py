@@ -8,7 +8,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
-from jaxspec.config import FalconConfig, TransformerConfig
+from jaxspec.config import TransformerConfig
+from jaxspec.config.checks import even_heads, positive
 from jaxspec.core.branches import (
     merge_branches,
     repeat_branches,
@@ -27,6 +28,34 @@ from jaxspec.speculative.draft import Draft, DraftContext, InitContext, RoundRes
 from jaxspec.speculative.trees.dynamic import BestFirst, DynamicTree
 from jaxspec.speculative.trees.tree import Tree
 from jaxspec.typing import Array, Bool, Float, Int, Params
+
+
+@dataclass(frozen=True)
+class FalconConfig:
+    """A feature-based drafter of several tokens per pass (Falcon, arXiv 2412.12639).
+
+    Attributes:
+      block: tokens per pass, `G`; 2 in the paper.
+      width: `D`, equal to the target's.
+      heads: query heads.
+      ffn_width: SwiGLU width.
+      norm_eps: epsilon of the RMSNorm.
+    """
+
+    block: int = 2
+    width: int = 1280
+    heads: int = 20
+    ffn_width: int = 3584
+    norm_eps: float = 1e-6
+
+    def __post_init__(self):
+        positive(self, "block", "width", "heads", "ffn_width")
+        even_heads(self.heads, self.width)
+
+    @property
+    def head_size(self) -> int:
+        """`F`."""
+        return self.width // self.heads
 
 
 class FalconNetwork(nn.Module):

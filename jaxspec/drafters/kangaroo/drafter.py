@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxspec.config import KangarooConfig, TransformerConfig
+from jaxspec.config import TransformerConfig
+from jaxspec.config.checks import positive
 from jaxspec.core.kv_cache import KVCache
 from jaxspec.drafters.draft_model.drafter import DraftModel, ModelState
 from jaxspec.errors import ConfigError
@@ -20,6 +21,24 @@ from jaxspec.speculative.target import Prefill, Target
 from jaxspec.speculative.trees.dynamic import DynamicTree
 from jaxspec.speculative.trees.tree import Tree
 from jaxspec.typing import Array, Bool, Float, Int, Mask, Params, PyTree
+
+
+@dataclass(frozen=True)
+class KangarooConfig:
+    """An adapter over a target's first layers (Kangaroo, arXiv 2404.18911).
+
+    Attributes:
+      layers: layers of the target below the adapter; 2 in the paper.
+      heads: heads of the adapter's attention.
+      norm_eps: epsilon of the adapter's norms.
+    """
+
+    layers: int = 2
+    heads: int = 12
+    norm_eps: float = 1e-6
+
+    def __post_init__(self):
+        positive(self, "layers", "heads")
 
 
 class AdapterNetwork(nn.Module):

@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
-from jaxspec.config import MedusaConfig, TransformerConfig
+from jaxspec.config import TransformerConfig
 from jaxspec.core.branches import repeat_branches
 from jaxspec.core.kv_cache import KVCache, init_cache, tree_mask
 from jaxspec.core.sampling import apply_cfg
 from jaxspec.drafters.common.target_params import shared_target_params, target_norm
-from jaxspec.drafters.medusa.network import HeadsNetwork
+from jaxspec.drafters.medusa.network import HeadsNetwork, MedusaConfig
 from jaxspec.drafters.tree_drafting import Step, at_depth, grow
 from jaxspec.errors import ConfigError
 from jaxspec.nn.layers import head_scores

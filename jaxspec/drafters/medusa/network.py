@@ -1,12 +1,58 @@
 """Networks of Medusa's and Hydra's heads."""
 
+from dataclasses import dataclass
+
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxspec.config import MedusaConfig
+from jaxspec.config.checks import positive, require
 from jaxspec.nn.attention import Attention
 from jaxspec.nn.layers import INIT, ZEROS, Linear, RMSNorm, SwiGLU, linear
 from jaxspec.typing import Array, Bool, Float, Int
+
+
+@dataclass(frozen=True)
+class MedusaConfig:
+    """Heads that each predict one of the next tokens (Medusa, Hydra).
+
+    Attributes:
+      heads: number of heads: tokens predicted ahead.
+      width: `D`, equal to the target's.
+      blocks: residual blocks of each head.
+      sequential: whether a head reads the tokens drafted before its own (Hydra, arXiv
+        2402.05109); otherwise it reads the feature alone (Medusa, arXiv 2401.10774).
+      own_output: whether each head has its own output map `[D, V]`, as published;
+        otherwise all share the target's, which saves `V D` parameters per head.
+      output_bias: whether the heads' own output maps have biases (released Hydra).
+      narrow_bias: whether the projection in Hydra's first block has a bias (released).
+      prefix_heads: attention heads of the decoder layer before the heads (Hydra++); 0
+        for no such layer.
+      prefix_ffn_width: SwiGLU width of that layer.
+      prefix_out_norm: whether a norm follows that layer (released Hydra++).
+      norm_eps: epsilon of that layer's norms.
+    """
+
+    heads: int = 4
+    width: int = 768
+    blocks: int = 1
+    sequential: bool = False
+    own_output: bool = False
+    output_bias: bool = False
+    narrow_bias: bool = False
+    prefix_heads: int = 0
+    prefix_ffn_width: int = 2048
+    prefix_out_norm: bool = False
+    norm_eps: float = 1e-6
+
+    def __post_init__(self):
+        positive(self, "heads", "width", "blocks", "prefix_ffn_width")
+        require(self.own_output or not self.output_bias, "output_bias needs own_output")
+        step = 4 * max(self.prefix_heads, 1)
+        require(
+            self.prefix_heads >= 0 and self.width % step == 0,
+            f"prefix_heads={self.prefix_heads} must divide width={self.width} into "
+            "head sizes that are multiples of 4",
+        )
 
 
 class ResidualBlock(nn.Module):

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, replace
 
-from jaxspec.config import PPDConfig, TransformerConfig
+from jaxspec.config import TransformerConfig
+from jaxspec.config.checks import positive
 from jaxspec.drafters.inline_blocks.drafter import (
     InlineBlocks,
     ppd,
@@ -13,6 +14,20 @@ from jaxspec.nn.layers import INIT
 from jaxspec.speculative.trees.dynamic import DynamicTree
 from jaxspec.speculative.trees.tree import Tree
 from jaxspec.typing import Array, Params
+
+
+@dataclass(frozen=True)
+class PPDConfig:
+    """Trained prompt tokens behind every node of a draft tree (PPD, arXiv 2405.18628).
+
+    Attributes:
+      count: number of prompt tokens; 3 in the paper.
+    """
+
+    count: int = 3
+
+    def __post_init__(self):
+        positive(self, "count")
 
 
 @dataclass(frozen=True)

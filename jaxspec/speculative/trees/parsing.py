@@ -1,6 +1,7 @@
-"""How the embedded model is best drawn: measured acceptance, defaults by device."""
+"""Draft trees by name, and the default tree of each kind of device."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,10 +15,13 @@ from jaxspec.speculative.trees.dynamic import (
 )
 from jaxspec.speculative.trees.tree import Tree
 
-# Chance that the accepted child has rank 0, 1, ..., given that its parent was accepted:
-# embedded model, cfg 2, temperature 1, 64 images, tree naive_extend_57, depths 1 to 3
-# (`hits` of `jaxspec bench generate`). It hardly depends on the depth.
-ACCEPTANCE = ((0.60, 0.17, 0.075, 0.043, 0.032),)
+Acceptance = Sequence[Sequence[float]]
+
+# Probability that the accepted child has rank 0, 1, ..., given that its parent was
+# accepted, for drafters that it was not measured for. An assumption: half of all tokens
+# are the drafter's first choice, and each further choice is right less than half as
+# often as the one before. `jaxspec bench plan` measures it for a checkpoint.
+ASSUMED_ACCEPTANCE = ((0.5, 0.2, 0.09, 0.04, 0.02),)
 MAX_DEPTH = 8
 # docs/reports/ has the measurements for the CPU; those of accelerators are open, and
 # there the widest published tree that an idle device verifies at little cost is taken.
@@ -25,18 +29,25 @@ _DEFAULTS = {"cpu": "optimal-5"}
 _ACCELERATOR = "optimal-58"
 
 
-def parse_tree(name: str, max_depth: int = MAX_DEPTH) -> Tree | DynamicTree:
-    """A tree by the names of `Tree.named`, or one of these.
+def parse_tree(
+    name: str,
+    max_depth: int = MAX_DEPTH,
+    acceptance: Acceptance = ASSUMED_ACCEPTANCE,
+) -> Tree | DynamicTree:
+    """Draft tree by name.
 
-    `optimal-NODES` is the best static tree for the embedded model; `beam-NODES`,
-    `best-first-NODES` and `stochastic-beam-DEPTHxBEAM` grow anew in each round. The
-    first three are no deeper than `max_depth`; see `deepest`.
+    Args:
+      name: a name of `Tree.named`; or "optimal-NODES", the static tree with the most
+        expected accepted tokens; or "beam-NODES", "best-first-NODES" or
+        "stochastic-beam-DEPTHxBEAM", which grow anew in each round.
+      max_depth: largest depth of all but published and stochastic trees, see `deepest`.
+      acceptance: acceptance by depth and rank, see `Tree.optimal`.
 
     Raises:
       ConfigError: no such tree.
     """
     if match := re.fullmatch(r"optimal-(\d{1,4})", name):
-        return Tree.optimal(ACCEPTANCE, int(match[1]), max_depth)
+        return Tree.optimal(acceptance, int(match[1]), max_depth)
     if match := re.fullmatch(r"(beam|best-first)-(\d{1,4})", name):
         nodes = int(match[2])
         if match[1] == "beam":
@@ -54,28 +65,46 @@ def parse_tree(name: str, max_depth: int = MAX_DEPTH) -> Tree | DynamicTree:
 
 
 def default_batch() -> int:
-    """Images side by side; a CPU has no idle arithmetic to verify more with."""
+    """Sequences of a batch; a CPU has no idle arithmetic units to fill."""
     return 1 if jax.devices()[0].platform == "cpu" else 8
 
 
 def default_tree(
-    platform: str | None = None, max_depth: int = MAX_DEPTH
+    platform: str | None = None,
+    max_depth: int = MAX_DEPTH,
+    acceptance: Acceptance = ASSUMED_ACCEPTANCE,
 ) -> Tree | DynamicTree:
-    """The tree that `jaxspec generate` uses when none is named."""
+    """Draft tree that is used on a kind of device when none is named.
+
+    Args:
+      platform: "cpu", "gpu" or "tpu"; by default that of the first device.
+      max_depth: largest depth.
+      acceptance: acceptance by depth and rank.
+    """
     platform = platform or jax.devices()[0].platform
-    return parse_tree(_DEFAULTS.get(platform, _ACCELERATOR), max_depth)
+    return parse_tree(_DEFAULTS.get(platform, _ACCELERATOR), max_depth, acceptance)
 
 
 def deepest(drafter: Any) -> int:
-    """How deep trees by name should be for a drafter: `MAX_DEPTH`, or its reach."""
+    """Largest depth of trees for a drafter: its `max_depth`, at most `MAX_DEPTH`."""
     return min(MAX_DEPTH, getattr(drafter, "max_depth", MAX_DEPTH))
 
 
-def tree_for(drafter: Any, name: str | None = None) -> Tree | DynamicTree:
-    """A drafter's tree by name, no deeper than it reaches, or the device's default.
+def tree_for(
+    drafter: Any, name: str | None = None, acceptance: Acceptance | None = None
+) -> Tree | DynamicTree:
+    """Draft tree for a drafter, no deeper than it can draft.
+
+    Args:
+      drafter: the drafter.
+      name: name for `parse_tree`; None for the default of the device.
+      acceptance: acceptance by depth and rank; None for `ASSUMED_ACCEPTANCE`.
 
     Raises:
       ConfigError: no such tree.
     """
+    acceptance = acceptance or ASSUMED_ACCEPTANCE
     depth = deepest(drafter)
-    return parse_tree(name, depth) if name else default_tree(max_depth=depth)
+    if name is None:
+        return default_tree(max_depth=depth, acceptance=acceptance)
+    return parse_tree(name, depth, acceptance)
