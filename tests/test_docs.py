@@ -1,5 +1,6 @@
-"""The pages in docs/ do what they say."""
+"""Pages of docs/: programs run, commands parse, names and files exist."""
 
+import importlib
 import re
 import runpy
 from pathlib import Path
@@ -8,13 +9,15 @@ import numpy as np
 import pytest
 
 import jaxspec
+from tests.commands import check_command, commands_in
 from tests.markdown import blocks
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = (DOCS / "verification.md").read_text()
+OTHERS = [DOCS.parent / name for name in ("README.md", "CONTRIBUTING.md")]
 
 
-def test_a_rule_runs_in_somebody_elses_loop_and_changes_no_token(capsys):
+def test_a_verifier_runs_in_a_loop_without_the_engine_and_changes_no_token(capsys):
     loop, module, proof = blocks("python", PAGE)
     assert sum(bool(line.strip()) for line in loop.splitlines()) < 30
     here = {}
@@ -38,22 +41,78 @@ def test_a_rule_runs_in_somebody_elses_loop_and_changes_no_token(capsys):
     assert loop.strip() in example and module.strip() in example
 
 
-@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda p: p.name)
+PAGES = sorted(DOCS.glob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_files_that_pages_point_to_exist(page):
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         assert target.startswith("http") or (DOCS / target).exists(), target
 
 
-def test_drafters_page_runs(capsys):
-    here = {}
-    for code in blocks("python", (DOCS / "drafters.md").read_text()):
-        exec(compile(code, "drafters.md", "exec"), here)
-    assert (here["out"].stats.calls < 64).all()
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_commands_on_pages_parse(page):
+    for command in commands_in(page.read_text()):
+        check_command(command)
 
 
-def test_the_page_on_your_own_loop_has_the_readmes_example():
-    text = (DOCS / "own_loop.md").read_text()
-    assert blocks("python", text) == blocks("python")
+# Names of earlier versions; the changelog has what replaced them.
+GONE = (
+    "spec_step|make_target|make_sampling|make_limits|load_bundle|row_keys|named_tree|"
+    r"over_rows|run_stream|begin_stream|jaxspec\.spec\b|jaxspec/spec/|jaxspec\.generate\b|"
+    "jaxspec/train/recipes|verifier_params=|--rule"
+)
+
+
+@pytest.mark.parametrize("page", PAGES + OTHERS, ids=lambda p: p.name)
+def test_pages_name_what_exists(page):
+    text = page.read_text()
+    assert re.findall(GONE, text) == []
+    for name in re.findall(r"\bjaxspec(?:\.\w+)+", text):
+        if name.rsplit(".", 1)[1] in ("py", "md", "json"):
+            continue
+        thing = jaxspec
+        for part in name.split(".")[1:]:
+            if not hasattr(thing, part):
+                thing = importlib.import_module(f"{thing.__name__}.{part}")
+            else:
+                thing = getattr(thing, part)
+    for path in re.findall(r"`((?:jaxspec|tests|configs)/[\w/]+\.py)", text):
+        assert (DOCS.parent / path).is_file(), path
+
+
+def run_page(page, *replacements):
+    """Runs the programs of a page one after another, and returns their names."""
+    names = {}
+    for code in blocks("python", (DOCS / page).read_text()):
+        for old, new in replacements:
+            code = code.replace(old, new)
+        exec(compile(code, page, "exec"), names)
+    return names
+
+
+def test_drafters_page_runs():
+    assert (run_page("drafters.md")["out"].stats.calls < 64).all()
+
+
+def test_page_on_your_own_loop_runs(capsys):
+    names = run_page("own_loop.md", ("naive_extend_57", "chain-2"))
+    assert capsys.readouterr().out.startswith("(3, 256) [")
+    np.testing.assert_array_equal(names["recorded"].tokens, names["wanted"].tokens)
+    ids = np.asarray(names["finished"].ids)
+    assert sorted(ids[ids >= 0]) == list(range(6))
+
+
+def test_page_to_get_started_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = run_page("get_started.md")
+    assert (tmp_path / "cherry.png").is_file()
+    np.testing.assert_array_equal(names["preview"].tokens, names["out"].tokens)
+
+
+def test_page_on_converting_has_a_family_that_loads():
+    rules = run_page("converting.md")["rules"]
+    assert len(rules) > 2
 
 
 def test_the_index_of_reports_lists_each_with_its_command():

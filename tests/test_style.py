@@ -109,7 +109,10 @@ def violations(paths):
 PARTS = [
     ROOT / part
     for part in (
-        "configs", "docs/performance.md", "docs/scaling.md", "docs/traps.md",
+        "README.md", "configs", "docs/converting.md", "docs/design.md",
+        "docs/drafters.md", "docs/examples", "docs/figures", "docs/get_started.md",
+        "docs/index.md", "docs/own_loop.md", "docs/performance.md", "docs/scaling.md",
+        "docs/training.md", "docs/traps.md", "docs/verification.md",
         "jaxspec/bench", "jaxspec/checkpoint", "jaxspec/cli/bench",
         "jaxspec/cli/convert.py", "jaxspec/cli/evaluate.py", "jaxspec/cli/failures.py",
         "jaxspec/cli/info.py", "jaxspec/cli/interrupts.py", "jaxspec/cli/main.py",

@@ -9,7 +9,7 @@ V, LENGTH = 32, 40
 tree, verifier = jaxspec.Tree.named("0,1,00,01,10"), jaxspec.verify.Coupled()
 
 
-def run(target, params, keys):  # target(params, before, last): what follows two tokens
+def run(target, params, keys):  # target(params, before, last): logits after two tokens
     best = jnp.argsort(-target(params, jnp.zeros(V, int), jnp.arange(V)), axis=-1)
 
     def body(state):
@@ -36,7 +36,7 @@ def run(target, params, keys):  # target(params, before, last): what follows two
 draw = jax.jit(run, static_argnums=0)
 table = 4 * jax.random.normal(jax.random.key(0), (V, V))
 out = draw(lambda p, a, b: p[b] + p[a] / 4, table, jaxspec.batch_keys(0, 4))
-print(out[0][:, :LENGTH].shape, out[2])  # 38 new tokens a row, in fewer calls
+print(out[0][:, :LENGTH].shape, out[2])  # 38 new tokens each, in fewer calls
 
 
 # The same through a Flax NNX module.

@@ -24,7 +24,7 @@ class Engine(EngineConfig):
     """Speculative generation as pure functions; static, to be closed over by `jit`.
 
     Implements `Generator`. With `Coupled` (the default verifier) the tokens are those
-    of plain decoding; other lossless verifiers keep the distribution of the tokens.
+    of plain decoding; other lossless verifiers keep the distribution of the tokens::
 
         engine = Engine(model.as_target(), 256, drafter, tree)
         variables = engine.variables(target=params, drafter=drafter_params)
