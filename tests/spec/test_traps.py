@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 from jaxspec.bench import generation
+from jaxspec.core.logits import process_logits
 from jaxspec.core.noise import batch_keys, draw_noise, position_noise, private_keys
-from jaxspec.core.sampling import LLAMAGEN_ORDER, Sampling, process_logits
+from jaxspec.core.sampling import LLAMAGEN_ORDER, Sampling
 from jaxspec.core.stopping import StoppingCriteria
 from jaxspec.drafters.dflash.drafter import DFlash
 from jaxspec.drafters.tree_drafting import grow

@@ -1,4 +1,4 @@
-"""How the embedded model is best drawn: measured acceptance, defaults by device."""
+"""Trees by name, and the default tree and batch size of a device."""
 
 import re
 from typing import Any
@@ -14,26 +14,29 @@ from jaxspec.speculative.trees.dynamic import (
 )
 from jaxspec.speculative.trees.tree import Tree
 
-# Chance that the accepted child has rank 0, 1, ..., given that its parent was accepted:
-# embedded model, cfg 2, temperature 1, 64 images, tree naive_extend_57, depths 1 to 3
-# (`hits` of `jaxspec bench generate`). It hardly depends on the depth.
+# Probability that the accepted child has rank 0, 1, ..., given that its parent was
+# accepted: embedded model, cfg 2, temperature 1, 64 images, tree naive_extend_57, mean
+# of depths 1 to 3, which hardly differ (`hits` of `jaxspec bench generate`).
 ACCEPTANCE = ((0.60, 0.17, 0.075, 0.043, 0.032),)
 MAX_DEPTH = 8
-# docs/reports/ has the measurements for the CPU; those of accelerators are open, and
-# there the widest published tree that an idle device verifies at little cost is taken.
+# The CPU default is measured, see docs/reports/. Accelerators are not measured yet:
+# their default is the widest published tree that an idle device verifies at little
+# cost.
 _DEFAULTS = {"cpu": "optimal-5"}
 _ACCELERATOR = "optimal-58"
 
 
 def parse_tree(name: str, max_depth: int = MAX_DEPTH) -> Tree | DynamicTree:
-    """A tree by the names of `Tree.named`, or one of these.
+    """Parses the name of a static or dynamic tree.
 
-    `optimal-NODES` is the best static tree for the embedded model; `beam-NODES`,
-    `best-first-NODES` and `stochastic-beam-DEPTHxBEAM` grow anew in each round. The
-    first three are no deeper than `max_depth`; see `deepest`.
+    Args:
+      name: name of `Tree.named`; or "optimal-NODES", the optimal static tree for the
+        acceptance of the embedded model; or one of the dynamic trees "beam-NODES",
+        "best-first-NODES" and "stochastic-beam-DEPTHxBEAM".
+      max_depth: largest depth of optimal, beam and best-first trees, see `deepest`.
 
     Raises:
-      ConfigError: no such tree.
+      ConfigError: there is no such tree.
     """
     if match := re.fullmatch(r"optimal-(\d{1,4})", name):
         return Tree.optimal(ACCEPTANCE, int(match[1]), max_depth)
@@ -54,28 +57,28 @@ def parse_tree(name: str, max_depth: int = MAX_DEPTH) -> Tree | DynamicTree:
 
 
 def default_batch() -> int:
-    """Images side by side; a CPU has no idle arithmetic to verify more with."""
+    """Default batch size: 1 on a CPU, which has no idle units for a larger one."""
     return 1 if jax.devices()[0].platform == "cpu" else 8
 
 
 def default_tree(
     platform: str | None = None, max_depth: int = MAX_DEPTH
 ) -> Tree | DynamicTree:
-    """The tree that `jaxspec generate` uses when none is named."""
+    """Default tree of a platform, by default that of the first device."""
     platform = platform or jax.devices()[0].platform
     return parse_tree(_DEFAULTS.get(platform, _ACCELERATOR), max_depth)
 
 
 def deepest(drafter: Any) -> int:
-    """How deep trees by name should be for a drafter: `MAX_DEPTH`, or its reach."""
+    """Largest depth of named trees for a drafter: `MAX_DEPTH`, or its own limit."""
     return min(MAX_DEPTH, getattr(drafter, "max_depth", MAX_DEPTH))
 
 
 def tree_for(drafter: Any, name: str | None = None) -> Tree | DynamicTree:
-    """A drafter's tree by name, no deeper than it reaches, or the device's default.
+    """Tree by name, or the default of the device, within the depth of a drafter.
 
     Raises:
-      ConfigError: no such tree.
+      ConfigError: there is no such tree.
     """
     depth = deepest(drafter)
     return parse_tree(name, depth) if name else default_tree(max_depth=depth)
