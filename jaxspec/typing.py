@@ -1,24 +1,34 @@
-"""The one alphabet of dimension letters, as jaxtyping aliases.
+"""Dimension letters of array annotations, and jaxtyping aliases.
+
+The letters have one meaning everywhere. Lower-case letters and words are sizes within
+one function.
 
 ========  =====================================================================
 letter    meaning
 ========  =====================================================================
-``B``     rows: sequences that are generated side by side
-``R``     streams x rows, stream-major: with guidance ``R = 2 B``, conditional
-          rows first
-``T``     query positions of one forward pass
+``B``     sequences of a batch
+``R``     CFG branches x sequences; with two branches ``R = 2 B``, conditional
+          ones first
+``T``     tokens, or queries of a forward pass
 ``N``     nodes of a draft tree; node 0 is the root, the last committed token
 ``A``     path length: tree depth + 1
-``G``     rows of a drafter's block
-``S``     cache slots
+``G``     queries of a drafter's block
+``X``     extra queries of a verify pass
+``S``     slots of a KV cache
+``P``     prompt positions
 ``I``     nodes that may have children
-``W``     most children of one node
+``W``     children of a node
 ``L``     layers
 ``D``     model width
+``E``     feature width
 ``H``     query heads
 ``K``     key/value heads
 ``F``     head size
 ``V``     vocabulary
+``C``     width of a codebook entry, or channels
+``J``     stop tokens
+``Q``     requests of a queue
+``M``     any other count, named in the docstring
 ========  =====================================================================
 """
 

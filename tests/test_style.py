@@ -117,11 +117,12 @@ PARTS = [
         "jaxspec/cli/convert.py", "jaxspec/cli/evaluate.py", "jaxspec/cli/failures.py",
         "jaxspec/cli/info.py", "jaxspec/cli/interrupts.py", "jaxspec/cli/main.py",
         "jaxspec/cli/streams.py", "jaxspec/cli/train.py", "jaxspec/config",
-        "jaxspec/convert", "jaxspec/data", "jaxspec/drafters", "jaxspec/evaluate",
+        "jaxspec/convert", "jaxspec/core", "jaxspec/data", "jaxspec/drafters",
+        "jaxspec/evaluate",
         "jaxspec/io", "jaxspec/models", "jaxspec/nn", "jaxspec/pipeline/captions.py",
         "jaxspec/pipeline/memory_plan.py", "jaxspec/pipeline/timing.py",
-        "jaxspec/sharding/device.py", "jaxspec/sharding/processes.py",
-        "jaxspec/testing", "jaxspec/tokenizers", "jaxspec/train", "tests/data",
+        "jaxspec/sharding", "jaxspec/speculative", "jaxspec/testing",
+        "jaxspec/tokenizers", "jaxspec/train", "jaxspec/typing.py", "tests/data",
         "tests/evaluate", "tests/train",
     )
 ]  # fmt: skip

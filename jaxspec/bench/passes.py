@@ -9,8 +9,9 @@ import jax.numpy as jnp
 
 from jaxspec.bench.given_drafts import FixedDrafts
 from jaxspec.core.kv_cache import init_cache, tree_mask
+from jaxspec.core.logits import apply_cfg
 from jaxspec.core.noise import batch_keys
-from jaxspec.core.sampling import Sampling, active_steps, apply_cfg
+from jaxspec.core.sampling import Sampling, active_steps
 from jaxspec.core.stopping import StoppingCriteria
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.models.transformer.parameters import activation_dtype

@@ -5,7 +5,7 @@ tokens they are. Loops of published sizes can therefore be timed without a check
 a trained drafter.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import jax
 import jax.numpy as jnp
@@ -24,13 +24,13 @@ from jaxspec.speculative.draft import Draft, Selection
 from jaxspec.speculative.trees.dynamic import DynamicTree
 from jaxspec.speculative.trees.tree import Tree
 from jaxspec.speculative.verify import Coupled, Verifier
-from jaxspec.speculative.verify.base import LossyVerifier, Verdict
+from jaxspec.speculative.verify.base import Verdict
 from jaxspec.speculative.verify.coupled import longest_match
 from jaxspec.typing import Array, Float, Params
 
 
 @dataclass(frozen=True)
-class Forced(LossyVerifier):
+class Forced(Verifier):
     """Runs a verifier, then replaces the number of accepted tokens.
 
     Each round emits `floor(tokens)` or `ceil(tokens)` tokens, `tokens` on average, as
@@ -39,6 +39,7 @@ class Forced(LossyVerifier):
     Attributes:
       tokens: Mean number of emitted tokens per round, at least 1.
       verifier: Verifier that runs.
+      selection: Selection of candidates, that of the verifier.
 
     Raises:
       ConfigError: `tokens` is below 1.
@@ -46,20 +47,12 @@ class Forced(LossyVerifier):
 
     tokens: float
     verifier: Verifier = Coupled()
+    selection: Selection = field(init=False)
 
     def __post_init__(self):
         if not self.tokens >= 1:
             raise ConfigError(f"{self.tokens} tokens per round; choose at least 1")
-
-    @property
-    def selection(self) -> Selection:
-        """Selection of the verifier."""
-        return self.verifier.selection
-
-    @property
-    def token_exact(self) -> bool:
-        """False: the emitted tokens are not those of plain decoding."""
-        return False
+        object.__setattr__(self, "selection", self.verifier.selection)
 
     def verify(
         self,

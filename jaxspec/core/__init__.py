@@ -1,1 +1,1 @@
-"""Noise, sampling, caches and the contract that every generator shares."""
+"""Sampling, random noise, KV caches and the `Generator` contract."""

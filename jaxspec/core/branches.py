@@ -1,7 +1,7 @@
-"""Batches that hold both branches of classifier-free guidance.
+"""Batches with both branches of classifier-free guidance (CFG).
 
 With guidance a model reads each sequence once per branch: `R = branches x B` sequences,
-first all conditional ones, then all unconditional ones. Without, `R = B`.
+first all conditional ones, then all unconditional ones. Without guidance `R = B`.
 """
 
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ def repeat_branches(x: Array, branches: int) -> Array:
 
 
 def split_branches(x: Array, batch: int) -> Array:
-    """Gives branches their own axis: `[R, T, ...]` to `[B, T, branches, ...]`.
+    """Moves branches to an axis of their own: `[R, T, ...]` to `[B, T, branches, ...]`.
 
     Args:
       x: array [R, T, ...] of stacked branches.

@@ -1,6 +1,7 @@
-"""Continuous batching: a sequence that ends makes room for the next request at once.
+"""Continuous batching: a finished sequence is replaced by the next request.
 
-Works with every `Generator`. All shapes are static; a queue of requests is one program.
+Works with every `Generator`. All shapes are static; a queue of requests runs as one
+program.
 """
 
 from dataclasses import dataclass, replace
@@ -22,10 +23,10 @@ from jaxspec.typing import Array, BatchKeys, Bool, Int, PyTree
 @register_dataclass
 @dataclass(frozen=True)
 class Requests:
-    """Prompts with their settings.
+    """Requests: prompts with their settings.
 
     Attributes:
-      ids: int32 [Q], number of each request, 0 or more; -1 for none.
+      ids: int32 [Q], id of each request, 0 or more; -1 for an empty entry.
       prompt: prompts, `Q` along the first axis of every array.
       sampling: sampling settings of each request.
       keys: typed keys [Q].
@@ -46,7 +47,7 @@ class Batch(Generic[State]):
 
     Attributes:
       state: state of the generator; an idle sequence is done.
-      ids: int32 [B], request of each sequence; -1 for an idle one.
+      ids: int32 [B], id of the request of each sequence; -1 for an idle sequence.
     """
 
     state: State
@@ -59,9 +60,9 @@ class Finished:
     """Requests that ended during a call of `run_queue`.
 
     Attributes:
-      ids: int32 [M], numbers of the requests in the order in which they ended; -1
-        behind them.
-      result: their results; `stats.rounds` counts the rounds of this call.
+      ids: int32 [M], ids of the requests in the order in which they ended, then -1;
+        `M = Q + B`.
+      result: results of the requests; `stats.rounds` counts the rounds of this call.
     """
 
     ids: Int[Array, "M"]
@@ -76,8 +77,7 @@ def idle_batch(
     Args:
       generator: generator; static.
       variables: arrays that all sequences share.
-      requests: as many requests as the batch has sequences, `Q = B`. Only the shapes
-        of their prompts matter.
+      requests: `B` requests, of which only the shapes of the prompts matter.
     """
     state = _first_state(generator, variables, requests)
     state = replace(state, done=jnp.ones_like(state.done))
@@ -93,65 +93,65 @@ def run_queue(
     *,
     wait: int = 1,
 ) -> tuple[Batch[State], Finished]:
-    """Generates until every request of a queue has been begun; call it under `jit`.
+    """Generates until every request of a queue has started; call it under `jit`.
 
-    The tokens of a request are those that it gets in any other batch.
+    The tokens of a request do not depend on the batch that it runs in.
 
     Args:
       generator: generator; static.
       variables: arrays that all sequences share.
       batch: sequences, some of which may be unfinished. Donate it.
-      queue: `Q` requests; those without a number are at its end.
-      drain: whether to go on until every sequence has ended.
-      wait: number of idle sequences before new prompts are read, since one pass reads
-        the prompts of all of them. Ignored when fewer requests remain, or all sequences
-        are idle.
+      queue: `Q` requests, empty entries at the end.
+      drain: whether to continue until every sequence has ended.
+      wait: number of idle sequences at which prompts are read, since one prefill reads
+        the prompts of all of them. Prompts are read earlier if fewer requests remain,
+        or if all sequences are idle.
 
     Returns:
-      The batch, and the up to `Q + B` requests that ended.
+      The batch, and up to `Q + B` requests that ended.
     """
-    size, most = batch.ids.shape[0], queue.ids.shape[0]
+    size, capacity = batch.ids.shape[0], queue.ids.shape[0]
     count = jnp.sum(queue.ids >= 0, dtype=jnp.int32)
     rounds = batch.state.stats.rounds
-    finished = _no_results(generator, batch.state, most + size)
+    finished = _no_results(generator, batch.state, capacity + size)
 
     def unfinished(carry) -> Array:
-        batch, _, begun, _ = carry
+        batch, _, started, _ = carry
         busy = jnp.any(batch.ids >= 0)
-        return any_group((begun < count) | (jnp.asarray(drain) & busy))
+        return any_group((started < count) | (jnp.asarray(drain) & busy))
 
     def step(carry):
-        batch, finished, begun, ended = carry
+        batch, finished, started, ended = carry
         idle = jnp.sum(batch.ids < 0)
-        enough = (idle >= jnp.minimum(wait, count - begun)) | (idle == size)
-        batch, begun = jax.lax.cond(
-            any_group((begun < count) & enough),
+        enough = (idle >= jnp.minimum(wait, count - started)) | (idle == size)
+        batch, started = jax.lax.cond(
+            any_group((started < count) & enough),
             refill,
-            lambda batch, begun: (batch, begun),
+            lambda batch, started: (batch, started),
             batch,
-            begun,
+            started,
         )
         state = generator.step(variables, batch.state)
-        over = generator.done(state) & (batch.ids >= 0)
-        index = ended + jnp.cumsum(over) - 1
-        index = jnp.where(over, index, most + size)  # beyond the end: dropped
+        ends = generator.done(state) & (batch.ids >= 0)
+        index = ended + jnp.cumsum(ends) - 1
+        index = jnp.where(ends, index, capacity + size)  # beyond the end: dropped
         finished = jax.tree.map(
             lambda x, new: x.at[index].set(new, mode="drop") if x.ndim else x,
             finished,
             Finished(batch.ids, generator.result(state)),
         )
-        batch = Batch(state, jnp.where(over, -1, batch.ids))
-        return batch, finished, begun, ended + jnp.sum(over, dtype=jnp.int32)
+        batch = Batch(state, jnp.where(ends, -1, batch.ids))
+        return batch, finished, started, ended + jnp.sum(ends, dtype=jnp.int32)
 
-    def refill(batch, begun):
+    def refill(batch, started):
         idle = batch.ids < 0
-        index = begun + jnp.cumsum(idle, dtype=jnp.int32) - 1
-        takes = idle & (index < count)
-        index = jnp.clip(index, 0, most - 1)
+        index = started + jnp.cumsum(idle, dtype=jnp.int32) - 1
+        takes_new = idle & (index < count)
+        index = jnp.clip(index, 0, capacity - 1)
         requests = jax.tree.map(lambda x: x[index], queue)
-        fresh = Batch(_first_state(generator, variables, requests), requests.ids)
-        merged = _merge(takes, fresh, batch)
-        return merged, begun + jnp.sum(takes, dtype=jnp.int32)
+        new = Batch(_first_state(generator, variables, requests), requests.ids)
+        merged = _merge(takes_new, new, batch)
+        return merged, started + jnp.sum(takes_new, dtype=jnp.int32)
 
     zero = jnp.zeros((), jnp.int32)
     carry = batch, finished, zero, zero
@@ -174,7 +174,7 @@ def _first_state(
 
 
 def _no_results(generator: Generator[State], state: State, count: int) -> Finished:
-    """Space for the results of `count` requests."""
+    """Zeros for the results of `count` requests."""
     shapes = jax.eval_shape(generator.result, state)
     zeros = jax.tree.map(
         lambda x: jnp.zeros((count, *x.shape[1:]) if x.ndim else (), x.dtype), shapes
@@ -182,22 +182,23 @@ def _no_results(generator: Generator[State], state: State, count: int) -> Finish
     return Finished(jnp.full(count, -1, jnp.int32), zeros)
 
 
-def _merge(takes: Bool[Array, "B"], fresh: Batch, old: Batch) -> Batch:
-    """Batch with the fresh arrays where a sequence takes a new request.
+def _merge(takes_new: Bool[Array, "B"], new: Batch, old: Batch) -> Batch:
+    """Arrays of the new batch where a sequence takes a new request, else of the old.
 
     Scalars and `Shared` arrays are those of the old batch.
     """
-    size = takes.shape[0]
+    size = takes_new.shape[0]
 
-    def pick(new, kept):
-        if isinstance(kept, Shared) or not kept.ndim:
-            return kept
-        mask = jnp.tile(takes, kept.shape[0] // size)  # branches x sequences
-        mask = mask.reshape(-1, *(1,) * (kept.ndim - 1))
-        if jnp.issubdtype(kept.dtype, jax.dtypes.prng_key):  # chosen, not drawn from
-            new, kept = jax.random.clone(new), jax.random.clone(kept)
-            return jax.random.clone(jnp.where(mask, new, kept))
-        return jnp.where(mask, new, kept)
+    def select(new, old):
+        if isinstance(old, Shared) or not old.ndim:
+            return old
+        mask = jnp.tile(takes_new, old.shape[0] // size)  # branches x sequences
+        mask = mask.reshape(-1, *(1,) * (old.ndim - 1))
+        if jnp.issubdtype(old.dtype, jax.dtypes.prng_key):
+            # Selecting keys is no use of them, for JAX's check of key reuse.
+            new, old = jax.random.clone(new), jax.random.clone(old)
+            return jax.random.clone(jnp.where(mask, new, old))
+        return jnp.where(mask, new, old)
 
     is_shared = lambda x: isinstance(x, Shared)  # noqa: E731
-    return jax.tree.map(pick, fresh, old, is_leaf=is_shared)
+    return jax.tree.map(select, new, old, is_leaf=is_shared)

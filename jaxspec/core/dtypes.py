@@ -1,28 +1,28 @@
-"""Floating-point dtypes that meet in attention and in caches."""
+"""Floating-point dtypes of attention and KV caches."""
 
 import jax.numpy as jnp
 
 from jaxspec.errors import ConfigError
 from jaxspec.typing import Array
 
-_KNOWN = ("float16", "bfloat16", "float32", "float64")
+_SUPPORTED = ("float16", "bfloat16", "float32", "float64")
 
 
 def widest(**arrays: Array) -> jnp.dtype:
-    """The narrowest dtype that holds the numbers of all arrays.
+    """Narrowest dtype that holds the numbers of all arrays.
 
-    That is the wider one of two; float16 and bfloat16 go together in float32.
+    Of two dtypes it is the wider one; for float16 and bfloat16 it is float32.
 
     Args:
-      arrays: by the names that a message gives them.
+      arrays: arrays, by their names in error messages.
 
     Raises:
-      ConfigError: one holds no floating-point numbers, or of less than 16 bits.
+      ConfigError: an array is not floating-point, or has less than 16 bits.
     """
     for name, x in arrays.items():
-        if jnp.dtype(x.dtype).name not in _KNOWN:
+        if jnp.dtype(x.dtype).name not in _SUPPORTED:
             raise ConfigError(
                 f"{name} is {x.dtype}; attention and its caches take "
-                f"{', '.join(_KNOWN[:-1])} or {_KNOWN[-1]}, convert it first"
+                f"{', '.join(_SUPPORTED[:-1])} or {_SUPPORTED[-1]}, convert it first"
             )
     return jnp.result_type(*(x.dtype for x in arrays.values()))

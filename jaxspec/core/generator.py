@@ -1,4 +1,4 @@
-"""Contract of every way of generating, and the loops that need no more than it."""
+"""Generator protocol, and the loop that runs any generator."""
 
 from typing import Any, Protocol, TypeVar
 
@@ -17,11 +17,11 @@ State = TypeVar("State", bound=Any)
 class Generator(Protocol[State]):
     """Four pure functions that generate a batch of sequences.
 
-    A generator is static and hashable. Its state is a dataclass and a pytree. Every
-    array of the state has sequences (or branches x sequences) as its first axis, except
-    scalars, which are counters of the whole batch, and arrays within `Shared`. The
-    state has the fields `done`, bool [B], and `stats`, see `Stats`; a sequence that is
-    done must not change what `result` returns for it.
+    A generator is static and hashable. Its state is a dataclass and a pytree. The first
+    axis of every array of the state is the batch (or branches x sequences), except for
+    scalars, which count for the whole batch, and for arrays within `Shared`. The state
+    has the fields `done`, bool [B], and `stats`, see `Stats`. The result of a sequence
+    must not change once it is done.
     """
 
     def init(
@@ -37,9 +37,9 @@ class Generator(Protocol[State]):
 
         Args:
           variables: arrays that all sequences share.
-          prompt: prompts of the sequences; every array has `B` along its first axis.
+          prompt: prompts of the sequences; the first axis of every array is `B`.
           sampling: sampling settings, of all sequences or of each.
-          keys: one typed key a sequence, or one that `batch_keys` splits.
+          keys: typed keys [B], or one key, from which `batch_keys` derives them.
           stopping: stopping criteria; None for the generator's own.
         """
         ...
@@ -53,7 +53,7 @@ class Generator(Protocol[State]):
         ...
 
     def result(self, state: State) -> Generation:
-        """What has been generated so far."""
+        """Tokens generated so far, with lengths and counters."""
         ...
 
 
@@ -63,7 +63,7 @@ def advance(
     state: State,
     steps: int | Int[Array, ""] | None = None,
 ) -> State:
-    """Runs a generator for some steps, or to the end; call it under `jit`.
+    """Runs a generator for a number of steps, or to the end; call it under `jit`.
 
     Args:
       generator: generator; static.

@@ -1,4 +1,4 @@
-"""Key/value caches: explicit, one pair of buffers a layer, heads first."""
+"""KV caches: one pair of key and value buffers per layer, heads before slots."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,21 +10,22 @@ from jax.tree_util import register_dataclass
 from jaxspec.core.dtypes import widest
 from jaxspec.typing import Array, Bool, Float, Int
 
-# A pair `k, v` of `[R, K, S, F]` for each layer.
+# Pair `k, v` of arrays [R, K, S, F] for each layer.
 Layers = tuple[tuple[Array, Array], ...]
 
 
 @register_dataclass
 @dataclass(frozen=True)
 class KVCache:
-    """Keys and values of the committed tokens of every row.
+    """Keys and values of the committed tokens of every sequence.
 
     Attributes:
-      layers: a pair `k, v` of `[R, K, S, F]` for each layer. Slots at or beyond a
-        row's length hold garbage. What is written is rounded to their dtype.
-      lengths: int32 [R], filled slots.
-      visible: bool [R, S], False at filled slots that nobody may attend to (padding
-        of a caption).
+      layers: pair `k, v` of arrays [R, K, S, F] for each layer. Slots from the length
+        of a sequence on hold arbitrary numbers. Numbers are rounded to the dtype of the
+        cache when they are written.
+      lengths: int32 [R], number of committed slots.
+      visible: bool [R, S], False at committed slots that are masked for all queries
+        (padding of a caption).
     """
 
     layers: Layers
@@ -33,26 +34,26 @@ class KVCache:
 
     @property
     def capacity(self) -> int:
-        """`S`."""
+        """Number of slots, `S`."""
         return self.visible.shape[1]
 
 
 def init_cache(
-    layers: int, rows: int, kv_heads: int, capacity: int, head_dim: int, dtype
+    layers: int, batch: int, kv_heads: int, capacity: int, head_dim: int, dtype
 ) -> KVCache:
-    """An empty cache of zeros."""
-    shape = (rows, kv_heads, capacity, head_dim)
+    """Makes an empty cache; `batch` counts branches x sequences, `R`."""
+    shape = (batch, kv_heads, capacity, head_dim)
     return KVCache(
         tuple(
             (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(layers)
         ),
-        jnp.zeros(rows, jnp.int32),
-        jnp.ones((rows, capacity), bool),
+        jnp.zeros(batch, jnp.int32),
+        jnp.ones((batch, capacity), bool),
     )
 
 
 def extend_cache(cache: KVCache, slots: int) -> KVCache:
-    """The same cache with so many empty slots more."""
+    """Adds `slots` empty slots to a cache."""
     if not slots:
         return cache
     layers = jax.tree.map(
@@ -67,13 +68,16 @@ def write(
     new: Float[Array, "R K T F"],
     starts: Int[Array, "R"],
 ) -> Float[Array, "R K S F"]:
-    """Writes `new` at slots `starts[r] ..` of each row, in the buffer's dtype.
+    """Writes `new` to the slots from `starts` on, in the dtype of the buffer.
 
-    Wider numbers are rounded: a cache in bfloat16 holds bfloat16 keys whatever the
-    layer computes in. float16 also has a smaller range.
+    `starts + T` must not exceed the capacity: a larger start is clamped, which would
+    overwrite committed slots. Allocate capacity for the longest output plus `T`.
 
-    `starts + T` must not exceed the capacity: a start too large is clamped and would
-    overwrite committed slots, so allocate capacity for the longest output plus `T`.
+    Args:
+      buffer: keys or values of one layer.
+      new: keys or values of `T` tokens. Wider numbers are rounded to the dtype of the
+        buffer; float16 also has a smaller range.
+      starts: int32, first slot of each sequence.
 
     Raises:
       ConfigError: the dtypes differ, and one of them is not floating-point.
@@ -81,56 +85,59 @@ def write(
     if new.dtype != buffer.dtype:
         widest(**{"the cache": buffer, "what is written to it": new})
     new = new.astype(buffer.dtype)
-    given = buffer, new, starts
-    if len(starts) > _FEW_ROWS:
-        return _write_at_once(*given)
-    return jax.lax.platform_dependent(*given, tpu=_write_by_row, default=_write_at_once)
+    arguments = buffer, new, starts
+    if len(starts) > _MAX_UNROLLED:
+        return _write_batched(*arguments)
+    return jax.lax.platform_dependent(
+        *arguments, tpu=_write_unrolled, default=_write_batched
+    )
 
 
-# A TPU scatters in a loop; up to this number, sequences are written one after another.
-# A batch that the compiler divides among devices would be moved; use `over_batch`.
-_FEW_ROWS = 32
+# Largest batch whose sequences are written one after another on a TPU, where a scatter
+# is a loop. If the compiler divided the batch among devices, each write would move it;
+# `over_batch` avoids that.
+_MAX_UNROLLED = 32
 
 
-def _write_at_once(buffer, new, starts):
-    def put(b, x, start):
-        zero = jnp.zeros_like(start)  # of one dtype with it, also under x64
-        return jax.lax.dynamic_update_slice(b, x, (zero, start, zero))
+def _write_batched(buffer, new, starts):
+    def write_one(buffer, new, start):
+        zero = jnp.zeros_like(start)  # has the dtype of `start`, also under x64
+        return jax.lax.dynamic_update_slice(buffer, new, (zero, start, zero))
 
-    return jax.vmap(put)(buffer, new, starts)
+    return jax.vmap(write_one)(buffer, new, starts)
 
 
-def _write_by_row(buffer, new, starts):
-    for row in range(len(starts)):
-        start = starts[row]
+def _write_unrolled(buffer, new, starts):
+    for i in range(len(starts)):
+        start = starts[i]
         zero = jnp.zeros_like(start)
-        place = jnp.full_like(start, row), zero, start, zero
-        buffer = jax.lax.dynamic_update_slice(buffer, new[row : row + 1], place)
+        offsets = jnp.full_like(start, i), zero, start, zero
+        buffer = jax.lax.dynamic_update_slice(buffer, new[i : i + 1], offsets)
     return buffer
 
 
 def gather_path(
     layers: Layers, lengths: Int[Array, "R"], nodes: int, path: Int[Array, "R A"]
 ) -> Layers:
-    """Moves slots `lengths + path` of all layers to slots `lengths ..`.
+    """Moves slots `lengths + path` of all layers to the slots from `lengths` on.
 
     Args:
       layers: keys and values.
-      lengths: where the window begins.
-      nodes: its slots.
-      path: int32, not descending, below `nodes`.
+      lengths: int32, first slot of the tree of each sequence.
+      nodes: number of slots of the tree.
+      path: int32, nodes of the path in non-descending order, below `nodes`.
     """
 
-    def rows(buffer, start, row_path):
+    def gather_one(buffer, start, path):
         heads, _, size = buffer.shape
         zero = jnp.zeros_like(start)
         window = jax.lax.dynamic_slice(
             buffer, (zero, start, zero), (heads, nodes, size)
         )
-        return window[:, row_path]
+        return window[:, path]
 
     def move(buffer):
-        return write(buffer, jax.vmap(rows)(buffer, lengths, path), lengths)
+        return write(buffer, jax.vmap(gather_one)(buffer, lengths, path), lengths)
 
     return jax.tree.map(move, layers)
 
@@ -142,21 +149,21 @@ def commit_path(
     counts: Int[Array, "R"],
     move: Callable[..., Layers] = gather_path,
 ) -> KVCache:
-    """Moves an accepted path's rows behind the committed ones.
+    """Commits the nodes of an accepted path to the cache.
 
-    The tree of the last round lies at slots `lengths ..`, one slot a node. Its rows on
-    `path` are moved to the front of that window, and `counts` of them are committed.
-    All `A` rows are moved whatever `counts` is: what is beyond is garbage anyway.
+    The tree of the last round occupies the slots from `lengths` on, one per node. The
+    keys and values of `path` are moved to the first of these slots, and `lengths` grows
+    by `counts`. All `A` nodes are moved, also those beyond `counts`.
 
-    Done on entry to a round, before the new tree is written: then XLA keeps every
-    buffer in place.
+    Call it at the start of a round, before the new tree is written: then XLA updates
+    all buffers in place.
 
     Args:
-      cache: of the last round.
-      nodes: of its tree.
-      path: int32, not descending.
-      counts: int32, at most `A`.
-      move: how, as `gather_path`.
+      cache: cache after the last round.
+      nodes: number of nodes of the tree of the last round.
+      path: int32, nodes of the path in non-descending order.
+      counts: int32, number of nodes to commit, at most `A`.
+      move: function that moves the nodes, with the arguments of `gather_path`.
     """
     layers = cache.layers
     if path.shape[1] > 1:  # the root alone is in place
@@ -165,20 +172,23 @@ def commit_path(
 
 
 def tree_mask(cache: KVCache, window: Bool[Array, "... T T"]) -> Bool[Array, "R T S"]:
-    """Who rows written at slots `lengths ..` may see: the past, and each other.
+    """Attention mask of queries whose keys are written from slot `lengths` on.
+
+    Every query attends to the committed slots that are visible, and to the queries that
+    `window` allows.
 
     Args:
-      cache: its lengths say where the window begins.
-      window: `[T, T]` or `[R, T, T]`: `[t, u]` says that row t may see row u; for a
-        tree, its table of ancestors.
+      cache: cache before the queries are committed.
+      window: bool [T, T] or [R, T, T], entry `[t, u]` is True if query `t` attends to
+        query `u`; for a tree, its table of ancestors.
     """
     size = window.shape[-1]
     slot = jnp.arange(cache.capacity)[None] - cache.lengths[:, None]  # [R, S]
     past = (slot < 0) & cache.visible
     inside = (slot >= 0) & (slot < size)
-    place = jnp.clip(slot, 0, size - 1)
+    query = jnp.clip(slot, 0, size - 1)
     if window.ndim == 2:
-        own = jnp.asarray(window).T[place].swapaxes(1, 2)  # [R, T, S]
+        allowed = jnp.asarray(window).T[query].swapaxes(1, 2)  # [R, T, S]
     else:
-        own = jax.vmap(lambda table, at: table[:, at])(window, place)
-    return past[:, None, :] | (inside[:, None, :] & own)
+        allowed = jax.vmap(lambda table, query: table[:, query])(window, query)
+    return past[:, None, :] | (inside[:, None, :] & allowed)

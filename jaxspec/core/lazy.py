@@ -1,4 +1,4 @@
-"""Names of a package that are imported when they are first used."""
+"""Lazy imports: public names of a package are imported at first use."""
 
 import importlib
 import sys
@@ -13,8 +13,8 @@ def lazy_names(
 
     Args:
       package: name of the package.
-      names: module of each public name.
-      modules: module that each namespace stands for.
+      names: module that defines each public name.
+      modules: module that each namespace refers to.
     """
     modules = modules or {}
 

@@ -1,4 +1,4 @@
-"""Control flow on a mesh: groups of devices go the same way where they have to."""
+"""Control flow on a mesh: common decisions of device groups."""
 
 from functools import reduce
 from typing import TypeVar
@@ -12,34 +12,34 @@ T = TypeVar("T", bound=PyTree)
 
 
 def varying(tree: T, *by: Array) -> T:
-    """The same arrays, of the type of those that differ among devices as `by` do.
+    """Marks arrays as varying along the mesh axes along which the arrays `by` vary.
 
-    Under `shard_map` with `check_vma` the type of an array has the mesh axes along
-    which it may differ. A loop needs equal types before and after each turn, but what
-    it starts from is often a constant. Outside of `shard_map` the arrays are returned
-    as they are; inside, a choice is added that the compiler folds.
+    Under `shard_map` with `check_vma` the type of an array includes the mesh axes along
+    which it may vary. The carry of a loop must have the same type before and after each
+    iteration, but its first value is often a constant. Outside of `shard_map` the
+    arrays are returned unchanged; inside, a `where` is added, which XLA removes.
     """
     if not jax.sharding.get_abstract_mesh().manual_axes:
         return tree
-    nothing = reduce(jnp.logical_or, ((x.ravel()[:1] != 0)[0] & False for x in by))
+    false = reduce(jnp.logical_or, ((x.ravel()[:1] != 0)[0] & False for x in by))
 
-    def one(x):
+    def mark(x):
         x = jnp.asarray(x)
         if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
             data = jax.random.key_data(x)
-            return jax.random.wrap_key_data(one(data), impl=jax.random.key_impl(x))
-        return jnp.where(nothing, jnp.zeros_like(x), x)
+            return jax.random.wrap_key_data(mark(data), impl=jax.random.key_impl(x))
+        return jnp.where(false, jnp.zeros_like(x), x)
 
-    return jax.tree.map(one, tree)
+    return jax.tree.map(mark, tree)
 
 
 def group_max(number: Int[Array, ""]) -> Int[Array, ""]:
-    """The largest number of all groups of devices that work on rows of their own.
+    """Largest number of all groups of devices, if they have to take the same branches.
 
-    Under `sharding.over_batch` each group runs its own loop. As long as a group is one
-    device, it does so at its own pace, and this is the number itself. Where a group
-    shares parameters among several devices, these exchange sums, and the compiler may
-    join exchanges of all groups in one: then all must branch and go on alike.
+    Under `sharding.over_batch` each group of devices runs its own loop over its own
+    sequences. If a group is one device, groups run independently, and the number is
+    returned unchanged. With tensor parallelism, XLA may merge collectives of several
+    groups; groups that take different branches would then deadlock.
     """
     mesh = jax.sharding.get_abstract_mesh()
     shared = any(mesh.shape[axis] > 1 for axis in mesh.auto_axes)
@@ -49,5 +49,5 @@ def group_max(number: Int[Array, ""]) -> Int[Array, ""]:
 
 
 def any_group(flag: Bool[Array, ""]) -> Bool[Array, ""]:
-    """Whether any group says so; see `group_max`."""
+    """Logical or over groups that have to take the same branches, see `group_max`."""
     return group_max(jnp.asarray(flag).astype(jnp.int32)) > 0

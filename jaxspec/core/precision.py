@@ -1,4 +1,4 @@
-"""Matrix product precision of the engine."""
+"""Precision of matrix products."""
 
 from functools import wraps
 
@@ -6,7 +6,7 @@ import jax
 
 
 def full_precision(function):
-    """Computes float32 products in float32, also where a device offers shorter ones."""
+    """Computes float32 products in full float32 precision on every device."""
 
     @wraps(function)
     def run(*arguments, **options):

@@ -10,7 +10,7 @@ from jaxspec.typing import Array, Bool, Float, Int
 @register_dataclass
 @dataclass(frozen=True)
 class Stats:
-    """Counters, kept on the device.
+    """Counters of a generation, on the device.
 
     Attributes:
       calls: int32 [B], target calls of each sequence: its prefill, and each round in
@@ -36,9 +36,9 @@ class LogProbs:
     """Log-probabilities of generated tokens under the target.
 
     Attributes:
-      tokens: float32 [B, T], of each generated token.
-      related: float32 [B, T, M], of the tokens that `Variables.related_tokens` lists
-        for it; None without.
+      tokens: float32 [B, T], log-probability of each generated token.
+      related: float32 [B, T, M], log-probabilities of the `M` tokens that
+        `Variables.related_tokens` lists for it; None without.
     """
 
     tokens: Float[Array, "B T"]
@@ -54,8 +54,8 @@ class Generation:
       tokens: int32 [B, max_new_tokens]; -1 beyond the length of a sequence.
       lengths: int32 [B], number of tokens of each sequence, a stop token included.
       stats: counters.
-      finite: bool [B], False if the target ever gave a sequence NaN, or only -inf; its
-        tokens are arbitrary then.
+      finite: bool [B], False if the logits of a sequence were ever NaN, or all -inf;
+        its tokens are then arbitrary.
       log_probs: log-probabilities, `T = max_new_tokens`, 0 beyond the length of a
         sequence; None unless they were recorded.
     """

@@ -1,4 +1,4 @@
-"""Arrays of a state that all sequences share."""
+"""Arrays of a state that all sequences of a batch share."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,13 +9,14 @@ from jax.tree_util import register_dataclass
 @register_dataclass
 @dataclass(frozen=True)
 class Shared:
-    """A part of a drafter's state that all rows share.
+    """Part of a state that all sequences share.
 
-    All other arrays of a state have rows (`B`, or streams x rows `R`) as their first
-    axis, or none. A row that takes a new prompt gets fresh ones; what is shared stays.
+    The first axis of all other arrays of a state is the batch (`B`, or branches x
+    sequences, `R`), unless they are scalars. In continuous batching, a sequence that
+    takes a new prompt gets new ones of these; shared arrays stay.
 
     Attributes:
-      value: arrays.
+      value: pytree of arrays.
     """
 
     value: Any

@@ -16,12 +16,12 @@ from jaxspec.typing import Array, Bool, Int
 @register_dataclass
 @dataclass(frozen=True)
 class StoppingCriteria:
-    """When each sequence ends; make them with `create`.
+    """Stopping criteria of each sequence; make them with `create`.
 
     Attributes:
       max_new_tokens: int32 [B], largest number of tokens; at least 1.
-      stop_tokens: int32 [B, J], tokens that end a sequence and are its last one; -1
-        for none.
+      stop_tokens: int32 [B, J], tokens that end a sequence, as its last one; -1 for
+        none.
     """
 
     max_new_tokens: Int[Array, "B"]
@@ -31,45 +31,45 @@ class StoppingCriteria:
     def create(
         cls, batch: int | None = None, *, max_new_tokens: Any, stop_tokens: Any = ()
     ) -> "StoppingCriteria":
-        """Checks criteria given as numbers or as arrays with one entry a sequence.
+        """Checks criteria given as numbers or as arrays with one entry per sequence.
 
         Args:
-          batch: number of sequences, `B`. None leaves criteria of all sequences as they
-            are, for `for_batch`, which the engine calls.
+          batch: number of sequences, `B`. With None, criteria of all sequences stay
+            scalars; the engine broadcasts them with `for_batch`.
           max_new_tokens: largest number of tokens, for all sequences or for each.
           stop_tokens: tokens that end a sequence; `[J]` for all sequences or `[B, J]`,
             -1 for none.
 
         Raises:
           ConfigError: `max_new_tokens` is not positive, a stop token is below -1, a
-            number is not whole or over 31 bits, or a shape does not fit.
+            number is not whole or needs over 31 bits, or a shape does not fit.
         """
-        most = whole("max_new_tokens", max_new_tokens)
+        limit = whole("max_new_tokens", max_new_tokens)
         stop = np.atleast_1d(whole("stop_tokens", stop_tokens, -1))
-        criteria = cls(jnp.asarray(most), jnp.asarray(stop))
-        if batch is None and (most.ndim or stop.ndim > 1):
-            batch = most.shape[0] if most.ndim else stop.shape[0]
+        criteria = cls(jnp.asarray(limit), jnp.asarray(stop))
+        if batch is None and (limit.ndim or stop.ndim > 1):
+            batch = limit.shape[0] if limit.ndim else stop.shape[0]
         return criteria if batch is None else criteria.for_batch(batch)
 
     @property
     def is_replicated(self) -> bool:
-        """Whether these are criteria of all sequences, see `over_batch`."""
+        """Whether all sequences have the same criteria, see `sharding.over_batch`."""
         return jnp.ndim(self.max_new_tokens) == 0
 
     def for_batch(self, batch: int) -> "StoppingCriteria":
-        """The criteria as arrays `[B]` and `[B, J]`.
+        """Broadcasts the criteria to arrays `[B]` and `[B, J]`.
 
         Raises:
           ConfigError: an array has another shape.
         """
-        most = broadcast_to_batch("max_new_tokens", self.max_new_tokens, batch)
+        limit = broadcast_to_batch("max_new_tokens", self.max_new_tokens, batch)
         stop = self.stop_tokens
         if stop.ndim > 2 or stop.shape[:-1] not in ((), (batch,)):
             raise ConfigError(
                 f"stop_tokens has shape {stop.shape}; give [J], or [{batch}, J]"
             )
         stop = jnp.broadcast_to(stop, (batch, stop.shape[-1]))
-        return StoppingCriteria(most, stop)
+        return StoppingCriteria(limit, stop)
 
     def is_stop(self, tokens: Int[Array, "B ..."]) -> Bool[Array, "B ..."]:
         """Mask of the tokens that end their sequence."""

@@ -31,16 +31,15 @@ class Replicated:
 
 
 def over_batch(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function, with the sequences divided along the mesh's "data" axis.
+    """Divides the sequences of a function's arguments along the mesh axis "data".
 
-    Sequences do not depend on each other, so each group of devices that shares a value
-    of "data" runs its own loop over its own sequences. Along "model" the compiler
-    divides what the shardings of the parameters ask for. Call the result under `jit`.
+    Sequences do not depend on each other, so each group of devices with the same index
+    along "data" runs its own loop over its own sequences. Along "model" the compiler
+    follows the shardings of the parameters. Call the result under `jit`.
 
-    Which arrays are divided follows from their structure: those within an object whose
-    `is_replicated` is true (`Variables`, `Replicated`, `StoppingCriteria` of all
-    sequences) are the same on all groups, and so are scalars. Every other array has
-    sequences along its first axis.
+    Arrays within objects whose `is_replicated` is true (`Variables`, `Replicated`,
+    `StoppingCriteria` of all sequences) and scalars are replicated. The first axis of
+    every other array is the batch, which is divided.
 
     Args:
       mesh: mesh with an axis "data", see `make_mesh`.
@@ -48,8 +47,8 @@ def over_batch(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
         sequences separately.
 
     Returns:
-      A function of the same arguments. Its results have sequences along their first
-      axis, too; a scalar is the largest of all groups.
+      A function of the same arguments. The first axis of its results is the batch, too;
+      a scalar is the largest of all groups.
 
     Raises:
       ConfigError: the mesh lacks an axis; or, when called, "data" does not divide the
@@ -85,7 +84,7 @@ def _is_replicated(x: Any) -> bool:
 
 
 def _specs(tree: PyTree) -> PyTree:
-    """Partition of each array of a pytree."""
+    """Partition spec of each array of a pytree."""
 
     def spec(x):
         if _is_replicated(x) or not jnp.ndim(x):
@@ -114,8 +113,8 @@ def pad_batch(
 ) -> tuple[PyTree, dict[str, Any]]:
     """Repeats the last sequence until the mesh's "data" axis divides their number.
 
-    Repeated sequences end after their first token. The sequences that were asked for
-    are the first ones of what `generate` returns, though not of an engine's state.
+    Repeated sequences end after their first token. In the result of `generate` they
+    come after the original ones; in the state of an engine they do not.
 
     Args:
       mesh: mesh with an axis "data".

@@ -1,1 +1,1 @@
-"""Speculative generation from an autoregressive target; knows no model."""
+"""Speculative generation from an autoregressive target, independent of models."""

@@ -25,17 +25,17 @@ def commit(
     drafted: Drafted,
     verified: Verified,
 ) -> SpecState:
-    """Appends the tokens of a round, and lets the drafter observe it.
+    """Appends the tokens of a round, and updates the drafter and the counters.
 
-    Finished sequences do not advance. The accepted keys and values are moved into place
-    by the pass of the next round.
+    Finished sequences do not advance. Accepted keys and values are committed to the
+    cache by the pass of the next round.
 
     Args:
       engine: static settings.
       variables: arrays of the batch; only `drafter` is read.
       state: state of the batch.
       drafted: draft of the round.
-      verified: its verification.
+      verified: result of its verification.
     """
     count, stopped = _count_emitted(engine, state, verified)
     drafter = drafted.drafter
@@ -78,7 +78,7 @@ def commit(
 def _count_emitted(
     engine: EngineConfig, state: SpecState, verified: Verified
 ) -> tuple[Int[Array, "B"], Bool[Array, "B"]]:
-    """Number of tokens that each sequence emits, and whether the last is a stop."""
+    """Number of emitted tokens of each sequence, and whether the last is a stop."""
     index = jnp.arange(engine.path_length)[None]
     accepted = verified.accepted
     remaining = state.stopping.max_new_tokens - state.length

@@ -1,4 +1,4 @@
-"""What passes between the loop, a drafter and a verifier in one round."""
+"""Drafts, the drafter protocol, and inputs and results of drafters."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -20,12 +20,12 @@ from jaxspec.speculative.trees.topology import (
 from jaxspec.speculative.trees.tree import Tree
 from jaxspec.typing import Array, BatchKeys, Bool, Float, Int, Params, PyTree
 
-# How a node's children are chosen from the drafter's distribution q:
-#   coupled              the best of log q + the noise that the target will use
-#   top                  the likeliest
-#   without_replacement  drawn one after another, none twice (Gumbel-top-k)
-#   with_replacement     drawn independently
-#   top_and_sample       the likeliest, and a last one drawn from the rest
+# Selection of the children of a node from the drafter's distribution q:
+#   coupled              best of log q + noise, the noise that the target will use
+#   top                  likeliest tokens
+#   without_replacement  samples without replacement (Gumbel-top-k)
+#   with_replacement     independent samples
+#   top_and_sample       likeliest tokens, and a last one sampled from the rest
 Selection = Literal[
     "coupled", "top", "without_replacement", "with_replacement", "top_and_sample"
 ]
@@ -34,44 +34,44 @@ Selection = Literal[
 @register_dataclass
 @dataclass(frozen=True)
 class InitContext:
-    """What a drafter may know before the first round.
+    """Input of `Drafter.init`, before the first round.
 
     Attributes:
-      prompt: what the target was given, `B` rows.
-      features: [R, P, E], the target's, of `P` positions; those beyond a row's length
-        mean nothing.
-      lengths: int32 [R], of the prompts, both streams.
-      tree: what drafts will look like; static.
-      rows: `B`; static.
-      extra: at most so many positions will follow; static.
+      prompt: prompts of the target, `B` along the first axis of every array.
+      features: float [R, P, E], hidden states of the target at the prompt positions;
+        arbitrary beyond the length of a prompt.
+      lengths: int32 [R], lengths of the prompts of all branches.
+      tree: draft tree, or the bound of a dynamic one; static.
+      batch: number of sequences, `B`; static.
+      extra: largest number of positions after the prompt; static.
     """
 
     prompt: PyTree
     features: Float[Array, "R P E"]
     lengths: Int[Array, "R"]
     tree: Tree | DynamicTree = field(metadata={"static": True})
-    rows: int = field(metadata={"static": True})
+    batch: int = field(metadata={"static": True})
     extra: int = field(metadata={"static": True})
 
 
 @register_dataclass
 @dataclass(frozen=True)
 class DraftContext:
-    """What a drafter may know before it proposes.
+    """Input of `Drafter.propose`.
 
     Attributes:
-      root: int32 [B], the newest committed token; the target has not read it yet.
-      tokens: int32 [B, T], generated tokens; garbage from `index` on.
-      position: int32 [B], the root's absolute position.
-      index: int32 [B], which generated token comes next (0 is the first).
-      noise: float32 [B, A, V], Gumbel noise of the positions after the root; zero in
-        greedy rows. Ranking by `log q + noise` is what makes drafts agree with a
-        coupled verification.
-      keys: typed keys [B] for the drafter's own draws, of this root alone.
-      sampling: the settings that the target's distribution will be processed with.
-      tree: shape of the draft, or the bound of one that grows; static.
-      selection: how children are to be chosen; static.
-      order: processing steps; static.
+      root: int32 [B], last committed token, which the target has not read yet.
+      tokens: int32 [B, T], generated tokens; arbitrary from `index` on.
+      position: int32 [B], absolute position of the root.
+      index: int32 [B], index of the next generated token; the first is 0.
+      noise: float32 [B, A, V], Gumbel noise of the positions after the root; 0 in
+        greedy sequences. Candidates ranked by `log q + noise` have the highest
+        acceptance under coupled verification.
+      keys: typed keys [B] for samples of the drafter at this root.
+      sampling: sampling settings, with which the target's logits will be processed.
+      tree: draft tree, or the bound of a dynamic one; static.
+      selection: selection of the children of a node; static.
+      order: logits processors in order; static.
     """
 
     root: Int[Array, "B"]
@@ -89,17 +89,18 @@ class DraftContext:
 @register_dataclass
 @dataclass(frozen=True)
 class ExtraQueries:
-    """Rows that ride along in the verify pass; what they yield goes to the drafter.
+    """Additional queries of the verify pass, whose results the drafter observes.
 
-    They see the committed past, and what `mask` allows of the tree and of each other.
-    Nothing sees them but themselves, and their keys and values are never committed.
+    They attend to the committed tokens, and to nodes and extra queries by `mask`. Nodes
+    do not attend to them, and their keys and values are never committed.
 
     Attributes:
-      tokens: int32 [B, X].
-      positions: int32 [B, X], absolute.
-      mask: bool [B, X, N + X].
-      ahead: how many places after its own a row predicts a token: 1, or 0 for rows
-        that fill their own place; static. Guidance may depend on the place.
+      tokens: int32 [B, X], token of each query.
+      positions: int32 [B, X], absolute position of each query.
+      mask: bool [B, X, M], `M = N + X`: nodes, then extra queries, to which each query
+        attends.
+      ahead: offset from a query to the position that it predicts: 1, or 0 for masks,
+        which predict their own position; static. Guidance depends on this position.
     """
 
     tokens: Int[Array, "B X"]
@@ -111,26 +112,26 @@ class ExtraQueries:
 @register_dataclass
 @dataclass(frozen=True)
 class Draft:
-    """Drafted tokens laid out on a tree.
+    """Drafted tokens at the nodes of a draft tree.
 
     Attributes:
-      tokens: int32 [B, N]; node 0 is the root. A node whose token is not in `[0, V)`
-        is not valid.
-      valid: bool [B, N]; a node that is not valid is never accepted, nor is what hangs
-        below it.
-      log_q: float32 [B, I, V], the drafter's processed log-probabilities after each
-        node that may have children (`Tree.internal`; all `N` of a grown tree).
-      parents: int32 [B, N] of a tree grown this round; None for a static one. A node
-        whose parent is not before it, or that lies deeper than `tree.depth`, is not
-        valid. A node has at most `tree.width` valid children; verifiers that draw
-        ignore what is more.
-      confidence: float32 [B, N], predicted chance that a node is accepted once its
+      tokens: int32 [B, N], token of each node; node 0 is the root. A node whose token
+        is not in `[0, V)` is not valid.
+      valid: bool [B, N], mask of the nodes that may be accepted; a node below one that
+        is not valid is not accepted either.
+      log_q: float32 [B, I, V], drafter's processed log-probabilities after each node
+        that may have children (`Tree.internal`; all `N` nodes of a dynamic tree).
+      parents: int32 [B, N], parents of the nodes of a dynamic tree; None for a static
+        one. A node whose parent does not come before it, or that is deeper than
+        `tree.depth`, is not valid. A node has at most `tree.width` valid children;
+        verifiers that sample ignore further ones.
+      confidence: float32 [B, N], estimated probability that a node is accepted if its
         parent is.
-      extra: rows that ride along.
-      selection: how children were chosen; "guess" if nothing is known. A verifier that
-        needs honest samples refuses others. Static.
-      pruned_by: what decided which nodes are valid: nothing or what lies above a node
-        ("past"), or also the node's own token ("token"). Static.
+      extra: extra queries of the verify pass.
+      selection: selection by which children were chosen; "guess" if unknown. Verifiers
+        that need samples reject drafts without. Static.
+      pruned_by: information that decided which nodes are valid: "past" for the
+        ancestors of a node at most, "token" for its own token, too. Static.
     """
 
     tokens: Int[Array, "B N"]
@@ -147,66 +148,70 @@ class Draft:
     )
 
     def topology(self, tree: Tree | DynamicTree) -> Topology:
-        """The tables of this draft's shape.
+        """Tables of the tree of this draft.
 
         Raises:
-          ConfigError: a grown tree without parents, or arrays that do not fit.
+          ConfigError: a dynamic tree has no parents, or shapes do not fit.
         """
         self._check(tree)
-        return self._placed(tree, self.valid)[0]
+        return self._topology(tree, self.valid)[0]
 
     def checked(
         self, tree: Tree | DynamicTree, vocab_size: int
     ) -> tuple["Draft", Topology]:
-        """This draft with every impossible node made invalid, and its tables.
+        """Draft in which every impossible node is invalid, and the tables of its tree.
 
-        Afterwards all tokens are in `[0, vocab_size)`, so a target can read them, and
-        what is valid hangs on the root by parents that come before their children.
-        Siblings that were drawn from what others left are samples only beside these:
-        behind one that is missing, they are invalid, too.
+        All tokens of the result are in `[0, vocab_size)`, so that a target can read
+        them, and every valid node descends from the root by parents that come before
+        their children. Samples without replacement are samples only together with the
+        earlier ones: siblings after an invalid one are invalid, too.
 
         Raises:
-          ConfigError: as `topology`.
+          ConfigError: a dynamic tree has no parents, or shapes do not fit.
         """
         self._check(tree, vocab_size)
         tokens = jnp.asarray(self.tokens)
-        if tokens.dtype.itemsize < 4:  # too narrow to be compared with `V`
+        if tokens.dtype.itemsize < 4:  # too small for a comparison with `V`
             tokens = tokens.astype(jnp.int32)
         known = (tokens >= 0) & (tokens < vocab_size)
         valid = self.valid & known
         if self.selection in ("without_replacement", "top_and_sample"):
-            if self.parents is not None:  # drawn in order of index; some are not used
+            if self.parents is not None:  # sampled in order of index, some unused
                 order, missing = np.arange(tree.size), self.valid & ~known
                 valid &= ~_behind(self.parents, order, missing)
             elif isinstance(tree, Tree):
                 parents, order = np.array(tree.parents)[None], np.array(tree.ranks)
-                # What was given need not be valid, as long as it is known.
+                # The likeliest tokens need not be valid, only in the vocabulary.
                 missing = ~valid if self.selection == "without_replacement" else ~known
                 valid &= ~_behind(parents, order, missing)
-        shape, valid = self._placed(tree, valid)
+        shape, valid = self._topology(tree, valid)
         tokens = jnp.where(known, tokens, 0).astype(jnp.int32)
         return replace(self, tokens=tokens, valid=valid.at[:, 0].set(True)), shape
 
-    def _placed(
+    def _topology(
         self, tree: Tree | DynamicTree, valid: Bool[Array, "B N"]
     ) -> tuple[Topology, Bool[Array, "B N"]]:
-        """The tables, and which nodes their places allow to be valid."""
+        """Tables of the tree, and the valid nodes that are reachable in it."""
         if self.parents is not None:
             return grown_topology(self.parents, valid, tree.depth, tree.width)
         if not isinstance(tree, Tree):
             raise ConfigError(
-                f"{type(tree).__name__} bounds trees that are grown each round; the "
-                "draft has to name its `parents`"
+                f"{type(tree).__name__} is the bound of dynamic trees; set the "
+                "`parents` of the draft"
             )
         return static_topology(tree), valid
 
     def _check(self, tree: Tree | DynamicTree, vocab_size: int | None = None) -> None:
-        """Refuses arrays of other shapes or kinds than the tree's."""
-        rows = jnp.shape(self.tokens)[:1]
-        nodes = (*rows, tree.size)
-        wanted = {"tokens": (nodes, jnp.integer), "valid": (nodes, jnp.bool_)}
-        wanted |= {"parents": (nodes, jnp.integer), "confidence": (nodes, jnp.floating)}
-        for name, (shape, kind) in wanted.items():
+        """Checks shapes and dtypes of the arrays."""
+        batch = jnp.shape(self.tokens)[:1]
+        nodes = (*batch, tree.size)
+        expected = {
+            "tokens": (nodes, jnp.integer),
+            "valid": (nodes, jnp.bool_),
+            "parents": (nodes, jnp.integer),
+            "confidence": (nodes, jnp.floating),
+        }
+        for name, (shape, kind) in expected.items():
             x = getattr(self, name)
             if x is None:
                 continue
@@ -220,19 +225,24 @@ class Draft:
         count = tree.size
         if isinstance(tree, Tree) and self.parents is None:
             count = len(tree.internal)
-        found = jnp.shape(self.log_q)
-        shape = (*rows, count, vocab_size or found[-1])
-        if found != shape:
+        actual = jnp.shape(self.log_q)
+        shape = (*batch, count, vocab_size or actual[-1])
+        if actual != shape:
             raise ConfigError(
-                f"Draft.log_q has shape {list(found)}; this draft needs "
-                f"{list(shape)}, a row for each node that may have children"
+                f"Draft.log_q has shape {list(actual)}; this draft needs "
+                f"{list(shape)}, a distribution for each node that may have children"
             )
 
-    def keep(self, wanted: Bool[Array, "B N"], *, past: bool) -> "Draft":
-        """The draft with some nodes made invalid; `past` as in `pruned_by`."""
+    def keep(self, kept: Bool[Array, "B N"], *, past: bool) -> "Draft":
+        """Makes all other nodes than those of a mask invalid.
+
+        Args:
+          kept: mask of the nodes that stay valid; the root always does.
+          past: whether the mask depends on ancestors only, see `pruned_by`.
+        """
         pruned_by = self.pruned_by if past else "token"
-        wanted = wanted.at[:, 0].set(True)
-        return replace(self, valid=self.valid & wanted, pruned_by=pruned_by)
+        kept = kept.at[:, 0].set(True)
+        return replace(self, valid=self.valid & kept, pruned_by=pruned_by)
 
 
 def _behind(
@@ -240,7 +250,7 @@ def _behind(
     order: np.ndarray,
     missing: Bool[Array, "B N"],
 ) -> Bool[Array, "B N"]:
-    """Nodes with a missing sibling before them in `order [N]`."""
+    """Mask of the nodes with a missing sibling before them in `order [N]`."""
     siblings = parents[:, :, None] == parents[:, None, :]
     before = (order[:, None] > order[None]) & (np.arange(len(order)) > 0)[None]
     before = siblings & before[None]
@@ -250,20 +260,23 @@ def _behind(
 @register_dataclass
 @dataclass(frozen=True)
 class RoundResult:
-    """What a drafter learns after a round. What it does not use is not computed.
+    """Input of `Drafter.observe`, after a round.
+
+    Under `jit`, arrays that a drafter does not use are not computed.
 
     Attributes:
-      tokens: int32 [B, A], what was emitted; garbage beyond `counts`.
-      counts: int32 [B], how many tokens; 0 in finished rows.
+      tokens: int32 [B, A], emitted tokens; arbitrary beyond `counts`.
+      counts: int32 [B], number of emitted tokens; 0 in finished sequences.
       path: int32 [B, A], accepted nodes, root first.
-      accepted: int32 [B], drafted tokens that were accepted.
-      features: [R, N, E], the target's features of all nodes, both streams.
-      logits: float32 [B, N, V], the target's after all nodes; guidance merged, not
-        processed, as `grow` takes them.
-      draft: what was proposed.
-      tree: the round's; static.
-      extra: [R, X, E], features of the extra rows, None without.
-      extra_logits: float32 [B, X, V], the target's after the extra rows, likewise.
+      accepted: int32 [B], number of accepted drafted tokens.
+      features: float [R, N, E], features of all nodes, from all branches.
+      logits: float32 [B, N, V], logits of the target after all nodes, with guidance,
+        before temperature and filters.
+      draft: draft of the round.
+      tree: draft tree, or the bound of a dynamic one; static.
+      extra: float [R, X, E], features of the extra queries; None without.
+      extra_logits: float32 [B, X, V], logits of the target after the extra queries,
+        with guidance; None without.
     """
 
     tokens: Int[Array, "B A"]
@@ -278,26 +291,25 @@ class RoundResult:
     extra_logits: Float[Array, "B X V"] | None = None
 
     def on_path(self, x: Array) -> Array:
-        """`[B or R, N, ...]` at the accepted nodes, `[B or R, A, ...]`."""
+        """Entries of an array [B or R, N, ...] at the accepted nodes."""
         return gather_nodes(
             x, jnp.concatenate([self.path] * (x.shape[0] // len(self.path)))
         )
 
 
 class Drafter(Protocol):
-    """Three pure functions, in the manner of an optax transformation.
+    """Three pure functions that draft tokens, like an optax transformation.
 
-    A drafter is static and hashable; what changes lives in its state, a tree of
-    arrays of fixed shapes, rows first but for what is `Shared`. It may be wrong in any
-    way: under a lossless verifier it can change the speed and nothing else, as long as
-    `Draft.selection` is true.
+    A drafter is static and hashable. Its state is a pytree of arrays of fixed shapes;
+    their first axis is the batch, except within `Shared`. Drafts need not be good:
+    under a lossless verifier they only affect speed, if `Draft.selection` is correct.
 
-    One that sends `ExtraQueries` has `num_extra_queries`: their static number `X`, or a
-    function of the tree that returns it.
+    A drafter with `ExtraQueries` has an attribute `num_extra_queries`: their number
+    `X`, or a function of the tree that returns it.
     """
 
     def init(self, params: Params, ctx: InitContext) -> Any:
-        """State after prompts."""
+        """Returns the state after the prompts."""
         ...
 
     def propose(
@@ -307,11 +319,11 @@ class Drafter(Protocol):
         ...
 
     def observe(self, params: Params, state: Any, result: RoundResult) -> Any:
-        """Learns what became of the draft."""
+        """Returns the state after a round."""
         ...
 
 
 def num_extra_queries(drafter: Drafter | None, tree: Tree | DynamicTree) -> int:
-    """`X` of a drafter."""
-    found: int | Callable[..., int] = getattr(drafter, "num_extra_queries", 0)
-    return found if isinstance(found, int) else found(tree)
+    """Number of extra queries of a drafter, `X`; 0 without."""
+    count: int | Callable[..., int] = getattr(drafter, "num_extra_queries", 0)
+    return count if isinstance(count, int) else count(tree)

@@ -21,7 +21,7 @@ class Drafted:
     """Result of `draft`, and input of `verify`.
 
     Attributes:
-      draft: the draft; all tokens are in the vocabulary, and every valid node hangs on
+      draft: draft; all tokens are in the vocabulary, and every valid node descends from
         the root.
       topology: tables of the tree of the draft.
       drafter: state of the drafter after the proposal.
@@ -36,7 +36,7 @@ class Drafted:
 
 @full_precision
 def draft(engine: EngineConfig, variables: Variables, state: SpecState) -> Drafted:
-    """Proposes the tokens that follow the newest one of each sequence.
+    """Drafts tokens that may follow the last one of each sequence.
 
     Args:
       engine: static settings.
@@ -77,12 +77,12 @@ def draft(engine: EngineConfig, variables: Variables, state: SpecState) -> Draft
 
 
 def newest_token(state: SpecState) -> Int[Array, "B"]:
-    """The last token of each sequence, which the target has not read yet."""
+    """Last token of each sequence, which the target has not read yet."""
     return jnp.take_along_axis(state.tokens, state.length[:, None] - 1, 1)[:, 0]
 
 
 def _root_alone(engine: EngineConfig, root: Int[Array, "B"]) -> Draft:
-    """Draft without drafted tokens, of plain decoding."""
+    """Draft without drafted tokens, for plain decoding."""
     batch = root.shape[0]
     log_q = jnp.zeros((batch, 0, engine.target.vocab_size), jnp.float32)
     valid = jnp.ones((batch, 1), bool)

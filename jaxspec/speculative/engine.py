@@ -21,7 +21,7 @@ from jaxspec.typing import Array, BatchKeys, Bool, Int, Key, Params, PyTree
 
 @dataclass(frozen=True)
 class Engine(EngineConfig):
-    """Speculative generation as pure functions; static, to be closed over by `jit`.
+    """Speculative generation as pure functions; static under `jit`.
 
     Implements `Generator`. With `Coupled` (the default verifier) the tokens are those
     of plain decoding; other lossless verifiers keep the distribution of the tokens::
@@ -111,12 +111,12 @@ class Engine(EngineConfig):
           variables: arrays of the batch, see `variables`.
           prompt: prompts as `Target.prefill` takes them, `B` sequences.
           sampling: sampling settings, of all sequences or of each.
-          keys: one typed key a sequence, or one that `batch_keys` splits. Equal key,
-            prompt and settings give equal tokens in any batch.
+          keys: typed keys [B], or one key, from which `batch_keys` derives them. Equal
+            key, prompt and settings give equal tokens in any batch.
           stopping: stopping criteria; by default `max_new_tokens`.
 
         Raises:
-          ConfigError: keys are raw or not one a sequence, or arguments have different
+          ConfigError: keys are raw or not one per sequence, or arguments have different
             numbers of sequences.
         """
 

@@ -21,21 +21,20 @@ class EngineConfig:
       target: model whose generation is accelerated. With a drafter that has
         `feature_layers`, it is replaced by `Target.for_drafter(drafter)`.
       max_new_tokens: number of tokens to generate for each sequence.
-      drafter: proposes the drafts; None for plain decoding, one token a call.
-      tree: shape of the drafts, or the bound of dynamic trees; the root alone without a
-        drafter.
-      verifier: decides which drafted tokens are accepted.
-      order: logits processors, in order; see `core.sampling.process_logits`.
+      drafter: drafter; None for plain decoding, one token per call.
+      tree: draft tree, or the bound of dynamic trees; without a drafter, the root only.
+      verifier: verifier, which decides which drafted tokens are accepted.
+      order: logits processors, in order; see `core.logits.process_logits`.
       tie_margin: largest difference, doubled, between the logits of two passes of
         different widths. A decision that such a difference could change (guidance and
-        temperature enlarge it, see `core.sampling.rounding_gain`) is taken again from
-        the target's `rescore`, which has one fixed shape: then every tree, drafter and
-        batch yields the same tokens. 0 turns this off.
-      selection: how the drafter chooses candidates; None for what the verifier needs.
+        temperature enlarge it, see `core.logit_bounds`) is repeated with the logits of
+        `Target.rescore`, which has a fixed shape: then every tree, drafter and batch
+        yields the same tokens. 0 disables this.
+      selection: selection of candidates by the drafter; None for that of the verifier.
       cache_stages: number of cache sizes that `Engine.generate` goes through. Each
         stage adds an equal share of the tokens, so that passes do not read slots that
         are filled later. It pays for large batches whose attention reads the whole
-        cache ("xla"); the loop is compiled once a stage.
+        cache ("xla"); the loop is compiled once per stage.
       log_probs: distribution whose log-probabilities of the generated tokens are
         recorded: that of the model after guidance ("model"), or the one that is sampled
         from, after temperature and filters ("sampling"). None records nothing.
@@ -61,7 +60,7 @@ class EngineConfig:
                 f"max_new_tokens={self.max_new_tokens} must be at least 1"
             )
         if self.drafter is None and self.tree.size != 1:
-            raise ConfigError("a tree of drafts needs a drafter")
+            raise ConfigError("a draft tree needs a drafter; pass drafter=...")
         if not 1 <= self.cache_stages <= self.max_new_tokens:
             raise ConfigError(
                 f"cache_stages={self.cache_stages} must be 1 to "
@@ -88,5 +87,5 @@ class EngineConfig:
 
     @property
     def candidates(self) -> Selection:
-        """How the drafter chooses candidates."""
+        """Selection of candidates by the drafter."""
         return self.selection or self.verifier.selection

@@ -1,16 +1,18 @@
-"""First state of a generation: prompts read, first token chosen."""
+"""First state of a generation, after the first token."""
 
 from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 
-from jaxspec.core.arguments import batch_size, check_keys, check_rows
+from jaxspec.core.arguments import batch_size, check_batch, check_keys
+from jaxspec.core.logit_bounds import process_logits_with_bounds
+from jaxspec.core.logits import apply_cfg
 from jaxspec.core.mesh_sync import varying
 from jaxspec.core.noise import batch_keys, position_noise
 from jaxspec.core.precision import full_precision
 from jaxspec.core.result import Stats
-from jaxspec.core.sampling import Sampling, apply_cfg, process_logits_with_bounds
+from jaxspec.core.sampling import Sampling
 from jaxspec.core.stopping import StoppingCriteria
 from jaxspec.core.vocab_parallel import argmax_with_margin
 from jaxspec.speculative.draft import InitContext
@@ -38,14 +40,14 @@ def init_state(
       variables: arrays of the batch.
       prompt: prompts as `Target.prefill` takes them, `B` sequences.
       sampling: sampling settings, of all sequences or of each.
-      keys: one typed key a sequence, or one that `batch_keys` splits. Equal key, prompt
-        and settings give equal tokens in any batch, with any drafter and tree.
+      keys: typed keys [B], or one key, from which `batch_keys` derives them. Equal key,
+        prompt and settings give equal tokens in any batch, with any drafter and tree.
       stopping: stopping criteria; by default `engine.max_new_tokens`.
       room: number of generated tokens that the target's cache holds; by default
-        `engine.max_new_tokens`. No sequence may begin a round with more.
+        `engine.max_new_tokens`. No sequence may start a round with more.
 
     Raises:
-      ConfigError: keys are raw or not one a sequence, or arguments have different
+      ConfigError: keys are raw or not one per sequence, or arguments have different
         numbers of sequences.
     """
     batch = batch_size(prompt, keys)
@@ -55,7 +57,7 @@ def init_state(
     # Copies: the state may be donated, the arguments may not.
     prompt, sampling = jax.tree.map(jnp.copy, (prompt, sampling.for_batch(batch)))
     stopping = _stopping_of(engine, stopping, batch)
-    check_rows(batch, prompt=prompt)
+    check_batch(batch, prompt=prompt)
     slots = engine.max_new_tokens + engine.window  # beyond those of the prompt
     logits, features, cache = engine.target.prefill(
         variables.target, prompt, slots if room is None else room + engine.window
@@ -106,7 +108,7 @@ def _stopping_of(
 
 
 def _first_token(engine, variables, prompt, sampling, logits, keys, start):
-    """First tokens, whether they were near-ties, whether finite, log-probabilities."""
+    """First tokens, masks of near-ties and of finite logits, and log-probabilities."""
     batch = start.shape[0]
     index = jnp.zeros(batch, jnp.int32)
     noise = position_noise(keys, start[:, None], engine.target.vocab_size)[:, 0]
@@ -149,5 +151,5 @@ def _first_stats(engine: EngineConfig, batch: int, rescored: Int[Array, "B"]) ->
 
 
 def _padded(x: Float[Array, "B 1 ..."], total: int) -> Float[Array, "B T ..."]:
-    """The array with zeros behind it, up to `total` along the second axis."""
+    """Pads the second axis with zeros to size `total`."""
     return jnp.pad(x, ((0, 0), (0, total - 1), *((0, 0),) * (x.ndim - 2)))

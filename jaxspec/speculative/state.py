@@ -15,7 +15,7 @@ from jaxspec.typing import Array, BatchKeys, Bool, Int, Params, PyTree
 @register_dataclass
 @dataclass(frozen=True)
 class Variables:
-    """All arrays that the sequences of a batch share; `Engine.variables` makes them.
+    """Arrays that all sequences of a batch share; make them with `Engine.variables`.
 
     Attributes:
       target: parameters of the target.
@@ -46,15 +46,15 @@ class SpecState:
         `length`.
       length: int32 [B], number of generated tokens.
       start: int32 [B], absolute position of the first generated token.
-      cache: KV cache of the target; the last draft lies behind the committed slots.
+      cache: KV cache of the target; the last draft is after the committed slots.
       path: int32 [B, A], accepted nodes of the last draft tree.
-      counts: int32 [B], number of them that the next round commits to the cache.
+      counts: int32 [B], number of nodes of the path that the next round commits.
       drafter: state of the drafter.
       keys: typed keys [B].
       stopping: stopping criteria of the sequences.
       done: bool [B], sequences that have ended.
       stats: counters.
-      finite: bool [B], False once the target gave NaN, or only -inf.
+      finite: bool [B], False once logits of the target were NaN, or all -inf.
       log_probs: log-probabilities, `T = max_new_tokens + A`; None unless they are
         recorded.
     """

@@ -1,4 +1,4 @@
-"""The model that is sped up, as the engine sees it: a record of functions."""
+"""Target model: the functions that the engine calls."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ from jaxspec.typing import Array, Float
 
 
 class Prefill(NamedTuple):
-    """What reading the prompt yields.
+    """Result of reading the prompts.
 
     Attributes:
-      logits: float32 [R, V], scores of the first generated token.
-      features: [R, P, E], tapped hidden states of the prompt.
-      cache: holds the prompt in its first slots; its lengths say how long each row's
-        is. Positions of one row may differ from another's.
+      logits: float32 [R, V], logits of the first generated token.
+      features: float [R, P, E], hidden states of the prompts, for drafters.
+      cache: cache with the prompts in its first slots. Its lengths are those of the
+        prompts, which may differ between sequences.
     """
 
     logits: Float[Array, "R V"]
@@ -25,33 +25,32 @@ class Prefill(NamedTuple):
 
 @dataclass(frozen=True)
 class Target:
-    """Pure functions of a target model; parameters always come first.
+    """Pure functions of a target model; parameters are the first argument.
 
-    Functions at the top of a module, or frozen dataclasses with `__call__`, make
-    targets (and engines) that can be pickled and are equal to their copies.
+    With functions at the top level of a module, or frozen dataclasses with `__call__`,
+    targets and engines can be pickled and are equal to their copies.
 
     Attributes:
-      vocab_size: `V`.
-      branches: 2 with classifier-free guidance (rows are conditional first, then
-        unconditional), else 1.
-      prefill: `(params, prompt, extra) -> Prefill`. `prompt` is any tree of arrays
-        with `B` rows; the branches are made here. The cache has the
-        prompt's slots and `extra` more.
-      forward: `(params, cache, tokens [R, T], positions [R, T], mask [R, T, S]) ->
-        (logits [R, T, V], features [R, T, E], cache)`. Writes the tokens' keys and
-        values at slots `cache.lengths ..`, leaves the lengths as they are, and lets
-        position `t` of row `r` attend to the slots of `mask[r, t]`.
-      rescore: `(params, prompt, tokens [B, T], index [B]) -> logits [R, V]`, scores of
-        generated token `index` given the `index` tokens before it, by one forward of
-        fixed shape without a cache; later tokens must not matter. None if the model
-        has none: then near-ties are decided by the rounding of the moment.
-      extra_tokens: ids from `V` on that the model reads and never emits, such as masks;
-        only a drafter's extra rows may hold them.
-      for_drafter: `(drafter) -> Target`, the same target with the features that a
-        drafter reads (`drafter.feature_layers`). None if the features are always the
-        same.
-      move: `(layers, lengths [R], nodes, path [R, A]) -> layers`, commits an accepted
-        path, see `core.kv_cache.gather_path`.
+      vocab_size: size of the vocabulary, `V`.
+      branches: 2 with classifier-free guidance (conditional branch first), else 1.
+      prefill: function `(params, prompt, extra) -> Prefill`, which reads the prompts.
+        `prompt` is any pytree of arrays with `B` as their first axis; the function
+        makes the branches. The cache has `extra` slots more than the prompt.
+      forward: function `(params, cache, tokens [R, T], positions [R, T],
+        mask [R, T, S]) -> (logits [R, T, V], features [R, T, E], cache)`. Writes keys
+        and values of the tokens to the slots from `cache.lengths` on, without a change
+        of the lengths. Query `t` of sequence `r` attends to the slots in `mask[r, t]`.
+      rescore: function `(params, prompt, tokens [B, T], index [B]) -> logits [R, V]`:
+        logits of generated token `index` given the tokens before it, by a pass of fixed
+        shape without a cache; later tokens must have no influence. None if the model
+        has no such pass; near-ties then depend on rounding.
+      move: function `(layers, lengths [R], nodes, path [R, A]) -> layers` that moves an
+        accepted path in the cache, see `core.kv_cache.gather_path`.
+      extra_tokens: number of ids from `V` on that the model reads and does not emit,
+        such as masks; only extra queries of a drafter may have them.
+      for_drafter: function `(drafter) -> Target` that returns the target with the
+        features that a drafter reads (`drafter.feature_layers`). None if the features
+        are always the same.
     """
 
     vocab_size: int

@@ -13,7 +13,7 @@ from jaxspec.typing import Array, Bool, Float, Int, Params
 def target_pass(
     engine: EngineConfig, params: Params, state: SpecState, drafted: Drafted
 ) -> tuple[Float[Array, "R M V"], Float[Array, "R M E"], KVCache]:
-    """Commits the last path to the cache and scores the draft behind it.
+    """Commits the last path to the cache, and computes the logits of the draft.
 
     Args:
       engine: static settings.
@@ -22,8 +22,8 @@ def target_pass(
       drafted: draft of the round.
 
     Returns:
-      Logits and features of all nodes, then of the extra queries; and the cache, in
-      which these lie uncommitted.
+      Logits and features of all nodes, then of the extra queries, `M = N + X`; and the
+      cache, with their keys and values after the committed slots.
     """
     branches, batch = engine.target.branches, state.length.shape[0]
     cache = commit_path(
@@ -52,7 +52,7 @@ def _queries(
 ) -> tuple[Int[Array, "B M"], Int[Array, "B M"], Bool[Array, "..."]]:
     """Tokens, positions and attention mask of nodes and extra queries.
 
-    The mask is [M, M] if it is the same for all sequences, else [B, M, M].
+    The mask is [M, M] if it is the same for all sequences, else [B, M, M], `M = N + X`.
     """
     draft, ancestors = drafted.draft, drafted.topology.ancestors
     root_position = state.start + state.length - 1
@@ -63,7 +63,7 @@ def _queries(
     batch, size, extra = tokens.shape[0], engine.tree.size, draft.extra
     count = extra.tokens.shape[1]
     ids = engine.target.vocab_size + engine.target.extra_tokens
-    # A token or position out of range may give NaN, which no mask keeps from others.
+    # Tokens or positions out of range may give NaN, which a mask does not hide.
     known = (extra.tokens >= 0) & (extra.tokens < ids)
     extra_tokens = jnp.where(known, extra.tokens, 0).astype(jnp.int32)
     last = state.start[:, None] + engine.max_new_tokens + engine.window

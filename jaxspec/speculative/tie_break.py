@@ -1,29 +1,31 @@
 """Resolution of near-ties by a pass of fixed shape.
 
 A pass over one token and a pass over a draft tree round differently. A decision that
-this could change is taken again from `Target.rescore`, whose shape does not depend on
-the tree: plain and speculative decoding then emit the same token.
+this could change is repeated with the logits of `Target.rescore`, whose shape does not
+depend on the tree: plain and speculative decoding then emit the same token.
 """
 
 import jax
 import jax.numpy as jnp
 
+from jaxspec.core.logit_bounds import rounding_gain
+from jaxspec.core.logits import apply_cfg, process_logits
 from jaxspec.core.mesh_sync import any_group
-from jaxspec.core.sampling import Sampling, apply_cfg, process_logits, rounding_gain
+from jaxspec.core.sampling import Sampling
 from jaxspec.core.vocab_parallel import argmax_with_margin
 from jaxspec.speculative.engine_config import EngineConfig
 from jaxspec.typing import Array, Bool, Float, Int, Params, PyTree
 
 
 def resolves_ties(engine: EngineConfig) -> bool:
-    """Whether near-ties are resolved."""
+    """Whether an engine resolves near-ties."""
     return engine.target.rescore is not None and engine.tie_margin > 0
 
 
 def is_near_tie(
     engine: EngineConfig, sampling: Sampling, margin: Float[Array, "B ..."]
 ) -> Bool[Array, "B ..."]:
-    """Mask of decisions that rounding could change, and that can be taken again.
+    """Mask of decisions that rounding could change and that the engine can repeat.
 
     Args:
       engine: static settings.
@@ -42,13 +44,13 @@ def margin_with_filters(
     uncertain: Float[Array, "B ... V"] | None,
     noise: Float[Array, "B ... V"],
 ) -> Float[Array, "B ..."]:
-    """Margins, at most the lead over tokens whose filtering is uncertain.
+    """Margins, limited to the lead over tokens whose filtering is uncertain.
 
     Args:
       margin: lead of the chosen token over the second best.
       scores: processed logits.
-      uncertain: scores of the tokens that a filter might treat otherwise, see
-        `process_logits_with_bounds`; None without filters.
+      uncertain: scores of uncertain tokens, -inf for all others, see
+        `core.logit_bounds`; None without filters.
       noise: Gumbel noise of the positions.
     """
     if uncertain is None:
@@ -68,18 +70,21 @@ def resolve_ties(
     choice: Int[Array, "B"],
     near: Bool[Array, "B"],
 ) -> Int[Array, "B"]:
-    """Takes near-tied decisions again, one sequence at a time.
+    """Repeats near-tied decisions with the logits of `Target.rescore`.
+
+    Sequences are processed one at a time, so that the shape does not depend on the
+    batch.
 
     Args:
       engine: static settings.
       params: parameters of the target.
       prompt: prompts of the sequences.
       sampling: sampling settings of the sequences.
-      noise: Gumbel noise of the positions that are decided.
+      noise: Gumbel noise of the next position of each sequence.
       tokens: generated tokens, of which the first `index` are read.
-      index: index of the generated token that is decided.
-      choice: token that the wide pass chose.
-      near: mask of the sequences whose decision is taken again.
+      index: index of the generated token to choose.
+      choice: token chosen by the pass over the tree.
+      near: mask of the sequences whose decision is repeated.
 
     Returns:
       The tokens, int32 [B].

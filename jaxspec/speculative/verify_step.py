@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
 from jaxspec.core.kv_cache import KVCache
+from jaxspec.core.logit_bounds import process_logits_with_bounds
+from jaxspec.core.logits import apply_cfg
 from jaxspec.core.precision import full_precision
 from jaxspec.core.result import LogProbs
-from jaxspec.core.sampling import apply_cfg, process_logits_with_bounds
 from jaxspec.speculative.draft_step import Drafted
 from jaxspec.speculative.engine_config import EngineConfig
 from jaxspec.speculative.log_probs import token_log_probs
@@ -34,10 +35,10 @@ class Verified:
       finite: bool [B], False if the target gave NaN, or only -inf, on the path.
       cache: cache of the target; nodes and extra queries lie behind the committed
         slots.
-      logits: float32 [B, N, V], of the target after all nodes, with guidance.
+      logits: float32 [B, N, V], logits of the target after all nodes, with guidance.
       features: [R, N, E], features of all nodes.
-      extra_logits: float32 [B, X, V], of the target after the extra queries, with
-        guidance; None without.
+      extra_logits: float32 [B, X, V], logits of the target after the extra queries,
+        with guidance; None without.
       extra_features: [R, X, E], features of the extra queries; None without.
       log_probs: log-probabilities of `tokens`; None unless they are recorded.
     """
@@ -59,7 +60,7 @@ class Verified:
 def verify(
     engine: EngineConfig, variables: Variables, state: SpecState, drafted: Drafted
 ) -> Verified:
-    """Scores a draft by one pass of the target, and decides which tokens to accept.
+    """Computes the target's logits of a draft, and decides which tokens are accepted.
 
     Args:
       engine: static settings.
@@ -111,14 +112,14 @@ def verify(
 
 
 def _emitted(engine, variables, state, drafted, verdict, scores, uncertain):
-    """Tokens of a round, number of accepted ones, and which ended at a near-tie."""
+    """Tokens of a round, number of accepted ones, and mask of paths with a near-tie."""
     draft, index = drafted.draft, jnp.arange(engine.path_length)[None]
     accepted = verdict.accepted.astype(jnp.int32)
     next_token = verdict.next_token.astype(jnp.int32)
     near = jnp.zeros_like(state.done)
     on_path = jnp.take_along_axis(draft.tokens, verdict.path[:, 1:], axis=1)
     on_path = jnp.pad(on_path, ((0, 0), (0, 1)))
-    if engine.verifier.token_exact:  # a path ends at its first near-tie
+    if engine.verifier.token_exact:  # a path ends at the first near-tie
         near, accepted = _first_near_tie(
             engine, state, drafted, verdict, scores, uncertain
         )
@@ -141,7 +142,7 @@ def _emitted(engine, variables, state, drafted, verdict, scores, uncertain):
 
 
 def _first_near_tie(engine, state, drafted, verdict, scores, uncertain):
-    """Paths that have a near-tie; number of accepted tokens, those before the first."""
+    """Mask of paths with a near-tie, and number of accepted tokens before the first."""
     index = jnp.arange(engine.path_length)[None]
     remaining = state.stopping.max_new_tokens - state.length
     accepted = verdict.accepted.astype(jnp.int32)
@@ -152,7 +153,7 @@ def _first_near_tie(engine, state, drafted, verdict, scores, uncertain):
     margin = jnp.minimum(verdict.margin, margin)
     near = is_near_tie(engine, state.sampling, margin)
     near &= index <= accepted[:, None]
-    near &= index < remaining[:, None]  # of the tokens that will be emitted
+    near &= index < remaining[:, None]  # later tokens are not emitted
     any_near = jnp.any(near, axis=1) & ~state.done
     first = jnp.argmax(near, axis=1).astype(jnp.int32)
     return any_near, jnp.where(any_near, first, accepted)

@@ -195,7 +195,7 @@ def sampled_drafts(
     steps: np.ndarray,
     tree: Tree | DynamicTree,
     selection: Selection,
-    rows: int,
+    batch: int,
     seed: int = 0,
 ) -> Drafts:
     """Drafts sampled by the code of the drafters, from a table of probabilities.
@@ -205,10 +205,10 @@ def sampled_drafts(
         `Conditionals.markov`.
       tree: draft tree or dynamic tree.
       selection: selection of the children of a node.
-      rows: number of independent drafts.
+      batch: number of independent drafts.
       seed: seed of the samples.
     """
-    zeros = jnp.zeros(rows, jnp.int32)
+    zeros = jnp.zeros(batch, jnp.int32)
     log_steps = jnp.log(jnp.asarray(steps))
     vocab_size = steps.shape[-1]
     ctx = DraftContext(
@@ -216,12 +216,12 @@ def sampled_drafts(
         tokens=zeros[:, None],
         position=zeros,
         index=zeros,
-        noise=jnp.zeros((rows, tree.depth + 1, vocab_size), jnp.float32),
-        keys=batch_keys(seed, rows),
-        sampling=Sampling.create(rows),
+        noise=jnp.zeros((batch, tree.depth + 1, vocab_size), jnp.float32),
+        keys=batch_keys(seed, batch),
+        sampling=Sampling.create(batch),
         tree=tree,
         selection=selection,
     )
 
     draft = jax.jit(lambda ctx: grow(ctx, table_step(log_steps))[0])(ctx)
-    return Drafts(draft, np.full(rows, 1 / rows), tree, False)
+    return Drafts(draft, np.full(batch, 1 / batch), tree, False)

@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxspec.core.noise import batch_keys, draw_noise
 from jaxspec.errors import ConfigError
+from jaxspec.speculative.verify.outcome import OutcomeVerifier
 from jaxspec.testing.drafts import Conditionals, Drafts
 
 # Largest error of an exactly computed probability.
@@ -31,18 +32,19 @@ def output_law_per_draft(
     sequence is continued with the distribution of the target.
 
     Args:
-      verifier: object with `outcome(log_p, draft, tree, params=...)`.
+      verifier: verifier with an `outcome`.
       p: distribution of the target, at least `A` tokens long.
       drafts: drafts with their probabilities.
       params: parameters of the verifier.
 
     Raises:
-      ConfigError: the verifier has no `outcome`, or `p` is shorter than `A` tokens.
+      ConfigError: the verifier is no `OutcomeVerifier`, or `p` is shorter than `A`
+        tokens.
     """
-    if not hasattr(verifier, "outcome"):
+    if not isinstance(verifier, OutcomeVerifier):
         raise ConfigError(
-            f"{type(verifier).__name__} has no `outcome` to enumerate; assert_lossless "
-            "samples from its `verify` instead"
+            f"{type(verifier).__name__} has no `outcome` to enumerate: it is no "
+            "OutcomeVerifier; assert_lossless samples from its `verify` instead"
         )
     log_p, prefixes, depths = _target_at_nodes(p, drafts)
     outcome = _outcome(verifier, jnp.asarray(log_p), drafts.draft, drafts.tree, params)
@@ -161,7 +163,7 @@ def output_law(
     """Distribution of the next `A` tokens under a verifier.
 
     Args:
-      verifier: object with `outcome(log_p, draft, tree, params=...)`.
+      verifier: verifier with an `outcome`.
       p: distribution of the target, at least `A` tokens long.
       drafts: enumerated drafts with their probabilities, or samples.
       params: parameters of the verifier.
@@ -170,7 +172,8 @@ def output_law(
       Probabilities `[V] * A`, float64.
 
     Raises:
-      ConfigError: the verifier has no `outcome`, or `p` is shorter than `A` tokens.
+      ConfigError: the verifier is no `OutcomeVerifier`, or `p` is shorter than `A`
+        tokens.
     """
     size, length = p.vocab_size, drafts.tree.depth + 1
     with jax.enable_x64(True):
@@ -215,7 +218,7 @@ def assert_lossless(
     verifier without `outcome` is checked by `verify` only.
 
     Args:
-      verifier: object with `verify`, and with `outcome` if it is to be checked.
+      verifier: object with `verify`; an `OutcomeVerifier` if `outcome` is checked, too.
       p: distribution of the target, at least `A` tokens long.
       drafts: enumerated drafts with their probabilities, or samples.
       params: parameters of the verifier.
@@ -223,12 +226,12 @@ def assert_lossless(
 
     Raises:
       AssertionError: the distributions differ; the message names the worst tokens.
-      ConfigError: the verifier has no `outcome` and `draws` is 0, or `p` is shorter
-        than `A` tokens.
+      ConfigError: the verifier is no `OutcomeVerifier` and `draws` is 0, or `p` is
+        shorter than `A` tokens.
     """
     length = drafts.tree.depth + 1
     expected = Conditionals(p.tables[:length]).joint()
-    if hasattr(verifier, "outcome") or not draws:
+    if isinstance(verifier, OutcomeVerifier) or not draws:
         if drafts.exact:
             total = drafts.chance.sum()
             assert abs(total - 1) < TOLERANCE, f"the drafts' chances sum to {total}"

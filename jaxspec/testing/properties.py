@@ -30,7 +30,7 @@ def assert_same_tokens(
     prompt: PyTree,
     *,
     length: int,
-    rows: int,
+    batch: int,
     sampling: Sampling | None = None,
     stopping: StoppingCriteria | None = None,
     order: tuple[Step, ...] = LLAMAGEN_ORDER,
@@ -46,9 +46,9 @@ def assert_same_tokens(
       drafter: drafter to check.
       drafter_params: parameters of the drafter.
       tree: draft tree.
-      prompt: prompts of `rows` sequences.
+      prompt: prompts of `batch` sequences.
       length: largest number of tokens per sequence.
-      rows: number of sequences, `B`.
+      batch: number of sequences, `B`.
       sampling: sampling settings of the sequences; by default temperature 1.
       stopping: stopping criteria of the sequences.
       order: order of the logits processors; fewer compile faster.
@@ -60,10 +60,10 @@ def assert_same_tokens(
     Raises:
       AssertionError: a token or a length differs.
     """
-    sampling = Sampling.create(rows) if sampling is None else sampling
+    sampling = Sampling.create(batch) if sampling is None else sampling
     options = {
         "sampling": sampling,
-        "keys": batch_keys(seed, rows),
+        "keys": batch_keys(seed, batch),
         "stopping": stopping,
     }
     plain = Engine(target, length, order=order)
@@ -85,7 +85,7 @@ def run_rounds(
     prompt: PyTree,
     *,
     length: int,
-    rows: int,
+    batch: int,
     verifier: Verifier | None = None,
     sampling: Sampling | None = None,
     stopping: StoppingCriteria | None = None,
@@ -99,7 +99,7 @@ def run_rounds(
     Returns:
       The engine, and its state after the last round.
     """
-    sampling = Sampling.create(rows) if sampling is None else sampling
+    sampling = Sampling.create(batch) if sampling is None else sampling
     engine = Engine(target, length, drafter, tree, verifier or Coupled(), order)
     variables = Variables(params, drafter_params)
     step = jax.jit(engine.step)
@@ -107,7 +107,7 @@ def run_rounds(
         variables,
         prompt,
         sampling=sampling,
-        keys=batch_keys(seed, rows),
+        keys=batch_keys(seed, batch),
         stopping=stopping,
     )
     while not bool(state.done.all()):

@@ -209,7 +209,7 @@ def test_the_wrapped_drafter_observes_every_round():
     @dataclass(frozen=True)
     class Counting(TableDrafter):
         def init(self, params, ctx):
-            return jnp.zeros(ctx.rows, jnp.int32)
+            return jnp.zeros(ctx.batch, jnp.int32)
 
         def observe(self, params, state, result):
             return state + result.counts

@@ -73,7 +73,7 @@ def test_drafters_on_the_toy_target_leave_tokens_and_cache_as_they_are(name):
         tree,
         PROMPT,
         length=LENGTH,
-        rows=ROWS,
+        batch=ROWS,
         sampling=Sampling.create(ROWS, **SETTINGS),
         stopping=StoppingCriteria.create(
             ROWS, max_new_tokens=LIMITS[0], stop_tokens=LIMITS[1]
@@ -100,7 +100,7 @@ def test_a_broken_drafter_costs_only_speed(tree):
         tree,
         PROMPT,
         length=LENGTH,
-        rows=ROWS,
+        batch=ROWS,
         sampling=Sampling.create(ROWS, **SETTINGS),
         stopping=StoppingCriteria.create(
             ROWS, max_new_tokens=LIMITS[0], stop_tokens=LIMITS[1]
@@ -122,7 +122,7 @@ def test_the_whole_loop_as_one_program_gives_the_tokens_of_plain_decoding():
         tree,
         PROMPT,
         length=LENGTH,
-        rows=ROWS,
+        batch=ROWS,
         order=("temperature",),
     )
     assert out.stats.calls.max() <= LENGTH
@@ -172,7 +172,7 @@ def test_drafters_on_a_transformer_leave_tokens_and_cache_as_they_are(name):
         tree,
         CLASSES,
         length=16,
-        rows=ROWS,
+        batch=ROWS,
         sampling=Sampling.create(ROWS, **SAMPLING),
         order=("temperature",),
         seed=3,

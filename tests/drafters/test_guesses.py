@@ -68,7 +68,7 @@ def test_a_drafter_that_is_the_target_is_always_right(tree, branches):
         tree,
         PROMPT,
         length=LENGTH,
-        rows=ROWS,
+        batch=ROWS,
         sampling=Sampling.create(ROWS, temperature=[1.0, 0.0, 0.7], cfg_scale=1.5),
         stopping=StoppingCriteria.create(
             ROWS, max_new_tokens=[LENGTH, 1 + 2 * (tree.depth + 1), LENGTH]
@@ -318,7 +318,7 @@ def test_repeating_text_is_accepted(drafter):
         tree,
         jnp.zeros((2, 1), jnp.int32),
         length=60,
-        rows=2,
+        batch=2,
         sampling=Sampling.create(2, temperature=0.0),
         order=("temperature",),
     )

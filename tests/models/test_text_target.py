@@ -82,7 +82,7 @@ def test_drafts_do_not_change_the_text(name):
         TREE,
         PROMPT,
         length=LENGTH,
-        rows=3,
+        batch=3,
         sampling=Sampling.create(3, temperature=0.0),
         order=("temperature",),
     )
@@ -140,7 +140,7 @@ def test_guided_text_reads_one_prompt_per_branch(name):
         TREE,
         prompt,
         length=LENGTH,
-        rows=3,
+        batch=3,
         sampling=Sampling.create(3, temperature=0.0, cfg_scale=SCALES),
         order=("temperature",),
     )

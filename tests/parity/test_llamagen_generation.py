@@ -13,7 +13,7 @@ from jaxspec.core.sampling import Sampling
 torch = pytest.importorskip("torch")
 
 from jaxspec.core.kv_cache import commit_path, tree_mask
-from jaxspec.core.sampling import apply_cfg
+from jaxspec.core.logits import apply_cfg
 from tests.parity import sampling_twin
 from tests.parity.comparing import as_jax, assert_close
 from tests.parity.llamagen_pairs import GRID, ROWS, make_pair, make_prompt, make_tokens

@@ -9,7 +9,7 @@ from jaxspec.core.sampling import Sampling
 
 torch = pytest.importorskip("torch")
 
-from jaxspec.core.sampling import apply_cfg, process_logits
+from jaxspec.core.logits import apply_cfg, process_logits
 from tests.parity import sampling_twin
 from tests.parity.comparing import as_jax, assert_close
 

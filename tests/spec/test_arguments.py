@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import jaxspec
+from jaxspec.core.logits import apply_cfg, process_logits
 from jaxspec.core.noise import batch_keys, draw_noise, position_noise, seed_key
-from jaxspec.core.sampling import Sampling, apply_cfg, process_logits
+from jaxspec.core.sampling import Sampling
 from jaxspec.errors import ConfigError
 from jaxspec.speculative.draft import Draft
 from jaxspec.speculative.engine import Engine
@@ -35,8 +36,8 @@ POSITIONS = jnp.tile(jnp.arange(TREE.depth + 1), (B, 1))
         (jax.random.PRNGKey(0), "an array of uint32, not of typed keys"),
         (np.zeros((B, 2), np.uint32), "wrap raw words with jax.random.wrap_key_data"),
         (7, "an array of int, not of typed keys"),
-        (jax.random.key(0, impl="threefry2x32"), r"shape \[\]; every row needs one"),
-        (batch_keys(0, 4).reshape(2, 2), r"shape \[2, 2\]; every row needs one"),
+        (jax.random.key(0, impl="threefry2x32"), r"shape \[\]; give one"),
+        (batch_keys(0, 4).reshape(2, 2), r"shape \[2, 2\]; give one"),
         (jax.random.split(jax.random.key(0, impl="rbg"), B), "of the kind rbg"),
     ],
 )
@@ -133,7 +134,7 @@ def test_scores_and_noise_fit_the_draft():
             with pytest.raises(ConfigError, match=r"target scores have shape \["):
                 verifier.verify(bad, GOOD, TREE, noise)
         for bad in (few, shallow):
-            with pytest.raises(ConfigError, match="draw it with draw_noise"):
+            with pytest.raises(ConfigError, match="make it with draw_noise"):
                 verifier.verify(scores, GOOD, TREE, bad)
 
 

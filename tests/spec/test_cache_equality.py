@@ -46,7 +46,7 @@ def run(case):
         tree,
         PROMPT,
         length=LENGTH,
-        rows=ROWS,
+        batch=ROWS,
         verifier=verifier,
         sampling=Sampling.create(ROWS, cfg_scale=2.0),
         stopping=StoppingCriteria.create(ROWS, max_new_tokens=[LENGTH, 9, LENGTH]),

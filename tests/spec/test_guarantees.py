@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from jaxspec.core.noise import batch_keys, draw_noise
-from jaxspec.core.sampling import keep_top_k
+from jaxspec.core.logits import process_logits
+from jaxspec.core.sampling import Sampling
 from jaxspec.speculative.draft import Draft
 from jaxspec.speculative.trees.tree import Tree
 from jaxspec.speculative.verify import Block, Coupled, GreedySet, KSeq, Rejection
@@ -198,7 +199,8 @@ def test_what_the_target_never_says_is_never_emitted(verifier, selection, tree):
     drafts = batch_of_drafts(random_pairs(6, 3, 2, zeros=0.4), tree, selection)
     draft, tree, rows = drafts.draft, drafts.tree, np.arange(len(drafts.chance))
     logits = np.random.default_rng(0).normal(size=drafts.log_p.shape)
-    top_2 = keep_top_k(jnp.asarray(logits), jnp.full((len(rows), 1, 1), 2))
+    sampling = Sampling.create(len(rows), top_k=2)
+    top_2 = process_logits(jnp.asarray(logits), sampling, ("top_k",))
     for log_p in (drafts.log_p, np.asarray(top_2, np.float64)):
         never = log_p == -np.inf
         assert never.any()

@@ -10,16 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from jaxspec.core.logits import apply_cfg, process_logits
 from jaxspec.core.noise import batch_keys, position_noise
 from jaxspec.core.numbers import LARGEST_SCALE
-from jaxspec.core.sampling import (
-    Sampling,
-    active_steps,
-    apply_cfg,
-    keep_top_k,
-    keep_top_p,
-    process_logits,
-)
+from jaxspec.core.sampling import Sampling, active_steps
 from jaxspec.core.threefry import threefry
 from jaxspec.errors import ConfigError
 
@@ -33,7 +27,8 @@ logits_rows = hnp.arrays(
 
 @given(logits_rows, st.integers(0, 12))
 def test_top_k_keeps_what_a_sort_keeps_with_ties(logits, k):
-    out = np.asarray(keep_top_k(jnp.asarray(logits), jnp.full((2, 1, 1), k)))
+    sampling = Sampling.create(2, top_k=k)
+    out = np.asarray(process_logits(jnp.asarray(logits), sampling, ("top_k",)))
     kth = np.sort(logits, -1)[..., ::-1][..., min(k or 11, 11) - 1]
     np.testing.assert_array_equal(np.isfinite(out), logits >= kth[..., None])
     np.testing.assert_array_equal(out[np.isfinite(out)], logits[np.isfinite(out)])
@@ -41,7 +36,8 @@ def test_top_k_keeps_what_a_sort_keeps_with_ties(logits, k):
 
 @given(logits_rows, st.sampled_from([0.05, 0.3, 0.5, 0.9, 0.999, 1.0]))
 def test_top_p_keeps_the_smallest_set_that_reaches_p(logits, p):
-    out = np.asarray(keep_top_p(jnp.asarray(logits), jnp.full((2, 1, 1), p)))
+    sampling = Sampling.create(2, top_p=p)
+    out = np.asarray(process_logits(jnp.asarray(logits), sampling, ("top_p",)))
     probabilities = np.asarray(jax.nn.softmax(jnp.asarray(logits), axis=-1), np.float64)
     for index in np.ndindex(logits.shape[:-1]):
         kept = np.isfinite(out[index])

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxspec.core.logits import apply_cfg, process_logits
 from jaxspec.core.noise import batch_keys
-from jaxspec.core.sampling import Sampling, apply_cfg, process_logits
+from jaxspec.core.sampling import Sampling
 from jaxspec.core.stopping import StoppingCriteria
 from jaxspec.errors import ConfigError
 from jaxspec.speculative.engine import Engine

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from jaxspec.core.noise import batch_keys
-from jaxspec.core.sampling import LLAMAGEN_ORDER, Sampling, process_logits
+from jaxspec.core.logits import process_logits
+from jaxspec.core.sampling import LLAMAGEN_ORDER, Sampling
 from jaxspec.drafters.tree_drafting import grow
 from jaxspec.speculative.draft import DraftContext
 from jaxspec.speculative.engine import Engine

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxspec.core.logits import apply_cfg, process_logits
 from jaxspec.core.noise import batch_keys
-from jaxspec.core.sampling import active_steps, apply_cfg, process_logits
+from jaxspec.core.sampling import active_steps
 from jaxspec.errors import ConfigError
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.pipeline.bundle import Bundle

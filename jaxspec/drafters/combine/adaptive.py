@@ -37,8 +37,8 @@ class Policy(Protocol):
         """
         ...
 
-    def init(self, rows: int) -> Any:
-        """Makes the state before the first round, arrays whose first axis is `rows`."""
+    def init(self, batch: int) -> Any:
+        """Makes the state before the first round, arrays with `batch` as first axis."""
         ...
 
     def keep(self, state: Any, draft: Draft, ctx: DraftContext) -> tuple[Array, Any]:
@@ -84,7 +84,7 @@ class Adaptive:
 
     def init(self, params: Params, ctx: InitContext) -> Any:
         """See `Drafter`."""
-        return self.drafter.init(params, ctx), self.policy.init(ctx.rows)
+        return self.drafter.init(params, ctx), self.policy.init(ctx.batch)
 
     def propose(
         self, params: Params, state: Any, ctx: DraftContext
@@ -102,7 +102,7 @@ class Adaptive:
 
 
 class _Stateless:
-    def init(self, rows: int) -> Any:
+    def init(self, batch: int) -> Any:
         """Returns an empty state."""
         return ()
 
@@ -253,13 +253,13 @@ class LengthController:
         """True."""
         return True
 
-    def init(self, rows: int) -> LengthState:
+    def init(self, batch: int) -> LengthState:
         """Starts with the longest draft, and averages of 0."""
         return LengthState(  # separate buffers: the state may be donated
-            jnp.full(rows, self.most, jnp.int32),
-            jnp.zeros(rows, jnp.float32),
-            jnp.zeros(rows, jnp.float32),
-            jnp.zeros(rows, jnp.int32),
+            jnp.full(batch, self.most, jnp.int32),
+            jnp.zeros(batch, jnp.float32),
+            jnp.zeros(batch, jnp.float32),
+            jnp.zeros(batch, jnp.int32),
         )
 
     def keep(

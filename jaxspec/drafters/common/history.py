@@ -20,7 +20,7 @@ def prompt_ids(ctx: InitContext) -> Int[Array, "B P"]:
     if isinstance(prompt, jax.Array) and prompt.ndim == 2:
         if jnp.issubdtype(prompt.dtype, jnp.integer):
             return prompt.astype(jnp.int32)
-    return jnp.full((ctx.rows, 0), -1, jnp.int32)
+    return jnp.full((ctx.batch, 0), -1, jnp.int32)
 
 
 def following_tokens(ctx: InitContext) -> Int[Array, "R P"]:
@@ -31,7 +31,7 @@ def following_tokens(ctx: InitContext) -> Int[Array, "R P"]:
     """
     sequences, length, _ = ctx.features.shape
     prompt = ctx.prompt
-    parts = [prompt_ids(ctx)] * (sequences // ctx.rows)
+    parts = [prompt_ids(ctx)] * (sequences // ctx.batch)
     if isinstance(prompt, TokenPrompt):  # each branch has its own prompt
         parts = [prompt.given, prompt.null]
     size = ((0, 0), (0, length + 1))

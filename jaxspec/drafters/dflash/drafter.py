@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxspec.config import TransformerConfig
 from jaxspec.core.branches import repeat_branches
 from jaxspec.core.kv_cache import KVCache, init_cache, write
-from jaxspec.core.sampling import apply_cfg
+from jaxspec.core.logits import apply_cfg
 from jaxspec.drafters.common.target_params import shared_target_params
 from jaxspec.drafters.dflash.acceptance_head import AcceptanceHead
 from jaxspec.drafters.dflash.grid_context import row_above

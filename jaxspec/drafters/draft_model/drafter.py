@@ -8,7 +8,7 @@ from jax.tree_util import register_dataclass
 from jaxspec.config import TransformerConfig
 from jaxspec.core.branches import repeat_branches
 from jaxspec.core.kv_cache import KVCache, tree_mask
-from jaxspec.core.sampling import apply_cfg
+from jaxspec.core.logits import apply_cfg
 from jaxspec.drafters.tree_drafting import expansions, grow
 from jaxspec.errors import ConfigError
 from jaxspec.models.transformer.model import Transformer
@@ -105,8 +105,8 @@ def prefill(
     _, _, cache = model.prefill(params, ctx.prompt, ctx.extra + path + scratch)
     return ModelState(
         cache,
-        jnp.zeros((ctx.rows, path), jnp.int32),
-        jnp.ones(ctx.rows, jnp.int32),
+        jnp.zeros((ctx.batch, path), jnp.int32),
+        jnp.ones(ctx.batch, jnp.int32),
     )
 
 

@@ -9,8 +9,8 @@ from jax.tree_util import register_dataclass
 
 from jaxspec.config import TransformerConfig
 from jaxspec.core.branches import repeat_branches
+from jaxspec.core.logits import apply_cfg
 from jaxspec.core.mesh_sync import group_max
-from jaxspec.core.sampling import apply_cfg
 from jaxspec.drafters.common.target_params import shared_target_params, target_logits
 from jaxspec.drafters.draft_model.drafter import (
     ModelState,
@@ -100,8 +100,8 @@ class DynamicExit:
         path, vocabulary = ctx.tree.depth + 1, self.config.vocab_size
         return ExitState(
             model,
-            jnp.zeros((ctx.rows, path, vocabulary), jnp.float32),
-            jnp.full((ctx.rows, len(self.exits)), 0.5),
+            jnp.zeros((ctx.batch, path, vocabulary), jnp.float32),
+            jnp.full((ctx.batch, len(self.exits)), 0.5),
         )
 
     def propose(

@@ -13,7 +13,7 @@ from jaxspec.core.branches import (
     split_branches,
 )
 from jaxspec.core.kv_cache import KVCache, init_cache, tree_mask
-from jaxspec.core.sampling import apply_cfg
+from jaxspec.core.logits import apply_cfg
 from jaxspec.drafters.common.history import following_tokens
 from jaxspec.drafters.common.target_params import shared_target_params, target_norm
 from jaxspec.drafters.eagle.draft_vocabulary import widened
@@ -191,8 +191,8 @@ class Eagle:
         return EagleState(
             cache,
             jnp.pad(features, ((0, 0), (0, path - 1), (0, 0))),
-            jnp.zeros((ctx.rows, path), jnp.int32),
-            jnp.ones(ctx.rows, jnp.int32),
+            jnp.zeros((ctx.batch, path), jnp.int32),
+            jnp.ones(ctx.batch, jnp.int32),
         )
 
     def propose(

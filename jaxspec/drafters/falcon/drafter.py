@@ -16,7 +16,7 @@ from jaxspec.core.branches import (
     split_branches,
 )
 from jaxspec.core.kv_cache import KVCache, init_cache, tree_mask
-from jaxspec.core.sampling import apply_cfg
+from jaxspec.core.logits import apply_cfg
 from jaxspec.drafters.common.history import following_tokens
 from jaxspec.drafters.common.target_params import shared_target_params, target_norm
 from jaxspec.drafters.tree_drafting import expansions, grow
@@ -259,13 +259,13 @@ class Falcon:
         cache = replace(cache, lengths=cache.lengths + last)
         index = last[:, None] + jnp.arange(before + 1)[None]
         features = jnp.take_along_axis(features, index[..., None], axis=1)
-        tokens = jnp.take_along_axis(tokens[: ctx.rows], index[: ctx.rows], axis=1)
+        tokens = jnp.take_along_axis(tokens[: ctx.batch], index[: ctx.batch], axis=1)
         pad = ((0, 0), (0, path - 1))
         return FalconState(
             cache,
             jnp.pad(features, (*pad, (0, 0))),
             jnp.pad(tokens, pad),
-            jnp.ones(ctx.rows, jnp.int32),
+            jnp.ones(ctx.batch, jnp.int32),
         )
 
     def propose(

@@ -99,8 +99,8 @@ class InlineBlocks:
           ConfigError: see `check_tree`.
         """
         self.check_tree(ctx.tree)
-        logits = jnp.zeros((ctx.rows, self.max_depth, self.vocab_size), jnp.float32)
-        return InlineState(logits, jnp.zeros(ctx.rows, bool))
+        logits = jnp.zeros((ctx.batch, self.max_depth, self.vocab_size), jnp.float32)
+        return InlineState(logits, jnp.zeros(ctx.batch, bool))
 
     def propose(
         self, params: Params, state: InlineState, ctx: DraftContext

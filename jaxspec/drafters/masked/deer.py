@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from jaxspec.core.branches import repeat_branches
 from jaxspec.core.kv_cache import tree_mask
-from jaxspec.core.sampling import apply_cfg
+from jaxspec.core.logits import apply_cfg
 from jaxspec.drafters.draft_model.drafter import ModelState, prefill
 from jaxspec.drafters.tree_drafting import at_depth, grow
 from jaxspec.errors import ConfigError

@@ -8,7 +8,7 @@ from jax.tree_util import register_dataclass
 from jaxspec.config import TransformerConfig
 from jaxspec.core.branches import repeat_branches
 from jaxspec.core.kv_cache import KVCache, init_cache, tree_mask
-from jaxspec.core.sampling import apply_cfg
+from jaxspec.core.logits import apply_cfg
 from jaxspec.drafters.common.target_params import shared_target_params, target_norm
 from jaxspec.drafters.medusa.network import HeadsNetwork, MedusaConfig
 from jaxspec.drafters.tree_drafting import Step, at_depth, grow

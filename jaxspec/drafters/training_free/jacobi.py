@@ -56,8 +56,8 @@ class Jacobi:
     def init(self, params: Params, ctx: InitContext) -> JacobiState:
         """See `Drafter`."""
         depth = ctx.tree.depth
-        logits = jnp.zeros((ctx.rows, depth, self.vocab_size), jnp.float32)
-        return JacobiState(logits, jnp.zeros((ctx.rows, depth), bool))
+        logits = jnp.zeros((ctx.batch, depth, self.vocab_size), jnp.float32)
+        return JacobiState(logits, jnp.zeros((ctx.batch, depth), bool))
 
     def propose(
         self, params: Params, state: JacobiState, ctx: DraftContext

@@ -96,7 +96,7 @@ class Lookahead:
             raise ConfigError(
                 "Lookahead fills its own `tree`; give that tree to the engine"
             )
-        batch, levels = ctx.rows, self.levels
+        batch, levels = ctx.batch, self.levels
         key = jax.random.key(0)
         shape = (batch, levels, self.columns)
         window = jax.random.randint(key, shape, 0, self.vocab_size, jnp.int32)

@@ -102,10 +102,10 @@ class NgramTable:
         """See `Drafter`."""
         counts = self.empty() if params is None else params
         counts = jax.tree.map(
-            lambda x: jnp.copy(jnp.broadcast_to(x, (ctx.rows, *x.shape))), counts
+            lambda x: jnp.copy(jnp.broadcast_to(x, (ctx.batch, *x.shape))), counts
         )
         prompt = jnp.copy(prompt_ids(ctx))
-        return counts, prompt, jnp.zeros(ctx.rows, jnp.int32)
+        return counts, prompt, jnp.zeros(ctx.batch, jnp.int32)
 
     def propose(
         self, params: Params, state: Any, ctx: DraftContext

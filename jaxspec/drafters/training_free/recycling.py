@@ -55,7 +55,7 @@ class TokenRecycling:
     def init(self, params: Params, ctx: InitContext) -> Successors | Shared:
         """See `Drafter`; returns `Shared` if all sequences share a table."""
         width = min(self.width, self.vocab_size)
-        shape = (1 if self.shared else ctx.rows, self.vocab_size, width)
+        shape = (1 if self.shared else ctx.batch, self.vocab_size, width)
         ids = jnp.broadcast_to(jnp.arange(width, dtype=jnp.int32), shape)
         table = Successors(jnp.copy(ids), jnp.zeros(shape, jnp.float32))
         return Shared(table) if self.shared else table

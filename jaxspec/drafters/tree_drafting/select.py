@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec.core.sampling import process_logits
+from jaxspec.core.logits import process_logits
 from jaxspec.core.vocab_parallel import sample_by_inverse_cdf, vocab_top_k
 from jaxspec.errors import ConfigError
 from jaxspec.speculative.draft import DraftContext

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from jaxspec.core.logits import apply_cfg, process_logits
 from jaxspec.core.noise import position_noise
-from jaxspec.core.sampling import Sampling, apply_cfg, process_logits
+from jaxspec.core.sampling import Sampling
 from jaxspec.errors import ConfigError
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.typing import Array, BatchKeys, Bool, Float, Int, Params, PyTree

@@ -226,15 +226,15 @@ class Transformer:
         ids = jnp.zeros((1, 1), jnp.int32)
         return _Decoder(self.config).init(key, self.blank_prompt(1), ids)["params"]
 
-    def blank_prompt(self, rows: int) -> PyTree:
-        """Prompt of zeros for `rows` sequences; None if there is no condition."""
+    def blank_prompt(self, batch: int) -> PyTree:
+        """Prompt of zeros for `batch` sequences; None if there is no condition."""
         c = self.config
         if c.condition == "class":
-            return jnp.zeros(rows, jnp.int32)
+            return jnp.zeros(batch, jnp.int32)
         if c.condition == "caption":
             return Caption(
-                jnp.zeros((rows, c.caption_length, c.caption_width), jnp.float32),
-                jnp.ones((rows, c.caption_length), bool),
+                jnp.zeros((batch, c.caption_length, c.caption_width), jnp.float32),
+                jnp.ones((batch, c.caption_length), bool),
             )
         return None
 
@@ -312,7 +312,7 @@ class Transformer:
         Args:
           params: parameters.
           prompt: class ids int32 [R], or a `Caption`.
-          null: rows of the batch that get the null condition instead of `prompt`.
+          null: sequences that get the null condition instead of `prompt`.
           cache: empty cache.
           feature_layers: layers whose outputs are returned.
           padding: positions that padded positions of a caption attend to, see

@@ -1,4 +1,4 @@
-"""Shapes of drafts: static trees, and bounds of trees that grow in each round."""
+"""Draft trees: static trees, and bounds of dynamic ones."""
 
 from jaxspec.core.lazy import lazy_names
 

@@ -1,7 +1,7 @@
-"""Bounds of trees whose shape is decided anew in each round: static, hashable.
+"""Bounds of dynamic draft trees, whose shape is decided in each round.
 
-What is compiled depends on the bound alone; which nodes stand where is data. How such
-a tree is grown is in `drafters.tree_drafting`.
+A bound is static and hashable, and fixes the shapes of compiled programs; the shape of
+the tree is data. `drafters.tree_drafting` grows the trees.
 """
 
 from dataclasses import dataclass
@@ -12,21 +12,22 @@ from jaxspec.errors import ConfigError
 
 @dataclass(frozen=True)
 class Beam:
-    """The likeliest paths under the drafter: EAGLE-2's rerank, DDTree's layered beam.
+    """Tree of the likeliest paths under the drafter, by beam search.
 
-    At each depth the best `beam` nodes are expanded by their best `branch` children;
-    of all nodes seen, the best `nodes - 1` are kept.
+    At each depth the best `beam` nodes are expanded by their best `branch` children. Of
+    all nodes, the best `nodes - 1` are kept. Sources: EAGLE-2 (arXiv 2406.16858);
+    DDTree (arXiv 2604.12989).
 
     Attributes:
-      nodes: `N`, the root included.
-      max_depth: most drafted tokens on a path.
-      beam: nodes expanded at one depth; EAGLE-2 (arXiv 2406.16858) takes 10.
-      branch: children of one expanded node; EAGLE-2 takes 10. For a factorized drafter
-        `nodes - 1` of both find the best tree there is (DDTree, arXiv 2604.12989).
-      sharpness: with coupled candidates a path's score is the sum of
-        `log_softmax(sharpness * (log q + noise))`, an estimate of the chance that the
-        target, under the same noise, follows it. Unused otherwise. Of .5, 1, 2, 3 and 4
-        it accepted most with 2 on the embedded model.
+      nodes: number of nodes, `N`, root included.
+      max_depth: largest number of drafted tokens on a path.
+      beam: number of nodes expanded at one depth; 10 in EAGLE-2.
+      branch: number of children of an expanded node; 10 in EAGLE-2. If the drafter is
+        factorized, `nodes - 1` for both yields the optimal tree (DDTree).
+      sharpness: factor in the score of a path with coupled candidates, the sum of
+        `log_softmax(sharpness * (log q + noise))`. It estimates the log-probability
+        that the target accepts the path, given the noise. Of .5, 1, 2, 3 and 4, 2 had
+        the highest acceptance on the embedded model. Unused with other candidates.
     """
 
     nodes: int
@@ -37,22 +38,22 @@ class Beam:
 
     def __post_init__(self):
         if min(self.nodes - 1, self.max_depth, self.beam, self.branch) < 1:
-            raise ConfigError(f"{self} needs 2 nodes, and 1 of everything else")
+            raise ConfigError(f"{self}: use at least 2 nodes, and 1 for other counts")
         within("sharpness", self.sharpness, above=True)
 
     @property
     def size(self) -> int:
-        """`N`."""
+        """Number of nodes, `N`."""
         return self.nodes
 
     @property
     def depth(self) -> int:
-        """Most drafted tokens on a path."""
+        """Largest number of drafted tokens on a path."""
         return self.max_depth
 
     @property
     def width(self) -> int:
-        """`W`."""
+        """Largest number of children of a node, `W`."""
         return min(self.branch, self.nodes - 1)
 
 
@@ -61,8 +62,8 @@ class StochasticBeam:
     """RSD-S (arXiv 2402.14160): paths sampled without replacement from the drafter.
 
     Attributes:
-      max_depth: depth of every path.
-      beam: nodes kept at each depth.
+      max_depth: number of drafted tokens of every path.
+      beam: number of nodes at each depth.
     """
 
     max_depth: int
@@ -70,35 +71,35 @@ class StochasticBeam:
 
     def __post_init__(self):
         if min(self.max_depth, self.beam) < 1:
-            raise ConfigError(f"{self} needs depth 1 and one path")
+            raise ConfigError(f"{self}: use at least depth 1 and a beam of 1")
 
     @property
     def size(self) -> int:
-        """`N`."""
+        """Number of nodes, `N`."""
         return 1 + self.max_depth * self.beam
 
     @property
     def depth(self) -> int:
-        """Most drafted tokens on a path."""
+        """Largest number of drafted tokens on a path."""
         return self.max_depth
 
     @property
     def width(self) -> int:
-        """`W`."""
+        """Largest number of children of a node, `W`."""
         return self.beam
 
 
 @dataclass(frozen=True)
 class BestFirst:
-    """DySpec (arXiv 2410.11744): one node at a time, where acceptance is likeliest.
+    """DySpec (arXiv 2410.11744): adds one node at a time, by estimated acceptance.
 
-    A place in the tree is chosen before its token is drawn, so drawn tokens stay
-    honest samples and every verifier may judge them.
+    The position of a node is chosen before its token is sampled, so tokens remain
+    samples of the drafter, which every verifier supports.
 
     Attributes:
-      nodes: `N`, the root included.
-      max_depth: most drafted tokens on a path.
-      branch: most children of one node.
+      nodes: number of nodes, `N`, root included.
+      max_depth: largest number of drafted tokens on a path.
+      branch: largest number of children of one node.
     """
 
     nodes: int
@@ -107,21 +108,21 @@ class BestFirst:
 
     def __post_init__(self):
         if min(self.nodes - 1, self.max_depth, self.branch) < 1:
-            raise ConfigError(f"{self} needs 2 nodes, depth 1 and one branch")
+            raise ConfigError(f"{self}: use at least 2 nodes, depth 1 and branch 1")
 
     @property
     def size(self) -> int:
-        """`N`."""
+        """Number of nodes, `N`."""
         return self.nodes
 
     @property
     def depth(self) -> int:
-        """Most drafted tokens on a path."""
+        """Largest number of drafted tokens on a path."""
         return self.max_depth
 
     @property
     def width(self) -> int:
-        """`W`."""
+        """Largest number of children of a node, `W`."""
         return min(self.branch, self.nodes - 1)
 
 

@@ -2,8 +2,7 @@
 
 `naive_extend_57`, `mc_sim_7b_63_balanced`, `reverse_balanced_25`: LANTERN (arXiv
 2410.03355). `mc_sim_7b_63`: EAGLE-1 (arXiv 2401.15077). `medusa_2_7b_63`: Medusa-2
-(arXiv 2401.10774). Each word lists one node by the ranks that lead to it; the last
-node of every chain of first children is enough, but all are written out.
+(arXiv 2401.10774). Each word is one node, as the ranks on the path from the root to it.
 """
 
 import re
@@ -42,17 +41,17 @@ _PATHS = {
         100 101 102 110 200
         0000 0001 0002 0003 0010 0020 0100""",
 }
-# Named by LANTERN's release without a length; it drafts five tokens.
+# Length of "chain" in LANTERN's release.
 _CHAIN = 5
 
 NAMES = (*_PATHS, "chain")
 
 
 def rank_paths(name: str) -> list[list[int]]:
-    """Paths of ranks that make up a tree, see `Tree.named`.
+    """Paths of ranks of the nodes of a named tree, see `Tree.named`.
 
     Raises:
-      ConfigError: no such tree.
+      ConfigError: there is no such tree.
     """
     if name in _PATHS:
         return [list(map(int, word)) for word in _PATHS[name].split()]

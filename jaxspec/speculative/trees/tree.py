@@ -1,4 +1,4 @@
-"""Static draft trees: shape only, numpy inside, hashable."""
+"""Static draft trees: hashable, with numpy tables."""
 
 import heapq
 from collections.abc import Iterable, Sequence
@@ -11,24 +11,24 @@ from jaxspec.errors import ConfigError
 from jaxspec.speculative.trees.named_trees import rank_paths
 
 
-def _levelled(row: Sequence[float]) -> list[float]:
-    """The closest row that never rises: neighbors that do are averaged."""
+def _non_increasing(values: Sequence[float]) -> list[float]:
+    """Isotonic regression: the closest non-increasing values."""
     blocks: list[tuple[float, int]] = []
-    for value in row:
+    for value in values:
         total, count = float(value), 1
         while blocks and blocks[-1][0] * count < total * blocks[-1][1]:
-            before, size = blocks.pop()
-            total, count = total + before, count + size
+            block_total, block_count = blocks.pop()
+            total, count = total + block_total, count + block_count
         blocks.append((total, count))
     return [total / count for total, count in blocks for _ in range(count)]
 
 
 @dataclass(frozen=True)
 class Tree:
-    """The shape of a draft: who is whose child.
+    """Static draft tree.
 
-    Node 0 is the root, the last committed token. A node's `rank` says which of its
-    drafter's choices it holds: 0 is the best child of its parent.
+    Node 0 is the root, the last committed token. The rank of a node is the rank of its
+    token among the drafter's candidates after its parent; 0 is the best one.
 
     Attributes:
       parents: parent of each node, -1 for the root; `parents[n] < n`.
@@ -42,7 +42,7 @@ class Tree:
         parents, ranks = self.parents, self.ranks
         if not parents or parents[0] != -1 or len(ranks) != len(parents):
             raise ConfigError(
-                "a tree needs a root (parents[0] == -1) and one rank per node"
+                "a tree needs a root (parents[0] == -1) and one rank for each node"
             )
         for n, parent in enumerate(parents[1:], start=1):
             if not 0 <= parent < n:
@@ -55,12 +55,12 @@ class Tree:
 
     @classmethod
     def root(cls) -> "Tree":
-        """No draft at all: plain autoregressive decoding."""
+        """Tree without drafted tokens, for plain decoding."""
         return cls((-1,), (0,))
 
     @classmethod
     def chain(cls, length: int) -> "Tree":
-        """`length` drafted tokens in a row."""
+        """Chain of `length` drafted tokens."""
         if length < 1:
             raise ConfigError(f"a chain needs at least 1 drafted token, not {length}")
         return cls(tuple(range(-1, length)), (0,) * (length + 1))
@@ -74,21 +74,21 @@ class Tree:
             ("chain-7"), "root" (no draft), or paths of ranks ("0,1,00,01").
 
         Raises:
-          ConfigError: no such tree.
+          ConfigError: there is no such tree.
         """
         paths = rank_paths(name)
         return cls.from_paths(paths) if paths else cls.root()
 
     @classmethod
     def from_paths(cls, paths: Iterable[Sequence[int]]) -> "Tree":
-        """Builds the tree that holds the given paths of ranks.
+        """Builds a tree from paths of ranks.
 
         Args:
-          paths: each a node named by the ranks that lead to it from the root, for
-            example `(0, 2)`. Parents that are not named are added.
+          paths: nodes, each as the ranks on the path from the root to it, for example
+            `(0, 2)`. Missing parents are added.
 
         Raises:
-          ConfigError: a rank is negative or no path is given.
+          ConfigError: a rank is negative, or there is no path.
         """
         nodes: set[tuple[int, ...]] = {()}
         for path in paths:
@@ -109,39 +109,39 @@ class Tree:
     def optimal(
         cls, acceptance: Sequence[Sequence[float]], nodes: int, max_depth: int
     ) -> "Tree":
-        """The tree with the most expected accepted tokens for its size.
+        """Tree with the largest expected number of accepted tokens.
 
-        Sequoia's dynamic programme (arXiv 2402.12374) under the assumption that
-        acceptance depends on depth and rank alone; then the best tree is simply the
-        `nodes - 1` most probable paths, which are closed under parents.
+        Optimum of Sequoia (arXiv 2402.12374) if acceptance depends on depth and rank
+        only. The tree then consists of the `nodes - 1` most probable paths, which
+        include all their parents.
 
         Args:
-          acceptance: `[depth][rank]`, chance that the child of this rank is the one
-            accepted, given that its parent was. The last row serves deeper levels. A
-            row that rises is noise, as ranks are tried in turn: it is levelled by
-            isotonic regression, so no rank is skipped.
-          nodes: number of nodes, the root included.
-          max_depth: most drafted tokens on a path.
+          acceptance: probabilities `[depth][rank]` that the child of this rank is
+            accepted, given that its parent was. The last depth stands for all deeper
+            ones. Probabilities that increase with the rank are noise, as candidates are
+            tried in order of rank: isotonic regression removes it, so that no rank is
+            skipped.
+          nodes: number of nodes, root included.
+          max_depth: largest number of drafted tokens on a path.
 
         Raises:
-          ConfigError: too small a tree, or nothing is ever accepted.
+          ConfigError: the tree is too small, or all probabilities are 0.
         """
         if nodes < 2 or max_depth < 1:
             raise ConfigError("an optimal tree needs at least 2 nodes and depth 1")
-        falling = [_levelled(row) for row in acceptance]
-        if not falling or not falling[0] or not falling[0][0] > 0:
+        probs = [_non_increasing(by_rank) for by_rank in acceptance]
+        if not probs or not probs[0] or not probs[0][0] > 0:
             raise ConfigError(
-                "no draft is ever accepted at the root, so no tree is worth verifying; "
-                "decode plainly"
+                "no draft is ever accepted at the root; decode without a drafter"
             )
 
         def chance(depth: int, rank: int) -> float:
-            row = falling[min(depth, len(falling) - 1)]
-            return row[rank] if rank < len(row) else 0.0
+            by_rank = probs[min(depth, len(probs) - 1)]
+            return by_rank[rank] if rank < len(by_rank) else 0.0
 
         paths: list[tuple[int, ...]] = []
         heap: list[tuple[float, tuple[int, ...]]] = [
-            (-chance(0, rank), (rank,)) for rank in range(len(falling[0]))
+            (-chance(0, rank), (rank,)) for rank in range(len(probs[0]))
         ]
         heapq.heapify(heap)
         while heap and len(paths) < nodes - 1:
@@ -150,38 +150,39 @@ class Tree:
                 break
             paths.append(path)
             if len(path) < max_depth:
-                width = len(falling[min(len(path), len(falling) - 1)])
+                width = len(probs[min(len(path), len(probs) - 1)])
                 for rank in range(width):
                     child = value * chance(len(path), rank)
                     heapq.heappush(heap, (child, (*path, rank)))
         return cls.from_paths(paths)
 
     def expected_tokens(self, acceptance: Sequence[Sequence[float]]) -> float:
-        """Mean tokens a call under the assumption of `optimal`: accepted ones and one.
+        """Expected number of tokens per call, under the assumption of `optimal`.
 
         Args:
-          acceptance: as in `optimal`.
+          acceptance: probabilities `[depth][rank]`, see `optimal`.
         """
         chance = np.ones(self.size)
         for n, parent in enumerate(self.parents[1:], start=1):
-            row = acceptance[min(int(self.depths[parent]), len(acceptance) - 1)]
+            by_rank = acceptance[min(int(self.depths[parent]), len(acceptance) - 1)]
             rank = self.ranks[n]
-            chance[n] = chance[parent] * (row[rank] if rank < len(row) else 0.0)
+            step = by_rank[rank] if rank < len(by_rank) else 0.0
+            chance[n] = chance[parent] * step
         return float(chance.sum())
 
     @property
     def size(self) -> int:
-        """`N`, nodes with the root."""
+        """Number of nodes, `N`, root included."""
         return len(self.parents)
 
     @property
     def depth(self) -> int:
-        """Most drafted tokens on a path; `A = depth + 1`."""
+        """Largest number of drafted tokens on a path; `A = depth + 1`."""
         return int(self.depths.max())
 
     @cached_property
     def depths(self) -> np.ndarray:
-        """`int32 [N]`, 0 for the root."""
+        """Depth of each node, int32 [N]; 0 for the root."""
         depths = np.zeros(self.size, np.int32)
         for n, parent in enumerate(self.parents[1:], start=1):
             depths[n] = depths[parent] + 1
@@ -189,15 +190,15 @@ class Tree:
 
     @cached_property
     def ancestors(self) -> np.ndarray:
-        """`bool [N, N]`: `ancestors[n, m]` says that m is n or above it."""
-        closed = np.eye(self.size, dtype=bool)
+        """Table, bool [N, N], that is True at `[n, m]` if `m` is `n` or an ancestor."""
+        ancestors = np.eye(self.size, dtype=bool)
         for n, parent in enumerate(self.parents[1:], start=1):
-            closed[n] |= closed[parent]
-        return closed
+            ancestors[n] |= ancestors[parent]
+        return ancestors
 
     @cached_property
     def paths(self) -> np.ndarray:
-        """`int32 [N, A]`: nodes from the root to each node, padded with itself."""
+        """Nodes from the root to each node, int32 [N, A], padded with the node."""
         paths = np.zeros((self.size, self.depth + 1), np.int32)
         for n in range(self.size):
             path = np.flatnonzero(self.ancestors[n])
@@ -207,18 +208,18 @@ class Tree:
 
     @cached_property
     def rank_paths(self) -> tuple[tuple[int, ...], ...]:
-        """Ranks that lead from the root to each node; `()` for the root itself."""
-        found: list[tuple[int, ...]] = [()]
+        """Ranks on the path from the root to each node; `()` for the root."""
+        paths: list[tuple[int, ...]] = [()]
         for parent, rank in zip(self.parents[1:], self.ranks[1:], strict=True):
-            found.append((*found[parent], rank))
-        return tuple(found)
+            paths.append((*paths[parent], rank))
+        return tuple(paths)
 
     @cached_property
     def levels(self) -> tuple[np.ndarray, ...]:
-        """Nodes of each depth, root first; int32, as all tables.
+        """Nodes of each depth, root first, int32.
 
-        JAX remembers as what it read a NumPy array of 64 bits, also after its 64-bit
-        mode was switched; a tree may outlive that.
+        No table has 64 bits: JAX caches the dtype to which it converted a 64-bit array,
+        and does not convert it again if its 64-bit mode changes.
         """
         return tuple(
             np.flatnonzero(self.depths == d).astype(np.int32)
@@ -227,24 +228,24 @@ class Tree:
 
     @cached_property
     def internal(self) -> np.ndarray:
-        """`int32 [I]`: nodes that have children."""
+        """Nodes that have children, int32 [I]."""
         return np.unique(np.array(self.parents[1:], np.int32))
 
     @property
     def width(self) -> int:
-        """`W`, most choices that a drafter must offer at one node."""
+        """Number of candidates that a drafter needs at a node, `W`."""
         return max(self.ranks) + 1
 
     @cached_property
     def slots(self) -> np.ndarray:
-        """`int32 [N]`: place of each node among `internal`; 0 for leaves."""
+        """Index of each node in `internal`, int32 [N]; 0 for leaves."""
         slots = np.zeros(self.size, np.int32)
         slots[self.internal] = np.arange(len(self.internal))
         return slots
 
     @cached_property
     def children(self) -> np.ndarray:
-        """`int32 [I, W]`: child of each rank of each internal node, -1 for none."""
+        """Child of each rank of each internal node, int32 [I, W]; -1 for none."""
         children = np.full((len(self.internal), self.width), -1, np.int32)
         for n, parent in enumerate(self.parents[1:], start=1):
             children[self.slots[parent], self.ranks[n]] = n
@@ -252,6 +253,6 @@ class Tree:
 
     @property
     def gapless(self) -> bool:
-        """Whether each node's children have the ranks 0, 1, ... without a gap."""
-        held = self.children >= 0
-        return bool((held[:, 1:] <= held[:, :-1]).all())
+        """Whether the children of each node have the ranks 0, 1, ... without gaps."""
+        exists = self.children >= 0
+        return bool((exists[:, 1:] <= exists[:, :-1]).all())

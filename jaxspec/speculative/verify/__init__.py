@@ -1,14 +1,9 @@
-"""Verifiers, and what they are measured and made with."""
+"""Verifiers, neighbor tables and the highest possible acceptance."""
 
 from jaxspec.core.noise import Noise, draw_noise
 from jaxspec.speculative.verify.acceptance import optimal_acceptance
 from jaxspec.speculative.verify.annealed import Annealed
-from jaxspec.speculative.verify.base import (
-    LosslessVerifier,
-    LossyVerifier,
-    Verdict,
-    Verifier,
-)
+from jaxspec.speculative.verify.base import Verdict, Verifier
 from jaxspec.speculative.verify.block import Block
 from jaxspec.speculative.verify.coupled import Coupled
 from jaxspec.speculative.verify.coupled_relaxed import CoupledRelaxed
@@ -18,7 +13,7 @@ from jaxspec.speculative.verify.judge import Judge
 from jaxspec.speculative.verify.kseq import KSeq
 from jaxspec.speculative.verify.lantern import Lantern
 from jaxspec.speculative.verify.neighbors import Neighbors, neighbor_table
-from jaxspec.speculative.verify.outcome import Outcome
+from jaxspec.speculative.verify.outcome import Outcome, OutcomeVerifier
 from jaxspec.speculative.verify.rejection import Rejection
 from jaxspec.speculative.verify.typical import Typical
 
@@ -32,11 +27,10 @@ __all__ = [
     "Judge",
     "KSeq",
     "Lantern",
-    "LosslessVerifier",
-    "LossyVerifier",
     "Neighbors",
     "Noise",
     "Outcome",
+    "OutcomeVerifier",
     "Rejection",
     "Typical",
     "Verdict",

@@ -10,7 +10,6 @@ from jaxspec.speculative.draft import Draft, Selection
 from jaxspec.speculative.trees.dynamic import DynamicTree
 from jaxspec.speculative.trees.tree import Tree
 from jaxspec.speculative.verify.base import (
-    LossyVerifier,
     checked_draft,
     require_samples,
     target_log_probs,
@@ -27,19 +26,19 @@ from jaxspec.typing import Array, Bool, Float, Params
 
 
 @dataclass(frozen=True)
-class Annealed(LossyVerifier, OutcomeVerifier):
-    """Accepts with `min(1, w p / q)`, generously at first and strictly later.
+class Annealed(OutcomeVerifier):
+    """Accepts with probability `min(1, w p / q)`, where `w` decreases with the depth.
 
-    `w` of the `i`-th drafted token (0 is the first) is `delta exp(-decay i - mu)`, with
-    `mu` such that its mean over the tree's depths is `delta`: the paper names a
-    normalizer and no more, this reading is ours. After a rejection the residual is the
-    one best for total variation, `(p - min(q, w p))+`. With `delta = 1` and no decay it
-    is `Rejection`.
+    For drafted token `i` (the first is 0), `w = delta exp(-decay i - mu)`, with `mu`
+    such that the mean of `w` over the depths of the tree is `delta`. The paper does not
+    define its normalizer; this definition is ours. After a rejection the residual is
+    `(p - min(q, w p))+`, which minimizes the total variation distance. With `delta = 1`
+    and `decay = 0` the verifier equals `Rejection`.
 
     Attributes:
-      delta: mean factor; 1.1 and 2 in the paper.
-      decay: .7.
-      selection: how the drafter should draw.
+      delta: mean of the factors `w`; 1.1 and 2 in the paper.
+      decay: decay of `w` per token; .7 in the paper.
+      selection: selection of candidates by the drafter.
     """
 
     delta: float = 1.1
@@ -51,9 +50,9 @@ class Annealed(LossyVerifier, OutcomeVerifier):
         within("decay", self.decay)
 
     def factors(self, depth: int) -> np.ndarray:
-        """`w` of each drafted position, float64 `[depth]`."""
-        falling = np.exp(-self.decay * np.arange(depth))
-        return self.delta * falling / max(falling.mean() if depth else 1.0, 1e-300)
+        """Factor `w` of each drafted token, float64 [depth]."""
+        weights = np.exp(-self.decay * np.arange(depth))
+        return self.delta * weights / max(weights.mean() if depth else 1.0, 1e-300)
 
     def outcome(
         self,
@@ -69,12 +68,12 @@ class Annealed(LossyVerifier, OutcomeVerifier):
         draft, log_q = require_samples(self, draft, shape, tree)
         factors = jnp.asarray(np.append(self.factors(tree.depth), 1.0), p.dtype)
 
-        def taken(now: Siblings):
+        def accepted_mass(now: Siblings):
             w = factors[jnp.clip(now.depth - 1, 0, tree.depth)]
             return jnp.minimum(now.q_all(), w[..., None] * now.p)
 
         def accept(now: Siblings):
-            return accept_ratio(take_prob(taken(now), now.token), now.q_token())
+            return accept_ratio(take_prob(accepted_mass(now), now.token), now.q_token())
 
         return sequential_siblings(
             shape,
@@ -82,6 +81,6 @@ class Annealed(LossyVerifier, OutcomeVerifier):
             p,
             log_q,
             accept=accept,
-            reject=lambda now: jnp.maximum(now.p - taken(now), 0.0),
+            reject=lambda now: jnp.maximum(now.p - accepted_mass(now), 0.0),
             remove=draft.selection == "without_replacement",
         )

@@ -1,7 +1,8 @@
-"""What every verifier takes and returns."""
+"""Base class of verifiers, their results, and checks of drafts."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,16 +20,15 @@ from jaxspec.typing import Array, Bool, Float, Int, Params
 @register_dataclass
 @dataclass(frozen=True)
 class Verdict:
-    """Which part of a draft is kept, and the token that follows it.
+    """Accepted part of a draft, and the token that follows it.
 
     Attributes:
-      path: int32 [B, A], nodes from the root along the accepted branch; entries after
-        `accepted` repeat the last node.
-      accepted: int32 [B], drafted tokens kept, 0 to `A - 1`.
-      next_token: int32 [B], the target's own token after them.
-      margin: float32 [B, A], by how much each decision on the path was won: the
-        distance between the best and the second best score at that node. Infinite
-        where equality with plain decoding is not promised, NaN where scores were.
+      path: int32 [B, A], accepted nodes, root first; entries after `accepted` repeat
+        the last node.
+      accepted: int32 [B], number of accepted tokens, 0 to `A - 1`.
+      next_token: int32 [B], token of the target after the accepted ones.
+      margin: float32 [B, A], lead of the best score over the second best at each node
+        of the path. Infinite if the verifier is not token-exact, NaN where scores are.
     """
 
     path: Int[Array, "B A"]
@@ -37,31 +37,30 @@ class Verdict:
     margin: Float[Array, "B A"]
 
     def emitted(self, draft: Draft) -> tuple[Int[Array, "B A"], Int[Array, "B"]]:
-        """The new tokens of each row, and how many of them count (`accepted + 1`)."""
-        kept = gather_nodes(draft.tokens, self.path[:, 1:])
-        kept = jnp.pad(kept, ((0, 0), (0, 1)))
+        """Emitted tokens, and their number `accepted + 1`; later ones are arbitrary."""
+        tokens = gather_nodes(draft.tokens, self.path[:, 1:])
+        tokens = jnp.pad(tokens, ((0, 0), (0, 1)))
         last = jnp.arange(self.path.shape[1])[None] == self.accepted[:, None]
-        return jnp.where(last, self.next_token[:, None], kept), self.accepted + 1
+        return jnp.where(last, self.next_token[:, None], tokens), self.accepted + 1
 
 
-class Verifier(Protocol):
-    """A frozen, hashable verifier."""
+class Verifier(ABC):
+    """Base class of verifiers, which decide what part of a draft is accepted.
 
-    @property
-    def lossless(self) -> bool:
-        """Whether the output follows the target's distribution exactly."""
-        ...
+    Verifiers are frozen dataclasses: static and hashable.
 
-    @property
-    def selection(self) -> Selection:
-        """How a drafter should choose candidates for this verifier."""
-        ...
+    Attributes:
+      lossless: whether the output has exactly the distribution of the target.
+      token_exact: whether the target's own tokens are those of plain decoding, so that
+        near-ties (`Verdict.margin`) have to be resolved by `Target.rescore`.
+      selection: selection of candidates that the verifier needs from a drafter.
+    """
 
-    @property
-    def token_exact(self) -> bool:
-        """Whether near-ties (`Verdict.margin`) are to be decided again by the loop."""
-        ...
+    lossless: bool = False
+    token_exact: bool = False
+    selection: Selection = "coupled"
 
+    @abstractmethod
     def verify(
         self,
         log_p: Float[Array, "B N V"],
@@ -71,39 +70,20 @@ class Verifier(Protocol):
         params: Params = None,
         features: Float[Array, "R N E"] | None = None,
     ) -> Verdict:
-        """Judges a draft.
+        """Decides which nodes of a draft are accepted, and which token follows.
 
         Args:
-          log_p: processed target scores after each node, up to a constant a node.
-          draft: the drafter's guesses.
-          tree: their shape, or its bound.
-          noise: the round's randomness.
-          params: arrays that the verifier needs (a neighbor table, a trained head).
-          features: the target's hidden states at each node, conditional rows first.
+          log_p: processed logits of the target after each node.
+          draft: draft of the round.
+          tree: draft tree, or the bound of a dynamic one.
+          noise: random noise of the round.
+          params: arrays that the verifier reads (a neighbor table, a trained head).
+          features: hidden states of the target at each node, conditional branch first.
 
         Raises:
-          ConfigError: the draft was not made the way this verifier needs, or something
-            it needs is missing.
+          ConfigError: the draft was not made in the way that the verifier needs, or an
+            argument that it needs is missing.
         """
-        ...
-
-
-class LosslessVerifier:
-    """Verifiers whose output follows the target's distribution, whatever is drafted."""
-
-    @property
-    def lossless(self) -> bool:
-        """Always."""
-        return True
-
-
-class LossyVerifier:
-    """Verifiers that trade the target's distribution for speed. Never a default."""
-
-    @property
-    def lossless(self) -> bool:
-        """Never."""
-        return False
 
 
 def checked_draft(
@@ -112,25 +92,25 @@ def checked_draft(
     tree: Tree | DynamicTree,
     noise: Noise | None = None,
 ) -> tuple[Draft, Topology]:
-    """`Draft.checked`, once scores, draft and noise are known to fit each other.
+    """Checks that scores, draft and noise fit each other, then `Draft.checked`.
 
     Raises:
-      ConfigError: they do not.
+      ConfigError: shapes do not fit.
     """
-    rows, size = jnp.shape(draft.tokens)[0], tree.size
+    batch, size = jnp.shape(draft.tokens)[0], tree.size
     shape = jnp.shape(log_p)
-    if len(shape) != 3 or shape[:2] != (rows, size):
+    if len(shape) != 3 or shape[:2] != (batch, size):
         raise ConfigError(
-            f"target scores have shape {list(shape)}; a draft of {rows} rows on a tree "
-            f"of {size} nodes needs [{rows}, {size}, V]"
+            f"target scores have shape {list(shape)}; a draft of {batch} sequences and "
+            f"{size} nodes needs [{batch}, {size}, V]"
         )
     if noise is not None:
-        wanted = (rows, tree.depth + 1, shape[2])
-        if noise.coupled.shape != wanted or noise.nodes.shape != (rows, size):
+        expected = (batch, tree.depth + 1, shape[2])
+        if noise.coupled.shape != expected or noise.nodes.shape != (batch, size):
             raise ConfigError(
-                f"noise is for {list(noise.coupled.shape)} and "
-                f"{noise.nodes.shape[-1]} nodes, not for {list(wanted)} and {size}; "
-                "draw it with draw_noise(keys, positions [B, A], nodes, vocab_size)"
+                f"noise has shape {list(noise.coupled.shape)} and "
+                f"{noise.nodes.shape[-1]} nodes, not {list(expected)} and {size}; "
+                "make it with draw_noise(keys, positions [B, A], nodes, vocab_size)"
             )
     return draft.checked(tree, shape[2])
 
@@ -138,7 +118,7 @@ def checked_draft(
 def survives(
     shape: Topology, log_p: Float[Array, "B N V"], draft: Draft
 ) -> Bool[Array, "B N"]:
-    """Nodes whose token the filters left to choose: its score is not -inf."""
+    """Mask of the nodes whose token is not filtered out: its score is not -inf."""
     return shape.at_parent(log_p, draft.tokens[..., None])[..., 0] > -jnp.inf
 
 
@@ -146,17 +126,17 @@ Filtered = Literal["never", "published"]
 
 
 def check_filtered(value: str) -> None:
-    """Refuses what is no `Filtered`.
+    """Checks a setting `filtered`.
 
     Raises:
-      ConfigError: it is none.
+      ConfigError: the value is not one of `Filtered`.
     """
     if value not in Filtered.__args__:
         raise ConfigError(f"filtered={value!r}; use {' or '.join(Filtered.__args__)}")
 
 
 def log_softmax(scores: Float[Array, "... V"]) -> Float[Array, "... V"]:
-    """Normalized scores; one of +inf has all the mass, none but -inf are NaN."""
+    """Log-softmax in which a score of +inf has all mass; NaN if all scores are -inf."""
     shifted = scores - jnp.max(scores, axis=-1, keepdims=True)
     shifted = jnp.where(jnp.isposinf(scores), 0.0, shifted)
     return shifted - jnp.log(jnp.sum(jnp.exp(shifted), axis=-1, keepdims=True))
@@ -165,20 +145,24 @@ def log_softmax(scores: Float[Array, "... V"]) -> Float[Array, "... V"]:
 def target_log_probs(
     log_p: Float[Array, "B ... V"], greedy: Bool[Array, "B"] | None
 ) -> Float[Array, "B ... V"]:
-    """Normalized; greedy rows have all mass on the best token, lowest id on ties."""
-    normal = log_softmax(log_p)
+    """Log-probabilities of the target.
+
+    Greedy sequences have all mass on the best token, lowest id on ties.
+    """
+    normalized = log_softmax(log_p)
     if greedy is None:
-        return normal
+        return normalized
     best = jnp.argmax(log_p, axis=-1)[..., None]
     ids = jax.lax.broadcasted_iota(jnp.int32, log_p.shape, log_p.ndim - 1)
-    sharp = jnp.where(ids == best, 0.0, -jnp.inf).astype(normal.dtype)
-    return jnp.where(greedy.reshape(-1, *(1,) * (log_p.ndim - 1)), sharp, normal)
+    one_hot = jnp.where(ids == best, 0.0, -jnp.inf).astype(normalized.dtype)
+    greedy = greedy.reshape(-1, *(1,) * (log_p.ndim - 1))
+    return jnp.where(greedy, one_hot, normalized)
 
 
-# Candidates that are given, as it were, not samples of `q`; and those that are.
+# Selections whose candidates are no samples of `q`, and selections that sample from it.
 DETERMINISTIC = ("guess", "top", "coupled")
 SAMPLED = ("without_replacement", "with_replacement")
-_ROUNDING = 1e-3  # how far above 0 a log-probability may lie
+_ROUNDING = 1e-3  # largest log-probability, above 0 by rounding
 
 
 def require_samples(
@@ -188,14 +172,22 @@ def require_samples(
     tree: Tree | DynamicTree,
     allowed: tuple[str, ...] = SAMPLED,
 ) -> tuple[Draft, Float[Array, "B I V"]]:
-    """The draft and the drafter's log-probabilities, if tokens are samples of them.
+    """Checks that the tokens of a draft are samples of the drafter's distribution.
 
-    A node after which these are no log-probabilities (NaN, or a probability above 1)
-    has no valid child.
+    Args:
+      verifier: verifier that needs samples.
+      draft: draft of the round.
+      shape: tables of the draft tree.
+      tree: draft tree, or the bound of a dynamic one.
+      allowed: selections that the verifier supports.
+
+    Returns:
+      The draft, and log-probabilities of the drafter. Where these are not
+      log-probabilities (NaN, or a probability above 1), a node has no valid child.
 
     Raises:
-      ConfigError: the draft was chosen otherwise, pruned by its own tokens, holds
-        ranks that skip a sample, or comes without probabilities.
+      ConfigError: the candidates were selected otherwise or pruned by their tokens, the
+        ranks have gaps, or the draft has no probabilities.
     """
     name = type(verifier).__name__
     if draft.selection not in allowed:
@@ -208,27 +200,31 @@ def require_samples(
         raise ConfigError(f"{name} needs the drafter's distribution (Draft.log_q)")
     if draft.pruned_by != "past":
         raise ConfigError(
-            f"{name} needs drafts whose length was decided from the past only; a "
-            "policy that drops a token for what it is biases the output. Stop after "
-            "the token instead (keep_trigger=True), or use Coupled"
+            f"{name} needs drafts whose length depends on the past only; a policy that "
+            "drops a token because of its value biases the output. Stop after the "
+            "token instead (keep_trigger=True), or use Coupled"
         )
     if isinstance(tree, Tree) and not tree.gapless:
         raise ConfigError(
             f"{name} needs children of ranks 0, 1, ... without a gap: a sample that is "
-            "drawn and not verified biases the output"
+            "not verified biases the output; use a tree without gaps, or Coupled"
         )
-    sound = jnp.all(draft.log_q <= _ROUNDING, axis=-1)  # also False for NaN
-    log_q = jnp.where(sound[..., None], draft.log_q, -jnp.inf)
+    proper = jnp.all(draft.log_q <= _ROUNDING, axis=-1)  # also False for NaN
+    log_q = jnp.where(proper[..., None], draft.log_q, -jnp.inf)
     if shape.internal is not None:
-        sound = jnp.take_along_axis(
-            sound, jnp.broadcast_to(shape.slots, draft.tokens.shape), axis=1
+        proper = jnp.take_along_axis(
+            proper, jnp.broadcast_to(shape.slots, draft.tokens.shape), axis=1
         )
-    valid = draft.valid & shape.gather_parents(sound)
+    valid = draft.valid & shape.gather_parents(proper)
     return replace(draft, valid=valid.at[:, 0].set(True)), log_q
 
 
 def require_param(verifier: Any, params: Params, name: str) -> Any:
-    """`params[name]`, or one clear error."""
+    """Returns `params[name]`.
+
+    Raises:
+      ConfigError: there is none.
+    """
     if params is None or name not in params:
         raise ConfigError(
             f"{type(verifier).__name__} needs params={{{name!r}: ...}}; see its "

@@ -1,4 +1,4 @@
-"""Equality under shared noise: exact for any drafter, token for token."""
+"""Coupled verification: the tokens of plain decoding, from any drafter."""
 
 from dataclasses import dataclass
 
@@ -6,18 +6,18 @@ import jax.numpy as jnp
 
 from jaxspec.core.noise import Noise
 from jaxspec.core.vocab_parallel import argmax_with_margin
-from jaxspec.speculative.draft import Draft, Selection
+from jaxspec.speculative.draft import Draft
 from jaxspec.speculative.trees.dynamic import DynamicTree
 from jaxspec.speculative.trees.topology import Topology, gather_nodes
 from jaxspec.speculative.trees.tree import Tree
 from jaxspec.speculative.verify.base import (
-    LosslessVerifier,
     Verdict,
     checked_draft,
     target_log_probs,
 )
 from jaxspec.speculative.verify.outcome import (
     Outcome,
+    OutcomeVerifier,
     ancestors_all,
     sequential_siblings,
 )
@@ -25,27 +25,24 @@ from jaxspec.typing import Array, Bool, Float, Int, Params
 
 
 @dataclass(frozen=True)
-class Coupled(LosslessVerifier):
-    """Follows the children that equal the target's own sample at each node.
+class Coupled(OutcomeVerifier):
+    """Accepts children that equal the target's own sample after their parent.
 
-    The sample of a node is `argmax(log p + noise)` with the noise of its absolute
-    position, so the output is a function of the noise and of `p` alone: the very
-    tokens that plain sampling draws with the same noise, whatever was drafted. Greedy
-    decoding is the same verifier with noise 0. Loop-free.
+    The sample at a node is `argmax(log p + noise)`, with the Gumbel noise of its
+    absolute position. The output depends on the noise and on `p` only: for any draft it
+    has the tokens of plain decoding with the same noise. Greedy decoding is the case
+    without noise. Needs no loop.
 
-    Sources: drafter-invariant speculation (arXiv 2408.07978); position keys and the
-    drafter's side are ours.
+    `selection` is a preference: any draft is verified exactly, and drafts ranked by
+    `log q + noise` have the highest acceptance.
+
+    Sources: drafter-invariant speculation (arXiv 2408.07978); noise keyed by position
+    and its use by drafters are ours.
     """
 
-    @property
-    def selection(self) -> Selection:
-        """Any draft will do; one that ranks by `log q + noise` is accepted most."""
-        return "coupled"
-
-    @property
-    def token_exact(self) -> bool:
-        """Yes: the target's samples are those of plain decoding."""
-        return True
+    lossless = True
+    token_exact = True
+    selection = "coupled"
 
     def verify(
         self,
@@ -56,7 +53,7 @@ class Coupled(LosslessVerifier):
         params: Params = None,
         features: Float[Array, "R N E"] | None = None,
     ) -> Verdict:
-        """See `Verifier.verify`; needs neither parameters nor features."""
+        """See `Verifier.verify`; `params` and `features` are not read."""
         draft, shape = checked_draft(log_p, draft, tree, noise)
         choice, margin = coupled_choice(log_p, shape, noise)
         match = (draft.tokens == shape.gather_parents(choice)) & draft.valid
@@ -70,10 +67,11 @@ class Coupled(LosslessVerifier):
         greedy: Bool[Array, "B"] | None = None,
         params: Params = None,
     ) -> Outcome:
-        """The law for a draft made without sight of the noise.
+        """Distribution for a draft that does not depend on the noise.
 
-        Of siblings that repeat a token it follows the first; `verify` follows the one
-        whose branch goes on for longer, which emits the same law in fewer rounds.
+        Of siblings with equal tokens the first may be accepted; `verify` takes the one
+        with the longer accepted path, which has the same output distribution and needs
+        fewer rounds.
         """
         draft, shape = checked_draft(log_p, draft, tree)
         p = jnp.exp(target_log_probs(log_p, greedy))
@@ -91,7 +89,7 @@ class Coupled(LosslessVerifier):
 def coupled_choice(
     log_p: Float[Array, "B N V"], shape: Topology, noise: Noise
 ) -> tuple[Int[Array, "B N"], Float[Array, "B N"]]:
-    """The target's sample at every node, and by how much it won."""
+    """The target's sample at every node, and the lead of its score over the second."""
     return argmax_with_margin(log_p + gather_nodes(noise.coupled, shape.depths))
 
 
@@ -101,7 +99,7 @@ def longest_match(
     choice: Int[Array, "B N"],
     margin: Float[Array, "B N"],
 ) -> Verdict:
-    """Keeps the deepest node all of whose line matches, lowest index on ties."""
+    """Accepts the deepest node that matches with all ancestors, lowest id on ties."""
     depth = jnp.where(ancestors_all(shape, match), shape.depths, -1)
     best = jnp.argmax(depth, axis=-1)
     path = shape.path(best)

@@ -11,7 +11,6 @@ from jaxspec.speculative.trees.dynamic import DynamicTree
 from jaxspec.speculative.trees.tree import Tree
 from jaxspec.speculative.verify.base import (
     Filtered,
-    LossyVerifier,
     check_filtered,
     checked_draft,
     require_param,
@@ -30,27 +29,28 @@ from jaxspec.typing import Array, Bool, Float, Params
 
 
 @dataclass(frozen=True)
-class Grouped(LossyVerifier, OutcomeVerifier):
-    """Compares the masses of a group of alike codes instead of one code's.
+class Grouped(OutcomeVerifier):
+    """Compares the probabilities of groups of similar tokens instead of single ones.
 
-    The group of `x` are the `group` codes next to it in the target's order of
-    probability (itself included, one more before it than after) whose embedding lies
-    within `distance` of its own and whose probability lies within `gap` of its own.
-    Accept with `min(1, p(group) / q(group))`; the residual is `(p - q)+`, as ever.
+    Candidates for the group of `x` are the `group` tokens around it in the order of
+    target probability: itself, and at most one more before it than after it. The group
+    are those whose embedding is within `distance` of that of `x` and whose probability
+    is within `gap` of that of `x`. A child is accepted with probability
+    `min(1, p(group) / q(group))`; the residual is `(p - q)+`.
 
-    Deviation from the release (junhyukso/GSD): all codes have an embedding there up to
-    number 10,000, here all have.
+    Deviation from the release (junhyukso/GSD): the release has embeddings of the first
+    10,000 tokens only, here all tokens have one.
 
-    Parameters: `{"embedding": [V, E]}`; the release takes the target's token
-    embeddings.
+    Parameters: `{"embedding": [V, E]}`, embeddings of the tokens; those of the target
+    in the release.
 
     Attributes:
-      group: `G`; 14 in the release, up to 50 in its paper.
-      distance: squared Euclidean distances below this count as near.
-      gap: differences of probability below this count as near.
-      selection: how the drafter should draw.
-      filtered: whether a code that top-k or top-p removed (a score of -inf) is "never"
-        accepted, or for the mass of its group, as "published".
+      group: number of candidates of a group; 14 in the release, up to 50 in the paper.
+      distance: upper limit of the squared Euclidean distance of embeddings.
+      gap: upper limit of the difference of probabilities.
+      selection: selection of candidates by the drafter.
+      filtered: treatment of tokens that top-k or top-p removed (score -inf): "never"
+        accepts none, "published" accepts them by the probability of their group.
     """
 
     group: int = 14
@@ -61,7 +61,7 @@ class Grouped(LossyVerifier, OutcomeVerifier):
 
     def __post_init__(self):
         whole("group", self.group)
-        if not (self.distance >= 0 and self.gap >= 0):  # infinity is no limit
+        if not (self.distance >= 0 and self.gap >= 0):  # inf is allowed, NaN is not
             raise ConfigError(f"{self}: use no negative distance or gap")
         check_filtered(self.filtered)
 
@@ -79,31 +79,29 @@ class Grouped(LossyVerifier, OutcomeVerifier):
         p = jnp.exp(target_log_probs(log_p, greedy))
         draft, log_q = require_samples(self, draft, shape, tree)
         scores = shape.gather_internal(log_p)
-        group = min(self.group, 2 * p.shape[-1])  # which is all codes, from any place
-        before = group // 2
-        offsets = (jnp.arange(group) - before)[None, None]
+        size = min(self.group, 2 * p.shape[-1])  # covers all tokens from any rank
+        offsets = (jnp.arange(size) - size // 2)[None, None]
 
         def accept(now: Siblings):
             vocabulary = now.p.shape[-1]
             order = jnp.argsort(-now.p, axis=-1)
-            own = now.p_token()[..., None]
-            first = (
-                jnp.arange(vocabulary)[None, None] < now.token[..., None]
-            )  # of equals
-            rank = jnp.sum((now.p > own) | ((now.p == own) & first), axis=-1)
-            place = rank[..., None] + offsets
-            inside = (place >= 0) & (place < vocabulary)
-            ids = jnp.take_along_axis(order, jnp.clip(place, 0, vocabulary - 1), -1)
-            masses = jnp.take_along_axis(now.p, ids, axis=-1)
-            apart = table[ids] - table[now.token][..., None, :]
-            alike = jnp.sum(apart.astype(jnp.float32) ** 2, axis=-1) < self.distance
-            alike &= jnp.abs(masses - own) < self.gap
-            alike = (alike | (ids == now.token[..., None])) & inside
-            drafted = jnp.take_along_axis(now.q_all(), ids, axis=-1)
-            mass, drafted = (
-                jnp.sum(jnp.where(alike, x, 0.0), axis=-1) for x in (masses, drafted)
+            p_token = now.p_token()[..., None]
+            lower_id = jnp.arange(vocabulary)[None, None] < now.token[..., None]
+            before = (now.p > p_token) | ((now.p == p_token) & lower_id)
+            ranks = jnp.sum(before, axis=-1)[..., None] + offsets
+            inside = (ranks >= 0) & (ranks < vocabulary)
+            ids = jnp.take_along_axis(order, jnp.clip(ranks, 0, vocabulary - 1), -1)
+            p_ids = jnp.take_along_axis(now.p, ids, axis=-1)
+            difference = table[ids] - table[now.token][..., None, :]
+            distance = jnp.sum(difference.astype(jnp.float32) ** 2, axis=-1)
+            similar = distance < self.distance
+            similar &= jnp.abs(p_ids - p_token) < self.gap
+            similar = (similar | (ids == now.token[..., None])) & inside
+            q_ids = jnp.take_along_axis(now.q_all(), ids, axis=-1)
+            p_group, q_group = (
+                jnp.sum(jnp.where(similar, x, 0.0), axis=-1) for x in (p_ids, q_ids)
             )
-            chance = accept_ratio(mass, drafted)
+            chance = accept_ratio(p_group, q_group)
             if self.filtered == "published":
                 return chance
             return jnp.where(take_prob(scores, now.token) > -jnp.inf, chance, 0.0)

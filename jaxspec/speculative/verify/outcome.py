@@ -1,11 +1,11 @@
-"""The law of a verifier's outcome given a draft, and drawing from it.
+"""Outcome distributions of verifiers, and sampling from them.
 
-A verifier that draws is written as a law: how likely each node is to be the last one
-that is kept, and how the token after it is distributed. `verify` draws from exactly
-these arrays, so what an enumeration proves about the law holds for what runs.
+The outcome of a round is the last accepted node and the token after it. Verifiers that
+sample are defined by its exact distribution given the draft. `verify` samples from the
+same arrays, so results of an enumeration (`jaxspec.testing.enumeration`) hold for it.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,31 +17,26 @@ from jaxspec.speculative.draft import Draft
 from jaxspec.speculative.trees.dynamic import DynamicTree
 from jaxspec.speculative.trees.topology import Topology, gather_nodes
 from jaxspec.speculative.trees.tree import Tree
-from jaxspec.speculative.verify.base import Verdict, checked_draft
+from jaxspec.speculative.verify.base import Verdict, Verifier, checked_draft
 from jaxspec.typing import Array, Bool, Float, Int, Params
 
 
 @register_dataclass
 @dataclass(frozen=True)
 class Outcome:
-    """Exact distribution of a round's outcome, given the draft.
+    """Exact distribution of the outcome of a round, given the draft.
 
     Attributes:
-      stop: float [B, N], chance that a node is the last one kept; sums to 1.
-      final: float [B, N, V], probabilities of the token after it.
+      stop: float [B, N], probability that a node is the last accepted one; sums to 1.
+      final: float [B, N, V], probabilities of the token after each node.
     """
 
     stop: Float[Array, "B N"]
     final: Float[Array, "B N V"]
 
 
-class OutcomeVerifier(ABC):
-    """A verifier that is its law."""
-
-    @property
-    def token_exact(self) -> bool:
-        """No: what is drawn with fresh noise equals no other run's tokens."""
-        return False
+class OutcomeVerifier(Verifier):
+    """Verifier with a known outcome distribution, from which `verify` samples."""
 
     @abstractmethod
     def outcome(
@@ -52,7 +47,18 @@ class OutcomeVerifier(ABC):
         greedy: Bool[Array, "B"] | None = None,
         params: Params = None,
     ) -> Outcome:
-        """The distribution of the outcome; arguments as in `Verifier.verify`."""
+        """Distribution of the outcome, given the draft.
+
+        Args:
+          log_p: processed logits of the target after each node.
+          draft: draft of the round.
+          tree: draft tree, or the bound of a dynamic one.
+          greedy: mask of the sequences that take the likeliest token; None for none.
+          params: arrays that the verifier reads.
+
+        Raises:
+          ConfigError: arguments do not fit, see `Verifier.verify`.
+        """
 
     def verify(
         self,
@@ -70,16 +76,16 @@ class OutcomeVerifier(ABC):
 
 
 def sample_outcome(outcome: Outcome, shape: Topology, noise: Noise) -> Verdict:
-    """One outcome of a law: two Gumbel-max draws, a node and then a token."""
+    """Samples an outcome by the Gumbel-max trick: the last node, then a token."""
     last = jnp.argmax(jnp.log(outcome.stop) + noise.nodes, axis=-1)
     accepted = gather_nodes(shape.depths, last[:, None])[:, 0]
     final = jnp.take_along_axis(outcome.final, last[:, None, None], axis=1)[:, 0]
     scores = jnp.log(final) + noise.fresh.at(accepted)
     stop = jnp.take_along_axis(outcome.stop, last[:, None], axis=1)[:, 0]
-    # NaN in, NaN out; so are a token law of nothing and a law that is none.
-    sound = stop * jnp.max(scores, axis=-1)
-    sound = jnp.isfinite(sound) & jnp.all(outcome.stop >= 0, axis=-1)
-    margin = jnp.where(sound, jnp.inf, jnp.nan)
+    # The margin is NaN if the logits or the distributions are not valid.
+    finite = stop * jnp.max(scores, axis=-1)
+    finite = jnp.isfinite(finite) & jnp.all(outcome.stop >= 0, axis=-1)
+    margin = jnp.where(finite, jnp.inf, jnp.nan)
     path = shape.path(last)
     return Verdict(
         path=path,
@@ -97,15 +103,15 @@ def tree_outcome(
     none: Float[Array, "B I"],
     residual: Float[Array, "B I V"],
 ) -> Outcome:
-    """A law from what happens at each node once it is reached.
+    """Outcome distribution from the probabilities of each node once it is reached.
 
     Args:
-      shape: the draft's tables.
-      draft: the draft.
-      p: target probabilities, which a leaf is followed by.
-      take: chance that each child is the one taken.
-      none: chance that no child is.
-      residual: probabilities of the next token then.
+      shape: tables of the draft tree.
+      draft: draft of the round.
+      p: target probabilities, from which the token after a leaf is sampled.
+      take: probability that each child is accepted.
+      none: probability that no child is accepted.
+      residual: probabilities of the next token if no child is accepted.
     """
     step = jnp.where(draft.valid, shape.children_to_nodes(take), 0.0).at[:, 0].set(1.0)
     if shape.internal is None:
@@ -116,18 +122,28 @@ def tree_outcome(
 
 
 def deterministic_outcome(
-    shape: Topology, alive: Bool[Array, "B N"], p: Float[Array, "B N V"], score: Array
+    shape: Topology,
+    accepted: Bool[Array, "B N"],
+    p: Float[Array, "B N V"],
+    score: Array,
 ) -> Outcome:
-    """A law that keeps the deepest node that is alive; ties go to the best `score`."""
-    depth = jnp.where(alive, shape.depths, -1)
+    """Outcome that accepts the deepest node of a mask.
+
+    Args:
+      shape: tables of the draft tree.
+      accepted: mask of the nodes that may be accepted; the root is one.
+      p: target probabilities, from which the next token is sampled.
+      score: float [B, N], decides between nodes of equal depth; the largest wins.
+    """
+    depth = jnp.where(accepted, shape.depths, -1)
     deepest = depth == jnp.max(depth, axis=-1, keepdims=True)
     best = jnp.argmax(jnp.where(deepest, score, -jnp.inf), axis=-1)
-    nodes = jnp.arange(alive.shape[1])[None]
+    nodes = jnp.arange(accepted.shape[1])[None]
     return Outcome((nodes == best[:, None]).astype(p.dtype), p)
 
 
 def ancestors_all(shape: Topology, match: Bool[Array, "B N"]) -> Bool[Array, "B N"]:
-    """Nodes that match, and all of whose ancestors do; the root always does."""
+    """Mask of nodes that match with all their ancestors; the root always matches."""
     match = match.at[:, 0].set(True)
     return ~jnp.any(shape.ancestors & ~match[:, None, :], axis=-1)
 
@@ -135,14 +151,14 @@ def ancestors_all(shape: Topology, match: Bool[Array, "B N"]) -> Bool[Array, "B 
 @register_dataclass
 @dataclass(frozen=True)
 class Siblings:
-    """Where a walk over a node's children stands.
+    """State of sequential verification of the children of all nodes.
 
     Attributes:
-      p: float [B, I, V], target probabilities, as changed by earlier rejections.
-      q: float [B, I, V], drafter's probabilities of the child at hand, or None where
-        children are given and not drawn.
-      token: int32 [B, I], the child at hand.
-      depth: int32 [B, I], its depth.
+      p: float [B, I, V], target probabilities, after earlier rejections.
+      q: float [B, I, V], drafter's probabilities of the current child; None if children
+        are no samples.
+      token: int32 [B, I], token of the current child.
+      depth: int32 [B, I], depth of the current child.
     """
 
     p: Float[Array, "B I V"]
@@ -151,28 +167,28 @@ class Siblings:
     depth: Int[Array, "B I"]
 
     def p_token(self) -> Float[Array, "B I"]:
-        """Target's probability of the child."""
+        """Target's probability of the current child."""
         return take_prob(self.p, self.token)
 
     def q_all(self) -> Float[Array, "B I V"]:
-        """Drafter's probabilities; one-hot where the child was given."""
+        """Drafter's probabilities; one-hot if children are no samples."""
         return self.one_hot().astype(self.p.dtype) if self.q is None else self.q
 
     def q_token(self) -> Float[Array, "B I"]:
-        """Drafter's probability of the child; 1 where it was given."""
+        """Drafter's probability of the current child; 1 if children are no samples."""
         if self.q is None:
             return jnp.ones(self.token.shape, self.p.dtype)
         return take_prob(self.q, self.token)
 
     def one_hot(self) -> Bool[Array, "B I V"]:
-        """The child as a mask over tokens."""
+        """Mask of the token of the current child."""
         return jnp.arange(self.p.shape[-1])[None, None] == self.token[..., None]
 
 
 def take_prob(
     x: Float[Array, "B I V"], token: Int[Array, "B I"]
 ) -> Float[Array, "B I"]:
-    """Entries of a distribution."""
+    """Probability of one token in each distribution."""
     return jnp.take_along_axis(x, token[..., None], axis=-1)[..., 0]
 
 
@@ -186,51 +202,55 @@ def sequential_siblings(
     *,
     remove: bool,
 ) -> Outcome:
-    """The law of trying children one by one until one is accepted.
+    """Outcome of verifying the children of a node one by one until one is accepted.
 
-    All nodes are worked on side by side, so the steps are as many as the most children
-    of a node, not as many as nodes. When none is accepted the next token follows what
+    All nodes are processed at once, so the number of steps is the largest number of
+    children. If no child is accepted, the next token is sampled from the residual that
     the rejections left of `p`.
 
     Args:
-      shape: the draft's tables.
-      draft: the draft.
+      shape: tables of the draft tree.
+      draft: draft of the round.
       p: target probabilities.
-      log_q: drafter's log-probabilities, or None for children that were given.
-      accept: chance to accept the child at hand, in [0, 1].
-      reject: what is left of `p` after its rejection, not normalized.
-      remove: whether a rejected child cannot be drawn again (without replacement).
+      log_q: drafter's log-probabilities; None if children are no samples.
+      accept: function that returns the probability, in [0, 1], to accept the current
+        child.
+      reject: function that returns the residual of `p` after a rejection of the current
+        child, not normalized.
+      remove: whether a rejected child is not sampled again (without replacement).
     """
     tokens = shape.gather_children(draft.tokens, 0)
     valid = shape.gather_children(draft.valid, False)
     depths = shape.gather_internal(shape.depths) + 1
-    left = shape.gather_internal(p)
-    depths = jnp.broadcast_to(depths, left.shape[:2])
+    residual = shape.gather_internal(p)
+    depths = jnp.broadcast_to(depths, residual.shape[:2])
     q = None if log_q is None else jnp.exp(log_q)
-    alive = jnp.ones(left.shape[:2], left.dtype)
+    none = jnp.ones(residual.shape[:2], residual.dtype)
     take = []
     for r in range(tokens.shape[2]):
-        child, there = tokens[..., r], valid[..., r]
-        now = Siblings(left, q, child, depths)
-        chance = jnp.where(there, accept(now), 0.0)
-        take.append(alive * chance)
-        alive = alive * (1.0 - chance)
-        left = jnp.where(there[..., None], normalized(reject(now), left), left)
+        exists = valid[..., r]
+        now = Siblings(residual, q, tokens[..., r], depths)
+        chance = jnp.where(exists, accept(now), 0.0)
+        take.append(none * chance)
+        none = none * (1.0 - chance)
+        residual = jnp.where(
+            exists[..., None], normalized(reject(now), residual), residual
+        )
         if q is not None and remove:
             fewer = jnp.where(now.one_hot(), 0.0, q)
-            q = jnp.where(there[..., None], normalized(fewer, fewer), q)
-    return tree_outcome(shape, draft, p, jnp.stack(take, axis=-1), alive, left)
+            q = jnp.where(exists[..., None], normalized(fewer, fewer), q)
+    return tree_outcome(shape, draft, p, jnp.stack(take, axis=-1), none, residual)
 
 
 def normalized(
     x: Float[Array, "... V"], otherwise: Float[Array, "... V"]
 ) -> Float[Array, "... V"]:
-    """`x` scaled to sum 1; `otherwise` where nothing is left of it."""
+    """Scales `x` to sum 1; `otherwise` where the sum is 0."""
     total = jnp.sum(x, axis=-1, keepdims=True)
     return jnp.where(total > 0, x / jnp.where(total > 0, total, 1.0), otherwise)
 
 
 def accept_ratio(a: Array, b: Array) -> Array:
-    """`min(1, a / b)` in [0, 1]; 0 where `b` is 0: such a child cannot be drawn."""
+    """Ratio `a / b`, clipped to [0, 1]; 0 where `b` is 0."""
     safe = jnp.where(b > 0, b, 1.0)
     return jnp.where(b > 0, jnp.clip(a / safe, 0.0, 1.0), 0.0)

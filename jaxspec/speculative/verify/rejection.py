@@ -1,4 +1,4 @@
-"""Recursive rejection sampling: one verifier for chains and for several siblings."""
+"""Recursive rejection sampling on chains and trees."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,6 @@ from jaxspec.speculative.trees.dynamic import DynamicTree
 from jaxspec.speculative.trees.tree import Tree
 from jaxspec.speculative.verify.base import (
     DETERMINISTIC,
-    LosslessVerifier,
     checked_draft,
     require_samples,
     target_log_probs,
@@ -22,25 +21,24 @@ from jaxspec.speculative.verify.outcome import (
 )
 from jaxspec.typing import Array, Bool, Float, Params
 
-# Candidates of which nothing but their token is used: their distribution is one-hot.
-
 
 @dataclass(frozen=True)
-class Rejection(LosslessVerifier, OutcomeVerifier):
-    """Accepts a child with probability `p(x) / q(x)`, else goes on with the residual.
+class Rejection(OutcomeVerifier):
+    """Accepts a child with probability `p(x) / q(x)`, else continues with the residual.
 
-    What was drawn how is read from the draft:
+    The algorithm depends on `Draft.selection` and the tree:
 
     - a chain: speculative sampling (Leviathan, arXiv 2211.17192; Chen, 2302.01318);
-    - siblings drawn with replacement: SpecInfer (arXiv 2305.09781);
+    - siblings sampled with replacement: SpecInfer (arXiv 2305.09781);
     - without replacement: RSD-C, and RSD-S on a `StochasticBeam` (arXiv 2402.14160);
-    - anything else, as one-hot: a child that was given, not drawn, is accepted with
-      probability `p(x)` (SGLang's target-only rule). Exact for any such draft.
+    - candidates that are no samples: `q` is one-hot, a child is accepted with
+      probability `p(x)` (target-only verification of SGLang). Exact for any such draft.
 
     Attributes:
-      selection: how the drafter should draw.
+      selection: selection of candidates by the drafter.
     """
 
+    lossless = True
     selection: Selection = "without_replacement"
 
     def outcome(

@@ -1,4 +1,4 @@
-"""LANTERN's relaxed set: the nearest codes of a code whose mass fits a budget."""
+"""Relaxed sets of LANTERN: nearest neighbors within a probability budget."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,13 @@ from jaxspec.typing import Array, Float, Int, Params
 
 
 def check_budget(name: str, k: int, budget: float | None, lam: float | None) -> None:
-    """Refuses settings that no relaxed set can have; `name` is the budget's.
+    """Checks the settings of a relaxed set.
+
+    Args:
+      name: name of the additive budget, for errors.
+      k: number of neighbors that may be in the set.
+      budget: additive budget; None if `lam` is given.
+      lam: factor of the relative budget; None if `budget` is given.
 
     Raises:
       ConfigError: none or both of the budgets are given, or a value is out of range.
@@ -34,35 +40,38 @@ def relaxed_set(
     budget: float | None,
     lam: float | None,
 ) -> tuple[Array, Array, Array, Array]:
-    """The nearest `k` codes of each token, and which of them belong to its set.
+    """Nearest neighbors of tokens, and which of them are in the relaxed set.
 
     Args:
-      table: neighbors of every token; those of a token that is no code do not count.
-      p_of: target probabilities of tokens; one more axis than `tokens`.
-      tokens: whose sets.
-      k: neighbors that are looked at.
-      budget: additive (LANTERN, arXiv 2410.03355), or None for
-      lam: `(lam - 1) p(token)` (LANTERN++, arXiv 2502.06352).
+      table: neighbors of every token; a token that is no codebook entry has none.
+      p_of: function from ids [..., m] of tokens to their target probabilities.
+      tokens: int32, tokens whose relaxed sets are computed.
+      k: number of neighbors that may be in a set.
+      budget: largest total probability of a set (LANTERN, arXiv 2410.03355); None if
+        `lam` is given.
+      lam: factor of the relative budget `(lam - 1) p(token)` (LANTERN++, arXiv
+        2502.06352); None if `budget` is given.
 
     Returns:
-      ids, distances, masses and membership, all `[..., k]`. Members are the neighbors
-      before the budget is exceeded; the token's own mass is never charged.
+      Ids, distances, probabilities and membership of the neighbors, all [..., k].
+      Members are the neighbors before the budget is exceeded; the probability of the
+      token itself does not count.
     """
     ids, distances = table.ids[tokens, :k], table.distances[tokens, :k]
-    codes = jnp.isfinite(distances)
-    masses = jnp.where(codes, p_of(ids), 0.0)
+    is_entry = jnp.isfinite(distances)
+    masses = jnp.where(is_entry, p_of(ids), 0.0)
     if lam is None:
-        most = 0.0 if budget is None else budget
+        limit = 0.0 if budget is None else budget
     else:
-        most = (lam - 1.0) * p_of(tokens[..., None])
-    return ids, distances, masses, codes & (jnp.cumsum(masses, axis=-1) <= most)
+        limit = (lam - 1.0) * p_of(tokens[..., None])
+    return ids, distances, masses, is_entry & (jnp.cumsum(masses, axis=-1) <= limit)
 
 
 def table_of(verifier, params: Params, k: int, vocab_size: int) -> Neighbors:
-    """The neighbor table among a verifier's parameters.
+    """Returns the neighbor table of the parameters of a verifier.
 
     Raises:
-      ConfigError: there is none, it has too few columns, or it is not of this
+      ConfigError: there is no table, it has too few columns, or it is for another
         vocabulary.
     """
     table = None if params is None else params.get("neighbors")
@@ -73,12 +82,12 @@ def table_of(verifier, params: Params, k: int, vocab_size: int) -> Neighbors:
         )
     if table.most < k:
         raise ConfigError(
-            f"{name} tests {k} neighbors, its table serves {table.most}; build a "
+            f"{name} tests {k} neighbors, but its table has {table.most}; build a "
             "wider one with neighbor_table(codebook, k), or use a smaller k"
         )
     if len(table.ids) != vocab_size:
         raise ConfigError(
-            f"{name}: the neighbor table has {len(table.ids)} rows, the vocabulary "
-            f"{vocab_size} tokens; place it with for_vocabulary(vocab_size, offset)"
+            f"{name}: the neighbor table has {len(table.ids)} tokens, the vocabulary "
+            f"{vocab_size}; convert it with for_vocabulary(vocab_size, offset)"
         )
     return table
