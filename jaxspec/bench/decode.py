@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from jaxspec.bench import passes
-from jaxspec.bench.peers import torch_baselines, torch_description
+from jaxspec.bench import programs
+from jaxspec.bench.baselines import torch_baselines, torch_description
+from jaxspec.bench.models import find_model
 from jaxspec.bench.roofline.ceilings import measure_ceilings
 from jaxspec.bench.roofline.work import pass_work
-from jaxspec.bench.subjects import find_model
 from jaxspec.bench.timing import collect_errors, lazy, time_interleaved
 from jaxspec.bench.variants import Variant
 from jaxspec.evaluate.plot import Line, Panel, plot_panels
@@ -58,7 +58,7 @@ def bench_decode(
       Report with one row per model, batch size and method. Times are per token.
     """
     ceilings, rows, failed = measure_ceilings(dtype), [], {}
-    compiler = passes.local_compiler(options)
+    compiler = programs.local_compiler(options)
     cells = [(m, b) for m in models for b in batches]
     with tqdm(total=len(cells), desc="decode", unit="cell") as bar:
         for name, batch in cells:
@@ -81,11 +81,11 @@ def bench_decode(
                 bundle = find(int8=True) if variant.int8 else unquantized
                 model = Transformer(config, variant.attention)
                 decode = partial(
-                    passes.decode_program, cache_stages=variant.cache_stages
+                    programs.decode_program, cache_stages=variant.cache_stages
                 )
-                makers: dict[str, Callable[..., passes.Program]] = {"": decode}
+                makers: dict[str, Callable[..., programs.Program]] = {"": decode}
                 if variant.cache_stages == 1:
-                    makers[", forward passes only"] = passes.forward_program
+                    makers[", forward passes only"] = programs.forward_program
                 if variant == variants[0]:
                     makers[FILTERED] = partial(decode, filters=FILTERS)
                 for suffix, make in makers.items():

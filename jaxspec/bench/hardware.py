@@ -9,8 +9,8 @@ import jax
 
 from jaxspec.bench.decode import bench_decode, decode_markdown
 from jaxspec.bench.generation import bench_generation, generation_markdown
+from jaxspec.bench.models import find_model
 from jaxspec.bench.roofline.ceilings import measure_ceilings
-from jaxspec.bench.subjects import find_model
 from jaxspec.bench.timing import collect_errors
 from jaxspec.bench.training import bench_training, training_markdown
 from jaxspec.bench.variants import find_variant

@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxspec import __version__
-from jaxspec.bench.given_drafts import FixedDrafts
+from jaxspec.bench.fixed_drafts import FixedDrafts
 from jaxspec.config import TransformerConfig
 from jaxspec.core.kv_cache import init_cache, tree_mask
 from jaxspec.core.noise import batch_keys

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from jaxspec.bench.models import find_model
 from jaxspec.bench.roofline.ceilings import measure_ceilings
 from jaxspec.bench.roofline.work import (
     block_training_work,
     compiler_counts,
     training_work,
 )
-from jaxspec.bench.subjects import find_model
 from jaxspec.bench.synthetic import block_config
 from jaxspec.bench.timing import time_interleaved
 from jaxspec.config import TransformerConfig

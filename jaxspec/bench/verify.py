@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from jaxspec.bench import passes
+from jaxspec.bench import programs
+from jaxspec.bench.models import find_model
 from jaxspec.bench.roofline.ceilings import measure_ceilings
 from jaxspec.bench.roofline.work import pass_work
-from jaxspec.bench.subjects import find_model
 from jaxspec.bench.timing import time_interleaved
 from jaxspec.bench.variants import Variant
 from jaxspec.errors import ConfigError
@@ -64,7 +64,7 @@ def bench_verify(
             "stagesN needs `bench decode`: a forward pass uses one cache size"
         )
     ceilings, rows = measure_ceilings(dtype), []
-    compiler = passes.local_compiler(options)
+    compiler = programs.local_compiler(options)
     cells = [(m, b, v) for m in models for b in batches for v in variants]
     with tqdm(total=len(cells), desc="verify", unit="cell") as bar:
         for name, batch, variant in cells:
@@ -79,8 +79,8 @@ def bench_verify(
             calls = {}
             for size, tree in trees.items():
                 args = model, params, batch, tree, filled, iterations, compiler
-                calls["pass", size] = passes.verify_program(*args)
-                calls["round", size] = passes.round_program(*args)
+                calls["pass", size] = programs.verify_program(*args)
+                calls["round", size] = programs.round_program(*args)
             times = time_interleaved(calls, repeats)
             step = times["pass", 1].per(iterations)
             for size in trees:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.bench import hardware, passes
+from jaxspec.bench import hardware, programs
 from jaxspec.bench.hardware import Section, sections
 from jaxspec.bench.roofline.ceilings import Ceilings, measure_ceilings
 from jaxspec.bench.roofline.work import (
@@ -145,10 +145,10 @@ def test_programs_run_the_model():
     """Decoding matches the engine; other programs leave cache lengths unchanged."""
     params = synthetic_params(TINY, "float32")
     model = Transformer(TINY)
-    compiler = passes.local_compiler()
-    tokens = np.asarray(passes.decode_program(model, params, 2, 16, compiler)())
+    compiler = programs.local_compiler()
+    tokens = np.asarray(programs.decode_program(model, params, 2, 16, compiler)())
     engine = Engine(model.as_target(), 16, order=("temperature",))
-    settings = GenerationConfig(cfg_scale=passes.CFG_SCALE)
+    settings = GenerationConfig(cfg_scale=programs.CFG_SCALE)
     expected = jax.jit(engine.generate)(
         Variables(params),
         jnp.zeros(2, jnp.int32),
@@ -157,7 +157,7 @@ def test_programs_run_the_model():
     ).tokens
     np.testing.assert_array_equal(tokens, expected)
     tree = Tree.named("chain-3")
-    for make in (passes.verify_program, passes.round_program):
+    for make in (programs.verify_program, programs.round_program):
         call = make(model, params, 2, tree, 33, 3, compiler)
         first, second = np.asarray(call()), np.asarray(call())
         np.testing.assert_array_equal(first, second)  # equal inputs

@@ -8,11 +8,10 @@ import jax.numpy as jnp
 from tqdm import tqdm
 
 from jaxspec import __version__
-from jaxspec.bench import passes
 from jaxspec.bench.compiled.devices import compiler_for, find_device
 from jaxspec.bench.compiled.program import largest_loop
+from jaxspec.bench.models import find_shapes
 from jaxspec.bench.roofline.work import pass_work
-from jaxspec.bench.subjects import find_shapes
 from jaxspec.bench.timing import collect_errors
 from jaxspec.bench.variants import Variant
 from jaxspec.errors import ConfigError
@@ -83,16 +82,19 @@ def bench_compiled(
             args = Transformer(config, variant.attention), params, batch
             filled = config.prefix_length + config.sequence_length // 2
             length = config.sequence_length
-            decode = partial(passes.decode_program, *args, length, compiler)
+            decode = partial(programs.decode_program, *args, length, compiler)
             calls = {"decode": (1, decode)}
             for size, tree in trees.items():
                 tree_args = *args, tree, filled, 4, compiler
                 calls |= {
                     f"verify {size}": (
                         size,
-                        partial(passes.verify_program, *tree_args),
+                        partial(programs.verify_program, *tree_args),
                     ),
-                    f"round {size}": (size, partial(passes.round_program, *tree_args)),
+                    f"round {size}": (
+                        size,
+                        partial(programs.round_program, *tree_args),
+                    ),
                 }
             for kind, (size, call) in calls.items():
                 method = f"jaxspec{variant.suffix}"

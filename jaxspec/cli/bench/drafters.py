@@ -2,7 +2,8 @@
 
 import argparse
 
-from jaxspec.cli.bench.output import (
+from jaxspec.cli.options import add_checkpoint, check_scales
+from jaxspec.cli.reports import (
     add_compare,
     add_lists,
     add_numbers,
@@ -13,7 +14,6 @@ from jaxspec.cli.bench.output import (
     read_report,
     write_report,
 )
-from jaxspec.cli.options import add_checkpoint, check_scales
 
 SUFFIXES = (".json", ".md", ".png")
 DEFAULT = ["own", "jacobi", "recycling", "ngrams", "prompt-lookup"]

@@ -2,7 +2,14 @@
 
 import argparse
 
-from jaxspec.cli.bench.output import (
+from jaxspec.cli.bench.speed import (
+    SUFFIXES,
+    add_speed,
+    speed_option_values,
+    speed_options,
+)
+from jaxspec.cli.options import add_attention, add_int8, check_scales
+from jaxspec.cli.reports import (
     add_lists,
     add_numbers,
     check_numbers,
@@ -11,13 +18,6 @@ from jaxspec.cli.bench.output import (
     read_report,
     write_report,
 )
-from jaxspec.cli.bench.speed import (
-    SUFFIXES,
-    add_speed,
-    speed_option_values,
-    speed_options,
-)
-from jaxspec.cli.options import add_attention, add_int8, check_scales
 
 NAMES = (
     "trees",
@@ -93,8 +93,8 @@ def run(arguments: argparse.Namespace) -> None:
         generation_markdown,
         generation_plot,
     )
+    from jaxspec.bench.models import find_model
     from jaxspec.bench.roofline.ceilings import measure_ceilings
-    from jaxspec.bench.subjects import find_model
     from jaxspec.evaluate.tables import environment
     from jaxspec.pipeline.drafters import bundled_drafter
     from jaxspec.speculative.trees.parsing import deepest, default_tree, parse_tree

@@ -2,7 +2,7 @@
 
 import argparse
 
-from jaxspec.cli.bench.output import add_numbers, add_out, check_numbers, check_out
+from jaxspec.cli.reports import add_numbers, add_out, check_numbers, check_out
 
 SUFFIXES = (".json", ".md")
 

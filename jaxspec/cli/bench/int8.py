@@ -2,7 +2,8 @@
 
 import argparse
 
-from jaxspec.cli.bench.output import (
+from jaxspec.cli.options import add_checkpoint
+from jaxspec.cli.reports import (
     add_numbers,
     add_out,
     check_numbers,
@@ -11,7 +12,6 @@ from jaxspec.cli.bench.output import (
     option_values,
     write_report,
 )
-from jaxspec.cli.options import add_checkpoint
 
 SUFFIXES = (".json", ".md")
 NUMBERS = {
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
     check_numbers(arguments, "num", "batch")
     check_out(arguments.out, *SUFFIXES)
 
-    from jaxspec.bench.eight_bits import bench_int8, int8_markdown
+    from jaxspec.bench.int8 import bench_int8, int8_markdown
     from jaxspec.pipeline.bundle import load_bundle
     from jaxspec.pipeline.drafters import bundled_drafter
     from jaxspec.speculative.trees.parsing import tree_for

@@ -2,8 +2,8 @@
 
 import argparse
 
-from jaxspec.cli.bench.output import command_line
 from jaxspec.cli.options import add_checkpoint, check_scales
+from jaxspec.cli.reports import command_line
 
 
 def add_parser(benchmarks) -> None:

@@ -2,14 +2,14 @@
 
 import argparse
 
-from jaxspec.cli.bench.output import (
+from jaxspec.cli.options import add_checkpoint
+from jaxspec.cli.reports import (
     add_numbers,
     add_out,
     check_numbers,
     check_out,
     command_line,
 )
-from jaxspec.cli.options import add_checkpoint
 
 SUFFIXES = (".json", ".md", ".png")
 NUMBERS = {

@@ -3,14 +3,14 @@
 import argparse
 from typing import Any
 
-from jaxspec.cli.bench.output import (
+from jaxspec.cli.options import add_checkpoint
+from jaxspec.cli.reports import (
     add_compare,
     add_numbers,
     add_out,
     check_numbers,
     option_values,
 )
-from jaxspec.cli.options import add_checkpoint
 
 SUFFIXES = (".json", ".md", ".png")
 MODELS = ["default"]

@@ -2,7 +2,8 @@
 
 import argparse
 
-from jaxspec.cli.bench.output import (
+from jaxspec.cli.options import add_checkpoint
+from jaxspec.cli.reports import (
     add_lists,
     add_numbers,
     add_out,
@@ -12,7 +13,6 @@ from jaxspec.cli.bench.output import (
     option_values,
     write_report,
 )
-from jaxspec.cli.options import add_checkpoint
 
 SUFFIXES = (".json", ".md")
 NUMBERS = {

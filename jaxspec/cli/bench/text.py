@@ -2,7 +2,7 @@
 
 import argparse
 
-from jaxspec.cli.bench.output import (
+from jaxspec.cli.reports import (
     add_compare,
     add_numbers,
     add_out,
@@ -62,7 +62,11 @@ def run(arguments: argparse.Namespace) -> None:
     check_out(arguments.out, *SUFFIXES)
     before = read_report(arguments.compare)
 
-    from jaxspec.bench.peers.transformers_text import KEYS, bench_text, text_markdown
+    from jaxspec.bench.baselines.transformers_text import (
+        KEYS,
+        bench_text,
+        text_markdown,
+    )
 
     result = bench_text(**{name: getattr(arguments, name) for name in NUMBERS})
     write_report(

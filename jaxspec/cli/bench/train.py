@@ -2,19 +2,19 @@
 
 import argparse
 
-from jaxspec.cli.bench.output import (
+from jaxspec.cli.bench.speed import (
+    SUFFIXES,
+    add_speed,
+    speed_option_values,
+    speed_options,
+)
+from jaxspec.cli.reports import (
     add_numbers,
     check_numbers,
     check_out,
     command_line,
     read_report,
     write_report,
-)
-from jaxspec.cli.bench.speed import (
-    SUFFIXES,
-    add_speed,
-    speed_option_values,
-    speed_options,
 )
 
 PARTS = ("prior", "drafter")

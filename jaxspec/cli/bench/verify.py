@@ -2,7 +2,13 @@
 
 import argparse
 
-from jaxspec.cli.bench.output import (
+from jaxspec.cli.bench.speed import (
+    SUFFIXES,
+    add_speed,
+    speed_option_values,
+    speed_options,
+)
+from jaxspec.cli.reports import (
     add_lists,
     add_numbers,
     check_numbers,
@@ -10,12 +16,6 @@ from jaxspec.cli.bench.output import (
     command_line,
     read_report,
     write_report,
-)
-from jaxspec.cli.bench.speed import (
-    SUFFIXES,
-    add_speed,
-    speed_option_values,
-    speed_options,
 )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxspec.bench.given_drafts import FixedDrafts
+from jaxspec.bench.fixed_drafts import FixedDrafts
 from jaxspec.core.kv_cache import init_cache, tree_mask
 from jaxspec.core.noise import batch_keys
 from jaxspec.core.sampling import Sampling, active_steps, apply_cfg
