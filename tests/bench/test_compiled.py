@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxspec.bench.compiled import devices, report
-from jaxspec.bench.compiled.devices import DeviceSpec, find_device
-from jaxspec.bench.compiled.program import Loop, largest_loop
+from docs.studies.compiled import devices, report
+from docs.studies.compiled.devices import DeviceSpec, find_device
+from docs.studies.compiled.program import Loop, largest_loop
 from jaxspec.bench.roofline.ceilings import Ceilings
 from jaxspec.bench.synthetic import synthetic_params
 from jaxspec.bench.variants import find_variant

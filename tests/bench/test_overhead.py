@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxspec.bench.overhead import measure_overhead, overhead_markdown
+from docs.studies.overhead import measure_overhead, overhead_markdown
 
 
 @pytest.mark.slow

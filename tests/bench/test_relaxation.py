@@ -10,22 +10,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxspec.bench.relaxation import relaxation_markdown, relaxation_plot
-from jaxspec.bench.relaxation.drafts import (
+from docs.studies.relaxation import relaxation_markdown, relaxation_plot
+from docs.studies.relaxation.drafts import (
     Drafts,
     coupled_drafts,
     coupled_pairs,
     independent_drafts,
 )
-from jaxspec.bench.relaxation.equal_acceptance import equal_acceptance, lantern_at
-from jaxspec.bench.relaxation.outcomes import (
+from docs.studies.relaxation.equal_acceptance import equal_acceptance, lantern_at
+from docs.studies.relaxation.outcomes import (
     coupled_outcome,
     independent_outcome,
     total_variation,
     wasserstein,
 )
-from jaxspec.bench.relaxation.positions import model_positions, toy_positions
-from jaxspec.bench.relaxation.sweep import cells, measure_setting
+from docs.studies.relaxation.positions import model_positions, toy_positions
+from docs.studies.relaxation.sweep import cells, measure_setting
 from jaxspec.cli import main
 from jaxspec.evaluate.plot import Line, Panel, plot_panels, ticks
 from jaxspec.io.images import png_bytes
@@ -290,7 +290,7 @@ def test_command_writes_numbers_tables_and_plot(tmp_path, monkeypatch, capsys):
         calls.append((bundle.name, options))
         return result
 
-    monkeypatch.setattr("jaxspec.bench.relaxation.measure_relaxation", measure)
+    monkeypatch.setattr("docs.studies.relaxation.measure_relaxation", measure)
     stem = str(tmp_path / "r")
     assert main(["bench", "relaxation", "--out", stem]) == 0
     written = json.loads((tmp_path / "r.json").read_text())

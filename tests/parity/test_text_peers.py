@@ -14,7 +14,7 @@ from jaxspec.core.sampling import Sampling
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from jaxspec.bench.baselines.transformers_text import (
+from docs.studies.text import (
     DRAFTED,
     PLAIN,
     convert_models,

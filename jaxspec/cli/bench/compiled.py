@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
     check_numbers(arguments, "batches", grid=3, nodes=2)
     check_out(arguments.out, *SUFFIXES)
 
-    from jaxspec.bench.compiled.report import bench_compiled, compiled_markdown
+    from docs.studies.compiled.report import bench_compiled, compiled_markdown
     from jaxspec.bench.variants import find_variant
 
     result = bench_compiled(

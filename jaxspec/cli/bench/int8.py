@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
     check_numbers(arguments, "num", "batch")
     check_out(arguments.out, *SUFFIXES)
 
-    from jaxspec.bench.int8 import bench_int8, int8_markdown
+    from docs.studies.int8 import bench_int8, int8_markdown
     from jaxspec.pipeline.bundle import load_bundle
     from jaxspec.pipeline.drafters import bundled_drafter
     from jaxspec.speculative.trees.parsing import tree_for

@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
     numbers = {name: getattr(arguments, name) for name in NUMBERS}
     check_out(arguments.out, *SUFFIXES)
 
-    from jaxspec.bench.overhead import measure_overhead, overhead_markdown
+    from docs.studies.overhead import measure_overhead, overhead_markdown
 
     changed = {k: [v] for k, v in numbers.items() if v != NUMBERS[k][0]}
     command = command_line("bench overhead", {**changed, "out": [arguments.out]})

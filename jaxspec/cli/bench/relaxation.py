@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
     stem = arguments.out
     check_out(stem, *SUFFIXES)
 
-    from jaxspec.bench.relaxation import (
+    from docs.studies.relaxation import (
         measure_relaxation,
         relaxation_markdown,
         relaxation_plot,

@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> None:
     check_out(arguments.out, *SUFFIXES)
     before = read_report(arguments.compare)
 
-    from jaxspec.bench.baselines.transformers_text import (
+    from docs.studies.text import (
         KEYS,
         bench_text,
         text_markdown,

@@ -7,20 +7,20 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from jaxspec import __version__
-from jaxspec.bench.relaxation.drafts import coupled_drafts, independent_drafts
-from jaxspec.bench.relaxation.equal_acceptance import equal_acceptance
-from jaxspec.bench.relaxation.outcomes import (
+from docs.studies.relaxation.drafts import coupled_drafts, independent_drafts
+from docs.studies.relaxation.equal_acceptance import equal_acceptance
+from docs.studies.relaxation.outcomes import (
     coupled_outcome,
     independent_outcome,
     total_variation,
     wasserstein,
 )
-from jaxspec.bench.relaxation.positions import (
+from docs.studies.relaxation.positions import (
     Position,
     model_positions,
     toy_positions,
 )
+from jaxspec import __version__
 from jaxspec.pipeline.bundle import Bundle
 from jaxspec.pipeline.verifiers import verifier_spec
 from jaxspec.sharding.device import device_name

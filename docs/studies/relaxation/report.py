@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from jaxspec.bench.relaxation.equal_acceptance import LOSSLESS_COUPLED
+from docs.studies.relaxation.equal_acceptance import LOSSLESS_COUPLED
 from jaxspec.evaluate.plot import Line, Panel, plot_panels
 from jaxspec.io.images import png_bytes
 

@@ -5,7 +5,7 @@ The distribution of the emitted token after a prefix is computed exactly for eac
 With one child per node all drafts are enumerated, so that no sampling is involved.
 """
 
-from jaxspec.bench.relaxation.report import relaxation_markdown, relaxation_plot
-from jaxspec.bench.relaxation.sweep import measure_relaxation
+from docs.studies.relaxation.report import relaxation_markdown, relaxation_plot
+from docs.studies.relaxation.sweep import measure_relaxation
 
 __all__ = ["measure_relaxation", "relaxation_markdown", "relaxation_plot"]

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from tqdm import tqdm
 
+from docs.studies.compiled.devices import compiler_for, find_device
+from docs.studies.compiled.program import largest_loop
 from jaxspec import __version__
-from jaxspec.bench.compiled.devices import compiler_for, find_device
-from jaxspec.bench.compiled.program import largest_loop
 from jaxspec.bench.models import find_shapes
 from jaxspec.bench.roofline.work import pass_work
 from jaxspec.bench.timing import collect_errors

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec.bench.relaxation.drafts import Drafts
-from jaxspec.bench.relaxation.positions import Position
+from docs.studies.relaxation.drafts import Drafts
+from docs.studies.relaxation.positions import Position
 from jaxspec.speculative.draft import Draft
 from jaxspec.speculative.trees.tree import Tree
 from jaxspec.speculative.verify import Coupled, CoupledRelaxed
