@@ -21,7 +21,12 @@ from jaxspec.speculative.verify.base import (
 from jaxspec.speculative.verify.coupled import coupled_choice, longest_match
 from jaxspec.speculative.verify.neighbors import Neighbors
 from jaxspec.speculative.verify.outcome import Outcome, normalized, tree_outcome
-from jaxspec.speculative.verify.relaxed_set import check_budget, relaxed_set, table_of
+from jaxspec.speculative.verify.relaxed_set import (
+    check_budget,
+    is_concrete,
+    relaxed_set,
+    table_of,
+)
 from jaxspec.typing import Array, Bool, Float, Int, Params
 
 
@@ -56,7 +61,7 @@ class CoupledRelaxed(LossyVerifier):
 
     def __post_init__(self):
         check_budget("budget", self.k, self.budget, self.lam)
-        if not self.radius >= 0:
+        if is_concrete(self.radius) and not self.radius >= 0:
             raise ConfigError(f"radius={self.radius} must not be negative")
 
     @property
