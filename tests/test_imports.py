@@ -38,14 +38,14 @@ ALLOWED["cli"] = ALLOWED["bench"] | {"bench"}
 RESERVED = {
     "orbax": set(),
     "tensorstore": {"checkpoint"},
-    "scipy": {"bench", "convert"},
+    "scipy": {"convert"},
     "huggingface_hub": {"convert"},
     "tokenizers": {"pipeline"},
     "tensorflow_datasets": {"data"},
     "optax": {"train"},
     "flax": {"nn", "models", "tokenizers", "drafters"},
     "torch": {"bench"},
-    "transformers": {"bench"},
+    "transformers": set(),
 }
 
 

@@ -110,9 +110,10 @@ PARTS = [
     ROOT / part
     for part in (
         "configs", "docs/performance.md", "docs/scaling.md", "docs/traps.md",
-        "jaxspec/bench", "jaxspec/checkpoint", "jaxspec/cli/bench",
+        "docs/studies", "jaxspec/bench", "jaxspec/checkpoint", "jaxspec/cli/bench.py",
         "jaxspec/cli/convert.py", "jaxspec/cli/evaluate.py", "jaxspec/cli/failures.py",
         "jaxspec/cli/info.py", "jaxspec/cli/interrupts.py", "jaxspec/cli/main.py",
+        "jaxspec/cli/reports.py",
         "jaxspec/cli/streams.py", "jaxspec/cli/train.py", "jaxspec/config",
         "jaxspec/convert", "jaxspec/data", "jaxspec/drafters", "jaxspec/evaluate",
         "jaxspec/io", "jaxspec/models", "jaxspec/nn", "jaxspec/pipeline/captions.py",

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxspec.bench import programs
 from jaxspec.bench.roofline.ceilings import measure_ceilings
-from jaxspec.bench.roofline.work import pass_work
+from jaxspec.bench.roofline.work import bound_fields, pass_work
 from jaxspec.bench.timing import time_interleaved
 from jaxspec.core.noise import batch_keys
 from jaxspec.models.transformer.model import Transformer
@@ -173,10 +173,4 @@ def target_bound(
         int8=bundle.int8,
     )
     work *= int(run.calls.sum()) / batch
-    bound = work.bound(measure_ceilings(str(dtype)))
-    return {
-        "bytes": work.bytes,
-        "flops": work.flops,
-        "bound_seconds": bound,
-        **ratio_fields(achieved=(Timing.exact(bound), run.timing)),
-    }
+    return bound_fields(work, measure_ceilings(str(dtype)), run.timing)
