@@ -38,14 +38,14 @@ ALLOWED["cli"] = ALLOWED["bench"] | {"bench"}
 RESERVED = {
     "orbax": set(),
     "tensorstore": {"checkpoint"},
-    "scipy": {"bench", "convert"},
+    "scipy": {"convert"},
     "huggingface_hub": {"convert"},
     "tokenizers": {"pipeline"},
     "tensorflow_datasets": {"data"},
     "optax": {"train"},
     "flax": {"nn", "models", "tokenizers", "drafters"},
     "torch": {"bench"},
-    "transformers": {"bench"},
+    "transformers": set(),
 }
 
 
@@ -87,14 +87,14 @@ def test_imports_point_one_way(file):
             assert here in RESERVED[first], f"{here} imports {name}"
 
 
-def test_pytorch_is_a_peer_that_is_asked_for():
-    """Only modules of `bench.peers` import it, and nobody imports those but to run."""
+def test_pytorch_is_imported_by_baselines_only():
+    """And nothing imports the modules of `bench.baselines` before it runs them."""
     for file in FILES:
-        peers = file.relative_to(ROOT).as_posix().startswith("bench/peers/")
+        baseline = file.relative_to(ROOT).as_posix().startswith("bench/baselines/")
         for name, at_once in imports(file):
             if name.split(".")[0] in ("torch", "transformers"):
-                assert peers, f"{file} imports {name}"
-            if name.startswith("jaxspec.bench.peers.") and not peers:
+                assert baseline, f"{file} imports {name}"
+            if name.startswith("jaxspec.bench.baselines.") and not baseline:
                 assert not at_once, f"{file} imports {name}"
 
 

@@ -112,10 +112,14 @@ def streaming(result):
     return streaming_markdown({**result, **heads, "rows": rows})
 
 
+STUDIES = PACKAGE.parent / "docs" / "studies"
 FILES = [*PACKAGE.glob("bench/**/*.py"), PACKAGE / "pipeline/report.py"]
+FILES += STUDIES.rglob("*.py")
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda f: f.relative_to(PACKAGE).as_posix())
+@pytest.mark.parametrize(
+    "file", FILES, ids=lambda f: f.relative_to(PACKAGE.parent).as_posix()
+)
 def test_times_are_divided_by_one_function(file):
     """Quotients of times outside of `ratio_fields` would be shown without a mark."""
     time = re.compile(r"seconds|median|bound\b|timing")

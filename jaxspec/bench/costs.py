@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec.bench import passes
+from jaxspec.bench import programs
 from jaxspec.bench.roofline.ceilings import measure_ceilings
-from jaxspec.bench.roofline.work import pass_work
+from jaxspec.bench.roofline.work import bound_fields, pass_work
 from jaxspec.bench.timing import time_interleaved
 from jaxspec.core.noise import batch_keys
 from jaxspec.models.transformer.model import Transformer
@@ -51,15 +51,15 @@ def round_costs(
     config, params = target.prior.config, target.prior.params
     filled = config.prefix_length + config.sequence_length // 2
     trees = {1: Tree.root(), tree.size: Tree.chain(tree.size - 1)}
-    calls: dict[Any, passes.Program] = {
-        size: passes.verify_program(
+    calls: dict[Any, programs.Program] = {
+        size: programs.verify_program(
             Transformer(config, settings.attention),
             params,
             batch,
             static_tree,
             filled,
             ITERATIONS,
-            passes.local_compiler(),
+            programs.local_compiler(),
             cfg=settings.cfg_scale != 1.0,
         )
         for size, static_tree in trees.items()
@@ -91,7 +91,7 @@ def draft_program(
     settings: GenerationConfig,
     tree: Tree | DynamicTree,
     loaded: LoadedDrafter,
-) -> passes.Program:
+) -> programs.Program:
     """Compiles `ITERATIONS` calls of `propose` for a full batch.
 
     The root of each draft is the last token of the previous one.
@@ -140,7 +140,7 @@ def draft_program(
         initial = state.tokens[:, 0], state.drafter
         return jax.lax.fori_loop(0, ITERATIONS, step, initial)[0]
 
-    program = passes.lower(run, loaded.params, state, noise).compile()
+    program = programs.lower(run, loaded.params, state, noise).compile()
     return lambda: program(loaded.params, state, noise)
 
 
@@ -173,10 +173,4 @@ def target_bound(
         int8=bundle.int8,
     )
     work *= int(run.calls.sum()) / batch
-    bound = work.bound(measure_ceilings(str(dtype)))
-    return {
-        "bytes": work.bytes,
-        "flops": work.flops,
-        "bound_seconds": bound,
-        **ratio_fields(achieved=(Timing.exact(bound), run.timing)),
-    }
+    return bound_fields(work, measure_ceilings(str(dtype)), run.timing)

@@ -1,5 +1,7 @@
 """Comparison of drafters on one target: tokens per call, cost, wall-clock time."""
 
+import itertools
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -9,24 +11,20 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxspec.bench.costs import draft_timing, target_bound
-from jaxspec.errors import ConfigError
+from jaxspec.errors import ConfigError, DataError
 from jaxspec.evaluate.plot import Line, Panel, plot_panels
 from jaxspec.evaluate.tables import environment, markdown_table
-from jaxspec.pipeline.bundle import Bundle
+from jaxspec.io.text_files import read_text, split_lines
+from jaxspec.pipeline.bundle import Bundle, load_bundle
 from jaxspec.pipeline.config import GenerationConfig
-from jaxspec.pipeline.drafters import LoadedDrafter
+from jaxspec.pipeline.drafters import LoadedDrafter, load_drafter
 from jaxspec.pipeline.generation import GenerationResult, batches_of, generate
-from jaxspec.pipeline.prompts import Prompts
+from jaxspec.pipeline.prompts import Prompts, spread_classes
 from jaxspec.pipeline.report import generation_report
 from jaxspec.pipeline.timing import RATIO_NOTE, ratio_fields, shown
 from jaxspec.pipeline.verifiers import parse_verifier, verifier_spec
 from jaxspec.speculative.trees.dynamic import DynamicTree
-from jaxspec.speculative.trees.parsing import deepest, parse_tree
 from jaxspec.speculative.trees.tree import Tree
-
-NODES = (16, 57, 128)
-VERIFIERS = ("coupled",)
-KEYS = ("drafter", "verifier", "cfg_scale", "nodes")
 
 
 def tree_of_size(loaded: LoadedDrafter, nodes: int) -> Tree | DynamicTree:
@@ -35,9 +33,8 @@ def tree_of_size(loaded: LoadedDrafter, nodes: int) -> Tree | DynamicTree:
     Raises:
       ConfigError: The drafter supports neither.
     """
-    depth = deepest(loaded.drafter)
     for name in (f"beam-{nodes}", f"optimal-{nodes}"):
-        tree = parse_tree(name, depth)
+        tree = loaded.tree(name)
         try:
             loaded.check_tree(tree)
         except ConfigError:
@@ -48,18 +45,130 @@ def tree_of_size(loaded: LoadedDrafter, nodes: int) -> Tree | DynamicTree:
     )
 
 
+def measure_drafters(
+    *,
+    checkpoint: str | None = None,
+    drafters: Sequence[str] = ("own",),
+    nodes: Sequence[int] = (16, 57, 128),
+    cfg_scales: Sequence[float] = (2.0, 3.0),
+    verifiers: Sequence[str] = ("coupled",),
+    prompts: str | None = None,
+    length: int | None = None,
+    num: int = 32,
+    batch: int = 16,
+    repeats: int = 1,
+    seed: int = 0,
+    earlier: dict[str, Any] | None = None,
+    save: Callable[[dict[str, Any]], object] = lambda result: None,
+) -> dict[str, Any]:
+    """Compares drafters by name, see `bench_drafters`.
+
+    Args:
+      checkpoint: Bundle folder; None for the embedded bundle.
+      drafters: Names, see `load_drafter`.
+      nodes: Tree sizes.
+      cfg_scales: CFG scales; models of text are not guided.
+      verifiers: Names, see `parse_verifier`.
+      prompts: File of passages, for models of text.
+      length: Tokens of each sequence; None for the length of the model.
+      num: Number of sequences.
+      batch: Batch size in sequences.
+      repeats: Number of timed runs.
+      seed: Seed of images and noise.
+      earlier: Report of an interrupted run, whose rows are not measured again.
+      save: Callback that receives the report after each row.
+
+    Raises:
+      ConfigError: A name is unknown, or a model of text has no prompts.
+      DataError: The passages cannot be read, or the earlier report does not fit.
+    """
+    for name in verifiers:  # raises before models are loaded
+        parse_verifier(name)
+    finished_rows = _finished_rows(earlier, num, batch) if earlier else []
+    bundle = load_bundle(checkpoint)
+    loaded_drafters = [load_drafter(name, bundle) for name in drafters]
+    if bundle.image_tokenizer is None:
+        texts, cfg_scales = _read_texts(prompts, num, bundle), [1.0]
+        sequences = Prompts.from_texts(texts)
+    else:
+        classes = spread_classes(len(bundle.class_names), num)
+        sequences = Prompts.from_classes(classes)
+    settings = GenerationConfig(
+        seed=seed, batch_size=batch, cfg_scale=cfg_scales[0], max_new_tokens=length
+    )
+    return bench_drafters(
+        bundle,
+        loaded_drafters,
+        sequences,
+        settings,
+        nodes=nodes,
+        cfg_scales=cfg_scales,
+        verifiers=verifiers,
+        repeats=repeats,
+        finished_rows=finished_rows,
+        save=save,
+    )
+
+
+def _finished_rows(
+    earlier: dict[str, Any], num: int, batch: int
+) -> list[dict[str, Any]]:
+    """Rows of an earlier report.
+
+    Raises:
+      DataError: The report has no rows, or other images.
+    """
+    try:
+        sizes = earlier["images"], earlier["batch"]
+        rows = [
+            {**row, "cfg_scale": float(row["cfg_scale"])} for row in earlier["rows"]
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"cannot resume: the earlier report is not one of this benchmark "
+            f"({error!r}); write to another --out"
+        ) from None
+    if sizes != (num, batch):
+        raise DataError(
+            f"the earlier report has {sizes[0]} images in batches of {sizes[1]}; "
+            "resume with the same --num and --batch, or write to another --out"
+        )
+    return rows
+
+
+def _read_texts(file: str | None, count: int, bundle: Bundle) -> tuple[bytes, ...]:
+    """Reads the beginnings of a file's passages, as prompts.
+
+    Prompts are at most a quarter of the model's sequence length.
+
+    Raises:
+      ConfigError: No file was named.
+      DataError: The file cannot be read, or has too few passages.
+    """
+    if file is None:
+        raise ConfigError(f"bundle '{bundle.name}' generates text; give --prompts FILE")
+    passages = "\n".join(split_lines(read_text(file))).split("\n\n")
+    passages = [passage.strip().encode() for passage in passages]
+    limit = bundle.prior.config.sequence_length // 4
+    texts = [passage[:limit] for passage in passages if passage]
+    if len(texts) < count:
+        raise DataError(f"'{file}' has {len(texts)} passages; --num asks for {count}")
+    step = len(texts) // count
+    return tuple(texts[::step][:count])
+
+
 def bench_drafters(
     bundle: Bundle,
     loaded_drafters: Sequence[LoadedDrafter],
     prompts: Prompts,
     settings: GenerationConfig,
     *,
-    nodes: Sequence[int] = NODES,
+    nodes: Sequence[int] = (16, 57, 128),
     cfg_scales: Sequence[float] = (2.0, 3.0),
-    verifiers: Sequence[str] = VERIFIERS,
+    verifiers: Sequence[str] = ("coupled",),
     repeats: int = 1,
     finished_rows: Sequence[dict[str, Any]] = (),
-    save: Callable[[dict[str, Any]], None] = lambda result: None,
+    save: Callable[[dict[str, Any]], object] = lambda result: None,
 ) -> dict[str, Any]:
     """Measures each drafter with each tree size, CFG scale and verifier.
 
@@ -82,16 +191,9 @@ def bench_drafters(
       Report with one row per combination.
     """
     rows: list[dict[str, Any]] = list(finished_rows)
-    finished = {
-        (row["drafter"], row["nodes"], row["verifier"], row["cfg_scale"])
-        for row in finished_rows
-    }
-    cells = [
-        (loaded, count, verifier)
-        for loaded in loaded_drafters
-        for count in nodes
-        for verifier in verifiers
-    ]
+    identity = operator.itemgetter("drafter", "nodes", "verifier", "cfg_scale")
+    finished = set(map(identity, finished_rows))
+    cells = list(itertools.product(loaded_drafters, nodes, verifiers))
     result = {
         "checkpoint": bundle.name,
         "images": len(prompts),
@@ -110,23 +212,21 @@ def bench_drafters(
             run = partial(
                 generate, bundle, prompts, repeats=repeats, warm_up=repeats > 1
             )
-            plain_runs: dict[
-                int, GenerationResult
-            ] = {}  # a drafter may replace the target
+            # A drafter may replace the target.
+            plain_runs: dict[int, GenerationResult] = {}
             for loaded, count, name in cells:
                 cell_settings = replace(plain_settings, verifier=parse_verifier(name))
                 spec = verifier_spec(cell_settings.verifier)
                 if (loaded.name, count, spec, cfg_scale) in finished:
                     bar.update()
                     continue
-                plain = plain_runs.get(id(loaded.prior))
-                if plain is None:
+                target = id(loaded.prior)
+                if target not in plain_runs:
                     plain = run(plain_settings, Tree.root(), loaded=loaded)
-                    plain_runs[id(loaded.prior)] = plain
+                    plain_runs[target] = plain
                     bar.update()
-                row = _report_row(
-                    bundle, prompts, loaded, cell_settings, count, plain, run
-                )
+                args = loaded, cell_settings, count, plain_runs[target], run
+                row = _report_row(bundle, prompts, *args)
                 if row is not None:
                     rows.append(row)
                     save(result)
@@ -142,7 +242,7 @@ def _report_row(
     try:
         fast = run(settings, tree, loaded=loaded)
     except ConfigError:
-        static_tree = parse_tree(f"optimal-{count}", deepest(loaded.drafter))
+        static_tree = loaded.tree(f"optimal-{count}")
         try:
             tree, fast = static_tree, run(settings, static_tree, loaded=loaded)
         except ConfigError:

@@ -1,35 +1,111 @@
 """Speculative decoding compared with plain decoding."""
 
 import itertools
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from jaxspec.bench.costs import round_costs, target_bound
+from jaxspec.bench.models import find_model
+from jaxspec.bench.roofline.ceilings import measure_ceilings
 from jaxspec.bench.synthetic import Forced
 from jaxspec.evaluate.plot import Line, Panel, plot_panels
-from jaxspec.evaluate.tables import markdown_table, report_heading
+from jaxspec.evaluate.tables import environment, markdown_table, report_heading
 from jaxspec.pipeline.bundle import Bundle
 from jaxspec.pipeline.config import GenerationConfig
 from jaxspec.pipeline.drafters import bundled_drafter
 from jaxspec.pipeline.engine import make_engine
-from jaxspec.pipeline.generation import generate
+from jaxspec.pipeline.generation import GenerationResult, generate
 from jaxspec.pipeline.prompts import Prompts, spread_classes
 from jaxspec.pipeline.report import generation_report
 from jaxspec.pipeline.timing import plot_value, shown, worst_mark
+from jaxspec.sharding.device import default_dtype
 from jaxspec.speculative.trees.dynamic import DynamicTree
+from jaxspec.speculative.trees.parsing import parse_tree
 from jaxspec.speculative.trees.tree import Tree
 from jaxspec.speculative.verify import Coupled
 
-KEYS = ("checkpoint", "batch", "cfg_scale", "tree_name", "tokens", "verifier")
+
+def measure_generation(
+    *,
+    checkpoint: str | None = None,
+    models: Sequence[str] = ("default",),
+    dtype: str | None = None,
+    grid: int = 24,
+    repeats: int = 3,
+    trees: Sequence[str] | None = None,
+    cfg_scales: Sequence[float] = (2.0,),
+    batches: Sequence[int] = (8,),
+    num: int = 64,
+    seed: int = 0,
+    tokens: int | None = None,
+    accept: float | None = None,
+    attention: str = "xla",
+    int8: bool = False,
+) -> dict[str, Any]:
+    """Compares speculative with plain decoding for several models.
+
+    Args:
+      checkpoint: Bundle folder that "default" refers to.
+      models: Names, see `find_model`.
+      dtype: Dtype of weights and caches; None for `default_dtype`.
+      grid: Tokens along a side, for published sizes.
+      repeats: Number of timed runs.
+      trees: Names of draft trees, see `parse_tree`; None for the device's default.
+      cfg_scales: CFG scales.
+      batches: Batch sizes in images.
+      num: Number of images.
+      seed: Seed of images and noise.
+      tokens: Tokens of each image; None for all.
+      accept: Mean number of tokens per round that `Forced` emits; None for the
+        drafter's real acceptance.
+      attention: Attention of the target, see `Transformer`.
+      int8: Whether weight matrices are quantized to int8.
+
+    Returns:
+      Report with the rows of `bench_generation` for each model.
+    """
+    dtype = dtype or default_dtype()
+    for name in trees or []:  # raises before models are loaded
+        parse_tree(name)
+    rows = []
+    for model in models:
+        bundle = find_model(
+            model, grid=grid, dtype=dtype, checkpoint=checkpoint, int8=int8
+        )
+        loaded = bundled_drafter(bundle)
+        named = {"default": loaded.tree()}
+        if trees:
+            named = {name: loaded.tree(name) for name in trees}
+        rows += bench_generation(
+            bundle,
+            named,
+            batches,
+            cfg_scales,
+            num=num,
+            repeats=repeats,
+            seed=seed,
+            forced=accept,
+            length=tokens,
+            attention=attention,
+        )
+    return {
+        "dtype": dtype,
+        "repeats": repeats,
+        "ceilings": measure_ceilings(dtype).fields(),
+        "rows": rows,
+        **environment(),
+    }
 
 
 def bench_generation(
     bundle: Bundle,
     trees: dict[str, Tree | DynamicTree],
-    batches: list[int],
-    cfg_scales: list[float],
+    batches: Sequence[int],
+    cfg_scales: Sequence[float],
     *,
     num: int,
     repeats: int,
@@ -62,8 +138,7 @@ def bench_generation(
       tokens per call over the sum of both costs; "fraction_of_expected", the measured
       speedup over the expected one; and the fields of `target_bound`.
     """
-    classes = spread_classes(len(bundle.class_names), num)
-    prompts = Prompts.from_classes(classes)
+    prompts = Prompts.from_classes(spread_classes(len(bundle.class_names), num))
     for tree in trees.values():  # raises for impossible trees before anything is timed
         make_engine(bundle, GenerationConfig(), tree)
     rows = []
@@ -79,51 +154,51 @@ def bench_generation(
                 attention=attention,
                 verifier=Coupled() if forced is None else Forced(forced),
             )
-
-            def measure(tree, settings=settings):
-                return generate(
-                    bundle,
-                    prompts,
-                    settings,
-                    tree,
-                    repeats=repeats,
-                    warm_up=True,
-                    progress=bar.update,
-                )
-
+            measure = partial(
+                generate,
+                bundle,
+                prompts,
+                settings,
+                repeats=repeats,
+                warm_up=True,
+                progress=bar.update,
+            )
             plain = measure(Tree.root())
             for name, tree in trees.items():
-                fast = measure(tree)
-                report = generation_report(bundle, prompts, settings, tree, fast, plain)
-                costs = round_costs(
-                    bundle, prompts, settings, tree, bundled_drafter(bundle)
-                )
-                cost = costs["verify_cost"] + costs["draft_cost"]
-                expected = fast.tokens_per_call / cost
-                cost_names = "verify_cost", "draft_cost"
-                rows.append(
-                    {
-                        "tree_name": name,
-                        **report,
-                        "hits": fast.hits.sum(axis=0).tolist(),
-                        **costs,
-                        "expected_speedup": expected,
-                        **worst_mark("expected_speedup", costs, *cost_names),
-                        "fraction_of_expected": report["speedup"] / expected,
-                        **worst_mark(
-                            "fraction_of_expected",
-                            {**report, **costs},
-                            "speedup",
-                            *cost_names,
-                        ),
-                        **target_bound(bundle, prompts, settings, tree, fast),
-                    }
-                )
+                cell = bundle, prompts, settings, tree
+                row = _report_row(*cell, measure(tree), plain)
+                rows.append({"tree_name": name, **row})
     return rows
 
 
+def _report_row(
+    bundle: Bundle,
+    prompts: Prompts,
+    settings: GenerationConfig,
+    tree: Tree | DynamicTree,
+    fast: GenerationResult,
+    plain: GenerationResult,
+) -> dict[str, Any]:
+    """Fields of one combination, see `bench_generation`."""
+    report = generation_report(bundle, prompts, settings, tree, fast, plain)
+    costs = round_costs(bundle, prompts, settings, tree, bundled_drafter(bundle))
+    names = "verify_cost", "draft_cost"
+    expected = fast.tokens_per_call / sum(costs[name] for name in names)
+    marks = {**report, **costs}
+    return {
+        **report,
+        "hits": fast.hits.sum(axis=0).tolist(),
+        **costs,
+        "expected_speedup": expected,
+        **worst_mark("expected_speedup", costs, *names),
+        "fraction_of_expected": report["speedup"] / expected,
+        **worst_mark("fraction_of_expected", marks, "speedup", *names),
+        **target_bound(bundle, prompts, settings, tree, fast),
+    }
+
+
 def generation_markdown(result: dict[str, Any]) -> str:
-    """Formats a report of `bench_generation`."""
+    """Formats a report of `measure_generation`."""
 
     def cells(row):
         tree = row["tree"]

@@ -9,20 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from jaxspec import __version__
 from jaxspec.core.noise import batch_keys
 from jaxspec.errors import ConfigError
-from jaxspec.pipeline.bundle import Bundle
+from jaxspec.evaluate.tables import environment
+from jaxspec.pipeline.bundle import Bundle, load_bundle
 from jaxspec.pipeline.config import GenerationConfig
 from jaxspec.pipeline.drafters import LoadedDrafter, bundled_drafter
 from jaxspec.pipeline.engine import make_engine, make_variables
 from jaxspec.pipeline.generation import generate
-from jaxspec.pipeline.prompts import Prompts
+from jaxspec.pipeline.prompts import Prompts, spread_classes
 from jaxspec.pipeline.timing import RATIO_NOTE, Timing, is_steady, ratio_fields, shown
 from jaxspec.pipeline.verifiers import verifier_spec
-from jaxspec.sharding.device import device_name
 from jaxspec.speculative.trees.dynamic import DynamicTree
-from jaxspec.speculative.trees.parsing import deepest
+from jaxspec.speculative.trees.parsing import deepest, default_batch
 from jaxspec.speculative.trees.tree import Tree
 
 NODES = (2, 3, 5, 8, 16, 32, 64, 128)
@@ -54,6 +53,31 @@ def rank_acceptance(hits: np.ndarray, rounds: int) -> list[list[float]]:
         table.append([float(x) / max(reached, 1) for x in counts])
         reached = int(counts[0])
     return table
+
+
+def measure_plan(
+    *,
+    checkpoint: str | None = None,
+    batch: int | None = None,
+    cfg_scale: float = 2.0,
+    num: int = 16,
+    nodes: Sequence[int] | None = None,
+) -> dict[str, Any]:
+    """Finds the fastest tree for a bundle's drafter, see `plan_tree`.
+
+    Args:
+      checkpoint: Bundle folder; None for the embedded bundle.
+      batch: Batch size in images; None for the device's default.
+      cfg_scale: CFG scale.
+      num: Number of images to count acceptance on.
+      nodes: Tree sizes to compare; None for `NODES`.
+    """
+    bundle = load_bundle(checkpoint)
+    prompts = Prompts.from_classes(spread_classes(len(bundle.class_names), num))
+    settings = GenerationConfig(
+        cfg_scale=cfg_scale, batch_size=default_batch() if batch is None else batch
+    )
+    return plan_tree(bundle, prompts, settings, nodes=nodes or NODES)
 
 
 def plan_tree(
@@ -112,25 +136,8 @@ def plan_tree(
         for count in nodes:
             tree = Tree.optimal(acceptance, count, max_depth)
             timing = round_timing(bundle, prompts, settings, tree, loaded, repeats)
-            expected = tree.expected_tokens(acceptance)
-            rows.append(
-                {
-                    "nodes": tree.size,
-                    "depth": tree.depth,
-                    "round_seconds": timing.median,
-                    "expected_tokens_per_call": expected,
-                    **ratio_fields(
-                        cost=(timing, plain),
-                        expected_speedup=(plain.per(1 / expected), timing),
-                    ),
-                    "paths": _path_string(tree),
-                }
-            )
+            rows.append(_tree_row(tree, acceptance, timing, plain))
             bar.update()
-    steady = [row for row in rows if is_steady(row, "expected_speedup")]
-    best = max(steady, key=lambda row: row["expected_speedup"], default=None)
-    if best and best["expected_speedup"] <= 1:
-        best = None
     return {
         "checkpoint": bundle.name,
         "verifier": verifier_spec(settings.verifier),
@@ -141,10 +148,33 @@ def plan_tree(
         "plain_round_seconds": plain.median,
         "acceptance": acceptance,
         "rows": rows,
-        "best": best,
-        "device": device_name(),
-        "versions": {"jaxspec": __version__, "jax": jax.__version__},
+        "best": _best_row(rows),
+        **environment(),
     }
+
+
+def _tree_row(
+    tree: Tree, acceptance: list[list[float]], timing: Timing, plain: Timing
+) -> dict[str, Any]:
+    """Fields of a tree: expected tokens, cost and expected speedup."""
+    expected = tree.expected_tokens(acceptance)
+    return {
+        "nodes": tree.size,
+        "depth": tree.depth,
+        "round_seconds": timing.median,
+        "expected_tokens_per_call": expected,
+        **ratio_fields(
+            cost=(timing, plain), expected_speedup=(plain.per(1 / expected), timing)
+        ),
+        "paths": _path_string(tree),
+    }
+
+
+def _best_row(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Row with the greatest expected speedup; None if that is not above 1."""
+    steady = [row for row in rows if is_steady(row, "expected_speedup")]
+    best = max(steady, key=lambda row: row["expected_speedup"], default=None)
+    return best if best and best["expected_speedup"] > 1 else None
 
 
 def round_timing(

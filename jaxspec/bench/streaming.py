@@ -1,6 +1,6 @@
 """Continuous batching compared with lockstep batches."""
 
-import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -9,20 +9,70 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from jaxspec.bench.timing import time_interleaved
 from jaxspec.core.continuous_batching import Requests, idle_batch, run_queue
 from jaxspec.core.noise import batch_keys
 from jaxspec.core.stopping import StoppingCriteria
 from jaxspec.evaluate.tables import markdown_table
-from jaxspec.pipeline.bundle import Bundle
+from jaxspec.pipeline.bundle import Bundle, load_bundle
 from jaxspec.pipeline.config import GenerationConfig
-from jaxspec.pipeline.drafters import LoadedDrafter
+from jaxspec.pipeline.drafters import LoadedDrafter, bundled_drafter
 from jaxspec.pipeline.engine import make_engine
 from jaxspec.pipeline.prompts import spread_classes
-from jaxspec.pipeline.timing import RATIO_NOTE, Timing, ratio_fields, shown
+from jaxspec.pipeline.timing import RATIO_NOTE, ratio_fields, shown
 from jaxspec.sharding.device import device_name
 from jaxspec.speculative.state import Variables
 from jaxspec.speculative.trees.dynamic import DynamicTree
 from jaxspec.speculative.trees.tree import Tree
+
+# Tokens, target calls of each sequence, and rounds of a run.
+Run = tuple[np.ndarray, np.ndarray, int]
+
+
+def measure_streaming(
+    *,
+    checkpoint: str | None = None,
+    num: int = 32,
+    batch: int = 8,
+    repeats: int = 3,
+    seed: int = 0,
+    waits: Sequence[int] = (1, 2),
+    tree: str | None = None,
+) -> dict[str, Any]:
+    """Compares continuous batching with lockstep batches, with a bundle's drafter.
+
+    Args:
+      checkpoint: Bundle folder; None for the embedded bundle.
+      num: Number of requests.
+      batch: Number of sequences of a batch.
+      repeats: Number of timed runs.
+      seed: Seed of images, noise and lengths.
+      waits: Numbers of idle sequences before a refill.
+      tree: Name of the draft tree; None for the device's default.
+
+    Returns:
+      Report with the rows of `bench_streaming`.
+    """
+    bundle = load_bundle(checkpoint)
+    loaded = bundled_drafter(bundle)
+    draft_tree = loaded.tree(tree)
+    rows = bench_streaming(
+        bundle,
+        draft_tree,
+        loaded,
+        num=num,
+        batch=batch,
+        waits=waits,
+        repeats=repeats,
+        seed=seed,
+    )
+    return {
+        "checkpoint": bundle.name,
+        "num": num,
+        "batch": batch,
+        "nodes": draft_tree.size,
+        "rows": rows,
+    }
 
 
 def bench_streaming(
@@ -32,7 +82,7 @@ def bench_streaming(
     *,
     num: int,
     batch: int,
-    waits: list[int],
+    waits: Sequence[int],
     cfg_scale: float = 2.0,
     repeats: int = 3,
     seed: int = 0,
@@ -59,21 +109,20 @@ def bench_streaming(
     settings = GenerationConfig(seed=seed, batch_size=batch, cfg_scale=cfg_scale)
     engine = make_engine(bundle, settings, tree, loaded)
     variables = Variables(bundle.prior.params, loaded.params if loaded else None)
-    full_length = engine.max_new_tokens
-    rng = np.random.default_rng(seed)
+    longest = engine.max_new_tokens
+    shortest, rng = longest // 4, np.random.default_rng(seed)
     lengths = {
-        "equal": np.full(num, full_length),
-        f"{full_length // 4} to {full_length}": rng.integers(
-            full_length // 4, full_length + 1, num
-        ),
+        "equal": np.full(num, longest),
+        f"{shortest} to {longest}": rng.integers(shortest, longest + 1, num),
     }
-    lockstep = jax.jit(engine.generate)
+    lockstep = partial(_run_lockstep, jax.jit(engine.generate))
     begin = jax.jit(partial(idle_batch, engine))
-    queues = {w: jax.jit(partial(run_queue, engine, wait=w)) for w in waits}
-    rows = []
-    with tqdm(
-        total=len(lengths) * (1 + len(waits)) * (repeats + 1), desc="runs"
-    ) as bar:
+    methods: dict[str, Callable[..., Run]] = {"lockstep": lockstep}
+    for wait in waits:
+        queue = jax.jit(partial(run_queue, engine, wait=wait))
+        methods[f"refill, wait {wait}"] = partial(_run_continuous, begin, queue)
+    rows, total = [], len(lengths) * len(methods) * repeats
+    with tqdm(total=total, desc="runs") as bar:
         for length_name, budget in lengths.items():
             requests = Requests(
                 jnp.arange(num),
@@ -82,63 +131,22 @@ def bench_streaming(
                 batch_keys(seed, num),
                 StoppingCriteria.create(num, max_new_tokens=budget),
             )
-
-            def take_batch(start, requests=requests):
-                """A batch of requests; the last is padded with the last request."""
-                indices = jnp.minimum(jnp.arange(start, start + batch), num - 1)
-                return jax.tree.map(lambda x: x[indices], requests)
-
-            def run_lockstep():
-                results = []
-                for start in range(0, num, batch):
-                    part = take_batch(start)
-                    result = lockstep(
-                        variables,
-                        part.prompt,
-                        sampling=part.sampling,
-                        keys=part.keys,
-                        stopping=part.stopping,
-                    )
-                    results.append(result)
-                jax.block_until_ready(results)
-                rounds = sum(int(x.stats.rounds) for x in results)
-                tokens = np.concatenate([x.tokens for x in results])[:num]
-                calls = np.concatenate([x.stats.calls for x in results])[:num]
-                return tokens, calls, rounds
-
-            def run_continuous(wait, requests=requests):
-                idle = begin(variables, take_batch(0))
-                _, finished = queues[wait](variables, idle, requests, True)
-                order = np.argsort(np.asarray(finished.ids)[:num])
-                result = jax.tree.map(np.asarray, finished.result)
-                return (
-                    result.tokens[:num][order],
-                    result.stats.calls[:num][order],
-                    int(result.stats.rounds),
-                )
-
-            methods = {"lockstep": run_lockstep}
-            methods |= {f"refill, wait {w}": partial(run_continuous, w) for w in waits}
-            times: dict[str, list[float]] = {method: [] for method in methods}
-            results = {}
-            for _ in range(repeats + 1):  # the first run compiles
-                for method, run in methods.items():
-                    began = time.perf_counter()
-                    results[method] = run()
-                    times[method].append(time.perf_counter() - began)
-                    bar.update()
-            timings = {method: Timing.of(times[method][1:]) for method in methods}
+            calls = {
+                method: partial(run, variables, requests, batch)
+                for method, run in methods.items()
+            }
+            results = {method: call() for method, call in calls.items()}  # compiles
+            timings = time_interleaved(calls, repeats, bar.update, warm_up=False)
             reference = timings["lockstep"]
-            for method, (tokens, calls, rounds) in results.items():
+            for method, (tokens, counts, rounds) in results.items():
                 assert np.array_equal(tokens, results["lockstep"][0]), method
+                utilization = (counts.sum() - num) / (rounds * batch)
                 rows.append(
                     {
                         "lengths": length_name,
                         "method": method,
                         "rounds": rounds,
-                        "slot_utilization": float(
-                            (calls.sum() - num) / (rounds * batch)
-                        ),
+                        "slot_utilization": float(utilization),
                         **timings[method].fields(),
                         **ratio_fields(speedup=(reference, timings[method])),
                     }
@@ -146,8 +154,61 @@ def bench_streaming(
     return rows
 
 
+def _take_batch(requests: Requests, start: int, batch: int) -> Requests:
+    """A batch of requests; the last one is padded with the last request."""
+    indices = jnp.minimum(jnp.arange(start, start + batch), len(requests.ids) - 1)
+    return jax.tree.map(lambda x: x[indices], requests)
+
+
+def _run_lockstep(
+    program: Callable, variables: Variables, requests: Requests, batch: int
+) -> Run:
+    """Runs batches one after another, each until its longest request has ended."""
+    num, results = len(requests.ids), []
+    for start in range(0, num, batch):
+        part = _take_batch(requests, start, batch)
+        result = program(
+            variables,
+            part.prompt,
+            sampling=part.sampling,
+            keys=part.keys,
+            stopping=part.stopping,
+        )
+        results.append(result)
+    jax.block_until_ready(results)
+    rounds = sum(int(x.stats.rounds) for x in results)
+    tokens = np.concatenate([x.tokens for x in results])[:num]
+    calls = np.concatenate([x.stats.calls for x in results])[:num]
+    return tokens, calls, rounds
+
+
+def _run_continuous(
+    begin: Callable,
+    queue: Callable,
+    variables: Variables,
+    requests: Requests,
+    batch: int,
+) -> Run:
+    """Runs all requests with continuous batching, in their order.
+
+    Args:
+      begin: Compiled `idle_batch`.
+      queue: Compiled `run_queue`.
+      variables: Parameters.
+      requests: Requests, all of which are run.
+      batch: Number of sequences of a batch.
+    """
+    idle = begin(variables, _take_batch(requests, 0, batch))
+    _, finished = queue(variables, idle, requests, True)
+    num = len(requests.ids)
+    order = np.argsort(np.asarray(finished.ids)[:num])
+    result = jax.tree.map(np.asarray, finished.result)
+    tokens, calls = result.tokens[:num][order], result.stats.calls[:num][order]
+    return tokens, calls, int(result.stats.rounds)
+
+
 def streaming_markdown(result: dict[str, Any]) -> str:
-    """Formats rows of `bench_streaming`."""
+    """Formats a report of `measure_streaming`."""
     columns = ["lengths", "method", "rounds", "slot utilization"]
     columns += ["seconds (min, max)", "speedup"]
     rows = [

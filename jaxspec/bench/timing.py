@@ -42,11 +42,13 @@ def time_interleaved(
     repeats: int,
     progress: Callable[[], object] = lambda: None,
     errors: dict[Any, str] | None = None,
+    *,
+    warm_up: bool = True,
 ) -> dict[Any, Timing]:
     """Times every call `repeats` times, in round-robin order.
 
-    Interleaving exposes all calls to the same load of the machine. Each call is made
-    once before, to compile and to warm up. Returned arrays are waited for.
+    Interleaving exposes all calls to the same load of the machine. Returned arrays are
+    waited for.
 
     Args:
       calls: Programs by name.
@@ -54,9 +56,10 @@ def time_interleaved(
       progress: Callback after each call.
       errors: Messages of calls that fail in the warm-up, filled by this function; such
         calls are not timed. None raises their exceptions.
+      warm_up: Whether each call is made once before, to compile and to warm up.
     """
-    ready = {}
-    for name, call in calls.items():
+    ready = {} if warm_up else dict(calls)
+    for name, call in calls.items() if warm_up else ():
         with collect_errors(errors, name) if errors is not None else nullcontext():
             jax.block_until_ready(call())
             ready[name] = call

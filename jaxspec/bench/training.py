@@ -1,6 +1,6 @@
 """Training throughput: tokens per second and model-FLOPs utilization."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from jaxspec.bench.models import find_model
 from jaxspec.bench.roofline.ceilings import measure_ceilings
 from jaxspec.bench.roofline.work import (
     block_training_work,
     compiler_counts,
     training_work,
 )
-from jaxspec.bench.subjects import find_model
 from jaxspec.bench.synthetic import block_config
 from jaxspec.bench.timing import time_interleaved
 from jaxspec.config import TransformerConfig
@@ -24,24 +24,23 @@ from jaxspec.evaluate.plot import Line, Panel, plot_panels
 from jaxspec.evaluate.tables import environment, markdown_table, report_heading
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.pipeline.timing import Timing, plot_value, ratio_fields, shown
+from jaxspec.sharding.device import default_dtype
 from jaxspec.train import drafter as drafters
 from jaxspec.train import prior as priors
 from jaxspec.train.experiment import DrafterTrainingConfig, PriorTrainingConfig
 from jaxspec.train.optimizer import init_train_state
 
-KEYS = ("model", "part", "batch", "tokens")
 
-
-def bench_training(
-    models: list[str],
-    parts: list[str],
-    batch: int,
+def measure_training(
     *,
-    grid: int,
-    steps: int,
-    dtype: str,
-    repeats: int,
     checkpoint: str | None = None,
+    models: Sequence[str] = ("default",),
+    dtype: str | None = None,
+    grid: int = 24,
+    repeats: int = 3,
+    parts: Sequence[str] = ("prior", "drafter"),
+    batch: int = 16,
+    steps: int = 3,
 ) -> dict[str, Any]:
     """Times training steps of each model and part.
 
@@ -50,18 +49,19 @@ def bench_training(
     matrix products are computed in `dtype`.
 
     Args:
+      checkpoint: Bundle folder that "default" refers to.
       models: Names, see `find_model`.
+      dtype: Dtype of the matrix products; None for `default_dtype`.
+      grid: Tokens along a side, for published sizes.
+      repeats: Number of timed runs.
       parts: Trained parts, of "prior" and "drafter".
       batch: Sequences per step.
-      grid: Tokens along a side, for published sizes.
       steps: Number of steps of a timed run.
-      dtype: Dtype of the matrix products.
-      repeats: Number of timed runs.
-      checkpoint: Bundle folder that "default" refers to.
 
     Returns:
       Report with one row per model and part. Times are per step.
     """
+    dtype = dtype or default_dtype()
     ceilings, rows = measure_ceilings(dtype), []
     cells = [(m, p) for m in models for p in parts]
     for name, part in tqdm(cells, desc="train", unit="cell"):
@@ -170,7 +170,7 @@ def _compile_steps(
 
 
 def training_markdown(result: dict[str, Any]) -> str:
-    """Formats a report of `bench_training`."""
+    """Formats a report of `measure_training`."""
 
     def cells(row):
         return [

@@ -1,39 +1,41 @@
 """Cost of verifying draft trees in decode steps, and overhead of a round."""
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from jaxspec.bench import passes
+from jaxspec.bench import programs
+from jaxspec.bench.models import find_model
 from jaxspec.bench.roofline.ceilings import measure_ceilings
-from jaxspec.bench.roofline.work import pass_work
-from jaxspec.bench.subjects import find_model
+from jaxspec.bench.roofline.work import bound_fields, pass_work
 from jaxspec.bench.timing import time_interleaved
-from jaxspec.bench.variants import Variant
+from jaxspec.bench.variants import Variant, find_variant
 from jaxspec.errors import ConfigError
 from jaxspec.evaluate.plot import Line, Panel, plot_panels
 from jaxspec.evaluate.tables import environment, markdown_table, report_heading
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.pipeline.timing import Timing, plot_value, ratio_fields, shown, worst_mark
+from jaxspec.sharding.device import default_dtype
 from jaxspec.speculative.trees.parsing import parse_tree
 from jaxspec.speculative.trees.tree import Tree
 
-KEYS = ("model", "batch", "method", "nodes")
 
-
-def bench_verify(
-    models: list[str],
-    batches: list[int],
-    nodes: list[int],
-    variants: list[Variant],
+def measure_verify(
     *,
-    grid: int,
-    passes_per_run: int,
-    dtype: str,
-    repeats: int,
     checkpoint: str | None = None,
-    options: dict[str, str] | None = None,
+    models: Sequence[str] = ("default",),
+    dtype: str | None = None,
+    grid: int = 24,
+    repeats: int = 5,
+    variants: Sequence[str] = ("xla",),
+    compiler_options: Sequence[str] = (),
+    batches: Sequence[int] = (1,),
+    nodes: Sequence[int] = (8, 26, 64),
+    passes: int = 16,
 ) -> dict[str, Any]:
     """Times forward passes over trees, and whole rounds, for each model and batch size.
 
@@ -41,17 +43,17 @@ def bench_verify(
     temperature 1 and fixed drafts.
 
     Args:
+      checkpoint: Bundle folder that "default" refers to.
       models: Names, see `find_model`.
+      dtype: Dtype of weights and caches; None for `default_dtype`.
+      grid: Tokens along a side, for published sizes.
+      repeats: Number of timed runs.
+      variants: Variants of the decoder, see `find_variant`.
+      compiler_options: Options of XLA, see `parse_compiler_options`.
       batches: Batch sizes in images.
       nodes: Sizes of the trees, which are optimal for the embedded model; size 1, a
         decode step, is always included.
-      variants: Variants of the decoder.
-      grid: Tokens along a side, for published sizes.
-      passes_per_run: Number of forward passes in one program.
-      dtype: Dtype of weights and caches.
-      repeats: Number of timed runs.
-      checkpoint: Bundle folder that "default" refers to.
-      options: Compiler options of XLA.
+      passes: Number of forward passes in one program.
 
     Returns:
       Report with one row per model, batch size, variant and tree size.
@@ -59,70 +61,99 @@ def bench_verify(
     Raises:
       ConfigError: A variant has several cache stages.
     """
+    dtype = dtype or default_dtype()
+    options = programs.parse_compiler_options(compiler_options)
+    decoders = _find_variants(variants)
+    ceilings, rows = measure_ceilings(dtype), []
+    trees = {n: _static_tree(n) for n in sorted({1, *nodes})}
+    cells = [(m, b, v) for m in models for b in batches for v in decoders]
+    for name, batch, variant in tqdm(cells, desc="verify", unit="cell"):
+        bundle = find_model(
+            name, grid=grid, dtype=dtype, int8=variant.int8, checkpoint=checkpoint
+        )
+        config = bundle.prior.config
+        filled = config.prefix_length + config.sequence_length // 2
+        work = partial(
+            pass_work,
+            config,
+            sequences=2 * batch,
+            filled=filled,
+            itemsize=jnp.dtype(dtype).itemsize,
+            int8=variant.int8,
+        )
+        iterations = min(passes, config.sequence_length - filled - 1)
+        args = Transformer(config, variant.attention), bundle.prior.params, batch
+        calls = _programs(args, trees, filled, iterations, options)
+        times = {
+            key: timing.per(iterations)
+            for key, timing in time_interleaved(calls, repeats).items()
+        }
+        method = f"jaxspec{variant.suffix}"
+        for size in trees:
+            row = {"model": name, "batch": batch, "method": method, "nodes": size}
+            row |= _time_fields(times, size)
+            rows.append(
+                row | bound_fields(work(nodes=size), ceilings, times["pass", size])
+            )
+    return {
+        "dtype": dtype,
+        "repeats": repeats,
+        "compiler_options": options,
+        "ceilings": ceilings.fields(),
+        "rows": rows,
+        **environment(),
+    }
+
+
+def _find_variants(names: Sequence[str]) -> list[Variant]:
+    """Variants with one cache size."""
+    variants = [find_variant(name) for name in names]
     if any(variant.cache_stages > 1 for variant in variants):
         raise ConfigError(
             "stagesN needs `bench decode`: a forward pass uses one cache size"
         )
-    ceilings, rows = measure_ceilings(dtype), []
-    compiler = passes.local_compiler(options)
-    cells = [(m, b, v) for m in models for b in batches for v in variants]
-    with tqdm(total=len(cells), desc="verify", unit="cell") as bar:
-        for name, batch, variant in cells:
-            bundle = find_model(
-                name, grid=grid, dtype=dtype, int8=variant.int8, checkpoint=checkpoint
-            )
-            config, params = bundle.prior.config, bundle.prior.params
-            model = Transformer(config, variant.attention)
-            filled = config.prefix_length + config.sequence_length // 2
-            iterations = min(passes_per_run, config.sequence_length - filled - 1)
-            trees = {n: _static_tree(n) for n in sorted({1, *nodes})}
-            calls = {}
-            for size, tree in trees.items():
-                args = model, params, batch, tree, filled, iterations, compiler
-                calls["pass", size] = passes.verify_program(*args)
-                calls["round", size] = passes.round_program(*args)
-            times = time_interleaved(calls, repeats)
-            step = times["pass", 1].per(iterations)
-            for size in trees:
-                pass_timing = times["pass", size].per(iterations)
-                work = pass_work(
-                    config,
-                    sequences=2 * batch,
-                    nodes=size,
-                    filled=filled,
-                    itemsize=2 if dtype == "bfloat16" else 4,
-                    int8=variant.int8,
-                )
-                bound = work.bound(ceilings)
-                round_timing = times["round", size].per(iterations)
-                ratio = ratio_fields(round_over_pass=(round_timing, pass_timing))
-                rows.append(
-                    {
-                        "model": name,
-                        "batch": batch,
-                        "method": f"jaxspec{variant.suffix}",
-                        "nodes": size,
-                        **pass_timing.fields(),
-                        "round_seconds": round_timing.median,
-                        "overhead": ratio["round_over_pass"] - 1,
-                        **worst_mark("overhead", ratio, "round_over_pass"),
-                        "bytes": work.bytes,
-                        "flops": work.flops,
-                        "bound_seconds": bound,
-                        **ratio_fields(
-                            decode_steps=(pass_timing, step),
-                            achieved=(Timing.exact(bound), pass_timing),
-                        ),
-                    }
-                )
-            bar.update()
+    return variants
+
+
+def _programs(
+    args: tuple[Transformer, Any, int],
+    trees: dict[int, Tree],
+    filled: int,
+    iterations: int,
+    options: dict[str, str],
+) -> dict[tuple[str, int], programs.Program]:
+    """Compiles "pass" and "round" for each tree.
+
+    Args:
+      args: Model, parameters and batch size.
+      trees: Draft trees by size.
+      filled: Number of cache slots in use.
+      iterations: Number of passes or rounds in one program.
+      options: Options of XLA.
+    """
+    compiler, calls = programs.local_compiler(options), {}
+    for size, tree in trees.items():
+        tree_args = *args, tree, filled, iterations, compiler
+        calls["pass", size] = programs.verify_program(*tree_args)
+        calls["round", size] = programs.round_program(*tree_args)
+    return calls
+
+
+def _time_fields(times: dict[tuple[str, int], Timing], nodes: int) -> dict[str, Any]:
+    """Fields of a pass over a tree, and of a round with it.
+
+    Args:
+      times: Timings of "pass" and "round" by number of nodes.
+      nodes: Number of nodes.
+    """
+    pass_timing, round_timing = times["pass", nodes], times["round", nodes]
+    ratio = ratio_fields(round_over_pass=(round_timing, pass_timing))
     return {
-        "dtype": dtype,
-        "repeats": repeats,
-        "compiler_options": options or {},
-        "ceilings": ceilings.fields(),
-        "rows": rows,
-        **environment(),
+        **pass_timing.fields(),
+        "round_seconds": round_timing.median,
+        "overhead": ratio["round_over_pass"] - 1,
+        **worst_mark("overhead", ratio, "round_over_pass"),
+        **ratio_fields(decode_steps=(pass_timing, times["pass", 1])),
     }
 
 
@@ -134,7 +165,7 @@ def _static_tree(nodes: int) -> Tree:
 
 
 def verify_markdown(result: dict[str, Any]) -> str:
-    """Formats a report of `bench_verify`."""
+    """Formats a report of `measure_verify`."""
 
     def cells(row):
         return [

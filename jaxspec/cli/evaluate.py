@@ -43,7 +43,7 @@ def _add_source(parser) -> None:
 
 
 def _add_images(parts) -> None:
-    from jaxspec.cli.bench.output import add_numbers, add_out
+    from jaxspec.cli.reports import add_numbers, add_out
 
     parser = parts.add_parser(
         "images",
@@ -153,7 +153,7 @@ def run_images(arguments: argparse.Namespace) -> None:
     """Runs `jaxspec eval images`."""
     from pathlib import Path
 
-    from jaxspec.cli.bench.output import (
+    from jaxspec.cli.reports import (
         check_numbers,
         check_out,
         command_line,

@@ -4,7 +4,7 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from jaxspec import __version__
@@ -13,10 +13,11 @@ from jaxspec.cli.interrupts import INTERRUPTED, exit_on_interrupt
 from jaxspec.cli.streams import flush_stdout, open_closed_streams, print_error
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Argument parser that reports an error as one line, with exit status 2."""
 
     def error(self, message):
+        """Prints the message and exits."""
         print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
         raise SystemExit(2)
 
@@ -25,14 +26,14 @@ def build_parser() -> argparse.ArgumentParser:
     """Parser with all commands; imports neither JAX nor models."""
     from jaxspec.cli import bench, convert, evaluate, generate, info, train
 
-    parser = _Parser(
+    parser = Parser(
         prog="jaxspec",
         description="Autoregressive images, faster and unchanged: speculative "
         "decoding in JAX.",
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="COMMAND", parser_class=_Parser
+        dest="command", required=True, metavar="COMMAND", parser_class=Parser
     )
     for module in (generate, info, convert, train, evaluate, bench):
         module.add_parser(commands)
@@ -54,11 +55,19 @@ def command() -> NoReturn:
     sys.exit(status)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(
+    argv: Sequence[str] | None = None,
+    make_parser: Callable[[], argparse.ArgumentParser] | None = None,
+) -> int:
     """Runs one command and returns its exit status.
 
     An expected error is printed as one line on stderr, with status 2. Characters that
     the terminal cannot encode are printed as escapes, as Python does on stderr.
+
+    Args:
+      argv: Words of the command line; None for those of the process.
+      make_parser: Function that makes the parser; None for `build_parser`. Arguments
+        hold `run`, a function that takes them.
     """
     open_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -66,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = argparse.Namespace()
     try:
         try:
-            arguments = build_parser().parse_args(argv)
+            arguments = (make_parser or build_parser)().parse_args(argv)
             arguments.run(arguments)
         finally:
             flush_stdout()

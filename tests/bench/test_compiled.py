@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxspec.bench.compiled import devices, report
-from jaxspec.bench.compiled.devices import DeviceSpec, find_device
-from jaxspec.bench.compiled.program import Loop, largest_loop
+from docs.studies.compiled import devices, report
+from docs.studies.compiled.devices import DeviceSpec, find_device
+from docs.studies.compiled.program import Loop, largest_loop
 from jaxspec.bench.roofline.ceilings import Ceilings
 from jaxspec.bench.synthetic import synthetic_params
-from jaxspec.bench.variants import find_variant
 from jaxspec.config import TransformerConfig
 from jaxspec.errors import ConfigError
 
@@ -94,6 +93,9 @@ def test_largest_branch_of_a_conditional_counts():
     assert three - two == two - one > 1
 
 
+CELL = dict(devices=["cpu"], models=["tiny"], nodes=[5], grid=4, dtype="float32")
+
+
 @pytest.fixture
 def local_cpu(monkeypatch):
     """Registers this CPU as a compilation target, and a tiny model."""
@@ -105,14 +107,13 @@ def local_cpu(monkeypatch):
 
 
 def test_every_program_has_a_row(local_cpu):
-    args = ["cpu"], ["tiny"], [1], [5], [find_variant("xla")]
-    result = report.bench_compiled(*args, grid=4, dtype="float32")
+    result = report.measure_compiled(**CELL, variants=["xla"])
     rows = {row["program"]: row for row in result["rows"]}
     assert list(rows) == ["decode", "verify 5", "round 5"] and not result["failed"]
     # A round is a forward pass, noise, verification and commits.
     assert rows["round 5"]["kernels"] > rows["verify 5"]["kernels"] > 10
     assert rows["verify 5"]["bound_seconds"] > rows["decode"]["bound_seconds"] > 0
-    text = report.compiled_markdown({"command": "jaxspec bench compiled", **result})
+    text = report.compiled_markdown({"command": "c", **result})
     assert text.count("| local CPU | tiny | 1 | jaxspec |") == 3
 
 
@@ -120,11 +121,8 @@ def test_impossible_variants_are_rejected_before_compilation(local_cpu):
     with pytest.raises(ConfigError, match="choose one of h100, v5e"):
         find_device("h200")
     for variant in ("stages2", "cudnn"):
-        variants = [find_variant("xla"), find_variant(variant)]
         with pytest.raises(ConfigError, match="choose of xla, pallas, int8"):
-            report.bench_compiled(
-                ["cpu"], ["tiny"], [1], [5], variants, grid=4, dtype="float32"
-            )
+            report.measure_compiled(**CELL, variants=["xla", variant])
 
 
 @pytest.mark.parametrize("name, module", [("v5e", "libtpu"), ("h100", "jax_plugins")])

@@ -46,9 +46,9 @@ def plan_with_cost(monkeypatch, cost):
         timing=Timing.exact(1.0),
         compile_seconds=1.0,
     )
-    monkeypatch.setattr(plan, "draw", lambda *_, **__: run)
+    monkeypatch.setattr(plan, "generate", lambda *_, **__: run)
 
-    def timed(bundle, settings, tree, loaded, repeats):
+    def timed(bundle, prompts, settings, tree, loaded, repeats):
         times = cost(tree.size)
         return Timing.of(times if isinstance(times, list) else [times] * 3)
 

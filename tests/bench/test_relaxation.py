@@ -10,23 +10,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxspec.bench.relaxation import relaxation_markdown, relaxation_plot
-from jaxspec.bench.relaxation.drafts import (
+from docs.studies.command import run_study
+from docs.studies.relaxation import STUDY
+from docs.studies.relaxation.drafts import (
     Drafts,
     coupled_drafts,
     coupled_pairs,
     independent_drafts,
 )
-from jaxspec.bench.relaxation.equal_acceptance import equal_acceptance, lantern_at
-from jaxspec.bench.relaxation.outcomes import (
+from docs.studies.relaxation.equal_acceptance import equal_acceptance, lantern_at
+from docs.studies.relaxation.outcomes import (
     coupled_outcome,
     independent_outcome,
     total_variation,
     wasserstein,
 )
-from jaxspec.bench.relaxation.positions import model_positions, toy_positions
-from jaxspec.bench.relaxation.sweep import cells, measure_setting
-from jaxspec.cli import main
+from docs.studies.relaxation.positions import model_positions, toy_positions
+from docs.studies.relaxation.report import relaxation_markdown, relaxation_plot
+from docs.studies.relaxation.sweep import cells, measure_setting
 from jaxspec.evaluate.plot import Line, Panel, plot_panels, ticks
 from jaxspec.io.images import png_bytes
 from jaxspec.pipeline.bundle import load_bundle
@@ -246,7 +247,7 @@ def tiny_result():
     setting = {"positions": 1, "vocab_size": 10, "dimensions": 4, "overlap": 0.5}
     return {
         "checkpoint": "none",
-        "command": "jaxspec bench relaxation --out here",
+        "command": "python -m docs.studies.relaxation --out here",
         "device": "cpu",
         "versions": {"jax": "0"},
         "settings": {"toy": setting},
@@ -259,8 +260,7 @@ def tiny_result():
 
 def test_report_has_every_row_and_the_plot_is_an_image():
     result = tiny_result()
-    text = relaxation_markdown(result, "here.png")
-    assert "](here.png)" in text and "](" not in relaxation_markdown(result)
+    text = relaxation_markdown(result)
     assert result["command"] in text
     tables = text.split("## All measurements")
     for row in result["rows"]:
@@ -277,7 +277,7 @@ def test_report_has_every_row_and_the_plot_is_an_image():
         counts = {line.count("|") for line in table.splitlines() if line[:1] == "|"}
         assert len(counts) <= 1
 
-    image = Image.open(io.BytesIO(relaxation_plot(result)))
+    image = Image.open(io.BytesIO(png_bytes(relaxation_plot(result))))
     assert image.format == "PNG" and image.mode == "RGB"
     assert len(np.unique(np.asarray(image).reshape(-1, 3), axis=0)) > 50
 
@@ -290,27 +290,38 @@ def test_command_writes_numbers_tables_and_plot(tmp_path, monkeypatch, capsys):
         calls.append((bundle.name, options))
         return result
 
-    monkeypatch.setattr("jaxspec.bench.relaxation.measure_relaxation", measure)
+    monkeypatch.setattr("docs.studies.relaxation.sweep.measure_relaxation", measure)
     stem = str(tmp_path / "r")
-    assert main(["bench", "relaxation", "--out", stem]) == 0
+    defaults = {"toys": 8, "images": 16, "drafts": 4096, "samples": 1 << 19, "seed": 0}
+    assert run_study(STUDY, ["--out", stem]) == 0
     written = json.loads((tmp_path / "r.json").read_text())
-    command = f"jaxspec bench relaxation --out {stem}"
+    options = " ".join(f"--{name} {value}" for name, value in defaults.items())
+    command = f"python -m docs.studies.relaxation {options} --out {stem}"
     assert written == json.loads(json.dumps({"command": command, **result}))
     assert list(written)[0] == "command"
     text = (tmp_path / "r.md").read_text()
-    assert f"`{command}`" in text and "](r.png)" in text
-    assert capsys.readouterr().out == text + "\n"
+    assert f"`{command}`" in text and text.endswith("](r.png)\n")
+    assert text.startswith(capsys.readouterr().out.rstrip())
     assert Image.open(tmp_path / "r.png").format == "PNG"
     assert len(list(tmp_path.iterdir())) == 3
 
-    # Options are passed on, and shown where they are not the default.
     options = ["--images", "2", "--drafts", "8", "--seed", "3", "--out", stem]
-    assert main(["bench", "relaxation", *options]) == 0
-    shown_command = json.loads((tmp_path / "r.json").read_text())["command"]
-    assert shown_command == " ".join(["jaxspec bench relaxation", *options])
-    defaults = {"toys": 8, "images": 16, "drafts": 4096, "samples": 1 << 19, "seed": 0}
+    assert run_study(STUDY, options) == 0
     changed = {**defaults, "images": 2, "drafts": 8, "seed": 3}
     assert calls == [("fruits64", defaults), ("fruits64", changed)]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--toys", "0"], "--toys 0 must be at least 1"),
+        (["--drafts", "12"], "--drafts 12 must be a power of 2"),
+        (["--seed", "-1"], "--seed -1 must be at least 0"),
+    ],
+)
+def test_impossible_sweeps_are_one_clear_line(options, words, tmp_path, capsys):
+    assert run_study(STUDY, [*options, "--out", str(tmp_path / "x")]) == 2
+    assert capsys.readouterr().err == f"jaxspec: {words}\n"
 
 
 def lantern_row(curve, verifier, acceptance, tv):

@@ -1,14 +1,18 @@
 """Speed benchmarks and their roofline bounds."""
 
+import inspect
 import json
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.bench import generation, hardware, passes
+from jaxspec.bench import generation, hardware, programs
+from jaxspec.bench.description import load
 from jaxspec.bench.hardware import Section, sections
+from jaxspec.bench.registry import BENCHMARKS, DECODE
 from jaxspec.bench.roofline.ceilings import Ceilings, measure_ceilings
 from jaxspec.bench.roofline.work import (
     Work,
@@ -148,10 +152,10 @@ def test_programs_run_the_model():
     """Decoding matches the engine; other programs leave cache lengths unchanged."""
     params = synthetic_params(TINY, "float32")
     model = Transformer(TINY)
-    compiler = passes.local_compiler()
-    tokens = np.asarray(passes.decode_program(model, params, 2, 16, compiler)())
+    compiler = programs.local_compiler()
+    tokens = np.asarray(programs.decode_program(model, params, 2, 16, compiler)())
     engine = Engine(model.as_target(), 16, order=("temperature",))
-    settings = GenerationConfig(cfg_scale=passes.CFG_SCALE)
+    settings = GenerationConfig(cfg_scale=programs.CFG_SCALE)
     expected = jax.jit(engine.generate)(
         Variables(params),
         jnp.zeros(2, jnp.int32),
@@ -160,7 +164,7 @@ def test_programs_run_the_model():
     ).tokens
     np.testing.assert_array_equal(tokens, expected)
     tree = Tree.named("chain-3")
-    for make in (passes.verify_program, passes.round_program):
+    for make in (programs.verify_program, programs.round_program):
         call = make(model, params, 2, tree, 33, 3, compiler)
         first, second = np.asarray(call()), np.asarray(call())
         np.testing.assert_array_equal(first, second)  # equal inputs
@@ -277,10 +281,11 @@ def test_hardware_sections_have_valid_commands(device, monkeypatch):
     names = {section.name for section in device_sections}
     assert len(names) == len(device_sections)
     for section in device_sections:
-        options = [*section.command.split(), "--out", "x"]
-        arguments = build_parser().parse_args(options)
-        assert arguments.command == "bench"
-        for name in getattr(arguments, "variants", []):
+        program, *words = section.command.split()
+        arguments = build_parser().parse_args(words)
+        assert program == "jaxspec" and arguments.benchmark == section.benchmark.name
+        assert section.benchmark.values(vars(arguments)) == section.values
+        for name in section.values.get("variants", []):
             find_variant(name)
     large = any("gpt-xl" in section.command for section in device_sections)
     assert large == (device != "cpu")
@@ -298,22 +303,57 @@ def test_failed_and_late_sections_do_not_end_the_run(monkeypatch):
     monkeypatch.setattr(hardware.time, "perf_counter", lambda: clock[0])
     parts = {"a": broken, "b": slow, "c": slow}
     fake_sections = [
-        Section(name, f"bench {name}", measure, lambda report: report["command"])
+        Section(name, replace(DECODE, name=name, options=(), measure=measure), {})
         for name, measure in parts.items()
     ]
     monkeypatch.setattr(hardware, "sections", lambda *_: fake_sections)
-    result = hardware.bench_hardware(
+    monkeypatch.setitem(hardware._MARKDOWN, "b", lambda report: "# Table\n")
+    result = hardware.measure_hardware(
         dtype="float32",
         repeats=1,
         minutes=1.5,
-        save=lambda result, table: saved.append((table, list(result["sections"]))),
+        save=lambda result: saved.append(
+            hardware.hardware_markdown({"command": "c", **result})
+        ),
     )
     assert result["failed"] == {"a": "RuntimeError: no such kernel"}
     assert result["skipped"] == ["c"]
     assert list(result["sections"]) == ["b"]
+    assert result["sections"]["b"]["command"] == "jaxspec bench b --out STEM"
     # The report is saved after each section.
-    assert saved[0][1] == [] and "no such kernel" in saved[0][0]
-    assert saved[1] == ("jaxspec bench b --out STEM", ["b"])
+    assert "no such kernel" in saved[0] and "## b: Table" not in saved[0]
+    assert "no such kernel" in saved[1] and "## b: Table" in saved[1]
+    assert len(saved) == 2
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS, ids=lambda x: x.name)
+def test_functions_take_the_options_of_their_benchmark(benchmark):
+    """Names and defaults agree; callbacks are the only further arguments."""
+    parameters = inspect.signature(load(benchmark.measure)).parameters
+    callbacks = set(["save"] * benchmark.saves + ["earlier"] * benchmark.resumes)
+    assert parameters.keys() == {x.key for x in benchmark.options} | callbacks
+    for option in benchmark.options:
+        default = parameters[option.key].default
+        if option.key != "drafters":  # training-free ones are a choice of the command
+            assert default == option.default, option.name
+    assert callable(load(benchmark.markdown))
+    if benchmark.plot:
+        assert callable(load(benchmark.plot))
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS, ids=lambda x: x.name)
+def test_command_of_a_report_gives_its_options(benchmark):
+    given = {}
+    for option in benchmark.options:
+        if option.choices:
+            value = option.choices[-1]
+        else:
+            value = {int: 7, float: 1.5, str: "x", bool: True}[option.kind]
+        given[option.key] = [value, value] if option.several else value
+    values = benchmark.values(given)
+    assert values == given
+    arguments = build_parser().parse_args(benchmark.command(values, "x").split()[1:])
+    assert benchmark.values(vars(arguments)) == given and arguments.out == "x"
 
 
 def test_failing_calls_are_skipped_and_reported():

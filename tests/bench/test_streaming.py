@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxspec.bench.eight_bits import bench_int8, int8_markdown
+from docs.studies.int8 import bench_int8, int8_markdown
 from jaxspec.bench.streaming import bench_streaming, streaming_markdown
 from jaxspec.pipeline.bundle import load_bundle
 from jaxspec.pipeline.drafters import load_drafter

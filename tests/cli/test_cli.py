@@ -168,7 +168,7 @@ def test_info_tells_what_a_checkpoint_is(capsys):
 
 
 COMMANDS = ["generate", "info", "train", "eval", "bench"]
-MEASUREMENTS = ["bench generate", "bench relaxation"]
+MEASUREMENTS = ["bench generate", "bench drafters", "bench stream"]
 
 
 @pytest.mark.parametrize("command", COMMANDS + MEASUREMENTS)
@@ -229,19 +229,6 @@ def test_bench_refuses_before_it_measures(command, tmp_path, monkeypatch, capsys
     assert stop.value.code == 2
     assert "--out" in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["taken.md"]
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--toys", "0"], "--toys 0 must be at least 1"),
-        (["--drafts", "12"], "--drafts 12 must be a power of 2"),
-        (["--seed", "-1"], "--seed -1 must be at least 0"),
-    ],
-)
-def test_impossible_relaxation_sweeps_are_one_clear_line(options, words, capsys):
-    assert main(["bench", "relaxation", *options, "--out", "x"]) == 2
-    assert capsys.readouterr().err == f"jaxspec: {words}\n"
 
 
 @pytest.mark.slow

@@ -14,13 +14,14 @@ from jaxspec.core.sampling import Sampling
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from jaxspec.bench.peers.transformers_text import (
+from docs.studies.text import (
     DRAFTED,
     PLAIN,
+    STUDY,
     convert_models,
     make_models,
 )
-from jaxspec.cli.bench import text
+from jaxspec.cli.bench import add_options
 from jaxspec.core.noise import batch_keys
 from jaxspec.errors import ConfigError
 from jaxspec.speculative.draft import DraftContext, InitContext
@@ -42,9 +43,9 @@ METHODS = {PLAIN, "jaxspec, plain", *PAIRS, *PAIRS.values()}
 
 def run(out, *more, **sizes):
     parser = argparse.ArgumentParser()
-    text.add_parser(parser.add_subparsers())
+    add_options(parser, STUDY)
     options = [f"--{name}={value}" for name, value in sizes.items()]
-    arguments = parser.parse_args(["text", *options, "--out", str(out), *more])
+    arguments = parser.parse_args([*options, "--out", str(out), *more])
     arguments.run(arguments)
 
 
@@ -95,7 +96,9 @@ def test_target_calls_agree(rows):
 
 def test_report_has_command_versions_and_rows(stem, report):
     table = stem.with_suffix(".md").read_text()
-    assert report["command"].startswith("jaxspec bench text --layers 4 --width 64")
+    assert report["command"].startswith(
+        "python -m docs.studies.text --layers 4 --width 64"
+    )
     assert report["command"] in table and report["device"] in table
     assert report["versions"].keys() == {"jaxspec", "jax", "torch", "transformers"}
     assert all(f"| {method} | {TOKENS} |" in table for method in METHODS)

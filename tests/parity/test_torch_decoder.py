@@ -7,9 +7,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from jaxspec.bench import passes
-from jaxspec.bench.peers import torch_baselines
-from jaxspec.bench.peers.torch_decoder import TorchDecoder, torch_loop
+from jaxspec.bench import programs
+from jaxspec.bench.baselines import torch_baselines
+from jaxspec.bench.baselines.torch_decoder import TorchDecoder, torch_loop
 from jaxspec.bench.synthetic import synthetic_params
 from jaxspec.config import TransformerConfig
 from jaxspec.errors import ConfigError
@@ -32,8 +32,8 @@ def test_greedy_tokens_match(params):
     decoder = TorchDecoder(CONFIG, params, batch=2, length=25)
     tokens = torch_loop(decoder, decoder.greedy)
     assert tokens.shape == (2, 25) and len(set(tokens[0])) > 5
-    last = passes.forward_program(
-        Transformer(CONFIG), params, 2, 25, passes.local_compiler()
+    last = programs.forward_program(
+        Transformer(CONFIG), params, 2, 25, programs.local_compiler()
     )()
     np.testing.assert_array_equal(tokens[:, -1], last)
 

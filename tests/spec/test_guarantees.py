@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.core.noise import batch_keys, draw_noise
 from jaxspec.core.logits import process_logits
+from jaxspec.core.noise import batch_keys, draw_noise
 from jaxspec.core.sampling import Sampling
 from jaxspec.speculative.draft import Draft
 from jaxspec.speculative.trees.tree import Tree

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.core.noise import batch_keys
 from jaxspec.core.logits import process_logits
+from jaxspec.core.noise import batch_keys
 from jaxspec.core.sampling import LLAMAGEN_ORDER, Sampling
 from jaxspec.drafters.tree_drafting import grow
 from jaxspec.speculative.draft import DraftContext

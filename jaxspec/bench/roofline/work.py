@@ -11,6 +11,7 @@ from jaxspec.checkpoint import abstract_params, named_leaves
 from jaxspec.config import TransformerConfig
 from jaxspec.drafters.dflash.drafter import DFlash
 from jaxspec.nn.quantize import SCALE, quantized
+from jaxspec.pipeline.timing import Timing, ratio_fields
 
 # Embedding tables, of which a pass reads only the entries of its tokens.
 _LOOKED_UP = ("embedding", "null_caption")
@@ -38,6 +39,17 @@ class Work:
         """Lower bound of the time in seconds, by the roofline model."""
         moving = self.bytes / ceilings.bytes_per_second
         return max(moving, self.flops / ceilings.flops_per_second)
+
+
+def bound_fields(work: Work, ceilings: Ceilings, timing: Timing) -> dict[str, Any]:
+    """Fields of a report: work, its roofline bound, and "achieved", bound over time."""
+    bound = work.bound(ceilings)
+    return {
+        "bytes": work.bytes,
+        "flops": work.flops,
+        "bound_seconds": bound,
+        **ratio_fields(achieved=(Timing.exact(bound), timing)),
+    }
 
 
 def matrix_sizes(

@@ -25,7 +25,12 @@ from jaxspec.speculative.verify.outcome import (
     normalized,
     tree_outcome,
 )
-from jaxspec.speculative.verify.relaxed_set import check_budget, relaxed_set, table_of
+from jaxspec.speculative.verify.relaxed_set import (
+    check_budget,
+    is_concrete,
+    relaxed_set,
+    table_of,
+)
 from jaxspec.typing import Array, Bool, Float, Int, Params
 
 
@@ -63,7 +68,7 @@ class CoupledRelaxed(OutcomeVerifier):
 
     def __post_init__(self):
         check_budget("budget", self.k, self.budget, self.lam)
-        if not self.radius >= 0:
+        if is_concrete(self.radius) and not self.radius >= 0:
             raise ConfigError(f"radius={self.radius} must not be negative")
 
     def verify(

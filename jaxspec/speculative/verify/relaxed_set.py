@@ -1,8 +1,10 @@
 """Relaxed sets of LANTERN: nearest neighbors within a probability budget."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from jaxspec.core.numbers import whole, within
 from jaxspec.errors import ConfigError
@@ -19,6 +21,9 @@ def check_budget(name: str, k: int, budget: float | None, lam: float | None) -> 
       budget: additive budget; None if `lam` is given.
       lam: factor of the relative budget; None if `budget` is given.
 
+    Traced numbers are not checked, so that a verifier can be built inside a traced
+    function, from settings that are its arguments.
+
     Raises:
       ConfigError: none or both of the budgets are given, or a value is out of range.
     """
@@ -26,10 +31,15 @@ def check_budget(name: str, k: int, budget: float | None, lam: float | None) -> 
     if (budget is None) == (lam is None):
         both = "both" if lam is not None else "none"
         raise ConfigError(f"give an additive {name} or lam; {both} was given")
-    if budget is not None and not 0 <= budget <= 1:
+    if budget is not None and is_concrete(budget) and not 0 <= budget <= 1:
         raise ConfigError(f"{name}={budget} is not in [0, 1]")
-    if lam is not None:
+    if lam is not None and is_concrete(lam):
         within("lam", lam, 1.0)
+
+
+def is_concrete(number: Any) -> bool:
+    """Whether a setting is a number, not a traced array."""
+    return not isinstance(number, Tracer)
 
 
 def relaxed_set(

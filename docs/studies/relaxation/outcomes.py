@@ -1,6 +1,5 @@
 """Distribution of the emitted token at one position, and its distance to the target."""
 
-import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -9,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec.bench.relaxation.drafts import Drafts
-from jaxspec.bench.relaxation.positions import Position
+from docs.studies.relaxation.drafts import Drafts
+from docs.studies.relaxation.positions import Position
 from jaxspec.speculative.draft import Draft
 from jaxspec.speculative.trees.tree import Tree
 from jaxspec.speculative.verify import Coupled, CoupledRelaxed
@@ -47,6 +46,7 @@ def independent_outcome(
       drafts: Children sampled from `q` without replacement.
     """
     amounts = _amounts(verifier)
+    # Equal for all amounts, so that a sweep over them compiles once.
     template = replace(verifier, **dict.fromkeys(amounts, 1.0))
     tokens, probs = drafts.tokens, drafts.probs
     size = min(_BLOCK, len(tokens))
@@ -133,14 +133,12 @@ def _amounts(verifier: Any) -> dict[str, float]:
 
 
 @partial(jax.jit, static_argnums=0)
-def _mean_outcome(verifier, amounts, log_p, log_q, tokens, probs, params):
+def _mean_outcome(template, amounts, log_p, log_q, tokens, probs, params):
     """Mean outcome over blocks of drafts.
 
-    The amounts are traced arguments, so that a sweep over them compiles once.
-
     Args:
-      verifier: Verifier, whose amounts are replaced.
-      amounts: Numeric settings of the verifier.
+      template: Verifier whose amounts are replaced.
+      amounts: Numeric settings of the verifier, traced.
       log_p: Target's log-probabilities [V].
       log_q: Drafter's log-probabilities [V].
       tokens: Children of the drafts, int32 [blocks, drafts, W].
@@ -151,10 +149,7 @@ def _mean_outcome(verifier, amounts, log_p, log_q, tokens, probs, params):
       Distribution of the emitted token [V], and the probability that every child is
       rejected.
     """
-    verifier = copy.copy(verifier)
-    for name, value in amounts.items():
-        # Bypasses the checks of the constructor, which need concrete numbers.
-        object.__setattr__(verifier, name, value)
+    verifier = replace(template, **amounts)
     children, vocab_size = tokens.shape[-1], log_p.shape[0]
     tree = Tree.from_paths([(rank,) for rank in range(children)])
 

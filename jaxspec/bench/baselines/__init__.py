@@ -35,7 +35,7 @@ def torch_baselines(
 
     torch._dynamo.reset()  # earlier compilations count against a limit
 
-    from jaxspec.bench.peers.torch_decoder import TorchDecoder, torch_loop
+    from jaxspec.bench.baselines.torch_decoder import TorchDecoder, torch_loop
 
     cpu = jax.devices()[0].platform == "cpu"
     if not cpu and not torch.cuda.is_available():

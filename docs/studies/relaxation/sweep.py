@@ -3,27 +3,26 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from tqdm import tqdm
 
-from jaxspec import __version__
-from jaxspec.bench.relaxation.drafts import coupled_drafts, independent_drafts
-from jaxspec.bench.relaxation.equal_acceptance import equal_acceptance
-from jaxspec.bench.relaxation.outcomes import (
+from docs.studies.relaxation.drafts import coupled_drafts, independent_drafts
+from docs.studies.relaxation.equal_acceptance import equal_acceptance
+from docs.studies.relaxation.outcomes import (
     coupled_outcome,
     independent_outcome,
     total_variation,
     wasserstein,
 )
-from jaxspec.bench.relaxation.positions import (
+from docs.studies.relaxation.positions import (
     Position,
     model_positions,
     toy_positions,
 )
-from jaxspec.pipeline.bundle import Bundle
+from jaxspec.errors import ConfigError
+from jaxspec.evaluate.tables import environment
+from jaxspec.pipeline.bundle import Bundle, load_bundle
 from jaxspec.pipeline.verifiers import verifier_spec
-from jaxspec.sharding.device import device_name
 from jaxspec.speculative.verify import Coupled, CoupledRelaxed, Lantern, Rejection
 
 Cell = tuple[str, Any, str]
@@ -149,6 +148,32 @@ def measure_setting(
     return rows
 
 
+def run_relaxation(
+    *,
+    checkpoint: str | None = None,
+    toys: int = 8,
+    images: int = 16,
+    drafts: int = 4096,
+    samples: int = 1 << 19,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Runs the sweep for a bundle folder, see `measure_relaxation`.
+
+    Raises:
+      ConfigError: `drafts` is not a power of 2.
+    """
+    if drafts.bit_count() != 1:
+        raise ConfigError(f"--drafts {drafts} must be a power of 2")
+    return measure_relaxation(
+        load_bundle(checkpoint),
+        toys=toys,
+        images=images,
+        drafts=drafts,
+        samples=samples,
+        seed=seed,
+    )
+
+
 def measure_relaxation(
     bundle: Bundle,
     *,
@@ -209,6 +234,5 @@ def measure_relaxation(
         "seed": seed,
         "rows": rows,
         "equal_acceptance": equal_acceptance(rows),
-        "device": device_name(),
-        "versions": {"jaxspec": __version__, "jax": jax.__version__},
+        **environment(),
     }

@@ -1,18 +1,19 @@
 """Compiled programs that benchmarks time: decoding, verification, whole rounds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxspec.bench.given_drafts import FixedDrafts
+from jaxspec.bench.fixed_drafts import FixedDrafts
 from jaxspec.core.kv_cache import init_cache, tree_mask
 from jaxspec.core.logits import apply_cfg
 from jaxspec.core.noise import batch_keys
 from jaxspec.core.sampling import Sampling, active_steps
 from jaxspec.core.stopping import StoppingCriteria
+from jaxspec.errors import ConfigError
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.models.transformer.parameters import activation_dtype
 from jaxspec.speculative.engine import Engine
@@ -227,6 +228,18 @@ def local_compiler(options: dict[str, str] | None = None) -> Compiler:
         )
 
     return compile_program
+
+
+def parse_compiler_options(pairs: Sequence[str]) -> dict[str, str]:
+    """Parses options of XLA, `KEY=VALUE`.
+
+    Raises:
+      ConfigError: A pair has another form.
+    """
+    for pair in pairs:
+        if "=" not in pair.strip("="):
+            raise ConfigError(f"--compiler-options {pair!r} must be KEY=VALUE")
+    return dict(pair.split("=", 1) for pair in pairs)
 
 
 def lower(run: Callable, *arguments, donate: tuple[int, ...] = ()) -> Any:

@@ -6,7 +6,7 @@ forward pass. Only rows that name filters include top-k and top-p and the near-t
 cause; elsewhere filters are not part of the compiled program.
 """
 
-import time
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,24 +17,25 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from jaxspec import __version__
-from jaxspec.bench.given_drafts import FixedDrafts
+from docs.studies.command import run_study
+from jaxspec.bench.description import Benchmark, Option
+from jaxspec.bench.fixed_drafts import FixedDrafts
+from jaxspec.bench.timing import time_interleaved
 from jaxspec.config import TransformerConfig
 from jaxspec.core.kv_cache import init_cache, tree_mask
 from jaxspec.core.noise import batch_keys
 from jaxspec.core.sampling import LLAMAGEN_ORDER, Sampling
-from jaxspec.evaluate.tables import markdown_table
+from jaxspec.evaluate.tables import environment, markdown_table
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.models.transformer.presets import preset
 from jaxspec.pipeline.timing import RATIO_NOTE, Timing, ratio_fields, shown
 from jaxspec.pipeline.verifiers import parse_verifier
-from jaxspec.sharding.device import device_name
 from jaxspec.speculative.engine import Engine
 from jaxspec.speculative.state import Variables
 from jaxspec.speculative.target import Prefill, Target
 from jaxspec.speculative.trees.parsing import parse_tree
 from jaxspec.speculative.trees.tree import Tree
-from jaxspec.speculative.verify.neighbors import neighbor_table
+from jaxspec.speculative.verify.neighbors import Neighbors, neighbor_table
 from jaxspec.typing import Array
 
 # Model of the cache, and of the verify pass that rounds are compared with.
@@ -107,7 +108,7 @@ def measure_overhead(
     *,
     batch: int = 8,
     nodes: int = 64,
-    vocab_size: int = 16384,
+    vocab: int = 16384,
     repeats: int = 20,
     verifiers: tuple[str, ...] = VERIFIERS,
 ) -> dict[str, Any]:
@@ -116,86 +117,119 @@ def measure_overhead(
     Args:
       batch: Number of sequences `B`.
       nodes: Number of nodes `N` of the optimal tree for the embedded model.
-      vocab_size: Vocabulary size `V`.
+      vocab: Vocabulary size `V`.
       repeats: Number of timed runs of each.
       verifiers: Names of verifiers, see `parse_verifier`. Each is timed without CFG;
         the first also with CFG, and with CFG and filters.
     """
     dtype = jnp.float32 if _on_cpu() else jnp.bfloat16
     config = preset(MODEL, "class", grid=24)
-    keys = jax.random.split(jax.random.key(0), 4)
     tree = parse_tree(f"optimal-{nodes}")
     assert isinstance(tree, Tree)
-    logits = 3 * jax.random.normal(keys[0], (2 * batch, tree.size, vocab_size))
-    log_q = jax.nn.log_softmax(3 * jax.random.normal(keys[1], (batch, 1, vocab_size)))
-    codebook = jax.random.normal(keys[3], (vocab_size, 8))
-    params = {"neighbors": neighbor_table(codebook, 100)}
-    cells = [(verifiers[0], 2, True), (verifiers[0], 2, False)]
-    cells += [(verifier, 1, False) for verifier in verifiers]
+    inputs = _random_inputs(batch, tree.size, vocab)
+    cells = [(verifiers[0], 2, FILTERS), (verifiers[0], 2, {})]
+    cells += [(verifier, 1, {}) for verifier in verifiers]
     softmax = jax.jit(partial(jax.nn.softmax, axis=-1))
+    logits = inputs.logits[:batch]
     verify = _verify_timing(config, tree, batch, repeats)
     rows = []
     for name, branches, filters in tqdm(cells, desc="overhead", unit="verifier"):
-        verifier = parse_verifier(name)
         draft_tree = Tree.chain(tree.depth) if name == "block" else tree
         engine = Engine(
-            fixed_target(vocab_size, branches, config, dtype),
+            fixed_target(vocab, branches, config, dtype),
             config.sequence_length,
             FixedDrafts(),
             draft_tree,
-            verifier,
+            parse_verifier(name),
             order=LLAMAGEN_ORDER if filters else ("temperature",),
         )
-        target_params = {"logits": logits[: branches * batch, : draft_tree.size]}
-        first_branch = target_params["logits"][:batch]
-        log_q_shape = batch, len(draft_tree.internal), vocab_size
-        drafter_params = {
-            "tokens": _likely_drafts(first_branch, draft_tree),
-            "log_q": jnp.broadcast_to(log_q, log_q_shape),
+        one_round = _round_program(engine, inputs, filters)
+        calls = {
+            "round": one_round,
+            "softmax": partial(softmax, logits[:, : draft_tree.size]),
         }
-        options = FILTERS if filters else {}
-        sampling = Sampling.create(batch, cfg_scale=2.0, **options)
-        prompt = jnp.zeros(batch, jnp.int32)
-        variables = Variables(target_params, drafter_params, params)
-        state = engine.init(
-            variables, prompt, sampling=sampling, keys=batch_keys(0, batch)
-        )
-        step = jax.jit(engine.step, donate_argnums=1)
-
-        def one_round(state, step=step, variables=variables):
-            return step(variables, state)
-
-        state = one_round(state)  # compiles
-        round_timing, softmax_timing = _time_interleaved(
-            one_round, state, softmax, first_branch, repeats
-        )
-        rows.append(
-            {
-                "verifier": name,
-                "branches": branches,
-                "filters": options,
-                "nodes": draft_tree.size,
-                "round_seconds": round_timing.median,
-                "softmax_seconds": softmax_timing.median,
-                **ratio_fields(ratio=(round_timing, softmax_timing)),
-                **(
-                    ratio_fields(fraction_of_verify=(round_timing, verify))
-                    if verify
-                    else {}
-                ),
-            }
-        )
+        times = time_interleaved(calls, repeats)
+        row = {
+            "verifier": name,
+            "branches": branches,
+            "filters": filters,
+            "nodes": draft_tree.size,
+            "round_seconds": times["round"].median,
+            "softmax_seconds": times["softmax"].median,
+            **ratio_fields(ratio=(times["round"], times["softmax"])),
+        }
+        if verify:
+            row |= ratio_fields(fraction_of_verify=(times["round"], verify))
+        rows.append(row)
     return {
         "batch": batch,
-        "vocab_size": vocab_size,
+        "vocab_size": vocab,
         "cache_model": MODEL,
         "cache_dtype": str(jnp.dtype(dtype)),
         "repeats": repeats,
         "rows": rows,
         "verify_seconds": verify.median if verify else None,
-        "device": device_name(),
-        "versions": {"jaxspec": __version__, "jax": jax.__version__},
+        **environment(),
     }
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """Random inputs of a round.
+
+    Attributes:
+      logits: Target's logits of both CFG branches [2 B, N, V].
+      log_q: Drafter's log-probabilities [B, 1, V].
+      neighbors: Parameters of verifiers that use a codebook.
+    """
+
+    logits: Array
+    log_q: Array
+    neighbors: Neighbors
+
+
+def _random_inputs(batch: int, nodes: int, vocab_size: int) -> _Inputs:
+    keys = jax.random.split(jax.random.key(0), 4)
+    logits = 3 * jax.random.normal(keys[0], (2 * batch, nodes, vocab_size))
+    log_q = jax.nn.log_softmax(3 * jax.random.normal(keys[1], (batch, 1, vocab_size)))
+    codebook = jax.random.normal(keys[3], (vocab_size, 8))
+    return _Inputs(logits, log_q, neighbor_table(codebook, 100))
+
+
+def _round_program(
+    engine: Engine, inputs: _Inputs, filters: dict[str, Any]
+) -> Callable[[], Any]:
+    """Makes a call that runs one round and keeps the state for the next one.
+
+    Args:
+      engine: Engine with a fixed target and fixed drafts.
+      inputs: Arrays that they return.
+      filters: Further settings of `Sampling.create`.
+    """
+    batch, tree = len(inputs.log_q), engine.tree
+    assert isinstance(tree, Tree)
+    logits = inputs.logits[: engine.target.branches * batch, : tree.size]
+    log_q_shape = batch, len(tree.internal), engine.target.vocab_size
+    drafter_params = {
+        "tokens": _likely_drafts(logits[:batch], tree),
+        "log_q": jnp.broadcast_to(inputs.log_q, log_q_shape),
+    }
+    verifier_params = {"neighbors": inputs.neighbors}
+    variables = Variables({"logits": logits}, drafter_params, verifier_params)
+    state = engine.init(
+        variables,
+        jnp.zeros(batch, jnp.int32),
+        sampling=Sampling.create(batch, cfg_scale=2.0, **filters),
+        keys=batch_keys(0, batch),
+    )
+    step = jax.jit(engine.step, donate_argnums=1)
+    donated = [state]
+
+    def call():
+        donated[0] = step(variables, donated[0])
+        return donated[0]
+
+    return call
 
 
 def _likely_drafts(logits: Array, tree: Tree) -> Array:
@@ -205,22 +239,6 @@ def _likely_drafts(logits: Array, tree: Tree) -> Array:
     for n in range(1, tree.size):
         tokens[:, n] = order[:, tree.parents[n], tree.ranks[n]]
     return jnp.asarray(tokens)
-
-
-def _time_interleaved(
-    one_round: Callable, state: Any, softmax: Callable, logits: Array, repeats: int
-) -> tuple[Timing, Timing]:
-    """Timings of a round and of a softmax, interleaved; the round donates its state."""
-    times = []
-    jax.block_until_ready(softmax(logits))
-    for _ in range(repeats):
-        began = time.perf_counter()
-        state = jax.block_until_ready(one_round(state))
-        middle = time.perf_counter()
-        jax.block_until_ready(softmax(logits))
-        times.append((middle - began, time.perf_counter() - middle))
-    rounds, softmaxes = zip(*times, strict=True)
-    return Timing.of(rounds), Timing.of(softmaxes)
 
 
 def _verify_timing(
@@ -240,14 +258,13 @@ def _verify_timing(
     positions = cache.lengths[:, None] + jnp.asarray(tree.depths)
     mask = tree_mask(cache, jnp.asarray(tree.ancestors))
     forward = jax.jit(target.forward, donate_argnums=1)
-    times = []
-    for _ in range(repeats + 1):
-        began = time.perf_counter()
-        _, _, cache = jax.block_until_ready(
-            forward(params, cache, tokens, positions, mask)
-        )
-        times.append(time.perf_counter() - began)
-    return Timing.of(times[1:])
+    donated = [cache]
+
+    def call():
+        _, _, donated[0] = forward(params, donated[0], tokens, positions, mask)
+        return donated[0]
+
+    return time_interleaved({"verify": call}, repeats)["verify"]
 
 
 def _format_filters(row: dict[str, Any]) -> str:
@@ -294,3 +311,31 @@ def overhead_markdown(result: dict[str, Any]) -> str:
         note,
     ]
     return "\n".join(lines) + "\n"
+
+
+STUDY = Benchmark(
+    "overhead",
+    summary="cost of a round without target and drafter",
+    description="Times whole rounds without forward passes: noise, verifier, tree, "
+    "cache moves and counters. Compares them with a softmax over the same logits and, "
+    "on accelerators, with a verify pass of GPT-L.",
+    example="Example: python -m docs.studies.overhead --out docs/reports/overhead_cpu",
+    options=(
+        Option("batch", "batch size in sequences", int, default=8, least=1),
+        Option("nodes", "tree size", int, default=64, least=2),
+        Option("vocab", "vocabulary size", int, default=16384, least=128),
+        Option(
+            "repeats",
+            "number of timed rounds of each verifier",
+            int,
+            default=20,
+            least=1,
+        ),
+    ),
+    measure=measure_overhead,
+    markdown=overhead_markdown,
+    program="python -m docs.studies.overhead",
+)
+
+if __name__ == "__main__":
+    sys.exit(run_study(STUDY))

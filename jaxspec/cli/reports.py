@@ -1,4 +1,4 @@
-"""Options, report files and command lines shared by benchmarks."""
+"""Options and files of reports, for `jaxspec bench` and `jaxspec eval images`."""
 
 import argparse
 import json
@@ -47,19 +47,6 @@ def add_numbers(parser: argparse.ArgumentParser, **numbers: tuple[int, str]) -> 
         )
 
 
-def add_lists(parser: argparse.ArgumentParser, **lists: tuple[list[int], str]) -> None:
-    """Adds options of several integers, as name = (defaults, help text)."""
-    for name, (default, text) in lists.items():
-        parser.add_argument(
-            f"--{name}",
-            type=int,
-            nargs="+",
-            default=default,
-            metavar="N",
-            help=f"{text} (default: {' '.join(map(str, default))})",
-        )
-
-
 def check_numbers(arguments: argparse.Namespace, *names: str, **least: int) -> None:
     """Checks the range of integer options and of lists of integers.
 
@@ -89,16 +76,6 @@ def command_line(command: str, options: Mapping[str, Sequence]) -> str:
     return " ".join(["jaxspec", command, *parts])
 
 
-def option_values(arguments: argparse.Namespace, *names: str) -> dict[str, Sequence]:
-    """Values of options, in the format of `command_line`; None is omitted."""
-    values = {name: getattr(arguments, name.replace("-", "_")) for name in names}
-    return {
-        name: value if isinstance(value, list) else [value]
-        for name, value in values.items()
-        if value is not None
-    }
-
-
 def write_report(
     stem: str,
     command: str,
@@ -119,24 +96,50 @@ def write_report(
       compare: Earlier report, and the columns that identify a row; ratios of times to
         those of the earlier report are printed.
     """
-    from jaxspec.io.images import png_bytes
-    from jaxspec.io.writing import write_file
-    from jaxspec.pipeline.report import json_bytes
-
     report = {"command": command, **result}
-    write_file(stem + ".json", json_bytes(report))
-    text = markdown(report)
-    if plot is None:
-        write_file(stem + ".md", text.encode())
-    else:
-        write_file(stem + ".md", with_plot(text, stem).encode())
+    text = write_tables(stem, report, markdown, plot=plot is not None)
+    if plot is not None:
+        from jaxspec.io.images import png_bytes
+        from jaxspec.io.writing import write_file
+
         write_file(stem + ".png", png_bytes(plot(report)))
     print(text)
-    before, keys = compare
+    before, identity = compare
     if before is not None:
         from jaxspec.evaluate.tables import comparison_markdown
 
-        print(comparison_markdown(report, before, keys))
+        print(comparison_markdown(report, before, identity))
+
+
+def write_tables(
+    stem: str,
+    report: Mapping[str, Any],
+    markdown: Callable[[Any], str],
+    *,
+    plot: bool = False,
+) -> str:
+    """Writes `STEM.json` and `STEM.md`; returns the text without the plot.
+
+    Args:
+      stem: Path of the files without suffix.
+      report: Report with "command".
+      markdown: Function that formats the report.
+      plot: Whether the text ends with the plot `STEM.png`.
+    """
+    from jaxspec.io.writing import write_file
+
+    write_numbers(stem + ".json", report)
+    text = markdown(report)
+    write_file(stem + ".md", (with_plot(text, stem) if plot else text).encode())
+    return text
+
+
+def write_numbers(file: str, report: Mapping[str, Any]) -> None:
+    """Writes a report as JSON."""
+    from jaxspec.io.writing import write_file
+    from jaxspec.pipeline.report import json_bytes
+
+    write_file(file, json_bytes(dict(report)))
 
 
 def with_plot(markdown: str, stem: str) -> str:
@@ -176,3 +179,21 @@ def read_report(file: str | None) -> dict[str, Any] | None:
             f"{error}); pass the .json file of an earlier run"
         ) from None
     return report
+
+
+def read_json(file: str) -> Any:
+    """Reads a JSON file; None if it does not exist.
+
+    Raises:
+      DataError: The file cannot be read.
+    """
+    from jaxspec.errors import DataError
+
+    try:
+        return json.loads(Path(file).read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"cannot resume from '{file}' ({error!r}); write to another --out"
+        ) from None

@@ -1,5 +1,7 @@
 """Programs compiled ahead of time for other devices: kernels and memory."""
 
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -7,30 +9,32 @@ import jax
 import jax.numpy as jnp
 from tqdm import tqdm
 
+from docs.studies.compiled.devices import DeviceSpec, compiler_for, find_device
+from docs.studies.compiled.program import largest_loop
 from jaxspec import __version__
-from jaxspec.bench import passes
-from jaxspec.bench.compiled.devices import compiler_for, find_device
-from jaxspec.bench.compiled.program import largest_loop
+from jaxspec.bench import programs
+from jaxspec.bench.models import find_shapes
 from jaxspec.bench.roofline.work import pass_work
-from jaxspec.bench.subjects import find_shapes
 from jaxspec.bench.timing import collect_errors
-from jaxspec.bench.variants import Variant
+from jaxspec.bench.variants import Variant, find_variant
 from jaxspec.errors import ConfigError
 from jaxspec.evaluate.tables import markdown_table
 from jaxspec.models.transformer.model import Transformer
+from jaxspec.speculative.trees.dynamic import DynamicTree
 from jaxspec.speculative.trees.parsing import parse_tree
+from jaxspec.speculative.trees.tree import Tree
 
 
-def bench_compiled(
-    devices: list[str],
-    models: list[str],
-    batches: list[int],
-    nodes: list[int],
-    variants: list[Variant],
+def measure_compiled(
     *,
-    grid: int,
-    dtype: str,
+    devices: Sequence[str] = ("h100", "v5e"),
     checkpoint: str | None = None,
+    models: Sequence[str] = ("default",),
+    variants: Sequence[str] = ("xla",),
+    grid: int = 24,
+    batches: Sequence[int] = (1,),
+    nodes: Sequence[int] = (26, 64),
+    dtype: str = "bfloat16",
 ) -> dict[str, Any]:
     """Compiles programs for each device, model, batch size and variant; runs none.
 
@@ -39,13 +43,13 @@ def bench_compiled(
 
     Args:
       devices: Names of devices, see `DEVICES`.
+      checkpoint: Bundle folder that "default" refers to.
       models: Names, see `find_shapes`.
+      variants: Variants of the decoder, see `find_variant`.
+      grid: Tokens along a side, for published sizes.
       batches: Batch sizes in images; CFG doubles the sequences of a forward pass.
       nodes: Tree sizes.
-      variants: Variants of the decoder.
-      grid: Tokens along a side, for published sizes.
       dtype: Dtype of weights and caches.
-      checkpoint: Bundle folder that "default" refers to.
 
     Returns:
       Report with one row per combination and program.
@@ -54,75 +58,42 @@ def bench_compiled(
       ConfigError: A device or model is unknown, or a variant cannot be compiled without
         its device.
     """
-    for variant in variants:
-        if variant.cache_stages > 1 or variant.attention == "cudnn":
-            raise ConfigError(
-                "stagesN needs `bench decode`, and cudnn needs its GPU: "
-                "choose of xla, pallas, int8"
-            )
+    decoders = _find_variants(variants)
     rows, failed = [], {}
     targets = {name: find_device(name) for name in devices}
+    settings = {"grid": grid, "dtype": dtype, "checkpoint": checkpoint}
     shapes = {
-        (name, int8): find_shapes(
-            name, grid=grid, dtype=dtype, int8=int8, checkpoint=checkpoint
-        )
+        (name, int8): find_shapes(name, int8=int8, **settings)
         for name in models
-        for int8 in {variant.int8 for variant in variants}
+        for int8 in {variant.int8 for variant in decoders}
     }
     trees = {size: parse_tree(f"optimal-{size}") for size in nodes}
-    cells = [
-        (d, m, b, v) for d in devices for m in models for b in batches for v in variants
-    ]
-    kinds = ["decode", *(f"{x} {n}" for n in nodes for x in ("verify", "round"))]
-    with tqdm(total=len(cells) * len(kinds), desc="compiling") as bar:
+    cells = list(itertools.product(devices, models, batches, decoders))
+    with tqdm(total=len(cells) * (1 + 2 * len(trees)), desc="compiling") as bar:
         for name, model, batch, variant in cells:
             spec, device = targets[name]
             config, params = shapes[model, variant.int8]
-            programs: list[Any] = []
-            compiler = compiler_for(device, programs.append)
+            compiled: list[Any] = []
+            compiler = compiler_for(device, compiled.append)
             args = Transformer(config, variant.attention), params, batch
             filled = config.prefix_length + config.sequence_length // 2
-            length = config.sequence_length
-            decode = partial(passes.decode_program, *args, length, compiler)
-            calls = {"decode": (1, decode)}
-            for size, tree in trees.items():
-                tree_args = *args, tree, filled, 4, compiler
-                calls |= {
-                    f"verify {size}": (
-                        size,
-                        partial(passes.verify_program, *tree_args),
-                    ),
-                    f"round {size}": (size, partial(passes.round_program, *tree_args)),
-                }
-            for kind, (size, call) in calls.items():
-                method = f"jaxspec{variant.suffix}"
-                with collect_errors(
-                    failed, f"{name}, {model}, batch {batch}, {method}, {kind}"
-                ):
-                    call()
-                    loop = largest_loop(programs[-1].as_text())
-                    work = pass_work(
-                        config,
-                        sequences=2 * batch,
-                        nodes=size,
-                        filled=filled,
-                        itemsize=jnp.dtype(dtype).itemsize,
-                        int8=variant.int8,
-                    )
-                    seconds = loop.cycles / spec.hertz if spec.hertz else None
-                    rows.append(
-                        {
-                            "device": name,
-                            "model": model,
-                            "batch": batch,
-                            "method": method,
-                            "program": kind,
-                            "kernels": loop.kernels,
-                            "estimated_seconds": seconds,
-                            "bound_seconds": work.bound(spec.ceilings),
-                            "temporary_bytes": _temporary_bytes(programs[-1]),
-                        }
-                    )
+            work = partial(
+                pass_work,
+                config,
+                sequences=2 * batch,
+                filled=filled,
+                itemsize=jnp.dtype(dtype).itemsize,
+                int8=variant.int8,
+            )
+            method = f"jaxspec{variant.suffix}"
+            cell = dict(device=name, model=model, batch=batch, method=method)
+            for kind, size, compile_program in _programs(args, trees, filled, compiler):
+                label = f"{name}, {model}, batch {batch}, {method}, {kind}"
+                with collect_errors(failed, label):
+                    compile_program()
+                    counts = _counts(compiled[-1], spec)
+                    bound = {"bound_seconds": work(nodes=size).bound(spec.ceilings)}
+                    rows.append({**cell, "program": kind, **counts, **bound})
                 bar.update()
     return {
         "devices": {name: spec.name for name, (spec, _) in targets.items()},
@@ -134,6 +105,49 @@ def bench_compiled(
     }
 
 
+def _find_variants(names: Sequence[str]) -> list[Variant]:
+    """Variants that can be compiled without their device."""
+    variants = [find_variant(name) for name in names]
+    if any(x.cache_stages > 1 or x.attention == "cudnn" for x in variants):
+        raise ConfigError(
+            "stagesN needs `bench decode`, and cudnn needs its GPU: "
+            "choose of xla, pallas, int8"
+        )
+    return variants
+
+
+def _programs(
+    args: tuple[Transformer, Any, int],
+    trees: Mapping[int, Tree | DynamicTree],
+    filled: int,
+    compiler: programs.Compiler,
+) -> Iterator[tuple[str, int, Callable[[], Any]]]:
+    """Yields name, nodes of a pass, and a call that compiles it, of each program.
+
+    Args:
+      args: Model, shapes of its parameters, and batch size.
+      trees: Draft trees by size.
+      filled: Number of cache slots in use.
+      compiler: Compiler of the programs.
+    """
+    length = args[0].config.sequence_length
+    yield "decode", 1, partial(programs.decode_program, *args, length, compiler)
+    for size, tree in trees.items():
+        tree_args = *args, tree, filled, 4, compiler
+        yield f"verify {size}", size, partial(programs.verify_program, *tree_args)
+        yield f"round {size}", size, partial(programs.round_program, *tree_args)
+
+
+def _counts(program: Any, spec: DeviceSpec) -> dict[str, Any]:
+    """Kernels, estimated time and temporary memory of a compiled program."""
+    loop = largest_loop(program.as_text())
+    return {
+        "kernels": loop.kernels,
+        "estimated_seconds": loop.cycles / spec.hertz if spec.hertz else None,
+        "temporary_bytes": _temporary_bytes(program),
+    }
+
+
 def _temporary_bytes(program: Any) -> int | None:
     """Size of temporary buffers, where the compiler reports it."""
     memory = program.memory_analysis()
@@ -141,7 +155,7 @@ def _temporary_bytes(program: Any) -> int | None:
 
 
 def compiled_markdown(result: dict[str, Any]) -> str:
-    """Formats a report of `bench_compiled`."""
+    """Formats a report of `measure_compiled`."""
 
     def milliseconds(seconds):
         return "" if not seconds else f"{1e3 * seconds:.2f}"

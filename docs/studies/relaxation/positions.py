@@ -1,6 +1,8 @@
 """Positions at which verifiers are compared: synthetic, and from a model."""
 
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import numpy as np
 
 from jaxspec.core.logits import apply_cfg, process_logits
 from jaxspec.core.noise import batch_keys
-from jaxspec.core.sampling import active_steps
+from jaxspec.core.sampling import Sampling, Step, active_steps
 from jaxspec.errors import ConfigError
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.pipeline.bundle import Bundle
@@ -20,6 +22,7 @@ from jaxspec.speculative.draft import DraftContext, InitContext
 from jaxspec.speculative.trees.tree import Tree
 from jaxspec.speculative.verify import CoupledRelaxed
 from jaxspec.speculative.verify.neighbors import Neighbors, neighbor_table
+from jaxspec.typing import Array, BatchKeys, Float, Int, Params
 
 
 @dataclass(frozen=True)
@@ -103,55 +106,84 @@ def model_positions(
     settings = GenerationConfig(seed=seed, cfg_scale=cfg_scale, batch_size=count)
     prompts = Prompts.from_classes(classes)
     tokens = jnp.asarray(generate(bundle, prompts, settings, Tree.root()).tokens)
-    length = tokens.shape[1]
-    index = jnp.asarray(np.random.default_rng(seed).integers(1, length, size=count))
-    model, drafter = Transformer(bundle.prior.config), bundle.drafter.model
-    branches = model.as_target(cfg=cfg_scale != 1.0).branches
-    sampling, tree = settings.sampling(count), Tree.chain(1)
-    order = active_steps(sampling)
-    first = model.config.prefix_length - 1  # position of the first token's logits
-
-    def log_probs(params, drafter_params, tokens, index):
-        prompt = jnp.concatenate([jnp.asarray(classes)] * branches)
-        null = jnp.repeat(jnp.arange(branches) > 0, count)
-        logits, features = model.score(
-            params,
-            prompt,
-            jnp.concatenate([tokens] * branches),
-            null=null,
-            feature_layers=drafter.config.feature_layers,
-        )
-        positions = jnp.concatenate([index] * branches) + first
-        logits = jnp.take_along_axis(logits, positions[:, None, None], axis=1)[:, 0]
-        processed = process_logits(apply_cfg(logits, sampling, index), sampling, order)
-        # The drafter's state covers all tokens before the root, which is the last one.
-        start = InitContext(prompt, features, positions, tree, count, length)
-        state = drafter.init(drafter_params, start)
-        ctx = DraftContext(
-            root=jnp.take_along_axis(tokens, index[:, None] - 1, axis=1)[:, 0],
-            tokens=tokens,
-            position=index + first,
-            index=index,
-            noise=jnp.zeros((count, 2, model.config.vocab_size)),
-            keys=batch_keys(seed, count),
-            sampling=sampling,
-            tree=tree,
-            selection="without_replacement",
-            order=order,
-        )
-        draft, _ = drafter.propose(drafter_params, state, ctx)
-        return jax.nn.log_softmax(processed, axis=-1), draft.log_q[:, 0]
-
-    params = bundle.prior.params
+    random = np.random.default_rng(seed)
+    index = jnp.asarray(random.integers(1, tokens.shape[1], size=count))
+    params, drafter = bundle.prior.params, bundle.drafter.model
     drafter_params = drafter.with_target_params(bundle.drafter.params, params)
+    model = Transformer(bundle.prior.config)
+    branches = model.as_target(cfg=cfg_scale != 1.0).branches
+    sampling, keys = settings.sampling(count), batch_keys(seed, count)
+    order = active_steps(sampling)
+    log_probs = partial(_log_probs, model, drafter, branches, sampling, order, keys)
     with jax.default_matmul_precision("highest"):
-        log_p, log_q = jax.jit(log_probs)(params, drafter_params, tokens, index)
+        inputs = jnp.asarray(classes), tokens, index
+        log_p, log_q = jax.jit(log_probs)(params, drafter_params, *inputs)
     p, q = (np.exp(np.asarray(x, np.float64)) for x in (log_p, log_q))
     p, q = (x / x.sum(-1, keepdims=True) for x in (p, q))
     codebook = np.asarray(bundle.tokenizer.params["codebook"])
-    inputs = verifier_params(CoupledRelaxed(max_neighbors, 1.0), bundle)
-    assert inputs is not None
+    tables = verifier_params(CoupledRelaxed(max_neighbors, 1.0), bundle)
+    assert tables is not None
     return [
-        Position(*pair, codebook, inputs["neighbors"])
+        Position(*pair, codebook, tables["neighbors"])
         for pair in zip(p, q, strict=True)
     ]
+
+
+def _log_probs(
+    model: Transformer,
+    drafter: Any,
+    branches: int,
+    sampling: Sampling,
+    order: tuple[Step, ...],
+    keys: BatchKeys,
+    params: Params,
+    drafter_params: Params,
+    classes: Int[Array, "B"],
+    tokens: Int[Array, "B L"],
+    index: Int[Array, "B"],
+) -> tuple[Float[Array, "B V"], Float[Array, "B V"]]:
+    """Processed log-probabilities of target and drafter for one token of each image.
+
+    Args:
+      model: Target.
+      drafter: Drafter.
+      branches: Number of CFG branches.
+      sampling: Settings of sampling.
+      order: Steps of sampling, see `active_steps`.
+      keys: Keys of the images [B].
+      params: Parameters of the target.
+      drafter_params: Parameters of the drafter.
+      classes: Classes of the images.
+      tokens: Tokens of the images.
+      index: Number of the token in each image, at least 1.
+    """
+    count, tree = len(classes), Tree.chain(1)
+    first = model.config.prefix_length - 1  # position of the first token's logits
+    prompt = jnp.concatenate([classes] * branches)
+    logits, features = model.score(
+        params,
+        prompt,
+        jnp.concatenate([tokens] * branches),
+        null=jnp.repeat(jnp.arange(branches) > 0, count),
+        feature_layers=drafter.config.feature_layers,
+    )
+    positions = jnp.concatenate([index] * branches) + first
+    logits = jnp.take_along_axis(logits, positions[:, None, None], axis=1)[:, 0]
+    processed = process_logits(apply_cfg(logits, sampling, index), sampling, order)
+    # The drafter's state covers all tokens before the root, which is the last one.
+    start = InitContext(prompt, features, positions, tree, count, tokens.shape[1])
+    state = drafter.init(drafter_params, start)
+    ctx = DraftContext(
+        root=jnp.take_along_axis(tokens, index[:, None] - 1, axis=1)[:, 0],
+        tokens=tokens,
+        position=index + first,
+        index=index,
+        noise=jnp.zeros((count, 2, model.config.vocab_size)),
+        keys=keys,
+        sampling=sampling,
+        tree=tree,
+        selection="without_replacement",
+        order=order,
+    )
+    draft, _ = drafter.propose(drafter_params, state, ctx)
+    return jax.nn.log_softmax(processed, axis=-1), draft.log_q[:, 0]

@@ -127,7 +127,7 @@ def find_device(name: str) -> tuple[DeviceSpec, Any]:
 
 
 def compiler_for(device: Any, on_compiled: Callable[[Any], None]) -> Callable[..., Any]:
-    """Makes a `passes.Compiler` for a device; its programs cannot run here.
+    """Makes a `programs.Compiler` for a device; its programs cannot run here.
 
     Args:
       device: Compilation target.
@@ -137,7 +137,7 @@ def compiler_for(device: Any, on_compiled: Callable[[Any], None]) -> Callable[..
     mesh = jax.sharding.AbstractMesh((), (), abstract_device=_abstract(device))
 
     def compile_program(run, *arguments, donate=()):
-        from jaxspec.bench.passes import lower
+        from jaxspec.bench.programs import lower
 
         shapes = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),

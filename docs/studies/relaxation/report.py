@@ -3,18 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-from jaxspec.bench.relaxation.equal_acceptance import LOSSLESS_COUPLED
+import numpy as np
+
+from docs.studies.relaxation.equal_acceptance import LOSSLESS_COUPLED
 from jaxspec.evaluate.plot import Line, Panel, plot_panels
-from jaxspec.io.images import png_bytes
 
 
-def relaxation_markdown(result: dict[str, Any], image: str | None = None) -> str:
-    """Formats tables at equal acceptance, then all measured rows.
-
-    Args:
-      result: Report of `measure_relaxation`, with "command".
-      image: Address of the plot; None to leave it out.
-    """
+def relaxation_markdown(result: dict[str, Any]) -> str:
+    """Formats a report of `measure_relaxation`: equal acceptance, then all rows."""
     rows, compared = result["rows"], result["equal_acceptance"]
     metadata = [
         f"- {name}: {x['positions']} positions, {x['vocab_size']} codebook entries in "
@@ -33,7 +29,6 @@ def relaxation_markdown(result: dict[str, Any], image: str | None = None) -> str
         "",
         *metadata,
         "",
-        *([f"![TV over acceptance]({image})", ""] if image else []),
         "## At equal acceptance",
         "",
         _COMPARISON.strip(),
@@ -193,8 +188,8 @@ def _numbers(row: dict[str, Any] | None) -> list[str]:
     return ["-"] * 3 if row is None else [_3(row[name]) for name in names]
 
 
-def relaxation_plot(result: dict[str, Any]) -> bytes:
-    """Plots TV over acceptance as PNG, one panel per setting and number of children."""
+def relaxation_plot(result: dict[str, Any]) -> np.ndarray:
+    """Plots TV over acceptance, one panel per setting and number of children."""
     curves = [
         ("LANTERN, published, k=10", "independent", "LANTERN, k=10"),
         ("LANTERN++, published, k=10", "independent", "LANTERN++, k=10"),
@@ -236,4 +231,4 @@ def relaxation_plot(result: dict[str, Any]) -> bytes:
             x, y = ([r[name] for r in points] for name in ("acceptance", "tv"))
             lines.append(Line(label, x, y, dashed=label.endswith("independent")))
         panels.append(Panel(_section_title(section), lines))
-    return png_bytes(plot_panels(panels, "acceptance", "total variation distance"))
+    return plot_panels(panels, "acceptance", "total variation distance")
