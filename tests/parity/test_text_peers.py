@@ -14,10 +14,10 @@ from jaxspec.core.sampling import Sampling
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from docs.studies.text import (
+from docs.studies.text import STUDY
+from docs.studies.text.methods import (
     DRAFTED,
     PLAIN,
-    STUDY,
     convert_models,
     make_models,
 )

@@ -8,7 +8,6 @@ its rows show the cost of a round.
 
 # pyright: reportMissingImports=false
 import copy
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -19,19 +18,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import torch
+import transformers
+from safetensors.torch import save_file
 from tqdm import tqdm
 
-try:
-    import torch
-    import transformers
-    from safetensors.torch import save_file
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        "this study needs torch and transformers: pip install -e '.[parity]'"
-    ) from error
-
-from docs.studies.command import run_study
-from jaxspec.bench.description import Benchmark, Option
 from jaxspec.bench.timing import time_interleaved
 from jaxspec.convert.conversion import convert
 from jaxspec.core.noise import batch_keys
@@ -370,32 +361,3 @@ def text_markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines) + markdown_table(
         columns, [cells(r) for r in result["rows"]]
     )
-
-
-STUDY = Benchmark(
-    "text",
-    summary="text generation compared with transformers: plain, assisted, DFlash",
-    description="Generates the same greedy text with transformers and with jaxspec, "
-    "from one set of random weights in Qwen3's architecture: plainly, with the "
-    "target's first layers as draft model, and with a random block drafter. Needs "
-    "torch and transformers.",
-    example="Example: python -m docs.studies.text --layers 12 --width 512 --out text",
-    options=tuple(
-        Option(name, text, int, default=default, least=1)
-        for name, default, text in (
-            ("layers", 12, "layers of the target; its drafters have a quarter of them"),
-            ("width", 512, "model width of the target"),
-            ("heads", 8, "heads of the target"),
-            ("vocab", 4096, "vocabulary size"),
-            ("tokens", 128, "number of generated tokens"),
-            ("repeats", 5, "number of timed runs of each method"),
-        )
-    ),
-    measure=measure_text,
-    markdown=text_markdown,
-    identity=("method",),
-    program="python -m docs.studies.text",
-)
-
-if __name__ == "__main__":
-    sys.exit(run_study(STUDY))
