@@ -3,10 +3,10 @@
 Two passes that compute the same logits by programs of different shapes round
 differently. Assume that at each filter their logits differ by at most `reach / 2`. Then
 the difference of two logits changes by at most `reach`, and a token that leads another
-by more is ahead in both passes. A filter keeps the tokens above a
-threshold that depends on all logits, so the two passes may keep different tokens even
-if they agree on the best ones. `process_logits_with_bounds` returns the tokens for
-which this is possible; all others are kept in both passes or in none.
+by more is ahead in both passes. Filters need more than this: they keep the tokens above
+a threshold that depends on all logits, so two passes may keep different tokens although
+the logits of these are clearly apart. `process_logits_with_bounds` returns all tokens
+for which this is possible; every other token is kept in both passes or in none.
 
 - Top-k: the k-th largest logit moves by at most `reach / 2`. Tokens within `reach` of
   it are uncertain, unless at most k tokens are above `threshold - reach`: these are

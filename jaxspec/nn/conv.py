@@ -30,8 +30,8 @@ class ResidualBlock(nn.Module):
     groups: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h w D"]:
-        """Maps a feature map to one of `D = width` channels."""
+    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h w M"]:
+        """Maps a feature map to one of `M = width` channels."""
         h = nn.silu(group_norm(self.groups, "norm1")(x))
         h = nn.Conv(self.width, (3, 3), name="conv1")(h)
         h = nn.silu(group_norm(self.groups, "norm2")(h))

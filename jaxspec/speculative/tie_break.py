@@ -99,10 +99,10 @@ def resolve_ties(
         near, prompt, sampling, noise, tokens, index, choice = sequence
 
         def decide():
-            alone = jax.tree.map(lambda x: x[None], (prompt, sampling))
-            logits = rescore(params, alone[0], tokens[None], index[None])
-            merged = apply_cfg(logits, alone[1], index[None])
-            scores = process_logits(merged, alone[1], engine.order)
+            one = jax.tree.map(lambda x: x[None], (prompt, sampling))
+            logits = rescore(params, one[0], tokens[None], index[None])
+            merged = apply_cfg(logits, one[1], index[None])
+            scores = process_logits(merged, one[1], engine.order)
             return argmax_with_margin(scores + noise[None])[0][0]
 
         return jax.lax.cond(

@@ -27,13 +27,13 @@ class Verified:
     """Result of `verify`, and input of `commit`.
 
     Attributes:
-      tokens: int32 [B, A], accepted tokens, then the target's own; arbitrary beyond
-        `accepted + 1`.
+      tokens: int32 [B, A], accepted tokens, then the next token of the target;
+        arbitrary from index `accepted + 1` on.
       accepted: int32 [B], number of accepted tokens.
       path: int32 [B, A], accepted nodes, root first.
       rescored: bool [B], sequences whose path ended at a near-tie.
       finite: bool [B], False if the target gave NaN, or only -inf, on the path.
-      cache: cache of the target; nodes and extra queries lie behind the committed
+      cache: cache of the target, with nodes and extra queries after the committed
         slots.
       logits: float32 [B, N, V], logits of the target after all nodes, with guidance.
       features: [R, N, E], features of all nodes.

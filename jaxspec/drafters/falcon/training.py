@@ -99,7 +99,7 @@ def _cache_data(
 def _run_block(
     drafter: Falcon,
     params: Params,
-    pairs: Float[Array, "B M W C"],
+    pairs: Float[Array, "B M window C"],
     first: Int[Array, "B M"],
     mask: Bool[Array, "B M S"],
     cache: Cache,
@@ -146,8 +146,8 @@ def _predicted_pairs(
 
 
 def _gather(
-    x: Float[Array, "B S C"], index: Int[Array, "B M W"]
-) -> Float[Array, "B M W C"]:
+    x: Float[Array, "B T C"], index: Int[Array, "B M window"]
+) -> Float[Array, "B M window C"]:
     """Vectors of `x` at indices into its second axis."""
     flat = index.reshape(len(x), -1)[..., None]
     return jnp.take_along_axis(x, flat, axis=1).reshape(*index.shape, -1)

@@ -78,8 +78,8 @@ class KSeq(OutcomeVerifier):
 
         none, take = jnp.ones_like(k), []
         for r in range(tokens.shape[2]):
-            x = tokens[..., r]
-            chance = accept_ratio(take_prob(p, x), rho * take_prob(q, x))
+            token = tokens[..., r]
+            chance = accept_ratio(take_prob(p, token), rho * take_prob(q, token))
             chance = jnp.where(valid[..., r], chance, 0.0)
             take.append(none * chance)
             none = none * (1.0 - chance)
