@@ -143,15 +143,15 @@ def test_no_test_module_is_imported():
 @pytest.mark.parametrize(
     ("line", "found"),
     [
-        ("import tests.spec.test_tree", ["tests.spec.test_tree"]),
-        ("import numpy, tests.spec.test_tree as t", ["tests.spec.test_tree"]),
-        ("from tests.spec import noises, test_tree", ["tests.spec.test_tree"]),
-        ("from tests.spec.test_tree import trees", ["tests.spec.test_tree.trees"]),
+        ("import tests.core.test_tree", ["tests.core.test_tree"]),
+        ("import numpy, tests.core.test_tree as t", ["tests.core.test_tree"]),
+        ("from tests.core import noises, test_tree", ["tests.core.test_tree"]),
+        ("from tests.core.test_tree import trees", ["tests.core.test_tree.trees"]),
         ("from . import test_tree as t", ["..test_tree"]),
         ("from .test_tree import trees", [".test_tree.trees"]),
         ("def f():\n    import tests.test_style", ["tests.test_style"]),
-        ("from tests.spec.random_trees import trees", []),
-        ("# import tests.spec.test_tree\nimport jaxspec.testing.toy", []),
+        ("from tests.core.random_trees import trees", []),
+        ("# import tests.core.test_tree\nimport jaxspec.testing.toy", []),
     ],
 )
 def test_an_import_of_a_test_module_is_seen(line, found):

@@ -35,7 +35,7 @@ from jaxspec.pipeline.verifiers import parse_verifier, verifier_spec
 from jaxspec.speculative.draft import Draft
 from jaxspec.speculative.trees.tree import Tree
 from jaxspec.speculative.verify import Coupled, CoupledRelaxed, Lantern, Rejection
-from tests.spec.noises import coupled_noise
+from tests.speculative.verify.noises import coupled_noise
 
 TOY = toy_positions(1, near=True, vocab_size=10, max_neighbors=6)[0]
 FORK = Tree.from_paths([(0,), (1,), (2,)])

@@ -40,7 +40,7 @@ from tests.drafters.policies import (
     nested,
     with_confidence,
 )
-from tests.spec.first_tokens import exact_law, misfit
+from tests.speculative.verify.first_tokens import exact_law, misfit
 
 SIZE, LENGTH, ROWS = 5, 12, 24
 PARAMS = toy_params(SIZE, 40)

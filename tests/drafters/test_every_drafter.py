@@ -137,8 +137,12 @@ def plain_tokens():
     """Tokens of the target without a drafter; feature layers do not change them."""
     target = Transformer(TARGET).as_target(cfg=True)
     run = jax.jit(Engine(target, 16, order=("temperature",)).generate)
-    sampling = Sampling.create(ROWS, **SAMPLING)
-    return run(target_params(), None, CLASSES, sampling, batch_keys(3, ROWS)).tokens
+    return run(
+        Variables(target_params()),
+        CLASSES,
+        sampling=Sampling.create(ROWS, **SAMPLING),
+        keys=batch_keys(3, ROWS),
+    ).tokens
 
 
 # Variants of other drafters in this test, marked slow.

@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from jaxspec.models.transformer.model import model as transformer
+from jaxspec.models.transformer import model as transformer
 from jaxspec.models.transformer.presets import preset
 from jaxspec.tokenizers.vqgan import model as tokenizer
 from tests.parity.llamagen_twin import CaptionCondition, ClassCondition, LlamaGen

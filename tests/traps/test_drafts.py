@@ -14,7 +14,7 @@ from jaxspec.speculative.trees.tree import Tree
 from jaxspec.speculative.verify import Coupled, Rejection
 from jaxspec.testing.drafts import Conditionals, Drafts, all_drafts
 from jaxspec.testing.enumeration import assert_lossless
-from tests.spec.lossless_cases import EVERY_RULE, compiled
+from tests.speculative.verify.lossless_cases import EVERY_RULE, compiled
 
 
 @EVERY_RULE

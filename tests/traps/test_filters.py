@@ -17,7 +17,7 @@ from jaxspec.speculative.trees.tree import Tree
 from jaxspec.speculative.verify import Coupled, Rejection
 from jaxspec.testing.table_drafter import TableDrafter, table_step
 from jaxspec.testing.toy import toy_params, toy_target
-from tests.spec.first_tokens import exact_law, misfit
+from tests.speculative.verify.first_tokens import exact_law, misfit
 
 
 def test_temperature_comes_before_the_filters():

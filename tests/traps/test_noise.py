@@ -15,13 +15,13 @@ from jaxspec.speculative.trees.topology import static_topology
 from jaxspec.speculative.trees.tree import Tree
 from jaxspec.speculative.verify.outcome import Outcome
 from jaxspec.speculative.verify.outcome import sample_outcome as draw_from_law
-from tests.spec.lossless_cases import (
+from tests.speculative.verify.lossless_cases import (
     EVERY_RULE,
     batch_of_drafts,
     compiled,
     random_pairs,
 )
-from tests.spec.noises import FixedNoise
+from tests.speculative.verify.noises import FixedNoise
 
 
 @EVERY_RULE

@@ -1,7 +1,7 @@
 """Whole rounds of a tiny engine, as plain numbers.
 
-`python -m tests.spec.replays` writes `replays.json` anew; do so only when a change is
-meant to alter what rounds do, and say why.
+`python -m tests.speculative.verify.replays` writes `replays.json`; use it only if a
+change is meant to alter what rounds do, and say why.
 """
 
 import json

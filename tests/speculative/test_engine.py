@@ -17,7 +17,7 @@ from jaxspec.speculative.trees.tree import Tree
 from jaxspec.speculative.verify import Coupled, GreedySet, KSeq, Rejection
 from jaxspec.testing.table_drafter import TableDrafter
 from jaxspec.testing.toy import NoisyOracle, toy_params, toy_target
-from tests.spec.random_trees import trees
+from tests.speculative.trees.random_trees import trees
 
 VOCAB, LENGTH = 5, 17
 PLAIN = ("temperature",)  # no filter to compile

@@ -30,7 +30,7 @@ from jaxspec.speculative.verify import (
 from jaxspec.speculative.verify.neighbors import neighbor_table
 from jaxspec.testing.table_drafter import TableDrafter
 from jaxspec.testing.toy import toy_params, toy_target
-from tests.spec.first_tokens import exact_law, misfit
+from tests.speculative.verify.first_tokens import exact_law, misfit
 
 VOCAB, LENGTH = 5, 6
 PARAMS = toy_params(VOCAB, 40)

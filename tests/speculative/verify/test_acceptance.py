@@ -8,7 +8,7 @@ import pytest
 
 from jaxspec.errors import ConfigError
 from jaxspec.speculative.verify.acceptance import optimal_acceptance
-from tests.spec.transport import transport
+from tests.speculative.verify.transport import transport
 
 DRAWINGS = pytest.mark.parametrize("with_replacement", [True, False])
 LARGE = 16384

@@ -20,7 +20,7 @@ from jaxspec.pipeline.timing import (
 )
 
 QUIET = [1.0, 1.05, 1.1, 1.0, 1.2]
-PACKAGE = Path(__file__).parent.parent / "jaxspec"
+PACKAGE = Path(__file__).parent.parent.parent / "jaxspec"
 
 
 @pytest.mark.parametrize(

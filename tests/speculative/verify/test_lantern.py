@@ -15,7 +15,7 @@ from jaxspec.speculative.verify import Lantern, Rejection
 from jaxspec.speculative.verify.neighbors import neighbor_table
 from jaxspec.testing.drafts import Conditionals, all_drafts
 from jaxspec.testing.enumeration import assert_lossless, distortion
-from tests.spec.walks import (
+from tests.speculative.verify.walks import (
     CHAIN,
     FORK,
     as_given,

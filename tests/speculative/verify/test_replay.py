@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.spec.replays import CASES, FILE, record
+from tests.speculative.verify.replays import CASES, FILE, record
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -254,7 +254,7 @@ def test_the_embedded_checkpoint_is_complete_small_and_documented():
 
 
 def test_the_embedded_folder_is_in_the_repository():
-    assert embedded_folder() == Path(__file__).parents[1] / "checkpoints"
+    assert embedded_folder() == Path(__file__).parents[2] / "checkpoints"
 
 
 def test_classes_by_name_and_number():

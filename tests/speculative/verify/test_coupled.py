@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from jaxspec.speculative.draft import Draft
 from jaxspec.speculative.trees.tree import Tree
 from jaxspec.speculative.verify import Coupled
-from tests.spec.noises import coupled_noise
-from tests.spec.random_trees import trees
+from tests.speculative.trees.random_trees import trees
+from tests.speculative.verify.noises import coupled_noise
 
 VERIFY = jax.jit(Coupled().verify, static_argnums=2)
 

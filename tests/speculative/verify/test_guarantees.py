@@ -13,14 +13,14 @@ from jaxspec.speculative.trees.tree import Tree
 from jaxspec.speculative.verify import Block, Coupled, GreedySet, KSeq, Rejection
 from jaxspec.speculative.verify.acceptance import optimal_acceptance
 from jaxspec.testing.drafts import Conditionals
-from tests.spec.lossless_cases import (
+from tests.speculative.verify.lossless_cases import (
     EVERY_RULE,
     batch_of_drafts,
     draws,
     law_of,
     random_pairs,
 )
-from tests.spec.transport import transport
+from tests.speculative.verify.transport import transport
 
 SIBLINGS = {1: Tree.named("0"), 2: Tree.named("0,1"), 3: Tree.named("0,1,2")}
 DRAFTS = pytest.mark.parametrize("k", SIBLINGS)

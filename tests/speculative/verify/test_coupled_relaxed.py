@@ -14,9 +14,9 @@ from jaxspec.speculative.draft import Draft
 from jaxspec.speculative.trees.tree import Tree
 from jaxspec.speculative.verify import Coupled, CoupledRelaxed, Lantern
 from jaxspec.speculative.verify.neighbors import neighbor_table
-from tests.spec.noises import coupled_noise
-from tests.spec.random_trees import trees
-from tests.spec.walks import (
+from tests.speculative.trees.random_trees import trees
+from tests.speculative.verify.noises import coupled_noise
+from tests.speculative.verify.walks import (
     CHAIN,
     FORK,
     as_given,

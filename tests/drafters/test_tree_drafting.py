@@ -22,7 +22,7 @@ from jaxspec.speculative.trees.tree import Tree
 from jaxspec.speculative.verify import Coupled, Rejection
 from jaxspec.testing.table_drafter import TableDrafter, table_step
 from jaxspec.testing.toy import toy_params, toy_target
-from tests.spec.random_trees import trees
+from tests.speculative.trees.random_trees import trees
 
 VOCAB, LENGTH = 6, 14
 PARAMS = toy_params(VOCAB, 60)

@@ -10,7 +10,7 @@ from jaxspec.speculative.trees.dynamic import Beam
 from jaxspec.speculative.trees.named_trees import NAMES
 from jaxspec.speculative.trees.tree import Tree
 from jaxspec.speculative.verify import Coupled
-from tests.spec.random_trees import trees
+from tests.speculative.trees.random_trees import trees
 
 
 @given(trees())

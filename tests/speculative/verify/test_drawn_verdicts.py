@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxspec.speculative.verify import Block, Rejection
-from tests.spec.lossless_cases import (
+from tests.speculative.verify.lossless_cases import (
     EVERY_RULE,
     ROWS,
     batch_of_drafts,

@@ -27,8 +27,8 @@ from jaxspec.speculative.verify import (
 from jaxspec.speculative.verify.neighbors import neighbor_table
 from jaxspec.testing.drafts import Conditionals, all_drafts
 from jaxspec.testing.enumeration import assert_lossless, distortion
-from tests.spec.noises import coupled_noise
-from tests.spec.walks import (
+from tests.speculative.verify.noises import coupled_noise
+from tests.speculative.verify.walks import (
     CHAIN,
     FORK,
     as_given,

@@ -13,7 +13,7 @@ from jaxspec.cli import main
 from jaxspec.errors import DataError
 from jaxspec.io.text_files import read_lines, read_text, split_lines
 
-PACKAGE = Path(__file__).parent.parent / "jaxspec"
+PACKAGE = Path(__file__).parent.parent.parent / "jaxspec"
 CAPTIONS = ["ein Bär im Schnee", "北京の朝", "an 🍎", "naïve, with form\ffeed"]
 # Characters at which `str.splitlines` would also split.
 NOT_LINE_ENDS = [

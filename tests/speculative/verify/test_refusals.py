@@ -11,7 +11,7 @@ from jaxspec.errors import ConfigError
 from jaxspec.speculative.draft import Draft
 from jaxspec.speculative.trees.tree import Tree
 from jaxspec.speculative.verify import Block, Coupled, GreedySet, KSeq, Rejection
-from tests.spec.lossless_cases import law_of
+from tests.speculative.verify.lossless_cases import law_of
 
 
 def some_draft(tree, selection):
