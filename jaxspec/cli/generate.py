@@ -19,10 +19,10 @@ def add_parser(commands) -> None:
         "generate",
         help="draw images, and show what speculation saves",
         description="Draws a grid of class-conditional images twice from the same "
-        "seed, with speculative and with plain decoding, and says how fast each was "
-        "and whether the images are the same. With --prompts FILE --out-dir DIR it "
-        "draws any number of images, once, each into a file of its own, and goes on "
-        "where it was when it is started again.",
+        "seed, with speculative and with plain decoding, and reports how fast each was "
+        "and whether the images are equal. With --prompts FILE --out-dir DIR it "
+        "draws any number of images, once, each into a file of its own; a second run "
+        "continues an interrupted one.",
         epilog="Examples: jaxspec generate --classes 'Tomato 3,Apple 10' --num 8 "
         "--seed 7; jaxspec generate --prompts classes.txt --out-dir images",
     )
@@ -46,8 +46,8 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--classes",
         metavar="LIST",
-        help="names or numbers, divided by commas, used in turn "
-        "(default: spread over all classes)",
+        help="names or numbers, divided by commas, repeated as "
+        "often as needed (default: spread over all classes)",
     )
     parser.add_argument(
         "--prompt",
@@ -101,8 +101,8 @@ def _add_speculation(parser: argparse.ArgumentParser) -> None:
         "--cache-stages",
         type=int,
         metavar="N",
-        help="let the cache grow in so many steps: faster where many images are "
-        "drawn side by side, compiled N times as long (default: 1)",
+        help="number of cache sizes: faster for large batches, compiled N times "
+        "as long (default: 1)",
     )
     add_attention(group)
     add_int8(group)
@@ -113,7 +113,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         metavar="FILE",
-        help="where the images go: .png, .webp, or .jpg, which changes them a little "
+        help="file of the images: .png, .webp, or .jpg, which changes them a little "
         "(default: samples.png)",
     )
     parser.add_argument(
@@ -125,7 +125,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         "--compile-cache",
         metavar="DIR",
         help="keep compiled programs there: later starts with the same settings take "
-        "seconds. Whoever can write there can run code as you",
+        "seconds. Anyone who can write there can run code as you",
     )
     many = parser.add_argument_group("many images")
     many.add_argument(

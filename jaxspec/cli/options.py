@@ -27,7 +27,7 @@ def add_attention(parser) -> None:
 
 
 def add_int8(parser) -> None:
-    """`--int8`, likewise."""
+    """`--int8`, on a parser or a group of one."""
     parser.add_argument(
         "--int8",
         action="store_true",
@@ -85,7 +85,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
 
 
 def sampling_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What `add_sampling` asks for, as arguments of `GenerationConfig`; checked.
+    """Settings of `add_sampling`, as arguments of `GenerationConfig`; checked.
 
     Raises:
       ConfigError: a number is impossible.
@@ -117,7 +117,7 @@ def check_scales(*scales: float) -> None:
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
-    """Where images come from."""
+    """Options of image data."""
     parser.add_argument(
         "--data-dir",
         default="data",
@@ -132,7 +132,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 
 
 def table_stream(*paths: str | None):
-    """Where tables and notes go: stderr when one of the files written is stdout."""
+    """Stream of tables and notes: stderr if one of the files written is stdout."""
     import sys
 
     from jaxspec.io.writing import open_descriptor
@@ -167,7 +167,7 @@ def chosen_mesh(arguments: argparse.Namespace):
     """The mesh that `add_devices` asks for, or None.
 
     Raises:
-      ConfigError: there are not so many devices.
+      ConfigError: there are too few devices.
     """
     from jaxspec.sharding import make_mesh, read_mesh
 
@@ -184,9 +184,9 @@ def print_cut_captions(
     They are cut, so that one caption does not keep a long file from being generated.
 
     Args:
-      bundle: of captions.
-      texts: captions by a name for people, such as "line 3".
-      quiet: print nothing.
+      bundle: models; the text encoder is used.
+      texts: captions by a name for messages, such as "line 3".
+      quiet: whether to print nothing.
 
     Returns:
       Tokens of each such caption, by its name.

@@ -34,23 +34,19 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class Bundle:
-    """Three checkpoints and where they came from.
-
-    A text model has no tokenizer: its tokens are bytes. `drafter` may be missing.
-    `text_encoder` is the folder of what reads captions, which is loaded when needed.
+    """Models that belong together, loaded from one folder.
 
     Attributes:
-      name: of the folder.
-      image_tokenizer: None for a model of text.
-      prior: the target.
-      drafter: trained for it.
-      text_encoder: a folder.
-      mesh: where the prior's and drafters' parameters lie; None for one device.
-      int8: matrices are held in eight bits: the prior's already, drafters' when they
-        are bound to it.
-      place: the sharding of each parameter; None for one device.
-      trained: the prior's configuration on disk, which drafters name as their target;
-        on a mesh the prior may have more key/value heads.
+      name: name of the folder.
+      image_tokenizer: image tokenizer; None for a model of text, whose tokens are bytes.
+      prior: target model.
+      drafter: drafter that was trained for the prior; None without one.
+      text_encoder: folder of the text encoder, which is loaded when captions are read.
+      mesh: mesh of the parameters of prior and drafters; None for one device.
+      trained: configuration of the prior on disk, which drafters name as their target.
+        On a mesh the prior may have more key/value heads.
+      int8: whether matrices of prior and drafters are held in eight bits.
+      place: sharding of each parameter; None for one device.
     """
 
     name: str
@@ -107,13 +103,15 @@ def load_bundle(
     """Loads a bundle folder, or the embedded default.
 
     Args:
-      path: a folder with `tokenizer/`, `prior/` and, if there is one, `drafter/`.
-      dtype: cast the prior's and the drafter's parameters; the tokenizer stays
-        float32.
-      mesh: where the prior's and the drafter's parameters shall lie. Key/value heads
-        that would have to be cut are copied, see `models.transformer.kv_groups`.
-      rules: where on the mesh each parameter lies.
-      int8: matrices of the prior and of drafters in eight bits, see `nn.quantize`.
+      path: folder with `tokenizer/`, `prior/` and, if there is one, `drafter/`.
+      dtype: dtype of the parameters of prior and drafter; None for that on disk. The
+        tokenizer stays float32.
+      mesh: mesh of the parameters of prior and drafter; None for one device. Key/value
+        heads that "model" does not divide are copied, see
+        `models.transformer.kv_groups`.
+      rules: sharding rules.
+      int8: whether to hold matrices of prior and drafters in eight bits, see
+        `nn.quantize`.
 
     Raises:
       CheckpointError: something is missing, damaged or does not belong together.
@@ -182,14 +180,15 @@ def prepared(
     place: Any = None,
     int8: bool = False,
 ) -> Checkpoint:
-    """A target as it is used: cast, its heads divisible, its matrices rounded.
+    """Casts, shards and quantizes a target.
 
     Args:
-      prior: as loaded.
-      dtype: of floating-point parameters; None: as they are.
-      mesh: whose "model" axis shall divide key/value heads.
-      place: the sharding of each parameter on it.
-      int8: see `nn.quantize`.
+      prior: checkpoint of the target.
+      dtype: dtype of floating-point parameters; None keeps it.
+      mesh: mesh whose "model" axis divides the key/value heads, which are copied if
+        there are too few; None for one device.
+      place: sharding of each parameter on the mesh.
+      int8: whether to round matrices to eight bits, see `nn.quantize`.
     """
     config, params = prior.config, prior.params
     if dtype is not None:
@@ -211,7 +210,7 @@ def prepared(
 
 
 def load_prior(path: Path, sharding: Placement = None) -> Checkpoint:
-    """A model that draws token by token, and so can be sped up.
+    """Loads a model that generates token by token.
 
     Raises:
       CheckpointError: it cannot be read, or was trained for something else.
@@ -221,13 +220,13 @@ def load_prior(path: Path, sharding: Placement = None) -> Checkpoint:
     if objective not in ("next", "sorted", "tidar"):
         raise CheckpointError(
             f"'{path}' was trained for {objective!r}: it drafts for another model "
-            "(--drafter), but does not draw on its own"
+            "(--drafter), but does not generate on its own"
         )
     return prior
 
 
 def cast_floats(params: Params, dtype: Any) -> Params:
-    """Floating-point leaves in another dtype; ids stay what they are."""
+    """Casts floating-point parameters; integers keep their dtype."""
 
     def cast(x):
         return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x

@@ -37,14 +37,14 @@ NAMES = "jacobi, recycling, ngrams, prompt-lookup, early-exit-LAYERS"
 
 @dataclass(frozen=True)
 class LoadedDrafter:
-    """A drafter, ready for a bundle's prior.
+    """Drafter with its parameters, for the prior of a bundle.
 
     Attributes:
-      name: as in reports.
-      drafter: static.
-      params: bound to the target's.
-      size: parameters of its own, not counting what it shares with the target.
-      trained_seconds: how long its training took, if it was trained.
+      name: name in reports.
+      drafter: static functions of the drafter.
+      params: parameters, together with those of the target that the drafter reads.
+      size: number of parameters of the drafter alone.
+      trained_seconds: time of its training, in seconds; None if it was not trained.
       prior: the target, if the drafter is part of it.
       acceptance: measured acceptance by depth and rank, see `Tree.optimal`; None if it
         was not measured.
@@ -70,7 +70,7 @@ class LoadedDrafter:
         """Refuses trees that the drafter cannot fill.
 
         Raises:
-          ConfigError: says why.
+          ConfigError: the drafter cannot fill the tree.
         """
         check = getattr(self.drafter, "check_tree", None)
         if check is not None:
@@ -78,7 +78,7 @@ class LoadedDrafter:
 
 
 def bundled_drafter(bundle: Bundle) -> LoadedDrafter:
-    """The drafter that a bundle holds.
+    """Loads the drafter of a bundle.
 
     Raises:
       ConfigError: it holds none.
@@ -92,10 +92,10 @@ def bundled_drafter(bundle: Bundle) -> LoadedDrafter:
 
 
 def load_drafter(name: str, bundle: Bundle) -> LoadedDrafter:
-    """A drafter by name: the bundle's own ("own"), one of `NAMES`, or a folder.
+    """Loads a drafter by name: the bundle's own ("own"), one of `NAMES`, or a folder.
 
     A folder holds a drafter that was trained for the bundle's prior, or any model over
-    the same codes, which drafts as its objective says.
+    the same tokens, which drafts according to its training objective.
 
     Raises:
       ConfigError: no such drafter.

@@ -15,19 +15,19 @@ def load(
     """Reads a model.
 
     Args:
-      path: a part of a bundle (`.../prior`, `.../tokenizer`, `.../text_encoder`,
-        `.../drafter`), or a bundle, whose prior is meant.
-      sharding: of all parameters, or of each by its path and shape; by default
-        everything is put onto the first device.
-      dtype: of floating-point parameters; by default as saved.
+      path: part of a bundle (`.../prior`, `.../tokenizer`, `.../text_encoder`,
+        `.../drafter`), or a bundle, whose prior is read.
+      sharding: sharding of all parameters, or a function from path and shape to one; by
+        default everything is put onto the first device.
+      dtype: dtype of floating-point parameters; by default that on disk.
 
     Returns:
       A `Transformer`, `MaskedDiffusion`, `Tokenizer`, `TextEncoder`, `Classifier` or a
-      drafter, all of them static and hashable; and its parameters. A drafter's are its
-      own: see its `with_target_params`.
+      drafter, all of them static and hashable; and its parameters. `Engine.variables`
+      joins those of a drafter with those of its target.
 
     Raises:
-      CheckpointError: missing, damaged, or not of the shapes it says.
+      CheckpointError: the checkpoint is missing or damaged.
       NonFiniteError: a parameter holds NaN or infinity.
     """
     folder = Path(path)

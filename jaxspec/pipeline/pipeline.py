@@ -148,10 +148,10 @@ class Pipeline:
         with the same arguments.
 
         Args:
-          class_labels: see `__call__`.
-          prompts: see `__call__`.
-          tree: see `__call__`.
-          verifier: see `__call__`.
+          class_labels: numbers or names of classes.
+          prompts: captions, or texts to continue.
+          tree: shape of the drafts, as for `__call__`.
+          verifier: acceptance criterion, as for `__call__`.
           rounds: target calls between two previews.
           **settings: fields of `GenerationConfig`.
 

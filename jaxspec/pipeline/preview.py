@@ -26,7 +26,7 @@ from jaxspec.speculative.trees.tree import Tree
 
 @dataclass(frozen=True)
 class Preview:
-    """What has been generated of one batch.
+    """Unfinished sequences of one batch.
 
     Attributes:
       bundle: models.

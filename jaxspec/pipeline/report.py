@@ -1,4 +1,4 @@
-"""What a generation tells about itself: a dict for files, a table for people."""
+"""Report of a generation: a dict for files, a table for the terminal."""
 
 import json
 from typing import Any
@@ -30,7 +30,7 @@ def generation_report(
     plain: GenerationResult,
     loaded: LoadedDrafter | None = None,
 ) -> dict[str, Any]:
-    """The numbers of one comparison, ready for JSON.
+    """Compares speculative with plain decoding, as plain JSON types.
 
     `target_calls` counts, for every image, its prefill and each round until its last
     token; `seconds` leave compilation out.
@@ -134,7 +134,7 @@ def generation_table(report: dict[str, Any]) -> str:
 
 
 def _speedup(report: dict[str, Any]) -> str:
-    """One timing of each way is no measurement."""
+    """Formats the speedup; single timings are marked as no measurement."""
     words = shown(report, "speedup", "x")
     if "speedup_marked" not in report:
         return words
