@@ -38,7 +38,7 @@ class Bundle:
 
     Attributes:
       name: name of the folder.
-      image_tokenizer: image tokenizer; None for a model of text, whose tokens are bytes.
+      image_tokenizer: image tokenizer; None for a model of text (tokens are bytes).
       prior: target model.
       drafter: drafter that was trained for the prior; None without one.
       text_encoder: folder of the text encoder, which is loaded when captions are read.
