@@ -1,6 +1,7 @@
 """`jaxspec bench`: benchmarks, derived from their descriptions."""
 
 import argparse
+from typing import Any
 
 from jaxspec.bench.description import Benchmark, Option, load
 from jaxspec.bench.registry import BENCHMARKS, PLAN
@@ -95,12 +96,16 @@ def run_benchmark(benchmark: Benchmark, arguments: argparse.Namespace) -> None:
         check_out(out, *benchmark.suffixes)
     before = read_report(getattr(arguments, "compare", None))
     head = {"command": benchmark.command(values, out)}
-    markdown, keywords = load(benchmark.markdown), {}
-    if benchmark.saves:
-        keywords["save"] = lambda part: write_tables(out, {**head, **part}, markdown)
+
+    def save(part: dict[str, Any]) -> None:
+        """Writes an unfinished report; the run may be stopped before its end."""
+        write_tables(out, {**head, **part}, load(benchmark.markdown))
+
+    keywords: dict[str, Any] = {"save": save} if benchmark.saves else {}
     if benchmark.resumes and arguments.resume:
         keywords["earlier"] = read_json(out + ".json")
     result = load(benchmark.measure)(**values, **keywords)
+    markdown = load(benchmark.markdown)
     if benchmark.output == "file":
         if out:
             write_numbers(out, {**head, **result})

@@ -121,11 +121,11 @@ def test_a_block_is_drafted_as_in_transformers(tmp_path):
     randomized(models.block, seed=2)
     bundle, loaded_drafters = convert_models(models, tmp_path)
     loaded = loaded_drafters["block diffusion"]
-    assert loaded.feature_layers == (0, 1, 2)
+    assert loaded.drafter.feature_layers == (0, 1, 2)
     prompts, anchors = torch.randint(49, (6, 9)), torch.randint(49, (6,))
 
     states = models.target.model(prompts, output_hidden_states=True).hidden_states
-    features = torch.cat([states[i + 1] for i in loaded.feature_layers], dim=-1)
+    features = torch.cat([states[i + 1] for i in loaded.drafter.feature_layers], dim=-1)
     block = torch.full((6, DRAFTED + 1), models.block.config.mask_token_id)
     block[:, 0] = anchors
     hidden = models.block(
