@@ -91,10 +91,12 @@ def run_page(page, *replacements):
     return names
 
 
+@pytest.mark.slow
 def test_drafters_page_runs():
     assert (run_page("drafters.md")["out"].stats.calls < 64).all()
 
 
+@pytest.mark.slow
 def test_page_on_your_own_loop_runs(capsys):
     names = run_page("own_loop.md", ("naive_extend_57", "chain-2"))
     assert capsys.readouterr().out.startswith("(3, 256) [")

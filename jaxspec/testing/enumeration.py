@@ -16,7 +16,6 @@ import numpy as np
 
 from jaxspec.core.noise import batch_keys, draw_noise
 from jaxspec.errors import ConfigError
-from jaxspec.speculative.verify.outcome import OutcomeVerifier
 from jaxspec.testing.drafts import Conditionals, Drafts
 
 # Largest error of an exactly computed probability.
@@ -38,10 +37,10 @@ def output_law_per_draft(
       params: parameters of the verifier.
 
     Raises:
-      ConfigError: the verifier is no `OutcomeVerifier`, or `p` is shorter than `A`
+      ConfigError: the verifier has no `outcome`, or `p` is shorter than `A`
         tokens.
     """
-    if not isinstance(verifier, OutcomeVerifier):
+    if not hasattr(verifier, "outcome"):
         raise ConfigError(
             f"{type(verifier).__name__} has no `outcome` to enumerate: it is no "
             "OutcomeVerifier; assert_lossless samples from its `verify` instead"
@@ -172,7 +171,7 @@ def output_law(
       Probabilities `[V] * A`, float64.
 
     Raises:
-      ConfigError: the verifier is no `OutcomeVerifier`, or `p` is shorter than `A`
+      ConfigError: the verifier has no `outcome`, or `p` is shorter than `A`
         tokens.
     """
     size, length = p.vocab_size, drafts.tree.depth + 1
@@ -218,7 +217,7 @@ def assert_lossless(
     verifier without `outcome` is checked by `verify` only.
 
     Args:
-      verifier: object with `verify`; an `OutcomeVerifier` if `outcome` is checked, too.
+      verifier: object with `verify`, and with `outcome` if it is to be checked.
       p: distribution of the target, at least `A` tokens long.
       drafts: enumerated drafts with their probabilities, or samples.
       params: parameters of the verifier.
@@ -226,12 +225,12 @@ def assert_lossless(
 
     Raises:
       AssertionError: the distributions differ; the message names the worst tokens.
-      ConfigError: the verifier is no `OutcomeVerifier` and `draws` is 0, or `p` is
+      ConfigError: the verifier has no `outcome` and `draws` is 0, or `p` is
         shorter than `A` tokens.
     """
     length = drafts.tree.depth + 1
     expected = Conditionals(p.tables[:length]).joint()
-    if isinstance(verifier, OutcomeVerifier) or not draws:
+    if hasattr(verifier, "outcome") or not draws:
         if drafts.exact:
             total = drafts.chance.sum()
             assert abs(total - 1) < TOLERANCE, f"the drafts' chances sum to {total}"

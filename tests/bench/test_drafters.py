@@ -8,6 +8,7 @@ from PIL import Image
 from jaxspec.cli import main
 
 
+@pytest.mark.slow
 def test_drafters_are_compared_in_one_run(tmp_path):
     stem = tmp_path / "drafters"
     command = ["bench", "drafters", "--drafters", "own", "prompt-lookup"]

@@ -156,7 +156,7 @@ def test_tpu_variants_match(length, groups):
                  attend(q, *cache, mask)[:, :1])  # fmt: skip
     arguments = cache[0], k, starts
     np.testing.assert_array_equal(
-        spec_cache._write_by_row(*arguments), spec_cache._write_at_once(*arguments)
+        spec_cache._write_unrolled(*arguments), spec_cache._write_batched(*arguments)
     )
     shapes = jax.eval_shape(lambda: (fused, angles, mask, cache, starts))
     texts = {

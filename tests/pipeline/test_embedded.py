@@ -56,6 +56,7 @@ def test_the_same_tokens_every_way(seed, settings):
     np.testing.assert_array_equal(again.tokens, plain.tokens[:2])
 
 
+@pytest.mark.slow
 def test_speculation_accepts_two_tokens_and_a_half_a_call():
     """The floor of the published figure, on fewer images."""
     prompts = Prompts.from_classes([0, 16, 32, 48])

@@ -289,10 +289,10 @@ def test_rows_that_do_not_fit_together_are_refused():
         (
             "prompt",
             prompt[:1],
-            r"prompt holds an array of shape \(1,\), but there are 2",
+            r"prompt has an array of shape \(1,\), but there are 2",
         ),
         ("sampling", Sampling.create(1), r"temperature has shape \(1,\)"),
-        ("keys", batch_keys(0, 3), "of 3 sequences"),
+        ("keys", batch_keys(0, 3), "each of the 3 sequences"),
         (
             "stopping",
             StoppingCriteria.create(3, max_new_tokens=4),

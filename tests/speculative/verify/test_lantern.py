@@ -331,12 +331,12 @@ def test_drafts_and_tables_that_do_not_suit_are_refused():
     for verifier, other, params, words in (
         (plain, {}, None, r"needs params=\{'neighbors'"),
         (plain, {}, {}, r"needs params=\{'neighbors'"),
-        (wider, {}, table, "tests 4 neighbors, its table serves 3; build a wider"),
+        (wider, {}, table, "tests 4 neighbors, but its table has 3; build a wider"),
         (subtract, {"selection": "top"}, table, "use 'zero_target' or 'optimal'"),
         (drop, {"selection": "guess"}, table, "use 'zero_target' or 'optimal'"),
         (plain, {"selection": "top_and_sample"}, table, "not top_and_sample"),
         (plain, {"log_q": None}, table, "needs the drafter's distribution"),
-        (plain, {"pruned_by": "token"}, table, "drops a token for what it is"),
+        (plain, {"pruned_by": "token"}, table, "drops a token because of its value"),
     ):
         with pytest.raises(ConfigError, match=words):
             verifier.outcome(log_p, replace(draft, **other), CHAIN, params=params)

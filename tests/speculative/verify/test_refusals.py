@@ -89,7 +89,7 @@ def test_refuses_samples_of_an_unknown_law(verifier, drawn):
 @pytest.mark.parametrize("tree", ["0,1", "0,00,01"])
 def test_block_refuses_trees(tree):
     draft = some_draft(tree, "without_replacement")
-    refuses(Block(), *draft, r"chains alone; use Tree\.chain")
+    refuses(Block(), *draft, r"chains only; use Tree\.chain")
 
 
 @pytest.mark.parametrize("drawn", ["guess", "top", "coupled"])
