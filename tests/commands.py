@@ -24,7 +24,7 @@ def commands_in(text):
 def check_command(command):
     """Parses a command; files of this repository that it names must exist."""
     words = shlex.split(command)
-    placeholders = {"N": "2", "I": "0"}  # upper-case words stand for values
+    placeholders = {"N": "2", "I": "0"}  # upper-case words are placeholders
     parsed = build_parser().parse_args([placeholders.get(x, x) for x in words])
     assert isinstance(parsed, argparse.Namespace)
     for word in words:

@@ -7,8 +7,8 @@ from hypothesis import settings
 
 # Most of the suite's time is compilation, of programs that run once. These flags of
 # XLA's CPU compiler halve it; they are read when the first program is compiled.
-# `test_compile.py`, which looks at compiled programs, sets them back. Other versions of
-# XLA may not know them, and would stop at an unknown flag.
+# `test_compile.py`, which inspects compiled programs, resets them. Other versions of
+# XLA may not have them, and fail on an unknown flag.
 if jax.__version__.startswith("0.10."):
     os.environ["XLA_FLAGS"] = " ".join(
         (
@@ -22,7 +22,7 @@ if jax.__version__.startswith("0.10."):
     )
 
 jax.config.update("jax_num_cpu_devices", 8)
-# Modules that take minutes go first, so that no worker is left alone with one.
+# Modules that take minutes go first, so that no worker runs one at the end alone.
 HEAVY = (
     "tests/train/",
     "tests/drafters/",
@@ -32,7 +32,7 @@ HEAVY = (
 
 
 def pytest_collection_modifyitems(items):
-    """Keeps the order otherwise."""
+    """Moves the longest modules to the front; otherwise keeps the order."""
     items.sort(key=lambda item: not item.nodeid.startswith(HEAVY))
 
 

@@ -1,6 +1,6 @@
 """Tokens of a grid of settings, as recorded: drafters, verifiers, trees, batches.
 
-`python -m tests.test_digests` records them anew. A change of tokens has to be meant.
+`python -m tests.test_digests` records them again, after an intended change.
 """
 
 import hashlib
@@ -83,7 +83,7 @@ def settings(rows):
 
 
 def digest(engine, rows, params, own, for_verifier=None):
-    """Of the tokens and the lengths of accepted paths, or that it is refused."""
+    """Digest of the tokens and the lengths of accepted paths, or "refused"."""
     prompt = jnp.arange(rows) % 3
     if engine.target.vocab_size == VOCAB:
         prompt = jnp.stack([prompt, prompt + 1, jnp.full_like(prompt, -1)], axis=1)
@@ -99,7 +99,7 @@ def digest(engine, rows, params, own, for_verifier=None):
 
 
 def grid_of_drafters():
-    """Every drafter on its tree, judged by `coupled`, one and three rows."""
+    """Every drafter on its tree, verified by `coupled`, one and three rows."""
     for name in (*TABLES, *FEATURES):
         for rows in (1, 3):
             yield f"{name} / coupled / own tree / {rows}", (name, rows)

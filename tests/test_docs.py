@@ -65,7 +65,7 @@ GONE = (
 
 
 @pytest.mark.parametrize("page", PAGES + OTHERS, ids=lambda p: p.name)
-def test_pages_name_what_exists(page):
+def test_names_on_pages_exist(page):
     text = page.read_text()
     assert re.findall(GONE, text) == []
     for name in re.findall(r"\bjaxspec(?:\.\w+)+", text):
@@ -128,7 +128,7 @@ def test_every_plot_of_a_report_is_on_its_page():
 
 
 @pytest.mark.slow
-def test_the_scaling_page_draws_on_a_mesh_what_one_device_draws():
+def test_the_scaling_page_generates_the_same_images_on_a_mesh():
     (program,) = blocks("python", (DOCS / "scaling.md").read_text())
     here = {}
     exec(compile(program.replace("256", "12"), "scaling.md", "exec"), here)

@@ -1,4 +1,4 @@
-"""Who may know whom: imports point one way."""
+"""Imports between packages, which point one way."""
 
 import ast
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "jaxspec"
-# Rooms from the ground up; a room may import those that its entry names.
+# Packages from the lowest up; a package may import those in its entry.
 BASE = {"errors", "typing"}
 NETWORKS = BASE | {"config", "core", "nn"}
 FILES_AND_MODELS = NETWORKS | {"io", "models", "tokenizers", "drafters", "speculative"}
@@ -34,7 +34,7 @@ ALLOWED = {
 ALLOWED["train"] = ALLOWED["evaluate"] | {"evaluate"}
 ALLOWED["bench"] = ALLOWED["train"] | {"train", "convert"}
 ALLOWED["cli"] = ALLOWED["bench"] | {"bench"}
-# Outside packages that only one room may import.
+# External packages that only some packages may import.
 RESERVED = {
     "orbax": set(),
     "tensorstore": {"checkpoint"},
@@ -65,20 +65,20 @@ def imports(file):
             yield name, node in tree.body
 
 
-def room(file):
+def package(file):
     return file.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
 FILES = sorted(ROOT.rglob("*.py"))
 
 
-def test_every_room_has_its_place():
-    assert {room(f) for f in FILES} - {"__init__", "__main__"} == set(ALLOWED)
+def test_every_package_has_an_entry():
+    assert {package(f) for f in FILES} - {"__init__", "__main__"} == set(ALLOWED)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.relative_to(ROOT).as_posix())
 def test_imports_point_one_way(file):
-    here = room(file)
+    here = package(file)
     for name, _ in imports(file):
         first, *rest = name.split(".")
         if first == "jaxspec" and rest and here in ALLOWED and rest[0] in ALLOWED:
@@ -88,7 +88,7 @@ def test_imports_point_one_way(file):
 
 
 def test_pytorch_is_imported_by_baselines_only():
-    """And nothing imports the modules of `bench.baselines` before it runs them."""
+    """Also, no module imports those of `bench.baselines` at module level."""
     for file in FILES:
         baseline = file.relative_to(ROOT).as_posix().startswith("bench/baselines/")
         for name, at_once in imports(file):
@@ -98,8 +98,8 @@ def test_pytorch_is_imported_by_baselines_only():
                 assert not at_once, f"{file} imports {name}"
 
 
-def test_importing_jaxspec_is_quick_and_quiet():
-    """No array library, no device and no file is touched before it is needed."""
+def test_importing_jaxspec_loads_no_array_library():
+    """It imports neither JAX nor other large packages before they are needed."""
     code = (
         "import sys, jaxspec, jaxspec.cli;"
         "heavy = {'jax', 'flax', 'numpy', 'orbax', 'tensorflow_datasets', 'torch'};"
@@ -120,7 +120,7 @@ def test_public_names_resolve():
 
 
 def imported_test_modules(source):
-    """Full names of all test modules, or of what is in them, that a file imports."""
+    """Full names of test modules, or of their members, that a file imports."""
     for node in ast.walk(ast.parse(source)):
         names = []
         if isinstance(node, ast.Import):
@@ -134,7 +134,7 @@ def imported_test_modules(source):
 
 
 def test_no_test_module_is_imported():
-    """What several of them share is in modules beside them."""
+    """Shared code of tests is in modules without tests."""
     for file in sorted(Path(__file__).parent.rglob("*.py")):
         found = list(imported_test_modules(file.read_text("utf-8")))
         assert not found, f"{file} imports {', '.join(found)}"
@@ -154,5 +154,5 @@ def test_no_test_module_is_imported():
         ("# import tests.core.test_tree\nimport jaxspec.testing.toy", []),
     ],
 )
-def test_an_import_of_a_test_module_is_seen(line, found):
+def test_an_import_of_a_test_module_is_detected(line, found):
     assert list(imported_test_modules(line)) == found

@@ -1,6 +1,6 @@
 """The library inside programs that set JAX's strict and 64-bit modes.
 
-Under each of them the same programs are traced, and give what they give without.
+Under each mode the same programs are traced, and have the same results as without.
 """
 
 from contextlib import ExitStack
@@ -92,7 +92,7 @@ def test_initial_parameters_are_float32_under_x64(name):
 
 @pytest.fixture
 def few_programs():
-    """Forgets compiled programs: a process may map no more than some thousands."""
+    """Clears compiled programs, of which a process can hold some thousands only."""
     yield
     jax.clear_caches()
 
@@ -105,14 +105,14 @@ def without(name):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", some(("plain",)))
 def test_programs_give_what_they_give_without(name, mode, few_programs):
-    """Whole numbers are equal; losses and images up to rounding."""
+    """Integers are equal; losses and images up to rounding."""
     program = PROGRAMS[name]
     run = program if mode == "no jit" else jax.jit(program)
     found = under([mode], lambda: jax.tree.map(np.asarray, run()))
-    jax.tree.map(assert_alike, found, without(name))
+    jax.tree.map(assert_equal_results, found, without(name))
 
 
-def assert_alike(found, wanted):
+def assert_equal_results(found, wanted):
     assert found.dtype == wanted.dtype
     if np.issubdtype(found.dtype, np.floating):
         np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+THIS = Path(__file__)  # not checked: it lists the words
+ROOT = THIS.parent.parent
 
 # Openings of titles and summaries that are clauses, not names of a thing.
 CLAUSES = ("What", "How", "Where", "Which", "Who", "Whose", "When", "Why")
@@ -99,22 +100,24 @@ def violations(paths):
         for file in files:
             if file.suffix not in (".py", ".md") or "reports" in file.parts:
                 continue
+            if file == THIS:
+                continue
             yield from banned_words(file)
             if file.suffix == ".py":
                 yield from clauses_as_titles(file)
                 yield from arguments_without_nouns(file)
 
 
-# Parts that follow the style note; those missing are still to be rewritten.
+# Parts that follow the style note: all except the generated reports.
 PARTS = [
     ROOT / part
     for part in (
         *sorted(f"jaxspec/{f.name}" for f in (ROOT / "jaxspec").glob("[a-z]*")),
-        "README.md", "configs", "docs/converting.md", "docs/design.md",
-        "docs/drafters.md", "docs/examples", "docs/figures", "docs/get_started.md",
-        "docs/index.md", "docs/own_loop.md", "docs/performance.md", "docs/scaling.md",
-        "docs/studies", "docs/training.md", "docs/traps.md", "docs/verification.md",
-        "tests/data", "tests/evaluate", "tests/train",
+        "CHANGELOG.md", "CONTRIBUTING.md", "README.md", "configs", "docs/api",
+        "docs/converting.md", "docs/design.md", "docs/drafters.md", "docs/examples",
+        "docs/figures", "docs/get_started.md", "docs/index.md", "docs/own_loop.md",
+        "docs/performance.md", "docs/scaling.md", "docs/studies", "docs/training.md",
+        "docs/traps.md", "docs/verification.md", "tests",
     )
 ]  # fmt: skip
 
@@ -125,7 +128,7 @@ def test_prose_follows_the_style_note(part):
     assert not found, "\n".join(found)
 
 
-def test_the_rules_find_what_they_are_for(tmp_path, monkeypatch):
+def test_the_checks_detect_violations(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     file = tmp_path / "wrong.py"
     file.write_text(

@@ -13,7 +13,7 @@ from jaxspec.pipeline.timing import Timing
 from jaxspec.speculative.trees.tree import Tree
 
 
-def test_acceptance_is_counted_on_a_spine():
+def test_acceptance_is_counted_by_depth_and_rank():
     tree = plan.spine(3, 2)
     assert tree == Tree.named("0,1,00,01,000,001")
     hits = np.array([[600, 200], [300, 60], [30, 3]])

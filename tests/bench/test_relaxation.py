@@ -194,7 +194,7 @@ def test_wasserstein_on_a_line_is_the_area_between_cdfs():
 # --- Settings --------------------------------------------------------------------
 
 
-def test_toys_are_near_or_far():
+def test_near_drafters_overlap_more_with_their_target():
     near, far = (
         toy_positions(4, near=x, vocab_size=20, max_neighbors=5) for x in (True, False)
     )
@@ -319,7 +319,7 @@ def test_command_writes_numbers_tables_and_plot(tmp_path, monkeypatch, capsys):
         (["--seed", "-1"], "--seed -1 must be at least 0"),
     ],
 )
-def test_impossible_sweeps_are_one_clear_line(options, words, tmp_path, capsys):
+def test_impossible_sweeps_are_a_one_line_error(options, words, tmp_path, capsys):
     assert run_study(STUDY, [*options, "--out", str(tmp_path / "x")]) == 2
     assert capsys.readouterr().err == f"jaxspec: {words}\n"
 

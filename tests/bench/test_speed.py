@@ -367,8 +367,8 @@ def test_failing_calls_are_skipped_and_reported():
         time_interleaved({"a": broken}, 1)
 
 
-def test_both_sides_of_a_speedup_are_measured_alike(monkeypatch):
-    """Same models, settings, batches, repeats; and the result says which they were."""
+def test_both_sides_of_a_speedup_have_the_same_settings(monkeypatch):
+    """Models, settings, batches and repeats are equal, and the result lists them."""
     calls, tree = [], Tree.chain(2)
 
     def measured(bundle, prompts, config, tree, **how):

@@ -1,3 +1,5 @@
+"""Command line: images, reports, options and errors."""
+
 import json
 import os
 import subprocess
@@ -23,7 +25,7 @@ REPORT_KEYS = {
 }  # fmt: skip
 
 
-def test_generate_draws_both_ways_and_reports(tmp_path, capsys):
+def test_generate_decodes_with_and_without_drafts_and_reports(tmp_path, capsys):
     out, report = tmp_path / "s.png", tmp_path / "r.json"
     assert (
         main(["generate", "--num", "4", "--out", str(out), "--report", str(report)])
@@ -33,7 +35,7 @@ def test_generate_draws_both_ways_and_reports(tmp_path, capsys):
     assert set(values) >= REPORT_KEYS
     assert values["identical_to_autoregressive"] is True and values["lossless"] is True
     assert values["tokens"] == 4 * 256 and values["baseline_target_calls"] == 4 * 256
-    assert values["target_calls"] < 1024 / 2  # far from one token a call
+    assert values["target_calls"] < 1024 / 2  # more than two tokens per call
     assert values["tokens_per_call"] == 1024 / values["target_calls"]
     assert values["speedup"] == values["baseline_seconds"] / values["seconds"]
     assert Image.open(out).size == (2 * 128 + 12, 2 * 128 + 12)
@@ -44,12 +46,14 @@ def test_generate_draws_both_ways_and_reports(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_second_start_with_kept_programs_is_twice_as_quick(tmp_path):
-    """Two processes draw the same image; the second compiles nothing."""
+def test_a_second_start_with_cached_programs_takes_half_the_time(tmp_path):
+    """Two processes generate the same image; the second compiles nothing."""
     code = "import sys; from jaxspec.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "generate", "--num", "1"]
     command += ["--compile-cache", str(tmp_path / "programs")]
-    own = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}  # as a user has it
+    own = {
+        k: v for k, v in os.environ.items() if k != "XLA_FLAGS"
+    }  # as outside of the test suite
     seconds, images, kept = [], [], []
     for name in ("a.png", "b.png"):
         began = time.perf_counter()
@@ -65,7 +69,7 @@ def test_a_second_start_with_kept_programs_is_twice_as_quick(tmp_path):
     assert seconds[1] < seconds[0] / 2
 
 
-def test_a_folder_for_programs_that_cannot_be_written_is_told(tmp_path, capsys):
+def test_an_unwritable_compile_cache_is_reported(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     command = ["generate", "--compile-cache", str(tmp_path / "file"), "--num", "1"]
     assert main(command) == 2
@@ -126,12 +130,12 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_wrong_input_is_one_clear_line(case, tmp_path, monkeypatch, capsys):
+def test_invalid_input_is_a_one_line_error(case, tmp_path, monkeypatch, capsys):
     arguments, words = WRONG[case]
     monkeypatch.chdir(tmp_path)
     try:
         status = main(["generate", "--num", "1", *arguments])
-    except SystemExit as stop:  # argparse's own way out
+    except SystemExit as stop:  # argparse exits by itself
         status = stop.code
     error = capsys.readouterr().err
     assert status == 2 and words in error.splitlines()[-1]
@@ -158,7 +162,7 @@ def test_expected_errors_show_no_traceback(tmp_path):
     assert len(out.stderr.splitlines()) == 1
 
 
-def test_info_tells_what_a_checkpoint_is(capsys):
+def test_info_describes_a_checkpoint(capsys):
     assert main(["info"]) == 0
     text = capsys.readouterr().out
     for words in ("tokenizer", "prior", "dflash", "M parameters", "psnr"):
@@ -172,7 +176,7 @@ MEASUREMENTS = ["bench generate", "bench drafters", "bench stream"]
 
 
 @pytest.mark.parametrize("command", COMMANDS + MEASUREMENTS)
-def test_help_reads_well(command, capsys):
+def test_help_has_a_usage_line_and_short_lines(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([*command.split(), "--help"])
     assert stop.value.code == 0
@@ -182,7 +186,7 @@ def test_help_reads_well(command, capsys):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "mismatched", "nan"])
-def test_damaged_checkpoints_are_one_clear_line(damage, tmp_path):
+def test_damaged_checkpoints_are_a_one_line_error(damage, tmp_path):
     import shutil
 
     import jax
@@ -217,7 +221,9 @@ def test_damaged_checkpoints_are_one_clear_line(damage, tmp_path):
 
 
 @pytest.mark.parametrize("command", MEASUREMENTS)
-def test_bench_refuses_before_it_measures(command, tmp_path, monkeypatch, capsys):
+def test_bench_checks_its_output_files_before_it_measures(
+    command, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "taken.md").mkdir()
     for stem, words in (("nowhere/x", "no folder 'nowhere'"), ("taken", "a folder")):
@@ -245,7 +251,7 @@ def test_bench_writes_a_table(tmp_path):
 
 
 def test_a_bundle_whose_weights_give_nan_is_refused():
-    """NaN that was not loaded but made: noticed after the run."""
+    """The NaN was not read from a file, so it is detected after the run."""
     import jax
 
     from jaxspec.checkpoint import Checkpoint
@@ -264,7 +270,7 @@ def test_a_bundle_whose_weights_give_nan_is_refused():
 
 @pytest.mark.slow
 def test_drafters_by_name_change_no_token(tmp_path):
-    """Those that need no training, and a folder; each told in the report."""
+    """One that needs no training, and a folder; the report has their names."""
     from jaxspec.pipeline.bundle import embedded_folder
 
     folder = str(embedded_folder() / "fruits64" / "drafter")
@@ -279,7 +285,7 @@ def test_drafters_by_name_change_no_token(tmp_path):
         assert found["tokens_per_call"] > 1
 
 
-def test_unknown_drafters_say_which_there_are(tmp_path, capsys):
+def test_unknown_drafters_are_refused_with_a_list_of_names(tmp_path, capsys):
     command = ["generate", "--num", "1", "--drafter", "eagle9"]
     assert main([*command, "--out", str(tmp_path / "a.png")]) == 2
     assert "no drafter 'eagle9'; use own, jacobi" in capsys.readouterr().err

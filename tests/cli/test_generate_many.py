@@ -32,7 +32,7 @@ def bundle(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def wanted(bundle):
-    """Each image as plain decoding draws it, alone on one device."""
+    """Images of plain decoding, each generated alone on one device."""
     loaded = load_bundle(bundle)
     config = GenerationConfig(seed=7, batch_size=4)
     result = generate(loaded, Prompts.from_classes(CLASSES), config, Tree.root())
@@ -71,7 +71,7 @@ def test_every_line_gets_the_image_of_its_number_and_seed(
 
 
 @pytest.mark.slow
-def test_what_is_there_is_not_drawn_again(bundle, wanted, tmp_path, capsys):
+def test_existing_images_are_not_generated_again(bundle, wanted, tmp_path, capsys):
     folder = tmp_path / "out"
     assert main(command(bundle, folder)) == 0
     kept = folder / "000003_seed7.png"
@@ -92,7 +92,10 @@ def test_what_is_there_is_not_drawn_again(bundle, wanted, tmp_path, capsys):
     assert "drawn with another cfg_scale" in capsys.readouterr().err
     lines = [line for line in LINES if line]
     assert main(command(bundle, folder, lines=["1", *lines[1:]])) == 2
-    assert "holds '0' as image 0, the file now says '1'" in capsys.readouterr().err
+    assert (
+        "holds '0' as image 0, but this line of the file is '1'"
+        in capsys.readouterr().err
+    )
     assert main(command(bundle, folder, lines=[*lines, "2"])) == 0
     assert len(images(folder)) == 12
     (folder / "settings.json").write_text("{")
@@ -112,7 +115,7 @@ def test_what_is_there_is_not_drawn_again(bundle, wanted, tmp_path, capsys):
         (["--processes", "2"], LINES, "several processes need --coordinator"),
     ],
 )
-def test_what_cannot_be_drawn_is_told_in_one_line(
+def test_impossible_requests_are_a_one_line_error(
     bundle, tmp_path, extra, lines, message, capsys
 ):
     assert main(command(bundle, tmp_path / "out", *extra, lines=lines)) == 2
@@ -122,7 +125,7 @@ def test_what_cannot_be_drawn_is_told_in_one_line(
 
 
 def start(given, mesh, other=None):
-    """Two processes of two devices each; the second may be given something else."""
+    """Two processes of two devices each; `other` are arguments of the second one."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -153,7 +156,7 @@ def test_two_processes_share_the_work(bundle, wanted, tmp_path, mesh):
     np.testing.assert_array_equal(images(folder), wanted)
     report = json.loads((folder / "report.json").read_text())
     assert (report["processes"], report["images"]) == (2, 11)
-    assert ["11 images" in said for said, _ in out] == [True, False]
+    assert ["11 images" in text for text, _ in out] == [True, False]
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Arguments that do not fit are one clear sentence, wherever they enter the engine."""
+"""Arguments that do not fit raise a clear error, wherever they enter the engine."""
 
 from dataclasses import replace
 from functools import partial
@@ -42,7 +42,7 @@ POSITIONS = jnp.tile(jnp.arange(TREE.depth + 1), (B, 1))
     ],
 )
 @pytest.mark.parametrize("entry", ["generate", "init", "draw_noise", "noise"])
-def test_keys_are_typed_and_one_a_row(keys, words, entry):
+def test_keys_are_typed_with_one_per_sequence(keys, words, entry):
     engine = Engine(toy_target(V), 4)
     settings = Sampling.create(B)
     enter = {
@@ -61,7 +61,7 @@ def test_keys_are_typed_and_one_a_row(keys, words, entry):
         enter[entry]()
 
 
-def test_one_key_stands_for_a_key_of_each_sequence():
+def test_a_single_key_is_expanded_to_one_per_sequence():
     engine, sampling = Engine(toy_target(V), 4), Sampling.create()
     run = jax.jit(engine.generate)
     one = run(Variables(PARAMS), PROMPT, sampling=sampling, keys=seed_key(3))
@@ -69,7 +69,7 @@ def test_one_key_stands_for_a_key_of_each_sequence():
     np.testing.assert_array_equal(one.tokens, each.tokens)
 
 
-def test_settings_of_another_number_of_rows_are_refused():
+def test_settings_of_another_batch_size_are_refused():
     engine, one = Engine(toy_target(V), 4), Sampling.create(1)
     state = engine.init(
         Variables(PARAMS), PROMPT, sampling=Sampling.create(B), keys=batch_keys(0, B)

@@ -1,4 +1,4 @@
-"""The generator contract: what every loop over `init` and `step` may rely on."""
+"""Contract of generators, for every loop over `init` and `step`."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -129,7 +129,7 @@ def test_steps_in_any_portions_give_the_same_result(name):
 
 
 @pytest.mark.parametrize("name", GENERATORS)
-def test_a_result_in_between_is_a_prefix_of_the_last(name):
+def test_an_intermediate_result_is_a_prefix_of_the_final_one(name):
     generator, variables = GENERATORS[name]
     state = generator.init(variables, jnp.arange(BATCH), **options())
     early = generator.result(generator.step(variables, state))
@@ -140,7 +140,7 @@ def test_a_result_in_between_is_a_prefix_of_the_last(name):
 
 
 @pytest.mark.parametrize("name", GENERATORS)
-def test_a_finished_sequence_stays_as_it_is(name):
+def test_a_finished_sequence_does_not_change(name):
     generator, variables = GENERATORS[name]
     state = generator.init(variables, jnp.arange(BATCH), **options())
     state = advance(generator, variables, state)

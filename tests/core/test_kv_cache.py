@@ -1,3 +1,5 @@
+"""KV caches: writes, compaction and masks."""
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from jaxspec.speculative.trees.tree import Tree
 
 
 def numbered_cache(rows=3, slots=14, lengths=(2, 5, 7)):
-    """Every entry says which row and slot it came from."""
+    """Cache in which every entry encodes its sequence and slot."""
     value = 100.0 * jnp.arange(rows)[:, None] + jnp.arange(slots)
     buffer = jnp.broadcast_to(value[:, None, :, None], (rows, 2, slots, 4))
     visible = jnp.ones((rows, slots), bool)
@@ -34,7 +36,7 @@ def test_compaction_keeps_the_path_and_what_was_committed(leaves):
         assert after.lengths[row] == len(expected)
 
 
-def test_rows_write_at_their_own_slots():
+def test_each_sequence_writes_at_its_own_slots():
     cache = numbered_cache()
     new = -jnp.ones((3, 2, 3, 4))
     out = write(cache.layers[0][0], new, cache.lengths)
@@ -43,7 +45,7 @@ def test_rows_write_at_their_own_slots():
         assert changed.tolist() == [start, start + 1, start + 2]
 
 
-def test_numbers_are_rounded_to_the_caches_dtype_and_whole_ones_are_refused():
+def test_floats_are_rounded_to_the_dtype_of_the_cache_and_integers_are_refused():
     [(k, _)], lengths = numbered_cache().layers, jnp.array([2, 5, 7])
     new = jnp.full((3, 2, 1, 4), 1 + 2**-10)
     out = write(k.astype(jnp.bfloat16), new, lengths)
@@ -54,7 +56,7 @@ def test_numbers_are_rounded_to_the_caches_dtype_and_whole_ones_are_refused():
         write(k.astype(jnp.int8), new, lengths)
 
 
-def test_a_node_sees_the_past_and_its_ancestors_only():
+def test_a_node_attends_to_the_past_and_its_ancestors_only():
     tree = Tree.named("0,1,00,01")
     cache = numbered_cache()
     hidden = cache.visible.at[1, 0].set(False)

@@ -1,3 +1,5 @@
+"""Sampling settings, filters, guidance and noise."""
+
 import itertools
 import math
 
@@ -58,7 +60,7 @@ def test_filters_run_in_the_given_order():
         order: np.isfinite(process_logits(logits, sampling, order))[0].tolist()
         for order in [("top_k", "top_p"), ("top_p", "top_k")]
     }
-    # After top-k the best code holds 0.625 of what is left and is enough alone.
+    # After top-k the best token has 0.625 of the remaining probability: enough alone.
     assert kept["top_k", "top_p"] == [True, False, False, False]
     assert kept["top_p", "top_k"] == [True, True, False, False]
 
@@ -69,7 +71,7 @@ def test_only_the_steps_in_use_are_compiled():
     assert active_steps(both) == ("temperature", "top_k", "top_p")
 
 
-def test_guidance_merges_streams_up_to_its_interval():
+def test_guidance_merges_branches_up_to_its_interval():
     conditional, unconditional = jnp.ones((2, 4, 3)), jnp.zeros((2, 4, 3))
     stacked = jnp.concatenate([conditional, unconditional])
     index = jnp.broadcast_to(jnp.arange(4), (2, 4))
@@ -117,7 +119,7 @@ def test_impossible_settings_are_named(settings):
     assert len(str(error.value)) < 120 and "\n" not in str(error.value)
 
 
-def test_settings_have_one_number_or_one_for_each_row():
+def test_settings_have_one_number_or_one_for_each_sequence():
     with pytest.raises(ConfigError, match=r"top_k has shape \(3,\); give one"):
         Sampling.create(2, top_k=[1, 2, 3])
 
@@ -141,7 +143,7 @@ def test_the_largest_settings_give_numbers():
     assert not np.isnan(found).any() and (found.max(axis=-1) > -np.inf).all()
 
 
-def test_noise_belongs_to_row_and_position_alone():
+def test_noise_depends_on_sequence_and_position_only():
     keys = batch_keys(7, 5)
     positions = jnp.arange(20).reshape(5, 4)
     noise = position_noise(keys, positions, 16)
@@ -151,7 +153,7 @@ def test_noise_belongs_to_row_and_position_alone():
     assert len(np.unique(np.asarray(noise[..., 0]))) == 20
 
 
-def test_noise_is_made_of_the_words_of_the_published_generator():
+def test_noise_comes_from_the_published_generator():
     key, counts = jax.random.key(7), jnp.arange(20, dtype=jnp.uint32)
     wanted = jax.extend.random.threefry_2x32(jax.random.key_data(key), counts)
     words = threefry(tuple(jax.random.key_data(key)), (counts[:10], counts[10:]))
@@ -169,6 +171,7 @@ def test_noise_is_gumbel_with_its_whole_tail():
     noise = position_noise(key, jnp.arange(4)[None].repeat(64, 0), 1 << 16)
     assert float(noise.mean()) == pytest.approx(0.5772, abs=2e-3)
     assert float(noise.var()) == pytest.approx(np.pi**2 / 6, rel=5e-3)
-    # The default float32 draw cannot exceed 15.95; 16.7 M draws of the true law do
-    # with probability 1 - exp(-16.7e6 * exp(-15.95)) = 0.87. The seed is fixed.
+    # A default float32 sample cannot exceed 15.95; 16.7 M samples of the true
+    # distribution do, with probability 1 - exp(-16.7e6 * exp(-15.95)) = 0.87. The seed
+    # is fixed.
     assert float(noise.max()) > 15.95

@@ -27,7 +27,7 @@ def test_the_best_tokens_are_those_of_a_full_search_ties_included(vocab):
             best, tokens = jax.jit(vocab_top_k, static_argnums=1)(scores, count)
             wanted, ids = jax.lax.top_k(scores, count)
             np.testing.assert_array_equal(best, wanted)
-            there = np.isfinite(best)  # which of those that are not there is no matter
+            there = np.isfinite(best)  # which of the missing ones is not defined
             np.testing.assert_array_equal(
                 np.where(there, tokens, -1), np.where(there, ids, -1)
             )

@@ -1,4 +1,4 @@
-"""Adaptive policies, and the drafts that they cut."""
+"""Adaptive policies, and drafts that they shorten."""
 
 from dataclasses import dataclass, replace
 from functools import partial

@@ -36,7 +36,7 @@ from tests.drafters.policies import (
 
 
 @pytest.mark.parametrize("policies", PAST, ids=ids)
-def test_stopping_after_a_token_leaves_every_rule_exact(policies):
+def test_stopping_after_a_token_leaves_every_verifier_exact(policies):
     for verifier, tree in DRAWN + GIVEN:
         drafts = drafts_of(verifier, tree)
         short = cut(drafts.draft, tree, *policies)
@@ -47,7 +47,7 @@ def test_stopping_after_a_token_leaves_every_rule_exact(policies):
 
 
 @pytest.mark.parametrize("policy", DROPPING, ids=ids)
-def test_dropping_a_token_for_what_it_is_is_refused_where_it_would_bias(policy):
+def test_dropping_a_token_because_of_its_value_is_refused_where_it_would_bias(policy):
     for verifier, tree in DRAWN:
         drafts = drafts_of(verifier, tree)
         short = cut(drafts.draft, tree, policy)
@@ -68,7 +68,7 @@ def test_dropping_a_token_for_what_it_is_is_refused_where_it_would_bias(policy):
         assert_lossless(verifier, P, replace(drafts, draft=dropped), draws=0)
 
 
-def test_the_bias_of_dropping_unlikely_tokens_is_the_known_one():
+def test_dropping_unlikely_tokens_has_the_known_bias():
     """(.5, .3, .2) drafted by (.6, .3, .1), dropped below .2, is (.55, .33, .12)."""
     tree = Tree.chain(1)
     p = Conditionals.constant([0.5, 0.3, 0.2], 2)
@@ -76,20 +76,22 @@ def test_the_bias_of_dropping_unlikely_tokens_is_the_known_one():
     drafts = all_drafts(q, tree, "without_replacement")
     dropping = ConfidenceCutoff(0.2, keep_trigger=False, least_length=0)
     short = replace(cut(drafts.draft, tree, dropping), pruned_by="past")
-    law = output_law(Rejection(), p, replace(drafts, draft=short)).sum(axis=1)
-    np.testing.assert_allclose(law, [0.55, 0.33, 0.12], atol=1e-6)
+    distribution = output_law(Rejection(), p, replace(drafts, draft=short)).sum(axis=1)
+    np.testing.assert_allclose(distribution, [0.55, 0.33, 0.12], atol=1e-6)
 
 
-def test_judging_a_chain_by_its_end_is_caught():
+def test_keeping_a_chain_because_of_its_end_is_caught():
     """A policy declared `past_only` that drops whole drafts of low probability."""
 
     @dataclass(frozen=True)
     class AllOrNothing(ConfidenceCutoff):
         def keep(self, state, draft, ctx):
-            line = draft.topology(ctx.tree).cumprod_path(
+            along_path = draft.topology(ctx.tree).cumprod_path(
                 self._confidence_of(draft, ctx)
             )
-            return jnp.broadcast_to(line[:, -1:] >= self.least, line.shape), state
+            return jnp.broadcast_to(
+                along_path[:, -1:] >= self.least, along_path.shape
+            ), state
 
         def _confidence_of(self, draft, ctx):
             shape = draft.topology(ctx.tree)
@@ -105,7 +107,7 @@ def test_judging_a_chain_by_its_end_is_caught():
 @pytest.mark.parametrize(
     "tree", [StochasticBeam(3, 2), BestFirst(6, 3, branch=2)], ids=str
 )
-def test_grown_drafts_stay_exact_too(tree):
+def test_dynamic_drafts_stay_exact(tree):
     steps = np.random.default_rng(0).dirichlet(np.full(VOCAB, 0.5), size=(3, VOCAB))
     drafts = sampled_drafts(steps, tree, "without_replacement", 4000)
     for policy in (EntropyCutoff(0.8), ConfidenceCutoff(0.3), LengthController(1, 2)):
@@ -136,13 +138,13 @@ def depends_on_later(draft, tree, n, policies, seed):
 
 
 @pytest.mark.parametrize("policies", PAST, ids=ids)
-def test_the_past_is_all_that_decides(policies):
+def test_decisions_depend_on_ancestors_only(policies):
     draft = drafts_of(Rejection(), BUSHY).draft
     for n in range(1, BUSHY.size):
         assert not depends_on_later(draft, BUSHY, n, policies, n)
 
 
-def test_the_same_check_finds_a_policy_that_uses_the_token():
+def test_the_same_check_detects_a_policy_that_uses_the_token():
     draft = drafts_of(Rejection(), BUSHY).draft
     for policy in (DROPPING[0], DROPPING[2]):
         assert depends_on_later(draft, BUSHY, 1, (policy,), 0)
@@ -171,7 +173,7 @@ def test_policies_keep_the_nodes_of_their_formula():
         return chance >= policy.least or len(path) - 1 <= policy.least_length
 
     tree = BUSHY
-    policies = [policy for line in PAST for policy in line] + DROPPING
+    policies = [policy for group in PAST for policy in group] + DROPPING
     for policy in policies:
         if isinstance(policy, LengthController):
             continue

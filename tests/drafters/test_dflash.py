@@ -24,7 +24,7 @@ from tests.drafters.tiny import BLOCK
 from tests.drafters.tiny_block import TARGET, block_drafter
 
 
-def test_a_block_never_sees_its_own_or_later_features():
+def test_a_block_never_attends_to_its_own_or_later_features():
     drafter, own, target_params = block_drafter()
     features = jax.random.normal(jax.random.key(2), (1, 17, 64))
     anchors = jnp.array([[3, 9]])
@@ -80,7 +80,7 @@ def test_children_are_the_best_under_the_shared_noise():
                 assert not draft.valid[b, n]
 
 
-def test_impossible_drafters_say_what_is_wrong():
+def test_impossible_drafters_raise_a_clear_error():
     with pytest.raises(ConfigError, match="width 64 is not the target's 32"):
         DFlash(replace(BLOCK, width=64), TARGET)
     with pytest.raises(ConfigError, match="feature layer 3 is beyond"):

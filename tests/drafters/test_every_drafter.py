@@ -63,7 +63,7 @@ def plain_toy_tokens():
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_drafters_on_the_toy_target_leave_tokens_and_cache_as_they_are(name):
+def test_drafters_on_the_toy_target_change_neither_tokens_nor_cache(name):
     drafter, tree = TABLES[name]
     engine, state = run_rounds(
         toy_target(VOCAB, 2),
@@ -165,7 +165,7 @@ LONG = (
     "name",
     [pytest.param(n, marks=pytest.mark.slow if n in LONG else ()) for n in FEATURES],
 )
-def test_drafters_on_a_transformer_leave_tokens_and_cache_as_they_are(name):
+def test_drafters_on_a_transformer_change_neither_tokens_nor_cache(name):
     drafter, tree = FEATURES[name]
     feature_layers = getattr(drafter, "feature_layers", ())
     engine, state = run_rounds(

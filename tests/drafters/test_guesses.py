@@ -57,7 +57,7 @@ def next_round(engine, state, sampling):
     ids=str,
 )
 @pytest.mark.parametrize("branches", [1, 2])
-def test_a_drafter_that_is_the_target_is_always_right(tree, branches):
+def test_a_drafter_equal_to_the_target_is_always_accepted(tree, branches):
     """Its cache, positions and masks are those of the target itself."""
     target = toy_target(VOCAB, branches)
     engine, state = run_rounds(
@@ -165,7 +165,7 @@ def test_a_node_depends_on_its_own_path_alone(name):
 
 
 def result_of(logits, draft, tree, path, accepted, tokens=None):
-    """Result of a round with a made-up draft."""
+    """Result of a round with a draft of given tokens."""
     rows = len(logits)
     path = jnp.broadcast_to(jnp.asarray(path), (rows, len(path)))
     accepted = jnp.full(rows, accepted)
@@ -323,7 +323,9 @@ def test_repeating_text_is_accepted(drafter):
         order=("temperature",),
     )
     assert (state.tokens[:, :60] == jnp.arange(60) % 5).all()
-    assert (state.stats.calls < 30).all()  # 60 tokens; four a call once it is known
+    assert (
+        state.stats.calls < 30
+    ).all()  # 60 tokens; four per call once the cycle repeats
 
 
 def test_masks_attend_to_committed_tokens_and_their_own_block():

@@ -45,7 +45,7 @@ def test_the_length_controller_follows_its_paper(controller):
     ends = np.where(ends < tree.depth, ends, tree.depth)
     greedy = rng.random((rows, 1)) < rng.random((rows, rounds))  # all of it accepted
     hits = np.where(greedy, tree.depth, rng.integers(0, 31, size=(rows, rounds)))
-    live = rng.random((rows, rounds)) < 0.9  # other rounds did not count
+    live = rng.random((rows, rounds)) < 0.9  # other rounds are not counted
     no_end = controller.end_token is None
     c, state = controller, controller.init(rows)
     keep, observe = jax.jit(controller.keep), jax.jit(controller.observe)
@@ -84,7 +84,7 @@ def test_the_length_of_a_draft_is_that_of_its_deepest_valid_node():
     """Nodes that another policy or a dynamic tree left out do not count."""
     controller = LengthController(1, 6, 2)
     valid = jnp.arange(7) <= jnp.array([[6], [4], [1], [0]])
-    hole = jnp.ones((1, 7), bool).at[0, 3].set(False)  # nothing hangs below
+    hole = jnp.ones((1, 7), bool).at[0, 3].set(False)  # it has no valid children
     valid = jnp.concatenate([valid, hole])
     draft = Draft(jnp.zeros(valid.shape, jnp.int32), valid)
     _, state = controller.keep(
@@ -93,7 +93,7 @@ def test_the_length_of_a_draft_is_that_of_its_deepest_valid_node():
     np.testing.assert_array_equal(state.drafted, [6, 4, 1, 0, 2])
 
 
-def test_in_a_tree_the_first_choices_decide_where_the_text_ends():
+def test_in_a_tree_the_first_children_determine_where_the_text_ends():
     tree = Tree.named("0,1,00,10,000,100")
     tokens = np.zeros((3, tree.size), int)
     rank, depth = np.array(tree.ranks), tree.depths

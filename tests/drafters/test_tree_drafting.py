@@ -54,7 +54,7 @@ def make_round(batch, tree, selection, seed=0, **options):
 
 @settings(max_examples=20)
 @given(trees(), st.integers(0, 2**31 - 1))
-def test_grown_tables_equal_those_of_the_same_static_tree(tree, seed):
+def test_dynamic_tables_equal_those_of_the_same_static_tree(tree, seed):
     """The same shape, given as data, yields the same tables as a static tree."""
     parents = jnp.asarray(tree.parents)[None]
     rng = np.random.default_rng(seed)
@@ -72,7 +72,7 @@ def test_grown_tables_equal_those_of_the_same_static_tree(tree, seed):
 
 
 @pytest.mark.parametrize("selection", ["top", "coupled"])
-def test_a_wide_beam_finds_the_tree_a_heap_finds(selection):
+def test_a_wide_beam_finds_the_best_first_tree(selection):
     """For a factorized drafter the layered beam is DDTree's best-first search."""
     batch, nodes, depth = 5, 12, 4
     tree = Beam(nodes, depth, beam=nodes - 1, branch=VOCAB, sharpness=1.5)
@@ -106,7 +106,7 @@ def test_a_wide_beam_finds_the_tree_a_heap_finds(selection):
 
 
 @pytest.mark.parametrize("tree", DYNAMIC_TREES, ids=lambda t: type(t).__name__)
-def test_grown_drafts_are_trees(tree):
+def test_dynamic_drafts_are_trees(tree):
     """Parents come first, nothing is too deep, no two siblings hold the same token."""
     batch = 16
     selection = "without_replacement" if isinstance(tree, StochasticBeam) else "coupled"
@@ -128,7 +128,7 @@ def test_grown_drafts_are_trees(tree):
 
 @pytest.mark.parametrize("tree", DYNAMIC_TREES, ids=str)
 @pytest.mark.parametrize("branches", [1, 2])
-def test_any_grown_draft_gives_the_tokens_of_plain_decoding(tree, branches):
+def test_any_dynamic_tree_gives_the_tokens_of_plain_decoding(tree, branches):
     target, batch = toy_target(VOCAB, branches), 4
     prompt, keys = jnp.arange(batch), batch_keys(1, batch)
     sampling = Sampling.create(batch, temperature=[1.0, 0.0, 0.7, 1.0], cfg_scale=1.5)
@@ -189,7 +189,9 @@ def test_a_stochastic_beam_samples_paths_without_replacement():
         (Tree.named("0,1,2,3,4,5,6"), "top", "only 6 tokens"),
     ],
 )
-def test_impossible_ways_to_grow_say_what_to_do(tree, selection, words):
+def test_unsupported_selections_of_dynamic_trees_raise_a_clear_error(
+    tree, selection, words
+):
     table = jnp.zeros((3, VOCAB, VOCAB))
     with pytest.raises(ConfigError, match=words):
         grow(make_round(2, tree, selection), table_step(table))

@@ -1,3 +1,5 @@
+"""Transformer: published sizes, caches, trees and dtypes."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,7 +101,7 @@ def test_decoding_with_a_cache_equals_scoring_whole_sequences(variant):
         np.testing.assert_allclose(outputs[:, 0], features[:, prefix + t], atol=2e-5)
 
 
-def test_a_tree_is_read_as_each_of_its_paths_would_be():
+def test_a_tree_has_the_logits_of_each_of_its_paths():
     model, params = Transformer(TINY), random_params(TINY)
     tree = Tree.named("0,1,00,01,10,000")
     rows, prompt = 2, jnp.array([1, 2])
@@ -140,7 +142,7 @@ def test_no_token_influences_an_earlier_position():
 
     gradient = jax.grad(score)(params["embedding"]["embedding"])
     tokens_read = set(np.flatnonzero(np.abs(np.asarray(gradient)).sum(-1)))
-    assert tokens_read == {3, 1, 4, 5}  # not 9, 2 or 6
+    assert tokens_read == {3, 1, 4, 5}  # independent of 9, 2 and 6
 
 
 def test_the_null_condition_ignores_the_prompt():

@@ -61,7 +61,7 @@ def test_several_dtypes_are_computed_in_the_widest(implementation, dtypes):
     assert_rounded_once(out, float64_attention(q, *written, mask), dtypes[0])
 
 
-def test_a_product_in_the_narrower_dtype_would_be_seen():
+def test_a_product_in_the_narrower_dtype_is_detected():
     """Control: keys and values rounded to the dtype of the queries."""
     fused, angles, mask, cache, starts = arrays(2, 5, 2, 2, 128, 32)
     fused, wide = fused.astype(jnp.bfloat16), cache[0].dtype

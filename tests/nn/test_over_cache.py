@@ -90,7 +90,7 @@ def test_blocks_after_the_last_visible_slot_are_not_read(kernel):
     out, _ = kernel_step(fused, angles, mask, poisoned, starts, backend=kernel)
     expected, _ = xla_step(fused, angles, mask, cache, starts)
     assert_close(out, expected)
-    # The control: plain attention reads everything.
+    # The control: plain attention reads all blocks.
     assert np.isnan(xla_step(fused, angles, mask, poisoned, starts)[0]).any()
 
 

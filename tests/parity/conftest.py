@@ -13,7 +13,7 @@ def full_precision():
 
 @pytest.fixture(autouse=True, scope="session")
 def one_torch_thread():
-    """One thread: with several, tiny networks spend most of their time on waiting."""
+    """One thread: several threads mostly wait, as the networks are tiny."""
     torch = pytest.importorskip("torch")
     before = torch.get_num_threads()
     torch.set_num_threads(1)

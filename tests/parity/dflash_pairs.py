@@ -24,7 +24,7 @@ class Pair:
     Attributes:
       drafter: JAX drafter.
       params: parameters of the JAX drafter.
-      twin: PyTorch drafter.
+      torch_model: PyTorch drafter.
       embedding: token embedding of the target, `[V, D]`.
       head: output head of the target, `[V, D]`.
       masks: input embeddings after the anchor, `[G - 1, D]`.
@@ -32,7 +32,7 @@ class Pair:
 
     drafter: DFlash
     params: dict
-    twin: TorchDFlash
+    torch_model: TorchDFlash
     embedding: torch.Tensor
     head: torch.Tensor
     masks: torch.Tensor
@@ -63,7 +63,7 @@ def make_pair(*, causal):
     target = TransformerConfig(
         vocab_size=VOCAB, layers=3, width=WIDTH, heads=2, grid=GRID, classes=5
     )
-    twin = TorchDFlash(
+    torch_model = TorchDFlash(
         vocab=VOCAB,
         feature_layers=2,
         layers=2,
@@ -74,7 +74,7 @@ def make_pair(*, causal):
         eps=1e-6,
         rank=6,
     )
-    twin = randomized(twin, seed=0)
+    torch_model = randomized(torch_model, seed=0)
     # Small as in trained models, so that the epsilon of the norms matters.
     embedding = 0.02 * torch.randn(VOCAB, WIDTH)
     masks = 0.02 * torch.randn(BLOCK - 1, WIDTH)
@@ -82,7 +82,7 @@ def make_pair(*, causal):
     drafter = DFlash(config, target)
     shared = {"embedding": {"embedding": as_jax(embedding)}, "head": as_jax(head).T}
     checkpoint = converted(
-        {**twin.state_dict(), "mask_rows": masks},
+        {**torch_model.state_dict(), "mask_rows": masks},
         config={"jaxspec": to_dict(config)},
         target=Checkpoint("prior", target, shared),
     )
@@ -90,7 +90,7 @@ def make_pair(*, causal):
     return Pair(
         drafter,
         drafter.with_target_params(checkpoint.params, shared),
-        twin,
+        torch_model,
         embedding,
         head,
         masks,

@@ -33,7 +33,7 @@ class Pair:
 
     model: Transformer
     params: dict
-    twin: LlamaGen
+    torch_model: LlamaGen
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Prompt:
 def make_pair(condition, *, width=24, heads=2, kv_heads=None, config=None):
     """Pair of models; `config` is a JSON config as in folders of `gpt_hf.py`."""
     config = config or {}
-    twin = LlamaGen(
+    torch_model = LlamaGen(
         vocab=VOCAB,
         layers=2,
         width=width,
@@ -73,16 +73,18 @@ def make_pair(condition, *, width=24, heads=2, kv_heads=None, config=None):
         if condition == "class"
         else CaptionCondition(CAPTION_LENGTH, CAPTION_WIDTH, width),
     )
-    twin = randomized(twin, seed=0)
+    torch_model = randomized(torch_model, seed=0)
     # Small as in trained models, so that the epsilon of the norms matters.
-    twin.tok_embeddings.weight.mul_(0.05)
-    checkpoint = converted(twin.state_dict(), config=config, heads=heads, grid=GRID)
-    return Pair(Transformer(checkpoint.config), checkpoint.params, twin)
+    torch_model.tok_embeddings.weight.mul_(0.05)
+    checkpoint = converted(
+        torch_model.state_dict(), config=config, heads=heads, grid=GRID
+    )
+    return Pair(Transformer(checkpoint.config), checkpoint.params, torch_model)
 
 
 def make_prompt(pair):
     """Classes, or captions of 4, 1 and 6 features (no padding)."""
-    embed = pair.twin.cls_embedding
+    embed = pair.torch_model.cls_embedding
     torch.manual_seed(1)
     if pair.model.config.condition == "class":
         ids = torch.tensor([0, 3, 4])

@@ -47,7 +47,7 @@ def reference_draft(pair, row, features, anchor):
     for i in range(BLOCK):
         scores = sampling_twin.guide(
             *(
-                pair.twin.scores(hidden[i], pair.head, draft[-1])
+                pair.torch_model.scores(hidden[i], pair.head, draft[-1])
                 for hidden in (conditional, unconditional)
             ),
             SCALE,
@@ -59,7 +59,7 @@ def reference_draft(pair, row, features, anchor):
 def hidden_states(pair, context, anchor):
     turns = pair.turns(torch.arange(context.shape[1] + BLOCK)[None])
     causal = pair.drafter.config.causal
-    return pair.twin(context, pair.block(anchor[None]), turns, causal)[0]
+    return pair.torch_model(context, pair.block(anchor[None]), turns, causal)[0]
 
 
 def next_features(features, lengths, counts):

@@ -38,7 +38,7 @@ def reference(pair, context):
     """Hidden states of a block after the whole context."""
     block = pair.block(anchors(pair))
     turns = pair.turns(torch.arange(CONTEXT + BLOCK).expand(ROWS, -1))
-    return pair.twin(context, block, turns, pair.drafter.config.causal)
+    return pair.torch_model(context, block, turns, pair.drafter.config.causal)
 
 
 def actual(pair, chunks):
@@ -79,4 +79,4 @@ def test_the_markov_bias_agrees(pair):
     torch.manual_seed(3)
     tokens = torch.randint(len(pair.embedding), (ROWS, BLOCK))
     bias = pair.drafter.network(pair.params["own"]).markov(as_jax(tokens))
-    assert_close(bias, pair.twin.markov_head(tokens))
+    assert_close(bias, pair.torch_model.markov_head(tokens))

@@ -45,7 +45,7 @@ def target():
 
 
 def make(spark):
-    twin = TorchDFlash(
+    torch_model = TorchDFlash(
         vocab=VOCAB,
         feature_layers=2,
         layers=2,
@@ -56,8 +56,8 @@ def make(spark):
         eps=1e-6,
         rank=6,
     )
-    twin = randomized(twin, seed=0)
-    state = twin.state_dict()
+    torch_model = randomized(torch_model, seed=0)
+    state = torch_model.state_dict()
     if not spark:
         state = {k: x for k, x in state.items() if "markov" not in k}
     else:
@@ -68,7 +68,7 @@ def make(spark):
         state, config=CONFIG_JSON, target=Checkpoint("prior", TARGET, shared)
     )
     return (
-        twin,
+        torch_model,
         checkpoint.model,
         checkpoint.model.with_target_params(checkpoint.params, shared),
         shared,
@@ -78,7 +78,7 @@ def make(spark):
 @pytest.mark.parametrize("spark", [False, True], ids=["DFlash", "DSpark"])
 def test_released_drafters_draft_as_in_their_code(spark):
     """A DFlash query predicts the token at its position, a DSpark query the next."""
-    twin, drafter, params, shared = make(spark)
+    torch_model, drafter, params, shared = make(spark)
     assert drafter.feature_layers == (1, 3) and not drafter.config.causal
     assert drafter.max_depth == (BLOCK if spark else BLOCK - 1)
     assert drafter.config.confidence == spark
@@ -91,7 +91,7 @@ def test_released_drafters_draft_as_in_their_code(spark):
     block[:, 0] = anchors
     positions = torch.arange(CONTEXT + BLOCK).expand(ROWS, -1)
     turns = sequence_angles(positions, WIDTH // HEADS)
-    hidden = twin(features, table[block], turns, False)
+    hidden = torch_model(features, table[block], turns, False)
     rows = hidden if spark else hidden[:, 1:]
     drafts = []
     for row in range(ROWS):
@@ -99,7 +99,7 @@ def test_released_drafters_draft_as_in_their_code(spark):
         for h in rows[row]:
             scores = h @ head
             if spark:
-                scores = scores + twin.markov_head(path[-1])
+                scores = scores + torch_model.markov_head(path[-1])
             path.append(scores.argmax())
         drafts.append(torch.stack(path))
 
@@ -137,16 +137,16 @@ def test_released_drafters_draft_as_in_their_code(spark):
     ids=str,
 )
 def test_unknown_conventions_are_refused(config_json, message):
-    twin, *_ = make(False)
-    state = {k: x for k, x in twin.state_dict().items() if "markov" not in k}
+    torch_model, *_ = make(False)
+    state = {k: x for k, x in torch_model.state_dict().items() if "markov" not in k}
     with pytest.raises(ConfigError, match=message):
         shared = Checkpoint("prior", TARGET, target())
         converted(state, config={**CONFIG_JSON, **config_json}, target=shared)
 
 
 def test_a_mask_that_the_target_does_not_have_is_refused():
-    twin, *_ = make(False)
-    state = {k: x for k, x in twin.state_dict().items() if "markov" not in k}
+    torch_model, *_ = make(False)
+    state = {k: x for k, x in torch_model.state_dict().items() if "markov" not in k}
     config_json = {
         **CONFIG_JSON,
         "dflash_config": {**CONFIG_JSON["dflash_config"], "mask_token_id": 151669},

@@ -111,12 +111,12 @@ def turns_of(target):
 )
 def test_eagle_1_predicts_the_same_features(config, own_embedding):
     target = target_of(config)
-    twin = Eagle1(vocab=VOCAB, width=WIDTH, heads=HEADS, kv_heads=2, hidden=48)
-    twin = randomized(twin, seed=0)
+    torch_model = Eagle1(vocab=VOCAB, width=WIDTH, heads=HEADS, kv_heads=2, hidden=48)
+    torch_model = randomized(torch_model, seed=0)
     if not own_embedding:
         shared = torch.tensor(np.asarray(target.params["embedding"]["embedding"]))
-        twin.embed_tokens.weight.copy_(shared)
-    checkpoint = converted(twin.state_dict(), config=CONFIG_JSON, target=target)
+        torch_model.embed_tokens.weight.copy_(shared)
+    checkpoint = converted(torch_model.state_dict(), config=CONFIG_JSON, target=target)
     drafter = checkpoint.model
     assert drafter.config.own_embedding == own_embedding and drafter.feature_layers == (
         LAYERS - 1,
@@ -124,7 +124,7 @@ def test_eagle_1_predicts_the_same_features(config, own_embedding):
     params = drafter.with_target_params(checkpoint.params, target.params)
     features, tokens = inputs()
     scale = torch.tensor(np.asarray(target.params["norm"]["scale"]))
-    reference = twin(normed(config, features) * scale, tokens, turns_of(config))
+    reference = torch_model(normed(config, features) * scale, tokens, turns_of(config))
     actual, _ = drafter.network(checkpoint.params).layer(
         params["embedding"][as_jax(tokens)],
         drafter.inputs(params, as_jax(features)),
@@ -145,18 +145,18 @@ def test_eagle_1_predicts_the_same_features(config, own_embedding):
 def test_lantern_drafters_for_models_with_norms_predict_the_same(shards, scale):
     """A norm before the attention, norms of heads, and scaled embeddings."""
     target = target_of(TEXT)
-    twin = Eagle1(
+    torch_model = Eagle1(
         vocab=VOCAB, width=WIDTH, heads=HEADS, kv_heads=2, hidden=48,
         shards=shards, scale=scale,
     )  # fmt: skip
-    twin = randomized(twin, seed=0)
+    torch_model = randomized(torch_model, seed=0)
     features, tokens = inputs()
     norm = torch.tensor(np.asarray(target.params["norm"]["scale"]))
-    reference = twin(normed(TEXT, features) * norm, tokens, turns_of(TEXT))
+    reference = torch_model(normed(TEXT, features) * norm, tokens, turns_of(TEXT))
 
     def actual(**options):
         checkpoint = converted(
-            twin.state_dict(), config=CONFIG_JSON, target=target, **options
+            torch_model.state_dict(), config=CONFIG_JSON, target=target, **options
         )
         drafter, params = (
             checkpoint.model,
@@ -170,7 +170,7 @@ def test_lantern_drafters_for_models_with_norms_predict_the_same(shards, scale):
         )[0]
 
     assert_close(actual(embed_upscale=scale), reference, atol=1e-4)
-    if scale > 1:  # the control: no file names it, and without it nothing fits
+    if scale > 1:  # the control: no file has this setting, and outputs depend on it
         with pytest.raises(AssertionError):
             assert_close(actual(), reference, atol=1e-2)
     # Values of up to 1 change nothing in the published code.
@@ -188,7 +188,7 @@ KINDS = {
 def eagle_3(kind):
     """State dict, JSON config and PyTorch module."""
     drafted, width, heads, target_width = KINDS[kind]
-    twin = Eagle3(
+    torch_model = Eagle3(
         vocab=VOCAB,
         drafted=drafted,
         feature_layers=3,
@@ -198,13 +198,13 @@ def eagle_3(kind):
         hidden=48,
         target_width=target_width,
     )
-    tables = {"d2t": twin.d2t.clone(), "t2d": twin.t2d.clone()}
-    del twin.d2t, twin.t2d
-    twin = randomized(twin, seed=0)
+    tables = {"d2t": torch_model.d2t.clone(), "t2d": torch_model.t2d.clone()}
+    del torch_model.d2t, torch_model.t2d
+    torch_model = randomized(torch_model, seed=0)
     config_json = {**CONFIG_JSON, "num_attention_heads": heads, "hidden_size": width}
     if target_width is not None:
         config_json["target_hidden_size"] = target_width
-    return {**twin.state_dict(), **tables}, config_json, twin
+    return {**torch_model.state_dict(), **tables}, config_json, torch_model
 
 
 @pytest.mark.parametrize("residual", [False, True])
@@ -212,7 +212,7 @@ def eagle_3(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_eagle_3_predicts_the_same_scores(kind, residual, speculators):
     target = target_of(TEXT)
-    state, config_json, twin = eagle_3(kind)
+    state, config_json, torch_model = eagle_3(kind)
     config_json |= {"norm_before_residual": residual}
     if speculators:
         state = {k.replace("midlayer.", "layers.0."): x for k, x in state.items()}
@@ -231,8 +231,8 @@ def test_eagle_3_predicts_the_same_scores(kind, residual, speculators):
     features, tokens = inputs(3)
     embedding = params["embedding"][as_jax(tokens)]
     if "embed_tokens.weight" in state:
-        assert_close(embedding, twin.embed_tokens(tokens), atol=0)
-    reference, scores = twin(
+        assert_close(embedding, torch_model.embed_tokens(tokens), atol=0)
+    reference, scores = torch_model(
         features, torch.tensor(np.asarray(embedding)), turns_of(TEXT), residual
     )
 
@@ -291,14 +291,14 @@ def test_unsupported_eagle_3_checkpoints_are_refused(case):
 def test_rope_scaling_of_the_target_does_not_apply_to_eagle():
     """The code of EAGLE has no scaling, also for targets that have it."""
     scaled = replace(TEXT, rope_scaling=RopeScaling("llama3", 8.0, 16), rope_base=5e5)
-    twin = Eagle1(vocab=VOCAB, width=WIDTH, heads=HEADS, kv_heads=2, hidden=48)
-    twin = randomized(twin, seed=0)
+    torch_model = Eagle1(vocab=VOCAB, width=WIDTH, heads=HEADS, kv_heads=2, hidden=48)
+    torch_model = randomized(torch_model, seed=0)
     target = target_of(scaled)
-    checkpoint = converted(twin.state_dict(), config=CONFIG_JSON, target=target)
+    checkpoint = converted(torch_model.state_dict(), config=CONFIG_JSON, target=target)
     assert checkpoint.config.rope_base == 1e4
     features, tokens = inputs()
     scale = torch.tensor(np.asarray(target.params["norm"]["scale"]))
-    reference = twin(normed(scaled, features) * scale, tokens, turns_of(TEXT))
+    reference = torch_model(normed(scaled, features) * scale, tokens, turns_of(TEXT))
     drafter, params = (
         checkpoint.model,
         checkpoint.model.with_target_params(checkpoint.params, target.params),
@@ -313,14 +313,14 @@ def test_rope_scaling_of_the_target_does_not_apply_to_eagle():
 
 
 @pytest.mark.parametrize("lengths", [(6, 6, 6), (4, 1, 6)], ids=["full", "padded"])
-def test_lanterns_target_gives_its_drafter_the_same_features(lengths):
+def test_lanterns_target_has_the_same_features_at_padding(lengths):
     """LANTERN adds the lowest float32 for later positions, and again for padding.
 
     Both together are -inf. If all other positions have one of them, softmax gives these
     equal weights: padded positions attend to the caption after them.
     """
     pair = make_pair("caption")
-    embed, lowest = pair.twin.cls_embedding, torch.finfo(torch.float32).min
+    embed, lowest = pair.torch_model.cls_embedding, torch.finfo(torch.float32).min
     torch.manual_seed(1)
     captions = torch.randn(3, CAPTION_LENGTH, CAPTION_WIDTH)
     captions, real = left_padded(captions, lengths)
@@ -331,8 +331,8 @@ def test_lanterns_target_gives_its_drafter_the_same_features(lengths):
     mask = mask + torch.zeros(3, size, size).masked_fill(~real[:, None], lowest)
     mask = torch.cat([mask, mask])  # both branches have the padding of the caption
     x = torch.cat([embed(captions), embed.null(3)])
-    turns = grid_rotations(size, GRID, pair.twin.head_dim)[:size]
-    for layer in pair.twin.layers:
+    turns = grid_rotations(size, GRID, pair.torch_model.head_dim)[:size]
+    for layer in pair.torch_model.layers:
         x = published_layer(layer, x, turns, mask)
     wide = replace(pair.model.config, caption_length=size)
     model = Transformer(wide)
@@ -384,46 +384,51 @@ def published_layer(layer, x, turns, mask):
     return x + layer.feed_forward(layer.ffn_norm(x))
 
 
-def test_lanterns_heads_for_captions_ask_for_that():
-    twin = Eagle1(vocab=VOCAB, width=WIDTH, heads=HEADS, kv_heads=HEADS, hidden=48)
+def test_lanterns_caption_drafters_select_the_published_padding():
+    torch_model = Eagle1(
+        vocab=VOCAB, width=WIDTH, heads=HEADS, kv_heads=HEADS, hidden=48
+    )
     for config, padding in ((IMAGES, "published"), (TEXT, "self")):
         checkpoint = converted(
-            twin.state_dict(), config=CONFIG_JSON, target=target_of(config), heads=HEADS
+            torch_model.state_dict(),
+            config=CONFIG_JSON,
+            target=target_of(config),
+            heads=HEADS,
         )
         assert checkpoint.model.caption_padding == padding
     with pytest.raises(ConfigError, match="needs a model with rope='grid'"):
         Transformer(TEXT).as_target(cfg=False, caption_padding="published")
 
 
-def test_medusa_drafts_the_same():
+def test_medusa_drafts_agree():
     target = target_of(TEXT)
-    twin = randomized(Medusa(VOCAB, WIDTH, 3, 2), seed=0)
-    checkpoint = converted(twin.state_dict(), target=target)
+    torch_model = randomized(Medusa(VOCAB, WIDTH, 3, 2), seed=0)
+    checkpoint = converted(torch_model.state_dict(), target=target)
     drafter = checkpoint.model
     params = drafter.with_target_params(checkpoint.params, target.params)
     features, _ = inputs()
-    for i, head in enumerate(twin):
+    for i, head in enumerate(torch_model):
         h = drafter.network(checkpoint.params).head(i, as_jax(features))
         assert_close(drafter.scores(params, i, h), head(features), atol=1e-4)
 
 
 def hydra(deep, target):
     """PyTorch Hydra whose embedding is that of its target."""
-    twin = Hydra(VOCAB, WIDTH, 3, 2)
+    torch_model = Hydra(VOCAB, WIDTH, 3, 2)
     if deep:
-        twin = HydraPlusPlus(VOCAB, WIDTH, 3, 2, HEADS, 48)
-    twin = randomized(twin, seed=0)
+        torch_model = HydraPlusPlus(VOCAB, WIDTH, 3, 2, HEADS, 48)
+    torch_model = randomized(torch_model, seed=0)
     table = torch.tensor(np.asarray(target.params["embedding"]["embedding"]))
-    twin.input_embed_fn.weight.copy_(table)
-    return twin
+    torch_model.input_embed_fn.weight.copy_(table)
+    return torch_model
 
 
 @pytest.mark.parametrize("deep", [False, True], ids=["Hydra", "Hydra++"])
 @pytest.mark.parametrize("registered", [True, False], ids=["whole", "heads alone"])
-def test_hydra_drafts_the_same(deep, registered):
+def test_hydra_drafts_agree(deep, registered):
     target = target_of(TEXT)
-    twin = hydra(deep, target)
-    state = twin.state_dict()
+    torch_model = hydra(deep, target)
+    state = torch_model.state_dict()
     if not registered:
         state.pop("input_embed_fn.weight")
     checkpoint = converted(state, config=CONFIG_JSON, target=target)
@@ -434,16 +439,16 @@ def test_hydra_drafts_the_same(deep, registered):
     actual, reference = as_jax(features), features
     if deep:
         angles = turns_of(TEXT)
-        reference = twin.prefix(features, angles)
+        reference = torch_model.prefix(features, angles)
         both = jnp.stack([jnp.cos(as_jax(angles)), jnp.sin(as_jax(angles))], axis=-1)
         both = jnp.broadcast_to(both, (ROWS, *both.shape))
         actual, _ = network.prefix(actual, both, causal())
         assert_close(actual, reference, atol=1e-4)
     for i in range(3):
         path = [tokens.roll(-j, 1) for j in range(i + 1)]
-        embeddings = torch.cat([twin.input_embed_fn(x) for x in path], dim=-1)
+        embeddings = torch.cat([torch_model.input_embed_fn(x) for x in path], dim=-1)
         path_embeddings = [params["embedding"][as_jax(x)] for x in path]
-        scores = twin(i, reference, embeddings)
+        scores = torch_model(i, reference, embeddings)
 
         def logits(path_embeddings, i=i):
             h = network.head(i, actual, jnp.concatenate(path_embeddings, -1))
@@ -471,10 +476,10 @@ def test_the_embedding_of_hydra_is_that_of_its_target_in_any_dtype(kind):
         converted({**state, "input_embed_fn.weight": table[1:]}, target=target)
 
 
-def test_a_table_of_offsets_is_not_one_of_tokens():
+def test_a_table_of_offsets_is_not_a_table_of_ids():
     """`d2t` is added to the ids of a draft; read as ids it would repeat tokens."""
     target = target_of(TEXT)
-    twin = Eagle3(
+    torch_model = Eagle3(
         vocab=VOCAB,
         drafted=16,
         feature_layers=3,
@@ -483,7 +488,7 @@ def test_a_table_of_offsets_is_not_one_of_tokens():
         kv_heads=2,
         hidden=48,
     )
-    state = {**twin.state_dict(), "d2t": -torch.arange(16)}
+    state = {**torch_model.state_dict(), "d2t": -torch.arange(16)}
     with pytest.raises(ConfigError, match="d2t and t2d name different tokens"):
         converted(state, config=CONFIG_JSON, target=target)
     state.pop("t2d")

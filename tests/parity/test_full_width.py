@@ -47,7 +47,7 @@ def tokens():
 @pytest.mark.parametrize("size", RELEASED)
 def test_class_conditional_llamagen(size):
     _, heads, width = SIZES[size]
-    twin = LlamaGen(
+    torch_model = LlamaGen(
         vocab=VOCAB,
         layers=1,
         width=width,
@@ -55,10 +55,10 @@ def test_class_conditional_llamagen(size):
         grid=16,
         condition=ClassCondition(3, width),
     )
-    twin = randomized(twin, seed=0)
-    checkpoint = converted(twin.state_dict(), heads=heads, grid=16)
+    torch_model = randomized(torch_model, seed=0)
+    checkpoint = converted(torch_model.state_dict(), heads=heads, grid=16)
     ids = torch.tensor([0, 2])
-    expected = twin(twin.cls_embedding(ids), tokens())
+    expected = torch_model(torch_model.cls_embedding(ids), tokens())
     actual, _ = score(
         Transformer(checkpoint.config), checkpoint.params, as_jax(ids), as_jax(tokens())
     )
@@ -67,7 +67,7 @@ def test_class_conditional_llamagen(size):
 
 def test_text_to_image_llamagen():
     _, heads, width = SIZES["XL"]
-    twin = LlamaGen(
+    torch_model = LlamaGen(
         vocab=VOCAB,
         layers=1,
         width=width,
@@ -75,11 +75,11 @@ def test_text_to_image_llamagen():
         grid=16,
         condition=CaptionCondition(120, 2048, width),
     )
-    twin = randomized(twin, seed=0)
-    checkpoint = converted(twin.state_dict(), heads=heads, grid=16)
+    torch_model = randomized(torch_model, seed=0)
+    checkpoint = converted(torch_model.state_dict(), heads=heads, grid=16)
     torch.manual_seed(2)
     features, real = left_padded(torch.randn(ROWS, 120, 2048), [9, 120])
-    expected = twin(twin.cls_embedding(features), tokens(), real)[:, 119:]
+    expected = torch_model(torch_model.cls_embedding(features), tokens(), real)[:, 119:]
     prompt = Caption(as_jax(features), jnp.asarray(real.numpy()))
     actual, _ = score(
         Transformer(checkpoint.config), checkpoint.params, prompt, as_jax(tokens())
@@ -97,10 +97,12 @@ def test_lanterns_drafter():
         "head": jnp.zeros((width, VOCAB)),
         "norm": {"scale": jnp.ones(width)},
     }
-    twin = Eagle1(vocab=VOCAB, width=width, heads=heads, kv_heads=heads, hidden=3584)
-    twin = randomized(twin, seed=0)
+    torch_model = Eagle1(
+        vocab=VOCAB, width=width, heads=heads, kv_heads=heads, hidden=3584
+    )
+    torch_model = randomized(torch_model, seed=0)
     target = Checkpoint("prior", config, shared)
-    checkpoint = converted(twin.state_dict(), target=target)
+    checkpoint = converted(torch_model.state_dict(), target=target)
     drafter, length = (
         checkpoint.model,
         124,
@@ -118,7 +120,7 @@ def test_lanterns_drafter():
         drafter.angles(positions),
         jnp.tril(jnp.ones((1, length, length), bool)),
     )
-    assert_close(actual, twin(features, tokens, turns), atol=1e-4)
+    assert_close(actual, torch_model(features, tokens, turns), atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["vq-16", "vq-8"])

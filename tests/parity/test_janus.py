@@ -1,5 +1,5 @@
 # ruff: noqa: E402
-"""Janus as a generator of images: text is read, codes are drawn."""
+"""Janus as a generator of images from text."""
 
 import re
 
@@ -95,7 +95,9 @@ def model():
 
 
 @pytest.mark.parametrize("first_release", [False, True])
-def test_both_parts_are_found_and_codes_get_the_same_logits(model, first_release):
+def test_both_parts_are_found_and_image_tokens_get_the_same_logits(
+    model, first_release
+):
     state, config_json = model.state_dict(), model.config.to_dict()
     if first_release:
         state = {released(key): x for key, x in state.items()}
@@ -124,7 +126,7 @@ def test_both_parts_are_found_and_codes_get_the_same_logits(model, first_release
     assert_close(actual, reference, atol=1e-4)
 
 
-def test_guided_codes_are_those_of_the_original_loop(model):
+def test_guided_tokens_are_those_of_the_original_loop(model):
     """In the null branch all prompt tokens but the first and the last are padding."""
     state, config_json = model.state_dict(), model.config.to_dict()
     checkpoint = converted(state, "janus", config=config_json)

@@ -83,7 +83,7 @@ def tokens_of(model, rows=2, length=14):
     return torch.randint(7, model.config.vocab_size, (rows, length))
 
 
-def test_scores_and_tapped_layers_agree(both):
+def test_scores_and_feature_layers_agree(both):
     model, params, oracle = both
     tokens = tokens_of(model)
     logits, features = score(model, params, None, as_jax(tokens), feature_layers=(0, 1))
@@ -135,7 +135,7 @@ def test_greedy_generations_are_equal(both):
     assert torch.equal(actual, expected)
 
 
-def test_unpermuted_rotary_pairs_are_noticed(monkeypatch):
+def test_unpermuted_rotary_pairs_are_detected(monkeypatch):
     """Control: queries and keys in the channel order of the file."""
     oracle = randomized(llama_model(), seed=0)
     rules = llama.decoder_rules
@@ -157,7 +157,7 @@ def test_unpermuted_rotary_pairs_are_noticed(monkeypatch):
 
 
 @pytest.mark.parametrize("make", [llama_model, qwen3, lambda: chameleon(False), emu3])
-def test_what_a_config_leaves_out_is_what_its_own_code_takes(make):
+def test_omitted_config_entries_have_the_defaults_of_the_original_code(make):
     """transformers may omit default values from the config of a part."""
     model = randomized(make(), seed=0)
     config_json = model.config.to_dict()

@@ -54,14 +54,14 @@ def extend(pair, cache, tokens, ancestors, depths):
     )
 
 
-def twin_scores(pair, prompt, tokens):
-    return pair.twin(prompt.prefix(NULL), tokens, prompt.real)
+def torch_scores(pair, prompt, tokens):
+    return pair.torch_model(prompt.prefix(NULL), tokens, prompt.real)
 
 
 def test_the_prompt_predicts_the_first_token(pair):
     prompt = make_prompt(pair)
     logits, _, cache = start(pair, prompt)
-    assert_close(logits[:, -1], twin_scores(pair, prompt, make_tokens(0))[:, -1])
+    assert_close(logits[:, -1], torch_scores(pair, prompt, make_tokens(0))[:, -1])
     assert cache.lengths.tolist() == [pair.model.config.prefix_length] * ROWS
 
 
@@ -78,8 +78,8 @@ def test_logits_and_features_do_not_depend_on_the_chunks(pair, chunks):
         scores.append(logits)
         tapped.append(features)
     first = pair.model.config.prefix_length - 1
-    reference = twin_scores(pair, prompt, tokens)
-    outputs = pair.twin.layer_outputs(prompt.prefix(NULL), tokens, prompt.real)
+    reference = torch_scores(pair, prompt, tokens)
+    outputs = pair.torch_model.layer_outputs(prompt.prefix(NULL), tokens, prompt.real)
     assert_close(jnp.concatenate(scores, 1), reference[:, first:])
     assert_close(jnp.concatenate(tapped, 1), torch.cat(outputs, -1)[:, first:])
 
@@ -90,10 +90,10 @@ def test_each_node_of_a_tree_is_scored_as_the_end_of_its_own_path(pair):
     logits, _, _ = extend(pair, cache, nodes, TREE.ancestors, TREE.depths)
     for n in range(TREE.size):
         path = nodes[:, np.flatnonzero(TREE.ancestors[n])]
-        assert_close(logits[:, n], twin_scores(pair, prompt, path)[:, -1])
+        assert_close(logits[:, n], torch_scores(pair, prompt, path)[:, -1])
 
 
-def test_rows_go_on_from_the_paths_that_they_accepted(pair):
+def test_sequences_continue_from_the_paths_that_they_accepted(pair):
     prompt, nodes = make_prompt(pair), make_tokens(TREE.size)
     _, _, cache = start(pair, prompt)
     _, _, cache = extend(pair, cache, nodes, TREE.ancestors, TREE.depths)
@@ -105,4 +105,4 @@ def test_rows_go_on_from_the_paths_that_they_accepted(pair):
     for row, end in enumerate(ends):
         path = np.flatnonzero(TREE.ancestors[end])
         sequence = torch.cat([nodes[:, path], after], dim=1)
-        assert_close(logits[row, 0], twin_scores(pair, prompt, sequence)[row, -1])
+        assert_close(logits[row, 0], torch_scores(pair, prompt, sequence)[row, -1])

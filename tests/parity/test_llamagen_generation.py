@@ -35,18 +35,18 @@ def compiled(model):
     return target, prefill, jax.jit(target.forward)
 
 
-def twin_branches(pair, prompt, tokens):
+def torch_branches(pair, prompt, tokens):
     """Last logits of the PyTorch model, of the conditional branch, then of the null."""
     prefix = torch.cat([prompt.conditional, prompt.null])
     both = [x.repeat(2, 1) for x in (tokens, prompt.real)]
-    return pair.twin(prefix, *both)[:, -1]
+    return pair.torch_model(prefix, *both)[:, -1]
 
 
-def twin_decode(pair, prompt, length, interval):
+def torch_decode(pair, prompt, length, interval):
     """Tokens and guided logits of greedy decoding without a cache."""
     tokens, scores = make_tokens(0), []
     for index in range(length):
-        conditional, unconditional = twin_branches(pair, prompt, tokens).chunk(2)
+        conditional, unconditional = torch_branches(pair, prompt, tokens).chunk(2)
         step = index - 1  # reads token `step`, decides the next one
         alone = interval >= 0 and step > interval
         guided = sampling_twin.guide(conditional, unconditional, SCALE)
@@ -78,7 +78,7 @@ def decode(pair, prompt, length, interval):
 def test_greedy_images_agree(pair, interval):
     prompt, length = make_prompt(pair), GRID**2
     tokens, scores = decode(pair, prompt, length, interval)
-    their_tokens, their_scores = twin_decode(pair, prompt, length, interval)
+    their_tokens, their_scores = torch_decode(pair, prompt, length, interval)
     np.testing.assert_array_equal(np.asarray(tokens), their_tokens.numpy())
     assert_close(scores, their_scores)
 
@@ -89,6 +89,6 @@ def test_rescoring_one_token_ignores_later_ones(pair):
     rescore = jax.jit(target.rescore)
     actual = rescore(pair.params, prompt.inputs, as_jax(tokens), jnp.array(index))
     for row, end in enumerate(index):
-        reference = twin_branches(pair, prompt, tokens[:, :end])
+        reference = torch_branches(pair, prompt, tokens[:, :end])
         assert_close(actual[row], reference[row])
         assert_close(actual[ROWS + row], reference[ROWS + row])

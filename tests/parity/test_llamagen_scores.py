@@ -41,18 +41,18 @@ def both_outputs(pair, null):
         feature_layers=(0, 1),
     )
     first = prompt.real.shape[1] - 1  # before it there may be padding
-    outputs = pair.twin.layer_outputs(prompt.prefix(null), tokens, prompt.real)
+    outputs = pair.torch_model.layer_outputs(prompt.prefix(null), tokens, prompt.real)
     return [x[:, first:] for x in actual], [x[:, first:] for x in outputs]
 
 
 @pytest.mark.parametrize("null", [NULL, ~NULL], ids=["one null row", "two null rows"])
 def test_scores_agree(pair, null):
     (actual, _), outputs = both_outputs(pair, null)
-    reference = pair.twin.output(pair.twin.norm(outputs[-1]))
+    reference = pair.torch_model.output(pair.torch_model.norm(outputs[-1]))
     assert_close(actual, reference)
     assert reference.std() > 0.5
 
 
-def test_tapped_layers_agree(pair):
+def test_feature_layers_agree(pair):
     (_, actual), outputs = both_outputs(pair, NULL)
     assert_close(actual, torch.cat(outputs, dim=-1))

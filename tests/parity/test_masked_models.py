@@ -2,7 +2,7 @@
 """LLaDA and Dream: bidirectional decoders, converted as masked-diffusion models.
 
 Their code is not on a package registry. The layers are Llama's and Qwen2's, without
-causality: `transformers` with a mask that hides nothing is the oracle.
+causality: the reference is `transformers` with a mask that hides nothing.
 """
 
 import jax.numpy as jnp
@@ -101,7 +101,7 @@ def test_prompts_of_different_lengths(both):
         assert_close(logits[row], expected, atol=1e-4)
 
 
-def test_a_causal_mask_is_noticed(both):
+def test_a_causal_mask_is_detected(both):
     """Control: the same weights as an autoregressive model."""
     masked_model, params, model = both
     tokens = some_tokens(2, 11)

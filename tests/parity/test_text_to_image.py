@@ -97,7 +97,7 @@ def released(tmp_path_factory):
 
 
 def original(released, prompts):
-    """Greedy codes and images of the PyTorch models, without a cache."""
+    """Greedy tokens and images of the PyTorch models, without a cache."""
     _, decoder, pixels, encoder, words = released
     ids = torch.zeros(len(prompts), LENGTH, dtype=torch.long)
     counts = []
@@ -122,7 +122,7 @@ def captions_of(bundle, texts):
     return Prompts.from_captions(read_captions(bundle.text_encoder, texts))
 
 
-def test_greedy_codes_and_images_agree(released):
+def test_greedy_tokens_and_images_agree(released):
     bundle = load_bundle(released[0])
     tokens, images = original(released, PROMPTS)
     prompts = captions_of(bundle, PROMPTS)
@@ -136,7 +136,7 @@ def test_greedy_codes_and_images_agree(released):
     assert len(np.unique(tokens)) > 4 and (tokens[0] != tokens[1]).any()
 
 
-def test_the_converted_drafter_changes_nothing(released):
+def test_the_converted_drafter_changes_no_token(released):
     bundle = load_bundle(released[0])
     prompts = captions_of(bundle, PROMPTS)
     config = GenerationConfig(cfg_scale=SCALE, batch_size=2)

@@ -75,7 +75,7 @@ def renamed(key, family, levels):
         key = re.sub(r"(conv_blocks\.\d+)\.block\.", r"\1.res.", key)
         for i, name in enumerate(("block_1", "attn_1", "block_2")):
             key = key.replace(f".mid.{name}.", f".mid.{i}.")
-    if family == "vq-taming":  # its decoder's levels are numbered by resolution
+    if family == "vq-taming":  # the levels of its decoder are numbered by resolution
         key = re.sub(
             r"^decoder\.up\.(\d+)",
             lambda match: f"decoder.up.{levels - 1 - int(match[1])}",

@@ -1,4 +1,4 @@
-"""The embedded model: same tokens every way, and why that is not luck."""
+"""Embedded model: equal tokens for all trees and batches, and rounding differences."""
 
 from functools import partial
 
@@ -41,7 +41,7 @@ from jaxspec.speculative.trees.tree import Tree
     ],
     ids=["default", "filters", "greedy"],
 )
-def test_the_same_tokens_every_way(seed, settings):
+def test_trees_and_batches_do_not_change_the_tokens(seed, settings):
     bundle = load_bundle()
     classes = tuple(range(seed, 67, 23))
     prompts = Prompts.from_classes(classes)
@@ -49,7 +49,7 @@ def test_the_same_tokens_every_way(seed, settings):
     plain = generate(bundle, prompts, several, Tree.root())
     fast = generate(bundle, prompts, several, default_tree())
     np.testing.assert_array_equal(fast.tokens, plain.tokens)
-    # The same images in other company, under another tree.
+    # The same images in another batch, with another tree.
     fewer = GenerationConfig(seed=seed, batch_size=2, **settings)
     prompts = Prompts.from_classes(classes[:2])
     again = generate(bundle, prompts, fewer, Tree.named("mc_sim_7b_63"))
@@ -57,8 +57,8 @@ def test_the_same_tokens_every_way(seed, settings):
 
 
 @pytest.mark.slow
-def test_speculation_accepts_two_tokens_and_a_half_a_call():
-    """The floor of the published figure, on fewer images."""
+def test_speculation_emits_two_and_a_half_tokens_per_call():
+    """Lower bound of the published number, on fewer images."""
     prompts = Prompts.from_classes([0, 16, 32, 48])
     config = GenerationConfig(batch_size=4)
     fast = generate(load_bundle(), prompts, config, Tree.named("naive_extend_57"))

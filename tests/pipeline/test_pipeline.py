@@ -1,4 +1,4 @@
-"""Three lines to an image, previews, and refusals of the front door."""
+"""Pipeline: images in three lines, previews, and refused requests."""
 
 import numpy as np
 import pytest
@@ -59,7 +59,7 @@ def test_previews_grow_into_the_result(pipe, out):
     np.testing.assert_array_equal(gray, missing)
 
 
-def test_a_callback_sees_previews_and_changes_nothing(pipe, out):
+def test_a_callback_receives_previews_and_changes_no_token(pipe, out):
     seen = []
     again = pipe(
         class_labels=LABELS,

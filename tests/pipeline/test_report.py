@@ -1,4 +1,4 @@
-"""What a generation says of its rule, in the table and in the JSON."""
+"""Verifier of a generation, in the table and in the JSON of its report."""
 
 import json
 
@@ -46,7 +46,7 @@ def report_of(bundle, words, *, same, tree=None):
 
 @pytest.mark.parametrize("same", [True, False])
 @pytest.mark.parametrize("words", LOSSY)
-def test_lossy_rules_are_called_so(bundle, words, same):
+def test_lossy_verifiers_are_labeled_lossy(bundle, words, same):
     report = report_of(bundle, words, same=same)
     read = json.loads(json_bytes(report))
     assert read == report
@@ -54,11 +54,11 @@ def test_lossy_rules_are_called_so(bundle, words, same):
     assert read["lossless"] is False and read["promises_identity"] is False
     table = generation_table(read)
     assert f"verifier {words} (LOSSY)" in table and "(lossless)" not in table
-    # A lossy rule is told also where these images happen to be the same.
+    # A lossy verifier is labeled even where these images happen to be equal.
     assert ("NO, 1 tokens differ (the verifier is LOSSY)" in table) == (not same)
 
 
-def test_lossless_rules_are_not_called_lossy(bundle):
+def test_lossless_verifiers_are_not_labeled_lossy(bundle):
     coupled = report_of(bundle, "coupled", same=True)
     assert coupled["lossless"] is True and coupled["promises_identity"] is True
     rejection = report_of(bundle, "rejection", same=False)
@@ -82,7 +82,7 @@ def test_numbers_are_of_the_two_runs(bundle):
     assert "speedup     2.00x" in table and "NO, 1 tokens differ" in table
 
 
-def test_plain_decoding_says_nothing_of_rules(bundle):
+def test_the_report_of_plain_decoding_has_no_verifier(bundle):
     report = report_of(bundle, "coupled", same=True, tree=Tree.root())
     assert report["drafter"] == "none"
     table = generation_table(report)

@@ -1,4 +1,4 @@
-"""Rules by name: what is read, what is said, what a bundle gives them."""
+"""Verifiers by name: parsing, formatting, and parameters from a bundle."""
 
 from dataclasses import replace
 
@@ -45,25 +45,25 @@ NAMED = {
 
 
 @pytest.mark.parametrize("words", NAMED)
-def test_words_and_rules_are_each_others(words):
+def test_names_and_verifiers_convert_both_ways(words):
     assert parse_verifier(words) == NAMED[words]
     assert verifier_spec(NAMED[words]) == words
 
 
-def test_every_rule_has_a_case_and_says_whether_it_is_lossless():
+def test_every_verifier_has_a_case_and_declares_whether_it_is_lossless():
     assert {words.partition(":")[0] for words in NAMED} == set(VERIFIERS)
     lossless = {words for words, verifier in NAMED.items() if verifier.lossless}
     assert lossless == {"coupled", "rejection", "block", "kseq", "greedy-set"}
 
 
-def test_settings_at_their_default_are_not_said():
+def test_settings_at_their_default_are_omitted():
     assert verifier_spec(parse_verifier("lantern:k=3,lam=2,residual=published")) == (
         "lantern:k=3,lam=2.0"
     )
     assert parse_verifier("lantern:lam=2,k=3,") == parse_verifier("lantern:k=3,lam=2")
 
 
-def test_rules_without_a_name_say_their_class():
+def test_verifiers_without_a_name_are_written_as_their_class():
     words = verifier_spec(Judge(lambda features: features[..., 0]))
     assert words.startswith("Judge") and "Judge" not in VERIFIERS
 
@@ -85,13 +85,13 @@ def test_rules_without_a_name_say_their_class():
         ("lantern:k=0,lam=2", "k=0"),
     ],
 )
-def test_wrong_rules_are_one_clear_line(text, words):
+def test_invalid_names_are_a_one_line_error(text, words):
     with pytest.raises(ConfigError) as error:
         parse_verifier(text)
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
-def test_parameters_are_the_bundles_own_where_they_reach():
+def test_the_stored_neighbors_are_used_if_there_are_enough():
     bundle = load_bundle()
     tokenizer = bundle.tokenizer
     stored = tokenizer.neighbors
@@ -112,7 +112,7 @@ def test_parameters_are_the_bundles_own_where_they_reach():
     )
 
 
-def test_rules_without_arrays_get_none():
+def test_verifiers_without_arrays_get_none():
     bundle = load_bundle()
     for verifier in NAMED.values():
         given = verifier_params(verifier, bundle)

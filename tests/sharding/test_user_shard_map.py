@@ -102,7 +102,7 @@ def cases():
         for name, *case in cases()
     ],
 )
-def test_rows_divided_along_an_axis_of_any_name_keep_their_tokens(
+def test_sequences_divided_along_an_axis_of_any_name_keep_their_tokens(
     run, engine, drafter_params
 ):
     mesh = jax.make_mesh((2,), ("replica",), axis_types=(AxisType.Auto,))

@@ -1,4 +1,4 @@
-"""After a run every layer's cache is that of a fresh pass over what was generated."""
+"""Caches after a run, against those of a fresh pass over the generated tokens."""
 
 from dataclasses import replace
 from functools import lru_cache
@@ -66,14 +66,14 @@ def test_every_layer_holds_what_a_fresh_pass_computes(case):
     assert_fresh_cache(engine, params, PROMPT, state)
 
 
-def test_the_comparison_sees_a_path_that_is_off_by_one():
+def test_the_comparison_detects_a_path_that_is_off_by_one():
     engine, params, state = run("static")
     wrong = committed(engine, replace(state, path=jnp.roll(state.path, 1, axis=1)))
     tokens = state.tokens[:, :LENGTH]
     assert cache_error(engine, params, PROMPT, tokens, wrong) > 1e-2
 
 
-def test_the_comparison_sees_nan_in_any_layer():
+def test_the_comparison_detects_nan_in_any_layer():
     engine, params, state = run("static")
     right = committed(engine, state)
     (k, v), *rest = right.layers

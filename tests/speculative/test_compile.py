@@ -21,7 +21,7 @@ from jaxspec.testing.toy import NoisyOracle
 from tests.drafters.tiny_block import TARGET, block_drafter
 
 LAYERS, ROWS = TARGET.layers, 2
-# The suite compiles in haste; what is looked at here is compiled as users do.
+# The suite compiles with few optimizations; these programs have the defaults.
 AS_USERS = {}
 if jax.__version__.startswith("0.10."):
     AS_USERS = {
@@ -92,7 +92,7 @@ def test_no_cache_is_copied_inside_the_loop(tree):
     assert cache_copies(hlo, shape) == []
 
 
-def test_the_copy_counter_sees_a_copy():
+def test_the_copy_counter_detects_a_copy():
     """The control: compaction after the reads copies, and is counted."""
     shape = (2, 2, 640, 8)
 

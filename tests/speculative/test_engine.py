@@ -1,3 +1,5 @@
+"""Engine: equality with plain decoding, output distribution, near-ties and errors."""
+
 from dataclasses import dataclass, replace
 
 import jax
@@ -35,16 +37,16 @@ def plain_tokens(target, prompt, sampling, keys):
     tree=trees(10).filter(lambda tree: tree.size > 1),
     rows=st.integers(1, 5),
     spoil=st.sampled_from([0.0, 0.3, 1.0]),
-    streams=st.sampled_from([1, 2]),
+    branches=st.sampled_from([1, 2]),
     filtered=st.booleans(),
     seed=st.integers(0, 1000),
 )
 def test_any_draft_on_any_tree_gives_the_tokens_of_plain_decoding(
-    tree, rows, spoil, streams, filtered, seed
+    tree, rows, spoil, branches, filtered, seed
 ):
-    target = toy_target(VOCAB, streams)
+    target = toy_target(VOCAB, branches)
     prompt = jnp.arange(rows) % VOCAB
-    # Greedy and sampled rows, filters and scales, each row its own.
+    # Greedy and sampled sequences; filters and scales differ by sequence.
     sampling = Sampling.create(
         rows,
         temperature=np.resize([1.0, 0.0, 0.7, 2.0], rows),
@@ -90,7 +92,7 @@ def test_a_perfect_drafter_gets_its_whole_path_accepted_every_round():
     assert fast.stats.hits.tolist() == [[[4], [4], [4]]] * rows
 
 
-def test_a_row_does_not_depend_on_its_neighbors_or_its_place():
+def test_a_sequence_does_not_depend_on_the_rest_of_its_batch():
     target, rows = toy_target(VOCAB, 2), 6
     prompt, keys = jnp.arange(rows) % VOCAB, batch_keys(3, rows)
     sampling = Sampling.create(rows, cfg_scale=2.0)
@@ -101,13 +103,13 @@ def test_a_row_does_not_depend_on_its_neighbors_or_its_place():
     np.testing.assert_array_equal(together[order], apart)
 
 
-def test_rows_advance_at_their_own_pace():
+def test_sequences_advance_independently():
     target, rows = toy_target(VOCAB), 2
     prompt, keys = jnp.zeros(rows, jnp.int32), batch_keys(1, rows)
     sampling = Sampling.create(rows)
     plain = plain_tokens(target, prompt, sampling, keys)
     engine = Engine(target, LENGTH, NoisyOracle(VOCAB), Tree.chain(4), order=PLAIN)
-    # Row 1's oracle lies always, row 0's never.
+    # The drafts of sequence 1 are always wrong, those of sequence 0 never.
     drafter_params = {"tokens": plain.tokens, "spoil": jnp.array([[0.0], [1.0]])}
     fast = engine.generate(
         Variables(PARAMS, drafter_params), prompt, sampling=sampling, keys=keys
@@ -117,8 +119,8 @@ def test_rows_advance_at_their_own_pace():
     assert fast.stats.rounds == fast.stats.calls.max() - 1
 
 
-def test_output_follows_the_target_law():
-    """All continuations of two tokens against the exact law, with a control."""
+def test_output_follows_the_target_distribution():
+    """Frequencies of all sequences of three tokens, with a control."""
     target, rows = toy_target(VOCAB), 20000
     prompt = jnp.zeros(rows, jnp.int32)
     tree = Tree.named("0,1,00,01")
@@ -135,7 +137,7 @@ def test_output_follows_the_target_law():
         ).tokens
     )
 
-    def law(prefix):
+    def conditional(prefix):
         padded = jnp.array([prefix + [0] * (3 - len(prefix))])
         index = jnp.array([len(prefix)])
         logits = target.rescore(PARAMS, prompt[:1], padded, index)
@@ -144,7 +146,9 @@ def test_output_follows_the_target_law():
     expected = np.zeros((VOCAB,) * 3)
     for a in range(VOCAB):
         for b in range(VOCAB):
-            expected[a, b] = law([])[a] * law([a])[b] * law([a, b])
+            expected[a, b] = (
+                conditional([])[a] * conditional([a])[b] * conditional([a, b])
+            )
     seen = np.zeros_like(expected)
     np.add.at(seen, tuple(tokens.T), 1)
 
@@ -154,15 +158,15 @@ def test_output_follows_the_target_law():
     freedom = expected.size - 1
     bound = freedom + 5 * np.sqrt(2 * freedom)
     assert statistic(seen) < bound
-    # Control: three per cent of the last tokens replaced are noticed.
-    spoilt = tokens.copy()
-    spoilt[:600, 2] = 0
+    # Control: three percent of the last tokens are replaced.
+    changed = tokens.copy()
+    changed[:600, 2] = 0
     wrong = np.zeros_like(expected)
-    np.add.at(wrong, tuple(spoilt.T), 1)
+    np.add.at(wrong, tuple(changed.T), 1)
     assert statistic(wrong) > bound
 
 
-def test_a_rule_that_accepts_everything_is_caught():
+def test_a_verifier_that_accepts_everything_is_caught():
     @dataclass(frozen=True)
     class AcceptAll(Coupled):
         def verify(self, log_p, draft, tree, noise, params=None, features=None):
@@ -206,7 +210,7 @@ def test_cache_after_a_run_equals_a_fresh_pass_over_the_output():
 
 
 def drifting(target, size):
-    """The same target, off by up to `size` in passes with more than one node."""
+    """Target whose logits change by up to `size` in passes with more than one node."""
 
     def forward(params, cache, tokens, positions, mask):
         logits, features, cache = target.forward(params, cache, tokens, positions, mask)
@@ -225,18 +229,18 @@ def drifting(target, size):
         ({"top_k": 2}, 0.1, True),
         ({"top_k": 3, "top_p": 0.8}, 0.1, True),
         ({"cfg_scale": 4.0, "temperature": 0.5, "top_p": 0.9}, 0.1, True),
-        # The control: without a margin the drift shows.
+        # The control: without a margin, tokens change.
         ({}, 0.0, False),
     ],
     ids=str,
 )
-def test_near_ties_are_settled_so_that_rounding_cannot_change_a_token(
+def test_near_ties_are_rescored_so_that_rounding_cannot_change_a_token(
     settings, margin, same
 ):
-    """Wide passes that round differently, exaggerated until it matters.
+    """Rounding differences of wide passes, enlarged until they change tokens.
 
-    With filters, a token can also be lost or won at their edge, by a wide margin;
-    guidance and a low temperature enlarge what rounding does.
+    At the edge of a filter, rounding can remove or add a token that would win by a
+    wide margin; guidance and a low temperature enlarge rounding differences.
     """
     rows = 64
     target = drifting(toy_target(VOCAB, 2), 0.03)
@@ -258,14 +262,15 @@ def test_near_ties_are_settled_so_that_rounding_cannot_change_a_token(
 
 
 def test_nan_logits_are_reported():
-    """Those of a row, in that row; also where a filter meets them, of either sign."""
+    """NaN of either sign is reported for its sequence, also under filters."""
     engine = Engine(toy_target(VOCAB), 4, order=("top_k", "temperature"))
     run = jax.jit(engine.generate)
     prompt, keys = jnp.array([0, 1]), batch_keys(0, 2)
     sampling = Sampling.create(2, top_k=[0, 3])
     assert run(Variables(PARAMS), prompt, sampling=sampling, keys=keys).finite.all()
     for nan in (jnp.nan, -jnp.nan):
-        values = PARAMS["values"].at[1].set(nan)  # token 1, the second row's prompt
+        # Token 1 is the prompt of the second sequence.
+        values = PARAMS["values"].at[1].set(nan)
         out = run(
             Variables({**PARAMS, "values": values}),
             prompt,
@@ -281,7 +286,7 @@ def test_nan_logits_are_reported():
         assert not out.finite.any()
 
 
-def test_rows_that_do_not_fit_together_are_refused():
+def test_arguments_of_different_batch_sizes_are_refused():
     engine = Engine(toy_target(VOCAB), 4)
     prompt, keys = jnp.zeros(2, jnp.int32), batch_keys(0, 2)
     good = {"prompt": prompt, "sampling": Sampling.create(2), "keys": keys}
@@ -303,7 +308,7 @@ def test_rows_that_do_not_fit_together_are_refused():
             engine.generate(Variables(PARAMS), **{**good, name: wrong})
 
 
-def test_programs_in_double_precision_may_call_it():
+def test_programs_in_double_precision_may_call_the_engine():
     """Integers and scores keep their types, so the tokens are the same."""
     prompt, keys, sampling = (
         jnp.zeros(2, jnp.int32),
@@ -323,7 +328,7 @@ def test_programs_in_double_precision_may_call_it():
     assert found.tokens.dtype == jnp.int32
 
 
-def test_what_the_caller_holds_survives_a_donated_round():
+def test_arrays_of_the_caller_survive_a_donated_round():
     engine = Engine(toy_target(VOCAB), 4, NoisyOracle(VOCAB), Tree.chain(2))
     keys, sampling, prompt = (
         batch_keys(0, 2),
@@ -345,8 +350,8 @@ def test_what_the_caller_holds_survives_a_donated_round():
 @pytest.mark.parametrize(
     "order", [("temperature", "top_k", "top_p"), ("top_p", "top_k")]
 )
-def test_a_margin_of_zero_leaves_every_decision_alone(order):
-    """Tokens of filters' edges are doubtful even then; nobody is there to settle."""
+def test_a_margin_of_zero_rescores_nothing(order):
+    """Also for tokens at the edges of filters, which are near-ties at any margin."""
     target, rows = toy_target(VOCAB), 8
     coarse = {**PARAMS, "head": jnp.round(2 * PARAMS["head"]) / 2}
     prompt, keys = jnp.arange(rows) % VOCAB, batch_keys(3, rows)
@@ -367,7 +372,7 @@ def test_a_margin_of_zero_leaves_every_decision_alone(order):
 @pytest.mark.parametrize(
     "verifier", [Rejection(), KSeq(), GreedySet(), Coupled()], ids=str
 )
-def test_every_lossless_rule_decodes_without_drafts(verifier):
+def test_every_lossless_verifier_decodes_without_drafts(verifier):
     engine = Engine(toy_target(VOCAB), 6, verifier=verifier)
     alone = Engine(toy_target(VOCAB), 6, TableDrafter(), Tree.root(), verifier)
     prompt, keys = jnp.zeros(2, jnp.int32), batch_keys(0, 2)
@@ -381,7 +386,7 @@ def test_every_lossless_rule_decodes_without_drafts(verifier):
     np.testing.assert_array_equal(out.tokens, same.tokens)
 
 
-def test_impossible_engines_say_what_is_wrong():
+def test_impossible_engines_raise_a_clear_error():
     target = toy_target(VOCAB)
     with pytest.raises(ConfigError, match="needs a drafter"):
         Engine(target, 4, tree=Tree.chain(2))
@@ -391,7 +396,7 @@ def test_impossible_engines_say_what_is_wrong():
 
 @pytest.mark.parametrize("cache_stages", [3])
 def test_a_cache_that_grows_changes_no_token(cache_stages):
-    """Passes of each phase read a cache that holds what this phase may fill."""
+    """Passes of each stage read a cache with room for the tokens of this stage."""
     seen = []
 
     def watched(forward):

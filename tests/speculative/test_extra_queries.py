@@ -1,4 +1,4 @@
-"""Rows that ride along in the verify pass."""
+"""Extra queries of a drafter in the verify pass."""
 
 from dataclasses import dataclass, replace
 
@@ -24,11 +24,11 @@ TABLE = {"table": jax.random.normal(jax.random.key(1), (4, VOCAB, VOCAB))}
 
 
 @dataclass(frozen=True)
-class Riding(TableDrafter):
-    """Sends two rows: one sees nodes 0 and 1, the other nodes 0, 2 and the first."""
+class WithExtraQueries(TableDrafter):
+    """Adds two queries: one attends to nodes 0 and 1, one to nodes 0, 2 and query 0."""
 
     num_extra_queries: int = 2
-    sent: int = 2
+    added: int = 2
 
     def init(self, params, ctx):
         rows, _, width = ctx.features.shape
@@ -40,32 +40,32 @@ class Riding(TableDrafter):
         mask = np.zeros((2, size + 2), bool)
         mask[0, [0, 1]] = True
         mask[1, [0, 2, size]] = True
-        rider = ExtraQueries(
+        extra = ExtraQueries(
             tokens=jnp.stack([draft.tokens[:, 1], draft.tokens[:, 2]], axis=1),
             positions=ctx.position[:, None] + jnp.array([2, 3]),
             mask=jnp.broadcast_to(mask, (rows, *mask.shape)),
         )
-        rider = jax.tree.map(lambda x: x[:, : self.sent], rider)
-        if self.sent < 2:
-            rider = replace(rider, mask=rider.mask[:, :, : size + self.sent])
-        return replace(draft, extra=rider), state
+        extra = jax.tree.map(lambda x: x[:, : self.added], extra)
+        if self.added < 2:
+            extra = replace(extra, mask=extra.mask[:, :, : size + self.added])
+        return replace(draft, extra=extra), state
 
     def observe(self, params, state, result):
         return result.extra
 
 
 @pytest.mark.parametrize(
-    ("streams", "tree"), [(2, Tree.named("0,1,00")), (1, Beam(4, 2, 3, 2))]
+    ("branches", "tree"), [(2, Tree.named("0,1,00")), (1, Beam(4, 2, 3, 2))]
 )
-def test_riders_return_their_features_and_change_nothing(streams, tree):
-    target, rows = toy_target(VOCAB, streams), 3
+def test_extra_queries_return_their_features_and_change_nothing(branches, tree):
+    target, rows = toy_target(VOCAB, branches), 3
     prompt, keys = jnp.arange(rows), batch_keys(0, rows)
     sampling = Sampling.create(rows, cfg_scale=2.0)
     order = ("temperature",)
     plain = jax.jit(Engine(target, LENGTH, order=order).generate)(
         Variables(PARAMS), prompt, sampling=sampling, keys=keys
     )
-    engine = Engine(target, LENGTH, Riding(), tree, order=order)
+    engine = Engine(target, LENGTH, WithExtraQueries(), tree, order=order)
     variables = Variables(PARAMS, TABLE)
     state = jax.jit(engine.init)(variables, prompt, sampling=sampling, keys=keys)
     step = jax.jit(engine.step)
@@ -75,10 +75,10 @@ def test_riders_return_their_features_and_change_nothing(streams, tree):
         done = int(state.length[b])
         np.testing.assert_array_equal(state.tokens[b, :done], plain.tokens[b, :done])
 
-    # What the toy's features are: the sum of what a row sees, itself included.
-    lengths = before.cache.lengths + jnp.concatenate([before.counts] * streams)
+    # Features of the toy target: the sum over all positions that a query attends to.
+    lengths = before.cache.lengths + jnp.concatenate([before.counts] * branches)
     size = tree.size
-    for r in range(rows * streams):
+    for r in range(rows * branches):
         own, length = state.cache.layers[0][0][r, 0], int(lengths[r])
         past = own[:length].sum(0)
         window = own[length : length + size + 2]
@@ -89,8 +89,8 @@ def test_riders_return_their_features_and_change_nothing(streams, tree):
         assert wanted.shape == (2, WIDTH)
 
 
-def test_a_wrong_number_of_riders_is_refused():
-    engine = Engine(toy_target(VOCAB), 4, Riding(sent=1), Tree.named("0,1"))
+def test_a_wrong_number_of_extra_queries_is_refused():
+    engine = Engine(toy_target(VOCAB), 4, WithExtraQueries(added=1), Tree.named("0,1"))
     with pytest.raises(ConfigError, match="1 extra queries; .* is 2"):
         engine.generate(
             Variables(PARAMS, TABLE),

@@ -1,8 +1,8 @@
-"""Drafts that cannot be: unknown tokens, NaN, parents that are none.
+"""Invalid drafts: unknown tokens, NaN probabilities, impossible parents.
 
-A drafter may be wrong in any way; it costs speed and nothing else. What no draft could
-hold is an invalid node: the target never reads it, no rule accepts it, and the law of
-the output stays exact.
+An error of a drafter costs speed and nothing else. A node with an impossible value is
+an invalid node: the target never reads it, no verifier accepts it, and the output
+distribution stays exact.
 """
 
 from dataclasses import dataclass, replace
@@ -49,25 +49,25 @@ FORK = Tree.named("0,1,00,01,10")
 TINY = TransformerConfig(40, layers=2, width=32, heads=2, grid=4, classes=4)
 
 
-# --- Through the whole loop ----------------------------------------------------------
+# --- In the loop ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Spoilt:
-    """Replaces tokens of another drafter's draft that the target will not follow.
+class WithUnknownTokens:
+    """Replaces the wrong tokens in the drafts of another drafter.
 
-    Its parameters are those of `NoisyOracle` and "junk", an int32 token. Every node
-    that does not hold the target's own future token holds junk, and is called valid.
+    The parameters are those of `NoisyOracle` and "junk", an int32 token. Every node
+    without the future token of the target gets this token, and is marked as valid.
     """
 
     drafter: NoisyOracle
 
     def init(self, params: Any, start: Any) -> Any:
-        """The other's."""
+        """Initial state of the wrapped drafter."""
         return self.drafter.init(params, start)
 
     def propose(self, params: Any, state: Any, ctx: Any) -> Any:
-        """The other's draft, with junk in it."""
+        """Draft of the wrapped drafter, with unknown tokens in it."""
         draft, state = self.drafter.propose(params, state, ctx)
         future = ctx.index[:, None] - 1 + jnp.asarray(ctx.tree.depths)
         last = params["tokens"].shape[1] - 1
@@ -77,7 +77,7 @@ class Spoilt:
         return replace(draft, tokens=tokens, valid=jnp.ones_like(draft.valid)), state
 
     def observe(self, params: Any, state: Any, seen: Any) -> Any:
-        """Learns nothing."""
+        """Returns the state unchanged."""
         return state
 
 
@@ -91,24 +91,24 @@ def transformer():
     }
     plain = jax.jit(Engine(target, 16).generate)(Variables(params), **options)
     tree = Tree.named("0,1,2,00,01,000")
-    engine = Engine(target, 16, Spoilt(NoisyOracle(40)), tree)
+    engine = Engine(target, 16, WithUnknownTokens(NoisyOracle(40)), tree)
     return jax.jit(engine.generate), params, options, plain.tokens
 
 
 @pytest.mark.parametrize("junk", [40, 1040, -1, -41, MOST, -MOST - 1])
-def test_unknown_tokens_in_unaccepted_nodes_do_not_reach_their_row(junk):
-    """The embedding of an unknown token is NaN, which no mask keeps from others."""
+def test_unknown_tokens_in_unaccepted_nodes_do_not_affect_their_sequence(junk):
+    """The embedding of an unknown token is NaN, which a mask does not remove."""
     run, params, options, plain = transformer()
     drafter = {"tokens": plain, "spoil": 0.3, "junk": jnp.int32(junk)}
     out = run(Variables(params, drafter), **options)
     np.testing.assert_array_equal(out.tokens, plain)
     assert out.finite.all()
-    assert (out.stats.calls < 14).all()  # what is right beside junk still helps
+    assert (out.stats.calls < 14).all()  # correct tokens are still accepted
 
 
 @dataclass(frozen=True)
-class OddRiders(NoisyOracle):
-    """Sends rows along that hold `tokens` at `positions`."""
+class InvalidQueries(NoisyOracle):
+    """Adds two extra queries with an invalid token or position."""
 
     num_extra_queries: int = 2
 
@@ -123,20 +123,20 @@ class OddRiders(NoisyOracle):
 
 
 @pytest.mark.parametrize(("junk", "position"), [(40, 3), (-1, -7), (MOST, MOST)])
-def test_rows_that_ride_along_cannot_harm_the_others(junk, position):
+def test_invalid_extra_queries_do_not_affect_other_queries(junk, position):
     _, params, options, plain = transformer()
     engine = Engine(
-        Transformer(TINY).as_target(), 16, OddRiders(40), Tree.named("0,1,00")
+        Transformer(TINY).as_target(), 16, InvalidQueries(40), Tree.named("0,1,00")
     )
     drafter = {"tokens": plain, "spoil": 0.3}
     drafter |= {"junk": jnp.int32(junk), "position": jnp.int32(position)}
-    out = _odd_riders(engine)(Variables(params, drafter), **options)
+    out = _compiled(engine)(Variables(params, drafter), **options)
     np.testing.assert_array_equal(out.tokens, plain)
     assert out.finite.all()
 
 
 @lru_cache
-def _odd_riders(engine):
+def _compiled(engine):
     return jax.jit(engine.generate)
 
 
@@ -144,12 +144,12 @@ VOCAB, LENGTH = 5, 8
 PARAMS = toy_params(VOCAB, 60)
 TABLE = jax.random.normal(jax.random.key(1), (3, VOCAB, VOCAB))
 CODES = jax.random.normal(jax.random.key(2), (VOCAB, 2))
-RULE_PARAMS = {"neighbors": neighbor_table(CODES, 2), "embedding": CODES}
+VERIFIER_PARAMS = {"neighbors": neighbor_table(CODES, 2), "embedding": CODES}
 
 
 @dataclass(frozen=True)
 class Mutated(TableDrafter):
-    """Changes its drafts by `change(draft, key)`, in every round otherwise."""
+    """Changes its drafts by `change(draft, key)`, with another key in each round."""
 
     change: Any = None
 
@@ -160,7 +160,7 @@ class Mutated(TableDrafter):
 
 
 def odd_parents(draft, key):
-    """Cycles, parents behind their children, negative and too large ones."""
+    """Cycles, parents after their children, negative and too large indices."""
     rows, size = draft.tokens.shape
     wild = jax.random.randint(key, (rows, size), -2, size + 2)
     huge = jnp.where(jax.random.bernoulli(key, 0.1, wild.shape), -MOST, wild)
@@ -169,13 +169,13 @@ def odd_parents(draft, key):
 
 
 def odd_tokens(draft, key):
-    """Any token, half of them unknown; all nodes called valid."""
+    """Random tokens, half of them unknown; all nodes are marked as valid."""
     tokens = jax.random.randint(key, draft.tokens.shape, -VOCAB, 2 * VOCAB)
     tokens = jnp.where(tokens == 2 * VOCAB - 1, MOST, tokens)
     return replace(draft, tokens=tokens, valid=jnp.ones_like(draft.valid))
 
 
-def odd_laws(draft, key):
+def odd_probabilities(draft, key):
     """Some of the drafter's probabilities are NaN, infinite or above 1."""
     draws = jax.random.uniform(key, draft.log_q.shape)
     values = jnp.array([jnp.nan, jnp.inf, 9.0, -jnp.inf])
@@ -212,14 +212,14 @@ def first_feature(_, features):
     ],
     ids=lambda x: type(x).__name__,
 )
-def test_no_rule_emits_what_is_no_token(verifier, tree):
+def test_no_verifier_emits_an_unknown_token(verifier, tree):
     changes = [odd_tokens]
     if verifier.selection not in ("coupled", "top"):
-        changes.append(odd_laws)
+        changes.append(odd_probabilities)
     if not isinstance(tree, Tree):
         changes.append(odd_parents)
     rows = 6
-    variables = Variables(PARAMS, {"table": TABLE}, RULE_PARAMS)
+    variables = Variables(PARAMS, {"table": TABLE}, VERIFIER_PARAMS)
     options = {
         "prompt": jnp.zeros(rows, jnp.int32),
         "sampling": Sampling.create(temperature=np.resize([1.0, 0.0, 2.0], rows)),
@@ -240,17 +240,17 @@ def test_no_rule_emits_what_is_no_token(verifier, tree):
 
 @dataclass(frozen=True)
 class Recording(Coupled):
-    """A rule of a user's own that takes drafts as they come."""
+    """Custom verifier that records the drafts that it receives."""
 
     seen: Any = None
 
     def verify(self, log_p, draft, tree, noise, params=None, features=None):
-        """Keeps what it was given."""
+        """Records the draft."""
         self.seen(draft)
         return super().verify(log_p, draft, tree, noise, params, features)
 
 
-def test_a_rule_of_ones_own_is_given_possible_drafts():
+def test_a_custom_verifier_receives_checked_drafts():
     drafts = []
     verifier = Recording(drafts.append)
     engine = Engine(toy_target(VOCAB), LENGTH, Mutated(odd_tokens), FORK, verifier)
@@ -264,8 +264,8 @@ def test_a_rule_of_ones_own_is_given_possible_drafts():
 
 
 @pytest.mark.parametrize("dtype", [jnp.int8, jnp.uint8, jnp.int16, jnp.uint32])
-def test_drafts_of_any_whole_numbers_leave_the_root_alone(dtype):
-    """A vocabulary may be larger than what the draft's dtype holds."""
+def test_drafts_of_any_integer_dtype_keep_the_root(dtype):
+    """The vocabulary may be larger than the range of the draft's dtype."""
     vocab = 300
 
     def narrow(draft, key):
@@ -286,11 +286,11 @@ def test_drafts_of_any_whole_numbers_leave_the_root_alone(dtype):
     np.testing.assert_array_equal(found, wanted)
 
 
-# --- The law of what comes out -------------------------------------------------------
+# --- Output distribution -------------------------------------------------------------
 
 
-def hold_junk(draft, node, junk):
-    """A node holds an unknown token, whatever was drawn."""
+def replace_token(draft, node, junk):
+    """Replaces the token of a node by an unknown one."""
     return replace(draft, tokens=draft.tokens.at[:, node].set(junk))
 
 
@@ -305,22 +305,22 @@ VERIFIERS = [
 
 
 @pytest.mark.parametrize(("verifier", "selection"), VERIFIERS, ids=str)
-def test_the_law_is_exact_beside_unknown_tokens(verifier, selection):
+def test_the_distribution_is_exact_beside_unknown_tokens(verifier, selection):
     p = Conditionals.random(3, 3, 0)
     drafts = all_drafts(Conditionals.random(3, 2, 1), FORK, selection)
     for node in (1, 2, 3, 5):
         for junk in (3, -1, MOST):
-            odd = replace(drafts, draft=hold_junk(drafts.draft, node, junk))
+            odd = replace(drafts, draft=replace_token(drafts.draft, node, junk))
             assert_lossless(verifier, p, odd, draws=0)
     assert_lossless(verifier, p, odd)
 
 
 @pytest.mark.parametrize("value", [jnp.nan, jnp.inf, 0.5])
 @pytest.mark.parametrize(("verifier", "selection"), VERIFIERS, ids=str)
-def test_the_law_is_exact_where_the_drafter_has_no_probabilities(
+def test_the_distribution_is_exact_beside_invalid_drafter_probabilities(
     verifier, selection, value
 ):
-    """One number of a node's `log_q` is none: its children count for nothing."""
+    """One entry of a node's `log_q` is invalid: its children are never accepted."""
     p = Conditionals.random(3, 3, 0)
     drafts = all_drafts(Conditionals.random(3, 2, 1), FORK, selection)
     for slot in range(len(FORK.internal)):
@@ -333,7 +333,7 @@ def test_block_is_exact_beside_unknown_tokens_and_numbers():
     p, tree = Conditionals.random(3, 4, 0), Tree.chain(3)
     drafts = all_drafts(Conditionals.random(3, 3, 1), tree, "without_replacement")
     for node in (1, 2, 3):
-        odd = replace(drafts, draft=hold_junk(drafts.draft, node, 3))
+        odd = replace(drafts, draft=replace_token(drafts.draft, node, 3))
         assert_lossless(Block(), p, odd, draws=0)
         log_q = drafts.draft.log_q.at[:, node - 1, 0].set(jnp.nan)
         odd = replace(drafts, draft=replace(drafts.draft, log_q=log_q))
@@ -341,20 +341,20 @@ def test_block_is_exact_beside_unknown_tokens_and_numbers():
 
 
 @pytest.mark.parametrize("place", [1, 2, 3, 4])
-def test_grown_samples_are_exact_beside_unknown_tokens(place):
+def test_dynamic_samples_are_exact_beside_unknown_tokens(place):
     steps = np.random.default_rng(0).dirichlet(np.ones(4), size=(2, 4))
     drafts = sampled_drafts(steps, SAMPLED, "without_replacement", 20_000)
     p = Conditionals.random(4, 3, 5)
-    odd = replace(drafts, draft=hold_junk(drafts.draft, place, 4))
+    odd = replace(drafts, draft=replace_token(drafts.draft, place, 4))
     assert_lossless(Rejection(), p, odd, draws=0)
 
 
 @dataclass(frozen=True)
-class Believing(Rejection):
-    """Rejection sampling that takes any draft for what it claims to be."""
+class Unchecked(Rejection):
+    """Rejection sampling without checks of the draft."""
 
     def outcome(self, log_p, draft, tree, greedy=None, params=None):
-        """Without a look at the draft."""
+        """Outcome from the draft as it is."""
         return sequential_siblings(
             draft.topology(tree),
             draft,
@@ -366,14 +366,14 @@ class Believing(Rejection):
         )
 
 
-def test_a_rule_that_believes_such_drafts_is_caught():
-    """The control: a hidden sample biases those that were drawn after it, NaN all."""
+def test_a_verifier_that_skips_the_checks_is_caught():
+    """The control: a hidden sample biases all samples after it; NaN biases all."""
     p = Conditionals.random(3, 3, 0)
     drafts = all_drafts(Conditionals.random(3, 2, 1), FORK, "without_replacement")
-    assert_lossless(Believing(), p, drafts, draws=0)
+    assert_lossless(Unchecked(), p, drafts, draws=0)
     hidden = replace(drafts.draft, valid=drafts.draft.valid.at[:, 1].set(False))
     nan = replace(drafts.draft, log_q=drafts.draft.log_q.at[:, 0, 1].set(jnp.nan))
     for draft in (hidden, nan):
         assert_lossless(Rejection(), p, replace(drafts, draft=draft), draws=0)
-        with pytest.raises(AssertionError, match=r"Believing\.outcome is biased"):
-            assert_lossless(Believing(), p, replace(drafts, draft=draft), draws=0)
+        with pytest.raises(AssertionError, match=r"Unchecked\.outcome is biased"):
+            assert_lossless(Unchecked(), p, replace(drafts, draft=draft), draws=0)

@@ -74,7 +74,7 @@ def test_recorded_log_probs_are_those_of_a_teacher_forced_pass(name, log_probs):
     np.testing.assert_allclose(
         out.log_probs.related, np.where(exists[..., None], related, 0.0), atol=1e-4
     )
-    # The control: log-probabilities one position later are others.
+    # The control: log-probabilities one position later differ.
     shifted = np.roll(np.where(exists, expected, 0.0), 1, axis=1)
     assert np.abs(out.log_probs.tokens - shifted).max() > 0.5
 

@@ -1,4 +1,4 @@
-"""Rows end when they are done, each in its own time and without a trace in others."""
+"""Sequences end independently, and do not affect each other."""
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -24,19 +24,19 @@ PARAMS = toy_params(VOCAB, PROMPT + 2 * LENGTH + 12)
 
 
 def cut(tokens, budget, stop):
-    """What a limit leaves of an unlimited row."""
+    """Tokens of an unlimited sequence up to its limit."""
     tokens = tokens[:budget]
     ends = np.flatnonzero(np.isin(tokens, [t for t in stop if t >= 0]))
     return tokens[: ends[0] + 1] if len(ends) else tokens
 
 
 @lru_cache
-def runner(streams, tree=None):
-    """A compiled run; the same for all contents."""
+def runner(branches, tree=None):
+    """Compiled generation, one program for all contents."""
     drafter = None if tree is None else NoisyOracle(VOCAB)
     shape = Tree.root() if tree is None else Tree.named(tree)
     engine = Engine(
-        toy_target(VOCAB, streams), LENGTH, drafter, shape, order=("temperature",)
+        toy_target(VOCAB, branches), LENGTH, drafter, shape, order=("temperature",)
     )
     return jax.jit(engine.generate)
 
@@ -45,11 +45,11 @@ def runner(streams, tree=None):
 @given(
     tree=st.sampled_from(["chain-4", "0,1,2,00,01"]),
     spoil=st.sampled_from([0.0, 0.4, 1.0]),
-    streams=st.sampled_from([1, 2]),
+    branches=st.sampled_from([1, 2]),
     data=st.data(),
 )
-def test_each_row_is_its_unlimited_self_cut_where_it_ends(tree, spoil, streams, data):
-    """Ragged prompts, budgets, stop tokens, greedy and sampled rows in one batch."""
+def test_each_sequence_is_a_prefix_of_its_unlimited_run(tree, spoil, branches, data):
+    """Unequal prompts, budgets and stop tokens, greedy and sampled, in one batch."""
     rows = 4
     budget = data.draw(st.lists(st.integers(1, LENGTH), min_size=rows, max_size=rows))
     stop = data.draw(
@@ -77,7 +77,7 @@ def test_each_row_is_its_unlimited_self_cut_where_it_ends(tree, spoil, streams, 
     for b in range(rows):
         one = Sampling.create(1, temperature=temperature[b], cfg_scale=cfg_scale[b])
         prompt = jnp.array([prompts[b]])
-        out = runner(streams)(
+        out = runner(branches)(
             Variables(PARAMS), prompt, sampling=one, keys=keys[b : b + 1]
         )
         alone.append(np.asarray(out.tokens[0]))
@@ -85,7 +85,7 @@ def test_each_row_is_its_unlimited_self_cut_where_it_ends(tree, spoil, streams, 
     sampling = Sampling.create(rows, temperature=temperature, cfg_scale=cfg_scale)
     oracle = {"tokens": jnp.asarray(np.stack(alone)), "spoil": spoil}
     stopping = StoppingCriteria.create(rows, max_new_tokens=budget, stop_tokens=stop)
-    out = runner(streams, tree)(
+    out = runner(branches, tree)(
         Variables(PARAMS, oracle),
         padded,
         sampling=sampling,
@@ -99,7 +99,7 @@ def test_each_row_is_its_unlimited_self_cut_where_it_ends(tree, spoil, streams, 
         assert (np.asarray(out.tokens[b, length:]) == -1).all()
 
 
-def test_a_finished_row_costs_no_calls():
+def test_a_finished_sequence_costs_no_calls():
     rows = 3
     target, sampling = toy_target(VOCAB), Sampling.create(3)
     engine = Engine(target, LENGTH, order=("temperature",))
@@ -130,7 +130,7 @@ def test_counters_add_up():
     np.testing.assert_array_equal(stats.accepted.sum(1), rounds)
     kept = (stats.accepted * np.arange(stats.accepted.shape[1])).sum(1)
     np.testing.assert_array_equal(stats.hits.sum((1, 2)), kept)
-    # All tokens but the last round's surplus beyond the budget.
+    # All tokens except the surplus of the last round over the budget.
     surplus = 1 + kept + rounds - out.lengths
     assert (surplus >= 0).all() and (surplus <= engine.tree.depth).all()
     assert (stats.proposed <= 5 * rounds).all() and (stats.proposed > 0).all()
@@ -168,12 +168,12 @@ def test_counters_add_up():
         ),
     ],
 )
-def test_impossible_limits_say_what_is_wrong(make, words):
+def test_impossible_limits_raise_a_clear_error(make, words):
     with pytest.raises(ConfigError, match=words):
         make()
 
 
-def test_a_buffer_that_is_filled_exactly_loses_nothing():
+def test_a_buffer_that_is_filled_exactly_keeps_every_token():
     """The last path may reach beyond the budget; nothing committed is overwritten."""
     target, rows = toy_target(VOCAB), 2
     sampling, keys = Sampling.create(rows), batch_keys(5, rows)
@@ -191,15 +191,15 @@ def test_a_buffer_that_is_filled_exactly_loses_nothing():
 
 @dataclass(frozen=True)
 class Oracle(NoisyOracle):
-    """Knows every token, and drafts without gaps."""
+    """Drafts the given tokens, all of them valid."""
 
     def propose(self, params, state, ctx):
         draft, state = super().propose(params, state, ctx)
         return replace(draft, valid=jnp.ones_like(draft.valid)), state
 
 
-def test_a_row_may_end_anywhere_on_an_accepted_path():
-    """At the prefill, at each place of a path, at its extra token; one of two stops."""
+def test_a_sequence_may_end_anywhere_on_an_accepted_path():
+    """At the prefill, anywhere on a path, at its extra token; with two stop tokens."""
     length, vocab, depth = 14, 97, 3
     params, target = toy_params(vocab, length + 20), toy_target(vocab)
     prompt, keys = (
@@ -224,7 +224,7 @@ def test_a_row_may_end_anywhere_on_an_accepted_path():
             stopping=stopping,
         )
 
-    # All rows are the same row; row i is to stop at token i.
+    # All sequences are equal; sequence i has to stop at token i.
     tokens = np.asarray(go(jnp.zeros((length, length), int), [-1, -1]).tokens)
     own = tokens[0].tolist()
     assert (tokens == own).all() and len(set(own)) > length - 3
@@ -235,7 +235,7 @@ def test_a_row_may_end_anywhere_on_an_accepted_path():
         list(zip(own, own[1:] + own[:1], strict=True)),  # the next one, too
     ):
         ends = np.array([min(own.index(x) for x in two if x in own) for two in stops])
-        assert len(set(ends % (depth + 1))) == depth + 1  # every place of a path
+        assert len(set(ends % (depth + 1))) == depth + 1  # every position of a path
         out = go(tokens, stops)
         np.testing.assert_array_equal(out.lengths, ends + 1)
         kept = np.arange(length) <= ends[:, None]
@@ -244,11 +244,11 @@ def test_a_row_may_end_anywhere_on_an_accepted_path():
         np.testing.assert_array_equal(out.stats.calls, 1 + -(-ends // (depth + 1)))
 
 
-def test_a_cache_without_room_for_the_tree_would_be_seen():
-    """Writes that reach beyond a cache are moved back over committed slots, silently.
+def test_a_cache_without_room_for_the_tree_is_detected():
+    """Writes beyond the end of a cache are silently moved back over committed slots.
 
-    What the engine asks for is enough. Three slots less are not: a round whose root is
-    the last token but one needs them.
+    The capacity that the engine requests is enough. Three slots less are not: a round
+    needs them if its root is the last token but one.
     """
     rows, tree, target = 64, Tree.chain(4), toy_target(VOCAB)
     prompt, keys = jnp.zeros(rows, jnp.int32), batch_keys(7, rows)

@@ -68,7 +68,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("verifier", "vocab", "tree"), CASES, ids=str)
-def test_the_output_law_is_the_targets(verifier, vocab, tree):
+def test_the_output_distribution_is_the_targets(verifier, vocab, tree):
     tree = Tree.named(tree)
     for p, q in distribution_pairs(vocab, tree.depth + 1):
         assert_lossless(verifier, p, all_drafts(q, tree, verifier.selection), draws=0)
@@ -89,7 +89,7 @@ def test_the_output_law_is_the_targets(verifier, vocab, tree):
     ],
     ids=str,
 )
-def test_drafts_as_the_library_draws_them_keep_the_law(verifier, tree):
+def test_drafts_sampled_by_the_library_keep_the_distribution(verifier, tree):
     """Sampled drafts; the distribution of the outcome is exact for each."""
     rng = np.random.default_rng(0)
     steps = rng.dirichlet(np.full(4, 0.5), size=(tree.depth, 4))
@@ -98,7 +98,7 @@ def test_drafts_as_the_library_draws_them_keep_the_law(verifier, tree):
     assert_lossless(verifier, p, sampled_drafts(steps, tree, selection, 20000), draws=0)
 
 
-# Mistakes that published implementations made, each of which must be found.
+# Mistakes of published implementations, each of which must be caught.
 
 
 def assert_biased(verifier, p, drafts):
@@ -173,7 +173,7 @@ def test_a_wrong_log_q_is_caught():
         assert_biased(verifier, P, wrong)
 
 
-def test_argmax_drafts_that_pass_for_samples_are_caught():
+def test_argmax_drafts_verified_as_samples_are_caught():
     """Drafts by argmax that are verified as samples from q."""
     drafts = all_drafts(Q, CHAIN, "top")
     wrong = replace(
@@ -184,7 +184,7 @@ def test_argmax_drafts_that_pass_for_samples_are_caught():
 
 
 @pytest.mark.parametrize("tree", ["chain-2", "0,1,00"])
-def test_dropping_a_sample_for_what_it_is_is_caught(tree):
+def test_dropping_a_sample_because_of_its_value_is_caught(tree):
     tree = Tree.named(tree)
     drafts = all_drafts(Q, tree, "without_replacement")
     tokens = np.asarray(drafts.draft.tokens)
@@ -203,7 +203,7 @@ def test_dropping_a_sample_for_what_it_is_is_caught(tree):
         assert_lossless(Block(), P, stopped)
 
 
-def test_one_draw_for_each_path_is_caught():
+def test_one_sample_for_each_path_is_caught():
     """One sample per path instead of per node: (.5, .3, .2) becomes (.675, ...)."""
 
     @dataclass(frozen=True)
@@ -240,7 +240,7 @@ def test_batches_in_lockstep_are_caught():
     assert_biased(Lockstep(), P, all_drafts(Q, CHAIN, "without_replacement"))
 
 
-def test_a_biased_rule_is_caught_on_sampled_drafts_too():
+def test_a_biased_verifier_is_caught_on_sampled_drafts_too():
     steps = np.stack([np.broadcast_to(Q.tables[0], (4, 4))] * 2)
     drafts = sampled_drafts(steps, CHAIN, "without_replacement", 20000)
     assert_lossless(Rejection(), P, drafts)

@@ -1,3 +1,5 @@
+"""VQGAN tokenizers: sizes, order of tokens, and shapes."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -95,7 +95,7 @@ def test_training_and_drafting_compute_the_same_logits(kind, monkeypatch):
     labels, null = jnp.array([0, 2]), jnp.zeros(batch, bool)
     known = jnp.pad(tokens, ((0, 0), (1, 0)))
     before = run_teacher(TARGET, PARAMS, drafter.feature_layers, tokens, labels, null)
-    # Tokens as the prompt, by position, so that heads know what followed each feature.
+    # Tokens as the prompt, by position: heads need the token after each feature.
     start = InitContext(known, before.features, jnp.full(batch, root), tree, batch, 8)
     state = drafter.init(params, start)
     ctx = DraftContext(
@@ -266,7 +266,7 @@ def overlaps_of(kind, sequences):
 
 @pytest.mark.slow
 def test_prompt_tokens_learn_to_look_ahead(self_generated):
-    """They read no features, only the target's keys and values."""
+    """The drafter reads no features, only the target's keys and values."""
     before, after = overlaps_of("prompt tokens", self_generated)
     assert (after > before + 0.03).all(), (before, after)
 

@@ -24,11 +24,11 @@ ROWS = len(CLASSES)
 
 
 @dataclass(frozen=True)
-class Prompter:
-    """A block drafter some of whose guesses are replaced by given tokens.
+class ForcedDrafts:
+    """Block drafter with some tokens replaced by given ones.
 
-    Parameters: the drafter's, "truth" [B, T] and "depths" int32 [B]: guesses up to that
-    depth are the true tokens, the next is false. -1 leaves all guesses alone.
+    Parameters are those of the drafter, "truth" [B, T] and "depths" int32 [B]: drafted
+    tokens up to that depth are the true ones, the next is wrong. -1 changes none.
     """
 
     inner: DFlash
@@ -43,8 +43,8 @@ class Prompter:
         truth = jnp.take_along_axis(params["truth"], place, axis=1)
         false = (truth + 1) % TARGET.vocab_size
         wanted = params["depths"][:, None]
-        told = jnp.where(depths <= wanted, truth, false).at[:, 0].set(ctx.root)
-        tokens = jnp.where(wanted >= 0, told, draft.tokens)
+        forced = jnp.where(depths <= wanted, truth, false).at[:, 0].set(ctx.root)
+        tokens = jnp.where(wanted >= 0, forced, draft.tokens)
         return replace(draft, tokens=tokens), state
 
     def observe(self, params, state, result):
@@ -52,25 +52,27 @@ class Prompter:
 
 
 @lru_cache
-def world():
-    """The engine, compiled: `start(stop)` and `step(told, state)`."""
+def compiled_engine():
+    """Compiled engine: `start(stop)` and `step(forced, state)`."""
     inner, own, params = block_drafter()
     target = Transformer(TARGET).as_target(
         cfg=True, feature_layers=inner.config.feature_layers
     )
     tree = Tree.chain(DEPTH)
     order = ("temperature",)
-    engine = Engine(target, LENGTH, Prompter(inner), tree, order=order, tie_margin=0.0)
+    engine = Engine(
+        target, LENGTH, ForcedDrafts(inner), tree, order=order, tie_margin=0.0
+    )
     bound, sampling = (
         inner.with_target_params(own, params),
         Sampling.create(ROWS, cfg_scale=2.0),
     )
-    nothing = {"truth": jnp.zeros((ROWS, LENGTH), int), "depths": -jnp.ones(ROWS, int)}
+    unforced = {"truth": jnp.zeros((ROWS, LENGTH), int), "depths": -jnp.ones(ROWS, int)}
 
     keys = batch_keys(0, ROWS)
 
-    def given(told):
-        return Variables(params, {"inner": bound, **told})
+    def variables(forced):
+        return Variables(params, {"inner": bound, **forced})
 
     start, step = jax.jit(engine.init), jax.jit(engine.step)
     return SimpleNamespace(
@@ -78,9 +80,9 @@ def world():
         inner=inner,
         bound=bound,
         params=params,
-        nothing=nothing,
+        unforced=unforced,
         start=lambda stop: start(
-            given(nothing),
+            variables(unforced),
             CLASSES,
             sampling=sampling,
             keys=keys,
@@ -88,30 +90,30 @@ def world():
                 ROWS, max_new_tokens=LENGTH, stop_tokens=stop
             ),
         ),
-        step=lambda told, state: step(given(told), state),
+        step=lambda forced, state: step(variables(forced), state),
     )
 
 
-def to_the_end(told, between=lambda state: state, stop=((-1,),) * ROWS):
-    w = world()
+def to_the_end(forced, between=lambda state: state, stop=((-1,),) * ROWS):
+    w = compiled_engine()
     state = w.start(stop)
     while not bool(state.done.all()):
-        state = w.step(told, between(state))
+        state = w.step(forced, between(state))
     return state
 
 
 @lru_cache
-def unaided():
-    """The last state of a run on the drafter's own guesses."""
-    return to_the_end(world().nothing)
+def unforced_run():
+    """Last state of a run with unchanged drafts."""
+    return to_the_end(compiled_engine().unforced)
 
 
-def with_junk(state):
-    """Overwrites what nobody may read any more, in every cache."""
-    streams = world().engine.target.branches
-    path, counts = (jnp.concatenate([x] * streams) for x in (state.path, state.counts))
+def overwrite_unused(state):
+    """Overwrites all slots that must not be read any more, in every cache."""
+    branches = compiled_engine().engine.target.branches
+    path, counts = (jnp.concatenate([x] * branches) for x in (state.path, state.counts))
 
-    def spoil(cache, kept):
+    def overwrite(cache, kept):
         layers = jax.tree.map(
             lambda x: jnp.where(kept[:, None, :, None], x, 1e4), cache.layers
         )
@@ -121,12 +123,12 @@ def with_junk(state):
     lengths = state.cache.lengths[:, None]
     accepted = jnp.arange(path.shape[1]) < counts[:, None]
     on_path = (slots[:, None] == lengths[..., None] + path[:, None]) & accepted[:, None]
-    cache = spoil(state.cache, (slots < lengths) | on_path.any(-1))
+    cache = overwrite(state.cache, (slots < lengths) | on_path.any(-1))
     own = state.drafter
     real = jnp.arange(own.pending.shape[1]) < own.counts[:, None]
     drafter = replace(
         own,
-        cache=spoil(
+        cache=overwrite(
             own.cache, jnp.arange(own.cache.capacity) < own.cache.lengths[:, None]
         ),
         pending=jnp.where(real[..., None], own.pending, 1e4),
@@ -134,32 +136,37 @@ def with_junk(state):
     return replace(state, cache=cache, drafter=drafter)
 
 
-def test_nobody_reads_what_rejected_drafts_left_behind():
-    """Junk in every slot that is not committed changes no token and no draft."""
-    clean, spoilt = unaided(), to_the_end(world().nothing, with_junk)
-    np.testing.assert_array_equal(spoilt.tokens[:, :LENGTH], clean.tokens[:, :LENGTH])
-    # The drafter's guesses are the same too: as many were accepted, at the same places.
-    np.testing.assert_array_equal(spoilt.stats.accepted, clean.stats.accepted)
+def test_slots_of_rejected_nodes_are_never_read():
+    """Large values in every slot that is not committed change no token and no draft."""
+    clean, overwritten = (
+        unforced_run(),
+        to_the_end(compiled_engine().unforced, overwrite_unused),
+    )
+    np.testing.assert_array_equal(
+        overwritten.tokens[:, :LENGTH], clean.tokens[:, :LENGTH]
+    )
+    # The drafts are equal too: the same numbers of tokens were accepted.
+    np.testing.assert_array_equal(overwritten.stats.accepted, clean.stats.accepted)
     assert 0 < int(clean.stats.hits.sum()) < int(clean.stats.proposed.sum())
 
-    def too_much(state):  # the control: one committed slot is junk, too
-        state = with_junk(state)
+    def overwrite_more(state):  # the control: one committed slot, too
+        state = overwrite_unused(state)
         layers = jax.tree.map(lambda x: x.at[:, :, 1].set(1e4), state.cache.layers)
         return replace(state, cache=replace(state.cache, layers=layers))
 
-    broken = to_the_end(world().nothing, too_much)
+    broken = to_the_end(compiled_engine().unforced, overwrite_more)
     assert (broken.tokens[:, :LENGTH] != clean.tokens[:, :LENGTH]).any()
 
 
 def drafter_cache(state):
-    """The drafter's cache once the last path is committed, as in its next round."""
-    w, own = world(), state.drafter
+    """Cache of the drafter after it committed the last path, as in its next round."""
+    w, own = compiled_engine(), state.drafter
     return w.inner._commit(w.bound, own.cache, own.pending, own.counts)
 
 
 def fresh_contexts(tokens):
-    """Keys and values of the target's own features of whole rows, for each layer."""
-    w = world()
+    """Keys and values of the target's features of whole sequences, for each layer."""
+    w = compiled_engine()
     null = jnp.arange(2 * ROWS) >= ROWS
     twice = jnp.concatenate([tokens[:, : LENGTH - 1]] * 2)
     _, features = Transformer(TARGET).score(
@@ -174,16 +181,16 @@ def fresh_contexts(tokens):
     return network.context(features, w.inner.angles(positions))
 
 
-def test_the_drafter_knows_every_position_also_after_full_acceptance():
-    """Its cache is that of the target's features, whatever the tree held.
+def test_the_drafter_cache_has_every_position_also_after_full_acceptance():
+    """Its cache is computed from features of the target, not from its own drafts.
 
-    One row has its whole path accepted in each round, so that the drafter has to learn
-    of all its nodes; one is cut in the middle; one has everything rejected, and nothing
-    of its trees may remain.
+    One sequence has its whole path accepted in each round, so that the drafter needs
+    the features of all its nodes; one is cut in the middle; one has everything
+    rejected, and no entry of its trees may remain.
     """
-    truth = unaided().tokens[:, :LENGTH]
-    told = {"truth": truth, "depths": jnp.array([DEPTH, 1, 0])}
-    state = to_the_end(told)
+    truth = unforced_run().tokens[:, :LENGTH]
+    forced = {"truth": truth, "depths": jnp.array([DEPTH, 1, 0])}
+    state = to_the_end(forced)
     np.testing.assert_array_equal(state.tokens[:, :LENGTH], truth)
     rounds = np.asarray(state.stats.accepted)
     assert rounds[0, DEPTH] == rounds[0].sum() and rounds[2, 0] == rounds[2].sum()
@@ -197,11 +204,11 @@ def test_the_drafter_knows_every_position_also_after_full_acceptance():
             np.testing.assert_allclose(a[:, :, :LENGTH], b, atol=2e-5)
             shifted = np.abs(a[:, :, 1:LENGTH] - b[:, :, :-1]).max((1, 3))
             off_by_one.append(shifted.min())
-    assert min(off_by_one) > 1e-2  # the tolerance tells one position from the next
+    assert min(off_by_one) > 1e-2  # the tolerance detects a shift by one position
 
 
-def settled(state):
-    """All of a state that means anything."""
+def defined_parts(state):
+    """Parts of a state that are defined."""
 
     def committed(cache):
         kept = jnp.arange(cache.capacity) < cache.lengths[:, None]
@@ -221,12 +228,14 @@ def settled(state):
     )
 
 
-def test_a_finished_row_stays_as_it_is():
-    """After its budget, and after a token that ended it long before."""
-    w, tokens = world(), unaided().tokens
-    state = to_the_end(w.nothing, stop=[[-1], [int(tokens[1, 5])], [-1]])
+def test_a_finished_sequence_does_not_change():
+    """After its budget, and after a stop token long before."""
+    w, tokens = compiled_engine(), unforced_run().tokens
+    state = to_the_end(w.unforced, stop=[[-1], [int(tokens[1, 5])], [-1]])
     assert state.length[0] == LENGTH and state.length[1] <= 6
-    state = w.step(w.nothing, state)  # commits what the last round accepted
+    state = w.step(w.unforced, state)  # commits what the last round accepted
     assert (state.cache.lengths == jnp.tile(state.length, 2)).all()
-    after = w.step(w.nothing, w.step(w.nothing, state))
-    jax.tree.map(np.testing.assert_array_equal, settled(after), settled(state))
+    after = w.step(w.unforced, w.step(w.unforced, state))
+    jax.tree.map(
+        np.testing.assert_array_equal, defined_parts(after), defined_parts(state)
+    )

@@ -14,22 +14,19 @@ from jaxspec.speculative.trees.tree import Tree
 from jaxspec.speculative.verify import Coupled, Rejection
 from jaxspec.testing.drafts import Conditionals, Drafts, all_drafts
 from jaxspec.testing.enumeration import assert_lossless
-from tests.speculative.verify.lossless_cases import EVERY_RULE, compiled
+from tests.speculative.verify.lossless_cases import EVERY_VERIFIER, compiled
 
 
-@EVERY_RULE
-def test_nodes_that_are_not_valid_are_never_kept_and_bias_nothing(
-    verifier, selection, tree
-):
-    """Shorter drafts, for reasons that have nothing to do with their tokens.
+@EVERY_VERIFIER
+def test_invalid_nodes_are_never_kept_and_cause_no_bias(verifier, selection, tree):
+    """Nodes are dropped for reasons that do not depend on their tokens.
 
-    What such a node holds, be it the target's own token or no token at all, is nothing
-    to anybody.
+    The content of such a node has no effect, be it the target's own token or no token.
     """
     tree = Tree.named(tree)
     p, q = Conditionals.random(3, 3, 4), Conditionals.random(3, 2, 5, zeros=0.3)
     drafts = all_drafts(q, tree, selection)
-    judge = jax.jit(lambda log_p, draft: verifier.outcome(log_p, draft, tree))
+    outcome = jax.jit(lambda log_p, draft: verifier.outcome(log_p, draft, tree))
     rows = len(drafts.chance)
     flat = jnp.zeros((rows, tree.size, 3))
     positions = jnp.tile(jnp.arange(tree.depth + 1), (rows, 1))
@@ -39,21 +36,21 @@ def test_nodes_that_are_not_valid_are_never_kept_and_bias_nothing(
         draft = drafts.draft.keep(jnp.broadcast_to(wanted, flat.shape[:2]), past=True)
         assert_lossless(verifier, p, replace(drafts, draft=draft), draws=0)
         gone = tree.ancestors[:, absent]
-        stop = np.asarray(judge(flat, draft).stop)
+        stop = np.asarray(outcome(flat, draft).stop)
         assert (stop[:, gone] == 0).all()
         verdict = compiled(verifier, "verify", tree)(flat, draft, noise)
         assert not gone[np.asarray(verdict.path)].any()
         np.testing.assert_allclose(stop.sum(-1), 1, atol=1e-5)
-        # Without a token in it the law stays, and so does the outcome, but for a sample
-        # drawn from what that token left.
+        # Without its token, the distribution is the same, and so is the outcome, except
+        # where the next child is sampled from what that token left.
         empty = replace(draft, tokens=jnp.where(wanted, draft.tokens, -1))
         assert_lossless(verifier, p, replace(drafts, draft=empty), draws=0)
         if selection != "top_and_sample":
-            np.testing.assert_array_equal(judge(flat, empty).stop, stop)
+            np.testing.assert_array_equal(outcome(flat, empty).stop, stop)
 
 
 def test_given_children_may_repeat_a_token():
-    """Any tokens on any siblings, many of them twins, all as likely: still exact."""
+    """All tokens on all siblings, many of them equal, with equal probability."""
     tree, vocab = Tree.named("0,1,2,00"), 3
     rows = np.array(list(product(range(vocab), repeat=tree.size - 1)), np.int32)
     tokens = jnp.asarray(np.pad(rows, ((0, 0), (1, 0))))
@@ -63,16 +60,16 @@ def test_given_children_may_repeat_a_token():
     p = Conditionals.random(vocab, 3, 6, zeros=0.2)
     for verifier in (Rejection(), Coupled()):
         assert_lossless(verifier, p, drafts, draws=0)
-    # The control: twins that pass for independent samples of a law they do not have.
+    # The control: equal siblings declared as independent samples.
     log_q = jnp.full((len(rows), len(tree.internal), vocab), -np.log(vocab))
-    twins = rows.copy()
-    twins[:, 1] = twins[:, 0]
-    twins = jnp.asarray(np.pad(twins, ((0, 0), (1, 0))))
-    lying = Draft(twins, draft.valid, log_q=log_q, selection="with_replacement")
+    repeated = rows.copy()
+    repeated[:, 1] = repeated[:, 0]
+    repeated = jnp.asarray(np.pad(repeated, ((0, 0), (1, 0))))
+    mislabeled = Draft(repeated, draft.valid, log_q=log_q, selection="with_replacement")
     with pytest.raises(AssertionError, match="is biased"):
         assert_lossless(
             Rejection(),
             Conditionals.random(vocab, 3, 6),
-            replace(drafts, draft=lying),
+            replace(drafts, draft=mislabeled),
             draws=0,
         )

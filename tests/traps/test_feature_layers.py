@@ -19,8 +19,8 @@ from jaxspec.speculative.trees.tree import Tree
 from tests.models.tiny import TINY, random_params
 
 
-def test_taps_are_outputs_of_layers():
-    """Tap i is what a model of i + 1 layers hands to its last norm and head."""
+def test_feature_layers_are_outputs_of_layers():
+    """Feature layer i is the input of the last norm in a model of i + 1 layers."""
     params, config = random_params(TINY), TINY
     tokens = jnp.array([[3, 1, 4, 1, 5, 9, 2, 6, 5]])
     label = jnp.array([2])
@@ -43,8 +43,7 @@ def test_taps_are_outputs_of_layers():
 
 @dataclass(frozen=True)
 class FromAllLayers:
-    """A block drafter beside a target that shows all layers; its "feature_layers" are
-    data."""
+    """Block drafter with all layers of the target; "feature_layers" is a parameter."""
 
     inner: DFlash
 
@@ -65,8 +64,8 @@ class FromAllLayers:
         return self.inner.observe(params["inner"], state, result)
 
 
-def test_a_drafter_that_reads_the_wrong_layers_is_seen_in_what_is_accepted():
-    """Tokens stay right whatever it reads, so only the number of calls can tell."""
+def test_wrong_feature_layers_lower_the_acceptance():
+    """Tokens do not depend on the features, only the number of calls does."""
     bundle, rows = load_bundle(), 16
     inner, prior = bundle.drafter.model, bundle.prior
     every = tuple(range(inner.target.layers))
@@ -77,14 +76,14 @@ def test_a_drafter_that_reads_the_wrong_layers_is_seen_in_what_is_accepted():
     sampling, keys = Sampling.create(rows, cfg_scale=2.0), batch_keys(0, rows)
     bound = inner.with_target_params(bundle.drafter.params, prior.params)
 
-    def with_taps(feature_layers):
+    def with_layers(feature_layers):
         params = {"inner": bound, "feature_layers": jnp.array(feature_layers)}
         out = run(Variables(prior.params, params), prompt, sampling=sampling, keys=keys)
         return out.tokens, float(out.lengths.sum() / out.stats.calls.sum())
 
     feature_layers = inner.config.feature_layers
-    tokens, good = with_taps(feature_layers)
+    tokens, good = with_layers(feature_layers)
     for wrong in (tuple(layer - 1 for layer in feature_layers), feature_layers[::-1]):
-        same, bad = with_taps(wrong)
+        same, bad = with_layers(wrong)
         np.testing.assert_array_equal(same, tokens)
         assert bad < good - 0.05

@@ -17,11 +17,11 @@ from jaxspec.speculative.trees.tree import Tree
 from jaxspec.speculative.verify import Coupled, Rejection
 from jaxspec.testing.table_drafter import TableDrafter, table_step
 from jaxspec.testing.toy import toy_params, toy_target
-from tests.speculative.verify.first_tokens import exact_law, misfit
+from tests.speculative.verify.first_tokens import exact_distribution, misfit
 
 
 def test_temperature_comes_before_the_filters():
-    """What top-p keeps depends on the temperature, so the order is part of the law."""
+    """Top-p depends on the temperature, so the order changes the distribution."""
     logits = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]]))
 
     def kept(order=LLAMAGEN_ORDER, **settings):
@@ -31,7 +31,7 @@ def test_temperature_comes_before_the_filters():
     # Heated: .379 .294 .208 .120, and .431 .334 .236 of the first three.
     assert kept(top_p=0.7) == [True, True, True, False]
     assert kept(("top_p", "temperature"), top_p=0.7) == [True, True, False, False]
-    # Top-p is applied to what top-k left, scaled to sum 1.
+    # Top-p is applied after top-k, to probabilities that sum to 1.
     assert kept(top_p=0.76) == [True, True, True, False]
     assert kept(top_k=3, top_p=0.76) == [True, True, False, False]
 
@@ -42,7 +42,7 @@ TABLE = jax.random.normal(jax.random.key(1), (2, VOCAB, VOCAB))
 
 
 @pytest.mark.parametrize("tree", [Tree.named("0,1,00"), BestFirst(5, 2)], ids=str)
-def test_the_drafters_law_is_processed_as_the_targets(tree):
+def test_drafter_probabilities_are_processed_as_those_of_the_target(tree):
     rows = 8
     ctx = DraftContext(
         root=jnp.arange(rows) % VOCAB,
@@ -73,7 +73,7 @@ def test_the_drafters_law_is_processed_as_the_targets(tree):
 def test_accepted_residual_and_extra_tokens_all_pass_the_same_filters(verifier):
     """With one level of drafts the third token is often the extra one after a leaf.
 
-    The first comes from the prefill, and no draft could spoil it.
+    The first comes from the prefill, before any draft.
     """
     rows, params = 6000, toy_params(VOCAB, 12, seed=3)
     tree = Tree.named("0,1")
@@ -89,11 +89,11 @@ def test_accepted_residual_and_extra_tokens_all_pass_the_same_filters(verifier):
     tokens = np.asarray(out.tokens)
     accepted = out.stats.accepted[:, 1]
     assert ((out.stats.calls == 2) & (accepted == 1)).sum() > rows / 10
-    law = exact_law(params, **FILTERS)
-    assert misfit(tokens, law) < 5
-    # Controls: rows whose third token skipped the temperature, or the filters.
+    distribution = exact_distribution(params, **FILTERS)
+    assert misfit(tokens, distribution) < 5
+    # Controls: sequences whose third token skipped the temperature, or the filters.
     for other in (FILTERS | {"temperature": 1.0}, FILTERS | {"top_p": 1.0}):
-        wrong = exact_law(params, **other)
-        mixed = law.sum(-1, keepdims=True) * wrong
+        wrong = exact_distribution(params, **other)
+        mixed = distribution.sum(-1, keepdims=True) * wrong
         mixed = mixed / np.maximum(wrong.sum(-1, keepdims=True), 1e-300)
         assert misfit(tokens, mixed) > 10

@@ -1,4 +1,4 @@
-"""Noise of all draws: extreme values, small probabilities, independence."""
+"""Noise of all samples: extreme values, small probabilities, independence."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ from jaxspec.speculative.trees.tree import Tree
 from jaxspec.speculative.verify.outcome import Outcome
 from jaxspec.speculative.verify.outcome import sample_outcome as draw_from_law
 from tests.speculative.verify.lossless_cases import (
-    EVERY_RULE,
+    EVERY_VERIFIER,
     batch_of_drafts,
     compiled,
     random_pairs,
@@ -24,9 +24,9 @@ from tests.speculative.verify.lossless_cases import (
 from tests.speculative.verify.noises import FixedNoise
 
 
-@EVERY_RULE
-def test_no_coin_lets_an_impossible_token_through(verifier, selection, tree):
-    """Noise that could not be worse: all of it on what must not be taken."""
+@EVERY_VERIFIER
+def test_extreme_noise_accepts_no_impossible_token(verifier, selection, tree):
+    """All noise is on tokens and nodes of probability zero."""
     drafts = batch_of_drafts(random_pairs(6, 3, 2, zeros=0.4), tree, selection)
     draft, tree, rows = drafts.draft, drafts.tree, np.arange(len(drafts.chance))
     never = drafts.log_p == -np.inf  # [B, N, V]
@@ -58,43 +58,43 @@ def test_no_coin_lets_an_impossible_token_through(verifier, selection, tree):
         assert not never[rows, last, np.asarray(verdict.next_token)].any()
 
 
-def test_chances_far_below_a_thousandth_are_met():
-    """Both draws of a law, of a node and of a token, resolve a chance of 3e-5."""
+def test_small_probabilities_have_their_frequency():
+    """Both samples of a verdict, node and token, resolve a probability of 3e-5."""
     rows, rare, tree = 2_000_000, 3e-5, Tree.chain(1)
 
     @jax.jit
     def counts(keys):
         noise = draw_noise(keys, jnp.tile(jnp.arange(2), (rows, 1)), tree.size, 2)
         small = jnp.array([1 - rare, rare])
-        law = Outcome(
+        outcome = Outcome(
             jnp.broadcast_to(small, (rows, 2)), jnp.broadcast_to(small, (rows, 2, 2))
         )
-        verdict = draw_from_law(law, static_topology(tree), noise)
+        verdict = draw_from_law(outcome, static_topology(tree), noise)
         return jnp.stack([verdict.accepted.sum(), verdict.next_token.sum()])
 
     found = np.asarray(counts(batch_keys(0, rows)))
-    wanted = rare * rows  # 60; coins on a grid of 1e-4 would give 0 or 200
+    wanted = rare * rows  # 60; uniform numbers on a grid of 1e-4 would give 0 or 200
     assert (np.abs(found - wanted) < 5 * np.sqrt(wanted)).all(), found
 
 
-def test_every_kind_of_draw_has_noise_of_its_own():
-    """Verifier, coupling and drafter never see the same numbers."""
+def test_every_kind_of_sample_has_independent_noise():
+    """Verifier, coupling and drafter have uncorrelated numbers."""
     vocab, size, keys = 2048, 3, batch_keys(5, 2)
     positions = 7 + jnp.arange(size)
     each = jnp.tile(positions, (2, 1))
     noise = draw_noise(keys, each, 4, vocab)
     nodes = [draw_noise(keys, each + i, vocab, 1).nodes for i in range(size)]
     sampling = Sampling.create(2)
-    private = []
+    of_drafter = []
     for position in positions:
         ctx: Any = SimpleNamespace(
             keys=private_keys(keys, jnp.full(2, position)), sampling=sampling
         )
-        private += [private_noise(ctx, depth, (vocab,)) for depth in range(size)]
-    # [anything, V]: rows, positions, streams of draws.
+        of_drafter += [private_noise(ctx, depth, (vocab,)) for depth in range(size)]
+    # [samples, V] of all sequences and positions.
     fresh = [noise.fresh.at(jnp.full(2, place)) for place in range(size)]
     drawn = [*noise.coupled.swapaxes(0, 1), *fresh]
-    drawn = np.concatenate([*drawn, *nodes, *private])
+    drawn = np.concatenate([*drawn, *nodes, *of_drafter])
     assert len(drawn) == 2 * (3 * size + size**2)
     between = np.corrcoef(drawn) - np.eye(len(drawn))
     assert np.abs(between).max() < 6 / np.sqrt(vocab)

@@ -1,4 +1,4 @@
-"""Generation as it is traced: precision of products, types of sums."""
+"""Traced programs of generation: precision of products, types of sums."""
 
 from functools import lru_cache, partial
 
@@ -60,8 +60,8 @@ def imprecise(found):
     ]
 
 
-def test_float32_products_have_all_their_bits():
-    """What separates passes of different width is rounding, not TF32 or bfloat16."""
+def test_float32_products_have_full_precision():
+    """Passes of different width differ by float32 rounding, not TF32 or bfloat16."""
     found = traced(Tree.named("0,1,00"))
     assert sum(e.primitive.name == "dot_general" for e in found) > 20
     assert imprecise(found) == []
@@ -74,7 +74,7 @@ def test_float32_products_have_all_their_bits():
 @pytest.mark.parametrize(
     "tree", [Tree.named("0,1,00"), Beam(6, 3, 4, 3), BestFirst(6, 3)], ids=str
 )
-def test_what_is_added_up_by_scatters_is_whole_numbers(tree):
+def test_scatters_add_integers_only(tree):
     """Sums of floats would depend on the order in which duplicates arrive."""
     adds = [
         e for e in traced(tree) if e.primitive.name in ("scatter-add", "scatter_add")

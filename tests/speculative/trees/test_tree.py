@@ -1,3 +1,5 @@
+"""Static draft trees."""
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -88,12 +90,12 @@ def test_optimal_tree_beats_every_tree_of_its_size():
         (lambda: Tree.from_paths([(0, -1)]), "negative rank"),
     ],
 )
-def test_impossible_trees_say_what_is_wrong(make, words):
+def test_impossible_trees_raise_a_clear_error(make, words):
     with pytest.raises(ConfigError, match=words):
         make()
 
 
-def test_more_children_than_the_width_allows_are_left_out_of_the_law():
+def test_children_beyond_the_width_are_left_out_of_the_outcome():
     draft = Draft(
         jnp.array([[0, 0, 1, 2]]),
         jnp.ones((1, 4), bool),
@@ -109,7 +111,7 @@ def test_more_children_than_the_width_allows_are_left_out_of_the_law():
     st.integers(2, 12),
 )
 def test_optimal_trees_never_skip_a_rank(acceptance, nodes):
-    """Counts of ranks rise by chance; a rule that draws needs every sibling before."""
+    """Acceptance by rank may rise by chance; samples need all earlier siblings."""
     if sum(acceptance[0]) == 0:
         with pytest.raises(ConfigError, match="no draft is ever accepted"):
             Tree.optimal(acceptance, nodes, 3)

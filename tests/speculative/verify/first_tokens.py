@@ -8,10 +8,10 @@ import numpy as np
 from jaxspec.testing.toy import toy_target
 
 
-def exact_law(params, temperature=1.0, top_k=0, top_p=1.0):
+def exact_distribution(params, temperature=1.0, top_k=0, top_p=1.0):
     """Probabilities `[V, V, V]` after prompt 0, from sorted float64 probabilities."""
     vocab = params["head"].shape[-1]
-    target, law = toy_target(vocab), np.ones(())
+    target, distribution = toy_target(vocab), np.ones(())
     for d in range(3):
         tokens = np.array(list(product(range(vocab), repeat=d)), int)
         tokens = np.pad(tokens.reshape(vocab**d, d), ((0, 0), (0, 3 - d)))
@@ -25,21 +25,21 @@ def exact_law(params, temperature=1.0, top_k=0, top_p=1.0):
             mass = np.cumsum(row[ranked]) / row.sum()
             row[ranked[np.searchsorted(mass, top_p) + 1 :]] = 0
         p = p / p.sum(-1, keepdims=True)
-        law = law[..., None] * p.reshape((vocab,) * (d + 1))
-    return law
+        distribution = distribution[..., None] * p.reshape((vocab,) * (d + 1))
+    return distribution
 
 
-def misfit(tokens, law):
+def misfit(tokens, distribution):
     """Chi-square statistic in units of its standard deviation above its mean."""
     rows = len(tokens)
-    seen = np.zeros_like(law)
-    np.add.at(seen, tuple(tokens[:, :3].T), 1)
-    if seen[law == 0].any():
+    counts = np.zeros_like(distribution)
+    np.add.at(counts, tuple(tokens[:, :3].T), 1)
+    if counts[distribution == 0].any():
         return np.inf
-    wanted, seen = rows * law[law > 0], seen[law > 0]
+    wanted, counts = rows * distribution[distribution > 0], counts[distribution > 0]
     rare = wanted < 5  # together one cell: chi-square is for counts like these or more
     wanted = np.append(wanted[~rare], wanted[rare].sum() or 1.0)
-    seen = np.append(seen[~rare], seen[rare].sum() if rare.any() else 1.0)
-    statistic = ((seen - wanted) ** 2 / wanted).sum()
+    counts = np.append(counts[~rare], counts[rare].sum() if rare.any() else 1.0)
+    statistic = ((counts - wanted) ** 2 / wanted).sum()
     freedom = len(wanted) - 1
     return (statistic - freedom) / np.sqrt(2 * freedom)

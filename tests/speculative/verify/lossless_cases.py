@@ -13,7 +13,7 @@ from jaxspec.speculative.trees.tree import Tree
 from jaxspec.speculative.verify import Block, Coupled, GreedySet, KSeq, Rejection
 from jaxspec.testing.drafts import Conditionals, all_drafts
 
-# A rule, what it takes, and the shape that is drafted for it.
+# A verifier, its selection, and the tree that is drafted for it.
 LOSSLESS = {
     "Rejection": (Rejection(), "without_replacement", "0,1,00"),
     "Rejection, independent": (Rejection(), "with_replacement", "0,1,00"),
@@ -23,7 +23,7 @@ LOSSLESS = {
     "Block": (Block(), "without_replacement", "chain-2"),
     "Coupled": (Coupled(), "coupled", "0,1,00"),
 }
-EVERY_RULE = pytest.mark.parametrize(
+EVERY_VERIFIER = pytest.mark.parametrize(
     "verifier, selection, tree", LOSSLESS.values(), ids=LOSSLESS
 )
 
@@ -44,40 +44,42 @@ class Batch:
 
     def kept(self, verifier):
         """Expected number of drafted tokens that are kept, for each drafter."""
-        stop, _ = law_of(verifier, self.log_p, self.draft, self.tree)
+        stop, _ = outcome_of(verifier, self.log_p, self.draft, self.tree)
         return self.mean(stop @ self.tree.depths)
 
 
-def law_of(verifier, log_p, draft, tree, greedy=None):
-    """A rule's law: `stop [B, N]` and `final [B, N, V]`."""
+def outcome_of(verifier, log_p, draft, tree, greedy=None):
+    """Outcome of a verifier: `stop [B, N]` and `final [B, N, V]`."""
     rows = len(log_p)
     greedy = np.zeros(rows, bool) if greedy is None else greedy
     padded = -(-rows // 1024) * 1024  # few shapes, so that little is compiled
-    law = compiled(verifier, "outcome", tree)(*repeated((log_p, draft, greedy), padded))
-    return np.asarray(law.stop)[:rows], np.asarray(law.final)[:rows]
+    outcome = compiled(verifier, "outcome", tree)(
+        *repeated((log_p, draft, greedy), padded)
+    )
+    return np.asarray(outcome.stop)[:rows], np.asarray(outcome.final)[:rows]
 
 
 def repeated(rows, count):
-    """The rows again and again, `count` in all."""
+    """Repeats the rows until there are `count`."""
     return jax.tree.map(lambda x: x[np.arange(count) % len(x)], rows)
 
 
 @cache
 def compiled(verifier, method, tree):
-    """`verifier.outcome` or `.verify`, of scores, a draft, and noise or greedy rows."""
+    """`verifier.outcome` or `.verify` of scores, draft, and greedy mask or noise."""
     call = getattr(verifier, method)
     return jax.jit(lambda log_p, draft, given: call(log_p, draft, tree, given))
 
 
-def batch_of_drafts(laws, tree, selection):
-    """All drafts of each `(p, q)` of `laws`, with the target's scores at each node."""
+def batch_of_drafts(pairs, tree, selection):
+    """All drafts of each pair `(p, q)`, with the target's scores at each node."""
     tree = Tree.named(tree) if isinstance(tree, str) else tree
-    drafts = [possible(all_drafts(q, tree, selection)) for _, q in laws]
+    drafts = [possible(all_drafts(q, tree, selection)) for _, q in pairs]
     scores = []
-    for (p, _), found in zip(laws, drafts, strict=True):
+    for (p, _), found in zip(pairs, drafts, strict=True):
         tokens = np.asarray(found.draft.tokens)
-        lines = [tree.paths[n][1 : tree.depths[n] + 1] for n in range(tree.size)]
-        scores.append(np.stack([p.after(tokens[:, line]) for line in lines], axis=1))
+        paths = [tree.paths[n][1 : tree.depths[n] + 1] for n in range(tree.size)]
+        scores.append(np.stack([p.after(tokens[:, path]) for path in paths], axis=1))
     with np.errstate(divide="ignore"):
         log_p = np.log(np.concatenate(scores))
     return Batch(
@@ -97,7 +99,7 @@ def possible(drafts):
 
 
 def random_pairs(count, vocab_size, depth, zeros=0.0):
-    """Targets and drafters that have nothing to do with each other."""
+    """Independent random targets and drafters."""
     return [
         (
             Conditionals.random(vocab_size, depth + 1, seed, zeros=zeros),
@@ -112,7 +114,7 @@ NOISE = jax.jit(draw_noise, static_argnums=(2, 3))
 
 
 def draws(verifier, log_p, draft, tree, greedy=None, seed=0):
-    """What a rule decides for `ROWS` rows, each with noise of its own."""
+    """Verdicts for `ROWS` sequences with independent noise."""
     greedy = np.zeros(len(log_p), bool) if greedy is None else greedy
     log_p, draft, greedy = repeated((log_p, draft, greedy), ROWS)
     positions = np.tile(np.arange(tree.depth + 1), (ROWS, 1))

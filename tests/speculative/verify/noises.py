@@ -1,4 +1,4 @@
-"""Noise for tests: given where it matters, silent elsewhere."""
+"""Noise for tests: given for shared samples, zero elsewhere."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from jaxspec.core.noise import Noise
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class FixedNoise:
-    """Numbers `[B, A, V]` in the place of `FreshNoise`."""
+    """Given numbers `[B, A, V]` instead of `FreshNoise`."""
 
     numbers: Any
 
@@ -21,7 +21,7 @@ class FixedNoise:
 
 
 def coupled_noise(gumbel, nodes):
-    """Noise whose coupled part is given; nothing else is drawn."""
+    """Noise with a given coupled part; the rest is zero."""
     gumbel = jnp.asarray(gumbel)
     rows = gumbel.shape[0]
     return Noise(

@@ -1,7 +1,7 @@
 """Whole rounds of a tiny engine, as plain numbers.
 
 `python -m tests.speculative.verify.replays` writes `replays.json`; use it only if a
-change is meant to alter what rounds do, and say why.
+change is meant to alter rounds, and give the reason.
 """
 
 import json
@@ -42,24 +42,24 @@ CASES = {
 
 @dataclass(frozen=True)
 class Recording(TableDrafter):
-    """Keeps its last draft and what became of it."""
+    """Keeps its last draft and the result of the round."""
 
     def init(self, params, ctx):
-        """Nothing yet."""
+        """Empty state."""
         return None
 
     def propose(self, params, state, ctx):
-        """The draft is the state."""
+        """Draft, which is also the state."""
         draft, _ = super().propose(params, (), ctx)
         return draft, draft
 
     def observe(self, params, state, result):
-        """Adds the outcome."""
+        """Adds the result of the round."""
         return state, result.path, result.accepted, result.tokens, result.counts
 
 
 def record(case: str) -> list[dict]:
-    """All rounds of a case: drafts, paths, what was kept and what was emitted."""
+    """All rounds of a case: drafts, paths, accepted and emitted tokens."""
     verifier, tree = CASES[case]
     keys = jax.random.split(jax.random.key(11), 2)
     params = toy_params(VOCAB, 40)

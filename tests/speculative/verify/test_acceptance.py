@@ -1,3 +1,5 @@
+"""Optimal acceptance against a linear program and closed forms."""
+
 from itertools import permutations, product
 from math import comb
 
@@ -15,7 +17,7 @@ LARGE = 16384
 
 
 def draft_sets(q, k, with_replacement):
-    """How likely each set of tokens is to be the draft, from all ordered draws."""
+    """Probability of each set of tokens as the draft, from all ordered samples."""
     support = [int(x) for x in np.flatnonzero(q)]
     draws = (
         product(support, repeat=k)
@@ -61,7 +63,9 @@ def pairs(vocab_size, seed):
 @DRAWINGS
 @pytest.mark.parametrize("k", [1, 2, 3])
 @pytest.mark.parametrize("vocab_size", [2, 3, 4, 5])
-def test_is_the_optimum_of_the_transport_programme(vocab_size, k, with_replacement):
+def test_acceptance_is_the_optimum_of_the_transport_problem(
+    vocab_size, k, with_replacement
+):
     cases = pairs(vocab_size, seed=10 * vocab_size + k)
     wanted = [transport(p, draft_sets(q, k, with_replacement)) for p, q in cases]
     p, q = (np.array(x) for x in zip(*cases, strict=True))
@@ -71,7 +75,7 @@ def test_is_the_optimum_of_the_transport_programme(vocab_size, k, with_replaceme
 
 
 @pytest.mark.parametrize("tail", [1e-6, 1e-12, 1e-20, 1e-30])
-def test_a_sure_drafter_still_draws_its_second_token_from_the_tail(tail):
+def test_a_confident_drafter_samples_its_second_token_from_the_tail(tail):
     p, q = np.array([0.1, 0.2, 0.3, 0.4]), np.array([1 - 3 * tail, tail, tail, tail])
     wanted = transport(p, draft_sets(q, 2, False))
     with jax.enable_x64(True):
@@ -80,7 +84,7 @@ def test_a_sure_drafter_still_draws_its_second_token_from_the_tail(tail):
 
 
 @DRAWINGS
-def test_one_draft_is_accepted_as_often_as_the_laws_overlap(with_replacement):
+def test_one_draft_is_accepted_as_often_as_the_distributions_overlap(with_replacement):
     p, q = np.random.default_rng(0).dirichlet(np.ones(50), size=(2, 20))
     with jax.enable_x64(True):
         found = optimal_acceptance(jnp.asarray(p), jnp.asarray(q), 1, with_replacement)
@@ -89,8 +93,8 @@ def test_one_draft_is_accepted_as_often_as_the_laws_overlap(with_replacement):
 
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("float64", 1e-12)])
 @pytest.mark.parametrize("k", [1, 2, 4, 10])
-def test_a_uniform_drafter_misses_what_it_never_draws(k, dtype, tolerance):
-    # Uniform over V tokens, of which p takes half: all drafts fall in the other half.
+def test_acceptance_of_a_uniform_drafter_has_its_closed_form(k, dtype, tolerance):
+    # q is uniform over V tokens, p over half of them: drafts may miss this half.
     half = LARGE // 2
     with jax.enable_x64(dtype == "float64"):
         q = jnp.full(LARGE, 1 / LARGE, dtype)
@@ -102,7 +106,7 @@ def test_a_uniform_drafter_misses_what_it_never_draws(k, dtype, tolerance):
 
 
 def large_pair(dtype):
-    """A row for each of three drafters, from flat to sharp, over many tokens."""
+    """Three targets and drafters over many tokens, from flat to sharp."""
     shared, own = np.random.default_rng(0).normal(size=(2, LARGE))
     sharpness = np.array([[1.0], [3.0], [8.0]])
     p, q = sharpness * shared, sharpness * (shared + 0.5 * own)
@@ -124,7 +128,8 @@ def test_more_and_distinct_drafts_are_accepted_more_often_over_many_tokens():
         assert (np.diff(found, axis=0) > 0).all()
         assert (found <= 1).all()
     assert (distinct[1:] > independent[1:]).all()
-    assert distinct[1, 2] > 5 * independent[1, 2]  # a sharp drafter repeats itself
+    # Independent samples of a sharp drafter are often equal.
+    assert distinct[1, 2] > 5 * independent[1, 2]
 
 
 @pytest.mark.slow
@@ -138,7 +143,7 @@ def test_single_precision_is_enough_over_many_tokens(with_replacement):
 
 
 @DRAWINGS
-def test_broadcasts_and_maps_over_batches(with_replacement):
+def test_acceptance_broadcasts_and_maps_over_batches(with_replacement):
     rng = np.random.default_rng(0)
     p = jnp.asarray(rng.dirichlet(np.ones(6), size=(2, 1)), jnp.float32)
     q = jnp.asarray(rng.dirichlet(np.ones(6), size=3), jnp.float32)
@@ -152,6 +157,6 @@ def test_broadcasts_and_maps_over_batches(with_replacement):
     np.testing.assert_allclose(over_p_and_q(p[:, 0], q), one_by_one, rtol=1e-6)
 
 
-def test_needs_a_draft():
+def test_zero_drafts_are_refused():
     with pytest.raises(ConfigError, match="k=0 must be at least 1"):
         optimal_acceptance(jnp.ones(1), jnp.ones(1), 0, True)

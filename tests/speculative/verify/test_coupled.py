@@ -1,3 +1,5 @@
+"""`Coupled` against a walk in plain Python."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +16,7 @@ VERIFY = jax.jit(Coupled().verify, static_argnums=2)
 
 
 def walk(tree, tokens, valid, choice):
-    """The rule as one would say it: follow children that equal the choice, deepest."""
+    """Deepest path of children that equal the sample of the target."""
     reached = [[0]]
     for path in reached:
         for n in range(1, tree.size):
@@ -26,7 +28,7 @@ def walk(tree, tokens, valid, choice):
 
 @settings(max_examples=25)
 @given(trees(), st.integers(0, 2**31 - 1))
-def test_loop_free_rule_equals_a_walk_down_the_tree(tree, seed):
+def test_coupled_equals_a_walk_down_the_tree(tree, seed):
     rng = np.random.default_rng(seed)
     rows, vocab = 16, 3
     log_p = rng.normal(size=(rows, tree.size, vocab)).astype(np.float32)
@@ -55,7 +57,7 @@ def test_margin_is_the_lead_of_the_choice():
     np.testing.assert_allclose(verdict.margin, [[0.5, 0.0]])
 
 
-def test_usable_inside_jit_and_vmap():
+def test_coupled_is_usable_inside_jit_and_vmap():
     verifier = Coupled()
     assert hash(verifier) == hash(Coupled()) and verifier.lossless
     tree = Tree.chain(2)

@@ -1,4 +1,4 @@
-"""Verdicts are drawn from the law of their rule."""
+"""Verdicts are samples of the outcome of their verifier."""
 
 import jax
 import numpy as np
@@ -6,18 +6,18 @@ import pytest
 
 from jaxspec.speculative.verify import Block, Rejection
 from tests.speculative.verify.lossless_cases import (
-    EVERY_RULE,
+    EVERY_VERIFIER,
     ROWS,
     batch_of_drafts,
     draws,
-    law_of,
+    outcome_of,
     random_pairs,
     repeated,
 )
 
 
 def outcomes(verdict, size, vocab_size):
-    """How often each node was the last one kept and each token came after it."""
+    """Counts of the last accepted node and of the token after it."""
     counts = np.zeros((size, vocab_size))
     np.add.at(counts, (verdict.path[:, -1], verdict.next_token), 1)
     return counts
@@ -36,18 +36,18 @@ def too_far(counts, expected):
 @pytest.mark.parametrize(
     "verifier, tree", [(Rejection(), "0,1,00"), (Block(), "chain-2")], ids=str
 )
-def test_verify_draws_from_the_law_of_a_draft(verifier, tree):
+def test_verify_samples_from_the_distribution_of_a_draft(verifier, tree):
     every = batch_of_drafts(random_pairs(6, 3, 2), tree, "without_replacement")
     tree = every.tree
-    stop, final = law_of(verifier, every.log_p, every.draft, tree)
-    at = np.argmax(stop.min(-1))  # a draft that may well end at any of its nodes
+    stop, final = outcome_of(verifier, every.log_p, every.draft, tree)
+    at = np.argmax(stop.min(-1))  # a draft that may end at any of its nodes
     log_p, draft = jax.tree.map(lambda x: x[at : at + 1], (every.log_p, every.draft))
     for seed in (0, 1):
         verdict = draws(verifier, log_p, draft, tree, seed=seed)
         counts = outcomes(verdict, tree.size, 3)
         assert not too_far(counts, ROWS * stop[at, :, None] * final[at])
-    # The same bound tells a target that is a little sharper.
-    stop, final = law_of(verifier, 1.2 * every.log_p, every.draft, tree)
+    # The same bound detects a target that is a little sharper.
+    stop, final = outcome_of(verifier, 1.2 * every.log_p, every.draft, tree)
     assert too_far(counts, ROWS * stop[at, :, None] * final[at])
 
     tokens, count = map(np.asarray, verdict.emitted(draft))
@@ -59,14 +59,16 @@ def test_verify_draws_from_the_law_of_a_draft(verifier, tree):
     np.testing.assert_array_equal(last, verdict.next_token)
 
 
-@EVERY_RULE
-def test_verify_draws_from_the_law_of_each_row(verifier, selection, tree):
+@EVERY_VERIFIER
+def test_verify_samples_from_the_distribution_of_each_sequence(
+    verifier, selection, tree
+):
     every = batch_of_drafts(random_pairs(6, 3, 2), tree, selection)
     verdict = draws(verifier, every.log_p, every.draft, every.tree)
     counts = outcomes(verdict, every.tree.size, 3)
 
     def deviation(log_p):
-        stop, final = law_of(verifier, log_p, every.draft, every.tree)
+        stop, final = outcome_of(verifier, log_p, every.draft, every.tree)
         chance = repeated(stop[:, :, None] * final, ROWS)
         spread = np.sqrt((chance * (1 - chance)).sum(0))
         return np.abs(counts - chance.sum(0)) / np.maximum(spread, 1e-9)

@@ -1,4 +1,4 @@
-"""What each rule promises about how much it accepts, and what it never emits."""
+"""Bounds on the acceptance of each verifier, and tokens that are never emitted."""
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +14,10 @@ from jaxspec.speculative.verify import Block, Coupled, GreedySet, KSeq, Rejectio
 from jaxspec.speculative.verify.acceptance import optimal_acceptance
 from jaxspec.testing.drafts import Conditionals
 from tests.speculative.verify.lossless_cases import (
-    EVERY_RULE,
+    EVERY_VERIFIER,
     batch_of_drafts,
     draws,
-    law_of,
+    outcome_of,
     random_pairs,
 )
 from tests.speculative.verify.transport import transport
@@ -26,26 +26,27 @@ SIBLINGS = {1: Tree.named("0"), 2: Tree.named("0,1"), 3: Tree.named("0,1,2")}
 DRAFTS = pytest.mark.parametrize("k", SIBLINGS)
 
 
-def first_tokens(laws):
-    """The laws `[B, V]` of the token after the root: the target's, the drafter's."""
+def first_tokens(pairs):
+    """Distributions `[B, V]` of the first token, of target and drafter."""
     return tuple(
-        np.stack([law.tables[0] for law in side]) for side in zip(*laws, strict=True)
+        np.stack([conditionals.tables[0] for conditionals in side])
+        for side in zip(*pairs, strict=True)
     )
 
 
-def optimum(laws, k, selection):
-    p, q = map(jnp.asarray, first_tokens(laws))
+def optimum(pairs, k, selection):
+    p, q = map(jnp.asarray, first_tokens(pairs))
     return np.asarray(optimal_acceptance(p, q, k, selection == "with_replacement"))
 
 
 @pytest.fixture
 def double():
-    """Laws in float64, so that bounds which are attained can be checked closely."""
+    """Enables float64, for bounds that are attained."""
     with jax.enable_x64(True):
         yield
 
 
-# How much is accepted.
+# Acceptance.
 
 
 @DRAFTS
@@ -60,10 +61,10 @@ def double():
     ],
     ids=str,
 )
-def test_no_rule_accepts_more_than_the_optimum(double, verifier, selection, k):
-    laws = random_pairs(20, 4, 1) + random_pairs(20, 4, 1, zeros=0.4)
-    accepted = batch_of_drafts(laws, SIBLINGS[k], selection).kept(verifier)
-    best = optimum(laws, k, selection)
+def test_no_verifier_accepts_more_than_the_optimum(double, verifier, selection, k):
+    pairs = random_pairs(20, 4, 1) + random_pairs(20, 4, 1, zeros=0.4)
+    accepted = batch_of_drafts(pairs, SIBLINGS[k], selection).kept(verifier)
+    best = optimum(pairs, k, selection)
     assert (accepted <= best + 1e-9).all()
     if k == 1 and not isinstance(verifier, Coupled):
         np.testing.assert_allclose(accepted, best, rtol=0, atol=1e-9)
@@ -73,26 +74,26 @@ def test_no_rule_accepts_more_than_the_optimum(double, verifier, selection, k):
 
 @DRAFTS
 def test_kseq_is_within_its_factor_of_the_optimum(double, k):
-    laws = random_pairs(20, 4, 1) + random_pairs(20, 4, 1, zeros=0.4)
-    accepted = batch_of_drafts(laws, SIBLINGS[k], "with_replacement").kept(KSeq())
-    best = optimum(laws, k, "with_replacement")
+    pairs = random_pairs(20, 4, 1) + random_pairs(20, 4, 1, zeros=0.4)
+    accepted = batch_of_drafts(pairs, SIBLINGS[k], "with_replacement").kept(KSeq())
+    best = optimum(pairs, k, "with_replacement")
     assert (accepted >= (1 - 1 / np.e) * best - 1e-9).all()
 
 
 @pytest.mark.parametrize("verifier", [Rejection(), Block(), KSeq()], ids=str)
-def test_one_draft_is_kept_as_often_as_the_laws_overlap(double, verifier):
-    laws = random_pairs(20, 4, 1) + random_pairs(20, 4, 1, zeros=0.4)
-    p, q = first_tokens(laws)
-    accepted = batch_of_drafts(laws, "0", "with_replacement").kept(verifier)
+def test_one_draft_is_kept_as_often_as_the_distributions_overlap(double, verifier):
+    pairs = random_pairs(20, 4, 1) + random_pairs(20, 4, 1, zeros=0.4)
+    p, q = first_tokens(pairs)
+    accepted = batch_of_drafts(pairs, "0", "with_replacement").kept(verifier)
     distance = np.abs(p - q).sum(-1) / 2
     np.testing.assert_allclose(accepted, 1 - distance, rtol=0, atol=1e-9)
 
 
 @DRAFTS
 def test_greedy_set_reaches_the_optimum_of_its_own_drafts(double, k):
-    laws = random_pairs(20, 4, 1) + random_pairs(20, 4, 1, zeros=0.4)
-    accepted = batch_of_drafts(laws, SIBLINGS[k], "top_and_sample").kept(GreedySet())
-    for p, q, found in zip(*first_tokens(laws), accepted, strict=True):
+    pairs = random_pairs(20, 4, 1) + random_pairs(20, 4, 1, zeros=0.4)
+    accepted = batch_of_drafts(pairs, SIBLINGS[k], "top_and_sample").kept(GreedySet())
+    for p, q, found in zip(*first_tokens(pairs), accepted, strict=True):
         top = [int(x) for x in np.argsort(-q)[: k - 1] if q[x] > 0]
         rest = q.copy()
         rest[top] = 0.0
@@ -107,19 +108,19 @@ def test_greedy_set_reaches_the_optimum_of_its_own_drafts(double, k):
 
 @DRAFTS
 def test_given_tokens_are_accepted_with_all_their_probability(double, k):
-    laws = random_pairs(20, 4, 1)
-    p, q = first_tokens(laws)
+    pairs = random_pairs(20, 4, 1)
+    p, q = first_tokens(pairs)
     held = np.take_along_axis(p, np.argsort(-q)[:, :k], axis=-1).sum(-1)
-    top = batch_of_drafts(laws, SIBLINGS[k], "top")
+    top = batch_of_drafts(pairs, SIBLINGS[k], "top")
     for verifier in (Rejection(), Coupled()):
         np.testing.assert_allclose(top.kept(verifier), held, rtol=0, atol=1e-9)
 
 
-def test_mean_acceptance_ranks_the_rules_as_published(double):
-    laws = random_pairs(30, 5, 1)
+def test_mean_acceptance_ranks_the_verifiers_as_published(double):
+    pairs = random_pairs(30, 5, 1)
 
     def mean(verifier, selection):
-        return batch_of_drafts(laws, SIBLINGS[3], selection).kept(verifier).mean()
+        return batch_of_drafts(pairs, SIBLINGS[3], selection).kept(verifier).mean()
 
     independent = mean(Rejection(), "with_replacement")
     kseq = mean(KSeq(), "with_replacement")
@@ -127,23 +128,23 @@ def test_mean_acceptance_ranks_the_rules_as_published(double):
     greedy_set = mean(GreedySet(), "top_and_sample")
     assert independent < kseq < distinct
     assert independent < distinct - 0.05
-    assert kseq < optimum(laws, 3, "with_replacement").mean()
-    assert distinct < optimum(laws, 3, "without_replacement").mean() - 0.03
+    assert kseq < optimum(pairs, 3, "with_replacement").mean()
+    assert distinct < optimum(pairs, 3, "without_replacement").mean() - 0.03
     assert (0.60 < independent < 0.80) and (0.70 < distinct < 0.88)
     assert greedy_set > independent
 
 
 def test_block_never_keeps_less_than_rejection_and_mostly_more(double):
-    laws = random_pairs(20, 3, 3) + random_pairs(20, 3, 3, zeros=0.3)
-    chains = batch_of_drafts(laws, "chain-3", "without_replacement")
+    pairs = random_pairs(20, 3, 3) + random_pairs(20, 3, 3, zeros=0.3)
+    chains = batch_of_drafts(pairs, "chain-3", "without_replacement")
     block, one_by_one = chains.kept(Block()), chains.kept(Rejection())
     assert (block >= one_by_one - 1e-9).all()
     assert (block > one_by_one + 1e-3).sum() > 20
 
 
-def test_shared_noise_is_accepted_more_often_than_blind_drafts_allow():
-    # One drafted token is kept with chance at least (1 - TV) / (1 + TV) if it was
-    # ranked by the noise that decides, and never more often than the optimum.
+def test_drafts_with_shared_noise_are_accepted_more_often_than_independent_ones():
+    # A token drafted with the noise of the verifier is kept with probability at least
+    # (1 - TV) / (1 + TV), and never more often than the optimum.
     p, q = np.random.default_rng(0).dirichlet(np.ones(5), size=2)
     rows, tree = 20_000, Tree.chain(1)
 
@@ -160,33 +161,33 @@ def test_shared_noise_is_accepted_more_often_than_blind_drafts_allow():
     distance, error = np.abs(p - q).sum() / 2, 5 * 0.5 / np.sqrt(rows)
     assert found > (1 - distance) / (1 + distance) - error
     assert found < 1 - distance + error
-    assert found > (p * q).sum() + error  # drafted without sight of the noise
+    assert found > (p * q).sum() + error  # drafted with independent noise
 
 
-# Drafters that are perfect, and drafters that are useless.
+# Perfect and disjoint drafters.
 
 
 @pytest.mark.parametrize("tree", ["0,1,2", "0,1,00,01,10", "chain-3"])
 @pytest.mark.parametrize("selection", ["without_replacement", "with_replacement"])
-def test_everything_a_perfect_drafter_draws_is_kept(tree, selection):
+def test_every_token_of_a_perfect_drafter_is_kept(tree, selection):
     tree = Tree.named(tree)
     targets = [Conditionals.random(3, tree.depth + 1, 5, zeros=x) for x in (0.0, 0.5)]
     perfect = batch_of_drafts(
         [(p, Conditionals(p.tables[:-1])) for p in targets], tree, selection
     )
     for verifier in [Rejection(), Block()] if tree.width == 1 else [Rejection()]:
-        stop, final = law_of(verifier, perfect.log_p, perfect.draft, tree)
+        stop, final = outcome_of(verifier, perfect.log_p, perfect.draft, tree)
         assert np.isfinite(stop).all() and np.isfinite(final).all()
         deepest = np.argmax(tree.depths)  # the first child of the first child
         np.testing.assert_allclose(stop[:, deepest], 1, atol=1e-5)
 
 
-@EVERY_RULE
-def test_nothing_is_kept_of_a_drafter_that_is_always_wrong(verifier, selection, tree):
+@EVERY_VERIFIER
+def test_no_token_of_a_disjoint_drafter_is_kept(verifier, selection, tree):
     p = Conditionals.constant([0.2, 0.8, 0, 0], 3)
     q = Conditionals.constant([0, 0, 0.7, 0.3], 2)
     wrong = batch_of_drafts([(p, q)], tree, selection)
-    stop, final = law_of(verifier, wrong.log_p, wrong.draft, wrong.tree)
+    stop, final = outcome_of(verifier, wrong.log_p, wrong.draft, wrong.tree)
     assert (stop == np.eye(wrong.tree.size)[0]).all()
     corrected = final[:, 0]
     np.testing.assert_allclose(
@@ -194,8 +195,8 @@ def test_nothing_is_kept_of_a_drafter_that_is_always_wrong(verifier, selection, 
     )
 
 
-@EVERY_RULE
-def test_what_the_target_never_says_is_never_emitted(verifier, selection, tree):
+@EVERY_VERIFIER
+def test_tokens_of_probability_zero_are_never_emitted(verifier, selection, tree):
     drafts = batch_of_drafts(random_pairs(6, 3, 2, zeros=0.4), tree, selection)
     draft, tree, rows = drafts.draft, drafts.tree, np.arange(len(drafts.chance))
     logits = np.random.default_rng(0).normal(size=drafts.log_p.shape)
@@ -204,7 +205,7 @@ def test_what_the_target_never_says_is_never_emitted(verifier, selection, tree):
     for log_p in (drafts.log_p, np.asarray(top_2, np.float64)):
         never = log_p == -np.inf
         assert never.any()
-        stop, final = law_of(verifier, log_p, draft, tree)
+        stop, final = outcome_of(verifier, log_p, draft, tree)
         assert (final[never] == 0).all()
         for n in range(1, tree.size):
             banned = never[rows, tree.parents[n], draft.tokens[:, n]]
@@ -212,20 +213,20 @@ def test_what_the_target_never_says_is_never_emitted(verifier, selection, tree):
             assert (stop[banned][:, tree.ancestors[:, n]] == 0).all()
 
 
-@EVERY_RULE
-def test_laws_are_distributions_in_single_precision(verifier, selection, tree):
+@EVERY_VERIFIER
+def test_outcomes_are_distributions_in_single_precision(verifier, selection, tree):
     drafts = batch_of_drafts(random_pairs(20, 3, 2), tree, selection)
-    for part in law_of(verifier, drafts.log_p, drafts.draft, drafts.tree):
+    for part in outcome_of(verifier, drafts.log_p, drafts.draft, drafts.tree):
         assert part.dtype == np.float32
         assert (part >= 0).all()
         np.testing.assert_allclose(part.sum(-1), 1, atol=1e-5)
 
 
-# Greedy rows.
+# Greedy sequences.
 
 
 def greedy_output(log_p, draft, tree):
-    """The node where following the likeliest tokens leaves the draft, and the next."""
+    """Last node along the likeliest tokens, and the likeliest token after it."""
     best = np.argmax(log_p, axis=-1)
     row, last = np.arange(len(best)), np.zeros(len(best), int)
     for n in range(1, tree.size):
@@ -235,24 +236,24 @@ def greedy_output(log_p, draft, tree):
     return last, best[row, last]
 
 
-@EVERY_RULE
-def test_greedy_rows_follow_the_likeliest_tokens_beside_sampled_rows(
+@EVERY_VERIFIER
+def test_greedy_sequences_follow_the_likeliest_tokens_beside_sampled_ones(
     verifier, selection, tree
 ):
     drafts = batch_of_drafts(random_pairs(6, 3, 2, zeros=0.3), tree, selection)
     draft, tree, rows = drafts.draft, drafts.tree, len(drafts.chance)
     log_p = np.random.default_rng(1).normal(size=drafts.log_p.shape)
     last, token = greedy_output(log_p, draft, tree)
-    assert len(set(last)) == tree.size  # every node is where some row leaves the draft
+    assert len(set(last)) == tree.size  # every node is the last one of some sequence
     greedy = np.arange(rows) % 3 > 0
-    stop, final = law_of(verifier, log_p, draft, tree, greedy)
+    stop, final = outcome_of(verifier, log_p, draft, tree, greedy)
     emitted = stop[:, :, None] * final
     sure = np.zeros(emitted.shape, bool)
     sure[np.arange(rows), last, token] = True
     assert (emitted[greedy] > 0)[sure[greedy]].all()
     assert (emitted[greedy] == 0)[~sure[greedy]].all()
 
-    of_sampled = law_of(verifier, log_p, draft, tree)
+    of_sampled = outcome_of(verifier, log_p, draft, tree)
     np.testing.assert_array_equal(stop[~greedy], of_sampled[0][~greedy])
     np.testing.assert_array_equal(final[~greedy], of_sampled[1][~greedy])
 

@@ -1,4 +1,4 @@
-"""Rules that trade exactness for speed, each held to its definition in plain Python."""
+"""Lossy verifiers against their definitions in plain Python."""
 
 from dataclasses import replace
 
@@ -81,13 +81,13 @@ def test_every_verifier_declares_whether_it_is_lossless(verifier, lossless):
         (lambda: CoupledRelaxed(3, 0.1, radius=-1.0), "must not be negative"),
     ],
 )
-def test_impossible_settings_say_what_is_wrong(make, words):
+def test_impossible_settings_raise_a_clear_error(make, words):
     with pytest.raises(ConfigError, match=words):
         make()
 
 
 @pytest.mark.parametrize("verifier", [Grouped(), Annealed()])
-def test_rules_that_weigh_q_need_drawn_children(verifier):
+def test_verifiers_that_divide_by_q_need_sampled_children(verifier):
     log_p, draft, _, _ = random_round(CHAIN, rows=2)
     params = {"embedding": jnp.zeros((7, 2))}
     with pytest.raises(ConfigError, match="without_replacement or with_replacement"):
@@ -98,19 +98,19 @@ def test_rules_that_weigh_q_need_drawn_children(verifier):
 
 
 def grouped(embedding, group, distance, gap):
-    """Group ratio: ranks -G/2 .. G/2 - 1 around x, alike in place and probability."""
+    """Ratio of groups: ranks -G/2 .. G/2 - 1 around x, near in embedding and p."""
 
     def accept(p, q, x, node):
         order = sorted(range(len(p)), key=lambda y: (-p[y], y))
         rank = order.index(x)
         window = order[max(0, rank - group // 2) : rank - group // 2 + group]
-        alike = [
+        similar = [
             y
             for y in window
             if ((embedding[x] - embedding[y]) ** 2).sum() < distance
             and abs(p[x] - p[y]) < gap
         ]
-        return min(1.0, sum(p[y] for y in alike) / sum(q[y] for y in alike))
+        return min(1.0, sum(p[y] for y in similar) / sum(q[y] for y in similar))
 
     return accept, subtract
 
@@ -119,23 +119,23 @@ def subtract(p, q, x, node):
     return normalized([max(a - b, 0.0) for a, b in zip(p, q, strict=True)], p)
 
 
-def test_grouped_weighs_a_group_instead_of_a_code():
-    tree, embedding, laws = FORK, codebook(), []
-    # From the release's window, which holds every code here, to narrow and odd ones.
-    stopping = [(14, 2.0, 0.15), (4, 9.0, 0.9), (5, 9.0, 0.9), (2, 9.0, 0.9)]
+def test_grouped_compares_groups_instead_of_tokens():
+    tree, embedding, outcomes = FORK, codebook(), []
+    # The released window, which contains all tokens here, and narrow and odd ones.
+    windows = [(14, 2.0, 0.15), (4, 9.0, 0.9), (5, 9.0, 0.9), (2, 9.0, 0.9)]
     with jax.enable_x64(True):
         params = {"embedding": jnp.asarray(embedding)}
         log_p, draft, p, q = random_round(tree)
-        for group, distance, gap in stopping:
+        for group, distance, gap in windows:
             verifier = Grouped(group, distance, gap, filtered="published")
-            law = verifier.outcome(log_p, draft, tree, params=params)
+            outcome = verifier.outcome(log_p, draft, tree, params=params)
             steps = grouped(embedding, group, distance, gap)
-            assert_follows(law, tree, draft, p, q, *steps)
-            laws.append(np.asarray(law.stop))
+            assert_follows(outcome, tree, draft, p, q, *steps)
+            outcomes.append(np.asarray(outcome.stop))
         alone = Grouped(group=1).outcome(log_p, draft, tree, params=params)
         plain = Rejection().outcome(log_p, draft, tree)
-    for i, law in enumerate(laws):
-        assert not any(np.allclose(law, other) for other in laws[:i])
+    for i, outcome in enumerate(outcomes):
+        assert not any(np.allclose(outcome, other) for other in outcomes[:i])
     np.testing.assert_allclose(alone.stop, plain.stop, atol=1e-12)
 
 
@@ -167,18 +167,22 @@ def test_annealed_accepts_by_depth_and_subtracts_what_it_accepts(tree, delta):
 
     with jax.enable_x64(True):
         log_p, draft, p, q = random_round(tree)
-        law = Annealed(delta, 0.7).outcome(log_p, draft, tree)
-        assert_follows(law, tree, draft, p, q, accept, reject)
+        outcome = Annealed(delta, 0.7).outcome(log_p, draft, tree)
+        assert_follows(outcome, tree, draft, p, q, accept, reject)
 
 
-def test_annealed_without_decay_and_generosity_is_rejection():
+def test_annealed_without_decay_and_factor_is_rejection():
     verifier = Annealed(delta=1.0, decay=0.0)
     with jax.enable_x64(True):
         log_p, draft, _, _ = random_round(FORK)
-        law, plain = (x.outcome(log_p, draft, FORK) for x in (verifier, Rejection()))
-        np.testing.assert_allclose(law.stop, plain.stop, atol=1e-12)
+        outcome, plain = (
+            x.outcome(log_p, draft, FORK) for x in (verifier, Rejection())
+        )
+        np.testing.assert_allclose(outcome.stop, plain.stop, atol=1e-12)
         weight = plain.stop[..., None]
-        np.testing.assert_allclose(weight * law.final, weight * plain.final, atol=1e-12)
+        np.testing.assert_allclose(
+            weight * outcome.final, weight * plain.final, atol=1e-12
+        )
     p, q = Conditionals.random(4, 3, 0, zeros=0.2), Conditionals.random(4, 3, 1)
     drafts = all_drafts(q, CHAIN, "without_replacement")
     assert_lossless(verifier, p, drafts, draws=0)
@@ -194,14 +198,14 @@ def test_annealed_distorts_only_by_what_it_accepts_too_often(delta):
     accepted = np.minimum(q.tables[0], delta * first)
     floor = np.maximum(accepted - first, 0).sum()
     assert distortion(Annealed(delta), p, drafts) == pytest.approx(floor, abs=1e-6)
-    assert (floor > 0.01) == (delta > 1)  # to accept too seldom costs no exactness
+    assert (floor > 0.01) == (delta > 1)  # accepting too rarely is exact
 
 
 # --- Typical ---------------------------------------------------------------------
 
 
 def typical_walk(tree, tokens, valid, p, epsilon, delta):
-    """The node that is kept: deepest, then likeliest, then first."""
+    """Last accepted node: deepest, then likeliest, then first."""
     value = {0: (0, 0.0, 0)}
     for n in range(1, tree.size):
         parent = tree.parents[n]
@@ -214,8 +218,8 @@ def typical_walk(tree, tokens, valid, p, epsilon, delta):
     return max(value, key=value.get)
 
 
-def test_typical_keeps_the_longest_line_of_typical_tokens():
-    tree, rows, last_ones = FORK, 200, np.zeros(FORK.size)
+def test_typical_keeps_the_longest_path_of_typical_tokens():
+    tree, rows, counts = FORK, 200, np.zeros(FORK.size)
     greedy = np.arange(rows) % 2 == 0
     with jax.enable_x64(True):
         log_p, draft, p, _ = random_round(tree, rows=rows)
@@ -223,20 +227,20 @@ def test_typical_keeps_the_longest_line_of_typical_tokens():
         tokens, valid = np.asarray(draft.tokens), np.asarray(draft.valid)
         sharp = np.where(greedy[:, None, None], np.eye(7)[p.argmax(-1)], p)
         for epsilon, delta in ((0.09, 0.3), (0.3, 0.5), (0.9, 1.5)):
-            law = Typical(epsilon, delta).outcome(
+            outcome = Typical(epsilon, delta).outcome(
                 log_p, draft, tree, jnp.asarray(greedy)
             )
-            np.testing.assert_allclose(np.asarray(law.final), sharp, atol=1e-12)
-            for row, stop in enumerate(np.asarray(law.stop)):
+            np.testing.assert_allclose(np.asarray(outcome.final), sharp, atol=1e-12)
+            for row, stop in enumerate(np.asarray(outcome.stop)):
                 case = tree, tokens[row], valid[row], sharp[row]
                 last = typical_walk(*case, epsilon, delta)
                 assert stop.tolist() == [n == last for n in range(tree.size)]
-                last_ones[last] += not greedy[row]
-    assert (last_ones > 5).all()  # every node was the last one kept, time and again
+                counts[last] += not greedy[row]
+    assert (counts > 5).all()  # every node was the last one several times
 
 
-def test_typical_asks_less_of_a_token_where_the_target_is_unsure():
-    """Ten codes of .1: none reaches .3, all reach .5 exp(-entropy) = .05."""
+def test_typical_threshold_falls_with_the_entropy_of_the_target():
+    """Ten tokens of .1: none reaches .3, all reach .5 exp(-entropy) = .05."""
     flat = jnp.zeros((1, 2, 10))
     sure = jnp.log(jnp.array([0.1, 0.9] + [0.0] * 8))[None, None].repeat(2, 1)
     draft = Draft(jnp.array([[0, 0]]), jnp.ones((1, 2), bool))
@@ -248,7 +252,7 @@ def test_typical_asks_less_of_a_token_where_the_target_is_unsure():
 # --- Judge -----------------------------------------------------------------------
 
 
-def test_judge_follows_the_sample_or_what_its_head_likes():
+def test_judge_accepts_the_sample_or_tokens_that_its_head_accepts():
     rows, rng = 40, np.random.default_rng(0)
     log_p, draft, p, _ = random_round(FORK, rows=rows)
     draft, tokens, valid = as_given(draft), np.asarray(draft.tokens), draft.valid
@@ -271,15 +275,16 @@ def test_judge_follows_the_sample_or_what_its_head_likes():
         )
 
     found = verdict(0.8)
-    np.testing.assert_array_equal(seen[0], features[:rows])  # conditional rows alone
+    # The head reads the conditional branch only.
+    np.testing.assert_array_equal(seen[0], features[:rows])
     choice = (np.asarray(log_p) + noise[:, FORK.depths]).argmax(-1)
-    liked = features[:rows] @ weights > 0.8
+    accepted = features[:rows] @ weights > 0.8
     for row in range(rows):
         alive = {0}
         for n in range(1, FORK.size):
             parent = FORK.parents[n]
-            kept = p[row, parent, tokens[row, n]] > 0  # by the filters
-            good = tokens[row, n] == choice[row, parent] or (liked[row, n] and kept)
+            kept = p[row, parent, tokens[row, n]] > 0  # not filtered
+            good = tokens[row, n] == choice[row, parent] or (accepted[row, n] and kept)
             if parent in alive and valid[row, n] and good:
                 alive.add(n)
         last = max(alive, key=lambda n: (FORK.depths[n], -n))
@@ -294,7 +299,7 @@ def test_judge_follows_the_sample_or_what_its_head_likes():
         Judge(head).verify(log_p, draft, FORK, coupled_noise(noise, FORK.size))
 
 
-# --- What filters removed --------------------------------------------------------
+# --- Filtered tokens --------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -312,13 +317,13 @@ def test_judge_follows_the_sample_or_what_its_head_likes():
     ],
     ids=str,
 )
-def test_no_rule_emits_what_the_filters_removed(verifier, released):
-    """A score of -inf is never emitted, unless as the release does and says so."""
+def test_no_verifier_emits_filtered_tokens(verifier, released):
+    """A score of -inf is never emitted, except by the released variants (control)."""
 
-    def mass_of_removed(verifier):
-        law = verifier.outcome(log_p, case, FORK, None, params)
-        stop, removed = np.asarray(law.stop), ~np.isfinite(np.asarray(log_p))
-        last = (stop[..., None] * np.where(removed, law.final, 0.0)).sum()
+    def filtered_mass(verifier):
+        outcome = verifier.outcome(log_p, case, FORK, None, params)
+        stop, removed = np.asarray(outcome.stop), ~np.isfinite(np.asarray(log_p))
+        last = (stop[..., None] * np.where(removed, outcome.final, 0.0)).sum()
         row, above = np.arange(len(stop)), np.zeros(stop.shape, bool)
         for n in range(1, FORK.size):
             parent = FORK.parents[n]
@@ -331,13 +336,13 @@ def test_no_rule_emits_what_the_filters_removed(verifier, released):
         for case in (draft, as_given(draft)):
             given = case.selection == "top"
             if given and isinstance(verifier, Grouped | Annealed):
-                continue  # these take samples alone
-            assert mass_of_removed(verifier) == 0
+                continue  # these need samples
+            assert filtered_mass(verifier) == 0
             if released and given == ("fallback" in released):
-                assert mass_of_removed(replace(verifier, **released)) > 0.1
+                assert filtered_mass(replace(verifier, **released)) > 0.1
 
 
-def test_a_judge_does_not_like_what_the_filters_removed():
+def test_judge_rejects_filtered_tokens():
     log_p = jnp.zeros((1, 2, 4)).at[0, 0, 3].set(-jnp.inf)
     noise = coupled_noise(np.zeros((1, 2, 4), np.float32), 2)
     head, features = lambda _, x: x[..., 0], jnp.ones((1, 2, 1))

@@ -1,4 +1,4 @@
-"""Drafts that a lossless rule cannot judge exactly are refused, with advice."""
+"""Drafts that a lossless verifier cannot verify exactly are refused, with advice."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from jaxspec.errors import ConfigError
 from jaxspec.speculative.draft import Draft
 from jaxspec.speculative.trees.tree import Tree
 from jaxspec.speculative.verify import Block, Coupled, GreedySet, KSeq, Rejection
-from tests.speculative.verify.lossless_cases import law_of
+from tests.speculative.verify.lossless_cases import outcome_of
 
 
 def some_draft(tree, selection):
@@ -34,7 +34,7 @@ SAMPLED = [
 def refuses(verifier, draft, tree, words):
     with pytest.raises(ConfigError, match=words):
         accepts(verifier, draft, tree)
-    accepts(Coupled(), draft, tree)  # which any draft will do for
+    accepts(Coupled(), draft, tree)  # which accepts any draft
 
 
 def accepts(verifier, draft, tree):
@@ -61,7 +61,7 @@ def test_refuses_candidates_chosen_in_another_way(verifier, drawn, wanted):
 @pytest.mark.parametrize(
     "verifier, drawn", [*SAMPLED, (Block(), "without_replacement")], ids=str
 )
-def test_refuses_samples_that_were_dropped_for_what_they_are(verifier, drawn):
+def test_refuses_samples_that_were_dropped_because_of_their_value(verifier, drawn):
     draft, tree = some_draft("chain-2", drawn)
     wanted = jnp.array([[True, True, False]] * 2)
     accepts(verifier, draft.keep(wanted, past=True), tree)
@@ -72,7 +72,7 @@ def test_refuses_samples_that_were_dropped_for_what_they_are(verifier, drawn):
 
 @pytest.mark.parametrize("tree", ["1", "0,2", "0,1,00,02"])
 @pytest.mark.parametrize("verifier, drawn", SAMPLED, ids=str)
-def test_refuses_shapes_that_skip_a_sample(verifier, drawn, tree):
+def test_refuses_trees_that_skip_a_sample(verifier, drawn, tree):
     refuses(
         verifier, *some_draft(tree, drawn), "children of ranks 0, 1, .* without a gap"
     )
@@ -81,7 +81,7 @@ def test_refuses_shapes_that_skip_a_sample(verifier, drawn, tree):
 @pytest.mark.parametrize(
     "verifier, drawn", [*SAMPLED, (Block(), "without_replacement")], ids=str
 )
-def test_refuses_samples_of_an_unknown_law(verifier, drawn):
+def test_refuses_samples_of_an_unknown_distribution(verifier, drawn):
     draft, tree = some_draft("chain-2", drawn)
     refuses(verifier, replace(draft, log_q=None), tree, r"Draft\.log_q")
 
@@ -93,12 +93,12 @@ def test_block_refuses_trees(tree):
 
 
 @pytest.mark.parametrize("drawn", ["guess", "top", "coupled"])
-def test_rejection_judges_given_tokens_in_any_shape(drawn):
+def test_rejection_verifies_given_tokens_in_any_tree(drawn):
     draft, tree = some_draft("0,2,00,22", drawn)
     draft = draft.keep(draft.tokens != 3, past=False)
     log_p = np.random.default_rng(2).normal(size=(2, tree.size, 4))
-    one_by_one = law_of(Rejection(), log_p, replace(draft, log_q=None), tree)
+    one_by_one = outcome_of(Rejection(), log_p, replace(draft, log_q=None), tree)
     for part, wanted in zip(
-        one_by_one, law_of(Coupled(), log_p, draft, tree), strict=True
+        one_by_one, outcome_of(Coupled(), log_p, draft, tree), strict=True
     ):
         np.testing.assert_allclose(part, wanted, atol=1e-6)

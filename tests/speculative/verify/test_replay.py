@@ -1,4 +1,4 @@
-"""Rounds replay to the number: drafts, paths and tokens as they were recorded."""
+"""Rounds equal recorded ones: drafts, paths and tokens."""
 
 import json
 
@@ -8,7 +8,7 @@ from tests.speculative.verify.replays import CASES, FILE, record
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_rounds_are_those_on_record(case):
+def test_rounds_equal_the_recorded_ones(case):
     wanted = json.loads(FILE.read_text())[case]
     assert len(wanted) > 1
     assert record(case) == wanted

@@ -1,4 +1,4 @@
-"""Every rule inside the engine: what it promises, and what rows keep to themselves."""
+"""Every verifier in the engine: distribution of tokens, independence of sequences."""
 
 from functools import lru_cache
 
@@ -30,13 +30,13 @@ from jaxspec.speculative.verify import (
 from jaxspec.speculative.verify.neighbors import neighbor_table
 from jaxspec.testing.table_drafter import TableDrafter
 from jaxspec.testing.toy import toy_params, toy_target
-from tests.speculative.verify.first_tokens import exact_law, misfit
+from tests.speculative.verify.first_tokens import exact_distribution, misfit
 
 VOCAB, LENGTH = 5, 6
 PARAMS = toy_params(VOCAB, 40)
 TABLE = {"table": jax.random.normal(jax.random.key(1), (3, VOCAB, VOCAB))}
 CODES = jax.random.normal(jax.random.key(2), (VOCAB, 2))
-RULE_PARAMS = {"neighbors": neighbor_table(CODES, 2), "embedding": CODES}
+VERIFIER_PARAMS = {"neighbors": neighbor_table(CODES, 2), "embedding": CODES}
 BUSHY = Tree.named("0,1,00,01,10")
 
 
@@ -71,9 +71,9 @@ LOSSY = [
 
 
 @lru_cache
-def runner(verifier, tree, streams=1):
+def runner(verifier, tree, branches=1):
     engine = Engine(
-        toy_target(VOCAB, streams),
+        toy_target(VOCAB, branches),
         LENGTH,
         TableDrafter(),
         tree,
@@ -83,15 +83,18 @@ def runner(verifier, tree, streams=1):
 
     def run(prompt, sampling, keys):
         return engine.generate(
-            Variables(PARAMS, TABLE, RULE_PARAMS), prompt, sampling=sampling, keys=keys
+            Variables(PARAMS, TABLE, VERIFIER_PARAMS),
+            prompt,
+            sampling=sampling,
+            keys=keys,
         )
 
     return jax.jit(run)
 
 
 @lru_cache
-def plain(streams=1):
-    engine = Engine(toy_target(VOCAB, streams), LENGTH, order=("temperature", "top_k"))
+def plain(branches=1):
+    engine = Engine(toy_target(VOCAB, branches), LENGTH, order=("temperature", "top_k"))
     variables = Variables(PARAMS)
     return jax.jit(
         lambda prompt, sampling, keys: engine.generate(
@@ -106,30 +109,32 @@ FILTERS = np.repeat([0, 3], HALF)
 
 @lru_cache
 def sampled(verifier, tree):
-    """A batch from prompt 0; its second half filtered."""
+    """Batch from prompt 0; its second half has filters."""
     prompt = jnp.zeros(ROWS, jnp.int32)
     sampling = Sampling.create(ROWS, top_k=FILTERS)
     return runner(verifier, tree)(prompt, sampling, batch_keys(3, ROWS))
 
 
 @pytest.mark.parametrize(("verifier", "tree"), LOSSLESS, ids=kind)
-def test_lossless_rules_keep_the_law_of_the_first_three_tokens(verifier, tree):
+def test_lossless_verifiers_keep_the_distribution_of_the_first_three_tokens(
+    verifier, tree
+):
     out = sampled(verifier, tree)
     tokens = np.asarray(out.tokens)
-    assert misfit(tokens[:HALF], exact_law(PARAMS)) < 5
-    assert misfit(tokens[HALF:], exact_law(PARAMS, top_k=3)) < 5
+    assert misfit(tokens[:HALF], exact_distribution(PARAMS)) < 5
+    assert misfit(tokens[HALF:], exact_distribution(PARAMS, top_k=3)) < 5
     assert out.stats.hits.sum() > 0 and bool(out.finite.all())
 
 
-def test_the_same_measure_sees_a_lossy_rule():
+def test_the_same_measure_detects_a_lossy_verifier():
     tokens = np.asarray(sampled(*LOSSY[0]).tokens)
-    assert misfit(tokens[:HALF], exact_law(PARAMS)) > 10
+    assert misfit(tokens[:HALF], exact_distribution(PARAMS)) > 10
 
 
 @pytest.mark.parametrize(("verifier", "tree"), [*LOSSLESS, *LOSSY], ids=kind)
-def test_a_row_does_not_depend_on_its_neighbors_or_its_slot(verifier, tree):
+def test_a_sequence_does_not_depend_on_its_batch_or_its_slot(verifier, tree):
     order = np.random.default_rng(0).permutation(ROWS)
-    order[order >= 5000] = 0  # a thousand rows get other neighbors' company
+    order[order >= 5000] = 0  # a thousand are replaced by copies of sequence 0
     sampling = Sampling.create(ROWS, top_k=FILTERS[order])
     prompt, keys = jnp.zeros(ROWS, jnp.int32), batch_keys(3, ROWS)[order]
     moved = runner(verifier, tree)(prompt, sampling, keys).tokens
@@ -137,7 +142,7 @@ def test_a_row_does_not_depend_on_its_neighbors_or_its_slot(verifier, tree):
 
 
 @pytest.mark.parametrize(("verifier", "tree"), LOSSLESS, ids=kind)
-def test_greedy_rows_are_greedy_decoding_beside_sampled_ones(verifier, tree):
+def test_greedy_sequences_are_greedy_decoding_beside_sampled_ones(verifier, tree):
     greedy = np.arange(ROWS) % 3 == 0
     sampling = Sampling.create(ROWS, temperature=np.where(greedy, 0.0, 1.0))
     prompt, keys = jnp.arange(ROWS) % VOCAB, batch_keys(0, ROWS)
@@ -147,13 +152,13 @@ def test_greedy_rows_are_greedy_decoding_beside_sampled_ones(verifier, tree):
 
 
 @pytest.mark.parametrize("verifier", [r for r, _ in LOSSY], ids=kind)
-def test_lossy_rules_say_so_in_their_type(verifier):
+def test_lossy_verifiers_are_declared_lossy_by_their_type(verifier):
     assert not verifier.lossless
     for exact, _ in LOSSLESS:
         assert exact.lossless and type(exact) is not type(verifier)
 
 
-def test_a_rule_without_its_table_says_what_to_pass():
+def test_a_missing_neighbor_table_raises_a_clear_error():
     engine = Engine(toy_target(VOCAB), 3, TableDrafter(), BUSHY, Lantern(2, delta=0.1))
     with pytest.raises(ConfigError, match="neighbor_table"):
         engine.generate(
@@ -164,7 +169,7 @@ def test_a_rule_without_its_table_says_what_to_pass():
         )
 
 
-def test_a_drafter_of_the_wrong_kind_is_refused_before_anything_runs():
+def test_a_drafter_of_another_selection_is_refused_before_the_first_round():
     engine = Engine(
         toy_target(VOCAB), 3, TableDrafter(), BUSHY, KSeq(), selection="coupled"
     )
@@ -177,7 +182,7 @@ def test_a_drafter_of_the_wrong_kind_is_refused_before_anything_runs():
         )
 
 
-def test_nan_logits_are_reported_by_rules_that_draw():
+def test_nan_logits_are_reported_by_verifiers_that_sample():
     broken = jax.tree.map(lambda x: x * jnp.nan, PARAMS)
     engine = Engine(toy_target(VOCAB), 4, TableDrafter(), BUSHY, Rejection())
     prompt, keys = jnp.zeros(2, jnp.int32), batch_keys(0, 2)

@@ -5,7 +5,7 @@ from scipy.optimize import linprog
 
 
 def transport(p, sets):
-    """Greatest chance that a token of law `p` is in the draft, over all couplings."""
+    """Greatest probability that a sample of `p` is in the draft, over all couplings."""
     routes = [(i, x) for i, tokens in enumerate(sets) for x in tokens]
     leaving = [[i == j for j, _ in routes] for i in range(len(sets))]
     arriving = [[x == y for _, y in routes] for x in range(len(p))]

@@ -1,4 +1,4 @@
-"""Rounds with holes as filters leave them, and a plain walk down a draft."""
+"""Random rounds with filtered tokens, and a walk down a draft in plain Python."""
 
 from collections import defaultdict
 from dataclasses import replace
@@ -14,8 +14,8 @@ CHAIN = Tree.chain(2)
 FORK = Tree.from_paths([(0,), (1,), (0, 0), (0, 1)])
 
 
-def kin_of(codebook):
-    """All other codes of each code, nearest first, lower id on ties."""
+def sorted_neighbors(codebook):
+    """All other tokens for each token, nearest first, lower id on ties."""
     codes = np.asarray(codebook, np.float64)
     return [
         sorted(
@@ -26,11 +26,11 @@ def kin_of(codebook):
     ]
 
 
-def relaxed_probability(p, x, kin, *, k, delta=None, lam=None):
-    """`p(x)` with the mass of the nearest codes that fit the budget; how many do."""
+def relaxed_probability(p, x, near, *, k, delta=None, lam=None):
+    """`p(x)` plus the mass of the neighbors within the budget, and their number."""
     budget = delta if lam is None else (lam - 1) * p[x]
     mass, fitting = 0.0, 0
-    for y in kin[x][:k]:
+    for y in near[x][:k]:
         if mass + p[y] > budget:
             break
         mass, fitting = mass + p[y], fitting + 1
@@ -43,10 +43,11 @@ def normalized(x, otherwise):
 
 
 def walk(tree, tokens, valid, p_after, q_after, accept, reject):
-    """Every outcome of a round with its chance: `{(accepted..., next): chance}`.
+    """Outcomes of a round with probabilities: `{(accepted..., next): probability}`.
 
-    `accept(p, q, x, node)` is the chance to accept a child, `reject(p, q, x, node)`
-    what its rejection leaves of `p`. `q` is None for children that were given.
+    `accept(p, q, x, node)` is the probability that a child is accepted, and
+    `reject(p, q, x, node)` the residual of `p` after its rejection. `q` is None for
+    children that were not sampled.
     """
     outcomes = defaultdict(float)
 
@@ -74,8 +75,8 @@ def walk(tree, tokens, valid, p_after, q_after, accept, reject):
     return outcomes
 
 
-def random_laws(rng, shape, zeros):
-    """Distributions with holes, as after top-k; the likeliest token always stays."""
+def random_distributions(rng, shape, zeros):
+    """Distributions with zeros, as after top-k; the likeliest token always stays."""
     x = rng.dirichlet(np.ones(shape[-1]), size=shape[:-1])
     holes = (rng.random(shape) < zeros) & (x < x.max(-1, keepdims=True))
     x = np.where(holes, 0.0, x)
@@ -83,19 +84,19 @@ def random_laws(rng, shape, zeros):
 
 
 def random_round(tree, *, rows=30, vocab=7, seed=0, zeros=0.3, absent=0.15):
-    """`log_p`, a draft drawn without replacement, and the laws of both sides."""
+    """`log_p`, a draft sampled without replacement, and both distributions."""
     rng = np.random.default_rng(seed)
-    p = random_laws(rng, (rows, tree.size, vocab), zeros)
-    q = random_laws(rng, (rows, tree.size, vocab), 2 * zeros)
+    p = random_distributions(rng, (rows, tree.size, vocab), zeros)
+    q = random_distributions(rng, (rows, tree.size, vocab), 2 * zeros)
     tokens = np.zeros((rows, tree.size), np.int32)
     valid = rng.random((rows, tree.size)) >= absent
     valid[:, 0] = True
     for node in tree.internal:
         children = [n for n in range(1, tree.size) if tree.parents[n] == node]
-        # Where q has fewer tokens than children, the last ones are impossible draws.
+        # Where q has fewer tokens than children, the last ones have probability 0.
         order = np.log(q[:, node] + 1e-30) + rng.gumbel(size=(rows, vocab))
         tokens[:, children] = np.argsort(-order, axis=1)[:, : len(children)]
-        # A sample behind one that is missing is none; see the traps.
+        # A sample after a missing sample is invalid: docs/traps.md.
         valid[:, children] = np.cumprod(valid[:, children], axis=1)
     with np.errstate(divide="ignore"):
         log_p, log_q = np.log(p), np.log(q)
@@ -109,17 +110,17 @@ def random_round(tree, *, rows=30, vocab=7, seed=0, zeros=0.3, absent=0.15):
 
 
 def as_given(draft):
-    """The same tokens without a distribution that they were drawn from."""
+    """The same tokens, not sampled from a distribution."""
     return replace(draft, log_q=None, selection="top")
 
 
-def outcomes_of(law, tree, tokens, row):
-    """A rule's law in the form of `walk`."""
+def outcomes_of(outcome, tree, tokens, row):
+    """Outcome of a verifier in the form of `walk`."""
     outcomes = defaultdict(float)
     for n in range(tree.size):
         path = tokens[row, tree.paths[n][1 : tree.depths[n] + 1]]
-        for y, mass in enumerate(np.asarray(law.final[row, n])):
-            outcomes[*map(int, path), y] += float(law.stop[row, n]) * mass
+        for y, mass in enumerate(np.asarray(outcome.final[row, n])):
+            outcomes[*map(int, path), y] += float(outcome.stop[row, n]) * mass
     return outcomes
 
 
@@ -129,13 +130,13 @@ def assert_same_outcomes(found, wanted, atol=1e-9):
         assert abs(wanted[outcome] - found[outcome]) < atol, outcome
 
 
-def assert_follows(law, tree, draft, p, q, accept, reject, atol=1e-9):
-    """Holds each row of a law to the walk."""
+def assert_follows(outcome, tree, draft, p, q, accept, reject, atol=1e-9):
+    """Compares each sequence of an outcome with the walk."""
     tokens, valid = np.asarray(draft.tokens), np.asarray(draft.valid)
     for row in range(len(tokens)):
         own = None if draft.log_q is None else q[row]
         wanted = walk(tree, tokens[row], valid[row], p[row], own, accept, reject)
-        assert_same_outcomes(outcomes_of(law, tree, tokens, row), wanted, atol)
+        assert_same_outcomes(outcomes_of(outcome, tree, tokens, row), wanted, atol)
 
 
 def codebook(vocab=7, seed=1):
