@@ -16,6 +16,7 @@ letter    meaning
 ``X``     extra queries of a verify pass
 ``S``     slots of a KV cache
 ``P``     prompt positions
+``Y``     positions of whole sequences: prompt and tokens
 ``I``     nodes that may have children
 ``W``     children of a node
 ``L``     layers
@@ -32,7 +33,7 @@ letter    meaning
 ========  =====================================================================
 """
 
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt32
 
 Params = PyTree
 Tokens = Int[Array, "B T"]
@@ -52,4 +53,5 @@ __all__ = [
     "PyTree",
     "BatchKeys",
     "Tokens",
+    "UInt32",
 ]

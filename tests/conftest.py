@@ -4,6 +4,11 @@ import os
 
 import jax
 from hypothesis import settings
+from jaxtyping import install_import_hook
+
+import tests.shape_checks  # noqa: F401, named below
+
+install_import_hook("jaxspec", "tests.shape_checks.check_shapes")
 
 # Most of the suite's time is compilation, of programs that run once. These flags of
 # XLA's CPU compiler halve it; they are read when the first program is compiled.

@@ -15,9 +15,9 @@ from jaxspec.models.transformer.model import Transformer
 from jaxspec.models.transformer.parameters import activation_dtype
 from jaxspec.pipeline.bundle import Bundle
 from jaxspec.pipeline.config import GenerationConfig
-from jaxspec.pipeline.drafters import LoadedDrafter
 from jaxspec.pipeline.engine import bundle_for, make_engine
 from jaxspec.pipeline.generation import GenerationResult, batches_of
+from jaxspec.pipeline.loaded_drafter import LoadedDrafter
 from jaxspec.pipeline.prompts import Prompts
 from jaxspec.pipeline.timing import Timing, ratio_fields
 from jaxspec.speculative.draft import DraftContext

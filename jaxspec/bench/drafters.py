@@ -17,8 +17,9 @@ from jaxspec.evaluate.tables import environment, markdown_table
 from jaxspec.io.text_files import read_text, split_lines
 from jaxspec.pipeline.bundle import Bundle, load_bundle
 from jaxspec.pipeline.config import GenerationConfig
-from jaxspec.pipeline.drafters import LoadedDrafter, load_drafter
+from jaxspec.pipeline.drafters import load_drafter
 from jaxspec.pipeline.generation import GenerationResult, batches_of, generate
+from jaxspec.pipeline.loaded_drafter import LoadedDrafter
 from jaxspec.pipeline.prompts import Prompts, spread_classes
 from jaxspec.pipeline.report import generation_report
 from jaxspec.pipeline.timing import RATIO_NOTE, ratio_fields, shown

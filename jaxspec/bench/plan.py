@@ -14,9 +14,10 @@ from jaxspec.errors import ConfigError
 from jaxspec.evaluate.tables import environment
 from jaxspec.pipeline.bundle import Bundle, load_bundle
 from jaxspec.pipeline.config import GenerationConfig
-from jaxspec.pipeline.drafters import LoadedDrafter, bundled_drafter
+from jaxspec.pipeline.drafters import bundled_drafter
 from jaxspec.pipeline.engine import make_engine, make_variables
 from jaxspec.pipeline.generation import generate
+from jaxspec.pipeline.loaded_drafter import LoadedDrafter
 from jaxspec.pipeline.prompts import Prompts, spread_classes
 from jaxspec.pipeline.timing import RATIO_NOTE, Timing, is_steady, ratio_fields, shown
 from jaxspec.pipeline.verifiers import verifier_spec

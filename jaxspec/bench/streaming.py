@@ -16,8 +16,9 @@ from jaxspec.core.stopping import StoppingCriteria
 from jaxspec.evaluate.tables import markdown_table
 from jaxspec.pipeline.bundle import Bundle, load_bundle
 from jaxspec.pipeline.config import GenerationConfig
-from jaxspec.pipeline.drafters import LoadedDrafter, bundled_drafter
+from jaxspec.pipeline.drafters import bundled_drafter
 from jaxspec.pipeline.engine import make_engine
+from jaxspec.pipeline.loaded_drafter import LoadedDrafter
 from jaxspec.pipeline.prompts import spread_classes
 from jaxspec.pipeline.timing import RATIO_NOTE, ratio_fields, shown
 from jaxspec.sharding.device import device_name

@@ -59,8 +59,17 @@ def whole_number(text: str) -> int | None:
     return int(text) if re.fullmatch("[0-9]{1,9}", text) else None
 
 
-def even_heads(heads: int, width: int) -> None:
-    """Raises `ConfigError` unless heads divide a width into multiples of 4."""
+def even_head_sizes(heads: int, width: int, head_dim: int | None = None) -> None:
+    """Raises `ConfigError` unless the head size is a multiple of 4.
+
+    Args:
+      heads: number of heads.
+      width: width that they divide.
+      head_dim: head size that does not follow from the width.
+    """
+    if head_dim:
+        require(head_dim % 4 == 0, f"head_dim={head_dim} must be a multiple of 4")
+        return
     require(
         width % heads == 0 and (width // heads) % 4 == 0,
         f"heads={heads} must divide width={width} into head sizes that are multiples "

@@ -171,16 +171,16 @@ def commit_path(
     return replace(cache, layers=layers, lengths=cache.lengths + counts)
 
 
-def tree_mask(cache: KVCache, window: Bool[Array, "... T T"]) -> Bool[Array, "R T S"]:
+def tree_mask(cache: KVCache, window: Bool[Array, "... T w"]) -> Bool[Array, "R T S"]:
     """Attention mask of queries whose keys are written from slot `lengths` on.
 
-    Every query attends to the committed slots that are visible, and to the queries that
-    `window` allows.
+    Every query attends to the committed slots that are visible, and to those of the `w`
+    slots behind them that `window` allows.
 
     Args:
       cache: cache before the queries are committed.
-      window: bool [T, T] or [R, T, T], entry `[t, u]` is True if query `t` attends to
-        query `u`; for a tree, its table of ancestors.
+      window: bool [T, w] or [R, T, w], entry `[t, u]` is True if query `t` attends to
+        slot `u` behind the committed ones; for a tree, its table of ancestors.
     """
     size = window.shape[-1]
     slot = jnp.arange(cache.capacity)[None] - cache.lengths[:, None]  # [R, S]
@@ -192,3 +192,8 @@ def tree_mask(cache: KVCache, window: Bool[Array, "... T T"]) -> Bool[Array, "R 
     else:
         allowed = jax.vmap(lambda table, query: table[:, query])(window, query)
     return past[:, None, :] | (inside[:, None, :] & allowed)
+
+
+def causal_mask(cache: KVCache, count: int) -> Bool[Array, "R T S"]:
+    """Attention mask of `count` adjacent tokens, see `tree_mask`."""
+    return tree_mask(cache, jnp.tril(jnp.ones((count, count), bool)))

@@ -12,7 +12,7 @@ from jaxspec.core.mesh_sync import varying
 from jaxspec.core.sampling import LLAMAGEN_ORDER, Sampling, Step
 from jaxspec.core.vocab_parallel import vocab_shards
 from jaxspec.errors import ConfigError
-from jaxspec.typing import Array, Bool, Float, Int
+from jaxspec.typing import Array, Bool, Float, Int, UInt32
 
 
 def apply_cfg(
@@ -168,7 +168,7 @@ def _with_digit(prefix, i, width):
     return prefix | digits.reshape(*(1,) * (prefix.ndim - 1), -1)
 
 
-def _ordered_bits(x: Float[Array, "..."]) -> Int[Array, "..."]:
+def _ordered_bits(x: Float[Array, "..."]) -> UInt32[Array, "..."]:
     """Maps float32 to uint32 of the same order, so that bits can be searched."""
     bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
     negative = bits >> 31 == 1

@@ -12,7 +12,7 @@ from jax.tree_util import register_dataclass
 from jaxspec.core.arguments import check_batch, check_keys
 from jaxspec.core.threefry import threefry
 from jaxspec.errors import ConfigError
-from jaxspec.typing import Array, BatchKeys, Bool, Float, Int, Key
+from jaxspec.typing import Array, BatchKeys, Bool, Float, Int, Key, UInt32
 
 # Numbers folded into a key for noise that is independent of the coupled noise. The
 # counter of coupled noise is (position, token) with tokens below 2**31, that of
@@ -165,7 +165,9 @@ def position_noise(
     return jax.lax.platform_dependent(positions, cpu=sample_in_loop, default=sample)
 
 
-def _gumbel(high: Int[Array, "..."], low: Int[Array, "..."]) -> Float[Array, "..."]:
+def _gumbel(
+    high: UInt32[Array, "..."], low: UInt32[Array, "..."]
+) -> Float[Array, "..."]:
     """Standard Gumbel noise from two random words."""
 
     def fraction(word):  # in [0, 1), 24 bits

@@ -19,7 +19,8 @@ class Stats:
       proposed: int32 [B], drafted tokens that were verified: valid nodes of trees.
       rescored: int32 [B], near-ties that were resolved by `Target.rescore`.
       accepted: int32 [B, A], number of rounds by number of accepted tokens.
-      hits: int32 [B, A - 1, W], accepted drafted tokens by depth and rank.
+      hits: int32 [B, A - 1, W], accepted drafted tokens by depth and rank; one depth,
+        which stays 0, if nothing is drafted.
     """
 
     calls: Int[Array, "B"]
@@ -27,7 +28,7 @@ class Stats:
     proposed: Int[Array, "B"]
     rescored: Int[Array, "B"]
     accepted: Int[Array, "B A"]
-    hits: Int[Array, "B A-1 W"]
+    hits: Int[Array, "B depths W"]
 
 
 @register_dataclass

@@ -33,11 +33,11 @@ class Sampling:
         conditional branch alone.
     """
 
-    temperature: Float[Array, "B"]
-    top_k: Int[Array, "B"]
-    top_p: Float[Array, "B"]
-    cfg_scale: Float[Array, "B"]
-    cfg_tokens: Int[Array, "B"]
+    temperature: Float[Array, "B"] | Float[Array, ""]
+    top_k: Int[Array, "B"] | Int[Array, ""]
+    top_p: Float[Array, "B"] | Float[Array, ""]
+    cfg_scale: Float[Array, "B"] | Float[Array, ""]
+    cfg_tokens: Int[Array, "B"] | Int[Array, ""]
 
     @classmethod
     def create(

@@ -24,8 +24,8 @@ class StoppingCriteria:
         none.
     """
 
-    max_new_tokens: Int[Array, "B"]
-    stop_tokens: Int[Array, "B J"]
+    max_new_tokens: Int[Array, "B"] | Int[Array, ""]
+    stop_tokens: Int[Array, "B J"] | Int[Array, "J"]
 
     @classmethod
     def create(

@@ -2,14 +2,14 @@
 
 import jax.numpy as jnp
 
-from jaxspec.typing import Array, Int
+from jaxspec.typing import Array, UInt32
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
 def threefry(
     key: tuple[Array, Array], counter: tuple[Array, Array]
-) -> tuple[Int[Array, "..."], Int[Array, "..."]]:
+) -> tuple[UInt32[Array, "..."], UInt32[Array, "..."]]:
     """Threefry-2x32 with 20 rounds (Salmon et al., SC 2011): two words per counter.
 
     The words are those of `jax.random`. As plain arithmetic, the function fuses with

@@ -64,11 +64,12 @@ def vocab_top_k(
     """
     shards = vocab_shards()
     if shards == 1 or scores.shape[-1] % shards or scores.shape[-1] // shards < count:
-        return jax.lax.top_k(scores, count)
+        best, tokens = jax.lax.top_k(scores, count)
+        return best, tokens
 
-    def local(shard):
+    def local(shard, index):
         best, tokens = jax.lax.top_k(shard, count)
-        tokens = tokens + jax.lax.axis_index(AXIS) * shard.shape[-1]
+        tokens = tokens + index * shard.shape[-1]
         gather = partial(jax.lax.all_gather, axis_name=AXIS, axis=-1, tiled=True)
         best, index = jax.lax.top_k(gather(best), count)
         return best, jnp.take_along_axis(gather(tokens), index, axis=-1)
@@ -76,11 +77,11 @@ def vocab_top_k(
     last = PartitionSpec(*(None,) * (scores.ndim - 1), AXIS)
     return jax.shard_map(
         local,
-        in_specs=last,
+        in_specs=(last, PartitionSpec(AXIS)),
         out_specs=PartitionSpec(),
         axis_names={AXIS},
         check_vma=False,
-    )(scores)
+    )(scores, jnp.arange(shards))  # JAX 0.7 has no `axis_index` in a nested `shard_map`
 
 
 def sample_by_inverse_cdf(

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxspec.config import TransformerConfig
+from jaxspec.speculative.draft import Drafter
 from jaxspec.speculative.trees.dynamic import DynamicTree
 from jaxspec.speculative.trees.tree import Tree
 from jaxspec.typing import Array, Params
@@ -45,6 +46,25 @@ class TrainedDrafter(Protocol):
         Raises:
           ConfigError: it cannot.
         """
+        ...
+
+
+@runtime_checkable
+class ExtendsTarget(Protocol):
+    """A trained drafter whose parameters become parameters of the target."""
+
+    @property
+    def extended_target(self) -> TransformerConfig:
+        """Configuration of the target with these parameters."""
+        ...
+
+    @property
+    def drafter(self) -> Drafter:
+        """Drafter of the extended target; it has no parameters."""
+        ...
+
+    def extend_params(self, own: Params, target_params: Params) -> Params:
+        """Joins the drafter's parameters with the target's."""
         ...
 
 

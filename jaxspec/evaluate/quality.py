@@ -20,9 +20,9 @@ from jaxspec.models.transformer.model import Transformer
 from jaxspec.pipeline.bundle import Bundle
 from jaxspec.pipeline.config import GenerationConfig
 from jaxspec.pipeline.decoding import decode_images
-from jaxspec.pipeline.drafters import LoadedDrafter
 from jaxspec.pipeline.engine import bundle_for
 from jaxspec.pipeline.generation import GenerationResult, Progress, generate
+from jaxspec.pipeline.loaded_drafter import LoadedDrafter
 from jaxspec.pipeline.prompts import Prompts
 from jaxspec.pipeline.verifiers import parse_verifier
 from jaxspec.sharding.device import device_name

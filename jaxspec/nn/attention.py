@@ -187,7 +187,7 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Float[Array, "R T D"],
+        x: Float[Array, "R T M"],
         angles: Float[Array, "R T f 2"],
         mask: Bool[Array, "R T S"],
         cache: tuple[Array, Array] | None = None,
@@ -196,7 +196,7 @@ class Attention(nn.Module):
         """Attends over `x` or, with a cache, writes `x` to it and attends over it.
 
         Args:
-          x: hidden states.
+          x: hidden states of any width `M`; EAGLE reads pairs of them.
           angles: cosines and sines of the tokens' positions, `f = F / 2`.
           mask: True where a query may attend; without a cache `S = T`.
           cache: keys and values `[R, K, S, F]`.

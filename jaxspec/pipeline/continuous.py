@@ -15,9 +15,10 @@ from jaxspec.core.stopping import StoppingCriteria
 from jaxspec.errors import ConfigError
 from jaxspec.pipeline.bundle import Bundle
 from jaxspec.pipeline.config import GenerationConfig
-from jaxspec.pipeline.drafters import LoadedDrafter, bundled_drafter
+from jaxspec.pipeline.drafters import bundled_drafter
 from jaxspec.pipeline.engine import bundle_for, make_engine, make_variables
 from jaxspec.pipeline.generation import check_finite
+from jaxspec.pipeline.loaded_drafter import LoadedDrafter
 from jaxspec.sharding import over_batch
 from jaxspec.speculative.engine import Engine
 from jaxspec.speculative.trees.dynamic import DynamicTree

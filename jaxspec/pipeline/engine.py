@@ -9,7 +9,8 @@ from jaxspec.models.transformer.model import Transformer
 from jaxspec.models.transformer.parameters import activation_dtype
 from jaxspec.pipeline.bundle import Bundle
 from jaxspec.pipeline.config import GenerationConfig
-from jaxspec.pipeline.drafters import LoadedDrafter, bundled_drafter
+from jaxspec.pipeline.drafters import bundled_drafter
+from jaxspec.pipeline.loaded_drafter import LoadedDrafter
 from jaxspec.pipeline.verifiers import verifier_params
 from jaxspec.speculative.engine import Engine
 from jaxspec.speculative.state import Variables

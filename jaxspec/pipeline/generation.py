@@ -14,8 +14,9 @@ from jaxspec.core.sampling import Sampling
 from jaxspec.errors import NonFiniteError
 from jaxspec.pipeline.bundle import Bundle
 from jaxspec.pipeline.config import GenerationConfig
-from jaxspec.pipeline.drafters import LoadedDrafter, bundled_drafter
+from jaxspec.pipeline.drafters import bundled_drafter
 from jaxspec.pipeline.engine import bundle_for, make_engine, make_variables
+from jaxspec.pipeline.loaded_drafter import LoadedDrafter
 from jaxspec.pipeline.prompts import Prompts
 from jaxspec.pipeline.timing import Timing
 from jaxspec.sharding import over_batch

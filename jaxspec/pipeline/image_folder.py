@@ -20,8 +20,8 @@ from jaxspec.pipeline.captions import read_captions
 from jaxspec.pipeline.config import GenerationConfig
 from jaxspec.pipeline.continuous import PromptsOf, generate_continuously
 from jaxspec.pipeline.decoding import decode_images
-from jaxspec.pipeline.drafters import LoadedDrafter
 from jaxspec.pipeline.engine import bundle_for
+from jaxspec.pipeline.loaded_drafter import LoadedDrafter
 from jaxspec.pipeline.report import json_bytes
 from jaxspec.pipeline.verifiers import verifier_spec
 from jaxspec.sharding.device import device_name

@@ -16,8 +16,9 @@ from jaxspec.pipeline.bundle import Bundle, load_bundle, resolve_classes
 from jaxspec.pipeline.captions import read_captions
 from jaxspec.pipeline.config import GenerationConfig
 from jaxspec.pipeline.decoding import decode_images
-from jaxspec.pipeline.drafters import LoadedDrafter, bundled_drafter, load_drafter
+from jaxspec.pipeline.drafters import bundled_drafter, load_drafter
 from jaxspec.pipeline.generation import GenerationResult, generate, join_batches
+from jaxspec.pipeline.loaded_drafter import LoadedDrafter
 from jaxspec.pipeline.preview import Preview, generate_previews
 from jaxspec.pipeline.prompts import Prompts
 from jaxspec.pipeline.timing import Timing

@@ -14,9 +14,9 @@ from jaxspec.core.result import Generation
 from jaxspec.pipeline.bundle import Bundle
 from jaxspec.pipeline.config import GenerationConfig
 from jaxspec.pipeline.decoding import decode_images
-from jaxspec.pipeline.drafters import LoadedDrafter
 from jaxspec.pipeline.engine import bundle_for, make_engine, make_variables
 from jaxspec.pipeline.generation import batches_of, check_finite
+from jaxspec.pipeline.loaded_drafter import LoadedDrafter
 from jaxspec.pipeline.prompts import Prompts
 from jaxspec.sharding import over_batch
 from jaxspec.speculative.engine import Engine

@@ -10,9 +10,10 @@ from jaxspec import __version__
 from jaxspec.models.transformer.parameters import activation_dtype
 from jaxspec.pipeline.bundle import Bundle
 from jaxspec.pipeline.config import GenerationConfig
-from jaxspec.pipeline.drafters import LoadedDrafter, bundled_drafter
+from jaxspec.pipeline.drafters import bundled_drafter
 from jaxspec.pipeline.engine import verifier_in_use
 from jaxspec.pipeline.generation import GenerationResult
+from jaxspec.pipeline.loaded_drafter import LoadedDrafter
 from jaxspec.pipeline.prompts import Prompts
 from jaxspec.pipeline.timing import ratio_fields, shown
 from jaxspec.pipeline.verifiers import verifier_spec

@@ -193,7 +193,8 @@ class Draft:
     ) -> tuple[Topology, Bool[Array, "B N"]]:
         """Tables of the tree, and the valid nodes that are reachable in it."""
         if self.parents is not None:
-            return grown_topology(self.parents, valid, tree.depth, tree.width)
+            parents, valid = jnp.asarray(self.parents), jnp.asarray(valid)
+            return grown_topology(parents, valid, tree.depth, tree.width)
         if not isinstance(tree, Tree):
             raise ConfigError(
                 f"{type(tree).__name__} is the bound of dynamic trees; set the "

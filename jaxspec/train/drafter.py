@@ -218,7 +218,7 @@ def drafter_losses(
     tokens: Int[Array, "B T"],
     labels: Int[Array, "B"],
     key: Array,
-    cached: Float[Array, "B 2 P+T E"] | None = None,
+    cached: Float[Array, "B 2 Y E"] | None = None,
 ) -> tuple[Float[Array, "B M G"], Float[Array, "B M G"], Float[Array, ""]]:
     """Divergence of each prediction from the target, its overlap, and the regression.
 

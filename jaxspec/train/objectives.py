@@ -54,7 +54,7 @@ def next_loss(
 
 
 def token_losses(
-    model: Transformer, logits: Float[Array, "B P+T-1 V"], tokens: Int[Array, "B T"]
+    model: Transformer, logits: Float[Array, "B Y V"], tokens: Int[Array, "B T"]
 ) -> Float[Array, "B M"]:
     """Negative log-likelihood in nats of each predicted token.
 
@@ -62,8 +62,8 @@ def token_losses(
 
     Args:
       model: causal transformer.
-      logits: float32 [B, P + T - 1, V], outputs at the condition and at all tokens but
-        the last.
+      logits: float32 [B, Y, V] with `Y = P + T - 1`, outputs at the condition and at
+        all tokens but the last.
       tokens: int32 [B, T], all tokens.
     """
     prefix = model.config.prefix_length

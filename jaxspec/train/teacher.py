@@ -18,7 +18,7 @@ def run_teacher(
     tokens: Int[Array, "B T"],
     labels: Int[Array, "B"],
     null: Bool[Array, "B"],
-    cached: Float[Array, "B 2 P+T E"] | None = None,
+    cached: Float[Array, "B 2 Y E"] | None = None,
 ) -> TeacherOutputs:
     """Runs the frozen target on sequences; no gradient flows into it.
 

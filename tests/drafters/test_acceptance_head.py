@@ -58,7 +58,7 @@ def test_a_trained_head_separates_accepted_from_rejected(shared):
     assert np.isfinite(losses).all() and losses[-1] < 0.7 * losses[0]
     fresh, truth = hidden_states(1, 1000)
     before, after = (
-        separation(np.asarray(head.confidence(x, fresh)), truth)
+        separation(np.asarray(head.confidence(x, jnp.asarray(fresh))), truth)
         for x in (params, trained)
     )
     assert abs(before - 0.5) < 0.2 and after > 0.95

@@ -172,8 +172,8 @@ def test_prompt_tokens_are_trained_on_the_logits_that_they_draft_from():
     outputs = kind_of(drafter.config).training_outputs(
         drafter, drafter_params, teacher, jax.random.key(4)
     )
-    model = Transformer(drafter.widened)
-    params = drafter.target_params(drafter_params, PARAMS)
+    model = Transformer(drafter.extended_target)
+    params = drafter.extend_params(drafter_params, PARAMS)
     ids = TARGET.vocab_size + jnp.arange(4)
     for block in (0, 7):
         known = int(outputs.positions[0, block, 0]) - 2  # tokens before the block

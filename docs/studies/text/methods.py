@@ -31,7 +31,8 @@ from jaxspec.errors import ConfigError
 from jaxspec.evaluate.tables import environment, markdown_table
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.pipeline.bundle import Bundle, load_bundle
-from jaxspec.pipeline.drafters import LoadedDrafter, bundled_drafter, load_drafter
+from jaxspec.pipeline.drafters import bundled_drafter, load_drafter
+from jaxspec.pipeline.loaded_drafter import LoadedDrafter
 from jaxspec.pipeline.timing import RATIO_NOTE, ratio_fields, shown
 from jaxspec.speculative.engine import Engine
 from jaxspec.speculative.state import Variables

@@ -26,9 +26,9 @@ class TeacherOutputs:
       params: the target's parameters.
     """
 
-    tokens: Int[Array, "B P+T"]
-    logits: Float[Array, "B P+T V"]
-    features: Float[Array, "B P+T E"]
+    tokens: Int[Array, "B Y"]
+    logits: Float[Array, "B Y V"]
+    features: Float[Array, "B Y E"]
     labels: Int[Array, "B"]
     null: Bool[Array, "B"]
     params: Params

@@ -7,7 +7,7 @@ import einops
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxspec.config.checks import even_heads, grouped_heads, positive, require
+from jaxspec.config.checks import even_head_sizes, grouped_heads, positive, require
 from jaxspec.drafters.dflash.grid_context import COLUMNS
 from jaxspec.nn.attention import attend
 from jaxspec.nn.layers import INIT, RMSNorm, SwiGLU, linear
@@ -85,7 +85,7 @@ class DFlashConfig:
             len(self.feature_layers) >= 1,
             "feature_layers must name at least one target layer",
         )
-        even_heads(self.heads, self.heads * (self.head_dim or 0) or self.width)
+        even_head_sizes(self.heads, self.width, self.head_dim)
 
     @property
     def num_kv_heads(self) -> int:
@@ -104,7 +104,7 @@ KeysValues = tuple[Float[Array, "R K S F"], Float[Array, "R K S F"]]
 def append_to(past: KeysValues) -> Callable[[KeysValues], KeysValues]:
     """Makes a function that appends a block's keys and values to `past`."""
 
-    def join(block: KeysValues) -> KeysValues:
+    def join(block: tuple[Array, Array]) -> KeysValues:
         k = jnp.concatenate([past[0], block[0]], axis=2)
         return k, jnp.concatenate([past[1], block[1]], axis=2)
 

@@ -7,14 +7,15 @@ from jax.tree_util import register_dataclass
 
 from jaxspec.config import TransformerConfig
 from jaxspec.core.branches import repeat_branches
-from jaxspec.core.kv_cache import KVCache, tree_mask
+from jaxspec.core.kv_cache import KVCache, causal_mask
 from jaxspec.core.logits import apply_cfg
+from jaxspec.drafters.common.scratch import ScratchCache, insert_root
 from jaxspec.drafters.tree_drafting import expansions, grow
 from jaxspec.errors import ConfigError
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.speculative.draft import Draft, DraftContext, InitContext, RoundResult
 from jaxspec.speculative.target import Target
-from jaxspec.typing import Array, Float, Int, Params, PyTree
+from jaxspec.typing import Array, Float, Int, Params
 
 
 @register_dataclass
@@ -75,12 +76,10 @@ class DraftModel:
         branches = self.model.branches
         logits, _, cache, last = read_committed(self.model, params, state, ctx)
         lengths = cache.lengths + repeat_branches(state.counts, branches)
+        cache = replace(cache, lengths=lengths)
         last = repeat_branches(last, branches)[:, None, None]
         root_logits = jnp.take_along_axis(logits, last, axis=1)
-        draft, layers = grow_by_levels(
-            self.model, params, cache, lengths, root_logits, ctx
-        )
-        cache = replace(cache, layers=layers, lengths=lengths)
+        draft, cache = grow_by_levels(self.model, params, cache, root_logits, ctx)
         return draft, replace(state, cache=cache, counts=jnp.zeros_like(state.counts))
 
     def observe(
@@ -121,15 +120,14 @@ def read_committed(
     """
     path = state.tokens.shape[1]
     last = jnp.maximum(state.counts - 1, 0)
-    is_root = jnp.arange(path)[None] == last[:, None]
-    tokens = jnp.where(is_root, ctx.root[:, None], state.tokens)
+    tokens = insert_root(state.tokens, ctx.root, last)
     positions = (ctx.position - last)[:, None] + jnp.arange(path)[None]
     logits, features, cache = model.forward(
         params,
         state.cache,
         repeat_branches(tokens, model.branches),
         repeat_branches(positions, model.branches),
-        tree_mask(state.cache, jnp.tril(jnp.ones((path, path), bool))),
+        causal_mask(state.cache, path),
     )
     return logits, features, cache, last
 
@@ -138,47 +136,40 @@ def grow_by_levels(
     model: Target,
     params: Params,
     cache: KVCache,
-    lengths: Int[Array, "R"],
     root_logits: Float[Array, "R 1 V"],
     ctx: DraftContext,
-) -> tuple[Draft, PyTree]:
+) -> tuple[Draft, KVCache]:
     """Drafts a tree with one pass per level, its nodes in slots behind the committed.
 
     Args:
       model: the draft model.
       params: parameters of the model.
       cache: keys and values of all committed tokens and the root.
-      lengths: int32 [R], number of these tokens.
       root_logits: [R, 1, V], logits after the root.
       ctx: the round.
 
     Returns:
-      The draft, and the cache's layers with the draft nodes written behind `lengths`.
+      The draft, and the cache with the draft nodes written behind its `lengths`.
     """
     slots, branches = expansions(ctx.tree)[0], model.branches
 
-    def step(depth, tokens, ancestors, carry):
-        layers, used = carry
+    def step(depth, tokens, ancestors, scratch):
         offset = jnp.broadcast_to(jnp.reshape(depth, (-1, 1)), tokens.shape)
-        if used is None:  # the root was read with the committed tokens
-            logits, carry = root_logits, (layers, 0)
+        if scratch.used is None:  # the root was read with the committed tokens
+            logits, scratch = root_logits, replace(scratch, used=0)
         else:
-            scratch = replace(cache, layers=layers, lengths=lengths)
-            slot = used + jnp.arange(tokens.shape[1])[:, None]
-            ancestors |= (jnp.arange(slots)[None] == slot)[None]
-            mask = tree_mask(scratch, repeat_branches(ancestors, branches))
-            scratch = replace(scratch, lengths=lengths + used)
+            ancestors, mask, at_slots = scratch.reserve(ancestors)
             positions = repeat_branches(ctx.position[:, None] + offset, branches)
-            logits, _, scratch = model.forward(
-                params, scratch, repeat_branches(tokens, branches), positions, mask
+            logits, _, written = model.forward(
+                params, at_slots, repeat_branches(tokens, branches), positions, mask
             )
-            carry = scratch.layers, used + tokens.shape[1]
+            scratch = scratch.store(written.layers, tokens.shape[1])
         logits = apply_cfg(logits, ctx.sampling, ctx.index[:, None] + offset)
-        return logits, ancestors, carry
+        return logits, ancestors, scratch
 
     no_ancestors = jnp.zeros((len(ctx.root), 1, slots), bool)
-    draft, (layers, _) = grow(ctx, step, no_ancestors, (cache.layers, None))
-    return draft, layers
+    draft, scratch = grow(ctx, step, no_ancestors, ScratchCache(cache, None, slots))
+    return draft, scratch.cache
 
 
 def early_exit(

@@ -112,6 +112,7 @@ class DynamicExit:
         branches = deepest.branches
         _, features, cache, last = read_committed(deepest, params, model_state, ctx)
         lengths = cache.lengths + repeat_branches(model_state.counts, branches)
+        cache = replace(cache, lengths=lengths)
         shared = shared_target_params(self.config, params, norm=True)
         by_exit = jnp.split(features, len(self.exits), axis=-1)
         logits = [target_logits(self.config, shared, x) for x in by_exit]
@@ -123,16 +124,13 @@ class DynamicExit:
             root_logits = jnp.take_along_axis(logits[i], index, axis=1)
             cut = replace(cache, layers=cache.layers[: self.exits[i]])
             model = self._model(self.exits[i])
-            return grow_by_levels(model, params, cut, lengths, root_logits, ctx)[0]
+            return grow_by_levels(model, params, cut, root_logits, ctx)[0]
 
         drafts = [partial(draft_with, i) for i in range(len(self.exits))]
         draft = jax.lax.switch(exit_index, drafts, cache)
         keep = draft.topology(ctx.tree).depths <= depth[:, None]
-        model_state = replace(
-            model_state,
-            cache=replace(cache, lengths=lengths),
-            counts=jnp.zeros_like(model_state.counts),
-        )
+        counts = jnp.zeros_like(model_state.counts)
+        model_state = replace(model_state, cache=cache, counts=counts)
         new = ExitState(model_state, state.logits, rates)
         return draft.keep(keep, past=True), new
 

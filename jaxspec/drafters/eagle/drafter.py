@@ -12,9 +12,10 @@ from jaxspec.core.branches import (
     repeat_branches,
     split_branches,
 )
-from jaxspec.core.kv_cache import KVCache, init_cache, tree_mask
+from jaxspec.core.kv_cache import KVCache, causal_mask, init_cache
 from jaxspec.core.logits import apply_cfg
 from jaxspec.drafters.common.history import following_tokens
+from jaxspec.drafters.common.scratch import ScratchCache, insert_root
 from jaxspec.drafters.common.target_params import shared_target_params, target_norm
 from jaxspec.drafters.eagle.draft_vocabulary import widened
 from jaxspec.drafters.eagle.network import EagleConfig, EagleNetwork
@@ -199,53 +200,48 @@ class Eagle:
         self, params: Params, state: EagleState, ctx: DraftContext
     ) -> tuple[Draft, EagleState]:
         """See `Drafter`."""
-        batch, path = state.tokens.shape
+        batch = len(state.tokens)
         branches = state.features.shape[0] // batch
         last = jnp.maximum(state.counts - 1, 0)
-        is_root = jnp.arange(path)[None] == last[:, None]
-        tokens = jnp.where(is_root, ctx.root[:, None], state.tokens)
+        tokens = insert_root(state.tokens, ctx.root, last)
         cache, h = self._read(
             params, state.cache, state.features, repeat_branches(tokens, branches)
         )
         last = repeat_branches(last, branches)[:, None, None]
         root_h = jnp.take_along_axis(h, last, axis=1)
         lengths = cache.lengths + repeat_branches(state.counts, branches)
-        slots = expansions(ctx.tree)[0]
+        cache, slots = replace(cache, lengths=lengths), expansions(ctx.tree)[0]
 
-        def step(depth, tokens, node_state, carry):
+        def step(depth, tokens, node_state, scratch):
             ancestors, parent_h = node_state
-            layers, used = carry
             offset = jnp.broadcast_to(jnp.reshape(depth, (-1, 1)), tokens.shape)
-            if used is None:  # the root's pair was read with the committed ones
-                h, carry = root_h, (layers, 0)
+            if scratch.used is None:  # the root's pair was read with the committed ones
+                h, scratch = root_h, replace(scratch, used=0)
             else:
-                slot = used + jnp.arange(tokens.shape[1])[:, None]
-                ancestors |= (jnp.arange(slots)[None] == slot)[None]
-                scratch = replace(cache, layers=layers, lengths=lengths)
-                mask = tree_mask(scratch, repeat_branches(ancestors, branches))
+                ancestors, mask, at_slots = scratch.reserve(ancestors)
                 positions = lengths[:, None] - 1 + repeat_branches(offset, branches)
-                scratch = replace(scratch, lengths=lengths + used)
                 h, layer = self.network(params["own"]).layer(
                     params["embedding"][repeat_branches(tokens, branches)],
                     merge_branches(parent_h),
                     self.angles(positions),
                     mask,
-                    scratch.layers[0],
-                    scratch.lengths,
+                    at_slots.layers[0],
+                    at_slots.lengths,
                 )
-                carry = (layer,), used + tokens.shape[1]
+                scratch = scratch.store((layer,), tokens.shape[1])
             logits = self.scores(params, h)
             logits = apply_cfg(logits, ctx.sampling, ctx.index[:, None] + offset)
             if self.config.draft_vocab:  # after guidance: -inf less -inf is NaN
                 ids = params["own"]["ids"]
                 logits = widened(logits, ids, self.target.vocab_size)
-            return logits, (ancestors, split_branches(h, batch)), carry
+            return logits, (ancestors, split_branches(h, batch)), scratch
 
         no_ancestors = jnp.zeros((batch, 1, slots), bool)
         root_state = no_ancestors, split_branches(jnp.zeros_like(root_h), batch)
-        draft, (layers, _) = grow(ctx, step, root_state, (cache.layers, None))
-        cache = replace(cache, layers=layers, lengths=lengths)
-        return draft, replace(state, cache=cache, counts=jnp.zeros_like(state.counts))
+        scratch = ScratchCache(cache, None, slots)
+        draft, scratch = grow(ctx, step, root_state, scratch)
+        counts = jnp.zeros_like(state.counts)
+        return draft, replace(state, cache=scratch.cache, counts=counts)
 
     def observe(
         self, params: Params, state: EagleState, result: RoundResult
@@ -266,7 +262,7 @@ class Eagle:
             params["embedding"][tokens],
             self.inputs(params, features),
             self.angles(positions),
-            tree_mask(cache, jnp.tril(jnp.ones((count, count), bool))),
+            causal_mask(cache, count),
             cache.layers[0],
             cache.lengths,
         )

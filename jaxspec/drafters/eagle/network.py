@@ -7,7 +7,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxspec.config import RopeScaling
-from jaxspec.config.checks import even_heads, grouped_heads, number, positive, require
+from jaxspec.config.checks import (
+    even_head_sizes,
+    grouped_heads,
+    number,
+    positive,
+    require,
+)
 from jaxspec.nn.attention import Attention
 from jaxspec.nn.layers import INIT, HeadNorm, RMSNorm, SwiGLU, linear
 from jaxspec.typing import Array, Bool, Float, Int
@@ -88,7 +94,7 @@ class EagleConfig:
             len(self.feature_layers) >= 1,
             "feature_layers must name at least one target layer",
         )
-        even_heads(self.heads, self.heads * (self.head_dim or 0) or self.width)
+        even_head_sizes(self.heads, self.width, self.head_dim)
 
     @property
     def num_kv_heads(self) -> int:

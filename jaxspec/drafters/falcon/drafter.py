@@ -9,15 +9,16 @@ import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
 from jaxspec.config import TransformerConfig
-from jaxspec.config.checks import even_heads, positive
+from jaxspec.config.checks import even_head_sizes, positive
 from jaxspec.core.branches import (
     merge_branches,
     repeat_branches,
     split_branches,
 )
-from jaxspec.core.kv_cache import KVCache, init_cache, tree_mask
+from jaxspec.core.kv_cache import KVCache, causal_mask, init_cache
 from jaxspec.core.logits import apply_cfg
 from jaxspec.drafters.common.history import following_tokens
+from jaxspec.drafters.common.scratch import ScratchCache, insert_root
 from jaxspec.drafters.common.target_params import shared_target_params, target_norm
 from jaxspec.drafters.tree_drafting import expansions, grow
 from jaxspec.errors import ConfigError
@@ -50,7 +51,7 @@ class FalconConfig:
 
     def __post_init__(self):
         positive(self, "block", "width", "heads", "ffn_width")
-        even_heads(self.heads, self.width)
+        even_head_sizes(self.heads, self.width)
 
     @property
     def head_size(self) -> int:
@@ -254,7 +255,7 @@ class Falcon:
         pad = ((0, 0), (before, 0))
         features = jnp.pad(ctx.features, (*pad, (0, 0)))
         tokens = jnp.pad(tokens, pad, constant_values=-1)
-        cache = self._commit(params, cache, features, tokens)
+        cache = self._commit(params, cache, self.pairs(params, features, tokens))
         last = jnp.maximum(ctx.lengths - 1, 0)
         cache = replace(cache, lengths=cache.lengths + last)
         index = last[:, None] + jnp.arange(before + 1)[None]
@@ -274,39 +275,53 @@ class Falcon:
         """See `Drafter`."""
         size, batch = self.config.block, len(ctx.root)
         before = 2 * (size - 1)
-        sequences = state.features.shape[0]
-        branches = sequences // batch
+        branches = len(state.features) // batch
         counts = jnp.maximum(state.counts, 1)
-        index = jnp.arange(state.tokens.shape[1])[None]
-        is_root = index == before + counts[:, None] - 1
-        tokens = jnp.where(is_root, ctx.root[:, None], state.tokens)
-        branch_tokens = repeat_branches(tokens, branches)
-        cache = self._commit(params, state.cache, state.features, branch_tokens)
+        tokens = insert_root(state.tokens, ctx.root, before + counts - 1)
+        pairs = self.pairs(params, state.features, repeat_branches(tokens, branches))
+        cache = self._commit(params, state.cache, pairs)
         lengths = cache.lengths + repeat_branches(state.counts, branches)
-
-        # The last `size` pairs are read again: now they can attend to each other.
-        pairs = self.pairs(params, state.features, branch_tokens)
-        first = repeat_branches(counts, branches)[:, None] - 1
-        index = first + jnp.arange(2 * size - 1)[None]
+        cache = replace(cache, lengths=lengths)
+        index = repeat_branches(counts, branches)[:, None] - 1 + jnp.arange(before + 1)
         last_pairs = jnp.take_along_axis(pairs, index[..., None], axis=1)
-        mask = jnp.arange(cache.capacity)[None] < lengths[:, None]
-        mask &= cache.visible
-        start = lengths[:, None] - size
-        root_h, layer = self.layer(
-            params,
-            windows_of(last_pairs, size),
-            start + jnp.arange(size)[None],
-            jnp.broadcast_to(mask[:, None], (sequences, size, cache.capacity)),
-            cache.layers[0],
-            lengths,
+        draft, cache = self._grow(params, cache, last_pairs, ctx)
+        index = counts[:, None] + jnp.arange(before)[None]
+        last_features = jnp.take_along_axis(
+            state.features, repeat_branches(index, branches)[..., None], axis=1
         )
+        last_tokens = jnp.take_along_axis(tokens, index, axis=1)
+        return draft, FalconState(
+            cache,
+            state.features.at[:, :before].set(last_features),
+            tokens.at[:, :before].set(last_tokens),
+            jnp.zeros_like(state.counts),
+        )
+
+    def _grow(
+        self,
+        params: Params,
+        cache: KVCache,
+        last_pairs: Float[Array, "R T M"],
+        ctx: DraftContext,
+    ) -> tuple[Draft, KVCache]:
+        """Drafts `G` levels per pass, the pairs of its nodes in scratch slots.
+
+        Args:
+          params: parameters, see `with_target_params`.
+          cache: keys and values of all committed pairs, the root's included.
+          last_pairs: [R, 2 G - 1, 2 D], the last of these pairs.
+          ctx: the round.
+        """
+        size, batch = self.config.block, len(ctx.root)
+        sequences = len(last_pairs)
+        branches = sequences // batch
+        root_h, layer = self._read_last_block(params, cache, last_pairs)
         slots = size * expansions(ctx.tree)[0]
 
-        def step(depth, tokens, node_state, carry):
+        def step(depth, tokens, node_state, scratch):
             # Scratch slots of the ancestors; pairs of the last block; features
             # predicted for this block, and embeddings of the tokens drafted with them.
             ancestors, pairs, h, embedded = node_state
-            layer, used = carry
             count = tokens.shape[1]
             if depth:  # a node's token is paired with the feature predicted for it
                 token_embedding = params["embedding"][repeat_branches(tokens, branches)]
@@ -318,43 +333,41 @@ class Falcon:
                 run = merge_branches(run).reshape(sequences * count, -1, run.shape[-1])
                 windows = windows_of(run, size)
                 windows = windows.reshape(sequences, count * size, size, -1)
-                number = used // size + jnp.arange(count)
-                ancestors |= (jnp.arange(slots)[None] // size == number[:, None])[None]
-                scratch = replace(cache, layers=(layer,), lengths=lengths)
-                mask = jnp.repeat(ancestors, size, axis=1)
-                mask = tree_mask(scratch, repeat_branches(mask, branches))
+                ancestors, mask, at_slots = scratch.reserve(ancestors, size)
                 offset = depth - size + jnp.tile(jnp.arange(size), count)[None]
-                out, layer = self.layer(
-                    params,
-                    windows,
-                    lengths[:, None] + offset,
-                    mask,
-                    layer,
-                    lengths + used,
-                )
+                positions = scratch.cache.lengths[:, None] + offset
+                layer, starts = at_slots.layers[0], at_slots.lengths
+                out, layer = self.layer(params, windows, positions, mask, layer, starts)
                 h = split_branches(out.reshape(sequences, count, size, -1), batch)
-                pairs, used = block, used + count * size
+                pairs, scratch = block, scratch.store((layer,), count * size)
             predicted = merge_branches(h[:, :, :, depth % size])
             index = ctx.index[:, None] + depth
             logits = apply_cfg(self.scores(params, predicted), ctx.sampling, index)
-            return logits, (ancestors, pairs, h, embedded), (layer, used)
+            return logits, (ancestors, pairs, h, embedded), scratch
 
         no_ancestors = jnp.zeros((batch, 1, slots), bool)
         pairs = split_branches(last_pairs[:, None, size - 1 :], batch)
         h = split_branches(root_h[:, None], batch)
         root_state = no_ancestors, pairs, h, jnp.zeros_like(h)
-        draft, (layer, _) = grow(ctx, step, root_state, (layer, 0))
-        cache = replace(cache, layers=(layer,), lengths=lengths)
-        index = counts[:, None] + jnp.arange(before)[None]
-        last_features = jnp.take_along_axis(
-            state.features, repeat_branches(index, branches)[..., None], axis=1
-        )
-        last_tokens = jnp.take_along_axis(tokens, index, axis=1)
-        return draft, FalconState(
-            cache,
-            state.features.at[:, :before].set(last_features),
-            tokens.at[:, :before].set(last_tokens),
-            jnp.zeros_like(state.counts),
+        scratch = ScratchCache(replace(cache, layers=(layer,)), 0, slots)
+        draft, scratch = grow(ctx, step, root_state, scratch)
+        return draft, scratch.cache
+
+    def _read_last_block(self, params, cache, last_pairs):
+        """Features that follow the last `G` pairs, which now attend to each other.
+
+        Their keys and values go to scratch slots, which no node reads.
+        """
+        size, sequences = self.config.block, len(last_pairs)
+        mask = jnp.arange(cache.capacity)[None] < cache.lengths[:, None]
+        mask &= cache.visible
+        return self.layer(
+            params,
+            windows_of(last_pairs, size),
+            cache.lengths[:, None] - size + jnp.arange(size)[None],
+            jnp.broadcast_to(mask[:, None], (sequences, size, cache.capacity)),
+            cache.layers[0],
+            cache.lengths,
         )
 
     def observe(
@@ -369,15 +382,12 @@ class Falcon:
             result.counts,
         )
 
-    def _commit(self, params, cache, features, tokens) -> KVCache:
+    def _commit(self, params, cache, pairs) -> KVCache:
         """Writes the pairs not read yet behind the cache; its `lengths` stay."""
         size = self.config.block
-        pairs = self.pairs(params, features, tokens)
         windows = windows_of(pairs[:, size - 1 :], size)
         count = windows.shape[1]
         positions = cache.lengths[:, None] + jnp.arange(count)[None]
-        mask = tree_mask(cache, jnp.tril(jnp.ones((count, count), bool)))
-        _, layer = self.layer(
-            params, windows, positions, mask, cache.layers[0], cache.lengths
-        )
+        mask, layer = causal_mask(cache, count), cache.layers[0]
+        _, layer = self.layer(params, windows, positions, mask, layer, cache.lengths)
         return replace(cache, layers=(layer,))

@@ -7,7 +7,7 @@ from jax.tree_util import register_dataclass
 
 from jaxspec.config import TransformerConfig
 from jaxspec.core.branches import repeat_branches
-from jaxspec.core.kv_cache import KVCache, init_cache, tree_mask
+from jaxspec.core.kv_cache import KVCache, causal_mask, init_cache
 from jaxspec.core.logits import apply_cfg
 from jaxspec.drafters.common.target_params import shared_target_params, target_norm
 from jaxspec.drafters.medusa.network import HeadsNetwork, MedusaConfig
@@ -228,7 +228,7 @@ class Medusa:
         h, layer = self.network(params["own"]).prefix(
             target_norm(self.target, params, features),
             angles_of(self.target, positions, size),
-            tree_mask(cache, jnp.tril(jnp.ones((count, count), bool))),
+            causal_mask(cache, count),
             cache.layers[0],
             cache.lengths,
         )

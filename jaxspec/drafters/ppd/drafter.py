@@ -63,14 +63,14 @@ class PPD:
         return self.config.count
 
     @property
-    def widened(self) -> TransformerConfig:
+    def extended_target(self) -> TransformerConfig:
         """Configuration of the target with its extra tokens."""
         return replace(self.target, extra_tokens=self.config.count)
 
     @property
     def drafter(self) -> InlineBlocks:
         """Drafter of the target with its extra tokens."""
-        return ppd(self.widened, self.config.count)
+        return ppd(self.extended_target, self.config.count)
 
     def check_tree(self, tree: Tree | DynamicTree) -> None:
         """See `InlineBlocks.check_tree`."""
@@ -83,6 +83,6 @@ class PPD:
     def with_target_params(self, own: Params, target_params: Params) -> None:
         """Returns None: the drafter has no parameters beside the target's."""
 
-    def target_params(self, own: Params, target_params: Params) -> Params:
+    def extend_params(self, own: Params, target_params: Params) -> Params:
         """Appends the trained embeddings to the target's parameters."""
         return with_extra_tokens(target_params, own["rows"])

@@ -31,7 +31,7 @@ def ppd_outputs(
       teacher: sequences with the target's logits.
       key: random key for the start positions; consumed.
     """
-    config, count = drafter.widened, drafter.config.count
+    config, count = drafter.extended_target, drafter.config.count
     prefix, (batch, length) = config.prefix_length, teacher.tokens.shape
     starts = jax.random.randint(
         key, (STARTS,), max(prefix - 1, 0), length - 2, jnp.int32
@@ -58,7 +58,7 @@ def ppd_outputs(
         axis=1,
     )
     logits, _ = Transformer(config).score(
-        drafter.target_params(drafter_params, teacher.params),
+        drafter.extend_params(drafter_params, teacher.params),
         teacher.labels,
         inputs,
         null=teacher.null,

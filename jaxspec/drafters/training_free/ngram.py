@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import register_dataclass
 
 from jaxspec.drafters.common.history import history, prompt_ids
@@ -83,7 +84,7 @@ class NgramTable:
             jnp.zeros(self.vocab_size, jnp.float32),
         )
 
-    def fit(self, sequences: Int[Array, "M T"]) -> Counts:
+    def fit(self, sequences: Int[Array | np.ndarray, "M T"]) -> Counts:
         """Counts a corpus on the device.
 
         Args:

@@ -248,9 +248,9 @@ class Transformer:
         at: Int[Array, "B"] | None = None,
         feature_layers: tuple[int, ...] = (),
         dropout_key: Array | None = None,
-        causal: bool | Bool[Array, "P+T P+T"] | Bool[Array, "B P+T P+T"] = True,
-        positions: Int[Array, "P+T"] | None = None,
-    ) -> tuple[Float[Array, "B P+T V"], Float[Array, "B P+T E"]]:
+        causal: bool | Bool[Array, "Y Y"] | Bool[Array, "B Y Y"] = True,
+        positions: Int[Array, "Y"] | Int[Array, "B Y"] | None = None,
+    ) -> tuple[Float[Array, "B 1 V"] | Float[Array, "B Y V"], Float[Array, "B Y E"]]:
         """Logits of whole sequences in one pass, without a cache.
 
         Args:
@@ -264,8 +264,8 @@ class Transformer:
           causal: True if a position attends to itself and earlier ones, False if to
             all; or a mask, True where a position attends to another, shared by all
             sequences or one for each.
-          positions: rotary positions of condition and tokens, int32; by default their
-            indices.
+          positions: rotary positions of condition and tokens, int32, for all sequences
+            or for each; by default their indices.
 
         Returns:
           Float32 logits of all positions (position `P - 1 + t` scores token `t`), or

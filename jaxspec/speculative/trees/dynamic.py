@@ -10,8 +10,31 @@ from jaxspec.core.numbers import within
 from jaxspec.errors import ConfigError
 
 
+class _BoundedNodes:
+    """Sizes of trees that are bounded by a number of nodes."""
+
+    nodes: int
+    max_depth: int
+    branch: int
+
+    @property
+    def size(self) -> int:
+        """Number of nodes, `N`."""
+        return self.nodes
+
+    @property
+    def depth(self) -> int:
+        """Largest number of drafted tokens on a path."""
+        return self.max_depth
+
+    @property
+    def width(self) -> int:
+        """Largest number of children of a node, `W`."""
+        return min(self.branch, self.nodes - 1)
+
+
 @dataclass(frozen=True)
-class Beam:
+class Beam(_BoundedNodes):
     """Tree of the likeliest paths under the drafter, by beam search.
 
     At each depth the best `beam` nodes are expanded by their best `branch` children. Of
@@ -40,21 +63,6 @@ class Beam:
         if min(self.nodes - 1, self.max_depth, self.beam, self.branch) < 1:
             raise ConfigError(f"{self}: use at least 2 nodes, and 1 for other counts")
         within("sharpness", self.sharpness, above=True)
-
-    @property
-    def size(self) -> int:
-        """Number of nodes, `N`."""
-        return self.nodes
-
-    @property
-    def depth(self) -> int:
-        """Largest number of drafted tokens on a path."""
-        return self.max_depth
-
-    @property
-    def width(self) -> int:
-        """Largest number of children of a node, `W`."""
-        return min(self.branch, self.nodes - 1)
 
 
 @dataclass(frozen=True)
@@ -90,7 +98,7 @@ class StochasticBeam:
 
 
 @dataclass(frozen=True)
-class BestFirst:
+class BestFirst(_BoundedNodes):
     """DySpec (arXiv 2410.11744): adds one node at a time, by estimated acceptance.
 
     The position of a node is chosen before its token is sampled, so tokens remain
@@ -109,21 +117,6 @@ class BestFirst:
     def __post_init__(self):
         if min(self.nodes - 1, self.max_depth, self.branch) < 1:
             raise ConfigError(f"{self}: use at least 2 nodes, depth 1 and branch 1")
-
-    @property
-    def size(self) -> int:
-        """Number of nodes, `N`."""
-        return self.nodes
-
-    @property
-    def depth(self) -> int:
-        """Largest number of drafted tokens on a path."""
-        return self.max_depth
-
-    @property
-    def width(self) -> int:
-        """Largest number of children of a node, `W`."""
-        return min(self.branch, self.nodes - 1)
 
 
 DynamicTree = Beam | StochasticBeam | BestFirst

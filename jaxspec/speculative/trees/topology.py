@@ -15,25 +15,26 @@ from jaxspec.typing import Array, Bool, Int
 class Topology:
     """Tables of a draft tree.
 
-    The leading axis `b` is `B`, or 1 if the tree is the same for all sequences.
+    The leading axis is `B`, or 1 if the tree is the same for all sequences.
 
     Attributes:
-      parents: int32 [b, N], parent of each node; that of the root is 0.
-      depths: int32 [b, N], depth of each node; that of the root is 0.
-      ranks: int32 [b, N], rank of each node among its siblings.
-      ancestors: bool [b, N, N], entry `[n, m]` is True if `m` is `n` or an ancestor.
-      slots: int32 [b, N], index of each node among those that may have children.
-      children: int32 [b, I, W], children of each node, -1 for none.
+      parents: int32 [B or 1, N], parent of each node; that of the root is 0.
+      depths: int32 [B or 1, N], depth of each node; that of the root is 0.
+      ranks: int32 [B or 1, N], rank of each node among its siblings.
+      ancestors: bool [B or 1, N, N], entry `[n, m]` is True if `m` is `n` or an
+        ancestor.
+      slots: int32 [B or 1, N], index of each node among those that may have children.
+      children: int32 [B or 1, I, W], children of each node, -1 for none.
       path_length: length of a path, `A`; static.
       internal: nodes that may have children, None for all; static.
     """
 
-    parents: Int[Array, "b N"]
-    depths: Int[Array, "b N"]
-    ranks: Int[Array, "b N"]
-    ancestors: Bool[Array, "b N N"]
-    slots: Int[Array, "b N"]
-    children: Int[Array, "b I W"]
+    parents: Int[Array, "#B N"]
+    depths: Int[Array, "#B N"]
+    ranks: Int[Array, "#B N"]
+    ancestors: Bool[Array, "#B N N"]
+    slots: Int[Array, "#B N"]
+    children: Int[Array, "#B I W"]
     path_length: int = field(metadata={"static": True})
     internal: tuple[int, ...] | None = field(metadata={"static": True})
 

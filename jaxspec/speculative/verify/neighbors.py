@@ -58,7 +58,11 @@ class Neighbors:
 
 
 def neighbor_table(
-    codebook: Float[Array, "V C"], k: int, *, normalize: bool = False, block: int = 256
+    codebook: Float[Array | np.ndarray, "V C"],
+    k: int,
+    *,
+    normalize: bool = False,
+    block: int = 256,
 ) -> Neighbors:
     """Builds a table of nearest neighbors on the host, in float64.
 

@@ -273,7 +273,8 @@ def test_the_optimal_residual_adds_no_distortion_to_that_of_the_acceptance(budge
 
 def test_the_neighbor_table_equals_an_exhaustive_search():
     rng = np.random.default_rng(0)
-    lattice = rng.integers(-2, 3, size=(40, 2))  # equal entries and equal distances
+    # Equal entries and equal distances.
+    lattice = rng.integers(-2, 3, size=(40, 2)).astype(float)
     for codes in (rng.normal(size=(40, 3)), lattice):
         table = neighbor_table(codes, 6)
         assert table.most == 6 and table.ids.dtype == jnp.int32

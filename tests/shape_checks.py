@@ -1,0 +1,60 @@
+"""Array annotations of the package, checked in every call that returns.
+
+`conftest.py` installs this as the type checker of jaxtyping's import hook. Checks come
+after the call, so that the package's own errors for wrong arguments are what a test
+sees; a call that returns although an argument or its result has another shape or dtype
+than annotated fails. Annotations without arrays are left to the static type checker.
+"""
+
+import inspect
+import sys
+from typing import Any, get_args
+
+from beartype import BeartypeConf, beartype
+from jaxtyping import AbstractArray
+
+CONF = BeartypeConf(is_pep484_tower=True)
+
+# Modules between a class's `__init__` and the code that calls it.
+WRAPPERS = ("beartype", "dataclasses", "jaxtyping")
+
+
+def mentions_array(annotation) -> bool:
+    if inspect.isclass(annotation) and issubclass(annotation, AbstractArray):
+        return True
+    return any(mentions_array(inner) for inner in get_args(annotation))
+
+
+def module_of(frame) -> str:
+    return frame.f_globals.get("__name__", "")
+
+
+def check_shapes(stub):
+    """The stub of a call, made by jaxtyping, with the checks of its arrays.
+
+    jaxtyping makes two stubs a function: of the arguments alone, called first, and of
+    arguments and result, called last, which has one more argument, the result.
+    """
+    names = list(inspect.signature(stub).parameters)
+    if not names or not names[-1].startswith("ret"):
+        return stub
+    annotations = {
+        name: annotation if mentions_array(annotation) else Any
+        for name, annotation in stub.__annotations__.items()
+    }
+    if all(annotation is Any for annotation in annotations.values()):
+        return stub
+    stub.__annotations__ = annotations
+    checked = beartype(stub, conf=CONF)
+    if stub.__name__ != "__init__":
+        return checked
+
+    def check_fields(*args, **kwargs):
+        """JAX rebuilds a pytree around anything; what the package builds counts."""
+        frame = sys._getframe(1)
+        while module_of(frame).split(".")[0] in WRAPPERS:
+            frame = frame.f_back
+        if module_of(frame).startswith("jaxspec"):
+            return checked(*args, **kwargs)
+
+    return check_fields
