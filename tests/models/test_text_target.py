@@ -11,11 +11,11 @@ import pytest
 from jaxspec.config import TransformerConfig
 from jaxspec.core.noise import batch_keys
 from jaxspec.core.sampling import Sampling
+from jaxspec.drafters import Falcon, FalconConfig
 from jaxspec.drafters.dflash.drafter import DFlash
 from jaxspec.drafters.dflash.network import DFlashConfig
 from jaxspec.drafters.eagle.drafter import Eagle
 from jaxspec.drafters.eagle.network import EagleConfig
-from jaxspec.drafters.falcon.drafter import Falcon, FalconConfig
 from jaxspec.drafters.training_free.prompt_lookup import PromptLookup
 from jaxspec.errors import ConfigError
 from jaxspec.models.transformer.model import Transformer

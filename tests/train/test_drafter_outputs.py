@@ -12,10 +12,10 @@ from jaxspec.core.noise import batch_keys
 from jaxspec.core.sampling import Sampling
 from jaxspec.data.image_tokens import TokenSource
 from jaxspec.data.text import TextSource
+from jaxspec.drafters import Falcon, FalconConfig
 from jaxspec.drafters.dflash.drafter import DFlash
 from jaxspec.drafters.dflash.network import DFlashConfig
 from jaxspec.drafters.eagle.drafter import Eagle
-from jaxspec.drafters.falcon.drafter import Falcon, FalconConfig
 from jaxspec.drafters.kangaroo.drafter import Kangaroo, KangarooConfig
 from jaxspec.drafters.medusa.drafter import Medusa
 from jaxspec.drafters.ppd.drafter import PPD, PPDConfig

@@ -1,6 +1,7 @@
 """Falcon: an LSTM and relaxed causal attention on target features."""
 
-from jaxspec.drafters.falcon.drafter import Falcon, FalconConfig
+from jaxspec.drafters.falcon.drafter import Falcon
+from jaxspec.drafters.falcon.network import FalconConfig
 from jaxspec.drafters.falcon.training import falcon_outputs
 from jaxspec.drafters.kind import DrafterKind
 

@@ -10,7 +10,8 @@ from jaxspec.drafters.common.training import (
     sample_starts,
     smooth_l1,
 )
-from jaxspec.drafters.falcon.drafter import Falcon, windows_of
+from jaxspec.drafters.falcon.drafter import Falcon
+from jaxspec.drafters.falcon.network import windows_of
 from jaxspec.typing import Array, Bool, Float, Int, Params
 
 Cache = tuple[Array, Array]  # keys and values of the layer
