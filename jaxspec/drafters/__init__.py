@@ -23,7 +23,7 @@ _NAMES = {
     "Deer": "jaxspec.drafters.masked.deer",
     "DiffuSpec": "jaxspec.drafters.masked.diffuspec",
     "DraftModel": "jaxspec.drafters.draft_model.drafter",
-    "DynamicExit": "jaxspec.drafters.draft_model.dynamic_exit",
+    "DynamicExit": "jaxspec.drafters.dynamic_exit.drafter",
     "EntropyCutoff": "jaxspec.drafters.combine.adaptive",
     "ExtraQueries": "jaxspec.speculative.draft",
     "Jacobi": "jaxspec.drafters.training_free.jacobi",

@@ -4,7 +4,7 @@ import jax
 
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.drafters.draft_model.drafter import DraftModel
-from jaxspec.drafters.draft_model.dynamic_exit import DynamicExit
+from jaxspec.drafters.dynamic_exit.drafter import DynamicExit
 from jaxspec.drafters.inline_blocks.drafter import tidar
 from jaxspec.drafters.masked.deer import Deer
 from jaxspec.drafters.masked.diffuspec import DiffuSpec

@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec.config import TransformerConfig
-from jaxspec.drafters import Falcon, FalconConfig
+from jaxspec.drafters import DynamicExit, Falcon, FalconConfig
 from jaxspec.drafters.combine.merged import MergedDrafter
 from jaxspec.drafters.dflash.drafter import DFlash
 from jaxspec.drafters.dflash.network import DFlashConfig
 from jaxspec.drafters.draft_model.drafter import DraftModel, early_exit
-from jaxspec.drafters.draft_model.dynamic_exit import DynamicExit
 from jaxspec.drafters.eagle.drafter import Eagle
 from jaxspec.drafters.eagle.network import EagleConfig
 from jaxspec.drafters.inline_blocks.drafter import ppd, tidar, with_extra_tokens
