@@ -9,6 +9,11 @@ from jaxspec.config import TransformerConfig
 from jaxspec.core.branches import repeat_branches
 from jaxspec.core.kv_cache import KVCache, init_cache, write
 from jaxspec.core.logits import apply_cfg
+from jaxspec.drafters.common.checks import (
+    check_children,
+    check_feature_layers,
+    check_width,
+)
 from jaxspec.drafters.common.target_params import shared_target_params
 from jaxspec.drafters.dflash.acceptance_head import AcceptanceHead
 from jaxspec.drafters.dflash.grid_context import row_above
@@ -79,11 +84,7 @@ class DFlash:
             raise ConfigError(
                 "confidence=True and an acceptance head predict the same; use one"
             )
-        if self.config.width != self.target.width:
-            raise ConfigError(
-                f"the drafter's width {self.config.width} is not the target's "
-                f"{self.target.width}; they share embedding and head"
-            )
+        check_width(self.config.width, self.target, "they share embedding and head")
         if self.config.above and (
             self.target.rope != "grid" or self.config.block_size >= self.target.grid
         ):
@@ -91,12 +92,7 @@ class DFlash:
                 "above=True needs a target on a grid, and a block shorter than an "
                 "image row"
             )
-        for layer in self.config.feature_layers:
-            if not 0 <= layer < self.target.layers:
-                raise ConfigError(
-                    f"feature layer {layer} is beyond the target's "
-                    f"{self.target.layers} layers (0 is the first)"
-                )
+        check_feature_layers(self.config.feature_layers, self.target)
 
     @property
     def feature_layers(self) -> tuple[int, ...]:
@@ -185,11 +181,7 @@ class DFlash:
                 f"the tree is {tree.depth} deep, the drafter's block has "
                 f"{self.max_depth} tokens; choose a shallower tree"
             )
-        if isinstance(tree, Tree) and tree.width > self.target.vocab_size:
-            raise ConfigError(
-                f"the tree asks for {tree.width} children of one node, but there are "
-                f"only {self.target.vocab_size} tokens"
-            )
+        check_children(tree, self.target.vocab_size)
 
     def init(self, params: Params, ctx: InitContext) -> DFlashState:
         """See `Drafter`.

@@ -14,6 +14,11 @@ from jaxspec.core.branches import (
 )
 from jaxspec.core.kv_cache import KVCache, causal_mask, init_cache
 from jaxspec.core.logits import apply_cfg
+from jaxspec.drafters.common.checks import (
+    check_children,
+    check_feature_layers,
+    check_width,
+)
 from jaxspec.drafters.common.history import following_tokens
 from jaxspec.drafters.common.scratch import ScratchCache, insert_root
 from jaxspec.drafters.common.target_params import shared_target_params, target_norm
@@ -72,22 +77,18 @@ class Eagle:
     def __post_init__(self):
         c, t = self.config, self.target
         shares_nothing = c.version == 3 and c.own_embedding and c.draft_vocab
-        if c.width != t.width and not shares_nothing:
-            raise ConfigError(
-                f"the drafter's width {c.width} is not the target's {t.width}; they "
-                "share the embedding or the head, unless version 3 has its own: "
-                "own_embedding=True and a draft_vocab"
+        if not shares_nothing:
+            check_width(
+                c.width,
+                t,
+                "they share the embedding or the head, unless version 3 has its own: "
+                "own_embedding=True and a draft_vocab",
             )
         if c.version == 1 and c.feature_layers != (t.layers - 1,):
             raise ConfigError(
                 f"EAGLE-1 reads the last layer alone: feature_layers=({t.layers - 1},)"
             )
-        for layer in c.feature_layers:
-            if not 0 <= layer < t.layers:
-                raise ConfigError(
-                    f"feature layer {layer} is beyond the target's {t.layers} layers "
-                    "(0 is the first)"
-                )
+        check_feature_layers(c.feature_layers, t)
 
     @property
     def feature_layers(self) -> tuple[int, ...]:
@@ -110,12 +111,7 @@ class Eagle:
         Raises:
           ConfigError: a node has more children than there are tokens.
         """
-        vocabulary = self.config.draft_vocab or self.target.vocab_size
-        if isinstance(tree, Tree) and tree.width > vocabulary:
-            raise ConfigError(
-                f"the tree asks for {tree.width} children of one node, but there are "
-                f"only {vocabulary} tokens"
-            )
+        check_children(tree, self.config.draft_vocab or self.target.vocab_size)
 
     def network(self, own: Params) -> EagleNetwork:
         """Binds the Linen module to the drafter's own parameters."""

@@ -15,6 +15,7 @@ from jaxspec.core.branches import (
 )
 from jaxspec.core.kv_cache import KVCache, causal_mask, init_cache
 from jaxspec.core.logits import apply_cfg
+from jaxspec.drafters.common.checks import check_width
 from jaxspec.drafters.common.history import following_tokens
 from jaxspec.drafters.common.scratch import ScratchCache, insert_root
 from jaxspec.drafters.common.target_params import shared_target_params, target_norm
@@ -75,11 +76,7 @@ class Falcon:
     target: TransformerConfig
 
     def __post_init__(self):
-        if self.config.width != self.target.width:
-            raise ConfigError(
-                f"the drafter's width {self.config.width} is not the target's "
-                f"{self.target.width}; they share the embedding"
-            )
+        check_width(self.config.width, self.target, "they share the embedding")
 
     @property
     def feature_layers(self) -> tuple[int, ...]:

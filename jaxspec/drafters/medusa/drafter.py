@@ -9,6 +9,7 @@ from jaxspec.config import TransformerConfig
 from jaxspec.core.branches import repeat_branches
 from jaxspec.core.kv_cache import KVCache, causal_mask, init_cache
 from jaxspec.core.logits import apply_cfg
+from jaxspec.drafters.common.checks import check_width
 from jaxspec.drafters.common.target_params import shared_target_params, target_norm
 from jaxspec.drafters.medusa.network import HeadsNetwork, MedusaConfig
 from jaxspec.drafters.tree_drafting import Step, at_depth, grow
@@ -58,11 +59,7 @@ class Medusa:
     target: TransformerConfig
 
     def __post_init__(self):
-        if self.config.width != self.target.width:
-            raise ConfigError(
-                f"the heads' width {self.config.width} is not the target's "
-                f"{self.target.width}; they read its features"
-            )
+        check_width(self.config.width, self.target, "the heads read its features")
 
     @property
     def feature_layers(self) -> tuple[int, ...]:
