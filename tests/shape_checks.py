@@ -3,18 +3,22 @@
 `conftest.py` installs this as the type checker of jaxtyping's import hook. Checks come
 after the call, so that the package's own errors for wrong arguments are what a test
 sees; a call that returns although an argument or its result has another shape or dtype
-than annotated fails. Annotations without arrays are left to the static type checker.
+than annotated fails. NumPy arrays count as arrays. Annotations without arrays are left
+to the static type checker.
 """
 
 import inspect
 import sys
+from functools import wraps
 from typing import Any, get_args
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from beartype import BeartypeConf, beartype
 from jaxtyping import AbstractArray
 
 CONF = BeartypeConf(is_pep484_tower=True)
-
 # Modules between a class's `__init__` and the code that calls it.
 WRAPPERS = ("beartype", "dataclasses", "jaxtyping")
 
@@ -45,16 +49,25 @@ def check_shapes(stub):
     if all(annotation is Any for annotation in annotations.values()):
         return stub
     stub.__annotations__ = annotations
-    checked = beartype(stub, conf=CONF)
-    if stub.__name__ != "__init__":
-        return checked
+    check = beartype(stub, conf=CONF)
 
+    @wraps(stub)
+    def check_call(*args, **kwargs):
+        args, kwargs = jax.tree.map(
+            lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x,
+            (args, kwargs),
+            is_leaf=lambda x: not isinstance(x, tuple | dict),
+        )
+        return check(*args, **kwargs)
+
+    @wraps(stub)
     def check_fields(*args, **kwargs):
-        """JAX rebuilds a pytree around anything; what the package builds counts."""
+        """JAX rebuilds pytrees around anything; what the package traces counts."""
         frame = sys._getframe(1)
         while module_of(frame).split(".")[0] in WRAPPERS:
             frame = frame.f_back
-        if module_of(frame).startswith("jaxspec"):
-            return checked(*args, **kwargs)
+        traced = any(isinstance(x, jax.core.Tracer) for x in (*args, *kwargs.values()))
+        if traced and module_of(frame).startswith("jaxspec"):
+            return check(*args, **kwargs)
 
-    return check_fields
+    return check_fields if stub.__name__ == "__init__" else check_call

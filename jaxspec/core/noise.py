@@ -201,6 +201,7 @@ def draw_noise(
     check_keys(keys)
     if greedy is None:
         greedy = jnp.zeros(positions.shape[0], bool)
+    check_batch(keys.shape[0], positions=positions, greedy=greedy)
 
     def fold(number):
         return jax.vmap(lambda key: jax.random.fold_in(key, jnp.uint32(number)))(keys)

@@ -16,7 +16,7 @@ ANCHORS = 32
 
 def anchored_mask(
     anchors: Int[Array, "B M"], context: int, config: DFlashConfig
-) -> Bool[Array, "B M*G S"]:
+) -> Bool[Array, "B queries S"]:
     """Attention mask of the queries of `M` blocks, with `S = context + M G` keys.
 
     A query attends to the context strictly before its anchor and to its own block,
