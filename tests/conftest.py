@@ -1,8 +1,10 @@
 """Runs the whole suite on eight simulated devices, reproducibly."""
 
 import os
+from collections import defaultdict
 
 import jax
+import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
@@ -37,9 +39,19 @@ HEAVY = (
 
 
 def pytest_collection_modifyitems(items):
-    """Moves the longest modules to the front; otherwise keeps the order."""
+    """Moves the longest modules to the front, and marks some variants as slow."""
     items.sort(key=lambda item: not item.nodeid.startswith(HEAVY))
+    variants = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("variants"):
+            variants[item.parent.nodeid, item.originalname].append(item)
+    for group in variants.values():
+        count = min(group[0].get_closest_marker("variants").args[0], len(group))
+        kept = {i * len(group) // count for i in range(count)}  # evenly spaced
+        for i, item in enumerate(group):
+            if i not in kept:
+                item.add_marker(pytest.mark.slow)
 
 
-settings.register_profile("suite", deadline=None, derandomize=True, max_examples=50)
+settings.register_profile("suite", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("suite")

@@ -82,6 +82,7 @@ def test_llamagen_is_read_under_both_names_of_its_settings(folder, config):
         planned(exported)
 
 
+@pytest.mark.variants(2)
 @pytest.mark.parametrize("family", MAKE)
 def test_an_exported_config_that_was_changed_is_refused(folder, family):
     exported = folder(family)
@@ -116,6 +117,7 @@ CASES = [
 ]
 
 
+@pytest.mark.variants(10)
 @pytest.mark.parametrize("family, change", CASES, ids=str)
 def test_a_config_and_its_tensors_must_agree(folder, family, change):
     [(key, value)] = change.items()

@@ -97,6 +97,7 @@ GOOD = Draft(
 )
 
 
+@pytest.mark.variants(10)
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -20,6 +20,7 @@ def with_ties(vocab):
     return jnp.where(x == -3, -jnp.inf, x.astype(jnp.float32))
 
 
+@pytest.mark.variants(2)
 @pytest.mark.parametrize("vocab", SIZES)
 def test_the_best_tokens_are_those_of_a_full_search_ties_included(vocab):
     for scores in (with_ties(vocab), jax.random.normal(jax.random.key(1), (3, vocab))):

@@ -51,6 +51,7 @@ def next_round(engine, state, sampling):
     )
 
 
+@pytest.mark.variants(3)
 @pytest.mark.parametrize(
     "tree",
     [Tree.chain(4), Tree.named("0,1,00,01,10,000"), Beam(9, 3, 4, 3), BestFirst(5, 4)],

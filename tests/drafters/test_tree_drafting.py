@@ -105,6 +105,7 @@ def test_a_wide_beam_finds_the_best_first_tree(selection):
         assert paths == kept
 
 
+@pytest.mark.variants(2)
 @pytest.mark.parametrize("tree", DYNAMIC_TREES, ids=lambda t: type(t).__name__)
 def test_dynamic_drafts_are_trees(tree):
     """Parents come first, nothing is too deep, no two siblings hold the same token."""
@@ -126,6 +127,7 @@ def test_dynamic_drafts_are_trees(tree):
         assert seen
 
 
+@pytest.mark.variants(3)
 @pytest.mark.parametrize("tree", DYNAMIC_TREES, ids=str)
 @pytest.mark.parametrize("branches", [1, 2])
 def test_any_dynamic_tree_gives_the_tokens_of_plain_decoding(tree, branches):
@@ -211,6 +213,7 @@ def test_impossible_dynamic_trees_raise():
     assert Rejection().selection == "without_replacement"
 
 
+@pytest.mark.variants(2)
 @pytest.mark.parametrize(
     ("tree", "selection"),
     [

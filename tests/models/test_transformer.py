@@ -29,6 +29,7 @@ SIZES = {
 }
 
 
+@pytest.mark.variants(3)
 @pytest.mark.parametrize("name", NAMES)
 def test_presets_have_the_published_sizes(name):
     assert parameter_count(preset(name)) / 1e6 == pytest.approx(SIZES[name], abs=0.06)
@@ -72,6 +73,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.variants(2)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_decoding_with_a_cache_equals_scoring_whole_sequences(variant):
     config = from_dict(TransformerConfig, to_dict(TINY) | VARIANTS[variant])

@@ -49,6 +49,7 @@ def assert_rounded_once(out, expected, dtype):
     assert (difference <= half * np.abs(expected) + 3e-6).all(), difference.max()
 
 
+@pytest.mark.variants(5)
 @pytest.mark.parametrize("dtypes", MIXED, ids=ids)
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_several_dtypes_are_computed_in_the_widest(implementation, dtypes):

@@ -27,6 +27,7 @@ from jaxspec.sharding import (
 from tests.models.tiny import random_params
 
 
+@pytest.mark.variants(4)
 @pytest.mark.parametrize("data, model", [(8, 1), (4, 2), (2, 4), (1, 8)])
 @pytest.mark.parametrize("part", ["prior", "drafter", "tokenizer"])
 def test_a_checkpoint_is_loaded_onto_a_mesh(part, data, model):

@@ -95,6 +95,7 @@ def transformer():
     return jax.jit(engine.generate), params, options, plain.tokens
 
 
+@pytest.mark.variants(3)
 @pytest.mark.parametrize("junk", [40, 1040, -1, -41, MOST, -MOST - 1])
 def test_unknown_tokens_in_unaccepted_nodes_do_not_affect_their_sequence(junk):
     """The embedding of an unknown token is NaN, which a mask does not remove."""
@@ -191,6 +192,7 @@ def first_feature(_, features):
     return features[..., 0]
 
 
+@pytest.mark.variants(4)
 @pytest.mark.parametrize(
     ("verifier", "tree"),
     [
@@ -263,6 +265,7 @@ def test_a_custom_verifier_receives_checked_drafts():
     assert not draft.valid.all() and draft.valid[:, 1:].any()
 
 
+@pytest.mark.variants(1)
 @pytest.mark.parametrize("dtype", [jnp.int8, jnp.uint8, jnp.int16, jnp.uint32])
 def test_drafts_of_any_integer_dtype_keep_the_root(dtype):
     """The vocabulary may be larger than the range of the draft's dtype."""
@@ -304,6 +307,7 @@ VERIFIERS = [
 ]
 
 
+@pytest.mark.variants(2)
 @pytest.mark.parametrize(("verifier", "selection"), VERIFIERS, ids=str)
 def test_the_distribution_is_exact_beside_unknown_tokens(verifier, selection):
     p = Conditionals.random(3, 3, 0)
@@ -315,6 +319,7 @@ def test_the_distribution_is_exact_beside_unknown_tokens(verifier, selection):
     assert_lossless(verifier, p, odd)
 
 
+@pytest.mark.variants(4)
 @pytest.mark.parametrize("value", [jnp.nan, jnp.inf, 0.5])
 @pytest.mark.parametrize(("verifier", "selection"), VERIFIERS, ids=str)
 def test_the_distribution_is_exact_beside_invalid_drafter_probabilities(
@@ -340,6 +345,7 @@ def test_block_is_exact_beside_unknown_tokens_and_numbers():
         assert_lossless(Block(), p, odd, draws=0)
 
 
+@pytest.mark.variants(1)
 @pytest.mark.parametrize("place", [1, 2, 3, 4])
 def test_dynamic_samples_are_exact_beside_unknown_tokens(place):
     steps = np.random.default_rng(0).dirichlet(np.ones(4), size=(2, 4))

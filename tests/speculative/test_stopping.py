@@ -41,7 +41,7 @@ def runner(branches, tree=None):
     return jax.jit(engine.generate)
 
 
-@settings(max_examples=25)
+@settings(max_examples=10)
 @given(
     tree=st.sampled_from(["chain-4", "0,1,2,00,01"]),
     spoil=st.sampled_from([0.0, 0.4, 1.0]),

@@ -77,6 +77,7 @@ PARAMS = random_params(TARGET)
 AHEAD = [kind for kind in KINDS if kind not in ("kangaroo", "prompt tokens")]
 
 
+@pytest.mark.variants(2)
 @pytest.mark.parametrize(
     "kind",
     [
@@ -293,6 +294,7 @@ def test_drafters_learn_from_the_features_of_their_target(
 KEY = jax.random.key(11)
 
 
+@pytest.mark.variants(2)
 @pytest.mark.parametrize("max_cfg_scale", [1.0, 2.5])
 @pytest.mark.parametrize("kind", ["block", "eagle-3", "medusa"])
 def test_cached_features_give_the_same_losses(kind, max_cfg_scale, tmp_path):

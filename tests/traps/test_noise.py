@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxspec.core.noise import batch_keys, draw_noise, position_noise, private_keys
 from jaxspec.core.sampling import Sampling
@@ -24,6 +25,7 @@ from tests.speculative.verify.lossless_cases import (
 from tests.speculative.verify.noises import FixedNoise
 
 
+@pytest.mark.variants(3)
 @EVERY_VERIFIER
 def test_extreme_noise_accepts_no_impossible_token(verifier, selection, tree):
     """All noise is on tokens and nodes of probability zero."""

@@ -60,6 +60,7 @@ def pairs(vocab_size, seed):
     return found
 
 
+@pytest.mark.variants(10)
 @DRAWINGS
 @pytest.mark.parametrize("k", [1, 2, 3])
 @pytest.mark.parametrize("vocab_size", [2, 3, 4, 5])
@@ -91,6 +92,7 @@ def test_one_draft_is_accepted_as_often_as_the_distributions_overlap(with_replac
     np.testing.assert_allclose(found, np.minimum(p, q).sum(-1), rtol=0, atol=1e-12)
 
 
+@pytest.mark.variants(3)
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("float64", 1e-12)])
 @pytest.mark.parametrize("k", [1, 2, 4, 10])
 def test_acceptance_of_a_uniform_drafter_has_its_closed_form(k, dtype, tolerance):
@@ -132,6 +134,7 @@ def test_more_and_distinct_drafts_are_accepted_more_often_over_many_tokens():
     assert distinct[1, 2] > 5 * independent[1, 2]
 
 
+@pytest.mark.variants(1)
 @pytest.mark.slow
 @DRAWINGS
 def test_single_precision_is_enough_over_many_tokens(with_replacement):
@@ -142,6 +145,7 @@ def test_single_precision_is_enough_over_many_tokens(with_replacement):
     np.testing.assert_allclose(single, double, rtol=0, atol=1e-5)
 
 
+@pytest.mark.variants(1)
 @DRAWINGS
 def test_acceptance_broadcasts_and_maps_over_batches(with_replacement):
     rng = np.random.default_rng(0)

@@ -64,6 +64,7 @@ def published(near, *, k, residual, fallback, delta=None, lam=None):
     return accept, reject
 
 
+@pytest.mark.variants(3)
 @pytest.mark.parametrize("budget", BUDGETS, ids=str)
 @pytest.mark.parametrize(
     ("tree", "fallback"),
@@ -144,6 +145,7 @@ def test_an_empty_residual_is_replaced_by_the_fallback():
     np.testing.assert_allclose(target[0], p, atol=1e-12)
 
 
+@pytest.mark.variants(1)
 @pytest.mark.parametrize(
     "budget", [{"delta": 0.2}, {"lam": 3.0}, {"lam": 1.0}], ids=str
 )
@@ -180,6 +182,7 @@ def greedy_walk(tree, tokens, valid, logits, near, *, k, **budget):
     return last, int(logits[last].argmax())
 
 
+@pytest.mark.variants(2)
 @pytest.mark.parametrize("budget", [{"delta": 0.2}, {"lam": 2.0}], ids=str)
 @pytest.mark.parametrize("tree", [CHAIN, FORK], ids=["chain", "fork"])
 def test_greedy_sequences_accept_tokens_whose_relaxed_probability_is_greatest(

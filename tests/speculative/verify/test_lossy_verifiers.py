@@ -150,6 +150,7 @@ def test_factors_fall_by_their_rate_around_their_mean(delta, decay):
         np.testing.assert_allclose(factors[1:] / factors[:-1], np.exp(-decay))
 
 
+@pytest.mark.variants(1)
 @pytest.mark.parametrize(
     ("tree", "delta"), [(Tree.chain(3), 2.0), (FORK, 0.6)], ids=["chain", "fork"]
 )
@@ -302,6 +303,7 @@ def test_judge_accepts_the_sample_or_tokens_that_its_head_accepts():
 # --- Filtered tokens --------------------------------------------------------------
 
 
+@pytest.mark.variants(4)
 @pytest.mark.parametrize(
     ("verifier", "released"),
     [
