@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -107,6 +108,19 @@ def test_importing_jaxspec_loads_no_array_library():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (out.stdout.strip(), out.stderr) == ("[]", "")
+
+
+def test_names_of_namespaces_are_not_hidden_by_modules_of_the_same_name():
+    """Importing a submodule binds its name in the package."""
+    import jaxspec
+    import jaxspec.drafters.registry  # imports all drafters
+
+    for namespace in ("drafters", "verify", "trees", "models", "tokenizers"):
+        room = getattr(jaxspec, namespace)
+        assert room.__all__, namespace
+        for name in room.__all__:
+            assert not isinstance(getattr(room, name), ModuleType), name
+    assert jaxspec.drafters.registry.DRAFTERS
 
 
 def test_public_names_resolve():

@@ -23,7 +23,7 @@ def _add_convert(commands) -> None:
         "code from them, recognizes the model, and writes it into BUNDLE as prior/, "
         "tokenizer/, text_encoder/ or drafter/. Every tensor must map to a parameter.",
         epilog="Example: jaxspec convert t2i_XL_stage1_256.pt llamagen-xl --dtype "
-        "bf16; then vq_ds16_t2i.pt and google/flan-t5-xl into the same folder",
+        "bfloat16; then vq_ds16_t2i.pt and google/flan-t5-xl into the same folder",
     )
     parser.add_argument(
         "source",
@@ -38,7 +38,7 @@ def _add_convert(commands) -> None:
     )
     parser.add_argument(
         "--dtype",
-        choices=("float32", "bf16", "bfloat16", "float16"),
+        choices=("float32", "bfloat16", "float16"),
         help="dtype of the result (default: as stored, at most float32)",
     )
     parser.add_argument(

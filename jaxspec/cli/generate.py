@@ -1,4 +1,4 @@
-"""`jaxspec generate`: images, drawn speculatively and plainly."""
+"""`jaxspec generate`: images, by speculative and by plain decoding."""
 
 import argparse
 
@@ -17,12 +17,12 @@ def add_parser(commands) -> None:
     """Registers the command."""
     parser = commands.add_parser(
         "generate",
-        help="draw images, and show what speculation saves",
-        description="Draws a grid of class-conditional images twice from the same "
+        help="generate images, and show what speculation saves",
+        description="Generates a grid of class-conditional images twice from the same "
         "seed, with speculative and with plain decoding, and reports how fast each was "
         "and whether the images are equal. With --prompts FILE --out-dir DIR it "
-        "draws any number of images, once, each into a file of its own; a second run "
-        "continues an interrupted one.",
+        "generates any number of images, once, each into a file of its own; a second "
+        "run continues an interrupted one.",
         epilog="Examples: jaxspec generate --classes 'Tomato 3,Apple 10' --num 8 "
         "--seed 7; jaxspec generate --prompts classes.txt --out-dir images",
     )
@@ -73,7 +73,7 @@ def _add_speculation(parser: argparse.ArgumentParser) -> None:
         metavar="TREE",
         help="shape of the drafts: a published name (naive_extend_57, mc_sim_7b_63, "
         "...), chain-LENGTH, optimal-NODES, or paths of ranks such as 0,1,00 "
-        "(default: measured for this kind of device)",
+        "(default: optimal-5 on a CPU, optimal-58 on accelerators)",
     )
     group.add_argument(
         "--verifier",
@@ -180,13 +180,13 @@ def _check_options(arguments: argparse.Namespace) -> None:
     arguments.num = 16 if arguments.num is None else arguments.num
     arguments.out = arguments.out or "samples.png"
     if arguments.coordinator:
-        raise ConfigError("several processes draw --prompts into --out-dir")
+        raise ConfigError("several processes generate --prompts into --out-dir")
     if arguments.num < 1:
         raise ConfigError(f"--num {arguments.num}: ask for at least one image")
     if arguments.num > MOST:
         raise ConfigError(
-            f"--num {arguments.num}: a sheet holds at most {MOST} images; draw more "
-            "with --prompts FILE --out-dir DIR"
+            f"--num {arguments.num}: a sheet holds at most {MOST} images; use "
+            "--prompts FILE --out-dir DIR for more"
         )
     report = arguments.report
     if report and os.path.realpath(report) == os.path.realpath(arguments.out):
@@ -208,7 +208,7 @@ def _prompts(arguments: argparse.Namespace, bundle):
 
     if bundle.prior.config.condition == "caption":
         if not arguments.prompt or arguments.classes:
-            raise ConfigError(f"bundle '{bundle.name}' draws captions: give --prompt")
+            raise ConfigError(f"bundle '{bundle.name}' takes captions: give --prompt")
         turns = np.resize(np.arange(len(arguments.prompt)), arguments.num)
         texts = [arguments.prompt[i] for i in turns]
         named = {f"prompt {i}": text for i, text in enumerate(arguments.prompt)}
@@ -216,7 +216,7 @@ def _prompts(arguments: argparse.Namespace, bundle):
         return Prompts.from_captions(read_captions(bundle.text_encoder, texts)), cut
     if arguments.prompt:
         raise ConfigError(
-            f"bundle '{bundle.name}' draws classes; --prompt is for a text-to-image one"
+            f"bundle '{bundle.name}' takes classes; --prompt is for a text-to-image one"
         )
     if arguments.classes is None:
         labels = spread_classes(len(bundle.class_names), arguments.num)
@@ -236,7 +236,7 @@ def _generate(models, prompts, config):
 
     bundle, loaded, tree = models
     ways = 1 if loaded is None else 2
-    with tqdm(total=ways * len(prompts), desc="drawing", unit="image") as bar:
+    with tqdm(total=ways * len(prompts), desc="generating", unit="image") as bar:
 
         def advance(count):
             bar.set_postfix_str("", refresh=False)

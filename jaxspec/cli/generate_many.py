@@ -15,8 +15,8 @@ def run_many(arguments: argparse.Namespace) -> None:
     for name in ("num", "out", "report", "classes", "prompt", "cache_stages"):
         if getattr(arguments, name) is not None:
             raise ConfigError(
-                f"--{name} does not go with --prompts, which draws the lines of a file "
-                "into DIR, its report included"
+                f"--{name} does not go with --prompts, which writes an image for each "
+                "line of a file into DIR, and a report"
             )
     if (arguments.processes, arguments.process) != (1, 0) and not arguments.coordinator:
         raise ConfigError("several processes need --coordinator, where process 0 runs")
@@ -51,7 +51,7 @@ def _generate(arguments: argparse.Namespace, numbered: dict[int, str]) -> None:
     if bundle.prior.config.condition == "caption":
         named = {f"line {i}": line for i, line in numbered.items()}
         cut = print_cut_captions(bundle, named, quiet=not is_first)
-    with tqdm(desc="drawing", unit="image", disable=not is_first) as bar:
+    with tqdm(desc="generating", unit="image", disable=not is_first) as bar:
         bar.set_postfix_str("compiling")
 
         def advance(images: int, total: int) -> None:

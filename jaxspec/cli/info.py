@@ -33,7 +33,7 @@ def add_parser(commands) -> None:
         metavar="N",
         help="nodes of the tree, including its root",
     )
-    group.add_argument("--dtype", choices=("float32", "bf16"), default="bf16")
+    group.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     group.add_argument("--int8", action="store_true", help="hold matrices as int8")
     parser.set_defaults(run=run)
 

@@ -51,14 +51,14 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="K",
-        help="keep the K likeliest codes; 0 keeps all (default: %(default)s)",
+        help="keep the K likeliest tokens; 0 keeps all (default: %(default)s)",
     )
     group.add_argument(
         "--top-p",
         type=float,
         default=1.0,
         metavar="P",
-        help="keep the likeliest codes up to mass P; 1 keeps all "
+        help="keep the likeliest tokens up to mass P; 1 keeps all "
         "(default: %(default)s)",
     )
     group.add_argument(

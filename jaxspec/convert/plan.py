@@ -23,7 +23,6 @@ from jaxspec.errors import ConfigError
 
 DTYPES = {
     "float32": np.float32,
-    "bf16": ml_dtypes.bfloat16,
     "bfloat16": ml_dtypes.bfloat16,
     "float16": np.float16,
 }

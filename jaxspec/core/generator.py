@@ -22,7 +22,18 @@ class Generator(Protocol[State]):
     scalars, which count for the whole batch, and for arrays within `Shared`. The state
     has the fields `done`, bool [B], and `stats`, see `Stats`. The result of a sequence
     must not change once it is done.
+
+    Variables are a pytree whose class has `is_replicated = True`, so that
+    `sharding.over_batch` does not take their first axes for the batch.
+
+    Attributes:
+      max_new_tokens: largest number of tokens of a sequence.
     """
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Largest number of tokens of a sequence, the size of `Generation.tokens`."""
+        ...
 
     def init(
         self,
@@ -55,6 +66,28 @@ class Generator(Protocol[State]):
     def result(self, state: State) -> Generation:
         """Tokens generated so far, with lengths and counters."""
         ...
+
+
+def generate(
+    generator: Generator[Any],
+    variables: Any,
+    prompt: PyTree,
+    *,
+    sampling: Sampling,
+    keys: BatchKeys | Key[Array, ""],
+    stopping: StoppingCriteria | None = None,
+) -> Generation:
+    """Generates all sequences of a batch in one program; call it under `jit`.
+
+    Arguments are those of `Generator.init`. A generator with a method `generate` of its
+    own, such as `Engine`, is run by that.
+    """
+    options = {"sampling": sampling, "keys": keys, "stopping": stopping}
+    own = getattr(generator, "generate", None)
+    if own is not None:
+        return own(variables, prompt, **options)
+    state = generator.init(variables, prompt, **options)
+    return generator.result(advance(generator, variables, state))
 
 
 def advance(

@@ -64,7 +64,8 @@ def process_logits(
         out are not compiled.
 
     Raises:
-      ConfigError: logits and settings have different numbers of sequences.
+      ConfigError: logits and settings have different numbers of sequences, or a step is
+        unknown.
     """
     check_batch(logits.shape[0], sampling=sampling)
     divisor, top_k, top_p = step_settings(sampling, logits.ndim)
@@ -73,9 +74,13 @@ def process_logits(
             logits = logits / divisor
         elif step == "top_k":
             logits = keep(logits, logits >= kth_largest(logits, top_k))
-        else:
+        elif step == "top_p":
             (threshold,) = mass_thresholds(logits, (top_p,))
             logits = keep(logits, (logits >= threshold) | (top_p >= 1))
+        else:
+            raise ConfigError(
+                f"{step!r} is no step; choose among {', '.join(LLAMAGEN_ORDER)}"
+            )
     return logits
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
 from jaxspec.typing import Array, Bool, Float, Int
@@ -29,6 +30,21 @@ class Stats:
     rescored: Int[Array, "B"]
     accepted: Int[Array, "B A"]
     hits: Int[Array, "B depths W"]
+
+    @classmethod
+    def without_drafts(
+        cls, calls: Int[Array, "B"], rounds: Int[Array, ""] | int = 0
+    ) -> "Stats":
+        """Counters of a generator that drafts nothing."""
+        zeros = jnp.zeros_like(calls)
+        return cls(
+            calls=calls,
+            rounds=jnp.asarray(rounds, jnp.int32),
+            proposed=zeros,
+            rescored=jnp.copy(zeros),
+            accepted=zeros[:, None],
+            hits=zeros[:, None, None],
+        )
 
 
 @register_dataclass

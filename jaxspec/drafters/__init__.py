@@ -36,7 +36,7 @@ _NAMES = {
     "early_exit": "jaxspec.drafters.draft_model.drafter",
     "frequent_tokens": "jaxspec.drafters.eagle.draft_vocabulary",
     "grow": "jaxspec.drafters.tree_drafting",
-    "ppd": "jaxspec.drafters.inline_blocks.drafter",
+    "ppd_blocks": "jaxspec.drafters.inline_blocks.drafter",
     "tidar": "jaxspec.drafters.inline_blocks.drafter",
     "with_extra_tokens": "jaxspec.drafters.inline_blocks.drafter",
 }

@@ -145,11 +145,11 @@ def load_bundle(
                 f"'{folder / 'prior'}'; train it again"
             )
     if tokenizer is not None:
-        codes, grid = tokenizer.config.codebook_size, tokenizer.config.grid
-        if (codes, grid) != (prior.config.vocab_size, prior.config.grid):
+        size, grid = tokenizer.config.codebook_size, tokenizer.config.grid
+        if (size, grid) != (prior.config.vocab_size, prior.config.grid):
             raise CheckpointError(
-                f"'{folder}': the prior is over {prior.config.vocab_size} codes on a "
-                f"grid of {prior.config.grid}, the tokenizer makes {codes} on one of "
+                f"'{folder}': the prior is over {prior.config.vocab_size} tokens on a "
+                f"grid of {prior.config.grid}, the tokenizer makes {size} on one of "
                 f"{grid}"
             )
     if dtype is not None:

@@ -10,17 +10,18 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxspec.core.continuous_batching import Requests, idle_batch, run_queue
+from jaxspec.core.generator import Generator
 from jaxspec.core.noise import batch_keys
 from jaxspec.core.stopping import StoppingCriteria
 from jaxspec.errors import ConfigError
 from jaxspec.pipeline.bundle import Bundle
 from jaxspec.pipeline.config import GenerationConfig
 from jaxspec.pipeline.drafters import bundled_drafter
-from jaxspec.pipeline.engine import bundle_for, make_engine, make_variables
+from jaxspec.pipeline.engine import bundle_for
 from jaxspec.pipeline.generation import check_finite
+from jaxspec.pipeline.generators import make_generator
 from jaxspec.pipeline.loaded_drafter import LoadedDrafter
 from jaxspec.sharding import over_batch
-from jaxspec.speculative.engine import Engine
 from jaxspec.speculative.trees.dynamic import DynamicTree
 from jaxspec.speculative.trees.tree import Tree
 from jaxspec.typing import PyTree
@@ -106,10 +107,9 @@ def generate_continuously(
         )
     if not ids:
         return
-    engine = make_engine(bundle, config, tree, loaded)
+    generator, variables = make_generator(bundle, config, tree, loaded)
     length = -(-(queue or 2 * size) // groups) * groups
-    begin, run = _programs(engine, config, mesh, wait)
-    variables = make_variables(engine, bundle, loaded)
+    begin, run = _programs(generator, config, mesh, wait)
     batch, running = None, None
     for start in range(0, len(ids), length):
         part = list(ids[start : start + length])
@@ -125,7 +125,9 @@ def generate_continuously(
     yield _segment(bundle, running)
 
 
-def _programs(engine: Engine, config: GenerationConfig, mesh: Mesh | None, wait: int):
+def _programs(
+    generator: Generator[Any], config: GenerationConfig, mesh: Mesh | None, wait: int
+):
     """`idle_batch` and `run_queue` of requests that are given by number and prompt."""
 
     def requests(ids, prompt) -> Requests:
@@ -135,15 +137,15 @@ def _programs(engine: Engine, config: GenerationConfig, mesh: Mesh | None, wait:
             prompt,
             config.sampling(count),
             batch_keys(config.seed, jnp.maximum(ids, 0)),
-            StoppingCriteria.create(count, max_new_tokens=engine.max_new_tokens),
+            StoppingCriteria.create(count, max_new_tokens=generator.max_new_tokens),
         )
 
     def begin(variables, ids, prompt):
-        return idle_batch(engine, variables, requests(ids, prompt))
+        return idle_batch(generator, variables, requests(ids, prompt))
 
     def run(variables, batch, ids, prompt, drain):
         queue = requests(ids, prompt)
-        return run_queue(engine, variables, batch, queue, drain, wait=wait)
+        return run_queue(generator, variables, batch, queue, drain, wait=wait)
 
     if mesh is not None:
         begin, run = over_batch(mesh, begin), over_batch(mesh, run)

@@ -55,14 +55,18 @@ def decode_images(
 
     Args:
       bundle: models; the image tokenizer is used.
-      tokens: image tokens, int32 [B, T].
+      tokens: image tokens, int32 [B, T]; the last ones may be missing.
       batch_size: images of a batch; by default 16, or all if there are fewer.
-      partial: whether tokens may be missing (-1), see `decode_partial`.
+      partial: whether tokens may be missing (-1), see `decode_partial`; True if there
+        are fewer than an image has.
 
     Returns:
       Images, uint8 [B, height, width, 3].
     """
-    decode = _decoder(Tokenizer(bundle.tokenizer.config), partial)
+    missing = bundle.tokenizer.config.grid**2 - tokens.shape[1]
+    if missing > 0:
+        tokens = np.pad(tokens, ((0, 0), (0, missing)), constant_values=-1)
+    decode = _decoder(Tokenizer(bundle.tokenizer.config), partial or missing > 0)
     params = bundle.tokenizer.params
     size = min(16, len(tokens)) if batch_size is None else batch_size
     padded = np.resize(tokens, (-(-len(tokens) // size) * size, tokens.shape[1]))

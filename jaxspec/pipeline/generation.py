@@ -3,11 +3,14 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
 
+from jaxspec.core.generator import Generator
+from jaxspec.core.generator import generate as generate_batch
 from jaxspec.core.noise import batch_keys
 from jaxspec.core.result import Generation
 from jaxspec.core.sampling import Sampling
@@ -15,13 +18,12 @@ from jaxspec.errors import NonFiniteError
 from jaxspec.pipeline.bundle import Bundle
 from jaxspec.pipeline.config import GenerationConfig
 from jaxspec.pipeline.drafters import bundled_drafter
-from jaxspec.pipeline.engine import bundle_for, make_engine, make_variables
+from jaxspec.pipeline.engine import bundle_for
+from jaxspec.pipeline.generators import make_generator
 from jaxspec.pipeline.loaded_drafter import LoadedDrafter
 from jaxspec.pipeline.prompts import Prompts
 from jaxspec.pipeline.timing import Timing
 from jaxspec.sharding import over_batch
-from jaxspec.speculative.engine import Engine
-from jaxspec.speculative.state import Variables
 from jaxspec.speculative.trees.dynamic import DynamicTree
 from jaxspec.speculative.trees.tree import Tree
 from jaxspec.typing import BatchKeys, PyTree
@@ -106,19 +108,18 @@ def generate(
     if loaded is None and tree.size > 1:
         loaded = bundled_drafter(bundle)
     prompts.check(bundle_for(bundle, loaded).prior.config)
-    engine = make_engine(bundle, config, tree, loaded, prompt_length=prompts.length)
+    began = time.perf_counter()
+    generator, variables = make_generator(
+        bundle, config, tree, loaded, prompt_length=prompts.length
+    )
     count = len(prompts)
     batches, size = batches_of(bundle, count, config.batch_size)
     indices = np.resize(np.arange(count), (batches, size))
     keys = batch_keys(config.seed, size * batches).reshape(batches, size)
     sampling = config.sampling(size)
 
-    began = time.perf_counter()
-    variables = make_variables(engine, bundle, loaded)
     first = prompts.take(indices[0])
-    run = compiled(
-        bundle, engine, "generate", variables, first, sampling, keys[0], programs
-    )
+    run = _compiled(bundle, generator, variables, first, sampling, keys[0], programs)
     compile_seconds = time.perf_counter() - began
     times, parts = [], []
     for _ in range(repeats + warm_up):
@@ -134,22 +135,21 @@ def generate(
     return join_batches(bundle, parts, count, timing, compile_seconds)
 
 
-def compiled(
+def _compiled(
     bundle: Bundle,
-    engine: Engine,
-    method: Literal["generate", "init"],
-    variables: Variables,
+    generator: Generator[Any],
+    variables: Any,
     prompt: PyTree,
     sampling: Sampling,
     keys: BatchKeys,
     programs: dict[Any, Any] | None = None,
 ) -> Any:
-    """Compiles a method of an engine for a batch, unless that has been done before."""
+    """Compiles a generator for a batch, unless that has been done before."""
     programs = {} if programs is None else programs
     shapes = tuple((x.shape, str(x.dtype)) for x in jax.tree.leaves(prompt))
-    key = engine, method, shapes, keys.shape
+    key = generator, "generate", shapes, keys.shape
     if key not in programs:
-        function = getattr(engine, method)
+        function = partial(generate_batch, generator)
         if bundle.mesh:
             function = over_batch(bundle.mesh, function)
         lowered = jax.jit(function).lower(

@@ -118,7 +118,9 @@ def prompts_of(bundle: Bundle, lines: list[str]) -> PromptsOf:
     """
     condition = bundle.prior.config.condition
     if condition == "none":
-        raise ConfigError(f"bundle '{bundle.name}' makes text; --prompts draws images")
+        raise ConfigError(
+            f"bundle '{bundle.name}' generates text; --prompts is for images"
+        )
     if condition == "class":
         ids = np.array(resolve_classes(bundle, lines), np.int32)
         return lambda numbers: ids[list(numbers)]
@@ -191,7 +193,7 @@ def _report(bundle, config, tree, loaded, counts, seconds, expected) -> dict[str
     sums = np.array([counts.images, counts.tokens, counts.calls])
     images, tokens, calls = sum_of_processes(sums).tolist()
     if images != expected:
-        raise ConfigError(f"{expected - images} images were not drawn")
+        raise ConfigError(f"{expected - images} images were not generated")
     batch, mesh = config.batch_size, bundle.mesh
     return {
         "images": images,
@@ -247,7 +249,7 @@ def _check_settings(folder: Path, settings: dict[str, Any], is_first: bool) -> N
             ) from None
         if differs := sorted(k for k in settings if recorded.get(k) != settings[k]):
             raise ConfigError(
-                f"'{folder}' holds images drawn with another {', '.join(differs)}; "
+                f"'{folder}' holds images generated with another {', '.join(differs)}; "
                 "choose another --out-dir"
             )
         return

@@ -38,8 +38,8 @@ class PipelineOutput:
       stats: tokens, counters and timings.
     """
 
-    bundle: Bundle
-    stats: GenerationResult
+    bundle: Bundle = field(repr=False)
+    stats: GenerationResult = field(repr=False)
 
     @property
     def tokens(self) -> np.ndarray:
@@ -80,8 +80,8 @@ class Pipeline:
       loaded: drafter; None for plain decoding.
     """
 
-    bundle: Bundle
-    loaded: LoadedDrafter | None
+    bundle: Bundle = field(repr=False)
+    loaded: LoadedDrafter | None = field(repr=False)
     _programs: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -112,8 +112,8 @@ class Pipeline:
             `parse_verifier`.
           callback: function that is called with a `Preview` every few rounds.
           callback_rounds: target calls between two calls of `callback`.
-          **settings: fields of `GenerationConfig`, such as `seed`, `cfg_scale`,
-            `temperature` and `batch_size`.
+          **settings: fields of `GenerationConfig`, such as `seed`, `cfg_scale` (by
+            default 2, or 1 for text), `temperature` and `batch_size`.
 
         Raises:
           ConfigError: prompts, settings and models do not go together.
@@ -176,12 +176,19 @@ class Pipeline:
         """Prompts, settings and tree of a call."""
         if isinstance(verifier, str):
             verifier = parse_verifier(verifier)
-        settings = {"batch_size": default_batch(), **settings, "verifier": verifier}
+        conditional = self.bundle.prior.config.condition != "none"
+        defaults = {
+            "batch_size": default_batch(),
+            "cfg_scale": 2.0 if conditional else 1.0,
+        }
+        settings = {**defaults, **settings, "verifier": verifier}
         known = {field.name for field in fields(GenerationConfig)}
         if unknown := sorted(set(settings) - known):
             raise ConfigError(
                 f"unknown setting {unknown[0]!r}; choose {', '.join(sorted(known))}"
             )
+        if not isinstance(tree, Tree | DynamicTree | str | None):
+            raise ConfigError(f"tree={tree!r} is no tree; use a name or Tree.named")
         if self.loaded is None:
             if tree not in (None, "root", Tree.root()):
                 raise ConfigError("this pipeline has no drafter; load it with one")
@@ -199,8 +206,8 @@ class Pipeline:
             values, name = prompts, "prompts"
         if values is None or (class_labels is not None and prompts is not None):
             raise ConfigError(f"bundle '{self.bundle.name}' takes `{name}` alone")
-        if isinstance(values, (str, bytes)):
-            raise ConfigError(f"`{name}` is a list; put the text into brackets")
+        if isinstance(values, (str, bytes)) or np.ndim(np.asarray(values, object)) != 1:
+            raise ConfigError(f"`{name}` is a list, also for one image: {name}=[...]")
         if condition == "class":
             names = [str(label) for label in np.asarray(values, object).tolist()]
             return Prompts.from_classes(resolve_classes(self.bundle, names))

@@ -1,25 +1,26 @@
 """Generation in steps, with what has been generated so far."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxspec.core.generator import advance
+from jaxspec.core.generator import Generator, advance
 from jaxspec.core.noise import batch_keys
+from jaxspec.core.numbers import whole
 from jaxspec.core.result import Generation
 from jaxspec.pipeline.bundle import Bundle
 from jaxspec.pipeline.config import GenerationConfig
 from jaxspec.pipeline.decoding import decode_images
-from jaxspec.pipeline.engine import bundle_for, make_engine, make_variables
+from jaxspec.pipeline.engine import bundle_for
 from jaxspec.pipeline.generation import batches_of, check_finite
+from jaxspec.pipeline.generators import make_generator
 from jaxspec.pipeline.loaded_drafter import LoadedDrafter
 from jaxspec.pipeline.prompts import Prompts
 from jaxspec.sharding import over_batch
-from jaxspec.speculative.engine import Engine
 from jaxspec.speculative.trees.dynamic import DynamicTree
 from jaxspec.speculative.trees.tree import Tree
 
@@ -35,9 +36,9 @@ class Preview:
       done: whether every sequence of the batch has ended.
     """
 
-    bundle: Bundle
+    bundle: Bundle = field(repr=False)
     indices: np.ndarray
-    result: Generation
+    result: Generation = field(repr=False)
     done: bool
 
     @property
@@ -86,16 +87,18 @@ def generate_previews(
       ConfigError: settings, prompts, tree and models do not go together.
       NonFiniteError: the model gave NaN.
     """
+    whole("rounds", rounds)
     prompts.check(bundle_for(bundle, loaded).prior.config)
-    engine = make_engine(bundle, config, tree, loaded, prompt_length=prompts.length)
-    variables = make_variables(engine, bundle, loaded)
+    generator, variables = make_generator(
+        bundle, config, tree, loaded, prompt_length=prompts.length
+    )
     count = len(prompts)
     batches, size = batches_of(bundle, count, config.batch_size)
     keys = batch_keys(config.seed, size * batches).reshape(batches, size)
     programs = {} if programs is None else programs
-    key = engine, "previews", rounds
+    key = generator, "previews", rounds
     if key not in programs:
-        programs[key] = _programs(bundle, engine, rounds)
+        programs[key] = _programs(bundle, generator, rounds)
     init, step, result = programs[key]
     for i in range(batches):
         indices = np.arange(i * size, (i + 1) * size) % count
@@ -113,9 +116,9 @@ def generate_previews(
             yield Preview(bundle, indices[: count - i * size], preview, done)
 
 
-def _programs(bundle: Bundle, engine: Engine, rounds: int):
+def _programs(bundle: Bundle, generator: Generator[Any], rounds: int):
     """Programs for the first state, for some rounds, and for the result of a state."""
-    init, step = engine.init, partial(advance, engine, steps=rounds)
+    init, step = generator.init, partial(advance, generator, steps=rounds)
     if bundle.mesh:
         init, step = over_batch(bundle.mesh, init), over_batch(bundle.mesh, step)
-    return jax.jit(init), jax.jit(step, donate_argnums=1), jax.jit(engine.result)
+    return jax.jit(init), jax.jit(step, donate_argnums=1), jax.jit(generator.result)

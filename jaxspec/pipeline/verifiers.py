@@ -1,4 +1,4 @@
-"""Verification rules by name, and the arrays that a bundle's models give them."""
+"""Verifiers by name, and the arrays that a bundle's models give them."""
 
 import dataclasses
 import typing
@@ -26,10 +26,10 @@ VERIFIERS = {
 
 
 def parse_verifier(text: str) -> Verifier:
-    """A rule by name, with settings: `lantern:k=10,lam=2`.
+    """A verifier by name, with settings: `lantern:k=10,lam=2`.
 
     Raises:
-      ConfigError: no such rule or setting, or an impossible value.
+      ConfigError: no such verifier or setting, or an impossible value.
     """
     name, _, settings = text.partition(":")
     if name not in VERIFIERS:
@@ -85,7 +85,7 @@ def verifier_spec(verifier: Verifier) -> str:
 
 
 def verifier_params(verifier: Verifier, bundle: Bundle) -> dict[str, Any] | None:
-    """The arrays that a rule needs: neighbors of codes, or their embeddings.
+    """Arrays that a verifier reads: neighbors of tokens, or their embeddings.
 
     The neighbor table is the tokenizer's own where it is wide enough, else built anew.
     """

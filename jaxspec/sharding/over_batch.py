@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jax.tree_util import register_dataclass
 
+from jaxspec.core.arguments import check_keys
 from jaxspec.core.sampling import Sampling
 from jaxspec.core.stopping import StoppingCriteria
 from jaxspec.errors import ConfigError
@@ -39,7 +40,7 @@ def over_batch(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
 
     Arrays within objects whose `is_replicated` is true (`Variables`, `Replicated`,
     `StoppingCriteria` of all sequences) and scalars are replicated. The first axis of
-    every other array is the batch, which is divided.
+    every other array is the batch, which is divided; keys are one for each sequence.
 
     Args:
       mesh: mesh with an axis "data", see `make_mesh`.
@@ -51,8 +52,8 @@ def over_batch(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
       a scalar is the largest of all groups.
 
     Raises:
-      ConfigError: the mesh lacks an axis; or, when called, "data" does not divide the
-        number of sequences. `pad_batch` makes it a multiple.
+      ConfigError: the mesh lacks an axis; or, when called, there is a single key, or
+        "data" does not divide the number of sequences. `pad_batch` makes it a multiple.
     """
     mesh = check_mesh(mesh)
     groups = mesh.shape["data"]
@@ -96,7 +97,12 @@ def _specs(tree: PyTree) -> PyTree:
 
 def _check_divisible(tree: PyTree, groups: int) -> None:
     for x in jax.tree.leaves(tree, is_leaf=_is_replicated):
-        if not _is_replicated(x) and jnp.ndim(x) and jnp.shape(x)[0] % groups:
+        if _is_replicated(x):
+            continue
+        if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            # A single key would give all groups the same noise.
+            check_keys(x)
+        if jnp.ndim(x) and jnp.shape(x)[0] % groups:
             raise ConfigError(
                 f"{jnp.shape(x)[0]} sequences do not divide among {groups} groups of "
                 "devices along 'data'; pad them with pad_batch"
@@ -125,7 +131,11 @@ def pad_batch(
 
     Returns:
       The prompts, and the other arguments by name, for `Engine.generate`.
+
+    Raises:
+      ConfigError: the keys are not one typed key for each sequence.
     """
+    check_keys(keys)
     batch = keys.shape[0]
     more = -batch % mesh.shape["data"]
 

@@ -324,6 +324,20 @@ class Drafter(Protocol):
         ...
 
 
+def join_target_params(
+    drafter: Drafter | None, params: Params, target_params: Params
+) -> Params:
+    """Joins a drafter's parameters with those of the target that it reads.
+
+    Parameters that have been joined already (a dict with "own") are returned unchanged,
+    and so are those of a drafter without `with_target_params`.
+    """
+    join = getattr(drafter, "with_target_params", None)
+    if join is None or (isinstance(params, dict) and "own" in params):
+        return params
+    return join(params, target_params)
+
+
 def num_extra_queries(drafter: Drafter | None, tree: Tree | DynamicTree) -> int:
     """Number of extra queries of a drafter, `X`; 0 without."""
     count: int | Callable[..., int] = getattr(drafter, "num_extra_queries", 0)

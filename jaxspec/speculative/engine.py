@@ -10,7 +10,9 @@ from jaxspec.core.mesh_sync import any_group
 from jaxspec.core.result import Generation, LogProbs
 from jaxspec.core.sampling import Sampling
 from jaxspec.core.stopping import StoppingCriteria
+from jaxspec.errors import ConfigError
 from jaxspec.speculative.commit_step import commit
+from jaxspec.speculative.draft import join_target_params
 from jaxspec.speculative.draft_step import draft
 from jaxspec.speculative.engine_config import EngineConfig
 from jaxspec.speculative.init_state import init_state
@@ -45,14 +47,18 @@ class Engine(EngineConfig):
         Args:
           target: parameters of the target.
           drafter: parameters of the drafter, as it is trained and saved. Those of the
-            target that the drafter reads are added here.
+            target that the drafter reads are added here, unless they have been already
+            (`with_target_params`, `LoadedDrafter.params`).
           verifier: arrays that the verifier reads.
           related_tokens: tokens whose log-probabilities are recorded beside that of
             each token of the vocabulary.
+
+        Raises:
+          ConfigError: `related_tokens` is not int [V, M], or nothing is recorded.
         """
-        join = getattr(self.drafter, "with_target_params", None)
-        if join is not None:
-            drafter = join(drafter, target)
+        if related_tokens is not None:
+            self._check_related(related_tokens)
+        drafter = join_target_params(self.drafter, drafter, target)
         return Variables(target, drafter, verifier, related_tokens)
 
     def init(
@@ -141,6 +147,20 @@ class Engine(EngineConfig):
             state = jax.lax.while_loop(self._has_room(end), step, state)
             room = end
         return self.result(state)
+
+    def _check_related(self, tokens: Int[Array, "V M"]) -> None:
+        vocabulary = self.target.vocab_size
+        if self.log_probs is None:
+            raise ConfigError(
+                "related_tokens are recorded with Engine(log_probs='model' or "
+                "'sampling') only"
+            )
+        integers = jnp.issubdtype(jnp.result_type(tokens), jnp.integer)
+        if not integers or jnp.ndim(tokens) != 2 or len(tokens) != vocabulary:
+            raise ConfigError(
+                f"related_tokens have shape {jnp.shape(tokens)}; give ints [V, M] with "
+                f"V={vocabulary}"
+            )
 
     def _has_room(self, end: int):
         """Condition of the loop that generates the tokens before `end`."""

@@ -1,7 +1,7 @@
 """Static settings of speculative generation."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from jaxspec.core.numbers import within
 from jaxspec.core.sampling import LLAMAGEN_ORDER, Step
@@ -40,7 +40,8 @@ class EngineConfig:
         from, after temperature and filters ("sampling"). None records nothing.
 
     Raises:
-      ConfigError: a number is out of range, or a draft tree has no drafter.
+      ConfigError: a number is out of range, a draft tree has no drafter, or a tree,
+        verifier, selection or step of the order is none.
     """
 
     target: Target
@@ -55,6 +56,13 @@ class EngineConfig:
     log_probs: Literal["model", "sampling"] | None = None
 
     def __post_init__(self):
+        for name, method, how in (
+            ("tree", "depth", "Tree.named(name) or trees.parse_tree(name)"),
+            ("verifier", "verify", "an instance of a class of jaxspec.verify"),
+        ):
+            value = getattr(self, name)
+            if isinstance(value, type) or not hasattr(value, method):
+                raise ConfigError(f"{name}={value!r} is no {name}; use {how}")
         if self.max_new_tokens < 1:
             raise ConfigError(
                 f"max_new_tokens={self.max_new_tokens} must be at least 1"
@@ -69,6 +77,16 @@ class EngineConfig:
         if self.log_probs not in (None, "model", "sampling"):
             raise ConfigError(
                 f"log_probs={self.log_probs!r}; choose 'model', 'sampling' or None"
+            )
+        if unknown := [step for step in self.order if step not in LLAMAGEN_ORDER]:
+            raise ConfigError(
+                f"order has the step {unknown[0]!r}; choose among "
+                f"{', '.join(LLAMAGEN_ORDER)}"
+            )
+        if self.selection not in (None, *get_args(Selection)):
+            raise ConfigError(
+                f"selection={self.selection!r}; choose one of "
+                f"{', '.join(get_args(Selection))}, or None"
             )
         within("tie_margin", self.tie_margin)
         if self.target.for_drafter and hasattr(self.drafter, "feature_layers"):

@@ -89,7 +89,7 @@ def test_existing_images_are_not_generated_again(bundle, wanted, tmp_path, capsy
     assert main(command(bundle, folder)) == 0
     assert "all 11 images are in" in capsys.readouterr().out
     assert main(command(bundle, folder, "--cfg-scale", "3")) == 2
-    assert "drawn with another cfg_scale" in capsys.readouterr().err
+    assert "generated with another cfg_scale" in capsys.readouterr().err
     lines = [line for line in LINES if line]
     assert main(command(bundle, folder, lines=["1", *lines[1:]])) == 2
     assert (

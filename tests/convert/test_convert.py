@@ -94,7 +94,7 @@ def test_weights_that_do_not_fit_the_dtype_are_refused(tmp_path, released):
     file = write(tmp_path / "m.safetensors", released)
     with pytest.raises(NonFiniteError, match="does not fit into float16"):
         convert(file, tmp_path / "b", given=SETTINGS, dtype="float16")
-    convert(file, tmp_path / "b", given=SETTINGS, dtype="bf16")
+    convert(file, tmp_path / "b", given=SETTINGS, dtype="bfloat16")
     assert (
         load_checkpoint(tmp_path / "b/prior").params["head"].dtype == ml_dtypes.bfloat16
     )
@@ -160,7 +160,7 @@ def test_a_dry_run_prints_a_table_and_writes_nothing(tmp_path, released, capsys)
     row = "| layers_0/ffn/gate_up/kernel | 32 x 2 x 48 | float32 | "
     row += "layers.0.feed_forward.w1.weight + layers.0.feed_forward.w3.weight | layer |"
     assert row in out and not (tmp_path / "b").exists()
-    assert main([*command, "--set", "grid=4", "--dtype", "bf16"]) == 0
+    assert main([*command, "--set", "grid=4", "--dtype", "bfloat16"]) == 0
     out = capsys.readouterr().out
     assert "llamagen, " in out and "parameters" in out and "digest" in out
     assert main([*command, "--set", "grid"]) == 2

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +11,12 @@ import pytest
 from jax.tree_util import register_dataclass
 
 from jaxspec.core.continuous_batching import Requests, idle_batch, run_queue
-from jaxspec.core.generator import advance
+from jaxspec.core.generator import advance, generate
 from jaxspec.core.noise import batch_keys
 from jaxspec.core.result import Generation, Stats
 from jaxspec.core.sampling import Sampling
 from jaxspec.core.stopping import StoppingCriteria
+from jaxspec.errors import ConfigError
 from jaxspec.sharding import make_mesh, over_batch
 from jaxspec.speculative.engine import Engine
 from jaxspec.speculative.trees.tree import Tree
@@ -37,31 +38,39 @@ class CountingState:
     stats: Stats
 
 
+@register_dataclass
+@dataclass(frozen=True)
+class CountingVariables:
+    """Variables of `Counting`; all sequences share them."""
+
+    shift: jax.Array
+
+    is_replicated: ClassVar[bool] = True
+
+
 @dataclass(frozen=True)
 class Counting:
     """Generator that is no speculative engine: counts up from the prompt.
 
     Attributes:
-      size: number of tokens of each sequence.
+      max_new_tokens: number of tokens of each sequence.
     """
 
-    size: int
+    max_new_tokens: int
 
     def init(self, variables, prompt, *, sampling, keys, stopping=None) -> Any:
         """See `Generator`."""
         batch = prompt.shape[0]
-        stopping = stopping or StoppingCriteria.create(max_new_tokens=self.size)
-        zeros = jnp.zeros(batch, jnp.int32)
-        stats = Stats(
-            jnp.zeros(batch, jnp.int32),
-            jnp.zeros((), jnp.int32),
-            jnp.zeros(batch, jnp.int32),
-            jnp.zeros(batch, jnp.int32),
-            jnp.zeros((batch, 1), jnp.int32),
-            jnp.zeros((batch, 1, 1), jnp.int32),
+        stopping = stopping or StoppingCriteria.create(
+            max_new_tokens=self.max_new_tokens
         )
+        zeros = jnp.zeros(batch, jnp.int32)
         return CountingState(
-            prompt + variables, zeros, stopping.for_batch(batch), zeros > 0, stats
+            prompt + variables.shift,
+            zeros,
+            stopping.for_batch(batch),
+            zeros > 0,
+            Stats.without_drafts(zeros),
         )
 
     def step(self, variables, state):
@@ -80,7 +89,7 @@ class Counting:
 
     def result(self, state) -> Generation:
         """See `Generator`."""
-        index = jnp.arange(self.size)[None]
+        index = jnp.arange(self.max_new_tokens)[None]
         tokens = jnp.where(
             index < state.length[:, None], state.first[:, None] + index, -1
         )
@@ -92,7 +101,7 @@ TABLE = {"table": jax.random.normal(jax.random.key(1), (TREE.depth, VOCAB, VOCAB
 ENGINE = Engine(toy_target(VOCAB, 2), LENGTH, TableDrafter(), TREE)
 GENERATORS = {
     "engine": (ENGINE, ENGINE.variables(toy_params(VOCAB, 60), TABLE)),
-    "counting": (Counting(LENGTH), jnp.int32(3)),
+    "counting": (Counting(LENGTH), CountingVariables(jnp.full(1, 3))),
 }
 
 
@@ -126,6 +135,23 @@ def test_steps_in_any_portions_give_the_same_result(name):
     expected = to_the_end(name)
     np.testing.assert_array_equal(generator.result(state).tokens, expected.tokens)
     assert len(lengths) > 1 and (np.diff(lengths, axis=0) >= 0).all()
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_one_program_gives_the_same_result(name):
+    generator, variables = GENERATORS[name]
+    run = jax.jit(partial(generate, generator))
+    out = run(variables, jnp.arange(BATCH), **options())
+    np.testing.assert_array_equal(out.tokens, to_the_end(name).tokens)
+
+
+def test_a_single_key_on_a_mesh_is_refused():
+    """All groups of devices would get the same noise."""
+    generator, variables = GENERATORS["engine"]
+    run = over_batch(make_mesh(4, 2), generator.generate)
+    single = options() | {"keys": jax.random.key(0)}
+    with pytest.raises(ConfigError, match="one for each sequence"):
+        run(variables, jnp.arange(BATCH), **single)
 
 
 @pytest.mark.parametrize("name", GENERATORS)
@@ -169,18 +195,10 @@ def test_every_generator_is_batched_continuously(name):
 @pytest.mark.parametrize("name", GENERATORS)
 def test_every_generator_is_divided_over_a_mesh(name):
     generator, variables = GENERATORS[name]
-    if name == "counting":  # its variables are no `Variables`
-        from jaxspec.sharding import Replicated
-
-        variables = Replicated(variables)
-        counting = generator
-        init = lambda v, *a, **k: counting.init(v.value, *a, **k)  # noqa: E731
-        step = lambda v, s: counting.step(v.value, s)  # noqa: E731
-    else:
-        init, step = generator.init, generator.step
     mesh = make_mesh(4, 2)
-    state = jax.jit(over_batch(mesh, init))(variables, jnp.arange(BATCH), **options())
-    step = jax.jit(over_batch(mesh, step))
+    init = jax.jit(over_batch(mesh, generator.init))
+    state = init(variables, jnp.arange(BATCH), **options())
+    step = jax.jit(over_batch(mesh, generator.step))
     while not generator.done(state).all():
         state = step(variables, state)
     np.testing.assert_array_equal(

@@ -13,7 +13,7 @@ from jaxspec.drafters.dflash.network import DFlashConfig
 from jaxspec.drafters.draft_model.drafter import DraftModel, early_exit
 from jaxspec.drafters.eagle.drafter import Eagle
 from jaxspec.drafters.eagle.network import EagleConfig
-from jaxspec.drafters.inline_blocks.drafter import ppd, tidar, with_extra_tokens
+from jaxspec.drafters.inline_blocks.drafter import ppd_blocks, tidar, with_extra_tokens
 from jaxspec.drafters.kangaroo.drafter import Kangaroo, KangarooConfig
 from jaxspec.drafters.masked.deer import Deer
 from jaxspec.drafters.masked.diffuspec import DiffuSpec
@@ -131,7 +131,7 @@ FEATURES = {
         TREE,
     ),
     "tidar": (tidar(TARGET, 4), Tree.chain(3)),
-    "prompt tokens": (ppd(TARGET, 3), Tree.named("0,1,00")),
+    "prompt tokens": (ppd_blocks(TARGET, 3), Tree.named("0,1,00")),
 }
 
 

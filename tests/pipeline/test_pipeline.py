@@ -1,5 +1,7 @@
 """Pipeline: images in three lines, previews, and refused requests."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -29,6 +31,31 @@ def test_three_lines_make_images(pipe, out):
     assert out.images[0].size == (64, 64)
     assert out.tokens.shape == (3, 256) and out.tokens.min() >= 0
     assert out.stats.tokens_per_call > 1.5 and out.stats.seconds > 0
+
+
+def test_outputs_print_in_a_few_lines(pipe, out):
+    [*_, last] = pipe.stream(class_labels=[0], seed=1, cfg_scale=2.0, batch_size=1)
+    for value in (pipe, out, last):
+        assert len(repr(value)) < 1000
+
+
+def test_a_loaded_drafter_serves_an_own_engine(pipe, out):
+    """Its parameters are joined with those of the target already."""
+    model = jaxspec.Transformer(pipe.bundle.prior.config)
+    engine = jaxspec.Engine(
+        model.as_target(), 8, pipe.loaded.drafter, jaxspec.Tree.named("chain-3")
+    )
+    prior = pipe.bundle.prior.params
+    variables = engine.variables(prior, pipe.loaded.params)
+    again = engine.variables(prior, pipe.bundle.drafter.params)
+    assert jax.tree.structure(variables) == jax.tree.structure(again)
+    result = jax.jit(engine.generate)(
+        variables,
+        jnp.array(LABELS),
+        sampling=jaxspec.Sampling.create(cfg_scale=2.0),
+        keys=jax.random.key(0),
+    )
+    np.testing.assert_array_equal(result.tokens, out.tokens[:, :8])
 
 
 def test_the_tokens_are_those_of_plain_decoding(pipe, out):
@@ -79,6 +106,10 @@ def test_a_callback_receives_previews_and_changes_no_token(pipe, out):
         ({}, "takes `class_labels` alone"),
         ({"class_labels": "Apple 10"}, "`class_labels` is a list"),
         ({"class_labels": []}, "give at least one prompt"),
+        ({"class_labels": 5}, "`class_labels` is a list"),
+        ({"class_labels": [0], "callback": print, "callback_rounds": 0}, "rounds=0"),
+        ({"class_labels": [0], "tree": 5}, "tree=5 is no tree"),
+        ({"class_labels": [0], "verifier": 5}, "verifier=5 is no verifier"),
         ({"class_labels": [999]}, "unknown class '999'"),
         ({"class_labels": [0], "temprature": 1.0}, "unknown setting 'temprature'"),
         ({"class_labels": [0], "temperature": -1.0}, "temperature"),
@@ -95,5 +126,7 @@ def test_without_a_drafter_it_decodes_plainly():
     plain = jaxspec.load_pipeline(drafter=None)
     out = plain(class_labels=[0], max_new_tokens=4)
     assert out.tokens.shape == (1, 4) and out.stats.tokens_per_call == 1
+    pixels = np.asarray(out.images[0])  # a part of an image, the rest gray
+    assert (pixels[4:] == 128).all() and (pixels[:4, :16] != 128).any()
     with pytest.raises(ConfigError, match="has no drafter"):
         plain(class_labels=[0], tree="chain-3")

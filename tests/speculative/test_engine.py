@@ -392,6 +392,15 @@ def test_impossible_engines_raise_a_clear_error():
     target = toy_target(VOCAB)
     with pytest.raises(ConfigError, match="needs a drafter"):
         Engine(target, 4, tree=Tree.chain(2))
+    for wrong, words in (
+        ({"order": ("topk",)}, "order has the step 'topk'"),
+        ({"selection": "best"}, "selection='best'"),
+        ({"tree": "chain-3"}, "tree='chain-3' is no tree"),
+        ({"verifier": "coupled"}, "verifier='coupled' is no verifier"),
+        ({"verifier": Coupled}, "is no verifier; use an instance"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            Engine(target, 4, **wrong)  # type: ignore
     with pytest.raises(ConfigError, match="max_new_tokens=0"):
         Engine(target, 0)
 

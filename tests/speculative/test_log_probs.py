@@ -37,7 +37,9 @@ def generate(name, log_probs):
     engine = Engine(TARGET, LENGTH, **ENGINES[name], log_probs=log_probs)
     drafter = TABLE if engine.drafter else None
     return jax.jit(engine.generate)(
-        engine.variables(PARAMS, drafter, related_tokens=RELATED),
+        engine.variables(
+            PARAMS, drafter, related_tokens=None if log_probs is None else RELATED
+        ),
         PROMPT,
         sampling=SAMPLING,
         keys=batch_keys(3, BATCH),
@@ -84,6 +86,15 @@ def test_recording_changes_no_token_and_is_off_by_default():
     recorded, default = generate("coupled", "model"), generate("coupled", None)
     np.testing.assert_array_equal(recorded.tokens, default.tokens)
     assert default.log_probs is None
+
+
+def test_related_tokens_need_one_entry_for_each_token():
+    engine = Engine(TARGET, LENGTH, log_probs="model")
+    for wrong in (RELATED[:-1], RELATED[:, 0], RELATED * 1.0):
+        with pytest.raises(ConfigError, match="give ints"):
+            engine.variables(PARAMS, related_tokens=wrong)
+    with pytest.raises(ConfigError, match="recorded with Engine"):
+        Engine(TARGET, LENGTH).variables(PARAMS, related_tokens=RELATED)
 
 
 def test_an_unknown_distribution_is_refused():

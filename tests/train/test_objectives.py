@@ -10,7 +10,7 @@ import pytest
 from jaxspec.config import TransformerConfig
 from jaxspec.core.noise import batch_keys
 from jaxspec.core.sampling import Sampling
-from jaxspec.drafters.inline_blocks.drafter import ppd, tidar
+from jaxspec.drafters.inline_blocks.drafter import ppd_blocks, tidar
 from jaxspec.drafters.masked.deer import Deer
 from jaxspec.drafters.ppd.drafter import PPD, PPDConfig
 from jaxspec.errors import ConfigError
@@ -55,7 +55,7 @@ def test_extra_queries_equal_one_pass_over_the_tokens(kind):
     """After some rounds, the logits equal those of a pass with an explicit mask."""
     tree = Tree.chain(3) if kind == "tidar" else Tree.named("0,1,00")
     drafter = tidar(CONFIG, 4) if kind == "tidar" else None
-    drafter = drafter or ppd(CONFIG, 3)
+    drafter = drafter or ppd_blocks(CONFIG, 3)
     target = MODEL.as_target(cfg=False)
     _, state = after_rounds(
         3, target, PARAMS, drafter, None, tree, LABELS, Sampling.create(3)

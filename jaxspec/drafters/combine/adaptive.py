@@ -19,7 +19,9 @@ from jaxspec.speculative.draft import (
     InitContext,
     RoundResult,
 )
+from jaxspec.speculative.trees.dynamic import DynamicTree
 from jaxspec.speculative.trees.topology import gather_nodes
+from jaxspec.speculative.trees.tree import Tree
 from jaxspec.speculative.verify.outcome import ancestors_all
 from jaxspec.typing import Array, Bool, Float, Int, Params
 
@@ -81,6 +83,16 @@ class Adaptive:
     def with_target_params(self) -> Callable[..., Params]:
         """The drafter's; missing if the drafter reads no parameters of the target."""
         return getattr(self.drafter, "with_target_params")  # noqa: B009
+
+    @property
+    def check_tree(self) -> Callable[[Tree | DynamicTree], None]:
+        """The drafter's; missing if it fills every tree."""
+        return getattr(self.drafter, "check_tree")  # noqa: B009
+
+    @property
+    def max_depth(self) -> int:
+        """Largest number of drafted tokens on a path; missing if there is no bound."""
+        return getattr(self.drafter, "max_depth")  # noqa: B009
 
     def init(self, params: Params, ctx: InitContext) -> Any:
         """See `Drafter`."""

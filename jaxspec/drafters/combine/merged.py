@@ -13,6 +13,7 @@ from jaxspec.speculative.draft import (
     Drafter,
     InitContext,
     RoundResult,
+    join_target_params,
     num_extra_queries,
 )
 from jaxspec.speculative.trees.tree import Tree
@@ -65,6 +66,18 @@ class MergedDrafter:
         if len(layers) > 1:
             raise ConfigError(f"merged drafters read the same layers, not {layers}")
         return layers.pop()
+
+    def with_target_params(self, own: Params, target_params: Params) -> Params:
+        """Joins the parameters of both drafters with the target's that they read.
+
+        Args:
+          own: pair of the drafters' own parameters.
+          target_params: parameters of the target.
+        """
+        return tuple(
+            join_target_params(drafter, params, target_params)
+            for drafter, params, _ in self._parts(own)
+        )
 
     @property
     def tree(self) -> Tree:

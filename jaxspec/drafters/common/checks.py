@@ -12,7 +12,7 @@ def check_width(width: int, target: TransformerConfig, reason: str) -> None:
     Args:
       width: width of the drafter, `D`.
       target: configuration of the target.
-      reason: what they share, for the message.
+      reason: sentence on what they share, for the message.
 
     Raises:
       ConfigError: the widths differ.

@@ -34,6 +34,11 @@ class FalconConfig:
         even_head_sizes(self.heads, self.width)
 
     @property
+    def num_kv_heads(self) -> int:
+        """`K`, equal to `heads`."""
+        return self.heads
+
+    @property
     def head_size(self) -> int:
         """`F`."""
         return self.width // self.heads

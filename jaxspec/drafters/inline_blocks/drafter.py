@@ -44,7 +44,7 @@ class InlineBlocks:
     comes after it. A block attends to the committed past, its node, the node's
     ancestors and itself; no other query attends to a block.
 
-    `tidar` and `ppd` make the two published kinds. No parameters: trained are the
+    `tidar` and `ppd_blocks` make the published kinds. No parameters: trained are the
     target (TiDAR) or embeddings of its extra tokens (PPD).
 
     Attributes:
@@ -165,7 +165,7 @@ def tidar(target: TransformerConfig, block: int) -> InlineBlocks:
     return InlineBlocks(target.vocab_size, ids, whole=True, shift=0)
 
 
-def ppd(target: TransformerConfig, count: int) -> InlineBlocks:
+def ppd_blocks(target: TransformerConfig, count: int) -> InlineBlocks:
     """Makes parallel prompt decoding (arXiv 2405.18628): trained tokens per node.
 
     Args:

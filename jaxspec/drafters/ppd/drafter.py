@@ -6,7 +6,7 @@ from jaxspec.config import TransformerConfig
 from jaxspec.config.checks import positive
 from jaxspec.drafters.inline_blocks.drafter import (
     InlineBlocks,
-    ppd,
+    ppd_blocks,
     with_extra_tokens,
 )
 from jaxspec.errors import ConfigError
@@ -70,7 +70,7 @@ class PPD:
     @property
     def drafter(self) -> InlineBlocks:
         """Drafter of the target with its extra tokens."""
-        return ppd(self.extended_target, self.config.count)
+        return ppd_blocks(self.extended_target, self.config.count)
 
     def check_tree(self, tree: Tree | DynamicTree) -> None:
         """See `InlineBlocks.check_tree`."""
