@@ -10,10 +10,10 @@ to the static type checker.
 import inspect
 import sys
 from functools import wraps
-from typing import Any, get_args
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from beartype import BeartypeConf, beartype
 from jaxtyping import AbstractArray
@@ -27,6 +27,16 @@ def mentions_array(annotation) -> bool:
     if inspect.isclass(annotation) and issubclass(annotation, AbstractArray):
         return True
     return any(mentions_array(inner) for inner in get_args(annotation))
+
+
+def with_numpy(annotation):
+    """The same annotation of an array, or union of some, for NumPy arrays too."""
+    if inspect.isclass(annotation) and issubclass(annotation, AbstractArray):
+        if annotation.array_type is jax.Array:
+            return annotation.dtype[jax.Array | np.ndarray, annotation.dim_str]
+    if isinstance(annotation, UnionType) or get_origin(annotation) is Union:
+        return Union[tuple(map(with_numpy, get_args(annotation)))]  # noqa: UP007
+    return annotation
 
 
 def module_of(frame) -> str:
@@ -43,22 +53,13 @@ def check_shapes(stub):
     if not names or not names[-1].startswith("ret"):
         return stub
     annotations = {
-        name: annotation if mentions_array(annotation) else Any
+        name: with_numpy(annotation) if mentions_array(annotation) else Any
         for name, annotation in stub.__annotations__.items()
     }
     if all(annotation is Any for annotation in annotations.values()):
         return stub
     stub.__annotations__ = annotations
     check = beartype(stub, conf=CONF)
-
-    @wraps(stub)
-    def check_call(*args, **kwargs):
-        args, kwargs = jax.tree.map(
-            lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x,
-            (args, kwargs),
-            is_leaf=lambda x: not isinstance(x, tuple | dict),
-        )
-        return check(*args, **kwargs)
 
     @wraps(stub)
     def check_fields(*args, **kwargs):
@@ -70,4 +71,4 @@ def check_shapes(stub):
         if traced and module_of(frame).startswith("jaxspec"):
             return check(*args, **kwargs)
 
-    return check_fields if stub.__name__ == "__init__" else check_call
+    return check_fields if stub.__name__ == "__init__" else check
