@@ -60,7 +60,7 @@ def some(names):
     ]
 
 
-@pytest.mark.variants(6)
+@pytest.mark.variants(4)
 @pytest.mark.parametrize("name", some(QUICK))
 def test_no_program_relies_on_promotion(name):
     """Dtypes and ranks are written out; this shows while a program is traced."""
@@ -68,7 +68,7 @@ def test_no_program_relies_on_promotion(name):
     assert jax.tree.leaves(found)
 
 
-@pytest.mark.variants(6)
+@pytest.mark.variants(4)
 @pytest.mark.parametrize("name", some(QUICK))
 def test_every_result_has_the_same_dtype_under_x64(name):
     found = under(["x64"], lambda: jax.eval_shape(PROGRAMS[name]))
@@ -104,7 +104,7 @@ def without(name):
     return jax.tree.map(np.asarray, jax.jit(PROGRAMS[name])())
 
 
-@pytest.mark.variants(3)
+@pytest.mark.variants(2)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", some(("plain",)))
 def test_programs_give_what_they_give_without(name, mode, few_programs):

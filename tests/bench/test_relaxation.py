@@ -102,6 +102,7 @@ def test_sampled_drafts_have_the_distribution_of_enumerated_ones():
     assert sum(abs(counts[t] - probs[t]) for t in probs) / 2 < 0.02
 
 
+@pytest.mark.slow
 def test_traced_amounts_match_the_verifier():
     """Amounts are traced, so that a sweep compiles once."""
     drafts = all_triples(TOY.q)
@@ -130,6 +131,7 @@ def test_traced_amounts_match_the_verifier():
         assert outcome.acceptance == pytest.approx(1 - drafts.probs @ stop[:, 0])
 
 
+@pytest.mark.variants(1)
 @pytest.mark.parametrize(
     "verifier",
     [Coupled(), CoupledRelaxed(4, 0.3, radius=0.9), CoupledRelaxed(6, lam=3.0)],
@@ -204,6 +206,7 @@ def test_near_drafters_overlap_more_with_their_target():
         np.testing.assert_allclose(np.linalg.norm(x.codebook, axis=1), 1, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_positions_of_the_embedded_model():
     positions = model_positions(load_bundle(), 2, seed=1)
     for x in positions:

@@ -53,6 +53,7 @@ TINY = TransformerConfig(
 )
 
 
+@pytest.mark.slow
 def test_bytes_and_flops_of_gpt_xl():
     """bfloat16, batch 1 with CFG: 0.5 ms at the 3 TB/s of an H100."""
     config = preset("gpt-xl", "class", 24)
@@ -86,6 +87,7 @@ def test_formula_matches_the_flops_of_the_compiler():
     assert steps.flops > 3 * 2 * matrix_sizes(TINY, 4)[0] * 128
 
 
+@pytest.mark.slow
 def test_formula_matches_a_drafters_training_step():
     """The compiler also counts masked attention, between all queries of all blocks."""
     drafter = make_drafter(block_config(TINY), TINY)
@@ -220,6 +222,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr("jaxspec.bench.synthetic.preset", lambda *_: TINY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "benchmark",
     ["decode", *(pytest.param(x, marks=pytest.mark.slow) for x in ("verify", "train"))],

@@ -17,6 +17,7 @@ def folder(tmp_path_factory):
     return save_bundle(tmp_path_factory.mktemp("bundle"))
 
 
+@pytest.mark.slow
 def test_continuous_batching_is_compared_with_lockstep(folder):
     bundle = load_bundle(folder)
     loaded = load_drafter("jacobi", bundle)

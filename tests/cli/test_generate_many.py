@@ -145,6 +145,7 @@ def start(given, mesh, other=None):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mesh", ["2x2", *(pytest.param(m, marks=pytest.mark.slow) for m in ("4x1", "1x4"))]
 )

@@ -39,7 +39,7 @@ WRAPPED = {
 }  # fmt: skip
 
 
-@pytest.mark.variants(20)
+@pytest.mark.variants(10)
 @pytest.mark.parametrize("name", ["m.pt", "m.ckpt", "m.safetensors"])
 @pytest.mark.parametrize("wrap, prefixes", WRAPPED.values(), ids=WRAPPED)
 @pytest.mark.parametrize("family", [None, "llamagen"])

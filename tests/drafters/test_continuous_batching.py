@@ -70,7 +70,7 @@ FEW = ("recycling", "union", "block")
 SLOW = [name for name in (*TABLES, *FEATURES) if name not in FEW]
 
 
-@pytest.mark.variants(3)
+@pytest.mark.variants(2)
 @pytest.mark.parametrize("batch", [1, 2, 5])
 @pytest.mark.parametrize(
     "name", [*FEW, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]

@@ -99,6 +99,7 @@ ON_FEATURES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ON_FEATURES)
 def test_a_context_read_in_pieces_gives_the_same_draft(name):
     """After some rounds the draft is that of a drafter that read all tokens at once."""
@@ -130,6 +131,7 @@ def test_a_context_read_in_pieces_gives_the_same_draft(name):
     assert_same_draft(pieces, at_once)
 
 
+@pytest.mark.variants(1)
 @pytest.mark.parametrize(
     "name",
     [
@@ -329,6 +331,7 @@ def test_repeating_text_is_accepted(drafter):
     ).all()  # 60 tokens; four per call once the cycle repeats
 
 
+@pytest.mark.slow
 def test_masks_attend_to_committed_tokens_and_their_own_block():
     """A draft equals one pass over the committed tokens and the masks."""
     tree, block = Tree.chain(3), 3

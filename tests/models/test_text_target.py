@@ -65,6 +65,7 @@ def reference_tokens():
     return np.array(sequences)
 
 
+@pytest.mark.variants(1)
 @pytest.mark.parametrize("name", ["prompt lookup", *DRAFTERS])
 def test_drafts_do_not_change_the_text(name):
     drafter = DRAFTERS.get(name) or PromptLookup()
@@ -121,6 +122,7 @@ def guided_reference_tokens():
     return np.array(sequences)
 
 
+@pytest.mark.variants(1)
 @pytest.mark.parametrize("name", ["prompt lookup", *DRAFTERS])
 def test_guided_text_reads_one_prompt_per_branch(name):
     """The prompts of the two branches have different lengths."""
@@ -148,6 +150,7 @@ def test_guided_text_reads_one_prompt_per_branch(name):
     assert_fresh_cache(engine, PARAMS, prompt, state)
 
 
+@pytest.mark.variants(1)
 @pytest.mark.parametrize("name", ["eagle-3", "falcon"])
 def test_drafters_read_the_prompt_of_each_branch(name):
     """The drafter caches equal those of runs with one branch only."""

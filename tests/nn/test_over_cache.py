@@ -203,6 +203,7 @@ def test_fully_masked_queries_are_finite(kernel):
     assert_close(out[0], expected[0])
 
 
+@pytest.mark.slow
 def test_a_model_generates_the_same_tokens_with_kernels():
     """Plain and speculative decoding, with caches of a multiple of a block."""
     config = TransformerConfig(

@@ -18,6 +18,7 @@ from jaxspec.speculative.trees.parsing import default_tree
 from jaxspec.speculative.trees.tree import Tree
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("seed", "settings"),
     [
@@ -65,6 +66,7 @@ def test_speculation_emits_two_and_a_half_tokens_per_call():
     assert fast.tokens_per_call >= 2.5
 
 
+@pytest.mark.slow
 def test_passes_of_different_width_differ_by_far_less_than_the_margin():
     """Logits of a tree pass against those of the pass of fixed shape."""
     prior = load_bundle().prior

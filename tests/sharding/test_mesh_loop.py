@@ -230,6 +230,7 @@ VERIFIERS = {
 FEW_VERIFIERS = [("lantern++", (2, 4))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, mesh",
     slow_unless(FEW_VERIFIERS, [(n, m) for n in VERIFIERS for m in MESHES]),
@@ -240,6 +241,7 @@ def test_verifiers_decide_the_same_on_a_mesh(name, mesh):
     assert_same(on_mesh(make_mesh(*mesh), engine, TABLE), on_one_device(engine, True))
 
 
+@pytest.mark.slow
 def test_a_loop_over_single_rounds():
     mesh = make_mesh(2, 4)
     drafter, tree, params = DRAFTERS["block"]

@@ -27,7 +27,7 @@ from jaxspec.sharding import (
 from tests.models.tiny import random_params
 
 
-@pytest.mark.variants(4)
+@pytest.mark.variants(2)
 @pytest.mark.parametrize("data, model", [(8, 1), (4, 2), (2, 4), (1, 8)])
 @pytest.mark.parametrize("part", ["prior", "drafter", "tokenizer"])
 def test_a_checkpoint_is_loaded_onto_a_mesh(part, data, model):
@@ -89,6 +89,7 @@ def test_one_sharding_for_all_parameters():
     )
 
 
+@pytest.mark.variants(1)
 @pytest.mark.parametrize("source", [None, (8, 1), (4, 2), (1, 8)])
 @pytest.mark.parametrize("target", [None, (2, 4)])
 def test_checkpoints_move_between_meshes(tmp_path, source, target):

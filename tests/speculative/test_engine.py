@@ -222,7 +222,7 @@ def drifting(target, size):
     return replace(target, forward=forward)
 
 
-@pytest.mark.variants(3)
+@pytest.mark.variants(2)
 @pytest.mark.parametrize(
     ("settings", "margin", "same"),
     [
@@ -370,7 +370,7 @@ def test_a_margin_of_zero_rescores_nothing(order):
     assert fast.stats.rescored.sum() == 0
 
 
-@pytest.mark.variants(2)
+@pytest.mark.variants(1)
 @pytest.mark.parametrize(
     "verifier", [Rejection(), KSeq(), GreedySet(), Coupled()], ids=str
 )

@@ -67,7 +67,7 @@ CASES = [
 ]
 
 
-@pytest.mark.variants(8)
+@pytest.mark.variants(5)
 @pytest.mark.parametrize(("verifier", "vocab", "tree"), CASES, ids=str)
 def test_the_output_distribution_is_the_targets(verifier, vocab, tree):
     tree = Tree.named(tree)
@@ -75,7 +75,7 @@ def test_the_output_distribution_is_the_targets(verifier, vocab, tree):
         assert_lossless(verifier, p, all_drafts(q, tree, verifier.selection), draws=0)
 
 
-@pytest.mark.variants(3)
+@pytest.mark.variants(2)
 @pytest.mark.parametrize(
     ("verifier", "tree"),
     [
@@ -142,7 +142,7 @@ class Wrapped:
         return replace(verdict, path=path, accepted=depth, next_token=token)
 
 
-@pytest.mark.variants(2)
+@pytest.mark.variants(1)
 @pytest.mark.parametrize("verifier", [Rejection(), Block(), Coupled()], ids=str)
 def test_verify_is_checked_as_well_as_outcome(verifier):
     """One verifier differs in `verify` and `outcome`, another has no `outcome`."""

@@ -40,6 +40,7 @@ def test_presets_have_the_expected_grid(name, grid):
     assert jax.eval_shape(tokenizer.decode, params, codes).shape == images.shape
 
 
+@pytest.mark.slow
 def test_lengths_of_codebook_entries_do_not_matter():
     tokenizer = Tokenizer(TINY)
     params = tokenizer.init(jax.random.key(0))

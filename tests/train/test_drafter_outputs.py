@@ -133,6 +133,7 @@ def test_training_and_drafting_compute_the_same_logits(kind, monkeypatch):
         assert np.ptp(confidence) > 1e-3
 
 
+@pytest.mark.slow
 def test_kangaroo_is_trained_on_the_logits_that_it_drafts_from():
     """Training outputs equal those of decoding with a cache, one token at a time."""
     drafter, batch = KINDS["kangaroo"], 2
@@ -163,6 +164,7 @@ def test_kangaroo_is_trained_on_the_logits_that_it_drafts_from():
     np.testing.assert_allclose(outputs.logits[:, :, 0], expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_prompt_tokens_are_trained_on_the_logits_that_they_draft_from():
     """Training outputs equal those of one pass over tokens and prompt tokens."""
     drafter, batch = KINDS["prompt tokens"], 2
@@ -272,6 +274,7 @@ def test_prompt_tokens_learn_to_look_ahead(self_generated):
     assert (after > before + 0.03).all(), (before, after)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LEARNED)
 def test_drafters_learn_from_the_features_of_their_target(
     kind, self_generated, monkeypatch
@@ -294,7 +297,7 @@ def test_drafters_learn_from_the_features_of_their_target(
 KEY = jax.random.key(11)
 
 
-@pytest.mark.variants(2)
+@pytest.mark.variants(1)
 @pytest.mark.parametrize("max_cfg_scale", [1.0, 2.5])
 @pytest.mark.parametrize("kind", ["block", "eagle-3", "medusa"])
 def test_cached_features_give_the_same_losses(kind, max_cfg_scale, tmp_path):

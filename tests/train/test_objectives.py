@@ -166,6 +166,7 @@ def test_sorted_loss_is_the_mean_over_truncated_models():
     np.testing.assert_allclose(loss, (whole + first) / 2, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.variants(1)
 @pytest.mark.parametrize("refine", [False, True])
 def test_a_block_is_predicted_from_the_tokens_before_it(refine, monkeypatch):

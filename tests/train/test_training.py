@@ -155,6 +155,7 @@ def test_verifiers_are_compared_by_image_quality(trained, data, tmp_path, capsys
     assert "trained on other images" in capsys.readouterr().err
 
 
+@pytest.mark.variants(1)
 @pytest.mark.parametrize(
     "part",
     ["prior", *(pytest.param(p, marks=SLOW) for p in ("tokenizer", "drafter"))],

@@ -25,7 +25,7 @@ from tests.speculative.verify.lossless_cases import (
 from tests.speculative.verify.noises import FixedNoise
 
 
-@pytest.mark.variants(3)
+@pytest.mark.variants(2)
 @EVERY_VERIFIER
 def test_extreme_noise_accepts_no_impossible_token(verifier, selection, tree):
     """All noise is on tokens and nodes of probability zero."""

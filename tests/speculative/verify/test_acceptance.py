@@ -120,6 +120,7 @@ def over_drafts(p, q, with_replacement):
     return np.stack([optimal_acceptance(p, q, k, with_replacement) for k in drafts])
 
 
+@pytest.mark.slow
 def test_more_and_distinct_drafts_are_accepted_more_often_over_many_tokens():
     with jax.enable_x64(True):
         p, q = large_pair(jnp.float64)

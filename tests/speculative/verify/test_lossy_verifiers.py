@@ -191,6 +191,7 @@ def test_annealed_without_decay_and_factor_is_rejection():
         assert_lossless(Annealed(delta=1.0, decay=0.7), p, drafts, draws=0)
 
 
+@pytest.mark.variants(1)
 @pytest.mark.parametrize("delta", [0.5, 1.1, 2.0])
 def test_annealed_distorts_only_by_what_it_accepts_too_often(delta):
     p, q = Conditionals.random(6, 2, 0), Conditionals.random(6, 1, 20)
@@ -303,7 +304,7 @@ def test_judge_accepts_the_sample_or_tokens_that_its_head_accepts():
 # --- Filtered tokens --------------------------------------------------------------
 
 
-@pytest.mark.variants(4)
+@pytest.mark.variants(2)
 @pytest.mark.parametrize(
     ("verifier", "released"),
     [
