@@ -1,7 +1,9 @@
 """Runs the whole suite on eight simulated devices, reproducibly."""
 
+import gc
 import os
 from collections import defaultdict
+from pathlib import Path
 
 import jax
 import pytest
@@ -55,3 +57,15 @@ def pytest_collection_modifyitems(items):
 
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("suite")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded_memory():
+    """Drops compiled programs after a module, once a worker holds too many."""
+    yield
+    status = Path("/proc/self/statm")
+    if status.exists():
+        resident = int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        if resident > 3e9:
+            jax.clear_caches()
+            gc.collect()

@@ -112,6 +112,19 @@ def test_page_to_get_started_runs(tmp_path, monkeypatch):
     np.testing.assert_array_equal(names["preview"].tokens, names["out"].tokens)
 
 
+def test_page_on_your_own_model_runs():
+    names = run_page("own_model.md")
+    assert (names["out"].stats.calls < 40).all()
+    plain = jaxspec.Engine(names["target"], 40)
+    tokens = plain.generate(
+        plain.variables(names["params"]),
+        names["prompt"],
+        sampling=jaxspec.Sampling.create(temperature=0.7),
+        keys=names["jax"].random.key(0),
+    ).tokens
+    np.testing.assert_array_equal(names["out"].tokens, tokens)
+
+
 def test_page_on_converting_has_a_family_that_loads():
     rules = run_page("converting.md")["rules"]
     assert len(rules) > 2

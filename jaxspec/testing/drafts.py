@@ -74,12 +74,14 @@ class Conditionals:
         return cls(tuple(tables))
 
     @classmethod
-    def constant(cls, law: Sequence[float], length: int) -> "Conditionals":
-        """The same distribution `law`, `[V]`, for each of `length` tokens."""
-        law_array = np.asarray(law, np.float64)
-        size = len(law_array)
+    def constant(cls, probs: Sequence[float], length: int) -> "Conditionals":
+        """The same distribution `probs`, `[V]`, for each of `length` tokens."""
+        probs_array = np.asarray(probs, np.float64)
+        size = len(probs_array)
         return cls(
-            tuple(np.broadcast_to(law_array, (size,) * (d + 1)) for d in range(length))
+            tuple(
+                np.broadcast_to(probs_array, (size,) * (d + 1)) for d in range(length)
+            )
         )
 
     def after(self, prefixes: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ from jaxspec.testing.drafts import Conditionals, Drafts
 TOLERANCE = 1e-6
 
 
-def output_law_per_draft(
+def output_distribution_per_draft(
     verifier: Any, p: Conditionals, drafts: Drafts, params: Any = None
 ) -> np.ndarray:
     """Distribution of the next `A` tokens for each draft, float64 `[B, V**A]`.
@@ -105,7 +105,7 @@ def _continue_outputs(emitted: list[np.ndarray], p: Conditionals) -> np.ndarray:
     return total
 
 
-def sampled_output_law(
+def sampled_output_distribution(
     verifier: Any,
     p: Conditionals,
     drafts: Drafts,
@@ -156,7 +156,7 @@ def _outcome(verifier, log_p, draft, tree, params):
     return verifier.outcome(log_p, draft, tree, params=params)
 
 
-def output_law(
+def output_distribution(
     verifier: Any, p: Conditionals, drafts: Drafts, params: Any = None
 ) -> np.ndarray:
     """Distribution of the next `A` tokens under a verifier.
@@ -177,7 +177,7 @@ def output_law(
     size, length = p.vocab_size, drafts.tree.depth + 1
     with jax.enable_x64(True):
         drafts = _as_float64(drafts)
-        per_draft = output_law_per_draft(verifier, p, drafts, params)
+        per_draft = output_distribution_per_draft(verifier, p, drafts, params)
     per_draft = np.where(drafts.chance[:, None] > 0, per_draft, 0.0)
     return (drafts.chance @ per_draft).reshape((size,) * length)
 
@@ -195,11 +195,14 @@ def distortion(
 ) -> float:
     """Total variation distance between the output of a verifier and the target.
 
-    Both are distributions of the next `A` tokens; arguments as of `output_law`.
+    Both are distributions of the next `A` tokens; for the arguments see
+    `output_distribution`.
     """
     length = drafts.tree.depth + 1
     expected = Conditionals(p.tables[:length]).joint()
-    return float(np.abs(output_law(verifier, p, drafts, params) - expected).sum() / 2)
+    return float(
+        np.abs(output_distribution(verifier, p, drafts, params) - expected).sum() / 2
+    )
 
 
 def assert_lossless(
@@ -234,17 +237,19 @@ def assert_lossless(
         if drafts.exact:
             total = drafts.chance.sum()
             assert abs(total - 1) < TOLERANCE, f"the drafts' chances sum to {total}"
-            actual = output_law(verifier, p, drafts, params)
+            actual = output_distribution(verifier, p, drafts, params)
             limit = np.full_like(expected, TOLERANCE)
         else:
             with jax.enable_x64(True):
-                samples = output_law_per_draft(verifier, p, _as_float64(drafts), params)
+                samples = output_distribution_per_draft(
+                    verifier, p, _as_float64(drafts), params
+                )
             actual = samples.mean(0).reshape(expected.shape)
             error = samples.std(0).reshape(expected.shape) / np.sqrt(len(samples))
             limit = 6 * error + TOLERANCE
         _assert_close(verifier, "outcome", actual, expected, limit)
     if draws:
-        actual = sampled_output_law(verifier, p, drafts, params, draws=draws)
+        actual = sampled_output_distribution(verifier, p, drafts, params, draws=draws)
         error = np.sqrt(expected * (1 - expected) / draws)
         limit = 6 * error + np.where(expected > 0, 6 / draws, TOLERANCE)
         _assert_close(verifier, "verify", actual, expected, limit)

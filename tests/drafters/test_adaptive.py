@@ -18,7 +18,7 @@ from jaxspec.speculative.trees.dynamic import BestFirst, StochasticBeam
 from jaxspec.speculative.trees.tree import Tree
 from jaxspec.speculative.verify import Block, Rejection
 from jaxspec.testing.drafts import Conditionals, all_drafts, sampled_drafts
-from jaxspec.testing.enumeration import assert_lossless, distortion, output_law
+from jaxspec.testing.enumeration import assert_lossless, distortion, output_distribution
 from tests.drafters.policies import (
     BUSHY,
     CHAIN,
@@ -52,11 +52,11 @@ def test_dropping_a_token_because_of_its_value_is_refused_where_it_would_bias(po
         drafts = drafts_of(verifier, tree)
         short = cut(drafts.draft, tree, policy)
         with pytest.raises(ConfigError, match="keep_trigger=True"):
-            output_law(verifier, P, replace(drafts, draft=short))
+            output_distribution(verifier, P, replace(drafts, draft=short))
         # A later policy that uses only ancestors does not undo the bias.
         with pytest.raises(ConfigError, match="keep_trigger=True"):
             later = cut(short, tree, EntropyCutoff(inf))
-            output_law(verifier, P, replace(drafts, draft=later))
+            output_distribution(verifier, P, replace(drafts, draft=later))
         mislabeled = replace(drafts, draft=replace(short, pruned_by="past"))
         with pytest.raises(AssertionError, match="is biased"):
             assert_lossless(verifier, P, mislabeled, draws=0)
@@ -76,7 +76,9 @@ def test_dropping_unlikely_tokens_has_the_known_bias():
     drafts = all_drafts(q, tree, "without_replacement")
     dropping = ConfidenceCutoff(0.2, keep_trigger=False, least_length=0)
     short = replace(cut(drafts.draft, tree, dropping), pruned_by="past")
-    distribution = output_law(Rejection(), p, replace(drafts, draft=short)).sum(axis=1)
+    distribution = output_distribution(
+        Rejection(), p, replace(drafts, draft=short)
+    ).sum(axis=1)
     np.testing.assert_allclose(distribution, [0.55, 0.33, 0.12], atol=1e-6)
 
 
