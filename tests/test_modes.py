@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxspec.core.precision import use_x64
 from jaxspec.models.classifier.model import Classifier, ClassifierConfig
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.tokenizers.vqgan.model import Tokenizer
@@ -19,7 +20,7 @@ from tests.programs import CAPTION, IMAGES, JANUS, PROGRAMS, TRAINED
 MODES = {
     "dtypes": lambda: jax.numpy_dtype_promotion("strict"),
     "ranks": lambda: jax.numpy_rank_promotion("raise"),
-    "x64": lambda: jax.enable_x64(True),
+    "x64": lambda: use_x64(True),
     "keys": lambda: jax.debug_key_reuse(True),
     "nans": lambda: jax.debug_nans(True),
     "no jit": lambda: jax.disable_jit(),

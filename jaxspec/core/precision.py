@@ -1,5 +1,6 @@
-"""Precision of matrix products."""
+"""Precision of matrix products, and of types."""
 
+from contextlib import AbstractContextManager
 from functools import wraps
 
 import jax
@@ -14,3 +15,12 @@ def full_precision(function):
             return function(*arguments, **options)
 
     return run
+
+
+def use_x64(enabled: bool = True) -> AbstractContextManager[None]:
+    """Context manager for 64-bit types; JAX before 0.8 has it elsewhere."""
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(enabled)
+    from jax.experimental import enable_x64  # pyright: ignore
+
+    return enable_x64(enabled)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec.core.noise import batch_keys, draw_noise
+from jaxspec.core.precision import use_x64
 from jaxspec.errors import ConfigError
 from jaxspec.testing.drafts import Conditionals, Drafts
 
@@ -175,7 +176,7 @@ def output_distribution(
         tokens.
     """
     size, length = p.vocab_size, drafts.tree.depth + 1
-    with jax.enable_x64(True):
+    with use_x64(True):
         drafts = _as_float64(drafts)
         per_draft = output_distribution_per_draft(verifier, p, drafts, params)
     per_draft = np.where(drafts.chance[:, None] > 0, per_draft, 0.0)
@@ -240,7 +241,7 @@ def assert_lossless(
             actual = output_distribution(verifier, p, drafts, params)
             limit = np.full_like(expected, TOLERANCE)
         else:
-            with jax.enable_x64(True):
+            with use_x64(True):
                 samples = output_distribution_per_draft(
                     verifier, p, _as_float64(drafts), params
                 )

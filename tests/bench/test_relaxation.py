@@ -4,7 +4,6 @@ import io
 import json
 from itertools import permutations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -28,6 +27,7 @@ from docs.studies.relaxation.outcomes import (
 from docs.studies.relaxation.positions import model_positions, toy_positions
 from docs.studies.relaxation.report import relaxation_markdown, relaxation_plot
 from docs.studies.relaxation.sweep import cells, measure_setting
+from jaxspec.core.precision import use_x64
 from jaxspec.evaluate.plot import Line, Panel, plot_panels, ticks
 from jaxspec.io.images import png_bytes
 from jaxspec.pipeline.bundle import load_bundle
@@ -112,7 +112,7 @@ def test_traced_amounts_match_the_verifier():
         Lantern(4, lam=2.5, residual="optimal"),
         CoupledRelaxed(4, 0.3, radius=0.9),
     ):
-        with jax.enable_x64(True):
+        with use_x64(True):
             draft = Draft(
                 jnp.pad(jnp.asarray(drafts.tokens), ((0, 0), (1, 0))),
                 jnp.ones((count, 4), bool),

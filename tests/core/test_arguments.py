@@ -12,6 +12,7 @@ import pytest
 import jaxspec
 from jaxspec.core.logits import apply_cfg, process_logits
 from jaxspec.core.noise import batch_keys, draw_noise, position_noise, seed_key
+from jaxspec.core.precision import use_x64
 from jaxspec.core.sampling import Sampling
 from jaxspec.errors import ConfigError
 from jaxspec.speculative.draft import Draft
@@ -164,7 +165,7 @@ def test_no_two_seeds_of_64_bits_share_a_key():
         tuple(jax.random.key_data(batch_keys(s, 3)).ravel().tolist()) for s in seeds
     }
     assert len(first) == len(seeds)
-    with jax.enable_x64(True):  # numbers of 64 bits change nothing
+    with use_x64(True):  # numbers of 64 bits change nothing
         assert [words(seed) for seed in seeds] == [words(np.int64(s)) for s in seeds]
         wide = jax.random.key_data(batch_keys(5, 3))
     np.testing.assert_array_equal(wide, jax.random.key_data(batch_keys(5, 3)))

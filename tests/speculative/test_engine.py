@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxspec.core.noise import batch_keys
+from jaxspec.core.precision import use_x64
 from jaxspec.core.sampling import Sampling, active_steps
 from jaxspec.core.stopping import StoppingCriteria
 from jaxspec.errors import ConfigError
@@ -322,7 +323,7 @@ def test_programs_in_double_precision_may_call_the_engine():
     wanted = engine.generate(
         Variables(PARAMS, table), prompt, sampling=sampling, keys=keys
     )
-    with jax.enable_x64(True):
+    with use_x64(True):
         run = jax.jit(engine.generate)
         found = run(Variables(PARAMS, table), prompt, sampling=sampling, keys=keys)
     np.testing.assert_array_equal(found.tokens, wanted.tokens)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxspec.core.precision import use_x64
 from jaxspec.errors import ConfigError
 from jaxspec.speculative.verify.acceptance import optimal_acceptance
 from tests.speculative.verify.transport import transport
@@ -70,7 +71,7 @@ def test_acceptance_is_the_optimum_of_the_transport_problem(
     cases = pairs(vocab_size, seed=10 * vocab_size + k)
     wanted = [transport(p, draft_sets(q, k, with_replacement)) for p, q in cases]
     p, q = (np.array(x) for x in zip(*cases, strict=True))
-    with jax.enable_x64(True):
+    with use_x64(True):
         found = optimal_acceptance(jnp.asarray(p), jnp.asarray(q), k, with_replacement)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-8)
 
@@ -79,7 +80,7 @@ def test_acceptance_is_the_optimum_of_the_transport_problem(
 def test_a_confident_drafter_samples_its_second_token_from_the_tail(tail):
     p, q = np.array([0.1, 0.2, 0.3, 0.4]), np.array([1 - 3 * tail, tail, tail, tail])
     wanted = transport(p, draft_sets(q, 2, False))
-    with jax.enable_x64(True):
+    with use_x64(True):
         found = optimal_acceptance(jnp.asarray(p), jnp.asarray(q), 2, False)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-8)
 
@@ -87,7 +88,7 @@ def test_a_confident_drafter_samples_its_second_token_from_the_tail(tail):
 @DRAWINGS
 def test_one_draft_is_accepted_as_often_as_the_distributions_overlap(with_replacement):
     p, q = np.random.default_rng(0).dirichlet(np.ones(50), size=(2, 20))
-    with jax.enable_x64(True):
+    with use_x64(True):
         found = optimal_acceptance(jnp.asarray(p), jnp.asarray(q), 1, with_replacement)
     np.testing.assert_allclose(found, np.minimum(p, q).sum(-1), rtol=0, atol=1e-12)
 
@@ -98,7 +99,7 @@ def test_one_draft_is_accepted_as_often_as_the_distributions_overlap(with_replac
 def test_acceptance_of_a_uniform_drafter_has_its_closed_form(k, dtype, tolerance):
     # q is uniform over V tokens, p over half of them: drafts may miss this half.
     half = LARGE // 2
-    with jax.enable_x64(dtype == "float64"):
+    with use_x64(dtype == "float64"):
         q = jnp.full(LARGE, 1 / LARGE, dtype)
         p = jnp.where(jnp.arange(LARGE) < half, 2 * q, 0)
         independent = optimal_acceptance(p, q, k, True)
@@ -122,7 +123,7 @@ def over_drafts(p, q, with_replacement):
 
 @pytest.mark.slow
 def test_more_and_distinct_drafts_are_accepted_more_often_over_many_tokens():
-    with jax.enable_x64(True):
+    with use_x64(True):
         p, q = large_pair(jnp.float64)
         independent, distinct = (over_drafts(p, q, drawn) for drawn in (True, False))
         overlap = np.minimum(p, q).sum(-1)
@@ -141,7 +142,7 @@ def test_more_and_distinct_drafts_are_accepted_more_often_over_many_tokens():
 def test_single_precision_is_enough_over_many_tokens(with_replacement):
     single = over_drafts(*large_pair(jnp.float32), with_replacement)
     assert single.dtype == np.float32
-    with jax.enable_x64(True):
+    with use_x64(True):
         double = over_drafts(*large_pair(jnp.float64), with_replacement)
     np.testing.assert_allclose(single, double, rtol=0, atol=1e-5)
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxspec.core.precision import use_x64
 from jaxspec.speculative.draft import Draft
 from jaxspec.speculative.trees.tree import Tree
 from jaxspec.speculative.verify import Coupled, CoupledRelaxed, Lantern
@@ -176,7 +177,7 @@ def test_a_child_without_shared_noise_is_accepted_as_often_as_by_lantern(amount)
     k, near = 3, sorted_neighbors(codebook())
     params = {"neighbors": neighbor_table(codebook(), k)}
     named = {"budget": 0.3} if "delta" in amount else amount
-    with jax.enable_x64(True):
+    with use_x64(True):
         log_p, draft, p, _ = random_round(CHAIN, zeros=0.0, absent=0.0)
         draft = as_given(draft)
         outcome = CoupledRelaxed(k, **named).outcome(log_p, draft, CHAIN, params=params)
@@ -189,7 +190,7 @@ def test_a_child_without_shared_noise_is_accepted_as_often_as_by_lantern(amount)
 
 def test_relaxed_distribution_sums_over_the_samples_that_accept_each_child():
     tree, params = FORK, {"neighbors": neighbor_table(LINE, 4)}
-    with jax.enable_x64(True):
+    with use_x64(True):
         log_p, draft, p, _ = random_round(tree, vocab=VOCAB)
         draft = as_given(draft)
         tokens, valid = np.asarray(draft.tokens), np.asarray(draft.valid).copy()

@@ -7,6 +7,7 @@ import pytest
 
 from jaxspec.core.logits import process_logits
 from jaxspec.core.noise import batch_keys, draw_noise
+from jaxspec.core.precision import use_x64
 from jaxspec.core.sampling import Sampling
 from jaxspec.speculative.draft import Draft
 from jaxspec.speculative.trees.tree import Tree
@@ -42,7 +43,7 @@ def optimum(pairs, k, selection):
 @pytest.fixture
 def double():
     """Enables float64, for bounds that are attained."""
-    with jax.enable_x64(True):
+    with use_x64(True):
         yield
 
 

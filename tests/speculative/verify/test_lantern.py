@@ -3,11 +3,11 @@
 from dataclasses import replace
 from itertools import takewhile
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxspec.core.precision import use_x64
 from jaxspec.errors import ConfigError
 from jaxspec.speculative.draft import Draft
 from jaxspec.speculative.trees.tree import Tree
@@ -74,7 +74,7 @@ def published(near, *, k, residual, fallback, delta=None, lam=None):
 def test_outcome_is_that_of_the_published_walk(tree, budget, fallback):
     k, near, outcomes = 3, sorted_neighbors(codebook()), {}
     params = {"neighbors": neighbor_table(codebook(), k)}
-    with jax.enable_x64(True):
+    with use_x64(True):
         log_p, draft, p, q = random_round(tree)
         for residual in (
             "published",
@@ -107,7 +107,7 @@ def line_outcome(p, token, verifier):
     tree = Tree.chain(1)
     line = np.cumsum(1.1 ** np.arange(len(p)))[:, None]  # gaps grow: no ties
     params = {"neighbors": neighbor_table(line, verifier.k)}
-    with jax.enable_x64(True):
+    with use_x64(True):
         log_p = jnp.log(jnp.broadcast_to(jnp.asarray(p), (1, 2, len(p))))
         draft = Draft(jnp.array([[0, token]]), jnp.ones((1, 2), bool), selection="top")
         outcome = verifier.outcome(log_p, draft, tree, params=params)
@@ -155,7 +155,7 @@ def test_tokens_outside_of_the_codebook_have_no_neighbors(budget):
     table = neighbor_table(codebook(6), k).for_vocabulary(vocab, first)
     codes = [[y + first for y in near] for near in sorted_neighbors(codebook(6))]
     near = [[]] * first + codes + [[]] * (vocab - first - len(codes))
-    with jax.enable_x64(True):
+    with use_x64(True):
         log_p, draft, p, q = random_round(WIDE, vocab=vocab, zeros=0.0)
         for residual in ("keep_target", "zero_target", "optimal"):
             verifier = Lantern(k, residual=residual, fallback="uniform", **budget)
@@ -199,7 +199,7 @@ def test_greedy_sequences_accept_tokens_whose_relaxed_probability_is_greatest(
     near = sorted_neighbors(codebook())
     params = {"neighbors": neighbor_table(codebook(), k)}
     verifier = Lantern(k, **budget)
-    with jax.enable_x64(True):
+    with use_x64(True):
         log_p = jnp.asarray(logits)
         outcome = verifier.outcome(log_p, draft, tree, jnp.asarray(greedy), params)
         drawn = verifier.outcome(log_p, draft, tree, None, params)
@@ -223,7 +223,7 @@ def test_greedy_sequences_accept_tokens_whose_relaxed_probability_is_greatest(
 @pytest.mark.parametrize("tree", [CHAIN, FORK], ids=["chain", "fork"])
 def test_lantern_without_relaxation_is_rejection(tree):
     params = {"neighbors": neighbor_table(codebook(), 3)}
-    with jax.enable_x64(True):
+    with use_x64(True):
         log_p, draft, _, _ = random_round(tree)
         for case in (draft, as_given(draft)):
             plain = Rejection().outcome(log_p, case, tree)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxspec.core.precision import use_x64
 from jaxspec.errors import ConfigError
 from jaxspec.speculative.draft import Draft
 from jaxspec.speculative.trees.tree import Tree
@@ -123,7 +124,7 @@ def test_grouped_compares_groups_instead_of_tokens():
     tree, embedding, outcomes = FORK, codebook(), []
     # The released window, which contains all tokens here, and narrow and odd ones.
     windows = [(14, 2.0, 0.15), (4, 9.0, 0.9), (5, 9.0, 0.9), (2, 9.0, 0.9)]
-    with jax.enable_x64(True):
+    with use_x64(True):
         params = {"embedding": jnp.asarray(embedding)}
         log_p, draft, p, q = random_round(tree)
         for group, distance, gap in windows:
@@ -166,7 +167,7 @@ def test_annealed_accepts_by_depth_and_subtracts_what_it_accepts(tree, delta):
         left = [max(a - b, 0.0) for a, b in zip(p, accepted, strict=True)]
         return normalized(left, p)
 
-    with jax.enable_x64(True):
+    with use_x64(True):
         log_p, draft, p, q = random_round(tree)
         outcome = Annealed(delta, 0.7).outcome(log_p, draft, tree)
         assert_follows(outcome, tree, draft, p, q, accept, reject)
@@ -174,7 +175,7 @@ def test_annealed_accepts_by_depth_and_subtracts_what_it_accepts(tree, delta):
 
 def test_annealed_without_decay_and_factor_is_rejection():
     verifier = Annealed(delta=1.0, decay=0.0)
-    with jax.enable_x64(True):
+    with use_x64(True):
         log_p, draft, _, _ = random_round(FORK)
         outcome, plain = (
             x.outcome(log_p, draft, FORK) for x in (verifier, Rejection())
@@ -223,7 +224,7 @@ def typical_walk(tree, tokens, valid, p, epsilon, delta):
 def test_typical_keeps_the_longest_path_of_typical_tokens():
     tree, rows, counts = FORK, 200, np.zeros(FORK.size)
     greedy = np.arange(rows) % 2 == 0
-    with jax.enable_x64(True):
+    with use_x64(True):
         log_p, draft, p, _ = random_round(tree, rows=rows)
         draft = as_given(draft)
         tokens, valid = np.asarray(draft.tokens), np.asarray(draft.valid)
@@ -334,7 +335,7 @@ def test_no_verifier_emits_filtered_tokens(verifier, released):
         return last + stop[above].sum()
 
     params = {"neighbors": neighbor_table(codebook(), 3), "embedding": codebook()}
-    with jax.enable_x64(True):
+    with use_x64(True):
         log_p, draft, _, _ = random_round(FORK, rows=100, zeros=0.5)
         for case in (draft, as_given(draft)):
             given = case.selection == "top"
