@@ -150,6 +150,7 @@ def test_forced_rounds_need_a_token():
         Forced(0.5)
 
 
+@pytest.mark.slow
 def test_programs_run_the_model():
     """Decoding matches the engine; other programs leave cache lengths unchanged."""
     params = synthetic_params(TINY, "float32")

@@ -117,7 +117,7 @@ CASES = [
 ]
 
 
-@pytest.mark.variants(10)
+@pytest.mark.variants(5)
 @pytest.mark.parametrize("family, change", CASES, ids=str)
 def test_a_config_and_its_tensors_must_agree(folder, family, change):
     [(key, value)] = change.items()

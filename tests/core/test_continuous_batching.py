@@ -121,6 +121,7 @@ def test_every_request_gets_the_tokens_it_gets_alone(name, rows, size, wait):
     assert calls <= rounds * rows  # of all places, those that were used
 
 
+@pytest.mark.slow
 def test_continuous_batching_needs_fewer_rounds_than_batches_in_lockstep():
     drafter, tree, own = DRAFTERS["jacobi"]
     engine, variables = engine_of(drafter, tree), Variables(PARAMS, own)

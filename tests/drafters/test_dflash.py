@@ -98,6 +98,7 @@ def test_impossible_drafters_raise_a_clear_error():
         drafter.check_tree(Tree.from_paths([(23,)]))
 
 
+@pytest.mark.slow
 @pytest.mark.variants(1)
 @pytest.mark.parametrize("tree", [Tree.named("0,1,00,01,000"), BestFirst(6, 3)])
 def test_an_acceptance_head_reads_the_query_and_the_token_of_each_node(tree):

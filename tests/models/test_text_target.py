@@ -91,6 +91,7 @@ def test_drafts_do_not_change_the_text(name):
     assert_fresh_cache(engine, PARAMS, PROMPT, state)
 
 
+@pytest.mark.slow
 def test_rescoring_follows_prompts_of_different_lengths():
     target = MODEL.as_target(cfg=False)
     tokens = jax.random.randint(jax.random.key(2), (3, LENGTH), 0, 17)
@@ -122,6 +123,7 @@ def guided_reference_tokens():
     return np.array(sequences)
 
 
+@pytest.mark.slow
 @pytest.mark.variants(1)
 @pytest.mark.parametrize("name", ["prompt lookup", *DRAFTERS])
 def test_guided_text_reads_one_prompt_per_branch(name):

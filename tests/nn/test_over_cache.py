@@ -55,6 +55,7 @@ def assert_close(result, expected, atol=2e-6):
     )
 
 
+@pytest.mark.variants(1)
 @pytest.mark.parametrize("kernel", KERNELS)
 @settings(max_examples=3)
 @given(

@@ -38,6 +38,7 @@ def dequantized(params):
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.variants(1)
 @pytest.mark.parametrize("change", [{}, {"qkv_bias": True}, {"tied_head": True}])
 def test_logits_are_those_of_the_rounded_matrices(change):

@@ -83,6 +83,7 @@ def collectives(compiled, everywhere=False):
                 yield tuple(int(d) for d in dims.split(",") if d), match[2]
 
 
+@pytest.mark.variants(1)
 @pytest.mark.parametrize("mesh", MESHES)
 def test_a_layer_needs_two_all_reduces_and_no_other_large_collective(mesh):
     main = list(collectives(compiled(*mesh)[0]))

@@ -55,6 +55,7 @@ def run(case):
     return engine, params, state
 
 
+@pytest.mark.variants(1)
 @pytest.mark.parametrize("case", CASES)
 def test_every_layer_holds_what_a_fresh_pass_computes(case):
     engine, params, state = run(case)

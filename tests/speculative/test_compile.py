@@ -159,6 +159,7 @@ def test_one_compilation_serves_all_rounds_and_all_contents(guided, tree):
     assert len(traces) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "tree",
     [

@@ -173,6 +173,7 @@ def test_impossible_limits_raise_a_clear_error(make, words):
         make()
 
 
+@pytest.mark.slow
 def test_a_buffer_that_is_filled_exactly_keeps_every_token():
     """The last path may reach beyond the budget; nothing committed is overwritten."""
     target, rows = toy_target(VOCAB), 2

@@ -77,7 +77,7 @@ PARAMS = random_params(TARGET)
 AHEAD = [kind for kind in KINDS if kind not in ("kangaroo", "prompt tokens")]
 
 
-@pytest.mark.variants(2)
+@pytest.mark.variants(1)
 @pytest.mark.parametrize(
     "kind",
     [

@@ -41,6 +41,7 @@ FILTERS = dict(temperature=0.7, top_k=4, top_p=0.85)
 TABLE = jax.random.normal(jax.random.key(1), (2, VOCAB, VOCAB))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tree", [Tree.named("0,1,00"), BestFirst(5, 2)], ids=str)
 def test_drafter_probabilities_are_processed_as_those_of_the_target(tree):
     rows = 8

@@ -172,6 +172,7 @@ def test_of_equal_siblings_the_one_on_the_deeper_path_is_followed():
     assert verdict.path.tolist() == exact.path.tolist()
 
 
+@pytest.mark.variants(1)
 @pytest.mark.parametrize("amount", [{"delta": 0.3}, {"lam": 3.0}], ids=str)
 def test_a_child_without_shared_noise_is_accepted_as_often_as_by_lantern(amount):
     k, near = 3, sorted_neighbors(codebook())
@@ -224,6 +225,7 @@ def deviation(counts, outcome):
     return (np.abs(counts - mean) / np.sqrt(mean * (1 - chance) + 1)).max()
 
 
+@pytest.mark.slow
 def test_relaxed_distribution_is_that_of_the_verdicts():
     params = {"neighbors": neighbor_table(codebook(), 3)}
     log_p, draft, _, _ = random_round(FORK, rows=1, absent=0.0, zeros=0.15, seed=2)

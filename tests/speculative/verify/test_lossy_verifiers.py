@@ -120,6 +120,7 @@ def subtract(p, q, x, node):
     return normalized([max(a - b, 0.0) for a, b in zip(p, q, strict=True)], p)
 
 
+@pytest.mark.slow
 def test_grouped_compares_groups_instead_of_tokens():
     tree, embedding, outcomes = FORK, codebook(), []
     # The released window, which contains all tokens here, and narrow and odd ones.
