@@ -70,7 +70,8 @@ def decode(pair, prompt, length, interval):
             pair.params, cache, twice, cache.lengths[:, None], mask
         )
         logits = logits[:, 0]
-        cache = commit_path(cache, 1, jnp.zeros((len(twice), 1), int), 1)
+        one = jnp.ones(len(twice), jnp.int32)
+        cache = commit_path(cache, 1, jnp.zeros((len(twice), 1), int), one)
     return jnp.stack(tokens, axis=1), jnp.stack(scores, axis=1)
 
 

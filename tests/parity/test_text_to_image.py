@@ -159,7 +159,7 @@ def test_the_command_line_generates_from_a_prompt(released, tmp_path, capsys):
     assert main(command) == 2
     assert "give --prompt" in capsys.readouterr().err
     assert main(["generate", "--num", "1", "--prompt", "a"]) == 2
-    assert "draws classes" in capsys.readouterr().err
+    assert "takes classes" in capsys.readouterr().err
 
 
 def test_every_part_loads_on_its_own(released):
