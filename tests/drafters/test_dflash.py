@@ -24,6 +24,7 @@ from tests.drafters.tiny import BLOCK
 from tests.drafters.tiny_block import TARGET, block_drafter
 
 
+@pytest.mark.slow
 def test_a_block_never_attends_to_its_own_or_later_features():
     drafter, own, target_params = block_drafter()
     features = jax.random.normal(jax.random.key(2), (1, 17, 64))

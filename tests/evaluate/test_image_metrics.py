@@ -59,6 +59,7 @@ def test_sets_that_cannot_be_compared_are_refused(one, other, words):
         precision_recall(CLOUD, CLOUD[:3])
 
 
+@pytest.mark.slow
 def test_likelihood_is_measured_after_cfg():
     """It equals a loop over tokens, also for a last batch that is not full."""
     params = random_params(TARGET)

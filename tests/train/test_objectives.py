@@ -48,6 +48,7 @@ def test_blocks_attend_to_the_clean_past_and_to_themselves():
     np.testing.assert_array_equal(moved[3], [1, 1, 0, 0, 0, 0, 1, 1, 1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", [pytest.param("tidar", marks=pytest.mark.slow), "prompt tokens"]
 )
