@@ -31,6 +31,9 @@ if jax.__version__.startswith("0.10."):
     )
 
 jax.config.update("jax_num_cpu_devices", 8)
+# Commands of the suite, and processes that it starts, keep no compiled programs in the
+# home of the user. JAX takes an empty name for none.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")
 # Modules that take minutes go first, so that no worker runs one at the end alone.
 HEAVY = (
     "tests/train/",

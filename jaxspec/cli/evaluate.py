@@ -2,6 +2,7 @@
 
 import argparse
 
+from jaxspec.cli.compile_cache import add_compile_cache
 from jaxspec.cli.options import add_checkpoint, add_data, check_scales
 
 SUFFIXES = (".json", ".md", ".png")
@@ -40,6 +41,7 @@ def _add_source(parser) -> None:
         "--split", default="test", help="tfds split (default: %(default)s)"
     )
     add_data(parser)
+    add_compile_cache(parser)
 
 
 def _add_images(parts) -> None:

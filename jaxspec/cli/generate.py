@@ -2,6 +2,7 @@
 
 import argparse
 
+from jaxspec.cli.compile_cache import add_compile_cache
 from jaxspec.cli.options import (
     add_attention,
     add_checkpoint,
@@ -121,12 +122,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="write the numbers as JSON; with /dev/stdout the table goes to stderr",
     )
-    parser.add_argument(
-        "--compile-cache",
-        metavar="DIR",
-        help="keep compiled programs there: later starts with the same settings take "
-        "seconds. Anyone who can write there can run code as you",
-    )
+    add_compile_cache(parser)
     many = parser.add_argument_group("many images")
     many.add_argument(
         "--prompts",
@@ -144,10 +140,6 @@ def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
     from jaxspec.errors import ConfigError
 
-    if arguments.compile_cache:
-        from jaxspec.sharding.device import enable_compile_cache
-
-        enable_compile_cache(arguments.compile_cache)
     if bool(arguments.prompts) != bool(arguments.out_dir):
         raise ConfigError("--prompts FILE and --out-dir DIR go together")
     if arguments.prompts:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from jaxspec import __version__
+from jaxspec.cli.compile_cache import use_compile_cache
 from jaxspec.cli.failures import error_message
 from jaxspec.cli.interrupts import INTERRUPTED, exit_on_interrupt
 from jaxspec.cli.streams import flush_stdout, open_closed_streams, print_error
@@ -76,6 +77,7 @@ def main(
     try:
         try:
             arguments = (make_parser or build_parser)().parse_args(argv)
+            use_compile_cache(arguments)
             arguments.run(arguments)
         finally:
             flush_stdout()
