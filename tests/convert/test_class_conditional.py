@@ -9,7 +9,10 @@ from PIL import Image
 
 import jaxspec
 from jaxspec.cli import main
+from jaxspec.convert.imagenet import FILE, imagenet_classes
 from jaxspec.models.transformer.presets import SIZES
+from jaxspec.pipeline.bundle import resolve_classes
+from jaxspec.pipeline.settings import resolve_config
 from tests.convert.llamagen_files import decoder, tokenizer, write
 from tests.markdown import blocks
 
@@ -47,12 +50,25 @@ def test_the_two_files_make_a_bundle(downloaded):
     assert (prior.grid, prior.classes, prior.heads) == (16, 1000, 4)
     assert (vq.grid, vq.image_size) == (16, 256)
     assert vq.codebook_size == prior.vocab_size == VOCAB
+    assert resolve_classes(bundle, ["golden retriever", "otter"]) == [207, 360]
+    config = resolve_config(bundle, {})
+    assert (config.cfg_scale, config.top_k) == (4.0, 2000)
+
+
+def test_every_class_of_imagenet_has_a_name_of_its_own():
+    names = imagenet_classes()
+    assert len({name.lower() for name in names}) == len(names) == 1000
+    assert not any("," in name for name in names)  # which divides --classes
+    assert names[:2] + names[-1:] == ["tench", "goldfish", "toilet tissue"]
+    lines = FILE.read_text("utf-8").splitlines()
+    synsets = [line.split()[0] for line in lines if line.startswith("n")]
+    assert synsets == sorted(synsets)  # the order of the numbers
 
 
 @pytest.mark.slow
 def test_all_commands_of_the_page_run(downloaded, capsys):
     for command in commands():
         assert main(command) == 0
-    assert re.search(r"identical +yes, every token", capsys.readouterr().out)
+    assert re.search(r"shown +golden retriever, otter\n", capsys.readouterr().out)
     image = Image.open(downloaded / "images.png")
     assert image.size[0] >= 2 * 256 and image.size[1] >= 256

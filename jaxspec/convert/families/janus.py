@@ -79,6 +79,10 @@ RELEASED = _Release(
 )
 
 
+# Guidance of Janus's `generation_inference.py`.
+PUBLISHED = {"generation": {"cfg_scale": 5.0}}
+
+
 def _gelu(x: np.ndarray) -> np.ndarray:
     """Computes the exact GELU in float64."""
     from scipy.special import erf
@@ -137,7 +141,15 @@ def _plan(release: _Release, source: Source, overrides: Overrides) -> Plan:
         r"(model\.)?(vision_model|aligner)\..*",
         r".*\.rotary_emb\.inv_freq",
     )
-    return Plan("prior", config, tuple(rules), heads_of(config), computed, ignored)
+    return Plan(
+        "prior",
+        config,
+        tuple(rules),
+        heads_of(config),
+        computed,
+        ignored,
+        metadata=PUBLISHED,
+    )
 
 
 def _family(name: str, release: _Release) -> Family:

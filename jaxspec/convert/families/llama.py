@@ -3,7 +3,9 @@
 Tensor names: transformers `modeling_{llama,qwen2,qwen3,chameleon,emu3}.py`.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.convert.families.decoder import (
@@ -23,9 +25,13 @@ from jaxspec.convert.source_config import check_entry
 
 
 def _causal(
-    names: DecoderNames, section: str | None = None, defaults: Defaults = LLAMA_DEFAULTS
+    names: DecoderNames,
+    section: str | None = None,
+    defaults: Defaults = LLAMA_DEFAULTS,
+    generation: Mapping[str, Any] | None = None,
 ):
-    """Returns the `plan` of an autoregressive decoder."""
+    """Returns the `plan` of a decoder; `generation` are its published settings."""
+    metadata = {"generation": dict(generation)} if generation else {}
 
     def plan(source: Source, overrides: Overrides, target: Checkpoint | None) -> Plan:
         source_config = source.config.get(section, {}) if section else source.config
@@ -47,7 +53,14 @@ def _causal(
             KeyRule(names.root + EMBEDDING, "embedding/embedding"),
             *decoder_rules(config, names),
         )
-        return Plan("prior", config, rules, heads_of(config), ignored=ignored)
+        return Plan(
+            "prior",
+            config,
+            rules,
+            heads_of(config),
+            ignored=ignored,
+            metadata=metadata,
+        )
 
     return plan
 
@@ -63,6 +76,7 @@ def _has_model_type(*types: str):
 
 
 EMU3, EMU3_DEFAULTS = DecoderNames("model.text_model."), Defaults(1e-5, 1e6)
+EMU3_GENERATION = {"cfg_scale": 3.0, "top_k": 2048}  # of its `image_generation.py`
 FAMILIES = (
     Family("llama", _has_model_type("llama", "mistral"), _causal(LLAMA)),
     Family("qwen2", _has_model_type("qwen2"), _causal(LLAMA)),
@@ -77,7 +91,7 @@ FAMILIES = (
         lambda s: (
             s.config.get("model_type") == "emu3" and EMU3.root + EMBEDDING in s.tensors
         ),
-        _causal(EMU3, "text_config", EMU3_DEFAULTS),
+        _causal(EMU3, "text_config", EMU3_DEFAULTS, EMU3_GENERATION),
     ),
     Family(
         "emu3-original",
@@ -85,6 +99,6 @@ FAMILIES = (
             str(s.config.get("model_type")).lower() == "emu3"
             and LLAMA.root + EMBEDDING in s.tensors
         ),
-        _causal(LLAMA, defaults=EMU3_DEFAULTS),
+        _causal(LLAMA, defaults=EMU3_DEFAULTS, generation=EMU3_GENERATION),
     ),
 )
