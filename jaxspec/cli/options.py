@@ -42,31 +42,28 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--temperature",
         type=float,
-        default=1.0,
         metavar="T",
-        help="0 is greedy (default: %(default)s)",
+        help="0 is greedy (default: the checkpoint's, else 1)",
     )
     group.add_argument(
         "--top-k",
         type=int,
-        default=0,
         metavar="K",
-        help="keep the K likeliest tokens; 0 keeps all (default: %(default)s)",
+        help="keep the K likeliest tokens; 0 keeps all (default: the checkpoint's, "
+        "else 0)",
     )
     group.add_argument(
         "--top-p",
         type=float,
-        default=1.0,
         metavar="P",
-        help="keep the likeliest tokens up to mass P; 1 keeps all "
-        "(default: %(default)s)",
+        help="keep the likeliest tokens up to mass P; 1 keeps all (default: the "
+        "checkpoint's, else 1)",
     )
     group.add_argument(
         "--cfg-scale",
         type=float,
-        default=2.0,
         metavar="S",
-        help="classifier-free guidance; 1 is none (default: %(default)s)",
+        help="classifier-free guidance; 1 is none (default: the checkpoint's, else 2)",
     )
     group.add_argument(
         "--cfg-interval",
@@ -85,7 +82,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
 
 
 def sampling_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Settings of `add_sampling`, as arguments of `GenerationConfig`; checked.
+    """Settings of `add_sampling`, as `resolve_config` takes them; checked.
 
     Raises:
       ConfigError: a number is impossible.
@@ -100,7 +97,7 @@ def sampling_settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "cfg_scale": arguments.cfg_scale,
         "cfg_interval": arguments.cfg_interval,
     }
-    GenerationConfig(**found)
+    GenerationConfig(**{k: v for k, v in found.items() if v is not None})
     return found
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -286,8 +287,17 @@ def resolve_classes(bundle: Bundle, names: list[str]) -> list[int]:
             ids.append(number)
         else:
             shown = text if len(text) <= 40 else f"{text[:40]}..."
+            near = ", ".join(map(repr, _similar(text, known) or known[:1]))
             raise ConfigError(
                 f"unknown class {shown!r}; use a number from 0 to {len(known) - 1} or "
-                f"a name that `jaxspec info` lists, such as {known[0]!r}"
+                f"a name that `jaxspec info` lists, such as {near}"
             )
     return ids
+
+
+def _similar(text: str, known: list[str]) -> list[str]:
+    """At most three names that contain a text, or that are spelled like it."""
+    lower = {name.lower(): name for name in known}
+    found = [name for key, name in lower.items() if text and text.lower() in key]
+    found += [lower[key] for key in get_close_matches(text[:40].lower(), lower)]
+    return list(dict.fromkeys(found))[:3]

@@ -50,17 +50,29 @@ def bundled_drafter(bundle: Bundle) -> LoadedDrafter:
     return _load_trained(bundle.drafter.kind, bundle.drafter, bundle)
 
 
+def untrained_drafter(bundle: Bundle) -> str:
+    """Name of the drafter that replaces a bundle's own, if it has none.
+
+    For images that is the one with the most tokens per call, see docs/drafters.md; for
+    text the one that copies from the prompt.
+    """
+    return "prompt-lookup" if bundle.prior.config.condition == "none" else "jacobi"
+
+
 def load_drafter(name: str, bundle: Bundle) -> LoadedDrafter:
     """Loads a drafter by name: the bundle's own ("own"), one of `NAMES`, or a folder.
 
-    A folder holds a drafter that was trained for the bundle's prior, or any model over
-    the same tokens, which drafts according to its training objective.
+    For a bundle without a drafter "own" is `untrained_drafter`. A folder holds a
+    drafter that was trained for the bundle's prior, or any model over the same tokens,
+    which drafts according to its training objective.
 
     Raises:
       ConfigError: no such drafter.
       CheckpointError: the folder cannot be used.
     """
     config = bundle.prior.config
+    if name == "own" and bundle.drafter is None:
+        name = untrained_drafter(bundle)
     if name == "own" or bundle.drafter is not None and name == bundle.drafter.kind:
         return bundled_drafter(bundle)
     if name in TRAINING_FREE:

@@ -15,13 +15,13 @@ from jaxspec.errors import ConfigError
 from jaxspec.io.images import png_bytes
 from jaxspec.io.text_files import read_text, split_lines
 from jaxspec.io.writing import write_file
-from jaxspec.pipeline.bundle import Bundle, resolve_classes
-from jaxspec.pipeline.captions import read_captions
+from jaxspec.pipeline.bundle import Bundle
 from jaxspec.pipeline.config import GenerationConfig
 from jaxspec.pipeline.continuous import PromptsOf, generate_continuously
 from jaxspec.pipeline.decoding import decode_images
 from jaxspec.pipeline.engine import bundle_for
 from jaxspec.pipeline.loaded_drafter import LoadedDrafter
+from jaxspec.pipeline.prompt_inputs import read_prompts
 from jaxspec.pipeline.report import json_bytes
 from jaxspec.pipeline.verifiers import verifier_spec
 from jaxspec.sharding.device import device_name
@@ -122,7 +122,7 @@ def prompts_of(bundle: Bundle, lines: list[str]) -> PromptsOf:
             f"bundle '{bundle.name}' generates text; --prompts is for images"
         )
     if condition == "class":
-        ids = np.array(resolve_classes(bundle, lines), np.int32)
+        ids = read_prompts(bundle, lines).values
         return lambda numbers: ids[list(numbers)]
     features: dict[str, Any] = {}
 
@@ -132,7 +132,7 @@ def prompts_of(bundle: Bundle, lines: list[str]) -> PromptsOf:
             del features[text]
         new = [text for text in texts if text not in features]
         if new:  # one load of the encoder for all of them
-            read = read_captions(bundle.text_encoder, new).features
+            read = read_prompts(bundle, new).values
             for i, text in enumerate(new):
                 features[text] = jax.tree.map(lambda x: x[i], read)  # noqa: B023
         parts = (features[lines[n]] for n in numbers)

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -12,19 +12,17 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from jaxspec.errors import ConfigError
-from jaxspec.pipeline.bundle import Bundle, load_bundle, resolve_classes
-from jaxspec.pipeline.captions import read_captions
-from jaxspec.pipeline.config import GenerationConfig
+from jaxspec.pipeline.bundle import Bundle, load_bundle
 from jaxspec.pipeline.decoding import decode_images
-from jaxspec.pipeline.drafters import bundled_drafter, load_drafter
+from jaxspec.pipeline.drafters import load_drafter
 from jaxspec.pipeline.generation import GenerationResult, generate, join_batches
 from jaxspec.pipeline.loaded_drafter import LoadedDrafter
 from jaxspec.pipeline.preview import Preview, generate_previews
-from jaxspec.pipeline.prompts import Prompts
+from jaxspec.pipeline.prompt_inputs import resolve_prompts
+from jaxspec.pipeline.settings import resolve_config
 from jaxspec.pipeline.timing import Timing
 from jaxspec.pipeline.verifiers import parse_verifier
 from jaxspec.speculative.trees.dynamic import DynamicTree
-from jaxspec.speculative.trees.parsing import default_batch
 from jaxspec.speculative.trees.tree import Tree
 from jaxspec.speculative.verify import Verifier
 
@@ -112,8 +110,9 @@ class Pipeline:
             `parse_verifier`.
           callback: function that is called with a `Preview` every few rounds.
           callback_rounds: target calls between two calls of `callback`.
-          **settings: fields of `GenerationConfig`, such as `seed`, `cfg_scale` (by
-            default 2, or 1 for text), `temperature` and `batch_size`.
+          **settings: fields of `GenerationConfig`, such as `seed`, `cfg_scale`,
+            `temperature` and `batch_size`. Sampling settings that are None or not
+            given are those recorded with the checkpoint, see `resolve_config`.
 
         Raises:
           ConfigError: prompts, settings and models do not go together.
@@ -176,17 +175,6 @@ class Pipeline:
         """Prompts, settings and tree of a call."""
         if isinstance(verifier, str):
             verifier = parse_verifier(verifier)
-        conditional = self.bundle.prior.config.condition != "none"
-        defaults = {
-            "batch_size": default_batch(),
-            "cfg_scale": 2.0 if conditional else 1.0,
-        }
-        settings = {**defaults, **settings, "verifier": verifier}
-        known = {field.name for field in fields(GenerationConfig)}
-        if unknown := sorted(set(settings) - known):
-            raise ConfigError(
-                f"unknown setting {unknown[0]!r}; choose {', '.join(sorted(known))}"
-            )
         if not isinstance(tree, Tree | DynamicTree | str | None):
             raise ConfigError(f"tree={tree!r} is no tree; use a name or Tree.named")
         if self.loaded is None:
@@ -195,28 +183,8 @@ class Pipeline:
             tree = Tree.root()
         elif tree is None or isinstance(tree, str):
             tree = self.loaded.tree(tree)
-        config = GenerationConfig(**settings)
-        return self._prompts(class_labels, prompts), config, tree
-
-    def _prompts(self, class_labels, prompts) -> Prompts:
-        """Prompts as the model takes them."""
-        condition = self.bundle.prior.config.condition
-        values, name = class_labels, "class_labels"
-        if condition != "class":
-            values, name = prompts, "prompts"
-        if values is None or (class_labels is not None and prompts is not None):
-            raise ConfigError(f"bundle '{self.bundle.name}' takes `{name}` alone")
-        if isinstance(values, (str, bytes)) or np.ndim(np.asarray(values, object)) != 1:
-            raise ConfigError(f"`{name}` is a list, also for one image: {name}=[...]")
-        if condition == "class":
-            names = [str(label) for label in np.asarray(values, object).tolist()]
-            return Prompts.from_classes(resolve_classes(self.bundle, names))
-        texts = list(values)
-        if condition == "none":
-            return Prompts.from_texts([text.encode() for text in texts])
-        if not texts:
-            raise ConfigError("there is nothing to generate; give at least one prompt")
-        return Prompts.from_captions(read_captions(self.bundle.text_encoder, texts))
+        config = resolve_config(self.bundle, {**settings, "verifier": verifier})
+        return resolve_prompts(self.bundle, class_labels, prompts), config, tree
 
 
 def load_pipeline(
@@ -232,7 +200,8 @@ def load_pipeline(
     Args:
       path: folder with `tokenizer/`, `prior/` and, if there is one, `drafter/`.
       drafter: name of a drafter, see `load_drafter`, or None for plain decoding. "own"
-        is the folder's, or none if it has none.
+        is the folder's; if it has none, an untrained one: "jacobi" for images,
+        "prompt-lookup" for text.
       dtype: dtype of the parameters of prior and drafter; by default as saved.
       mesh: mesh on which the parameters of prior and drafter are placed.
       int8: whether matrices of prior and drafter are held in eight bits.
@@ -243,7 +212,4 @@ def load_pipeline(
       NonFiniteError: a parameter is NaN or infinite.
     """
     bundle = load_bundle(path, dtype=dtype, mesh=mesh, int8=int8)
-    if drafter is None or (drafter == "own" and bundle.drafter is None):
-        return Pipeline(bundle, None)
-    loaded = bundled_drafter(bundle) if drafter == "own" else None
-    return Pipeline(bundle, loaded or load_drafter(drafter, bundle))
+    return Pipeline(bundle, None if drafter is None else load_drafter(drafter, bundle))

@@ -1,0 +1,77 @@
+"""Prompts of a bundle from the names, numbers and texts that a caller gives."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxspec.errors import ConfigError
+from jaxspec.pipeline.bundle import Bundle, resolve_classes
+from jaxspec.pipeline.captions import read_captions
+from jaxspec.pipeline.prompts import Prompts, spread_classes
+
+
+def read_prompts(bundle: Bundle, values: Sequence[Any]) -> Prompts:
+    """Prompts as the bundle's prior takes them.
+
+    Args:
+      bundle: models.
+      values: class names or numbers, captions, or texts to continue, by the condition
+        of the prior.
+
+    Raises:
+      ConfigError: there is none, a class is unknown, or a text is empty.
+      CheckpointError: captions cannot be encoded.
+    """
+    condition = bundle.prior.config.condition
+    if condition == "class":
+        names = [str(value) for value in np.asarray(values, object).tolist()]
+        return Prompts.from_classes(resolve_classes(bundle, names))
+    if condition == "none":
+        return Prompts.from_texts([text.encode() for text in values])
+    if not len(values):
+        raise ConfigError("there is nothing to generate; give at least one prompt")
+    return Prompts.from_captions(read_captions(bundle.text_encoder, list(values)))
+
+
+def resolve_prompts(
+    bundle: Bundle,
+    class_labels: Sequence[int | str] | None,
+    prompts: Sequence[str] | None,
+    *,
+    count: int | None = None,
+    names: tuple[str, str] = ("`class_labels`", "`prompts`"),
+) -> Prompts:
+    """Prompts from two arguments, of which the bundle takes one.
+
+    Args:
+      bundle: models.
+      class_labels: numbers or names of classes, of a class-conditional model.
+      prompts: captions, or texts to continue, of other models.
+      count: number of sequences, for which prompts are repeated and classes are spread
+        by default; None for one sequence each.
+      names: names of the two arguments, for messages.
+
+    Raises:
+      ConfigError: prompts and models do not go together.
+      CheckpointError: captions cannot be encoded.
+    """
+    by_class = bundle.prior.config.condition == "class"
+    values, other = (class_labels, prompts) if by_class else (prompts, class_labels)
+    if values is None and by_class and count is not None and other is None:
+        values = spread_classes(bundle.prior.config.classes, count)
+    if values is None or other is not None:
+        raise ConfigError(f"bundle '{bundle.name}' takes {names[not by_class]} alone")
+    if isinstance(values, (str, bytes)) or np.ndim(np.asarray(values, object)) != 1:
+        name = names[not by_class].strip("`")
+        raise ConfigError(f"`{name}` is a list, also for one image: {name}=[...]")
+    if count is not None and len(values):
+        values = [values[i % len(values)] for i in range(count)]
+    return read_prompts(bundle, values)
+
+
+def prompt_labels(bundle: Bundle, prompts: Prompts) -> list[str]:
+    """Class name or caption of each sequence; empty for texts to continue."""
+    if prompts.condition == "class":
+        return [bundle.class_names[i] for i in np.asarray(prompts.values).tolist()]
+    return list(prompts.texts)
