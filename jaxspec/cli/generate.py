@@ -1,6 +1,7 @@
-"""`jaxspec generate`: images, by speculative and by plain decoding."""
+"""`jaxspec generate`: images, by speculative decoding."""
 
 import argparse
+import sys
 
 from jaxspec.cli.compile_cache import add_compile_cache
 from jaxspec.cli.options import (
@@ -18,12 +19,11 @@ def add_parser(commands) -> None:
     """Registers the command."""
     parser = commands.add_parser(
         "generate",
-        help="generate images, and show what speculation saves",
-        description="Generates a grid of class-conditional images twice from the same "
-        "seed, with speculative and with plain decoding, and reports how fast each was "
-        "and whether the images are equal. With --prompts FILE --out-dir DIR it "
-        "generates any number of images, once, each into a file of its own; a second "
-        "run continues an interrupted one.",
+        help="generate images",
+        description="Generates a grid of images by speculative decoding, and counts "
+        "the calls of the model. --compare also decodes plainly. With --prompts FILE "
+        "--out-dir DIR it generates any number of images, each into a file of its "
+        "own; a second run continues an interrupted one.",
         epilog="Examples: jaxspec generate --classes 'Tomato 3,Apple 10' --num 8 "
         "--seed 7; jaxspec generate --prompts classes.txt --out-dir images",
     )
@@ -84,6 +84,12 @@ def _add_speculation(parser: argparse.ArgumentParser) -> None:
         "rejection, block, kseq, greedy-set (same distribution); or, LOSSY, "
         "lantern:k=10,lam=2, coupled-relaxed:k=10,budget=0.1,radius=0.5, grouped, "
         "annealed, typical (default: %(default)s)",
+    )
+    group.add_argument(
+        "--compare",
+        action="store_true",
+        help="also decode plainly, and report both times and whether the tokens are "
+        "identical",
     )
     group.add_argument(
         "--batch",
@@ -148,17 +154,20 @@ def run(arguments: argparse.Namespace) -> None:
         return run_many(arguments)
     _check_options(arguments)
 
-    from jaxspec.cli.models import generation_config, load_models
+    from jaxspec.cli.models import given_settings, load_models, print_start
     from jaxspec.cli.options import chosen_mesh
     from jaxspec.io.images import format_of
+    from jaxspec.pipeline.settings import resolve_config
 
-    config = generation_config(arguments)  # raises before anything is loaded
+    settings = given_settings(arguments)  # raises before anything is loaded
     models = load_models(arguments, chosen_mesh(arguments))
+    config = resolve_config(models.bundle, settings)
     side = models.bundle.tokenizer.config.image_size
     form = format_of(arguments.out, arguments.num, side)
     prompts, cut = _prompts(arguments, models.bundle)
-    fast, plain = _generate(models, prompts, config)
-    _write(arguments, models, prompts, config, fast, plain, form, cut)
+    print_start(models, config, arguments.num)
+    results = _generate(models, prompts, config, arguments.compare)
+    _write(arguments, models, prompts, config, results, form, cut)
 
 
 def _check_options(arguments: argparse.Namespace) -> None:
@@ -173,6 +182,8 @@ def _check_options(arguments: argparse.Namespace) -> None:
     arguments.out = arguments.out or "samples.png"
     if arguments.coordinator:
         raise ConfigError("several processes generate --prompts into --out-dir")
+    if arguments.compare and arguments.drafter == "none":
+        raise ConfigError("--compare needs drafts; leave out --drafter none")
     if arguments.num < 1:
         raise ConfigError(f"--num {arguments.num}: ask for at least one image")
     if arguments.num > MOST:
@@ -190,35 +201,25 @@ def _check_options(arguments: argparse.Namespace) -> None:
 
 def _prompts(arguments: argparse.Namespace, bundle):
     """Prompts of all images, and the captions among them that are cut."""
-    import numpy as np
-
     from jaxspec.cli.options import print_cut_captions
-    from jaxspec.errors import ConfigError
-    from jaxspec.pipeline.bundle import resolve_classes
-    from jaxspec.pipeline.captions import read_captions
-    from jaxspec.pipeline.prompts import Prompts, spread_classes
+    from jaxspec.pipeline.prompt_inputs import resolve_prompts
 
-    if bundle.prior.config.condition == "caption":
-        if not arguments.prompt or arguments.classes:
-            raise ConfigError(f"bundle '{bundle.name}' takes captions: give --prompt")
-        turns = np.resize(np.arange(len(arguments.prompt)), arguments.num)
-        texts = [arguments.prompt[i] for i in turns]
+    cut = {}
+    if arguments.prompt and bundle.prior.config.condition == "caption":
         named = {f"prompt {i}": text for i, text in enumerate(arguments.prompt)}
         cut = print_cut_captions(bundle, named)
-        return Prompts.from_captions(read_captions(bundle.text_encoder, texts)), cut
-    if arguments.prompt:
-        raise ConfigError(
-            f"bundle '{bundle.name}' takes classes; --prompt is for a text-to-image one"
-        )
-    if arguments.classes is None:
-        labels = spread_classes(len(bundle.class_names), arguments.num)
-        return Prompts.from_classes(labels), {}
-    ids = resolve_classes(bundle, arguments.classes.split(","))
-    return Prompts.from_classes(np.resize(ids, arguments.num).tolist()), {}
+    prompts = resolve_prompts(
+        bundle,
+        None if arguments.classes is None else arguments.classes.split(","),
+        arguments.prompt,
+        count=arguments.num,
+        names=("classes: give --classes", "captions: give --prompt"),
+    )
+    return prompts, cut
 
 
-def _generate(models, prompts, config):
-    """Results of speculative and of plain decoding."""
+def _generate(models, prompts, config, compare: bool):
+    """Results of the generation, and of plain decoding or None."""
     from functools import partial
 
     from tqdm import tqdm
@@ -227,39 +228,46 @@ def _generate(models, prompts, config):
     from jaxspec.speculative.trees.tree import Tree
 
     bundle, loaded, tree = models
-    ways = 1 if loaded is None else 2
-    with tqdm(total=ways * len(prompts), desc="generating", unit="image") as bar:
+    total = (1 + compare) * len(prompts)
+    with tqdm(total=total, desc="generating", unit="image") as bar:
 
         def advance(count):
-            bar.set_postfix_str("", refresh=False)
+            if not count:  # the remaining time is estimated without compilation
+                bar.unpause()
+            bar.set_postfix_str("", refresh=not count)
             bar.update(count)
 
         bar.set_postfix_str("compiling")
         run = partial(
             generate, bundle, prompts, config, loaded=loaded, progress=advance
         )
-        fast = run(tree)
-        if loaded is None:
-            return fast, fast
+        result = run(tree)
+        if not compare:
+            return result, None
         bar.set_postfix_str("compiling plain decoding")
-        return fast, run(Tree.root())
+        return result, run(Tree.root())
 
 
-def _write(arguments, models, prompts, config, fast, plain, form, cut) -> None:
+def _write(arguments, models, prompts, config, results, form, cut) -> None:
     """Writes the sheet and the report, and prints the table."""
     from jaxspec.cli.options import table_stream
     from jaxspec.io.images import grid_image, image_bytes
     from jaxspec.io.writing import write_file
     from jaxspec.pipeline.decoding import decode_images
+    from jaxspec.pipeline.prompt_inputs import prompt_labels
     from jaxspec.pipeline.report import generation_report, generation_table, json_bytes
 
     bundle, loaded, tree = models
-    images = decode_images(bundle, fast.tokens)
-    report = generation_report(bundle, prompts, config, tree, fast, plain, loaded)
+    result, plain = results
+    images = decode_images(bundle, result.tokens)
+    report = generation_report(bundle, prompts, config, tree, result, plain, loaded)
+    report["labels"] = prompt_labels(bundle, prompts)
     report |= {"cut_captions": cut} if prompts.texts else {}
     write_file(arguments.out, image_bytes(grid_image(images), form))
     if arguments.report:
         write_file(arguments.report, json_bytes(report))
     stream = table_stream(arguments.out, arguments.report)
-    print(generation_table(report), file=stream)
+    # A terminal shows the heading already, above the progress bar.
+    heading = not (stream.isatty() and sys.stderr.isatty())
+    print(generation_table(report, heading=heading), file=stream)
     print(f"wrote {arguments.out}", file=stream)

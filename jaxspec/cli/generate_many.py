@@ -12,8 +12,16 @@ def run_many(arguments: argparse.Namespace) -> None:
     from jaxspec.io.text_files import read_lines
 
     numbered = read_lines(arguments.prompts)
-    for name in ("num", "out", "report", "classes", "prompt", "cache_stages"):
-        if getattr(arguments, name) is not None:
+    for name in (
+        "num",
+        "out",
+        "report",
+        "classes",
+        "prompt",
+        "cache_stages",
+        "compare",
+    ):
+        if getattr(arguments, name) not in (None, False):
             raise ConfigError(
                 f"--{name} does not go with --prompts, which writes an image for each "
                 "line of a file into DIR, and a report"
@@ -37,16 +45,21 @@ def _generate(arguments: argparse.Namespace, numbered: dict[int, str]) -> None:
     import jax
     from tqdm import tqdm
 
-    from jaxspec.cli.models import generation_config, load_models
+    from jaxspec.cli.models import given_settings, load_models, print_start
     from jaxspec.pipeline.image_folder import generate_image_folder
+    from jaxspec.pipeline.settings import resolve_config
     from jaxspec.sharding import make_mesh
 
     is_first, folder = jax.process_index() == 0, Path(arguments.out_dir)
     mesh = chosen_mesh(arguments)
     if mesh is None and jax.process_count() > 1:
         mesh = make_mesh()
-    bundle, loaded, tree = load_models(arguments, mesh, quiet=not is_first)
-    config = generation_config(arguments, mesh.shape["data"] if mesh else 1)
+    models = load_models(arguments, mesh, quiet=not is_first)
+    bundle, loaded, tree = models
+    groups = mesh.shape["data"] if mesh else 1
+    config = resolve_config(bundle, given_settings(arguments, groups))
+    if is_first:
+        print_start(models, config, len(numbered))
     cut = {}
     if bundle.prior.config.condition == "caption":
         named = {f"line {i}": line for i, line in numbered.items()}

@@ -1,6 +1,7 @@
 """Models, drafter, tree and settings that a command's options ask for."""
 
 import argparse
+import sys
 from typing import Any, NamedTuple
 
 from jaxspec.cli.options import print_replicated, sampling_settings
@@ -28,7 +29,7 @@ def load_models(
     Args:
       arguments: parsed options.
       mesh: mesh of the parameters; None for one device.
-      quiet: whether to print nothing about parameters that the mesh does not divide.
+      quiet: whether to print no notes about the mesh and the drafter.
 
     Raises:
       CheckpointError: the checkpoint cannot be used.
@@ -50,11 +51,17 @@ def load_models(
     if arguments.drafter == "none":
         return Models(bundle, None, Tree.root())
     loaded = load_drafter(arguments.drafter, bundle)
+    if arguments.drafter == "own" and bundle.drafter is None and not quiet:
+        print(
+            f"bundle '{bundle.name}' has no drafter, so {loaded.name} drafts, which "
+            "needs no training; --drafter none decodes plainly",
+            file=sys.stderr,
+        )
     return Models(bundle, loaded, loaded.tree(arguments.tree))
 
 
-def generation_config(arguments: argparse.Namespace, groups: int = 1) -> Any:
-    """`GenerationConfig` of a command.
+def given_settings(arguments: argparse.Namespace, groups: int = 1) -> dict[str, Any]:
+    """Settings of a command, for `resolve_config`; None where an option is not given.
 
     Args:
       arguments: parsed options.
@@ -67,11 +74,22 @@ def generation_config(arguments: argparse.Namespace, groups: int = 1) -> Any:
     from jaxspec.pipeline.verifiers import parse_verifier
     from jaxspec.speculative.trees.parsing import default_batch
 
-    batch, stages = arguments.batch, arguments.cache_stages
-    return GenerationConfig(
+    batch = arguments.batch
+    settings = {
         **sampling_settings(arguments),
-        attention=arguments.attention,
-        batch_size=groups * default_batch() if batch is None else batch,
-        cache_stages=1 if stages is None else stages,
-        verifier=parse_verifier(arguments.verifier),
-    )
+        "attention": arguments.attention,
+        "batch_size": groups * default_batch() if batch is None else batch,
+        "cache_stages": arguments.cache_stages,
+        "verifier": parse_verifier(arguments.verifier),
+    }
+    GenerationConfig(**{k: v for k, v in settings.items() if v is not None})  # checks
+    return settings
+
+
+def print_start(models: Models, config: Any, images: int) -> None:
+    """Prints device, models and settings of a generation on stderr."""
+    from jaxspec.pipeline.description import describe_run, format_run
+
+    bundle, loaded, tree = models
+    fields = describe_run(bundle, images, config, tree, loaded)
+    print(format_run(fields), file=sys.stderr, flush=True)

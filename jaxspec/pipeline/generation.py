@@ -98,7 +98,8 @@ def generate(
         it, also for plain decoding.
       repeats: number of timed runs; `seconds` is their median.
       warm_up: whether to run once before the timed runs.
-      progress: callback with the number of sequences that ended since the last call.
+      progress: callback with the number of sequences that ended since the last call;
+        0 once programs are compiled.
       programs: compiled programs of earlier calls, which are used and added to.
 
     Raises:
@@ -121,6 +122,7 @@ def generate(
     first = prompts.take(indices[0])
     run = _compiled(bundle, generator, variables, first, sampling, keys[0], programs)
     compile_seconds = time.perf_counter() - began
+    progress(0)
     times, parts = [], []
     for _ in range(repeats + warm_up):
         parts, began = [], time.perf_counter()

@@ -25,12 +25,10 @@ REPORT_KEYS = {
 }  # fmt: skip
 
 
-def test_generate_decodes_with_and_without_drafts_and_reports(tmp_path, capsys):
+def test_compare_decodes_with_and_without_drafts_and_reports(tmp_path, capsys):
     out, report = tmp_path / "s.png", tmp_path / "r.json"
-    assert (
-        main(["generate", "--num", "4", "--out", str(out), "--report", str(report)])
-        == 0
-    )
+    command = ["generate", "--num", "4", "--out", str(out), "--report", str(report)]
+    assert main([*command, "--compare"]) == 0
     values = json.loads(report.read_text())
     assert set(values) >= REPORT_KEYS
     assert values["identical_to_autoregressive"] is True and values["lossless"] is True
@@ -119,6 +117,10 @@ WRONG = {
     "no batch": (["--batch", "0"], "batch_size=0"),
     "huge seed": (["--seed", str(1 << 70)], "use a whole number that fits in 64 bits"),
     "impossible step": (["--cfg-interval", "-7"], "cfg_interval=-7"),
+    "nothing to compare": (
+        ["--compare", "--drafter", "none"],
+        "--compare needs drafts",
+    ),
     "one file for two": (["--report", "samples.png"], "are both 'samples.png'"),
     "endless chain": (["--tree", "chain-1000000000"], "longer than any output"),
     "no checkpoint": (["--checkpoint", "nowhere"], "no checkpoint folder at 'nowhere'"),
@@ -278,7 +280,7 @@ def test_drafters_by_name_change_no_token(tmp_path):
         report = tmp_path / "report.json"
         command = ["generate", "--num", "1", "--drafter", name, "--tree", "0,1,00"]
         command += ["--out", str(tmp_path / "a.png"), "--report", str(report)]
-        assert main(command) == 0
+        assert main([*command, "--compare"]) == 0
         found = json.loads(report.read_text())
         assert found["identical_to_autoregressive"]
         assert found["drafter"] == name.rsplit("/", 1)[-1]

@@ -151,10 +151,11 @@ def test_the_command_line_generates_from_a_prompt(released, tmp_path, capsys):
     out, report = tmp_path / "a.png", tmp_path / "a.json"
     command = ["generate", "--checkpoint", str(released[0]), "--num", "2"]
     command += ["--out", str(out), "--report", str(report), "--tree", "0,1,00"]
-    assert main([*command, "--prompt", PROMPTS[0], "--prompt", PROMPTS[1]]) == 0
+    prompts = ["--prompt", PROMPTS[0], "--prompt", PROMPTS[1]]
+    assert main([*command, *prompts, "--compare"]) == 0
     record = json.loads(report.read_text())
     assert out.is_file() and record["identical_to_autoregressive"]
-    assert record["prompts"] == PROMPTS
+    assert record["prompts"] == record["labels"] == PROMPTS
     capsys.readouterr()
     assert main(command) == 2
     assert "give --prompt" in capsys.readouterr().err
