@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from jaxspec.bench.description import Benchmark
 from jaxspec.cli.bench import add_options
-from jaxspec.cli.main import Parser, main
+from jaxspec.cli.help import Parser
+from jaxspec.cli.main import main
 
 
 def run_study(study: Benchmark, argv: Sequence[str] | None = None) -> int:

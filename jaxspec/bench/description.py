@@ -30,6 +30,7 @@ class Option:
       default_text: Description of the default; empty for its value.
       least: Minimum of an integer; None for options that are checked elsewhere.
       cfg_scale: Whether the values are CFG scales.
+      rare: Whether only `--help-all` shows the option.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Option:
     default_text: str = ""
     least: int | None = None
     cfg_scale: bool = False
+    rare: bool = False
 
     @property
     def key(self) -> str:

@@ -44,6 +44,7 @@ COMPILER_OPTIONS = Option(
     default=(),
     several=True,
     metavar="KEY=VALUE",
+    rare=True,
 )
 BATCHES = Option(
     "batches", "batch sizes in images", int, default=(1,), several=True, least=1
@@ -97,6 +98,7 @@ GENERATE = Benchmark(
             "meaningless",
             float,
             metavar="TOKENS",
+            rare=True,
         ),
         Option(
             "attention",
@@ -104,6 +106,7 @@ GENERATE = Benchmark(
             "TPU), or cuDNN's (NVIDIA, bfloat16)",
             default="xla",
             choices=("xla", "pallas", "cudnn"),
+            rare=True,
         ),
         Option(
             "int8",
@@ -111,6 +114,7 @@ GENERATE = Benchmark(
             "slightly different model; speculative and plain ones are the same",
             bool,
             default=False,
+            rare=True,
         ),
     ),
     measure="jaxspec.bench.generation:measure_generation",

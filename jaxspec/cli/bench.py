@@ -5,6 +5,7 @@ from typing import Any
 
 from jaxspec.bench.description import Benchmark, Option, load
 from jaxspec.bench.registry import BENCHMARKS, PLAN
+from jaxspec.cli.help import rare
 from jaxspec.cli.options import table_stream
 from jaxspec.cli.reports import (
     add_compare,
@@ -69,7 +70,8 @@ def add_options(parser: argparse.ArgumentParser, benchmark: Benchmark) -> None:
 
 
 def _add_option(parser: argparse.ArgumentParser, option: Option) -> None:
-    name, text = f"--{option.name}", option.full_help
+    name, text = f"--{option.name}", option.full_help.replace("%", "%%")
+    text = rare(text) if option.rare else text
     if option.kind is bool:
         parser.add_argument(name, action="store_true", help=text)
         return
@@ -79,7 +81,7 @@ def _add_option(parser: argparse.ArgumentParser, option: Option) -> None:
         nargs="+" if option.several else None,
         choices=option.choices or None,
         metavar=None if option.choices else option.metavar or METAVARS[option.kind],
-        help=text.replace("%", "%%"),
+        help=text,
     )
 
 

@@ -9,6 +9,8 @@ import stat
 import sys
 from pathlib import Path
 
+from jaxspec.cli.help import rare
+
 # JAX reads it, so a folder that the user set there stays in use.
 VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 OFF = "none"
@@ -19,10 +21,12 @@ def add_compile_cache(parser) -> None:
     parser.add_argument(
         "--compile-cache",
         metavar="DIR",
-        help="keep compiled programs there, so that later starts with the same "
-        f"settings compile nothing; {OFF} keeps none. Anyone who can write there can "
-        f"run code as you (default: {VARIABLE} if set, else jaxspec/compiled in your "
-        "cache folder)",
+        help=rare(
+            "keep compiled programs there, so that later starts with the same settings "
+            f"compile nothing; {OFF} keeps none. Anyone who can write there can run "
+            f"code as you (default: {VARIABLE} if set, else jaxspec/compiled in your "
+            "cache folder)"
+        ),
     )
 
 

@@ -2,6 +2,8 @@
 
 import argparse
 
+from jaxspec.cli.help import rare
+
 FAMILIES = (
     "llamagen, llamagen-hf, vq-llamagen, vq-janus, vq-taming, t5, llama, qwen2, qwen3, "
     "chameleon, emu3, emu3-original, janus, janus-original, dream, llada, eagle1, "
@@ -44,13 +46,17 @@ def _add_convert(commands) -> None:
     parser.add_argument(
         "--target",
         metavar="DIR",
-        help="the converted model that a drafter drafts for (default: BUNDLE/prior)",
+        help=rare(
+            "the converted model that a drafter drafts for (default: BUNDLE/prior)"
+        ),
     )
     parser.add_argument(
         "--weights",
         metavar="NAME",
-        help="set of weights, if a file holds several, such as model and ema (default: "
-        "the one that the family's official loader takes)",
+        help=rare(
+            "set of weights, if a file holds several, such as model and ema (default: "
+            "the one that the family's official loader takes)"
+        ),
     )
     parser.add_argument(
         "--set",
@@ -63,8 +69,10 @@ def _add_convert(commands) -> None:
     parser.add_argument(
         "--mesh",
         metavar="DATAxMODEL",
-        help="store parameters in the shards of a mesh of this shape, so that each "
-        "device can read its shard alone (default: unsharded)",
+        help=rare(
+            "store parameters in the shards of a mesh of this shape, so that each "
+            "device can read its shard alone (default: unsharded)"
+        ),
     )
     parser.add_argument(
         "--dry-run",
@@ -74,8 +82,10 @@ def _add_convert(commands) -> None:
     parser.add_argument(
         "--allow-objects",
         action="store_true",
-        help="leave out objects in a PyTorch file that are no tensors (their code is "
-        "never run)",
+        help=rare(
+            "leave out objects in a PyTorch file that are no tensors (their code is "
+            "never run)"
+        ),
     )
     parser.set_defaults(run=run)
 

@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from jaxspec.cli.compile_cache import add_compile_cache
+from jaxspec.cli.help import rare
 from jaxspec.cli.options import (
     add_attention,
     add_checkpoint,
@@ -19,55 +20,59 @@ def add_parser(commands) -> None:
     """Registers the command."""
     parser = commands.add_parser(
         "generate",
+        usage="%(prog)s [OPTION ...]",
         help="generate images",
         description="Generates a grid of images by speculative decoding, and counts "
-        "the calls of the model. --compare also decodes plainly. With --prompts FILE "
-        "--out-dir DIR it generates any number of images, each into a file of its "
-        "own; a second run continues an interrupted one.",
+        "the calls of the model.",
         epilog="Examples: jaxspec generate --classes 'Tomato 3,Apple 10' --num 8 "
         "--seed 7; jaxspec generate --prompts classes.txt --out-dir images",
     )
-    add_checkpoint(parser)
-    _add_images(parser)
+    _add_images(parser.add_argument_group("images"))
     add_sampling(parser)
-    _add_speculation(parser)
-    _add_output(parser)
-    add_devices(parser)
+    _add_speculation(parser.add_argument_group("speculation"))
+    _add_output(parser.add_argument_group("output"))
+    _add_many(
+        parser.add_argument_group(
+            "many images",
+            "each in a file of its own; a second run continues an interrupted one",
+        )
+    )
+    _add_devices(parser.add_argument_group("devices"))
     parser.set_defaults(run=run)
 
 
-def _add_images(parser: argparse.ArgumentParser) -> None:
-    """Options that name the images."""
-    parser.add_argument(
+def _add_images(group) -> None:
+    """Options of the model and of the images."""
+    add_checkpoint(group)
+    group.add_argument(
         "--num",
         type=int,
         metavar="N",
         help="number of images (default: 16)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--classes",
         metavar="LIST",
-        help="names or numbers, divided by commas, repeated as "
-        "often as needed (default: spread over all classes)",
+        help="names or numbers, divided by commas, repeated as often as needed "
+        "(default: spread over all classes)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--prompt",
         action="append",
         metavar="TEXT",
-        help="what an image shows, for a text-to-image model; repeatable",
+        help="caption of an image, for a text-to-image model; repeatable",
     )
 
 
-def _add_speculation(parser: argparse.ArgumentParser) -> None:
-    """Options of drafter, tree, verifier and programs."""
-    group = parser.add_argument_group("speculation")
+def _add_speculation(group) -> None:
+    """Options of drafter, tree and verifier."""
     group.add_argument(
         "--drafter",
         default="own",
         metavar="NAME",
-        help="own (the checkpoint's), jacobi, recycling, ngrams, prompt-lookup, "
-        "early-exit-LAYERS, the folder of another that was trained for this prior, or "
-        "none, which decodes plainly (default: %(default)s)",
+        help="own (the checkpoint's, else jacobi), jacobi, recycling, ngrams, "
+        "prompt-lookup, early-exit-LAYERS, the folder of another that was trained for "
+        "this prior, or none, which decodes plainly (default: %(default)s)",
     )
     group.add_argument(
         "--tree",
@@ -80,10 +85,10 @@ def _add_speculation(parser: argparse.ArgumentParser) -> None:
         "--verifier",
         default="coupled",
         metavar="VERIFIER",
-        help="how drafts are verified: coupled (same tokens as plain decoding); "
-        "rejection, block, kseq, greedy-set (same distribution); or, LOSSY, "
-        "lantern:k=10,lam=2, coupled-relaxed:k=10,budget=0.1,radius=0.5, grouped, "
-        "annealed, typical (default: %(default)s)",
+        help="coupled (same tokens as plain decoding); rejection, block, kseq, "
+        "greedy-set (same distribution); or, LOSSY, lantern:k=10,lam=2, "
+        "coupled-relaxed:k=10,budget=0.1,radius=0.5, grouped, annealed, typical "
+        "(default: %(default)s)",
     )
     group.add_argument(
         "--compare",
@@ -91,6 +96,39 @@ def _add_speculation(parser: argparse.ArgumentParser) -> None:
         help="also decode plainly, and report both times and whether the tokens are "
         "identical",
     )
+
+
+def _add_output(group) -> None:
+    """Options of files that are written."""
+    group.add_argument(
+        "--out",
+        metavar="FILE",
+        help="file of the images: .png, .webp, or .jpg, which changes them a little "
+        "(default: samples.png)",
+    )
+    group.add_argument(
+        "--report",
+        metavar="FILE",
+        help="write the numbers as JSON; with /dev/stdout the table goes to stderr",
+    )
+
+
+def _add_many(group) -> None:
+    """Options of prompts in a file."""
+    group.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help="one class (name or number) or caption a line, in UTF-8; '-' reads stdin",
+    )
+    group.add_argument(
+        "--out-dir",
+        metavar="DIR",
+        help="folder for an image of each line, and report.json",
+    )
+
+
+def _add_devices(group) -> None:
+    """Options of devices and programs."""
     group.add_argument(
         "--batch",
         type=int,
@@ -104,42 +142,19 @@ def _add_speculation(parser: argparse.ArgumentParser) -> None:
         help="of weights and caches; images are identical in float32, and up to "
         "near-ties in bfloat16 (default: %(default)s)",
     )
+    add_devices(group)
     group.add_argument(
         "--cache-stages",
         type=int,
         metavar="N",
-        help="number of cache sizes: faster for large batches, compiled N times "
-        "as long (default: 1)",
+        help=rare(
+            "number of cache sizes: faster for large batches, compiled N times as long "
+            "(default: 1)"
+        ),
     )
     add_attention(group)
     add_int8(group)
-
-
-def _add_output(parser: argparse.ArgumentParser) -> None:
-    """Options of files that are written."""
-    parser.add_argument(
-        "--out",
-        metavar="FILE",
-        help="file of the images: .png, .webp, or .jpg, which changes them a little "
-        "(default: samples.png)",
-    )
-    parser.add_argument(
-        "--report",
-        metavar="FILE",
-        help="write the numbers as JSON; with /dev/stdout the table goes to stderr",
-    )
-    add_compile_cache(parser)
-    many = parser.add_argument_group("many images")
-    many.add_argument(
-        "--prompts",
-        metavar="FILE",
-        help="one class (name or number) or caption a line, in UTF-8; '-' reads stdin",
-    )
-    many.add_argument(
-        "--out-dir",
-        metavar="DIR",
-        help="folder for an image of each line, and report.json",
-    )
+    add_compile_cache(group)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -2,6 +2,8 @@
 
 import argparse
 
+from jaxspec.cli.help import rare
+
 
 def add_parser(commands) -> None:
     """Adds the command to the parser."""
@@ -31,10 +33,12 @@ def add_parser(commands) -> None:
         type=int,
         default=58,
         metavar="N",
-        help="nodes of the tree, including its root",
+        help=rare("nodes of the tree, including its root (default: %(default)s)"),
     )
     group.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
-    group.add_argument("--int8", action="store_true", help="hold matrices as int8")
+    group.add_argument(
+        "--int8", action="store_true", help=rare("hold matrices as int8")
+    )
     parser.set_defaults(run=run)
 
 

@@ -10,17 +10,9 @@ from typing import NoReturn
 from jaxspec import __version__
 from jaxspec.cli.compile_cache import use_compile_cache
 from jaxspec.cli.failures import error_message
+from jaxspec.cli.help import Parser
 from jaxspec.cli.interrupts import INTERRUPTED, exit_on_interrupt
 from jaxspec.cli.streams import flush_stdout, open_closed_streams, print_error
-
-
-class Parser(argparse.ArgumentParser):
-    """Argument parser that reports an error as one line, with exit status 2."""
-
-    def error(self, message):
-        """Prints the message and exits."""
-        print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
-        raise SystemExit(2)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -3,9 +3,11 @@
 import argparse
 from typing import Any
 
+from jaxspec.cli.help import rare
 
-def add_checkpoint(parser: argparse.ArgumentParser) -> None:
-    """`--checkpoint`."""
+
+def add_checkpoint(parser) -> None:
+    """`--checkpoint`, on a parser or a group of one."""
     parser.add_argument(
         "--checkpoint",
         metavar="DIR",
@@ -21,8 +23,10 @@ def add_attention(parser) -> None:
         "--attention",
         choices=("xla", "pallas", "cudnn"),
         default="xla",
-        help="over caches: XLA's, a kernel that reads only what is filled (GPU, TPU), "
-        "or cuDNN's (NVIDIA, bfloat16) (default: %(default)s)",
+        help=rare(
+            "over caches: XLA's, a kernel that reads only what is filled (GPU, TPU), "
+            "or cuDNN's (NVIDIA, bfloat16) (default: %(default)s)"
+        ),
     )
 
 
@@ -31,8 +35,10 @@ def add_int8(parser) -> None:
     parser.add_argument(
         "--int8",
         action="store_true",
-        help="hold matrices in 8 bits, one scale a column: other images, of a "
-        "slightly different model; speculative and plain ones are the same",
+        help=rare(
+            "hold matrices in 8 bits, one scale a column: other images, of a "
+            "slightly different model; speculative and plain ones are the same"
+        ),
     )
 
 
@@ -70,7 +76,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=-1,
         metavar="STEP",
-        help="guide only up to this step; -1 guides always (default: %(default)s)",
+        help=rare("guide only up to this step; -1 guides always (default: -1)"),
     )
     group.add_argument(
         "--seed",
@@ -138,9 +144,8 @@ def table_stream(*paths: str | None):
     return sys.stderr if taken else sys.stdout
 
 
-def add_devices(parser: argparse.ArgumentParser) -> None:
-    """Meshes and processes."""
-    group = parser.add_argument_group("devices")
+def add_devices(group) -> None:
+    """Meshes and processes, on a parser or a group of one."""
     group.add_argument(
         "--mesh",
         metavar="DATAxMODEL",
@@ -150,13 +155,23 @@ def add_devices(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--coordinator",
         metavar="HOST:PORT",
-        help="of process 0, if there are several; 'auto' on TPU pods and under Slurm",
+        help=rare(
+            "of process 0, if there are several; 'auto' on TPU pods and under Slurm"
+        ),
     )
     group.add_argument(
-        "--processes", type=int, default=1, metavar="N", help="how many there are"
+        "--processes",
+        type=int,
+        default=1,
+        metavar="N",
+        help=rare("how many there are"),
     )
     group.add_argument(
-        "--process", type=int, default=0, metavar="I", help="which one this is, from 0"
+        "--process",
+        type=int,
+        default=0,
+        metavar="I",
+        help=rare("which one this is, from 0"),
     )
 
 
