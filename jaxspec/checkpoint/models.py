@@ -84,6 +84,17 @@ class Checkpoint:
     neighbors: Neighbors | None = None
     target: TransformerConfig | None = None
 
+    def __repr__(self) -> str:
+        leaves = jax.tree.leaves(self.params)
+        dtypes = ", ".join(sorted({str(x.dtype) for x in leaves}))
+        words = f"{self.size / 1e6:.2f} M parameters, {dtypes}" if leaves else "unread"
+        return f"Checkpoint({self.kind!r}, {words})"
+
+    @property
+    def size(self) -> int:
+        """Number of parameters; 0 if they were not read."""
+        return sum(x.size for x in jax.tree.leaves(self.params))
+
     @property
     def model(self) -> Any:
         """Static functions of the model: a `Transformer`, a `Tokenizer`, a drafter."""

@@ -60,6 +60,12 @@ class Bundle:
     int8: bool = False
     place: Placement = None
 
+    def __repr__(self) -> str:
+        parts = {"tokenizer": self.image_tokenizer, "prior": self.prior}
+        parts["drafter"] = self.drafter
+        words = [f"{name}={part!r}" for name, part in parts.items() if part is not None]
+        return ",\n  ".join([f"Bundle({self.name!r}, {words[0]}", *words[1:]]) + ")"
+
     @property
     def tokenizer(self) -> Checkpoint:
         """The image tokenizer, on one device of this process.
@@ -116,8 +122,10 @@ def load_bundle(
 
     Raises:
       CheckpointError: something is missing, damaged or does not belong together.
+      ConfigError: `dtype` is no floating-point dtype.
       NonFiniteError: a parameter holds NaN or infinity.
     """
+    check_dtype(dtype)
     folder = Path(path) if path is not None else embedded_folder() / DEFAULT
     if not folder.is_dir():
         raise CheckpointError(f"no checkpoint folder at '{folder}'; check the path")
@@ -224,6 +232,23 @@ def load_prior(path: Path, sharding: Placement = None) -> Checkpoint:
             "(--drafter), but does not generate on its own"
         )
     return prior
+
+
+def check_dtype(dtype: Any) -> None:
+    """Checks a dtype that parameters are cast to; None keeps that on disk.
+
+    Raises:
+      ConfigError: it is no floating-point dtype.
+    """
+    try:
+        known = dtype is None or jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        known = False
+    if not known:
+        raise ConfigError(
+            f"dtype={dtype!r} is no dtype of parameters; use 'float32', 'bfloat16' or "
+            "'float16'"
+        )
 
 
 def cast_floats(params: Params, dtype: Any) -> Params:

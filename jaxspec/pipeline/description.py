@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-
 from jaxspec.models.transformer.parameters import activation_dtype
 from jaxspec.pipeline.bundle import Bundle
 from jaxspec.pipeline.config import GenerationConfig
@@ -43,8 +41,8 @@ def describe_run(
         "images": images,
         "tokens_per_image": min(length, config.max_new_tokens or length),
         "parameters": {
-            "prior": _count(bundle.prior.params),
-            "tokenizer": _count(tokenizer.params) if tokenizer else 0,
+            "prior": bundle.prior.size,
+            "tokenizer": tokenizer.size if tokenizer else 0,
             "drafter": loaded.size if loaded and tree.size > 1 else 0,
         },
         "drafter": loaded.name if loaded and tree.size > 1 else "none",
@@ -63,10 +61,6 @@ def describe_run(
         "int8": bundle.int8,
         "device": device_name(),
     }
-
-
-def _count(params: Any) -> int:
-    return sum(x.size for x in jax.tree.leaves(params))
 
 
 def format_run(fields: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from jaxspec.checkpoint import Placement, load_checkpoint
 from jaxspec.models.masked_lm.model import MaskedDiffusion
+from jaxspec.pipeline.bundle import check_dtype
 from jaxspec.typing import Params
 
 
@@ -28,8 +29,10 @@ def load(
 
     Raises:
       CheckpointError: the checkpoint is missing or damaged.
+      ConfigError: `dtype` is no floating-point dtype.
       NonFiniteError: a parameter holds NaN or infinity.
     """
+    check_dtype(dtype)
     folder = Path(path)
     if not (folder / "config.json").is_file() and (folder / "prior").is_dir():
         folder = folder / "prior"

@@ -1,7 +1,6 @@
 """Front door: prompts in, images out."""
 
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -82,6 +81,10 @@ class Pipeline:
     loaded: LoadedDrafter | None = field(repr=False)
     _programs: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
+    def __repr__(self) -> str:
+        name = repr(self.loaded.name) if self.loaded else None
+        return f"Pipeline({self.bundle!r}, drafter={name})"
+
     @property
     def class_names(self) -> list[str]:
         """Names of the classes that `class_labels` may name."""
@@ -124,12 +127,17 @@ class Pipeline:
                 self.bundle, *resolved, loaded=self.loaded, programs=self._programs
             )
             return PipelineOutput(self.bundle, result)
-        began, parts = time.perf_counter(), []
+        ends: list[Preview] = []
         for preview in self._previews(resolved, callback_rounds):
             callback(preview)
-            parts += [preview.result] if preview.done else []
-        timing = Timing.of([time.perf_counter() - began])
-        result = join_batches(self.bundle, parts, len(resolved[0]), timing, 0.0)
+            ends += [preview] if preview.done else []
+        result = join_batches(
+            self.bundle,
+            [end.result for end in ends],
+            len(resolved[0]),
+            Timing.of([ends[-1].seconds]),
+            ends[-1].compile_seconds,
+        )
         return PipelineOutput(self.bundle, result)
 
     def stream(
@@ -208,7 +216,7 @@ def load_pipeline(
 
     Raises:
       CheckpointError: something is missing, damaged or does not belong together.
-      ConfigError: there is no such drafter.
+      ConfigError: there is no such drafter or dtype.
       NonFiniteError: a parameter is NaN or infinite.
     """
     bundle = load_bundle(path, dtype=dtype, mesh=mesh, int8=int8)

@@ -1,5 +1,6 @@
 """Generation in steps, with what has been generated so far."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,12 +35,17 @@ class Preview:
       indices: int [B], prompts of the batch.
       result: tokens so far, -1 where there is none yet.
       done: whether every sequence of the batch has ended.
+      seconds: time of generation so far, of all batches, without compilation and
+        without what was done with the previews.
+      compile_seconds: time of tracing and compiling, in seconds.
     """
 
     bundle: Bundle = field(repr=False)
     indices: np.ndarray
     result: Generation = field(repr=False)
     done: bool
+    seconds: float = 0.0
+    compile_seconds: float = 0.0
 
     @property
     def tokens(self) -> np.ndarray:
@@ -89,6 +95,7 @@ def generate_previews(
     """
     whole("rounds", rounds)
     prompts.check(bundle_for(bundle, loaded).prior.config)
+    began = time.perf_counter()
     generator, variables = make_generator(
         bundle, config, tree, loaded, prompt_length=prompts.length
     )
@@ -96,29 +103,40 @@ def generate_previews(
     batches, size = batches_of(bundle, count, config.batch_size)
     keys = batch_keys(config.seed, size * batches).reshape(batches, size)
     programs = {} if programs is None else programs
-    key = generator, "previews", rounds
-    if key not in programs:
-        programs[key] = _programs(bundle, generator, rounds)
-    init, step, result = programs[key]
+    shapes = tuple((x.shape, str(x.dtype)) for x in jax.tree.leaves(prompts.values))
+    key = generator, "previews", rounds, shapes, size
+    compile_seconds, seconds = time.perf_counter() - began, 0.0
     for i in range(batches):
-        indices = np.arange(i * size, (i + 1) * size) % count
-        state = init(
-            variables,
-            prompts.take(indices),
-            sampling=config.sampling(size),
-            keys=keys[i],
+        indices, began = (
+            np.arange(i * size, (i + 1) * size) % count,
+            time.perf_counter(),
         )
-        done = False
+        arguments = variables, prompts.take(indices)
+        options = {"sampling": config.sampling(size), "keys": keys[i]}
+        if key not in programs:
+            programs[key] = _compiled(bundle, generator, rounds, arguments, options)
+            compile_seconds += time.perf_counter() - began
+            began = time.perf_counter()
+        init, step, result = programs[key]
+        state, done = init(*arguments, **options), False
         while not done:
             state = step(variables, state)
             preview, done = result(state), bool(state.done.all())
             check_finite(bundle, preview.finite)
-            yield Preview(bundle, indices[: count - i * size], preview, done)
+            seconds += time.perf_counter() - began
+            shown = indices[: count - i * size]
+            yield Preview(bundle, shown, preview, done, seconds, compile_seconds)
+            began = time.perf_counter()
 
 
-def _programs(bundle: Bundle, generator: Generator[Any], rounds: int):
-    """Programs for the first state, for some rounds, and for the result of a state."""
+def _compiled(
+    bundle: Bundle, generator: Generator[Any], rounds: int, arguments: Any, options: Any
+):
+    """Compiles programs for the first state, for some rounds, and for the result."""
     init, step = generator.init, partial(advance, generator, steps=rounds)
     if bundle.mesh:
         init, step = over_batch(bundle.mesh, init), over_batch(bundle.mesh, step)
-    return jax.jit(init), jax.jit(step, donate_argnums=1), jax.jit(generator.result)
+    init = jax.jit(init).lower(*arguments, **options).compile()
+    state = init(*arguments, **options)
+    step = jax.jit(step, donate_argnums=1).lower(arguments[0], state).compile()
+    return init, step, jax.jit(generator.result).lower(state).compile()

@@ -48,10 +48,10 @@ def test_a_second_start_with_cached_programs_takes_half_the_time(tmp_path):
     """Two processes generate the same image; the second compiles nothing."""
     code = "import sys; from jaxspec.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "generate", "--num", "1"]
-    command += ["--compile-cache", str(tmp_path / "programs")]
-    own = {
-        k: v for k, v in os.environ.items() if k != "XLA_FLAGS"
-    }  # as outside of the test suite
+    changed = ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")  # by the test suite
+    own = {k: v for k, v in os.environ.items() if k not in changed}
+    own["XDG_CACHE_HOME"] = str(tmp_path)
+    programs = tmp_path / "jaxspec" / "compiled"
     seconds, images, kept = [], [], []
     for name in ("a.png", "b.png"):
         began = time.perf_counter()
@@ -59,9 +59,7 @@ def test_a_second_start_with_cached_programs_takes_half_the_time(tmp_path):
         subprocess.run([*command, "--out", str(out)], check=True, env=own)
         seconds.append(time.perf_counter() - began)
         images.append(out.read_bytes())
-        kept.append(
-            sum(p.name.endswith("-cache") for p in (tmp_path / "programs").iterdir())
-        )
+        kept.append(sum(p.name.endswith("-cache") for p in programs.iterdir()))
     assert images[0] == images[1]
     assert kept[0] == kept[1] > 3
     assert seconds[1] < seconds[0] / 2

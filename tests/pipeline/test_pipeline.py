@@ -1,5 +1,7 @@
 """Pipeline: images in three lines, previews, and refused requests."""
 
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,6 +28,12 @@ def out(pipe):
     return pipe(class_labels=LABELS, **SETTINGS)
 
 
+@pytest.fixture(scope="module")
+def previews(pipe, out):
+    """The first call that needs programs for previews, so it compiles them."""
+    return list(pipe.stream(class_labels=LABELS, rounds=25, **SETTINGS))
+
+
 def test_three_lines_make_images(pipe, out):
     assert [type(image) for image in out.images] == [Image.Image] * 3
     assert out.images[0].size == (64, 64)
@@ -33,10 +41,20 @@ def test_three_lines_make_images(pipe, out):
     assert out.stats.tokens_per_call > 1.5 and out.stats.seconds > 0
 
 
-def test_outputs_print_in_a_few_lines(pipe, out):
-    [*_, last] = pipe.stream(class_labels=[0], seed=1, cfg_scale=2.0, batch_size=1)
-    for value in (pipe, out, last):
-        assert len(repr(value)) < 1000
+def test_objects_print_in_a_few_short_lines(pipe, out, previews):
+    bundle = pipe.bundle
+    for value in (pipe, bundle, bundle.prior, bundle.drafter, out, previews[-1]):
+        lines = repr(value).splitlines()
+        assert len(lines) <= 3 and max(map(len, lines)) < 120
+    assert "5.66 M parameters, float32" in repr(bundle.prior)
+    assert "drafter='dflash'" in repr(pipe)
+
+
+@pytest.mark.parametrize("dtype", ["foo", "int8", 5])
+def test_dtypes_that_parameters_cannot_have_are_one_sentence(dtype):
+    for load in (jaxspec.load_pipeline, lambda dtype: jaxspec.load("x", dtype=dtype)):
+        with pytest.raises(ConfigError, match=f"dtype={dtype!r} is no dtype of"):
+            load(dtype=dtype)
 
 
 def test_a_loaded_drafter_serves_an_own_engine(pipe, out):
@@ -72,8 +90,7 @@ def test_labels_are_numbers_or_names_and_programs_are_kept(pipe, out):
     assert again.stats.compile_seconds < 0.2 * out.stats.compile_seconds
 
 
-def test_previews_grow_into_the_result(pipe, out):
-    previews = list(pipe.stream(class_labels=LABELS, rounds=25, **SETTINGS))
+def test_previews_grow_into_the_result(out, previews):
     assert [p.done for p in previews] == [False] * (len(previews) - 1) + [True]
     fractions = [p.fraction for p in previews]
     assert len(previews) > 2 and fractions == sorted(fractions) and fractions[-1] == 1
@@ -86,16 +103,22 @@ def test_previews_grow_into_the_result(pipe, out):
     np.testing.assert_array_equal(gray, missing)
 
 
-def test_a_callback_receives_previews_and_changes_no_token(pipe, out):
+def test_a_callback_receives_previews_and_changes_no_token(pipe, out, previews):
+    """Its own time and compilation are no part of the reported time."""
     seen = []
-    again = pipe(
-        class_labels=LABELS,
-        callback=lambda preview: seen.append(preview.fraction),
-        callback_rounds=25,
-        **SETTINGS,
-    )
+
+    def show(preview):
+        seen.append(preview.fraction)
+        time.sleep(0.2)
+
+    began = time.perf_counter()
+    again = pipe(class_labels=LABELS, callback=show, callback_rounds=25, **SETTINGS)
+    wall = time.perf_counter() - began
     assert len(seen) > 2 and seen[-1] == 1
     np.testing.assert_array_equal(again.tokens, out.tokens)
+    stats = again.stats
+    assert 0 < stats.seconds < wall - stats.compile_seconds - 0.2 * len(seen)
+    assert stats.compile_seconds < 0.2 * previews[-1].compile_seconds
 
 
 @pytest.mark.parametrize(
