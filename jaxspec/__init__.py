@@ -30,6 +30,7 @@ _NAMES = {
     "JaxspecError": "jaxspec.errors",
     "KVCache": "jaxspec.core.kv_cache",
     "Pipeline": "jaxspec.pipeline.pipeline",
+    "Prefixed": "jaxspec.speculative.prefix",
     "RoundResult": "jaxspec.speculative.draft",
     "Sampling": "jaxspec.core.sampling",
     "StoppingCriteria": "jaxspec.core.stopping",

@@ -8,12 +8,13 @@ import jax.numpy as jnp
 from jaxspec.core.mesh_sync import varying
 from jaxspec.core.precision import full_precision
 from jaxspec.core.result import Stats
+from jaxspec.core.slices import write_at
 from jaxspec.speculative.draft import RoundResult
 from jaxspec.speculative.draft_step import Drafted
 from jaxspec.speculative.engine_config import EngineConfig
 from jaxspec.speculative.state import SpecState, Variables
 from jaxspec.speculative.trees.topology import gather_nodes
-from jaxspec.speculative.verify_step import Verified, write_at
+from jaxspec.speculative.verify_step import Verified
 from jaxspec.typing import Array, Bool, Int
 
 
@@ -53,7 +54,6 @@ def commit(
             extra_logits=verified.extra_logits,
         )
         drafter = engine.drafter.observe(variables.drafter, drafter, result)
-    length = state.length + count
     log_probs = state.log_probs and jax.tree.map(
         lambda x, new: write_at(x, new, state.length),
         state.log_probs,
@@ -62,12 +62,14 @@ def commit(
     state = replace(
         state,
         tokens=write_at(state.tokens, verified.tokens, state.length),
-        length=length,
+        length=state.length + count,
         cache=verified.cache,
         path=verified.path,
         counts=count,
         drafter=drafter,
-        done=state.done | stopped | (length >= state.stopping.max_new_tokens),
+        done=state.done
+        | stopped
+        | (state.new_length + count >= state.stopping.max_new_tokens),
         stats=_updated_stats(state, drafted, verified),
         finite=state.finite & (verified.finite | state.done),
         log_probs=log_probs,
@@ -81,7 +83,7 @@ def _count_emitted(
     """Number of emitted tokens of each sequence, and whether the last is a stop."""
     index = jnp.arange(engine.path_length)[None]
     accepted = verified.accepted
-    remaining = state.stopping.max_new_tokens - state.length
+    remaining = state.stopping.max_new_tokens - state.new_length
     stops = state.stopping.is_stop(verified.tokens) & (index <= accepted[:, None])
     end = jnp.argmax(stops, axis=1).astype(jnp.int32) + 1
     end = jnp.where(jnp.any(stops, axis=1), end, remaining)

@@ -37,10 +37,11 @@ class InitContext:
     """Input of `Drafter.init`, before the first round.
 
     Attributes:
-      prompt: prompts of the target, `B` along the first axis of every array.
-      features: float [R, P, E], hidden states of the target at the prompt positions;
-        arbitrary beyond the length of a prompt.
-      lengths: int32 [R], lengths of the prompts of all branches.
+      prompt: prompts of the target, or a `Prefixed` of them; `B` along the first axis
+        of every array.
+      features: float [R, P, E], hidden states of the target at the positions of prompt
+        and given tokens; arbitrary beyond their number.
+      lengths: int32 [R], numbers of these positions in all branches.
       tree: draft tree, or the bound of a dynamic one; static.
       batch: number of sequences, `B`; static.
       extra: largest number of positions after the prompt; static.
@@ -61,9 +62,10 @@ class DraftContext:
 
     Attributes:
       root: int32 [B], last committed token, which the target has not read yet.
-      tokens: int32 [B, T], generated tokens; arbitrary from `index` on.
+      tokens: int32 [B, T], given tokens of the sequence (`Prefixed`), then generated
+        ones; arbitrary from `index` on.
       position: int32 [B], absolute position of the root.
-      index: int32 [B], index of the next generated token; the first is 0.
+      index: int32 [B], index of the next of these tokens; the first is 0.
       noise: float32 [B, A, V], Gumbel noise of the positions after the root; 0 in
         greedy sequences. Candidates ranked by `log q + noise` have the highest
         acceptance under coupled verification.

@@ -85,18 +85,19 @@ class Engine(EngineConfig):
         return state.done
 
     def result(self, state: SpecState) -> Generation:
-        """Tokens so far, -1 beyond the length of a sequence."""
-        total = self.max_new_tokens
-        beyond = jnp.arange(total)[None] >= state.length[:, None]
+        """New tokens so far, without given ones; -1 beyond the length of a sequence."""
+        first, length = state.prefix_length, state.new_length
+        new = slice(first, first + self.max_new_tokens)
+        beyond = jnp.arange(self.max_new_tokens)[None] >= length[:, None]
         log_probs: LogProbs | None = state.log_probs and jax.tree.map(
             lambda x: jnp.where(
-                beyond.reshape(*beyond.shape, *(1,) * (x.ndim - 2)), 0.0, x[:, :total]
+                beyond.reshape(*beyond.shape, *(1,) * (x.ndim - 2)), 0.0, x[:, new]
             ),
             state.log_probs,
         )
         return Generation(
-            tokens=jnp.where(beyond, -1, state.tokens[:, :total]),
-            lengths=state.length,
+            tokens=jnp.where(beyond, -1, state.tokens[:, new]),
+            lengths=length,
             stats=state.stats,
             finite=state.finite,
             log_probs=log_probs,
@@ -115,7 +116,8 @@ class Engine(EngineConfig):
 
         Args:
           variables: arrays of the batch, see `variables`.
-          prompt: prompts as `Target.prefill` takes them, `B` sequences.
+          prompt: prompts as `Target.prefill` takes them, `B` sequences, or a `Prefixed`
+            of them, whose tokens are continued.
           sampling: sampling settings, of all sequences or of each.
           keys: typed keys [B], or one key, from which `batch_keys` derives them. Equal
             key, prompt and settings give equal tokens in any batch.
@@ -170,6 +172,6 @@ class Engine(EngineConfig):
             if end == self.max_new_tokens:
                 return going
             # Finished sequences write to the cache as well, and all groups must agree.
-            return going & ~any_group(jnp.any(state.length > end))
+            return going & ~any_group(jnp.any(state.new_length > end))
 
         return condition

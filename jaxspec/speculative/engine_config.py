@@ -20,7 +20,8 @@ class EngineConfig:
     Attributes:
       target: model whose generation is accelerated. With a drafter that has
         `feature_layers`, it is replaced by `Target.for_drafter(drafter)`.
-      max_new_tokens: number of tokens to generate for each sequence.
+      max_new_tokens: number of tokens to generate for each sequence, without those that
+        a `Prefixed` prompt gives.
       drafter: drafter; None for plain decoding, one token per call.
       tree: draft tree, or the bound of dynamic trees; without a drafter, the root only.
       verifier: verifier, which decides which drafted tokens are accepted.

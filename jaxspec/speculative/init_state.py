@@ -18,6 +18,7 @@ from jaxspec.core.vocab_parallel import argmax_with_margin
 from jaxspec.speculative.draft import InitContext
 from jaxspec.speculative.engine_config import EngineConfig
 from jaxspec.speculative.log_probs import token_log_probs
+from jaxspec.speculative.prefix import checked_prefix, prefill, prefix_of
 from jaxspec.speculative.state import SpecState, Variables
 from jaxspec.speculative.tie_break import is_near_tie, margin_with_filters, resolve_ties
 from jaxspec.typing import Array, BatchKeys, Float, Int, Key, PyTree
@@ -38,7 +39,7 @@ def init_state(
     Args:
       engine: static settings.
       variables: arrays of the batch.
-      prompt: prompts as `Target.prefill` takes them, `B` sequences.
+      prompt: prompts as `Target.prefill` takes them, `B` sequences, or a `Prefixed`.
       sampling: sampling settings, of all sequences or of each.
       keys: typed keys [B], or one key, from which `batch_keys` derives them. Equal key,
         prompt and settings give equal tokens in any batch, with any drafter and tree.
@@ -47,10 +48,11 @@ def init_state(
         `engine.max_new_tokens`. No sequence may start a round with more.
 
     Raises:
-      ConfigError: keys are raw or not one per sequence, or arguments have different
-        numbers of sequences.
+      ConfigError: keys are raw or not one per sequence, given tokens are not ints, or
+        arguments have different numbers of sequences.
     """
     batch = batch_size(prompt, keys)
+    prompt = checked_prefix(prompt)
     if not getattr(keys, "ndim", 1):
         keys = batch_keys(keys, batch)
     check_keys(keys)
@@ -59,26 +61,31 @@ def init_state(
     stopping = _stopping_of(engine, stopping, batch)
     check_batch(batch, prompt=prompt)
     slots = engine.max_new_tokens + engine.window  # beyond those of the prompt
-    logits, features, cache = engine.target.prefill(
-        variables.target, prompt, slots if room is None else room + engine.window
+    logits, features, cache = prefill(
+        engine.target,
+        variables.target,
+        prompt,
+        slots if room is None else room + engine.window,
     )
-    start = jnp.copy(cache.lengths[:batch])  # the cache's own buffer may be donated
+    prefix = prefix_of(prompt, batch)
+    given = prefix.shape[1]
+    length, total = engine.path_length, given + engine.max_new_tokens
+    tokens = jnp.zeros((batch, total + length), jnp.int32).at[:, :given].set(prefix)
+    position = jnp.copy(cache.lengths[:batch])  # the cache's own may be donated
     token, near, finite, log_probs = _first_token(
-        engine, variables, prompt, sampling, logits, keys, start
+        engine, variables, prompt, sampling, logits, keys, position, tokens, given
     )
     drafter = None
     if engine.drafter is not None:
         ctx = InitContext(prompt, features, cache.lengths, engine.tree, batch, slots)
         drafter = engine.drafter.init(variables.drafter, ctx)
-    length = engine.path_length
     path = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length))
-    total = engine.max_new_tokens + length
     state = SpecState(
         prompt=prompt,
         sampling=sampling,
-        tokens=jnp.zeros((batch, total), jnp.int32).at[:, 0].set(token),
-        length=jnp.ones(batch, jnp.int32),
-        start=start,
+        tokens=tokens.at[:, given].set(token),
+        length=jnp.full(batch, given + 1, jnp.int32),
+        start=position - given,
         cache=cache,
         path=path,
         counts=jnp.zeros(batch, jnp.int32),
@@ -86,9 +93,9 @@ def init_state(
         keys=jax.random.clone(keys),
         stopping=stopping,
         done=(stopping.max_new_tokens <= 1) | stopping.is_stop(token),
-        stats=_first_stats(engine, batch, near.astype(jnp.int32)),
+        stats=_first_stats(engine, near.astype(jnp.int32), 2 if given else 1),
         finite=finite,
-        log_probs=jax.tree.map(lambda x: _padded(x, total), log_probs),
+        log_probs=jax.tree.map(lambda x: _padded(x, given, total + length), log_probs),
     )
     return varying(state, token, stopping.max_new_tokens)
 
@@ -107,11 +114,12 @@ def _stopping_of(
     )
 
 
-def _first_token(engine, variables, prompt, sampling, logits, keys, start):
-    """First tokens, masks of near-ties and of finite logits, and log-probabilities."""
-    batch = start.shape[0]
-    index = jnp.zeros(batch, jnp.int32)
-    noise = position_noise(keys, start[:, None], engine.target.vocab_size)[:, 0]
+def _first_token(
+    engine, variables, prompt, sampling, logits, keys, position, tokens, given
+):
+    """First new tokens, masks of near-ties and finite logits, and log-probabilities."""
+    index = jnp.full(len(tokens), given, jnp.int32)
+    noise = position_noise(keys, position[:, None], engine.target.vocab_size)[:, 0]
     noise = jnp.where(sampling.temperature[:, None] > 0, noise, 0.0)
     merged = apply_cfg(logits, sampling, index)
     scores, uncertain = process_logits_with_bounds(
@@ -120,14 +128,13 @@ def _first_token(engine, variables, prompt, sampling, logits, keys, start):
     token, margin = argmax_with_margin(scores + noise)
     margin = margin_with_filters(margin, scores, uncertain, noise)
     near = is_near_tie(engine, sampling, margin)
-    no_tokens = jnp.zeros((batch, engine.max_new_tokens), jnp.int32)
     token = resolve_ties(
         engine,
         variables.target,
         prompt,
         sampling,
         noise,
-        no_tokens,
+        tokens,
         index,
         token,
         near,
@@ -138,10 +145,10 @@ def _first_token(engine, variables, prompt, sampling, logits, keys, start):
     return token, near, ~jnp.isnan(margin), log_probs
 
 
-def _first_stats(engine: EngineConfig, batch: int, rescored: Int[Array, "B"]) -> Stats:
-    depth, width = max(engine.tree.depth, 1), engine.tree.width
+def _first_stats(engine: EngineConfig, rescored: Int[Array, "B"], calls: int) -> Stats:
+    batch, depth, width = len(rescored), max(engine.tree.depth, 1), engine.tree.width
     return Stats(
-        calls=jnp.ones(batch, jnp.int32),
+        calls=jnp.full(batch, calls, jnp.int32),
         rounds=jnp.zeros((), jnp.int32),
         proposed=jnp.zeros(batch, jnp.int32),
         rescored=rescored,
@@ -150,6 +157,9 @@ def _first_stats(engine: EngineConfig, batch: int, rescored: Int[Array, "B"]) ->
     )
 
 
-def _padded(x: Float[Array, "B 1 ..."], total: int) -> Float[Array, "B T ..."]:
-    """Pads the second axis with zeros to size `total`."""
-    return jnp.pad(x, ((0, 0), (0, total - 1), *((0, 0),) * (x.ndim - 2)))
+def _padded(
+    x: Float[Array, "B 1 ..."], before: int, total: int
+) -> Float[Array, "B T ..."]:
+    """Pads the second axis to size `total`, with `before` zeros in front."""
+    width = before, total - before - 1
+    return jnp.pad(x, ((0, 0), width, *((0, 0),) * (x.ndim - 2)))

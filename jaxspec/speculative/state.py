@@ -9,6 +9,7 @@ from jaxspec.core.kv_cache import KVCache
 from jaxspec.core.result import LogProbs, Stats
 from jaxspec.core.sampling import Sampling
 from jaxspec.core.stopping import StoppingCriteria
+from jaxspec.speculative.prefix import prefix_length
 from jaxspec.typing import Array, BatchKeys, Bool, Int, Params, PyTree
 
 
@@ -40,12 +41,13 @@ class SpecState:
     """State between two rounds.
 
     Attributes:
-      prompt: prompts of the sequences, as `Target.prefill` takes them.
+      prompt: prompts of the sequences, as `Target.prefill` takes them, or a `Prefixed`
+        with the first tokens of each sequence.
       sampling: sampling settings of the sequences.
-      tokens: int32 [B, max_new_tokens + A], generated tokens; arbitrary beyond
-        `length`.
-      length: int32 [B], number of generated tokens.
-      start: int32 [B], absolute position of the first generated token.
+      tokens: int32 [B, prefix_length + max_new_tokens + A], given tokens and then
+        generated ones; arbitrary beyond `length`.
+      length: int32 [B], number of these tokens.
+      start: int32 [B], absolute position of the first of these tokens.
       cache: KV cache of the target; the last draft is after the committed slots.
       path: int32 [B, A], accepted nodes of the last draft tree.
       counts: int32 [B], number of nodes of the path that the next round commits.
@@ -55,7 +57,7 @@ class SpecState:
       done: bool [B], sequences that have ended.
       stats: counters.
       finite: bool [B], False once logits of the target were NaN, or all -inf.
-      log_probs: log-probabilities, `T = max_new_tokens + A`; None unless they are
+      log_probs: log-probabilities of `tokens`, 0 for given ones; None unless they are
         recorded.
     """
 
@@ -74,3 +76,13 @@ class SpecState:
     stats: Stats
     finite: Bool[Array, "B"]
     log_probs: LogProbs | None = None
+
+    @property
+    def prefix_length(self) -> int:
+        """Number of given tokens of each sequence; static."""
+        return prefix_length(self.prompt)
+
+    @property
+    def new_length(self) -> Int[Array, "B"]:
+        """Number of generated tokens of each sequence."""
+        return self.length - self.prefix_length

@@ -66,7 +66,8 @@ def _queries(
     # Tokens or positions out of range may give NaN, which a mask does not hide.
     known = (extra.tokens >= 0) & (extra.tokens < ids)
     extra_tokens = jnp.where(known, extra.tokens, 0).astype(jnp.int32)
-    last = state.start[:, None] + engine.max_new_tokens + engine.window
+    total = state.prefix_length + engine.max_new_tokens
+    last = state.start[:, None] + total + engine.window
     extra_positions = jnp.clip(extra.positions, 0, last).astype(jnp.int32)
     # Nodes do not attend to extra queries; each of these attends to itself.
     nodes = jnp.broadcast_to(ancestors, (batch, size, size))

@@ -14,6 +14,7 @@ from jaxspec.core.mesh_sync import any_group
 from jaxspec.core.sampling import Sampling
 from jaxspec.core.vocab_parallel import argmax_with_margin
 from jaxspec.speculative.engine_config import EngineConfig
+from jaxspec.speculative.prefix import prefix_length, without_prefix
 from jaxspec.typing import Array, Bool, Float, Int, Params, PyTree
 
 
@@ -78,11 +79,11 @@ def resolve_ties(
     Args:
       engine: static settings.
       params: parameters of the target.
-      prompt: prompts of the sequences.
+      prompt: prompts of the sequences, with or without given tokens.
       sampling: sampling settings of the sequences.
       noise: Gumbel noise of the next position of each sequence.
-      tokens: generated tokens, of which the first `index` are read.
-      index: index of the generated token to choose.
+      tokens: given and generated tokens, of which the first `index` are read.
+      index: index of the token to choose.
       choice: token chosen by the pass over the tree.
       near: mask of the sequences whose decision is repeated.
 
@@ -92,8 +93,10 @@ def resolve_ties(
     rescore = engine.target.rescore
     if rescore is None or not resolves_ties(engine):
         return choice
-    known = jnp.arange(engine.max_new_tokens)[None] < index[:, None]
-    known_tokens = jnp.where(known, tokens[:, : engine.max_new_tokens], 0)
+    total = prefix_length(prompt) + engine.max_new_tokens
+    prompt = without_prefix(prompt)
+    known = jnp.arange(total)[None] < index[:, None]
+    known_tokens = jnp.where(known, tokens[:, :total], 0)
 
     def resolve_one(sequence):
         near, prompt, sampling, noise, tokens, index, choice = sequence

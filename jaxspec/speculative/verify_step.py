@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
@@ -11,6 +10,7 @@ from jaxspec.core.logit_bounds import process_logits_with_bounds
 from jaxspec.core.logits import apply_cfg
 from jaxspec.core.precision import full_precision
 from jaxspec.core.result import LogProbs
+from jaxspec.core.slices import write_at
 from jaxspec.speculative.draft_step import Drafted
 from jaxspec.speculative.engine_config import EngineConfig
 from jaxspec.speculative.log_probs import token_log_probs
@@ -144,7 +144,7 @@ def _emitted(engine, variables, state, drafted, verdict, scores, uncertain):
 def _first_near_tie(engine, state, drafted, verdict, scores, uncertain):
     """Mask of paths with a near-tie, and number of accepted tokens before the first."""
     index = jnp.arange(engine.path_length)[None]
-    remaining = state.stopping.max_new_tokens - state.length
+    remaining = state.stopping.max_new_tokens - state.new_length
     accepted = verdict.accepted.astype(jnp.int32)
     infinite = jnp.full(drafted.draft.tokens.shape, jnp.inf)
     noise = gather_nodes(drafted.noise.coupled, drafted.topology.depths)
@@ -157,13 +157,3 @@ def _first_near_tie(engine, state, drafted, verdict, scores, uncertain):
     any_near = jnp.any(near, axis=1) & ~state.done
     first = jnp.argmax(near, axis=1).astype(jnp.int32)
     return any_near, jnp.where(any_near, first, accepted)
-
-
-def write_at(x: Array, new: Array, start: Int[Array, "B"]) -> Array:
-    """Writes `new` [B, M, ...] into `x` [B, T, ...] from `start` on."""
-    zeros = (0,) * (x.ndim - 2)
-
-    def write(x, new, start):
-        return jax.lax.dynamic_update_slice(x, new, (start, *zeros))
-
-    return jax.vmap(write)(x, new, start)

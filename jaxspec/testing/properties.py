@@ -13,6 +13,7 @@ from jaxspec.core.sampling import LLAMAGEN_ORDER, Sampling, Step
 from jaxspec.core.stopping import StoppingCriteria
 from jaxspec.speculative.draft import Drafter
 from jaxspec.speculative.engine import Engine
+from jaxspec.speculative.prefix import without_prefix
 from jaxspec.speculative.state import SpecState, Variables
 from jaxspec.speculative.target import Target
 from jaxspec.speculative.trees.dynamic import DynamicTree
@@ -188,6 +189,7 @@ def assert_fresh_cache(
     assert int(state.stats.hits.sum()) > 0, (
         "no draft was accepted, so that no cache slot was moved; use a better drafter"
     )
-    tokens = state.tokens[:, : engine.max_new_tokens]
-    error = cache_error(engine, params, prompt, tokens, committed(engine, state))
+    tokens = state.tokens[:, : state.prefix_length + engine.max_new_tokens]
+    bare = without_prefix(prompt)
+    error = cache_error(engine, params, bare, tokens, committed(engine, state))
     assert error <= tolerance, f"keys or values differ by {error:.2g}"

@@ -8,14 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.config import TransformerConfig
 from jaxspec.core.noise import batch_keys
 from jaxspec.core.sampling import Sampling
-from jaxspec.drafters import Falcon, FalconConfig
-from jaxspec.drafters.dflash.drafter import DFlash
-from jaxspec.drafters.dflash.network import DFlashConfig
-from jaxspec.drafters.eagle.drafter import Eagle
-from jaxspec.drafters.eagle.network import EagleConfig
 from jaxspec.drafters.training_free.prompt_lookup import PromptLookup
 from jaxspec.errors import ConfigError
 from jaxspec.models.transformer.model import Transformer
@@ -24,22 +18,10 @@ from jaxspec.speculative.engine import Engine
 from jaxspec.speculative.state import Variables
 from jaxspec.speculative.trees.tree import Tree
 from jaxspec.testing.properties import assert_fresh_cache, run_rounds
-from tests.models.tiny import random_params
+from tests.models.text import CONFIG, DRAFTERS, MODEL, NULL, PARAMS, PROMPT
 
-CONFIG = TransformerConfig(
-    vocab_size=17, layers=2, width=32, heads=2, rope="sequence", max_length=48,
-    condition="none", classes=1,
-)  # fmt: skip
-MODEL, PARAMS = Transformer(CONFIG), random_params(CONFIG)
-PROMPT = jnp.array([[3, 1, 4, 1, 5], [9, -1, -1, -1, -1], [2, 6, 5, -1, -1]])
 TREE = Tree.named("0,1,2,00,01,000")
 LENGTH = 12
-BLOCK = DFlashConfig(4, 1, 32, 2, ffn_width=48, feature_layers=(0, 1), markov_rank=4)
-DRAFTERS = {
-    "block": DFlash(BLOCK, CONFIG),
-    "eagle-3": Eagle(EagleConfig(3, 32, 2, None, 48, feature_layers=(0, 1)), CONFIG),
-    "falcon": Falcon(FalconConfig(2, 32, 2, 48), CONFIG),
-}
 
 
 @jax.jit
@@ -105,7 +87,6 @@ def test_rescoring_follows_prompts_of_different_lengths():
         np.testing.assert_allclose(logits[b], expected[0, -1], atol=1e-4)
 
 
-NULL = jnp.array([[7, -1], [7, 8], [11, 7]])
 SCALES = jnp.array([1.5, 3.0, 0.5])
 
 

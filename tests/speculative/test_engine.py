@@ -20,6 +20,7 @@ from jaxspec.speculative.trees.tree import Tree
 from jaxspec.speculative.verify import Coupled, GreedySet, KSeq, Rejection
 from jaxspec.testing.table_drafter import TableDrafter
 from jaxspec.testing.toy import NoisyOracle, toy_params, toy_target
+from tests.speculative.drifting import drifting
 from tests.speculative.trees.random_trees import trees
 
 VOCAB, LENGTH = 5, 17
@@ -208,19 +209,6 @@ def test_cache_after_a_run_equals_a_fresh_pass_over_the_output():
     stream = jnp.concatenate([prompt[:, None], plain.tokens[:, :-1]], axis=1)
     fresh = PARAMS["values"][stream, jnp.arange(LENGTH)]
     np.testing.assert_array_equal(state.cache.layers[0][0][:, 0, :LENGTH], fresh)
-
-
-def drifting(target, size):
-    """Target whose logits change by up to `size` in passes with more than one node."""
-
-    def forward(params, cache, tokens, positions, mask):
-        logits, features, cache = target.forward(params, cache, tokens, positions, mask)
-        if tokens.shape[1] > 1:
-            drift = jnp.sin(1e4 * logits + tokens[..., None])
-            logits = logits + size * drift
-        return logits, features, cache
-
-    return replace(target, forward=forward)
 
 
 @pytest.mark.variants(2)

@@ -3,8 +3,11 @@
 import jax
 import jax.numpy as jnp
 
+from jaxspec.core.branches import repeat_branches
+from jaxspec.core.slices import write_at
 from jaxspec.models.transformer.prompts import TokenPrompt
 from jaxspec.speculative.draft import DraftContext, InitContext
+from jaxspec.speculative.prefix import prefix_of, without_prefix
 from jaxspec.typing import Array, Int
 
 
@@ -12,9 +15,10 @@ def prompt_ids(ctx: InitContext) -> Int[Array, "B P"]:
     """Returns the tokens of the prompts, -1 behind shorter ones.
 
     A class or a caption has no tokens of the vocabulary: then `P` is 0. With guidance
-    the prompt of the conditional branch is returned.
+    the prompt of the conditional branch is returned. Given tokens of a `Prefixed` are
+    not part of it: `DraftContext.tokens` begins with them.
     """
-    prompt = ctx.prompt
+    prompt = without_prefix(ctx.prompt)
     if isinstance(prompt, TokenPrompt):
         prompt = prompt.given
     if isinstance(prompt, jax.Array) and prompt.ndim == 2:
@@ -24,19 +28,23 @@ def prompt_ids(ctx: InitContext) -> Int[Array, "B P"]:
 
 
 def following_tokens(ctx: InitContext) -> Int[Array, "R P"]:
-    """Returns the token after each position of the prompt, in every branch.
+    """Returns the token after each position of prompt and given tokens, in each branch.
 
-    Where there is no such token (class and caption positions, and behind the last token
-    of the prompt) it is token 0, whose embedding LANTERN uses as filler.
+    Where there is no such token (class and caption positions, and behind the last one)
+    it is token 0, whose embedding LANTERN uses as filler.
     """
     sequences, length, _ = ctx.features.shape
-    prompt = ctx.prompt
-    parts = [prompt_ids(ctx)] * (sequences // ctx.batch)
+    branches = sequences // ctx.batch
+    prompt = without_prefix(ctx.prompt)
+    parts = [prompt_ids(ctx)] * branches
     if isinstance(prompt, TokenPrompt):  # each branch has its own prompt
         parts = [prompt.given, prompt.null]
     size = ((0, 0), (0, length + 1))
-    tokens = [jnp.pad(x, size, constant_values=-1)[:, 1 : length + 1] for x in parts]
-    return jnp.maximum(jnp.concatenate(tokens), 0).astype(jnp.int32)
+    parts = [jnp.pad(x, size, constant_values=-1)[:, : length + 1] for x in parts]
+    tokens = jnp.concatenate(parts).astype(jnp.int32)
+    prefix = repeat_branches(prefix_of(ctx.prompt, ctx.batch), branches)
+    tokens = write_at(tokens, prefix, ctx.lengths - prefix.shape[1])
+    return jnp.maximum(tokens[:, 1:], 0)
 
 
 def history(
@@ -51,7 +59,4 @@ def history(
     generated = jnp.arange(ctx.tokens.shape[1])[None] < ctx.index[:, None]
     generated = jnp.where(generated, ctx.tokens, -1)
     padded = jnp.pad(prompt, ((0, 0), (0, generated.shape[1])), constant_values=-1)
-    write = jax.vmap(
-        lambda x, new, start: jax.lax.dynamic_update_slice(x, new, (start,))
-    )
-    return write(padded, generated, lengths), lengths + ctx.index
+    return write_at(padded, generated, lengths), lengths + ctx.index

@@ -14,6 +14,7 @@ from jaxspec.drafters.tree_drafting import expansions, grow
 from jaxspec.errors import ConfigError
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.speculative.draft import Draft, DraftContext, InitContext, RoundResult
+from jaxspec.speculative.prefix import prefill as read_prompts
 from jaxspec.speculative.target import Target
 from jaxspec.typing import Array, Float, Int, Params
 
@@ -101,7 +102,8 @@ def prefill(
       scratch: cache slots for draft nodes, in addition to those of committed tokens.
     """
     path = ctx.tree.depth + 1
-    _, _, cache = model.prefill(params, ctx.prompt, ctx.extra + path + scratch)
+    extra = ctx.extra + path + scratch
+    _, _, cache = read_prompts(model, params, ctx.prompt, extra)
     return ModelState(
         cache,
         jnp.zeros((ctx.batch, path), jnp.int32),

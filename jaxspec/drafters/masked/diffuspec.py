@@ -14,6 +14,7 @@ from jaxspec.drafters.training_free.ngram import NgramTable
 from jaxspec.drafters.tree_drafting import at_depth, grow
 from jaxspec.errors import ConfigError
 from jaxspec.speculative.draft import Draft, DraftContext, InitContext, RoundResult
+from jaxspec.speculative.prefix import without_prefix
 from jaxspec.typing import Array, Float, Params
 
 
@@ -63,7 +64,7 @@ class DiffuSpec:
         state = ()
         if self.grams is not None:
             state = self.grams.init(params["counts"], ctx)
-        return jax.tree.map(jnp.copy, ctx.prompt), state
+        return jax.tree.map(jnp.copy, without_prefix(ctx.prompt)), state
 
     def propose(
         self, params: Params, state: Any, ctx: DraftContext

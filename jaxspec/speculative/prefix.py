@@ -1,0 +1,103 @@
+"""Prompts with given first tokens, from which a generation continues."""
+
+from dataclasses import dataclass, replace
+
+import jax.numpy as jnp
+from jax.tree_util import register_dataclass
+
+from jaxspec.core.arguments import check_batch
+from jaxspec.core.branches import repeat_branches
+from jaxspec.core.kv_cache import causal_mask
+from jaxspec.core.slices import write_at
+from jaxspec.errors import ConfigError
+from jaxspec.speculative.target import Prefill, Target
+from jaxspec.typing import Array, Int, Params, PyTree
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Prefixed:
+    """Prompt of sequences whose first tokens are given, for any target.
+
+    Everything that depends on a position (noise, rotary angles, guided tokens, grid
+    neighbors of a drafter) counts from the first given token. With the first `P` tokens
+    of a sequence, its key and its settings, an engine therefore generates the rest of
+    the same sequence. The result has the new tokens alone, and `max_new_tokens` counts
+    these.
+
+    Attributes:
+      prompt: prompts as `Target.prefill` takes them: class ids, a `Caption`, tokens.
+      tokens: given tokens, int32 [B, P], as many for each sequence, in the vocabulary;
+        `P = 0` is the same as the prompt alone.
+    """
+
+    prompt: PyTree
+    tokens: Int[Array, "B P"]
+
+
+def prefix_of(prompt: PyTree, batch: int) -> Int[Array, "B P"]:
+    """Given tokens of a prompt; `P` is 0 for any other than `Prefixed`."""
+    if isinstance(prompt, Prefixed):
+        return prompt.tokens
+    return jnp.zeros((batch, 0), jnp.int32)
+
+
+def prefix_length(prompt: PyTree) -> int:
+    """Number of given tokens, `P`; static."""
+    return prompt.tokens.shape[1] if isinstance(prompt, Prefixed) else 0
+
+
+def without_prefix(prompt: PyTree) -> PyTree:
+    """Prompt as `Target.prefill` takes it."""
+    return prompt.prompt if isinstance(prompt, Prefixed) else prompt
+
+
+def checked_prefix(prompt: PyTree) -> PyTree:
+    """The prompt, without a prefix of no tokens.
+
+    Raises:
+      ConfigError: given tokens are not integers [B, P], or `B` is not that of the
+        prompt.
+    """
+    if not isinstance(prompt, Prefixed):
+        return prompt
+    tokens = jnp.asarray(prompt.tokens)
+    if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise ConfigError(
+            f"the tokens of a Prefixed prompt are {tokens.dtype} {list(tokens.shape)}; "
+            "give ints [B, P], as many for each sequence"
+        )
+    check_batch(len(tokens), prompt=prompt.prompt)
+    if not tokens.shape[1]:
+        return prompt.prompt
+    return Prefixed(prompt.prompt, tokens.astype(jnp.int32))
+
+
+def prefill(target: Target, params: Params, prompt: PyTree, extra: int) -> Prefill:
+    """Reads prompts by `Target.prefill`, and given tokens in one further pass.
+
+    Args:
+      target: target, or a draft model.
+      params: parameters of the target.
+      prompt: prompts as `Target.prefill` takes them, or a `Prefixed`.
+      extra: number of cache slots after prompts and given tokens.
+
+    Returns:
+      Result as of `Target.prefill`, the given tokens being part of the prompts.
+    """
+    if not isinstance(prompt, Prefixed):
+        return target.prefill(params, prompt, extra)
+    count = prefix_length(prompt)
+    _, features, cache = target.prefill(params, prompt.prompt, count + extra)
+    start = cache.lengths
+    logits, prefix_features, cache = target.forward(
+        params,
+        cache,
+        repeat_branches(prompt.tokens, target.branches),
+        start[:, None] + jnp.arange(count)[None],
+        causal_mask(cache, count),
+    )
+    # Prompts may differ in length; each is followed directly by its given tokens.
+    features = jnp.pad(features, ((0, 0), (0, count), (0, 0)))
+    features = write_at(features, prefix_features.astype(features.dtype), start)
+    return Prefill(logits[:, -1], features, replace(cache, lengths=start + count))
