@@ -69,7 +69,9 @@ def expansions(tree: Tree | DynamicTree) -> tuple[int, int]:
     return 1 + (tree.max_depth - 1) * tree.beam, max(tree.beam, 1)
 
 
-def at_depth(x: Float[Array, "B M V"], depth: int | Int[Array, "B"]) -> Array:
+def at_depth(
+    x: Float[Array, "B M V"] | Int[Array, "B M V"], depth: int | Int[Array, "B"]
+) -> Array:
     """Selects one depth: `[B, M, V]` to `[B, 1, V]`.
 
     Args:
