@@ -40,7 +40,8 @@ class InitContext:
       prompt: prompts of the target, or a `Prefixed` of them; `B` along the first axis
         of every array.
       features: float [R, P, E], hidden states of the target at the positions of prompt
-        and given tokens; arbitrary beyond their number.
+        and given tokens but the last, which is the first root; arbitrary beyond their
+        number.
       lengths: int32 [R], numbers of these positions in all branches.
       tree: draft tree, or the bound of a dynamic one; static.
       batch: number of sequences, `B`; static.

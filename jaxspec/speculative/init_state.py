@@ -17,7 +17,7 @@ from jaxspec.core.stopping import StoppingCriteria
 from jaxspec.core.vocab_parallel import argmax_with_margin
 from jaxspec.speculative.draft import InitContext
 from jaxspec.speculative.engine_config import EngineConfig
-from jaxspec.speculative.log_probs import token_log_probs
+from jaxspec.speculative.log_probs import no_log_probs, token_log_probs
 from jaxspec.speculative.prefix import checked_prefix, prefill, prefix_of
 from jaxspec.speculative.state import SpecState, Variables
 from jaxspec.speculative.tie_break import is_near_tie, margin_with_filters, resolve_ties
@@ -35,6 +35,9 @@ def init_state(
     room: int | None = None,
 ) -> SpecState:
     """Reads the prompts and chooses the first token of each sequence.
+
+    Given tokens of a `Prefixed` prompt take the place of the first token; the first
+    round then chooses the first new ones.
 
     Args:
       engine: static settings.
@@ -67,37 +70,43 @@ def init_state(
         prompt,
         slots if room is None else room + engine.window,
     )
-    prefix = prefix_of(prompt, batch)
-    given = prefix.shape[1]
-    length, total = engine.path_length, given + engine.max_new_tokens
-    tokens = jnp.zeros((batch, total + length), jnp.int32).at[:, :given].set(prefix)
-    position = jnp.copy(cache.lengths[:batch])  # the cache's own may be donated
-    token, near, finite, log_probs = _first_token(
-        engine, variables, prompt, sampling, logits, keys, position, tokens, given
-    )
+    start = jnp.copy(cache.lengths[:batch])  # the cache's own buffer may be donated
+    given = prefix_of(prompt, batch)
+    if given.shape[1]:  # the first round reads the last of them
+        tokens, near, finite = given, jnp.zeros(batch, bool), jnp.ones(batch, bool)
+        log_probs, done = no_log_probs(engine, variables, given), jnp.zeros(batch, bool)
+        start -= given.shape[1] - 1
+    else:
+        token, near, finite, log_probs = _first_token(
+            engine, variables, prompt, sampling, logits, keys, start
+        )
+        tokens = token[:, None]
+        done = (stopping.max_new_tokens <= 1) | stopping.is_stop(token)
     drafter = None
     if engine.drafter is not None:
         ctx = InitContext(prompt, features, cache.lengths, engine.tree, batch, slots)
         drafter = engine.drafter.init(variables.drafter, ctx)
+    length, known = engine.path_length, tokens.shape[1]
     path = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length))
+    total = given.shape[1] + engine.max_new_tokens + length
     state = SpecState(
         prompt=prompt,
         sampling=sampling,
-        tokens=tokens.at[:, given].set(token),
-        length=jnp.full(batch, given + 1, jnp.int32),
-        start=position - given,
+        tokens=jnp.zeros((batch, total), jnp.int32).at[:, :known].set(tokens),
+        length=jnp.full(batch, known, jnp.int32),
+        start=start,
         cache=cache,
         path=path,
         counts=jnp.zeros(batch, jnp.int32),
         drafter=drafter,
         keys=jax.random.clone(keys),
         stopping=stopping,
-        done=(stopping.max_new_tokens <= 1) | stopping.is_stop(token),
-        stats=_first_stats(engine, near.astype(jnp.int32), 2 if given else 1),
+        done=done,
+        stats=_first_stats(engine, near.astype(jnp.int32), 2 if known > 1 else 1),
         finite=finite,
-        log_probs=jax.tree.map(lambda x: _padded(x, given, total + length), log_probs),
+        log_probs=jax.tree.map(lambda x: _padded(x, total), log_probs),
     )
-    return varying(state, token, stopping.max_new_tokens)
+    return varying(state, tokens, stopping.max_new_tokens)
 
 
 def _stopping_of(
@@ -114,12 +123,11 @@ def _stopping_of(
     )
 
 
-def _first_token(
-    engine, variables, prompt, sampling, logits, keys, position, tokens, given
-):
-    """First new tokens, masks of near-ties and finite logits, and log-probabilities."""
-    index = jnp.full(len(tokens), given, jnp.int32)
-    noise = position_noise(keys, position[:, None], engine.target.vocab_size)[:, 0]
+def _first_token(engine, variables, prompt, sampling, logits, keys, start):
+    """First tokens, masks of near-ties and of finite logits, and log-probabilities."""
+    batch = start.shape[0]
+    index = jnp.zeros(batch, jnp.int32)
+    noise = position_noise(keys, start[:, None], engine.target.vocab_size)[:, 0]
     noise = jnp.where(sampling.temperature[:, None] > 0, noise, 0.0)
     merged = apply_cfg(logits, sampling, index)
     scores, uncertain = process_logits_with_bounds(
@@ -128,13 +136,14 @@ def _first_token(
     token, margin = argmax_with_margin(scores + noise)
     margin = margin_with_filters(margin, scores, uncertain, noise)
     near = is_near_tie(engine, sampling, margin)
+    no_tokens = jnp.zeros((batch, engine.max_new_tokens), jnp.int32)
     token = resolve_ties(
         engine,
         variables.target,
         prompt,
         sampling,
         noise,
-        tokens,
+        no_tokens,
         index,
         token,
         near,
@@ -157,9 +166,6 @@ def _first_stats(engine: EngineConfig, rescored: Int[Array, "B"], calls: int) ->
     )
 
 
-def _padded(
-    x: Float[Array, "B 1 ..."], before: int, total: int
-) -> Float[Array, "B T ..."]:
-    """Pads the second axis to size `total`, with `before` zeros in front."""
-    width = before, total - before - 1
-    return jnp.pad(x, ((0, 0), width, *((0, 0),) * (x.ndim - 2)))
+def _padded(x: Float[Array, "B t ..."], total: int) -> Float[Array, "B T ..."]:
+    """Pads the second axis with zeros to size `total`."""
+    return jnp.pad(x, ((0, 0), (0, total - x.shape[1]), *((0, 0),) * (x.ndim - 2)))

@@ -38,3 +38,16 @@ def token_log_probs(
         take(tokens[..., None])[..., 0],
         None if related is None else take(related[tokens]),
     )
+
+
+def no_log_probs(
+    engine: EngineConfig, variables: Variables, tokens: Int[Array, "B T"]
+) -> LogProbs | None:
+    """Zeros for tokens that were given, or None unless anything is recorded."""
+    if engine.log_probs is None:
+        return None
+    related = variables.related_tokens
+    return LogProbs(
+        jnp.zeros(tokens.shape, jnp.float32),
+        None if related is None else jnp.zeros(related[tokens].shape, jnp.float32),
+    )

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import register_dataclass
 
 from jaxspec.core.arguments import check_batch
@@ -26,19 +27,19 @@ class Prefixed:
     these.
 
     Attributes:
-      prompt: prompts as `Target.prefill` takes them: class ids, a `Caption`, tokens.
+      prompt: prompts as `Target.prefill` takes them, such as class ids.
       tokens: given tokens, int32 [B, P], as many for each sequence, in the vocabulary;
         `P = 0` is the same as the prompt alone.
     """
 
     prompt: PyTree
-    tokens: Int[Array, "B P"]
+    tokens: Int[Array | np.ndarray, "B P"]
 
 
 def prefix_of(prompt: PyTree, batch: int) -> Int[Array, "B P"]:
     """Given tokens of a prompt; `P` is 0 for any other than `Prefixed`."""
     if isinstance(prompt, Prefixed):
-        return prompt.tokens
+        return jnp.asarray(prompt.tokens)
     return jnp.zeros((batch, 0), jnp.int32)
 
 
@@ -74,30 +75,34 @@ def checked_prefix(prompt: PyTree) -> PyTree:
 
 
 def prefill(target: Target, params: Params, prompt: PyTree, extra: int) -> Prefill:
-    """Reads prompts by `Target.prefill`, and given tokens in one further pass.
+    """Reads prompts, and given tokens but the last, as after their generation.
+
+    The last given token is the root of the first draft, whose pass reads it.
 
     Args:
       target: target, or a draft model.
       params: parameters of the target.
-      prompt: prompts as `Target.prefill` takes them, or a `Prefixed`.
+      prompt: prompts as `Target.prefill` takes them, or a `Prefixed`, whose tokens are
+        read in one further pass.
       extra: number of cache slots after prompts and given tokens.
 
     Returns:
-      Result as of `Target.prefill`, the given tokens being part of the prompts.
+      Result as of `Target.prefill`, the given tokens but the last being part of the
+      prompts. The logits are those of the first token, given or not.
     """
-    if not isinstance(prompt, Prefixed):
-        return target.prefill(params, prompt, extra)
-    count = prefix_length(prompt)
-    _, features, cache = target.prefill(params, prompt.prompt, count + extra)
+    count = prefix_length(prompt) - 1
+    if count < 1:
+        return target.prefill(params, without_prefix(prompt), extra)
+    logits, features, cache = target.prefill(params, prompt.prompt, count + extra)
     start = cache.lengths
-    logits, prefix_features, cache = target.forward(
+    _, prefix_features, cache = target.forward(
         params,
         cache,
-        repeat_branches(prompt.tokens, target.branches),
+        repeat_branches(jnp.asarray(prompt.tokens)[:, :-1], target.branches),
         start[:, None] + jnp.arange(count)[None],
         causal_mask(cache, count),
     )
     # Prompts may differ in length; each is followed directly by its given tokens.
     features = jnp.pad(features, ((0, 0), (0, count), (0, 0)))
     features = write_at(features, prefix_features.astype(features.dtype), start)
-    return Prefill(logits[:, -1], features, replace(cache, lengths=start + count))
+    return Prefill(logits, features, replace(cache, lengths=start + count))

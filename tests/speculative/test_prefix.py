@@ -20,7 +20,7 @@ from jaxspec.errors import ConfigError
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.models.transformer.prompts import TokenPrompt
 from jaxspec.sharding import make_mesh, over_batch
-from jaxspec.speculative import draft_step, init_state
+from jaxspec.speculative import draft_step
 from jaxspec.speculative.draft_step import draft
 from jaxspec.speculative.engine import Engine
 from jaxspec.speculative.prefix import Prefixed
@@ -104,13 +104,6 @@ def test_noise_and_guidance_count_from_the_first_given_token(monkeypatch, moved)
     """The control: counted from the first new token, they change the sequence."""
     prefix, whole, options = 5, toy_result().tokens, {}
     if moved == "noise":
-
-        def position_noise(
-            keys, positions, vocab_size, noise=init_state.position_noise
-        ):
-            return noise(keys, positions - prefix, vocab_size)
-
-        monkeypatch.setattr(init_state, "position_noise", position_noise)
         monkeypatch.setattr(
             draft_step,
             "draw_noise",
@@ -239,21 +232,19 @@ def test_a_drafter_drafts_after_a_prefix_as_after_generated_tokens(name):
     state = jax.jit(engine.init)(variables, CLASSES[:1], **options)
     while int(state.length[0]) < 8:
         state = step(variables, state)
-    count = int(state.length[0]) - 1
+    count = int(state.length[0])
 
-    tokens, root = state.tokens[:, :count], state.tokens[0, count]
+    tokens = state.tokens[:, :count]
     next_log_q = jax.jit(lambda state: draft(engine, variables, state).draft.log_q)
 
     @jax.jit
     def log_q(tokens):
         state = engine.init(variables, Prefixed(CLASSES[:1], tokens), **options)
-        # Another prefix may have another first token after it.
-        state = replace(state, tokens=state.tokens.at[:, count].set(root))
         return draft(engine, variables, state).draft.log_q
 
     expected = next_log_q(state)
     np.testing.assert_allclose(log_q(tokens), expected, atol=1e-4)
-    other = tokens.at[:, count - 2].set((tokens[:, count - 2] + 1) % TARGET.vocab_size)
+    other = tokens.at[:, count - 3].set((tokens[:, count - 3] + 1) % TARGET.vocab_size)
     assert np.abs(log_q(other) - expected).max() > 1e-3
 
 
@@ -309,8 +300,8 @@ def test_limits_and_counters_count_new_tokens(stages):
         np.arange(LENGTH - prefix) < out.lengths[:, None], whole[:, prefix:], -1
     )
     np.testing.assert_array_equal(out.tokens, expected)
-    # One call for the prompt, one for the prefix, one for each token but the first.
-    assert out.stats.calls.tolist() == [1 + n for n in out.lengths.tolist()]
+    # One call for the prompt, one for the prefix, one for each token.
+    assert out.stats.calls.tolist() == [2 + n for n in out.lengths.tolist()]
 
 
 def test_sequences_with_a_prefix_run_on_a_mesh_and_in_a_queue():

@@ -7,7 +7,7 @@ from jaxspec.core.branches import repeat_branches
 from jaxspec.core.slices import write_at
 from jaxspec.models.transformer.prompts import TokenPrompt
 from jaxspec.speculative.draft import DraftContext, InitContext
-from jaxspec.speculative.prefix import prefix_of, without_prefix
+from jaxspec.speculative.prefix import prefix_length, prefix_of, without_prefix
 from jaxspec.typing import Array, Int
 
 
@@ -42,8 +42,9 @@ def following_tokens(ctx: InitContext) -> Int[Array, "R P"]:
     size = ((0, 0), (0, length + 1))
     parts = [jnp.pad(x, size, constant_values=-1)[:, : length + 1] for x in parts]
     tokens = jnp.concatenate(parts).astype(jnp.int32)
-    prefix = repeat_branches(prefix_of(ctx.prompt, ctx.batch), branches)
-    tokens = write_at(tokens, prefix, ctx.lengths - prefix.shape[1])
+    if count := prefix_length(ctx.prompt):  # the last one is the first root
+        prefix = repeat_branches(prefix_of(ctx.prompt, ctx.batch), branches)
+        tokens = write_at(tokens, prefix, ctx.lengths - (count - 1))
     return jnp.maximum(tokens[:, 1:], 0)
 
 
