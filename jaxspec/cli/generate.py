@@ -27,7 +27,9 @@ def add_parser(commands) -> None:
         epilog="Examples: jaxspec generate --classes 'Tomato 3,Apple 10' --num 8 "
         "--seed 7; jaxspec generate --prompts classes.txt --out-dir images",
     )
-    _add_images(parser.add_argument_group("images"))
+    images = parser.add_argument_group("images")
+    _add_images(images)
+    _add_continue(images)
     add_sampling(parser)
     _add_speculation(parser.add_argument_group("speculation"))
     _add_output(parser.add_argument_group("output"))
@@ -61,6 +63,22 @@ def _add_images(group) -> None:
         action="append",
         metavar="TEXT",
         help="caption of an image, for a text-to-image model; repeatable",
+    )
+
+
+def _add_continue(group) -> None:
+    """Options of an image that is continued."""
+    group.add_argument(
+        "--continue",
+        dest="continue_image",
+        metavar="FILE",
+        help="image whose upper part every image begins with",
+    )
+    group.add_argument(
+        "--rows",
+        type=int,
+        metavar="N",
+        help="rows of its tokens that are kept (default: half of them)",
     )
 
 
@@ -163,6 +181,10 @@ def run(arguments: argparse.Namespace) -> None:
 
     if bool(arguments.prompts) != bool(arguments.out_dir):
         raise ConfigError("--prompts FILE and --out-dir DIR go together")
+    if arguments.rows is not None and not arguments.continue_image:
+        raise ConfigError("--rows N needs an image: --continue FILE")
+    if arguments.prompts and arguments.continue_image:
+        raise ConfigError("--continue FILE is for a grid, without --prompts")
     if arguments.prompts:
         from jaxspec.cli.generate_many import run_many
 
@@ -180,6 +202,7 @@ def run(arguments: argparse.Namespace) -> None:
     side = models.bundle.tokenizer.config.image_size
     form = format_of(arguments.out, arguments.num, side)
     prompts, cut = _prompts(arguments, models.bundle)
+    prompts = _continued(arguments, models.bundle, prompts)
     print_start(models, config, arguments.num)
     results = _generate(models, prompts, config, arguments.compare)
     _write(arguments, models, prompts, config, results, form, cut)
@@ -231,6 +254,21 @@ def _prompts(arguments: argparse.Namespace, bundle):
         names=("classes: give --classes", "captions: give --prompt"),
     )
     return prompts, cut
+
+
+def _continued(arguments: argparse.Namespace, bundle, prompts):
+    """The prompts, with the upper rows of an image if one is continued."""
+    from jaxspec.pipeline.encoding import encode_images
+    from jaxspec.pipeline.prompt_inputs import resolve_prefix
+
+    if not arguments.continue_image:
+        return prompts
+    tokens = encode_images(bundle, [arguments.continue_image])
+    rows = (
+        bundle.tokenizer.config.grid // 2 if arguments.rows is None else arguments.rows
+    )
+    prefix = tokens.repeat(len(prompts), axis=0)
+    return resolve_prefix(bundle, prompts, prefix, rows)
 
 
 def _generate(models, prompts, config, compare: bool):

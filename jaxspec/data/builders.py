@@ -8,9 +8,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from jaxspec.data.images import SUFFIXES, as_rgb, image_files
 from jaxspec.data.packed import read_class_names, read_packed
 from jaxspec.errors import DataError
+from jaxspec.io.rgb import SUFFIXES, as_rgb, image_files
 
 # Folders of the public archive of Fruits-360, sorted by name.
 HALVES = ("Test", "Training")

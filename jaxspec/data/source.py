@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
-from jaxspec.data.images import as_rgb
 from jaxspec.errors import DataError
+from jaxspec.io.rgb import as_rgb, fit_square
 from jaxspec.io.writing import write_file
 
 # Largest decoded split, in bytes, that is held in memory after the first read.
@@ -84,18 +83,6 @@ class ImageSource:
         for i, record in zip(indices, records, strict=True):
             image = as_rgb(record["image"], f"image {i} {self._origin}")
             yield fit_square(image, self._side), record["label"]
-
-
-def fit_square(image: np.ndarray, side: int) -> np.ndarray:
-    """Resizes the shorter side of an image uint8 [h, w, 3] to `side`; center-crops."""
-    if image.shape == (side, side, 3):
-        return image
-    original = Image.fromarray(image)
-    scale = side / min(original.size)
-    width, height = (max(side, round(s * scale)) for s in original.size)
-    resized = original.resize((width, height), Image.Resampling.LANCZOS)
-    left, top = (resized.width - side) // 2, (resized.height - side) // 2
-    return np.asarray(resized.crop((left, top, left + side, top + side)))
 
 
 def _records(name, split, data_dir, manual_dir):

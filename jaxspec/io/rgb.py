@@ -1,4 +1,4 @@
-"""Conversion of image files and arrays of any kind to uint8 RGB."""
+"""Conversion of images of any kind to uint8 RGB, and of any shape to squares."""
 
 import io
 from pathlib import Path
@@ -24,7 +24,7 @@ def image_files(folder: Path) -> list[Path]:
     )
 
 
-def as_rgb(source: Path | bytes | np.ndarray, name: str) -> np.ndarray:
+def as_rgb(source: Path | bytes | np.ndarray | Image.Image, name: str) -> np.ndarray:
     """Converts an image to uint8 RGB [height, width, 3], as a viewer shows it.
 
     16-bit channels are scaled to 8 bits, and bilevel images to 0 and 255. Gray, palette
@@ -33,8 +33,9 @@ def as_rgb(source: Path | bytes | np.ndarray, name: str) -> np.ndarray:
     used.
 
     Args:
-      source: file, bytes of a file, or array [height, width] or [height, width, C] of
-        uint8, uint16 or bool, with 1 (gray), 2 (gray, alpha), 3 or 4 (alpha) channels.
+      source: file, bytes of a file, Pillow image, or array [height, width] or [height,
+        width, C] of uint8, uint16 or bool, with 1 (gray), 2 (gray, alpha), 3 or 4
+        (alpha) channels.
       name: name of the image in error messages.
 
     Raises:
@@ -44,6 +45,8 @@ def as_rgb(source: Path | bytes | np.ndarray, name: str) -> np.ndarray:
     try:
         if isinstance(source, np.ndarray):
             return _on_white(_from_array(source, name))
+        if isinstance(source, Image.Image):
+            return _on_white(_to_eight_bits(source, name))
         data = source.read_bytes() if isinstance(source, Path) else source
         with Image.open(io.BytesIO(data)) as image:
             return _on_white(_to_eight_bits(image, name))
@@ -103,3 +106,15 @@ def _on_white(image: Image.Image) -> np.ndarray:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
     return np.asarray(image.convert("RGB"))
+
+
+def fit_square(image: np.ndarray, side: int) -> np.ndarray:
+    """Resizes the shorter side of an image uint8 [h, w, 3] to `side`; center-crops."""
+    if image.shape == (side, side, 3):
+        return image
+    original = Image.fromarray(image)
+    scale = side / min(original.size)
+    width, height = (max(side, round(s * scale)) for s in original.size)
+    resized = original.resize((width, height), Image.Resampling.LANCZOS)
+    left, top = (resized.width - side) // 2, (resized.height - side) // 2
+    return np.asarray(resized.crop((left, top, left + side, top + side)))

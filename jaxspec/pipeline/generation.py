@@ -36,7 +36,7 @@ class GenerationResult:
     """Tokens and counters of one run over all prompts.
 
     Attributes:
-      tokens: int32 [B, T].
+      tokens: int32 [B, T], given tokens of a prefix included.
       calls: int [B], target calls of each sequence, its prefill included.
       accepted: int [B, A], rounds by number of accepted tokens.
       hits: int [B, A - 1, W], accepted tokens by depth and rank.
@@ -44,6 +44,7 @@ class GenerationResult:
       rescored: number of near-ties that were resolved, over all sequences.
       timing: wall-clock time of all batches, without compilation.
       compile_seconds: time of tracing and compiling, in seconds.
+      prefix_length: number of given tokens of each sequence.
     """
 
     tokens: np.ndarray
@@ -54,6 +55,7 @@ class GenerationResult:
     rescored: int
     timing: Timing
     compile_seconds: float
+    prefix_length: int = 0
 
     @property
     def seconds(self) -> float:
@@ -61,9 +63,14 @@ class GenerationResult:
         return self.timing.median
 
     @property
+    def new_tokens(self) -> int:
+        """Number of generated tokens of all sequences."""
+        return self.tokens[:, self.prefix_length :].size
+
+    @property
     def tokens_per_call(self) -> float:
-        """Number of all tokens over number of all target calls."""
-        return self.tokens.size / int(self.calls.sum())
+        """Number of generated tokens over number of all target calls."""
+        return self.new_tokens / int(self.calls.sum())
 
 
 def batches_of(bundle: Bundle, count: int, batch_size: int) -> tuple[int, int]:
@@ -134,7 +141,7 @@ def generate(
             progress(max(min(size, count - i * size), 0))
         times.append(time.perf_counter() - began)
     timing = Timing.of(times[warm_up:])
-    return join_batches(bundle, parts, count, timing, compile_seconds)
+    return join_batches(bundle, parts, prompts, timing, compile_seconds)
 
 
 def _compiled(
@@ -149,7 +156,7 @@ def _compiled(
     """Compiles a generator for a batch, unless that has been done before."""
     programs = {} if programs is None else programs
     shapes = tuple((x.shape, str(x.dtype)) for x in jax.tree.leaves(prompt))
-    key = generator, "generate", shapes, keys.shape
+    key = generator, "generate", jax.tree.structure(prompt), shapes, keys.shape
     if key not in programs:
         function = partial(generate_batch, generator)
         if bundle.mesh:
@@ -177,11 +184,12 @@ def check_finite(bundle: Bundle, finite: Any) -> None:
 def join_batches(
     bundle: Bundle,
     parts: list[Generation],
-    count: int,
+    prompts: Prompts,
     timing: Timing,
     compile_seconds: float,
 ) -> GenerationResult:
     """Result of all batches, without the sequences that pad the last one."""
+    count = len(prompts)
     for part in parts:
         check_finite(bundle, part.finite)
 
@@ -189,7 +197,7 @@ def join_batches(
         return np.concatenate([np.asarray(pick(part)) for part in parts])[:count]
 
     return GenerationResult(
-        tokens=join(lambda p: p.tokens),
+        tokens=after_prefix(prompts.prefix, join(lambda p: p.tokens)),
         calls=join(lambda p: p.stats.calls),
         accepted=join(lambda p: p.stats.accepted),
         hits=join(lambda p: p.stats.hits),
@@ -197,4 +205,10 @@ def join_batches(
         rescored=int(join(lambda p: p.stats.rescored).sum()),
         timing=timing,
         compile_seconds=compile_seconds,
+        prefix_length=0 if prompts.prefix is None else prompts.prefix.shape[1],
     )
+
+
+def after_prefix(prefix: np.ndarray | None, tokens: np.ndarray) -> np.ndarray:
+    """Tokens of whole sequences: those of the prefix, if there is one, then others."""
+    return tokens if prefix is None else np.concatenate([prefix, tokens], axis=1)

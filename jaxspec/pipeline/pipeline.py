@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,16 +15,18 @@ from jaxspec.errors import ConfigError
 from jaxspec.pipeline.bundle import Bundle, load_bundle
 from jaxspec.pipeline.decoding import decode_images
 from jaxspec.pipeline.drafters import load_drafter
+from jaxspec.pipeline.encoding import encode_images
 from jaxspec.pipeline.generation import GenerationResult, generate, join_batches
 from jaxspec.pipeline.loaded_drafter import LoadedDrafter
 from jaxspec.pipeline.preview import Preview, generate_previews
-from jaxspec.pipeline.prompt_inputs import resolve_prompts
+from jaxspec.pipeline.prompt_inputs import ClassLabel, resolve_prefix, resolve_prompts
 from jaxspec.pipeline.settings import resolve_config
 from jaxspec.pipeline.timing import Timing
 from jaxspec.pipeline.verifiers import parse_verifier
 from jaxspec.speculative.trees.dynamic import DynamicTree
 from jaxspec.speculative.trees.tree import Tree
 from jaxspec.speculative.verify import Verifier
+from jaxspec.typing import Array
 
 
 @dataclass(frozen=True)
@@ -90,11 +93,28 @@ class Pipeline:
         """Names of the classes that `class_labels` may name."""
         return self.bundle.class_names
 
+    def encode(
+        self, images: Sequence[Image.Image | np.ndarray | Path | str] | np.ndarray
+    ) -> np.ndarray:
+        """Encodes images as tokens int32 [B, T], in raster order; see `encode_images`.
+
+        Args:
+          images: Pillow images, files, arrays of unsigned integers or of floats in
+            [-1, 1]; resized and cropped to the model's image size.
+
+        Raises:
+          ConfigError: there is no image, or a single one that is not in a list.
+          DataError: an image cannot be read, or floats are outside of [-1, 1].
+        """
+        return encode_images(self.bundle, images)
+
     def __call__(
         self,
-        class_labels: Sequence[int | str] | None = None,
+        class_labels: Sequence[ClassLabel] | None = None,
         prompts: Sequence[str] | None = None,
         *,
+        prefix: np.ndarray | Array | None = None,
+        rows: int | None = None,
         tree: Tree | DynamicTree | str | None = None,
         verifier: Verifier | str = "coupled",
         callback: Callable[[Preview], object] | None = None,
@@ -104,9 +124,15 @@ class Pipeline:
         """Generates one sequence for each class label or prompt.
 
         Args:
-          class_labels: numbers or names of classes, of a class-conditional model.
+          class_labels: numbers or names of classes, of a class-conditional model; or
+            weights by these, such as `{"Apple 10": 0.5, "Tomato 3": 0.5}`, by which the
+            embeddings of classes are mixed.
           prompts: captions, of a text-to-image model; or texts to continue, of a model
             of text.
+          prefix: first tokens of each image, ints [B, P], such as those of `encode`,
+            which are continued. With key and settings of an image, its first tokens are
+            continued to the same image.
+          rows: number of rows of image tokens of `prefix` that are kept; None for all.
           tree: shape of the drafts, as an object or by name, see `trees.parse_tree`; by
             default that of this kind of device. "root" decodes plainly.
           verifier: acceptance criterion, as an object or by name, see
@@ -121,7 +147,9 @@ class Pipeline:
           ConfigError: prompts, settings and models do not go together.
           NonFiniteError: the model gave NaN.
         """
-        resolved = self._resolve(class_labels, prompts, tree, verifier, settings)
+        resolved = self._resolve(
+            class_labels, prompts, prefix, rows, tree, verifier, settings
+        )
         if callback is None:
             result = generate(
                 self.bundle, *resolved, loaded=self.loaded, programs=self._programs
@@ -134,7 +162,7 @@ class Pipeline:
         result = join_batches(
             self.bundle,
             [end.result for end in ends],
-            len(resolved[0]),
+            resolved[0],
             Timing.of([ends[-1].seconds]),
             ends[-1].compile_seconds,
         )
@@ -142,9 +170,11 @@ class Pipeline:
 
     def stream(
         self,
-        class_labels: Sequence[int | str] | None = None,
+        class_labels: Sequence[ClassLabel] | None = None,
         prompts: Sequence[str] | None = None,
         *,
+        prefix: np.ndarray | Array | None = None,
+        rows: int | None = None,
         tree: Tree | DynamicTree | str | None = None,
         verifier: Verifier | str = "coupled",
         rounds: int = 8,
@@ -156,8 +186,10 @@ class Pipeline:
         with the same arguments.
 
         Args:
-          class_labels: numbers or names of classes.
+          class_labels: numbers or names of classes, or weights by these.
           prompts: captions, or texts to continue.
+          prefix: first tokens of each image, as for `__call__`.
+          rows: number of rows of `prefix` that are kept, as for `__call__`.
           tree: shape of the drafts, as for `__call__`.
           verifier: acceptance criterion, as for `__call__`.
           rounds: target calls between two previews.
@@ -167,7 +199,9 @@ class Pipeline:
           ConfigError: prompts, settings and models do not go together.
           NonFiniteError: the model gave NaN.
         """
-        resolved = self._resolve(class_labels, prompts, tree, verifier, settings)
+        resolved = self._resolve(
+            class_labels, prompts, prefix, rows, tree, verifier, settings
+        )
         return self._previews(resolved, rounds)
 
     def _previews(self, resolved, rounds: int) -> Iterator[Preview]:
@@ -179,7 +213,7 @@ class Pipeline:
             programs=self._programs,
         )
 
-    def _resolve(self, class_labels, prompts, tree, verifier, settings):
+    def _resolve(self, class_labels, prompts, prefix, rows, tree, verifier, settings):
         """Prompts, settings and tree of a call."""
         if isinstance(verifier, str):
             verifier = parse_verifier(verifier)
@@ -192,7 +226,8 @@ class Pipeline:
         elif tree is None or isinstance(tree, str):
             tree = self.loaded.tree(tree)
         config = resolve_config(self.bundle, {**settings, "verifier": verifier})
-        return resolve_prompts(self.bundle, class_labels, prompts), config, tree
+        resolved = resolve_prompts(self.bundle, class_labels, prompts)
+        return resolve_prefix(self.bundle, resolved, prefix, rows), config, tree
 
 
 def load_pipeline(

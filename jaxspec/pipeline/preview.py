@@ -17,7 +17,7 @@ from jaxspec.pipeline.bundle import Bundle
 from jaxspec.pipeline.config import GenerationConfig
 from jaxspec.pipeline.decoding import decode_images
 from jaxspec.pipeline.engine import bundle_for
-from jaxspec.pipeline.generation import batches_of, check_finite
+from jaxspec.pipeline.generation import after_prefix, batches_of, check_finite
 from jaxspec.pipeline.generators import make_generator
 from jaxspec.pipeline.loaded_drafter import LoadedDrafter
 from jaxspec.pipeline.prompts import Prompts
@@ -33,11 +33,12 @@ class Preview:
     Attributes:
       bundle: models.
       indices: int [B], prompts of the batch.
-      result: tokens so far, -1 where there is none yet.
+      result: new tokens so far, -1 where there is none yet.
       done: whether every sequence of the batch has ended.
       seconds: time of generation so far, of all batches, without compilation and
         without what was done with the previews.
       compile_seconds: time of tracing and compiling, in seconds.
+      prefix: given tokens, int32 [B, P]; None without.
     """
 
     bundle: Bundle = field(repr=False)
@@ -46,11 +47,13 @@ class Preview:
     done: bool
     seconds: float = 0.0
     compile_seconds: float = 0.0
+    prefix: np.ndarray | None = field(default=None, repr=False)
 
     @property
     def tokens(self) -> np.ndarray:
-        """Tokens so far, int32 [B, T]; -1 where there is none yet."""
-        return np.asarray(self.result.tokens)[: len(self.indices)]
+        """Tokens so far, int32 [B, T], given ones first; -1 where there is none yet."""
+        new = np.asarray(self.result.tokens)[: len(self.indices)]
+        return after_prefix(self.prefix, new)
 
     @property
     def fraction(self) -> float:
@@ -125,7 +128,9 @@ def generate_previews(
             check_finite(bundle, preview.finite)
             seconds += time.perf_counter() - began
             shown = indices[: count - i * size]
-            yield Preview(bundle, shown, preview, done, seconds, compile_seconds)
+            prefix = None if prompts.prefix is None else prompts.prefix[shown]
+            times = seconds, compile_seconds
+            yield Preview(bundle, shown, preview, done, *times, prefix)
             began = time.perf_counter()
 
 

@@ -1,14 +1,18 @@
 """Prompts of a bundle from the names, numbers and texts that a caller gives."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from jaxspec.core.numbers import whole
 from jaxspec.errors import ConfigError
 from jaxspec.pipeline.bundle import Bundle, resolve_classes
 from jaxspec.pipeline.captions import read_captions
 from jaxspec.pipeline.prompts import Prompts, spread_classes
+
+# A class by number or name, or a mixture of classes by their weights.
+ClassLabel = int | str | Mapping[int | str, float]
 
 
 def read_prompts(bundle: Bundle, values: Sequence[Any]) -> Prompts:
@@ -16,14 +20,16 @@ def read_prompts(bundle: Bundle, values: Sequence[Any]) -> Prompts:
 
     Args:
       bundle: models.
-      values: class names or numbers, captions, or texts to continue, by the condition
-        of the prior.
+      values: class names or numbers, or weights by class name or number; captions; or
+        texts to continue, by the condition of the prior.
 
     Raises:
       ConfigError: there is none, a class is unknown, or a text is empty.
       CheckpointError: captions cannot be encoded.
     """
     condition = bundle.prior.config.condition
+    if condition == "class" and any(isinstance(value, Mapping) for value in values):
+        return Prompts.from_class_weights(class_weights(bundle, values))
     if condition == "class":
         names = [str(value) for value in np.asarray(values, object).tolist()]
         return Prompts.from_classes(resolve_classes(bundle, names))
@@ -34,9 +40,53 @@ def read_prompts(bundle: Bundle, values: Sequence[Any]) -> Prompts:
     return Prompts.from_captions(read_captions(bundle.text_encoder, list(values)))
 
 
+def class_weights(bundle: Bundle, labels: Sequence[ClassLabel]) -> np.ndarray:
+    """Weights float32 [B, classes] of labels, of which some are mixtures of classes.
+
+    Raises:
+      ConfigError: a class is unknown.
+    """
+    weights = np.zeros((len(labels), bundle.prior.config.classes), np.float32)
+    for row, label in zip(weights, labels, strict=True):
+        mixture = label if isinstance(label, Mapping) else {label: 1.0}
+        ids = resolve_classes(bundle, [str(name) for name in mixture])
+        np.add.at(row, ids, list(mixture.values()))
+    return weights
+
+
+def resolve_prefix(
+    bundle: Bundle, prompts: Prompts, prefix: Any, rows: int | None
+) -> Prompts:
+    """Prompts with the image tokens that are continued.
+
+    Args:
+      bundle: models.
+      prompts: prompts of the images.
+      prefix: image tokens, ints [B, P]; None for none.
+      rows: number of image rows of `prefix` that are kept; None for all of it.
+
+    Raises:
+      ConfigError: the tokens do not fit the prompts or the model, see
+        `Prompts.with_prefix`, or have fewer rows.
+    """
+    if prefix is None:
+        if rows is not None:
+            raise ConfigError(f"rows={rows} needs image tokens to keep: prefix=tokens")
+        return prompts
+    if rows is not None:
+        prefix, grid = np.asarray(prefix), bundle.tokenizer.config.grid
+        count = int(whole("rows", rows)) * grid
+        if prefix.ndim == 2 and prefix.shape[1] < count:
+            raise ConfigError(
+                f"rows={rows} are {count} tokens; the prefix has {prefix.shape[1]}"
+            )
+        prefix = prefix[..., :count]
+    return prompts.with_prefix(prefix, bundle.prior.config)
+
+
 def resolve_prompts(
     bundle: Bundle,
-    class_labels: Sequence[int | str] | None,
+    class_labels: Sequence[ClassLabel] | None,
     prompts: Sequence[str] | None,
     *,
     count: int | None = None,
@@ -46,7 +96,8 @@ def resolve_prompts(
 
     Args:
       bundle: models.
-      class_labels: numbers or names of classes, of a class-conditional model.
+      class_labels: numbers or names of classes, or weights by these, of a
+        class-conditional model.
       prompts: captions, or texts to continue, of other models.
       count: number of sequences, for which prompts are repeated and classes are spread
         by default; None for one sequence each.
@@ -72,6 +123,14 @@ def resolve_prompts(
 
 def prompt_labels(bundle: Bundle, prompts: Prompts) -> list[str]:
     """Class name or caption of each sequence; empty for texts to continue."""
+    if prompts.condition == "class" and np.ndim(prompts.values) == 2:
+        return [_mixture_label(bundle, row) for row in prompts.values]
     if prompts.condition == "class":
         return [bundle.class_names[i] for i in np.asarray(prompts.values).tolist()]
     return list(prompts.texts)
+
+
+def _mixture_label(bundle: Bundle, weights: np.ndarray) -> str:
+    """Classes of a mixture with their weights."""
+    ids = np.flatnonzero(weights)
+    return " + ".join(f"{weights[i]:.3g} {bundle.class_names[i]}" for i in ids)

@@ -48,7 +48,7 @@ def generation_report(
     """
     return {
         **describe_run(bundle, len(prompts), config, tree, loaded),
-        "tokens": int(result.tokens.size),
+        "tokens": result.new_tokens,
         "target_calls": int(result.calls.sum()),
         "tokens_per_call": result.tokens_per_call,
         **result.timing.fields(),

@@ -6,9 +6,10 @@ from PIL import Image
 
 from jaxspec.data.batches import batch_indices
 from jaxspec.data.packed import read_packed
-from jaxspec.data.source import ImageSource, fit_square
+from jaxspec.data.source import ImageSource
 from jaxspec.errors import DataError
 from jaxspec.io.images import to_bytes, to_unit
+from jaxspec.io.rgb import fit_square
 from tests.data.packed import random_images, write_packed
 
 

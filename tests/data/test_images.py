@@ -7,9 +7,9 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from jaxspec.data.images import as_rgb, image_files
 from jaxspec.data.source import ImageSource
 from jaxspec.errors import DataError
+from jaxspec.io.rgb import as_rgb, image_files
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 4, 3), np.uint8)
 GREY = RGB[..., 0]

@@ -105,6 +105,8 @@ class _Decoder(nn.Module):
         """Condition embeddings [B, P, D], of the null condition where `null`."""
         c = self.config
         if c.condition == "class":
+            if jnp.issubdtype(prompt.dtype, jnp.floating):
+                return self.mixed_classes(prompt, null)[:, None]
             ids = jnp.where(null, c.classes, prompt)
             return self.classes(ids)[:, None]
         # Padding is zeros as in LlamaGen: a drafter may read the features there.
@@ -115,6 +117,16 @@ class _Decoder(nn.Module):
             jnp.where(prompt.valid[..., None], prompt.features, zero),
         )
         return self.caption_out(nn.gelu(self.caption_in(features), approximate=True))
+
+    def mixed_classes(self, weights, null):
+        """Embeddings [B, D], mixed by class weights [B, classes]."""
+        table = self.classes.embedding
+        mixed = jnp.matmul(
+            weights.astype(jnp.float32),
+            table[: self.config.classes].astype(jnp.float32),
+            precision="highest",  # a weight of 1 gives the embedding itself
+        ).astype(table.dtype)
+        return jnp.where(null[:, None], table[self.config.classes], mixed)
 
     def tokens(self, ids):
         return self.embedding(ids)
@@ -203,7 +215,8 @@ class Transformer:
 
         Args:
           cfg: whether an unconditional branch is computed for each sequence, for
-            classifier-free guidance. Without a condition, prompts are tokens, int32
+            classifier-free guidance. Prompts are class ids or weights or a `Caption`,
+            see `score`. Without a condition, prompts are tokens, int32
             [B, P], at least one a sequence, with -1 after shorter ones; with guidance a
             `TokenPrompt`.
           feature_layers: layers whose outputs a drafter reads.
@@ -255,7 +268,8 @@ class Transformer:
 
         Args:
           params: parameters.
-          prompt: class ids int32 [B], a `Caption`, or None.
+          prompt: class ids int32 [B], or weights of the classes, float [B, classes], by
+            which their embeddings are mixed; a `Caption`; or None.
           tokens: tokens after the condition, int32.
           null: sequences that get the null condition instead of `prompt`.
           at: one position per sequence, int32; logits are computed only there.
@@ -311,7 +325,7 @@ class Transformer:
 
         Args:
           params: parameters.
-          prompt: class ids int32 [R], or a `Caption`.
+          prompt: class ids int32 [R] or class weights, or a `Caption`, see `score`.
           null: sequences that get the null condition instead of `prompt`.
           cache: empty cache.
           feature_layers: layers whose outputs are returned.
