@@ -108,7 +108,8 @@ def test_page_on_your_own_loop_runs(capsys):
 def test_page_to_get_started_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = run_page("get_started.md")
-    assert (tmp_path / "cherry.png").is_file()
+    for name in ("cherry.png", "continued.png", "mixed.png"):
+        assert (tmp_path / name).is_file()
     np.testing.assert_array_equal(names["preview"].tokens, names["out"].tokens)
 
 
