@@ -1,7 +1,7 @@
 """Generation of any number of sequences, batch by batch, with timings."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -155,8 +155,7 @@ def _compiled(
 ) -> Any:
     """Compiles a generator for a batch, unless that has been done before."""
     programs = {} if programs is None else programs
-    shapes = tuple((x.shape, str(x.dtype)) for x in jax.tree.leaves(prompt))
-    key = generator, "generate", jax.tree.structure(prompt), shapes, keys.shape
+    key = generator, "generate", shapes_of(prompt), keys.shape
     if key not in programs:
         function = partial(generate_batch, generator)
         if bundle.mesh:
@@ -166,6 +165,12 @@ def _compiled(
         )
         programs[key] = lowered.compile()
     return programs[key]
+
+
+def shapes_of(prompt: PyTree) -> Hashable:
+    """Structure, shapes and dtypes of prompts, on which a compiled program depends."""
+    leaves, structure = jax.tree.flatten(prompt)
+    return structure, tuple((x.shape, str(x.dtype)) for x in leaves)
 
 
 def check_finite(bundle: Bundle, finite: Any) -> None:

@@ -17,7 +17,12 @@ from jaxspec.pipeline.bundle import Bundle
 from jaxspec.pipeline.config import GenerationConfig
 from jaxspec.pipeline.decoding import decode_images
 from jaxspec.pipeline.engine import bundle_for
-from jaxspec.pipeline.generation import after_prefix, batches_of, check_finite
+from jaxspec.pipeline.generation import (
+    after_prefix,
+    batches_of,
+    check_finite,
+    shapes_of,
+)
 from jaxspec.pipeline.generators import make_generator
 from jaxspec.pipeline.loaded_drafter import LoadedDrafter
 from jaxspec.pipeline.prompts import Prompts
@@ -106,7 +111,7 @@ def generate_previews(
     batches, size = batches_of(bundle, count, config.batch_size)
     keys = batch_keys(config.seed, size * batches).reshape(batches, size)
     programs = {} if programs is None else programs
-    shapes = tuple((x.shape, str(x.dtype)) for x in jax.tree.leaves(prompts.values))
+    shapes = shapes_of(prompts.take(np.arange(1)))
     key = generator, "previews", rounds, shapes, size
     compile_seconds, seconds = time.perf_counter() - began, 0.0
     for i in range(batches):

@@ -75,8 +75,13 @@ def test_previews_and_callbacks_begin_with_the_prefix(pipe, out):
 
 
 def test_max_new_tokens_leaves_out_the_prefix(pipe, out):
-    short = pipe(LABELS, prefix=out.tokens, rows=2, max_new_tokens=3, **SETTINGS)
+    """Also where a program for another prefix has been kept."""
+    settings = {"max_new_tokens": 3, **SETTINGS}
+    short = pipe(LABELS, prefix=out.tokens, rows=2, **settings)
     np.testing.assert_array_equal(short.tokens, out.tokens[:, :11])
+    for rows in (2, 1):
+        *_, last = pipe.stream(LABELS[:1], prefix=out.tokens[:1], rows=rows, **settings)
+        np.testing.assert_array_equal(last.tokens, out.tokens[:1, : 4 * rows + 3])
 
 
 def test_images_of_any_kind_are_encoded_as_training_images_are(pipe, tmp_path):
