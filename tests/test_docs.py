@@ -126,6 +126,21 @@ def test_page_on_your_own_model_runs():
     np.testing.assert_array_equal(names["out"].tokens, tokens)
 
 
+def test_page_on_your_own_drafter_runs(capsys):
+    names = run_page("own_drafter.md")
+    assert "Hasty.outcome is biased" in capsys.readouterr().out
+    page = " ".join((DOCS / "own_drafter.md").read_text().split())
+    assert " ".join(names["message"].split()) in page
+    plain = jaxspec.Engine(names["target"], 40)
+    tokens = plain.generate(
+        plain.variables(names["target_params"]),
+        names["prompt"],
+        sampling=jaxspec.Sampling.create(),
+        keys=names["jax"].random.key(0),
+    ).tokens
+    np.testing.assert_array_equal(names["out"].tokens, tokens)
+
+
 def test_page_on_converting_has_a_family_that_loads():
     rules = run_page("converting.md")["rules"]
     assert len(rules) > 2

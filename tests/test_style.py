@@ -115,7 +115,8 @@ PARTS = [
         *sorted(f"jaxspec/{f.name}" for f in (ROOT / "jaxspec").glob("[a-z]*")),
         "CHANGELOG.md", "CONTRIBUTING.md", "README.md", "configs", "docs/api",
         "docs/converting.md", "docs/design.md", "docs/drafters.md", "docs/examples",
-        "docs/figures", "docs/get_started.md", "docs/index.md", "docs/own_loop.md",
+        "docs/figures", "docs/get_started.md", "docs/index.md", "docs/own_drafter.md",
+        "docs/own_loop.md", "docs/own_model.md",
         "docs/performance.md", "docs/scaling.md", "docs/studies", "docs/training.md",
         "docs/traps.md", "docs/verification.md", "tests",
     )

@@ -62,6 +62,15 @@ def output_distribution_per_draft(
     return _continue_outputs(emitted, p).reshape(len(depths), -1)
 
 
+def scores_at_nodes(p: Conditionals, drafts: Drafts) -> np.ndarray:
+    """Log-probabilities of the target after each node of each draft, [B, N, V].
+
+    Raises:
+      ConfigError: `p` is shorter than `A` tokens.
+    """
+    return _target_at_nodes(p, drafts)[0]
+
+
 def _target_at_nodes(p: Conditionals, drafts: Drafts):
     """Target log-probabilities, path tokens and depth of each node of each draft."""
     draft, tree = drafts.draft, drafts.tree
