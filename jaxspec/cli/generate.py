@@ -277,6 +277,7 @@ def _generate(models, prompts, config, compare: bool):
 
     from tqdm import tqdm
 
+    from jaxspec.cli.options import print_low_acceptance
     from jaxspec.pipeline.generation import generate
     from jaxspec.speculative.trees.tree import Tree
 
@@ -295,6 +296,7 @@ def _generate(models, prompts, config, compare: bool):
             generate, bundle, prompts, config, loaded=loaded, progress=advance
         )
         result = run(tree)
+        print_low_acceptance(loaded, result, config)
         if not compare:
             return result, None
         bar.set_postfix_str("compiling plain decoding")

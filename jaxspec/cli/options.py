@@ -238,3 +238,13 @@ def print_replicated(bundle) -> None:
             f"divide among {bundle.mesh.shape['model']}",
             file=sys.stderr,
         )
+
+
+def print_low_acceptance(loaded, result, config) -> None:
+    """Prints one line on stderr about a drafter that the target seldom accepts."""
+    import sys
+
+    from jaxspec.pipeline.acceptance import acceptance_note
+
+    if note := acceptance_note(loaded, result, config):
+        print(f"note: {note}", file=sys.stderr)

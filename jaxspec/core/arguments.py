@@ -47,7 +47,10 @@ def batch_size(prompt: PyTree, keys: Any) -> int:
         return keys.shape[0]
     leaves = jax.tree.leaves(prompt)
     if not leaves or not jnp.ndim(leaves[0]):
-        raise ConfigError("a single key needs prompts with one entry per sequence")
+        raise ConfigError(
+            "a single key needs prompts with one entry per sequence: an array such as "
+            "jnp.array([0, 3]), no list or number"
+        )
     return jnp.shape(leaves[0])[0]
 
 

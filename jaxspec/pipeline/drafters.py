@@ -108,13 +108,15 @@ def _load_folder(path: str, bundle: Bundle) -> LoadedDrafter:
 def _load_trained(name: str, checkpoint: Checkpoint, bundle: Bundle) -> LoadedDrafter:
     drafter = replace(checkpoint, target=bundle.prior.config).model
     prior = bundle.prior
+    metrics = checkpoint.metadata.get("metrics", {})
     loaded = LoadedDrafter(
         name,
         drafter,
         None,
         size=sum(x.size for x in jax.tree.leaves(checkpoint.params)),
-        trained_seconds=checkpoint.metadata.get("metrics", {}).get("seconds"),
+        trained_seconds=metrics.get("seconds"),
         acceptance=recorded_acceptance(checkpoint),
+        overlap=metrics.get("overlap_1"),
     )
     if isinstance(drafter, ExtendsTarget):
         extended = replace(

@@ -23,6 +23,8 @@ class LoadedDrafter:
       prior: the target, if the drafter is part of it.
       acceptance: measured acceptance by depth and rank, see `Tree.optimal`; None if it
         was not measured.
+      overlap: overlap `sum min(p, q)` of the first drafted token with the target, as
+        training measured it; None without a record.
     """
 
     name: str
@@ -32,6 +34,7 @@ class LoadedDrafter:
     trained_seconds: float | None = None
     prior: Checkpoint | None = None
     acceptance: tuple[tuple[float, ...], ...] | None = None
+    overlap: float | None = None
 
     def tree(self, name: str | None = None) -> Tree | DynamicTree:
         """Draft tree by name, or the default of the device, see `tree_for`.

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from jaxspec.errors import ConfigError
+from jaxspec.pipeline.acceptance import warn_of_low_acceptance
 from jaxspec.pipeline.bundle import Bundle, load_bundle
 from jaxspec.pipeline.decoding import decode_images
 from jaxspec.pipeline.drafters import load_drafter
@@ -146,6 +147,10 @@ class Pipeline:
         Raises:
           ConfigError: prompts, settings and models do not go together.
           NonFiniteError: the model gave NaN.
+
+        Warns:
+          AcceptanceWarning: the target accepts far less of the drafter's tokens than
+            its training measured, see `pipeline.acceptance`; once for a pipeline.
         """
         resolved = self._resolve(
             class_labels, prompts, prefix, rows, tree, verifier, settings
@@ -154,6 +159,7 @@ class Pipeline:
             result = generate(
                 self.bundle, *resolved, loaded=self.loaded, programs=self._programs
             )
+            warn_of_low_acceptance(self.loaded, result, resolved[1], self._programs)
             return PipelineOutput(self.bundle, result)
         ends: list[Preview] = []
         for preview in self._previews(resolved, callback_rounds):
@@ -166,6 +172,7 @@ class Pipeline:
             Timing.of([ends[-1].seconds]),
             ends[-1].compile_seconds,
         )
+        warn_of_low_acceptance(self.loaded, result, resolved[1], self._programs)
         return PipelineOutput(self.bundle, result)
 
     def stream(

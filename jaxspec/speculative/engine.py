@@ -12,10 +12,10 @@ from jaxspec.core.sampling import Sampling
 from jaxspec.core.stopping import StoppingCriteria
 from jaxspec.errors import ConfigError
 from jaxspec.speculative.commit_step import commit
-from jaxspec.speculative.draft import join_target_params
 from jaxspec.speculative.draft_step import draft
 from jaxspec.speculative.engine_config import EngineConfig
 from jaxspec.speculative.init_state import init_state
+from jaxspec.speculative.input_checks import join_drafter_params
 from jaxspec.speculative.state import SpecState, Variables
 from jaxspec.speculative.verify_step import verify
 from jaxspec.typing import Array, BatchKeys, Bool, Int, Key, Params, PyTree
@@ -54,11 +54,12 @@ class Engine(EngineConfig):
             each token of the vocabulary.
 
         Raises:
-          ConfigError: `related_tokens` is not int [V, M], or nothing is recorded.
+          ConfigError: `related_tokens` is not int [V, M], or nothing is recorded; or
+            parameters are missing or exchanged.
         """
         if related_tokens is not None:
             self._check_related(related_tokens)
-        drafter = join_target_params(self.drafter, drafter, target)
+        drafter = join_drafter_params(self.drafter, drafter, target)
         return Variables(target, drafter, verifier, related_tokens)
 
     def init(
@@ -124,8 +125,9 @@ class Engine(EngineConfig):
           stopping: stopping criteria; by default `max_new_tokens`.
 
         Raises:
-          ConfigError: keys are raw or not one per sequence, or arguments have different
-            numbers of sequences.
+          ConfigError: keys are raw or not one per sequence, arguments have different
+            numbers of sequences or are of another kind, or the cache has another layout
+            than `Target.move` expects.
         """
 
         def step(state: SpecState) -> SpecState:

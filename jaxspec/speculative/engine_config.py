@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from jaxspec.core.numbers import within
+from jaxspec.core.kv_cache import gather_path
+from jaxspec.core.numbers import whole, within
 from jaxspec.core.sampling import LLAMAGEN_ORDER, Step
 from jaxspec.errors import ConfigError
 from jaxspec.speculative.draft import Drafter, Selection, num_extra_queries
+from jaxspec.speculative.input_checks import as_tree, check_parts
 from jaxspec.speculative.target import Target
 from jaxspec.speculative.trees.dynamic import DynamicTree
 from jaxspec.speculative.trees.tree import Tree
@@ -23,7 +25,8 @@ class EngineConfig:
       max_new_tokens: number of tokens to generate for each sequence, without those that
         a `Prefixed` prompt gives.
       drafter: drafter; None for plain decoding, one token per call.
-      tree: draft tree, or the bound of dynamic trees; without a drafter, the root only.
+      tree: draft tree, or the bound of dynamic trees, or a name for `parse_tree`;
+        without a drafter, the root only.
       verifier: verifier, which decides which drafted tokens are accepted.
       order: logits processors, in order; see `core.logits.process_logits`.
       tie_margin: largest difference, doubled, between the logits of two passes of
@@ -57,23 +60,21 @@ class EngineConfig:
     log_probs: Literal["model", "sampling"] | None = None
 
     def __post_init__(self):
-        for name, method, how in (
-            ("tree", "depth", "Tree.named(name) or trees.parse_tree(name)"),
-            ("verifier", "verify", "an instance of a class of jaxspec.verify"),
-        ):
-            value = getattr(self, name)
-            if isinstance(value, type) or not hasattr(value, method):
-                raise ConfigError(f"{name}={value!r} is no {name}; use {how}")
-        if self.max_new_tokens < 1:
-            raise ConfigError(
-                f"max_new_tokens={self.max_new_tokens} must be at least 1"
-            )
+        check_parts(self.target, self.drafter, self.verifier)
+        object.__setattr__(self, "tree", as_tree(self.tree, self.drafter))
+        tokens = int(whole("max_new_tokens", self.max_new_tokens))
+        object.__setattr__(self, "max_new_tokens", tokens)
         if self.drafter is None and self.tree.size != 1:
             raise ConfigError("a draft tree needs a drafter; pass drafter=...")
         if not 1 <= self.cache_stages <= self.max_new_tokens:
             raise ConfigError(
                 f"cache_stages={self.cache_stages} must be 1 to "
                 f"max_new_tokens={self.max_new_tokens}"
+            )
+        if self.cache_stages > 1 and self.target.move is not gather_path:
+            raise ConfigError(
+                f"cache_stages={self.cache_stages} lengthens caches [R, K, S, F] only; "
+                "a target with a `move` of its own needs cache_stages=1"
             )
         if self.log_probs not in (None, "model", "sampling"):
             raise ConfigError(

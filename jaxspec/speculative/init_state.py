@@ -17,8 +17,9 @@ from jaxspec.core.stopping import StoppingCriteria
 from jaxspec.core.vocab_parallel import argmax_with_margin
 from jaxspec.speculative.draft import InitContext
 from jaxspec.speculative.engine_config import EngineConfig
+from jaxspec.speculative.input_checks import check_call, checked_prefill
 from jaxspec.speculative.log_probs import no_log_probs, token_log_probs
-from jaxspec.speculative.prefix import checked_prefix, prefill, prefix_of
+from jaxspec.speculative.prefix import checked_prefix, prefix_of
 from jaxspec.speculative.state import SpecState, Variables
 from jaxspec.speculative.tie_break import is_near_tie, margin_with_filters, resolve_ties
 from jaxspec.typing import Array, BatchKeys, Float, Int, Key, PyTree
@@ -54,6 +55,7 @@ def init_state(
       ConfigError: keys are raw or not one per sequence, given tokens are not ints, or
         arguments have different numbers of sequences.
     """
+    check_call(engine.target, variables, sampling, stopping)
     batch = batch_size(prompt, keys)
     prompt = checked_prefix(prompt)
     if not getattr(keys, "ndim", 1):
@@ -64,11 +66,9 @@ def init_state(
     stopping = _stopping_of(engine, stopping, batch)
     check_batch(batch, prompt=prompt)
     slots = engine.max_new_tokens + engine.window  # beyond those of the prompt
-    logits, features, cache = prefill(
-        engine.target,
-        variables.target,
-        prompt,
-        slots if room is None else room + engine.window,
+    extra = slots if room is None else room + engine.window
+    logits, features, cache = checked_prefill(
+        engine.target, variables.target, prompt, extra
     )
     start = jnp.copy(cache.lengths[:batch])  # the cache's own buffer may be donated
     given = prefix_of(prompt, batch)

@@ -19,7 +19,15 @@ def drafter_log_probs(
 
     Filtered tokens get -inf. NaN does too, so that a broken drafter still yields a
     tree.
+
+    Raises:
+      ConfigError: there are more or fewer logits than the target has tokens.
     """
+    if logits.shape[-1] != ctx.noise.shape[-1]:
+        raise ConfigError(
+            f"the drafter has logits of {logits.shape[-1]} tokens, the target has "
+            f"{ctx.noise.shape[-1]}; they must share a vocabulary"
+        )
     log_q = jax.nn.log_softmax(process_logits(logits, ctx.sampling, ctx.order), axis=-1)
     return jnp.where(jnp.isnan(log_q), -jnp.inf, log_q)
 

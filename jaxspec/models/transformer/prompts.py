@@ -4,7 +4,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
+from jax.core import Tracer
 
+from jaxspec.errors import ConfigError
 from jaxspec.typing import Array, Bool, Float, Int
 
 
@@ -36,6 +39,41 @@ class TokenPrompt:
 
     given: Int[Array, "B P"]
     null: Int[Array, "B M"]
+
+
+def known_classes(
+    ids: Array, classes: int
+) -> Int[Array, "B"] | Float[Array, "B classes"]:
+    """Class prompts, of which unknown ones are replaced by an id that gives NaN.
+
+    Under `jit` the ids are unknown: a sequence with another class has NaN logits, and
+    `Generation.finite` is False for it.
+
+    Args:
+      ids: int [B], classes 0 to `classes - 1`; `classes` is the null condition. Or
+        float [B, classes], weights of a mixture, which are returned as they are.
+      classes: number of classes.
+
+    Raises:
+      ConfigError: the ids are neither integers [B] nor weights, or one of them is no
+        class.
+    """
+    floating = jnp.issubdtype(jnp.result_type(ids), jnp.floating)
+    if floating and jnp.ndim(ids) == 2 and ids.shape[1] == classes:
+        return ids
+    if jnp.ndim(ids) != 1 or not jnp.issubdtype(jnp.result_type(ids), jnp.integer):
+        raise ConfigError(
+            f"class prompts are {jnp.result_type(ids)}{list(jnp.shape(ids))}; give the "
+            "number of a class for each sequence, int [B]"
+        )
+    known = (ids >= 0) & (ids <= classes)
+    if not isinstance(known, Tracer) and not bool(known.all()):
+        unknown = jnp.asarray(ids)[jnp.argmin(known)]
+        raise ConfigError(
+            f"there is no class {int(unknown)}; classes are 0 to {classes - 1}, and "
+            f"{classes} is no class (the null condition)"
+        )
+    return jnp.where(known, ids, classes + 1)
 
 
 CaptionPadding = Literal["self", "published"]

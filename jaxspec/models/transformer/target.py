@@ -9,7 +9,11 @@ import jax.numpy as jnp
 from jaxspec.core.kv_cache import KVCache, init_cache, tree_mask
 from jaxspec.errors import ConfigError
 from jaxspec.models.transformer.parameters import activation_dtype
-from jaxspec.models.transformer.prompts import CaptionPadding, TokenPrompt
+from jaxspec.models.transformer.prompts import (
+    CaptionPadding,
+    TokenPrompt,
+    known_classes,
+)
 from jaxspec.speculative.target import Prefill, Target
 from jaxspec.typing import Array, Bool, Float, Int, Mask, Params, PyTree
 
@@ -138,6 +142,8 @@ class _PrefillCondition(_Conditioned):
     caption_padding: CaptionPadding = "self"
 
     def __call__(self, params: Params, prompt: PyTree, extra: int) -> Prefill:
+        if self.model.config.condition == "class":
+            prompt = known_classes(prompt, self.model.config.classes)
         prompts, null = self.branch_prompts(prompt)
         slots = self.model.config.prefix_length + extra
         cache = self.empty_cache(params, len(null), slots)
