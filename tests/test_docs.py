@@ -13,12 +13,11 @@ from tests.commands import check_command, commands_in
 from tests.markdown import blocks
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGE = (DOCS / "verification.md").read_text()
 OTHERS = [DOCS.parent / name for name in ("README.md", "CONTRIBUTING.md")]
 
 
 def test_a_verifier_runs_in_a_loop_without_the_engine_and_changes_no_token(capsys):
-    loop, module, proof = blocks("python", PAGE)
+    loop, module, proof = blocks("python", (DOCS / "verification.md").read_text())
     assert sum(bool(line.strip()) for line in loop.splitlines()) < 30
     here = {}
     exec(compile(loop, "verification.md", "exec"), here)
@@ -50,10 +49,24 @@ def test_files_that_pages_point_to_exist(page):
         assert target.startswith("http") or (DOCS / target).exists(), target
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+CHECKPOINTS = DOCS.parent / "checkpoints" / "README.md"
+
+
+@pytest.mark.parametrize("page", [*PAGES, CHECKPOINTS], ids=lambda p: p.name)
 def test_commands_on_pages_parse(page):
     for command in commands_in(page.read_text()):
         check_command(command)
+
+
+def test_every_program_on_a_page_is_run():
+    """By a test of this module; those of the README by `test_readme.py`."""
+    here = Path(__file__).read_text()
+    for page in PAGES:
+        if blocks("python", page.read_text()):
+            run = f'run_page("{page.name}"', f'(DOCS / "{page.name}").read_text()'
+            assert any(call in here for call in run), page.name
+    fences = [re.findall(r"```(\w+)", page.read_text()) for page in PAGES + OTHERS]
+    assert {x for y in fences for x in y} <= {"python", "sh", "bash", "text", "bibtex"}
 
 
 # Names of earlier versions; the changelog has what replaced them.
@@ -115,7 +128,10 @@ def test_page_to_get_started_runs(tmp_path, monkeypatch):
 
 def test_page_on_your_own_model_runs():
     names = run_page("own_model.md")
-    assert (names["out"].stats.calls < 40).all()
+    out = names["out"]
+    assert (out.stats.calls < 40).all()
+    np.testing.assert_allclose(out.tokens_per_call, 40 / out.stats.calls)
+    np.testing.assert_allclose(out.mean_tokens_per_call, 40 / out.stats.calls.mean())
     plain = jaxspec.Engine(names["target"], 40)
     tokens = plain.generate(
         plain.variables(names["params"]),

@@ -82,3 +82,13 @@ class Generation:
     stats: Stats
     finite: Bool[Array, "B"]
     log_probs: LogProbs | None = None
+
+    @property
+    def tokens_per_call(self) -> Float[Array, "B"]:
+        """Tokens of each sequence over its target calls, the prefill included."""
+        return self.lengths / self.stats.calls
+
+    @property
+    def mean_tokens_per_call(self) -> Float[Array, ""]:
+        """All tokens over all target calls: the reduction of calls by speculation."""
+        return jnp.sum(self.lengths) / jnp.sum(self.stats.calls)

@@ -144,7 +144,8 @@ def test_drafters_read_the_prompt_of_each_branch(name):
     def drafter_state(prompt, guided):
         target = MODEL.as_target(cfg=guided, feature_layers=drafter.feature_layers)
         engine = Engine(target, LENGTH, drafter, TREE)
-        sampling, keys = Sampling.create(3, cfg_scale=2.0), batch_keys(0, 3)
+        sampling = Sampling.create(3, cfg_scale=2.0 if guided else 1.0)
+        keys = batch_keys(0, 3)
         return engine.init(
             Variables(PARAMS, params), prompt, sampling=sampling, keys=keys
         ).drafter
