@@ -134,7 +134,9 @@ def test_dynamic_drafts_are_trees(tree):
 def test_any_dynamic_tree_gives_the_tokens_of_plain_decoding(tree, branches):
     target, batch = toy_target(VOCAB, branches), 4
     prompt, keys = jnp.arange(batch), batch_keys(1, batch)
-    sampling = Sampling.create(batch, temperature=[1.0, 0.0, 0.7, 1.0], cfg_scale=1.5)
+    scale = 1.5 if branches == 2 else 1.0
+    temperature = [1.0, 0.0, 0.7, 1.0]
+    sampling = Sampling.create(batch, temperature=temperature, cfg_scale=scale)
     order = ("temperature",)
     selection = "without_replacement" if isinstance(tree, StochasticBeam) else "coupled"
     plain = Engine(target, LENGTH, order=order).generate(

@@ -194,7 +194,7 @@ def test_engines_are_static_arguments():
     target = Transformer(TARGET).as_target(cfg=True)
     assert target == Transformer(TARGET).as_target(cfg=True)
     engines = {
-        Engine(target, 4, NoisyOracle(3), Tree.chain(2)),
-        Engine(target, 4, NoisyOracle(3), Tree.named("chain-2")),
+        Engine(target, 4, NoisyOracle(TARGET.vocab_size), Tree.chain(2)),
+        Engine(target, 4, NoisyOracle(TARGET.vocab_size), Tree.named("chain-2")),
     }
     assert len(engines) == 1
