@@ -183,7 +183,9 @@ def caches(heads_first, heads):
 @pytest.mark.parametrize("heads", [4, 14], ids=["few heads", "as many heads as slots"])
 def test_a_cache_with_slots_before_heads_needs_a_move(heads):
     extra = 14 - PROMPT.shape[1]
-    assert checked_prefill(caches(True, heads), PARAMS, PROMPT, extra).cache.capacity == 14
+    assert (
+        checked_prefill(caches(True, heads), PARAMS, PROMPT, extra).cache.capacity == 14
+    )
     wrong = caches(False, heads)
     with pytest.raises(ConfigError, match="give Target a `move` for your layout"):
         checked_prefill(wrong, PARAMS, PROMPT, extra)
