@@ -2,7 +2,7 @@
 
 Names are imported when they are first used: `import jaxspec` is quick. Namespaces:
 `drafters`, `verify` (verifiers), `trees` (draft trees), `models`, `tokenizers`,
-`sharding`, `testing`.
+`sharding`, `testing`, `train`.
 """
 
 from jaxspec.core.lazy import lazy_names
@@ -15,6 +15,7 @@ _MODULES = {
     "sharding": "jaxspec.sharding",
     "testing": "jaxspec.testing",
     "tokenizers": "jaxspec.tokenizers",
+    "train": "jaxspec.train",
     "trees": "jaxspec.speculative.trees",
     "verify": "jaxspec.speculative.verify",
 }

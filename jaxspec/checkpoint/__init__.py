@@ -1,6 +1,7 @@
 """Checkpoints: models and training states on disk."""
 
 from jaxspec.checkpoint.folders import (
+    checkpoint_of,
     file_digests,
     recover,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "KINDS",
     "Placement",
     "abstract_params",
+    "checkpoint_of",
     "digest_of",
     "file_digests",
     "load_checkpoint",

@@ -96,3 +96,17 @@ def file_digests(folder: str | os.PathLike) -> dict[str, str]:
         for file in sorted(folder.rglob("*"))
         if file.is_file()
     }
+
+
+def checkpoint_of(folder: str | Path, part: str | None = None) -> Path:
+    """The checkpoint that a folder stands for.
+
+    Args:
+      folder: checkpoint, bundle, or working folder of a training.
+      part: part of a bundle that is meant; None for the bundle.
+    """
+    folder = Path(folder)
+    bundle = folder / "checkpoint" if (folder / "checkpoint").is_dir() else folder
+    if part is not None and (bundle / part).is_dir():
+        return bundle / part
+    return bundle

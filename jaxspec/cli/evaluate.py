@@ -140,9 +140,9 @@ def run_model(arguments: argparse.Namespace) -> None:
 
 
 def _source(arguments, bundle):
-    from jaxspec.data.source import ImageSource
+    from jaxspec.data.tfds_images import tfds_images
 
-    return ImageSource(
+    return tfds_images(
         arguments.data,
         arguments.split,
         bundle.tokenizer.config.image_size,

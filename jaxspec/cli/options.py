@@ -119,7 +119,7 @@ def check_scales(*scales: float) -> None:
         within("cfg_scale", scale)
 
 
-def add_data(parser: argparse.ArgumentParser) -> None:
+def add_data(parser: Any) -> None:
     """Options of image data."""
     parser.add_argument(
         "--data-dir",

@@ -1,120 +1,251 @@
-"""Command `jaxspec train`: tokenizer, prior, drafter and classifier."""
+"""Command `jaxspec train`: tokenizer, prior, drafter and classifier, or all three."""
 
 import argparse
+from typing import Any
+
+PARTS = ("all", "tokenizer", "prior", "drafter", "classifier")
 
 
 def add_parser(commands) -> None:
     """Registers the command."""
     parser = commands.add_parser(
         "train",
-        help="train a tokenizer, a prior, a drafter or a classifier",
-        description="Trains one part of a preset. Train tokenizer, prior and drafter "
-        "in this order and in one working folder, because each needs the part before; "
-        "the classifier, which measures images, needs none. A stopped run resumes when "
-        "the same command is run again. A finished one continues with more --steps. "
-        "The preset's learning rate, warm-up, decays and intervals may change in "
-        "between.",
-        epilog="Example: jaxspec train tokenizer --config configs/fruits64_cpu.py "
-        "--manual-dir DIR_OF_FRUITS360 --workdir runs/fruits64",
+        help="train models on your images: tokenizer, prior and drafter",
+        description="Trains on a folder of images: `train all` trains a tokenizer "
+        "(images to tokens), a prior (the autoregressive model) and its drafter in "
+        "turn, and ends with a folder that `jaxspec generate --checkpoint DIR` reads. "
+        "Sizes follow from the images and the device; --config names a preset instead. "
+        "A stopped run resumes when the same command is run again. Curves and samples "
+        "are in DIR/PART/curves.png and DIR/PART/samples/.",
+        epilog="Examples: jaxspec train all --images PHOTOS --out runs/photos; jaxspec "
+        "train prior --config fruits64_cpu --manual-dir FRUITS --out runs/fruits64",
     )
-    parser.add_argument("part", choices=("tokenizer", "prior", "drafter", "classifier"))
     parser.add_argument(
+        "part", choices=PARTS, help="what to train; each part needs those before it"
+    )
+    _add_data(parser)
+    _add_length(parser)
+    _add_start(parser)
+    _add_devices(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    """Options of images, preset and result."""
+    group = parser.add_argument_group("data and result")
+    group.add_argument(
+        "--images",
+        metavar="FOLDER",
+        help="folder with a folder for each class, or with classes in metadata.jsonl; "
+        "or tfds:NAME",
+    )
+    group.add_argument(
+        "--bad-images",
+        choices=("skip", "stop"),
+        default="skip",
+        help="leave damaged files out, or stop; both name them (default: %(default)s)",
+    )
+    group.add_argument(
         "--config",
-        required=True,
-        metavar="FILE",
-        help="preset: a Python file that defines get_config(), as in configs/",
+        metavar="PRESET",
+        help="preset by name (fruits64_cpu, cifar10, ...), or a Python file that "
+        "defines get_config()",
     )
-    parser.add_argument(
+    group.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="change one field of the sizes or settings, as in prior.layers=8 or "
+        "train_prior.batch=64; repeatable",
+    )
+    group.add_argument(
+        "--out",
         "--workdir",
+        dest="workdir",
         required=True,
         metavar="DIR",
-        help="folder of the state and metrics.jsonl, in DIR/PART/, and of the loadable "
-        "result, in DIR/checkpoint/PART/",
+        help="folder of states, curves and samples (DIR/PART/), and of the result "
+        "(DIR/checkpoint/)",
     )
     from jaxspec.cli.options import add_data
 
-    add_data(parser)
-    parser.add_argument(
+    add_data(group)
+
+
+def _add_length(parser: argparse.ArgumentParser) -> None:
+    """Options of the training's length."""
+    group = parser.add_argument_group("length")
+    group.add_argument(
+        "--minutes",
+        type=float,
+        metavar="N",
+        help="time to train for; of `all`, of the three parts together (default with "
+        "--images: 60 for all, of which a part takes its share)",
+    )
+    group.add_argument(
         "--steps",
         type=int,
         metavar="N",
-        help="train for N steps instead of the preset's",
+        help="train a part for N steps; more than before continue a finished training",
     )
-    parser.add_argument(
+
+
+def _add_start(parser: argparse.ArgumentParser) -> None:
+    """Options of models that exist."""
+    group = parser.add_argument_group("models that exist")
+    group.add_argument(
         "--checkpoint",
         metavar="DIR",
-        help="bundle whose tokenizer and prior are used instead of those in "
-        "--workdir; 'embedded' is the one installed with jaxspec",
+        help="bundle or working folder whose tokenizer and prior are used instead of "
+        "those in --out; 'embedded' is the bundle installed with jaxspec",
     )
-    parser.add_argument(
+    group.add_argument(
         "--start",
         metavar="DIR",
-        help="trained prior or drafter of the same configuration to start from",
+        help="trained part of the same configuration, or working folder with one, to "
+        "start from",
     )
-    parser.add_argument(
+
+
+def _add_devices(parser: argparse.ArgumentParser) -> None:
+    """Options of several devices."""
+    group = parser.add_argument_group("several devices")
+    group.add_argument(
         "--mesh",
         metavar="DATAxMODEL",
-        help="train on several devices: batches are divided along DATA, heads and "
-        "widths along MODEL (default: one device)",
+        help="divide batches along DATA, heads and widths along MODEL (default: one "
+        "device)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--fsdp",
         action="store_true",
         help="with --mesh: also divide parameters and optimizer state along DATA",
     )
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
+    _check_options(arguments)
+
+    import sys
     from pathlib import Path
 
-    from jaxspec.errors import ConfigError
-    from jaxspec.train.experiment import load_experiment, with_steps
+    from jaxspec.data.dataset import open_dataset
+    from jaxspec.train.all_parts import train_parts
+    from jaxspec.train.experiment import find_experiment, with_steps
+    from jaxspec.train.from_images import describe, experiment_for
+    from jaxspec.train.overrides import with_overrides
+    from jaxspec.train.run import TrainingRun, train_part
 
-    experiment = load_experiment(arguments.config)
+    part, images = arguments.part, None
+    if arguments.images:
+        images = open_dataset(
+            arguments.images,
+            on_bad=arguments.bad_images,
+            data_dir=arguments.data_dir,
+            manual_dir=arguments.manual_dir,
+        )
+    if arguments.config:
+        experiment = find_experiment(arguments.config)
+    else:
+        assert images is not None  # checked by `_check_options`
+        experiment = experiment_for(images)
+    experiment = with_overrides(experiment, arguments.set)
     if arguments.steps is not None:
-        if arguments.steps < 1:
-            raise ConfigError(f"--steps {arguments.steps}: must be at least 1")
-        experiment = with_steps(experiment, arguments.part, arguments.steps)
+        experiment = with_steps(experiment, part, arguments.steps)
+    if images is not None:
+        print(describe(experiment, images), file=sys.stderr)
+    training = TrainingRun(
+        workdir=Path(arguments.workdir),
+        images=images,
+        data_dir=Path(arguments.data_dir),
+        manual_dir=Path(arguments.manual_dir) if arguments.manual_dir else None,
+        bundle=_bundle(arguments.checkpoint),
+        start=Path(arguments.start) if arguments.start else None,
+        sharding=_sharding(arguments),
+        seconds=None if part == "all" else _seconds(arguments),
+        command=_command(arguments),
+    )
+    if part == "all":
+        path = train_parts(experiment, training, _minutes(arguments))
+        print(f"wrote {path}; jaxspec generate --checkpoint {arguments.workdir}")
+    else:
+        print(f"wrote {train_part(experiment, part, training)}")
 
+
+def _check_options(arguments: argparse.Namespace) -> None:
+    """Refuses options that do not go together, before anything is imported."""
+    from jaxspec.errors import ConfigError
+
+    if not arguments.images and not arguments.config:
+        raise ConfigError(
+            "nothing to train on: give --images FOLDER, or --config PRESET"
+        )
+    if arguments.steps is not None and arguments.steps < 1:
+        raise ConfigError(f"--steps {arguments.steps}: must be at least 1")
+    if arguments.steps is not None and arguments.part == "all":
+        raise ConfigError("--steps is for one part; use --minutes with `train all`")
+    if arguments.steps is not None and arguments.minutes is not None:
+        raise ConfigError("--steps and --minutes exclude each other")
+    if arguments.minutes is not None and not arguments.minutes > 0:
+        raise ConfigError(f"--minutes {arguments.minutes}: must be positive")
+    if arguments.part == "all" and (arguments.start or arguments.checkpoint):
+        raise ConfigError("--start and --checkpoint are for one part")
     if arguments.fsdp and not arguments.mesh:
         raise ConfigError("--fsdp needs a mesh; set --mesh, such as 8x1")
 
+
+def _minutes(arguments: argparse.Namespace) -> float | None:
+    """Minutes of all parts: an hour for images without a preset."""
+    default = None if arguments.config else 60.0
+    return default if arguments.minutes is None else arguments.minutes
+
+
+def _seconds(arguments: argparse.Namespace) -> float | None:
+    """Seconds of one part; None if its number of steps is known."""
+    from jaxspec.train.from_images import SHARES
+
+    if arguments.steps is not None:
+        return None
+    if arguments.minutes is not None:
+        return arguments.minutes * 60
+    if arguments.config:
+        return None
+    return 3600 * SHARES.get(arguments.part, 0.1)
+
+
+def _bundle(checkpoint: str | None) -> Any:
+    """Folder of the parts trained before; None for those of the working folder."""
+    from pathlib import Path
+
     from jaxspec.pipeline.bundle import DEFAULT, embedded_folder
+
+    if checkpoint == "embedded":
+        return embedded_folder() / DEFAULT
+    return checkpoint and Path(checkpoint)
+
+
+def _sharding(arguments: argparse.Namespace) -> Any:
+    """Devices of the training."""
     from jaxspec.sharding import make_mesh, read_mesh
-    from jaxspec.train.run import train_part
     from jaxspec.train.sharding import TrainSharding
 
-    bundle = arguments.checkpoint and Path(arguments.checkpoint)
-    if arguments.checkpoint == "embedded":
-        bundle = embedded_folder() / DEFAULT
+    if not arguments.mesh:
+        return TrainSharding()
+    return TrainSharding(make_mesh(*read_mesh(arguments.mesh)), arguments.fsdp)
 
-    command = f"jaxspec train {arguments.part} --config {arguments.config}"
-    command += f" --workdir {arguments.workdir}"
-    if arguments.checkpoint:
-        command += f" --checkpoint {arguments.checkpoint}"
-    if arguments.start:
-        if arguments.part not in ("prior", "drafter"):
-            raise ConfigError("--start is only for priors and drafters")
-        command += f" --start {arguments.start}"
-    if arguments.manual_dir:
-        command += " --manual-dir DIR"
-    if arguments.steps is not None:
-        command += f" --steps {arguments.steps}"
-    sharding = TrainSharding()
-    if arguments.mesh:
-        sharding = TrainSharding(make_mesh(*read_mesh(arguments.mesh)), arguments.fsdp)
-        command += f" --mesh {arguments.mesh}" + " --fsdp" * arguments.fsdp
-    path = train_part(
-        experiment,
-        arguments.part,
-        Path(arguments.workdir),
-        Path(arguments.data_dir),
-        Path(arguments.manual_dir) if arguments.manual_dir else None,
-        command,
-        bundle,
-        Path(arguments.start) if arguments.start else None,
-        sharding,
-    )
-    print(f"wrote {path}")
+
+def _command(arguments: argparse.Namespace) -> str:
+    """Command line that the model card repeats, without folders of the data."""
+    words = ["jaxspec train", arguments.part]
+    words += ["--images DIR"] if arguments.images else []
+    words += [f"--config {arguments.config}"] if arguments.config else []
+    words += [f"--set {setting}" for setting in arguments.set]
+    words += [f"--out {arguments.workdir}"]
+    for name in ("checkpoint", "start", "minutes", "steps", "mesh"):
+        value = getattr(arguments, name)
+        words += [f"--{name} {value}"] if value is not None else []
+    words += ["--manual-dir DIR"] if arguments.manual_dir else []
+    words += ["--fsdp"] if arguments.fsdp else []
+    return " ".join(words)

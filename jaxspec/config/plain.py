@@ -31,16 +31,16 @@ def from_dict(cls: type[T], values: dict[str, Any]) -> T:
             f"{cls.__name__}: unknown field(s) {', '.join(unknown)}; "
             f"known: {', '.join(sorted(hints))}"
         )
-    return cls(**{k: _coerce(cls, k, hints[k], v) for k, v in values.items()})
+    return cls(**{k: coerce_field(cls, k, hints[k], v) for k, v in values.items()})
 
 
-def _coerce(cls: type, name: str, hint: Any, value: Any) -> Any:
+def coerce_field(cls: type, name: str, hint: Any, value: Any) -> Any:
     """Checks one field against its annotation; lists become tuples."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         for option in args:
             try:
-                return _coerce(cls, name, option, value)
+                return coerce_field(cls, name, option, value)
             except ConfigError:
                 continue
     elif origin is Literal:
@@ -48,7 +48,7 @@ def _coerce(cls: type, name: str, hint: Any, value: Any) -> Any:
             return value
     elif origin is tuple:
         if isinstance(value, list | tuple):
-            return tuple(_coerce(cls, name, args[0], v) for v in value)
+            return tuple(coerce_field(cls, name, args[0], v) for v in value)
     elif dataclasses.is_dataclass(hint):
         if isinstance(hint, type) and isinstance(value, dict):
             return from_dict(hint, value)

@@ -1,74 +1,81 @@
-"""Random access to the images of a tfds data set."""
+"""Random access to the images of a data set, whatever it is read from."""
 
-import io
-import json
-import logging
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import redirect_stdout
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from tqdm import tqdm
 
-from jaxspec.errors import DataError
-from jaxspec.io.rgb import as_rgb, fit_square
-from jaxspec.io.writing import write_file
+from jaxspec.io.rgb import fit_square
 
 # Largest decoded split, in bytes, that is held in memory after the first read.
 _MEMORY_BYTES = 1 << 30
 
 
+@dataclass(frozen=True)
+class Reader:
+    """Access to the files of one split, before they are decoded and cropped.
+
+    Attributes:
+      name: split and data set, for the progress bar.
+      count: number of images.
+      read: images uint8 RGB [h, w, 3] of any size and labels, at the given indices.
+      labels: labels int32 [n] of all images, without decoding them.
+      class_names: class names, indexed by label; empty if there are none.
+      captions: caption of each image; empty if there are none.
+      digest: identity of images, labels and captions; empty for the name of the set.
+    """
+
+    name: str
+    count: int
+    read: Callable[[Sequence[int]], Iterator[tuple[np.ndarray, int]]]
+    labels: Callable[[], np.ndarray]
+    class_names: Sequence[str] = ()
+    captions: Sequence[str] = ()
+    digest: str = ""
+
+
 class ImageSource:
     """Images of one split as squares of `side` pixels, converted by `as_rgb`.
 
+    Images of another size are resized (shorter side) and cropped to their center. A
+    split of at most 1 GiB is decoded once and held in memory.
+
     Attributes:
       labels: int32 [n], classes.
-      class_names: class names, indexed by label; decimal numbers if tfds has no names.
+      class_names: class names, indexed by label; empty if there are none.
+      captions: caption of each image; empty if there are none.
+      digest: identity of the data, empty where its name is enough.
     """
 
-    def __init__(
-        self,
-        name: str,
-        split: str,
-        side: int,
-        data_dir: str | Path,
-        manual_dir: str | Path | None = None,
-    ):
-        """Opens a data set, and prepares it under `data_dir` on first use.
+    def __init__(self, reader: Reader, side: int):
+        """Reads the labels, and the images if they fit into memory.
 
         Args:
-          name: data set, one of `fruits360_64`, `cifar10_packed` and all tfds names
-            with features `image` and `label` (`cifar10`, `imagenet2012`).
-          split: tfds split.
-          side: side in pixels; images of another size are resized (shorter side) and
-            cropped.
-          data_dir: folder of prepared tfds data.
-          manual_dir: folder of files that tfds cannot download.
+          reader: access to the images.
+          side: side in pixels.
 
         Raises:
-          DataError: the data set is unknown or cannot be prepared, or an image cannot
-            be read.
+          DataError: an image cannot be read.
         """
-        self._side = side
-        self._origin = f"of split '{split}' of data set '{name}'"
-        self._records: Any = _records(name, split, data_dir, manual_dir)
-        self.class_names = _class_names(name, self._records, data_dir, manual_dir)
+        self._reader, self._side = reader, side
+        self.class_names = list(reader.class_names)
+        self.captions = list(reader.captions)
+        self.digest = reader.digest
         self._images = None
-        if len(self._records) * side * side * 3 <= _MEMORY_BYTES:
-            shape = (len(self._records), side, side, 3)
-            self._images = np.empty(shape, np.uint8)
-            self.labels = np.empty(len(self._records), np.int32)
-            for start in tqdm(range(0, len(self), 1024), desc=f"reading {split}"):
-                indices = range(start, min(start + 1024, len(self)))
-                for i, example in zip(indices, self._read(indices), strict=True):
-                    self._images[i], self.labels[i] = example
-        else:
-            records = tqdm(self._records, desc=f"labels of {split}")
-            self.labels = np.array([r["label"] for r in records], np.int32)
+        if reader.count * side * side * 3 > _MEMORY_BYTES:
+            self.labels = reader.labels()
+            return
+        self._images = np.empty((reader.count, side, side, 3), np.uint8)
+        self.labels = np.empty(reader.count, np.int32)
+        batches = range(0, reader.count, 1024)
+        for start in tqdm(batches, desc=f"reading {reader.name}"):
+            indices = range(start, min(start + 1024, reader.count))
+            for i, example in zip(indices, self._read(indices), strict=True):
+                self._images[i], self.labels[i] = example
 
     def __len__(self) -> int:
-        return len(self._records)
+        return self._reader.count
 
     def take(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Images uint8 [B, side, side, 3] at `indices` [B]."""
@@ -76,84 +83,7 @@ class ImageSource:
             return self._images[np.asarray(indices)]
         return np.stack([image for image, _ in self._read(indices)])
 
-    def _read(self, indices: Iterable[int]) -> Iterator[tuple[np.ndarray, int]]:
+    def _read(self, indices) -> Iterator[tuple[np.ndarray, int]]:
         """Yields images uint8 [side, side, 3] and labels."""
-        indices = [int(i) for i in indices]
-        records = self._records.__getitems__(indices)
-        for i, record in zip(indices, records, strict=True):
-            image = as_rgb(record["image"], f"image {i} {self._origin}")
-            yield fit_square(image, self._side), record["label"]
-
-
-def _records(name, split, data_dir, manual_dir):
-    """Opens records whose "image" is the bytes of a file, or an array.
-
-    Files are not decoded by tfds: its result depends on whether OpenCV is installed,
-    and it supports neither 16-bit scaling nor CMYK nor palettes.
-    """
-    import tensorflow_datasets as tfds
-
-    options = name, split, data_dir, manual_dir
-    records: Any = _open(*options)
-    features = records.dataset_info.features
-    if missing := [key for key in ("image", "label") if key not in features]:
-        raise DataError(
-            f"data set '{name}' has no feature {' and no '.join(missing)}; choose a "
-            "data set of images with labels"
-        )
-    image = features["image"]
-    # tfds stores float images in files whose four channels are the bytes of a float.
-    if isinstance(image, tfds.features.Image) and image.np_dtype != np.float32:
-        return _open(*options, decoders={"image": tfds.decode.SkipDecoding()})
-    return records
-
-
-def _open(name, split, data_dir, manual_dir, decoders=None):
-    import tensorflow_datasets as tfds
-
-    from jaxspec.data import builders  # registers the builders  # noqa: F401
-
-    prepare = {}
-    if manual_dir is not None:
-        prepare["download_config"] = tfds.download.DownloadConfig(
-            manual_dir=str(manual_dir)
-        )
-    level = logging.getLogger("absl").level
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    try:
-        with redirect_stdout(io.StringIO()):
-            return tfds.data_source(
-                name,
-                split=split,
-                data_dir=str(data_dir),
-                decoders=decoders,
-                builder_kwargs={"file_format": "array_record"},
-                download_and_prepare_kwargs=prepare,
-            )
-    except DataError:
-        raise
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else error
-        raise DataError(
-            f"cannot open data set '{name}' ({split}): {reason}. Choose a tfds data "
-            "set, and set --manual-dir to the folder of its files if it cannot be "
-            "downloaded"
-        ) from error
-    finally:
-        logging.getLogger("absl").setLevel(level)
-
-
-def _class_names(name, records, data_dir, manual_dir):
-    """Class names by label; those of the packed sets are stored with the data."""
-    from jaxspec.data import builders
-
-    packed = {b.name: b for b in (builders.Fruits360, builders.Cifar10Packed)}
-    if name not in packed:
-        return list(getattr(records.dataset_info.features["label"], "names", []))
-    file = Path(data_dir) / name / "class_names.json"
-    if not file.is_file():
-        if manual_dir is None:
-            raise DataError(f"'{file}' is missing; set --manual-dir to write it again")
-        names = packed[name].class_names(Path(manual_dir))
-        write_file(file, json.dumps(names).encode())
-    return json.loads(file.read_bytes())
+        for image, label in self._reader.read([int(i) for i in indices]):
+            yield fit_square(image, self._side), label

@@ -55,12 +55,19 @@ def fresh_file(path: Path, mode: int = 0o666) -> Iterator[tuple[Path, int]]:
 
 
 @contextlib.contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
-    """Holds an exclusive lock on `folder`; waits for other holders of this lock."""
+def lock_folder(folder: Path, wait: bool = True) -> Iterator[bool]:
+    """Holds an exclusive lock on `folder`.
+
+    Args:
+      folder: folder that exists.
+      wait: whether to wait for other holders of this lock.
+
+    Yields:
+      False if another holds the lock; True also where the file system has no locks.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        _lock(descriptor, wait=True)
-        yield
+        yield _lock(descriptor, wait=wait) is not False
     finally:
         os.close(descriptor)
 

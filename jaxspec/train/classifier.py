@@ -1,7 +1,5 @@
 """Classifier training; the classifier's features measure generated images."""
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,29 +22,31 @@ from jaxspec.train.experiment import (
     TrainingConfig,
     fingerprint,
 )
-from jaxspec.train.loop import Training, run_training
+from jaxspec.train.loop import Training, TrainingJob
 from jaxspec.train.optimizer import init_train_state, make_gradient_step
-from jaxspec.train.sharding import ONE_DEVICE, TrainSharding
+from jaxspec.train.start import check_start, start_digests
 
 # Largest random shift of an image, as a share of its side.
 SHIFT = 1 / 16
 
 
-def train_classifier(
+def classifier_job(
     experiment: Experiment,
     source: ImageSource,
     heldout: ImageSource,
-    workdir: Path,
-    sharding: TrainSharding = ONE_DEVICE,
-) -> Checkpoint:
-    """Trains a classifier of an experiment's images; resumes the training in `workdir`.
+    start: Checkpoint | None = None,
+) -> TrainingJob:
+    """Prepares the training of a classifier of an experiment's images.
 
     Args:
       experiment: image size, and settings of the training.
       source: training images.
       heldout: images that select the checkpoint.
-      workdir: folder of the state and the metrics.
-      sharding: devices of the training's arrays.
+      start: trained classifier of the same configuration, whose parameters are the
+        initial ones; None for random parameters.
+
+    Raises:
+      ConfigError: `start` has another configuration.
     """
     config = experiment.train_classifier
     assert experiment.tokenizer is not None  # images, not text
@@ -71,11 +71,17 @@ def train_classifier(
         make_step(model, config),
         batch_fn,
         make_evaluation(model, heldout),
-        fingerprint(model_config, config, experiment.data),
+        fingerprint(model_config, config, experiment.data, *start_digests(start)),
     )
-    state = init_train_state(config, model.init(seed_key(config.seed)))
-    trained, metrics = run_training(workdir, state, training, sharding)
-    return Checkpoint("classifier", model_config, trained, {"metrics": metrics})
+    params = model.init(seed_key(config.seed))
+    if start is not None:
+        check_start(start, "classifier", model_config)
+        params = start.params
+
+    def finish(trained, metrics):
+        return Checkpoint("classifier", model_config, trained, {"metrics": metrics})
+
+    return TrainingJob(training, init_train_state(config, params), finish)
 
 
 def make_step(model: Classifier, config: TrainingConfig):

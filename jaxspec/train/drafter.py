@@ -17,6 +17,7 @@ from jaxspec.drafters.dflash.network import DFlashConfig
 from jaxspec.drafters.eagle.draft_vocabulary import frequent_tokens
 from jaxspec.drafters.registry import kind_of
 from jaxspec.errors import ConfigError
+from jaxspec.train.acceptance import make_acceptance
 from jaxspec.train.divergence import divergence, overlap
 from jaxspec.train.experiment import (
     HELDOUT,
@@ -25,33 +26,35 @@ from jaxspec.train.experiment import (
     fingerprint,
 )
 from jaxspec.train.feature_cache import cache_features
-from jaxspec.train.loop import Training, run_training
+from jaxspec.train.loop import Training, TrainingJob
 from jaxspec.train.optimizer import init_train_state, make_gradient_step
-from jaxspec.train.sharding import ONE_DEVICE, TrainSharding
+from jaxspec.train.start import check_kind
 from jaxspec.train.teacher import run_teacher
 from jaxspec.typing import Array, Bool, Float, Int, Params
 
 
-def train_drafter(
+def drafter_job(
     experiment: Experiment,
     prior: Checkpoint,
     source: Sequences,
     heldout: Sequences,
-    workdir: Path,
+    cache_dir: Path,
     start: Checkpoint | None = None,
-    sharding: TrainSharding = ONE_DEVICE,
-) -> Checkpoint:
-    """Trains a drafter for a frozen prior; resumes the training in `workdir`.
+    *,
+    measured: bool = True,
+) -> TrainingJob:
+    """Prepares the training of a drafter for a frozen prior.
 
     Args:
       experiment: configurations of the drafter and its training.
       prior: the target.
       source: training sequences.
       heldout: sequences that select the checkpoint.
-      workdir: folder of the state and the metrics.
+      cache_dir: folder of the cached features, if the settings ask for them.
       start: trained drafter of the same configuration, whose parameters are the initial
         ones; None for random parameters.
-      sharding: devices of the training's arrays and of the target's parameters.
+      measured: whether evaluations also generate, see `train.acceptance`; on one device
+        only.
 
     Raises:
       ConfigError: `start` has another configuration.
@@ -61,7 +64,7 @@ def train_drafter(
     kind = kind_of(experiment.drafter)
     drafter = kind.drafter(experiment.drafter, prior.config)
     if start is not None:
-        check_start(start, kind.name, drafter)
+        check_drafter_start(start, kind.name, drafter)
     params, fixed_params = _initial_params(drafter, config, source, start)
     feature_cache = None
     if config.cached != "no":
@@ -70,15 +73,22 @@ def train_drafter(
             drafter.feature_layers,
             source,
             dtype=config.cached,
-            cache_dir=workdir,
+            cache_dir=cache_dir,
         )
     target_digest = digest_of(prior)
+
+    def finish(trained, metrics):
+        metadata = {"metrics": metrics, "target_digest": target_digest}
+        return Checkpoint(
+            kind.name, experiment.drafter, trained, metadata, target=prior.config
+        )
+
     training = Training(
         "drafter",
         config,
         make_step(drafter, config, fixed_params),
         make_batch_fn(config, source, feature_cache),
-        make_evaluation(drafter, config, heldout, fixed_params),
+        make_evaluation(drafter, config, heldout, fixed_params, measured=measured),
         fingerprint(
             experiment.drafter,
             config,
@@ -90,12 +100,7 @@ def train_drafter(
         result=lambda state: {**state["average"], **fixed_params},
         frozen=(prior.params,),
     )
-    state = init_train_state(config, params)
-    trained, metrics = run_training(workdir, state, training, sharding)
-    metadata = {"metrics": metrics, "target_digest": target_digest}
-    return Checkpoint(
-        kind.name, experiment.drafter, trained, metadata, target=prior.config
-    )
+    return TrainingJob(training, init_train_state(config, params), finish)
 
 
 def _initial_params(
@@ -135,7 +140,7 @@ def make_batch_fn(
     return batch_fn
 
 
-def check_start(start: Checkpoint, kind: str, drafter: Any) -> None:
+def check_drafter_start(start: Checkpoint, kind: str, drafter: Any) -> None:
     """Checks that a drafter's training can start from a checkpoint.
 
     The number of refinement passes may differ, since they have no parameters.
@@ -148,11 +153,7 @@ def check_start(start: Checkpoint, kind: str, drafter: Any) -> None:
         block = isinstance(config, DFlashConfig)
         return replace(config, refinements=0) if block else config
 
-    if start.kind != kind:
-        raise ConfigError(
-            f"--start holds a checkpoint of kind '{start.kind}'; choose one of kind "
-            f"'{kind}'"
-        )
+    check_kind(start, kind)
     trained = without_refinements(drafter.config), drafter.target
     starting = without_refinements(start.config), start.target
     if trained != starting:
@@ -311,17 +312,22 @@ def make_evaluation(
     config: DrafterTrainingConfig,
     heldout: Sequences,
     fixed_params: Params,
+    *,
+    measured: bool = True,
 ):
     """Evaluation `(state, target_params) -> metrics` on held-out sequences.
 
-    Metrics are the loss and the overlap at each index in a block.
+    Metrics are the loss, the overlap at each index in a block, and tokens per target
+    call.
 
     Args:
       drafter: static functions of the drafter.
       config: settings of the training.
       heldout: held-out sequences.
       fixed_params: parameters of the drafter that are not trained.
+      measured: whether to generate, which gives "tokens_per_call".
     """
+    acceptance = make_acceptance(drafter, config, heldout) if measured else None
     batches = heldout_batches(len(heldout), HELDOUT["drafter"], config.batch)
 
     @jax.jit
@@ -334,16 +340,19 @@ def make_evaluation(
 
     def evaluate(state, target_params):
         losses, overlaps = [], []
+        params = {**state["average"], **fixed_params}
         for i, part in enumerate(batches):
             tokens = heldout.tokens[0, part].astype(np.int32)
             key = jax.random.fold_in(seed_key(config.seed + 1), i)
-            params = {**state["average"], **fixed_params}
             labels = heldout.labels[part]
             loss, by_index = measure(params, target_params, tokens, labels, key)
             losses.append(float(loss))
             overlaps.append(np.asarray(by_index))
         by_index = np.mean(overlaps, axis=0)
         overlap_metrics = {f"overlap_{i + 1}": float(x) for i, x in enumerate(by_index)}
-        return {"heldout_loss": float(np.mean(losses)), **overlap_metrics}
+        metrics = {"heldout_loss": float(np.mean(losses)), **overlap_metrics}
+        if acceptance is not None:
+            metrics["tokens_per_call"] = acceptance(params, target_params)
+        return metrics
 
     return evaluate

@@ -298,14 +298,51 @@ def load_experiment(path: str | Path) -> Experiment:
     return experiment
 
 
+def find_experiment(name: str | Path) -> Experiment:
+    """Loads a preset by file, or by the name of one that comes with jaxspec.
+
+    Raises:
+      ConfigError: there is no such preset, or it fails.
+    """
+    path = Path(name)
+    if path.suffix == ".py" or path.is_file():
+        return load_experiment(path)
+    folder = _presets()
+    file = folder / f"{name}.py"
+    if not file.is_file():
+        known = sorted(
+            p.relative_to(folder).with_suffix("").as_posix()
+            for p in folder.rglob("*.py")
+        )
+        raise ConfigError(
+            f"no preset {str(name)!r}; choose {', '.join(known)}, or a Python file"
+        )
+    return load_experiment(file)
+
+
+def _presets() -> Path:
+    """Folder of the presets that come with jaxspec."""
+    package = Path(__file__).parent.parent
+    for folder in (package / "_configs", package.parent / "configs"):
+        if folder.is_dir():
+            return folder
+    raise ConfigError("this installation has no presets; name a Python file")
+
+
+def with_training(
+    experiment: Experiment, part: str, training: TrainingConfig
+) -> Experiment:
+    """The experiment with other settings for the training of one part."""
+    return replace(experiment, **{f"train_{part}": training})
+
+
 def with_steps(experiment: Experiment, part: str, steps: int) -> Experiment:
     """The experiment with another number of steps for the training of one part.
 
     Raises:
       ConfigError: the experiment has no such part.
     """
-    field = f"train_{part}"
-    if getattr(experiment, field) is None:
+    training = getattr(experiment, f"train_{part}")
+    if training is None:
         raise ConfigError(f"{experiment.name} has no {part} to train")
-    training = replace(getattr(experiment, field), steps=steps)
-    return replace(experiment, **{field: training})
+    return with_training(experiment, part, replace(training, steps=steps))

@@ -3,19 +3,20 @@
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from jaxspec.checkpoint import load_state, save_state
+from jaxspec.checkpoint import Checkpoint, load_state, save_state
 from jaxspec.errors import CheckpointError, DataError, NonFiniteError
+from jaxspec.train.events import Observer, TrainingEvent, notify
 from jaxspec.train.experiment import TrainingConfig
 from jaxspec.train.progress import (
     METRICS,
@@ -25,8 +26,11 @@ from jaxspec.train.progress import (
     truncate_log,
 )
 from jaxspec.train.sharding import TrainSharding
+from jaxspec.train.signals import stop_requests
 
 Metrics = dict[str, float]
+# A state is also saved when this many seconds have passed since the last time.
+SAVE_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -56,18 +60,39 @@ class Training:
     frozen: tuple[Any, ...] = ()
 
 
-def run_training(
-    workdir: Path, state: Any, training: Training, sharding: TrainSharding
-) -> tuple[Any, Metrics]:
-    """Places a training on its devices, compiles its step and runs it with `fit`.
+class TrainingJob(NamedTuple):
+    """A training with its initial state, ready to run.
+
+    Attributes:
+      training: functions and settings.
+      state: initial pytree of arrays.
+      finish: function from the trained parameters and their metrics to a checkpoint.
+    """
+
+    training: Training
+    state: Any
+    finish: Callable[[Any, Metrics], Checkpoint]
+
+
+def run_job(
+    job: TrainingJob,
+    workdir: Path,
+    sharding: TrainSharding,
+    observers: Sequence[Observer] = (),
+) -> Checkpoint:
+    """Runs a training to its end, or resumes it; see `fit`."""
+    state, placed = place(job, sharding)
+    return job.finish(*fit(workdir, state, placed, observers))
+
+
+def place(job: TrainingJob, sharding: TrainSharding) -> tuple[Any, Training]:
+    """Places a training on its devices and compiles its step.
 
     Args:
-      workdir: folder of the state and the metrics.
-      state: initial pytree of arrays.
-      training: functions and settings.
+      job: training and initial state.
       sharding: devices of the state, the batches and the frozen arrays.
     """
-    state = sharding.device_put(state)
+    training, state = job.training, sharding.device_put(job.state)
     frozen = tuple(sharding.device_put(tree) for tree in training.frozen)
     step_fn = sharding.compile(training.step_fn, state)
     placed = replace(
@@ -77,19 +102,26 @@ def run_training(
         evaluate=lambda state: training.evaluate(state, *frozen),
         frozen=(),
     )
-    return fit(workdir, state, placed)
+    return state, placed
 
 
-def fit(workdir: str | Path, state: Any, training: Training) -> tuple[Any, Metrics]:
+def fit(
+    workdir: str | Path,
+    state: Any,
+    training: Training,
+    observers: Sequence[Observer] = (),
+) -> tuple[Any, Metrics]:
     """Trains a model and returns its parameters at the lowest held-out loss.
 
     A killed run that is started again resumes from its last saved state and writes the
-    same `metrics.jsonl` as an uninterrupted run.
+    same `metrics.jsonl` as an uninterrupted run. SIGINT and SIGTERM end the step, save
+    the state and are then raised.
 
     Args:
       workdir: folder of `state/`, `best/` and `metrics.jsonl`.
       state: initial pytree of arrays.
       training: functions and settings, without frozen arrays.
+      observers: functions that are called with every event.
 
     Returns:
       `training.result(state)` at the lowest "heldout_loss", and the metrics of that
@@ -113,30 +145,56 @@ def fit(workdir: str | Path, state: Any, training: Training) -> tuple[Any, Metri
     truncate_log(log, first)
 
     began = time.perf_counter() - progress["seconds"]
+    last_save = time.perf_counter()
     bar = tqdm(total=config.steps, initial=first, desc=training.part, mininterval=1)
-    with open(log, "a", encoding="utf-8") as lines, bar:
+
+    def event(step, metrics, params=None):
+        seconds = time.perf_counter() - began
+        return TrainingEvent(
+            training.part, workdir, step, config.steps, seconds, metrics, params
+        )
+
+    with (
+        open(log, "a", encoding="utf-8") as lines,
+        stop_requests() as stop,
+        bar,
+    ):
         for step in range(first, config.steps):
             batch = training.batch_fn(step)
             state, metrics = training.step_fn(state, np.int32(step), batch)
             done = step + 1
             due = partial(_due, done, config.steps)
             bar.update()
-            saving = due(config.evaluate_every) or due(config.save_every)
-            if due(config.log_every) or saving:
+            late = time.perf_counter() - last_save > SAVE_SECONDS
+            evaluating = due(config.evaluate_every)
+            saving = due(config.save_every) or late or bool(stop.signal)
+            if due(config.log_every) or evaluating or saving:
                 values = {k: float(v) for k, v in jax.device_get(metrics).items()}
-                _check(values["loss"], state if saving else (), done, progress["step"])
+                checked = state if evaluating or saving else ()
+                _check(values["loss"], checked, done, progress["step"])
             if due(config.log_every):
                 _write(lines, {"step": done, **values})
                 bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
-            if due(config.evaluate_every):
+                notify(observers, event(done, values))
+            if evaluating:
                 values = _evaluate(training, state, done, progress["step"])
                 _write(lines, values)
                 if best is None or values["heldout_loss"] < best["heldout_loss"]:
                     best = values
                     _save_best(workdir, training, state, best)
-            if due(config.save_every):
+            if saving:
                 progress.update(step=done, seconds=time.perf_counter() - began)
                 save_state(saved, state, {PROGRESS: json.dumps(progress)})
+                last_save = time.perf_counter()
+            if evaluating:
+                notify(observers, event(done, values, training.result(state)))
+            if stop.signal:
+                tqdm.write(
+                    f"{training.part} stopped and saved at step {done} of "
+                    f"{config.steps}; the same command resumes it",
+                    file=sys.stderr,
+                )
+                stop.raise_error()
     if best is None:
         raise CheckpointError(
             f"'{workdir / 'best'}' is missing; remove '{workdir}' and train again"

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -24,31 +23,27 @@ from jaxspec.train.experiment import (
     PriorTrainingConfig,
     fingerprint,
 )
-from jaxspec.train.loop import Training, run_training
+from jaxspec.train.loop import Training, TrainingJob
 from jaxspec.train.optimizer import init_train_state, make_gradient_step
-from jaxspec.train.sharding import ONE_DEVICE, TrainSharding
+from jaxspec.train.start import check_kind
 from jaxspec.typing import Params
 
 
-def train_prior(
+def prior_job(
     experiment: Experiment,
     source: Sequences,
     heldout: Sequences,
-    workdir: Path,
     start: Checkpoint | None = None,
-    sharding: TrainSharding = ONE_DEVICE,
-) -> Checkpoint:
-    """Trains a model over tokens; resumes the training in `workdir`.
+) -> TrainingJob:
+    """Prepares the training of a model over tokens.
 
     Args:
       experiment: configurations of the model and its training.
       source: training sequences.
       heldout: sequences that select the checkpoint.
-      workdir: folder of the state and the metrics.
       start: trained model of the same configuration, up to dropout, whose parameters
         are the initial ones; it may have fewer extra tokens. None for random
         parameters.
-      sharding: devices of the training's arrays.
 
     Raises:
       ConfigError: `start` is of another kind or configuration.
@@ -64,6 +59,14 @@ def train_prior(
         indices = batch_indices(config.seed, step, config.batch, len(source))
         return source.take(indices, step_rng(config.seed, step))
 
+    def finish(trained, metrics):
+        metadata = {"metrics": metrics, "objective": config.objective}
+        if config.objective == "sorted":
+            metadata["exits"] = list(config.exits)
+        if config.objective not in ("next", "sorted", "masked"):
+            metadata["block"] = config.block
+        return Checkpoint("prior", experiment.prior, trained, metadata)
+
     training = Training(
         "prior",
         config,
@@ -74,23 +77,12 @@ def train_prior(
             experiment.prior, config, experiment.data, source.digest, start_digest
         ),
     )
-    state = init_train_state(config, params)
-    trained, metrics = run_training(workdir, state, training, sharding)
-    metadata = {"metrics": metrics, "objective": config.objective}
-    if config.objective == "sorted":
-        metadata["exits"] = list(config.exits)
-    if config.objective not in ("next", "sorted", "masked"):
-        metadata["block"] = config.block
-    return Checkpoint("prior", experiment.prior, trained, metadata)
+    return TrainingJob(training, init_train_state(config, params), finish)
 
 
 def _start_params(start: Checkpoint, model: Transformer, init: Params) -> Params:
     """Parameters of `start`, with the embeddings of `init` for tokens it lacks."""
-    if start.kind != "prior":
-        raise ConfigError(
-            f"--start holds a checkpoint of kind '{start.kind}'; choose one of kind "
-            "'prior'"
-        )
+    check_kind(start, "prior")
     config, start_config = model.config, start.config
     dropout = {n: 0.0 for n in config.__dataclass_fields__ if n.endswith("dropout")}
     start_config = replace(start_config, extra_tokens=config.extra_tokens, **dropout)

@@ -1,6 +1,5 @@
 """Tokenizer training: pixel losses, and a codebook of moving averages."""
 
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,9 +14,9 @@ from jaxspec.nn.vq import l2_normalize, look_up, nearest_codes
 from jaxspec.speculative.verify.neighbors import neighbor_table
 from jaxspec.tokenizers.vqgan.model import Tokenizer
 from jaxspec.train.experiment import Experiment, TrainingConfig, fingerprint
-from jaxspec.train.loop import Training, run_training
+from jaxspec.train.loop import Training, TrainingJob
 from jaxspec.train.optimizer import make_optimizer, update_average
-from jaxspec.train.sharding import ONE_DEVICE, TrainSharding
+from jaxspec.train.start import check_start, start_digests
 from jaxspec.typing import Array, Bool, Float, Int, Params
 
 COMMITMENT = 0.25
@@ -29,21 +28,23 @@ DEAD_SHARE = 0.02
 NEIGHBORS = 100
 
 
-def train_tokenizer(
+def tokenizer_job(
     experiment: Experiment,
     source: ImageSource,
     heldout: ImageSource,
-    workdir: Path,
-    sharding: TrainSharding = ONE_DEVICE,
-) -> Checkpoint:
-    """Trains the tokenizer of an experiment; resumes the training in `workdir`.
+    start: Checkpoint | None = None,
+) -> TrainingJob:
+    """Prepares the training of an experiment's tokenizer.
 
     Args:
       experiment: configurations of the tokenizer and its training.
       source: training images.
       heldout: images that select the checkpoint.
-      workdir: folder of the state and the metrics.
-      sharding: devices of the training's arrays.
+      start: trained tokenizer of the same configuration, whose parameters are the
+        initial ones; None for random parameters.
+
+    Raises:
+      ConfigError: `start` has another configuration.
     """
     config, tokenizer_config = experiment.train_tokenizer, experiment.tokenizer
     assert config is not None and tokenizer_config is not None  # images, not text
@@ -59,22 +60,43 @@ def train_tokenizer(
         metrics = reconstruction_metrics(tokenizer, averaged_params(state), heldout)
         return {"heldout_loss": -metrics["psnr"], **metrics}
 
+    def finish(params, metrics):
+        metrics = {k: v for k, v in metrics.items() if k != "heldout_loss"}
+        codebook = params["codebook"]
+        neighbors = neighbor_table(codebook, min(NEIGHBORS, len(codebook) - 2))
+        metadata = {"metrics": metrics}
+        return Checkpoint("tokenizer", tokenizer_config, params, metadata, neighbors)
+
     training = Training(
         "tokenizer",
         config,
         make_step(tokenizer, config),
         batch_fn,
         evaluate,
-        fingerprint(tokenizer_config, config, experiment.data),
+        fingerprint(tokenizer_config, config, experiment.data, *start_digests(start)),
         result=averaged_params,
     )
     state = init_state(tokenizer, config)
-    params, metrics = run_training(workdir, state, training, sharding)
-    metrics.pop("heldout_loss")
-    codebook = params["codebook"]
-    neighbors = neighbor_table(codebook, min(NEIGHBORS, len(codebook) - 2))
-    metadata = {"metrics": metrics}
-    return Checkpoint("tokenizer", tokenizer_config, params, metadata, neighbors)
+    if start is not None:
+        check_start(start, "tokenizer", tokenizer_config)
+        state = _start_state(state, start.params, config)
+    return TrainingJob(training, state, finish)
+
+
+def _start_state(
+    state: dict[str, Any], params: Params, config: TrainingConfig
+) -> dict[str, Any]:
+    """Initial state with trained networks, and a codebook in which no code is dead."""
+    networks = {k: v for k, v in params.items() if k != "codebook"}
+    codebook = l2_normalize(params["codebook"])
+    return {
+        **state,
+        "networks": jax.tree.map(jnp.copy, networks),
+        "average": jax.tree.map(jnp.copy, networks),
+        "codebook": codebook,
+        "sums": jnp.copy(codebook),
+        "counts": jnp.ones_like(codebook[:, 0]),
+    }
 
 
 def init_state(tokenizer: Tokenizer, config: TrainingConfig) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from PIL import Image
 
 from jaxspec.data.batches import batch_indices
 from jaxspec.data.packed import read_packed
-from jaxspec.data.source import ImageSource
+from jaxspec.data.tfds_images import tfds_images
 from jaxspec.errors import DataError
 from jaxspec.io.images import to_bytes, to_unit
 from jaxspec.io.rgb import fit_square
@@ -22,7 +22,7 @@ from tests.data.packed import random_images, write_packed
 )
 def test_tfds_reads_packed_files(tmp_path, name, file, side):
     write_packed(tmp_path / file, side)
-    source = ImageSource(name, "test", side, tmp_path / "tfds", tmp_path)
+    source = tfds_images(name, "test", side, tmp_path / "tfds", tmp_path)
     images, labels = random_images(9, side, seed=1)
     assert source.class_names == ["red", "green", "blue"]
     # tfds shuffles; every image must be there, close to what was packed.
@@ -33,7 +33,7 @@ def test_tfds_reads_packed_files(tmp_path, name, file, side):
         assert source.labels[distance.argmin()] == label
     # A second source reads the prepared data, without the packed file.
     (tmp_path / file).rename(tmp_path / "elsewhere.npz")
-    again = ImageSource(name, "test", side, tmp_path / "tfds")
+    again = tfds_images(name, "test", side, tmp_path / "tfds")
     np.testing.assert_array_equal(again.take([3]), source.take([3]))
     assert again.class_names == source.class_names
 
@@ -47,7 +47,7 @@ def test_the_public_fruit_archive_is_thinned_and_split(tmp_path):
                 shade = np.full((100, 100, 3), start + i, np.uint8)
                 Image.fromarray(shade).save(directory / f"r_{start + i:03}.jpg")
     splits = {
-        split: ImageSource("fruits360_64", split, 64, tmp_path / "tfds", tmp_path)
+        split: tfds_images("fruits360_64", split, 64, tmp_path / "tfds", tmp_path)
         for split in ("train", "test")
     }
     # 80 files per variety, of which every third is taken: 27; every tenth is test.
@@ -77,7 +77,7 @@ def test_names_of_folders_and_files_are_not_patterns(tmp_path):
     (tmp_path / "Training" / "a" / "._0.JPG").write_bytes(b"no image")
     (tmp_path / "Trash" / "a").mkdir(parents=True)
     (tmp_path / "Trash" / "a" / "x.jpg").write_bytes(b"no image")
-    source = ImageSource("fruits360_64", "train", 64, tmp_path / "tfds", tmp_path)
+    source = tfds_images("fruits360_64", "train", 64, tmp_path / "tfds", tmp_path)
     assert source.class_names == sorted(varieties)
     assert np.bincount(source.labels).tolist() == [9] * 5
     shades = source.take(range(len(source))).mean(axis=(1, 2, 3))
@@ -90,7 +90,7 @@ def test_a_class_without_images_is_refused(tmp_path):
     fruit_archive(tmp_path)
     (tmp_path / "Training" / "Pear").mkdir()
     with pytest.raises(DataError, match="has a folder 'Pear' without images"):
-        ImageSource("fruits360_64", "train", 64, tmp_path / "tfds", tmp_path)
+        tfds_images("fruits360_64", "train", 64, tmp_path / "tfds", tmp_path)
 
 
 def test_errors_name_the_damaged_file(tmp_path):
@@ -98,7 +98,7 @@ def test_errors_name_the_damaged_file(tmp_path):
     file = tmp_path / "Test" / "Apple 1" / "0.jpg"  # the first one that is read
     file.write_bytes(file.read_bytes()[:400])
     with pytest.raises(DataError) as error:
-        ImageSource("fruits360_64", "train", 64, tmp_path / "tfds", tmp_path)
+        tfds_images("fruits360_64", "train", 64, tmp_path / "tfds", tmp_path)
     (line,) = str(error.value).splitlines()
     assert f"cannot read '{file}': " in line and "replace or remove it" in line
 
@@ -112,9 +112,9 @@ def test_errors_name_the_wrong_file(tmp_path):
     with pytest.raises(DataError, match="not a readable"):
         list(read_packed(path, "train"))
     with pytest.raises(DataError, match="cannot open data set 'no_such_set'"):
-        ImageSource("no_such_set", "train", 32, tmp_path / "tfds")
+        tfds_images("no_such_set", "train", 32, tmp_path / "tfds")
     with pytest.raises(DataError, match="--manual-dir"):
-        ImageSource("cifar10_packed", "train", 32, tmp_path / "tfds", tmp_path)
+        tfds_images("cifar10_packed", "train", 32, tmp_path / "tfds", tmp_path)
 
 
 def test_images_of_other_sizes_are_resized_and_cropped():

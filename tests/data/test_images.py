@@ -7,7 +7,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from jaxspec.data.source import ImageSource
+from jaxspec.data.tfds_images import tfds_images
 from jaxspec.errors import DataError
 from jaxspec.io.rgb import as_rgb, image_files
 
@@ -193,7 +193,7 @@ class AnyImages(tfds.core.GeneratorBasedBuilder):
 
 
 def open_source(tmp_path, kind):
-    return ImageSource(f"any_images/{kind}", "train", 4, tmp_path)
+    return tfds_images(f"any_images/{kind}", "train", 4, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ def test_models_draft_with_the_objective_they_were_trained_for(
     assert main([*command, "--start", str(bundle / "prior")]) == 0
     folder, report = tmp_path / "checkpoint" / "prior", tmp_path / "r.json"
     if objective == "masked":  # it drafts, but cannot be drafted for
-        with pytest.raises(CheckpointError, match="does not draw on its own"):
+        with pytest.raises(CheckpointError, match="does not generate on its own"):
             load_prior(folder)
     command = ["generate", "--checkpoint", str(bundle), "--num", "2"]
     command += ["--tree", "chain-2", "--drafter", str(folder)]
@@ -174,7 +174,8 @@ def test_a_killed_run_resumes_with_bitwise_equal_losses(trained, tmp_path, data,
     assert main(command) == 0
     assert losses(workdir, part) == losses(trained, part)
     names = {file.name for file in (workdir / part).iterdir()}
-    assert names == {"state", "best", "metrics.jsonl"}
+    shown = {"curves.png", *({"samples"} if part != "drafter" else ())}
+    assert names == {"state", "best", "metrics.jsonl"} | shown
 
 
 OTHER_SEED = """
@@ -234,9 +235,9 @@ WRONG_PARTS = {
         "choose one of kind 'prior'",
     ),
     "another prior": (["prior", "--start", "EMBEDDED"], "another configuration"),
-    "a part that cannot start": (
+    "a drafter as the start of a tokenizer": (
         ["tokenizer", "--start", "DRAFTER"],
-        "only for priors and dra",
+        "choose one of kind 'tokenizer'",
     ),
 }
 

@@ -1,0 +1,172 @@
+"""Experiment whose sizes follow from the images and the device."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+
+from jaxspec.config import TokenizerConfig, TransformerConfig
+from jaxspec.data.dataset import ImageDataset
+from jaxspec.drafters.dflash.network import DFlashConfig
+from jaxspec.errors import ConfigError
+from jaxspec.models.transformer.model import Transformer
+from jaxspec.sharding.device import device_name
+from jaxspec.tokenizers.vqgan.model import Tokenizer
+from jaxspec.train.experiment import (
+    DataConfig,
+    DrafterTrainingConfig,
+    Experiment,
+    PriorTrainingConfig,
+    TrainingConfig,
+)
+from jaxspec.typing import Array, Params
+
+SIDES = (32, 64, 128, 256)
+PARTS = ("tokenizer", "prior", "drafter")
+# Shares of the time that the three parts of `train all` take.
+SHARES = {"tokenizer": 0.3, "prior": 0.4, "drafter": 0.3}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of the three models for one kind of device.
+
+    Attributes:
+      most_side: largest images, in pixels a side.
+      channels: channels of the tokenizer.
+      codebook: number of codes.
+      layers: layers of the prior.
+      width: width of prior and drafter.
+      batch: images of a step of tokenizer and prior; half of them of a drafter's.
+    """
+
+    most_side: int
+    channels: int
+    codebook: int
+    layers: int
+    width: int
+    batch: int
+
+
+CPU = Sizes(64, channels=64, codebook=512, layers=6, width=256, batch=32)
+ACCELERATOR = Sizes(256, channels=128, codebook=4096, layers=12, width=768, batch=128)
+
+
+def experiment_for(dataset: ImageDataset, platform: str | None = None) -> Experiment:
+    """Chooses tokenizer, prior and drafter for a data set.
+
+    Images become squares of 32, 64, 128 or 256 pixels: the largest that is not above
+    their typical shorter side and suits the device. A token covers 8x8 pixels (4x4 of
+    images of 32, 16x16 of 256), so a picture has at most 256 tokens.
+
+    Args:
+      dataset: images to train on.
+      platform: "cpu", "gpu" or "tpu"; by default that of the first device.
+
+    Raises:
+      ConfigError: images have captions, which need a text encoder.
+    """
+    if dataset.captioned:
+        raise ConfigError(f"'{dataset.name}' has captions; only classes are supported")
+    platform = platform or jax.devices()[0].platform
+    sizes = CPU if platform == "cpu" else ACCELERATOR
+    fitting = [s for s in SIDES if s <= min(dataset.side, sizes.most_side)]
+    side = fitting[-1] if fitting else SIDES[0]
+    dtype = "float32" if platform == "cpu" else "bfloat16"
+    tokenizer = tokenizer_for(side, sizes)
+    prior = TransformerConfig(
+        vocab_size=tokenizer.codebook_size,
+        layers=sizes.layers,
+        width=sizes.width,
+        heads=sizes.width // 64,
+        grid=tokenizer.grid,
+        classes=len(dataset.class_names),
+    )
+    drafter = DFlashConfig(
+        block_size=8,
+        layers=2,
+        width=sizes.width,
+        heads=sizes.width // 64,
+        ffn_width=3 * sizes.width,
+        feature_layers=(1, sizes.layers // 2, sizes.layers - 1),
+        markov_rank=64,
+    )
+    # Trainings end after their time; these are the most steps that help.
+    epochs = max(dataset.count // sizes.batch, 1)
+    return Experiment(
+        name=dataset.name,
+        data=DataConfig(dataset.name),
+        tokenizer=tokenizer,
+        prior=prior,
+        drafter=drafter,
+        train_tokenizer=TrainingConfig(
+            steps=max(200 * epochs, 4000),
+            weight_decay=1e-4,
+            ema=0.995,
+            batch=sizes.batch,
+            compute_dtype=dtype,
+        ),
+        train_prior=PriorTrainingConfig(
+            steps=max(60 * epochs, 1000),
+            warmup=150,
+            ema=0.997,
+            batch=sizes.batch,
+            compute_dtype=dtype,
+        ),
+        train_drafter=DrafterTrainingConfig(
+            steps=max(100 * epochs, 1000),
+            ema=0.99,
+            max_cfg_scale=3.0,
+            self_generated=16384,
+            batch=sizes.batch // 2,
+            compute_dtype=dtype,
+        ),
+    )
+
+
+def tokenizer_for(side: int, sizes: Sizes) -> TokenizerConfig:
+    """Tokenizer of images of `side` pixels, with a grid of 8 or 16 tokens a side."""
+    patch, multipliers = {
+        32: (2, (1, 2)),
+        64: (4, (1, 2)),
+        128: (4, (1, 2)),
+        256: (2, (1, 1, 2, 2)),
+    }[side]
+    return TokenizerConfig(
+        image_size=side,
+        patch_size=patch,
+        channels=sizes.channels,
+        multipliers=multipliers,
+        encoder_blocks=1,
+        decoder_blocks=2,
+        attention="middle",
+        groups=8,
+        latent_channels=sizes.channels,
+        codebook_size=sizes.codebook,
+    )
+
+
+def describe(experiment: Experiment, dataset: ImageDataset) -> str:
+    """Sizes of an experiment, for a person to read."""
+    tokenizer, prior = experiment.tokenizer, experiment.prior
+    assert tokenizer is not None  # images, not text
+    names = dataset.class_names
+    shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
+    count = f"{len(names)} classes" if len(names) > 1 else "one class"
+    return "\n".join(
+        (
+            f"device     {device_name()}",
+            f"images     {dataset.count} to train on, {count} ({shown})",
+            f"size       {tokenizer.image_size}x{tokenizer.image_size} pixels, as "
+            f"{tokenizer.grid}x{tokenizer.grid} tokens of {tokenizer.codebook_size}",
+            f"tokenizer  {_millions(Tokenizer(tokenizer).init)} parameters",
+            f"prior      {_millions(Transformer(prior).init)} parameters, "
+            f"{prior.layers} layers of width {prior.width}",
+        )
+    )
+
+
+def _millions(init: Callable[[Array], Params]) -> str:
+    """Number of parameters, without allocating them."""
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    return f"{sum(x.size for x in jax.tree.leaves(shapes)) / 1e6:.1f} million"

@@ -1,0 +1,105 @@
+"""Length of a training from the time that it may take."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jaxspec.errors import ConfigError
+from jaxspec.io.writing import write_file
+from jaxspec.train.experiment import Experiment, with_training
+from jaxspec.train.loop import TrainingJob, place
+from jaxspec.train.sharding import TrainSharding
+
+PLAN = "plan.json"
+# Steps that are timed after the one that compiles.
+_TIMED = 3
+# Share of the time that steps take; evaluating, saving and samples take the rest.
+_STEP_SHARE = 0.8
+_FEWEST_STEPS = 20
+
+
+def with_length(
+    experiment: Experiment,
+    part: str,
+    folder: Path,
+    make_job: Callable[[Experiment], TrainingJob],
+    *,
+    seconds: float | None,
+    sharding: TrainSharding,
+    preparation: Callable[[], float] = lambda: 0.0,
+) -> tuple[Experiment, TrainingJob]:
+    """Prepares a training whose number of steps follows from the time it may take.
+
+    The first start measures a few steps and writes the number to `plan.json`, which
+    later starts read: a resumed training has the same steps and the same schedule.
+
+    Args:
+      experiment: settings, with the number of steps if `seconds` is None.
+      part: name of the part.
+      folder: folder of the part.
+      make_job: function from an experiment to the part's training.
+      seconds: time to train for, in seconds; None to keep the experiment's steps.
+      sharding: devices of the training.
+      preparation: function that measures the time per step that preparing its data
+        takes, in seconds.
+
+    Returns:
+      The experiment with its number of steps, and the training.
+
+    Raises:
+      ConfigError: the time is too short for a training.
+    """
+    if seconds is None:
+        return experiment, make_job(experiment)
+    file = folder / PLAN
+    if file.is_file():
+        steps = int(json.loads(file.read_bytes())["steps"])
+    else:
+        short = with_schedule(experiment, part, _TIMED + 1)
+        began = time.perf_counter()
+        per_step = seconds_per_step(make_job(short), sharding) + preparation()
+        seconds -= time.perf_counter() - began
+        steps = int(seconds * _STEP_SHARE / per_step)
+        if steps < _FEWEST_STEPS:
+            raise ConfigError(
+                f"a step of the {part} takes {per_step:.2g} s here, so that "
+                f"{seconds:.0f} s allow {steps} steps; give more --minutes"
+            )
+        steps = min(steps, getattr(experiment, f"train_{part}").steps)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_file(file, json.dumps({"steps": steps}).encode())
+    experiment = with_schedule(experiment, part, steps)
+    return experiment, make_job(experiment)
+
+
+def with_schedule(experiment: Experiment, part: str, steps: int) -> Experiment:
+    """The experiment with a number of steps, and intervals that suit it."""
+    training = getattr(experiment, f"train_{part}")
+    every = max(steps // 8, 1)
+    training = replace(
+        training,
+        steps=steps,
+        warmup=min(training.warmup, steps // 10),
+        ema=min(training.ema, 1 - 10 / max(steps, 20)),
+        evaluate_every=every,
+        save_every=every,
+    )
+    return with_training(experiment, part, training)
+
+
+def seconds_per_step(job: TrainingJob, sharding: TrainSharding) -> float:
+    """Time of one step in seconds, without compilation: the median of three."""
+    state, training = place(job, sharding)
+    times = []
+    for step in range(1 + _TIMED):
+        began = time.perf_counter()
+        batch = training.batch_fn(step)
+        state, metrics = training.step_fn(state, np.int32(step), batch)
+        jax.block_until_ready((state, metrics))
+        times.append(time.perf_counter() - began)
+    return float(np.median(times[1:]))

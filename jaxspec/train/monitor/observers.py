@@ -1,0 +1,37 @@
+"""Observers of every training that the command line starts."""
+
+from pathlib import Path
+
+from jaxspec.checkpoint import load_checkpoint
+from jaxspec.data.dataset import Sources
+from jaxspec.train.events import Observer
+from jaxspec.train.experiment import Experiment
+from jaxspec.train.monitor.curves import write_curves
+from jaxspec.train.monitor.entropy import EntropyWarning
+from jaxspec.train.monitor.samples import prior_samples, reconstructions
+from jaxspec.train.monitor.tensorboard import tensorboard_observer
+
+
+def default_observers(
+    experiment: Experiment, part: str, images: Sources | None, bundle: Path
+) -> tuple[Observer, ...]:
+    """Curves, samples, TensorBoard if it is installed, and warnings.
+
+    Args:
+      experiment: configurations of the parts.
+      part: trained part.
+      images: training images and held-out images; None for text.
+      bundle: folder of the parts trained before.
+    """
+    observers: list[Observer] = [write_curves]
+    board = tensorboard_observer()
+    if board is not None:
+        observers.append(board)
+    if part == "tokenizer" and images is not None:
+        observers.append(reconstructions(experiment, images[1]))
+    if part == "prior" and experiment.train_prior.objective == "next":
+        observers.append(EntropyWarning())
+        if experiment.prior.condition == "class":
+            tokenizer = load_checkpoint(bundle / "tokenizer", "tokenizer")
+            observers.append(prior_samples(experiment, tokenizer))
+    return tuple(observers)

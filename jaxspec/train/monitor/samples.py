@@ -1,0 +1,77 @@
+"""Sample images of a training: reconstructions, and images that the prior generates."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxspec.checkpoint import Checkpoint
+from jaxspec.core.sampling import Sampling, active_steps
+from jaxspec.data.batches import evenly_spaced
+from jaxspec.data.source import ImageSource
+from jaxspec.io.images import grid_image, png_bytes, to_bytes, to_unit
+from jaxspec.io.writing import write_file
+from jaxspec.models.transformer.model import Transformer
+from jaxspec.speculative.engine import Engine
+from jaxspec.speculative.state import Variables
+from jaxspec.tokenizers.vqgan.model import Tokenizer
+from jaxspec.train.events import Observer, TrainingEvent
+from jaxspec.train.experiment import Experiment
+
+SAMPLES = "samples"
+_PAIRS = 32  # held-out images beside their reconstructions
+_IMAGES = 16  # generated images
+_CFG_SCALE = 2.0
+
+
+def reconstructions(experiment: Experiment, heldout: ImageSource) -> Observer:
+    """Observer that writes held-out images, each left of its reconstruction."""
+    assert experiment.tokenizer is not None  # images, not text
+    tokenizer = Tokenizer(experiment.tokenizer)
+    count = min(_PAIRS, len(heldout))
+    images = heldout.take(evenly_spaced(len(heldout), count))
+
+    @jax.jit
+    def reconstruct(params, images):
+        return tokenizer.decode(params, tokenizer.encode(params, images))
+
+    def observe(event: TrainingEvent) -> None:
+        if event.params is not None:
+            out = to_bytes(np.asarray(reconstruct(event.params, to_unit(images))))
+            pairs = np.concatenate([images, out], axis=2)
+            _write(event, grid_image(pairs))
+
+    return observe
+
+
+def prior_samples(experiment: Experiment, tokenizer: Checkpoint) -> Observer:
+    """Observer that writes images of classes spread over all, of one fixed seed."""
+    config = experiment.prior
+    labels = jnp.asarray(evenly_spaced(config.classes, _IMAGES), jnp.int32)
+    sampling = Sampling.create(cfg_scale=_CFG_SCALE)
+    target = Transformer(config).as_target(cfg=True)
+    engine = Engine(target, config.sequence_length, order=active_steps(sampling))
+    decoder = Tokenizer(tokenizer.config)
+
+    @jax.jit
+    def generate(params, decoder_params):
+        out = engine.generate(
+            Variables(params), labels, sampling=sampling, keys=jax.random.key(0)
+        )
+        return decoder.decode(decoder_params, out.tokens)
+
+    def observe(event: TrainingEvent) -> None:
+        if event.params is not None:
+            images = generate(event.params, tokenizer.params)
+            _write(event, grid_image(to_bytes(np.asarray(images))))
+
+    return observe
+
+
+def _write(event: TrainingEvent, sheet: np.ndarray) -> Path:
+    folder = event.workdir / SAMPLES
+    folder.mkdir(exist_ok=True)
+    file = folder / f"step_{event.step:06d}.png"
+    write_file(file, png_bytes(sheet))
+    return file
