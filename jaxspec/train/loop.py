@@ -167,7 +167,8 @@ def fit(
             bar.update()
             late = time.perf_counter() - last_save > SAVE_SECONDS
             evaluating = due(config.evaluate_every)
-            saving = due(config.save_every) or late or bool(stop.signal)
+            stopping = bool(stop.signal)  # a later signal ends the next step
+            saving = due(config.save_every) or late or stopping
             if due(config.log_every) or evaluating or saving:
                 values = {k: float(v) for k, v in jax.device_get(metrics).items()}
                 checked = state if evaluating or saving else ()
@@ -188,7 +189,7 @@ def fit(
                 last_save = time.perf_counter()
             if evaluating:
                 notify(observers, event(done, values, training.result(state)))
-            if stop.signal:
+            if stopping:
                 tqdm.write(
                     f"{training.part} stopped and saved at step {done} of "
                     f"{config.steps}; the same command resumes it",

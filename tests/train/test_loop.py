@@ -1,6 +1,7 @@
 """Training loop: saved states, refused states, and resuming."""
 
 import json
+import signal
 from dataclasses import replace
 
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ CONFIG = TrainingConfig(
 START = {"w": jnp.ones(3), "count": jnp.zeros((), jnp.int32)}
 
 
-def run(workdir, config, spoil=lambda step: {}):
+def run(workdir, config, spoil=lambda step: {}, observers=()):
     """Trains a decaying weight; `spoil(step)` adds NaN to a loss, weight or metric."""
 
     def step_fn(state, step, _):
@@ -46,7 +47,7 @@ def run(workdir, config, spoil=lambda step: {}):
         fingerprint("model", config, "data"),
         result=lambda state: {"w": state["w"]},
     )
-    return fit(workdir, START, training)
+    return fit(workdir, START, training, observers)
 
 
 def lines_of(workdir):
@@ -168,6 +169,52 @@ def test_a_fingerprint_identifies_model_settings_and_data():
         fingerprint("model", replace(CONFIG, **{name: value})) != original
         for name, value in others.items()
     )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_step_saves_and_is_raised(tmp_path, number, capsys):
+    """The resumed run writes the log of an uninterrupted one."""
+    rare = replace(CONFIG, log_every=1, save_every=100, evaluate_every=100)
+
+    def stop(event):
+        if event.step == 7:
+            signal.raise_signal(number)
+
+    with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit):
+        run(tmp_path / "parts", rare, observers=[stop])
+    assert "toy stopped and saved at step 8 of 12" in capsys.readouterr().err
+    assert int(load_state(tmp_path / "parts" / "state", START)["count"]) == 8
+    assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
+    run(tmp_path / "parts", rare)
+    run(tmp_path / "whole", rare)
+    assert lines_of(tmp_path / "parts") == lines_of(tmp_path / "whole")
+
+
+def test_states_are_also_saved_by_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxspec.train.loop.SAVE_SECONDS", 0.0)
+
+    def stop(step):
+        if step == 7:
+            raise KeyboardInterrupt
+        return {}
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, replace(CONFIG, save_every=100), stop)
+    assert int(load_state(tmp_path / "state", START)["count"]) == 6
+
+
+def test_observers_get_every_logged_step_and_parameters_at_evaluations(tmp_path):
+    events = []
+    config = replace(CONFIG, log_every=2, evaluate_every=6)
+    run(tmp_path, config, observers=[events.append])
+    logged = [event for event in events if event.params is None]
+    evaluated = [event for event in events if event.params is not None]
+    assert [event.step for event in logged] == [2, 4, 6, 8, 10, 12]
+    assert [event.step for event in evaluated] == [6, 12]
+    assert {event.steps for event in events} == {12}
+    for event in evaluated:
+        np.testing.assert_allclose(event.params["w"], 0.9**event.step, rtol=1e-6)
+        assert event.metrics["heldout_loss"] > 0
 
 
 NAN, INF = float("nan"), float("inf")
