@@ -136,7 +136,8 @@ def run(arguments: argparse.Namespace) -> None:
     from jaxspec.train.experiment import find_experiment, with_steps
     from jaxspec.train.from_images import describe, experiment_for
     from jaxspec.train.overrides import with_overrides
-    from jaxspec.train.run import TrainingRun, train_part
+    from jaxspec.train.run import train_part
+    from jaxspec.train.training_run import TrainingRun
 
     part, images = arguments.part, None
     if arguments.images:
@@ -150,7 +151,7 @@ def run(arguments: argparse.Namespace) -> None:
         experiment = find_experiment(arguments.config)
     else:
         assert images is not None  # checked by `_check_options`
-        experiment = experiment_for(images)
+        experiment = experiment_for(images, **_existing(arguments))
     experiment = with_overrides(experiment, arguments.set)
     if arguments.steps is not None:
         experiment = with_steps(experiment, part, arguments.steps)
@@ -172,6 +173,22 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"wrote {path}; jaxspec generate --checkpoint {arguments.workdir}")
     else:
         print(f"wrote {train_part(experiment, part, training)}")
+
+
+def _existing(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Configurations of models that exist: the tokenizer, and a prior to start from."""
+    from pathlib import Path
+
+    from jaxspec.checkpoint import checkpoint_of, read_config
+    from jaxspec.train.all_parts import existing_configs
+
+    if arguments.part in ("tokenizer", "classifier"):
+        return {}
+    bundle = _bundle(arguments.checkpoint) or Path(arguments.workdir) / "checkpoint"
+    found = existing_configs(checkpoint_of(bundle))
+    if arguments.start and arguments.part == "prior":
+        found["prior"] = read_config(checkpoint_of(arguments.start, "prior")).config
+    return found
 
 
 def _check_options(arguments: argparse.Namespace) -> None:

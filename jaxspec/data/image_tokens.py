@@ -1,5 +1,6 @@
 """Token sequences of images, encoded once and cached."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -13,7 +14,7 @@ from jaxspec.data.source import ImageSource
 from jaxspec.io.images import to_unit
 from jaxspec.io.writing import whole_file
 from jaxspec.tokenizers.vqgan.model import Tokenizer
-from jaxspec.typing import Params
+from jaxspec.typing import Params, PyTree
 
 
 class Sequences(Protocol):
@@ -21,26 +22,35 @@ class Sequences(Protocol):
 
     Attributes:
       tokens: integer [M, n, T], `M` versions of `n` sequences, the original first.
-      labels: int32 [n], conditions.
       digest: identity of the sequences.
     """
 
-    tokens: np.ndarray
-    labels: np.ndarray
-    digest: str
+    @property
+    def tokens(self) -> np.ndarray:
+        """Integer [M, n, T], see above."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Identity, see above."""
+        ...
 
     def __len__(self) -> int:
         """Number `n` of sequences."""
         ...
 
+    def prompts(self, indices: np.ndarray) -> PyTree:
+        """Prompts of the sequences at `indices` [B], as the model takes them."""
+        ...
+
     def take(
         self, indices: np.ndarray, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens int32 [B, T] and labels int32 [B] of a training step."""
+    ) -> tuple[np.ndarray, PyTree]:
+        """Tokens int32 [B, T] and prompts of a training step."""
         ...
 
 
-@dataclass
+@dataclass(frozen=True)
 class TokenSource:
     """Tokens of the images of a split.
 
@@ -50,11 +60,17 @@ class TokenSource:
       labels: int32 [n], classes.
       digest: digest of the tokenizer's parameters or, for self-generated sequences, of
         the target and its settings.
+      captions: int32 [n, P], text tokens of each image's caption, with -1 after shorter
+        ones; None for classes.
+      encode: text encoder from captions int32 [B, P] to prompts; None to give the
+        captions themselves.
     """
 
     tokens: np.ndarray
     labels: np.ndarray
     digest: str
+    captions: np.ndarray | None = None
+    encode: Callable[[np.ndarray], PyTree] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -72,15 +88,29 @@ class TokenSource:
             rng.integers(self.tokens.shape[0], size=len(indices)) * len(self) + indices
         )
 
-    def at(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens int32 [B, T] and labels [B] at indices into `M n` sequences."""
+    def repeated(self, tokens: np.ndarray, digest: str) -> "TokenSource":
+        """Other sequences [M, n, T], whose conditions are these in turn."""
+        indices = np.arange(tokens.shape[1]) % len(self)
+        captions = None if self.captions is None else self.captions[indices]
+        labels = self.labels[indices]
+        return TokenSource(tokens, labels, digest, captions, self.encode)
+
+    def prompts(self, indices: np.ndarray) -> PyTree:
+        """Labels int32 [B], captions int32 [B, P], or what `encode` makes of those."""
+        if self.captions is None:
+            return self.labels[indices]
+        captions = self.captions[indices]
+        return captions if self.encode is None else self.encode(captions)
+
+    def at(self, indices: np.ndarray) -> tuple[np.ndarray, PyTree]:
+        """Tokens int32 [B, T] and prompts at indices into `M n` sequences."""
         tokens = self.tokens.reshape(-1, self.tokens.shape[-1])[indices]
-        return tokens.astype(np.int32), self.labels[indices % len(self)]
+        return tokens.astype(np.int32), self.prompts(indices % len(self))
 
     def take(
         self, indices: np.ndarray, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens int32 [B, T], in a random version of each image, and labels [B]."""
+    ) -> tuple[np.ndarray, PyTree]:
+        """Tokens int32 [B, T], in a random version of each image, and prompts."""
         return self.at(self.sample_indices(indices, rng))
 
 

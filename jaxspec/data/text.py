@@ -47,6 +47,10 @@ class TextSource:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def prompts(self, indices: np.ndarray) -> np.ndarray:
+        """Zeros int32 [B]: text has no condition."""
+        return self.labels[indices]
+
     def take(
         self, indices: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:

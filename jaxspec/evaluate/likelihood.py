@@ -26,7 +26,7 @@ def likelihood_metrics(
     Args:
       model: static functions of the prior.
       params: parameters of the prior.
-      source: sequences and labels.
+      source: sequences and prompts.
       batch: sequences per forward pass.
       most: largest number of sequences, evenly spaced in the source; None for all.
 
@@ -40,7 +40,7 @@ def likelihood_metrics(
     padded = np.resize(indices, -(-count // batch) * batch).reshape(-1, batch)
     values = [
         _measure(
-            model, params, source.tokens[0, part].astype(np.int32), source.labels[part]
+            model, params, source.tokens[0, part].astype(np.int32), source.prompts(part)
         )
         for part in tqdm(padded, desc="measuring", leave=False)
     ]
@@ -49,8 +49,8 @@ def likelihood_metrics(
 
 
 @partial(jax.jit, static_argnums=0)
-def _measure(model, params, tokens, labels):
-    logits, _ = model.score(params, labels, tokens[:, :-1])
+def _measure(model, params, tokens, prompts):
+    logits, _ = model.score(params, prompts, tokens[:, :-1])
     prefix = model.config.prefix_length
     log_p = jax.nn.log_softmax(logits[:, max(prefix - 1, 0) :])
     tokens = tokens if prefix else tokens[:, 1:]

@@ -5,7 +5,7 @@ from jaxspec.core.lazy import lazy_names
 _NAMES = {
     "Experiment": "jaxspec.train.experiment",
     "TrainingEvent": "jaxspec.train.events",
-    "TrainingRun": "jaxspec.train.run",
+    "TrainingRun": "jaxspec.train.training_run",
     "experiment_for": "jaxspec.train.from_images",
     "load_experiment": "jaxspec.train.experiment",
     "train_all": "jaxspec.train.all_parts",

@@ -14,7 +14,7 @@ from jaxspec.models.transformer.model import Transformer
 from jaxspec.speculative.engine import Engine
 from jaxspec.speculative.trees.parsing import tree_for
 from jaxspec.train.experiment import DrafterTrainingConfig
-from jaxspec.typing import Params
+from jaxspec.typing import Params, PyTree
 
 # The tree of LANTERN's figures has 57 nodes below its root.
 TREE = "optimal-58"
@@ -39,7 +39,7 @@ def make_acceptance(
     """
     target = drafter.target
     prompt, length = _prompts(target, heldout)
-    scale = min(CFG_SCALE, config.max_cfg_scale) if target.condition == "class" else 1.0
+    scale = min(CFG_SCALE, config.max_cfg_scale) if target.condition != "none" else 1.0
     sampling = Sampling.create(cfg_scale=scale)
     engine = Engine(
         Transformer(target).as_target(cfg=scale != 1.0),
@@ -61,12 +61,14 @@ def make_acceptance(
     )
 
 
-def _prompts(target: Any, heldout: Sequences) -> tuple[np.ndarray, int]:
+def _prompts(target: Any, heldout: Sequences) -> tuple[PyTree, int]:
     """Prompts of eight sequences, and the number of tokens after them."""
     if target.condition == "class":
         classes = evenly_spaced(target.classes, _SEQUENCES).astype(np.int32)
         return classes, target.sequence_length
     chosen = evenly_spaced(len(heldout), _SEQUENCES)
+    if target.condition == "caption":
+        return heldout.prompts(chosen), target.sequence_length
     prompts = heldout.tokens[0, chosen, :_TEXT_PROMPT].astype(np.int32)
     room = target.sequence_length - _TEXT_PROMPT
     return prompts, min(_TEXT_LENGTH, room)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from jaxspec.checkpoint import read_config
 from jaxspec.data.dataset import open_dataset
 from jaxspec.data.folder_images import OnBadImage
 from jaxspec.errors import ConfigError
@@ -14,7 +15,8 @@ from jaxspec.train.events import Observer
 from jaxspec.train.experiment import Experiment
 from jaxspec.train.from_images import PARTS, SHARES, describe, experiment_for
 from jaxspec.train.overrides import with_overrides
-from jaxspec.train.run import TrainingRun, train_part
+from jaxspec.train.run import train_part
+from jaxspec.train.training_run import TrainingRun
 
 
 def train_all(
@@ -53,7 +55,8 @@ def train_all(
       DataError: the images cannot be used.
     """
     dataset = open_dataset(images, on_bad=on_bad, data_dir=data_dir)
-    experiment = with_overrides(experiment_for(dataset), settings)
+    existing = existing_configs(Path(workdir) / "checkpoint")
+    experiment = with_overrides(experiment_for(dataset, **existing), settings)
     print(describe(experiment, dataset), file=sys.stderr)
     run = TrainingRun(
         Path(workdir),
@@ -81,7 +84,7 @@ def train_parts(
     """
     if minutes is not None and not minutes > 0:
         raise ConfigError(f"minutes={minutes} must be positive")
-    began, parts = time.monotonic(), _parts_of(experiment)
+    began, parts = time.monotonic(), _parts_of(experiment, run.workdir)
     for i, part in enumerate(parts):
         seconds = None
         if minutes is not None:
@@ -92,10 +95,24 @@ def train_parts(
     return run.workdir / "checkpoint"
 
 
-def _parts_of(experiment: Experiment) -> list[str]:
-    """Parts that an experiment trains, in order."""
+def existing_configs(bundle: Path) -> dict[str, Any]:
+    """Configuration of the tokenizer in a bundle, as argument of `experiment_for`."""
+    folder = bundle / "tokenizer"
+    return {"tokenizer": read_config(folder).config} if folder.is_dir() else {}
+
+
+def _parts_of(experiment: Experiment, workdir: Path) -> list[str]:
+    """Parts that an experiment trains, in order.
+
+    A part whose checkpoint was put there, as by `jaxspec convert`, is not trained.
+    """
     absent = {
         "tokenizer": experiment.tokenizer is None,
         "drafter": experiment.drafter is None,
     }
-    return [part for part in PARTS if not absent.get(part)]
+    given = [
+        part
+        for part in PARTS
+        if (workdir / "checkpoint" / part).is_dir() and not (workdir / part).is_dir()
+    ]
+    return [part for part in PARTS if not absent.get(part) and part not in given]

@@ -79,7 +79,8 @@ def classifier_job(
         params = start.params
 
     def finish(trained, metrics):
-        return Checkpoint("classifier", model_config, trained, {"metrics": metrics})
+        kind, metadata = "classifier", {"metrics": metrics}
+        return {kind: Checkpoint(kind, model_config, trained, metadata)}
 
     return TrainingJob(training, init_train_state(config, params), finish)
 

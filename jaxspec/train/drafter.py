@@ -30,7 +30,7 @@ from jaxspec.train.loop import Training, TrainingJob
 from jaxspec.train.optimizer import init_train_state, make_gradient_step
 from jaxspec.train.start import check_kind
 from jaxspec.train.teacher import run_teacher
-from jaxspec.typing import Array, Bool, Float, Int, Params
+from jaxspec.typing import Array, Bool, Float, Int, Params, PyTree
 
 
 def drafter_job(
@@ -79,9 +79,10 @@ def drafter_job(
 
     def finish(trained, metrics):
         metadata = {"metrics": metrics, "target_digest": target_digest}
-        return Checkpoint(
+        result = Checkpoint(
             kind.name, experiment.drafter, trained, metadata, target=prior.config
         )
+        return {"drafter": result}
 
     training = Training(
         "drafter",
@@ -126,7 +127,7 @@ def _initial_params(
 def make_batch_fn(
     config: DrafterTrainingConfig, source: Sequences, feature_cache: np.ndarray | None
 ):
-    """Batches `step -> (tokens [B, T], labels [B], cached features or None)`."""
+    """Batches `step -> (tokens [B, T], prompts, cached features or None)`."""
 
     def batch_fn(step):
         indices = batch_indices(config.seed, step, config.batch, len(source))
@@ -166,7 +167,7 @@ def check_drafter_start(start: Checkpoint, kind: str, drafter: Any) -> None:
 def make_step(drafter: Any, config: DrafterTrainingConfig, fixed_params: Params):
     """One step `(state, target_params, step, batch) -> (state, metrics)`.
 
-    A batch is (tokens [B, T], labels [B], cached features or None).
+    A batch is (tokens [B, T], prompts, cached features or None).
 
     Args:
       drafter: static functions of the drafter.
@@ -174,14 +175,14 @@ def make_step(drafter: Any, config: DrafterTrainingConfig, fixed_params: Params)
       fixed_params: parameters of the drafter that are not trained.
     """
 
-    def loss_fn(params, target_params, tokens, labels, cached, key):
+    def loss_fn(params, target_params, tokens, prompts, cached, key):
         losses, _, regression = drafter_losses(
             drafter,
             config,
             {**params, **fixed_params},
             target_params,
             tokens,
-            labels,
+            prompts,
             key,
             cached,
         )
@@ -217,7 +218,7 @@ def drafter_losses(
     drafter_params: Params,
     target_params: Params,
     tokens: Int[Array, "B T"],
-    labels: Int[Array, "B"],
+    prompts: PyTree,
     key: Array,
     cached: Float[Array, "B 2 Y E"] | None = None,
 ) -> tuple[Float[Array, "B M G"], Float[Array, "B M G"], Float[Array, ""]]:
@@ -235,7 +236,7 @@ def drafter_losses(
       drafter_params: parameters of the drafter.
       target_params: parameters of the frozen target.
       tokens: int32 [B, T], sequences of the data.
-      labels: int32 [B], conditions.
+      prompts: conditions of the sequences, as the target takes them.
       key: random key for scales or branches and for the drafter's positions; consumed.
       cached: features of the sequences from `cache_features`; None to run the target.
 
@@ -244,7 +245,7 @@ def drafter_losses(
       the end of the sequence, and the scalar regression loss on features.
     """
     branch_key, output_key = jax.random.split(key)
-    nulls, scale = _sample_branches(config, labels, branch_key)
+    nulls, scale = _sample_branches(config, len(tokens), branch_key)
     branches, regressions, confidence = [], [], None
     for null in nulls:
         teacher = run_teacher(
@@ -252,7 +253,7 @@ def drafter_losses(
             target_params,
             drafter.feature_layers,
             tokens,
-            labels,
+            prompts,
             null,
             cached,
         )
@@ -284,17 +285,17 @@ def drafter_losses(
 
 
 def _sample_branches(
-    config: DrafterTrainingConfig, labels: Int[Array, "B"], key: Array
+    config: DrafterTrainingConfig, count: int, key: Array
 ) -> tuple[list[Bool[Array, "B"]], Float[Array, "B"] | None]:
     """Null flags of each pass of the target, and CFG scales or None without CFG."""
     if config.max_cfg_scale == 1.0:
         # A float32 probability samples the same branches with 64-bit types enabled.
         share = jnp.float32(config.null_share)
-        return [jax.random.bernoulli(key, share, labels.shape)], None
+        return [jax.random.bernoulli(key, share, (count,))], None
     scale = jax.random.uniform(
-        key, labels.shape, jnp.float32, minval=1.0, maxval=config.max_cfg_scale
+        key, (count,), jnp.float32, minval=1.0, maxval=config.max_cfg_scale
     )
-    return [jnp.zeros(labels.shape, bool), jnp.ones(labels.shape, bool)], scale
+    return [jnp.zeros(count, bool), jnp.ones(count, bool)], scale
 
 
 def _with_cfg(conditional, unconditional, scale: Float[Array, "B"]):
@@ -331,9 +332,9 @@ def make_evaluation(
     batches = heldout_batches(len(heldout), HELDOUT["drafter"], config.batch)
 
     @jax.jit
-    def measure(params, target_params, tokens, labels, key):
+    def measure(params, target_params, tokens, prompts, key):
         losses, overlaps, regression = drafter_losses(
-            drafter, config, params, target_params, tokens, labels, key
+            drafter, config, params, target_params, tokens, prompts, key
         )
         loss = _total_loss(config, losses, regression)
         return loss, jnp.nanmean(overlaps, axis=(0, 1))
@@ -344,8 +345,8 @@ def make_evaluation(
         for i, part in enumerate(batches):
             tokens = heldout.tokens[0, part].astype(np.int32)
             key = jax.random.fold_in(seed_key(config.seed + 1), i)
-            labels = heldout.labels[part]
-            loss, by_index = measure(params, target_params, tokens, labels, key)
+            prompts = heldout.prompts(part)
+            loss, by_index = measure(params, target_params, tokens, prompts, key)
             losses.append(float(loss))
             overlaps.append(np.asarray(by_index))
         by_index = np.mean(overlaps, axis=0)

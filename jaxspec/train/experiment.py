@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from jaxspec.config import TokenizerConfig, TransformerConfig
+from jaxspec.config import TextEncoderConfig, TokenizerConfig, TransformerConfig
 from jaxspec.config.checks import number, whole
 from jaxspec.drafters.registry import make_drafter
 from jaxspec.errors import ConfigError
@@ -196,6 +196,8 @@ class Experiment:
       train_drafter: settings of the drafter's training.
       train_classifier: settings of the training of the classifier that measures images.
         Its configuration follows from the data.
+      text_encoder: configuration of the text encoder that is trained together with a
+        prior over captioned images; None for classes.
 
     Raises:
       ConfigError: the configurations do not fit together.
@@ -212,6 +214,7 @@ class Experiment:
     train_classifier: TrainingConfig = TrainingConfig(
         steps=1000, batch=64, warmup=50, ema=0.99, evaluate_every=200, save_every=200
     )
+    text_encoder: TextEncoderConfig | None = None
 
     def __post_init__(self):
         tokenizer, prior = self.tokenizer, self.prior
@@ -235,6 +238,21 @@ class Experiment:
                 f"{self.name}: the prior has {prior.vocab_size} tokens on a "
                 f"{prior.grid}x{prior.grid} grid, the tokenizer "
                 f"{tokenizer.codebook_size} on {tokenizer.grid}x{tokenizer.grid}"
+            )
+        text, captioned = self.text_encoder, prior.condition == "caption"
+        if (text is not None) != captioned:
+            raise ConfigError(
+                f"{self.name}: a text encoder and a prior with condition='caption' "
+                "belong together"
+            )
+        if text is not None and (text.length, text.width) != (
+            prior.caption_length,
+            prior.caption_width,
+        ):
+            raise ConfigError(
+                f"{self.name}: the prior reads {prior.caption_length} features of "
+                f"width {prior.caption_width}, the text encoder gives {text.length} of "
+                f"width {text.width}"
             )
         objective, exits = self.train_prior.objective, self.train_prior.exits
         if objective not in ("next", "sorted") and not prior.extra_tokens:

@@ -71,12 +71,12 @@ def cache_features(
     model = Transformer(config)
 
     @jax.jit
-    def features_of(params, tokens, labels):
+    def features_of(params, tokens, prompts):
         branches = []
         for null in (False, True):
-            nulls = jnp.full(labels.shape, null)
+            nulls = jnp.full(len(tokens), null)
             _, features = model.score(
-                params, labels, tokens, null=nulls, feature_layers=layers
+                params, prompts, tokens, null=nulls, feature_layers=layers
             )
             branches.append(features)
         return jnp.stack(branches, axis=1).astype(kind)
@@ -89,9 +89,9 @@ def cache_features(
             for start in range(0, len(tokens), batch):
                 indices = np.arange(start, start + batch) % len(tokens)
                 count = min(batch, len(tokens) - start)
-                labels = source.labels[indices % len(source)]
+                prompts = source.prompts(indices % len(source))
                 features = features_of(
-                    prior.params, tokens[indices].astype(np.int32), labels
+                    prior.params, tokens[indices].astype(np.int32), prompts
                 )
                 stream.write(np.asarray(features)[:count].tobytes())
                 bar.update(count)

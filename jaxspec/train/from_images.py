@@ -5,10 +5,9 @@ from dataclasses import dataclass
 
 import jax
 
-from jaxspec.config import TokenizerConfig, TransformerConfig
+from jaxspec.config import TextEncoderConfig, TokenizerConfig, TransformerConfig
 from jaxspec.data.dataset import ImageDataset
 from jaxspec.drafters.dflash.network import DFlashConfig
-from jaxspec.errors import ConfigError
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.sharding.device import device_name
 from jaxspec.tokenizers.vqgan.model import Tokenizer
@@ -21,6 +20,8 @@ from jaxspec.train.experiment import (
 )
 from jaxspec.typing import Array, Params
 
+# Text tokens of a caption, the longest that is not cut, and of the vocabulary.
+CAPTION_LENGTH, VOCABULARY = 24, 2048
 SIDES = (32, 64, 128, 256)
 PARTS = ("tokenizer", "prior", "drafter")
 # Shares of the time that the three parts of `train all` take.
@@ -38,6 +39,8 @@ class Sizes:
       layers: layers of the prior.
       width: width of prior and drafter.
       batch: images of a step of tokenizer and prior; half of them of a drafter's.
+      text_layers: layers of the text encoder of captions.
+      text_width: width of the text encoder.
     """
 
     most_side: int
@@ -46,13 +49,23 @@ class Sizes:
     layers: int
     width: int
     batch: int
+    text_layers: int
+    text_width: int
 
 
-CPU = Sizes(64, channels=64, codebook=512, layers=6, width=256, batch=32)
-ACCELERATOR = Sizes(256, channels=128, codebook=4096, layers=12, width=768, batch=128)
+CPU = Sizes(64, 64, 512, layers=6, width=256, batch=32, text_layers=2, text_width=128)
+ACCELERATOR = Sizes(
+    256, 128, 4096, layers=12, width=768, batch=128, text_layers=4, text_width=512
+)
 
 
-def experiment_for(dataset: ImageDataset, platform: str | None = None) -> Experiment:
+def experiment_for(
+    dataset: ImageDataset,
+    platform: str | None = None,
+    *,
+    tokenizer: TokenizerConfig | None = None,
+    prior: TransformerConfig | None = None,
+) -> Experiment:
     """Chooses tokenizer, prior and drafter for a data set.
 
     Images become squares of 32, 64, 128 or 256 pixels: the largest that is not above
@@ -62,19 +75,21 @@ def experiment_for(dataset: ImageDataset, platform: str | None = None) -> Experi
     Args:
       dataset: images to train on.
       platform: "cpu", "gpu" or "tpu"; by default that of the first device.
-
-    Raises:
-      ConfigError: images have captions, which need a text encoder.
+      tokenizer: configuration of a tokenizer that exists, whose image size and grid are
+        taken.
+      prior: configuration of a prior that exists and is fine-tuned.
     """
-    if dataset.captioned:
-        raise ConfigError(f"'{dataset.name}' has captions; only classes are supported")
     platform = platform or jax.devices()[0].platform
     sizes = CPU if platform == "cpu" else ACCELERATOR
-    fitting = [s for s in SIDES if s <= min(dataset.side, sizes.most_side)]
-    side = fitting[-1] if fitting else SIDES[0]
     dtype = "float32" if platform == "cpu" else "bfloat16"
-    tokenizer = tokenizer_for(side, sizes)
-    prior = TransformerConfig(
+    if tokenizer is None:
+        fitting = [s for s in SIDES if s <= min(dataset.side, sizes.most_side)]
+        tokenizer = tokenizer_for(fitting[-1] if fitting else SIDES[0], sizes)
+    text_encoder = text_encoder_for(sizes) if dataset.captioned else None
+    prior = prior or TransformerConfig(
+        condition="caption" if text_encoder else "class",
+        caption_length=CAPTION_LENGTH,
+        caption_width=sizes.text_width,
         vocab_size=tokenizer.codebook_size,
         layers=sizes.layers,
         width=sizes.width,
@@ -85,10 +100,10 @@ def experiment_for(dataset: ImageDataset, platform: str | None = None) -> Experi
     drafter = DFlashConfig(
         block_size=8,
         layers=2,
-        width=sizes.width,
-        heads=sizes.width // 64,
-        ffn_width=3 * sizes.width,
-        feature_layers=(1, sizes.layers // 2, sizes.layers - 1),
+        width=prior.width,
+        heads=prior.heads,
+        ffn_width=3 * prior.width,
+        feature_layers=(1, prior.layers // 2, prior.layers - 1),
         markov_rank=64,
     )
     # Trainings end after their time; these are the most steps that help.
@@ -99,6 +114,7 @@ def experiment_for(dataset: ImageDataset, platform: str | None = None) -> Experi
         tokenizer=tokenizer,
         prior=prior,
         drafter=drafter,
+        text_encoder=text_encoder,
         train_tokenizer=TrainingConfig(
             steps=max(200 * epochs, 4000),
             weight_decay=1e-4,
@@ -121,6 +137,19 @@ def experiment_for(dataset: ImageDataset, platform: str | None = None) -> Experi
             batch=sizes.batch // 2,
             compute_dtype=dtype,
         ),
+    )
+
+
+def text_encoder_for(sizes: Sizes) -> TextEncoderConfig:
+    """Text encoder that is trained on captions together with the prior."""
+    return TextEncoderConfig(
+        vocab_size=VOCABULARY,
+        layers=sizes.text_layers,
+        width=sizes.text_width,
+        heads=sizes.text_width // 32,
+        head_dim=32,
+        ffn_width=2 * sizes.text_width,
+        length=CAPTION_LENGTH,
     )
 
 

@@ -1,6 +1,7 @@
 """Length of a training from the time that it may take."""
 
 import json
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,7 +10,6 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxspec.errors import ConfigError
 from jaxspec.io.writing import write_file
 from jaxspec.train.experiment import Experiment, with_training
 from jaxspec.train.loop import TrainingJob, place
@@ -43,16 +43,14 @@ def with_length(
       part: name of the part.
       folder: folder of the part.
       make_job: function from an experiment to the part's training.
-      seconds: time to train for, in seconds; None to keep the experiment's steps.
+      seconds: time to train for, in seconds, which gives at least 20 steps; None to
+        keep the experiment's steps.
       sharding: devices of the training.
       preparation: function that measures the time per step that preparing its data
         takes, in seconds.
 
     Returns:
       The experiment with its number of steps, and the training.
-
-    Raises:
-      ConfigError: the time is too short for a training.
     """
     if seconds is None:
         return experiment, make_job(experiment)
@@ -64,13 +62,10 @@ def with_length(
         began = time.perf_counter()
         per_step = seconds_per_step(make_job(short), sharding) + preparation()
         seconds -= time.perf_counter() - began
-        steps = int(seconds * _STEP_SHARE / per_step)
-        if steps < _FEWEST_STEPS:
-            raise ConfigError(
-                f"a step of the {part} takes {per_step:.2g} s here, so that "
-                f"{seconds:.0f} s allow {steps} steps; give more --minutes"
-            )
+        steps = max(int(seconds * _STEP_SHARE / per_step), _FEWEST_STEPS)
         steps = min(steps, getattr(experiment, f"train_{part}").steps)
+        minutes = steps * per_step / _STEP_SHARE / 60
+        print(f"{part}: {steps} steps, about {minutes:.0f} minutes", file=sys.stderr)
         folder.mkdir(parents=True, exist_ok=True)
         write_file(file, json.dumps({"steps": steps}).encode())
     experiment = with_schedule(experiment, part, steps)

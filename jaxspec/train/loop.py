@@ -66,12 +66,13 @@ class TrainingJob(NamedTuple):
     Attributes:
       training: functions and settings.
       state: initial pytree of arrays.
-      finish: function from the trained parameters and their metrics to a checkpoint.
+      finish: function from the trained parameters and their metrics to checkpoints, by
+        part.
     """
 
     training: Training
     state: Any
-    finish: Callable[[Any, Metrics], Checkpoint]
+    finish: Callable[[Any, Metrics], dict[str, Checkpoint]]
 
 
 def run_job(
@@ -79,7 +80,7 @@ def run_job(
     workdir: Path,
     sharding: TrainSharding,
     observers: Sequence[Observer] = (),
-) -> Checkpoint:
+) -> dict[str, Checkpoint]:
     """Runs a training to its end, or resumes it; see `fit`."""
     state, placed = place(job, sharding)
     return job.finish(*fit(workdir, state, placed, observers))

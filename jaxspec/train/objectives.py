@@ -14,7 +14,7 @@ import optax
 from jaxspec.drafters.common.target_params import shared_target_params, target_logits
 from jaxspec.models.masked_lm.model import MaskedDiffusion
 from jaxspec.models.transformer.model import Transformer
-from jaxspec.typing import Array, Bool, Float, Int, Params
+from jaxspec.typing import Array, Bool, Float, Int, Params, PyTree
 
 
 class Objective(Protocol):
@@ -24,7 +24,7 @@ class Objective(Protocol):
         self,
         params: Params,
         tokens: Int[Array, "B T"],
-        labels: Int[Array, "B"],
+        prompts: PyTree,
         null: Bool[Array, "B"],
         key: Array,
     ) -> Float[Array, ""]:
@@ -33,7 +33,7 @@ class Objective(Protocol):
         Args:
           params: parameters of the model.
           tokens: int32 [B, T], sequences of the data.
-          labels: int32 [B], conditions.
+          prompts: conditions of the sequences, as the model takes them.
           null: bool [B], True for sequences read without their condition.
           key: random key for dropout, masks and the shift of blocks; consumed.
         """
@@ -44,12 +44,12 @@ def next_loss(
     model: Transformer,
     params: Params,
     tokens: Int[Array, "B T"],
-    labels: Int[Array, "B"],
+    prompts: PyTree,
     null: Bool[Array, "B"],
     key: Array,
 ) -> Float[Array, ""]:
     """Cross-entropy of each token given those before it."""
-    logits, _ = model.score(params, labels, tokens[:, :-1], null=null, dropout_key=key)
+    logits, _ = model.score(params, prompts, tokens[:, :-1], null=null, dropout_key=key)
     return jnp.mean(token_losses(model, logits, tokens))
 
 
@@ -76,7 +76,7 @@ def sorted_loss(
     model: Transformer,
     params: Params,
     tokens: Int[Array, "B T"],
-    labels: Int[Array, "B"],
+    prompts: PyTree,
     null: Bool[Array, "B"],
     key: Array,
     *,
@@ -93,7 +93,7 @@ def sorted_loss(
     feature_layers = tuple(n - 1 for n in exits)
     logits, features = model.score(
         params,
-        labels,
+        prompts,
         tokens[:, :-1],
         null=null,
         feature_layers=feature_layers,
@@ -111,7 +111,7 @@ def block_loss(
     model: Transformer,
     params: Params,
     tokens: Int[Array, "B T"],
-    labels: Int[Array, "B"],
+    prompts: PyTree,
     null: Bool[Array, "B"],
     key: Array,
     *,
@@ -145,7 +145,7 @@ def block_loss(
         is_masked, t = _mask_tokens(time_key, mask_key, tokens.shape, least)
         weight = is_masked.astype(t.dtype) / t
     masked = jnp.where(is_masked, model.config.vocab_size, tokens)
-    logits = _doubled_logits(model, params, tokens, masked, labels, null, block, shift)
+    logits = _doubled_logits(model, params, tokens, masked, prompts, null, block, shift)
     denoising = _cross_entropy(logits[:, model.config.prefix_length + length :], tokens)
     total = jnp.sum(weight) if refine else jnp.float32(tokens.size)
     return jnp.sum(denoising * weight) / total
@@ -155,7 +155,7 @@ def masked_loss(
     model: MaskedDiffusion,
     params: Params,
     tokens: Int[Array, "B T"],
-    labels: Int[Array, "B"],
+    prompts: PyTree,
     null: Bool[Array, "B"],
     key: Array,
     *,
@@ -169,7 +169,7 @@ def masked_loss(
     time_key, mask_key = jax.random.split(key)
     is_masked, t = _mask_tokens(time_key, mask_key, tokens.shape, least)
     masked = jnp.where(is_masked, model.mask_token, tokens)
-    logits = model.score(params, labels, masked, null=null)
+    logits = model.score(params, prompts, masked, null=null)
     losses = jnp.where(is_masked, _cross_entropy(logits, tokens), 0.0)
     return jnp.mean(losses / t)
 
@@ -200,7 +200,7 @@ def tidar_loss(
     model: Transformer,
     params: Params,
     tokens: Int[Array, "B T"],
-    labels: Int[Array, "B"],
+    prompts: PyTree,
     null: Bool[Array, "B"],
     key: Array,
     *,
@@ -221,7 +221,7 @@ def tidar_loss(
     """
     shift = jax.random.randint(key, (), 0, block, jnp.int32)
     masked = jnp.full(tokens.shape, model.config.vocab_size, tokens.dtype)
-    logits = _doubled_logits(model, params, tokens, masked, labels, null, block, shift)
+    logits = _doubled_logits(model, params, tokens, masked, prompts, null, block, shift)
     total = model.config.prefix_length + tokens.shape[1]
     autoregressive = jnp.mean(token_losses(model, logits[:, : total - 1], tokens))
     denoising = jnp.mean(_cross_entropy(logits[:, total:], tokens))
@@ -248,7 +248,7 @@ def _mask_tokens(
     return jax.random.uniform(mask_key, shape, jnp.float32) < t, t
 
 
-def _doubled_logits(model, params, tokens, masked, labels, null, block, shift):
+def _doubled_logits(model, params, tokens, masked, prompts, null, block, shift):
     """Logits of clean tokens, then of `masked` tokens at the same positions."""
     prefix, length = model.config.prefix_length, tokens.shape[1]
     masks = jnp.stack(
@@ -258,7 +258,7 @@ def _doubled_logits(model, params, tokens, masked, labels, null, block, shift):
     positions = jnp.asarray(np.concatenate([order, order[prefix:]]))
     return model.score(
         params,
-        labels,
+        prompts,
         jnp.concatenate([tokens, masked], axis=1),
         null=null,
         causal=masks[shift],

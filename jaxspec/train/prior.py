@@ -15,6 +15,7 @@ from jaxspec.drafters.inline_blocks.drafter import with_extra_tokens
 from jaxspec.errors import ConfigError
 from jaxspec.evaluate.likelihood import likelihood_metrics
 from jaxspec.models.masked_lm.model import MaskedDiffusion
+from jaxspec.models.t5.model import TextEncoder
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.train import objectives
 from jaxspec.train.experiment import (
@@ -26,6 +27,12 @@ from jaxspec.train.experiment import (
 from jaxspec.train.loop import Training, TrainingJob
 from jaxspec.train.optimizer import init_train_state, make_gradient_step
 from jaxspec.train.start import check_kind
+from jaxspec.train.text_encoder import (
+    encoded,
+    joined_params,
+    split_params,
+    with_encoder,
+)
 from jaxspec.typing import Params
 
 
@@ -50,10 +57,13 @@ def prior_job(
     """
     config = experiment.train_prior
     model = Transformer(experiment.prior)
+    encoder = experiment.text_encoder and TextEncoder(experiment.text_encoder)
     params = model.init(seed_key(config.seed))
     if start is not None:
         params = _start_params(start, model, params)
     start_digest = params_digest(params) if start is not None else ""
+    if encoder is not None:
+        params = joined_params(params, encoder.init(seed_key(config.seed + 1)))
 
     def batch_fn(step):
         indices = batch_indices(config.seed, step, config.batch, len(source))
@@ -65,16 +75,26 @@ def prior_job(
             metadata["exits"] = list(config.exits)
         if config.objective not in ("next", "sorted", "masked"):
             metadata["block"] = config.block
-        return Checkpoint("prior", experiment.prior, trained, metadata)
+        params, encoder_params = split_params(encoder, trained)
+        parts = {"prior": Checkpoint("prior", experiment.prior, params, metadata)}
+        if encoder is not None:
+            kind, metadata = "text_encoder", {"metrics": metrics}
+            parts[kind] = Checkpoint(kind, encoder.config, encoder_params, metadata)
+        return parts
 
     training = Training(
         "prior",
         config,
-        make_step(model, config),
+        make_step(model, config, encoder),
         batch_fn,
-        make_evaluation(model, config, heldout),
+        make_evaluation(model, config, heldout, encoder),
         fingerprint(
-            experiment.prior, config, experiment.data, source.digest, start_digest
+            experiment.prior,
+            config,
+            experiment.data,
+            source.digest,
+            start_digest,
+            *((experiment.text_encoder,) if encoder else ()),
         ),
     )
     return TrainingJob(training, init_train_state(config, params), finish)
@@ -120,21 +140,36 @@ def make_objective(
     }[config.objective]
 
 
-def make_step(model: Transformer, config: PriorTrainingConfig):
-    """One step `(state, step, (tokens [B, T], labels [B])) -> (state, metrics)`."""
+def make_step(
+    model: Transformer,
+    config: PriorTrainingConfig,
+    encoder: TextEncoder | None = None,
+):
+    """One step `(state, step, (tokens [B, T], prompts)) -> (state, metrics)`.
+
+    Args:
+      model: static functions of the model.
+      config: settings of the training.
+      encoder: text encoder that is trained together with the model; prompts are then
+        captions int32 [B, P]. None without one.
+    """
     objective = make_objective(model, config)
 
-    def loss_fn(params, tokens, labels, key):
+    def loss_fn(params, tokens, prompts, key):
         null_key, objective_key = jax.random.split(key)
         rate = model.config.condition_dropout
-        null = jax.random.bernoulli(null_key, jnp.float32(rate), labels.shape)
-        return objective(params, tokens, labels, null, objective_key)
+        null = jax.random.bernoulli(null_key, jnp.float32(rate), (len(tokens),))
+        params, prompts = encoded(encoder, params, prompts)
+        return objective(params, tokens, prompts, null, objective_key)
 
     return make_gradient_step(config, loss_fn)
 
 
 def make_evaluation(
-    model: Transformer, config: PriorTrainingConfig, heldout: Sequences
+    model: Transformer,
+    config: PriorTrainingConfig,
+    heldout: Sequences,
+    encoder: TextEncoder | None = None,
 ):
     """Evaluation `state -> metrics`: held-out loss, for "next" also the entropy."""
     objective = make_objective(model, config)
@@ -142,14 +177,15 @@ def make_evaluation(
 
     def evaluate(state):
         if config.objective == "next":
+            params, source = with_encoder(encoder, state["average"], heldout)
             values = likelihood_metrics(
-                model, state["average"], heldout, batch=config.batch, most=most
+                model, params, source, batch=config.batch, most=most
             )
             return {"heldout_loss": values["nll"], "entropy": values["entropy"]}
         losses = []
         for i, part in enumerate(heldout_batches(len(heldout), most, config.batch)):
             tokens = heldout.tokens[0, part].astype(np.int32)
-            batch = tokens, heldout.labels[part], np.zeros(len(part), bool)
+            batch = tokens, heldout.prompts(part), np.zeros(len(part), bool)
             # A sorted model uses the key for dropout, which is off here.
             batch_key = (
                 None if config.objective == "sorted" else jax.random.fold_in(key, i)

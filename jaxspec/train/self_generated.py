@@ -27,6 +27,7 @@ BATCH = 64  # sequences that are generated together
 
 def self_generated_source(
     prior: Checkpoint,
+    conditions: TokenSource,
     count: int,
     *,
     max_cfg_scale: float,
@@ -40,8 +41,9 @@ def self_generated_source(
     an interrupted run goes on, and a longer one adds to what exists.
 
     Args:
-      prior: class-conditional target.
-      count: number of sequences; their classes take turns.
+      prior: target with a condition.
+      conditions: classes or captions, which take turns; see `class_conditions`.
+      count: number of sequences.
       max_cfg_scale: upper end of the CFG scales, which are sampled uniformly from
         [1, max_cfg_scale], one for each sequence.
       seed: seed of the scales and of the sampling noise.
@@ -49,16 +51,11 @@ def self_generated_source(
       batch: sequences generated together.
 
     Raises:
-      ConfigError: the target is not class-conditional.
       NonFiniteError: the target's logits are NaN.
     """
-    config = prior.config
-    if config.condition != "class":
-        raise ConfigError(
-            "self-generated sequences need a class-conditional target; set "
-            "self_generated=0 to train on data"
-        )
-    identity = repr((digest_of(prior), config, max_cfg_scale, seed))
+    identity = repr(
+        (digest_of(prior), prior.config, conditions.digest, max_cfg_scale, seed)
+    )
     digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
     folder = cache_dir / f"generated-{digest}"
     starts = range(0, count, batch)
@@ -66,18 +63,29 @@ def self_generated_source(
     missing = [i for i, file in enumerate(files) if not file.exists()]
     if missing:
         folder.mkdir(parents=True, exist_ok=True)
-        run = _batch_generator(prior, max_cfg_scale, seed, batch)
+        run = _batch_generator(prior, conditions, max_cfg_scale, seed, batch)
         for i in tqdm(missing, desc="generating", unit="batch"):
             tokens = run(starts[i])
             with whole_file(files[i]) as stream:
                 np.save(stream, tokens)
     tokens = np.concatenate([np.load(file) for file in files])[None, :count]
-    return TokenSource(tokens, _labels(np.arange(count), config), digest)
+    return conditions.repeated(tokens, digest)
 
 
-def _labels(indices: np.ndarray, config: TransformerConfig) -> np.ndarray:
-    """Class of each sequence: all classes in turn."""
-    return (indices % config.classes).astype(np.int32)
+def class_conditions(prior: Checkpoint) -> TokenSource:
+    """All classes of a target, for `self_generated_source`.
+
+    Raises:
+      ConfigError: the target has no classes.
+    """
+    config = prior.config
+    if config.condition != "class":
+        raise ConfigError(
+            "self-generated sequences need a target of classes or captions; set "
+            "train_drafter.self_generated=0 to train on data"
+        )
+    labels = np.arange(config.classes, dtype=np.int32)
+    return TokenSource(np.zeros((1, len(labels), 0), np.uint16), labels, "")
 
 
 @lru_cache(maxsize=2)
@@ -87,9 +95,11 @@ def _program(config: TransformerConfig, guided: bool, order: tuple) -> Callable:
     return jax.jit(Engine(target, config.sequence_length, order=order).generate)
 
 
-def seconds_per_sequence(prior: Checkpoint, max_cfg_scale: float) -> float:
+def seconds_per_sequence(
+    prior: Checkpoint, conditions: TokenSource, max_cfg_scale: float
+) -> float:
     """Time in seconds that one of the sequences takes, without compilation."""
-    run = _batch_generator(prior, max_cfg_scale, 0, BATCH)
+    run = _batch_generator(prior, conditions, max_cfg_scale, 0, BATCH)
     run(0)
     began = time.perf_counter()
     run(0)
@@ -97,7 +107,11 @@ def seconds_per_sequence(prior: Checkpoint, max_cfg_scale: float) -> float:
 
 
 def _batch_generator(
-    prior: Checkpoint, max_cfg_scale: float, seed: int, batch: int
+    prior: Checkpoint,
+    conditions: TokenSource,
+    max_cfg_scale: float,
+    seed: int,
+    batch: int,
 ) -> Callable[[int], np.ndarray]:
     """Function from the index of the first sequence to the tokens of a batch [B, T]."""
     config, guided = prior.config, max_cfg_scale > 1
@@ -112,7 +126,7 @@ def _batch_generator(
         )
         out = generate(
             Variables(prior.params),
-            _labels(indices, config),
+            conditions.prompts(indices % len(conditions)),
             sampling=replace(template, cfg_scale=scales[indices].astype(np.float32)),
             keys=batch_keys(seed, start + batch)[start:],
         )

@@ -8,7 +8,7 @@ from jaxspec.drafters.common.target_params import shared_target_params, target_l
 from jaxspec.drafters.common.training import TeacherOutputs
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.train.feature_cache import cached_layers
-from jaxspec.typing import Array, Bool, Float, Int, Params
+from jaxspec.typing import Array, Bool, Float, Int, Params, PyTree
 
 
 def run_teacher(
@@ -16,7 +16,7 @@ def run_teacher(
     params: Params,
     feature_layers: tuple[int, ...],
     tokens: Int[Array, "B T"],
-    labels: Int[Array, "B"],
+    prompts: PyTree,
     null: Bool[Array, "B"],
     cached: Float[Array, "B 2 Y E"] | None = None,
 ) -> TeacherOutputs:
@@ -27,20 +27,20 @@ def run_teacher(
       params: its parameters.
       feature_layers: indices of the layers that the drafter reads.
       tokens: int32 [B, T], sequences of the data.
-      labels: int32 [B], conditions.
+      prompts: conditions of the sequences, as the target takes them.
       null: bool [B], True for sequences read without their condition.
       cached: outputs of `train.feature_cache.cached_layers` for these sequences, from
         which logits and features are computed; None to run the target.
     """
     if cached is None:
         logits, features = Transformer(target).score(
-            params, labels, tokens, null=null, feature_layers=feature_layers
+            params, prompts, tokens, null=null, feature_layers=feature_layers
         )
     else:
         logits, features = _from_cache(target, params, feature_layers, null, cached)
     logits, features = jax.lax.stop_gradient((logits, features))
     by_position = jnp.pad(tokens, ((0, 0), (target.prefix_length, 0)))
-    return TeacherOutputs(by_position, logits, features, labels, null, params)
+    return TeacherOutputs(by_position, logits, features, prompts, null, params)
 
 
 def _from_cache(target, params, feature_layers, null, cached):

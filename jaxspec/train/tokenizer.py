@@ -65,7 +65,8 @@ def tokenizer_job(
         codebook = params["codebook"]
         neighbors = neighbor_table(codebook, min(NEIGHBORS, len(codebook) - 2))
         metadata = {"metrics": metrics}
-        return Checkpoint("tokenizer", tokenizer_config, params, metadata, neighbors)
+        kind = "tokenizer"
+        return {kind: Checkpoint(kind, tokenizer_config, params, metadata, neighbors)}
 
     training = Training(
         "tokenizer",

@@ -108,13 +108,42 @@ def test_options_that_do_not_go_together_are_refused(words, tmp_path, capsys):
 def test_more_classes_than_the_prior_has_are_refused_before_the_first_step(tmp_path):
     """The embedding after the last class is the unconditional one."""
     from jaxspec.data.dataset import open_dataset
-    from jaxspec.train.run import TrainingRun, _images_of
+    from jaxspec.train.sources import open_images
+    from jaxspec.train.training_run import TrainingRun
 
     write_shades(tmp_path / "shades")
     images = open_dataset(tmp_path / "shades")
     experiment = experiment_for(images, "cpu")
     run = TrainingRun(tmp_path / "run", images=images)
-    assert _images_of(experiment, "prior", run) is not None
+    assert open_images(experiment, "prior", run) is not None
     narrow = replace(experiment, prior=replace(experiment.prior, classes=1))
     with pytest.raises(ConfigError, match="the data has 2 classes .* prior.classes=2"):
-        _images_of(narrow, "prior", run)
+        open_images(narrow, "prior", run)
+
+
+def write_captions(folder, count=60):
+    """Dark and light images, whose captions name the shade in many words."""
+    write_shades(folder / "all", count)
+    rows = []
+    for file in sorted((folder / "all").rglob("*.png")):
+        text = f"a {file.parent.name} square, number {int(file.stem)}"
+        rows.append({"file_name": f"all/{file.parent.name}/{file.name}", "text": text})
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "metadata.jsonl").write_text(text)
+
+
+@pytest.mark.slow
+def test_captions_train_a_text_encoder_together_with_the_prior(tmp_path):
+    """A caption that no training image has is understood."""
+    write_captions(tmp_path / "shades")
+    small = [*SMALL, "text_encoder.width=32", "prior.caption_width=32"]
+    bundle = jaxspec.train.train_all(
+        tmp_path / "shades", tmp_path / "run", minutes=2.0, settings=small
+    )
+    pipe = jaxspec.load_pipeline(bundle)
+    prompts = ["a dark square"] * 4 + ["a light square"] * 4
+    out = pipe(prompts=prompts, seed=0)
+    shades = np.array([np.asarray(image).mean() for image in out.images])
+    assert shades[:4].mean() + 50 < shades[4:].mean()
+    plain = pipe(prompts=prompts, seed=0, tree="root")
+    np.testing.assert_array_equal(out.tokens, plain.tokens)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import jax.numpy as jnp
 import pytest
 
-from jaxspec.errors import CheckpointError, ConfigError
+from jaxspec.errors import CheckpointError
 from jaxspec.train.experiment import load_experiment
 from jaxspec.train.length import with_length
 from jaxspec.train.loop import Training, TrainingJob
@@ -74,12 +74,9 @@ def test_no_more_steps_are_taken_than_help(tmp_path):
     )
 
 
-def test_too_little_time_is_refused(tmp_path):
-    with pytest.raises(
-        ConfigError, match="a step of the prior takes .* more --minutes"
-    ):
-        length(tmp_path, 0.3)
-    assert not (tmp_path / "plan.json").exists()
+def test_the_number_of_steps_is_printed_and_never_tiny(tmp_path, capsys):
+    assert length(tmp_path, 0.1).steps == 20
+    assert "prior: 20 steps, about 0 minutes" in capsys.readouterr().err
 
 
 def test_without_a_time_the_preset_decides(tmp_path):

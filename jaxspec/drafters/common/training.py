@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
-from jaxspec.typing import Array, Bool, Float, Int, Params
+from jaxspec.typing import Array, Bool, Float, Int, Params, PyTree
 
 # Start positions sampled in each sequence; using all of them would cost too much.
 STARTS = 64
@@ -21,7 +21,7 @@ class TeacherOutputs:
       tokens: int32 [B, P + T], by absolute position; 0 at the condition.
       logits: float32 [B, P + T, V], the target's prediction of the next token.
       features: [B, P + T, E], outputs of the layers that the drafter reads.
-      labels: int32 [B], conditions.
+      prompts: conditions of the sequences, as the target takes them.
       null: bool [B], True for sequences read without their condition.
       params: the target's parameters.
     """
@@ -29,7 +29,7 @@ class TeacherOutputs:
     tokens: Int[Array, "B Y"]
     logits: Float[Array, "B Y V"]
     features: Float[Array, "B Y E"]
-    labels: Int[Array, "B"]
+    prompts: PyTree
     null: Bool[Array, "B"]
     params: Params
 

@@ -59,7 +59,7 @@ def ppd_outputs(
     )
     logits, _ = Transformer(config).score(
         drafter.extend_params(drafter_params, teacher.params),
-        teacher.labels,
+        teacher.prompts,
         inputs,
         null=teacher.null,
         causal=mask,

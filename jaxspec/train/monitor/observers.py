@@ -4,6 +4,7 @@ from pathlib import Path
 
 from jaxspec.checkpoint import load_checkpoint
 from jaxspec.data.dataset import Sources
+from jaxspec.data.image_tokens import Sequences
 from jaxspec.train.events import Observer
 from jaxspec.train.experiment import Experiment
 from jaxspec.train.monitor.curves import write_curves
@@ -13,7 +14,11 @@ from jaxspec.train.monitor.tensorboard import tensorboard_observer
 
 
 def default_observers(
-    experiment: Experiment, part: str, images: Sources | None, bundle: Path
+    experiment: Experiment,
+    part: str,
+    images: Sources | None,
+    heldout: Sequences | None,
+    bundle: Path,
 ) -> tuple[Observer, ...]:
     """Curves, samples, TensorBoard if it is installed, and warnings.
 
@@ -21,6 +26,7 @@ def default_observers(
       experiment: configurations of the parts.
       part: trained part.
       images: training images and held-out images; None for text.
+      heldout: held-out sequences of a prior.
       bundle: folder of the parts trained before.
     """
     observers: list[Observer] = [write_curves]
@@ -31,7 +37,7 @@ def default_observers(
         observers.append(reconstructions(experiment, images[1]))
     if part == "prior" and experiment.train_prior.objective == "next":
         observers.append(EntropyWarning())
-        if experiment.prior.condition == "class":
+        if images is not None and heldout is not None:
             tokenizer = load_checkpoint(bundle / "tokenizer", "tokenizer")
-            observers.append(prior_samples(experiment, tokenizer))
+            observers.append(prior_samples(experiment, tokenizer, heldout))
     return tuple(observers)

@@ -9,15 +9,18 @@ import numpy as np
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.core.sampling import Sampling, active_steps
 from jaxspec.data.batches import evenly_spaced
+from jaxspec.data.image_tokens import Sequences
 from jaxspec.data.source import ImageSource
 from jaxspec.io.images import grid_image, png_bytes, to_bytes, to_unit
 from jaxspec.io.writing import write_file
+from jaxspec.models.t5.model import TextEncoder
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.speculative.engine import Engine
 from jaxspec.speculative.state import Variables
 from jaxspec.tokenizers.vqgan.model import Tokenizer
 from jaxspec.train.events import Observer, TrainingEvent
 from jaxspec.train.experiment import Experiment
+from jaxspec.train.text_encoder import encoded
 
 SAMPLES = "samples"
 _PAIRS = 32  # held-out images beside their reconstructions
@@ -45,10 +48,21 @@ def reconstructions(experiment: Experiment, heldout: ImageSource) -> Observer:
     return observe
 
 
-def prior_samples(experiment: Experiment, tokenizer: Checkpoint) -> Observer:
-    """Observer that writes images of classes spread over all, of one fixed seed."""
+def prior_samples(
+    experiment: Experiment, tokenizer: Checkpoint, heldout: Sequences
+) -> Observer:
+    """Observer that writes images of classes or held-out captions, of one fixed seed.
+
+    Args:
+      experiment: configurations of the prior and its text encoder.
+      tokenizer: image tokenizer.
+      heldout: held-out sequences, of which captions are taken.
+    """
     config = experiment.prior
-    labels = jnp.asarray(evenly_spaced(config.classes, _IMAGES), jnp.int32)
+    encoder = experiment.text_encoder and TextEncoder(experiment.text_encoder)
+    prompts = jnp.asarray(evenly_spaced(config.classes, _IMAGES), jnp.int32)
+    if encoder is not None:
+        prompts = heldout.prompts(evenly_spaced(len(heldout), _IMAGES))
     sampling = Sampling.create(cfg_scale=_CFG_SCALE)
     target = Transformer(config).as_target(cfg=True)
     engine = Engine(target, config.sequence_length, order=active_steps(sampling))
@@ -56,8 +70,9 @@ def prior_samples(experiment: Experiment, tokenizer: Checkpoint) -> Observer:
 
     @jax.jit
     def generate(params, decoder_params):
+        prior, conditions = encoded(encoder, params, prompts)
         out = engine.generate(
-            Variables(params), labels, sampling=sampling, keys=jax.random.key(0)
+            Variables(prior), conditions, sampling=sampling, keys=jax.random.key(0)
         )
         return decoder.decode(decoder_params, out.tokens)
 

@@ -1,0 +1,192 @@
+"""Images and token sequences of a training, from files or from the target."""
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+from jaxspec.checkpoint import Checkpoint, load_checkpoint
+from jaxspec.data.dataset import Sources
+from jaxspec.data.image_tokens import Sequences, TokenSource, encode_source
+from jaxspec.data.source import ImageSource
+from jaxspec.data.text import TextSource
+from jaxspec.data.tfds_images import tfds_images
+from jaxspec.errors import ConfigError
+from jaxspec.io.writing import write_file
+from jaxspec.models.t5.model import TextEncoder
+from jaxspec.pipeline.captions import TOKENIZER as VOCABULARY
+from jaxspec.pipeline.captions import tokenize
+from jaxspec.tokenizers.vqgan.model import Tokenizer
+from jaxspec.train.experiment import HELDOUT, Experiment
+from jaxspec.train.self_generated import class_conditions, self_generated_source
+from jaxspec.train.text_encoder import ENCODER, bound_source, train_vocabulary
+from jaxspec.train.training_run import TrainingRun
+
+# Times that a training reads each sequence that its target generated for it.
+READS = 3
+
+
+def open_images(experiment: Experiment, part: str, run: TrainingRun) -> Sources | None:
+    """Training images and held-out images, if the part reads any.
+
+    Raises:
+      ConfigError: the data has more classes than the prior.
+    """
+    generated = part == "drafter" and experiment.train_drafter.self_generated
+    captioned = experiment.prior.condition == "caption"
+    if experiment.text_file is not None or (generated and not captioned):
+        return None
+    data, tokenizer = experiment.data, experiment.tokenizer
+    assert tokenizer is not None  # images, not text
+    if run.images is not None:
+        images = run.images.open(tokenizer.image_size)
+    else:
+        train, heldout = (
+            tfds_images(
+                data.name, split, tokenizer.image_size, run.data_dir, run.manual_dir
+            )
+            for split in (data.train_split, data.heldout_split)
+        )
+        images = train, heldout
+    if part in ("prior", "drafter"):
+        _check_classes(experiment, images)
+    return images
+
+
+def _check_classes(experiment: Experiment, images: Sources) -> None:
+    """Checks before the first step that every label has a class of the prior.
+
+    The embedding after the last class is the unconditional one, which labels beyond the
+    classes would train.
+    """
+    most = max(int(source.labels.max()) for source in images) + 1
+    count = max(most, *(len(source.class_names) for source in images))
+    classes = experiment.prior.classes
+    if experiment.prior.condition == "class" and count > classes:
+        raise ConfigError(
+            f"the data has {count} classes and the prior of {experiment.name} "
+            f"{classes}; set prior.classes={count}"
+        )
+
+
+def data_sequences(
+    experiment: Experiment, images: Sources | None, run: TrainingRun
+) -> tuple[Sequences, Sequences]:
+    """Training and held-out sequences of the data."""
+    if images is None:
+        return _text_windows(experiment, run.manual_dir or run.data_dir)
+    return _image_tokens(experiment, images, run)
+
+
+def encoded_sequences(
+    experiment: Experiment, images: Sources | None, run: TrainingRun
+) -> tuple[Sequences, Sequences]:
+    """Sequences of the data, with prompts as the trained prior takes them."""
+    train, heldout = data_sequences(experiment, images, run)
+    if experiment.text_encoder is not None:
+        checkpoint = load_checkpoint(run.parts / ENCODER, ENCODER)
+        encoder, params = TextEncoder(checkpoint.config), checkpoint.params
+        assert isinstance(train, TokenSource) and isinstance(heldout, TokenSource)
+        train = bound_source(encoder, params, train)
+        heldout = bound_source(encoder, params, heldout)
+    return train, heldout
+
+
+def generation_conditions(
+    experiment: Experiment, prior: Checkpoint, images: Sources | None, run: TrainingRun
+) -> TokenSource:
+    """Classes of the prior, or captions of the training images."""
+    if experiment.text_encoder is None:
+        return class_conditions(prior)
+    train, _ = encoded_sequences(experiment, images, run)
+    assert isinstance(train, TokenSource)
+    return train
+
+
+def _image_tokens(
+    experiment: Experiment, images: Sources, run: TrainingRun
+) -> tuple[TokenSource, TokenSource]:
+    """Tokens of the training images and the held-out images, encoded once."""
+    tokenizer = load_checkpoint(run.parts / "tokenizer", "tokenizer")
+    data = experiment.data
+    splits = (data.train_split, data.heldout_split)
+    train, heldout = (
+        _with_captions(
+            experiment,
+            source,
+            encode_source(
+                Tokenizer(tokenizer.config),
+                tokenizer.params,
+                source,
+                name=f"{data.name}-{split}",
+                flips=data.flips and source is images[0],
+                cache_dir=run.workdir / "codes",
+            ),
+            _vocabulary(experiment, images[0], run),
+        )
+        for source, split in zip(images, splits, strict=True)
+    )
+    return train, heldout
+
+
+def _with_captions(
+    experiment: Experiment, images: ImageSource, source: TokenSource, file: Path
+) -> TokenSource:
+    """A source with the tokens of its captions, if the prior reads captions."""
+    if experiment.text_encoder is None:
+        return source
+    captions = tokenize(file, images.captions, experiment.text_encoder.length)
+    digest = hashlib.sha256(captions.tobytes()).hexdigest()[:16]
+    return replace(source, captions=captions, digest=f"{source.digest}-{digest}")
+
+
+def _vocabulary(experiment: Experiment, images: ImageSource, run: TrainingRun) -> Path:
+    """File of the captions' vocabulary, which is trained on first use."""
+    trained = run.parts / ENCODER / VOCABULARY
+    file = run.workdir / "prior" / VOCABULARY
+    if experiment.text_encoder is None or file.is_file():
+        return file
+    if trained.is_file():
+        return trained
+    text = train_vocabulary(images.captions, experiment.text_encoder.vocab_size)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_file(file, text.encode())
+    return file
+
+
+def _text_windows(
+    experiment: Experiment, folder: Path
+) -> tuple[TextSource, TextSource]:
+    """Windows of the training text and of the held-out text."""
+    file, length = folder / str(experiment.text_file), experiment.prior.sequence_length
+    train, held = (TextSource(file, length, heldout=held) for held in (False, True))
+    return train, held
+
+
+def generated_sequences(
+    experiment: Experiment,
+    prior: Checkpoint,
+    conditions: TokenSource,
+    run: TrainingRun,
+) -> tuple[TokenSource, TokenSource]:
+    """Training and held-out sequences that the target generates.
+
+    A short training gets so many that it reads each of them `READS` times.
+    """
+    training = experiment.train_drafter
+    enough = max(training.steps * training.batch // READS, training.batch)
+    heldout = max(min(HELDOUT["drafter"], enough), training.batch)
+    train, held = (
+        self_generated_source(
+            prior,
+            conditions,
+            count,
+            max_cfg_scale=training.max_cfg_scale,
+            seed=seed,
+            cache_dir=run.workdir / "codes",
+        )
+        for count, seed in (
+            (min(training.self_generated, enough), training.seed),
+            (heldout, training.seed + 1),
+        )
+    )
+    return train, held
