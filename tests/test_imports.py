@@ -40,7 +40,7 @@ RESERVED = {
     "orbax": set(),
     "tensorstore": {"checkpoint"},
     "scipy": {"convert"},
-    "huggingface_hub": {"convert"},
+    "huggingface_hub": {"io"},
     "tokenizers": {"pipeline"},
     "tensorflow_datasets": {"data"},
     "optax": {"train"},

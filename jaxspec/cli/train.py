@@ -3,6 +3,9 @@
 import argparse
 from typing import Any
 
+from jaxspec.cli.compile_cache import add_compile_cache
+from jaxspec.cli.help import rare
+
 PARTS = ("all", "tokenizer", "prior", "drafter", "classifier")
 
 
@@ -27,6 +30,7 @@ def add_parser(commands) -> None:
     _add_length(parser)
     _add_start(parser)
     _add_devices(parser)
+    add_compile_cache(parser)
     parser.set_defaults(run=run)
 
 
@@ -114,13 +118,15 @@ def _add_devices(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--mesh",
         metavar="DATAxMODEL",
-        help="divide batches along DATA, heads and widths along MODEL (default: one "
-        "device)",
+        help=rare(
+            "divide batches along DATA, heads and widths along MODEL (default: one "
+            "device)"
+        ),
     )
     group.add_argument(
         "--fsdp",
         action="store_true",
-        help="with --mesh: also divide parameters and optimizer state along DATA",
+        help=rare("with --mesh: also divide parameters and optimizer state along DATA"),
     )
 
 

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from jaxspec.checkpoint import (
     Checkpoint,
     Placement,
+    checkpoint_of,
     digest_of,
     file_digests,
     load_checkpoint,
@@ -23,6 +24,7 @@ from jaxspec.config import TransformerConfig
 from jaxspec.config.checks import whole_number
 from jaxspec.drafters.registry import DRAFTERS
 from jaxspec.errors import CheckpointError, ConfigError
+from jaxspec.io.hub import LOCATION, download_folder
 from jaxspec.io.writing import write_file
 from jaxspec.models.transformer.kv_groups import copy_kv_heads, needed_copies
 from jaxspec.nn.quantize import quantized
@@ -31,6 +33,7 @@ from jaxspec.typing import Params
 
 DEFAULT = "fruits64"
 MANIFEST = "manifest.json"
+HUB = "hf://"
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,9 @@ def load_bundle(
     """Loads a bundle folder, or the embedded default.
 
     Args:
-      path: folder with `tokenizer/`, `prior/` and, if there is one, `drafter/`.
+      path: folder with `tokenizer/`, `prior/` and, if there is one, `drafter/`; or the
+        working folder of a training, or "hf://OWNER/NAME[@REVISION]" for a repository
+        of the hub that holds such a folder.
       dtype: dtype of the parameters of prior and drafter; None for that on disk. The
         tokenizer stays float32.
       mesh: mesh of the parameters of prior and drafter; None for one device. Key/value
@@ -123,12 +128,14 @@ def load_bundle(
     Raises:
       CheckpointError: something is missing, damaged or does not belong together.
       ConfigError: `dtype` is no floating-point dtype.
+      DataError: the repository cannot be fetched.
       NonFiniteError: a parameter holds NaN or infinity.
     """
     check_dtype(dtype)
-    folder = Path(path) if path is not None else embedded_folder() / DEFAULT
+    folder = _local_folder(path) if path is not None else embedded_folder() / DEFAULT
     if not folder.is_dir():
         raise CheckpointError(f"no checkpoint folder at '{folder}'; check the path")
+    folder = checkpoint_of(folder)
     check_manifest(folder)
     mesh = check_mesh(mesh) if mesh is not None else None
     place = placement(mesh, rules) if mesh else None
@@ -179,6 +186,17 @@ def load_bundle(
         int8,
         place,
     )
+
+
+def _local_folder(path: str | os.PathLike) -> Path:
+    """The folder itself, or the downloaded copy of a repository of the hub."""
+    text = os.fspath(path)
+    if not text.startswith(HUB):
+        return Path(path)
+    match = LOCATION.fullmatch(text.removeprefix(HUB))
+    if match is None or match["file"]:
+        raise CheckpointError(f"'{text}' is no repository; write {HUB}OWNER/NAME")
+    return download_folder(match["repo"], match["revision"])
 
 
 def prepared(

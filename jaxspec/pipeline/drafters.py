@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from jaxspec.checkpoint import Checkpoint, digest_of, load_checkpoint
+from jaxspec.checkpoint import Checkpoint, checkpoint_of, digest_of, load_checkpoint
 from jaxspec.config import TransformerConfig
 from jaxspec.config.checks import whole_number
 from jaxspec.drafters.draft_model.drafter import early_exit
@@ -90,7 +90,9 @@ def load_drafter(name: str, bundle: Bundle) -> LoadedDrafter:
 
 
 def _load_folder(path: str, bundle: Bundle) -> LoadedDrafter:
-    checkpoint, name = load_checkpoint(path, sharding=bundle.place), Path(path).name
+    name, folder = Path(path).name, checkpoint_of(path, "drafter")
+    folder = checkpoint_of(folder, "prior")  # of a working folder without a drafter
+    checkpoint = load_checkpoint(folder, sharding=bundle.place)
     if checkpoint.kind == "prior":
         return load_model_drafter(name, checkpoint, bundle)
     if checkpoint.kind not in DRAFTERS:

@@ -1,18 +1,15 @@
-"""Download of repositories from the Hugging Face hub with `huggingface_hub`."""
+"""Download of repositories from the Hugging Face hub for conversion."""
 
-import re
 from pathlib import Path
 
 from jaxspec.convert.reading.source import printable
 from jaxspec.errors import DataError
+from jaxspec.io.hub import LOCATION, download_file, download_folder
 
 # Patterns of the files to download; weights in safetensors are preferred.
 TEXTS = ["*.json", "*.model", "*.txt"]
 PREFERRED = ["*.safetensors"]
 OTHERS = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.th"]
-LOCATION = re.compile(
-    r"(?P<repo>[\w][\w.\-]*/[\w][\w.\-]*)(@(?P<revision>[\w./\-]+))?(:(?P<file>[\w./\-]+))?"
-)
 
 
 def download(location: str) -> tuple[Path, str]:
@@ -33,31 +30,10 @@ def download(location: str) -> tuple[Path, str]:
             f"there is no file or folder '{printable(location)}'; check the path"
         )
     repo, revision, file = match["repo"], match["revision"], match["file"]
-    try:
-        import huggingface_hub as hub  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise DataError(
-            f"there is no '{location}' here. If it is a repository of the hub, install "
-            "its package: pip install 'jaxspec-decoding[hub]'"
-        ) from None
-    try:
-        if file is not None:
-            path = Path(hub.hf_hub_download(repo, file, revision=revision))
-            depth = file.count("/") + 1
-            return path, path.parents[depth - 1].name
-
-        def fetch(patterns):
-            return Path(
-                hub.snapshot_download(repo, revision=revision, allow_patterns=patterns)
-            )
-
-        path = fetch(TEXTS + PREFERRED)
-        if not any(path.glob("*.safetensors")):
-            path = fetch(TEXTS + OTHERS)
-    except Exception as error:  # network, permission, cache: each has its own kind
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(
-            f"there is no '{location}' here, and it cannot be fetched from the hub: "
-            f"{reason[:200]}"
-        ) from None
+    if file is not None:
+        path = download_file(repo, revision, file)
+        return path, path.parents[file.count("/")].name
+    path = download_folder(repo, revision, TEXTS + PREFERRED)
+    if not any(path.glob("*.safetensors")):
+        path = download_folder(repo, revision, TEXTS + OTHERS)
     return path, path.name
