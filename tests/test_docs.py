@@ -17,7 +17,8 @@ OTHERS = [DOCS.parent / name for name in ("README.md", "CONTRIBUTING.md")]
 
 
 def test_a_verifier_runs_in_a_loop_without_the_engine_and_changes_no_token(capsys):
-    loop, module, proof = blocks("python", (DOCS / "verification.md").read_text())
+    page = (DOCS / "verification.md").read_text()
+    loop, module, relaxation, proof = blocks("python", page)
     assert sum(bool(line.strip()) for line in loop.splitlines()) < 30
     here = {}
     exec(compile(loop, "verification.md", "exec"), here)
@@ -34,6 +35,8 @@ def test_a_verifier_runs_in_a_loop_without_the_engine_and_changes_no_token(capsy
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(") ")[0] for line in lines] == ["(4, 40", "(4, 40"]
     assert here["out"][2] < 38
+    exec(compile(relaxation, "verification.md", "exec"), here)
+    assert here["row"].verifier == "lantern:k=8,lam=2.0" and here["row"].tv > 0
     exec(compile(proof, "verification.md", "exec"), here)
     # The file to run holds the same two programs.
     example = (DOCS / "examples" / "own_loop.py").read_text()

@@ -30,7 +30,8 @@ ALLOWED = {
     "convert": FILES_AND_MODELS | {"checkpoint", "sharding"},
     "data": FILES_AND_MODELS | {"checkpoint"},
     "pipeline": FILES_AND_MODELS | {"checkpoint", "sharding"},
-    "evaluate": FILES_AND_MODELS | {"checkpoint", "sharding", "data", "pipeline"},
+    "evaluate": FILES_AND_MODELS
+    | {"checkpoint", "sharding", "data", "pipeline", "testing"},
 }
 ALLOWED["train"] = ALLOWED["evaluate"] | {"evaluate"}
 ALLOWED["bench"] = ALLOWED["train"] | {"train", "convert"}
@@ -39,9 +40,9 @@ ALLOWED["cli"] = ALLOWED["bench"] | {"bench"}
 RESERVED = {
     "orbax": set(),
     "tensorstore": {"checkpoint"},
-    "scipy": {"convert"},
+    "scipy": {"convert", "evaluate"},
     "huggingface_hub": {"io"},
-    "tokenizers": {"pipeline"},
+    "tokenizers": {"pipeline", "train"},
     "tensorflow_datasets": {"data"},
     "optax": {"train"},
     "flax": {"nn", "models", "tokenizers", "drafters"},

@@ -4,6 +4,7 @@ import argparse
 
 from jaxspec.cli.compile_cache import add_compile_cache
 from jaxspec.cli.options import add_checkpoint, add_data, check_scales
+from jaxspec.cli.relaxation import add_relaxation
 
 SUFFIXES = (".json", ".md", ".png")
 
@@ -12,8 +13,8 @@ def add_parser(commands) -> None:
     """Registers the command."""
     parser = commands.add_parser(
         "eval",
-        help="measure a tokenizer, a prior, or the images of several verifiers",
-        description="Measures models and images against held-out data.",
+        help="measure a tokenizer, a prior, or several verifiers",
+        description="Measures models and images against held-out data, and verifiers.",
     )
     parts = parser.add_subparsers(dest="part", required=True)
     for name, words in (
@@ -30,6 +31,7 @@ def add_parser(commands) -> None:
         _add_source(part)
         part.set_defaults(run=run_model)
     _add_images(parts)
+    add_relaxation(parts)
 
 
 def _add_source(parser) -> None:

@@ -6,20 +6,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from docs.studies.relaxation.drafts import coupled_drafts, independent_drafts
 from docs.studies.relaxation.equal_acceptance import equal_acceptance
-from docs.studies.relaxation.outcomes import (
-    coupled_outcome,
-    independent_outcome,
-    total_variation,
-    wasserstein,
-)
-from docs.studies.relaxation.positions import (
-    Position,
-    model_positions,
-    toy_positions,
-)
+from docs.studies.relaxation.positions import model_positions, toy_positions
 from jaxspec.errors import ConfigError
+from jaxspec.evaluate.relaxation.distances import total_variation, wasserstein
+from jaxspec.evaluate.relaxation.drafts import coupled_drafts, independent_drafts
+from jaxspec.evaluate.relaxation.outcomes import coupled_outcome, independent_outcome
+from jaxspec.evaluate.relaxation.positions import Position
 from jaxspec.evaluate.tables import environment
 from jaxspec.pipeline.bundle import Bundle, load_bundle
 from jaxspec.pipeline.verifiers import verifier_spec
