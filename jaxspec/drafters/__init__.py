@@ -26,6 +26,7 @@ _NAMES = {
     "DynamicExit": "jaxspec.drafters.dynamic_exit.drafter",
     "EntropyCutoff": "jaxspec.drafters.combine.adaptive",
     "ExtraQueries": "jaxspec.speculative.draft",
+    "FeatureTarget": "jaxspec.drafters.common.feature_target",
     "Jacobi": "jaxspec.drafters.training_free.jacobi",
     "LengthController": "jaxspec.drafters.combine.adaptive",
     "Lookahead": "jaxspec.drafters.training_free.lookahead",

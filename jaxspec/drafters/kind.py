@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from jaxspec.config import TransformerConfig
+from jaxspec.drafters.common.feature_target import DrafterTarget
 from jaxspec.speculative.draft import Drafter
 from jaxspec.speculative.trees.dynamic import DynamicTree
 from jaxspec.speculative.trees.tree import Tree
@@ -16,11 +17,11 @@ class TrainedDrafter(Protocol):
 
     Attributes:
       config: configuration of the drafter.
-      target: configuration of the target.
+      target: configuration of the target, or a `FeatureTarget`.
     """
 
     config: Any
-    target: TransformerConfig
+    target: DrafterTarget
 
     @property
     def feature_layers(self) -> tuple[int, ...]:

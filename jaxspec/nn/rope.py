@@ -1,10 +1,12 @@
 """Rotary position embeddings of adjacent channel pairs, with angles in float32."""
 
+from typing import Literal, Protocol, runtime_checkable
+
 import einops
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec.config import RopeScaling, TransformerConfig
+from jaxspec.config import RopeScaling
 from jaxspec.typing import Array, Float, Int
 
 
@@ -92,8 +94,38 @@ def sequence_angles(
     return cos_sin if scaling is None else cos_sin * scaling.magnitude
 
 
+@runtime_checkable
+class Rotary(Protocol):
+    """Settings of a rotary embedding; a `TransformerConfig` has them."""
+
+    @property
+    def rope(self) -> Literal["grid", "sequence"]:
+        """Kind: 2-D positions on a grid, or 1-D positions."""
+        ...
+
+    @property
+    def rope_base(self) -> float:
+        """Base of the frequencies."""
+        ...
+
+    @property
+    def rope_scaling(self) -> RopeScaling | None:
+        """Scaling of 1-D frequencies; None for none."""
+        ...
+
+    @property
+    def grid(self) -> int:
+        """Number of tokens along each side of a grid."""
+        ...
+
+    @property
+    def prefix_length(self) -> int:
+        """Number of condition positions before a grid."""
+        ...
+
+
 def angles_of(
-    config: TransformerConfig,
+    config: Rotary,
     positions: Int[Array, "R T"],
     head_dim: int,
     overhang: int = 64,
@@ -101,7 +133,7 @@ def angles_of(
     """Cosines and sines of the rotary embedding of a transformer.
 
     Args:
-      config: configuration of the transformer.
+      config: settings of the embedding, such as the configuration of a transformer.
       positions: absolute positions, int32.
       head_dim: size of a head, `F = 2 f`; drafters' heads may differ from the model's.
       overhang: number of positions after a grid for which angles are computed. A draft

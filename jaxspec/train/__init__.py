@@ -1,4 +1,4 @@
-"""Trainers of tokenizers, priors, drafters and classifiers."""
+"""Trainers of all parts, and the loss of drafters for a loop of one's own."""
 
 from jaxspec.core.lazy import lazy_names
 
@@ -6,6 +6,7 @@ _NAMES = {
     "Experiment": "jaxspec.train.experiment",
     "TrainingEvent": "jaxspec.train.events",
     "TrainingRun": "jaxspec.train.training_run",
+    "drafter_loss": "jaxspec.train.distillation",
     "experiment_for": "jaxspec.train.from_images",
     "load_experiment": "jaxspec.train.experiment",
     "train_all": "jaxspec.train.all_parts",

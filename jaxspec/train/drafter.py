@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jaxspec.checkpoint import Checkpoint, digest_of, params_digest
 from jaxspec.core.noise import seed_key
@@ -18,7 +17,7 @@ from jaxspec.drafters.eagle.draft_vocabulary import frequent_tokens
 from jaxspec.drafters.registry import kind_of
 from jaxspec.errors import ConfigError
 from jaxspec.train.acceptance import make_acceptance
-from jaxspec.train.divergence import divergence, overlap
+from jaxspec.train.distillation import prediction_losses, weighted_mean
 from jaxspec.train.experiment import (
     HELDOUT,
     DrafterTrainingConfig,
@@ -191,22 +190,6 @@ def make_step(drafter: Any, config: DrafterTrainingConfig, fixed_params: Params)
     return make_gradient_step(config, loss_fn)
 
 
-def weighted_mean(values: Float[Array, "B M G"], decay: float) -> Float[Array, ""]:
-    """Mean over blocks in which prediction `k` of a block weighs `exp(-k / decay)`.
-
-    Later predictions weigh less, because they matter only if the earlier ones are
-    accepted.
-
-    Args:
-      values: float32 [B, M, G], NaN beyond the end of a sequence.
-      decay: number of predictions after which the weight has fallen to `1 / e`.
-    """
-    index = jnp.arange(values.shape[-1], dtype=values.dtype)
-    valid = ~jnp.isnan(values)
-    weight = jnp.where(valid, jnp.exp(-index / decay)[None, None], 0.0)
-    return jnp.sum(jnp.where(valid, values, 0.0) * weight) / jnp.sum(weight)
-
-
 def _total_loss(config: DrafterTrainingConfig, losses, regression):
     """Training loss: weighted divergences, and the regression on features."""
     return weighted_mean(losses, config.decay) + config.regression * regression
@@ -227,8 +210,7 @@ def drafter_losses(
     With `config.max_cfg_scale` above 1 the drafter predicts the same positions in the
     conditional and the unconditional branch, and the distributions after CFG are
     compared, at a scale sampled for each sequence. Otherwise each sequence is read in
-    one branch, which is sampled. If the drafter predicts its own acceptance, the
-    cross-entropy to the true overlap is added to the divergence (DSpark).
+    one branch, which is sampled.
 
     Args:
       drafter: static functions of the drafter.
@@ -241,14 +223,12 @@ def drafter_losses(
       cached: features of the sequences from `cache_features`; None to run the target.
 
     Returns:
-      Divergences and overlaps `sum min(p, q)`, both float32 [B, M, G] with NaN beyond
-      the end of the sequence, and the scalar regression loss on features.
+      Divergences, overlaps and regression loss of `prediction_losses`.
     """
     branch_key, output_key = jax.random.split(key)
     nulls, scale = _sample_branches(config, len(tokens), branch_key)
-    branches, regressions, confidence = [], [], None
-    for null in nulls:
-        teacher = run_teacher(
+    teachers = [
+        run_teacher(
             drafter.target,
             target_params,
             drafter.feature_layers,
@@ -257,30 +237,15 @@ def drafter_losses(
             null,
             cached,
         )
-        # The key is reused on purpose: both branches predict the same positions.
-        same_key = jax.random.clone(output_key)
-        outputs = kind_of(drafter.config).training_outputs(
-            drafter, drafter_params, teacher, same_key
-        )
-        flat = outputs.positions.reshape(len(tokens), -1)
-        logits = jnp.take_along_axis(teacher.logits, flat[..., None] - 1, axis=1)
-        branches.append((logits.reshape(outputs.logits.shape), outputs.logits))
-        regressions.append(outputs.regression)
-        confidence = outputs.confidence if confidence is None else confidence
-    logits, drafter_logits = (
-        branches[0] if scale is None else _with_cfg(branches[0], branches[1], scale)
-    )
-    targets = jnp.take_along_axis(teacher.tokens, flat, axis=1)
-    targets, valid = targets.reshape(outputs.valid.shape), outputs.valid
-    losses = divergence(config.divergence, logits, drafter_logits, targets, valid)
-    overlaps = overlap(logits, drafter_logits)
-    if confidence is not None:  # of the conditional branch, which drafting reads too
-        acceptance = jax.lax.stop_gradient(overlaps)
-        losses += optax.sigmoid_binary_cross_entropy(confidence, acceptance)
-    return (
-        jnp.where(valid, losses, jnp.nan),
-        jnp.where(valid, overlaps, jnp.nan),
-        jnp.mean(jnp.stack(regressions)),
+        for null in nulls
+    ]
+    return prediction_losses(
+        drafter,
+        drafter_params,
+        teachers,
+        output_key,
+        cfg_scale=scale,
+        loss=config.divergence,
     )
 
 
@@ -296,16 +261,6 @@ def _sample_branches(
         key, (count,), jnp.float32, minval=1.0, maxval=config.max_cfg_scale
     )
     return [jnp.zeros(count, bool), jnp.ones(count, bool)], scale
-
-
-def _with_cfg(conditional, unconditional, scale: Float[Array, "B"]):
-    """Logits of target and drafter after CFG, from those of the two branches."""
-    scale = scale[:, None, None, None]
-    target, drafter = (
-        jnp.where(c > -jnp.inf, u + scale * (c - u), -jnp.inf)
-        for c, u in zip(conditional, unconditional, strict=True)
-    )
-    return target, drafter
 
 
 def make_evaluation(

@@ -40,7 +40,7 @@ def run_teacher(
         logits, features = _from_cache(target, params, feature_layers, null, cached)
     logits, features = jax.lax.stop_gradient((logits, features))
     by_position = jnp.pad(tokens, ((0, 0), (target.prefix_length, 0)))
-    return TeacherOutputs(by_position, logits, features, prompts, null, params)
+    return TeacherOutputs(by_position, logits, features, params, prompts, null)
 
 
 def _from_cache(target, params, feature_layers, null, cached):

@@ -139,6 +139,7 @@ def block_training_work(
       anchors: Blocks per sequence.
     """
     config, target = drafter.config, drafter.target
+    assert isinstance(target, TransformerConfig)  # whose work is known
     context, block = batch * tokens, batch * anchors * config.block_size
     params = jax.eval_shape(drafter.init_params, jax.random.key(0))
     total = 0.0

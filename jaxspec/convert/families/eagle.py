@@ -41,11 +41,10 @@ from jaxspec.convert.source_config import (
 from jaxspec.drafters.eagle.drafter import Eagle
 from jaxspec.drafters.eagle.network import EagleConfig
 from jaxspec.errors import ConfigError
+from jaxspec.nn.rope import Rotary
 
 
-def layer_rules(
-    root: str, target: TransformerConfig, bias: bool
-) -> tuple[KeyRule, ...]:
+def layer_rules(root: str, target: Rotary, bias: bool) -> tuple[KeyRule, ...]:
     """Returns the rules of the single decoder layer, attention and SwiGLU."""
     rotary = rotary_suffix(target)
     return (
@@ -137,6 +136,7 @@ def _rules(drafter: Eagle, root: str) -> tuple[KeyRule, ...]:
 
 
 def _make_plan(drafter: Eagle, root: str, computed: dict[str, ComputedParam]) -> Plan:
+    assert isinstance(drafter.target, TransformerConfig)  # of files, never another
     ignored = IGNORED
     if not drafter.config.own_embedding:
         ignored = (*IGNORED, re.escape(TABLE))

@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxspec.config import RopeScaling, TransformerConfig
+from jaxspec.config import RopeScaling
 from jaxspec.convert.reading.source import Source
 from jaxspec.errors import ConfigError
+from jaxspec.nn.rope import Rotary
 
 
 def read_rope_base(source_config: Mapping[str, Any]) -> Any:
@@ -66,7 +67,7 @@ def read_rope_scaling(
     )
 
 
-def rotary_suffix(target: TransformerConfig) -> str:
+def rotary_suffix(target: Rotary) -> str:
     """Returns the suffix of transforms of a drafter's queries and keys.
 
     Rotary pairs of LlamaGen's drafters are neighbors already, as ours are.

@@ -1,12 +1,12 @@
 """Checks that a drafter fits its target and its tree."""
 
-from jaxspec.config import TransformerConfig
+from jaxspec.drafters.common.feature_target import DrafterTarget
 from jaxspec.errors import ConfigError
 from jaxspec.speculative.trees.dynamic import DynamicTree
 from jaxspec.speculative.trees.tree import Tree
 
 
-def check_width(width: int, target: TransformerConfig, reason: str) -> None:
+def check_width(width: int, target: DrafterTarget, reason: str) -> None:
     """Checks that drafter and target have the same width.
 
     Args:
@@ -23,7 +23,7 @@ def check_width(width: int, target: TransformerConfig, reason: str) -> None:
         )
 
 
-def check_feature_layers(layers: tuple[int, ...], target: TransformerConfig) -> None:
+def check_feature_layers(layers: tuple[int, ...], target: DrafterTarget) -> None:
     """Checks that the target has the layers that a drafter reads.
 
     Raises:

@@ -1,13 +1,14 @@
 """Target parameters that feature-based drafters share: embedding, norm and head."""
 
 from jaxspec.config import TransformerConfig
+from jaxspec.drafters.common.feature_target import DrafterTarget, FeatureTarget
 from jaxspec.models.transformer.parameters import head_of
 from jaxspec.nn.layers import head_scores, rms_norm
 from jaxspec.typing import Array, Float, Params
 
 
 def shared_target_params(
-    target: TransformerConfig, params: Params, *, norm: bool
+    target: DrafterTarget, params: Params, *, norm: bool
 ) -> Params:
     """Selects the target's parameters that a drafter reads and never trains.
 
@@ -18,8 +19,15 @@ def shared_target_params(
 
     Returns:
       A dict: "embedding" [V, D], "head" (see `head_scores`) and, with `norm`, "norm"
-      [D].
+      [D]; None for a target whose features are normalized already.
+
+    Raises:
+      ConfigError: see `FeatureTarget.shared_params`.
     """
+    if isinstance(target, FeatureTarget):
+        shared = target.shared_params(params)
+        names = ("embedding", "head", "norm") if norm else ("embedding", "head")
+        return {name: shared[name] for name in names}
     embedding = params["embedding"]["embedding"][: target.vocab_size]
     shared = {"embedding": embedding, "head": head_of(target, params)}
     return {**shared, "norm": params["norm"]["scale"]} if norm else shared
@@ -34,7 +42,9 @@ def target_logits(
 
 
 def target_norm(
-    target: TransformerConfig, params: Params, features: Float[Array, "... D"]
+    target: DrafterTarget, params: Params, features: Float[Array, "... D"]
 ) -> Float[Array, "... D"]:
-    """Applies the target's final norm to a layer's outputs."""
+    """Applies the target's final norm, if it has one here, to a layer's outputs."""
+    if params["norm"] is None:
+        return features
     return rms_norm(features, params["norm"], target.norm_eps)

@@ -21,17 +21,18 @@ class TeacherOutputs:
       tokens: int32 [B, P + T], by absolute position; 0 at the condition.
       logits: float32 [B, P + T, V], the target's prediction of the next token.
       features: [B, P + T, E], outputs of the layers that the drafter reads.
-      prompts: conditions of the sequences, as the target takes them.
-      null: bool [B], True for sequences read without their condition.
       params: the target's parameters.
+      prompts: conditions of the sequences as the target takes them, for drafters that
+        run the target; else None.
+      null: bool [B], True for sequences read without their condition; else None.
     """
 
     tokens: Int[Array, "B Y"]
     logits: Float[Array, "B Y V"]
     features: Float[Array, "B Y E"]
-    prompts: PyTree
-    null: Bool[Array, "B"]
     params: Params
+    prompts: PyTree = None
+    null: Bool[Array, "B"] | None = None
 
 
 @register_dataclass

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 
-from jaxspec.config import TransformerConfig
 from jaxspec.core.branches import repeat_branches
 from jaxspec.core.kv_cache import KVCache, init_cache, write
 from jaxspec.core.logits import apply_cfg
@@ -14,6 +13,7 @@ from jaxspec.drafters.common.checks import (
     check_feature_layers,
     check_width,
 )
+from jaxspec.drafters.common.feature_target import DrafterTarget
 from jaxspec.drafters.common.target_params import shared_target_params
 from jaxspec.drafters.dflash.acceptance_head import AcceptanceHead
 from jaxspec.drafters.dflash.grid_context import row_above
@@ -65,13 +65,14 @@ class DFlash:
 
     Attributes:
       config: configuration of the network.
-      target: configuration of the target.
+      target: configuration of the target, or a `FeatureTarget` for a model of one's
+        own.
       stop: acceptance head over `stop_states`, which `ConfidenceCutoff(source="head")`
         uses; None for none.
     """
 
     config: DFlashConfig
-    target: TransformerConfig
+    target: DrafterTarget
     stop: AcceptanceHead | None = None
 
     def __post_init__(self):

@@ -67,7 +67,8 @@ def dflash_outputs(
     network = drafter.network(drafter_params)
     order = jnp.broadcast_to(jnp.arange(length), (batch, length))
     contexts = network.context(teacher.features, drafter.angles(order))
-    embedding = teacher.params["embedding"]["embedding"]
+    params = drafter.with_target_params(drafter_params, teacher.params)
+    embedding = params["embedding"]
     path = None
     if config.refinements:
         # Half of the blocks read the data's tokens, as refined drafts read the
@@ -81,7 +82,6 @@ def dflash_outputs(
     above = None
     if config.above:
         index = anchors[..., None] + 1 - prefix + offset
-        params = drafter.with_target_params(drafter_params, teacher.params)
         above = drafter.embed_above(params, teacher.tokens[:, prefix:], index)
     h = network.block_input(embedding[tokens], path, above)
     block_positions = (anchors[..., None] + offset).reshape(batch, -1)
@@ -94,7 +94,6 @@ def dflash_outputs(
     h = h.reshape(batch, ANCHORS, size, -1)
     if config.same_place:  # a query predicts its own token, so the anchor's is dropped
         h, positions, valid = h[:, :, 1:], positions[..., :-1], valid[..., :-1]
-    params = drafter.with_target_params(drafter_params, teacher.params)
     logits = head_scores(params["head"], h)
     before = jnp.take_along_axis(teacher.tokens, positions.reshape(batch, -1), axis=1)
     before = before.reshape(positions.shape)

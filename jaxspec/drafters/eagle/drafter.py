@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
-from jaxspec.config import TransformerConfig
 from jaxspec.core.branches import (
     merge_branches,
     repeat_branches,
@@ -19,6 +18,7 @@ from jaxspec.drafters.common.checks import (
     check_feature_layers,
     check_width,
 )
+from jaxspec.drafters.common.feature_target import DrafterTarget
 from jaxspec.drafters.common.history import following_tokens
 from jaxspec.drafters.common.scratch import ScratchCache, insert_root
 from jaxspec.drafters.common.target_params import shared_target_params, target_norm
@@ -68,11 +68,12 @@ class Eagle:
 
     Attributes:
       config: configuration of the drafter.
-      target: configuration of the target.
+      target: configuration of the target, or a `FeatureTarget` for a model of one's
+        own.
     """
 
     config: EagleConfig
-    target: TransformerConfig
+    target: DrafterTarget
 
     def __post_init__(self):
         c, t = self.config, self.target

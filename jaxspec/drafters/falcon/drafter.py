@@ -7,7 +7,6 @@ from typing import Any
 import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
-from jaxspec.config import TransformerConfig
 from jaxspec.core.branches import (
     merge_branches,
     repeat_branches,
@@ -16,6 +15,7 @@ from jaxspec.core.branches import (
 from jaxspec.core.kv_cache import KVCache, causal_mask, init_cache
 from jaxspec.core.logits import apply_cfg
 from jaxspec.drafters.common.checks import check_width
+from jaxspec.drafters.common.feature_target import DrafterTarget
 from jaxspec.drafters.common.history import following_tokens
 from jaxspec.drafters.common.scratch import ScratchCache, insert_root
 from jaxspec.drafters.common.target_params import shared_target_params, target_norm
@@ -69,11 +69,12 @@ class Falcon:
 
     Attributes:
       config: configuration of the drafter.
-      target: configuration of the target.
+      target: configuration of the target, or a `FeatureTarget` for a model of one's
+        own.
     """
 
     config: FalconConfig
-    target: TransformerConfig
+    target: DrafterTarget
 
     def __post_init__(self):
         check_width(self.config.width, self.target, "they share the embedding")

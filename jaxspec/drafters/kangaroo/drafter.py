@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxspec.config import TransformerConfig
 from jaxspec.config.checks import positive
 from jaxspec.core.kv_cache import KVCache
+from jaxspec.drafters.common.feature_target import require_transformer
 from jaxspec.drafters.draft_model.drafter import DraftModel, ModelState
 from jaxspec.errors import ConfigError
 from jaxspec.models.transformer.model import Transformer
@@ -84,6 +85,7 @@ class Kangaroo:
 
     def __post_init__(self):
         c, t = self.config, self.target
+        require_transformer("Kangaroo", t)
         if not 1 <= c.layers < t.layers:
             raise ConfigError(
                 f"layers={c.layers}: keep 1 to {t.layers - 1} of the target's layers"

@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
-from jaxspec.config import TransformerConfig
 from jaxspec.core.branches import repeat_branches
 from jaxspec.core.kv_cache import KVCache, causal_mask, init_cache
 from jaxspec.core.logits import apply_cfg
 from jaxspec.drafters.common.checks import check_width
+from jaxspec.drafters.common.feature_target import DrafterTarget
 from jaxspec.drafters.common.target_params import shared_target_params, target_norm
 from jaxspec.drafters.medusa.network import HeadsNetwork, MedusaConfig
 from jaxspec.drafters.tree_drafting import Step, at_depth, grow
@@ -52,11 +52,12 @@ class Medusa:
 
     Attributes:
       config: configuration of the heads.
-      target: configuration of the target.
+      target: configuration of the target, or a `FeatureTarget` for a model of one's
+        own.
     """
 
     config: MedusaConfig
-    target: TransformerConfig
+    target: DrafterTarget
 
     def __post_init__(self):
         check_width(self.config.width, self.target, "the heads read its features")

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from jaxspec.config import TransformerConfig
 from jaxspec.config.checks import positive
+from jaxspec.drafters.common.feature_target import require_transformer
 from jaxspec.drafters.inline_blocks.drafter import (
     InlineBlocks,
     ppd_blocks,
@@ -46,6 +47,7 @@ class PPD:
     target: TransformerConfig
 
     def __post_init__(self):
+        require_transformer("PPD", self.target)
         if self.target.extra_tokens:
             raise ConfigError(
                 f"the target has {self.target.extra_tokens} extra tokens already; "
