@@ -8,6 +8,8 @@ _LOSSLESS = "It can change the speed of generation and nothing else."
 _DESCRIPTIONS = {
     "tokenizer": "VQ image tokenizer (LlamaGen family): images to tokens and back.",
     "prior": "Autoregressive transformer over image tokens or bytes (LlamaGen family).",
+    "text_encoder": "Text encoder (T5's form) of captions, trained together with the "
+    "prior beside it.",
     "classifier": "Small convolutional classifier; its features measure sets of "
     "images (`jaxspec eval images`).",
     "dflash": "One-pass block-diffusion drafter (DFlash family) for the prior "
@@ -32,10 +34,11 @@ def model_card(part: str, checkpoint: Checkpoint, experiment: Experiment) -> str
       experiment: data, configurations and training settings.
     """
     metadata = checkpoint.metadata
+    name, part = part, "prior" if part == "text_encoder" else part
     training = to_dict(getattr(experiment, f"train_{part}"))
     metrics = metadata["metrics"]
     lines = [
-        f"# {experiment.name}: {part}",
+        f"# {experiment.name}: {name}",
         "",
         _description(checkpoint),
         "",
