@@ -39,7 +39,7 @@ def drafter_loss(
     position `y`, `features[:, y]` are the target's hidden states after it has read that
     token, and `target_log_probs[:, y]` is its prediction of the token at `y + 1`. That
     is what one forward pass over the sequences returns. Positions of a condition
-    (`target.prefix_length`) come first; their tokens are not read. Sequences have equal
+    (`target.prefix_length`) come first; their tokens are 0. Sequences have equal
     lengths.
 
     The drafter predicts blocks of `G` tokens from positions sampled with `key`, each
