@@ -11,10 +11,10 @@ from PIL import Image
 
 from jaxspec.data.folder import heldout_mask, order_of_names
 from jaxspec.data.folder_images import OnBadImage, check_folder, folder_images
-from jaxspec.io.rgb import as_rgb
 from jaxspec.data.source import ImageSource, Reader
 from jaxspec.data.tfds_images import tfds_images, tfds_splits
 from jaxspec.errors import DataError
+from jaxspec.io.rgb import as_rgb
 
 TFDS = "tfds:"
 Sources = tuple[ImageSource, ImageSource]

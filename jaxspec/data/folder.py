@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxspec.io.rgb import SUFFIXES
 from jaxspec.errors import DataError
+from jaxspec.io.rgb import SUFFIXES
 
 METADATA = "metadata.jsonl"
 CAPTION_KEYS = ("text", "caption", "prompt")

@@ -10,9 +10,9 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxspec.data.folder import Listing, list_folder
-from jaxspec.io.rgb import as_rgb
 from jaxspec.data.source import ImageSource, Reader
 from jaxspec.errors import DataError
+from jaxspec.io.rgb import as_rgb
 
 OnBadImage = Literal["skip", "stop"]
 _NAMED = 5  # damaged files that are named

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from jaxspec.io.rgb import as_rgb
 from jaxspec.data.source import ImageSource, Reader
 from jaxspec.errors import DataError
+from jaxspec.io.rgb import as_rgb
 from jaxspec.io.writing import write_file
 
 
