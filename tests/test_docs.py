@@ -187,3 +187,15 @@ def test_the_scaling_page_generates_the_same_images_on_a_mesh():
     run = here["jax"].jit(engine.generate)
     wanted = run(variables, here["classes"], **here["options"]).tokens
     np.testing.assert_array_equal(here["tokens"], wanted)
+
+
+def test_page_on_training_runs(monkeypatch):
+    """`tests/train` trains; here the embedded bundle takes the place of the result."""
+    from jaxspec.pipeline.bundle import DEFAULT, embedded_folder
+
+    def train_all(images, workdir, *, minutes):
+        return embedded_folder() / DEFAULT
+
+    monkeypatch.setattr("jaxspec.train.all_parts.train_all", train_all)
+    here = run_page("training.md", {"jaxspec": jaxspec})
+    assert here["pipe"].class_names

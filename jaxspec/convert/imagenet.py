@@ -10,5 +10,5 @@ def imagenet_classes() -> list[str]:
 
     The first words of their synsets in WordNet 3.0; the file has its license.
     """
-    lines = FILE.read_text("utf-8").splitlines()
+    lines = FILE.read_text(encoding="utf-8").splitlines()
     return [line.split(" ", 1)[1] for line in lines if not line.startswith("#")]

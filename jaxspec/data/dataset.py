@@ -53,7 +53,7 @@ def open_dataset(
     Args:
       images: folder, see `data.folder.list_folder`; "tfds:NAME"; or pairs of an image
         (file, PIL image, or array that `as_rgb` takes) and its class (name or number).
-      on_bad: what is done about damaged files of a folder, see `check_folder`.
+      on_bad: treatment of damaged files of a folder, see `check_folder`.
       data_dir: folder of prepared tfds data.
       manual_dir: folder of files that tfds cannot download.
 

@@ -254,7 +254,7 @@ def _sidecar(image: Path) -> Path | None:
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text("utf-8-sig").strip()
+        return file.read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read '{file}' as UTF-8 text: {error}") from None
 

@@ -89,7 +89,7 @@ class TokenSource:
         )
 
     def repeated(self, tokens: np.ndarray, digest: str) -> "TokenSource":
-        """Other sequences [M, n, T], whose conditions are these in turn."""
+        """Other sequences [M, n, T], with these conditions, repeated."""
         indices = np.arange(tokens.shape[1]) % len(self)
         captions = None if self.captions is None else self.captions[indices]
         labels = self.labels[indices]

@@ -1,4 +1,4 @@
-"""Training of tokenizer, prior and drafter in turn, from images to a bundle."""
+"""Training of tokenizer, prior and drafter, from images to a bundle."""
 
 import sys
 import time
@@ -42,7 +42,7 @@ def train_all(
       settings: fields to change, such as "prior.layers=8", see `with_overrides`.
       observers: functions that are called with every `TrainingEvent`. One that raises
         `KeyboardInterrupt` stops the training, which the same call resumes.
-      on_bad: what is done about damaged files of a folder, "skip" or "stop".
+      on_bad: treatment of damaged files of a folder, "skip" or "stop".
       data_dir: folder of prepared tfds data.
 
     Returns:

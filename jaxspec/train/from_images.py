@@ -70,7 +70,7 @@ def experiment_for(
 
     Images become squares of 32, 64, 128 or 256 pixels: the largest that is not above
     their typical shorter side and suits the device. A token covers 8x8 pixels (4x4 of
-    images of 32, 16x16 of 256), so a picture has at most 256 tokens.
+    images of 32, 16x16 of 256), so an image has at most 256 tokens.
 
     Args:
       dataset: images to train on.

@@ -153,7 +153,7 @@ def _notes(part: str, run: TrainingRun) -> dict[str, str]:
     """Files beside a checkpoint: the vocabulary of a text encoder."""
     if part != ENCODER:
         return {}
-    return {VOCABULARY: (run.workdir / "prior" / VOCABULARY).read_text("utf-8")}
+    return {VOCABULARY: (run.workdir / "prior" / VOCABULARY).read_text(encoding="utf-8")}
 
 
 def _finish(

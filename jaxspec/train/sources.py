@@ -170,7 +170,7 @@ def generated_sequences(
 ) -> tuple[TokenSource, TokenSource]:
     """Training and held-out sequences that the target generates.
 
-    A short training gets so many that it reads each of them `READS` times.
+    A short training reads each of them `READS` times.
     """
     training = experiment.train_drafter
     enough = max(training.steps * training.batch // READS, training.batch)
