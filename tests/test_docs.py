@@ -197,5 +197,5 @@ def test_page_on_training_runs(monkeypatch):
         return embedded_folder() / DEFAULT
 
     monkeypatch.setattr("jaxspec.train.all_parts.train_all", train_all)
-    here = run_page("training.md", {"jaxspec": jaxspec})
+    here = run_page("training.md", ("bundle =", "import jaxspec\nbundle ="))
     assert here["pipe"].class_names

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from jaxspec.io.text_files import read_text, split_lines
+
 FILE = Path(__file__).with_name("imagenet_classes.txt")
 
 
@@ -10,5 +12,5 @@ def imagenet_classes() -> list[str]:
 
     The first words of their synsets in WordNet 3.0; the file has its license.
     """
-    lines = FILE.read_text(encoding="utf-8").splitlines()
+    lines = split_lines(read_text(FILE))
     return [line.split(" ", 1)[1] for line in lines if not line.startswith("#")]

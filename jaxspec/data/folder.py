@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxspec.errors import DataError
+from jaxspec.io.text_files import read_text, split_lines
 from jaxspec.io.rgb import SUFFIXES
 
 METADATA = "metadata.jsonl"
@@ -131,7 +132,7 @@ def _list_split(folder: Path) -> _Split:
                 f"{len(images) - len(missing)} other images have one; write "
                 f"'{missing[0].with_suffix('.txt').name}' or remove the image"
             )
-        captions = [_text(s) for s in sidecars if s is not None]
+        captions = [read_text(s).strip() for s in sidecars if s is not None]
         return _Split(images, [""] * len(images), captions, ignored - len(images))
     depths = {len(file.relative_to(folder).parts) > 1 for file in images}
     if len(depths) > 1:
@@ -149,7 +150,7 @@ def _from_metadata(folder: Path, images: list[Path], ignored: int) -> _Split:
     """A split whose captions or classes are in `metadata.jsonl`."""
     file = folder / METADATA
     known, files, classes, captions = set(images), [], [], []
-    for number, line in enumerate(_text(file).splitlines(), 1):
+    for number, line in enumerate(split_lines(read_text(file)), 1):
         if not line.strip():
             continue
         where = f"'{file}', line {number}"
@@ -250,13 +251,6 @@ def _sidecar(image: Path) -> Path | None:
     """The caption's file beside an image, or None."""
     files = (image.with_suffix(suffix) for suffix in CAPTION_SUFFIXES)
     return next((file for file in files if file.is_file()), None)
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read '{file}' as UTF-8 text: {error}") from None
 
 
 def order_of_names(name: str) -> tuple[int, int, str]:

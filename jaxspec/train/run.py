@@ -10,6 +10,7 @@ from jaxspec.checkpoint import Checkpoint, checkpoint_of, load_checkpoint, save
 from jaxspec.data.dataset import Sources
 from jaxspec.data.image_tokens import Sequences
 from jaxspec.errors import CheckpointError, ConfigError
+from jaxspec.io.text_files import read_text
 from jaxspec.pipeline.bundle import load_prior
 from jaxspec.pipeline.captions import TOKENIZER as VOCABULARY
 from jaxspec.sharding.device import device_name
@@ -153,7 +154,7 @@ def _notes(part: str, run: TrainingRun) -> dict[str, str]:
     """Files beside a checkpoint: the vocabulary of a text encoder."""
     if part != ENCODER:
         return {}
-    return {VOCABULARY: (run.workdir / "prior" / VOCABULARY).read_text(encoding="utf-8")}
+    return {VOCABULARY: read_text(run.workdir / "prior" / VOCABULARY)}
 
 
 def _finish(

@@ -14,7 +14,7 @@ from jaxspec.errors import ConfigError
 from jaxspec.train.from_images import experiment_for
 
 DATASET = ImageDataset("photos", 2700, 64, ("cat", "dog"), False, lambda side: None)
-# Sizes at which a step takes milliseconds.
+# Sizes at which a step takes milliseconds. The numbers of steps are reached in time.
 SMALL = [
     "tokenizer.channels=8",
     "tokenizer.latent_channels=8",
@@ -27,6 +27,9 @@ SMALL = [
     "drafter.heads=2",
     "drafter.layers=1",
     "drafter.feature_layers=(0, 1)",
+    "train_tokenizer.steps=200",
+    "train_prior.steps=200",
+    "train_drafter.steps=60",
 ]
 
 
@@ -67,7 +70,7 @@ def test_one_command_leads_from_a_folder_to_images(tmp_path, capsys):
     write_shades(tmp_path / "shades")
     out = tmp_path / "run"
     command = ["train", "all", "--images", str(tmp_path / "shades"), "--out", str(out)]
-    command += ["--minutes", "1.5", *(word for s in SMALL for word in ("--set", s))]
+    command += [word for setting in SMALL for word in ("--set", setting)]
     assert main(command) == 0
     assert "54 to train on, 2 classes (dark, light)" in capsys.readouterr().err
     for part in ("tokenizer", "prior", "drafter"):
@@ -138,7 +141,7 @@ def test_captions_train_a_text_encoder_together_with_the_prior(tmp_path):
     write_captions(tmp_path / "shades")
     small = [*SMALL, "text_encoder.width=32", "prior.caption_width=32"]
     bundle = jaxspec.train.train_all(
-        tmp_path / "shades", tmp_path / "run", minutes=2.0, settings=small
+        tmp_path / "shades", tmp_path / "run", settings=small
     )
     pipe = jaxspec.load_pipeline(bundle)
     prompts = ["a dark square"] * 4 + ["a light square"] * 4
