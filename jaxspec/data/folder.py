@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from jaxspec.errors import DataError
-from jaxspec.io.text_files import read_text, split_lines
 from jaxspec.io.rgb import SUFFIXES
+from jaxspec.io.text_files import read_text, split_lines
 
 METADATA = "metadata.jsonl"
 CAPTION_KEYS = ("text", "caption", "prompt")
