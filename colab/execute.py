@@ -64,8 +64,12 @@ def execute(source):
     notebook = nbformat.read(source, as_version=4)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        resources = {"metadata": {"path": folder}}
-        NotebookClient(notebook, timeout=1800, resources=resources).execute()
+        NotebookClient(
+            notebook,
+            timeout=1800,
+            extra_arguments=["--log-level=ERROR"],
+            resources={"metadata": {"path": folder}},
+        ).execute()
     clean(notebook)
     nbformat.validate(notebook)
     return notebook, time.monotonic() - began

@@ -3,7 +3,6 @@
 import importlib
 import json
 import re
-import shutil
 import sys
 from pathlib import Path
 
@@ -80,16 +79,6 @@ def _copy_notebooks(app):
         if not copy.exists() or copy.read_text("utf-8") != text:
             target.mkdir(exist_ok=True)
             copy.write_text(text, "utf-8")
-    if not sources:
-        shutil.rmtree(target, ignore_errors=True)
-
-
-def _drop_empty_toctree(app, docname, source):
-    """Removes the toctree of notebooks from the landing page while there are none."""
-    if docname == "index" and not list((DOCS / "notebooks").glob("*.ipynb")):
-        source[0] = re.sub(
-            r"```{toctree}\n[^`]*notebooks/\*\n```\n", "", source[0], count=1
-        )
 
 
 # Modules on the pages of docs/api/ other than that of the top level.
@@ -138,7 +127,6 @@ def _shorten_types(app, what, name, thing, options, signature, returns):
 
 def setup(app):
     app.connect("builder-inited", _copy_notebooks)
-    app.connect("source-read", _drop_empty_toctree)
     app.connect("autodoc-skip-member", _skip_member)
     app.connect("autodoc-process-docstring", _link_members)
     app.connect("autodoc-process-signature", _shorten_types)
