@@ -21,6 +21,7 @@ from jaxspec.pipeline.generation import GenerationResult, generate, join_batches
 from jaxspec.pipeline.loaded_drafter import LoadedDrafter
 from jaxspec.pipeline.preview import Preview, generate_previews
 from jaxspec.pipeline.prompt_inputs import ClassLabel, resolve_prefix, resolve_prompts
+from jaxspec.pipeline.save import save_bundle
 from jaxspec.pipeline.settings import resolve_config
 from jaxspec.pipeline.timing import Timing
 from jaxspec.pipeline.verifiers import parse_verifier
@@ -174,6 +175,18 @@ class Pipeline:
         )
         warn_of_low_acceptance(self.loaded, result, resolved[1], self._programs)
         return PipelineOutput(self.bundle, result)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes tokenizer, prior, drafter and text encoder as a folder to load.
+
+        Args:
+          path: folder; parts that exist there are replaced.
+
+        Raises:
+          CheckpointError: the folder cannot be written.
+          ConfigError: the pipeline was loaded for a mesh or in int8.
+        """
+        save_bundle(self.bundle, path)
 
     def stream(
         self,
