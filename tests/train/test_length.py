@@ -2,7 +2,6 @@
 
 import json
 import time
-from types import SimpleNamespace
 
 import jax.numpy as jnp
 import pytest
@@ -91,19 +90,3 @@ def test_two_trainings_do_not_share_a_folder(tmp_path):
                 pass
     with lock_workdir(tmp_path / "run"):
         pass
-
-
-def event(entropy, loss):
-    return SimpleNamespace(metrics={"entropy": entropy, "heldout_loss": loss})
-
-
-def test_a_target_that_memorizes_is_noticed_once(capsys):
-    from jaxspec.train.monitor.entropy import EntropyWarning
-
-    observer = EntropyWarning()
-    observer(event(3.9, 4.0))
-    assert not capsys.readouterr().err
-    observer(event(1.1, 4.0))
-    observer(event(1.0, 4.1))
-    message = capsys.readouterr().err
-    assert message.count("memorizes its training data") == 1

@@ -8,8 +8,7 @@ from jaxspec.train.events import Observer, TrainingEvent
 def tensorboard_observer() -> Observer | None:
     """Observer that writes every metric; None if TensorBoard is not installed."""
     try:
-        from tensorboard.summary import Writer  # pyright: ignore
-        from tensorboard.summary._output import DirectoryOutput  # pyright: ignore
+        from tensorboard.summary import DirectoryOutput, Writer  # pyright: ignore
     except ImportError:
         return None
     writers: dict[str, Any] = {}
