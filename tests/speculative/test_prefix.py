@@ -168,7 +168,7 @@ ANY_MODEL = {
         SHORT,
     ),
 }
-DEFAULT = ("plain", "block, image row above", "eagle-3")
+DEFAULT = ("plain", "block, image row above")
 
 
 @pytest.mark.parametrize(
@@ -278,6 +278,7 @@ def test_a_prefix_of_no_tokens_is_the_program_without_one():
     )
 
 
+@pytest.mark.variants(1)
 @pytest.mark.parametrize("stages", [1, 3])
 def test_limits_and_counters_count_new_tokens(stages):
     whole, prefix = toy_result().tokens, 5
@@ -304,6 +305,7 @@ def test_limits_and_counters_count_new_tokens(stages):
     assert out.stats.calls.tolist() == [2 + n for n in out.lengths.tolist()]
 
 
+@pytest.mark.slow
 def test_sequences_with_a_prefix_run_on_a_mesh_and_in_a_queue():
     """Continuous batching: six requests, two at a time."""
     whole, prefix, count = toy_result().tokens, 5, 6

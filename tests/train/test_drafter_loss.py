@@ -180,9 +180,10 @@ def test_without_a_norm_features_are_read_as_they_are():
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "own_drafter.py"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sequences", "steps", "least"),
-    [(32, 12, 1.0), pytest.param(512, 250, 1.5, marks=pytest.mark.slow)],
+    [(32, 12, 1.0), (512, 250, 1.5)],
     ids=["short", "whole"],
 )
 def test_example_trains_a_drafter_for_a_transformer_of_its_own(sequences, steps, least):
