@@ -121,6 +121,7 @@ def test_page_on_your_own_loop_runs(capsys):
     assert sorted(ids[ids >= 0]) == list(range(6))
 
 
+@pytest.mark.slow
 def test_page_to_get_started_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = run_page("get_started.md")
@@ -129,6 +130,7 @@ def test_page_to_get_started_runs(tmp_path, monkeypatch):
     np.testing.assert_array_equal(names["preview"].tokens, names["out"].tokens)
 
 
+@pytest.mark.slow
 def test_page_on_your_own_model_runs():
     names = run_page("own_model.md")
     out = names["out"]
@@ -145,6 +147,7 @@ def test_page_on_your_own_model_runs():
     np.testing.assert_array_equal(names["out"].tokens, tokens)
 
 
+@pytest.mark.slow
 def test_page_on_your_own_drafter_runs(capsys):
     names = run_page("own_drafter.md")
     assert "Hasty.outcome is biased" in capsys.readouterr().out

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxspec.config.checks import whole_number
 from jaxspec.errors import DataError
 from jaxspec.io.rgb import SUFFIXES
 from jaxspec.io.text_files import read_text, split_lines
@@ -255,4 +256,5 @@ def _sidecar(image: Path) -> Path | None:
 
 def order_of_names(name: str) -> tuple[int, int, str]:
     """Order of class names: whole numbers by value, then names."""
-    return (0, int(name), name) if name.isdecimal() else (1, 0, name)
+    number = whole_number(name)
+    return (1, 0, name) if number is None else (0, number, name)

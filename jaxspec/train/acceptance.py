@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxspec.core.noise import seed_key
 from jaxspec.core.sampling import Sampling, active_steps
 from jaxspec.data.batches import evenly_spaced
 from jaxspec.data.image_tokens import Sequences
@@ -52,7 +53,7 @@ def make_acceptance(
     @jax.jit
     def run(drafter_params, target_params):
         variables = engine.variables(target=target_params, drafter=drafter_params)
-        keys = jax.random.key(config.seed)
+        keys = seed_key(config.seed)
         out = engine.generate(variables, prompt, sampling=sampling, keys=keys)
         return jnp.sum(out.lengths - 1) / jnp.sum(out.stats.calls - 1)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import jax
 
 from jaxspec.config import TextEncoderConfig, TokenizerConfig, TransformerConfig
+from jaxspec.core.noise import seed_key
 from jaxspec.data.dataset import ImageDataset
 from jaxspec.drafters.dflash.network import DFlashConfig
 from jaxspec.models.transformer.model import Transformer
@@ -197,5 +198,5 @@ def describe(experiment: Experiment, dataset: ImageDataset) -> str:
 
 def _millions(init: Callable[[Array], Params]) -> str:
     """Number of parameters, without allocating them."""
-    shapes = jax.eval_shape(init, jax.random.key(0))
+    shapes = jax.eval_shape(init, seed_key(0))
     return f"{sum(x.size for x in jax.tree.leaves(shapes)) / 1e6:.1f} million"

@@ -384,7 +384,7 @@ def test_impossible_engines_raise_a_clear_error():
     for wrong, words in (
         ({"order": ("topk",)}, "order has the step 'topk'"),
         ({"selection": "best"}, "selection='best'"),
-        ({"tree": "chain-3"}, "tree='chain-3' is no tree"),
+        ({"tree": Tree}, "tree=Tree is no tree"),
         ({"verifier": "coupled"}, "verifier='coupled' is no verifier"),
         ({"verifier": Coupled}, "is no verifier; use an instance"),
     ):

@@ -171,7 +171,23 @@ def test_a_fingerprint_identifies_model_settings_and_data():
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+DEFAULTS = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+}
+
+
+@pytest.fixture
+def default_handlers():
+    """Handlers of a program started from a terminal; a test runner may have others."""
+    before = {n: signal.signal(n, handler) for n, handler in DEFAULTS.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("default_handlers")
+@pytest.mark.parametrize("number", list(DEFAULTS))
 def test_a_signal_ends_the_step_saves_and_is_raised(tmp_path, number, capsys):
     """The resumed run writes the log of an uninterrupted one."""
     rare = replace(CONFIG, log_every=1, save_every=100, evaluate_every=100)
@@ -184,7 +200,7 @@ def test_a_signal_ends_the_step_saves_and_is_raised(tmp_path, number, capsys):
         run(tmp_path / "parts", rare, observers=[stop])
     assert "toy stopped and saved at step 8 of 12" in capsys.readouterr().err
     assert int(load_state(tmp_path / "parts" / "state", START)["count"]) == 8
-    assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
+    assert signal.getsignal(number) is DEFAULTS[number]
     run(tmp_path / "parts", rare)
     run(tmp_path / "whole", rare)
     assert lines_of(tmp_path / "parts") == lines_of(tmp_path / "whole")

@@ -44,7 +44,7 @@ def test_curves_are_drawn_at_evaluations(tmp_path):
 
 @pytest.fixture
 def written(monkeypatch):
-    """What is written to TensorBoard, whose package is replaced."""
+    """Values written to TensorBoard, whose package is replaced."""
     values, module = [], ModuleType("tensorboard.summary")
 
     class Writer:

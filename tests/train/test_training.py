@@ -66,6 +66,7 @@ def test_a_trained_bundle_generates(trained, tmp_path, capsys):
     out, report = tmp_path / "s.png", tmp_path / "r.json"
     command = ["generate", "--checkpoint", str(trained / "checkpoint"), "--num", "3"]
     command += ["--tree", "chain-3", "--out", str(out), "--report", str(report)]
+    command += ["--compare"]
     assert main([*command, "--classes", "blue,0"]) == 0
     values = json.loads(report.read_text())
     assert values["identical_to_autoregressive"] and values["classes"] == [2, 0, 2]
@@ -122,7 +123,7 @@ def test_models_draft_with_the_objective_they_were_trained_for(
             load_prior(folder)
     command = ["generate", "--checkpoint", str(bundle), "--num", "2"]
     command += ["--tree", "chain-2", "--drafter", str(folder)]
-    command += ["--report", str(report), "--out", str(tmp_path / "s.png")]
+    command += ["--report", str(report), "--out", str(tmp_path / "s.png"), "--compare"]
     assert main(command) == 0
     assert json.loads(report.read_text())["identical_to_autoregressive"]
 
@@ -368,7 +369,7 @@ def test_a_second_drafter_of_a_bundle_is_trained_and_loaded_from_its_folder(
     assert "EAGLE" in (folder / "README.md").read_text()
     report = tmp_path / "r.json"
     command = ["generate", "--checkpoint", bundle, "--num", "1", "--tree", "0,1,00"]
-    command += ["--drafter", str(folder), "--report", str(report)]
+    command += ["--drafter", str(folder), "--report", str(report), "--compare"]
     assert main([*command, "--out", str(tmp_path / "s.png")]) == 0
     assert json.loads(report.read_text())["identical_to_autoregressive"]
     # A training that starts from it keeps its draft vocabulary.

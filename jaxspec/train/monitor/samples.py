@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec.checkpoint import Checkpoint
+from jaxspec.core.noise import seed_key
 from jaxspec.core.sampling import Sampling, active_steps
 from jaxspec.data.batches import evenly_spaced
 from jaxspec.data.image_tokens import Sequences
@@ -72,7 +73,7 @@ def prior_samples(
     def generate(params, decoder_params):
         prior, conditions = encoded(encoder, params, prompts)
         out = engine.generate(
-            Variables(prior), conditions, sampling=sampling, keys=jax.random.key(0)
+            Variables(prior), conditions, sampling=sampling, keys=seed_key(0)
         )
         return decoder.decode(decoder_params, out.tokens)
 
