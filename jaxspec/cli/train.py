@@ -40,8 +40,8 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--images",
         metavar="FOLDER",
-        help="folder with a folder for each class, or with classes in metadata.jsonl; "
-        "or tfds:NAME",
+        help="folder with a folder for each class, or with captions in metadata.jsonl "
+        "or beside each image; or tfds:NAME",
     )
     group.add_argument(
         "--bad-images",
@@ -140,7 +140,7 @@ def run(arguments: argparse.Namespace) -> None:
     from jaxspec.data.dataset import open_dataset
     from jaxspec.train.all_parts import train_parts
     from jaxspec.train.experiment import find_experiment, with_steps
-    from jaxspec.train.from_images import describe, experiment_for
+    from jaxspec.train.from_images import describe, experiment_for, with_images
     from jaxspec.train.overrides import with_overrides
     from jaxspec.train.run import train_part
     from jaxspec.train.training_run import TrainingRun
@@ -154,11 +154,13 @@ def run(arguments: argparse.Namespace) -> None:
             manual_dir=arguments.manual_dir,
         )
     if arguments.config:
-        experiment = find_experiment(arguments.config)
+        experiment = with_overrides(find_experiment(arguments.config), arguments.set)
+        if images is not None:
+            experiment = with_images(experiment, images)
     else:
         assert images is not None  # checked by `_check_options`
-        experiment = experiment_for(images, **_existing(arguments))
-    experiment = with_overrides(experiment, arguments.set)
+        existing = _existing(arguments)
+        experiment = experiment_for(images, settings=arguments.set, **existing)
     if arguments.steps is not None:
         experiment = with_steps(experiment, part, arguments.steps)
     if images is not None:

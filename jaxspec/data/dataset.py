@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from jaxspec.data.folder import heldout_mask, order_of_names
 from jaxspec.data.folder_images import OnBadImage, check_folder, folder_images
-from jaxspec.data.source import ImageSource, Reader
+from jaxspec.data.source import Fit, ImageSource, Reader
 from jaxspec.data.tfds_images import tfds_images, tfds_splits
 from jaxspec.errors import DataError
 from jaxspec.io.rgb import as_rgb
@@ -84,6 +83,7 @@ def _from_tfds(name: str, data_dir, manual_dir) -> ImageDataset:
             tfds_images(name, split, side, data_dir, manual_dir)
             for split in splits.names
         )
+        train.class_names = heldout.class_names = list(splits.class_names)
         return train, heldout
 
     return ImageDataset(
@@ -98,10 +98,6 @@ def _from_pairs(pairs: Iterable[tuple[Any, Any]]) -> ImageDataset:
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise DataError(f"example {i} is no pair of an image and its class")
         image, label = pair
-        if isinstance(image, Image.Image):
-            image = np.asarray(
-                image.convert("RGBA" if image.has_transparency_data else "RGB")
-            )
         source = Path(image) if isinstance(image, str) else image
         images.append(as_rgb(source, f"image {i}"))
         classes.append(str(label))
@@ -116,7 +112,7 @@ def _from_pairs(pairs: Iterable[tuple[Any, Any]]) -> ImageDataset:
 
     def sources(side: int) -> Sources:
         train, held = (
-            ImageSource(_pairs_reader(images, labels, mask, names, digest), side)
+            ImageSource(_pairs_reader(images, labels, mask, names), side)
             for mask in (~heldout, heldout)
         )
         return train, held
@@ -128,12 +124,10 @@ def _from_pairs(pairs: Iterable[tuple[Any, Any]]) -> ImageDataset:
     )
 
 
-def _pairs_reader(images, labels, mask, names, digest) -> Reader:
+def _pairs_reader(images, labels, mask, names) -> Reader:
     chosen = np.flatnonzero(mask)
 
-    def read(indices: Sequence[int]) -> Iterator[tuple[np.ndarray, int]]:
-        return ((images[chosen[i]], int(labels[chosen[i]])) for i in indices)
+    def read(indices: Sequence[int], fit: Fit) -> Iterator[tuple[np.ndarray, int]]:
+        return ((fit(images[chosen[i]]), int(labels[chosen[i]])) for i in indices)
 
-    return Reader(
-        "images", len(chosen), read, lambda: labels[chosen], names, (), digest
-    )
+    return Reader("images", len(chosen), read, lambda: labels[chosen], names)

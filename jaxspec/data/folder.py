@@ -93,7 +93,8 @@ def list_folder(folder: str | Path) -> Listing:
     splits = {p.name.lower(): p for p in _folders(folder)}
     train = [p for name, p in splits.items() if name in TRAIN]
     held = [p for name, p in splits.items() if name in HELDOUT]
-    if len(train) == 1 and len(train) + len(held) == len(splits):
+    divided = len(train) == 1 and len(train) + len(held) == len(splits)
+    if divided and not (folder / METADATA).is_file():
         parts = [_list_split(path) for path in (*train, *held)]
         listing = _join(folder, parts, [False] * len(train) + [True] * len(held))
         return listing if held else _with_heldout(listing)
@@ -133,7 +134,9 @@ def _list_split(folder: Path) -> _Split:
                 f"{len(images) - len(missing)} other images have one; write "
                 f"'{missing[0].with_suffix('.txt').name}' or remove the image"
             )
-        captions = [read_text(s).strip() for s in sidecars if s is not None]
+        captions = [
+            _checked_caption(read_text(s), f"'{s}'") for s in sidecars if s is not None
+        ]
         return _Split(images, [""] * len(images), captions, ignored - len(images))
     depths = {len(file.relative_to(folder).parts) > 1 for file in images}
     if len(depths) > 1:
@@ -165,8 +168,8 @@ def _from_metadata(folder: Path, images: list[Path], ignored: int) -> _Split:
         if path not in known:
             raise DataError(f"{where}: there is no image '{row['file_name']}'")
         caption = next((row[key] for key in CAPTION_KEYS if key in row), None)
-        if not isinstance(caption, str | None):
-            raise DataError(f"{where}: the caption is no text")
+        if caption is not None:
+            caption = _checked_caption(caption, where)
         if caption is None and "label" not in row:
             raise DataError(f"{where}: give a `text` or a `label`")
         files.append(path)
@@ -178,6 +181,17 @@ def _from_metadata(folder: Path, images: list[Path], ignored: int) -> _Split:
         raise DataError(f"'{file}': some lines have a caption and others a label")
     captions = [c for c in captions if c is not None]
     return _Split(files, classes, captions, ignored + len(images) - len(set(files)))
+
+
+def _checked_caption(caption: Any, where: str) -> str:
+    """A caption without surrounding space, which has a letter and is Unicode."""
+    if not isinstance(caption, str):
+        raise DataError(f"{where}: the caption is no text")
+    if not caption.strip():
+        raise DataError(f"{where}: the caption is empty; describe the image")
+    if any("\ud800" <= letter <= "\udfff" for letter in caption):
+        raise DataError(f"{where}: the caption is no valid Unicode")
+    return caption.strip()
 
 
 def _class_of(label: Any, where: str) -> str:

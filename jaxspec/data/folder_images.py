@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxspec.data.folder import Listing, list_folder
-from jaxspec.data.source import ImageSource, Reader
+from jaxspec.data.source import Fit, ImageSource, Reader
 from jaxspec.errors import DataError
 from jaxspec.io.rgb import as_rgb
 
@@ -66,22 +66,21 @@ def check_folder(
 
 def folder_images(listing: Listing, side: int) -> tuple[ImageSource, ImageSource]:
     """Training images and held-out images of a folder, as squares of `side` pixels."""
-    digest = listing.digest()
     train, heldout = (
-        ImageSource(_file_reader(listing.select(mask), name, digest), side)
+        ImageSource(_file_reader(listing.select(mask), name), side)
         for name, mask in (("train", ~listing.heldout), ("held out", listing.heldout))
     )
     return train, heldout
 
 
-def _file_reader(listing: Listing, name: str, digest: str) -> Reader:
+def _file_reader(listing: Listing, name: str) -> Reader:
     pool = ThreadPoolExecutor()
 
-    def decode(i: int) -> tuple[np.ndarray, int]:
-        file = listing.files[i]
-        return as_rgb(file, f"'{file}'"), int(listing.labels[i])
+    def read(indices: Sequence[int], fit: Fit) -> Iterator[tuple[np.ndarray, int]]:
+        def decode(i: int) -> tuple[np.ndarray, int]:
+            file = listing.files[i]
+            return fit(as_rgb(file, f"'{file}'")), int(listing.labels[i])
 
-    def read(indices: Sequence[int]) -> Iterator[tuple[np.ndarray, int]]:
         return pool.map(decode, indices)
 
     return Reader(
@@ -91,7 +90,6 @@ def _file_reader(listing: Listing, name: str, digest: str) -> Reader:
         lambda: listing.labels,
         listing.class_names,
         listing.captions,
-        digest,
     )
 
 

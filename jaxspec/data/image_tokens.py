@@ -136,9 +136,12 @@ def encode_source(
       batch: images per forward pass.
     """
     digest = params_digest(params)
-    file = cache_dir / f"{name}-{'flips' if flips else 'plain'}-{digest}.npy"
+    stem = f"{name.replace('/', '-')}-{'flips' if flips else 'plain'}-{digest}"
+    file = cache_dir / f"{stem}.npy"
     if file.exists():
-        return TokenSource(np.load(file), source.labels, digest)
+        cached = np.load(file)
+        if cached.shape[1] == len(source):
+            return TokenSource(cached, source.labels, digest)
     encode = jax.jit(tokenizer.encode)
     length = tokenizer.config.grid**2
     kind = np.uint16 if tokenizer.config.codebook_size <= 1 << 16 else np.int32

@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from jaxspec.io.rgb import fit_square
 
+Fit = Callable[[np.ndarray], np.ndarray]
 # Largest decoded split, in bytes, that is held in memory after the first read.
 _MEMORY_BYTES = 1 << 30
 
@@ -19,20 +20,19 @@ class Reader:
     Attributes:
       name: split and data set, for the progress bar.
       count: number of images.
-      read: images uint8 RGB [h, w, 3] of any size and labels, at the given indices.
+      read: function from indices, and a function that makes squares of images uint8 RGB
+        [h, w, 3], to these squares and labels.
       labels: labels int32 [n] of all images, without decoding them.
       class_names: class names, indexed by label; empty if there are none.
       captions: caption of each image; empty if there are none.
-      digest: identity of images, labels and captions; empty for the name of the set.
     """
 
     name: str
     count: int
-    read: Callable[[Sequence[int]], Iterator[tuple[np.ndarray, int]]]
+    read: Callable[[Sequence[int], Fit], Iterator[tuple[np.ndarray, int]]]
     labels: Callable[[], np.ndarray]
     class_names: Sequence[str] = ()
     captions: Sequence[str] = ()
-    digest: str = ""
 
 
 class ImageSource:
@@ -45,7 +45,6 @@ class ImageSource:
       labels: int32 [n], classes.
       class_names: class names, indexed by label; empty if there are none.
       captions: caption of each image; empty if there are none.
-      digest: identity of the data, empty where its name is enough.
     """
 
     def __init__(self, reader: Reader, side: int):
@@ -61,7 +60,6 @@ class ImageSource:
         self._reader, self._side = reader, side
         self.class_names = list(reader.class_names)
         self.captions = list(reader.captions)
-        self.digest = reader.digest
         self._images = None
         if reader.count * side * side * 3 > _MEMORY_BYTES:
             self.labels = reader.labels()
@@ -85,5 +83,7 @@ class ImageSource:
 
     def _read(self, indices) -> Iterator[tuple[np.ndarray, int]]:
         """Yields images uint8 [side, side, 3] and labels."""
-        for image, label in self._reader.read([int(i) for i in indices]):
-            yield fit_square(image, self._side), label
+        return self._reader.read([int(i) for i in indices], self._fit)
+
+    def _fit(self, image: np.ndarray) -> np.ndarray:
+        return fit_square(image, self._side)

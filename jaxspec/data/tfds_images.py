@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from jaxspec.data.source import ImageSource, Reader
+from jaxspec.data.source import Fit, ImageSource, Reader
 from jaxspec.errors import DataError
 from jaxspec.io.rgb import as_rgb
 from jaxspec.io.writing import write_file
@@ -41,10 +41,10 @@ def tfds_images(
     records: Any = _records(name, split, data_dir, manual_dir)
     origin = f"of split '{split}' of data set '{name}'"
 
-    def read(indices: Sequence[int]) -> Iterator[tuple[np.ndarray, int]]:
+    def read(indices: Sequence[int], fit: Fit) -> Iterator[tuple[np.ndarray, int]]:
         found = records.__getitems__(list(indices))
         for i, record in zip(indices, found, strict=True):
-            yield as_rgb(record["image"], f"image {i} {origin}"), record["label"]
+            yield fit(as_rgb(record["image"], f"image {i} {origin}")), record["label"]
 
     def labels() -> np.ndarray:
         labeled = tqdm(records, desc=f"labels of {split}")
@@ -73,7 +73,7 @@ class Splits(NamedTuple):
 def tfds_splits(
     name: str, data_dir: str | Path, manual_dir: str | Path | None = None
 ) -> Splits:
-    """Chooses the splits of a data set: `train`, and `test` or `validation`.
+    """Chooses the splits of a data set: `train`, and `validation` or `test`.
 
     A data set without a second split is divided nine to one.
 
@@ -82,7 +82,7 @@ def tfds_splits(
     """
     records: Any = _records(name, "train", data_dir, manual_dir)
     known = list(records.dataset_info.splits)
-    held = [split for split in ("test", "validation") if split in known]
+    held = [split for split in ("validation", "test") if split in known]
     names = ("train", held[0]) if held else ("train[:90%]", "train[90%:]")
     classes = _class_names(name, records, data_dir, manual_dir)
     if not classes:

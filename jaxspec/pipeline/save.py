@@ -6,7 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from jaxspec.checkpoint import params_digest, save
+from jaxspec.checkpoint.folders import replace_folder
 from jaxspec.errors import ConfigError
+from jaxspec.io.fresh import remove
 from jaxspec.pipeline.bundle import Bundle
 
 
@@ -15,7 +17,8 @@ def save_bundle(bundle: Bundle, path: str | os.PathLike) -> None:
 
     Args:
       bundle: models.
-      path: folder of the bundle; parts that exist there are replaced one by one.
+      path: folder of the bundle; parts that exist there are replaced one by one, and
+        parts that this bundle lacks are removed.
 
     Raises:
       CheckpointError: the folder cannot be written.
@@ -38,7 +41,11 @@ def save_bundle(bundle: Bundle, path: str | os.PathLike) -> None:
     for name, checkpoint in parts.items():
         if checkpoint is not None:
             save(folder / name, checkpoint)
-    if bundle.text_encoder is not None:
-        shutil.copytree(
-            bundle.text_encoder, folder / "text_encoder", dirs_exist_ok=True
-        )
+        else:
+            remove(folder / name)
+    target, source = folder / "text_encoder", bundle.text_encoder
+    if source is None:
+        remove(target)
+    elif source.resolve() != target.resolve():
+        with replace_folder(target) as fresh:
+            shutil.copytree(source, fresh, dirs_exist_ok=True)

@@ -64,11 +64,8 @@ def make_acceptance(
 
 def _prompts(target: Any, heldout: Sequences) -> tuple[PyTree, int]:
     """Prompts of eight sequences, and the number of tokens after them."""
-    if target.condition == "class":
-        classes = evenly_spaced(target.classes, _SEQUENCES).astype(np.int32)
-        return classes, target.sequence_length
     chosen = evenly_spaced(len(heldout), _SEQUENCES)
-    if target.condition == "caption":
+    if target.condition != "none":
         return heldout.prompts(chosen), target.sequence_length
     prompts = heldout.tokens[0, chosen, :_TEXT_PROMPT].astype(np.int32)
     room = target.sequence_length - _TEXT_PROMPT

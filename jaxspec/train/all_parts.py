@@ -14,7 +14,6 @@ from jaxspec.errors import ConfigError
 from jaxspec.train.events import Observer
 from jaxspec.train.experiment import Experiment
 from jaxspec.train.from_images import PARTS, SHARES, describe, experiment_for
-from jaxspec.train.overrides import with_overrides
 from jaxspec.train.run import train_part
 from jaxspec.train.training_run import TrainingRun
 
@@ -56,7 +55,7 @@ def train_all(
     """
     dataset = open_dataset(images, on_bad=on_bad, data_dir=data_dir)
     existing = existing_configs(Path(workdir) / "checkpoint")
-    experiment = with_overrides(experiment_for(dataset, **existing), settings)
+    experiment = experiment_for(dataset, settings=settings, **existing)
     print(describe(experiment, dataset), file=sys.stderr)
     run = TrainingRun(
         Path(workdir),
@@ -96,9 +95,12 @@ def train_parts(
 
 
 def existing_configs(bundle: Path) -> dict[str, Any]:
-    """Configuration of the tokenizer in a bundle, as argument of `experiment_for`."""
-    folder = bundle / "tokenizer"
-    return {"tokenizer": read_config(folder).config} if folder.is_dir() else {}
+    """Configurations of the parts in a bundle, as arguments of `experiment_for`."""
+    return {
+        part: read_config(bundle / part).config
+        for part in ("tokenizer", "prior", "text_encoder")
+        if (bundle / part).is_dir()
+    }
 
 
 def _parts_of(experiment: Experiment, workdir: Path) -> list[str]:

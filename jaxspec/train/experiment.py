@@ -18,7 +18,7 @@ class DataConfig:
     """A data set, with the credit and license that model cards repeat.
 
     Attributes:
-      name: data set name that `jaxspec.data.source.ImageSource` takes, or "text:FILE"
+      name: data set name that `jaxspec.data.tfds_images` takes, or "text:FILE"
         for a file in the folder of `--manual-dir`, one token per byte.
       train_split: tfds split to train on.
       heldout_split: tfds split that selects checkpoints and is measured.

@@ -63,7 +63,7 @@ def cache_features(
     tokens = source.tokens.reshape(-1, source.tokens.shape[-1])
     width = len(layers) * config.width
     shape = (len(tokens), 2, config.prefix_length + tokens.shape[1], width)
-    metadata = repr((digest_of(prior), layers, dtype, shape))
+    metadata = repr((digest_of(prior), source.digest, layers, dtype, shape))
     digest = hashlib.sha256(metadata.encode() + tokens.tobytes()).hexdigest()[:16]
     file, kind = cache_dir / f"features-{digest}.bin", np.dtype(DTYPES[dtype])
     if file.exists():

@@ -1,7 +1,8 @@
 """Experiment whose sizes follow from the images and the device."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 
@@ -9,6 +10,7 @@ from jaxspec.config import TextEncoderConfig, TokenizerConfig, TransformerConfig
 from jaxspec.core.noise import seed_key
 from jaxspec.data.dataset import ImageDataset
 from jaxspec.drafters.dflash.network import DFlashConfig
+from jaxspec.errors import ConfigError
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.sharding.device import device_name
 from jaxspec.tokenizers.vqgan.model import Tokenizer
@@ -19,6 +21,8 @@ from jaxspec.train.experiment import (
     PriorTrainingConfig,
     TrainingConfig,
 )
+from jaxspec.train.overrides import read_settings, replaced
+from jaxspec.train.text_encoder import check_tokenizers
 from jaxspec.typing import Array, Params
 
 # Text tokens of a caption, the longest that is not cut, and of the vocabulary.
@@ -66,6 +70,8 @@ def experiment_for(
     *,
     tokenizer: TokenizerConfig | None = None,
     prior: TransformerConfig | None = None,
+    text_encoder: TextEncoderConfig | None = None,
+    settings: Sequence[str] = (),
 ) -> Experiment:
     """Chooses tokenizer, prior and drafter for a data set.
 
@@ -78,7 +84,13 @@ def experiment_for(
       platform: "cpu", "gpu" or "tpu"; by default that of the first device.
       tokenizer: configuration of a tokenizer that exists, whose image size and grid are
         taken.
-      prior: configuration of a prior that exists and is fine-tuned.
+      prior: configuration of a prior that exists.
+      text_encoder: configuration of the text encoder of a prior that exists.
+      settings: fields to change, see `overrides.read_settings`. Sizes of later parts
+        follow those of earlier ones.
+
+    Raises:
+      ConfigError: settings do not fit, or captions need a package that is missing.
     """
     platform = platform or jax.devices()[0].platform
     sizes = CPU if platform == "cpu" else ACCELERATOR
@@ -86,11 +98,19 @@ def experiment_for(
     if tokenizer is None:
         fitting = [s for s in SIDES if s <= min(dataset.side, sizes.most_side)]
         tokenizer = tokenizer_for(fitting[-1] if fitting else SIDES[0], sizes)
-    text_encoder = text_encoder_for(sizes) if dataset.captioned else None
+    changes = read_settings(settings)
+
+    def change(part: str, config: Any) -> Any:
+        return replaced(config, changes.pop(part, {}), f"{part}.")
+
+    tokenizer = change("tokenizer", tokenizer)
+    if dataset.captioned and text_encoder is None:
+        check_tokenizers()
+        text_encoder = change("text_encoder", text_encoder_for(sizes))
     prior = prior or TransformerConfig(
         condition="caption" if text_encoder else "class",
-        caption_length=CAPTION_LENGTH,
-        caption_width=sizes.text_width,
+        caption_length=text_encoder.length if text_encoder else CAPTION_LENGTH,
+        caption_width=text_encoder.width if text_encoder else sizes.text_width,
         vocab_size=tokenizer.codebook_size,
         layers=sizes.layers,
         width=sizes.width,
@@ -98,20 +118,23 @@ def experiment_for(
         grid=tokenizer.grid,
         classes=len(dataset.class_names),
     )
+    prior = change("prior", prior)
+    layers = prior.layers
     drafter = DFlashConfig(
         block_size=8,
         layers=2,
         width=prior.width,
         heads=prior.heads,
         ffn_width=3 * prior.width,
-        feature_layers=(1, prior.layers // 2, prior.layers - 1),
+        feature_layers=tuple(sorted({min(1, layers - 1), layers // 2, layers - 1})),
         markov_rank=64,
     )
+    drafter = change("drafter", drafter)
     # Trainings end after their time; these are the most steps that help.
     epochs = max(dataset.count // sizes.batch, 1)
-    return Experiment(
+    experiment = Experiment(
         name=dataset.name,
-        data=DataConfig(dataset.name),
+        data=data_config(dataset),
         tokenizer=tokenizer,
         prior=prior,
         drafter=drafter,
@@ -139,6 +162,31 @@ def experiment_for(
             compute_dtype=dtype,
         ),
     )
+    return replaced(experiment, changes)
+
+
+def data_config(dataset: ImageDataset, flips: bool = True) -> DataConfig:
+    """Description of a data set for an experiment and its model cards."""
+    return DataConfig(dataset.name, heldout_split="held out", flips=flips)
+
+
+def with_images(experiment: Experiment, dataset: ImageDataset) -> Experiment:
+    """A preset whose data set is replaced.
+
+    Raises:
+      ConfigError: the preset is for text, or the images have captions and the preset
+        classes, or the reverse.
+    """
+    captioned = experiment.prior.condition == "caption"
+    if experiment.text_file is not None or dataset.captioned != captioned:
+        kinds = {True: "captioned images", False: "images with classes"}
+        wanted = "text" if experiment.text_file else kinds[captioned]
+        raise ConfigError(
+            f"the preset {experiment.name} is for {wanted}, and '{dataset.name}' has "
+            f"{kinds[dataset.captioned]}; leave out --config"
+        )
+    data = data_config(dataset, experiment.data.flips)
+    return replace(experiment, data=data)
 
 
 def text_encoder_for(sizes: Sizes) -> TextEncoderConfig:

@@ -36,7 +36,8 @@ def with_length(
     """Prepares a training whose number of steps follows from the time it may take.
 
     The first start measures a few steps and writes the number to `plan.json`, which
-    later starts read: a resumed training has the same steps and the same schedule.
+    later starts read once a state has been saved: a resumed training has the same steps
+    and the same schedule.
 
     Args:
       experiment: settings, with the number of steps if `seconds` is None.
@@ -52,11 +53,14 @@ def with_length(
     Returns:
       The experiment with its number of steps, and the training.
     """
-    if seconds is None:
-        return experiment, make_job(experiment)
     file = folder / PLAN
-    if file.is_file():
+    if seconds is None:
+        if file.is_file():  # later starts without a number continue with this one
+            _write_plan(file, getattr(experiment, f"train_{part}").steps)
+        return experiment, make_job(experiment)
+    if file.is_file() and (folder / "state").is_dir():
         steps = int(json.loads(file.read_bytes())["steps"])
+        print(f"{part}: {steps} steps, as at its first start", file=sys.stderr)
     else:
         short = with_schedule(experiment, part, _TIMED + 1)
         began = time.perf_counter()
@@ -67,9 +71,13 @@ def with_length(
         minutes = steps * per_step / _STEP_SHARE / 60
         print(f"{part}: {steps} steps, about {minutes:.0f} minutes", file=sys.stderr)
         folder.mkdir(parents=True, exist_ok=True)
-        write_file(file, json.dumps({"steps": steps}).encode())
+        _write_plan(file, steps)
     experiment = with_schedule(experiment, part, steps)
     return experiment, make_job(experiment)
+
+
+def _write_plan(file: Path, steps: int) -> None:
+    write_file(file, json.dumps({"steps": steps}).encode())
 
 
 def with_schedule(experiment: Experiment, part: str, steps: int) -> Experiment:

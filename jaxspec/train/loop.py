@@ -189,7 +189,8 @@ def fit(
                 save_state(saved, state, {PROGRESS: json.dumps(progress)})
                 last_save = time.perf_counter()
             if evaluating:
-                notify(observers, event(done, values, training.result(state)))
+                params = jax.tree.map(jnp.copy, training.result(state))
+                notify(observers, event(done, values, params))
             if stopping:
                 tqdm.write(
                     f"{training.part} stopped and saved at step {done} of "
@@ -197,6 +198,8 @@ def fit(
                     file=sys.stderr,
                 )
                 stop.raise_error()
+        if stop.signal:  # during the last step
+            stop.raise_error()
     if best is None:
         raise CheckpointError(
             f"'{workdir / 'best'}' is missing; remove '{workdir}' and train again"
@@ -246,8 +249,8 @@ def _not_finite(reason: str, step: int, saved_step: int) -> NonFiniteError:
     if saved_step:
         again = f"resumes from step {saved_step}"
     return NonFiniteError(
-        f"{reason} at step {step}; lower learning_rate in the preset and run the same "
-        f"command again: it {again}"
+        f"{reason} at step {step}; lower learning_rate (in the preset, or with --set) "
+        f"and run the same command again: it {again}"
     )
 
 

@@ -12,15 +12,19 @@ from jaxspec.train.experiment import Experiment
 
 
 def with_overrides(experiment: Experiment, settings: Sequence[str]) -> Experiment:
-    """The experiment with fields replaced.
+    """The experiment with fields replaced; see `read_settings` and `replaced`."""
+    return replaced(experiment, read_settings(settings))
+
+
+def read_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """Values of fields, nested as the configurations are.
 
     Args:
-      experiment: experiment to start from.
       settings: texts `PATH=VALUE`, such as "train_prior.batch=32" or
         "drafter.feature_layers=(1, 3)". Values are Python literals or plain words.
 
     Raises:
-      ConfigError: there is no such field, or the value does not suit it.
+      ConfigError: a text is of another form.
     """
     changes: dict[str, Any] = {}
     for text in settings:
@@ -31,8 +35,10 @@ def with_overrides(experiment: Experiment, settings: Sequence[str]) -> Experimen
         *parents, name = path.strip().split(".")
         for parent in parents:
             node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"--set {text}: {parent} has a value already")
         node[name] = _literal(value.strip())
-    return _replaced(experiment, changes, "")
+    return changes
 
 
 def _literal(text: str) -> Any:
@@ -42,8 +48,17 @@ def _literal(text: str) -> Any:
         return text
 
 
-def _replaced(config: Any, changes: dict[str, Any], path: str) -> Any:
-    """A frozen dataclass with changed fields; all at once, as they are checked."""
+def replaced(config: Any, changes: dict[str, Any], path: str = "") -> Any:
+    """A configuration with changed fields; all at once, as they are checked.
+
+    Args:
+      config: frozen dataclass.
+      changes: values by field, nested as `read_settings` returns them.
+      path: path of the configuration in error messages, with a dot at its end.
+
+    Raises:
+      ConfigError: there is no such field, or a value does not suit it.
+    """
     hints = typing.get_type_hints(type(config))
     known = [field.name for field in dataclasses.fields(config)]
     values = {}
@@ -54,7 +69,7 @@ def _replaced(config: Any, changes: dict[str, Any], path: str) -> Any:
             )
         current = getattr(config, name)
         if dataclasses.is_dataclass(current) and isinstance(change, dict):
-            values[name] = _replaced(current, change, f"{path}{name}.")
+            values[name] = replaced(current, change, f"{path}{name}.")
         elif isinstance(change, dict):
             raise ConfigError(f"--set {path}{name}: has no fields")
         else:

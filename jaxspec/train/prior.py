@@ -59,6 +59,11 @@ def prior_job(
     model = Transformer(experiment.prior)
     encoder = experiment.text_encoder and TextEncoder(experiment.text_encoder)
     params = model.init(seed_key(config.seed))
+    if start is not None and encoder is not None:
+        raise ConfigError(
+            "a prior of captions cannot start from another one, whose vocabulary "
+            "differs; leave out --start"
+        )
     if start is not None:
         params = _start_params(start, model, params)
     start_digest = params_digest(params) if start is not None else ""
@@ -176,8 +181,8 @@ def make_evaluation(
     most, key = HELDOUT["prior"], seed_key(config.seed + 1)
 
     def evaluate(state):
+        params, source = with_encoder(encoder, state["average"], heldout)
         if config.objective == "next":
-            params, source = with_encoder(encoder, state["average"], heldout)
             values = likelihood_metrics(
                 model, params, source, batch=config.batch, most=most
             )
@@ -185,12 +190,12 @@ def make_evaluation(
         losses = []
         for i, part in enumerate(heldout_batches(len(heldout), most, config.batch)):
             tokens = heldout.tokens[0, part].astype(np.int32)
-            batch = tokens, heldout.prompts(part), np.zeros(len(part), bool)
+            batch = tokens, source.prompts(part), np.zeros(len(part), bool)
             # A sorted model uses the key for dropout, which is off here.
             batch_key = (
                 None if config.objective == "sorted" else jax.random.fold_in(key, i)
             )
-            losses.append(measure(state["average"], *batch, batch_key))
+            losses.append(measure(params, *batch, batch_key))
         return {"heldout_loss": float(np.mean(losses))}
 
     measure = jax.jit(objective)

@@ -30,6 +30,7 @@ from jaxspec.train.sources import (
     generated_sequences,
     generation_conditions,
     open_images,
+    vocabulary_file,
 )
 from jaxspec.train.text_encoder import ENCODER
 from jaxspec.train.tokenizer import tokenizer_job
@@ -76,9 +77,10 @@ def _train_part(experiment: Experiment, part: str, run: TrainingRun) -> Path:
     if names and part in ("prior", "classifier") and not captioned:
         metadata = {**result[part].metadata, "class_names": names}
         result = {part: replace(result[part], metadata=metadata)}
+    notes = {name: _notes(name, run) for name in result}  # before anything is written
     for name, checkpoint in result.items():
         path = run.workdir / "checkpoint" / name
-        _finish(experiment, part, checkpoint, run.command, path, _notes(name, run))
+        _finish(experiment, name, checkpoint, run.command, path, notes[name])
     return run.workdir / "checkpoint" / part
 
 
@@ -154,7 +156,7 @@ def _notes(part: str, run: TrainingRun) -> dict[str, str]:
     """Files beside a checkpoint: the vocabulary of a text encoder."""
     if part != ENCODER:
         return {}
-    return {VOCABULARY: read_text(run.workdir / "prior" / VOCABULARY)}
+    return {VOCABULARY: read_text(vocabulary_file(run))}
 
 
 def _finish(

@@ -73,7 +73,7 @@ def self_generated_source(
 
 
 def class_conditions(prior: Checkpoint) -> TokenSource:
-    """All classes of a target, for `self_generated_source`.
+    """All named classes of a target, for `self_generated_source`.
 
     Raises:
       ConfigError: the target has no classes.
@@ -84,7 +84,8 @@ def class_conditions(prior: Checkpoint) -> TokenSource:
             "self-generated sequences need a target of classes or captions; set "
             "train_drafter.self_generated=0 to train on data"
         )
-    labels = np.arange(config.classes, dtype=np.int32)
+    known = len(prior.metadata.get("class_names", ())) or config.classes
+    labels = np.arange(min(known, config.classes), dtype=np.int32)
     return TokenSource(np.zeros((1, len(labels), 0), np.uint16), labels, "")
 
 

@@ -4,13 +4,15 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 
+import jax
+
 from jaxspec.checkpoint import Checkpoint, load_checkpoint
 from jaxspec.data.dataset import Sources
 from jaxspec.data.image_tokens import Sequences, TokenSource, encode_source
 from jaxspec.data.source import ImageSource
 from jaxspec.data.text import TextSource
 from jaxspec.data.tfds_images import tfds_images
-from jaxspec.errors import ConfigError
+from jaxspec.errors import ConfigError, DataError
 from jaxspec.io.writing import write_file
 from jaxspec.models.t5.model import TextEncoder
 from jaxspec.pipeline.captions import TOKENIZER as VOCABULARY
@@ -58,6 +60,11 @@ def _check_classes(experiment: Experiment, images: Sources) -> None:
     The embedding after the last class is the unconditional one, which labels beyond the
     classes would train.
     """
+    if any(int(source.labels.min()) < 0 for source in images):
+        raise DataError(
+            f"'{experiment.data.name}' has images without a label (-1); choose another "
+            "split"
+        )
     most = max(int(source.labels.max()) for source in images) + 1
     count = max(most, *(len(source.class_names) for source in images))
     classes = experiment.prior.classes
@@ -71,24 +78,26 @@ def _check_classes(experiment: Experiment, images: Sources) -> None:
 def data_sequences(
     experiment: Experiment, images: Sources | None, run: TrainingRun
 ) -> tuple[Sequences, Sequences]:
-    """Training and held-out sequences of the data."""
+    """Training and held-out sequences of the data, for a prior."""
     if images is None:
         return _text_windows(experiment, run.manual_dir or run.data_dir)
-    return _image_tokens(experiment, images, run)
+    vocabulary = _trained_vocabulary(experiment, images[0], run)
+    return _image_tokens(experiment, images, run, vocabulary)
 
 
 def encoded_sequences(
     experiment: Experiment, images: Sources | None, run: TrainingRun
 ) -> tuple[Sequences, Sequences]:
     """Sequences of the data, with prompts as the trained prior takes them."""
-    train, heldout = data_sequences(experiment, images, run)
-    if experiment.text_encoder is not None:
-        checkpoint = load_checkpoint(run.parts / ENCODER, ENCODER)
-        encoder, params = TextEncoder(checkpoint.config), checkpoint.params
-        assert isinstance(train, TokenSource) and isinstance(heldout, TokenSource)
-        train = bound_source(encoder, params, train)
-        heldout = bound_source(encoder, params, heldout)
-    return train, heldout
+    if images is None or experiment.text_encoder is None:
+        return data_sequences(experiment, images, run)
+    checkpoint = load_checkpoint(run.parts / ENCODER, ENCODER)
+    # On the host, so that a mesh may take its outputs.
+    params = jax.device_get(checkpoint.params)
+    encoder = TextEncoder(checkpoint.config)
+    vocabulary = run.parts / ENCODER / VOCABULARY
+    train, heldout = _image_tokens(experiment, images, run, vocabulary)
+    return bound_source(encoder, params, train), bound_source(encoder, params, heldout)
 
 
 def generation_conditions(
@@ -103,7 +112,7 @@ def generation_conditions(
 
 
 def _image_tokens(
-    experiment: Experiment, images: Sources, run: TrainingRun
+    experiment: Experiment, images: Sources, run: TrainingRun, vocabulary: Path
 ) -> tuple[TokenSource, TokenSource]:
     """Tokens of the training images and the held-out images, encoded once."""
     tokenizer = load_checkpoint(run.parts / "tokenizer", "tokenizer")
@@ -121,7 +130,7 @@ def _image_tokens(
                 flips=data.flips and source is images[0],
                 cache_dir=run.workdir / "codes",
             ),
-            _vocabulary(experiment, images[0], run),
+            vocabulary,
         )
         for source, split in zip(images, splits, strict=True)
     )
@@ -139,17 +148,20 @@ def _with_captions(
     return replace(source, captions=captions, digest=f"{source.digest}-{digest}")
 
 
-def _vocabulary(experiment: Experiment, images: ImageSource, run: TrainingRun) -> Path:
-    """File of the captions' vocabulary, which is trained on first use."""
-    trained = run.parts / ENCODER / VOCABULARY
-    file = run.workdir / "prior" / VOCABULARY
-    if experiment.text_encoder is None or file.is_file():
-        return file
-    if trained.is_file():
-        return trained
-    text = train_vocabulary(images.captions, experiment.text_encoder.vocab_size)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_file(file, text.encode())
+def vocabulary_file(run: TrainingRun) -> Path:
+    """File of the vocabulary that is trained with a prior."""
+    return run.workdir / "prior" / VOCABULARY
+
+
+def _trained_vocabulary(
+    experiment: Experiment, images: ImageSource, run: TrainingRun
+) -> Path:
+    """Trains the captions' vocabulary on first use."""
+    file = vocabulary_file(run)
+    if experiment.text_encoder is not None and not file.is_file():
+        text = train_vocabulary(images.captions, experiment.text_encoder.vocab_size)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_file(file, text.encode())
     return file
 
 
@@ -174,7 +186,7 @@ def generated_sequences(
     """
     training = experiment.train_drafter
     enough = max(training.steps * training.batch // READS, training.batch)
-    heldout = max(min(HELDOUT["drafter"], enough), training.batch)
+    heldout = max(HELDOUT["drafter"], training.batch)
     train, held = (
         self_generated_source(
             prior,

@@ -1,5 +1,6 @@
 """Text encoder that is trained together with a prior over captioned images."""
 
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -19,6 +20,18 @@ PRIOR, ENCODER = "prior", "text_encoder"
 END = "</s>"
 
 
+def check_tokenizers() -> None:
+    """Checks that captions can be read.
+
+    Raises:
+      ConfigError: the package `tokenizers` is not installed.
+    """
+    if importlib.util.find_spec("tokenizers") is None:
+        raise ConfigError(
+            "captions need the package tokenizers: pip install 'jaxspec-decoding[text]'"
+        )
+
+
 def train_vocabulary(captions: Sequence[str], size: int) -> str:
     """Trains a byte-pair vocabulary on captions.
 
@@ -35,20 +48,17 @@ def train_vocabulary(captions: Sequence[str], size: int) -> str:
     Raises:
       ConfigError: the package `tokenizers` is not installed.
     """
-    try:
-        from tokenizers import (  # pyright: ignore
-            Tokenizer,
-            decoders,
-            models,
-            normalizers,
-            pre_tokenizers,
-            processors,
-            trainers,
-        )
-    except ImportError:
-        raise ConfigError(
-            "captions need the package tokenizers: pip install 'jaxspec-decoding[text]'"
-        ) from None
+    check_tokenizers()
+    from tokenizers import (  # pyright: ignore
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        processors,
+        trainers,
+    )
+
     tokenizer: Any = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Lowercase()]

@@ -141,6 +141,8 @@ def damaged_metadata(folder):
         (metadata_of({"file_name": "b.png", "text": "x"}), "there is no image 'b.png'"),
         (metadata_of({"file_name": "a.png"}), "give a `text` or a `label`"),
         (metadata_of({"file_name": "a.png", "text": 3}), "the caption is no text"),
+        (metadata_of({"file_name": "a.png", "text": " "}), "the caption is empty"),
+        (metadata_of({"file_name": "a.png", "text": "\ud800"}), "no valid Unicode"),
         (metadata_of({"file_name": "a.png", "label": 0.5}), "a name or a whole number"),
         (
             metadata_of(

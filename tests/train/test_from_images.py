@@ -11,7 +11,8 @@ import jaxspec
 from jaxspec.cli import main
 from jaxspec.data.dataset import ImageDataset
 from jaxspec.errors import ConfigError
-from jaxspec.train.from_images import experiment_for
+from jaxspec.train.experiment import find_experiment
+from jaxspec.train.from_images import experiment_for, with_images
 
 DATASET = ImageDataset("photos", 2700, 64, ("cat", "dog"), False, lambda side: None)
 # Sizes at which a step takes milliseconds. The numbers of steps are reached in time.
@@ -52,6 +53,27 @@ def test_sizes_follow_from_images_and_device(platform, side, image, grid):
     assert experiment.prior.classes == 2
     dtype = "float32" if platform == "cpu" else "bfloat16"
     assert experiment.train_prior.compute_dtype == dtype
+
+
+def test_sizes_of_later_parts_follow_settings_of_earlier_ones():
+    settings = ["prior.layers=8", "prior.width=128", "tokenizer.codebook_size=64"]
+    experiment = experiment_for(DATASET, "gpu", settings=settings)
+    assert experiment.drafter.feature_layers == (1, 4, 7)
+    assert experiment.drafter.width == 128 and experiment.prior.vocab_size == 64
+    one = experiment_for(DATASET, "cpu", settings=["prior.layers=1"])
+    assert one.drafter.feature_layers == (0,)
+    with pytest.raises(ConfigError, match="prior.depth: no such field"):
+        experiment_for(DATASET, "cpu", settings=["prior.depth=8"])
+
+
+def test_a_preset_takes_other_images_of_its_kind():
+    preset = find_experiment("fruits64_cpu")
+    assert with_images(preset, DATASET).data.name == "photos"
+    assert with_images(preset, DATASET).data.license == "unknown"
+    with pytest.raises(ConfigError, match="for images with classes, and .* captioned"):
+        with_images(preset, replace(DATASET, captioned=True))
+    with pytest.raises(ConfigError, match="is for text"):
+        with_images(find_experiment("shakespeare"), DATASET)
 
 
 def write_shades(folder, count=60):
@@ -139,7 +161,7 @@ def write_captions(folder, count=60):
 def test_captions_train_a_text_encoder_together_with_the_prior(tmp_path):
     """A caption that no training image has is understood."""
     write_captions(tmp_path / "shades")
-    small = [*SMALL, "text_encoder.width=32", "prior.caption_width=32"]
+    small = [*SMALL, "text_encoder.width=32"]
     bundle = jaxspec.train.train_all(
         tmp_path / "shades", tmp_path / "run", settings=small
     )

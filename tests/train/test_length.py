@@ -55,7 +55,15 @@ def test_steps_follow_from_time_and_are_kept(tmp_path):
     steps = length(tmp_path, 10.0).steps
     assert 100 < steps <= 400  # 80 % of the time, at 20 ms a step or more
     assert json.loads((tmp_path / "plan.json").read_text()) == {"steps": steps}
+    (tmp_path / "state").mkdir()
     assert length(tmp_path, 99.0).steps == steps
+
+
+def test_a_plan_follows_a_number_of_steps_that_is_given(tmp_path):
+    steps = length(tmp_path, 10.0).steps
+    (tmp_path / "state").mkdir()
+    assert length(tmp_path, None, steps=steps + 50).steps == steps + 50
+    assert length(tmp_path, 10.0).steps == steps + 50
 
 
 def test_preparing_data_takes_a_part_of_the_time(tmp_path):

@@ -52,18 +52,18 @@ def reconstructions(experiment: Experiment, heldout: ImageSource) -> Observer:
 def prior_samples(
     experiment: Experiment, tokenizer: Checkpoint, heldout: Sequences
 ) -> Observer:
-    """Observer that writes images of classes or held-out captions, of one fixed seed.
+    """Observer that writes images of held-out classes or captions, of one fixed seed.
 
     Args:
       experiment: configurations of the prior and its text encoder.
       tokenizer: image tokenizer.
-      heldout: held-out sequences, of which captions are taken.
+      heldout: held-out sequences, whose conditions are taken.
     """
     config = experiment.prior
     encoder = experiment.text_encoder and TextEncoder(experiment.text_encoder)
-    prompts = jnp.asarray(evenly_spaced(config.classes, _IMAGES), jnp.int32)
-    if encoder is not None:
-        prompts = heldout.prompts(evenly_spaced(len(heldout), _IMAGES))
+    prompts = jnp.asarray(heldout.prompts(evenly_spaced(len(heldout), _IMAGES)))
+    # On the host, because the prior's parameters may be on a mesh.
+    tokenizer_params = jax.device_get(tokenizer.params)
     sampling = Sampling.create(cfg_scale=_CFG_SCALE)
     target = Transformer(config).as_target(cfg=True)
     engine = Engine(target, config.sequence_length, order=active_steps(sampling))
@@ -79,7 +79,7 @@ def prior_samples(
 
     def observe(event: TrainingEvent) -> None:
         if event.params is not None:
-            images = generate(event.params, tokenizer.params)
+            images = generate(event.params, tokenizer_params)
             _write(event, grid_image(to_bytes(np.asarray(images))))
 
     return observe
