@@ -107,25 +107,27 @@ def experiment_for(
     if dataset.captioned and text_encoder is None:
         check_tokenizers()
         text_encoder = change("text_encoder", text_encoder_for(sizes))
-    prior = prior or TransformerConfig(
+    width = changes.get("prior", {}).get("width", sizes.width)
+    width = width if isinstance(width, int) else sizes.width  # refused below
+    chosen = prior or TransformerConfig(
         condition="caption" if text_encoder else "class",
         caption_length=text_encoder.length if text_encoder else CAPTION_LENGTH,
         caption_width=text_encoder.width if text_encoder else sizes.text_width,
         vocab_size=tokenizer.codebook_size,
         layers=sizes.layers,
-        width=sizes.width,
-        heads=sizes.width // 64,
+        width=width,
+        heads=max(width // 64, 1),
         grid=tokenizer.grid,
         classes=len(dataset.class_names),
     )
-    prior = change("prior", prior)
-    layers = prior.layers
+    chosen = change("prior", chosen)
+    layers = chosen.layers
     drafter = DFlashConfig(
         block_size=8,
         layers=2,
-        width=prior.width,
-        heads=prior.heads,
-        ffn_width=3 * prior.width,
+        width=chosen.width,
+        heads=chosen.heads,
+        ffn_width=3 * chosen.width,
         feature_layers=tuple(sorted({min(1, layers - 1), layers // 2, layers - 1})),
         markov_rank=64,
     )
@@ -136,7 +138,7 @@ def experiment_for(
         name=dataset.name,
         data=data_config(dataset),
         tokenizer=tokenizer,
-        prior=prior,
+        prior=chosen,
         drafter=drafter,
         text_encoder=text_encoder,
         train_tokenizer=TrainingConfig(
