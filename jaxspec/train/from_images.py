@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import jax
 
@@ -95,15 +95,15 @@ def experiment_for(
     platform = platform or jax.devices()[0].platform
     sizes = CPU if platform == "cpu" else ACCELERATOR
     dtype = "float32" if platform == "cpu" else "bfloat16"
-    if tokenizer is None:
-        fitting = [s for s in SIDES if s <= min(dataset.side, sizes.most_side)]
-        tokenizer = tokenizer_for(fitting[-1] if fitting else SIDES[0], sizes)
+    fitting = [s for s in SIDES if s <= min(dataset.side, sizes.most_side)]
+    side = fitting[-1] if fitting else SIDES[0]
     changes = read_settings(settings)
 
     def change(part: str, config: Any) -> Any:
         return replaced(config, changes.pop(part, {}), f"{part}.")
 
-    tokenizer = change("tokenizer", tokenizer)
+    tokenizer = tokenizer or tokenizer_for(side, sizes)
+    tokenizer = cast(TokenizerConfig, change("tokenizer", tokenizer))
     if dataset.captioned and text_encoder is None:
         check_tokenizers()
         text_encoder = change("text_encoder", text_encoder_for(sizes))
