@@ -94,7 +94,6 @@ def experiment_for(
     """
     platform = platform or jax.devices()[0].platform
     sizes = CPU if platform == "cpu" else ACCELERATOR
-    dtype = "float32" if platform == "cpu" else "bfloat16"
     fitting = [s for s in SIDES if s <= min(dataset.side, sizes.most_side)]
     side = fitting[-1] if fitting else SIDES[0]
     changes = read_settings(settings)
@@ -132,8 +131,6 @@ def experiment_for(
         markov_rank=64,
     )
     drafter = change("drafter", drafter)
-    # Trainings end after their time; these are the most steps that help.
-    epochs = max(dataset.count // sizes.batch, 1)
     experiment = Experiment(
         name=dataset.name,
         data=data_config(dataset),
@@ -141,21 +138,35 @@ def experiment_for(
         prior=chosen,
         drafter=drafter,
         text_encoder=text_encoder,
-        train_tokenizer=TrainingConfig(
+        **_trainings(dataset, sizes, platform),
+    )
+    return replaced(experiment, changes)
+
+
+def _trainings(dataset: ImageDataset, sizes: Sizes, platform: str) -> dict[str, Any]:
+    """Settings of the trainings, whose numbers of steps are upper limits of a time.
+
+    They are 200, 60 and 50 passes over the images, or 4000, 1000 and 1000 steps if
+    that is more.
+    """
+    epochs = max(dataset.count // sizes.batch, 1)
+    dtype = "float32" if platform == "cpu" else "bfloat16"
+    return {
+        "train_tokenizer": TrainingConfig(
             steps=max(200 * epochs, 4000),
             weight_decay=1e-4,
             ema=0.995,
             batch=sizes.batch,
             compute_dtype=dtype,
         ),
-        train_prior=PriorTrainingConfig(
+        "train_prior": PriorTrainingConfig(
             steps=max(60 * epochs, 1000),
             warmup=150,
             ema=0.997,
             batch=sizes.batch,
             compute_dtype=dtype,
         ),
-        train_drafter=DrafterTrainingConfig(
+        "train_drafter": DrafterTrainingConfig(
             steps=max(100 * epochs, 1000),
             ema=0.99,
             max_cfg_scale=3.0,
@@ -163,8 +174,7 @@ def experiment_for(
             batch=sizes.batch // 2,
             compute_dtype=dtype,
         ),
-    )
-    return replaced(experiment, changes)
+    }
 
 
 def data_config(dataset: ImageDataset, flips: bool = True) -> DataConfig:

@@ -8,7 +8,6 @@ from jaxspec.drafters import DraftModel, Jacobi, PromptLookup, TokenRecycling
 from jaxspec.errors import ConfigError
 from jaxspec.speculative.trees.dynamic import Beam
 from jaxspec.testing import TableDrafter, check_drafter
-from jaxspec.testing.drafter_contract import drafter_faults
 from jaxspec.testing.toy import toy_params, toy_target
 from tests.drafters.tiny import FEATURES, TARGET, feature_params, target_params
 from tests.testing.broken_drafters import (
@@ -21,6 +20,7 @@ from tests.testing.broken_drafters import (
     SumDrafter,
     params,
 )
+from tests.testing.sentences import sentences
 
 PARAMS, PROMPT = toy_params(VOCAB, 60), jnp.array([[1, 2, 3], [4, 0, 6], [2, 2, 1]])
 TOY = {"target": toy_target(VOCAB), "target_params": PARAMS, "prompt": PROMPT}
@@ -81,8 +81,7 @@ SHAPES = {
 @pytest.mark.parametrize(("drafter", "words"), STATIC.values(), ids=STATIC)
 def test_objects_that_are_no_drafters_are_named(drafter, words):
     tree = TREE if isinstance(drafter, Modest) else None
-    faults = drafter_faults(drafter, params(), **TOY, tree=tree)
-    assert words in next(faults)
+    assert words in sentences(check_drafter, drafter, params(), **TOY, tree=tree)[0]
 
 
 @pytest.mark.parametrize(("fault", "words"), SHAPES.items(), ids=SHAPES)
@@ -118,7 +117,7 @@ VALUES = {
 @pytest.mark.variants(4)
 @pytest.mark.parametrize(("fault", "words"), VALUES.items(), ids=VALUES)
 def test_each_fault_is_named(fault, words):
-    found = list(drafter_faults(SumDrafter(fault), params(), **TOY, tree=TREE))
+    found = sentences(check_drafter, SumDrafter(fault), params(), **TOY, tree=TREE)
     assert any(words in sentence for sentence in found), found
     assert len(found) <= 2, found
 
@@ -134,14 +133,13 @@ PARENTS = {
 @pytest.mark.parametrize(("fault", "words"), PARENTS.items(), ids=PARENTS)
 def test_parents_that_no_tree_has_are_named(fault, words):
     tree = Beam(6, 3, beam=3, branch=3)
-    found = list(
-        drafter_faults(SumDrafter(fault), params(), **TOY, tree=tree, selections=())
-    )
+    options = {"tree": tree, "selections": ()}
+    found = sentences(check_drafter, SumDrafter(fault), params(), **TOY, **options)
     assert any(words in sentence for sentence in found), found
 
 
 def test_drafts_that_depend_on_rounds_must_be_declared():
-    faults = list(drafter_faults(Jacobi(VOCAB), **TOY, selections=()))
+    faults = sentences(check_drafter, Jacobi(VOCAB), **TOY, selections=())
     assert len(faults) == 1 and "pass depends_on='rounds'" in faults[0]
 
 

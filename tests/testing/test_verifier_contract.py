@@ -16,7 +16,6 @@ from jaxspec.speculative.verify import (
     neighbor_table,
 )
 from jaxspec.testing import check_verifier
-from jaxspec.testing.verifier_contract import verifier_faults
 from tests.testing.broken_verifiers import (
     AcceptsAll,
     BrokenCoupled,
@@ -24,6 +23,7 @@ from tests.testing.broken_verifiers import (
     NoClaims,
     NoSelection,
 )
+from tests.testing.sentences import sentences
 
 NEIGHBORS = {"neighbors": neighbor_table(jnp.eye(3) * jnp.array([1.0, 2.0, 3.0]), 1)}
 CORRECT = {
@@ -86,14 +86,14 @@ CLAIMS = {
 
 @pytest.mark.parametrize(("verifier", "words"), STATIC.values(), ids=STATIC)
 def test_objects_that_are_no_verifiers_are_named(verifier, words):
-    assert words in next(verifier_faults(verifier))
+    assert words in sentences(check_verifier, verifier)[0]
 
 
 @pytest.mark.variants(8)
 @pytest.mark.parametrize(("fault", "words"), VERDICTS.items(), ids=VERDICTS)
 def test_wrong_verdicts_are_named(fault, words, monkeypatch):
     monkeypatch.setattr(  # shown by the next test
-        "jaxspec.testing.verifier_contract._Checks.lossless", lambda self: []
+        "jaxspec.testing.verifier_checks.VerifierChecks.lossless", lambda self: []
     )
     with pytest.raises(ConfigError, match=words):
         check_verifier(BrokenCoupled(fault=fault))
@@ -102,5 +102,5 @@ def test_wrong_verdicts_are_named(fault, words, monkeypatch):
 @pytest.mark.variants(2)
 @pytest.mark.parametrize(("verifier", "words"), CLAIMS.values(), ids=CLAIMS)
 def test_false_claims_are_named(verifier, words):
-    found = list(verifier_faults(verifier))
+    found = sentences(check_verifier, verifier)
     assert any(words in sentence for sentence in found), found
