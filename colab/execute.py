@@ -6,6 +6,7 @@ folder.
 """
 
 import argparse
+import os
 import re
 import resource
 import sys
@@ -75,6 +76,17 @@ def execute(source):
     return notebook, time.monotonic() - began
 
 
+def unequal_lines(notebook):
+    """Printed lines in which a comparison of tokens failed."""
+    printed = "".join(
+        output.text
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if output.output_type == "stream"
+    )
+    return re.findall(r"^.*\bequal\b.*: False$", printed, re.MULTILINE)
+
+
 def run(source, write=False, out=None):
     """Runs a notebook, stores and reports it; returns whether it ran to its end."""
     try:
@@ -82,6 +94,9 @@ def run(source, write=False, out=None):
     except CellExecutionError as error:
         plain = re.sub(r"\x1b\[[\d;]*m", "", str(error))  # no colors
         print(f"{source.name}: a cell failed\n{plain}", file=sys.stderr, flush=True)
+        return False
+    if unequal := unequal_lines(notebook):
+        print(f"{source.name}: {unequal[0]}", file=sys.stderr, flush=True)
         return False
     size = len(nbformat.writes(notebook)) / 1e3
     print(f"{source.name}: {seconds:.0f} s, {size:.0f} kB", flush=True)
@@ -99,6 +114,8 @@ def main():
     parser.add_argument("--out", type=Path, help="folder for executed copies")
     parser.add_argument("--jobs", type=int, default=1, help="notebooks at a time")
     args = parser.parse_args()
+    if args.write and os.environ.get("JAXSPEC_SMALL"):
+        parser.error("--write stores outputs of the full settings; unset JAXSPEC_SMALL")
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
     sources = [COLAB / f"{name.removesuffix('.ipynb')}.ipynb" for name in args.names]

@@ -85,6 +85,14 @@ def test_outputs_are_small_and_have_an_image_and_no_error(file):
 
 
 @each
+def test_compared_tokens_are_equal(file):
+    """`colab/execute.py` fails where they are not."""
+    text = "".join("".join(out.get("text", "")) for out in outputs(file))
+    found = re.findall(r"\bequal\b.*: (True|False)$", text, re.MULTILINE)
+    assert set(found) == ({"True"} if file.stem != "verifiers" else set())
+
+
+@each
 def test_it_names_no_path_of_a_machine(file):
     text = "\n".join(sources(file, "code") + sources(file, "markdown"))
     text += "".join("".join(out.get("text", "")) for out in outputs(file))

@@ -12,7 +12,7 @@ from jaxspec.speculative.target import Prefill
 V, WIDTH, HEADS, LAYERS, LENGTH = 48, 48, 4, 2, 40
 
 
-# A transformer that knows nothing of jaxspec, with random parameters.
+# A transformer written without jaxspec, with random parameters.
 def init_params(key):
     def matrix(i, *shape):
         return jax.random.normal(jax.random.fold_in(key, i), shape) * shape[0] ** -0.5
@@ -80,7 +80,8 @@ def train(params, drafter, sequences, steps, key):
 
     def step(state, key):
         own, moments = state
-        rows = jax.random.randint(key, (16,), 0, len(sequences))
+        rows_key, key = jax.random.split(key)
+        rows = jax.random.randint(rows_key, (16,), 0, len(sequences))
         loss = lambda own: jaxspec.train.drafter_loss(
             drafter, own, params, features[rows], sequences[rows], logits[rows], key
         )
@@ -88,7 +89,8 @@ def train(params, drafter, sequences, steps, key):
         updates, moments = adamw.update(gradient, moments, own)
         return (optax.apply_updates(own, updates), moments), metrics["overlap"]
 
-    own = drafter.init_params(key)
+    init_key, key = jax.random.split(key)
+    own = drafter.init_params(init_key)
     run = jax.jit(lambda state, keys: jax.lax.scan(step, state, keys))
     (own, _), overlap = run((own, adamw.init(own)), jax.random.split(key, steps))
     return own, overlap

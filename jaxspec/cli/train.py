@@ -268,9 +268,9 @@ def _command(arguments: argparse.Namespace) -> str:
     words += [f"--config {arguments.config}"] if arguments.config else []
     words += [f"--set {setting}" for setting in arguments.set]
     words += [f"--out {arguments.workdir}"]
+    words += ["--manual-dir DIR"] if arguments.manual_dir else []
     for name in ("checkpoint", "start", "minutes", "steps", "mesh"):
         value = getattr(arguments, name)
         words += [f"--{name} {value}"] if value is not None else []
-    words += ["--manual-dir DIR"] if arguments.manual_dir else []
     words += ["--fsdp"] if arguments.fsdp else []
     return " ".join(words)

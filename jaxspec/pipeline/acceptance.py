@@ -69,7 +69,7 @@ def acceptance_note(
         "causes, in this order: the target's weights are not those that it was trained "
         "for; its feature layers are those of another model; its token ids are in "
         "another order; guidance, temperature or filters are far from its training. "
-        "Tokens are right with a lossless verifier, only slow; see docs/drafters.md"
+        "The output stays right with a lossless verifier; see docs/drafters.md"
     )
 
 

@@ -1,8 +1,8 @@
 """Checks of a drafter of one's own against the contract of `Drafter`.
 
-With a lossless verifier a broken drafter costs speed and raises no error; with one that
-samples it may bias the output. The checks run rounds with a chosen number of accepted
-tokens, and compare drafts that must agree.
+With a token-exact verifier a broken drafter costs speed and raises no error; with one
+that samples it may bias the output. The checks run rounds with a chosen number of
+accepted tokens, and compare drafts that must agree.
 """
 
 from collections.abc import Iterator

@@ -284,7 +284,7 @@ class VerifierChecks:
         for number in range(2):
             p, q = self.conditionals(number)
             drafts = all_drafts(q, self.tree, own)
-            if fault := self._biased(p, drafts, self.draws):
+            if fault := self._biased(p, drafts, self.draws, refusable=False):
                 yield f"lossless is True, but {fault}"
                 return
         for selection in get_args(Selection):
@@ -311,12 +311,14 @@ class VerifierChecks:
         """Rounds that are sampled where an outcome can be enumerated instead."""
         return 0 if hasattr(self.verifier, "outcome") else self.draws
 
-    def _biased(self, p: Conditionals, drafts: Drafts, draws: int) -> str:
-        """Words on a bias; empty if there is none, or the draft is refused."""
+    def _biased(
+        self, p: Conditionals, drafts: Drafts, draws: int, *, refusable: bool = True
+    ) -> str:
+        """Words on a bias; empty if there is none, or the draft may be refused."""
         try:
             assert_lossless(self.verifier, p, drafts, self.params, draws=draws)
         except AssertionError as error:
             return str(error)
-        except ConfigError:
-            return ""
+        except ConfigError as error:
+            return "" if refusable else f"it refuses its own selection: {error}"
         return ""

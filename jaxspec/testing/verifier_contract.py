@@ -64,8 +64,11 @@ def _faults_on_first(checks: Sequence[VerifierChecks]) -> Iterator[str]:
     for candidate in checks:
         try:
             jax.eval_shape(candidate.verify, *candidate.arguments)
-        except Exception as cause:  # of any kind: it is reported if no tree suits
+        except ConfigError as cause:  # a tree that the verifier refuses
             error = error or cause
+        except Exception as cause:
+            error = cause
+            break
         else:
             yield from candidate.faults()
             return

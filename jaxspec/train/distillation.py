@@ -79,6 +79,11 @@ def drafter_loss(
             f"{type(drafter).__name__} is trained through passes of its target, not on "
             "features; use `jaxspec train drafter`"
         )
+    if not hasattr(drafter, "config"):
+        raise ConfigError(
+            f"{type(drafter).__name__} has nothing to train; use DFlash, Eagle, Medusa "
+            "or Falcon"
+        )
     branches = 1 if cfg_scale is None else 2
     _check_shapes(drafter, features, tokens, target_log_probs, branches)
     frozen = jax.lax.stop_gradient((features, target_log_probs))

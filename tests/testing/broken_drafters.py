@@ -58,6 +58,10 @@ class SumDrafter:
             position = count[:, None] + depth
             place = params["positions"][position % 64]
             h = before + params["tokens"][tokens] * place
+            if fault == "reads ahead below the root" and depth:
+                at = jnp.minimum(ctx.index, ctx.tokens.shape[1] - 1)
+                ahead = jnp.take_along_axis(ctx.tokens, at[:, None], axis=1)
+                h = h + 1e-2 * params["tokens"][ahead]
             return jnp.tanh(h) @ params["head"], h, carry
 
         declared = ctx.selection

@@ -1,5 +1,7 @@
 """Checks of drafters: correct ones pass, and each fault is named."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -105,6 +107,7 @@ VALUES = {
     "no key": "all keys give the same tokens",
     "one key": "equal drafts; sample with `ctx.keys",
     "reads ahead": "depends on arbitrary entries",
+    "reads ahead below the root": "depends on arbitrary entries",
     "mean of the batch": "sequences must not depend on each other",
     "first nodes": "`observe` must keep what belongs to `result.path`",
     "all nodes": "count `result.counts` tokens",
@@ -136,6 +139,21 @@ def test_parents_that_no_tree_has_are_named(fault, words):
     options = {"tree": tree, "selections": ()}
     found = sentences(check_drafter, SumDrafter(fault), params(), **TOY, **options)
     assert any(words in sentence for sentence in found), found
+
+
+def test_tokens_that_change_with_their_acceptance_are_named():
+    """The target scores the nodes of a tree otherwise than its root."""
+    target = TOY["target"]
+
+    def forward(*arguments):
+        logits, features, cache = target.forward(*arguments)
+        rolled = jnp.roll(logits, 1, axis=-1)
+        node = jnp.arange(logits.shape[1])[None, :, None]
+        return jnp.where(node > 0, rolled, logits), features, cache
+
+    broken = TOY | {"target": replace(target, forward=forward)}
+    found = sentences(check_drafter, SumDrafter(), params(), **broken, tree=TREE)
+    assert any("tokens change with the number of accepted" in x for x in found), found
 
 
 def test_drafts_that_depend_on_rounds_must_be_declared():

@@ -41,7 +41,8 @@ TRANSPORTED = 2048
 class VerifierComparison:
     """Acceptance and distortion of one verifier, as means over positions.
 
-    Errors are 0 where all drafts are listed.
+    Errors are 0 where all drafts are listed, except `tokens_error`, which is that of a
+    simulation.
 
     Attributes:
       verifier: Name and settings, as `--verifier` reads them.

@@ -55,9 +55,10 @@ depend on the path, so compare verifiers with each other, not with measured spee
 the total variation distance of the emitted token's distribution from `p`, W1 their
 Wasserstein-1 distance in the Euclidean metric of the codebook, "W1 bound" the mean
 distance from the target's sample under the same noise, and the entropy change is in
-nats. All numbers are means over positions. Where "+-" is missing, all drafts are listed
-and nothing is sampled; otherwise it is a standard error, and for TV the part that
-sampling errors can be expected to cause.
+nats. All numbers are means over positions. "+-" is a standard error, and for TV the
+part that sampling errors can be expected to cause. Acceptance and TV without it are
+exact, or the same in all samples; W1, its bound and the entropy change come from the
+same drafts and have no error of their own.
 """
 
 
