@@ -203,7 +203,7 @@ def run(arguments: argparse.Namespace) -> None:
     form = format_of(arguments.out, arguments.num, side)
     prompts, cut = _prompts(arguments, models.bundle)
     prompts = _continued(arguments, models.bundle, prompts)
-    print_start(models, config, arguments.num)
+    print_start(models, config, arguments.num, prompts.length)
     results = _generate(models, prompts, config, arguments.compare)
     _write(arguments, models, prompts, config, results, form, cut)
 

@@ -21,10 +21,11 @@ def run_many(arguments: argparse.Namespace) -> None:
         "cache_stages",
         "compare",
     ):
-        if getattr(arguments, name) not in (None, False):
+        value = getattr(arguments, name)
+        if value is not None and value is not False:
             raise ConfigError(
-                f"--{name} does not go with --prompts, which writes an image for each "
-                "line of a file into DIR, and a report"
+                f"--{name.replace('_', '-')} does not go with --prompts, which writes "
+                "an image for each line of a file into DIR, and a report"
             )
     if (arguments.processes, arguments.process) != (1, 0) and not arguments.coordinator:
         raise ConfigError("several processes need --coordinator, where process 0 runs")

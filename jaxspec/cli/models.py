@@ -86,10 +86,10 @@ def given_settings(arguments: argparse.Namespace, groups: int = 1) -> dict[str, 
     return settings
 
 
-def print_start(models: Models, config: Any, images: int) -> None:
+def print_start(models: Models, config: Any, images: int, prefix: int = 0) -> None:
     """Prints device, models and settings of a generation on stderr."""
     from jaxspec.pipeline.description import describe_run, format_run
 
     bundle, loaded, tree = models
-    fields = describe_run(bundle, images, config, tree, loaded)
+    fields = describe_run(bundle, images, config, tree, loaded, prefix)
     print(format_run(fields), file=sys.stderr, flush=True)

@@ -7,11 +7,11 @@ drafts, and its tokens are verified: it only costs time. The record in its check
 
 import math
 import warnings
-from typing import Any
 
 from jaxspec.pipeline.config import GenerationConfig
 from jaxspec.pipeline.generation import GenerationResult
 from jaxspec.pipeline.loaded_drafter import LoadedDrafter
+from jaxspec.speculative.verify import Block, Coupled, Rejection
 
 # Fewest rounds that are compared.
 MIN_ROUNDS = 64
@@ -49,8 +49,11 @@ def acceptance_note(
     Args:
       loaded: drafter; one without a record of its training is never named.
       result: counters of a generation.
-      config: its settings.
+      config: its settings. With verifiers whose first child is no sample, such as
+        `GreedySet`, nothing is named: the expectation was measured with `Coupled`.
     """
+    if not isinstance(config.verifier, Coupled | Rejection | Block):
+        return None
     rounds = int(result.accepted.sum())
     if loaded is None or loaded.overlap is None or rounds < MIN_ROUNDS:
         return None
@@ -77,13 +80,18 @@ def warn_of_low_acceptance(
     loaded: LoadedDrafter | None,
     result: GenerationResult,
     config: GenerationConfig,
-    memory: dict[Any, Any],
+    warned: list[str],
 ) -> None:
-    """Warns with `AcceptanceWarning`, once for each `memory`."""
-    if "acceptance" in memory:
-        return
-    if note := acceptance_note(loaded, result, config):
-        memory["acceptance"] = note
+    """Warns with `AcceptanceWarning`, unless a warning is in `warned`.
+
+    Args:
+      loaded: drafter.
+      result: counters of a generation.
+      config: its settings.
+      warned: warnings up to now, to which a new one is added.
+    """
+    if not warned and (note := acceptance_note(loaded, result, config)):
+        warned.append(note)
         warnings.warn(note, AcceptanceWarning, stacklevel=3)
 
 

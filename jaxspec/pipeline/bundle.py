@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from jaxspec.checkpoint import (
@@ -313,8 +315,13 @@ def check_manifest(folder: Path) -> None:
             )
 
 
-def resolve_classes(bundle: Bundle, names: list[str]) -> list[int]:
+def resolve_classes(bundle: Bundle, names: Sequence[str | int]) -> list[int]:
     """Class ids of names or numbers.
+
+    Args:
+      bundle: models.
+      names: ids as integers; or texts, which are names, or ids if no class has such a
+        name.
 
     Raises:
       ConfigError: a class is unknown.
@@ -323,8 +330,9 @@ def resolve_classes(bundle: Bundle, names: list[str]) -> list[int]:
     lower = {name.lower(): i for i, name in enumerate(known)}
     ids = []
     for name in names:
-        text = name.strip()
-        if text.lower() in lower:
+        text = str(name).strip()
+        is_id = isinstance(name, int | np.integer) and not isinstance(name, bool)
+        if text.lower() in lower and not is_id:
             ids.append(lower[text.lower()])
         elif (number := whole_number(text)) is not None and number < len(known):
             ids.append(number)

@@ -21,6 +21,7 @@ def describe_run(
     config: GenerationConfig,
     tree: Tree | DynamicTree,
     loaded: LoadedDrafter | None = None,
+    prefix: int = 0,
 ) -> dict[str, Any]:
     """Entries of a report that are known before the run, as plain JSON types.
 
@@ -30,16 +31,18 @@ def describe_run(
       config: generation settings.
       tree: shape of the drafts; the root alone for plain decoding.
       loaded: drafter; None for the bundle's own.
+      prefix: number of tokens of the longest prompt or prefix.
     """
     verifier = verifier_in_use(config, tree)
     if tree.size > 1:
         loaded = loaded or bundled_drafter(bundle)
     tokenizer = bundle.image_tokenizer
-    length = bundle.prior.config.sequence_length
+    length = bundle.prior.config.sequence_length - prefix
     return {
         "checkpoint": bundle.name,
         "images": images,
         "tokens_per_image": min(length, config.max_new_tokens or length),
+        "prefix_tokens": prefix,
         "parameters": {
             "prior": bundle.prior.size,
             "tokenizer": tokenizer.size if tokenizer else 0,
@@ -76,11 +79,12 @@ def format_run(fields: Mapping[str, Any]) -> str:
         settings += f", top-k {fields['top_k']}"
     if fields["top_p"] < 1:
         settings += f", top-p {fields['top_p']:g}"
+    given = f" after {fields['prefix_tokens']}" if fields["prefix_tokens"] else ""
     lines = [
         f"device      {fields['device']}, {fields['dtype']}{int8}",
         f"checkpoint  {fields['checkpoint']}, parameters: {sizes}",
-        f"images      {fields['images']} of {fields['tokens_per_image']} tokens, "
-        f"{fields['batch']} at a time, {settings}",
+        f"images      {fields['images']} of {fields['tokens_per_image']} tokens"
+        f"{given}, {fields['batch']} at a time, {settings}",
     ]
     if fields["drafter"] != "none":
         tree, kind = fields["tree"], "lossless" if fields["lossless"] else "LOSSY"

@@ -85,6 +85,7 @@ class Pipeline:
     bundle: Bundle = field(repr=False)
     loaded: LoadedDrafter | None = field(repr=False)
     _programs: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+    _warned: list[str] = field(default_factory=list, repr=False, compare=False)
 
     def __repr__(self) -> str:
         name = repr(self.loaded.name) if self.loaded else None
@@ -160,7 +161,7 @@ class Pipeline:
             result = generate(
                 self.bundle, *resolved, loaded=self.loaded, programs=self._programs
             )
-            warn_of_low_acceptance(self.loaded, result, resolved[1], self._programs)
+            warn_of_low_acceptance(self.loaded, result, resolved[1], self._warned)
             return PipelineOutput(self.bundle, result)
         ends: list[Preview] = []
         for preview in self._previews(resolved, callback_rounds):
@@ -173,7 +174,7 @@ class Pipeline:
             Timing.of([ends[-1].seconds]),
             ends[-1].compile_seconds,
         )
-        warn_of_low_acceptance(self.loaded, result, resolved[1], self._programs)
+        warn_of_low_acceptance(self.loaded, result, resolved[1], self._warned)
         return PipelineOutput(self.bundle, result)
 
     def save(self, path: str | os.PathLike) -> None:

@@ -31,7 +31,7 @@ def read_prompts(bundle: Bundle, values: Sequence[Any]) -> Prompts:
     if condition == "class" and any(isinstance(value, Mapping) for value in values):
         return Prompts.from_class_weights(class_weights(bundle, values))
     if condition == "class":
-        names = [str(value) for value in np.asarray(values, object).tolist()]
+        names = np.asarray(values, object).tolist()
         return Prompts.from_classes(resolve_classes(bundle, names))
     if condition == "none":
         return Prompts.from_texts([text.encode() for text in values])
@@ -49,8 +49,14 @@ def class_weights(bundle: Bundle, labels: Sequence[ClassLabel]) -> np.ndarray:
     weights = np.zeros((len(labels), bundle.prior.config.classes), np.float32)
     for row, label in zip(weights, labels, strict=True):
         mixture = label if isinstance(label, Mapping) else {label: 1.0}
-        ids = resolve_classes(bundle, [str(name) for name in mixture])
-        np.add.at(row, ids, list(mixture.values()))
+        ids = resolve_classes(bundle, list(mixture))
+        try:
+            np.add.at(row, ids, np.array(list(mixture.values()), np.float32))
+        except (TypeError, ValueError):
+            raise ConfigError(
+                f"the weights of {mixture!r} are no numbers; write "
+                "{'Apple 10': 0.5, 'Cherry 1': 0.5}"
+            ) from None
     return weights
 
 

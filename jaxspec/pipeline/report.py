@@ -47,7 +47,7 @@ def generation_report(
       loaded: drafter; None for the bundle's own.
     """
     return {
-        **describe_run(bundle, len(prompts), config, tree, loaded),
+        **describe_run(bundle, len(prompts), config, tree, loaded, prompts.length),
         "tokens": result.new_tokens,
         "target_calls": int(result.calls.sum()),
         "tokens_per_call": result.tokens_per_call,

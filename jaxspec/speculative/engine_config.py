@@ -73,8 +73,9 @@ class EngineConfig:
             )
         if self.cache_stages > 1 and self.target.move is not gather_path:
             raise ConfigError(
-                f"cache_stages={self.cache_stages} lengthens caches [R, K, S, F] only; "
-                "a target with a `move` of its own needs cache_stages=1"
+                f"cache_stages={self.cache_stages} lengthens caches of the default "
+                "`move` only; a target with another attention, or a `move` of its own "
+                "needs cache_stages=1"
             )
         if self.log_probs not in (None, "model", "sampling"):
             raise ConfigError(

@@ -57,7 +57,7 @@ def init_state(
     """
     check_call(engine.target, variables, sampling, stopping)
     batch = batch_size(prompt, keys)
-    prompt = checked_prefix(prompt)
+    prompt, known_prefix = checked_prefix(prompt, engine.target.vocab_size)
     if not getattr(keys, "ndim", 1):
         keys = batch_keys(keys, batch)
     check_keys(keys)
@@ -73,7 +73,8 @@ def init_state(
     start = jnp.copy(cache.lengths[:batch])  # the cache's own buffer may be donated
     given = prefix_of(prompt, batch)
     if given.shape[1]:  # the first round reads the last of them
-        tokens, near, finite = given, jnp.zeros(batch, bool), jnp.ones(batch, bool)
+        assert known_prefix is not None
+        tokens, near, finite = given, jnp.zeros(batch, bool), known_prefix
         log_probs, done = no_log_probs(engine, variables, given), jnp.zeros(batch, bool)
         start -= given.shape[1] - 1
     else:

@@ -102,8 +102,8 @@ def check_call(
     guided = np.ravel(scale)[np.ravel(scale) != 1]
     if guided.size:
         raise ConfigError(
-            f"cfg_scale={guided[0]:g} needs an unconditional branch, "
-            "which the target has not; use model.as_target(cfg=True), or cfg_scale=1"
+            f"cfg_scale={guided[0]:g} needs an unconditional branch, and the target "
+            "has one branch only; use model.as_target(cfg=True), or cfg_scale=1"
         )
 
 
@@ -120,8 +120,8 @@ def checked_prefill(
         out = Prefill(*prefill(target, params, prompt, extra))
     except KeyError as error:
         raise ConfigError(
-            f"the parameters of the target have no entry {error}; pass them as "
-            "engine.variables(target=..., drafter=...)"
+            f"the target's prefill finds no entry {error}; pass parameters as "
+            "engine.variables(target=..., drafter=...), and prompts as it takes them"
         ) from error
     if target.move is gather_path:
         _check_slots(target, params, prompt, extra, out.cache)

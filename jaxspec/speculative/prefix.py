@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.tree_util import register_dataclass
 
 from jaxspec.core.arguments import check_batch
@@ -12,7 +13,7 @@ from jaxspec.core.kv_cache import causal_mask
 from jaxspec.core.slices import write_at
 from jaxspec.errors import ConfigError
 from jaxspec.speculative.target import Prefill, Target
-from jaxspec.typing import Array, Int, Params, PyTree
+from jaxspec.typing import Array, Bool, Int, Params, PyTree
 
 
 @register_dataclass
@@ -22,9 +23,9 @@ class Prefixed:
 
     Everything that depends on a position (noise, rotary angles, guided tokens, grid
     neighbors of a drafter) counts from the first given token. With the first `P` tokens
-    of a sequence, its key and its settings, an engine therefore generates the rest of
-    the same sequence. The result has the new tokens alone, and `max_new_tokens` counts
-    these.
+    of a sequence, its key and its settings, a token-exact engine therefore generates
+    the rest of the same sequence. The result has the new tokens alone, and
+    `max_new_tokens` counts these. Stop tokens among the given ones end nothing.
 
     Attributes:
       prompt: prompts as `Target.prefill` takes them, such as class ids.
@@ -53,15 +54,24 @@ def without_prefix(prompt: PyTree) -> PyTree:
     return prompt.prompt if isinstance(prompt, Prefixed) else prompt
 
 
-def checked_prefix(prompt: PyTree) -> PyTree:
-    """The prompt, without a prefix of no tokens.
+def checked_prefix(
+    prompt: PyTree, vocab_size: int
+) -> tuple[PyTree, Bool[Array, "B"] | None]:
+    """The prompt, and the sequences whose given tokens are in the vocabulary.
+
+    Under `jit` tokens are unknown: others are clipped, and the result marks their
+    sequences.
+
+    Args:
+      prompt: prompts, or a `Prefixed`; one of no tokens becomes its prompt.
+      vocab_size: number of tokens.
 
     Raises:
-      ConfigError: given tokens are not integers [B, P], or `B` is not that of the
-        prompt.
+      ConfigError: given tokens are not integers [B, P] of the vocabulary, or `B` is not
+        that of the prompt.
     """
     if not isinstance(prompt, Prefixed):
-        return prompt
+        return prompt, None
     tokens = jnp.asarray(prompt.tokens)
     if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise ConfigError(
@@ -70,8 +80,16 @@ def checked_prefix(prompt: PyTree) -> PyTree:
         )
     check_batch(len(tokens), prompt=prompt.prompt)
     if not tokens.shape[1]:
-        return prompt.prompt
-    return Prefixed(prompt.prompt, tokens.astype(jnp.int32))
+        return prompt.prompt, None
+    known = ((tokens >= 0) & (tokens < vocab_size)).all(axis=1)
+    if not isinstance(known, Tracer) and not bool(known.all()):
+        row = int(jnp.argmin(known))
+        raise ConfigError(
+            f"the given tokens of sequence {row} are not all in 0 to {vocab_size - 1}; "
+            "a sequence that ended early has -1 behind its end"
+        )
+    tokens = jnp.clip(tokens, 0, vocab_size - 1).astype(jnp.int32)
+    return Prefixed(prompt.prompt, tokens), known
 
 
 def prefill(target: Target, params: Params, prompt: PyTree, extra: int) -> Prefill:

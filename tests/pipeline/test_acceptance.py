@@ -12,6 +12,7 @@ from jaxspec.cli.options import print_low_acceptance
 from jaxspec.pipeline.acceptance import AcceptanceWarning, acceptance_note
 from jaxspec.pipeline.config import GenerationConfig
 from jaxspec.pipeline.pipeline import Pipeline
+from jaxspec.speculative.verify import GreedySet
 
 LABELS = [0, 13, 26, 40, 53, 66]
 SETTINGS = {"batch_size": 6, "max_new_tokens": 128, "cfg_scale": 2.0}
@@ -55,9 +56,8 @@ CONTROLS = exchanged_layers, permuted_tokens, random_params
 
 def with_params(pipe, make):
     """Pipeline with other parameters of the drafter, and the same programs."""
-    programs = {k: v for k, v in pipe._programs.items() if k != "acceptance"}
     loaded = replace(pipe.loaded, params=make(pipe.loaded))
-    return Pipeline(pipe.bundle, loaded, programs)
+    return Pipeline(pipe.bundle, loaded, pipe._programs)
 
 
 @pytest.mark.parametrize(
@@ -95,6 +95,8 @@ def test_drafters_without_a_record_and_short_runs_are_not_named(pipe):
     assert acceptance_note(wrong.loaded, result, config)
     assert not acceptance_note(replace(wrong.loaded, overlap=None), result, config)
     assert not acceptance_note(None, result, config)
+    other = replace(config, verifier=GreedySet())  # its first child is no sample
+    assert not acceptance_note(wrong.loaded, result, other)
     few = replace(result, accepted=result.accepted[:1] * 0 + 1)
     assert int(few.accepted.sum()) < 64
     assert not acceptance_note(wrong.loaded, few, config)

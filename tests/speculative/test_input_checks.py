@@ -109,7 +109,7 @@ def legacy(count):
 CALLS = {
     "swapped": (lambda: generate(plain()[0], PROMPT, plain()[1]), "the first argument"),
     "parameters": (lambda: generate(plain()[0], PARAMS), "variables are a dict"),
-    "exchanged": (lambda: generate(*exchanged()), "target have no entry 'values'"),
+    "exchanged": (lambda: generate(*exchanged()), "prefill finds no entry 'values'"),
     "table": (
         lambda: generate(*table_of(9)),
         "has logits of 9 tokens, the target has 7",

@@ -349,3 +349,15 @@ def test_sequences_with_a_prefix_run_on_a_mesh_and_in_a_queue():
 def test_given_tokens_of_another_kind_are_refused_in_one_sentence(tokens, words):
     with pytest.raises(ConfigError, match=words):
         generate(toy_target(VOCAB, 2), PARAMS, 4, Prefixed(PROMPT, tokens))
+
+
+@pytest.mark.parametrize("token", [-1, VOCAB])
+def test_given_tokens_outside_the_vocabulary_are_refused_or_marked(token):
+    """Under `jit`, where tokens are unknown, `finite` is False for their sequence."""
+    target = toy_target(VOCAB, 2)
+    prompt = Prefixed(PROMPT, jnp.zeros((ROWS, 4), jnp.int32).at[1, 3].set(token))
+    options = {"sampling": Sampling.create(**SETTINGS), "keys": batch_keys(3, ROWS)}
+    with pytest.raises(ConfigError, match="tokens of sequence 1 are not all in 0 to 5"):
+        Engine(target, 4, order=PLAIN).init(Variables(PARAMS), prompt, **options)
+    out = generate(target, PARAMS, 4, prompt)
+    assert out.finite.tolist() == [True, False, True]
