@@ -1,6 +1,7 @@
 """`jaxspec generate --prompts FILE --out-dir DIR`: an image for each line."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from jaxspec.cli.options import chosen_mesh, print_cut_captions, sampling_settings
@@ -94,4 +95,6 @@ def _generate(arguments: argparse.Namespace, numbered: dict[int, str]) -> None:
         f"included: {report['tokens_per_call']:.2f} tokens per call, "
         f"{100 * report['rows_in_use']:.0f} % of rows in use"
     )
+    if report["acceptance_note"]:
+        print(f"note: {report['acceptance_note']}", file=sys.stderr)
     print(f"wrote {folder}")

@@ -244,7 +244,7 @@ def print_low_acceptance(loaded, result, config) -> None:
     """Prints one line on stderr about a drafter that the target seldom accepts."""
     import sys
 
-    from jaxspec.pipeline.acceptance import acceptance_note
+    from jaxspec.pipeline.acceptance import FirstDrafts, acceptance_note
 
-    if note := acceptance_note(loaded, result, config):
+    if note := acceptance_note(loaded, FirstDrafts.of(result), config):
         print(f"note: {note}", file=sys.stderr)

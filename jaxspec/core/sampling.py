@@ -58,7 +58,9 @@ class Sampling:
           temperature: 0 (greedy), or 0.001 to 1e6.
           top_k: number of tokens kept; 0 keeps all.
           top_p: probability mass kept, in (0, 1].
-          cfg_scale: classifier-free guidance scale, 0 to 1e6; 1 for none.
+          cfg_scale: classifier-free guidance scale, 0 to 1e6; 1 for none. A target of
+            one branch (`as_target(cfg=False)`) has no guidance: another scale raises,
+            unless it is traced, when it is ignored.
           cfg_interval: last step that is guided (LlamaGen's `cfg_interval`); the first
             token is guided too. -1 guides every token.
 

@@ -7,6 +7,7 @@ drafts, and its tokens are verified: it only costs time. The record in its check
 
 import math
 import warnings
+from typing import NamedTuple
 
 from jaxspec.pipeline.config import GenerationConfig
 from jaxspec.pipeline.generation import GenerationResult
@@ -26,6 +27,29 @@ NEAR_SHARE, FAR_SHARE = 0.65, 0.15
 NEAR_SCALES, NEAR_TEMPERATURES, NEAR_TOP_K = (1.0, 3.0), (0.5, 2.0), 10
 
 
+class FirstDrafts(NamedTuple):
+    """Counters of the first drafted token of each round.
+
+    Attributes:
+      rounds: number of rounds, over all sequences.
+      proposed: number of drafted tokens that were verified, of any depth.
+      accepted: number of rounds in which the first choice of depth one was accepted.
+    """
+
+    rounds: int
+    proposed: int
+    accepted: int
+
+    @classmethod
+    def of(cls, result: GenerationResult) -> "FirstDrafts":
+        """Counters of a generation."""
+        return cls(
+            int(result.accepted.sum()),
+            int(result.proposed.sum()),
+            int(result.hits[:, 0, 0].sum()),
+        )
+
+
 class AcceptanceWarning(UserWarning):
     """The target accepts much less of a drafter's tokens than training measured."""
 
@@ -40,7 +64,7 @@ def expected_acceptance(overlap: float) -> float:
 
 
 def acceptance_note(
-    loaded: LoadedDrafter | None, result: GenerationResult, config: GenerationConfig
+    loaded: LoadedDrafter | None, drafts: FirstDrafts, config: GenerationConfig
 ) -> str | None:
     """Sentence on an acceptance far below that of the training; None if there is none.
 
@@ -48,18 +72,18 @@ def acceptance_note(
 
     Args:
       loaded: drafter; one without a record of its training is never named.
-      result: counters of a generation.
+      drafts: counters of a generation.
       config: its settings. With verifiers whose first child is no sample, such as
         `GreedySet`, nothing is named: the expectation was measured with `Coupled`.
     """
     if not isinstance(config.verifier, Coupled | Rejection | Block):
         return None
-    rounds = int(result.accepted.sum())
+    rounds = drafts.rounds
     if loaded is None or loaded.overlap is None or rounds < MIN_ROUNDS:
         return None
-    if not result.proposed.sum():
+    if not drafts.proposed:
         return None
-    actual = int(result.hits[:, 0, 0].sum()) / rounds
+    actual = drafts.accepted / rounds
     expected = expected_acceptance(loaded.overlap)
     share = NEAR_SHARE if _is_near(config) else FAR_SHARE
     error = math.sqrt(actual * (1 - actual) / rounds)
@@ -90,7 +114,8 @@ def warn_of_low_acceptance(
       config: its settings.
       warned: warnings up to now, to which a new one is added.
     """
-    if not warned and (note := acceptance_note(loaded, result, config)):
+    drafts = FirstDrafts.of(result)
+    if not warned and (note := acceptance_note(loaded, drafts, config)):
         warned.append(note)
         warnings.warn(note, AcceptanceWarning, stacklevel=3)
 

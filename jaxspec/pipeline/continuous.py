@@ -38,11 +38,15 @@ class FinishedRequest:
       id: number of the request; its key is `fold_in(key(seed), id)`.
       tokens: int32 [T].
       calls: number of target calls, the prefill included.
+      proposed: number of drafted tokens that were verified.
+      first_accepted: number of rounds in which the first drafted token was accepted.
     """
 
     id: int
     tokens: np.ndarray
     calls: int
+    proposed: int
+    first_accepted: int
 
 
 @dataclass(frozen=True)
@@ -185,16 +189,18 @@ def _local_rows(x: jax.Array) -> np.ndarray:
 
 
 def _segment(bundle: Bundle, finished: Any) -> Segment:
-    result = finished.result
-    ids, tokens, calls, finite = map(
-        _local_rows, (finished.ids, result.tokens, result.stats.calls, result.finite)
-    )
+    result, stats = finished.result, finished.result.stats
+    ids = _local_rows(finished.ids)
     real = ids >= 0
-    check_finite(bundle, finite[real])
+    check_finite(bundle, _local_rows(result.finite)[real])
+    fields = result.tokens, stats.calls, stats.proposed, stats.hits[:, 0, 0]
+    columns = [_local_rows(x)[real] for x in fields]
     return Segment(
         tuple(
-            FinishedRequest(int(i), t, int(c))
-            for i, t, c in zip(ids[real], tokens[real], calls[real], strict=True)
+            FinishedRequest(int(i), tokens, int(calls), int(proposed), int(first))
+            for i, tokens, calls, proposed, first in zip(
+                ids[real], *columns, strict=True
+            )
         ),
-        int(result.stats.rounds),
+        int(stats.rounds),
     )

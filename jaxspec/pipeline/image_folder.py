@@ -15,6 +15,7 @@ from jaxspec.errors import ConfigError
 from jaxspec.io.images import png_bytes
 from jaxspec.io.text_files import read_text, split_lines
 from jaxspec.io.writing import write_file
+from jaxspec.pipeline.acceptance import FirstDrafts, acceptance_note
 from jaxspec.pipeline.bundle import Bundle
 from jaxspec.pipeline.config import GenerationConfig
 from jaxspec.pipeline.continuous import PromptsOf, generate_continuously
@@ -44,6 +45,8 @@ class _Counts:
     tokens: int = 0
     calls: int = 0
     rounds: int = 0
+    proposed: int = 0
+    first_accepted: int = 0
 
 
 def generate_image_folder(
@@ -181,6 +184,8 @@ def _add(counts: _Counts, segment) -> None:
     counts.images += len(segment.finished)
     counts.tokens += sum(request.tokens.size for request in segment.finished)
     counts.calls += sum(request.calls for request in segment.finished)
+    counts.proposed += sum(request.proposed for request in segment.finished)
+    counts.first_accepted += sum(request.first_accepted for request in segment.finished)
     counts.rounds += segment.rounds
 
 
@@ -190,11 +195,20 @@ def _report(bundle, config, tree, loaded, counts, seconds, expected) -> dict[str
     Raises:
       ConfigError: images are missing.
     """
-    sums = np.array([counts.images, counts.tokens, counts.calls])
-    images, tokens, calls = sum_of_processes(sums).tolist()
+    sums = np.array(
+        [
+            counts.images,
+            counts.tokens,
+            counts.calls,
+            counts.proposed,
+            counts.first_accepted,
+        ]
+    )
+    images, tokens, calls, proposed, first = sum_of_processes(sums).tolist()
     if images != expected:
         raise ConfigError(f"{expected - images} images were not generated")
     batch, mesh = config.batch_size, bundle.mesh
+    drafts = FirstDrafts(calls - images, proposed, first)
     return {
         "images": images,
         "tokens": tokens,
@@ -212,6 +226,7 @@ def _report(bundle, config, tree, loaded, counts, seconds, expected) -> dict[str
         "mesh": dict(mesh.shape) if mesh is not None else None,
         "processes": jax.process_count(),
         "device": device_name(),
+        "acceptance_note": acceptance_note(loaded, drafts, config),
     }
 
 

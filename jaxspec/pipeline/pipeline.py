@@ -117,7 +117,7 @@ class Pipeline:
         prompts: Sequence[str] | None = None,
         *,
         prefix: np.ndarray | Array | None = None,
-        rows: int | None = None,
+        prefix_rows: int | None = None,
         tree: Tree | DynamicTree | str | None = None,
         verifier: Verifier | str = "coupled",
         callback: Callable[[Preview], object] | None = None,
@@ -135,7 +135,7 @@ class Pipeline:
           prefix: first tokens of each image, ints [B, P], such as those of `encode`,
             which are continued. With key and settings of an image, its first tokens are
             continued to the same image.
-          rows: number of rows of image tokens of `prefix` that are kept; None for all.
+          prefix_rows: number of rows of `prefix` that are kept; None for all.
           tree: shape of the drafts, as an object or by name, see `trees.parse_tree`; by
             default that of this kind of device. "root" decodes plainly.
           verifier: acceptance criterion, as an object or by name, see
@@ -155,7 +155,7 @@ class Pipeline:
             its training measured, see `pipeline.acceptance`; once for a pipeline.
         """
         resolved = self._resolve(
-            class_labels, prompts, prefix, rows, tree, verifier, settings
+            class_labels, prompts, prefix, prefix_rows, tree, verifier, settings
         )
         if callback is None:
             result = generate(
@@ -195,7 +195,7 @@ class Pipeline:
         prompts: Sequence[str] | None = None,
         *,
         prefix: np.ndarray | Array | None = None,
-        rows: int | None = None,
+        prefix_rows: int | None = None,
         tree: Tree | DynamicTree | str | None = None,
         verifier: Verifier | str = "coupled",
         rounds: int = 8,
@@ -210,7 +210,7 @@ class Pipeline:
           class_labels: numbers or names of classes, or weights by these.
           prompts: captions, or texts to continue.
           prefix: first tokens of each image, as for `__call__`.
-          rows: number of rows of `prefix` that are kept, as for `__call__`.
+          prefix_rows: number of rows of `prefix` that are kept, as for `__call__`.
           tree: shape of the drafts, as for `__call__`.
           verifier: acceptance criterion, as for `__call__`.
           rounds: target calls between two previews.
@@ -221,7 +221,7 @@ class Pipeline:
           NonFiniteError: the model gave NaN.
         """
         resolved = self._resolve(
-            class_labels, prompts, prefix, rows, tree, verifier, settings
+            class_labels, prompts, prefix, prefix_rows, tree, verifier, settings
         )
         return self._previews(resolved, rounds)
 
@@ -234,7 +234,9 @@ class Pipeline:
             programs=self._programs,
         )
 
-    def _resolve(self, class_labels, prompts, prefix, rows, tree, verifier, settings):
+    def _resolve(
+        self, class_labels, prompts, prefix, prefix_rows, tree, verifier, settings
+    ):
         """Prompts, settings and tree of a call."""
         if isinstance(verifier, str):
             verifier = parse_verifier(verifier)
@@ -248,7 +250,7 @@ class Pipeline:
             tree = self.loaded.tree(tree)
         config = resolve_config(self.bundle, {**settings, "verifier": verifier})
         resolved = resolve_prompts(self.bundle, class_labels, prompts)
-        return resolve_prefix(self.bundle, resolved, prefix, rows), config, tree
+        return resolve_prefix(self.bundle, resolved, prefix, prefix_rows), config, tree
 
 
 def load_pipeline(

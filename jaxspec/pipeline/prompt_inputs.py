@@ -61,7 +61,7 @@ def class_weights(bundle: Bundle, labels: Sequence[ClassLabel]) -> np.ndarray:
 
 
 def resolve_prefix(
-    bundle: Bundle, prompts: Prompts, prefix: Any, rows: int | None
+    bundle: Bundle, prompts: Prompts, prefix: Any, prefix_rows: int | None
 ) -> Prompts:
     """Prompts with the image tokens that are continued.
 
@@ -69,22 +69,25 @@ def resolve_prefix(
       bundle: models.
       prompts: prompts of the images.
       prefix: image tokens, ints [B, P]; None for none.
-      rows: number of image rows of `prefix` that are kept; None for all of it.
+      prefix_rows: number of image rows of `prefix` that are kept; None for all of it.
 
     Raises:
       ConfigError: the tokens do not fit the prompts or the model, see
         `Prompts.with_prefix`, or have fewer rows.
     """
     if prefix is None:
-        if rows is not None:
-            raise ConfigError(f"rows={rows} needs image tokens to keep: prefix=tokens")
+        if prefix_rows is not None:
+            raise ConfigError(
+                f"prefix_rows={prefix_rows} needs image tokens to keep: prefix=tokens"
+            )
         return prompts
-    if rows is not None:
+    if prefix_rows is not None:
         prefix, grid = np.asarray(prefix), bundle.tokenizer.config.grid
-        count = int(whole("rows", rows)) * grid
+        count = int(whole("prefix_rows", prefix_rows)) * grid
         if prefix.ndim == 2 and prefix.shape[1] < count:
             raise ConfigError(
-                f"rows={rows} are {count} tokens; the prefix has {prefix.shape[1]}"
+                f"prefix_rows={prefix_rows} are {count} tokens; the prefix has "
+                f"{prefix.shape[1]}"
             )
         prefix = prefix[..., :count]
     return prompts.with_prefix(prefix, bundle.prior.config)

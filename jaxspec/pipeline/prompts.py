@@ -136,7 +136,7 @@ class Prompts:
         if tokens.shape[1] >= model.sequence_length:
             raise ConfigError(
                 f"a prefix of {tokens.shape[1]} tokens leaves nothing to generate; an "
-                f"image has {model.sequence_length}: keep fewer, such as rows=8"
+                f"image has {model.sequence_length}: keep fewer, such as prefix_rows=8"
             )
         unknown = tokens[(tokens < 0) | (tokens >= model.vocab_size)]
         if unknown.size:

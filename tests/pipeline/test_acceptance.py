@@ -9,8 +9,9 @@ import pytest
 
 import jaxspec
 from jaxspec.cli.options import print_low_acceptance
-from jaxspec.pipeline.acceptance import AcceptanceWarning, acceptance_note
+from jaxspec.pipeline.acceptance import AcceptanceWarning, FirstDrafts, acceptance_note
 from jaxspec.pipeline.config import GenerationConfig
+from jaxspec.pipeline.image_folder import generate_image_folder
 from jaxspec.pipeline.pipeline import Pipeline
 from jaxspec.speculative.verify import GreedySet
 
@@ -91,12 +92,24 @@ def test_drafters_without_a_record_and_short_runs_are_not_named(pipe):
     wrong = with_params(pipe, permuted_tokens)
     config = GenerationConfig(**SETTINGS)
     with pytest.warns(AcceptanceWarning):
-        result = wrong(class_labels=LABELS, **SETTINGS).stats
+        result = FirstDrafts.of(wrong(class_labels=LABELS, **SETTINGS).stats)
     assert acceptance_note(wrong.loaded, result, config)
     assert not acceptance_note(replace(wrong.loaded, overlap=None), result, config)
     assert not acceptance_note(None, result, config)
     other = replace(config, verifier=GreedySet())  # its first child is no sample
     assert not acceptance_note(wrong.loaded, result, other)
-    few = replace(result, accepted=result.accepted[:1] * 0 + 1)
-    assert int(few.accepted.sum()) < 64
-    assert not acceptance_note(wrong.loaded, few, config)
+    assert not acceptance_note(wrong.loaded, result._replace(rounds=63), config)
+    assert not acceptance_note(wrong.loaded, result._replace(proposed=0), config)
+
+
+def test_a_folder_of_images_reports_low_acceptance(pipe, tmp_path):
+    wrong = with_params(pipe, permuted_tokens)
+    report = generate_image_folder(
+        pipe.bundle,
+        ["0", "66"],
+        tmp_path,
+        GenerationConfig(**SETTINGS),
+        wrong.loaded.tree(),
+        loaded=wrong.loaded,
+    )
+    assert report["acceptance_note"].startswith("the target accepted")

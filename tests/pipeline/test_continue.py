@@ -35,7 +35,7 @@ def out(pipe):
 
 @pytest.fixture(scope="module")
 def rest(pipe, out):
-    return pipe(LABELS, prefix=out.tokens, rows=2, **SETTINGS)
+    return pipe(LABELS, prefix=out.tokens, prefix_rows=2, **SETTINGS)
 
 
 def test_the_first_rows_of_an_image_are_continued_to_the_same_image(out, rest):
@@ -60,7 +60,7 @@ def test_previews_and_callbacks_begin_with_the_prefix(pipe, out):
     again = pipe(
         LABELS,
         prefix=out.tokens,
-        rows=2,
+        prefix_rows=2,
         callback=seen.append,
         callback_rounds=1,
         **SETTINGS,
@@ -77,10 +77,12 @@ def test_previews_and_callbacks_begin_with_the_prefix(pipe, out):
 def test_max_new_tokens_leaves_out_the_prefix(pipe, out):
     """Also where a program for another prefix has been kept."""
     settings = {"max_new_tokens": 3, **SETTINGS}
-    short = pipe(LABELS, prefix=out.tokens, rows=2, **settings)
+    short = pipe(LABELS, prefix=out.tokens, prefix_rows=2, **settings)
     np.testing.assert_array_equal(short.tokens, out.tokens[:, :11])
     for rows in (2, 1):
-        *_, last = pipe.stream(LABELS[:1], prefix=out.tokens[:1], rows=rows, **settings)
+        *_, last = pipe.stream(
+            LABELS[:1], prefix=out.tokens[:1], prefix_rows=rows, **settings
+        )
         np.testing.assert_array_equal(last.tokens, out.tokens[:1, : 4 * rows + 3])
 
 
@@ -134,11 +136,14 @@ TOKENS = np.zeros((3, 16), np.int32)
     ("arguments", "words"),
     [
         ({"prefix": TOKENS}, "a prefix of 16 tokens leaves nothing to generate"),
-        ({"prefix": TOKENS, "rows": 4}, "a prefix of 16 tokens leaves nothing"),
-        ({"prefix": TOKENS[:, :4], "rows": 2}, "rows=2 are 8 tokens; the prefix has 4"),
-        ({"prefix": TOKENS, "rows": 0}, "rows=0"),
-        ({"rows": 2}, "rows=2 needs image tokens to keep"),
-        ({"prefix": TOKENS[:2], "rows": 2}, "2 prefixes do not fit 3 prompts"),
+        ({"prefix": TOKENS, "prefix_rows": 4}, "a prefix of 16 tokens leaves nothing"),
+        (
+            {"prefix": TOKENS[:, :4], "prefix_rows": 2},
+            "prefix_rows=2 are 8 tokens; the prefix has 4",
+        ),
+        ({"prefix": TOKENS, "prefix_rows": 0}, "prefix_rows=0"),
+        ({"prefix_rows": 2}, "prefix_rows=2 needs image tokens to keep"),
+        ({"prefix": TOKENS[:2], "prefix_rows": 2}, "2 prefixes do not fit 3 prompts"),
         ({"prefix": TOKENS[0]}, r"a prefix of int32 \[16\] is none"),
         ({"prefix": TOKENS[:, :4] / 2}, r"a prefix of float64 \[3, 4\] is none"),
         ({"prefix": TOKENS[:, :4] + 16}, "has the token 16; those of this model are 0"),
