@@ -20,7 +20,6 @@ from tqdm import tqdm
 from docs.studies.command import run_study
 from jaxspec.bench.description import Benchmark, Option
 from jaxspec.bench.fixed_drafts import FixedDrafts
-from jaxspec.bench.timing import time_interleaved
 from jaxspec.config import TransformerConfig
 from jaxspec.core.kv_cache import init_cache, tree_mask
 from jaxspec.core.noise import batch_keys
@@ -28,6 +27,7 @@ from jaxspec.core.sampling import LLAMAGEN_ORDER, Sampling
 from jaxspec.evaluate.tables import environment, markdown_table
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.models.transformer.presets import preset
+from jaxspec.pipeline.interleaved import time_interleaved
 from jaxspec.pipeline.timing import RATIO_NOTE, Timing, ratio_fields, shown
 from jaxspec.pipeline.verifiers import parse_verifier
 from jaxspec.speculative.engine import Engine

@@ -2,31 +2,28 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxspec.bench import programs
 from jaxspec.bench.roofline.ceilings import measure_ceilings
 from jaxspec.bench.roofline.work import bound_fields, pass_work
-from jaxspec.bench.timing import time_interleaved
-from jaxspec.core.noise import batch_keys
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.models.transformer.parameters import activation_dtype
 from jaxspec.pipeline.bundle import Bundle
 from jaxspec.pipeline.config import GenerationConfig
-from jaxspec.pipeline.engine import bundle_for, make_engine
+from jaxspec.pipeline.engine import bundle_for
 from jaxspec.pipeline.generation import GenerationResult, batches_of
+from jaxspec.pipeline.interleaved import time_interleaved
 from jaxspec.pipeline.loaded_drafter import LoadedDrafter
 from jaxspec.pipeline.prompts import Prompts
 from jaxspec.pipeline.timing import Timing, ratio_fields
-from jaxspec.speculative.draft import DraftContext
-from jaxspec.speculative.state import Variables
+from jaxspec.pipeline.tree_choice.compiling import Program, local_compiler
+from jaxspec.pipeline.tree_choice.programs import (
+    ITERATIONS,
+    draft_program,
+    pass_program,
+)
 from jaxspec.speculative.trees.dynamic import DynamicTree
 from jaxspec.speculative.trees.tree import Tree
-
-# Iterations of each timed program: forward passes, or drafts.
-ITERATIONS = 8
 
 
 def round_costs(
@@ -51,20 +48,20 @@ def round_costs(
     config, params = target.prior.config, target.prior.params
     filled = config.prefix_length + config.sequence_length // 2
     trees = {1: Tree.root(), tree.size: Tree.chain(tree.size - 1)}
-    calls: dict[Any, programs.Program] = {
-        size: programs.verify_program(
+    calls: dict[Any, Program] = {
+        size: pass_program(
             Transformer(config, settings.attention),
             params,
             batch,
             static_tree,
             filled,
             ITERATIONS,
-            programs.local_compiler(),
+            local_compiler(),
             cfg=settings.cfg_scale != 1.0,
         )
         for size, static_tree in trees.items()
     }
-    calls["draft"] = draft_program(bundle, prompts, settings, tree, loaded)
+    calls["draft"] = draft_program(bundle, prompts, settings, tree, loaded, batch)
     times = time_interleaved(calls, repeats)
     step = times[1]
     return ratio_fields(
@@ -81,67 +78,9 @@ def draft_timing(
     repeats: int = 5,
 ) -> Timing:
     """Times one `propose` for a full batch."""
-    call = draft_program(bundle, prompts, settings, tree, loaded)
+    _, batch = batches_of(bundle, len(prompts), settings.batch_size)
+    call = draft_program(bundle, prompts, settings, tree, loaded, batch)
     return time_interleaved({"draft": call}, repeats)["draft"].per(ITERATIONS)
-
-
-def draft_program(
-    bundle: Bundle,
-    prompts: Prompts,
-    settings: GenerationConfig,
-    tree: Tree | DynamicTree,
-    loaded: LoadedDrafter,
-) -> programs.Program:
-    """Compiles `ITERATIONS` calls of `propose` for a full batch.
-
-    The root of each draft is the last token of the previous one.
-    """
-    bundle = bundle_for(bundle, loaded)
-    engine = make_engine(bundle, settings, tree, loaded)
-    (_, batch), drafter = (
-        batches_of(bundle, len(prompts), settings.batch_size),
-        loaded.drafter,
-    )
-    indices = np.resize(np.arange(len(prompts)), batch)
-    values = jax.tree.map(jnp.asarray, prompts.take(indices))
-    sampling, keys = settings.sampling(batch), batch_keys(settings.seed, batch)
-    state = jax.jit(engine.init)(
-        Variables(bundle.prior.params, loaded.params),
-        values,
-        sampling=sampling,
-        keys=keys,
-    )
-    shape = batch, tree.depth + 1, engine.target.vocab_size
-    noise = jax.random.gumbel(jax.random.key(0), shape)
-
-    def run(params, state, gumbel):
-        def step(_, carry):
-            # The barriers keep XLA from hoisting work out of the loop or removing it.
-            root, drafter_state, tokens, index, noise = jax.lax.optimization_barrier(
-                (*carry, state.tokens, state.length, gumbel)
-            )
-            ctx = DraftContext(
-                root=root,
-                tokens=tokens,
-                position=state.start + index - 1,
-                index=index,
-                noise=noise,
-                keys=keys,
-                sampling=sampling,
-                tree=tree,
-                selection=engine.candidates,
-                order=engine.order,
-            )
-            draft, drafter_state = jax.lax.optimization_barrier(
-                drafter.propose(params, drafter_state, ctx)
-            )
-            return draft.tokens[:, -1], drafter_state
-
-        initial = state.tokens[:, 0], state.drafter
-        return jax.lax.fori_loop(0, ITERATIONS, step, initial)[0]
-
-    program = programs.lower(run, loaded.params, state, noise).compile()
-    return lambda: program(loaded.params, state, noise)
 
 
 def target_bound(

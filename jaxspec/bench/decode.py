@@ -13,13 +13,14 @@ from jaxspec.bench.baselines import torch_baselines, torch_description
 from jaxspec.bench.models import find_model
 from jaxspec.bench.roofline.ceilings import measure_ceilings
 from jaxspec.bench.roofline.work import Work, bound_fields, pass_work
-from jaxspec.bench.timing import collect_errors, lazy, time_interleaved
 from jaxspec.bench.variants import Variant, find_variant
 from jaxspec.evaluate.plot import Line, Panel, plot_panels
 from jaxspec.evaluate.tables import environment, markdown_table, report_heading
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.pipeline.bundle import Bundle
+from jaxspec.pipeline.interleaved import collect_errors, lazy, time_interleaved
 from jaxspec.pipeline.timing import Timing, plot_value, ratio_fields, shown
+from jaxspec.pipeline.tree_choice.compiling import Compiler, Program, local_compiler
 from jaxspec.sharding.device import default_dtype
 
 FILTERS = {"top_k": 1000, "top_p": 0.95}
@@ -75,7 +76,7 @@ def measure_decode(
             filled=config.prefix_length + length / 2,
             itemsize=jnp.dtype(dtype).itemsize,
         )
-        args = batch, length, programs.local_compiler(options)
+        args = batch, length, local_compiler(options)
         methods = {
             method: _Method(call, work(int8=variant.int8))
             for variant in decoders
@@ -111,7 +112,7 @@ def measure_decode(
 class _Method(NamedTuple):
     """Way of decoding: a program, and the work of one of its steps."""
 
-    call: programs.Program
+    call: Program
     work: Work
 
 
@@ -120,10 +121,10 @@ def _jaxspec_calls(
     variant: Variant,
     batch: int,
     length: int,
-    compiler: programs.Compiler,
+    compiler: Compiler,
     *,
     filters: bool,
-) -> dict[str, programs.Program]:
+) -> dict[str, Program]:
     """Programs of one variant by method, which are compiled when they are called.
 
     Args:
@@ -135,7 +136,7 @@ def _jaxspec_calls(
       filters: Whether decoding with top-k and top-p is included.
     """
     decode = partial(programs.decode_program, cache_stages=variant.cache_stages)
-    makers: dict[str, Callable[..., programs.Program]] = {"": decode}
+    makers: dict[str, Callable[..., Program]] = {"": decode}
     if variant.cache_stages == 1:
         makers[", forward passes only"] = programs.forward_program
     if filters:

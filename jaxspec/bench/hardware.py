@@ -10,8 +10,8 @@ import jax
 
 from jaxspec.bench.description import Benchmark, load
 from jaxspec.bench.registry import DECODE, GENERATE, TRAIN, VERIFY
-from jaxspec.bench.timing import collect_errors
 from jaxspec.evaluate.tables import environment
+from jaxspec.pipeline.interleaved import collect_errors
 from jaxspec.sharding.device import default_dtype
 
 

@@ -1,29 +1,25 @@
 """Compiled programs that benchmarks time: decoding, verification, whole rounds."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxspec.bench.fixed_drafts import FixedDrafts
-from jaxspec.core.kv_cache import init_cache, tree_mask
+from jaxspec.core.kv_cache import tree_mask
 from jaxspec.core.logits import apply_cfg
 from jaxspec.core.noise import batch_keys
 from jaxspec.core.sampling import Sampling, active_steps
-from jaxspec.core.stopping import StoppingCriteria
 from jaxspec.errors import ConfigError
 from jaxspec.models.transformer.model import Transformer
-from jaxspec.models.transformer.parameters import activation_dtype
+from jaxspec.pipeline.tree_choice.compiling import Compiler, Program
+from jaxspec.pipeline.tree_choice.programs import mid_generation_state
 from jaxspec.speculative.engine import Engine
-from jaxspec.speculative.state import SpecState, Variables
+from jaxspec.speculative.state import Variables
 from jaxspec.speculative.trees.tree import Tree
 from jaxspec.typing import Params
 
-Program = Callable[[], Any]
-# Compiles a function for its arguments: `compiler(run, *arguments, donate=())`.
-Compiler = Callable[..., Any]
 CFG_SCALE = 2.0
 
 
@@ -101,62 +97,6 @@ def forward_program(
     return lambda: program(params, prompt)
 
 
-def verify_program(
-    model: Transformer,
-    params: Params,
-    batch: int,
-    tree: Tree,
-    filled: int,
-    iterations: int,
-    compiler: Compiler,
-    cfg: bool = True,
-) -> Program:
-    """Forward passes over the nodes of a draft tree.
-
-    Args:
-      model: Target.
-      params: Parameters of the target.
-      batch: Number of sequences.
-      tree: Draft tree.
-      filled: Cache slots in use before each pass.
-      iterations: Number of passes in the program.
-      compiler: Compiler of the program.
-      cfg: Whether both CFG branches are computed.
-    """
-    target, config = model.as_target(cfg=cfg), model.config
-    branch_batch = target.branches * batch
-    cache = init_cache(
-        config.layers,
-        branch_batch,
-        config.num_kv_heads,
-        model.cache_slots(config.prefix_length + config.sequence_length + tree.size),
-        config.head_size,
-        activation_dtype(params),
-    )
-    cache = replace(cache, lengths=jnp.full(branch_batch, filled, jnp.int32))
-    tokens = jnp.zeros((branch_batch, tree.size), jnp.int32)
-
-    def run(params, cache, tokens):
-        mask = tree_mask(cache, jnp.asarray(tree.ancestors))
-        positions = cache.lengths[:, None] + jnp.asarray(tree.depths)
-
-        def step(_, carry):
-            cache, tokens = carry
-            logits, _, cache = target.forward(params, cache, tokens, positions, mask)
-            return cache, jnp.argmax(logits, axis=-1).astype(jnp.int32)
-
-        return jax.lax.fori_loop(0, iterations, step, (cache, tokens))
-
-    program = compiler(run, params, cache, tokens, donate=(1,))
-    donated = [cache]
-
-    def call():
-        donated[0], last = program(params, donated[0], tokens)
-        return last
-
-    return call
-
-
 def round_program(
     model: Transformer,
     params: Params,
@@ -168,7 +108,7 @@ def round_program(
 ) -> Program:
     """Whole rounds with fixed drafts: a forward pass and everything but drafting.
 
-    Arguments as in `verify_program`. The verifier is `Coupled` at temperature 1. Each
+    Arguments as in `pass_program`. The verifier is `Coupled` at temperature 1. Each
     call starts from the same cache lengths.
     """
     engine = Engine(
@@ -185,7 +125,7 @@ def round_program(
         "log_q": jnp.zeros((batch, len(tree.internal), engine.target.vocab_size)),
     }
     start = model.config.prefix_length
-    state = _state_at(
+    state = mid_generation_state(
         engine,
         filled - start + 1,
         start,
@@ -219,17 +159,6 @@ def round_program(
     return call
 
 
-def local_compiler(options: dict[str, str] | None = None) -> Compiler:
-    """Compiler for the default device, with options of XLA."""
-
-    def compile_program(run, *arguments, donate=()):
-        return lower(run, *arguments, donate=donate).compile(
-            compiler_options=options or None
-        )
-
-    return compile_program
-
-
 def parse_compiler_options(pairs: Sequence[str]) -> dict[str, str]:
     """Parses options of XLA, `KEY=VALUE`.
 
@@ -242,52 +171,10 @@ def parse_compiler_options(pairs: Sequence[str]) -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in pairs)
 
 
-def lower(run: Callable, *arguments, donate: tuple[int, ...] = ()) -> Any:
-    """Lowers a function in the engine's matmul precision.
-
-    Args:
-      run: Function.
-      *arguments: Arrays or their `jax.ShapeDtypeStruct`.
-      donate: Indices of donated arguments.
-    """
-    with jax.default_matmul_precision("highest"):
-        return jax.jit(run, donate_argnums=donate).lower(*arguments)
-
-
 def _batch_inputs(batch: int):
     """Prompts, sampling settings (CFG, temperature 1) and keys of a batch."""
     prompt = jnp.zeros(batch, jnp.int32)
     return prompt, Sampling.create(batch, cfg_scale=CFG_SCALE), batch_keys(0, batch)
-
-
-def _state_at(
-    engine: Engine, length: int, start: int, variables: Variables, prompt, **options
-) -> SpecState:
-    """State of sequences that have `length` generated tokens, with zeros for caches.
-
-    `init_state` is only evaluated abstractly: compiling the prefill would take as long
-    as compiling the timed program.
-    """
-    shapes = jax.eval_shape(engine.init, variables, prompt, **options)
-    keys = options["keys"]
-    zeros = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype),
-        replace(shapes, keys=(), stopping=(), sampling=()),
-    )
-    cache_lengths = jnp.full_like(zeros.cache.lengths, start + length - 1)
-    visible = jnp.ones_like(zeros.cache.visible)
-    return replace(
-        zeros,
-        prompt=jnp.copy(prompt),
-        sampling=jax.tree.map(jnp.copy, options["sampling"]),
-        keys=jax.random.clone(keys),
-        stopping=StoppingCriteria.create(
-            len(keys), max_new_tokens=engine.max_new_tokens
-        ),
-        start=jnp.full_like(zeros.start, start),
-        length=jnp.full_like(zeros.length, length),
-        cache=replace(zeros.cache, lengths=cache_lengths, visible=visible),
-    )
 
 
 def _tie_margin(params: Params) -> float:

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from jaxspec.bench.timing import time_interleaved
 from jaxspec.core.continuous_batching import Requests, idle_batch, run_queue
 from jaxspec.core.noise import batch_keys
 from jaxspec.core.stopping import StoppingCriteria
@@ -18,6 +17,7 @@ from jaxspec.pipeline.bundle import Bundle, load_bundle
 from jaxspec.pipeline.config import GenerationConfig
 from jaxspec.pipeline.drafters import bundled_drafter
 from jaxspec.pipeline.engine import make_engine
+from jaxspec.pipeline.interleaved import time_interleaved
 from jaxspec.pipeline.loaded_drafter import LoadedDrafter
 from jaxspec.pipeline.prompts import spread_classes
 from jaxspec.pipeline.timing import RATIO_NOTE, ratio_fields, shown

@@ -16,13 +16,13 @@ from jaxspec.bench.roofline.work import (
     training_work,
 )
 from jaxspec.bench.synthetic import block_config
-from jaxspec.bench.timing import time_interleaved
 from jaxspec.config import TransformerConfig
 from jaxspec.drafters.dflash.training import ANCHORS
 from jaxspec.drafters.registry import make_drafter
 from jaxspec.evaluate.plot import Line, Panel, plot_panels
 from jaxspec.evaluate.tables import environment, markdown_table, report_heading
 from jaxspec.models.transformer.model import Transformer
+from jaxspec.pipeline.interleaved import time_interleaved
 from jaxspec.pipeline.timing import Timing, plot_value, ratio_fields, shown
 from jaxspec.sharding.device import default_dtype
 from jaxspec.train import drafter as drafters

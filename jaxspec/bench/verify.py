@@ -12,13 +12,15 @@ from jaxspec.bench import programs
 from jaxspec.bench.models import find_model
 from jaxspec.bench.roofline.ceilings import measure_ceilings
 from jaxspec.bench.roofline.work import bound_fields, pass_work
-from jaxspec.bench.timing import time_interleaved
 from jaxspec.bench.variants import Variant, find_variant
 from jaxspec.errors import ConfigError
 from jaxspec.evaluate.plot import Line, Panel, plot_panels
 from jaxspec.evaluate.tables import environment, markdown_table, report_heading
 from jaxspec.models.transformer.model import Transformer
+from jaxspec.pipeline.interleaved import time_interleaved
 from jaxspec.pipeline.timing import Timing, plot_value, ratio_fields, shown, worst_mark
+from jaxspec.pipeline.tree_choice.compiling import Program, local_compiler
+from jaxspec.pipeline.tree_choice.programs import pass_program
 from jaxspec.sharding.device import default_dtype
 from jaxspec.speculative.trees.parsing import parse_tree
 from jaxspec.speculative.trees.tree import Tree
@@ -121,7 +123,7 @@ def _programs(
     filled: int,
     iterations: int,
     options: dict[str, str],
-) -> dict[tuple[str, int], programs.Program]:
+) -> dict[tuple[str, int], Program]:
     """Compiles "pass" and "round" for each tree.
 
     Args:
@@ -131,10 +133,10 @@ def _programs(
       iterations: Number of passes or rounds in one program.
       options: Options of XLA.
     """
-    compiler, calls = programs.local_compiler(options), {}
+    compiler, calls = local_compiler(options), {}
     for size, tree in trees.items():
         tree_args = *args, tree, filled, iterations, compiler
-        calls["pass", size] = programs.verify_program(*tree_args)
+        calls["pass", size] = pass_program(*tree_args)
         calls["round", size] = programs.round_program(*tree_args)
     return calls
 

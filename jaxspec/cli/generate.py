@@ -95,9 +95,11 @@ def _add_speculation(group) -> None:
     group.add_argument(
         "--tree",
         metavar="TREE",
-        help="shape of the drafts: a published name (naive_extend_57, mc_sim_7b_63, "
-        "...), chain-LENGTH, optimal-NODES, or paths of ranks such as 0,1,00 "
-        "(default: optimal-5 on a CPU, optimal-58 on accelerators)",
+        default="auto",
+        help="shape of the drafts: auto (the fastest on this device, or plain "
+        "decoding), a published name (naive_extend_57, mc_sim_7b_63, ...), "
+        "chain-LENGTH, optimal-NODES, or paths of ranks such as 0,1,00 (default: "
+        "%(default)s)",
     )
     group.add_argument(
         "--verifier",
@@ -191,7 +193,7 @@ def run(arguments: argparse.Namespace) -> None:
         return run_many(arguments)
     _check_options(arguments)
 
-    from jaxspec.cli.models import given_settings, load_models, print_start
+    from jaxspec.cli.models import given_settings, load_models, print_start, with_tree
     from jaxspec.cli.options import chosen_mesh
     from jaxspec.io.images import format_of
     from jaxspec.pipeline.settings import resolve_config
@@ -203,6 +205,7 @@ def run(arguments: argparse.Namespace) -> None:
     form = format_of(arguments.out, arguments.num, side)
     prompts, cut = _prompts(arguments, models.bundle)
     prompts = _continued(arguments, models.bundle, prompts)
+    models = with_tree(models, prompts, config, drafting=arguments.compare)
     print_start(models, config, arguments.num, prompts.length)
     results = _generate(models, prompts, config, arguments.compare)
     _write(arguments, models, prompts, config, results, form, cut)

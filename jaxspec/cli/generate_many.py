@@ -47,8 +47,9 @@ def _generate(arguments: argparse.Namespace, numbered: dict[int, str]) -> None:
     import jax
     from tqdm import tqdm
 
-    from jaxspec.cli.models import given_settings, load_models, print_start
+    from jaxspec.cli.models import given_settings, load_models, print_start, with_tree
     from jaxspec.pipeline.image_folder import generate_image_folder
+    from jaxspec.pipeline.prompts import Prompts
     from jaxspec.pipeline.settings import resolve_config
     from jaxspec.sharding import make_mesh
 
@@ -57,9 +58,13 @@ def _generate(arguments: argparse.Namespace, numbered: dict[int, str]) -> None:
     if mesh is None and jax.process_count() > 1:
         mesh = make_mesh()
     models = load_models(arguments, mesh, quiet=not is_first)
-    bundle, loaded, tree = models
+    bundle = models.bundle
     groups = mesh.shape["data"] if mesh else 1
     config = resolve_config(bundle, given_settings(arguments, groups))
+    example = Prompts.example(bundle.prior.config)
+    count, quiet = len(numbered), not is_first
+    models = with_tree(models, example, config, count=count, quiet=quiet)
+    bundle, loaded, tree = models
     if is_first:
         print_start(models, config, len(numbered))
     cut = {}

@@ -13,7 +13,8 @@ class Models(NamedTuple):
     Attributes:
       bundle: a `Bundle`.
       loaded: a `LoadedDrafter`; None for plain decoding.
-      tree: shape of the drafts; the root alone for plain decoding.
+      tree: shape of the drafts; the root alone for plain decoding; None if it is chosen
+        automatically, by `with_tree`.
     """
 
     bundle: Any
@@ -37,10 +38,12 @@ def load_models(
     """
     from jaxspec.pipeline.bundle import load_bundle
     from jaxspec.pipeline.drafters import load_drafter
+    from jaxspec.pipeline.tree_choice import AUTO
     from jaxspec.speculative.trees.parsing import parse_tree
     from jaxspec.speculative.trees.tree import Tree
 
-    if arguments.tree:
+    automatic = arguments.tree in (None, AUTO)
+    if not automatic:
         parse_tree(arguments.tree)  # raises before anything is loaded
     dtype = arguments.dtype if arguments.dtype != "float32" else None
     bundle = load_bundle(
@@ -57,7 +60,39 @@ def load_models(
             "needs no training; --drafter none decodes plainly",
             file=sys.stderr,
         )
-    return Models(bundle, loaded, loaded.tree(arguments.tree))
+    return Models(bundle, loaded, None if automatic else loaded.tree(arguments.tree))
+
+
+def with_tree(
+    models: Models,
+    prompts: Any,
+    config: Any,
+    *,
+    count: int | None = None,
+    drafting: bool = False,
+    quiet: bool = False,
+) -> Models:
+    """The models with the tree that is fastest, if none was named.
+
+    Args:
+      models: models, whose tree may be None.
+      prompts: `Prompts` of the sequences, or some of them.
+      config: a `GenerationConfig`.
+      count: number of sequences; None for that of the prompts.
+      drafting: whether drafts are wanted where plain decoding is faster.
+      quiet: whether to print nothing.
+    """
+    from jaxspec.pipeline.tree_choice import choose_tree
+
+    bundle, loaded, tree = models
+    if tree is not None:
+        return models
+    choice = choose_tree(bundle, prompts, config, loaded, count=count)
+    if not quiet:
+        print(f"tree        {choice}", file=sys.stderr, flush=True)
+    if drafting and choice.tree.size == 1:
+        return models._replace(tree=loaded.tree())
+    return models._replace(tree=choice.tree)
 
 
 def given_settings(arguments: argparse.Namespace, groups: int = 1) -> dict[str, Any]:

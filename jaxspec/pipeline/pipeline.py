@@ -24,6 +24,7 @@ from jaxspec.pipeline.prompt_inputs import ClassLabel, resolve_prefix, resolve_p
 from jaxspec.pipeline.save import save_bundle
 from jaxspec.pipeline.settings import resolve_config
 from jaxspec.pipeline.timing import Timing
+from jaxspec.pipeline.tree_choice import AUTO, TreeChoice, choose_tree
 from jaxspec.pipeline.verifiers import parse_verifier
 from jaxspec.speculative.trees.dynamic import DynamicTree
 from jaxspec.speculative.trees.tree import Tree
@@ -38,10 +39,12 @@ class PipelineOutput:
     Attributes:
       bundle: models.
       stats: tokens, counters and timings.
+      choice: tree that was chosen automatically, and why; None if one was given.
     """
 
     bundle: Bundle = field(repr=False)
     stats: GenerationResult = field(repr=False)
+    choice: TreeChoice | None = None
 
     @property
     def tokens(self) -> np.ndarray:
@@ -86,6 +89,7 @@ class Pipeline:
     loaded: LoadedDrafter | None = field(repr=False)
     _programs: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
     _warned: list[str] = field(default_factory=list, repr=False, compare=False)
+    _costs: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __repr__(self) -> str:
         name = repr(self.loaded.name) if self.loaded else None
@@ -137,7 +141,8 @@ class Pipeline:
             continued to the same image.
           prefix_rows: number of rows of `prefix` that are kept; None for all.
           tree: shape of the drafts, as an object or by name, see `trees.parse_tree`; by
-            default that of this kind of device. "root" decodes plainly.
+            default "auto", the fastest on this device or plain decoding, see
+            `choose_tree`. "root" decodes plainly.
           verifier: acceptance criterion, as an object or by name, see
             `parse_verifier`.
           callback: function that is called with a `Preview` every few rounds.
@@ -154,7 +159,7 @@ class Pipeline:
           AcceptanceWarning: the target accepts far less of the drafter's tokens than
             its training measured, see `pipeline.acceptance`; once for a pipeline.
         """
-        resolved = self._resolve(
+        resolved, choice = self._resolve(
             class_labels, prompts, prefix, prefix_rows, tree, verifier, settings
         )
         if callback is None:
@@ -162,7 +167,7 @@ class Pipeline:
                 self.bundle, *resolved, loaded=self.loaded, programs=self._programs
             )
             warn_of_low_acceptance(self.loaded, result, resolved[1], self._warned)
-            return PipelineOutput(self.bundle, result)
+            return PipelineOutput(self.bundle, result, choice)
         ends: list[Preview] = []
         for preview in self._previews(resolved, callback_rounds):
             callback(preview)
@@ -175,7 +180,7 @@ class Pipeline:
             ends[-1].compile_seconds,
         )
         warn_of_low_acceptance(self.loaded, result, resolved[1], self._warned)
-        return PipelineOutput(self.bundle, result)
+        return PipelineOutput(self.bundle, result, choice)
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes tokenizer, prior, drafter and text encoder as a folder to load.
@@ -220,7 +225,7 @@ class Pipeline:
           ConfigError: prompts, settings and models do not go together.
           NonFiniteError: the model gave NaN.
         """
-        resolved = self._resolve(
+        resolved, _ = self._resolve(
             class_labels, prompts, prefix, prefix_rows, tree, verifier, settings
         )
         return self._previews(resolved, rounds)
@@ -237,20 +242,27 @@ class Pipeline:
     def _resolve(
         self, class_labels, prompts, prefix, prefix_rows, tree, verifier, settings
     ):
-        """Prompts, settings and tree of a call."""
+        """Prompts, settings and tree of a call, and the automatic choice if any."""
         if isinstance(verifier, str):
             verifier = parse_verifier(verifier)
         if not isinstance(tree, Tree | DynamicTree | str | None):
             raise ConfigError(f"tree={tree!r} is no tree; use a name or Tree.named")
-        if self.loaded is None:
-            if tree not in (None, "root", Tree.root()):
-                raise ConfigError("this pipeline has no drafter; load it with one")
-            tree = Tree.root()
-        elif tree is None or isinstance(tree, str):
-            tree = self.loaded.tree(tree)
+        if self.loaded is None and tree not in (None, AUTO, "root", Tree.root()):
+            raise ConfigError("this pipeline has no drafter; load it with one")
         config = resolve_config(self.bundle, {**settings, "verifier": verifier})
         resolved = resolve_prompts(self.bundle, class_labels, prompts)
-        return resolve_prefix(self.bundle, resolved, prefix, prefix_rows), config, tree
+        resolved = resolve_prefix(self.bundle, resolved, prefix, prefix_rows)
+        choice = None
+        if self.loaded is None:
+            shape = Tree.root()
+        elif tree is None or tree == AUTO:
+            choice = choose_tree(
+                self.bundle, resolved, config, self.loaded, self._costs
+            )
+            shape = choice.tree
+        else:
+            shape = self.loaded.tree(tree) if isinstance(tree, str) else tree
+        return (resolved, config, shape), choice
 
 
 def load_pipeline(

@@ -5,11 +5,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxspec.config import TransformerConfig
 from jaxspec.core.numbers import whole, within
 from jaxspec.errors import ConfigError
+from jaxspec.models.transformer.prompts import Caption
 from jaxspec.pipeline.captions import Captions
 from jaxspec.speculative.prefix import Prefixed
 from jaxspec.typing import PyTree
@@ -73,6 +75,17 @@ class Prompts:
         """
         _check_count(len(captions.texts))
         return cls(captions.features, "caption", captions.texts)
+
+    @classmethod
+    def example(cls, model: TransformerConfig) -> "Prompts":
+        """One prompt, with the shapes of all prompts of an image model."""
+        if model.condition == "class":
+            return cls.from_classes([0])
+        if model.condition == "none":
+            return cls.from_texts([b" "])
+        shape = 1, model.caption_length, model.caption_width
+        values = Caption(jnp.zeros(shape), jnp.ones(shape[:2], bool))
+        return cls(values, "caption", ("",))
 
     @classmethod
     def from_texts(cls, texts: Sequence[bytes]) -> "Prompts":

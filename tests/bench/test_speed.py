@@ -23,7 +23,6 @@ from jaxspec.bench.roofline.work import (
     training_work,
 )
 from jaxspec.bench.synthetic import Forced, block_config, synthetic_params
-from jaxspec.bench.timing import time_interleaved
 from jaxspec.bench.variants import Variant, find_variant
 from jaxspec.cli import main
 from jaxspec.cli.main import build_parser
@@ -40,7 +39,10 @@ from jaxspec.models.transformer.presets import preset
 from jaxspec.pipeline.bundle import load_bundle
 from jaxspec.pipeline.config import GenerationConfig
 from jaxspec.pipeline.generation import GenerationResult
+from jaxspec.pipeline.interleaved import time_interleaved
 from jaxspec.pipeline.timing import Timing
+from jaxspec.pipeline.tree_choice.compiling import local_compiler
+from jaxspec.pipeline.tree_choice.programs import pass_program
 from jaxspec.speculative.engine import Engine
 from jaxspec.speculative.state import Variables
 from jaxspec.speculative.trees.tree import Tree
@@ -155,7 +157,7 @@ def test_programs_run_the_model():
     """Decoding matches the engine; other programs leave cache lengths unchanged."""
     params = synthetic_params(TINY, "float32")
     model = Transformer(TINY)
-    compiler = programs.local_compiler()
+    compiler = local_compiler()
     tokens = np.asarray(programs.decode_program(model, params, 2, 16, compiler)())
     engine = Engine(model.as_target(), 16, order=("temperature",))
     settings = GenerationConfig(cfg_scale=programs.CFG_SCALE)
@@ -167,7 +169,7 @@ def test_programs_run_the_model():
     ).tokens
     np.testing.assert_array_equal(tokens, expected)
     tree = Tree.named("chain-3")
-    for make in (programs.verify_program, programs.round_program):
+    for make in (pass_program, programs.round_program):
         call = make(model, params, 2, tree, 33, 3, compiler)
         first, second = np.asarray(call()), np.asarray(call())
         np.testing.assert_array_equal(first, second)  # equal inputs

@@ -14,6 +14,7 @@ from jaxspec.bench.synthetic import synthetic_params
 from jaxspec.config import TransformerConfig
 from jaxspec.errors import ConfigError
 from jaxspec.models.transformer.model import Transformer
+from jaxspec.pipeline.tree_choice.compiling import local_compiler
 
 pytestmark = pytest.mark.parity
 
@@ -33,7 +34,7 @@ def test_greedy_tokens_match(params):
     tokens = torch_loop(decoder, decoder.greedy)
     assert tokens.shape == (2, 25) and len(set(tokens[0])) > 5
     last = programs.forward_program(
-        Transformer(CONFIG), params, 2, 25, programs.local_compiler()
+        Transformer(CONFIG), params, 2, 25, local_compiler()
     )()
     np.testing.assert_array_equal(tokens[:, -1], last)
 

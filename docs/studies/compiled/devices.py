@@ -127,7 +127,7 @@ def find_device(name: str) -> tuple[DeviceSpec, Any]:
 
 
 def compiler_for(device: Any, on_compiled: Callable[[Any], None]) -> Callable[..., Any]:
-    """Makes a `programs.Compiler` for a device; its programs cannot run here.
+    """Makes a `Compiler` for a device; its programs cannot run here.
 
     Args:
       device: Compilation target.

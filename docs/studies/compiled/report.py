@@ -15,11 +15,13 @@ from jaxspec import __version__
 from jaxspec.bench import programs
 from jaxspec.bench.models import find_shapes
 from jaxspec.bench.roofline.work import pass_work
-from jaxspec.bench.timing import collect_errors
 from jaxspec.bench.variants import Variant, find_variant
 from jaxspec.errors import ConfigError
 from jaxspec.evaluate.tables import markdown_table
 from jaxspec.models.transformer.model import Transformer
+from jaxspec.pipeline.interleaved import collect_errors
+from jaxspec.pipeline.tree_choice.compiling import Compiler
+from jaxspec.pipeline.tree_choice.programs import pass_program
 from jaxspec.speculative.trees.dynamic import DynamicTree
 from jaxspec.speculative.trees.parsing import parse_tree
 from jaxspec.speculative.trees.tree import Tree
@@ -120,7 +122,7 @@ def _programs(
     args: tuple[Transformer, Any, int],
     trees: Mapping[int, Tree | DynamicTree],
     filled: int,
-    compiler: programs.Compiler,
+    compiler: Compiler,
 ) -> Iterator[tuple[str, int, Callable[[], Any]]]:
     """Yields name, nodes of a pass, and a call that compiles it, of each program.
 
@@ -134,7 +136,7 @@ def _programs(
     yield "decode", 1, partial(programs.decode_program, *args, length, compiler)
     for size, tree in trees.items():
         tree_args = *args, tree, filled, 4, compiler
-        yield f"verify {size}", size, partial(programs.verify_program, *tree_args)
+        yield f"verify {size}", size, partial(pass_program, *tree_args)
         yield f"round {size}", size, partial(programs.round_program, *tree_args)
 
 

@@ -23,7 +23,6 @@ import transformers
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from jaxspec.bench.timing import time_interleaved
 from jaxspec.convert.conversion import convert
 from jaxspec.core.noise import batch_keys
 from jaxspec.core.sampling import Sampling
@@ -32,6 +31,7 @@ from jaxspec.evaluate.tables import environment, markdown_table
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.pipeline.bundle import Bundle, load_bundle
 from jaxspec.pipeline.drafters import bundled_drafter, load_drafter
+from jaxspec.pipeline.interleaved import time_interleaved
 from jaxspec.pipeline.loaded_drafter import LoadedDrafter
 from jaxspec.pipeline.timing import RATIO_NOTE, ratio_fields, shown
 from jaxspec.speculative.engine import Engine

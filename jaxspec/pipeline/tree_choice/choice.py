@@ -1,0 +1,166 @@
+"""Choice between draft trees and plain decoding, by expected time for a token."""
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import jax
+
+from jaxspec.errors import ConfigError
+from jaxspec.pipeline.bundle import Bundle
+from jaxspec.pipeline.config import GenerationConfig
+from jaxspec.pipeline.engine import bundle_for
+from jaxspec.pipeline.generation import batches_of
+from jaxspec.pipeline.loaded_drafter import LoadedDrafter
+from jaxspec.pipeline.prompts import Prompts
+from jaxspec.pipeline.tree_choice.costs import RoundCosts, measure_costs
+from jaxspec.pipeline.tree_choice.record import costs_key, load_costs, save_costs
+from jaxspec.speculative.trees.dynamic import DynamicTree
+from jaxspec.speculative.trees.parsing import ASSUMED_ACCEPTANCE, Acceptance, deepest
+from jaxspec.speculative.trees.tree import Tree
+
+# Name of the automatic choice, for `--tree` and `tree=`.
+AUTO = "auto"
+# Tree sizes that are measured on a kind of device, the most important first.
+SIZES = {"cpu": (4, 8, 2)}
+ACCELERATOR_SIZES = (32, 64, 16)
+# Least expected speed of a tree, plain decoding as 1, and that of one whose timings
+# varied. The expectation leaves out what both kinds of rounds do beside their passes;
+# on the CPUs of docs/reports it was 14 to 23 % below the measured speed.
+MIN_SPEEDUP, MIN_UNSTEADY_SPEEDUP = 1.05, 1.3
+# Operations of a generation below which measuring takes longer than it saves: about a
+# second of two CPU cores, or of a GPU.
+MIN_OPERATIONS = {"cpu": 2e10}
+ACCELERATOR_MIN_OPERATIONS = 2e12
+
+
+@dataclass(frozen=True)
+class TreeChoice:
+    """A draft tree, and the reason for it.
+
+    Attributes:
+      tree: shape of the drafts; the root alone for plain decoding.
+      reason: one sentence part, for a person to read.
+      speedup: expected speed, plain decoding as 1; None if it was not measured.
+    """
+
+    tree: Tree | DynamicTree
+    reason: str
+    speedup: float | None = None
+
+    def __str__(self) -> str:
+        kind = f"{self.tree.size} nodes" if self.tree.size > 1 else "plain decoding"
+        return f"{kind}: {self.reason}"
+
+
+def choose_tree(
+    bundle: Bundle,
+    prompts: Prompts,
+    config: GenerationConfig,
+    loaded: LoadedDrafter,
+    known: dict[str, RoundCosts] | None = None,
+    *,
+    count: int | None = None,
+) -> TreeChoice:
+    """Chooses the fastest tree for a generation, or plain decoding.
+
+    Costs are measured once for a device, a model and a batch size: see `measure_costs`.
+    They are kept beside JAX's compiled programs, if these are kept. Nothing is measured
+    for short generations, on a mesh, and for verifiers whose tokens depend on the tree.
+
+    Args:
+      bundle: models.
+      prompts: prompts of the sequences, or some of them.
+      config: generation settings.
+      loaded: drafter, with the acceptance that was measured for its checkpoint.
+      known: costs by key of earlier calls, which are used and added to.
+      count: number of sequences; None for that of the prompts.
+    """
+    known = {} if known is None else known
+    if not (config.verifier.lossless and config.verifier.token_exact):
+        return TreeChoice(loaded.tree(), "the tokens of this verifier depend on it")
+    if bundle.mesh is not None or jax.process_count() > 1:
+        return TreeChoice(loaded.tree(), "nothing is measured on a mesh")
+    count = len(prompts) if count is None else count
+    _, batch = batches_of(bundle, count, config.batch_size)
+    key = costs_key(bundle, prompts, config, loaded, batch)
+    costs = known.get(key) or load_costs(key)
+    source = "as measured before"
+    if costs is None:
+        platform = jax.devices()[0].platform
+        least = MIN_OPERATIONS.get(platform, ACCELERATOR_MIN_OPERATIONS)
+        if count * _operations(bundle, prompts, config, loaded) < least:
+            return TreeChoice(loaded.tree(), "too little to generate to measure")
+        began = time.perf_counter()
+        sizes = _possible_sizes(loaded, SIZES.get(platform, ACCELERATOR_SIZES))
+        if not sizes:
+            return TreeChoice(loaded.tree(), "the drafter fills no other")
+        costs = measure_costs(bundle, prompts, config, loaded, sizes, batch)
+        save_costs(key, costs)
+        source = f"measured in {time.perf_counter() - began:.1f} s"
+    known[key] = costs
+    return fastest_tree(
+        costs, loaded.acceptance or ASSUMED_ACCEPTANCE, deepest(loaded.drafter), source
+    )
+
+
+def fastest_tree(
+    costs: RoundCosts, acceptance: Acceptance, max_depth: int, source: str
+) -> TreeChoice:
+    """The tree with the greatest expected speed, or plain decoding.
+
+    Args:
+      costs: costs of a round.
+      acceptance: acceptance by depth and rank, see `Tree.optimal`.
+      max_depth: largest depth of trees.
+      source: origin of the costs, for the reason.
+    """
+    if not acceptance[0][0] > 0:
+        return TreeChoice(Tree.root(), "no draft was ever accepted", 1.0)
+    trees = {
+        nodes: Tree.optimal(acceptance, nodes, max_depth)
+        for nodes in costs.passes
+        if nodes > 1
+    }
+    expectations = {n: tree.expected_tokens(acceptance) for n, tree in trees.items()}
+    speeds = {
+        n: expected * costs.step / (costs.passes[n] + costs.draft)
+        for n, expected in expectations.items()
+    }
+    nodes = max(speeds, key=speeds.__getitem__)
+    tree, speed, expected = trees[nodes], speeds[nodes], expectations[nodes]
+    terms = (
+        f"{expected:.2f} tokens a call, a pass over {nodes} tokens costs "
+        f"{costs.passes[nodes] / costs.step:.2f} steps and a draft "
+        f"{costs.draft / costs.step:.2f}, {source}"
+    )
+    if speed >= (MIN_SPEEDUP if costs.steady else MIN_UNSTEADY_SPEEDUP):
+        reason = f"{speed:.2f} times plain decoding expected ({terms})"
+        return TreeChoice(tree, reason, speed)
+    unsteady = "" if costs.steady else ", by timings that vary,"
+    return TreeChoice(
+        Tree.root(),
+        f"{nodes} nodes would reach{unsteady} {speed:.2f} of its speed ({terms})",
+        1.0,
+    )
+
+
+def _possible_sizes(loaded: LoadedDrafter, sizes: Sequence[int]) -> list[int]:
+    """Sizes whose trees the drafter can fill."""
+    possible = []
+    for nodes in sizes:
+        with suppress(ConfigError):
+            loaded.check_tree(loaded.tree(f"optimal-{nodes}"))
+            possible.append(nodes)
+    return possible
+
+
+def _operations(
+    bundle: Bundle, prompts: Prompts, config: GenerationConfig, loaded: LoadedDrafter
+) -> float:
+    """Operations of plain decoding of a sequence, without attention."""
+    target = bundle_for(bundle, loaded).prior
+    room = target.config.sequence_length - prompts.length
+    tokens = min(room, config.max_new_tokens or room)
+    return 2.0 * target.size * tokens * (1 + (config.cfg_scale != 1.0))

@@ -1,0 +1,170 @@
+"""Automatic choice of the draft tree: the fastest that was measured, or none."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import jaxspec
+from jaxspec.checkpoint import named_leaves
+from jaxspec.cli import main
+from jaxspec.config import TransformerConfig
+from jaxspec.pipeline.prompts import Prompts
+from jaxspec.pipeline.tree_choice import choice, costs, fastest_tree, record
+from jaxspec.pipeline.tree_choice.costs import RoundCosts, measure_costs
+from jaxspec.speculative.trees.tree import Tree
+from tests.tiny_bundle import save_bundle
+
+LABELS, SETTINGS = [0, 2, 1], {"seed": 5, "cfg_scale": 2.0, "batch_size": 2}
+CHEAP = RoundCosts({1: 1.0, 4: 1.1, 8: 1.2}, draft=0.1)
+DEAR = RoundCosts({1: 1.0, 4: 4.0, 8: 8.0}, draft=1.0)
+ACCEPTANCE = ((0.6, 0.2), (0.5, 0.1))
+
+
+@pytest.fixture
+def folder(tmp_path_factory):
+    return save_bundle(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Replaces the measurement by costs; returns their list and the calls."""
+    given, calls = [CHEAP], []
+
+    def measure(bundle, prompts, config, loaded, sizes, batch):
+        calls.append(batch)
+        return given[0]
+
+    monkeypatch.setattr(choice, "measure_costs", measure)
+    monkeypatch.setattr(choice, "MIN_OPERATIONS", {})
+    monkeypatch.setattr(choice, "ACCELERATOR_MIN_OPERATIONS", 0)
+    return given, calls
+
+
+rate = st.floats(0.01, 0.5)
+cost = st.floats(0.1, 20.0)
+
+
+@given(
+    st.tuples(rate, rate), st.dictionaries(st.integers(2, 12), cost, min_size=1), cost
+)
+def test_the_choice_is_the_fastest_of_all_that_were_measured(rates, passes, draft):
+    step, acceptance = 1.0, (rates,)
+    chosen = fastest_tree(RoundCosts({1: step, **passes}, draft), acceptance, 4, "")
+    speeds = {}
+    for nodes, seconds in passes.items():
+        tree = Tree.optimal(acceptance, nodes, 4)
+        speeds[tree] = tree.expected_tokens(acceptance) * step / (seconds + draft)
+    if max(speeds.values()) < choice.MIN_SPEEDUP:
+        assert chosen.tree == Tree.root()
+    else:
+        assert speeds[chosen.tree] == chosen.speedup == max(speeds.values())
+
+
+def test_timings_that_vary_must_promise_more():
+    costs = {1: 1.0, 4: 1.6}  # 2.2 tokens a call over 1.8 steps
+    steady = fastest_tree(RoundCosts(costs, 0.2), ACCEPTANCE, 4, "")
+    unsteady = fastest_tree(RoundCosts(costs, 0.2, steady=False), ACCEPTANCE, 4, "")
+    assert steady.tree.size == 4 and 1.05 < steady.speedup < 1.3
+    assert unsteady.tree == Tree.root() and "vary" in str(unsteady)
+    assert fastest_tree(CHEAP, ((0.0,),), 4, "").tree == Tree.root()
+
+
+def test_cheap_passes_are_drafted_for_and_dear_ones_are_not(folder, measured):
+    given, calls = measured
+    pipe = jaxspec.load_pipeline(folder)
+    plain = pipe(LABELS, tree="root", **SETTINGS)
+    assert plain.choice is None
+    fast = pipe(LABELS, **SETTINGS)
+    assert fast.choice.tree.size == 8 and fast.stats.proposed.sum() > 0
+    again = pipe(LABELS, tree="auto", **SETTINGS)
+    assert calls == [2] and "as measured before" in str(again.choice)
+    given[0] = DEAR
+    slow = jaxspec.load_pipeline(folder)(LABELS, **SETTINGS)
+    assert slow.choice.tree == Tree.root() and not slow.stats.proposed.sum()
+    assert str(slow.choice).startswith("plain decoding: 4 nodes would reach")
+    for out in (fast, again, slow):
+        np.testing.assert_array_equal(out.tokens, plain.tokens)
+
+
+def test_nothing_is_measured_where_it_would_not_pay_or_change_tokens(
+    folder, measured, monkeypatch
+):
+    _, calls = measured
+    pipe = jaxspec.load_pipeline(folder)
+    lossy = pipe(LABELS, verifier="typical", **SETTINGS)
+    assert lossy.choice.tree == pipe.loaded.tree()
+    monkeypatch.setattr(choice, "ACCELERATOR_MIN_OPERATIONS", 1e12)
+    short = pipe(LABELS, **SETTINGS)
+    assert short.choice.tree == pipe.loaded.tree() and not calls
+    assert jaxspec.load_pipeline(folder, drafter=None)(LABELS).choice is None
+
+
+def test_costs_of_full_rounds_are_measured(folder):
+    pipe = jaxspec.load_pipeline(folder)
+    config = jaxspec.GenerationConfig(cfg_scale=2.0)
+    prompts = Prompts.from_classes([0])
+    result = measure_costs(pipe.bundle, prompts, config, pipe.loaded, (4, 8, 2), 2)
+    assert {1, 4} <= set(result.passes) <= {1, 2, 4, 8}
+    assert all(seconds > 0 for seconds in (*result.passes.values(), result.draft))
+
+
+def test_passes_of_few_layers_are_scaled_by_weights():
+    sizes = {"vocab_size": 64, "width": 32, "heads": 4, "grid": 4}
+    whole = TransformerConfig(layers=10, **sizes)
+    short, scale = costs._shortened(whole)
+    weights = {
+        layers: sum(
+            x.size
+            for path, x in named_leaves(
+                jax.eval_shape(
+                    jaxspec.Transformer(TransformerConfig(layers=layers, **sizes)).init,
+                    jax.random.key(0),
+                )
+            )
+            if x.ndim == 2 and "embedding" not in path or x.ndim > 2
+        )
+        for layers in (short.layers, 10)
+    }
+    assert scale == pytest.approx(weights[10] / weights[short.layers])
+
+
+def test_costs_are_kept_beside_compiled_programs(folder, measured, tmp_path):
+    given, calls = measured
+    before = getattr(jax.config, "jax_compilation_cache_dir", None)
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    try:
+        for _ in range(2):
+            assert jaxspec.load_pipeline(folder)(LABELS, **SETTINGS).choice.speedup > 1
+        assert len(calls) == 1
+        jaxspec.load_pipeline(folder)(LABELS[:1], **SETTINGS)  # another batch size
+        assert len(calls) == 2
+        for file in tmp_path.glob("round_costs-*.json"):
+            file.write_text("damaged")
+        jaxspec.load_pipeline(folder)(LABELS, **SETTINGS)
+        assert len(calls) == 3
+        record.save_costs("unsteady", RoundCosts({1: 1.0}, 1.0, steady=False))
+        assert record.load_costs("unsteady") is None
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_the_command_prints_its_choice_and_compares_with_drafts(
+    folder, measured, tmp_path, capsys
+):
+    given, _ = measured
+    out, report = str(tmp_path / "a.png"), str(tmp_path / "a.json")
+    command = ["generate", "--checkpoint", str(folder), "--num", "2", "--out", out]
+    assert main([*command, "--report", report]) == 0
+    assert "tree        8 nodes: " in capsys.readouterr().err
+    assert json.load(open(report))["tree"]["nodes"] == 8
+    given[0] = DEAR
+    assert main([*command, "--report", report]) == 0
+    assert "tree        plain decoding: 4 nodes would reach" in capsys.readouterr().err
+    assert json.load(open(report))["drafter"] == "none"
+    assert main([*command, "--report", report, "--compare"]) == 0
+    fields = json.load(open(report))
+    assert fields["tree"]["nodes"] > 1 and fields["identical_to_autoregressive"]
