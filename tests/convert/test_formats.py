@@ -35,7 +35,6 @@ def test_a_shard_of_an_index_may_have_any_name(tmp_path):
 
 OTHERS = {
     "a pointer": (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
-    "GGUF": (b"GGUF\3\0\0\0\0\0\0\0", "a GGUF file"),
     "HDF5": (b"\x89HDF\r\n\x1a\n\0\0", "an HDF5 file"),
     "NumPy": (b"\x93NUMPY\1\0v\0", "a NumPy array"),
 }

@@ -32,7 +32,7 @@ def weight_files(folder: Path) -> list[Path]:
     files = sorted(f for f in folder.iterdir() if f.is_file())
     with_suffix = [f for f in files if f.suffix in SUFFIXES]
     formats = {f: format_of(f) or SUFFIXES.get(f.suffix) for f in with_suffix or files}
-    for name in ("safetensors", "torch"):
+    for name in ("safetensors", "torch", "gguf"):
         matches = [f for f, format_name in formats.items() if format_name == name]
         if len(matches) == 1:
             return matches

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-ZIP = b"PK\x03\x04"
+ZIP, GGUF = b"PK\x03\x04", b"GGUF"
 SUFFIXES = {
     ".safetensors": "safetensors",
+    ".gguf": "gguf",
     **dict.fromkeys((".pt", ".pth", ".bin", ".ckpt", ".th"), "torch"),
 }
 # First bytes of other formats, with a message for each.
@@ -13,15 +14,13 @@ OTHERS = {
     "trust it, load it with PyTorch and save its state dict again",
     b"version ": "it is a Git LFS pointer, not the file itself; fetch the file "
     "(git lfs pull)",
-    b"GGUF": "it is a GGUF file; convert the PyTorch or safetensors weights that it "
-    "was made from",
-    b"\x89HDF": "it is an HDF5 file; only PyTorch and safetensors weights are read",
-    b"\x93NUM": "it is a NumPy array; only PyTorch and safetensors weights are read",
+    b"\x89HDF": "it is an HDF5 file; PyTorch, safetensors and GGUF weights are read",
+    b"\x93NUM": "it is a NumPy array; PyTorch, safetensors and GGUF weights are read",
 }
 
 
 def format_of(file: Path) -> str | None:
-    """Returns "safetensors", "torch", or None if the content is neither.
+    """Returns "safetensors", "torch", "gguf", or None if the content is neither.
 
     Raises:
       OSError: the file cannot be read.
@@ -30,6 +29,8 @@ def format_of(file: Path) -> str | None:
         head = stream.read(9)
     if head[:4] == ZIP:
         return "torch"
+    if head[:4] == GGUF:
+        return "gguf"
     # The header begins with 8 bytes for its length, then a JSON object.
     return "safetensors" if head[8:] == b"{" else None
 
@@ -46,6 +47,6 @@ def other_format(head: bytes) -> str:
     if not head.strip(b"\0"):
         return "it is empty; fetch it again"
     return (
-        "it is neither a safetensors file nor a zip file of PyTorch; check what was "
-        "downloaded"
+        "it is neither a safetensors file nor a zip file of PyTorch, nor GGUF; check "
+        "what was downloaded"
     )

@@ -14,6 +14,7 @@ from jaxspec.convert.reading.folder import (
     weight_files,
 )
 from jaxspec.convert.reading.formats import SUFFIXES, format_of
+from jaxspec.convert.reading.gguf.model import read_gguf
 from jaxspec.convert.reading.hub import download
 from jaxspec.convert.reading.safetensors import read_safetensors
 from jaxspec.convert.reading.scaled import apply_scales
@@ -33,9 +34,9 @@ def open_source(
     """Lists the tensors of a model without reading their values.
 
     Args:
-      location: file (safetensors, or PyTorch's zip format), folder with one model in
-        one or several such files, or `OWNER/NAME[@REVISION][:FILE]` on the Hugging Face
-        hub.
+      location: file (safetensors, GGUF, or PyTorch's zip format), folder with one model
+        in one or several such files, or `OWNER/NAME[@REVISION][:FILE]` on the Hugging
+        Face hub.
       allow_objects: whether to skip Python objects in PyTorch files instead of
         refusing the file; see `read_torch`.
       weights: name of the set of weights; by default the first of `PLAIN`.
@@ -48,14 +49,14 @@ def open_source(
         path, revision = download(str(location))
     if not path.is_file() and not path.is_dir():
         raise DataError(f"'{location}' is neither a file nor a folder")
-    sets, left_out = _read_files(path, allow_objects)
+    sets, left_out, config = _read_files(path, allow_objects)
     if not sets:
         raise DataError(f"'{location}' holds no tensors")
     folder = path if path.is_dir() else path.parent
     source = Source(
         str(location) if revision else path.name,
         {},
-        _config(folder),
+        config or _config(folder),
         folder,
         revision,
         tuple(dict.fromkeys(left_out)),
@@ -91,8 +92,12 @@ def with_weights(source: Source, order: Sequence[str], choice: str | None) -> So
     )
 
 
-def _read_files(path: Path, allow_objects: bool) -> tuple[Sets, list[str]]:
+def _read_files(
+    path: Path, allow_objects: bool
+) -> tuple[Sets, list[str], dict[str, Any]]:
     """Reads the sets of weights of a file or folder, and names of other contents.
+
+    The third value is the configuration that is in the files themselves.
 
     Raises:
       DataError: a file cannot be read, a tensor is in two files, or the folder's index
@@ -102,8 +107,10 @@ def _read_files(path: Path, allow_objects: bool) -> tuple[Sets, list[str]]:
     sets: Sets = defaultdict(dict)
     left_out: list[str] = []
     names: dict[str, list[str]] = {}
+    config: dict[str, Any] = {}
     for file in files:
-        file_sets, file_left_out = _read(file, allow_objects)
+        file_sets, file_left_out, file_config = _read(file, allow_objects)
+        config |= file_config
         left_out += file_left_out
         names[file.name] = [
             name
@@ -122,19 +129,23 @@ def _read_files(path: Path, allow_objects: bool) -> tuple[Sets, list[str]]:
     index = index_of(path)
     if index is not None:
         check_index(index, names)
-    return dict(sets), left_out
+    return dict(sets), left_out, config
 
 
-def _read(file: Path, allow_objects: bool) -> tuple[Sets, list[str]]:
-    """Reads the sets of weights of a file, and the names of its other contents."""
+def _read(file: Path, allow_objects: bool) -> tuple[Sets, list[str], dict[str, Any]]:
+    """Sets of weights of a file, names of its other contents, and its configuration."""
     try:
-        if (format_of(file) or SUFFIXES.get(file.suffix)) == "safetensors":
-            return weight_sets(read_safetensors(file), file)
+        form = format_of(file) or SUFFIXES.get(file.suffix)
+        if form == "gguf":
+            tensors, config, _ = read_gguf(file)
+            return *weight_sets(tensors, file), config
+        if form == "safetensors":
+            return *weight_sets(read_safetensors(file), file), {}
         value, refused = read_torch(file, allow_objects=allow_objects)
     except OSError as error:
         raise DataError(f"cannot read '{file}': {error.strerror}") from None
     sets, left_out = weight_sets(value, file)
-    return sets, [*refused, *left_out]
+    return sets, [*refused, *left_out], {}
 
 
 def _config(folder: Path) -> dict[str, Any]:
