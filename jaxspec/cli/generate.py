@@ -62,7 +62,19 @@ def _add_images(group) -> None:
         "--prompt",
         action="append",
         metavar="TEXT",
-        help="caption of an image, for a text-to-image model; repeatable",
+        help="caption of an image, for a text-to-image model; or a message to answer, "
+        "for a model of text; repeatable",
+    )
+    group.add_argument(
+        "--no-chat",
+        action="store_true",
+        help=rare("continue each --prompt instead of answering it"),
+    )
+    group.add_argument(
+        "--max-tokens",
+        type=int,
+        metavar="N",
+        help=rare("most tokens of a text (default: 256)"),
     )
 
 
@@ -201,13 +213,18 @@ def run(arguments: argparse.Namespace) -> None:
     settings = given_settings(arguments)  # raises before anything is loaded
     models = load_models(arguments, chosen_mesh(arguments))
     config = resolve_config(models.bundle, settings)
+    if models.bundle.image_tokenizer is None:
+        from jaxspec.cli.generate_text import run_text
+
+        return run_text(arguments, models, config)
+    _check_images(arguments)
     side = models.bundle.tokenizer.config.image_size
     form = format_of(arguments.out, arguments.num, side)
     prompts, cut = _prompts(arguments, models.bundle)
     prompts = _continued(arguments, models.bundle, prompts)
     models = with_tree(models, prompts, config, drafting=arguments.compare)
     print_start(models, config, arguments.num, prompts.length)
-    results = _generate(models, prompts, config, arguments.compare)
+    results = generate_all(models, prompts, config, arguments.compare)
     _write(arguments, models, prompts, config, results, form, cut)
 
 
@@ -219,6 +236,7 @@ def _check_options(arguments: argparse.Namespace) -> None:
     from jaxspec.io.images import format_of
     from jaxspec.io.writing import check_writable
 
+    arguments.given_num, arguments.given_out = arguments.num, arguments.out
     arguments.num = 16 if arguments.num is None else arguments.num
     arguments.out = arguments.out or "samples.png"
     if arguments.coordinator:
@@ -238,6 +256,16 @@ def _check_options(arguments: argparse.Namespace) -> None:
     format_of(arguments.out)
     for path in filter(None, (arguments.out, arguments.report)):
         check_writable(path)
+
+
+def _check_images(arguments: argparse.Namespace) -> None:
+    """Refuses options of texts."""
+    from jaxspec.errors import ConfigError
+
+    for name in ("no_chat", "max_tokens"):
+        if getattr(arguments, name):
+            option = name.replace("_", "-")
+            raise ConfigError(f"--{option} is for texts, and this model makes images")
 
 
 def _prompts(arguments: argparse.Namespace, bundle):
@@ -274,7 +302,7 @@ def _continued(arguments: argparse.Namespace, bundle, prompts):
     return resolve_prefix(bundle, prompts, prefix, rows)
 
 
-def _generate(models, prompts, config, compare: bool):
+def generate_all(models, prompts, config, compare: bool):
     """Results of the generation, and of plain decoding or None."""
     from functools import partial
 
@@ -286,7 +314,8 @@ def _generate(models, prompts, config, compare: bool):
 
     bundle, loaded, tree = models
     total = (1 + compare) * len(prompts)
-    with tqdm(total=total, desc="generating", unit="image") as bar:
+    unit = "image" if bundle.image_tokenizer else "text"
+    with tqdm(total=total, desc="generating", unit=unit) as bar:
 
         def advance(count):
             if not count:  # the remaining time is estimated without compilation

@@ -115,6 +115,7 @@ def given_settings(arguments: argparse.Namespace, groups: int = 1) -> dict[str, 
         "attention": arguments.attention,
         "batch_size": groups * default_batch() if batch is None else batch,
         "cache_stages": arguments.cache_stages,
+        "max_new_tokens": getattr(arguments, "max_tokens", None),
         "verifier": parse_verifier(arguments.verifier),
     }
     GenerationConfig(**{k: v for k, v in settings.items() if v is not None})  # checks

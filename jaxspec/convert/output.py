@@ -16,10 +16,9 @@ from jaxspec.checkpoint import (
 )
 from jaxspec.convert.params import Progress, build_params, iter_blocks
 from jaxspec.convert.plan import Conversion
-from jaxspec.convert.reading.source import Source
 from jaxspec.convert.summary import Written, remarks
+from jaxspec.convert.text import FAMILIES, VOCABULARY, text_settings, vocabulary_of
 from jaxspec.errors import CheckpointError, ConfigError
-from jaxspec.io.text_files import read_text
 from jaxspec.sharding import placement
 from jaxspec.speculative.verify.neighbors import neighbor_table
 
@@ -109,7 +108,7 @@ def write_part(
         return Checkpoint(plan.kind, plan.config, {}, metadata, table, plan.target)
 
     folder = bundle / FOLDERS.get(plan.kind, "drafter")
-    save_leaves(folder, leaves(), finish, _tokenizer_file(conversion.source, plan.kind))
+    save_leaves(folder, leaves(), finish, _tokenizer_file(conversion))
     return Written(
         folder,
         conversion.family.name,
@@ -130,6 +129,11 @@ def _metadata(conversion: Conversion) -> dict[str, Any]:
         "source": source.name,
         "family": conversion.family.name,
     }
+    if _continues_texts(conversion):
+        text = text_settings(source)
+        stops = {"stop_tokens": text.pop("stop_tokens")}
+        metadata["text"] = text
+        metadata["generation"] = {**stops, **metadata.get("generation", {})}
     if source.revision:
         metadata["revision"] = source.revision
     if source.weights:
@@ -139,9 +143,14 @@ def _metadata(conversion: Conversion) -> dict[str, Any]:
     return metadata
 
 
-def _tokenizer_file(source: Source, kind: str) -> dict[str, str]:
-    """Returns the text of a text encoder's `tokenizer.json`, by name, if it exists."""
-    file = (source.folder or Path()) / "tokenizer.json"
-    if kind != "text_encoder" or not file.is_file():
+def _continues_texts(conversion: Conversion) -> bool:
+    """Whether the model continues texts, one token at a time."""
+    return conversion.family.name in FAMILIES and conversion.plan.kind == "prior"
+
+
+def _tokenizer_file(conversion: Conversion) -> dict[str, str]:
+    """Text of the `tokenizer.json` of a text encoder or a model of text, by name."""
+    if conversion.plan.kind != "text_encoder" and not _continues_texts(conversion):
         return {}
-    return {"tokenizer.json": read_text(file)}
+    text = vocabulary_of(conversion.source)
+    return {} if text is None else {VOCABULARY: text}

@@ -44,7 +44,7 @@ class Bundle:
 
     Attributes:
       name: name of the folder.
-      image_tokenizer: image tokenizer; None for a model of text (tokens are bytes).
+      image_tokenizer: image tokenizer; None for a model of text .
       prior: target model.
       drafter: drafter that was trained for the prior; None without one.
       text_encoder: folder of the text encoder, which is loaded when captions are read.
@@ -53,6 +53,7 @@ class Bundle:
         On a mesh the prior may have more key/value heads.
       int8: whether matrices of prior and drafters are held in eight bits.
       place: sharding of each parameter; None for one device.
+      vocabulary: file of the vocabulary of a model of text; None if tokens are bytes.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Bundle:
     trained: TransformerConfig | None = None
     int8: bool = False
     place: Placement = None
+    vocabulary: Path | None = None
 
     def __repr__(self) -> str:
         parts = {"tokenizer": self.image_tokenizer, "prior": self.prior}
@@ -187,7 +189,14 @@ def load_bundle(
         trained,
         int8,
         place,
+        _vocabulary(folder / "prior", trained),
     )
+
+
+def _vocabulary(folder: Path, config: TransformerConfig) -> Path | None:
+    """File of the vocabulary beside a model of text."""
+    file = folder / "tokenizer.json"
+    return file if config.condition == "none" and file.is_file() else None
 
 
 def _local_folder(path: str | os.PathLike) -> Path:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from jaxspec.core.noise import check_seed
 from jaxspec.core.numbers import whole
 from jaxspec.core.sampling import Sampling
+from jaxspec.core.stopping import StoppingCriteria
 from jaxspec.speculative.verify import Coupled, Verifier
 
 
@@ -20,6 +21,7 @@ class GenerationConfig:
       cfg_scale: classifier-free guidance scale; 1 computes no unconditional branch.
       cfg_interval: last guided step, see `Sampling.create`; -1 guides every token.
       max_new_tokens: tokens of each sequence; None for as many as the model makes.
+      stop_tokens: tokens that end a sequence, as its last one.
       batch_size: largest number of sequences in a batch.
       verifier: acceptance criterion of drafts.
       cache_stages: number of cache sizes, see `EngineConfig`.
@@ -36,6 +38,7 @@ class GenerationConfig:
     cfg_scale: float = 2.0
     cfg_interval: int = -1
     max_new_tokens: int | None = None
+    stop_tokens: tuple[int, ...] = ()
     batch_size: int = 8
     verifier: Verifier = Coupled()
     cache_stages: int = 1
@@ -47,8 +50,16 @@ class GenerationConfig:
             counts["max_new_tokens"] = self.max_new_tokens
         for name, value in counts.items():
             whole(name, value)
+        object.__setattr__(self, "stop_tokens", tuple(self.stop_tokens))
+        self.stopping(1)
         check_seed(self.seed)
         self.sampling()
+
+    def stopping(self, max_new_tokens: int) -> StoppingCriteria:
+        """The stopping criteria of all sequences, of at most `max_new_tokens`."""
+        return StoppingCriteria.create(
+            max_new_tokens=max_new_tokens, stop_tokens=self.stop_tokens
+        )
 
     def sampling(self, batch: int | None = None) -> Sampling:
         """The sampling settings, of `batch` sequences or of all."""

@@ -12,7 +12,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxspec.core.continuous_batching import Requests, idle_batch, run_queue
 from jaxspec.core.generator import Generator
 from jaxspec.core.noise import batch_keys
-from jaxspec.core.stopping import StoppingCriteria
 from jaxspec.errors import ConfigError
 from jaxspec.pipeline.bundle import Bundle
 from jaxspec.pipeline.config import GenerationConfig
@@ -141,7 +140,7 @@ def _programs(
             prompt,
             config.sampling(count),
             batch_keys(config.seed, jnp.maximum(ids, 0)),
-            StoppingCriteria.create(count, max_new_tokens=generator.max_new_tokens),
+            config.stopping(generator.max_new_tokens).for_batch(count),
         )
 
     def begin(variables, ids, prompt):

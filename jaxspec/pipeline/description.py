@@ -40,6 +40,7 @@ def describe_run(
     length = bundle.prior.config.sequence_length - prefix
     return {
         "checkpoint": bundle.name,
+        "makes": "texts" if bundle.image_tokenizer is None else "images",
         "images": images,
         "tokens_per_image": min(length, config.max_new_tokens or length),
         "prefix_tokens": prefix,
@@ -83,7 +84,7 @@ def format_run(fields: Mapping[str, Any]) -> str:
     lines = [
         f"device      {fields['device']}, {fields['dtype']}{int8}",
         f"checkpoint  {fields['checkpoint']}, parameters: {sizes}",
-        f"images      {fields['images']} of {fields['tokens_per_image']} tokens"
+        f"{fields['makes']:12}{fields['images']} of {fields['tokens_per_image']} tokens"
         f"{given}, {fields['batch']} at a time, {settings}",
     ]
     if fields["drafter"] != "none":

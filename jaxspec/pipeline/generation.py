@@ -13,7 +13,6 @@ from jaxspec.core.generator import Generator
 from jaxspec.core.generator import generate as generate_batch
 from jaxspec.core.noise import batch_keys
 from jaxspec.core.result import Generation
-from jaxspec.core.sampling import Sampling
 from jaxspec.errors import NonFiniteError
 from jaxspec.pipeline.bundle import Bundle
 from jaxspec.pipeline.config import GenerationConfig
@@ -65,7 +64,7 @@ class GenerationResult:
     @property
     def new_tokens(self) -> int:
         """Number of generated tokens of all sequences."""
-        return self.tokens[:, self.prefix_length :].size
+        return int((self.tokens[:, self.prefix_length :] >= 0).sum())
 
     @property
     def tokens_per_call(self) -> float:
@@ -127,16 +126,18 @@ def generate(
     sampling = config.sampling(size)
 
     first = prompts.take(indices[0])
-    run = _compiled(bundle, generator, variables, first, sampling, keys[0], programs)
+    settings = {
+        "sampling": sampling,
+        "stopping": config.stopping(generator.max_new_tokens),
+    }
+    run = _compiled(bundle, generator, variables, first, settings, keys[0], programs)
     compile_seconds = time.perf_counter() - began
     progress(0)
     times, parts = [], []
     for _ in range(repeats + warm_up):
         parts, began = [], time.perf_counter()
         for i in range(batches):
-            part = run(
-                variables, prompts.take(indices[i]), sampling=sampling, keys=keys[i]
-            )
+            part = run(variables, prompts.take(indices[i]), **settings, keys=keys[i])
             parts.append(jax.block_until_ready(part))
             progress(max(min(size, count - i * size), 0))
         times.append(time.perf_counter() - began)
@@ -149,20 +150,18 @@ def _compiled(
     generator: Generator[Any],
     variables: Any,
     prompt: PyTree,
-    sampling: Sampling,
+    settings: dict[str, Any],
     keys: BatchKeys,
     programs: dict[Any, Any] | None = None,
 ) -> Any:
     """Compiles a generator for a batch, unless that has been done before."""
     programs = {} if programs is None else programs
-    key = generator, "generate", shapes_of(prompt), keys.shape
+    key = generator, "generate", shapes_of(prompt), shapes_of(settings), keys.shape
     if key not in programs:
         function = partial(generate_batch, generator)
         if bundle.mesh:
             function = over_batch(bundle.mesh, function)
-        lowered = jax.jit(function).lower(
-            variables, prompt, sampling=sampling, keys=keys
-        )
+        lowered = jax.jit(function).lower(variables, prompt, **settings, keys=keys)
         programs[key] = lowered.compile()
     return programs[key]
 

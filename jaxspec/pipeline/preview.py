@@ -112,7 +112,7 @@ def generate_previews(
     keys = batch_keys(config.seed, size * batches).reshape(batches, size)
     programs = {} if programs is None else programs
     shapes = shapes_of(prompts.take(np.arange(1)))
-    key = generator, "previews", rounds, shapes, size
+    key = generator, "previews", rounds, shapes, size, len(config.stop_tokens)
     compile_seconds, seconds = time.perf_counter() - began, 0.0
     for i in range(batches):
         indices, began = (
@@ -120,7 +120,11 @@ def generate_previews(
             time.perf_counter(),
         )
         arguments = variables, prompts.take(indices)
-        options = {"sampling": config.sampling(size), "keys": keys[i]}
+        options = {
+            "sampling": config.sampling(size),
+            "stopping": config.stopping(generator.max_new_tokens),
+            "keys": keys[i],
+        }
         if key not in programs:
             programs[key] = _compiled(bundle, generator, rounds, arguments, options)
             compile_seconds += time.perf_counter() - began

@@ -10,18 +10,23 @@ from jaxspec.errors import ConfigError
 from jaxspec.pipeline.bundle import Bundle, resolve_classes
 from jaxspec.pipeline.captions import read_captions
 from jaxspec.pipeline.prompts import Prompts, spread_classes
+from jaxspec.pipeline.vocabulary import tokens_of, vocabulary_of
 
 # A class by number or name, or a mixture of classes by their weights.
 ClassLabel = int | str | Mapping[int | str, float]
 
 
-def read_prompts(bundle: Bundle, values: Sequence[Any]) -> Prompts:
+def read_prompts(
+    bundle: Bundle, values: Sequence[Any], *, chat: bool | None = None
+) -> Prompts:
     """Prompts as the bundle's prior takes them.
 
     Args:
       bundle: models.
       values: class names or numbers, or weights by class name or number; captions; or
         texts to continue, by the condition of the prior.
+      chat: whether texts are messages to answer; None for what the model was trained
+        for.
 
     Raises:
       ConfigError: there is none, a class is unknown, or a text is empty.
@@ -34,7 +39,7 @@ def read_prompts(bundle: Bundle, values: Sequence[Any]) -> Prompts:
         names = np.asarray(values, object).tolist()
         return Prompts.from_classes(resolve_classes(bundle, names))
     if condition == "none":
-        return Prompts.from_texts([text.encode() for text in values])
+        return Prompts.from_tokens(tokens_of(vocabulary_of(bundle), values, chat))
     if not len(values):
         raise ConfigError("there is nothing to generate; give at least one prompt")
     return Prompts.from_captions(read_captions(bundle.text_encoder, list(values)))
@@ -98,6 +103,7 @@ def resolve_prompts(
     class_labels: Sequence[ClassLabel] | None,
     prompts: Sequence[str] | None,
     *,
+    chat: bool | None = None,
     count: int | None = None,
     names: tuple[str, str] = ("`class_labels`", "`prompts`"),
 ) -> Prompts:
@@ -108,6 +114,7 @@ def resolve_prompts(
       class_labels: numbers or names of classes, or weights by these, of a
         class-conditional model.
       prompts: captions, or texts to continue, of other models.
+      chat: whether texts are messages to answer, see `read_prompts`.
       count: number of sequences, for which prompts are repeated and classes are spread
         by default; None for one sequence each.
       names: names of the two arguments, for messages.
@@ -127,7 +134,7 @@ def resolve_prompts(
         raise ConfigError(f"`{name}` is a list, also for one image: {name}=[...]")
     if count is not None and len(values):
         values = [values[i % len(values)] for i in range(count)]
-    return read_prompts(bundle, values)
+    return read_prompts(bundle, values, chat=chat)
 
 
 def prompt_labels(bundle: Bundle, prompts: Prompts) -> list[str]:

@@ -26,7 +26,7 @@ class Prompts:
 
     Attributes:
       values: arrays with one entry a prompt: class ids int32 [B], or class weights
-        float32 [B, classes]; a `Caption`; or bytes int32 [B, P] with -1 after shorter
+        float32 [B, classes]; a `Caption`; or tokens int32 [B, P] with -1 after shorter
         texts.
       condition: kind of the prompts, as `TransformerConfig.condition`.
       texts: captions, for reports; empty for other prompts.
@@ -82,27 +82,36 @@ class Prompts:
         if model.condition == "class":
             return cls.from_classes([0])
         if model.condition == "none":
-            return cls.from_texts([b" "])
+            return cls.from_tokens([np.zeros(1, np.int32)])
         shape = 1, model.caption_length, model.caption_width
         values = Caption(jnp.zeros(shape), jnp.ones(shape[:2], bool))
         return cls(values, "caption", ("",))
 
     @classmethod
-    def from_texts(cls, texts: Sequence[bytes]) -> "Prompts":
-        """Texts as bytes, for a model of text to continue.
+    def from_tokens(cls, texts: Sequence[np.ndarray]) -> "Prompts":
+        """Texts to continue, as tokens int32 [P] of each.
 
         Raises:
           ConfigError: there is none, or one is empty.
         """
         _check_count(len(texts))
-        if not all(texts):
-            raise ConfigError("a text to continue needs at least one byte")
+        if not all(map(len, texts)):
+            raise ConfigError("a text to continue needs at least one token")
         longest = max(map(len, texts))
-        rows = [np.frombuffer(text, np.uint8).astype(np.int32) for text in texts]
         padded = [
-            np.pad(row, (0, longest - len(row)), constant_values=-1) for row in rows
+            np.pad(row.astype(np.int32), (0, longest - len(row)), constant_values=-1)
+            for row in texts
         ]
         return cls(np.stack(padded), "none")
+
+    @classmethod
+    def from_texts(cls, texts: Sequence[bytes]) -> "Prompts":
+        """Texts to continue, of a model whose tokens are bytes.
+
+        Raises:
+          ConfigError: there is none, or one is empty.
+        """
+        return cls.from_tokens([np.frombuffer(text, np.uint8) for text in texts])
 
     def __len__(self) -> int:
         return len(jax.tree.leaves(self.values)[0])
@@ -184,8 +193,8 @@ class Prompts:
             )
         if self.length >= model.sequence_length:
             raise ConfigError(
-                f"a text of {self.length} bytes leaves no room for new ones; the model "
-                f"has {model.sequence_length} positions"
+                f"a text of {self.length} tokens leaves no room for new ones; the "
+                f"model has {model.sequence_length} positions"
             )
 
 

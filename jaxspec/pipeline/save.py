@@ -9,6 +9,7 @@ from jaxspec.checkpoint import params_digest, save
 from jaxspec.checkpoint.folders import replace_folder
 from jaxspec.errors import ConfigError
 from jaxspec.io.fresh import remove
+from jaxspec.io.text_files import read_text
 from jaxspec.pipeline.bundle import Bundle
 
 
@@ -38,9 +39,12 @@ def save_bundle(bundle: Bundle, path: str | os.PathLike) -> None:
         "prior": bundle.prior,
         "drafter": drafter,
     }
+    notes = {}
+    if bundle.vocabulary is not None:
+        notes["prior"] = {bundle.vocabulary.name: read_text(bundle.vocabulary)}
     for name, checkpoint in parts.items():
         if checkpoint is not None:
-            save(folder / name, checkpoint)
+            save(folder / name, checkpoint, notes.get(name))
         else:
             remove(folder / name)
     target, source = folder / "text_encoder", bundle.text_encoder

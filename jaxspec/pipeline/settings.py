@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from jaxspec.core.sampling import Sampling
 from jaxspec.errors import CheckpointError, ConfigError
 from jaxspec.pipeline.bundle import Bundle
 from jaxspec.pipeline.config import GenerationConfig
@@ -12,7 +11,9 @@ from jaxspec.speculative.trees.parsing import default_batch
 
 # Entry of a prior's metadata, and the settings that it may have.
 RECORD = "generation"
-RECORDED = ("temperature", "top_k", "top_p", "cfg_scale")
+RECORDED = ("temperature", "top_k", "top_p", "cfg_scale", "stop_tokens")
+# Tokens of a text, if no number is given.
+TEXT_TOKENS = 256
 
 
 def recorded_settings(bundle: Bundle) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def recorded_settings(bundle: Bundle) -> dict[str, Any]:
         if not isinstance(record, Mapping):
             raise ConfigError(f"{str(record)[:40]!r} is no object")
         found = {name: record[name] for name in RECORDED if name in record}
-        Sampling.create(**found)
+        GenerationConfig(**found)
     except ConfigError as error:
         raise CheckpointError(
             f"bundle '{bundle.name}': \"{RECORD}\" in prior/config.json cannot be used "
@@ -45,8 +46,8 @@ def resolve_config(bundle: Bundle, given: Mapping[str, Any]) -> GenerationConfig
     """Settings of a generation.
 
     A setting that is absent or None is the checkpoint's, see `recorded_settings`; else
-    the default of `GenerationConfig`, with the batch size of the device, and without
-    guidance for a model of text.
+    the default of `GenerationConfig`, with the batch size of the device; for a model of
+    text, without guidance and with at most `TEXT_TOKENS` tokens.
 
     Args:
       bundle: models.
@@ -63,7 +64,7 @@ def resolve_config(bundle: Bundle, given: Mapping[str, Any]) -> GenerationConfig
         )
     settings: dict[str, Any] = {"batch_size": default_batch()}
     if bundle.prior.config.condition == "none":
-        settings["cfg_scale"] = 1.0
+        settings |= {"cfg_scale": 1.0, "max_new_tokens": TEXT_TOKENS}
     settings |= recorded_settings(bundle)
     settings |= {name: value for name, value in given.items() if value is not None}
     return GenerationConfig(**settings)

@@ -4,6 +4,7 @@ import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from jaxspec.convert.reading.folder import (
 )
 from jaxspec.convert.reading.formats import SUFFIXES, format_of
 from jaxspec.convert.reading.gguf.model import read_gguf
+from jaxspec.convert.reading.gguf.vocabulary import text_settings, tokenizer_json
 from jaxspec.convert.reading.hub import download
 from jaxspec.convert.reading.safetensors import read_safetensors
 from jaxspec.convert.reading.scaled import apply_scales
@@ -49,18 +51,20 @@ def open_source(
         path, revision = download(str(location))
     if not path.is_file() and not path.is_dir():
         raise DataError(f"'{location}' is neither a file nor a folder")
-    sets, left_out, config = _read_files(path, allow_objects)
+    sets, left_out, metadata = _read_files(path, allow_objects)
     if not sets:
         raise DataError(f"'{location}' holds no tensors")
     folder = path if path.is_dir() else path.parent
     source = Source(
         str(location) if revision else path.name,
         {},
-        config or _config(folder),
+        metadata.get("config") or _config(folder),
         folder,
         revision,
         tuple(dict.fromkeys(left_out)),
         sets,
+        vocabulary=metadata.get("vocabulary"),
+        text=metadata.get("text"),
     )
     return with_weights(source, PLAIN, weights)
 
@@ -97,7 +101,7 @@ def _read_files(
 ) -> tuple[Sets, list[str], dict[str, Any]]:
     """Reads the sets of weights of a file or folder, and names of other contents.
 
-    The third value is the configuration that is in the files themselves.
+    The third value has the fields of `Source` that are in the files themselves.
 
     Raises:
       DataError: a file cannot be read, a tensor is in two files, or the folder's index
@@ -107,10 +111,10 @@ def _read_files(
     sets: Sets = defaultdict(dict)
     left_out: list[str] = []
     names: dict[str, list[str]] = {}
-    config: dict[str, Any] = {}
+    metadata: dict[str, Any] = {}
     for file in files:
-        file_sets, file_left_out, file_config = _read(file, allow_objects)
-        config |= file_config
+        file_sets, file_left_out, file_metadata = _read(file, allow_objects)
+        metadata |= file_metadata
         left_out += file_left_out
         names[file.name] = [
             name
@@ -129,16 +133,21 @@ def _read_files(
     index = index_of(path)
     if index is not None:
         check_index(index, names)
-    return dict(sets), left_out, config
+    return dict(sets), left_out, metadata
 
 
 def _read(file: Path, allow_objects: bool) -> tuple[Sets, list[str], dict[str, Any]]:
-    """Sets of weights of a file, names of its other contents, and its configuration."""
+    """Sets of weights of a file, names of its other contents, and further fields."""
     try:
         form = format_of(file) or SUFFIXES.get(file.suffix)
         if form == "gguf":
-            tensors, config, _ = read_gguf(file)
-            return *weight_sets(tensors, file), config
+            tensors, config, metadata = read_gguf(file)
+            fields = {
+                "config": config,
+                "vocabulary": partial(tokenizer_json, metadata),
+                "text": text_settings(metadata),
+            }
+            return *weight_sets(tensors, file), fields
         if form == "safetensors":
             return *weight_sets(read_safetensors(file), file), {}
         value, refused = read_torch(file, allow_objects=allow_objects)

@@ -49,6 +49,10 @@ class Source:
         `reading.sets`.
       weights: name of the selected set of weights.
       prefixes: prefixes of wrappers that were removed from the names of `tensors`.
+      vocabulary: function that makes the text of a `tokenizer.json` from a vocabulary
+        in the files themselves; None if there is none.
+      text: settings of a model of text that are in the files themselves, see
+        `convert.text`.
     """
 
     name: str
@@ -60,6 +64,8 @@ class Source:
     sets: Mapping[str, Mapping[str, Stored]] = field(default_factory=dict)
     weights: str = ""
     prefixes: tuple[str, ...] = ()
+    vocabulary: Callable[[], str | None] | None = None
+    text: Mapping[str, Any] | None = None
 
     def shape(self, name: str, axes: int | None = None) -> tuple[int, ...]:
         """Returns the shape of a tensor.
