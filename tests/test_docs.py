@@ -163,9 +163,14 @@ def test_page_on_your_own_drafter_runs(capsys):
     np.testing.assert_array_equal(names["out"].tokens, tokens)
 
 
-def test_page_on_converting_has_a_family_that_loads():
-    rules = run_page("converting.md")["rules"]
-    assert len(rules) > 2
+def test_page_on_converting_answers_and_has_a_family_that_loads(tmp_path, capsys):
+    pytest.importorskip("tokenizers")
+    from tests.text_model import write_model
+
+    model = repr(str(write_model(tmp_path)))  # in the place of a released one
+    names = run_page("converting.md", ('"smollm2"', model))
+    assert len(names["rules"]) > 2
+    assert capsys.readouterr().out
 
 
 def test_the_index_of_reports_lists_each_with_its_command():

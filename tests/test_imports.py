@@ -42,7 +42,7 @@ RESERVED = {
     "tensorstore": {"checkpoint"},
     "scipy": {"convert", "evaluate"},
     "huggingface_hub": {"io"},
-    "tokenizers": {"pipeline", "train"},
+    "tokenizers": {"pipeline", "train", "convert"},
     "tensorflow_datasets": {"data"},
     "optax": {"train"},
     "flax": {"nn", "models", "tokenizers", "drafters"},

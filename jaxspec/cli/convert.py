@@ -21,7 +21,7 @@ def _add_convert(commands) -> None:
     parser = commands.add_parser(
         "convert",
         help="convert PyTorch weights to a checkpoint",
-        description="Reads .safetensors files or PyTorch's zip files without running "
+        description="Reads safetensors, GGUF and PyTorch's zip files without running "
         "code from them, recognizes the model, and writes it into BUNDLE as prior/, "
         "tokenizer/, text_encoder/ or drafter/. Every tensor must map to a parameter.",
         epilog="Example: jaxspec convert t2i_XL_stage1_256.pt llamagen-xl --dtype "

@@ -21,7 +21,8 @@ class Vocabulary:
 
     Attributes:
       tokenizer: a `tokenizers.Tokenizer`.
-      settings: see `convert.text.text_settings`.
+      settings: template, and first and last tokens of a text; see
+        `convert.text.text_settings`.
     """
 
     tokenizer: Any

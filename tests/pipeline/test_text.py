@@ -12,42 +12,11 @@ from jaxspec.cli import main
 from jaxspec.convert.conversion import convert
 from jaxspec.convert.reading.gguf.vocabulary import SPLITS, tokenizer_json
 from jaxspec.errors import ConfigError
-from tests.convert import gguf_files, test_gguf
+from tests.convert.gguf_models import original
+from tests.text_model import END, TEMPLATE, VOCABULARY, write_model
 
 tokenizers = pytest.importorskip("tokenizers")
-pytest.importorskip("jinja2")
-# Tokens of a byte-level vocabulary: every byte, one merged pair, and special tokens.
-BYTES = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-TOKENS = [*BYTES, "th", "<user>", "<end>", "<begin>"]
-END = TOKENS.index("<end>")
-TEMPLATE = (
-    "{% for m in messages %}<user>{{ m['content'] }}<end>{% endfor %}"
-    "{% if add_generation_prompt %}<user>{% endif %}"
-)
-VOCABULARY = {
-    "tokenizer.ggml.model": "gpt2",
-    "tokenizer.ggml.pre": "smollm",
-    "tokenizer.ggml.tokens": TOKENS,
-    "tokenizer.ggml.token_type": [1] * (len(TOKENS) - 3) + [3] * 3,
-    "tokenizer.ggml.merges": ["t h"],
-    "tokenizer.ggml.eos_token_id": END,
-    "tokenizer.ggml.bos_token_id": TOKENS.index("<begin>"),
-    "tokenizer.chat_template": TEMPLATE,
-}
 SETTINGS = {"max_new_tokens": 12, "seed": 3, "batch_size": 2}
-
-
-def write_model(folder, **changes):
-    """A random model with the vocabulary, converted from a GGUF file."""
-    rng = np.random.default_rng(0)
-    tensors = {ours: x for _, (ours, x) in test_gguf.weights().items()}
-    embedding = rng.standard_normal((len(TOKENS), test_gguf.WIDTH))
-    tensors["token_embd.weight"] = embedding.astype(np.float32)
-    file = folder / "model.gguf"
-    metadata = test_gguf.metadata(**VOCABULARY | changes)
-    gguf_files.write(file, metadata, tensors)
-    convert(file, folder / "bundle")
-    return folder / "bundle"
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +90,7 @@ def test_a_saved_pipeline_keeps_its_vocabulary(pipe, tmp_path):
 
 def test_a_release_as_a_folder_has_the_same_settings(tmp_path, pipe):
     folder = tmp_path / "released"
-    test_gguf.original(folder)
+    original(folder)
     tokenizer = pipe.bundle.vocabulary.read_text()
     (folder / "tokenizer.json").write_text(tokenizer)
     entries = {"chat_template": TEMPLATE, "eos_token": {"content": "<end>"}}

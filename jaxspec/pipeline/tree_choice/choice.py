@@ -17,7 +17,12 @@ from jaxspec.pipeline.prompts import Prompts
 from jaxspec.pipeline.tree_choice.costs import RoundCosts, measure_costs
 from jaxspec.pipeline.tree_choice.record import costs_key, load_costs, save_costs
 from jaxspec.speculative.trees.dynamic import DynamicTree
-from jaxspec.speculative.trees.parsing import ASSUMED_ACCEPTANCE, Acceptance, deepest
+from jaxspec.speculative.trees.parsing import (
+    ASSUMED_ACCEPTANCE,
+    UNTRAINED_ACCEPTANCE,
+    Acceptance,
+    deepest,
+)
 from jaxspec.speculative.trees.tree import Tree
 
 # Name of the automatic choice, for `--tree` and `tree=`.
@@ -100,9 +105,9 @@ def choose_tree(
         save_costs(key, costs)
         source = f"measured in {time.perf_counter() - began:.1f} s"
     known[key] = costs
-    return fastest_tree(
-        costs, loaded.acceptance or ASSUMED_ACCEPTANCE, deepest(loaded.drafter), source
-    )
+    assumed = ASSUMED_ACCEPTANCE if loaded.size else UNTRAINED_ACCEPTANCE
+    acceptance = loaded.acceptance or assumed
+    return fastest_tree(costs, acceptance, deepest(loaded.drafter), source)
 
 
 def fastest_tree(

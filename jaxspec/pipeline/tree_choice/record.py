@@ -7,6 +7,8 @@ from pathlib import Path
 
 import jax
 
+from jaxspec.errors import DataError
+from jaxspec.io.text_files import read_text
 from jaxspec.io.writing import write_file
 from jaxspec.models.transformer.parameters import activation_dtype
 from jaxspec.pipeline.bundle import Bundle
@@ -78,7 +80,7 @@ def _file(key: str) -> Path | None:
 def _processor() -> str:
     """Model of the processor, where Linux names it."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-    except OSError:
+        lines = read_text(Path("/proc/cpuinfo")).splitlines()
+    except DataError:
         return ""
     return next((line for line in lines if line.startswith("model name")), "")

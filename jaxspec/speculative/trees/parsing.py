@@ -22,6 +22,8 @@ Acceptance = Sequence[Sequence[float]]
 # are the drafter's first choice, and each further choice is right less than half as
 # often as the one before. `jaxspec bench plan` measures it for a checkpoint.
 ASSUMED_ACCEPTANCE = ((0.5, 0.2, 0.09, 0.04, 0.02),)
+# The same for drafters without training, of which many find nothing to draft from.
+UNTRAINED_ACCEPTANCE = ((0.25, 0.1, 0.05, 0.03, 0.02),)
 MAX_DEPTH = 8
 # docs/reports/ has the measurements for the CPU; those of accelerators are open, and
 # there the widest published tree that an idle device verifies at little cost is taken.

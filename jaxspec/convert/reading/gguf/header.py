@@ -71,7 +71,7 @@ def read_header(file: Path) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
         alignment = metadata.get("general.alignment", ALIGNMENT)
         if not isinstance(alignment, int) or alignment < 1:
             raise damaged(file, f"its alignment is {printable(str(alignment))}")
-        start = -(-stream.tell() // alignment) * alignment
+        start = -(-stream.seek(0, 1) // alignment) * alignment
     tensors: dict[str, GgufTensor] = {}
     for name, shape, code, offset in entries:
         if name in tensors:
