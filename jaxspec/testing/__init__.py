@@ -5,6 +5,7 @@ from jaxspec.core.lazy import lazy_names
 _NAMES = {
     "Conditionals": "jaxspec.testing.drafts",
     "Drafts": "jaxspec.testing.drafts",
+    "LongestPrefix": "jaxspec.testing.longest_prefix",
     "NoisyOracle": "jaxspec.testing.toy",
     "TableDrafter": "jaxspec.testing.table_drafter",
     "all_drafts": "jaxspec.testing.drafts",
