@@ -2,9 +2,9 @@
 
 The published sampler of SJD-PAC (arXiv 2603.18599) tests every node with a number of
 its own, later siblings with the residual that recursive rejection would leave, and
-commits the row with the longest accepted prefix. Recursive rejection commits the first accepted
-sibling instead: `Rejection`, which is exact. Whether a sibling is followed then depends
-on the nodes below it, which changes the distribution of the first token.
+commits the row with the longest accepted prefix. Recursive rejection commits the first
+accepted sibling instead: `Rejection`, which is exact. Whether a sibling is followed
+then depends on the nodes below it, which changes the distribution of the first token.
 """
 
 from dataclasses import dataclass
