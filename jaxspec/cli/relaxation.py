@@ -96,13 +96,13 @@ def run_relaxation(arguments: argparse.Namespace) -> None:
     check_out(arguments.out, *SUFFIXES)
     check_scales(arguments.cfg_scale)
 
-    from jaxspec.evaluate.relaxation.laws import load_laws
+    from jaxspec.evaluate.relaxation.distributions import load_distributions
     from jaxspec.evaluate.relaxation.report import comparison_plot, comparison_report
     from jaxspec.evaluate.relaxation.run import check_options, run_comparison
 
     check_options(arguments.verifiers, arguments.tree)
     files = {name: getattr(arguments, name) for name in ("codebook", "p", "q")}
-    laws = load_laws(
+    distributions = load_distributions(
         **files,
         checkpoint=arguments.checkpoint,
         positions=arguments.positions,
@@ -110,7 +110,7 @@ def run_relaxation(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
     )
     result = run_comparison(
-        laws,
+        distributions,
         arguments.verifiers,
         tree=arguments.tree,
         drafts=arguments.drafts,

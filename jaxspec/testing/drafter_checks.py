@@ -15,7 +15,7 @@ from jaxspec.speculative.trees.tree import Tree
 from jaxspec.speculative.verify.base import DETERMINISTIC
 from jaxspec.testing.draft_faults import draft_faults
 from jaxspec.testing.recorded_rounds import PartError, Round, Rounds, Run
-from jaxspec.testing.sibling_law import Siblings, ranking_fault, sampling_fault
+from jaxspec.testing.sibling_distribution import Siblings, ranking_fault, sampling_fault
 from jaxspec.testing.states import has_shared, own_leaves, repeat_first
 
 

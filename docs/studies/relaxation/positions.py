@@ -3,7 +3,11 @@
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec.evaluate.relaxation.positions import Position, model_laws, synthetic_laws
+from jaxspec.evaluate.relaxation.positions import (
+    Position,
+    model_distributions,
+    synthetic_distributions,
+)
 from jaxspec.pipeline.bundle import Bundle
 from jaxspec.pipeline.verifiers import verifier_params
 from jaxspec.speculative.verify import CoupledRelaxed
@@ -22,7 +26,7 @@ def toy_positions(
 
     Args:
       count: Number of positions, each with its own codebook.
-      near: Whether the drafter is near the target, see `synthetic_laws`.
+      near: Whether the drafter is near the target, see `synthetic_distributions`.
       vocab_size: Number of codebook entries `V`.
       width: Width of a codebook entry `C`.
       max_neighbors: Number of neighbors in the table.
@@ -33,7 +37,7 @@ def toy_positions(
         codebook = rng.normal(size=(vocab_size, width))
         codebook /= np.linalg.norm(codebook, axis=1, keepdims=True)
         codebook = codebook.astype(np.float32)
-        p, q = synthetic_laws(rng, vocab_size, near=near)
+        p, q = synthetic_distributions(rng, vocab_size, near=near)
         neighbors = neighbor_table(jnp.asarray(codebook), max_neighbors)
         positions.append(Position(p, q, codebook, neighbors))
     return positions
@@ -42,7 +46,7 @@ def toy_positions(
 def model_positions(
     bundle: Bundle, count: int, *, seed: int = 0, max_neighbors: int = 100
 ) -> list[Position]:
-    """Random positions in images of the checkpoint, one in each, see `model_laws`.
+    """Random positions in images of the checkpoint, see `model_distributions`.
 
     Args:
       bundle: Models.
@@ -55,5 +59,5 @@ def model_positions(
     assert tables is not None
     return [
         Position(p, q, codebook, tables["neighbors"])
-        for p, q in zip(*model_laws(bundle, count, seed=seed), strict=True)
+        for p, q in zip(*model_distributions(bundle, count, seed=seed), strict=True)
     ]

@@ -40,7 +40,7 @@ class Position:
     neighbors: Neighbors
 
 
-def synthetic_laws(
+def synthetic_distributions(
     rng: np.random.Generator, vocab_size: int, *, near: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Synthetic distributions `p` and `q`, float64 [V]: no model made them.
@@ -61,7 +61,7 @@ def synthetic_laws(
     return p, q
 
 
-def model_laws(
+def model_distributions(
     bundle: Bundle, count: int, *, cfg_scale: float = 2.0, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Distributions of a target and its drafter at random positions of its images.

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from jaxspec.errors import ConfigError
 from jaxspec.evaluate.relaxation.compare import compare_verifiers
-from jaxspec.evaluate.relaxation.laws import Laws
+from jaxspec.evaluate.relaxation.distributions import Distributions
 from jaxspec.evaluate.tables import environment
 from jaxspec.pipeline.verifiers import parse_verifier
 from jaxspec.speculative.trees.parsing import parse_tree
@@ -35,7 +35,7 @@ def check_options(verifiers: Sequence[str], tree: str) -> Tree:
 
 
 def run_comparison(
-    laws: Laws,
+    distributions: Distributions,
     verifiers: Sequence[str],
     *,
     tree: str = "chain-4",
@@ -46,7 +46,7 @@ def run_comparison(
     """Runs `compare_verifiers` for names of verifiers.
 
     Args:
-      laws: Distributions and codebook.
+      distributions: Distributions and codebook.
       verifiers: Names of verifiers, see `parse_verifier`.
       tree: Name of a static tree.
       drafts: Number of sampled drafts, where not all are listed.
@@ -60,26 +60,26 @@ def run_comparison(
       ConfigError: See `check_options` and `compare_verifiers`.
     """
     shape = check_options(verifiers, tree)
-    p, q = softmax(laws.log_p, axis=-1), softmax(laws.log_q, axis=-1)
+    p, q = softmax(distributions.log_p, axis=-1), softmax(distributions.log_q, axis=-1)
     total = len(verifiers) * len(p)
     with tqdm(total=total, desc="comparing", unit="position") as bar:
         rows = compare_verifiers(
-            laws.log_p,
-            laws.log_q,
-            laws.codebook,
+            distributions.log_p,
+            distributions.log_q,
+            distributions.codebook,
             [parse_verifier(name) for name in verifiers],
             tree=shape,
             drafts=drafts,
             rounds=rounds,
             seed=seed,
-            neighbors=laws.neighbors,
+            neighbors=distributions.neighbors,
             progress=bar.update,
         )
     return {
-        "origin": laws.origin,
+        "origin": distributions.origin,
         "positions": len(p),
         "vocab_size": p.shape[1],
-        "dimensions": laws.codebook.shape[1],
+        "dimensions": distributions.codebook.shape[1],
         "overlap": float(np.minimum(p, q).sum(axis=-1).mean()),
         "tree": tree,
         "children": int(np.sum(np.asarray(shape.parents)[1:] == 0)),

@@ -5,13 +5,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxspec.errors import ConfigError, DataError
-from jaxspec.evaluate.relaxation.positions import model_laws, synthetic_laws
+from jaxspec.evaluate.relaxation.positions import (
+    model_distributions,
+    synthetic_distributions,
+)
 from jaxspec.pipeline.bundle import load_bundle
 from jaxspec.speculative.verify.neighbors import Neighbors
 
 
 @dataclass(frozen=True)
-class Laws:
+class Distributions:
     """Distributions of target and drafter at `B` positions, and a codebook.
 
     Attributes:
@@ -29,7 +32,7 @@ class Laws:
     neighbors: Neighbors | None = None
 
 
-def load_laws(
+def load_distributions(
     *,
     codebook: str | None = None,
     p: str | None = None,
@@ -38,13 +41,13 @@ def load_laws(
     positions: int = 8,
     cfg_scale: float = 2.0,
     seed: int = 0,
-) -> Laws:
+) -> Distributions:
     """Reads or makes distributions.
 
     With `p` and `q` they are read from files. With a codebook alone they are synthetic
-    (`synthetic_laws`). Otherwise those of a bundle's target and drafter after prefixes
-    of generated images are used (`model_laws`), with its tokenizer's codebook unless
-    another is given.
+    (`synthetic_distributions`). Otherwise those of a bundle's target and drafter after
+    prefixes of generated images are used (`model_distributions`), with its tokenizer's
+    codebook unless another is given.
 
     Args:
       codebook: File (.npy) of codebook entries [V, C].
@@ -68,7 +71,7 @@ def load_laws(
         if checkpoint is not None:
             raise ConfigError("give --p and --q, or --checkpoint, not both")
         codes = read_array(codebook)
-        return Laws(
+        return Distributions(
             read_log_probs(p),
             read_log_probs(q),
             codes,
@@ -76,19 +79,24 @@ def load_laws(
         )
     if codebook is not None and checkpoint is None:
         codes, rng = read_array(codebook), np.random.default_rng(seed)
-        pairs = [synthetic_laws(rng, len(codes), near=True) for _ in range(positions)]
+        pairs = [
+            synthetic_distributions(rng, len(codes), near=True)
+            for _ in range(positions)
+        ]
         log_p, log_q = (np.log(np.stack(x)) for x in zip(*pairs, strict=True))
-        return Laws(log_p, log_q, codes, _SYNTHETIC)
+        return Distributions(log_p, log_q, codes, _SYNTHETIC)
     bundle = load_bundle(checkpoint)
     tokenizer = bundle.tokenizer
     with np.errstate(divide="ignore"):
-        laws = model_laws(bundle, positions, cfg_scale=cfg_scale, seed=seed)
-        log_p, log_q = (np.log(x) for x in laws)
+        distributions = model_distributions(
+            bundle, positions, cfg_scale=cfg_scale, seed=seed
+        )
+        log_p, log_q = (np.log(x) for x in distributions)
     origin = _MODEL.format(name=bundle.name, cfg_scale=cfg_scale, seed=seed)
     if codebook is not None:
-        return Laws(log_p, log_q, read_array(codebook), origin)
+        return Distributions(log_p, log_q, read_array(codebook), origin)
     codes = np.asarray(tokenizer.params["codebook"], np.float32)
-    return Laws(log_p, log_q, codes, origin, tokenizer.neighbors)
+    return Distributions(log_p, log_q, codes, origin, tokenizer.neighbors)
 
 
 _SYNTHETIC = (
