@@ -137,7 +137,7 @@ def compiler_for(device: Any, on_compiled: Callable[[Any], None]) -> Callable[..
     mesh = jax.sharding.AbstractMesh((), (), abstract_device=_abstract(device))
 
     def compile_program(run, *arguments, donate=()):
-        from jaxspec.bench.programs import lower
+        from jaxspec.pipeline.tree_choice.compiling import lower
 
         shapes = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
