@@ -11,12 +11,12 @@ from jaxspec.core.kv_cache import tree_mask
 from jaxspec.core.logits import apply_cfg
 from jaxspec.core.noise import batch_keys
 from jaxspec.core.sampling import Sampling, active_steps
+from jaxspec.core.stopping import StoppingCriteria
 from jaxspec.errors import ConfigError
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.pipeline.tree_choice.compiling import Compiler, Program
-from jaxspec.pipeline.tree_choice.programs import mid_generation_state
 from jaxspec.speculative.engine import Engine
-from jaxspec.speculative.state import Variables
+from jaxspec.speculative.state import SpecState, Variables
 from jaxspec.speculative.trees.tree import Tree
 from jaxspec.typing import Params
 
@@ -125,7 +125,7 @@ def round_program(
         "log_q": jnp.zeros((batch, len(tree.internal), engine.target.vocab_size)),
     }
     start = model.config.prefix_length
-    state = mid_generation_state(
+    state = _state_at(
         engine,
         filled - start + 1,
         start,
@@ -175,6 +175,44 @@ def _batch_inputs(batch: int):
     """Prompts, sampling settings (CFG, temperature 1) and keys of a batch."""
     prompt = jnp.zeros(batch, jnp.int32)
     return prompt, Sampling.create(batch, cfg_scale=CFG_SCALE), batch_keys(0, batch)
+
+
+def _state_at(
+    engine: Engine, length: int, start: int, variables: Variables, prompt, **options
+) -> SpecState:
+    """State of sequences that have `length` generated tokens, with zeros for caches.
+
+    `init_state` is only evaluated abstractly: compiling the prefill would take as long
+    as compiling the timed program.
+
+    Args:
+      engine: static settings.
+      length: number of generated tokens of each sequence.
+      start: position of the first generated token.
+      variables: arrays of the batch.
+      prompt: prompts of the batch.
+      **options: sampling settings and keys, see `Engine.init`.
+    """
+    shapes = jax.eval_shape(engine.init, variables, prompt, **options)
+    keys = options["keys"]
+    zeros = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype),
+        replace(shapes, keys=(), stopping=(), sampling=(), prompt=()),
+    )
+    cache_lengths = jnp.full_like(zeros.cache.lengths, start + length - 1)
+    visible = jnp.ones_like(zeros.cache.visible)
+    return replace(
+        zeros,
+        prompt=jax.tree.map(jnp.copy, prompt),
+        sampling=jax.tree.map(jnp.copy, options["sampling"]),
+        keys=jax.random.clone(keys),
+        stopping=StoppingCriteria.create(
+            len(keys), max_new_tokens=engine.max_new_tokens
+        ),
+        start=jnp.full_like(zeros.start, start),
+        length=jnp.full_like(zeros.length, length),
+        cache=replace(zeros.cache, lengths=cache_lengths, visible=visible),
+    )
 
 
 def _tie_margin(params: Params) -> float:

@@ -51,7 +51,7 @@ class Vocabulary:
             ids = [self.tokenizer.token_to_id(begin), *ids]
         return ids
 
-    def decode(self, tokens: Sequence[int]) -> str:
+    def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
         """Text of tokens, without special ones."""
         return self.tokenizer.decode([int(token) for token in tokens])
 

@@ -1,6 +1,6 @@
 """Programs of the two costs of a round: a pass of the target, and a draft."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,6 @@ import numpy as np
 
 from jaxspec.core.kv_cache import init_cache, tree_mask
 from jaxspec.core.noise import batch_keys
-from jaxspec.core.stopping import StoppingCriteria
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.models.transformer.parameters import activation_dtype
 from jaxspec.pipeline.bundle import Bundle
@@ -17,15 +16,14 @@ from jaxspec.pipeline.engine import bundle_for, make_engine
 from jaxspec.pipeline.loaded_drafter import LoadedDrafter
 from jaxspec.pipeline.prompts import Prompts
 from jaxspec.pipeline.tree_choice.compiling import Compiler, Program, local_compiler
-from jaxspec.speculative.draft import DraftContext
+from jaxspec.speculative.draft import DraftContext, InitContext
 from jaxspec.speculative.engine import Engine
-from jaxspec.speculative.state import SpecState, Variables
 from jaxspec.speculative.trees.dynamic import DynamicTree
 from jaxspec.speculative.trees.tree import Tree
-from jaxspec.typing import Params
+from jaxspec.typing import Params, PyTree
 
 # Iterations of each timed program: forward passes, or drafts.
-ITERATIONS = 8
+ITERATIONS = 16
 
 
 def pass_program(
@@ -104,86 +102,156 @@ def draft_program(
       loaded: drafter.
       batch: number of sequences.
     """
-    bundle = bundle_for(bundle, loaded)
-    engine = make_engine(bundle, config, tree, loaded, prompt_length=prompts.length)
-    drafter = loaded.drafter
-    values = prompts.take(np.resize(np.arange(len(prompts)), batch))
-    sampling, keys = config.sampling(batch), batch_keys(config.seed, batch)
-    state = mid_generation_state(
-        engine,
-        max(engine.max_new_tokens // 2, 1),
-        bundle.prior.config.prefix_length,
-        Variables(bundle.prior.params, loaded.params),
-        jax.tree.map(jnp.asarray, values),
-        sampling=sampling,
-        keys=keys,
-    )
-    shape = batch, tree.depth + 1, engine.target.vocab_size
-    noise = jax.random.gumbel(jax.random.key(0), shape)
+    half = _HalfMade.of(bundle, prompts, config, tree, loaded, batch)
 
-    def run(params, state, gumbel):
+    def run(params, state, *arrays):
         def step(_, carry):
-            # The barriers keep XLA from hoisting work out of the loop or removing it.
-            root, drafter_state, tokens, index, noise = jax.lax.optimization_barrier(
-                (*carry, state.tokens, state.length, gumbel)
-            )
-            ctx = DraftContext(
-                root=root,
-                tokens=tokens,
-                position=state.start + index - 1,
-                index=index,
-                noise=noise,
-                keys=keys,
-                sampling=sampling,
-                tree=tree,
-                selection=engine.candidates,
-                order=engine.order,
-            )
-            draft, drafter_state = jax.lax.optimization_barrier(
-                drafter.propose(params, drafter_state, ctx)
-            )
-            return draft.tokens[:, -1], drafter_state
+            draft, state = half.propose(params, *carry, *arrays)
+            return draft.tokens[:, -1], state
 
-        initial = state.tokens[:, 0], state.drafter
-        return jax.lax.fori_loop(0, ITERATIONS, step, initial)[0]
+        root = jnp.zeros(batch, jnp.int32)
+        return jax.lax.fori_loop(0, ITERATIONS, step, (root, state))[0]
 
-    program = local_compiler()(run, loaded.params, state, noise)
-    return lambda: program(loaded.params, state, noise)
+    program = local_compiler()(run, loaded.params, half.state, *half.arrays)
+    return lambda: program(loaded.params, half.state, *half.arrays)
 
 
-def mid_generation_state(
-    engine: Engine, length: int, start: int, variables: Variables, prompt, **options
-) -> SpecState:
-    """State of sequences that have `length` generated tokens, with zeros for caches.
+def round_program(
+    bundle: Bundle,
+    prompts: Prompts,
+    config: GenerationConfig,
+    tree: Tree | DynamicTree,
+    loaded: LoadedDrafter,
+    batch: int,
+) -> Program:
+    """Compiles `ITERATIONS` drafts, each with the target's pass over it.
 
-    `init_state` is only evaluated abstractly: compiling the prefill would take as long
-    as compiling the timed program.
-
-    Args:
-      engine: static settings.
-      length: number of generated tokens of each sequence.
-      start: position of the first generated token.
-      variables: arrays of the batch.
-      prompt: prompts of the batch.
-      **options: sampling settings and keys, see `Engine.init`.
+    This is a round without verification, commits and stopping. Drafts and passes take
+    turns as in a generation, so that they evict each other's weights from caches.
+    Arguments as in `draft_program`.
     """
-    shapes = jax.eval_shape(engine.init, variables, prompt, **options)
-    keys = options["keys"]
-    zeros = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype),
-        replace(shapes, keys=(), stopping=(), sampling=(), prompt=()),
+    target = bundle_for(bundle, loaded).prior
+    half = _HalfMade.of(bundle, prompts, config, tree, loaded, batch)
+    engine = half.engine
+    model = Transformer(target.config, config.attention)
+    queries = Tree.chain(engine.window - 1)
+    cache = _half_filled_cache(model, target.params, batch, engine)
+
+    def run(target_params, params, state, cache, *arrays):
+        mask = tree_mask(cache, jnp.asarray(queries.ancestors))
+        positions = cache.lengths[:, None] + jnp.asarray(queries.depths)
+
+        def step(_, carry):
+            root, state, cache = carry
+            draft, state = half.propose(params, root, state, *arrays)
+            tokens = jnp.pad(draft.tokens, ((0, 0), (0, engine.window - tree.size)))
+            tokens = jnp.tile(tokens, (engine.target.branches, 1))
+            logits, _, cache = engine.target.forward(
+                target_params, cache, tokens, positions, mask
+            )
+            root = jnp.argmax(logits[:batch, 0], axis=-1).astype(jnp.int32)
+            return root, state, cache
+
+        root = jnp.zeros(batch, jnp.int32)
+        return jax.lax.fori_loop(0, ITERATIONS, step, (root, state, cache))
+
+    arguments = target.params, loaded.params, half.state
+    program = local_compiler()(run, *arguments, cache, *half.arrays, donate=(3,))
+    donated = [cache]
+
+    def call():
+        root, _, donated[0] = program(*arguments, donated[0], *half.arrays)
+        return root
+
+    return call
+
+
+def _half_filled_cache(model: Transformer, params: Params, batch: int, engine: Engine):
+    """Cache of sequences that are half generated."""
+    config, target = model.config, engine.target
+    cache = init_cache(
+        config.layers,
+        target.branches * batch,
+        config.num_kv_heads,
+        model.cache_slots(config.prefix_length + engine.max_new_tokens + engine.window),
+        config.head_size,
+        activation_dtype(params),
     )
-    cache_lengths = jnp.full_like(zeros.cache.lengths, start + length - 1)
-    visible = jnp.ones_like(zeros.cache.visible)
-    return replace(
-        zeros,
-        prompt=jax.tree.map(jnp.copy, prompt),
-        sampling=jax.tree.map(jnp.copy, options["sampling"]),
-        keys=jax.random.clone(keys),
-        stopping=StoppingCriteria.create(
-            len(keys), max_new_tokens=engine.max_new_tokens
-        ),
-        start=jnp.full_like(zeros.start, start),
-        length=jnp.full_like(zeros.length, length),
-        cache=replace(zeros.cache, lengths=cache_lengths, visible=visible),
-    )
+    filled = config.prefix_length + engine.max_new_tokens // 2
+    return replace(cache, lengths=jnp.full_like(cache.lengths, filled))
+
+
+@dataclass(frozen=True)
+class _HalfMade:
+    """Sequences that are half generated, for a drafter whose arrays are zeros.
+
+    Attributes:
+      engine: static settings.
+      config: generation settings.
+      start: position of the first generated token.
+      state: state of the drafter.
+      arrays: tokens int32 [B, T], and noise float32 [B, A, V].
+    """
+
+    engine: Engine
+    config: GenerationConfig
+    start: int
+    state: PyTree
+    arrays: tuple[jax.Array, jax.Array]
+
+    @classmethod
+    def of(cls, bundle, prompts, config, tree, loaded, batch) -> "_HalfMade":
+        """Evaluates the target's prefill and `Drafter.init` abstractly."""
+        bundle = bundle_for(bundle, loaded)
+        engine = make_engine(bundle, config, tree, loaded, prompt_length=prompts.length)
+        values = prompts.take(np.resize(np.arange(len(prompts)), batch))
+        room = engine.max_new_tokens + engine.window
+
+        def first_state(params, own, prompt):
+            _, features, cache = engine.target.prefill(params, prompt, room)
+            ctx = InitContext(prompt, features, cache.lengths, tree, batch, room)
+            return loaded.drafter.init(own, ctx)
+
+        values = jax.tree.map(jnp.asarray, values)
+        shapes = jax.eval_shape(first_state, bundle.prior.params, loaded.params, values)
+        total = prompts.length + engine.max_new_tokens + engine.path_length
+        noise = batch, engine.path_length, engine.target.vocab_size
+        return cls(
+            engine,
+            config,
+            bundle.prior.config.prefix_length,
+            jax.tree.map(_zeros, shapes),
+            (
+                jnp.zeros((batch, total), jnp.int32),
+                jax.random.gumbel(jax.random.key(0), noise),
+            ),
+        )
+
+    def propose(self, params, root, state, tokens, noise):
+        """Draft, and state after it; barriers keep XLA from moving work out."""
+        root, state, tokens, noise = jax.lax.optimization_barrier(
+            (root, state, tokens, noise)
+        )
+        batch, engine = len(root), self.engine
+        done = jnp.full(batch, max(engine.max_new_tokens // 2, 1), jnp.int32)
+        ctx = DraftContext(
+            root=root,
+            tokens=tokens,
+            position=self.start + done - 1,
+            index=done,
+            noise=noise,
+            keys=batch_keys(self.config.seed, batch),
+            sampling=self.config.sampling(batch),
+            tree=engine.tree,
+            selection=engine.candidates,
+            order=engine.order,
+        )
+        assert engine.drafter is not None
+        return jax.lax.optimization_barrier(engine.drafter.propose(params, state, ctx))
+
+
+def _zeros(x: jax.ShapeDtypeStruct) -> jax.Array:
+    """Zeros, or any keys."""
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jax.random.split(jax.random.key(0), x.shape)
+    return jnp.zeros(x.shape, x.dtype)

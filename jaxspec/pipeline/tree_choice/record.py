@@ -53,8 +53,9 @@ def load_costs(key: str) -> RoundCosts | None:
         return None
     try:
         fields = json.loads(file.read_bytes())
-        passes = {int(nodes): float(s) for nodes, s in fields["passes"].items()}
-        return RoundCosts(passes, float(fields["draft"])) if passes[1] > 0 else None
+        rounds = {int(nodes): float(s) for nodes, s in fields["rounds"].items()}
+        step = float(fields["step"])
+        return RoundCosts(step, rounds) if rounds and step > 0 else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -64,7 +65,7 @@ def save_costs(key: str, costs: RoundCosts) -> None:
     file = _file(key)
     if file is None or not costs.steady:
         return
-    fields = {"passes": dict(costs.passes), "draft": costs.draft}
+    fields = {"step": costs.step, "rounds": dict(costs.rounds)}
     try:
         write_file(file, json.dumps(fields).encode())
     except OSError:  # a cache that cannot be written: measured again next time
