@@ -312,7 +312,7 @@ def generate_all(models, prompts, config, compare: bool):
     from jaxspec.pipeline.generation import generate
     from jaxspec.speculative.trees.tree import Tree
 
-    bundle, loaded, tree = models
+    bundle, loaded, tree, _ = models
     total = (1 + compare) * len(prompts)
     unit = "image" if bundle.image_tokenizer else "text"
     with tqdm(total=total, desc="generating", unit=unit) as bar:
@@ -344,7 +344,7 @@ def _write(arguments, models, prompts, config, results, form, cut) -> None:
     from jaxspec.pipeline.prompt_inputs import prompt_labels
     from jaxspec.pipeline.report import generation_report, generation_table, json_bytes
 
-    bundle, loaded, tree = models
+    bundle, loaded, tree, _ = models
     result, plain = results
     images = decode_images(bundle, result.tokens)
     report = generation_report(bundle, prompts, config, tree, result, plain, loaded)

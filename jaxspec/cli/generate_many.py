@@ -62,9 +62,8 @@ def _generate(arguments: argparse.Namespace, numbered: dict[int, str]) -> None:
     groups = mesh.shape["data"] if mesh else 1
     config = resolve_config(bundle, given_settings(arguments, groups))
     example = Prompts.example(bundle.prior.config)
-    count, quiet = len(numbered), not is_first
-    models = with_tree(models, example, config, count=count, quiet=quiet)
-    bundle, loaded, tree = models
+    models = with_tree(models, example, config, count=len(numbered))
+    bundle, loaded, tree, _ = models
     if is_first:
         print_start(models, config, len(numbered))
     cut = {}

@@ -30,7 +30,7 @@ def run_text(arguments: argparse.Namespace, models, config) -> None:
         names=("", "texts: give --prompt"),
     )
     models = with_tree(models, prompts, config, drafting=arguments.compare)
-    bundle, loaded, tree = models
+    bundle, loaded, tree, _ = models
     print_start(models, config, len(prompts), prompts.length)
     from jaxspec.cli.generate import generate_all
 

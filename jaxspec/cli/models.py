@@ -15,11 +15,13 @@ class Models(NamedTuple):
       loaded: a `LoadedDrafter`; None for plain decoding.
       tree: shape of the drafts; the root alone for plain decoding; None if it is chosen
         automatically, by `with_tree`.
+      choice: a `TreeChoice`, if the tree was chosen automatically.
     """
 
     bundle: Any
     loaded: Any
     tree: Any
+    choice: Any = None
 
 
 def load_models(
@@ -70,7 +72,6 @@ def with_tree(
     *,
     count: int | None = None,
     drafting: bool = False,
-    quiet: bool = False,
 ) -> Models:
     """The models with the tree that is fastest, if none was named.
 
@@ -80,19 +81,17 @@ def with_tree(
       config: a `GenerationConfig`.
       count: number of sequences; None for that of the prompts.
       drafting: whether drafts are wanted where plain decoding is faster.
-      quiet: whether to print nothing.
     """
     from jaxspec.pipeline.tree_choice import choose_tree
 
-    bundle, loaded, tree = models
-    if tree is not None:
+    if models.tree is not None:
         return models
+    bundle, loaded = models.bundle, models.loaded
     choice = choose_tree(bundle, prompts, config, loaded, count=count)
-    if not quiet:
-        print(f"tree        {choice}", file=sys.stderr, flush=True)
-    if drafting and choice.tree.size == 1:
-        return models._replace(tree=loaded.tree())
-    return models._replace(tree=choice.tree)
+    tree = choice.tree
+    if drafting and tree.size == 1:
+        tree = loaded.tree()
+    return models._replace(tree=tree, choice=choice)
 
 
 def given_settings(arguments: argparse.Namespace, groups: int = 1) -> dict[str, Any]:
@@ -126,6 +125,8 @@ def print_start(models: Models, config: Any, images: int, prefix: int = 0) -> No
     """Prints device, models and settings of a generation on stderr."""
     from jaxspec.pipeline.description import describe_run, format_run
 
-    bundle, loaded, tree = models
-    fields = describe_run(bundle, images, config, tree, loaded, prefix)
-    print(format_run(fields), file=sys.stderr, flush=True)
+    bundle, loaded, tree, choice = models
+    text = format_run(describe_run(bundle, images, config, tree, loaded, prefix))
+    if choice is not None:
+        text += f"\n{'tree':12}{choice}"
+    print(text, file=sys.stderr, flush=True)

@@ -45,7 +45,7 @@ class PipelineOutput:
 
     bundle: Bundle = field(repr=False)
     stats: GenerationResult = field(repr=False)
-    choice: TreeChoice | None = None
+    choice: TreeChoice | None = field(default=None, repr=False)
 
     @property
     def tokens(self) -> np.ndarray:

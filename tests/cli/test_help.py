@@ -11,7 +11,7 @@ from jaxspec.cli.main import build_parser
 
 RARE = {
     "generate": "--attention --cache-stages --int8 --cfg-interval --coordinator "
-    "--processes --process --compile-cache",
+    "--processes --process --compile-cache --no-chat --max-tokens",
     "convert": "--weights --target --mesh --allow-objects",
     "eval images": "--compile-cache",
     "bench generate": "--attention --int8 --accept",

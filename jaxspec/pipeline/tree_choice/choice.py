@@ -83,7 +83,8 @@ def choose_tree(
       count: number of sequences; None for that of the prompts.
     """
     known = {} if known is None else known
-    if not (config.verifier.lossless and config.verifier.token_exact):
+    exact = [getattr(config.verifier, x, False) for x in ("lossless", "token_exact")]
+    if not all(exact):
         return TreeChoice(loaded.tree(), "the tokens of this verifier depend on it")
     if bundle.mesh is not None or jax.process_count() > 1:
         return TreeChoice(loaded.tree(), "nothing is measured on a mesh")
