@@ -1,0 +1,46 @@
+"""The run on an accelerator: parts with limits, none of which ends the others."""
+
+import sys
+
+import pytest
+
+from docs.studies import device
+from tests.commands import check_command
+
+
+@pytest.fixture
+def commands(monkeypatch):
+    """Replaces the parts by short programs; returns their list."""
+    found = [
+        ("kernels", 60.0, [sys.executable, "-c", "print('one'); print('two')"]),
+        ("hardware", 60.0, [sys.executable, "-c", "raise SystemExit('no device')"]),
+        ("training", 0.5, [sys.executable, "-c", "import time; time.sleep(60)"]),
+    ]
+    monkeypatch.setattr(device, "parts", lambda *_: found)
+    return found
+
+
+def test_a_part_that_fails_or_takes_too_long_leaves_the_others(commands, tmp_path):
+    result = device.measure_device(folder=str(tmp_path / "new" / "run"), small=True)
+    status = {row["part"]: row["status"] for row in result["rows"]}
+    assert status == {
+        "kernels": "done",
+        "hardware": "failed with status 1",
+        "training": "ended after 0 s",
+    }
+    assert [row["end"] for row in result["rows"]] == [["one", "two"], ["no device"], []]
+    text = device.device_markdown({"command": "run", **result})
+    assert "| hardware | failed with status 1 |" in text and "no device" in text
+
+
+def test_parts_beyond_the_time_limit_are_skipped(commands, tmp_path):
+    result = device.measure_device(folder=str(tmp_path), minutes=1e-9, small=True)
+    assert {row["status"] for row in result["rows"]} == {"skipped"}
+
+
+@pytest.mark.parametrize("small", [False, True])
+def test_commands_of_the_parts_parse(small, tmp_path):
+    for name, limit, command in device.parts(tmp_path, 540.0, None, small):
+        assert 0 < limit <= 540
+        if name != "kernels":
+            check_command(" ".join(command[3:]))
