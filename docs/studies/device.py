@@ -84,7 +84,7 @@ def measure_device(
       Report with one row per part: its command, its time, whether it succeeded, and the
       end of its output.
     """
-    began, results = time.perf_counter(), Path(folder)
+    began, results = time.perf_counter(), Path(folder).resolve()
     results.mkdir(parents=True, exist_ok=True)
     rows, seconds = [], 60 * minutes
     for name, limit, command in parts(results, seconds, None, small):
