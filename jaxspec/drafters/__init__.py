@@ -28,6 +28,7 @@ _NAMES = {
     "ExtraQueries": "jaxspec.speculative.draft",
     "FeatureTarget": "jaxspec.drafters.common.feature_target",
     "Jacobi": "jaxspec.drafters.training_free.jacobi",
+    "JacobiMix": "jaxspec.drafters.combine.jacobi_mix",
     "LengthController": "jaxspec.drafters.combine.adaptive",
     "Lookahead": "jaxspec.drafters.training_free.lookahead",
     "MergedDrafter": "jaxspec.drafters.combine.merged",

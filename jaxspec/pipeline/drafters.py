@@ -9,6 +9,7 @@ import jax
 from jaxspec.checkpoint import Checkpoint, checkpoint_of, digest_of, load_checkpoint
 from jaxspec.config import TransformerConfig
 from jaxspec.config.checks import whole_number
+from jaxspec.drafters.combine.jacobi_mix import JacobiMix
 from jaxspec.drafters.draft_model.drafter import early_exit
 from jaxspec.drafters.kind import ExtendsTarget
 from jaxspec.drafters.registry import DRAFTERS
@@ -127,6 +128,10 @@ def _load_trained(name: str, checkpoint: Checkpoint, bundle: Bundle) -> LoadedDr
             params=drafter.extend_params(checkpoint.params, prior.params),
         )
         return replace(loaded, drafter=drafter.drafter, prior=extended)
+    weight = checkpoint.metadata.get("jacobi_weight", 0.0)
+    if weight:
+        drafter = JacobiMix(drafter, prior.config.vocab_size, weight)
+        loaded = replace(loaded, drafter=drafter)
     own = cast_floats(checkpoint.params, activation_dtype(prior.params))
     own = quantized(own) if bundle.int8 else own
     return replace(loaded, params=drafter.with_target_params(own, prior.params))

@@ -58,6 +58,22 @@ class InitContext:
 
 @register_dataclass
 @dataclass(frozen=True)
+class MixedLogits:
+    """Logits that `drafters.grow` interpolates with those of a drafter.
+
+    Attributes:
+      logits: float32 [B, G, V], logits of the tokens 1 to `G` places after the root.
+      known: bool [B, G], mask of the places that have logits.
+      weight: their share, 0 to 1; static.
+    """
+
+    logits: Float[Array, "B G V"]
+    known: Bool[Array, "B G"]
+    weight: float = field(metadata={"static": True})
+
+
+@register_dataclass
+@dataclass(frozen=True)
 class DraftContext:
     """Input of `Drafter.propose`.
 
@@ -75,6 +91,7 @@ class DraftContext:
       tree: draft tree, or the bound of a dynamic one; static.
       selection: selection of the children of a node; static.
       order: logits processors in order; static.
+      mixed: logits that `drafters.grow` mixes into the drafter's; None for none.
     """
 
     root: Int[Array, "B"]
@@ -87,6 +104,7 @@ class DraftContext:
     tree: Tree | DynamicTree = field(metadata={"static": True})
     selection: Selection = field(default="coupled", metadata={"static": True})
     order: tuple[Step, ...] = field(default=LLAMAGEN_ORDER, metadata={"static": True})
+    mixed: MixedLogits | None = None
 
 
 @register_dataclass

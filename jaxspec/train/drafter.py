@@ -16,7 +16,7 @@ from jaxspec.drafters.dflash.network import DFlashConfig
 from jaxspec.drafters.eagle.draft_vocabulary import frequent_tokens
 from jaxspec.drafters.registry import kind_of
 from jaxspec.errors import ConfigError
-from jaxspec.train.acceptance import make_acceptance
+from jaxspec.train.acceptance import jacobi_weight, make_acceptance
 from jaxspec.train.distillation import prediction_losses, weighted_mean
 from jaxspec.train.experiment import (
     HELDOUT,
@@ -78,6 +78,8 @@ def drafter_job(
 
     def finish(trained, metrics):
         metadata = {"metrics": metrics, "target_digest": target_digest}
+        if weight := jacobi_weight(prior.config):
+            metadata["jacobi_weight"] = weight
         result = Checkpoint(
             kind.name, experiment.drafter, trained, metadata, target=prior.config
         )

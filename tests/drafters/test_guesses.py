@@ -10,6 +10,7 @@ import pytest
 from jaxspec.core.noise import batch_keys, position_noise, private_keys
 from jaxspec.core.sampling import Sampling
 from jaxspec.core.stopping import StoppingCriteria
+from jaxspec.drafters.combine.jacobi_mix import JacobiMix
 from jaxspec.drafters.draft_model.drafter import DraftModel
 from jaxspec.drafters.masked.deer import Deer
 from jaxspec.drafters.training_free.jacobi import Jacobi
@@ -17,11 +18,13 @@ from jaxspec.drafters.training_free.lookahead import Lookahead
 from jaxspec.drafters.training_free.ngram import NgramTable
 from jaxspec.drafters.training_free.prompt_lookup import PromptLookup
 from jaxspec.drafters.training_free.recycling import TokenRecycling
+from jaxspec.errors import ConfigError
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.speculative.draft import Draft, DraftContext, InitContext, RoundResult
 from jaxspec.speculative.trees.dynamic import Beam, BestFirst
 from jaxspec.speculative.trees.tree import Tree
 from jaxspec.testing.properties import run_rounds
+from jaxspec.testing.table_drafter import TableDrafter
 from jaxspec.testing.toy import toy_params, toy_target
 from tests.drafters.rounds import after_rounds
 from tests.drafters.tiny import FEATURES, TARGET, feature_params, target_params
@@ -179,7 +182,7 @@ def result_of(logits, draft, tree, path, accepted, tokens=None):
 
 def test_jacobi_drafts_from_the_last_logits_of_the_target():
     tree, rows = Tree.named("0,1,00,10,000,100"), 2
-    jacobi = Jacobi(VOCAB, "uniform")
+    jacobi = Jacobi(VOCAB, "uniform", contexts="first")
     state = jacobi.init(
         None, InitContext(None, None, jnp.ones(rows, jnp.int32), tree, rows, 9)
     )
@@ -195,6 +198,64 @@ def test_jacobi_drafts_from_the_last_logits_of_the_target():
     state = jacobi.observe(None, state, result_of(logits, draft, tree, [0] * 4, 0))
     np.testing.assert_array_equal(state.logits[:, 0], logits[:, 1])
     np.testing.assert_array_equal(state.logits[:, 2], logits[:, 5])
+
+
+def test_jacobi_averages_over_all_contexts_of_a_place():
+    tree, rows = Tree.named("0,1,00,10,000,100"), 2
+    jacobi = Jacobi(VOCAB)
+    start = jacobi.init(
+        None, InitContext(None, None, jnp.ones(rows, jnp.int32), tree, rows, 9)
+    )
+    logits = jax.random.normal(jax.random.key(0), (rows, tree.size, VOCAB))
+    logits = logits.at[0, 3].set(jnp.nan)
+    valid = jnp.ones((rows, 7), bool).at[0, 3].set(False)
+    draft = Draft(jnp.zeros((rows, 7), jnp.int32), valid)
+    # Node 2 was accepted: below it lies node 4, beside it node 3, at the same depth.
+    state = jacobi.observe(None, start, result_of(logits, draft, tree, [0, 2, 2, 2], 1))
+    log_p = jax.nn.log_softmax(logits, axis=-1)
+    np.testing.assert_allclose(state.logits[0, 0], log_p[0, 4], rtol=1e-5)
+    np.testing.assert_allclose(
+        state.logits[1, 0], (log_p[1, 3] + 3 * log_p[1, 4]) / 4, rtol=1e-5
+    )
+    # On a chain there is one context.
+    chain = Tree.chain(2)
+    logits, draft = logits[1:, :3], Draft(draft.tokens[1:, :3], valid[1:, :3])
+    states = [
+        Jacobi(VOCAB, contexts=contexts).observe(
+            None,
+            jax.tree.map(lambda x: x[1:, :2], start),
+            result_of(logits, draft, chain, [0, 0, 0], 0),
+        )
+        for contexts in ("first", "all")
+    ]
+    first, every = (jax.nn.softmax(state.logits, axis=-1) for state in states)
+    np.testing.assert_allclose(first, every, rtol=1e-5)
+
+
+def test_mixed_logits_lie_between_those_of_drafter_and_jacobi():
+    tree, rows = Tree.named("0,1,00,10"), 2
+    table = {"table": jax.random.normal(jax.random.key(1), (1, VOCAB, VOCAB))}
+    ctx = InitContext(None, None, jnp.ones(rows, jnp.int32), tree, rows, 9)
+
+    def log_q(drafter, params):
+        """Log-probabilities after the root, once a pass has been observed."""
+        state = drafter.init(params, ctx)
+        logits = jax.random.normal(jax.random.key(0), (rows, tree.size, VOCAB))
+        draft = Draft(jnp.zeros((rows, 5), jnp.int32), jnp.ones((rows, 5), bool))
+        result = result_of(logits, draft, tree, [0, 0, 0], 0)
+        state = drafter.observe(params, state, result)
+        round_ = a_round([1, 2], tree, rows)
+        round_ = replace(round_, sampling=Sampling.create(rows))
+        return drafter.propose(params, state, round_)[0].log_q[:, 0]
+
+    own = TableDrafter()
+    first, last = log_q(own, table), log_q(Jacobi(VOCAB), None)
+    for weight in (0.0, 0.4, 1.0):
+        mixed = log_q(JacobiMix(own, VOCAB, weight), table)
+        expected = jax.nn.log_softmax((1 - weight) * first + weight * last, axis=-1)
+        np.testing.assert_allclose(mixed, expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ConfigError, match="weight"):
+        JacobiMix(own, VOCAB, 1.5)
 
 
 def test_recycling_keeps_the_latest_successors_of_every_node():

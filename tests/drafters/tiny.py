@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jaxspec.config import TransformerConfig
 from jaxspec.drafters import DynamicExit, Falcon, FalconConfig
+from jaxspec.drafters.combine.jacobi_mix import JacobiMix
 from jaxspec.drafters.combine.merged import MergedDrafter
 from jaxspec.drafters.dflash.drafter import DFlash
 from jaxspec.drafters.dflash.network import DFlashConfig
@@ -58,6 +59,7 @@ TABLES = {
     "union": (BOTH, BOTH.tree),
     "lookahead": (AHEAD, AHEAD.tree),
     "small model": (DraftModel(toy_target(VOCAB)), BUSHY),
+    "small model, mixed": (JacobiMix(DraftModel(toy_target(VOCAB)), VOCAB), BUSHY),
     "small model, guided": (DraftModel(toy_target(VOCAB, 2)), Beam(9, 3, 4, 3)),
     "small model, best first": (DraftModel(toy_target(VOCAB)), BestFirst(8, 3)),
     "masks": (Deer(toy_target(VOCAB, 2), 3, VOCAB), BUSHY),
@@ -74,6 +76,7 @@ def table_params(name):
         return {"model": table, "counts": None}
     models = DraftModel, Deer
     drafter, _ = TABLES[name]
+    drafter = drafter.drafter if isinstance(drafter, JacobiMix) else drafter
     return toy_params(VOCAB, 60, seed=1) if isinstance(drafter, models) else None
 
 

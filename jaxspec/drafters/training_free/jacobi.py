@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
@@ -13,6 +14,8 @@ from jaxspec.typing import Array, Bool, Float, Params
 
 # Logit of the repeated token with `initial="repeat"`; all others have 0.
 _REPEAT_LOGIT = 30.0
+# Weight of a node below the last accepted one, and the least log-probability, in means.
+BELOW, LEAST = 3.0, -30.0
 
 
 @register_dataclass
@@ -48,10 +51,14 @@ class Jacobi:
       initial: scores of positions that no pass has scored: "uniform" (random tokens, as
         SJD), "repeat" (the root's token), or "last" (the scores of the last scored
         position before).
+      contexts: nodes whose scores a position gets: the "first" one of its depth, below
+        the last accepted node if there is any; or the mean of their log-probabilities
+        over "all", in which those below count `BELOW` times.
     """
 
     vocab_size: int
     initial: Literal["uniform", "repeat", "last"] = "last"
+    contexts: Literal["first", "all"] = "all"
 
     def init(self, params: Params, ctx: InitContext) -> JacobiState:
         """See `Drafter`."""
@@ -85,19 +92,28 @@ class Jacobi:
     def observe(
         self, params: Params, state: JacobiState, result: RoundResult
     ) -> JacobiState:
-        """Stores the scores of the positions behind the new root."""
+        """Keeps the scores of the positions behind the new root."""
         shape = result.draft.topology(result.tree)
         nodes = jnp.arange(result.tree.size)[None]
         valid = result.draft.valid
         depths = jnp.broadcast_to(shape.depths, valid.shape)
-        # At each depth: the first node below the last accepted one, else the first.
         last = jnp.take_along_axis(result.path, result.accepted[:, None], axis=1)
         ancestors = jnp.broadcast_to(shape.ancestors, (*valid.shape, result.tree.size))
         below = jnp.take_along_axis(ancestors, last[:, None], axis=2)[..., 0]
-        priority = jnp.where(below, 2 * result.tree.size, result.tree.size) - nodes
         # The new root has the position of nodes of depth `counts`.
         depth = result.counts[:, None] + jnp.arange(state.known.shape[1])[None]
-        candidates = (depths[:, None] == depth[..., None]) & valid[:, None]
-        priority = jnp.where(candidates, priority[:, None], 0)  # [B, G, N]
+        candidates = (depths[:, None] == depth[..., None]) & valid[:, None]  # [B, G, N]
+        known = jnp.any(candidates, axis=-1)
+        if self.contexts == "all":
+            weights = jnp.where(below, BELOW, 1.0)[:, None] * candidates
+            total = jnp.sum(weights, axis=-1, keepdims=True)
+            weights = weights / jnp.where(total > 0, total, 1.0)
+            # A filtered or NaN score of one context must not reach the others.
+            log_p = jax.nn.log_softmax(result.logits, axis=-1)
+            log_p = jnp.maximum(jnp.nan_to_num(log_p, nan=LEAST), LEAST)
+            return JacobiState(jnp.einsum("bgn,bnv->bgv", weights, log_p), known)
+        # At each depth: the first node below the last accepted one, else the first.
+        priority = jnp.where(below, 2 * result.tree.size, result.tree.size) - nodes
+        priority = jnp.where(candidates, priority[:, None], 0)
         logits = gather_nodes(result.logits, jnp.argmax(priority, axis=-1))
-        return JacobiState(logits, jnp.any(candidates, axis=-1))
+        return JacobiState(logits, known)

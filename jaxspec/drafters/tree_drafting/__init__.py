@@ -9,7 +9,7 @@ from jaxspec.drafters.tree_drafting.beam import grow_beam
 from jaxspec.drafters.tree_drafting.best_first import grow_best_first
 from jaxspec.drafters.tree_drafting.static import fill_tree
 from jaxspec.drafters.tree_drafting.stochastic_beam import grow_stochastic_beam
-from jaxspec.speculative.draft import Draft, DraftContext
+from jaxspec.speculative.draft import Draft, DraftContext, MixedLogits
 from jaxspec.speculative.trees.dynamic import (
     Beam,
     BestFirst,
@@ -17,7 +17,7 @@ from jaxspec.speculative.trees.dynamic import (
     StochasticBeam,
 )
 from jaxspec.speculative.trees.tree import Tree
-from jaxspec.typing import Array, Float, Int, PyTree
+from jaxspec.typing import Array, Bool, Float, Int, PyTree
 
 # (depth, tokens [B, M], node_state, carry) -> (logits [B, M, V], node_state, carry)
 Step = Callable[
@@ -49,6 +49,8 @@ def grow(
     Raises:
       ConfigError: this kind of tree does not support the selection.
     """
+    if ctx.mixed is not None:
+        step = _with_mixed_logits(step, ctx.mixed)
     if isinstance(ctx.tree, Beam):
         return grow_beam(ctx, step, node_state, carry)
     if isinstance(ctx.tree, StochasticBeam):
@@ -56,6 +58,19 @@ def grow(
     if isinstance(ctx.tree, BestFirst):
         return grow_best_first(ctx, step, node_state, carry)
     return fill_tree(ctx, step, node_state, carry)
+
+
+def _with_mixed_logits(step: Step, mixed: MixedLogits) -> Step:
+    """A step whose logits are interpolated with others, where these are known."""
+
+    def mixed_step(depth, tokens, node_state, carry):
+        logits, node_state, carry = step(depth, tokens, node_state, carry)
+        other = at_depth(mixed.logits, depth)
+        known = at_depth(mixed.known[..., None], depth)
+        both = (1 - mixed.weight) * logits + mixed.weight * other
+        return jnp.where(known, both, logits), node_state, carry
+
+    return mixed_step
 
 
 def expansions(tree: Tree | DynamicTree) -> tuple[int, int]:
@@ -70,7 +85,8 @@ def expansions(tree: Tree | DynamicTree) -> tuple[int, int]:
 
 
 def at_depth(
-    x: Float[Array, "B M V"] | Int[Array, "B M V"], depth: int | Int[Array, "B"]
+    x: Float[Array, "B M V"] | Int[Array, "B M V"] | Bool[Array, "B M V"],
+    depth: int | Int[Array, "B"],
 ) -> Array:
     """Selects one depth: `[B, M, V]` to `[B, 1, V]`.
 
