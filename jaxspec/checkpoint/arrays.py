@@ -159,7 +159,8 @@ def read_array(
 
 def _spec(folder: Path, keys: list[str]) -> dict[str, Any]:
     """tensorstore spec of one array: zarr in an OCDBT store, as orbax writes it."""
-    base = {"driver": "file", "path": f"{folder.absolute()}/"}
+    # tensorstore refuses paths with "..".
+    base = {"driver": "file", "path": f"{folder.resolve()}/"}
     store = {"driver": "ocdbt", "base": base, "path": f"{'.'.join(keys)}/"}
     return {"driver": "zarr", "kvstore": store}
 

@@ -39,7 +39,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, **keywords):
-        super().__init__(**keywords)
+        super().__init__(**{"allow_abbrev": False, **keywords})
         self._help_all = self.add_argument(
             "--help-all",
             action=_HelpAll,

@@ -51,6 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
     """
     from pathlib import Path
 
+    from jaxspec.checkpoint import checkpoint_of
     from jaxspec.errors import CheckpointError
     from jaxspec.pipeline.bundle import DEFAULT, embedded_folder
 
@@ -63,6 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
         folder = Path(arguments.checkpoint)
     if not folder.is_dir():
         raise CheckpointError(f"no checkpoint folder at '{folder}'; check the path")
+    name, folder = folder.name, checkpoint_of(folder)
     if (folder / "config.json").is_file():
         parts = [folder]
     else:
@@ -73,7 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
             f"'{folder}' holds neither config.json nor tokenizer/, prior/ or drafter/; "
             "give the folder of a bundle or of a checkpoint"
         )
-    print(folder.name)
+    print(name)
     for part in parts:
         print()
         print(describe(part))

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from jaxspec.cli.options import print_replicated, sampling_settings
@@ -91,6 +92,8 @@ def with_tree(
     tree = choice.tree
     if drafting and tree.size == 1:
         tree = loaded.tree()
+        more = f"{choice.reason}; {tree.size} nodes are drafted to compare"
+        choice = replace(choice, reason=more)
     return models._replace(tree=tree, choice=choice)
 
 

@@ -60,4 +60,6 @@ def coerce_field(cls: type, name: str, hint: Any, value: Any) -> Any:
         return value
     elif hint is Any:
         return value
-    raise ConfigError(f"{cls.__name__}.{name}: {value!r} is not a valid {hint}")
+    kinds: dict[Any, str] = {int: "a whole number", float: "a number", bool: "a bool"}
+    kind = kinds.get(hint, f"a valid {hint}")
+    raise ConfigError(f"{cls.__name__}.{name}: {value!r} is not {kind}")

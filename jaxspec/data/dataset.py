@@ -30,6 +30,7 @@ class ImageDataset:
       class_names: class names, indexed by label.
       captioned: whether every image has a caption.
       open: function from a side in pixels to training images and held-out images.
+      heldout: number of held-out images; None if it is not known yet.
     """
 
     name: str
@@ -38,6 +39,7 @@ class ImageDataset:
     class_names: tuple[str, ...]
     captioned: bool
     open: Callable[[int], Sources]
+    heldout: int | None = None
 
 
 def open_dataset(
@@ -72,6 +74,7 @@ def open_dataset(
         listing.class_names,
         bool(listing.captions),
         lambda side: folder_images(listing, side),
+        int(listing.heldout.sum()),
     )
 
 
@@ -120,7 +123,13 @@ def _from_pairs(pairs: Iterable[tuple[Any, Any]]) -> ImageDataset:
     side = int(np.median([min(image.shape[:2]) for image in images]))
     count = int((~heldout).sum())
     return ImageDataset(
-        f"images-{digest[:8]}", count, side, tuple(names), False, sources
+        f"images-{digest[:8]}",
+        count,
+        side,
+        tuple(names),
+        False,
+        sources,
+        int(heldout.sum()),
     )
 
 

@@ -179,8 +179,9 @@ def load_bundle(
     encoder = folder / "text_encoder"
     reads, trained = prior.config.condition == "caption", prior.config
     prior = prepared(prior, dtype=dtype, mesh=mesh, place=place, int8=int8)
+    working = folder.name == "checkpoint" and folder.resolve().parent.name
     return Bundle(
-        folder.name,
+        working or folder.name,
         tokenizer,
         prior,
         drafter,
@@ -350,7 +351,7 @@ def resolve_classes(bundle: Bundle, names: Sequence[str | int]) -> list[int]:
             near = ", ".join(map(repr, _similar(text, known) or known[:1]))
             raise ConfigError(
                 f"unknown class {shown!r}; use a number from 0 to {len(known) - 1} or "
-                f"a name that `jaxspec info` lists, such as {near}"
+                f"a name that `jaxspec info FOLDER` lists, such as {near}"
             )
     return ids
 

@@ -56,6 +56,12 @@ class GenerationResult:
     compile_seconds: float
     prefix_length: int = 0
 
+    def __repr__(self) -> str:
+        return (
+            f"GenerationResult({self.new_tokens} tokens of {len(self.tokens)} "
+            f"sequences, {self.tokens_per_call:.2f} per call, {self.seconds:.2f} s)"
+        )
+
     @property
     def seconds(self) -> float:
         """Median of the timed runs, in seconds."""

@@ -92,6 +92,12 @@ def experiment_for(
     Raises:
       ConfigError: settings do not fit, or captions need a package that is missing.
     """
+    if prior is not None and (prior.condition == "caption") != dataset.captioned:
+        kinds = {True: "captions", False: "classes"}
+        raise ConfigError(
+            f"the folder holds models for {kinds[not dataset.captioned]}, and "
+            f"'{dataset.name}' has {kinds[dataset.captioned]}; choose another --out"
+        )
     platform = platform or jax.devices()[0].platform
     sizes = CPU if platform == "cpu" else ACCELERATOR
     fitting = [s for s in SIDES if s <= min(dataset.side, sizes.most_side)]
@@ -243,10 +249,12 @@ def describe(experiment: Experiment, dataset: ImageDataset) -> str:
     names = dataset.class_names
     shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
     count = f"{len(names)} classes" if len(names) > 1 else "one class"
+    kinds = "with captions" if dataset.captioned else f"{count} ({shown})"
+    held = "" if dataset.heldout is None else f", {dataset.heldout} held out"
     return "\n".join(
         (
             f"device     {device_name()}",
-            f"images     {dataset.count} to train on, {count} ({shown})",
+            f"images     {dataset.count} to train on{held}, {kinds}",
             f"size       {tokenizer.image_size}x{tokenizer.image_size} pixels, as "
             f"{tokenizer.grid}x{tokenizer.grid} tokens of {tokenizer.codebook_size}",
             f"tokenizer  {_millions(Tokenizer(tokenizer).init)} parameters",

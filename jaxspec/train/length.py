@@ -21,6 +21,8 @@ _TIMED = 3
 # Share of the time that steps take; evaluating, saving and samples take the rest.
 _STEP_SHARE = 0.8
 _FEWEST_STEPS = 20
+# Most evaluations of a training; one for every 50 steps of a short one.
+EVALUATIONS = 8
 
 
 def with_length(
@@ -68,12 +70,19 @@ def with_length(
         seconds -= time.perf_counter() - began
         steps = max(int(seconds * _STEP_SHARE / per_step), _FEWEST_STEPS)
         steps = min(steps, getattr(experiment, f"train_{part}").steps)
-        minutes = steps * per_step / _STEP_SHARE / 60
-        print(f"{part}: {steps} steps, about {minutes:.0f} minutes", file=sys.stderr)
+        duration = _duration(steps * per_step / _STEP_SHARE)
+        print(f"{part}: {steps} steps, about {duration}", file=sys.stderr)
         folder.mkdir(parents=True, exist_ok=True)
         _write_plan(file, steps)
     experiment = with_schedule(experiment, part, steps)
     return experiment, make_job(experiment)
+
+
+def _duration(seconds: float) -> str:
+    """A time in seconds or minutes, for a person to read."""
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes"
 
 
 def _write_plan(file: Path, steps: int) -> None:
@@ -83,7 +92,8 @@ def _write_plan(file: Path, steps: int) -> None:
 def with_schedule(experiment: Experiment, part: str, steps: int) -> Experiment:
     """The experiment with a number of steps, and intervals that suit it."""
     training = getattr(experiment, f"train_{part}")
-    every = max(steps // 8, 1)
+    # A drafter's evaluation generates images, which takes as long as many steps.
+    every = -(-steps // min(max(steps // 50, 1), EVALUATIONS))
     training = replace(
         training,
         steps=steps,

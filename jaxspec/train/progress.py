@@ -53,7 +53,7 @@ def load_progress(
         raise CheckpointError(
             f"'{workdir}' holds a training with another preset, of an earlier part "
             "that has changed, or of an earlier version; remove it or choose another "
-            "--workdir"
+            "--out"
         )
     step, before = progress["step"], progress["settings"]
     changed = ", ".join(
@@ -64,7 +64,7 @@ def load_progress(
     if step > config.steps:
         raise ConfigError(
             f"'{workdir}' holds a training that has taken {step} steps, more than "
-            f"{config.steps}; set more --steps or choose another --workdir"
+            f"{config.steps}; set more --steps or choose another --out"
         )
     if changed and step == config.steps:
         decisive = [name for name in settings if not name.endswith("_every")]
@@ -73,7 +73,7 @@ def load_progress(
         raise ConfigError(
             f"'{workdir}' holds a training that finished after {step} steps, so these "
             f"settings cannot change: {changed}; set more --steps or choose another "
-            "--workdir"
+            "--out"
         )
     if changed:
         print(f"{label} resumes at step {step} with {changed}", file=sys.stderr)

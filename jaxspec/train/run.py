@@ -148,7 +148,7 @@ def _check_part(experiment: Experiment, part: str, bundle: Path) -> None:
         if not (bundle / earlier).is_dir():
             raise CheckpointError(
                 f"'{bundle / earlier}' is missing; run `jaxspec train {earlier}` with "
-                "this --workdir first, or name a bundle with --checkpoint"
+                "this --out first, or name a bundle with --checkpoint"
             )
 
 

@@ -19,6 +19,6 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
     with lock_folder(workdir, wait=False) as locked:
         if not locked:
             raise CheckpointError(
-                f"another process trains in '{workdir}'; choose another --workdir"
+                f"another process trains in '{workdir}'; choose another --out"
             )
         yield

@@ -198,7 +198,7 @@ def test_a_state_of_another_training_is_refused(trained, tmp_path, data, capsys)
     command = train("prior", workdir, data)
     command[command.index("--config") + 1] = str(other)
     assert main(command) == 2
-    assert "choose another --workdir" in capsys.readouterr().err
+    assert "choose another --out" in capsys.readouterr().err
     # The same training may resume, which invalidates the old drafter's state.
     assert main(train("prior", workdir, data, "--steps", "13")) == 0
     assert "resumes at step 12 with steps 13 (was 12)" in capsys.readouterr().err

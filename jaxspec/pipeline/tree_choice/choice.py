@@ -38,6 +38,8 @@ MIN_SPEEDUP, MIN_UNSTEADY_SPEEDUP = 1.2, 1.4
 # second of two CPU cores, or of a GPU.
 MIN_OPERATIONS = {"cpu": 2e10}
 ACCELERATOR_MIN_OPERATIONS = 2e12
+# Layers of a target for which that holds.
+LAYERS = 6
 
 
 @dataclass(frozen=True)
@@ -94,10 +96,15 @@ def choose_tree(
     costs = known.get(key) or load_costs(key)
     source = "as measured before"
     if costs is None:
-        platform = jax.devices()[0].platform
+        platform, target = jax.devices()[0].platform, bundle.prior.config
         least = MIN_OPERATIONS.get(platform, ACCELERATOR_MIN_OPERATIONS)
+        # Programs of more layers take longer to compile.
+        least *= max(target.layers / LAYERS, 1.0)
         if count * _operations(bundle, prompts, config, loaded) < least:
-            return TreeChoice(loaded.tree(), "too little to generate to measure")
+            reason = "too little to generate to measure"
+            if platform == "cpu" and not loaded.size and target.condition == "none":
+                return TreeChoice(Tree.root(), f"{reason}, and no trained drafter")
+            return TreeChoice(loaded.tree(), reason)
         began = time.perf_counter()
         sizes = _possible_sizes(loaded, SIZES.get(platform, ACCELERATOR_SIZES))
         if not sizes:
@@ -129,7 +136,7 @@ def fastest_tree(
     }
     expectations = {n: tree.expected_tokens(acceptance) for n, tree in trees.items()}
     speeds = {
-        n: expected * costs.step / costs.rounds[n]
+        n: expected * costs.step / max(costs.rounds[n], costs.step)
         for n, expected in expectations.items()
     }
     nodes = max(speeds, key=speeds.__getitem__)

@@ -10,7 +10,7 @@ import jax
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.pipeline.bundle import Bundle
 from jaxspec.pipeline.config import GenerationConfig
-from jaxspec.pipeline.engine import bundle_for
+from jaxspec.pipeline.engine import bundle_for, make_engine
 from jaxspec.pipeline.interleaved import time_interleaved
 from jaxspec.pipeline.loaded_drafter import LoadedDrafter
 from jaxspec.pipeline.prompts import Prompts
@@ -18,7 +18,9 @@ from jaxspec.pipeline.timing import MAX_SPREAD, Timing
 from jaxspec.pipeline.tree_choice.compiling import Program, local_compiler
 from jaxspec.pipeline.tree_choice.programs import (
     ITERATIONS,
+    half_of,
     pass_program,
+    room_of,
     round_program,
 )
 from jaxspec.speculative.trees.tree import Tree
@@ -75,16 +77,18 @@ def measure_costs(
     began = time.perf_counter()
     target = bundle_for(bundle, loaded).prior
     model = Transformer(target.config, config.attention)
+    plain = make_engine(bundle, config, Tree.root(), prompt_length=prompts.length)
     calls: dict[int, Program] = {
         1: pass_program(
             model,
             target.params,
             batch,
             Tree.root(),
-            model.config.prefix_length + model.config.sequence_length // 2,
+            half_of(plain, prompts, target.config),
             ITERATIONS,
             local_compiler(),
             cfg=config.cfg_scale != 1.0,
+            capacity=room_of(plain, prompts, target.config),
         )
     }
     for nodes in sizes:

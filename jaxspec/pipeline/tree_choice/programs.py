@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxspec.config import TransformerConfig
 from jaxspec.core.kv_cache import init_cache, tree_mask
 from jaxspec.core.noise import batch_keys
 from jaxspec.models.transformer.model import Transformer
@@ -35,6 +36,7 @@ def pass_program(
     iterations: int,
     compiler: Compiler,
     cfg: bool = True,
+    capacity: int | None = None,
 ) -> Program:
     """Compiles forward passes of a target over the nodes of a draft tree.
 
@@ -47,14 +49,17 @@ def pass_program(
       iterations: number of passes in the program.
       compiler: compiler of the program.
       cfg: whether both CFG branches are computed.
+      capacity: slots of the cache; None for those of a whole sequence.
     """
     target, config = model.as_target(cfg=cfg), model.config
     branch_batch = target.branches * batch
+    if capacity is None:
+        capacity = config.prefix_length + config.sequence_length + tree.size
     cache = init_cache(
         config.layers,
         branch_batch,
         config.num_kv_heads,
-        model.cache_slots(config.prefix_length + config.sequence_length + tree.size),
+        model.cache_slots(capacity),
         config.head_size,
         activation_dtype(params),
     )
@@ -135,7 +140,16 @@ def round_program(
     engine = half.engine
     model = Transformer(target.config, config.attention)
     queries = Tree.chain(engine.window - 1)
-    cache = _half_filled_cache(model, target.params, batch, engine)
+    cache = init_cache(
+        target.config.layers,
+        engine.target.branches * batch,
+        target.config.num_kv_heads,
+        model.cache_slots(room_of(engine, prompts, target.config)),
+        target.config.head_size,
+        activation_dtype(target.params),
+    )
+    filled = jnp.full_like(cache.lengths, half_of(engine, prompts, target.config))
+    cache = replace(cache, lengths=filled)
 
     def run(target_params, params, state, cache, *arrays):
         mask = tree_mask(cache, jnp.asarray(queries.ancestors))
@@ -166,19 +180,15 @@ def round_program(
     return call
 
 
-def _half_filled_cache(model: Transformer, params: Params, batch: int, engine: Engine):
-    """Cache of sequences that are half generated."""
-    config, target = model.config, engine.target
-    cache = init_cache(
-        config.layers,
-        target.branches * batch,
-        config.num_kv_heads,
-        model.cache_slots(config.prefix_length + engine.max_new_tokens + engine.window),
-        config.head_size,
-        activation_dtype(params),
-    )
-    filled = config.prefix_length + engine.max_new_tokens // 2
-    return replace(cache, lengths=jnp.full_like(cache.lengths, filled))
+def room_of(engine: Engine, prompts: Prompts, config: TransformerConfig) -> int:
+    """Slots of the cache of a generation."""
+    prompt = config.prefix_length + prompts.length
+    return prompt + engine.max_new_tokens + engine.window
+
+
+def half_of(engine: Engine, prompts: Prompts, config: TransformerConfig) -> int:
+    """Filled slots half way through a generation."""
+    return config.prefix_length + prompts.length + engine.max_new_tokens // 2
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,9 @@ from jaxspec.pipeline.prompts import Prompts
 from jaxspec.pipeline.tree_choice.costs import RoundCosts
 from jaxspec.sharding.device import device_name
 
+# Prompts whose lengths differ by less share a record.
+PROMPT_STEP = 64
+
 
 def costs_key(
     bundle: Bundle,
@@ -41,7 +44,8 @@ def costs_key(
         config.attention,
         config.cfg_scale != 1.0,
         batch,
-        prompts.length,
+        -(-prompts.length // PROMPT_STEP),
+        config.max_new_tokens,
     )
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
