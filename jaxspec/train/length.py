@@ -79,9 +79,9 @@ def with_length(
 
 
 def _duration(seconds: float) -> str:
-    """A time in seconds or minutes, for a person to read."""
+    """Formats a time, in seconds or minutes."""
     if seconds < 90:
-        return f"{seconds:.0f} seconds"
+        return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} minutes"
 
 

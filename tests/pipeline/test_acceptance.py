@@ -24,12 +24,17 @@ def pipe():
     return jaxspec.load_pipeline()
 
 
+def inner(loaded):
+    """The trained drafter, whose logits are mixed with the target's last ones."""
+    return loaded.drafter.drafter
+
+
 def exchanged_layers(loaded):
     """Parameters that read the feature layers in another order."""
-    layers = len(loaded.drafter.feature_layers)
+    layers = len(inner(loaded).feature_layers)
 
     def exchange(x):
-        if x.ndim != 2 or x.shape[0] != layers * loaded.drafter.target.width:
+        if x.ndim != 2 or x.shape[0] != layers * inner(loaded).target.width:
             return x
         return x.reshape(layers, -1, x.shape[1])[::-1].reshape(x.shape)
 
@@ -38,7 +43,7 @@ def exchanged_layers(loaded):
 
 def permuted_tokens(loaded):
     """Parameters of a vocabulary in another order."""
-    order = np.random.default_rng(0).permutation(loaded.drafter.target.vocab_size)
+    order = np.random.default_rng(0).permutation(inner(loaded).target.vocab_size)
     head = loaded.params["head"][:, order]
     return {
         **loaded.params,
@@ -49,7 +54,7 @@ def permuted_tokens(loaded):
 
 def random_params(loaded):
     """Parameters of a drafter that was not trained."""
-    return {**loaded.params, "own": loaded.drafter.init_params(jax.random.key(0))}
+    return {**loaded.params, "own": inner(loaded).init_params(jax.random.key(0))}
 
 
 CONTROLS = exchanged_layers, permuted_tokens, random_params

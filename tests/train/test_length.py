@@ -71,19 +71,18 @@ def test_preparing_data_takes_a_part_of_the_time(tmp_path):
     assert length(tmp_path / "both", 10.0, preparation=lambda: 0.06).steps < alone / 2
 
 
-def test_no_more_steps_are_taken_than_help(tmp_path):
-    training = length(tmp_path, 60.0, steps=80)
-    assert training.steps == 80
-    assert (training.evaluate_every, training.save_every, training.warmup) == (
-        10,
-        10,
-        2,
-    )
+@pytest.mark.parametrize("steps, every", [(80, 80), (120, 60), (800, 100)])
+def test_no_more_steps_are_taken_than_help(tmp_path, steps, every):
+    """Evaluations take time too: one for every 50 steps, at most eight."""
+    training = length(tmp_path, 600.0, steps=steps)
+    assert training.steps == steps
+    assert (training.evaluate_every, training.save_every) == (every, every)
+    assert training.warmup == min(2, steps // 10)
 
 
 def test_the_number_of_steps_is_printed_and_never_tiny(tmp_path, capsys):
     assert length(tmp_path, 0.1).steps == 20
-    assert "prior: 20 steps, about 0 minutes" in capsys.readouterr().err
+    assert "prior: 20 steps, about 1 s" in capsys.readouterr().err
 
 
 def test_without_a_time_the_preset_decides(tmp_path):
