@@ -100,7 +100,8 @@ def _add_speculation(group) -> None:
         "--drafter",
         default="own",
         metavar="NAME",
-        help="own (the checkpoint's, else jacobi), jacobi, recycling, ngrams, "
+        help="own (the checkpoint's, else jacobi), unmixed (the checkpoint's without "
+        "the target's last logits), jacobi, recycling, ngrams, "
         "prompt-lookup, early-exit-LAYERS, the folder of another that was trained for "
         "this prior, or none, which decodes plainly (default: %(default)s)",
     )

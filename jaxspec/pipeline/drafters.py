@@ -34,7 +34,9 @@ TRAINING_FREE: dict[str, Callable[[TransformerConfig], Drafter]] = {
     ),
     "prompt-lookup": lambda config: PromptLookup(),
 }
-NAMES = ", ".join((*TRAINING_FREE, "early-exit-LAYERS"))
+# The bundle's drafter without the target's last logits, see `JacobiMix`.
+UNMIXED = "unmixed"
+NAMES = ", ".join((UNMIXED, *TRAINING_FREE, "early-exit-LAYERS"))
 
 
 def bundled_drafter(bundle: Bundle) -> LoadedDrafter:
@@ -76,6 +78,11 @@ def load_drafter(name: str, bundle: Bundle) -> LoadedDrafter:
         name = untrained_drafter(bundle)
     if name == "own" or bundle.drafter is not None and name == bundle.drafter.kind:
         return bundled_drafter(bundle)
+    if name == UNMIXED:
+        loaded = replace(bundled_drafter(bundle), name=UNMIXED)
+        own = loaded.drafter
+        alone = own.drafter if isinstance(own, JacobiMix) else own
+        return replace(loaded, drafter=alone)
     if name in TRAINING_FREE:
         return LoadedDrafter(name, TRAINING_FREE[name](config), None)
     layers = whole_number(name.removeprefix("early-exit-"))

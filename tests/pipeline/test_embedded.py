@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxspec
 from jaxspec.core.kv_cache import tree_mask
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.pipeline.bundle import load_bundle
@@ -105,3 +106,10 @@ def test_passes_of_different_width_differ_by_far_less_than_the_margin():
             difference = jnp.abs(alone - wide[row::2, n])
             worst = max(worst, float(difference.max()))
     assert 0 < worst < Engine(target, 1).tie_margin / 20
+
+
+def test_the_embedded_drafter_is_mixed_with_the_last_logits_of_the_target():
+    own = jaxspec.load_pipeline().loaded
+    alone = jaxspec.load_pipeline(drafter="unmixed").loaded
+    assert own.drafter.drafter == alone.drafter and own.drafter.weight == 0.4
+    jax.tree.map(np.testing.assert_array_equal, own.params, alone.params)

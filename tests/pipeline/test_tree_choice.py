@@ -81,6 +81,7 @@ def test_cheap_passes_are_drafted_for_and_dear_ones_are_not(folder, measured):
     assert fast.choice.tree.size == 8 and fast.stats.proposed.sum() > 0
     again = pipe(LABELS, tree="auto", **SETTINGS)
     assert calls == [2] and "as measured before" in str(again.choice)
+    assert "s to decode" in str(again.choice)  # 2 batches of 16 steps of a second
     given[0] = DEAR
     slow = jaxspec.load_pipeline(folder)(LABELS, **SETTINGS)
     assert slow.choice.tree == Tree.root() and not slow.stats.proposed.sum()

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 
@@ -91,7 +91,7 @@ def choose_tree(
     if bundle.mesh is not None or jax.process_count() > 1:
         return TreeChoice(loaded.tree(), "nothing is measured on a mesh")
     count = len(prompts) if count is None else count
-    _, batch = batches_of(bundle, count, config.batch_size)
+    batches, batch = batches_of(bundle, count, config.batch_size)
     key = costs_key(bundle, prompts, config, loaded, batch)
     costs = known.get(key) or load_costs(key)
     source = "as measured before"
@@ -115,7 +115,10 @@ def choose_tree(
     known[key] = costs
     assumed = ASSUMED_ACCEPTANCE if loaded.size else UNTRAINED_ACCEPTANCE
     acceptance = loaded.acceptance or assumed
-    return fastest_tree(costs, acceptance, deepest(loaded.drafter), source)
+    choice = fastest_tree(costs, acceptance, deepest(loaded.drafter), source)
+    steps = batches * _new_tokens(bundle, prompts, config, loaded)
+    seconds = steps * costs.step / (choice.speedup or 1.0)
+    return replace(choice, reason=f"{choice.reason}; about {seconds:.0f} s to decode")
 
 
 def fastest_tree(
@@ -170,7 +173,15 @@ def _operations(
     bundle: Bundle, prompts: Prompts, config: GenerationConfig, loaded: LoadedDrafter
 ) -> float:
     """Operations of plain decoding of a sequence, without attention."""
+    tokens = _new_tokens(bundle, prompts, config, loaded)
+    weights = bundle_for(bundle, loaded).prior.size
+    return 2.0 * weights * tokens * (1 + (config.cfg_scale != 1.0))
+
+
+def _new_tokens(
+    bundle: Bundle, prompts: Prompts, config: GenerationConfig, loaded: LoadedDrafter
+) -> int:
+    """Most tokens that a sequence gets."""
     target = bundle_for(bundle, loaded).prior
     room = target.config.sequence_length - prompts.length
-    tokens = min(room, config.max_new_tokens or room)
-    return 2.0 * target.size * tokens * (1 + (config.cfg_scale != 1.0))
+    return min(room, config.max_new_tokens or room)
