@@ -88,8 +88,14 @@ def vocabulary_of(bundle: Bundle) -> Vocabulary | None:
 
     Raises:
       CheckpointError: the file is damaged.
-      ConfigError: the package `tokenizers` is not installed.
+      ConfigError: the package `tokenizers` is not installed, or the prior was
+        converted without its vocabulary.
     """
+    if bundle.vocabulary is None and SETTINGS in bundle.prior.metadata:
+        raise ConfigError(
+            f"bundle '{bundle.name}' was converted without a vocabulary, so it cannot "
+            "read texts; convert it from a folder that holds its tokenizer.json"
+        )
     if bundle.vocabulary is None:
         return None
     return Vocabulary(

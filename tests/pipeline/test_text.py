@@ -128,3 +128,9 @@ def test_the_command_prints_texts(pipe, tmp_path, capsys):
     assert "--num is for images" in capsys.readouterr().err
     assert main(["generate", "--checkpoint", folder]) == 2
     assert "texts: give --prompt" in capsys.readouterr().err
+
+
+def test_a_model_without_its_vocabulary_does_not_read_texts(tmp_path):
+    folder = write_model(tmp_path, **{"tokenizer.ggml.model": "llama"})
+    with pytest.raises(ConfigError, match="converted without a vocabulary"):
+        jaxspec.load_pipeline(folder)(prompts=["this"], **SETTINGS)

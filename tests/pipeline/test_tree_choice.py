@@ -113,6 +113,16 @@ def test_costs_of_full_rounds_are_measured(folder, drafter):
     assert 0 < result.step < result.rounds[4] * 4
 
 
+def test_costs_are_measured_after_given_tokens(folder):
+    pipe = jaxspec.load_pipeline(folder)
+    prompts = Prompts.from_classes([0]).with_prefix(
+        np.zeros((1, 8), np.int32), pipe.bundle.prior.config
+    )
+    config = jaxspec.GenerationConfig(cfg_scale=2.0)
+    result = measure_costs(pipe.bundle, prompts, config, pipe.loaded, (4,), 2)
+    assert result.step > 0 and result.rounds[4] > 0
+
+
 def test_costs_are_kept_beside_compiled_programs(folder, measured, tmp_path):
     given, calls = measured
     before = getattr(jax.config, "jax_compilation_cache_dir", None)

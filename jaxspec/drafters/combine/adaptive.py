@@ -4,24 +4,21 @@ Shapes stay static, so nothing is recompiled; an invalid node is never accepted.
 verifiers stay exact depends on the information a policy uses: see `Policy.past_only`.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
+from jaxspec.drafters.combine.wrapper import DrafterWrapper
 from jaxspec.errors import ConfigError
 from jaxspec.speculative.draft import (
     Draft,
     DraftContext,
-    Drafter,
     InitContext,
     RoundResult,
 )
-from jaxspec.speculative.trees.dynamic import DynamicTree
 from jaxspec.speculative.trees.topology import gather_nodes
-from jaxspec.speculative.trees.tree import Tree
 from jaxspec.speculative.verify.outcome import ancestors_all
 from jaxspec.typing import Array, Bool, Float, Int, Params
 
@@ -53,7 +50,7 @@ class Policy(Protocol):
 
 
 @dataclass(frozen=True)
-class Adaptive:
+class Adaptive(DrafterWrapper):
     """A drafter whose drafts are shortened by a policy.
 
     Attributes:
@@ -61,38 +58,7 @@ class Adaptive:
       policy: policy that chooses the nodes to verify.
     """
 
-    drafter: Drafter
     policy: Policy
-
-    @property
-    def num_extra_queries(self) -> int:
-        """Extra queries of the drafter."""
-        return getattr(self.drafter, "num_extra_queries", 0)
-
-    @property
-    def feature_layers(self) -> tuple[int, ...]:
-        """Layers that the drafter reads; missing if the drafter names none."""
-        return getattr(self.drafter, "feature_layers")  # noqa: B009
-
-    @property
-    def caption_padding(self) -> str:
-        """Setting of `Transformer.as_target`; missing if the drafter has none."""
-        return getattr(self.drafter, "caption_padding")  # noqa: B009
-
-    @property
-    def with_target_params(self) -> Callable[..., Params]:
-        """The drafter's; missing if the drafter reads no parameters of the target."""
-        return getattr(self.drafter, "with_target_params")  # noqa: B009
-
-    @property
-    def check_tree(self) -> Callable[[Tree | DynamicTree], None]:
-        """The drafter's; missing if it fills every tree."""
-        return getattr(self.drafter, "check_tree")  # noqa: B009
-
-    @property
-    def max_depth(self) -> int:
-        """Largest number of drafted tokens on a path; missing if there is no bound."""
-        return getattr(self.drafter, "max_depth")  # noqa: B009
 
     def init(self, params: Params, ctx: InitContext) -> Any:
         """See `Drafter`."""

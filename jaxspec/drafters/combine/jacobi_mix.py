@@ -1,26 +1,23 @@
 """A drafter whose logits are mixed with those of the target's last pass."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxspec.core.numbers import within
+from jaxspec.drafters.combine.wrapper import DrafterWrapper
 from jaxspec.drafters.training_free.jacobi import Jacobi
 from jaxspec.speculative.draft import (
     Draft,
     DraftContext,
-    Drafter,
     InitContext,
     MixedLogits,
     RoundResult,
 )
-from jaxspec.speculative.trees.dynamic import DynamicTree
-from jaxspec.speculative.trees.tree import Tree
 from jaxspec.typing import Params
 
 
 @dataclass(frozen=True)
-class JacobiMix:
+class JacobiMix(DrafterWrapper):
     """Mixes a drafter's logits with those of speculative Jacobi decoding.
 
     The target's last pass also scored positions behind the new root, after a prefix
@@ -41,42 +38,11 @@ class JacobiMix:
       ConfigError: the weight is out of range.
     """
 
-    drafter: Drafter
     vocab_size: int
     weight: float = 0.4
 
     def __post_init__(self):
         within("weight", self.weight, 0.0, 1.0)
-
-    @property
-    def num_extra_queries(self) -> int:
-        """Extra queries of the drafter."""
-        return getattr(self.drafter, "num_extra_queries", 0)
-
-    @property
-    def feature_layers(self) -> tuple[int, ...]:
-        """Layers that the drafter reads; missing if the drafter names none."""
-        return getattr(self.drafter, "feature_layers")  # noqa: B009
-
-    @property
-    def caption_padding(self) -> str:
-        """Setting of `Transformer.as_target`; missing if the drafter has none."""
-        return getattr(self.drafter, "caption_padding")  # noqa: B009
-
-    @property
-    def with_target_params(self) -> Callable[..., Params]:
-        """The drafter's; missing if the drafter reads no parameters of the target."""
-        return getattr(self.drafter, "with_target_params")  # noqa: B009
-
-    @property
-    def check_tree(self) -> Callable[[Tree | DynamicTree], None]:
-        """The drafter's; missing if it fills every tree."""
-        return getattr(self.drafter, "check_tree")  # noqa: B009
-
-    @property
-    def max_depth(self) -> int:
-        """Largest number of drafted tokens on a path; missing if there is no bound."""
-        return getattr(self.drafter, "max_depth")  # noqa: B009
 
     @property
     def _jacobi(self) -> Jacobi:

@@ -31,8 +31,8 @@ AUTO = "auto"
 SIZES = {"cpu": (4, 8, 2)}
 ACCELERATOR_SIZES = (32, 64, 16)
 # Least expected speed of a tree, plain decoding as 1, and that of one whose timings
-# varied. Whole rounds also verify, commit and draw noise: measured speeds were .76 to
-# 1.29 times the expected ones on the CPUs at hand.
+# varied. Whole rounds also verify, commit and draw noise: measured speeds were .8 to
+# 1.3 times the expected ones on the CPUs at hand.
 MIN_SPEEDUP, MIN_UNSTEADY_SPEEDUP = 1.2, 1.4
 # Operations of a generation below which measuring takes longer than it saves: about a
 # second of two CPU cores, or of a GPU.

@@ -19,6 +19,7 @@ from jaxspec.pipeline.prompts import Prompts
 from jaxspec.pipeline.tree_choice.compiling import Compiler, Program, local_compiler
 from jaxspec.speculative.draft import DraftContext, InitContext
 from jaxspec.speculative.engine import Engine
+from jaxspec.speculative.input_checks import checked_prefill
 from jaxspec.speculative.trees.dynamic import DynamicTree
 from jaxspec.speculative.trees.tree import Tree
 from jaxspec.typing import Params, PyTree
@@ -218,7 +219,7 @@ class _HalfMade:
         room = engine.max_new_tokens + engine.window
 
         def first_state(params, own, prompt):
-            _, features, cache = engine.target.prefill(params, prompt, room)
+            _, features, cache = checked_prefill(engine.target, params, prompt, room)
             ctx = InitContext(prompt, features, cache.lengths, tree, batch, room)
             return loaded.drafter.init(own, ctx)
 
