@@ -288,7 +288,7 @@ def test_drafters_by_name_change_no_token(tmp_path):
 def test_unknown_drafters_are_refused_with_a_list_of_names(tmp_path, capsys):
     command = ["generate", "--num", "1", "--drafter", "eagle9"]
     assert main([*command, "--out", str(tmp_path / "a.png")]) == 2
-    assert "no drafter 'eagle9'; use own, jacobi" in capsys.readouterr().err
+    assert "no drafter 'eagle9'; use own, unmixed, jacobi" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
