@@ -90,7 +90,7 @@ def _from_tfds(name: str, data_dir, manual_dir) -> ImageDataset:
         return train, heldout
 
     return ImageDataset(
-        name, splits.count, splits.side, splits.class_names, False, sources
+        name, splits.count, splits.side, splits.class_names, splits.captioned, sources
     )
 
 

@@ -27,8 +27,9 @@ def tfds_images(
     """Opens a split, and prepares the data set under `data_dir` on first use.
 
     Args:
-      name: data set, one of `fruits360_64`, `cifar10_packed` and all tfds names with
-        features `image` and `label` (`cifar10`, `imagenet2012`).
+      name: data set, one of `fruits360_64`, `cifar10_packed`, `emoji64` and all tfds
+        names with features `image` and `label` (`cifar10`, `imagenet2012`). Those with
+        a feature `caption` are captioned.
       split: tfds split.
       side: side in pixels.
       data_dir: folder of prepared tfds data.
@@ -50,8 +51,18 @@ def tfds_images(
         labeled = tqdm(records, desc=f"labels of {split}")
         return np.array([record["label"] for record in labeled], np.int32)
 
+    captions = _captions(records, split)
     names = _class_names(name, records, data_dir, manual_dir)
-    return ImageSource(Reader(split, len(records), read, labels, names), side)
+    reader = Reader(split, len(records), read, labels, names, captions)
+    return ImageSource(reader, side)
+
+
+def _captions(records: Any, split: str) -> list[str]:
+    """Captions of all images; none where the data set has no feature for them."""
+    if "caption" not in records.dataset_info.features:
+        return []
+    captioned = tqdm(records, desc=f"captions of {split}")
+    return [record["caption"].decode() for record in captioned]
 
 
 class Splits(NamedTuple):
@@ -62,12 +73,14 @@ class Splits(NamedTuple):
       count: number of training images.
       side: length of the shorter side of the first image, in pixels.
       class_names: class names, indexed by label; numbers where tfds has none.
+      captioned: whether every image has a caption.
     """
 
     names: tuple[str, str]
     count: int
     side: int
     class_names: tuple[str, ...]
+    captioned: bool
 
 
 def tfds_splits(
@@ -90,7 +103,8 @@ def tfds_splits(
         classes = [str(i) for i in range(most + 1)]
     image = as_rgb(records[0]["image"], f"image 0 of data set '{name}'")
     count = records.dataset_info.splits[names[0]].num_examples
-    return Splits(names, count, min(image.shape[:2]), tuple(classes))
+    captioned = "caption" in records.dataset_info.features
+    return Splits(names, count, min(image.shape[:2]), tuple(classes), captioned)
 
 
 def _records(name, split, data_dir, manual_dir):

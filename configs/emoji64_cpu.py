@@ -1,0 +1,90 @@
+"""Captioned emoji at 64x64 for a machine with a few CPU cores: hours on two."""
+
+from dataclasses import replace
+
+from jaxspec.config import TextEncoderConfig, TransformerConfig
+from jaxspec.drafters.dflash.network import DFlashConfig
+from jaxspec.tokenizers.vqgan.model import PRESETS
+from jaxspec.train.experiment import (
+    DataConfig,
+    DrafterTrainingConfig,
+    Experiment,
+    PriorTrainingConfig,
+    TrainingConfig,
+)
+
+
+def get_config() -> Experiment:
+    """Preset of the embedded text-to-image checkpoint."""
+    text_encoder = TextEncoderConfig(
+        vocab_size=4096,
+        layers=3,
+        width=256,
+        heads=8,
+        head_dim=32,
+        ffn_width=512,
+        length=24,
+    )
+    return Experiment(
+        name="emoji64",
+        data=DataConfig(
+            name="emoji64",
+            flips=False,  # among the copies that the data set holds
+            credit="Noto Emoji, Copyright Google LLC; Fluent Emoji, Copyright (c) "
+            "Microsoft Corporation; names from emojibase, Copyright (c) 2017-2019 Miles "
+            "Johnson",
+            license="Apache-2.0 (Noto Emoji), MIT (Fluent Emoji, emojibase)",
+        ),
+        tokenizer=replace(
+            PRESETS["small-64"],
+            channels=64,
+            encoder_blocks=1,
+            decoder_blocks=2,
+            latent_channels=64,
+        ),
+        text_encoder=text_encoder,
+        prior=TransformerConfig(
+            vocab_size=1024,
+            layers=6,
+            width=256,
+            heads=4,
+            grid=16,
+            condition="caption",
+            caption_length=text_encoder.length,
+            caption_width=text_encoder.width,
+            # Changed copies are regularization enough for few passes.
+            token_dropout=0.0,
+            residual_dropout=0.0,
+            ffn_dropout=0.0,
+        ),
+        drafter=DFlashConfig(
+            block_size=8,
+            layers=2,
+            width=256,
+            heads=4,
+            ffn_width=768,
+            feature_layers=(1, 3, 5),
+            markov_rank=64,
+        ),
+        train_tokenizer=TrainingConfig(
+            steps=3000, batch=64, weight_decay=1e-4, ema=0.995
+        ),
+        train_prior=PriorTrainingConfig(
+            steps=5000,
+            batch=16,
+            warmup=150,
+            ema=0.998,
+            evaluate_every=250,
+            save_every=250,
+        ),
+        train_drafter=DrafterTrainingConfig(
+            steps=1500,
+            batch=8,
+            warmup=80,
+            ema=0.99,
+            evaluate_every=250,
+            save_every=250,
+            max_cfg_scale=3.0,
+            self_generated=4096,
+        ),
+    )

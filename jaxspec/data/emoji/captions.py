@@ -1,0 +1,55 @@
+"""Captions of emoji: label, tags, color and style in several forms."""
+
+import re
+
+import numpy as np
+
+from jaxspec.data.emoji.colors import WORDS
+from jaxspec.data.emoji.pictures import STYLES, Emoji
+
+_COLORS = re.compile(rf"\b({'|'.join((*WORDS, 'black', 'white', 'gray'))})\b")
+
+
+def plain_caption(emoji: Emoji) -> str:
+    """Label and style, such as "red apple, 3d"."""
+    return f"{emoji.label.lower()}, {STYLES[emoji.style]}"
+
+
+def any_caption(
+    emoji: Emoji, rng: np.random.Generator, color: str | None, turned: bool
+) -> str:
+    """A caption of random form, as people might write it.
+
+    Args:
+      emoji: picture to describe.
+      rng: generator that chooses the form.
+      color: color word of the picture, if it has one.
+      turned: whether the picture has changed its color, so that color words of its
+        label and tags are wrong. Such a picture is always named with `color`.
+    """
+    label, tags = emoji.label.lower(), [tag.lower() for tag in emoji.tags]
+    if turned:
+        assert color is not None
+        label = _COLORS.sub("", label).strip()
+        tags = [tag for tag in tags if not _COLORS.search(tag)]
+    tags = [tag for tag in tags if tag != label]
+    rng.shuffle(tags)
+    form = rng.random()
+    if turned:
+        words = [f"{color} {label}".strip()] if form < 0.8 else [label, f"{color}"]
+    elif form < 0.5:
+        words = [label]
+    elif form < 0.6 and color is not None and not _COLORS.search(label):
+        words = [f"{color} {label}"]
+    elif form < 0.75:
+        words = [label, *tags[: rng.integers(1, 3)]]
+    elif form < 0.9 and len(tags) > 1:
+        words = tags[: rng.integers(2, 4)]
+    else:
+        words = [emoji.text]
+    if rng.random() < 0.15 and words[0].isascii():
+        article = "an" if words[0][:1] in "aeiou" else "a"
+        words[0] = f"{article} {words[0]}"
+    if rng.random() < 0.9:
+        words.append(STYLES[emoji.style])
+    return ", ".join(words)
