@@ -31,8 +31,7 @@ def get_config() -> Experiment:
             name="emoji64",
             flips=False,  # among the copies that the data set holds
             credit="Noto Emoji, Copyright Google LLC; Fluent Emoji, Copyright (c) "
-            "Microsoft Corporation; names from emojibase, Copyright (c) 2017-2019 Miles "
-            "Johnson",
+            "Microsoft Corporation; names from emojibase, Copyright (c) Miles Johnson",
             license="Apache-2.0 (Noto Emoji), MIT (Fluent Emoji, emojibase)",
         ),
         tokenizer=replace(

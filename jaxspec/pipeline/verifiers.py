@@ -22,6 +22,7 @@ VERIFIERS = {
     "grouped": verify.Grouped,
     "annealed": verify.Annealed,
     "typical": verify.Typical,
+    "skipped": verify.Skipped,
 }
 
 
@@ -36,7 +37,12 @@ def parse_verifier(text: str) -> Verifier:
         raise ConfigError(f"unknown verifier {name!r}; choose {', '.join(VERIFIERS)}")
     verifier = VERIFIERS[name]
     known = typing.get_type_hints(verifier)
-    known = {f.name: known[f.name] for f in dataclasses.fields(verifier)}
+    # A verifier within a verifier can be set in Python alone.
+    known = {
+        f.name: known[f.name]
+        for f in dataclasses.fields(verifier)
+        if not isinstance(f.default, Verifier)
+    }
     values: dict[str, Any] = {}
     for setting in filter(None, settings.split(",")):
         key, equals, value = setting.partition("=")

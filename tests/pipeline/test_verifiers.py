@@ -25,6 +25,7 @@ from jaxspec.speculative.verify import (
     KSeq,
     Lantern,
     Rejection,
+    Skipped,
     Typical,
 )
 from jaxspec.speculative.verify.neighbors import neighbor_table
@@ -41,6 +42,7 @@ NAMED = {
     "grouped": Grouped(),
     "annealed": Annealed(),
     "typical": Typical(),
+    "skipped:share=0.5": Skipped(0.5),
 }
 
 

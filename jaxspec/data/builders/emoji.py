@@ -9,9 +9,9 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from jaxspec.data.emoji.copies import copies
-from jaxspec.data.emoji.pictures import SIDE, STYLES, read_emoji
+from jaxspec.data.emoji.reading import SIDE, STYLES, read_emoji
 
-# Copies of each training picture, the picture itself among them.
+# Copies of each training image, the image itself among them.
 COPIES = 12
 
 
@@ -19,9 +19,9 @@ class Emoji64(tfds.core.GeneratorBasedBuilder):
     """Captioned emoji over white at 64x64, in three styles.
 
     Noto Emoji (Google, Apache-2.0) and Fluent Emoji in 3D and flat (Microsoft, MIT);
-    names from emojibase (MIT). The split `train` has changed copies of each picture,
-    see `data.emoji.copies`; `pictures` has the training pictures alone, and `test` the
-    pictures of held-out emoji. Labels are the styles.
+    names from emojibase (MIT). The split `train` has changed copies of each image,
+    see `data.emoji.copies`; `originals` has the training images alone, and `test` the
+    images of held-out emoji. Labels are the styles.
     """
 
     name = "emoji64"
@@ -52,7 +52,7 @@ class Emoji64(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager):
         folder = Path(dl_manager.manual_dir)
-        counts = {"train": COPIES, "pictures": 1, "test": 1}
+        counts = {"train": COPIES, "originals": 1, "test": 1}
         return {
             split: self._generate_examples(folder, split, count)
             for split, count in counts.items()

@@ -1,1 +1,1 @@
-"""Captioned emoji at 64x64 in three styles: pictures, captions and changed copies."""
+"""Captioned emoji at 64x64 in three styles: images, captions and changed copies."""

@@ -5,7 +5,7 @@ import re
 import numpy as np
 
 from jaxspec.data.emoji.colors import WORDS
-from jaxspec.data.emoji.pictures import STYLES, Emoji
+from jaxspec.data.emoji.reading import STYLES, Emoji
 
 _COLORS = re.compile(rf"\b({'|'.join((*WORDS, 'black', 'white', 'gray'))})\b")
 
@@ -21,11 +21,11 @@ def any_caption(
     """A caption of random form, as people might write it.
 
     Args:
-      emoji: picture to describe.
+      emoji: image to describe.
       rng: generator that chooses the form.
-      color: color word of the picture, if it has one.
-      turned: whether the picture has changed its color, so that color words of its
-        label and tags are wrong. Such a picture is always named with `color`.
+      color: color word of the image, if it has one.
+      turned: whether the image has changed its color, so that color words of its
+        label and tags are wrong. Such an image is always named with `color`.
     """
     label, tags = emoji.label.lower(), [tag.lower() for tag in emoji.tags]
     if turned:

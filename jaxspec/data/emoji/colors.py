@@ -1,9 +1,9 @@
-"""Color words of pictures, and turns of their hue."""
+"""Color words of images, and turns of their hue."""
 
 import numpy as np
 
 WORDS = ("red", "orange", "brown", "yellow", "green", "blue", "purple", "pink")
-# A picture has a color if this share of its drawn pixels has it.
+# An image has a color if more than this share of its drawn pixels has it.
 SHARE = 0.5
 # Upper ends of the hues of words, in degrees; red is what remains.
 _HUES = (
@@ -19,10 +19,10 @@ _HUES = (
 
 
 def color_word(rgba: np.ndarray) -> str | None:
-    """The color that most of a picture has; None if there is no such color.
+    """The color that most of an image has; None if there is no such color.
 
     Args:
-      rgba: picture uint8 [h, w, 4].
+      rgba: image uint8 [h, w, 4].
     """
     hue, saturation, value = hsv(rgba[..., :3][rgba[..., 3] > 127])
     colored = (saturation > 0.25) & (value > 0.2)
@@ -37,11 +37,11 @@ def color_word(rgba: np.ndarray) -> str | None:
     words[((hue < 14) | (hue >= 342)) & (saturation < 0.5) & (value > 0.7)] = "pink"
     found, counts = np.unique(words[colored], return_counts=True)
     best = counts.argmax()
-    return str(found[best]) if counts[best] >= SHARE * len(hue) else None
+    return str(found[best]) if counts[best] > SHARE * len(hue) else None
 
 
 def turn_hue(rgba: np.ndarray, degrees: float) -> np.ndarray:
-    """A picture uint8 [h, w, 4] whose hues are turned; light and dark stay.
+    """An image uint8 [h, w, 4] whose hues are turned; light and dark stay.
 
     The luma of every pixel is kept, so that yellow does not become a glaring blue.
     """

@@ -7,9 +7,9 @@ from PIL import Image
 
 from jaxspec.data.emoji.captions import any_caption, plain_caption
 from jaxspec.data.emoji.colors import color_word, turn_hue
-from jaxspec.data.emoji.pictures import SIDE, Emoji
+from jaxspec.data.emoji.reading import SIDE, Emoji
 
-# Pictures without letters, hands of clocks, or a direction that has a meaning.
+# Images without letters, hands of clocks, or a direction that has a meaning.
 MIRRORED = (
     "smileys-emotion",
     "people-body",
@@ -31,7 +31,7 @@ LEAST_SCALE = 0.8
 
 
 def over_white(rgba: np.ndarray) -> np.ndarray:
-    """Blends a picture uint8 [h, w, 4] with white, to uint8 [h, w, 3]."""
+    """Blends an image uint8 [h, w, 4] with white, to uint8 [h, w, 3]."""
     alpha = rgba[..., 3:].astype(np.float32) / 255
     blended = rgba[..., :3] * alpha + 255 * (1 - alpha)
     return np.rint(blended).astype(np.uint8)
@@ -40,12 +40,12 @@ def over_white(rgba: np.ndarray) -> np.ndarray:
 def copies(
     emoji: Emoji, count: int, rng: np.random.Generator
 ) -> Iterator[tuple[np.ndarray, str]]:
-    """Yields pictures uint8 [64, 64, 3] over white, and their captions.
+    """Yields images uint8 [64, 64, 3] over white, and their captions.
 
-    The first is the picture itself with its label and style.
+    The first is the image itself with its label and style.
 
     Args:
-      emoji: picture to copy.
+      emoji: image to copy.
       count: number of copies.
       rng: generator of the changes.
     """
@@ -67,7 +67,7 @@ def copies(
 
 
 def _moved(rgba: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A picture made smaller and put at another place of its square."""
+    """An image made smaller and put at another place of its square."""
     side = round(SIDE * rng.uniform(LEAST_SCALE, 1))
     image = Image.fromarray(rgba, "RGBA").convert("RGBa")
     image = image.resize((side, side), Image.Resampling.LANCZOS).convert("RGBA")

@@ -15,6 +15,7 @@ from jaxspec.speculative.verify.lantern import Lantern
 from jaxspec.speculative.verify.neighbors import Neighbors, neighbor_table
 from jaxspec.speculative.verify.outcome import Outcome, OutcomeVerifier
 from jaxspec.speculative.verify.rejection import Rejection
+from jaxspec.speculative.verify.skipped import Skipped
 from jaxspec.speculative.verify.typical import Typical
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Outcome",
     "OutcomeVerifier",
     "Rejection",
+    "Skipped",
     "Typical",
     "Verdict",
     "Verifier",

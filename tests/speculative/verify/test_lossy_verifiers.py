@@ -22,6 +22,7 @@ from jaxspec.speculative.verify import (
     KSeq,
     Lantern,
     Rejection,
+    Skipped,
     Typical,
     Verifier,
 )
@@ -36,6 +37,7 @@ from tests.speculative.verify.walks import (
     assert_follows,
     codebook,
     normalized,
+    outcomes_of,
     random_round,
 )
 
@@ -46,6 +48,7 @@ from tests.speculative.verify.walks import (
         (Lantern(3, 0.1), False),
         (Grouped(), False),
         (Annealed(), False),
+        (Skipped(), False),
         (Typical(), False),
         (Judge(jnp.dot), False),
         (CoupledRelaxed(3, 0.1), False),
@@ -76,6 +79,7 @@ def test_every_verifier_declares_whether_it_is_lossless(verifier, lossless):
         (lambda: Annealed(delta=0.0), "delta=0.0 is impossible"),
         (lambda: Annealed(delta=1e39), "delta=1e\\+39 is impossible"),
         (lambda: Annealed(decay=-0.1), "decay=-0.1 is impossible"),
+        (lambda: Skipped(share=1.1), "share=1.1 is impossible"),
         (lambda: Typical(epsilon=0.0), "epsilon=0.0 is impossible"),
         (lambda: Typical(delta=0.0), "delta=0.0 is impossible"),
         (lambda: CoupledRelaxed(3), "or lam; none was given"),
@@ -205,6 +209,54 @@ def test_annealed_distorts_only_by_what_it_accepts_too_often(delta):
     assert (floor > 0.01) == (delta > 1)  # accepting too rarely is exact
 
 
+# --- Skipped ---------------------------------------------------------------------
+
+
+def skipped_outcomes(tree, tokens, alive, p):
+    """Emitted tokens of a skipped round, with their probabilities."""
+    paths = {n: [m for m in range(1, tree.size) if tree.ancestors[n, m]] for n in alive}
+    leaves = [
+        n for n in alive if not any(n != m and tree.ancestors[m, n] for m in alive)
+    ]
+    length = sum(len(paths[n]) for n in leaves) // len(leaves)
+    outcomes = {}
+    for leaf in leaves:
+        emitted = tuple(int(tokens[n]) for n in paths[leaf][:length])
+        # Without a drafted token, one is sampled from the target.
+        for words, mass in (
+            [(emitted, 1.0)] if emitted else [((y,), mass) for y, mass in enumerate(p)]
+        ):
+            outcomes[words] = outcomes.get(words, 0.0) + mass / len(leaves)
+    return outcomes
+
+
+@pytest.mark.parametrize("tree", [Tree.chain(3), FORK], ids=["chain", "fork"])
+def test_a_skipped_round_emits_a_random_path_of_mean_length(tree):
+    with use_x64(True):
+        log_p, draft, p, _ = random_round(tree)
+        outcome = Skipped(1.0).outcome(log_p, draft, tree)
+        for row in range(len(p)):
+            alive = [0]
+            for n in range(1, tree.size):
+                parent, token = tree.parents[n], draft.tokens[row, n]
+                if parent in alive and draft.valid[row, n] and p[row, parent, token]:
+                    alive.append(n)
+            expected = skipped_outcomes(tree, draft.tokens[row], alive, p[row, 0])
+            found = outcomes_of(outcome, tree, np.asarray(draft.tokens), row)
+            found = {k: v for k, v in found.items() if v > 1e-12}
+            assert found == pytest.approx({k: v for k, v in expected.items() if v})
+
+
+def test_skipping_distorts_as_far_as_drafter_and_target_differ():
+    p, q = Conditionals.random(5, 2, 0), Conditionals.random(5, 1, 20)
+    drafts = all_drafts(q, Tree.chain(1), "without_replacement")
+    apart = 0.5 * abs(p.tables[0] - q.tables[0]).sum()
+    assert apart > 0.1
+    for share in (0.0, 0.2, 1.0):
+        found = distortion(Skipped(share), p, drafts)
+        assert found == pytest.approx(share * apart, abs=1e-6)
+
+
 # --- Typical ---------------------------------------------------------------------
 
 
@@ -319,6 +371,7 @@ def test_judge_accepts_the_sample_or_tokens_that_its_head_accepts():
         (CoupledRelaxed(3, lam=6.0), None),
         (Typical(), None),
         (Annealed(2.0), None),
+        (Skipped(0.5), None),
     ],
     ids=str,
 )

@@ -25,6 +25,7 @@ from jaxspec.speculative.verify import (
     KSeq,
     Lantern,
     Rejection,
+    Skipped,
     Typical,
 )
 from jaxspec.speculative.verify.neighbors import neighbor_table
@@ -65,6 +66,7 @@ LOSSY = [
     (CoupledRelaxed(2, budget=0.3), BUSHY),
     (Grouped(group=3, distance=9.0, gap=0.5), BUSHY),
     (Annealed(1.5), BUSHY),
+    (Skipped(0.4), BUSHY),
     (Typical(), BUSHY),
     (Judge(first_is_large), BUSHY),
 ]

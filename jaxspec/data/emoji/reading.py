@@ -1,4 +1,4 @@
-"""Pictures of emoji with their names, from public packages or from a packed file."""
+"""Images of emoji with their names, from public packages or from a packed file."""
 
 import hashlib
 import io
@@ -15,7 +15,7 @@ from PIL import Image
 from jaxspec.errors import DataError
 
 SIDE = 64
-# Words for the styles in captions, and the packages that hold their pictures.
+# Words for the styles in captions, and the packages that hold their images.
 STYLES = {"noto": "noto", "fluent3d": "3d", "fluentflat": "flat"}
 PACKAGES = {
     "noto": "emoji-datasource-google-16.0.0.tgz",
@@ -31,7 +31,7 @@ _RENDERED = 256
 
 @dataclass(frozen=True)
 class Emoji:
-    """One picture of an emoji.
+    """One image of an emoji.
 
     Attributes:
       code: code points in hexadecimal, joined by "-", without variation selectors.
@@ -40,7 +40,7 @@ class Emoji:
       tags: other English words for it.
       group: group of Unicode, such as "food-drink".
       subgroup: subgroup of Unicode, such as "food-fruit".
-      webp: lossless WebP file of the picture, RGBA, 64x64.
+      webp: lossless WebP file of the image, RGBA, 64x64.
     """
 
     code: str
@@ -63,12 +63,12 @@ class Emoji:
         return "".join(chr(int(point, 16)) for point in self.code.split("-"))
 
     def rgba(self) -> np.ndarray:
-        """Picture uint8 [64, 64, 4]."""
+        """Image uint8 [64, 64, 4]."""
         return np.asarray(Image.open(io.BytesIO(self.webp)).convert("RGBA"))
 
 
 def read_emoji(folder: str | Path) -> list[Emoji]:
-    """Reads all pictures of a folder.
+    """Reads all images of a folder.
 
     Args:
       folder: folder of the four packages as `npm pack` downloads them, see `PACKAGES`
@@ -92,7 +92,7 @@ def read_emoji(folder: str | Path) -> list[Emoji]:
     try:
         names = _names(folder / NAMES)
         readers = {"noto": _noto, "fluent3d": _fluent3d, "fluentflat": _fluentflat}
-        pictures = {
+        images = {
             (style, code): image
             for style, reader in readers.items()
             for code, image in reader(folder / PACKAGES[style])
@@ -100,7 +100,7 @@ def read_emoji(folder: str | Path) -> list[Emoji]:
         }
         return [
             Emoji(code, style, **names[code], webp=_webp(image))
-            for (style, code), image in pictures.items()
+            for (style, code), image in images.items()
         ]
     except (OSError, KeyError, ValueError, tarfile.TarError) as error:
         raise DataError(f"the packages in '{folder}' are damaged: {error}") from None
@@ -122,7 +122,9 @@ def _packed(folder: Path) -> list[Emoji]:
             for entry, start, end in zip(entries, offsets, offsets[1:], strict=False)
         ]
     except (OSError, KeyError, ValueError, TypeError) as error:
-        raise DataError(f"the packed files in '{folder}' are damaged: {error}") from None
+        raise DataError(
+            f"the packed files in '{folder}' are damaged: {error}"
+        ) from None
 
 
 def _names(file: Path) -> dict[str, dict[str, Any]]:
@@ -200,7 +202,7 @@ def _json(archive: tarfile.TarFile, name: str) -> Any:
 
 
 def _reduced(image: Image.Image) -> Image.Image:
-    """A picture at 64x64, by a Lanczos filter over premultiplied colors in float32."""
+    """An image at 64x64, by a Lanczos filter over premultiplied colors in float32."""
     pixels = np.asarray(image.convert("RGBA")).astype(np.float32)
     pixels[..., :3] *= pixels[..., 3:] / 255
     size, lanczos = (SIDE, SIDE), Image.Resampling.LANCZOS
