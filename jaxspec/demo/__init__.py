@@ -1,0 +1,1 @@
+"""Local web page that shows images while they are generated."""
