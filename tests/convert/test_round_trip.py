@@ -42,7 +42,7 @@ def same(a, b):
         assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
 
 
-@pytest.mark.variants(6)
+@pytest.mark.variants(3)
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("make, family, options", CASES.values(), ids=CASES)
 def test_a_round_trip_is_bit_exact(tmp_path, make, family, options, dtype):

@@ -137,6 +137,7 @@ def test_continuous_batching_needs_fewer_rounds_than_batches_in_lockstep():
     assert finished.result.stats.rounds <= 0.8 * lockstep
 
 
+@pytest.mark.slow
 def test_groups_of_devices_have_queues_of_their_own():
     """Of 4 groups one gets 8 requests, another none."""
     drafter, tree, own = DRAFTERS["recycling"]

@@ -17,6 +17,7 @@ from tests.drafters.tiny import BLOCK, TARGET, target_params
 BLOCK_DRAFTER = DFlash(BLOCK, TARGET)
 
 
+@pytest.mark.slow
 def test_both_drafters_of_a_merged_one_get_parameters_of_the_target():
     own, target = BLOCK_DRAFTER.init_params(jax.random.key(0)), target_params()
     chain = Tree.chain(2)

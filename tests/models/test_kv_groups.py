@@ -16,7 +16,7 @@ CONFIG = TransformerConfig(
 )
 
 
-@pytest.mark.variants(3)
+@pytest.mark.variants(2)
 @pytest.mark.parametrize(
     "change", [{}, {"qkv_bias": True, "qk_norm": True}, {"qk_layer_norm": True}]
 )

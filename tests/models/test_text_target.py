@@ -135,6 +135,7 @@ def test_guided_text_reads_one_prompt_per_branch(name):
 
 @pytest.mark.variants(1)
 @pytest.mark.parametrize("name", ["eagle-3", "falcon"])
+@pytest.mark.slow
 def test_drafters_read_the_prompt_of_each_branch(name):
     """The drafter caches equal those of runs with one branch only."""
     drafter = DRAFTERS[name]

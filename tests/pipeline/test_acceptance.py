@@ -66,6 +66,7 @@ def with_params(pipe, make):
     return Pipeline(pipe.bundle, loaded, pipe._programs)
 
 
+@pytest.mark.variants(1)
 @pytest.mark.parametrize(
     "changed",
     [{}, {"temperature": 0.7}, {"temperature": 0.0, "cfg_scale": 7.5}],
@@ -107,6 +108,7 @@ def test_drafters_without_a_record_and_short_runs_are_not_named(pipe):
     assert not acceptance_note(wrong.loaded, result._replace(proposed=0), config)
 
 
+@pytest.mark.slow
 def test_a_folder_of_images_reports_low_acceptance(pipe, tmp_path):
     wrong = with_params(pipe, permuted_tokens)
     report = generate_image_folder(

@@ -18,6 +18,7 @@ def tokens_of(pipe):
     return pipe(class_labels=[0], seed=0, max_new_tokens=24).tokens
 
 
+@pytest.mark.slow
 def test_a_saved_pipeline_is_loaded_with_its_drafter(tmp_path):
     """In the dtype that it had, which need not be that of the original."""
     pipe = jaxspec.load_pipeline(dtype="bfloat16")

@@ -123,6 +123,7 @@ def test_costs_are_measured_after_given_tokens(folder):
     assert result.step > 0 and result.rounds[4] > 0
 
 
+@pytest.mark.slow
 def test_costs_are_kept_beside_compiled_programs(folder, measured, tmp_path):
     given, calls = measured
     before = getattr(jax.config, "jax_compilation_cache_dir", None)
@@ -143,6 +144,7 @@ def test_costs_are_kept_beside_compiled_programs(folder, measured, tmp_path):
         jax.config.update("jax_compilation_cache_dir", before)
 
 
+@pytest.mark.slow
 def test_the_command_prints_its_choice_and_compares_with_drafts(
     folder, measured, tmp_path, capsys
 ):

@@ -101,6 +101,7 @@ def test_a_layer_needs_two_all_reduces_and_no_other_large_collective(mesh):
     assert max(gathered) <= ROWS * TREE.size * 32
 
 
+@pytest.mark.variants(1)
 @pytest.mark.parametrize("mesh", MESHES)
 def test_each_device_holds_its_part(mesh):
     program, params, cache = compiled(*mesh)

@@ -82,6 +82,7 @@ def test_recorded_log_probs_are_those_of_a_teacher_forced_pass(name, log_probs):
     assert np.abs(out.log_probs.tokens - shifted).max() > 0.5
 
 
+@pytest.mark.slow
 def test_recording_changes_no_token_and_is_off_by_default():
     recorded, default = generate("coupled", "model"), generate("coupled", None)
     np.testing.assert_array_equal(recorded.tokens, default.tokens)

@@ -91,6 +91,7 @@ def loss_of(drafter, own, teachers, key, **options):
 @pytest.mark.variants(1)
 @pytest.mark.parametrize("kind", DRAFTERS)
 @pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.slow
 def test_loss_is_that_of_the_trainer_and_does_not_need_its_configuration(kind, guided):
     """The trainer runs its transformer; the loss gets features and logits."""
     make, config = DRAFTERS[kind]

@@ -300,6 +300,7 @@ KEY = jax.random.key(11)
 @pytest.mark.variants(1)
 @pytest.mark.parametrize("max_cfg_scale", [1.0, 2.5])
 @pytest.mark.parametrize("kind", ["block", "eagle-3", "medusa"])
+@pytest.mark.slow
 def test_cached_features_give_the_same_losses(kind, max_cfg_scale, tmp_path):
     """Also for mirrored sequences; a second call reads the cache of the first."""
     drafter, labels = KINDS[kind], np.arange(5, dtype=np.int32) % 3

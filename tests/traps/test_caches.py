@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxspec.core.noise import batch_keys
 from jaxspec.core.sampling import Sampling
@@ -136,6 +137,7 @@ def overwrite_unused(state):
     return replace(state, cache=cache, drafter=drafter)
 
 
+@pytest.mark.slow
 def test_slots_of_rejected_nodes_are_never_read():
     """Large values in every slot that is not committed change no token and no draft."""
     clean, overwritten = (

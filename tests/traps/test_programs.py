@@ -60,6 +60,7 @@ def imprecise(found):
     ]
 
 
+@pytest.mark.slow
 def test_float32_products_have_full_precision():
     """Passes of different width differ by float32 rounding, not TF32 or bfloat16."""
     found = traced(Tree.named("0,1,00"))

@@ -174,6 +174,7 @@ def test_of_equal_siblings_the_one_on_the_deeper_path_is_followed():
 
 @pytest.mark.variants(1)
 @pytest.mark.parametrize("amount", [{"delta": 0.3}, {"lam": 3.0}], ids=str)
+@pytest.mark.slow
 def test_a_child_without_shared_noise_is_accepted_as_often_as_by_lantern(amount):
     k, near = 3, sorted_neighbors(codebook())
     params = {"neighbors": neighbor_table(codebook(), k)}
