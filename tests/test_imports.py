@@ -33,9 +33,10 @@ ALLOWED = {
     "evaluate": FILES_AND_MODELS
     | {"checkpoint", "sharding", "data", "pipeline", "testing"},
 }
+ALLOWED["demo"] = BASE | {"core", "pipeline", "speculative"}
 ALLOWED["train"] = ALLOWED["evaluate"] | {"evaluate"}
 ALLOWED["bench"] = ALLOWED["train"] | {"train", "convert"}
-ALLOWED["cli"] = ALLOWED["bench"] | {"bench"}
+ALLOWED["cli"] = ALLOWED["bench"] | {"bench", "demo"}
 # External packages that only some packages may import.
 RESERVED = {
     "orbax": set(),
@@ -47,6 +48,7 @@ RESERVED = {
     "optax": {"train"},
     "flax": {"nn", "models", "tokenizers", "drafters"},
     "torch": {"bench"},
+    "aiohttp": {"demo"},
     "transformers": set(),
 }
 

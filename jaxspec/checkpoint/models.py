@@ -39,6 +39,7 @@ from jaxspec.config import (
 from jaxspec.drafters.registry import DRAFTERS
 from jaxspec.errors import CheckpointError, ConfigError, NonFiniteError
 from jaxspec.models.classifier.model import Classifier, ClassifierConfig
+from jaxspec.models.matcher.model import Matcher, MatcherConfig
 from jaxspec.models.t5.model import TextEncoder
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.speculative.verify.neighbors import Neighbors
@@ -52,12 +53,14 @@ _MODELS = {
     "tokenizer": Tokenizer,
     "prior": Transformer,
     "classifier": Classifier,
+    "matcher": Matcher,
     "text_encoder": TextEncoder,
 }
 KINDS = {
     "tokenizer": TokenizerConfig,
     "prior": TransformerConfig,
     "classifier": ClassifierConfig,
+    "matcher": MatcherConfig,
     "text_encoder": TextEncoderConfig,
     **{name: kind.config for name, kind in DRAFTERS.items()},
 }

@@ -2,6 +2,7 @@
 
 import argparse
 
+from jaxspec.cli.captions import add_captions
 from jaxspec.cli.compile_cache import add_compile_cache
 from jaxspec.cli.options import add_checkpoint, add_data, check_scales
 from jaxspec.cli.relaxation import add_relaxation
@@ -31,6 +32,7 @@ def add_parser(commands) -> None:
         _add_source(part)
         part.set_defaults(run=run_model)
     _add_images(parts)
+    add_captions(parts)
     add_relaxation(parts)
 
 

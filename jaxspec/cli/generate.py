@@ -120,8 +120,8 @@ def _add_speculation(group) -> None:
         metavar="VERIFIER",
         help="coupled (same tokens as plain decoding); rejection, block, kseq, "
         "greedy-set (same distribution); or, LOSSY, lantern:k=10,lam=2, "
-        "coupled-relaxed:k=10,budget=0.1,radius=0.5, grouped, annealed, typical "
-        "(default: %(default)s)",
+        "coupled-relaxed:k=10,budget=0.1,radius=0.5, grouped, annealed, typical, "
+        "skipped (default: %(default)s)",
     )
     group.add_argument(
         "--compare",
@@ -219,6 +219,8 @@ def run(arguments: argparse.Namespace) -> None:
 
         return run_text(arguments, models, config)
     _check_images(arguments)
+    if arguments.given_num is None and not arguments.prompt:
+        arguments.num = len(models.bundle.examples) or arguments.num
     side = models.bundle.tokenizer.config.image_size
     form = format_of(arguments.out, arguments.num, side)
     prompts, cut = _prompts(arguments, models.bundle)

@@ -6,7 +6,7 @@ from typing import Any
 from jaxspec.cli.compile_cache import add_compile_cache
 from jaxspec.cli.help import rare
 
-PARTS = ("all", "tokenizer", "prior", "drafter", "classifier")
+PARTS = ("all", "tokenizer", "prior", "drafter", "classifier", "matcher")
 
 
 def add_parser(commands) -> None:
@@ -190,7 +190,7 @@ def _existing(arguments: argparse.Namespace) -> dict[str, Any]:
     from jaxspec.checkpoint import checkpoint_of, read_config
     from jaxspec.train.all_parts import existing_configs
 
-    if arguments.part in ("tokenizer", "classifier"):
+    if arguments.part in ("tokenizer", "classifier", "matcher"):
         return {}
     bundle = _bundle(arguments.checkpoint) or Path(arguments.workdir) / "checkpoint"
     found = existing_configs(checkpoint_of(bundle))

@@ -15,14 +15,12 @@ from jaxspec.pipeline.pipeline import Pipeline
 from jaxspec.pipeline.settings import resolve_config
 from jaxspec.speculative.trees.tree import Tree
 
-MOST_IMAGES, MOST_LETTERS = 9, 500
-# Example captions, for models of captions.
-EXAMPLES = ("a red apple, 3d", "penguin, flat", "blue cat, noto", "🚀")
+MOST_IMAGES, MOST_LETTERS, MOST_EXAMPLES = 9, 500, 9
 
 
 @dataclass(frozen=True)
 class DrawRequest:
-    """What the page asks for.
+    """Images that the page asks for.
 
     Attributes:
       prompt: caption, or name or number of a class.
@@ -82,12 +80,12 @@ def events(pipe: Pipeline, request: DrawRequest) -> Iterator[dict[str, Any]]:
 
     Args:
       pipe: pipeline that draws.
-      request: what to draw.
+      request: prompt and settings.
 
     Yields:
       A dict with the key "kind": first a "start", then a "round" for each target call,
-      with the number of tokens of each image and a picture of all of them side by
-      side, and an "end"; an "error" if something cannot be drawn.
+      with the number of tokens of each image and all images side by side, and an
+      "end"; an "error" if something cannot be drawn.
     """
     try:
         yield from _events(pipe, request)
@@ -101,8 +99,7 @@ def _events(pipe: Pipeline, request: DrawRequest) -> Iterator[dict[str, Any]]:
         assert pipe.loaded is not None  # read_request
         tree = pipe.loaded.tree()
     captioned = pipe.bundle.prior.config.condition == "caption"
-    prompts = {"prompts" if captioned else "class_labels": [request.prompt]}
-    prompts = {k: v * request.count for k, v in prompts.items()}
+    words = [request.prompt] * request.count
     yield {
         "kind": "start",
         "count": request.count,
@@ -113,7 +110,8 @@ def _events(pipe: Pipeline, request: DrawRequest) -> Iterator[dict[str, Any]]:
     }
     preview = None
     for preview in pipe.stream(
-        **prompts,
+        None if captioned else words,
+        words if captioned else None,
         tree=tree,
         rounds=1,
         seed=request.seed,
@@ -146,7 +144,7 @@ def _data_url(images: np.ndarray) -> str:
 
 
 def description(pipe: Pipeline) -> dict[str, Any]:
-    """What the page needs to know about the models."""
+    """Description of the models, for the page."""
     prior = pipe.bundle.prior.config
     captioned = prior.condition == "caption"
     names = pipe.bundle.class_names
@@ -154,9 +152,8 @@ def description(pipe: Pipeline) -> dict[str, Any]:
         "name": pipe.bundle.name,
         "captioned": captioned,
         "classes": [] if captioned else names,
-        # Classes of a model of captions are words that its captions end with.
-        "styles": names if captioned and not names[0].isdigit() else [],
-        "examples": list(EXAMPLES) if captioned else names[:4],
+        "styles": pipe.bundle.styles,
+        "examples": (pipe.bundle.examples if captioned else names)[:MOST_EXAMPLES],
         "drafter": pipe.loaded.name if pipe.loaded else None,
         "cfg": resolve_config(pipe.bundle, {}).cfg_scale,
         "most_images": MOST_IMAGES,

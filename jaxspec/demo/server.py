@@ -31,7 +31,7 @@ def make_app(pipe: Pipeline) -> Any:
       ConfigError: the package `aiohttp` is not installed.
     """
     web = _web()
-    page = files("jaxspec.demo").joinpath("page.html").read_text("utf-8")
+    page = files("jaxspec.demo").joinpath("page.html").read_bytes()
     # JAX is used from one thread, so that drawings do not share the device.
     thread = ThreadPoolExecutor(1)
 
@@ -42,7 +42,7 @@ def make_app(pipe: Pipeline) -> Any:
         return await handler(request)
 
     async def show(request):
-        return web.Response(text=page, content_type="text/html")
+        return web.Response(body=page, content_type="text/html", charset="utf-8")
 
     async def about(request):
         return web.json_response(description(pipe))

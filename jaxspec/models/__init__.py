@@ -5,6 +5,8 @@ from jaxspec.core.lazy import lazy_names
 _NAMES = {
     "Caption": "jaxspec.models.transformer.prompts",
     "Classifier": "jaxspec.models.classifier.model",
+    "Matcher": "jaxspec.models.matcher.model",
+    "MatcherConfig": "jaxspec.models.matcher.model",
     "MaskedDiffusion": "jaxspec.models.masked_lm.model",
     "RopeScaling": "jaxspec.config",
     "TextEncoder": "jaxspec.models.t5.model",

@@ -90,6 +90,16 @@ class Bundle:
         count = self.prior.config.classes
         return self.prior.metadata.get("class_names") or [str(i) for i in range(count)]
 
+    @property
+    def examples(self) -> list[str]:
+        """Captions to try, of a model of captions; empty where none are recorded."""
+        return list(map(str, self.prior.metadata.get("examples", ())))
+
+    @property
+    def styles(self) -> list[str]:
+        """Words that captions may end with; empty where none are recorded."""
+        return list(map(str, self.prior.metadata.get("styles", ())))
+
 
 def embedded_folder() -> Path:
     """Folder of the checkpoints that come with jaxspec.

@@ -115,8 +115,8 @@ def resolve_prompts(
         class-conditional model.
       prompts: captions, or texts to continue, of other models.
       chat: whether texts are messages to answer, see `read_prompts`.
-      count: number of sequences, for which prompts are repeated and classes are spread
-        by default; None for one sequence each.
+      count: number of sequences, for which prompts are repeated; by default classes are
+        spread, and captions are the bundle's examples. None for one sequence each.
       names: names of the two arguments, for messages.
 
     Raises:
@@ -127,6 +127,9 @@ def resolve_prompts(
     values, other = (class_labels, prompts) if by_class else (prompts, class_labels)
     if values is None and by_class and count is not None and other is None:
         values = spread_classes(bundle.prior.config.classes, count)
+    captioned = bundle.prior.config.condition == "caption"
+    if values is None and captioned and count is not None and other is None:
+        values = bundle.examples or None
     if values is None or other is not None:
         raise ConfigError(f"bundle '{bundle.name}' takes {names[not by_class]} alone")
     if isinstance(values, (str, bytes)) or np.ndim(np.asarray(values, object)) != 1:

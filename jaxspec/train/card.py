@@ -12,6 +12,8 @@ _DESCRIPTIONS = {
     "prior beside it.",
     "classifier": "Small convolutional classifier; its features measure sets of "
     "images (`jaxspec eval images`).",
+    "matcher": "Small matcher of images and captions, by which generated images are "
+    "measured (`jaxspec eval captions`).",
     "dflash": "One-pass block-diffusion drafter (DFlash family) for the prior "
     "beside it. " + _LOSSLESS,
     "eagle": "One-layer feature drafter (EAGLE family) for the prior beside it. "

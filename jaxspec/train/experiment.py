@@ -23,6 +23,10 @@ class DataConfig:
       train_split: tfds split to train on.
       heldout_split: tfds split that selects checkpoints and is measured.
       flips: whether images may be mirrored left to right.
+      matcher_split: tfds split on which the matcher is trained; empty for
+        `train_split`.
+      examples: captions that are generated when none is given; empty for held-out
+        ones.
       credit: author and origin.
       license: license of the data and of the weights trained on it.
       caveat: limitation of held-out measurements, as a clause that ends a sentence.
@@ -32,6 +36,8 @@ class DataConfig:
     train_split: str = "train"
     heldout_split: str = "test"
     flips: bool = True
+    matcher_split: str = ""
+    examples: tuple[str, ...] = ()
     credit: str = ""
     license: str = "unknown"
     caveat: str = ""
@@ -196,6 +202,8 @@ class Experiment:
       train_drafter: settings of the drafter's training.
       train_classifier: settings of the training of the classifier that measures images.
         Its configuration follows from the data.
+      train_matcher: settings of the training of the matcher that measures images of
+        captions.
       text_encoder: configuration of the text encoder that is trained together with a
         prior over captioned images; None for classes.
 
@@ -213,6 +221,9 @@ class Experiment:
     train_drafter: DrafterTrainingConfig
     train_classifier: TrainingConfig = TrainingConfig(
         steps=1000, batch=64, warmup=50, ema=0.99, evaluate_every=200, save_every=200
+    )
+    train_matcher: TrainingConfig = TrainingConfig(
+        steps=3000, batch=128, ema=0.99, evaluate_every=250, save_every=250
     )
     text_encoder: TextEncoderConfig | None = None
 

@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from jaxspec.checkpoint import Checkpoint, checkpoint_of, load_checkpoint, save
+from jaxspec.data.batches import evenly_spaced
 from jaxspec.data.dataset import Sources
 from jaxspec.data.image_tokens import Sequences
 from jaxspec.errors import CheckpointError, ConfigError
@@ -20,11 +22,13 @@ from jaxspec.train.drafter import drafter_job
 from jaxspec.train.experiment import Experiment
 from jaxspec.train.length import with_length
 from jaxspec.train.loop import TrainingJob, run_job
+from jaxspec.train.matcher import matcher_job
 from jaxspec.train.monitor import default_observers
 from jaxspec.train.prior import prior_job
 from jaxspec.train.self_generated import seconds_per_sequence
 from jaxspec.train.sources import (
     READS,
+    caption_tokens,
     data_sequences,
     encoded_sequences,
     generated_sequences,
@@ -37,13 +41,16 @@ from jaxspec.train.tokenizer import tokenizer_job
 from jaxspec.train.training_run import TrainingRun
 from jaxspec.train.workdir import lock_workdir
 
+# Held-out captions that are recorded with a prior of captions.
+EXAMPLES = 9
+
 
 def train_part(experiment: Experiment, part: str, run: TrainingRun) -> Path:
     """Trains a part, or resumes its training, and returns the checkpoint's folder.
 
     Args:
       experiment: data, configurations and training settings.
-      part: "tokenizer", "prior", "drafter" or "classifier".
+      part: "tokenizer", "prior", "drafter", "classifier" or "matcher".
       run: folders, data, devices and length.
 
     Raises:
@@ -73,15 +80,27 @@ def _train_part(experiment: Experiment, part: str, run: TrainingRun) -> Path:
     observers = default_observers(experiment, part, images, heldout, run.parts)
     result = run_job(job, folder, run.sharding, (*observers, *run.observers))
     names = images[0].class_names if images else []
-    captioned = experiment.text_encoder is not None
-    if names and part in ("prior", "classifier") and not captioned:
-        metadata = {**result[part].metadata, "class_names": names}
-        result = {part: replace(result[part], metadata=metadata)}
+    if part in ("prior", "classifier") and images is not None:
+        metadata = {**result[part].metadata, **_named(experiment, images, names)}
+        result = {**result, part: replace(result[part], metadata=metadata)}
     notes = {name: _notes(name, run) for name in result}  # before anything is written
     for name, checkpoint in result.items():
         path = run.workdir / "checkpoint" / name
         _finish(experiment, name, checkpoint, run.command, path, notes[name])
     return run.workdir / "checkpoint" / part
+
+
+def _named(experiment: Experiment, images: Sources, names: list[str]) -> dict[str, Any]:
+    """Metadata: names of the classes; or, for captions, examples and the styles.
+
+    Classes of captioned images are words that captions may end with.
+    """
+    if experiment.text_encoder is None:
+        return {"class_names": names} if names else {}
+    held = images[1].captions
+    chosen = [held[i] for i in evenly_spaced(len(held), min(EXAMPLES, len(held)))]
+    examples = list(experiment.data.examples or dict.fromkeys(chosen))
+    return {"examples": examples, **({"styles": names} if len(names) > 1 else {})}
 
 
 def _job_maker(
@@ -96,6 +115,16 @@ def _job_maker(
         make = {"tokenizer": tokenizer_job, "classifier": classifier_job}[part]
         source, held_images = images
         return lambda experiment: make(experiment, source, held_images, start), None
+    if part == "matcher":
+        assert images is not None  # checked by `_check_part`
+        pairs = [(x, caption_tokens(experiment, images, x, run)) for x in images]
+        (source, captions), (held_images, held_captions) = pairs
+        return (
+            lambda experiment: matcher_job(
+                experiment, source, captions, held_images, held_captions, start
+            ),
+            None,
+        )
     if part == "prior":
         train, heldout = data_sequences(experiment, images, run)
         return lambda experiment: prior_job(experiment, train, heldout, start), heldout
@@ -143,6 +172,8 @@ def _check_part(experiment: Experiment, part: str, bundle: Path) -> None:
         raise ConfigError(f"{experiment.name} has no drafter to train")
     if text and part not in ("prior", "drafter"):
         raise ConfigError(f"text has no {part}; train its prior, then a drafter")
+    if part == "matcher" and experiment.text_encoder is None:
+        raise ConfigError(f"{experiment.name} has no captions for a matcher")
     needed = {"prior": ["tokenizer"], "drafter": ["tokenizer", "prior"]}.get(part, [])
     for earlier in needed[text:]:
         if not (bundle / earlier).is_dir():
@@ -153,10 +184,11 @@ def _check_part(experiment: Experiment, part: str, bundle: Path) -> None:
 
 
 def _notes(part: str, run: TrainingRun) -> dict[str, str]:
-    """Files beside a checkpoint: the vocabulary of a text encoder."""
-    if part != ENCODER:
+    """Files beside a checkpoint: the vocabulary of a text encoder or a matcher."""
+    if part not in (ENCODER, "matcher"):
         return {}
-    return {VOCABULARY: read_text(vocabulary_file(run))}
+    owner = "prior" if part == ENCODER else part
+    return {VOCABULARY: read_text(vocabulary_file(run, owner))}
 
 
 def _finish(

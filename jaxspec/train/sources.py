@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from jaxspec.checkpoint import Checkpoint, load_checkpoint
 from jaxspec.data.dataset import Sources
@@ -42,11 +43,14 @@ def open_images(experiment: Experiment, part: str, run: TrainingRun) -> Sources 
     if run.images is not None:
         images = run.images.open(tokenizer.image_size)
     else:
+        split = data.train_split
+        if part == "matcher":
+            split = data.matcher_split or split
         train, heldout = (
             tfds_images(
                 data.name, split, tokenizer.image_size, run.data_dir, run.manual_dir
             )
-            for split in (data.train_split, data.heldout_split)
+            for split in (split, data.heldout_split)
         )
         images = train, heldout
     if part in ("prior", "drafter"):
@@ -148,16 +152,37 @@ def _with_captions(
     return replace(source, captions=captions, digest=f"{source.digest}-{digest}")
 
 
-def vocabulary_file(run: TrainingRun) -> Path:
-    """File of the vocabulary that is trained with a prior."""
-    return run.workdir / "prior" / VOCABULARY
+def caption_tokens(
+    experiment: Experiment, images: Sources, source: ImageSource, run: TrainingRun
+) -> np.ndarray:
+    """Tokens int32 [n, P] of a source's captions, with the matcher's vocabulary.
+
+    Args:
+      experiment: configurations.
+      images: sources, on whose first one the vocabulary is trained on first use.
+      source: images with captions.
+      run: folders.
+
+    Raises:
+      DataError: the images have no captions.
+    """
+    assert experiment.text_encoder is not None  # checked before
+    if not source.captions:
+        raise DataError(f"'{experiment.data.name}' has no captions for a matcher")
+    file = _trained_vocabulary(experiment, images[0], run, "matcher")
+    return tokenize(file, source.captions, experiment.text_encoder.length)
+
+
+def vocabulary_file(run: TrainingRun, part: str = "prior") -> Path:
+    """File of the vocabulary that is trained with a prior or a matcher."""
+    return run.workdir / part / VOCABULARY
 
 
 def _trained_vocabulary(
-    experiment: Experiment, images: ImageSource, run: TrainingRun
+    experiment: Experiment, images: ImageSource, run: TrainingRun, part: str = "prior"
 ) -> Path:
     """Trains the captions' vocabulary on first use."""
-    file = vocabulary_file(run)
+    file = vocabulary_file(run, part)
     if experiment.text_encoder is not None and not file.is_file():
         text = train_vocabulary(images.captions, experiment.text_encoder.vocab_size)
         file.parent.mkdir(parents=True, exist_ok=True)

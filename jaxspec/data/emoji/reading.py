@@ -114,7 +114,7 @@ def plain_code(text: str) -> str:
 
 def _packed(folder: Path) -> list[Emoji]:
     try:
-        entries = json.loads((folder / PACKED[1]).read_text("utf-8"))
+        entries = json.loads((folder / PACKED[1]).read_bytes())
         with np.load(folder / PACKED[0]) as file:
             webp, offsets = file["webp"].tobytes(), file["offsets"]
         return [

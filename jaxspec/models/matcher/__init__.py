@@ -1,0 +1,1 @@
+"""Two encoders that match images with captions."""
