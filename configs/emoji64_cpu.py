@@ -30,6 +30,18 @@ def get_config() -> Experiment:
         data=DataConfig(
             name="emoji64",
             flips=False,  # among the copies that the data set holds
+            matcher_split="train+test",
+            examples=(
+                "a red apple, 3d",
+                "penguin, flat",
+                "cat face, noto",
+                "pizza, 3d",
+                "rocket, flat",
+                "blue car, 3d",
+                "crying face, noto",
+                "green tree, flat",
+                "🦊",
+            ),
             credit="Noto Emoji, Copyright Google LLC; Fluent Emoji, Copyright (c) "
             "Microsoft Corporation; names from emojibase, Copyright (c) Miles Johnson",
             license="Apache-2.0 (Noto Emoji), MIT (Fluent Emoji, emojibase)",

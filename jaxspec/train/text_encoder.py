@@ -35,8 +35,9 @@ def check_tokenizers() -> None:
 def train_vocabulary(captions: Sequence[str], size: int) -> str:
     """Trains a byte-pair vocabulary on captions.
 
-    Text is lower-cased, as captions are when images are generated. Bytes are the
-    smallest units, so every text has tokens.
+    Text is lower-cased, as captions are when images are generated, and variation
+    selectors of emoji are removed. Bytes are the smallest units, so every text has
+    tokens.
 
     Args:
       captions: training captions.
@@ -61,7 +62,11 @@ def train_vocabulary(captions: Sequence[str], size: int) -> str:
 
     tokenizer: Any = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Lowercase()]
+        [
+            normalizers.NFC(),
+            normalizers.Lowercase(),
+            normalizers.Replace("\ufe0f", ""),
+        ]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()

@@ -9,6 +9,9 @@ from jaxspec.data.emoji.reading import STYLES, Emoji
 
 _COLORS = re.compile(rf"\b({'|'.join((*WORDS, 'black', 'white', 'gray'))})\b")
 
+# Code points of the five skin tones.
+_TONES = 0x1F3FB, 0x1F400
+
 
 def plain_caption(emoji: Emoji) -> str:
     """Label and style, such as "red apple, 3d"."""
@@ -46,10 +49,18 @@ def any_caption(
     elif form < 0.9 and len(tags) > 1:
         words = tags[: rng.integers(2, 4)]
     else:
-        words = [emoji.text]
+        words = [_characters(emoji, rng)]
     if rng.random() < 0.15 and words[0].isascii():
         article = "an" if words[0][:1] in "aeiou" else "a"
         words[0] = f"{article} {words[0]}"
     if rng.random() < 0.9:
         words.append(STYLES[emoji.style])
     return ", ".join(words)
+
+
+def _characters(emoji: Emoji, rng: np.random.Generator) -> str:
+    """The emoji itself; people at times with a skin tone, which no image has."""
+    text = emoji.text
+    if emoji.group == "people-body" and rng.random() < 0.5:
+        return text[:1] + chr(rng.integers(*_TONES)) + text[1:]
+    return text
