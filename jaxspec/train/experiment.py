@@ -62,6 +62,8 @@ class TrainingConfig:
       log_every: steps between lines of metrics.
       evaluate_every: steps between measurements on held-out data.
       save_every: steps between saved states.
+      rounded: whether the result is rounded to values of bfloat16. It stays float32,
+        and its files are half as large.
     """
 
     steps: int
@@ -77,6 +79,7 @@ class TrainingConfig:
     log_every: int = 20
     evaluate_every: int = 500
     save_every: int = 500
+    rounded: bool = False
 
     def __post_init__(self):
         whole(self, 1, "steps", "batch", "log_every", "evaluate_every", "save_every")
@@ -102,6 +105,7 @@ MAY_CHANGE = (
     "log_every",
     "evaluate_every",
     "save_every",
+    "rounded",
 )
 
 # Held-out examples on which checkpoints of a part are compared; the tokenizer is

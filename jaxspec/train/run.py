@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxspec.checkpoint import Checkpoint, checkpoint_of, load_checkpoint, save
 from jaxspec.data.batches import evenly_spaced
@@ -40,6 +41,7 @@ from jaxspec.train.text_encoder import ENCODER
 from jaxspec.train.tokenizer import tokenizer_job
 from jaxspec.train.training_run import TrainingRun
 from jaxspec.train.workdir import lock_workdir
+from jaxspec.typing import Params
 
 # Held-out captions that are recorded with a prior of captions.
 EXAMPLES = 9
@@ -83,11 +85,22 @@ def _train_part(experiment: Experiment, part: str, run: TrainingRun) -> Path:
     if part in ("prior", "classifier") and images is not None:
         metadata = {**result[part].metadata, **_named(experiment, images, names)}
         result = {**result, part: replace(result[part], metadata=metadata)}
+    if getattr(experiment, f"train_{part}").rounded:
+        result = {k: replace(v, params=rounded(v.params)) for k, v in result.items()}
     notes = {name: _notes(name, run) for name in result}  # before anything is written
     for name, checkpoint in result.items():
         path = run.workdir / "checkpoint" / name
         _finish(experiment, name, checkpoint, run.command, path, notes[name])
     return run.workdir / "checkpoint" / part
+
+
+def rounded(params: Params) -> Params:
+    """Parameters rounded to values of bfloat16; the dtype stays."""
+
+    def rounded_leaf(x):
+        return jnp.asarray(x).astype(jnp.bfloat16).astype(x.dtype)
+
+    return jax.tree.map(rounded_leaf, params)
 
 
 def _named(experiment: Experiment, images: Sources, names: list[str]) -> dict[str, Any]:
