@@ -188,7 +188,7 @@ def test_the_scaling_page_generates_the_same_images_on_a_mesh():
     (program,) = blocks("python", (DOCS / "scaling.md").read_text())
     here = {}
     exec(compile(program.replace("256", "12"), "scaling.md", "exec"), here)
-    bundle = jaxspec.load_pipeline().bundle
+    bundle = jaxspec.load_pipeline("fruits64").bundle
     target = jaxspec.Transformer(bundle.prior.config).as_target()
     engine = jaxspec.Engine(target, 12)
     variables = jaxspec.Variables(bundle.prior.params)
@@ -199,7 +199,7 @@ def test_the_scaling_page_generates_the_same_images_on_a_mesh():
 
 def test_page_on_training_runs(monkeypatch):
     """`tests/train` trains; here the embedded bundle takes the place of the result."""
-    from jaxspec.pipeline.bundle import DEFAULT, embedded_folder
+    from jaxspec.pipeline.embedded import DEFAULT, embedded_folder
 
     def train_all(images, workdir, *, minutes):
         return embedded_folder() / DEFAULT

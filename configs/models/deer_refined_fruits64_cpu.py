@@ -2,7 +2,7 @@
 
 Train it as a prior:
 `jaxspec train prior --config configs/models/deer_refined_fruits64_cpu.py
---checkpoint embedded --start DIR_OF_STAGE_ONE ...`
+--checkpoint fruits64 --start DIR_OF_STAGE_ONE ...`
 Use it as a drafter with `--drafter DIR`, its checkpoint's folder.
 """
 

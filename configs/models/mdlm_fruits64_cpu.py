@@ -2,7 +2,7 @@
 
 Train it as a prior:
 `jaxspec train prior --config configs/models/mdlm_fruits64_cpu.py
---checkpoint embedded ...`
+--checkpoint fruits64 ...`
 Use it as a drafter with `--drafter DIR`, its checkpoint's folder.
 """
 

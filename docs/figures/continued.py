@@ -47,7 +47,7 @@ def mixed(pipe: jaxspec.Pipeline):
 
 def main() -> None:
     """Writes the figure."""
-    pipe = jaxspec.load_pipeline()
+    pipe = jaxspec.load_pipeline("fruits64")
     rows = list(continued(pipe)), list(mixed(pipe))
     width, height = SIDE + GAP, SIDE + TEXT + GAP
     sheet = Image.new("RGB", (GAP + width * len(rows[0]), GAP + height * 2), "white")

@@ -26,7 +26,7 @@ TREE = "0,1,2,00,01,10,000,001,0000"
 
 def compute_round(label: str, seed: int, rounds: int):
     """Tokens before and after a round, with its draft and its accepted path."""
-    pipe = jaxspec.load_pipeline()
+    pipe = jaxspec.load_pipeline("fruits64")
     model = jaxspec.Transformer(pipe.bundle.prior.config)
     engine = jaxspec.Engine(
         model.as_target(), 256, pipe.loaded.drafter, jaxspec.Tree.named(TREE)

@@ -59,7 +59,7 @@ def parts(
     bench += ["--dtype", dtype] if dtype else []
     bench += ["--repeats", "1"] if small else []
     train = [sys.executable, "-m", "jaxspec", "train", "drafter"]
-    train += ["--config", "fruits64_cpu", "--checkpoint", "embedded"]
+    train += ["--config", "fruits64_cpu", "--checkpoint", "fruits64"]
     train += ["--out", str(folder / "drafter")]
     for setting in SMALL if small else DRAFTER:
         train += ["--set", setting]

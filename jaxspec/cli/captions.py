@@ -91,7 +91,7 @@ def run(arguments: argparse.Namespace) -> None:
     )
     from jaxspec.io.images import png_bytes
     from jaxspec.io.writing import write_file
-    from jaxspec.pipeline.bundle import embedded_folder
+    from jaxspec.pipeline.embedded import find_folder
     from jaxspec.pipeline.pipeline import load_pipeline
     from jaxspec.pipeline.report import json_bytes
 
@@ -99,7 +99,7 @@ def run(arguments: argparse.Namespace) -> None:
     bundle = pipe.bundle
     if bundle.prior.config.condition != "caption":
         raise ConfigError(f"bundle '{bundle.name}' reads no captions")
-    folder = checkpoint_of(arguments.checkpoint or embedded_folder() / bundle.name)
+    folder = checkpoint_of(find_folder(arguments.checkpoint))
     matcher = Path(arguments.matcher or folder / "matcher")
     checkpoint = load_checkpoint(matcher, "matcher")
     sources = {

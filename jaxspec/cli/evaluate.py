@@ -157,7 +157,6 @@ def _source(arguments, bundle):
 
 def run_images(arguments: argparse.Namespace) -> None:
     """Runs `jaxspec eval images`."""
-    from pathlib import Path
 
     from jaxspec.cli.reports import (
         check_numbers,
@@ -186,9 +185,10 @@ def run_images(arguments: argparse.Namespace) -> None:
     from jaxspec.evaluate.quality_report import quality_markdown, quality_plot
     from jaxspec.io.images import png_bytes
     from jaxspec.io.writing import write_file
-    from jaxspec.pipeline.bundle import embedded_folder, load_bundle
+    from jaxspec.pipeline.bundle import load_bundle
     from jaxspec.pipeline.config import GenerationConfig
     from jaxspec.pipeline.drafters import load_drafter
+    from jaxspec.pipeline.embedded import find_folder
     from jaxspec.pipeline.prompts import Prompts, spread_classes
     from jaxspec.pipeline.report import json_bytes
     from jaxspec.pipeline.verifiers import parse_verifier
@@ -196,7 +196,7 @@ def run_images(arguments: argparse.Namespace) -> None:
     for name in arguments.verifiers:  # checked before anything is loaded
         parse_verifier(name)
     bundle = load_bundle(arguments.checkpoint)
-    folder = Path(arguments.checkpoint or embedded_folder() / bundle.name)
+    folder = find_folder(arguments.checkpoint)
     classifier = load_checkpoint(
         arguments.classifier or folder / "classifier", "classifier"
     )

@@ -49,21 +49,14 @@ def run(arguments: argparse.Namespace) -> None:
       CheckpointError: the folder is missing or holds no checkpoint.
       ConfigError: an option is impossible.
     """
-    from pathlib import Path
-
     from jaxspec.checkpoint import checkpoint_of
     from jaxspec.errors import CheckpointError
-    from jaxspec.pipeline.bundle import DEFAULT, embedded_folder
+    from jaxspec.pipeline.embedded import find_folder
 
     if arguments.plan:
         print(plan(arguments))
         return
-    if arguments.checkpoint is None:
-        folder = embedded_folder() / DEFAULT
-    else:
-        folder = Path(arguments.checkpoint)
-    if not folder.is_dir():
-        raise CheckpointError(f"no checkpoint folder at '{folder}'; check the path")
+    folder = find_folder(arguments.checkpoint)
     name, folder = folder.name, checkpoint_of(folder)
     if (folder / "config.json").is_file():
         parts = [folder]
@@ -88,12 +81,11 @@ def plan(arguments: argparse.Namespace) -> str:
       ConfigError: an option is impossible.
       CheckpointError: the model does not exist.
     """
-    from pathlib import Path
 
     from jaxspec.checkpoint import read_config
     from jaxspec.errors import ConfigError
     from jaxspec.models.transformer.presets import NAMES, preset
-    from jaxspec.pipeline.bundle import DEFAULT, embedded_folder
+    from jaxspec.pipeline.embedded import find_folder
     from jaxspec.pipeline.memory_plan import (
         drafter_cache_width,
         plan_memory,
@@ -108,7 +100,7 @@ def plan(arguments: argparse.Namespace) -> str:
     if name in NAMES:
         config = preset(name)
     else:
-        folder = Path(name) if name else embedded_folder() / DEFAULT
+        folder = find_folder(name)
         name = folder.name
         prior = folder / "prior"
         config = read_config(prior if prior.is_dir() else folder).config

@@ -12,8 +12,7 @@ def add_checkpoint(parser) -> None:
         "--checkpoint",
         metavar="DIR",
         help="bundle folder with tokenizer/, prior/ and perhaps drafter/ and "
-        "text_encoder/ "
-        "(default: the embedded one)",
+        "text_encoder/, or the name of one that comes with jaxspec (default: fruits64)",
     )
 
 

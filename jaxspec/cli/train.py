@@ -102,7 +102,7 @@ def _add_start(parser: argparse.ArgumentParser) -> None:
         "--checkpoint",
         metavar="DIR",
         help="bundle or working folder whose tokenizer and prior are used instead of "
-        "those in --out; 'embedded' is the bundle installed with jaxspec",
+        "those in --out, or the name of one installed with jaxspec (fruits64)",
     )
     group.add_argument(
         "--start",
@@ -242,13 +242,9 @@ def _seconds(arguments: argparse.Namespace) -> float | None:
 
 def _bundle(checkpoint: str | None) -> Any:
     """Folder of the parts trained before; None for those of the working folder."""
-    from pathlib import Path
+    from jaxspec.pipeline.embedded import find_folder
 
-    from jaxspec.pipeline.bundle import DEFAULT, embedded_folder
-
-    if checkpoint == "embedded":
-        return embedded_folder() / DEFAULT
-    return checkpoint and Path(checkpoint)
+    return find_folder(checkpoint) if checkpoint else None
 
 
 def _sharding(arguments: argparse.Namespace) -> Any:

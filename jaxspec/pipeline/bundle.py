@@ -30,10 +30,10 @@ from jaxspec.io.hub import LOCATION, download_folder
 from jaxspec.io.writing import write_file
 from jaxspec.models.transformer.kv_groups import copy_kv_heads, needed_copies
 from jaxspec.nn.quantize import quantized
+from jaxspec.pipeline.embedded import find_folder
 from jaxspec.sharding import SHARDING_RULES, ShardingRules, check_mesh, placement
 from jaxspec.typing import Params
 
-DEFAULT = "fruits64"
 MANIFEST = "manifest.json"
 HUB = "hf://"
 
@@ -101,21 +101,6 @@ class Bundle:
         return list(map(str, self.prior.metadata.get("styles", ())))
 
 
-def embedded_folder() -> Path:
-    """Folder of the checkpoints that come with jaxspec.
-
-    Raises:
-      CheckpointError: the installation has none.
-    """
-    package = Path(__file__).parent.parent
-    for folder in (package / "_checkpoints", package.parent / "checkpoints"):
-        if (folder / DEFAULT).is_dir():
-            return folder
-    raise CheckpointError(
-        "this installation has no embedded checkpoint; name a folder with --checkpoint"
-    )
-
-
 def load_bundle(
     path: str | os.PathLike | None = None,
     *,
@@ -128,8 +113,9 @@ def load_bundle(
 
     Args:
       path: folder with `tokenizer/`, `prior/` and, if there is one, `drafter/`; or the
-        working folder of a training, or "hf://OWNER/NAME[@REVISION]" for a repository
-        of the hub that holds such a folder.
+        working folder of a training, the name of an embedded bundle, or
+        "hf://OWNER/NAME[@REVISION]" for a repository of the hub that holds such a
+        folder.
       dtype: dtype of the parameters of prior and drafter; None for that on disk. The
         tokenizer stays float32.
       mesh: mesh of the parameters of prior and drafter; None for one device. Key/value
@@ -146,10 +132,7 @@ def load_bundle(
       NonFiniteError: a parameter holds NaN or infinity.
     """
     check_dtype(dtype)
-    folder = _local_folder(path) if path is not None else embedded_folder() / DEFAULT
-    if not folder.is_dir():
-        raise CheckpointError(f"no checkpoint folder at '{folder}'; check the path")
-    folder = checkpoint_of(folder)
+    folder = checkpoint_of(_local_folder(path))
     check_manifest(folder)
     mesh = check_mesh(mesh) if mesh is not None else None
     place = placement(mesh, rules) if mesh else None
@@ -210,11 +193,11 @@ def _vocabulary(folder: Path, config: TransformerConfig) -> Path | None:
     return file if config.condition == "none" and file.is_file() else None
 
 
-def _local_folder(path: str | os.PathLike) -> Path:
-    """The folder itself, or the downloaded copy of a repository of the hub."""
-    text = os.fspath(path)
+def _local_folder(path: str | os.PathLike | None) -> Path:
+    """The folder, see `find_folder`, or the downloaded copy of a repository."""
+    text = "" if path is None else os.fspath(path)
     if not text.startswith(HUB):
-        return Path(path)
+        return find_folder(path)
     match = LOCATION.fullmatch(text.removeprefix(HUB))
     if match is None or match["file"]:
         raise CheckpointError(f"'{text}' is no repository; write {HUB}OWNER/NAME")

@@ -54,7 +54,7 @@ def plan_with_cost(monkeypatch, cost):
 
     monkeypatch.setattr(plan, "round_timing", timed)
     return plan.plan_tree(
-        load_bundle(),
+        load_bundle("fruits64"),
         Prompts.from_classes(classes),
         GenerationConfig(),
         nodes=(2, 4, 8),

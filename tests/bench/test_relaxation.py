@@ -37,7 +37,7 @@ def test_near_drafters_overlap_more_with_their_target():
 
 @pytest.mark.slow
 def test_positions_of_the_embedded_model():
-    positions = model_positions(load_bundle(), 2, seed=1)
+    positions = model_positions(load_bundle("fruits64"), 2, seed=1)
     for x in positions:
         assert x.p.shape == x.q.shape == (1024,)
         assert x.p.sum() == pytest.approx(1) and x.q.sum() == pytest.approx(1)

@@ -395,7 +395,7 @@ def test_both_sides_of_a_speedup_have_the_same_settings(monkeypatch):
     monkeypatch.setattr(generation, "generate", measured)
     costs = {"verify_cost": 1.5, "draft_cost": 0.5}
     monkeypatch.setattr(generation, "round_costs", lambda *_: costs)
-    bundle = load_bundle()
+    bundle = load_bundle("fruits64")
     trees = {"a": tree, "b": Tree.chain(3)}
     rows = generation.bench_generation(bundle, trees, [1, 4], [2.0], num=4, repeats=3)
     assert [size for size, *_ in calls] == [1, 3, 4, 1, 3, 4]

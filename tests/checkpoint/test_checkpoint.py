@@ -22,11 +22,11 @@ from jaxspec.errors import CheckpointError, ConfigError, NonFiniteError
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.pipeline.bundle import (
     check_manifest,
-    embedded_folder,
     load_bundle,
     resolve_classes,
     write_manifest,
 )
+from jaxspec.pipeline.embedded import embedded_folder
 from jaxspec.speculative.verify.neighbors import neighbor_table
 from jaxspec.tokenizers.vqgan.model import Tokenizer
 
@@ -238,7 +238,7 @@ def test_the_manifest_detects_missing_and_changed_files(tmp_path):
 
 def test_the_embedded_checkpoint_is_complete_small_and_documented():
     folder = embedded_folder()
-    bundle = load_bundle()  # checks every digest
+    bundle = load_bundle("fruits64")  # checks every digest
     files = [f for f in folder.rglob("*") if f.is_file()]
     assert sum(f.stat().st_size for f in files) <= 48e6
     listed = json.loads((folder / "manifest.json").read_text())
@@ -258,7 +258,7 @@ def test_the_embedded_folder_is_in_the_repository():
 
 
 def test_classes_by_name_and_number():
-    bundle = load_bundle()
+    bundle = load_bundle("fruits64")
     names = bundle.class_names
     assert resolve_classes(bundle, [names[3].lower(), " 5"]) == [3, 5]
     with pytest.raises(ConfigError, match="unknown class 'Pear'.*0 to 66"):

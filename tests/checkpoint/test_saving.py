@@ -28,7 +28,7 @@ from jaxspec.checkpoint.pytrees import read_pytree, write_pytree
 from jaxspec.config import TransformerConfig
 from jaxspec.errors import CheckpointError
 from jaxspec.models.transformer.model import Transformer
-from jaxspec.pipeline.bundle import embedded_folder
+from jaxspec.pipeline.embedded import embedded_folder
 
 CONFIG = TransformerConfig(vocab_size=8, layers=1, width=16, heads=2, grid=2, classes=2)
 PRIOR = embedded_folder() / "fruits64" / "prior"

@@ -192,7 +192,7 @@ def test_damaged_checkpoints_are_a_one_line_error(damage, tmp_path):
     import jax
 
     from jaxspec.checkpoint import load_checkpoint, save
-    from jaxspec.pipeline.bundle import embedded_folder
+    from jaxspec.pipeline.embedded import embedded_folder
 
     bundle = tmp_path / "bundle"
     shutil.copytree(embedded_folder() / "fruits64", bundle)
@@ -258,7 +258,7 @@ def test_a_bundle_whose_weights_give_nan_is_refused():
     from jaxspec.errors import NonFiniteError
     from jaxspec.pipeline.bundle import Bundle
 
-    bundle = load_bundle()
+    bundle = load_bundle("fruits64")
     prior = bundle.prior
     params = {**prior.params, "head": prior.params["head"] * jax.numpy.nan}
     broken = Bundle(
@@ -271,7 +271,7 @@ def test_a_bundle_whose_weights_give_nan_is_refused():
 @pytest.mark.slow
 def test_drafters_by_name_change_no_token(tmp_path):
     """One that needs no training, and a folder; the report has their names."""
-    from jaxspec.pipeline.bundle import embedded_folder
+    from jaxspec.pipeline.embedded import embedded_folder
 
     folder = str(embedded_folder() / "fruits64" / "drafter")
     for name in ("recycling", folder):

@@ -78,7 +78,7 @@ def test_impossible_recorded_settings_are_one_sentence(bundle, wrong):
 
 
 def test_the_embedded_prior_records_its_scale():
-    found = read_config(jaxspec.pipeline.bundle.embedded_folder() / "fruits64/prior")
+    found = read_config(jaxspec.pipeline.embedded.embedded_folder() / "fruits64/prior")
     assert found.metadata["generation"] == {"cfg_scale": 2.0}
 
 

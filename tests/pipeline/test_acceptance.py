@@ -21,7 +21,7 @@ SETTINGS = {"batch_size": 6, "max_new_tokens": 128, "cfg_scale": 2.0}
 
 @pytest.fixture(scope="module")
 def pipe():
-    return jaxspec.load_pipeline()
+    return jaxspec.load_pipeline("fruits64")
 
 
 def inner(loaded):

@@ -1,6 +1,7 @@
 """Embedded model: equal tokens for all trees and batches, and rounding differences."""
 
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,16 @@ import pytest
 
 import jaxspec
 from jaxspec.core.kv_cache import tree_mask
+from jaxspec.errors import CheckpointError
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.pipeline.bundle import load_bundle
 from jaxspec.pipeline.config import GenerationConfig
+from jaxspec.pipeline.embedded import (
+    DEFAULT,
+    embedded_folder,
+    embedded_names,
+    find_folder,
+)
 from jaxspec.pipeline.generation import generate
 from jaxspec.pipeline.prompts import Prompts
 from jaxspec.speculative.engine import Engine
@@ -44,7 +52,7 @@ from jaxspec.speculative.trees.tree import Tree
     ids=["default", "filters", "greedy"],
 )
 def test_trees_and_batches_do_not_change_the_tokens(seed, settings):
-    bundle = load_bundle()
+    bundle = load_bundle("fruits64")
     classes = tuple(range(seed, 67, 23))
     prompts = Prompts.from_classes(classes)
     several = GenerationConfig(seed=seed, batch_size=3, **settings)
@@ -63,14 +71,16 @@ def test_speculation_emits_two_and_a_half_tokens_per_call():
     """Lower bound of the published number, on fewer images."""
     prompts = Prompts.from_classes([0, 16, 32, 48])
     config = GenerationConfig(batch_size=4)
-    fast = generate(load_bundle(), prompts, config, Tree.named("naive_extend_57"))
+    fast = generate(
+        load_bundle("fruits64"), prompts, config, Tree.named("naive_extend_57")
+    )
     assert fast.tokens_per_call >= 2.5
 
 
 @pytest.mark.slow
 def test_passes_of_different_width_differ_by_far_less_than_the_margin():
     """Logits of a tree pass against those of the pass of fixed shape."""
-    prior = load_bundle().prior
+    prior = load_bundle("fruits64").prior
     target = Transformer(prior.config).as_target(cfg=True)
     rng = np.random.default_rng(0)
     tree, length = Tree.named("naive_extend_57"), 120
@@ -109,7 +119,19 @@ def test_passes_of_different_width_differ_by_far_less_than_the_margin():
 
 
 def test_the_embedded_drafter_is_mixed_with_the_last_logits_of_the_target():
-    own = jaxspec.load_pipeline().loaded
+    own = jaxspec.load_pipeline("fruits64").loaded
     alone = jaxspec.load_pipeline(drafter="unmixed").loaded
     assert own.drafter.drafter == alone.drafter and own.drafter.weight == 0.4
     jax.tree.map(np.testing.assert_array_equal, own.params, alone.params)
+
+
+def test_embedded_bundles_are_found_by_name_and_folders_by_path(tmp_path, monkeypatch):
+    assert find_folder() == embedded_folder() / DEFAULT
+    assert {DEFAULT, "fruits64"} <= set(embedded_names())
+    monkeypatch.chdir(tmp_path)
+    assert find_folder("fruits64") == embedded_folder() / "fruits64"
+    (tmp_path / "fruits64").mkdir()
+    assert find_folder("fruits64") == Path("fruits64")  # a folder comes first
+    for wrong in ("fruits", tmp_path / "nothing", "../fruits64"):
+        with pytest.raises(CheckpointError, match="no checkpoint folder.*fruits64"):
+            find_folder(wrong)

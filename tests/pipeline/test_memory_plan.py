@@ -7,14 +7,15 @@ from jaxspec.checkpoint import load_checkpoint
 from jaxspec.cli import main
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.models.transformer.presets import preset
-from jaxspec.pipeline.bundle import DEFAULT, embedded_folder, load_bundle
+from jaxspec.pipeline.bundle import load_bundle
+from jaxspec.pipeline.embedded import DEFAULT, embedded_folder
 from jaxspec.pipeline.memory_plan import DEVICES, plan_memory
 from jaxspec.sharding import make_mesh, placement
 
 
 @pytest.mark.parametrize("data, model", [(1, 1), (4, 2), (2, 4), (1, 8)])
 def test_planned_weights_are_the_bytes_on_a_device(data, model):
-    config = load_bundle().prior.config
+    config = load_bundle("fruits64").prior.config
     folder = embedded_folder() / DEFAULT / "prior"
     mesh = make_mesh(data, model)
     params = load_checkpoint(folder, sharding=placement(mesh)).params
@@ -25,7 +26,7 @@ def test_planned_weights_are_the_bytes_on_a_device(data, model):
 
 @pytest.mark.parametrize("guided", [True, False])
 def test_the_planned_cache_is_that_of_a_prefill(guided):
-    prior = load_bundle().prior
+    prior = load_bundle("fruits64").prior
     target = Transformer(prior.config).as_target(cfg=guided)
     prompts = jax.numpy.arange(3)
     layers = jax.eval_shape(

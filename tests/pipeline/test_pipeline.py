@@ -20,7 +20,7 @@ SETTINGS = {"seed": 0, "cfg_scale": 2.0, "batch_size": 3}
 
 @pytest.fixture(scope="module")
 def pipe():
-    return jaxspec.load_pipeline()
+    return jaxspec.load_pipeline("fruits64")
 
 
 @pytest.fixture(scope="module")

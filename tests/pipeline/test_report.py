@@ -19,7 +19,7 @@ LOSSY = ["lantern:k=5,lam=2.0", "coupled-relaxed:k=5,budget=0.1", "grouped", "ty
 
 @pytest.fixture(scope="module")
 def bundle():
-    return load_bundle()
+    return load_bundle("fruits64")
 
 
 def run(tokens, calls, runs=3):

@@ -9,7 +9,7 @@ import pytest
 
 import jaxspec
 from jaxspec.errors import CheckpointError, ConfigError, DataError
-from jaxspec.pipeline.bundle import DEFAULT, embedded_folder
+from jaxspec.pipeline.embedded import DEFAULT, embedded_folder
 
 FOLDER = embedded_folder() / DEFAULT
 
@@ -54,7 +54,7 @@ def hub(monkeypatch, tmp_path):
 def test_a_repository_of_the_hub_is_a_pipeline(hub):
     pipe = jaxspec.load_pipeline("hf://someone/fruits@v1")
     assert hub == [("someone/fruits", "v1", ["*"])]
-    assert pipe.class_names == jaxspec.load_pipeline().class_names
+    assert pipe.class_names == jaxspec.load_pipeline("fruits64").class_names
 
 
 def test_a_repository_that_cannot_be_fetched_is_one_sentence(hub, monkeypatch):

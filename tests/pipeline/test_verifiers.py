@@ -94,7 +94,7 @@ def test_invalid_names_are_a_one_line_error(text, words):
 
 
 def test_the_stored_neighbors_are_used_if_there_are_enough():
-    bundle = load_bundle()
+    bundle = load_bundle("fruits64")
     tokenizer = bundle.tokenizer
     stored = tokenizer.neighbors
     assert stored is not None
@@ -115,7 +115,7 @@ def test_the_stored_neighbors_are_used_if_there_are_enough():
 
 
 def test_verifiers_without_arrays_get_none():
-    bundle = load_bundle()
+    bundle = load_bundle("fruits64")
     for verifier in NAMED.values():
         given = verifier_params(verifier, bundle)
         if isinstance(verifier, (Lantern, CoupledRelaxed)):

@@ -15,7 +15,8 @@ from jaxspec.checkpoint import (
 from jaxspec.cli.options import print_replicated
 from jaxspec.config import TransformerConfig
 from jaxspec.errors import ConfigError
-from jaxspec.pipeline.bundle import DEFAULT, embedded_folder, load_bundle
+from jaxspec.pipeline.bundle import load_bundle
+from jaxspec.pipeline.embedded import DEFAULT, embedded_folder
 from jaxspec.pipeline.load import load
 from jaxspec.sharding import (
     kept_whole,

@@ -16,7 +16,8 @@ import pytest
 from jaxspec.checkpoint import load_checkpoint, load_state, save, save_state
 from jaxspec.cli import main
 from jaxspec.errors import CheckpointError, ConfigError
-from jaxspec.pipeline.bundle import DEFAULT, embedded_folder, load_bundle, load_prior
+from jaxspec.pipeline.bundle import load_bundle, load_prior
+from jaxspec.pipeline.embedded import DEFAULT, embedded_folder
 from jaxspec.train.experiment import (
     PriorTrainingConfig,
     load_experiment,

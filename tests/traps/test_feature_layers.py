@@ -66,7 +66,7 @@ class FromAllLayers:
 
 def test_wrong_feature_layers_lower_the_acceptance():
     """Tokens do not depend on the features, only the number of calls does."""
-    bundle, rows = load_bundle(), 16
+    bundle, rows = load_bundle("fruits64"), 16
     inner, prior = bundle.drafter.model, bundle.prior
     every = tuple(range(inner.target.layers))
     target = Transformer(prior.config).as_target(cfg=True, feature_layers=every)

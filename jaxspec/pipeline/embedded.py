@@ -1,0 +1,52 @@
+"""Bundles that come with jaxspec, by name, and folders by path."""
+
+import os
+from pathlib import Path
+
+from jaxspec.errors import CheckpointError
+
+# Bundle that is loaded when none is named.
+DEFAULT = "fruits64"
+
+
+def embedded_folder() -> Path:
+    """Folder of the bundles that come with jaxspec.
+
+    Raises:
+      CheckpointError: the installation has none.
+    """
+    package = Path(__file__).parent.parent
+    for folder in (package / "_checkpoints", package.parent / "checkpoints"):
+        if (folder / DEFAULT).is_dir():
+            return folder
+    raise CheckpointError(
+        "this installation has no embedded checkpoint; name a folder with --checkpoint"
+    )
+
+
+def embedded_names() -> list[str]:
+    """Names of the bundles that come with jaxspec."""
+    return sorted(path.name for path in embedded_folder().iterdir() if path.is_dir())
+
+
+def find_folder(path: str | os.PathLike | None = None) -> Path:
+    """A folder by path, or the folder of an embedded bundle by name.
+
+    A folder that exists is preferred to a bundle of the same name.
+
+    Args:
+      path: path or name; None for the default bundle.
+
+    Raises:
+      CheckpointError: there is neither.
+    """
+    folder = embedded_folder() / DEFAULT if path is None else Path(path)
+    if folder.is_dir():
+        return folder
+    names = embedded_names()
+    if os.fspath(folder) in names:
+        return embedded_folder() / folder
+    raise CheckpointError(
+        f"no checkpoint folder at '{folder}'; check the path, or name one that comes "
+        f"with jaxspec: {', '.join(names)}"
+    )
