@@ -48,14 +48,16 @@ def get_config() -> Experiment:
         ),
         tokenizer=replace(
             PRESETS["small-64"],
-            channels=64,
             encoder_blocks=1,
             decoder_blocks=2,
-            latent_channels=64,
+            # The best 7 numbers of a patch, as many as a code of width 8 has, leave
+            # 25.6 dB; those of width 16 leave 30.8.
+            codebook_size=4096,
+            code_dim=16,
         ),
         text_encoder=text_encoder,
         prior=TransformerConfig(
-            vocab_size=1024,
+            vocab_size=4096,
             layers=6,
             width=256,
             heads=4,
@@ -78,7 +80,7 @@ def get_config() -> Experiment:
             markov_rank=64,
         ),
         train_tokenizer=TrainingConfig(
-            steps=3000, batch=64, weight_decay=1e-4, ema=0.995
+            steps=6000, batch=32, weight_decay=1e-4, ema=0.998, rounded=True
         ),
         train_prior=PriorTrainingConfig(
             steps=5000,
@@ -87,6 +89,7 @@ def get_config() -> Experiment:
             ema=0.998,
             evaluate_every=250,
             save_every=250,
+            rounded=True,
         ),
         train_drafter=DrafterTrainingConfig(
             steps=1500,
@@ -97,5 +100,6 @@ def get_config() -> Experiment:
             save_every=250,
             max_cfg_scale=3.0,
             self_generated=4096,
+            rounded=True,
         ),
     )
