@@ -10,6 +10,7 @@ from jaxspec.config import TransformerConfig
 from jaxspec.errors import ConfigError
 from jaxspec.models.transformer.presets import NAMES, preset
 from jaxspec.pipeline.bundle import Bundle, load_bundle
+from jaxspec.pipeline.embedded import CLASSES
 from jaxspec.typing import Params
 
 DEFAULT = "default"
@@ -37,7 +38,7 @@ def find_model(
       ConfigError: The name is unknown, or the bundle is not class-conditional.
     """
     if name == DEFAULT:
-        bundle = load_bundle(checkpoint, dtype=dtype, int8=int8)
+        bundle = load_bundle(checkpoint or CLASSES, dtype=dtype, int8=int8)
         if bundle.prior.config.condition != "class":
             raise ConfigError(
                 f"bundle '{bundle.name}' is not class-conditional; this benchmark "

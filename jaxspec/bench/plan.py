@@ -15,6 +15,7 @@ from jaxspec.evaluate.tables import environment
 from jaxspec.pipeline.bundle import Bundle, load_bundle
 from jaxspec.pipeline.config import GenerationConfig
 from jaxspec.pipeline.drafters import bundled_drafter
+from jaxspec.pipeline.embedded import CLASSES
 from jaxspec.pipeline.engine import make_engine, make_variables
 from jaxspec.pipeline.generation import generate
 from jaxspec.pipeline.loaded_drafter import LoadedDrafter
@@ -73,7 +74,7 @@ def measure_plan(
       num: Number of images to count acceptance on.
       nodes: Tree sizes to compare; None for `NODES`.
     """
-    bundle = load_bundle(checkpoint)
+    bundle = load_bundle(checkpoint or CLASSES)
     prompts = Prompts.from_classes(spread_classes(len(bundle.class_names), num))
     settings = GenerationConfig(
         cfg_scale=cfg_scale, batch_size=default_batch() if batch is None else batch

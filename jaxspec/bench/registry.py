@@ -8,7 +8,7 @@ CHECKPOINT = Option(
     "checkpoint",
     "bundle folder with tokenizer/, prior/ and perhaps drafter/ and text_encoder/",
     metavar="DIR",
-    default_text="the embedded one",
+    default_text="fruits64, which comes with jaxspec",
 )
 MODELS = Option(
     "models",

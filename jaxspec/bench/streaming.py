@@ -16,6 +16,7 @@ from jaxspec.evaluate.tables import markdown_table
 from jaxspec.pipeline.bundle import Bundle, load_bundle
 from jaxspec.pipeline.config import GenerationConfig
 from jaxspec.pipeline.drafters import bundled_drafter
+from jaxspec.pipeline.embedded import CLASSES
 from jaxspec.pipeline.engine import make_engine
 from jaxspec.pipeline.interleaved import time_interleaved
 from jaxspec.pipeline.loaded_drafter import LoadedDrafter
@@ -54,7 +55,7 @@ def measure_streaming(
     Returns:
       Report with the rows of `bench_streaming`.
     """
-    bundle = load_bundle(checkpoint)
+    bundle = load_bundle(checkpoint or CLASSES)
     loaded = bundled_drafter(bundle)
     draft_tree = loaded.tree(tree)
     rows = bench_streaming(

@@ -120,9 +120,10 @@ def run_model(arguments: argparse.Namespace) -> None:
     from jaxspec.evaluate.reconstruction import reconstruction_metrics
     from jaxspec.models.transformer.model import Transformer
     from jaxspec.pipeline.bundle import load_bundle
+    from jaxspec.pipeline.embedded import CLASSES
     from jaxspec.tokenizers.vqgan.model import Tokenizer
 
-    bundle = load_bundle(arguments.checkpoint)
+    bundle = load_bundle(arguments.checkpoint or CLASSES)
     tokenizer = Tokenizer(bundle.tokenizer.config)
     source = _source(arguments, bundle)
     if arguments.part == "tokenizer":
@@ -188,15 +189,15 @@ def run_images(arguments: argparse.Namespace) -> None:
     from jaxspec.pipeline.bundle import load_bundle
     from jaxspec.pipeline.config import GenerationConfig
     from jaxspec.pipeline.drafters import load_drafter
-    from jaxspec.pipeline.embedded import find_folder
+    from jaxspec.pipeline.embedded import CLASSES, find_folder
     from jaxspec.pipeline.prompts import Prompts, spread_classes
     from jaxspec.pipeline.report import json_bytes
     from jaxspec.pipeline.verifiers import parse_verifier
 
     for name in arguments.verifiers:  # checked before anything is loaded
         parse_verifier(name)
-    bundle = load_bundle(arguments.checkpoint)
-    folder = find_folder(arguments.checkpoint)
+    bundle = load_bundle(arguments.checkpoint or CLASSES)
+    folder = find_folder(arguments.checkpoint or CLASSES)
     classifier = load_checkpoint(
         arguments.classifier or folder / "classifier", "classifier"
     )

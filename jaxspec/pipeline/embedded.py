@@ -7,6 +7,8 @@ from jaxspec.errors import CheckpointError
 
 # Bundle that is loaded when none is named.
 DEFAULT = "fruits64"
+# Bundle of a class-conditional model, which benchmarks and evaluations take by default.
+CLASSES = "fruits64"
 
 
 def embedded_folder() -> Path:

@@ -27,7 +27,17 @@ REPORT_KEYS = {
 
 def test_compare_decodes_with_and_without_drafts_and_reports(tmp_path, capsys):
     out, report = tmp_path / "s.png", tmp_path / "r.json"
-    command = ["generate", "--num", "4", "--out", str(out), "--report", str(report)]
+    command = [
+        "generate",
+        "--checkpoint",
+        "fruits64",
+        "--num",
+        "4",
+        "--out",
+        str(out),
+        "--report",
+        str(report),
+    ]
     assert main([*command, "--compare"]) == 0
     values = json.loads(report.read_text())
     assert set(values) >= REPORT_KEYS
@@ -47,7 +57,16 @@ def test_compare_decodes_with_and_without_drafts_and_reports(tmp_path, capsys):
 def test_a_second_start_with_cached_programs_takes_half_the_time(tmp_path):
     """Two processes generate the same image; the second compiles nothing."""
     code = "import sys; from jaxspec.cli import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "generate", "--num", "1"]
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "generate",
+        "--checkpoint",
+        "fruits64",
+        "--num",
+        "1",
+    ]
     changed = ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")  # by the test suite
     own = {k: v for k, v in os.environ.items() if k not in changed}
     own["XDG_CACHE_HOME"] = str(tmp_path)
@@ -67,7 +86,8 @@ def test_a_second_start_with_cached_programs_takes_half_the_time(tmp_path):
 
 def test_an_unwritable_compile_cache_is_reported(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    command = ["generate", "--compile-cache", str(tmp_path / "file"), "--num", "1"]
+    command = ["generate", "--checkpoint", "fruits64", "--num", "1"]
+    command += ["--compile-cache", str(tmp_path / "file")]
     assert main(command) == 2
     error = capsys.readouterr().err
     assert "file" in error and "Traceback" not in error
@@ -75,7 +95,17 @@ def test_an_unwritable_compile_cache_is_reported(tmp_path, capsys):
 
 def test_generate_without_a_drafter_is_plain_decoding(tmp_path, capsys):
     out = tmp_path / "s.jpg"
-    command = ["generate", "--num", "1", "--drafter", "none", "--out", str(out)]
+    command = [
+        "generate",
+        "--checkpoint",
+        "fruits64",
+        "--num",
+        "1",
+        "--drafter",
+        "none",
+        "--out",
+        str(out),
+    ]
     assert main([*command, "--cfg-scale", "1", "--temperature", "0"]) == 0
     assert "speculative" not in capsys.readouterr().out
     assert Image.open(out).format == "JPEG"
@@ -134,7 +164,9 @@ def test_invalid_input_is_a_one_line_error(case, tmp_path, monkeypatch, capsys):
     arguments, words = WRONG[case]
     monkeypatch.chdir(tmp_path)
     try:
-        status = main(["generate", "--num", "1", *arguments])
+        status = main(
+            ["generate", "--checkpoint", "fruits64", "--num", "1", *arguments]
+        )
     except SystemExit as stop:  # argparse exits by itself
         status = stop.code
     error = capsys.readouterr().err
@@ -171,7 +203,7 @@ def test_info_describes_a_checkpoint(capsys):
     assert main(["info", "nowhere"]) == 2
 
 
-COMMANDS = ["generate", "info", "train", "eval", "bench"]
+COMMANDS = ["generate", "demo", "info", "train", "eval", "bench"]
 MEASUREMENTS = ["bench generate", "bench drafters", "bench stream"]
 
 
@@ -276,7 +308,17 @@ def test_drafters_by_name_change_no_token(tmp_path):
     folder = str(embedded_folder() / "fruits64" / "drafter")
     for name in ("recycling", folder):
         report = tmp_path / "report.json"
-        command = ["generate", "--num", "1", "--drafter", name, "--tree", "0,1,00"]
+        command = [
+            "generate",
+            "--checkpoint",
+            "fruits64",
+            "--num",
+            "1",
+            "--drafter",
+            name,
+            "--tree",
+            "0,1,00",
+        ]
         command += ["--out", str(tmp_path / "a.png"), "--report", str(report)]
         assert main([*command, "--compare"]) == 0
         found = json.loads(report.read_text())
@@ -286,7 +328,15 @@ def test_drafters_by_name_change_no_token(tmp_path):
 
 
 def test_unknown_drafters_are_refused_with_a_list_of_names(tmp_path, capsys):
-    command = ["generate", "--num", "1", "--drafter", "eagle9"]
+    command = [
+        "generate",
+        "--checkpoint",
+        "fruits64",
+        "--num",
+        "1",
+        "--drafter",
+        "eagle9",
+    ]
     assert main([*command, "--out", str(tmp_path / "a.png")]) == 2
     assert "no drafter 'eagle9'; use own, unmixed, jacobi" in capsys.readouterr().err
 

@@ -10,6 +10,7 @@ from jaxspec.evaluate.relaxation.positions import (
     synthetic_distributions,
 )
 from jaxspec.pipeline.bundle import load_bundle
+from jaxspec.pipeline.embedded import CLASSES
 from jaxspec.speculative.verify.neighbors import Neighbors
 
 
@@ -85,7 +86,7 @@ def load_distributions(
         ]
         log_p, log_q = (np.log(np.stack(x)) for x in zip(*pairs, strict=True))
         return Distributions(log_p, log_q, codes, _SYNTHETIC)
-    bundle = load_bundle(checkpoint)
+    bundle = load_bundle(checkpoint or CLASSES)
     tokenizer = bundle.tokenizer
     with np.errstate(divide="ignore"):
         distributions = model_distributions(
