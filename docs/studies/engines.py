@@ -64,7 +64,7 @@ def jaxspec_methods(
     programs: dict[Any, Any] = {}
 
     def method(shape: AnyTree, drafter: str | None) -> Method:
-        loaded = drafter and load_drafter(drafter, bundle)
+        loaded = load_drafter(drafter, bundle) if drafter else None
 
         def run() -> Made:
             out = generate(
