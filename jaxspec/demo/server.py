@@ -76,9 +76,10 @@ async def _send(response, found: Iterator[dict[str, Any]], thread) -> None:
             if event is ended:
                 return
             await response.write(f"data: {json.dumps(event)}\n\n".encode())
-    except (ConnectionResetError, asyncio.CancelledError):
+    except ConnectionResetError:
+        pass  # the page has gone
+    finally:
         loop.run_in_executor(thread, getattr(found, "close", lambda: None))
-        raise
 
 
 def free_socket(port: int) -> socket.socket:

@@ -1,0 +1,38 @@
+"""Screenshot of the page of `jaxspec demo`, half-way through a drawing.
+
+`python -m docs.figures.demo` writes `docs/figures/demo.png`. Needs Chromium and the
+package aiohttp.
+"""
+
+import asyncio
+from pathlib import Path
+
+from jaxspec.pipeline.pipeline import load_pipeline
+from tests.demo.browser import Tab, visit
+from tests.demo.running import running
+
+# Share of the tokens after which the picture is taken.
+SHARE = 0.6
+
+
+async def shoot(tab: Tab) -> None:
+    """Draws once, so that programs are compiled, then takes a picture of a drawing."""
+    state = "document.getElementById('state')"
+    await tab.wait("document.getElementById('prompt')?.value")
+    await tab.run("document.getElementById('draw').click()")
+    await tab.wait(f"{state}.dataset.done === 'yes'")
+    total = int((await tab.run(f"{state}.textContent")).split()[0])
+    await tab.run("document.getElementById('again').click()")
+    words = f"Number({state}.textContent.match(/: (\\d+) tokens/)?.[1])"
+    await tab.wait(f"{words} > {SHARE * total}")
+    await tab.screenshot(Path(__file__).with_suffix(".png"))
+
+
+def main() -> None:
+    """Writes the figure."""
+    with running(load_pipeline()) as address:
+        asyncio.run(visit(address, shoot, width=900, height=900))
+
+
+if __name__ == "__main__":
+    main()
