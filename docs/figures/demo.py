@@ -7,12 +7,15 @@ package aiohttp.
 import asyncio
 from pathlib import Path
 
+from PIL import Image
+
 from jaxspec.pipeline.pipeline import load_pipeline
 from tests.demo.browser import Tab, visit
 from tests.demo.running import running
 
 # Share of the tokens after which the picture is taken.
 SHARE = 0.6
+FILE, HEIGHT = Path(__file__).with_suffix(".png"), 660
 
 
 async def shoot(tab: Tab) -> None:
@@ -25,13 +28,15 @@ async def shoot(tab: Tab) -> None:
     await tab.run("document.getElementById('again').click()")
     words = f"Number({state}.textContent.match(/: (\\d+) tokens/)?.[1])"
     await tab.wait(f"{words} > {SHARE * total}")
-    await tab.screenshot(Path(__file__).with_suffix(".png"))
+    await tab.screenshot(FILE)
 
 
 def main() -> None:
-    """Writes the figure."""
+    """Writes the figure, with few colors."""
     with running(load_pipeline()) as address:
         asyncio.run(visit(address, shoot, width=900, height=900))
+    image = Image.open(FILE).convert("RGB")
+    image.crop((0, 0, image.width, HEIGHT)).quantize(128).save(FILE, optimize=True)
 
 
 if __name__ == "__main__":
