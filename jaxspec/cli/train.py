@@ -50,6 +50,12 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         help="leave damaged files out, or stop; both name them (default: %(default)s)",
     )
     group.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help="for a drafter of a model of text (--checkpoint): text file with one "
+        "prompt a line, to whose answers the drafter is trained",
+    )
+    group.add_argument(
         "--config",
         metavar="PRESET",
         help="preset by name (fruits64_cpu, cifar10, ...), or a Python file that "
@@ -157,6 +163,8 @@ def run(arguments: argparse.Namespace) -> None:
         experiment = with_overrides(find_experiment(arguments.config), arguments.set)
         if images is not None:
             experiment = with_images(experiment, images)
+    elif arguments.prompts:
+        experiment = _for_answers(arguments)
     else:
         assert images is not None  # checked by `_check_options`
         existing = _existing(arguments)
@@ -183,6 +191,25 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"wrote {train_part(experiment, part, training)}")
 
 
+def _for_answers(arguments: argparse.Namespace) -> Any:
+    """Experiment of a drafter that is trained on answers to prompts."""
+    from pathlib import Path
+
+    import jax
+
+    from jaxspec.checkpoint import checkpoint_of, read_config
+    from jaxspec.train.from_text import experiment_for_answers
+
+    folder = checkpoint_of(_bundle(arguments.checkpoint))
+    return experiment_for_answers(
+        read_config(folder / "prior").config,
+        Path(arguments.prompts).resolve(),
+        folder.name,
+        platform=jax.devices()[0].platform,
+        settings=arguments.set,
+    )
+
+
 def _existing(arguments: argparse.Namespace) -> dict[str, Any]:
     """Configurations of models that exist: the tokenizer, and a prior to start from."""
     from pathlib import Path
@@ -203,9 +230,17 @@ def _check_options(arguments: argparse.Namespace) -> None:
     """Refuses options that do not go together, before anything is imported."""
     from jaxspec.errors import ConfigError
 
-    if not arguments.images and not arguments.config:
+    given = arguments.images, arguments.config, arguments.prompts
+    if not any(given):
         raise ConfigError(
             "nothing to train on: give --images FOLDER, or --config PRESET"
+        )
+    if arguments.prompts and (
+        arguments.part != "drafter" or not arguments.checkpoint or any(given[:2])
+    ):
+        raise ConfigError(
+            "--prompts FILE is for a drafter of a model of text: jaxspec train drafter "
+            "--checkpoint DIR --prompts FILE --out DIR"
         )
     if arguments.steps is not None and arguments.steps < 1:
         raise ConfigError(f"--steps {arguments.steps}: must be at least 1")

@@ -18,8 +18,9 @@ class DataConfig:
     """A data set, with the credit and license that model cards repeat.
 
     Attributes:
-      name: data set name that `jaxspec.data.tfds_images` takes, or "text:FILE"
-        for a file in the folder of `--manual-dir`, one token per byte.
+      name: data set name that `jaxspec.data.tfds_images` takes; or "text:FILE"
+        for a file in the folder of `--manual-dir`, one token per byte; or
+        "prompts:FILE" for the target's answers to the lines of a file.
       train_split: tfds split to train on.
       heldout_split: tfds split that selects checkpoints and is measured.
       flips: whether images may be mirrored left to right.
@@ -92,6 +93,9 @@ class TrainingConfig:
                 f"compute_dtype={self.compute_dtype!r}; choose float32, bfloat16"
             )
 
+
+# Kind of data sets that are the target's answers to prompts.
+PROMPTS = "prompts"
 
 # Settings that may change when a training resumes; all others identify the training.
 MAY_CHANGE = (
@@ -234,10 +238,11 @@ class Experiment:
     def __post_init__(self):
         tokenizer, prior = self.tokenizer, self.prior
         if self.text_file is not None:
+            bytes_alone = self.prompts_file is None
             if (
                 tokenizer is not None
                 or prior.condition != "none"
-                or prior.vocab_size != 256
+                or (bytes_alone and prior.vocab_size != 256)
             ):
                 raise ConfigError(
                     f"{self.name}: for text set tokenizer=None and a prior with "
@@ -286,9 +291,15 @@ class Experiment:
 
     @property
     def text_file(self) -> str | None:
-        """File name of the text to train on; None for images."""
+        """File of the text to train on, or of prompts; None for images."""
         kind, _, file = self.data.name.partition(":")
-        return file if kind == "text" else None
+        return file if kind in ("text", PROMPTS) else None
+
+    @property
+    def prompts_file(self) -> str | None:
+        """File of the prompts to whose answers a drafter is trained; None for none."""
+        kind, _, file = self.data.name.partition(":")
+        return file if kind == PROMPTS else None
 
 
 def fingerprint(model: Any, training: TrainingConfig, *sources: Any) -> str:

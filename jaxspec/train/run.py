@@ -144,7 +144,8 @@ def _job_maker(
     prior = load_prior(run.parts / "prior")
 
     def make_drafter_job(experiment: Experiment) -> TrainingJob:
-        if experiment.train_drafter.self_generated:
+        training = experiment.train_drafter
+        if training.self_generated and experiment.prompts_file is None:
             conditions = generation_conditions(experiment, prior, images, run)
             sequences = generated_sequences(experiment, prior, conditions, run)
         else:
@@ -166,7 +167,8 @@ def _preparation(
 ) -> Callable[[], float]:
     """Function that measures the seconds per step in which sequences are generated."""
     training = experiment.train_drafter
-    if part != "drafter" or not training.self_generated:
+    answers = experiment.prompts_file is not None
+    if part != "drafter" or not training.self_generated or answers:
         return lambda: 0.0
 
     def measure() -> float:

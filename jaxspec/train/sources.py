@@ -11,7 +11,7 @@ from jaxspec.checkpoint import Checkpoint, load_checkpoint
 from jaxspec.data.dataset import Sources
 from jaxspec.data.image_tokens import Sequences, TokenSource, encode_source
 from jaxspec.data.source import ImageSource
-from jaxspec.data.text import TextSource
+from jaxspec.data.text import TextSource, byte_windows
 from jaxspec.data.tfds_images import tfds_images
 from jaxspec.errors import ConfigError, DataError
 from jaxspec.io.writing import write_file
@@ -19,6 +19,7 @@ from jaxspec.models.t5.model import TextEncoder
 from jaxspec.pipeline.captions import TOKENIZER as VOCABULARY
 from jaxspec.pipeline.captions import tokenize
 from jaxspec.tokenizers.vqgan.model import Tokenizer
+from jaxspec.train.answers import answer_sources
 from jaxspec.train.experiment import HELDOUT, Experiment
 from jaxspec.train.self_generated import class_conditions, self_generated_source
 from jaxspec.train.text_encoder import ENCODER, bound_source, train_vocabulary
@@ -83,6 +84,15 @@ def data_sequences(
     experiment: Experiment, images: Sources | None, run: TrainingRun
 ) -> tuple[Sequences, Sequences]:
     """Training and held-out sequences of the data, for a prior."""
+    if experiment.prompts_file is not None:
+        training = experiment.train_drafter
+        return answer_sources(
+            run.parts,
+            Path(experiment.prompts_file),
+            training.self_generated,
+            seed=training.seed,
+            cache_dir=run.workdir / "codes",
+        )
     if images is None:
         return _text_windows(experiment, run.manual_dir or run.data_dir)
     vocabulary = _trained_vocabulary(experiment, images[0], run)
@@ -195,7 +205,7 @@ def _text_windows(
 ) -> tuple[TextSource, TextSource]:
     """Windows of the training text and of the held-out text."""
     file, length = folder / str(experiment.text_file), experiment.prior.sequence_length
-    train, held = (TextSource(file, length, heldout=held) for held in (False, True))
+    train, held = (byte_windows(file, length, heldout=held) for held in (False, True))
     return train, held
 
 

@@ -11,7 +11,7 @@ from jaxspec.checkpoint import Checkpoint
 from jaxspec.core.noise import batch_keys
 from jaxspec.core.sampling import Sampling
 from jaxspec.data.image_tokens import TokenSource
-from jaxspec.data.text import TextSource
+from jaxspec.data.text import byte_windows
 from jaxspec.drafters import Falcon, FalconConfig
 from jaxspec.drafters.dflash.drafter import DFlash
 from jaxspec.drafters.dflash.network import DFlashConfig
@@ -328,7 +328,7 @@ def test_cached_features_give_the_same_losses(kind, max_cfg_scale, tmp_path):
 
 def test_features_of_random_text_windows_are_not_cached(tmp_path):
     (tmp_path / "a.txt").write_text("to be or not to be " * 20)
-    source = TextSource(tmp_path / "a.txt", 16, heldout=False)
+    source = byte_windows(tmp_path / "a.txt", 16, heldout=False)
     with pytest.raises(ConfigError, match="set cached='no'"):
         prior = Checkpoint("prior", TARGET, PARAMS)
         cache_features(prior, (0,), source, dtype="float32", cache_dir=tmp_path)

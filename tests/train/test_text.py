@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxspec.cli import main
-from jaxspec.data.text import TextSource
+from jaxspec.data.text import byte_windows
 from jaxspec.errors import ConfigError, DataError
 from jaxspec.pipeline.bundle import load_bundle
 
@@ -22,18 +22,18 @@ def folder(tmp_path):
 
 
 def test_windows_are_parts_of_the_text_and_its_end_is_held_out(folder):
-    source = TextSource(folder / "words.txt", 32, heldout=False)
-    held = TextSource(folder / "words.txt", 32, heldout=True)
+    source = byte_windows(folder / "words.txt", 32, heldout=False)
+    held = byte_windows(folder / "words.txt", 32, heldout=True)
     windows, labels = source.take(np.arange(5), np.random.default_rng(0))
     assert windows.shape == (5, 32) and windows.dtype == np.int32 and not labels.any()
     for window in windows:
         assert bytes(window.astype(np.uint8)) in WORDS[: int(0.9 * len(WORDS)) + 1]
-    assert WORDS.endswith(bytes(held._text)) and source.digest != held.digest
+    assert WORDS.endswith(bytes(held.tokens.reshape(-1)[-32:])) and source.digest != held.digest
     assert bytes(source.tokens[0, 1]) == WORDS[32:64]
     with pytest.raises(DataError, match="no text file"):
-        TextSource(folder / "none.txt", 32, heldout=False)
+        byte_windows(folder / "none.txt", 32, heldout=False)
     with pytest.raises(DataError, match="shorter"):
-        TextSource(folder / "words.txt", 2000, heldout=True)
+        byte_windows(folder / "words.txt", 2000, heldout=True)
 
 
 @pytest.mark.slow
