@@ -13,13 +13,13 @@ from jaxspec.pipeline.pipeline import load_pipeline
 from tests.demo.browser import Tab, visit
 from tests.demo.running import running
 
-# Share of the tokens after which the picture is taken.
+# Share of the tokens after which the screenshot is taken.
 SHARE = 0.6
 FILE, HEIGHT = Path(__file__).with_suffix(".png"), 660
 
 
 async def shoot(tab: Tab) -> None:
-    """Draws once, so that programs are compiled, then takes a picture of a drawing."""
+    """Draws once, so that programs are compiled, then takes a screenshot of a drawing."""
     state = "document.getElementById('state')"
     await tab.wait("document.getElementById('prompt')?.value")
     await tab.run("document.getElementById('draw').click()")

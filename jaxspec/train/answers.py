@@ -20,8 +20,8 @@ from jaxspec.pipeline.prompts import Prompts
 from jaxspec.pipeline.settings import resolve_config
 from jaxspec.speculative.trees.tree import Tree
 
-# Tokens of an answer and of a training window, answers generated together, and the
-# prompts of which every one of so many is held out.
+# Tokens of an answer and of a training window, and answers generated together. One
+# prompt of ten is held out.
 ANSWER, WINDOW, BATCH, HELDOUT_EVERY = 128, 128, 16, 10
 
 
