@@ -19,7 +19,7 @@ FILE, HEIGHT = Path(__file__).with_suffix(".png"), 660
 
 
 async def shoot(tab: Tab) -> None:
-    """Draws once, so that programs are compiled, then takes a screenshot of a drawing."""
+    """Draws once, to compile, then takes a screenshot of a second drawing."""
     state = "document.getElementById('state')"
     await tab.wait("document.getElementById('prompt')?.value")
     await tab.run("document.getElementById('draw').click()")

@@ -20,10 +20,11 @@ from jaxspec.pipeline.engine import make_engine, make_variables
 from jaxspec.pipeline.generation import generate
 from jaxspec.pipeline.loaded_drafter import LoadedDrafter
 from jaxspec.pipeline.prompts import Prompts, spread_classes
+from jaxspec.pipeline.settings import DEFAULT_BATCH
 from jaxspec.pipeline.timing import RATIO_NOTE, Timing, is_steady, ratio_fields, shown
 from jaxspec.pipeline.verifiers import verifier_spec
 from jaxspec.speculative.trees.dynamic import DynamicTree
-from jaxspec.speculative.trees.parsing import deepest, default_batch
+from jaxspec.speculative.trees.parsing import deepest
 from jaxspec.speculative.trees.tree import Tree
 
 NODES = (2, 3, 5, 8, 16, 32, 64, 128)
@@ -77,7 +78,7 @@ def measure_plan(
     bundle = load_bundle(checkpoint or CLASSES)
     prompts = Prompts.from_classes(spread_classes(len(bundle.class_names), num))
     settings = GenerationConfig(
-        cfg_scale=cfg_scale, batch_size=default_batch() if batch is None else batch
+        cfg_scale=cfg_scale, batch_size=DEFAULT_BATCH if batch is None else batch
     )
     return plan_tree(bundle, prompts, settings, nodes=nodes or NODES)
 

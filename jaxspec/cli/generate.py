@@ -166,7 +166,7 @@ def _add_devices(group) -> None:
         "--batch",
         type=int,
         metavar="N",
-        help="most images side by side (default: 1 on a CPU, 8 elsewhere)",
+        help="most images side by side (default: 8)",
     )
     group.add_argument(
         "--dtype",

@@ -108,14 +108,14 @@ def given_settings(arguments: argparse.Namespace, groups: int = 1) -> dict[str, 
       ConfigError: a setting is out of range, or there is no such verifier.
     """
     from jaxspec.pipeline.config import GenerationConfig
+    from jaxspec.pipeline.settings import DEFAULT_BATCH
     from jaxspec.pipeline.verifiers import parse_verifier
-    from jaxspec.speculative.trees.parsing import default_batch
 
     batch = arguments.batch
     settings = {
         **sampling_settings(arguments),
         "attention": arguments.attention,
-        "batch_size": groups * default_batch() if batch is None else batch,
+        "batch_size": groups * DEFAULT_BATCH if batch is None else batch,
         "cache_stages": arguments.cache_stages,
         "max_new_tokens": getattr(arguments, "max_tokens", None),
         "verifier": parse_verifier(arguments.verifier),

@@ -7,13 +7,15 @@ from typing import Any
 from jaxspec.errors import CheckpointError, ConfigError
 from jaxspec.pipeline.bundle import Bundle
 from jaxspec.pipeline.config import GenerationConfig
-from jaxspec.speculative.trees.parsing import default_batch
 
 # Entry of a prior's metadata, and the settings that it may have.
 RECORD = "generation"
 RECORDED = ("temperature", "top_k", "top_p", "cfg_scale", "stop_tokens")
 # Tokens of a text, if no number is given.
 TEXT_TOKENS = 256
+# Sequences of a batch. Also on a CPU, whose products of 16 rows, two for each image,
+# cost less than 8 times those of two.
+DEFAULT_BATCH = 8
 
 
 def recorded_settings(bundle: Bundle) -> dict[str, Any]:
@@ -46,7 +48,7 @@ def resolve_config(bundle: Bundle, given: Mapping[str, Any]) -> GenerationConfig
     """Settings of a generation.
 
     A setting that is absent or None is the checkpoint's, see `recorded_settings`; else
-    the default of `GenerationConfig`, with the batch size of the device; for a model of
+    the default of `GenerationConfig`, in batches of `DEFAULT_BATCH`; for a model of
     text, without guidance and with at most `TEXT_TOKENS` tokens.
 
     Args:
@@ -62,7 +64,7 @@ def resolve_config(bundle: Bundle, given: Mapping[str, Any]) -> GenerationConfig
         raise ConfigError(
             f"unknown setting {unknown[0]!r}; choose {', '.join(sorted(known))}"
         )
-    settings: dict[str, Any] = {"batch_size": default_batch()}
+    settings: dict[str, Any] = {"batch_size": DEFAULT_BATCH}
     if bundle.prior.config.condition == "none":
         settings |= {"cfg_scale": 1.0, "max_new_tokens": TEXT_TOKENS}
     settings |= recorded_settings(bundle)

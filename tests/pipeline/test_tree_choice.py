@@ -98,8 +98,13 @@ def test_nothing_is_measured_where_it_would_not_pay_or_change_tokens(
     lossy = pipe(LABELS, verifier="typical", **SETTINGS)
     assert lossy.choice.tree == pipe.loaded.tree()
     monkeypatch.setattr(choice, "ACCELERATOR_MIN_OPERATIONS", 1e12)
+    monkeypatch.setattr(choice, "MIN_OPERATIONS", {"cpu": 1e12})
     short = pipe(LABELS, **SETTINGS)
-    assert short.choice.tree == pipe.loaded.tree() and not calls
+    assert short.choice.tree == Tree.root() and not calls
+    assert "not every CPU gains" in str(short.choice)
+    monkeypatch.setattr(choice, "platform_of", lambda: "gpu")
+    elsewhere = pipe(LABELS, **SETTINGS)
+    assert elsewhere.choice.tree == pipe.loaded.tree() and not calls
     assert jaxspec.load_pipeline(folder, drafter=None)(LABELS).choice is None
 
 

@@ -74,7 +74,8 @@ def choose_tree(
 
     Costs are measured once for a device, a model and a batch size: see `measure_costs`.
     They are kept beside JAX's compiled programs, if these are kept. Nothing is measured
-    for short generations, on a mesh, and for verifiers whose tokens depend on the tree.
+    for short generations, which are decoded plainly on a CPU, on a mesh, and for
+    verifiers whose tokens depend on the tree.
 
     Args:
       bundle: models.
@@ -96,19 +97,16 @@ def choose_tree(
     costs = known.get(key) or load_costs(key)
     source = "as measured before"
     if costs is None:
-        platform, target = jax.devices()[0].platform, bundle.prior.config
+        platform, target = platform_of(), bundle.prior.config
         least = MIN_OPERATIONS.get(platform, ACCELERATOR_MIN_OPERATIONS)
         # Programs of more layers take longer to compile.
         least *= max(target.layers / LAYERS, 1.0)
         if count * _operations(bundle, prompts, config, loaded) < least:
-            reason = "too little to generate to measure"
-            if platform == "cpu" and not loaded.size and target.condition == "none":
-                return TreeChoice(Tree.root(), f"{reason}, and no trained drafter")
-            return TreeChoice(loaded.tree(), reason)
+            return _unmeasured(loaded, "too little to generate to measure", platform)
         began = time.perf_counter()
         sizes = _possible_sizes(loaded, SIZES.get(platform, ACCELERATOR_SIZES))
         if not sizes:
-            return TreeChoice(loaded.tree(), "the drafter fills no other")
+            return _unmeasured(loaded, "the drafter fills no tree to measure", platform)
         costs = measure_costs(bundle, prompts, config, loaded, sizes, batch)
         save_costs(key, costs)
         source = f"measured in {time.perf_counter() - began:.1f} s"
@@ -119,6 +117,21 @@ def choose_tree(
     steps = batches * _new_tokens(bundle, prompts, config, loaded)
     seconds = steps * costs.step / (choice.speedup or 1.0)
     return replace(choice, reason=f"{choice.reason}; about {seconds:.0f} s to decode")
+
+
+def platform_of() -> str:
+    """Platform of the device that generates: "cpu", "gpu" or "tpu"."""
+    return jax.devices()[0].platform
+
+
+def _unmeasured(loaded: LoadedDrafter, reason: str, platform: str) -> TreeChoice:
+    """Choice without costs: the device's default tree; no drafts on a CPU.
+
+    On some CPUs drafts pay, on others they take twice the time.
+    """
+    if platform == "cpu":
+        return TreeChoice(Tree.root(), f"{reason}, and not every CPU gains from drafts")
+    return TreeChoice(loaded.tree(), reason)
 
 
 def fastest_tree(

@@ -66,11 +66,6 @@ def parse_tree(
         ) from None
 
 
-def default_batch() -> int:
-    """Sequences of a batch; a CPU has no idle arithmetic units to fill."""
-    return 1 if jax.devices()[0].platform == "cpu" else 8
-
-
 def default_tree(
     platform: str | None = None,
     max_depth: int = MAX_DEPTH,
