@@ -36,6 +36,7 @@ def test_images_are_generated_once_and_named(bundle, tmp_path, monkeypatch, caps
     monkeypatch.chdir(tmp_path)
     command = ["generate", "--checkpoint", str(bundle), "--num", "3", "--top-k", "4"]
     command += ["--classes", "crane (bird),0", "--report", "r.json"]
+    command += ["--tree", "chain-2"]
     assert main(command) == 0
     values = json.loads((tmp_path / "r.json").read_text())
     assert not any("baseline" in key or "identical" in key for key in values)
@@ -48,8 +49,8 @@ def test_images_are_generated_once_and_named(bundle, tmp_path, monkeypatch, caps
     note, *start = err[: err.index("\rgenerating")].splitlines()
     assert "has no drafter, so jacobi drafts" in note
     heads = [line.split()[0] for line in start]
-    assert heads == ["device", "checkpoint", "images", "drafter", "tree"]
-    assert "3 of 16 tokens, 1 at a time, temperature 1, cfg 3, top-k 4" in start[2]
+    assert heads == ["device", "checkpoint", "images", "drafter"]
+    assert "3 of 16 tokens, 3 at a time, temperature 1, cfg 3, top-k 4" in start[2]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["r.json", "samples.png"]
 
 

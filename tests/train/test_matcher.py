@@ -73,11 +73,12 @@ def test_equal_captions_of_a_batch_are_not_wrong_ones():
     params = MODEL.init(jax.random.key(0))
     images, captions, _ = places(4)
     captions[1] = captions[0]
-    step = make_step(MODEL, config)
+    step = jax.jit(make_step(MODEL, config))
+    state = init_train_state(config, params)
 
     def loss(rows):
-        state = init_train_state(config, params)
-        return float(step(state, 0, (images[rows], captions[rows]))[1]["loss"])
+        batch = images[np.array(rows)], captions[np.array(rows)]
+        return float(step(state, jnp.int32(0), batch)[1]["loss"])
 
     # Two images of one caption cannot be confused.
     assert loss([0, 1]) == pytest.approx(0.0, abs=1e-6)
