@@ -50,7 +50,7 @@ def test_images_are_generated_once_and_named(bundle, tmp_path, monkeypatch, caps
     assert "has no drafter, so jacobi drafts" in note
     heads = [line.split()[0] for line in start]
     assert heads == ["device", "checkpoint", "images", "drafter"]
-    assert "3 of 16 tokens, 3 at a time, temperature 1, cfg 3, top-k 4" in start[2]
+    assert "3 of 16 tokens, 8 at a time, temperature 1, cfg 3, top-k 4" in start[2]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["r.json", "samples.png"]
 
 
