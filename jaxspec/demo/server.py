@@ -89,8 +89,11 @@ def free_socket(port: int) -> socket.socket:
       ConfigError: the port is taken or not allowed.
     """
     found = socket.socket()
+    # A port may be used again at once after the last server has ended.
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         found.bind((HOST, port))
+        found.listen()  # a browser may connect before the server accepts
     except (OSError, OverflowError) as error:
         found.close()
         raise ConfigError(

@@ -128,7 +128,6 @@ def test_other_names_of_this_machine_are_refused(address):
 def test_a_taken_port_is_one_error(capsys):
     pytest.importorskip("aiohttp")
     with free_socket(0) as taken:
-        taken.listen()
         port = taken.getsockname()[1]
         assert main(["demo", "--port", str(port), "--no-browser"]) == 2
     assert f"port {port} cannot be used" in capsys.readouterr().err
