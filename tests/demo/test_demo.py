@@ -49,6 +49,7 @@ def test_images_grow_with_every_round_until_they_are_complete(drawn):
     assert end["tokens_per_call"] == 32 / end["calls"]
 
 
+@pytest.mark.slow
 def test_the_last_images_are_those_of_the_pipeline_with_and_without_drafts(pipe, drawn):
     out = pipe(class_labels=[1, 1], seed=3, cfg_scale=2.0, batch_size=2)
     whole = np.concatenate([np.asarray(image) for image in out.images], axis=1)

@@ -103,6 +103,7 @@ OBJECTIVES = [
 
 @pytest.mark.variants(1)
 @pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.slow
 def test_models_draft_with_the_objective_they_were_trained_for(
     objective, trained, data, tmp_path
 ):

@@ -183,6 +183,7 @@ def fresh_contexts(tokens):
     return network.context(features, w.inner.angles(positions))
 
 
+@pytest.mark.slow
 def test_the_drafter_cache_has_every_position_also_after_full_acceptance():
     """Its cache is computed from features of the target, not from its own drafts.
 
