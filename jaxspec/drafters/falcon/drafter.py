@@ -201,7 +201,8 @@ class Falcon:
         cache = self._commit(params, state.cache, pairs)
         lengths = cache.lengths + repeat_branches(state.counts, branches)
         cache = replace(cache, lengths=lengths)
-        index = repeat_branches(counts, branches)[:, None] - 1 + jnp.arange(before + 1)
+        index = jnp.arange(before + 1)[None]
+        index = repeat_branches(counts, branches)[:, None] - 1 + index
         last_pairs = jnp.take_along_axis(pairs, index[..., None], axis=1)
         draft, cache = self._grow(params, cache, last_pairs, ctx)
         index = counts[:, None] + jnp.arange(before)[None]

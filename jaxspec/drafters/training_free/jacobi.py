@@ -105,7 +105,8 @@ class Jacobi:
         candidates = (depths[:, None] == depth[..., None]) & valid[:, None]  # [B, G, N]
         known = jnp.any(candidates, axis=-1)
         if self.contexts == "all":
-            weights = jnp.where(below, BELOW, 1.0)[:, None] * candidates
+            counted = jnp.where(below, jnp.float32(BELOW), jnp.float32(1.0))
+            weights = jnp.where(candidates, counted[:, None], 0.0)
             total = jnp.sum(weights, axis=-1, keepdims=True)
             weights = weights / jnp.where(total > 0, total, 1.0)
             # A filtered or NaN score of one context must not reach the others.
