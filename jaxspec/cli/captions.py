@@ -99,8 +99,10 @@ def run(arguments: argparse.Namespace) -> None:
     bundle = pipe.bundle
     if bundle.prior.config.condition != "caption":
         raise ConfigError(f"bundle '{bundle.name}' reads no captions")
-    folder = checkpoint_of(find_folder(arguments.checkpoint))
-    matcher = Path(arguments.matcher or folder / "matcher")
+    if arguments.matcher:
+        matcher = Path(arguments.matcher)
+    else:
+        matcher = checkpoint_of(find_folder(arguments.checkpoint)) / "matcher"
     checkpoint = load_checkpoint(matcher, "matcher")
     sources = {
         split: tfds_images(

@@ -200,9 +200,9 @@ def _for_answers(arguments: argparse.Namespace) -> Any:
     from jaxspec.checkpoint import checkpoint_of, read_config
     from jaxspec.train.from_text import experiment_for_answers
 
-    folder = checkpoint_of(_bundle(arguments.checkpoint))
+    folder = _bundle(arguments.checkpoint)
     return experiment_for_answers(
-        read_config(folder / "prior").config,
+        read_config(checkpoint_of(folder) / "prior").config,
         Path(arguments.prompts).resolve(),
         folder.name,
         platform=jax.devices()[0].platform,

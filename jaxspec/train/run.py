@@ -82,7 +82,9 @@ def _train_part(experiment: Experiment, part: str, run: TrainingRun) -> Path:
     observers = default_observers(experiment, part, images, heldout, run.parts)
     result = run_job(job, folder, run.sharding, (*observers, *run.observers))
     names = images[0].class_names if images else []
-    if part in ("prior", "classifier") and images is not None:
+    captioned = experiment.text_encoder is not None
+    named = part == "prior" or (part == "classifier" and not captioned)
+    if named and images is not None:
         metadata = {**result[part].metadata, **_named(experiment, images, names)}
         result = {**result, part: replace(result[part], metadata=metadata)}
     if getattr(experiment, f"train_{part}").rounded:

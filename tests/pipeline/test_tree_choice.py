@@ -102,9 +102,8 @@ def test_nothing_is_measured_where_it_would_not_pay_or_change_tokens(
     short = pipe(LABELS, **SETTINGS)
     assert short.choice.tree == Tree.root() and not calls
     assert "not every CPU gains" in str(short.choice)
-    monkeypatch.setattr(choice, "platform_of", lambda: "gpu")
-    elsewhere = pipe(LABELS, **SETTINGS)
-    assert elsewhere.choice.tree == pipe.loaded.tree() and not calls
+    elsewhere = choice._unmeasured(pipe.loaded, "short", "gpu")
+    assert elsewhere.tree == pipe.loaded.tree()
     assert jaxspec.load_pipeline(folder, drafter=None)(LABELS).choice is None
 
 

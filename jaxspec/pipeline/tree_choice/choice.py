@@ -97,7 +97,7 @@ def choose_tree(
     costs = known.get(key) or load_costs(key)
     source = "as measured before"
     if costs is None:
-        platform, target = platform_of(), bundle.prior.config
+        platform, target = jax.devices()[0].platform, bundle.prior.config
         least = MIN_OPERATIONS.get(platform, ACCELERATOR_MIN_OPERATIONS)
         # Programs of more layers take longer to compile.
         least *= max(target.layers / LAYERS, 1.0)
@@ -117,11 +117,6 @@ def choose_tree(
     steps = batches * _new_tokens(bundle, prompts, config, loaded)
     seconds = steps * costs.step / (choice.speedup or 1.0)
     return replace(choice, reason=f"{choice.reason}; about {seconds:.0f} s to decode")
-
-
-def platform_of() -> str:
-    """Platform of the device that generates: "cpu", "gpu" or "tpu"."""
-    return jax.devices()[0].platform
 
 
 def _unmeasured(loaded: LoadedDrafter, reason: str, platform: str) -> TreeChoice:
