@@ -42,5 +42,5 @@ def test_the_nearest_image_is_that_of_a_plain_search():
     difference = images[:, None].astype(float) - training[None]
     distances = np.sqrt((difference**2).mean(axis=(2, 3, 4)))
     np.testing.assert_array_equal(found.indices, distances.argmin(axis=1))
-    np.testing.assert_allclose(found.distances, distances.min(axis=1), atol=0.1)
-    assert found.distances[0] < 0.1 < found.distances[1] < found.distances[2]
+    np.testing.assert_allclose(found.distances, distances.min(axis=1), rtol=1e-9)
+    assert found.distances[0] == 0 < found.distances[1] < found.distances[2]

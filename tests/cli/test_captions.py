@@ -1,0 +1,60 @@
+"""`jaxspec eval captions`, with models that were trained on the way."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxspec.cli import main
+from jaxspec.pipeline.bundle import load_bundle
+from tests.data.emoji_packages import write_packages
+
+TINY = Path(__file__).parents[1] / "train" / "tiny_emoji.py"
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = write_packages(tmp_path_factory.mktemp("emoji"))
+    return ["--data-dir", str(folder / "tfds"), "--manual-dir", str(folder)]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, data):
+    out = tmp_path_factory.mktemp("run")
+    for part in ("tokenizer", "prior", "matcher", "drafter"):
+        command = ["train", part, "--config", str(TINY), "--out", str(out)]
+        assert main([*command, *data]) == 0
+    return out
+
+
+def test_a_prior_of_captions_records_captions_to_try_and_styles(trained):
+    bundle = load_bundle(trained)
+    assert bundle.styles == ["noto", "3d", "flat"]
+    assert set(bundle.examples) == {f"red apple, {s}" for s in bundle.styles}
+    assert (trained / "checkpoint" / "matcher" / "tokenizer.json").is_file()
+
+
+def test_every_split_has_ranks_and_the_nearest_training_images(trained, data, tmp_path):
+    command = ["eval", "captions", "--checkpoint", str(trained), "--data", "emoji64"]
+    command += ["--splits", "originals", "test", "--num", "3", "--batch", "2"]
+    assert main([*command, *data, "--out", str(tmp_path / "report")]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    originals, held = report["rows"]
+    assert [originals["split"], held["split"]] == ["originals", "test"]
+    # The first copy of an original is itself; held-out images are in no copy.
+    assert originals["real_nearest_median"] == 0
+    for row in report["rows"]:
+        assert 0 <= row["ranked_first"] <= 1 and row["nearest_least"] > 1
+    sheet = np.asarray(Image.open(tmp_path / "report.png"))
+    assert sheet.shape[0] > 128 and (sheet < 250).any()
+    assert "ranked first" in (tmp_path / "report.md").read_text()
+
+
+def test_models_of_classes_are_refused(data, tmp_path, capsys):
+    command = ["eval", "captions", "--checkpoint", "fruits64", "--data", "emoji64"]
+    assert main([*command, *data, "--out", str(tmp_path / "report")]) == 2
+    assert "reads no captions" in capsys.readouterr().err
