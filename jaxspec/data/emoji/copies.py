@@ -1,5 +1,6 @@
 """Changed copies of emoji over white: sizes, places, mirror images and colors."""
 
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -9,7 +10,7 @@ from jaxspec.data.emoji.captions import any_caption, plain_caption
 from jaxspec.data.emoji.colors import color_word, turn_hue
 from jaxspec.data.emoji.reading import SIDE, Emoji
 
-# Images without letters, hands of clocks, or a direction that has a meaning.
+# Groups of images without hands of clocks and, outside some subgroups, letters.
 MIRRORED = (
     "smileys-emotion",
     "people-body",
@@ -17,6 +18,8 @@ MIRRORED = (
     "food-drink",
     "activities",
 )
+LETTERED = ("emotion", "award-medal", "game")
+_DIRECTION = re.compile(r"left|right", re.IGNORECASE)
 TURNED = (
     "animals-nature",
     "food-drink",
@@ -58,12 +61,20 @@ def copies(
             word = color_word(candidate)
             if word is not None:
                 copy, color, turned = candidate, word, True
-        directed = {"left", "right"} & set(emoji.label.lower().split())
-        if emoji.group in MIRRORED and not directed and rng.random() < 0.5:
+        if _has_mirror_image(emoji) and rng.random() < 0.5:
             copy = copy[:, ::-1]
         if rng.random() < MOVED_SHARE:
             copy = _moved(copy, rng)
         yield over_white(copy), any_caption(emoji, rng, color, turned)
+
+
+def _has_mirror_image(emoji: Emoji) -> bool:
+    """Whether the mirror image shows the same: no letters, no named direction."""
+    return (
+        emoji.group in MIRRORED
+        and emoji.subgroup not in LETTERED
+        and not _DIRECTION.search(emoji.label)
+    )
 
 
 def _moved(rgba: np.ndarray, rng: np.random.Generator) -> np.ndarray:
