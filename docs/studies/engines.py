@@ -33,7 +33,7 @@ from jaxspec.speculative.trees.dynamic import DynamicTree
 from jaxspec.speculative.trees.tree import Tree
 
 CFG_SCALE = 2.0
-PLAIN, TORCH_LOOP = "jaxspec, plain", "PyTorch, LANTERN's loop"
+PLAIN, TORCH_LOOP = "jaxspec, plain", "PyTorch, loop after LANTERN's"
 DRAFTED = "jaxspec, same drafter and tree"
 
 
@@ -217,12 +217,12 @@ def engines_markdown(result: dict[str, Any]) -> str:
         "without compilation.",
         "",
         f"{result['num']} images of 256 tokens of the embedded class-conditional "
-        f'model, CFG scale {CFG_SCALE:g}, temperature 1. "PyTorch, LANTERN\'s loop" is '
-        "eager "
-        "PyTorch with a Python loop over rounds, of one image at a time, with the "
-        "drafter, the tree and the noise of the row above it, so that engines are "
-        f"compared and not models: {result['nodes']} nodes, optimal for the measured "
-        f"acceptance. Mixed drafts have the tree {result['best']}. A call of a batch "
+        f'model, CFG scale {CFG_SCALE:g}, temperature 1. "{TORCH_LOOP}" is eager '
+        "PyTorch with a Python loop over rounds, of one image at a time. It has the "
+        "drafter, the tree and the random numbers of the drafted row of jaxspec, so "
+        f"that engines are compared and not models: {result['nodes']} nodes, optimal "
+        "for the measured acceptance. Mixed drafts have the tree "
+        f"{result['best']}. A call of a batch "
         'is a call for all of its images. "Speedup" and "same tokens" are relative '
         "to plain decoding of jaxspec; torch.compile draws noise of its own. "
         f"{RATIO_NOTE}",

@@ -45,14 +45,16 @@ def run(arguments: argparse.Namespace) -> None:
 
     Raises:
       CheckpointError: the checkpoint cannot be used.
-      ConfigError: the model makes no images, or the port cannot be used.
+      ConfigError: the model makes no images, the port cannot be used, or the package
+        aiohttp is not installed.
     """
     import webbrowser
 
-    from jaxspec.demo.server import HOST, free_socket, serve
+    from jaxspec.demo.server import HOST, check_package, free_socket, serve
     from jaxspec.errors import ConfigError
     from jaxspec.pipeline.pipeline import load_pipeline
 
+    check_package()
     drafter = None if arguments.drafter == "none" else arguments.drafter
     pipe = load_pipeline(arguments.checkpoint, drafter=drafter)
     if pipe.bundle.image_tokenizer is None:

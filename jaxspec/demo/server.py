@@ -18,6 +18,15 @@ HOST = "127.0.0.1"
 NAMES = ("127.0.0.1", "localhost")
 
 
+def check_package() -> None:
+    """Checks that the package of the server is installed.
+
+    Raises:
+      ConfigError: it is not installed; the message has the command that does.
+    """
+    _web()
+
+
 def make_app(pipe: Pipeline) -> Any:
     """The web application, an `aiohttp.web.Application`.
 
@@ -34,6 +43,7 @@ def make_app(pipe: Pipeline) -> Any:
     page = files("jaxspec.demo").joinpath("page.html").read_bytes()
     # JAX is used from one thread, so that drawings do not share the device.
     thread = ThreadPoolExecutor(1)
+    one_by_one = asyncio.Lock()
 
     @web.middleware
     async def local(request, handler):
@@ -56,7 +66,8 @@ def make_app(pipe: Pipeline) -> Any:
             found = events(pipe, read_request(request.query, pipe))
         except ConfigError as error:
             found = iter([{"kind": "error", "message": str(error)}])
-        await _send(response, found, thread)
+        async with one_by_one:
+            await _send(response, found, thread)
         return response
 
     app = web.Application(middlewares=[local])
@@ -79,7 +90,7 @@ async def _send(response, found: Iterator[dict[str, Any]], thread) -> None:
     except ConnectionResetError:
         pass  # the page has gone
     finally:
-        loop.run_in_executor(thread, getattr(found, "close", lambda: None))
+        thread.submit(getattr(found, "close", lambda: None))
 
 
 def free_socket(port: int) -> socket.socket:

@@ -94,6 +94,7 @@ def measure_captions(
             {
                 "split": split,
                 "images": len(captions),
+                "among": min(AMONG, len(np.unique(ids, axis=0))),
                 "ranked_first": shares["generated"],
                 "real_ranked_first": shares["real"],
                 "nearest_median": float(np.median(near.distances)),
@@ -112,7 +113,6 @@ def measure_captions(
     result = {
         "checkpoint": pipe.bundle.name,
         "cfg_scale": config.cfg_scale,
-        "among": AMONG,
         "seed": seed,
         "device": device_name(),
         "jax": jax.__version__,
@@ -129,6 +129,7 @@ def captions_markdown(result: dict[str, Any]) -> str:
         [
             row["split"],
             row["images"],
+            row["among"],
             f"{row['ranked_first']:.0%}",
             f"{row['real_ranked_first']:.0%}",
             f"{row['nearest_median']:.1f}",
@@ -137,7 +138,7 @@ def captions_markdown(result: dict[str, Any]) -> str:
         ]
         for row in result["rows"]
     ]
-    columns = ["captions of", "images", "ranked first", "real images"]
+    columns = ["captions of", "images", "among", "ranked first", "real images"]
     columns += ["nearest, median", "nearest, least", "real images, median"]
     lines = [
         f"# Captions and images of {result['checkpoint']}",
@@ -148,13 +149,12 @@ def captions_markdown(result: dict[str, Any]) -> str:
         f"{result['cfg_scale']:g}, temperature and filters of the checkpoint, seed "
         f"{result['seed']}.",
         "",
-        '"Ranked first": a matcher scores the asked caption above '
-        f"{result['among'] - 1} "
-        'others of the same split; "real images" is its figure for the images that the '
-        'captions belong to. "Nearest" is the root mean squared difference (0 to 255) '
-        "to the nearest image of the training split; that of real images is 0 where "
-        "they are in it. The sheet shows the nearest pairs, each generated image left "
-        "of its training image.",
+        '"Ranked first": a matcher scores the asked caption highest, of as many of '
+        'the split as the column "among" counts; "real images" is its figure for the '
+        'images that the captions belong to. "Nearest" is the root mean squared '
+        "difference (0 to 255) to the nearest image of the training split; that of "
+        "real images is 0 where they are in it. The sheet shows the nearest pairs, "
+        "each generated image left of its training image.",
         "",
         markdown_table(columns, cells),
     ]

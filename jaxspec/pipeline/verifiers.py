@@ -95,6 +95,8 @@ def verifier_params(verifier: Verifier, bundle: Bundle) -> dict[str, Any] | None
 
     The neighbor table is the tokenizer's own where it is wide enough, else built anew.
     """
+    if isinstance(verifier, verify.Skipped):
+        return verifier_params(verifier.rule, bundle)
     if isinstance(verifier, (verify.Lantern, verify.CoupledRelaxed)):
         table = bundle.tokenizer.neighbors
         if table is None or table.most < verifier.k:

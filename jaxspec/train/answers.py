@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from jaxspec.checkpoint import digest_of
 from jaxspec.data.text import TextSource
-from jaxspec.errors import DataError
+from jaxspec.errors import ConfigError, DataError
 from jaxspec.io.text_files import read_lines
 from jaxspec.io.writing import whole_file
 from jaxspec.pipeline.bundle import Bundle, load_bundle
@@ -42,9 +42,11 @@ def answer_sources(
 
     Raises:
       CheckpointError: the bundle cannot be used.
-      ConfigError: the model makes no text, or has no vocabulary.
+      ConfigError: the model makes no text or has no vocabulary, or `count` is below 1.
       DataError: the file has too few prompts.
     """
+    if count < 1:
+        raise ConfigError(f"{count} answers; give at least 1")
     lines = list(read_lines(file).values())
     if len(lines) < 2:
         raise DataError(f"'{file}' has one prompt; write more, one a line")
@@ -72,7 +74,8 @@ def _answers(
     """Prompts with their answers as one stream of tokens, uint32."""
     limits = {"max_new_tokens": ANSWER, "batch_size": BATCH}
     config = resolve_config(bundle, limits)
-    identity = repr((digest_of(bundle.prior), config, prompts.values.tobytes(), seed))
+    asked = prompts.values[indices].tobytes()
+    identity = repr((digest_of(bundle.prior), config, asked, seed))
     digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
     folder = cache_dir / f"answers-{digest}"
     folder.mkdir(parents=True, exist_ok=True)

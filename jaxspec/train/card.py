@@ -101,6 +101,11 @@ def _heldout(part: str, experiment: Experiment) -> str:
         return "other sequences that the target generated"
     if experiment.text_file is not None:
         return "the end of the text"
+    if part == "matcher" and experiment.data.matcher_split:
+        return (
+            f"the split `{experiment.data.heldout_split}`; it was trained on "
+            f"`{experiment.data.matcher_split}`"
+        )
     return f"the split `{experiment.data.heldout_split}`"
 
 

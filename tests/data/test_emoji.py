@@ -65,14 +65,33 @@ def test_the_packed_files_hold_the_same(packages, tmp_path):
     assert read_emoji(tmp_path) == found
 
 
+@pytest.mark.parametrize("name", ["emoji64.npz", "emoji64.json"])
+def test_cut_packed_files_are_one_error(packages, tmp_path, name):
+    found = read_emoji(packages)
+    webp = np.frombuffer(b"".join(e.webp for e in found), np.uint8)
+    offsets = np.cumsum([0, *(len(e.webp) for e in found)])
+    np.savez_compressed(tmp_path / "emoji64.npz", webp=webp, offsets=offsets)
+    entries = [{k: v for k, v in vars(e).items() if k != "webp"} for e in found]
+    (tmp_path / "emoji64.json").write_text(json.dumps(entries[:-1]), "utf-8")
+    with pytest.raises(DataError, match="damaged"):  # fewer names than images
+        read_emoji(tmp_path)
+    (tmp_path / "emoji64.json").write_text(json.dumps(entries), "utf-8")
+    file = tmp_path / name
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(DataError, match="damaged"):
+        read_emoji(tmp_path)
+
+
 def test_missing_and_damaged_packages_are_named(packages, tmp_path):
     with pytest.raises(DataError, match="missing: emojibase.*npm pack"):
         read_emoji(tmp_path)
     for file in packages.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    (tmp_path / PACKAGES["noto"]).write_bytes(b"no archive")
-    with pytest.raises(DataError, match="damaged"):
-        read_emoji(tmp_path)
+    noto = tmp_path / PACKAGES["noto"]
+    for damaged in (b"no archive", noto.read_bytes()[: noto.stat().st_size // 2]):
+        noto.write_bytes(damaged)
+        with pytest.raises(DataError, match="damaged"):
+            read_emoji(tmp_path)
 
 
 def test_an_emoji_is_held_out_in_all_styles():
@@ -153,6 +172,31 @@ def test_flags_and_clocks_are_not_mirrored_and_keep_their_colors():
         columns = (255 - image.astype(int)).sum(axis=(0, 2))
         used = np.flatnonzero(drawn.any(axis=0))
         assert columns[used[-4:]].sum() > columns[used[:4]].sum()
+
+
+@pytest.mark.parametrize(
+    ("mirrored", "fields"),
+    [
+        (True, {}),
+        (False, {"label": "rightwards hand", "group": "people-body"}),
+        (False, {"label": "left-facing fist", "group": "people-body"}),
+        (False, {"subgroup": "emotion", "group": "smileys-emotion"}),  # hundred points
+        (False, {"group": "travel-places", "subgroup": "time"}),
+    ],
+)
+def test_only_what_has_no_letters_and_no_direction_is_mirrored(mirrored, fields):
+    half = disk(0)
+    half[:, 32:, 3] = 0
+    made = copies(
+        emoji(webp=file_of(half, "WEBP"), **fields), 40, np.random.default_rng(0)
+    )
+    # A smaller copy may lie anywhere; the straight edge of the half disk is dark.
+    edges = []
+    for image, _ in made:
+        columns = (255 - image.astype(int)).sum(axis=(0, 2))
+        used = np.flatnonzero(columns > 500)
+        edges.append(columns[used[0]] > columns[used[-1]])
+    assert any(edges) == mirrored
 
 
 def test_the_data_set_has_copies_to_train_on_and_other_emoji_to_test(

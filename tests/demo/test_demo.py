@@ -3,9 +3,11 @@
 import base64
 import io
 import json
+import sys
 import urllib.error
 import urllib.parse
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -119,11 +121,35 @@ def test_the_server_has_a_page_and_streams_events(address, drawn):
     }
 
 
+def test_images_asked_for_at_the_same_time_are_drawn_one_after_the_other(address):
+    """A second page waits, so that the first keeps its speed."""
+    ends = []
+
+    def draw(seed):
+        query = urllib.parse.urlencode({**QUERY, "seed": seed})
+        with urllib.request.urlopen(f"{address}/draw?{query}") as response:
+            lines = (line for line in response if line.startswith(b"data"))
+            for line in lines:
+                ends.append((seed, json.loads(line[6:])["kind"]))
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(draw, (1, 2)))
+    seeds = [seed for seed, _ in ends]
+    first = seeds[0]
+    assert ends.index((first, "end")) < seeds.index(3 - first)
+
+
 def test_other_names_of_this_machine_are_refused(address):
     """A page elsewhere whose name was made to point here reads nothing."""
     with pytest.raises(urllib.error.HTTPError, match="403"):
         read(address, Host="example.org")
     assert read(address, Host="localhost:80")[0].startswith("text/html")
+
+
+def test_a_missing_package_is_named_before_a_model_is_loaded(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    assert main(["demo", "--no-browser", "--checkpoint", "missing"]) == 2
+    assert "pip install 'jaxspec-decoding[demo]'" in capsys.readouterr().err
 
 
 def test_a_taken_port_is_one_error(capsys):

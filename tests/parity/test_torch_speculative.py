@@ -56,9 +56,12 @@ def test_tokens_and_calls_are_those_of_the_engine(models, name):
     found = loop.generate(32, noise)
     np.testing.assert_array_equal(found.tokens, np.asarray(result.tokens[0]))
     assert found.calls == int(result.stats.calls[0]) < LENGTH / 1.5
-    # The control: with other noise for the drafter, drafts are no longer accepted.
-    other = loop.generate(32, np.roll(noise, 1, axis=1))
-    assert (other.tokens != found.tokens).any()
+    # The control: drafts of other noise than the target's are accepted less often.
+    draft = loop._draft
+    loop._draft = lambda root, filled, gumbel: draft(root, filled, gumbel.roll(1, -1))
+    other = loop.generate(32, noise)
+    np.testing.assert_array_equal(other.tokens, found.tokens)
+    assert other.calls > 1.3 * found.calls
 
 
 def test_other_drafters_are_refused(models):

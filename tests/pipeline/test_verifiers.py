@@ -114,6 +114,14 @@ def test_the_stored_neighbors_are_used_if_there_are_enough():
     )
 
 
+def test_skipped_verification_has_the_arrays_of_its_rule():
+    bundle, rule = load_bundle("fruits64"), Lantern(5, lam=2.0)
+    chex.assert_trees_all_equal(
+        verifier_params(Skipped(rule=rule), bundle), verifier_params(rule, bundle)
+    )
+    assert verifier_params(Skipped(), bundle) is None
+
+
 def test_verifiers_without_arrays_get_none():
     bundle = load_bundle("fruits64")
     for verifier in NAMED.values():

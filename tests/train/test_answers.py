@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxspec.cli import main
-from jaxspec.errors import DataError
+from jaxspec.errors import ConfigError, DataError
 from jaxspec.pipeline.bundle import load_bundle
 from jaxspec.pipeline.pipeline import load_pipeline
 from jaxspec.pipeline.prompt_inputs import read_prompts
@@ -53,6 +53,23 @@ def test_windows_hold_prompts_and_answers_and_held_out_prompts_are_apart(
         len(other.tokens[0]) != len(train.tokens[0])
         or (other.tokens != train.tokens).any()
     )
+
+
+def test_a_cache_holds_the_answers_of_each_seed_apart(folder, file, tmp_path):
+    """Held-out answers of one seed are no training answers of the next."""
+    shared, fresh = tmp_path / "shared", tmp_path / "fresh"
+    parts = [
+        answer_sources(folder, file, 16, seed=seed, cache_dir=cache)
+        for seed, cache in ((0, shared), (1, shared), (1, fresh))
+    ]
+    assert len(list(shared.iterdir())) == 4
+    for found, wanted in zip(parts[1], parts[2], strict=True):
+        np.testing.assert_array_equal(found.tokens, wanted.tokens)
+
+
+def test_no_answers_are_refused(folder, file, tmp_path):
+    with pytest.raises(ConfigError, match="0 answers; give at least 1"):
+        answer_sources(folder, file, 0, seed=0, cache_dir=tmp_path)
 
 
 @pytest.mark.slow

@@ -4,6 +4,8 @@ import hashlib
 import io
 import json
 import tarfile
+import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,8 @@ PACKED = "emoji64.npz", "emoji64.json"
 # One emoji of this many is held out, in all styles.
 HELDOUT_EVERY = 12
 _RENDERED = 256
+# What a cut or changed file raises.
+_DAMAGE = (OSError, EOFError, KeyError, ValueError, TypeError)
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ def read_emoji(folder: str | Path) -> list[Emoji]:
             Emoji(code, style, **names[code], webp=_webp(image))
             for (style, code), image in images.items()
         ]
-    except (OSError, KeyError, ValueError, tarfile.TarError) as error:
+    except (*_DAMAGE, tarfile.TarError, zlib.error) as error:
         raise DataError(f"the packages in '{folder}' are damaged: {error}") from None
 
 
@@ -119,9 +123,11 @@ def _packed(folder: Path) -> list[Emoji]:
             webp, offsets = file["webp"].tobytes(), file["offsets"]
         return [
             Emoji(**{**entry, "tags": tuple(entry["tags"])}, webp=webp[start:end])
-            for entry, start, end in zip(entries, offsets, offsets[1:], strict=False)
+            for entry, start, end in zip(
+                entries, offsets[:-1], offsets[1:], strict=True
+            )
         ]
-    except (OSError, KeyError, ValueError, TypeError) as error:
+    except (*_DAMAGE, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(
             f"the packed files in '{folder}' are damaged: {error}"
         ) from None

@@ -38,6 +38,8 @@ class Skipped(OutcomeVerifier):
     the engine needs its caches and features: the distribution of the output is that of
     the paper, its speed is not.
 
+    Without a rule of its own, it rejects by `Rejection`; the paper's is `Lantern`.
+
     Attributes:
       share: probability that a round is skipped; .2 in the paper's code.
       rule: verifier of the other rounds.
