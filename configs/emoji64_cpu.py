@@ -48,6 +48,8 @@ def get_config() -> Experiment:
         ),
         tokenizer=replace(
             PRESETS["small-64"],
+            channels=80,
+            latent_channels=80,
             encoder_blocks=1,
             decoder_blocks=2,
             # The best 7 numbers of a patch, as many as a code of width 8 has, leave
@@ -80,7 +82,7 @@ def get_config() -> Experiment:
             markov_rank=64,
         ),
         train_tokenizer=TrainingConfig(
-            steps=6000, batch=32, weight_decay=1e-4, ema=0.998, rounded=True
+            steps=5000, batch=16, weight_decay=1e-4, ema=0.998, rounded=True
         ),
         train_prior=PriorTrainingConfig(
             steps=5000,
