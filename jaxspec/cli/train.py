@@ -222,7 +222,10 @@ def _existing(arguments: argparse.Namespace) -> dict[str, Any]:
     bundle = _bundle(arguments.checkpoint) or Path(arguments.workdir) / "checkpoint"
     found = existing_configs(checkpoint_of(bundle))
     if arguments.start and arguments.part == "prior":
-        found["prior"] = read_config(checkpoint_of(arguments.start, "prior")).config
+        start = checkpoint_of(arguments.start, "prior")
+        found["prior"] = read_config(start).config
+        if (start.parent / "text_encoder").is_dir():
+            found["text_encoder"] = read_config(start.parent / "text_encoder").config
     return found
 
 

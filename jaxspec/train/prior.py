@@ -26,7 +26,7 @@ from jaxspec.train.experiment import (
 )
 from jaxspec.train.loop import Training, TrainingJob
 from jaxspec.train.optimizer import init_train_state, make_gradient_step
-from jaxspec.train.start import check_kind
+from jaxspec.train.start import check_kind, check_start
 from jaxspec.train.text_encoder import (
     encoded,
     joined_params,
@@ -41,6 +41,7 @@ def prior_job(
     source: Sequences,
     heldout: Sequences,
     start: Checkpoint | None = None,
+    start_encoder: Checkpoint | None = None,
 ) -> TrainingJob:
     """Prepares the training of a model over tokens.
 
@@ -51,24 +52,26 @@ def prior_job(
       start: trained model of the same configuration, up to dropout, whose parameters
         are the initial ones; it may have fewer extra tokens. None for random
         parameters.
+      start_encoder: text encoder of `start`, for a prior that is trained together with
+        one.
 
     Raises:
-      ConfigError: `start` is of another kind or configuration.
+      ConfigError: `start` or `start_encoder` is of another kind or configuration.
     """
     config = experiment.train_prior
     model = Transformer(experiment.prior)
     encoder = experiment.text_encoder and TextEncoder(experiment.text_encoder)
     params = model.init(seed_key(config.seed))
-    if start is not None and encoder is not None:
-        raise ConfigError(
-            "a prior of captions cannot start from another one, whose vocabulary "
-            "differs; leave out --start"
-        )
     if start is not None:
         params = _start_params(start, model, params)
-    start_digest = params_digest(params) if start is not None else ""
     if encoder is not None:
-        params = joined_params(params, encoder.init(seed_key(config.seed + 1)))
+        encoder_params = encoder.init(seed_key(config.seed + 1))
+        if start is not None:
+            assert start_encoder is not None  # of captions too
+            check_start(start_encoder, "text_encoder", encoder.config)
+            encoder_params = start_encoder.params
+        params = joined_params(params, encoder_params)
+    start_digest = params_digest(params) if start is not None else ""
 
     def batch_fn(step):
         indices = batch_indices(config.seed, step, config.batch, len(source))

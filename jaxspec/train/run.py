@@ -35,6 +35,7 @@ from jaxspec.train.sources import (
     generated_sequences,
     generation_conditions,
     open_images,
+    start_encoder,
     vocabulary_file,
 )
 from jaxspec.train.text_encoder import ENCODER
@@ -141,8 +142,14 @@ def _job_maker(
             None,
         )
     if part == "prior":
+        encoder = None
+        if start is not None and experiment.text_encoder is not None:
+            encoder = load_checkpoint(start_encoder(run.start), ENCODER)
         train, heldout = data_sequences(experiment, images, run)
-        return lambda experiment: prior_job(experiment, train, heldout, start), heldout
+        return (
+            lambda experiment: prior_job(experiment, train, heldout, start, encoder),
+            heldout,
+        )
     prior = load_prior(run.parts / "prior")
 
     def make_drafter_job(experiment: Experiment) -> TrainingJob:

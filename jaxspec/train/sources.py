@@ -7,13 +7,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxspec.checkpoint import Checkpoint, load_checkpoint
+from jaxspec.checkpoint import Checkpoint, checkpoint_of, load_checkpoint
 from jaxspec.data.dataset import Sources
 from jaxspec.data.image_tokens import Sequences, TokenSource, encode_source
 from jaxspec.data.source import ImageSource
 from jaxspec.data.text import TextSource, byte_windows
 from jaxspec.data.tfds_images import tfds_images
-from jaxspec.errors import ConfigError, DataError
+from jaxspec.errors import CheckpointError, ConfigError, DataError
+from jaxspec.io.text_files import read_text
 from jaxspec.io.writing import write_file
 from jaxspec.models.t5.model import TextEncoder
 from jaxspec.pipeline.captions import TOKENIZER as VOCABULARY
@@ -188,13 +189,33 @@ def vocabulary_file(run: TrainingRun, part: str = "prior") -> Path:
     return run.workdir / part / VOCABULARY
 
 
+def start_encoder(start: Path) -> Path:
+    """Folder of the text encoder beside a prior from which a training starts.
+
+    Raises:
+      CheckpointError: there is none.
+    """
+    folder = checkpoint_of(start, "prior").parent / ENCODER
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"'{start}' has no {ENCODER}/ beside its prior; start from a bundle whose "
+            "prior was trained with a text encoder"
+        )
+    return folder
+
+
 def _trained_vocabulary(
     experiment: Experiment, images: ImageSource, run: TrainingRun, part: str = "prior"
 ) -> Path:
-    """Trains the captions' vocabulary on first use."""
+    """Trains the captions' vocabulary on first use, or copies that of the start."""
     file = vocabulary_file(run, part)
     if experiment.text_encoder is not None and not file.is_file():
-        text = train_vocabulary(images.captions, experiment.text_encoder.vocab_size)
+        if run.start is None:
+            text = train_vocabulary(images.captions, experiment.text_encoder.vocab_size)
+        elif part == "matcher":
+            text = read_text(checkpoint_of(run.start, part) / VOCABULARY)
+        else:
+            text = read_text(start_encoder(run.start) / VOCABULARY)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_file(file, text.encode())
     return file

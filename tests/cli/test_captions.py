@@ -1,12 +1,15 @@
 """`jaxspec eval captions`, with models that were trained on the way."""
 
 import json
+import shutil
 from pathlib import Path
 
+import chex
 import numpy as np
 import pytest
 from PIL import Image
 
+from jaxspec.checkpoint import load_checkpoint
 from jaxspec.cli import main
 from jaxspec.pipeline.bundle import load_bundle
 from tests.data.emoji_packages import write_packages
@@ -52,6 +55,35 @@ def test_every_split_has_ranks_and_the_nearest_training_images(trained, data, tm
     sheet = np.asarray(Image.open(tmp_path / "report.png"))
     assert sheet.shape[0] > 128 and (sheet < 250).any()
     assert "ranked first" in (tmp_path / "report.md").read_text()
+
+
+def test_a_prior_starts_from_another_with_its_text_encoder_and_vocabulary(
+    trained, data, tmp_path
+):
+    start, out = tmp_path / "start", tmp_path / "run"
+    shutil.copytree(trained / "checkpoint", start)
+    file = start / "text_encoder" / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text()), indent=3))
+    command = ["train", "prior", "--config", str(TINY), *data, "--out", str(out)]
+    command += ["--checkpoint", str(trained), "--start", str(start), "--steps", "1"]
+    assert main([*command, "--set", "train_prior.learning_rate=1e-9"]) == 0
+    for part in ("prior", "text_encoder"):
+        before, after = (
+            load_checkpoint(folder / part).params
+            for folder in (start, out / "checkpoint")
+        )
+        chex.assert_trees_all_close(before, after, atol=1e-6)
+    written = out / "checkpoint" / "text_encoder" / "tokenizer.json"
+    assert written.read_text() == file.read_text()
+
+
+def test_a_start_without_a_text_encoder_is_refused(trained, data, tmp_path, capsys):
+    start = tmp_path / "start"
+    shutil.copytree(trained / "checkpoint" / "prior", start / "prior")
+    command = ["train", "prior", "--config", str(TINY), *data, "--out", str(tmp_path)]
+    command += ["--checkpoint", str(trained), "--start", str(start)]
+    assert main(command) == 2
+    assert "no text_encoder/ beside its prior" in capsys.readouterr().err
 
 
 def test_models_of_classes_are_refused(data, tmp_path, capsys):
