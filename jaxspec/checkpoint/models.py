@@ -30,6 +30,8 @@ from jaxspec.checkpoint.pytrees import (
     write_pytree,
 )
 from jaxspec.config import (
+    MultiScaleTokenizerConfig,
+    NextScaleConfig,
     TextEncoderConfig,
     TokenizerConfig,
     TransformerConfig,
@@ -40,9 +42,11 @@ from jaxspec.drafters.registry import DRAFTERS
 from jaxspec.errors import CheckpointError, ConfigError, NonFiniteError
 from jaxspec.models.classifier.model import Classifier, ClassifierConfig
 from jaxspec.models.matcher.model import Matcher, MatcherConfig
+from jaxspec.models.next_scale.model import NextScale
 from jaxspec.models.t5.model import TextEncoder
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.speculative.verify.neighbors import Neighbors
+from jaxspec.tokenizers.multi_scale.model import MultiScaleTokenizer
 from jaxspec.tokenizers.vqgan.model import Tokenizer
 from jaxspec.typing import Params
 
@@ -51,14 +55,18 @@ FORMAT = 4
 PART_BYTES = 1 << 26
 _MODELS = {
     "tokenizer": Tokenizer,
+    "multi_scale_tokenizer": MultiScaleTokenizer,
     "prior": Transformer,
+    "next_scale": NextScale,
     "classifier": Classifier,
     "matcher": Matcher,
     "text_encoder": TextEncoder,
 }
 KINDS = {
     "tokenizer": TokenizerConfig,
+    "multi_scale_tokenizer": MultiScaleTokenizerConfig,
     "prior": TransformerConfig,
+    "next_scale": NextScaleConfig,
     "classifier": ClassifierConfig,
     "matcher": MatcherConfig,
     "text_encoder": TextEncoderConfig,

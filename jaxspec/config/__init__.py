@@ -6,9 +6,12 @@ from jaxspec.config.models import (
     TokenizerConfig,
     TransformerConfig,
 )
+from jaxspec.config.next_scale import MultiScaleTokenizerConfig, NextScaleConfig
 from jaxspec.config.plain import from_dict, to_dict
 
 __all__ = [
+    "MultiScaleTokenizerConfig",
+    "NextScaleConfig",
     "RopeScaling",
     "TextEncoderConfig",
     "TokenizerConfig",

@@ -23,7 +23,13 @@ from jaxspec.sharding import placement
 from jaxspec.speculative.verify.neighbors import neighbor_table
 
 # Folders of a bundle by kind of checkpoint; all other kinds are drafters.
-FOLDERS = {"prior": "prior", "tokenizer": "tokenizer", "text_encoder": "text_encoder"}
+FOLDERS = {
+    "prior": "prior",
+    "next_scale": "prior",
+    "tokenizer": "tokenizer",
+    "multi_scale_tokenizer": "tokenizer",
+    "text_encoder": "text_encoder",
+}
 # LANTERN's `k`; the table holds one more neighbor.
 NEIGHBORS = 1000
 

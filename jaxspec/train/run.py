@@ -143,7 +143,7 @@ def _job_maker(
         )
     if part == "prior":
         encoder = None
-        if start is not None and experiment.text_encoder is not None:
+        if run.start is not None and experiment.text_encoder is not None:
             encoder = load_checkpoint(start_encoder(run.start), ENCODER)
         train, heldout = data_sequences(experiment, images, run)
         return (

@@ -15,7 +15,7 @@ def randomized(module: nn.Module, seed: int) -> nn.Module:
     with torch.no_grad():
         stored = module.state_dict()  # without tables of angles
         for name, x in [*module.named_parameters(), *module.named_buffers()]:
-            if name not in stored or x.ndim == 0:
+            if name not in stored or x.ndim == 0 or not x.is_floating_point():
                 continue
             if name.endswith("bias"):
                 x.normal_(std=0.2)

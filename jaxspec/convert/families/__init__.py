@@ -10,13 +10,16 @@ from jaxspec.convert.families import (
     masked_diffusion,
     medusa,
     t5,
+    var,
+    var_vq,
     vq,
 )
 from jaxspec.convert.family import Family
 
 # Drafters come first, because many of them have the model_type "llama".
 MODULES = (
-    dflash, eagle, medusa, hydra, llamagen, janus, llama, masked_diffusion, t5, vq
+    dflash, eagle, medusa, hydra, llamagen, janus, llama, masked_diffusion, t5, var,
+    var_vq, vq
 )  # fmt: skip
 FAMILIES: dict[str, Family] = {
     family.name: family for module in MODULES for family in module.FAMILIES

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxspec.config import TransformerConfig
 from jaxspec.core.kv_cache import KVCache, Layers, gather_path
 from jaxspec.errors import ConfigError
+from jaxspec.models.classes import mixed_classes
 from jaxspec.models.transformer.prompts import Caption, CaptionPadding
 from jaxspec.models.transformer.target import transformer_target
 from jaxspec.nn.attention import OVER_CACHE, Attention
@@ -105,10 +106,8 @@ class _Decoder(nn.Module):
         """Condition embeddings [B, P, D], of the null condition where `null`."""
         c = self.config
         if c.condition == "class":
-            if jnp.issubdtype(prompt.dtype, jnp.floating):
-                return self.mixed_classes(prompt, null)[:, None]
-            ids = jnp.where(null, c.classes, prompt)
-            return self.classes(ids)[:, None]
+            table = self.classes.embedding
+            return mixed_classes(table, prompt, null, c.classes)[:, None]
         # Padding is zeros as in LlamaGen: a drafter may read the features there.
         zero = jnp.zeros((), prompt.features.dtype)
         features = jnp.where(
@@ -117,16 +116,6 @@ class _Decoder(nn.Module):
             jnp.where(prompt.valid[..., None], prompt.features, zero),
         )
         return self.caption_out(nn.gelu(self.caption_in(features), approximate=True))
-
-    def mixed_classes(self, weights, null):
-        """Embeddings [B, D], mixed by class weights [B, classes]."""
-        table = self.classes.embedding
-        mixed = jnp.matmul(
-            weights.astype(jnp.float32),
-            table[: self.config.classes].astype(jnp.float32),
-            precision="highest",  # a weight of 1 gives the embedding itself
-        ).astype(table.dtype)
-        return jnp.where(null[:, None], table[self.config.classes], mixed)
 
     def tokens(self, ids):
         return self.embedding(ids)

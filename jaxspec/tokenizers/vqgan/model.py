@@ -2,21 +2,14 @@
 
 from dataclasses import dataclass
 
-import einops
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxspec.config import TokenizerConfig
 from jaxspec.errors import DataError
-from jaxspec.nn.conv import (
-    AttentionBlock,
-    Downsample,
-    ResidualBlock,
-    Upsample,
-    group_norm,
-)
 from jaxspec.nn.vq import look_up, nearest_codes
+from jaxspec.tokenizers.checks import check_images
+from jaxspec.tokenizers.networks import VQNetworks
 from jaxspec.typing import Array, Float, Int, Params
 
 PRESETS = {
@@ -47,106 +40,6 @@ PRESETS = {
 }
 
 
-class _Middle(nn.Module):
-    width: int
-    groups: int
-
-    @nn.compact
-    def __call__(self, x):
-        x = ResidualBlock(self.width, self.groups, name="0")(x)
-        x = AttentionBlock(self.groups, name="1")(x)
-        return ResidualBlock(self.width, self.groups, name="2")(x)
-
-
-class _Level(nn.Module):
-    """Residual blocks of one resolution, and the resampling to the next."""
-
-    width: int
-    groups: int
-    blocks: int
-    attention: bool
-    resample: type[nn.Module] | None
-
-    @nn.compact
-    def __call__(self, x):
-        for i in range(self.blocks):
-            x = ResidualBlock(self.width, self.groups, name=f"res_{i}")(x)
-            if self.attention:
-                x = AttentionBlock(self.groups, name=f"attn_{i}")(x)
-        if self.resample is not None:
-            name = "downsample" if self.resample is Downsample else "upsample"
-            x = self.resample(name=name)(x)
-        return x
-
-
-class _Encoder(nn.Module):
-    config: TokenizerConfig
-
-    @nn.compact
-    def __call__(self, x):
-        c = self.config
-        last = len(c.multipliers) - 1
-        p = c.patch_size
-        x = einops.rearrange(x, "b (h i) (w j) c -> b h w (i j c)", i=p, j=p)
-        x = nn.Conv(c.channels, (3, 3), name="conv_in")(x)
-        for i, m in enumerate(c.multipliers):
-            x = _Level(
-                c.channels * m,
-                c.groups,
-                c.encoder_blocks,
-                attention=i == last and c.attention == "lowest",
-                resample=Downsample if i < last else None,
-                name=f"conv_blocks_{i}",
-            )(x)
-        x = _Middle(x.shape[-1], c.groups, name="mid")(x)
-        x = nn.silu(group_norm(c.groups, "norm_out")(x))
-        return nn.Conv(c.latent_channels, (3, 3), name="conv_out")(x)
-
-
-class _Decoder(nn.Module):
-    config: TokenizerConfig
-
-    @nn.compact
-    def __call__(self, x):
-        c = self.config
-        last = len(c.multipliers) - 1
-        x = nn.Conv(c.channels * c.multipliers[-1], (3, 3), name="conv_in")(x)
-        x = _Middle(x.shape[-1], c.groups, name="mid")(x)
-        for i, m in enumerate(reversed(c.multipliers)):
-            x = _Level(
-                c.channels * m,
-                c.groups,
-                c.decoder_blocks,
-                attention=i == 0 and c.attention == "lowest",
-                resample=Upsample if i < last else None,
-                name=f"conv_blocks_{i}",
-            )(x)
-        x = nn.silu(group_norm(c.groups, "norm_out")(x))
-        p = c.patch_size
-        x = nn.Conv(3 * p * p, (3, 3), name="conv_out")(x)
-        return einops.rearrange(x, "b h w (i j c) -> b (h i) (w j) c", i=p, j=p)
-
-
-class _Networks(nn.Module):
-    config: TokenizerConfig
-
-    def setup(self):
-        c = self.config
-        self.encoder = _Encoder(c)
-        self.quant_conv = nn.Conv(c.code_dim, (1, 1))
-        self.post_quant_conv = nn.Conv(c.latent_channels, (1, 1))
-        self.decoder = _Decoder(c)
-
-    def encode(self, images):
-        return self.quant_conv(self.encoder(images))
-
-    def decode(self, vectors):
-        return self.decoder(self.post_quant_conv(vectors))
-
-    def __call__(self, images):
-        return self.decode(self.encode(images))
-
-
 @dataclass(frozen=True)
 class Tokenizer:
     """Pure functions of a VQ tokenizer; static and hashable.
@@ -165,7 +58,7 @@ class Tokenizer:
         c = self.config
         networks_key, codebook_key = jax.random.split(key)
         image = jnp.zeros((1, c.image_size, c.image_size, 3))
-        networks = _Networks(c).init(networks_key, image)["params"]
+        networks = VQNetworks(c).init(networks_key, image)["params"]
         shape = (c.codebook_size, c.code_dim)
         return {
             **networks,
@@ -180,13 +73,8 @@ class Tokenizer:
         Raises:
           DataError: the images have the wrong size.
         """
-        side = self.config.image_size
-        if images.ndim != 4 or images.shape[1:] != (side, side, 3):
-            raise DataError(
-                f"images have shape {tuple(images.shape)}; this tokenizer takes "
-                f"[B, {side}, {side}, 3] in [-1, 1]: resize or crop them first"
-            )
-        return _Networks(self.config).bind({"params": params}).encode(images)
+        check_images(images, self.config.image_size)
+        return VQNetworks(self.config).bind({"params": params}).encode(images)
 
     def encode(
         self, params: Params, images: Float[Array, "B h w 3"]
@@ -207,7 +95,7 @@ class Tokenizer:
         self, params: Params, vectors: Float[Array, "B grid grid C"]
     ) -> Float[Array, "B h w 3"]:
         """Maps codebook entries on the grid to images, nominally in [-1, 1]."""
-        return _Networks(self.config).bind({"params": params}).decode(vectors)
+        return VQNetworks(self.config).bind({"params": params}).decode(vectors)
 
     def decode(
         self, params: Params, codes: Int[Array, "B T"]

@@ -1,0 +1,273 @@
+"""Next-scale transformer: predicts whole token maps, coarse to fine (VAR)."""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxspec.config import NextScaleConfig
+from jaxspec.core.kv_cache import Layers
+from jaxspec.models.classes import mixed_classes
+from jaxspec.nn.layers import INIT, ZEROS, Linear, add_bias, linear
+from jaxspec.nn.vq import l2_normalize
+from jaxspec.typing import Array, Bool, Float, Params, PyTree
+
+# Largest factor of a head's cosines, and the initial one.
+_MOST_SCALE, _FIRST_SCALE = 100.0, 4.0
+
+
+def _layer_norm(x, eps):
+    """LayerNorm without scale and bias, computed in float32."""
+    h = x.astype(jnp.float32)
+    h = h - jnp.mean(h, axis=-1, keepdims=True)
+    h = h * jax.lax.rsqrt(jnp.mean(h * h, axis=-1, keepdims=True) + eps)
+    return h.astype(x.dtype)
+
+
+def _modulated(x, scale, shift, eps):
+    """Normalized `x`, scaled and shifted for each sequence."""
+    one = jnp.ones((), scale.dtype)
+    return _layer_norm(x, eps) * (scale[:, None] + one) + shift[:, None]
+
+
+class _CosineAttention(nn.Module):
+    """Attention by cosines with a learned factor for each head.
+
+    Attributes:
+      heads: number of heads, `H`.
+    """
+
+    heads: int
+
+    @nn.compact
+    def __call__(self, x, mask, cache, start):
+        """Attends over `x` or, with a cache, writes `x` to it and attends over it.
+
+        Args:
+          x: hidden states [R, T, D].
+          mask: bool [T, S], True where a query may attend; None for everywhere.
+          cache: keys and values [R, H, S, F], or None.
+          start: slot of the first token; static.
+        """
+        f = x.shape[-1] // self.heads
+        fused = linear((3, self.heads, f), "qkv")(x)
+        q_bias = self.param("q_bias", ZEROS, (x.shape[-1],)).reshape(1, -1, 1, f)
+        v_bias = self.param("v_bias", ZEROS, (x.shape[-1],)).reshape(1, -1, 1, f)
+        init = nn.initializers.constant(math.log(_FIRST_SCALE), jnp.float32)
+        log_scale = self.param("log_scale", init, (self.heads,)).astype(jnp.float32)
+        scale = jnp.exp(jnp.minimum(log_scale, math.log(_MOST_SCALE)))
+        q, k, v = (jnp.swapaxes(fused[:, :, i], 1, 2) for i in range(3))
+        q = l2_normalize(q + q_bias) * scale[None, :, None, None]
+        k = l2_normalize(k).astype(x.dtype)
+        v = v + v_bias
+        if cache is not None:
+            end = start + x.shape[1]
+            at = (0, 0, start, 0)
+            cache = tuple(
+                jax.lax.dynamic_update_slice(buffer, new.astype(buffer.dtype), at)
+                for buffer, new in zip(cache, (k, v), strict=True)
+            )
+            k, v = (buffer[:, :, :end].astype(x.dtype) for buffer in cache)
+        q = q.astype(x.dtype)
+        scores = jnp.einsum("rhtf,rhsf->rhts", q, k, preferred_element_type=jnp.float32)
+        if mask is not None:
+            scores = jnp.where(mask[None, None], scores, -jnp.inf)
+        weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
+        out = jnp.einsum("rhts,rhsf->rthf", weights, v)
+        out = out.reshape(*out.shape[:2], -1)
+        return linear(x.shape[-1], "out", bias=True)(out), cache
+
+
+class _Block(nn.Module):
+    config: NextScaleConfig
+
+    @nn.compact
+    def __call__(self, x, modulation, mask, cache, start):
+        c = self.config
+        if c.shared_modulation:
+            modulation = add_bias(
+                modulation, self.param("modulation", INIT, (6 * c.width,))
+            )
+        else:
+            modulation = linear(6 * c.width, "modulation", bias=True)(modulation)
+        # In this order: both gates, both scales, both shifts.
+        gate, ffn_gate, scale, ffn_scale, shift, ffn_shift = jnp.split(
+            modulation, 6, axis=-1
+        )
+        attention = _CosineAttention(c.heads, name="attention")
+        h, cache = attention(
+            _modulated(x, scale, shift, c.norm_eps), mask, cache, start
+        )
+        x = x + gate[:, None] * h
+        h = _modulated(x, ffn_scale, ffn_shift, c.norm_eps)
+        h = nn.gelu(linear(c.ffn_size, "change", bias=True)(h), approximate=True)
+        h = linear(c.width, "down", bias=True)(h)
+        return x + ffn_gate[:, None] * h, cache
+
+
+class _Network(nn.Module):
+    """Network from features of earlier scales to logits; see `NextScale`."""
+
+    config: NextScaleConfig
+
+    def setup(self):
+        c = self.config
+        self.classes = nn.Embed(c.classes + 1, c.width, embedding_init=INIT)
+        self.start = self.param("start", INIT, (c.width,))
+        self.positions = self.param("positions", INIT, (c.sequence_length, c.width))
+        self.levels = self.param("levels", INIT, (len(c.scales), c.width))
+        self.vectors_in = linear(c.width, "vectors_in", bias=True)
+        if c.shared_modulation:
+            self.modulation = linear(6 * c.width, "modulation", bias=True)
+        self.blocks = [_Block(c, name=f"blocks_{i}") for i in range(c.layers)]
+        self.head_modulation = linear(2 * c.width, "head_modulation", bias=True)
+        self.logits = Linear((c.vocab_size,), True, ZEROS, name="logits")
+
+    def condition(self, classes, null):
+        """Class embeddings [R, D], of the null class where `null`."""
+        return mixed_classes(self.classes.embedding, classes, null, self.config.classes)
+
+    def __call__(self, vectors, condition, cache, first, last, layers):
+        """Logits [R, T, V] of the scales from `first` to before `last`, and cache."""
+        c = self.config
+        sides = np.array(c.scales)
+        level = np.repeat(np.arange(len(sides)), sides**2)
+        ends = np.cumsum(sides**2)
+        start, end = int(ends[first] - sides[first] ** 2), int(ends[last - 1])
+        x = self.vectors_in(vectors.astype(condition.dtype))
+        if first == 0:
+            begin = add_bias(condition, self.start)[:, None].astype(x.dtype)
+            x = jnp.concatenate([begin, x[:, 1:]], axis=1)
+        place = self.positions[start:end] + self.levels[level[start:end]]
+        x = add_bias(x, place.astype(x.dtype))
+        mask = None
+        if last - first > 1:  # one scale sees itself and all before it
+            seen = level[start:end, None] >= level[None, (0 if cache else start) : end]
+            mask = jnp.asarray(seen)
+        modulation = nn.silu(condition)
+        if c.shared_modulation:
+            modulation = self.modulation(modulation)
+        new = None if cache is None else list(cache)
+        for i in range(c.layers) if layers is None else layers:
+            own = None if cache is None else cache[i]
+            x, own = self.blocks[i](x, modulation, mask, own, start)
+            if new is not None:
+                new[i] = own
+        scale, shift = jnp.split(self.head_modulation(nn.silu(condition)), 2, axis=-1)
+        x = _modulated(x, scale, shift, c.norm_eps).astype(jnp.float32)
+        return self.logits(x), None if new is None else tuple(new)
+
+
+@dataclass(frozen=True)
+class NextScale:
+    """Pure functions of a next-scale transformer; static and hashable.
+
+    The loop over scales is elsewhere, see `jaxspec.next_scale`. Source: VAR
+    (arXiv 2404.02905).
+
+    Attributes:
+      config: sizes of the network.
+    """
+
+    config: NextScaleConfig
+
+    @cached_property
+    def ends(self) -> tuple[int, ...]:
+        """Number of tokens up to each scale, its own included."""
+        return tuple(int(x) for x in np.cumsum(np.array(self.config.scales) ** 2))
+
+    def init(self, key: Array) -> Params:
+        """Random float32 parameters, with an output layer of zeros; consumes `key`."""
+        c = self.config
+        vectors = jnp.zeros((1, c.sequence_length, c.code_dim), jnp.float32)
+        condition = jnp.zeros((1, c.width), jnp.float32)
+
+        def run(network, vectors, condition):
+            ids = jnp.zeros(1, jnp.int32)
+            network.condition(ids, ids > 0)
+            return network(vectors, condition, None, 0, len(c.scales), None)
+
+        return nn.init(run, _Network(c))(key, vectors, condition)["params"]
+
+    def init_cache(self, rows: int, dtype) -> Layers:
+        """Empty keys and values [R, H, S, F] of each layer, for all tokens."""
+        c = self.config
+        shape = (rows, c.heads, c.sequence_length, c.head_size)
+        return tuple(
+            (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(c.layers)
+        )
+
+    def condition(
+        self, params: Params, classes: PyTree, null: Bool[Array, "R"]
+    ) -> Float[Array, "R D"]:
+        """Embeddings of classes, int32 [R], or of weights of them, [R, classes].
+
+        Args:
+          params: parameters.
+          classes: class ids, or weights by which embeddings are mixed.
+          null: rows that get the null class instead.
+        """
+        network = _Network(self.config).bind({"params": params})
+        return network.condition(classes, null)
+
+    def score(
+        self,
+        params: Params,
+        classes: PyTree,
+        vectors: Float[Array, "B T C"],
+        *,
+        null: Bool[Array, "B"] | None = None,
+    ) -> Float[Array, "B T V"]:
+        """Logits of all tokens in one pass, without a cache, float32.
+
+        Args:
+          params: parameters.
+          classes: class ids int32 [B], or weights [B, classes] of the embeddings.
+          vectors: inputs of all scales, see `Scales.inputs`.
+          null: sequences that get the null class.
+        """
+        null = jnp.zeros(len(vectors), bool) if null is None else null
+        condition = self.condition(params, classes, null)
+        network = _Network(self.config).bind({"params": params})
+        return network(vectors, condition, None, 0, len(self.config.scales), None)[0]
+
+    def forward(
+        self,
+        params: Params,
+        condition: Float[Array, "R D"],
+        cache: Layers,
+        vectors: Float[Array, "R T C"],
+        first: int,
+        last: int,
+        layers: tuple[int, ...] | None = None,
+    ) -> tuple[Float[Array, "R T V"], Layers]:
+        """Logits of some scales, whose keys and values are written to the cache.
+
+        A token attends to all tokens of its own scale and of earlier ones, which the
+        cache holds or the pass reads.
+
+        Args:
+          params: parameters.
+          condition: embeddings of the classes, see `condition`.
+          cache: keys and values of all scales before `first`, see `init_cache`.
+          vectors: inputs of the scales from `first` to before `last`. That of the first
+            scale is not read: its input is the condition.
+          first: first scale of the pass; static.
+          last: scale after the last of the pass; static.
+          layers: layers that are used, in ascending order (VARiant, arXiv 2511.16546);
+            None for all. Static.
+        """
+        network = _Network(self.config).bind({"params": params})
+        new: tuple[Array, Any] = network(vectors, condition, cache, first, last, layers)
+        return new
+
+
+def parameter_count(config: NextScaleConfig) -> int:
+    """Number of parameters, computed without allocating them."""
+    shapes = jax.eval_shape(NextScale(config).init, jax.random.key(0))
+    return sum(x.size for x in jax.tree.leaves(shapes))

@@ -1,0 +1,16 @@
+"""Next-scale generation (VAR and its family)."""
+
+from jaxspec.core.lazy import lazy_names
+
+_NAMES = {
+    "NextScaleGenerator": "jaxspec.next_scale.generator",
+    "NextScaleState": "jaxspec.next_scale.state",
+    "NextScaleVariables": "jaxspec.next_scale.state",
+    "ScaleSampling": "jaxspec.next_scale.sampling",
+    "Stage": "jaxspec.next_scale.generator",
+    "collaborative": "jaxspec.next_scale.plans",
+    "fewer_layers": "jaxspec.next_scale.plans",
+    "one_model": "jaxspec.next_scale.plans",
+}
+__all__ = [*_NAMES]  # pyright: ignore[reportUnsupportedDunderAll]
+__getattr__, __dir__ = lazy_names(__name__, _NAMES)

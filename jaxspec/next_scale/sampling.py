@@ -1,0 +1,83 @@
+"""Sampling of all tokens of a scale from the logits of a next-scale model."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxspec.core.logits import apply_cfg, process_logits
+from jaxspec.core.noise import position_noise
+from jaxspec.core.sampling import Sampling, Step
+from jaxspec.typing import Array, BatchKeys, Bool, Float, Int
+
+# VAR filters first. Its nucleus drops the least likely tokens up to a mass of 1 - p,
+# which keeps the same tokens as the likeliest ones up to a mass of p.
+VAR_ORDER: tuple[Step, ...] = ("top_k", "top_p", "temperature")
+Guidance = Literal["ramp", "constant"]
+
+
+@dataclass(frozen=True)
+class ScaleSampling:
+    """Settings of the sampling that depend on the scale; static.
+
+    Attributes:
+      count: number of scales.
+      guidance: "ramp" raises the strength of guidance from none at the first scale to
+        all at the last, `1 + (s - 1) k / (count - 1)` at scale `k` (VAR, whose own
+        scale is `s - 1`); "constant" has `s` at each.
+      order: logits processors in their order.
+      temperatures: factor of the temperature of each scale; empty for 1. CoDe samples
+        with 1.1 at seven scales, then with 1.
+    """
+
+    count: int
+    guidance: Guidance = "ramp"
+    order: tuple[Step, ...] = VAR_ORDER
+    temperatures: tuple[float, ...] = ()
+
+    def at(self, sampling: Sampling, scale: int) -> Sampling:
+        """Settings of one scale."""
+        if self.guidance == "ramp":
+            share = scale / (self.count - 1)
+            ramped = 1 + (sampling.cfg_scale - 1) * share
+            sampling = replace(sampling, cfg_scale=ramped)
+        if self.temperatures:
+            factor = self.temperatures[scale]
+            sampling = replace(sampling, temperature=sampling.temperature * factor)
+        return sampling
+
+    def sample(
+        self,
+        logits: Float[Array, "R T V"],
+        sampling: Sampling,
+        keys: BatchKeys,
+        scale: int,
+        start: int,
+    ) -> tuple[Int[Array, "B T"], Float[Array, "B T"], Bool[Array, "B"]]:
+        """Samples the tokens of a scale, each with the noise of its position.
+
+        Args:
+          logits: float32, logits of all branches, conditional ones first.
+          sampling: sampling settings of the sequences.
+          keys: typed keys.
+          scale: scale of the tokens.
+          start: position of the first token.
+
+        Returns:
+          Tokens, int32; their log-probabilities, float32; and the sequences whose
+          logits are neither NaN nor all -inf.
+        """
+        settings = self.at(sampling, scale)
+        batch, count = len(keys), logits.shape[1]
+        positions = start + jnp.arange(count, dtype=jnp.int32)
+        positions = jnp.broadcast_to(positions[None], (batch, count))
+        logits = apply_cfg(logits.astype(jnp.float32), settings, positions)
+        logits = process_logits(logits, settings, self.order)
+        noise = position_noise(keys, positions, logits.shape[-1])
+        noise = jnp.where((settings.temperature == 0)[:, None, None], 0.0, noise)
+        tokens = jnp.argmax(logits + noise, axis=-1).astype(jnp.int32)
+        log_p = jax.nn.log_softmax(logits, axis=-1)
+        log_p = jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0]
+        finite = jnp.all(jnp.isfinite(jnp.max(logits, axis=-1)), axis=-1)
+        return tokens, log_p, finite

@@ -1,0 +1,1 @@
+"""Tokenizer of token maps that grow (VAR)."""
