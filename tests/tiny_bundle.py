@@ -5,11 +5,19 @@ from dataclasses import replace
 import jax
 
 from jaxspec.checkpoint import Checkpoint, save
-from jaxspec.config import TextEncoderConfig
+from jaxspec.config import (
+    MultiScaleTokenizerConfig,
+    NextScaleConfig,
+    TextEncoderConfig,
+    TokenizerConfig,
+)
+from jaxspec.models.next_scale.model import NextScale
 from jaxspec.models.t5.model import TextEncoder
+from jaxspec.tokenizers.multi_scale.model import MultiScaleTokenizer
 from jaxspec.tokenizers.vqgan.model import Tokenizer
 from jaxspec.train.text_encoder import train_vocabulary
 from tests.models.tiny import random_params
+from tests.next_scale.models import random_params as random_next_scale
 from tests.train.tiny import get_config
 
 
@@ -49,4 +57,39 @@ def save_captioned_bundle(folder, **metadata):
     )
     notes = {"tokenizer.json": train_vocabulary(["a red apple, 3d"] * 3, 300)}
     save(folder / "text_encoder", encoder, notes)
+    return folder
+
+
+def save_next_scale_bundle(folder):
+    """Writes a tiny bundle of a next-scale model, of 21 tokens an image."""
+    networks = TokenizerConfig(
+        image_size=16,
+        patch_size=4,
+        channels=8,
+        multipliers=(1,),
+        encoder_blocks=1,
+        decoder_blocks=1,
+        attention="middle",
+        groups=4,
+        latent_channels=8,
+        codebook_size=12,
+        code_dim=4,
+        normalized="none",
+    )
+    tokenizer = MultiScaleTokenizerConfig(networks, (1, 2, 4), residual_convs=2)
+    prior = NextScaleConfig(
+        vocab_size=12,
+        code_dim=4,
+        layers=2,
+        width=16,
+        heads=4,
+        scales=tokenizer.scales,
+        classes=3,
+    )
+    params = MultiScaleTokenizer(tokenizer).init(jax.random.key(1))
+    checkpoint = Checkpoint("multi_scale_tokenizer", tokenizer, params)
+    save(folder / "tokenizer", checkpoint)
+    params = random_next_scale(NextScale(prior))
+    metadata = {"class_names": ["apple", "pear", "plum"]}
+    save(folder / "prior", Checkpoint("next_scale", prior, params, metadata))
     return folder

@@ -18,7 +18,7 @@ def add_parser(commands) -> None:
         nargs="?",
         metavar="CHECKPOINT",
         help="bundle or checkpoint folder (default: the embedded bundle); with --plan "
-        "also a published size, gpt-b to gpt-7b",
+        "also a published size, gpt-b to gpt-7b or var-d16 to var-d36-s",
     )
     group = parser.add_argument_group("memory")
     group.add_argument(
@@ -84,6 +84,7 @@ def plan(arguments: argparse.Namespace) -> str:
 
     from jaxspec.checkpoint import read_config
     from jaxspec.errors import ConfigError
+    from jaxspec.models.next_scale.presets import PRESETS
     from jaxspec.models.transformer.presets import NAMES, preset
     from jaxspec.pipeline.embedded import find_folder
     from jaxspec.pipeline.memory_plan import (
@@ -99,6 +100,8 @@ def plan(arguments: argparse.Namespace) -> str:
     name, drafter, cache_width = arguments.checkpoint, None, 0
     if name in NAMES:
         config = preset(name)
+    elif name in PRESETS:
+        config = PRESETS[name]
     else:
         folder = find_folder(name)
         name = folder.name

@@ -40,7 +40,7 @@ def load_models(
       ConfigError: there is no such drafter or tree.
     """
     from jaxspec.pipeline.bundle import load_bundle
-    from jaxspec.pipeline.drafters import load_drafter
+    from jaxspec.pipeline.drafters import drafter_of
     from jaxspec.pipeline.tree_choice import AUTO
     from jaxspec.speculative.trees.parsing import parse_tree
     from jaxspec.speculative.trees.tree import Tree
@@ -54,9 +54,9 @@ def load_models(
     )
     if mesh is not None and not quiet:
         print_replicated(bundle)
-    if arguments.drafter == "none":
+    loaded = drafter_of(arguments.drafter, bundle)
+    if loaded is None:
         return Models(bundle, None, Tree.root())
-    loaded = load_drafter(arguments.drafter, bundle)
     if arguments.drafter == "own" and bundle.drafter is None and not quiet:
         print(
             f"bundle '{bundle.name}' has no drafter, so {loaded.name} drafts, which "

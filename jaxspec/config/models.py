@@ -71,6 +71,11 @@ class TokenizerConfig:
         """Tokens along each side of an image."""
         return self.image_size // self.downsampling
 
+    @property
+    def length(self) -> int:
+        """Number of tokens of an image."""
+        return self.grid**2
+
 
 @dataclass(frozen=True)
 class RopeScaling:

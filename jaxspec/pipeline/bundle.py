@@ -22,7 +22,7 @@ from jaxspec.checkpoint import (
     load_checkpoint,
     named_leaves,
 )
-from jaxspec.config import TransformerConfig
+from jaxspec.config import NextScaleConfig, TransformerConfig
 from jaxspec.config.checks import whole_number
 from jaxspec.drafters.registry import DRAFTERS
 from jaxspec.errors import CheckpointError, ConfigError
@@ -35,6 +35,9 @@ from jaxspec.sharding import SHARDING_RULES, ShardingRules, check_mesh, placemen
 from jaxspec.typing import Params
 
 MANIFEST = "manifest.json"
+# Kinds of checkpoints in the folders of a bundle.
+TOKENIZERS = ("tokenizer", "multi_scale_tokenizer")
+PRIORS = ("prior", "next_scale")
 HUB = "hf://"
 
 
@@ -62,7 +65,7 @@ class Bundle:
     drafter: Checkpoint | None
     text_encoder: Path | None = None
     mesh: Mesh | None = None
-    trained: TransformerConfig | None = None
+    trained: TransformerConfig | NextScaleConfig | None = None
     int8: bool = False
     place: Placement = None
     vocabulary: Path | None = None
@@ -144,7 +147,7 @@ def load_bundle(
                 f"'{folder}' has a prior and no tokenizer/: train one, or convert the "
                 "one that the prior was made for into the same folder"
             )
-        tokenizer = load_checkpoint(folder / "tokenizer", "tokenizer")
+        tokenizer = load_tokenizer(folder / "tokenizer")
     drafter = None
     if (folder / "drafter").is_dir():
         drafter = load_checkpoint(folder / "drafter", sharding=place)
@@ -158,12 +161,10 @@ def load_bundle(
                 f"'{folder / 'prior'}'; train it again"
             )
     if tokenizer is not None:
-        size, grid = tokenizer.config.codebook_size, tokenizer.config.grid
-        if (size, grid) != (prior.config.vocab_size, prior.config.grid):
+        made, read = _tokens_of(tokenizer.config), _tokens_of(prior.config)
+        if made != read:
             raise CheckpointError(
-                f"'{folder}': the prior is over {prior.config.vocab_size} tokens on a "
-                f"grid of {prior.config.grid}, the tokenizer makes {size} on one of "
-                f"{grid}"
+                f"'{folder}': the prior is over {read}, the tokenizer makes {made}"
             )
     if dtype is not None:
         drafter = drafter and replace(
@@ -187,7 +188,29 @@ def load_bundle(
     )
 
 
-def _vocabulary(folder: Path, config: TransformerConfig) -> Path | None:
+def load_tokenizer(path: Path) -> Checkpoint:
+    """Loads an image tokenizer of any kind.
+
+    Raises:
+      CheckpointError: it cannot be read, or is of another kind.
+    """
+    found = load_checkpoint(path)
+    if found.kind not in TOKENIZERS:
+        raise CheckpointError(f"'{path}' holds a {found.kind}, not a tokenizer")
+    return found
+
+
+def _tokens_of(config: Any) -> str:
+    """Tokens of an image, in words, of a tokenizer or a prior."""
+    size = getattr(config, "codebook_size", None) or config.vocab_size
+    scales = getattr(config, "scales", None)
+    places = f"maps of {scales}" if scales else f"a grid of {config.grid}"
+    return f"{size} tokens on {places}"
+
+
+def _vocabulary(
+    folder: Path, config: TransformerConfig | NextScaleConfig
+) -> Path | None:
     """File of the vocabulary beside a model of text."""
     file = folder / "tokenizer.json"
     return file if config.condition == "none" and file.is_file() else None
@@ -223,9 +246,12 @@ def prepared(
       int8: whether to round matrices to eight bits, see `nn.quantize`.
     """
     config, params = prior.config, prior.params
+    grouped = isinstance(config, TransformerConfig)
     if dtype is not None:
         params = cast_floats(params, dtype)
-    copies = needed_copies(config, mesh.shape["model"]) if mesh is not None else 1
+    copies = 1
+    if mesh is not None and grouped:
+        copies = needed_copies(config, mesh.shape["model"])
     if copies > 1:
 
         def change(params):
@@ -237,17 +263,20 @@ def prepared(
         params = jax.jit(change, out_shardings=where)(params)
     if int8:
         params = quantized(params)
-    config, _ = copy_kv_heads(config, {}, copies)
+    if grouped:
+        config, _ = copy_kv_heads(config, {}, copies)
     return replace(prior, config=config, params=params)
 
 
 def load_prior(path: Path, sharding: Placement = None) -> Checkpoint:
-    """Loads a model that generates token by token.
+    """Loads a model that generates, token by token or scale by scale.
 
     Raises:
       CheckpointError: it cannot be read, or was trained for something else.
     """
-    prior = load_checkpoint(path, "prior", sharding=sharding)
+    prior = load_checkpoint(path, sharding=sharding)
+    if prior.kind not in PRIORS:
+        raise CheckpointError(f"'{path}' holds a {prior.kind}, not a prior")
     objective = prior.metadata.get("objective", "next")
     if objective not in ("next", "sorted", "tidar"):
         raise CheckpointError(

@@ -62,6 +62,24 @@ def untrained_drafter(bundle: Bundle) -> str:
     return "prompt-lookup" if bundle.prior.config.condition == "none" else "jacobi"
 
 
+def drafter_of(name: str | None, bundle: Bundle) -> LoadedDrafter | None:
+    """Loads a drafter by name, if the model is one whose tokens are drafted.
+
+    Args:
+      name: see `load_drafter`; None or "none" for no drafter. "own" is none for a model
+        of token maps.
+      bundle: models.
+
+    Raises:
+      ConfigError: no such drafter.
+      CheckpointError: the folder cannot be used.
+    """
+    drafted = isinstance(bundle.prior.config, TransformerConfig)
+    if name in (None, "none") or (name == "own" and not drafted):
+        return None
+    return load_drafter(name, bundle)
+
+
 def load_drafter(name: str, bundle: Bundle) -> LoadedDrafter:
     """Loads a drafter by name: the bundle's own ("own"), one of `NAMES`, or a folder.
 
@@ -74,6 +92,11 @@ def load_drafter(name: str, bundle: Bundle) -> LoadedDrafter:
       CheckpointError: the folder cannot be used.
     """
     config = bundle.prior.config
+    if not isinstance(config, TransformerConfig):
+        raise ConfigError(
+            f"bundle '{bundle.name}' makes whole token maps, which nothing drafts; use "
+            "the drafter none"
+        )
     if name == "own" and bundle.drafter is None:
         name = untrained_drafter(bundle)
     if name == "own" or bundle.drafter is not None and name == bundle.drafter.kind:

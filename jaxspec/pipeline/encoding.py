@@ -13,11 +13,10 @@ from jaxspec.errors import ConfigError, DataError
 from jaxspec.io.images import to_bytes, to_unit
 from jaxspec.io.rgb import as_rgb, fit_square
 from jaxspec.pipeline.bundle import Bundle
-from jaxspec.tokenizers.vqgan.model import Tokenizer
 
 
 @lru_cache(maxsize=8)
-def _encoder(tokenizer: Tokenizer):
+def _encoder(tokenizer: Any):
     return jax.jit(tokenizer.encode)
 
 
@@ -37,7 +36,7 @@ def encode_images(
       batch_size: images of a batch; by default 16, or all if there are fewer.
 
     Returns:
-      Image tokens, int32 [B, T], in raster order.
+      Image tokens, int32 [B, T], in raster order or coarse to fine.
 
     Raises:
       ConfigError: there is no image, or a single one that is not in a list.
@@ -46,7 +45,7 @@ def encode_images(
     is_array = isinstance(images, np.ndarray | jax.Array)
     if isinstance(images, (Image.Image, Path, str)) or (is_array and images.ndim < 4):
         raise ConfigError("`images` is a list, also for one image: encode([image])")
-    tokenizer = Tokenizer(bundle.tokenizer.config)
+    tokenizer = bundle.tokenizer.model
     side = tokenizer.config.image_size
     squares = [fit_square(_rgb(x, f"image {i}"), side) for i, x in enumerate(images)]
     if not squares:

@@ -3,15 +3,22 @@
 from collections.abc import Callable
 from typing import Any
 
-from jaxspec.config import TransformerConfig
+import jax
+
+from jaxspec.config import NextScaleConfig, TransformerConfig
 from jaxspec.core.generator import Generator
+from jaxspec.core.sampling import Step, active_steps
 from jaxspec.errors import ConfigError
+from jaxspec.next_scale.plans import one_model
+from jaxspec.next_scale.sampling import VAR_ORDER, ScaleSampling
+from jaxspec.next_scale.state import NextScaleVariables
 from jaxspec.pipeline.bundle import Bundle
 from jaxspec.pipeline.config import GenerationConfig
 from jaxspec.pipeline.engine import make_engine, make_variables
 from jaxspec.pipeline.loaded_drafter import LoadedDrafter
 from jaxspec.speculative.trees.dynamic import DynamicTree
 from jaxspec.speculative.trees.tree import Tree
+from jaxspec.tokenizers.multi_scale.scales import QUANTIZER
 
 
 def make_generator(
@@ -45,7 +52,36 @@ def _autoregressive(bundle, config, tree, loaded, prompt_length):
     return engine, make_variables(engine, bundle, loaded)
 
 
+def _next_scale(bundle, config, tree, loaded, prompt_length):
+    if tree.size > 1 or loaded is not None:
+        raise ConfigError(
+            f"bundle '{bundle.name}' makes whole token maps, which nothing drafts; "
+            "leave out the drafter"
+        )
+    model, quantizer = bundle.prior.model, bundle.tokenizer
+    scales = quantizer.model.scales
+    generator = one_model(
+        model,
+        scales,
+        sampling=ScaleSampling(len(scales), order=_in_use(config)),
+        cfg=config.cfg_scale != 1.0,
+        limit=config.max_new_tokens,
+        prefix=prompt_length,
+    )
+    quantizer_params = {k: quantizer.params[k] for k in QUANTIZER}
+    if bundle.mesh:  # on the host, so that every device may take them
+        quantizer_params = jax.device_get(quantizer_params)
+    return generator, NextScaleVariables((bundle.prior.params,), quantizer_params)
+
+
+def _in_use(config: GenerationConfig) -> tuple[Step, ...]:
+    """Steps of VAR's order that change logits."""
+    used = active_steps(config.sampling())
+    return tuple(step for step in VAR_ORDER if step in used)
+
+
 # A family of models that generates in another way adds its configuration here.
 GENERATORS: dict[type, Callable[..., tuple[Generator[Any], Any]]] = {
-    TransformerConfig: _autoregressive
+    TransformerConfig: _autoregressive,
+    NextScaleConfig: _next_scale,
 }

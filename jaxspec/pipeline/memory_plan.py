@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec.checkpoint import Checkpoint, abstract_params, named_leaves
-from jaxspec.config import TransformerConfig
+from jaxspec.config import NextScaleConfig, TransformerConfig
 from jaxspec.errors import ConfigError
 from jaxspec.models.transformer.kv_groups import copy_kv_heads, needed_copies
 from jaxspec.nn.quantize import SCALE, quantized
@@ -92,7 +92,7 @@ def params_bytes(
 
 
 def plan_memory(
-    config: TransformerConfig,
+    config: TransformerConfig | NextScaleConfig,
     *,
     sizes: Mapping[str, int],
     batch: int,
@@ -111,7 +111,8 @@ def plan_memory(
       config: configuration of the target.
       sizes: devices along "data" and "model".
       batch: number of sequences on all devices together.
-      nodes: number of nodes of the tree, including its root.
+      nodes: number of nodes of the tree, including its root. A next-scale model has no
+        tree; its widest pass is that over the last token map.
       itemsize: bytes of a parameter, key or value.
       cfg: whether classifier-free guidance doubles the sequences of a pass.
       drafter: checkpoint of the drafter, whose parameters are not read; or None.
@@ -129,11 +130,15 @@ def plan_memory(
         )
     sequences = -(-batch // data)
     branches = sequences * (2 if cfg else 1)
-    config = copy_kv_heads(config, {}, needed_copies(config, model))[0]
+    if isinstance(config, NextScaleConfig):
+        kind, heads, nodes = "next_scale", config.heads, config.grid**2
+        slots, hidden = config.sequence_length, config.ffn_size
+    else:
+        config = copy_kv_heads(config, {}, needed_copies(config, model))[0]
+        kind, heads, hidden = "prior", config.num_kv_heads, 2 * config.ffn_size
+        slots = config.prefix_length + config.sequence_length + nodes
     # Heads that do not divide evenly are replicated.
-    heads = config.num_kv_heads
     heads = heads // model if heads % model == 0 else heads
-    slots = config.prefix_length + config.sequence_length + nodes
     cache = config.layers * 2 * branches * heads * slots * config.head_size * itemsize
     vocab = -(-config.vocab_size // model)
     drafter_bytes = 0
@@ -147,12 +152,12 @@ def plan_memory(
             target=drafter.target,
         )
         drafter_bytes += branches * slots * drafter_cache_width * itemsize
-    widest = max(2 * config.ffn_size, config.heads * config.head_size * 3) // model
+    widest = max(hidden, config.heads * config.head_size * 3) // model
     workspace = branches * nodes * (2 * config.width + widest) * itemsize
     # Attention scores in float32.
     workspace += branches * nodes * slots * max(config.heads // model, 1) * 4
     return MemoryPlan(
-        weights=params_bytes("prior", config, sizes, itemsize, int8=int8),
+        weights=params_bytes(kind, config, sizes, itemsize, int8=int8),
         cache=cache,
         drafter=drafter_bytes,
         tree=(branches + 2 * sequences) * nodes * vocab * 4,

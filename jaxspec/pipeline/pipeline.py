@@ -15,7 +15,7 @@ from jaxspec.errors import ConfigError
 from jaxspec.pipeline.acceptance import warn_of_low_acceptance
 from jaxspec.pipeline.bundle import Bundle, load_bundle
 from jaxspec.pipeline.decoding import decode_images
-from jaxspec.pipeline.drafters import load_drafter
+from jaxspec.pipeline.drafters import drafter_of
 from jaxspec.pipeline.encoding import encode_images
 from jaxspec.pipeline.generation import GenerationResult, generate, join_batches
 from jaxspec.pipeline.loaded_drafter import LoadedDrafter
@@ -147,7 +147,8 @@ class Pipeline:
           prefix: first tokens of each image, ints [B, P], such as those of `encode`,
             which are continued. With key and settings of an image, its first tokens are
             continued to the same image.
-          prefix_rows: number of rows of `prefix` that are kept; None for all.
+          prefix_rows: number of rows of `prefix` that are kept, or of token maps of a
+            next-scale model; None for all.
           tree: shape of the drafts, as an object or by name, see `trees.parse_tree`; by
             default "auto", the fastest on this device or plain decoding, see
             `choose_tree`. "root" decodes plainly.
@@ -300,4 +301,4 @@ def load_pipeline(
       NonFiniteError: a parameter is NaN or infinite.
     """
     bundle = load_bundle(path, dtype=dtype, mesh=mesh, int8=int8)
-    return Pipeline(bundle, None if drafter is None else load_drafter(drafter, bundle))
+    return Pipeline(bundle, drafter_of(drafter, bundle))

@@ -74,7 +74,8 @@ def resolve_prefix(
       bundle: models.
       prompts: prompts of the images.
       prefix: image tokens, ints [B, P]; None for none.
-      prefix_rows: number of image rows of `prefix` that are kept; None for all of it.
+      prefix_rows: number of image rows of `prefix` that are kept, or of token maps of
+        a next-scale model; None for all of it.
 
     Raises:
       ConfigError: the tokens do not fit the prompts or the model, see
@@ -87,8 +88,13 @@ def resolve_prefix(
             )
         return prompts
     if prefix_rows is not None:
-        prefix, grid = np.asarray(prefix), bundle.tokenizer.config.grid
-        count = int(whole("prefix_rows", prefix_rows)) * grid
+        prefix, rows = np.asarray(prefix), int(whole("prefix_rows", prefix_rows))
+        config = bundle.tokenizer.config
+        sides = getattr(config, "scales", None)
+        if sides is None:
+            count = rows * config.grid
+        else:
+            count = sum(side * side for side in sides[:rows])
         if prefix.ndim == 2 and prefix.shape[1] < count:
             raise ConfigError(
                 f"prefix_rows={prefix_rows} are {count} tokens; the prefix has "

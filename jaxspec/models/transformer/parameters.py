@@ -19,5 +19,6 @@ def head_of(config: TransformerConfig, params: Params) -> Params:
 
 
 def activation_dtype(params: Params) -> jnp.dtype:
-    """Dtype of activations and caches, which is that of the embedding."""
-    return params["embedding"]["embedding"].dtype
+    """Dtype of activations and caches: that of the embedding of tokens or classes."""
+    table = params["embedding"] if "embedding" in params else params["classes"]
+    return table["embedding"].dtype

@@ -12,6 +12,9 @@ from jaxspec.nn.resize import area_matrix, bicubic_matrix, resize
 from jaxspec.nn.vq import look_up, nearest_codes
 from jaxspec.typing import Array, Float, Int, Params
 
+# Parameters of a tokenizer that `Scales` reads.
+QUANTIZER = ("codebook", "residual_convs")
+
 
 def shared_convs(scales: int, convs: int) -> tuple[int, ...]:
     """Convolution of each scale: evenly spread points take the nearest of the scales.

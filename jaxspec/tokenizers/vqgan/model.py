@@ -118,6 +118,29 @@ class Tokenizer:
             params, vectors.reshape(-1, grid, grid, vectors.shape[-1])
         )
 
+    def decode_partial(
+        self, params: Params, tokens: Int[Array, "B T"]
+    ) -> Float[Array, "B h w 3"]:
+        """Decodes images of which only some tokens exist.
+
+        Args:
+          params: parameters.
+          tokens: tokens in raster order, -1 for those that do not exist yet.
+
+        Returns:
+          Images in [-1, 1]; grid cells without a token are gray (0). Pixels near the
+          border of the known cells change once their neighbors exist.
+        """
+        known = tokens >= 0
+        # Missing cells repeat the newest token, which disturbs their neighbors least.
+        last = jnp.maximum(jnp.sum(known, axis=1, keepdims=True) - 1, 0)
+        newest = jnp.take_along_axis(tokens, last, axis=1)
+        images = self.decode(params, jnp.maximum(jnp.where(known, tokens, newest), 0))
+        grid = self.config.grid
+        cell = images.shape[1] // grid
+        mask = known.reshape(-1, grid, grid).repeat(cell, axis=1).repeat(cell, axis=2)
+        return jnp.where(mask[..., None], images, 0.0)
+
 
 def parameter_count(config: TokenizerConfig) -> int:
     """Number of parameters, computed without allocating them."""
