@@ -3,12 +3,14 @@
 from jaxspec.core.lazy import lazy_names
 
 _NAMES = {
+    "CoupledScales": "jaxspec.next_scale.coupled",
     "NextScaleGenerator": "jaxspec.next_scale.generator",
     "NextScaleState": "jaxspec.next_scale.state",
     "NextScaleVariables": "jaxspec.next_scale.state",
     "ScaleSampling": "jaxspec.next_scale.sampling",
     "Stage": "jaxspec.next_scale.generator",
     "collaborative": "jaxspec.next_scale.plans",
+    "coupled_scales": "jaxspec.next_scale.coupled",
     "fewer_layers": "jaxspec.next_scale.plans",
     "one_model": "jaxspec.next_scale.plans",
 }

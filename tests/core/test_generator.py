@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.tree_util import register_dataclass
 
+from jaxspec.config import NextScaleConfig
 from jaxspec.core.continuous_batching import Requests, idle_batch, run_queue
 from jaxspec.core.generator import advance, generate
 from jaxspec.core.noise import batch_keys
@@ -17,11 +18,15 @@ from jaxspec.core.result import Generation, Stats
 from jaxspec.core.sampling import Sampling
 from jaxspec.core.stopping import StoppingCriteria
 from jaxspec.errors import ConfigError
+from jaxspec.models.next_scale.model import NextScale
+from jaxspec.next_scale import NextScaleVariables, one_model
 from jaxspec.sharding import make_mesh, over_batch
 from jaxspec.speculative.engine import Engine
 from jaxspec.speculative.trees.tree import Tree
 from jaxspec.testing.table_drafter import TableDrafter
 from jaxspec.testing.toy import toy_params, toy_target
+from jaxspec.tokenizers.multi_scale.scales import Scales
+from tests.next_scale.models import random_params
 
 VOCAB, LENGTH, BATCH = 6, 9, 4
 
@@ -99,8 +104,26 @@ class Counting:
 TREE = Tree.named("0,1,00")
 TABLE = {"table": jax.random.normal(jax.random.key(1), (TREE.depth, VOCAB, VOCAB))}
 ENGINE = Engine(toy_target(VOCAB, 2), LENGTH, TableDrafter(), TREE)
+SCALES = Scales((1, 2, 3), (0, 0, 0), 0.5)
+NEXT_SCALE = NextScale(
+    NextScaleConfig(
+        VOCAB,
+        code_dim=3,
+        layers=1,
+        width=8,
+        heads=2,
+        scales=SCALES.sides,
+        classes=BATCH,
+    )
+)
 GENERATORS = {
     "engine": (ENGINE, ENGINE.variables(toy_params(VOCAB, 60), TABLE)),
+    "scales": (
+        one_model(NEXT_SCALE, SCALES, limit=LENGTH),
+        NextScaleVariables(
+            (random_params(NEXT_SCALE),), SCALES.init(jax.random.key(4), VOCAB, 3)
+        ),
+    ),
     "counting": (Counting(LENGTH), CountingVariables(jnp.full(1, 3))),
 }
 

@@ -1,0 +1,152 @@
+"""Coupled scales: the target's tokens, in fewer of its passes."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxspec.core.continuous_batching import Requests, idle_batch, run_queue
+from jaxspec.core.generator import generate
+from jaxspec.core.noise import batch_keys
+from jaxspec.core.sampling import Sampling
+from jaxspec.core.stopping import StoppingCriteria
+from jaxspec.errors import ConfigError
+from jaxspec.models.next_scale.model import NextScale
+from jaxspec.next_scale import coupled_scales, one_model
+from tests.next_scale.models import CONFIG, LENGTH, MODEL, SCALES, variables
+
+OTHER = NextScale(replace(CONFIG, layers=1))
+BATCH = 6
+CLASSES = jnp.arange(BATCH, dtype=jnp.int32) % 5
+
+
+def near(amount):
+    """Variables whose drafter is the target with noise added to its parameters."""
+    values = variables()
+    (params,) = values.models
+
+    def changed(x):
+        noise = jax.random.normal(jax.random.key(x.size), x.shape)
+        return x + jnp.float32(amount) * noise
+
+    return replace(values, models=(params, jax.tree.map(changed, params)))
+
+
+NEAR, EQUAL = near(0.03), near(0.0)
+OPTIONS = {
+    "sampling": Sampling.create(cfg_scale=2.5, top_k=8),
+    "keys": batch_keys(0, BATCH),
+}
+
+
+@partial(jax.jit, static_argnums=0)
+def whole(generator, variables, prompt, options):
+    return generate(generator, variables, prompt, **options)
+
+
+PLAIN = whole(
+    one_model(MODEL, SCALES), replace(NEAR, models=NEAR.models[:1]), CLASSES, OPTIONS
+)
+
+
+@pytest.mark.parametrize("window", [1, 2, 4])
+def test_tokens_are_those_of_the_target_alone(window):
+    out = whole(
+        coupled_scales(MODEL, MODEL, SCALES, window=window), NEAR, CLASSES, OPTIONS
+    )
+    np.testing.assert_array_equal(out.tokens, PLAIN.tokens)
+    np.testing.assert_array_equal(out.stats.accepted.sum(axis=1), out.stats.calls)
+    if window > 1:  # some maps are kept and some are not, at other scales in each
+        assert out.stats.calls.min() < 4 and len(set(out.stats.calls.tolist())) > 1
+    else:
+        assert (out.stats.calls == 4).all()
+
+
+def test_a_drafter_of_another_size_changes_no_token():
+    values = variables(MODEL, OTHER)
+    out = whole(coupled_scales(MODEL, OTHER, SCALES), values, CLASSES, OPTIONS)
+    np.testing.assert_array_equal(out.tokens, PLAIN.tokens)
+    assert (out.lengths == LENGTH).all() and out.finite.all()
+
+
+def test_the_target_itself_as_drafter_needs_the_fewest_passes():
+    out = whole(coupled_scales(MODEL, MODEL, SCALES, window=4), EQUAL, CLASSES, OPTIONS)
+    np.testing.assert_array_equal(out.tokens, PLAIN.tokens)
+    assert (out.stats.calls == 1).all()
+    out = whole(coupled_scales(MODEL, MODEL, SCALES, window=2), EQUAL, CLASSES, OPTIONS)
+    assert (out.stats.calls == 2).all()
+
+
+def test_requests_in_a_queue_get_the_target_s_tokens():
+    generator = coupled_scales(MODEL, MODEL, SCALES, window=3)
+    requests = Requests(
+        jnp.arange(BATCH, dtype=jnp.int32),
+        CLASSES,
+        OPTIONS["sampling"].for_batch(BATCH),
+        OPTIONS["keys"],
+        StoppingCriteria.create(BATCH, max_new_tokens=LENGTH),
+    )
+
+    @jax.jit
+    def run(variables):
+        batch = idle_batch(
+            generator, variables, jax.tree.map(lambda x: x[:2], requests)
+        )
+        return run_queue(generator, variables, batch, requests, True)[1]
+
+    found = run(NEAR)
+    order = np.asarray(found.ids[:BATCH])
+    np.testing.assert_array_equal(found.result.tokens[:BATCH], PLAIN.tokens[order])
+
+
+def test_with_a_radius_maps_are_kept_that_move_the_features_less():
+    """Each map is the target's own after the maps before it, or within the radius."""
+    radius = 0.3
+    generator = coupled_scales(MODEL, MODEL, SCALES, radius=radius)
+    out = whole(generator, NEAR, CLASSES, OPTIONS)
+    exact = whole(replace(generator, radius=0.0), NEAR, CLASSES, OPTIONS)
+    assert out.stats.calls.sum() < exact.stats.calls.sum()
+    plain = one_model(MODEL, SCALES)
+    alone, moves = replace(NEAR, models=NEAR.models[:1]), []
+    for scale in range(4):
+        here = SCALES.tokens_of(scale)
+        # The target's map after the maps that were made.
+        state = plain.init(alone, CLASSES, **OPTIONS)
+        for k in range(scale):
+            state = plain.make_scale(alone, state, k)
+            state = plain.accept(
+                alone,
+                replace(
+                    state,
+                    scale=jnp.full(BATCH, k),
+                    features=state.features
+                    - SCALES.added(
+                        NEAR.quantizer, state.tokens[:, SCALES.tokens_of(k)], k
+                    ),
+                ),
+                k,
+                out.tokens[:, SCALES.tokens_of(k)],
+                jnp.ones(BATCH, bool),
+            )
+        own = plain.make_scale(alone, state, scale).tokens[:, here]
+        added = partial(SCALES.added, NEAR.quantizer, scale=scale)
+        moved = (added(out.tokens[:, here]) - added(own)) ** 2
+        moves.append(np.sqrt(moved.mean(axis=(1, 2, 3))))
+    assert np.max(moves) <= radius and np.max(moves) > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"window": 0}, "window=0; choose 1 to 4"),
+        ({"window": 9}, "window=9"),
+        ({"radius": -1.0}, "radius=-1.0 must be"),
+        ({"radius": float("nan")}, "radius=nan"),
+    ],
+)
+def test_impossible_settings_are_refused(options, words):
+    with pytest.raises(ConfigError, match=words):
+        coupled_scales(MODEL, MODEL, SCALES, **options)
