@@ -130,6 +130,12 @@ def make_model(kind: str, config: Any, target: TransformerConfig | None = None) 
     return _MODELS[kind](config)
 
 
+def model_of(config: Any) -> Any:
+    """Static functions of a model that is no drafter, by its configuration."""
+    kind = next(name for name, known in KINDS.items() if known is type(config))
+    return _MODELS[kind](config)
+
+
 def save(
     path: str | os.PathLike,
     checkpoint: Checkpoint,

@@ -117,17 +117,19 @@ def run_model(arguments: argparse.Namespace) -> None:
 
     from jaxspec.data.image_tokens import encode_source
     from jaxspec.evaluate.likelihood import likelihood_metrics
-    from jaxspec.evaluate.reconstruction import reconstruction_metrics
-    from jaxspec.models.transformer.model import Transformer
+    from jaxspec.evaluate.reconstruction import reconstruction_metrics, scale_metrics
+    from jaxspec.evaluate.scale_likelihood import scale_likelihood
     from jaxspec.pipeline.bundle import load_bundle
     from jaxspec.pipeline.embedded import CLASSES
-    from jaxspec.tokenizers.vqgan.model import Tokenizer
 
     bundle = load_bundle(arguments.checkpoint or CLASSES)
-    tokenizer = Tokenizer(bundle.tokenizer.config)
+    tokenizer = bundle.tokenizer.model
+    scales = getattr(tokenizer, "scales", None)
     source = _source(arguments, bundle)
     if arguments.part == "tokenizer":
         metrics = reconstruction_metrics(tokenizer, bundle.tokenizer.params, source)
+        if scales is not None:
+            metrics |= scale_metrics(tokenizer, bundle.tokenizer.params, source)
     else:
         with tempfile.TemporaryDirectory() as folder:
             sequences = encode_source(
@@ -138,8 +140,12 @@ def run_model(arguments: argparse.Namespace) -> None:
                 flips=False,
                 cache_dir=Path(folder),
             )
-        model = Transformer(bundle.prior.config)
-        metrics = likelihood_metrics(model, bundle.prior.params, sequences)
+        model, params = bundle.prior.model, bundle.prior.params
+        if scales is None:
+            metrics = likelihood_metrics(model, params, sequences)
+        else:
+            quantizer = bundle.tokenizer.params
+            metrics = scale_likelihood(model, scales, params, quantizer, sequences)
     for name, value in metrics.items():
         print(f"{name:12} {value:.4f}")
 

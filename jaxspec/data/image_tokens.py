@@ -13,6 +13,7 @@ from jaxspec.checkpoint import params_digest
 from jaxspec.data.source import ImageSource
 from jaxspec.io.images import to_unit
 from jaxspec.io.writing import whole_file
+from jaxspec.tokenizers.multi_scale.model import MultiScaleTokenizer
 from jaxspec.tokenizers.vqgan.model import Tokenizer
 from jaxspec.typing import Params, PyTree
 
@@ -115,7 +116,7 @@ class TokenSource:
 
 
 def encode_source(
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | MultiScaleTokenizer,
     params: Params,
     source: ImageSource,
     *,
@@ -143,7 +144,7 @@ def encode_source(
         if cached.shape[1] == len(source):
             return TokenSource(cached, source.labels, digest)
     encode = jax.jit(tokenizer.encode)
-    length = tokenizer.config.grid**2
+    length = tokenizer.config.length
     kind = np.uint16 if tokenizer.config.codebook_size <= 1 << 16 else np.int32
     tokens = np.empty((1 + flips, len(source), length), kind)
     for start in tqdm(range(0, len(source), batch), desc=f"encoding {name}"):

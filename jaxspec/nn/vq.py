@@ -1,5 +1,6 @@
 """Vector quantization with a codebook."""
 
+import jax
 import jax.numpy as jnp
 
 from jaxspec.nn.layers import add_bias
@@ -46,3 +47,35 @@ def look_up(
     """
     book = l2_normalize(codebook) if normalized else codebook.astype(jnp.float32)
     return book[codes]
+
+
+def kmeans(
+    key: Array,
+    vectors: Float[Array, "n C"],
+    size: int,
+    *,
+    weights: Float[Array, "n"] | None = None,
+    iterations: int = 10,
+) -> Float[Array, "V C"]:
+    """Centers of clusters by Lloyd's algorithm, float32.
+
+    Args:
+      key: random key of the first centers, which are vectors; consumed.
+      vectors: vectors to cluster.
+      size: number of centers, `V`.
+      weights: weight of each vector; None for equal ones.
+      iterations: number of iterations. A center without vectors stays.
+    """
+    vectors = vectors.astype(jnp.float32)
+    n = len(vectors)
+    weights = jnp.ones(n, jnp.float32) if weights is None else weights
+    chance = weights / jnp.sum(weights)
+    first = jax.random.choice(key, n, (size,), replace=size > n, p=chance)
+
+    def iterate(_, centers):
+        nearest = nearest_codes(centers, vectors, normalized=False)
+        total = jax.ops.segment_sum(vectors * weights[:, None], nearest, size)
+        count = jax.ops.segment_sum(weights, nearest, size)[:, None]
+        return jnp.where(count > 0, total / jnp.maximum(count, 1e-12), centers)
+
+    return jax.lax.fori_loop(0, iterations, iterate, vectors[first])

@@ -8,6 +8,10 @@ _LOSSLESS = "It can change the speed of generation and nothing else."
 _DESCRIPTIONS = {
     "tokenizer": "VQ image tokenizer (LlamaGen family): images to tokens and back.",
     "prior": "Autoregressive transformer over image tokens or bytes (LlamaGen family).",
+    "multi_scale_tokenizer": "Multi-scale VQ tokenizer (VAR family): images to token "
+    "maps that grow, and back.",
+    "next_scale": "Next-scale transformer (VAR family), which predicts token maps, "
+    "coarse to fine.",
     "text_encoder": "Text encoder (T5's form) of captions, trained together with the "
     "prior beside it.",
     "classifier": "Small convolutional classifier; its features measure sets of "

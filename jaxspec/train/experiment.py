@@ -6,7 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from jaxspec.config import TextEncoderConfig, TokenizerConfig, TransformerConfig
+from jaxspec.config import (
+    MultiScaleTokenizerConfig,
+    NextScaleConfig,
+    TextEncoderConfig,
+    TokenizerConfig,
+    TransformerConfig,
+)
 from jaxspec.config.checks import number, whole
 from jaxspec.drafters.registry import make_drafter
 from jaxspec.errors import ConfigError
@@ -221,8 +227,8 @@ class Experiment:
 
     name: str
     data: DataConfig
-    tokenizer: TokenizerConfig | None
-    prior: TransformerConfig
+    tokenizer: TokenizerConfig | MultiScaleTokenizerConfig | None
+    prior: TransformerConfig | NextScaleConfig
     drafter: Any | None
     train_tokenizer: TrainingConfig | None
     train_prior: PriorTrainingConfig
@@ -259,12 +265,16 @@ class Experiment:
                 f"{prior.grid}x{prior.grid} grid, the tokenizer "
                 f"{tokenizer.codebook_size} on {tokenizer.grid}x{tokenizer.grid}"
             )
+        if tokenizer is not None:
+            self._check_scales()
         text, captioned = self.text_encoder, prior.condition == "caption"
         if (text is not None) != captioned:
             raise ConfigError(
                 f"{self.name}: a text encoder and a prior with condition='caption' "
                 "belong together"
             )
+        if isinstance(prior, NextScaleConfig):
+            return
         if text is not None and (text.length, text.width) != (
             prior.caption_length,
             prior.caption_width,
@@ -288,6 +298,29 @@ class Experiment:
                 make_drafter(self.drafter, prior)
         except ConfigError as error:
             raise ConfigError(f"{self.name}: {error}") from None
+
+    def _check_scales(self) -> None:
+        """Checks that a next-scale model has the scales of its tokenizer, and alone."""
+        tokenizer, prior = self.tokenizer, self.prior
+        made = getattr(tokenizer, "scales", None)
+        read = getattr(prior, "scales", None)
+        if made != read:
+            raise ConfigError(
+                f"{self.name}: the prior has the scales {read}, the tokenizer {made}; "
+                "a next-scale model and a multi-scale tokenizer belong together"
+            )
+        if not isinstance(prior, NextScaleConfig):
+            return
+        if tokenizer is not None and prior.code_dim != tokenizer.code_dim:
+            raise ConfigError(
+                f"{self.name}: the prior reads codes of width {prior.code_dim}, the "
+                f"tokenizer has {tokenizer.code_dim}"
+            )
+        if self.drafter is not None or self.train_prior.objective != "next":
+            raise ConfigError(
+                f"{self.name}: a next-scale model has no drafter, and the objective "
+                "'next' alone"
+            )
 
     @property
     def text_file(self) -> str | None:

@@ -6,14 +6,13 @@ from typing import Any, cast
 
 import jax
 
+from jaxspec.checkpoint import model_of
 from jaxspec.config import TextEncoderConfig, TokenizerConfig, TransformerConfig
 from jaxspec.core.noise import seed_key
 from jaxspec.data.dataset import ImageDataset
 from jaxspec.drafters.dflash.network import DFlashConfig
 from jaxspec.errors import ConfigError
-from jaxspec.models.transformer.model import Transformer
 from jaxspec.sharding.device import device_name
-from jaxspec.tokenizers.vqgan.model import Tokenizer
 from jaxspec.train.experiment import (
     DataConfig,
     DrafterTrainingConfig,
@@ -257,8 +256,8 @@ def describe(experiment: Experiment, dataset: ImageDataset) -> str:
             f"images     {dataset.count} to train on{held}, {kinds}",
             f"size       {tokenizer.image_size}x{tokenizer.image_size} pixels, as "
             f"{tokenizer.grid}x{tokenizer.grid} tokens of {tokenizer.codebook_size}",
-            f"tokenizer  {_millions(Tokenizer(tokenizer).init)} parameters",
-            f"prior      {_millions(Transformer(prior).init)} parameters, "
+            f"tokenizer  {_millions(model_of(tokenizer).init)} parameters",
+            f"prior      {_millions(model_of(prior).init)} parameters, "
             f"{prior.layers} layers of width {prior.width}",
         )
     )

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec.checkpoint import Checkpoint, params_digest
+from jaxspec.config import TransformerConfig
 from jaxspec.core.noise import seed_key
 from jaxspec.data.batches import batch_indices, heldout_batches, step_rng
 from jaxspec.data.image_tokens import Sequences
@@ -59,6 +60,7 @@ def prior_job(
       ConfigError: `start` or `start_encoder` is of another kind or configuration.
     """
     config = experiment.train_prior
+    assert isinstance(experiment.prior, TransformerConfig)  # see `next_scale_job`
     model = Transformer(experiment.prior)
     encoder = experiment.text_encoder and TextEncoder(experiment.text_encoder)
     params = model.init(seed_key(config.seed))

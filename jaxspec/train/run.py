@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec.checkpoint import Checkpoint, checkpoint_of, load_checkpoint, save
+from jaxspec.config import MultiScaleTokenizerConfig, NextScaleConfig
 from jaxspec.data.batches import evenly_spaced
 from jaxspec.data.dataset import Sources
 from jaxspec.data.image_tokens import Sequences
 from jaxspec.errors import CheckpointError, ConfigError
 from jaxspec.io.text_files import read_text
-from jaxspec.pipeline.bundle import load_prior
+from jaxspec.pipeline.bundle import load_prior, load_tokenizer
 from jaxspec.pipeline.captions import TOKENIZER as VOCABULARY
 from jaxspec.sharding.device import device_name
 from jaxspec.train.card import model_card
@@ -25,6 +26,8 @@ from jaxspec.train.length import with_length
 from jaxspec.train.loop import TrainingJob, run_job
 from jaxspec.train.matcher import matcher_job
 from jaxspec.train.monitor import default_observers
+from jaxspec.train.multi_scale_tokenizer import multi_scale_job
+from jaxspec.train.next_scale import next_scale_job
 from jaxspec.train.prior import prior_job
 from jaxspec.train.self_generated import seconds_per_sequence
 from jaxspec.train.sources import (
@@ -129,6 +132,9 @@ def _job_maker(
     if part in ("tokenizer", "classifier"):
         assert images is not None  # checked by `_check_part`
         make = {"tokenizer": tokenizer_job, "classifier": classifier_job}[part]
+        scales = isinstance(experiment.tokenizer, MultiScaleTokenizerConfig)
+        if part == "tokenizer" and scales:
+            make = multi_scale_job
         source, held_images = images
         return lambda experiment: make(experiment, source, held_images, start), None
     if part == "matcher":
@@ -146,6 +152,14 @@ def _job_maker(
         if run.start is not None and experiment.text_encoder is not None:
             encoder = load_checkpoint(start_encoder(run.start), ENCODER)
         train, heldout = data_sequences(experiment, images, run)
+        if isinstance(experiment.prior, NextScaleConfig):
+            tokenizer = load_tokenizer(run.parts / "tokenizer")
+            return (
+                lambda experiment: next_scale_job(
+                    experiment, tokenizer, train, heldout, start
+                ),
+                heldout,
+            )
         return (
             lambda experiment: prior_job(experiment, train, heldout, start, encoder),
             heldout,

@@ -17,9 +17,9 @@ from jaxspec.errors import CheckpointError, ConfigError, DataError
 from jaxspec.io.text_files import read_text
 from jaxspec.io.writing import write_file
 from jaxspec.models.t5.model import TextEncoder
+from jaxspec.pipeline.bundle import load_tokenizer
 from jaxspec.pipeline.captions import TOKENIZER as VOCABULARY
 from jaxspec.pipeline.captions import tokenize
-from jaxspec.tokenizers.vqgan.model import Tokenizer
 from jaxspec.train.answers import answer_sources
 from jaxspec.train.experiment import HELDOUT, Experiment
 from jaxspec.train.self_generated import class_conditions, self_generated_source
@@ -130,7 +130,7 @@ def _image_tokens(
     experiment: Experiment, images: Sources, run: TrainingRun, vocabulary: Path
 ) -> tuple[TokenSource, TokenSource]:
     """Tokens of the training images and the held-out images, encoded once."""
-    tokenizer = load_checkpoint(run.parts / "tokenizer", "tokenizer")
+    tokenizer = load_tokenizer(run.parts / "tokenizer")
     data = experiment.data
     splits = (data.train_split, data.heldout_split)
     train, heldout = (
@@ -138,7 +138,7 @@ def _image_tokens(
             experiment,
             source,
             encode_source(
-                Tokenizer(tokenizer.config),
+                tokenizer.model,
                 tokenizer.params,
                 source,
                 name=f"{data.name}-{split}",

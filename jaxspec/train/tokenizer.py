@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec.checkpoint import Checkpoint
+from jaxspec.config import TokenizerConfig
 from jaxspec.core.noise import seed_key
 from jaxspec.data.batches import batch_indices, flip_at_random, step_rng
 from jaxspec.data.source import ImageSource
@@ -47,7 +48,8 @@ def tokenizer_job(
       ConfigError: `start` has another configuration.
     """
     config, tokenizer_config = experiment.train_tokenizer, experiment.tokenizer
-    assert config is not None and tokenizer_config is not None  # images, not text
+    assert config is not None  # images, not text
+    assert isinstance(tokenizer_config, TokenizerConfig)  # see `multi_scale_job`
     tokenizer = Tokenizer(tokenizer_config)
     flips = experiment.data.flips
 

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from jaxspec.checkpoint import load_checkpoint
 from jaxspec.data.dataset import Sources
 from jaxspec.data.image_tokens import Sequences
+from jaxspec.pipeline.bundle import load_tokenizer
 from jaxspec.train.events import Observer
 from jaxspec.train.experiment import Experiment
 from jaxspec.train.monitor.curves import write_curves
@@ -38,6 +38,6 @@ def default_observers(
     if part == "prior" and experiment.train_prior.objective == "next":
         observers.append(EntropyWarning())
         if images is not None and heldout is not None:
-            tokenizer = load_checkpoint(bundle / "tokenizer", "tokenizer")
+            tokenizer = load_tokenizer(bundle / "tokenizer")
             observers.append(prior_samples(experiment, tokenizer, heldout))
     return tuple(observers)

@@ -1,27 +1,37 @@
 """Sample images of a training: reconstructions, and images that the prior generates."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec.checkpoint import Checkpoint
-from jaxspec.core.noise import seed_key
+from jaxspec.checkpoint import Checkpoint, model_of
+from jaxspec.config import (
+    NextScaleConfig,
+    TransformerConfig,
+)
+from jaxspec.core.noise import batch_keys, seed_key
 from jaxspec.core.sampling import Sampling, active_steps
 from jaxspec.data.batches import evenly_spaced
 from jaxspec.data.image_tokens import Sequences
 from jaxspec.data.source import ImageSource
 from jaxspec.io.images import grid_image, png_bytes, to_bytes, to_unit
 from jaxspec.io.writing import write_file
+from jaxspec.models.next_scale.model import NextScale
 from jaxspec.models.t5.model import TextEncoder
 from jaxspec.models.transformer.model import Transformer
+from jaxspec.next_scale.plans import one_model
+from jaxspec.next_scale.state import NextScaleVariables
 from jaxspec.speculative.engine import Engine
 from jaxspec.speculative.state import Variables
-from jaxspec.tokenizers.vqgan.model import Tokenizer
+from jaxspec.tokenizers.multi_scale.scales import QUANTIZER
 from jaxspec.train.events import Observer, TrainingEvent
 from jaxspec.train.experiment import Experiment
 from jaxspec.train.text_encoder import encoded
+from jaxspec.typing import Params
 
 SAMPLES = "samples"
 _PAIRS = 32  # held-out images beside their reconstructions
@@ -32,7 +42,7 @@ _CFG_SCALE = 2.0
 def reconstructions(experiment: Experiment, heldout: ImageSource) -> Observer:
     """Observer that writes held-out images, each left of its reconstruction."""
     assert experiment.tokenizer is not None  # images, not text
-    tokenizer = Tokenizer(experiment.tokenizer)
+    tokenizer = model_of(experiment.tokenizer)
     count = min(_PAIRS, len(heldout))
     images = heldout.take(evenly_spaced(len(heldout), count))
 
@@ -59,22 +69,20 @@ def prior_samples(
       tokenizer: image tokenizer.
       heldout: held-out sequences, whose conditions are taken.
     """
-    config = experiment.prior
     encoder = experiment.text_encoder and TextEncoder(experiment.text_encoder)
     prompts = jnp.asarray(heldout.prompts(evenly_spaced(len(heldout), _IMAGES)))
     # On the host, because the prior's parameters may be on a mesh.
     tokenizer_params = jax.device_get(tokenizer.params)
     sampling = Sampling.create(cfg_scale=_CFG_SCALE)
-    target = Transformer(config).as_target(cfg=True)
-    engine = Engine(target, config.sequence_length, order=active_steps(sampling))
-    decoder = Tokenizer(tokenizer.config)
+    generator, variables_of = _generator(experiment.prior, tokenizer, sampling)
+    decoder = tokenizer.model
 
     @jax.jit
     def generate(params, decoder_params):
         prior, conditions = encoded(encoder, params, prompts)
-        out = engine.generate(
-            Variables(prior), conditions, sampling=sampling, keys=seed_key(0)
-        )
+        variables = variables_of(prior, decoder_params)
+        keys = batch_keys(seed_key(0), len(prompts))
+        out = generator.generate(variables, conditions, sampling=sampling, keys=keys)
         return decoder.decode(decoder_params, out.tokens)
 
     def observe(event: TrainingEvent) -> None:
@@ -83,6 +91,22 @@ def prior_samples(
             _write(event, grid_image(to_bytes(np.asarray(images))))
 
     return observe
+
+
+def _generator(
+    config: TransformerConfig | NextScaleConfig,
+    tokenizer: Checkpoint,
+    sampling: Sampling,
+) -> tuple[Any, Callable[[Params, Params], Any]]:
+    """Generator of a prior, and its variables from those of prior and tokenizer."""
+    if isinstance(config, NextScaleConfig):
+        generator = one_model(NextScale(config), tokenizer.model.scales)
+        return generator, lambda prior, decoder: NextScaleVariables(
+            (prior,), {k: decoder[k] for k in QUANTIZER}
+        )
+    target = Transformer(config).as_target(cfg=True)
+    engine = Engine(target, config.sequence_length, order=active_steps(sampling))
+    return engine, lambda prior, decoder: Variables(prior)
 
 
 def _write(event: TrainingEvent, sheet: np.ndarray) -> Path:

@@ -1,0 +1,97 @@
+"""Training of next-scale models (VAR, arXiv 2404.02905)."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxspec.checkpoint import Checkpoint, params_digest
+from jaxspec.config import NextScaleConfig
+from jaxspec.core.noise import seed_key
+from jaxspec.data.batches import batch_indices, step_rng
+from jaxspec.data.image_tokens import Sequences
+from jaxspec.evaluate.scale_likelihood import log_probs, of_tokens, scale_likelihood
+from jaxspec.models.next_scale.model import NextScale
+from jaxspec.tokenizers.multi_scale.scales import QUANTIZER
+from jaxspec.train.experiment import HELDOUT, Experiment, fingerprint
+from jaxspec.train.loop import Training, TrainingJob
+from jaxspec.train.optimizer import apply_gradients, init_train_state
+from jaxspec.train.start import check_start, start_digests
+
+
+def next_scale_job(
+    experiment: Experiment,
+    tokenizer: Checkpoint,
+    source: Sequences,
+    heldout: Sequences,
+    start: Checkpoint | None = None,
+) -> TrainingJob:
+    """Prepares the training of a next-scale model.
+
+    Args:
+      experiment: configurations of the model and its training.
+      tokenizer: multi-scale tokenizer, whose codebook and convolutions make the inputs.
+      source: training sequences, tokens of all scales.
+      heldout: sequences that select the checkpoint.
+      start: trained model of the same configuration, whose parameters are the initial
+        ones; None for random parameters.
+
+    Raises:
+      ConfigError: `start` has another configuration.
+    """
+    config, sizes = experiment.train_prior, experiment.prior
+    assert isinstance(sizes, NextScaleConfig)
+    model, scales = NextScale(sizes), tokenizer.model.scales
+    quantizer = jax.device_get({k: tokenizer.params[k] for k in QUANTIZER})
+    params = model.init(seed_key(config.seed))
+    if start is not None:
+        check_start(start, "next_scale", sizes)
+        params = start.params
+
+    def batch_fn(step):
+        indices = batch_indices(config.seed, step, config.batch, len(source))
+        return source.take(indices, step_rng(config.seed, step))
+
+    def step_fn(state, quantizer, step, batch):
+        def loss_fn(params):
+            tokens, classes = batch
+            rate = jnp.float32(sizes.condition_dropout)
+            key = jax.random.fold_in(seed_key(config.seed), step)
+            null = jax.random.bernoulli(key, rate, (len(tokens),))
+            log_p = log_probs(model, scales, params, quantizer, tokens, classes, null)
+            return -jnp.mean(of_tokens(log_p, tokens))
+
+        loss, gradient = jax.value_and_grad(loss_fn)(state["params"])
+        return apply_gradients(config, state, gradient, step), {"loss": loss}
+
+    def evaluate(state, quantizer):
+        found = scale_likelihood(
+            model,
+            scales,
+            state["average"],
+            quantizer,
+            heldout,
+            batch=config.batch,
+            most=HELDOUT["prior"],
+        )
+        return {"heldout_loss": found.pop("nll"), **found}
+
+    def finish(trained, metrics):
+        metadata = {"metrics": metrics}
+        return {"prior": Checkpoint("next_scale", sizes, trained, metadata)}
+
+    training = Training(
+        "prior",
+        config,
+        step_fn,
+        batch_fn,
+        evaluate,
+        fingerprint(
+            sizes,
+            config,
+            experiment.data,
+            source.digest,
+            params_digest(tokenizer.params),
+            *start_digests(start),
+        ),
+        frozen=(quantizer,),
+    )
+    return TrainingJob(training, init_train_state(config, params), finish)
