@@ -112,6 +112,11 @@ def test_drafters_page_runs():
     assert (run_page("drafters.md")["out"].stats.calls < 64).all()
 
 
+def test_page_on_next_scale_models_runs(capsys):
+    out = run_page("next_scale.md")["out"]
+    assert out.tokens.shape == (2, 21) and (out.stats.calls == 1).all()
+
+
 @pytest.mark.slow
 def test_page_on_your_own_loop_runs(capsys):
     names = run_page("own_loop.md", ("naive_extend_57", "chain-2"))

@@ -66,8 +66,8 @@ def drafter_of(name: str | None, bundle: Bundle) -> LoadedDrafter | None:
     """Loads a drafter by name, if the model is one whose tokens are drafted.
 
     Args:
-      name: see `load_drafter`; None or "none" for no drafter. "own" is none for a model
-        of token maps.
+      name: name or folder, as `load_drafter` takes them; None or "none" for no drafter.
+        "own" is none for a model of token maps.
       bundle: models.
 
     Raises:
