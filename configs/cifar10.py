@@ -8,7 +8,7 @@ from jaxspec.train.experiment import (
     DrafterTrainingConfig,
     Experiment,
     PriorTrainingConfig,
-    TrainingConfig,
+    TokenizerTrainingConfig,
 )
 
 DATA = DataConfig(
@@ -36,7 +36,7 @@ def get_config() -> Experiment:
             feature_layers=(0, 3, 6),
             markov_rank=128,
         ),
-        train_tokenizer=TrainingConfig(
+        train_tokenizer=TokenizerTrainingConfig(
             steps=4000,
             batch=256,
             weight_decay=1e-4,

@@ -10,7 +10,7 @@ from jaxspec.train.experiment import (
     DrafterTrainingConfig,
     Experiment,
     PriorTrainingConfig,
-    TrainingConfig,
+    TokenizerTrainingConfig,
 )
 
 
@@ -50,7 +50,7 @@ def get_config() -> Experiment:
             feature_layers=(1, 3, 5),
             markov_rank=64,
         ),
-        train_tokenizer=TrainingConfig(
+        train_tokenizer=TokenizerTrainingConfig(
             steps=600, batch=64, weight_decay=1e-4, ema=0.99, evaluate_every=300
         ),
         train_prior=PriorTrainingConfig(

@@ -10,7 +10,7 @@ from jaxspec.train.experiment import (
     DrafterTrainingConfig,
     Experiment,
     PriorTrainingConfig,
-    TrainingConfig,
+    TokenizerTrainingConfig,
 )
 
 
@@ -81,7 +81,7 @@ def get_config() -> Experiment:
             feature_layers=(1, 3, 5),
             markov_rank=64,
         ),
-        train_tokenizer=TrainingConfig(
+        train_tokenizer=TokenizerTrainingConfig(
             steps=5000, batch=16, weight_decay=1e-4, ema=0.998, rounded=True
         ),
         train_prior=PriorTrainingConfig(

@@ -8,7 +8,7 @@ from jaxspec.train.experiment import (
     DrafterTrainingConfig,
     Experiment,
     PriorTrainingConfig,
-    TrainingConfig,
+    TokenizerTrainingConfig,
 )
 
 
@@ -36,7 +36,7 @@ def get_config() -> Experiment:
             feature_layers=(1, 4, 7),
             markov_rank=64,
         ),
-        train_tokenizer=TrainingConfig(
+        train_tokenizer=TokenizerTrainingConfig(
             steps=5000,
             batch=256,
             weight_decay=1e-4,

@@ -7,7 +7,7 @@ from jaxspec.train.experiment import (
     DrafterTrainingConfig,
     Experiment,
     PriorTrainingConfig,
-    TrainingConfig,
+    TokenizerTrainingConfig,
 )
 
 
@@ -35,7 +35,7 @@ def get_config() -> Experiment:
             classes=67,
         ),
         drafter=None,
-        train_tokenizer=TrainingConfig(
+        train_tokenizer=TokenizerTrainingConfig(
             steps=3000, batch=32, weight_decay=1e-4, ema=0.995
         ),
         train_prior=PriorTrainingConfig(

@@ -100,6 +100,18 @@ class TrainingConfig:
             )
 
 
+@dataclass(frozen=True)
+class TokenizerTrainingConfig(TrainingConfig):
+    """Settings of the tokenizers' trainers.
+
+    Attributes:
+      decoder_alone: whether encoder and codebook keep the values that they start from,
+        so that images have the same tokens and a prior over these remains valid.
+    """
+
+    decoder_alone: bool = False
+
+
 # Kind of data sets that are the target's answers to prompts.
 PROMPTS = "prompts"
 
@@ -230,7 +242,7 @@ class Experiment:
     tokenizer: TokenizerConfig | MultiScaleTokenizerConfig | None
     prior: TransformerConfig | NextScaleConfig
     drafter: Any | None
-    train_tokenizer: TrainingConfig | None
+    train_tokenizer: TokenizerTrainingConfig | None
     train_prior: PriorTrainingConfig
     train_drafter: DrafterTrainingConfig
     train_classifier: TrainingConfig = TrainingConfig(

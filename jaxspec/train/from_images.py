@@ -18,7 +18,7 @@ from jaxspec.train.experiment import (
     DrafterTrainingConfig,
     Experiment,
     PriorTrainingConfig,
-    TrainingConfig,
+    TokenizerTrainingConfig,
 )
 from jaxspec.train.overrides import read_settings, replaced
 from jaxspec.train.text_encoder import check_tokenizers
@@ -157,7 +157,7 @@ def _trainings(dataset: ImageDataset, sizes: Sizes, platform: str) -> dict[str, 
     epochs = max(dataset.count // sizes.batch, 1)
     dtype = "float32" if platform == "cpu" else "bfloat16"
     return {
-        "train_tokenizer": TrainingConfig(
+        "train_tokenizer": TokenizerTrainingConfig(
             steps=max(200 * epochs, 4000),
             weight_decay=1e-4,
             ema=0.995,

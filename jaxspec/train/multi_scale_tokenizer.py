@@ -14,10 +14,20 @@ from jaxspec.evaluate.reconstruction import reconstruction_metrics, scale_metric
 from jaxspec.io.images import to_unit
 from jaxspec.nn.vq import kmeans, look_up, nearest_codes
 from jaxspec.tokenizers.multi_scale.model import MultiScaleTokenizer
-from jaxspec.train.experiment import Experiment, TrainingConfig, fingerprint
+from jaxspec.train.experiment import (
+    Experiment,
+    TokenizerTrainingConfig,
+    TrainingConfig,
+    fingerprint,
+)
 from jaxspec.train.loop import Training, TrainingJob
 from jaxspec.train.optimizer import apply_gradients, init_train_state
-from jaxspec.train.start import check_start, start_digests
+from jaxspec.train.start import (
+    check_decoder_alone,
+    check_start,
+    start_digests,
+    with_codes_of,
+)
 from jaxspec.typing import Array, Bool, Float, Int, Params
 
 COMMITMENT, L1 = 0.25, 0.2
@@ -51,10 +61,12 @@ def multi_scale_job(
         initial ones; None for random parameters.
 
     Raises:
-      ConfigError: `start` has another configuration.
+      ConfigError: `start` has another configuration, or there is none and the decoder
+        is trained alone.
     """
     config, sizes = experiment.train_tokenizer, experiment.tokenizer
     assert config is not None and isinstance(sizes, MultiScaleTokenizerConfig)
+    check_decoder_alone(config.decoder_alone, start)
     tokenizer, flips = MultiScaleTokenizer(sizes), experiment.data.flips
 
     def batch_fn(step):
@@ -116,7 +128,7 @@ def init_state(config: TrainingConfig, params: Params) -> dict[str, Any]:
     return {**init_train_state(config, params), "counts": counts}
 
 
-def make_step(tokenizer: MultiScaleTokenizer, config: TrainingConfig):
+def make_step(tokenizer: MultiScaleTokenizer, config: TokenizerTrainingConfig):
     """One step `(state, step, images uint8 [B, H, W, 3]) -> (state, metrics)`."""
     dtype = jnp.dtype(config.compute_dtype)
 
@@ -146,6 +158,10 @@ def make_step(tokenizer: MultiScaleTokenizer, config: TrainingConfig):
             key, trained["params"]["codebook"], state["counts"], parts, moves
         )
         params = {**trained["params"], "codebook": book}
+        if config.decoder_alone:
+            params = with_codes_of(state["params"], params)
+            average = with_codes_of(state["params"], trained["average"])
+            trained = {**trained, "average": average}
         metrics = {"loss": loss, "psnr_of_mean": -10 * jnp.log10(mse / 4)}
         return {**trained, "params": params, "counts": counts}, metrics
 

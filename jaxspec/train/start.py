@@ -4,6 +4,7 @@ from typing import Any
 
 from jaxspec.checkpoint import Checkpoint, params_digest
 from jaxspec.errors import ConfigError
+from jaxspec.typing import Params
 
 
 def check_kind(start: Checkpoint, kind: str) -> None:
@@ -31,6 +32,24 @@ def check_start(start: Checkpoint, kind: str, config: Any) -> None:
             f"the {kind} to start from has the configuration {start.config}; the one "
             f"to train has {config}"
         )
+
+
+def check_decoder_alone(alone: bool, start: Checkpoint | None) -> None:
+    """Checks that a training of the decoder alone starts from trained codes.
+
+    Raises:
+      ConfigError: it starts from nothing.
+    """
+    if alone and start is None:
+        raise ConfigError(
+            "decoder_alone needs a trained tokenizer, whose codes are kept: --start DIR"
+        )
+
+
+def with_codes_of(old: Params, new: Params) -> Params:
+    """New parameters of a tokenizer, but the old ones that its tokens depend on."""
+    decoder = ("decoder", "post_quant_conv")
+    return {k: new[k] if k in decoder else old[k] for k in new}
 
 
 def start_digests(start: Checkpoint | None) -> tuple[str, ...]:

@@ -14,10 +14,20 @@ from jaxspec.evaluate.reconstruction import reconstruction_metrics
 from jaxspec.nn.vq import l2_normalize, look_up, nearest_codes
 from jaxspec.speculative.verify.neighbors import neighbor_table
 from jaxspec.tokenizers.vqgan.model import Tokenizer
-from jaxspec.train.experiment import Experiment, TrainingConfig, fingerprint
+from jaxspec.train.experiment import (
+    Experiment,
+    TokenizerTrainingConfig,
+    TrainingConfig,
+    fingerprint,
+)
 from jaxspec.train.loop import Training, TrainingJob
 from jaxspec.train.optimizer import make_optimizer, update_average
-from jaxspec.train.start import check_start, start_digests
+from jaxspec.train.start import (
+    check_decoder_alone,
+    check_start,
+    start_digests,
+    with_codes_of,
+)
 from jaxspec.typing import Array, Bool, Float, Int, Params
 
 COMMITMENT = 0.25
@@ -45,11 +55,13 @@ def tokenizer_job(
         initial ones; None for random parameters.
 
     Raises:
-      ConfigError: `start` has another configuration.
+      ConfigError: `start` has another configuration, or there is none and the decoder
+        is trained alone.
     """
     config, tokenizer_config = experiment.train_tokenizer, experiment.tokenizer
     assert config is not None  # images, not text
     assert isinstance(tokenizer_config, TokenizerConfig)  # see `multi_scale_job`
+    check_decoder_alone(config.decoder_alone, start)
     tokenizer = Tokenizer(tokenizer_config)
     flips = experiment.data.flips
 
@@ -87,11 +99,13 @@ def tokenizer_job(
 
 
 def _start_state(
-    state: dict[str, Any], params: Params, config: TrainingConfig
+    state: dict[str, Any], params: Params, config: TokenizerTrainingConfig
 ) -> dict[str, Any]:
     """Initial state with trained networks, and a codebook in which no code is dead."""
     networks = {k: v for k, v in params.items() if k != "codebook"}
-    codebook = l2_normalize(params["codebook"])
+    codebook = jnp.copy(params["codebook"])
+    if not config.decoder_alone:
+        codebook = l2_normalize(codebook)
     return {
         **state,
         "networks": jax.tree.map(jnp.copy, networks),
@@ -121,7 +135,7 @@ def averaged_params(state: dict[str, Any]) -> Params:
     return {**state["average"], "codebook": state["codebook"]}
 
 
-def make_step(tokenizer: Tokenizer, config: TrainingConfig):
+def make_step(tokenizer: Tokenizer, config: TokenizerTrainingConfig):
     """One step `(state, step, images uint8 [B, H, W, 3]) -> (state, metrics)`."""
     optimizer = make_optimizer(config)
     dtype = jnp.dtype(config.compute_dtype)
@@ -149,9 +163,13 @@ def make_step(tokenizer: Tokenizer, config: TrainingConfig):
             gradient, state["optimizer"], state["networks"]
         )
         networks = jax.tree.map(jnp.add, state["networks"], updates)
+        if config.decoder_alone:
+            networks = with_codes_of(state["networks"], networks)
         key = jax.random.fold_in(seed_key(config.seed), step)
         late = step > int(0.8 * config.steps)
-        codebook = _update_codebook(key, state, z, codes, late)
+        codebook = {k: state[k] for k in ("codebook", "sums", "counts")}
+        if not config.decoder_alone:
+            codebook = _update_codebook(key, state, z, codes, late)
         average = update_average(state["average"], networks, config.ema, step)
         state = {
             "networks": networks,

@@ -7,7 +7,7 @@ from jaxspec.train.experiment import (
     DrafterTrainingConfig,
     Experiment,
     PriorTrainingConfig,
-    TrainingConfig,
+    TokenizerTrainingConfig,
 )
 
 
@@ -41,7 +41,7 @@ def get_config():
             feature_layers=(0, 1),
             markov_rank=4,
         ),
-        train_tokenizer=TrainingConfig(steps=12, batch=8, **short),
+        train_tokenizer=TokenizerTrainingConfig(steps=12, batch=8, **short),
         train_prior=PriorTrainingConfig(steps=12, batch=8, **short),
         train_drafter=DrafterTrainingConfig(steps=12, batch=8, **short),
     )
