@@ -68,6 +68,8 @@ class CoupledScales:
             )
         if not 0 <= self.radius < float("inf"):
             raise ConfigError(f"radius={self.radius} must be a number of at least 0")
+        if self.sampling.guided is not None:
+            raise ConfigError("coupled scales are guided at every scale: guided=None")
         _ = self.base  # checks the models
 
     @property

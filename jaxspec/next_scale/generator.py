@@ -299,17 +299,23 @@ class NextScaleGenerator:
         first = earlier[-1] + 1 if earlier else 0
         start = self.scales.tokens_of(first).start
         here = self.scales.tokens_of(scale)
-        vectors = repeat_branches(state.inputs[:, start : here.stop], self.branches)
-        i = stage.model
+        guided = self.sampling.guided
+        branches = self.branches if guided is None or scale < guided else 1
+        vectors = repeat_branches(state.inputs[:, start : here.stop], branches)
+        i, rows = stage.model, len(vectors)
         logits, cache = self.models[i].forward(
             variables.models[i],
-            state.conditions[i],
-            state.caches[i],
+            state.conditions[i][:rows],
+            jax.tree.map(lambda x: x[:rows], state.caches[i]),
             vectors,
             first,
             scale + 1,
             stage.layers,
         )
+        if branches < self.branches:  # later scales read conditional rows alone
+            cache = jax.tree.map(
+                lambda old, new: old.at[:rows].set(new), state.caches[i], cache
+            )
         caches = (*state.caches[:i], cache, *state.caches[i + 1 :])
         return logits[:, here.start - start :], caches
 

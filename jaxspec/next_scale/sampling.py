@@ -26,6 +26,8 @@ class ScaleSampling:
       guidance: "ramp" raises the strength of guidance from none at the first scale to
         all at the last, `1 + (s - 1) k / (count - 1)` at scale `k` (VAR, whose own
         scale is `s - 1`); "constant" has `s` at each.
+      guided: number of first scales that are guided; at later ones the unconditional
+        branch is not computed. None for all. Lossy, as in SkipVAR (arXiv 2506.08908).
       order: logits processors in their order.
       temperatures: factor of the temperature of each scale; empty for 1. CoDe samples
         with 1.1 at seven scales, then with 1.
@@ -33,6 +35,7 @@ class ScaleSampling:
 
     count: int
     guidance: Guidance = "ramp"
+    guided: int | None = None
     order: tuple[Step, ...] = VAR_ORDER
     temperatures: tuple[float, ...] = ()
 

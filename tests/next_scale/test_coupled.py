@@ -15,7 +15,7 @@ from jaxspec.core.sampling import Sampling
 from jaxspec.core.stopping import StoppingCriteria
 from jaxspec.errors import ConfigError
 from jaxspec.models.next_scale.model import NextScale
-from jaxspec.next_scale import coupled_scales, one_model
+from jaxspec.next_scale import ScaleSampling, coupled_scales, one_model
 from tests.next_scale.models import CONFIG, LENGTH, MODEL, SCALES, variables
 
 OTHER = NextScale(replace(CONFIG, layers=1))
@@ -145,6 +145,7 @@ def test_with_a_radius_maps_are_kept_that_move_the_features_less():
         ({"window": 9}, "window=9"),
         ({"radius": -1.0}, "radius=-1.0 must be"),
         ({"radius": float("nan")}, "radius=nan"),
+        ({"sampling": ScaleSampling(4, guided=2)}, "guided at every scale"),
     ],
 )
 def test_impossible_settings_are_refused(options, words):

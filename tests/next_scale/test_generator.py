@@ -163,6 +163,26 @@ def test_a_queue_gives_each_request_its_own_tokens():
         )
 
 
+def test_late_scales_without_guidance_follow_the_conditional_branch():
+    """Tokens of unguided scales are those of the conditional logits alone."""
+    generator = one_model(MODEL, SCALES, sampling=ScaleSampling(4, guided=2))
+    out = whole(generator, VARIABLES, CLASSES, options())
+    steps = stepwise(generator, VARIABLES, CLASSES, options())
+    np.testing.assert_array_equal(out.tokens, steps.tokens)
+    plain = whole(PLAIN, VARIABLES, CLASSES, options())
+    np.testing.assert_array_equal(out.tokens[:, :5], plain.tokens[:, :5])
+    assert (out.tokens[:, 5:] != plain.tokens[:, 5:]).any()
+    inputs = SCALES.inputs(VARIABLES.quantizer, out.tokens)
+    logits = MODEL.score(VARIABLES.models[0], CLASSES, inputs)
+    logits = process_logits(
+        logits, Sampling.create(3, top_k=8, top_p=0.95), ("top_k", "top_p")
+    )
+    positions = jnp.broadcast_to(jnp.arange(LENGTH), (3, LENGTH))
+    noise = position_noise(batch_keys(0, 3), positions, CONFIG.vocab_size)
+    alone = jnp.argmax(logits + noise, axis=-1)
+    np.testing.assert_array_equal(alone[:, 5:], out.tokens[:, 5:])
+
+
 def test_greedy_takes_the_likeliest_tokens_and_no_guidance_needs_one_branch():
     settings = options(temperature=0.0, cfg_scale=1.0)
     out = whole(PLAIN, VARIABLES, CLASSES, settings)
