@@ -30,9 +30,16 @@ from jaxspec.drafters.ppd.drafter import PPD, PPDConfig
 from jaxspec.drafters.training_free.prompt_lookup import PromptLookup
 from jaxspec.models.classifier.model import Classifier, ClassifierConfig
 from jaxspec.models.masked_lm.model import MaskedDiffusion
+from jaxspec.models.next_scale.model import NextScale
 from jaxspec.models.t5.model import TextEncoder
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.models.transformer.prompts import Caption, TokenPrompt
+from jaxspec.next_scale import (
+    CoupledScales,
+    NextScaleVariables,
+    coupled_scales,
+    one_model,
+)
 from jaxspec.nn.quantize import quantized
 from jaxspec.pipeline.bundle import cast_floats
 from jaxspec.pipeline.verifiers import parse_verifier
@@ -45,11 +52,22 @@ from jaxspec.speculative.verify.acceptance import optimal_acceptance
 from jaxspec.speculative.verify.neighbors import neighbor_table
 from jaxspec.testing.table_drafter import TableDrafter
 from jaxspec.testing.toy import toy_params, toy_target
+from jaxspec.tokenizers.multi_scale.model import MultiScaleTokenizer
+from jaxspec.tokenizers.multi_scale.scales import QUANTIZER
 from jaxspec.tokenizers.vqgan.model import Tokenizer
-from jaxspec.train import classifier, drafter, optimizer, prior, tokenizer
+from jaxspec.train import (
+    classifier,
+    drafter,
+    multi_scale_tokenizer,
+    next_scale,
+    optimizer,
+    prior,
+    tokenizer,
+)
 from jaxspec.train.experiment import (
     DrafterTrainingConfig,
     PriorTrainingConfig,
+    TokenizerTrainingConfig,
     TrainingConfig,
 )
 from tests.drafters.tiny import (
@@ -66,6 +84,7 @@ from tests.drafters.tiny import (
     target_params,
 )
 from tests.models.tiny import random_params
+from tests.train import tiny_scales
 
 ROWS = 3
 PROGRAMS = {}
@@ -344,6 +363,53 @@ program("acceptance, without replacement", accepted, False)
 program("stop head", acceptance_head)
 
 
+# Next-scale models.
+SCALES = MultiScaleTokenizer(tiny_scales.get_config().tokenizer).scales
+
+
+def quantizer_of(config):
+    params = MultiScaleTokenizer(config).init(jax.random.key(1))
+    return {name: params[name] for name in QUANTIZER}
+
+
+def scale_by_scale(make, dtype=None):
+    made = tiny_scales.get_config()
+    params = NextScale(made.prior).init(jax.random.key(0))
+    if dtype is not None:
+        params = jax.tree.map(lambda x: x.astype(dtype), params)
+    generator = make(NextScale(made.prior))
+    variables = NextScaleVariables(
+        (params, params)[: 2 if isinstance(generator, CoupledScales) else 1],
+        quantizer_of(made.tokenizer),
+    )
+    state = generator.init(
+        variables, jnp.array([0, 2, 1]), sampling=settings(), keys=batch_keys(3, ROWS)
+    )
+    return generator.result(generator.step(variables, state))
+
+
+def scale_tokens():
+    model = MultiScaleTokenizer(tiny_scales.get_config().tokenizer)
+    params, x = model.init(jax.random.key(0)), jnp.zeros((2, 32, 32, 3), jnp.float32)
+    tokens = model.encode(params, x)
+    return tokens, model.decode(params, tokens), model.decode_partial(params, tokens)
+
+
+program("scales: one model", scale_by_scale, lambda model: one_model(model, SCALES))
+program(
+    "scales: bfloat16",
+    scale_by_scale,
+    lambda model: one_model(model, SCALES, record_log_probs=True),
+    jnp.bfloat16,
+)
+program(
+    "scales: coupled",
+    scale_by_scale,
+    lambda model: coupled_scales(model, model, SCALES, window=2, radius=0.1),
+)
+program("scales: tokenizer", scale_tokens)
+
+
 # Training: two steps of each part.
 STEPS = {"steps": 2, "batch": 2, "warmup": 1}
 
@@ -362,9 +428,26 @@ def byte_images():
 
 
 def train_tokenizer():
-    model, config = Tokenizer(IMAGES), TrainingConfig(**STEPS)
+    model, config = Tokenizer(IMAGES), TokenizerTrainingConfig(**STEPS)
     state = tokenizer.init_state(model, config)
     return two_steps(tokenizer.make_step(model, config), state, byte_images())
+
+
+def train_scales():
+    config, made = TokenizerTrainingConfig(**STEPS), tiny_scales.get_config()
+    model = MultiScaleTokenizer(made.tokenizer)
+    images = jnp.zeros((2, 32, 32, 3), jnp.uint8)
+    state = multi_scale_tokenizer.init_state(config, model.init(jax.random.key(0)))
+    return two_steps(multi_scale_tokenizer.make_step(model, config), state, images)
+
+
+def train_next_scale():
+    config, made = PriorTrainingConfig(**STEPS), tiny_scales.get_config()
+    step = next_scale.make_step(made.prior, SCALES, config)
+    model = NextScale(made.prior)
+    state = optimizer.init_train_state(config, model.init(jax.random.key(0)))
+    tokens = jnp.zeros((2, 21), jnp.int32), jnp.array([0, 2])
+    return two_steps(step, state, quantizer_of(made.tokenizer), tokens)
 
 
 def train_classifier():
@@ -406,6 +489,8 @@ def train_drafter(model, dtype="float32", **options):
 
 program("train: tokenizer", train_tokenizer)
 program("train: classifier", train_classifier)
+program("train: multi-scale tokenizer", train_scales)
+program("train: next scale", train_next_scale)
 for name in ("next", "sorted", "masked", "continuation", "refinement", "tidar"):
     program(f"train: {name}", train_prior, name)
 program("train: next, bfloat16", train_prior, "next", "bfloat16")

@@ -10,8 +10,13 @@ from jaxspec.data.batches import batch_indices, step_rng
 from jaxspec.data.image_tokens import Sequences
 from jaxspec.evaluate.scale_likelihood import log_probs, of_tokens, scale_likelihood
 from jaxspec.models.next_scale.model import NextScale
-from jaxspec.tokenizers.multi_scale.scales import QUANTIZER
-from jaxspec.train.experiment import HELDOUT, Experiment, fingerprint
+from jaxspec.tokenizers.multi_scale.scales import QUANTIZER, Scales
+from jaxspec.train.experiment import (
+    HELDOUT,
+    Experiment,
+    TrainingConfig,
+    fingerprint,
+)
 from jaxspec.train.loop import Training, TrainingJob
 from jaxspec.train.optimizer import apply_gradients, init_train_state
 from jaxspec.train.start import check_start, start_digests
@@ -50,18 +55,6 @@ def next_scale_job(
         indices = batch_indices(config.seed, step, config.batch, len(source))
         return source.take(indices, step_rng(config.seed, step))
 
-    def step_fn(state, quantizer, step, batch):
-        def loss_fn(params):
-            tokens, classes = batch
-            rate = jnp.float32(sizes.condition_dropout)
-            key = jax.random.fold_in(seed_key(config.seed), step)
-            null = jax.random.bernoulli(key, rate, (len(tokens),))
-            log_p = log_probs(model, scales, params, quantizer, tokens, classes, null)
-            return -jnp.mean(of_tokens(log_p, tokens))
-
-        loss, gradient = jax.value_and_grad(loss_fn)(state["params"])
-        return apply_gradients(config, state, gradient, step), {"loss": loss}
-
     def evaluate(state, quantizer):
         found = scale_likelihood(
             model,
@@ -81,7 +74,7 @@ def next_scale_job(
     training = Training(
         "prior",
         config,
-        step_fn,
+        make_step(sizes, scales, config),
         batch_fn,
         evaluate,
         fingerprint(
@@ -95,3 +88,29 @@ def next_scale_job(
         frozen=(quantizer,),
     )
     return TrainingJob(training, init_train_state(config, params), finish)
+
+
+def make_step(sizes: NextScaleConfig, scales: Scales, config: TrainingConfig):
+    """One step `(state, quantizer, step, (tokens, classes)) -> (state, metrics)`.
+
+    Args:
+      sizes: configuration of the model.
+      scales: functions of its tokenizer.
+      config: settings of the training.
+    """
+    model = NextScale(sizes)
+
+    def step_fn(state, quantizer, step, batch):
+        tokens, classes = batch
+        key = jax.random.fold_in(seed_key(config.seed), step)
+        rate = jnp.float32(sizes.condition_dropout)
+        null = jax.random.bernoulli(key, rate, (len(tokens),))
+
+        def loss_fn(params):
+            log_p = log_probs(model, scales, params, quantizer, tokens, classes, null)
+            return -jnp.mean(of_tokens(log_p, tokens))
+
+        loss, gradient = jax.value_and_grad(loss_fn)(state["params"])
+        return apply_gradients(config, state, gradient, step), {"loss": loss}
+
+    return step_fn

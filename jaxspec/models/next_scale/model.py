@@ -13,7 +13,15 @@ import numpy as np
 from jaxspec.config import NextScaleConfig
 from jaxspec.core.kv_cache import Layers
 from jaxspec.models.classes import mixed_classes
-from jaxspec.nn.layers import INIT, ZEROS, Linear, add_bias, linear
+from jaxspec.nn.layers import (
+    INIT,
+    ZEROS,
+    add_bias,
+    head_scores,
+    linear,
+    scaled_product,
+)
+from jaxspec.nn.quantize import SCALE
 from jaxspec.nn.vq import l2_normalize
 from jaxspec.typing import Array, Bool, Float, Params, PyTree
 
@@ -110,6 +118,25 @@ class _Block(nn.Module):
         return x + ffn_gate[:, None] * h, cache
 
 
+class _Head(nn.Module):
+    """Logits in float32, of a matrix that may be quantized.
+
+    Attributes:
+      size: size of the vocabulary, `V`.
+    """
+
+    size: int
+
+    @nn.compact
+    def __call__(self, x):
+        kernel = self.param("kernel", ZEROS, (x.shape[-1], self.size))
+        bias = self.param("bias", ZEROS, (self.size,)).astype(jnp.float32)
+        if self.has_variable("params", "kernel" + SCALE):
+            scale = self.get_variable("params", "kernel" + SCALE)
+            return add_bias(scaled_product(x, kernel, scale), bias)
+        return add_bias(head_scores(kernel, x), bias)
+
+
 class _Network(nn.Module):
     """Network from features of earlier scales to logits; see `NextScale`."""
 
@@ -126,7 +153,7 @@ class _Network(nn.Module):
             self.modulation = linear(6 * c.width, "modulation", bias=True)
         self.blocks = [_Block(c, name=f"blocks_{i}") for i in range(c.layers)]
         self.head_modulation = linear(2 * c.width, "head_modulation", bias=True)
-        self.logits = Linear((c.vocab_size,), True, ZEROS, name="logits")
+        self.logits = _Head(c.vocab_size)
 
     def condition(self, classes, null):
         """Class embeddings [R, D], of the null class where `null`."""
@@ -159,7 +186,7 @@ class _Network(nn.Module):
             if new is not None:
                 new[i] = own
         scale, shift = jnp.split(self.head_modulation(nn.silu(condition)), 2, axis=-1)
-        x = _modulated(x, scale, shift, c.norm_eps).astype(jnp.float32)
+        x = _modulated(x, scale, shift, c.norm_eps)
         return self.logits(x), None if new is None else tuple(new)
 
 
