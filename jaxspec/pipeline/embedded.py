@@ -28,7 +28,10 @@ def embedded_folder() -> Path:
 
 def embedded_names() -> list[str]:
     """Names of the bundles that come with jaxspec."""
-    return sorted(path.name for path in embedded_folder().iterdir() if path.is_dir())
+    folders = [
+        path for path in embedded_folder().iterdir() if (path / "prior").is_dir()
+    ]
+    return sorted(path.name for path in folders)
 
 
 def find_folder(path: str | os.PathLike | None = None) -> Path:
