@@ -28,12 +28,12 @@ CLASSES = jnp.array([1, 4, 0], jnp.int32)
 PLAIN = one_model(MODEL, SCALES, record_log_probs=True)
 GENERATORS = {
     "one model": (PLAIN, VARIABLES),
-    "two models": (collaborative(MODEL, SMALL, SCALES, 2), BOTH),
-    "fewer layers": (fewer_layers(MODEL, SCALES, 2, 2), VARIABLES),
     "constant guidance": (
         one_model(MODEL, SCALES, sampling=ScaleSampling(4, guidance="constant")),
         VARIABLES,
     ),
+    "two models": (collaborative(MODEL, SMALL, SCALES, 2), BOTH),
+    "fewer layers": (fewer_layers(MODEL, SCALES, 2, 2), VARIABLES),
 }
 
 
@@ -53,6 +53,7 @@ def stepwise(generator, variables, prompt, options):
     return generator.result(advance(generator, variables, state))
 
 
+@pytest.mark.variants(2)
 @pytest.mark.parametrize("name", GENERATORS)
 def test_the_loop_over_steps_gives_the_tokens_of_one_program(name):
     generator, values = GENERATORS[name]
@@ -64,6 +65,7 @@ def test_the_loop_over_steps_gives_the_tokens_of_one_program(name):
     assert len(np.unique(out.tokens)) > 5
 
 
+@pytest.mark.variants(1)
 @pytest.mark.parametrize("name", GENERATORS)
 def test_tokens_do_not_depend_on_the_batch(name):
     generator, values = GENERATORS[name]
@@ -100,7 +102,8 @@ def test_tokens_and_log_probabilities_are_those_of_one_pass_without_a_cache():
     assert (jnp.argmax(flat + noise, axis=-1) != out.tokens).any()
 
 
-@pytest.mark.parametrize("count", [1, 5, 9])
+@pytest.mark.variants(1)
+@pytest.mark.parametrize("count", [9, 5, 1])
 def test_given_tokens_are_continued_as_if_they_had_been_generated(count):
     """Also where they end within a scale."""
     out = whole(PLAIN, VARIABLES, CLASSES, options())
@@ -163,6 +166,7 @@ def test_a_queue_gives_each_request_its_own_tokens():
         )
 
 
+@pytest.mark.slow
 def test_late_scales_without_guidance_follow_the_conditional_branch():
     """Tokens of unguided scales are those of the conditional logits alone."""
     generator = one_model(MODEL, SCALES, sampling=ScaleSampling(4, guided=2))
@@ -197,10 +201,10 @@ def test_a_second_model_sees_what_the_first_has_made():
     """With equal models the change between them changes no token."""
     same = replace(BOTH, models=VARIABLES.models * 2)
     sampling = ScaleSampling(4)
-    for count in (1, 2, 3):
+    plain = whole(PLAIN, VARIABLES, CLASSES, options())
+    for count in (1, 3):
         generator = collaborative(MODEL, MODEL, SCALES, count, sampling=sampling)
         out = whole(generator, same, CLASSES, options())
-        plain = whole(PLAIN, VARIABLES, CLASSES, options())
         np.testing.assert_array_equal(out.tokens, plain.tokens)
     other = whole(
         collaborative(MODEL, SMALL, SCALES, 2, sampling=sampling),
@@ -212,6 +216,7 @@ def test_a_second_model_sees_what_the_first_has_made():
     assert (other.tokens[:, 5:] != plain.tokens[:, 5:]).any()
 
 
+@pytest.mark.slow
 def test_all_layers_are_a_subset_too():
     plain = whole(PLAIN, VARIABLES, CLASSES, options())
     every = fewer_layers(MODEL, SCALES, 2, CONFIG.layers)
