@@ -184,6 +184,7 @@ def run_images(arguments: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from jaxspec.checkpoint import load_checkpoint
+    from jaxspec.config import TransformerConfig
     from jaxspec.evaluate.quality import (
         classifier_features,
         measure_quality,
@@ -215,6 +216,11 @@ def run_images(arguments: argparse.Namespace) -> None:
             f"'{bundle.name}'; train one with `jaxspec train classifier`"
         )
     extract = classifier_features(classifier)
+    if not isinstance(bundle.prior.config, TransformerConfig):
+        raise ConfigError(
+            f"bundle '{bundle.name}' makes whole token maps; `eval images` compares "
+            "drafts and verifiers of token-by-token models"
+        )
     loaded = load_drafter(arguments.drafter, bundle)
     tree = loaded.tree(arguments.tree)
     heldout = read_heldout(_source(arguments, bundle), extract, arguments.num)

@@ -13,7 +13,8 @@ SCALES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
 
 def check_scales(scales: tuple[int, ...]) -> None:
     """Raises `ConfigError` unless sides grow from 1."""
-    rising = all(a < b for a, b in zip(scales, scales[1:], strict=False))
+    whole = all(isinstance(side, int) for side in scales)
+    rising = whole and all(a < b for a, b in zip(scales, scales[1:], strict=False))
     require(
         len(scales) > 1 and scales[0] == 1 and rising,
         f"scales={scales} must be at least two growing sides, the first of them 1",
@@ -124,6 +125,16 @@ class NextScaleConfig:
     def __post_init__(self):
         check_scales(self.scales)
         positive(self, "vocab_size", "code_dim", "layers", "width", "heads", "classes")
+        positive(self, "ffn_size")
+        require(self.norm_eps > 0, f"norm_eps={self.norm_eps} must be above 0")
+        require(
+            self.condition == "class",
+            f"condition={self.condition!r}; next-scale models read classes",
+        )
+        require(
+            0 <= self.condition_dropout < 1,
+            f"condition_dropout={self.condition_dropout} must be 0 to below 1",
+        )
         require(
             self.width % self.heads == 0,
             f"heads={self.heads} must divide width={self.width}",

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 from jaxspec.core.branches import repeat_branches
 from jaxspec.core.generator import advance
+from jaxspec.core.mesh_sync import group_max
+from jaxspec.core.precision import full_precision
 from jaxspec.core.result import Generation
 from jaxspec.core.sampling import Sampling
 from jaxspec.core.stopping import StoppingCriteria
@@ -39,6 +41,8 @@ class CoupledScales:
     sampled from the target's distribution after the maps before it.
 
     Sequences of a batch may be at different scales: a round begins at the earliest.
+    Which maps are drafted then depends on the batch, and with it which of them a radius
+    keeps; with `radius = 0` tokens do not depend on it.
 
     Attributes:
       target: model that verifies; its parameters are the first of the variables.
@@ -109,6 +113,7 @@ class CoupledScales:
         """State after one more pass of the target."""
         last = len(self.scales) - 1
         first = jnp.min(jnp.where(state.done, last, state.scale))
+        first = -group_max(-first)
         branches = [partial(self._round, first=k) for k in range(last + 1)]
         return jax.lax.switch(jnp.minimum(first, last), branches, variables, state)
 
@@ -127,6 +132,7 @@ class CoupledScales:
         state = self.init(variables, prompt, **options)
         return self.result(advance(self, variables, state))
 
+    @full_precision
     def _round(self, variables, state, first):
         """Drafts and verifies maps from `first` on."""
         last = min(first + self.window, len(self.scales))
@@ -142,7 +148,7 @@ class CoupledScales:
         state = replace(state, caches=(cache, caches[1]))
         begin, active = self.scales.tokens_of(first).start, ~state.done
         ahead, good = state.scale, active
-        kept = jnp.zeros_like(state.scale)
+        kept, proposed = jnp.zeros_like(state.scale), state.stats.proposed
         for scale in range(first, last):
             here = self.scales.tokens_of(scale)
             own, _, finite = self.sampling.sample(
@@ -153,9 +159,11 @@ class CoupledScales:
                 here.start,
             )
             draft = drafts.get(scale)
-            takes = good & (state.scale == scale)
+            takes = good & ~state.done & (state.scale == scale)
             chosen, equal = own, jnp.zeros_like(good)
             if draft is not None:
+                drafted = (active & (ahead <= scale)).astype(jnp.int32)
+                proposed += drafted * (here.stop - here.start)
                 equal = self._close(variables, draft, own, scale)
                 chosen = jnp.where(equal[:, None], draft, own)
             state = self.base.accept(variables, state, scale, chosen, takes)
@@ -169,7 +177,7 @@ class CoupledScales:
             stats,
             calls=stats.calls + count,
             rounds=stats.rounds + 1,
-            proposed=stats.proposed + count * (self.scales.ends[last - 1] - begin),
+            proposed=proposed,
             accepted=stats.accepted.at[rows, kept].add(count),
         )
         return replace(state, stats=stats)

@@ -6,10 +6,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
-from jaxspec.core.arguments import batch_size
+from jaxspec.core.arguments import batch_size, check_batch, check_keys
 from jaxspec.core.branches import repeat_branches
+from jaxspec.core.mesh_sync import group_max
 from jaxspec.core.noise import batch_keys
+from jaxspec.core.precision import full_precision
 from jaxspec.core.result import Generation, LogProbs, Stats
 from jaxspec.core.sampling import Sampling
 from jaxspec.core.stopping import StoppingCriteria
@@ -80,6 +83,15 @@ class NextScaleGenerator:
                     f"a model of the scales {model.config.scales} does not fit a "
                     f"tokenizer of {self.scales.sides}"
                 )
+        kinds = {
+            (c.vocab_size, c.code_dim, c.classes)
+            for c in (model.config for model in self.models)
+        }
+        if len(kinds) > 1:
+            raise ConfigError(
+                "models of one image have the same vocabulary, codes and classes; "
+                f"these have {sorted(kinds)}"
+            )
         counts = {len(self.stages), self.sampling.count, len(self.scales)}
         if len(counts) > 1:
             raise ConfigError(
@@ -87,15 +99,29 @@ class NextScaleGenerator:
                 f"not fit {len(self.scales)} scales"
             )
         for i, stage in enumerate(self.stages):
+            if not 0 <= stage.model < len(self.models):
+                raise ConfigError(
+                    f"scale {i} has the model {stage.model}, which is none"
+                )
             depth = self.models[stage.model].config.layers
-            used = set(range(depth) if stage.layers is None else stage.layers)
+            layers = range(depth) if stage.layers is None else stage.layers
+            used = set(layers)
+            if (
+                list(layers) != sorted(used)
+                or not used <= set(range(depth))
+                or not used
+            ):
+                raise ConfigError(
+                    f"scale {i} has the layers {stage.layers}; name some of {depth} in "
+                    "ascending order"
+                )
             for earlier in self.stages[:i]:
                 if earlier.model == stage.model and earlier.layers is not None:
                     if not used <= set(earlier.layers):
                         raise ConfigError(
                             f"scale {i} uses layers that an earlier scale left out"
                         )
-        if self.prefix >= self.scales.ends[-1]:
+        if not 0 <= self.prefix < self.scales.ends[-1]:
             raise ConfigError(f"{self.prefix} given tokens leave nothing to generate")
 
     @property
@@ -109,6 +135,7 @@ class NextScaleGenerator:
         room = self.scales.ends[-1] - self.prefix
         return room if self.limit is None else min(room, self.limit)
 
+    @full_precision
     def init(
         self,
         variables: NextScaleVariables,
@@ -133,6 +160,18 @@ class NextScaleGenerator:
                 f"{given.shape[1]} given tokens do not fit a generator of {self.prefix}"
             )
         keys = keys if keys.ndim else batch_keys(keys, batch)
+        check_keys(keys)
+        check_batch(batch, prompt=classes)
+        if not isinstance(variables, NextScaleVariables):
+            raise ConfigError("variables are no NextScaleVariables(models, quantizer)")
+        if len(variables.models) != len(self.models):
+            raise ConfigError(
+                f"variables of {len(variables.models)} models do not fit a generator "
+                f"of {len(self.models)}"
+            )
+        scale = sampling.cfg_scale
+        if not self.cfg and not isinstance(scale, Tracer) and bool((scale != 1).any()):
+            raise ConfigError("guidance needs an unconditional branch: cfg=True")
         stopping = stopping or StoppingCriteria.create(
             max_new_tokens=self.max_new_tokens
         )
@@ -151,15 +190,16 @@ class NextScaleGenerator:
         zeros = jnp.zeros(batch, jnp.int32)
         return NextScaleState(
             tokens=jnp.full((batch, length), -1, jnp.int32),
-            given=given,
+            given=jnp.copy(given),
             scale=zeros,
             features=jnp.zeros((batch, grid, grid, config.code_dim), jnp.float32),
             inputs=jnp.zeros((batch, length, config.code_dim), jnp.float32),
             caches=caches,
             conditions=conditions,
-            keys=keys,
-            sampling=sampling.for_batch(batch),
-            stopping=stopping.for_batch(batch),
+            # Copied, because the state may be donated while the arguments may not.
+            keys=jax.random.clone(keys),
+            sampling=jax.tree.map(jnp.copy, sampling.for_batch(batch)),
+            stopping=jax.tree.map(jnp.copy, stopping.for_batch(batch)),
             lengths=jnp.copy(zeros),
             done=zeros > 0,
             stats=Stats.without_drafts(jnp.copy(zeros)),
@@ -178,6 +218,7 @@ class NextScaleGenerator:
         """
         last = len(self.scales) - 1
         scale = jnp.min(jnp.where(state.done, last, state.scale))
+        scale = -group_max(-scale)  # all groups of devices take the same branch
         branches = [partial(self.make_scale, scale=k) for k in range(last + 1)]
         return jax.lax.switch(jnp.minimum(scale, last), branches, variables, state)
 
@@ -213,6 +254,7 @@ class NextScaleGenerator:
                 break
         return self.result(state)
 
+    @full_precision
     def make_scale(
         self, variables: NextScaleVariables, state: NextScaleState, scale: int
     ) -> NextScaleState:
@@ -245,6 +287,7 @@ class NextScaleGenerator:
             finite=state.finite & (finite | ~advances),
         )
 
+    @full_precision
     def accept(
         self,
         variables: NextScaleVariables,

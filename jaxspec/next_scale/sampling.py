@@ -1,7 +1,7 @@
 """Sampling of all tokens of a scale from the logits of a next-scale model."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxspec.core.logits import apply_cfg, process_logits
 from jaxspec.core.noise import position_noise
 from jaxspec.core.sampling import Sampling, Step
+from jaxspec.errors import ConfigError
 from jaxspec.typing import Array, BatchKeys, Bool, Float, Int
 
 # VAR filters first. Its nucleus drops the least likely tokens up to a mass of 1 - p,
@@ -31,6 +32,9 @@ class ScaleSampling:
       order: logits processors in their order.
       temperatures: factor of the temperature of each scale; empty for 1. CoDe samples
         with 1.1 at seven scales, then with 1.
+
+    Raises:
+      ConfigError: a setting is impossible.
     """
 
     count: int
@@ -38,6 +42,21 @@ class ScaleSampling:
     guided: int | None = None
     order: tuple[Step, ...] = VAR_ORDER
     temperatures: tuple[float, ...] = ()
+
+    def __post_init__(self):
+        known = get_args(Guidance)
+        if self.guidance not in known:
+            raise ConfigError(
+                f"guidance={self.guidance!r}; choose one of {', '.join(known)}"
+            )
+        if self.guided is not None and self.guided not in range(self.count + 1):
+            raise ConfigError(f"guided={self.guided} scales; choose 0 to {self.count}")
+        some = self.temperatures
+        if some and (len(some) != self.count or not all(0 < t < 1e6 for t in some)):
+            raise ConfigError(
+                f"temperatures={some} are not one factor above 0 for each of "
+                f"{self.count} scales"
+            )
 
     def at(self, sampling: Sampling, scale: int) -> Sampling:
         """Settings of one scale."""

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from jaxspec.core.precision import full_precision
 from jaxspec.nn.layers import add_bias
 from jaxspec.typing import Array, Float, Int
 
@@ -13,6 +14,7 @@ def l2_normalize(x: Float[Array, "... C"]) -> Float[Array, "... C"]:
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
+@full_precision
 def nearest_codes(
     codebook: Float[Array, "V C"],
     vectors: Float[Array, "... C"],

@@ -29,7 +29,7 @@ def decode_images(
       tokens: image tokens, int32 [B, T]; the last ones may be missing.
       batch_size: images of a batch; by default 16, or all if there are fewer.
       partial: whether tokens may be missing (-1), see `Tokenizer.decode_partial`;
-        True if there are fewer than an image has.
+        True if some are.
 
     Returns:
       Images, uint8 [B, height, width, 3].
@@ -37,7 +37,8 @@ def decode_images(
     missing = bundle.tokenizer.config.length - tokens.shape[1]
     if missing > 0:
         tokens = np.pad(tokens, ((0, 0), (0, missing)), constant_values=-1)
-    decode = _decoder(bundle.tokenizer.model, partial or missing > 0)
+    partial = partial or bool((np.asarray(tokens) < 0).any())
+    decode = _decoder(bundle.tokenizer.model, partial)
     params = bundle.tokenizer.params
     size = min(16, len(tokens)) if batch_size is None else batch_size
     padded = np.resize(tokens, (-(-len(tokens) // size) * size, tokens.shape[1]))

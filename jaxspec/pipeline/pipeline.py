@@ -289,7 +289,8 @@ def load_pipeline(
     Args:
       path: folder with `tokenizer/`, `prior/` and, if there is one, `drafter/`.
       drafter: name of a drafter, see `load_drafter`, or None for plain decoding. "own"
-        is the folder's; if it has none, an untrained one: "jacobi" for images,
+        is the folder's; if it has none, an untrained one: "jacobi" for images
+        token by token, none for those scale by scale,
         "prompt-lookup" for text.
       dtype: dtype of the parameters of prior and drafter; by default as saved.
       mesh: mesh on which the parameters of prior and drafter are placed.

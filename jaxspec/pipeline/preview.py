@@ -152,5 +152,9 @@ def _compiled(
         init, step = over_batch(bundle.mesh, init), over_batch(bundle.mesh, step)
     init = jax.jit(init).lower(*arguments, **options).compile()
     state = init(*arguments, **options)
-    step = jax.jit(step, donate_argnums=1).lower(arguments[0], state).compile()
+    options = {}
+    if bundle.mesh:  # a step is compiled once, so its result must be as its argument
+        options["out_shardings"] = jax.tree.map(lambda x: x.sharding, state)
+    step = jax.jit(step, donate_argnums=1, **options)
+    step = step.lower(arguments[0], state).compile()
     return init, step, jax.jit(generator.result).lower(state).compile()

@@ -31,11 +31,12 @@ from jaxspec.train.start import (
 from jaxspec.typing import Array, Bool, Float, Int, Params
 
 COMMITMENT, L1 = 0.25, 0.2
-# Decay of the counts of codes; a code whose count is below this share of the mean count
-# is moved, until this share of the steps.
+# Decay of the counts of codes; a code whose count is below this share of the mean, or
+# of 1 if that is less, is moved until this share of the steps.
 DECAY, DEAD_SHARE, LAST_MOVE = 0.99, 0.02, 0.8
 # Images whose vectors are clustered for the first codebook.
 FIRST_IMAGES = 256
+_TOGETHER = 8
 
 
 def multi_scale_job(
@@ -109,7 +110,12 @@ def first_params(
     """Random networks, and a codebook of clusters of their vectors at all scales."""
     params = tokenizer.init(key)
     scales = tokenizer.scales
-    features = jax.jit(tokenizer.embed)(params, images)
+    embed = jax.jit(tokenizer.embed)
+    features = [
+        embed(params, images[i : i + _TOGETHER])
+        for i in range(0, len(images), _TOGETHER)
+    ]
+    features = jnp.concatenate(features)
     parts = [scales.reduced(features, k) for k in range(len(scales))]
     parts = [x.reshape(-1, x.shape[-1]) for x in parts]
     weights = [jnp.full(len(x), 1 / len(x), jnp.float32) for x in parts]

@@ -98,7 +98,7 @@ def make_step(sizes: NextScaleConfig, scales: Scales, config: TrainingConfig):
       scales: functions of its tokenizer.
       config: settings of the training.
     """
-    model = NextScale(sizes)
+    model, dtype = NextScale(sizes), jnp.dtype(config.compute_dtype)
 
     def step_fn(state, quantizer, step, batch):
         tokens, classes = batch
@@ -107,6 +107,7 @@ def make_step(sizes: NextScaleConfig, scales: Scales, config: TrainingConfig):
         null = jax.random.bernoulli(key, rate, (len(tokens),))
 
         def loss_fn(params):
+            params = jax.tree.map(lambda x: x.astype(dtype), params)
             log_p = log_probs(model, scales, params, quantizer, tokens, classes, null)
             return -jnp.mean(of_tokens(log_p, tokens))
 

@@ -41,6 +41,7 @@ from jaxspec.train.sources import (
     start_encoder,
     vocabulary_file,
 )
+from jaxspec.train.start import with_codes_of
 from jaxspec.train.text_encoder import ENCODER
 from jaxspec.train.tokenizer import tokenizer_job
 from jaxspec.train.training_run import TrainingRun
@@ -92,12 +93,21 @@ def _train_part(experiment: Experiment, part: str, run: TrainingRun) -> Path:
         metadata = {**result[part].metadata, **_named(experiment, images, names)}
         result = {**result, part: replace(result[part], metadata=metadata)}
     if getattr(experiment, f"train_{part}").rounded:
-        result = {k: replace(v, params=rounded(v.params)) for k, v in result.items()}
+        alone = getattr(getattr(experiment, f"train_{part}"), "decoder_alone", False)
+        result = {k: _rounded(v, alone) for k, v in result.items()}
     notes = {name: _notes(name, run) for name in result}  # before anything is written
     for name, checkpoint in result.items():
         path = run.workdir / "checkpoint" / name
         _finish(experiment, name, checkpoint, run.command, path, notes[name])
     return run.workdir / "checkpoint" / part
+
+
+def _rounded(checkpoint: Checkpoint, decoder_alone: bool) -> Checkpoint:
+    """A checkpoint rounded to bfloat16; not what tokens depend on, if that is kept."""
+    params = rounded(checkpoint.params)
+    if decoder_alone:
+        params = with_codes_of(checkpoint.params, params)
+    return replace(checkpoint, params=params)
 
 
 def rounded(params: Params) -> Params:

@@ -66,6 +66,20 @@ def test_tokens_are_those_of_the_target_alone(window):
         assert (out.stats.calls == 4).all()
 
 
+def test_maps_after_the_end_of_a_sequence_are_not_counted():
+    """Limits within a round; drafted tokens are those of the drafter's passes alone."""
+    generator = coupled_scales(MODEL, MODEL, SCALES, window=2)
+    limits = np.array([1, 5, LENGTH, 1, 5, LENGTH])
+    stopping = StoppingCriteria.create(max_new_tokens=limits)
+    out = whole(generator, EQUAL, CLASSES, {**OPTIONS, "stopping": stopping})
+    assert out.lengths.tolist() == limits.tolist()
+    assert out.stats.calls.tolist() == [1, 1, 2, 1, 1, 2]
+    # Of maps of 1, 4, 9 and 25 tokens the first of each window is drafted.
+    assert out.stats.proposed.tolist() == [1, 1, 10, 1, 1, 10]
+    kept = (out.stats.accepted * jnp.arange(2)).sum(axis=1)
+    assert kept.tolist() == [1, 1, 2, 1, 1, 2]
+
+
 @pytest.mark.slow
 def test_a_drafter_of_another_size_changes_no_token():
     values = variables(MODEL, OTHER)

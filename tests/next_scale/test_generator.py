@@ -16,13 +16,20 @@ from jaxspec.core.sampling import Sampling
 from jaxspec.core.stopping import StoppingCriteria
 from jaxspec.errors import ConfigError
 from jaxspec.models.next_scale.model import NextScale
-from jaxspec.next_scale import ScaleSampling, collaborative, fewer_layers, one_model
+from jaxspec.next_scale import (
+    ScaleSampling,
+    Stage,
+    collaborative,
+    fewer_layers,
+    one_model,
+)
 from jaxspec.next_scale.plans import spaced_layers
 from jaxspec.speculative.prefix import Prefixed
 from tests.next_scale.models import CONFIG, LENGTH, MODEL, SCALES, variables
 
 VARIABLES = variables()
 SMALL = NextScale(replace(CONFIG, layers=2, width=16, heads=2))
+WIDE = NextScale(replace(CONFIG, vocab_size=15))
 BOTH = variables(MODEL, SMALL)
 CLASSES = jnp.array([1, 4, 0], jnp.int32)
 PLAIN = one_model(MODEL, SCALES, record_log_probs=True)
@@ -228,6 +235,15 @@ def test_all_layers_are_a_subset_too():
     assert spaced_layers(30, 4) == (0, 10, 19, 29)
 
 
+def test_arguments_outlive_a_donated_state():
+    given = options()
+    state = PLAIN.init(VARIABLES, CLASSES, **given)
+    for leaf in jax.tree.leaves(state):  # as donation does
+        leaf.delete()
+    assert not any(x.is_deleted() for x in jax.tree.leaves(given))
+    assert int(CLASSES[0]) == 1
+
+
 def test_nan_marks_its_sequences_alone():
     params = VARIABLES.models[0]
     table = params["classes"]["embedding"].at[4].set(jnp.nan)
@@ -243,6 +259,19 @@ def test_nan_marks_its_sequences_alone():
         (lambda: fewer_layers(MODEL, SCALES, 2, 1), "1 layers of 3"),
         (lambda: one_model(MODEL, replace(SCALES, sides=(1, 2, 5))), "does not fit"),
         (lambda: one_model(MODEL, SCALES, prefix=LENGTH), "nothing to generate"),
+        (lambda: collaborative(MODEL, WIDE, SCALES, 2), "the same vocabulary"),
+        (lambda: replace(PLAIN, stages=(Stage(1),) * 4), "the model 1"),
+        (lambda: replace(PLAIN, stages=(Stage(0, (2, 0)),) * 4), "ascending order"),
+        (lambda: ScaleSampling(4, temperatures=(1.1,)), "one factor above 0"),
+        (lambda: ScaleSampling(4, guided=9), "guided=9 scales"),
+        (lambda: ScaleSampling(4, guidance="none"), "guidance='none'"),
+        (lambda: replace(CONFIG, norm_eps=-1.0), "norm_eps=-1.0"),
+        (lambda: PLAIN.init(VARIABLES, CLASSES, **options(2)), "prompt"),
+        (
+            lambda: replace(PLAIN, cfg=False).init(VARIABLES, CLASSES, **options()),
+            "cfg=True",
+        ),
+        (lambda: PLAIN.init(BOTH, CLASSES, **options()), "2 models do not fit"),
         (lambda: replace(CONFIG, scales=(2, 4)), "the first of them 1"),
         (lambda: replace(CONFIG, heads=5), "must divide"),
         (

@@ -63,6 +63,8 @@ def test_a_mesh_makes_the_same_tokens(folder, drawn):
     pipe = load_pipeline(folder, mesh=make_mesh(2, 2))
     out = pipe(class_labels=[0, 2, 1], **SETTINGS)
     np.testing.assert_array_equal(out.tokens, drawn.tokens)
+    *_, last = pipe.stream(class_labels=[0, 2, 1], rounds=1, **SETTINGS)
+    np.testing.assert_array_equal(last.tokens, drawn.tokens)
 
 
 def test_int8_and_bfloat16_run(folder):
