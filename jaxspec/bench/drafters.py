@@ -15,7 +15,7 @@ from jaxspec.errors import ConfigError, DataError
 from jaxspec.evaluate.plot import Line, Panel, plot_panels
 from jaxspec.evaluate.tables import environment, markdown_table
 from jaxspec.io.text_files import read_text, split_lines
-from jaxspec.pipeline.bundle import Bundle, load_bundle
+from jaxspec.pipeline.bundle import Bundle, load_bundle, token_by_token
 from jaxspec.pipeline.config import GenerationConfig
 from jaxspec.pipeline.drafters import load_drafter
 from jaxspec.pipeline.embedded import CLASSES
@@ -87,7 +87,7 @@ def measure_drafters(
     for name in verifiers:  # raises before models are loaded
         parse_verifier(name)
     finished_rows = _finished_rows(earlier, num, batch) if earlier else []
-    bundle = load_bundle(checkpoint or CLASSES)
+    bundle = token_by_token(load_bundle(checkpoint or CLASSES))
     loaded_drafters = [load_drafter(name, bundle) for name in drafters]
     if bundle.image_tokenizer is None:
         texts, cfg_scales = _read_texts(prompts, num, bundle), [1.0]

@@ -9,7 +9,7 @@ from jaxspec.bench.synthetic import synthetic_bundle, synthetic_params
 from jaxspec.config import TransformerConfig
 from jaxspec.errors import ConfigError
 from jaxspec.models.transformer.presets import NAMES, preset
-from jaxspec.pipeline.bundle import Bundle, load_bundle
+from jaxspec.pipeline.bundle import Bundle, load_bundle, token_by_token
 from jaxspec.pipeline.embedded import CLASSES
 from jaxspec.typing import Params
 
@@ -39,6 +39,7 @@ def find_model(
     """
     if name == DEFAULT:
         bundle = load_bundle(checkpoint or CLASSES, dtype=dtype, int8=int8)
+        bundle = token_by_token(bundle)
         if bundle.prior.config.condition != "class":
             raise ConfigError(
                 f"bundle '{bundle.name}' is not class-conditional; this benchmark "

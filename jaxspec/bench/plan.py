@@ -12,7 +12,7 @@ from tqdm import tqdm
 from jaxspec.core.noise import batch_keys
 from jaxspec.errors import ConfigError
 from jaxspec.evaluate.tables import environment
-from jaxspec.pipeline.bundle import Bundle, load_bundle
+from jaxspec.pipeline.bundle import Bundle, load_bundle, token_by_token
 from jaxspec.pipeline.config import GenerationConfig
 from jaxspec.pipeline.drafters import bundled_drafter
 from jaxspec.pipeline.embedded import CLASSES
@@ -75,7 +75,7 @@ def measure_plan(
       num: Number of images to count acceptance on.
       nodes: Tree sizes to compare; None for `NODES`.
     """
-    bundle = load_bundle(checkpoint or CLASSES)
+    bundle = token_by_token(load_bundle(checkpoint or CLASSES))
     prompts = Prompts.from_classes(spread_classes(len(bundle.class_names), num))
     settings = GenerationConfig(
         cfg_scale=cfg_scale, batch_size=DEFAULT_BATCH if batch is None else batch

@@ -13,7 +13,7 @@ from jaxspec.core.continuous_batching import Requests, idle_batch, run_queue
 from jaxspec.core.noise import batch_keys
 from jaxspec.core.stopping import StoppingCriteria
 from jaxspec.evaluate.tables import markdown_table
-from jaxspec.pipeline.bundle import Bundle, load_bundle
+from jaxspec.pipeline.bundle import Bundle, load_bundle, token_by_token
 from jaxspec.pipeline.config import GenerationConfig
 from jaxspec.pipeline.drafters import bundled_drafter
 from jaxspec.pipeline.embedded import CLASSES
@@ -55,7 +55,7 @@ def measure_streaming(
     Returns:
       Report with the rows of `bench_streaming`.
     """
-    bundle = load_bundle(checkpoint or CLASSES)
+    bundle = token_by_token(load_bundle(checkpoint or CLASSES))
     loaded = bundled_drafter(bundle)
     draft_tree = loaded.tree(tree)
     rows = bench_streaming(

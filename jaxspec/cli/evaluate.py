@@ -184,7 +184,6 @@ def run_images(arguments: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from jaxspec.checkpoint import load_checkpoint
-    from jaxspec.config import TransformerConfig
     from jaxspec.evaluate.quality import (
         classifier_features,
         measure_quality,
@@ -193,7 +192,7 @@ def run_images(arguments: argparse.Namespace) -> None:
     from jaxspec.evaluate.quality_report import quality_markdown, quality_plot
     from jaxspec.io.images import png_bytes
     from jaxspec.io.writing import write_file
-    from jaxspec.pipeline.bundle import load_bundle
+    from jaxspec.pipeline.bundle import load_bundle, token_by_token
     from jaxspec.pipeline.config import GenerationConfig
     from jaxspec.pipeline.drafters import load_drafter
     from jaxspec.pipeline.embedded import CLASSES, find_folder
@@ -203,7 +202,7 @@ def run_images(arguments: argparse.Namespace) -> None:
 
     for name in arguments.verifiers:  # checked before anything is loaded
         parse_verifier(name)
-    bundle = load_bundle(arguments.checkpoint or CLASSES)
+    bundle = token_by_token(load_bundle(arguments.checkpoint or CLASSES))
     folder = find_folder(arguments.checkpoint or CLASSES)
     classifier = load_checkpoint(
         arguments.classifier or folder / "classifier", "classifier"
@@ -216,11 +215,6 @@ def run_images(arguments: argparse.Namespace) -> None:
             f"'{bundle.name}'; train one with `jaxspec train classifier`"
         )
     extract = classifier_features(classifier)
-    if not isinstance(bundle.prior.config, TransformerConfig):
-        raise ConfigError(
-            f"bundle '{bundle.name}' makes whole token maps; `eval images` compares "
-            "drafts and verifiers of token-by-token models"
-        )
     loaded = load_drafter(arguments.drafter, bundle)
     tree = loaded.tree(arguments.tree)
     heldout = read_heldout(_source(arguments, bundle), extract, arguments.num)

@@ -39,7 +39,7 @@ def load_models(
       CheckpointError: the checkpoint cannot be used.
       ConfigError: there is no such drafter or tree.
     """
-    from jaxspec.pipeline.bundle import load_bundle
+    from jaxspec.pipeline.bundle import load_bundle, token_by_token
     from jaxspec.pipeline.drafters import drafter_of
     from jaxspec.pipeline.tree_choice import AUTO
     from jaxspec.speculative.trees.parsing import parse_tree
@@ -56,6 +56,8 @@ def load_models(
         print_replicated(bundle)
     loaded = drafter_of(arguments.drafter, bundle)
     if loaded is None:
+        if arguments.drafter != "none" and arguments.tree not in (None, AUTO, "root"):
+            token_by_token(bundle)  # raises: nothing fills a tree
         return Models(bundle, None, Tree.root())
     if arguments.drafter == "own" and bundle.drafter is None and not quiet:
         print(

@@ -188,6 +188,20 @@ def load_bundle(
     )
 
 
+def token_by_token(bundle: Bundle) -> Bundle:
+    """The bundle, if its model generates token by token.
+
+    Raises:
+      ConfigError: it makes whole token maps.
+    """
+    if not isinstance(bundle.prior.config, TransformerConfig):
+        raise ConfigError(
+            f"bundle '{bundle.name}' makes whole token maps; this is for models that "
+            "generate token by token"
+        )
+    return bundle
+
+
 def load_tokenizer(path: Path) -> Checkpoint:
     """Loads an image tokenizer of any kind.
 

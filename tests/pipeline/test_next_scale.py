@@ -98,6 +98,19 @@ def test_drafters_are_refused(folder):
         load_pipeline(folder)(class_labels=[0], tree="chain-3")
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["bench", "decode", "--checkpoint"],
+        ["generate", "--tree", "chain-3", "--checkpoint"],
+    ],
+)
+def test_commands_for_drafts_are_one_line(folder, command, tmp_path, capsys):
+    name = "out.png" if command[0] == "generate" else "report"
+    assert main([*command, str(folder), "--out", str(tmp_path / name)]) == 2
+    assert "makes whole token maps" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_other_scales_of_the_tokenizer_are_refused(folder, tmp_path):
     other = save_bundle(tmp_path / "other")
     (tmp_path / "mixed").mkdir()

@@ -9,7 +9,7 @@ from jaxspec.evaluate.relaxation.positions import (
     model_distributions,
     synthetic_distributions,
 )
-from jaxspec.pipeline.bundle import load_bundle
+from jaxspec.pipeline.bundle import load_bundle, token_by_token
 from jaxspec.pipeline.embedded import CLASSES
 from jaxspec.speculative.verify.neighbors import Neighbors
 
@@ -86,7 +86,7 @@ def load_distributions(
         ]
         log_p, log_q = (np.log(np.stack(x)) for x in zip(*pairs, strict=True))
         return Distributions(log_p, log_q, codes, _SYNTHETIC)
-    bundle = load_bundle(checkpoint or CLASSES)
+    bundle = token_by_token(load_bundle(checkpoint or CLASSES))
     tokenizer = bundle.tokenizer
     with np.errstate(divide="ignore"):
         distributions = model_distributions(

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import flax.linen as nn
@@ -202,11 +201,6 @@ class NextScale:
     """
 
     config: NextScaleConfig
-
-    @cached_property
-    def ends(self) -> tuple[int, ...]:
-        """Number of tokens up to each scale, its own included."""
-        return tuple(int(x) for x in np.cumsum(np.array(self.config.scales) ** 2))
 
     def init(self, key: Array) -> Params:
         """Random float32 parameters, with an output layer of zeros; consumes `key`."""

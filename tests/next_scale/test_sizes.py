@@ -1,0 +1,36 @@
+"""Published sizes, without allocating parameters."""
+
+import pytest
+
+from jaxspec.errors import ConfigError
+from jaxspec.models.next_scale.model import parameter_count
+from jaxspec.models.next_scale.presets import PRESETS, preset
+from jaxspec.tokenizers.multi_scale.model import PRESETS as TOKENIZERS
+from jaxspec.tokenizers.multi_scale.model import parameter_count as tokenizer_count
+from jaxspec.tokenizers.multi_scale.scales import shared_convs
+
+# Millions, of VAR's table 1 and its repository.
+PUBLISHED = {
+    "var-d16": 310.3,
+    "var-d20": 600.9,
+    "var-d24": 1033,
+    "var-d30": 2010,
+    "var-d36-s": 2354,
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_have_the_published_sizes(name):
+    count = parameter_count(preset(name)) / 1e6
+    assert count == pytest.approx(PUBLISHED[name], rel=5e-4)
+
+
+def test_the_tokenizer_has_the_published_size_and_convolutions():
+    count = tokenizer_count(TOKENIZERS["var-256"]) / 1e6
+    assert count == pytest.approx(108.95, abs=0.01)
+    assert shared_convs(10, 4) == (0, 0, 1, 1, 1, 2, 2, 3, 3, 3)
+
+
+def test_unknown_presets_are_refused():
+    with pytest.raises(ConfigError, match="choose one of var-d16"):
+        preset("var-d17")
