@@ -16,6 +16,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 OTHERS = [DOCS.parent / name for name in ("README.md", "CONTRIBUTING.md")]
 
 
+@pytest.mark.slow
 def test_a_verifier_runs_in_a_loop_without_the_engine_and_changes_no_token(capsys):
     page = (DOCS / "verification.md").read_text()
     loop, module, relaxation, proof = blocks("python", page)
@@ -112,6 +113,7 @@ def test_drafters_page_runs():
     assert (run_page("drafters.md")["out"].stats.calls < 64).all()
 
 
+@pytest.mark.slow
 def test_page_on_next_scale_models_runs(capsys):
     out = run_page("next_scale.md")["out"]
     assert out.tokens.shape == (2, 21) and (out.stats.calls == 1).all()

@@ -51,6 +51,7 @@ def some(names):
     ]
 
 
+@pytest.mark.variants(2)
 @pytest.mark.parametrize("name", some(QUICK))
 def test_no_program_relies_on_promotion(name):
     """Dtypes and ranks are written out; this shows while a program is traced."""
@@ -58,6 +59,7 @@ def test_no_program_relies_on_promotion(name):
     assert jax.tree.leaves(found)
 
 
+@pytest.mark.variants(3)
 @pytest.mark.parametrize("name", some(QUICK))
 def test_every_result_has_the_same_dtype_under_x64(name):
     found = under(["x64"], lambda: jax.eval_shape(PROGRAMS[name]))

@@ -2,8 +2,6 @@
 
 from dataclasses import replace
 
-import jax
-
 from jaxspec.checkpoint import Checkpoint, save
 from jaxspec.config import (
     MultiScaleTokenizerConfig,
@@ -18,13 +16,14 @@ from jaxspec.tokenizers.vqgan.model import Tokenizer
 from jaxspec.train.text_encoder import train_vocabulary
 from tests.models.tiny import random_params
 from tests.next_scale.models import random_params as random_next_scale
+from tests.params import random_like
 from tests.train.tiny import get_config
 
 
 def save_bundle(folder):
     """Writes `tokenizer/` and `prior/` of the tiny preset."""
     config = get_config()
-    params = Tokenizer(config.tokenizer).init(jax.random.key(1))
+    params = random_like(Tokenizer(config.tokenizer).init, seed=1)
     save(folder / "tokenizer", Checkpoint("tokenizer", config.tokenizer, params))
     params = random_params(config.prior)
     save(folder / "prior", Checkpoint("prior", config.prior, params))
@@ -48,12 +47,12 @@ def save_captioned_bundle(folder, **metadata):
         caption_length=text.length,
         caption_width=text.width,
     )
-    params = Tokenizer(config.tokenizer).init(jax.random.key(1))
+    params = random_like(Tokenizer(config.tokenizer).init, seed=1)
     save(folder / "tokenizer", Checkpoint("tokenizer", config.tokenizer, params))
     checkpoint = Checkpoint("prior", prior, random_params(prior), metadata)
     save(folder / "prior", checkpoint)
     encoder = Checkpoint(
-        "text_encoder", text, TextEncoder(text).init(jax.random.key(2))
+        "text_encoder", text, random_like(TextEncoder(text).init, seed=2)
     )
     notes = {"tokenizer.json": train_vocabulary(["a red apple, 3d"] * 3, 300)}
     save(folder / "text_encoder", encoder, notes)
@@ -86,7 +85,7 @@ def save_next_scale_bundle(folder):
         scales=tokenizer.scales,
         classes=3,
     )
-    params = MultiScaleTokenizer(tokenizer).init(jax.random.key(1))
+    params = random_like(MultiScaleTokenizer(tokenizer).init, seed=1)
     checkpoint = Checkpoint("multi_scale_tokenizer", tokenizer, params)
     save(folder / "tokenizer", checkpoint)
     params = random_next_scale(NextScale(prior))

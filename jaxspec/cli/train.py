@@ -116,6 +116,12 @@ def _add_start(parser: argparse.ArgumentParser) -> None:
         help="trained part of the same configuration, or working folder with one, to "
         "start from",
     )
+    group.add_argument(
+        "--encoder",
+        metavar="DIR",
+        help="for a prior of captions: matcher, or text encoder, from which its text "
+        "encoder starts (jaxspec train matcher)",
+    )
 
 
 def _add_devices(parser: argparse.ArgumentParser) -> None:
@@ -180,6 +186,7 @@ def run(arguments: argparse.Namespace) -> None:
         manual_dir=Path(arguments.manual_dir) if arguments.manual_dir else None,
         bundle=_bundle(arguments.checkpoint),
         start=Path(arguments.start) if arguments.start else None,
+        encoder=Path(arguments.encoder) if arguments.encoder else None,
         sharding=_sharding(arguments),
         seconds=None if part == "all" else _seconds(arguments),
         command=_command(arguments),
@@ -255,6 +262,8 @@ def _check_options(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--minutes {arguments.minutes}: must be positive")
     if arguments.part == "all" and (arguments.start or arguments.checkpoint):
         raise ConfigError("--start and --checkpoint are for one part")
+    if arguments.encoder and arguments.part != "prior":
+        raise ConfigError("--encoder is for a prior of captions: jaxspec train prior")
     if arguments.fsdp and not arguments.mesh:
         raise ConfigError("--fsdp needs a mesh; set --mesh, such as 8x1")
 
@@ -303,7 +312,7 @@ def _command(arguments: argparse.Namespace) -> str:
     words += [f"--set {setting}" for setting in arguments.set]
     words += [f"--out {arguments.workdir}"]
     words += ["--manual-dir DIR"] if arguments.manual_dir else []
-    for name in ("checkpoint", "start", "minutes", "steps", "mesh"):
+    for name in ("checkpoint", "start", "encoder", "minutes", "steps", "mesh"):
         value = getattr(arguments, name)
         words += [f"--{name} {value}"] if value is not None else []
     words += ["--fsdp"] if arguments.fsdp else []

@@ -91,7 +91,7 @@ class MultiScaleTokenizerConfig:
 
 @dataclass(frozen=True)
 class NextScaleConfig:
-    """A transformer that predicts whole token maps, coarse to fine (VAR).
+    """A transformer that predicts whole token maps, coarse to fine (VAR, HMAR).
 
     Attributes:
       vocab_size: `V`.
@@ -102,6 +102,10 @@ class NextScaleConfig:
       ffn_width: width of the hidden layers of the MLPs; None for `4 width`.
       scales: sides of the token maps.
       classes: number of classes; id `classes` is the null class of guidance.
+      attends: "earlier": tokens attend to their own map and all earlier ones (VAR);
+        "own": to their own map alone, so that no cache is needed (HMAR).
+      mask_layers: number of last layers, and an output layer, that exist a second
+        time, to refine a map of which some tokens are masked (HMAR); 0 for none.
       shared_modulation: whether one linear layer makes shifts, scales and gates of all
         layers (VAR-d36-s), with an offset for each.
       norm_eps: epsilon of every LayerNorm.
@@ -117,6 +121,8 @@ class NextScaleConfig:
     ffn_width: int | None = None
     scales: tuple[int, ...] = SCALES_256
     classes: int = 1000
+    attends: Literal["earlier", "own"] = "earlier"
+    mask_layers: int = 0
     shared_modulation: bool = False
     norm_eps: float = 1e-6
     condition: Literal["class"] = "class"
@@ -126,6 +132,14 @@ class NextScaleConfig:
         check_scales(self.scales)
         positive(self, "vocab_size", "code_dim", "layers", "width", "heads", "classes")
         positive(self, "ffn_size")
+        require(
+            self.attends in ("earlier", "own"),
+            f"attends={self.attends!r}; choose 'earlier' or 'own'",
+        )
+        require(
+            0 <= self.mask_layers <= self.layers,
+            f"mask_layers={self.mask_layers} must be 0 to layers={self.layers}",
+        )
         require(self.norm_eps > 0, f"norm_eps={self.norm_eps} must be above 0")
         require(
             self.condition == "class",

@@ -7,6 +7,7 @@ _NAMES = {
     "NextScaleGenerator": "jaxspec.next_scale.generator",
     "NextScaleState": "jaxspec.next_scale.state",
     "NextScaleVariables": "jaxspec.next_scale.state",
+    "Refinement": "jaxspec.next_scale.refinement",
     "ScaleSampling": "jaxspec.next_scale.sampling",
     "Stage": "jaxspec.next_scale.generator",
     "collaborative": "jaxspec.next_scale.plans",

@@ -72,6 +72,8 @@ class CoupledScales:
             )
         if not 0 <= self.radius < float("inf"):
             raise ConfigError(f"radius={self.radius} must be a number of at least 0")
+        if self.target.config.mask_layers:
+            raise ConfigError("maps that are refined are not verified: mask_layers=0")
         if self.sampling.guided is not None:
             raise ConfigError("coupled scales are guided at every scale: guided=None")
         _ = self.base  # checks the models
@@ -79,7 +81,9 @@ class CoupledScales:
     @property
     def base(self) -> NextScaleGenerator:
         """The target's generator, with a cache for the drafter."""
-        plain = one_model(self.target, self.scales, sampling=self.sampling)
+        plain = one_model(
+            self.target, self.scales, sampling=self.sampling, refinement=None
+        )
         return replace(plain, models=(self.target, self.drafter), cfg=self.cfg)
 
     @property

@@ -19,6 +19,7 @@ from jaxspec.core.stopping import StoppingCriteria
 from jaxspec.errors import ConfigError
 from jaxspec.models.next_scale.model import NextScale
 from jaxspec.models.transformer.prompts import known_classes
+from jaxspec.next_scale.refinement import Refinement
 from jaxspec.next_scale.sampling import ScaleSampling
 from jaxspec.next_scale.state import NextScaleState, NextScaleVariables
 from jaxspec.speculative.prefix import checked_prefix, prefix_of, without_prefix
@@ -62,6 +63,8 @@ class NextScaleGenerator:
       limit: largest number of new tokens; None for all of an image.
       prefix: number of given tokens.
       record_log_probs: whether log-probabilities of the tokens are recorded.
+      refinement: further passes of each map, for models with `mask_layers` (HMAR,
+        arXiv 2506.04421); None for none.
 
     Raises:
       ConfigError: models, scales and stages do not fit each other.
@@ -75,6 +78,7 @@ class NextScaleGenerator:
     limit: int | None = None
     prefix: int = 0
     record_log_probs: bool = False
+    refinement: Refinement | None = None
 
     def __post_init__(self):
         for model in self.models:
@@ -121,6 +125,11 @@ class NextScaleGenerator:
                         raise ConfigError(
                             f"scale {i} uses layers that an earlier scale left out"
                         )
+        if self.refinement is not None:
+            self.refinement.check(self.scales)
+            used = {stage.model for stage in self.stages}
+            if not all(self.models[i].config.mask_layers for i in used):
+                raise ConfigError("refinement needs models with mask_layers")
         if not 0 <= self.prefix < self.scales.ends[-1]:
             raise ConfigError(f"{self.prefix} given tokens leave nothing to generate")
 
@@ -270,15 +279,30 @@ class NextScaleGenerator:
         tokens, log_p, finite = self.sampling.sample(
             logits, state.sampling, state.keys, scale, here.start
         )
-        given = state.given[:, here]
+        given, calls = state.given[:, here], 1
         tokens = jnp.concatenate([given, tokens[:, given.shape[1] :]], axis=1)
+        if self.refinement is not None:
+            i, calls = self.stages[scale].model, len(self.refinement.counts[scale])
+            tokens, log_p, good = self.refinement.refine(
+                self.models[i],
+                self.scales,
+                self.sampling,
+                variables,
+                state,
+                scale,
+                tokens,
+                log_p,
+                index=i,
+                given=given.shape[1],
+            )
+            finite &= good
         advances = (state.scale == scale) & ~state.done
         state = self.accept(variables, state, scale, tokens, advances)
         if state.log_probs is not None:
             log_probs = jnp.where(advances[:, None], log_p, state.log_probs[:, here])
             log_probs = state.log_probs.at[:, here].set(log_probs)
             state = replace(state, log_probs=log_probs)
-        calls = state.stats.calls + advances.astype(jnp.int32)
+        calls = state.stats.calls + calls * advances.astype(jnp.int32)
         stats = replace(state.stats, calls=calls, rounds=state.stats.rounds + 1)
         return replace(
             state,
@@ -340,6 +364,8 @@ class NextScaleGenerator:
         stage = self.stages[scale]
         earlier = [k for k in range(scale) if self.stages[k].model == stage.model]
         first = earlier[-1] + 1 if earlier else 0
+        if self.models[stage.model].config.attends == "own":
+            first = scale
         start = self.scales.tokens_of(first).start
         here = self.scales.tokens_of(scale)
         guided = self.sampling.guided

@@ -3,6 +3,7 @@
 from jaxspec.errors import ConfigError
 from jaxspec.models.next_scale.model import NextScale
 from jaxspec.next_scale.generator import NextScaleGenerator, Stage
+from jaxspec.next_scale.refinement import Refinement, published_counts
 from jaxspec.next_scale.sampling import ScaleSampling
 from jaxspec.tokenizers.multi_scale.scales import Scales
 
@@ -17,7 +18,10 @@ def one_model(
     sampling: ScaleSampling | None = None,
     **options,
 ) -> NextScaleGenerator:
-    """One model for all scales (VAR, arXiv 2404.02905).
+    """One model for all scales (VAR, arXiv 2404.02905; HMAR, arXiv 2506.04421).
+
+    A model with `mask_layers` refines maps as published unless options name another
+    `refinement`.
 
     Args:
       model: the model.
@@ -26,6 +30,9 @@ def one_model(
       **options: further fields of `NextScaleGenerator`.
     """
     count = len(scales)
+    if model.config.mask_layers:
+        refinement = Refinement(published_counts(scales.sides))
+        options = {"refinement": refinement, **options}
     return NextScaleGenerator(
         (model,),
         scales,

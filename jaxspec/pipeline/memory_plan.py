@@ -133,6 +133,7 @@ def plan_memory(
     if isinstance(config, NextScaleConfig):
         kind, heads, nodes = "next_scale", config.heads, config.grid**2
         slots, hidden = config.sequence_length, config.ffn_size
+        slots = nodes if config.attends == "own" else slots
     else:
         config = copy_kv_heads(config, {}, needed_copies(config, model))[0]
         kind, heads, hidden = "prior", config.num_kv_heads, 2 * config.ffn_size
@@ -140,6 +141,8 @@ def plan_memory(
     # Heads that do not divide evenly are replicated.
     heads = heads // model if heads % model == 0 else heads
     cache = config.layers * 2 * branches * heads * slots * config.head_size * itemsize
+    if isinstance(config, NextScaleConfig) and config.attends == "own":
+        cache = 0
     vocab = -(-config.vocab_size // model)
     drafter_bytes = 0
     if drafter is not None:

@@ -1,4 +1,4 @@
-"""Training of next-scale models (VAR, arXiv 2404.02905)."""
+"""Training of next-scale models (VAR, arXiv 2404.02905; HMAR, arXiv 2506.04421)."""
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from jaxspec.train.experiment import (
 from jaxspec.train.loop import Training, TrainingJob
 from jaxspec.train.optimizer import apply_gradients, init_train_state
 from jaxspec.train.start import check_start, start_digests
+from jaxspec.typing import Array, Bool, Float, Int, Key, Params
 
 
 def next_scale_job(
@@ -109,9 +110,59 @@ def make_step(sizes: NextScaleConfig, scales: Scales, config: TrainingConfig):
         def loss_fn(params):
             params = jax.tree.map(lambda x: x.astype(dtype), params)
             log_p = log_probs(model, scales, params, quantizer, tokens, classes, null)
-            return -jnp.mean(of_tokens(log_p, tokens))
+            loss = -jnp.mean(of_tokens(log_p, tokens))
+            if not sizes.mask_layers:
+                return loss, {"loss": loss}
+            images, prompts = (tokens, log_p), (classes, null)
+            masked_key = jax.random.fold_in(key, 1)
+            masked = refinement_loss(
+                model, scales, params, quantizer, images, prompts, masked_key
+            )
+            return loss + masked, {"loss": loss, "masked_loss": masked}
 
-        loss, gradient = jax.value_and_grad(loss_fn)(state["params"])
-        return apply_gradients(config, state, gradient, step), {"loss": loss}
+        loss_of = jax.value_and_grad(loss_fn, has_aux=True)
+        (_, metrics), gradient = loss_of(state["params"])
+        return apply_gradients(config, state, gradient, step), metrics
 
     return step_fn
+
+
+def refinement_loss(
+    model: NextScale,
+    scales: Scales,
+    params: Params,
+    quantizer: Params,
+    images: tuple[Int[Array, "B T"], Float[Array, "B T V"]],
+    prompts: tuple[Int[Array, "B"], Bool[Array, "B"]],
+    key: Key[Array, ""],
+) -> Float[Array, ""]:
+    """Mean negative log-likelihood in nats of masked tokens, given the others.
+
+    Each sequence has its own share of masked tokens. In their places are samples of the
+    first pass, as in a generation: the published training keeps the true tokens there,
+    which the interpolation and the convolution of a map show to their neighbors.
+
+    Args:
+      model: model with `mask_layers`.
+      scales: functions of its tokenizer.
+      params: parameters of the model.
+      quantizer: codebook and convolutions of the tokenizer.
+      images: tokens of all scales, and the log-probabilities of the first pass.
+      prompts: classes, and the sequences that get the null class instead.
+      key: key of the masks and samples.
+    """
+    (tokens, log_p), (classes, null) = images, prompts
+    share_key, mask_key, sample_key = jax.random.split(key, 3)
+    share = jax.random.uniform(share_key, (len(tokens), 1), jnp.float32)
+    masked = jax.random.uniform(mask_key, tokens.shape, jnp.float32) < share
+    masked = masked.at[:, 0].set(False)  # the first map is not refined
+    samples = jax.random.categorical(sample_key, jax.lax.stop_gradient(log_p))
+    shown = jnp.where(masked, samples.astype(tokens.dtype), tokens)
+    vectors, own = scales.inputs(quantizer, tokens), scales.own(quantizer, shown)
+    condition, count = model.condition(params, classes, null), len(scales)
+    logits = model.refine(
+        params, condition, vectors[:, 1:], own[:, 1:], masked[:, 1:], 1, count
+    )
+    loss = -of_tokens(jax.nn.log_softmax(logits), tokens[:, 1:])
+    weights = masked[:, 1:].astype(jnp.float32)
+    return jnp.sum(loss * weights) / jnp.maximum(jnp.sum(weights), 1.0)

@@ -53,8 +53,8 @@ def prior_job(
       start: trained model of the same configuration, up to dropout, whose parameters
         are the initial ones; it may have fewer extra tokens. None for random
         parameters.
-      start_encoder: text encoder of `start`, for a prior that is trained together with
-        one.
+      start_encoder: text encoder whose parameters are the initial ones, for a prior
+        that is trained together with one; None for random parameters.
 
     Raises:
       ConfigError: `start` or `start_encoder` is of another kind or configuration.
@@ -68,12 +68,12 @@ def prior_job(
         params = _start_params(start, model, params)
     if encoder is not None:
         encoder_params = encoder.init(seed_key(config.seed + 1))
-        if start is not None:
-            assert start_encoder is not None  # of captions too
+        if start_encoder is not None:
             check_start(start_encoder, "text_encoder", encoder.config)
             encoder_params = start_encoder.params
         params = joined_params(params, encoder_params)
-    start_digest = params_digest(params) if start is not None else ""
+    started = start is not None or start_encoder is not None
+    start_digest = params_digest(params) if started else ""
 
     def batch_fn(step):
         indices = batch_indices(config.seed, step, config.batch, len(source))

@@ -66,7 +66,7 @@ def train_part(experiment: Experiment, part: str, run: TrainingRun) -> Path:
       ConfigError: the experiment has no such part, or does not fit the data.
       DataError: the data cannot be read or downloaded.
     """
-    _check_part(experiment, part, run.parts)
+    _check_part(experiment, part, run)
     with lock_workdir(run.workdir):
         return _train_part(experiment, part, run)
 
@@ -158,9 +158,7 @@ def _job_maker(
             None,
         )
     if part == "prior":
-        encoder = None
-        if run.start is not None and experiment.text_encoder is not None:
-            encoder = load_checkpoint(start_encoder(run.start), ENCODER)
+        encoder = start_encoder(run) if experiment.text_encoder is not None else None
         train, heldout = data_sequences(experiment, images, run)
         if isinstance(experiment.prior, NextScaleConfig):
             tokenizer = load_tokenizer(run.parts / "tokenizer")
@@ -213,7 +211,7 @@ def _preparation(
     return measure
 
 
-def _check_part(experiment: Experiment, part: str, bundle: Path) -> None:
+def _check_part(experiment: Experiment, part: str, run: TrainingRun) -> None:
     """Checks that a part can be trained, and that a bundle has those before it."""
     text = experiment.text_file is not None
     if part == "drafter" and experiment.drafter is None:
@@ -222,11 +220,14 @@ def _check_part(experiment: Experiment, part: str, bundle: Path) -> None:
         raise ConfigError(f"text has no {part}; train its prior, then a drafter")
     if part == "matcher" and experiment.text_encoder is None:
         raise ConfigError(f"{experiment.name} has no captions for a matcher")
+    if run.encoder is not None and experiment.text_encoder is None:
+        raise ConfigError(f"{experiment.name} has no captions for a text encoder")
     needed = {"prior": ["tokenizer"], "drafter": ["tokenizer", "prior"]}.get(part, [])
     for earlier in needed[text:]:
-        if not (bundle / earlier).is_dir():
+        folder = run.parts / earlier
+        if not folder.is_dir():
             raise CheckpointError(
-                f"'{bundle / earlier}' is missing; run `jaxspec train {earlier}` with "
+                f"'{folder}' is missing; run `jaxspec train {earlier}` with "
                 "this --out first, or name a bundle with --checkpoint"
             )
 

@@ -7,7 +7,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxspec.checkpoint import Checkpoint, checkpoint_of, load_checkpoint
+from jaxspec.checkpoint import (
+    Checkpoint,
+    checkpoint_of,
+    load_checkpoint,
+    read_config,
+)
 from jaxspec.data.dataset import Sources
 from jaxspec.data.image_tokens import Sequences, TokenSource, encode_source
 from jaxspec.data.source import ImageSource
@@ -28,6 +33,7 @@ from jaxspec.train.training_run import TrainingRun
 
 # Times that a training reads each sequence that its target generated for it.
 READS = 3
+MATCHER = "matcher"
 
 
 def open_images(experiment: Experiment, part: str, run: TrainingRun) -> Sources | None:
@@ -46,7 +52,7 @@ def open_images(experiment: Experiment, part: str, run: TrainingRun) -> Sources 
         images = run.images.open(tokenizer.image_size)
     else:
         split = data.train_split
-        if part == "matcher":
+        if part == MATCHER:
             split = data.matcher_split or split
         train, heldout = (
             tfds_images(
@@ -180,7 +186,7 @@ def caption_tokens(
     assert experiment.text_encoder is not None  # checked before
     if not source.captions:
         raise DataError(f"'{experiment.data.name}' has no captions for a matcher")
-    file = _trained_vocabulary(experiment, images[0], run, "matcher")
+    file = _trained_vocabulary(experiment, images[0], run, MATCHER)
     return tokenize(file, source.captions, experiment.text_encoder.length)
 
 
@@ -189,17 +195,39 @@ def vocabulary_file(run: TrainingRun, part: str = "prior") -> Path:
     return run.workdir / part / VOCABULARY
 
 
-def start_encoder(start: Path) -> Path:
-    """Folder of the text encoder beside a prior from which a training starts.
+def start_encoder(run: TrainingRun) -> Checkpoint | None:
+    """Text encoder from which that of a prior starts; None for random parameters.
 
     Raises:
-      CheckpointError: there is none.
+      CheckpointError: the folder that it should be in has none.
     """
-    folder = checkpoint_of(start, "prior").parent / ENCODER
+    folder = _encoder_folder(run)
+    if folder is None:
+        return None
+    if read_config(folder).kind == MATCHER:
+        matcher = load_checkpoint(folder, MATCHER)
+        return Checkpoint(ENCODER, matcher.config.text, matcher.params["text"])
+    return load_checkpoint(folder, ENCODER)
+
+
+def _encoder_folder(run: TrainingRun) -> Path | None:
+    """Folder of a matcher or a text encoder, with its vocabulary."""
+    if run.encoder is not None:
+        for part in (MATCHER, ENCODER):
+            folder = checkpoint_of(run.encoder, part)
+            if (folder / VOCABULARY).is_file():
+                return folder
+        raise CheckpointError(
+            f"'{run.encoder}' holds neither a matcher nor a text encoder; train a "
+            "matcher with `jaxspec train matcher`"
+        )
+    if run.start is None:
+        return None
+    folder = checkpoint_of(run.start, "prior").parent / ENCODER
     if not folder.is_dir():
         raise CheckpointError(
-            f"'{start}' has no {ENCODER}/ beside its prior; start from a bundle whose "
-            "prior was trained with a text encoder"
+            f"'{run.start}' has no {ENCODER}/ beside its prior; start from a bundle "
+            "whose prior was trained with a text encoder"
         )
     return folder
 
@@ -210,12 +238,14 @@ def _trained_vocabulary(
     """Trains the captions' vocabulary on first use, or copies that of the start."""
     file = vocabulary_file(run, part)
     if experiment.text_encoder is not None and not file.is_file():
-        if run.start is None:
-            text = train_vocabulary(images.captions, experiment.text_encoder.vocab_size)
-        elif part == "matcher":
-            text = read_text(checkpoint_of(run.start, part) / VOCABULARY)
+        if part == MATCHER:
+            start = run.start and checkpoint_of(run.start, part)
         else:
-            text = read_text(start_encoder(run.start) / VOCABULARY)
+            start = _encoder_folder(run)
+        if start is None:
+            text = train_vocabulary(images.captions, experiment.text_encoder.vocab_size)
+        else:
+            text = read_text(start / VOCABULARY)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_file(file, text.encode())
     return file

@@ -21,6 +21,8 @@ class TrainingRun:
       bundle: folder of the parts trained before; None for `workdir/checkpoint`.
       start: folder of a trained part whose parameters are the initial ones; None for
         random parameters.
+      encoder: folder of a matcher or a text encoder, from which the text encoder of a
+        prior starts; None for the one beside `start`, or random parameters.
       sharding: devices of the training's arrays; the result is the same up to rounding.
       seconds: time to train for, which replaces the experiment's number of steps when
         the training starts; None for the number of steps.
@@ -34,6 +36,7 @@ class TrainingRun:
     manual_dir: Path | None = None
     bundle: Path | None = None
     start: Path | None = None
+    encoder: Path | None = None
     sharding: TrainSharding = ONE_DEVICE
     seconds: float | None = None
     command: str = ""

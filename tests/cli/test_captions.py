@@ -90,3 +90,23 @@ def test_models_of_classes_are_refused(data, tmp_path, capsys):
     command = ["eval", "captions", "--checkpoint", "fruits64", "--data", "emoji64"]
     assert main([*command, *data, "--out", str(tmp_path / "report")]) == 2
     assert "reads no captions" in capsys.readouterr().err
+
+
+def test_a_prior_starts_with_the_text_encoder_of_a_matcher(trained, data, tmp_path):
+    matcher, out = trained / "checkpoint" / "matcher", tmp_path / "run"
+    command = ["train", "prior", "--config", str(TINY), *data, "--out", str(out)]
+    command += ["--checkpoint", str(trained), "--encoder", str(matcher), "--steps", "1"]
+    assert main([*command, "--set", "train_prior.learning_rate=1e-9"]) == 0
+    after = load_checkpoint(out / "checkpoint" / "text_encoder")
+    before = load_checkpoint(matcher).params["text"]
+    chex.assert_trees_all_close(before, after.params, atol=1e-6)
+    for folder in (matcher, out / "checkpoint" / "text_encoder"):
+        text = (folder / "tokenizer.json").read_text()
+        assert text == (matcher / "tokenizer.json").read_text()
+
+
+def test_a_folder_without_an_encoder_is_refused(trained, data, tmp_path, capsys):
+    command = ["train", "prior", "--config", str(TINY), *data, "--out", str(tmp_path)]
+    command += ["--checkpoint", str(trained), "--encoder"]
+    assert main([*command, str(trained / "checkpoint" / "tokenizer")]) == 2
+    assert "neither a matcher nor a text encoder" in capsys.readouterr().err

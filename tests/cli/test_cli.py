@@ -93,6 +93,7 @@ def test_an_unwritable_compile_cache_is_reported(tmp_path, capsys):
     assert "file" in error and "Traceback" not in error
 
 
+@pytest.mark.slow
 def test_generate_without_a_drafter_is_plain_decoding(tmp_path, capsys):
     out = tmp_path / "s.jpg"
     command = [

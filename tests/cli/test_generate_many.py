@@ -53,6 +53,7 @@ def images(folder):
     return np.stack([np.asarray(Image.open(file)) for file in files])
 
 
+@pytest.mark.variants(1)
 @pytest.mark.parametrize(
     "devices",
     [[], pytest.param(["--mesh", "2x4"], marks=pytest.mark.slow)],

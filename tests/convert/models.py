@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxspec.checkpoint import Checkpoint, save
 from jaxspec.config import TransformerConfig
@@ -38,19 +39,19 @@ CAPTIONS = TransformerConfig(
 
 def filled(shapes, dtype=jnp.float32, seed=0):
     """Returns random numbers of the same shapes; integers are unchanged."""
-    leaves, structure = jax.tree.flatten(shapes)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    leaves = [
-        x
-        if jnp.issubdtype(x.dtype, jnp.integer)
-        else jax.random.normal(k, x.shape, dtype)
-        for k, x in zip(keys, leaves, strict=True)
-    ]
-    return jax.tree.unflatten(structure, leaves)
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda x: (
+            x
+            if jnp.issubdtype(x.dtype, jnp.integer)
+            else jnp.asarray(rng.standard_normal(x.shape), dtype)
+        ),
+        shapes,
+    )
 
 
 def prior(config=CLASSES, dtype=jnp.float32):
-    params = filled(Transformer(config).init(jax.random.key(0)), dtype)
+    params = filled(jax.eval_shape(Transformer(config).init, jax.random.key(0)), dtype)
     return Checkpoint("prior", config, params)
 
 

@@ -1,7 +1,7 @@
 """Contract of generators, for every loop over `init` and `step`."""
 
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, ClassVar
 
 import jax
@@ -121,7 +121,8 @@ GENERATORS = {
     "scales": (
         one_model(NEXT_SCALE, SCALES, limit=LENGTH),
         NextScaleVariables(
-            (random_params(NEXT_SCALE),), SCALES.init(jax.random.key(4), VOCAB, 3)
+            (random_params(NEXT_SCALE),),
+            jax.jit(lambda key: SCALES.init(key, VOCAB, 3))(jax.random.key(4)),
         ),
     ),
     "counting": (Counting(LENGTH), CountingVariables(jnp.full(1, 3))),
@@ -137,10 +138,22 @@ def options(batch=BATCH):
     }
 
 
+@lru_cache
+def programs(name):
+    """Compiled `init` and `step` of a generator."""
+    generator, _ = GENERATORS[name]
+    return jax.jit(generator.init), jax.jit(generator.step)
+
+
+def started(name, batch=BATCH):
+    init, _ = programs(name)
+    return init(GENERATORS[name][1], jnp.arange(batch) % VOCAB, **options(batch))
+
+
+@lru_cache
 def to_the_end(name, batch=BATCH):
-    generator, variables = GENERATORS[name]
-    state = jax.jit(generator.init)(variables, jnp.arange(batch), **options(batch))
-    step = jax.jit(generator.step)
+    (generator, variables), (_, step) = GENERATORS[name], programs(name)
+    state = started(name, batch)
     while not generator.done(state).all():
         state = step(variables, state)
     return generator.result(state)
@@ -149,7 +162,7 @@ def to_the_end(name, batch=BATCH):
 @pytest.mark.parametrize("name", GENERATORS)
 def test_steps_in_any_portions_give_the_same_result(name):
     generator, variables = GENERATORS[name]
-    state = generator.init(variables, jnp.arange(BATCH), **options())
+    state = started(name)
     few = jax.jit(partial(advance, generator, steps=2))
     lengths = []
     while not generator.done(state).all():
@@ -180,8 +193,8 @@ def test_a_single_key_on_a_mesh_is_refused():
 @pytest.mark.parametrize("name", GENERATORS)
 def test_an_intermediate_result_is_a_prefix_of_the_final_one(name):
     generator, variables = GENERATORS[name]
-    state = generator.init(variables, jnp.arange(BATCH), **options())
-    early = generator.result(generator.step(variables, state))
+    state = started(name)
+    early = generator.result(programs(name)[1](variables, state))
     last = to_the_end(name)
     exists = np.asarray(early.tokens) >= 0
     assert 0 < exists.sum() < (np.asarray(last.tokens) >= 0).sum()
@@ -191,9 +204,10 @@ def test_an_intermediate_result_is_a_prefix_of_the_final_one(name):
 @pytest.mark.parametrize("name", GENERATORS)
 def test_a_finished_sequence_does_not_change(name):
     generator, variables = GENERATORS[name]
-    state = generator.init(variables, jnp.arange(BATCH), **options())
-    state = advance(generator, variables, state)
-    again = generator.result(generator.step(variables, state))
+    state = started(name)
+    while not generator.done(state).all():
+        state = programs(name)[1](variables, state)
+    again = generator.result(programs(name)[1](variables, state))
     expected = generator.result(state)
     np.testing.assert_array_equal(again.tokens, expected.tokens)
     np.testing.assert_array_equal(again.stats.calls, expected.stats.calls)
@@ -207,8 +221,7 @@ def test_every_generator_is_batched_continuously(name):
     first = jax.tree.map(lambda x: x[:3], queue)
     batch = idle_batch(generator, variables, first)
     _, finished = jax.jit(partial(run_queue, generator))(variables, batch, queue, True)
-    alone = jax.jit(generator.init)(variables, queue.prompt, **options(count))
-    alone = generator.result(advance(generator, variables, alone))
+    alone = to_the_end(name, count)
     order = np.argsort(np.asarray(finished.ids)[:count])
     np.testing.assert_array_equal(
         np.asarray(finished.result.tokens)[order], alone.tokens

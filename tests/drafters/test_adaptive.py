@@ -106,6 +106,7 @@ def test_keeping_a_chain_because_of_its_end_is_caught():
             assert_lossless(verifier, P, replace(drafts, draft=short), draws=0)
 
 
+@pytest.mark.variants(1)
 @pytest.mark.parametrize(
     "tree", [StochasticBeam(3, 2), BestFirst(6, 3, branch=2)], ids=str
 )

@@ -109,7 +109,7 @@ def per_round(stats):
 BEST = BestFirst(7, 3, branch=3)
 
 
-@pytest.mark.variants(2)
+@pytest.mark.variants(1)
 @pytest.mark.parametrize(
     ("tree", "policies"),
     [

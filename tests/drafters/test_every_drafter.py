@@ -62,7 +62,7 @@ def plain_toy_tokens():
     )
 
 
-@pytest.mark.variants(2)
+@pytest.mark.variants(1)
 @pytest.mark.parametrize("name", TABLES)
 def test_drafters_on_the_toy_target_change_neither_tokens_nor_cache(name):
     drafter, tree = TABLES[name]

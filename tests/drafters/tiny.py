@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxspec.config import TransformerConfig
 from jaxspec.drafters import DynamicExit, Falcon, FalconConfig
@@ -149,12 +150,16 @@ def target_params():
 def bound_params(drafter):
     """Random parameters of a trained drafter, joined with the target's."""
 
+    rng = np.random.default_rng(6)
+
     def perturbed(x):
         if not jnp.issubdtype(x.dtype, jnp.floating):
             return x
-        return x + 0.1 * jax.random.normal(jax.random.key(6), x.shape, x.dtype)
+        noise = np.asarray(0.1 * rng.standard_normal(x.shape), x.dtype)
+        return jnp.asarray(np.asarray(x) + noise)
 
-    params = jax.tree.map(perturbed, drafter.init_params(jax.random.key(5)))
+    init = jax.jit(drafter.init_params)
+    params = jax.tree.map(perturbed, init(jax.random.key(5)))
     return drafter.with_target_params(params, target_params())
 
 

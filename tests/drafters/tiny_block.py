@@ -1,11 +1,10 @@
 """Small block drafter with random parameters, and its target."""
 
-import jax
-
 from jaxspec.config import TransformerConfig
 from jaxspec.drafters.dflash.drafter import DFlash
 from tests.drafters.tiny import BLOCK
 from tests.models.tiny import random_params
+from tests.params import random_like
 
 TARGET = TransformerConfig(
     vocab_size=23, layers=3, width=32, heads=2, grid=4, classes=3
@@ -15,8 +14,5 @@ TARGET = TransformerConfig(
 def block_drafter():
     """The drafter, its own parameters, and those of the target."""
     drafter = DFlash(BLOCK, TARGET)
-    drafter_params = jax.tree.map(
-        lambda x: x + 0.1 * jax.random.normal(jax.random.key(7), x.shape),
-        drafter.init_params(jax.random.key(0)),
-    )
+    drafter_params = random_like(drafter.init_params, seed=7)
     return drafter, drafter_params, random_params(TARGET)

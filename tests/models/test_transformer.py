@@ -73,7 +73,7 @@ VARIANTS = {
 }
 
 
-@pytest.mark.variants(2)
+@pytest.mark.variants(1)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_decoding_with_a_cache_equals_scoring_whole_sequences(variant):
     config = from_dict(TransformerConfig, to_dict(TINY) | VARIANTS[variant])

@@ -7,6 +7,7 @@ from jaxspec.config import NextScaleConfig
 from jaxspec.models.next_scale.model import NextScale
 from jaxspec.next_scale import NextScaleVariables
 from jaxspec.tokenizers.multi_scale.scales import Scales
+from tests.params import random_like
 
 CONFIG = NextScaleConfig(
     vocab_size=11,
@@ -24,20 +25,18 @@ LENGTH = 39
 
 def random_params(model=MODEL, seed=0):
     """Parameters far from their initial values, so that every part counts."""
-    params = model.init(jax.random.key(seed))
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    noise = [
-        x + 0.3 * jax.random.normal(k, x.shape)
-        for x, k in zip(leaves, keys, strict=True)
-    ]
-    return jax.tree.unflatten(structure, noise)
+    return random_like(model.init, spread=0.3, seed=seed)
+
+
+@jax.jit
+def _quantizer(key):
+    params = SCALES.init(key, CONFIG.vocab_size, CONFIG.code_dim)
+    return jax.tree.map(lambda x: x + jnp.float32(0.05), params)
 
 
 def variables(*models, seed=0):
     """Variables of models with random parameters; one model by default."""
     models = models or (MODEL,)
     params = tuple(random_params(m, seed + 10 * i) for i, m in enumerate(models))
-    quantizer = SCALES.init(jax.random.key(7), CONFIG.vocab_size, CONFIG.code_dim)
-    quantizer = jax.tree.map(lambda x: x + jnp.float32(0.05), quantizer)
+    quantizer = _quantizer(jax.random.key(7))
     return NextScaleVariables(params, quantizer)

@@ -1,7 +1,7 @@
 """Coupled scales: the target's tokens, in fewer of its passes."""
 
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -23,19 +23,20 @@ BATCH = 6
 CLASSES = jnp.arange(BATCH, dtype=jnp.int32) % 5
 
 
+@lru_cache
 def near(amount):
     """Variables whose drafter is the target with noise added to its parameters."""
     values = variables()
     (params,) = values.models
 
+    rng = np.random.default_rng(0)
+
     def changed(x):
-        noise = jax.random.normal(jax.random.key(x.size), x.shape)
-        return x + jnp.float32(amount) * noise
+        return x + np.float32(amount) * np.float32(rng.standard_normal(x.shape))
 
     return replace(values, models=(params, jax.tree.map(changed, params)))
 
 
-NEAR, EQUAL = near(0.03), near(0.0)
 OPTIONS = {
     "sampling": Sampling.create(cfg_scale=2.5, top_k=8),
     "keys": batch_keys(0, BATCH),
@@ -47,18 +48,24 @@ def whole(generator, variables, prompt, options):
     return generate(generator, variables, prompt, **options)
 
 
-PLAIN = whole(
-    one_model(MODEL, SCALES), replace(NEAR, models=NEAR.models[:1]), CLASSES, OPTIONS
-)
+@lru_cache
+def plain():
+    """What the target generates alone."""
+    values = near(0.0)
+    values = replace(values, models=values.models[:1])
+    return whole(one_model(MODEL, SCALES), values, CLASSES, OPTIONS)
 
 
 @pytest.mark.variants(1)
 @pytest.mark.parametrize("window", [2, 1, 4])
 def test_tokens_are_those_of_the_target_alone(window):
     out = whole(
-        coupled_scales(MODEL, MODEL, SCALES, window=window), NEAR, CLASSES, OPTIONS
+        coupled_scales(MODEL, MODEL, SCALES, window=window),
+        near(0.01),
+        CLASSES,
+        OPTIONS,
     )
-    np.testing.assert_array_equal(out.tokens, PLAIN.tokens)
+    np.testing.assert_array_equal(out.tokens, plain().tokens)
     np.testing.assert_array_equal(out.stats.accepted.sum(axis=1), out.stats.calls)
     if window > 1:  # some maps are kept and some are not, at other scales in each
         assert out.stats.calls.min() < 4 and len(set(out.stats.calls.tolist())) > 1
@@ -71,7 +78,7 @@ def test_maps_after_the_end_of_a_sequence_are_not_counted():
     generator = coupled_scales(MODEL, MODEL, SCALES, window=2)
     limits = np.array([1, 5, LENGTH, 1, 5, LENGTH])
     stopping = StoppingCriteria.create(max_new_tokens=limits)
-    out = whole(generator, EQUAL, CLASSES, {**OPTIONS, "stopping": stopping})
+    out = whole(generator, near(0.0), CLASSES, {**OPTIONS, "stopping": stopping})
     assert out.lengths.tolist() == limits.tolist()
     assert out.stats.calls.tolist() == [1, 1, 2, 1, 1, 2]
     # Of maps of 1, 4, 9 and 25 tokens the first of each window is drafted.
@@ -84,7 +91,7 @@ def test_maps_after_the_end_of_a_sequence_are_not_counted():
 def test_a_drafter_of_another_size_changes_no_token():
     values = variables(MODEL, OTHER)
     out = whole(coupled_scales(MODEL, OTHER, SCALES), values, CLASSES, OPTIONS)
-    np.testing.assert_array_equal(out.tokens, PLAIN.tokens)
+    np.testing.assert_array_equal(out.tokens, plain().tokens)
     assert (out.lengths == LENGTH).all() and out.finite.all()
 
 
@@ -92,8 +99,8 @@ def test_a_drafter_of_another_size_changes_no_token():
 @pytest.mark.parametrize("window", [2, 4])
 def test_the_target_itself_as_drafter_needs_the_fewest_passes(window):
     generator = coupled_scales(MODEL, MODEL, SCALES, window=window)
-    out = whole(generator, EQUAL, CLASSES, OPTIONS)
-    np.testing.assert_array_equal(out.tokens, PLAIN.tokens)
+    out = whole(generator, near(0.0), CLASSES, OPTIONS)
+    np.testing.assert_array_equal(out.tokens, plain().tokens)
     assert (out.stats.calls == 4 // window).all()
 
 
@@ -115,22 +122,23 @@ def test_requests_in_a_queue_get_the_target_s_tokens():
         )
         return run_queue(generator, variables, batch, requests, True)[1]
 
-    found = run(NEAR)
+    found = run(near(0.01))
     order = np.asarray(found.ids[:BATCH])
-    np.testing.assert_array_equal(found.result.tokens[:BATCH], PLAIN.tokens[order])
+    np.testing.assert_array_equal(found.result.tokens[:BATCH], plain().tokens[order])
 
 
 def test_with_a_radius_maps_are_kept_that_move_the_features_less():
     """Each map is the target's own after the maps before it, or within the radius."""
-    radius = 0.3
+    radius, values = 0.3, near(0.01)
     generator = coupled_scales(MODEL, MODEL, SCALES, window=2, radius=radius)
-    out = whole(generator, NEAR, CLASSES, OPTIONS)
-    exact = whole(replace(generator, radius=0.0), NEAR, CLASSES, OPTIONS)
+    out = whole(generator, values, CLASSES, OPTIONS)
+    exact = whole(replace(generator, radius=0.0), values, CLASSES, OPTIONS)
     assert out.stats.calls.sum() < exact.stats.calls.sum()
     # Each of the target's own maps after the maps that were made, by one pass.
-    inputs, params = SCALES.inputs(NEAR.quantizer, out.tokens), NEAR.models[0]
-    given = MODEL.score(params, CLASSES, inputs)
-    null = MODEL.score(params, CLASSES, inputs, null=jnp.ones(BATCH, bool))
+    inputs, params = SCALES.inputs(values.quantizer, out.tokens), values.models[0]
+    score = jax.jit(MODEL.score)
+    given = score(params, CLASSES, inputs)
+    null = score(params, CLASSES, inputs, null=jnp.ones(BATCH, bool))
     logits, moves = jnp.concatenate([given, null]), []
     settings = OPTIONS["sampling"].for_batch(BATCH)
     for scale in range(4):
@@ -138,7 +146,7 @@ def test_with_a_radius_maps_are_kept_that_move_the_features_less():
         own, _, _ = ScaleSampling(4).sample(
             logits[:, here], settings, OPTIONS["keys"], scale, here.start
         )
-        added = partial(SCALES.added, NEAR.quantizer, scale=scale)
+        added = partial(SCALES.added, values.quantizer, scale=scale)
         moved = (added(out.tokens[:, here]) - added(own)) ** 2
         moves.append(np.sqrt(moved.mean(axis=(1, 2, 3))))
     assert np.max(moves) <= radius and np.max(moves) > 0

@@ -43,6 +43,8 @@ GENERATORS = {
     "fewer layers": (fewer_layers(MODEL, SCALES, 2, 2), VARIABLES),
 }
 
+score = jax.jit(MODEL.score)
+
 
 def options(batch=3, seed=0, **sampling):
     settings = {"cfg_scale": 2.5, "top_k": 8, "top_p": 0.95, **sampling}
@@ -60,7 +62,7 @@ def stepwise(generator, variables, prompt, options):
     return generator.result(advance(generator, variables, state))
 
 
-@pytest.mark.variants(2)
+@pytest.mark.variants(1)
 @pytest.mark.parametrize("name", GENERATORS)
 def test_the_loop_over_steps_gives_the_tokens_of_one_program(name):
     generator, values = GENERATORS[name]
@@ -88,8 +90,8 @@ def test_tokens_and_log_probabilities_are_those_of_one_pass_without_a_cache():
     out = whole(PLAIN, VARIABLES, CLASSES, options())
     inputs = SCALES.inputs(VARIABLES.quantizer, out.tokens)
     params, none = VARIABLES.models[0], jnp.ones(3, bool)
-    given = MODEL.score(params, CLASSES, inputs)
-    null = MODEL.score(params, CLASSES, inputs, null=none)
+    given = score(params, CLASSES, inputs)
+    null = score(params, CLASSES, inputs, null=none)
     level = np.repeat(np.arange(4), np.array(CONFIG.scales) ** 2)
     positions = jnp.broadcast_to(jnp.arange(LENGTH), (3, LENGTH))
     strength = 1 + (2.5 - 1) * level[None, :, None] / 3
@@ -123,6 +125,7 @@ def test_given_tokens_are_continued_as_if_they_had_been_generated(count):
     )
 
 
+@pytest.mark.slow
 def test_sequences_end_at_their_limits_and_stop_tokens():
     out = whole(PLAIN, VARIABLES, CLASSES, options())
     stop = int(out.tokens[1, 7])
@@ -184,7 +187,7 @@ def test_late_scales_without_guidance_follow_the_conditional_branch():
     np.testing.assert_array_equal(out.tokens[:, :5], plain.tokens[:, :5])
     assert (out.tokens[:, 5:] != plain.tokens[:, 5:]).any()
     inputs = SCALES.inputs(VARIABLES.quantizer, out.tokens)
-    logits = MODEL.score(VARIABLES.models[0], CLASSES, inputs)
+    logits = score(VARIABLES.models[0], CLASSES, inputs)
     logits = process_logits(
         logits, Sampling.create(3, top_k=8, top_p=0.95), ("top_k", "top_p")
     )
@@ -200,7 +203,7 @@ def test_greedy_takes_the_likeliest_tokens_and_no_guidance_needs_one_branch():
     alone = whole(replace(PLAIN, cfg=False), VARIABLES, CLASSES, settings)
     np.testing.assert_array_equal(out.tokens, alone.tokens)
     inputs = SCALES.inputs(VARIABLES.quantizer, out.tokens)
-    logits = MODEL.score(VARIABLES.models[0], CLASSES, inputs)
+    logits = score(VARIABLES.models[0], CLASSES, inputs)
     np.testing.assert_array_equal(jnp.argmax(logits, axis=-1), out.tokens)
 
 

@@ -121,7 +121,7 @@ def test_programs_contain_the_kernel_of_their_platform(platform, dtype, length):
     }
 
 
-@pytest.mark.variants(2)
+@pytest.mark.variants(1)
 @pytest.mark.parametrize(
     "shape, supported",
     [

@@ -57,6 +57,7 @@ def test_dtypes_that_parameters_cannot_have_are_one_sentence(dtype):
             load(dtype=dtype)
 
 
+@pytest.mark.slow
 def test_a_loaded_drafter_serves_an_own_engine(pipe, out):
     """Its parameters are joined with those of the target already."""
     model = jaxspec.Transformer(pipe.bundle.prior.config)
@@ -145,6 +146,7 @@ def test_impossible_requests_are_refused_in_one_sentence(pipe, arguments, words)
         pipe(**arguments)
 
 
+@pytest.mark.slow
 def test_without_a_drafter_it_decodes_plainly():
     plain = jaxspec.load_pipeline(drafter=None)
     out = plain(class_labels=[0], max_new_tokens=4)

@@ -115,6 +115,7 @@ def test_the_copy_counter_detects_a_copy():
     assert cache_copies(hlo, shape) != []
 
 
+@pytest.mark.variants(1)
 @pytest.mark.parametrize(
     ("guided", "tree"), [(True, BestFirst(6, 3)), (False, Tree.chain(3))]
 )

@@ -34,7 +34,7 @@ def plain_tokens(target, prompt, sampling, keys):
     return run(Variables(PARAMS), prompt, sampling=sampling, keys=keys)
 
 
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(
     tree=trees(10).filter(lambda tree: tree.size > 1),
     rows=st.integers(1, 5),
@@ -211,7 +211,7 @@ def test_cache_after_a_run_equals_a_fresh_pass_over_the_output():
     np.testing.assert_array_equal(state.cache.layers[0][0][:, 0, :LENGTH], fresh)
 
 
-@pytest.mark.variants(2)
+@pytest.mark.variants(1)
 @pytest.mark.parametrize(
     ("settings", "margin", "same"),
     [
@@ -298,6 +298,7 @@ def test_arguments_of_different_batch_sizes_are_refused():
             engine.generate(Variables(PARAMS), **{**good, name: wrong})
 
 
+@pytest.mark.slow
 def test_programs_in_double_precision_may_call_the_engine():
     """Integers and scores keep their types, so the tokens are the same."""
     prompt, keys, sampling = (
@@ -337,6 +338,7 @@ def test_arrays_of_the_caller_survive_a_donated_round():
         assert not leaf.is_deleted() if isinstance(leaf, jax.Array) else True
 
 
+@pytest.mark.variants(1)
 @pytest.mark.parametrize(
     "order", [("temperature", "top_k", "top_p"), ("top_p", "top_k")]
 )

@@ -54,6 +54,7 @@ class WithExtraQueries(TableDrafter):
         return result.extra
 
 
+@pytest.mark.variants(1)
 @pytest.mark.parametrize(
     ("branches", "tree"), [(2, Tree.named("0,1,00")), (1, Beam(4, 2, 3, 2))]
 )

@@ -192,7 +192,7 @@ def first_feature(_, features):
     return features[..., 0]
 
 
-@pytest.mark.variants(2)
+@pytest.mark.variants(1)
 @pytest.mark.parametrize(
     ("verifier", "tree"),
     [

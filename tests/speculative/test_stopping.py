@@ -41,7 +41,7 @@ def runner(branches, tree=None):
     return jax.jit(engine.generate)
 
 
-@settings(max_examples=10)
+@settings(max_examples=5)
 @given(
     tree=st.sampled_from(["chain-4", "0,1,2,00,01"]),
     spoil=st.sampled_from([0.0, 0.4, 1.0]),
@@ -113,6 +113,7 @@ def test_a_finished_sequence_costs_no_calls():
     assert out.stats.accepted.sum(1).tolist() == [0, 4, LENGTH - 1]
 
 
+@pytest.mark.slow
 def test_counters_add_up():
     rows = 4
     target, sampling = toy_target(VOCAB), Sampling.create(4)

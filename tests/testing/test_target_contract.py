@@ -45,6 +45,7 @@ def broken(shift=0, slot=0, mask=None, lengths=0, layer=0.0):
     return replace(GOOD, forward=forward)
 
 
+@pytest.mark.variants(1)
 @pytest.mark.parametrize("branches", [1, 2])
 def test_a_correct_target_passes(branches):
     check_target(toy_target(VOCAB, branches), PARAMS, PROMPT)

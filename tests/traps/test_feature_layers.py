@@ -6,6 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxspec.core.noise import batch_keys
 from jaxspec.core.sampling import Sampling
@@ -64,6 +65,7 @@ class FromAllLayers:
         return self.inner.observe(params["inner"], state, result)
 
 
+@pytest.mark.slow
 def test_wrong_feature_layers_lower_the_acceptance():
     """Tokens do not depend on the features, only the number of calls does."""
     bundle, rows = load_bundle("fruits64"), 16

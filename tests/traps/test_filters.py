@@ -70,6 +70,7 @@ def test_drafter_probabilities_are_processed_as_those_of_the_target(tree):
         np.testing.assert_allclose(found, jax.nn.log_softmax(own), atol=1e-5)
 
 
+@pytest.mark.variants(1)
 @pytest.mark.parametrize("verifier", [Rejection(), Coupled()], ids=str)
 def test_accepted_residual_and_extra_tokens_all_pass_the_same_filters(verifier):
     """With one level of drafts the third token is often the extra one after a leaf.

@@ -72,6 +72,7 @@ def test_float32_products_have_full_precision():
     assert imprecise(equations(bare.jaxpr)) != []
 
 
+@pytest.mark.variants(1)
 @pytest.mark.parametrize(
     "tree", [Tree.named("0,1,00"), Beam(6, 3, 4, 3), BestFirst(6, 3)], ids=str
 )

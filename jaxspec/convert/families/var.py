@@ -1,10 +1,12 @@
-"""VAR's next-scale transformers, and those of CoDe in the same layout.
+"""Next-scale transformers of VAR, of CoDe in the same layout, and of HMAR.
 
 Tensor names: FoundationVision/VAR `models/var.py`, `models/basic_var.py` (arXiv
-2404.02905); CoDe's drafters and refiners (arXiv 2411.17787).
+2404.02905); CoDe's drafters and refiners (arXiv 2411.17787); NVlabs/HMAR
+`models/hmar.py` (arXiv 2506.04421).
 """
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,29 +29,59 @@ def _linear(source: str, target: str) -> tuple[KeyRule, ...]:
     )
 
 
-RULES = (
+def _blocks(source: str, target: str) -> tuple[KeyRule, ...]:
+    return (
+        KeyRule(
+            f"{source}.attn.mat_qkv.weight",
+            f"{target}/attention/qkv/kernel",
+            "heads_fused",
+        ),
+        KeyRule(f"{source}.attn.q_bias", f"{target}/attention/q_bias"),
+        KeyRule(f"{source}.attn.v_bias", f"{target}/attention/v_bias"),
+        *_linear(f"{source}.attn.proj", f"{target}/attention/out"),
+        *_linear(f"{source}.ada_lin.1", f"{target}/modulation"),
+        *_linear(f"{source}.ffn.fc1", f"{target}/change"),
+        *_linear(f"{source}.ffn.fc2", f"{target}/down"),
+    )
+
+
+_COMMON = (
     KeyRule("class_emb.weight", "classes/embedding"),
     KeyRule("lvl_embed.weight", "levels"),
-    *_linear("word_embed", "vectors_in"),
     *_linear("shared_ada_lin.1", "modulation"),
+)
+RULES = (
+    *_COMMON,
+    *_linear("word_embed", "vectors_in"),
     *_linear("head_nm.ada_lin.1", "head_modulation"),
     *_linear("head", "logits"),
-    KeyRule(
-        "blocks.{i}.attn.mat_qkv.weight",
-        "blocks_{i}/attention/qkv/kernel",
-        "heads_fused",
-    ),
-    KeyRule("blocks.{i}.attn.q_bias", "blocks_{i}/attention/q_bias"),
-    KeyRule("blocks.{i}.attn.v_bias", "blocks_{i}/attention/v_bias"),
-    *_linear("blocks.{i}.attn.proj", "blocks_{i}/attention/out"),
-    *_linear("blocks.{i}.ada_lin.1", "blocks_{i}/modulation"),
-    *_linear("blocks.{i}.ffn.fc1", "blocks_{i}/change"),
-    *_linear("blocks.{i}.ffn.fc2", "blocks_{i}/down"),
+    *_blocks("blocks.{i}", "blocks_{i}"),
 )
+
+
+def _mask_rules(names: dict[str, str]) -> tuple[KeyRule, ...]:
+    """Rules of a model with two stacks of last layers, of which one refines maps."""
+    return (
+        *_COMMON,
+        KeyRule("word_embed.weight", "vectors_in/kernel", "linear"),
+        KeyRule("word_embed_bias", "vectors_in/bias"),
+        *_linear("ns_head_nm.ada_lin.1", "head_modulation"),
+        *_linear("ns_head", "logits"),
+        *_linear("mask_head_nm.ada_lin.1", "mask_modulation"),
+        *_linear("mask_head", "mask_logits"),
+        *(rule for pair in names.items() for rule in _blocks(*pair)),
+    )
+
+
 # Numbers of scales and masks, and a bias of keys that is always 0.
-IGNORED = (r"lvl_1L", r"attn_bias_for_masking", r"blocks\.\d+\.attn\.zero_k_bias")
+IGNORED = (
+    r"lvl_1L",
+    r"attn_bias_for_masking",
+    r"(base_|ns_|mask_)?blocks\.\d+\.attn\.zero_k_bias",
+)
 # Samples of the published FID; VAR's own scale of guidance is 1 less than ours.
 PUBLISHED = {"generation": {"cfg_scale": 2.5, "top_k": 900, "top_p": 0.96}}
+PUBLISHED_MASKED = {"generation": {"cfg_scale": 2.7, "top_k": 1000, "top_p": 0.99}}
 
 
 def _detect(source: Source) -> bool:
@@ -60,45 +92,72 @@ def _flat(x: np.ndarray) -> np.ndarray:
     return x.reshape(-1)
 
 
-def _plan(source: Source, overrides: Overrides, target: Checkpoint | None) -> Plan:
-    if "blocks.0.attn.scale_mul_1H11" not in source.tensors:
+def _block_names(source: Source) -> dict[str, str]:
+    """Names of layers in a file, and in our parameters."""
+    count = partial(count_tensors, source)
+    if "mask_embed.weight" not in source.tensors:
+        layers = count("blocks.{i}.attn.q_bias")
+        return {f"blocks.{i}": f"blocks_{i}" for i in range(layers)}
+    base = count("base_blocks.{i}.attn.q_bias")
+    own, masked = (count(f"{k}_blocks.{{i}}.attn.q_bias") for k in ("ns", "mask"))
+    if own != masked:
         raise ConfigError(
-            f"'{source.name}' has no blocks.0.attn.scale_mul_1H11; models without "
+            f"'{source.name}' has {own} last layers and {masked} for masked maps; "
+            "their numbers must be equal"
+        )
+    return (
+        {f"base_blocks.{i}": f"blocks_{i}" for i in range(base)}
+        | {f"ns_blocks.{i}": f"blocks_{base + i}" for i in range(own)}
+        | {f"mask_blocks.{i}": f"mask_blocks_{i}" for i in range(masked)}
+    )
+
+
+def _plan(source: Source, overrides: Overrides, target: Checkpoint | None) -> Plan:
+    names = _block_names(source)
+    first = next(iter(names), "blocks.0")
+    if f"{first}.attn.scale_mul_1H11" not in source.tensors:
+        raise ConfigError(
+            f"'{source.name}' has no {first}.attn.scale_mul_1H11; models without "
             "normalized queries and keys are not supported"
         )
     classes, width = source.shape("class_emb.weight", 2)
-    vocab_size = source.shape("head.weight", 2)[0]
-    layers = count_tensors(source, "blocks.{i}.attn.q_bias")
+    mask_layers = sum(name.startswith("mask_") for name in names)
+    head = "ns_head.weight" if mask_layers else "head.weight"
+    vocab_size = source.shape(head, 2)[0]
     shared = "shared_ada_lin.1.weight" in source.tensors
     config = NextScaleConfig(
         vocab_size=vocab_size,
         code_dim=source.shape("word_embed.weight", 2)[1],
-        layers=layers,
+        layers=len(names) - mask_layers,
         width=width,
-        heads=source.shape("blocks.0.attn.scale_mul_1H11", 4)[1],
-        ffn_width=source.shape("blocks.0.ffn.fc1.weight", 2)[0],
+        heads=source.shape(f"{first}.attn.scale_mul_1H11", 4)[1],
+        ffn_width=source.shape(f"{first}.ffn.fc1.weight", 2)[0],
         scales=_scales(source),
         classes=classes - 1,
+        attends="own" if mask_layers else "earlier",
+        mask_layers=mask_layers,
         shared_modulation=shared,
     )
     computed = {
         "start": ComputedParam(("pos_start",), _flat),
         "positions": ComputedParam(("pos_1LC",), lambda x: x[0]),
     }
-    for i in range(layers):
-        name = f"blocks.{i}.attn.scale_mul_1H11"
-        computed[f"blocks_{i}/attention/log_scale"] = ComputedParam((name,), _flat)
+    if mask_layers:
+        computed["mask"] = ComputedParam(("mask_embed.weight",), _flat)
+    for name, path in names.items():
+        factors = ComputedParam((f"{name}.attn.scale_mul_1H11",), _flat)
+        computed[f"{path}/attention/log_scale"] = factors
         if shared:
-            name = f"blocks.{i}.ada_gss"
-            computed[f"blocks_{i}/modulation"] = ComputedParam((name,), _flat)
-    settings: dict[str, Any] = dict(PUBLISHED)
+            offset = ComputedParam((f"{name}.ada_gss",), _flat)
+            computed[f"{path}/modulation"] = offset
+    settings: dict[str, Any] = dict(PUBLISHED_MASKED if mask_layers else PUBLISHED)
     if config.classes == 1000:
         settings["class_names"] = imagenet_classes()
     heads = Heads(config.head_size, config.heads, config.heads)
     return Plan(
         "next_scale",
         config,
-        RULES,
+        _mask_rules(names) if mask_layers else RULES,
         heads,
         computed=computed,
         ignored=IGNORED,

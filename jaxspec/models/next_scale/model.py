@@ -153,6 +153,13 @@ class _Network(nn.Module):
         self.blocks = [_Block(c, name=f"blocks_{i}") for i in range(c.layers)]
         self.head_modulation = linear(2 * c.width, "head_modulation", bias=True)
         self.logits = _Head(c.vocab_size)
+        if c.mask_layers:
+            self.mask = self.param("mask", INIT, (c.width,))
+            self.mask_blocks = [
+                _Block(c, name=f"mask_blocks_{i}") for i in range(c.mask_layers)
+            ]
+            self.mask_modulation = linear(2 * c.width, "mask_modulation", bias=True)
+            self.mask_logits = _Head(c.vocab_size)
 
     def condition(self, classes, null):
         """Class embeddings [R, D], of the null class where `null`."""
@@ -161,40 +168,65 @@ class _Network(nn.Module):
     def __call__(self, vectors, condition, cache, first, last, layers):
         """Logits [R, T, V] of the scales from `first` to before `last`, and cache."""
         c = self.config
-        sides = np.array(c.scales)
-        level = np.repeat(np.arange(len(sides)), sides**2)
-        ends = np.cumsum(sides**2)
-        start, end = int(ends[first] - sides[first] ** 2), int(ends[last - 1])
         x = self.vectors_in(vectors.astype(condition.dtype))
         if first == 0:
             begin = add_bias(condition, self.start)[:, None].astype(x.dtype)
             x = jnp.concatenate([begin, x[:, 1:]], axis=1)
-        place = self.positions[start:end] + self.levels[level[start:end]]
-        x = add_bias(x, place.astype(x.dtype))
-        mask = None
-        if last - first > 1:  # one scale sees itself and all before it
-            seen = level[start:end, None] >= level[None, (0 if cache else start) : end]
-            mask = jnp.asarray(seen)
-        modulation = nn.silu(condition)
-        if c.shared_modulation:
-            modulation = self.modulation(modulation)
-        new = None if cache is None else list(cache)
+        x, start, mask = self._placed(x, first, last, not cache)
+        modulation = self._modulation(condition)
+        new: list[Any] = list(cache or ())
         for i in range(c.layers) if layers is None else layers:
-            own = None if cache is None else cache[i]
+            own = cache[i] if cache else None
             x, own = self.blocks[i](x, modulation, mask, own, start)
-            if new is not None:
+            if cache:
                 new[i] = own
-        scale, shift = jnp.split(self.head_modulation(nn.silu(condition)), 2, axis=-1)
-        x = _modulated(x, scale, shift, c.norm_eps)
-        return self.logits(x), None if new is None else tuple(new)
+        head = self.head_modulation(nn.silu(condition))
+        return self.logits(self._before_head(x, head)), tuple(new)
+
+    def refine(self, vectors, added, masked, condition, first, last):
+        """Logits [R, T, V] of maps of which some tokens are masked."""
+        c = self.config
+        known = jnp.where(masked[..., None], 0.0, added)
+        x = self.vectors_in((vectors + known).astype(condition.dtype))
+        x = x + masked[..., None].astype(x.dtype) * self.mask.astype(x.dtype)
+        x, _, mask = self._placed(x, first, last, True)
+        modulation = self._modulation(condition)
+        for block in [*self.blocks[: c.layers - c.mask_layers], *self.mask_blocks]:
+            x, _ = block(x, modulation, mask, None, 0)
+        head = self.mask_modulation(nn.silu(condition))
+        return self.mask_logits(self._before_head(x, head))
+
+    def _placed(self, x, first, last, alone):
+        """`x` with its positions, the first of them, and the mask [T, S] of a pass."""
+        c, sides = self.config, np.array(self.config.scales)
+        level, ends = np.repeat(np.arange(len(sides)), sides**2), np.cumsum(sides**2)
+        start, end = int(ends[first] - sides[first] ** 2), int(ends[last - 1])
+        place = self.positions[start:end] + self.levels[level[start:end]]
+        x, mask = add_bias(x, place.astype(x.dtype)), None
+        if last - first > 1:  # one scale sees itself and, in VAR, all before it
+            queries, keys = level[start:end, None], level[None, :end]
+            seen = queries == keys if c.attends == "own" else queries >= keys
+            mask = jnp.asarray(seen[:, start:] if alone else seen)
+        return x, start, mask
+
+    def _modulation(self, condition):
+        """What each block makes its shifts, scales and gates of."""
+        modulation = nn.silu(condition)
+        shared = self.config.shared_modulation
+        return self.modulation(modulation) if shared else modulation
+
+    def _before_head(self, x, modulation):
+        scale, shift = jnp.split(modulation, 2, axis=-1)
+        return _modulated(x, scale, shift, self.config.norm_eps)
 
 
 @dataclass(frozen=True)
 class NextScale:
     """Pure functions of a next-scale transformer; static and hashable.
 
-    The loop over scales is elsewhere, see `jaxspec.next_scale`. Source: VAR
-    (arXiv 2404.02905).
+    The loop over scales is elsewhere, see `jaxspec.next_scale`. Sources: VAR
+    (arXiv 2404.02905); HMAR (arXiv 2506.04421), whose tokens attend to their own map
+    alone and whose maps are refined.
 
     Attributes:
       config: sizes of the network.
@@ -211,13 +243,19 @@ class NextScale:
         def run(network, vectors, condition):
             ids = jnp.zeros(1, jnp.int32)
             network.condition(ids, ids > 0)
+            if c.mask_layers:
+                masked = jnp.zeros(vectors.shape[:2], bool)
+                count = len(c.scales)
+                network.refine(vectors, vectors, masked, condition, 0, count)
             return network(vectors, condition, None, 0, len(c.scales), None)
 
         return nn.init(run, _Network(c))(key, vectors, condition)["params"]
 
     def init_cache(self, rows: int, dtype) -> Layers:
-        """Empty keys and values [R, H, S, F] of each layer, for all tokens."""
+        """Empty keys and values [R, H, S, F] of each layer; none if none are read."""
         c = self.config
+        if c.attends == "own":
+            return ()
         shape = (rows, c.heads, c.sequence_length, c.head_size)
         return tuple(
             (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(c.layers)
@@ -269,8 +307,8 @@ class NextScale:
     ) -> tuple[Float[Array, "R T V"], Layers]:
         """Logits of some scales, whose keys and values are written to the cache.
 
-        A token attends to all tokens of its own scale and of earlier ones, which the
-        cache holds or the pass reads.
+        A token attends to all tokens of its own scale and, unless the model attends to
+        its own alone, of earlier ones, which the cache holds or the pass reads.
 
         Args:
           params: parameters.
@@ -286,6 +324,32 @@ class NextScale:
         network = _Network(self.config).bind({"params": params})
         new: tuple[Array, Any] = network(vectors, condition, cache, first, last, layers)
         return new
+
+    def refine(
+        self,
+        params: Params,
+        condition: Float[Array, "R D"],
+        vectors: Float[Array, "R T C"],
+        added: Float[Array, "R T C"],
+        masked: Bool[Array, "R T"],
+        first: int,
+        last: int,
+    ) -> Float[Array, "R T V"]:
+        """Logits of maps of which some tokens are masked, float32, without a cache.
+
+        Source: HMAR (arXiv 2506.04421). Only for models with `mask_layers`.
+
+        Args:
+          params: parameters.
+          condition: embeddings of the classes, see `condition`.
+          vectors: inputs of the scales from `first` to before `last`.
+          added: what their maps add, reduced to the map of each.
+          masked: tokens whose `added` is not read.
+          first: first scale of the pass, not the scale of one token; static.
+          last: scale after the last of the pass; static.
+        """
+        network = _Network(self.config).bind({"params": params})
+        return network.refine(vectors, added, masked, condition, first, last)
 
 
 def parameter_count(config: NextScaleConfig) -> int:

@@ -1,4 +1,4 @@
-"""Published sizes of VAR (arXiv 2404.02905, table 1)."""
+"""Published sizes of VAR (arXiv 2404.02905) and HMAR (arXiv 2506.04421)."""
 
 from jaxspec.config import NextScaleConfig
 from jaxspec.config.next_scale import SCALES_512
@@ -16,6 +16,10 @@ PRESETS = {
     "var-d24": _sized(24),
     "var-d30": _sized(30),
     "var-d36-s": _sized(36, scales=SCALES_512, shared_modulation=True),
+    "hmar-d16": _sized(16, attends="own", mask_layers=8),
+    "hmar-d20": _sized(20, attends="own", mask_layers=8),
+    "hmar-d24": _sized(24, attends="own", mask_layers=8),
+    "hmar-d30": _sized(30, attends="own", mask_layers=8),
 }
 
 

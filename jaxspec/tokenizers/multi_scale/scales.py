@@ -144,6 +144,14 @@ class Scales:
         ]
         return sum(parts[1:], start=parts[0])
 
+    def own(self, params: Params, tokens: Int[Array, "B T"]) -> Float[Array, "B T C"]:
+        """What each map adds, reduced to the map; input of masked refinement (HMAR)."""
+        parts = []
+        for scale in range(len(self)):
+            added = self.added(params, tokens[:, self.tokens_of(scale)], scale)
+            parts.append(self.reduced(added, scale))
+        return jnp.concatenate(parts, axis=1)
+
     def inputs(
         self, params: Params, tokens: Int[Array, "B T"]
     ) -> Float[Array, "B T C"]:

@@ -64,7 +64,7 @@ def published(near, *, k, residual, fallback, delta=None, lam=None):
     return accept, reject
 
 
-@pytest.mark.variants(2)
+@pytest.mark.variants(1)
 @pytest.mark.parametrize("budget", BUDGETS, ids=str)
 @pytest.mark.parametrize(
     ("tree", "fallback"),

@@ -358,7 +358,7 @@ def test_judge_accepts_the_sample_or_tokens_that_its_head_accepts():
 # --- Filtered tokens --------------------------------------------------------------
 
 
-@pytest.mark.variants(2)
+@pytest.mark.variants(1)
 @pytest.mark.parametrize(
     ("verifier", "released"),
     [
