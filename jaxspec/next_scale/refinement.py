@@ -30,8 +30,8 @@ class Refinement:
     Source: HMAR (arXiv 2506.04421).
 
     Attributes:
-      counts: for each scale the number of tokens that each of its passes leaves as they
-        are; they sum up to the tokens of the scale.
+      counts: numbers of tokens that the passes of each scale leave as they are; they
+        sum up to the tokens of the scale.
 
     Raises:
       ConfigError: a number is not positive.
@@ -81,7 +81,7 @@ class Refinement:
           variables: arrays that all sequences share.
           state: state of the batch before the scale.
           scale: the scale; static.
-          tokens: those of the first pass.
+          tokens: tokens of the first pass.
           log_probs: their log-probabilities.
           index: number of the model among those of the variables.
           given: number of first tokens that stay as they are; static.

@@ -50,7 +50,7 @@ def whole(generator, variables, prompt, options):
 
 @lru_cache
 def plain():
-    """What the target generates alone."""
+    """Generation of the target alone."""
     values = near(0.0)
     values = replace(values, models=values.models[:1])
     return whole(one_model(MODEL, SCALES), values, CLASSES, OPTIONS)

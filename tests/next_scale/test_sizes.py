@@ -19,10 +19,17 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_presets_have_the_published_sizes(name):
     count = parameter_count(preset(name)) / 1e6
     assert count == pytest.approx(PUBLISHED[name], rel=5e-4)
+
+
+def test_a_model_that_refines_has_its_last_layers_twice():
+    """HMAR-d16 is published with 465 M; other depths without a number."""
+    assert set(PRESETS) - set(PUBLISHED) == {f"hmar-d{n}" for n in (16, 20, 24, 30)}
+    assert parameter_count(preset("hmar-d16")) / 465e6 == pytest.approx(1, abs=0.01)
+    assert preset("hmar-d30").mask_layers == 8
 
 
 def test_the_tokenizer_has_the_published_size_and_convolutions():

@@ -210,7 +210,7 @@ class _Network(nn.Module):
         return x, start, mask
 
     def _modulation(self, condition):
-        """What each block makes its shifts, scales and gates of."""
+        """Input of the shifts, scales and gates of each block."""
         modulation = nn.silu(condition)
         shared = self.config.shared_modulation
         return self.modulation(modulation) if shared else modulation
@@ -343,7 +343,7 @@ class NextScale:
           params: parameters.
           condition: embeddings of the classes, see `condition`.
           vectors: inputs of the scales from `first` to before `last`.
-          added: what their maps add, reduced to the map of each.
+          added: features that their maps add, each reduced to its map.
           masked: tokens whose `added` is not read.
           first: first scale of the pass, not the scale of one token; static.
           last: scale after the last of the pass; static.

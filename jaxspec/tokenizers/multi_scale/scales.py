@@ -145,7 +145,7 @@ class Scales:
         return sum(parts[1:], start=parts[0])
 
     def own(self, params: Params, tokens: Int[Array, "B T"]) -> Float[Array, "B T C"]:
-        """What each map adds, reduced to the map; input of masked refinement (HMAR)."""
+        """Features that each map adds, reduced to it; for masked refinement (HMAR)."""
         parts = []
         for scale in range(len(self)):
             added = self.added(params, tokens[:, self.tokens_of(scale)], scale)
