@@ -14,7 +14,7 @@ from tests.next_scale.models import CONFIG, LENGTH, SCALES, variables
 
 
 def test_both_passes_learn():
-    """Images of one token, which inputs of all maps but the first tell."""
+    """Images of one token, which the inputs of all maps but the first show."""
     sizes = replace(CONFIG, attends="own", mask_layers=1, layers=2)
     model = NextScale(sizes)
     config = TrainingConfig(steps=60, batch=16, warmup=20, learning_rate=1e-2)
