@@ -133,16 +133,14 @@ def plan_memory(
     if isinstance(config, NextScaleConfig):
         kind, heads, nodes = "next_scale", config.heads, config.grid**2
         slots, hidden = config.sequence_length, config.ffn_size
-        slots = nodes if config.attends == "own" else slots
+        kept, slots = (0, nodes) if config.attends == "own" else (slots, slots)
     else:
         config = copy_kv_heads(config, {}, needed_copies(config, model))[0]
         kind, heads, hidden = "prior", config.num_kv_heads, 2 * config.ffn_size
-        slots = config.prefix_length + config.sequence_length + nodes
+        kept = slots = config.prefix_length + config.sequence_length + nodes
     # Heads that do not divide evenly are replicated.
     heads = heads // model if heads % model == 0 else heads
-    cache = config.layers * 2 * branches * heads * slots * config.head_size * itemsize
-    if isinstance(config, NextScaleConfig) and config.attends == "own":
-        cache = 0
+    cache = config.layers * 2 * branches * heads * kept * config.head_size * itemsize
     vocab = -(-config.vocab_size // model)
     drafter_bytes = 0
     if drafter is not None:

@@ -11,7 +11,6 @@ import pytest
 from jaxspec.core.generator import advance, generate
 from jaxspec.core.noise import batch_keys
 from jaxspec.core.sampling import Sampling
-from jaxspec.core.stopping import StoppingCriteria
 from jaxspec.errors import ConfigError
 from jaxspec.models.next_scale.model import NextScale
 from jaxspec.models.next_scale.presets import preset
@@ -139,10 +138,13 @@ def test_given_tokens_are_not_sampled_again():
     """Two of the four tokens of the second map are given."""
     generator = one_model(REFINED, SCALES, prefix=3)
     given = jnp.tile(jnp.array([[3, 7, 7]], jnp.int32), (3, 1))
-    stopping = StoppingCriteria.create(max_new_tokens=2)
-    out = whole(generator, Prefixed(CLASSES, given), {**OPTIONS, "stopping": stopping})
-    assert out.finite.all() and (out.lengths == 2).all()
-    assert (np.asarray(out.tokens[:, 2:]) == -1).all()
+    prompt = Prefixed(CLASSES, given)
+    state = jax.jit(partial(generator.init, variables()))(prompt, **OPTIONS)
+    make = jax.jit(partial(generator.make_scale, variables()), static_argnums=1)
+    state = make(make(state, 0), 1)
+    np.testing.assert_array_equal(state.tokens[:, :3], given)
+    assert (np.asarray(state.tokens[:, 3:5]) >= 0).all() and state.finite.all()
+    assert (np.asarray(plain().tokens[:, :3]) != given).any()  # others were sampled
 
 
 def test_published_numbers_of_passes():
