@@ -51,7 +51,7 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: not item.nodeid.startswith(HEAVY))
     variants = defaultdict(list)
     for item in items:
-        if item.get_closest_marker("variants"):
+        if item.get_closest_marker("variants") and not item.get_closest_marker("slow"):
             variants[item.parent.nodeid, item.originalname].append(item)
     for group in variants.values():
         count = min(group[0].get_closest_marker("variants").args[0], len(group))

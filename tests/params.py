@@ -6,11 +6,14 @@ import numpy as np
 
 
 def random_like(init, spread=0.1, seed=0):
-    """Random arrays of the shapes that `init` has for a key; scales are near 1."""
+    """Random arrays of the shapes that `init` has for a key.
+
+    Scales are near 1, logarithms of attention's factors near that of 4.
+    """
     rng = np.random.default_rng(seed)
 
     def leaf(path, x):
-        mean = float(path[-1].key == "scale")
+        mean = {"scale": 1.0, "log_scale": float(np.log(4))}.get(path[-1].key, 0.0)
         return jnp.asarray(mean + spread * rng.standard_normal(x.shape), x.dtype)
 
     shapes = jax.eval_shape(init, jax.random.key(0))

@@ -37,6 +37,7 @@ from jaxspec.models.transformer.prompts import Caption, TokenPrompt
 from jaxspec.next_scale import (
     CoupledScales,
     NextScaleVariables,
+    TokenSkipping,
     coupled_scales,
     one_model,
 )
@@ -372,8 +373,9 @@ def quantizer_of(config):
     return {name: params[name] for name in QUANTIZER}
 
 
-def scale_by_scale(make, dtype=None):
+def scale_by_scale(make, dtype=None, steps=1, **changes):
     made = tiny_scales.get_config()
+    made = replace(made, prior=replace(made.prior, **changes))
     params = NextScale(made.prior).init(jax.random.key(0))
     if dtype is not None:
         params = jax.tree.map(lambda x: x.astype(dtype), params)
@@ -385,7 +387,21 @@ def scale_by_scale(make, dtype=None):
     state = generator.init(
         variables, jnp.array([0, 2, 1]), sampling=settings(), keys=batch_keys(3, ROWS)
     )
-    return generator.result(generator.step(variables, state))
+    for _ in range(steps):
+        state = generator.step(variables, state)
+    return generator.result(state)
+
+
+REFINED = {"attends": "own", "mask_layers": 1}
+
+
+def refined():
+    return scale_by_scale(lambda m: one_model(m, SCALES), steps=2, **REFINED)
+
+
+def skipping():
+    skip = TokenSkipping((0.5,), first_layer=1)
+    return scale_by_scale(lambda m: one_model(m, SCALES, skipping=skip), steps=3)
 
 
 def scale_tokens():
@@ -407,6 +423,8 @@ program(
     scale_by_scale,
     lambda model: coupled_scales(model, model, SCALES, window=2, radius=0.1),
 )
+program("scales: refined", refined)
+program("scales: skipping", skipping)
 program("scales: tokenizer", scale_tokens)
 
 
@@ -441,10 +459,10 @@ def train_scales():
     return two_steps(multi_scale_tokenizer.make_step(model, config), state, images)
 
 
-def train_next_scale():
+def train_next_scale(**changes):
     config, made = PriorTrainingConfig(**STEPS), tiny_scales.get_config()
-    step = next_scale.make_step(made.prior, SCALES, config)
-    model = NextScale(made.prior)
+    model = NextScale(replace(made.prior, **changes))
+    step = next_scale.make_step(model.config, SCALES, config)
     state = optimizer.init_train_state(config, model.init(jax.random.key(0)))
     tokens = jnp.zeros((2, 21), jnp.int32), jnp.array([0, 2])
     return two_steps(step, state, quantizer_of(made.tokenizer), tokens)
@@ -491,6 +509,7 @@ program("train: tokenizer", train_tokenizer)
 program("train: classifier", train_classifier)
 program("train: multi-scale tokenizer", train_scales)
 program("train: next scale", train_next_scale)
+program("train: next scale, refined", partial(train_next_scale, **REFINED))
 for name in ("next", "sorted", "masked", "continuation", "refinement", "tidar"):
     program(f"train: {name}", train_prior, name)
 program("train: next, bfloat16", train_prior, "next", "bfloat16")

@@ -34,6 +34,7 @@ QUICK = (
     "rule: kseq",
     "feature: block",
     "tokenizer: both",
+    "scales: refined",
 )
 
 

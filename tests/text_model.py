@@ -1,13 +1,11 @@
 """A random model of text with a vocabulary, converted from a GGUF file."""
 
 import numpy as np
-import pytest
+from tokenizers import pre_tokenizers
 
 from jaxspec.convert.conversion import convert
 from tests.convert import gguf_files, gguf_models
 
-pre_tokenizers = pytest.importorskip("tokenizers").pre_tokenizers
-pytest.importorskip("jinja2")
 # Tokens of a byte-level vocabulary: every byte, one merged pair, and special tokens.
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
 TOKENS = [*BYTES, "th", "<user>", "<end>", "<begin>"]

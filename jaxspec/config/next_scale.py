@@ -140,6 +140,11 @@ class NextScaleConfig:
             0 <= self.mask_layers <= self.layers,
             f"mask_layers={self.mask_layers} must be 0 to layers={self.layers}",
         )
+        require(
+            not self.mask_layers or self.attends == "own",
+            f"mask_layers={self.mask_layers} needs attends='own': a map is refined "
+            "from itself alone",
+        )
         require(self.norm_eps > 0, f"norm_eps={self.norm_eps} must be above 0")
         require(
             self.condition == "class",

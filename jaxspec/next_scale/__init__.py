@@ -10,6 +10,7 @@ _NAMES = {
     "Refinement": "jaxspec.next_scale.refinement",
     "ScaleSampling": "jaxspec.next_scale.sampling",
     "Stage": "jaxspec.next_scale.generator",
+    "TokenSkipping": "jaxspec.models.next_scale.skipping",
     "collaborative": "jaxspec.next_scale.plans",
     "coupled_scales": "jaxspec.next_scale.coupled",
     "fewer_layers": "jaxspec.next_scale.plans",

@@ -73,7 +73,10 @@ class CoupledScales:
         if not 0 <= self.radius < float("inf"):
             raise ConfigError(f"radius={self.radius} must be a number of at least 0")
         if self.target.config.mask_layers:
-            raise ConfigError("maps that are refined are not verified: mask_layers=0")
+            raise ConfigError(
+                "maps that are refined are not verified; choose a target without "
+                "mask_layers, or generate with one_model"
+            )
         if self.sampling.guided is not None:
             raise ConfigError("coupled scales are guided at every scale: guided=None")
         _ = self.base  # checks the models

@@ -18,9 +18,10 @@ from jaxspec.core.sampling import Sampling
 from jaxspec.core.stopping import StoppingCriteria
 from jaxspec.errors import ConfigError
 from jaxspec.models.next_scale.model import NextScale
+from jaxspec.models.next_scale.skipping import TokenSkipping
 from jaxspec.models.transformer.prompts import known_classes
 from jaxspec.next_scale.refinement import Refinement
-from jaxspec.next_scale.sampling import ScaleSampling
+from jaxspec.next_scale.sampling import Samples, ScaleSampling
 from jaxspec.next_scale.state import NextScaleState, NextScaleVariables
 from jaxspec.speculative.prefix import checked_prefix, prefix_of, without_prefix
 from jaxspec.tokenizers.multi_scale.scales import Scales
@@ -50,9 +51,10 @@ class NextScaleGenerator:
     one model with fewer of its layers at late scales (VARiant, arXiv 2511.16546). A
     model that begins at a later scale first reads all earlier ones in one pass.
 
-    The noise of a token depends on the key of its sequence and its position alone, so
-    tokens depend neither on the batch nor on how steps are run. With `Prefixed` prompts
-    the first tokens, such as those of the first scales of an image, are given.
+    The noise of a token depends on the key of its sequence, its position and, where
+    maps are refined, the number of the pass, so tokens depend neither on the batch nor
+    on how steps are run. With `Prefixed` prompts the first tokens, such as those of the
+    first scales of an image, are given.
 
     Attributes:
       models: models, whose scales and vocabulary are equal.
@@ -65,6 +67,7 @@ class NextScaleGenerator:
       record_log_probs: whether log-probabilities of the tokens are recorded.
       refinement: further passes of each map, for models with `mask_layers` (HMAR,
         arXiv 2506.04421); None for none.
+      skipping: tokens of the last maps that layers leave out; None for none. Lossy.
 
     Raises:
       ConfigError: models, scales and stages do not fit each other.
@@ -79,6 +82,7 @@ class NextScaleGenerator:
     prefix: int = 0
     record_log_probs: bool = False
     refinement: Refinement | None = None
+    skipping: TokenSkipping | None = None
 
     def __post_init__(self):
         for model in self.models:
@@ -120,6 +124,8 @@ class NextScaleGenerator:
                     "ascending order"
                 )
             for earlier in self.stages[:i]:
+                if self.models[stage.model].config.attends == "own":
+                    break  # reads nothing of earlier scales
                 if earlier.model == stage.model and earlier.layers is not None:
                     if not used <= set(earlier.layers):
                         raise ConfigError(
@@ -127,11 +133,25 @@ class NextScaleGenerator:
                         )
         if self.refinement is not None:
             self.refinement.check(self.scales)
-            used = {stage.model for stage in self.stages}
-            if not all(self.models[i].config.mask_layers for i in used):
-                raise ConfigError("refinement needs models with mask_layers")
+            for i, stage in enumerate(self.stages):
+                if self.refinement.passes(i) > 1 and not self.refines(stage):
+                    raise ConfigError(
+                        f"scale {i} has further passes, which need a model with "
+                        "mask_layers and all its layers; give it one pass"
+                    )
+        if self.skipping is not None:
+            self.skipping.check(self.scales.sides)
+            if len(self.models) > 1 or self.models[0].config.attends == "own":
+                raise ConfigError(
+                    "tokens are left out by one model that reads earlier maps; use "
+                    "skipping=None"
+                )
         if not 0 <= self.prefix < self.scales.ends[-1]:
             raise ConfigError(f"{self.prefix} given tokens leave nothing to generate")
+
+    def refines(self, stage: Stage) -> bool:
+        """Whether the model of a stage can refine maps."""
+        return self.models[stage.model].config.mask_layers > 0 and stage.layers is None
 
     @property
     def branches(self) -> int:
@@ -204,6 +224,12 @@ class NextScaleGenerator:
             features=jnp.zeros((batch, grid, grid, config.code_dim), jnp.float32),
             inputs=jnp.zeros((batch, length, config.code_dim), jnp.float32),
             caches=caches,
+            held=()
+            if self.skipping is None
+            else tuple(
+                model.init_held(rows, condition.dtype, self.skipping)
+                for model, condition in zip(self.models, conditions, strict=True)
+            ),
             conditions=conditions,
             # Copied, because the state may be donated while the arguments may not.
             keys=jax.random.clone(keys),
@@ -274,26 +300,18 @@ class NextScaleGenerator:
           state: state of the batch.
           scale: the scale; static.
         """
-        logits, caches = self._logits(variables, state, scale)
+        logits, caches, held = self._logits(variables, state, scale)
         here = self.scales.tokens_of(scale)
         tokens, log_p, finite = self.sampling.sample(
             logits, state.sampling, state.keys, scale, here.start
         )
-        given, calls = state.given[:, here], 1
+        given, passes = state.given[:, here], 1
         tokens = jnp.concatenate([given, tokens[:, given.shape[1] :]], axis=1)
         if self.refinement is not None:
-            i, calls = self.stages[scale].model, len(self.refinement.counts[scale])
+            passes = self.refinement.passes(scale)
+            again = partial(self._sample_masked, variables, state, scale)
             tokens, log_p, good = self.refinement.refine(
-                self.models[i],
-                self.scales,
-                self.sampling,
-                variables,
-                state,
-                scale,
-                tokens,
-                log_p,
-                index=i,
-                given=given.shape[1],
+                scale, tokens, log_p, again, given=given.shape[1]
             )
             finite &= good
         advances = (state.scale == scale) & ~state.done
@@ -302,11 +320,12 @@ class NextScaleGenerator:
             log_probs = jnp.where(advances[:, None], log_p, state.log_probs[:, here])
             log_probs = state.log_probs.at[:, here].set(log_probs)
             state = replace(state, log_probs=log_probs)
-        calls = state.stats.calls + calls * advances.astype(jnp.int32)
+        calls = state.stats.calls + passes * advances.astype(jnp.int32)
         stats = replace(state.stats, calls=calls, rounds=state.stats.rounds + 1)
         return replace(
             state,
             caches=caches,
+            held=held,
             stats=stats,
             finite=state.finite & (finite | ~advances),
         )
@@ -359,8 +378,26 @@ class NextScaleGenerator:
             done=state.done | (advances & ended),
         )
 
+    def _sample_masked(self, variables, state, scale, tokens, masked, step) -> Samples:
+        """Samples a map again in which some tokens are masked, without guidance."""
+        i, batch = self.stages[scale].model, len(tokens)
+        here = self.scales.tokens_of(scale)
+        logits = self.models[i].refine(
+            variables.models[i],
+            state.conditions[i][:batch],
+            state.inputs[:, here],
+            self.scales.own(variables.quantizer, tokens, scale),
+            masked,
+            scale,
+            scale + 1,
+        )
+        plain = replace(state.sampling, cfg_scale=jnp.ones(batch, jnp.float32))
+        # Noise of its own in each pass: that of positions after the last one.
+        start = here.start + step * self.scales.ends[-1]
+        return self.sampling.sample(logits, plain, state.keys, scale, start)
+
     def _logits(self, variables, state, scale):
-        """Logits [R, T, V] of a scale, and the caches with its keys and values."""
+        """Logits [R, T, V] of a scale, and the caches and `held` after its pass."""
         stage = self.stages[scale]
         earlier = [k for k in range(scale) if self.stages[k].model == stage.model]
         first = earlier[-1] + 1 if earlier else 0
@@ -372,21 +409,24 @@ class NextScaleGenerator:
         branches = self.branches if guided is None or scale < guided else 1
         vectors = repeat_branches(state.inputs[:, start : here.stop], branches)
         i, rows = stage.model, len(vectors)
-        logits, cache = self.models[i].forward(
-            variables.models[i],
-            state.conditions[i][:rows],
-            jax.tree.map(lambda x: x[:rows], state.caches[i]),
-            vectors,
-            first,
-            scale + 1,
-            stage.layers,
-        )
+        cache, held = jax.tree.map(lambda x: x[:rows], (state.caches[i], state.held))
+        arguments = variables.models[i], state.conditions[i][:rows], cache
+        if self.skipping is None:
+            logits, cache = self.models[i].forward(
+                *arguments, vectors, first, scale + 1, stage.layers
+            )
+        else:
+            logits, cache, kept = self.models[i].forward_chosen(
+                *arguments, held[i], vectors, scale, stage.layers, self.skipping
+            )
+            held = (kept,)
+        old = state.caches[i], state.held
         if branches < self.branches:  # later scales read conditional rows alone
-            cache = jax.tree.map(
-                lambda old, new: old.at[:rows].set(new), state.caches[i], cache
+            cache, held = jax.tree.map(
+                lambda old, new: old.at[:rows].set(new), old, (cache, held)
             )
         caches = (*state.caches[:i], cache, *state.caches[i + 1 :])
-        return logits[:, here.start - start :], caches
+        return logits[:, here.start - start :], caches, held
 
 
 def _spread(mask, like):

@@ -1,4 +1,10 @@
-"""Generators of the next-scale family: one model, two of them, or fewer layers."""
+"""Generators of the next-scale family: one model, two of them, or fewer layers.
+
+Scales of a model with `mask_layers`, all of whose layers are used, are refined as
+published (HMAR) unless options name another `refinement`.
+"""
+
+from dataclasses import replace
 
 from jaxspec.errors import ConfigError
 from jaxspec.models.next_scale.model import NextScale
@@ -20,9 +26,6 @@ def one_model(
 ) -> NextScaleGenerator:
     """One model for all scales (VAR, arXiv 2404.02905; HMAR, arXiv 2506.04421).
 
-    A model with `mask_layers` refines maps as published unless options name another
-    `refinement`.
-
     Args:
       model: the model.
       scales: functions of its tokenizer.
@@ -30,16 +33,8 @@ def one_model(
       **options: further fields of `NextScaleGenerator`.
     """
     count = len(scales)
-    if model.config.mask_layers:
-        refinement = Refinement(published_counts(scales.sides))
-        options = {"refinement": refinement, **options}
-    return NextScaleGenerator(
-        (model,),
-        scales,
-        (Stage(),) * count,
-        sampling or ScaleSampling(count),
-        **options,
-    )
+    sampling = sampling or ScaleSampling(count)
+    return _refined((model,), scales, (Stage(),) * count, sampling, **options)
 
 
 def collaborative(
@@ -75,7 +70,7 @@ def collaborative(
     warm = tuple(_WARM if k < _WARM_SCALES else 1.0 for k in range(total))
     stages = (Stage(0),) * count + (Stage(1),) * (total - count)
     sampling = sampling or ScaleSampling(total, temperatures=warm)
-    return NextScaleGenerator((large, small), scales, stages, sampling, **options)
+    return _refined((large, small), scales, stages, sampling, **options)
 
 
 def fewer_layers(
@@ -108,7 +103,19 @@ def fewer_layers(
     subset = spaced_layers(depth, layers)
     stages = (Stage(),) * count + (Stage(layers=subset),) * (total - count)
     sampling = sampling or ScaleSampling(total)
-    return NextScaleGenerator((model,), scales, stages, sampling, **options)
+    return _refined((model,), scales, stages, sampling, **options)
+
+
+def _refined(models, scales, stages, sampling, **options) -> NextScaleGenerator:
+    """A generator whose scales are refined as published where its models can."""
+    generator = NextScaleGenerator(models, scales, stages, sampling)
+    counts = tuple(
+        passes if generator.refines(stage) else (sum(passes),)
+        for stage, passes in zip(stages, published_counts(scales.sides), strict=True)
+    )
+    some = any(len(passes) > 1 for passes in counts)
+    default = {"refinement": Refinement(counts) if some else None}
+    return replace(generator, **{**default, **options})
 
 
 def spaced_layers(depth: int, count: int) -> tuple[int, ...]:

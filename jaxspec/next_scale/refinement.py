@@ -1,13 +1,12 @@
 """Masked refinement of a token map: its least certain tokens are sampled again."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import jax.numpy as jnp
 
 from jaxspec.errors import ConfigError
-from jaxspec.models.next_scale.model import NextScale
-from jaxspec.next_scale.sampling import ScaleSampling
-from jaxspec.next_scale.state import NextScaleState, NextScaleVariables
+from jaxspec.next_scale.sampling import Samples
 from jaxspec.tokenizers.multi_scale.scales import Scales
 from jaxspec.typing import Array, Bool, Float, Int
 
@@ -41,81 +40,66 @@ class Refinement:
 
     def __post_init__(self):
         for scale, counts in enumerate(self.counts):
-            if not counts or any(n < 1 for n in counts):
+            whole = all(isinstance(n, int) and n > 0 for n in counts)
+            if not isinstance(counts, tuple) or not counts or not whole:
                 raise ConfigError(
-                    f"refinement of scale {scale} has the counts {counts}; give "
-                    "positive numbers of tokens"
+                    f"refinement of scale {scale} has the counts {counts}; give a "
+                    "tuple of positive numbers of tokens"
                 )
         if self.counts and len(self.counts[0]) > 1:
             raise ConfigError("the first scale has one token, which is not refined")
 
     def check(self, scales: Scales) -> None:
         """Raises `ConfigError` unless the counts are those of the scales."""
-        found = tuple(sum(counts) for counts in self.counts)
-        expected = tuple(side * side for side in scales.sides)
-        if found != expected:
+        if len(self.counts) != len(scales):
             raise ConfigError(
-                f"refinement leaves {found} tokens at the scales, which have {expected}"
+                f"refinement of {len(self.counts)} scales does not fit {len(scales)}"
             )
+        for scale, (counts, side) in enumerate(
+            zip(self.counts, scales.sides, strict=True)
+        ):
+            if sum(counts) != side * side:
+                raise ConfigError(
+                    f"refinement of scale {scale} leaves {sum(counts)} tokens; counts "
+                    f"have to sum up to its {side * side}"
+                )
+
+    def passes(self, scale: int) -> int:
+        """Number of passes of a scale, the first one included."""
+        return len(self.counts[scale])
 
     def refine(
         self,
-        model: NextScale,
-        scales: Scales,
-        sampling: ScaleSampling,
-        variables: NextScaleVariables,
-        state: NextScaleState,
         scale: int,
         tokens: Int[Array, "B T"],
         log_probs: Float[Array, "B T"],
+        sample: Callable[[Int[Array, "B T"], Bool[Array, "B T"], int], Samples],
         *,
-        index: int = 0,
         given: int = 0,
-    ) -> tuple[Int[Array, "B T"], Float[Array, "B T"], Bool[Array, "B"]]:
+    ) -> Samples:
         """Tokens of a scale after all its passes, and their log-probabilities.
 
         Args:
-          model: model with `mask_layers`.
-          scales: functions between token maps and features.
-          sampling: settings that depend on the scale.
-          variables: arrays that all sequences share.
-          state: state of the batch before the scale.
           scale: the scale; static.
           tokens: tokens of the first pass.
           log_probs: their log-probabilities.
-          index: number of the model among those of the variables.
+          sample: function from tokens, the masked ones of them, and the number of the
+            pass to new tokens of the whole map, their log-probabilities, and the
+            sequences whose logits are neither NaN nor all -inf.
           given: number of first tokens that stay as they are; static.
 
         Returns:
           Tokens; the log-probability of each in the pass that sampled it; and the
-          sequences whose logits are neither NaN nor all -inf.
+          sequences whose logits were neither NaN nor all -inf.
         """
         batch, count = tokens.shape
-        here, length = scales.tokens_of(scale), scales.ends[-1]
-        vectors, condition = state.inputs[:, here], state.conditions[index][:batch]
-        plain = replace(state.sampling, cfg_scale=jnp.ones(batch, jnp.float32))
-        is_given = jnp.arange(count) < given
-        finite, masked = (
-            jnp.ones(batch, bool),
-            jnp.broadcast_to(~is_given, (batch, count)),
-        )
-        for step in range(1, len(self.counts[scale])):
+        masked = jnp.broadcast_to(jnp.arange(count) >= given, (batch, count))
+        finite = jnp.ones(batch, bool)
+        for step in range(1, self.passes(scale)):
             certainty = jnp.where(masked, log_probs, jnp.inf)
             rank = jnp.argsort(jnp.argsort(certainty, axis=1), axis=1)
             masked &= rank < sum(self.counts[scale][step:])
-            added = scales.added(variables.quantizer, tokens, scale)
-            logits = model.refine(
-                variables.models[index],
-                condition,
-                vectors,
-                scales.reduced(added, scale),
-                masked,
-                scale,
-                scale + 1,
-            )
-            # Noise of its own in each pass: that of positions after the last one.
-            start = here.start + step * length
-            new, log_p, good = sampling.sample(logits, plain, state.keys, scale, start)
+            new, log_p, good = sample(tokens, masked, step)
             tokens = jnp.where(masked, new, tokens)
             log_probs = jnp.where(masked, log_p, log_probs)
             finite &= good

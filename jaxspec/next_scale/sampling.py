@@ -16,6 +16,9 @@ from jaxspec.typing import Array, BatchKeys, Bool, Float, Int
 # which keeps the same tokens as the likeliest ones up to a mass of p.
 VAR_ORDER: tuple[Step, ...] = ("top_k", "top_p", "temperature")
 Guidance = Literal["ramp", "constant"]
+# Tokens, their log-probabilities, and the sequences whose logits are neither NaN nor
+# all -inf.
+Samples = tuple[Int[Array, "B T"], Float[Array, "B T"], Bool[Array, "B"]]
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class ScaleSampling:
         keys: BatchKeys,
         scale: int,
         start: int,
-    ) -> tuple[Int[Array, "B T"], Float[Array, "B T"], Bool[Array, "B"]]:
+    ) -> Samples:
         """Samples the tokens of a scale, each with the noise of its position.
 
         Args:

@@ -45,8 +45,7 @@ def tokenize(file: Path, texts: Sequence[str], length: int) -> np.ndarray:
       int32 [B, P]: the tokens of each text, an end token, then -1.
 
     Raises:
-      ConfigError: the package `tokenizers` is not installed, or a text is empty or not
-        valid Unicode.
+      ConfigError: a text is empty or not valid Unicode.
       CheckpointError: the file is missing or damaged.
     """
     token_lists = _token_lists(file, texts, length)
@@ -79,12 +78,8 @@ def _token_lists(
     file: Path, texts: Sequence[str], length: int | None = None
 ) -> list[list[int]]:
     """Tokens of each text with its end token, cut after `length`; see `tokenize`."""
-    try:
-        from tokenizers import Tokenizer  # pyright: ignore
-    except ImportError:
-        raise ConfigError(
-            "captions need the package tokenizers: pip install 'jaxspec-decoding[text]'"
-        ) from None
+    from tokenizers import Tokenizer
+
     if empty := [i for i, text in enumerate(texts) if not text.strip()]:
         raise ConfigError(f"prompt {empty[0]} is empty; describe the image")
     for i, text in enumerate(texts):

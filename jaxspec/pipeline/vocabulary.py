@@ -62,15 +62,8 @@ class Vocabulary:
         """A message of a user, up to the beginning of the answer."""
         if not self.chats:
             raise ConfigError("this model has no chat template; use chat=False")
-        try:
-            from jinja2.sandbox import (  # pyright: ignore
-                ImmutableSandboxedEnvironment,
-            )
-        except ImportError:
-            raise ConfigError(
-                "chat templates need the package jinja2: pip install "
-                "'jaxspec-decoding[text]'"
-            ) from None
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True
         )
@@ -88,8 +81,7 @@ def vocabulary_of(bundle: Bundle) -> Vocabulary | None:
 
     Raises:
       CheckpointError: the file is damaged.
-      ConfigError: the package `tokenizers` is not installed, or the prior was
-        converted without its vocabulary.
+      ConfigError: the prior was converted without its vocabulary.
     """
     if bundle.vocabulary is None and SETTINGS in bundle.prior.metadata:
         raise ConfigError(
@@ -105,12 +97,8 @@ def vocabulary_of(bundle: Bundle) -> Vocabulary | None:
 
 @lru_cache(maxsize=4)
 def _read(file: Path) -> Any:
-    try:
-        from tokenizers import Tokenizer  # pyright: ignore
-    except ImportError:
-        raise ConfigError(
-            "texts need the package tokenizers: pip install 'jaxspec-decoding[text]'"
-        ) from None
+    from tokenizers import Tokenizer
+
     try:
         return Tokenizer.from_file(str(file))
     except Exception as error:

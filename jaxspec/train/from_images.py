@@ -21,7 +21,6 @@ from jaxspec.train.experiment import (
     TokenizerTrainingConfig,
 )
 from jaxspec.train.overrides import read_settings, replaced
-from jaxspec.train.text_encoder import check_tokenizers
 from jaxspec.typing import Array, Params
 
 # Text tokens of a caption, the longest that is not cut, and of the vocabulary.
@@ -109,7 +108,6 @@ def experiment_for(
     tokenizer = tokenizer or tokenizer_for(side, sizes)
     tokenizer = cast(TokenizerConfig, change("tokenizer", tokenizer))
     if dataset.captioned and text_encoder is None:
-        check_tokenizers()
         text_encoder = change("text_encoder", text_encoder_for(sizes))
     width = changes.get("prior", {}).get("width", sizes.width)
     width = width if isinstance(width, int) else sizes.width  # refused below

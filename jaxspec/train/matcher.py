@@ -79,7 +79,9 @@ def matcher_job(
         params = start.params
 
     def finish(trained, metrics):
-        metadata = {"metrics": metrics}
+        data = experiment.data
+        split = data.matcher_split or data.train_split
+        metadata = {"metrics": metrics, "split": split}
         return {"matcher": Checkpoint("matcher", model.config, trained, metadata)}
 
     return TrainingJob(training, init_train_state(config, params), finish)

@@ -2,11 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxspec.checkpoint import Checkpoint, params_digest
 from jaxspec.config import NextScaleConfig
 from jaxspec.core.noise import seed_key
-from jaxspec.data.batches import batch_indices, step_rng
+from jaxspec.data.batches import batch_indices, heldout_batches, step_rng
 from jaxspec.data.image_tokens import Sequences
 from jaxspec.evaluate.scale_likelihood import log_probs, of_tokens, scale_likelihood
 from jaxspec.models.next_scale.model import NextScale
@@ -57,16 +58,36 @@ def next_scale_job(
         return source.take(indices, step_rng(config.seed, step))
 
     def evaluate(state, quantizer):
+        params, batch = state["average"], config.batch
         found = scale_likelihood(
             model,
             scales,
-            state["average"],
+            params,
             quantizer,
             heldout,
-            batch=config.batch,
+            batch=batch,
             most=HELDOUT["prior"],
         )
-        return {"heldout_loss": found.pop("nll"), **found}
+        first = found.pop("nll")
+        if not sizes.mask_layers:
+            return {"heldout_loss": first, **found}
+        masked, key = [], seed_key(config.seed + 1)
+        parts = heldout_batches(len(heldout), HELDOUT["prior"], batch)
+        for i, part in enumerate(parts):
+            tokens = heldout.tokens[0, part].astype(np.int32)
+            pair = tokens, heldout.prompts(part)
+            masked.append(measure(params, quantizer, *pair, jax.random.fold_in(key, i)))
+        last = float(np.mean(masked))
+        parts = {"heldout_first": first, "heldout_masked": last}
+        return {"heldout_loss": first + last, **parts, **found}
+
+    @jax.jit
+    def measure(params, quantizer, tokens, classes, key):
+        """Loss of masked tokens."""
+        null = jnp.zeros(len(tokens), bool)
+        log_p = log_probs(model, scales, params, quantizer, tokens, classes, null)
+        images, prompts = (tokens, log_p), (classes, null)
+        return refinement_loss(model, scales, params, quantizer, images, prompts, key)
 
     def finish(trained, metrics):
         metadata = {"metrics": metrics}
@@ -118,7 +139,8 @@ def make_step(sizes: NextScaleConfig, scales: Scales, config: TrainingConfig):
             masked = refinement_loss(
                 model, scales, params, quantizer, images, prompts, masked_key
             )
-            return loss + masked, {"loss": loss, "masked_loss": masked}
+            parts = {"first_loss": loss, "masked_loss": masked}
+            return loss + masked, {"loss": loss + masked, **parts}
 
         loss_of = jax.value_and_grad(loss_fn, has_aux=True)
         (_, metrics), gradient = loss_of(state["params"])
@@ -139,8 +161,10 @@ def refinement_loss(
     """Mean negative log-likelihood in nats of masked tokens, given the others.
 
     Each sequence has its own share of masked tokens. In their places are samples of the
-    first pass, as in a generation: the published training keeps the true tokens there,
-    which the interpolation and the convolution of a map show to their neighbors.
+    first pass, though without guidance and filters: the published training keeps the
+    true tokens there, which the interpolation and the convolution of a map show to
+    their neighbors. It also trains the mask layers afterwards, with all others fixed,
+    and masks one share of a whole batch.
 
     Args:
       model: model with `mask_layers`.
@@ -158,10 +182,13 @@ def refinement_loss(
     masked = masked.at[:, 0].set(False)  # the first map is not refined
     samples = jax.random.categorical(sample_key, jax.lax.stop_gradient(log_p))
     shown = jnp.where(masked, samples.astype(tokens.dtype), tokens)
-    vectors, own = scales.inputs(quantizer, tokens), scales.own(quantizer, shown)
     condition, count = model.condition(params, classes, null), len(scales)
+    own = [
+        scales.own(quantizer, shown[:, scales.tokens_of(k)], k) for k in range(1, count)
+    ]
+    vectors, own = scales.inputs(quantizer, tokens), jnp.concatenate(own, axis=1)
     logits = model.refine(
-        params, condition, vectors[:, 1:], own[:, 1:], masked[:, 1:], 1, count
+        params, condition, vectors[:, 1:], own, masked[:, 1:], 1, count
     )
     loss = -of_tokens(jax.nn.log_softmax(logits), tokens[:, 1:])
     weights = masked[:, 1:].astype(jnp.float32)

@@ -31,6 +31,7 @@ from jaxspec.train.next_scale import next_scale_job
 from jaxspec.train.prior import prior_job
 from jaxspec.train.self_generated import seconds_per_sequence
 from jaxspec.train.sources import (
+    MATCHER,
     READS,
     caption_tokens,
     data_sequences,
@@ -147,7 +148,7 @@ def _job_maker(
             make = multi_scale_job
         source, held_images = images
         return lambda experiment: make(experiment, source, held_images, start), None
-    if part == "matcher":
+    if part == MATCHER:
         assert images is not None  # checked by `_check_part`
         pairs = [(x, caption_tokens(experiment, images, x, run)) for x in images]
         (source, captions), (held_images, held_captions) = pairs
@@ -158,7 +159,9 @@ def _job_maker(
             None,
         )
     if part == "prior":
-        encoder = start_encoder(run) if experiment.text_encoder is not None else None
+        encoder = None
+        if experiment.text_encoder is not None:
+            encoder = start_encoder(run, experiment.data.train_split)
         train, heldout = data_sequences(experiment, images, run)
         if isinstance(experiment.prior, NextScaleConfig):
             tokenizer = load_tokenizer(run.parts / "tokenizer")
@@ -218,7 +221,7 @@ def _check_part(experiment: Experiment, part: str, run: TrainingRun) -> None:
         raise ConfigError(f"{experiment.name} has no drafter to train")
     if text and part not in ("prior", "drafter"):
         raise ConfigError(f"text has no {part}; train its prior, then a drafter")
-    if part == "matcher" and experiment.text_encoder is None:
+    if part == MATCHER and experiment.text_encoder is None:
         raise ConfigError(f"{experiment.name} has no captions for a matcher")
     if run.encoder is not None and experiment.text_encoder is None:
         raise ConfigError(f"{experiment.name} has no captions for a text encoder")
@@ -234,7 +237,7 @@ def _check_part(experiment: Experiment, part: str, run: TrainingRun) -> None:
 
 def _notes(part: str, run: TrainingRun) -> dict[str, str]:
     """Files beside a checkpoint: the vocabulary of a text encoder or a matcher."""
-    if part not in (ENCODER, "matcher"):
+    if part not in (ENCODER, MATCHER):
         return {}
     owner = "prior" if part == ENCODER else part
     return {VOCABULARY: read_text(vocabulary_file(run, owner))}

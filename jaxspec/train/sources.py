@@ -195,17 +195,29 @@ def vocabulary_file(run: TrainingRun, part: str = "prior") -> Path:
     return run.workdir / part / VOCABULARY
 
 
-def start_encoder(run: TrainingRun) -> Checkpoint | None:
+def start_encoder(run: TrainingRun, split: str) -> Checkpoint | None:
     """Text encoder from which that of a prior starts; None for random parameters.
+
+    Args:
+      run: where parts are read from.
+      split: split on which the prior is trained.
 
     Raises:
       CheckpointError: the folder that it should be in has none.
+      ConfigError: it is that of a matcher that was trained on other images.
     """
     folder = _encoder_folder(run)
     if folder is None:
         return None
     if read_config(folder).kind == MATCHER:
         matcher = load_checkpoint(folder, MATCHER)
+        found = matcher.metadata.get("split", split)
+        if found != split:
+            raise ConfigError(
+                f"the matcher of '{folder}' was trained on '{found}', the prior on "
+                f"'{split}': it would know held-out images; train one with --set "
+                f"data.matcher_split={split}"
+            )
         return Checkpoint(ENCODER, matcher.config.text, matcher.params["text"])
     return load_checkpoint(folder, ENCODER)
 
@@ -213,10 +225,15 @@ def start_encoder(run: TrainingRun) -> Checkpoint | None:
 def _encoder_folder(run: TrainingRun) -> Path | None:
     """Folder of a matcher or a text encoder, with its vocabulary."""
     if run.encoder is not None:
-        for part in (MATCHER, ENCODER):
-            folder = checkpoint_of(run.encoder, part)
-            if (folder / VOCABULARY).is_file():
-                return folder
+        folders = [checkpoint_of(run.encoder, part) for part in (MATCHER, ENCODER)]
+        found = [f for f in dict.fromkeys(folders) if (f / VOCABULARY).is_file()]
+        if len(found) > 1:
+            raise CheckpointError(
+                f"'{run.encoder}' holds a matcher and a text encoder; name "
+                + " or ".join(f"'{folder}'" for folder in found)
+            )
+        if found:
+            return found[0]
         raise CheckpointError(
             f"'{run.encoder}' holds neither a matcher nor a text encoder; train a "
             "matcher with `jaxspec train matcher`"
@@ -235,13 +252,24 @@ def _encoder_folder(run: TrainingRun) -> Path | None:
 def _trained_vocabulary(
     experiment: Experiment, images: ImageSource, run: TrainingRun, part: str = "prior"
 ) -> Path:
-    """Trains the captions' vocabulary on first use, or copies that of the start."""
+    """Trains the captions' vocabulary on first use, or copies that of the start.
+
+    Raises:
+      ConfigError: the working folder has another vocabulary than the start.
+    """
     file = vocabulary_file(run, part)
-    if experiment.text_encoder is not None and not file.is_file():
-        if part == MATCHER:
-            start = run.start and checkpoint_of(run.start, part)
-        else:
-            start = _encoder_folder(run)
+    if experiment.text_encoder is None:
+        return file
+    if part == MATCHER:
+        start = run.start and checkpoint_of(run.start, part)
+    else:
+        start = _encoder_folder(run)
+    if file.is_file():
+        if start is not None and read_text(file) != read_text(start / VOCABULARY):
+            raise ConfigError(
+                f"'{file}' is not the vocabulary of '{start}'; choose another --out"
+            )
+    else:
         if start is None:
             text = train_vocabulary(images.captions, experiment.text_encoder.vocab_size)
         else:

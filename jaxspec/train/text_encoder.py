@@ -1,6 +1,5 @@
 """Text encoder that is trained together with a prior over captioned images."""
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -11,25 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec.data.image_tokens import Sequences, TokenSource
-from jaxspec.errors import ConfigError
 from jaxspec.models.t5.model import TextEncoder
 from jaxspec.models.transformer.prompts import Caption
 from jaxspec.typing import Array, Int, Params, PyTree
 
 PRIOR, ENCODER = "prior", "text_encoder"
 END = "</s>"
-
-
-def check_tokenizers() -> None:
-    """Checks that captions can be read.
-
-    Raises:
-      ConfigError: the package `tokenizers` is not installed.
-    """
-    if importlib.util.find_spec("tokenizers") is None:
-        raise ConfigError(
-            "captions need the package tokenizers: pip install 'jaxspec-decoding[text]'"
-        )
 
 
 def train_vocabulary(captions: Sequence[str], size: int) -> str:
@@ -45,12 +31,8 @@ def train_vocabulary(captions: Sequence[str], size: int) -> str:
 
     Returns:
       Content of a `tokenizer.json`, whose encodings end with an end token.
-
-    Raises:
-      ConfigError: the package `tokenizers` is not installed.
     """
-    check_tokenizers()
-    from tokenizers import (  # pyright: ignore
+    from tokenizers import (
         Tokenizer,
         decoders,
         models,

@@ -92,17 +92,24 @@ def test_models_of_classes_are_refused(data, tmp_path, capsys):
     assert "reads no captions" in capsys.readouterr().err
 
 
-def test_a_prior_starts_with_the_text_encoder_of_a_matcher(trained, data, tmp_path):
-    matcher, out = trained / "checkpoint" / "matcher", tmp_path / "run"
+def test_a_prior_starts_with_the_text_encoder_of_a_matcher(
+    trained, data, tmp_path, capsys
+):
+    matcher, out = tmp_path / "matcher", tmp_path / "run"
+    shutil.copytree(trained / "checkpoint" / "matcher", matcher)
     command = ["train", "prior", "--config", str(TINY), *data, "--out", str(out)]
     command += ["--checkpoint", str(trained), "--encoder", str(matcher), "--steps", "1"]
-    assert main([*command, "--set", "train_prior.learning_rate=1e-9"]) == 0
+    command += ["--set", "train_prior.learning_rate=1e-9"]
+    assert main(command) == 2  # it knows held-out images
+    assert "--set data.matcher_split=train" in capsys.readouterr().err
+    config = (matcher / "config.json").read_text()
+    (matcher / "config.json").write_text(config.replace("train+test", "train"))
+    assert main(command) == 0
     after = load_checkpoint(out / "checkpoint" / "text_encoder")
     before = load_checkpoint(matcher).params["text"]
     chex.assert_trees_all_close(before, after.params, atol=1e-6)
-    for folder in (matcher, out / "checkpoint" / "text_encoder"):
-        text = (folder / "tokenizer.json").read_text()
-        assert text == (matcher / "tokenizer.json").read_text()
+    text = (out / "checkpoint" / "text_encoder" / "tokenizer.json").read_text()
+    assert text == (matcher / "tokenizer.json").read_text()
 
 
 def test_a_folder_without_an_encoder_is_refused(trained, data, tmp_path, capsys):
@@ -110,3 +117,19 @@ def test_a_folder_without_an_encoder_is_refused(trained, data, tmp_path, capsys)
     command += ["--checkpoint", str(trained), "--encoder"]
     assert main([*command, str(trained / "checkpoint" / "tokenizer")]) == 2
     assert "neither a matcher nor a text encoder" in capsys.readouterr().err
+    assert main([*command, str(trained)]) == 2
+    assert "holds a matcher and a text encoder; name" in capsys.readouterr().err
+
+
+def test_a_working_folder_keeps_the_vocabulary_that_it_began_with(
+    trained, data, tmp_path, capsys
+):
+    command = ["train", "prior", "--config", str(TINY), *data, "--out", str(tmp_path)]
+    command += ["--checkpoint", str(trained), "--steps", "1"]
+    encoder = tmp_path / "other"
+    shutil.copytree(trained / "checkpoint" / "text_encoder", encoder)
+    assert main([*command, "--encoder", str(encoder)]) == 0
+    file = encoder / "tokenizer.json"
+    file.write_text(file.read_text() + "\n")
+    assert main([*command, "--encoder", str(encoder)]) == 2
+    assert "is not the vocabulary of" in capsys.readouterr().err

@@ -116,14 +116,23 @@ NEXT_SCALE = NextScale(
         classes=BATCH,
     )
 )
+REFINED = NextScale(replace(NEXT_SCALE.config, attends="own", mask_layers=1))
+
+
+def scale_variables(model):
+    make = jax.jit(lambda key: SCALES.init(key, VOCAB, 3))
+    return NextScaleVariables((random_params(model),), make(jax.random.key(4)))
+
+
 GENERATORS = {
     "engine": (ENGINE, ENGINE.variables(toy_params(VOCAB, 60), TABLE)),
     "scales": (
         one_model(NEXT_SCALE, SCALES, limit=LENGTH),
-        NextScaleVariables(
-            (random_params(NEXT_SCALE),),
-            jax.jit(lambda key: SCALES.init(key, VOCAB, 3))(jax.random.key(4)),
-        ),
+        scale_variables(NEXT_SCALE),
+    ),
+    "refined scales": (
+        one_model(REFINED, SCALES, limit=LENGTH),
+        scale_variables(REFINED),
     ),
     "counting": (Counting(LENGTH), CountingVariables(jnp.full(1, 3))),
 }

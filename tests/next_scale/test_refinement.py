@@ -14,7 +14,13 @@ from jaxspec.core.sampling import Sampling
 from jaxspec.errors import ConfigError
 from jaxspec.models.next_scale.model import NextScale
 from jaxspec.models.next_scale.presets import preset
-from jaxspec.next_scale import Refinement, coupled_scales, one_model
+from jaxspec.next_scale import (
+    Refinement,
+    collaborative,
+    coupled_scales,
+    fewer_layers,
+    one_model,
+)
 from jaxspec.next_scale.refinement import published_counts
 from jaxspec.speculative.prefix import Prefixed
 from tests.next_scale.models import CONFIG, LENGTH, MODEL, SCALES
@@ -87,16 +93,17 @@ def test_the_least_certain_tokens_are_sampled_again():
     for scale, counts in enumerate(COUNTS):
         here = SCALES.tokens_of(scale)
         drawn = make(state, scale)
-        tokens, certain = (
+        tokens, log_probs = (
             np.array(x[:, here]) for x in (drawn.tokens, drawn.log_probs)
         )
         masked = np.ones(tokens.shape, bool)
         for step in range(1, len(counts)):
-            certain[~masked] = np.inf
+            certain = np.where(masked, log_probs, np.inf)
             masked = np.zeros_like(masked)
             for b in range(3):
                 masked[b, np.argsort(certain[b])[: sum(counts[step:])]] = True
-            own = SCALES.reduced(added(tokens, scale), scale)
+            features = added(tokens, scale)
+            own = SCALES.reduced(features, scale)
             logits = refine(
                 state.conditions[0][:3], state.inputs[:, here], own, masked, scale,
                 scale + 1,
@@ -106,8 +113,10 @@ def test_the_least_certain_tokens_are_sampled_again():
                 logits, unguided, OPTIONS["keys"], scale, start
             )
             tokens = np.where(masked, new, tokens)
-            certain = np.where(masked, log_p, certain)
+            log_probs = np.where(masked, log_p, log_probs)
         np.testing.assert_array_equal(tokens, out.tokens[:, here])
+        found = out.log_probs.tokens[:, here]
+        np.testing.assert_allclose(found, log_probs, atol=1e-4)
         state = first.accept(values, drawn, scale, jnp.asarray(tokens), advances)
         state = replace(state, features=_sum(values, state.tokens, scale + 1))
         if scale < 3:
@@ -147,6 +156,16 @@ def test_given_tokens_are_not_sampled_again():
     assert (np.asarray(plain().tokens[:, :3]) != given).any()  # others were sampled
 
 
+def test_scales_that_can_be_refined_are_refined_as_published():
+    """Not those of another model, nor those made with some of the layers."""
+    late = ((1,), (4,), (1, 1, 2, 5), (25,))
+    early = ((1,), (1, 3), (9,), (25,))
+    assert collaborative(MODEL, REFINED, SCALES, 2).refinement.counts == late
+    assert collaborative(REFINED, MODEL, SCALES, 2).refinement.counts == early
+    assert fewer_layers(REFINED, SCALES, 2, 2).refinement.counts == early
+    assert one_model(MODEL, SCALES).refinement is None
+
+
 def test_published_numbers_of_passes():
     counts = published_counts(preset("hmar-d16").scales)
     assert counts[:4] == ((1,), (1, 3), (1, 1, 2, 5), (16,)) and counts[9] == (256,)
@@ -159,12 +178,25 @@ def test_published_numbers_of_passes():
         (lambda: Refinement(((1, 1),)), "not refined"),
         (
             lambda: one_model(REFINED, SCALES, refinement=Refinement(((1,), (3,)))),
-            "which have",
+            "2 scales does not fit 4",
         ),
         (
             lambda: one_model(MODEL, SCALES, refinement=Refinement(COUNTS)),
-            "needs models with mask_layers",
+            "scale 1 has further passes, which need a model with mask_layers",
         ),
+        (
+            lambda: fewer_layers(REFINED, SCALES, 1, 2, refinement=Refinement(COUNTS)),
+            "all its layers; give it one pass",
+        ),
+        (
+            lambda: one_model(
+                REFINED, SCALES, refinement=Refinement(((1,), (3,), (9,), (25,)))
+            ),
+            "scale 1 leaves 3 tokens.*sum up to its 4",
+        ),
+        (lambda: Refinement(([1],)), "tuple of positive numbers"),
+        (lambda: Refinement(((1.5,),)), "tuple of positive numbers"),
+        (lambda: replace(CONFIG, mask_layers=1), "mask_layers=1 needs attends='own'"),
         (lambda: coupled_scales(REFINED, MODEL, SCALES), "not verified"),
         (lambda: replace(CONFIG, attends="all"), "choose 'earlier' or 'own'"),
         (lambda: replace(CONFIG, mask_layers=9), "mask_layers=9"),

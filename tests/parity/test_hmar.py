@@ -19,7 +19,7 @@ from tests.parity.comparing import as_jax, assert_close
 from tests.parity.converting import converted
 from tests.parity.hmar_twin import HMAR
 from tests.parity.random_weights import randomized
-from tests.parity.var_twin import Tokenizer
+from tests.parity.var_twin import VAR, Tokenizer
 
 pytestmark = pytest.mark.parity
 
@@ -40,6 +40,11 @@ def twin():
 
 
 @pytest.fixture(scope="module")
+def transformer():
+    return randomized(VAR(CODES, WIDTH, 1, 48, 4, SCALES, CLASSES), seed=5)
+
+
+@pytest.fixture(scope="module")
 def model(twin):
     return converted(twin.state_dict())
 
@@ -54,7 +59,25 @@ def scales(tokenizer):
 def test_sizes_are_read_from_the_file(model):
     config = model.config
     assert (config.layers, config.mask_layers, config.attends) == (3, 2, "own")
-    assert config.scales == SCALES and model.metadata["generation"]["top_k"] == 1000
+    assert config.scales == SCALES
+    assert "generation" not in model.metadata  # no published model has 3 layers
+
+
+def test_a_file_of_the_first_stage_attends_to_its_own_map(transformer):
+    """Its names are those of VAR; the mask tells them apart."""
+    tensors = dict(transformer.state_dict())
+    assert converted(tensors).config.attends == "earlier"
+    level = tensors["lvl_1L"][0]
+    own = torch.where(level[:, None] == level[None], 0.0, -torch.inf)
+    tensors["attn_bias_for_masking"] = own[None, None]
+    assert converted(tensors).config.attends == "own"
+
+
+def test_a_file_of_the_masked_pass_alone_is_refused(transformer):
+    tensors = dict(transformer.state_dict())
+    tensors["mask_embed.weight"] = torch.zeros(1, 48)
+    with pytest.raises(ConfigError, match="masked maps alone.*both passes"):
+        converted(tensors)
 
 
 def test_logits_of_both_passes_are_equal(tokenizer, twin, model, scales):
@@ -68,7 +91,7 @@ def test_logits_of_both_passes_are_equal(tokenizer, twin, model, scales):
     here = slice(14, 30)
     own = tokenizer.down(tokenizer.added(tokens[:, here], 3), 4)
     own = own.flatten(2).transpose(1, 2)
-    assert_close(ours.own(params, as_jax(tokens))[:, here], own, 1e-4)
+    assert_close(ours.own(params, as_jax(tokens)[:, here], 3), own, 1e-4)
     expected = twin.refine(classes, vectors[:, 13:29], own, masked, 3)
     condition = model.model.condition(model.params, as_jax(classes), jnp.zeros(2, bool))
     refine = partial(model.model.refine, model.params, condition)

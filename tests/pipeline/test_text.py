@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,7 +16,6 @@ from jaxspec.errors import ConfigError
 from tests.convert.gguf_models import original
 from tests.text_model import END, TEMPLATE, VOCABULARY, write_model
 
-tokenizers = pytest.importorskip("tokenizers")
 SETTINGS = {"max_new_tokens": 12, "seed": 3, "batch_size": 2}
 
 

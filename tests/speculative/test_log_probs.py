@@ -27,8 +27,8 @@ RELATED = jnp.asarray(np.random.default_rng(0).integers(0, VOCAB, (VOCAB, 2)))
 TREE = Tree.named("0,1,2,00,01,000")
 TABLE = {"table": jax.random.normal(jax.random.key(1), (TREE.depth, VOCAB, VOCAB))}
 ENGINES = {
-    "plain": {},
     "coupled": {"drafter": TableDrafter(), "tree": TREE},
+    "plain": {},
     "rejection": {"drafter": TableDrafter(), "tree": TREE, "verifier": Rejection()},
 }
 

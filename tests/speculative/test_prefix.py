@@ -118,7 +118,6 @@ def test_noise_and_guidance_count_from_the_first_given_token(monkeypatch, moved)
     assert bool((rest.tokens == whole[:, prefix:]).all()) == (moved == "nothing")
 
 
-@pytest.mark.variants(1)
 @pytest.mark.parametrize(("margin", "same"), [(0.1, True), (0.0, False)])
 def test_near_ties_after_a_prefix_are_rescored(margin, same):
     """Passes round differently, also the one that reads the prefix, and at filters."""

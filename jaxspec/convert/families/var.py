@@ -81,7 +81,8 @@ IGNORED = (
 )
 # Samples of the published FID; VAR's own scale of guidance is 1 less than ours.
 PUBLISHED = {"generation": {"cfg_scale": 2.5, "top_k": 900, "top_p": 0.96}}
-PUBLISHED_MASKED = {"generation": {"cfg_scale": 2.7, "top_k": 1000, "top_p": 0.99}}
+# The same of HMAR, scale of guidance and `top_k` by the number of layers.
+PUBLISHED_MASKED = {16: (2.7, 1000), 20: (2.9, 950), 24: (3.1, 900), 30: (2.6, 650)}
 
 
 def _detect(source: Source) -> bool:
@@ -113,6 +114,13 @@ def _block_names(source: Source) -> dict[str, str]:
 
 
 def _plan(source: Source, overrides: Overrides, target: Checkpoint | None) -> Plan:
+    if "mask_embed.weight" in source.tensors and "mask_head.weight" not in (
+        source.tensors
+    ):
+        raise ConfigError(
+            f"'{source.name}' has the layers for masked maps alone; convert the file "
+            "that holds both passes, with base_blocks, ns_blocks and mask_blocks"
+        )
     names = _block_names(source)
     first = next(iter(names), "blocks.0")
     if f"{first}.attn.scale_mul_1H11" not in source.tensors:
@@ -134,7 +142,7 @@ def _plan(source: Source, overrides: Overrides, target: Checkpoint | None) -> Pl
         ffn_width=source.shape(f"{first}.ffn.fc1.weight", 2)[0],
         scales=_scales(source),
         classes=classes - 1,
-        attends="own" if mask_layers else "earlier",
+        attends="own" if mask_layers or _is_block_diagonal(source) else "earlier",
         mask_layers=mask_layers,
         shared_modulation=shared,
     )
@@ -150,7 +158,10 @@ def _plan(source: Source, overrides: Overrides, target: Checkpoint | None) -> Pl
         if shared:
             offset = ComputedParam((f"{name}.ada_gss",), _flat)
             computed[f"{path}/modulation"] = offset
-    settings: dict[str, Any] = dict(PUBLISHED_MASKED if mask_layers else PUBLISHED)
+    settings: dict[str, Any] = {} if config.attends == "own" else dict(PUBLISHED)
+    if config.attends == "own" and config.layers in PUBLISHED_MASKED:
+        scale, top_k = PUBLISHED_MASKED[config.layers]
+        settings["generation"] = {"cfg_scale": scale, "top_k": top_k, "top_p": 0.99}
     if config.classes == 1000:
         settings["class_names"] = imagenet_classes()
     heads = Heads(config.head_size, config.heads, config.heads)
@@ -163,6 +174,14 @@ def _plan(source: Source, overrides: Overrides, target: Checkpoint | None) -> Pl
         ignored=IGNORED,
         metadata=settings,
     )
+
+
+def _is_block_diagonal(source: Source) -> bool:
+    """Whether a file's mask hides earlier maps, as that of HMAR's first stage does."""
+    if "attn_bias_for_masking" not in source.tensors:
+        return False
+    mask = np.asarray(source.tensors["attn_bias_for_masking"].read())
+    return bool(np.isneginf(mask.reshape(mask.shape[-2:])[1, 0]))
 
 
 def _scales(source: Source) -> tuple[int, ...]:

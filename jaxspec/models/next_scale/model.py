@@ -12,6 +12,12 @@ import numpy as np
 from jaxspec.config import NextScaleConfig
 from jaxspec.core.kv_cache import Layers
 from jaxspec.models.classes import mixed_classes
+from jaxspec.models.next_scale.skipping import (
+    TokenSkipping,
+    chosen,
+    completed,
+    farthest,
+)
 from jaxspec.nn.layers import (
     INIT,
     ZEROS,
@@ -94,7 +100,18 @@ class _Block(nn.Module):
     config: NextScaleConfig
 
     @nn.compact
-    def __call__(self, x, modulation, mask, cache, start):
+    def __call__(self, x, modulation, mask, cache, start, count=None, held=None):
+        """Hidden states, the cache, and what both halves added; see `TokenSkipping`.
+
+        Args:
+          x: hidden states [R, T, D].
+          modulation: input of shifts, scales and gates.
+          mask: see `_CosineAttention`.
+          cache: see `_CosineAttention`.
+          start: see `_CosineAttention`.
+          count: number of tokens that are computed; None for all.
+          held: what both halves added at a complete map; needed with `count`.
+        """
         c = self.config
         if c.shared_modulation:
             modulation = add_bias(
@@ -107,14 +124,32 @@ class _Block(nn.Module):
             modulation, 6, axis=-1
         )
         attention = _CosineAttention(c.heads, name="attention")
-        h, cache = attention(
-            _modulated(x, scale, shift, c.norm_eps), mask, cache, start
+        change, down = (
+            linear(c.ffn_size, "change", bias=True),
+            linear(c.width, "down", bias=True),
         )
-        x = x + gate[:, None] * h
-        h = _modulated(x, ffn_scale, ffn_shift, c.norm_eps)
-        h = nn.gelu(linear(c.ffn_size, "change", bias=True)(h), approximate=True)
-        h = linear(c.width, "down", bias=True)(h)
-        return x + ffn_gate[:, None] * h, cache
+
+        def attend(x):
+            h = _modulated(x, scale, shift, c.norm_eps)
+            return attention(h, mask, cache, start)
+
+        def feed_forward(x):
+            h = _modulated(x, ffn_scale, ffn_shift, c.norm_eps)
+            return down(nn.gelu(change(h), approximate=True))
+
+        if count is None:
+            first, cache = attend(x)
+            x = x + gate[:, None] * first
+            second = feed_forward(x)
+        else:
+            places = farthest(x, count)
+            first, cache = attend(chosen(x, places))
+            first = completed(first, places, held[0], x.shape[1])
+            x = x + gate[:, None] * first
+            places = farthest(x, count)
+            second = feed_forward(chosen(x, places))
+            second = completed(second, places, held[1], x.shape[1])
+        return x + ffn_gate[:, None] * second, cache, (first, second)
 
 
 class _Head(nn.Module):
@@ -165,8 +200,14 @@ class _Network(nn.Module):
         """Class embeddings [R, D], of the null class where `null`."""
         return mixed_classes(self.classes.embedding, classes, null, self.config.classes)
 
-    def __call__(self, vectors, condition, cache, first, last, layers):
-        """Logits [R, T, V] of the scales from `first` to before `last`, and cache."""
+    def __call__(
+        self, vectors, condition, cache, first, last, layers, skipping=None, held=()
+    ):
+        """Logits [R, T, V] of the scales from `first` to before `last`, and cache.
+
+        With `skipping` also what the layers add at the last complete map; `held` is
+        that of the passes before.
+        """
         c = self.config
         x = self.vectors_in(vectors.astype(condition.dtype))
         if first == 0:
@@ -175,24 +216,38 @@ class _Network(nn.Module):
         x, start, mask = self._placed(x, first, last, not cache)
         modulation = self._modulation(condition)
         new: list[Any] = list(cache or ())
+        new_held = list(held)
         for i in range(c.layers) if layers is None else layers:
-            own = cache[i] if cache else None
-            x, own = self.blocks[i](x, modulation, mask, own, start)
+            own, count, layer_held = cache[i] if cache else None, None, None
+            if skipping is not None:
+                mask = skipping.mask(c.scales, first, i)
+                count = skipping.count(c.scales, first, i)
+                count = None if count == x.shape[1] else count
+                layer_held = held[i]
+            x, own, added = self.blocks[i](
+                x, modulation, mask, own, start, count, layer_held
+            )
             if cache:
                 new[i] = own
+            if skipping is not None and first == skipping.complete(c.scales):
+                new_held[i] = added
         head = self.head_modulation(nn.silu(condition))
-        return self.logits(self._before_head(x, head)), tuple(new)
+        logits = self.logits(self._before_head(x, head))
+        if skipping is None:
+            return logits, tuple(new)
+        return logits, tuple(new), tuple(new_held)
 
     def refine(self, vectors, added, masked, condition, first, last):
         """Logits [R, T, V] of maps of which some tokens are masked."""
         c = self.config
         known = jnp.where(masked[..., None], 0.0, added)
         x = self.vectors_in((vectors + known).astype(condition.dtype))
-        x = x + masked[..., None].astype(x.dtype) * self.mask.astype(x.dtype)
+        mask = jnp.where(masked[..., None], self.mask.reshape(1, 1, -1), 0)
+        x = x + mask.astype(x.dtype)
         x, _, mask = self._placed(x, first, last, True)
         modulation = self._modulation(condition)
         for block in [*self.blocks[: c.layers - c.mask_layers], *self.mask_blocks]:
-            x, _ = block(x, modulation, mask, None, 0)
+            x, *_ = block(x, modulation, mask, None, 0)
         head = self.mask_modulation(nn.silu(condition))
         return self.mask_logits(self._before_head(x, head))
 
@@ -323,6 +378,46 @@ class NextScale:
         """
         network = _Network(self.config).bind({"params": params})
         new: tuple[Array, Any] = network(vectors, condition, cache, first, last, layers)
+        return new
+
+    def init_held(self, rows: int, dtype, skipping: TokenSkipping) -> Layers:
+        """Zeros for what both halves of each layer add at the last complete map."""
+        c = self.config
+        shape = (rows, c.scales[skipping.complete(c.scales)] ** 2, c.width)
+        return tuple(
+            (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(c.layers)
+        )
+
+    def forward_chosen(
+        self,
+        params: Params,
+        condition: Float[Array, "R D"],
+        cache: Layers,
+        held: Layers,
+        vectors: Float[Array, "R T C"],
+        scale: int,
+        layers: tuple[int, ...] | None,
+        skipping: TokenSkipping,
+    ) -> tuple[Float[Array, "R T V"], Layers, Layers]:
+        """Logits of one scale, of whose tokens layers may leave out some. Lossy.
+
+        Args:
+          params: parameters.
+          condition: embeddings of the classes, see `condition`.
+          cache: keys and values of all scales before.
+          held: what layers added at the last complete map, see `init_held`.
+          vectors: inputs of the scale.
+          scale: the scale; static.
+          layers: layers that are used, see `forward`; static.
+          skipping: tokens that are left out; static.
+
+        Returns:
+          Logits float32 of all tokens of the map, the cache, and `held` after the pass.
+        """
+        network = _Network(self.config).bind({"params": params})
+        new: tuple[Array, Any, Any] = network(
+            vectors, condition, cache, scale, scale + 1, layers, skipping, held
+        )
         return new
 
     def refine(

@@ -144,13 +144,11 @@ class Scales:
         ]
         return sum(parts[1:], start=parts[0])
 
-    def own(self, params: Params, tokens: Int[Array, "B T"]) -> Float[Array, "B T C"]:
-        """Features that each map adds, reduced to it; for masked refinement (HMAR)."""
-        parts = []
-        for scale in range(len(self)):
-            added = self.added(params, tokens[:, self.tokens_of(scale)], scale)
-            parts.append(self.reduced(added, scale))
-        return jnp.concatenate(parts, axis=1)
+    def own(
+        self, params: Params, codes: Int[Array, "B T"], scale: int
+    ) -> Float[Array, "B T C"]:
+        """Features that a map adds, reduced to it; for masked refinement (HMAR)."""
+        return self.reduced(self.added(params, codes, scale), scale)
 
     def inputs(
         self, params: Params, tokens: Int[Array, "B T"]

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from jaxspec.errors import ConfigError
-
 PREFIX = "tokenizer.ggml."
 # Kinds of tokens that texts are not split into, by their code.
 CONTROL, USER_DEFINED = 3, 4
@@ -30,27 +28,19 @@ def tokenizer_json(metadata: dict[str, Any]) -> str | None:
 
     Returns:
       The text; None if the file has no vocabulary, or one of another kind.
-
-    Raises:
-      ConfigError: the package `tokenizers` is not installed.
     """
     split = metadata.get(PREFIX + "pre", "default")
     if metadata.get(PREFIX + "model") != "gpt2" or split not in SPLITS:
         return None
-    try:
-        from tokenizers import (  # pyright: ignore
-            AddedToken,
-            Regex,
-            Tokenizer,
-            decoders,
-            models,
-            pre_tokenizers,
-        )
-    except ImportError:
-        raise ConfigError(
-            "the vocabulary needs the package tokenizers: pip install "
-            "'jaxspec-decoding[text]'"
-        ) from None
+    from tokenizers import (
+        AddedToken,
+        Regex,
+        Tokenizer,
+        decoders,
+        models,
+        pre_tokenizers,
+    )
+
     tokens = metadata[PREFIX + "tokens"]
     merges = [tuple(pair.split(" ", 1)) for pair in metadata[PREFIX + "merges"]]
     vocabulary = {token: i for i, token in enumerate(tokens)}
