@@ -30,6 +30,7 @@ from jaxspec.checkpoint.pytrees import (
     write_pytree,
 )
 from jaxspec.config import (
+    MARConfig,
     MultiScaleTokenizerConfig,
     NextScaleConfig,
     TextEncoderConfig,
@@ -41,6 +42,7 @@ from jaxspec.config import (
 from jaxspec.drafters.registry import DRAFTERS
 from jaxspec.errors import CheckpointError, ConfigError, NonFiniteError
 from jaxspec.models.classifier.model import Classifier, ClassifierConfig
+from jaxspec.models.mar.model import MAR
 from jaxspec.models.matcher.model import Matcher, MatcherConfig
 from jaxspec.models.next_scale.model import NextScale
 from jaxspec.models.t5.model import TextEncoder
@@ -58,6 +60,7 @@ _MODELS = {
     "multi_scale_tokenizer": MultiScaleTokenizer,
     "prior": Transformer,
     "next_scale": NextScale,
+    "mar": MAR,
     "classifier": Classifier,
     "matcher": Matcher,
     "text_encoder": TextEncoder,
@@ -67,6 +70,7 @@ KINDS = {
     "multi_scale_tokenizer": MultiScaleTokenizerConfig,
     "prior": TransformerConfig,
     "next_scale": NextScaleConfig,
+    "mar": MARConfig,
     "classifier": ClassifierConfig,
     "matcher": MatcherConfig,
     "text_encoder": TextEncoderConfig,

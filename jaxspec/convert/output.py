@@ -26,6 +26,7 @@ from jaxspec.speculative.verify.neighbors import neighbor_table
 FOLDERS = {
     "prior": "prior",
     "next_scale": "prior",
+    "mar": "prior",
     "tokenizer": "tokenizer",
     "multi_scale_tokenizer": "tokenizer",
     "text_encoder": "text_encoder",

@@ -68,7 +68,8 @@ class Generation:
     """Result of a generation.
 
     Attributes:
-      tokens: int32 [B, max_new_tokens]; -1 beyond the length of a sequence.
+      tokens: int32 [B, max_new_tokens]; -1 beyond the length of a sequence. Continuous
+        tokens are float32 [B, max_new_tokens, C], -inf where there is none yet.
       lengths: int32 [B], number of tokens of each sequence, a stop token included.
       stats: counters.
       finite: bool [B], False if the logits of a sequence were ever NaN, or all -inf;
@@ -77,7 +78,7 @@ class Generation:
         sequence; None unless they were recorded.
     """
 
-    tokens: Int[Array, "B T"]
+    tokens: Int[Array, "B T"] | Float[Array, "B T C"]
     lengths: Int[Array, "B"]
     stats: Stats
     finite: Bool[Array, "B"]

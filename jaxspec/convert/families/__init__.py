@@ -7,6 +7,7 @@ from jaxspec.convert.families import (
     janus,
     llama,
     llamagen,
+    mar,
     masked_diffusion,
     medusa,
     t5,
@@ -19,7 +20,7 @@ from jaxspec.convert.family import Family
 # Drafters come first, because many of them have the model_type "llama".
 MODULES = (
     dflash, eagle, medusa, hydra, llamagen, janus, llama, masked_diffusion, t5, var,
-    var_vq, vq
+    var_vq, mar, vq
 )  # fmt: skip
 FAMILIES: dict[str, Family] = {
     family.name: family for module in MODULES for family in module.FAMILIES

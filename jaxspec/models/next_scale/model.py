@@ -26,6 +26,7 @@ from jaxspec.nn.layers import (
     linear,
     scaled_product,
 )
+from jaxspec.nn.norms import layer_norm
 from jaxspec.nn.quantize import SCALE
 from jaxspec.nn.vq import l2_normalize
 from jaxspec.typing import Array, Bool, Float, Params, PyTree
@@ -34,18 +35,10 @@ from jaxspec.typing import Array, Bool, Float, Params, PyTree
 _MOST_SCALE, _FIRST_SCALE = 100.0, 4.0
 
 
-def _layer_norm(x, eps):
-    """LayerNorm without scale and bias, computed in float32."""
-    h = x.astype(jnp.float32)
-    h = h - jnp.mean(h, axis=-1, keepdims=True)
-    h = h * jax.lax.rsqrt(jnp.mean(h * h, axis=-1, keepdims=True) + eps)
-    return h.astype(x.dtype)
-
-
 def _modulated(x, scale, shift, eps):
     """Normalized `x`, scaled and shifted for each sequence."""
     one = jnp.ones((), scale.dtype)
-    return _layer_norm(x, eps) * (scale[:, None] + one) + shift[:, None]
+    return layer_norm(x, eps) * (scale[:, None] + one) + shift[:, None]
 
 
 class _CosineAttention(nn.Module):

@@ -1,0 +1,87 @@
+"""How many tokens are masked after each step, and in which order they become known."""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxspec.errors import ConfigError
+from jaxspec.typing import Array, BatchKeys, Float, Int
+
+Guidance = Literal["linear", "constant"]
+# Number folded into the key of a sequence for the order of its tokens.
+_ORDER = 0x80000004
+
+
+@dataclass(frozen=True)
+class UnmaskingSchedule:
+    """Steps of a generation; static. Source: MAR (arXiv 2406.11838).
+
+    Attributes:
+      tokens: number of tokens of an image, `T`.
+      steps: number of steps. Step `s` leaves `floor(T cos(pi / 2 (s + 1) / steps))`
+        tokens masked, at least 1 and fewer than before; the last step leaves none.
+      guidance: "linear" raises the scale of guidance with the share of tokens that are
+        known after the step; "constant" has the same at each.
+
+    Raises:
+      ConfigError: the number of steps or the guidance is impossible.
+    """
+
+    tokens: int
+    steps: int = 64
+    guidance: Guidance = "linear"
+
+    def __post_init__(self):
+        if not 1 <= self.steps <= self.tokens:
+            raise ConfigError(f"steps={self.steps}; choose 1 to {self.tokens}")
+        if self.guidance not in (known := get_args(Guidance)):
+            raise ConfigError(
+                f"guidance={self.guidance!r}; choose one of {', '.join(known)}"
+            )
+
+    @cached_property
+    def masked(self) -> np.ndarray:
+        """Number of masked tokens before each step and at the end, int32."""
+        masked = [self.tokens]
+        for step in range(self.steps - 1):
+            left = math.floor(
+                self.tokens * math.cos(math.pi / 2 * (step + 1) / self.steps)
+            )
+            masked.append(max(1, min(left, masked[-1] - 1)))
+        return np.array([*masked, 0], np.int32)
+
+    @property
+    def most(self) -> int:
+        """Largest number of tokens of a step."""
+        return int(np.max(-np.diff(self.masked)))
+
+    def scale(
+        self, cfg_scale: Float[Array, "B"], step: Int[Array, "B"]
+    ) -> Float[Array, "B"]:
+        """Scale of guidance of a step."""
+        if self.guidance == "constant":
+            return cfg_scale
+        # As published, the last step counts one token as masked.
+        left = np.maximum(self.masked[1:], 1)
+        share = jnp.asarray((self.tokens - left) / self.tokens, jnp.float32)[step]
+        return 1 + (cfg_scale - 1) * share
+
+
+def random_order(keys: BatchKeys, tokens: int) -> Int[Array, "B T"]:
+    """A permutation of the tokens of each sequence; the last ones become known first.
+
+    Args:
+      keys: typed keys of the sequences.
+      tokens: number of tokens.
+    """
+
+    def one(key):
+        key = jax.random.fold_in(key, jnp.uint32(_ORDER))
+        return jax.random.permutation(key, jnp.arange(tokens, dtype=jnp.int32))
+
+    return jax.vmap(one)(keys)

@@ -1,0 +1,1 @@
+"""Masked models over continuous tokens (MAR)."""

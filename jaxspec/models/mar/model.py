@@ -1,0 +1,186 @@
+"""Masked encoder and decoder over continuous tokens (MAR)."""
+
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxspec.config.mar import MARConfig
+from jaxspec.models.classes import mixed_classes
+from jaxspec.models.mar.head import DiffusionHead
+from jaxspec.nn.layers import INIT, add_bias, linear
+from jaxspec.nn.norms import LayerNorm
+from jaxspec.typing import Array, Bool, Float, Int, Params, PyTree
+
+
+class _Layer(nn.Module):
+    """Transformer layer of which some keys may be hidden."""
+
+    config: MARConfig
+
+    @nn.compact
+    def __call__(self, x, seen):
+        c = self.config
+        h = LayerNorm(c.norm_eps, name="attention_norm")(x)
+        fused = linear((3, c.heads, c.head_size), "qkv", bias=True)(h)
+        q, k, v = (fused[:, :, i] for i in range(3))
+        scores = jnp.einsum("rthf,rshf->rhts", q, k, preferred_element_type=jnp.float32)
+        scores = scores / c.head_size**0.5
+        if seen is not None:
+            scores = jnp.where(seen[:, None, None], scores, -jnp.inf)
+        weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+        h = jnp.einsum("rhts,rshf->rthf", weights, v).reshape(x.shape)
+        x = x + linear(c.width, "out", bias=True)(h)
+        h = LayerNorm(c.norm_eps, name="ffn_norm")(x)
+        h = nn.gelu(linear(c.ffn_size, "change", bias=True)(h), approximate=False)
+        return x + linear(c.width, "down", bias=True)(h)
+
+
+class _Network(nn.Module):
+    """Network from known tokens to conditions of the head; see `MAR`."""
+
+    config: MARConfig
+
+    def setup(self):
+        c = self.config
+        total = c.buffer + c.sequence_length
+        self.classes = nn.Embed(c.classes + 1, c.width, embedding_init=INIT)
+        self.tokens_in = linear(c.width, "tokens_in", bias=True)
+        self.norm_in = LayerNorm(c.norm_eps)
+        self.encoder_positions = self.param("encoder_positions", INIT, (total, c.width))
+        self.encoder = [_Layer(c, name=f"encoder_{i}") for i in range(c.encoder_layers)]
+        self.encoder_norm = LayerNorm(c.norm_eps)
+        self.decoder_in = linear(c.width, "decoder_in", bias=True)
+        self.mask = self.param("mask", INIT, (c.width,))
+        self.decoder_positions = self.param("decoder_positions", INIT, (total, c.width))
+        self.decoder = [_Layer(c, name=f"decoder_{i}") for i in range(c.decoder_layers)]
+        self.decoder_norm = LayerNorm(c.norm_eps)
+        shape = (c.sequence_length, c.width)
+        self.head_positions = self.param("head_positions", INIT, shape)
+        self.head = DiffusionHead(c)
+
+    def condition(self, classes, null):
+        """Class embeddings [R, D], of the null class where `null`."""
+        return mixed_classes(self.classes.embedding, classes, null, self.config.classes)
+
+    def vectors(self, condition, latents, order, masked, room):
+        """Conditions [R, T, D] of the head; see `MAR.vectors`."""
+        c, rows = self.config, len(condition)
+        places = order[:, c.sequence_length - room :]
+        index = jnp.arange(c.sequence_length - room, c.sequence_length)
+        known = index[None] >= masked[:, None]
+        tokens = jnp.take_along_axis(latents, places[..., None], axis=1)
+        tokens = self.tokens_in(tokens.astype(condition.dtype))
+        buffer = jnp.broadcast_to(condition[:, None], (rows, c.buffer, c.width))
+        everywhere = jnp.arange(c.buffer, dtype=places.dtype)
+        everywhere = jnp.broadcast_to(everywhere[None], (rows, c.buffer))
+        slots = jnp.concatenate([everywhere, places + c.buffer], axis=1)
+        x = jnp.concatenate([buffer, tokens], axis=1)
+        x = self.norm_in(x + self.encoder_positions[slots].astype(x.dtype))
+        seen = jnp.pad(known, ((0, 0), (c.buffer, 0)), constant_values=True)
+        for layer in self.encoder:
+            x = layer(x, seen)
+        x = self.decoder_in(self.encoder_norm(x))
+        mask = self.mask.astype(x.dtype).reshape(1, 1, -1)
+        x = jnp.where(seen[..., None], x, mask)
+        total = c.buffer + c.sequence_length
+        whole = jnp.broadcast_to(mask, (rows, total, c.width))
+        x = whole.at[jnp.arange(rows)[:, None], slots].set(x)
+        x = add_bias(x, self.decoder_positions.astype(x.dtype))
+        for layer in self.decoder:
+            x = layer(x, None)
+        x = self.decoder_norm(x)[:, c.buffer :]
+        return add_bias(x, self.head_positions.astype(x.dtype))
+
+    def __call__(self, latents, order):
+        """Touches every parameter."""
+        rows = len(latents)
+        ids = jnp.zeros(rows, jnp.int32)
+        condition = self.condition(ids, ids > 0)
+        x = self.vectors(condition, latents, order, ids, latents.shape[1])
+        return self.head(latents, jnp.zeros(latents.shape[:2], jnp.int32), x)
+
+
+@dataclass(frozen=True)
+class MAR:
+    """Pure functions of a masked model over continuous tokens; static and hashable.
+
+    Source: MAR (arXiv 2406.11838). The order in which tokens become known and the chain
+    of the diffusion are elsewhere.
+
+    Attributes:
+      config: sizes of the networks.
+    """
+
+    config: MARConfig
+
+    def init(self, key: Array) -> Params:
+        """Random float32 parameters, whose predictions are 0; consumes `key`."""
+        c = self.config
+        latents = jnp.zeros((1, c.sequence_length, c.channels), jnp.float32)
+        order = jnp.arange(c.sequence_length, dtype=jnp.int32)[None]
+        return _Network(c).init(key, latents, order)["params"]
+
+    def condition(
+        self, params: Params, classes: PyTree, null: Bool[Array, "R"]
+    ) -> Float[Array, "R D"]:
+        """Embeddings of classes, int32 [R], or of weights of them, [R, classes].
+
+        Args:
+          params: parameters.
+          classes: class ids, or weights by which embeddings are mixed.
+          null: rows that get the null class instead.
+        """
+        return self._bound(params).condition(classes, null)
+
+    def vectors(
+        self,
+        params: Params,
+        condition: Float[Array, "R D"],
+        latents: Float[Array, "R T C"],
+        order: Int[Array, "R T"],
+        masked: Int[Array, "R"],
+        room: int | None = None,
+    ) -> Float[Array, "R T D"]:
+        """Condition of the diffusion head at every token, given the known tokens.
+
+        The encoder reads `room` tokens, of which those that are masked are hidden: the
+        result is that of dropping them, with static shapes.
+
+        Args:
+          params: parameters.
+          condition: embeddings of the classes, see `condition`.
+          latents: tokens; masked ones are not read.
+          order: tokens, of which the first ones are masked: a permutation of `0..T-1`.
+          masked: number of masked tokens of each row.
+          room: largest number of known tokens, static; None for all.
+        """
+        room = self.config.sequence_length if room is None else room
+        return self._bound(params).vectors(condition, latents, order, masked, room)
+
+    def predict_noise(
+        self,
+        params: Params,
+        state: Float[Array, "... C"],
+        time: Int[Array, "..."],
+        vectors: Float[Array, "... D"],
+    ) -> Float[Array, "... E"]:
+        """Noise and share of the variance, [..., 2 C], of noised tokens.
+
+        Args:
+          params: parameters.
+          state: noised tokens.
+          time: steps of the trained diffusion that they are at.
+          vectors: their conditions, see `vectors`.
+        """
+        return self._bound(params).head(state, time, vectors)
+
+    def _bound(self, params):
+        return _Network(self.config).bind({"params": params})
+
+
+def parameter_count(config: MARConfig) -> int:
+    """Number of parameters, computed without allocating them."""
+    shapes = jax.eval_shape(MAR(config).init, jax.random.key(0))
+    return sum(x.size for x in jax.tree.leaves(shapes))

@@ -1,0 +1,90 @@
+"""Chains of Gaussian diffusion against laws that are known."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxspec.core.diffusion import (
+    DiffusionSchedule,
+    chain_step,
+    cosine_betas,
+    noised,
+    spaced_steps,
+    step_law,
+)
+
+MEAN, DEVIATION = 1.5, 0.4
+
+
+def test_all_steps_of_a_diffusion_are_those_of_training():
+    assert spaced_steps(1000, 1000) == tuple(range(1000))
+    few = spaced_steps(1000, 100)
+    assert (few[0], few[1], few[-1]) == (0, 10, 999) and len(set(few)) == 100
+    kept = np.cumprod(1 - cosine_betas(1000))
+    assert kept[0] > 0.9999 and kept[-1] < 1e-8 and (np.diff(kept) < 0).all()
+
+
+def exact_outputs(schedule, state, index):
+    """Noise that is expected of a state if signals are normal; the exact posterior."""
+    kept = jnp.asarray(schedule.kept, jnp.float32)[index]
+    gain = jnp.sqrt(kept) * DEVIATION**2 / (kept * DEVIATION**2 + 1 - kept)
+    signal = MEAN + gain * (state - jnp.sqrt(kept) * MEAN)
+    noise = (state - jnp.sqrt(kept) * signal) / jnp.sqrt(1 - kept)
+    return jnp.concatenate([noise, jnp.full_like(noise, -1.0)], axis=-1)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def samples(schedule, count, key):
+    first, noise_key = jax.random.split(key)
+    state = jax.random.normal(first, (count, 1))
+
+    def step(i, state):
+        index = schedule.count - 1 - i
+        noise = jax.random.normal(jax.random.fold_in(noise_key, i), state.shape)
+        outputs = exact_outputs(schedule, state, index)
+        return chain_step(schedule, state, outputs, index, noise, jnp.ones(count))
+
+    return jax.lax.fori_loop(0, schedule.count, step, state)[:, 0]
+
+
+@pytest.mark.parametrize("solver", ["ancestral", "ddim"])
+def test_a_chain_with_the_exact_noise_samples_the_law_of_the_signals(solver):
+    """Up to the standard error of 20,000 samples and the length of the chain."""
+    found = samples(DiffusionSchedule(1000, 250, solver), 20000, jax.random.key(0))
+    assert abs(found.mean() - MEAN) < 4 * DEVIATION / 20000**0.5 + 0.01
+    assert abs(found.std() - DEVIATION) < 0.03
+    # The control: a chain of 3 steps with variances that are too small.
+    short = samples(DiffusionSchedule(1000, 3, "ancestral"), 20000, jax.random.key(0))
+    assert abs(short.std() - DEVIATION) > 0.05
+
+
+def test_a_step_is_the_posterior_of_the_step_before():
+    """Mean and variance by Bayes' rule, from the laws of two noised signals."""
+    schedule, index = DiffusionSchedule(1000, 10), jnp.int32(4)
+    kept, before = schedule.kept[index], schedule.kept[index - 1]
+    signal, noise = 0.7, -0.3
+    state = np.sqrt(kept) * signal + np.sqrt(1 - kept) * noise
+    outputs = jnp.array([[noise, -1.0]], jnp.float32)
+    mean, deviation = step_law(schedule, jnp.full((1, 1), state), outputs, index)
+    # x_before ~ N(sqrt(before) signal, 1 - before), x = sqrt(a) x_before + noise.
+    a = kept / before
+    precision = 1 / (1 - before) + a / (1 - a)
+    right = np.sqrt(before) * signal / (1 - before) + np.sqrt(a) * state / (1 - a)
+    np.testing.assert_allclose(mean[0, 0], right / precision, rtol=1e-5)
+    np.testing.assert_allclose(deviation[0, 0], precision**-0.5, rtol=1e-5)
+    most = step_law(
+        schedule, jnp.full((1, 1), state), outputs.at[0, 1].set(1.0), index
+    )[1]
+    np.testing.assert_allclose(most[0, 0], np.sqrt(1 - a), rtol=1e-5)
+
+
+def test_noised_latents_have_the_signal_s_share():
+    schedule = DiffusionSchedule(1000, 10)
+    latents, noise = jnp.full((2, 3), 2.0), jnp.full((2, 3), 5.0)
+    found = noised(schedule, latents, jnp.array([0, 9]), noise)
+    kept = schedule.kept[[0, 9]]
+    right = np.sqrt(kept) * 2 + np.sqrt(1 - kept) * 5
+    np.testing.assert_allclose(found[:, 0], right, rtol=1e-5)

@@ -1,0 +1,182 @@
+"""Generation of continuous tokens: the same however it is run."""
+
+from dataclasses import replace
+from functools import lru_cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxspec.core.continuous_batching import Requests, idle_batch, run_queue
+from jaxspec.core.diffusion import DiffusionSchedule
+from jaxspec.core.generator import advance, generate
+from jaxspec.core.noise import batch_keys
+from jaxspec.core.sampling import Sampling
+from jaxspec.errors import ConfigError
+from jaxspec.mar import MARGenerator, UnmaskingSchedule
+from jaxspec.mar.head import head_noise, sample_tokens
+from jaxspec.sharding import make_mesh, over_batch
+from tests.mar.models import HEAD, MODEL, SCHEDULE, variables
+
+GENERATOR = MARGenerator(MODEL, SCHEDULE, HEAD)
+VARIABLES = variables()
+CLASSES = jnp.array([1, 4, 0], jnp.int32)
+
+
+def options(batch=3, **settings):
+    settings = {"cfg_scale": 2.0, "temperature": 0.9, **settings}
+    return {"sampling": Sampling.create(**settings), "keys": batch_keys(0, batch)}
+
+
+@partial(jax.jit, static_argnums=0)
+def whole(generator, prompt, options):
+    return generate(generator, VARIABLES, prompt, **options)
+
+
+@lru_cache
+def expected():
+    return whole(GENERATOR, CLASSES, options())
+
+
+def assert_same(found, wanted):
+    """Equal up to rounding; tokens of a random network have some 1e4."""
+    size = np.abs(wanted).max()
+    np.testing.assert_allclose(found / size, wanted / size, rtol=0, atol=1e-5)
+
+
+def test_every_token_is_sampled_given_those_known_before():
+    """Each step by hand, from the networks, without rooms and other tokens."""
+    keys, total = options()["keys"], SCHEDULE.tokens
+    out = np.asarray(expected().tokens)
+    state = jax.jit(partial(GENERATOR.init, VARIABLES))(CLASSES, **options())
+    order, condition = np.asarray(state.order), state.condition
+    params = VARIABLES.params
+    vectors_of = jax.jit(partial(MODEL.vectors, params))
+    masked = SCHEDULE.masked
+    for step in range(SCHEDULE.steps):
+        known = np.argsort(order, axis=1) >= masked[step]
+        latents = np.where(known[..., None], out, 1e3)  # what is masked is not read
+        both = np.concatenate([latents, latents])
+        vectors = vectors_of(
+            condition,
+            both,
+            np.concatenate([order, order]),
+            jnp.full(6, int(masked[step]), jnp.int32),
+        )
+        places = order[:, masked[step + 1] : masked[step]]
+        chosen = np.concatenate([places, places])
+        scale = 1 + 1.0 * (total - max(masked[step + 1], 1)) / total
+        found = sample_tokens(
+            MODEL,
+            params,
+            HEAD,
+            jnp.take_along_axis(vectors, chosen[..., None], axis=1),
+            head_noise(keys, jnp.asarray(places), HEAD.count + 1, 3),
+            jnp.full(3, scale, jnp.float32),
+            jnp.full(3, 0.9, jnp.float32),
+        )
+        assert_same(np.take_along_axis(out, places[..., None], axis=1), found)
+    stats = expected().stats
+    assert stats.calls.tolist() == [6] * 3 and expected().lengths.tolist() == [16] * 3
+
+
+def test_one_step_at_a_time_and_each_sequence_alone_give_the_same():
+    state = jax.jit(partial(GENERATOR.init, VARIABLES))(CLASSES, **options())
+    step = jax.jit(GENERATOR.step)
+    for i in range(SCHEDULE.steps):
+        found = GENERATOR.result(state)
+        known = np.isfinite(found.tokens).all(-1)
+        assert (known.sum(1) == 16 - SCHEDULE.masked[i]).all()
+        assert_same(found.tokens[known], expected().tokens[known])
+        state = step(VARIABLES, state)
+    assert_same(GENERATOR.result(state).tokens, expected().tokens)
+    assert GENERATOR.done(state).all()
+    after = GENERATOR.result(step(VARIABLES, state))  # nothing changes any more
+    np.testing.assert_array_equal(after.tokens, GENERATOR.result(state).tokens)
+    alone = {**options(), "keys": options()["keys"][1:2]}
+    one = whole(GENERATOR, CLASSES[1:2], alone)
+    assert_same(one.tokens[0], expected().tokens[1])
+
+
+@pytest.mark.parametrize("rooms", [1, 16])
+def test_rooms_of_the_encoder_change_nothing(rooms):
+    found = whole(replace(GENERATOR, rooms=rooms), CLASSES, options())
+    assert_same(found.tokens, expected().tokens)
+
+
+def test_a_queue_and_a_mesh_give_the_same():
+    count = 5
+    classes = jnp.arange(count, dtype=jnp.int32)
+    alone = whole(GENERATOR, classes, options(count))
+    queue = Requests(
+        jnp.arange(count),
+        classes,
+        **{**options(count), "sampling": options()["sampling"].for_batch(count)},
+        stopping=None,
+    )
+    first = jax.tree.map(lambda x: x[:2], queue)
+    batch = idle_batch(GENERATOR, VARIABLES, first)
+    run = jax.jit(partial(run_queue, GENERATOR))
+    _, finished = run(VARIABLES, batch, queue, True)
+    order = np.argsort(np.asarray(finished.ids)[:count])
+    assert_same(np.asarray(finished.result.tokens)[order], alone.tokens)
+    mesh = make_mesh(4, 2)
+    eight = jnp.arange(8, dtype=jnp.int32) % 5
+    state = jax.jit(over_batch(mesh, GENERATOR.init))(VARIABLES, eight, **options(8))
+    state = jax.jit(over_batch(mesh, partial(advance, GENERATOR)))(VARIABLES, state)
+    found = GENERATOR.result(state).tokens
+    assert_same(found, whole(GENERATOR, eight, options(8)).tokens)
+
+
+def test_without_guidance_one_branch_is_enough():
+    plain = replace(GENERATOR, cfg=False)
+    found = whole(plain, CLASSES, options(cfg_scale=1.0))
+    guided = whole(GENERATOR, CLASSES, options(cfg_scale=1.0))
+    assert_same(found.tokens, guided.tokens)
+    assert np.abs(found.tokens - expected().tokens).max() > 1e-2
+
+
+def test_temperature_0_and_ddim_add_no_noise():
+    """Equal first states give equal samples, whatever the noise of the steps is."""
+    ddim = replace(GENERATOR, head=replace(HEAD, solver="ddim"))
+    for generator, settings in ((ddim, {}), (GENERATOR, {"temperature": 0.0})):
+        schedule, params = generator.head, VARIABLES.params
+        vectors = jnp.ones((3, 2, 16), jnp.float32)
+        noise = head_noise(options()["keys"], jnp.zeros((3, 2), int), 5, 3)
+        other = noise.at[:, :, :-1].add(1.0)
+        factor = jnp.full(3, settings.get("temperature", 0.9), jnp.float32)
+        found = [
+            sample_tokens(MODEL, params, schedule, vectors, x, factor, factor)
+            for x in (noise, other)
+        ]
+        np.testing.assert_array_equal(*found)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: replace(GENERATOR, schedule=UnmaskingSchedule(9, 3)), "9 tokens"),
+        (lambda: replace(GENERATOR, head=DiffusionSchedule(500, 4)), "500 steps"),
+        (lambda: replace(GENERATOR, rooms=0), "rooms=0"),
+        (lambda: DiffusionSchedule(1000, 0), "0 steps"),
+        (lambda: DiffusionSchedule(1000, 10, "euler"), "solver='euler'"),
+        (lambda: whole(GENERATOR, CLASSES + 0.5, options()), "class prompts"),
+        (
+            lambda: GENERATOR.init(VARIABLES, CLASSES, **options(top_k=3)),
+            "no vocabulary",
+        ),
+        (
+            lambda: replace(GENERATOR, cfg=False).init(VARIABLES, CLASSES, **options()),
+            "cfg=True",
+        ),
+    ],
+)
+def test_impossible_settings_are_refused(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+def test_an_unknown_class_is_marked():
+    out = whole(GENERATOR, jnp.array([1, 77, 0]), options())
+    assert out.finite.tolist() == [True, False, True]
