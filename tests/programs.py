@@ -28,6 +28,7 @@ from jaxspec.drafters.dflash.drafter import DFlash
 from jaxspec.drafters.dflash.network import DFlashConfig
 from jaxspec.drafters.ppd.drafter import PPD, PPDConfig
 from jaxspec.drafters.training_free.prompt_lookup import PromptLookup
+from jaxspec.mar import MARGenerator, MARVariables
 from jaxspec.models.classifier.model import Classifier, ClassifierConfig
 from jaxspec.models.masked_lm.model import MaskedDiffusion
 from jaxspec.models.next_scale.model import NextScale
@@ -84,6 +85,7 @@ from tests.drafters.tiny import (
     table_params,
     target_params,
 )
+from tests.mar import models as mar
 from tests.models.tiny import random_params
 from tests.train import tiny_scales
 
@@ -362,6 +364,22 @@ program("text encoder", encoded)
 program("acceptance", accepted, True)
 program("acceptance, without replacement", accepted, False)
 program("stop head", acceptance_head)
+
+
+# Continuous tokens.
+def continuous():
+    generator = MARGenerator(mar.MODEL, mar.SCHEDULE, mar.HEAD)
+    sampling = Sampling.create(
+        ROWS, temperature=[1.0, 0.0, 0.7], cfg_scale=[2.0, 0.5, 1.0]
+    )
+    variables = MARVariables(mar.MODEL.init(jax.random.key(0)))
+    state = generator.init(
+        variables, jnp.array([0, 2, 1]), sampling=sampling, keys=batch_keys(3, ROWS)
+    )
+    return generator.result(generator.step(variables, state))
+
+
+program("continuous tokens", continuous)
 
 
 # Next-scale models.

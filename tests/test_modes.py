@@ -35,6 +35,7 @@ QUICK = (
     "feature: block",
     "tokenizer: both",
     "scales: refined",
+    "continuous tokens",
 )
 
 

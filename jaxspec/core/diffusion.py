@@ -37,7 +37,7 @@ def spaced_steps(steps: int, count: int) -> tuple[int, ...]:
     if not 1 <= count <= steps:
         raise ConfigError(f"{count} steps of a diffusion of {steps}; choose 1 to all")
     stride = (steps - 1) / (count - 1) if count > 1 else 1.0
-    # Added up as in the published samplers, so that halves round alike.
+    # Added up as in the published samplers, so that halves round in the same way.
     place, chosen = 0.0, []
     for _ in range(count):
         chosen.append(round(place))
@@ -125,8 +125,8 @@ def step_law(
     Args:
       schedule: steps of the chain.
       state: state before the step.
-      outputs: what the model predicts of it, [..., 2 C]: the noise, and where between
-        the least and the largest possible logarithm the variance is, -1 to 1.
+      outputs: predictions of the model, [..., 2 C]: the noise, and the place of the
+        logarithm of the variance between the least and the largest possible, -1 to 1.
       step: the step, `count - 1` to 0. A state after step 0 is a sample.
 
     Returns:
@@ -157,8 +157,8 @@ def chain_step(
     Args:
       schedule: steps of the chain.
       state: state before the step.
-      outputs: see `step_law`.
-      step: see `step_law`.
+      outputs: predictions of the model, see `step_law`.
+      step: the step, `count - 1` to 0.
       noise: standard normal noise of the step.
       temperature: factor of the standard deviation.
     """

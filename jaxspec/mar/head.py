@@ -54,7 +54,8 @@ def sample_tokens(
       params: its parameters.
       schedule: steps of the chain.
       vectors: conditions of the head, of unguided rows after the others if there are.
-      noise: see `head_noise`, with `schedule.count + 1` entries.
+      noise: noise of the `schedule.count` steps and of the first state, see
+        `head_noise`.
       scale: scale of guidance of the noise that the head predicts; the variance is
         that of the guided row, as published.
       temperature: factor of the standard deviations.

@@ -1,4 +1,4 @@
-"""How many tokens are masked after each step, and in which order they become known."""
+"""Numbers of masked tokens after each step, and the order in which they are known."""
 
 import math
 from dataclasses import dataclass

@@ -40,8 +40,8 @@ class NextScaleState:
       features: float32 [B, grid, grid, C], what the maps so far add up to.
       inputs: float32 [B, T, C], inputs of the models so far, see `Scales.inputs`.
       caches: keys and values of each model.
-      held: what layers added at the last complete map, of each model; empty without
-        `TokenSkipping`.
+      held: additions of the layers at the last complete map, of each model; empty
+        without `TokenSkipping`.
       conditions: embedding [R, D] of the conditions, for each model.
       keys: typed keys [B].
       sampling: sampling settings of each sequence.

@@ -199,7 +199,7 @@ def start_encoder(run: TrainingRun, split: str) -> Checkpoint | None:
     """Text encoder from which that of a prior starts; None for random parameters.
 
     Args:
-      run: where parts are read from.
+      run: folders of the training.
       split: split on which the prior is trained.
 
     Raises:

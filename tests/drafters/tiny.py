@@ -156,7 +156,7 @@ def bound_params(drafter):
         if not jnp.issubdtype(x.dtype, jnp.floating):
             return x
         noise = np.asarray(0.1 * rng.standard_normal(x.shape), x.dtype)
-        return jnp.asarray(np.asarray(x) + noise)
+        return x + noise
 
     init = jax.jit(drafter.init_params)
     params = jax.tree.map(perturbed, init(jax.random.key(5)))

@@ -10,15 +10,23 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from jaxspec.core.generator import advance, generate
+from jaxspec.core.noise import batch_keys
+from jaxspec.core.sampling import Sampling
 from jaxspec.errors import ConfigError
 from jaxspec.models.next_scale.model import NextScale
 from jaxspec.next_scale import ScaleSampling, TokenSkipping, collaborative, one_model
 from tests.next_scale.models import CONFIG, MODEL, SCALES, random_params, variables
-from tests.next_scale.test_generator import CLASSES, PLAIN, options
 
 VARIABLES = variables()
+PLAIN = one_model(MODEL, SCALES)
+CLASSES = jnp.array([1, 4, 0], jnp.int32)
 SKIPPING = TokenSkipping((0.5, 0.4), first_layer=1)
 SIDES = CONFIG.scales
+
+
+def options():
+    sampling = Sampling.create(cfg_scale=2.5, top_k=8, top_p=0.95)
+    return {"sampling": sampling, "keys": batch_keys(0, 3)}
 
 
 @partial(jax.jit, static_argnums=0)
@@ -185,7 +193,7 @@ def test_impossible_settings_are_refused(make, message):
 
 
 def test_fewer_tokens_are_computed():
-    """Left out are exactly as many tokens as the shares say."""
+    """Left out are exactly as many tokens as the shares demand."""
     assert [SKIPPING.count(SIDES, scale, 1) for scale in range(4)] == [1, 4, 5, 10]
     assert [SKIPPING.count(SIDES, scale, 0) for scale in range(4)] == [1, 4, 9, 25]
     assert_allclose(SKIPPING.mask(SIDES, 3, 1)[0].sum(), 1 + 4 + 5 + 10)

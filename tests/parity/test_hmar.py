@@ -64,7 +64,7 @@ def test_sizes_are_read_from_the_file(model):
 
 
 def test_a_file_of_the_first_stage_attends_to_its_own_map(transformer):
-    """Its names are those of VAR; the mask tells them apart."""
+    """Its names are those of VAR; the mask distinguishes them."""
     tensors = dict(transformer.state_dict())
     assert converted(tensors).config.attends == "earlier"
     level = tensors["lvl_1L"][0]

@@ -99,11 +99,11 @@ class _Block(nn.Module):
         Args:
           x: hidden states [R, T, D].
           modulation: input of shifts, scales and gates.
-          mask: see `_CosineAttention`.
-          cache: see `_CosineAttention`.
-          start: see `_CosineAttention`.
+          mask: bool [T, S], see `_CosineAttention`.
+          cache: keys and values, see `_CosineAttention`.
+          start: slot of the first token; static.
           count: number of tokens that are computed; None for all.
-          held: what both halves added at a complete map; needed with `count`.
+          held: additions of both halves at a complete map; needed with `count`.
         """
         c = self.config
         if c.shared_modulation:
@@ -398,7 +398,7 @@ class NextScale:
           params: parameters.
           condition: embeddings of the classes, see `condition`.
           cache: keys and values of all scales before.
-          held: what layers added at the last complete map, see `init_held`.
+          held: additions of the layers at the last complete map, see `init_held`.
           vectors: inputs of the scale.
           scale: the scale; static.
           layers: layers that are used, see `forward`; static.
