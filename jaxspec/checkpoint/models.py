@@ -30,6 +30,7 @@ from jaxspec.checkpoint.pytrees import (
     write_pytree,
 )
 from jaxspec.config import (
+    KLTokenizerConfig,
     MARConfig,
     MultiScaleTokenizerConfig,
     NextScaleConfig,
@@ -48,6 +49,7 @@ from jaxspec.models.next_scale.model import NextScale
 from jaxspec.models.t5.model import TextEncoder
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.speculative.verify.neighbors import Neighbors
+from jaxspec.tokenizers.kl.model import KLTokenizer
 from jaxspec.tokenizers.multi_scale.model import MultiScaleTokenizer
 from jaxspec.tokenizers.vqgan.model import Tokenizer
 from jaxspec.typing import Params
@@ -58,6 +60,7 @@ PART_BYTES = 1 << 26
 _MODELS = {
     "tokenizer": Tokenizer,
     "multi_scale_tokenizer": MultiScaleTokenizer,
+    "kl_tokenizer": KLTokenizer,
     "prior": Transformer,
     "next_scale": NextScale,
     "mar": MAR,
@@ -68,6 +71,7 @@ _MODELS = {
 KINDS = {
     "tokenizer": TokenizerConfig,
     "multi_scale_tokenizer": MultiScaleTokenizerConfig,
+    "kl_tokenizer": KLTokenizerConfig,
     "prior": TransformerConfig,
     "next_scale": NextScaleConfig,
     "mar": MARConfig,

@@ -29,6 +29,7 @@ FOLDERS = {
     "mar": "prior",
     "tokenizer": "tokenizer",
     "multi_scale_tokenizer": "tokenizer",
+    "kl_tokenizer": "tokenizer",
     "text_encoder": "text_encoder",
 }
 # LANTERN's `k`; the table holds one more neighbor.

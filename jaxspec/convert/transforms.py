@@ -120,6 +120,7 @@ TRANSFORMS = {
     "conv": Transform(
         lambda x, _: x.transpose(2, 3, 1, 0), lambda x, _: x.transpose(3, 2, 0, 1)
     ),
+    "pointwise": Transform(lambda x, _: x.T[None, None], lambda x, _: x[0, 0].T),
     "row": Transform(lambda x, _: x[None], lambda x, _: x[0]),
     "row_linear": Transform(lambda x, _: x.T[None], lambda x, _: x[0].T),
 }

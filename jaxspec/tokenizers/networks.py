@@ -1,4 +1,4 @@
-"""Convolutional encoder and decoder of VQ tokenizers."""
+"""Convolutional encoder and decoder of tokenizers."""
 
 import einops
 import flax.linen as nn
@@ -46,11 +46,18 @@ class _Level(nn.Module):
         return x
 
 
-class _Encoder(nn.Module):
+class Encoder(nn.Module):
+    """Images to latents.
+
+    Attributes:
+      config: sizes; `latent_channels` are the channels of the result.
+    """
+
     config: TokenizerConfig
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "B h w 3"]) -> Float[Array, "B grid grid E"]:
+        """Maps images to latents."""
         c = self.config
         last = len(c.multipliers) - 1
         p = c.patch_size
@@ -70,11 +77,18 @@ class _Encoder(nn.Module):
         return nn.Conv(c.latent_channels, (3, 3), name="conv_out")(x)
 
 
-class _Decoder(nn.Module):
+class Decoder(nn.Module):
+    """Latents to images.
+
+    Attributes:
+      config: sizes.
+    """
+
     config: TokenizerConfig
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "B grid grid E"]) -> Float[Array, "B h w 3"]:
+        """Maps latents to images."""
         c = self.config
         last = len(c.multipliers) - 1
         x = nn.Conv(c.channels * c.multipliers[-1], (3, 3), name="conv_in")(x)
@@ -108,10 +122,10 @@ class VQNetworks(nn.Module):
     def setup(self):
         """Makes the parts."""
         c, kernel = self.config, (self.kernel, self.kernel)
-        self.encoder = _Encoder(c)
+        self.encoder = Encoder(c)
         self.quant_conv = nn.Conv(c.code_dim, kernel)
         self.post_quant_conv = nn.Conv(c.latent_channels, kernel)
-        self.decoder = _Decoder(c)
+        self.decoder = Decoder(c)
 
     def encode(self, images: Float[Array, "B h w 3"]) -> Float[Array, "B grid grid C"]:
         """Maps images to continuous vectors, before quantization."""

@@ -5,6 +5,7 @@ from jaxspec.convert.families import (
     eagle,
     hydra,
     janus,
+    kl,
     llama,
     llamagen,
     mar,
@@ -20,7 +21,7 @@ from jaxspec.convert.family import Family
 # Drafters come first, because many of them have the model_type "llama".
 MODULES = (
     dflash, eagle, medusa, hydra, llamagen, janus, llama, masked_diffusion, t5, var,
-    var_vq, mar, vq
+    var_vq, mar, kl, vq
 )  # fmt: skip
 FAMILIES: dict[str, Family] = {
     family.name: family for module in MODULES for family in module.FAMILIES

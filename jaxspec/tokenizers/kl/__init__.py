@@ -1,0 +1,1 @@
+"""Autoencoder of images and continuous latents."""
