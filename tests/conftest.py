@@ -21,17 +21,18 @@ if find_spec("beartype"):
 # XLA's CPU compiler halve it; they are read when the first program is compiled.
 # `test_compile.py`, which inspects compiled programs, resets them. Other versions of
 # XLA may not have them, and fail on an unknown flag.
+FLAGS = (
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+)
 if jax.__version__.startswith("0.10."):
-    os.environ["XLA_FLAGS"] = " ".join(
-        (
-            os.environ.get("XLA_FLAGS", ""),
-            "--xla_cpu_use_fusion_emitters=false",
-            "--xla_cpu_enable_concurrency_optimized_scheduler=false",
-            "--xla_cpu_parallel_codegen_split_count=1",
-            "--xla_backend_optimization_level=0",
-            "--xla_llvm_disable_expensive_passes=true",
-        )
+    FLAGS += (
+        "--xla_cpu_use_fusion_emitters=false",
+        "--xla_cpu_enable_concurrency_optimized_scheduler=false",
+        "--xla_cpu_parallel_codegen_split_count=1",
     )
+if jax.__version__.startswith(("0.7.", "0.10.")):
+    os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *FLAGS))
 
 jax.config.update("jax_num_cpu_devices", 8)
 # Commands of the suite, and processes that it starts, keep no compiled programs in the

@@ -135,3 +135,13 @@ def test_embedded_bundles_are_found_by_name_and_folders_by_path(tmp_path, monkey
     for wrong in ("fruits", tmp_path / "nothing", "../fruits64"):
         with pytest.raises(CheckpointError, match="no checkpoint folder.*fruits64"):
             find_folder(wrong)
+
+
+@pytest.mark.slow
+def test_images_of_the_embedded_model_of_captions_have_the_color_of_their_words():
+    """Nine images each, of things that have one color."""
+    pipe = jaxspec.load_pipeline("emoji64", drafter=None)
+    prompts = ["red apple, 3d", "green tree, flat"]
+    out = pipe(prompts=[p for p in prompts for _ in range(9)], seed=0, batch_size=9)
+    red, green = np.stack(out.images).reshape(2, -1, 3).mean(1)
+    assert red[0] - red[1] > green[0] - green[1] + 10
