@@ -141,7 +141,8 @@ class NextScaleGenerator:
                     )
         if self.skipping is not None:
             self.skipping.check(self.scales.sides)
-            if len(self.models) > 1 or self.models[0].config.attends == "own":
+            alone = any(model.config.attends == "own" for model in self.models)
+            if len(self.models) > 1 or alone:
                 raise ConfigError(
                     "tokens are left out by one model that reads earlier maps; use "
                     "skipping=None"

@@ -45,13 +45,13 @@ def _detect(source: Source) -> bool:
 
 def _diffusers_rules(source: Source, rules: tuple[KeyRule, ...]) -> Iterator[KeyRule]:
     """Rules for the names of diffusers, whose attention is made of linear layers."""
-    by_path = {rule.target_path(_renamed(name)): name for name in source.tensors
-               for rule in rules if rule.target_path(_renamed(name))}  # fmt: skip
-    for path, name in by_path.items():
-        transform = "same"
-        if path.endswith("/kernel"):
-            transform = "conv" if len(source.tensors[name].shape) == 4 else "pointwise"
-        yield KeyRule(name, path, transform)
+    for name, tensor in source.tensors.items():
+        for rule in rules:
+            if path := rule.target_path(_renamed(name)):
+                transform = "same"
+                if path.endswith("/kernel"):
+                    transform = "conv" if len(tensor.shape) == 4 else "pointwise"
+                yield KeyRule(name, path, transform)
 
 
 def _renamed(name: str) -> str:

@@ -4,6 +4,7 @@ Tensor names: LTH14/mar `models/mar.py`, `models/diffloss.py` (arXiv 2406.11838)
 """
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -131,7 +132,9 @@ def _plan(source: Source, overrides: Overrides, target: Checkpoint | None) -> Pl
         for i in range(count):
             name = f"{part}_blocks.{i}.attn.qkv.bias"
             computed[f"{part}_{i}/qkv/bias"] = ComputedParam((name,), fused)
-    metadata = {"class_names": imagenet_classes()} if config.classes == 1000 else {}
+    metadata: dict[str, Any] = {}
+    if config.classes == 1000:
+        metadata["class_names"] = imagenet_classes()
     if width in _CFG:
         metadata["generation"] = {"cfg_scale": _CFG[width]}
     return Plan(

@@ -130,7 +130,7 @@ class _Block(nn.Module):
             h = _modulated(x, ffn_scale, ffn_shift, c.norm_eps)
             return down(nn.gelu(change(h), approximate=True))
 
-        if count is None:
+        if count is None or held is None:
             first, cache = attend(x)
             x = x + gate[:, None] * first
             second = feed_forward(x)
@@ -198,8 +198,8 @@ class _Network(nn.Module):
     ):
         """Logits [R, T, V] of the scales from `first` to before `last`, and cache.
 
-        With `skipping` also what the layers add at the last complete map; `held` is
-        that of the passes before.
+        With `skipping` also what the layers add at the last complete map, else nothing;
+        `held` is that of the passes before.
         """
         c = self.config
         x = self.vectors_in(vectors.astype(condition.dtype))
@@ -226,8 +226,6 @@ class _Network(nn.Module):
                 new_held[i] = added
         head = self.head_modulation(nn.silu(condition))
         logits = self.logits(self._before_head(x, head))
-        if skipping is None:
-            return logits, tuple(new)
         return logits, tuple(new), tuple(new_held)
 
     def refine(self, vectors, added, masked, condition, first, last):
@@ -370,8 +368,10 @@ class NextScale:
             None for all. Static.
         """
         network = _Network(self.config).bind({"params": params})
-        new: tuple[Array, Any] = network(vectors, condition, cache, first, last, layers)
-        return new
+        out: tuple[Array, Any, Any] = network(
+            vectors, condition, cache, first, last, layers
+        )
+        return out[:2]
 
     def init_held(self, rows: int, dtype, skipping: TokenSkipping) -> Layers:
         """Zeros for what both halves of each layer add at the last complete map."""

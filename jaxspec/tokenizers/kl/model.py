@@ -64,7 +64,7 @@ class KLTokenizer:
           DataError: the images have the wrong size.
         """
         check_images(images, self.config.image_size)
-        out = _Networks(self.config).apply({"params": params}, images, method="encode")
+        out = _Networks(self.config).bind({"params": params}).encode(images)
         out = out.reshape(len(images), self.config.length, -1).astype(jnp.float32)
         mean, log_variance = jnp.split(out, 2, axis=-1)
         deviation = jnp.exp(jnp.clip(log_variance, _LEAST, _MOST) / 2)
@@ -106,7 +106,7 @@ class KLTokenizer:
                 f"[B, {c.length}, {c.channels}]"
             )
         latents = tokens.reshape(len(tokens), c.grid, c.grid, c.channels) / c.scale
-        return _Networks(c).apply({"params": params}, latents, method="decode")
+        return _Networks(c).bind({"params": params}).decode(latents)
 
     def decode_partial(
         self, params: Params, tokens: Float[Array, "B T C"]
