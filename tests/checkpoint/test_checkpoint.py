@@ -240,7 +240,7 @@ def test_the_embedded_checkpoint_is_complete_small_and_documented():
     folder = embedded_folder()
     bundle = load_bundle("fruits64")  # checks every digest
     files = [f for f in folder.rglob("*") if f.is_file()]
-    assert sum(f.stat().st_size for f in files) <= 48e6
+    assert sum(f.stat().st_size for f in files) <= 64e6
     listed = json.loads((folder / "manifest.json").read_text())
     present = {f.relative_to(folder).as_posix() for f in files} - {"manifest.json"}
     assert set(listed) == present
