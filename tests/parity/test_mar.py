@@ -139,7 +139,7 @@ def test_a_guided_chain_is_that_of_the_published_sampler(twin, ours, fault):
     # Chains of random networks grow to some 1e4.
     found, size = run(as_jax(start), as_jax(noises), as_jax(z)), expected.abs().max()
     if fault:
-        assert np.abs(np.asarray(found) - expected.numpy()).max() > 1e-2 * size
+        assert np.abs(np.asarray(found) - expected.numpy()).max() > 2e-4 * size
     else:
         assert_close(found / float(size), expected / size, 1e-4)
 
