@@ -34,7 +34,8 @@ class MARGenerator:
     there is no token yet.
 
     The order of the tokens and the noise of each are functions of the key of the
-    sequence, so that tokens do not depend on the batch. The encoder's room for known
+    sequence, so that tokens do not depend on the batch. `max_new_tokens` ends a
+    sequence after the step that reaches it. The encoder's room for known
     tokens grows in a few stages, each a branch of the one program: masked tokens are
     not computed, with static shapes.
 
@@ -110,6 +111,7 @@ class MARGenerator:
         stopping = stopping or StoppingCriteria.create(
             max_new_tokens=self.max_new_tokens
         )
+        _check_stopping(stopping)
         rows = self.branches * batch
         condition = self.model.condition(
             variables.params,
@@ -210,6 +212,13 @@ class MARGenerator:
         return self.model.vectors(
             variables.params, state.condition, latents, order, masked, room
         )
+
+
+def _check_stopping(stopping: StoppingCriteria) -> None:
+    """Raises `ConfigError` for tokens that end a sequence, which have no numbers."""
+    stop = stopping.stop_tokens
+    if not isinstance(stop, Tracer) and bool((stop >= 0).any()):
+        raise ConfigError("continuous tokens have no numbers: leave out stop_tokens")
 
 
 def _check_filters(sampling: Sampling) -> None:

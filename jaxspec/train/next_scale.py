@@ -72,8 +72,8 @@ def next_scale_job(
         if not sizes.mask_layers:
             return {"heldout_loss": first, **found}
         masked, key = [], seed_key(config.seed + 1)
-        parts = heldout_batches(len(heldout), HELDOUT["prior"], batch)
-        for i, part in enumerate(parts):
+        indices = heldout_batches(len(heldout), HELDOUT["prior"], batch)
+        for i, part in enumerate(indices):
             tokens = heldout.tokens[0, part].astype(np.int32)
             pair = tokens, heldout.prompts(part)
             masked.append(measure(params, quantizer, *pair, jax.random.fold_in(key, i)))

@@ -13,6 +13,7 @@ from jaxspec.core.diffusion import DiffusionSchedule
 from jaxspec.core.generator import advance, generate
 from jaxspec.core.noise import batch_keys
 from jaxspec.core.sampling import Sampling
+from jaxspec.core.stopping import StoppingCriteria
 from jaxspec.errors import ConfigError
 from jaxspec.mar import MARGenerator, UnmaskingSchedule
 from jaxspec.mar.head import head_noise, sample_tokens
@@ -152,6 +153,12 @@ def test_temperature_0_and_ddim_add_no_noise():
             for x in (noise, other)
         ]
         np.testing.assert_array_equal(*found)
+    # The control: at a temperature, ancestral steps add it.
+    found = [
+        sample_tokens(MODEL, params, HEAD, vectors, x, factor + 1, factor + 1)
+        for x in (noise, other)
+    ]
+    assert np.abs(found[0] - found[1]).max() > 1e-2
 
 
 @pytest.mark.parametrize(
@@ -163,6 +170,15 @@ def test_temperature_0_and_ddim_add_no_noise():
         (lambda: DiffusionSchedule(1000, 0), "0 steps"),
         (lambda: DiffusionSchedule(1000, 10, "euler"), "solver='euler'"),
         (lambda: whole(GENERATOR, CLASSES + 0.5, options()), "class prompts"),
+        (
+            lambda: GENERATOR.init(
+                VARIABLES,
+                CLASSES,
+                **options(),
+                stopping=StoppingCriteria.create(max_new_tokens=16, stop_tokens=3),
+            ),
+            "leave out stop_tokens",
+        ),
         (
             lambda: GENERATOR.init(VARIABLES, CLASSES, **options(top_k=3)),
             "no vocabulary",

@@ -159,7 +159,7 @@ def _plan(source: Source, overrides: Overrides, target: Checkpoint | None) -> Pl
             offset = ComputedParam((f"{name}.ada_gss",), _flat)
             computed[f"{path}/modulation"] = offset
     settings: dict[str, Any] = {} if config.attends == "own" else dict(PUBLISHED)
-    if config.attends == "own" and config.layers in PUBLISHED_MASKED:
+    if mask_layers and config.layers in PUBLISHED_MASKED:
         scale, top_k = PUBLISHED_MASKED[config.layers]
         settings["generation"] = {"cfg_scale": scale, "top_k": top_k, "top_p": 0.99}
     if config.classes == 1000:
