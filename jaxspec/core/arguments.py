@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from jaxspec.errors import ConfigError
 from jaxspec.typing import Array, PyTree
@@ -82,3 +83,8 @@ def check_batch(batch: int, **arguments: PyTree) -> None:
                     f"{name} has an array of shape {shape}, but there are {batch} "
                     "sequences; the first axis must be the batch"
                 )
+
+
+def known_to_hold(condition: Array | bool) -> bool:
+    """Whether a condition is known and holds; under `jit` it may be unknown: False."""
+    return not isinstance(condition, Tracer) and bool(condition)

@@ -32,11 +32,11 @@ def spaced_steps(steps: int, count: int) -> tuple[int, ...]:
     """`count` evenly spaced steps of a diffusion, the first and the last among them.
 
     Raises:
-      ConfigError: `count` is not 1 to `steps`.
+      ConfigError: `count` is not 2 to `steps`.
     """
-    if not 1 <= count <= steps:
-        raise ConfigError(f"{count} steps of a diffusion of {steps}; choose 1 to all")
-    stride = (steps - 1) / (count - 1) if count > 1 else 1.0
+    if not 2 <= count <= steps:
+        raise ConfigError(f"{count} steps of a diffusion of {steps}; choose 2 to all")
+    stride = (steps - 1) / (count - 1)
     # Added up as in the published samplers, so that halves round in the same way.
     place, chosen = 0.0, []
     for _ in range(count):
@@ -89,7 +89,7 @@ class DiffusionSchedule:
         betas = 1 - kept / before
         variance = betas * (1 - before) / (1 - kept)
         # The variance of the last step is 0; that of the one before stands for it.
-        least = np.append(variance[1:2], variance[1:]) if len(kept) > 1 else variance
+        least = np.append(variance[1:2], variance[1:])
         values = {
             "signal": np.sqrt(1 / kept),
             "noise": np.sqrt(1 / kept - 1),

@@ -69,7 +69,8 @@ class Generation:
 
     Attributes:
       tokens: int32 [B, max_new_tokens]; -1 beyond the length of a sequence. Continuous
-        tokens are float32 [B, max_new_tokens, C], -inf where there is none yet.
+        tokens are float32 [B, max_new_tokens, C], -inf where there is none yet, which
+        may be anywhere: select them by `isfinite`.
       lengths: int32 [B], number of tokens of each sequence, a stop token included.
       stats: counters.
       finite: bool [B], False if the logits of a sequence were ever NaN, or all -inf;

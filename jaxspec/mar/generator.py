@@ -5,13 +5,18 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 
-from jaxspec.core.arguments import batch_size, check_keys
+from jaxspec.core.arguments import (
+    batch_size,
+    check_batch,
+    check_keys,
+    known_to_hold,
+)
 from jaxspec.core.branches import repeat_branches
 from jaxspec.core.diffusion import DiffusionSchedule
 from jaxspec.core.mesh_sync import group_max
 from jaxspec.core.noise import batch_keys
+from jaxspec.core.numbers import WHOLE
 from jaxspec.core.precision import full_precision
 from jaxspec.core.result import Generation, Stats
 from jaxspec.core.sampling import Sampling
@@ -34,8 +39,9 @@ class MARGenerator:
     there is no token yet.
 
     The order of the tokens and the noise of each are functions of the key of the
-    sequence, so that tokens do not depend on the batch. `max_new_tokens` ends a
-    sequence after the step that reaches it. The encoder's room for known
+    sequence, so that tokens do not depend on the batch. A temperature is
+    the factor of the noise of a chain's steps; at 0 its first state is still random.
+    The encoder's room for known
     tokens grows in a few stages, each a branch of the one program: masked tokens are
     not computed, with static shapes.
 
@@ -104,14 +110,15 @@ class MARGenerator:
         batch = batch_size(classes, keys)
         keys = keys if keys.ndim else batch_keys(keys, batch)
         check_keys(keys)
-        scale = sampling.cfg_scale
-        if not self.cfg and not isinstance(scale, Tracer) and bool((scale != 1).any()):
+        check_batch(batch, prompt=classes)
+        if not isinstance(variables, MARVariables):
+            raise ConfigError("variables are no MARVariables(params)")
+        if not self.cfg and known_to_hold((sampling.cfg_scale != 1).any()):
             raise ConfigError("guidance needs an unconditional branch: cfg=True")
-        _check_filters(sampling)
         stopping = stopping or StoppingCriteria.create(
             max_new_tokens=self.max_new_tokens
         )
-        _check_stopping(stopping)
+        _check_settings(sampling, stopping)
         rows = self.branches * batch
         condition = self.model.condition(
             variables.params,
@@ -152,6 +159,8 @@ class MARGenerator:
         # Tokens of the step, and further ones that are left out.
         index = after[:, None] + jnp.arange(schedule.most, dtype=jnp.int32)[None]
         taken = (index < masked[:, None]) & ~state.done[:, None]
+        limit = state.stopping.max_new_tokens
+        taken &= index >= total - limit[:, None]
         places = jnp.take_along_axis(state.order, jnp.minimum(index, total - 1), axis=1)
         chosen = repeat_branches(places, self.branches)
         sampled = sample_tokens(
@@ -172,7 +181,7 @@ class MARGenerator:
         live = ~state.done
         steps = state.steps + live.astype(jnp.int32)
         lengths = total - left[steps]
-        done = (steps == schedule.steps) | (lengths >= state.stopping.max_new_tokens)
+        done = (steps == schedule.steps) | (lengths >= limit)
         stats = replace(
             state.stats,
             calls=state.stats.calls + live.astype(jnp.int32),
@@ -193,12 +202,16 @@ class MARGenerator:
 
     def result(self, state: MARState) -> Generation:
         """Tokens generated so far, float32 [B, T, C]; -inf where there is none yet."""
-        masked = jnp.asarray(self.schedule.masked)[state.steps]
+        masked, total = (
+            jnp.asarray(self.schedule.masked)[state.steps],
+            self.max_new_tokens,
+        )
+        masked = jnp.maximum(masked, total - state.stopping.max_new_tokens)
         rank = jnp.argsort(state.order, axis=1)
         known = rank >= masked[:, None]
         return Generation(
             jnp.where(known[..., None], state.latents, -jnp.inf),
-            self.schedule.tokens - masked,
+            total - masked,
             state.stats,
             state.finite,
         )
@@ -214,19 +227,13 @@ class MARGenerator:
         )
 
 
-def _check_stopping(stopping: StoppingCriteria) -> None:
-    """Raises `ConfigError` for tokens that end a sequence, which have no numbers."""
-    stop = stopping.stop_tokens
-    if not isinstance(stop, Tracer) and bool((stop >= 0).any()):
+def _check_settings(sampling: Sampling, stopping: StoppingCriteria) -> None:
+    """Raises `ConfigError` for settings that continuous tokens do not have."""
+    if known_to_hold((stopping.stop_tokens >= 0).any()):
         raise ConfigError("continuous tokens have no numbers: leave out stop_tokens")
-
-
-def _check_filters(sampling: Sampling) -> None:
-    """Raises `ConfigError` for filters of a vocabulary, which there is not."""
-    values = sampling.top_k, sampling.top_p
-    if any(isinstance(x, Tracer) for x in values):
-        return
-    if bool((sampling.top_k > 0).any()) or bool((sampling.top_p < 1).any()):
+    if known_to_hold((sampling.cfg_tokens < WHOLE).any()):
+        raise ConfigError("every step is guided: leave out cfg_interval")
+    if known_to_hold((sampling.top_k > 0).any() | (sampling.top_p < 1).any()):
         raise ConfigError(
             "continuous tokens have no vocabulary to filter: leave out top_k and top_p"
         )

@@ -6,9 +6,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 
-from jaxspec.core.arguments import batch_size, check_batch, check_keys
+from jaxspec.core.arguments import (
+    batch_size,
+    check_batch,
+    check_keys,
+    known_to_hold,
+)
 from jaxspec.core.branches import repeat_branches
 from jaxspec.core.mesh_sync import group_max
 from jaxspec.core.noise import batch_keys
@@ -199,8 +203,7 @@ class NextScaleGenerator:
                 f"variables of {len(variables.models)} models do not fit a generator "
                 f"of {len(self.models)}"
             )
-        scale = sampling.cfg_scale
-        if not self.cfg and not isinstance(scale, Tracer) and bool((scale != 1).any()):
+        if not self.cfg and known_to_hold((sampling.cfg_scale != 1).any()):
             raise ConfigError("guidance needs an unconditional branch: cfg=True")
         stopping = stopping or StoppingCriteria.create(
             max_new_tokens=self.max_new_tokens

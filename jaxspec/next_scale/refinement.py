@@ -40,8 +40,8 @@ class Refinement:
 
     def __post_init__(self):
         for scale, counts in enumerate(self.counts):
-            whole = all(isinstance(n, int) and n > 0 for n in counts)
-            if not isinstance(counts, tuple) or not counts or not whole:
+            is_tuple = isinstance(counts, tuple) and len(counts) > 0
+            if not is_tuple or not all(type(n) is int and n > 0 for n in counts):
                 raise ConfigError(
                     f"refinement of scale {scale} has the counts {counts}; give a "
                     "tuple of positive numbers of tokens"

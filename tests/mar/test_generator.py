@@ -167,7 +167,16 @@ def test_temperature_0_and_ddim_add_no_noise():
         (lambda: replace(GENERATOR, schedule=UnmaskingSchedule(9, 3)), "9 tokens"),
         (lambda: replace(GENERATOR, head=DiffusionSchedule(500, 4)), "500 steps"),
         (lambda: replace(GENERATOR, rooms=0), "rooms=0"),
-        (lambda: DiffusionSchedule(1000, 0), "0 steps"),
+        (lambda: DiffusionSchedule(1000, 1), "1 steps.*choose 2"),
+        (
+            lambda: GENERATOR.init(VARIABLES, CLASSES, **options(cfg_interval=1)),
+            "cfg_interval",
+        ),
+        (
+            lambda: GENERATOR.init(VARIABLES.params, CLASSES, **options()),
+            "MARVariables",
+        ),
+        (lambda: GENERATOR.init(VARIABLES, CLASSES, **options(4)), "4.*3|3.*4"),
         (lambda: DiffusionSchedule(1000, 10, "euler"), "solver='euler'"),
         (lambda: whole(GENERATOR, CLASSES + 0.5, options()), "class prompts"),
         (
@@ -192,6 +201,21 @@ def test_temperature_0_and_ddim_add_no_noise():
 def test_impossible_settings_are_refused(make, message):
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+def test_settings_may_be_constants_of_a_program():
+    run = jax.jit(partial(generate, GENERATOR, **options()))
+    assert_same(run(VARIABLES, CLASSES).tokens, expected().tokens)
+
+
+def test_a_limit_leaves_out_the_tokens_beyond_it():
+    """The second step makes two tokens known, of which one is wanted."""
+    stopping = StoppingCriteria.create(max_new_tokens=2)
+    out = whole(GENERATOR, CLASSES, {**options(), "stopping": stopping})
+    known = np.isfinite(out.tokens).all(-1)
+    assert SCHEDULE.masked[2] < 14
+    assert known.sum(1).tolist() == out.lengths.tolist() == [2] * 3
+    assert_same(out.tokens[known], expected().tokens[known])
 
 
 def test_an_unknown_class_is_marked():

@@ -195,6 +195,8 @@ def test_published_numbers_of_passes():
             "scale 1 leaves 3 tokens.*sum up to its 4",
         ),
         (lambda: Refinement(([1],)), "tuple of positive numbers"),
+        (lambda: Refinement((1, (1, 3))), "tuple of positive numbers"),
+        (lambda: Refinement(((True,),)), "tuple of positive numbers"),
         (lambda: Refinement(((1.5,),)), "tuple of positive numbers"),
         (lambda: replace(CONFIG, mask_layers=1), "mask_layers=1 needs attends='own'"),
         (lambda: coupled_scales(REFINED, MODEL, SCALES), "not verified"),
