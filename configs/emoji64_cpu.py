@@ -87,6 +87,8 @@ def get_config() -> Experiment:
         train_prior=PriorTrainingConfig(
             steps=5000,
             batch=16,
+            optimizer="muon",
+            learning_rate=2e-3,
             warmup=150,
             ema=0.998,
             evaluate_every=250,

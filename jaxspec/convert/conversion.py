@@ -5,6 +5,7 @@ the checkpoint, one parameter at a time.
 """
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from jaxspec.checkpoint import (
     load_some,
     read_config,
 )
+from jaxspec.config.mar import MARConfig
 from jaxspec.convert.families import FAMILIES
 from jaxspec.convert.family import Overrides
 from jaxspec.convert.output import check_replaceable, check_source_is_kept, write_part
@@ -127,7 +129,7 @@ def prepare(
         if part_family.drafter:
             target_checkpoint = _find_target(target, Path(bundle))
         settings = SourceSettings(given or {})
-        if part_family.name.startswith("vq-"):
+        if part_family.name.startswith(("vq-", "kl")):
             _infer_image_size(Path(bundle), part, settings)
         try:
             conversion = plan_conversion(
@@ -175,6 +177,10 @@ def _infer_image_size(bundle: Path, source: Source, settings: dict[str, Any]) ->
     if "image_size" in settings or not (bundle / "prior").is_dir():
         return
     prior = read_config(bundle / "prior").config
-    if getattr(prior, "rope", None) == "grid":
-        halvings = sum(n.endswith(".downsample.conv.weight") for n in source.tensors)
+    if isinstance(prior, MARConfig) or getattr(prior, "rope", None) == "grid":
+        halvings = sum(
+            re.search(r"\.(downsample|downsamplers\.0)\.conv\.weight$", name)
+            is not None
+            for name in source.tensors
+        )
         settings["image_size"] = prior.grid * 2**halvings

@@ -79,7 +79,7 @@ class DiffusionSchedule:
 
     @cached_property
     def kept(self) -> np.ndarray:
-        """Share of the signal's variance that is left after each step."""
+        """Fraction of the signal's variance that is left after each step."""
         return np.cumprod(1 - cosine_betas(self.trained))[self.times]
 
     @cached_property
@@ -114,7 +114,7 @@ def noised(
     return jnp.sqrt(kept) * latents + jnp.sqrt(1 - kept) * noise
 
 
-def step_law(
+def posterior(
     schedule: DiffusionSchedule,
     state: Float[Array, "... C"],
     outputs: Float[Array, "... E"],
@@ -133,13 +133,13 @@ def step_law(
       The mean, and the standard deviation, which the last step does not use.
     """
     at = {k: jnp.asarray(x)[step] for k, x in schedule.coefficients.items()}
-    noise, share = jnp.split(outputs.astype(jnp.float32), 2, axis=-1)
+    noise, interpolation = jnp.split(outputs.astype(jnp.float32), 2, axis=-1)
     signal = at["signal"] * state - at["noise"] * noise
     if schedule.solver == "ddim":
         mean = at["before"] * signal + at["noise_before"] * noise
         return mean, jnp.zeros_like(mean)
-    share = (share + 1) / 2
-    log_variance = share * at["most"] + (1 - share) * at["least"]
+    interpolation = (interpolation + 1) / 2
+    log_variance = interpolation * at["most"] + (1 - interpolation) * at["least"]
     mean = at["from_signal"] * signal + at["from_state"] * state
     return mean, jnp.exp(log_variance / 2)
 
@@ -157,11 +157,11 @@ def chain_step(
     Args:
       schedule: steps of the chain.
       state: state before the step.
-      outputs: predictions of the model, see `step_law`.
+      outputs: predictions of the model, see `posterior`.
       step: the step, `count - 1` to 0.
       noise: standard normal noise of the step.
       temperature: factor of the standard deviation.
     """
-    mean, deviation = step_law(schedule, state, outputs, step)
+    mean, deviation = posterior(schedule, state, outputs, step)
     factor = jnp.where(step > 0, temperature[..., None], 0.0)
     return mean + factor * deviation * noise

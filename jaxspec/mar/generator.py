@@ -39,18 +39,17 @@ class MARGenerator:
     there is no token yet.
 
     The order of the tokens and the noise of each are functions of the key of the
-    sequence, so that tokens do not depend on the batch. A temperature is
-    the factor of the noise of a chain's steps; at 0 its first state is still random.
-    The encoder's room for known
-    tokens grows in a few stages, each a branch of the one program: masked tokens are
-    not computed, with static shapes.
+    sequence, so that tokens do not depend on the batch. A temperature is the factor of
+    the noise of a chain's steps; at 0 its first state is still random. The encoder's
+    capacity for known tokens grows in a few stages, each a branch of the one program:
+    masked tokens are not computed, with static shapes.
 
     Attributes:
       model: the model.
       schedule: steps of the generation.
       head: steps of the chain of the diffusion head.
       cfg: whether an unconditional branch is computed.
-      rooms: number of stages of the encoder.
+      stages: number of capacities of the encoder.
 
     Raises:
       ConfigError: model and schedules do not fit each other.
@@ -60,7 +59,7 @@ class MARGenerator:
     schedule: UnmaskingSchedule
     head: DiffusionSchedule = DiffusionSchedule()
     cfg: bool = True
-    rooms: int = 4
+    stages: int = 4
 
     def __post_init__(self):
         config = self.model.config
@@ -74,9 +73,9 @@ class MARGenerator:
                 f"a chain for a diffusion of {self.head.trained} steps does not fit a "
                 f"head that was trained for {config.diffusion_steps}"
             )
-        if not 1 <= self.rooms <= self.schedule.tokens:
+        if not 1 <= self.stages <= self.schedule.tokens:
             raise ConfigError(
-                f"rooms={self.rooms}; choose 1 to {self.schedule.tokens} stages"
+                f"stages={self.stages}; choose 1 to {self.schedule.tokens} stages"
             )
 
     @property
@@ -150,11 +149,13 @@ class MARGenerator:
         masked, after = left[at], left[at + 1]
         known = total - jnp.min(jnp.where(state.done, total, masked))
         # All groups of devices take the same branch.
-        stage = -(-group_max(known) * self.rooms // total)
-        rooms = [-(-total * (i + 1) // self.rooms) for i in range(self.rooms)]
-        branches = [partial(self._vectors, room=room) for room in rooms]
-        vectors = jax.lax.switch(
-            jnp.clip(stage - 1, 0, self.rooms - 1), branches, variables, state, masked
+        stage = -(-group_max(known) * self.stages // total)
+        branches = [
+            partial(self._conditions, capacity=-(-total * (i + 1) // self.stages))
+            for i in range(self.stages)
+        ]
+        conditions = jax.lax.switch(
+            jnp.clip(stage - 1, 0, self.stages - 1), branches, variables, state, masked
         )
         # Tokens of the step, and further ones that are left out.
         index = after[:, None] + jnp.arange(schedule.most, dtype=jnp.int32)[None]
@@ -167,10 +168,8 @@ class MARGenerator:
             self.model,
             variables.params,
             self.head,
-            jnp.take_along_axis(vectors, chosen[..., None], axis=1),
-            head_noise(
-                state.keys, places, self.head.count + 1, self.model.config.channels
-            ),
+            jnp.take_along_axis(conditions, chosen[..., None], axis=1),
+            head_noise(state.keys, places, self.head.count, self.model.config.channels),
             schedule.scale(state.sampling.cfg_scale, at),
             state.sampling.temperature,
         )
@@ -216,14 +215,14 @@ class MARGenerator:
             state.finite,
         )
 
-    def _vectors(self, variables, state, masked, room):
+    def _conditions(self, variables, state, masked, capacity):
         """Conditions of the head at all tokens."""
         latents, order, masked = (
             repeat_branches(x, self.branches)
             for x in (state.latents, state.order, masked)
         )
-        return self.model.vectors(
-            variables.params, state.condition, latents, order, masked, room
+        return self.model.token_conditions(
+            variables.params, state.condition, latents, order, masked, capacity
         )
 
 

@@ -24,7 +24,7 @@ SHARDING_RULES: ShardingRules = (
     (r"(change|modulation)/kernel$", PartitionSpec(None, "model")),
     (r"modulation/bias$", PartitionSpec("model")),
     (r"change/bias$", PartitionSpec("model")),
-    (r"(out|down)/kernel$", PartitionSpec("model", None)),
+    (r"(^|/)(out|down)/kernel$", PartitionSpec("model", None)),
     (r"(^|/)head$", PartitionSpec(None, "model")),
     (r"(^|/)head_(in|out)$", PartitionSpec(None, "model")),
     (r"(^|/)head_(in|out)_bias$", PartitionSpec("model")),

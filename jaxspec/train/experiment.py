@@ -60,11 +60,13 @@ class TrainingConfig:
       learning_rate: peak of a linear warm-up followed by cosine decay to zero.
       warmup: steps of the warm-up.
       beta2: AdamW's decay rate of the second moment.
-      weight_decay: AdamW's weight decay, on matrices only.
+      weight_decay: weight decay, on matrices only.
       clip: largest global norm of a gradient.
       ema: decay per step of the averaged weights, which are the result; 0 for the
         weights of the last step.
       compute_dtype: data type of the matrix products, "float32" or "bfloat16".
+      optimizer: "adamw", or "muon" (Muon for the matrices of linear layers, AdamW for
+        all other parameters), which needs fewer steps for transformers.
       seed: seed of the order of examples, dropout and the initial weights.
       log_every: steps between lines of metrics.
       evaluate_every: steps between measurements on held-out data.
@@ -82,6 +84,7 @@ class TrainingConfig:
     clip: float = 1.0
     ema: float = 0.999
     compute_dtype: str = "float32"
+    optimizer: Literal["adamw", "muon"] = "adamw"
     seed: int = 0
     log_every: int = 20
     evaluate_every: int = 500
@@ -98,6 +101,8 @@ class TrainingConfig:
             raise ConfigError(
                 f"compute_dtype={self.compute_dtype!r}; choose float32, bfloat16"
             )
+        if self.optimizer not in ("adamw", "muon"):
+            raise ConfigError(f"optimizer={self.optimizer!r}; choose adamw, muon")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""AdamW with warm-up, cosine decay and clipping, and averaged weights."""
+"""AdamW or Muon with warm-up, cosine decay and clipping, and averaged weights."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from optax import contrib
 
 from jaxspec.core.noise import seed_key
 from jaxspec.train.experiment import TrainingConfig
@@ -17,15 +18,9 @@ def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, config.warmup, max(config.steps, config.warmup + 1)
     )
+    rule = _muon if config.optimizer == "muon" else _adamw
     optimizer = optax.chain(
-        optax.clip_by_global_norm(config.clip),
-        optax.adamw(
-            schedule,
-            b1=0.9,
-            b2=config.beta2,
-            weight_decay=config.weight_decay,
-            mask=_decay_mask,
-        ),
+        optax.clip_by_global_norm(config.clip), rule(config, schedule)
     )
 
     def update(updates, state, params=None):
@@ -34,6 +29,43 @@ def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
             return optimizer.update(updates, state, params)
 
     return optax.GradientTransformation(optimizer.init, update)
+
+
+def _adamw(config: TrainingConfig, schedule: optax.Schedule):
+    return optax.adamw(
+        schedule,
+        b1=0.9,
+        b2=config.beta2,
+        weight_decay=config.weight_decay,
+        mask=_decay_mask,
+    )
+
+
+def _muon(config: TrainingConfig, schedule: optax.Schedule):
+    """Muon (Jordan et al. 2024), its updates as large as AdamW's (Liu et al. 2025)."""
+    return contrib.muon(
+        schedule,
+        beta=0.95,
+        weight_decay=config.weight_decay,
+        adam_b2=config.beta2,
+        muon_weight_dimension_numbers=_linear_layers,
+        consistent_rms=0.2,
+    )
+
+
+def _linear_layers(params: Params) -> Params:
+    """Axes of the matrices of linear layers, None for all other parameters.
+
+    A kernel `[D, n, ...]` of several matrices is orthogonalized matrix by matrix.
+    """
+
+    def axes(path, x):
+        if path[-1].key != "kernel":
+            return None
+        outputs = range(1 if x.ndim == 2 else 2, x.ndim)
+        return contrib.MuonDimensionNumbers(0, tuple(outputs))
+
+    return jax.tree_util.tree_map_with_path(axes, params)
 
 
 def _decay_mask(params: Params) -> Params:

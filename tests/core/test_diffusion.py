@@ -12,8 +12,8 @@ from jaxspec.core.diffusion import (
     chain_step,
     cosine_betas,
     noised,
+    posterior,
     spaced_steps,
-    step_law,
 )
 
 MEAN, DEVIATION = 1.5, 0.4
@@ -68,14 +68,14 @@ def test_a_step_is_the_posterior_of_the_step_before():
     signal, noise = 0.7, -0.3
     state = np.sqrt(kept) * signal + np.sqrt(1 - kept) * noise
     outputs = jnp.array([[noise, -1.0]], jnp.float32)
-    mean, deviation = step_law(schedule, jnp.full((1, 1), state), outputs, index)
+    mean, deviation = posterior(schedule, jnp.full((1, 1), state), outputs, index)
     # x_before ~ N(sqrt(before) signal, 1 - before), x = sqrt(a) x_before + noise.
     a = kept / before
     precision = 1 / (1 - before) + a / (1 - a)
     right = np.sqrt(before) * signal / (1 - before) + np.sqrt(a) * state / (1 - a)
     np.testing.assert_allclose(mean[0, 0], right / precision, rtol=1e-5)
     np.testing.assert_allclose(deviation[0, 0], precision**-0.5, rtol=1e-5)
-    most = step_law(
+    most = posterior(
         schedule, jnp.full((1, 1), state), outputs.at[0, 1].set(1.0), index
     )[1]
     np.testing.assert_allclose(most[0, 0], np.sqrt(1 - a), rtol=1e-5)

@@ -242,7 +242,7 @@ class MAR(nn.Module):
             z = z.gather(1, index).flatten(0, 1)
             noise = noise_of(places).flatten(0, 1).transpose(0, 1)
             found = sample(
-                self.diffloss.net, z, count, noise[-1], noise[:-1], scale_of(step),
+                self.diffloss.net, z, count, noise[0], noise[1:], scale_of(step),
                 temperature=temperature,
             )  # fmt: skip
             found = found.view(rows, -1, channels)

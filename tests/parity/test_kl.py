@@ -30,12 +30,14 @@ CONFIG = {
 # Names of diffusers, and those of MAR's file.
 NAMES = {
     "mid_block.resnets.0": "mid.block_1",
-    "mid_block.attentions.0.group_norm": "mid.attn_1.norm",
-    "mid_block.attentions.0.to_q": "mid.attn_1.q",
-    "mid_block.attentions.0.to_k": "mid.attn_1.k",
-    "mid_block.attentions.0.to_v": "mid.attn_1.v",
-    "mid_block.attentions.0.to_out.0": "mid.attn_1.proj_out",
+    "mid_block.attentions.0": "mid.attn_1",
     "mid_block.resnets.1": "mid.block_2",
+    "attentions": "attn",
+    "group_norm": "norm",
+    "to_q": "q",
+    "to_k": "k",
+    "to_v": "v",
+    "to_out.0": "proj_out",
     "down_blocks": "down",
     "resnets": "block",
     "conv_shortcut": "nin_shortcut",
@@ -45,6 +47,10 @@ NAMES = {
 }
 
 
+# Names of diffusers before 0.15.
+EARLIER = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+
 @pytest.fixture(scope="module")
 def oracle():
     levels = {"down_block_types": ("DownEncoderBlock2D",) * 2}
@@ -52,27 +58,51 @@ def oracle():
     return randomized(diffusers.AutoencoderKL(**CONFIG, **levels), seed=0)
 
 
+@pytest.fixture(scope="module")
+def attentive():
+    """Attention in the lowest level, as in MAR's file."""
+    levels = {"down_block_types": ("DownEncoderBlock2D", "AttnDownEncoderBlock2D")}
+    levels |= {"up_block_types": ("AttnUpDecoderBlock2D", "UpDecoderBlock2D")}
+    return randomized(diffusers.AutoencoderKL(**CONFIG, **levels), seed=1)
+
+
+def renamed(state, names):
+    def change(name):
+        for ours, theirs in names.items():
+            name = name.replace(ours, theirs)
+        return name
+
+    return {change(name): x for name, x in state.items()}
+
+
 def released(state):
     """Tensors under the names of MAR's file, whose attention is made of 1x1 kernels."""
     result = {}
-    for name, x in state.items():
-        for ours, theirs in NAMES.items():
-            name = name.replace(ours, theirs)
+    for name, x in renamed(state, NAMES).items():
         # Levels of its decoder are numbered from the full resolution on.
         name = re.sub(r"up_blocks\.(\d)", lambda m: f"up.{1 - int(m[1])}", name)
-        if ".attn_1." in name and x.ndim == 2:
+        if re.search(r"\.attn(_1|\.\d)\.", name) and x.ndim == 2:
             x = x[:, :, None, None]
         result[name] = x
     return result
 
 
-@pytest.fixture(scope="module", params=["diffusers", "MAR"])
-def ours(request, oracle):
+LAYOUTS = ["diffusers", "earlier diffusers", "MAR"]
+
+
+def by_layout(oracle, layout):
     state = oracle.state_dict()
-    if request.param == "diffusers":
-        return converted(state, config=CONFIG)
-    sizes = {"image_size": 16, "groups": 4, "scale": 0.5}
-    return converted(released(state), **sizes)
+    if layout == "MAR":
+        sizes = {"image_size": 16, "groups": 4, "scale": 0.5}
+        return converted(released(state), **sizes)
+    if layout == "earlier diffusers":
+        state = renamed(state, EARLIER)
+    return converted(state, config=CONFIG)
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
+def ours(request, oracle):
+    return by_layout(oracle, request.param)
 
 
 @pytest.fixture(scope="module")
@@ -85,11 +115,11 @@ def flat(x):
     return x.flatten(2).transpose(1, 2)
 
 
-def test_latents_and_images_are_equal(oracle, ours, images):
+def assert_equal(oracle, ours, images):
     posterior = oracle.encode(images).latent_dist
     pixels = as_jax(images.permute(0, 2, 3, 1))
     model, params = ours.model, ours.params
-    mean, deviation = jax.jit(partial(model.law, params))(pixels)
+    mean, deviation = jax.jit(partial(model.posterior, params))(pixels)
     assert_close(mean, 0.5 * flat(posterior.mean), 1e-4)
     assert_close(deviation, 0.5 * flat(posterior.std), 1e-4)
     expected = oracle.decode(posterior.mean).sample.permute(0, 2, 3, 1)
@@ -97,6 +127,17 @@ def test_latents_and_images_are_equal(oracle, ours, images):
     assert_close(decode(mean), expected, 1e-4)
     # The control: without the factor.
     assert np.abs(decode(2 * mean) - expected.numpy()).max() > 1e-2
+
+
+def test_latents_and_images_are_equal(oracle, ours, images):
+    assert_equal(oracle, ours, images)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_attention_in_the_lowest_level(attentive, images, layout):
+    ours = by_layout(attentive, layout)
+    assert ours.config.networks.attention == "lowest"
+    assert_equal(attentive, ours, images)
 
 
 def test_a_partial_image_is_gray_where_tokens_are_missing(ours, images):
@@ -111,7 +152,7 @@ def test_a_partial_image_is_gray_where_tokens_are_missing(ours, images):
 def test_sampled_latents_have_the_law_of_the_encoder(ours, images):
     model, params = ours.model, ours.params
     pixels = as_jax(images.permute(0, 2, 3, 1))
-    mean, deviation = model.law(params, pixels)
+    mean, deviation = model.posterior(params, pixels)
     keys = jax.random.split(jax.random.key(0), 500)
     drawn = jax.vmap(lambda key: model.encode(params, pixels, key))(keys)
     score = np.asarray((drawn - mean) / deviation)

@@ -10,12 +10,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from jaxspec.core.diffusion import DiffusionSchedule, chain_step
+from jaxspec.core.diffusion import DiffusionSchedule
 from jaxspec.core.generator import generate
 from jaxspec.core.noise import batch_keys
 from jaxspec.core.sampling import Sampling
 from jaxspec.mar import MARGenerator, MARVariables, UnmaskingSchedule
-from jaxspec.mar.head import head_noise
+from jaxspec.mar.head import head_noise, sample_tokens
 from jaxspec.mar.schedule import random_order
 from jaxspec.models.mar.model import MAR as Ours
 from jaxspec.models.mar.presets import PRESETS
@@ -60,15 +60,15 @@ def embeddings(twin):
     return torch.cat([twin.class_emb(torch.tensor([4])), twin.fake_latent])
 
 
-def vectors(ours, known, room):
+def conditions(ours, known, capacity):
     latents, order, _ = known
     model: Ours = ours.model
     classes, null = jnp.array([4, 0]), jnp.array([False, True])
     condition = model.condition(ours.params, classes, null)
-    run = jax.jit(model.vectors, static_argnames="room")
+    run = jax.jit(model.token_conditions, static_argnames="capacity")
     masked = jnp.full(2, 11, jnp.int32)
     arguments = as_jax(latents), as_jax(order), masked
-    return run(ours.params, condition, *arguments, room=room)
+    return run(ours.params, condition, *arguments, capacity=capacity)
 
 
 def test_sizes_are_read_from_the_file(ours):
@@ -80,13 +80,13 @@ def test_sizes_are_read_from_the_file(ours):
     assert {name: preset.width for name, preset in PRESETS.items()} == released
 
 
-@pytest.mark.parametrize("room", [5, 9, LENGTH])
+@pytest.mark.parametrize("capacity", [5, 9, LENGTH])
 @pytest.mark.parametrize("fault", ["", "tanh", "kept"])
-def test_hidden_tokens_are_as_good_as_dropped_ones(twin, ours, known, room, fault):
+def test_hidden_tokens_are_as_good_as_dropped_ones(twin, ours, known, capacity, fault):
     latents, _, mask = known
     faults = mar_twin.Faults(**({fault: True} if fault else {}))
     expected = twin.conditions(latents, mask, embeddings(twin), faults).numpy()
-    found = np.asarray(vectors(ours, known, room))
+    found = np.asarray(conditions(ours, known, capacity))
     if fault:
         assert np.abs(found - expected).max() > 3e-4
     else:
@@ -119,25 +119,19 @@ def test_a_guided_chain_is_that_of_the_published_sampler(twin, ours, fault):
     expected = mar_twin.sample(
         twin.diffloss.net, z, COUNT, start, noises, scale, faults, temperature
     )
-    schedule = DiffusionSchedule(1000, COUNT)
-
-    @jax.jit
-    def run(state, noises, z):
-        def step(i, state):
-            index = COUNT - 1 - i
-            both = jnp.concatenate([state, state])
-            time = jnp.full(2 * rows, jnp.asarray(schedule.times)[index])
-            out = ours.model.predict_noise(ours.params, both, time, z)
-            noise, share = jnp.split(out, 2, axis=-1)
-            noise = noise[rows:] + scale * (noise[:rows] - noise[rows:])
-            out = jnp.concatenate([noise, share[:rows]], axis=-1)
-            factor = jnp.full(rows, temperature)
-            return chain_step(schedule, state, out, index, noises[index], factor)
-
-        return jax.lax.fori_loop(0, COUNT, step, state)
-
+    # Entry 0 is the first state; step 0 is the last.
+    entries = torch.cat([start[None], noises]).transpose(0, 1)[:, None]
+    run = jax.jit(partial(sample_tokens, ours.model), static_argnames="schedule")
+    found = run(
+        ours.params,
+        schedule=DiffusionSchedule(1000, COUNT),
+        conditions=as_jax(z[:, None]),
+        noise=as_jax(entries),
+        scale=jnp.full(rows, scale),
+        temperature=jnp.full(rows, temperature),
+    )[:, 0]
     # Chains of random networks grow to some 1e4.
-    found, size = run(as_jax(start), as_jax(noises), as_jax(z)), expected.abs().max()
+    size = expected.abs().max()
     if fault:
         assert np.abs(np.asarray(found) - expected.numpy()).max() > 2e-4 * size
     else:
@@ -155,7 +149,7 @@ def test_a_whole_generation_is_that_of_the_published_sampler(twin, ours):
     order = torch.tensor(np.asarray(random_order(keys, LENGTH))).long()
 
     def noise_of(places):
-        found = head_noise(keys, as_jax(places), head.count + 1, CHANNELS)
+        found = head_noise(keys, as_jax(places), head.count, CHANNELS)
         return torch.tensor(np.asarray(found))
 
     def scale_of(step):

@@ -6,27 +6,31 @@ diffusers `AutoencoderKL`.
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import KLTokenizerConfig, TokenizerConfig
-from jaxspec.convert.families.vq import LAYOUTS, vq_rules
+from jaxspec.convert.families.vq import LAYOUTS, image_side, network_sizes, vq_rules
 from jaxspec.convert.family import Family, Overrides, Plan
 from jaxspec.convert.mapping import KeyRule
 from jaxspec.convert.reading.source import Source
-from jaxspec.convert.settings import count_tensors, infer_setting
 from jaxspec.errors import ConfigError
 
 # Factors of latents by their channels: KL-8 of arXiv 2112.10752, MAR's KL-16.
 _SCALES = {4: 0.18215, 16: 0.2325}
-# Names of diffusers, and those of the other layout.
+# Names of diffusers, also those before 0.15, and those of the other layout.
 _RENAMED = (
     (r"\.mid_block\.resnets\.0\.", ".mid.block_1."),
-    (r"\.mid_block\.attentions\.0\.group_norm\.", ".mid.attn_1.norm."),
-    (r"\.mid_block\.attentions\.0\.to_([qkv])\.", r".mid.attn_1.\1."),
-    (r"\.mid_block\.attentions\.0\.to_out\.0\.", ".mid.attn_1.proj_out."),
+    (r"\.mid_block\.attentions\.0\.", ".mid.attn_1."),
     (r"\.mid_block\.resnets\.1\.", ".mid.block_2."),
     (r"\.(down|up)_blocks\.", r".\1."),
     (r"\.resnets\.", ".block."),
+    (r"\.attentions\.", ".attn."),
+    (r"\.group_norm\.", ".norm."),
+    (r"\.(?:to_q|query)\.", ".q."),
+    (r"\.(?:to_k|key)\.", ".k."),
+    (r"\.(?:to_v|value)\.", ".v."),
+    (r"\.(?:to_out\.0|proj_attn)\.", ".proj_out."),
     (r"\.conv_shortcut\.", ".nin_shortcut."),
     (r"\.(down|up)samplers\.0\.", r".\1sample."),
     (r"\.conv_norm_out\.", ".norm_out."),
@@ -62,50 +66,25 @@ def _renamed(name: str) -> str:
 
 def _plan(source: Source, overrides: Overrides, target: Checkpoint | None) -> Plan:
     diffusers = _is_diffusers(source)
-    down, up, block = (
-        ("down_blocks", "up_blocks", "resnets")
-        if diffusers
-        else ("down", "up", "block")
+    layout = LAYOUTS["vq-janus" if diffusers else "vq-taming"]
+    tensors = {_renamed(name): x for name, x in source.tensors.items()}
+    sizes = network_sizes(
+        replace(source, tensors=tensors) if diffusers else source, layout
     )
-    first = f"encoder.{down}.{{i}}.{block}.0.conv1.weight"
-    levels = count_tensors(source, first)
-    widths = [source.shape(first.replace("{i}", str(i)))[0] for i in range(levels)]
-    channels = source.shape("encoder.conv_in.weight")[0]
-    attention = {
-        i for i in range(levels) if f"encoder.{down}.{i}.attn.0.q.weight"
-        in source.tensors
-    }  # fmt: skip
-    if attention - {levels - 1}:
-        raise ConfigError(
-            f"'{source.name}' has attention in the levels {sorted(attention)}, which "
-            "is supported in the lowest one only"
-        )
-    size = source.config.get("sample_size")
+    side = source.config.get("sample_size")
     latents = source.shape("quant_conv.weight")[0] // 2
     networks = TokenizerConfig(
-        image_size=infer_setting(
+        image_size=image_side(
             source,
             overrides,
-            "image_size",
-            size if isinstance(size, int) else None,
-            description="the side of its images in pixels (which a prior in the same "
-            "bundle determines)",
-            placeholder=1 << (levels - 1),
+            side if isinstance(side, int) else None,
+            2 ** (len(sizes["multipliers"]) - 1),
         ),
-        channels=channels,
-        multipliers=tuple(width // channels for width in widths),
-        encoder_blocks=count_tensors(
-            source, f"encoder.{down}.0.{block}.{{i}}.conv1.weight"
-        ),
-        decoder_blocks=count_tensors(
-            source, f"decoder.{up}.0.{block}.{{i}}.conv1.weight"
-        ),
-        attention="lowest" if attention else "middle",
         groups=overrides.get("groups", source.config.get("norm_num_groups", 32)),
-        latent_channels=source.shape("decoder.conv_in.weight")[1],
         codebook_size=1,
         code_dim=latents,
         normalized="none",
+        **sizes,
     )
     published = source.config.get("scaling_factor", _SCALES.get(latents))
     scale = overrides.get("scale", published)
@@ -114,7 +93,6 @@ def _plan(source: Source, overrides: Overrides, target: Checkpoint | None) -> Pl
             f"'{source.name}': the factor of its latents is {scale!r}; add --set "
             "scale=NUMBER"
         )
-    layout = LAYOUTS["vq-janus" if diffusers else "vq-taming"]
     rules = tuple(
         rule for rule in vq_rules(layout, networks) if rule.target != "codebook"
     )

@@ -7,7 +7,7 @@ Tensor names: LlamaGen `tokenizer/tokenizer_image/vq_model.py`, transformers
 `JanusVQVAE`, taming-transformers `modules/diffusionmodules/model.py`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -153,37 +153,54 @@ def _normalized_config(source: Source) -> dict[str, Any]:
     }
 
 
-def _has_attention(source: Source, layout: Layout, root: str, levels: int) -> bool:
-    """Returns whether the lowest level has attention.
+def network_sizes(source: Source, layout: Layout, root: str = "") -> dict[str, Any]:
+    """Sizes of encoder and decoder, entries of `TokenizerConfig`.
 
     Raises:
-      ConfigError: a higher level has attention, too.
+      ConfigError: a level above the lowest one has attention.
+      DataError: a tensor that tells a size is missing.
     """
-    attention_levels = {
-        i
-        for i in range(levels)
-        if f"{root}{layout.levels[0]}.{i}.attn.0.q.weight" in source.tensors
-    }
-    if attention_levels - {levels - 1}:
+    encoder, decoder = (root + level for level in layout.levels)
+    first = f"{encoder}.{{i}}.{layout.block}.0.conv1.weight"
+    levels = count_tensors(source, first)
+    widths = [source.shape(first.replace("{i}", str(i)))[0] for i in range(levels)]
+    channels = source.shape(f"{root}encoder.conv_in.weight")[0]
+
+    def count_blocks(level: str) -> int:
+        return count_tensors(source, f"{level}.0.{layout.block}.{{i}}.conv1.weight")
+
+    attention = [
+        i for i in range(levels) if f"{encoder}.{i}.attn.0.q.weight" in source.tensors
+    ]
+    if attention and attention != [levels - 1]:
         raise ConfigError(
-            f"'{source.name}' has attention in the levels {sorted(attention_levels)}, "
-            "which is supported in the lowest one only"
+            f"'{source.name}' has attention in the levels {attention}, which is "
+            "supported in the lowest one only"
         )
-    return bool(attention_levels)
+    return {
+        "channels": channels,
+        "multipliers": tuple(width // channels for width in widths),
+        "encoder_blocks": count_blocks(encoder),
+        "decoder_blocks": count_blocks(decoder),
+        "attention": "lowest" if attention else "middle",
+        "latent_channels": source.shape(f"{root}decoder.conv_in.weight")[1],
+    }
 
 
-def _image_size(
-    source: Source, overrides: Overrides, source_config: Mapping[str, Any], levels: int
+def image_side(
+    source: Source, overrides: Overrides, resolution: Any, downsampling: int
 ) -> int:
-    """Infers the side of an image in pixels; `source_config` has Hugging Face's names.
+    """Infers the side of an image in pixels.
+
+    Args:
+      source: files of the tokenizer.
+      overrides: settings by name.
+      resolution: side in the files' configuration; None if it has none.
+      downsampling: pixels along the side of a cell.
 
     Raises:
       MissingSettings: it is unknown.
     """
-    scale = 2 ** (levels - 1)
-    resolution = source_config.get("resolution")
-    if resolution is None and "num_patches" in source_config:
-        resolution = source_config["num_patches"] * scale
     return infer_setting(
         source,
         overrides,
@@ -191,7 +208,7 @@ def _image_size(
         resolution,
         description="the side of its images in pixels (which a prior in the same "
         "bundle determines)",
-        placeholder=scale,
+        placeholder=downsampling,
     )
 
 
@@ -202,38 +219,27 @@ def _plan(layout: Layout, source: Source, overrides: Overrides) -> Plan:
             f"'{source.name}' has no decoder for images (Chameleon's is in its "
             "original vqgan.ckpt)"
         )
-    first = f"{root}{layout.levels[0]}.{{i}}.{layout.block}.0.conv1.weight"
-    levels = count_tensors(source, first)
-    widths = [source.shape(first.replace("{i}", str(i)))[0] for i in range(levels)]
-    channels = source.shape(f"{root}encoder.conv_in.weight")[0]
     codebook_size, code_dim = source.shape(f"{root}quantize.embedding.weight", 2)
-    has_attention = _has_attention(source, layout, root, levels)
-
-    def count_blocks(half: int) -> int:
-        name = f"{root}{layout.levels[half]}.0.{layout.block}.{{i}}.conv1.weight"
-        return count_tensors(source, name)
-
+    sizes = network_sizes(source, layout, root)
     source_config = _normalized_config(source)
     unnormalized = source_config.get("codebook_l2_norm") is False
-    normalized = "none" if unnormalized else layout.normalized
+    downsampling = 2 ** (len(sizes["multipliers"]) - 1)
+    resolution = source_config.get("resolution")
+    if resolution is None and "num_patches" in source_config:
+        resolution = source_config["num_patches"] * downsampling
     config = TokenizerConfig(
-        image_size=_image_size(source, overrides, source_config, levels),
-        channels=channels,
-        multipliers=tuple(width // channels for width in widths),
-        encoder_blocks=count_blocks(0),
-        decoder_blocks=count_blocks(1),
-        attention="lowest" if has_attention else "middle",
-        latent_channels=source.shape(f"{root}encoder.conv_out.weight")[0],
+        image_size=image_side(source, overrides, resolution, downsampling),
         codebook_size=codebook_size,
         code_dim=code_dim,
-        normalized=normalized,
+        normalized="none" if unnormalized else layout.normalized,
+        **sizes,
     )
     expected = {
         "in_channels": 3,
         "out_channels": 3,
         "num_embeddings": codebook_size,
         "embed_dim": code_dim,
-        "base_channels": channels,
+        "base_channels": config.channels,
         "latent_channels": config.latent_channels,
         "num_res_blocks": config.encoder_blocks,
         "channel_multiplier": list(config.multipliers),

@@ -42,10 +42,10 @@ class DiffusionHead(nn.Module):
     config: MARConfig
 
     @nn.compact
-    def __call__(self, state, time, vectors):
-        """Noise and share of the variance [..., 2 C] of noised tokens."""
+    def __call__(self, state, time, conditions):
+        """Noise and interpolation of the variance, float32 [..., 2 C]."""
         c = self.config
-        dtype = vectors.dtype
+        dtype = conditions.dtype
         half = _SINUSOIDS // 2
         pace = jnp.exp(-math.log(_PERIOD) / half * jnp.arange(half, dtype=jnp.float32))
         angles = time.astype(jnp.float32)[..., None] * pace.reshape(
@@ -54,10 +54,13 @@ class DiffusionHead(nn.Module):
         waves = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
         h = linear(c.head_width, "time_in", bias=True)(waves.astype(dtype))
         h = linear(c.head_width, "time_out", bias=True)(nn.silu(h))
-        condition = h + linear(c.head_width, "condition", bias=True)(vectors)
+        condition = h + linear(c.head_width, "condition", bias=True)(conditions)
         x = linear(c.head_width, "state_in", bias=True)(state.astype(dtype))
         for i in range(c.head_layers):
             x = _Layer(c.norm_eps, name=f"layers_{i}")(x, condition)
+        # The first steps of a chain multiply errors by some hundreds, so that the last
+        # layer is computed in float32.
+        x, condition = x.astype(jnp.float32), condition.astype(jnp.float32)
         modulation = Linear((2 * c.head_width,), True, ZEROS, name="modulation")
         shift, scale = jnp.split(modulation(nn.silu(condition)), 2, axis=-1)
         x = _modulated(layer_norm(x, c.norm_eps), shift, scale)

@@ -64,11 +64,11 @@ class _Network(nn.Module):
         """Class embeddings [R, D], of the null class where `null`."""
         return mixed_classes(self.classes.embedding, classes, null, self.config.classes)
 
-    def vectors(self, condition, latents, order, masked, room):
-        """Conditions [R, T, D] of the head; see `MAR.vectors`."""
+    def token_conditions(self, condition, latents, order, masked, capacity):
+        """Conditions [R, T, D] of the head; see `MAR.token_conditions`."""
         c, rows = self.config, len(condition)
-        places = order[:, c.sequence_length - room :]
-        index = jnp.arange(c.sequence_length - room, c.sequence_length)
+        places = order[:, c.sequence_length - capacity :]
+        index = jnp.arange(c.sequence_length - capacity, c.sequence_length)
         known = index[None] >= masked[:, None]
         tokens = jnp.take_along_axis(latents, places[..., None], axis=1)
         tokens = self.tokens_in(tokens.astype(condition.dtype))
@@ -98,7 +98,7 @@ class _Network(nn.Module):
         rows = len(latents)
         ids = jnp.zeros(rows, jnp.int32)
         condition = self.condition(ids, ids > 0)
-        x = self.vectors(condition, latents, order, ids, latents.shape[1])
+        x = self.token_conditions(condition, latents, order, ids, latents.shape[1])
         return self.head(latents, jnp.zeros(latents.shape[:2], jnp.int32), x)
 
 
@@ -134,19 +134,19 @@ class MAR:
         """
         return self._bound(params).condition(classes, null)
 
-    def vectors(
+    def token_conditions(
         self,
         params: Params,
         condition: Float[Array, "R D"],
         latents: Float[Array, "R T C"],
         order: Int[Array, "R T"],
         masked: Int[Array, "R"],
-        room: int | None = None,
+        capacity: int | None = None,
     ) -> Float[Array, "R T D"]:
         """Condition of the diffusion head at every token, given the known tokens.
 
-        The encoder reads `room` tokens, of which those that are masked are hidden: the
-        result is that of dropping them, with static shapes.
+        The encoder reads `capacity` tokens, of which those that are masked are hidden:
+        the result is that of dropping them, with static shapes.
 
         Args:
           params: parameters.
@@ -154,27 +154,29 @@ class MAR:
           latents: tokens; masked ones are not read.
           order: tokens, of which the first ones are masked: a permutation of `0..T-1`.
           masked: number of masked tokens of each row.
-          room: largest number of known tokens, static; None for all.
+          capacity: largest number of known tokens, static; None for all.
         """
-        room = self.config.sequence_length if room is None else room
-        return self._bound(params).vectors(condition, latents, order, masked, room)
+        capacity = self.config.sequence_length if capacity is None else capacity
+        return self._bound(params).token_conditions(
+            condition, latents, order, masked, capacity
+        )
 
     def predict_noise(
         self,
         params: Params,
         state: Float[Array, "... C"],
         time: Int[Array, "..."],
-        vectors: Float[Array, "... D"],
+        conditions: Float[Array, "... D"],
     ) -> Float[Array, "... E"]:
-        """Noise and share of the variance, [..., 2 C], of noised tokens.
+        """Noise and interpolation of the variance, float32 [..., 2 C], of noisy tokens.
 
         Args:
           params: parameters.
           state: noised tokens.
           time: steps of the trained diffusion that they are at.
-          vectors: their conditions, see `vectors`.
+          conditions: their conditions, see `token_conditions`.
         """
-        return self._bound(params).head(state, time, vectors)
+        return self._bound(params).head(state, time, conditions)
 
     def _bound(self, params):
         return _Network(self.config).bind({"params": params})

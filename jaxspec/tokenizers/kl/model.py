@@ -55,7 +55,7 @@ class KLTokenizer:
         image = jnp.zeros((1, side, side, 3))
         return _Networks(self.config).init(key, image)["params"]
 
-    def law(
+    def posterior(
         self, params: Params, images: Float[Array, "B h w 3"]
     ) -> tuple[Float[Array, "B T C"], Float[Array, "B T C"]]:
         """Means and standard deviations of the tokens of images in [-1, 1], float32.
@@ -86,7 +86,7 @@ class KLTokenizer:
         Raises:
           DataError: the images have the wrong size.
         """
-        mean, deviation = self.law(params, images)
+        mean, deviation = self.posterior(params, images)
         if key is None:
             return mean
         return mean + deviation * jax.random.normal(key, mean.shape, jnp.float32)
