@@ -1,6 +1,7 @@
 """Gaussian diffusion: schedules with fewer steps, and steps of a chain."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, get_args
@@ -84,7 +85,7 @@ class DiffusionSchedule:
 
     @cached_property
     def coefficients(self) -> dict[str, np.ndarray]:
-        """Coefficients of each step, float32; see `chain_step`."""
+        """Coefficients of each step, float32; see `posterior`."""
         kept, before = self.kept, np.append(1.0, self.kept[:-1])
         betas = 1 - kept / before
         variance = betas * (1 - before) / (1 - kept)
@@ -103,6 +104,34 @@ class DiffusionSchedule:
         return {name: x.astype(np.float32) for name, x in values.items()}
 
 
+Coefficients = dict[str, Float[Array, "..."]]
+
+
+def step_coefficients(
+    schedules: Sequence[DiffusionSchedule], which: Int[Array, "..."], step: Array
+) -> Coefficients:
+    """Coefficients of one step of chains that may have different numbers of steps.
+
+    Args:
+      schedules: schedules; the shorter ones hold nothing beyond their last step.
+      which: schedule of each chain.
+      step: step of all chains, or of each.
+
+    Returns:
+      The entries of `DiffusionSchedule.coefficients` and "time", of the shape of
+      `which`.
+    """
+    most = max(schedule.count for schedule in schedules)
+
+    def stacked(values):
+        return jnp.asarray(np.stack([np.pad(x, (0, most - len(x))) for x in values]))
+
+    names = schedules[0].coefficients
+    tables = {k: stacked([s.coefficients[k] for s in schedules]) for k in names}
+    tables["time"] = stacked([schedule.times for schedule in schedules])
+    return {name: table[which, step] for name, table in tables.items()}
+
+
 def noised(
     schedule: DiffusionSchedule,
     latents: Float[Array, "... C"],
@@ -115,53 +144,31 @@ def noised(
 
 
 def posterior(
-    schedule: DiffusionSchedule,
+    coefficients: Coefficients,
     state: Float[Array, "... C"],
     outputs: Float[Array, "... E"],
-    step: Int[Array, ""],
+    solver: Solver = "ancestral",
 ) -> tuple[Float[Array, "... C"], Float[Array, "... C"]]:
     """Mean and standard deviation of the next state of a chain, float32.
 
     Args:
-      schedule: steps of the chain.
+      coefficients: coefficients of the step, see `step_coefficients`.
       state: state before the step.
       outputs: predictions of the model, [..., 2 C]: the noise, and the place of the
         logarithm of the variance between the least and the largest possible, -1 to 1.
-      step: the step, `count - 1` to 0. A state after step 0 is a sample.
+      solver: solver of the schedule.
 
     Returns:
-      The mean, and the standard deviation, which the last step does not use.
+      The mean, and the standard deviation, which no sampler uses at the last step. A
+      state after the last step is a sample.
     """
-    at = {k: jnp.asarray(x)[step] for k, x in schedule.coefficients.items()}
+    at = {name: x[..., None] for name, x in coefficients.items()}
     noise, interpolation = jnp.split(outputs.astype(jnp.float32), 2, axis=-1)
     signal = at["signal"] * state - at["noise"] * noise
-    if schedule.solver == "ddim":
+    if solver == "ddim":
         mean = at["before"] * signal + at["noise_before"] * noise
         return mean, jnp.zeros_like(mean)
     interpolation = (interpolation + 1) / 2
     log_variance = interpolation * at["most"] + (1 - interpolation) * at["least"]
     mean = at["from_signal"] * signal + at["from_state"] * state
     return mean, jnp.exp(log_variance / 2)
-
-
-def chain_step(
-    schedule: DiffusionSchedule,
-    state: Float[Array, "... C"],
-    outputs: Float[Array, "... E"],
-    step: Int[Array, ""],
-    noise: Float[Array, "... C"],
-    temperature: Float[Array, "..."],
-) -> Float[Array, "... C"]:
-    """The next state of a chain, float32; no noise is added at step 0.
-
-    Args:
-      schedule: steps of the chain.
-      state: state before the step.
-      outputs: predictions of the model, see `posterior`.
-      step: the step, `count - 1` to 0.
-      noise: standard normal noise of the step.
-      temperature: factor of the standard deviation.
-    """
-    mean, deviation = posterior(schedule, state, outputs, step)
-    factor = jnp.where(step > 0, temperature[..., None], 0.0)
-    return mean + factor * deviation * noise

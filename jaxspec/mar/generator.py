@@ -1,10 +1,11 @@
 """Generation of continuous tokens: every step samples some of them, in random order."""
 
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxspec.core.arguments import (
     batch_size,
@@ -22,12 +23,13 @@ from jaxspec.core.result import Generation, Stats
 from jaxspec.core.sampling import Sampling
 from jaxspec.core.stopping import StoppingCriteria
 from jaxspec.errors import ConfigError
-from jaxspec.mar.head import head_noise, sample_tokens
+from jaxspec.mar.cells import masked_tokens, of_places, step_cells, with_tokens
+from jaxspec.mar.head import ChainEnd, head_noise, run_chains
 from jaxspec.mar.schedule import UnmaskingSchedule, random_order
 from jaxspec.mar.state import MARState, MARVariables
 from jaxspec.models.mar.model import MAR
 from jaxspec.models.transformer.prompts import known_classes
-from jaxspec.typing import Array, BatchKeys, Bool, Key, PyTree
+from jaxspec.typing import Array, BatchKeys, Bool, Float, Int, Key, Params, PyTree
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,9 @@ class MARGenerator:
       model: the model.
       schedule: steps of the generation.
       head: steps of the chain of the diffusion head.
+      last_count: number of steps of the chain in the last step; in between it is
+        interpolated from `head.count` on (DiSA, arXiv 2505.20297). None for the same in
+        all steps.
       cfg: whether an unconditional branch is computed.
       stages: number of capacities of the encoder.
 
@@ -58,6 +63,7 @@ class MARGenerator:
     model: MAR
     schedule: UnmaskingSchedule
     head: DiffusionSchedule = DiffusionSchedule()
+    last_count: int | None = None
     cfg: bool = True
     stages: int = 4
 
@@ -77,6 +83,18 @@ class MARGenerator:
             raise ConfigError(
                 f"stages={self.stages}; choose 1 to {self.schedule.tokens} stages"
             )
+
+        if self.last_count is not None:
+            replace(self.head, count=self.last_count)  # checks it
+
+    @cached_property
+    def chains(self) -> tuple[tuple[DiffusionSchedule, ...], np.ndarray]:
+        """Schedules of chains, and int32 [steps], the one of each step."""
+        last = self.head.count if self.last_count is None else self.last_count
+        counts = np.linspace(self.head.count, last, self.schedule.steps).round()
+        different, which = np.unique(counts.astype(int), return_inverse=True)
+        schedules = tuple(replace(self.head, count=int(n)) for n in different)
+        return schedules, which.reshape(-1).astype(np.int32)
 
     @property
     def branches(self) -> int:
@@ -143,10 +161,30 @@ class MARGenerator:
     @full_precision
     def step(self, variables: MARVariables, state: MARState) -> MARState:
         """State after one more step of every sequence that has not ended."""
-        schedule, total = self.schedule, self.schedule.tokens
-        left = jnp.asarray(schedule.masked)
-        at = jnp.minimum(state.steps, schedule.steps - 1)
-        masked, after = left[at], left[at + 1]
+        limit = state.stopping.max_new_tokens
+        places, taken = step_cells(self.schedule, state.order, state.steps, limit)
+        taken &= ~state.done[:, None]
+        sampled = self.sample(variables.params, state, places).mean
+        return self.advanced(state, places, taken, sampled)
+
+    def sample(
+        self,
+        params: Params,
+        state: MARState,
+        places: Int[Array, "B n"],
+        guided_at: Int[Array, "B"] | None = None,
+    ) -> ChainEnd:
+        """Samples tokens, given those that are known after `state.steps` steps.
+
+        Args:
+          params: parameters of the model.
+          state: sequences.
+          places: tokens to sample.
+          guided_at: step whose scale of guidance and number of steps of the chain are
+            taken; None for the next step.
+        """
+        total, last = self.schedule.tokens, self.schedule.steps - 1
+        masked = masked_tokens(self.schedule, state.steps)
         known = total - jnp.min(jnp.where(state.done, total, masked))
         # All groups of devices take the same branch.
         stage = -(-group_max(known) * self.stages // total)
@@ -155,43 +193,62 @@ class MARGenerator:
             for i in range(self.stages)
         ]
         conditions = jax.lax.switch(
-            jnp.clip(stage - 1, 0, self.stages - 1), branches, variables, state, masked
+            jnp.clip(stage - 1, 0, self.stages - 1), branches, params, state, masked
         )
-        # Tokens of the step, and further ones that are left out.
-        index = after[:, None] + jnp.arange(schedule.most, dtype=jnp.int32)[None]
-        taken = (index < masked[:, None]) & ~state.done[:, None]
-        limit = state.stopping.max_new_tokens
-        taken &= index >= total - limit[:, None]
-        places = jnp.take_along_axis(state.order, jnp.minimum(index, total - 1), axis=1)
-        chosen = repeat_branches(places, self.branches)
-        sampled = sample_tokens(
+        at = jnp.minimum(state.steps if guided_at is None else guided_at, last)
+        schedules, which = self.chains
+        most = max(schedule.count for schedule in schedules)
+        return run_chains(
             self.model,
-            variables.params,
-            self.head,
-            jnp.take_along_axis(conditions, chosen[..., None], axis=1),
-            head_noise(state.keys, places, self.head.count, self.model.config.channels),
-            schedule.scale(state.sampling.cfg_scale, at),
+            params,
+            schedules,
+            jnp.asarray(which)[at],
+            of_places(conditions, repeat_branches(places, self.branches)),
+            head_noise(state.keys, places, most, self.model.config.channels),
+            self.schedule.scale(state.sampling.cfg_scale, at),
             state.sampling.temperature,
         )
-        row = jnp.arange(len(places))[:, None]
-        places = jnp.where(taken, places, total)  # beyond the end: dropped
-        latents = state.latents.at[row, places].set(sampled, mode="drop")
-        good = jnp.isfinite(sampled).all(-1) | ~taken
+
+    def advanced(
+        self,
+        state: MARState,
+        places: Int[Array, "B n"],
+        taken: Bool[Array, "B n"],
+        tokens: Float[Array, "B n C"],
+        steps: Int[Array, "B"] | int = 1,
+        stats: Stats | None = None,
+    ) -> MARState:
+        """State with new tokens, after a round of some steps.
+
+        Args:
+          state: sequences before the round.
+          places: places of tokens.
+          taken: which of them are new.
+          tokens: tokens.
+          steps: number of steps of each sequence.
+          stats: counters, to which the round is still to be added; None for those of
+            `state`.
+        """
         live = ~state.done
-        steps = state.steps + live.astype(jnp.int32)
-        lengths = total - left[steps]
-        done = (steps == schedule.steps) | (lengths >= limit)
-        stats = replace(
-            state.stats,
-            calls=state.stats.calls + live.astype(jnp.int32),
-            rounds=state.stats.rounds + 1,
+        steps = jnp.minimum(
+            state.steps + jnp.where(live, steps, 0), self.schedule.steps
         )
+        lengths = self.schedule.tokens - masked_tokens(self.schedule, steps)
+        done = (steps == self.schedule.steps) | (
+            lengths >= state.stopping.max_new_tokens
+        )
+        good = jnp.isfinite(tokens).all(-1) | ~taken
+        stats = stats or state.stats
         return replace(
             state,
-            latents=latents,
+            latents=with_tokens(state.latents, places, taken, tokens),
             steps=steps,
             done=state.done | done,
-            stats=stats,
+            stats=replace(
+                stats,
+                calls=stats.calls + live.astype(jnp.int32),
+                rounds=stats.rounds + 1,
+            ),
             finite=state.finite & good.all(axis=1),
         )
 
@@ -201,10 +258,8 @@ class MARGenerator:
 
     def result(self, state: MARState) -> Generation:
         """Tokens generated so far, float32 [B, T, C]; -inf where there is none yet."""
-        masked, total = (
-            jnp.asarray(self.schedule.masked)[state.steps],
-            self.max_new_tokens,
-        )
+        total = self.schedule.tokens
+        masked = masked_tokens(self.schedule, state.steps)
         masked = jnp.maximum(masked, total - state.stopping.max_new_tokens)
         rank = jnp.argsort(state.order, axis=1)
         known = rank >= masked[:, None]
@@ -215,14 +270,14 @@ class MARGenerator:
             state.finite,
         )
 
-    def _conditions(self, variables, state, masked, capacity):
+    def _conditions(self, params, state, masked, capacity):
         """Conditions of the head at all tokens."""
         latents, order, masked = (
             repeat_branches(x, self.branches)
             for x in (state.latents, state.order, masked)
         )
         return self.model.token_conditions(
-            variables.params, state.condition, latents, order, masked, capacity
+            params, state.condition, latents, order, masked, capacity
         )
 
 

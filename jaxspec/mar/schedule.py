@@ -55,10 +55,10 @@ class UnmaskingSchedule:
             masked.append(max(1, min(left, masked[-1] - 1)))
         return np.array([*masked, 0], np.int32)
 
-    @property
-    def most(self) -> int:
-        """Largest number of tokens of a step."""
-        return int(np.max(-np.diff(self.masked)))
+    def most_of(self, steps: int = 1) -> int:
+        """Largest number of tokens of some consecutive steps."""
+        left = np.append(self.masked, np.zeros(steps - 1, np.int32))
+        return int(np.max(left[:-steps] - left[steps:]))
 
     def scale(
         self, cfg_scale: Float[Array, "B"], step: Int[Array, "B"]

@@ -9,11 +9,11 @@ import pytest
 
 from jaxspec.core.diffusion import (
     DiffusionSchedule,
-    chain_step,
     cosine_betas,
     noised,
     posterior,
     spaced_steps,
+    step_coefficients,
 )
 
 MEAN, DEVIATION = 1.5, 0.4
@@ -45,7 +45,9 @@ def samples(schedule, count, key):
         index = schedule.count - 1 - i
         noise = jax.random.normal(jax.random.fold_in(noise_key, i), state.shape)
         outputs = exact_outputs(schedule, state, index)
-        return chain_step(schedule, state, outputs, index, noise, jnp.ones(count))
+        at = step_coefficients([schedule], jnp.zeros(count, int), index)
+        mean, deviation = posterior(at, state, outputs, schedule.solver)
+        return mean + jnp.where(index > 0, deviation * noise, 0.0)
 
     return jax.lax.fori_loop(0, schedule.count, step, state)[:, 0]
 
@@ -68,16 +70,19 @@ def test_a_step_is_the_posterior_of_the_step_before():
     signal, noise = 0.7, -0.3
     state = np.sqrt(kept) * signal + np.sqrt(1 - kept) * noise
     outputs = jnp.array([[noise, -1.0]], jnp.float32)
-    mean, deviation = posterior(schedule, jnp.full((1, 1), state), outputs, index)
+    # The second of two schedules, of which the first is shorter.
+    at = step_coefficients(
+        [DiffusionSchedule(1000, 4), schedule], jnp.ones(1, int), index
+    )
+    assert at["time"].tolist() == [schedule.times[4]]
+    mean, deviation = posterior(at, jnp.full((1, 1), state), outputs)
     # x_before ~ N(sqrt(before) signal, 1 - before), x = sqrt(a) x_before + noise.
     a = kept / before
     precision = 1 / (1 - before) + a / (1 - a)
     right = np.sqrt(before) * signal / (1 - before) + np.sqrt(a) * state / (1 - a)
     np.testing.assert_allclose(mean[0, 0], right / precision, rtol=1e-5)
     np.testing.assert_allclose(deviation[0, 0], precision**-0.5, rtol=1e-5)
-    most = posterior(
-        schedule, jnp.full((1, 1), state), outputs.at[0, 1].set(1.0), index
-    )[1]
+    most = posterior(at, jnp.full((1, 1), state), outputs.at[0, 1].set(1.0))[1]
     np.testing.assert_allclose(most[0, 0], np.sqrt(1 - a), rtol=1e-5)
 
 

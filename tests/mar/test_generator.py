@@ -17,7 +17,7 @@ from jaxspec.core.sampling import Sampling
 from jaxspec.core.stopping import StoppingCriteria
 from jaxspec.errors import ConfigError
 from jaxspec.mar import MARGenerator, UnmaskingSchedule
-from jaxspec.mar.head import head_noise, sample_tokens
+from jaxspec.mar.head import head_noise, run_chains
 from jaxspec.nn.quantize import quantized
 from jaxspec.pipeline.bundle import cast_floats
 from jaxspec.sharding import make_mesh, over_batch, placement
@@ -71,15 +71,16 @@ def test_every_token_is_sampled_given_those_known_before():
         places = order[:, masked[step + 1] : masked[step]]
         chosen = np.concatenate([places, places])
         scale = 1 + 1.0 * (total - max(masked[step + 1], 1)) / total
-        found = sample_tokens(
+        found = run_chains(
             MODEL,
             params,
-            HEAD,
+            (HEAD,),
+            jnp.zeros(3, jnp.int32),
             jnp.take_along_axis(conditions, chosen[..., None], axis=1),
             head_noise(keys, jnp.asarray(places), HEAD.count, 3),
             jnp.full(3, scale, jnp.float32),
             jnp.full(3, 0.9, jnp.float32),
-        )
+        ).mean
         assert_same(np.take_along_axis(out, places[..., None], axis=1), found)
     stats = expected().stats
     assert stats.calls.tolist() == [6] * 3 and expected().lengths.tolist() == [16] * 3
@@ -157,23 +158,23 @@ def test_without_guidance_one_branch_is_enough():
 
 def test_temperature_0_and_ddim_add_no_noise():
     """Equal first states give equal samples, whatever the noise of the steps is."""
+    conditions = jnp.ones((3, 2, 16), jnp.float32)
+
+    def run(schedule, noise, factor):
+        zeros = jnp.zeros(3, jnp.int32)
+        settings = conditions, noise, factor, factor
+        return run_chains(MODEL, VARIABLES.params, (schedule,), zeros, *settings).mean
+
     ddim = replace(GENERATOR, head=replace(HEAD, solver="ddim"))
     for generator, settings in ((ddim, {}), (GENERATOR, {"temperature": 0.0})):
-        schedule, params = generator.head, VARIABLES.params
-        conditions = jnp.ones((3, 2, 16), jnp.float32)
+        schedule = generator.head
         noise = head_noise(options()["keys"], jnp.zeros((3, 2), int), 4, 3)
         other = noise.at[:, :, 1:].add(1.0)
         factor = jnp.full(3, settings.get("temperature", 0.9), jnp.float32)
-        found = [
-            sample_tokens(MODEL, params, schedule, conditions, x, factor, factor)
-            for x in (noise, other)
-        ]
+        found = [run(schedule, x, factor) for x in (noise, other)]
         np.testing.assert_array_equal(*found)
     # The control: at a temperature, ancestral steps add it.
-    found = [
-        sample_tokens(MODEL, params, HEAD, conditions, x, factor + 1, factor + 1)
-        for x in (noise, other)
-    ]
+    found = [run(HEAD, x, factor + 1) for x in (noise, other)]
     assert np.abs(found[0] - found[1]).max() > 1e-2
 
 

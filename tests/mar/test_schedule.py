@@ -19,10 +19,19 @@ def test_every_step_makes_a_token_known_and_the_last_leaves_none(tokens, data):
     assert (np.diff(masked) < 0).all()
 
 
+@given(st.integers(1, 40), st.data())
+def test_the_most_tokens_of_several_steps(tokens, data):
+    steps, count = data.draw(st.integers(1, tokens)), data.draw(st.integers(1, 9))
+    schedule = UnmaskingSchedule(tokens, steps)
+    left = [*schedule.masked, *[0] * count]
+    most = max(left[i] - left[i + count] for i in range(steps))
+    assert schedule.most_of(count) == most
+
+
 @pytest.mark.parametrize(("steps", "most"), [(64, 7), (256, 1), (32, 13)])
 def test_published_numbers_of_tokens_a_step(steps, most):
     schedule = UnmaskingSchedule(256, steps)
-    assert schedule.most == most
+    assert schedule.most_of(1) == most
     assert schedule.masked[1] == max(int(256 * np.cos(np.pi / 2 / steps)), 0)
 
 

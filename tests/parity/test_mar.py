@@ -15,7 +15,7 @@ from jaxspec.core.generator import generate
 from jaxspec.core.noise import batch_keys
 from jaxspec.core.sampling import Sampling
 from jaxspec.mar import MARGenerator, MARVariables, UnmaskingSchedule
-from jaxspec.mar.head import head_noise, sample_tokens
+from jaxspec.mar.head import head_noise, run_chains
 from jaxspec.mar.schedule import random_order
 from jaxspec.models.mar.model import MAR as Ours
 from jaxspec.models.mar.presets import PRESETS
@@ -121,15 +121,16 @@ def test_a_guided_chain_is_that_of_the_published_sampler(twin, ours, fault):
     )
     # Entry 0 is the first state; step 0 is the last.
     entries = torch.cat([start[None], noises]).transpose(0, 1)[:, None]
-    run = jax.jit(partial(sample_tokens, ours.model), static_argnames="schedule")
+    run = jax.jit(partial(run_chains, ours.model), static_argnames="schedules")
     found = run(
         ours.params,
-        schedule=DiffusionSchedule(1000, COUNT),
+        schedules=(DiffusionSchedule(1000, COUNT),),
+        which=jnp.zeros(rows, jnp.int32),
         conditions=as_jax(z[:, None]),
         noise=as_jax(entries),
         scale=jnp.full(rows, scale),
         temperature=jnp.full(rows, temperature),
-    )[:, 0]
+    ).mean[:, 0]
     # Chains of random networks grow to some 1e4.
     size = expected.abs().max()
     if fault:
