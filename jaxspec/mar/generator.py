@@ -197,17 +197,23 @@ class MARGenerator:
         )
         at = jnp.minimum(state.steps if guided_at is None else guided_at, last)
         schedules, which = self.chains
-        most = max(schedule.count for schedule in schedules)
         return run_chains(
             self.model,
             params,
             schedules,
             jnp.asarray(which)[at],
             of_places(conditions, repeat_branches(places, self.branches)),
-            head_noise(state.keys, places, most, self.model.config.channels),
+            self.noise(state.keys, places),
             self.schedule.scale(state.sampling.cfg_scale, at),
             state.sampling.temperature,
         )
+
+    def noise(
+        self, keys: BatchKeys, places: Int[Array, "B n"]
+    ) -> Float[Array, "B n s C"]:
+        """Noise of the longest chain of some tokens, see `head_noise`."""
+        most = max(schedule.count for schedule in self.chains[0])
+        return head_noise(keys, places, most, self.model.config.channels)
 
     def advanced(
         self,

@@ -17,10 +17,12 @@ class MARVariables:
     """Arrays that all sequences share.
 
     Attributes:
-      params: parameters of the model.
+      params: parameters of the model; of the target, if another model drafts.
+      drafter: parameters of the model that drafts; None without one.
     """
 
     params: Params
+    drafter: Params | None = None
 
     is_replicated: ClassVar[bool] = True
 
@@ -42,6 +44,8 @@ class MARState:
       done: bool [B], sequences that have ended.
       stats: counters; a call is a pass of encoder and decoder.
       finite: bool [B], False once a token was NaN or infinite.
+      drafter_condition: embedding [R, E] of the conditions by the model that drafts;
+        None without one.
     """
 
     latents: Float[Array, "B T C"]
@@ -54,3 +58,4 @@ class MARState:
     done: Bool[Array, "B"]
     stats: Stats
     finite: Bool[Array, "B"]
+    drafter_condition: Float[Array, "R E"] | None = None

@@ -1,0 +1,146 @@
+"""Continuous speculative decoding: drafted tokens, accepted by ratios of densities."""
+
+import math
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+
+from jaxspec.core.arguments import known_to_hold
+from jaxspec.core.precision import full_precision
+from jaxspec.core.result import Generation
+from jaxspec.core.sampling import Sampling
+from jaxspec.core.stopping import StoppingCriteria
+from jaxspec.errors import ConfigError
+from jaxspec.mar.density import DensityTest, accept_or_redraw
+from jaxspec.mar.drafting import (
+    check_pair,
+    draft_steps,
+    init_pair,
+    noisy_tokens,
+    of_all_steps,
+)
+from jaxspec.mar.generator import MARGenerator
+from jaxspec.mar.state import MARState, MARVariables
+from jaxspec.typing import Array, BatchKeys, Bool, Key, PyTree
+
+
+@dataclass(frozen=True)
+class SpeculativeMAR:
+    """Implements `Generator`: continuous speculative decoding (CSpD, arXiv 2411.11925).
+
+    A round drafts the tokens of some steps with the drafter; the target then predicts
+    all of them in one call in which all are masked, and each is accepted or redrawn on
+    its own, see `DensityTest`. With its default the tokens have the distribution of the
+    target alone with as many tokens in one step as a round has.
+
+    Attributes:
+      target: generator of the target.
+      drafter: generator of the model that drafts.
+      window: number of steps that are drafted in a round.
+      test: acceptance of a drafted token.
+      prefill: fraction of the steps at the beginning that the target makes alone.
+
+    Raises:
+      ConfigError: a setting is impossible, or the models do not fit.
+    """
+
+    target: MARGenerator
+    drafter: MARGenerator
+    window: int = 8
+    test: DensityTest = DensityTest()
+    prefill: float = 0.05
+
+    def __post_init__(self):
+        check_pair(self.target, self.drafter, self.window)
+        if self.target.chains[0] != self.drafter.chains[0]:
+            raise ConfigError("drafter and target need chains of the same steps")
+        if self.target.head.solver != "ancestral":
+            raise ConfigError(
+                f"a chain of solver={self.target.head.solver!r} has no densities; "
+                "choose 'ancestral'"
+            )
+        if not 0 <= self.prefill <= 1:
+            raise ConfigError(f"prefill={self.prefill}; choose 0 to 1")
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Number of tokens of an image."""
+        return self.target.max_new_tokens
+
+    @full_precision
+    def init(
+        self,
+        variables: MARVariables,
+        prompt: PyTree,
+        *,
+        sampling: Sampling,
+        keys: BatchKeys | Key[Array, ""],
+        stopping: StoppingCriteria | None = None,
+    ) -> MARState:
+        """First state of a batch, see `Generator.init`.
+
+        Raises:
+          ConfigError: prompts, keys and settings do not fit each other, parameters of
+            the drafter are missing, or the temperature is 0.
+        """
+        if known_to_hold((sampling.temperature == 0).any()):
+            raise ConfigError("a chain of temperature=0 has no densities; raise it")
+        return init_pair(
+            self.target,
+            self.drafter,
+            variables,
+            prompt,
+            outcomes=self.target.schedule.most_of(self.window) + 1,
+            sampling=sampling,
+            keys=keys,
+            stopping=stopping,
+        )
+
+    @full_precision
+    def step(self, variables: MARVariables, state: MARState) -> MARState:
+        """State after one more call of the target."""
+        schedule, window = self.target.schedule, self.window
+        alone = state.steps < math.ceil(self.prefill * schedule.steps)
+        drafts = draft_steps(
+            self.drafter, variables.drafter, state, window, self.test.noisy_end
+        )
+        places, taken = of_all_steps(drafts.places), of_all_steps(drafts.taken)
+        # A call of the target alone is one step.
+        first = jnp.arange(places.shape[1]) < drafts.places.shape[2]
+        end = jnp.minimum(state.steps + window, schedule.steps) - 1
+        own = self.target.sample(
+            variables.params, state, places, jnp.where(alone, state.steps, end)
+        )
+        tokens, accepted = accept_or_redraw(
+            self.test,
+            state.keys,
+            places,
+            of_all_steps(drafts.tokens),
+            jax.tree.map(of_all_steps, drafts.end),
+            own,
+            taken & ~alone[:, None],
+        )
+        plain = own.mean
+        if self.test.noisy_end:
+            plain = noisy_tokens(self.target, state, places, own)
+        tokens = jnp.where(alone[:, None, None], plain, tokens)
+        taken &= ~alone[:, None] | first[None]
+        verified = taken & ~alone[:, None]
+        kept = jnp.sum(accepted & verified, axis=1, dtype=jnp.int32)
+        counted = (~state.done & ~alone).astype(jnp.int32)
+        stats = replace(
+            state.stats,
+            proposed=state.stats.proposed + jnp.sum(verified, axis=1, dtype=jnp.int32),
+            accepted=state.stats.accepted.at[jnp.arange(len(kept)), kept].add(counted),
+        )
+        steps = jnp.where(alone, 1, window)
+        return self.target.advanced(state, places, taken, tokens, steps, stats)
+
+    def done(self, state: MARState) -> Bool[Array, "B"]:
+        """Mask of the sequences that have ended."""
+        return state.done
+
+    def result(self, state: MARState) -> Generation:
+        """Tokens so far; `stats.accepted` counts rounds by the drafted tokens kept."""
+        return self.target.result(state)
