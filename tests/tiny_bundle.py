@@ -4,13 +4,17 @@ from dataclasses import replace
 
 from jaxspec.checkpoint import Checkpoint, save
 from jaxspec.config import (
+    KLTokenizerConfig,
+    MARConfig,
     MultiScaleTokenizerConfig,
     NextScaleConfig,
     TextEncoderConfig,
     TokenizerConfig,
 )
+from jaxspec.models.mar.model import MAR
 from jaxspec.models.next_scale.model import NextScale
 from jaxspec.models.t5.model import TextEncoder
+from jaxspec.tokenizers.kl.model import KLTokenizer
 from jaxspec.tokenizers.multi_scale.model import MultiScaleTokenizer
 from jaxspec.tokenizers.vqgan.model import Tokenizer
 from jaxspec.train.text_encoder import train_vocabulary
@@ -59,23 +63,25 @@ def save_captioned_bundle(folder, **metadata):
     return folder
 
 
+NETWORKS = TokenizerConfig(
+    image_size=16,
+    patch_size=4,
+    channels=8,
+    multipliers=(1,),
+    encoder_blocks=1,
+    decoder_blocks=1,
+    attention="middle",
+    groups=4,
+    latent_channels=8,
+    codebook_size=12,
+    code_dim=4,
+    normalized="none",
+)
+
+
 def save_next_scale_bundle(folder):
     """Writes a tiny bundle of a next-scale model, of 21 tokens an image."""
-    networks = TokenizerConfig(
-        image_size=16,
-        patch_size=4,
-        channels=8,
-        multipliers=(1,),
-        encoder_blocks=1,
-        decoder_blocks=1,
-        attention="middle",
-        groups=4,
-        latent_channels=8,
-        codebook_size=12,
-        code_dim=4,
-        normalized="none",
-    )
-    tokenizer = MultiScaleTokenizerConfig(networks, (1, 2, 4), residual_convs=2)
+    tokenizer = MultiScaleTokenizerConfig(NETWORKS, (1, 2, 4), residual_convs=2)
     prior = NextScaleConfig(
         vocab_size=12,
         code_dim=4,
@@ -91,4 +97,27 @@ def save_next_scale_bundle(folder):
     params = random_next_scale(NextScale(prior))
     metadata = {"class_names": ["apple", "pear", "plum"]}
     save(folder / "prior", Checkpoint("next_scale", prior, params, metadata))
+    return folder
+
+
+def save_mar_bundle(folder):
+    """Writes a tiny bundle of a model over 16 continuous tokens an image."""
+    tokenizer = KLTokenizerConfig(replace(NETWORKS, codebook_size=1), scale=0.5)
+    prior = MARConfig(
+        channels=4,
+        grid=4,
+        encoder_layers=1,
+        decoder_layers=1,
+        width=16,
+        heads=2,
+        buffer=2,
+        classes=3,
+        head_layers=1,
+        head_width=16,
+    )
+    params = random_like(KLTokenizer(tokenizer).init, seed=1)
+    save(folder / "tokenizer", Checkpoint("kl_tokenizer", tokenizer, params))
+    params = random_like(MAR(prior).init, spread=0.05)
+    metadata = {"class_names": ["apple", "pear", "plum"]}
+    save(folder / "prior", Checkpoint("mar", prior, params, metadata))
     return folder

@@ -83,7 +83,9 @@ def plan(arguments: argparse.Namespace) -> str:
     """
 
     from jaxspec.checkpoint import read_config
+    from jaxspec.config import TransformerConfig
     from jaxspec.errors import ConfigError
+    from jaxspec.models.mar.presets import PRESETS as MAR_PRESETS
     from jaxspec.models.next_scale.presets import PRESETS
     from jaxspec.models.transformer.presets import NAMES, preset
     from jaxspec.pipeline.embedded import find_folder
@@ -100,8 +102,8 @@ def plan(arguments: argparse.Namespace) -> str:
     name, drafter, cache_width = arguments.checkpoint, None, 0
     if name in NAMES:
         config = preset(name)
-    elif name in PRESETS:
-        config = PRESETS[name]
+    elif name in (others := {**PRESETS, **MAR_PRESETS}):
+        config = others[name]
     else:
         folder = find_folder(name)
         name = folder.name
@@ -122,9 +124,10 @@ def plan(arguments: argparse.Namespace) -> str:
         drafter=drafter,
         drafter_cache_width=cache_width,
     )
+    nodes = f"{arguments.nodes} nodes, " * isinstance(config, TransformerConfig)
     title = (
         f"{name} on {arguments.mesh} devices, batch {arguments.batch}, "
-        f"{arguments.nodes} nodes, {arguments.dtype}{' and int8' * arguments.int8}"
+        f"{nodes}{arguments.dtype}{' and int8' * arguments.int8}"
     )
     return plan_table(memory, title)
 

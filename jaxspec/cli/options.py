@@ -1,6 +1,7 @@
 """Options that several commands share."""
 
 import argparse
+import re
 from typing import Any
 
 from jaxspec.cli.help import rare
@@ -78,6 +79,26 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         help=rare("guide only up to this step; -1 guides always (default: -1)"),
     )
     group.add_argument(
+        "--steps",
+        type=int,
+        metavar="N",
+        help=rare("steps of a masked model, such as MAR (default: 64)"),
+    )
+    group.add_argument(
+        "--head-steps",
+        metavar="FIRST[-LAST]",
+        help=rare(
+            "steps of the chains of MAR's diffusion head, in its first step and in its "
+            "last one (default: 100)"
+        ),
+    )
+    group.add_argument(
+        "--solver",
+        choices=("ancestral", "ddim"),
+        default="ancestral",
+        help=rare("solver of these chains (default: %(default)s)"),
+    )
+    group.add_argument(
         "--seed",
         type=int,
         default=0,
@@ -101,9 +122,28 @@ def sampling_settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "top_p": arguments.top_p,
         "cfg_scale": arguments.cfg_scale,
         "cfg_interval": arguments.cfg_interval,
+        "steps": arguments.steps,
+        "head_steps": _head_steps(arguments.head_steps),
+        "solver": arguments.solver,
     }
     GenerationConfig(**{k: v for k, v in found.items() if v is not None})
     return found
+
+
+def _head_steps(text: str | None) -> tuple[int, int] | None:
+    """Numbers of steps, from "50" or "50-5".
+
+    Raises:
+      ConfigError: the text is neither.
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", text)
+    if found is None:
+        from jaxspec.errors import ConfigError
+
+        raise ConfigError(f"--head-steps {text!r}; write 50, or 50-5")
+    return int(found[1]), int(found[2] or found[1])
 
 
 def check_scales(*scales: float) -> None:

@@ -3,9 +3,18 @@
 from dataclasses import dataclass
 
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import register_dataclass
 
 from jaxspec.typing import Array, Bool, Float, Int
+
+
+def present(tokens: np.ndarray | Array) -> np.ndarray:
+    """Mask [B, T] of the tokens that exist, see `Generation.tokens`; on the host."""
+    tokens = np.asarray(tokens)
+    if tokens.dtype.kind == "f":
+        return np.isfinite(tokens).all(axis=-1)
+    return tokens >= 0
 
 
 @register_dataclass

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -13,6 +14,7 @@ from jaxspec.checkpoint import params_digest
 from jaxspec.data.source import ImageSource
 from jaxspec.io.images import to_unit
 from jaxspec.io.writing import whole_file
+from jaxspec.tokenizers.kl.model import KLTokenizer
 from jaxspec.tokenizers.multi_scale.model import MultiScaleTokenizer
 from jaxspec.tokenizers.vqgan.model import Tokenizer
 from jaxspec.typing import Params, PyTree
@@ -57,7 +59,8 @@ class TokenSource:
 
     Attributes:
       tokens: uint16 or int32 [M, n, T], of the original images and, if `M` is 2, of the
-        mirrored ones.
+        mirrored ones; float16 [M, n, T, 2 C] of continuous tokens, means and standard
+        deviations.
       labels: int32 [n], classes.
       digest: digest of the tokenizer's parameters or, for self-generated sequences, of
         the target and its settings.
@@ -104,9 +107,13 @@ class TokenSource:
         return captions if self.encode is None else self.encode(captions)
 
     def at(self, indices: np.ndarray) -> tuple[np.ndarray, PyTree]:
-        """Tokens int32 [B, T] and prompts at indices into `M n` sequences."""
-        tokens = self.tokens.reshape(-1, self.tokens.shape[-1])[indices]
-        return tokens.astype(np.int32), self.prompts(indices % len(self))
+        """Tokens int32 [B, T] and prompts at indices into `M n` sequences.
+
+        Continuous tokens are float32 [B, T, 2 C].
+        """
+        tokens = self.tokens.reshape(-1, *self.tokens.shape[2:])[indices]
+        kind = np.float32 if tokens.dtype.kind == "f" else np.int32
+        return tokens.astype(kind), self.prompts(indices % len(self))
 
     def take(
         self, indices: np.ndarray, rng: np.random.Generator
@@ -116,7 +123,7 @@ class TokenSource:
 
 
 def encode_source(
-    tokenizer: Tokenizer | MultiScaleTokenizer,
+    tokenizer: Tokenizer | MultiScaleTokenizer | KLTokenizer,
     params: Params,
     source: ImageSource,
     *,
@@ -143,10 +150,17 @@ def encode_source(
         cached = np.load(file)
         if cached.shape[1] == len(source):
             return TokenSource(cached, source.labels, digest)
-    encode = jax.jit(tokenizer.encode)
-    length = tokenizer.config.length
-    kind = np.uint16 if tokenizer.config.codebook_size <= 1 << 16 else np.int32
-    tokens = np.empty((1 + flips, len(source), length), kind)
+    shape, kind = (tokenizer.config.length,), np.int32
+    if isinstance(tokenizer, KLTokenizer):
+        shape, kind = (*shape, 2 * tokenizer.config.channels), np.float16
+        encode = jax.jit(
+            lambda *args: jnp.concatenate(tokenizer.posterior(*args), axis=-1)
+        )
+    else:
+        encode = jax.jit(tokenizer.encode)
+        if tokenizer.config.codebook_size <= 1 << 16:
+            kind = np.uint16
+    tokens = np.empty((1 + flips, len(source), *shape), kind)
     for start in tqdm(range(0, len(source), batch), desc=f"encoding {name}"):
         indices = np.arange(start, min(start + batch, len(source)))
         images = to_unit(source.take(indices))

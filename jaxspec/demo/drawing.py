@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from jaxspec.core.noise import seed_key
+from jaxspec.core.result import present
 from jaxspec.errors import ConfigError, JaxspecError
 from jaxspec.pipeline.pipeline import Pipeline
 from jaxspec.pipeline.settings import resolve_config
@@ -120,13 +121,13 @@ def _events(pipe: Pipeline, request: DrawRequest) -> Iterator[dict[str, Any]]:
     ):
         yield {
             "kind": "round",
-            "tokens": (preview.tokens >= 0).sum(axis=1).tolist(),
+            "tokens": present(preview.tokens).sum(axis=1).tolist(),
             "seconds": preview.seconds,
             "images": _data_url(preview.images),
         }
     assert preview is not None  # a generation has at least one round
     calls = np.asarray(preview.result.stats.calls)[: request.count]
-    tokens = int((preview.tokens >= 0).sum())
+    tokens = int(present(preview.tokens).sum())
     yield {
         "kind": "end",
         "tokens": tokens,

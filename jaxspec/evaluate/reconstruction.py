@@ -1,4 +1,4 @@
-"""Reconstruction quality and codebook usage of a tokenizer."""
+"""Reconstruction quality of a tokenizer, and usage of its codebook."""
 
 from functools import partial
 
@@ -10,13 +10,14 @@ from tqdm import tqdm
 from jaxspec.data.batches import evenly_spaced
 from jaxspec.data.source import ImageSource
 from jaxspec.io.images import to_unit
+from jaxspec.tokenizers.kl.model import KLTokenizer
 from jaxspec.tokenizers.multi_scale.model import MultiScaleTokenizer
 from jaxspec.tokenizers.vqgan.model import Tokenizer
 from jaxspec.typing import Params
 
 
 def reconstruction_metrics(
-    tokenizer: Tokenizer | MultiScaleTokenizer,
+    tokenizer: Tokenizer | MultiScaleTokenizer | KLTokenizer,
     params: Params,
     source: ImageSource,
     batch: int = 100,
@@ -32,16 +33,17 @@ def reconstruction_metrics(
     Returns:
       A dict with "psnr", the mean over images of the peak signal-to-noise ratio in dB,
       with decoded values clipped to [-1, 1]; "codes_used", the share of the codebook
-      that occurs; and "perplexity", exp of the entropy of the histogram of codes.
+      that occurs; and "perplexity", exp of the entropy of the histogram of codes. For
+      continuous latents, "psnr" of their means, and "deviation", the standard deviation
+      of all numbers of the tokens.
     """
-
+    if isinstance(tokenizer, KLTokenizer):
+        return _continuous_metrics(tokenizer, params, source, batch)
     size = tokenizer.config.codebook_size
     counts, psnr = np.zeros(size), []
-    for start in tqdm(range(0, len(source), batch), desc="measuring", leave=False):
-        images = source.take(range(start, min(start + batch, len(source))))
-        codes, values = _measure(tokenizer, params, to_unit(images))
-        counts += np.bincount(np.asarray(codes).ravel(), minlength=size)
-        psnr.append(np.asarray(values))
+    for codes, values in _measured(tokenizer, params, source, batch):
+        counts += np.bincount(codes.ravel(), minlength=size)
+        psnr.append(values)
     share = counts / counts.sum()
     entropy = -np.sum(share[share > 0] * np.log(share[share > 0]))
     return {
@@ -49,6 +51,27 @@ def reconstruction_metrics(
         "codes_used": float((counts > 0).mean()),
         "perplexity": float(np.exp(entropy)),
     }
+
+
+def _continuous_metrics(tokenizer, params, source, batch):
+    sums, psnr = np.zeros(3), []
+    for tokens, values in _measured(tokenizer, params, source, batch):
+        tokens = tokens.astype(np.float64)
+        sums += tokens.size, tokens.sum(), (tokens**2).sum()
+        psnr.append(values)
+    count, total, squares = sums
+    deviation = (squares / count - (total / count) ** 2) ** 0.5
+    return {
+        "psnr": float(np.concatenate(psnr).mean()),
+        "deviation": float(deviation),
+    }
+
+
+def _measured(tokenizer, params, source, batch):
+    """Tokens and signal-to-noise ratios, batch by batch."""
+    for start in tqdm(range(0, len(source), batch), desc="measuring", leave=False):
+        images = source.take(range(start, min(start + batch, len(source))))
+        yield map(np.asarray, _measure(tokenizer, params, to_unit(images)))
 
 
 @partial(jax.jit, static_argnums=0)

@@ -30,8 +30,8 @@ def step_cells(
       count: number of steps.
 
     Returns:
-      Places [B, n] of tokens, the last to become known first, and which of them belong
-      to the steps; `n` is the largest number of tokens of `count` steps.
+      Places [B, n] of tokens, the last to become known first, and a mask of those that
+      belong to the steps; `n` is the largest number of tokens of `count` steps.
     """
     total = schedule.tokens
     after = masked_tokens(schedule, steps + count)
@@ -52,7 +52,7 @@ def with_tokens(
     """Latents with some tokens replaced.
 
     Args:
-      latents: all tokens.
+      latents: tokens of whole images.
       places: places of the tokens.
       taken: tokens that are replaced; others are left as they are.
       tokens: new values.

@@ -19,7 +19,7 @@ _ACCEPTANCE = 0x80000006
 
 @dataclass(frozen=True)
 class DensityTest:
-    """How a drafted token is accepted, and redrawn if it is not; static.
+    """Acceptance of a drafted token, and the draw of another one; static.
 
     Drafter and target run their chains with the same first state and the same noise.
     Given the noise of all steps but the last, a draft `x` has the density `q(x)` of the
@@ -40,8 +40,8 @@ class DensityTest:
       flattening: number whose square divides the exponents of both densities in the
         acceptance; 42 in the released code.
       tries: largest number of draws after a rejection.
-      unresolved: what is taken if none of them was kept: "target", one more draw from
-        `p`; or "zero", a token of zeros, as in the released code.
+      unresolved: token that is taken if none of them was kept: "target", one more draw
+        from `p`; or "zero", a token of zeros, as in the released code.
       noisy_end: whether the drafter's last step has noise. Without it (as in MAR and in
         the released code) a draft is the mean of `q`.
 
@@ -85,7 +85,7 @@ def accept_or_redraw(
     """Accepts drafted tokens or draws others.
 
     Args:
-      test: how.
+      test: settings of the acceptance.
       keys: typed keys of the sequences.
       places: places of the tokens, by which noise is chosen.
       drafts: drafted tokens.
@@ -94,7 +94,7 @@ def accept_or_redraw(
       wanted: tokens that are of interest; for others nothing is drawn.
 
     Returns:
-      The tokens, and which of them are the drafts.
+      The tokens, and a mask of those that are the drafts.
     """
     log_product = drafter.log_deviations - target.log_deviations
     log_product = {"none": 0.0, "paper": 1.0, "code": -1.0}[test.product] * log_product

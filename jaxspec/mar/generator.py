@@ -135,7 +135,7 @@ class MARGenerator:
         stopping = stopping or StoppingCriteria.create(
             max_new_tokens=self.max_new_tokens
         )
-        _check_settings(sampling, stopping)
+        check_settings(sampling, stopping)
         rows = self.branches * batch
         condition = self.model.condition(
             variables.params,
@@ -229,7 +229,7 @@ class MARGenerator:
         Args:
           state: sequences before the round.
           places: places of tokens.
-          taken: which of them are new.
+          taken: mask of those that are new.
           tokens: tokens.
           steps: number of steps of each sequence.
           stats: counters, to which the round is still to be added; None for those of
@@ -287,7 +287,7 @@ class MARGenerator:
         )
 
 
-def _check_settings(sampling: Sampling, stopping: StoppingCriteria) -> None:
+def check_settings(sampling: Sampling, stopping: StoppingCriteria) -> None:
     """Raises `ConfigError` for settings that continuous tokens do not have."""
     if known_to_hold((stopping.stop_tokens >= 0).any()):
         raise ConfigError("continuous tokens have no numbers: leave out stop_tokens")

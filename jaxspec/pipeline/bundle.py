@@ -22,7 +22,12 @@ from jaxspec.checkpoint import (
     load_checkpoint,
     named_leaves,
 )
-from jaxspec.config import NextScaleConfig, TransformerConfig
+from jaxspec.config import (
+    KLTokenizerConfig,
+    MARConfig,
+    NextScaleConfig,
+    TransformerConfig,
+)
 from jaxspec.config.checks import whole_number
 from jaxspec.drafters.registry import DRAFTERS
 from jaxspec.errors import CheckpointError, ConfigError
@@ -36,9 +41,10 @@ from jaxspec.typing import Params
 
 MANIFEST = "manifest.json"
 # Kinds of checkpoints in the folders of a bundle.
-TOKENIZERS = ("tokenizer", "multi_scale_tokenizer")
-PRIORS = ("prior", "next_scale")
+TOKENIZERS = ("tokenizer", "multi_scale_tokenizer", "kl_tokenizer")
+PRIORS = ("prior", "next_scale", "mar")
 HUB = "hf://"
+PriorConfig = TransformerConfig | NextScaleConfig | MARConfig
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ class Bundle:
     drafter: Checkpoint | None
     text_encoder: Path | None = None
     mesh: Mesh | None = None
-    trained: TransformerConfig | NextScaleConfig | None = None
+    trained: PriorConfig | None = None
     int8: bool = False
     place: Placement = None
     vocabulary: Path | None = None
@@ -192,12 +198,12 @@ def token_by_token(bundle: Bundle) -> Bundle:
     """The bundle, if its model generates token by token.
 
     Raises:
-      ConfigError: it makes whole token maps.
+      ConfigError: it does not.
     """
     if not isinstance(bundle.prior.config, TransformerConfig):
         raise ConfigError(
-            f"bundle '{bundle.name}' makes whole token maps; this is for models that "
-            "generate token by token"
+            f"bundle '{bundle.name}' does not generate token by token; this is for "
+            "models that do"
         )
     return bundle
 
@@ -216,15 +222,15 @@ def load_tokenizer(path: Path) -> Checkpoint:
 
 def _tokens_of(config: Any) -> str:
     """Tokens of an image, in words, of a tokenizer or a prior."""
+    if isinstance(config, KLTokenizerConfig | MARConfig):
+        return f"vectors of {config.channels} channels on a grid of {config.grid}"
     size = getattr(config, "codebook_size", None) or config.vocab_size
     scales = getattr(config, "scales", None)
     places = f"maps of {scales}" if scales else f"a grid of {config.grid}"
     return f"{size} tokens on {places}"
 
 
-def _vocabulary(
-    folder: Path, config: TransformerConfig | NextScaleConfig
-) -> Path | None:
+def _vocabulary(folder: Path, config: PriorConfig) -> Path | None:
     """File of the vocabulary beside a model of text."""
     file = folder / "tokenizer.json"
     return file if config.condition == "none" and file.is_file() else None
@@ -283,7 +289,7 @@ def prepared(
 
 
 def load_prior(path: Path, sharding: Placement = None) -> Checkpoint:
-    """Loads a model that generates, token by token or scale by scale.
+    """Loads a model that generates.
 
     Raises:
       CheckpointError: it cannot be read, or was trained for something else.

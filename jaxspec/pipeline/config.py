@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
+from jaxspec.core.diffusion import Solver
 from jaxspec.core.noise import check_seed
 from jaxspec.core.numbers import whole
 from jaxspec.core.sampling import Sampling
@@ -24,6 +27,10 @@ class GenerationConfig:
       stop_tokens: tokens that end a sequence, as its last one.
       batch_size: largest number of sequences in a batch.
       verifier: acceptance criterion of drafts.
+      steps: number of steps of a masked model (MAR); None for 64.
+      head_steps: numbers of steps of its diffusion head's chains, in the first step and
+        in the last one, see `MARGenerator`; None for 100 in all.
+      solver: solver of these chains, see `DiffusionSchedule`.
       cache_stages: number of cache sizes, see `EngineConfig`.
       attention: implementation of attention over a cache, see `Transformer`.
 
@@ -41,13 +48,20 @@ class GenerationConfig:
     stop_tokens: tuple[int, ...] = ()
     batch_size: int = 8
     verifier: Verifier = Coupled()
+    steps: int | None = None
+    head_steps: tuple[int, int] | None = None
+    solver: Solver = "ancestral"
     cache_stages: int = 1
     attention: str = "xla"
 
     def __post_init__(self):
         counts = {"cache_stages": self.cache_stages, "batch_size": self.batch_size}
-        if self.max_new_tokens is not None:
-            counts["max_new_tokens"] = self.max_new_tokens
+        for name in ("max_new_tokens", "steps"):
+            if getattr(self, name) is not None:
+                counts[name] = getattr(self, name)
+        if self.head_steps is not None:
+            counts["head_steps"] = np.asarray(self.head_steps)
+            object.__setattr__(self, "head_steps", tuple(map(int, self.head_steps)))
         for name, value in counts.items():
             whole(name, value)
         object.__setattr__(self, "stop_tokens", tuple(self.stop_tokens))

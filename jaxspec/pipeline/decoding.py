@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxspec.core.result import present
 from jaxspec.io.images import to_bytes
 from jaxspec.pipeline.bundle import Bundle
 
@@ -26,22 +27,25 @@ def decode_images(
 
     Args:
       bundle: models; the image tokenizer is used.
-      tokens: image tokens, int32 [B, T]; the last ones may be missing.
+      tokens: image tokens, int32 [B, T], or float32 [B, T, C] of a continuous model;
+        the last ones may be missing.
       batch_size: images of a batch; by default 16, or all if there are fewer.
-      partial: whether tokens may be missing (-1), see `Tokenizer.decode_partial`;
-        True if some are.
+      partial: whether tokens may be missing (-1, or -inf), see
+        `Tokenizer.decode_partial`; True if some are.
 
     Returns:
       Images, uint8 [B, height, width, 3].
     """
     missing = bundle.tokenizer.config.length - tokens.shape[1]
     if missing > 0:
-        tokens = np.pad(tokens, ((0, 0), (0, missing)), constant_values=-1)
-    partial = partial or bool((np.asarray(tokens) < 0).any())
+        absent = -np.inf if tokens.dtype.kind == "f" else -1
+        ends = (0, 0), (0, missing), *((0, 0),) * (tokens.ndim - 2)
+        tokens = np.pad(tokens, ends, constant_values=absent)
+    partial = partial or not present(tokens).all()
     decode = _decoder(bundle.tokenizer.model, partial)
     params = bundle.tokenizer.params
     size = min(16, len(tokens)) if batch_size is None else batch_size
-    padded = np.resize(tokens, (-(-len(tokens) // size) * size, tokens.shape[1]))
+    padded = np.resize(tokens, (-(-len(tokens) // size) * size, *tokens.shape[1:]))
     parts = [
         to_bytes(decode(params, padded[i : i + size]))
         for i in range(0, len(padded), size)

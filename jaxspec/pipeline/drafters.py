@@ -67,7 +67,7 @@ def drafter_of(name: str | None, bundle: Bundle) -> LoadedDrafter | None:
 
     Args:
       name: name or folder, as `load_drafter` takes them; None or "none" for no drafter.
-        "own" is none for a model of token maps.
+        "own" is none for a model that does not generate token by token.
       bundle: models.
 
     Raises:
@@ -94,8 +94,8 @@ def load_drafter(name: str, bundle: Bundle) -> LoadedDrafter:
     config = bundle.prior.config
     if not isinstance(config, TransformerConfig):
         raise ConfigError(
-            f"bundle '{bundle.name}' makes whole token maps, which nothing drafts; use "
-            "the drafter none"
+            f"bundle '{bundle.name}' does not generate token by token, and drafters "
+            "draft tokens; use the drafter none"
         )
     if name == "own" and bundle.drafter is None:
         name = untrained_drafter(bundle)

@@ -12,7 +12,7 @@ import numpy as np
 from jaxspec.core.generator import Generator
 from jaxspec.core.generator import generate as generate_batch
 from jaxspec.core.noise import batch_keys
-from jaxspec.core.result import Generation
+from jaxspec.core.result import Generation, present
 from jaxspec.errors import NonFiniteError
 from jaxspec.pipeline.bundle import Bundle
 from jaxspec.pipeline.config import GenerationConfig
@@ -35,7 +35,8 @@ class GenerationResult:
     """Tokens and counters of one run over all prompts.
 
     Attributes:
-      tokens: int32 [B, T], given tokens of a prefix included.
+      tokens: int32 [B, T], given tokens of a prefix included; float32 [B, T, C] of a
+        continuous model.
       calls: int [B], target calls of each sequence, its prefill included.
       accepted: int [B, A], rounds by number of accepted tokens.
       hits: int [B, A - 1, W], accepted tokens by depth and rank.
@@ -70,7 +71,7 @@ class GenerationResult:
     @property
     def new_tokens(self) -> int:
         """Number of generated tokens of all sequences."""
-        return int((self.tokens[:, self.prefix_length :] >= 0).sum())
+        return int(present(self.tokens[:, self.prefix_length :]).sum())
 
     @property
     def tokens_per_call(self) -> float:

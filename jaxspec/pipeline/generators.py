@@ -5,10 +5,13 @@ from typing import Any
 
 import jax
 
-from jaxspec.config import NextScaleConfig, TransformerConfig
+from jaxspec.config import MARConfig, NextScaleConfig, TransformerConfig
+from jaxspec.core.diffusion import DiffusionSchedule
 from jaxspec.core.generator import Generator
 from jaxspec.core.sampling import Step, active_steps
 from jaxspec.errors import ConfigError
+from jaxspec.mar import MARGenerator, MARVariables, UnmaskingSchedule
+from jaxspec.mar.generator import check_settings
 from jaxspec.next_scale.plans import one_model
 from jaxspec.next_scale.sampling import VAR_ORDER, ScaleSampling
 from jaxspec.next_scale.state import NextScaleVariables
@@ -19,6 +22,9 @@ from jaxspec.pipeline.loaded_drafter import LoadedDrafter
 from jaxspec.speculative.trees.dynamic import DynamicTree
 from jaxspec.speculative.trees.tree import Tree
 from jaxspec.tokenizers.multi_scale.scales import QUANTIZER
+
+# Published numbers of steps of MAR, and of the chains of its head.
+MAR_STEPS, MAR_HEAD_STEPS = 64, 100
 
 
 def make_generator(
@@ -44,6 +50,19 @@ def make_generator(
     kind = type(bundle.prior.config)
     if kind not in GENERATORS:
         raise ConfigError(f"bundle '{bundle.name}': {kind.__name__} does not generate")
+    if kind is not TransformerConfig and (tree.size > 1 or loaded is not None):
+        raise ConfigError(
+            f"bundle '{bundle.name}' does not generate token by token, and drafters "
+            "draft tokens; leave out the drafter"
+        )
+    if kind is not MARConfig:
+        unused = {"steps": None, "head_steps": None, "solver": "ancestral"}
+        for name, value in unused.items():
+            if getattr(config, name) != value:
+                raise ConfigError(
+                    f"{name} is a setting of masked models (MAR), which bundle "
+                    f"'{bundle.name}' is not; leave it out"
+                )
     return GENERATORS[kind](bundle, config, tree, loaded, prompt_length)
 
 
@@ -53,11 +72,6 @@ def _autoregressive(bundle, config, tree, loaded, prompt_length):
 
 
 def _next_scale(bundle, config, tree, loaded, prompt_length):
-    if tree.size > 1 or loaded is not None:
-        raise ConfigError(
-            f"bundle '{bundle.name}' makes whole token maps, which nothing drafts; "
-            "leave out the drafter"
-        )
     model, quantizer = bundle.prior.model, bundle.tokenizer
     scales = quantizer.model.scales
     generator = one_model(
@@ -74,6 +88,27 @@ def _next_scale(bundle, config, tree, loaded, prompt_length):
     return generator, NextScaleVariables((bundle.prior.params,), quantizer_params)
 
 
+def _mar(bundle, config, tree, loaded, prompt_length):
+    model = bundle.prior.model
+    length, trained = model.config.sequence_length, model.config.diffusion_steps
+    steps = min(MAR_STEPS, length) if config.steps is None else config.steps
+    first, last = config.head_steps or (min(MAR_HEAD_STEPS, trained),) * 2
+    if config.max_new_tokens not in (None, length):
+        raise ConfigError(
+            f"max_new_tokens={config.max_new_tokens}: bundle '{bundle.name}' makes all "
+            f"{length} tokens of an image, in random order"
+        )
+    check_settings(config.sampling(), config.stopping(length))
+    generator = MARGenerator(
+        model,
+        UnmaskingSchedule(length, steps),
+        DiffusionSchedule(trained, first, config.solver),
+        last_count=last,
+        cfg=config.cfg_scale != 1.0,
+    )
+    return generator, MARVariables(bundle.prior.params)
+
+
 def _in_use(config: GenerationConfig) -> tuple[Step, ...]:
     """Steps of VAR's order that change logits."""
     used = active_steps(config.sampling())
@@ -84,4 +119,5 @@ def _in_use(config: GenerationConfig) -> tuple[Step, ...]:
 GENERATORS: dict[type, Callable[..., tuple[Generator[Any], Any]]] = {
     TransformerConfig: _autoregressive,
     NextScaleConfig: _next_scale,
+    MARConfig: _mar,
 }

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from jaxspec.checkpoint import digest_of, read_config
+from jaxspec.config import MARConfig
 from jaxspec.errors import ConfigError
 from jaxspec.io.images import png_bytes
 from jaxspec.io.text_files import read_text, split_lines
@@ -166,6 +167,10 @@ def _image_settings(bundle, config, tree, loaded, dtype) -> dict[str, Any]:
         "int8": bundle.int8,
         "verifier": verifier_spec(config.verifier),
     }
+    if isinstance(bundle.prior.config, MARConfig):
+        head_steps = config.head_steps and list(config.head_steps)
+        chains = {"head_steps": head_steps, "solver": config.solver}
+        settings |= {"steps": config.steps, **chains}
     if not (config.verifier.lossless and config.verifier.token_exact):
         settings |= {"drafter": loaded.name if loaded else "none", "tree": repr(tree)}
     return settings
@@ -182,7 +187,7 @@ def _write_images(bundle: Bundle, finished, files: list[Path]) -> None:
 
 def _add(counts: _Counts, segment) -> None:
     counts.images += len(segment.finished)
-    counts.tokens += sum(request.tokens.size for request in segment.finished)
+    counts.tokens += sum(len(request.tokens) for request in segment.finished)
     counts.calls += sum(request.calls for request in segment.finished)
     counts.proposed += sum(request.proposed for request in segment.finished)
     counts.first_accepted += sum(request.first_accepted for request in segment.finished)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec.checkpoint import Checkpoint, abstract_params, named_leaves
-from jaxspec.config import NextScaleConfig, TransformerConfig
+from jaxspec.config import MARConfig, NextScaleConfig, TransformerConfig
 from jaxspec.errors import ConfigError
 from jaxspec.models.transformer.kv_groups import copy_kv_heads, needed_copies
 from jaxspec.nn.quantize import SCALE, quantized
@@ -92,7 +92,7 @@ def params_bytes(
 
 
 def plan_memory(
-    config: TransformerConfig | NextScaleConfig,
+    config: TransformerConfig | NextScaleConfig | MARConfig,
     *,
     sizes: Mapping[str, int],
     batch: int,
@@ -112,7 +112,8 @@ def plan_memory(
       sizes: devices along "data" and "model".
       batch: number of sequences on all devices together.
       nodes: number of nodes of the tree, including its root. A next-scale model has no
-        tree; its widest pass is that over the last token map.
+        tree; its widest pass is that over the last token map. That of a masked model
+        (MAR) is over all tokens, and it has no cache.
       itemsize: bytes of a parameter, key or value.
       cfg: whether classifier-free guidance doubles the sequences of a pass.
       drafter: checkpoint of the drafter, whose parameters are not read; or None.
@@ -130,18 +131,25 @@ def plan_memory(
         )
     sequences = -(-batch // data)
     branches = sequences * (2 if cfg else 1)
-    if isinstance(config, NextScaleConfig):
+    kept, outputs = 0, 0
+    if isinstance(config, MARConfig):
+        kind, heads, hidden = "mar", config.heads, config.ffn_size
+        nodes = slots = config.buffer + config.sequence_length
+    elif isinstance(config, NextScaleConfig):
         kind, heads, nodes = "next_scale", config.heads, config.grid**2
         slots, hidden = config.sequence_length, config.ffn_size
         kept, slots = (0, nodes) if config.attends == "own" else (slots, slots)
+        outputs = config.vocab_size
     else:
         config = copy_kv_heads(config, {}, needed_copies(config, model))[0]
         kind, heads, hidden = "prior", config.num_kv_heads, 2 * config.ffn_size
         kept = slots = config.prefix_length + config.sequence_length + nodes
+        outputs = config.vocab_size
     # Heads that do not divide evenly are replicated.
     heads = heads // model if heads % model == 0 else heads
-    cache = config.layers * 2 * branches * heads * kept * config.head_size * itemsize
-    vocab = -(-config.vocab_size // model)
+    layers = 0 if isinstance(config, MARConfig) else config.layers
+    cache = layers * 2 * branches * heads * kept * config.head_size * itemsize
+    vocab = -(-outputs // model)
     drafter_bytes = 0
     if drafter is not None:
         drafter_bytes = params_bytes(

@@ -49,7 +49,8 @@ class PipelineOutput:
 
     @property
     def tokens(self) -> np.ndarray:
-        """Tokens of each sequence, int32 [B, T]; -1 beyond its length."""
+        """Tokens of each sequence, int32 [B, T]; -1 beyond its length. Those of a
+        continuous model are float32 [B, T, C]."""
         return self.stats.tokens
 
     @cached_property

@@ -12,7 +12,7 @@ import numpy as np
 from jaxspec.core.generator import Generator, advance
 from jaxspec.core.noise import batch_keys
 from jaxspec.core.numbers import whole
-from jaxspec.core.result import Generation
+from jaxspec.core.result import Generation, present
 from jaxspec.pipeline.bundle import Bundle
 from jaxspec.pipeline.config import GenerationConfig
 from jaxspec.pipeline.decoding import decode_images
@@ -38,7 +38,7 @@ class Preview:
     Attributes:
       bundle: models.
       indices: int [B], prompts of the batch.
-      result: new tokens so far, -1 where there is none yet.
+      result: new tokens so far.
       done: whether every sequence of the batch has ended.
       seconds: time of generation so far, of all batches, without compilation and
         without what was done with the previews.
@@ -56,14 +56,14 @@ class Preview:
 
     @property
     def tokens(self) -> np.ndarray:
-        """Tokens so far, int32 [B, T], given ones first; -1 where there is none yet."""
+        """Tokens so far, given ones first; see `Generation.tokens`."""
         new = np.asarray(self.result.tokens)[: len(self.indices)]
         return after_prefix(self.prefix, new)
 
     @property
     def fraction(self) -> float:
         """Share of the tokens that exist."""
-        return float((self.tokens >= 0).mean())
+        return float(present(self.tokens).mean())
 
     @property
     def images(self) -> np.ndarray:

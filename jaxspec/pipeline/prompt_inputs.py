@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxspec.config import MARConfig
 from jaxspec.core.numbers import whole
 from jaxspec.errors import ConfigError
 from jaxspec.pipeline.bundle import Bundle, resolve_classes
@@ -87,6 +88,11 @@ def resolve_prefix(
                 f"prefix_rows={prefix_rows} needs image tokens to keep: prefix=tokens"
             )
         return prompts
+    if isinstance(bundle.prior.config, MARConfig):
+        raise ConfigError(
+            f"bundle '{bundle.name}' makes tokens in random order and continues no "
+            "image; leave out the prefix"
+        )
     if prefix_rows is not None:
         prefix, rows = np.asarray(prefix), int(whole("prefix_rows", prefix_rows))
         config = bundle.tokenizer.config

@@ -12,6 +12,8 @@ _DESCRIPTIONS = {
     "maps that grow, and back.",
     "next_scale": "Next-scale transformer (VAR family), which predicts token maps, "
     "coarse to fine.",
+    "kl_tokenizer": "Autoencoder of images and continuous latents (KL-16).",
+    "mar": "Masked transformer over continuous tokens with a diffusion head (MAR).",
     "text_encoder": "Text encoder (T5's form) of captions, trained together with the "
     "prior beside it.",
     "classifier": "Small convolutional classifier; its features measure sets of "

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from jaxspec.config import (
+    KLTokenizerConfig,
+    MARConfig,
     MultiScaleTokenizerConfig,
     NextScaleConfig,
     TextEncoderConfig,
@@ -244,8 +246,8 @@ class Experiment:
 
     name: str
     data: DataConfig
-    tokenizer: TokenizerConfig | MultiScaleTokenizerConfig | None
-    prior: TransformerConfig | NextScaleConfig
+    tokenizer: TokenizerConfig | MultiScaleTokenizerConfig | KLTokenizerConfig | None
+    prior: TransformerConfig | NextScaleConfig | MARConfig
     drafter: Any | None
     train_tokenizer: TokenizerTrainingConfig | None
     train_prior: PriorTrainingConfig
@@ -273,14 +275,9 @@ class Experiment:
                 )
         elif tokenizer is None:
             raise ConfigError(f"{self.name}: images need a tokenizer")
-        elif (prior.vocab_size, prior.grid) != (
-            tokenizer.codebook_size,
-            tokenizer.grid,
-        ):
+        elif (read := _tokens_of(prior)) != (made := _tokens_of(tokenizer)):
             raise ConfigError(
-                f"{self.name}: the prior has {prior.vocab_size} tokens on a "
-                f"{prior.grid}x{prior.grid} grid, the tokenizer "
-                f"{tokenizer.codebook_size} on {tokenizer.grid}x{tokenizer.grid}"
+                f"{self.name}: the prior is over {read}, the tokenizer makes {made}"
             )
         if tokenizer is not None:
             self._check_scales()
@@ -290,7 +287,7 @@ class Experiment:
                 f"{self.name}: a text encoder and a prior with condition='caption' "
                 "belong together"
             )
-        if isinstance(prior, NextScaleConfig):
+        if not isinstance(prior, TransformerConfig):
             return
         if text is not None and (text.length, text.width) != (
             prior.caption_length,
@@ -326,17 +323,19 @@ class Experiment:
                 f"{self.name}: the prior has the scales {read}, the tokenizer {made}; "
                 "a next-scale model and a multi-scale tokenizer belong together"
             )
-        if not isinstance(prior, NextScaleConfig):
+        if isinstance(prior, TransformerConfig):
+            return
+        if self.drafter is not None or self.train_prior.objective != "next":
+            raise ConfigError(
+                f"{self.name}: a model that does not generate token by token has no "
+                "drafter, and the objective 'next' alone"
+            )
+        if isinstance(prior, MARConfig):
             return
         if tokenizer is not None and prior.code_dim != tokenizer.code_dim:
             raise ConfigError(
                 f"{self.name}: the prior reads codes of width {prior.code_dim}, the "
                 f"tokenizer has {tokenizer.code_dim}"
-            )
-        if self.drafter is not None or self.train_prior.objective != "next":
-            raise ConfigError(
-                f"{self.name}: a next-scale model has no drafter, and the objective "
-                "'next' alone"
             )
 
     @property
@@ -350,6 +349,16 @@ class Experiment:
         """File of the prompts to whose answers a drafter is trained; None for none."""
         kind, _, file = self.data.name.partition(":")
         return file if kind == PROMPTS else None
+
+
+def _tokens_of(config: Any) -> str:
+    """Tokens of an image, in words, of a tokenizer or a prior."""
+    if isinstance(config, KLTokenizerConfig | MARConfig):
+        kind = f"vectors of {config.channels} channels"
+    else:
+        size = getattr(config, "codebook_size", None) or config.vocab_size
+        kind = f"{size} tokens"
+    return f"{kind} on a {config.grid}x{config.grid} grid"
 
 
 def fingerprint(model: Any, training: TrainingConfig, *sources: Any) -> str:

@@ -9,7 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec.checkpoint import Checkpoint, checkpoint_of, load_checkpoint, save
-from jaxspec.config import MultiScaleTokenizerConfig, NextScaleConfig
+from jaxspec.config import (
+    KLTokenizerConfig,
+    MARConfig,
+    MultiScaleTokenizerConfig,
+    NextScaleConfig,
+    TokenizerConfig,
+)
 from jaxspec.data.batches import evenly_spaced
 from jaxspec.data.dataset import Sources
 from jaxspec.data.image_tokens import Sequences
@@ -22,8 +28,10 @@ from jaxspec.train.card import model_card
 from jaxspec.train.classifier import classifier_job
 from jaxspec.train.drafter import drafter_job
 from jaxspec.train.experiment import Experiment
+from jaxspec.train.kl_tokenizer import kl_job
 from jaxspec.train.length import with_length
 from jaxspec.train.loop import TrainingJob, run_job
+from jaxspec.train.mar import mar_job
 from jaxspec.train.matcher import matcher_job
 from jaxspec.train.monitor import default_observers
 from jaxspec.train.multi_scale_tokenizer import multi_scale_job
@@ -49,6 +57,13 @@ from jaxspec.train.training_run import TrainingRun
 from jaxspec.train.workdir import lock_workdir
 from jaxspec.typing import Params
 
+# Jobs of tokenizers, and of priors that need theirs, by configuration.
+_TOKENIZERS = {
+    TokenizerConfig: tokenizer_job,
+    MultiScaleTokenizerConfig: multi_scale_job,
+    KLTokenizerConfig: kl_job,
+}
+_PRIORS = {NextScaleConfig: next_scale_job, MARConfig: mar_job}
 # Held-out captions that are recorded with a prior of captions.
 EXAMPLES = 9
 
@@ -142,10 +157,9 @@ def _job_maker(
         start = load_checkpoint(checkpoint_of(run.start, part))
     if part in ("tokenizer", "classifier"):
         assert images is not None  # checked by `_check_part`
-        make = {"tokenizer": tokenizer_job, "classifier": classifier_job}[part]
-        scales = isinstance(experiment.tokenizer, MultiScaleTokenizerConfig)
-        if part == "tokenizer" and scales:
-            make = multi_scale_job
+        make = classifier_job
+        if part == "tokenizer":
+            make = _TOKENIZERS[type(experiment.tokenizer)]
         source, held_images = images
         return lambda experiment: make(experiment, source, held_images, start), None
     if part == MATCHER:
@@ -163,10 +177,10 @@ def _job_maker(
         if experiment.text_encoder is not None:
             encoder = start_encoder(run, experiment.data.train_split)
         train, heldout = data_sequences(experiment, images, run)
-        if isinstance(experiment.prior, NextScaleConfig):
+        if make_prior := _PRIORS.get(type(experiment.prior)):
             tokenizer = load_tokenizer(run.parts / "tokenizer")
             return (
-                lambda experiment: next_scale_job(
+                lambda experiment: make_prior(
                     experiment, tokenizer, train, heldout, start
                 ),
                 heldout,

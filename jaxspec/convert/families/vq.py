@@ -158,7 +158,7 @@ def network_sizes(source: Source, layout: Layout, root: str = "") -> dict[str, A
 
     Raises:
       ConfigError: a level above the lowest one has attention.
-      DataError: a tensor that tells a size is missing.
+      DataError: a tensor by which a size is known is missing.
     """
     encoder, decoder = (root + level for level in layout.levels)
     first = f"{encoder}.{{i}}.{layout.block}.0.conv1.weight"

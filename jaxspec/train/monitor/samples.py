@@ -10,9 +10,12 @@ import numpy as np
 
 from jaxspec.checkpoint import Checkpoint, model_of
 from jaxspec.config import (
+    MARConfig,
     NextScaleConfig,
     TransformerConfig,
 )
+from jaxspec.core.diffusion import DiffusionSchedule
+from jaxspec.core.generator import generate as generate_batch
 from jaxspec.core.noise import batch_keys, seed_key
 from jaxspec.core.sampling import Sampling, active_steps
 from jaxspec.data.batches import evenly_spaced
@@ -20,6 +23,8 @@ from jaxspec.data.image_tokens import Sequences
 from jaxspec.data.source import ImageSource
 from jaxspec.io.images import grid_image, png_bytes, to_bytes, to_unit
 from jaxspec.io.writing import write_file
+from jaxspec.mar import MARGenerator, MARVariables, UnmaskingSchedule
+from jaxspec.models.mar.model import MAR
 from jaxspec.models.next_scale.model import NextScale
 from jaxspec.models.t5.model import TextEncoder
 from jaxspec.models.transformer.model import Transformer
@@ -37,6 +42,8 @@ SAMPLES = "samples"
 _PAIRS = 32  # held-out images beside their reconstructions
 _IMAGES = 16  # generated images
 _CFG_SCALE = 2.0
+# Steps of a masked model, and of the chains of its head.
+_MAR_STEPS, _HEAD_STEPS = 16, 50
 
 
 def reconstructions(experiment: Experiment, heldout: ImageSource) -> Observer:
@@ -82,7 +89,9 @@ def prior_samples(
         prior, conditions = encoded(encoder, params, prompts)
         variables = variables_of(prior, decoder_params)
         keys = batch_keys(seed_key(0), len(prompts))
-        out = generator.generate(variables, conditions, sampling=sampling, keys=keys)
+        out = generate_batch(
+            generator, variables, conditions, sampling=sampling, keys=keys
+        )
         return decoder.decode(decoder_params, out.tokens)
 
     def observe(event: TrainingEvent) -> None:
@@ -94,11 +103,21 @@ def prior_samples(
 
 
 def _generator(
-    config: TransformerConfig | NextScaleConfig,
+    config: TransformerConfig | NextScaleConfig | MARConfig,
     tokenizer: Checkpoint,
     sampling: Sampling,
 ) -> tuple[Any, Callable[[Params, Params], Any]]:
     """Generator of a prior, and its variables from those of prior and tokenizer."""
+    if isinstance(config, MARConfig):
+        length = config.sequence_length
+        generator = MARGenerator(
+            MAR(config),
+            UnmaskingSchedule(length, min(_MAR_STEPS, length)),
+            DiffusionSchedule(
+                config.diffusion_steps, min(_HEAD_STEPS, config.diffusion_steps)
+            ),
+        )
+        return generator, lambda prior, decoder: MARVariables(prior)
     if isinstance(config, NextScaleConfig):
         generator = one_model(NextScale(config), tokenizer.model.scales)
         return generator, lambda prior, decoder: NextScaleVariables(
