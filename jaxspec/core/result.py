@@ -13,8 +13,8 @@ def present(tokens: np.ndarray | Array) -> np.ndarray:
     """Mask [B, T] of the tokens that exist, see `Generation.tokens`; on the host."""
     tokens = np.asarray(tokens)
     if tokens.dtype.kind == "f":
-        return np.isfinite(tokens).all(axis=-1)
-    return tokens >= 0
+        return np.asarray(np.isfinite(tokens).all(axis=-1))
+    return np.asarray(tokens >= 0)
 
 
 @register_dataclass

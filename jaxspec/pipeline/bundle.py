@@ -23,12 +23,12 @@ from jaxspec.checkpoint import (
     named_leaves,
 )
 from jaxspec.config import (
-    KLTokenizerConfig,
     MARConfig,
     NextScaleConfig,
     TransformerConfig,
 )
 from jaxspec.config.checks import whole_number
+from jaxspec.config.token_kinds import tokens_of
 from jaxspec.drafters.registry import DRAFTERS
 from jaxspec.errors import CheckpointError, ConfigError
 from jaxspec.io.hub import LOCATION, download_folder
@@ -167,7 +167,7 @@ def load_bundle(
                 f"'{folder / 'prior'}'; train it again"
             )
     if tokenizer is not None:
-        made, read = _tokens_of(tokenizer.config), _tokens_of(prior.config)
+        made, read = tokens_of(tokenizer.config), tokens_of(prior.config)
         if made != read:
             raise CheckpointError(
                 f"'{folder}': the prior is over {read}, the tokenizer makes {made}"
@@ -218,16 +218,6 @@ def load_tokenizer(path: Path) -> Checkpoint:
     if found.kind not in TOKENIZERS:
         raise CheckpointError(f"'{path}' holds a {found.kind}, not a tokenizer")
     return found
-
-
-def _tokens_of(config: Any) -> str:
-    """Tokens of an image, in words, of a tokenizer or a prior."""
-    if isinstance(config, KLTokenizerConfig | MARConfig):
-        return f"vectors of {config.channels} channels on a grid of {config.grid}"
-    size = getattr(config, "codebook_size", None) or config.vocab_size
-    scales = getattr(config, "scales", None)
-    places = f"maps of {scales}" if scales else f"a grid of {config.grid}"
-    return f"{size} tokens on {places}"
 
 
 def _vocabulary(folder: Path, config: PriorConfig) -> Path | None:

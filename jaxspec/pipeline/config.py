@@ -59,11 +59,11 @@ class GenerationConfig:
         for name in ("max_new_tokens", "steps"):
             if getattr(self, name) is not None:
                 counts[name] = getattr(self, name)
-        if self.head_steps is not None:
-            counts["head_steps"] = np.asarray(self.head_steps)
-            object.__setattr__(self, "head_steps", tuple(map(int, self.head_steps)))
         for name, value in counts.items():
             whole(name, value)
+        if self.head_steps is not None:
+            both = whole("head_steps", np.asarray(self.head_steps)).tolist()
+            object.__setattr__(self, "head_steps", tuple(both))
         object.__setattr__(self, "stop_tokens", tuple(self.stop_tokens))
         self.stopping(1)
         check_seed(self.seed)

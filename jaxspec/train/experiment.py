@@ -16,6 +16,7 @@ from jaxspec.config import (
     TransformerConfig,
 )
 from jaxspec.config.checks import number, whole
+from jaxspec.config.token_kinds import tokens_of
 from jaxspec.drafters.registry import make_drafter
 from jaxspec.errors import ConfigError
 from jaxspec.train.divergence import Divergence
@@ -275,12 +276,11 @@ class Experiment:
                 )
         elif tokenizer is None:
             raise ConfigError(f"{self.name}: images need a tokenizer")
-        elif (read := _tokens_of(prior)) != (made := _tokens_of(tokenizer)):
+        elif (read := tokens_of(prior)) != (made := tokens_of(tokenizer)):
             raise ConfigError(
                 f"{self.name}: the prior is over {read}, the tokenizer makes {made}"
             )
-        if tokenizer is not None:
-            self._check_scales()
+        self._check_alone()
         text, captioned = self.text_encoder, prior.condition == "caption"
         if (text is not None) != captioned:
             raise ConfigError(
@@ -313,16 +313,9 @@ class Experiment:
         except ConfigError as error:
             raise ConfigError(f"{self.name}: {error}") from None
 
-    def _check_scales(self) -> None:
-        """Checks that a next-scale model has the scales of its tokenizer, and alone."""
+    def _check_alone(self) -> None:
+        """Checks a model that does not generate token by token, with its tokenizer."""
         tokenizer, prior = self.tokenizer, self.prior
-        made = getattr(tokenizer, "scales", None)
-        read = getattr(prior, "scales", None)
-        if made != read:
-            raise ConfigError(
-                f"{self.name}: the prior has the scales {read}, the tokenizer {made}; "
-                "a next-scale model and a multi-scale tokenizer belong together"
-            )
         if isinstance(prior, TransformerConfig):
             return
         if self.drafter is not None or self.train_prior.objective != "next":
@@ -330,12 +323,13 @@ class Experiment:
                 f"{self.name}: a model that does not generate token by token has no "
                 "drafter, and the objective 'next' alone"
             )
-        if isinstance(prior, MARConfig):
-            return
-        if tokenizer is not None and prior.code_dim != tokenizer.code_dim:
+        if isinstance(prior, NextScaleConfig) and (
+            not isinstance(tokenizer, MultiScaleTokenizerConfig)
+            or prior.code_dim != tokenizer.code_dim
+        ):
             raise ConfigError(
                 f"{self.name}: the prior reads codes of width {prior.code_dim}, the "
-                f"tokenizer has {tokenizer.code_dim}"
+                f"tokenizer has {getattr(tokenizer, 'code_dim', None)}"
             )
 
     @property
@@ -349,16 +343,6 @@ class Experiment:
         """File of the prompts to whose answers a drafter is trained; None for none."""
         kind, _, file = self.data.name.partition(":")
         return file if kind == PROMPTS else None
-
-
-def _tokens_of(config: Any) -> str:
-    """Tokens of an image, in words, of a tokenizer or a prior."""
-    if isinstance(config, KLTokenizerConfig | MARConfig):
-        kind = f"vectors of {config.channels} channels"
-    else:
-        size = getattr(config, "codebook_size", None) or config.vocab_size
-        kind = f"{size} tokens"
-    return f"{kind} on a {config.grid}x{config.grid} grid"
 
 
 def fingerprint(model: Any, training: TrainingConfig, *sources: Any) -> str:

@@ -8,6 +8,7 @@ import jax
 
 from jaxspec.checkpoint import model_of
 from jaxspec.config import TextEncoderConfig, TokenizerConfig, TransformerConfig
+from jaxspec.config.token_kinds import tokens_of
 from jaxspec.core.noise import seed_key
 from jaxspec.data.dataset import ImageDataset
 from jaxspec.drafters.dflash.network import DFlashConfig
@@ -253,10 +254,10 @@ def describe(experiment: Experiment, dataset: ImageDataset) -> str:
             f"device     {device_name()}",
             f"images     {dataset.count} to train on{held}, {kinds}",
             f"size       {tokenizer.image_size}x{tokenizer.image_size} pixels, as "
-            f"{tokenizer.grid}x{tokenizer.grid} tokens of {tokenizer.codebook_size}",
+            f"{tokens_of(tokenizer)}",
             f"tokenizer  {_millions(model_of(tokenizer).init)} parameters",
-            f"prior      {_millions(model_of(prior).init)} parameters, "
-            f"{prior.layers} layers of width {prior.width}",
+            f"prior      {_millions(model_of(prior).init)} parameters, width "
+            f"{prior.width}",
         )
     )
 

@@ -108,7 +108,7 @@ def test_a_folder_of_images_becomes_a_next_scale_model(images, tmp_path, capsys)
 
 def test_models_of_other_scales_do_not_go_together():
     narrow = replace(EXPERIMENT.prior, scales=(1, 4))
-    with pytest.raises(ConfigError, match="belong together"):
+    with pytest.raises(ConfigError, match=r"maps of \(1, 4\), the tokenizer makes"):
         replace(EXPERIMENT, prior=narrow)
     with pytest.raises(ConfigError, match="codes of width 5"):
         replace(EXPERIMENT, prior=replace(EXPERIMENT.prior, code_dim=5))
