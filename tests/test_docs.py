@@ -120,6 +120,12 @@ def test_page_on_next_scale_models_runs(capsys):
 
 
 @pytest.mark.slow
+def test_page_on_continuous_tokens_runs(capsys):
+    out = run_page("continuous.md")["out"]
+    assert out.tokens.shape == (2, 16, 4) and (out.stats.calls < 8).all()
+
+
+@pytest.mark.slow
 def test_page_on_your_own_loop_runs(capsys):
     names = run_page("own_loop.md", ("naive_extend_57", "chain-2"))
     assert capsys.readouterr().out.startswith("(3, 256) [")

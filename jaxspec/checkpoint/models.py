@@ -325,6 +325,12 @@ def abstract_params(
     return jax.eval_shape(init, jax.random.key(0))
 
 
+def parameter_count(config: Any) -> int:
+    """Number of parameters of a model that is no drafter, without allocating them."""
+    shapes = jax.eval_shape(model_of(config).init, jax.random.key(0))
+    return sum(x.size for x in jax.tree.leaves(shapes))
+
+
 def digest_of(checkpoint: Checkpoint) -> str:
     """The digest recorded when a checkpoint was saved, or else that of its values.
 

@@ -9,7 +9,7 @@ _NAMES = {
     "NextScaleVariables": "jaxspec.next_scale.state",
     "Refinement": "jaxspec.next_scale.refinement",
     "ScaleSampling": "jaxspec.next_scale.sampling",
-    "Stage": "jaxspec.next_scale.generator",
+    "Stage": "jaxspec.next_scale.stages",
     "TokenSkipping": "jaxspec.models.next_scale.skipping",
     "collaborative": "jaxspec.next_scale.plans",
     "coupled_scales": "jaxspec.next_scale.coupled",

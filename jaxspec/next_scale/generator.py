@@ -26,23 +26,11 @@ from jaxspec.models.next_scale.skipping import TokenSkipping
 from jaxspec.models.transformer.prompts import known_classes
 from jaxspec.next_scale.refinement import Refinement
 from jaxspec.next_scale.sampling import Samples, ScaleSampling
+from jaxspec.next_scale.stages import Stage, check_generator
 from jaxspec.next_scale.state import NextScaleState, NextScaleVariables
 from jaxspec.speculative.prefix import checked_prefix, prefix_of, without_prefix
 from jaxspec.tokenizers.multi_scale.scales import Scales
 from jaxspec.typing import Array, BatchKeys, Bool, Key, PyTree
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Model of one scale.
-
-    Attributes:
-      model: index of the model.
-      layers: layers that are used, in ascending order; None for all.
-    """
-
-    model: int = 0
-    layers: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -89,70 +77,7 @@ class NextScaleGenerator:
     skipping: TokenSkipping | None = None
 
     def __post_init__(self):
-        for model in self.models:
-            if model.config.scales != self.scales.sides:
-                raise ConfigError(
-                    f"a model of the scales {model.config.scales} does not fit a "
-                    f"tokenizer of {self.scales.sides}"
-                )
-        kinds = {
-            (c.vocab_size, c.code_dim, c.classes)
-            for c in (model.config for model in self.models)
-        }
-        if len(kinds) > 1:
-            raise ConfigError(
-                "models of one image have the same vocabulary, codes and classes; "
-                f"these have {sorted(kinds)}"
-            )
-        counts = {len(self.stages), self.sampling.count, len(self.scales)}
-        if len(counts) > 1:
-            raise ConfigError(
-                f"{len(self.stages)} stages and sampling of {self.sampling.count} do "
-                f"not fit {len(self.scales)} scales"
-            )
-        for i, stage in enumerate(self.stages):
-            if not 0 <= stage.model < len(self.models):
-                raise ConfigError(
-                    f"scale {i} has the model {stage.model}, which is none"
-                )
-            depth = self.models[stage.model].config.layers
-            layers = range(depth) if stage.layers is None else stage.layers
-            used = set(layers)
-            if (
-                list(layers) != sorted(used)
-                or not used <= set(range(depth))
-                or not used
-            ):
-                raise ConfigError(
-                    f"scale {i} has the layers {stage.layers}; name some of {depth} in "
-                    "ascending order"
-                )
-            for earlier in self.stages[:i]:
-                if self.models[stage.model].config.attends == "own":
-                    break  # reads nothing of earlier scales
-                if earlier.model == stage.model and earlier.layers is not None:
-                    if not used <= set(earlier.layers):
-                        raise ConfigError(
-                            f"scale {i} uses layers that an earlier scale left out"
-                        )
-        if self.refinement is not None:
-            self.refinement.check(self.scales)
-            for i, stage in enumerate(self.stages):
-                if self.refinement.passes(i) > 1 and not self.refines(stage):
-                    raise ConfigError(
-                        f"scale {i} has further passes, which need a model with "
-                        "mask_layers and all its layers; give it one pass"
-                    )
-        if self.skipping is not None:
-            self.skipping.check(self.scales.sides)
-            alone = any(model.config.attends == "own" for model in self.models)
-            if len(self.models) > 1 or alone:
-                raise ConfigError(
-                    "tokens are left out by one model that reads earlier maps; use "
-                    "skipping=None"
-                )
-        if not 0 <= self.prefix < self.scales.ends[-1]:
-            raise ConfigError(f"{self.prefix} given tokens leave nothing to generate")
+        check_generator(self)
 
     def refines(self, stage: Stage) -> bool:
         """Whether the model of a stage can refine maps."""
@@ -228,10 +153,10 @@ class NextScaleGenerator:
             features=jnp.zeros((batch, grid, grid, config.code_dim), jnp.float32),
             inputs=jnp.zeros((batch, length, config.code_dim), jnp.float32),
             caches=caches,
-            held=()
+            outputs=()
             if self.skipping is None
             else tuple(
-                model.init_held(rows, condition.dtype, self.skipping)
+                model.init_outputs(rows, condition.dtype, self.skipping)
                 for model, condition in zip(self.models, conditions, strict=True)
             ),
             conditions=conditions,
@@ -304,7 +229,7 @@ class NextScaleGenerator:
           state: state of the batch.
           scale: the scale; static.
         """
-        logits, caches, held = self._logits(variables, state, scale)
+        logits, caches, outputs = self._logits(variables, state, scale)
         here = self.scales.tokens_of(scale)
         tokens, log_p, finite = self.sampling.sample(
             logits, state.sampling, state.keys, scale, here.start
@@ -329,7 +254,7 @@ class NextScaleGenerator:
         return replace(
             state,
             caches=caches,
-            held=held,
+            outputs=outputs,
             stats=stats,
             finite=state.finite & (finite | ~advances),
         )
@@ -353,8 +278,8 @@ class NextScaleGenerator:
           advances: sequences that take them.
         """
         here, total = self.scales.tokens_of(scale), state.tokens
-        held = jnp.where(advances[:, None], tokens, total[:, here])
-        total = total.at[:, here].set(held)
+        new = jnp.where(advances[:, None], tokens, total[:, here])
+        total = total.at[:, here].set(new)
         added = self.scales.added(variables.quantizer, tokens, scale)
         features = state.features + jnp.where(_spread(advances, added), added, 0.0)
         inputs, last = state.inputs, scale == len(self.scales) - 1
@@ -401,7 +326,7 @@ class NextScaleGenerator:
         return self.sampling.sample(logits, plain, state.keys, scale, start)
 
     def _logits(self, variables, state, scale):
-        """Logits [R, T, V] of a scale, and the caches and `held` after its pass."""
+        """Logits [R, T, V] of a scale, and the caches and `outputs` after its pass."""
         stage = self.stages[scale]
         earlier = [k for k in range(scale) if self.stages[k].model == stage.model]
         first = earlier[-1] + 1 if earlier else 0
@@ -413,7 +338,9 @@ class NextScaleGenerator:
         branches = self.branches if guided is None or scale < guided else 1
         vectors = repeat_branches(state.inputs[:, start : here.stop], branches)
         i, rows = stage.model, len(vectors)
-        cache, held = jax.tree.map(lambda x: x[:rows], (state.caches[i], state.held))
+        cache, outputs = jax.tree.map(
+            lambda x: x[:rows], (state.caches[i], state.outputs)
+        )
         arguments = variables.models[i], state.conditions[i][:rows], cache
         if self.skipping is None:
             logits, cache = self.models[i].forward(
@@ -421,16 +348,16 @@ class NextScaleGenerator:
             )
         else:
             logits, cache, kept = self.models[i].forward_chosen(
-                *arguments, held[i], vectors, scale, stage.layers, self.skipping
+                *arguments, outputs[i], vectors, scale, stage.layers, self.skipping
             )
-            held = (kept,)
-        old = state.caches[i], state.held
+            outputs = (kept,)
+        old = state.caches[i], state.outputs
         if branches < self.branches:  # later scales read conditional rows alone
-            cache, held = jax.tree.map(
-                lambda old, new: old.at[:rows].set(new), old, (cache, held)
+            cache, outputs = jax.tree.map(
+                lambda old, new: old.at[:rows].set(new), old, (cache, outputs)
             )
         caches = (*state.caches[:i], cache, *state.caches[i + 1 :])
-        return logits[:, here.start - start :], caches, held
+        return logits[:, here.start - start :], caches, outputs
 
 
 def _spread(mask, like):

@@ -8,9 +8,10 @@ from dataclasses import replace
 
 from jaxspec.errors import ConfigError
 from jaxspec.models.next_scale.model import NextScale
-from jaxspec.next_scale.generator import NextScaleGenerator, Stage
+from jaxspec.next_scale.generator import NextScaleGenerator
 from jaxspec.next_scale.refinement import Refinement, published_counts
 from jaxspec.next_scale.sampling import ScaleSampling
+from jaxspec.next_scale.stages import Stage
 from jaxspec.tokenizers.multi_scale.scales import Scales
 
 # CoDe's temperatures: 1.1 at this many first scales, then 1.

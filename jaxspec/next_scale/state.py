@@ -40,7 +40,7 @@ class NextScaleState:
       features: float32 [B, grid, grid, C], what the maps so far add up to.
       inputs: float32 [B, T, C], inputs of the models so far, see `Scales.inputs`.
       caches: keys and values of each model.
-      held: additions of the layers at the last complete map, of each model; empty
+      outputs: additions of the layers at the last complete map, of each model; empty
         without `TokenSkipping`.
       conditions: embedding [R, D] of the conditions, for each model.
       keys: typed keys [B].
@@ -59,7 +59,7 @@ class NextScaleState:
     features: Float[Array, "B grid grid C"]
     inputs: Float[Array, "B T C"]
     caches: tuple[Layers, ...]
-    held: tuple[Layers, ...]
+    outputs: tuple[Layers, ...]
     conditions: tuple[Float[Array, "R D"], ...]
     keys: BatchKeys
     sampling: Sampling

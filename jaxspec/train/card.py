@@ -3,6 +3,7 @@
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import to_dict
 from jaxspec.train.experiment import Experiment
+from jaxspec.train.matcher import MATCHER
 
 _LOSSLESS = "It can change the speed of generation and nothing else."
 _DESCRIPTIONS = {
@@ -107,7 +108,7 @@ def _heldout(part: str, experiment: Experiment) -> str:
         return "other sequences that the target generated"
     if experiment.text_file is not None:
         return "the end of the text"
-    if part == "matcher" and experiment.data.matcher_split:
+    if part == MATCHER and experiment.data.matcher_split:
         return (
             f"the split `{experiment.data.heldout_split}`; it was trained on "
             f"`{experiment.data.matcher_split}`"

@@ -1,15 +1,14 @@
 """Experiment whose sizes follow from the images and the device."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import jax
 
-from jaxspec.checkpoint import model_of
+from jaxspec.checkpoint import parameter_count
 from jaxspec.config import TextEncoderConfig, TokenizerConfig, TransformerConfig
 from jaxspec.config.token_kinds import tokens_of
-from jaxspec.core.noise import seed_key
 from jaxspec.data.dataset import ImageDataset
 from jaxspec.drafters.dflash.network import DFlashConfig
 from jaxspec.errors import ConfigError
@@ -22,7 +21,6 @@ from jaxspec.train.experiment import (
     TokenizerTrainingConfig,
 )
 from jaxspec.train.overrides import read_settings, replaced
-from jaxspec.typing import Array, Params
 
 # Text tokens of a caption, the longest that is not cut, and of the vocabulary.
 CAPTION_LENGTH, VOCABULARY = 24, 2048
@@ -255,14 +253,12 @@ def describe(experiment: Experiment, dataset: ImageDataset) -> str:
             f"images     {dataset.count} to train on{held}, {kinds}",
             f"size       {tokenizer.image_size}x{tokenizer.image_size} pixels, as "
             f"{tokens_of(tokenizer)}",
-            f"tokenizer  {_millions(model_of(tokenizer).init)} parameters",
-            f"prior      {_millions(model_of(prior).init)} parameters, width "
-            f"{prior.width}",
+            f"tokenizer  {_millions(tokenizer)} parameters",
+            f"prior      {_millions(prior)} parameters, width {prior.width}",
         )
     )
 
 
-def _millions(init: Callable[[Array], Params]) -> str:
-    """Number of parameters, without allocating them."""
-    shapes = jax.eval_shape(init, seed_key(0))
-    return f"{sum(x.size for x in jax.tree.leaves(shapes)) / 1e6:.1f} million"
+def _millions(config: Any) -> str:
+    """Number of parameters."""
+    return f"{parameter_count(config) / 1e6:.1f} million"

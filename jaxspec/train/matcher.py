@@ -16,6 +16,7 @@ from jaxspec.train.loop import Training, TrainingJob
 from jaxspec.train.optimizer import init_train_state, make_gradient_step
 from jaxspec.train.start import check_start, start_digests
 
+MATCHER = "matcher"  # kind of checkpoint, and name of the part
 # Captions among which the right one has to score highest.
 AMONG = 100
 
@@ -66,7 +67,7 @@ def matcher_job(
         return {"heldout_loss": 1 - share, "ranked_first": share}
 
     training = Training(
-        "matcher",
+        MATCHER,
         config,
         make_step(model, config),
         batch_fn,
@@ -75,14 +76,14 @@ def matcher_job(
     )
     params = model.init(seed_key(config.seed))
     if start is not None:
-        check_start(start, "matcher", model.config)
+        check_start(start, MATCHER, model.config)
         params = start.params
 
     def finish(trained, metrics):
         data = experiment.data
         split = data.matcher_split or data.train_split
         metadata = {"metrics": metrics, "split": split}
-        return {"matcher": Checkpoint("matcher", model.config, trained, metadata)}
+        return {MATCHER: Checkpoint(MATCHER, model.config, trained, metadata)}
 
     return TrainingJob(training, init_train_state(config, params), finish)
 

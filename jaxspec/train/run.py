@@ -32,14 +32,13 @@ from jaxspec.train.kl_tokenizer import kl_job
 from jaxspec.train.length import with_length
 from jaxspec.train.loop import TrainingJob, run_job
 from jaxspec.train.mar import mar_job
-from jaxspec.train.matcher import matcher_job
+from jaxspec.train.matcher import MATCHER, matcher_job
 from jaxspec.train.monitor import default_observers
 from jaxspec.train.multi_scale_tokenizer import multi_scale_job
 from jaxspec.train.next_scale import next_scale_job
 from jaxspec.train.prior import prior_job
 from jaxspec.train.self_generated import seconds_per_sequence
 from jaxspec.train.sources import (
-    MATCHER,
     READS,
     caption_tokens,
     data_sequences,

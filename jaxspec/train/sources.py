@@ -27,13 +27,13 @@ from jaxspec.pipeline.captions import TOKENIZER as VOCABULARY
 from jaxspec.pipeline.captions import tokenize
 from jaxspec.train.answers import answer_sources
 from jaxspec.train.experiment import HELDOUT, Experiment
+from jaxspec.train.matcher import MATCHER
 from jaxspec.train.self_generated import class_conditions, self_generated_source
 from jaxspec.train.text_encoder import ENCODER, bound_source, train_vocabulary
 from jaxspec.train.training_run import TrainingRun
 
 # Times that a training reads each sequence that its target generated for it.
 READS = 3
-MATCHER = "matcher"
 
 
 def open_images(experiment: Experiment, part: str, run: TrainingRun) -> Sources | None:

@@ -24,6 +24,7 @@ from jaxspec.bench.roofline.work import (
 )
 from jaxspec.bench.synthetic import Forced, block_config, synthetic_params
 from jaxspec.bench.variants import Variant, find_variant
+from jaxspec.checkpoint import parameter_count
 from jaxspec.cli import main
 from jaxspec.cli.main import build_parser
 from jaxspec.config import TransformerConfig
@@ -34,7 +35,7 @@ from jaxspec.drafters.dflash.training import ANCHORS
 from jaxspec.drafters.registry import make_drafter
 from jaxspec.errors import ConfigError
 from jaxspec.evaluate.tables import comparison_markdown
-from jaxspec.models.transformer.model import Transformer, parameter_count
+from jaxspec.models.transformer.model import Transformer
 from jaxspec.models.transformer.presets import preset
 from jaxspec.pipeline.bundle import load_bundle
 from jaxspec.pipeline.config import GenerationConfig

@@ -2,8 +2,8 @@
 
 import pytest
 
+from jaxspec.checkpoint import parameter_count
 from jaxspec.errors import ConfigError
-from jaxspec.models.mar.model import parameter_count
 from jaxspec.models.mar.presets import preset
 
 

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxspec.checkpoint import parameter_count
 from jaxspec.config import TransformerConfig, from_dict, to_dict
 from jaxspec.core.kv_cache import init_cache, tree_mask
 from jaxspec.errors import ConfigError
-from jaxspec.models.transformer.model import Transformer, parameter_count
+from jaxspec.models.transformer.model import Transformer
 from jaxspec.models.transformer.presets import NAMES, preset
 from jaxspec.models.transformer.prompts import Caption
 from jaxspec.nn import attention

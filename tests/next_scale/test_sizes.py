@@ -2,11 +2,10 @@
 
 import pytest
 
+from jaxspec.checkpoint import parameter_count
 from jaxspec.errors import ConfigError
-from jaxspec.models.next_scale.model import parameter_count
 from jaxspec.models.next_scale.presets import PRESETS, preset
 from jaxspec.tokenizers.multi_scale.model import PRESETS as TOKENIZERS
-from jaxspec.tokenizers.multi_scale.model import parameter_count as tokenizer_count
 from jaxspec.tokenizers.multi_scale.scales import shared_convs
 
 # Millions, of VAR's table 1 and its repository.
@@ -33,7 +32,7 @@ def test_a_model_that_refines_has_its_last_layers_twice():
 
 
 def test_the_tokenizer_has_the_published_size_and_convolutions():
-    count = tokenizer_count(TOKENIZERS["var-256"]) / 1e6
+    count = parameter_count(TOKENIZERS["var-256"]) / 1e6
     assert count == pytest.approx(108.95, abs=0.01)
     assert shared_convs(10, 4) == (0, 0, 1, 1, 1, 2, 2, 3, 3, 3)
 

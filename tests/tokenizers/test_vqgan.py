@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxspec.checkpoint import parameter_count
 from jaxspec.config import TokenizerConfig
 from jaxspec.errors import ConfigError, DataError
-from jaxspec.tokenizers.vqgan.model import PRESETS, Tokenizer, parameter_count
+from jaxspec.tokenizers.vqgan.model import PRESETS, Tokenizer
 
 TINY = TokenizerConfig(
     image_size=8,

@@ -180,9 +180,3 @@ class MAR:
 
     def _bound(self, params):
         return _Network(self.config).bind({"params": params})
-
-
-def parameter_count(config: MARConfig) -> int:
-    """Number of parameters, computed without allocating them."""
-    shapes = jax.eval_shape(MAR(config).init, jax.random.key(0))
-    return sum(x.size for x in jax.tree.leaves(shapes))

@@ -1,7 +1,7 @@
 """Published sizes of MAR (arXiv 2406.11838)."""
 
 from jaxspec.config.mar import MARConfig
-from jaxspec.errors import ConfigError
+from jaxspec.models.presets import named
 
 
 def _sized(layers: int, width: int, heads: int, head: tuple[int, int]) -> MARConfig:
@@ -28,7 +28,4 @@ def preset(name: str) -> MARConfig:
     Raises:
       ConfigError: the name is unknown.
     """
-    if name not in PRESETS:
-        known = ", ".join(PRESETS)
-        raise ConfigError(f"unknown preset {name!r}; choose one of {known}")
-    return PRESETS[name]
+    return named(PRESETS, name)

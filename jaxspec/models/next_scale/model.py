@@ -1,167 +1,23 @@
 """Next-scale transformer: predicts whole token maps, coarse to fine (VAR)."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxspec.config import NextScaleConfig
 from jaxspec.core.kv_cache import Layers
 from jaxspec.models.classes import mixed_classes
-from jaxspec.models.next_scale.skipping import (
-    TokenSkipping,
-    chosen,
-    completed,
-    farthest,
-)
+from jaxspec.models.next_scale.layers import Block, Head, modulated
+from jaxspec.models.next_scale.skipping import TokenSkipping
 from jaxspec.nn.layers import (
     INIT,
-    ZEROS,
     add_bias,
-    head_scores,
     linear,
-    scaled_product,
 )
-from jaxspec.nn.norms import layer_norm
-from jaxspec.nn.quantize import SCALE
-from jaxspec.nn.vq import l2_normalize
 from jaxspec.typing import Array, Bool, Float, Params, PyTree
-
-# Largest factor of a head's cosines, and the initial one.
-_MOST_SCALE, _FIRST_SCALE = 100.0, 4.0
-
-
-def _modulated(x, scale, shift, eps):
-    """Normalized `x`, scaled and shifted for each sequence."""
-    one = jnp.ones((), scale.dtype)
-    return layer_norm(x, eps) * (scale[:, None] + one) + shift[:, None]
-
-
-class _CosineAttention(nn.Module):
-    """Attention by cosines with a learned factor for each head.
-
-    Attributes:
-      heads: number of heads, `H`.
-    """
-
-    heads: int
-
-    @nn.compact
-    def __call__(self, x, mask, cache, start):
-        """Attends over `x` or, with a cache, writes `x` to it and attends over it.
-
-        Args:
-          x: hidden states [R, T, D].
-          mask: bool [T, S], True where a query may attend; None for everywhere.
-          cache: keys and values [R, H, S, F], or None.
-          start: slot of the first token; static.
-        """
-        f = x.shape[-1] // self.heads
-        fused = linear((3, self.heads, f), "qkv")(x)
-        q_bias = self.param("q_bias", ZEROS, (x.shape[-1],)).reshape(1, -1, 1, f)
-        v_bias = self.param("v_bias", ZEROS, (x.shape[-1],)).reshape(1, -1, 1, f)
-        init = nn.initializers.constant(math.log(_FIRST_SCALE), jnp.float32)
-        log_scale = self.param("log_scale", init, (self.heads,)).astype(jnp.float32)
-        scale = jnp.exp(jnp.minimum(log_scale, math.log(_MOST_SCALE)))
-        q, k, v = (jnp.swapaxes(fused[:, :, i], 1, 2) for i in range(3))
-        q = l2_normalize(q + q_bias) * scale[None, :, None, None]
-        k = l2_normalize(k).astype(x.dtype)
-        v = v + v_bias
-        if cache is not None:
-            end = start + x.shape[1]
-            at = (0, 0, start, 0)
-            cache = tuple(
-                jax.lax.dynamic_update_slice(buffer, new.astype(buffer.dtype), at)
-                for buffer, new in zip(cache, (k, v), strict=True)
-            )
-            k, v = (buffer[:, :, :end].astype(x.dtype) for buffer in cache)
-        q = q.astype(x.dtype)
-        scores = jnp.einsum("rhtf,rhsf->rhts", q, k, preferred_element_type=jnp.float32)
-        if mask is not None:
-            scores = jnp.where(mask[None, None], scores, -jnp.inf)
-        weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
-        out = jnp.einsum("rhts,rhsf->rthf", weights, v)
-        out = out.reshape(*out.shape[:2], -1)
-        return linear(x.shape[-1], "out", bias=True)(out), cache
-
-
-class _Block(nn.Module):
-    config: NextScaleConfig
-
-    @nn.compact
-    def __call__(self, x, modulation, mask, cache, start, count=None, held=None):
-        """Hidden states, the cache, and what both halves added; see `TokenSkipping`.
-
-        Args:
-          x: hidden states [R, T, D].
-          modulation: input of shifts, scales and gates.
-          mask: bool [T, S], see `_CosineAttention`.
-          cache: keys and values, see `_CosineAttention`.
-          start: slot of the first token; static.
-          count: number of tokens that are computed; None for all.
-          held: additions of both halves at a complete map; needed with `count`.
-        """
-        c = self.config
-        if c.shared_modulation:
-            modulation = add_bias(
-                modulation, self.param("modulation", INIT, (6 * c.width,))
-            )
-        else:
-            modulation = linear(6 * c.width, "modulation", bias=True)(modulation)
-        # In this order: both gates, both scales, both shifts.
-        gate, ffn_gate, scale, ffn_scale, shift, ffn_shift = jnp.split(
-            modulation, 6, axis=-1
-        )
-        attention = _CosineAttention(c.heads, name="attention")
-        change, down = (
-            linear(c.ffn_size, "change", bias=True),
-            linear(c.width, "down", bias=True),
-        )
-
-        def attend(x):
-            h = _modulated(x, scale, shift, c.norm_eps)
-            return attention(h, mask, cache, start)
-
-        def feed_forward(x):
-            h = _modulated(x, ffn_scale, ffn_shift, c.norm_eps)
-            return down(nn.gelu(change(h), approximate=True))
-
-        if count is None or held is None:
-            first, cache = attend(x)
-            x = x + gate[:, None] * first
-            second = feed_forward(x)
-        else:
-            places = farthest(x, count)
-            first, cache = attend(chosen(x, places))
-            first = completed(first, places, held[0], x.shape[1])
-            x = x + gate[:, None] * first
-            places = farthest(x, count)
-            second = feed_forward(chosen(x, places))
-            second = completed(second, places, held[1], x.shape[1])
-        return x + ffn_gate[:, None] * second, cache, (first, second)
-
-
-class _Head(nn.Module):
-    """Logits in float32, of a matrix that may be quantized.
-
-    Attributes:
-      size: size of the vocabulary, `V`.
-    """
-
-    size: int
-
-    @nn.compact
-    def __call__(self, x):
-        kernel = self.param("kernel", ZEROS, (x.shape[-1], self.size))
-        bias = self.param("bias", ZEROS, (self.size,)).astype(jnp.float32)
-        if self.has_variable("params", "kernel" + SCALE):
-            scale = self.get_variable("params", "kernel" + SCALE)
-            return add_bias(scaled_product(x, kernel, scale), bias)
-        return add_bias(head_scores(kernel, x), bias)
 
 
 class _Network(nn.Module):
@@ -178,28 +34,28 @@ class _Network(nn.Module):
         self.vectors_in = linear(c.width, "vectors_in", bias=True)
         if c.shared_modulation:
             self.modulation = linear(6 * c.width, "modulation", bias=True)
-        self.blocks = [_Block(c, name=f"blocks_{i}") for i in range(c.layers)]
+        self.blocks = [Block(c, name=f"blocks_{i}") for i in range(c.layers)]
         self.head_modulation = linear(2 * c.width, "head_modulation", bias=True)
-        self.logits = _Head(c.vocab_size)
+        self.logits = Head(c.vocab_size)
         if c.mask_layers:
             self.mask = self.param("mask", INIT, (c.width,))
             self.mask_blocks = [
-                _Block(c, name=f"mask_blocks_{i}") for i in range(c.mask_layers)
+                Block(c, name=f"mask_blocks_{i}") for i in range(c.mask_layers)
             ]
             self.mask_modulation = linear(2 * c.width, "mask_modulation", bias=True)
-            self.mask_logits = _Head(c.vocab_size)
+            self.mask_logits = Head(c.vocab_size)
 
     def condition(self, classes, null):
         """Class embeddings [R, D], of the null class where `null`."""
         return mixed_classes(self.classes.embedding, classes, null, self.config.classes)
 
     def __call__(
-        self, vectors, condition, cache, first, last, layers, skipping=None, held=()
+        self, vectors, condition, cache, first, last, layers, skipping=None, outputs=()
     ):
         """Logits [R, T, V] of the scales from `first` to before `last`, and cache.
 
         With `skipping` also what the layers add at the last complete map, else nothing;
-        `held` is that of the passes before.
+        `outputs` is that of the passes before.
         """
         c = self.config
         x = self.vectors_in(vectors.astype(condition.dtype))
@@ -209,24 +65,24 @@ class _Network(nn.Module):
         x, start, mask = self._placed(x, first, last, not cache)
         modulation = self._modulation(condition)
         new: list[Any] = list(cache or ())
-        new_held = list(held)
+        new_outputs = list(outputs)
         for i in range(c.layers) if layers is None else layers:
-            own, count, layer_held = cache[i] if cache else None, None, None
+            own, count, layer_outputs = cache[i] if cache else None, None, None
             if skipping is not None:
                 mask = skipping.mask(c.scales, first, i)
                 count = skipping.count(c.scales, first, i)
                 count = None if count == x.shape[1] else count
-                layer_held = held[i]
+                layer_outputs = outputs[i]
             x, own, added = self.blocks[i](
-                x, modulation, mask, own, start, count, layer_held
+                x, modulation, mask, own, start, count, layer_outputs
             )
             if cache:
                 new[i] = own
             if skipping is not None and first == skipping.complete(c.scales):
-                new_held[i] = added
+                new_outputs[i] = added
         head = self.head_modulation(nn.silu(condition))
         logits = self.logits(self._before_head(x, head))
-        return logits, tuple(new), tuple(new_held)
+        return logits, tuple(new), tuple(new_outputs)
 
     def refine(self, vectors, added, masked, condition, first, last):
         """Logits [R, T, V] of maps of which some tokens are masked."""
@@ -263,7 +119,7 @@ class _Network(nn.Module):
 
     def _before_head(self, x, modulation):
         scale, shift = jnp.split(modulation, 2, axis=-1)
-        return _modulated(x, scale, shift, self.config.norm_eps)
+        return modulated(x, scale, shift, self.config.norm_eps)
 
 
 @dataclass(frozen=True)
@@ -373,7 +229,7 @@ class NextScale:
         )
         return out[:2]
 
-    def init_held(self, rows: int, dtype, skipping: TokenSkipping) -> Layers:
+    def init_outputs(self, rows: int, dtype, skipping: TokenSkipping) -> Layers:
         """Zeros for what both halves of each layer add at the last complete map."""
         c = self.config
         shape = (rows, c.scales[skipping.complete(c.scales)] ** 2, c.width)
@@ -386,7 +242,7 @@ class NextScale:
         params: Params,
         condition: Float[Array, "R D"],
         cache: Layers,
-        held: Layers,
+        outputs: Layers,
         vectors: Float[Array, "R T C"],
         scale: int,
         layers: tuple[int, ...] | None,
@@ -398,18 +254,18 @@ class NextScale:
           params: parameters.
           condition: embeddings of the classes, see `condition`.
           cache: keys and values of all scales before.
-          held: additions of the layers at the last complete map, see `init_held`.
+          outputs: additions of the layers at the last complete map, see `init_outputs`.
           vectors: inputs of the scale.
           scale: the scale; static.
           layers: layers that are used, see `forward`; static.
           skipping: tokens that are left out; static.
 
         Returns:
-          Logits float32 of all tokens of the map, the cache, and `held` after the pass.
+          Logits float32 of all tokens of the map, the cache, and `outputs` after it.
         """
         network = _Network(self.config).bind({"params": params})
         new: tuple[Array, Any, Any] = network(
-            vectors, condition, cache, scale, scale + 1, layers, skipping, held
+            vectors, condition, cache, scale, scale + 1, layers, skipping, outputs
         )
         return new
 
@@ -438,9 +294,3 @@ class NextScale:
         """
         network = _Network(self.config).bind({"params": params})
         return network.refine(vectors, added, masked, condition, first, last)
-
-
-def parameter_count(config: NextScaleConfig) -> int:
-    """Number of parameters, computed without allocating them."""
-    shapes = jax.eval_shape(NextScale(config).init, jax.random.key(0))
-    return sum(x.size for x in jax.tree.leaves(shapes))

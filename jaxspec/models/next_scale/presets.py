@@ -2,7 +2,7 @@
 
 from jaxspec.config import NextScaleConfig
 from jaxspec.config.next_scale import SCALES_512
-from jaxspec.errors import ConfigError
+from jaxspec.models.presets import named
 
 
 def _sized(depth: int, **options) -> NextScaleConfig:
@@ -29,7 +29,4 @@ def preset(name: str) -> NextScaleConfig:
     Raises:
       ConfigError: the name is unknown.
     """
-    if name not in PRESETS:
-        known = ", ".join(PRESETS)
-        raise ConfigError(f"unknown preset {name!r}; choose one of {known}")
-    return PRESETS[name]
+    return named(PRESETS, name)

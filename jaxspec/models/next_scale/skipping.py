@@ -82,7 +82,7 @@ class TokenSkipping:
         return None if mask.all() else jnp.asarray(mask[None])
 
 
-def farthest(x: Float[Array, "R T D"], count: int) -> Int[Array, "R n"]:
+def pivotal(x: Float[Array, "R T D"], count: int) -> Int[Array, "R n"]:
     """Places, int32, of the `count` tokens that are farthest from the map's mean."""
     h = x.astype(jnp.float32)
     h = h - jnp.mean(h, axis=1, keepdims=True)
@@ -94,7 +94,7 @@ def chosen(x: Float[Array, "R T D"], places: Int[Array, "R n"]) -> Array:
     return jnp.take_along_axis(x, places[..., None], axis=1)
 
 
-def completed(
+def restored(
     outputs: Float[Array, "R n D"],
     places: Int[Array, "R n"],
     earlier: Float[Array, "R S D"],

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from jaxspec.config import TransformerConfig
@@ -411,9 +410,3 @@ def _visible_slots(prompt: Caption, slots: int) -> Bool[Array, "B S"]:
     """Slots that may be attended to: all but the padding of the caption."""
     widths = ((0, 0), (0, slots - prompt.valid.shape[1]))
     return jnp.pad(prompt.valid, widths, constant_values=True)
-
-
-def parameter_count(config: TransformerConfig) -> int:
-    """Number of parameters, computed without allocating them."""
-    shapes = jax.eval_shape(Transformer(config).init, jax.random.key(0))
-    return sum(x.size for x in jax.tree.leaves(shapes))

@@ -126,9 +126,3 @@ class KLTokenizer:
         shown = known.reshape(len(tokens), side, side)
         shown = jnp.repeat(jnp.repeat(shown, cell, axis=1), cell, axis=2)
         return jnp.where(shown[..., None], images, 0.0)
-
-
-def parameter_count(config: KLTokenizerConfig) -> int:
-    """Number of parameters, computed without allocating them."""
-    shapes = jax.eval_shape(KLTokenizer(config).init, jax.random.key(0))
-    return sum(x.size for x in jax.tree.leaves(shapes))

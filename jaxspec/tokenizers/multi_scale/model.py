@@ -144,9 +144,3 @@ class MultiScaleTokenizer:
             total = total + jnp.where(known, added, 0.0)
         images = self.decode_vectors(params, total)
         return jnp.where((tokens[:, 0] >= 0).reshape(-1, 1, 1, 1), images, 0.0)
-
-
-def parameter_count(config: MultiScaleTokenizerConfig) -> int:
-    """Number of parameters, computed without allocating them."""
-    shapes = jax.eval_shape(MultiScaleTokenizer(config).init, jax.random.key(0))
-    return sum(x.size for x in jax.tree.leaves(shapes))

@@ -140,9 +140,3 @@ class Tokenizer:
         cell = images.shape[1] // grid
         mask = known.reshape(-1, grid, grid).repeat(cell, axis=1).repeat(cell, axis=2)
         return jnp.where(mask[..., None], images, 0.0)
-
-
-def parameter_count(config: TokenizerConfig) -> int:
-    """Number of parameters, computed without allocating them."""
-    shapes = jax.eval_shape(Tokenizer(config).init, jax.random.key(0))
-    return sum(x.size for x in jax.tree.leaves(shapes))
