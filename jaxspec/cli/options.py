@@ -82,21 +82,22 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         "--steps",
         type=int,
         metavar="N",
-        help=rare("steps of a masked model, such as MAR (default: 64)"),
+        help=rare(
+            "steps of a masked model, such as MAR (default: the checkpoint's, else 64)"
+        ),
     )
     group.add_argument(
         "--head-steps",
         metavar="FIRST[-LAST]",
         help=rare(
             "steps of the chains of MAR's diffusion head, in its first step and in its "
-            "last one (default: 100)"
+            "last one (default: the checkpoint's, else 100)"
         ),
     )
     group.add_argument(
         "--solver",
         choices=("ancestral", "ddim"),
-        default="ancestral",
-        help=rare("solver of these chains (default: %(default)s)"),
+        help=rare("solver of these chains (default: the checkpoint's, else ancestral)"),
     )
     group.add_argument(
         "--seed",

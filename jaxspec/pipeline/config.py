@@ -1,6 +1,7 @@
 """Generation settings of a pipeline."""
 
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from jaxspec.core.noise import check_seed
 from jaxspec.core.numbers import whole
 from jaxspec.core.sampling import Sampling
 from jaxspec.core.stopping import StoppingCriteria
+from jaxspec.errors import ConfigError
 from jaxspec.speculative.verify import Coupled, Verifier
 
 
@@ -61,6 +63,8 @@ class GenerationConfig:
                 counts[name] = getattr(self, name)
         for name, value in counts.items():
             whole(name, value)
+        if self.solver not in get_args(Solver):
+            raise ConfigError(f"solver={self.solver!r}; choose ancestral or ddim")
         if self.head_steps is not None:
             both = whole("head_steps", np.asarray(self.head_steps)).tolist()
             object.__setattr__(self, "head_steps", tuple(both))
