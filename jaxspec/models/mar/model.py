@@ -71,6 +71,7 @@ class _Network(nn.Module):
         index = jnp.arange(c.sequence_length - capacity, c.sequence_length)
         known = index[None] >= masked[:, None]
         tokens = jnp.take_along_axis(latents, places[..., None], axis=1)
+        tokens = jnp.where(known[..., None], tokens, 0)  # even if they are not finite
         tokens = self.tokens_in(tokens.astype(condition.dtype))
         buffer = jnp.broadcast_to(condition[:, None], (rows, c.buffer, c.width))
         everywhere = jnp.arange(c.buffer, dtype=places.dtype)
