@@ -28,7 +28,7 @@ from jaxspec.drafters.dflash.drafter import DFlash
 from jaxspec.drafters.dflash.network import DFlashConfig
 from jaxspec.drafters.ppd.drafter import PPD, PPDConfig
 from jaxspec.drafters.training_free.prompt_lookup import PromptLookup
-from jaxspec.mar import MARGenerator, MARVariables
+from jaxspec.mar import CoupledMAR, MARGenerator, MARVariables, SpeculativeMAR
 from jaxspec.models.classifier.model import Classifier, ClassifierConfig
 from jaxspec.models.masked_lm.model import MaskedDiffusion
 from jaxspec.models.next_scale.model import NextScale
@@ -367,12 +367,14 @@ program("stop head", acceptance_head)
 
 
 # Continuous tokens.
-def continuous():
-    generator = MARGenerator(mar.MODEL, mar.SCHEDULE, mar.HEAD)
+def continuous(make=lambda plain: plain, dtype="float32"):
+    generator = make(MARGenerator(mar.MODEL, mar.SCHEDULE, mar.HEAD))
+    cold = 0.0 if isinstance(generator, MARGenerator) else 0.5
     sampling = Sampling.create(
-        ROWS, temperature=[1.0, 0.0, 0.7], cfg_scale=[2.0, 0.5, 1.0]
+        ROWS, temperature=[1.0, cold, 0.7], cfg_scale=[2.0, 0.5, 1.0]
     )
-    variables = MARVariables(mar.MODEL.init(jax.random.key(0)))
+    params = cast_floats(mar.MODEL.init(jax.random.key(0)), dtype)
+    variables = MARVariables(params, params)
     state = generator.init(
         variables, jnp.array([0, 2, 1]), sampling=sampling, keys=batch_keys(3, ROWS)
     )
@@ -380,6 +382,17 @@ def continuous():
 
 
 program("continuous tokens", continuous)
+program("continuous tokens: bfloat16", continuous, dtype="bfloat16")
+program(
+    "continuous tokens: coupled",
+    continuous,
+    lambda plain: CoupledMAR(plain, plain, window=2, radius=0.1),
+)
+program(
+    "continuous tokens: densities",
+    continuous,
+    lambda plain: SpeculativeMAR(plain, plain, window=2, prefill=0.0),
+)
 
 
 # Next-scale models.

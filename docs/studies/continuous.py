@@ -151,6 +151,8 @@ def measure_continuous(
     Raises:
       ConfigError: A model is no MAR, or its drafter is missing.
     """
+    if num % BATCH:
+        raise ConfigError(f"--num {num}: choose a multiple of {BATCH}")
     bundle = load_bundle(checkpoint)
     if drafter is None or not isinstance(bundle.prior.config, MARConfig):
         raise ConfigError(
@@ -213,7 +215,7 @@ def _row(way, bundle, batches, cfg_scale, seeds, extract, real) -> dict[str, Any
         calls.append(float(np.mean([part.stats.calls.mean() for part in parts])))
         proposed = sum(int(part.stats.proposed.sum()) for part in parts)
         accepted = [np.asarray(part.stats.accepted).sum(0) for part in parts]
-        counts = np.sum(accepted, axis=0) @ np.arange(accepted[0].shape[0])
+        counts = np.sum(accepted, axis=0) @ np.arange(len(accepted[0]))
         kept.append(float(counts) / proposed if proposed else None)
     chains = (generator if hasattr(generator, "chains") else generator.target).chains
     mean_chain = float(np.mean([chains[0][i].count for i in chains[1]]))

@@ -115,8 +115,10 @@ def run_model(arguments: argparse.Namespace) -> None:
     import tempfile
     from pathlib import Path
 
+    from jaxspec.config import MARConfig
     from jaxspec.data.image_tokens import encode_source
     from jaxspec.evaluate.likelihood import likelihood_metrics
+    from jaxspec.evaluate.masked_loss import heldout_masked_loss
     from jaxspec.evaluate.reconstruction import reconstruction_metrics, scale_metrics
     from jaxspec.evaluate.scale_likelihood import scale_likelihood
     from jaxspec.pipeline.bundle import load_bundle
@@ -141,7 +143,10 @@ def run_model(arguments: argparse.Namespace) -> None:
                 cache_dir=Path(folder),
             )
         model, params = bundle.prior.model, bundle.prior.params
-        if scales is None:
+        if isinstance(bundle.prior.config, MARConfig):
+            loss = heldout_masked_loss(model, params, sequences)
+            metrics = {"masked_loss": loss}
+        elif scales is None:
             metrics = likelihood_metrics(model, params, sequences)
         else:
             quantizer = bundle.tokenizer.params

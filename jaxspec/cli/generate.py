@@ -226,6 +226,11 @@ def run(arguments: argparse.Namespace) -> None:
     prompts, cut = _prompts(arguments, models.bundle)
     prompts = _continued(arguments, models.bundle, prompts)
     models = with_tree(models, prompts, config, drafting=arguments.compare)
+    if arguments.compare and models.loaded is None:
+        raise ConfigError(
+            f"--compare needs drafts, and nothing drafts for bundle "
+            f"'{models.bundle.name}'; leave it out"
+        )
     print_start(models, config, arguments.num, prompts.length)
     results = generate_all(models, prompts, config, arguments.compare)
     _write(arguments, models, prompts, config, results, form, cut)

@@ -18,7 +18,7 @@ def add_parser(commands) -> None:
         nargs="?",
         metavar="CHECKPOINT",
         help="bundle or checkpoint folder (default: the embedded bundle); with --plan "
-        "also a published size, gpt-b to gpt-7b or var-d16 to var-d36-s",
+        "also a published size, gpt-b to gpt-7b, var-d16 to var-d36-s, mar-b to mar-h",
     )
     group = parser.add_argument_group("memory")
     group.add_argument(

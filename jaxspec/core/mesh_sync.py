@@ -21,7 +21,7 @@ def varying(tree: T, *by: Array) -> T:
     """
     if not jax.sharding.get_abstract_mesh().manual_axes:
         return tree
-    false = reduce(jnp.logical_or, ((x.ravel()[:1] != 0)[0] & False for x in by))
+    false = reduce(jnp.logical_or, (x.ravel()[:1].astype(bool)[0] & False for x in by))
 
     def mark(x):
         x = jnp.asarray(x)

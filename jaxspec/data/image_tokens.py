@@ -144,6 +144,8 @@ def encode_source(
       batch: images per forward pass.
     """
     digest = params_digest(params)
+    if isinstance(tokenizer, KLTokenizer):  # tokens depend on it, too
+        digest += f"-{tokenizer.config.scale:.9g}"
     stem = f"{name.replace('/', '-')}-{'flips' if flips else 'plain'}-{digest}"
     file = cache_dir / f"{stem}.npy"
     if file.exists():

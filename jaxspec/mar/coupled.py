@@ -4,11 +4,11 @@ from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
 
+from jaxspec.config.checks import number
 from jaxspec.core.precision import full_precision
 from jaxspec.core.result import Generation
 from jaxspec.core.sampling import Sampling
 from jaxspec.core.stopping import StoppingCriteria
-from jaxspec.errors import ConfigError
 from jaxspec.mar.cells import of_places, step_cells
 from jaxspec.mar.drafting import (
     check_pair,
@@ -36,7 +36,7 @@ class CoupledMAR:
 
     Every token is then within `radius` of what the target samples there, given the
     tokens that were known before. With `radius = 0` the tokens are those of the target
-    alone.
+    alone (float32; up to rounding, which depends on the batch).
 
     Attributes:
       target: generator of the target.
@@ -57,8 +57,7 @@ class CoupledMAR:
 
     def __post_init__(self):
         check_pair(self.target, self.drafter, self.window)
-        if not 0 <= self.radius < float("inf"):
-            raise ConfigError(f"radius={self.radius} must be a number of at least 0")
+        number(self, "of at least 0", lambda x: x >= 0, "radius")
 
     @property
     def max_new_tokens(self) -> int:
@@ -86,7 +85,7 @@ class CoupledMAR:
             self.drafter,
             variables,
             prompt,
-            outcomes=self.window + 1,
+            outcomes=self.target.schedule.most_of(self.window) + 1,
             sampling=sampling,
             keys=keys,
             stopping=stopping,
@@ -120,13 +119,14 @@ class CoupledMAR:
         def of_sequences(x):
             return of_all_steps(x.reshape(window + 1, len(state.steps), *x.shape[1:]))
 
-        live = ~state.done
+        counted = drafts.taken & (after[:window] < kept[None])[..., None]
+        found = jnp.sum(counted, axis=(0, 2), dtype=jnp.int32)
         stats = replace(
             state.stats,
             proposed=state.stats.proposed
             + jnp.sum(drafts.taken, axis=(0, 2), dtype=jnp.int32),
-            accepted=state.stats.accepted.at[jnp.arange(len(kept)), kept].add(
-                live.astype(jnp.int32)
+            accepted=state.stats.accepted.at[jnp.arange(len(kept)), found].add(
+                (~state.done).astype(jnp.int32)
             ),
         )
         return self.target.advanced(
@@ -143,5 +143,5 @@ class CoupledMAR:
         return state.done
 
     def result(self, state: MARState) -> Generation:
-        """Tokens so far; `stats.accepted` counts rounds by the drafted steps kept."""
+        """Tokens so far; `stats.accepted` counts rounds by the drafted tokens kept."""
         return self.target.result(state)

@@ -6,6 +6,7 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 
+from jaxspec.config.checks import number, whole
 from jaxspec.core.mesh_sync import any_group, varying
 from jaxspec.errors import ConfigError
 from jaxspec.mar.head import ChainEnd
@@ -28,11 +29,13 @@ class DensityTest:
     is drawn from the density proportional to `max(0, S p - q)`, by drawing from `p` and
     keeping with the probability `max(0, 1 - q / (S p))`.
 
-    With `S = 1` the result has the density `p` whatever the noise was: exact. The paper
-    takes for `S` the product of ratios of the standard deviations of all steps but the
-    last; it is the Jacobian determinant of the map between the chains and cancels in
-    the derivation, so that results are exact only where the chains have equal standard
-    deviations.
+    With `S = 1` the result has the density `p` whatever the noise was, up to the bound
+    on tries: if `d` is the distance of total variation between `p` and `q`, that of the
+    result from `p` is `d (1 - d)^(tries + 1)` at most, below `1 / (e (tries + 1))`. The
+    paper takes for `S` the product of ratios of the standard deviations of all steps
+    but the last; it is the Jacobian determinant of the map between the chains and
+    cancels in the derivation, so that results are exact only where the chains have
+    equal standard deviations.
 
     Attributes:
       product: "none" (`S = 1`, ours), "paper", or "code" (the inverse of the paper's,
@@ -64,10 +67,8 @@ class DensityTest:
                 raise ConfigError(
                     f"{name}={getattr(self, name)!r}; choose one of {', '.join(known)}"
                 )
-        if not 0 < self.flattening < float("inf"):
-            raise ConfigError(f"flattening={self.flattening} must be above 0")
-        if self.tries < 1:
-            raise ConfigError(f"tries={self.tries} must be at least 1")
+        number(self, "above 0", lambda x: x > 0, "flattening")
+        whole(self, 1, "tries")
 
 
 RELEASED = DensityTest("code", 42.0, 100, "zero", noisy_end=False)
@@ -97,7 +98,10 @@ def accept_or_redraw(
       The tokens, and a mask of those that are the drafts.
     """
     log_product = drafter.log_deviations - target.log_deviations
-    log_product = {"none": 0.0, "paper": 1.0, "code": -1.0}[test.product] * log_product
+    if test.product == "none":
+        log_product = jnp.zeros_like(log_product)
+    elif test.product == "code":
+        log_product = -log_product
 
     def log_ratio(x, flattening):
         """Logarithm of `S p / q`."""
@@ -129,7 +133,7 @@ def accept_or_redraw(
     if test.unresolved == "zero":
         fallback = jnp.zeros_like(fallback)
     tokens = jnp.where(accepted[..., None], drafts, fallback)
-    carry = varying((tokens, accepted | ~wanted, jnp.int32(0)), tokens, accepted)
+    carry = varying((tokens, accepted | ~wanted, jnp.int32(0)), tokens)
     tokens, _, _ = jax.lax.while_loop(unresolved, draw, carry)
     return tokens, accepted
 

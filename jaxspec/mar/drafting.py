@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
+from jaxspec.core.numbers import whole
 from jaxspec.core.sampling import Sampling
 from jaxspec.core.stopping import StoppingCriteria
 from jaxspec.errors import ConfigError
@@ -52,8 +53,7 @@ def check_pair(target: MARGenerator, drafter: MARGenerator, window: int) -> None
             )
     if (target.schedule, target.cfg) != (drafter.schedule, drafter.cfg):
         raise ConfigError("drafter and target need the same schedule and cfg")
-    if not 1 <= window <= target.schedule.steps:
-        raise ConfigError(f"window={window}; choose 1 to {target.schedule.steps} steps")
+    whole("window", window, 1, target.schedule.steps)
 
 
 def init_pair(

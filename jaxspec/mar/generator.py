@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxspec.config.checks import whole
 from jaxspec.core.arguments import (
     batch_size,
     check_batch,
@@ -85,6 +86,7 @@ class MARGenerator:
             )
 
         if self.last_count is not None:
+            whole(self, 2, "last_count")
             replace(self.head, count=self.last_count)  # checks it
 
     @cached_property

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 
+from jaxspec.config.checks import number
 from jaxspec.core.arguments import known_to_hold
 from jaxspec.core.precision import full_precision
 from jaxspec.core.result import Generation
@@ -32,7 +33,8 @@ class SpeculativeMAR:
     A round drafts the tokens of some steps with the drafter; the target then predicts
     all of them in one call in which all are masked, and each is accepted or redrawn on
     its own, see `DensityTest`. With its default the tokens have the distribution of the
-    target alone with as many tokens in one step as a round has.
+    target alone with as many tokens in one step as a round has, and with noise in the
+    last step of a chain, too, which MAR leaves out; up to the bound on tries.
 
     Attributes:
       target: generator of the target.
@@ -53,15 +55,22 @@ class SpeculativeMAR:
 
     def __post_init__(self):
         check_pair(self.target, self.drafter, self.window)
-        if self.target.chains[0] != self.drafter.chains[0]:
+        if (
+            self.target.chains[0] != self.drafter.chains[0]
+            or (self.target.chains[1] != self.drafter.chains[1]).any()
+        ):
             raise ConfigError("drafter and target need chains of the same steps")
+        if self.test.product != "none" and len(self.target.chains[0]) > 1:
+            raise ConfigError(
+                "a product is over chains of the same steps, and an annealed chain of "
+                "the target has those of the window's last step; use product='none'"
+            )
         if self.target.head.solver != "ancestral":
             raise ConfigError(
                 f"a chain of solver={self.target.head.solver!r} has no densities; "
                 "choose 'ancestral'"
             )
-        if not 0 <= self.prefill <= 1:
-            raise ConfigError(f"prefill={self.prefill}; choose 0 to 1")
+        number(self, "from 0 to 1", lambda x: 0 <= x <= 1, "prefill")
 
     @property
     def max_new_tokens(self) -> int:

@@ -63,7 +63,8 @@ class Linear(nn.Module):
             scale = self.get_variable("params", "kernel" + SCALE)
             y = scaled_product(x, kernel, scale).astype(x.dtype)
         else:
-            x, kernel, bias = promote_dtype(x, kernel, bias)
+            with jax.numpy_dtype_promotion("standard"):
+                x, kernel, bias = promote_dtype(x, kernel, bias)
             y = jnp.tensordot(x, kernel, axes=1)
         return y if bias is None else add_bias(y, bias)
 

@@ -51,7 +51,7 @@ class GenerationConfig:
     batch_size: int = 8
     verifier: Verifier = Coupled()
     steps: int | None = None
-    head_steps: tuple[int, int] | None = None
+    head_steps: tuple[int, int] | int | None = None
     solver: Solver = "ancestral"
     cache_stages: int = 1
     attention: str = "xla"
@@ -66,8 +66,13 @@ class GenerationConfig:
         if self.solver not in get_args(Solver):
             raise ConfigError(f"solver={self.solver!r}; choose ancestral or ddim")
         if self.head_steps is not None:
-            both = whole("head_steps", np.asarray(self.head_steps)).tolist()
-            object.__setattr__(self, "head_steps", tuple(both))
+            both = whole("head_steps", np.atleast_1d(self.head_steps), 2).tolist()
+            if len(both) > 2:
+                raise ConfigError(
+                    f"head_steps={self.head_steps!r}; give a number, or two: of the "
+                    "first step and of the last"
+                )
+            object.__setattr__(self, "head_steps", (both[0], both[-1]))
         object.__setattr__(self, "stop_tokens", tuple(self.stop_tokens))
         self.stopping(1)
         check_seed(self.seed)

@@ -93,6 +93,10 @@ def _mar(bundle, config, tree, loaded, prompt_length):
     length, trained = model.config.sequence_length, model.config.diffusion_steps
     steps = min(MAR_STEPS, length) if config.steps is None else config.steps
     first, last = config.head_steps or (min(MAR_HEAD_STEPS, trained),) * 2
+    for name, value, most in (("steps", steps, length), ("head_steps", first, trained),
+                              ("head_steps", last, trained)):  # fmt: skip
+        if value > most:
+            raise ConfigError(f"{name}={value}; bundle '{bundle.name}' has {most}")
     if config.max_new_tokens not in (None, length):
         raise ConfigError(
             f"max_new_tokens={config.max_new_tokens}: bundle '{bundle.name}' makes all "

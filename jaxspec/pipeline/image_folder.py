@@ -22,6 +22,7 @@ from jaxspec.pipeline.config import GenerationConfig
 from jaxspec.pipeline.continuous import PromptsOf, generate_continuously
 from jaxspec.pipeline.decoding import decode_images
 from jaxspec.pipeline.engine import bundle_for
+from jaxspec.pipeline.generators import make_generator
 from jaxspec.pipeline.loaded_drafter import LoadedDrafter
 from jaxspec.pipeline.prompt_inputs import read_prompts
 from jaxspec.pipeline.report import json_bytes
@@ -168,9 +169,11 @@ def _image_settings(bundle, config, tree, loaded, dtype) -> dict[str, Any]:
         "verifier": verifier_spec(config.verifier),
     }
     if isinstance(bundle.prior.config, MARConfig):
-        head_steps = config.head_steps and list(config.head_steps)
-        chains = {"head_steps": head_steps, "solver": config.solver}
-        settings |= {"steps": config.steps, **chains}
+        generator, _ = make_generator(bundle, config, tree, loaded)
+        chains, which = generator.chains
+        head_steps = [chains[which[0]].count, chains[which[-1]].count]
+        settings |= {"steps": generator.schedule.steps, "head_steps": head_steps}
+        settings |= {"solver": config.solver}
     if not (config.verifier.lossless and config.verifier.token_exact):
         settings |= {"drafter": loaded.name if loaded else "none", "tree": repr(tree)}
     return settings

@@ -290,9 +290,8 @@ def load_pipeline(
     Args:
       path: folder with `tokenizer/`, `prior/` and, if there is one, `drafter/`.
       drafter: name of a drafter, see `load_drafter`, or None for plain decoding. "own"
-        is the folder's; if it has none, an untrained one: "jacobi" for images
-        token by token, none for those scale by scale,
-        "prompt-lookup" for text.
+        is the folder's; if it has none, an untrained one: "jacobi" for images token by
+        token, "prompt-lookup" for text, none for models that generate in another way.
       dtype: dtype of the parameters of prior and drafter; by default as saved.
       mesh: mesh on which the parameters of prior and drafter are placed.
       int8: whether matrices of prior and drafter are held in eight bits.

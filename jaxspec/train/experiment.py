@@ -69,7 +69,7 @@ class TrainingConfig:
         weights of the last step.
       compute_dtype: data type of the matrix products, "float32" or "bfloat16".
       optimizer: "adamw", or "muon" (Muon for the matrices of linear layers, AdamW for
-        all other parameters), which needs fewer steps for transformers.
+        all other parameters), for priors and drafters.
       seed: seed of the order of examples, dropout and the initial weights.
       log_every: steps between lines of metrics.
       evaluate_every: steps between measurements on held-out data.

@@ -95,6 +95,13 @@ def experiment_for(
             f"the folder holds models for {kinds[not dataset.captioned]}, and "
             f"'{dataset.name}' has {kinds[dataset.captioned]}; choose another --out"
         )
+    if not isinstance(tokenizer, TokenizerConfig | None) or not isinstance(
+        prior, TransformerConfig | None
+    ):
+        raise ConfigError(
+            "the folder holds models that do not generate token by token; name their "
+            "preset with --config"
+        )
     platform = platform or jax.devices()[0].platform
     sizes = CPU if platform == "cpu" else ACCELERATOR
     fitting = [s for s in SIDES if s <= min(dataset.side, sizes.most_side)]
@@ -200,7 +207,10 @@ def with_images(experiment: Experiment, dataset: ImageDataset) -> Experiment:
             f"{kinds[dataset.captioned]}; leave out --config"
         )
     data = data_config(dataset, experiment.data.flips)
-    return replace(experiment, data=data)
+    prior = experiment.prior
+    if not captioned and not isinstance(prior, TransformerConfig):
+        prior = replace(prior, classes=len(dataset.class_names))
+    return replace(experiment, data=data, prior=prior)
 
 
 def text_encoder_for(sizes: Sizes) -> TextEncoderConfig:

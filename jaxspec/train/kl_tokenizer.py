@@ -10,12 +10,13 @@ from jaxspec.config import KLTokenizerConfig
 from jaxspec.core.noise import seed_key
 from jaxspec.data.batches import batch_indices, flip_at_random, step_rng
 from jaxspec.data.source import ImageSource
+from jaxspec.errors import ConfigError
 from jaxspec.evaluate.reconstruction import reconstruction_metrics
 from jaxspec.tokenizers.kl.model import KLTokenizer
 from jaxspec.train.experiment import Experiment, fingerprint
 from jaxspec.train.loop import Training, TrainingJob
 from jaxspec.train.optimizer import init_train_state, make_gradient_step
-from jaxspec.train.start import check_decoder_alone, check_start, start_digests
+from jaxspec.train.start import check_start, start_digests
 from jaxspec.typing import Array, Float, Params
 
 L1 = 0.2
@@ -48,7 +49,8 @@ def kl_job(
     """
     config, sizes = experiment.train_tokenizer, experiment.tokenizer
     assert config is not None and isinstance(sizes, KLTokenizerConfig)
-    check_decoder_alone(config.decoder_alone, None)
+    if config.decoder_alone:
+        raise ConfigError("decoder_alone is for tokenizers with codes; leave it out")
     tokenizer, flips = KLTokenizer(sizes), experiment.data.flips
     params = tokenizer.init(seed_key(config.seed))
     if start is not None:

@@ -234,6 +234,13 @@ def _check_part(experiment: Experiment, part: str, run: TrainingRun) -> None:
         raise ConfigError(f"{experiment.name} has no drafter to train")
     if text and part not in ("prior", "drafter"):
         raise ConfigError(f"text has no {part}; train its prior, then a drafter")
+    if part not in ("prior", "drafter"):
+        training = getattr(experiment, f"train_{part}")
+        if training is not None and training.optimizer == "muon":
+            raise ConfigError(
+                f"train_{part}.optimizer=muon: Muon is for transformers, which priors "
+                "and drafters are; choose adamw"
+            )
     if part == MATCHER and experiment.text_encoder is None:
         raise ConfigError(f"{experiment.name} has no captions for a matcher")
     if run.encoder is not None and experiment.text_encoder is None:

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxspec.core.continuous_batching import Requests, idle_batch, run_queue
 from jaxspec.core.generator import generate
 from jaxspec.core.noise import batch_keys
 from jaxspec.core.sampling import Sampling
+from jaxspec.core.stopping import StoppingCriteria
 from jaxspec.errors import ConfigError
 from jaxspec.mar import (
     CoupledMAR,
@@ -73,25 +75,41 @@ def test_every_token_is_within_the_radius_of_the_target_s_own():
     radius = 0.02 * size
     coupled = replace(COUPLED, window=3, radius=radius)
     out = run(coupled, NEAR, CLASSES, options())
-    state = jax.jit(partial(TARGET.init, MARVariables(PARAMS)))(CLASSES, **options())
-    distances = []
-    for step in range(SCHEDULE.steps):
-        steps = jnp.full(3, step, jnp.int32)
-        now = replace(state, latents=out.tokens, steps=steps)
-        limit = jnp.full(3, 16, jnp.int32)
-        places, taken = step_cells(SCHEDULE, state.order, steps, limit)
-        own = jax.jit(TARGET.sample)(PARAMS, now, places).mean
-        found = jnp.take_along_axis(out.tokens, places[..., None], axis=1)
-        distance = jnp.sqrt(jnp.mean((found - own) ** 2, axis=-1))
-        distances.append(jnp.where(taken, distance, 0.0).max())
-    assert max(distances) < 1.001 * radius
+    found = largest_distance(out.tokens)
+    assert found < 1.001 * radius
     # Some tokens were kept though they differ, and calls were saved.
-    assert max(distances) > 1e-3 * radius
+    assert found > 1e-3 * radius
     assert out.stats.calls.sum() < plain().stats.calls.sum()
     # The control: a larger radius keeps tokens beyond this one.
     far = run(replace(coupled, radius=20 * radius), NEAR, CLASSES, options())
-    error = jnp.sqrt(jnp.mean((far.tokens - plain().tokens) ** 2, axis=-1)).max()
-    assert error > radius
+    assert largest_distance(far.tokens) > 1.001 * radius
+
+
+def largest_distance(tokens):
+    """From what the target samples at any token, given the tokens before it."""
+    state = jax.jit(partial(TARGET.init, MARVariables(PARAMS)))(CLASSES, **options())
+    distances, sample = [], jax.jit(TARGET.sample)
+    for step in range(SCHEDULE.steps):
+        steps, limit = jnp.full(3, step, jnp.int32), jnp.full(3, 16, jnp.int32)
+        places, taken = step_cells(SCHEDULE, state.order, steps, limit)
+        own = sample(PARAMS, replace(state, latents=tokens, steps=steps), places).mean
+        found = jnp.take_along_axis(tokens, places[..., None], axis=1)
+        distance = jnp.sqrt(jnp.mean((found - own) ** 2, axis=-1))
+        distances.append(jnp.where(taken, distance, 0.0).max())
+    return float(max(distances))
+
+
+def test_a_drafter_of_nan_changes_nothing_with_radius_0():
+    broken = replace(VARIABLES, drafter=jax.tree.map(lambda x: x * jnp.nan, PARAMS))
+    out = run(replace(COUPLED, window=3), broken, CLASSES, options())
+    assert_same(out.tokens, plain().tokens)
+    assert out.finite.all()
+
+
+def test_shorter_chains_of_the_drafter_change_nothing_with_radius_0():
+    short = replace(TARGET, head=replace(HEAD, count=3), last_count=2)
+    out = run(replace(COUPLED, drafter=short), NEAR, CLASSES, options())
+    assert_same(out.tokens, plain().tokens)
 
 
 def test_a_drafter_that_is_the_target_saves_all_calls_but_one_a_round():
@@ -99,7 +117,11 @@ def test_a_drafter_that_is_the_target_saves_all_calls_but_one_a_round():
     out = run(wide, same, CLASSES, options())
     assert_same(out.tokens, plain().tokens)
     assert out.stats.calls.tolist() == [2] * 3  # 6 steps, 3 in a round
-    assert out.stats.accepted.tolist() == [[0, 0, 2]] * 3
+    assert out.stats.accepted.sum(1).tolist() == [2] * 3
+    # All that was drafted but the last step of the image.
+    kept = out.stats.accepted @ jnp.arange(out.stats.accepted.shape[1])
+    last = int(SCHEDULE.masked[5])
+    assert kept.tolist() == [int(out.stats.proposed[0]) - last] * 3
 
 
 def test_equal_densities_accept_everything():
@@ -138,10 +160,36 @@ def test_the_target_begins_alone():
 
 
 @pytest.mark.parametrize("generator", [replace(COUPLED, radius=300.0), SPECULATIVE])
-def test_a_mesh_of_smaller_batches_changes_nothing(generator):
+def test_a_queue_and_a_limit_change_nothing(generator):
+    count = 5
+    classes = jnp.arange(count, dtype=jnp.int32)
+    alone = run(generator, NEAR, classes, options(count))
+    settings = {"sampling": options()["sampling"].for_batch(count), "stopping": None}
+    queue = Requests(jnp.arange(count), classes, keys=batch_keys(0, count), **settings)
+    batch = idle_batch(generator, NEAR, jax.tree.map(lambda x: x[:2], queue))
+    _, finished = jax.jit(partial(run_queue, generator))(NEAR, batch, queue, True)
+    order = np.argsort(np.asarray(finished.ids)[:count])
+    assert_same(np.asarray(finished.result.tokens)[order], alone.tokens)
+    few = {**options(count), "stopping": StoppingCriteria.create(max_new_tokens=3)}
+    out = run(generator, NEAR, classes, few)
+    known = np.isfinite(out.tokens).all(-1)
+    assert known.sum(1).tolist() == out.lengths.tolist() == [3] * count
+    assert_same(out.tokens[known], alone.tokens[known])
+
+
+@pytest.mark.parametrize("generator", [COUPLED, SPECULATIVE])
+def test_bfloat16_runs(generator):
+    halves = jax.tree.map(lambda x: x.astype(jnp.bfloat16), NEAR)
+    out = run(generator, halves, CLASSES, options())
+    assert out.tokens.dtype == jnp.float32 and np.isfinite(out.tokens).all()
+
+
+@pytest.mark.parametrize("shape", [(4, 2), (4, 1)])
+@pytest.mark.parametrize("generator", [replace(COUPLED, radius=300.0), SPECULATIVE])
+def test_a_mesh_of_smaller_batches_changes_nothing(generator, shape):
     classes = jnp.arange(8, dtype=jnp.int32) % 5
     whole = run(generator, NEAR, classes, options(8))
-    make = over_batch(make_mesh(4, 2), partial(generate, generator))
+    make = over_batch(make_mesh(*shape), partial(generate, generator))
     spread = jax.jit(make)(NEAR, classes, **options(8))
     assert_same(spread.tokens, whole.tokens)
     assert whole.finite.all()
@@ -167,6 +215,18 @@ def test_a_mesh_of_smaller_batches_changes_nothing(generator):
             "no drafter",
         ),
         (lambda: replace(SPECULATIVE, prefill=1.5), "prefill"),
+        (lambda: replace(COUPLED, window=2.5), "window"),
+        (lambda: replace(COUPLED, radius="x"), "radius"),
+        (lambda: replace(TARGET, last_count=2.5), "last_count"),
+        (
+            lambda: replace(
+                SPECULATIVE,
+                target=replace(TARGET, last_count=2),
+                drafter=replace(TARGET, last_count=2),
+                test=DensityTest("paper"),
+            ),
+            "product='none'",
+        ),
         (
             lambda: replace(
                 SPECULATIVE, drafter=replace(TARGET, head=replace(HEAD, count=3))

@@ -9,15 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.stats import truncnorm
 
 from jaxspec.checkpoint import load_checkpoint
 from jaxspec.cli import main
 from jaxspec.config import KLTokenizerConfig
 from jaxspec.core.diffusion import DiffusionSchedule
 from jaxspec.errors import ConfigError
+from jaxspec.mar.loss import LEAST_MASKED, head_loss, masked_loss
 from jaxspec.models.mar.model import MAR
 from jaxspec.pipeline.pipeline import load_pipeline
-from jaxspec.train.mar import LEAST_MASKED, head_loss, masked_loss
 from tests.params import random_like
 from tests.train.tiny_mar import get_config
 
@@ -57,34 +58,73 @@ def test_the_loss_of_exact_predictions_is_0_and_errors_are_squared():
     np.testing.assert_allclose(gradient, 0.6, rtol=1e-4)
 
 
-def test_known_tokens_are_read_and_only_masked_ones_are_predicted():
-    params = random_like(MODEL.init, spread=0.3)
-    latents = jax.random.normal(jax.random.key(2), (64, 16, 8), jnp.float32) * 0.1
-    classes, null = jnp.zeros(64, jnp.int32), jnp.zeros(64, bool)
-    seen = {}
+class Counted:
+    """A model whose head errs by 1 where a token is masked; it records its input."""
 
-    class Recorder:
-        """The model, and what it is asked."""
+    config = EXPERIMENT.prior
 
-        config = MODEL.config
-        condition = staticmethod(MODEL.condition)
+    def __init__(self):
+        self.seen, self.draws = {}, 0
 
-        @staticmethod
-        def token_conditions(params, condition, tokens, order, masked, capacity):
-            seen.update(masked=masked, capacity=capacity, order=order)
-            return MODEL.token_conditions(
-                params, condition, tokens, order, masked, capacity
-            )
+    def condition(self, params, classes, null):
+        self.seen["null"] = null
+        return jnp.zeros((len(classes), 1))
 
-        predict_noise = staticmethod(MODEL.predict_noise)
+    def token_conditions(self, params, condition, tokens, order, masked, capacity):
+        self.seen.update(masked=masked, capacity=capacity, order=order, tokens=tokens)
+        rank = jnp.argsort(order, axis=1)
+        return (rank < masked[:, None]).astype(jnp.float32)[..., None]
 
-    loss = masked_loss(Recorder, params, latents, classes, null, jax.random.key(0))
-    assert np.isfinite(loss)
-    assert seen["masked"].min() >= np.ceil(LEAST_MASKED * 16)
-    assert seen["masked"].max() <= 16 and len(set(seen["masked"].tolist())) > 2
-    assert seen["capacity"] == 16 - np.ceil(LEAST_MASKED * 16)
-    assert (jnp.sort(seen["order"], axis=1) == jnp.arange(16)).all()
-    assert len({tuple(row) for row in np.asarray(seen["order"]).tolist()}) > 60
+    def predict_noise(self, params, state, time, conditions):
+        self.draws += 1
+        oracle = Oracle(self.seen["tokens"], -1.0)
+        # Wrong by 1 in masked places, by 1,000 in others, which do not count.
+        return oracle.predict_noise(
+            jnp.where(conditions > 0, 1.0, 1000.0), state, time, conditions
+        )
+
+
+def test_masked_tokens_alone_count_given_the_others():
+    model, rows = Counted(), 400
+    means = jnp.arange(rows * 16 * 4, dtype=jnp.float32).reshape(rows, 16, 4) / 1e3
+    latents = jnp.concatenate([means, jnp.full_like(means, 0.01)], axis=-1)
+    null = jnp.arange(rows) % 3 == 0
+    loss = masked_loss(
+        model, None, latents, jnp.zeros(rows, jnp.int32), null, jax.random.key(0)
+    )
+    squared = 1.0  # and the divergence of a mean that is wrong by it, above 0
+    assert 1.0 <= loss < 50 * squared
+    assert model.draws == 4
+    np.testing.assert_array_equal(model.seen["null"], null)
+    # Tokens are samples: means and deviations are those of the latents.
+    score = (model.seen["tokens"] - means) / 0.01
+    assert abs(score.mean()) < 0.05 and abs(score.std() - 1) < 0.05
+    # Orders are permutations, of which every one is as likely.
+    orders = np.asarray(model.seen["order"])
+    assert (np.sort(orders, axis=1) == np.arange(16)).all()
+    assert abs(orders[:, 0].mean() - 7.5) < 4 * 4.6 / rows**0.5
+    # The law of the fraction: a half of a normal one, cut at 1.2 deviations.
+    assert model.seen["capacity"] == 16 - np.ceil(LEAST_MASKED * 16)
+    fraction = np.asarray(model.seen["masked"]) / 16
+    assert fraction.min() >= LEAST_MASKED and fraction.max() == 1
+    cut = truncnorm((LEAST_MASKED - 1) / 0.25, 0, loc=1, scale=0.25)
+    exact = np.ceil(16 * cut.rvs(100_000, random_state=0)) / 16
+    error = exact.std() / rows**0.5
+    assert abs(fraction.mean() - exact.mean()) < 4 * error
+
+
+def test_the_divergence_is_that_of_two_normal_distributions():
+    """In closed form, at one interpolation and exact means."""
+    tokens = jax.random.normal(jax.random.key(1), (1, 400, 4), jnp.float32)
+    key, interpolation = jax.random.key(0), 0.4
+    oracle = Oracle(tokens, interpolation)
+    found = head_loss(oracle, jnp.float32(0), tokens, tokens, key)
+    time = jax.random.randint(jax.random.split(key)[0], (1, 400), 0, STEPS)
+    table = DiffusionSchedule(STEPS, STEPS).coefficients
+    least, most = table["least"][time], table["most"][time]
+    ratio = (least + (most - least) * (interpolation + 1) / 2) - least
+    expected = (ratio + np.exp(-ratio) - 1) / 2 / np.log(2)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
 
 
 def test_steps_lower_the_loss():
@@ -111,7 +151,7 @@ def test_steps_lower_the_loss():
 
 
 @pytest.mark.slow
-def test_a_folder_of_images_becomes_a_masked_model(tmp_path):
+def test_a_folder_of_images_becomes_a_masked_model(tmp_path, capsys):
     rng = np.random.default_rng(0)
     images = tmp_path / "halves"
     for name in ("left", "right"):
@@ -135,6 +175,10 @@ def test_a_folder_of_images_becomes_a_masked_model(tmp_path):
     pipe = load_pipeline(run)
     out = pipe(class_labels=["left", "right"], seed=0, steps=4, head_steps=(10, 5))
     assert out.tokens.shape == (2, 16, 4) and prior.metadata["metrics"]["heldout_loss"]
+    # Sizes that follow from images are for other models; the preset has to be named.
+    alone = ["train", "prior", "--images", str(images), "--out", str(run)]
+    assert main([*alone, "--steps", "1"]) == 2
+    assert "name their preset with --config" in capsys.readouterr().err
     # It starts from what was trained.
     other = ["--out", str(tmp_path / "more"), "--checkpoint", str(run)]
     for part in ("tokenizer", "prior"):
@@ -152,3 +196,18 @@ def test_models_of_other_tokens_do_not_go_together():
         replace(EXPERIMENT, tokenizer=base)
     with pytest.raises(ConfigError, match="above 0"):
         KLTokenizerConfig(networks, scale=0.0)
+
+
+def test_muon_and_the_decoder_alone_are_for_other_parts(tmp_path, capsys):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(4):
+        Image.new("RGB", (32, 32), (60 * i, 0, 0)).save(folder / f"{i}.png")
+    command = ["train", "tokenizer", "--config", str(TINY), "--images", str(folder)]
+    command += ["--out", str(tmp_path / "run"), "--steps", "1", "--set"]
+    for setting, message in (
+        ("train_tokenizer.optimizer=muon", "Muon is for transformers"),
+        ("train_tokenizer.decoder_alone=true", "for tokenizers with codes"),
+    ):
+        assert main([*command, setting]) == 2
+        assert message in capsys.readouterr().err
