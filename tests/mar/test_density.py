@@ -49,7 +49,7 @@ def run_chain(chain, noise):
     )
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def samples(test, seed, drafter, channels=1):
     chains = {"same": SAME_DEVIATIONS, "other": OTHER_DEVIATIONS, "target": TARGET}
     first, last = jax.random.split(jax.random.key(seed))
@@ -81,9 +81,12 @@ def test_samples_have_the_law_of_the_target(drafter, channels):
         assert abs(values.mean() - mean) < 4 * error
         assert abs(values.std() - deviation) < 4 * error
         assert distance(values) < CRITICAL
-    assert np.abs(np.corrcoef(tokens.T) - np.eye(channels)).max() < 4 / SAMPLES**0.5
+    assert (
+        np.abs(np.atleast_2d(np.corrcoef(tokens.T)) - np.eye(channels)).max()
+        < 4 / SAMPLES**0.5
+    )
     kept = float(accepted.mean())
-    assert kept == 1 if drafter == "target" else 0.1 < kept < 0.9
+    assert kept > 0.999 if drafter == "target" else 0.1 < kept < 0.9
 
 
 def test_a_law_that_differs_by_a_20th_of_a_deviation_would_be_found():
