@@ -71,6 +71,7 @@ def distance(values):
     return kstest(np.asarray(values), "norm", law(TARGET)).statistic
 
 
+@pytest.mark.variants(4)
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("drafter", ["same", "other", "target"])
 def test_samples_have_the_law_of_the_target(drafter, channels):

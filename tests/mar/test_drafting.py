@@ -157,6 +157,7 @@ def test_the_target_begins_alone():
     assert_same(generator.result(state).tokens[known], plain().tokens[known])
 
 
+@pytest.mark.variants(1)
 @pytest.mark.parametrize("generator", [replace(COUPLED, radius=300.0), SPECULATIVE])
 def test_a_queue_and_a_limit_change_nothing(generator):
     count = 5
@@ -175,6 +176,7 @@ def test_a_queue_and_a_limit_change_nothing(generator):
     assert_same(out.tokens[known], alone.tokens[known])
 
 
+@pytest.mark.variants(1)
 @pytest.mark.parametrize("generator", [COUPLED, SPECULATIVE])
 def test_bfloat16_runs(generator):
     halves = jax.tree.map(lambda x: x.astype(jnp.bfloat16), NEAR)
@@ -182,6 +184,7 @@ def test_bfloat16_runs(generator):
     assert out.tokens.dtype == jnp.float32 and np.isfinite(out.tokens).all()
 
 
+@pytest.mark.variants(2)
 @pytest.mark.parametrize("shape", [(4, 2), (4, 1)])
 @pytest.mark.parametrize("generator", [replace(COUPLED, radius=300.0), SPECULATIVE])
 def test_a_mesh_of_smaller_batches_changes_nothing(generator, shape):
