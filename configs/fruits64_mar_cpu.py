@@ -17,7 +17,8 @@ def get_config() -> Experiment:
     """Preset of a masked model over continuous tokens (MAR).
 
     A smaller one over the same tokens drafts for it: `--set prior.width=128 --set
-    prior.encoder_layers=2 --set prior.decoder_layers=2 --set prior.head_width=128`.
+    prior.encoder_layers=2 --set prior.decoder_layers=2 --set prior.head_width=128 --set
+    prior.head_layers=2`.
     """
     networks = replace(
         PRESETS["small-64"],
@@ -52,18 +53,20 @@ def get_config() -> Experiment:
             classes=67,
             head_layers=3,
             head_width=256,
+            bound=5.0,
         ),
         drafter=None,
         train_tokenizer=TokenizerTrainingConfig(
-            steps=2000, batch=32, weight_decay=1e-4, ema=0.995
+            steps=700, batch=32, weight_decay=1e-4, ema=0.995
         ),
         train_prior=PriorTrainingConfig(
-            steps=4000,
+            steps=850,
             batch=32,
+            optimizer="muon",
             warmup=100,
-            ema=0.999,
-            evaluate_every=500,
-            save_every=500,
+            ema=0.995,
+            evaluate_every=425,
+            save_every=425,
         ),
         train_drafter=DrafterTrainingConfig(steps=1, batch=1),
     )

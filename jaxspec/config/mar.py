@@ -25,6 +25,8 @@ class MARConfig:
       head_layers: residual layers of the diffusion head.
       head_width: their width.
       diffusion_steps: steps of the diffusion that the head is trained for.
+      bound: largest absolute value of a number of a token. In a chain, predictions of
+        the token without noise are cut to it; None for no bound, as published.
       norm_eps: epsilon of every LayerNorm.
       condition: "class".
       condition_dropout: probability of the null condition, training only.
@@ -42,6 +44,7 @@ class MARConfig:
     head_layers: int = 6
     head_width: int = 1024
     diffusion_steps: int = 1000
+    bound: float | None = None
     norm_eps: float = 1e-6
     condition: Literal["class"] = "class"
     condition_dropout: float = 0.1
@@ -53,6 +56,9 @@ class MARConfig:
         require(
             self.diffusion_steps > 1,
             f"diffusion_steps={self.diffusion_steps} must be at least 2",
+        )
+        require(
+            self.bound is None or self.bound > 0, f"bound={self.bound} must be above 0"
         )
         require(self.norm_eps > 0, f"norm_eps={self.norm_eps} must be above 0")
         require(

@@ -148,6 +148,7 @@ def posterior(
     state: Float[Array, "... C"],
     outputs: Float[Array, "... E"],
     solver: Solver = "ancestral",
+    bound: float | None = None,
 ) -> tuple[Float[Array, "... C"], Float[Array, "... C"]]:
     """Mean and standard deviation of the next state of a chain, float32.
 
@@ -157,6 +158,9 @@ def posterior(
       outputs: predictions of the model, [..., 2 C]: the noise, and the place of the
         logarithm of the variance between the least and the largest possible, -1 to 1.
       solver: solver of the schedule.
+      bound: largest absolute value of the signal that the noise is predicted with; None
+        for no bound. The first steps of a chain multiply errors of the noise by some
+        hundreds, which a bound cuts off (arXiv 2006.11239).
 
     Returns:
       The mean, and the standard deviation, which no sampler uses at the last step. A
@@ -165,6 +169,9 @@ def posterior(
     at = {name: x[..., None] for name, x in coefficients.items()}
     noise, interpolation = jnp.split(outputs.astype(jnp.float32), 2, axis=-1)
     signal = at["signal"] * state - at["noise"] * noise
+    if bound is not None:
+        signal = jnp.clip(signal, -bound, bound)
+        noise = (at["signal"] * state - signal) / at["noise"]
     if solver == "ddim":
         mean = at["before"] * signal + at["noise_before"] * noise
         return mean, jnp.zeros_like(mean)

@@ -108,7 +108,9 @@ def run_chains(
             own, null = predicted[:batch], predicted[batch:]
             predicted = null + scale[:, None, None] * (own - null)
         out = jnp.concatenate([predicted, interpolation[:batch]], axis=-1)
-        mean, deviation = posterior(at, state, out, schedules[0].solver)
+        mean, deviation = posterior(
+            at, state, out, schedules[0].solver, model.config.bound
+        )
         deviation = temperature[:, None, None] * deviation
         active = (index < counts)[:, None]
         noisy = active & (index > 0)

@@ -93,3 +93,21 @@ def test_noised_latents_have_the_signal_s_share():
     kept = schedule.kept[[0, 9]]
     right = np.sqrt(kept) * 2 + np.sqrt(1 - kept) * 5
     np.testing.assert_allclose(found[:, 0], right, rtol=1e-5)
+
+
+@pytest.mark.parametrize("solver", ["ancestral", "ddim"])
+def test_a_bound_cuts_the_signal_that_a_step_assumes(solver):
+    """As if the noise had been predicted that leaves the bound as the signal."""
+    schedule = DiffusionSchedule(1000, 10, solver)
+    at = step_coefficients([schedule], jnp.zeros(1, int), jnp.int32(9))
+    state = jnp.full((1, 1), 0.5)
+    wrong = jnp.array([[0.4, 0.3]], jnp.float32)  # a signal of some 1e3
+    kept = schedule.kept[9]
+    noise = (0.5 - np.sqrt(kept) * 2.0) / np.sqrt(1 - kept)
+    exact = jnp.array([[noise, 0.3]], jnp.float32)
+    found = posterior(at, state, wrong, solver, bound=2.0)
+    wanted = posterior(at, state, exact, solver)
+    # Rounding of the exact noise is multiplied by the step, too.
+    np.testing.assert_allclose(found[0], wanted[0], atol=1e-2)
+    np.testing.assert_allclose(found[1], wanted[1])
+    assert abs(posterior(at, state, wrong, solver)[0] - wanted[0]).max() > 1
