@@ -97,7 +97,14 @@ def accept_or_redraw(
     Returns:
       The tokens, and a mask of those that are the drafts.
     """
-    log_product = drafter.log_deviations - target.log_deviations
+    # At temperature 0 there are no densities, and the target's own token is taken.
+    dense = ((drafter.deviation > 0) & (target.deviation > 0)).all(axis=-1)
+    q_deviation, p_deviation = (
+        jnp.where(dense[..., None], x.deviation, 1.0) for x in (drafter, target)
+    )
+    log_product = jnp.where(
+        dense, drafter.log_deviations - target.log_deviations, jnp.float32(0)
+    )
     if test.product == "none":
         log_product = jnp.zeros_like(log_product)
     elif test.product == "code":
@@ -105,13 +112,13 @@ def accept_or_redraw(
 
     def log_ratio(x, flattening):
         """Logarithm of `S p / q`."""
-        squares = ((x - drafter.mean) / drafter.deviation) ** 2
-        squares -= ((x - target.mean) / target.deviation) ** 2
-        logs = jnp.log(drafter.deviation) - jnp.log(target.deviation)
+        squares = ((x - drafter.mean) / q_deviation) ** 2
+        squares -= ((x - target.mean) / p_deviation) ** 2
+        logs = jnp.log(q_deviation) - jnp.log(p_deviation)
         return log_product + jnp.sum(squares / (2 * flattening**2) + logs, axis=-1)
 
     chances, _ = _noise(keys, places, jnp.uint32(0), drafts.shape[-1])
-    accepted = jnp.log(chances) < log_ratio(drafts, test.flattening)
+    accepted = dense & (jnp.log(chances) < log_ratio(drafts, test.flattening))
 
     def unresolved(carry):
         _, resolved, count = carry
@@ -132,8 +139,10 @@ def accept_or_redraw(
     fallback = target.mean + target.deviation * last
     if test.unresolved == "zero":
         fallback = jnp.zeros_like(fallback)
+    fallback = jnp.where(dense[..., None], fallback, target.mean)
     tokens = jnp.where(accepted[..., None], drafts, fallback)
-    carry = varying((tokens, accepted | ~wanted, jnp.int32(0)), tokens)
+    resolved = accepted | ~wanted | ~dense
+    carry = varying((tokens, resolved, jnp.int32(0)), tokens)
     tokens, _, _ = jax.lax.while_loop(unresolved, draw, carry)
     return tokens, accepted
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from jaxspec.checkpoint import digest_of, read_config
-from jaxspec.config import MARConfig
+from jaxspec.config import MARConfig, TransformerConfig
 from jaxspec.errors import ConfigError
 from jaxspec.io.images import png_bytes
 from jaxspec.io.text_files import read_text, split_lines
@@ -216,7 +216,10 @@ def _report(bundle, config, tree, loaded, counts, seconds, expected) -> dict[str
     if images != expected:
         raise ConfigError(f"{expected - images} images were not generated")
     batch, mesh = config.batch_size, bundle.mesh
-    drafts = FirstDrafts(calls - images, proposed, first)
+    # A model that generates token by token reads its prompt in a call of its own.
+    in_order = isinstance(bundle.prior.config, TransformerConfig)
+    rounds = calls - images * in_order
+    drafts = FirstDrafts(rounds, proposed, first)
     return {
         "images": images,
         "tokens": tokens,
@@ -224,7 +227,7 @@ def _report(bundle, config, tree, loaded, counts, seconds, expected) -> dict[str
         "tokens_per_call": tokens / calls,
         "rounds": counts.rounds,
         "rows": batch,
-        "rows_in_use": (calls - images) / max(counts.rounds * batch, 1),
+        "rows_in_use": rounds / max(counts.rounds * batch, 1),
         "seconds": seconds,
         "images_per_second": images / seconds,
         "drafter": loaded.name if loaded else "none",

@@ -1,5 +1,6 @@
 """Acceptance by ratios of densities, on Gaussian chains whose law is known."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -154,6 +155,18 @@ def test_the_bound_on_tries_has_a_defined_outcome(unresolved):
         assert (tokens == 0).all()
     else:  # draws from the target
         assert kstest(np.asarray(tokens).ravel(), "norm", (1, 1)).pvalue > 1e-3
+
+
+def test_without_densities_the_target_s_own_token_is_taken():
+    """At temperature 0; tokens beside it are as before."""
+    places, wanted = jnp.arange(2, dtype=jnp.int32)[None], jnp.ones((1, 2), bool)
+    p, q = unit(1.0, 2), unit(3.0, 2, -jnp.inf)
+    flat = replace(p, deviation=p.deviation.at[0, 0].set(0.0))
+    tokens, accepted = accept_or_redraw(
+        DensityTest("paper"), batch_keys(0, 1), places, q.mean, q, flat, wanted
+    )
+    assert tokens[0, 0, 0] == 1.0 and not accepted[0, 0]
+    assert np.isfinite(tokens).all()
 
 
 def test_the_error_of_few_tries_is_as_stated():
