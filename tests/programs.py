@@ -382,7 +382,7 @@ def continuous(make=lambda plain: plain, dtype="float32"):
 
 
 program("continuous tokens", continuous)
-program("continuous tokens: bfloat16", continuous, dtype="bfloat16")
+program("continuous tokens: bfloat16", continuous, lambda plain: plain, "bfloat16")
 program(
     "continuous tokens: coupled",
     continuous,

@@ -201,8 +201,8 @@ def test_models_of_other_tokens_do_not_go_together():
 def test_muon_and_the_decoder_alone_are_for_other_parts(tmp_path, capsys):
     folder = tmp_path / "images"
     folder.mkdir()
-    for i in range(4):
-        Image.new("RGB", (32, 32), (60 * i, 0, 0)).save(folder / f"{i}.png")
+    for i in range(20):
+        Image.new("RGB", (32, 32), (12 * i, 0, 0)).save(folder / f"{i}.png")
     command = ["train", "tokenizer", "--config", str(TINY), "--images", str(folder)]
     command += ["--out", str(tmp_path / "run"), "--steps", "1", "--set"]
     for setting, message in (

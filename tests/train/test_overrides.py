@@ -46,7 +46,7 @@ def test_fields_change_one_by_one_or_together():
         ("prior.depth=3", "prior.depth: no such field; known: vocab_size, layers"),
         ("prior.layers=many", "layers: 'many' is not a whole number"),
         ("prior.layers.x=1", "prior.layers: has no fields"),
-        ("prior.vocab_size=99", "the prior has 99 tokens"),
+        ("prior.vocab_size=99", "the prior is over 99 tokens"),
         ("train_prior.batch=0", "batch=0"),
     ],
 )
