@@ -21,7 +21,8 @@ def read_settings(settings: Sequence[str]) -> dict[str, Any]:
 
     Args:
       settings: texts `PATH=VALUE`, such as "train_prior.batch=32" or
-        "drafter.feature_layers=(1, 3)". Values are Python literals or plain words.
+        "drafter.feature_layers=(1, 3)". Values are Python literals, also `true` and
+        `false`, or plain words.
 
     Raises:
       ConfigError: a text is of another form.
@@ -43,7 +44,7 @@ def read_settings(settings: Sequence[str]) -> dict[str, Any]:
 
 def _literal(text: str) -> Any:
     try:
-        return ast.literal_eval(text)
+        return ast.literal_eval(text.title() if text in ("true", "false") else text)
     except (ValueError, SyntaxError):
         return text
 
