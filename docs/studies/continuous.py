@@ -273,9 +273,10 @@ def continuous_plot(result: dict[str, Any]) -> np.ndarray:
         families.setdefault(row["family"], []).append(row)
 
     def lines(value):
+        points = {name: sorted(map(value, rows)) for name, rows in families.items()}
         return [
-            Line(name, *zip(*sorted(map(value, rows)), strict=True))
-            for name, rows in families.items()
+            Line(name, [x for x, _ in found], [y for _, y in found])
+            for name, found in points.items()
         ]
 
     def by_time(row):

@@ -16,6 +16,7 @@ from jaxspec.errors import ConfigError
 from jaxspec.io.images import png_bytes
 from jaxspec.io.text_files import read_text, split_lines
 from jaxspec.io.writing import write_file
+from jaxspec.mar import MARGenerator
 from jaxspec.pipeline.acceptance import FirstDrafts, acceptance_note
 from jaxspec.pipeline.bundle import Bundle
 from jaxspec.pipeline.config import GenerationConfig
@@ -170,6 +171,7 @@ def _image_settings(bundle, config, tree, loaded, dtype) -> dict[str, Any]:
     }
     if isinstance(bundle.prior.config, MARConfig):
         generator, _ = make_generator(bundle, config, tree, loaded)
+        assert isinstance(generator, MARGenerator)
         chains, which = generator.chains
         head_steps = [chains[which[0]].count, chains[which[-1]].count]
         settings |= {"steps": generator.schedule.steps, "head_steps": head_steps}
