@@ -16,7 +16,7 @@ from jaxspec.errors import ConfigError
 from jaxspec.io.images import png_bytes
 from jaxspec.io.text_files import read_text, split_lines
 from jaxspec.io.writing import write_file
-from jaxspec.mar import MARGenerator
+from jaxspec.mar.generator import MARGenerator
 from jaxspec.pipeline.acceptance import FirstDrafts, acceptance_note
 from jaxspec.pipeline.bundle import Bundle
 from jaxspec.pipeline.config import GenerationConfig
