@@ -6,24 +6,18 @@ import jax.numpy as jnp
 
 from jaxspec.config.checks import number
 from jaxspec.core.precision import full_precision
-from jaxspec.core.result import Generation
-from jaxspec.core.sampling import Sampling
-from jaxspec.core.stopping import StoppingCriteria
 from jaxspec.mar.cells import of_places, step_cells
 from jaxspec.mar.drafting import (
-    check_pair,
+    DraftedMAR,
     draft_steps,
-    init_pair,
     of_all_steps,
     repeat_rows,
 )
-from jaxspec.mar.generator import MARGenerator
 from jaxspec.mar.state import MARState, MARVariables
-from jaxspec.typing import Array, BatchKeys, Bool, Key, PyTree
 
 
 @dataclass(frozen=True)
-class CoupledMAR:
+class CoupledMAR(DraftedMAR):
     """Implements `Generator`: drafted steps of unmasking, verified in one call.
 
     The order of the tokens and the noise of each depend on the key of the sequence
@@ -50,46 +44,11 @@ class CoupledMAR:
       ConfigError: window or radius are impossible, or the models do not fit.
     """
 
-    target: MARGenerator
-    drafter: MARGenerator
-    window: int = 4
     radius: float = 0.0
 
     def __post_init__(self):
-        check_pair(self.target, self.drafter, self.window)
+        super().__post_init__()
         number(self, "of at least 0", lambda x: x >= 0, "radius")
-
-    @property
-    def max_new_tokens(self) -> int:
-        """Number of tokens of an image."""
-        return self.target.max_new_tokens
-
-    @full_precision
-    def init(
-        self,
-        variables: MARVariables,
-        prompt: PyTree,
-        *,
-        sampling: Sampling,
-        keys: BatchKeys | Key[Array, ""],
-        stopping: StoppingCriteria | None = None,
-    ) -> MARState:
-        """First state of a batch, see `Generator.init`.
-
-        Raises:
-          ConfigError: prompts, keys and settings do not fit each other, or parameters
-            of the drafter are missing.
-        """
-        return init_pair(
-            self.target,
-            self.drafter,
-            variables,
-            prompt,
-            outcomes=self.target.schedule.most_of(self.window) + 1,
-            sampling=sampling,
-            keys=keys,
-            stopping=stopping,
-        )
 
     @full_precision
     def step(self, variables: MARVariables, state: MARState) -> MARState:
@@ -137,11 +96,3 @@ class CoupledMAR:
             kept + 1,
             stats,
         )
-
-    def done(self, state: MARState) -> Bool[Array, "B"]:
-        """Mask of the sequences that have ended."""
-        return state.done
-
-    def result(self, state: MARState) -> Generation:
-        """Tokens so far; `stats.accepted` counts rounds by the drafted tokens kept."""
-        return self.target.result(state)

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
 from jaxspec.core.numbers import whole
+from jaxspec.core.precision import full_precision
+from jaxspec.core.result import Generation
 from jaxspec.core.sampling import Sampling
 from jaxspec.core.stopping import StoppingCriteria
 from jaxspec.errors import ConfigError
@@ -56,44 +58,70 @@ def check_pair(target: MARGenerator, drafter: MARGenerator, window: int) -> None
     whole("window", window, 1, target.schedule.steps)
 
 
-def init_pair(
-    target: MARGenerator,
-    drafter: MARGenerator,
-    variables: MARVariables,
-    prompt: PyTree,
-    *,
-    outcomes: int,
-    sampling: Sampling,
-    keys: BatchKeys | Key[Array, ""],
-    stopping: StoppingCriteria | None = None,
-) -> MARState:
-    """First state of a batch with conditions of both models.
+@dataclass(frozen=True)
+class DraftedMAR:
+    """Base of the generators in which a model drafts steps for another one; static.
 
-    Args:
+    Attributes:
       target: generator of the target.
       drafter: generator of the model that drafts.
-      variables: parameters of both.
-      prompt: prompts.
-      outcomes: number of columns of `Stats.accepted`.
-      sampling: sampling settings.
-      keys: keys, as for `Generator.init`.
-      stopping: stopping criteria.
+      window: number of steps that are drafted in a round.
 
     Raises:
-      ConfigError: prompts, keys and settings do not fit each other, or parameters of
-        the model that drafts are missing.
+      ConfigError: the window is impossible, or the models do not fit.
     """
-    options = {"sampling": sampling, "keys": keys, "stopping": stopping}
-    state = target.init(variables, prompt, **options)
-    if variables.drafter is None:
-        raise ConfigError("variables have no drafter: MARVariables(params, drafter)")
-    drafts = drafter.init(MARVariables(variables.drafter), prompt, **options)
-    counts = jnp.zeros((len(state.steps), outcomes), jnp.int32)
-    return replace(
-        state,
-        drafter_condition=drafts.condition,
-        stats=replace(state.stats, accepted=counts),
-    )
+
+    target: MARGenerator
+    drafter: MARGenerator
+    window: int = 4
+
+    def __post_init__(self):
+        check_pair(self.target, self.drafter, self.window)
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Number of tokens of an image."""
+        return self.target.max_new_tokens
+
+    @full_precision
+    def init(
+        self,
+        variables: MARVariables,
+        prompt: PyTree,
+        *,
+        sampling: Sampling,
+        keys: BatchKeys | Key[Array, ""],
+        stopping: StoppingCriteria | None = None,
+    ) -> MARState:
+        """First state of a batch with conditions of both models, see `Generator.init`.
+
+        Raises:
+          ConfigError: prompts, keys and settings do not fit each other, or parameters
+            of the drafter are missing.
+        """
+        options = {"sampling": sampling, "keys": keys, "stopping": stopping}
+        state = self.target.init(variables, prompt, **options)
+        if variables.drafter is None:
+            raise ConfigError(
+                "variables have no drafter: MARVariables(params, drafter)"
+            )
+        own = MARVariables(variables.drafter)
+        drafts = self.drafter.init(own, prompt, **options)
+        outcomes = self.target.schedule.most_of(self.window) + 1
+        counts = jnp.zeros((len(state.steps), outcomes), jnp.int32)
+        return replace(
+            state,
+            drafter_condition=drafts.condition,
+            stats=replace(state.stats, accepted=counts),
+        )
+
+    def done(self, state: MARState) -> Bool[Array, "B"]:
+        """Mask of the sequences that have ended."""
+        return state.done
+
+    def result(self, state: MARState) -> Generation:
+        """Tokens so far; `stats.accepted` counts rounds by the drafted tokens kept."""
+        return self.target.result(state)
 
 
 def draft_steps(

@@ -9,25 +9,19 @@ import jax.numpy as jnp
 from jaxspec.config.checks import number
 from jaxspec.core.arguments import known_to_hold
 from jaxspec.core.precision import full_precision
-from jaxspec.core.result import Generation
-from jaxspec.core.sampling import Sampling
-from jaxspec.core.stopping import StoppingCriteria
 from jaxspec.errors import ConfigError
 from jaxspec.mar.density import DensityTest, accept_or_redraw
 from jaxspec.mar.drafting import (
-    check_pair,
+    DraftedMAR,
     draft_steps,
-    init_pair,
     noisy_tokens,
     of_all_steps,
 )
-from jaxspec.mar.generator import MARGenerator
 from jaxspec.mar.state import MARState, MARVariables
-from jaxspec.typing import Array, BatchKeys, Bool, Key, PyTree
 
 
 @dataclass(frozen=True)
-class SpeculativeMAR:
+class SpeculativeMAR(DraftedMAR):
     """Implements `Generator`: continuous speculative decoding (CSpD, arXiv 2411.11925).
 
     A round drafts the tokens of some steps with the drafter; the target then predicts
@@ -47,14 +41,12 @@ class SpeculativeMAR:
       ConfigError: a setting is impossible, or the models do not fit.
     """
 
-    target: MARGenerator
-    drafter: MARGenerator
     window: int = 8
     test: DensityTest = DensityTest()
     prefill: float = 0.05
 
     def __post_init__(self):
-        check_pair(self.target, self.drafter, self.window)
+        super().__post_init__()
         if (
             self.target.chains[0] != self.drafter.chains[0]
             or (self.target.chains[1] != self.drafter.chains[1]).any()
@@ -72,39 +64,15 @@ class SpeculativeMAR:
             )
         number(self, "from 0 to 1", lambda x: 0 <= x <= 1, "prefill")
 
-    @property
-    def max_new_tokens(self) -> int:
-        """Number of tokens of an image."""
-        return self.target.max_new_tokens
-
-    @full_precision
-    def init(
-        self,
-        variables: MARVariables,
-        prompt: PyTree,
-        *,
-        sampling: Sampling,
-        keys: BatchKeys | Key[Array, ""],
-        stopping: StoppingCriteria | None = None,
-    ) -> MARState:
+    def init(self, variables, prompt, *, sampling, **options) -> MARState:
         """First state of a batch, see `Generator.init`.
 
         Raises:
-          ConfigError: prompts, keys and settings do not fit each other, parameters of
-            the drafter are missing, or the temperature is 0.
+          ConfigError: as for `DraftedMAR.init`, or the temperature is 0.
         """
         if known_to_hold((sampling.temperature == 0).any()):
             raise ConfigError("a chain of temperature=0 has no densities; raise it")
-        return init_pair(
-            self.target,
-            self.drafter,
-            variables,
-            prompt,
-            outcomes=self.target.schedule.most_of(self.window) + 1,
-            sampling=sampling,
-            keys=keys,
-            stopping=stopping,
-        )
+        return super().init(variables, prompt, sampling=sampling, **options)
 
     @full_precision
     def step(self, variables: MARVariables, state: MARState) -> MARState:
@@ -145,11 +113,3 @@ class SpeculativeMAR:
         )
         steps = jnp.where(alone, 1, window)
         return self.target.advanced(state, places, taken, tokens, steps, stats)
-
-    def done(self, state: MARState) -> Bool[Array, "B"]:
-        """Mask of the sequences that have ended."""
-        return state.done
-
-    def result(self, state: MARState) -> Generation:
-        """Tokens so far; `stats.accepted` counts rounds by the drafted tokens kept."""
-        return self.target.result(state)
