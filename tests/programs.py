@@ -14,6 +14,7 @@ import numpy as np
 from jaxspec.config import TextEncoderConfig, TokenizerConfig
 from jaxspec.config import TransformerConfig as Config
 from jaxspec.core.continuous_batching import Requests, idle_batch, run_queue
+from jaxspec.core.generator import generate
 from jaxspec.core.noise import batch_keys
 from jaxspec.core.sampling import Sampling
 from jaxspec.core.stopping import StoppingCriteria
@@ -29,6 +30,7 @@ from jaxspec.drafters.dflash.network import DFlashConfig
 from jaxspec.drafters.ppd.drafter import PPD, PPDConfig
 from jaxspec.drafters.training_free.prompt_lookup import PromptLookup
 from jaxspec.mar import CoupledMAR, MARGenerator, MARVariables, SpeculativeMAR
+from jaxspec.masked import MaskedGenerator, MaskedVariables, MaskingSchedule
 from jaxspec.models.classifier.model import Classifier, ClassifierConfig
 from jaxspec.models.masked_lm.model import MaskedDiffusion
 from jaxspec.models.next_scale.model import NextScale
@@ -299,8 +301,14 @@ program("text, norms and groups", text, QWEN, False)
 
 def masked(shifted):
     model = MaskedDiffusion(Transformer(TARGET), shifted)
-    prompt, sampling = jnp.array([0, 2, 1]), Sampling.create(ROWS, cfg_scale=2.0)
-    return model.sample(target_params(), prompt, batch_keys(3, ROWS), sampling, 6, 3)
+    schedule = MaskingSchedule(TARGET.sequence_length, 3)
+    return generate(
+        MaskedGenerator(model, schedule),
+        MaskedVariables(target_params()),
+        jnp.array([0, 2, 1]),
+        sampling=Sampling.create(ROWS, cfg_scale=2.0),
+        keys=batch_keys(3, ROWS),
+    )
 
 
 program("masked diffusion", masked, False)
@@ -541,7 +549,15 @@ program("train: classifier", train_classifier)
 program("train: multi-scale tokenizer", train_scales)
 program("train: next scale", train_next_scale)
 program("train: next scale, refined", partial(train_next_scale, **REFINED))
-for name in ("next", "sorted", "masked", "continuation", "refinement", "tidar"):
+for name in (
+    "next",
+    "sorted",
+    "masked",
+    "maskgit",
+    "continuation",
+    "refinement",
+    "tidar",
+):
     program(f"train: {name}", train_prior, name)
 program("train: next, bfloat16", train_prior, "next", "bfloat16")
 program("train: next, text", train_prior, "next", "float32", TEXT)

@@ -125,6 +125,11 @@ def test_page_on_continuous_tokens_runs(capsys):
     assert out.tokens.shape == (2, 16, 4) and (out.stats.calls < 8).all()
 
 
+def test_page_on_masked_models_runs(capsys):
+    out = run_page("masked.md")["out"]
+    assert out.tokens.shape == (2, 16) and (out.stats.calls == 4).all()
+
+
 @pytest.mark.slow
 def test_page_on_your_own_loop_runs(capsys):
     names = run_page("own_loop.md", ("naive_extend_57", "chain-2"))

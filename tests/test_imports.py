@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent / "jaxspec"
 BASE = {"errors", "typing"}
 NETWORKS = BASE | {"config", "core", "nn"}
 FILES_AND_MODELS = NETWORKS | {"io", "models", "tokenizers", "drafters", "speculative"}
-FILES_AND_MODELS |= {"next_scale", "mar"}
+FILES_AND_MODELS |= {"next_scale", "mar", "masked"}
 ALLOWED = {
     "errors": set(),
     "typing": set(),
@@ -28,6 +28,7 @@ ALLOWED = {
     "drafters": NETWORKS | {"speculative", "models"},
     "next_scale": NETWORKS | {"speculative", "models", "tokenizers"},
     "mar": NETWORKS | {"models"},
+    "masked": NETWORKS | {"models"},
     "testing": BASE | {"core", "speculative", "drafters"},
     "checkpoint": FILES_AND_MODELS,
     "convert": FILES_AND_MODELS | {"checkpoint", "sharding"},

@@ -34,6 +34,19 @@ def save_bundle(folder):
     return folder
 
 
+def save_masked_bundle(folder):
+    """Writes a tiny bundle whose prior fills in masked tokens."""
+    config = get_config()
+    prior = replace(config.prior, extra_tokens=1)
+    params = random_like(Tokenizer(config.tokenizer).init, seed=1)
+    save(folder / "tokenizer", Checkpoint("tokenizer", config.tokenizer, params))
+    checkpoint = Checkpoint(
+        "prior", prior, random_params(prior), {"objective": "maskgit"}
+    )
+    save(folder / "prior", checkpoint)
+    return folder
+
+
 def save_captioned_bundle(folder, **metadata):
     """Writes a tiny bundle whose prior reads captions, with its text encoder.
 

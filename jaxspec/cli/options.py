@@ -83,7 +83,17 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help=rare(
-            "steps of a masked model, such as MAR (default: the checkpoint's, else 64)"
+            "steps of a masked model (default: the checkpoint's, else 12, of MAR 64)"
+        ),
+    )
+    group.add_argument(
+        "--policy",
+        metavar="NAME",
+        help=rare(
+            "tokens of a masked model that are known after a step: confidence, "
+            "likeliest, margin, entropy, random, halton, raster, coins or threshold, "
+            "some with a number as in threshold-0.9 (default: the checkpoint's, else "
+            "confidence)"
         ),
     )
     group.add_argument(
@@ -126,6 +136,7 @@ def sampling_settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "steps": arguments.steps,
         "head_steps": _head_steps(arguments.head_steps),
         "solver": arguments.solver,
+        "policy": arguments.policy,
     }
     GenerationConfig(**{k: v for k, v in found.items() if v is not None})
     return found

@@ -1,6 +1,8 @@
 """Likelihood of tokens under a next-scale model."""
 
+from collections.abc import Sequence
 from functools import partial
+from itertools import groupby
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import numpy as np
 from jaxspec.data.batches import evenly_spaced
 from jaxspec.data.image_tokens import Sequences
 from jaxspec.models.next_scale.model import NextScale
+from jaxspec.next_scale.stages import Stage
 from jaxspec.tokenizers.multi_scale.scales import Scales
 from jaxspec.typing import Array, Bool, Float, Int, Params
 
@@ -21,6 +24,7 @@ def log_probs(
     tokens: Int[Array, "B T"],
     classes: Int[Array, "B"],
     null: Bool[Array, "B"] | None = None,
+    stages: Sequence[Stage] = (),
 ) -> Float[Array, "B T V"]:
     """Log-probabilities in nats of all tokens given all earlier scales of the data.
 
@@ -32,9 +36,23 @@ def log_probs(
       tokens: tokens of all scales.
       classes: class of each image.
       null: sequences that get the null class; None for none.
+      stages: layers of each scale, see `Stage`; empty for all.
     """
     inputs = jax.lax.stop_gradient(scales.inputs(quantizer, tokens))
-    return jax.nn.log_softmax(model.score(params, classes, inputs, null=null))
+    if not stages:
+        return jax.nn.log_softmax(model.score(params, classes, inputs, null=null))
+    null = jnp.zeros(len(tokens), bool) if null is None else null
+    condition = model.condition(params, classes, null)
+    cache, parts, first = model.init_cache(len(tokens), condition.dtype), [], 0
+    for stage, group in groupby(stages):
+        last = first + len(list(group))
+        here = slice(scales.tokens_of(first).start, scales.tokens_of(last - 1).stop)
+        logits, cache = model.forward(
+            params, condition, cache, inputs[:, here], first, last, stage.layers
+        )
+        parts.append(logits)
+        first = last
+    return jax.nn.log_softmax(jnp.concatenate(parts, axis=1))
 
 
 def of_tokens(
@@ -53,6 +71,7 @@ def scale_likelihood(
     *,
     batch: int = 16,
     most: int | None = None,
+    stages: Sequence[Stage] = (),
 ) -> dict[str, float]:
     """Measures a next-scale model on the original sequences of a source.
 
@@ -64,6 +83,7 @@ def scale_likelihood(
       source: sequences and classes.
       batch: sequences per forward pass.
       most: largest number of sequences, evenly spaced in the source; None for all.
+      stages: layers of each scale, see `Stage`; empty for all.
 
     Returns:
       A dict with "nll", the mean negative log-likelihood of a token, "entropy", the
@@ -80,6 +100,7 @@ def scale_likelihood(
             quantizer,
             source.tokens[0, part].astype(np.int32),
             source.prompts(part),
+            tuple(stages),
         )
         for part in padded
     ]
@@ -91,8 +112,8 @@ def scale_likelihood(
     return {"nll": float(loss.mean()), "entropy": float(entropy.mean()), **by_scale}
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _measure(model, scales, params, quantizer, tokens, classes):
-    log_p = log_probs(model, scales, params, quantizer, tokens, classes)
+@partial(jax.jit, static_argnums=(0, 1, 6))
+def _measure(model, scales, params, quantizer, tokens, classes, stages):
+    log_p = log_probs(model, scales, params, quantizer, tokens, classes, stages=stages)
     entropy = -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
     return -of_tokens(log_p, tokens), jnp.mean(entropy, axis=1)

@@ -23,10 +23,11 @@ from jaxspec.core.precision import full_precision
 from jaxspec.core.result import Generation, Stats
 from jaxspec.core.sampling import Sampling
 from jaxspec.core.stopping import StoppingCriteria
+from jaxspec.core.unmasking import random_order
 from jaxspec.errors import ConfigError
 from jaxspec.mar.cells import masked_tokens, of_places, step_cells, with_tokens
 from jaxspec.mar.head import ChainEnd, head_noise, run_chains
-from jaxspec.mar.schedule import UnmaskingSchedule, random_order
+from jaxspec.mar.schedule import UnmaskingSchedule
 from jaxspec.mar.state import MARState, MARVariables
 from jaxspec.models.mar.model import MAR
 from jaxspec.models.transformer.prompts import known_classes

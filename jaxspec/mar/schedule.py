@@ -1,20 +1,17 @@
-"""Numbers of masked tokens after each step, and the order in which they are known."""
+"""Steps of a generation of continuous tokens."""
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, get_args
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxspec.core.unmasking import masked_counts
 from jaxspec.errors import ConfigError
-from jaxspec.typing import Array, BatchKeys, Float, Int
+from jaxspec.typing import Array, Float, Int
 
 Guidance = Literal["linear", "constant"]
-# Number folded into the key of a sequence for the order of its tokens.
-_ORDER = 0x80000004
 
 
 @dataclass(frozen=True)
@@ -47,13 +44,7 @@ class UnmaskingSchedule:
     @cached_property
     def masked(self) -> np.ndarray:
         """Number of masked tokens before each step and at the end, int32."""
-        masked = [self.tokens]
-        for step in range(self.steps - 1):
-            left = math.floor(
-                self.tokens * math.cos(math.pi / 2 * (step + 1) / self.steps)
-            )
-            masked.append(max(1, min(left, masked[-1] - 1)))
-        return np.array([*masked, 0], np.int32)
+        return masked_counts(self.tokens, self.steps)
 
     def most_of(self, steps: int = 1) -> int:
         """Largest number of tokens of some consecutive steps."""
@@ -70,18 +61,3 @@ class UnmaskingSchedule:
         left = np.maximum(self.masked[1:], 1)
         share = jnp.asarray((self.tokens - left) / self.tokens, jnp.float32)[step]
         return 1 + (cfg_scale - 1) * share
-
-
-def random_order(keys: BatchKeys, tokens: int) -> Int[Array, "B T"]:
-    """A permutation of the tokens of each sequence; the last ones become known first.
-
-    Args:
-      keys: typed keys of the sequences.
-      tokens: number of tokens.
-    """
-
-    def one(key):
-        key = jax.random.fold_in(key, jnp.uint32(_ORDER))
-        return jax.random.permutation(key, jnp.arange(tokens, dtype=jnp.int32))
-
-    return jax.vmap(one)(keys)

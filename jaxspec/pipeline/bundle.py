@@ -33,6 +33,7 @@ from jaxspec.drafters.registry import DRAFTERS
 from jaxspec.errors import CheckpointError, ConfigError
 from jaxspec.io.hub import LOCATION, download_folder
 from jaxspec.io.writing import write_file
+from jaxspec.models.masked_lm.model import MASKED_OBJECTIVES
 from jaxspec.models.transformer.kv_groups import copy_kv_heads, needed_copies
 from jaxspec.nn.quantize import quantized
 from jaxspec.pipeline.embedded import find_folder
@@ -45,6 +46,11 @@ TOKENIZERS = ("tokenizer", "multi_scale_tokenizer", "kl_tokenizer")
 PRIORS = ("prior", "next_scale", "mar")
 HUB = "hf://"
 PriorConfig = TransformerConfig | NextScaleConfig | MARConfig
+_FAMILIES = {
+    TransformerConfig: "autoregressive",
+    NextScaleConfig: "next_scale",
+    MARConfig: "mar",
+}
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,12 @@ class Bundle:
         if self.image_tokenizer is None:
             raise ConfigError(f"bundle '{self.name}' makes text, no images")
         return self.image_tokenizer
+
+    @property
+    def family(self) -> str:
+        """Way of generating: "autoregressive", "masked", "next_scale" or "mar"."""
+        masked = self.prior.metadata.get("objective") in MASKED_OBJECTIVES
+        return "masked" if masked else _FAMILIES[type(self.prior.config)]
 
     @property
     def class_names(self) -> list[str]:
@@ -200,7 +212,7 @@ def token_by_token(bundle: Bundle) -> Bundle:
     Raises:
       ConfigError: it does not.
     """
-    if not isinstance(bundle.prior.config, TransformerConfig):
+    if bundle.family != "autoregressive":
         raise ConfigError(
             f"bundle '{bundle.name}' does not generate token by token; this is for "
             "models that do"
@@ -288,7 +300,7 @@ def load_prior(path: Path, sharding: Placement = None) -> Checkpoint:
     if prior.kind not in PRIORS:
         raise CheckpointError(f"'{path}' holds a {prior.kind}, not a prior")
     objective = prior.metadata.get("objective", "next")
-    if objective not in ("next", "sorted", "tidar"):
+    if objective not in ("next", "sorted", "tidar", *MASKED_OBJECTIVES):
         raise CheckpointError(
             f"'{path}' was trained for {objective!r}: it drafts for another model "
             "(--drafter), but does not generate on its own"

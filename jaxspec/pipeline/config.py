@@ -11,6 +11,7 @@ from jaxspec.core.numbers import whole
 from jaxspec.core.sampling import Sampling
 from jaxspec.core.stopping import StoppingCriteria
 from jaxspec.errors import ConfigError
+from jaxspec.masked.policies.named import check_policy
 from jaxspec.speculative.verify import Coupled, Verifier
 
 
@@ -29,7 +30,9 @@ class GenerationConfig:
       stop_tokens: tokens that end a sequence, as its last one.
       batch_size: largest number of sequences in a batch.
       verifier: acceptance criterion of drafts.
-      steps: number of steps of a masked model (MAR); None for 64.
+      steps: number of steps of a masked model; None for 12, or 64 of MAR.
+      policy: rule of the tokens of a masked model that are known after a step, see
+        `named_policy`; None for "confidence".
       head_steps: numbers of steps of its diffusion head's chains, in the first step and
         in the last one, see `MARGenerator`; None for 100 in all.
       solver: solver of these chains, see `DiffusionSchedule`.
@@ -53,6 +56,7 @@ class GenerationConfig:
     steps: int | None = None
     head_steps: tuple[int, int] | int | None = None
     solver: Solver = "ancestral"
+    policy: str | None = None
     cache_stages: int = 1
     attention: str = "xla"
 
@@ -63,6 +67,8 @@ class GenerationConfig:
                 counts[name] = getattr(self, name)
         for name, value in counts.items():
             whole(name, value)
+        if self.policy is not None:
+            check_policy(self.policy)
         if self.solver not in get_args(Solver):
             raise ConfigError(f"solver={self.solver!r}; choose ancestral or ddim")
         if self.head_steps is not None:

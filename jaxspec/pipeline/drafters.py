@@ -74,7 +74,7 @@ def drafter_of(name: str | None, bundle: Bundle) -> LoadedDrafter | None:
       ConfigError: no such drafter.
       CheckpointError: the folder cannot be used.
     """
-    drafted = isinstance(bundle.prior.config, TransformerConfig)
+    drafted = bundle.family == "autoregressive"
     if name in (None, "none") or (name == "own" and not drafted):
         return None
     return load_drafter(name, bundle)
@@ -92,7 +92,7 @@ def load_drafter(name: str, bundle: Bundle) -> LoadedDrafter:
       CheckpointError: the folder cannot be used.
     """
     config = bundle.prior.config
-    if not isinstance(config, TransformerConfig):
+    if bundle.family != "autoregressive":
         raise ConfigError(
             f"bundle '{bundle.name}' does not generate token by token, and drafters "
             "draft tokens; use the drafter none"

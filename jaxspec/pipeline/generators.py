@@ -1,17 +1,21 @@
-"""Generators of a bundle, by the configuration of its model."""
+"""Generators of a bundle, by the family of its model."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from jaxspec.config import MARConfig, NextScaleConfig, TransformerConfig
 from jaxspec.core.diffusion import DiffusionSchedule
 from jaxspec.core.generator import Generator
 from jaxspec.core.sampling import Step, active_steps
 from jaxspec.errors import ConfigError
 from jaxspec.mar import MARGenerator, MARVariables, UnmaskingSchedule
 from jaxspec.mar.generator import check_settings
+from jaxspec.masked.generator import MaskedGenerator
+from jaxspec.masked.policies.named import DEFAULT_POLICY, named_policy
+from jaxspec.masked.schedule import MaskingSchedule
+from jaxspec.masked.state import MaskedVariables
+from jaxspec.models.masked_lm.model import MaskedDiffusion
 from jaxspec.next_scale.plans import one_model
 from jaxspec.next_scale.sampling import VAR_ORDER, ScaleSampling
 from jaxspec.next_scale.state import NextScaleVariables
@@ -23,8 +27,15 @@ from jaxspec.speculative.trees.dynamic import DynamicTree
 from jaxspec.speculative.trees.tree import Tree
 from jaxspec.tokenizers.multi_scale.scales import QUANTIZER
 
-# Published numbers of steps of MAR, and of the chains of its head.
-MAR_STEPS, MAR_HEAD_STEPS = 64, 100
+# Published numbers of steps of MAR and of the chains of its head, and of MaskGIT.
+MAR_STEPS, MAR_HEAD_STEPS, MASKED_STEPS = 64, 100, 12
+# Settings that some families alone have, with the value that stands for none.
+_SETTINGS = {
+    "steps": (None, ("mar", "masked"), "masked models"),
+    "head_steps": (None, ("mar",), "MAR"),
+    "solver": ("ancestral", ("mar",), "MAR"),
+    "policy": (None, ("masked",), "masked models with a vocabulary"),
+}
 
 
 def make_generator(
@@ -47,23 +58,19 @@ def make_generator(
     Raises:
       ConfigError: settings, tree and models do not go together.
     """
-    kind = type(bundle.prior.config)
-    if kind not in GENERATORS:
-        raise ConfigError(f"bundle '{bundle.name}': {kind.__name__} does not generate")
-    if kind is not TransformerConfig and (tree.size > 1 or loaded is not None):
+    family = bundle.family
+    if family != "autoregressive" and (tree.size > 1 or loaded is not None):
         raise ConfigError(
             f"bundle '{bundle.name}' does not generate token by token, and drafters "
             "draft tokens; leave out the drafter"
         )
-    if kind is not MARConfig:
-        unused = {"steps": None, "head_steps": None, "solver": "ancestral"}
-        for name, value in unused.items():
-            if getattr(config, name) != value:
-                raise ConfigError(
-                    f"{name} is a setting of masked models (MAR), which bundle "
-                    f"'{bundle.name}' is not; leave it out"
-                )
-    return GENERATORS[kind](bundle, config, tree, loaded, prompt_length)
+    for name, (none, families, kind) in _SETTINGS.items():
+        if family not in families and getattr(config, name) != none:
+            raise ConfigError(
+                f"{name} is a setting of {kind}, which bundle '{bundle.name}' is not; "
+                "leave it out"
+            )
+    return GENERATORS[family](bundle, config, tree, loaded, prompt_length)
 
 
 def _autoregressive(bundle, config, tree, loaded, prompt_length):
@@ -113,15 +120,41 @@ def _mar(bundle, config, tree, loaded, prompt_length):
     return generator, MARVariables(bundle.prior.params)
 
 
+def _masked(bundle, config, tree, loaded, prompt_length):
+    prior = bundle.prior
+    model = MaskedDiffusion(prior.model, bool(prior.metadata.get("shifted")))
+    room = prior.config.sequence_length - prompt_length
+    tokens = config.max_new_tokens or room
+    if prior.config.condition != "none" and tokens != room:
+        raise ConfigError(
+            f"max_new_tokens={tokens}: bundle '{bundle.name}' makes all {room} tokens "
+            "of an image together"
+        )
+    if tokens > room:
+        raise ConfigError(f"max_new_tokens={tokens}: after the prompt there are {room}")
+    steps = min(MASKED_STEPS, tokens) if config.steps is None else config.steps
+    if steps > tokens:
+        raise ConfigError(f"steps={steps}; bundle '{bundle.name}' has {tokens} tokens")
+    generator = MaskedGenerator(
+        model,
+        MaskingSchedule(tokens, steps),
+        named_policy(config.policy or DEFAULT_POLICY, tokens),
+        cfg=config.cfg_scale != 1.0,
+        order=active_steps(config.sampling()),
+    )
+    return generator, MaskedVariables(prior.params)
+
+
 def _in_use(config: GenerationConfig) -> tuple[Step, ...]:
     """Steps of VAR's order that change logits."""
     used = active_steps(config.sampling())
     return tuple(step for step in VAR_ORDER if step in used)
 
 
-# A family of models that generates in another way adds its configuration here.
-GENERATORS: dict[type, Callable[..., tuple[Generator[Any], Any]]] = {
-    TransformerConfig: _autoregressive,
-    NextScaleConfig: _next_scale,
-    MARConfig: _mar,
+# A family of models that generates in another way is added here; see `Bundle.family`.
+GENERATORS: dict[str, Callable[..., tuple[Generator[Any], Any]]] = {
+    "autoregressive": _autoregressive,
+    "masked": _masked,
+    "next_scale": _next_scale,
+    "mar": _mar,
 }

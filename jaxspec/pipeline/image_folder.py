@@ -11,12 +11,13 @@ import jax
 import numpy as np
 
 from jaxspec.checkpoint import digest_of, read_config
-from jaxspec.config import MARConfig, TransformerConfig
 from jaxspec.errors import ConfigError
 from jaxspec.io.images import png_bytes
 from jaxspec.io.text_files import read_text, split_lines
 from jaxspec.io.writing import write_file
 from jaxspec.mar.generator import MARGenerator
+from jaxspec.masked.generator import MaskedGenerator
+from jaxspec.masked.policies.named import DEFAULT_POLICY
 from jaxspec.pipeline.acceptance import FirstDrafts, acceptance_note
 from jaxspec.pipeline.bundle import Bundle
 from jaxspec.pipeline.config import GenerationConfig
@@ -169,9 +170,11 @@ def _image_settings(bundle, config, tree, loaded, dtype) -> dict[str, Any]:
         "int8": bundle.int8,
         "verifier": verifier_spec(config.verifier),
     }
-    if isinstance(bundle.prior.config, MARConfig):
-        generator, _ = make_generator(bundle, config, tree, loaded)
-        assert isinstance(generator, MARGenerator)
+    generator, _ = make_generator(bundle, config, tree, loaded)
+    if isinstance(generator, MaskedGenerator):
+        settings |= {"steps": generator.schedule.steps}
+        settings |= {"policy": config.policy or DEFAULT_POLICY}
+    if isinstance(generator, MARGenerator):
         chains, which = generator.chains
         head_steps = [chains[which[0]].count, chains[which[-1]].count]
         settings |= {"steps": generator.schedule.steps, "head_steps": head_steps}
@@ -219,7 +222,7 @@ def _report(bundle, config, tree, loaded, counts, seconds, expected) -> dict[str
         raise ConfigError(f"{expected - images} images were not generated")
     batch, mesh = config.batch_size, bundle.mesh
     # A model that generates token by token reads its prompt in a call of its own.
-    in_order = isinstance(bundle.prior.config, TransformerConfig)
+    in_order = bundle.family == "autoregressive"
     rounds = calls - images * in_order
     drafts = FirstDrafts(rounds, proposed, first)
     return {

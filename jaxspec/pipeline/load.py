@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxspec.checkpoint import Placement, load_checkpoint
-from jaxspec.models.masked_lm.model import MaskedDiffusion
+from jaxspec.models.masked_lm.model import MASKED_OBJECTIVES, MaskedDiffusion
 from jaxspec.pipeline.bundle import check_dtype
 from jaxspec.typing import Params
 
@@ -38,6 +38,6 @@ def load(
         folder = folder / "prior"
     found = load_checkpoint(folder, sharding=sharding, dtype=dtype)
     model = found.model
-    if found.metadata.get("objective") == "masked":
+    if found.metadata.get("objective") in MASKED_OBJECTIVES:
         model = MaskedDiffusion(model, bool(found.metadata.get("shifted")))
     return model, found.params

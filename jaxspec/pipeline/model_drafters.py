@@ -9,7 +9,7 @@ from jaxspec.drafters.inline_blocks.drafter import tidar
 from jaxspec.drafters.masked.deer import Deer
 from jaxspec.drafters.masked.diffuspec import DiffuSpec
 from jaxspec.errors import CheckpointError
-from jaxspec.models.masked_lm.model import MaskedDiffusion
+from jaxspec.models.masked_lm.model import MASKED_OBJECTIVES, MaskedDiffusion
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.models.transformer.parameters import activation_dtype
 from jaxspec.nn.quantize import quantized
@@ -114,7 +114,7 @@ def _deer(checkpoint: Checkpoint, params: Params, bundle: Bundle) -> _Made:
 _MAKERS = {
     "next": _draft_model,
     "sorted": _dynamic_exit,
-    "masked": _diffuspec,
+    **dict.fromkeys(MASKED_OBJECTIVES, _diffuspec),
     "tidar": _tidar,
     "continuation": _deer,
     "refinement": _deer,

@@ -142,7 +142,9 @@ MAY_CHANGE = (
 # measured on all of them.
 HELDOUT = {"prior": 512, "drafter": 256, "classifier": 2048}
 
-Objective = Literal["next", "sorted", "masked", "continuation", "refinement", "tidar"]
+Objective = Literal[
+    "next", "sorted", "masked", "maskgit", "continuation", "refinement", "tidar"
+]
 
 
 @dataclass(frozen=True)
@@ -152,15 +154,20 @@ class PriorTrainingConfig(TrainingConfig):
     Attributes:
       objective: training objective. "next": the next token. "sorted": the next token
         after several numbers of layers (S2D, LayerSkip). "masked": masked tokens
-        (MDLM). "continuation" and "refinement": blocks after a prefix (DEER's two
-        stages). "tidar": next tokens and blocks. All but the first two need
-        `extra_tokens`.
-      exits: numbers of layers after which a "sorted" model may exit early.
+        (MDLM), "maskgit" with MaskGIT's shares and weights. "continuation" and
+        "refinement": blocks after a prefix (DEER's two stages). "tidar": next tokens
+        and blocks. All but the first two need `extra_tokens`. Of a next-scale model,
+        "sorted" trains the last maps with subsets of its layers too (VARiant).
+      exits: numbers of layers after which a "sorted" model may exit early; of the
+        evenly spaced subsets of a next-scale model.
+      full_scales: number of first maps of a "sorted" next-scale model that all layers
+        compute.
       block: tokens of a block.
     """
 
     objective: Objective = "next"
     exits: tuple[int, ...] = ()
+    full_scales: int | None = None
     block: int = 8
 
     def __post_init__(self):
@@ -299,6 +306,8 @@ class Experiment:
                 f"width {text.width}"
             )
         objective, exits = self.train_prior.objective, self.train_prior.exits
+        if self.train_prior.full_scales is not None:
+            raise ConfigError(f"{self.name}: full_scales is for next-scale models")
         if objective not in ("next", "sorted") and not prior.extra_tokens:
             raise ConfigError(
                 f"{self.name}: objective={objective!r} needs extra_tokens=1"
@@ -318,11 +327,16 @@ class Experiment:
         tokenizer, prior = self.tokenizer, self.prior
         if isinstance(prior, TransformerConfig):
             return
-        if self.drafter is not None or self.train_prior.objective != "next":
+        training = self.train_prior
+        known = ("next", "sorted") if isinstance(prior, NextScaleConfig) else ("next",)
+        if self.drafter is not None or training.objective not in known:
             raise ConfigError(
                 f"{self.name}: a model that does not generate token by token has no "
-                "drafter, and the objective 'next' alone"
+                f"drafter, and of the objectives {' and '.join(map(repr, known))} alone"
             )
+        if training.objective == "sorted":
+            assert isinstance(prior, NextScaleConfig)
+            self._check_subsets(prior)
         if isinstance(prior, NextScaleConfig) and (
             not isinstance(tokenizer, MultiScaleTokenizerConfig)
             or prior.code_dim != tokenizer.code_dim
@@ -330,6 +344,20 @@ class Experiment:
             raise ConfigError(
                 f"{self.name}: the prior reads codes of width {prior.code_dim}, the "
                 f"tokenizer has {getattr(tokenizer, 'code_dim', None)}"
+            )
+
+    def _check_subsets(self, prior: NextScaleConfig) -> None:
+        """Checks the training of subsets of layers."""
+        exits, full = self.train_prior.exits, self.train_prior.full_scales
+        if prior.mask_layers or not all(2 <= n < prior.layers for n in exits):
+            raise ConfigError(
+                f"{self.name}: exits={exits}; subsets have 2 to {prior.layers - 1} "
+                "layers, of a model without mask_layers"
+            )
+        if full is None or not 1 <= full < len(prior.scales):
+            raise ConfigError(
+                f"{self.name}: full_scales={full}; choose 1 to {len(prior.scales) - 1} "
+                "first maps that all layers compute"
             )
 
     @property

@@ -1,5 +1,8 @@
 """Training of next-scale models (VAR, arXiv 2404.02905; HMAR, arXiv 2506.04421)."""
 
+from functools import partial
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,11 +14,13 @@ from jaxspec.data.batches import batch_indices, heldout_batches, step_rng
 from jaxspec.data.image_tokens import Sequences
 from jaxspec.evaluate.scale_likelihood import log_probs, of_tokens, scale_likelihood
 from jaxspec.models.next_scale.model import NextScale
+from jaxspec.next_scale.plans import fewer_layers
+from jaxspec.next_scale.stages import Stage
 from jaxspec.tokenizers.multi_scale.scales import QUANTIZER, Scales
 from jaxspec.train.experiment import (
     HELDOUT,
     Experiment,
-    TrainingConfig,
+    PriorTrainingConfig,
     fingerprint,
 )
 from jaxspec.train.loop import Training, TrainingJob
@@ -59,16 +64,22 @@ def next_scale_job(
 
     def evaluate(state, quantizer):
         params, batch = state["average"], config.batch
-        found = scale_likelihood(
-            model,
-            scales,
-            params,
-            quantizer,
-            heldout,
-            batch=batch,
-            most=HELDOUT["prior"],
-        )
+        settings: dict[str, Any] = {"batch": batch, "most": HELDOUT["prior"]}
+        data = params, quantizer, heldout
+        found = scale_likelihood(model, scales, *data, **settings)
         first = found.pop("nll")
+        if config.objective == "sorted":
+            losses = {"heldout_all": first}
+            for n, stages in zip(
+                config.exits, subsets(sizes, scales, config), strict=True
+            ):
+                cut = scale_likelihood(model, scales, *data, **settings, stages=stages)
+                losses[f"heldout_{n}"] = cut["nll"]
+            return {
+                "heldout_loss": float(np.mean([*losses.values()])),
+                **losses,
+                **found,
+            }
         if not sizes.mask_layers:
             return {"heldout_loss": first, **found}
         masked, key = [], seed_key(config.seed + 1)
@@ -112,8 +123,22 @@ def next_scale_job(
     return TrainingJob(training, init_train_state(config, params), finish)
 
 
-def make_step(sizes: NextScaleConfig, scales: Scales, config: TrainingConfig):
+def subsets(
+    sizes: NextScaleConfig, scales: Scales, config: PriorTrainingConfig
+) -> list[tuple[Stage, ...]]:
+    """Stages of generators whose last scales have as many layers as each of `exits`."""
+    model, full = NextScale(sizes), config.full_scales
+    if config.objective != "sorted" or full is None:
+        return []
+    return [fewer_layers(model, scales, full, n).stages for n in config.exits]
+
+
+def make_step(sizes: NextScaleConfig, scales: Scales, config: PriorTrainingConfig):
     """One step `(state, quantizer, step, (tokens, classes)) -> (state, metrics)`.
+
+    With the objective "sorted" the last scales are computed by all layers or by one of
+    the subsets, each with the same probability in a step (the idea of VARiant, arXiv
+    2511.16546, whose training in three phases is not public).
 
     Args:
       sizes: configuration of the model.
@@ -121,6 +146,8 @@ def make_step(sizes: NextScaleConfig, scales: Scales, config: TrainingConfig):
       config: settings of the training.
     """
     model, dtype = NextScale(sizes), jnp.dtype(config.compute_dtype)
+    plans = (), *subsets(sizes, scales, config)
+    scores = [partial(log_probs, model, scales, stages=stages) for stages in plans]
 
     def step_fn(state, quantizer, step, batch):
         tokens, classes = batch
@@ -130,7 +157,9 @@ def make_step(sizes: NextScaleConfig, scales: Scales, config: TrainingConfig):
 
         def loss_fn(params):
             params = jax.tree.map(lambda x: x.astype(dtype), params)
-            log_p = log_probs(model, scales, params, quantizer, tokens, classes, null)
+            which = jax.random.randint(jax.random.fold_in(key, 2), (), 0, len(scores))
+            data = params, quantizer, tokens, classes, null
+            log_p = jax.lax.switch(which, scores, *data)
             loss = -jnp.mean(of_tokens(log_p, tokens))
             if not sizes.mask_layers:
                 return loss, {"loss": loss}

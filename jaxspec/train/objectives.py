@@ -160,17 +160,23 @@ def masked_loss(
     key: Array,
     *,
     least: float = 1e-3,
+    cosine: bool = False,
 ) -> Float[Array, ""]:
-    """MDLM's bound (arXiv 2406.07524): `1 / t` times the loss of the masked tokens.
+    """Loss of masked tokens: MDLM's bound, or MaskGIT's mean.
 
-    In each sequence a share `t` of the tokens is masked. The shares are stratified over
-    the batch, uniform in [`least`, 1].
+    In each sequence a share `t` of the tokens is masked. Of MDLM (arXiv 2406.07524) the
+    shares are uniform in [`least`, 1] and stratified over the batch, and the loss is
+    weighted with `1 / t`. With `cosine` they are `cos(pi u / 2)` of uniform numbers
+    `u`, as the steps of a generation have them, and the loss is the mean of the masked
+    tokens (MaskGIT, arXiv 2202.04200, without its label smoothing).
     """
     time_key, mask_key = jax.random.split(key)
-    is_masked, t = _mask_tokens(time_key, mask_key, tokens.shape, least)
+    is_masked, t = _mask_tokens(time_key, mask_key, tokens.shape, least, cosine)
     masked = jnp.where(is_masked, model.mask_token, tokens)
     logits = model.score(params, prompts, masked, null=null)
     losses = jnp.where(is_masked, _cross_entropy(logits, tokens), 0.0)
+    if cosine:
+        return jnp.sum(losses) / jnp.maximum(jnp.sum(is_masked), 1)
     return jnp.mean(losses / t)
 
 
@@ -236,15 +242,21 @@ _cross_entropy = optax.softmax_cross_entropy_with_integer_labels
 
 
 def _mask_tokens(
-    time_key: Array, mask_key: Array, shape: tuple[int, ...], least: float
+    time_key: Array,
+    mask_key: Array,
+    shape: tuple[int, ...],
+    least: float,
+    cosine: bool = False,
 ) -> tuple[Bool[Array, "B T"], Float[Array, "B 1"]]:
     """Samples the masked tokens and their share in each sequence.
 
-    The shares are stratified: evenly spaced over the batch, with one random offset.
+    The shares are stratified: evenly spaced over the batch, with one random offset; or
+    cosines of such numbers.
     """
     offset = jax.random.uniform(time_key, dtype=jnp.float32)
     even = (offset + jnp.arange(shape[0], dtype=jnp.float32) / shape[0]) % 1.0
-    t = (least + (1.0 - least) * even)[:, None]
+    share = jnp.cos(jnp.pi / 2 * even) if cosine else even
+    t = (least + (1.0 - least) * share)[:, None]
     return jax.random.uniform(mask_key, shape, jnp.float32) < t, t
 
 

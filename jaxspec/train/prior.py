@@ -15,7 +15,7 @@ from jaxspec.data.image_tokens import Sequences
 from jaxspec.drafters.inline_blocks.drafter import with_extra_tokens
 from jaxspec.errors import ConfigError
 from jaxspec.evaluate.likelihood import likelihood_metrics
-from jaxspec.models.masked_lm.model import MaskedDiffusion
+from jaxspec.models.masked_lm.model import MASKED_OBJECTIVES, MaskedDiffusion
 from jaxspec.models.t5.model import TextEncoder
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.train import objectives
@@ -83,7 +83,7 @@ def prior_job(
         metadata = {"metrics": metrics, "objective": config.objective}
         if config.objective == "sorted":
             metadata["exits"] = list(config.exits)
-        if config.objective not in ("next", "sorted", "masked"):
+        if config.objective not in ("next", "sorted", *MASKED_OBJECTIVES):
             metadata["block"] = config.block
         params, encoder_params = split_params(encoder, trained)
         parts = {"prior": Checkpoint("prior", experiment.prior, params, metadata)}
@@ -133,8 +133,8 @@ def make_objective(
 ) -> objectives.Objective:
     """The objective of a training, with the model and its settings bound."""
 
-    def masked(*args):
-        return objectives.masked_loss(MaskedDiffusion(model), *args)
+    def masked(*args, **options):
+        return objectives.masked_loss(MaskedDiffusion(model), *args, **options)
 
     def tidar(*args):
         return objectives.tidar_loss(model, *args, block=config.block)[0]
@@ -144,6 +144,7 @@ def make_objective(
         "next": partial(objectives.next_loss, model),
         "sorted": partial(objectives.sorted_loss, model, exits=config.exits),
         "masked": masked,
+        "maskgit": partial(masked, cosine=True),
         "continuation": partial(blocks, refine=False),
         "refinement": partial(blocks, refine=True),
         "tidar": tidar,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.tree_util import register_dataclass
 
-from jaxspec.config import NextScaleConfig
+from jaxspec.config import NextScaleConfig, TransformerConfig
 from jaxspec.core.continuous_batching import Requests, idle_batch, run_queue
 from jaxspec.core.generator import advance, generate
 from jaxspec.core.noise import batch_keys
@@ -18,7 +18,10 @@ from jaxspec.core.result import Generation, Stats
 from jaxspec.core.sampling import Sampling
 from jaxspec.core.stopping import StoppingCriteria
 from jaxspec.errors import ConfigError
+from jaxspec.masked import MaskedGenerator, MaskedVariables, MaskingSchedule
+from jaxspec.models.masked_lm.model import MaskedDiffusion
 from jaxspec.models.next_scale.model import NextScale
+from jaxspec.models.transformer.model import Transformer
 from jaxspec.next_scale import NextScaleVariables, one_model
 from jaxspec.sharding import make_mesh, over_batch
 from jaxspec.speculative.engine import Engine
@@ -124,6 +127,12 @@ def scale_variables(model):
     return NextScaleVariables((random_params(model),), make(jax.random.key(4)))
 
 
+MASKED_CONFIG = TransformerConfig(
+    VOCAB, layers=1, width=8, heads=2, grid=3, classes=BATCH, extra_tokens=1
+)
+MASKED = MaskedDiffusion(Transformer(MASKED_CONFIG))
+MASKED_VARIABLES = MaskedVariables(random_params(MASKED.model))
+
 GENERATORS = {
     "engine": (ENGINE, ENGINE.variables(toy_params(VOCAB, 60), TABLE)),
     "scales": (
@@ -134,6 +143,7 @@ GENERATORS = {
         one_model(REFINED, SCALES, limit=LENGTH),
         scale_variables(REFINED),
     ),
+    "masked": (MaskedGenerator(MASKED, MaskingSchedule(LENGTH, 4)), MASKED_VARIABLES),
     "counting": (Counting(LENGTH), CountingVariables(jnp.full(1, 3))),
 }
 

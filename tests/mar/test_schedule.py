@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxspec.core.noise import batch_keys
+from jaxspec.core.unmasking import random_order
 from jaxspec.errors import ConfigError
-from jaxspec.mar.schedule import UnmaskingSchedule, random_order
+from jaxspec.mar.schedule import UnmaskingSchedule
 
 
 @given(st.integers(1, 300), st.data())

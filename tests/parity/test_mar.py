@@ -14,9 +14,9 @@ from jaxspec.core.diffusion import DiffusionSchedule
 from jaxspec.core.generator import generate
 from jaxspec.core.noise import batch_keys
 from jaxspec.core.sampling import Sampling
+from jaxspec.core.unmasking import random_order
 from jaxspec.mar import MARGenerator, MARVariables, UnmaskingSchedule
 from jaxspec.mar.head import head_noise, run_chains
-from jaxspec.mar.schedule import random_order
 from jaxspec.models.mar.model import MAR as Ours
 from jaxspec.models.mar.presets import PRESETS
 from tests.parity import mar_twin

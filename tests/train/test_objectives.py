@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from jaxspec.config import TransformerConfig
-from jaxspec.core.noise import batch_keys
 from jaxspec.core.sampling import Sampling
 from jaxspec.drafters.inline_blocks.drafter import ppd_blocks, tidar
 from jaxspec.drafters.masked.deer import Deer
@@ -112,23 +111,6 @@ def test_masked_diffusion_attends_in_both_directions():
     assert base.shape == (1, 16, 11)
     changed = model.score(PARAMS, LABELS[:1], tokens.at[0, 6].set(4))
     assert (jnp.abs(changed - base).max(axis=-1) > 1e-5).all()  # both ways
-
-
-@pytest.mark.parametrize("steps", [16, 5])
-def test_masked_diffusion_generates_each_sequence_independently(steps):
-    model, keys = MaskedDiffusion(MODEL), batch_keys(0, 3)
-    sampling = Sampling.create(3, temperature=[1.0, 0.0, 1.0], cfg_scale=1.5)
-    run = jax.jit(
-        lambda prompt, keys, sampling: model.sample(
-            PARAMS, prompt, keys, sampling, 16, steps
-        )
-    )
-    out = run(LABELS, keys, sampling)
-    assert ((out >= 0) & (out < 11)).all()
-    one = jax.tree.map(lambda x: x[2:], (LABELS, keys, sampling))
-    np.testing.assert_array_equal(run(*one)[0], out[2])
-    with pytest.raises(ConfigError, match="steps=17"):
-        model.sample(PARAMS, LABELS, keys, sampling, 16, 17)
 
 
 def test_tidar_learns_next_tokens_and_masked_blocks():

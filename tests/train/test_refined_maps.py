@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxspec.models.next_scale.model import NextScale
-from jaxspec.train.experiment import TrainingConfig
+from jaxspec.train.experiment import PriorTrainingConfig
 from jaxspec.train.next_scale import make_step, refinement_loss
 from jaxspec.train.optimizer import init_train_state
 from tests.next_scale.models import CONFIG, LENGTH, SCALES, random_params, variables
@@ -72,7 +72,7 @@ def test_the_loss_is_that_of_the_masked_tokens_among_samples(loss):
 
 def test_both_passes_learn():
     """Images of one token, which the inputs of all maps but the first show."""
-    config = TrainingConfig(steps=60, batch=16, warmup=20, learning_rate=1e-2)
+    config = PriorTrainingConfig(steps=60, batch=16, warmup=20, learning_rate=1e-2)
     step = jax.jit(make_step(SIZES, SCALES, config))
     state = init_train_state(config, jax.jit(MODEL.init)(jax.random.key(0)))
     rng, found = np.random.default_rng(0), []

@@ -95,6 +95,7 @@ SLOW = pytest.mark.slow
 OBJECTIVES = [
     "tidar",
     pytest.param("masked", marks=SLOW),
+    pytest.param("maskgit", marks=SLOW),
     pytest.param("sorted", marks=SLOW),
     pytest.param("continuation", marks=SLOW),
     pytest.param("refinement", marks=SLOW),
@@ -121,7 +122,7 @@ def test_models_draft_with_the_objective_they_were_trained_for(
     command[command.index("--config") + 1] = str(config)
     assert main([*command, "--start", str(bundle / "prior")]) == 0
     folder, report = tmp_path / "checkpoint" / "prior", tmp_path / "r.json"
-    if objective == "masked":  # it drafts, but cannot be drafted for
+    if objective == "continuation":  # it drafts, but cannot be drafted for
         with pytest.raises(CheckpointError, match="does not generate on its own"):
             load_prior(folder)
     command = ["generate", "--checkpoint", str(bundle), "--num", "2"]

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from jaxspec.core.logits import apply_cfg, process_logits
-from jaxspec.core.noise import position_noise
+from jaxspec.core.logits import apply_cfg
 from jaxspec.core.sampling import Sampling
 from jaxspec.errors import ConfigError
 from jaxspec.models.transformer.model import Transformer
-from jaxspec.typing import Array, BatchKeys, Bool, Float, Int, Params, PyTree
+from jaxspec.typing import Array, Bool, Float, Int, Params, PyTree
+
+# Training objectives of such models, as their checkpoints record them.
+MASKED_OBJECTIVES = ("masked", "maskgit")
 
 
 @dataclass(frozen=True)
@@ -19,10 +21,9 @@ class MaskedDiffusion:
 
     The network is a `Transformer` without a causal mask. It predicts each masked token
     from all tokens that are not masked; the mask is its first extra token. A model
-    trained with the MDLM objective (`masked_loss`) generates images by itself, and
-    `DiffuSpec` uses it as a drafter. Sources: MDLM (arXiv 2406.07524), LLaDA
-    (arXiv 2502.09992), Dream (arXiv 2508.15487), first-hitting sampler and precise
-    noise (arXiv 2409.02908).
+    trained with the objective of MDLM or MaskGIT (`masked_loss`) generates by itself,
+    see `jaxspec.masked`, and `DiffuSpec` uses it as a drafter. Sources: MDLM
+    (arXiv 2406.07524), LLaDA (arXiv 2502.09992), Dream (arXiv 2508.15487).
 
     Attributes:
       model: network. Without a condition its prompts are tokens, int32 [B, P] with -1
@@ -117,55 +118,3 @@ class MaskedDiffusion:
         logits = self.score(params, branches, jnp.concatenate([tokens] * 2), null=null)
         positions = jnp.broadcast_to(jnp.arange(length), (batch, length))
         return apply_cfg(logits, sampling, positions)
-
-    def sample(
-        self,
-        params: Params,
-        prompt: PyTree,
-        keys: BatchKeys,
-        sampling: Sampling,
-        length: int,
-        steps: int | None = None,
-    ) -> Int[Array, "B T"]:
-        """Generates sequences from masks only, unmasking tokens in a random order.
-
-        This is the first-hitting sampler. The network does not depend on the diffusion
-        time, so the times need not be sampled: each step unmasks a random position.
-        With fewer `steps` than positions, a step unmasks several, sampled
-        independently. The keys of the sequences determine order and tokens. The Gumbel
-        noise is that of the engine, whose tail is not truncated by float32 rounding.
-
-        Args:
-          params: parameters.
-          prompt: prompts of `B` sequences.
-          keys: random keys of the sequences, see `batch_keys`.
-          sampling: sampling settings of the sequences.
-          length: number of tokens, `T`.
-          steps: number of forward passes; by default one per token.
-
-        Returns:
-          Generated tokens, int32.
-
-        Raises:
-          ConfigError: `steps` is not between 1 and `length`.
-        """
-        steps = length if steps is None else steps
-        if not 1 <= steps <= length:
-            raise ConfigError(f"steps={steps} is not between 1 and {length}")
-        batch, vocab_size = keys.shape[0], self.model.config.vocab_size
-        positions = jnp.broadcast_to(jnp.arange(length), (batch, length))
-        order = jax.vmap(lambda key: jax.random.permutation(key, length))(
-            jax.vmap(lambda key: jax.random.fold_in(key, 0x8D1F))(keys)
-        )
-
-        def unmask(i, tokens):
-            logits = self(params, prompt, tokens, sampling)
-            scores = process_logits(logits, sampling)
-            noise = position_noise(keys, positions, vocab_size)
-            noise = jnp.where(sampling.temperature[:, None, None] > 0, noise, 0.0)
-            sampled = jnp.argmax(scores + noise, axis=-1).astype(jnp.int32)
-            first, last = i * length // steps, (i + 1) * length // steps
-            return jnp.where((order >= first) & (order < last), sampled, tokens)
-
-        masked = jnp.full((batch, length), self.mask_token, jnp.int32)
-        return jax.lax.fori_loop(0, steps, unmask, masked)

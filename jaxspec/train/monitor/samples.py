@@ -9,11 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec.checkpoint import Checkpoint, model_of
-from jaxspec.config import (
-    MARConfig,
-    NextScaleConfig,
-    TransformerConfig,
-)
+from jaxspec.config import MARConfig, NextScaleConfig
 from jaxspec.core.diffusion import DiffusionSchedule
 from jaxspec.core.generator import generate as generate_batch
 from jaxspec.core.noise import batch_keys, seed_key
@@ -24,7 +20,9 @@ from jaxspec.data.source import ImageSource
 from jaxspec.io.images import grid_image, png_bytes, to_bytes, to_unit
 from jaxspec.io.writing import write_file
 from jaxspec.mar import MARGenerator, MARVariables, UnmaskingSchedule
+from jaxspec.masked import MaskedGenerator, MaskedVariables, MaskingSchedule
 from jaxspec.models.mar.model import MAR
+from jaxspec.models.masked_lm.model import MASKED_OBJECTIVES, MaskedDiffusion
 from jaxspec.models.next_scale.model import NextScale
 from jaxspec.models.t5.model import TextEncoder
 from jaxspec.models.transformer.model import Transformer
@@ -43,6 +41,7 @@ _PAIRS = 32  # held-out images beside their reconstructions
 _IMAGES = 16  # generated images
 _CFG_SCALE = 2.0
 # Steps of a masked model, and of the chains of its head.
+_MASKED_STEPS = 12
 _MAR_STEPS, _HEAD_STEPS = 16, 50
 
 
@@ -81,7 +80,7 @@ def prior_samples(
     # On the host, because the prior's parameters may be on a mesh.
     tokenizer_params = jax.device_get(tokenizer.params)
     sampling = Sampling.create(cfg_scale=_CFG_SCALE)
-    generator, variables_of = _generator(experiment.prior, tokenizer, sampling)
+    generator, variables_of = _generator(experiment, tokenizer, sampling)
     decoder = tokenizer.model
 
     @jax.jit
@@ -103,11 +102,10 @@ def prior_samples(
 
 
 def _generator(
-    config: TransformerConfig | NextScaleConfig | MARConfig,
-    tokenizer: Checkpoint,
-    sampling: Sampling,
+    experiment: Experiment, tokenizer: Checkpoint, sampling: Sampling
 ) -> tuple[Any, Callable[[Params, Params], Any]]:
     """Generator of a prior, and its variables from those of prior and tokenizer."""
+    config = experiment.prior
     if isinstance(config, MARConfig):
         length = config.sequence_length
         generator = MARGenerator(
@@ -123,6 +121,11 @@ def _generator(
         return generator, lambda prior, decoder: NextScaleVariables(
             (prior,), {k: decoder[k] for k in QUANTIZER}
         )
+    if experiment.train_prior.objective in MASKED_OBJECTIVES:
+        length = config.sequence_length
+        schedule = MaskingSchedule(length, min(_MASKED_STEPS, length))
+        generator = MaskedGenerator(MaskedDiffusion(Transformer(config)), schedule)
+        return generator, lambda prior, decoder: MaskedVariables(prior)
     target = Transformer(config).as_target(cfg=True)
     engine = Engine(target, config.sequence_length, order=active_steps(sampling))
     return engine, lambda prior, decoder: Variables(prior)

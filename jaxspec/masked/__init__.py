@@ -1,0 +1,21 @@
+"""Generation by masked models, and the policies that decide what becomes known next."""
+
+from jaxspec.core.lazy import lazy_names
+
+_NAMES = {
+    "Bernoulli": "jaxspec.masked.policies.bernoulli",
+    "Confidence": "jaxspec.masked.policies.confidence",
+    "FixedOrder": "jaxspec.masked.policies.order",
+    "MaskedGenerator": "jaxspec.masked.generator",
+    "MaskedState": "jaxspec.masked.state",
+    "MaskedVariables": "jaxspec.masked.state",
+    "MaskingSchedule": "jaxspec.masked.schedule",
+    "Policy": "jaxspec.masked.policy",
+    "RandomOrder": "jaxspec.masked.policies.order",
+    "Revision": "jaxspec.masked.policies.revision",
+    "Threshold": "jaxspec.masked.policies.threshold",
+    "View": "jaxspec.masked.policy",
+    "halton_order": "jaxspec.masked.policies.order",
+}
+__all__ = [*_NAMES]  # pyright: ignore[reportUnsupportedDunderAll]
+__getattr__, __dir__ = lazy_names(__name__, _NAMES)

@@ -1,0 +1,206 @@
+"""Generation by a masked model: a policy decides what each step makes known."""
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+
+from jaxspec.core.arguments import batch_size, check_batch, check_keys, known_to_hold
+from jaxspec.core.logits import process_logits
+from jaxspec.core.noise import batch_keys, position_noise
+from jaxspec.core.precision import full_precision
+from jaxspec.core.result import Generation, Stats
+from jaxspec.core.sampling import LLAMAGEN_ORDER, Sampling, Step
+from jaxspec.core.stopping import StoppingCriteria
+from jaxspec.errors import ConfigError
+from jaxspec.masked.policies.confidence import Confidence
+from jaxspec.masked.policy import Policy, View
+from jaxspec.masked.schedule import MaskingSchedule
+from jaxspec.masked.state import MaskedState, MaskedVariables
+from jaxspec.models.masked_lm.model import MaskedDiffusion
+from jaxspec.typing import Array, BatchKeys, Bool, Float, Int, Key, PyTree
+
+# Number folded into the key of a sequence for the noise of a policy.
+_POLICY = 0x80000005
+
+
+@dataclass(frozen=True)
+class MaskedGenerator:
+    """Implements `Generator` for models that fill in masked tokens; static.
+
+    Each step samples all masked tokens at once, and a policy decides which of them
+    stay: the network and the order are independent of each other. `Generation.tokens`
+    are -1 where a token is still masked.
+
+    The noise of a token depends on the key of its sequence, its position and the step,
+    so that tokens do not depend on the batch.
+
+    Attributes:
+      model: the model.
+      schedule: steps, the share of masked tokens after each, and guidance.
+      policy: rule of the tokens that are known after a step.
+      cfg: whether an unconditional branch is computed.
+      order: logits processors in their order.
+
+    Raises:
+      ConfigError: model and schedule do not fit each other.
+    """
+
+    model: MaskedDiffusion
+    schedule: MaskingSchedule
+    policy: Policy = Confidence()
+    cfg: bool = True
+    order: tuple[Step, ...] = LLAMAGEN_ORDER
+
+    def __post_init__(self):
+        config = self.model.model.config
+        if config.condition != "none" and self.schedule.tokens != (
+            config.sequence_length
+        ):
+            raise ConfigError(
+                f"a schedule of {self.schedule.tokens} tokens does not fit a model of "
+                f"{config.sequence_length}"
+            )
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Number of tokens of a sequence."""
+        return self.schedule.tokens
+
+    @full_precision
+    def init(
+        self,
+        variables: MaskedVariables,
+        prompt: PyTree,
+        *,
+        sampling: Sampling,
+        keys: BatchKeys | Key[Array, ""],
+        stopping: StoppingCriteria | None = None,
+    ) -> MaskedState:
+        """First state of a batch, see `Generator.init`.
+
+        Raises:
+          ConfigError: prompts, keys and settings do not fit each other.
+        """
+        batch = batch_size(prompt, keys)
+        keys = keys if keys.ndim else batch_keys(keys, batch)
+        check_keys(keys)
+        check_batch(batch, prompt=prompt)
+        if not isinstance(variables, MaskedVariables):
+            raise ConfigError("variables are no MaskedVariables(params)")
+        if not self.cfg and known_to_hold((sampling.cfg_scale != 1).any()):
+            raise ConfigError("guidance needs an unconditional branch: cfg=True")
+        stopping = stopping or StoppingCriteria.create(
+            max_new_tokens=self.max_new_tokens
+        )
+        zeros = jnp.zeros(batch, jnp.int32)
+        shape = batch, self.schedule.tokens
+        return MaskedState(
+            tokens=jnp.full(shape, self.model.mask_token, jnp.int32),
+            known=jnp.zeros(shape, bool),
+            log_p=jnp.zeros(shape, jnp.float32),
+            steps=zeros,
+            # Copied, because the state may be donated while the arguments may not.
+            prompt=jax.tree.map(jnp.copy, prompt),
+            keys=jax.random.clone(keys),
+            sampling=jax.tree.map(jnp.copy, sampling.for_batch(batch)),
+            stopping=jax.tree.map(jnp.copy, stopping.for_batch(batch)),
+            done=zeros > 0,
+            stats=Stats.without_drafts(jnp.copy(zeros)),
+            finite=zeros == 0,
+        )
+
+    @full_precision
+    def step(self, variables: MaskedVariables, state: MaskedState) -> MaskedState:
+        """State after one more pass of the model."""
+        live, steps = ~state.done, state.steps
+        logits, finite = self._logits(variables, state)
+        sampled, log_p = self._sample(state, logits)
+        tokens = jnp.where(state.known, state.tokens, sampled)
+        log_p = jnp.where(state.known, state.log_p, log_p)
+        last = steps + 1 >= self.schedule.steps
+        known = self.policy.reveal(
+            View(
+                tokens=tokens,
+                known=state.known,
+                log_p=log_p,
+                logits=logits,
+                step=steps,
+                before=self.schedule.after(steps),
+                left=self.schedule.after(steps + 1),
+                progress=(steps + 1).astype(jnp.float32) / self.schedule.steps,
+                keys=jax.vmap(jax.random.fold_in, (0, None))(
+                    state.keys, jnp.uint32(_POLICY)
+                ),
+            )
+        )
+        known = jnp.where(live[:, None], known | last[:, None], state.known)
+        count = jnp.sum(known, axis=1, dtype=jnp.int32)
+        ended = (count == known.shape[1]) | (count >= state.stopping.max_new_tokens)
+        one = live.astype(jnp.int32)
+        stats = replace(
+            state.stats, calls=state.stats.calls + one, rounds=state.stats.rounds + 1
+        )
+        return replace(
+            state,
+            tokens=jnp.where(known, tokens, self.model.mask_token),
+            known=known,
+            log_p=jnp.where(known, log_p, 0.0),
+            steps=steps + one,
+            done=state.done | ended,
+            stats=stats,
+            finite=state.finite & (finite | ~live),
+        )
+
+    def done(self, state: MaskedState) -> Bool[Array, "B"]:
+        """Mask of the sequences that have ended."""
+        return state.done
+
+    def result(self, state: MaskedState) -> Generation:
+        """Tokens so far, -1 where one is masked; those after a stop token are left out.
+
+        A stop token ends a sequence once everything before it is known.
+        """
+        stops = state.stopping.is_stop(state.tokens) & state.known
+        before = jnp.cumprod(state.known.astype(jnp.int32), axis=1) > 0
+        ends = stops & before
+        place = jnp.argmax(ends, axis=1)[:, None]
+        kept = ~jnp.any(ends, axis=1, keepdims=True) | (
+            jnp.arange(state.tokens.shape[1]) <= place
+        )
+        known = state.known & kept
+        return Generation(
+            jnp.where(known, state.tokens, -1),
+            jnp.sum(known, axis=1, dtype=jnp.int32),
+            state.stats,
+            state.finite,
+        )
+
+    def _logits(
+        self, variables: MaskedVariables, state: MaskedState
+    ) -> tuple[Float[Array, "B T V"], Bool[Array, "B"]]:
+        """Logits after guidance and filters, and whether they are finite."""
+        scale = self.schedule.scale(state.sampling.cfg_scale, state.steps)
+        sampling = replace(state.sampling, cfg_scale=scale)
+        arguments = variables.params, state.prompt, state.tokens
+        logits = (
+            self.model(*arguments, sampling)
+            if self.cfg
+            else self.model.score(*arguments)
+        )
+        logits = process_logits(logits.astype(jnp.float32), sampling, self.order)
+        finite = jnp.isfinite(jnp.max(logits, axis=-1))
+        return logits, jnp.all(finite | state.known, axis=1)
+
+    def _sample(
+        self, state: MaskedState, logits: Float[Array, "B T V"]
+    ) -> tuple[Int[Array, "B T"], Float[Array, "B T"]]:
+        """Samples of all positions, and their log-probabilities."""
+        length, size = logits.shape[1:]
+        positions = state.steps[:, None] * length + jnp.arange(length, dtype=jnp.int32)
+        noise = position_noise(state.keys, positions, size)
+        greedy = (state.sampling.temperature == 0)[:, None, None]
+        tokens = jnp.argmax(logits + jnp.where(greedy, 0.0, noise), axis=-1)
+        tokens = tokens.astype(jnp.int32)
+        log_p = jax.nn.log_softmax(logits)
+        return tokens, jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0]

@@ -1,0 +1,1 @@
+"""Policies: tokens that are known after a step of a masked model."""

@@ -1,0 +1,74 @@
+"""Policies by name, for command lines."""
+
+import math
+from collections.abc import Callable
+
+from jaxspec.errors import ConfigError
+from jaxspec.masked.policies.bernoulli import Bernoulli
+from jaxspec.masked.policies.confidence import Confidence
+from jaxspec.masked.policies.order import FixedOrder, RandomOrder, halton_order
+from jaxspec.masked.policies.revision import Revision
+from jaxspec.masked.policies.threshold import Threshold
+from jaxspec.masked.policy import Policy
+
+DEFAULT_POLICY = "confidence"
+# Name: the policy of a number, and that number if the name has none. Numbers are
+# temperatures of the choice, a probability, or a share of tokens.
+_WITH_NUMBER: dict[str, tuple[Callable[[float], Policy], float]] = {
+    "confidence": (lambda x: Confidence("sampled", x), 4.5),
+    "likeliest": (lambda x: Confidence("likeliest", x), 0.0),
+    "margin": (lambda x: Confidence("margin", x), 0.0),
+    "entropy": (lambda x: Confidence("entropy", x), 0.0),
+    "threshold": (Threshold, 0.9),
+    "revision": (lambda x: Revision(Confidence(), x), 0.1),
+}
+_OF_TOKENS: dict[str, Callable[[int], Policy]] = {
+    "random": lambda tokens: RandomOrder(),
+    "coins": lambda tokens: Bernoulli(),
+    "raster": lambda tokens: FixedOrder(tuple(range(tokens))),
+    "halton": lambda tokens: FixedOrder(halton_order(*_square(tokens))),
+}
+
+
+def named_policy(name: str, tokens: int) -> Policy:
+    """A policy by name: "confidence", "likeliest", "margin", "entropy", "threshold" or
+    "revision", alone or with a number as in "threshold-0.8"; "random", "halton",
+    "raster" or "coins".
+
+    Args:
+      name: the name.
+      tokens: number of tokens of a sequence.
+
+    Raises:
+      ConfigError: there is no such policy, or the number is impossible.
+    """
+    kind, _, text = name.partition("-")
+    if kind in _OF_TOKENS and not text:
+        return _OF_TOKENS[kind](tokens)
+    if kind in _WITH_NUMBER:
+        make, number = _WITH_NUMBER[kind]
+        if text:
+            try:
+                number = float(text)
+            except ValueError:
+                number = math.nan
+        return make(number)
+    known = ", ".join([*_WITH_NUMBER, *_OF_TOKENS])
+    raise ConfigError(f"no policy {name[:40]!r}; choose one of {known}")
+
+
+def check_policy(name: str) -> None:
+    """Raises `ConfigError` if `named_policy` does not know a name."""
+    named_policy(name, 1)
+
+
+def _square(tokens: int) -> tuple[int, int]:
+    """Sides of a square grid.
+
+    Raises:
+      ConfigError: the tokens fill none.
+    """
+    side = math.isqrt(tokens)
+    if side * side != tokens:
+        raise ConfigError(f"{tokens} tokens are no square grid, which halton orders")
+    return side, side

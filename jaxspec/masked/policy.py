@@ -1,0 +1,71 @@
+"""Contract of a policy: from sampled tokens to those that stay."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import jax.numpy as jnp
+from jax.tree_util import register_dataclass
+
+from jaxspec.core.noise import position_noise
+from jaxspec.typing import Array, BatchKeys, Bool, Float, Int
+
+# Number of a step's noise among those of a sequence: tokens have the others.
+_ORDER_COLUMN = 0
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class View:
+    """A step, as policies read it.
+
+    Attributes:
+      tokens: int32 [B, T], known tokens, and samples at all others.
+      known: bool [B, T], tokens that were known before the step.
+      log_p: float32 [B, T], log-probability of each token in the step that sampled it.
+      logits: float32 [B, T, V], logits of the step after guidance and filters.
+      step: int32 [B], number of the step.
+      before: int32 [B], number of tokens that the schedule has masked before the step.
+      left: int32 [B], number of those after it.
+      progress: float32 [B], share of the steps that are done after this one.
+      keys: typed keys [B], of the order alone.
+    """
+
+    tokens: Int[Array, "B T"]
+    known: Bool[Array, "B T"]
+    log_p: Float[Array, "B T"]
+    logits: Float[Array, "B T V"]
+    step: Int[Array, "B"]
+    before: Int[Array, "B"]
+    left: Int[Array, "B"]
+    progress: Float[Array, "B"]
+    keys: BatchKeys
+
+    def gumbel(self) -> Float[Array, "B T"]:
+        """Gumbel noise of each position in this step, independent of the tokens'."""
+        length = self.tokens.shape[1]
+        positions = self.step[:, None] * length + jnp.arange(length, dtype=jnp.int32)
+        return position_noise(self.keys, positions, 1)[..., _ORDER_COLUMN]
+
+
+class Policy(Protocol):
+    """Decides which tokens are known after a step; static and hashable.
+
+    A policy may also mask tokens again that were known. The last step of the schedule
+    keeps every token, whatever the policy returns.
+    """
+
+    def reveal(self, view: View) -> Bool[Array, "B T"]:
+        """Mask of the tokens that are known after the step."""
+        ...
+
+
+def highest(scores: Float[Array, "B T"], count: Int[Array, "B"]) -> Bool[Array, "B T"]:
+    """Mask of the `count` highest scores of each row; of equal ones the first."""
+    rank = jnp.argsort(jnp.argsort(-scores, axis=1, stable=True), axis=1)
+    return rank < count[:, None]
+
+
+def revealed(view: View, scores: Float[Array, "B T"]) -> Bool[Array, "B T"]:
+    """Known tokens, and as many of the others with high scores as the schedule asks."""
+    scores = jnp.where(view.known, jnp.inf, scores)
+    return view.known | highest(scores, view.tokens.shape[1] - view.left)
