@@ -131,6 +131,13 @@ def test_page_on_masked_models_runs(capsys):
 
 
 @pytest.mark.slow
+def test_page_on_the_watermark_runs(capsys):
+    names = run_page("watermark.md")
+    found = [names["mark"].detect(x) for x in (names["out"].tokens, names["tokens"])]
+    assert found[0].p_value > 1e-4 > found[1].p_value
+
+
+@pytest.mark.slow
 def test_page_on_your_own_loop_runs(capsys):
     names = run_page("own_loop.md", ("naive_extend_57", "chain-2"))
     assert capsys.readouterr().out.startswith("(3, 256) [")

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent / "jaxspec"
 BASE = {"errors", "typing"}
 NETWORKS = BASE | {"config", "core", "nn"}
 FILES_AND_MODELS = NETWORKS | {"io", "models", "tokenizers", "drafters", "speculative"}
-FILES_AND_MODELS |= {"next_scale", "mar", "masked"}
+FILES_AND_MODELS |= {"next_scale", "mar", "masked", "watermark"}
 ALLOWED = {
     "errors": set(),
     "typing": set(),
@@ -29,6 +29,7 @@ ALLOWED = {
     "next_scale": NETWORKS | {"speculative", "models", "tokenizers"},
     "mar": NETWORKS | {"models"},
     "masked": NETWORKS | {"models"},
+    "watermark": BASE | {"core", "io"},
     "testing": BASE | {"core", "speculative", "drafters"},
     "checkpoint": FILES_AND_MODELS,
     "convert": FILES_AND_MODELS | {"checkpoint", "sharding"},
@@ -53,6 +54,7 @@ RESERVED = {
     "flax": {"nn", "models", "tokenizers", "drafters"},
     "torch": {"bench"},
     "aiohttp": {"demo"},
+    "rustworkx": {"watermark"},
     "transformers": set(),
 }
 

@@ -140,6 +140,12 @@ def _add_output(group) -> None:
         "(default: samples.png)",
     )
     group.add_argument(
+        "--watermark",
+        metavar="KEYFILE",
+        help="mark the images with the key of a file, which is written if it does not "
+        "exist; `jaxspec detect` finds the mark",
+    )
+    group.add_argument(
         "--report",
         metavar="FILE",
         help="write the numbers as JSON; with /dev/stdout the table goes to stderr",
@@ -215,6 +221,8 @@ def run(arguments: argparse.Namespace) -> None:
     models = load_models(arguments, chosen_mesh(arguments))
     config = resolve_config(models.bundle, settings)
     if models.bundle.image_tokenizer is None:
+        if arguments.watermark:
+            raise ConfigError("--watermark is for images, and this model makes text")
         from jaxspec.cli.generate_text import run_text
 
         return run_text(arguments, models, config)
@@ -343,6 +351,22 @@ def generate_all(models, prompts, config, compare: bool):
         return result, run(Tree.root())
 
 
+def watermark_of(bundle, file: str):
+    """The watermark of a key file, which is written if it does not exist."""
+    from pathlib import Path
+
+    from jaxspec.pipeline.watermark import Watermark, codebook_of
+    from jaxspec.watermark import new_key, read_key, write_key
+
+    path, codebook = Path(file), codebook_of(bundle)
+    found = read_key(path) if path.exists() else None
+    key = (found or new_key()).paired(codebook)
+    if key is not found:
+        write_key(path, key)
+        print(f"wrote {'pairs' if found else 'a new key'}: {path}", file=sys.stderr)
+    return Watermark.of(bundle, key)
+
+
 def _write(arguments, models, prompts, config, results, form, cut) -> None:
     """Writes the sheet and the report, and prints the table."""
     from jaxspec.cli.options import table_stream
@@ -354,7 +378,11 @@ def _write(arguments, models, prompts, config, results, form, cut) -> None:
 
     bundle, loaded, tree, _ = models
     result, plain = results
-    images = decode_images(bundle, result.tokens)
+    tokens = result.tokens
+    if arguments.watermark:
+        mark = watermark_of(bundle, arguments.watermark)
+        tokens = mark.mark(bundle, prompts, config, tokens)
+    images = decode_images(bundle, tokens)
     report = generation_report(bundle, prompts, config, tree, result, plain, loaded)
     report["labels"] = prompt_labels(bundle, prompts)
     report |= {"cut_captions": cut} if prompts.texts else {}

@@ -47,6 +47,7 @@ def _generate(arguments: argparse.Namespace, numbered: dict[int, str]) -> None:
     import jax
     from tqdm import tqdm
 
+    from jaxspec.cli.generate import watermark_of
     from jaxspec.cli.models import given_settings, load_models, print_start, with_tree
     from jaxspec.pipeline.image_folder import generate_image_folder
     from jaxspec.pipeline.prompts import Prompts
@@ -70,6 +71,7 @@ def _generate(arguments: argparse.Namespace, numbered: dict[int, str]) -> None:
     if bundle.prior.config.condition == "caption":
         named = {f"line {i}": line for i, line in numbered.items()}
         cut = print_cut_captions(bundle, named, quiet=not is_first)
+    mark = watermark_of(bundle, arguments.watermark) if arguments.watermark else None
     with tqdm(desc="generating", unit="image", disable=not is_first) as bar:
         bar.set_postfix_str("compiling")
 
@@ -86,6 +88,7 @@ def _generate(arguments: argparse.Namespace, numbered: dict[int, str]) -> None:
             tree,
             loaded=loaded,
             dtype=arguments.dtype,
+            watermark=mark,
             progress=advance,
             notes={"cut_captions": cut},
         )

@@ -17,7 +17,16 @@ from jaxspec.cli.streams import flush_stdout, open_closed_streams, print_error
 
 def build_parser() -> argparse.ArgumentParser:
     """Parser with all commands; imports neither JAX nor models."""
-    from jaxspec.cli import bench, convert, demo, evaluate, generate, info, train
+    from jaxspec.cli import (
+        bench,
+        convert,
+        demo,
+        detect,
+        evaluate,
+        generate,
+        info,
+        train,
+    )
 
     parser = Parser(
         prog="jaxspec",
@@ -28,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(
         dest="command", required=True, metavar="COMMAND", parser_class=Parser
     )
-    for module in (generate, demo, info, convert, train, evaluate, bench):
+    for module in (generate, demo, info, detect, convert, train, evaluate, bench):
         module.add_parser(commands)
     return parser
 

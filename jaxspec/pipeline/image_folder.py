@@ -27,8 +27,10 @@ from jaxspec.pipeline.engine import bundle_for
 from jaxspec.pipeline.generators import make_generator
 from jaxspec.pipeline.loaded_drafter import LoadedDrafter
 from jaxspec.pipeline.prompt_inputs import read_prompts
+from jaxspec.pipeline.prompts import Prompts
 from jaxspec.pipeline.report import json_bytes
 from jaxspec.pipeline.verifiers import verifier_spec
+from jaxspec.pipeline.watermark import Watermark
 from jaxspec.sharding.device import device_name
 from jaxspec.sharding.processes import (
     any_process,
@@ -62,6 +64,7 @@ def generate_image_folder(
     *,
     loaded: LoadedDrafter | None = None,
     dtype: str = "float32",
+    watermark: Watermark | None = None,
     progress: Callable[[int, int], object] = lambda images, total: None,
     notes: dict[str, Any] | None = None,
 ) -> dict[str, Any] | None:
@@ -78,6 +81,7 @@ def generate_image_folder(
       tree: shape of the drafts; the root alone for plain decoding.
       loaded: drafter; None for plain decoding.
       dtype: dtype of the parameters, for the record.
+      watermark: mark of the images; None for none.
       progress: callback with the number of images that ended since the last call, and
         the number to generate.
       notes: further entries of the report.
@@ -91,6 +95,8 @@ def generate_image_folder(
     """
     is_first = jax.process_index() == 0
     settings = _image_settings(bundle, config, tree, loaded, dtype)
+    if watermark is not None:
+        settings |= {"watermark": watermark.digest}
     check_same_arguments({**settings, "seed": config.seed, "lines": lines})
     _check_settings(folder, settings, is_first)
     _check_lines(folder, lines, is_first)
@@ -100,11 +106,19 @@ def generate_image_folder(
     if not pending:
         return None
     began, counts = time.perf_counter(), _Counts()
+    prompts = prompts_of(bundle, lines)
+
+    def mark(ids: list[int], tokens: np.ndarray) -> np.ndarray:
+        if watermark is None:
+            return tokens
+        values = Prompts(prompts(ids), bundle.prior.config.condition)
+        return watermark.mark(bundle, values, config, tokens)
+
     segments = generate_continuously(
-        bundle, config, tree, pending, prompts_of(bundle, lines), loaded=loaded
+        bundle, config, tree, pending, prompts, loaded=loaded
     )
     for segment in segments:
-        _write_images(bundle, segment.finished, files)
+        _write_images(bundle, segment.finished, files, mark)
         _add(counts, segment)
         progress(len(segment.finished), len(pending))
     seconds = time.perf_counter() - began
@@ -184,10 +198,12 @@ def _image_settings(bundle, config, tree, loaded, dtype) -> dict[str, Any]:
     return settings
 
 
-def _write_images(bundle: Bundle, finished, files: list[Path]) -> None:
+def _write_images(bundle: Bundle, finished, files: list[Path], mark) -> None:
+    """Writes images after `mark(ids, tokens)`."""
     if not finished:
         return
     tokens = np.stack([request.tokens for request in finished])
+    tokens = mark([request.id for request in finished], tokens)
     images = decode_images(bundle, tokens, batch_size=8)
     for request, image in zip(finished, images, strict=True):
         write_file(files[request.id], png_bytes(image))

@@ -23,7 +23,7 @@ from jaxspec.pipeline.bundle import cast_floats
 from jaxspec.sharding import make_mesh, over_batch, placement
 from tests.mar.models import HEAD, MODEL, SCHEDULE, variables
 
-GENERATOR = MARGenerator(MODEL, SCHEDULE, HEAD)
+GENERATOR = MARGenerator(MODEL, SCHEDULE, HEAD, stages=2)
 VARIABLES = variables()
 CLASSES = jnp.array([1, 4, 0], jnp.int32)
 
@@ -105,7 +105,7 @@ def test_one_step_at_a_time_and_each_sequence_alone_give_the_same():
     assert_same(one.tokens[0], expected().tokens[1])
 
 
-@pytest.mark.parametrize("stages", [1, 16])
+@pytest.mark.parametrize("stages", [1, pytest.param(16, marks=pytest.mark.slow)])
 def test_capacities_of_the_encoder_change_nothing(stages):
     found = whole(replace(GENERATOR, stages=stages), CLASSES, options())
     assert_same(found.tokens, expected().tokens)
@@ -240,6 +240,7 @@ def test_an_unknown_class_is_marked():
     assert out.finite.tolist() == [True, False, True]
 
 
+@pytest.mark.variants(1)
 @pytest.mark.parametrize("change", [quantized, partial(cast_floats, dtype="bfloat16")])
 def test_rounded_parameters_stay_near(change):
     """A chain multiplies what the last layer of the head rounds, which is float32."""

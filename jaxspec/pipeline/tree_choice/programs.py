@@ -19,7 +19,7 @@ from jaxspec.pipeline.prompts import Prompts
 from jaxspec.pipeline.tree_choice.compiling import Compiler, Program, local_compiler
 from jaxspec.speculative.draft import DraftContext, InitContext
 from jaxspec.speculative.engine import Engine
-from jaxspec.speculative.input_checks import checked_prefill
+from jaxspec.speculative.prefix import prefill
 from jaxspec.speculative.trees.dynamic import DynamicTree
 from jaxspec.speculative.trees.tree import Tree
 from jaxspec.typing import Params, PyTree
@@ -129,12 +129,13 @@ def round_program(
     tree: Tree | DynamicTree,
     loaded: LoadedDrafter,
     batch: int,
+    iterations: int = ITERATIONS,
 ) -> Program:
-    """Compiles `ITERATIONS` drafts, each with the target's pass over it.
+    """Compiles drafts, each with the target's pass over it.
 
     This is a round without verification, commits and stopping. Drafts and passes take
     turns as in a generation, so that they evict each other's weights from caches.
-    Arguments as in `draft_program`.
+    Arguments as in `draft_program`, and the number of drafts in the program.
     """
     target = bundle_for(bundle, loaded).prior
     half = _HalfMade.of(bundle, prompts, config, tree, loaded, batch)
@@ -168,7 +169,7 @@ def round_program(
             return root, state, cache
 
         root = jnp.zeros(batch, jnp.int32)
-        return jax.lax.fori_loop(0, ITERATIONS, step, (root, state, cache))
+        return jax.lax.fori_loop(0, iterations, step, (root, state, cache))
 
     arguments = target.params, loaded.params, half.state
     program = local_compiler()(run, *arguments, cache, *half.arrays, donate=(3,))
@@ -219,7 +220,7 @@ class _HalfMade:
         room = engine.max_new_tokens + engine.window
 
         def first_state(params, own, prompt):
-            _, features, cache = checked_prefill(engine.target, params, prompt, room)
+            _, features, cache = prefill(engine.target, params, prompt, room)
             ctx = InitContext(prompt, features, cache.lengths, tree, batch, room)
             return loaded.drafter.init(own, ctx)
 
@@ -234,7 +235,8 @@ class _HalfMade:
             jax.tree.map(_zeros, shapes),
             (
                 jnp.zeros((batch, total), jnp.int32),
-                jax.random.gumbel(jax.random.key(0), noise),
+                # On the host, where it takes no compilation.
+                jnp.asarray(np.random.default_rng(0).gumbel(size=noise), jnp.float32),
             ),
         )
 

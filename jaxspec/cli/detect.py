@@ -1,0 +1,76 @@
+"""`jaxspec detect`: whether images carry a watermark."""
+
+import argparse
+
+from jaxspec.cli.options import add_checkpoint
+
+
+def add_parser(commands) -> None:
+    """Registers the command."""
+    parser = commands.add_parser(
+        "detect",
+        help="test images for a watermark",
+        description="Tests images for the watermark of a key, and prints the "
+        "probability that an image made without this key has as many green tokens.",
+        epilog="Example: jaxspec generate --watermark my.key --out sheet.png; "
+        "jaxspec detect image.png --watermark my.key",
+    )
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="files of single images, no sheets"
+    )
+    parser.add_argument(
+        "--watermark",
+        required=True,
+        metavar="KEYFILE",
+        help="file of the key, as `jaxspec generate` wrote it",
+    )
+    add_checkpoint(parser)
+    parser.add_argument(
+        "--false-alarms",
+        type=float,
+        default=1e-3,
+        metavar="P",
+        help="largest probability of a false alarm (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--together",
+        action="store_true",
+        help="one test of all images, which finds weaker marks",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Prints a line for each image.
+
+    Raises:
+      ConfigError: an option is impossible.
+      DataError: an image or the key cannot be read.
+    """
+    from pathlib import Path
+
+    from jaxspec.errors import ConfigError
+    from jaxspec.pipeline.bundle import load_bundle
+    from jaxspec.pipeline.encoding import encode_images
+    from jaxspec.pipeline.watermark import Watermark
+    from jaxspec.watermark import read_key
+
+    if not 0 < arguments.false_alarms < 1:
+        raise ConfigError(
+            f"--false-alarms {arguments.false_alarms}: give a probability between 0 "
+            "and 1"
+        )
+    key = read_key(Path(arguments.watermark))
+    bundle = load_bundle(arguments.checkpoint)
+    mark = Watermark.of(bundle, key)
+    tokens = encode_images(bundle, arguments.images)
+    parts = {name: row for name, row in zip(arguments.images, tokens, strict=True)}
+    if arguments.together:
+        parts = {f"{len(tokens)} images": tokens}
+    for name, row in parts.items():
+        found = mark.detect(row)
+        answer = "yes" if found.p_value <= arguments.false_alarms else "no"
+        print(
+            f"{name}: watermark {answer} ({found.green} of {found.tokens} tokens are "
+            f"green, probability {found.p_value:.1e} without the key)"
+        )

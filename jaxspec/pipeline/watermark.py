@@ -1,0 +1,152 @@
+"""Watermark of the images of a bundle."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxspec.core.logits import apply_cfg, process_logits
+from jaxspec.errors import ConfigError
+from jaxspec.models.transformer.model import Transformer
+from jaxspec.pipeline.bundle import Bundle, token_by_token
+from jaxspec.pipeline.config import GenerationConfig
+from jaxspec.pipeline.prompts import Prompts
+from jaxspec.watermark import (
+    Detection,
+    Key,
+    codebook_digest,
+    detect,
+    green_codes,
+    mark,
+)
+
+# Nats by which a green code may be less likely than the token that it replaces.
+THRESHOLD = 2.0
+_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Watermark:
+    """A key, for the codebook of one tokenizer.
+
+    Attributes:
+      mates: int32 [K], see `pair_codes`.
+      green: bool [K], see `green_codes`.
+      threshold: nats, see `mark`.
+    """
+
+    mates: np.ndarray
+    green: np.ndarray
+    threshold: float = THRESHOLD
+
+    @property
+    def digest(self) -> str:
+        """Digest of everything that a mark depends on; the key does not follow."""
+        parts = self.mates.tobytes(), self.green.tobytes(), repr(self.threshold)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+    @classmethod
+    def of(cls, bundle: Bundle, key: Key, threshold: float = THRESHOLD) -> "Watermark":
+        """Watermark of a bundle's tokens.
+
+        Args:
+          bundle: models that generate token by token.
+          key: secret key with the pairs of the bundle's codebook, see `Key.paired`.
+          threshold: nats, see `mark`.
+
+        Raises:
+          ConfigError: the model does not generate token by token, or the key has no
+            pairs for its codebook.
+        """
+        digest = codebook_digest(codebook_of(bundle))
+        if digest not in key.pairs:
+            raise ConfigError(
+                f"this key has marked no image of bundle '{bundle.name}': it has no "
+                "pairs of its codes; see Key.paired"
+            )
+        mates = key.pairs[digest]
+        return cls(mates, green_codes(key, mates), threshold)
+
+    def mark(
+        self,
+        bundle: Bundle,
+        prompts: Prompts,
+        config: GenerationConfig,
+        tokens: np.ndarray,
+    ) -> np.ndarray:
+        """Tokens of images in which red codes are swapped for green ones.
+
+        One pass over the complete images computes the probabilities that tokens had
+        when they were sampled, whichever way they were drafted and verified.
+
+        Args:
+          bundle: models.
+          prompts: prompts of the images.
+          config: settings of the generation.
+          tokens: int32 [B, T].
+        """
+        if len(prompts) != len(tokens):
+            raise ConfigError(f"{len(prompts)} prompts do not fit {len(tokens)} images")
+        found = []
+        size = _BATCH  # the same for any number of images: one program
+        padded = np.resize(np.arange(len(tokens)), (-(-len(tokens) // size), size))
+        model = Transformer(bundle.prior.config)
+        for part in padded:
+            found.append(
+                _log_probs(
+                    model,
+                    config.cfg_scale != 1.0,
+                    bundle.prior.params,
+                    prompts.take(part),
+                    jnp.asarray(tokens[part]),
+                    jnp.asarray(self.mates[tokens[part]]),
+                    config.sampling(size),
+                )
+            )
+        log_p, mate_log_p = (
+            np.concatenate([np.asarray(x) for x in side])[: len(tokens)]
+            for side in zip(*found, strict=True)
+        )
+        return mark(
+            tokens,
+            self.mates,
+            self.green,
+            log_p=log_p,
+            mate_log_p=mate_log_p,
+            threshold=self.threshold,
+        )
+
+    def detect(self, tokens: np.ndarray) -> Detection:
+        """Tests tokens, such as those of `encode_images`, for this watermark."""
+        return detect(tokens, self.mates, self.green)
+
+
+def codebook_of(bundle: Bundle) -> np.ndarray:
+    """Codebook of a bundle, float32 [K, C].
+
+    Raises:
+      ConfigError: the model does not generate token by token.
+    """
+    return np.asarray(token_by_token(bundle).tokenizer.params["codebook"])
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _log_probs(model, guided, params, prompts, tokens, mates, sampling):
+    """Log-probabilities [B, T] of tokens and of the other codes of their pairs."""
+    batch = len(tokens)
+    branches = [
+        model.score(params, prompts, tokens[:, :-1], null=jnp.full(batch, null))[0]
+        for null in ((False, True) if guided else (False,))
+    ]
+    logits = jnp.concatenate(branches)[:, max(model.config.prefix_length - 1, 0) :]
+    if guided:
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        logits = apply_cfg(logits, sampling, positions)
+    log_p = jax.nn.log_softmax(process_logits(logits, sampling))
+    return tuple(
+        jnp.take_along_axis(log_p, jnp.maximum(codes, 0)[..., None], axis=-1)[..., 0]
+        for codes in (tokens, mates)
+    )

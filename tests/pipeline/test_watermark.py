@@ -1,0 +1,112 @@
+"""Watermarked images, from the command line and back."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxspec.cli import main
+from jaxspec.core.sampling import Sampling
+from jaxspec.errors import ConfigError
+from jaxspec.models.transformer.model import Transformer
+from jaxspec.pipeline.config import GenerationConfig
+from jaxspec.pipeline.pipeline import load_pipeline
+from jaxspec.pipeline.prompts import Prompts
+from jaxspec.pipeline.watermark import Watermark, _log_probs, codebook_of
+from jaxspec.watermark import Key
+from tests.tiny_bundle import save_bundle, save_next_scale_bundle
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture(scope="module")
+def pipe(folder):
+    return load_pipeline(folder, drafter=None)
+
+
+def test_marks_are_those_of_the_probabilities_that_tokens_had(pipe):
+    """A mark of no cost swaps tokens of equal probability alone; of any cost, all."""
+    out = pipe(class_labels=[0, 1, 2] * 4, seed=1, cfg_scale=2.0)
+    prompts = Prompts.from_classes([0, 1, 2] * 4)
+    config = GenerationConfig(cfg_scale=2.0)
+
+    def marked(threshold):
+        key = Key(5).paired(codebook_of(pipe.bundle))
+        mark = Watermark.of(pipe.bundle, key, threshold)
+        return mark, mark.mark(pipe.bundle, prompts, config, out.tokens)
+
+    mark, tokens = marked(float("inf"))
+    found = mark.detect(tokens)
+    assert found.share == 1.0 and found.p_value == 1 / 256  # of eight pairs
+    shares = [mark.detect(marked(nats)[1]).share for nats in (-1e9, 0.0, 1.0, 1e9)]
+    assert shares == sorted(shares) and shares[0] < shares[1] < shares[2]
+    assert mark.detect(out.tokens).p_value > 0.02
+
+
+def test_probabilities_are_those_of_the_guided_distribution(pipe):
+    prior = pipe.bundle.prior
+    tokens = np.arange(32, dtype=np.int32).reshape(2, 16) % 16
+    labels = np.array([0, 2], np.int32)
+    settings = Sampling.create(2, cfg_scale=3.0, temperature=0.7)
+    model = Transformer(prior.config)
+    arguments = prior.params, labels, tokens, tokens
+    log_p, same = _log_probs(model, True, *arguments, settings)
+    np.testing.assert_array_equal(log_p, same)
+    given, null = (
+        np.asarray(
+            model.score(prior.params, labels, tokens[:, :-1], null=jnp.full(2, n))[0]
+        )
+        for n in (False, True)
+    )
+    logits = (null + 3 * (given - null)) / 0.7
+    logits = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    expected = np.take_along_axis(logits, tokens[..., None], -1)[..., 0]
+    np.testing.assert_allclose(log_p, expected, atol=1e-4)
+
+
+def test_the_command_line_marks_and_detects(folder, tmp_path, capsys):
+    key, image = str(tmp_path / "my.key"), str(tmp_path / "one.png")
+    command = ["generate", "--checkpoint", str(folder), "--num", "1", "--out", image]
+    assert main([*command, "--watermark", key]) == 0
+    assert "wrote a new key" in capsys.readouterr().err
+    detect = ["detect", image, "--checkpoint", str(folder), "--watermark", key]
+    assert main(detect) == 0
+    assert "tokens are green" in capsys.readouterr().out
+    assert main(["detect", image, *detect[1:], "--together"]) == 0
+    assert "2 images: watermark" in capsys.readouterr().out
+    assert main([*detect, "--false-alarms", "2"]) == 2
+    assert main(["detect", image, "--watermark", str(tmp_path / "no.key")]) == 2
+    capsys.readouterr()
+    assert main(["detect", image, "--watermark", key]) == 2  # another tokenizer
+    assert "has marked no image of bundle" in capsys.readouterr().err
+    (tmp_path / "bad.key").write_text("x")
+    assert main([*command, "--watermark", str(tmp_path / "bad.key")]) == 2
+    assert "holds no key" in capsys.readouterr().err
+
+
+def test_images_of_a_folder_carry_the_mark(folder, tmp_path, capsys):
+    key, many = str(tmp_path / "my.key"), tmp_path / "many"
+    (tmp_path / "lines.txt").write_text("0\n1\n2\n")
+    command = ["generate", "--checkpoint", str(folder), "--watermark", key]
+    command += ["--prompts", str(tmp_path / "lines.txt"), "--out-dir", str(many)]
+    assert main(command) == 0
+    images = sorted(map(str, many.glob("*.png")))
+    assert len(images) == 3
+    # The same images as in a sheet of one, and another key does not continue them.
+    one = ["generate", "--checkpoint", str(folder), "--watermark", key, "--num", "1"]
+    assert main([*one, "--classes", "0", "--out", str(tmp_path / "one.png")]) == 0
+    sheet, first = (Image.open(x) for x in (tmp_path / "one.png", images[0]))
+    pixels = {x.tobytes() for x in np.asarray(first).reshape(-1, 3)}
+    assert pixels <= {x.tobytes() for x in np.asarray(sheet).reshape(-1, 3)}
+    command[command.index(key)] = str(tmp_path / "other.key")
+    assert main(command) == 2
+    assert "another watermark" in capsys.readouterr().err
+
+
+def test_other_models_carry_no_mark(tmp_path):
+    bundle = load_pipeline(save_next_scale_bundle(tmp_path)).bundle
+    with pytest.raises(ConfigError, match="token by token"):
+        Watermark.of(bundle, Key(1))
