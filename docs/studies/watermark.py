@@ -12,6 +12,7 @@ from PIL import Image
 from docs.studies.command import run_study
 from docs.studies.ways import OPTIONS, Comparison
 from jaxspec.bench.description import Benchmark, Option
+from jaxspec.bench.roofline.ceilings import measure_ceilings
 from jaxspec.errors import ConfigError
 from jaxspec.evaluate.image_metrics import frechet_distance
 from jaxspec.evaluate.tables import environment, markdown_table, report_heading
@@ -122,6 +123,7 @@ def measure_watermark(
         "num": num,
         "alarms": ALARMS,
         "heldout_accuracy": comparison.accuracy,
+        "ceilings": measure_ceilings("float32").fields(),
         "rows": rows,
         **environment(),
     }

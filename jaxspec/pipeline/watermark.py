@@ -24,7 +24,7 @@ from jaxspec.watermark import (
 )
 
 # Nats by which a green code may be less likely than the token that it replaces.
-THRESHOLD = 2.0
+THRESHOLD = 4.0
 _BATCH = 8
 
 
