@@ -64,10 +64,10 @@ def run(arguments: argparse.Namespace) -> None:
     bundle = load_bundle(arguments.checkpoint)
     mark = Watermark.of(bundle, key)
     tokens = encode_images(bundle, arguments.images)
-    parts = {name: row for name, row in zip(arguments.images, tokens, strict=True)}
+    parts = list(zip(arguments.images, tokens, strict=True))
     if arguments.together:
-        parts = {f"{len(tokens)} images": tokens}
-    for name, row in parts.items():
+        parts = [(f"{len(tokens)} images", tokens)]
+    for name, row in parts:
         found = mark.detect(row)
         answer = "yes" if found.p_value <= arguments.false_alarms else "no"
         print(

@@ -117,6 +117,7 @@ def run_model(arguments: argparse.Namespace) -> None:
 
     from jaxspec.config import MARConfig
     from jaxspec.data.image_tokens import encode_source
+    from jaxspec.errors import ConfigError
     from jaxspec.evaluate.likelihood import likelihood_metrics
     from jaxspec.evaluate.masked_loss import heldout_masked_loss
     from jaxspec.evaluate.reconstruction import reconstruction_metrics, scale_metrics
@@ -143,6 +144,11 @@ def run_model(arguments: argparse.Namespace) -> None:
                 cache_dir=Path(folder),
             )
         model, params = bundle.prior.model, bundle.prior.params
+        if bundle.family == "masked":
+            raise ConfigError(
+                f"the tokens of bundle '{bundle.name}' have no likelihood in order; "
+                "its card has the held-out loss of masked ones"
+            )
         if isinstance(bundle.prior.config, MARConfig):
             loss = heldout_masked_loss(model, params, sequences)
             metrics = {"masked_loss": loss}

@@ -143,7 +143,7 @@ def _add_output(group) -> None:
         "--watermark",
         metavar="KEYFILE",
         help="mark the images with the key of a file, which is written if it does not "
-        "exist; `jaxspec detect` finds the mark",
+        "exist; `jaxspec detect` finds the mark in single images (--num 1, --out-dir)",
     )
     group.add_argument(
         "--report",
@@ -227,6 +227,10 @@ def run(arguments: argparse.Namespace) -> None:
 
         return run_text(arguments, models, config)
     _check_images(arguments)
+    # Before anything is generated, so that nothing is lost by a key that fails.
+    mark = None
+    if arguments.watermark:
+        mark = watermark_of(models.bundle, arguments.watermark)
     if arguments.given_num is None and not arguments.prompt:
         arguments.num = len(models.bundle.examples) or arguments.num
     side = models.bundle.tokenizer.config.image_size
@@ -241,7 +245,7 @@ def run(arguments: argparse.Namespace) -> None:
         )
     print_start(models, config, arguments.num, prompts.length)
     results = generate_all(models, prompts, config, arguments.compare)
-    _write(arguments, models, prompts, config, results, form, cut)
+    _write(arguments, models, prompts, config, results, form, cut, mark)
 
 
 def _check_options(arguments: argparse.Namespace) -> None:
@@ -367,26 +371,31 @@ def watermark_of(bundle, file: str):
     return Watermark.of(bundle, key)
 
 
-def _write(arguments, models, prompts, config, results, form, cut) -> None:
-    """Writes the sheet and the report, and prints the table."""
+def _write(arguments, models, prompts, config, results, form, cut, mark) -> None:
+    """Writes the sheet and the report, and prints the table.
+
+    A single image with a mark is written as it is, so that the mark can be found in it.
+    """
     from jaxspec.cli.options import table_stream
     from jaxspec.io.images import grid_image, image_bytes
     from jaxspec.io.writing import write_file
     from jaxspec.pipeline.decoding import decode_images
+    from jaxspec.pipeline.engine import bundle_for
     from jaxspec.pipeline.prompt_inputs import prompt_labels
     from jaxspec.pipeline.report import generation_report, generation_table, json_bytes
 
     bundle, loaded, tree, _ = models
     result, plain = results
     tokens = result.tokens
-    if arguments.watermark:
-        mark = watermark_of(bundle, arguments.watermark)
-        tokens = mark.mark(bundle, prompts, config, tokens)
+    if mark is not None:
+        tokens = mark.mark(bundle_for(bundle, loaded), prompts, config, tokens)
     images = decode_images(bundle, tokens)
+    alone = mark is not None and len(images) == 1
+    sheet = images[0] if alone else grid_image(images)
     report = generation_report(bundle, prompts, config, tree, result, plain, loaded)
     report["labels"] = prompt_labels(bundle, prompts)
     report |= {"cut_captions": cut} if prompts.texts else {}
-    write_file(arguments.out, image_bytes(grid_image(images), form))
+    write_file(arguments.out, image_bytes(sheet, form))
     if arguments.report:
         write_file(arguments.report, json_bytes(report))
     stream = table_stream(arguments.out, arguments.report)

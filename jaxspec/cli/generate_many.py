@@ -28,6 +28,8 @@ def run_many(arguments: argparse.Namespace) -> None:
                 f"--{name.replace('_', '-')} does not go with --prompts, which writes "
                 "an image for each line of a file into DIR, and a report"
             )
+    if arguments.watermark and arguments.processes > 1:
+        raise ConfigError("--watermark marks the images of one process")
     if (arguments.processes, arguments.process) != (1, 0) and not arguments.coordinator:
         raise ConfigError("several processes need --coordinator, where process 0 runs")
     if arguments.coordinator:

@@ -86,6 +86,7 @@ def plan(arguments: argparse.Namespace) -> str:
     from jaxspec.config import TransformerConfig
     from jaxspec.errors import ConfigError
     from jaxspec.models.mar.presets import PRESETS as MAR_PRESETS
+    from jaxspec.models.masked_lm.model import MASKED_OBJECTIVES
     from jaxspec.models.next_scale.presets import PRESETS
     from jaxspec.models.transformer.presets import NAMES, preset
     from jaxspec.pipeline.embedded import find_folder
@@ -99,7 +100,7 @@ def plan(arguments: argparse.Namespace) -> str:
     sizes: dict[str, int] = dict(zip(AXES, read_mesh(arguments.mesh), strict=True))
     if arguments.batch < 1 or arguments.nodes < 1:
         raise ConfigError("--batch and --nodes must be at least 1")
-    name, drafter, cache_width = arguments.checkpoint, None, 0
+    name, drafter, cache_width, masked = arguments.checkpoint, None, 0, False
     if name in NAMES:
         config = preset(name)
     elif name in (others := {**PRESETS, **MAR_PRESETS}):
@@ -108,7 +109,9 @@ def plan(arguments: argparse.Namespace) -> str:
         folder = find_folder(name)
         name = folder.name
         prior = folder / "prior"
-        config = read_config(prior if prior.is_dir() else folder).config
+        found = read_config(prior if prior.is_dir() else folder)
+        config = found.config
+        masked = found.metadata.get("objective") in MASKED_OBJECTIVES
         if (folder / "drafter").is_dir():
             checkpoint = read_config(folder / "drafter")
             drafter = checkpoint
@@ -123,8 +126,10 @@ def plan(arguments: argparse.Namespace) -> str:
         cfg=config.condition != "none",
         drafter=drafter,
         drafter_cache_width=cache_width,
+        masked=masked,
     )
-    nodes = f"{arguments.nodes} nodes, " * isinstance(config, TransformerConfig)
+    tree = isinstance(config, TransformerConfig) and not masked
+    nodes = f"{arguments.nodes} nodes, " * tree
     title = (
         f"{name} on {arguments.mesh} devices, batch {arguments.batch}, "
         f"{nodes}{arguments.dtype}{' and int8' * arguments.int8}"

@@ -77,9 +77,10 @@ class Generation:
     """Result of a generation.
 
     Attributes:
-      tokens: int32 [B, max_new_tokens]; -1 beyond the length of a sequence. Continuous
-        tokens are float32 [B, max_new_tokens, C], -inf where there is none yet, which
-        may be anywhere: select them by `isfinite`.
+      tokens: int32 [B, max_new_tokens]; -1 beyond the length of a sequence, and where
+        a token is still masked. Continuous tokens are float32 [B, max_new_tokens, C],
+        -inf where there is none yet. In random order these may be anywhere: select
+        those that exist by `present`.
       lengths: int32 [B], number of tokens of each sequence, a stop token included.
       stats: counters.
       finite: bool [B], False if the logits of a sequence were ever NaN, or all -inf;

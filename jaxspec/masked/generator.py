@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxspec.core.arguments import batch_size, check_batch, check_keys, known_to_hold
 from jaxspec.core.logits import process_logits
 from jaxspec.core.noise import batch_keys, position_noise
+from jaxspec.core.numbers import WHOLE
 from jaxspec.core.precision import full_precision
 from jaxspec.core.result import Generation, Stats
 from jaxspec.core.sampling import LLAMAGEN_ORDER, Sampling, Step
@@ -18,10 +19,21 @@ from jaxspec.masked.policy import Policy, View
 from jaxspec.masked.schedule import MaskingSchedule
 from jaxspec.masked.state import MaskedState, MaskedVariables
 from jaxspec.models.masked_lm.model import MaskedDiffusion
+from jaxspec.models.transformer.prompts import known_classes
 from jaxspec.typing import Array, BatchKeys, Bool, Float, Int, Key, PyTree
 
 # Number folded into the key of a sequence for the noise of a policy.
 _POLICY = 0x80000005
+
+
+def at_most(
+    before: Bool[Array, "B T"], after: Bool[Array, "B T"], count: Int[Array, "B"]
+) -> Bool[Array, "B T"]:
+    """Known tokens after a step, without the last new ones beyond a number of all."""
+    new = after & ~before
+    kept = after & before
+    room = count - jnp.sum(kept, axis=1)
+    return kept | (new & (jnp.cumsum(new, axis=1) <= room[:, None]))
 
 
 @dataclass(frozen=True)
@@ -82,12 +94,25 @@ class MaskedGenerator:
         Raises:
           ConfigError: prompts, keys and settings do not fit each other.
         """
+        config = self.model.model.config
+        if config.condition == "class":
+            prompt = known_classes(prompt, config.classes)
         batch = batch_size(prompt, keys)
         keys = keys if keys.ndim else batch_keys(keys, batch)
         check_keys(keys)
         check_batch(batch, prompt=prompt)
         if not isinstance(variables, MaskedVariables):
             raise ConfigError("variables are no MaskedVariables(params)")
+        if known_to_hold((sampling.cfg_tokens < WHOLE).any()):
+            raise ConfigError("every step is guided: leave out cfg_interval")
+        read = 0 if config.condition != "none" or prompt is None else prompt.shape[1]
+        if config.condition == "none" and read + self.schedule.tokens > (
+            config.sequence_length
+        ):
+            raise ConfigError(
+                f"{self.schedule.tokens} tokens after prompts of {read} do not fit a "
+                f"model of {config.sequence_length}"
+            )
         if not self.cfg and known_to_hold((sampling.cfg_scale != 1).any()):
             raise ConfigError("guidance needs an unconditional branch: cfg=True")
         stopping = stopping or StoppingCriteria.create(
@@ -135,6 +160,7 @@ class MaskedGenerator:
             )
         )
         known = jnp.where(live[:, None], known | last[:, None], state.known)
+        known = at_most(state.known, known, state.stopping.max_new_tokens)
         count = jnp.sum(known, axis=1, dtype=jnp.int32)
         ended = (count == known.shape[1]) | (count >= state.stopping.max_new_tokens)
         one = live.astype(jnp.int32)

@@ -30,9 +30,10 @@ class GenerationConfig:
       stop_tokens: tokens that end a sequence, as its last one.
       batch_size: largest number of sequences in a batch.
       verifier: acceptance criterion of drafts.
-      steps: number of steps of a masked model; None for 12, or 64 of MAR.
+      steps: number of steps of a masked model; None for 12, for 64 of MAR, and for as
+        many as there are tokens of text.
       policy: rule of the tokens of a masked model that are known after a step, see
-        `named_policy`; None for "confidence".
+        `named_policy`; None for "confidence", and for "confidence-0" of text.
       head_steps: numbers of steps of its diffusion head's chains, in the first step and
         in the last one, see `MARGenerator`; None for 100 in all.
       solver: solver of these chains, see `DiffusionSchedule`.

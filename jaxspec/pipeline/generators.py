@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from jaxspec.config import TransformerConfig
 from jaxspec.core.diffusion import DiffusionSchedule
 from jaxspec.core.generator import Generator
 from jaxspec.core.sampling import Step, active_steps
@@ -120,25 +121,37 @@ def _mar(bundle, config, tree, loaded, prompt_length):
     return generator, MARVariables(bundle.prior.params)
 
 
+def policy_of(config: TransformerConfig) -> str:
+    """Default policy of a masked model."""
+    return "confidence-0" if config.condition == "none" else DEFAULT_POLICY
+
+
 def _masked(bundle, config, tree, loaded, prompt_length):
     prior = bundle.prior
     model = MaskedDiffusion(prior.model, bool(prior.metadata.get("shifted")))
     room = prior.config.sequence_length - prompt_length
+    text = prior.config.condition == "none"
     tokens = config.max_new_tokens or room
-    if prior.config.condition != "none" and tokens != room:
+    if text:
+        tokens = min(tokens, room)
+        if config.cfg_scale != 1.0:
+            raise ConfigError(
+                f"cfg_scale={config.cfg_scale}: bundle '{bundle.name}' makes text, "
+                "which has no unconditional branch; leave it out"
+            )
+    if not text and tokens != room:
         raise ConfigError(
             f"max_new_tokens={tokens}: bundle '{bundle.name}' makes all {room} tokens "
             "of an image together"
         )
-    if tokens > room:
-        raise ConfigError(f"max_new_tokens={tokens}: after the prompt there are {room}")
-    steps = min(MASKED_STEPS, tokens) if config.steps is None else config.steps
+    # Texts by default as LLaDA's: a token a step, the most certain one.
+    steps = config.steps or (tokens if text else min(MASKED_STEPS, tokens))
     if steps > tokens:
         raise ConfigError(f"steps={steps}; bundle '{bundle.name}' has {tokens} tokens")
     generator = MaskedGenerator(
         model,
-        MaskingSchedule(tokens, steps),
-        named_policy(config.policy or DEFAULT_POLICY, tokens),
+        MaskingSchedule(tokens, steps, "linear" if text else "cosine"),
+        named_policy(config.policy or policy_of(prior.config), tokens),
         cfg=config.cfg_scale != 1.0,
         order=active_steps(config.sampling()),
     )

@@ -17,14 +17,13 @@ from jaxspec.io.text_files import read_text, split_lines
 from jaxspec.io.writing import write_file
 from jaxspec.mar.generator import MARGenerator
 from jaxspec.masked.generator import MaskedGenerator
-from jaxspec.masked.policies.named import DEFAULT_POLICY
 from jaxspec.pipeline.acceptance import FirstDrafts, acceptance_note
 from jaxspec.pipeline.bundle import Bundle
 from jaxspec.pipeline.config import GenerationConfig
 from jaxspec.pipeline.continuous import PromptsOf, generate_continuously
 from jaxspec.pipeline.decoding import decode_images
 from jaxspec.pipeline.engine import bundle_for
-from jaxspec.pipeline.generators import make_generator
+from jaxspec.pipeline.generators import make_generator, policy_of
 from jaxspec.pipeline.loaded_drafter import LoadedDrafter
 from jaxspec.pipeline.prompt_inputs import read_prompts
 from jaxspec.pipeline.prompts import Prompts
@@ -95,8 +94,7 @@ def generate_image_folder(
     """
     is_first = jax.process_index() == 0
     settings = _image_settings(bundle, config, tree, loaded, dtype)
-    if watermark is not None:
-        settings |= {"watermark": watermark.digest}
+    settings |= {"watermark": None if watermark is None else watermark.digest}
     check_same_arguments({**settings, "seed": config.seed, "lines": lines})
     _check_settings(folder, settings, is_first)
     _check_lines(folder, lines, is_first)
@@ -107,12 +105,14 @@ def generate_image_folder(
         return None
     began, counts = time.perf_counter(), _Counts()
     prompts = prompts_of(bundle, lines)
+    # With features of its own: those of the queue are still in use.
+    finished_prompts = prompts_of(bundle, lines)
 
     def mark(ids: list[int], tokens: np.ndarray) -> np.ndarray:
         if watermark is None:
             return tokens
-        values = Prompts(prompts(ids), bundle.prior.config.condition)
-        return watermark.mark(bundle, values, config, tokens)
+        values = Prompts(finished_prompts(ids), bundle.prior.config.condition)
+        return watermark.mark(bundle_for(bundle, loaded), values, config, tokens)
 
     segments = generate_continuously(
         bundle, config, tree, pending, prompts, loaded=loaded
@@ -187,7 +187,7 @@ def _image_settings(bundle, config, tree, loaded, dtype) -> dict[str, Any]:
     generator, _ = make_generator(bundle, config, tree, loaded)
     if isinstance(generator, MaskedGenerator):
         settings |= {"steps": generator.schedule.steps}
-        settings |= {"policy": config.policy or DEFAULT_POLICY}
+        settings |= {"policy": config.policy or policy_of(bundle.prior.config)}
     if isinstance(generator, MARGenerator):
         chains, which = generator.chains
         head_steps = [chains[which[0]].count, chains[which[-1]].count]

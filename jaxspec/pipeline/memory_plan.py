@@ -102,6 +102,7 @@ def plan_memory(
     drafter: Checkpoint | None = None,
     drafter_cache_width: int = 0,
     int8: bool = False,
+    masked: bool = False,
 ) -> MemoryPlan:
     """Plans the memory of one device.
 
@@ -120,6 +121,8 @@ def plan_memory(
       drafter_cache_width: numbers in the drafter's cache per position and branch; see
         `drafter_cache_width`.
       int8: whether matrices are held as int8.
+      masked: whether the model fills in masked tokens: each pass is over all of them,
+        without a cache.
 
     Raises:
       ConfigError: `batch` is smaller than the number of devices along "data".
@@ -144,6 +147,9 @@ def plan_memory(
         config = copy_kv_heads(config, {}, needed_copies(config, model))[0]
         kind, heads, hidden = "prior", config.num_kv_heads, 2 * config.ffn_size
         kept = slots = config.prefix_length + config.sequence_length + nodes
+        if masked:
+            kept, nodes = 0, config.prefix_length + config.sequence_length
+            slots = nodes
         outputs = config.vocab_size
     # Heads that do not divide evenly are replicated.
     heads = heads // model if heads % model == 0 else heads

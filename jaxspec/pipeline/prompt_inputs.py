@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from jaxspec.config import MARConfig
 from jaxspec.core.numbers import whole
 from jaxspec.errors import ConfigError
 from jaxspec.pipeline.bundle import Bundle, resolve_classes
@@ -88,9 +87,9 @@ def resolve_prefix(
                 f"prefix_rows={prefix_rows} needs image tokens to keep: prefix=tokens"
             )
         return prompts
-    if isinstance(bundle.prior.config, MARConfig):
+    if bundle.family in ("mar", "masked"):
         raise ConfigError(
-            f"bundle '{bundle.name}' makes tokens in random order and continues no "
+            f"bundle '{bundle.name}' makes tokens in any order and continues no "
             "image; leave out the prefix"
         )
     if prefix_rows is not None:

@@ -1,7 +1,7 @@
 """Watermark of the images of a bundle."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec.core.logits import apply_cfg, process_logits
+from jaxspec.core.precision import full_precision
 from jaxspec.errors import ConfigError
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.pipeline.bundle import Bundle, token_by_token
@@ -83,13 +84,15 @@ class Watermark:
         when they were sampled, whichever way they were drafted and verified.
 
         Args:
-          bundle: models.
-          prompts: prompts of the images.
+          bundle: models that the tokens were sampled from, see `bundle_for`.
+          prompts: prompts of the images. Given tokens are not swapped.
           config: settings of the generation.
-          tokens: int32 [B, T].
+          tokens: int32 [B, T], given ones included.
         """
         if len(prompts) != len(tokens):
             raise ConfigError(f"{len(prompts)} prompts do not fit {len(tokens)} images")
+        given = 0 if prompts.prefix is None else prompts.prefix.shape[1]
+        prompts = replace(prompts, prefix=None)
         found = []
         size = _BATCH  # the same for any number of images: one program
         padded = np.resize(np.arange(len(tokens)), (-(-len(tokens) // size), size))
@@ -110,7 +113,7 @@ class Watermark:
             np.concatenate([np.asarray(x) for x in side])[: len(tokens)]
             for side in zip(*found, strict=True)
         )
-        return mark(
+        marked = mark(
             tokens,
             self.mates,
             self.green,
@@ -118,6 +121,7 @@ class Watermark:
             mate_log_p=mate_log_p,
             threshold=self.threshold,
         )
+        return np.concatenate([tokens[:, :given], marked[:, given:]], axis=1)
 
     def detect(self, tokens: np.ndarray) -> Detection:
         """Tests tokens, such as those of `encode_images`, for this watermark."""
@@ -134,8 +138,12 @@ def codebook_of(bundle: Bundle) -> np.ndarray:
 
 
 @partial(jax.jit, static_argnums=(0, 1))
+@full_precision
 def _log_probs(model, guided, params, prompts, tokens, mates, sampling):
-    """Log-probabilities [B, T] of tokens and of the other codes of their pairs."""
+    """Log-probabilities [B, T] of tokens and of the other codes of their pairs.
+
+    Without filters, which would leave out most of the other codes.
+    """
     batch = len(tokens)
     branches = [
         model.score(params, prompts, tokens[:, :-1], null=jnp.full(batch, null))[0]
@@ -145,7 +153,7 @@ def _log_probs(model, guided, params, prompts, tokens, mates, sampling):
     if guided:
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         logits = apply_cfg(logits, sampling, positions)
-    log_p = jax.nn.log_softmax(process_logits(logits, sampling))
+    log_p = jax.nn.log_softmax(process_logits(logits, sampling, ("temperature",)))
     return tuple(
         jnp.take_along_axis(log_p, jnp.maximum(codes, 0)[..., None], axis=-1)[..., 0]
         for codes in (tokens, mates)

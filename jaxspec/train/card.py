@@ -2,6 +2,7 @@
 
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import to_dict
+from jaxspec.models.masked_lm.model import MASKED_OBJECTIVES
 from jaxspec.train.experiment import Experiment
 from jaxspec.train.matcher import MATCHER
 
@@ -90,6 +91,11 @@ def _size(experiment: Experiment) -> str:
 
 def _description(checkpoint: Checkpoint) -> str:
     objective = checkpoint.metadata.get("objective", "next")
+    if checkpoint.kind == "prior" and objective in MASKED_OBJECTIVES:
+        return (
+            f"Transformer that fills in masked tokens, trained with {objective=}; it "
+            "generates by itself, or drafts for an autoregressive prior."
+        )
     if checkpoint.kind == "prior" and objective != "next":
         return (
             f"Transformer over the prior's tokens, trained with {objective=}; it "

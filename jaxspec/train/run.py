@@ -21,6 +21,7 @@ from jaxspec.data.dataset import Sources
 from jaxspec.data.image_tokens import Sequences
 from jaxspec.errors import CheckpointError, ConfigError
 from jaxspec.io.text_files import read_text
+from jaxspec.models.masked_lm.model import MASKED_OBJECTIVES
 from jaxspec.pipeline.bundle import load_prior, load_tokenizer
 from jaxspec.pipeline.captions import TOKENIZER as VOCABULARY
 from jaxspec.sharding.device import device_name
@@ -189,6 +190,11 @@ def _job_maker(
             heldout,
         )
     prior = load_prior(run.parts / "prior")
+    if prior.metadata.get("objective") in MASKED_OBJECTIVES:
+        raise ConfigError(
+            f"'{run.parts / 'prior'}' fills in masked tokens in any order: nothing "
+            "drafts for it"
+        )
 
     def make_drafter_job(experiment: Experiment) -> TrainingJob:
         training = experiment.train_drafter

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -57,6 +58,8 @@ def write_key(file: Path, key: Key) -> None:
     pairs = {digest: mates.tolist() for digest, mates in key.pairs.items()}
     record = {"key": f"{key.secret:032x}", "pairs": pairs}
     write_file(file, (json.dumps(record) + "\n").encode())
+    if os.name == "posix":
+        os.chmod(file, 0o600)  # for its owner alone
 
 
 def read_key(file: Path) -> Key:

@@ -39,8 +39,8 @@ def mark(
     exists = tokens >= 0
     known = np.where(exists, tokens, 0)
     swaps = exists & ~green[known] & (mates[known] >= 0)
-    if np.isfinite(threshold):
+    if threshold < np.inf:
         if log_p is None or mate_log_p is None:
             raise ConfigError("a finite threshold needs log-probabilities")
-        swaps &= np.asarray(log_p) - np.asarray(mate_log_p) <= threshold
+        swaps &= np.asarray(log_p) <= np.asarray(mate_log_p) + threshold
     return np.where(swaps, mates[known], tokens).astype(tokens.dtype)

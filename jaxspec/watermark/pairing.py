@@ -6,6 +6,7 @@ from jaxspec.errors import ConfigError
 
 # Codes that a code may be paired with: its nearest ones (IndexMark).
 NEIGHBORS = 10
+_ROWS = 1024  # codes whose similarities are computed at a time
 
 
 def pair_codes(codebook: np.ndarray, neighbors: int = NEIGHBORS) -> np.ndarray:
@@ -57,14 +58,20 @@ def _matching(codes: np.ndarray, neighbors: int) -> list[tuple[int, int]]:
             "watermarks need the package rustworkx; install "
             "'jaxspec-decoding[watermark]'"
         ) from None
-    similar = codes @ codes.T
-    np.fill_diagonal(similar, -np.inf)
-    near = np.argpartition(-similar, neighbors - 1, axis=1)[:, :neighbors]
-    edges = {(min(a, b), max(a, b)) for a, row in enumerate(near.tolist()) for b in row}
+    edges: dict[tuple[int, int], float] = {}
+    for start in range(0, len(codes), _ROWS):
+        similar = codes[start : start + _ROWS] @ codes.T
+        rows = np.arange(len(similar))
+        similar[rows, start + rows] = -np.inf
+        near = np.argpartition(-similar, neighbors - 1, axis=1)[:, :neighbors]
+        for a, others in zip(rows.tolist(), near.tolist(), strict=True):
+            for b in others:
+                pair = (min(start + a, b), max(start + a, b))
+                edges[pair] = float(similar[a, b])
     graph = rustworkx.PyGraph()
     graph.add_nodes_from(range(len(codes)))
     # Weights of the library are whole numbers.
-    graph.add_edges_from([(a, b, int(1e6 * (1 + similar[a, b]))) for a, b in edges])
+    graph.add_edges_from([(a, b, int(1e6 * (1 + x))) for (a, b), x in edges.items()])
     found = rustworkx.max_weight_matching(
         graph, max_cardinality=True, weight_fn=int, verify_optimum=False
     )

@@ -19,6 +19,7 @@ from jaxspec.masked import (
     MaskingSchedule,
     RandomOrder,
     Revision,
+    halton_order,
 )
 from tests.masked.models import Joint, random_joint
 
@@ -52,8 +53,11 @@ TRUE = 0.01
         FixedOrder((2, 0, 3, 1)),
         Confidence("entropy", temperature=0.0),
         Confidence("margin", temperature=2.0),
+        Confidence("likeliest", temperature=0.0),
+        FixedOrder(halton_order(2, 2)),
+        FixedOrder(tuple(range(LENGTH))),
     ],
-    ids=["random", "fixed", "entropy", "margin"],
+    ids=["random", "fixed", "entropy", "margin", "likeliest", "halton", "raster"],
 )
 def test_one_token_a_step_has_the_law_of_the_model(policy):
     """Also in orders that depend on the known tokens."""

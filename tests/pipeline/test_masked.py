@@ -86,6 +86,9 @@ def test_the_command_line_makes_a_sheet_and_a_folder(folder, tmp_path, capsys):
         ({"policy": "random-2"}, "no policy"),
         ({"solver": "ddim"}, "is a setting of MAR"),
         ({"max_new_tokens": 3}, "of an image together"),
+        ({"cfg_interval": 3}, "every step is guided"),
+        ({"policy": 3}, "no name of a policy"),
+        ({"prefix": np.zeros((3, 4), np.int32)}, "in any order"),
         ({"tree": "chain-2"}, "no drafter"),
     ],
 )
@@ -124,3 +127,18 @@ def test_a_masked_model_of_text_fills_in_what_follows_a_prompt(tmp_path):
     out = pipe(prompts=["one", "and another"], max_new_tokens=8, steps=4)
     assert out.tokens.shape == (2, 8) and (out.tokens >= 0).all()
     assert out.stats.tokens_per_call == 2
+    # Without a limit as much as there is room for, a token a step.
+    whole = pipe(prompts=["one"])
+    assert whole.tokens.shape == (1, 37) and whole.stats.tokens_per_call == 1
+    with pytest.raises(ConfigError, match="no unconditional branch"):
+        pipe(prompts=["one"], cfg_scale=3.0)
+
+
+def test_what_needs_an_order_is_refused(folder, tmp_path, capsys):
+    images = tmp_path / "images"
+    for name in ("a", "b", "c"):
+        (images / name).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(images / name / "0.png")
+    command = ["eval", "prior", "--checkpoint", str(folder), "--images", str(images)]
+    assert main(command) == 2
+    assert "no likelihood in order" in capsys.readouterr().err

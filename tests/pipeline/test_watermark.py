@@ -72,6 +72,7 @@ def test_the_command_line_marks_and_detects(folder, tmp_path, capsys):
     command = ["generate", "--checkpoint", str(folder), "--num", "1", "--out", image]
     assert main([*command, "--watermark", key]) == 0
     assert "wrote a new key" in capsys.readouterr().err
+    assert Image.open(image).size == (32, 32)  # no sheet, whose tokens are others
     detect = ["detect", image, "--checkpoint", str(folder), "--watermark", key]
     assert main(detect) == 0
     assert "tokens are green" in capsys.readouterr().out
@@ -95,15 +96,47 @@ def test_images_of_a_folder_carry_the_mark(folder, tmp_path, capsys):
     assert main(command) == 0
     images = sorted(map(str, many.glob("*.png")))
     assert len(images) == 3
-    # The same images as in a sheet of one, and another key does not continue them.
-    one = ["generate", "--checkpoint", str(folder), "--watermark", key, "--num", "1"]
-    assert main([*one, "--classes", "0", "--out", str(tmp_path / "one.png")]) == 0
-    sheet, first = (Image.open(x) for x in (tmp_path / "one.png", images[0]))
-    pixels = {x.tobytes() for x in np.asarray(first).reshape(-1, 3)}
-    assert pixels <= {x.tobytes() for x in np.asarray(sheet).reshape(-1, 3)}
+    # The same image alone; without the mark it is another one.
+    one = ["generate", "--checkpoint", str(folder), "--num", "1", "--classes", "0"]
+    file = str(tmp_path / "one.png")
+    assert main([*one, "--watermark", key, "--out", file]) == 0
+    first, alone = (np.asarray(Image.open(x)) for x in (images[0], file))
+    np.testing.assert_array_equal(first, alone)
+    plain = tmp_path / "plain"
+    bare = [x for x in command if x not in ("--watermark", key)]
+    bare[bare.index(str(many))] = str(plain)
+    assert main(bare) == 0
+    assert (np.asarray(Image.open(sorted(plain.glob("*.png"))[0])) != first).any()
+    # Neither another key nor none continues the folder.
     command[command.index(key)] = str(tmp_path / "other.key")
     assert main(command) == 2
-    assert "another watermark" in capsys.readouterr().err
+    bare[bare.index(str(plain))] = str(many)
+    assert main(bare) == 2
+    assert capsys.readouterr().err.count("another watermark") == 2
+
+
+def test_given_rows_are_not_marked(pipe):
+    out = pipe(class_labels=[0, 1], seed=1, cfg_scale=2.0)
+    prompts = Prompts.from_classes([0, 1])
+    prompts = prompts.with_prefix(out.tokens[:, :8], pipe.bundle.prior.config)
+    key = Key(5).paired(codebook_of(pipe.bundle))
+    mark = Watermark.of(pipe.bundle, key, float("inf"))
+    config = GenerationConfig(cfg_scale=2.0)
+    tokens = mark.mark(pipe.bundle, prompts, config, out.tokens)
+    np.testing.assert_array_equal(tokens[:, :8], out.tokens[:, :8])
+    assert mark.detect(tokens[:, 8:]).share == 1.0
+
+
+def test_a_key_that_fails_loses_no_images(tmp_path, capsys):
+    """It is read before anything is generated."""
+    folder = save_next_scale_bundle(tmp_path)
+    image = tmp_path / "one.png"
+    command = ["generate", "--checkpoint", str(folder), "--num", "1"]
+    command += ["--out", str(image), "--watermark", str(tmp_path / "my.key")]
+    assert main(command) == 2
+    captured = capsys.readouterr()
+    assert "token by token" in captured.err and "generating" not in captured.err
+    assert not image.exists() and not (tmp_path / "my.key").exists()
 
 
 def test_other_models_carry_no_mark(tmp_path):

@@ -91,6 +91,10 @@ def test_red_tokens_become_green_where_that_costs_little():
     everything = mark(tokens, MATES, green)
     assert green[everything[1:]].all() and everything[0] == -1
     np.testing.assert_array_equal(mark(everything, MATES, green), everything)
+    nothing = mark(
+        tokens, MATES, green, log_p=log_p, mate_log_p=log_p, threshold=-np.inf
+    )
+    np.testing.assert_array_equal(nothing, tokens)
     for settings in ({"threshold": 1.0}, {"threshold": float("nan")}):
         with pytest.raises(ConfigError):
             mark(tokens, MATES, green, **settings)

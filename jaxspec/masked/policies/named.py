@@ -42,6 +42,8 @@ def named_policy(name: str, tokens: int) -> Policy:
     Raises:
       ConfigError: there is no such policy, or the number is impossible.
     """
+    if not isinstance(name, str):
+        raise ConfigError(f"policy={name!r} is no name of a policy")
     kind, _, text = name.partition("-")
     if kind in _OF_TOKENS and not text:
         return _OF_TOKENS[kind](tokens)
