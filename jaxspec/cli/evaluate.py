@@ -126,6 +126,11 @@ def run_model(arguments: argparse.Namespace) -> None:
     from jaxspec.pipeline.embedded import CLASSES
 
     bundle = load_bundle(arguments.checkpoint or CLASSES)
+    if arguments.part == "prior" and bundle.family == "masked":
+        raise ConfigError(
+            f"the tokens of bundle '{bundle.name}' have no likelihood in order; its "
+            "card has the held-out loss of masked ones"
+        )
     tokenizer = bundle.tokenizer.model
     scales = getattr(tokenizer, "scales", None)
     source = _source(arguments, bundle)
@@ -144,11 +149,6 @@ def run_model(arguments: argparse.Namespace) -> None:
                 cache_dir=Path(folder),
             )
         model, params = bundle.prior.model, bundle.prior.params
-        if bundle.family == "masked":
-            raise ConfigError(
-                f"the tokens of bundle '{bundle.name}' have no likelihood in order; "
-                "its card has the held-out loss of masked ones"
-            )
         if isinstance(bundle.prior.config, MARConfig):
             loss = heldout_masked_loss(model, params, sequences)
             metrics = {"masked_loss": loss}

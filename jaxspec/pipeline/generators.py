@@ -130,6 +130,8 @@ def _masked(bundle, config, tree, loaded, prompt_length):
     prior = bundle.prior
     model = MaskedDiffusion(prior.model, bool(prior.metadata.get("shifted")))
     room = prior.config.sequence_length - prompt_length
+    if config.cfg_interval >= 0:
+        raise ConfigError("every step is guided: leave out cfg_interval")
     text = prior.config.condition == "none"
     tokens = config.max_new_tokens or room
     if text:

@@ -33,7 +33,9 @@ class Joint:
     @property
     def model(self):
         """Stands for a network."""
-        return SimpleNamespace(config=SimpleNamespace(condition="none"))
+        return SimpleNamespace(
+            config=SimpleNamespace(condition="none", sequence_length=self.length)
+        )
 
     @property
     def mask_token(self):

@@ -3,7 +3,6 @@
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -32,9 +31,8 @@ def distance(policy, schedule=ONE):
     """Total variation between generated sequences and the joint distribution."""
     generator = MaskedGenerator(Joint(LENGTH, SIZE), schedule, policy, cfg=False)
     run = jax.jit(partial(generate, generator))
-    keys, prompt = batch_keys(3, COUNT), jnp.zeros(COUNT, jnp.int32)
-    sampling = Sampling.create()
-    out = run(MaskedVariables(LAW), prompt, sampling=sampling, keys=keys)
+    options = {"sampling": Sampling.create(), "keys": batch_keys(3, COUNT)}
+    out = run(MaskedVariables(LAW), None, **options)
     tokens = np.asarray(out.tokens)
     assert ((tokens >= 0) & (tokens < SIZE)).all()
     numbers = tokens @ SIZE ** np.arange(LENGTH)[::-1]
