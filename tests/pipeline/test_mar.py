@@ -85,7 +85,7 @@ def test_the_command_line_makes_a_sheet_and_a_folder(folder, tmp_path, capsys):
         ({"head_steps": (1, 1)}, "head_steps=1"),
         ({"head_steps": (4, 3, 2)}, "of the first step and of the last"),
         ({"head_steps": 1001}, "head_steps=1001"),
-        ({"prefix": np.zeros((3, 4), np.int32)}, "random order"),
+        ({"prefix": np.zeros((3, 4), np.int32)}, "any order"),
         ({"max_new_tokens": 3}, "makes all 16 tokens"),
     ],
 )
