@@ -178,11 +178,18 @@ def _costs(way: Way, calls: float) -> dict[str, float]:
     return {"row_passes": rows, "head_evaluations": rows * way.tokens * mean_chain}
 
 
+def _kept(row: dict[str, Any]) -> str:
+    """Share of the drafted tokens that are kept."""
+    found = [share for share in row.get("kept", ()) if share is not None]
+    return f"{100 * np.mean(found):.0f} %" if found else ""
+
+
 COLUMNS: Columns = {
     "generation": lambda row: row["way"],
     "calls": lambda row: f"{row['calls']:.1f}",
     "rows": lambda row: f"{row['row_passes']:.0f}",
     "head": lambda row: f"{row['head_evaluations']:.0f}",
+    "kept": _kept,
     **TIME_AND_QUALITY,
 }
 

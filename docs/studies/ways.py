@@ -168,11 +168,15 @@ def measure_way(way: Way, comparison: Comparison) -> Outcome:
 
 
 def _kept(stats: list[Any]) -> float | None:
-    """Mean number of drafted units that a round keeps; None without drafts."""
-    if not sum(int(part.proposed.sum()) for part in stats):
+    """Accepted units for each drafted token; None without drafts.
+
+    Units are tokens, or whole token maps of coupled scales.
+    """
+    proposed = sum(int(part.proposed.sum()) for part in stats)
+    if not proposed:
         return None
     counts = np.sum([np.asarray(part.accepted).sum(0) for part in stats], axis=0)
-    return float(counts @ np.arange(len(counts)) / max(counts.sum(), 1))
+    return float(counts @ np.arange(len(counts)) / proposed)
 
 
 # Columns of a table by name: `column(row)` is the cell.
