@@ -93,6 +93,9 @@ def all_ways(
     tests = {
         "ours": DensityTest(),
         "paper's product": DensityTest("paper"),
+        # As many drafts are kept as with radius .25, and with radius .5.
+        "flattened by 42": DensityTest(flattening=42),
+        "flattened by 170": DensityTest(flattening=170),
         "released code": RELEASED,
     }
     for name, test in tests.items():
