@@ -62,6 +62,16 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.slow)
 
 
+def pytest_collection_finish(session):
+    """Lets the garbage collector look at young objects alone.
+
+    Tracing makes millions of small objects that live on; searching all of them again
+    and again takes a tenth of the suite's time.
+    """
+    gc.freeze()
+    gc.set_threshold(200_000, 20, 100)
+
+
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("suite")
 

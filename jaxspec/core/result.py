@@ -87,6 +87,8 @@ class Generation:
         its tokens are then arbitrary.
       log_probs: log-probabilities, `T = max_new_tokens`, 0 beyond the length of a
         sequence; None unless they were recorded.
+      features: float32 [B, grid, grid, C], features of a tokenizer from which its
+        `decode_vectors` makes the image; None where tokens have it.
     """
 
     tokens: Int[Array, "B T"] | Float[Array, "B T C"]
@@ -94,6 +96,7 @@ class Generation:
     stats: Stats
     finite: Bool[Array, "B"]
     log_probs: LogProbs | None = None
+    features: Float[Array, "B grid grid C"] | None = None
 
     @property
     def tokens_per_call(self) -> Float[Array, "B"]:

@@ -79,6 +79,8 @@ class CoupledScales:
             )
         if self.sampling.guided is not None:
             raise ConfigError("coupled scales are guided at every scale: guided=None")
+        if self.sampling.smooth:
+            raise ConfigError("mixtures of codes are not verified; use smooth=False")
         _ = self.base  # checks the models
 
     @property

@@ -30,7 +30,7 @@ from jaxspec.next_scale.stages import Stage, check_generator
 from jaxspec.next_scale.state import NextScaleState, NextScaleVariables
 from jaxspec.speculative.prefix import checked_prefix, prefix_of, without_prefix
 from jaxspec.tokenizers.multi_scale.scales import Scales
-from jaxspec.typing import Array, BatchKeys, Bool, Key, PyTree
+from jaxspec.typing import Array, BatchKeys, Bool, Float, Key, PyTree
 
 
 @dataclass(frozen=True)
@@ -205,6 +205,7 @@ class NextScaleGenerator:
             state.stats,
             state.finite,
             log_probs,
+            state.features if self.sampling.smooth else None,
         )
 
     def generate(
@@ -244,7 +245,15 @@ class NextScaleGenerator:
             )
             finite &= good
         advances = (state.scale == scale) & ~state.done
-        state = self.accept(variables, state, scale, tokens, advances)
+        vectors = None
+        if self.sampling.smooth:
+            book = variables.quantizer["codebook"].astype(jnp.float32)
+            weights = self.sampling.mixture(
+                logits, state.sampling, state.keys, scale, here.start
+            )
+            vectors = jnp.einsum("btv,vc->btc", weights, book)
+            vectors = jnp.concatenate([book[given], vectors[:, given.shape[1] :]], 1)
+        state = self.accept(variables, state, scale, tokens, advances, vectors)
         if state.log_probs is not None:
             log_probs = jnp.where(advances[:, None], log_p, state.log_probs[:, here])
             log_probs = state.log_probs.at[:, here].set(log_probs)
@@ -267,6 +276,7 @@ class NextScaleGenerator:
         scale: int,
         tokens: Array,
         advances: Bool[Array, "B"],
+        vectors: Float[Array, "B T C"] | None = None,
     ) -> NextScaleState:
         """Adds the tokens of a scale to the sequences that advance.
 
@@ -276,11 +286,15 @@ class NextScaleGenerator:
           scale: the scale; static.
           tokens: int32 [B, T], its tokens.
           advances: sequences that take them.
+          vectors: what is added to the features; None for the codes of the tokens.
         """
         here, total = self.scales.tokens_of(scale), state.tokens
         new = jnp.where(advances[:, None], tokens, total[:, here])
         total = total.at[:, here].set(new)
-        added = self.scales.added(variables.quantizer, tokens, scale)
+        if vectors is None:
+            added = self.scales.added(variables.quantizer, tokens, scale)
+        else:
+            added = self.scales.spread(variables.quantizer, vectors, scale)
         features = state.features + jnp.where(_spread(advances, added), added, 0.0)
         inputs, last = state.inputs, scale == len(self.scales) - 1
         if not last:

@@ -16,6 +16,8 @@ from jaxspec.typing import Array, BatchKeys, Bool, Float, Int
 # which keeps the same tokens as the likeliest ones up to a mass of p.
 VAR_ORDER: tuple[Step, ...] = ("top_k", "top_p", "temperature")
 Guidance = Literal["ramp", "constant"]
+# VAR's temperature of the mixture of codes: it falls from the first scale to the last.
+_MIXTURE, _MIXTURE_FALL, _MIXTURE_LEAST = 0.27, 0.95, 0.005
 # Tokens, their log-probabilities, and the sequences whose logits are neither NaN nor
 # all -inf.
 Samples = tuple[Int[Array, "B T"], Float[Array, "B T"], Bool[Array, "B"]]
@@ -35,6 +37,9 @@ class ScaleSampling:
       order: logits processors in their order.
       temperatures: factor of the temperature of each scale; empty for 1. CoDe samples
         with 1.1 at seven scales, then with 1.
+      smooth: whether maps add mixtures of codes, by a Gumbel softmax, to the features
+        instead of the sampled codes (VAR's `more_smooth`, made for smoother images).
+        `Generation.features` then has the image, which its tokens have not. Lossy.
 
     Raises:
       ConfigError: a setting is impossible.
@@ -45,6 +50,7 @@ class ScaleSampling:
     guided: int | None = None
     order: tuple[Step, ...] = VAR_ORDER
     temperatures: tuple[float, ...] = ()
+    smooth: bool = False
 
     def __post_init__(self):
         known = get_args(Guidance)
@@ -93,6 +99,34 @@ class ScaleSampling:
           Tokens, int32; their log-probabilities, float32; and the sequences whose
           logits are neither NaN nor all -inf.
         """
+        logits, noise = self._processed(logits, sampling, keys, scale, start)
+        tokens = jnp.argmax(logits + noise, axis=-1).astype(jnp.int32)
+        log_p = jax.nn.log_softmax(logits, axis=-1)
+        log_p = jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0]
+        finite = jnp.all(jnp.isfinite(jnp.max(logits, axis=-1)), axis=-1)
+        return tokens, log_p, finite
+
+    def mixture(
+        self,
+        logits: Float[Array, "R T V"],
+        sampling: Sampling,
+        keys: BatchKeys,
+        scale: int,
+        start: int,
+    ) -> Float[Array, "B T V"]:
+        """Weights of codes by a Gumbel softmax, float32; arguments as for `sample`.
+
+        Source: VAR's `more_smooth`: logits are sharpened by `1 + r`, and the softmax
+        has the temperature `max(.27 (1 - .95 r), .005)`, where `r` grows from 0 at the
+        first scale to 1 at the last. The noise is that of `sample`.
+        """
+        share = scale / (self.count - 1)
+        logits, noise = self._processed(logits, sampling, keys, scale, start)
+        heat = max(_MIXTURE * (1 - _MIXTURE_FALL * share), _MIXTURE_LEAST)
+        return jax.nn.softmax((logits * (1 + share) + noise) / heat, axis=-1)
+
+    def _processed(self, logits, sampling, keys, scale, start):
+        """Guided and filtered logits, and Gumbel noise, both [B, T, V]."""
         settings = self.at(sampling, scale)
         batch, count = len(keys), logits.shape[1]
         positions = start + jnp.arange(count, dtype=jnp.int32)
@@ -100,9 +134,5 @@ class ScaleSampling:
         logits = apply_cfg(logits.astype(jnp.float32), settings, positions)
         logits = process_logits(logits, settings, self.order)
         noise = position_noise(keys, positions, logits.shape[-1])
-        noise = jnp.where((settings.temperature == 0)[:, None, None], 0.0, noise)
-        tokens = jnp.argmax(logits + noise, axis=-1).astype(jnp.int32)
-        log_p = jax.nn.log_softmax(logits, axis=-1)
-        log_p = jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0]
-        finite = jnp.all(jnp.isfinite(jnp.max(logits, axis=-1)), axis=-1)
-        return tokens, log_p, finite
+        greedy = (settings.temperature == 0)[:, None, None]
+        return logits, jnp.where(greedy, 0.0, noise)

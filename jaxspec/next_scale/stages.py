@@ -44,6 +44,8 @@ def check_generator(generator: "NextScaleGenerator") -> None:
                     f"scale {i} has further passes, which need a model with "
                     "mask_layers and all its layers; give it one pass"
                 )
+        if generator.sampling.smooth:
+            raise ConfigError("maps of mixtures are not refined; use smooth=False")
     if generator.skipping is not None:
         generator.skipping.check(generator.scales.sides)
         alone = any(model.config.attends == "own" for model in generator.models)

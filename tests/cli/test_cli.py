@@ -25,6 +25,7 @@ REPORT_KEYS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_compare_decodes_with_and_without_drafts_and_reports(tmp_path, capsys):
     out, report = tmp_path / "s.png", tmp_path / "r.json"
     command = [
@@ -218,6 +219,7 @@ def test_help_has_a_usage_line_and_short_lines(command, capsys):
     assert max(map(len, lines)) <= 100
 
 
+@pytest.mark.variants(1)
 @pytest.mark.parametrize("damage", ["truncated", "mismatched", "nan"])
 def test_damaged_checkpoints_are_a_one_line_error(damage, tmp_path):
     import shutil

@@ -41,6 +41,7 @@ def test_the_package_is_a_command():
     assert process.stdout.startswith("0.")
 
 
+@pytest.mark.variants(1)
 @pytest.mark.parametrize("platform", ["tpu", "cuda", "oak"])
 def test_a_missing_device_names_the_variable(platform, tmp_path):
     # JAX_PLATFORMS cannot hide a device that the machine has.
@@ -136,6 +137,7 @@ def test_a_full_disk_behind_stdout_is_one_line(unbuffered, monkeypatch):
     assert process.returncode == 2 and "No space left" in one_line(process.stderr)
 
 
+@pytest.mark.variants(1)
 @pytest.mark.parametrize("closed", ["1", "2"])
 def test_closed_standard_streams_are_ignored(closed):
     arguments = command("info", "--plan")

@@ -178,6 +178,7 @@ def to_the_end(name, batch=BATCH):
     return generator.result(state)
 
 
+@pytest.mark.variants(2)
 @pytest.mark.parametrize("name", GENERATORS)
 def test_steps_in_any_portions_give_the_same_result(name):
     generator, variables = GENERATORS[name]
@@ -192,6 +193,7 @@ def test_steps_in_any_portions_give_the_same_result(name):
     assert len(lengths) > 1 and (np.diff(lengths, axis=0) >= 0).all()
 
 
+@pytest.mark.variants(2)
 @pytest.mark.parametrize("name", GENERATORS)
 def test_one_program_gives_the_same_result(name):
     generator, variables = GENERATORS[name]
@@ -209,6 +211,7 @@ def test_a_single_key_on_a_mesh_is_refused():
         run(variables, jnp.arange(BATCH), **single)
 
 
+@pytest.mark.variants(2)
 @pytest.mark.parametrize("name", GENERATORS)
 def test_an_intermediate_result_is_a_prefix_of_the_final_one(name):
     generator, variables = GENERATORS[name]

@@ -89,6 +89,7 @@ def test_drafters_on_the_toy_target_change_neither_tokens_nor_cache(name):
     assert_fresh_cache(engine, PARAMS, PROMPT, state)
 
 
+@pytest.mark.variants(1)
 @pytest.mark.parametrize("tree", [BUSHY, Beam(9, 3, 4, 3), BestFirst(8, 3)], ids=str)
 def test_a_broken_drafter_costs_only_speed(tree):
     """Its logits after a certain token are NaN."""

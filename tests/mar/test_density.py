@@ -72,7 +72,7 @@ def distance(values):
     return kstest(np.asarray(values), "norm", law(TARGET)).statistic
 
 
-@pytest.mark.variants(4)
+@pytest.mark.variants(2)
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("drafter", ["same", "other", "target"])
 def test_samples_have_the_law_of_the_target(drafter, channels):
@@ -100,6 +100,7 @@ def test_a_law_that_differs_by_a_20th_of_a_deviation_would_be_found():
         assert distance(shifted) > CRITICAL
 
 
+@pytest.mark.variants(3)
 @pytest.mark.parametrize(
     ("test", "drafter"),
     [
@@ -120,6 +121,7 @@ def test_the_product_of_the_paper_is_harmless_if_deviations_are_equal():
     np.testing.assert_array_equal(ours, papers)
 
 
+@pytest.mark.slow
 def test_what_is_redrawn_depends_on_its_place_alone():
     """The last tokens of many are the same as alone."""
     key, few = batch_keys(0, 1), 5
@@ -169,6 +171,7 @@ def test_without_densities_the_target_s_own_token_is_taken():
     assert np.isfinite(tokens).all()
 
 
+@pytest.mark.slow
 def test_the_error_of_few_tries_is_as_stated():
     """Distance of total variation from the target, by bins: `d (1 - d)^2` at most."""
     count, shift = 400_000, 0.5

@@ -133,6 +133,7 @@ def test_equal_densities_accept_everything():
     assert kept.tolist() == [16] * 3
 
 
+@pytest.mark.slow
 def test_rejected_tokens_are_drawn_from_the_target_that_saw_no_draft():
     generator = SpeculativeMAR(TARGET, DRAFTER, window=6, prefill=0.0)
     state = jax.jit(partial(generator.init, VARIABLES))(CLASSES, **options())
@@ -176,7 +177,7 @@ def test_a_queue_and_a_limit_change_nothing(generator):
     assert_same(out.tokens[known], alone.tokens[known])
 
 
-@pytest.mark.variants(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("generator", [COUPLED, SPECULATIVE])
 def test_bfloat16_runs(generator):
     halves = jax.tree.map(lambda x: x.astype(jnp.bfloat16), NEAR)
@@ -249,6 +250,7 @@ def test_impossible_settings_are_refused(make, message):
         make()
 
 
+@pytest.mark.slow
 def test_fewer_steps_of_late_chains_are_those_of_shorter_schedules():
     """DiSA: each step by a chain of its own number of steps."""
     schedule = UnmaskingSchedule(16, steps=3)

@@ -240,7 +240,7 @@ def test_an_unknown_class_is_marked():
     assert out.finite.tolist() == [True, False, True]
 
 
-@pytest.mark.variants(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [quantized, partial(cast_floats, dtype="bfloat16")])
 def test_rounded_parameters_stay_near(change):
     """A chain multiplies what the last layer of the head rounds, which is float32."""

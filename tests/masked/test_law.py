@@ -44,6 +44,7 @@ def distance(policy, schedule=ONE):
 TRUE = 0.01
 
 
+@pytest.mark.variants(2)
 @pytest.mark.parametrize(
     "policy",
     [
@@ -62,6 +63,7 @@ def test_one_token_a_step_has_the_law_of_the_model(policy):
     assert distance(policy) < TRUE
 
 
+@pytest.mark.variants(2)
 @pytest.mark.parametrize(
     ("policy", "schedule"),
     [

@@ -127,6 +127,7 @@ def test_requests_in_a_queue_get_the_target_s_tokens():
     np.testing.assert_array_equal(found.result.tokens[:BATCH], plain().tokens[order])
 
 
+@pytest.mark.slow
 def test_with_a_radius_maps_are_kept_that_move_the_features_less():
     """Each map is the target's own after the maps before it, or within the radius."""
     radius, values = 0.3, near(0.05)

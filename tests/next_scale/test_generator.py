@@ -111,6 +111,36 @@ def test_tokens_and_log_probabilities_are_those_of_one_pass_without_a_cache():
     assert (jnp.argmax(flat + noise, axis=-1) != out.tokens).any()
 
 
+def test_smooth_maps_add_mixtures_of_codes():
+    """Mixtures and features by hand, from the inputs that the loop has made."""
+    smooth = replace(PLAIN, sampling=ScaleSampling(4, smooth=True))
+    state = smooth.init(VARIABLES, CLASSES, **options(cfg_scale=1.0))
+    state = advance(smooth, VARIABLES, state)
+    book = VARIABLES.quantizer["codebook"]
+    logits = score(VARIABLES.models[0], CLASSES, state.inputs)
+    settings = Sampling.create(3, top_k=8, top_p=0.95)
+    logits = process_logits(logits, settings, ("top_k", "top_p"))
+    positions = jnp.broadcast_to(jnp.arange(LENGTH), (3, LENGTH))
+    noise = position_noise(batch_keys(0, 3), positions, CONFIG.vocab_size)
+    total = 0.0
+    for k, heat in enumerate((0.27, 0.1845, 0.099, 0.0135)):
+        here = SCALES.tokens_of(k)
+        sharper = logits[:, here] * (1 + k / 3) + noise[:, here]
+        mixed = jax.nn.softmax(sharper / heat) @ book
+        total = total + SCALES.spread(VARIABLES.quantizer, mixed, k)
+    out = smooth.result(state)
+    np.testing.assert_allclose(out.features, total, atol=1e-4)
+    # The control: the sampled codes have other features.
+    assert jnp.abs(SCALES.features(VARIABLES.quantizer, out.tokens) - total).max() > 0.1
+    assert whole(PLAIN, VARIABLES, CLASSES, options()).features is None
+    # A first map that is given is not mixed.
+    given = replace(smooth, prefix=1)
+    prompt = Prefixed(CLASSES, out.tokens[:, :1])
+    state = given.make_scale(VARIABLES, given.init(VARIABLES, prompt, **options()), 0)
+    first = SCALES.added(VARIABLES.quantizer, out.tokens[:, :1], 0)
+    np.testing.assert_allclose(state.features, first, atol=1e-6)
+
+
 @pytest.mark.variants(1)
 @pytest.mark.parametrize("count", [9, 5, 1])
 def test_given_tokens_are_continued_as_if_they_had_been_generated(count):
@@ -147,6 +177,7 @@ def test_sequences_end_at_their_limits_and_stop_tokens():
     assert (limited.stats.calls == 3).all()
 
 
+@pytest.mark.slow
 def test_a_queue_gives_each_request_its_own_tokens():
     """Requests of different lengths join sequences that are at other scales."""
     count = 5

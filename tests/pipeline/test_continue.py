@@ -74,6 +74,7 @@ def test_previews_and_callbacks_begin_with_the_prefix(pipe, out):
         assert known[:, :8].all() and preview.images.shape[1:] == (32, 32, 3)
 
 
+@pytest.mark.slow
 def test_max_new_tokens_leaves_out_the_prefix(pipe, out):
     """Also where a program for another prefix has been kept."""
     settings = {"max_new_tokens": 3, **SETTINGS}

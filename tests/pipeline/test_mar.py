@@ -45,6 +45,7 @@ def test_every_step_is_a_preview(pipe, drawn):
     assert (first == first[0, 0, 0]).all(axis=-1).mean() > 0.5  # gray cells
 
 
+@pytest.mark.slow
 def test_a_mesh_makes_the_same_tokens(folder, drawn):
     pipe = load_pipeline(folder, mesh=make_mesh(2, 2))
     out = pipe(class_labels=LABELS, **SETTINGS)

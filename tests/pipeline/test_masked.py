@@ -48,6 +48,7 @@ def test_every_step_is_a_preview(pipe, drawn):
         np.testing.assert_array_equal(preview.tokens[known], drawn.tokens[known])
 
 
+@pytest.mark.slow
 def test_a_mesh_makes_the_same_tokens(folder, drawn):
     pipe = load_pipeline(folder, mesh=make_mesh(2, 2))
     out = pipe(class_labels=LABELS, **SETTINGS)

@@ -13,7 +13,7 @@ from jaxspec.pipeline.memory_plan import DEVICES, plan_memory
 from jaxspec.sharding import make_mesh, placement
 
 
-@pytest.mark.variants(2)
+@pytest.mark.variants(1)
 @pytest.mark.parametrize("data, model", [(1, 1), (4, 2), (2, 4), (1, 8)])
 def test_planned_weights_are_the_bytes_on_a_device(data, model):
     config = load_bundle("fruits64").prior.config

@@ -59,6 +59,7 @@ def test_coarse_maps_of_an_image_are_continued(pipe, drawn):
     assert tokens.shape == (3, 21)
 
 
+@pytest.mark.slow
 def test_a_mesh_makes_the_same_tokens(folder, drawn):
     pipe = load_pipeline(folder, mesh=make_mesh(2, 2))
     out = pipe(class_labels=[0, 2, 1], **SETTINGS)
@@ -67,6 +68,7 @@ def test_a_mesh_makes_the_same_tokens(folder, drawn):
     np.testing.assert_array_equal(last.tokens, drawn.tokens)
 
 
+@pytest.mark.slow
 def test_int8_and_bfloat16_run(folder):
     for options in ({"int8": True}, {"dtype": "bfloat16"}):
         out = load_pipeline(folder, **options)(class_labels=[0], **SETTINGS)

@@ -107,6 +107,7 @@ def test_nothing_is_measured_where_it_would_not_pay_or_change_tokens(
     assert jaxspec.load_pipeline(folder, drafter=None)(LABELS).choice is None
 
 
+@pytest.mark.variants(1)
 @pytest.mark.parametrize("drafter", ["jacobi", "recycling", "ngrams", "early-exit-1"])
 def test_costs_of_full_rounds_are_measured(folder, drafter):
     pipe = jaxspec.load_pipeline(folder, drafter=drafter)

@@ -211,7 +211,7 @@ def test_cache_after_a_run_equals_a_fresh_pass_over_the_output():
     np.testing.assert_array_equal(state.cache.layers[0][0][:, 0, :LENGTH], fresh)
 
 
-@pytest.mark.variants(2)
+@pytest.mark.variants(1)
 @pytest.mark.parametrize(
     ("settings", "margin", "same"),
     [
@@ -361,7 +361,7 @@ def test_a_margin_of_zero_rescores_nothing(order):
     assert fast.stats.rescored.sum() == 0
 
 
-@pytest.mark.variants(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "verifier", [Rejection(), KSeq(), GreedySet(), Coupled()], ids=str
 )

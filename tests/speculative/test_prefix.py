@@ -118,6 +118,7 @@ def test_noise_and_guidance_count_from_the_first_given_token(monkeypatch, moved)
     assert bool((rest.tokens == whole[:, prefix:]).all()) == (moved == "nothing")
 
 
+@pytest.mark.variants(1)
 @pytest.mark.parametrize(("margin", "same"), [(0.1, True), (0.0, False)])
 def test_near_ties_after_a_prefix_are_rescored(margin, same):
     """Passes round differently, also the one that reads the prefix, and at filters."""
@@ -249,6 +250,7 @@ def test_a_drafter_drafts_after_a_prefix_as_after_generated_tokens(name):
     assert np.abs(log_q(other) - expected).max() > 1e-3
 
 
+@pytest.mark.variants(1)
 @pytest.mark.parametrize("guided", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_text_model_continues_prompts_of_different_lengths(guided):
     """Each branch has its own prompt, and the given tokens directly after it."""

@@ -55,6 +55,7 @@ def test_windows_hold_prompts_and_answers_and_held_out_prompts_are_apart(
     )
 
 
+@pytest.mark.slow
 def test_a_cache_holds_the_answers_of_each_seed_apart(folder, file, tmp_path):
     """Held-out answers of one seed are no training answers of the next."""
     shared, fresh = tmp_path / "shared", tmp_path / "fresh"

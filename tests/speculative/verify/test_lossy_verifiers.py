@@ -230,6 +230,7 @@ def skipped_outcomes(tree, tokens, alive, p):
     return outcomes
 
 
+@pytest.mark.variants(1)
 @pytest.mark.parametrize("tree", [Tree.chain(3), FORK], ids=["chain", "fork"])
 def test_a_skipped_round_emits_a_random_path_of_mean_length(tree):
     with use_x64(True):
