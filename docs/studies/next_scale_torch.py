@@ -175,7 +175,7 @@ def engines_markdown(result: dict[str, Any]) -> str:
     description = (
         f"Plain generation with classifier-free guidance, {result['torch']}. All "
         "engines keep keys and values, have the same weights and the same noise, and "
-        "ran in turn. Published sizes have random weights."
+        "were timed alternately. Published sizes have random weights."
     )
     return report_heading(
         "Next-scale models in jaxspec and in PyTorch", result, description

@@ -286,7 +286,7 @@ class NextScaleGenerator:
           scale: the scale; static.
           tokens: int32 [B, T], its tokens.
           advances: sequences that take them.
-          vectors: what is added to the features; None for the codes of the tokens.
+          vectors: vectors that the map adds; None for the codes of the tokens.
         """
         here, total = self.scales.tokens_of(scale), state.tokens
         new = jnp.where(advances[:, None], tokens, total[:, here])
