@@ -97,7 +97,7 @@ def without(name):
     return jax.tree.map(np.asarray, jax.jit(PROGRAMS[name])())
 
 
-@pytest.mark.variants(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", some(("plain",)))
 def test_programs_give_what_they_give_without(name, mode, few_programs):

@@ -8,11 +8,14 @@ import pytest
 
 from docs.studies.compiled import devices, report
 from docs.studies.compiled.devices import DeviceSpec, find_device
+from docs.studies.compiled.next_scale import image_bound
 from docs.studies.compiled.program import Loop, largest_loop
 from jaxspec.bench.roofline.ceilings import Ceilings
 from jaxspec.bench.synthetic import synthetic_params
-from jaxspec.config import TransformerConfig
+from jaxspec.config import NextScaleConfig, TransformerConfig
 from jaxspec.errors import ConfigError
+from jaxspec.models.next_scale import presets
+from jaxspec.models.next_scale.model import NextScale
 
 TEXT = """
 HloModule jit_run, is_scheduled=true
@@ -115,6 +118,23 @@ def test_every_program_has_a_row(local_cpu):
     assert rows["verify 5"]["bound_seconds"] > rows["decode"]["bound_seconds"] > 0
     text = report.compiled_markdown({"command": "c", **result})
     assert text.count("| local CPU | tiny | 1 | jaxspec |") == 3
+
+
+def test_a_next_scale_model_has_one_program_and_a_bound(local_cpu, monkeypatch):
+    sizes = dict(vocab_size=7, code_dim=3, layers=2, width=8, heads=2, classes=3)
+    config = NextScaleConfig(**sizes, scales=(1, 2))
+    monkeypatch.setitem(presets.PRESETS, "var-tiny", config)
+    cell = {**CELL, "models": ["var-tiny"]}
+    result = report.measure_compiled(**cell, variants=["xla", "int8"])
+    (row,) = result["rows"]
+    assert not result["failed"] and row["program"] == "image" and row["kernels"] > 10
+    # Each of two maps reads all matrices once, and keys and values of 1 and 5 tokens.
+    shapes = jax.eval_shape(NextScale(config).init, jax.random.key(0))
+    matrices = [x for x in jax.tree_util.tree_leaves_with_path(shapes)
+                if jax.tree_util.keystr(x[0]).endswith("['kernel']")]  # fmt: skip
+    size = sum(x.size for _, x in matrices)
+    bound = image_bound(config, 1, 1, Ceilings(1.0, 1e99, "float32"))
+    assert bound == 2 * size + 2 * 2 * 2 * 8 * (1 + 5)
 
 
 def test_impossible_variants_are_rejected_before_compilation(local_cpu):

@@ -120,7 +120,7 @@ def test_ceilings_are_measured_once():
     assert ceilings.bytes_per_second > 1e8 and ceilings.flops_per_second > 1e9
 
 
-@pytest.mark.variants(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens", [1.0, 3.5])
 def test_forced_rounds_emit_a_mean_number_of_tokens(tokens):
     """The drafter is untrained."""

@@ -135,6 +135,7 @@ def test_two_children_equal_the_enumeration_of_the_testing_package(verifier):
     assert row.tv_error == 0
 
 
+@pytest.mark.slow
 def test_a_chain_of_rejections_has_geometrically_many_tokens():
     [row] = compare(Rejection(), tree=Tree.chain(3), rounds=2000)
     overlap = [np.minimum(x.p, x.q).sum() for x in TOYS]

@@ -121,6 +121,7 @@ def placed_params(mesh):
     )
 
 
+@pytest.mark.slow
 def test_a_queue_and_a_mesh_give_the_same():
     count = 5
     classes = jnp.arange(count, dtype=jnp.int32)

@@ -36,6 +36,7 @@ def test_each_image_follows_its_caption_and_seed_alone(pipe):
     np.testing.assert_array_equal(out.tokens[[0, 2]], other.tokens[[0, 2]])
 
 
+@pytest.mark.slow
 def test_without_a_prompt_the_command_line_generates_the_examples(folder, tmp_path):
     report = tmp_path / "report.json"
     command = ["generate", "--checkpoint", str(folder), "--tree", "root"]

@@ -204,6 +204,7 @@ def test_mixtures_are_labeled_by_their_classes(pipe):
         prompts.check(wide)
 
 
+@pytest.mark.slow
 def test_the_command_line_continues_a_file(pipe, out, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     out.images[0].save("image.png")

@@ -57,6 +57,7 @@ def test_images_become_tokens(pipe, drawn):
     assert tokens.shape == (3, 16, 4) and tokens.dtype == np.float32
 
 
+@pytest.mark.slow
 def test_the_command_line_makes_a_sheet_and_a_folder(folder, tmp_path, capsys):
     command = ["generate", "--checkpoint", str(folder), "--steps", "3"]
     command += ["--head-steps", "4-2", "--solver", "ddim"]

@@ -63,6 +63,7 @@ def test_policies_have_names(pipe, drawn, policy):
     assert (out.tokens >= 0).all() and (out.tokens != drawn.tokens).any()
 
 
+@pytest.mark.slow
 def test_the_command_line_makes_a_sheet_and_a_folder(folder, tmp_path, capsys):
     command = ["generate", "--checkpoint", str(folder), "--steps", "3"]
     sheet = str(tmp_path / "sheet.png")

@@ -94,7 +94,7 @@ def cases():
         yield name, engine, table_params(name)
 
 
-@pytest.mark.variants(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("run", [single_rounds, whole_run])
 @pytest.mark.parametrize(
     ("engine", "drafter_params"),

@@ -105,6 +105,7 @@ def test_a_sequence_does_not_depend_on_the_rest_of_its_batch():
     np.testing.assert_array_equal(together[order], apart)
 
 
+@pytest.mark.slow
 def test_sequences_advance_independently():
     target, rows = toy_target(VOCAB), 2
     prompt, keys = jnp.zeros(rows, jnp.int32), batch_keys(1, rows)
@@ -396,6 +397,7 @@ def test_impossible_engines_raise_a_clear_error():
         Engine(target, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache_stages", [3])
 def test_a_cache_that_grows_changes_no_token(cache_stages):
     """Passes of each stage read a cache with room for the tokens of this stage."""

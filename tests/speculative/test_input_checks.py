@@ -141,6 +141,7 @@ def test_one_key_serves_a_batch_also_under_jit():
     np.testing.assert_array_equal(one.tokens, many.tokens)
 
 
+@pytest.mark.slow
 def test_parameters_of_a_trained_drafter_are_neither_missing_nor_exchanged():
     engine = jaxspec.Engine(MODEL.as_target(), 8, DFLASH, DFLASH_TREE)
     own = DFLASH.init_params(jax.random.key(1))

@@ -218,7 +218,7 @@ SAME_DRAFTS = [
 ]
 
 
-@pytest.mark.variants(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAME_DRAFTS)
 def test_a_drafter_drafts_after_a_prefix_as_after_generated_tokens(name):
     """Features of given tokens reach its cache; the control is another prefix."""
@@ -266,6 +266,7 @@ def test_a_text_model_continues_prompts_of_different_lengths(guided):
     np.testing.assert_array_equal(rest.tokens, whole[:, 4:])
 
 
+@pytest.mark.slow
 def test_a_prefix_of_no_tokens_is_the_program_without_one():
     engine = Engine(toy_target(VOCAB, 2), LENGTH, Jacobi(VOCAB), Tree.chain(2))
     options = {"sampling": Sampling.create(ROWS), "keys": batch_keys(3, ROWS)}

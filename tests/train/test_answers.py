@@ -32,6 +32,7 @@ def stream_of(source):
     return source.tokens.reshape(-1)
 
 
+@pytest.mark.slow
 def test_windows_hold_prompts_and_answers_and_held_out_prompts_are_apart(
     folder, file, tmp_path
 ):

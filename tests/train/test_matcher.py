@@ -45,6 +45,7 @@ def trained():
     return state["average"]
 
 
+@pytest.mark.slow
 def test_a_trained_matcher_knows_which_caption_belongs_to_an_image(trained):
     images, captions, place = places(60, seed=999)
     chosen = np.unique(place, return_index=True)[1]  # one image a place

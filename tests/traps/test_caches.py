@@ -231,6 +231,7 @@ def defined_parts(state):
     )
 
 
+@pytest.mark.slow
 def test_a_finished_sequence_does_not_change():
     """After its budget, and after a stop token long before."""
     w, tokens = compiled_engine(), unforced_run().tokens

@@ -23,7 +23,9 @@ STUDY = Benchmark(
             default_text="both",
         ),
         CHECKPOINT,
-        MODELS,
+        replace(
+            MODELS, help=MODELS.help.replace("gpt-xl, ...", "gpt-xl, var-d16, ...")
+        ),
         VARIANTS,
         GRID,
         BATCHES,

@@ -12,7 +12,7 @@ _INSTRUCTION = re.compile(r"^(?:ROOT )?%?[\w.\-]+ = .*? ([a-z][a-z\-]*)\(")
 
 @dataclass(frozen=True)
 class Loop:
-    """One iteration of the largest loop of a program.
+    """One iteration of the largest loop of a program, or all of it.
 
     Attributes:
       kernels: Number of launched kernels.
@@ -33,6 +33,19 @@ def largest_loop(text: str) -> Loop:
     Args:
       text: HLO text, from `compiled.as_text()`.
     """
+    bodies, entry = _computations(text)
+    loops = re.findall(r"\bbody=%?([\w.\-]+)", text)
+    counts = [_count(bodies, loop) for loop in dict.fromkeys(loops)]
+    return max(counts, key=lambda x: x.kernels, default=_count(bodies, entry))
+
+
+def whole_program(text: str) -> Loop:
+    """Counts a whole program; the arguments are those of `largest_loop`."""
+    return _count(*_computations(text))
+
+
+def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+    """Instructions of all computations by name, and the name of the main one."""
     bodies: dict[str, list[str]] = {}
     name = entry = ""
     for line in text.splitlines():
@@ -44,9 +57,7 @@ def largest_loop(text: str) -> Loop:
             name = ""
         elif name:
             bodies[name].append(line.strip())
-    loops = re.findall(r"\bbody=%?([\w.\-]+)", text)
-    counts = [_count(bodies, loop) for loop in dict.fromkeys(loops)]
-    return max(counts, key=lambda x: x.kernels, default=_count(bodies, entry))
+    return bodies, entry
 
 
 def _count(bodies: dict[str, list[str]], name: str) -> Loop:

@@ -10,7 +10,12 @@ import jax.numpy as jnp
 from tqdm import tqdm
 
 from docs.studies.compiled.devices import DeviceSpec, compiler_for, find_device
-from docs.studies.compiled.program import largest_loop
+from docs.studies.compiled.next_scale import (
+    image_bound,
+    image_program,
+    is_next_scale,
+)
+from docs.studies.compiled.program import Loop, largest_loop, whole_program
 from jaxspec import __version__
 from jaxspec.bench import programs
 from jaxspec.bench.models import find_shapes
@@ -18,6 +23,7 @@ from jaxspec.bench.roofline.work import pass_work
 from jaxspec.bench.variants import Variant, find_variant
 from jaxspec.errors import ConfigError
 from jaxspec.evaluate.tables import markdown_table
+from jaxspec.models.next_scale.presets import preset
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.pipeline.interleaved import collect_errors
 from jaxspec.pipeline.tree_choice.compiling import Compiler
@@ -41,12 +47,13 @@ def measure_compiled(
     """Compiles programs for each device, model, batch size and variant; runs none.
 
     The programs are plain decoding with sampling, a forward pass over a draft tree with
-    caches filled by half an image, and a whole round with fixed drafts.
+    caches filled by half an image, and a whole round with fixed drafts; of next-scale
+    models one that makes all maps of an image.
 
     Args:
       devices: Names of devices, see `DEVICES`.
       checkpoint: Bundle folder that "default" refers to.
-      models: Names, see `find_shapes`.
+      models: Names, see `find_shapes`, or published sizes of next-scale models.
       variants: Variants of the decoder, see `find_variant`.
       grid: Tokens along a side, for published sizes.
       batches: Batch sizes in images; CFG doubles the sequences of a forward pass.
@@ -67,6 +74,7 @@ def measure_compiled(
     shapes = {
         (name, int8): find_shapes(name, int8=int8, **settings)
         for name in models
+        if not is_next_scale(name)
         for int8 in {variant.int8 for variant in decoders}
     }
     trees = {size: parse_tree(f"optimal-{size}") for size in nodes}
@@ -74,6 +82,11 @@ def measure_compiled(
     with tqdm(total=len(cells) * (1 + 2 * len(trees)), desc="compiling") as bar:
         for name, model, batch, variant in cells:
             spec, device = targets[name]
+            if is_next_scale(model):
+                if variant == decoders[0]:  # it has no variants
+                    rows += _image_rows(name, model, batch, dtype, targets, failed)
+                bar.update(1 + 2 * len(trees))
+                continue
             config, params = shapes[model, variant.int8]
             compiled: list[Any] = []
             compiler = compiler_for(device, compiled.append)
@@ -105,6 +118,21 @@ def measure_compiled(
         "failed": failed,
         "rows": rows,
     }
+
+
+def _image_rows(name, model, batch, dtype, targets, failed) -> list[dict[str, Any]]:
+    """Row of the program that makes all maps of images; none if it fails."""
+    spec, device = targets[name]
+    compiled: list[Any] = []
+    compiler = compiler_for(device, compiled.append)
+    with collect_errors(failed, f"{name}, {model}, batch {batch}, image"):
+        image_program(model, batch, dtype, compiler)()
+        itemsize = jnp.dtype(dtype).itemsize
+        bound = image_bound(preset(model), batch, itemsize, spec.ceilings)
+        cell = dict(device=name, model=model, batch=batch, method="jaxspec")
+        counts = _counts(compiled[-1], spec, whole_program)
+        return [{**cell, "program": "image", **counts, "bound_seconds": bound}]
+    return []
 
 
 def _find_variants(names: Sequence[str]) -> list[Variant]:
@@ -140,9 +168,11 @@ def _programs(
         yield f"round {size}", size, partial(programs.round_program, *tree_args)
 
 
-def _counts(program: Any, spec: DeviceSpec) -> dict[str, Any]:
+def _counts(
+    program: Any, spec: DeviceSpec, count: Callable[[str], Loop] = largest_loop
+) -> dict[str, Any]:
     """Kernels, estimated time and temporary memory of a compiled program."""
-    loop = largest_loop(program.as_text())
+    loop = count(program.as_text())
     return {
         "kernels": loop.kernels,
         "estimated_seconds": loop.cycles / spec.hertz if spec.hertz else None,
@@ -195,7 +225,8 @@ def compiled_markdown(result: dict[str, Any]) -> str:
             "",
             '"Kernels" is the number of kernels launched in one iteration of the loop: '
             "a decode step with sampling, a forward pass over a tree, or a round with "
-            "fixed drafts. On TPUs it counts operations and copies, many of which take "
+            "fixed drafts; of the program that makes all maps of an image, of all of "
+            "it. On TPUs it counts operations and copies, many of which take "
             'almost no time. "Estimated ms" is the compiler\'s estimate for TPUs '
             "without waiting for memory; custom kernels have no estimate and count as "
             '0. "Bound" is the larger of bytes over published bandwidth and FLOPs over '

@@ -190,6 +190,7 @@ def test_a_child_without_shared_noise_is_accepted_as_often_as_by_lantern(amount)
             assert 1 - outcome.stop[row, 0] == pytest.approx(relaxed, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_relaxed_distribution_sums_over_the_samples_that_accept_each_child():
     tree, params = FORK, {"neighbors": neighbor_table(LINE, 4)}
     with use_x64(True):

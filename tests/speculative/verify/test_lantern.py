@@ -388,6 +388,7 @@ def test_entries_too_far_apart_for_float32_have_finite_distances():
     assert table.ids.tolist() == [[2, 3, 1], [2, 3, 0], [3, 0, 1], [2, 0, 1]]
 
 
+@pytest.mark.slow
 def test_a_score_of_infinity_is_certain():
     """Greedy and sampled sequences accept it; the control has a finite score."""
     params = {"neighbors": neighbor_table(codebook(), 3)}
