@@ -15,6 +15,7 @@ from docs.studies.command import run_study
 from jaxspec.bench.baselines import torch_description
 from jaxspec.bench.description import Benchmark, Option
 from jaxspec.bench.registry import REPEATS, SEED
+from jaxspec.bench.roofline.ceilings import measure_ceilings
 from jaxspec.core.noise import batch_keys, position_noise
 from jaxspec.core.sampling import Sampling
 from jaxspec.errors import ConfigError
@@ -151,6 +152,7 @@ def measure_engines(
         "dtype": "float32",
         "repeats": repeats,
         "rows": rows,
+        "ceilings": measure_ceilings("float32").fields(),
         "torch": torch_description(),
         **environment(),
     }
