@@ -31,7 +31,7 @@ from jaxspec.tokenizers.multi_scale.scales import QUANTIZER, Scales, shared_conv
 from jaxspec.typing import Params
 
 PLAIN, CFG_SCALE = "jaxspec", 2.0
-ENGINES = PLAIN, "PyTorch, eager", "PyTorch, torch.compile"
+ENGINES = PLAIN, "torch-eager", "torch-compile"
 
 
 def models_of(name: str) -> tuple[NextScale, Params, Scales, Params]:
@@ -107,8 +107,8 @@ def engines_of(
     torch._dynamo.reset()
     twin = TorchNextScale(config, params, scales, quantizer, batch, CFG_SCALE)
     step = torch.compile(twin, dynamic=False)
-    found["PyTorch, eager"] = lambda: torch_maps(twin, twin, classes, noise)
-    found["PyTorch, torch.compile"] = lambda: torch_maps(twin, step, classes, noise)
+    found["torch-eager"] = lambda: torch_maps(twin, twin, classes, noise)
+    found["torch-compile"] = lambda: torch_maps(twin, step, classes, noise)
     return {name: call for name, call in found.items() if name in engines}
 
 
@@ -173,7 +173,7 @@ def engines_markdown(result: dict[str, Any]) -> str:
         for row in result["rows"]
     ]
     columns = ["model", "batch", "engine", "ms an image", "min to max"]
-    columns += ["time of it over that of jaxspec", "tokens as jaxspec"]
+    columns += ["time over that of jaxspec", "tokens as jaxspec"]
     description = (
         f"Plain generation with classifier-free guidance, {result['torch']}. All "
         "engines keep keys and values, have the same weights and the same noise, and "
