@@ -20,6 +20,7 @@ from jaxspec.next_scale import (
     ScaleSampling,
     Stage,
     collaborative,
+    coupled_scales,
     fewer_layers,
     one_model,
 )
@@ -133,6 +134,11 @@ def test_smooth_maps_add_mixtures_of_codes():
     # The control: the sampled codes have other features.
     assert jnp.abs(SCALES.features(VARIABLES.quantizer, out.tokens) - total).max() > 0.1
     assert whole(PLAIN, VARIABLES, CLASSES, options()).features is None
+    with pytest.raises(ConfigError, match="not verified; use smooth=False"):
+        coupled_scales(MODEL, SMALL, SCALES, sampling=smooth.sampling)
+    refined = NextScale(replace(CONFIG, attends="own", mask_layers=1))
+    with pytest.raises(ConfigError, match="not refined; use smooth=False"):
+        one_model(refined, SCALES, sampling=smooth.sampling)
     # A first map that is given is not mixed.
     given = replace(smooth, prefix=1)
     prompt = Prefixed(CLASSES, out.tokens[:, :1])

@@ -219,9 +219,9 @@ def compiled_markdown(result: dict[str, Any]) -> str:
             f"`{result['command']}`",
             "",
             f"jax {result['versions']['jax']}, {result['dtype']}, both CFG branches, "
-            f"{result['grid']} x {result['grid']} tokens for published sizes. Nothing "
-            "was run: the programs were compiled ahead of time, without autotuning on "
-            "the device.",
+            f"{result['grid']} x {result['grid']} tokens for published sizes that "
+            "decode token by token. Nothing was run: the programs were compiled ahead "
+            "of time, without autotuning on the device.",
             "",
             '"Kernels" is the number of kernels launched in one iteration of the loop: '
             "a decode step with sampling, a forward pass over a tree, or a round with "
