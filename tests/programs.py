@@ -39,6 +39,7 @@ from jaxspec.models.transformer.model import Transformer
 from jaxspec.models.transformer.prompts import Caption, TokenPrompt
 from jaxspec.next_scale import (
     CoupledScales,
+    LocalAttention,
     NextScaleVariables,
     TokenSkipping,
     coupled_scales,
@@ -443,6 +444,11 @@ def skipping():
     return scale_by_scale(lambda m: one_model(m, SCALES, skipping=skip), steps=3)
 
 
+def nearby():
+    local = LocalAttention(2, radius=0, block=2)
+    return scale_by_scale(lambda m: one_model(m, SCALES, local=local), steps=3)
+
+
 def scale_tokens():
     model = MultiScaleTokenizer(tiny_scales.get_config().tokenizer)
     params, x = model.init(jax.random.key(0)), jnp.zeros((2, 32, 32, 3), jnp.float32)
@@ -464,6 +470,7 @@ program(
 )
 program("scales: refined", refined)
 program("scales: skipping", skipping)
+program("scales: local", nearby)
 program("scales: tokenizer", scale_tokens)
 
 

@@ -23,6 +23,7 @@ from jaxspec.core.sampling import Sampling
 from jaxspec.errors import ConfigError
 from jaxspec.evaluate.tables import environment, markdown_table, report_heading
 from jaxspec.next_scale import (
+    LocalAttention,
     NextScaleVariables,
     ScaleSampling,
     TokenSkipping,
@@ -81,6 +82,11 @@ def all_ways(
         skipping = TokenSkipping((share, share), first_layer=min(3, layers - 1))
         name = f"{share:g} of the tokens of 2 maps (FastVAR)"
         yield way("FastVAR", name, one_model(model, scales, skipping=skipping))
+    for n, radius in ((2, 1), (2, 0), (4, 1)):
+        local = LocalAttention(n, whole=1, radius=radius, block=4)
+        beside = "no cell" if radius == 0 else "1 cell"
+        name = f"{n} maps attend to {beside} beside blocks (SparVAR)"
+        yield way("SparVAR", name, one_model(model, scales, local=local))
     for radius in RADII:
         coupled = coupled_scales(model, small.model, scales, radius=radius)
         yield way("coupled", f"coupled, radius {radius:g}", coupled, both)

@@ -4,6 +4,7 @@ from jaxspec.core.lazy import lazy_names
 
 _NAMES = {
     "CoupledScales": "jaxspec.next_scale.coupled",
+    "LocalAttention": "jaxspec.models.next_scale.local",
     "NextScaleGenerator": "jaxspec.next_scale.generator",
     "NextScaleState": "jaxspec.next_scale.state",
     "NextScaleVariables": "jaxspec.next_scale.state",

@@ -21,6 +21,7 @@ from jaxspec.core.result import Generation, LogProbs, Stats
 from jaxspec.core.sampling import Sampling
 from jaxspec.core.stopping import StoppingCriteria
 from jaxspec.errors import ConfigError
+from jaxspec.models.next_scale.local import LocalAttention
 from jaxspec.models.next_scale.model import NextScale
 from jaxspec.models.next_scale.skipping import TokenSkipping
 from jaxspec.models.transformer.prompts import known_classes
@@ -60,6 +61,7 @@ class NextScaleGenerator:
       refinement: further passes of each map, for models with `mask_layers` (HMAR,
         arXiv 2506.04421); None for none.
       skipping: tokens of the last maps that layers leave out; None for none. Lossy.
+      local: tokens that those of the last maps attend to; None for all. Lossy.
 
     Raises:
       ConfigError: models, scales and stages do not fit each other.
@@ -75,6 +77,7 @@ class NextScaleGenerator:
     record_log_probs: bool = False
     refinement: Refinement | None = None
     skipping: TokenSkipping | None = None
+    local: LocalAttention | None = None
 
     def __post_init__(self):
         check_generator(self)
@@ -358,7 +361,7 @@ class NextScaleGenerator:
         arguments = variables.models[i], state.conditions[i][:rows], cache
         if self.skipping is None:
             logits, cache = self.models[i].forward(
-                *arguments, vectors, first, scale + 1, stage.layers
+                *arguments, vectors, first, scale + 1, stage.layers, self.local
             )
         else:
             logits, cache, kept = self.models[i].forward_chosen(

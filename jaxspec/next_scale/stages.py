@@ -54,6 +54,17 @@ def check_generator(generator: "NextScaleGenerator") -> None:
                 "tokens are left out by one model that reads earlier maps; use "
                 "skipping=None"
             )
+    if generator.local is not None:
+        generator.local.check(generator.scales.sides)
+        if any(model.config.attends == "own" for model in generator.models):
+            raise ConfigError(
+                "models that attend to their own map alone read nothing far away; use "
+                "local=None"
+            )
+        if generator.skipping is not None:
+            raise ConfigError(
+                "maps with tokens left out are read whole; choose skipping or local"
+            )
     if not 0 <= generator.prefix < generator.scales.ends[-1]:
         raise ConfigError(f"{generator.prefix} given tokens leave nothing to generate")
 

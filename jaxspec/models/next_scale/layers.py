@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec.config import NextScaleConfig
+from jaxspec.models.next_scale.local import NearbyKeys
 from jaxspec.models.next_scale.skipping import chosen, pivotal, restored
 from jaxspec.nn.layers import (
     INIT,
@@ -40,7 +41,7 @@ class CosineAttention(nn.Module):
     heads: int
 
     @nn.compact
-    def __call__(self, x, mask, cache, start):
+    def __call__(self, x, mask, cache, start, nearby: NearbyKeys | None = None):
         """Attends over `x` or, with a cache, writes `x` to it and attends over it.
 
         Args:
@@ -48,6 +49,7 @@ class CosineAttention(nn.Module):
           mask: bool [T, S], True where a query may attend; None for everywhere.
           cache: keys and values [R, H, S, F], or None.
           start: slot of the first token; static.
+          nearby: slots that each block of tokens attends to, instead of a mask.
         """
         f = x.shape[-1] // self.heads
         fused = linear((3, self.heads, f), "qkv")(x)
@@ -69,11 +71,22 @@ class CosineAttention(nn.Module):
             )
             k, v = (buffer[:, :, :end].astype(x.dtype) for buffer in cache)
         q = q.astype(x.dtype)
-        scores = jnp.einsum("rhtf,rhsf->rhts", q, k, preferred_element_type=jnp.float32)
+        if nearby is not None:  # [R, H, blocks, ., F]
+            q, k, v = (
+                q[:, :, nearby.queries],
+                k[:, :, nearby.keys],
+                v[:, :, nearby.keys],
+            )
+        scores = jnp.einsum(
+            "rh...tf,rh...sf->rh...ts", q, k, preferred_element_type=jnp.float32
+        )
         if mask is not None:
             scores = jnp.where(mask[None, None], scores, -jnp.inf)
         weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
-        out = jnp.einsum("rhts,rhsf->rthf", weights, v)
+        out = jnp.einsum("rh...ts,rh...sf->rh...tf", weights, v)
+        if nearby is not None:
+            out = out.reshape(*out.shape[:2], -1, f)[:, :, nearby.order]
+        out = jnp.swapaxes(out, 1, 2)
         out = out.reshape(*out.shape[:2], -1)
         return linear(x.shape[-1], "out", bias=True)(out), cache
 
@@ -88,7 +101,17 @@ class Block(nn.Module):
     config: NextScaleConfig
 
     @nn.compact
-    def __call__(self, x, modulation, mask, cache, start, count=None, outputs=None):
+    def __call__(
+        self,
+        x,
+        modulation,
+        mask,
+        cache,
+        start,
+        count=None,
+        outputs=None,
+        nearby=None,
+    ):
         """Hidden states, the cache, and what both halves added; see `TokenSkipping`.
 
         Args:
@@ -99,6 +122,7 @@ class Block(nn.Module):
           start: slot of the first token; static.
           count: number of tokens that are computed; None for all.
           outputs: additions of both halves at a complete map; needed with `count`.
+          nearby: slots that are attended to, see `CosineAttention`.
         """
         c = self.config
         if c.shared_modulation:
@@ -119,7 +143,7 @@ class Block(nn.Module):
 
         def attend(x):
             h = modulated(x, scale, shift, c.norm_eps)
-            return attention(h, mask, cache, start)
+            return attention(h, mask, cache, start, nearby)
 
         def feed_forward(x):
             h = modulated(x, ffn_scale, ffn_shift, c.norm_eps)

@@ -11,6 +11,7 @@ from jaxspec.config import NextScaleConfig
 from jaxspec.core.kv_cache import Layers
 from jaxspec.models.classes import mixed_classes
 from jaxspec.models.next_scale.layers import Block, Head, modulated
+from jaxspec.models.next_scale.local import LocalAttention
 from jaxspec.models.next_scale.skipping import TokenSkipping
 from jaxspec.nn.layers import (
     INIT,
@@ -50,7 +51,16 @@ class _Network(nn.Module):
         return mixed_classes(self.classes.embedding, classes, null, self.config.classes)
 
     def __call__(
-        self, vectors, condition, cache, first, last, layers, skipping=None, outputs=()
+        self,
+        vectors,
+        condition,
+        cache,
+        first,
+        last,
+        layers,
+        skipping=None,
+        outputs=(),
+        local=None,
     ):
         """Logits [R, T, V] of the scales from `first` to before `last`, and cache.
 
@@ -64,6 +74,9 @@ class _Network(nn.Module):
             x = jnp.concatenate([begin, x[:, 1:]], axis=1)
         x, start, mask = self._placed(x, first, last, not cache)
         modulation = self._modulation(condition)
+        nearby = None
+        if local is not None and last - first == 1:
+            nearby = local.nearby(c.scales, first)
         new: list[Any] = list(cache or ())
         new_outputs = list(outputs)
         for i in range(c.layers) if layers is None else layers:
@@ -74,7 +87,7 @@ class _Network(nn.Module):
                 count = None if count == x.shape[1] else count
                 layer_outputs = outputs[i]
             x, own, added = self.blocks[i](
-                x, modulation, mask, own, start, count, layer_outputs
+                x, modulation, mask, own, start, count, layer_outputs, nearby
             )
             if cache:
                 new[i] = own
@@ -206,6 +219,7 @@ class NextScale:
         first: int,
         last: int,
         layers: tuple[int, ...] | None = None,
+        local: LocalAttention | None = None,
     ) -> tuple[Float[Array, "R T V"], Layers]:
         """Logits of some scales, whose keys and values are written to the cache.
 
@@ -222,10 +236,12 @@ class NextScale:
           last: scale after the last of the pass; static.
           layers: layers that are used, in ascending order (VARiant, arXiv 2511.16546);
             None for all. Static.
+          local: tokens that late maps attend to; a pass over several maps attends to
+            all. Static. Lossy.
         """
         network = _Network(self.config).bind({"params": params})
         out: tuple[Array, Any, Any] = network(
-            vectors, condition, cache, first, last, layers
+            vectors, condition, cache, first, last, layers, local=local
         )
         return out[:2]
 
