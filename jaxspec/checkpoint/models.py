@@ -40,6 +40,7 @@ from jaxspec.config import (
     from_dict,
     to_dict,
 )
+from jaxspec.config.one_d import MaskGITTokenizerConfig, OneDTokenizerConfig
 from jaxspec.drafters.registry import DRAFTERS
 from jaxspec.errors import CheckpointError, ConfigError, NonFiniteError
 from jaxspec.models.classifier.model import Classifier, ClassifierConfig
@@ -50,7 +51,9 @@ from jaxspec.models.t5.model import TextEncoder
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.speculative.verify.neighbors import Neighbors
 from jaxspec.tokenizers.kl.model import KLTokenizer
+from jaxspec.tokenizers.maskgit.model import MaskGITTokenizer
 from jaxspec.tokenizers.multi_scale.model import MultiScaleTokenizer
+from jaxspec.tokenizers.one_d.model import OneDTokenizer
 from jaxspec.tokenizers.vqgan.model import Tokenizer
 from jaxspec.typing import Params
 
@@ -61,6 +64,8 @@ _MODELS = {
     "tokenizer": Tokenizer,
     "multi_scale_tokenizer": MultiScaleTokenizer,
     "kl_tokenizer": KLTokenizer,
+    "maskgit_tokenizer": MaskGITTokenizer,
+    "one_d_tokenizer": OneDTokenizer,
     "prior": Transformer,
     "next_scale": NextScale,
     "mar": MAR,
@@ -72,6 +77,8 @@ KINDS = {
     "tokenizer": TokenizerConfig,
     "multi_scale_tokenizer": MultiScaleTokenizerConfig,
     "kl_tokenizer": KLTokenizerConfig,
+    "maskgit_tokenizer": MaskGITTokenizerConfig,
+    "one_d_tokenizer": OneDTokenizerConfig,
     "prior": TransformerConfig,
     "next_scale": NextScaleConfig,
     "mar": MARConfig,
@@ -286,7 +293,7 @@ def load_checkpoint(
                 "the checkpoint is unusable, fetch or train it again"
             )
     neighbors = None
-    if head.kind == "tokenizer" and (Path(path) / NEIGHBORS).is_file():
+    if (Path(path) / NEIGHBORS).is_file():
         codebook_size = head.config.codebook_size
         neighbors = read_neighbors(Path(path) / NEIGHBORS, codebook_size)
     return replace(head, params=params, neighbors=neighbors)

@@ -120,7 +120,7 @@ def run_model(arguments: argparse.Namespace) -> None:
     from jaxspec.errors import ConfigError
     from jaxspec.evaluate.likelihood import likelihood_metrics
     from jaxspec.evaluate.masked_loss import heldout_masked_loss
-    from jaxspec.evaluate.reconstruction import reconstruction_metrics, scale_metrics
+    from jaxspec.evaluate.reconstruction import prefix_metrics, reconstruction_metrics
     from jaxspec.evaluate.scale_likelihood import scale_likelihood
     from jaxspec.pipeline.bundle import load_bundle
     from jaxspec.pipeline.embedded import CLASSES
@@ -136,8 +136,7 @@ def run_model(arguments: argparse.Namespace) -> None:
     source = _source(arguments, bundle)
     if arguments.part == "tokenizer":
         metrics = reconstruction_metrics(tokenizer, bundle.tokenizer.params, source)
-        if scales is not None:
-            metrics |= scale_metrics(tokenizer, bundle.tokenizer.params, source)
+        metrics |= prefix_metrics(tokenizer, bundle.tokenizer.params, source)
     else:
         with tempfile.TemporaryDirectory() as folder:
             sequences = encode_source(

@@ -309,15 +309,16 @@ def _prompts(arguments: argparse.Namespace, bundle):
 
 def _continued(arguments: argparse.Namespace, bundle, prompts):
     """The prompts, with the upper rows of an image if one is continued."""
+    from jaxspec.config.token_kinds import row_ends
     from jaxspec.pipeline.encoding import encode_images
     from jaxspec.pipeline.prompt_inputs import resolve_prefix
 
     if not arguments.continue_image:
         return prompts
     tokens = encode_images(bundle, [arguments.continue_image])
-    rows = (
-        bundle.tokenizer.config.grid // 2 if arguments.rows is None else arguments.rows
-    )
+    rows = arguments.rows
+    if rows is None:
+        rows = len(row_ends(bundle.tokenizer.config)) // 2
     prefix = tokens.repeat(len(prompts), axis=0)
     return resolve_prefix(bundle, prompts, prefix, rows)
 

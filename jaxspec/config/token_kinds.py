@@ -1,9 +1,12 @@
 """Tokens of tokenizers and of models over them, in words."""
 
+import itertools
 from typing import Any
 
 from jaxspec.config.kl import KLTokenizerConfig
 from jaxspec.config.mar import MARConfig
+from jaxspec.config.models import TransformerConfig
+from jaxspec.config.one_d import OneDTokenizerConfig
 
 
 def tokens_of(config: Any) -> str:
@@ -11,6 +14,25 @@ def tokens_of(config: Any) -> str:
     if isinstance(config, KLTokenizerConfig | MARConfig):
         return f"vectors of {config.channels} channels on a grid of {config.grid}"
     size = getattr(config, "codebook_size", None) or config.vocab_size
+    if isinstance(config, OneDTokenizerConfig):
+        return f"{size} tokens in a row of {config.length}"
+    if isinstance(config, TransformerConfig) and config.rope == "sequence":
+        return f"{size} tokens in a row of {config.max_length}"
     scales = getattr(config, "scales", None)
     places = f"maps of {scales}" if scales else f"a grid of {config.grid}"
     return f"{size} tokens on {places}"
+
+
+def row_ends(config: Any) -> tuple[int, ...]:
+    """Number of tokens of the first row of an image, of the first two, and so on.
+
+    Rows are those of a grid, the token maps of several scales, or single tokens.
+
+    Args:
+      config: configuration of a tokenizer.
+    """
+    if isinstance(config, OneDTokenizerConfig):
+        return tuple(range(1, config.length + 1))
+    sides = getattr(config, "scales", None)
+    counts = [side * side for side in sides] if sides else [config.grid] * config.grid
+    return tuple(itertools.accumulate(counts))

@@ -30,6 +30,8 @@ FOLDERS = {
     "tokenizer": "tokenizer",
     "multi_scale_tokenizer": "tokenizer",
     "kl_tokenizer": "tokenizer",
+    "maskgit_tokenizer": "tokenizer",
+    "one_d_tokenizer": "tokenizer",
     "text_encoder": "text_encoder",
 }
 # LANTERN's `k`; the table holds one more neighbor.

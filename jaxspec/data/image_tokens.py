@@ -16,6 +16,7 @@ from jaxspec.io.images import to_unit
 from jaxspec.io.writing import whole_file
 from jaxspec.tokenizers.kl.model import KLTokenizer
 from jaxspec.tokenizers.multi_scale.model import MultiScaleTokenizer
+from jaxspec.tokenizers.one_d.model import OneDTokenizer
 from jaxspec.tokenizers.vqgan.model import Tokenizer
 from jaxspec.typing import Params, PyTree
 
@@ -123,7 +124,7 @@ class TokenSource:
 
 
 def encode_source(
-    tokenizer: Tokenizer | MultiScaleTokenizer | KLTokenizer,
+    tokenizer: Tokenizer | MultiScaleTokenizer | KLTokenizer | OneDTokenizer,
     params: Params,
     source: ImageSource,
     *,

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -104,7 +105,7 @@ def _events(pipe: Pipeline, request: DrawRequest) -> Iterator[dict[str, Any]]:
     yield {
         "kind": "start",
         "count": request.count,
-        "grid": pipe.bundle.tokenizer.config.grid,
+        "grid": math.isqrt(pipe.bundle.tokenizer.config.length),
         "drafted": tree.size - 1,
         "target": pipe.bundle.name,
         "drafter": pipe.loaded.name if request.draft and pipe.loaded else None,

@@ -12,12 +12,13 @@ from jaxspec.data.source import ImageSource
 from jaxspec.io.images import to_unit
 from jaxspec.tokenizers.kl.model import KLTokenizer
 from jaxspec.tokenizers.multi_scale.model import MultiScaleTokenizer
+from jaxspec.tokenizers.one_d.model import OneDTokenizer
 from jaxspec.tokenizers.vqgan.model import Tokenizer
 from jaxspec.typing import Params
 
 
 def reconstruction_metrics(
-    tokenizer: Tokenizer | MultiScaleTokenizer | KLTokenizer,
+    tokenizer: Tokenizer | MultiScaleTokenizer | KLTokenizer | OneDTokenizer,
     params: Params,
     source: ImageSource,
     batch: int = 100,
@@ -82,15 +83,17 @@ def _measure(tokenizer, params, images):
     return codes, 10 * jnp.log10(4.0 / jnp.maximum(mse, 1e-10))
 
 
-def scale_metrics(
-    tokenizer: MultiScaleTokenizer,
+def prefix_metrics(
+    tokenizer: Tokenizer | MultiScaleTokenizer | KLTokenizer | OneDTokenizer,
     params: Params,
     source: ImageSource,
     *,
     count: int = 200,
     batch: int = 50,
 ) -> dict[str, float]:
-    """Measures every number of scales on images of a source.
+    """Measures images of the first tokens alone.
+
+    Numbers of tokens are those of the first scales, or powers of two.
 
     Args:
       tokenizer: static functions of the tokenizer.
@@ -100,34 +103,46 @@ def scale_metrics(
       batch: images per forward pass.
 
     Returns:
-      A dict with "psnr_S" and "codes_S" for the map of each side S: the mean peak
-      signal-to-noise ratio in dB of images of the maps up to it, and the number of
-      codes that occur in it.
+      A dict with "psnr_S" and "codes_S" for the map of each side S, or for the first
+      S tokens: the mean peak signal-to-noise ratio in dB of images of these tokens, and
+      the number of codes that occur in the last map of them, or in all. Empty for
+      tokenizers whose first tokens are no image.
     """
-    sides, length = tokenizer.config.scales, tokenizer.config.length
+    length = tokenizer.config.length
+    if isinstance(tokenizer, MultiScaleTokenizer):
+        names, ends = tokenizer.config.scales, tokenizer.scales.ends
+        starts = (0, *ends)
+    elif not isinstance(tokenizer, OneDTokenizer) or not tokenizer.config.prefixes:
+        return {}
+    else:
+        ends = (
+            *(1 << i for i in range(length.bit_length()) if 1 << i < length),
+            length,
+        )
+        names, starts = ends, (0,) * len(ends)
     indices = evenly_spaced(len(source), min(count, len(source)))
     padded = np.resize(indices, -(-len(indices) // batch) * batch).reshape(-1, batch)
     codes, psnr = [], []
     for part in padded:
-        found, values = _measure_scales(tokenizer, params, to_unit(source.take(part)))
+        images = to_unit(source.take(part))
+        found, values = _measure_prefixes(tokenizer, params, images, ends)
         codes.append(np.asarray(found))
         psnr.append(np.asarray(values))
     assert codes[0].shape[1] == length
     codes = np.concatenate(codes)[: len(indices)]
     psnr = np.concatenate(psnr, axis=1)[:, : len(indices)].mean(axis=1)
     result = {}
-    for k, side in enumerate(sides):
-        here = tokenizer.scales.tokens_of(k)
-        result[f"psnr_{side}"] = float(psnr[k])
-        result[f"codes_{side}"] = float(len(np.unique(codes[:, here])))
+    for name, start, end, value in zip(names, starts, ends, psnr, strict=False):
+        result[f"psnr_{name}"] = float(value)
+        result[f"codes_{name}"] = float(len(np.unique(codes[:, start:end])))
     return result
 
 
-@partial(jax.jit, static_argnums=0)
-def _measure_scales(tokenizer, params, images):
+@partial(jax.jit, static_argnums=(0, 3))
+def _measure_prefixes(tokenizer, params, images, ends):
     codes = tokenizer.encode(params, images)
     values = []
-    for end in tokenizer.scales.ends:
+    for end in ends:
         out = jnp.clip(tokenizer.decode(params, codes[:, :end]), -1.0, 1.0)
         mse = jnp.mean((out - images) ** 2, axis=(1, 2, 3))
         values.append(10 * jnp.log10(4.0 / jnp.maximum(mse, 1e-10)))

@@ -42,7 +42,13 @@ from jaxspec.typing import Params
 
 MANIFEST = "manifest.json"
 # Kinds of checkpoints in the folders of a bundle.
-TOKENIZERS = ("tokenizer", "multi_scale_tokenizer", "kl_tokenizer")
+TOKENIZERS = (
+    "tokenizer",
+    "multi_scale_tokenizer",
+    "kl_tokenizer",
+    "maskgit_tokenizer",
+    "one_d_tokenizer",
+)
 PRIORS = ("prior", "next_scale", "mar")
 HUB = "hf://"
 PriorConfig = TransformerConfig | NextScaleConfig | MARConfig

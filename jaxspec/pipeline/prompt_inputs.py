@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxspec.config.token_kinds import row_ends
 from jaxspec.core.numbers import whole
 from jaxspec.errors import ConfigError
 from jaxspec.pipeline.bundle import Bundle, resolve_classes
@@ -75,7 +76,7 @@ def resolve_prefix(
       prompts: prompts of the images.
       prefix: image tokens, ints [B, P]; None for none.
       prefix_rows: number of image rows of `prefix` that are kept, or of token maps of
-        a next-scale model; None for all of it.
+        a next-scale model, or of tokens in a row; None for all of it.
 
     Raises:
       ConfigError: the tokens do not fit the prompts or the model, see
@@ -94,12 +95,8 @@ def resolve_prefix(
         )
     if prefix_rows is not None:
         prefix, rows = np.asarray(prefix), int(whole("prefix_rows", prefix_rows))
-        config = bundle.tokenizer.config
-        sides = getattr(config, "scales", None)
-        if sides is None:
-            count = rows * config.grid
-        else:
-            count = sum(side * side for side in sides[:rows])
+        ends = row_ends(bundle.tokenizer.config)
+        count = ends[min(rows, len(ends)) - 1] if rows > 0 else 0
         if prefix.ndim == 2 and prefix.shape[1] < count:
             raise ConfigError(
                 f"prefix_rows={prefix_rows} are {count} tokens; the prefix has "

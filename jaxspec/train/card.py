@@ -14,6 +14,8 @@ _DESCRIPTIONS = {
     "maps that grow, and back.",
     "next_scale": "Next-scale transformer (VAR family), which predicts token maps, "
     "coarse to fine.",
+    "one_d_tokenizer": "One-dimensional VQ tokenizer (TiTok family): images to a row "
+    "of tokens, and back.",
     "kl_tokenizer": "Autoencoder of images and continuous latents (KL-16).",
     "mar": "Masked transformer over continuous tokens with a diffusion head (MAR).",
     "text_encoder": "Text encoder (T5's form) of captions, trained together with the "

@@ -16,6 +16,7 @@ from jaxspec.config import (
     TransformerConfig,
 )
 from jaxspec.config.checks import number, whole
+from jaxspec.config.one_d import OneDTokenizerConfig
 from jaxspec.config.token_kinds import tokens_of
 from jaxspec.drafters.registry import make_drafter
 from jaxspec.errors import ConfigError
@@ -254,7 +255,13 @@ class Experiment:
 
     name: str
     data: DataConfig
-    tokenizer: TokenizerConfig | MultiScaleTokenizerConfig | KLTokenizerConfig | None
+    tokenizer: (
+        TokenizerConfig
+        | MultiScaleTokenizerConfig
+        | KLTokenizerConfig
+        | OneDTokenizerConfig
+        | None
+    )
     prior: TransformerConfig | NextScaleConfig | MARConfig
     drafter: Any | None
     train_tokenizer: TokenizerTrainingConfig | None

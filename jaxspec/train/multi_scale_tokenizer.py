@@ -10,7 +10,7 @@ from jaxspec.config import MultiScaleTokenizerConfig
 from jaxspec.core.noise import seed_key
 from jaxspec.data.batches import batch_indices, flip_at_random, step_rng
 from jaxspec.data.source import ImageSource
-from jaxspec.evaluate.reconstruction import reconstruction_metrics, scale_metrics
+from jaxspec.evaluate.reconstruction import prefix_metrics, reconstruction_metrics
 from jaxspec.io.images import to_unit
 from jaxspec.nn.vq import kmeans, look_up, nearest_codes
 from jaxspec.tokenizers.multi_scale.model import MultiScaleTokenizer
@@ -78,7 +78,7 @@ def multi_scale_job(
     def evaluate(state):
         params = state["average"]
         metrics = reconstruction_metrics(tokenizer, params, heldout)
-        scales = scale_metrics(tokenizer, params, heldout)
+        scales = prefix_metrics(tokenizer, params, heldout)
         return {"heldout_loss": -metrics["psnr"], **metrics, **scales}
 
     def finish(params, metrics):

@@ -16,6 +16,7 @@ from jaxspec.config import (
     NextScaleConfig,
     TokenizerConfig,
 )
+from jaxspec.config.one_d import OneDTokenizerConfig
 from jaxspec.data.batches import evenly_spaced
 from jaxspec.data.dataset import Sources
 from jaxspec.data.image_tokens import Sequences
@@ -62,6 +63,7 @@ _TOKENIZERS = {
     TokenizerConfig: tokenizer_job,
     MultiScaleTokenizerConfig: multi_scale_job,
     KLTokenizerConfig: kl_job,
+    OneDTokenizerConfig: tokenizer_job,
 }
 _PRIORS = {NextScaleConfig: next_scale_job, MARConfig: mar_job}
 # Held-out captions that are recorded with a prior of captions.

@@ -48,7 +48,7 @@ def check_decoder_alone(alone: bool, start: Checkpoint | None) -> None:
 
 def with_codes_of(old: Params, new: Params) -> Params:
     """New parameters of a tokenizer, but the old ones that its tokens depend on."""
-    decoder = ("decoder", "post_quant_conv")
+    decoder = ("decoder", "post_quant_conv", "pixels")
     return {k: new[k] if k in decoder else old[k] for k in new}
 
 

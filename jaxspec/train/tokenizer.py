@@ -7,12 +7,15 @@ import jax.numpy as jnp
 
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import TokenizerConfig
+from jaxspec.config.one_d import OneDTokenizerConfig
 from jaxspec.core.noise import seed_key
 from jaxspec.data.batches import batch_indices, flip_at_random, step_rng
 from jaxspec.data.source import ImageSource
-from jaxspec.evaluate.reconstruction import reconstruction_metrics
+from jaxspec.errors import ConfigError
+from jaxspec.evaluate.reconstruction import prefix_metrics, reconstruction_metrics
 from jaxspec.nn.vq import l2_normalize, look_up, nearest_codes
 from jaxspec.speculative.verify.neighbors import neighbor_table
+from jaxspec.tokenizers.one_d.model import OneDTokenizer
 from jaxspec.tokenizers.vqgan.model import Tokenizer
 from jaxspec.train.experiment import (
     Experiment,
@@ -55,14 +58,13 @@ def tokenizer_job(
         initial ones; None for random parameters.
 
     Raises:
-      ConfigError: `start` has another configuration, or there is none and the decoder
-        is trained alone.
+      ConfigError: `start` has another configuration, there is none and the decoder is
+        trained alone, or a one-dimensional tokenizer is of a form that is not trained.
     """
     config, tokenizer_config = experiment.train_tokenizer, experiment.tokenizer
     assert config is not None  # images, not text
-    assert isinstance(tokenizer_config, TokenizerConfig)  # see `multi_scale_job`
     check_decoder_alone(config.decoder_alone, start)
-    tokenizer = Tokenizer(tokenizer_config)
+    tokenizer, kind = _tokenizer(tokenizer_config)
     flips = experiment.data.flips
 
     def batch_fn(step):
@@ -71,7 +73,9 @@ def tokenizer_job(
         return flip_at_random(images, step_rng(config.seed, step)) if flips else images
 
     def evaluate(state):
-        metrics = reconstruction_metrics(tokenizer, averaged_params(state), heldout)
+        params = averaged_params(state)
+        metrics = reconstruction_metrics(tokenizer, params, heldout)
+        metrics |= prefix_metrics(tokenizer, params, heldout)
         return {"heldout_loss": -metrics["psnr"], **metrics}
 
     def finish(params, metrics):
@@ -79,8 +83,8 @@ def tokenizer_job(
         codebook = params["codebook"]
         neighbors = neighbor_table(codebook, min(NEIGHBORS, len(codebook) - 2))
         metadata = {"metrics": metrics}
-        kind = "tokenizer"
-        return {kind: Checkpoint(kind, tokenizer_config, params, metadata, neighbors)}
+        checkpoint = Checkpoint(kind, tokenizer_config, params, metadata, neighbors)
+        return {"tokenizer": checkpoint}
 
     training = Training(
         "tokenizer",
@@ -93,9 +97,26 @@ def tokenizer_job(
     )
     state = init_state(tokenizer, config)
     if start is not None:
-        check_start(start, "tokenizer", tokenizer_config)
+        check_start(start, kind, tokenizer_config)
         state = _start_state(state, start.params, config)
     return TrainingJob(training, state, finish)
+
+
+def _tokenizer(config: Any) -> tuple[Tokenizer | OneDTokenizer, str]:
+    """A tokenizer, and the kind of its checkpoint.
+
+    Raises:
+      ConfigError: a one-dimensional one is of a form that is not trained.
+    """
+    if isinstance(config, TokenizerConfig):
+        return Tokenizer(config), "tokenizer"
+    assert isinstance(config, OneDTokenizerConfig)  # others have jobs of their own
+    if config.pixels is not None or not config.normalized or config.mixed_order:
+        raise ConfigError(
+            "one-dimensional tokenizers are trained with pixels=None, normalized=True "
+            "and mixed_order=False"
+        )
+    return OneDTokenizer(config), "one_d_tokenizer"
 
 
 def _start_state(
@@ -116,7 +137,9 @@ def _start_state(
     }
 
 
-def init_state(tokenizer: Tokenizer, config: TrainingConfig) -> dict[str, Any]:
+def init_state(
+    tokenizer: Tokenizer | OneDTokenizer, config: TrainingConfig
+) -> dict[str, Any]:
     """Initial state: networks, average, optimizer, codebook with sums and counts."""
     params = tokenizer.init(seed_key(config.seed))
     codebook = params.pop("codebook")
@@ -135,19 +158,30 @@ def averaged_params(state: dict[str, Any]) -> Params:
     return {**state["average"], "codebook": state["codebook"]}
 
 
-def make_step(tokenizer: Tokenizer, config: TokenizerTrainingConfig):
-    """One step `(state, step, images uint8 [B, H, W, 3]) -> (state, metrics)`."""
+def make_step(tokenizer: Tokenizer | OneDTokenizer, config: TokenizerTrainingConfig):
+    """One step `(state, step, images uint8 [B, H, W, 3]) -> (state, metrics)`.
+
+    Of a tokenizer whose prefixes are images, each step decodes as many of the first
+    tokens as it draws (One-D-Piece, arXiv 2501.10064).
+    """
     optimizer = make_optimizer(config)
     dtype = jnp.dtype(config.compute_dtype)
 
-    def loss_fn(networks, codebook, images):
+    def loss_fn(networks, codebook, images, key):
         networks = jax.tree.map(lambda x: x.astype(dtype), networks)
         z = l2_normalize(tokenizer.embed(networks, images.astype(dtype)))
         codes = nearest_codes(codebook, jax.lax.stop_gradient(z))
         q = look_up(codebook, codes)
         # Straight-through estimator: the gradient at q is passed on to z.
         through = z + jax.lax.stop_gradient(q - z)
-        out = tokenizer.decode_vectors(networks, through.astype(dtype))
+        through = through.astype(dtype)
+        if isinstance(tokenizer, OneDTokenizer) and tokenizer.config.prefixes:
+            length = tokenizer.config.length
+            count = jax.random.randint(key, (), 1, length + 1)
+            seen = jnp.broadcast_to(jnp.arange(length)[None] < count, codes.shape)
+            out = tokenizer.decode_vectors(networks, through, seen)
+        else:
+            out = tokenizer.decode_vectors(networks, through)
         error = out.astype(jnp.float32) - images
         mse = jnp.mean(error**2)
         commitment = jnp.mean((z - q) ** 2)
@@ -156,8 +190,9 @@ def make_step(tokenizer: Tokenizer, config: TokenizerTrainingConfig):
 
     def step_fn(state, step, images):
         x = images.astype(jnp.float32) / 127.5 - 1.0
+        key = jax.random.fold_in(seed_key(config.seed), step)
         (loss, (z, codes, mse)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(
-            state["networks"], state["codebook"], x
+            state["networks"], state["codebook"], x, jax.random.fold_in(key, 1)
         )
         updates, optimizer_state = optimizer.update(
             gradient, state["optimizer"], state["networks"]
@@ -165,7 +200,6 @@ def make_step(tokenizer: Tokenizer, config: TokenizerTrainingConfig):
         networks = jax.tree.map(jnp.add, state["networks"], updates)
         if config.decoder_alone:
             networks = with_codes_of(state["networks"], networks)
-        key = jax.random.fold_in(seed_key(config.seed), step)
         late = step > int(0.8 * config.steps)
         codebook = {k: state[k] for k in ("codebook", "sums", "counts")}
         if not config.decoder_alone:
@@ -186,8 +220,8 @@ def make_step(tokenizer: Tokenizer, config: TokenizerTrainingConfig):
 def _update_codebook(
     key: Array,
     state: dict[str, Any],
-    z: Float[Array, "B h w C"],
-    codes: Int[Array, "B h w"],
+    z: Float[Array, "B ... C"],
+    codes: Int[Array, "B ..."],
     late: Bool[Array, ""],
 ) -> dict[str, Array]:
     """Updates each code to a moving average of its vectors, and resets dead codes.
@@ -198,8 +232,8 @@ def _update_codebook(
     Args:
       key: random key for resets; consumed.
       state: training state.
-      z: float32 [B, h, w, C], encoded vectors of a grid of `h` by `w`.
-      codes: int32 [B, h, w], indices of the nearest codes.
+      z: float32 [B, ..., C], encoded vectors of a grid or a row.
+      codes: int32 [B, ...], indices of the nearest codes.
       late: bool scalar, True to reset no more codes.
     """
     vectors, codes = z.reshape(-1, z.shape[-1]), codes.reshape(-1)

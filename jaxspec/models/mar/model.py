@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from jaxspec.config.mar import MARConfig
@@ -11,30 +10,8 @@ from jaxspec.models.classes import mixed_classes
 from jaxspec.models.mar.head import DiffusionHead
 from jaxspec.nn.layers import INIT, add_bias, linear
 from jaxspec.nn.norms import LayerNorm
+from jaxspec.nn.vit import ViTLayer
 from jaxspec.typing import Array, Bool, Float, Int, Params, PyTree
-
-
-class _Layer(nn.Module):
-    """Transformer layer of which some keys may be hidden."""
-
-    config: MARConfig
-
-    @nn.compact
-    def __call__(self, x, seen):
-        c = self.config
-        h = LayerNorm(c.norm_eps, name="attention_norm")(x)
-        fused = linear((3, c.heads, c.head_size), "qkv", bias=True)(h)
-        q, k, v = (fused[:, :, i] for i in range(3))
-        scores = jnp.einsum("rthf,rshf->rhts", q, k, preferred_element_type=jnp.float32)
-        scores = scores / c.head_size**0.5
-        if seen is not None:
-            scores = jnp.where(seen[:, None, None], scores, -jnp.inf)
-        weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-        h = jnp.einsum("rhts,rshf->rthf", weights, v).reshape(x.shape)
-        x = x + linear(c.width, "out", bias=True)(h)
-        h = LayerNorm(c.norm_eps, name="ffn_norm")(x)
-        h = nn.gelu(linear(c.ffn_size, "change", bias=True)(h), approximate=False)
-        return x + linear(c.width, "down", bias=True)(h)
 
 
 class _Network(nn.Module):
@@ -49,12 +26,18 @@ class _Network(nn.Module):
         self.tokens_in = linear(c.width, "tokens_in", bias=True)
         self.norm_in = LayerNorm(c.norm_eps)
         self.encoder_positions = self.param("encoder_positions", INIT, (total, c.width))
-        self.encoder = [_Layer(c, name=f"encoder_{i}") for i in range(c.encoder_layers)]
+        self.encoder = [
+            ViTLayer(c.heads, c.ffn_size, c.norm_eps, name=f"encoder_{i}")
+            for i in range(c.encoder_layers)
+        ]
         self.encoder_norm = LayerNorm(c.norm_eps)
         self.decoder_in = linear(c.width, "decoder_in", bias=True)
         self.mask = self.param("mask", INIT, (c.width,))
         self.decoder_positions = self.param("decoder_positions", INIT, (total, c.width))
-        self.decoder = [_Layer(c, name=f"decoder_{i}") for i in range(c.decoder_layers)]
+        self.decoder = [
+            ViTLayer(c.heads, c.ffn_size, c.norm_eps, name=f"decoder_{i}")
+            for i in range(c.decoder_layers)
+        ]
         self.decoder_norm = LayerNorm(c.norm_eps)
         shape = (c.sequence_length, c.width)
         self.head_positions = self.param("head_positions", INIT, shape)
@@ -90,7 +73,7 @@ class _Network(nn.Module):
         x = whole.at[jnp.arange(rows)[:, None], slots].set(x)
         x = add_bias(x, self.decoder_positions.astype(x.dtype))
         for layer in self.decoder:
-            x = layer(x, None)
+            x = layer(x)
         x = self.decoder_norm(x)[:, c.buffer :]
         return add_bias(x, self.head_positions.astype(x.dtype))
 

@@ -1,7 +1,9 @@
 """VQ image tokenizer, which maps images to codes and back (LlamaGen VQ-16 and VQ-8)."""
 
 from dataclasses import dataclass
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -53,17 +55,25 @@ class Tokenizer:
 
     config: TokenizerConfig
 
+    @property
+    def networks(self) -> nn.Module:
+        """Encoder and decoder."""
+        return VQNetworks(self.config)
+
     def init(self, key: Array) -> Params:
         """Random float32 parameters; consumes `key`."""
         c = self.config
         networks_key, codebook_key = jax.random.split(key)
         image = jnp.zeros((1, c.image_size, c.image_size, 3))
-        networks = VQNetworks(c).init(networks_key, image)["params"]
+        networks = self.networks.init(networks_key, image)["params"]
         shape = (c.codebook_size, c.code_dim)
         return {
             **networks,
             "codebook": jax.random.normal(codebook_key, shape, jnp.float32),
         }
+
+    def _bound(self, params: Params) -> Any:
+        return self.networks.bind({"params": params})
 
     def embed(
         self, params: Params, images: Float[Array, "B h w 3"]
@@ -74,7 +84,7 @@ class Tokenizer:
           DataError: the images have the wrong size.
         """
         check_images(images, self.config.image_size)
-        return VQNetworks(self.config).bind({"params": params}).encode(images)
+        return self._bound(params).encode(images)
 
     def encode(
         self, params: Params, images: Float[Array, "B h w 3"]
@@ -95,7 +105,7 @@ class Tokenizer:
         self, params: Params, vectors: Float[Array, "B grid grid C"]
     ) -> Float[Array, "B h w 3"]:
         """Maps codebook entries on the grid to images, nominally in [-1, 1]."""
-        return VQNetworks(self.config).bind({"params": params}).decode(vectors)
+        return self._bound(params).decode(vectors)
 
     def decode(
         self, params: Params, codes: Int[Array, "B T"]

@@ -1,0 +1,1 @@
+"""MaskGIT's tokenizer."""

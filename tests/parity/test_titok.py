@@ -1,0 +1,111 @@
+# ruff: noqa: E402
+"""One-dimensional tokenizers and MaskGIT's VQGAN against PyTorch twins."""
+
+import jax
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from jaxspec.config.one_d import MaskGITTokenizerConfig, ViTConfig
+from tests.parity.comparing import as_jax, assert_close
+from tests.parity.converting import converted
+from tests.parity.random_weights import randomized
+from tests.parity.titok_twin import Faults, MaskGIT, TiTok
+
+pytestmark = pytest.mark.parity
+
+# Channels, multipliers, blocks, groups, codes and their width.
+PIXELS = (8, (1, 2, 4), 2, 4, 40, 6)
+SIZES = {
+    "patches": 8,
+    "patch": 4,
+    "length": 12,
+    "size": 64,
+    "dim": 5,
+    "encoder": (64, 1, 2),
+    "decoder": (128, 2, 1),
+    "pixels": PIXELS,
+}
+
+
+def images():
+    return torch.rand(2, 3, 32, 32, generator=torch.manual_seed(0))
+
+
+def as_ours(images):
+    """Images [B, h, w, 3] in [-1, 1]."""
+    return 2 * as_jax(images.permute(0, 2, 3, 1)) - 1
+
+
+@pytest.fixture(scope="module")
+def maskgit():
+    twin = randomized(MaskGIT(*PIXELS), seed=1)
+    return twin, converted(twin.state_dict(), image_size=32, groups=4)
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["two stages", "pixels"])
+def titok(request):
+    twin = randomized(TiTok(two_stage=request.param, **SIZES), seed=2)
+    options = {"groups": 4} if request.param else {}
+    state = {**twin.state_dict(), "quantize.embed_prob": torch.zeros(64)}
+    return twin, converted(state, **options, prefixes=True)
+
+
+def test_maskgit_tokens_and_images(maskgit):
+    """Control: a shortcut that reads the input of its block."""
+    twin, ours = maskgit
+    assert ours.kind == "maskgit_tokenizer"
+    assert ours.config == MaskGITTokenizerConfig(32, *PIXELS)
+    features = jax.jit(ours.model.embed)(ours.params, as_ours(images()))
+    assert_close(features, twin.encoder(images()).permute(0, 2, 3, 1), 1e-4)
+    codes = jax.jit(ours.model.encode)(ours.params, as_ours(images()))
+    assert (np.asarray(codes) == twin.encode(images()).numpy()).mean() > 0.99
+    wrong = Faults(own_shortcut=True)
+    assert (np.asarray(codes) == twin.encode(images(), wrong).numpy()).mean() < 0.9
+    drawn = torch.randint(0, 40, (2, 64), generator=torch.manual_seed(1))
+    found = jax.jit(ours.model.decode)(ours.params, as_jax(drawn))
+    assert_close(found, as_torch_range(twin.decode(drawn)), 1e-4)
+    other = as_torch_range(twin.decode(drawn, wrong))
+    assert np.abs(np.asarray(found) - other.numpy()).max() > 1e-2
+
+
+def as_torch_range(images):
+    return 2 * images.permute(0, 2, 3, 1) - 1
+
+
+def test_titok_sizes_are_read_from_the_files(titok):
+    twin, ours = titok
+    c = ours.config
+    assert ours.kind == "one_d_tokenizer" and (c.image_size, c.length) == (32, 12)
+    assert c.encoder == ViTConfig(2, 64, 1) and c.decoder == ViTConfig(1, 128, 2)
+    assert c.mixed_order == c.normalized == twin.two_stage == (c.pixels is not None)
+
+
+def test_titok_images_become_the_same_tokens(titok):
+    """Controls: outputs in their right order, and codes without normalization."""
+    twin, ours = titok
+    vectors = jax.jit(ours.model.embed)(ours.params, as_ours(images()))
+    assert_close(vectors, twin.vectors(images()), 1e-4)
+    codes = np.asarray(jax.jit(ours.model.encode)(ours.params, as_ours(images())))
+    np.testing.assert_array_equal(codes, twin.encode(images()).numpy())
+    if twin.two_stage:
+        for wrong in (Faults(ordered=True), Faults(unnormalized=True)):
+            assert (codes == twin.encode(images(), wrong).numpy()).mean() < 0.9
+
+
+@pytest.mark.parametrize("count", [12, 5, 1])
+def test_titok_prefixes_of_tokens_become_the_same_images(titok, count):
+    """Controls: positions of the last tokens, codes without normalization."""
+    twin, ours = titok
+    codes = torch.randint(0, 64, (2, count), generator=torch.manual_seed(4))
+    found = jax.jit(ours.model.decode)(ours.params, as_jax(codes))
+    assert_close(found, as_torch_range(twin.decode(codes)), 1e-4)
+    padded = np.pad(as_jax(codes), ((0, 0), (0, 12 - count)), constant_values=-1)
+    partial = jax.jit(ours.model.decode_partial)(ours.params, padded)
+    assert_close(partial, as_torch_range(twin.decode(codes)), 1e-4)
+    faults = [Faults(token_last=True)] if count < 12 else []
+    faults += [Faults(unnormalized=True)] if twin.two_stage else []
+    for wrong in faults:
+        other = as_torch_range(twin.decode(codes, wrong)).numpy()
+        assert np.abs(np.asarray(found) - other).max() > 1e-3, wrong
