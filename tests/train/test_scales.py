@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
 
 from jaxspec.checkpoint import load_checkpoint
 from jaxspec.cli import main
@@ -17,6 +16,7 @@ from jaxspec.nn.vq import kmeans
 from jaxspec.pipeline.pipeline import load_pipeline
 from jaxspec.tokenizers.multi_scale.model import MultiScaleTokenizer
 from jaxspec.train.multi_scale_tokenizer import first_params, init_state, make_step
+from tests.train.halves import batch_of, write_images
 from tests.train.tiny_scales import get_config
 
 TINY = Path(__file__).parent / "tiny_scales.py"
@@ -24,27 +24,9 @@ EXPERIMENT = get_config()
 TOKENIZER = MultiScaleTokenizer(EXPERIMENT.tokenizer)
 
 
-def write_images(folder, count=40):
-    """Images of two classes, whose halves have other colors."""
-    rng = np.random.default_rng(0)
-    for name in ("left", "right"):
-        (folder / name).mkdir(parents=True)
-        for i in range(count):
-            image = np.full((32, 32, 3), 230, np.uint8)
-            half = slice(0, 16) if name == "left" else slice(16, 32)
-            image[:, half] = rng.integers(0, 255, 3)
-            Image.fromarray(image).save(folder / name / f"{i}.png")
-    return folder
-
-
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     return write_images(tmp_path_factory.mktemp("images") / "halves")
-
-
-def batch_of(images, count=8):
-    files = sorted(images.rglob("*.png"))[:: 80 // count][:count]
-    return np.stack([np.asarray(Image.open(file)) for file in files])
 
 
 def test_clusters_have_their_centers():

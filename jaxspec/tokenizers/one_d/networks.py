@@ -164,7 +164,7 @@ def mixed_pixels(
 
     Args:
       config: sizes of the networks.
-      params: that tokenizer's parameters, its codebook among them.
+      params: parameters of that tokenizer, its codebook among them.
       logits: logits of its codes, one row a patch.
     """
     assert config.pixels is not None
