@@ -1,5 +1,6 @@
 """Frozen configurations of tokenizers, transformers and text encoders."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,6 +30,11 @@ class TokenizerConfig:
       normalized: use of codebook entries scaled to unit length: for encoding and
         decoding ("both", LlamaGen), for decoding only ("decoding", Janus), or never
         ("none", VQGAN, Chameleon).
+      quantizer: "vq": the nearest entry of a learned codebook. "fsq" (arXiv
+        2309.15505): each channel is rounded to one of its `levels`. "lfq" (arXiv
+        2310.05737): each is its sign. The last two have a fixed codebook and
+        `normalized="none"`.
+      levels: number of values of each channel, for "fsq".
     """
 
     image_size: int = 256
@@ -43,6 +49,8 @@ class TokenizerConfig:
     codebook_size: int = 16384
     code_dim: int = 8
     normalized: Literal["both", "decoding", "none"] = "both"
+    quantizer: Literal["vq", "fsq", "lfq"] = "vq"
+    levels: tuple[int, ...] = ()
 
     def __post_init__(self):
         positive(self, "patch_size", "channels", "groups", "latent_channels")
@@ -60,6 +68,31 @@ class TokenizerConfig:
                 f"groups={self.groups} must divide every level's width "
                 f"({self.channels} x {m})",
             )
+        self._check_quantizer()
+
+    def _check_quantizer(self) -> None:
+        require(
+            self.quantizer == "fsq" or not self.levels,
+            f"levels={self.levels} are for quantizer='fsq'",
+        )
+        if self.quantizer == "vq":
+            return
+        require(
+            all(count >= 2 for count in self.levels),
+            f"levels={self.levels}: each channel needs at least 2 values",
+        )
+        counts = self.levels if self.quantizer == "fsq" else (2,) * self.code_dim
+        size = math.prod(counts)
+        require(
+            (len(counts), size) == (self.code_dim, self.codebook_size),
+            f"quantizer={self.quantizer!r} has {size} codes of width {len(counts)}; "
+            f"set codebook_size={size} and code_dim={len(counts)}, not "
+            f"{self.codebook_size} and {self.code_dim}",
+        )
+        require(
+            self.normalized == "none",
+            f"quantizer={self.quantizer!r} needs normalized='none'",
+        )
 
     @property
     def downsampling(self) -> int:

@@ -63,6 +63,11 @@ class MaskGITTokenizerConfig:
         """Use of codebook entries of unit length, see `TokenizerConfig`."""
         return "none"
 
+    @property
+    def quantizer(self) -> Literal["vq"]:
+        """Way of quantization, see `TokenizerConfig`."""
+        return "vq"
+
 
 @dataclass(frozen=True)
 class ViTConfig:

@@ -13,6 +13,7 @@ from jaxspec.data.batches import batch_indices, flip_at_random, step_rng
 from jaxspec.data.source import ImageSource
 from jaxspec.errors import ConfigError
 from jaxspec.evaluate.reconstruction import prefix_metrics, reconstruction_metrics
+from jaxspec.nn.scalar import sign_entropy
 from jaxspec.nn.vq import l2_normalize, look_up, nearest_codes
 from jaxspec.speculative.verify.neighbors import neighbor_table
 from jaxspec.tokenizers.one_d.model import OneDTokenizer
@@ -33,7 +34,7 @@ from jaxspec.train.start import (
 )
 from jaxspec.typing import Array, Bool, Float, Int, Params
 
-COMMITMENT = 0.25
+COMMITMENT, ENTROPY = 0.25, 0.1
 L1 = 0.2
 CODE_DECAY = 0.99
 # A code is reset when its average count falls below this share of the uniform count.
@@ -98,7 +99,7 @@ def tokenizer_job(
     state = init_state(tokenizer, config)
     if start is not None:
         check_start(start, kind, tokenizer_config)
-        state = _start_state(state, start.params, config)
+        state = _start_state(state, start.params, config, _learns(tokenizer))
     return TrainingJob(training, state, finish)
 
 
@@ -120,12 +121,15 @@ def _tokenizer(config: Any) -> tuple[Tokenizer | OneDTokenizer, str]:
 
 
 def _start_state(
-    state: dict[str, Any], params: Params, config: TokenizerTrainingConfig
+    state: dict[str, Any],
+    params: Params,
+    config: TokenizerTrainingConfig,
+    learned: bool,
 ) -> dict[str, Any]:
     """Initial state with trained networks, and a codebook in which no code is dead."""
     networks = {k: v for k, v in params.items() if k != "codebook"}
     codebook = jnp.copy(params["codebook"])
-    if not config.decoder_alone:
+    if learned and not config.decoder_alone:
         codebook = l2_normalize(codebook)
     return {
         **state,
@@ -147,10 +151,15 @@ def init_state(
         "networks": params,
         "average": jax.tree.map(jnp.copy, params),
         "optimizer": make_optimizer(config).init(params),
-        "codebook": l2_normalize(codebook),
+        "codebook": l2_normalize(codebook) if _learns(tokenizer) else codebook,
         "sums": jnp.zeros_like(codebook),
         "counts": jnp.zeros_like(codebook[:, 0]),
     }
+
+
+def _learns(tokenizer: Tokenizer | OneDTokenizer) -> bool:
+    """Whether the codebook is learned."""
+    return isinstance(tokenizer, OneDTokenizer) or tokenizer.config.quantizer == "vq"
 
 
 def averaged_params(state: dict[str, Any]) -> Params:
@@ -164,14 +173,13 @@ def make_step(tokenizer: Tokenizer | OneDTokenizer, config: TokenizerTrainingCon
     Of a tokenizer whose prefixes are images, each step decodes as many of the first
     tokens as it draws (One-D-Piece, arXiv 2501.10064).
     """
-    optimizer = make_optimizer(config)
+    optimizer, learned = make_optimizer(config), _learns(tokenizer)
     dtype = jnp.dtype(config.compute_dtype)
 
     def loss_fn(networks, codebook, images, key):
         networks = jax.tree.map(lambda x: x.astype(dtype), networks)
-        z = l2_normalize(tokenizer.embed(networks, images.astype(dtype)))
-        codes = nearest_codes(codebook, jax.lax.stop_gradient(z))
-        q = look_up(codebook, codes)
+        z = tokenizer.embed(networks, images.astype(dtype)).astype(jnp.float32)
+        z, codes, q, penalty = quantized(tokenizer, codebook, z)
         # Straight-through estimator: the gradient at q is passed on to z.
         through = z + jax.lax.stop_gradient(q - z)
         through = through.astype(dtype)
@@ -184,8 +192,7 @@ def make_step(tokenizer: Tokenizer | OneDTokenizer, config: TokenizerTrainingCon
             out = tokenizer.decode_vectors(networks, through)
         error = out.astype(jnp.float32) - images
         mse = jnp.mean(error**2)
-        commitment = jnp.mean((z - q) ** 2)
-        loss = mse + L1 * jnp.mean(jnp.abs(error)) + COMMITMENT * commitment
+        loss = mse + L1 * jnp.mean(jnp.abs(error)) + penalty
         return loss, (z, codes, mse)
 
     def step_fn(state, step, images):
@@ -202,7 +209,7 @@ def make_step(tokenizer: Tokenizer | OneDTokenizer, config: TokenizerTrainingCon
             networks = with_codes_of(state["networks"], networks)
         late = step > int(0.8 * config.steps)
         codebook = {k: state[k] for k in ("codebook", "sums", "counts")}
-        if not config.decoder_alone:
+        if learned and not config.decoder_alone:
             codebook = _update_codebook(key, state, z, codes, late)
         average = update_average(state["average"], networks, config.ema, step)
         state = {
@@ -215,6 +222,37 @@ def make_step(tokenizer: Tokenizer | OneDTokenizer, config: TokenizerTrainingCon
         return state, {"loss": loss, "psnr_of_mean": psnr}
 
     return step_fn
+
+
+def quantized(
+    tokenizer: Tokenizer | OneDTokenizer,
+    codebook: Float[Array, "V C"],
+    vectors: Float[Array, "B ... C"],
+) -> tuple[Array, Int[Array, "B ..."], Array, Float[Array, ""]]:
+    """Vectors before and after quantization, their codes, and a term of the loss.
+
+    Args:
+      tokenizer: static functions of the tokenizer.
+      codebook: codebook.
+      vectors: float32 vectors as from `embed`.
+
+    Returns:
+      Vectors as they are compared, codes, codebook entries, and the term: the distance
+      of a learned codebook, none of FSQ; of LFQ also the entropies of its paper.
+    """
+    if _learns(tokenizer):
+        z = l2_normalize(vectors)
+        codes = nearest_codes(codebook, jax.lax.stop_gradient(z))
+        q = look_up(codebook, codes)
+        return z, codes, q, COMMITMENT * jnp.mean((z - q) ** 2)
+    assert isinstance(tokenizer, Tokenizer)
+    codes = tokenizer.quantize(codebook, jax.lax.stop_gradient(vectors))
+    q = look_up(codebook, codes, normalized=False)
+    penalty = jnp.zeros((), jnp.float32)
+    if tokenizer.config.quantizer == "lfq":
+        own, mean = sign_entropy(vectors.reshape(-1, vectors.shape[-1]))
+        penalty = ENTROPY * (own - mean) + COMMITMENT * jnp.mean((vectors - q) ** 2)
+    return vectors, codes, q, penalty
 
 
 def _update_codebook(

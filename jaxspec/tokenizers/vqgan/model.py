@@ -9,6 +9,13 @@ import jax.numpy as jnp
 
 from jaxspec.config import TokenizerConfig
 from jaxspec.errors import DataError
+from jaxspec.nn.scalar import (
+    fsq_bounded,
+    fsq_values,
+    product_codebook,
+    product_codes,
+    sign_codes,
+)
 from jaxspec.nn.vq import look_up, nearest_codes
 from jaxspec.tokenizers.checks import check_images
 from jaxspec.tokenizers.networks import VQNetworks
@@ -67,10 +74,17 @@ class Tokenizer:
         image = jnp.zeros((1, c.image_size, c.image_size, 3))
         networks = self.networks.init(networks_key, image)["params"]
         shape = (c.codebook_size, c.code_dim)
-        return {
-            **networks,
-            "codebook": jax.random.normal(codebook_key, shape, jnp.float32),
-        }
+        book = jax.random.normal(codebook_key, shape, jnp.float32)
+        return {**networks, "codebook": self._fixed_codebook(book)}
+
+    def _fixed_codebook(self, book: Array) -> Array:
+        """Codebook of FSQ or LFQ; `book` where it is learned."""
+        c = self.config
+        if c.quantizer == "vq":
+            return book
+        signs = ((-1.0, 1.0),) * c.code_dim
+        values = fsq_values(c.levels) if c.quantizer == "fsq" else signs
+        return jnp.asarray(product_codebook(values))
 
     def _bound(self, params: Params) -> Any:
         return self.networks.bind({"params": params})
@@ -80,11 +94,15 @@ class Tokenizer:
     ) -> Float[Array, "B grid grid C"]:
         """Maps images in [-1, 1] to continuous vectors, before quantization.
 
+        Those of FSQ are bounded already.
+
         Raises:
           DataError: the images have the wrong size.
         """
-        check_images(images, self.config.image_size)
-        return self._bound(params).encode(images)
+        c = self.config
+        check_images(images, c.image_size)
+        vectors = self._bound(params).encode(images)
+        return fsq_bounded(vectors, c.levels) if c.quantizer == "fsq" else vectors
 
     def encode(
         self, params: Params, images: Float[Array, "B h w 3"]
@@ -94,12 +112,19 @@ class Tokenizer:
         Raises:
           DataError: the images have the wrong size.
         """
-        codes = nearest_codes(
-            params["codebook"],
-            self.embed(params, images),
-            normalized=self.config.normalized == "both",
-        )
+        codes = self.quantize(params["codebook"], self.embed(params, images))
         return codes.reshape(images.shape[0], -1)
+
+    def quantize(
+        self, codebook: Float[Array, "V C"], vectors: Float[Array, "... C"]
+    ) -> Int[Array, "..."]:
+        """Codes, int32, of vectors as from `embed`."""
+        c = self.config
+        if c.quantizer == "fsq":
+            return product_codes(vectors, c.levels)
+        if c.quantizer == "lfq":
+            return sign_codes(vectors)
+        return nearest_codes(codebook, vectors, normalized=c.normalized == "both")
 
     def decode_vectors(
         self, params: Params, vectors: Float[Array, "B grid grid C"]
