@@ -30,7 +30,12 @@ from jaxspec.drafters.dflash.network import DFlashConfig
 from jaxspec.drafters.ppd.drafter import PPD, PPDConfig
 from jaxspec.drafters.training_free.prompt_lookup import PromptLookup
 from jaxspec.mar import CoupledMAR, MARGenerator, MARVariables, SpeculativeMAR
-from jaxspec.masked import MaskedGenerator, MaskedVariables, MaskingSchedule
+from jaxspec.masked import (
+    ContextCache,
+    MaskedGenerator,
+    MaskedVariables,
+    MaskingSchedule,
+)
 from jaxspec.models.classifier.model import Classifier, ClassifierConfig
 from jaxspec.models.masked_lm.model import MaskedDiffusion
 from jaxspec.models.next_scale.model import NextScale
@@ -300,11 +305,11 @@ program("text, a head of two layers", text, JANUS, True)
 program("text, norms and groups", text, QWEN, False)
 
 
-def masked(shifted):
+def masked(shifted, context=None):
     model = MaskedDiffusion(Transformer(TARGET), shifted)
     schedule = MaskingSchedule(TARGET.sequence_length, 3)
     return generate(
-        MaskedGenerator(model, schedule),
+        MaskedGenerator(model, schedule, context=context),
         MaskedVariables(target_params()),
         jnp.array([0, 2, 1]),
         sampling=Sampling.create(ROWS, cfg_scale=2.0),
@@ -314,6 +319,7 @@ def masked(shifted):
 
 program("masked diffusion", masked, False)
 program("masked diffusion, shifted", masked, True)
+program("masked diffusion, cached context", masked, False, ContextCache(2, stages=2))
 
 
 # Images.

@@ -5,6 +5,7 @@ from jaxspec.core.lazy import lazy_names
 _NAMES = {
     "Bernoulli": "jaxspec.masked.policies.bernoulli",
     "Confidence": "jaxspec.masked.policies.confidence",
+    "ContextCache": "jaxspec.masked.context",
     "FixedOrder": "jaxspec.masked.policies.order",
     "MaskedGenerator": "jaxspec.masked.generator",
     "MaskedState": "jaxspec.masked.state",

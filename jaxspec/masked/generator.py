@@ -14,11 +14,13 @@ from jaxspec.core.result import Generation, Stats
 from jaxspec.core.sampling import LLAMAGEN_ORDER, Sampling, Step
 from jaxspec.core.stopping import StoppingCriteria
 from jaxspec.errors import ConfigError
+from jaxspec.masked.context import ContextCache, cached_logits
 from jaxspec.masked.policies.confidence import Confidence
 from jaxspec.masked.policy import Policy, View
 from jaxspec.masked.schedule import MaskingSchedule
 from jaxspec.masked.state import MaskedState, MaskedVariables
 from jaxspec.models.masked_lm.model import MaskedDiffusion
+from jaxspec.models.masked_lm.partial import empty_layers
 from jaxspec.models.transformer.prompts import known_classes
 from jaxspec.typing import Array, BatchKeys, Bool, Float, Int, Key, PyTree
 
@@ -34,6 +36,14 @@ def at_most(
     kept = after & before
     room = count - jnp.sum(kept, axis=1)
     return kept | (new & (jnp.cumsum(new, axis=1) <= room[:, None]))
+
+
+def _ends(
+    stopping: StoppingCriteria, tokens: Int[Array, "B T"], known: Bool[Array, "B T"]
+) -> Bool[Array, "B T"]:
+    """Known stop tokens before which everything is known."""
+    before = jnp.cumprod(known.astype(jnp.int32), axis=1) > 0
+    return stopping.is_stop(tokens) & known & before
 
 
 @dataclass(frozen=True)
@@ -53,9 +63,10 @@ class MaskedGenerator:
       policy: rule of the tokens that are known after a step.
       cfg: whether an unconditional branch is computed.
       order: logits processors in their order.
+      context: tokens that are taken from a cache in some passes; None for none.
 
     Raises:
-      ConfigError: model and schedule do not fit each other.
+      ConfigError: model, schedule and cache do not fit each other.
     """
 
     model: MaskedDiffusion
@@ -63,6 +74,7 @@ class MaskedGenerator:
     policy: Policy = Confidence()
     cfg: bool = True
     order: tuple[Step, ...] = LLAMAGEN_ORDER
+    context: ContextCache | None = None
 
     def __post_init__(self):
         config = self.model.model.config
@@ -72,6 +84,12 @@ class MaskedGenerator:
             raise ConfigError(
                 f"a schedule of {self.schedule.tokens} tokens does not fit a model of "
                 f"{config.sequence_length}"
+            )
+        captions = config.condition == "caption"
+        if self.context is not None and (self.model.shifted or captions):
+            raise ConfigError(
+                "context is for models of classes or texts whose positions predict "
+                "their own token; use context=None"
             )
 
     @property
@@ -118,6 +136,13 @@ class MaskedGenerator:
         stopping = stopping or StoppingCriteria.create(
             max_new_tokens=self.max_new_tokens
         )
+        layers, seen = (), None
+        if self.context is not None:
+            branches = 2 if self.cfg and config.condition != "none" else 1
+            length = self.schedule.tokens + (read or config.prefix_length)
+            dtype = jnp.result_type(variables.params["embedding"]["embedding"])
+            layers = empty_layers(self.model.model, branches * batch, length, dtype)
+            seen = jnp.zeros((batch, self.schedule.tokens), bool)
         zeros = jnp.zeros(batch, jnp.int32)
         shape = batch, self.schedule.tokens
         return MaskedState(
@@ -133,13 +158,15 @@ class MaskedGenerator:
             done=zeros > 0,
             stats=Stats.without_drafts(jnp.copy(zeros)),
             finite=zeros == 0,
+            layers=layers,
+            read=seen,
         )
 
     @full_precision
     def step(self, variables: MaskedVariables, state: MaskedState) -> MaskedState:
         """State after one more pass of the model."""
         live, steps = ~state.done, state.steps
-        logits, finite = self._logits(variables, state)
+        logits, finite, state = self._logits(variables, state)
         sampled, log_p = self._sample(state, logits)
         tokens = jnp.where(state.known, state.tokens, sampled)
         log_p = jnp.where(state.known, state.log_p, log_p)
@@ -163,6 +190,9 @@ class MaskedGenerator:
         known = at_most(state.known, known, state.stopping.max_new_tokens)
         count = jnp.sum(known, axis=1, dtype=jnp.int32)
         ended = (count == known.shape[1]) | (count >= state.stopping.max_new_tokens)
+        # What follows a stop token is left out once everything before it is known.
+        if not getattr(self.policy, "revises", False):
+            ended |= jnp.any(_ends(state.stopping, tokens, known), axis=1)
         one = live.astype(jnp.int32)
         stats = replace(
             state.stats, calls=state.stats.calls + one, rounds=state.stats.rounds + 1
@@ -187,12 +217,10 @@ class MaskedGenerator:
 
         A stop token ends a sequence once everything before it is known.
         """
-        stops = state.stopping.is_stop(state.tokens) & state.known
-        before = jnp.cumprod(state.known.astype(jnp.int32), axis=1) > 0
-        ends = stops & before
+        ends = _ends(state.stopping, state.tokens, state.known)
         place = jnp.argmax(ends, axis=1)[:, None]
         kept = ~jnp.any(ends, axis=1, keepdims=True) | (
-            jnp.arange(state.tokens.shape[1]) <= place
+            jnp.arange(state.tokens.shape[1])[None] <= place
         )
         known = state.known & kept
         return Generation(
@@ -204,26 +232,27 @@ class MaskedGenerator:
 
     def _logits(
         self, variables: MaskedVariables, state: MaskedState
-    ) -> tuple[Float[Array, "B T V"], Bool[Array, "B"]]:
-        """Logits after guidance and filters, and whether they are finite."""
+    ) -> tuple[Float[Array, "B T V"], Bool[Array, "B"], MaskedState]:
+        """Logits after guidance and filters, whether they are finite, and the cache."""
         scale = self.schedule.scale(state.sampling.cfg_scale, state.steps)
         sampling = replace(state.sampling, cfg_scale=scale)
         arguments = variables.params, state.prompt, state.tokens
-        logits = (
-            self.model(*arguments, sampling)
-            if self.cfg
-            else self.model.score(*arguments)
-        )
+        if self.context is not None:
+            logits, state = cached_logits(self, variables, state, sampling)
+        elif self.cfg:
+            logits = self.model(*arguments, sampling)
+        else:
+            logits = self.model.score(*arguments)
         logits = process_logits(logits.astype(jnp.float32), sampling, self.order)
         finite = jnp.isfinite(jnp.max(logits, axis=-1))
-        return logits, jnp.all(finite | state.known, axis=1)
+        return logits, jnp.all(finite | state.known, axis=1), state
 
     def _sample(
         self, state: MaskedState, logits: Float[Array, "B T V"]
     ) -> tuple[Int[Array, "B T"], Float[Array, "B T"]]:
         """Samples of all positions, and their log-probabilities."""
         length, size = logits.shape[1:]
-        positions = state.steps[:, None] * length + jnp.arange(length, dtype=jnp.int32)
+        positions = state.steps[:, None] * length + jnp.arange(length, dtype=jnp.int32)[None]
         noise = position_noise(state.keys, positions, size)
         greedy = (state.sampling.temperature == 0)[:, None, None]
         tokens = jnp.argmax(logits + jnp.where(greedy, 0.0, noise), axis=-1)

@@ -43,15 +43,16 @@ class View:
     def gumbel(self) -> Float[Array, "B T"]:
         """Gumbel noise of each position in this step, independent of the tokens'."""
         length = self.tokens.shape[1]
-        positions = self.step[:, None] * length + jnp.arange(length, dtype=jnp.int32)
+        positions = self.step[:, None] * length + jnp.arange(length, dtype=jnp.int32)[None]
         return position_noise(self.keys, positions, 1)[..., _ORDER_COLUMN]
 
 
 class Policy(Protocol):
     """Decides which tokens are known after a step; static and hashable.
 
-    A policy may also mask tokens again that were known. The last step of the schedule
-    keeps every token, whatever the policy returns.
+    A policy may also mask tokens again that were known, and then has an attribute
+    `revises` that is True: its sequences do not end early at a stop token. The last
+    step of the schedule keeps every token, whatever the policy returns.
     """
 
     def reveal(self, view: View) -> Bool[Array, "B T"]:

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from jax.tree_util import register_dataclass
 
+from jaxspec.core.kv_cache import Layers
 from jaxspec.core.result import Stats
 from jaxspec.core.sampling import Sampling
 from jaxspec.core.stopping import StoppingCriteria
@@ -43,6 +44,9 @@ class MaskedState:
       done: bool [B], sequences that have ended.
       stats: counters.
       finite: bool [B], False once logits were NaN, or all -inf.
+      layers: keys and values of all positions, see `ContextCache`; empty without one.
+      read: bool [B, T], tokens that were known when these were computed; None without a
+        `ContextCache`.
     """
 
     tokens: Int[Array, "B T"]
@@ -56,3 +60,5 @@ class MaskedState:
     done: Bool[Array, "B"]
     stats: Stats
     finite: Bool[Array, "B"]
+    layers: Layers = ()
+    read: Bool[Array, "B T"] | None = None

@@ -1,6 +1,7 @@
 """Known tokens that are masked again."""
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import jax.numpy as jnp
 
@@ -31,6 +32,7 @@ class Revision:
     policy: Policy
     share: float = 0.1
     temperature: float = 1.0
+    revises: ClassVar[bool] = True
 
     def __post_init__(self):
         if not 0 <= self.share < 1:

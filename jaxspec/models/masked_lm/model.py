@@ -83,7 +83,7 @@ class MaskedDiffusion:
         batch, length = tokens.shape
         total = prompt.shape[1] + length
         prompt_lengths = jnp.sum(prompt >= 0, axis=1, dtype=jnp.int32)[:, None]
-        token_index = jnp.arange(total) - prompt_lengths
+        token_index = jnp.arange(total)[None] - prompt_lengths
         padded = jnp.pad(prompt, ((0, 0), (0, length)))
         clipped = jnp.clip(token_index, 0, length - 1)
         generated = jnp.take_along_axis(tokens, clipped, axis=1)
@@ -91,7 +91,7 @@ class MaskedDiffusion:
         mask = (token_index < length)[:, None]
         mask = jnp.broadcast_to(mask, (batch, total, total))
         logits, _ = self.model.score(params, None, ids, causal=mask)
-        position = prompt_lengths + jnp.arange(length) - self.shifted
+        position = prompt_lengths + jnp.arange(length)[None] - self.shifted
         position = jnp.maximum(position, 0)
         return jnp.take_along_axis(logits, position[..., None], axis=1)
 

@@ -300,6 +300,48 @@ class Transformer:
         )
         return logits, features
 
+    def embed(
+        self,
+        params: Params,
+        prompt: PyTree,
+        tokens: Int[Array, "R T"],
+        null: Bool[Array, "R"],
+    ) -> Float[Array, "R Y D"]:
+        """Embeddings of the condition, if there is one, and of tokens after it.
+
+        Args:
+          params: parameters.
+          prompt: prompts, see `score`.
+          tokens: token ids, int32.
+          null: sequences that get the null condition instead of `prompt`.
+        """
+        bound = _Decoder(self.config).bind({"params": params})
+        x = bound.tokens(tokens)
+        if self.config.condition == "none":
+            return x
+        return jnp.concatenate([bound.condition(prompt, null), x], axis=1)
+
+    def pass_over(
+        self,
+        params: Params,
+        x: Float[Array, "R n D"],
+        positions: Int[Array, "R n"],
+        mask: Mask,
+        cache: KVCache,
+    ) -> tuple[Float[Array, "R n V"], Layers]:
+        """Logits of embeddings at any positions, float32, and the layers of the cache.
+
+        Args:
+          params: parameters.
+          x: embeddings, see `embed`.
+          positions: rotary positions, int32.
+          mask: True where a position may attend to a slot.
+          cache: cache, to whose slots from `lengths` on keys and values are written.
+        """
+        bound = _Decoder(self.config, self.attention).bind({"params": params})
+        logits, _, layers = bound.body(x, positions, mask, cache, (), False)
+        return logits, layers
+
     def read_prompt(
         self,
         params: Params,
