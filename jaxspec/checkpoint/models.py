@@ -41,6 +41,7 @@ from jaxspec.config import (
     to_dict,
 )
 from jaxspec.config.one_d import MaskGITTokenizerConfig, OneDTokenizerConfig
+from jaxspec.config.residual import ResidualTokenizerConfig
 from jaxspec.drafters.registry import DRAFTERS
 from jaxspec.errors import CheckpointError, ConfigError, NonFiniteError
 from jaxspec.models.classifier.model import Classifier, ClassifierConfig
@@ -54,6 +55,7 @@ from jaxspec.tokenizers.kl.model import KLTokenizer
 from jaxspec.tokenizers.maskgit.model import MaskGITTokenizer
 from jaxspec.tokenizers.multi_scale.model import MultiScaleTokenizer
 from jaxspec.tokenizers.one_d.model import OneDTokenizer
+from jaxspec.tokenizers.residual.model import ResidualTokenizer
 from jaxspec.tokenizers.vqgan.model import Tokenizer
 from jaxspec.typing import Params
 
@@ -66,6 +68,7 @@ _MODELS = {
     "kl_tokenizer": KLTokenizer,
     "maskgit_tokenizer": MaskGITTokenizer,
     "one_d_tokenizer": OneDTokenizer,
+    "residual_tokenizer": ResidualTokenizer,
     "prior": Transformer,
     "next_scale": NextScale,
     "mar": MAR,
@@ -79,6 +82,7 @@ KINDS = {
     "kl_tokenizer": KLTokenizerConfig,
     "maskgit_tokenizer": MaskGITTokenizerConfig,
     "one_d_tokenizer": OneDTokenizerConfig,
+    "residual_tokenizer": ResidualTokenizerConfig,
     "prior": TransformerConfig,
     "next_scale": NextScaleConfig,
     "mar": MARConfig,

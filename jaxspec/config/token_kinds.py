@@ -7,6 +7,7 @@ from jaxspec.config.kl import KLTokenizerConfig
 from jaxspec.config.mar import MARConfig
 from jaxspec.config.models import TransformerConfig
 from jaxspec.config.one_d import OneDTokenizerConfig
+from jaxspec.config.residual import ResidualTokenizerConfig
 
 
 def tokens_of(config: Any) -> str:
@@ -14,7 +15,7 @@ def tokens_of(config: Any) -> str:
     if isinstance(config, KLTokenizerConfig | MARConfig):
         return f"vectors of {config.channels} channels on a grid of {config.grid}"
     size = getattr(config, "codebook_size", None) or config.vocab_size
-    if isinstance(config, OneDTokenizerConfig):
+    if isinstance(config, OneDTokenizerConfig | ResidualTokenizerConfig):
         return f"{size} tokens in a row of {config.length}"
     if isinstance(config, TransformerConfig) and config.rope == "sequence":
         return f"{size} tokens in a row of {config.max_length}"
@@ -34,5 +35,6 @@ def row_ends(config: Any) -> tuple[int, ...]:
     if isinstance(config, OneDTokenizerConfig):
         return tuple(range(1, config.length + 1))
     sides = getattr(config, "scales", None)
-    counts = [side * side for side in sides] if sides else [config.grid] * config.grid
+    row = config.grid * getattr(config, "depth", 1)
+    counts = [side * side for side in sides] if sides else [row] * config.grid
     return tuple(itertools.accumulate(counts))

@@ -252,7 +252,9 @@ class MaskedGenerator:
     ) -> tuple[Int[Array, "B T"], Float[Array, "B T"]]:
         """Samples of all positions, and their log-probabilities."""
         length, size = logits.shape[1:]
-        positions = state.steps[:, None] * length + jnp.arange(length, dtype=jnp.int32)[None]
+        positions = (
+            state.steps[:, None] * length + jnp.arange(length, dtype=jnp.int32)[None]
+        )
         noise = position_noise(state.keys, positions, size)
         greedy = (state.sampling.temperature == 0)[:, None, None]
         tokens = jnp.argmax(logits + jnp.where(greedy, 0.0, noise), axis=-1)

@@ -43,7 +43,9 @@ class View:
     def gumbel(self) -> Float[Array, "B T"]:
         """Gumbel noise of each position in this step, independent of the tokens'."""
         length = self.tokens.shape[1]
-        positions = self.step[:, None] * length + jnp.arange(length, dtype=jnp.int32)[None]
+        positions = (
+            self.step[:, None] * length + jnp.arange(length, dtype=jnp.int32)[None]
+        )
         return position_noise(self.keys, positions, 1)[..., _ORDER_COLUMN]
 
 

@@ -16,6 +16,8 @@ _DESCRIPTIONS = {
     "coarse to fine.",
     "one_d_tokenizer": "One-dimensional VQ tokenizer (TiTok family): images to a row "
     "of tokens, and back.",
+    "residual_tokenizer": "Residual VQ tokenizer (RQ family): images to several tokens "
+    "a cell, coarse to fine, and back.",
     "kl_tokenizer": "Autoencoder of images and continuous latents (KL-16).",
     "mar": "Masked transformer over continuous tokens with a diffusion head (MAR).",
     "text_encoder": "Text encoder (T5's form) of captions, trained together with the "

@@ -17,6 +17,7 @@ from jaxspec.config import (
 )
 from jaxspec.config.checks import number, whole
 from jaxspec.config.one_d import OneDTokenizerConfig
+from jaxspec.config.residual import ResidualTokenizerConfig
 from jaxspec.config.token_kinds import tokens_of
 from jaxspec.drafters.registry import make_drafter
 from jaxspec.errors import ConfigError
@@ -260,6 +261,7 @@ class Experiment:
         | MultiScaleTokenizerConfig
         | KLTokenizerConfig
         | OneDTokenizerConfig
+        | ResidualTokenizerConfig
         | None
     )
     prior: TransformerConfig | NextScaleConfig | MARConfig

@@ -17,6 +17,7 @@ from jaxspec.config import (
     TokenizerConfig,
 )
 from jaxspec.config.one_d import OneDTokenizerConfig
+from jaxspec.config.residual import ResidualTokenizerConfig
 from jaxspec.data.batches import evenly_spaced
 from jaxspec.data.dataset import Sources
 from jaxspec.data.image_tokens import Sequences
@@ -64,6 +65,7 @@ _TOKENIZERS = {
     MultiScaleTokenizerConfig: multi_scale_job,
     KLTokenizerConfig: kl_job,
     OneDTokenizerConfig: tokenizer_job,
+    ResidualTokenizerConfig: tokenizer_job,
 }
 _PRIORS = {NextScaleConfig: next_scale_job, MARConfig: mar_job}
 # Held-out captions that are recorded with a prior of captions.

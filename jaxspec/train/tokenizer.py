@@ -1,5 +1,6 @@
 """Tokenizer training: pixel losses, and a codebook of moving averages."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import TokenizerConfig
 from jaxspec.config.one_d import OneDTokenizerConfig
+from jaxspec.config.residual import ResidualTokenizerConfig
 from jaxspec.core.noise import seed_key
 from jaxspec.data.batches import batch_indices, flip_at_random, step_rng
 from jaxspec.data.source import ImageSource
@@ -17,6 +19,7 @@ from jaxspec.nn.scalar import sign_entropy
 from jaxspec.nn.vq import l2_normalize, look_up, nearest_codes
 from jaxspec.speculative.verify.neighbors import neighbor_table
 from jaxspec.tokenizers.one_d.model import OneDTokenizer
+from jaxspec.tokenizers.residual.model import ResidualTokenizer
 from jaxspec.tokenizers.vqgan.model import Tokenizer
 from jaxspec.train.experiment import (
     Experiment,
@@ -99,7 +102,7 @@ def tokenizer_job(
     state = init_state(tokenizer, config)
     if start is not None:
         check_start(start, kind, tokenizer_config)
-        state = _start_state(state, start.params, config, _learns(tokenizer))
+        state = _start_state(state, start.params, config, _unit(tokenizer))
     return TrainingJob(training, state, finish)
 
 
@@ -111,6 +114,8 @@ def _tokenizer(config: Any) -> tuple[Tokenizer | OneDTokenizer, str]:
     """
     if isinstance(config, TokenizerConfig):
         return Tokenizer(config), "tokenizer"
+    if isinstance(config, ResidualTokenizerConfig):
+        return ResidualTokenizer(config), "residual_tokenizer"
     assert isinstance(config, OneDTokenizerConfig)  # others have jobs of their own
     if config.pixels is not None or not config.normalized or config.mixed_order:
         raise ConfigError(
@@ -124,12 +129,12 @@ def _start_state(
     state: dict[str, Any],
     params: Params,
     config: TokenizerTrainingConfig,
-    learned: bool,
+    unit: bool,
 ) -> dict[str, Any]:
     """Initial state with trained networks, and a codebook in which no code is dead."""
     networks = {k: v for k, v in params.items() if k != "codebook"}
     codebook = jnp.copy(params["codebook"])
-    if learned and not config.decoder_alone:
+    if unit and not config.decoder_alone:
         codebook = l2_normalize(codebook)
     return {
         **state,
@@ -151,7 +156,7 @@ def init_state(
         "networks": params,
         "average": jax.tree.map(jnp.copy, params),
         "optimizer": make_optimizer(config).init(params),
-        "codebook": l2_normalize(codebook) if _learns(tokenizer) else codebook,
+        "codebook": l2_normalize(codebook) if _unit(tokenizer) else codebook,
         "sums": jnp.zeros_like(codebook),
         "counts": jnp.zeros_like(codebook[:, 0]),
     }
@@ -160,6 +165,11 @@ def init_state(
 def _learns(tokenizer: Tokenizer | OneDTokenizer) -> bool:
     """Whether the codebook is learned."""
     return isinstance(tokenizer, OneDTokenizer) or tokenizer.config.quantizer == "vq"
+
+
+def _unit(tokenizer: Tokenizer | OneDTokenizer) -> bool:
+    """Whether learned codes have unit length."""
+    return _learns(tokenizer) and not isinstance(tokenizer, ResidualTokenizer)
 
 
 def averaged_params(state: dict[str, Any]) -> Params:
@@ -171,7 +181,8 @@ def make_step(tokenizer: Tokenizer | OneDTokenizer, config: TokenizerTrainingCon
     """One step `(state, step, images uint8 [B, H, W, 3]) -> (state, metrics)`.
 
     Of a tokenizer whose prefixes are images, each step decodes as many of the first
-    tokens as it draws (One-D-Piece, arXiv 2501.10064).
+    tokens as it draws (One-D-Piece, arXiv 2501.10064); of one with several tokens a
+    cell, as many depths.
     """
     optimizer, learned = make_optimizer(config), _learns(tokenizer)
     dtype = jnp.dtype(config.compute_dtype)
@@ -179,7 +190,13 @@ def make_step(tokenizer: Tokenizer | OneDTokenizer, config: TokenizerTrainingCon
     def loss_fn(networks, codebook, images, key):
         networks = jax.tree.map(lambda x: x.astype(dtype), networks)
         z = tokenizer.embed(networks, images.astype(dtype)).astype(jnp.float32)
-        z, codes, q, penalty = quantized(tokenizer, codebook, z)
+        vectors, codes, q, penalty = quantized(tokenizer, codebook, z)
+        if isinstance(tokenizer, ResidualTokenizer):
+            depth = tokenizer.config.depth
+            kept = jnp.arange(depth) < jax.random.randint(key, (), 1, depth + 1)
+            q = jnp.sum(jnp.where(kept.reshape(-1, 1), q, 0.0), axis=-2)
+        else:
+            z = vectors
         # Straight-through estimator: the gradient at q is passed on to z.
         through = z + jax.lax.stop_gradient(q - z)
         through = through.astype(dtype)
@@ -193,14 +210,14 @@ def make_step(tokenizer: Tokenizer | OneDTokenizer, config: TokenizerTrainingCon
         error = out.astype(jnp.float32) - images
         mse = jnp.mean(error**2)
         loss = mse + L1 * jnp.mean(jnp.abs(error)) + penalty
-        return loss, (z, codes, mse)
+        return loss, (vectors, codes, mse)
 
     def step_fn(state, step, images):
         x = images.astype(jnp.float32) / 127.5 - 1.0
         key = jax.random.fold_in(seed_key(config.seed), step)
-        (loss, (z, codes, mse)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(
-            state["networks"], state["codebook"], x, jax.random.fold_in(key, 1)
-        )
+        (loss, (vectors, codes, mse)), gradient = jax.value_and_grad(
+            loss_fn, has_aux=True
+        )(state["networks"], state["codebook"], x, jax.random.fold_in(key, 1))
         updates, optimizer_state = optimizer.update(
             gradient, state["optimizer"], state["networks"]
         )
@@ -210,7 +227,7 @@ def make_step(tokenizer: Tokenizer | OneDTokenizer, config: TokenizerTrainingCon
         late = step > int(0.8 * config.steps)
         codebook = {k: state[k] for k in ("codebook", "sums", "counts")}
         if learned and not config.decoder_alone:
-            codebook = _update_codebook(key, state, z, codes, late)
+            codebook = update_codebook(tokenizer, key, state, vectors, codes, late)
         average = update_average(state["average"], networks, config.ema, step)
         state = {
             "networks": networks,
@@ -238,8 +255,13 @@ def quantized(
 
     Returns:
       Vectors as they are compared, codes, codebook entries, and the term: the distance
-      of a learned codebook, none of FSQ; of LFQ also the entropies of its paper.
+      of a learned codebook, none of FSQ; of LFQ also the entropies of its paper. With
+      several tokens a cell, the first three have an axis of depths after the cells.
     """
+    if isinstance(tokenizer, ResidualTokenizer):
+        fixed = jax.lax.stop_gradient(codebook)
+        codes, rests, q = tokenizer.residuals(fixed, vectors)
+        return rests, codes, q, COMMITMENT * jnp.mean((rests - q) ** 2)
     if _learns(tokenizer):
         z = l2_normalize(vectors)
         codes = nearest_codes(codebook, jax.lax.stop_gradient(z))
@@ -255,12 +277,36 @@ def quantized(
     return vectors, codes, q, penalty
 
 
+def update_codebook(
+    tokenizer: Tokenizer | OneDTokenizer,
+    key: Array,
+    state: dict[str, Any],
+    vectors: Array,
+    codes: Array,
+    late: Bool[Array, ""],
+) -> dict[str, Array]:
+    """Codebook, sums and counts after a step, see `_update_codebook`."""
+    names = ("codebook", "sums", "counts")
+    old = {name: state[name] for name in names}
+    if not isinstance(tokenizer, ResidualTokenizer):
+        return _update_codebook(key, old, vectors, codes, late)
+    depth = tokenizer.config.depth
+    old = {k: x.reshape(depth, -1, *x.shape[1:]) for k, x in old.items()}
+    first = jnp.arange(depth, dtype=jnp.int32) * old["codebook"].shape[1]
+    codes = jnp.moveaxis(codes, -1, 0) - first.reshape(-1, *(1,) * (codes.ndim - 1))
+    new = jax.vmap(partial(_update_codebook, unit=False), (0, 0, 0, 0, None))(
+        jax.random.split(key, depth), old, jnp.moveaxis(vectors, -2, 0), codes, late
+    )
+    return {k: x.reshape(state[k].shape) for k, x in new.items()}
+
+
 def _update_codebook(
     key: Array,
     state: dict[str, Any],
     z: Float[Array, "B ... C"],
     codes: Int[Array, "B ..."],
     late: Bool[Array, ""],
+    unit: bool = True,
 ) -> dict[str, Array]:
     """Updates each code to a moving average of its vectors, and resets dead codes.
 
@@ -273,6 +319,7 @@ def _update_codebook(
       z: float32 [B, ..., C], encoded vectors of a grid or a row.
       codes: int32 [B, ...], indices of the nearest codes.
       late: bool scalar, True to reset no more codes.
+      unit: whether codes have unit length.
     """
     vectors, codes = z.reshape(-1, z.shape[-1]), codes.reshape(-1)
     size = state["codebook"].shape[0]
@@ -289,5 +336,7 @@ def _update_codebook(
     replacements = vectors[sampled[jnp.arange(size) % len(sampled)]]
     counts = jnp.where(dead, 0.1 * uniform, counts)
     sums = jnp.where(dead[:, None], 0.1 * uniform * replacements, sums)
-    codebook = jnp.where(counts[:, None] > 0, l2_normalize(sums), state["codebook"])
+    mean = sums / jnp.maximum(counts, 1e-12)[:, None]
+    mean = l2_normalize(sums) if unit else mean
+    codebook = jnp.where(counts[:, None] > 0, mean, state["codebook"])
     return {"codebook": codebook, "sums": sums, "counts": counts}

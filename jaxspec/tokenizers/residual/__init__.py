@@ -1,0 +1,1 @@
+"""Tokenizers with several tokens a cell."""
