@@ -145,7 +145,14 @@ MAY_CHANGE = (
 HELDOUT = {"prior": 512, "drafter": 256, "classifier": 2048}
 
 Objective = Literal[
-    "next", "sorted", "masked", "maskgit", "continuation", "refinement", "tidar"
+    "next",
+    "sorted",
+    "masked",
+    "maskgit",
+    "distilled",
+    "continuation",
+    "refinement",
+    "tidar",
 ]
 
 
@@ -156,7 +163,8 @@ class PriorTrainingConfig(TrainingConfig):
     Attributes:
       objective: training objective. "next": the next token. "sorted": the next token
         after several numbers of layers (S2D, LayerSkip). "masked": masked tokens
-        (MDLM), "maskgit" with MaskGIT's shares and weights. "continuation" and
+        (MDLM), "maskgit" with MaskGIT's shares and weights. "distilled": what a masked
+        model to start from predicts in two of its steps (SDTT). "continuation" and
         "refinement": blocks after a prefix (DEER's two stages). "tidar": next tokens
         and blocks. All but the first two need `extra_tokens`. Of a next-scale model,
         "sorted" trains the last maps with subsets of its layers too (VARiant).
@@ -165,15 +173,19 @@ class PriorTrainingConfig(TrainingConfig):
       full_scales: number of first maps of a "sorted" next-scale model that all layers
         compute.
       block: tokens of a block.
+      teacher_steps: steps of the model that a "distilled" one starts from; it needs
+        half as many.
     """
 
     objective: Objective = "next"
     exits: tuple[int, ...] = ()
     full_scales: int | None = None
     block: int = 8
+    teacher_steps: int = 16
 
     def __post_init__(self):
         super().__post_init__()
+        whole(self, 2, "teacher_steps")
         if self.objective not in get_args(Objective):
             known = ", ".join(get_args(Objective))
             raise ConfigError(f"objective={self.objective!r}; choose {known}")

@@ -1,5 +1,6 @@
 """Prior training: models over tokens, among them draft models."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -28,13 +29,14 @@ from jaxspec.train.experiment import (
 from jaxspec.train.loop import Training, TrainingJob
 from jaxspec.train.optimizer import init_train_state, make_gradient_step
 from jaxspec.train.start import check_kind, check_start
+from jaxspec.train.step_distillation import step_distillation_loss
 from jaxspec.train.text_encoder import (
     encoded,
     joined_params,
     split_params,
     with_encoder,
 )
-from jaxspec.typing import Params
+from jaxspec.typing import Array, Params
 
 
 def prior_job(
@@ -57,7 +59,8 @@ def prior_job(
         that is trained together with one; None for random parameters.
 
     Raises:
-      ConfigError: `start` or `start_encoder` is of another kind or configuration.
+      ConfigError: `start` or `start_encoder` is of another kind or configuration, or
+        there is no masked model that a distillation starts from.
     """
     config = experiment.train_prior
     assert isinstance(experiment.prior, TransformerConfig)  # see `next_scale_job`
@@ -72,6 +75,9 @@ def prior_job(
             check_start(start_encoder, "text_encoder", encoder.config)
             encoder_params = start_encoder.params
         params = joined_params(params, encoder_params)
+    distilled, teacher = config.objective == "distilled", ()
+    if distilled:
+        teacher = (_teacher(start, encoder),)
     started = start is not None or start_encoder is not None
     start_digest = params_digest(params) if started else ""
 
@@ -81,9 +87,12 @@ def prior_job(
 
     def finish(trained, metrics):
         metadata = {"metrics": metrics, "objective": config.objective}
+        if distilled:
+            assert start is not None  # see `_teacher`
+            metadata["objective"] = start.metadata["objective"]
         if config.objective == "sorted":
             metadata["exits"] = list(config.exits)
-        if config.objective not in ("next", "sorted", *MASKED_OBJECTIVES):
+        if config.objective not in ("next", "sorted", "distilled", *MASKED_OBJECTIVES):
             metadata["block"] = config.block
         params, encoder_params = split_params(encoder, trained)
         parts = {"prior": Checkpoint("prior", experiment.prior, params, metadata)}
@@ -106,8 +115,24 @@ def prior_job(
             start_digest,
             *((experiment.text_encoder,) if encoder else ()),
         ),
+        frozen=teacher,
     )
     return TrainingJob(training, init_train_state(config, params), finish)
+
+
+def _teacher(start: Checkpoint | None, encoder: TextEncoder | None) -> Params:
+    """Parameters of the masked model that a distillation starts from.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    if start is None or start.metadata.get("objective") not in MASKED_OBJECTIVES:
+        raise ConfigError(
+            "objective='distilled' needs a masked model to start from: --start DIR"
+        )
+    if encoder is not None:
+        raise ConfigError("objective='distilled' is for models of classes")
+    return start.params
 
 
 def _start_params(start: Checkpoint, model: Transformer, init: Params) -> Params:
@@ -130,11 +155,18 @@ def _start_params(start: Checkpoint, model: Transformer, init: Params) -> Params
 
 def make_objective(
     model: Transformer, config: PriorTrainingConfig
-) -> objectives.Objective:
-    """The objective of a training, with the model and its settings bound."""
+) -> Callable[..., Array]:
+    """The objective of a training, with the model and its settings bound.
+
+    That of a distillation has the teacher's parameters after those of the model.
+    """
 
     def masked(*args, **options):
         return objectives.masked_loss(MaskedDiffusion(model), *args, **options)
+
+    def distilled(*args):
+        masked_model, steps = MaskedDiffusion(model), config.teacher_steps
+        return step_distillation_loss(masked_model, *args, steps=steps)
 
     def tidar(*args):
         return objectives.tidar_loss(model, *args, block=config.block)[0]
@@ -145,6 +177,7 @@ def make_objective(
         "sorted": partial(objectives.sorted_loss, model, exits=config.exits),
         "masked": masked,
         "maskgit": partial(masked, cosine=True),
+        "distilled": distilled,
         "continuation": partial(blocks, refine=False),
         "refinement": partial(blocks, refine=True),
         "tidar": tidar,
@@ -166,12 +199,13 @@ def make_step(
     """
     objective = make_objective(model, config)
 
-    def loss_fn(params, tokens, prompts, key):
+    def loss_fn(params, *arguments):
+        *teacher, tokens, prompts, key = arguments
         null_key, objective_key = jax.random.split(key)
         rate = model.config.condition_dropout
         null = jax.random.bernoulli(null_key, jnp.float32(rate), (len(tokens),))
         params, prompts = encoded(encoder, params, prompts)
-        return objective(params, tokens, prompts, null, objective_key)
+        return objective(params, *teacher, tokens, prompts, null, objective_key)
 
     return make_gradient_step(config, loss_fn)
 
@@ -186,7 +220,7 @@ def make_evaluation(
     objective = make_objective(model, config)
     most, key = HELDOUT["prior"], seed_key(config.seed + 1)
 
-    def evaluate(state):
+    def evaluate(state, *teacher):
         params, source = with_encoder(encoder, state["average"], heldout)
         if config.objective == "next":
             values = likelihood_metrics(
@@ -201,7 +235,7 @@ def make_evaluation(
             batch_key = (
                 None if config.objective == "sorted" else jax.random.fold_in(key, i)
             )
-            losses.append(measure(params, *batch, batch_key))
+            losses.append(measure(params, *teacher, *batch, batch_key))
         return {"heldout_loss": float(np.mean(losses))}
 
     measure = jax.jit(objective)
