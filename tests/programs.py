@@ -11,7 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec.config import TextEncoderConfig, TokenizerConfig
+from jaxspec.checkpoint import model_of
+from jaxspec.config import (
+    MaskGITTokenizerConfig,
+    OneDTokenizerConfig,
+    ResidualTokenizerConfig,
+    TextEncoderConfig,
+    TokenizerConfig,
+    ViTConfig,
+)
 from jaxspec.config import TransformerConfig as Config
 from jaxspec.core.continuous_batching import Requests, idle_batch, run_queue
 from jaxspec.core.generator import generate
@@ -349,6 +357,36 @@ for name in ("both", "decoding", "none"):
     program(f"tokenizer: {name}", encode_and_decode, name)
 
 
+def any_tokenizer(config):
+    model, shape = model_of(config), (2, config.image_size, config.image_size, 3)
+    params, x = model.init(jax.random.key(0)), jnp.zeros(shape, jnp.float32)
+    tokens = model.encode(params, x)
+    return tokens, model.decode(params, tokens), model.decode_partial(params, tokens)
+
+
+PIXELS = MaskGITTokenizerConfig(16, 8, (1, 2), 1, 4, 20, 6)
+VIT = ViTConfig(1, 16, 2)
+ROW = OneDTokenizerConfig(16, 2, 6, 32, 4, True, VIT, VIT, PIXELS, True, True)
+RESIDUAL = ResidualTokenizerConfig(replace(IMAGES, normalized="none"), 2)
+FSQ = replace(
+    IMAGES,
+    normalized="none",
+    quantizer="fsq",
+    levels=(4, 4),
+    code_dim=2,
+    codebook_size=16,
+)
+LFQ = replace(FSQ, quantizer="lfq", levels=(), code_dim=4)
+for name, config in (
+    ("maskgit", PIXELS),
+    ("row", ROW),
+    ("residual", RESIDUAL),
+    ("fsq", FSQ),
+    ("lfq", LFQ),
+):
+    program(f"tokenizer: {name}", any_tokenizer, config)
+
+
 # Parts outside the generation loop.
 ENCODER = TextEncoderConfig(
     vocab_size=11, layers=1, width=8, heads=2, head_dim=4, ffn_width=16
@@ -497,10 +535,11 @@ def byte_images():
     return jnp.round(127.5 * (images() + 1.0)).astype(jnp.uint8)
 
 
-def train_tokenizer():
-    model, config = Tokenizer(IMAGES), TokenizerTrainingConfig(**STEPS)
+def train_tokenizer(sizes=IMAGES):
+    model, config = model_of(sizes), TokenizerTrainingConfig(**STEPS)
     state = tokenizer.init_state(model, config)
-    return two_steps(tokenizer.make_step(model, config), state, byte_images())
+    images = jnp.zeros((2, sizes.image_size, sizes.image_size, 3), jnp.uint8)
+    return two_steps(tokenizer.make_step(model, config), state, images)
 
 
 def train_scales():
@@ -558,6 +597,11 @@ def train_drafter(model, dtype="float32", **options):
 
 
 program("train: tokenizer", train_tokenizer)
+program("train: residual tokenizer", train_tokenizer, RESIDUAL)
+program("train: fsq", train_tokenizer, FSQ)
+program("train: lfq", train_tokenizer, LFQ)
+PLAIN_ROW = replace(ROW, pixels=None, mixed_order=False)
+program("train: row", train_tokenizer, PLAIN_ROW)
 program("train: classifier", train_classifier)
 program("train: multi-scale tokenizer", train_scales)
 program("train: next scale", train_next_scale)

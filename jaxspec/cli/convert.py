@@ -206,7 +206,7 @@ def run_export(arguments: argparse.Namespace) -> None:
 
 
 def read_settings(pairs: list[str]) -> dict[str, object]:
-    """Parses `KEY=VALUE` pairs; values are numbers, lists (1,2,3) or words.
+    """Parses `KEY=VALUE` pairs: numbers, lists (1,2,3), true and false, or words.
 
     Raises:
       ConfigError: a pair does not have this form.
@@ -219,7 +219,7 @@ def read_settings(pairs: list[str]) -> dict[str, object]:
                 return number(text)
             except ValueError:
                 continue
-        return text
+        return {"true": True, "false": False}.get(text.lower(), text)
 
     result: dict[str, object] = {}
     for pair in pairs:

@@ -9,17 +9,27 @@ from jaxspec.config.models import (
     TransformerConfig,
 )
 from jaxspec.config.next_scale import MultiScaleTokenizerConfig, NextScaleConfig
+from jaxspec.config.one_d import (
+    MaskGITTokenizerConfig,
+    OneDTokenizerConfig,
+    ViTConfig,
+)
 from jaxspec.config.plain import from_dict, to_dict
+from jaxspec.config.residual import ResidualTokenizerConfig
 
 __all__ = [
     "KLTokenizerConfig",
     "MARConfig",
+    "MaskGITTokenizerConfig",
     "MultiScaleTokenizerConfig",
     "NextScaleConfig",
+    "OneDTokenizerConfig",
+    "ResidualTokenizerConfig",
     "RopeScaling",
     "TextEncoderConfig",
     "TokenizerConfig",
     "TransformerConfig",
+    "ViTConfig",
     "from_dict",
     "to_dict",
 ]

@@ -23,6 +23,11 @@ class KLTokenizerConfig:
 
     def __post_init__(self):
         require(self.scale > 0, f"scale={self.scale} must be above 0")
+        require(
+            self.networks.quantizer == "vq",
+            f"networks.quantizer={self.networks.quantizer!r}: latents are not "
+            "quantized; leave it out",
+        )
 
     @property
     def image_size(self) -> int:

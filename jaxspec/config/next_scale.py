@@ -55,8 +55,9 @@ class MultiScaleTokenizerConfig:
             f"{self.networks.grid}",
         )
         require(
-            self.networks.normalized == "none",
-            "networks.normalized must be 'none': codes of scales have any length",
+            (self.networks.normalized, self.networks.quantizer) == ("none", "vq"),
+            "networks must have normalized='none' and quantizer='vq': codes of scales "
+            "have any length",
         )
         require(
             0 <= self.residual_share <= 1,

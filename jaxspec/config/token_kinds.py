@@ -24,6 +24,22 @@ def tokens_of(config: Any) -> str:
     return f"{size} tokens on {places}"
 
 
+def same_tokens(prior: Any, tokenizer: Any) -> bool:
+    """Whether a model is over the tokens that a tokenizer makes.
+
+    Args:
+      prior: configuration of the model. With positions of a sequence it may be over
+        tokens in any arrangement, of the right number.
+      tokenizer: configuration of the tokenizer.
+    """
+    if isinstance(prior, TransformerConfig) and prior.rope == "sequence":
+        if isinstance(tokenizer, KLTokenizerConfig):
+            return False
+        sizes = tokenizer.codebook_size, tokenizer.length
+        return (prior.vocab_size, prior.max_length) == sizes
+    return tokens_of(prior) == tokens_of(tokenizer)
+
+
 def row_ends(config: Any) -> tuple[int, ...]:
     """Number of tokens of the first row of an image, of the first two, and so on.
 

@@ -129,7 +129,8 @@ def prepare(
         if part_family.drafter:
             target_checkpoint = _find_target(target, Path(bundle))
         settings = SourceSettings(given or {})
-        if part_family.name.startswith(("vq-", "kl")):
+        one_d = part_family.name == "vq-titok"  # its files have the size
+        if part_family.name.startswith(("vq-", "kl")) and not one_d:
             _infer_image_size(Path(bundle), part, settings)
         try:
             conversion = plan_conversion(
@@ -179,7 +180,12 @@ def _infer_image_size(bundle: Path, source: Source, settings: dict[str, Any]) ->
     prior = read_config(bundle / "prior").config
     if isinstance(prior, MARConfig) or getattr(prior, "rope", None) == "grid":
         halvings = sum(
-            re.search(r"\.(downsample|downsamplers\.0)\.conv\.weight$", name)
+            re.search(
+                r"\.(downsample|downsamplers\.0)\.conv\.weight$"
+                # MaskGIT's encoder has no weights there.
+                r"|\.upsample_conv\.weight$",
+                name,
+            )
             is not None
             for name in source.tensors
         )

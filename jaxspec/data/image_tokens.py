@@ -145,8 +145,12 @@ def encode_source(
       batch: images per forward pass.
     """
     digest = params_digest(params)
-    if isinstance(tokenizer, KLTokenizer):  # tokens depend on it, too
+    # Tokens depend on these settings, too.
+    if isinstance(tokenizer, KLTokenizer):
         digest += f"-{tokenizer.config.scale:.9g}"
+    if isinstance(tokenizer, OneDTokenizer):
+        flags = tokenizer.config.mixed_order, tokenizer.config.normalized
+        digest += "".join("-" + str(int(flag)) for flag in flags)
     stem = f"{name.replace('/', '-')}-{'flips' if flips else 'plain'}-{digest}"
     file = cache_dir / f"{stem}.npy"
     if file.exists():

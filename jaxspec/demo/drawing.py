@@ -2,7 +2,6 @@
 
 import base64
 import io
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -95,6 +94,12 @@ def events(pipe: Pipeline, request: DrawRequest) -> Iterator[dict[str, Any]]:
         yield {"kind": "error", "message": str(error)}
 
 
+def _grid(config: Any) -> int | None:
+    """Tokens along each side of an image; None if tokens have no place in it."""
+    grid = getattr(config, "grid", None)
+    return grid if grid is not None and grid**2 == config.length else None
+
+
 def _events(pipe: Pipeline, request: DrawRequest) -> Iterator[dict[str, Any]]:
     tree = Tree.root()
     if request.draft:
@@ -105,7 +110,7 @@ def _events(pipe: Pipeline, request: DrawRequest) -> Iterator[dict[str, Any]]:
     yield {
         "kind": "start",
         "count": request.count,
-        "grid": math.isqrt(pipe.bundle.tokenizer.config.length),
+        "grid": _grid(pipe.bundle.tokenizer.config),
         "drafted": tree.size - 1,
         "target": pipe.bundle.name,
         "drafter": pipe.loaded.name if request.draft and pipe.loaded else None,

@@ -191,7 +191,7 @@ class MaskedGenerator:
         count = jnp.sum(known, axis=1, dtype=jnp.int32)
         ended = (count == known.shape[1]) | (count >= state.stopping.max_new_tokens)
         # What follows a stop token is left out once everything before it is known.
-        if not getattr(self.policy, "revises", False):
+        if not getattr(self.policy, "revises", True):
             ended |= jnp.any(_ends(state.stopping, tokens, known), axis=1)
         one = live.astype(jnp.int32)
         stats = replace(

@@ -52,9 +52,10 @@ class View:
 class Policy(Protocol):
     """Decides which tokens are known after a step; static and hashable.
 
-    A policy may also mask tokens again that were known, and then has an attribute
-    `revises` that is True: its sequences do not end early at a stop token. The last
-    step of the schedule keeps every token, whatever the policy returns.
+    A policy may also mask tokens again that were known. One that never does has an
+    attribute `revises` that is False; its sequences end at a stop token before which
+    everything is known. The last step of the schedule keeps every token, whatever the
+    policy returns.
     """
 
     def reveal(self, view: View) -> Bool[Array, "B T"]:

@@ -28,7 +28,7 @@ from jaxspec.config import (
     TransformerConfig,
 )
 from jaxspec.config.checks import whole_number
-from jaxspec.config.token_kinds import tokens_of
+from jaxspec.config.token_kinds import same_tokens, tokens_of
 from jaxspec.drafters.registry import DRAFTERS
 from jaxspec.errors import CheckpointError, ConfigError
 from jaxspec.io.hub import LOCATION, download_folder
@@ -185,12 +185,11 @@ def load_bundle(
                 f"'{folder / 'drafter'}' was trained for another prior than "
                 f"'{folder / 'prior'}'; train it again"
             )
-    if tokenizer is not None:
+    if tokenizer is not None and not same_tokens(prior.config, tokenizer.config):
         made, read = tokens_of(tokenizer.config), tokens_of(prior.config)
-        if made != read:
-            raise CheckpointError(
-                f"'{folder}': the prior is over {read}, the tokenizer makes {made}"
-            )
+        raise CheckpointError(
+            f"'{folder}': the prior is over {read}, the tokenizer makes {made}"
+        )
     if dtype is not None:
         drafter = drafter and replace(
             drafter, params=cast_floats(drafter.params, dtype)

@@ -99,8 +99,8 @@ def experiment_for(
         prior, TransformerConfig | None
     ):
         raise ConfigError(
-            "the folder holds models that do not generate token by token; name their "
-            "preset with --config"
+            "the folder holds models of another kind than a folder of images gets by "
+            "default; name their preset with --config"
         )
     platform = platform or jax.devices()[0].platform
     sizes = CPU if platform == "cpu" else ACCELERATOR

@@ -163,7 +163,12 @@ def _job_maker(
         assert images is not None  # checked by `_check_part`
         make = classifier_job
         if part == "tokenizer":
-            make = _TOKENIZERS[type(experiment.tokenizer)]
+            make = _TOKENIZERS.get(type(experiment.tokenizer))
+            if make is None:
+                raise ConfigError(
+                    f"{experiment.name}: tokenizers of this kind are converted, not "
+                    "trained; name one with --checkpoint"
+                )
         source, held_images = images
         return lambda experiment: make(experiment, source, held_images, start), None
     if part == MATCHER:

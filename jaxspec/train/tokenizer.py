@@ -85,7 +85,9 @@ def tokenizer_job(
     def finish(params, metrics):
         metrics = {k: v for k, v in metrics.items() if k != "heldout_loss"}
         codebook = params["codebook"]
-        neighbors = neighbor_table(codebook, min(NEIGHBORS, len(codebook) - 2))
+        neighbors = None  # those of a fixed codebook are found when they are asked for
+        if _learns(tokenizer):
+            neighbors = neighbor_table(codebook, min(NEIGHBORS, len(codebook) - 2))
         metadata = {"metrics": metrics}
         checkpoint = Checkpoint(kind, tokenizer_config, params, metadata, neighbors)
         return {"tokenizer": checkpoint}

@@ -18,11 +18,16 @@ from jaxspec.core.result import Generation, Stats
 from jaxspec.core.sampling import Sampling
 from jaxspec.core.stopping import StoppingCriteria
 from jaxspec.errors import ConfigError
-from jaxspec.masked import MaskedGenerator, MaskedVariables, MaskingSchedule
+from jaxspec.masked import (
+    ContextCache,
+    MaskedGenerator,
+    MaskedVariables,
+    MaskingSchedule,
+)
 from jaxspec.models.masked_lm.model import MaskedDiffusion
 from jaxspec.models.next_scale.model import NextScale
 from jaxspec.models.transformer.model import Transformer
-from jaxspec.next_scale import NextScaleVariables, one_model
+from jaxspec.next_scale import LocalAttention, NextScaleVariables, one_model
 from jaxspec.sharding import make_mesh, over_batch
 from jaxspec.speculative.engine import Engine
 from jaxspec.speculative.trees.tree import Tree
@@ -133,6 +138,9 @@ MASKED_CONFIG = TransformerConfig(
 MASKED = MaskedDiffusion(Transformer(MASKED_CONFIG))
 MASKED_VARIABLES = MaskedVariables(random_params(MASKED.model))
 
+# Two layers: keys of the second depend on other tokens.
+DEEP_MASKED = MaskedDiffusion(Transformer(replace(MASKED_CONFIG, layers=2)))
+
 GENERATORS = {
     "engine": (ENGINE, ENGINE.variables(toy_params(VOCAB, 60), TABLE)),
     "scales": (
@@ -144,6 +152,16 @@ GENERATORS = {
         scale_variables(REFINED),
     ),
     "masked": (MaskedGenerator(MASKED, MaskingSchedule(LENGTH, 4)), MASKED_VARIABLES),
+    "masked, cached": (
+        MaskedGenerator(
+            DEEP_MASKED, MaskingSchedule(LENGTH, 4), context=ContextCache(3, stages=2)
+        ),
+        MaskedVariables(random_params(DEEP_MASKED.model)),
+    ),
+    "local scales": (
+        one_model(NEXT_SCALE, SCALES, limit=LENGTH, local=LocalAttention(1, block=1)),
+        scale_variables(NEXT_SCALE),
+    ),
     "counting": (Counting(LENGTH), CountingVariables(jnp.full(1, 3))),
 }
 

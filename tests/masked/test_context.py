@@ -9,17 +9,20 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from jaxspec.core.generator import advance, generate
+from jaxspec.core.generator import generate
 from jaxspec.core.noise import batch_keys
 from jaxspec.core.sampling import Sampling
 from jaxspec.core.stopping import StoppingCriteria
 from jaxspec.errors import ConfigError
 from jaxspec.masked import (
+    Confidence,
     ContextCache,
+    FixedOrder,
     MaskedGenerator,
     MaskedVariables,
     MaskingSchedule,
     RandomOrder,
+    Revision,
 )
 from jaxspec.models.masked_lm.model import MaskedDiffusion
 from jaxspec.models.masked_lm.partial import empty_layers, partial_pass
@@ -32,12 +35,15 @@ TEXT = replace(CONFIG, condition="none", rope="sequence", max_length=24, classes
 PROMPTS = jnp.array([[3, 1, -1, -1], [2, 2, 5, 7], [9, -1, -1, -1]])
 
 
-def parts(config, layers):
+def parts(config, layers, kept="known"):
+    """Generator, variables and prompts; in raster order if the left is kept."""
     config = replace(config, layers=layers)
     model = MaskedDiffusion(Transformer(config))
     schedule = MaskingSchedule(LENGTH, STEPS)
     cfg = config.condition != "none"
-    generator = MaskedGenerator(model, schedule, RandomOrder(), cfg=cfg)
+    raster = FixedOrder(tuple(range(LENGTH)))
+    policy = raster if kept == "left" else RandomOrder()
+    generator = MaskedGenerator(model, schedule, policy, cfg=cfg)
     variables = MaskedVariables(random_params(config))
     return generator, variables, CLASSES if cfg else PROMPTS
 
@@ -49,9 +55,14 @@ def run(generator, variables, prompt, options):
 
 @partial(jax.jit, static_argnums=0)
 def log_p(generator, variables, prompt, options):
-    """Log-probabilities of all tokens in the steps that sampled them."""
-    state = generator.init(variables, prompt, **options)
-    return advance(generator, variables, state, steps=STEPS).log_p
+    """Log-probabilities of all tokens in the steps that sampled them, and kept ones."""
+    state, kept = generator.init(variables, prompt, **options), []
+    for _ in range(STEPS):
+        if generator.context is not None:
+            arguments = state.known, state.read, state.steps
+            kept.append(jnp.sum(~generator.context.computed(*arguments)))
+        state = generator.step(variables, state)
+    return state.log_p, kept
 
 
 def options(generator, batch=3):
@@ -73,18 +84,20 @@ KINDS = [
     ids=str,
 )
 def test_one_layer_gives_the_tokens_of_plain_passes(config, context):
-    """Keys and values of its tokens depend on nothing else. Control: two layers."""
-    generator, variables, prompt = parts(config, 1)
+    """Keys and values of its tokens depend on nothing else.
+
+    Control: with two layers tokens are kept and predictions are others.
+    """
+    generator, variables, prompt = parts(config, 1, context.kept)
     plain = run(generator, variables, prompt, options(generator))
     cached = replace(generator, context=context)
     out = run(cached, variables, prompt, options(generator))
     assert_array_equal(out.tokens, plain.tokens)
-    deep, variables, prompt = parts(config, 2)
-    plain = log_p(deep, variables, prompt, options(deep))
+    deep, variables, prompt = parts(config, 2, context.kept)
+    plain, _ = log_p(deep, variables, prompt, options(deep))
     cached = replace(deep, context=context)
-    found = log_p(cached, variables, prompt, options(deep))
-    if context.kept == "known":
-        assert abs(found - plain).max() > 1e-3
+    found, kept = log_p(cached, variables, prompt, options(deep))
+    assert abs(found - plain).max() > 1e-3 and sum(kept) > 10
 
 
 @pytest.mark.parametrize("config", [CONFIG, TEXT], ids=["classes", "texts"])
@@ -167,6 +180,10 @@ def test_texts_end_at_a_stop_token_as_before():
     assert_array_equal(cut.tokens[0, :end], whole.tokens[0, :end])
     assert (cut.tokens[0, end:] == -1).all()
     assert cut.stats.calls.min() < LENGTH == whole.stats.calls.max()
+    # Policies that may mask a token again take all steps.
+    again = replace(generator, policy=Revision(Confidence(), 0.1))
+    settings = {**options(generator), "stopping": stopping}
+    assert (run(again, variables, prompt, settings).stats.calls == LENGTH).all()
 
 
 @pytest.mark.parametrize(

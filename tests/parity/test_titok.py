@@ -7,7 +7,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from jaxspec.config.one_d import MaskGITTokenizerConfig, ViTConfig
+from jaxspec.checkpoint import Checkpoint, load_checkpoint, save
+from jaxspec.cli import main
+from jaxspec.config import MaskGITTokenizerConfig, TransformerConfig, ViTConfig
+from jaxspec.models.transformer.model import Transformer
+from jaxspec.pipeline.bundle import load_bundle
 from tests.parity.comparing import as_jax, assert_close
 from tests.parity.converting import converted
 from tests.parity.random_weights import randomized
@@ -42,6 +46,30 @@ def as_ours(images):
 def maskgit():
     twin = randomized(MaskGIT(*PIXELS), seed=1)
     return twin, converted(twin.state_dict(), image_size=32, groups=4)
+
+
+def test_the_size_of_maskgit_images_follows_from_the_prior_in_the_bundle(tmp_path):
+    twin = randomized(MaskGIT(*PIXELS), seed=1)
+    torch.save(twin.state_dict(), tmp_path / "vq.bin")
+    config = TransformerConfig(40, layers=1, width=8, heads=2, grid=8, classes=3)
+    params = Transformer(config).init(jax.random.key(0))
+    save(tmp_path / "bundle" / "prior", Checkpoint("prior", config, params))
+    command = ["convert", str(tmp_path / "vq.bin"), str(tmp_path / "bundle")]
+    assert main([*command, "--set", "groups=4"]) == 0
+    bundle = load_bundle(tmp_path / "bundle")
+    assert bundle.tokenizer.config == MaskGITTokenizerConfig(32, *PIXELS)
+
+
+def test_orders_are_chosen_on_the_command_line(tmp_path, capsys):
+    twin = randomized(TiTok(two_stage=True, **SIZES), seed=2)
+    torch.save(twin.state_dict(), tmp_path / "titok.bin")
+    command = ["convert", str(tmp_path / "titok.bin"), str(tmp_path / "bundle")]
+    command += ["--set", "groups=4", "--set"]
+    assert main([*command, "mixed_order=False"]) == 0
+    config = load_checkpoint(tmp_path / "bundle" / "tokenizer").config
+    assert config.mixed_order is False and config.normalized is True
+    assert main([*command, "mixed_order=no"]) == 2
+    assert "choose true or false" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["two stages", "pixels"])

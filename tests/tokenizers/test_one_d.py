@@ -8,13 +8,17 @@ import numpy as np
 import pytest
 
 from jaxspec.checkpoint import parameter_count
-from jaxspec.config import from_dict, to_dict
-from jaxspec.config.one_d import (
+from jaxspec.config import (
+    KLTokenizerConfig,
     MaskGITTokenizerConfig,
+    MultiScaleTokenizerConfig,
     OneDTokenizerConfig,
+    TransformerConfig,
     ViTConfig,
+    from_dict,
+    to_dict,
 )
-from jaxspec.config.token_kinds import row_ends
+from jaxspec.config.token_kinds import row_ends, same_tokens
 from jaxspec.errors import ConfigError, DataError
 from jaxspec.tokenizers.maskgit.model import MaskGITTokenizer
 from jaxspec.tokenizers.one_d.model import PRESETS, OneDTokenizer
@@ -71,6 +75,27 @@ def test_maskgit_images_are_clipped_and_its_tokens_are_a_grid():
     half = jnp.where(jnp.arange(64)[None] < 32, codes, -1)
     shown = jax.jit(tokenizer.decode_partial)(params, half)
     assert not shown[:, 8:].any() and shown[:, :8].any()
+
+
+def test_positions_of_a_sequence_fit_tokens_in_any_arrangement():
+    sequence = TransformerConfig(vocab_size=20, rope="sequence", max_length=64)
+    assert same_tokens(sequence, PIXELS)
+    assert not same_tokens(replace(sequence, max_length=63), PIXELS)
+    assert not same_tokens(replace(sequence, vocab_size=21), PIXELS)
+    assert not same_tokens(sequence, KLTokenizerConfig())
+    grid = TransformerConfig(vocab_size=32, grid=8)
+    assert not same_tokens(grid, PLAIN) and not same_tokens(grid, PIXELS)
+    assert same_tokens(replace(grid, vocab_size=20), PIXELS)
+
+
+def test_other_kinds_of_tokens_take_no_quantizer():
+    networks = replace(
+        MultiScaleTokenizerConfig().networks, quantizer="lfq", code_dim=12
+    )
+    with pytest.raises(ConfigError, match="quantizer='vq'"):
+        MultiScaleTokenizerConfig(networks)
+    with pytest.raises(ConfigError, match="latents are not quantized"):
+        KLTokenizerConfig(networks)
 
 
 def test_rows_are_single_tokens():

@@ -96,6 +96,18 @@ def _fused(heads: int, x: np.ndarray) -> np.ndarray:
     )
 
 
+def _choice(overrides: Overrides, name: str, default: bool) -> bool:
+    """A setting that is true or false.
+
+    Raises:
+      ConfigError: it is something else.
+    """
+    value = overrides.get(name, default)
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name}={value!r}; choose true or false")
+    return value
+
+
 def _sizes(source: Source, half: str, overrides: Overrides) -> ViTConfig:
     first = f"{half}.transformer.{{i}}.attn.in_proj_weight"
     width = source.shape(f"{half}.positional_embedding", 2)[1]
@@ -130,13 +142,13 @@ def _plan(source: Source, overrides: Overrides, target: Checkpoint | None) -> Pl
         length=length,
         codebook_size=codebook_size,
         code_dim=code_dim,
-        normalized=overrides.get("normalized", two_stage),
+        normalized=_choice(overrides, "normalized", two_stage),
         encoder=encoder,
         decoder=decoder,
         pixels=pixels,
-        mixed_order=overrides.get("mixed_order", two_stage),
+        mixed_order=_choice(overrides, "mixed_order", two_stage),
         # Of the released models those with 256 tokens of two stages are One-D-Piece's.
-        prefixes=overrides.get("prefixes", two_stage and length == 256),
+        prefixes=_choice(overrides, "prefixes", two_stage and length == 256),
     )
     rules = (*RULES, *(_CODES if two_stage else _PIXELS))
     return Plan(

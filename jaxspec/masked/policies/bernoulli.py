@@ -1,6 +1,7 @@
 """Each masked token by a coin of its own."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax.numpy as jnp
 
@@ -16,6 +17,8 @@ class Bernoulli:
     token becomes known with the probability `1 - s / t`, so numbers of tokens vary.
     Sources: MDLM (arXiv 2406.07524); Dream's "origin" (arXiv 2508.15487).
     """
+
+    revises: ClassVar[bool] = False
 
     def reveal(self, view: View) -> Bool[Array, "B T"]:
         """See `Policy`."""

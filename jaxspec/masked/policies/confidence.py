@@ -1,7 +1,7 @@
 """Most certain tokens first."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,8 @@ class Confidence:
     measure: Measure = "sampled"
     temperature: float = 4.5
     anneals: bool = True
+
+    revises: ClassVar[bool] = False
 
     def __post_init__(self):
         if self.measure not in (known := get_args(Measure)):

@@ -1,6 +1,7 @@
 """Orders that do not depend on the tokens."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax.numpy as jnp
 
@@ -18,6 +19,8 @@ class RandomOrder:
     (arXiv 2409.02908), whose samples have the distribution of the model. It is also the
     order of MAR (arXiv 2406.11838).
     """
+
+    revises: ClassVar[bool] = False
 
     def reveal(self, view: View) -> Bool[Array, "B T"]:
         """See `Policy`."""
@@ -38,6 +41,8 @@ class FixedOrder:
     """
 
     order: tuple[int, ...]
+
+    revises: ClassVar[bool] = False
 
     def __post_init__(self):
         if sorted(self.order) != list(range(len(self.order))):

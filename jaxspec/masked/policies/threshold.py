@@ -1,6 +1,7 @@
 """All tokens that are certain enough."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax.numpy as jnp
 
@@ -24,6 +25,8 @@ class Threshold:
     """
 
     probability: float = 0.9
+
+    revises: ClassVar[bool] = False
 
     def __post_init__(self):
         if not 0 <= self.probability <= 1:

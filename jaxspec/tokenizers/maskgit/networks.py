@@ -40,7 +40,7 @@ class _Encoder(nn.Module):
             for j in range(c.blocks):
                 x = _Block(c.channels * m, c.groups, name=f"level_{i}_{j}")(x)
             if i < len(c.multipliers) - 1:
-                x = nn.avg_pool(x, (2, 2), (2, 2))
+                x = einops.reduce(x, "b (h i) (w j) c -> b h w c", "mean", i=2, j=2)
         for j in range(c.blocks):
             x = _Block(x.shape[-1], c.groups, name=f"mid_{j}")(x)
         x = nn.silu(group_norm(c.groups, "norm_out")(x))
