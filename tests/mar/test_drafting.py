@@ -158,7 +158,7 @@ def test_the_target_begins_alone():
     assert_same(generator.result(state).tokens[known], plain().tokens[known])
 
 
-@pytest.mark.variants(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("generator", [replace(COUPLED, radius=300.0), SPECULATIVE])
 def test_a_queue_and_a_limit_change_nothing(generator):
     count = 5
@@ -185,7 +185,7 @@ def test_bfloat16_runs(generator):
     assert out.tokens.dtype == jnp.float32 and np.isfinite(out.tokens).all()
 
 
-@pytest.mark.variants(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(4, 2), (4, 1)])
 @pytest.mark.parametrize("generator", [replace(COUPLED, radius=300.0), SPECULATIVE])
 def test_a_mesh_of_smaller_batches_changes_nothing(generator, shape):

@@ -130,6 +130,7 @@ def _sum(values, tokens, count):
     return SCALES.features(values.quantizer, tokens, count)
 
 
+@pytest.mark.slow
 def test_tokens_are_the_same_however_they_are_generated():
     """Map by map, for each sequence alone, and after the first ones."""
     generator, out = one_model(REFINED, SCALES), plain()
