@@ -82,7 +82,7 @@ def plan(arguments: argparse.Namespace) -> str:
       CheckpointError: the model does not exist.
     """
 
-    from jaxspec.checkpoint import read_config
+    from jaxspec.checkpoint import checkpoint_of, read_config
     from jaxspec.config import TransformerConfig
     from jaxspec.errors import ConfigError
     from jaxspec.models.mar.presets import PRESETS as MAR_PRESETS
@@ -107,7 +107,7 @@ def plan(arguments: argparse.Namespace) -> str:
         config = others[name]
     else:
         folder = find_folder(name)
-        name = folder.name
+        name, folder = folder.name, checkpoint_of(folder)
         prior = folder / "prior"
         found = read_config(prior if prior.is_dir() else folder)
         config = found.config

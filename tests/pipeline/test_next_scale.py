@@ -1,5 +1,7 @@
 """Next-scale models in the pipeline: all of its ways, without one of their own."""
 
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -89,7 +91,12 @@ def test_the_command_line_makes_a_sheet_and_a_folder(folder, tmp_path, capsys):
     assert main(["info", str(folder)]) == 0
     assert "next_scale" in capsys.readouterr().out
     assert main(["info", str(folder), "--plan"]) == 0
-    assert "cache" in capsys.readouterr().out
+    bundle = capsys.readouterr().out
+    work = tmp_path / "work" / "checkpoint"  # working folder of a training
+    shutil.copytree(folder, work)
+    assert main(["info", str(work.parent), "--plan"]) == 0
+    assert capsys.readouterr().out.split()[1:] == bundle.split()[1:]
+    assert "cache" in bundle
     assert main(["info", "var-d30", "--plan"]) == 0
 
 
