@@ -176,7 +176,9 @@ def masked_loss(
     logits = model.score(params, prompts, masked, null=null)
     losses = jnp.where(is_masked, _cross_entropy(logits, tokens), 0.0)
     if cosine:
-        return jnp.sum(losses) / jnp.maximum(jnp.sum(is_masked), 1)
+        return jnp.sum(losses) / jnp.maximum(
+            jnp.sum(is_masked.astype(jnp.float32)), 1.0
+        )
     return jnp.mean(losses / t)
 
 

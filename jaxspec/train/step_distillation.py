@@ -38,7 +38,8 @@ def step_distillation_loss(
     """
     time_key, mask_key, reveal_key, sample_key = jax.random.split(key, 4)
     batch = len(tokens)
-    time = jax.random.randint(time_key, (batch, 1), 2, steps + 1) / steps
+    time = jax.random.randint(time_key, (batch, 1), 2, steps + 1).astype(jnp.float32)
+    time = time / steps
     masked = jax.random.uniform(mask_key, tokens.shape, jnp.float32) < time
     seen = jnp.where(masked, model.mask_token, tokens)
 
@@ -55,4 +56,4 @@ def step_distillation_loss(
     log_q = log_p(params, seen)
     divergence = jnp.sum(jnp.exp(log_q) * (log_q - target), axis=-1)
     total = jnp.sum(jnp.where(masked, divergence, 0.0))
-    return total / jnp.maximum(jnp.sum(masked), 1)
+    return total / jnp.maximum(jnp.sum(masked.astype(jnp.float32)), 1.0)
