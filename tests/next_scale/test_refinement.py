@@ -27,15 +27,12 @@ from tests.next_scale.models import CONFIG, LENGTH, MODEL, SCALES
 from tests.next_scale.models import variables as random_variables
 
 REFINED = NextScale(replace(CONFIG, attends="own", mask_layers=1))
+# Made outside of compiled functions, whichever test comes first.
+VARIABLES = random_variables(REFINED)
 COUNTS = ((1,), (1, 3), (1, 1, 2, 5), (25,))
 CLASSES = jnp.array([1, 4, 0], jnp.int32)
 SAMPLING = Sampling.create(cfg_scale=2.5, top_k=8)
 OPTIONS = {"sampling": SAMPLING, "keys": batch_keys(0, 3)}
-
-
-@lru_cache
-def variables():
-    return random_variables(REFINED)
 
 
 @lru_cache
@@ -46,7 +43,7 @@ def plain():
 
 @partial(jax.jit, static_argnums=0)
 def whole(generator, prompt, options):
-    return generate(generator, variables(), prompt, **options)
+    return generate(generator, VARIABLES, prompt, **options)
 
 
 def test_a_map_depends_on_earlier_ones_through_its_input_alone():
@@ -62,7 +59,7 @@ def test_a_map_depends_on_earlier_ones_through_its_input_alone():
 
 def test_nothing_is_kept_of_earlier_maps():
     generator = one_model(REFINED, SCALES)
-    state = jax.eval_shape(partial(generator.init, variables()), CLASSES, **OPTIONS)
+    state = jax.eval_shape(partial(generator.init, VARIABLES), CLASSES, **OPTIONS)
     assert jax.tree.leaves(state.caches) == []
 
 
@@ -70,7 +67,7 @@ def test_a_masked_token_is_not_read():
     rng = np.random.default_rng(1)
     vectors, added = rng.standard_normal((2, 3, 9, CONFIG.code_dim)).astype(np.float32)
     masked = rng.random((3, 9)) < 0.5
-    params = variables().models[0]
+    params = VARIABLES.models[0]
     condition = REFINED.condition(params, CLASSES, jnp.zeros(3, bool))
     run = jax.jit(lambda x: REFINED.refine(params, condition, vectors, x, masked, 2, 3))
     expected = run(added)
@@ -81,7 +78,7 @@ def test_a_masked_token_is_not_read():
 def test_the_least_certain_tokens_are_sampled_again():
     """Each pass of each map by hand, from logits of the network."""
     first = one_model(REFINED, SCALES, refinement=None, record_log_probs=True)
-    values, sampler = variables(), first.sampling
+    values, sampler = VARIABLES, first.sampling
     out = whole(replace(first, refinement=Refinement(COUNTS)), CLASSES, OPTIONS)
     settings = SAMPLING.for_batch(3)
     unguided = replace(settings, cfg_scale=jnp.ones(3))
@@ -134,8 +131,8 @@ def _sum(values, tokens, count):
 def test_tokens_are_the_same_however_they_are_generated():
     """Map by map, for each sequence alone, and after the first ones."""
     generator, out = one_model(REFINED, SCALES), plain()
-    state = jax.jit(partial(generator.init, variables()))(CLASSES, **OPTIONS)
-    steps = generator.result(jax.jit(partial(advance, generator))(variables(), state))
+    state = jax.jit(partial(generator.init, VARIABLES))(CLASSES, **OPTIONS)
+    steps = generator.result(jax.jit(partial(advance, generator))(VARIABLES, state))
     np.testing.assert_array_equal(steps.tokens, out.tokens)
     one = whole(generator, CLASSES[1:2], {**OPTIONS, "keys": OPTIONS["keys"][1:2]})
     np.testing.assert_array_equal(one.tokens[0], out.tokens[1])
@@ -149,8 +146,8 @@ def test_given_tokens_are_not_sampled_again():
     generator = one_model(REFINED, SCALES, prefix=3)
     given = jnp.tile(jnp.array([[3, 7, 7]], jnp.int32), (3, 1))
     prompt = Prefixed(CLASSES, given)
-    state = jax.jit(partial(generator.init, variables()))(prompt, **OPTIONS)
-    make = jax.jit(partial(generator.make_scale, variables()), static_argnums=1)
+    state = jax.jit(partial(generator.init, VARIABLES))(prompt, **OPTIONS)
+    make = jax.jit(partial(generator.make_scale, VARIABLES), static_argnums=1)
     state = make(make(state, 0), 1)
     np.testing.assert_array_equal(state.tokens[:, :3], given)
     assert (np.asarray(state.tokens[:, 3:5]) >= 0).all() and state.finite.all()
