@@ -14,6 +14,7 @@ from jaxspec.core.sampling import Sampling, active_steps
 from jaxspec.core.stopping import StoppingCriteria
 from jaxspec.errors import ConfigError
 from jaxspec.models.transformer.model import Transformer
+from jaxspec.models.transformer.parameters import activation_dtype
 from jaxspec.pipeline.tree_choice.compiling import Compiler, Program
 from jaxspec.speculative.engine import Engine
 from jaxspec.speculative.state import SpecState, Variables
@@ -217,5 +218,5 @@ def _state_at(
 
 def _tie_margin(params: Params) -> float:
     """Default tie margin for float32 weights; 0, no tie-breaking, for others."""
-    exact = params["embedding"]["embedding"].dtype == jnp.float32
+    exact = activation_dtype(params) == jnp.float32
     return Engine.tie_margin if exact else 0.0

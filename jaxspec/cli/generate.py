@@ -10,6 +10,7 @@ from jaxspec.cli.options import (
     add_checkpoint,
     add_devices,
     add_int8,
+    add_order,
     add_sampling,
 )
 
@@ -193,6 +194,7 @@ def _add_devices(group) -> None:
     )
     add_attention(group)
     add_int8(group)
+    add_order(group)
     add_compile_cache(group)
 
 

@@ -28,7 +28,7 @@ class Models(NamedTuple):
 def load_models(
     arguments: argparse.Namespace, mesh: Any = None, *, quiet: bool = False
 ) -> Models:
-    """Loads what `--checkpoint`, `--dtype`, `--int8`, `--drafter` and `--tree` name.
+    """Loads what `--checkpoint`, `--dtype`, `--order`, `--drafter` and so on name.
 
     Args:
       arguments: parsed options.
@@ -41,6 +41,7 @@ def load_models(
     """
     from jaxspec.pipeline.bundle import load_bundle, token_by_token
     from jaxspec.pipeline.drafters import drafter_of
+    from jaxspec.pipeline.orders import with_order
     from jaxspec.pipeline.tree_choice import AUTO
     from jaxspec.speculative.trees.parsing import parse_tree
     from jaxspec.speculative.trees.tree import Tree
@@ -52,6 +53,8 @@ def load_models(
     bundle = load_bundle(
         arguments.checkpoint, dtype=dtype, mesh=mesh, int8=arguments.int8
     )
+    if arguments.order is not None:
+        bundle = with_order(bundle, arguments.order)
     if mesh is not None and not quiet:
         print_replicated(bundle)
     loaded = drafter_of(arguments.drafter, bundle)

@@ -2,9 +2,10 @@
 
 import argparse
 import re
-from typing import Any
+from typing import Any, get_args
 
 from jaxspec.cli.help import rare
+from jaxspec.config.orders import Order
 
 
 def add_checkpoint(parser) -> None:
@@ -38,6 +39,18 @@ def add_int8(parser) -> None:
         help=rare(
             "hold matrices in 8 bits, one scale a column: other images, of a "
             "slightly different model; speculative and plain ones are the same"
+        ),
+    )
+
+
+def add_order(parser) -> None:
+    """`--order`, on a parser or a group of one."""
+    parser.add_argument(
+        "--order",
+        choices=get_args(Order),
+        help=rare(
+            "order of the tokens of an image, of a model trained with the objective "
+            "any_order (default: the checkpoint's)"
         ),
     )
 

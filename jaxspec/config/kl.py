@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from jaxspec.config.checks import require
 from jaxspec.config.models import TokenizerConfig
+from jaxspec.config.orders import require_raster
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class KLTokenizerConfig:
 
     def __post_init__(self):
         require(self.scale > 0, f"scale={self.scale} must be above 0")
+        require_raster(self.networks.order)
         require(
             self.networks.quantizer == "vq",
             f"networks.quantizer={self.networks.quantizer!r}: latents are not "

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jaxspec.config.checks import grouped_heads, positive, require
+from jaxspec.config.orders import Order, check_order
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class TokenizerConfig:
         2310.05737): each is its sign. The last two have a fixed codebook and
         `normalized="none"`.
       levels: number of values of each channel, for "fsq".
+      order: order of the tokens of an image, see `config.orders`.
     """
 
     image_size: int = 256
@@ -51,8 +53,10 @@ class TokenizerConfig:
     normalized: Literal["both", "decoding", "none"] = "both"
     quantizer: Literal["vq", "fsq", "lfq"] = "vq"
     levels: tuple[int, ...] = ()
+    order: Order = "raster"
 
     def __post_init__(self):
+        check_order(self.order)
         positive(self, "patch_size", "channels", "groups", "latent_channels")
         positive(self, "codebook_size", "code_dim", "encoder_blocks", "decoder_blocks")
         require(len(self.multipliers) >= 1, "multipliers must name at least one level")
@@ -158,6 +162,14 @@ class TransformerConfig:
       rope_base: base of the rotary frequencies.
       rope_scaling: scaling of 1-D rotary frequencies; None for none.
       grid: tokens along each side of the image with `rope="grid"`, `grid ** 2` in all.
+      order: order of the tokens of a grid, see `config.orders`.
+      next_cell: whether each position has a learned embedding of the cell of the token
+        that it predicts (RAR, arXiv 2411.00776), so that one model can predict the
+        tokens of a grid in any order.
+      factors: sizes of the sub-codes of a token, whose product is `V`; empty for none.
+        Each has its own embeddings and its own outputs, and the probability of a token
+        is the product of those of its sub-codes (BAE; Open-MAGVIT2). The first is the
+        most significant.
       max_length: longest sequence with `rope="sequence"`.
       condition: "class" (one learned prefix embedding per class), "caption" (a prefix
         of `caption_length` text features) or "none".
@@ -194,6 +206,9 @@ class TransformerConfig:
     rope_base: float = 10000.0
     rope_scaling: RopeScaling | None = None
     grid: int = 16
+    order: Order = "raster"
+    next_cell: bool = False
+    factors: tuple[int, ...] = ()
     max_length: int = 2048
     condition: Literal["class", "caption", "none"] = "class"
     classes: int = 1000
@@ -233,11 +248,34 @@ class TransformerConfig:
             f"heads={self.heads} must divide width={self.width}, or set head_dim",
         )
         grouped_heads(self.heads, self.num_kv_heads)
+        check_order(self.order)
+        require(
+            self.rope == "grid" or (self.order == "raster" and not self.next_cell),
+            "order and next_cell are about a grid: rope='grid'",
+        )
+        self._check_factors()
         step = 4 if self.rope == "grid" else 2
         require(
             self.head_size % step == 0,
             f"the head size {self.head_size} must be a multiple of {step} for "
             f"rope={self.rope!r}",
+        )
+
+    def _check_factors(self) -> None:
+        if not self.factors:
+            return
+        require(
+            min(self.factors) >= 2 and math.prod(self.factors) == self.vocab_size,
+            f"factors={self.factors} must be sizes of at least 2 whose product is "
+            f"vocab_size={self.vocab_size}",
+        )
+        require(
+            not (self.tied_head or self.head_width or self.extra_tokens),
+            "factors exclude tied_head, head_width and extra_tokens",
+        )
+        require(
+            self.width % len(self.factors) == 0,
+            f"width={self.width} must be a multiple of the {len(self.factors)} factors",
         )
 
     @property

@@ -5,6 +5,7 @@ from typing import Literal
 
 from jaxspec.config.checks import positive, require
 from jaxspec.config.models import TokenizerConfig
+from jaxspec.config.orders import require_raster
 
 # Sides of the token maps of images of 256 and of 512 pixels (arXiv 2404.02905).
 SCALES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
@@ -49,6 +50,7 @@ class MultiScaleTokenizerConfig:
     def __post_init__(self):
         check_scales(self.scales)
         positive(self, "residual_convs")
+        require_raster(self.networks.order)
         require(
             self.scales[-1] == self.networks.grid,
             f"the last of scales={self.scales} must be the grid of the networks, "

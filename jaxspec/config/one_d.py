@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jaxspec.config.checks import positive, require
+from jaxspec.config.orders import Order, check_order
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class MaskGITTokenizerConfig:
       groups: number of groups of every GroupNorm.
       codebook_size: number of codebook entries, `V`.
       code_dim: width of a codebook entry, `C`.
+      order: order of the tokens of an image, see `config.orders`.
     """
 
     image_size: int = 256
@@ -28,8 +30,10 @@ class MaskGITTokenizerConfig:
     groups: int = 32
     codebook_size: int = 1024
     code_dim: int = 256
+    order: Order = "raster"
 
     def __post_init__(self):
+        check_order(self.order)
         positive(self, "channels", "blocks", "groups", "codebook_size", "code_dim")
         require(len(self.multipliers) >= 1, "multipliers must name at least one level")
         require(

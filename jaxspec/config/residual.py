@@ -5,6 +5,7 @@ from typing import Literal
 
 from jaxspec.config.checks import positive, require
 from jaxspec.config.models import TokenizerConfig
+from jaxspec.config.orders import require_raster
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class ResidualTokenizerConfig:
 
     def __post_init__(self):
         positive(self, "depth")
+        require_raster(self.networks.order)
         require(
             (self.networks.normalized, self.networks.quantizer) == ("none", "vq"),
             "networks must have normalized='none' and quantizer='vq': codes of "

@@ -7,6 +7,7 @@ from jaxspec.config.kl import KLTokenizerConfig
 from jaxspec.config.mar import MARConfig
 from jaxspec.config.models import TransformerConfig
 from jaxspec.config.one_d import OneDTokenizerConfig
+from jaxspec.config.orders import levels_of
 from jaxspec.config.residual import ResidualTokenizerConfig
 
 
@@ -21,7 +22,8 @@ def tokens_of(config: Any) -> str:
         return f"{size} tokens in a row of {config.max_length}"
     scales = getattr(config, "scales", None)
     places = f"maps of {scales}" if scales else f"a grid of {config.grid}"
-    return f"{size} tokens on {places}"
+    order = getattr(config, "order", "raster")
+    return f"{size} tokens on {places}" + (f", {order}" if order != "raster" else "")
 
 
 def same_tokens(prior: Any, tokenizer: Any) -> bool:
@@ -43,13 +45,17 @@ def same_tokens(prior: Any, tokenizer: Any) -> bool:
 def row_ends(config: Any) -> tuple[int, ...]:
     """Number of tokens of the first row of an image, of the first two, and so on.
 
-    Rows are those of a grid, the token maps of several scales, or single tokens.
+    Rows are those of a grid, its levels in coarse order, the token maps of several
+    scales, or single tokens.
 
     Args:
       config: configuration of a tokenizer.
     """
-    if isinstance(config, OneDTokenizerConfig):
+    order = getattr(config, "order", "raster")
+    if isinstance(config, OneDTokenizerConfig) or order == "halton":
         return tuple(range(1, config.length + 1))
+    if order == "coarse":
+        return tuple(itertools.accumulate(map(len, levels_of(config.grid))))
     sides = getattr(config, "scales", None)
     row = config.grid * getattr(config, "depth", 1)
     counts = [side * side for side in sides] if sides else [row] * config.grid

@@ -16,7 +16,7 @@ _NAMES = {
     "Revision": "jaxspec.masked.policies.revision",
     "Threshold": "jaxspec.masked.policies.threshold",
     "View": "jaxspec.masked.policy",
-    "halton_order": "jaxspec.masked.policies.order",
+    "halton_order": "jaxspec.config.orders",
 }
 __all__ = [*_NAMES]  # pyright: ignore[reportUnsupportedDunderAll]
 __getattr__, __dir__ = lazy_names(__name__, _NAMES)

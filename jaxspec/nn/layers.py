@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 
+from jaxspec.nn.factors import joint_scores
 from jaxspec.nn.quantize import SCALE
 from jaxspec.typing import Array, Float, Int, Params
 
@@ -158,9 +159,12 @@ def head_scores(head: Params, h: Float[Array, "... D"]) -> Float[Array, "... V"]
     Args:
       head: one of: a matrix `[D, V]`; the "kernel" and "scale" of a quantized matrix;
         the "in" `[D, M]`, "in_bias", "out" `[M, V]` and "out_bias" of an MLP of width
-        `M` with a GELU (Janus).
+        `M` with a GELU (Janus); the matrices `[D, n]` of the sub-codes of a token, a
+        tuple, see `nn.factors`.
       h: hidden states after the final norm.
     """
+    if isinstance(head, tuple):
+        return joint_scores([head_scores(part, h) for part in head])
     if isinstance(head, Mapping) and "scale" in head:
         return scaled_product(h, head["kernel"], head["scale"])
     if isinstance(head, Mapping):

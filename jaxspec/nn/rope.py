@@ -7,11 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec.config import RopeScaling
+from jaxspec.config.orders import Order, cells_of
 from jaxspec.typing import Array, Float, Int
 
 
 def grid_table(
-    prefix: int, grid: int, head_dim: int, base: float, extra: int = 0
+    prefix: int,
+    grid: int,
+    head_dim: int,
+    base: float,
+    extra: int = 0,
+    order: Order = "raster",
 ) -> np.ndarray:
     """Table of the 2-D rotary embedding of LlamaGen, by absolute position.
 
@@ -21,19 +27,21 @@ def grid_table(
 
     Args:
       prefix: number of condition positions.
-      grid: tokens per side; token `t` is in image row `t // grid`, column `t % grid`.
+      grid: tokens per side; cell `n` is in image row `n // grid`, column `n % grid`.
       head_dim: size of a head, `F`, a multiple of 4.
       base: base of the frequencies.
       extra: number of entries after the grid, for drafts that extend past its end.
+      order: order of the cells, see `config.orders`.
 
     Returns:
       Cosines and sines, float32 `[prefix + grid ** 2 + extra, F / 2, 2]`.
     """
     half = head_dim // 2
     radians = frequencies(half, base)
-    tokens = np.arange(grid * grid + extra)
-    row_angles = np.outer(tokens // grid, radians)
-    column_angles = np.outer(tokens % grid, radians)
+    after = grid * grid + np.arange(extra)
+    cells = np.concatenate([np.array(cells_of(order, grid)), after])
+    row_angles = np.outer(cells // grid, radians)
+    column_angles = np.outer(cells % grid, radians)
     angles = np.concatenate([row_angles, column_angles], axis=-1)
     table = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
     zeros = np.zeros((prefix, *table.shape[1:]))
@@ -119,6 +127,11 @@ class Rotary(Protocol):
         ...
 
     @property
+    def order(self) -> Order:
+        """Order of the cells of a grid."""
+        ...
+
+    @property
     def prefix_length(self) -> int:
         """Number of condition positions before a grid."""
         ...
@@ -144,7 +157,12 @@ def angles_of(
             positions, head_dim, config.rope_base, config.rope_scaling
         )
     table = grid_table(
-        config.prefix_length, config.grid, head_dim, config.rope_base, overhang
+        config.prefix_length,
+        config.grid,
+        head_dim,
+        config.rope_base,
+        overhang,
+        config.order,
     )
     return jnp.asarray(table)[positions]
 

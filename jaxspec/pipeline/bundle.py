@@ -306,7 +306,8 @@ def load_prior(path: Path, sharding: Placement = None) -> Checkpoint:
     if prior.kind not in PRIORS:
         raise CheckpointError(f"'{path}' holds a {prior.kind}, not a prior")
     objective = prior.metadata.get("objective", "next")
-    if objective not in ("next", "sorted", "tidar", *MASKED_OBJECTIVES):
+    generating = ("next", "any_order", "sorted", "tidar", *MASKED_OBJECTIVES)
+    if objective not in generating:
         raise CheckpointError(
             f"'{path}' was trained for {objective!r}: it drafts for another model "
             "(--drafter), but does not generate on its own"

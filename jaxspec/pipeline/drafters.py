@@ -30,7 +30,10 @@ TRAINING_FREE: dict[str, Callable[[TransformerConfig], Drafter]] = {
     "jacobi": lambda config: Jacobi(config.vocab_size),
     "recycling": lambda config: TokenRecycling(config.vocab_size, 32),
     "ngrams": lambda config: NgramTable(
-        config.vocab_size, (1, config.grid), 1 << 14, 16
+        config.vocab_size,
+        (1, config.grid if config.order == "raster" else 2),
+        1 << 14,
+        16,
     ),
     "prompt-lookup": lambda config: PromptLookup(),
 }

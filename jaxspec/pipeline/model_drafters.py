@@ -18,7 +18,7 @@ from jaxspec.pipeline.loaded_drafter import LoadedDrafter, recorded_acceptance
 from jaxspec.speculative.draft import Drafter
 from jaxspec.typing import Params
 
-SHARED = ("vocab_size", "condition", "classes", "rope", "sequence_length")
+SHARED = ("vocab_size", "condition", "classes", "rope", "order", "sequence_length")
 
 
 def load_model_drafter(
@@ -113,6 +113,7 @@ def _deer(checkpoint: Checkpoint, params: Params, bundle: Bundle) -> _Made:
 
 _MAKERS = {
     "next": _draft_model,
+    "any_order": _draft_model,
     "sorted": _dynamic_exit,
     **dict.fromkeys(MASKED_OBJECTIVES, _diffuspec),
     "tidar": _tidar,

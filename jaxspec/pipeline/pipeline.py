@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
+from jaxspec.config.orders import Order
 from jaxspec.errors import ConfigError
 from jaxspec.pipeline.acceptance import warn_of_low_acceptance
 from jaxspec.pipeline.bundle import Bundle, load_bundle
@@ -19,6 +20,7 @@ from jaxspec.pipeline.drafters import drafter_of
 from jaxspec.pipeline.encoding import encode_images
 from jaxspec.pipeline.generation import GenerationResult, generate, join_batches
 from jaxspec.pipeline.loaded_drafter import LoadedDrafter
+from jaxspec.pipeline.orders import with_order
 from jaxspec.pipeline.preview import Preview, generate_previews
 from jaxspec.pipeline.prompt_inputs import ClassLabel, resolve_prefix, resolve_prompts
 from jaxspec.pipeline.save import save_bundle
@@ -284,6 +286,7 @@ def load_pipeline(
     dtype: Any = None,
     mesh: Mesh | None = None,
     int8: bool = False,
+    order: Order | None = None,
 ) -> Pipeline:
     """Loads a folder of models, or the embedded ones.
 
@@ -295,11 +298,14 @@ def load_pipeline(
       dtype: dtype of the parameters of prior and drafter; by default as saved.
       mesh: mesh on which the parameters of prior and drafter are placed.
       int8: whether matrices of prior and drafter are held in eight bits.
+      order: order in which a model of any order generates the tokens of an image, see
+        `config.orders`; None for that of its configuration.
 
     Raises:
       CheckpointError: something is missing, damaged or does not belong together.
-      ConfigError: there is no such drafter or dtype.
+      ConfigError: there is no such drafter, dtype or order.
       NonFiniteError: a parameter is NaN or infinite.
     """
     bundle = load_bundle(path, dtype=dtype, mesh=mesh, int8=int8)
+    bundle = bundle if order is None else with_order(bundle, order)
     return Pipeline(bundle, drafter_of(drafter, bundle))

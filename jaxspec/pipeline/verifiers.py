@@ -5,6 +5,7 @@ import typing
 from typing import Any
 
 from jaxspec.errors import ConfigError
+from jaxspec.models.transformer.parameters import embedding_of
 from jaxspec.pipeline.bundle import Bundle
 from jaxspec.speculative import verify
 from jaxspec.speculative.verify import Verifier
@@ -103,5 +104,5 @@ def verifier_params(verifier: Verifier, bundle: Bundle) -> dict[str, Any] | None
             table = neighbor_table(bundle.tokenizer.params["codebook"], verifier.k)
         return {"neighbors": table}
     if isinstance(verifier, verify.Grouped):
-        return {"embedding": bundle.prior.params["embedding"]["embedding"]}
+        return {"embedding": embedding_of(bundle.prior.config, bundle.prior.params)}
     return None

@@ -100,6 +100,8 @@ def _description(checkpoint: Checkpoint) -> str:
             f"Transformer that fills in masked tokens, trained with {objective=}; it "
             "generates by itself, or drafts for an autoregressive prior."
         )
+    if checkpoint.kind == "prior" and objective == "any_order":
+        return "Autoregressive transformer over image tokens in any order (RAR)."
     if checkpoint.kind == "prior" and objective != "next":
         return (
             f"Transformer over the prior's tokens, trained with {objective=}; it "

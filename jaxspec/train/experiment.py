@@ -146,6 +146,7 @@ HELDOUT = {"prior": 512, "drafter": 256, "classifier": 2048}
 
 Objective = Literal[
     "next",
+    "any_order",
     "sorted",
     "masked",
     "maskgit",
@@ -161,18 +162,22 @@ class PriorTrainingConfig(TrainingConfig):
     """Settings of the trainer of models over tokens; see `train.objectives`.
 
     Attributes:
-      objective: training objective. "next": the next token. "sorted": the next token
-        after several numbers of layers (S2D, LayerSkip). "masked": masked tokens
+      objective: training objective. "next": the next token. "any_order": the next
+        token in random orders (RAR), of a model with `next_cell`. "sorted": the next
+        token after several numbers of layers (S2D, LayerSkip). "masked": masked tokens
         (MDLM), "maskgit" with MaskGIT's shares and weights. "distilled": what a masked
         model to start from predicts in two of its steps (SDTT). "continuation" and
         "refinement": blocks after a prefix (DEER's two stages). "tidar": next tokens
-        and blocks. All but the first two need `extra_tokens`. Of a next-scale model,
+        and blocks. All but the first three need `extra_tokens`. Of a next-scale model,
         "sorted" trains the last maps with subsets of its layers too (VARiant).
       exits: numbers of layers after which a "sorted" model may exit early; of the
         evenly spaced subsets of a next-scale model.
       full_scales: number of first maps of a "sorted" next-scale model that all layers
         compute.
       block: tokens of a block.
+      random_share: share of the sequences of "any_order" that have a random order. RAR
+        lowers it from 1 to 0 during a training; a second one with `--start` can have
+        another share.
       teacher_steps: steps of the model that a "distilled" one starts from; it needs
         half as many.
     """
@@ -181,11 +186,13 @@ class PriorTrainingConfig(TrainingConfig):
     exits: tuple[int, ...] = ()
     full_scales: int | None = None
     block: int = 8
+    random_share: float = 1.0
     teacher_steps: int = 16
 
     def __post_init__(self):
         super().__post_init__()
         whole(self, 2, "teacher_steps")
+        number(self, "from 0 to 1", lambda x: 0 <= x <= 1, "random_share")
         if self.objective not in get_args(Objective):
             known = ", ".join(get_args(Objective))
             raise ConfigError(f"objective={self.objective!r}; choose {known}")
@@ -331,7 +338,9 @@ class Experiment:
         objective, exits = self.train_prior.objective, self.train_prior.exits
         if self.train_prior.full_scales is not None:
             raise ConfigError(f"{self.name}: full_scales is for next-scale models")
-        if objective not in ("next", "sorted") and not prior.extra_tokens:
+        if objective == "any_order" and not prior.next_cell:
+            raise ConfigError(f"{self.name}: any_order needs prior.next_cell=True")
+        if objective not in ("next", "any_order", "sorted") and not prior.extra_tokens:
             raise ConfigError(
                 f"{self.name}: objective={objective!r} needs extra_tokens=1"
             )
@@ -410,7 +419,13 @@ def fingerprint(model: Any, training: TrainingConfig, *sources: Any) -> str:
     identity = {k: v for k, v in vars(training).items() if k not in MAY_CHANGE}
     text = repr((model, sorted(identity.items()), *sources))
     # Fields that came later: trainings that began before them go on.
-    for field in (", quantizer='vq', levels=()", ", ('teacher_steps', 16)"):
+    for field in (
+        ", quantizer='vq', levels=()",
+        ", order='raster'",
+        ", next_cell=False, factors=()",
+        ", ('random_share', 1.0)",
+        ", ('teacher_steps', 16)",
+    ):
         text = text.replace(field, "")
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

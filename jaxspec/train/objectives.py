@@ -107,6 +107,42 @@ def sorted_loss(
     return jnp.mean(jnp.stack(losses))
 
 
+def any_order_loss(
+    model: Transformer,
+    params: Params,
+    tokens: Int[Array, "B T"],
+    prompts: PyTree,
+    null: Bool[Array, "B"],
+    key: Array,
+    *,
+    share: float,
+) -> Float[Array, ""]:
+    """Next-token loss of sequences in random orders (RAR, arXiv 2411.00776).
+
+    Args:
+      share: share of the sequences in a random order of their own; the others are in
+        the order of the model.
+    """
+    order_key, share_key, dropout_key = jax.random.split(key, 3)
+    prefix, shape = model.config.prefix_length, tokens.shape
+    is_random = jax.random.bernoulli(share_key, jnp.float32(share), (shape[0], 1))
+    shuffled = jnp.argsort(jax.random.uniform(order_key, shape, jnp.float32))
+    order = jnp.where(is_random, shuffled, jnp.arange(shape[1]))
+    tokens = jnp.take_along_axis(tokens, order, axis=1)
+    condition = jnp.broadcast_to(jnp.arange(prefix), (shape[0], prefix))
+    positions = jnp.concatenate([condition, prefix + order], axis=1)
+    logits, _ = model.score(
+        params,
+        prompts,
+        tokens[:, :-1],
+        null=null,
+        dropout_key=dropout_key,
+        positions=positions[:, :-1],
+        following=positions[:, 1:],
+    )
+    return jnp.mean(token_losses(model, logits, tokens))
+
+
 def block_loss(
     model: Transformer,
     params: Params,

@@ -92,7 +92,7 @@ def prior_job(
             metadata["objective"] = start.metadata["objective"]
         if config.objective == "sorted":
             metadata["exits"] = list(config.exits)
-        if config.objective not in ("next", "sorted", "distilled", *MASKED_OBJECTIVES):
+        if config.objective in ("continuation", "refinement", "tidar"):
             metadata["block"] = config.block
         params, encoder_params = split_params(encoder, trained)
         parts = {"prior": Checkpoint("prior", experiment.prior, params, metadata)}
@@ -148,6 +148,8 @@ def _start_params(start: Checkpoint, model: Transformer, init: Params) -> Params
             f"the model to start from has {start.config.extra_tokens} extra tokens, "
             f"this one {config.extra_tokens}"
         )
+    if config.factors:
+        return start.params
     embeddings = init["embedding"]["embedding"]
     present = len(start.params["embedding"]["embedding"])
     return with_extra_tokens(start.params, embeddings[present:])
@@ -174,6 +176,9 @@ def make_objective(
     blocks = partial(objectives.block_loss, model, block=config.block)
     return {
         "next": partial(objectives.next_loss, model),
+        "any_order": partial(
+            objectives.any_order_loss, model, share=config.random_share
+        ),
         "sorted": partial(objectives.sorted_loss, model, exits=config.exits),
         "masked": masked,
         "maskgit": partial(masked, cosine=True),
@@ -216,13 +221,16 @@ def make_evaluation(
     heldout: Sequences,
     encoder: TextEncoder | None = None,
 ):
-    """Evaluation `state -> metrics`: held-out loss, for "next" also the entropy."""
+    """Evaluation `state -> metrics`: held-out loss, with one order also the entropy.
+
+    Models of any order are measured in that of their configuration.
+    """
     objective = make_objective(model, config)
     most, key = HELDOUT["prior"], seed_key(config.seed + 1)
 
     def evaluate(state, *teacher):
         params, source = with_encoder(encoder, state["average"], heldout)
-        if config.objective == "next":
+        if config.objective in ("next", "any_order"):
             values = likelihood_metrics(
                 model, params, source, batch=config.batch, most=most
             )

@@ -10,8 +10,8 @@ from jaxspec.cli.help import Parser, rare
 from jaxspec.cli.main import build_parser
 
 RARE = {
-    "generate": "--attention --cache-stages --int8 --cfg-interval --coordinator "
-    "--processes --process --compile-cache --no-chat --max-tokens --steps "
+    "generate": "--attention --cache-stages --int8 --order --cfg-interval "
+    "--coordinator --processes --process --compile-cache --no-chat --max-tokens --steps "
     "--head-steps --solver --policy",
     "convert": "--weights --target --mesh --allow-objects",
     "eval images": "--compile-cache",

@@ -20,7 +20,8 @@ from jaxspec.nn.rope import grid_table
 from jaxspec.typing import Params
 
 _UNSUPPORTED = (
-    "qkv_bias qk_norm qk_layer_norm norm_after tied_head head_width extra_tokens"
+    "qkv_bias qk_norm qk_layer_norm norm_after tied_head head_width extra_tokens "
+    "next_cell factors"
 )
 
 
@@ -49,9 +50,10 @@ class TorchDecoder(nn.Module):
     ):
         super().__init__()
         options = [name for name in _UNSUPPORTED.split() if getattr(config, name)]
-        if options or config.condition != "class" or config.rope != "grid":
+        kind = config.condition, config.rope, config.order
+        if options or kind != ("class", "grid", "raster"):
             raise ConfigError(
-                f"the PyTorch decoder does not support {options or config.condition}; "
+                f"the PyTorch decoder does not support {options or kind}; "
                 "choose another model or drop the baselines"
             )
         self.config, self.batch, self.length = config, batch, length

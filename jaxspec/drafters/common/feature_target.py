@@ -6,6 +6,7 @@ from typing import Literal
 
 from jaxspec.config import RopeScaling, TransformerConfig
 from jaxspec.config.checks import positive, require
+from jaxspec.config.orders import Order, check_order
 from jaxspec.errors import ConfigError
 from jaxspec.typing import Params
 
@@ -45,6 +46,7 @@ class FeatureTarget:
       rope_scaling: scaling of these frequencies with 1-D positions; None for none.
       grid: tokens along each side of an image, for the 2-D rotary embedding of
         LlamaGen; 0 for 1-D positions.
+      order: order of the tokens of a grid, see `config.orders`.
 
     Raises:
       ConfigError: a size is not positive.
@@ -59,6 +61,7 @@ class FeatureTarget:
     rope_base: float = 10000.0
     rope_scaling: RopeScaling | None = None
     grid: int = 0
+    order: Order = "raster"
 
     def __post_init__(self):
         positive(self, "vocab_size", "width", "layers")
@@ -66,6 +69,7 @@ class FeatureTarget:
         require(self.rope_base > 1, "rope_base must be above 1")
         require(self.prefix_length >= 0, "prefix_length must not be negative")
         require(self.grid >= 0, "grid must not be negative")
+        check_order(self.order)
 
     @property
     def rope(self) -> Literal["grid", "sequence"]:

@@ -2,7 +2,7 @@
 
 from jaxspec.config import TransformerConfig
 from jaxspec.drafters.common.feature_target import DrafterTarget, FeatureTarget
-from jaxspec.models.transformer.parameters import head_of
+from jaxspec.models.transformer.parameters import embedding_of, head_of
 from jaxspec.nn.layers import head_scores, rms_norm
 from jaxspec.typing import Array, Float, Params
 
@@ -28,8 +28,10 @@ def shared_target_params(
         shared = target.shared_params(params)
         names = ("embedding", "head", "norm") if norm else ("embedding", "head")
         return {name: shared[name] for name in names}
-    embedding = params["embedding"]["embedding"][: target.vocab_size]
-    shared = {"embedding": embedding, "head": head_of(target, params)}
+    shared = {
+        "embedding": embedding_of(target, params),
+        "head": head_of(target, params),
+    }
     return {**shared, "norm": params["norm"]["scale"]} if norm else shared
 
 

@@ -87,11 +87,13 @@ class DFlash:
             )
         check_width(self.config.width, self.target, "they share embedding and head")
         if self.config.above and (
-            self.target.rope != "grid" or self.config.block_size >= self.target.grid
+            self.target.rope != "grid"
+            or self.target.order != "raster"
+            or self.config.block_size >= self.target.grid
         ):
             raise ConfigError(
-                "above=True needs a target on a grid, and a block shorter than an "
-                "image row"
+                "above=True needs a target on a grid in raster order, and a block "
+                "shorter than an image row"
             )
         check_feature_layers(self.config.feature_layers, self.target)
 

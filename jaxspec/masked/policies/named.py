@@ -3,10 +3,11 @@
 import math
 from collections.abc import Callable
 
+from jaxspec.config.orders import cells_of
 from jaxspec.errors import ConfigError
 from jaxspec.masked.policies.bernoulli import Bernoulli
 from jaxspec.masked.policies.confidence import Confidence
-from jaxspec.masked.policies.order import FixedOrder, RandomOrder, halton_order
+from jaxspec.masked.policies.order import FixedOrder, RandomOrder
 from jaxspec.masked.policies.revision import Revision
 from jaxspec.masked.policies.threshold import Threshold
 from jaxspec.masked.policy import Policy
@@ -26,7 +27,7 @@ _OF_TOKENS: dict[str, Callable[[int], Policy]] = {
     "random": lambda tokens: RandomOrder(),
     "coins": lambda tokens: Bernoulli(),
     "raster": lambda tokens: FixedOrder(tuple(range(tokens))),
-    "halton": lambda tokens: FixedOrder(halton_order(*_square(tokens))),
+    "halton": lambda tokens: FixedOrder(cells_of("halton", _side(tokens))),
 }
 
 
@@ -64,8 +65,8 @@ def check_policy(name: str) -> None:
     named_policy(name, 1)
 
 
-def _square(tokens: int) -> tuple[int, int]:
-    """Sides of a square grid.
+def _side(tokens: int) -> int:
+    """Side of a square grid.
 
     Raises:
       ConfigError: the tokens fill none.
@@ -73,4 +74,4 @@ def _square(tokens: int) -> tuple[int, int]:
     side = math.isqrt(tokens)
     if side * side != tokens:
         raise ConfigError(f"{tokens} tokens are no square grid, which halton orders")
-    return side, side
+    return side

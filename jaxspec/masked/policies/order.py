@@ -62,32 +62,3 @@ class FixedOrder:
         rank = jnp.argsort(jnp.asarray(self.order))
         scores = jnp.broadcast_to(-rank.astype(jnp.float32), view.tokens.shape)
         return revealed(view, scores)
-
-
-def halton_order(height: int, width: int) -> tuple[int, ...]:
-    """Cells of a grid in the order of a Halton sequence, which spreads them evenly.
-
-    Source: the Halton scheduler (Besnier et al., ICLR 2025). Bases 2 and 3; cells that
-    the sequence has met are left out.
-
-    Args:
-      height: rows of the grid.
-      width: columns of the grid.
-    """
-    found: dict[int, None] = {}
-    index = 0
-    while len(found) < height * width:
-        index += 1
-        row, column = _radical_inverse(index, 2), _radical_inverse(index, 3)
-        found.setdefault(int(row * height) * width + int(column * width))
-    return tuple(found)
-
-
-def _radical_inverse(index: int, base: int) -> float:
-    """Digits of a number, mirrored at the point."""
-    value, scale = 0.0, 1.0
-    while index:
-        index, digit = divmod(index, base)
-        scale /= base
-        value += digit * scale
-    return value

@@ -114,6 +114,7 @@ class Transformer:
         dropout_key: Array | None = None,
         causal: bool | Bool[Array, "Y Y"] | Bool[Array, "B Y Y"] = True,
         positions: Int[Array, "Y"] | Int[Array, "B Y"] | None = None,
+        following: Int[Array, "B Y"] | None = None,
     ) -> tuple[Float[Array, "B 1 V"] | Float[Array, "B Y V"], Float[Array, "B Y E"]]:
         """Logits of whole sequences in one pass, without a cache.
 
@@ -131,6 +132,8 @@ class Transformer:
             sequences or one for each.
           positions: rotary positions of condition and tokens, int32, for all sequences
             or for each; by default their indices.
+          following: positions of the tokens that are predicted, int32, for models with
+            `next_cell`; by default `positions + 1`.
 
         Returns:
           Float32 logits of all positions (position `P - 1 + t` scores token `t`), or
@@ -159,7 +162,14 @@ class Transformer:
             itself = jnp.eye(total, dtype=bool)
             mask &= _visible_slots(prompt, total)[:, None, :] | itself[None]
         logits, features, _ = bound.body(
-            x, positions, mask, None, feature_layers, dropout_key is not None, at
+            x,
+            positions,
+            mask,
+            None,
+            feature_layers,
+            dropout_key is not None,
+            at,
+            following,
         )
         return logits, features
 

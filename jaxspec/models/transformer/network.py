@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jaxspec.config import TransformerConfig
 from jaxspec.models.classes import mixed_classes
+from jaxspec.models.transformer.embeddings import FactoredEmbed, NextCell
 from jaxspec.nn.attention import Attention
 from jaxspec.nn.layers import (
     INIT,
@@ -73,7 +74,12 @@ class Decoder(nn.Module):
         c = self.config
         self.token_dropout = nn.Dropout(c.token_dropout)
         ids = c.vocab_size + c.extra_tokens
-        self.embedding = nn.Embed(ids, c.width, embedding_init=INIT)
+        if c.factors:
+            self.embedding = FactoredEmbed(c.factors, c.width)
+        else:
+            self.embedding = nn.Embed(ids, c.width, embedding_init=INIT)
+        if c.next_cell:
+            self.next_cell = NextCell(c)
         if c.condition == "class":
             self.classes = nn.Embed(c.classes + 1, c.width, embedding_init=INIT)
         elif c.condition == "caption":
@@ -86,7 +92,12 @@ class Decoder(nn.Module):
             _Layer(c, self.attention, name=f"layers_{i}") for i in range(c.layers)
         ]
         self.norm = RMSNorm(c.norm_eps)
-        if c.head_width:
+        if c.factors:
+            self.head = tuple(
+                self.param(f"head_{i}", ZEROS, (c.width, size))
+                for i, size in enumerate(c.factors)
+            )
+        elif c.head_width:
             self.head = {
                 "in": self.param("head_in", INIT, (c.width, c.head_width)),
                 "in_bias": self.param("head_in_bias", ZEROS, (c.head_width,)),
@@ -118,12 +129,25 @@ class Decoder(nn.Module):
         """Embeddings of token ids."""
         return self.embedding(ids)
 
-    def body(self, x, positions, mask, cache, feature_layers, train, at=None):
+    def body(
+        self,
+        x,
+        positions,
+        mask,
+        cache,
+        feature_layers,
+        train,
+        at=None,
+        following=None,
+    ):
         """Logits, features of `feature_layers` and updated cache layers.
 
         With `at`, only the logits of one position per sequence are computed.
+        `following` are the positions of the predicted tokens, by default the next ones.
         """
         c = self.config
+        if c.next_cell:
+            x = x + self.next_cell(positions + 1 if following is None else following)
         angles = angles_of(c, positions, c.head_size)
         x = self.token_dropout(x, deterministic=not train)
         outputs, layers = {}, []
@@ -138,8 +162,7 @@ class Decoder(nn.Module):
         features = jnp.concatenate(features, axis=-1) if feature_layers else x[..., :0]
         if at is not None:
             x = jnp.take_along_axis(x, at[:, None, None], axis=1)
-        tied_head = self.embedding.embedding[: c.vocab_size].T
-        head = tied_head if c.tied_head else self.head
+        head = self.embedding.embedding[: c.vocab_size].T if c.tied_head else self.head
         return head_scores(head, self.norm(x)), features, tuple(layers)
 
     def __call__(self, prompt, ids):

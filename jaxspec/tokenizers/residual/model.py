@@ -33,6 +33,11 @@ class ResidualTokenizer(Tokenizer):
         """Encoder and decoder."""
         return VQNetworks(self.config.networks)
 
+    @property
+    def cells(self) -> None:
+        """None: cells are in raster order."""
+        return None
+
     def quantize(
         self, codebook: Float[Array, "n C"], vectors: Float[Array, "... C"]
     ) -> Int[Array, "... d"]:

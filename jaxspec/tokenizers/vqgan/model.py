@@ -1,13 +1,16 @@
 """VQ image tokenizer, which maps images to codes and back (LlamaGen VQ-16 and VQ-8)."""
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxspec.config import TokenizerConfig
+from jaxspec.config.orders import Order, cells_of
 from jaxspec.errors import DataError
 from jaxspec.nn.scalar import (
     fsq_bounded,
@@ -19,7 +22,7 @@ from jaxspec.nn.scalar import (
 from jaxspec.nn.vq import look_up, nearest_codes
 from jaxspec.tokenizers.checks import check_images
 from jaxspec.tokenizers.networks import VQNetworks
-from jaxspec.typing import Array, Float, Int, Params
+from jaxspec.typing import Array, Bool, Float, Int, Params
 
 PRESETS = {
     "vq-16": TokenizerConfig(),
@@ -107,13 +110,26 @@ class Tokenizer:
     def encode(
         self, params: Params, images: Float[Array, "B h w 3"]
     ) -> Int[Array, "B T"]:
-        """Maps images in [-1, 1] to codes, int32, in raster order; `T = grid ** 2`.
+        """Maps images in [-1, 1] to codes, int32, in the order of the configuration.
+
+        `T = grid ** 2`.
 
         Raises:
           DataError: the images have the wrong size.
         """
         codes = self.quantize(params["codebook"], self.embed(params, images))
-        return codes.reshape(images.shape[0], -1)
+        codes = codes.reshape(images.shape[0], -1)
+        return codes if self.cells is None else codes[:, self.cells]
+
+    @property
+    def cells(self) -> Int[np.ndarray, "T"] | None:
+        """Cell of each token, int; None if that is its index."""
+        order, grid = self.config.order, self.config.grid
+        return None if order == "raster" else np.array(cells_of(order, grid))
+
+    def on_grid(self, tokens: Int[Array, "B T"]) -> Int[Array, "B T"]:
+        """Tokens in the order of the cells of the grid, int32."""
+        return tokens if self.cells is None else tokens[:, np.argsort(self.cells)]
 
     def quantize(
         self, codebook: Float[Array, "V C"], vectors: Float[Array, "... C"]
@@ -135,7 +151,9 @@ class Tokenizer:
     def decode(
         self, params: Params, codes: Int[Array, "B T"]
     ) -> Float[Array, "B h w 3"]:
-        """Maps codes in raster order to images, nominally in [-1, 1].
+        """Maps codes in the order of the configuration to images.
+
+        Images are nominally in [-1, 1].
 
         Raises:
           DataError: there are not `grid ** 2` codes per image.
@@ -144,10 +162,12 @@ class Tokenizer:
         if codes.ndim != 2 or codes.shape[1] != grid * grid:
             raise DataError(
                 f"codes have shape {tuple(codes.shape)}; this tokenizer takes "
-                f"[B, {grid * grid}] ({grid} x {grid} in raster order)"
+                f"[B, {grid * grid}] ({grid} x {grid})"
             )
         vectors = look_up(
-            params["codebook"], codes, normalized=self.config.normalized != "none"
+            params["codebook"],
+            self.on_grid(codes),
+            normalized=self.config.normalized != "none",
         )
         return self.decode_vectors(
             params, vectors.reshape(-1, grid, grid, vectors.shape[-1])
@@ -160,13 +180,18 @@ class Tokenizer:
 
         Args:
           params: parameters.
-          tokens: tokens in raster order, -1 for those that do not exist yet.
+          tokens: tokens in the order of the configuration, -1 for those that do not
+            exist yet.
 
         Returns:
-          Images in [-1, 1]; grid cells without a token are gray (0). Pixels near the
+          Images in [-1, 1]. In raster order, grid cells without a token are gray (0).
+          In other orders, which spread tokens over the grid, they repeat the nearest
+          known one, so that the image is a preview of the whole. Pixels near the
           border of the known cells change once their neighbors exist.
         """
         known = tokens >= 0
+        if self.cells is not None:
+            return self._preview(params, tokens, known)
         # Missing cells repeat the newest token, which disturbs their neighbors least.
         last = jnp.maximum(jnp.sum(known, axis=1, keepdims=True) - 1, 0)
         newest = jnp.take_along_axis(tokens, last, axis=1)
@@ -175,3 +200,22 @@ class Tokenizer:
         cell = images.shape[1] // grid
         mask = known.reshape(-1, grid, grid).repeat(cell, axis=1).repeat(cell, axis=2)
         return jnp.where(mask[..., None], images, 0.0)
+
+    def _preview(
+        self, params: Params, tokens: Int[Array, "B T"], known: Bool[Array, "B T"]
+    ) -> Float[Array, "B h w 3"]:
+        """Images whose missing cells repeat the nearest known one; gray without any."""
+        distance = jnp.asarray(_distances(self.config.order, self.config.grid))
+        away = jnp.where(known[:, None, :], distance, jnp.inf)
+        nearest = jnp.argmin(away, axis=-1)
+        filled = jnp.take_along_axis(jnp.maximum(tokens, 0), nearest, axis=1)
+        images = self.decode(params, filled)
+        return jnp.where(known.any(axis=1)[:, None, None, None], images, 0.0)
+
+
+@cache
+def _distances(order: Order, grid: int) -> Float[np.ndarray, "T T"]:
+    """Distances between the cells of tokens in an order."""
+    rows, columns = np.divmod(np.array(cells_of(order, grid)), grid)
+    across, down = (np.subtract.outer(x, x) for x in (columns, rows))
+    return np.hypot(across, down).astype(np.float32)

@@ -35,7 +35,10 @@ def default_observers(
         observers.append(board)
     if part == "tokenizer" and images is not None:
         observers.append(reconstructions(experiment, images[1]))
-    if part == "prior" and experiment.train_prior.objective == "next":
+    if part == "prior" and experiment.train_prior.objective in (
+        "next",
+        "any_order",
+    ):
         observers.append(EntropyWarning())
         if images is not None and heldout is not None:
             tokenizer = load_tokenizer(bundle / "tokenizer")

@@ -1,0 +1,85 @@
+"""Models of any order (RAR), trained and generated from the command line."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+from jaxspec.checkpoint import Checkpoint
+from jaxspec.cli import main
+from jaxspec.errors import ConfigError
+from jaxspec.models.transformer.model import Transformer
+from jaxspec.pipeline.bundle import Bundle
+from jaxspec.pipeline.orders import with_order
+from jaxspec.pipeline.pipeline import Pipeline, load_pipeline
+from jaxspec.speculative.trees.tree import Tree
+from jaxspec.tokenizers.vqgan.model import Tokenizer
+from tests.params import random_like
+from tests.train.commands import TINY
+from tests.train.halves import write_images
+from tests.train.tiny import get_config
+
+EXPERIMENT = get_config()
+
+
+@pytest.fixture(scope="module")
+def bundle():
+    """Random models, the prior with the record of any order."""
+    config = replace(EXPERIMENT.prior, next_cell=True)
+    prior = random_like(Transformer(config).init, spread=0.3, seed=1)
+    tokenizer = random_like(Tokenizer(EXPERIMENT.tokenizer).init, seed=2)
+    return Bundle(
+        "random",
+        Checkpoint("tokenizer", EXPERIMENT.tokenizer, tokenizer, {}),
+        Checkpoint("prior", config, prior, {"objective": "any_order"}),
+        None,
+        trained=config,
+    )
+
+
+def test_one_model_generates_in_several_orders(bundle):
+    """Continued images keep whole levels, and previews are of the whole."""
+    settings = {"class_labels": [0, 2], "seed": 0, "tree": Tree.root()}
+    coarse = Pipeline(with_order(bundle, "coarse"), None)
+    out, plain = coarse(**settings), Pipeline(bundle, None)(**settings)
+    assert not np.array_equal(out.tokens, plain.tokens)
+    rest = coarse(**settings, prefix=out.tokens, prefix_rows=2)
+    assert_array_equal(rest.tokens, out.tokens)
+    first = next(coarse.stream(**settings, rounds=3))
+    assert first.fraction == 0.25
+    assert not (first.images == first.images[:, :1, :1]).all()
+    assert not (first.images[:, -8:] == 128).all()
+
+
+def test_a_model_of_one_order_keeps_it(bundle):
+    prior = replace(bundle.prior, metadata={})
+    with pytest.raises(ConfigError, match="trained in one order"):
+        with_order(replace(bundle, prior=prior), "coarse")
+    assert with_order(replace(bundle, prior=prior), "raster").prior is prior
+    with pytest.raises(ConfigError, match="order='spiral'"):
+        with_order(bundle, "spiral")
+    with pytest.raises(ConfigError, match="random_share=2"):
+        replace(EXPERIMENT.train_prior, random_share=2)
+    training = replace(EXPERIMENT.train_prior, objective="any_order")
+    with pytest.raises(ConfigError, match="next_cell"):
+        replace(EXPERIMENT, train_prior=training)
+
+
+@pytest.mark.slow
+def test_a_folder_of_images_becomes_a_model_of_any_order(tmp_path):
+    images = write_images(tmp_path / "halves")
+    run = tmp_path / "run"
+    command = ["--config", str(TINY), "--images", str(images), "--out", str(run)]
+    assert main(["train", "tokenizer", *command, "--steps", "30"]) == 0
+    options = ["--set", "prior.next_cell=true"]
+    options += ["--set", "train_prior.objective=any_order"]
+    assert main(["train", "prior", *command, *options, "--steps", "20"]) == 0
+    file = tmp_path / "x.png"
+    generate = ["generate", "--checkpoint", str(run), "--num", "2", "--out", str(file)]
+    for order in ("raster", "coarse", "halton"):
+        assert main([*generate, "--order", order, "--compare"]) == 0
+    pipe = load_pipeline(run, order="halton", drafter="jacobi")
+    settings = {"class_labels": ["left", "right"], "seed": 0}
+    out = pipe(**settings, tree=Tree.named("chain-3"))
+    assert_array_equal(out.tokens, pipe(**settings, tree=Tree.root()).tokens)
