@@ -117,9 +117,23 @@ class TokenizerTrainingConfig(TrainingConfig):
     Attributes:
       decoder_alone: whether encoder and codebook keep the values that they start from,
         so that images have the same tokens and a prior over these remains valid.
+      swapped_images: share of the images of a batch, rounded up to whole ones, whose
+        codes are swapped for similar ones before they are decoded (RobustTok, arXiv
+        2503.08354).
+      swapped_tokens: share of the codes of such an image that are swapped.
+      swap_neighbors: number of nearest codes, of which one is chosen.
     """
 
     decoder_alone: bool = False
+    swapped_images: float = 0.0
+    swapped_tokens: float = 0.5
+    swap_neighbors: int = 10
+
+    def __post_init__(self):
+        super().__post_init__()
+        shares = "swapped_images", "swapped_tokens"
+        number(self, "from 0 to 1", lambda x: 0 <= x <= 1, *shares)
+        whole(self, 1, "swap_neighbors")
 
 
 # Kind of data sets that are the target's answers to prompts.
@@ -424,6 +438,7 @@ def fingerprint(model: Any, training: TrainingConfig, *sources: Any) -> str:
         ", order='raster'",
         ", next_cell=False, factors=()",
         ", ('random_share', 1.0)",
+        ", ('swap_neighbors', 10), ('swapped_images', 0.0), ('swapped_tokens', 0.5)",
         ", ('teacher_steps', 16)",
     ):
         text = text.replace(field, "")

@@ -35,6 +35,7 @@ from jaxspec.train.start import (
     start_digests,
     with_codes_of,
 )
+from jaxspec.train.swaps import check_swaps, swapped_codes
 from jaxspec.typing import Array, Bool, Float, Int, Params
 
 COMMITMENT, ENTROPY = 0.25, 0.1
@@ -62,7 +63,8 @@ def tokenizer_job(
         initial ones; None for random parameters.
 
     Raises:
-      ConfigError: `start` has another configuration, there is none and the decoder is
+      ConfigError: codes are swapped of which there are too few, or several a cell;
+        `start` has another configuration, there is none and the decoder is
         trained alone, or a one-dimensional tokenizer is of a form that is not trained.
     """
     config, tokenizer_config = experiment.train_tokenizer, experiment.tokenizer
@@ -186,6 +188,7 @@ def make_step(tokenizer: Tokenizer | OneDTokenizer, config: TokenizerTrainingCon
     tokens as it draws (One-D-Piece, arXiv 2501.10064); of one with several tokens a
     cell, as many depths.
     """
+    check_swaps(tokenizer, config)
     optimizer, learned = make_optimizer(config), _learns(tokenizer)
     dtype = jnp.dtype(config.compute_dtype)
 
@@ -199,6 +202,10 @@ def make_step(tokenizer: Tokenizer | OneDTokenizer, config: TokenizerTrainingCon
             q = jnp.sum(jnp.where(kept.reshape(-1, 1), q, 0.0), axis=-2)
         else:
             z = vectors
+        if config.swapped_images:
+            swap_key = jax.random.fold_in(key, 1)
+            changed = swapped_codes(swap_key, codebook, codes, config)
+            q = look_up(codebook, changed, normalized=_unit(tokenizer))
         # Straight-through estimator: the gradient at q is passed on to z.
         through = z + jax.lax.stop_gradient(q - z)
         through = through.astype(dtype)
