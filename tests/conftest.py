@@ -13,8 +13,9 @@ from jaxtyping import install_import_hook
 
 # Machines with an accelerator may lack the checker; there, kernels are tested without.
 if find_spec("beartype"):
-    import tests.shape_checks  # noqa: F401, named below
+    from tests.shape_checks import sample_checks
 
+    sample_checks()
     install_import_hook("jaxspec", "tests.shape_checks.check_shapes")
 
 # Most of the suite's time is compilation, of programs that run once. These flags of

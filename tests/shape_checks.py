@@ -1,19 +1,22 @@
-"""Array annotations of the package, checked in every call that returns.
+"""Array annotations of the package, checked in calls that return.
 
 `conftest.py` installs this as the type checker of jaxtyping's import hook. Checks come
 after the call, so that the package's own errors for wrong arguments are what a test
 sees; a call that returns although an argument or its result has another shape or dtype
-than annotated fails. NumPy arrays count as arrays. Annotations without arrays are left
-to the static type checker.
+than annotated fails. Of each function the first calls of a process are checked and then
+every tenth, as checks of all take a fifth of the suite's time. NumPy arrays count as
+arrays. Annotations without arrays are left to the static type checker.
 """
 
 import inspect
 import sys
 from functools import wraps
+from itertools import count
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
 import jax
+import jaxtyping
 import numpy as np
 from beartype import BeartypeConf, beartype
 from jaxtyping import AbstractArray
@@ -21,6 +24,8 @@ from jaxtyping import AbstractArray
 CONF = BeartypeConf(is_pep484_tower=True)
 # Modules between a class's `__init__` and the code that calls it.
 WRAPPERS = ("beartype", "dataclasses", "jaxtyping")
+# Calls of a function that are checked at first, and one in this many later ones.
+FIRST, EVERY = 20, 10
 
 
 def mentions_array(annotation) -> bool:
@@ -72,3 +77,35 @@ def check_shapes(stub):
             return check(*args, **kwargs)
 
     return check_fields if stub.__name__ == "__init__" else check
+
+
+def sampled(function, checked):
+    """The function, of whose calls some are checked."""
+    calls = count()
+
+    @wraps(function)
+    def call(*args, **kwargs):
+        index = next(calls)
+        chosen = checked if index < FIRST or index % EVERY == 0 else function
+        return chosen(*args, **kwargs)
+
+    return call
+
+
+def sample_checks():
+    """Makes the decorator that jaxtyping's import hook inserts check some calls."""
+    decorate = jaxtyping.jaxtyped
+
+    def jaxtyped(*args, **kwargs):
+        decorator = decorate(*args, **kwargs)
+
+        def wrap(function):
+            if not inspect.isfunction(function):
+                return decorator(function)
+            if not any(map(mentions_array, function.__annotations__.values())):
+                return function
+            return sampled(function, decorator(function))
+
+        return decorator if args else wrap
+
+    jaxtyping.jaxtyped = jaxtyped
