@@ -104,8 +104,8 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=rare(
             "tokens of a masked model that are known after a step: confidence, "
-            "likeliest, margin, entropy, random, halton, raster, coins, threshold or "
-            "revision, some with a number as in threshold-0.9 (default: the "
+            "likeliest, margin, entropy, random, halton, raster, coins, threshold, "
+            "revision or blocks, some with a number as in threshold-0.9 (default: the "
             "checkpoint's, else confidence)"
         ),
     )

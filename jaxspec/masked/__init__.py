@@ -4,9 +4,11 @@ from jaxspec.core.lazy import lazy_names
 
 _NAMES = {
     "Bernoulli": "jaxspec.masked.policies.bernoulli",
+    "Blocks": "jaxspec.masked.policies.blocks",
     "Confidence": "jaxspec.masked.policies.confidence",
     "ContextCache": "jaxspec.masked.context",
     "FixedOrder": "jaxspec.masked.policies.order",
+    "Guided": "jaxspec.masked.policies.guided",
     "MaskedGenerator": "jaxspec.masked.generator",
     "MaskedState": "jaxspec.masked.state",
     "MaskedVariables": "jaxspec.masked.state",
@@ -14,6 +16,7 @@ _NAMES = {
     "Policy": "jaxspec.masked.policy",
     "RandomOrder": "jaxspec.masked.policies.order",
     "Revision": "jaxspec.masked.policies.revision",
+    "StopFilter": "jaxspec.masked.policies.stop_filter",
     "Threshold": "jaxspec.masked.policies.threshold",
     "View": "jaxspec.masked.policy",
     "halton_order": "jaxspec.config.orders",

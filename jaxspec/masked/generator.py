@@ -166,26 +166,10 @@ class MaskedGenerator:
     def step(self, variables: MaskedVariables, state: MaskedState) -> MaskedState:
         """State after one more pass of the model."""
         live, steps = ~state.done, state.steps
-        logits, finite, state = self._logits(variables, state)
-        sampled, log_p = self._sample(state, logits)
-        tokens = jnp.where(state.known, state.tokens, sampled)
-        log_p = jnp.where(state.known, state.log_p, log_p)
+        view, finite, state = self.look(variables, state)
+        tokens, log_p = view.tokens, view.log_p
         last = steps + 1 >= self.schedule.steps
-        known = self.policy.reveal(
-            View(
-                tokens=tokens,
-                known=state.known,
-                log_p=log_p,
-                logits=logits,
-                step=steps,
-                before=self.schedule.after(steps),
-                left=self.schedule.after(steps + 1),
-                progress=(steps + 1).astype(jnp.float32) / self.schedule.steps,
-                keys=jax.vmap(jax.random.fold_in, (0, None))(
-                    state.keys, jnp.uint32(_POLICY)
-                ),
-            )
-        )
+        known = self.policy.reveal(view)
         known = jnp.where(live[:, None], known | last[:, None], state.known)
         known = at_most(state.known, known, state.stopping.max_new_tokens)
         count = jnp.sum(known, axis=1, dtype=jnp.int32)
@@ -207,6 +191,39 @@ class MaskedGenerator:
             stats=stats,
             finite=state.finite & (finite | ~live),
         )
+
+    def look(
+        self, variables: MaskedVariables, state: MaskedState
+    ) -> tuple[View, Bool[Array, "B"], MaskedState]:
+        """A step before the policy decides.
+
+        Args:
+          variables: arrays that all sequences share.
+          state: sequences.
+
+        Returns:
+          What the policy reads, whether the logits are finite, and the state with the
+          cache of the pass.
+        """
+        steps = state.steps
+        logits, finite, state = self._logits(variables, state)
+        sampled, log_p = self._sample(state, logits)
+        view = View(
+            tokens=jnp.where(state.known, state.tokens, sampled),
+            known=state.known,
+            log_p=jnp.where(state.known, state.log_p, log_p),
+            logits=logits,
+            step=steps,
+            before=self.schedule.after(steps),
+            left=self.schedule.after(steps + 1),
+            progress=(steps + 1).astype(jnp.float32) / self.schedule.steps,
+            keys=jax.vmap(jax.random.fold_in, (0, None))(
+                state.keys, jnp.uint32(_POLICY)
+            ),
+            prompt=state.prompt,
+            params=variables.policy,
+        )
+        return view, finite, state
 
     def done(self, state: MaskedState) -> Bool[Array, "B"]:
         """Mask of the sequences that have ended."""

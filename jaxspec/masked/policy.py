@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
 from jaxspec.core.noise import position_noise
-from jaxspec.typing import Array, BatchKeys, Bool, Float, Int
+from jaxspec.typing import Array, BatchKeys, Bool, Float, Int, PyTree
 
 # Number of a step's noise among those of a sequence: tokens have the others.
 _ORDER_COLUMN = 0
@@ -28,6 +28,8 @@ class View:
       left: int32 [B], number of those after it.
       progress: float32 [B], share of the steps that are done after this one.
       keys: typed keys [B], of the order alone.
+      prompt: prompts of the sequences.
+      params: parameters of the policy, see `MaskedVariables`.
     """
 
     tokens: Int[Array, "B T"]
@@ -39,6 +41,8 @@ class View:
     left: Int[Array, "B"]
     progress: Float[Array, "B"]
     keys: BatchKeys
+    prompt: PyTree = None
+    params: PyTree = None
 
     def gumbel(self) -> Float[Array, "B T"]:
         """Gumbel noise of each position in this step, independent of the tokens'."""

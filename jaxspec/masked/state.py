@@ -19,9 +19,11 @@ class MaskedVariables:
 
     Attributes:
       params: parameters of the model.
+      policy: parameters of the policy; None for one without.
     """
 
     params: Params
+    policy: PyTree = None
 
     is_replicated: ClassVar[bool] = True
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from jaxspec.config.orders import cells_of
 from jaxspec.errors import ConfigError
 from jaxspec.masked.policies.bernoulli import Bernoulli
+from jaxspec.masked.policies.blocks import Blocks
 from jaxspec.masked.policies.confidence import Confidence
 from jaxspec.masked.policies.order import FixedOrder, RandomOrder
 from jaxspec.masked.policies.revision import Revision
@@ -14,7 +15,7 @@ from jaxspec.masked.policy import Policy
 
 DEFAULT_POLICY = "confidence"
 # Name: the policy of a number, and that number if the name has none. Numbers are
-# temperatures of the choice, a probability, or a share of tokens.
+# temperatures of the choice, a probability, a share of tokens or tokens of a block.
 _WITH_NUMBER: dict[str, tuple[Callable[[float], Policy], float]] = {
     "confidence": (lambda x: Confidence("sampled", x), 4.5),
     "likeliest": (lambda x: Confidence("likeliest", x), 0.0),
@@ -22,6 +23,7 @@ _WITH_NUMBER: dict[str, tuple[Callable[[float], Policy], float]] = {
     "entropy": (lambda x: Confidence("entropy", x), 0.0),
     "threshold": (Threshold, 0.9),
     "revision": (lambda x: Revision(Confidence(), x), 0.1),
+    "blocks": (lambda x: Blocks(Confidence("sampled", 0.0), _count(x)), 32.0),
 }
 _OF_TOKENS: dict[str, Callable[[int], Policy]] = {
     "random": lambda tokens: RandomOrder(),
@@ -32,9 +34,9 @@ _OF_TOKENS: dict[str, Callable[[int], Policy]] = {
 
 
 def named_policy(name: str, tokens: int) -> Policy:
-    """A policy by name: "confidence", "likeliest", "margin", "entropy", "threshold" or
-    "revision", alone or with a number as in "threshold-0.8"; "random", "halton",
-    "raster" or "coins".
+    """A policy by name: "confidence", "likeliest", "margin", "entropy", "threshold",
+    "revision" or "blocks", alone or with a number as in "threshold-0.8"; "random",
+    "halton", "raster" or "coins".
 
     Args:
       name: the name.
@@ -63,6 +65,17 @@ def named_policy(name: str, tokens: int) -> Policy:
 def check_policy(name: str) -> None:
     """Raises `ConfigError` if `named_policy` does not know a name."""
     named_policy(name, 1)
+
+
+def _count(number: float) -> int:
+    """A number of tokens.
+
+    Raises:
+      ConfigError: it is not whole.
+    """
+    if not number.is_integer():
+        raise ConfigError(f"blocks-{number:g}: choose a whole number of tokens")
+    return int(number)
 
 
 def _side(tokens: int) -> int:

@@ -1,0 +1,88 @@
+"""Tokens that a trained head takes for final."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from jaxspec.core.numbers import whole
+from jaxspec.errors import ConfigError
+from jaxspec.masked.policy import Policy, View
+from jaxspec.typing import Array, Bool, Float, Params
+
+
+@dataclass(frozen=True)
+class StopFilter:
+    """Keeps what a policy keeps, and tokens that will not change; a `Policy`.
+
+    A small network reads the probabilities of the tokens of a block and predicts of
+    each whether it equals the token of the last step; `train.stop_filter` trains it.
+    Source: Learn2PD (arXiv 2509.25188).
+
+    Parameters (`MaskedVariables.policy`): "in" [n, M], "in_bias" [M], "out" [M, n] and
+    "out_bias" [n], for blocks of `n` tokens.
+
+    Attributes:
+      policy: policy of the tokens that are kept anyway.
+      block: tokens of a block, `n`.
+      threshold: probability above which a token is kept.
+
+    Raises:
+      ConfigError: a number is impossible, or the policy masks tokens again.
+    """
+
+    policy: Policy
+    block: int = 32
+    threshold: float = 0.96
+
+    def __post_init__(self):
+        if int(whole("block", self.block)) < 1:
+            raise ConfigError(f"block={self.block}; choose 1 or more")
+        if not 0 <= self.threshold <= 1:
+            raise ConfigError(f"threshold={self.threshold} is not from 0 to 1")
+        if self.revises:
+            raise ConfigError("a filter is for policies that mask no token again")
+
+    @property
+    def revises(self) -> bool:
+        """Whether known tokens are masked again."""
+        return getattr(self.policy, "revises", True)
+
+    def reveal(self, view: View) -> Bool[Array, "B T"]:
+        """See `Policy`."""
+        scores = self.scores(view.params, self.confidence(view))
+        final = jax.nn.sigmoid(scores) > self.threshold
+        return self.policy.reveal(view) | final | view.known
+
+    def confidence(self, view: View) -> Float[Array, "B T"]:
+        """Probabilities of the samples, which the network reads; 1 of known tokens."""
+        return jnp.where(view.known, 1.0, jnp.exp(view.log_p))
+
+    def scores(
+        self, params: Params, confidence: Float[Array, "B T"]
+    ) -> Float[Array, "B T"]:
+        """Log-odds that a token is final.
+
+        Args:
+          params: parameters.
+          confidence: probabilities, see `confidence`.
+        """
+        batch, length = confidence.shape
+        padded = jnp.pad(
+            confidence, ((0, 0), (0, -length % self.block)), constant_values=1.0
+        )
+        x = padded.reshape(batch, -1, self.block)
+        h = jax.nn.relu(x @ params["in"] + params["in_bias"][None, None])
+        scores = h @ params["out"] + params["out_bias"][None, None]
+        return scores.reshape(batch, -1)[:, :length]
+
+    def init(self, key: Array, width: int = 64) -> Params:
+        """Random float32 parameters of a network of a width; consumes `key`."""
+        first, second = jax.random.split(key)
+        normal = jax.random.normal
+        return {
+            "in": normal(first, (self.block, width), jnp.float32) * self.block**-0.5,
+            "in_bias": jnp.zeros(width, jnp.float32),
+            "out": normal(second, (width, self.block), jnp.float32) * width**-0.5,
+            "out_bias": jnp.zeros(self.block, jnp.float32),
+        }
