@@ -25,6 +25,7 @@ from jaxspec.pipeline.drafters import load_drafter
 from jaxspec.pipeline.generation import generate
 from jaxspec.pipeline.prompts import Prompts
 from jaxspec.pipeline.verifiers import parse_verifier
+from jaxspec.train.start import with_codes_of
 
 VERIFIERS = (
     "coupled",
@@ -68,12 +69,16 @@ def measure_swaps(
       held-out images, with a list of measures by decoder.
 
     Raises:
-      ConfigError: a decoder is for other tokens.
+      ConfigError: a decoder is for other tokens, or two have the same name.
     """
     bundle = load_bundle(checkpoint or "fruits64")
     loaded = load_drafter("own", bundle)
     bundles = {"own": bundle}
-    bundles |= {Path(folder).name: _with_decoder(bundle, folder) for folder in decoders}
+    names = [Path(folder).name for folder in decoders]
+    if len({"own", *names}) <= len(names):
+        raise ConfigError(f"--decoders: give folders of different names, not {names}")
+    for name, folder in zip(names, decoders, strict=True):
+        bundles[name] = _with_decoder(bundle, folder)
     comparison = Comparison.on_fruits(bundle, num, seeds, data_dir, manual_dir)
     prompts = Prompts.from_classes(comparison.classes.reshape(-1).tolist())
     rows: list[dict[str, Any]] = []
@@ -105,20 +110,22 @@ def measure_swaps(
             for other, models in bundles.items():
                 images = decode_images(models, run.tokens)
                 exact = decode_images(models, plain[seed])
-                found[other].append(_measures(comparison, images, exact))
+                asked = comparison.classes.reshape(-1)
+                found[other].append(_measures(comparison, images, exact, asked))
         rows.append({"verifier": name, "tokens_per_call": per_call, **found})
         if save is not None:
             save(report)
     side = bundle.tokenizer.config.image_size
     source = tfds_images("fruits360_64", "test", side, data_dir, manual_dir)
-    images = source.take(evenly_spaced(len(source), num))
+    indices = evenly_spaced(len(source), num)
+    images, labels = source.take(indices), source.labels[indices]
     for share, nearest in SWAPS:
         found = {other: [] for other in bundles}
         for seed in range(seeds):
             codes = _swapped(bundle, images, share, nearest, seed)
             for other, models in bundles.items():
                 shown = decode_images(models, codes)
-                found[other].append(_measures(comparison, shown, images))
+                found[other].append(_measures(comparison, shown, images, labels))
         rows.append({"share": share, "nearest": nearest, **found})
         if save is not None:
             save(report)
@@ -128,14 +135,11 @@ def measure_swaps(
 def _with_decoder(bundle: Bundle, folder: str) -> Bundle:
     path = Path(folder) / "checkpoint" / "tokenizer"
     found = load_checkpoint(path, "tokenizer")
-    same = np.array_equal(
-        found.params["codebook"], bundle.tokenizer.params["codebook"]
-    ) and jax.tree.all(
-        jax.tree.map(
-            np.array_equal, found.params["encoder"], bundle.tokenizer.params["encoder"]
-        )
-    )
-    if not same:
+    own = bundle.tokenizer
+    changed = with_codes_of(own.params, found.params)
+    if found.config != own.config or not jax.tree.all(
+        jax.tree.map(np.array_equal, changed, found.params)
+    ):
         raise ConfigError(f"'{path}' makes other tokens than bundle '{bundle.name}'")
     return replace(bundle, image_tokenizer=found)
 
@@ -156,13 +160,13 @@ def _swapped(bundle, images, share, nearest, seed):
     return np.where(rng.random(codes.shape) < share, other, codes).astype(np.int32)
 
 
-def _measures(comparison, images, exact):
+def _measures(comparison, images, exact, labels):
     """Fréchet distance, class accuracy, and dB to other images."""
     features, classes = comparison.extract(images)
     error = np.mean((images - exact.astype(np.float64)) ** 2)
     return [
         frechet_distance(comparison.real, features),
-        float((classes == comparison.classes.reshape(-1)).mean()),
+        float((classes == labels).mean()),
         float(10 * np.log10(255**2 / error)) if error else None,
     ]
 

@@ -310,7 +310,7 @@ def _prompts(arguments: argparse.Namespace, bundle):
 
 
 def _continued(arguments: argparse.Namespace, bundle, prompts):
-    """The prompts, with the upper rows of an image if one is continued."""
+    """The prompts, with the first rows or levels of an image if one is continued."""
     from jaxspec.config.token_kinds import row_ends
     from jaxspec.pipeline.encoding import encode_images
     from jaxspec.pipeline.prompt_inputs import resolve_prefix

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jaxspec.config.checks import positive, require
-from jaxspec.config.orders import Order, check_order
+from jaxspec.config.orders import Order, check_order, require_raster
 
 
 @dataclass(frozen=True)
@@ -140,6 +140,7 @@ class OneDTokenizerConfig:
             f"patch_size={self.patch_size}",
         )
         if self.pixels is not None:
+            require_raster(self.pixels.order)
             made = self.pixels.image_size, self.pixels.grid
             require(
                 made == (self.image_size, self.patches),

@@ -24,7 +24,10 @@ def require_raster(order: str) -> None:
     Raises:
       ConfigError: it is another one than "raster".
     """
-    require(order == "raster", f"networks.order={order!r}: leave it out")
+    require(
+        order == "raster",
+        f"order={order!r} of networks whose tokens are in another arrangement",
+    )
 
 
 @cache

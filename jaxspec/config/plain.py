@@ -37,6 +37,8 @@ def from_dict(cls: type[T], values: dict[str, Any]) -> T:
 def coerce_field(cls: type, name: str, hint: Any, value: Any) -> Any:
     """Checks one field against its annotation; lists become tuples."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
     if origin in (types.UnionType, typing.Union):
         for option in args:
             try:
@@ -57,8 +59,6 @@ def coerce_field(cls: type, name: str, hint: Any, value: Any) -> Any:
     elif hint is int and isinstance(value, bool):
         pass
     elif isinstance(hint, type) and isinstance(value, hint):
-        return value
-    elif hint is Any:
         return value
     kinds: dict[Any, str] = {int: "a whole number", float: "a number", bool: "a bool"}
     kind = kinds.get(hint, f"a valid {hint}")

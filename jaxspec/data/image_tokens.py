@@ -151,6 +151,8 @@ def encode_source(
     if isinstance(tokenizer, OneDTokenizer):
         flags = tokenizer.config.mixed_order, tokenizer.config.normalized
         digest += "".join("-" + str(int(flag)) for flag in flags)
+    order = getattr(tokenizer.config, "order", "raster")
+    digest += f"-{order}" if order != "raster" else ""
     stem = f"{name.replace('/', '-')}-{'flips' if flips else 'plain'}-{digest}"
     file = cache_dir / f"{stem}.npy"
     if file.exists():

@@ -1,12 +1,13 @@
 """Contract of a policy: from sampled tokens to those that stay."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
 from jaxspec.core.noise import position_noise
+from jaxspec.errors import ConfigError
 from jaxspec.typing import Array, BatchKeys, Bool, Float, Int, PyTree
 
 # Number of a step's noise among those of a sequence: tokens have the others.
@@ -58,8 +59,8 @@ class Policy(Protocol):
 
     A policy may also mask tokens again that were known. One that never does has an
     attribute `revises` that is False; its sequences end at a stop token before which
-    everything is known. The last step of the schedule keeps every token, whatever the
-    policy returns.
+    everything is known. One that reads `View.params` has `has_params = True`. The last
+    step of the schedule keeps every token, whatever the policy returns.
     """
 
     def reveal(self, view: View) -> Bool[Array, "B T"]:
@@ -77,3 +78,36 @@ def revealed(view: View, scores: Float[Array, "B T"]) -> Bool[Array, "B T"]:
     """Known tokens, and as many of the others with high scores as the schedule asks."""
     scores = jnp.where(view.known, jnp.inf, scores)
     return view.known | highest(scores, view.tokens.shape[1] - view.left)
+
+
+def check_inner(policy: Any) -> None:
+    """Checks the policy inside of one that passes a changed view on to it.
+
+    Raises:
+      ConfigError: it masks tokens again, or both have parameters.
+    """
+    inner, name = policy.policy, type(policy).__name__
+    if getattr(inner, "revises", True):
+        raise ConfigError(f"{name} is for policies that mask no token again")
+    if getattr(policy, "has_params", False) and has_params(inner):
+        raise ConfigError(f"{name} and the policy inside of it both have parameters")
+
+
+def has_params(policy: Any) -> bool:
+    """Whether a policy, or one inside of it, reads `View.params`."""
+    inner = getattr(policy, "policy", None)
+    return getattr(policy, "has_params", False) or (
+        inner is not None and has_params(inner)
+    )
+
+
+def check_params(policy: Any, params: PyTree) -> None:
+    """Checks that a policy has got its parameters.
+
+    Raises:
+      ConfigError: it has none.
+    """
+    if params is None:
+        raise ConfigError(
+            f"{type(policy).__name__} has parameters: MaskedVariables(params, policy)"
+        )

@@ -1,5 +1,6 @@
 """Int8 weight quantization with one scale per output channel."""
 
+import re
 from typing import Any
 
 import jax.numpy as jnp
@@ -23,7 +24,8 @@ def quantized(params: Params) -> Params:
     Returns:
       Parameters with int8 matrices, and their scales under the same name with `SCALE`.
     """
-    return _quantized(params, ("kernel", "head"))
+    heads = [name for name in params if re.fullmatch(r"head(_\d+)?", name)]
+    return _quantized(params, ("kernel", *heads))
 
 
 def _quantized(params: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:

@@ -63,6 +63,7 @@ def describe_run(
         "batch": config.batch_size,
         "dtype": str(activation_dtype(bundle.prior.params)),
         "int8": bundle.int8,
+        "order": getattr(bundle.prior.config, "order", "raster"),
         "device": device_name(),
     }
 
@@ -80,6 +81,8 @@ def format_run(fields: Mapping[str, Any]) -> str:
         settings += f", top-k {fields['top_k']}"
     if fields["top_p"] < 1:
         settings += f", top-p {fields['top_p']:g}"
+    if fields["order"] != "raster":
+        settings += f", {fields['order']} order"
     given = f" after {fields['prefix_tokens']}" if fields["prefix_tokens"] else ""
     lines = [
         f"device      {fields['device']}, {fields['dtype']}{int8}",

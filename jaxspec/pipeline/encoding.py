@@ -36,8 +36,8 @@ def encode_images(
       batch_size: images of a batch; by default 16, or all if there are fewer.
 
     Returns:
-      Image tokens, int32 [B, T], in raster order or coarse to fine; float32 [B, T, C]
-      of an autoencoder with continuous latents.
+      Image tokens, int32 [B, T], in the order of the tokenizer; float32 [B, T, C] of an
+      autoencoder with continuous latents.
 
     Raises:
       ConfigError: there is no image, or a single one that is not in a list.

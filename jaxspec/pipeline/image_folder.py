@@ -184,6 +184,8 @@ def _image_settings(bundle, config, tree, loaded, dtype) -> dict[str, Any]:
         "int8": bundle.int8,
         "verifier": verifier_spec(config.verifier),
     }
+    if (order := getattr(bundle.prior.config, "order", "raster")) != "raster":
+        settings |= {"order": order}
     generator, _ = make_generator(bundle, config, tree, loaded)
     if isinstance(generator, MaskedGenerator):
         settings |= {"steps": generator.schedule.steps}

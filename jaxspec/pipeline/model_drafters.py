@@ -1,5 +1,7 @@
 """Drafters made of models over the target's tokens, by their training objectives."""
 
+from dataclasses import replace
+
 import jax
 
 from jaxspec.checkpoint import Checkpoint
@@ -36,6 +38,9 @@ def load_model_drafter(
         or an unknown objective.
     """
     config, target = checkpoint.config, bundle.prior.config
+    if checkpoint.metadata.get("objective") == "any_order":
+        config = replace(config, order=target.order)
+        checkpoint = replace(checkpoint, config=config)
     for field in SHARED:
         found, expected = getattr(config, field), getattr(target, field)
         if found != expected:

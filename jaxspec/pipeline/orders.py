@@ -31,7 +31,7 @@ def with_order(bundle: Bundle, order: Order) -> Bundle:
         replace(part, config=replace(part.config, order=order))
         for part in (bundle.prior, bundle.tokenizer)
     )
-    trained = replace(prior.config, order=order)
+    trained = replace(bundle.trained or prior.config, order=order)
     return replace(
         bundle, prior=prior, image_tokenizer=tokenizer, drafter=None, trained=trained
     )

@@ -111,7 +111,7 @@ class Pipeline:
     def encode(
         self, images: Sequence[Image.Image | np.ndarray | Path | str] | np.ndarray
     ) -> np.ndarray:
-        """Encodes images as tokens int32 [B, T], in raster order; see `encode_images`.
+        """Encodes images as tokens int32 [B, T], in their order; see `encode_images`.
 
         Args:
           images: Pillow images, files, arrays of unsigned integers or of floats in

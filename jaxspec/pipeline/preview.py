@@ -67,7 +67,10 @@ class Preview:
 
     @property
     def images(self) -> np.ndarray:
-        """Images so far, uint8 [B, height, width, 3]; gray where tokens are missing."""
+        """Images so far, uint8 [B, height, width, 3]; gray where tokens are missing.
+
+        Where tokens are coarse to fine, images of those that exist.
+        """
         return decode_images(self.bundle, self.tokens, partial=True)
 
 

@@ -75,8 +75,8 @@ def resolve_prefix(
       bundle: models.
       prompts: prompts of the images.
       prefix: image tokens, ints [B, P]; None for none.
-      prefix_rows: number of image rows of `prefix` that are kept, or of token maps of
-        a next-scale model, or of tokens in a row; None for all of it.
+      prefix_rows: number of image rows of `prefix` that are kept, of levels in coarse
+        order, of token maps of a next-scale model, or of tokens in a row; None for all.
 
     Raises:
       ConfigError: the tokens do not fit the prompts or the model, see

@@ -4,12 +4,16 @@ import dataclasses
 import typing
 from typing import Any
 
+import jax.numpy as jnp
+
+from jaxspec.config.residual import ResidualTokenizerConfig
 from jaxspec.errors import ConfigError
 from jaxspec.models.transformer.parameters import embedding_of
 from jaxspec.pipeline.bundle import Bundle
 from jaxspec.speculative import verify
 from jaxspec.speculative.verify import Verifier
-from jaxspec.speculative.verify.neighbors import neighbor_table
+from jaxspec.speculative.verify.neighbors import Neighbors, neighbor_table
+from jaxspec.typing import Array
 
 # Judge is missing: its head is a function, which no command line can give.
 VERIFIERS = {
@@ -91,6 +95,30 @@ def verifier_spec(verifier: Verifier) -> str:
     return f"{name}:{','.join(words)}" if words else name
 
 
+def similar_tokens(config: Any, codebook: Array, k: int) -> Neighbors:
+    """Nearest tokens of each token, of one depth where cells have several.
+
+    Args:
+      config: configuration of the tokenizer.
+      codebook: entries of all its codes, [V, C].
+      k: number of neighbors, see `neighbor_table`.
+
+    Raises:
+      ConfigError: there are not `k + 1` other codes.
+    """
+    if not isinstance(config, ResidualTokenizerConfig):
+        return neighbor_table(codebook, k)
+    size = config.networks.codebook_size
+    tables = [
+        neighbor_table(codebook[start : start + size], k)
+        for start in range(0, config.codebook_size, size)
+    ]
+    return Neighbors(
+        jnp.concatenate([x.ids + i * size for i, x in enumerate(tables)]),
+        jnp.concatenate([x.distances for x in tables]),
+    )
+
+
 def verifier_params(verifier: Verifier, bundle: Bundle) -> dict[str, Any] | None:
     """Arrays that a verifier reads: neighbors of tokens, or their embeddings.
 
@@ -99,9 +127,10 @@ def verifier_params(verifier: Verifier, bundle: Bundle) -> dict[str, Any] | None
     if isinstance(verifier, verify.Skipped):
         return verifier_params(verifier.rule, bundle)
     if isinstance(verifier, (verify.Lantern, verify.CoupledRelaxed)):
-        table = bundle.tokenizer.neighbors
+        tokenizer, table = bundle.tokenizer, bundle.tokenizer.neighbors
         if table is None or table.most < verifier.k:
-            table = neighbor_table(bundle.tokenizer.params["codebook"], verifier.k)
+            codebook = tokenizer.params["codebook"]
+            table = similar_tokens(tokenizer.config, codebook, verifier.k)
         return {"neighbors": table}
     if isinstance(verifier, verify.Grouped):
         return {"embedding": embedding_of(bundle.prior.config, bundle.prior.params)}

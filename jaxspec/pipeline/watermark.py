@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxspec.config.residual import ResidualTokenizerConfig
 from jaxspec.core.logits import apply_cfg, process_logits
 from jaxspec.core.precision import full_precision
 from jaxspec.errors import ConfigError
@@ -132,9 +133,15 @@ def codebook_of(bundle: Bundle) -> np.ndarray:
     """Codebook of a bundle, float32 [K, C].
 
     Raises:
-      ConfigError: the model does not generate token by token.
+      ConfigError: the model does not generate token by token, or has several tokens a
+        cell, which a pair of similar codes might exchange.
     """
-    return np.asarray(token_by_token(bundle).tokenizer.params["codebook"])
+    tokenizer = token_by_token(bundle).tokenizer
+    if isinstance(tokenizer.config, ResidualTokenizerConfig):
+        raise ConfigError(
+            f"bundle '{bundle.name}' has several tokens a cell; a watermark needs one"
+        )
+    return np.asarray(tokenizer.params["codebook"])
 
 
 @partial(jax.jit, static_argnums=(0, 1))

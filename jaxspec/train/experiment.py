@@ -1,6 +1,5 @@
 """Experiments: the data, models and training settings of a preset in `configs/`."""
 
-import hashlib
 import importlib.util
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -138,21 +137,6 @@ class TokenizerTrainingConfig(TrainingConfig):
 
 # Kind of data sets that are the target's answers to prompts.
 PROMPTS = "prompts"
-
-# Settings that may change when a training resumes; all others identify the training.
-MAY_CHANGE = (
-    "steps",
-    "learning_rate",
-    "warmup",
-    "beta2",
-    "weight_decay",
-    "clip",
-    "ema",
-    "log_every",
-    "evaluate_every",
-    "save_every",
-    "rounded",
-)
 
 # Held-out examples on which checkpoints of a part are compared; the tokenizer is
 # measured on all of them.
@@ -358,6 +342,13 @@ class Experiment:
             raise ConfigError(
                 f"{self.name}: objective={objective!r} needs extra_tokens=1"
             )
+        if objective not in ("next", "any_order", "sorted") and (
+            prior.order != "raster" or prior.next_cell
+        ):
+            raise ConfigError(
+                f"{self.name}: order and next_cell are for models that predict the "
+                f"next token, not for objective={objective!r}"
+            )
         if any(n >= prior.layers for n in exits):
             raise ConfigError(
                 f"{self.name}: exits={exits} must be below the {prior.layers} layers"
@@ -417,32 +408,6 @@ class Experiment:
         """File of the prompts to whose answers a drafter is trained; None for none."""
         kind, _, file = self.data.name.partition(":")
         return file if kind == PROMPTS else None
-
-
-def fingerprint(model: Any, training: TrainingConfig, *sources: Any) -> str:
-    """Digest that identifies a training: model, settings and data.
-
-    The settings in `MAY_CHANGE` do not enter it.
-
-    Args:
-      model: frozen configuration of the model.
-      training: settings of the training.
-      sources: inputs of the training: configuration of the data, digests of the models
-        trained before.
-    """
-    identity = {k: v for k, v in vars(training).items() if k not in MAY_CHANGE}
-    text = repr((model, sorted(identity.items()), *sources))
-    # Fields that came later: trainings that began before them go on.
-    for field in (
-        ", quantizer='vq', levels=()",
-        ", order='raster'",
-        ", next_cell=False, factors=()",
-        ", ('random_share', 1.0)",
-        ", ('swap_neighbors', 10), ('swapped_images', 0.0), ('swapped_tokens', 0.5)",
-        ", ('teacher_steps', 16)",
-    ):
-        text = text.replace(field, "")
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def load_experiment(path: str | Path) -> Experiment:

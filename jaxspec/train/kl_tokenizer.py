@@ -13,7 +13,8 @@ from jaxspec.data.source import ImageSource
 from jaxspec.errors import ConfigError
 from jaxspec.evaluate.reconstruction import reconstruction_metrics
 from jaxspec.tokenizers.kl.model import KLTokenizer
-from jaxspec.train.experiment import Experiment, fingerprint
+from jaxspec.train.experiment import Experiment
+from jaxspec.train.identity import fingerprint
 from jaxspec.train.loop import Training, TrainingJob
 from jaxspec.train.optimizer import init_train_state, make_gradient_step
 from jaxspec.train.start import check_start, start_digests
@@ -51,6 +52,8 @@ def kl_job(
     assert config is not None and isinstance(sizes, KLTokenizerConfig)
     if config.decoder_alone:
         raise ConfigError("decoder_alone is for tokenizers with codes; leave it out")
+    if config.swapped_images:
+        raise ConfigError("swapped_images is for tokenizers of one token a cell")
     tokenizer, flips = KLTokenizer(sizes), experiment.data.flips
     params = tokenizer.init(seed_key(config.seed))
     if start is not None:

@@ -44,7 +44,7 @@ class Training:
       batch_fn: batch of a step, a pure function of the step's index.
       evaluate: evaluation `(state, *frozen) -> metrics` on held-out data, with the
         metric "heldout_loss".
-      fingerprint: identity of the training; see `train.experiment.fingerprint`.
+      fingerprint: identity of the training; see `train.identity.fingerprint`.
       result: function from a state to the parameters to return.
       frozen: pytrees of arrays that are not trained. As arguments they are not compiled
         into the step as constants.

@@ -10,16 +10,13 @@ from jaxspec.config import MultiScaleTokenizerConfig
 from jaxspec.core.noise import seed_key
 from jaxspec.data.batches import batch_indices, flip_at_random, step_rng
 from jaxspec.data.source import ImageSource
+from jaxspec.errors import ConfigError
 from jaxspec.evaluate.reconstruction import prefix_metrics, reconstruction_metrics
 from jaxspec.io.images import to_unit
 from jaxspec.nn.vq import kmeans, look_up, nearest_codes
 from jaxspec.tokenizers.multi_scale.model import MultiScaleTokenizer
-from jaxspec.train.experiment import (
-    Experiment,
-    TokenizerTrainingConfig,
-    TrainingConfig,
-    fingerprint,
-)
+from jaxspec.train.experiment import Experiment, TokenizerTrainingConfig, TrainingConfig
+from jaxspec.train.identity import fingerprint
 from jaxspec.train.loop import Training, TrainingJob
 from jaxspec.train.optimizer import apply_gradients, init_train_state
 from jaxspec.train.start import (
@@ -68,6 +65,8 @@ def multi_scale_job(
     config, sizes = experiment.train_tokenizer, experiment.tokenizer
     assert config is not None and isinstance(sizes, MultiScaleTokenizerConfig)
     check_decoder_alone(config.decoder_alone, start)
+    if config.swapped_images:
+        raise ConfigError("swapped_images is for tokenizers of one token a cell")
     tokenizer, flips = MultiScaleTokenizer(sizes), experiment.data.flips
 
     def batch_fn(step):

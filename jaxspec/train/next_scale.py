@@ -17,12 +17,8 @@ from jaxspec.models.next_scale.model import NextScale
 from jaxspec.next_scale.plans import fewer_layers
 from jaxspec.next_scale.stages import Stage
 from jaxspec.tokenizers.multi_scale.scales import QUANTIZER, Scales
-from jaxspec.train.experiment import (
-    HELDOUT,
-    Experiment,
-    PriorTrainingConfig,
-    fingerprint,
-)
+from jaxspec.train.experiment import HELDOUT, Experiment, PriorTrainingConfig
+from jaxspec.train.identity import fingerprint
 from jaxspec.train.loop import Training, TrainingJob
 from jaxspec.train.optimizer import apply_gradients, init_train_state
 from jaxspec.train.start import check_start, start_digests

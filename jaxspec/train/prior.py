@@ -20,12 +20,8 @@ from jaxspec.models.masked_lm.model import MASKED_OBJECTIVES, MaskedDiffusion
 from jaxspec.models.t5.model import TextEncoder
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.train import objectives
-from jaxspec.train.experiment import (
-    HELDOUT,
-    Experiment,
-    PriorTrainingConfig,
-    fingerprint,
-)
+from jaxspec.train.experiment import HELDOUT, Experiment, PriorTrainingConfig
+from jaxspec.train.identity import fingerprint
 from jaxspec.train.loop import Training, TrainingJob
 from jaxspec.train.optimizer import init_train_state, make_gradient_step
 from jaxspec.train.start import check_kind, check_start

@@ -8,7 +8,8 @@ from typing import Any
 from jaxspec.checkpoint import recover
 from jaxspec.errors import CheckpointError, ConfigError
 from jaxspec.io.writing import write_file
-from jaxspec.train.experiment import MAY_CHANGE, TrainingConfig
+from jaxspec.train.experiment import TrainingConfig
+from jaxspec.train.identity import MAY_CHANGE
 
 PROGRESS, METRICS = "progress.json", "metrics.json"
 
@@ -23,7 +24,7 @@ def load_progress(
     Args:
       workdir: folder of the training, with `state/` if it has been saved.
       config: settings of the steps to come.
-      fingerprint: identity of the training; see `train.experiment.fingerprint`.
+      fingerprint: identity of the training; see `train.identity.fingerprint`.
       label: name of the part.
 
     Returns:

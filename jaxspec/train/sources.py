@@ -13,6 +13,7 @@ from jaxspec.checkpoint import (
     load_checkpoint,
     read_config,
 )
+from jaxspec.config.token_kinds import same_tokens, tokens_of
 from jaxspec.data.dataset import Sources
 from jaxspec.data.image_tokens import Sequences, TokenSource, encode_source
 from jaxspec.data.source import ImageSource
@@ -137,6 +138,11 @@ def _image_tokens(
 ) -> tuple[TokenSource, TokenSource]:
     """Tokens of the training images and the held-out images, encoded once."""
     tokenizer = load_tokenizer(run.parts / "tokenizer")
+    if not same_tokens(experiment.prior, tokenizer.config):
+        raise ConfigError(
+            f"{experiment.name}: the prior is over {tokens_of(experiment.prior)}, the "
+            f"tokenizer in '{run.parts}' makes {tokens_of(tokenizer.config)}"
+        )
     data = experiment.data
     splits = (data.train_split, data.heldout_split)
     train, heldout = (

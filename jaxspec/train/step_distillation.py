@@ -21,7 +21,8 @@ def step_distillation_loss(
     """Reverse divergence from what a teacher predicts in two steps, a masked token.
 
     A share `t` of the tokens is masked, `t` being a time of the teacher with at least
-    two steps left. The teacher takes two of its steps by ancestral sampling. The
+    two steps left. The teacher takes two of its steps by ancestral sampling, linear in
+    time as those of `Bernoulli` with a linear schedule. The
     student is compared, at every masked token, with the prediction by which the teacher
     made it known: that of the first step, or that of the second for all others (SDTT,
     arXiv 2410.21035).

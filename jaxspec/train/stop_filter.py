@@ -7,12 +7,11 @@ import jax.numpy as jnp
 import optax
 
 from jaxspec.core.sampling import Sampling
+from jaxspec.errors import ConfigError
 from jaxspec.masked.generator import MaskedGenerator
 from jaxspec.masked.policies.stop_filter import StopFilter
 from jaxspec.masked.state import MaskedVariables
 from jaxspec.typing import Array, BatchKeys, Bool, Float, Params, PyTree
-
-BETA = 0.9
 
 
 def final_tokens(
@@ -32,12 +31,16 @@ def final_tokens(
       sampling: sampling settings; greedy ones in the paper.
       keys: typed keys of the sequences.
 
+    Raises:
+      ConfigError: the policy of the generator is no `StopFilter`.
+
     Returns:
       Of each of `n` steps: what the filter reads; tokens that equal those of the end;
       and tokens that are masked before the step.
     """
     chosen = generator.policy
-    assert isinstance(chosen, StopFilter)
+    if not isinstance(chosen, StopFilter):
+        raise ConfigError("final_tokens needs a generator whose policy is a StopFilter")
     plain = replace(generator, policy=chosen.policy)
     state = plain.init(variables, prompt, sampling=sampling, keys=keys)
 
@@ -76,7 +79,7 @@ def train_stop_filter(
     """
     confidence, final, masked = (x.reshape(-1, x.shape[-1]) for x in traces)
     weight = masked.astype(jnp.float32)
-    optimizer = optax.adam(learning_rate, b1=BETA)
+    optimizer = optax.adam(learning_rate)
 
     def loss_of(params):
         scores = stop_filter.scores(params, confidence)
@@ -86,7 +89,8 @@ def train_stop_filter(
     def step(carry, _):
         params, state = carry
         loss, gradient = jax.value_and_grad(loss_of)(params)
-        updates, state = optimizer.update(gradient, state, params)
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = optimizer.update(gradient, state, params)
         return (optax.apply_updates(params, updates), state), loss
 
     params = stop_filter.init(key, width)

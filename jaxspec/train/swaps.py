@@ -31,7 +31,7 @@ def swapped_codes(
       codes: codes of images in random order, of which the first are changed.
       config: shares, and number of nearest codes.
     """
-    count = math.ceil(config.swapped_images * len(codes))
+    count = math.ceil(config.swapped_images * len(codes) - 1e-9)
     if not count:
         return codes
     first = codes[:count].reshape(count, -1)

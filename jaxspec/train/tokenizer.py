@@ -17,16 +17,12 @@ from jaxspec.errors import ConfigError
 from jaxspec.evaluate.reconstruction import prefix_metrics, reconstruction_metrics
 from jaxspec.nn.scalar import sign_entropy
 from jaxspec.nn.vq import l2_normalize, look_up, nearest_codes
-from jaxspec.speculative.verify.neighbors import neighbor_table
+from jaxspec.pipeline.verifiers import similar_tokens
 from jaxspec.tokenizers.one_d.model import OneDTokenizer
 from jaxspec.tokenizers.residual.model import ResidualTokenizer
 from jaxspec.tokenizers.vqgan.model import Tokenizer
-from jaxspec.train.experiment import (
-    Experiment,
-    TokenizerTrainingConfig,
-    TrainingConfig,
-    fingerprint,
-)
+from jaxspec.train.experiment import Experiment, TokenizerTrainingConfig, TrainingConfig
+from jaxspec.train.identity import fingerprint
 from jaxspec.train.loop import Training, TrainingJob
 from jaxspec.train.optimizer import make_optimizer, update_average
 from jaxspec.train.start import (
@@ -89,7 +85,8 @@ def tokenizer_job(
         codebook = params["codebook"]
         neighbors = None  # those of a fixed codebook are found when they are asked for
         if _learns(tokenizer):
-            neighbors = neighbor_table(codebook, min(NEIGHBORS, len(codebook) - 2))
+            count = min(NEIGHBORS, _codes(tokenizer) - 2)
+            neighbors = similar_tokens(tokenizer_config, codebook, count)
         metadata = {"metrics": metrics}
         checkpoint = Checkpoint(kind, tokenizer_config, params, metadata, neighbors)
         return {"tokenizer": checkpoint}
@@ -169,6 +166,13 @@ def init_state(
 def _learns(tokenizer: Tokenizer | OneDTokenizer) -> bool:
     """Whether the codebook is learned."""
     return isinstance(tokenizer, OneDTokenizer) or tokenizer.config.quantizer == "vq"
+
+
+def _codes(tokenizer: Tokenizer | OneDTokenizer) -> int:
+    """Number of codes that can stand at one place."""
+    if isinstance(tokenizer, ResidualTokenizer):
+        return tokenizer.config.networks.codebook_size
+    return tokenizer.config.codebook_size
 
 
 def _unit(tokenizer: Tokenizer | OneDTokenizer) -> bool:

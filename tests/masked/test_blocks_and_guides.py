@@ -59,9 +59,14 @@ def steps_of(generator, variables, prompt, settings):
 
 @pytest.mark.parametrize("policy", [SURE, Threshold(0.2)])
 def test_blocks_are_finished_from_the_left(policy):
+    """A step reveals tokens of one block; the last one of a schedule all."""
     generator = MaskedGenerator(MODEL, LINEAR, Blocks(policy, 6))
-    numbers = []
+    numbers, before = [], np.zeros((3, LENGTH), bool)
     for known in steps_of(generator, VARIABLES, CLASSES, options()):
+        places = np.where(known & ~before, np.arange(LENGTH) // 6, -1)
+        for row in places if policy is SURE or not known.all() else ():
+            assert len(set(row[row >= 0])) <= 1
+        before = known
         for row in known:
             blocks = np.split(row, [6, 12])
             started = [block.any() for block in blocks]
@@ -71,6 +76,17 @@ def test_blocks_are_finished_from_the_left(policy):
     if policy is SURE:  # as many as the schedule asks, up to the ends of blocks
         assert_array_equal(numbers[0], [2, 2, 2])
         assert (np.diff(numbers, axis=0) <= 2).all()
+    # Steps that do not divide blocks: what the ends of blocks kept back comes next.
+    odd = MaskingSchedule(LENGTH, 5, "cosine")
+    masked = odd.masked
+    steps = steps_of(
+        replace(generator, schedule=odd, policy=Blocks(SURE, 5)),
+        VARIABLES,
+        CLASSES,
+        options(),
+    )
+    revealed = [LENGTH - known.sum(axis=1) for known in steps]
+    assert (revealed[-2] <= masked[4] + 5).all()
     whole = replace(generator, policy=Blocks(policy, LENGTH))
     out = run(whole, VARIABLES, CLASSES, options())
     plain = run(replace(generator, policy=policy), VARIABLES, CLASSES, options())
@@ -187,10 +203,39 @@ def test_a_trained_filter_saves_steps_and_keeps_the_tokens():
     assert (wrong.stats.calls == 1).all() and (wrong.tokens != plain.tokens).any()
 
 
+def test_the_schedule_goes_on_beside_the_filter():
+    """A filter that takes half of the tokens for final saves half of the steps."""
+    policy = StopFilter(SURE, block=24, threshold=0.5)
+    schedule = MaskingSchedule(24, 12, "linear")
+    generator = MaskedGenerator(Wavering(), schedule, policy, cfg=False)
+    params = jax.tree.map(jnp.zeros_like, policy.init(jax.random.key(0)))
+    half = jnp.where(jnp.arange(24) < 12, 5.0, -5.0)
+    params = {**params, "out_bias": half}
+    greedy = {"sampling": Sampling.create(temperature=0.0), "keys": batch_keys(0, 2)}
+    out = run(generator, MaskedVariables({}, params), None, greedy)
+    assert (out.stats.calls <= 7).all()
+
+
+def test_policies_with_parameters_ask_for_them():
+    for policy in (Guided(GUIDE), StopFilter(SURE)):
+        generator = MaskedGenerator(MODEL, LINEAR, policy)
+        with pytest.raises(ConfigError, match="has parameters"):
+            generate(generator, VARIABLES, CLASSES, **options())
+    other = Guided(Transformer(replace(GUIDE_CONFIG, vocab_size=5)), most=5)
+    generator = MaskedGenerator(MODEL, LINEAR, other)
+    variables = replace(VARIABLES, policy=GUIDE_PARAMS)
+    with pytest.raises(ConfigError, match="5 tokens, the masked model 11"):
+        generate(generator, variables, CLASSES, **options())
+    with pytest.raises(ConfigError, match="both have parameters"):
+        StopFilter(Blocks(Guided(GUIDE)))
+    with pytest.raises(ConfigError, match="needs a generator"):
+        final_tokens(generator, variables, CLASSES, **options())
+
+
 def test_impossible_settings_are_refused():
     with pytest.raises(ConfigError, match="mask no token again"):
         Blocks(Revision(SURE))
-    with pytest.raises(ConfigError, match="size=0"):
+    with pytest.raises(ConfigError, match="size"):
         Blocks(SURE, 0)
     with pytest.raises(ConfigError, match="whole number"):
         named_policy("blocks-1.5", 16)

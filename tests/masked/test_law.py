@@ -11,6 +11,7 @@ from jaxspec.core.noise import batch_keys
 from jaxspec.core.sampling import Sampling
 from jaxspec.masked import (
     Bernoulli,
+    Blocks,
     Confidence,
     FixedOrder,
     MaskedGenerator,
@@ -55,8 +56,18 @@ TRUE = 0.01
         Confidence("likeliest", temperature=0.0),
         FixedOrder(halton_order(2, 2)),
         FixedOrder(tuple(range(LENGTH))),
+        Blocks(RandomOrder(), 3),
     ],
-    ids=["random", "fixed", "entropy", "margin", "likeliest", "halton", "raster"],
+    ids=[
+        "random",
+        "fixed",
+        "entropy",
+        "margin",
+        "likeliest",
+        "halton",
+        "raster",
+        "blocks",
+    ],
 )
 def test_one_token_a_step_has_the_law_of_the_model(policy):
     """Also in orders that depend on the known tokens."""

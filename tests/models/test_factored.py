@@ -70,6 +70,7 @@ def test_sub_codes_are_verified_jointly(int8):
     block = DFlashConfig(4, 1, 32, 2, ffn_width=48, feature_layers=(0, 1))
     drafter = DFlash(block, CONFIG)
     params = quantized(PARAMS) if int8 else PARAMS
+    assert params["head_1"].dtype == (jnp.int8 if int8 else jnp.float32)
     own = random_like(drafter.init_params, seed=3)
     out = assert_same_tokens(
         Transformer(CONFIG).as_target(),

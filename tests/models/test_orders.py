@@ -95,9 +95,8 @@ def test_drafts_in_any_order_leave_the_tokens_as_they_are(order):
 def test_the_loss_of_random_orders_is_that_of_all_orders_one_by_one():
     """Each token of each of the 24 orders of four cells from a pass of its own."""
     config = replace(CONFIG, grid=2)
-    params = {**PARAMS, "next_cell": {"cells": {"embedding": jnp.zeros((4, 32))}}}
     table = PARAMS["next_cell"]["cells"]["embedding"][:4]
-    params = {**params, "next_cell": {"cells": {"embedding": 30 * table}}}
+    params = {**PARAMS, "next_cell": {"cells": {"embedding": 30 * table}}}
     model, tokens = Transformer(config), np.array([3, 1, 8, 5])
     score = jax.jit(partial(model.score, params, jnp.array([1])))
     losses = []
@@ -177,7 +176,7 @@ def test_impossible_orders_are_refused():
         replace(CONFIG, order="spiral")
     with pytest.raises(ConfigError, match="about a grid"):
         replace(CONFIG, rope="sequence")
-    with pytest.raises(ConfigError, match=r"networks\.order"):
+    with pytest.raises(ConfigError, match="another arrangement"):
         networks = replace(TOKENIZER, normalized="none", order="coarse")
         ResidualTokenizerConfig(networks, depth=2)
     block = DFlashConfig(3, 1, 32, 2, ffn_width=48, feature_layers=(0,), above=True)

@@ -8,9 +8,12 @@ from numpy.testing import assert_array_equal
 
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.cli import main
+from jaxspec.config.orders import cells_of
+from jaxspec.data.image_tokens import encode_source
 from jaxspec.errors import ConfigError
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.pipeline.bundle import Bundle
+from jaxspec.pipeline.model_drafters import load_model_drafter
 from jaxspec.pipeline.orders import with_order
 from jaxspec.pipeline.pipeline import Pipeline, load_pipeline
 from jaxspec.speculative.trees.tree import Tree
@@ -61,9 +64,42 @@ def test_a_model_of_one_order_keeps_it(bundle):
         with_order(bundle, "spiral")
     with pytest.raises(ConfigError, match="random_share=2"):
         replace(EXPERIMENT.train_prior, random_share=2)
+    masked = replace(EXPERIMENT.train_prior, objective="maskgit")
+    prior = replace(EXPERIMENT.prior, order="halton", extra_tokens=1)
+    tokenizer = replace(EXPERIMENT.tokenizer, order="halton")
+    parts = {"tokenizer": tokenizer, "prior": prior, "drafter": None}
+    with pytest.raises(ConfigError, match="predict the next token"):
+        replace(EXPERIMENT, train_prior=masked, **parts)
     training = replace(EXPERIMENT.train_prior, objective="any_order")
     with pytest.raises(ConfigError, match="next_cell"):
         replace(EXPERIMENT, train_prior=training)
+
+
+def test_tokens_of_another_order_are_encoded_again(tmp_path):
+    class Images:
+        labels = np.zeros(4, np.int32)
+
+        def __len__(self):
+            return 4
+
+        def take(self, indices):
+            rng = np.random.default_rng(0)
+            return rng.integers(0, 255, (4, 32, 32, 3), np.uint8)[np.asarray(indices)]
+
+    raster = Tokenizer(EXPERIMENT.tokenizer)
+    coarse = Tokenizer(replace(EXPERIMENT.tokenizer, order="coarse"))
+    params = random_like(raster.init, seed=2)
+    settings = {"name": "x", "flips": False, "cache_dir": tmp_path, "batch": 4}
+    first, second = (
+        encode_source(tokenizer, params, Images(), **settings).tokens
+        for tokenizer in (raster, coarse)
+    )
+    assert_array_equal(second, first[..., list(cells_of("coarse", 4))])
+
+
+def test_a_draft_model_of_any_order_follows_its_target(bundle):
+    loaded = load_model_drafter("small", bundle.prior, with_order(bundle, "halton"))
+    assert loaded.drafter.model.for_drafter.model.config.order == "halton"
 
 
 @pytest.mark.slow

@@ -11,12 +11,11 @@ import pytest
 from jaxspec.checkpoint import load_state
 from jaxspec.errors import CheckpointError, ConfigError, NonFiniteError
 from jaxspec.train.experiment import (
-    MAY_CHANGE,
     DrafterTrainingConfig,
     PriorTrainingConfig,
     TrainingConfig,
-    fingerprint,
 )
+from jaxspec.train.identity import MAY_CHANGE, fingerprint
 from jaxspec.train.loop import Training, fit
 
 CONFIG = TrainingConfig(

@@ -15,7 +15,9 @@ from jaxspec.config.residual import ResidualTokenizerConfig
 from jaxspec.config.token_kinds import row_ends
 from jaxspec.errors import ConfigError, DataError
 from jaxspec.pipeline.pipeline import load_pipeline
+from jaxspec.pipeline.verifiers import similar_tokens
 from jaxspec.speculative.trees.tree import Tree
+from jaxspec.speculative.verify.neighbors import neighbor_table
 from jaxspec.tokenizers.residual.model import ResidualTokenizer
 from jaxspec.train.tokenizer import init_state, make_step
 from tests.params import random_like
@@ -107,6 +109,15 @@ def test_a_folder_of_images_becomes_a_model_of_several_tokens_a_cell(images, tmp
     assert_array_equal(out.tokens, plain.tokens)
     rest = pipe(**settings, prefix=plain.tokens, prefix_rows=2)
     assert_array_equal(rest.tokens, plain.tokens)
+
+
+def test_similar_tokens_are_of_the_same_depth():
+    book = jax.random.normal(jax.random.key(0), (DEPTH * SIZE, 4))
+    table = similar_tokens(EXPERIMENT.tokenizer, book, 3)
+    token = np.arange(DEPTH * SIZE)[:, None]
+    assert_array_equal(table.ids // SIZE, np.broadcast_to(token // SIZE, (24, 4)))
+    own = neighbor_table(book[SIZE : 2 * SIZE], 3)
+    assert_array_equal(table.ids[SIZE : 2 * SIZE], own.ids + SIZE)
 
 
 def test_rows_hold_all_depths():

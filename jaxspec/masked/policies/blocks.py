@@ -1,12 +1,12 @@
 """One block after the other."""
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import jax.numpy as jnp
 
 from jaxspec.core.numbers import whole
-from jaxspec.errors import ConfigError
-from jaxspec.masked.policy import Policy, View
+from jaxspec.masked.policy import Policy, View, check_inner
 from jaxspec.typing import Array, Bool
 
 
@@ -28,16 +28,11 @@ class Blocks:
     policy: Policy
     size: int = 32
 
-    def __post_init__(self):
-        if int(whole("size", self.size)) < 1:
-            raise ConfigError(f"size={self.size}; choose 1 or more")
-        if self.revises:
-            raise ConfigError("blocks are for policies that mask no token again")
+    revises: ClassVar[bool] = False
 
-    @property
-    def revises(self) -> bool:
-        """Whether known tokens are masked again."""
-        return getattr(self.policy, "revises", True)
+    def __post_init__(self):
+        whole("size", self.size)
+        check_inner(self)
 
     def reveal(self, view: View) -> Bool[Array, "B T"]:
         """See `Policy`."""
@@ -45,10 +40,12 @@ class Blocks:
         first = jnp.sum(jnp.cumprod(view.known.astype(jnp.int32), axis=1), axis=1)
         inside = place // self.size == (first // self.size)[:, None]
         masked = jnp.sum(inside & ~view.known, axis=1, dtype=jnp.int32)
+        # Tokens that earlier blocks' ends have kept from becoming known come now.
+        behind = jnp.sum(~view.known, axis=1, dtype=jnp.int32) - view.left
         block = replace(
             view,
             known=view.known | ~inside,
             before=masked,
-            left=jnp.maximum(masked - (view.before - view.left), 0),
+            left=jnp.maximum(masked - jnp.maximum(view.before - view.left, behind), 0),
         )
         return view.known | (self.policy.reveal(block) & inside)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec.errors import ConfigError
-from jaxspec.masked.policy import View
+from jaxspec.masked.policy import View, check_params
 from jaxspec.typing import Array, Bool, Float, Int, Params
 
 Agreement = Literal["exact", "probability", "top"]
@@ -42,6 +42,7 @@ class Guided:
     most: int = 5
 
     revises: ClassVar[bool] = False
+    has_params: ClassVar[bool] = True
 
     def __post_init__(self):
         if self.agreement not in get_args(Agreement):
@@ -55,7 +56,17 @@ class Guided:
             )
 
     def reveal(self, view: View) -> Bool[Array, "B T"]:
-        """See `Policy`."""
+        """See `Policy`.
+
+        Raises:
+          ConfigError: there are no parameters, or the models have other tokens.
+        """
+        check_params(self, view.params)
+        sizes = view.logits.shape[-1], self.guide.config.vocab_size
+        if sizes[0] != sizes[1]:
+            raise ConfigError(
+                f"the guide has {sizes[1]} tokens, the masked model {sizes[0]}"
+            )
         logits = scores_of(self.guide, view.params, view.prompt, view.tokens)
         log_p = jax.nn.log_softmax(logits)
         chosen = jnp.take_along_axis(log_p, view.tokens[..., None], axis=-1)[..., 0]

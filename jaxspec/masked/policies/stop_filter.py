@@ -1,13 +1,14 @@
 """Tokens that a trained head takes for final."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from jaxspec.core.numbers import whole
 from jaxspec.errors import ConfigError
-from jaxspec.masked.policy import Policy, View
+from jaxspec.masked.policy import Policy, View, check_inner, check_params
 from jaxspec.typing import Array, Bool, Float, Params
 
 
@@ -35,24 +36,29 @@ class StopFilter:
     block: int = 32
     threshold: float = 0.96
 
+    revises: ClassVar[bool] = False
+    has_params: ClassVar[bool] = True
+
     def __post_init__(self):
-        if int(whole("block", self.block)) < 1:
-            raise ConfigError(f"block={self.block}; choose 1 or more")
+        whole("block", self.block)
         if not 0 <= self.threshold <= 1:
             raise ConfigError(f"threshold={self.threshold} is not from 0 to 1")
-        if self.revises:
-            raise ConfigError("a filter is for policies that mask no token again")
-
-    @property
-    def revises(self) -> bool:
-        """Whether known tokens are masked again."""
-        return getattr(self.policy, "revises", True)
+        check_inner(self)
 
     def reveal(self, view: View) -> Bool[Array, "B T"]:
-        """See `Policy`."""
+        """See `Policy`.
+
+        Raises:
+          ConfigError: there are no parameters.
+        """
+        check_params(self, view.params)
         scores = self.scores(view.params, self.confidence(view))
         final = jax.nn.sigmoid(scores) > self.threshold
-        return self.policy.reveal(view) | final | view.known
+        # As many as the schedule has, whatever the filter has kept before.
+        masked = jnp.sum(~view.known, axis=1, dtype=jnp.int32)
+        left = jnp.maximum(masked - (view.before - view.left), 0)
+        scheduled = replace(view, before=masked, left=left)
+        return self.policy.reveal(scheduled) | final | view.known
 
     def confidence(self, view: View) -> Float[Array, "B T"]:
         """Probabilities of the samples, which the network reads; 1 of known tokens."""

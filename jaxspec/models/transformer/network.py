@@ -94,8 +94,7 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(c.norm_eps)
         if c.factors:
             self.head = tuple(
-                self.param(f"head_{i}", ZEROS, (c.width, size))
-                for i, size in enumerate(c.factors)
+                self._matrix(f"head_{i}", size) for i, size in enumerate(c.factors)
             )
         elif c.head_width:
             self.head = {
@@ -105,10 +104,14 @@ class Decoder(nn.Module):
                 "out_bias": self.param("head_out_bias", ZEROS, (c.vocab_size,)),
             }
         elif not c.tied_head:
-            self.head = self.param("head", ZEROS, (c.width, c.vocab_size))
-            if self.has_variable("params", "head" + SCALE):
-                scale = self.get_variable("params", "head" + SCALE)
-                self.head = {"kernel": self.head, "scale": scale}
+            self.head = self._matrix("head", c.vocab_size)
+
+    def _matrix(self, name, size):
+        """Output matrix, in the form that `head_scores` takes."""
+        kernel = self.param(name, ZEROS, (self.config.width, size))
+        if not self.has_variable("params", name + SCALE):
+            return kernel
+        return {"kernel": kernel, "scale": self.get_variable("params", name + SCALE)}
 
     def condition(self, prompt, null):
         """Condition embeddings [B, P, D], of the null condition where `null`."""

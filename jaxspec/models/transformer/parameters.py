@@ -11,14 +11,18 @@ from jaxspec.typing import Array, Float, Params
 def head_of(config: TransformerConfig, params: Params) -> Params:
     """Parameters of the output head, in the form that `head_scores` takes."""
     if config.factors:
-        return tuple(params[f"head_{i}"] for i in range(len(config.factors)))
+        return tuple(_matrix(params, f"head_{i}") for i in range(len(config.factors)))
     if config.head_width:
         return {k: params[f"head_{k}"] for k in ("in", "in_bias", "out", "out_bias")}
     if config.tied_head:
         return params["embedding"]["embedding"][: config.vocab_size].T
-    if "head" + SCALE in params:
-        return {"kernel": params["head"], "scale": params["head" + SCALE]}
-    return params["head"]
+    return _matrix(params, "head")
+
+
+def _matrix(params: Params, name: str) -> Params:
+    if name + SCALE in params:
+        return {"kernel": params[name], "scale": params[name + SCALE]}
+    return params[name]
 
 
 def activation_dtype(params: Params) -> jnp.dtype:
