@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from jaxspec.pipeline.embedded import CAPTIONS
 from jaxspec.pipeline.pipeline import load_pipeline
 from tests.demo.browser import Tab, visit
 from tests.demo.running import running
@@ -33,7 +34,7 @@ async def shoot(tab: Tab) -> None:
 
 def main() -> None:
     """Writes the figure, with few colors."""
-    with running(load_pipeline()) as address:
+    with running(load_pipeline(CAPTIONS)) as address:
         asyncio.run(visit(address, shoot, width=900, height=900))
     image = Image.open(FILE).convert("RGB")
     image.crop((0, 0, image.width, HEIGHT)).quantize(128).save(FILE, optimize=True)

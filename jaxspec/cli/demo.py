@@ -19,7 +19,7 @@ def add_parser(commands) -> None:
         "tokens that each target call accepted. Needs the package aiohttp.",
         epilog="Example: jaxspec demo --checkpoint runs/photos",
     )
-    add_checkpoint(parser)
+    add_checkpoint(parser, "emoji64")
     parser.add_argument(
         "--drafter",
         default="own",
@@ -52,11 +52,12 @@ def run(arguments: argparse.Namespace) -> None:
 
     from jaxspec.demo.server import HOST, check_package, free_socket, serve
     from jaxspec.errors import ConfigError
+    from jaxspec.pipeline.embedded import CAPTIONS
     from jaxspec.pipeline.pipeline import load_pipeline
 
     check_package()
     drafter = None if arguments.drafter == "none" else arguments.drafter
-    pipe = load_pipeline(arguments.checkpoint, drafter=drafter)
+    pipe = load_pipeline(arguments.checkpoint or CAPTIONS, drafter=drafter)
     if pipe.bundle.image_tokenizer is None:
         raise ConfigError(
             f"bundle '{pipe.bundle.name}' makes text; the page is for images"

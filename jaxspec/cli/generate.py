@@ -25,8 +25,8 @@ def add_parser(commands) -> None:
         help="generate images",
         description="Generates a grid of images by speculative decoding, and counts "
         "the calls of the model.",
-        epilog="Examples: jaxspec generate --classes 'Tomato 3,Apple 10' --num 8 "
-        "--seed 7; jaxspec generate --prompts classes.txt --out-dir images",
+        epilog="Examples: jaxspec generate --prompt 'cat face, flat'; jaxspec generate "
+        "--classes 'Tomato 3' --num 8; jaxspec generate --prompts FILE --out-dir DIR",
     )
     images = parser.add_argument_group("images")
     _add_images(images)
@@ -46,7 +46,7 @@ def add_parser(commands) -> None:
 
 def _add_images(group) -> None:
     """Options of the model and of the images."""
-    add_checkpoint(group)
+    add_checkpoint(group, "fruits64, for a --prompt emoji64")
     group.add_argument(
         "--num",
         type=int,

@@ -41,6 +41,7 @@ def load_models(
     """
     from jaxspec.pipeline.bundle import load_bundle, token_by_token
     from jaxspec.pipeline.drafters import drafter_of
+    from jaxspec.pipeline.embedded import CAPTIONS
     from jaxspec.pipeline.orders import with_order
     from jaxspec.pipeline.tree_choice import AUTO
     from jaxspec.speculative.trees.parsing import parse_tree
@@ -50,9 +51,10 @@ def load_models(
     if not automatic:
         parse_tree(arguments.tree)  # raises before anything is loaded
     dtype = arguments.dtype if arguments.dtype != "float32" else None
-    bundle = load_bundle(
-        arguments.checkpoint, dtype=dtype, mesh=mesh, int8=arguments.int8
-    )
+    name = arguments.checkpoint
+    if name is None and arguments.prompt and not arguments.classes:
+        name = CAPTIONS
+    bundle = load_bundle(name, dtype=dtype, mesh=mesh, int8=arguments.int8)
     if arguments.order is not None:
         bundle = with_order(bundle, arguments.order)
     if mesh is not None and not quiet:

@@ -8,13 +8,14 @@ from jaxspec.cli.help import rare
 from jaxspec.config.orders import Order
 
 
-def add_checkpoint(parser) -> None:
+def add_checkpoint(parser, default: str = "fruits64") -> None:
     """`--checkpoint`, on a parser or a group of one."""
     parser.add_argument(
         "--checkpoint",
         metavar="DIR",
         help="bundle folder with tokenizer/, prior/ and perhaps drafter/ and "
-        "text_encoder/, or the name of one that comes with jaxspec (default: fruits64)",
+        "text_encoder/, or the name of an embedded one (default: "
+        f"{default})",
     )
 
 

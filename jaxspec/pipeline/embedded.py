@@ -9,6 +9,8 @@ from jaxspec.errors import CheckpointError
 DEFAULT = "fruits64"
 # Bundle of a class-conditional model, which benchmarks and evaluations take by default.
 CLASSES = "fruits64"
+# Bundle of a model of captions, which commands take by default for a prompt.
+CAPTIONS = "emoji64"
 
 
 def embedded_folder() -> Path:

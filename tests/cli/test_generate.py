@@ -7,6 +7,8 @@ import pytest
 import jaxspec
 from jaxspec.checkpoint import load_checkpoint, read_config, save
 from jaxspec.cli import main
+from jaxspec.cli.main import build_parser
+from jaxspec.cli.models import load_models
 from jaxspec.errors import CheckpointError
 from jaxspec.pipeline.bundle import load_bundle
 from jaxspec.pipeline.report import labels_line
@@ -110,3 +112,17 @@ def test_labels_are_in_the_order_of_the_grid_and_short(labels, line):
 def test_many_labels_are_wrapped():
     lines = labels_line([f"Apple Golden {i}" for i in range(9)]).splitlines()
     assert len(lines) > 1 and max(map(len, lines)) < 80
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ([], "fruits64"),
+        (["--prompt", "penguin, flat"], "emoji64"),
+        (["--prompt", "penguin", "--classes", "0"], "fruits64"),
+        (["--prompt", "penguin", "--checkpoint", "fruits64"], "fruits64"),
+    ],
+)
+def test_a_prompt_chooses_the_embedded_model_of_captions(words, name):
+    arguments = build_parser().parse_args(["generate", "--drafter", "none", *words])
+    assert load_models(arguments).bundle.name == name
