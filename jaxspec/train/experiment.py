@@ -121,16 +121,19 @@ class TokenizerTrainingConfig(TrainingConfig):
         2503.08354).
       swapped_tokens: share of the codes of such an image that are swapped.
       swap_neighbors: number of nearest codes, of which one is chosen.
+      generated_tokens: share of the tokens of each image that a model over them has
+        sampled, see `train.post_training`; with `decoder_alone`.
     """
 
     decoder_alone: bool = False
     swapped_images: float = 0.0
     swapped_tokens: float = 0.5
     swap_neighbors: int = 10
+    generated_tokens: float = 0.0
 
     def __post_init__(self):
         super().__post_init__()
-        shares = "swapped_images", "swapped_tokens"
+        shares = "swapped_images", "swapped_tokens", "generated_tokens"
         number(self, "from 0 to 1", lambda x: 0 <= x <= 1, *shares)
         whole(self, 1, "swap_neighbors")
 

@@ -23,6 +23,7 @@ _LATER = (
     ", order='raster'",
     ", next_cell=False, factors=()",
     ", ('full_scales', None)",
+    ", ('generated_tokens', 0.0)",
     ", ('random_share', 1.0)",
     ", ('swap_neighbors', 10), ('swapped_images', 0.0), ('swapped_tokens', 0.5)",
     ", ('teacher_steps', 16)",

@@ -39,6 +39,7 @@ from jaxspec.train.matcher import MATCHER, matcher_job
 from jaxspec.train.monitor import default_observers
 from jaxspec.train.multi_scale_tokenizer import multi_scale_job
 from jaxspec.train.next_scale import next_scale_job
+from jaxspec.train.post_training import post_training_job
 from jaxspec.train.prior import prior_job
 from jaxspec.train.self_generated import seconds_per_sequence
 from jaxspec.train.sources import (
@@ -170,6 +171,14 @@ def _job_maker(
                     "trained; name one with --checkpoint"
                 )
         source, held_images = images
+        if part == "tokenizer" and _generates(experiment):
+            prior = load_prior(run.parts / "prior")
+            return (
+                lambda experiment: post_training_job(
+                    experiment, source, held_images, prior, start
+                ),
+                None,
+            )
         return lambda experiment: make(experiment, source, held_images, start), None
     if part == MATCHER:
         assert images is not None  # checked by `_check_part`
@@ -222,6 +231,12 @@ def _job_maker(
         )
 
     return make_drafter_job, None
+
+
+def _generates(experiment: Experiment) -> bool:
+    """Whether a tokenizer is trained on tokens that a model generates."""
+    training = experiment.train_tokenizer
+    return training is not None and training.generated_tokens > 0
 
 
 def _preparation(

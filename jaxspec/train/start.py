@@ -46,10 +46,18 @@ def check_decoder_alone(alone: bool, start: Checkpoint | None) -> None:
         )
 
 
+# Parts of a tokenizer on which its tokens do not depend.
+_DECODER = ("decoder", "post_quant_conv", "pixels")
+
+
 def with_codes_of(old: Params, new: Params) -> Params:
     """New parameters of a tokenizer, but the old ones that its tokens depend on."""
-    decoder = ("decoder", "post_quant_conv", "pixels")
-    return {k: new[k] if k in decoder else old[k] for k in new}
+    return {k: new[k] if k in _DECODER else old[k] for k in new}
+
+
+def trained_alone(params: Params) -> Params:
+    """Parameters of a tokenizer on which its tokens do not depend."""
+    return {k: x for k, x in params.items() if k in _DECODER}
 
 
 def start_digests(start: Checkpoint | None) -> tuple[str, ...]:
