@@ -12,6 +12,7 @@ from jaxspec.core.sampling import Sampling
 from jaxspec.core.stopping import StoppingCriteria
 from jaxspec.errors import ConfigError
 from jaxspec.masked.policies.named import check_policy
+from jaxspec.masked.policy import Policy
 from jaxspec.speculative.verify import Coupled, Verifier
 
 
@@ -32,8 +33,9 @@ class GenerationConfig:
       verifier: acceptance criterion of drafts.
       steps: number of steps of a masked model; None for 12, for 64 of MAR, and for as
         many as there are tokens of text.
-      policy: rule of the tokens of a masked model that are known after a step, see
-        `named_policy`; None for "confidence", and for "confidence-0" of text.
+      policy: rule of the tokens of a masked model that are known after a step: a name,
+        see `named_policy`, or a policy without parameters; None for "confidence", and
+        for "confidence-0" of text.
       head_steps: numbers of steps of its diffusion head's chains, in the first step and
         in the last one, see `MARGenerator`; None for 100 in all.
       solver: solver of these chains, see `DiffusionSchedule`.
@@ -57,7 +59,7 @@ class GenerationConfig:
     steps: int | None = None
     head_steps: tuple[int, int] | int | None = None
     solver: Solver = "ancestral"
-    policy: str | None = None
+    policy: str | Policy | None = None
     cache_stages: int = 1
     attention: str = "xla"
 

@@ -189,7 +189,8 @@ def _image_settings(bundle, config, tree, loaded, dtype) -> dict[str, Any]:
     generator, _ = make_generator(bundle, config, tree, loaded)
     if isinstance(generator, MaskedGenerator):
         settings |= {"steps": generator.schedule.steps}
-        settings |= {"policy": config.policy or policy_of(bundle.prior.config)}
+        policy = config.policy or policy_of(bundle.prior.config)
+        settings |= {"policy": policy if isinstance(policy, str) else repr(policy)}
     if isinstance(generator, MARGenerator):
         chains, which = generator.chains
         head_steps = [chains[which[0]].count, chains[which[-1]].count]

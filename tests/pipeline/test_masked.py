@@ -8,6 +8,8 @@ from jaxspec.checkpoint import Checkpoint, save
 from jaxspec.cli import main
 from jaxspec.config import TransformerConfig
 from jaxspec.errors import ConfigError
+from jaxspec.masked import Confidence, Guided
+from jaxspec.models import Transformer
 from jaxspec.pipeline.pipeline import load_pipeline
 from jaxspec.sharding import make_mesh
 from tests.models.tiny import random_params
@@ -61,6 +63,15 @@ def test_a_mesh_makes_the_same_tokens(folder, drawn):
 def test_policies_have_names(pipe, drawn, policy):
     out = pipe(class_labels=LABELS, **SETTINGS, policy=policy)
     assert (out.tokens >= 0).all() and (out.tokens != drawn.tokens).any()
+
+
+def test_a_policy_of_one_s_own_goes_through_the_pipeline(pipe):
+    named = pipe(class_labels=LABELS, **SETTINGS, policy="likeliest-2")
+    own = pipe(class_labels=LABELS, **SETTINGS, policy=Confidence("likeliest", 2.0))
+    np.testing.assert_array_equal(own.tokens, named.tokens)
+    guided = Guided(Transformer(TransformerConfig(layers=1)))
+    with pytest.raises(ConfigError, match="Guided has parameters"):
+        pipe(class_labels=LABELS, **SETTINGS, policy=guided)
 
 
 @pytest.mark.slow

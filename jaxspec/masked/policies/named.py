@@ -1,4 +1,4 @@
-"""Policies by name, for command lines."""
+"""Policies by name, for command lines and pipelines."""
 
 import math
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from jaxspec.masked.policies.confidence import Confidence
 from jaxspec.masked.policies.order import FixedOrder, RandomOrder
 from jaxspec.masked.policies.revision import Revision
 from jaxspec.masked.policies.threshold import Threshold
-from jaxspec.masked.policy import Policy
+from jaxspec.masked.policy import Policy, has_params
 
 DEFAULT_POLICY = "confidence"
 # Name: the policy of a number, and that number if the name has none. Numbers are
@@ -33,18 +33,27 @@ _OF_TOKENS: dict[str, Callable[[int], Policy]] = {
 }
 
 
-def named_policy(name: str, tokens: int) -> Policy:
+def named_policy(name: str | Policy, tokens: int) -> Policy:
     """A policy by name: "confidence", "likeliest", "margin", "entropy", "threshold",
     "revision" or "blocks", alone or with a number as in "threshold-0.8"; "random",
     "halton", "raster" or "coins".
 
     Args:
-      name: the name.
+      name: the name; a policy is returned as it is.
       tokens: number of tokens of a sequence.
 
     Raises:
-      ConfigError: there is no such policy, or the number is impossible.
+      ConfigError: there is no such policy, the number is impossible, or the policy has
+        parameters, for which `MaskedVariables` has a place and names have none.
     """
+    if callable(getattr(name, "reveal", None)):
+        assert not isinstance(name, str)
+        if has_params(name):
+            raise ConfigError(
+                f"{type(name).__name__} has parameters: use a MaskedGenerator with "
+                "MaskedVariables(params, policy)"
+            )
+        return name
     if not isinstance(name, str):
         raise ConfigError(f"policy={name!r} is no name of a policy")
     kind, _, text = name.partition("-")
@@ -62,7 +71,7 @@ def named_policy(name: str, tokens: int) -> Policy:
     raise ConfigError(f"no policy {name[:40]!r}; choose one of {known}")
 
 
-def check_policy(name: str) -> None:
+def check_policy(name: str | Policy) -> None:
     """Raises `ConfigError` if `named_policy` does not know a name."""
     named_policy(name, 1)
 
