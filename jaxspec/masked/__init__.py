@@ -19,6 +19,7 @@ _NAMES = {
     "StopFilter": "jaxspec.masked.policies.stop_filter",
     "Threshold": "jaxspec.masked.policies.threshold",
     "View": "jaxspec.masked.policy",
+    "Window": "jaxspec.masked.policies.blocks",
     "halton_order": "jaxspec.config.orders",
 }
 __all__ = [*_NAMES]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -13,7 +13,7 @@ from jaxspec.core.numbers import whole
 from jaxspec.core.sampling import Sampling
 from jaxspec.errors import ConfigError
 from jaxspec.models.masked_lm.partial import partial_pass
-from jaxspec.typing import Array, Bool, Float
+from jaxspec.typing import Array, Bool, Float, Int
 
 if TYPE_CHECKING:
     from jaxspec.masked.generator import MaskedGenerator
@@ -38,6 +38,11 @@ class ContextCache:
         each, None in the first alone.
       kept: tokens that passes between keep.
       block: tokens of a block, for `kept="left"`.
+      active: number of masked tokens, from the left, that passes between compute; None
+        for all. With `outer` these are the windows of Window-Diffusion (arXiv
+        2601.20332), and the policy is a `Window`.
+      outer: number of masked tokens, from the left, up to which a pass reads anything;
+        what follows is left out until the next pass that computes all. None for all.
       stages: number of sizes of a pass, each a branch of one program; the smallest that
         holds all of a batch is taken.
 
@@ -49,6 +54,8 @@ class ContextCache:
     kept: Kept = "known"
     block: int = 32
     stages: int = 8
+    active: int | None = None
+    outer: int | None = None
 
     def __post_init__(self):
         for name in ("every", "block", "stages"):
@@ -58,25 +65,60 @@ class ContextCache:
         if self.kept not in get_args(Kept):
             known = ", ".join(get_args(Kept))
             raise ConfigError(f"kept={self.kept!r}; choose one of {known}")
+        if (self.active is None) != (self.outer is None):
+            raise ConfigError("active and outer belong together")
+        if self.active is not None and self.outer is not None:
+            whole("active", self.active)
+            whole("outer", self.outer)
+            if self.active > self.outer:
+                raise ConfigError(f"active={self.active} is above outer={self.outer}")
+
+    def window(
+        self, known: Bool[Array, "B T"], steps: Array, reach: Array
+    ) -> tuple[Bool[Array, "B"], Int[Array, "B"]]:
+        """Sequences whose pass computes all that it reads, and what passes read.
+
+        Args:
+          known: tokens that are known before the pass.
+          steps: number of passes so far, int32 [B].
+          reach: number of positions that the last pass read, int32 [B].
+
+        Returns:
+          A mask, and the number of positions that this pass reads.
+        """
+        whole_pass = steps == 0
+        if self.every is not None:
+            whole_pass = steps % self.every == 0
+        length = known.shape[1]
+        if self.active is None or self.outer is None:
+            return whole_pass, jnp.full_like(reach, length)
+        masked = ~known
+        inside = masked & (jnp.arange(length)[None] < reach[:, None])
+        total = jnp.sum(masked, axis=1)
+        whole_pass |= jnp.sum(inside, axis=1) < jnp.minimum(self.active, total)
+        new = jnp.sum(jnp.cumsum(masked, axis=1) <= self.outer, axis=1, dtype=jnp.int32)
+        return whole_pass, jnp.where(whole_pass, new, reach)
 
     def computed(
-        self, known: Bool[Array, "B T"], read: Bool[Array, "B T"], steps: Array
+        self,
+        known: Bool[Array, "B T"],
+        read: Bool[Array, "B T"],
+        whole_pass: Bool[Array, "B"],
     ) -> Bool[Array, "B T"]:
         """Tokens that a pass computes.
 
         Args:
           known: tokens that are known before the pass.
           read: tokens that were known when their keys and values were computed.
-          steps: number of passes so far, int32 [B].
+          whole_pass: sequences of which all are computed.
         """
         finished = known & read
+        if self.active is not None:
+            finished |= ~known & (jnp.cumsum(~known, axis=1) > self.active)
         if self.kept == "left":
             before = jnp.cumprod(finished.astype(jnp.int32), axis=1).sum(1)
             place = jnp.arange(known.shape[1])[None]
             finished = place < (before // self.block * self.block)[:, None]
-        whole_pass = steps == 0
-        if self.every is not None:
-            whole_pass = steps % self.every == 0
         return ~finished | whole_pass[:, None]
 
 
@@ -95,13 +137,18 @@ def cached_logits(
       sampling: settings with the scale of guidance of this pass.
     """
     assert generator.context is not None and state.read is not None
+    assert state.reach is not None
     model, batch = generator.model.model, len(state.tokens)
     branches = 2 if generator.cfg and model.config.condition != "none" else 1
     tokens, prompt, prefix, positions, exists = _inputs(model, state)
-    computed = generator.context.computed(state.known, state.read, state.steps)
+    whole_pass, reach = generator.context.window(state.known, state.steps, state.reach)
+    computed = generator.context.computed(state.known, state.read, whole_pass)
     computed &= ~state.done[:, None]
+    near = jnp.arange(state.known.shape[1])[None] < reach[:, None]
+    computed &= near
+    exists &= jnp.pad(near, ((0, 0), (prefix, 0)), constant_values=True)
     # The condition or the prompt is computed with all tokens.
-    first = jnp.all(computed, axis=1, keepdims=True)
+    first = (whole_pass & ~state.done)[:, None]
     computed = jnp.pad(computed, ((0, 0), (prefix, 0)))
     computed |= first & (jnp.arange(computed.shape[1]) < prefix)[None]
 
@@ -125,7 +172,7 @@ def cached_logits(
         where = jnp.broadcast_to(jnp.arange(logits.shape[1]), state.tokens.shape)
         logits = apply_cfg(logits, sampling, where)
     read = jnp.where(computed[:, prefix:], state.known, state.read)
-    return logits, replace(state, layers=layers, read=read)
+    return logits, replace(state, layers=layers, read=read, reach=reach)
 
 
 def _inputs(model, state):

@@ -15,6 +15,7 @@ from jaxspec.core.sampling import LLAMAGEN_ORDER, Sampling, Step
 from jaxspec.core.stopping import StoppingCriteria
 from jaxspec.errors import ConfigError
 from jaxspec.masked.context import ContextCache, cached_logits
+from jaxspec.masked.policies.blocks import Window
 from jaxspec.masked.policies.confidence import Confidence
 from jaxspec.masked.policy import Policy, View
 from jaxspec.masked.schedule import MaskingSchedule
@@ -92,6 +93,15 @@ class MaskedGenerator:
                 "their own token; use context=None"
             )
 
+        active = self.context and self.context.active
+        if active and not (
+            isinstance(self.policy, Window) and self.policy.size <= active
+        ):
+            raise ConfigError(
+                f"active={active} needs a policy Window(policy, size) with a size of "
+                f"at most {active}"
+            )
+
     @property
     def max_new_tokens(self) -> int:
         """Number of tokens of a sequence."""
@@ -136,13 +146,14 @@ class MaskedGenerator:
         stopping = stopping or StoppingCriteria.create(
             max_new_tokens=self.max_new_tokens
         )
-        layers, seen = (), None
+        layers, seen, reach = (), None, None
         if self.context is not None:
             branches = 2 if self.cfg and config.condition != "none" else 1
             length = self.schedule.tokens + (read or config.prefix_length)
             dtype = jnp.result_type(variables.params["embedding"]["embedding"])
             layers = empty_layers(self.model.model, branches * batch, length, dtype)
             seen = jnp.zeros((batch, self.schedule.tokens), bool)
+            reach = jnp.full(batch, self.schedule.tokens, jnp.int32)
         zeros = jnp.zeros(batch, jnp.int32)
         shape = batch, self.schedule.tokens
         return MaskedState(
@@ -160,6 +171,7 @@ class MaskedGenerator:
             finite=zeros == 0,
             layers=layers,
             read=seen,
+            reach=reach,
         )
 
     @full_precision

@@ -1,6 +1,6 @@
 """Contract of a policy: from sampled tokens to those that stay."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import jax.numpy as jnp
@@ -78,6 +78,30 @@ def revealed(view: View, scores: Float[Array, "B T"]) -> Bool[Array, "B T"]:
     """Known tokens, and as many of the others with high scores as the schedule asks."""
     scores = jnp.where(view.known, jnp.inf, scores)
     return view.known | highest(scores, view.tokens.shape[1] - view.left)
+
+
+def revealed_inside(
+    policy: Policy, view: View, inside: Bool[Array, "B T"]
+) -> Bool[Array, "B T"]:
+    """Known tokens after a policy may reveal some of the masked tokens alone.
+
+    It reveals as many as the schedule asks, and those that were too many for what
+    earlier steps could reveal.
+
+    Args:
+      policy: policy that masks no token again.
+      view: the step.
+      inside: tokens that may become known.
+    """
+    masked = jnp.sum(inside & ~view.known, axis=1, dtype=jnp.int32)
+    behind = jnp.sum(~view.known, axis=1, dtype=jnp.int32) - view.left
+    part = replace(
+        view,
+        known=view.known | ~inside,
+        before=masked,
+        left=jnp.maximum(masked - jnp.maximum(view.before - view.left, behind), 0),
+    )
+    return view.known | (policy.reveal(part) & inside)
 
 
 def check_inner(policy: Any) -> None:

@@ -49,6 +49,7 @@ class MaskedState:
       layers: keys and values of all positions, see `ContextCache`; empty without one.
       read: bool [B, T], tokens that were known when these were computed; None without a
         `ContextCache`.
+      reach: int32 [B], number of positions that passes read; None without a window.
     """
 
     tokens: Int[Array, "B T"]
@@ -64,3 +65,4 @@ class MaskedState:
     finite: Bool[Array, "B"]
     layers: Layers = ()
     read: Bool[Array, "B T"] | None = None
+    reach: Int[Array, "B"] | None = None

@@ -23,6 +23,7 @@ from jaxspec.masked import (
     MaskingSchedule,
     RandomOrder,
     Revision,
+    Window,
 )
 from jaxspec.models.masked_lm.model import MaskedDiffusion
 from jaxspec.models.masked_lm.partial import empty_layers, partial_pass
@@ -59,8 +60,9 @@ def log_p(generator, variables, prompt, options):
     state, kept = generator.init(variables, prompt, **options), []
     for _ in range(STEPS):
         if generator.context is not None:
-            arguments = state.known, state.read, state.steps
-            kept.append(jnp.sum(~generator.context.computed(*arguments)))
+            whole, _ = generator.context.window(state.known, state.steps, state.reach)
+            computed = generator.context.computed(state.known, state.read, whole)
+            kept.append(jnp.sum(~computed))
         state = generator.step(variables, state)
     return state.log_p, kept
 
@@ -158,14 +160,67 @@ def test_tokens_that_stay_keep_their_old_keys():
 def test_fewer_tokens_are_computed():
     known = jnp.array([[True, True, False, True, True, False]])
     read = jnp.array([[True, True, False, False, True, False]])
-    one = jnp.array([1])
+    one = jnp.array([False])
     found = ContextCache().computed(known, read, one)
     assert_array_equal(found, [[False, False, True, True, False, True]])
     found = ContextCache(kept="left", block=2).computed(known, read, one)
     assert_array_equal(found, [[False, False, True, True, True, True]])
-    assert ContextCache().computed(known, read, jnp.array([4])).all()
-    assert not ContextCache(every=None).computed(known, read, jnp.array([4])).all()
-    assert ContextCache(every=None).computed(known, read, jnp.array([0])).all()
+    assert ContextCache().computed(known, read, jnp.array([True])).all()
+    steps, reach = jnp.arange(6), jnp.full(6, 6)
+    rows = jnp.broadcast_to(known, (6, 6))
+    whole, found = ContextCache(every=4).window(rows, steps, reach)
+    assert_array_equal(whole, [True, False, False, False, True, False])
+    assert (found == 6).all()
+    whole, _ = ContextCache(every=None).window(rows, steps, reach)
+    assert_array_equal(whole, [True] + 5 * [False])
+
+
+def test_windows_end_after_a_number_of_masked_tokens():
+    known = jnp.array([[True, False, True, False, False, True, False, False]])
+    cache = ContextCache(every=4, active=2, outer=3)
+    step, far = jnp.array([1]), jnp.array([6])
+    whole, reach = cache.window(known, step, far)
+    assert not whole[0] and reach[0] == 6
+    whole, reach = cache.window(known, step - 1, far)
+    assert whole[0] and reach[0] == 6  # up to the fourth masked token
+    whole, reach = cache.window(known, step, jnp.array([3]))
+    assert whole[0] and reach[0] == 6  # fewer masked tokens than are active
+    found = cache.computed(known, known, jnp.array([False]))
+    assert_array_equal(found[0, :6], [False, True, False, True, False, False])
+
+
+@pytest.mark.variants(1)
+@pytest.mark.parametrize("config", [TEXT, CONFIG], ids=["texts", "classes"])
+def test_windows_read_no_token_behind_them(config):
+    """With one layer, passes over the tokens of the window alone."""
+    generator, variables, prompt = parts(config, 1)
+    schedule = MaskingSchedule(LENGTH, 8, "linear")
+    context = ContextCache(every=3, active=3, outer=5, stages=3)
+    policy = Window(Confidence("sampled", 0.0), 3)
+    generator = replace(generator, schedule=schedule, policy=policy, context=context)
+    settings = options(generator)
+    plain = replace(generator, context=None)
+    state, step = generator.init(variables, prompt, **settings), 0
+    short = []
+    run_step, look = jax.jit(generator.step), jax.jit(generator.look)
+    while not state.done.all():
+        view, _, after = look(variables, state)
+        known = np.asarray(state.known)
+        for row in range(3):
+            reach = int(after.reach[row])
+            active = np.flatnonzero(~known[row])[:3]
+            assert (active < reach).all()
+            one = slice(row, row + 1)
+            seen = prompt[one], state.tokens[one, :reach]
+            scale = Sampling.create(1, cfg_scale=2.0)
+            right = generator.model(variables.params, *seen, scale)[0, active]
+            assert_allclose(view.logits[row, active], right, atol=1e-4)
+            short.append(reach < LENGTH)
+        state, step = run_step(variables, state), step + 1
+    assert step == 8 and any(short)
+    assert (state.tokens < config.vocab_size).all()
+    out = run(plain, variables, prompt, settings)
+    assert (out.tokens != state.tokens).any()
 
 
 def test_texts_end_at_a_stop_token_as_before():
@@ -196,6 +251,8 @@ def test_texts_end_at_a_stop_token_as_before():
         (lambda: ContextCache(block=0), "block=0"),
         (lambda: ContextCache(stages=0), "stages=0"),
         (lambda: ContextCache(kept="right"), "kept='right'"),
+        (lambda: ContextCache(active=4), "belong together"),
+        (lambda: ContextCache(active=4, outer=2), "active=4 is above outer=2"),
         (
             lambda: replace(
                 parts(TEXT, 1)[0],

@@ -1,12 +1,12 @@
-"""One block after the other."""
+"""One block after the other, and windows of masked tokens."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import jax.numpy as jnp
 
 from jaxspec.core.numbers import whole
-from jaxspec.masked.policy import Policy, View, check_inner
+from jaxspec.masked.policy import Policy, View, check_inner, revealed_inside
 from jaxspec.typing import Array, Bool
 
 
@@ -39,13 +39,35 @@ class Blocks:
         place = jnp.arange(view.known.shape[1])[None]
         first = jnp.sum(jnp.cumprod(view.known.astype(jnp.int32), axis=1), axis=1)
         inside = place // self.size == (first // self.size)[:, None]
-        masked = jnp.sum(inside & ~view.known, axis=1, dtype=jnp.int32)
-        # Tokens that earlier blocks' ends have kept from becoming known come now.
-        behind = jnp.sum(~view.known, axis=1, dtype=jnp.int32) - view.left
-        block = replace(
-            view,
-            known=view.known | ~inside,
-            before=masked,
-            left=jnp.maximum(masked - jnp.maximum(view.before - view.left, behind), 0),
-        )
-        return view.known | (self.policy.reveal(block) & inside)
+        return revealed_inside(self.policy, view, inside)
+
+
+@dataclass(frozen=True)
+class Window:
+    """Lets a policy reveal some of the first masked tokens alone; a `Policy`.
+
+    Source: the active window of Window-Diffusion (arXiv 2601.20332), whose passes
+    compute no other masked tokens, see `ContextCache`.
+
+    Attributes:
+      policy: policy of the tokens of the window.
+      size: number of masked tokens, from the left, that may become known.
+
+    Raises:
+      ConfigError: the size is impossible, or the policy masks tokens again.
+    """
+
+    policy: Policy
+    size: int = 32
+
+    revises: ClassVar[bool] = False
+
+    def __post_init__(self):
+        whole("size", self.size)
+        check_inner(self)
+
+    def reveal(self, view: View) -> Bool[Array, "B T"]:
+        """See `Policy`."""
+        masked = ~view.known
+        inside = masked & (jnp.cumsum(masked, axis=1) <= self.size)
+        return revealed_inside(self.policy, view, inside)
