@@ -1,0 +1,213 @@
+"""Masked models: steps, policies and caches, beside generation token by token."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from docs.studies import ways
+from docs.studies.command import run_study
+from docs.studies.ways import TIME_AND_QUALITY, Columns, Comparison, Way, measure_way
+from jaxspec.bench.description import Benchmark, Option
+from jaxspec.bench.roofline.ceilings import measure_ceilings
+from jaxspec.checkpoint import Checkpoint, checkpoint_of
+from jaxspec.core.sampling import Sampling, active_steps
+from jaxspec.errors import ConfigError
+from jaxspec.evaluate.tables import environment, markdown_table, report_heading
+from jaxspec.masked import (
+    ContextCache,
+    MaskedGenerator,
+    MaskedVariables,
+    MaskingSchedule,
+)
+from jaxspec.masked.policies.named import named_policy
+from jaxspec.models.masked_lm.model import MASKED_OBJECTIVES, MaskedDiffusion
+from jaxspec.pipeline.bundle import Bundle, load_bundle, load_prior
+from jaxspec.speculative.engine import Engine
+
+FAMILIES = ("token by token", "steps", "policies", "cache", "distilled")
+STEPS = (4, 8, 12, 16, 32, 64)
+POLICIES = ("confidence-0", "halton", "random", "coins", "margin", "revision-0.1")
+# Passes from one that computes all tokens to the next, of 32.
+EVERY = (2, 4, 8)
+
+
+def all_ways(bundle: Bundle, models: dict[str, Checkpoint], scale: float):
+    """Every way, family by family."""
+    yield from token_by_token(bundle, scale)
+    for name, prior in models.items():
+        yield from masked_ways(bundle, name, prior, scale)
+
+
+def token_by_token(bundle: Bundle, scale: float) -> Iterator[Way]:
+    """Plain generation of the autoregressive model."""
+    order = active_steps(Sampling.create(cfg_scale=scale))
+    target = bundle.prior.model.as_target(cfg=True)
+    engine = Engine(target, bundle.prior.config.sequence_length, order=order)
+    variables = engine.variables(target=bundle.prior.params)
+    name = "autoregressive, plain"
+    yield Way("token by token", name, engine, variables, bundle, scale)
+
+
+def masked_ways(
+    bundle: Bundle, name: str, prior: Checkpoint, scale: float
+) -> Iterator[Way]:
+    """Ways of one masked model; of a distilled one its steps alone."""
+    model, variables = MaskedDiffusion(prior.model), MaskedVariables(prior.params)
+    length = prior.config.sequence_length
+    order = active_steps(Sampling.create(cfg_scale=scale))
+
+    def way(family: str, words: str, steps: int, policy="confidence", **options):
+        generator = MaskedGenerator(
+            model,
+            MaskingSchedule(length, steps),
+            named_policy(policy, length),
+            order=order,
+            **options,
+        )
+        return Way(family, words, generator, variables, bundle, scale)
+
+    if name == "distilled":
+        for steps in STEPS[:4]:
+            yield way("distilled", f"distilled, {steps} steps", steps)
+        return
+    for steps in STEPS:
+        yield way("steps", f"{steps} steps", steps)
+    for policy in POLICIES:
+        yield way("policies", f"{policy}, 12 steps", 12, policy)
+    yield way("policies", "threshold-0.9, at most 64", 64, "threshold-0.9")
+    for every in EVERY:
+        cache = ContextCache(every)
+        yield way("cache", f"32 steps, all in every {every}", 32, context=cache)
+
+
+def measure_masked(
+    *,
+    checkpoint: str | None = None,
+    masked: str | None = None,
+    distilled: str | None = None,
+    families: Sequence[str] = FAMILIES,
+    cfg_scale: float = 2.0,
+    num: int = 192,
+    seeds: int = 3,
+    data_dir: str = "data",
+    manual_dir: str | None = None,
+    save=None,
+) -> dict[str, Any]:
+    """Generates images of all classes in every way, and measures them.
+
+    Args:
+      checkpoint: Bundle folder of an autoregressive model.
+      masked: Folder of a masked model over the same tokens.
+      distilled: Folder of a masked model that was distilled from it.
+      families: Families of ways.
+      cfg_scale: CFG scale.
+      num: Number of images.
+      seeds: Number of seeds.
+      data_dir: Folder of the prepared data.
+      manual_dir: Folder of files that tfds cannot download.
+      save: Callback for unfinished reports.
+
+    Returns:
+      Report with one row for each way.
+
+    Raises:
+      ConfigError: A model is no masked one, or is missing.
+    """
+    bundle = load_bundle(checkpoint or "fruits64")
+    if masked is None:
+        raise ConfigError("name a masked model: --masked DIR")
+    models = {"masked": load_prior(checkpoint_of(masked, "prior"))}
+    if distilled is not None:
+        models["distilled"] = load_prior(checkpoint_of(distilled, "prior"))
+    for name, prior in models.items():
+        sizes = replace(prior.config, extra_tokens=0) == bundle.prior.config
+        if prior.metadata.get("objective") not in MASKED_OBJECTIVES or not sizes:
+            raise ConfigError(
+                f"--{name}: this is no masked model of the sizes of '{bundle.name}'"
+            )
+    comparison = Comparison.on_fruits(bundle, num, seeds, data_dir, manual_dir)
+    rows: list[dict[str, Any]] = []
+    report = {
+        "dtype": "float32",
+        "repeats": seeds,
+        "cfg_scale": cfg_scale,
+        "num": num,
+        "parameters": [bundle.prior.size, models["masked"].size],
+        "heldout_accuracy": comparison.accuracy,
+        "ceilings": measure_ceilings("float32").fields(),
+        "rows": rows,
+        **environment(),
+    }
+    for way in all_ways(bundle, models, cfg_scale):
+        if way.family not in families:
+            continue
+        rows.append(measure_way(way, comparison).fields)
+        if save is not None:
+            save(report)
+    return report
+
+
+COLUMNS: Columns = {
+    "generation": lambda row: row["way"],
+    "calls": lambda row: f"{row['calls']:.1f}",
+    **TIME_AND_QUALITY,
+}
+
+
+def masked_markdown(result: dict[str, Any]) -> str:
+    """Formats a report of `measure_masked`."""
+    own, masked = (f"{n / 1e6:.1f} M" for n in result["parameters"])
+    description = (
+        f"An autoregressive ({own} parameters) and a masked model ({masked}) over the "
+        f"same tokens of Fruits-360, {result['num']} images of each of "
+        f"{result['repeats']} seeds, batch {ways.BATCH}, CFG scale "
+        f"{result['cfg_scale']:g}. The distance is that of features of the embedded "
+        "classifier to as many held-out images, of which the classifier gets "
+        f"{100 * result['heldout_accuracy']:.0f} % right; mean and standard deviation "
+        "over seeds. Steps without another policy are MaskGIT's."
+    )
+    return report_heading("Masked models", result, description) + markdown_table(
+        [*COLUMNS], ways.cells_of(result["rows"], COLUMNS)
+    )
+
+
+def masked_plot(result: dict[str, Any]) -> np.ndarray:
+    """Distance over time and over calls, one line for each family."""
+    return ways.plot_distances(result["rows"])
+
+
+STUDY = Benchmark(
+    "masked",
+    summary="steps, policies and caches of a masked model",
+    description="Generates images with a masked model in several ways, and token by "
+    "token, and measures time, calls and Frechet distance.",
+    example="Example: python -m docs.studies.masked --masked runs/maskgit "
+    "--out docs/reports/masked_cpu",
+    options=(
+        Option(
+            "checkpoint", "bundle folder of the autoregressive model", metavar="DIR"
+        ),
+        Option("masked", "folder of the masked model", metavar="DIR"),
+        Option("distilled", "folder of a distilled masked model", metavar="DIR"),
+        Option(
+            "families",
+            "families of ways",
+            default=FAMILIES,
+            several=True,
+            choices=FAMILIES,
+        ),
+        Option("cfg-scale", "CFG scale", float, default=2.0, metavar="S"),
+        *ways.OPTIONS,
+    ),
+    measure=measure_masked,
+    markdown=masked_markdown,
+    plot=masked_plot,
+    saves=True,
+    program="python -m docs.studies.masked",
+)
+
+if __name__ == "__main__":
+    sys.exit(run_study(STUDY))
