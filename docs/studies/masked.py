@@ -28,7 +28,7 @@ from jaxspec.pipeline.bundle import Bundle, load_bundle, load_prior
 from jaxspec.speculative.engine import Engine
 
 FAMILIES = ("token by token", "steps", "policies", "cache", "distilled")
-STEPS = (4, 8, 12, 16, 32, 64)
+STEPS = (4, 8, 12, 16, 32)
 POLICIES = ("confidence-0", "halton", "random", "coins", "margin", "revision-0.1")
 # Passes from one that computes all tokens to the next, of 32.
 EVERY = (2, 4, 8)
@@ -70,14 +70,14 @@ def masked_ways(
         return Way(family, words, generator, variables, bundle, scale)
 
     if name == "distilled":
-        for steps in STEPS[:4]:
+        for steps in STEPS[:3]:
             yield way("distilled", f"distilled, {steps} steps", steps)
         return
     for steps in STEPS:
         yield way("steps", f"{steps} steps", steps)
     for policy in POLICIES:
         yield way("policies", f"{policy}, 12 steps", 12, policy)
-    yield way("policies", "threshold-0.9, at most 64", 64, "threshold-0.9")
+    yield way("policies", "threshold-0.9, at most 32", 32, "threshold-0.9")
     for every in EVERY:
         cache = ContextCache(every)
         yield way("cache", f"32 steps, all in every {every}", 32, context=cache)
