@@ -1,5 +1,6 @@
 """Training of the parts of an experiment, from data to loadable checkpoints."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec.checkpoint import Checkpoint, checkpoint_of, load_checkpoint, save
+from jaxspec.checkpoint.folders import replace_folder
 from jaxspec.config import (
     KLTokenizerConfig,
     MARConfig,
@@ -120,6 +122,8 @@ def _train_part(experiment: Experiment, part: str, run: TrainingRun) -> Path:
     for name, checkpoint in result.items():
         path = run.workdir / "checkpoint" / name
         _finish(experiment, name, checkpoint, run.command, path, notes[name])
+    if part == "prior":
+        _copy_tokenizer(run)
     return run.workdir / "checkpoint" / part
 
 
@@ -291,6 +295,17 @@ def _notes(part: str, run: TrainingRun) -> dict[str, str]:
         return {}
     owner = "prior" if part == ENCODER else part
     return {VOCABULARY: read_text(vocabulary_file(run, owner))}
+
+
+def _copy_tokenizer(run: TrainingRun) -> None:
+    """Puts the tokenizer of another bundle beside a prior, if there is none.
+
+    The working folder is then a bundle that generates.
+    """
+    source, target = run.parts / "tokenizer", run.workdir / "checkpoint" / "tokenizer"
+    if source.is_dir() and not target.exists():
+        with replace_folder(target) as fresh:
+            shutil.copytree(source, fresh, dirs_exist_ok=True)
 
 
 def _finish(

@@ -52,6 +52,19 @@ def losses(workdir, part):
     return [json.loads(line) for line in lines]
 
 
+def test_a_prior_of_another_tokenizer_brings_it_along(trained, data, tmp_path):
+    """The working folder generates by itself."""
+    options = ["--checkpoint", str(trained), "--steps", "1"]
+    assert main(train("prior", tmp_path / "run", data, *options)) == 0
+    mine, copied = (
+        load_checkpoint(folder / "checkpoint" / "tokenizer")
+        for folder in (trained, tmp_path / "run")
+    )
+    jax.tree.map(np.testing.assert_array_equal, copied.params, mine.params)
+    configs = [load_bundle(f).prior.config for f in (trained, tmp_path / "run")]
+    assert configs[0] == configs[1]
+
+
 @pytest.mark.parametrize("part", ["tokenizer", "prior", "drafter"])
 def test_every_part_learns_and_writes_a_loadable_checkpoint(trained, part):
     values = [line["loss"] for line in losses(trained, part) if "loss" in line]
