@@ -28,10 +28,10 @@ from jaxspec.pipeline.bundle import Bundle, load_bundle, load_prior
 from jaxspec.speculative.engine import Engine
 
 FAMILIES = ("token by token", "steps", "policies", "cache", "distilled")
-STEPS = (4, 8, 12, 16, 32)
-POLICIES = ("confidence-0", "halton", "random", "coins", "margin", "revision-0.1")
-# Passes from one that computes all tokens to the next, of 32.
-EVERY = (2, 4, 8)
+STEPS = (2, 4, 8, 12)
+POLICIES = ("confidence-0", "halton", "coins")
+# Passes from one that computes all tokens to the next, of 12.
+EVERY = (2, 4)
 
 
 def all_ways(bundle: Bundle, models: dict[str, Checkpoint], scale: float):
@@ -70,17 +70,17 @@ def masked_ways(
         return Way(family, words, generator, variables, bundle, scale)
 
     if name == "distilled":
-        for steps in STEPS[:3]:
+        for steps in STEPS:
             yield way("distilled", f"distilled, {steps} steps", steps)
         return
     for steps in STEPS:
         yield way("steps", f"{steps} steps", steps)
-    for policy in POLICIES:
-        yield way("policies", f"{policy}, 12 steps", 12, policy)
-    yield way("policies", "threshold-0.9, at most 32", 32, "threshold-0.9")
     for every in EVERY:
         cache = ContextCache(every)
-        yield way("cache", f"32 steps, all in every {every}", 32, context=cache)
+        yield way("cache", f"12 steps, all in every {every}", 12, context=cache)
+    for policy in POLICIES:
+        yield way("policies", f"{policy}, 8 steps", 8, policy)
+    yield way("policies", "threshold-0.5, at most 12", 12, "threshold-0.5")
 
 
 def measure_masked(

@@ -11,6 +11,7 @@ import numpy as np
 from docs.studies.command import run_study
 from docs.studies.ways import OPTIONS, Comparison
 from jaxspec.bench.description import Benchmark, Option
+from jaxspec.bench.roofline.ceilings import measure_ceilings
 from jaxspec.checkpoint import load_checkpoint
 from jaxspec.data.batches import evenly_spaced
 from jaxspec.data.tfds_images import tfds_images
@@ -89,6 +90,7 @@ def measure_swaps(
         "num": num,
         "decoders": list(bundles),
         "heldout_accuracy": comparison.accuracy,
+        "ceilings": measure_ceilings("float32").fields(),
         "rows": rows,
         **environment(),
     }
@@ -103,7 +105,7 @@ def measure_swaps(
                 batch_size=32,
                 verifier=parse_verifier(name),
             )
-            tree = loaded.tree("optimal-57")
+            tree = loaded.tree("optimal-8")
             run = generate(bundle, prompts, config, tree, loaded=loaded)
             per_call.append(run.tokens_per_call)
             plain.setdefault(seed, run.tokens)
@@ -189,7 +191,7 @@ def swaps_markdown(result: dict[str, Any]) -> str:
     ]
     description = (
         f"{result['num']} images of each of {result['repeats']} seeds, CFG scale "
-        f"{result['cfg_scale']:g}, trees of 57 nodes. Each decoder decodes the same "
+        f"{result['cfg_scale']:g}, trees of 8 nodes. Each decoder decodes the same "
         "tokens. Decibels are those to the plain image of the same decoder; in the "
         "second table, of held-out images whose tokens are swapped, to the image "
         "itself. Distances are those of features of the embedded classifier to as many "
