@@ -27,7 +27,7 @@ from jaxspec.models.masked_lm.model import MASKED_OBJECTIVES, MaskedDiffusion
 from jaxspec.pipeline.bundle import Bundle, load_bundle, load_prior
 from jaxspec.speculative.engine import Engine
 
-FAMILIES = ("token by token", "steps", "policies", "cache", "distilled")
+FAMILIES = ("autoregressive", "steps", "cache", "policies", "distilled")
 STEPS = (2, 4, 8, 12)
 POLICIES = ("confidence-0", "halton", "coins")
 # Passes from one that computes all tokens to the next, of 12.
@@ -47,8 +47,8 @@ def token_by_token(bundle: Bundle, scale: float) -> Iterator[Way]:
     target = bundle.prior.model.as_target(cfg=True)
     engine = Engine(target, bundle.prior.config.sequence_length, order=order)
     variables = engine.variables(target=bundle.prior.params)
-    name = "autoregressive, plain"
-    yield Way("token by token", name, engine, variables, bundle, scale)
+    name = "token by token"
+    yield Way("autoregressive", name, engine, variables, bundle, scale)
 
 
 def masked_ways(
