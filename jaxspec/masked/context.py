@@ -142,6 +142,9 @@ def cached_logits(
     branches = 2 if generator.cfg and model.config.condition != "none" else 1
     tokens, prompt, prefix, positions, exists = _inputs(model, state)
     whole_pass, reach = generator.context.window(state.known, state.steps, state.reach)
+    # The last step makes all tokens known, also those behind a window.
+    last = state.steps + 1 >= generator.schedule.steps
+    whole_pass, reach = whole_pass | last, jnp.where(last, state.known.shape[1], reach)
     computed = generator.context.computed(state.known, state.read, whole_pass)
     computed &= ~state.done[:, None]
     near = jnp.arange(state.known.shape[1])[None] < reach[:, None]
