@@ -2,8 +2,9 @@
 
 import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,8 @@ from jaxspec.pipeline.encoding import encode_images
 from jaxspec.pipeline.generation import generate
 from jaxspec.pipeline.prompts import Prompts
 from jaxspec.pipeline.verifiers import parse_verifier
-from jaxspec.pipeline.watermark import Watermark, codebook_of
-from jaxspec.watermark import Key, detect
+from jaxspec.pipeline.watermark import Watermark, codebook_of, with_encoder
+from jaxspec.watermark import Detection, Key
 
 THRESHOLDS = 0.0, 1.0, 2.0, 4.0, float("inf")
 # Probability of a false alarm of the reported detections.
@@ -80,11 +81,14 @@ ATTACKS: dict[str, Attack] = {
     "cropped by 1": _cropped(1),
     "cropped by 4": _cropped(4),
 }
+# Attacks after which all places of the grid of tokens are also tested.
+SEARCHED = "cropped by 1", "cropped by 4"
 
 
 def measure_watermark(
     *,
     checkpoint: str | None = None,
+    encoder: str | None = None,
     cfg_scale: float = 2.0,
     num: int = 192,
     seeds: int = 3,
@@ -96,6 +100,7 @@ def measure_watermark(
 
     Args:
       checkpoint: Bundle of a model that generates token by token.
+      encoder: Tokenizer that was trained to find tokens again; None for no such rows.
       cfg_scale: CFG scale.
       num: Number of images of each seed.
       seeds: Number of seeds, each with a key of its own.
@@ -141,17 +146,27 @@ def measure_watermark(
             run = generate(bundle, prompts, config, tree, loaded=loaded)
             sets.append((config, run.tokens, decode_images(bundle, run.tokens)))
         thresholds = THRESHOLDS if name == VERIFIERS[0] else (2.0,)
+        readers = {"own": bundle}
+        if encoder is not None and name == VERIFIERS[0]:
+            readers["trained"] = with_encoder(bundle, Path(encoder))
         for threshold in (None, *thresholds):
-            row = _row(bundle, prompts, comparison, sets, threshold, keys)
-            rows.append({"verifier": name, "threshold": threshold, **row})
-            if save is not None:
-                save(report)
+            for reader, read in readers.items():
+                row = _row(bundle, read, prompts, comparison, sets, threshold, keys)
+                first = {"verifier": name, "encoder": reader, "threshold": threshold}
+                rows.append({**first, **row})
+                if save is not None:
+                    save(report)
     return report
 
 
-def _row(bundle, prompts, comparison, sets, threshold, keys) -> dict[str, Any]:
-    """Detections, and the change of images, of one threshold; None for no mark."""
-    detected: dict[str, list[float]] = {name: [] for name in ("tokens", *ATTACKS)}
+def _row(bundle, read, prompts, comparison, sets, threshold, keys) -> dict[str, Any]:
+    """Detections, and the change of images, of one threshold; None for no mark.
+
+    Images are encoded by the bundle `read`.
+    """
+    searched = tuple(f"{name}, searched" for name in SEARCHED)
+    names = ("tokens", *ATTACKS, *searched)
+    detected: dict[str, list[float]] = {name: [] for name in names}
     distances, accuracies, psnr, shares = [], [], [], []
     for key, (config, tokens, images) in enumerate(sets):
         nats = float("inf") if threshold is None else threshold
@@ -161,10 +176,14 @@ def _row(bundle, prompts, comparison, sets, threshold, keys) -> dict[str, Any]:
             marked = mark.mark(bundle, prompts, config, tokens)
             shown = decode_images(bundle, marked)
         shares.append(mark.detect(marked).share)
-        detected["tokens"].append(_rate(mark, marked))
+        detected["tokens"].append(_rate(map(mark.detect, marked)))
         for name, attack in ATTACKS.items():
-            found = encode_images(bundle, [attack(image) for image in shown])
-            detected[name].append(_rate(mark, found))
+            attacked = [attack(image) for image in shown]
+            found = map(mark.detect, encode_images(read, attacked))
+            detected[name].append(_rate(found))
+            if name in SEARCHED:
+                found = (mark.detect_crop(read, image) for image in attacked)
+                detected[f"{name}, searched"].append(_rate(found))
         error = np.mean((shown - images.astype(np.float64)) ** 2, axis=(1, 2, 3))
         psnr.append(float(np.mean(10 * np.log10(255**2 / np.maximum(error, 0.1)))))
         features, classes = comparison.extract(shown)
@@ -179,10 +198,9 @@ def _row(bundle, prompts, comparison, sets, threshold, keys) -> dict[str, Any]:
     }
 
 
-def _rate(mark: Watermark, tokens: np.ndarray) -> float:
+def _rate(found: Iterable[Detection]) -> float:
     """Share of the images in which the mark is found."""
-    found = [detect(row, mark.mates, mark.green).p_value for row in tokens]
-    return float(np.mean(np.array(found) <= ALARMS))
+    return float(np.mean([x.p_value <= ALARMS for x in found]))
 
 
 def watermark_markdown(result: dict[str, Any]) -> str:
@@ -193,6 +211,7 @@ def watermark_markdown(result: dict[str, Any]) -> str:
         cells.append(
             [
                 row["verifier"].partition(":")[0],
+                row["encoder"],
                 "no mark" if threshold is None else f"{threshold:g}",
                 f"{100 * np.mean(row['green']):.0f} %",
                 *(f"{100 * np.mean(x):.0f}" for x in row["detected"].values()),
@@ -202,7 +221,7 @@ def watermark_markdown(result: dict[str, Any]) -> str:
             ]
         )
     attacks = list(result["rows"][0]["detected"])
-    columns = ["verifier", "nats", "green", *attacks]
+    columns = ["verifier", "encoder", "nats", "green", *attacks]
     columns += ["dB to unmarked", "Frechet distance", "class accuracy"]
     description = (
         f"{result['num']} images of each of {result['repeats']} seeds and keys, CFG "
@@ -226,6 +245,7 @@ STUDY = Benchmark(
     example="Example: python -m docs.studies.watermark --out reports/watermark",
     options=(
         Option("checkpoint", "bundle folder", metavar="DIR"),
+        Option("encoder", "tokenizer trained to find tokens again", metavar="DIR"),
         Option("cfg-scale", "CFG scale", float, default=2.0, metavar="S"),
         *OPTIONS,
     ),

@@ -26,16 +26,29 @@ def add_parser(commands) -> None:
     )
     add_checkpoint(parser)
     parser.add_argument(
+        "--encoder",
+        metavar="DIR",
+        help="tokenizer of the same codes that was trained to find tokens again "
+        "(`jaxspec train tokenizer --set train_tokenizer.encoder_alone=true`)",
+    )
+    parser.add_argument(
         "--false-alarms",
         type=float,
         default=1e-3,
         metavar="P",
         help="largest probability of a false alarm (default: %(default)s)",
     )
-    parser.add_argument(
+    several = parser.add_mutually_exclusive_group()
+    several.add_argument(
         "--together",
         action="store_true",
         help="one test of all images, which finds weaker marks",
+    )
+    several.add_argument(
+        "--crops",
+        action="store_true",
+        help="also test every place of the grid of tokens, for images that were cut "
+        "out of marked ones and not resized",
     )
     parser.set_defaults(run=run)
 
@@ -44,6 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Prints a line for each image.
 
     Raises:
+      CheckpointError: a model cannot be read.
       ConfigError: an option is impossible.
       DataError: an image or the key cannot be read.
     """
@@ -52,7 +66,7 @@ def run(arguments: argparse.Namespace) -> None:
     from jaxspec.errors import ConfigError
     from jaxspec.pipeline.bundle import load_bundle
     from jaxspec.pipeline.encoding import encode_images
-    from jaxspec.pipeline.watermark import Watermark
+    from jaxspec.pipeline.watermark import Watermark, with_encoder
     from jaxspec.watermark import read_key
 
     if not 0 < arguments.false_alarms < 1:
@@ -63,12 +77,17 @@ def run(arguments: argparse.Namespace) -> None:
     key = read_key(Path(arguments.watermark))
     bundle = load_bundle(arguments.checkpoint)
     mark = Watermark.of(bundle, key)
-    tokens = encode_images(bundle, arguments.images)
-    parts = list(zip(arguments.images, tokens, strict=True))
-    if arguments.together:
-        parts = [(f"{len(tokens)} images", tokens)]
-    for name, row in parts:
-        found = mark.detect(row)
+    if arguments.encoder is not None:
+        bundle = with_encoder(bundle, Path(arguments.encoder))
+    if arguments.crops:
+        tests = [(x, mark.detect_crop(bundle, x)) for x in arguments.images]
+    else:
+        tokens = encode_images(bundle, arguments.images)
+        parts = list(zip(arguments.images, tokens, strict=True))
+        if arguments.together:
+            parts = [(f"{len(tokens)} images", tokens)]
+        tests = [(name, mark.detect(row)) for name, row in parts]
+    for name, found in tests:
         answer = "yes" if found.p_value <= arguments.false_alarms else "no"
         print(
             f"{name}: watermark {answer} ({found.green} of {found.tokens} tokens are "

@@ -33,8 +33,9 @@ class TokenizerConfig:
         ("none", VQGAN, Chameleon).
       quantizer: "vq": the nearest entry of a learned codebook. "fsq" (arXiv
         2309.15505): each channel is rounded to one of its `levels`. "lfq" (arXiv
-        2310.05737): each is its sign. The last two have a fixed codebook and
-        `normalized="none"`.
+        2310.05737): each is its sign. "bits" (BAE, arXiv 2410.16257): each is a
+        probability, and the bit that is likelier. The last three have a fixed codebook
+        and `normalized="none"`.
       levels: number of values of each channel, for "fsq".
       order: order of the tokens of an image, see `config.orders`.
     """
@@ -51,7 +52,7 @@ class TokenizerConfig:
     codebook_size: int = 16384
     code_dim: int = 8
     normalized: Literal["both", "decoding", "none"] = "both"
-    quantizer: Literal["vq", "fsq", "lfq"] = "vq"
+    quantizer: Literal["vq", "fsq", "lfq", "bits"] = "vq"
     levels: tuple[int, ...] = ()
     order: Order = "raster"
 

@@ -117,6 +117,9 @@ class OneDTokenizerConfig:
         they lie as `[length, width]`, as TiTok's first releases do.
       prefixes: whether the decoder was trained on prefixes of the tokens too, so that
         each of them is an image (One-D-Piece, arXiv 2501.10064).
+      text_length: number of vectors of a text that the decoder also reads, `P`; 0 for
+        none (TA-TiTok, arXiv 2501.07730, has 77 of CLIP).
+      text_width: width of these vectors; 0 for none.
     """
 
     image_size: int = 256
@@ -130,10 +133,18 @@ class OneDTokenizerConfig:
     pixels: MaskGITTokenizerConfig | None = MaskGITTokenizerConfig()
     mixed_order: bool = True
     prefixes: bool = False
+    text_length: int = 0
+    text_width: int = 0
 
     def __post_init__(self):
         positive(self, "image_size", "patch_size", "length", "codebook_size")
         positive(self, "code_dim")
+        require(
+            min(self.text_length, self.text_width) >= 0
+            and (self.text_length > 0) == (self.text_width > 0),
+            f"text_length={self.text_length} and text_width={self.text_width}: give "
+            "both for a decoder that reads a text, or neither",
+        )
         require(
             self.image_size % self.patch_size == 0,
             f"image_size={self.image_size} must be a multiple of "

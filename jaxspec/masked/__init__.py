@@ -9,6 +9,7 @@ _NAMES = {
     "ContextCache": "jaxspec.masked.context",
     "FixedOrder": "jaxspec.masked.policies.order",
     "Guided": "jaxspec.masked.policies.guided",
+    "LengthControl": "jaxspec.masked.length",
     "MaskedGenerator": "jaxspec.masked.generator",
     "MaskedState": "jaxspec.masked.state",
     "MaskedVariables": "jaxspec.masked.state",

@@ -15,9 +15,10 @@ from jaxspec.core.sampling import LLAMAGEN_ORDER, Sampling, Step
 from jaxspec.core.stopping import StoppingCriteria
 from jaxspec.errors import ConfigError
 from jaxspec.masked.context import ContextCache, cached_logits
+from jaxspec.masked.length import LengthControl, masked_before, moved
 from jaxspec.masked.policies.blocks import Window
 from jaxspec.masked.policies.confidence import Confidence
-from jaxspec.masked.policy import Policy, View
+from jaxspec.masked.policy import Policy, View, revealed_inside
 from jaxspec.masked.schedule import MaskingSchedule
 from jaxspec.masked.state import MaskedState, MaskedVariables
 from jaxspec.models.masked_lm.model import MaskedDiffusion
@@ -47,6 +48,25 @@ def _ends(
     return stopping.is_stop(tokens) & known & before
 
 
+def _check_length(generator: "MaskedGenerator") -> None:
+    """Checks that texts can get longer and shorter.
+
+    Raises:
+      ConfigError: model, policy or cache do not fit, or texts start too long.
+    """
+    control, config = generator.length, generator.model.model.config
+    assert control is not None
+    if config.condition != "none" or generator.context is not None:
+        raise ConfigError("length is for models of texts, without a context")
+    if getattr(generator.policy, "revises", True):
+        raise ConfigError("length is for policies that mask no token again")
+    if control.first > generator.schedule.tokens:
+        raise ConfigError(
+            f"texts of {control.first} tokens at the start are longer than the "
+            f"{generator.schedule.tokens} of the schedule"
+        )
+
+
 @dataclass(frozen=True)
 class MaskedGenerator:
     """Implements `Generator` for models that fill in masked tokens; static.
@@ -65,6 +85,7 @@ class MaskedGenerator:
       cfg: whether an unconditional branch is computed.
       order: logits processors in their order.
       context: tokens that are taken from a cache in some passes; None for none.
+      length: rule by which texts get longer or shorter; None for that of the schedule.
 
     Raises:
       ConfigError: model, schedule and cache do not fit each other.
@@ -76,6 +97,7 @@ class MaskedGenerator:
     cfg: bool = True
     order: tuple[Step, ...] = LLAMAGEN_ORDER
     context: ContextCache | None = None
+    length: LengthControl | None = None
 
     def __post_init__(self):
         config = self.model.model.config
@@ -93,6 +115,8 @@ class MaskedGenerator:
                 "their own token; use context=None"
             )
 
+        if self.length is not None:
+            _check_length(self)
         active = self.context and self.context.active
         if active and not (
             isinstance(self.policy, Window) and self.policy.size <= active
@@ -155,6 +179,7 @@ class MaskedGenerator:
             seen = jnp.zeros((batch, self.schedule.tokens), bool)
             reach = jnp.full(batch, self.schedule.tokens, jnp.int32)
         zeros = jnp.zeros(batch, jnp.int32)
+        first = None if self.length is None else zeros + self.length.first
         shape = batch, self.schedule.tokens
         return MaskedState(
             tokens=jnp.full(shape, self.model.mask_token, jnp.int32),
@@ -172,6 +197,8 @@ class MaskedGenerator:
             layers=layers,
             read=seen,
             reach=reach,
+            length=first,
+            changes=None if first is None else jnp.copy(zeros),
         )
 
     @full_precision
@@ -181,11 +208,15 @@ class MaskedGenerator:
         view, finite, state = self.look(variables, state)
         tokens, log_p = view.tokens, view.log_p
         last = steps + 1 >= self.schedule.steps
-        known = self.policy.reveal(view)
-        known = jnp.where(live[:, None], known | last[:, None], state.known)
+        inside = self._inside(state)
+        if self.length is None:
+            known = self.policy.reveal(view)
+        else:
+            known = revealed_inside(self.policy, view, inside) & inside
+        known = jnp.where(live[:, None], known | last[:, None] & inside, state.known)
         known = at_most(state.known, known, state.stopping.max_new_tokens)
         count = jnp.sum(known, axis=1, dtype=jnp.int32)
-        ended = (count == known.shape[1]) | (count >= state.stopping.max_new_tokens)
+        ended = count >= state.stopping.max_new_tokens
         # What follows a stop token is left out once everything before it is known.
         if not getattr(self.policy, "revises", True):
             ended |= jnp.any(_ends(state.stopping, tokens, known), axis=1)
@@ -193,7 +224,7 @@ class MaskedGenerator:
         stats = replace(
             state.stats, calls=state.stats.calls + one, rounds=state.stats.rounds + 1
         )
-        return replace(
+        state = replace(
             state,
             tokens=jnp.where(known, tokens, self.model.mask_token),
             known=known,
@@ -202,6 +233,45 @@ class MaskedGenerator:
             done=state.done | ended,
             stats=stats,
             finite=state.finite & (finite | ~live),
+        )
+        if self.length is not None:
+            state = self._lengthened(view, state)
+        whole = jnp.all(state.known | ~self._inside(state), axis=1)
+        return replace(state, done=state.done | whole)
+
+    def _inside(self, state: MaskedState) -> Bool[Array, "B T"]:
+        """Positions that belong to the sequence."""
+        if state.length is None:
+            return jnp.ones_like(state.known)
+        return jnp.arange(state.known.shape[1])[None] < state.length[:, None]
+
+    def _lengthened(self, view: View, state: MaskedState) -> MaskedState:
+        """State whose texts got longer or shorter before their first stop token."""
+        assert self.length is not None and state.length is not None
+        assert state.changes is not None
+        likeliest = jnp.argmax(view.logits, axis=-1)
+        change = self.length.change(state.stopping.is_stop(likeliest), ~view.known)
+        stops = state.stopping.is_stop(state.tokens) & state.known
+        index = jnp.arange(state.known.shape[1])[None]
+        place = jnp.min(jnp.where(stops, index, state.length[:, None]), axis=1)
+        room = state.known.shape[1] - state.length
+        # One masked token stays, so that complete texts end with a stop token.
+        masked = jnp.sum(~state.known & self._inside(state), axis=1)
+        most = jnp.minimum(masked_before(state.known, place), masked - 1)
+        count = jnp.clip(change, -jnp.maximum(most, 0), room)
+        open_ = ~state.done & (state.changes < self.length.most)
+        count = jnp.where(open_, count, 0).astype(jnp.int32)
+
+        def move(values, filling):
+            return moved(values, place, count, filling)
+
+        return replace(
+            state,
+            tokens=move(state.tokens, self.model.mask_token),
+            known=move(state.known, False),
+            log_p=move(state.log_p, 0.0),
+            length=state.length + count,
+            changes=state.changes + (count != 0),
         )
 
     def look(
@@ -220,9 +290,12 @@ class MaskedGenerator:
         steps = state.steps
         logits, finite, state = self._logits(variables, state)
         sampled, log_p = self._sample(state, logits)
+        known = (
+            state.known if self.length is None else state.known | ~self._inside(state)
+        )
         view = View(
             tokens=jnp.where(state.known, state.tokens, sampled),
-            known=state.known,
+            known=known,
             log_p=jnp.where(state.known, state.log_p, log_p),
             logits=logits,
             step=steps,
@@ -266,7 +339,9 @@ class MaskedGenerator:
         scale = self.schedule.scale(state.sampling.cfg_scale, state.steps)
         sampling = replace(state.sampling, cfg_scale=scale)
         arguments = variables.params, state.prompt, state.tokens
-        if self.context is not None:
+        if self.length is not None:
+            logits = self.model.score(*arguments, lengths=state.length)
+        elif self.context is not None:
             logits, state = cached_logits(self, variables, state, sampling)
         elif self.cfg:
             logits = self.model(*arguments, sampling)
@@ -274,7 +349,8 @@ class MaskedGenerator:
             logits = self.model.score(*arguments)
         logits = process_logits(logits.astype(jnp.float32), sampling, self.order)
         finite = jnp.isfinite(jnp.max(logits, axis=-1))
-        return logits, jnp.all(finite | state.known, axis=1), state
+        needless = state.known | ~self._inside(state)
+        return logits, jnp.all(finite | needless, axis=1), state
 
     def _sample(
         self, state: MaskedState, logits: Float[Array, "B T V"]

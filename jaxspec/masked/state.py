@@ -50,6 +50,8 @@ class MaskedState:
       read: bool [B, T], tokens that were known when these were computed; None without a
         `ContextCache`.
       reach: int32 [B], number of positions that passes read; None without a window.
+      length: int32 [B], number of tokens of each text; None without a `LengthControl`.
+      changes: int32 [B], number of times that it changed; None without.
     """
 
     tokens: Int[Array, "B T"]
@@ -66,3 +68,5 @@ class MaskedState:
     layers: Layers = ()
     read: Bool[Array, "B T"] | None = None
     reach: Int[Array, "B"] | None = None
+    length: Int[Array, "B"] | None = None
+    changes: Int[Array, "B"] | None = None

@@ -1,4 +1,4 @@
-"""Quantizers without a learned codebook: FSQ and LFQ.
+"""Quantizers without a learned codebook: FSQ, LFQ and the bits of BAE.
 
 Both round every channel of a vector by itself, so that their codebook is the product of
 the values of each channel. Channel 0 is the fastest digit of a code.
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec.typing import Array, Float, Int
+from jaxspec.typing import Array, Bool, Float, Int
 
 _MARGIN = 1e-3
 # Channels of which all combinations are counted together.
@@ -67,9 +67,13 @@ def product_codes(
 
 def sign_codes(vectors: Float[Array, "... C"]) -> Int[Array, "..."]:
     """Codes, int32, of signs (LFQ, arXiv 2310.05737); that of 0 is -1."""
-    bits = (vectors > 0).astype(jnp.int32)
-    weights = _whole(1 << np.arange(vectors.shape[-1]), vectors)
-    return jnp.sum(bits * weights, axis=-1, dtype=jnp.int32)
+    return bit_codes(vectors > 0)
+
+
+def bit_codes(bits: Bool[Array, "... C"]) -> Int[Array, "..."]:
+    """Codes, int32, of bits (BAE, arXiv 2410.16257)."""
+    weights = _whole(1 << np.arange(bits.shape[-1]), bits)
+    return jnp.sum(bits.astype(jnp.int32) * weights, axis=-1, dtype=jnp.int32)
 
 
 def sign_entropy(

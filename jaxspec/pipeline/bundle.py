@@ -173,6 +173,11 @@ def load_bundle(
                 "one that the prior was made for into the same folder"
             )
         tokenizer = load_tokenizer(folder / "tokenizer")
+        if getattr(tokenizer.config, "text_length", 0):
+            raise CheckpointError(
+                f"'{folder / 'tokenizer'}' decodes with vectors of a text, which a "
+                "bundle has none of: use it by itself, `load(path)`"
+            )
     drafter = None
     if (folder / "drafter").is_dir():
         drafter = load_checkpoint(folder / "drafter", sharding=place)

@@ -48,7 +48,9 @@ def encode_images(
         raise ConfigError("`images` is a list, also for one image: encode([image])")
     tokenizer = bundle.tokenizer.model
     side = tokenizer.config.image_size
-    squares = [fit_square(_rgb(x, f"image {i}"), side) for i, x in enumerate(images)]
+    squares = [
+        fit_square(rgb_image(x, f"image {i}"), side) for i, x in enumerate(images)
+    ]
     if not squares:
         raise ConfigError("there is nothing to encode; give at least one image")
     size = min(16, len(squares)) if batch_size is None else batch_size
@@ -63,8 +65,17 @@ def encode_images(
     return np.concatenate(parts)[: len(squares)]
 
 
-def _rgb(image: Any, name: str) -> np.ndarray:
-    """Image as uint8 RGB; floats are in [-1, 1], as a tokenizer decodes them."""
+def rgb_image(image: Any, name: str) -> np.ndarray:
+    """Image as uint8 RGB [h, w, 3].
+
+    Args:
+      image: Pillow image, file or array, as for `encode_images`; floats are in
+        [-1, 1], as a tokenizer decodes them.
+      name: name of the image in error messages.
+
+    Raises:
+      DataError: it cannot be read, or floats are outside of [-1, 1].
+    """
     if isinstance(image, (str, Path)):
         return as_rgb(Path(image), f"'{image}'")
     if isinstance(image, Image.Image):

@@ -3,18 +3,23 @@
 import hashlib
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
+from jaxspec.checkpoint import checkpoint_of
 from jaxspec.config.residual import ResidualTokenizerConfig
 from jaxspec.core.logits import apply_cfg, process_logits
 from jaxspec.core.precision import full_precision
 from jaxspec.errors import ConfigError
 from jaxspec.models.transformer.model import Transformer
-from jaxspec.pipeline.bundle import Bundle, token_by_token
+from jaxspec.pipeline.bundle import Bundle, load_tokenizer, token_by_token
 from jaxspec.pipeline.config import GenerationConfig
+from jaxspec.pipeline.crops import best_detection, tokens_of_crop
+from jaxspec.pipeline.encoding import encode_images
 from jaxspec.pipeline.prompts import Prompts
 from jaxspec.watermark import (
     Detection,
@@ -128,6 +133,26 @@ class Watermark:
         """Tests tokens, such as those of `encode_images`, for this watermark."""
         return detect(tokens, self.mates, self.green)
 
+    def detect_crop(
+        self, bundle: Bundle, image: Image.Image | np.ndarray | Path | str
+    ) -> Detection:
+        """Tests an image that may be a part of a marked one, which was not resized.
+
+        It is tested as a whole and with its first pixel at each place in a token
+        (IndexMark, arXiv 2505.14673); the probability of a false alarm is that of any
+        of these tests.
+
+        Args:
+          bundle: models; the tokenizer of a grid is used.
+          image: image as for `encode_images`.
+
+        Raises:
+          ConfigError: the tokens are no grid.
+          DataError: the image cannot be read.
+        """
+        rows = [*encode_images(bundle, [image]), *tokens_of_crop(bundle, image)]
+        return best_detection([self.detect(row) for row in rows])
+
 
 def codebook_of(bundle: Bundle) -> np.ndarray:
     """Codebook of a bundle, float32 [K, C].
@@ -142,6 +167,26 @@ def codebook_of(bundle: Bundle) -> np.ndarray:
             f"bundle '{bundle.name}' has several tokens a cell; a watermark needs one"
         )
     return np.asarray(tokenizer.params["codebook"])
+
+
+def with_encoder(bundle: Bundle, folder: Path) -> Bundle:
+    """The bundle, but images are encoded by another tokenizer with the same codes.
+
+    Args:
+      bundle: models that generate token by token.
+      folder: a tokenizer that was trained with `encoder_alone`, its bundle or the
+        working folder of its training.
+
+    Raises:
+      CheckpointError: the folder holds no tokenizer.
+      ConfigError: it has other codes.
+    """
+    found = load_tokenizer(checkpoint_of(folder, "tokenizer"))
+    codes = found.params.get("codebook")
+    same = found.config == bundle.tokenizer.config and codes is not None
+    if not same or not np.array_equal(codes, codebook_of(bundle)):
+        raise ConfigError(f"'{folder}' has other codes than bundle '{bundle.name}'")
+    return replace(bundle, image_tokenizer=found)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -116,6 +116,8 @@ class TokenizerTrainingConfig(TrainingConfig):
     Attributes:
       decoder_alone: whether encoder and codebook keep the values that they start from,
         so that images have the same tokens and a prior over these remains valid.
+      encoder_alone: whether the encoder alone is trained to find the tokens of decoded
+        images again, for watermarks, see `train.index_encoder`.
       swapped_images: share of the images of a batch, rounded up to whole ones, whose
         codes are swapped for similar ones before they are decoded (RobustTok, arXiv
         2503.08354).
@@ -126,6 +128,7 @@ class TokenizerTrainingConfig(TrainingConfig):
     """
 
     decoder_alone: bool = False
+    encoder_alone: bool = False
     swapped_images: float = 0.0
     swapped_tokens: float = 0.5
     swap_neighbors: int = 10

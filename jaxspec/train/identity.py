@@ -21,8 +21,10 @@ MAY_CHANGE = (
 _LATER = (
     ", quantizer='vq', levels=()",
     ", order='raster'",
+    ", text_length=0, text_width=0",
     ", next_cell=False, factors=()",
     ", ('full_scales', None)",
+    ", ('encoder_alone', False)",
     ", ('generated_tokens', 0.0)",
     ", ('random_share', 1.0)",
     ", ('swap_neighbors', 10), ('swapped_images', 0.0), ('swapped_tokens', 0.5)",

@@ -32,7 +32,8 @@ from jaxspec.sharding.device import device_name
 from jaxspec.train.card import model_card
 from jaxspec.train.classifier import classifier_job
 from jaxspec.train.drafter import drafter_job
-from jaxspec.train.experiment import Experiment
+from jaxspec.train.experiment import Experiment, TrainingConfig
+from jaxspec.train.index_encoder import index_encoder_job
 from jaxspec.train.kl_tokenizer import kl_job
 from jaxspec.train.length import with_length
 from jaxspec.train.loop import TrainingJob, run_job
@@ -55,7 +56,7 @@ from jaxspec.train.sources import (
     start_encoder,
     vocabulary_file,
 )
-from jaxspec.train.start import with_codes_of
+from jaxspec.train.start import encoder_of, trained_alone, without
 from jaxspec.train.text_encoder import ENCODER
 from jaxspec.train.tokenizer import tokenizer_job
 from jaxspec.train.training_run import TrainingRun
@@ -116,8 +117,8 @@ def _train_part(experiment: Experiment, part: str, run: TrainingRun) -> Path:
         metadata = {**result[part].metadata, **_named(experiment, images, names)}
         result = {**result, part: replace(result[part], metadata=metadata)}
     if getattr(experiment, f"train_{part}").rounded:
-        alone = getattr(getattr(experiment, f"train_{part}"), "decoder_alone", False)
-        result = {k: _rounded(v, alone) for k, v in result.items()}
+        kept = _kept(getattr(experiment, f"train_{part}"))
+        result = {k: _rounded(v, kept) for k, v in result.items()}
     notes = {name: _notes(name, run) for name in result}  # before anything is written
     for name, checkpoint in result.items():
         path = run.workdir / "checkpoint" / name
@@ -127,11 +128,18 @@ def _train_part(experiment: Experiment, part: str, run: TrainingRun) -> Path:
     return run.workdir / "checkpoint" / part
 
 
-def _rounded(checkpoint: Checkpoint, decoder_alone: bool) -> Checkpoint:
-    """A checkpoint rounded to bfloat16; not what tokens depend on, if that is kept."""
-    params = rounded(checkpoint.params)
-    if decoder_alone:
-        params = with_codes_of(checkpoint.params, params)
+def _kept(training: TrainingConfig) -> Callable[[Params], Params]:
+    """Function that selects the parameters that a training does not change."""
+    if getattr(training, "decoder_alone", False):
+        return lambda params: without(params, trained_alone(params))
+    if getattr(training, "encoder_alone", False):
+        return lambda params: without(params, encoder_of(params))
+    return lambda params: {}
+
+
+def _rounded(checkpoint: Checkpoint, kept: Callable[[Params], Params]) -> Checkpoint:
+    """A checkpoint rounded to bfloat16, but for parameters that are kept."""
+    params = {**rounded(checkpoint.params), **kept(checkpoint.params)}
     return replace(checkpoint, params=params)
 
 
@@ -175,7 +183,10 @@ def _job_maker(
                     "trained; name one with --checkpoint"
                 )
         source, held_images = images
-        if part == "tokenizer" and _generates(experiment):
+        training = experiment.train_tokenizer
+        if part == "tokenizer" and training is not None and training.encoder_alone:
+            make = index_encoder_job
+        elif part == "tokenizer" and _generates(experiment):
             prior = load_prior(run.parts / "prior")
             return (
                 lambda experiment: post_training_job(

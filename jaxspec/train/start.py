@@ -46,8 +46,15 @@ def check_decoder_alone(alone: bool, start: Checkpoint | None) -> None:
         )
 
 
-# Parts of a tokenizer on which its tokens do not depend.
+# Parts of a tokenizer on which its tokens do not depend, and on which images that are
+# decoded from tokens do not.
 _DECODER = ("decoder", "post_quant_conv", "pixels")
+_ENCODER = ("encoder", "quant_conv")
+
+
+def without(params: Params, left_out: Params) -> Params:
+    """Parameters whose names are not among others."""
+    return {k: x for k, x in params.items() if k not in left_out}
 
 
 def with_codes_of(old: Params, new: Params) -> Params:
@@ -58,6 +65,11 @@ def with_codes_of(old: Params, new: Params) -> Params:
 def trained_alone(params: Params) -> Params:
     """Parameters of a tokenizer on which its tokens do not depend."""
     return {k: x for k, x in params.items() if k in _DECODER}
+
+
+def encoder_of(params: Params) -> Params:
+    """Parameters of a tokenizer on which images decoded from tokens do not depend."""
+    return {k: x for k, x in params.items() if k in _ENCODER}
 
 
 def start_digests(start: Checkpoint | None) -> tuple[str, ...]:

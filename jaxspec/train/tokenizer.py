@@ -15,7 +15,7 @@ from jaxspec.data.batches import batch_indices, flip_at_random, step_rng
 from jaxspec.data.source import ImageSource
 from jaxspec.errors import ConfigError
 from jaxspec.evaluate.reconstruction import prefix_metrics, reconstruction_metrics
-from jaxspec.nn.scalar import sign_entropy
+from jaxspec.nn.scalar import bit_codes, sign_entropy
 from jaxspec.nn.vq import l2_normalize, look_up, nearest_codes
 from jaxspec.pipeline.verifiers import similar_tokens
 from jaxspec.tokenizers.one_d.model import OneDTokenizer
@@ -118,10 +118,11 @@ def _tokenizer(config: Any) -> tuple[Tokenizer | OneDTokenizer, str]:
     if isinstance(config, ResidualTokenizerConfig):
         return ResidualTokenizer(config), "residual_tokenizer"
     assert isinstance(config, OneDTokenizerConfig)  # others have jobs of their own
-    if config.pixels is not None or not config.normalized or config.mixed_order:
+    other = config.mixed_order or config.text_length
+    if config.pixels is not None or not config.normalized or other:
         raise ConfigError(
-            "one-dimensional tokenizers are trained with pixels=None, normalized=True "
-            "and mixed_order=False"
+            "one-dimensional tokenizers are trained with pixels=None, normalized=True, "
+            "mixed_order=False and no text"
         )
     return OneDTokenizer(config), "one_d_tokenizer"
 
@@ -199,7 +200,8 @@ def make_step(tokenizer: Tokenizer | OneDTokenizer, config: TokenizerTrainingCon
     def loss_fn(networks, codebook, images, key):
         networks = jax.tree.map(lambda x: x.astype(dtype), networks)
         z = tokenizer.embed(networks, images.astype(dtype)).astype(jnp.float32)
-        vectors, codes, q, penalty = quantized(tokenizer, codebook, z)
+        quantize_key = jax.random.fold_in(key, 2)
+        vectors, codes, q, penalty = quantized(quantize_key, tokenizer, codebook, z)
         if isinstance(tokenizer, ResidualTokenizer):
             depth = tokenizer.config.depth
             kept = jnp.arange(depth) < jax.random.randint(key, (), 1, depth + 1)
@@ -255,6 +257,7 @@ def make_step(tokenizer: Tokenizer | OneDTokenizer, config: TokenizerTrainingCon
 
 
 def quantized(
+    key: Array,
     tokenizer: Tokenizer | OneDTokenizer,
     codebook: Float[Array, "V C"],
     vectors: Float[Array, "B ... C"],
@@ -262,14 +265,16 @@ def quantized(
     """Vectors before and after quantization, their codes, and a term of the loss.
 
     Args:
+      key: random key; consumed for bits, which are sampled.
       tokenizer: static functions of the tokenizer.
       codebook: codebook.
       vectors: float32 vectors as from `embed`.
 
     Returns:
       Vectors as they are compared, codes, codebook entries, and the term: the distance
-      of a learned codebook, none of FSQ; of LFQ also the entropies of its paper. With
-      several tokens a cell, the first three have an axis of depths after the cells.
+      of a learned codebook, none of FSQ and bits; of LFQ also the entropies of its
+      paper. With several tokens a cell, the first three have an axis of depths after
+      the cells.
     """
     if isinstance(tokenizer, ResidualTokenizer):
         fixed = jax.lax.stop_gradient(codebook)
@@ -281,7 +286,11 @@ def quantized(
         q = look_up(codebook, codes)
         return z, codes, q, COMMITMENT * jnp.mean((z - q) ** 2)
     assert isinstance(tokenizer, Tokenizer)
-    codes = tokenizer.quantize(codebook, jax.lax.stop_gradient(vectors))
+    fixed = jax.lax.stop_gradient(vectors)
+    if tokenizer.config.quantizer == "bits":
+        codes = bit_codes(jax.random.bernoulli(key, fixed))
+    else:
+        codes = tokenizer.quantize(codebook, fixed)
     q = look_up(codebook, codes, normalized=False)
     penalty = jnp.zeros((), jnp.float32)
     if tokenizer.config.quantizer == "lfq":

@@ -1,4 +1,4 @@
-"""Quantizers that round each channel (FSQ, LFQ)."""
+"""Quantizers that round each channel (FSQ, LFQ, bits)."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ from jaxspec.nn.scalar import (
     sign_entropy,
 )
 from jaxspec.tokenizers.vqgan.model import Tokenizer
-from jaxspec.train.tokenizer import init_state, make_step
+from jaxspec.train.tokenizer import init_state, make_step, quantized
 from tests.train.tiny import get_config
 
 LEVELS = (4, 3, 2)
@@ -79,8 +79,37 @@ def test_entropies_are_those_of_the_soft_codes():
     assert_allclose(mean, -(m * np.log(m)).sum(), rtol=1e-5)
 
 
+def test_bits_are_sampled_in_training_and_the_likelier_ones_after_it():
+    """BAE: the share of each bit is its probability; its embedding adds up."""
+    tokenizer = _bits()
+    params = tokenizer.init(jax.random.key(0))
+    image = jax.random.uniform(jax.random.key(1), (1, 32, 32, 3), minval=-1.0)
+    p = tokenizer.embed(params, image)
+    assert p.min() > 0 and p.max() < 1
+    codes = tokenizer.encode(params, image)
+    book = params["codebook"]
+    assert_array_equal(book[codes].reshape(p.shape), p > 0.5)
+    many = jnp.broadcast_to(p, (4000, *p.shape[1:]))
+    vectors, sampled, q, penalty = quantized(jax.random.key(2), tokenizer, book, many)
+    assert_array_equal(q, book[sampled])
+    assert float(jnp.abs(q.mean(0) - p[0]).max()) < 0.05 and penalty == 0
+    # The likelier bits alone are no sample: their shares are 0 and 1.
+    assert float(jnp.abs((p[0] > 0.5) - p[0]).max()) > 0.05
+    # What the decoder reads of a code is a sum of one row for each bit.
+    read = params["post_quant_conv"]["kernel"][0, 0]
+    assert read.shape[0] == 4
+    assert_array_equal(book[5], [1, 0, 1, 0])
+
+
+def _bits() -> Tokenizer:
+    change = {"quantizer": "bits", "normalized": "none", "code_dim": 4}
+    return Tokenizer(replace(get_config().tokenizer, **change))
+
+
 @pytest.mark.parametrize(
-    ("quantizer", "levels"), [("fsq", (4, 4)), ("lfq", ())], ids=["fsq", "lfq"]
+    ("quantizer", "levels"),
+    [("fsq", (4, 4)), ("lfq", ()), ("bits", ())],
+    ids=["fsq", "lfq", "bits"],
 )
 def test_training_improves_images_and_keeps_the_codebook(quantizer, levels):
     config = get_config()

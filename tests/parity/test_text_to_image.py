@@ -159,7 +159,10 @@ def test_the_command_line_generates_from_a_prompt(released, tmp_path, capsys):
     capsys.readouterr()
     assert main(command) == 2
     assert "give --prompt" in capsys.readouterr().err
-    assert main(["generate", "--checkpoint", "fruits64", "--num", "1", "--prompt", "a"]) == 2
+    assert (
+        main(["generate", "--checkpoint", "fruits64", "--num", "1", "--prompt", "a"])
+        == 2
+    )
     assert "takes classes" in capsys.readouterr().err
 
 

@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch")
 from jaxspec.checkpoint import Checkpoint, load_checkpoint, save
 from jaxspec.cli import main
 from jaxspec.config import MaskGITTokenizerConfig, TransformerConfig, ViTConfig
+from jaxspec.errors import DataError
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.pipeline.bundle import load_bundle
 from tests.parity.comparing import as_jax, assert_close
@@ -137,3 +138,27 @@ def test_titok_prefixes_of_tokens_become_the_same_images(titok, count):
     for wrong in faults:
         other = as_torch_range(twin.decode(codes, wrong)).numpy()
         assert np.abs(np.asarray(found) - other).max() > 1e-3, wrong
+
+
+def test_ta_titok_decodes_with_a_text(tmp_path):
+    """Controls: another text, and positions of the text in reverse."""
+    twin = randomized(TiTok(two_stage=False, text=(7, 24), **SIZES), seed=3)
+    ours = converted(twin.state_dict())
+    assert (ours.config.text_length, ours.config.text_width) == (7, 24)
+    codes = torch.randint(0, 64, (2, 12), generator=torch.manual_seed(4))
+    text = torch.randn(2, 7, 24, generator=torch.manual_seed(5))
+    decode = jax.jit(ours.model.decode)
+    found = decode(ours.params, as_jax(codes), as_jax(text))
+    assert_close(found, as_torch_range(twin.decode(codes, text=text)), 1e-4)
+    turned = Faults(text_turned=True)
+    for other in (twin.decode(codes, turned, text), twin.decode(codes, text=-text)):
+        assert np.abs(np.asarray(found) - as_torch_range(other).numpy()).max() > 1e-3
+    partial = jax.jit(ours.model.decode_partial)
+    known = as_jax(codes).at[:, 5:].set(-1)
+    seen = partial(ours.params, known, as_jax(text))
+    first = as_torch_range(twin.decode(codes[:, :5], text=text))
+    assert_close(seen, first, 1e-4)
+    with pytest.raises(DataError, match=r"a text of shape \(2, 7, 24\), not None"):
+        ours.model.decode(ours.params, as_jax(codes))
+    torch.save(twin.state_dict(), tmp_path / "ta.bin")
+    assert main(["convert", str(tmp_path / "ta.bin"), str(tmp_path / "bundle")]) == 0

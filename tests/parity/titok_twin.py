@@ -15,6 +15,7 @@ class Faults:
     ordered: bool = False
     unnormalized: bool = False
     token_last: bool = False
+    text_turned: bool = False
 
 
 class ConvBlock(nn.Module):
@@ -192,8 +193,15 @@ class TiTokEncoder(Half):
 
 
 class TiTokDecoder(Half):
-    def __init__(self, width, heads, layers, patches, patch, length, inside, codes):
+    def __init__(
+        self, width, heads, layers, patches, patch, length, inside, codes, text
+    ):
         super().__init__(width, heads, layers, patches, length)
+        if text:
+            self.text_guidance_proj = nn.Linear(text[1], width)
+            self.text_guidance_positional_embedding = nn.Parameter(
+                torch.zeros(text[0], width)
+            )
         self.patches, self.patch = patches, patch
         self.decoder_embed = nn.Linear(inside, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
@@ -207,7 +215,7 @@ class TiTokDecoder(Half):
             self.ffn = nn.Sequential(nn.Conv2d(width, 3 * patch * patch, 1))
             self.conv_out = nn.Conv2d(3, 3, 3, padding=1)
 
-    def forward(self, vectors, faults=Faults()):
+    def forward(self, vectors, faults=Faults(), text=None):
         count, n = vectors.shape[:2]
         cells = self.mask_token.expand(count, self.patches**2, -1)
         first = self.class_embedding.expand(count, 1, -1)
@@ -215,7 +223,13 @@ class TiTokDecoder(Half):
         positions = self.latent_token_positional_embedding
         positions = positions[-n:] if faults.token_last else positions[:n]
         x = self.decoder_embed(vectors) + positions
-        x = self.run(torch.cat([cells, x], dim=1))[:, 1 : 1 + self.patches**2]
+        x = torch.cat([cells, x], dim=1)
+        if text is not None:
+            states = self.text_guidance_proj(text)
+            places = self.text_guidance_positional_embedding
+            states = states + (places.flip(0) if faults.text_turned else places)
+            x = torch.cat([x, states], dim=1)
+        x = self.run(x)[:, 1 : 1 + self.patches**2]
         x = self.ln_post(x).transpose(1, 2).unflatten(2, (self.patches, self.patches))
         x = self.ffn(x)
         if not hasattr(self, "conv_out"):
@@ -228,14 +242,25 @@ class TiTok(nn.Module):
     """Images in [0, 1]."""
 
     def __init__(
-        self, *, two_stage, patches, patch, length, size, dim, encoder, decoder, pixels
+        self,
+        *,
+        two_stage,
+        patches,
+        patch,
+        length,
+        size,
+        dim,
+        encoder,
+        decoder,
+        pixels,
+        text=None,
     ):
         super().__init__()
         self.two_stage = two_stage
         common = patches, patch, length, dim
         self.encoder = TiTokEncoder(*encoder, *common, two_stage)
         codes = pixels[-2] if two_stage else 0
-        self.decoder = TiTokDecoder(*decoder, *common, codes)
+        self.decoder = TiTokDecoder(*decoder, *common, codes, text)
         self.latent_tokens = nn.Parameter(torch.zeros(length, encoder[0]))
         self.quantize = Codes(size, dim)
         if two_stage:
@@ -249,11 +274,11 @@ class TiTok(nn.Module):
         normalized = self.two_stage and not faults.unnormalized
         return self.quantize.nearest(self.vectors(images, faults), normalized)
 
-    def decode(self, codes, faults=Faults()):
+    def decode(self, codes, faults=Faults(), text=None):
         x = self.quantize.embedding(codes)
         if self.two_stage and not faults.unnormalized:
             x = F.normalize(x, dim=-1)
-        x = self.decoder(x, faults)
+        x = self.decoder(x, faults, text)
         if not self.two_stage:
             return x
         book = self.pixel_quantize.embedding.weight

@@ -1,19 +1,24 @@
 """Watermarked images, from the command line and back."""
 
+from dataclasses import replace
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
+from jaxspec.checkpoint import save
 from jaxspec.cli import main
 from jaxspec.core.sampling import Sampling
 from jaxspec.errors import ConfigError
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.pipeline.config import GenerationConfig
+from jaxspec.pipeline.crops import best_detection, tokens_of_crop
+from jaxspec.pipeline.encoding import encode_images
 from jaxspec.pipeline.pipeline import load_pipeline
 from jaxspec.pipeline.prompts import Prompts
-from jaxspec.pipeline.watermark import Watermark, _log_probs, codebook_of
-from jaxspec.watermark import Key
+from jaxspec.pipeline.watermark import Watermark, _log_probs, codebook_of, with_encoder
+from jaxspec.watermark import Detection, Key
 from tests.tiny_bundle import save_bundle, save_next_scale_bundle
 
 
@@ -78,6 +83,9 @@ def test_the_command_line_marks_and_detects(folder, tmp_path, capsys):
     assert "tokens are green" in capsys.readouterr().out
     assert main(["detect", image, *detect[1:], "--together"]) == 0
     assert "2 images: watermark" in capsys.readouterr().out
+    Image.open(image).crop((1, 1, 32, 32)).save(tmp_path / "part.png")
+    assert main(["detect", str(tmp_path / "part.png"), *detect[2:], "--crops"]) == 0
+    assert "tokens are green" in capsys.readouterr().out
     assert main([*detect, "--false-alarms", "2"]) == 2
     assert main(["detect", image, "--watermark", str(tmp_path / "no.key")]) == 2
     capsys.readouterr()
@@ -125,6 +133,55 @@ def test_given_rows_are_not_marked(pipe):
     tokens = mark.mark(pipe.bundle, prompts, config, out.tokens)
     np.testing.assert_array_equal(tokens[:, :8], out.tokens[:, :8])
     assert mark.detect(tokens[:, 8:]).share == 1.0
+
+
+def test_parts_of_images_have_the_tokens_of_the_whole(pipe):
+    """Cut anywhere, the tokens at the right place are those of a shifted image."""
+    bundle = pipe.bundle
+    config = bundle.tokenizer.config
+    step, grid = config.image_size // config.grid, config.grid
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (config.image_size,) * 2 + (3,)).astype(np.uint8)
+    top, left = 3, 2
+    part = image[top:, left:-step]
+    found = tokens_of_crop(bundle, part)
+    assert found.shape == (step**2, grid**2)
+    # As many rows as the part covers, whichever its place; fewer where it begins late.
+    covered = (found >= 0).reshape(-1, grid, grid)
+    assert covered[0].any(1).sum() == (config.image_size - top) // step
+    rows = covered[top * step + left]
+    assert not rows[0].any() and rows[1:].any(1).all() and not rows[:, -1].any()
+    # The canvas of that place is the image, with its border repeated.
+    canvas = np.pad(part, ((top, 0), (left, step), (0, 0)), mode="edge")
+    np.testing.assert_array_equal(canvas[top:, left:-step], image[top:, left:-step])
+    whole = encode_images(bundle, [canvas])[0]
+    tokens = found[top * step + left]
+    np.testing.assert_array_equal(tokens[tokens >= 0], whole[tokens >= 0])
+    assert len(tokens_of_crop(bundle, np.zeros((99, 9, 3), np.uint8))) == 0
+
+
+def test_another_encoder_of_the_same_codes_reads_images(pipe, folder, tmp_path):
+    bundle, own = pipe.bundle, pipe.bundle.tokenizer
+    kernel = own.params["quant_conv"]["kernel"]
+    turned = {**own.params["quant_conv"], "kernel": -kernel}
+    other = replace(own, params={**own.params, "quant_conv": turned})
+    save(tmp_path / "tokenizer", other)
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
+    read = with_encoder(bundle, tmp_path)
+    found = encode_images(read, [image])[0]
+    np.testing.assert_array_equal(found, encode_images(read, [image], 1)[0])
+    assert (found != encode_images(bundle, [image])[0]).any()
+    codes = replace(own, params={**own.params, "codebook": -own.params["codebook"]})
+    save(tmp_path / "codes" / "tokenizer", codes)
+    with pytest.raises(ConfigError, match="has other codes"):
+        with_encoder(bundle, tmp_path / "codes")
+
+
+def test_several_tests_of_an_image_raise_no_false_alarm():
+    """The least of their probabilities is multiplied by their number."""
+    found = [Detection(5, 8, 0.3), Detection(8, 8, 0.001), Detection(6, 8, 0.1)]
+    assert best_detection(found) == Detection(8, 8, 0.003)
+    assert best_detection(found[:1] * 9).p_value == 1.0
 
 
 def test_a_key_that_fails_loses_no_images(tmp_path, capsys):

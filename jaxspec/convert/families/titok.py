@@ -1,7 +1,8 @@
-"""One-dimensional tokenizers: TiTok and One-D-Piece.
+"""One-dimensional tokenizers: TiTok, TA-TiTok and One-D-Piece.
 
 Tensor names: bytedance/1d-tokenizer `modeling/titok.py`, `modeling/modules/blocks.py`
-(arXiv 2406.07550); One-D-Piece has the same (arXiv 2501.10064).
+(arXiv 2406.07550); One-D-Piece has the same (arXiv 2501.10064), and TA-TiTok
+(arXiv 2501.07730) two more of the text that its decoder reads.
 """
 
 from functools import partial
@@ -24,7 +25,8 @@ from jaxspec.errors import ConfigError
 
 _HEAD_SIZE = 64
 _QUERIES = "encoder.latent_token_positional_embedding"
-_TEXT = "decoder.text_guidance_proj.weight"
+_TEXT = "decoder.text_guidance_proj"
+_TEXT_POSITIONS = "decoder.text_guidance_positional_embedding"
 
 
 def _linear(source: str, target: str) -> tuple[KeyRule, ...]:
@@ -69,6 +71,10 @@ _PIXELS = (
     KeyRule("decoder.ffn.0.bias", "pixels/change/bias"),
     KeyRule("decoder.conv_out.weight", "pixels/conv/kernel", "conv"),
     KeyRule("decoder.conv_out.bias", "pixels/conv/bias"),
+)
+_TEXTS = (
+    *_linear(_TEXT, "decoder/text_in"),
+    KeyRule(_TEXT_POSITIONS, "decoder/text_positions"),
 )
 
 
@@ -116,11 +122,7 @@ def _sizes(source: Source, half: str, overrides: Overrides) -> ViTConfig:
 
 
 def _plan(source: Source, overrides: Overrides, target: Checkpoint | None) -> Plan:
-    if _TEXT in source.tensors:
-        raise ConfigError(
-            f"'{source.name}' decodes with features of a text (TA-TiTok), which is not "
-            "supported"
-        )
+    texts = f"{_TEXT}.weight" in source.tensors
     two_stage = "pixel_quantize.embedding.weight" in source.tensors
     codebook_size, code_dim = source.shape("quantize.embedding.weight", 2)
     length = source.shape(_QUERIES, 2)[0]
@@ -149,8 +151,11 @@ def _plan(source: Source, overrides: Overrides, target: Checkpoint | None) -> Pl
         mixed_order=_choice(overrides, "mixed_order", two_stage),
         # Of the released models those with 256 tokens of two stages are One-D-Piece's.
         prefixes=_choice(overrides, "prefixes", two_stage and length == 256),
+        text_length=source.shape(_TEXT_POSITIONS, 2)[0] if texts else 0,
+        text_width=source.shape(f"{_TEXT}.weight", 2)[1] if texts else 0,
     )
-    rules = (*RULES, *(_CODES if two_stage else _PIXELS))
+    ends = _CODES if two_stage else _PIXELS
+    rules = (*RULES, *ends, *(_TEXTS if texts else ()))
     return Plan(
         "one_d_tokenizer",
         config,

@@ -55,6 +55,7 @@ class MaskedDiffusion:
         *,
         null: Bool[Array, "B"] | None = None,
         dropout_key: Array | None = None,
+        lengths: Int[Array, "B"] | None = None,
     ) -> Float[Array, "B T V"]:
         """Float32 logits of the token at each position.
 
@@ -64,9 +65,19 @@ class MaskedDiffusion:
           tokens: token ids, int32, with `mask_token` at masked positions.
           null: sequences that get the null condition instead of `prompt`.
           dropout_key: random key that enables dropout; consumed.
+          lengths: number of tokens of each text, int32; those after them are not read.
+            None for all.
+
+        Raises:
+          ConfigError: `lengths` of a model with a condition.
         """
-        if self.model.config.condition == "none" and prompt is not None:
-            return self._score_after_prompts(params, prompt, tokens)
+        condition = self.model.config.condition
+        if lengths is not None and condition != "none":
+            raise ConfigError("lengths are for models of texts")
+        if condition == "none" and (prompt is not None or lengths is not None):
+            if prompt is None:
+                prompt = jnp.zeros((len(tokens), 0), jnp.int32)
+            return self._score_after_prompts(params, prompt, tokens, lengths)
         logits, _ = self.model.score(
             params, prompt, tokens, null=null, dropout_key=dropout_key, causal=False
         )
@@ -77,10 +88,15 @@ class MaskedDiffusion:
         return logits[:, position]
 
     def _score_after_prompts(
-        self, params: Params, prompt: Int[Array, "B P"], tokens: Int[Array, "B T"]
+        self,
+        params: Params,
+        prompt: Int[Array, "B P"],
+        tokens: Int[Array, "B T"],
+        lengths: Int[Array, "B"] | None,
     ) -> Float[Array, "B T V"]:
         """Logits of tokens that directly follow prompts of different lengths."""
         batch, length = tokens.shape
+        read = jnp.full((batch, 1), length) if lengths is None else lengths[:, None]
         total = prompt.shape[1] + length
         prompt_lengths = jnp.sum(prompt >= 0, axis=1, dtype=jnp.int32)[:, None]
         token_index = jnp.arange(total)[None] - prompt_lengths
@@ -88,7 +104,7 @@ class MaskedDiffusion:
         clipped = jnp.clip(token_index, 0, length - 1)
         generated = jnp.take_along_axis(tokens, clipped, axis=1)
         ids = jnp.where(token_index < 0, padded, generated)
-        mask = (token_index < length)[:, None]
+        mask = (token_index < read)[:, None]
         mask = jnp.broadcast_to(mask, (batch, total, total))
         logits, _ = self.model.score(params, None, ids, causal=mask)
         position = prompt_lengths + jnp.arange(length)[None] - self.shifted

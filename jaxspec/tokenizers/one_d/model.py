@@ -25,6 +25,22 @@ PRESETS = {
         )
         for name, vit in (("s", _S), ("b", _B), ("l", _L))
     },
+    # Decoders of the large size read the states of 77 tokens of CLIP.
+    **{
+        f"ta-titok-bl-{length}": OneDTokenizerConfig(
+            length=length,
+            codebook_size=8192,
+            code_dim=64,
+            normalized=False,
+            encoder=_B,
+            decoder=_L,
+            pixels=None,
+            mixed_order=False,
+            text_length=77,
+            text_width=768,
+        )
+        for length in (32, 64, 128)
+    },
 }
 
 
@@ -33,7 +49,7 @@ class OneDTokenizer:
     """Pure functions of a one-dimensional tokenizer; static and hashable.
 
     Sources: TiTok (arXiv 2406.07550); One-D-Piece (arXiv 2501.10064), each prefix of
-    whose tokens is an image.
+    whose tokens is an image; TA-TiTok (arXiv 2501.07730), whose decoder reads a text.
 
     Attributes:
       config: sizes of the networks.
@@ -92,6 +108,7 @@ class OneDTokenizer:
         params: Params,
         vectors: Float[Array, "B n C"],
         seen: Array | None = None,
+        text: Float[Array, "B P E"] | None = None,
     ) -> Float[Array, "B h w 3"]:
         """Maps codebook entries to images, nominally in [-1, 1].
 
@@ -99,23 +116,41 @@ class OneDTokenizer:
           params: parameters.
           vectors: entries of the first `n` tokens.
           seen: tokens that are read, bool [B, n]; None for all.
+          text: vectors of a text; None for a decoder that reads none.
+
+        Raises:
+          DataError: the text is missing, needless or of the wrong shape.
         """
-        out = self._bound(params).decode(vectors, seen)
+        self._check_text(text, len(vectors))
+        out = self._bound(params).decode(vectors, seen, text)
         if self.config.pixels is None:
             return out
         return mixed_pixels(self.config, params["pixel_tokenizer"], out)
 
+    def _check_text(self, text: Array | None, rows: int) -> None:
+        c = self.config
+        found = None if text is None else tuple(text.shape)
+        right = (rows, c.text_length, c.text_width) if c.text_length else None
+        if found != right:
+            wanted = f"a text of shape {right}" if right else "no text"
+            raise DataError(f"this tokenizer decodes with {wanted}, not {found}")
+
     def decode(
-        self, params: Params, codes: Int[Array, "B n"]
+        self,
+        params: Params,
+        codes: Int[Array, "B n"],
+        text: Float[Array, "B P E"] | None = None,
     ) -> Float[Array, "B h w 3"]:
         """Maps codes, or the first ones, to images, nominally in [-1, 1].
 
         Args:
           params: parameters.
           codes: codes; the last ones may be left out where `prefixes` is set.
+          text: vectors of a text; None for a decoder that reads none.
 
         Raises:
-          DataError: there are too few or too many codes.
+          DataError: there are too few or too many codes, or the text is missing,
+            needless or of the wrong shape.
         """
         c = self.config
         least = 1 if c.prefixes else c.length
@@ -126,16 +161,20 @@ class OneDTokenizer:
                 f"[B, {numbers}]"
             )
         vectors = look_up(params["codebook"], codes, normalized=c.normalized)
-        return self.decode_vectors(params, vectors)
+        return self.decode_vectors(params, vectors, text=text)
 
     def decode_partial(
-        self, params: Params, tokens: Int[Array, "B T"]
+        self,
+        params: Params,
+        tokens: Int[Array, "B T"],
+        text: Float[Array, "B P E"] | None = None,
     ) -> Float[Array, "B h w 3"]:
         """Decodes images of which only some tokens exist.
 
         Args:
           params: parameters.
           tokens: tokens, -1 for those that do not exist yet.
+          text: vectors of a text; None for a decoder that reads none.
 
         Returns:
           Images in [-1, 1] of the tokens that exist; gray without any. Of a tokenizer
@@ -147,6 +186,6 @@ class OneDTokenizer:
             jnp.maximum(tokens, 0),
             normalized=self.config.normalized,
         )
-        images = self.decode_vectors(params, vectors, known)
+        images = self.decode_vectors(params, vectors, known, text)
         some = jnp.any(known, axis=1).reshape(-1, 1, 1, 1)
         return jnp.where(some, images, 0.0)

@@ -63,7 +63,7 @@ class _Decoder(nn.Module):
     config: OneDTokenizerConfig
 
     @nn.compact
-    def __call__(self, vectors, seen):
+    def __call__(self, vectors, seen, text=None):
         c, width = self.config, self.config.decoder.width
         rows, count = vectors.shape[:2]
         x = linear(width, "vectors_in", bias=True)(vectors)
@@ -75,8 +75,13 @@ class _Decoder(nn.Module):
         )
         cells += _position(self, "positions", c.patches**2 + 1, width)
         x = jnp.concatenate([_repeated(cells, x, rows), x], axis=1)
+        if text is not None:
+            states = linear(width, "text_in", bias=True)(text.astype(x.dtype))
+            places = _position(self, "text_positions", c.text_length, width)
+            states = add_bias(states, places.astype(x.dtype))
+            x = jnp.concatenate([x, states], axis=1)
         if seen is not None:
-            always = ((0, 0), (len(cells), 0))
+            always = ((0, 0), (len(cells), c.text_length))
             seen = jnp.pad(seen, always, constant_values=True)
         x = _Layers(c.decoder, name="body")(x, seen)[:, 1 : len(cells)]
         return LayerNorm(_EPS, name="norm_out")(x)
@@ -139,22 +144,29 @@ class OneDNetworks(nn.Module):
         return self.encoder(images)
 
     def decode(
-        self, vectors: Float[Array, "B n C"], seen: Bool[Array, "B n"] | None = None
+        self,
+        vectors: Float[Array, "B n C"],
+        seen: Bool[Array, "B n"] | None = None,
+        text: Float[Array, "B P E"] | None = None,
     ) -> Float[Array, "B ..."]:
         """Maps vectors to images, or to logits [B, patches, codes] of other tokens.
 
         Args:
           vectors: vectors, quantized or not, of the first `n` tokens.
           seen: tokens that are read; None for all.
+          text: vectors of a text, of a decoder that reads them.
         """
-        x = self.decoder(vectors, seen)
+        x = self.decoder(vectors, seen, text)
         if self.config.pixels is not None:
             return self.codes(x)
         return 2 * self.pixels(x) - 1
 
     def __call__(self, images: Float[Array, "B h w 3"]) -> Float[Array, "B ..."]:
-        """Images, or logits, as they are without quantization."""
-        return self.decode(self.encode(images))
+        """Images, or logits, as they are without quantization, of a text of zeros."""
+        c, text = self.config, None
+        if c.text_length:
+            text = jnp.zeros((len(images), c.text_length, c.text_width))
+        return self.decode(self.encode(images), text=text)
 
 
 def mixed_pixels(

@@ -13,6 +13,7 @@ from jaxspec.config import TokenizerConfig
 from jaxspec.config.orders import Order, cells_of
 from jaxspec.errors import DataError
 from jaxspec.nn.scalar import (
+    bit_codes,
     fsq_bounded,
     fsq_values,
     product_codebook,
@@ -81,13 +82,14 @@ class Tokenizer:
         return {**networks, "codebook": self._fixed_codebook(book)}
 
     def _fixed_codebook(self, book: Array) -> Array:
-        """Codebook of FSQ or LFQ; `book` where it is learned."""
+        """Codebook of FSQ, LFQ or bits; `book` where it is learned."""
         c = self.config
         if c.quantizer == "vq":
             return book
-        signs = ((-1.0, 1.0),) * c.code_dim
-        values = fsq_values(c.levels) if c.quantizer == "fsq" else signs
-        return jnp.asarray(product_codebook(values))
+        if c.quantizer == "fsq":
+            return jnp.asarray(product_codebook(fsq_values(c.levels)))
+        values = (-1.0, 1.0) if c.quantizer == "lfq" else (0.0, 1.0)
+        return jnp.asarray(product_codebook((values,) * c.code_dim))
 
     def _bound(self, params: Params) -> Any:
         return self.networks.bind({"params": params})
@@ -97,7 +99,7 @@ class Tokenizer:
     ) -> Float[Array, "B grid grid C"]:
         """Maps images in [-1, 1] to continuous vectors, before quantization.
 
-        Those of FSQ are bounded already.
+        Those of FSQ are bounded already, and those of bits are probabilities.
 
         Raises:
           DataError: the images have the wrong size.
@@ -105,7 +107,9 @@ class Tokenizer:
         c = self.config
         check_images(images, c.image_size)
         vectors = self._bound(params).encode(images)
-        return fsq_bounded(vectors, c.levels) if c.quantizer == "fsq" else vectors
+        if c.quantizer == "fsq":
+            return fsq_bounded(vectors, c.levels)
+        return jax.nn.sigmoid(vectors) if c.quantizer == "bits" else vectors
 
     def encode(
         self, params: Params, images: Float[Array, "B h w 3"]
@@ -140,6 +144,8 @@ class Tokenizer:
             return product_codes(vectors, c.levels)
         if c.quantizer == "lfq":
             return sign_codes(vectors)
+        if c.quantizer == "bits":
+            return bit_codes(vectors > 0.5)
         return nearest_codes(codebook, vectors, normalized=c.normalized == "both")
 
     def decode_vectors(
