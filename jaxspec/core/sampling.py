@@ -104,8 +104,9 @@ class Sampling:
 def active_steps(sampling: Sampling) -> tuple[Step, ...]:
     """Steps of `LLAMAGEN_ORDER` that change logits under given, concrete settings."""
     steps: list[Step] = ["temperature"]
-    if bool((sampling.top_k > 0).any()):
+    # On the host, where comparisons take no compilation.
+    if (np.asarray(sampling.top_k) > 0).any():
         steps.append("top_k")
-    if bool((sampling.top_p < 1).any()):
+    if (np.asarray(sampling.top_p) < 1).any():
         steps.append("top_p")
     return tuple(steps)

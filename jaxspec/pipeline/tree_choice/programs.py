@@ -1,13 +1,14 @@
 """Programs of the two costs of a round: a pass of the target, and a draft."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxspec.config import TransformerConfig
-from jaxspec.core.kv_cache import init_cache, tree_mask
+from jaxspec.core.kv_cache import KVCache, init_cache, tree_mask
 from jaxspec.core.noise import batch_keys
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.models.transformer.parameters import activation_dtype
@@ -56,16 +57,9 @@ def pass_program(
     branch_batch = target.branches * batch
     if capacity is None:
         capacity = config.prefix_length + config.sequence_length + tree.size
-    cache = init_cache(
-        config.layers,
-        branch_batch,
-        config.num_kv_heads,
-        model.cache_slots(capacity),
-        config.head_size,
-        activation_dtype(params),
-    )
-    cache = replace(cache, lengths=jnp.full(branch_batch, filled, jnp.int32))
-    tokens = jnp.zeros((branch_batch, tree.size), jnp.int32)
+    slots, dtype = model.cache_slots(capacity), activation_dtype(params)
+    cache = _filled_cache(config, branch_batch, slots, dtype, filled)
+    tokens = _zeros(jax.ShapeDtypeStruct((branch_batch, tree.size), jnp.int32))
 
     def run(params, cache, tokens):
         mask = tree_mask(cache, jnp.asarray(tree.ancestors))
@@ -142,16 +136,13 @@ def round_program(
     engine = half.engine
     model = Transformer(target.config, config.attention)
     queries = Tree.chain(engine.window - 1)
-    cache = init_cache(
-        target.config.layers,
+    cache = _filled_cache(
+        target.config,
         engine.target.branches * batch,
-        target.config.num_kv_heads,
         model.cache_slots(room_of(engine, prompts, target.config)),
-        target.config.head_size,
         activation_dtype(target.params),
+        half_of(engine, prompts, target.config),
     )
-    filled = jnp.full_like(cache.lengths, half_of(engine, prompts, target.config))
-    cache = replace(cache, lengths=filled)
 
     def run(target_params, params, state, cache, *arrays):
         mask = tree_mask(cache, jnp.asarray(queries.ancestors))
@@ -234,9 +225,10 @@ class _HalfMade:
             bundle.prior.config.prefix_length,
             jax.tree.map(_zeros, shapes),
             (
-                jnp.zeros((batch, total), jnp.int32),
-                # On the host, where it takes no compilation.
-                jnp.asarray(np.random.default_rng(0).gumbel(size=noise), jnp.float32),
+                _zeros(jax.ShapeDtypeStruct((batch, total), jnp.int32)),
+                jax.device_put(
+                    np.random.default_rng(0).gumbel(size=noise).astype(np.float32)
+                ),
             ),
         )
 
@@ -263,8 +255,24 @@ class _HalfMade:
         return jax.lax.optimization_barrier(engine.drafter.propose(params, state, ctx))
 
 
+def _filled_cache(
+    config: TransformerConfig, rows: int, slots: int, dtype: Any, filled: int
+) -> KVCache:
+    """A cache of zeros of which some slots are in use."""
+    heads, size = config.num_kv_heads, config.head_size
+    shapes = jax.eval_shape(
+        lambda: init_cache(config.layers, rows, heads, slots, size, dtype)
+    )
+    cache = jax.tree.map(_zeros, shapes)
+    return replace(
+        cache,
+        lengths=jax.device_put(np.full(rows, filled, np.int32)),
+        visible=jax.device_put(np.ones(shapes.visible.shape, bool)),
+    )
+
+
 def _zeros(x: jax.ShapeDtypeStruct) -> jax.Array:
-    """Zeros, or any keys."""
+    """Zeros, or any keys; of the host, where making them takes no compilation."""
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         return jax.random.split(jax.random.key(0), x.shape)
-    return jnp.zeros(x.shape, x.dtype)
+    return jax.device_put(np.zeros(x.shape, x.dtype))
