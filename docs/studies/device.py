@@ -71,7 +71,7 @@ def parts(
 
 
 def measure_device(
-    *, minutes: float = 9.0, folder: str = "device", small: bool = False
+    *, minutes: float = 9.0, folder: str = "device", small: bool = False, save=None
 ) -> dict[str, Any]:
     """Runs the parts one after another until the time limit.
 
@@ -79,6 +79,7 @@ def measure_device(
       minutes: Time limit of all parts.
       folder: Folder of results.
       small: Whether to run sizes for a rehearsal on a CPU.
+      save: Callback for unfinished reports.
 
     Returns:
       Report with one row per part: its command, its time, whether it succeeded, and the
@@ -86,7 +87,9 @@ def measure_device(
     """
     began, results = time.perf_counter(), Path(folder).resolve()
     results.mkdir(parents=True, exist_ok=True)
-    rows, seconds = [], 60 * minutes
+    rows: list[dict[str, Any]] = []
+    report = {"minutes": minutes, "folder": folder, "rows": rows}
+    seconds = 60 * minutes
     for name, limit, command in parts(results, seconds, None, small):
         left = seconds - (time.perf_counter() - began)
         if left < 0.05 * seconds:
@@ -97,7 +100,9 @@ def measure_device(
             command = [*command, "--minutes", f"{0.8 * left / 60:.2f}"]
         log = results / f"{name}.log"
         rows.append(_run(name, command, min(limit, left), log))
-    return {"minutes": minutes, "folder": folder, "rows": rows}
+        if save is not None:
+            save(report)
+    return report
 
 
 def _run(name: str, command: list[str], limit: float, log: Path) -> dict[str, Any]:
@@ -150,6 +155,7 @@ STUDY = Benchmark(
     ),
     measure=measure_device,
     markdown=device_markdown,
+    saves=True,
     program="python -m docs.studies.device",
 )
 

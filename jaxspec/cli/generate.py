@@ -121,8 +121,8 @@ def _add_speculation(group) -> None:
         metavar="VERIFIER",
         help="coupled (same tokens as plain decoding); rejection, block, kseq, "
         "greedy-set (same distribution); or, LOSSY, lantern:k=10,lam=2, "
-        "coupled-relaxed:k=10,budget=0.1,radius=0.5, grouped, annealed, typical, "
-        "skipped (default: %(default)s)",
+        "coupled-relaxed:k=10,budget=0.1,radius=0.5, grouped, annealed, entropic, "
+        "typical, skipped (default: %(default)s)",
     )
     group.add_argument(
         "--compare",

@@ -26,6 +26,7 @@ VERIFIERS = {
     "coupled-relaxed": verify.CoupledRelaxed,
     "grouped": verify.Grouped,
     "annealed": verify.Annealed,
+    "entropic": verify.Entropic,
     "typical": verify.Typical,
     "skipped": verify.Skipped,
 }

@@ -7,6 +7,7 @@ from jaxspec.convert.reading.gguf.blocks import KINDS
 
 gguf = pytest.importorskip("gguf")
 quants = pytest.importorskip("gguf.quants")
+pytestmark = pytest.mark.parity
 QUANTIZED = {code: kind for code, kind in KINDS.items() if kind.numbers > 1}
 
 

@@ -19,6 +19,7 @@ from jaxspec.speculative.verify import (
     Block,
     Coupled,
     CoupledRelaxed,
+    Entropic,
     GreedySet,
     Grouped,
     Judge,
@@ -41,6 +42,7 @@ NAMED = {
     "coupled-relaxed:k=10,budget=0.1,radius=0.5": CoupledRelaxed(10, 0.1, radius=0.5),
     "grouped": Grouped(),
     "annealed": Annealed(),
+    "entropic:floor=0.2": Entropic(floor=0.2),
     "typical": Typical(),
     "skipped:share=0.5": Skipped(0.5),
 }

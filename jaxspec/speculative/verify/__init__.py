@@ -7,6 +7,7 @@ from jaxspec.speculative.verify.base import Verdict, Verifier
 from jaxspec.speculative.verify.block import Block
 from jaxspec.speculative.verify.coupled import Coupled
 from jaxspec.speculative.verify.coupled_relaxed import CoupledRelaxed
+from jaxspec.speculative.verify.entropic import Entropic
 from jaxspec.speculative.verify.greedy_set import GreedySet
 from jaxspec.speculative.verify.grouped import Grouped
 from jaxspec.speculative.verify.judge import Judge
@@ -23,6 +24,7 @@ __all__ = [
     "Block",
     "Coupled",
     "CoupledRelaxed",
+    "Entropic",
     "GreedySet",
     "Grouped",
     "Judge",

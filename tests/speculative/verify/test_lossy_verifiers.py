@@ -1,5 +1,6 @@
 """Lossy verifiers against their definitions in plain Python."""
 
+import math
 from dataclasses import replace
 
 import jax
@@ -16,6 +17,7 @@ from jaxspec.speculative.verify import (
     Block,
     Coupled,
     CoupledRelaxed,
+    Entropic,
     GreedySet,
     Grouped,
     Judge,
@@ -48,6 +50,7 @@ from tests.speculative.verify.walks import (
         (Lantern(3, 0.1), False),
         (Grouped(), False),
         (Annealed(), False),
+        (Entropic(), False),
         (Skipped(), False),
         (Typical(), False),
         (Judge(jnp.dot), False),
@@ -79,6 +82,8 @@ def test_every_verifier_declares_whether_it_is_lossless(verifier, lossless):
         (lambda: Annealed(delta=0.0), "delta=0.0 is impossible"),
         (lambda: Annealed(delta=1e39), "delta=1e\\+39 is impossible"),
         (lambda: Annealed(decay=-0.1), "decay=-0.1 is impossible"),
+        (lambda: Entropic(scale=0.0), "scale=0.0 is impossible"),
+        (lambda: Entropic(floor=1.5), "floor=1.5 is impossible"),
         (lambda: Skipped(share=1.1), "share=1.1 is impossible"),
         (lambda: Typical(epsilon=0.0), "epsilon=0.0 is impossible"),
         (lambda: Typical(delta=0.0), "delta=0.0 is impossible"),
@@ -143,6 +148,34 @@ def test_grouped_compares_groups_instead_of_tokens():
     for i, outcome in enumerate(outcomes):
         assert not any(np.allclose(outcome, other) for other in outcomes[:i])
     np.testing.assert_allclose(alone.stop, plain.stop, atol=1e-12)
+
+
+# --- Entropic --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tree", [Tree.chain(3), FORK], ids=["chain", "fork"])
+def test_sure_predictions_accept_more(tree):
+    """The published rule by hand; without relaxation it is exact rejection."""
+
+    def accept(p, q, x, node):
+        entropy = -sum(a * math.log(a) for a in p if a > 0)
+        return min(1.0, p[x] / (q[x] * min(entropy / 2.5 + 0.1, 1.0)))
+
+    with use_x64(True):
+        log_p, draft, p, q = random_round(tree)
+        outcome = Entropic(2.5, 0.1).outcome(log_p, draft, tree)
+        assert_follows(outcome, tree, draft, p, q, accept, subtract)
+        plain = Rejection().outcome(log_p, draft, tree)
+        exact = Entropic(floor=1.0).outcome(log_p, draft, tree)
+        # A greedy target has no entropy: what it would take is accepted, nothing else.
+        greedy = jnp.ones(len(log_p), bool)
+        sure = Entropic(floor=0.0).outcome(log_p, draft, tree, greedy)
+        right = Rejection().outcome(log_p, draft, tree, greedy)
+    np.testing.assert_allclose(exact.stop, plain.stop, atol=1e-12)
+    assert np.abs(outcome.stop - plain.stop).max() > 0.01
+    assert (outcome.stop[:, 0] <= plain.stop[:, 0] + 1e-12).all()
+    root = np.asarray(right.stop[:, 0])
+    assert (np.asarray(sure.stop[:, 0])[root == 1] == 1).all()
 
 
 # --- Annealed --------------------------------------------------------------------
