@@ -40,6 +40,7 @@ from jaxspec.config import (
     from_dict,
     to_dict,
 )
+from jaxspec.config.flow import FlowTokenizerConfig
 from jaxspec.config.one_d import MaskGITTokenizerConfig, OneDTokenizerConfig
 from jaxspec.config.residual import ResidualTokenizerConfig
 from jaxspec.drafters.registry import DRAFTERS
@@ -51,6 +52,7 @@ from jaxspec.models.next_scale.model import NextScale
 from jaxspec.models.t5.model import TextEncoder
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.speculative.verify.neighbors import Neighbors
+from jaxspec.tokenizers.flow.model import FlowTokenizer
 from jaxspec.tokenizers.kl.model import KLTokenizer
 from jaxspec.tokenizers.maskgit.model import MaskGITTokenizer
 from jaxspec.tokenizers.multi_scale.model import MultiScaleTokenizer
@@ -68,6 +70,7 @@ _MODELS = {
     "kl_tokenizer": KLTokenizer,
     "maskgit_tokenizer": MaskGITTokenizer,
     "one_d_tokenizer": OneDTokenizer,
+    "flow_tokenizer": FlowTokenizer,
     "residual_tokenizer": ResidualTokenizer,
     "prior": Transformer,
     "next_scale": NextScale,
@@ -82,6 +85,7 @@ KINDS = {
     "kl_tokenizer": KLTokenizerConfig,
     "maskgit_tokenizer": MaskGITTokenizerConfig,
     "one_d_tokenizer": OneDTokenizerConfig,
+    "flow_tokenizer": FlowTokenizerConfig,
     "residual_tokenizer": ResidualTokenizerConfig,
     "prior": TransformerConfig,
     "next_scale": NextScaleConfig,

@@ -1,5 +1,6 @@
 """Frozen model configurations and their JSON form."""
 
+from jaxspec.config.flow import FlowTokenizerConfig
 from jaxspec.config.kl import KLTokenizerConfig
 from jaxspec.config.mar import MARConfig
 from jaxspec.config.models import (
@@ -18,6 +19,7 @@ from jaxspec.config.plain import from_dict, to_dict
 from jaxspec.config.residual import ResidualTokenizerConfig
 
 __all__ = [
+    "FlowTokenizerConfig",
     "KLTokenizerConfig",
     "MARConfig",
     "MaskGITTokenizerConfig",

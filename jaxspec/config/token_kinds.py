@@ -3,6 +3,7 @@
 import itertools
 from typing import Any
 
+from jaxspec.config.flow import FlowTokenizerConfig
 from jaxspec.config.kl import KLTokenizerConfig
 from jaxspec.config.mar import MARConfig
 from jaxspec.config.models import TransformerConfig
@@ -10,13 +11,16 @@ from jaxspec.config.one_d import OneDTokenizerConfig
 from jaxspec.config.orders import levels_of
 from jaxspec.config.residual import ResidualTokenizerConfig
 
+# Tokenizers whose tokens are a row, each about the whole image.
+_ROWS = OneDTokenizerConfig, FlowTokenizerConfig
+
 
 def tokens_of(config: Any) -> str:
     """Tokens of an image, in words, of a tokenizer or of a model over its tokens."""
     if isinstance(config, KLTokenizerConfig | MARConfig):
         return f"vectors of {config.channels} channels on a grid of {config.grid}"
     size = getattr(config, "codebook_size", None) or config.vocab_size
-    if isinstance(config, OneDTokenizerConfig | ResidualTokenizerConfig):
+    if isinstance(config, (*_ROWS, ResidualTokenizerConfig)):
         return f"{size} tokens in a row of {config.length}"
     if isinstance(config, TransformerConfig) and config.rope == "sequence":
         return f"{size} tokens in a row of {config.max_length}"
@@ -52,7 +56,7 @@ def row_ends(config: Any) -> tuple[int, ...]:
       config: configuration of a tokenizer.
     """
     order = getattr(config, "order", "raster")
-    if isinstance(config, OneDTokenizerConfig) or order == "halton":
+    if isinstance(config, _ROWS) or order == "halton":
         return tuple(range(1, config.length + 1))
     if order == "coarse":
         return tuple(itertools.accumulate(map(len, levels_of(config.grid))))

@@ -112,7 +112,7 @@ def prefix_metrics(
     if isinstance(tokenizer, MultiScaleTokenizer):
         names, ends = tokenizer.config.scales, tokenizer.scales.ends
         starts = (0, *ends)
-    elif not isinstance(tokenizer, OneDTokenizer) or not tokenizer.config.prefixes:
+    elif not getattr(tokenizer.config, "prefixes", False):
         return {}
     else:
         ends = (

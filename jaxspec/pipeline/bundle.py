@@ -48,6 +48,7 @@ TOKENIZERS = (
     "kl_tokenizer",
     "maskgit_tokenizer",
     "one_d_tokenizer",
+    "flow_tokenizer",
     "residual_tokenizer",
 )
 PRIORS = ("prior", "next_scale", "mar")

@@ -16,6 +16,8 @@ _DESCRIPTIONS = {
     "coarse to fine.",
     "one_d_tokenizer": "One-dimensional VQ tokenizer (TiTok family): images to a row "
     "of tokens, and back.",
+    "flow_tokenizer": "One-dimensional tokenizer with a flow (FlexTok): images to "
+    "a row of tokens, and back from noise.",
     "residual_tokenizer": "Residual VQ tokenizer (RQ family): images to several tokens "
     "a cell, coarse to fine, and back.",
     "kl_tokenizer": "Autoencoder of images and continuous latents (KL-16).",

@@ -15,6 +15,7 @@ from jaxspec.config import (
     TransformerConfig,
 )
 from jaxspec.config.checks import number, whole
+from jaxspec.config.flow import FlowTokenizerConfig
 from jaxspec.config.one_d import MaskGITTokenizerConfig, OneDTokenizerConfig
 from jaxspec.config.residual import ResidualTokenizerConfig
 from jaxspec.config.token_kinds import same_tokens, tokens_of
@@ -285,6 +286,7 @@ class Experiment:
         | KLTokenizerConfig
         | MaskGITTokenizerConfig
         | OneDTokenizerConfig
+        | FlowTokenizerConfig
         | ResidualTokenizerConfig
         | None
     )

@@ -18,6 +18,7 @@ from jaxspec.config import (
     NextScaleConfig,
     TokenizerConfig,
 )
+from jaxspec.config.flow import FlowTokenizerConfig
 from jaxspec.config.one_d import OneDTokenizerConfig
 from jaxspec.config.residual import ResidualTokenizerConfig
 from jaxspec.data.batches import evenly_spaced
@@ -33,6 +34,7 @@ from jaxspec.train.card import model_card
 from jaxspec.train.classifier import classifier_job
 from jaxspec.train.drafter import drafter_job
 from jaxspec.train.experiment import Experiment, TrainingConfig
+from jaxspec.train.flow_tokenizer import flow_job
 from jaxspec.train.index_encoder import index_encoder_job
 from jaxspec.train.kl_tokenizer import kl_job
 from jaxspec.train.length import with_length
@@ -69,6 +71,7 @@ _TOKENIZERS = {
     MultiScaleTokenizerConfig: multi_scale_job,
     KLTokenizerConfig: kl_job,
     OneDTokenizerConfig: tokenizer_job,
+    FlowTokenizerConfig: flow_job,
     ResidualTokenizerConfig: tokenizer_job,
 }
 _PRIORS = {NextScaleConfig: next_scale_job, MARConfig: mar_job}

@@ -1,0 +1,1 @@
+"""Tokenizers whose decoder is a flow from noise to images."""
