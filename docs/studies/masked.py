@@ -29,7 +29,7 @@ from jaxspec.speculative.engine import Engine
 
 FAMILIES = ("autoregressive", "steps", "cache", "policies", "distilled")
 STEPS = (2, 4, 8, 12)
-POLICIES = ("confidence-0", "halton", "coins")
+POLICIES = ("confidence-0", "halton")
 # Passes from one that computes all tokens to the next, of 12.
 EVERY = (2, 4)
 
@@ -59,10 +59,17 @@ def masked_ways(
     length = prior.config.sequence_length
     order = active_steps(Sampling.create(cfg_scale=scale))
 
-    def way(family: str, words: str, steps: int, policy="confidence", **options):
+    def way(
+        family: str,
+        words: str,
+        steps: int,
+        policy="confidence",
+        shape="cosine",
+        **options,
+    ):
         generator = MaskedGenerator(
             model,
-            MaskingSchedule(length, steps),
+            MaskingSchedule(length, steps, shape),
             named_policy(policy, length),
             order=order,
             **options,
@@ -70,9 +77,14 @@ def masked_ways(
         return Way(family, words, generator, variables, bundle, scale)
 
     if name == "distilled":
+        # As it was trained: a linear schedule, and each token with the same chance.
         for steps in STEPS:
-            yield way("distilled", f"distilled, {steps} steps", steps)
+            words = f"distilled, {steps} steps"
+            yield way("distilled", words, steps, "coins", shape="linear")
         return
+    for steps in STEPS:
+        words = f"coins, {steps} steps, linear"
+        yield way("policies", words, steps, "coins", shape="linear")
     for steps in STEPS:
         yield way("steps", f"{steps} steps", steps)
     for every in EVERY:
@@ -123,8 +135,8 @@ def measure_masked(
     if distilled is not None:
         models["distilled"] = load_prior(checkpoint_of(distilled, "prior"))
     for name, prior in models.items():
-        sizes = replace(prior.config, extra_tokens=0) == bundle.prior.config
-        if prior.metadata.get("objective") not in MASKED_OBJECTIVES or not sizes:
+        masks = prior.metadata.get("objective") in MASKED_OBJECTIVES
+        if not masks or replace(prior.config, extra_tokens=0) != bundle.prior.config:
             raise ConfigError(
                 f"--{name}: this is no masked model of the sizes of '{bundle.name}'"
             )

@@ -29,7 +29,8 @@ def add_parser(commands) -> None:
         "--encoder",
         metavar="DIR",
         help="tokenizer of the same codes that was trained to find tokens again "
-        "(`jaxspec train tokenizer --set train_tokenizer.encoder_alone=true`)",
+        "(`jaxspec train tokenizer --start DIR` with "
+        "`--set train_tokenizer.encoder_alone=true`)",
     )
     parser.add_argument(
         "--false-alarms",
@@ -89,7 +90,11 @@ def run(arguments: argparse.Namespace) -> None:
         tests = [(name, mark.detect(row)) for name, row in parts]
     for name, found in tests:
         answer = "yes" if found.p_value <= arguments.false_alarms else "no"
+        # Products of many halves are no longer above 0.
+        chance = f"{found.p_value:.1e}" if found.p_value > 0 else "below 1e-300"
+        if found.tests > 1:
+            chance = f"at most {chance} for any of {found.tests} places"
         print(
             f"{name}: watermark {answer} ({found.green} of {found.tokens} tokens are "
-            f"green, probability {found.p_value:.1e} without the key)"
+            f"green, probability {chance} without the key)"
         )

@@ -58,18 +58,15 @@ class ContextCache:
     outer: int | None = None
 
     def __post_init__(self):
-        for name in ("every", "block", "stages"):
-            if name != "every" or self.every is not None:
-                if int(whole(name, getattr(self, name))) < 1:
-                    raise ConfigError(f"{name}={getattr(self, name)}; choose 1 or more")
+        for name in ("every", "block", "stages", "active", "outer"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, int(whole(name, getattr(self, name))))
         if self.kept not in get_args(Kept):
             known = ", ".join(get_args(Kept))
             raise ConfigError(f"kept={self.kept!r}; choose one of {known}")
         if (self.active is None) != (self.outer is None):
             raise ConfigError("active and outer belong together")
         if self.active is not None and self.outer is not None:
-            whole("active", self.active)
-            whole("outer", self.outer)
             if self.active > self.outer:
                 raise ConfigError(f"active={self.active} is above outer={self.outer}")
 
@@ -113,12 +110,12 @@ class ContextCache:
           whole_pass: sequences of which all are computed.
         """
         finished = known & read
-        if self.active is not None:
-            finished |= ~known & (jnp.cumsum(~known, axis=1) > self.active)
         if self.kept == "left":
             before = jnp.cumprod(finished.astype(jnp.int32), axis=1).sum(1)
             place = jnp.arange(known.shape[1])[None]
             finished = place < (before // self.block * self.block)[:, None]
+        if self.active is not None:
+            finished |= ~known & (jnp.cumsum(~known, axis=1) > self.active)
         return ~finished | whole_pass[:, None]
 
 

@@ -60,10 +60,10 @@ def _check_length(generator: "MaskedGenerator") -> None:
         raise ConfigError("length is for models of texts, without a context")
     if getattr(generator.policy, "revises", True):
         raise ConfigError("length is for policies that mask no token again")
-    if control.first > generator.schedule.tokens:
+    if control.initial_length > generator.schedule.tokens:
         raise ConfigError(
-            f"texts of {control.first} tokens at the start are longer than the "
-            f"{generator.schedule.tokens} of the schedule"
+            f"texts of {control.initial_length} tokens at the start are longer than "
+            f"the {generator.schedule.tokens} of the schedule"
         )
 
 
@@ -170,6 +170,8 @@ class MaskedGenerator:
         stopping = stopping or StoppingCriteria.create(
             max_new_tokens=self.max_new_tokens
         )
+        if self.length is not None and known_to_hold((stopping.stop_tokens < 0).all()):
+            raise ConfigError("texts find their length by a stop token: give one")
         layers, seen, reach = (), None, None
         if self.context is not None:
             branches = 2 if self.cfg and config.condition != "none" else 1
@@ -179,7 +181,7 @@ class MaskedGenerator:
             seen = jnp.zeros((batch, self.schedule.tokens), bool)
             reach = jnp.full(batch, self.schedule.tokens, jnp.int32)
         zeros = jnp.zeros(batch, jnp.int32)
-        first = None if self.length is None else zeros + self.length.first
+        first = None if self.length is None else zeros + self.length.initial_length
         shape = batch, self.schedule.tokens
         return MaskedState(
             tokens=jnp.full(shape, self.model.mask_token, jnp.int32),
@@ -235,7 +237,7 @@ class MaskedGenerator:
             finite=state.finite & (finite | ~live),
         )
         if self.length is not None:
-            state = self._lengthened(view, state)
+            state = self._lengthened(view, state, last)
         whole = jnp.all(state.known | ~self._inside(state), axis=1)
         return replace(state, done=state.done | whole)
 
@@ -245,8 +247,13 @@ class MaskedGenerator:
             return jnp.ones_like(state.known)
         return jnp.arange(state.known.shape[1])[None] < state.length[:, None]
 
-    def _lengthened(self, view: View, state: MaskedState) -> MaskedState:
-        """State whose texts got longer or shorter before their first stop token."""
+    def _lengthened(
+        self, view: View, state: MaskedState, last: Bool[Array, "B"]
+    ) -> MaskedState:
+        """State whose texts got longer or shorter before their first stop token.
+
+        In the last step of the schedule, which makes all known, they do not.
+        """
         assert self.length is not None and state.length is not None
         assert state.changes is not None
         likeliest = jnp.argmax(view.logits, axis=-1)
@@ -259,7 +266,7 @@ class MaskedGenerator:
         masked = jnp.sum(~state.known & self._inside(state), axis=1)
         most = jnp.minimum(masked_before(state.known, place), masked - 1)
         count = jnp.clip(change, -jnp.maximum(most, 0), room)
-        open_ = ~state.done & (state.changes < self.length.most)
+        open_ = ~state.done & ~last & (state.changes < self.length.max_changes)
         count = jnp.where(open_, count, 0).astype(jnp.int32)
 
         def move(values, filling):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from jaxspec.core.numbers import whole
+from jaxspec.core.numbers import whole, within
 from jaxspec.errors import ConfigError
 from jaxspec.typing import Array, Bool, Float, Int
 
@@ -17,27 +17,28 @@ class LengthControl:
     room; where many are, less. Source: rho-EOS (arXiv 2601.22527).
 
     Attributes:
-      first: number of tokens at the start; the schedule's is the largest.
+      initial_length: number of tokens at the start; the schedule's is the largest.
       low: share of predicted stop tokens below which masked tokens are added.
       high: share above which some are removed.
-      unit: tokens of a small change; far from the bounds it is up to eight times that.
-      most: largest number of changes of a sequence.
+      step: tokens of a small change; far from the bounds it is up to eight times that.
+      max_changes: largest number of changes of a sequence.
 
     Raises:
       ConfigError: a number is impossible.
     """
 
-    first: int = 64
+    initial_length: int = 64
     low: float = 0.4
     high: float = 0.6
-    unit: int = 8
-    most: int = 64
+    step: int = 8
+    max_changes: int = 64
 
     def __post_init__(self):
-        whole("first", self.first)
-        whole("unit", self.unit)
-        whole("most", self.most)
-        if not 0 <= self.low <= self.high <= 1:
+        for name in ("initial_length", "step", "max_changes"):
+            object.__setattr__(self, name, int(whole(name, getattr(self, name))))
+        within("low", self.low, 0.0, 1.0)
+        within("high", self.high, 0.0, 1.0)
+        if self.low > self.high:
             raise ConfigError(
                 f"low={self.low} and high={self.high}: choose 0 <= low <= high <= 1"
             )
@@ -55,7 +56,7 @@ class LengthControl:
         share = jnp.sum(predicted & masked, axis=1) / jnp.maximum(count, 1)
         share = share.astype(jnp.float32)
         grow, shrink = self._steps(self.low - share), self._steps(share - self.high)
-        return jnp.where(count > 0, grow - shrink, 0) * self.unit
+        return jnp.where(count > 0, grow - shrink, 0) * self.step
 
     def _steps(self, gap: Float[Array, "B"]) -> Int[Array, "B"]:
         """Units of a change by the distance to a bound: 1, 2, 4 or 8 of each tenth."""
@@ -77,6 +78,10 @@ def moved(
       place: index of the first value that moves.
       count: number of values to insert, or below 0 to remove.
       filling: value of what is inserted, and of what moves in at the end.
+
+    Returns:
+      Values, [B, T]; those that move beyond the end are lost. There must be as many
+      before the place as are removed.
     """
     length = values.shape[1]
     index = jnp.arange(length)[None]

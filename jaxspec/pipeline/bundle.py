@@ -177,7 +177,7 @@ def load_bundle(
         if getattr(tokenizer.config, "text_length", 0):
             raise CheckpointError(
                 f"'{folder / 'tokenizer'}' decodes with vectors of a text, which a "
-                "bundle has none of: use it by itself, `load(path)`"
+                "bundle has none of: use it by itself, `jaxspec.load(folder)`"
             )
     drafter = None
     if (folder / "drafter").is_dir():

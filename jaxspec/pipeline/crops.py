@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from jaxspec.config.orders import cells_of
-from jaxspec.errors import ConfigError
+from jaxspec.errors import ConfigError, DataError
 from jaxspec.pipeline.bundle import Bundle
 from jaxspec.pipeline.encoding import encode_images, rgb_image
 from jaxspec.watermark import Detection
@@ -28,16 +28,16 @@ def tokens_of_crop(
 
     Returns:
       int32 [P, T]; -1 for tokens that the image does not cover completely. `P` is the
-      square of the pixels along each side of a token, or 0 if the image is larger than
-      those that the model makes.
+      square of the pixels along each side of a token.
 
     Raises:
-      ConfigError: the tokens are no grid.
-      DataError: the image cannot be read.
+      ConfigError: the tokens are no grid of one token a cell.
+      DataError: the image cannot be read, or is larger than those that the model makes.
     """
     config = bundle.tokenizer.config
     grid = getattr(config, "grid", None)
-    if not isinstance(grid, int):
+    ordered = getattr(config, "order", None) is not None
+    if not isinstance(grid, int) or not ordered or config.length != grid**2:
         raise ConfigError(
             f"tokens of bundle '{bundle.name}' are no grid, so that a part of an image "
             "has none of the whole"
@@ -45,7 +45,10 @@ def tokens_of_crop(
     pixels, side = rgb_image(image, name), config.image_size
     height, width = pixels.shape[:2]
     if max(height, width) > side:
-        return np.zeros((0, config.length), np.int32)
+        raise DataError(
+            f"{name} has {width} x {height} pixels, more than the {side} x {side} of "
+            "the model: it is no part of one of its images"
+        )
     step = side // grid
     places = [(top, left) for top in range(step) for left in range(step)]
     canvases = [
@@ -71,16 +74,17 @@ def tokens_of_crop(
 
 
 def best_detection(found: list[Detection]) -> Detection:
-    """The surest of several tests of an image, with the probability of any of them.
+    """The surest of several tests of an image.
 
-    The probability of a false alarm is at most the smallest one times their number.
+    The probability that any of them is as sure without the key is at most that of this
+    one times their number.
 
     Args:
       found: results of the tests, at least one.
     """
     best = min(found, key=lambda x: x.p_value)
     p_value = min(best.p_value * len(found), 1.0)
-    return Detection(best.green, best.tokens, p_value)
+    return Detection(best.green, best.tokens, p_value, len(found))
 
 
 def _covered(first: int, size: int, step: int, grid: int) -> np.ndarray:

@@ -148,9 +148,9 @@ class Watermark:
 
         Raises:
           ConfigError: the tokens are no grid.
-          DataError: the image cannot be read.
+          DataError: the image cannot be read, or is larger than those of the model.
         """
-        rows = [*encode_images(bundle, [image]), *tokens_of_crop(bundle, image)]
+        rows = [*tokens_of_crop(bundle, image), *encode_images(bundle, [image])]
         return best_detection([self.detect(row) for row in rows])
 
 
@@ -179,12 +179,16 @@ def with_encoder(bundle: Bundle, folder: Path) -> Bundle:
 
     Raises:
       CheckpointError: the folder holds no tokenizer.
-      ConfigError: it has other codes.
+      ConfigError: it has other codes or sizes.
     """
     found = load_tokenizer(checkpoint_of(folder, "tokenizer"))
-    codes = found.params.get("codebook")
-    same = found.config == bundle.tokenizer.config and codes is not None
-    if not same or not np.array_equal(codes, codebook_of(bundle)):
+    own = codebook_of(bundle)
+    if found.config != bundle.tokenizer.config:
+        raise ConfigError(
+            f"'{folder}' has another configuration than the tokenizer of bundle "
+            f"'{bundle.name}'"
+        )
+    if not np.array_equal(found.params["codebook"], own):
         raise ConfigError(f"'{folder}' has other codes than bundle '{bundle.name}'")
     return replace(bundle, image_tokenizer=found)
 

@@ -1,5 +1,6 @@
 """Training of an encoder that finds the tokens of decoded images again (IndexMark)."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.config import TokenizerConfig
 from jaxspec.core.noise import seed_key
-from jaxspec.data.batches import batch_indices
+from jaxspec.data.batches import batch_indices, flip_at_random, step_rng
 from jaxspec.data.source import ImageSource
 from jaxspec.errors import ConfigError
 from jaxspec.io.images import to_unit
@@ -65,23 +66,32 @@ def index_encoder_job(
     check_start(start, "tokenizer", sizes)
     tokenizer = Tokenizer(sizes)
 
+    decoded = jax.jit(partial(_decoded, tokenizer, start.params))
+    flips = experiment.data.flips
+
     def batch_fn(step):
         indices = batch_indices(config.seed, step, config.batch, len(source))
-        return (source.take(indices),)
+        images = source.take(indices)
+        if flips:
+            images = flip_at_random(images, step_rng(config.seed, step))
+        # Outside of the step, whose parameters may be rounded to bfloat16.
+        _, vectors, shown = decoded(to_unit(images))
+        return np.asarray(vectors), np.asarray(shown)
 
-    def loss_fn(encoder, fixed, images, key):
-        _, vectors, shown = _decoded(tokenizer, fixed, to_unit(images))
+    def loss_fn(encoder, fixed, vectors, shown, key):
         deviation_key, noise_key = jax.random.split(key)
         deviation = jax.random.uniform(
-            deviation_key, (len(images), 1, 1, 1), maxval=NOISE / 127.5
+            deviation_key, (len(shown), 1, 1, 1), maxval=NOISE / 127.5
         )
         noise = deviation * jax.random.normal(noise_key, shown.shape)
         seen = jnp.clip(shown + noise, -1.0, 1.0)
         found = tokenizer.embed({**fixed, **encoder}, seen).astype(jnp.float32)
         if sizes.normalized == "both":
             found = l2_normalize(found)
-        again = tokenizer.decode_vectors(fixed, found)
         distance = jnp.mean((found - vectors) ** 2)
+        if sizes.normalized == "decoding":
+            found = l2_normalize(found)
+        again = tokenizer.decode_vectors(fixed, found)
         return distance + RECONSTRUCTION * jnp.mean((again - shown) ** 2)
 
     def whole(state: Any) -> Params:
@@ -157,9 +167,12 @@ def _recovered(tokenizer, params, after, images, key):
 def _decoded(
     tokenizer: Tokenizer, params: Params, images: Float[Array, "B h w 3"]
 ) -> tuple[Int[Array, "B T"], Float[Array, "B grid grid C"], Float[Array, "B h w 3"]]:
-    """Codes, their vectors on the grid, and images decoded from them, as files."""
+    """Codes, the vectors nearest to them, and images decoded from them, as files.
+
+    Vectors are those that encoding compares with, on the grid.
+    """
     codes = tokenizer.encode(params, images)
-    normalized = tokenizer.config.normalized != "none"
+    normalized = tokenizer.config.normalized == "both"
     grid = tokenizer.config.grid
     vectors = look_up(
         params["codebook"], tokenizer.on_grid(codes), normalized=normalized

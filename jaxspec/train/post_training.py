@@ -1,17 +1,26 @@
 """Training of a decoder on tokens that a model generates."""
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxspec.checkpoint import Checkpoint, params_digest
 from jaxspec.config import TokenizerConfig, TransformerConfig
 from jaxspec.config.token_kinds import same_tokens
-from jaxspec.data.batches import batch_indices
+from jaxspec.core.noise import seed_key
+from jaxspec.data.batches import (
+    batch_indices,
+    evenly_spaced,
+    flip_at_random,
+    step_rng,
+)
 from jaxspec.data.source import ImageSource
 from jaxspec.errors import ConfigError
 from jaxspec.evaluate.reconstruction import reconstruction_metrics
+from jaxspec.io.images import to_unit
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.tokenizers.vqgan.model import Tokenizer
 from jaxspec.train.experiment import Experiment
@@ -21,6 +30,9 @@ from jaxspec.train.optimizer import init_train_state, make_gradient_step
 from jaxspec.train.start import check_decoder_alone, check_start, trained_alone
 from jaxspec.train.tokenizer import L1
 from jaxspec.typing import Array, Float, Int, Params
+
+# Held-out images of which a model samples tokens in an evaluation.
+SAMPLED = 256
 
 
 def post_training_job(
@@ -46,7 +58,7 @@ def post_training_job(
 
     Raises:
       ConfigError: there is no tokenizer to start from, it has another configuration,
-        its encoder is to be trained too, or the model is over other tokens.
+        its encoder is to be trained too, or the model is over other tokens or classes.
     """
     config, sizes = experiment.train_tokenizer, experiment.tokenizer
     assert config is not None
@@ -63,21 +75,30 @@ def post_training_job(
     if (
         not isinstance(prior.config, TransformerConfig)
         or prior.config.condition != "class"
+        or prior.metadata.get("objective", "next") not in ("next", "any_order")
         or not same_tokens(prior.config, sizes)
     ):
         raise ConfigError(
-            "generated_tokens needs a model of classes over these tokens: --checkpoint"
+            "generated_tokens needs a model that generates these tokens of classes one "
+            "by one: --checkpoint"
         )
+    for images in (source, heldout):
+        _check_labels(images, prior)
     tokenizer, model = Tokenizer(sizes), Transformer(prior.config)
-    share = config.generated_tokens
+    share, flips = config.generated_tokens, experiment.data.flips
+    encode = jax.jit(partial(tokenizer.encode, start.params))
 
     def batch_fn(step):
         indices = batch_indices(config.seed, step, config.batch, len(source))
-        return source.take(indices), source.labels[indices]
+        images = source.take(indices)
+        if flips:
+            images = flip_at_random(images, step_rng(config.seed, step))
+        # Outside of the step, whose parameters may be rounded to bfloat16.
+        codes = np.asarray(encode(to_unit(images)))
+        return images, codes, source.labels[indices]
 
-    def loss_fn(decoder, fixed, prior_params, images, labels, key):
-        x = images.astype(jnp.float32) / 127.5 - 1.0
-        codes = tokenizer.encode(fixed, x)
+    def loss_fn(decoder, fixed, prior_params, images, codes, labels, key):
+        x = to_unit(images)
         codes = sampled_tokens(key, model, prior_params, labels, codes, share)
         error = tokenizer.decode({**fixed, **decoder}, codes) - x
         return jnp.mean(error**2) + L1 * jnp.mean(jnp.abs(error))
@@ -85,9 +106,32 @@ def post_training_job(
     def whole(state: Any) -> Params:
         return {**start.params, **state["average"]}
 
-    def evaluate(state, *frozen):
-        metrics = reconstruction_metrics(tokenizer, whole(state), heldout)
-        return {"heldout_loss": -metrics["psnr"], **metrics}
+    @jax.jit
+    def sampled_error(params, prior_params, images, labels, key):
+        x = to_unit(images)
+        codes = tokenizer.encode(params, x)
+        codes = sampled_tokens(key, model, prior_params, labels, codes, share)
+        out = jnp.clip(tokenizer.decode(params, codes), -1.0, 1.0)
+        return jnp.mean((out - x) ** 2, axis=(1, 2, 3))
+
+    def evaluate(state, fixed, prior_params):
+        params = whole(state)
+        metrics = reconstruction_metrics(tokenizer, params, heldout)
+        parts = evenly_spaced(len(heldout), min(len(heldout), SAMPLED))
+        errors = [
+            sampled_error(
+                params,
+                prior_params,
+                heldout.take(part),
+                heldout.labels[part],
+                seed_key(i),
+            )
+            for i, part in enumerate(np.array_split(parts, max(len(parts) // 64, 1)))
+        ]
+        errors = np.maximum(np.concatenate(errors), 1e-10)
+        # Selection is by what is trained; real tokens lose a little by it.
+        psnr = float(np.mean(10 * np.log10(4.0 / errors)))
+        return {"heldout_loss": -psnr, "sampled_psnr": psnr, **metrics}
 
     def finish(params, metrics):
         metrics = {k: v for k, v in metrics.items() if k != "heldout_loss"}
@@ -117,6 +161,23 @@ def post_training_job(
     )
 
 
+def _check_labels(source: ImageSource, prior: Checkpoint) -> None:
+    """Checks that images have the classes of a model.
+
+    Raises:
+      ConfigError: they have others.
+    """
+    names = list(getattr(source, "class_names", ()))
+    known = list(prior.metadata.get("class_names", ()))
+    labels, count = source.labels, prior.config.classes
+    outside = labels.min() < 0 or labels.max() >= count
+    if outside or (names and known and names != known):
+        raise ConfigError(
+            f"generated_tokens needs images of the {count} classes of the model, in "
+            "its order"
+        )
+
+
 def sampled_tokens(
     key: Array,
     model: Transformer,
@@ -133,7 +194,11 @@ def sampled_tokens(
       params: its parameters.
       labels: classes of the images, int32.
       tokens: tokens of the images, int32.
-      share: probability that a token is sampled, given all of `tokens` before it.
+      share: probability that a token is sampled, without guidance and filters, given
+        all of `tokens` before it.
+
+    Returns:
+      Tokens, int32 [B, T].
     """
     sample_key, share_key = jax.random.split(key)
     logits: Float[Array, "B Y V"] = model.score(params, labels, tokens[:, :-1])[0]

@@ -9,7 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxspec.checkpoint import Checkpoint, checkpoint_of, load_checkpoint, save
+from jaxspec.checkpoint import (
+    Checkpoint,
+    checkpoint_of,
+    load_checkpoint,
+    params_digest,
+    save,
+)
 from jaxspec.checkpoint.folders import replace_folder
 from jaxspec.config import (
     KLTokenizerConfig,
@@ -300,6 +306,24 @@ def _check_part(experiment: Experiment, part: str, run: TrainingRun) -> None:
             raise CheckpointError(
                 f"'{folder}' is missing; run `jaxspec train {earlier}` with "
                 "this --out first, or name a bundle with --checkpoint"
+            )
+    if part == "prior" and not text:
+        _check_tokenizers(run)
+
+
+def _check_tokenizers(run: TrainingRun) -> None:
+    """Checks that a prior is trained on the tokens of the tokenizer beside it.
+
+    Raises:
+      CheckpointError: the working folder has another tokenizer than the bundle.
+    """
+    own, read = run.workdir / "checkpoint" / "tokenizer", run.parts / "tokenizer"
+    if own.is_dir() and own.resolve() != read.resolve():
+        digests = [params_digest(load_tokenizer(path).params) for path in (own, read)]
+        if digests[0] != digests[1]:
+            raise CheckpointError(
+                f"'{own}' is another tokenizer than '{read}', on whose tokens the "
+                "prior would be trained: choose another --out, or no --checkpoint"
             )
 
 

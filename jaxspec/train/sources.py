@@ -62,9 +62,16 @@ def open_images(experiment: Experiment, part: str, run: TrainingRun) -> Sources 
             for split in (split, data.heldout_split)
         )
         images = train, heldout
-    if part in ("prior", "drafter"):
+    sampled = part == "tokenizer" and _sampled(experiment)
+    if part in ("prior", "drafter") or sampled:
         _check_classes(experiment, images)
     return images
+
+
+def _sampled(experiment: Experiment) -> bool:
+    """Whether a tokenizer is trained on tokens that a model of classes samples."""
+    training = experiment.train_tokenizer
+    return training is not None and training.generated_tokens > 0
 
 
 def _check_classes(experiment: Experiment, images: Sources) -> None:
@@ -138,6 +145,11 @@ def _image_tokens(
 ) -> tuple[TokenSource, TokenSource]:
     """Tokens of the training images and the held-out images, encoded once."""
     tokenizer = load_tokenizer(run.parts / "tokenizer")
+    if getattr(tokenizer.config, "text_length", 0):
+        raise ConfigError(
+            f"'{run.parts / 'tokenizer'}' decodes with vectors of a text, which models "
+            "over its tokens have none of"
+        )
     if not same_tokens(experiment.prior, tokenizer.config):
         raise ConfigError(
             f"{experiment.name}: the prior is over {tokens_of(experiment.prior)}, the "

@@ -13,12 +13,15 @@ class Detection:
       green: number of green tokens.
       tokens: number of tokens whose code has a pair.
       p_value: probability that a random key has at least as many green tokens in these
-        images.
+        images; of several tests, of which this is the surest, a bound of that of any
+        being as sure.
+      tests: number of tests.
     """
 
     green: int
     tokens: int
     p_value: float
+    tests: int = 1
 
     @property
     def share(self) -> float:

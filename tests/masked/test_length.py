@@ -66,7 +66,7 @@ GENERATOR = MaskedGenerator(
     MaskingSchedule(SIZE, SIZE),
     Blocks(Threshold(0.9), 8),
     cfg=False,
-    length=LengthControl(first=8, unit=2),
+    length=LengthControl(initial_length=8, step=2),
 )
 
 
@@ -108,8 +108,8 @@ def test_a_text_gets_the_room_that_it_needs():
     # Little more than was needed, where the longest text sets a fixed length.
     state, _ = lengths_of(GENERATOR, prompt)
     used = np.asarray(state.length)
-    assert (used >= [4, 21, 31]).all() and (used <= [8, 40, SIZE]).all()
-    cut = replace(GENERATOR, length=LengthControl(first=8, most=1, low=0.0, high=1.0))
+    assert (used >= [4, 21, 31]).all() and (used <= [8, 30, 42]).all()
+    cut = replace(GENERATOR, length=LengthControl(initial_length=8, low=0.0, high=1.0))
     assert (np.asarray(run(cut, prompt).tokens)[1:] >= 0).sum(1).tolist() == [8, 8]
 
 
@@ -150,17 +150,31 @@ def test_tokens_move_as_in_a_list():
 
 
 def test_room_is_made_before_the_first_stop_token():
-    """What follows it moves along, and known tokens before it stay."""
+    """Tokens after it move along, and known ones before it stay."""
     state, lengths = lengths_of(
         replace(GENERATOR, policy=Confidence("likeliest", 0.0)), prompts(20)
     )
-    assert len(set(np.asarray(lengths[:, 0]).tolist())) > 2
+    # More room than was needed at first, and then exactly enough.
+    assert int(lengths.max()) > int(lengths[-1, 0]) == 21
     tokens = np.asarray(state.tokens)[0]
     assert_array_equal(tokens[:21], [1 + i % 5 for i in range(20)] + [STOP])
-    assert int(state.changes[0]) <= GENERATOR.length.most
-    few = replace(GENERATOR, length=LengthControl(first=8, unit=2, most=2))
+    few = replace(
+        GENERATOR, length=LengthControl(initial_length=8, step=2, max_changes=2)
+    )
     state, _ = lengths_of(few, prompts(20))
     assert int(state.changes[0]) == 2
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_the_last_step_of_the_schedule_ends_every_text(steps):
+    generator = replace(GENERATOR, schedule=MaskingSchedule(SIZE, steps))
+    assert int(run(generator, prompts(40)).stats.calls[0]) <= steps
+
+
+def test_a_length_needs_a_stop_token():
+    settings = {"sampling": Sampling.create(temperature=0.0), "keys": batch_keys(0, 1)}
+    with pytest.raises(ConfigError, match="by a stop token"):
+        GENERATOR.init(MaskedVariables({}), prompts(3), **settings)
 
 
 def test_tokens_do_not_depend_on_the_batch():
@@ -187,9 +201,14 @@ def test_a_network_reads_nothing_behind_the_length():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: LengthControl(first=0), "first"),
+        (lambda: LengthControl(initial_length=0), "initial_length"),
         (lambda: LengthControl(low=0.7, high=0.6), "low <= high"),
-        (lambda: replace(GENERATOR, length=LengthControl(first=49)), "at the start"),
+        (lambda: LengthControl(low="a"), "low"),
+        (lambda: LengthControl(step=2.5), "step"),
+        (
+            lambda: replace(GENERATOR, length=LengthControl(initial_length=49)),
+            "at the start",
+        ),
         (
             lambda: replace(GENERATOR, policy=Revision(Confidence(), 0.1)),
             "mask no token again",

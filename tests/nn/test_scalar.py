@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +20,7 @@ from jaxspec.nn.scalar import (
 )
 from jaxspec.tokenizers.vqgan.model import Tokenizer
 from jaxspec.train.tokenizer import init_state, make_step, quantized
+from tests.params import random_like
 from tests.train.tiny import get_config
 
 LEVELS = (4, 3, 2)
@@ -96,9 +98,19 @@ def test_bits_are_sampled_in_training_and_the_likelier_ones_after_it():
     # The likelier bits alone are no sample: their shares are 0 and 1.
     assert float(jnp.abs((p[0] > 0.5) - p[0]).max()) > 0.05
     # What the decoder reads of a code is a sum of one row for each bit.
-    read = params["post_quant_conv"]["kernel"][0, 0]
-    assert read.shape[0] == 4
-    assert_array_equal(book[5], [1, 0, 1, 0])
+    params = random_like(tokenizer.init, seed=1)
+    read = params["post_quant_conv"]
+    grid = tokenizer.config.grid
+    code = jnp.full((1, grid, grid, 4), jnp.array([1.0, 0.0, 1.0, 0.0]))
+    assert_array_equal(book[5], code[0, 0, 0])
+    rows = read["kernel"][0, 0]
+    total = read["bias"] + rows[0] + rows[2]
+    found = nn.Conv(len(total), (1, 1)).apply({"params": read}, code)
+    assert_allclose(found, jnp.broadcast_to(total, found.shape), atol=1e-6)
+    # In bfloat16 a bit of a large score can still be sampled as 0.
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    half["quant_conv"]["bias"] = jnp.full(4, 6.5, jnp.bfloat16)
+    assert float(tokenizer.embed(half, image.astype(jnp.bfloat16)).max()) < 1
 
 
 def _bits() -> Tokenizer:
@@ -148,6 +160,7 @@ def test_training_improves_images_and_keeps_the_codebook(quantizer, levels):
         ({"quantizer": "fsq", "levels": (8, 2, 1)}, "at least 2 values"),
         ({"quantizer": "lfq", "code_dim": 5}, "codebook_size=32"),
         ({"quantizer": "lfq"}, "needs normalized='none'"),
+        ({"quantizer": "bits"}, "needs normalized='none'"),
     ],
 )
 def test_impossible_settings_are_refused(change, message):

@@ -1,5 +1,6 @@
 """Watermarked images, from the command line and back."""
 
+import itertools
 from dataclasses import replace
 
 import jax.numpy as jnp
@@ -10,15 +11,17 @@ from PIL import Image
 from jaxspec.checkpoint import save
 from jaxspec.cli import main
 from jaxspec.core.sampling import Sampling
-from jaxspec.errors import ConfigError
+from jaxspec.errors import ConfigError, DataError
 from jaxspec.models.transformer.model import Transformer
+from jaxspec.pipeline.bundle import load_bundle
 from jaxspec.pipeline.config import GenerationConfig
 from jaxspec.pipeline.crops import best_detection, tokens_of_crop
+from jaxspec.pipeline.decoding import decode_images
 from jaxspec.pipeline.encoding import encode_images
 from jaxspec.pipeline.pipeline import load_pipeline
 from jaxspec.pipeline.prompts import Prompts
 from jaxspec.pipeline.watermark import Watermark, _log_probs, codebook_of, with_encoder
-from jaxspec.watermark import Detection, Key
+from jaxspec.watermark import Detection, Key, detect
 from tests.tiny_bundle import save_bundle, save_next_scale_bundle
 
 
@@ -135,29 +138,35 @@ def test_given_rows_are_not_marked(pipe):
     assert mark.detect(tokens[:, 8:]).share == 1.0
 
 
-def test_parts_of_images_have_the_tokens_of_the_whole(pipe):
-    """Cut anywhere, the tokens at the right place are those of a shifted image."""
-    bundle = pipe.bundle
-    config = bundle.tokenizer.config
-    step, grid = config.image_size // config.grid, config.grid
-    rng = np.random.default_rng(0)
-    image = rng.integers(0, 256, (config.image_size,) * 2 + (3,)).astype(np.uint8)
+def test_parts_of_images_have_the_tokens_of_the_whole():
+    """Most of them, at the right place; at others hardly any."""
+    bundle = load_bundle("fruits64")
+    side, step = 64, 4
+    rows, columns = np.mgrid[:side, :side]
+    ring = np.hypot(rows - 32, columns - 30)
+    shape = np.stack([rows * 3, columns * 2 + 60, 200 - ring * 3], -1)
+    image = np.where((ring < 24)[..., None], shape, 255).clip(0, 255).astype(np.uint8)
+    tokens = encode_images(bundle, [image])
+    image = decode_images(bundle, tokens)[0]
+    whole = encode_images(bundle, [image])[0].reshape(16, 16)
     top, left = 3, 2
-    part = image[top:, left:-step]
-    found = tokens_of_crop(bundle, part)
-    assert found.shape == (step**2, grid**2)
-    # As many rows as the part covers, whichever its place; fewer where it begins late.
-    covered = (found >= 0).reshape(-1, grid, grid)
-    assert covered[0].any(1).sum() == (config.image_size - top) // step
-    rows = covered[top * step + left]
-    assert not rows[0].any() and rows[1:].any(1).all() and not rows[:, -1].any()
-    # The canvas of that place is the image, with its border repeated.
-    canvas = np.pad(part, ((top, 0), (left, step), (0, 0)), mode="edge")
-    np.testing.assert_array_equal(canvas[top:, left:-step], image[top:, left:-step])
-    whole = encode_images(bundle, [canvas])[0]
-    tokens = found[top * step + left]
-    np.testing.assert_array_equal(tokens[tokens >= 0], whole[tokens >= 0])
-    assert len(tokens_of_crop(bundle, np.zeros((99, 9, 3), np.uint8))) == 0
+    found = tokens_of_crop(bundle, image[top:, left:-5]).reshape(4, 4, 16, 16)
+    # As many rows as the part covers, whichever its place.
+    covered = found >= 0
+    assert covered.any(3).sum(2).min() == 14 and covered.any(3).sum(2).max() == 15
+    inner = (slice(2, 14), slice(3, 12))
+    equal = (found[:, :, *inner] == whole[inner]).mean((2, 3))
+    right = equal[top % step, left % step]
+    equal[top % step, left % step] = 0
+    assert right > 0.8 > equal.max() + 0.1
+    with pytest.raises(DataError, match="more than the 64 x 64"):
+        tokens_of_crop(bundle, np.zeros((99, 9, 3), np.uint8))
+
+
+def test_models_without_a_grid_of_tokens_have_no_crops(tmp_path):
+    bundle = load_bundle(save_next_scale_bundle(tmp_path))
+    with pytest.raises(ConfigError, match="are no grid"):
+        tokens_of_crop(bundle, np.zeros((9, 9, 3), np.uint8))
 
 
 def test_another_encoder_of_the_same_codes_reads_images(pipe, folder, tmp_path):
@@ -175,13 +184,28 @@ def test_another_encoder_of_the_same_codes_reads_images(pipe, folder, tmp_path):
     save(tmp_path / "codes" / "tokenizer", codes)
     with pytest.raises(ConfigError, match="has other codes"):
         with_encoder(bundle, tmp_path / "codes")
+    small = replace(own, config=replace(own.config, order="coarse"))
+    save(tmp_path / "order" / "tokenizer", small)
+    with pytest.raises(ConfigError, match="another configuration"):
+        with_encoder(bundle, tmp_path / "order")
 
 
 def test_several_tests_of_an_image_raise_no_false_alarm():
-    """The least of their probabilities is multiplied by their number."""
-    found = [Detection(5, 8, 0.3), Detection(8, 8, 0.001), Detection(6, 8, 0.1)]
-    assert best_detection(found) == Detection(8, 8, 0.003)
-    assert best_detection(found[:1] * 9).p_value == 1.0
+    """Over all keys of six pairs; the least probability alone is too small."""
+    mates = np.arange(12) ^ 1
+    rows = np.random.default_rng(0).integers(0, 12, (3, 9))
+    found = []
+    for key in itertools.product((False, True), repeat=6):
+        green = np.stack([key, np.logical_not(key)], 1).reshape(-1)
+        tests = [detect(row, mates, green) for row in rows]
+        found.append((best_detection(tests).p_value, min(x.p_value for x in tests)))
+    bounds, least = np.array(found).T
+    alphas = np.unique(least)
+    assert all((bounds <= alpha).mean() <= alpha for alpha in alphas)
+    assert any((least <= alpha).mean() > alpha for alpha in alphas)
+    tests = [Detection(5, 8, 0.3), Detection(8, 8, 0.001), Detection(6, 8, 0.1)]
+    assert best_detection(tests) == Detection(8, 8, 0.003, 3)
+    assert best_detection(tests[:1] * 9).p_value == 1.0
 
 
 def test_a_key_that_fails_loses_no_images(tmp_path, capsys):

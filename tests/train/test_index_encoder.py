@@ -8,12 +8,18 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from jaxspec.checkpoint import Checkpoint
+from jaxspec.checkpoint import Checkpoint, load_checkpoint, save
+from jaxspec.cli import main
 from jaxspec.errors import ConfigError
 from jaxspec.tokenizers.vqgan.model import Tokenizer
-from jaxspec.train.index_encoder import index_encoder_job, recovery_metrics
+from jaxspec.train.index_encoder import (
+    _decoded,
+    index_encoder_job,
+    recovery_metrics,
+)
 from tests.params import random_like
 from tests.train import tiny_residual
+from tests.train.commands import TINY
 from tests.train.halves import batch_of, write_images
 from tests.train.tiny import get_config
 
@@ -65,6 +71,38 @@ def test_more_tokens_are_found_again_and_images_of_tokens_stay(tmp_path):
     again = TOKENIZER.encode(after, shown)
     share = float(jnp.mean(again == codes))
     assert found["found_again"] == pytest.approx(share, abs=0.02)
+
+
+@pytest.mark.parametrize("normalized", ["both", "decoding", "none"])
+def test_vectors_without_an_error_give_their_codes_back(normalized):
+    """The target of the loss is what encoding compares with."""
+    sizes = replace(EXPERIMENT.tokenizer, normalized=normalized)
+    tokenizer = Tokenizer(sizes)
+    params = random_like(tokenizer.init, seed=4)
+    scale = jnp.linspace(0.2, 3.0, sizes.codebook_size)[:, None]
+    params["codebook"] = params["codebook"] * scale
+    images = jax.random.uniform(jax.random.key(0), (2, 32, 32, 3), minval=-1.0)
+    codes, vectors, shown = _decoded(tokenizer, params, images)
+    found = tokenizer.quantize(params["codebook"], vectors).reshape(codes.shape)
+    assert_array_equal(found, codes)
+    levels = np.asarray((shown + 1) * 127.5)
+    np.testing.assert_allclose(levels, np.round(levels), atol=1e-3)
+
+
+def test_what_is_not_trained_is_not_rounded(tmp_path):
+    """The codebook and the decoder of the start, bit by bit, and its images."""
+    images = write_images(tmp_path / "halves")
+    save(tmp_path / "start" / "tokenizer", START)
+    settings = ["encoder_alone=true", "rounded=true", "steps=2"]
+    command = ["train", "tokenizer", "--config", str(TINY), "--images", str(images)]
+    command += ["--start", str(tmp_path / "start"), "--out", str(tmp_path / "run")]
+    for setting in settings:
+        command += ["--set", f"train_tokenizer.{setting}"]
+    assert main(command) == 0
+    found = load_checkpoint(tmp_path / "run" / "checkpoint" / "tokenizer").params
+    for name, own in START.params.items():
+        same = jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), own, found[name]))
+        assert same == (name not in ("encoder", "quant_conv"))
 
 
 def test_impossible_settings_are_refused():

@@ -1,6 +1,7 @@
 """Training of a decoder on tokens that a model generates."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -87,12 +88,18 @@ def test_impossible_settings_are_refused():
 
     with pytest.raises(ConfigError, match="decoder_alone=true"):
         job(decoder_alone=False)
+    masked = replace(CHECKPOINT, metadata={"objective": "maskgit"})
+    with pytest.raises(ConfigError, match="one by one"):
+        job(prior=masked)
+    with pytest.raises(ConfigError, match="of the 3 classes"):
+        labelled = SimpleNamespace(labels=np.array([0, 3]))
+        post_training_job(EXPERIMENT, labelled, labelled, CHECKPOINT, START)
     with pytest.raises(ConfigError, match="exclude each other"):
         job(swapped_images=0.5)
     with pytest.raises(ConfigError, match="--start"):
         job(start=None)
     other = replace(CHECKPOINT, config=replace(EXPERIMENT.prior, vocab_size=8))
-    with pytest.raises(ConfigError, match="over these tokens"):
+    with pytest.raises(ConfigError, match="one by one"):
         job(prior=other)
     with pytest.raises(ConfigError, match="generated_tokens=-1"):
         job(generated_tokens=-1.0)

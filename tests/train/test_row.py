@@ -1,6 +1,7 @@
 """Training of one-dimensional tokenizers, and of models over their tokens."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,14 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.checkpoint import load_checkpoint
+from jaxspec.checkpoint import Checkpoint, load_checkpoint, save
 from jaxspec.cli import main
 from jaxspec.config.one_d import MaskGITTokenizerConfig
-from jaxspec.errors import ConfigError
+from jaxspec.errors import CheckpointError, ConfigError, DataError
 from jaxspec.pipeline.pipeline import load_pipeline
 from jaxspec.speculative.trees.tree import Tree
 from jaxspec.tokenizers.one_d.model import OneDTokenizer
+from jaxspec.train.run import train_part
 from jaxspec.train.tokenizer import init_state, make_step, tokenizer_job
+from jaxspec.train.training_run import TrainingRun
+from tests.params import random_like
 from tests.train.halves import batch_of, write_images
 from tests.train.tiny_row import TOKENIZER, get_config
 
@@ -91,3 +95,17 @@ def test_models_of_a_grid_do_not_fit_tokens_in_a_row():
     grid = replace(EXPERIMENT.prior, rope="grid")
     with pytest.raises(ConfigError, match="a grid of 4, the tokenizer makes"):
         replace(EXPERIMENT, prior=grid)
+
+
+def test_a_prior_is_not_put_beside_the_tokenizer_of_other_tokens(tmp_path):
+    for name, seed in (("own", 1), ("other", 2)):
+        params = random_like(OneDTokenizer(TOKENIZER).init, seed=seed)
+        checkpoint = Checkpoint("one_d_tokenizer", TOKENIZER, params)
+        save(tmp_path / name / "checkpoint" / "tokenizer", checkpoint)
+    run = TrainingRun(tmp_path / "own", bundle=tmp_path / "other")
+    with pytest.raises(CheckpointError, match="is another tokenizer than"):
+        train_part(EXPERIMENT, "prior", run)
+    shutil.rmtree(tmp_path / "other")
+    shutil.copytree(tmp_path / "own", tmp_path / "other")
+    with pytest.raises(DataError):  # the next thing that is missing
+        train_part(EXPERIMENT, "prior", run)

@@ -50,7 +50,7 @@ class FlowTokenizer:
     def grid_of(
         self, params: Params, images: Float[Array, "B h w 3"]
     ) -> Float[Array, "B r r C"]:
-        """What the networks see of images in [-1, 1]: themselves, or latents."""
+        """Pixels in [-1, 1] or their latents, which the networks see."""
         c = self.config
         check_images(images, c.image_size)
         if c.latents is None:

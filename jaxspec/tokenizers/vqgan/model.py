@@ -109,7 +109,9 @@ class Tokenizer:
         vectors = self._bound(params).encode(images)
         if c.quantizer == "fsq":
             return fsq_bounded(vectors, c.levels)
-        return jax.nn.sigmoid(vectors) if c.quantizer == "bits" else vectors
+        if c.quantizer == "bits":  # in float32, where probabilities near 1 differ
+            return jax.nn.sigmoid(vectors.astype(jnp.float32))
+        return vectors
 
     def encode(
         self, params: Params, images: Float[Array, "B h w 3"]
