@@ -1,6 +1,7 @@
 """Reconstruction quality of a tokenizer, and usage of its codebook."""
 
 from functools import partial
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -8,19 +9,35 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxspec.data.batches import evenly_spaced
-from jaxspec.data.source import ImageSource
 from jaxspec.io.images import to_unit
+from jaxspec.tokenizers.flow.model import FlowTokenizer
 from jaxspec.tokenizers.kl.model import KLTokenizer
 from jaxspec.tokenizers.multi_scale.model import MultiScaleTokenizer
 from jaxspec.tokenizers.one_d.model import OneDTokenizer
 from jaxspec.tokenizers.vqgan.model import Tokenizer
 from jaxspec.typing import Params
 
+AnyTokenizer = (
+    Tokenizer | MultiScaleTokenizer | KLTokenizer | OneDTokenizer | FlowTokenizer
+)
+
+
+class Images(Protocol):
+    """Random access to images."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+        ...
+
+    def take(self, indices: Any) -> np.ndarray:
+        """Some of the images, uint8 [n, h, w, 3]."""
+        ...
+
 
 def reconstruction_metrics(
-    tokenizer: Tokenizer | MultiScaleTokenizer | KLTokenizer | OneDTokenizer,
+    tokenizer: AnyTokenizer,
     params: Params,
-    source: ImageSource,
+    source: Images,
     batch: int = 100,
 ) -> dict[str, float]:
     """Measures a tokenizer on all images of a source.
@@ -84,9 +101,9 @@ def _measure(tokenizer, params, images):
 
 
 def prefix_metrics(
-    tokenizer: Tokenizer | MultiScaleTokenizer | KLTokenizer | OneDTokenizer,
+    tokenizer: AnyTokenizer,
     params: Params,
-    source: ImageSource,
+    source: Images,
     *,
     count: int = 200,
     batch: int = 50,

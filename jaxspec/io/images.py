@@ -15,8 +15,8 @@ from jaxspec.errors import DataError
 GAP, DOUBLED = 4, 128
 
 
-def to_unit(images: np.ndarray) -> np.ndarray:
-    """Maps `uint8` images to float32 in [-1, 1]."""
+def to_unit(images: Any) -> Any:
+    """Maps `uint8` images, of NumPy or JAX, to float32 in [-1, 1]."""
     return images.astype(np.float32) / 127.5 - 1.0
 
 

@@ -1,5 +1,7 @@
 """Training of tokenizers whose decoder is a flow (FlexTok, D-AR)."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -108,8 +110,8 @@ class _Few:
     def __len__(self) -> int:
         return min(self._count, len(self._source))
 
-    def take(self, indices):
-        """Some of the images, uint8."""
+    def take(self, indices: Any) -> np.ndarray:
+        """Some of the images, uint8 [n, h, w, 3]."""
         spaced = evenly_spaced(len(self._source), len(self))
         return self._source.take(spaced[np.asarray(indices)])
 

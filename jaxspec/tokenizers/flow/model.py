@@ -192,6 +192,8 @@ class FlowTokenizer:
         if self.config.guidance == 1:
             null = jnp.zeros(rows, bool)
             return self.velocity(params, grid, time, vectors, seen, null), average
-        twice = [jnp.concatenate([x] * 2) for x in (grid, time, vectors, seen)]
-        out = self.velocity(params, *twice, jnp.arange(2 * rows) >= rows)
+        both = (jnp.concatenate([x] * 2) for x in (grid, time, vectors, seen))
+        twice, times, tokens, read = both
+        null = jnp.arange(2 * rows) >= rows
+        out = self.velocity(params, twice, times, tokens, read, null)
         return projected_guidance(self.config, out[:rows], out[rows:], average)
