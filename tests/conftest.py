@@ -1,5 +1,6 @@
 """Runs the whole suite on eight simulated devices, reproducibly."""
 
+import ctypes
 import gc
 import os
 from collections import defaultdict
@@ -79,7 +80,11 @@ settings.load_profile("suite")
 
 @pytest.fixture(scope="module", autouse=True)
 def bounded_memory():
-    """Drops compiled programs after a module, once a worker holds too many."""
+    """Drops compiled programs after a module, once a worker holds too many.
+
+    Without `malloc_trim` the memory stays with the process, and each module after the
+    first large one would drop what the next one shares with it.
+    """
     yield
     status = Path("/proc/self/statm")
     if status.exists():
@@ -87,3 +92,5 @@ def bounded_memory():
         if resident > 3e9:
             jax.clear_caches()
             gc.collect()
+            if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+                trim(0)

@@ -139,11 +139,11 @@ def rounds_markdown(result: dict[str, Any]) -> str:
         parts += [f"## Batch {row['batch']}, CFG scale {row['cfg_scale']:g}", ""]
         parts.append(markdown_table(columns, cells))
     description = (
-        f"Passes of the target, drafts, and both in turn, each a program of {ITERATIONS} "
-        "in a row over a cache of a whole image; below, calls of whole "
-        "generations. Their step is the unit of the last two lines, a pass over one row "
-        "that of the others. The share of attention is what a pass over a cache of "
-        f"{SHORT} slots saves."
+        "Passes of the target, drafts, and both in turn, each a program of "
+        f"{ITERATIONS} in a row over a cache of a whole image; below, calls of whole "
+        "generations. Their step is the unit of the last two lines, a pass over one "
+        "row that of the others. The share of attention is what a pass over a cache "
+        f"of {SHORT} slots saves."
     )
     heading = report_heading("Parts of a round", result, description)
     return heading + "\n".join(parts)
