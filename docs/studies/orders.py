@@ -27,6 +27,7 @@ from jaxspec.pipeline.drafters import load_drafter
 from jaxspec.pipeline.generation import generate
 from jaxspec.pipeline.orders import with_order
 from jaxspec.pipeline.prompts import Prompts
+from jaxspec.speculative.trees.tree import Tree
 from jaxspec.typing import Array, Float, Int, Params
 
 # Tokens that a chain of drafts is ahead of the last known one.
@@ -42,8 +43,9 @@ BATCH = 16
 def measure_orders(
     *,
     checkpoint: str | None = None,
-    drafters: tuple[str, ...] = (),
-    tree: str = "chain-8",
+    baseline: str | None = None,
+    drafter: str = "jacobi",
+    trees: tuple[str, ...] = ("chain-8", "chain-32", "chain-64"),
     cfg_scale: float = 2.0,
     num: int = 192,
     seeds: int = 3,
@@ -55,8 +57,10 @@ def measure_orders(
 
     Args:
       checkpoint: Bundle of a prior trained with `objective="any_order"`.
-      drafters: Drafters of the tokens per call, as for `--drafter`.
-      tree: Their tree.
+      baseline: Bundle of a prior over the same tokens in one order; None for no such
+        row.
+      drafter: Drafter of the tokens per call, as for `--drafter`.
+      trees: Its trees.
       cfg_scale: CFG scale.
       num: Number of images of each seed.
       seeds: Number of seeds.
@@ -81,39 +85,41 @@ def measure_orders(
         "repeats": seeds,
         "cfg_scale": cfg_scale,
         "num": num,
-        "tree": tree,
+        "drafter": drafter,
         "heldout_accuracy": comparison.accuracy,
         "ceilings": measure_ceilings("float32").fields(),
         "rows": rows,
         **environment(),
     }
-    for order in get_args(Order):
-        bundle = with_order(loaded, order)
-        fields: dict[str, Any] = {"order": order, "tokens_per_call": {}}
+    bundles = {order: with_order(loaded, order) for order in get_args(Order)}
+    if baseline is not None:
+        bundles["raster, trained in it alone"] = load_bundle(baseline)
+    for order, bundle in bundles.items():
+        ahead = bundle.prior.config.next_cell
+        fields: dict[str, Any] = {"order": order, "tokens_per_call": {}, "equal": []}
         distances, accuracies, laws = [], [], []
         for seed in range(seeds):
             config = GenerationConfig(seed=seed, cfg_scale=cfg_scale, batch_size=32)
-            tokens = None
-            for name in drafters or ("jacobi",):
-                drafter = load_drafter(name, bundle)
-                shape = drafter.tree(tree)
-                run = generate(bundle, prompts, config, shape, loaded=drafter)
+            own = load_drafter(drafter, bundle)
+            plain = generate(bundle, prompts, config, Tree.root(), loaded=own)
+            tokens = plain.tokens
+            for name in trees:
+                run = generate(bundle, prompts, config, own.tree(name), loaded=own)
                 per_call = fields["tokens_per_call"].setdefault(name, [])
                 per_call.append(run.tokens_per_call)
-                tokens = run.tokens
-            assert tokens is not None
+                fields["equal"].append(bool(np.array_equal(run.tokens, tokens)))
             features, found = comparison.extract(decode_images(bundle, tokens))
             distances.append(frechet_distance(comparison.real, features))
             asked = comparison.classes.reshape(-1)
             accuracies.append(float((found == asked).mean()))
-            laws.append(_laws(bundle, tokens, asked, cfg_scale))
+            laws.append(_laws(bundle, tokens, asked, cfg_scale, AHEAD if ahead else 1))
         entropy, overlap = (np.mean(x, axis=0) for x in zip(*laws, strict=True))
         fields |= {
             "distance": distances,
             "accuracy": accuracies,
             "entropy": _by_part(entropy),
-            "overlap": [_by_part(row) for row in overlap],
-            "expected": _by_part(expected_tokens(overlap)),
+            "overlap": [_by_part(row) for row in overlap] if ahead else None,
+            "expected": _by_part(expected_tokens(overlap)) if ahead else None,
         }
         rows.append(fields)
         if save is not None:
@@ -121,7 +127,7 @@ def measure_orders(
     return report
 
 
-def _laws(bundle, tokens, classes, cfg_scale) -> tuple[np.ndarray, np.ndarray]:
+def _laws(bundle, tokens, classes, cfg_scale, most) -> tuple[np.ndarray, np.ndarray]:
     """Means of `laws_ahead` over images."""
     model, params = Transformer(bundle.prior.config), bundle.prior.params
     parts = [
@@ -131,6 +137,7 @@ def _laws(bundle, tokens, classes, cfg_scale) -> tuple[np.ndarray, np.ndarray]:
             jnp.asarray(tokens[i : i + BATCH]),
             jnp.asarray(classes[i : i + BATCH], jnp.int32),
             Sampling.create(BATCH, cfg_scale=cfg_scale),
+            most,
         )
         for i in range(0, len(tokens), BATCH)
     ]
@@ -138,7 +145,7 @@ def _laws(bundle, tokens, classes, cfg_scale) -> tuple[np.ndarray, np.ndarray]:
     return np.mean(entropy, axis=0), np.mean(overlap, axis=0)
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnums=(0, 5))
 @full_precision
 def laws_ahead(
     model: Transformer,
@@ -146,6 +153,7 @@ def laws_ahead(
     tokens: Int[Array, "B T"],
     classes: Int[Array, "B"],
     sampling: Sampling,
+    most: int = AHEAD,
 ) -> tuple[Float[Array, "T"], Float[Array, "A T"]]:
     """Entropy of tokens, and overlap of their laws with those of fewer known tokens.
 
@@ -154,11 +162,12 @@ def laws_ahead(
     if all drafts before it were.
 
     Args:
-      model: model with `next_cell`.
+      model: model with `next_cell`; without, for `most=1`.
       params: its parameters.
       tokens: tokens of images.
       classes: their classes.
       sampling: settings of guidance.
+      most: largest number of tokens ahead.
 
     Returns:
       Nats; and, by the number of tokens ahead from one on, the overlap, means over
@@ -177,7 +186,9 @@ def laws_ahead(
                 classes,
                 tokens[:, :-1],
                 null=jnp.full(batch, null),
-                following=jnp.broadcast_to(following, (batch, len(following))),
+                following=None
+                if most == 1
+                else jnp.broadcast_to(following, (batch, len(following))),
             )[0][:, prefix - 1 :]
             for null in (False, True)
         ]
@@ -187,7 +198,7 @@ def laws_ahead(
     exact = law(1)
     entropy = -jnp.sum(exact * jnp.log(jnp.maximum(exact, 1e-20)), axis=-1)
     overlaps = []
-    for ahead in range(1, AHEAD + 1):
+    for ahead in range(1, most + 1):
         # Row `i` of the law is that of token `i + ahead - 1`, given those before `i`.
         draft = law(ahead)[:, : length - ahead + 1]
         share = jnp.sum(jnp.minimum(exact[:, ahead - 1 :], draft), axis=-1)
@@ -222,11 +233,13 @@ def _by_part(values: np.ndarray) -> list[float]:
 def orders_markdown(result: dict[str, Any]) -> str:
     """Formats a report of `measure_orders`."""
 
-    def percent(shares: list[float]) -> str:
-        return ", ".join(f"{100 * x:.0f}" for x in shares) + " %"
+    def percent(overlap: list[list[float]] | None, ahead: int) -> str:
+        if overlap is None:
+            return ""
+        return ", ".join(f"{100 * x:.0f}" for x in overlap[ahead - 1]) + " %"
 
     names = list(result["rows"][0]["tokens_per_call"])
-    columns = ["order", *(f"tokens a call, {name}" for name in names)]
+    columns = ["order", *(f"tokens a call, {name}" for name in names), "same tokens"]
     columns += ["nats a token", *(f"accepted {n} ahead" for n in SHOWN)]
     columns += ["expected tokens a round", "Frechet distance", "class accuracy"]
     cells = []
@@ -236,9 +249,10 @@ def orders_markdown(result: dict[str, Any]) -> str:
             [
                 row["order"],
                 *(f"{np.mean(x):.2f}" for x in row["tokens_per_call"].values()),
+                "yes" if all(row["equal"]) else "NO",
                 ", ".join(f"{x:.2f}" for x in row["entropy"]),
-                *(percent(row["overlap"][n - 1]) for n in SHOWN),
-                ", ".join(f"{x:.1f}" for x in row["expected"]),
+                *(percent(row["overlap"], n) for n in SHOWN),
+                ", ".join(f"{x:.1f}" for x in row["expected"] or ()),
                 f"{distance.mean():.2f} ± {distance.std(ddof=1):.2f}",
                 f"{100 * np.mean(row['accuracy']):.0f} %",
             ]
@@ -246,8 +260,8 @@ def orders_markdown(result: dict[str, Any]) -> str:
     description = (
         f"{result['num']} images of each of {result['repeats']} seeds, CFG scale "
         f"{result['cfg_scale']:g}, temperature 1, no filters. Four numbers are those "
-        "of the quarters of a sequence. Tokens a call are those with drafts (tree "
-        f"{result['tree']}). Nats are the entropy of the model. Then the model "
+        "of the quarters of a sequence. Tokens a call are those with the drafter "
+        f"{result['drafter']} on each tree, the prefill counted. Nats are the entropy of the model. Then the model "
         "itself drafts: shares of drafts that are accepted if it predicts a token from "
         "all but the last tokens before it, and the expected tokens of a round of "
         f"{AHEAD} such drafts, which takes two passes of the model, one to draft and "
@@ -268,14 +282,17 @@ STUDY = Benchmark(
     "reports/orders",
     options=(
         Option("checkpoint", "bundle of a model of any order", metavar="DIR"),
+        Option("baseline", "bundle of a model of one order", metavar="DIR"),
         Option(
-            "drafters",
-            "drafters to count tokens with",
-            metavar="D",
-            several=True,
-            default=(),
+            "drafter", "drafter to count tokens with", default="jacobi", metavar="D"
         ),
-        Option("tree", "their tree", default="chain-8", metavar="TREE"),
+        Option(
+            "trees",
+            "its trees",
+            several=True,
+            default=("chain-8", "chain-32", "chain-64"),
+            metavar="TREE",
+        ),
         Option("cfg-scale", "CFG scale", float, default=2.0, metavar="S"),
         *OPTIONS,
     ),
