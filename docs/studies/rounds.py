@@ -139,7 +139,7 @@ def rounds_markdown(result: dict[str, Any]) -> str:
         parts += [f"## Batch {row['batch']}, CFG scale {row['cfg_scale']:g}", ""]
         parts.append(markdown_table(columns, cells))
     description = (
-        "Passes of the target, drafts, and both in turn, each a program of "
+        "Passes of the target, drafts, and one after the other, each a program of "
         f"{ITERATIONS} in a row over a cache of a whole image; below, calls of whole "
         "generations. Their step is the unit of the last two lines, a pass over one "
         "row that of the others. The share of attention is what a pass over a cache "
