@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxspec.checkpoint import model_of
 from jaxspec.config import (
+    FlowTokenizerConfig,
     MaskGITTokenizerConfig,
     OneDTokenizerConfig,
     ResidualTokenizerConfig,
@@ -198,6 +199,7 @@ VERIFIERS = {
     "coupled-relaxed:k=2,budget=0.3": PATHS,
     "grouped:group=3,distance=9,gap=0.5": PATHS,
     "annealed:delta=1.5": PATHS,
+    "entropic:scale=3": PATHS,
     "typical": PATHS,
     "judge": PATHS,
 }
@@ -377,12 +379,16 @@ FSQ = replace(
     codebook_size=16,
 )
 LFQ = replace(FSQ, quantizer="lfq", levels=(), code_dim=4)
+BITS = replace(LFQ, quantizer="bits")
+FLOW = FlowTokenizerConfig(16, 4, 6, (4, 3), VIT, VIT, groups=3, steps=3, guidance=2.0)
 for name, config in (
     ("maskgit", PIXELS),
     ("row", ROW),
     ("residual", RESIDUAL),
     ("fsq", FSQ),
     ("lfq", LFQ),
+    ("bits", BITS),
+    ("flow", FLOW),
 ):
     program(f"tokenizer: {name}", any_tokenizer, config)
 
