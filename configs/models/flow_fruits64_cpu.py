@@ -25,7 +25,7 @@ def get_config() -> Experiment:
         # A patch has fewer numbers than the networks are wide, or noise does not pass.
         patch_size=4,
         length=64,
-        levels=(8, 5, 5, 5),
+        levels=(8, 6, 5, 5),
         encoder=ViTConfig(layers=4, width=192, heads=3),
         decoder=ViTConfig(layers=6, width=192, heads=3),
         steps=8,
