@@ -66,7 +66,7 @@ def index_encoder_job(
     check_start(start, "tokenizer", sizes)
     tokenizer = Tokenizer(sizes)
 
-    decoded = jax.jit(partial(_decoded, tokenizer, start.params))
+    decoded = jax.jit(partial(_decoded, tokenizer))
     flips = experiment.data.flips
 
     def batch_fn(step):
@@ -75,7 +75,7 @@ def index_encoder_job(
         if flips:
             images = flip_at_random(images, step_rng(config.seed, step))
         # Outside of the step, whose parameters may be rounded to bfloat16.
-        _, vectors, shown = decoded(to_unit(images))
+        _, vectors, shown = decoded(start.params, to_unit(images))
         return np.asarray(vectors), np.asarray(shown)
 
     def loss_fn(encoder, fixed, vectors, shown, key):

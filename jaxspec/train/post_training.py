@@ -1,6 +1,5 @@
 """Training of a decoder on tokens that a model generates."""
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -86,7 +85,7 @@ def post_training_job(
         _check_labels(images, prior)
     tokenizer, model = Tokenizer(sizes), Transformer(prior.config)
     share, flips = config.generated_tokens, experiment.data.flips
-    encode = jax.jit(partial(tokenizer.encode, start.params))
+    encode = jax.jit(tokenizer.encode)
 
     def batch_fn(step):
         indices = batch_indices(config.seed, step, config.batch, len(source))
@@ -94,7 +93,7 @@ def post_training_job(
         if flips:
             images = flip_at_random(images, step_rng(config.seed, step))
         # Outside of the step, whose parameters may be rounded to bfloat16.
-        codes = np.asarray(encode(to_unit(images)))
+        codes = np.asarray(encode(start.params, to_unit(images)))
         return images, codes, source.labels[indices]
 
     def loss_fn(decoder, fixed, prior_params, images, codes, labels, key):
