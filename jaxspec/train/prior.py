@@ -48,8 +48,9 @@ def prior_job(
       experiment: configurations of the model and its training.
       source: training sequences.
       heldout: sequences that select the checkpoint.
-      start: trained model of the same configuration, up to dropout, whose parameters
-        are the initial ones; it may have fewer extra tokens. None for random
+      start: trained model of the same configuration, up to dropout and the order of the
+        tokens, whose parameters are the initial ones; it may have fewer extra tokens,
+        and no embeddings of next cells, which are zeros then. None for random
         parameters.
       start_encoder: text encoder whose parameters are the initial ones, for a prior
         that is trained together with one; None for random parameters.
@@ -132,23 +133,31 @@ def _teacher(start: Checkpoint | None, encoder: TextEncoder | None) -> Params:
 
 
 def _start_params(start: Checkpoint, model: Transformer, init: Params) -> Params:
-    """Parameters of `start`, with the embeddings of `init` for tokens it lacks."""
+    """Parameters of `start`, with those of `init` for tokens that it lacks.
+
+    Embeddings of next cells that it lacks are zeros: with them it predicts as before.
+    """
     check_kind(start, "prior")
     config, start_config = model.config, start.config
-    dropout = {n: 0.0 for n in config.__dataclass_fields__ if n.endswith("dropout")}
-    start_config = replace(start_config, extra_tokens=config.extra_tokens, **dropout)
-    if start_config != replace(config, **dropout):
+    same = {n: 0.0 for n in config.__dataclass_fields__ if n.endswith("dropout")}
+    same |= {"extra_tokens": config.extra_tokens, "order": config.order}
+    if config.next_cell:
+        same["next_cell"] = True
+    if replace(start_config, **same) != replace(config, **same):
         raise ConfigError("the model to start from has another configuration")
     if start.config.extra_tokens > config.extra_tokens:
         raise ConfigError(
             f"the model to start from has {start.config.extra_tokens} extra tokens, "
             f"this one {config.extra_tokens}"
         )
+    params = start.params
+    if config.next_cell and not start_config.next_cell:
+        params = {**params, "next_cell": jax.tree.map(np.zeros_like, init["next_cell"])}
     if config.factors:
-        return start.params
+        return params
     embeddings = init["embedding"]["embedding"]
-    present = len(start.params["embedding"]["embedding"])
-    return with_extra_tokens(start.params, embeddings[present:])
+    present = len(params["embedding"]["embedding"])
+    return with_extra_tokens(params, embeddings[present:])
 
 
 def make_objective(
