@@ -66,6 +66,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     from jaxspec.errors import ConfigError
     from jaxspec.pipeline.bundle import load_bundle
+    from jaxspec.pipeline.embedded import find_folder
     from jaxspec.pipeline.encoding import encode_images
     from jaxspec.pipeline.watermark import Watermark, with_encoder
     from jaxspec.watermark import read_key
@@ -79,7 +80,7 @@ def run(arguments: argparse.Namespace) -> None:
     bundle = load_bundle(arguments.checkpoint)
     mark = Watermark.of(bundle, key)
     if arguments.encoder is not None:
-        bundle = with_encoder(bundle, Path(arguments.encoder))
+        bundle = with_encoder(bundle, find_folder(arguments.encoder))
     if arguments.crops:
         tests = [(x, mark.detect_crop(bundle, x)) for x in arguments.images]
     else:

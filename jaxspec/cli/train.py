@@ -113,8 +113,9 @@ def _add_start(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--start",
         metavar="DIR",
-        help="trained part of the same configuration, or working folder with one, to "
-        "start from",
+        help="trained part of the same configuration to start from (a prior may have "
+        "had another order of tokens), a folder with one, or the name of one installed "
+        "with jaxspec",
     )
     group.add_argument(
         "--encoder",
@@ -185,8 +186,8 @@ def run(arguments: argparse.Namespace) -> None:
         data_dir=Path(arguments.data_dir),
         manual_dir=Path(arguments.manual_dir) if arguments.manual_dir else None,
         bundle=_bundle(arguments.checkpoint),
-        start=Path(arguments.start) if arguments.start else None,
-        encoder=Path(arguments.encoder) if arguments.encoder else None,
+        start=_bundle(arguments.start),
+        encoder=_bundle(arguments.encoder),
         sharding=_sharding(arguments),
         seconds=None if part == "all" else _seconds(arguments),
         command=_command(arguments),
@@ -229,7 +230,7 @@ def _existing(arguments: argparse.Namespace) -> dict[str, Any]:
     bundle = _bundle(arguments.checkpoint) or Path(arguments.workdir) / "checkpoint"
     found = existing_configs(checkpoint_of(bundle))
     if arguments.start and arguments.part == "prior":
-        start = checkpoint_of(arguments.start, "prior")
+        start = checkpoint_of(_bundle(arguments.start), "prior")
         found["prior"] = read_config(start).config
         if (start.parent / "text_encoder").is_dir():
             found["text_encoder"] = read_config(start.parent / "text_encoder").config
@@ -288,7 +289,7 @@ def _seconds(arguments: argparse.Namespace) -> float | None:
 
 
 def _bundle(checkpoint: str | None) -> Any:
-    """Folder of the parts trained before; None for those of the working folder."""
+    """Folder of the parts trained before, by path or name; None if none is given."""
     from jaxspec.pipeline.embedded import find_folder
 
     return find_folder(checkpoint) if checkpoint else None

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
@@ -9,7 +10,7 @@ from numpy.testing import assert_array_equal
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.cli import main
 from jaxspec.config.orders import cells_of
-from jaxspec.data.image_tokens import encode_source
+from jaxspec.data.image_tokens import TokenSource, encode_source
 from jaxspec.errors import ConfigError
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.pipeline.bundle import Bundle
@@ -18,6 +19,7 @@ from jaxspec.pipeline.orders import with_order
 from jaxspec.pipeline.pipeline import Pipeline, load_pipeline
 from jaxspec.speculative.trees.tree import Tree
 from jaxspec.tokenizers.vqgan.model import Tokenizer
+from jaxspec.train.prior import prior_job
 from tests.params import random_like
 from tests.train.commands import TINY
 from tests.train.halves import write_images
@@ -100,6 +102,31 @@ def test_tokens_of_another_order_are_encoded_again(tmp_path):
 def test_a_draft_model_of_any_order_follows_its_target(bundle):
     loaded = load_model_drafter("small", bundle.prior, with_order(bundle, "halton"))
     assert loaded.drafter.model.for_drafter.model.config.order == "halton"
+
+
+def test_a_model_of_one_order_starts_one_of_any_order(bundle):
+    """The first prediction is that of the model it starts from."""
+    plain = replace(bundle.prior.config, next_cell=False, order="raster")
+    params = {k: x for k, x in bundle.prior.params.items() if k != "next_cell"}
+    start = Checkpoint("prior", plain, params, {"objective": "next"})
+    config = replace(bundle.prior.config, order="coarse")
+    training = replace(EXPERIMENT.train_prior, objective="any_order")
+    tokenizer = replace(EXPERIMENT.tokenizer, order="coarse")
+    parts = {"tokenizer": tokenizer, "prior": config, "drafter": None}
+    experiment = replace(EXPERIMENT, train_prior=training, **parts)
+    tokens = np.random.default_rng(0).integers(0, 16, (1, 40, 16)).astype(np.uint16)
+    source = TokenSource(tokens, np.arange(40) % 3, "digest")
+    state = prior_job(experiment, source, source, start).state
+    logits, expected = (
+        Transformer(c).score(p, jnp.arange(3), jnp.asarray(tokens[0, :3], jnp.int32))[0]
+        for c, p in (
+            (replace(config, order="raster"), state["params"]),
+            (plain, params),
+        )
+    )
+    assert_array_equal(logits, expected)
+    with pytest.raises(ConfigError, match="another configuration"):
+        prior_job(replace(EXPERIMENT, drafter=None), source, source, bundle.prior)
 
 
 @pytest.mark.slow
