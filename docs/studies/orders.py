@@ -13,7 +13,7 @@ from docs.studies.ways import OPTIONS, Comparison
 from jaxspec.bench.description import Benchmark, Option
 from jaxspec.bench.roofline.ceilings import measure_ceilings
 from jaxspec.config.orders import Order
-from jaxspec.core.logits import apply_cfg
+from jaxspec.core.logits import apply_cfg, process_logits
 from jaxspec.core.precision import full_precision
 from jaxspec.core.sampling import Sampling
 from jaxspec.errors import ConfigError
@@ -47,6 +47,7 @@ def measure_orders(
     drafter: str = "jacobi",
     trees: tuple[str, ...] = ("chain-8", "chain-32", "chain-64"),
     cfg_scale: float = 2.0,
+    temperatures: tuple[float, ...] = (1.0,),
     num: int = 192,
     seeds: int = 3,
     data_dir: str = "data",
@@ -62,6 +63,7 @@ def measure_orders(
       drafter: Drafter of the tokens per call, as for `--drafter`.
       trees: Its trees.
       cfg_scale: CFG scale.
+      temperatures: Temperatures of the rows of the baseline; others have 1.
       num: Number of images of each seed.
       seeds: Number of seeds.
       data_dir: Folder of the prepared data.
@@ -91,15 +93,20 @@ def measure_orders(
         "rows": rows,
         **environment(),
     }
-    bundles = {order: with_order(loaded, order) for order in get_args(Order)}
+    bundles = {order: (with_order(loaded, order), 1.0) for order in get_args(Order)}
     if baseline is not None:
-        bundles["raster, trained in it alone"] = load_bundle(baseline)
-    for order, bundle in bundles.items():
+        other, name = load_bundle(baseline), "raster, trained in it alone"
+        for t in temperatures:
+            heat = "" if t == 1 else f", temperature {t:g}"
+            bundles[name + heat] = other, t
+    for order, (bundle, temperature) in bundles.items():
         ahead = bundle.prior.config.next_cell
         fields: dict[str, Any] = {"order": order, "tokens_per_call": {}, "equal": []}
         distances, accuracies, laws = [], [], []
         for seed in range(seeds):
-            config = GenerationConfig(seed=seed, cfg_scale=cfg_scale, batch_size=32)
+            config = GenerationConfig(
+                seed=seed, cfg_scale=cfg_scale, temperature=temperature, batch_size=32
+            )
             own = load_drafter(drafter, bundle)
             plain = generate(bundle, prompts, config, Tree.root(), loaded=own)
             tokens = plain.tokens
@@ -112,7 +119,9 @@ def measure_orders(
             distances.append(frechet_distance(comparison.real, features))
             asked = comparison.classes.reshape(-1)
             accuracies.append(float((found == asked).mean()))
-            laws.append(_laws(bundle, tokens, asked, cfg_scale, AHEAD if ahead else 1))
+            sampling = {"cfg_scale": cfg_scale, "temperature": temperature}
+            most = AHEAD if ahead else 1
+            laws.append(_laws(bundle, tokens, asked, sampling, most))
         entropy, overlap = (np.mean(x, axis=0) for x in zip(*laws, strict=True))
         fields |= {
             "distance": distances,
@@ -127,7 +136,7 @@ def measure_orders(
     return report
 
 
-def _laws(bundle, tokens, classes, cfg_scale, most) -> tuple[np.ndarray, np.ndarray]:
+def _laws(bundle, tokens, classes, sampling, most) -> tuple[np.ndarray, np.ndarray]:
     """Means of `laws_ahead` over images."""
     model, params = Transformer(bundle.prior.config), bundle.prior.params
     parts = [
@@ -136,7 +145,7 @@ def _laws(bundle, tokens, classes, cfg_scale, most) -> tuple[np.ndarray, np.ndar
             params,
             jnp.asarray(tokens[i : i + BATCH]),
             jnp.asarray(classes[i : i + BATCH], jnp.int32),
-            Sampling.create(BATCH, cfg_scale=cfg_scale),
+            Sampling.create(BATCH, **sampling),
             most,
         )
         for i in range(0, len(tokens), BATCH)
@@ -166,7 +175,7 @@ def laws_ahead(
       params: its parameters.
       tokens: tokens of images.
       classes: their classes.
-      sampling: settings of guidance.
+      sampling: guidance and temperature.
       most: largest number of tokens ahead.
 
     Returns:
@@ -193,7 +202,7 @@ def laws_ahead(
             for null in (False, True)
         ]
         guided = apply_cfg(jnp.concatenate(branches), sampling, index)
-        return jax.nn.softmax(guided)
+        return jax.nn.softmax(process_logits(guided, sampling))
 
     exact = law(1)
     entropy = -jnp.sum(exact * jnp.log(jnp.maximum(exact, 1e-20)), axis=-1)
@@ -259,7 +268,8 @@ def orders_markdown(result: dict[str, Any]) -> str:
         )
     description = (
         f"{result['num']} images of each of {result['repeats']} seeds, CFG scale "
-        f"{result['cfg_scale']:g}, temperature 1, no filters. Four numbers are those "
+        f"{result['cfg_scale']:g}, temperature 1 but where another is named, no "
+        "filters. Four numbers are those "
         "of the quarters of a sequence. Tokens a call are those with the drafter "
         f"{result['drafter']} on each tree, the prefill counted. Nats are the entropy "
         "of the model. Then the model itself drafts: shares of drafts that are "
@@ -295,6 +305,14 @@ STUDY = Benchmark(
             metavar="TREE",
         ),
         Option("cfg-scale", "CFG scale", float, default=2.0, metavar="S"),
+        Option(
+            "temperatures",
+            "temperatures of the baseline",
+            float,
+            several=True,
+            default=(1.0,),
+            metavar="T",
+        ),
         *OPTIONS,
     ),
     measure=measure_orders,

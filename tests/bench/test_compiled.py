@@ -109,6 +109,7 @@ def local_cpu(monkeypatch):
     monkeypatch.setattr(report, "find_shapes", lambda *_, **__: (TINY, shapes))
 
 
+@pytest.mark.slow
 def test_every_program_has_a_row(local_cpu):
     result = report.measure_compiled(**CELL, variants=["xla"])
     rows = {row["program"]: row for row in result["rows"]}

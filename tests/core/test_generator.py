@@ -268,6 +268,7 @@ def test_every_generator_is_batched_continuously(name):
     )
 
 
+@pytest.mark.variants(4)
 @pytest.mark.parametrize("name", GENERATORS)
 def test_every_generator_is_divided_over_a_mesh(name):
     generator, variables = GENERATORS[name]

@@ -114,6 +114,7 @@ def test_a_head_without_information_learns_the_weighted_share():
     np.testing.assert_allclose(head.confidence(trained, hidden), 0.4, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_shared_block_equals_copies_of_it():
     shared, own = AcceptanceHead(4, 3), AcceptanceHead(4, 3, shared=False)
     params = shared.init_params(jax.random.key(0))

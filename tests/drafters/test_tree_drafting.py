@@ -72,6 +72,7 @@ def test_dynamic_tables_equal_those_of_the_same_static_tree(tree, seed):
     np.testing.assert_array_equal(internal, static.children[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("selection", ["top", "coupled"])
 def test_a_wide_beam_finds_the_best_first_tree(selection):
     """For a factorized drafter the layered beam is DDTree's best-first search."""

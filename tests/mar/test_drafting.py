@@ -69,6 +69,7 @@ def test_radius_0_is_plain_generation(window, pair):
     assert out.stats.accepted.sum(1).tolist() == out.stats.calls.tolist()
 
 
+@pytest.mark.slow
 def test_every_token_is_within_the_radius_of_the_target_s_own():
     """The target samples each step again, given the tokens before it."""
     size = float(jnp.sqrt(jnp.mean(plain().tokens ** 2)))

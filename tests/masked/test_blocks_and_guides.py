@@ -99,6 +99,7 @@ GUIDE_PARAMS = random_params(GUIDE_CONFIG, seed=5)
 GUIDE_PARAMS = {**GUIDE_PARAMS, "head": 10 * GUIDE_PARAMS["head"]}
 
 
+@pytest.mark.variants(1)
 @pytest.mark.parametrize("agreement", ["exact", "probability", "top"])
 def test_tokens_stay_up_to_the_first_that_the_guide_refuses(agreement):
     """By hand, from the probabilities of each step."""
@@ -137,6 +138,7 @@ def test_a_guide_that_agrees_with_all_needs_one_step():
     assert (out.stats.calls == 1).all()
 
 
+@pytest.mark.slow
 def test_a_guide_reads_texts_after_prompts_of_different_lengths():
     config = TransformerConfig(
         vocab_size=11, layers=1, width=16, heads=2, rope="sequence", condition="none"

@@ -189,6 +189,7 @@ def test_windows_end_after_a_number_of_masked_tokens():
     assert_array_equal(found[0, :6], [False, True, False, True, False, False])
 
 
+@pytest.mark.slow
 @pytest.mark.variants(1)
 @pytest.mark.parametrize("config", [TEXT, CONFIG], ids=["texts", "classes"])
 def test_windows_read_no_token_behind_them(config):

@@ -64,6 +64,7 @@ def test_a_drafter_reads_the_embeddings_and_outputs_of_whole_tokens():
     assert_allclose(shared["embedding"], whole[0, 1:], atol=1e-6)
 
 
+@pytest.mark.variants(1)
 @pytest.mark.parametrize("int8", [False, True])
 def test_sub_codes_are_verified_jointly(int8):
     """A tree of whole tokens; the tokens are those of plain decoding."""

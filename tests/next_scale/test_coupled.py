@@ -73,6 +73,7 @@ def test_tokens_are_those_of_the_target_alone(window):
         assert (out.stats.calls == 4).all()
 
 
+@pytest.mark.slow
 def test_maps_after_the_end_of_a_sequence_are_not_counted():
     """Limits within a round; drafted tokens are those of the drafter's passes alone."""
     generator = coupled_scales(MODEL, MODEL, SCALES, window=2)

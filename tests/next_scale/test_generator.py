@@ -112,6 +112,7 @@ def test_tokens_and_log_probabilities_are_those_of_one_pass_without_a_cache():
     assert (jnp.argmax(flat + noise, axis=-1) != out.tokens).any()
 
 
+@pytest.mark.slow
 def test_smooth_maps_add_mixtures_of_codes():
     """Mixtures and features by hand, from the inputs that the loop has made."""
     smooth = replace(PLAIN, sampling=ScaleSampling(4, smooth=True))
@@ -244,6 +245,7 @@ def test_greedy_takes_the_likeliest_tokens_and_no_guidance_needs_one_branch():
     np.testing.assert_array_equal(jnp.argmax(logits, axis=-1), out.tokens)
 
 
+@pytest.mark.slow
 def test_a_second_model_sees_what_the_first_has_made():
     """With equal models the change between them changes no token."""
     same = replace(BOTH, models=VARIABLES.models * 2)

@@ -75,6 +75,7 @@ def test_a_masked_token_is_not_read():
     assert np.abs(run(added + ~masked[..., None]) - expected).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_the_least_certain_tokens_are_sampled_again():
     """Each pass of each map by hand, from logits of the network."""
     first = one_model(REFINED, SCALES, refinement=None, record_log_probs=True)

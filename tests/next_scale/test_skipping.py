@@ -147,6 +147,7 @@ def test_with_all_tokens_it_is_plain_generation():
     assert_array_equal(out.tokens, whole(PLAIN, CLASSES, options()).tokens)
 
 
+@pytest.mark.slow
 @pytest.mark.variants(1)
 @pytest.mark.parametrize("guided", [None, 2])
 def test_steps_and_batches_change_no_token(guided):

@@ -118,6 +118,7 @@ def _bits() -> Tokenizer:
     return Tokenizer(replace(get_config().tokenizer, **change))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("quantizer", "levels"),
     [("fsq", (4, 4)), ("lfq", ()), ("bits", ())],

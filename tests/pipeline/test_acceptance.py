@@ -80,6 +80,7 @@ def test_the_true_drafter_is_not_named(pipe, changed):
         pipe(class_labels=LABELS, **{**DRAFTED, **changed})
 
 
+@pytest.mark.slow
 @pytest.mark.variants(1)
 @pytest.mark.parametrize("make", CONTROLS, ids=lambda f: f.__name__)
 def test_a_misconfigured_drafter_is_named_once_and_changes_no_token(pipe, make, capsys):

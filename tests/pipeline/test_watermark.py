@@ -99,6 +99,7 @@ def test_the_command_line_marks_and_detects(folder, tmp_path, capsys):
     assert "holds no key" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_images_of_a_folder_carry_the_mark(folder, tmp_path, capsys):
     key, many = str(tmp_path / "my.key"), tmp_path / "many"
     (tmp_path / "lines.txt").write_text("0\n1\n2\n")

@@ -252,6 +252,7 @@ class Recording(Coupled):
         return super().verify(log_p, draft, tree, noise, params, features)
 
 
+@pytest.mark.slow
 def test_a_custom_verifier_receives_checked_drafts():
     drafts = []
     verifier = Recording(drafts.append)

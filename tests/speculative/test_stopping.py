@@ -99,6 +99,7 @@ def test_each_sequence_is_a_prefix_of_its_unlimited_run(tree, spoil, branches, d
         assert (np.asarray(out.tokens[b, length:]) == -1).all()
 
 
+@pytest.mark.slow
 def test_a_finished_sequence_costs_no_calls():
     rows = 3
     target, sampling = toy_target(VOCAB), Sampling.create(3)

@@ -48,6 +48,7 @@ def trained(kind, alone, steps=3):
     return model, start.params, after
 
 
+@pytest.mark.variants(1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_tokens_stay_and_images_change(kind):
     model, before, after = trained(kind, alone=True)
@@ -59,6 +60,7 @@ def test_tokens_stay_and_images_change(kind):
     assert abs(moved).max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_otherwise_the_encoder_is_trained(kind):
     _, before, after = trained(kind, alone=False)

@@ -44,6 +44,7 @@ def test_the_loss_is_the_error_of_the_velocity_by_hand():
     assert abs(change["out"]["kernel"]).max() > 0
 
 
+@pytest.mark.slow
 def test_steps_improve_images(images):
     x = batch_of(images)
 

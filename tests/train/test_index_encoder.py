@@ -89,6 +89,7 @@ def test_vectors_without_an_error_give_their_codes_back(normalized):
     np.testing.assert_allclose(levels, np.round(levels), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_what_is_not_trained_is_not_rounded(tmp_path):
     """The codebook and the decoder of the start, bit by bit, and its images."""
     images = write_images(tmp_path / "halves")

@@ -33,6 +33,7 @@ TRAINING = PriorTrainingConfig(
 )
 
 
+@pytest.mark.slow
 def test_the_loss_is_that_of_the_tokens_that_such_a_generator_makes():
     generator = fewer_layers(MODEL, SCALES, 2, 2, cfg=False, record_log_probs=True)
     sampling = Sampling.create(cfg_scale=1.0)

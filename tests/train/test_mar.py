@@ -127,6 +127,7 @@ def test_the_divergence_is_that_of_two_normal_distributions():
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_steps_lower_the_loss():
     params = random_like(MODEL.init, spread=0.1)
     rng = np.random.default_rng(0)

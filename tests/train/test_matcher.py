@@ -59,6 +59,7 @@ def test_a_trained_matcher_knows_which_caption_belongs_to_an_image(trained):
     assert first_share(MODEL, trained, images, shuffled, among=among) < 0.2
 
 
+@pytest.mark.slow
 def test_features_have_unit_length_and_do_not_depend_on_padding(trained):
     images, captions, _ = places(4)
     features = MODEL.embed_images(trained, jnp.asarray(images / 127.5 - 1, jnp.float32))

@@ -70,6 +70,7 @@ def test_the_loss_is_that_of_the_masked_tokens_among_samples(loss):
     assert abs(loss(tokens, certain(tokens), 5) - found) > 1e-3
 
 
+@pytest.mark.slow
 def test_both_passes_learn():
     """Images of one token, which the inputs of all maps but the first show."""
     config = PriorTrainingConfig(steps=60, batch=16, warmup=20, learning_rate=1e-2)

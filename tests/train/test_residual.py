@@ -63,6 +63,7 @@ def test_each_depth_quantizes_what_those_before_left():
     assert not partial(params, jnp.asarray(fine)).any()
 
 
+@pytest.mark.slow
 def test_steps_improve_images_of_each_number_of_depths(images):
     x = batch_of(images)
     config = replace(EXPERIMENT.train_tokenizer, learning_rate=3e-3, steps=80)

@@ -33,6 +33,7 @@ def images(tmp_path_factory):
     return write_images(tmp_path_factory.mktemp("images") / "halves")
 
 
+@pytest.mark.slow
 def test_steps_improve_images_of_few_and_of_all_tokens(images):
     tokenizer = OneDTokenizer(TOKENIZER)
     x = batch_of(images)

@@ -43,6 +43,7 @@ def test_clusters_have_their_centers():
     np.testing.assert_allclose(one[0], [9, 9], atol=0.01)
 
 
+@pytest.mark.slow
 def test_steps_improve_reconstructions_and_move_codes_that_nothing_uses(images):
     config = EXPERIMENT.train_tokenizer
     x = batch_of(images)

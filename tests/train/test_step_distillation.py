@@ -106,6 +106,7 @@ def make_job(start, **settings):
     return experiment, prior_job(experiment, source, source, start)
 
 
+@pytest.mark.slow
 def test_a_masked_model_is_distilled_and_stays_one():
     sizes = replace(get_config().prior, extra_tokens=1)
     # Large parameters, so that tokens depend on each other.

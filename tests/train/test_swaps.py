@@ -42,6 +42,7 @@ def test_a_share_of_the_codes_of_a_share_of_the_images_is_swapped():
     assert np.abs(ranks.mean(axis=0) - 1 / 3).max() < 4 * (0.25 / 1000) ** 0.5
 
 
+@pytest.mark.slow
 def test_a_decoder_trained_so_loses_less_by_swaps(tmp_path):
     """The same steps without swaps are the control; their images without are better."""
     images = batch_of(write_images(tmp_path / "halves"))
