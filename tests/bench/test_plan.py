@@ -61,6 +61,7 @@ def plan_with_cost(monkeypatch, cost):
     )
 
 
+@pytest.mark.slow
 def test_the_best_tree_weighs_tokens_against_cost(monkeypatch):
     free = plan_with_cost(monkeypatch, lambda nodes: 1.0)  # nodes are free
     assert free["best"]["nodes"] == 8

@@ -163,7 +163,7 @@ LONG = (
 )
 
 
-@pytest.mark.variants(2)
+@pytest.mark.variants(1)
 @pytest.mark.parametrize(
     "name",
     [pytest.param(n, marks=pytest.mark.slow if n in LONG else ()) for n in FEATURES],

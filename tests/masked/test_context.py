@@ -80,7 +80,7 @@ KINDS = [
 ]
 
 
-@pytest.mark.variants(2)
+@pytest.mark.variants(1)
 @pytest.mark.parametrize(
     ("config", "context"),
     [(CONFIG, KINDS[0]), (TEXT, KINDS[-1])]

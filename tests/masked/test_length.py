@@ -184,6 +184,7 @@ def test_tokens_do_not_depend_on_the_batch():
     assert one.stats.calls[0] == out.stats.calls[1]
 
 
+@pytest.mark.slow
 def test_a_network_reads_nothing_behind_the_length():
     """Its logits are those of a shorter text."""
     model = MaskedDiffusion(Transformer(TEXT))

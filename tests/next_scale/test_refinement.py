@@ -142,6 +142,7 @@ def test_tokens_are_the_same_however_they_are_generated():
     np.testing.assert_array_equal(rest.tokens, out.tokens[:, 5:])
 
 
+@pytest.mark.slow
 def test_given_tokens_are_not_sampled_again():
     """Two of the four tokens of the second map are given."""
     generator = one_model(REFINED, SCALES, prefix=3)

@@ -90,6 +90,7 @@ def test_cheap_passes_are_drafted_for_and_dear_ones_are_not(folder, measured):
         np.testing.assert_array_equal(out.tokens, plain.tokens)
 
 
+@pytest.mark.slow
 def test_nothing_is_measured_where_it_would_not_pay_or_change_tokens(
     folder, measured, monkeypatch
 ):

@@ -174,7 +174,7 @@ def slow_unless(few, cases):
     ]
 
 
-@pytest.mark.variants(2)
+@pytest.mark.variants(1)
 @pytest.mark.parametrize("name, mesh", slow_unless(FEW, ALL))
 def test_any_mesh_generates_the_tokens_of_one_device(name, mesh):
     drafter, tree, params = DRAFTERS[name]

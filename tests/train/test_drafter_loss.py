@@ -119,6 +119,7 @@ def test_loss_is_that_of_the_trainer_and_does_not_need_its_configuration(kind, g
     assert abs(shifted - expected) > 1e-4
 
 
+@pytest.mark.slow
 def test_gradient_reaches_the_drafter_alone():
     drafter = DFlash(BLOCK, OWN)
     own, teacher = drafter.init_params(jax.random.key(2)), teacher_of(drafter)

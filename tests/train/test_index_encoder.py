@@ -47,6 +47,7 @@ class Images:
         return self.images[np.asarray(indices)]
 
 
+@pytest.mark.slow
 def test_more_tokens_are_found_again_and_images_of_tokens_stay(tmp_path):
     images = Images(batch_of(write_images(tmp_path / "halves")))
     job = index_encoder_job(EXPERIMENT, images, images, START)
