@@ -14,17 +14,17 @@ from jaxspec.errors import ConfigError
 from jaxspec.evaluate.tables import environment
 from jaxspec.pipeline.bundle import Bundle, load_bundle, token_by_token
 from jaxspec.pipeline.config import GenerationConfig
-from jaxspec.pipeline.drafters import bundled_drafter
+from jaxspec.pipeline.drafters import bundled_drafter, load_drafter
 from jaxspec.pipeline.embedded import CLASSES
 from jaxspec.pipeline.engine import make_engine, make_variables
 from jaxspec.pipeline.generation import generate
 from jaxspec.pipeline.loaded_drafter import LoadedDrafter
-from jaxspec.pipeline.prompts import Prompts, spread_classes
-from jaxspec.pipeline.settings import DEFAULT_BATCH
+from jaxspec.pipeline.prompt_inputs import resolve_prompts
+from jaxspec.pipeline.prompts import Prompts
+from jaxspec.pipeline.settings import resolve_config
 from jaxspec.pipeline.timing import RATIO_NOTE, Timing, is_steady, ratio_fields, shown
 from jaxspec.pipeline.verifiers import verifier_spec
 from jaxspec.speculative.trees.dynamic import DynamicTree
-from jaxspec.speculative.trees.parsing import deepest
 from jaxspec.speculative.trees.tree import Tree
 
 NODES = (2, 3, 5, 8, 16, 32, 64, 128)
@@ -61,26 +61,40 @@ def rank_acceptance(hits: np.ndarray, rounds: int) -> list[list[float]]:
 def measure_plan(
     *,
     checkpoint: str | None = None,
+    drafter: str = "own",
     batch: int | None = None,
-    cfg_scale: float = 2.0,
+    cfg_scale: float | None = None,
     num: int = 16,
+    depth: int = 8,
     nodes: Sequence[int] | None = None,
 ) -> dict[str, Any]:
-    """Finds the fastest tree for a bundle's drafter, see `plan_tree`.
+    """Finds the fastest tree for a drafter, see `plan_tree`.
+
+    Images are of classes spread over all, or of the captions that a bundle has as
+    examples.
 
     Args:
-      checkpoint: Bundle folder; None for the embedded bundle.
+      checkpoint: Bundle folder; None for the embedded bundle of classes.
+      drafter: Drafter, as for `--drafter`.
       batch: Batch size in images; None for the device's default.
-      cfg_scale: CFG scale.
+      cfg_scale: CFG scale; None for that recorded with the checkpoint, else 2.
       num: Number of images to count acceptance on.
+      depth: Most drafted tokens on a path.
       nodes: Tree sizes to compare; None for `NODES`.
     """
     bundle = token_by_token(load_bundle(checkpoint or CLASSES))
-    prompts = Prompts.from_classes(spread_classes(len(bundle.class_names), num))
-    settings = GenerationConfig(
-        cfg_scale=cfg_scale, batch_size=DEFAULT_BATCH if batch is None else batch
+    prompts = resolve_prompts(bundle, None, None, count=num)
+    given = {"cfg_scale": cfg_scale, "batch_size": batch}
+    settings = resolve_config(bundle, given)
+    loaded = load_drafter(drafter, bundle)
+    return plan_tree(
+        bundle,
+        prompts,
+        settings,
+        loaded=loaded,
+        nodes=nodes or NODES,
+        max_depth=depth,
     )
-    return plan_tree(bundle, prompts, settings, nodes=nodes or NODES)
 
 
 def plan_tree(
@@ -123,7 +137,7 @@ def plan_tree(
     loaded = loaded or bundled_drafter(bundle)
     if width > 10:
         raise ConfigError(f"width {width} is too large; use at most 10")
-    max_depth = min(max_depth, deepest(loaded.drafter))
+    max_depth = min(max_depth, getattr(loaded.drafter, "max_depth", max_depth))
     if min(nodes) < 2:
         raise ConfigError(f"nodes={min(nodes)}: draft trees need at least 2 nodes")
     with tqdm(total=len(nodes) + 2, desc="plan", unit="tree") as bar:
@@ -143,6 +157,7 @@ def plan_tree(
             bar.update()
     return {
         "checkpoint": bundle.name,
+        "drafter": loaded.name,
         "verifier": verifier_spec(settings.verifier),
         "batch": settings.batch_size,
         "cfg_scale": settings.cfg_scale,
@@ -212,10 +227,13 @@ def round_timing(
 def plan_text(result: dict[str, Any]) -> str:
     """Formats a report of `plan_tree` as a table and a recommendation."""
     lines = [
-        f"{result['checkpoint']}, {result['device']}, batch {result['batch']}, "
-        f"cfg {result['cfg_scale']:g}, verifier {result['verifier']}",
+        f"{result['checkpoint']}, drafter {result['drafter']}, {result['device']}, "
+        f"batch {result['batch']}, cfg {result['cfg_scale']:g}, verifier "
+        f"{result['verifier']}",
         f"acceptance by rank at the root: "
         f"{' '.join(f'{x:.3f}' for x in result['acceptance'][0])}",
+        "acceptance of rank 0 by depth: "
+        f"{' '.join(f'{row[0]:.3f}' for row in result['acceptance'])}",
         f"plain round: {1e3 * result['plain_round_seconds']:.2f} ms",
         "",
         "nodes  depth  round ms      cost  tokens/call  speedup (expected)",

@@ -276,18 +276,26 @@ PLAN = Benchmark(
     example="Example: jaxspec bench plan --batch 8 --cfg-scale 3",
     options=(
         CHECKPOINT,
+        Option("drafter", "drafter, as for jaxspec generate", default="own"),
         Option(
             "batch",
             "batch size in images",
             int,
-            default_text="1 on CPUs, 8 elsewhere",
+            least=1,
+            default_text="8",
         ),
         Option(
-            "cfg-scale", "CFG scale", float, default=2.0, metavar="S", cfg_scale=True
+            "cfg-scale",
+            "CFG scale",
+            float,
+            metavar="S",
+            cfg_scale=True,
+            default_text="the checkpoint's, else 2",
         ),
         Option(
             "num", "number of images to count acceptance on", int, default=16, least=1
         ),
+        Option("depth", "most drafted tokens on a path", int, default=8, least=1),
         Option(
             "nodes",
             "tree sizes to compare",

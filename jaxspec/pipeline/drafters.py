@@ -110,7 +110,10 @@ def load_drafter(name: str, bundle: Bundle) -> LoadedDrafter:
         alone = own.drafter if isinstance(own, JacobiMix) else own
         return replace(loaded, drafter=alone)
     if name in TRAINING_FREE:
-        return LoadedDrafter(name, TRAINING_FREE[name](config), None)
+        acceptance = recorded_acceptance(bundle.prior, name)
+        return LoadedDrafter(
+            name, TRAINING_FREE[name](config), None, acceptance=acceptance
+        )
     layers = whole_number(name.removeprefix("early-exit-"))
     if name.startswith("early-exit-") and layers is not None:
         drafter = early_exit(config, layers, cfg=config.condition != "none")

@@ -56,8 +56,16 @@ class LoadedDrafter:
 
 
 def recorded_acceptance(
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint, name: str | None = None
 ) -> tuple[tuple[float, ...], ...] | None:
-    """Acceptance that was measured for a checkpoint and is part of its metadata."""
+    """Acceptance that was measured for a checkpoint and is part of its metadata.
+
+    Args:
+      checkpoint: drafter; or prior, whose record has one entry for each drafter without
+        parameters that was measured with it.
+      name: name of such a drafter.
+    """
     rows = checkpoint.metadata.get("acceptance")
+    if name is not None:
+        rows = (rows or {}).get(name)
     return rows and tuple(tuple(map(float, row)) for row in rows)

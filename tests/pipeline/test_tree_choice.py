@@ -1,6 +1,7 @@
 """Automatic choice of the draft tree: the fastest that was measured, or none."""
 
 import json
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -10,6 +11,8 @@ from hypothesis import strategies as st
 
 import jaxspec
 from jaxspec.cli import main
+from jaxspec.pipeline.bundle import load_bundle
+from jaxspec.pipeline.drafters import load_drafter
 from jaxspec.pipeline.prompts import Prompts
 from jaxspec.pipeline.tree_choice import choice, fastest_tree, record
 from jaxspec.pipeline.tree_choice.costs import RoundCosts, measure_costs
@@ -70,6 +73,19 @@ def test_timings_that_vary_must_promise_more():
     assert steady.tree.size == 4 and 1.2 < steady.speedup < 1.4
     assert unsteady.tree == Tree.root() and "vary" in str(unsteady)
     assert fastest_tree(CHEAP, ((0.0,),), 4, "").tree == Tree.root()
+
+
+def test_an_untrained_drafter_has_the_acceptance_that_its_prior_records(folder):
+    """Trees are as deep as acceptance was measured."""
+    bundle = load_bundle(folder)
+    assert load_drafter("jacobi", bundle).acceptance is None
+    assert load_drafter("jacobi", bundle).tree("optimal-13").depth < 12
+    metadata = {**bundle.prior.metadata, "acceptance": {"jacobi": [[0.9, 0.01]] * 12}}
+    recorded = replace(bundle, prior=replace(bundle.prior, metadata=metadata))
+    jacobi = load_drafter("jacobi", recorded)
+    assert jacobi.acceptance == ((0.9, 0.01),) * 12
+    assert jacobi.tree("optimal-13") == Tree.chain(12)
+    assert load_drafter("recycling", recorded).acceptance is None
 
 
 def test_cheap_passes_are_drafted_for_and_dear_ones_are_not(folder, measured):

@@ -113,7 +113,8 @@ def choose_tree(
     known[key] = costs
     assumed = ASSUMED_ACCEPTANCE if loaded.size else UNTRAINED_ACCEPTANCE
     acceptance = loaded.acceptance or assumed
-    choice = fastest_tree(costs, acceptance, deepest(loaded.drafter), source)
+    depth = deepest(loaded.drafter, loaded.acceptance)
+    choice = fastest_tree(costs, acceptance, depth, source)
     steps = batches * _new_tokens(bundle, prompts, config, loaded)
     seconds = steps * costs.step / (choice.speedup or 1.0)
     return replace(choice, reason=f"{choice.reason}; about {seconds:.0f} s to decode")

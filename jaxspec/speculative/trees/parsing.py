@@ -82,9 +82,18 @@ def default_tree(
     return parse_tree(_DEFAULTS.get(platform, _ACCELERATOR), max_depth, acceptance)
 
 
-def deepest(drafter: Any) -> int:
-    """Largest depth of trees for a drafter: its `max_depth`, at most `MAX_DEPTH`."""
-    return min(MAX_DEPTH, getattr(drafter, "max_depth", MAX_DEPTH))
+def deepest(drafter: Any, acceptance: Acceptance | None = None) -> int:
+    """Largest depth of trees for a drafter.
+
+    It is at most the drafter's `max_depth`, and at most `MAX_DEPTH` or the number of
+    depths whose acceptance was measured, if there are more.
+
+    Args:
+      drafter: the drafter.
+      acceptance: acceptance by depth and rank; None if it was not measured.
+    """
+    most = max(MAX_DEPTH, len(acceptance or ()))
+    return min(most, getattr(drafter, "max_depth", most))
 
 
 def tree_for(
@@ -100,8 +109,8 @@ def tree_for(
     Raises:
       ConfigError: no such tree.
     """
+    depth = deepest(drafter, acceptance)
     acceptance = acceptance or ASSUMED_ACCEPTANCE
-    depth = deepest(drafter)
     if name is None:
         return default_tree(max_depth=depth, acceptance=acceptance)
     return parse_tree(name, depth, acceptance)
