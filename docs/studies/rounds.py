@@ -26,8 +26,6 @@ from jaxspec.speculative.trees.tree import Tree
 
 # Tree of the rounds, numbers of rows of a pass, and a capacity without much attention.
 TREE, ROWS, SHORT = "optimal-5", (1, 2, 5, 10), 40
-# Option of XLA by which products run on one thread, given for a compilation.
-ONE_THREAD = {"xla_cpu_multi_thread_eigen": False}
 
 
 def measure_rounds(
@@ -74,9 +72,9 @@ def _row(
     whole = bundle.prior.config.prefix_length + bundle.prior.config.sequence_length
     tree, guided = loaded.tree(TREE), config.cfg_scale != 1.0
 
-    def of_pass(rows: int, capacity: int, options=None):
+    def of_pass(rows: int, capacity: int):
         chain = Tree.chain(rows - 1) if rows > 1 else Tree.root()
-        compiler = local_compiler(options)
+        compiler = local_compiler()
         filled = min(whole // 2, SHORT - rows)
         return pass_program(
             model, params, batch, chain, filled, ITERATIONS, compiler, guided, capacity
@@ -84,7 +82,6 @@ def _row(
 
     calls = {f"pass {n}": of_pass(n, whole + n) for n in ROWS}
     calls |= {f"short {n}": of_pass(n, SHORT) for n in (1, tree.size)}
-    calls |= {f"thread {n}": of_pass(n, whole + n, ONE_THREAD) for n in (1, tree.size)}
     arguments = bundle, prompts, config, tree, loaded, batch
     calls |= {"draft": draft_program(*arguments), "round": round_program(*arguments)}
     timed = time_interleaved(calls, repeats)
@@ -116,9 +113,6 @@ def rounds_markdown(result: dict[str, Any]) -> str:
         alone, n = row["alone"], row["nodes"]
         attention = {k: 1 - alone[f"short {k}"] / alone[f"pass {k}"] for k in (1, n)}
         names = {f"pass {k}": f"pass over {k}" for k in ROWS}
-        names |= {
-            f"thread {k}": f"pass over {k}, products on one thread" for k in (1, n)
-        }
         names |= {"draft": "draft", "round": f"draft and pass over {n}"}
         cells = [
             [name, f"{alone[key]:.2f}", f"{alone[key] / alone['pass 1']:.2f}", share]
@@ -153,7 +147,7 @@ STUDY = Benchmark(
     "rounds",
     summary="parts of a round, beside a plain step",
     description="Times passes over several rows, drafts and rounds, alone and within "
-    "generations, with products on all threads and on one.",
+    "generations.",
     example="Example: python -m docs.studies.rounds --out docs/reports/rounds_cpu",
     options=(CHECKPOINT, BATCHES, CFG_SCALES, REPEATS, SEED),
     measure=measure_rounds,

@@ -13,8 +13,8 @@ from jaxspec.config.one_d import ViTConfig
 class FlowTokenizerConfig:
     """A row of tokens that condition a flow from noise to an image (FlexTok).
 
-    The defaults are the sizes of FlexTok d18-d18 (arXiv 2502.13967), without its
-    autoencoder. With several `groups` they condition it one after the other (D-AR,
+    The defaults are the networks of FlexTok d18-d18 (arXiv 2502.13967), over pixels; it
+    has patches of 2 x 2 latents of an autoencoder. With several `groups` they condition it one after the other (D-AR,
     arXiv 2505.23660).
 
     Attributes:
@@ -37,7 +37,7 @@ class FlowTokenizerConfig:
     """
 
     image_size: int = 256
-    patch_size: int = 2
+    patch_size: int = 16
     length: int = 256
     levels: tuple[int, ...] = (8, 8, 8, 5, 5, 5)
     encoder: ViTConfig = ViTConfig(18, 1152, 18)

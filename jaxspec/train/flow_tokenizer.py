@@ -133,7 +133,8 @@ def flow_loss(
     c, rows = tokenizer.config, len(images)
     time_key, noise_key, count_key, null_key = jax.random.split(key, 4)
     pixels = to_unit(images)
-    vectors = tokenizer.embed(params, pixels).astype(jnp.float32)
+    dtype = params["encoder"]["out"]["kernel"].dtype  # of the products
+    vectors = tokenizer.embed(params, pixels.astype(dtype)).astype(jnp.float32)
     codes = product_codes(jax.lax.stop_gradient(vectors), c.levels)
     rounded = look_up(params["codebook"], codes, normalized=False)
     # Straight-through estimator: the gradient of what is rounded is passed on.
@@ -147,5 +148,6 @@ def flow_loss(
     noise = jax.random.normal(noise_key, pixels.shape, jnp.float32)
     share = time.reshape(-1, 1, 1, 1)
     mixture = share * noise + (1 - share) * pixels
-    speed = tokenizer.velocity(params, mixture, time, through, seen, null)
+    inputs = mixture.astype(dtype), time, through.astype(dtype), seen, null
+    speed = tokenizer.velocity(params, *inputs).astype(jnp.float32)
     return jnp.mean((speed - (noise - pixels)) ** 2)

@@ -67,7 +67,7 @@ def index_encoder_job(
     tokenizer = Tokenizer(sizes)
 
     decoded = jax.jit(partial(_decoded, tokenizer))
-    flips = experiment.data.flips
+    flips, dtype = experiment.data.flips, jnp.dtype(config.compute_dtype)
 
     def batch_fn(step):
         indices = batch_indices(config.seed, step, config.batch, len(source))
@@ -85,13 +85,14 @@ def index_encoder_job(
         )
         noise = deviation * jax.random.normal(noise_key, shown.shape)
         seen = jnp.clip(shown + noise, -1.0, 1.0)
-        found = tokenizer.embed({**fixed, **encoder}, seen).astype(jnp.float32)
+        found = tokenizer.embed({**fixed, **encoder}, seen.astype(dtype))
+        found = found.astype(jnp.float32)
         if sizes.normalized == "both":
             found = l2_normalize(found)
         distance = jnp.mean((found - vectors) ** 2)
         if sizes.normalized == "decoding":
             found = l2_normalize(found)
-        again = tokenizer.decode_vectors(fixed, found)
+        again = tokenizer.decode_vectors(fixed, found.astype(dtype))
         return distance + RECONSTRUCTION * jnp.mean((again - shown) ** 2)
 
     def whole(state: Any) -> Params:

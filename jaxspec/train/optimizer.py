@@ -100,10 +100,16 @@ def init_train_state(config: TrainingConfig, params: Params) -> dict[str, Any]:
     """Initial training state: parameters, their average and the optimizer's state.
 
     Arrays are copied, because the state may be donated while the caller's arrays may
-    not.
+    not. Those of a checkpoint in another floating dtype become float32.
     """
+
+    def own(x: Array) -> Array:
+        floating = jnp.issubdtype(jnp.result_type(x), jnp.floating)
+        return jnp.array(x, jnp.float32 if floating else None)
+
+    params = jax.tree.map(own, params)
     return {
-        "params": jax.tree.map(jnp.copy, params),
+        "params": params,
         "average": jax.tree.map(jnp.copy, params),
         "optimizer": make_optimizer(config).init(params),
     }

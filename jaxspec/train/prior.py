@@ -1,7 +1,7 @@
 """Prior training: models over tokens, among them draft models."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields
 from functools import partial
 
 import jax
@@ -87,6 +87,8 @@ def prior_job(
         if distilled:
             assert start is not None  # see `_teacher`
             metadata["objective"] = start.metadata["objective"]
+        if config.objective == "any_order" and not config.random_share:
+            metadata["objective"] = "next"  # of one order alone
         if config.objective == "sorted":
             metadata["exits"] = list(config.exits)
         if config.objective in ("continuation", "refinement", "tidar"):
@@ -139,12 +141,20 @@ def _start_params(start: Checkpoint, model: Transformer, init: Params) -> Params
     """
     check_kind(start, "prior")
     config, start_config = model.config, start.config
-    same = {n: 0.0 for n in config.__dataclass_fields__ if n.endswith("dropout")}
-    same |= {"extra_tokens": config.extra_tokens, "order": config.order}
-    if config.next_cell:
-        same["next_cell"] = True
-    if replace(start_config, **same) != replace(config, **same):
-        raise ConfigError("the model to start from has another configuration")
+    same = {"extra_tokens", "order", *(["next_cell"] if config.next_cell else [])}
+    same |= {field.name for field in fields(config) if field.name.endswith("dropout")}
+    differences = [
+        f"{field.name}={getattr(start_config, field.name)!r}, not "
+        f"{getattr(config, field.name)!r}"
+        for field in fields(config)
+        if field.name not in same
+        and getattr(start_config, field.name) != getattr(config, field.name)
+    ]
+    if differences:
+        raise ConfigError(
+            "the model to start from has another configuration: "
+            + "; ".join(differences)
+        )
     if start.config.extra_tokens > config.extra_tokens:
         raise ConfigError(
             f"the model to start from has {start.config.extra_tokens} extra tokens, "

@@ -15,7 +15,7 @@ from jaxspec.errors import ConfigError
 from jaxspec.pipeline.pipeline import load_pipeline
 from jaxspec.speculative.trees.tree import Tree
 from jaxspec.tokenizers.flow.model import FlowTokenizer
-from jaxspec.train.flow_tokenizer import flow_job, flow_loss
+from jaxspec.train.flow_tokenizer import NULL_SHARE, flow_job, flow_loss
 from tests.params import random_like
 from tests.train.halves import batch_of, write_images
 from tests.train.tiny_flow import TOKENIZER, get_config
@@ -29,19 +29,53 @@ def images(tmp_path_factory):
     return write_images(tmp_path_factory.mktemp("images") / "halves")
 
 
-def test_the_loss_is_the_error_of_the_velocity_by_hand():
-    """Of a network of zeros, as at first, noise minus image is left."""
+@pytest.mark.parametrize("groups", [1, 3])
+def test_the_loss_is_the_error_of_the_velocity_by_hand(groups):
+    """The velocity goes from an image to noise; it reads tokens as at generation."""
+    tokenizer = FlowTokenizer(replace(TOKENIZER, groups=groups))
+    book = tokenizer.init(jax.random.key(0))["codebook"]
+    params = {**random_like(tokenizer.init, 0.3), "codebook": book}
+    images = np.random.default_rng(0).integers(0, 256, (32, 32, 32, 3), np.uint8)
+    key = jax.random.key(1)
+    loss = jax.jit(lambda p, x: flow_loss(tokenizer, p, x, key))
+    times, noises, counts, nulls = jax.random.split(key, 4)
+    pixels = np.float32(images) / 127.5 - 1
+    time = 1 / (1 + np.exp(-np.float32(jax.random.normal(times, (32,), jnp.float32))))
+    noise = np.asarray(jax.random.normal(noises, images.shape, jnp.float32))
+    if groups == 1:  # nested dropout
+        count = np.asarray(jax.random.randint(counts, (32,), 1, 7))
+    else:  # of the groups that are read by the time, from noise at 1 to the image at 0
+        count = 2 * np.minimum(np.floor((1 - time) * 3) + 1, 3)
+    assert len(set(count.tolist())) > 2
+    codes = jax.jit(tokenizer.encode)(params, jnp.asarray(pixels))
+    share = time[:, None, None, None]
+    speed = tokenizer.velocity(
+        params,
+        share * noise + (1 - share) * pixels,
+        time,
+        np.asarray(book)[codes],
+        np.arange(6) < count[:, None],
+        np.asarray(jax.random.bernoulli(nulls, jnp.float32(NULL_SHARE), (32,))),
+    )
+    expected = np.mean((np.asarray(speed) - (noise - pixels)) ** 2)
+    assert float(loss(params, images)) == pytest.approx(expected, rel=1e-4)
+    # The straight-through gradient reaches the encoder.
+    change = jax.jit(jax.grad(loss))(params, images[:4])["encoder"]
+    assert abs(change["out"]["kernel"]).max() > 0
+
+
+def test_products_are_in_the_dtype_of_the_training():
     tokenizer = FlowTokenizer(TOKENIZER)
     params = tokenizer.init(jax.random.key(0))
-    pixels = np.full((400, 32, 32, 3), 255, np.uint8)
-    loss = jax.jit(lambda *args: flow_loss(tokenizer, *args))
-    found = float(loss(params, pixels, jax.random.key(1)))
-    assert found == pytest.approx(2.0, rel=0.02)  # variance 1 of noise, and 1 of white
-    gradient = jax.jit(jax.grad(lambda p, *args: flow_loss(tokenizer, p, *args)))
-    # The straight-through gradient reaches the encoder, once the flow reads tokens.
-    params = {**random_like(tokenizer.init, 0.3), "codebook": params["codebook"]}
-    change = gradient(params, pixels[:4], jax.random.key(1))["encoder"]
-    assert abs(change["out"]["kernel"]).max() > 0
+    low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    images = np.zeros((2, 32, 32, 3), np.uint8)
+    program = str(
+        jax.make_jaxpr(lambda p: flow_loss(tokenizer, p, images, jax.random.key(0)))(
+            low
+        )
+    )
+    products = [line for line in program.splitlines() if "dot_general" in line]
+    assert sum("bf16" in line.split("=")[0] for line in products) > len(products) / 2
 
 
 @pytest.mark.slow
