@@ -14,8 +14,8 @@ class FlowTokenizerConfig:
     """A row of tokens that condition a flow from noise to an image (FlexTok).
 
     The defaults are the networks of FlexTok d18-d18 (arXiv 2502.13967), over pixels; it
-    has patches of 2 x 2 latents of an autoencoder. With several `groups` they condition it one after the other (D-AR,
-    arXiv 2505.23660).
+    has patches of 2 x 2 latents of an autoencoder. With several `groups` they condition
+    it one after the other (D-AR, arXiv 2505.23660).
 
     Attributes:
       image_size: side of a square image in pixels.

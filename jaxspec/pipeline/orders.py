@@ -1,7 +1,10 @@
 """A model of any order, set to one."""
 
 from dataclasses import replace
+from typing import Any
 
+from jaxspec.checkpoint import Checkpoint
+from jaxspec.config import TokenizerConfig
 from jaxspec.config.orders import Order, check_order
 from jaxspec.errors import ConfigError
 from jaxspec.pipeline.bundle import Bundle
@@ -35,3 +38,16 @@ def with_order(bundle: Bundle, order: Order) -> Bundle:
     return replace(
         bundle, prior=prior, image_tokenizer=tokenizer, drafter=None, trained=trained
     )
+
+
+def in_order_of(tokenizer: Checkpoint, prior: Any) -> Checkpoint:
+    """A tokenizer of a grid, making its tokens in the order of a model.
+
+    Args:
+      tokenizer: tokenizer of any kind; only those of a grid have an order.
+      prior: configuration of the model.
+    """
+    order = getattr(prior, "order", None)
+    if not isinstance(tokenizer.config, TokenizerConfig) or order is None:
+        return tokenizer
+    return replace(tokenizer, config=replace(tokenizer.config, order=order))

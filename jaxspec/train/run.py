@@ -35,6 +35,7 @@ from jaxspec.io.text_files import read_text
 from jaxspec.models.masked_lm.model import MASKED_OBJECTIVES
 from jaxspec.pipeline.bundle import load_prior, load_tokenizer
 from jaxspec.pipeline.captions import TOKENIZER as VOCABULARY
+from jaxspec.pipeline.orders import in_order_of
 from jaxspec.sharding.device import device_name
 from jaxspec.train.card import model_card
 from jaxspec.train.classifier import classifier_job
@@ -133,7 +134,7 @@ def _train_part(experiment: Experiment, part: str, run: TrainingRun) -> Path:
         path = run.workdir / "checkpoint" / name
         _finish(experiment, name, checkpoint, run.command, path, notes[name])
     if part == "prior":
-        _copy_tokenizer(run)
+        _copy_tokenizer(experiment, run)
     return run.workdir / "checkpoint" / part
 
 
@@ -308,10 +309,10 @@ def _check_part(experiment: Experiment, part: str, run: TrainingRun) -> None:
                 "this --out first, or name a bundle with --checkpoint"
             )
     if part == "prior" and not text:
-        _check_tokenizers(run)
+        _check_tokenizers(experiment, run)
 
 
-def _check_tokenizers(run: TrainingRun) -> None:
+def _check_tokenizers(experiment: Experiment, run: TrainingRun) -> None:
     """Checks that a prior is trained on the tokens of the tokenizer beside it.
 
     Raises:
@@ -319,8 +320,9 @@ def _check_tokenizers(run: TrainingRun) -> None:
     """
     own, read = run.workdir / "checkpoint" / "tokenizer", run.parts / "tokenizer"
     if own.is_dir() and own.resolve() != read.resolve():
-        digests = [params_digest(load_tokenizer(path).params) for path in (own, read)]
-        if digests[0] != digests[1]:
+        mine, other = map(load_tokenizer, (own, read))
+        same = in_order_of(mine, experiment.prior).config == mine.config
+        if not same or params_digest(mine.params) != params_digest(other.params):
             raise CheckpointError(
                 f"'{own}' is another tokenizer than '{read}', on whose tokens the "
                 "prior would be trained: choose another --out, or no --checkpoint"
@@ -335,15 +337,21 @@ def _notes(part: str, run: TrainingRun) -> dict[str, str]:
     return {VOCABULARY: read_text(vocabulary_file(run, owner))}
 
 
-def _copy_tokenizer(run: TrainingRun) -> None:
+def _copy_tokenizer(experiment: Experiment, run: TrainingRun) -> None:
     """Puts the tokenizer of another bundle beside a prior, if there is none.
 
     The working folder is then a bundle that generates.
     """
     source, target = run.parts / "tokenizer", run.workdir / "checkpoint" / "tokenizer"
-    if source.is_dir() and not target.exists():
-        with replace_folder(target) as fresh:
-            shutil.copytree(source, fresh, dirs_exist_ok=True)
+    if not source.is_dir() or target.exists():
+        return
+    found = load_tokenizer(source)
+    if (ordered := in_order_of(found, experiment.prior)).config != found.config:
+        card = source / "README.md"
+        notes = {card.name: read_text(card)} if card.is_file() else {}
+        return save(target, ordered, notes)
+    with replace_folder(target) as fresh:
+        shutil.copytree(source, fresh, dirs_exist_ok=True)
 
 
 def _finish(

@@ -26,6 +26,7 @@ from jaxspec.models.t5.model import TextEncoder
 from jaxspec.pipeline.bundle import load_tokenizer
 from jaxspec.pipeline.captions import TOKENIZER as VOCABULARY
 from jaxspec.pipeline.captions import tokenize
+from jaxspec.pipeline.orders import in_order_of
 from jaxspec.train.answers import answer_sources
 from jaxspec.train.experiment import HELDOUT, Experiment
 from jaxspec.train.matcher import MATCHER
@@ -145,6 +146,8 @@ def _image_tokens(
 ) -> tuple[TokenSource, TokenSource]:
     """Tokens of the training images and the held-out images, encoded once."""
     tokenizer = load_tokenizer(run.parts / "tokenizer")
+    if run.bundle is not None:  # the copy beside the prior is in its order
+        tokenizer = in_order_of(tokenizer, experiment.prior)
     if getattr(tokenizer.config, "text_length", 0):
         raise ConfigError(
             f"'{run.parts / 'tokenizer'}' decodes with vectors of a text, which models "

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -142,6 +143,19 @@ def test_a_folder_of_images_becomes_a_model_of_any_order(tmp_path):
     generate = ["generate", "--checkpoint", str(run), "--num", "2", "--out", str(file)]
     for order in ("raster", "coarse", "halton"):
         assert main([*generate, "--order", order, "--compare"]) == 0
+    # A model of one order starts from it, over the same codes in that order.
+    one = ["--set", "prior.next_cell=true", "--set", "prior.order=halton"]
+    one += ["--set", "tokenizer.order=halton", "--steps", "5"]
+    one += ["--checkpoint", str(run), "--start", str(run)]
+    spread = tmp_path / "spread"
+    again = ["train", "prior", "--config", str(TINY), "--images", str(images)]
+    assert main([*again, *one, "--out", str(spread)]) == 0
+    assert main([*generate[:2], str(spread), *generate[3:], "--compare"]) == 0
+    bundles = [load_pipeline(folder).bundle for folder in (run, spread)]
+    assert bundles[1].tokenizer.config.order == "halton"
+    jax.tree.map(assert_array_equal, *(b.tokenizer.params for b in bundles))
+    # The tokenizer beside a prior is not used in two orders.
+    assert main([*again, *one, "--out", str(run)]) == 2
     pipe = load_pipeline(run, order="halton", drafter="jacobi")
     settings = {"class_labels": ["left", "right"], "seed": 0}
     out = pipe(**settings, tree=Tree.named("chain-3"))

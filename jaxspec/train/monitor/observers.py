@@ -5,6 +5,7 @@ from pathlib import Path
 from jaxspec.data.dataset import Sources
 from jaxspec.data.image_tokens import Sequences
 from jaxspec.pipeline.bundle import load_tokenizer
+from jaxspec.pipeline.orders import in_order_of
 from jaxspec.train.events import Observer
 from jaxspec.train.experiment import Experiment
 from jaxspec.train.monitor.curves import write_curves
@@ -42,5 +43,6 @@ def default_observers(
         observers.append(EntropyWarning())
         if images is not None and heldout is not None:
             tokenizer = load_tokenizer(bundle / "tokenizer")
+            tokenizer = in_order_of(tokenizer, experiment.prior)
             observers.append(prior_samples(experiment, tokenizer, heldout))
     return tuple(observers)
