@@ -6,15 +6,15 @@ fruits64 --out runs/halton`; under an hour on two cores.
 """
 
 from dataclasses import replace
+from pathlib import Path
 
-from configs.fruits64_cpu import get_config as embedded
 from jaxspec.config import TokenizerConfig, TransformerConfig
-from jaxspec.train.experiment import Experiment
+from jaxspec.train.experiment import Experiment, load_experiment
 
 
 def get_config() -> Experiment:
     """Preset of the embedded model `fruits64_halton`."""
-    base = embedded()
+    base = load_experiment(Path(__file__).parents[1] / "fruits64_cpu.py")
     assert isinstance(base.prior, TransformerConfig)
     assert isinstance(base.tokenizer, TokenizerConfig)
     training = replace(
