@@ -1,7 +1,7 @@
 """Orders in which the cells of a grid get their tokens."""
 
 from functools import cache
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from jaxspec.config.checks import require
 
@@ -16,6 +16,11 @@ def check_order(order: str) -> None:
     """
     known = get_args(Order)
     require(order in known, f"order={order!r}; choose {', '.join(known)}")
+
+
+def order_of(config: Any) -> str:
+    """Order of the tokens of a tokenizer or a model; "raster" if it has no choice."""
+    return getattr(config, "order", "raster")
 
 
 def require_raster(order: str) -> None:

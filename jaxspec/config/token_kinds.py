@@ -8,7 +8,7 @@ from jaxspec.config.kl import KLTokenizerConfig
 from jaxspec.config.mar import MARConfig
 from jaxspec.config.models import TransformerConfig
 from jaxspec.config.one_d import OneDTokenizerConfig
-from jaxspec.config.orders import levels_of
+from jaxspec.config.orders import levels_of, order_of
 from jaxspec.config.residual import ResidualTokenizerConfig
 
 # Tokenizers whose tokens are a row, each about the whole image.
@@ -26,7 +26,7 @@ def tokens_of(config: Any) -> str:
         return f"{size} tokens in a row of {config.max_length}"
     scales = getattr(config, "scales", None)
     places = f"maps of {scales}" if scales else f"a grid of {config.grid}"
-    order = getattr(config, "order", "raster")
+    order = order_of(config)
     return f"{size} tokens on {places}" + (f", {order}" if order != "raster" else "")
 
 
@@ -55,7 +55,7 @@ def row_ends(config: Any) -> tuple[int, ...]:
     Args:
       config: configuration of a tokenizer.
     """
-    order = getattr(config, "order", "raster")
+    order = order_of(config)
     if isinstance(config, _ROWS) or order == "halton":
         return tuple(range(1, config.length + 1))
     if order == "coarse":

@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxspec.checkpoint import params_digest
+from jaxspec.config.orders import order_of
 from jaxspec.data.source import ImageSource
 from jaxspec.io.images import to_unit
 from jaxspec.io.writing import whole_file
@@ -151,7 +152,7 @@ def encode_source(
     if isinstance(tokenizer, OneDTokenizer):
         flags = tokenizer.config.mixed_order, tokenizer.config.normalized
         digest += "".join("-" + str(int(flag)) for flag in flags)
-    order = getattr(tokenizer.config, "order", "raster")
+    order = order_of(tokenizer.config)
     digest += f"-{order}" if order != "raster" else ""
     stem = f"{name.replace('/', '-')}-{'flips' if flips else 'plain'}-{digest}"
     file = cache_dir / f"{stem}.npy"

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from jaxspec.config.orders import order_of
 from jaxspec.models.transformer.parameters import activation_dtype
 from jaxspec.pipeline.bundle import Bundle
 from jaxspec.pipeline.config import GenerationConfig
@@ -63,7 +64,7 @@ def describe_run(
         "batch": config.batch_size,
         "dtype": str(activation_dtype(bundle.prior.params)),
         "int8": bundle.int8,
-        "order": getattr(bundle.prior.config, "order", "raster"),
+        "order": order_of(bundle.prior.config),
         "device": device_name(),
     }
 

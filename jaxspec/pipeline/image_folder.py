@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from jaxspec.checkpoint import digest_of, read_config
+from jaxspec.config.orders import order_of
 from jaxspec.errors import ConfigError
 from jaxspec.io.images import png_bytes
 from jaxspec.io.text_files import read_text, split_lines
@@ -184,7 +185,7 @@ def _image_settings(bundle, config, tree, loaded, dtype) -> dict[str, Any]:
         "int8": bundle.int8,
         "verifier": verifier_spec(config.verifier),
     }
-    if (order := getattr(bundle.prior.config, "order", "raster")) != "raster":
+    if (order := order_of(bundle.prior.config)) != "raster":
         settings |= {"order": order}
     generator, _ = make_generator(bundle, config, tree, loaded)
     if isinstance(generator, MaskedGenerator):
