@@ -26,7 +26,7 @@ from jaxspec.train.objectives import any_order_loss, next_loss
 from tests.models.tiny import random_params
 from tests.params import random_like
 
-ORDERS = ("coarse", "raster", "halton")
+ORDERS = ("raster", "coarse", "halton")
 CONFIG = TransformerConfig(
     vocab_size=9,
     layers=2,
@@ -73,7 +73,7 @@ def test_a_model_in_an_order_is_that_model_at_the_positions_of_its_cells(order):
 
 
 @pytest.mark.variants(1)
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("order", reversed(ORDERS))
 def test_drafts_in_any_order_leave_the_tokens_as_they_are(order):
     config = replace(CONFIG, order=order)
     block = DFlashConfig(4, 1, 32, 2, ffn_width=48, feature_layers=(0, 1))
