@@ -2,7 +2,7 @@
 
 Train it as a prior:
 `jaxspec train prior --config configs/models/tidar_fruits64_cpu.py
---checkpoint fruits64 --start checkpoints/fruits64/prior ...`
+--checkpoint fruits64 --start fruits64 ...`
 Use it as a drafter with `--drafter DIR`, its checkpoint's folder.
 """
 
