@@ -224,10 +224,10 @@ def test_the_scaling_page_generates_the_same_images_on_a_mesh():
 
 def test_page_on_training_runs(monkeypatch):
     """`tests/train` trains; here the embedded bundle takes the place of the result."""
-    from jaxspec.pipeline.embedded import DEFAULT, embedded_folder
+    from jaxspec.pipeline.embedded import CLASSES, embedded_folder
 
     def train_all(images, workdir, *, minutes):
-        return embedded_folder() / DEFAULT
+        return embedded_folder() / CLASSES
 
     monkeypatch.setattr("jaxspec.train.all_parts.train_all", train_all)
     here = run_page("training.md", ("bundle =", "import jaxspec\nbundle ="))

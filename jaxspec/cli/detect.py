@@ -24,7 +24,7 @@ def add_parser(commands) -> None:
         metavar="KEYFILE",
         help="file of the key, as `jaxspec generate` wrote it",
     )
-    add_checkpoint(parser)
+    add_checkpoint(parser, "fruits64_halton")
     parser.add_argument(
         "--encoder",
         metavar="DIR",

@@ -46,7 +46,7 @@ def add_parser(commands) -> None:
 
 def _add_images(group) -> None:
     """Options of the model and of the images."""
-    add_checkpoint(group, "fruits64, for a --prompt emoji64")
+    add_checkpoint(group, "fruits64_halton, for a --prompt emoji64")
     group.add_argument(
         "--num",
         type=int,

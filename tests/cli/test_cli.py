@@ -198,6 +198,8 @@ def test_expected_errors_show_no_traceback(tmp_path):
 
 def test_info_describes_a_checkpoint(capsys):
     assert main(["info"]) == 0
+    assert "halton" in capsys.readouterr().out
+    assert main(["info", "fruits64"]) == 0
     text = capsys.readouterr().out
     for words in ("tokenizer", "prior", "dflash", "M parameters", "psnr"):
         assert words in text

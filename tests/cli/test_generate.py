@@ -117,9 +117,9 @@ def test_many_labels_are_wrapped():
 @pytest.mark.parametrize(
     ("words", "name"),
     [
-        ([], "fruits64"),
+        ([], "fruits64_halton"),
         (["--prompt", "penguin, flat"], "emoji64"),
-        (["--prompt", "penguin", "--classes", "0"], "fruits64"),
+        (["--prompt", "penguin", "--classes", "0"], "fruits64_halton"),
         (["--prompt", "penguin", "--checkpoint", "fruits64"], "fruits64"),
     ],
 )

@@ -66,6 +66,21 @@ def test_trees_and_batches_do_not_change_the_tokens(seed, settings):
     np.testing.assert_array_equal(again.tokens, plain.tokens[:2])
 
 
+def test_the_default_model_makes_eight_tokens_a_call_without_a_trained_drafter():
+    """Guided, at temperature 1, without filters; the tokens are those of plain decoding."""
+    pipe = jaxspec.load_pipeline()
+    settings = {"seed": 0, "cfg_scale": 2.0, "temperature": 1.0, "top_k": 0}
+    labels = pipe.bundle.class_names[::9]
+    fast, plain = (
+        pipe(class_labels=labels, **settings, tree=tree)
+        for tree in (Tree.chain(32), Tree.root())
+    )
+    np.testing.assert_array_equal(fast.tokens, plain.tokens)
+    assert fast.stats.tokens_per_call > 8
+    # The tree that is chosen for accelerators is as deep as acceptance was measured.
+    assert pipe.loaded.name == "jacobi" and pipe.loaded.tree("optimal-33").depth > 16
+
+
 @pytest.mark.slow
 def test_speculation_emits_two_and_a_half_tokens_per_call():
     """Lower bound of the published number, on fewer images."""
@@ -120,7 +135,7 @@ def test_passes_of_different_width_differ_by_far_less_than_the_margin():
 
 def test_the_embedded_drafter_is_mixed_with_the_last_logits_of_the_target():
     own = jaxspec.load_pipeline("fruits64").loaded
-    alone = jaxspec.load_pipeline(drafter="unmixed").loaded
+    alone = jaxspec.load_pipeline("fruits64", drafter="unmixed").loaded
     assert own.drafter.drafter == alone.drafter and own.drafter.weight == 0.4
     jax.tree.map(np.testing.assert_array_equal, own.params, alone.params)
 

@@ -8,7 +8,7 @@ from jaxspec.cli import main
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.models.transformer.presets import preset
 from jaxspec.pipeline.bundle import load_bundle
-from jaxspec.pipeline.embedded import DEFAULT, embedded_folder
+from jaxspec.pipeline.embedded import CLASSES, embedded_folder
 from jaxspec.pipeline.memory_plan import DEVICES, plan_memory
 from jaxspec.sharding import make_mesh, placement
 
@@ -17,7 +17,7 @@ from jaxspec.sharding import make_mesh, placement
 @pytest.mark.parametrize("data, model", [(1, 1), (4, 2), (2, 4), (1, 8)])
 def test_planned_weights_are_the_bytes_on_a_device(data, model):
     config = load_bundle("fruits64").prior.config
-    folder = embedded_folder() / DEFAULT / "prior"
+    folder = embedded_folder() / CLASSES / "prior"
     mesh = make_mesh(data, model)
     params = load_checkpoint(folder, sharding=placement(mesh)).params
     held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(params))

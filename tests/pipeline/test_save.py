@@ -9,9 +9,9 @@ import pytest
 
 import jaxspec
 from jaxspec.errors import CheckpointError, ConfigError, DataError
-from jaxspec.pipeline.embedded import DEFAULT, embedded_folder
+from jaxspec.pipeline.embedded import CLASSES, embedded_folder
 
-FOLDER = embedded_folder() / DEFAULT
+FOLDER = embedded_folder() / CLASSES
 
 
 def tokens_of(pipe):

@@ -16,7 +16,7 @@ from jaxspec.cli.options import print_replicated
 from jaxspec.config import TransformerConfig
 from jaxspec.errors import ConfigError
 from jaxspec.pipeline.bundle import load_bundle
-from jaxspec.pipeline.embedded import DEFAULT, embedded_folder
+from jaxspec.pipeline.embedded import CLASSES, embedded_folder
 from jaxspec.pipeline.load import load
 from jaxspec.sharding import (
     kept_whole,
@@ -32,7 +32,7 @@ from tests.models.tiny import random_params
 @pytest.mark.parametrize("data, model", [(8, 1), (4, 2), (2, 4), (1, 8)])
 @pytest.mark.parametrize("part", ["prior", "drafter", "tokenizer"])
 def test_a_checkpoint_is_loaded_onto_a_mesh(part, data, model):
-    folder = embedded_folder() / DEFAULT / part
+    folder = embedded_folder() / CLASSES / part
     mesh = make_mesh(data, model)
     _, params = load(folder, sharding=placement(mesh))
     whole = load_checkpoint(folder).params
@@ -81,7 +81,7 @@ def test_meshes_use_the_devices_that_exist():
 
 
 def test_one_sharding_for_all_parameters():
-    folder = embedded_folder() / DEFAULT / "prior"
+    folder = embedded_folder() / CLASSES / "prior"
     everywhere = jax.sharding.NamedSharding(make_mesh(), P())
     _, params = load(folder, sharding=everywhere)
     assert all(x.sharding == everywhere for x in jax.tree.leaves(params))

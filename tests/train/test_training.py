@@ -19,7 +19,7 @@ from jaxspec.config import KLTokenizerConfig
 from jaxspec.config.token_kinds import same_tokens
 from jaxspec.errors import CheckpointError, ConfigError
 from jaxspec.pipeline.bundle import load_bundle, load_prior
-from jaxspec.pipeline.embedded import DEFAULT, embedded_folder
+from jaxspec.pipeline.embedded import CLASSES, embedded_folder
 from jaxspec.train.experiment import (
     PriorTrainingConfig,
     load_experiment,
@@ -170,7 +170,7 @@ def test_verifiers_are_compared_by_image_quality(trained, data, tmp_path, capsys
     assert "at least two" in capsys.readouterr().err
     text = stem.with_suffix(".json").read_text()
     json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-    other = ["--classifier", str(embedded_folder() / DEFAULT / "classifier")]
+    other = ["--classifier", str(embedded_folder() / CLASSES / "classifier")]
     assert main([*command, *other, "--out", str(stem)]) == 2
     assert "trained on other images" in capsys.readouterr().err
 
@@ -266,7 +266,7 @@ def test_wrong_starting_checkpoints_are_refused(case, trained, data, tmp_path, c
     (part, flag, start), words = WRONG_PARTS[case]
     folders = {
         "DRAFTER": trained / "checkpoint" / "drafter",
-        "EMBEDDED": embedded_folder() / DEFAULT / "prior",
+        "EMBEDDED": embedded_folder() / CLASSES / "prior",
     }
     bundle = ["--checkpoint", str(trained / "checkpoint")]
     command = train(part, tmp_path, data, *bundle, flag, str(folders[start]))
