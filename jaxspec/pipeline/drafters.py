@@ -21,7 +21,11 @@ from jaxspec.errors import CheckpointError, ConfigError
 from jaxspec.models.transformer.parameters import activation_dtype
 from jaxspec.nn.quantize import quantized
 from jaxspec.pipeline.bundle import Bundle, cast_floats
-from jaxspec.pipeline.loaded_drafter import LoadedDrafter, recorded_acceptance
+from jaxspec.pipeline.loaded_drafter import (
+    LoadedDrafter,
+    recorded_acceptance,
+    recorded_by_size,
+)
 from jaxspec.pipeline.model_drafters import load_model_drafter
 from jaxspec.speculative.draft import Drafter
 
@@ -110,10 +114,8 @@ def load_drafter(name: str, bundle: Bundle) -> LoadedDrafter:
         alone = own.drafter if isinstance(own, JacobiMix) else own
         return replace(loaded, drafter=alone)
     if name in TRAINING_FREE:
-        acceptance = recorded_acceptance(bundle.prior, name)
-        return LoadedDrafter(
-            name, TRAINING_FREE[name](config), None, acceptance=acceptance
-        )
+        by_size = recorded_by_size(bundle.prior, name)
+        return LoadedDrafter(name, TRAINING_FREE[name](config), None, by_size=by_size)
     layers = whole_number(name.removeprefix("early-exit-"))
     if name.startswith("early-exit-") and layers is not None:
         drafter = early_exit(config, layers, cfg=config.condition != "none")

@@ -67,10 +67,10 @@ def test_trees_and_batches_do_not_change_the_tokens(seed, settings):
 
 
 def test_the_default_model_makes_eight_tokens_a_call_without_a_trained_drafter():
-    """Guided, at temperature 1, without filters; the tokens are those of plain decoding."""
+    """Guided, at temperature 1, without filters, with the tokens of plain decoding."""
     pipe = jaxspec.load_pipeline()
     settings = {"seed": 0, "cfg_scale": 2.0, "temperature": 1.0, "top_k": 0}
-    labels = pipe.bundle.class_names[::9]
+    labels = pipe.bundle.class_names[::17]
     fast, plain = (
         pipe(class_labels=labels, **settings, tree=tree)
         for tree in (Tree.chain(32), Tree.root())

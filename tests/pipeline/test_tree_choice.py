@@ -45,6 +45,11 @@ def measured(monkeypatch):
     return given, calls
 
 
+def fastest(costs, acceptance):
+    """The choice for a drafter whose acceptance depends on no tree."""
+    return fastest_tree(costs, lambda nodes: acceptance, lambda nodes: 4, "")
+
+
 rate = st.floats(0.01, 0.5)
 cost = st.floats(0.1, 20.0)
 
@@ -54,7 +59,7 @@ cost = st.floats(0.1, 20.0)
 )
 def test_the_choice_is_the_fastest_of_all_that_were_measured(rates, rounds, step):
     acceptance = (rates,)
-    chosen = fastest_tree(RoundCosts(step, rounds), acceptance, 4, "")
+    chosen = fastest(RoundCosts(step, rounds), acceptance)
     speeds = {}
     for nodes, seconds in rounds.items():
         tree = Tree.optimal(acceptance, nodes, 4)
@@ -68,24 +73,28 @@ def test_the_choice_is_the_fastest_of_all_that_were_measured(rates, rounds, step
 
 def test_timings_that_vary_must_promise_more():
     rounds = {4: 1.6}  # 2.1 tokens a call
-    steady = fastest_tree(RoundCosts(1.0, rounds), ACCEPTANCE, 4, "")
-    unsteady = fastest_tree(RoundCosts(1.0, rounds, steady=False), ACCEPTANCE, 4, "")
+    steady = fastest(RoundCosts(1.0, rounds), ACCEPTANCE)
+    unsteady = fastest(RoundCosts(1.0, rounds, steady=False), ACCEPTANCE)
     assert steady.tree.size == 4 and 1.2 < steady.speedup < 1.4
     assert unsteady.tree == Tree.root() and "vary" in str(unsteady)
-    assert fastest_tree(CHEAP, ((0.0,),), 4, "").tree == Tree.root()
+    assert fastest(CHEAP, ((0.0,),)).tree == Tree.root()
 
 
 def test_an_untrained_drafter_has_the_acceptance_that_its_prior_records(folder):
-    """Trees are as deep as acceptance was measured."""
+    """It is that of trees of about the size; they are as deep as it was measured."""
     bundle = load_bundle(folder)
-    assert load_drafter("jacobi", bundle).acceptance is None
+    assert load_drafter("jacobi", bundle).acceptance_at(9) is None
     assert load_drafter("jacobi", bundle).tree("optimal-13").depth < 12
-    metadata = {**bundle.prior.metadata, "acceptance": {"jacobi": [[0.9, 0.01]] * 12}}
+    tables = {"13": [[0.9, 0.01]] * 12, "4": [[0.3, 0.2], [0.1]]}
+    metadata = {**bundle.prior.metadata, "acceptance": {"jacobi": tables}}
     recorded = replace(bundle, prior=replace(bundle.prior, metadata=metadata))
     jacobi = load_drafter("jacobi", recorded)
-    assert jacobi.acceptance == ((0.9, 0.01),) * 12
+    assert jacobi.acceptance_at(13) == jacobi.acceptance_at(99) == ((0.9, 0.01),) * 12
+    few = ((0.3, 0.2), (0.1,))
+    assert jacobi.acceptance_at(2) == jacobi.acceptance_at(12) == few
     assert jacobi.tree("optimal-13") == Tree.chain(12)
-    assert load_drafter("recycling", recorded).acceptance is None
+    assert jacobi.tree("optimal-4") == Tree.named("0,1,00")
+    assert load_drafter("recycling", recorded).acceptance_at(13) is None
 
 
 def test_cheap_passes_are_drafted_for_and_dear_ones_are_not(folder, measured):
@@ -132,7 +141,8 @@ def test_costs_of_full_rounds_are_measured(folder, drafter):
     prompts = Prompts.from_classes([0])
     result = measure_costs(pipe.bundle, prompts, config, pipe.loaded, (4, 8), 2)
     assert {4} <= set(result.rounds) <= {4, 8}
-    assert 0 < result.step < result.rounds[4] * 4
+    # On a loaded machine timings vary, and are then named unsteady.
+    assert 0 < result.step and (result.step < result.rounds[4] * 4 or not result.steady)
 
 
 def test_costs_are_measured_after_given_tokens(folder):

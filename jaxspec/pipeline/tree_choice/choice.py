@@ -1,7 +1,7 @@
 """Choice between draft trees and plain decoding, by expected time for a token."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -112,9 +112,12 @@ def choose_tree(
         source = f"measured in {time.perf_counter() - began:.1f} s"
     known[key] = costs
     assumed = ASSUMED_ACCEPTANCE if loaded.size else UNTRAINED_ACCEPTANCE
-    acceptance = loaded.acceptance or assumed
-    depth = deepest(loaded.drafter, loaded.acceptance)
-    choice = fastest_tree(costs, acceptance, depth, source)
+    choice = fastest_tree(
+        costs,
+        lambda nodes: loaded.acceptance_at(nodes) or assumed,
+        lambda nodes: deepest(loaded.drafter, loaded.acceptance_at(nodes)),
+        source,
+    )
     steps = batches * _new_tokens(bundle, prompts, config, loaded)
     seconds = steps * costs.step / (choice.speedup or 1.0)
     return replace(choice, reason=f"{choice.reason}; about {seconds:.0f} s to decode")
@@ -131,22 +134,25 @@ def _unmeasured(loaded: LoadedDrafter, reason: str, platform: str) -> TreeChoice
 
 
 def fastest_tree(
-    costs: RoundCosts, acceptance: Acceptance, max_depth: int, source: str
+    costs: RoundCosts,
+    acceptance: Callable[[int], Acceptance],
+    max_depth: Callable[[int], int],
+    source: str,
 ) -> TreeChoice:
     """The tree with the greatest expected speed, or plain decoding.
 
     Args:
       costs: costs of a round.
-      acceptance: acceptance by depth and rank, see `Tree.optimal`.
-      max_depth: largest depth of trees.
+      acceptance: acceptance by depth and rank, see `Tree.optimal`, of a tree of so many
+        nodes.
+      max_depth: largest depth of such a tree.
       source: origin of the costs, for the reason.
     """
-    if not acceptance[0][0] > 0:
+    tables = {nodes: acceptance(nodes) for nodes in costs.rounds}
+    if not any(table[0][0] > 0 for table in tables.values()):
         return TreeChoice(Tree.root(), "no draft was ever accepted", 1.0)
-    trees = {
-        nodes: Tree.optimal(acceptance, nodes, max_depth) for nodes in costs.rounds
-    }
-    expectations = {n: tree.expected_tokens(acceptance) for n, tree in trees.items()}
+    trees = {n: Tree.optimal(table, n, max_depth(n)) for n, table in tables.items()}
+    expectations = {n: tree.expected_tokens(tables[n]) for n, tree in trees.items()}
     speeds = {
         n: expected * costs.step / max(costs.rounds[n], costs.step)
         for n, expected in expectations.items()

@@ -29,6 +29,7 @@ MAX_DEPTH = 8
 # there the widest published tree that an idle device verifies at little cost is taken.
 _DEFAULTS = {"cpu": "optimal-5"}
 _ACCELERATOR = "optimal-58"
+_OPTIMAL = re.compile(r"optimal-(\d{1,4})")
 
 
 def parse_tree(
@@ -48,7 +49,7 @@ def parse_tree(
     Raises:
       ConfigError: no such tree.
     """
-    if match := re.fullmatch(r"optimal-(\d{1,4})", name):
+    if match := _OPTIMAL.fullmatch(name):
         return Tree.optimal(acceptance, int(match[1]), max_depth)
     if match := re.fullmatch(r"(beam|best-first)-(\d{1,4})", name):
         nodes = int(match[2])
@@ -78,8 +79,23 @@ def default_tree(
       max_depth: largest depth.
       acceptance: acceptance by depth and rank.
     """
+    return parse_tree(_default(platform), max_depth, acceptance)
+
+
+def tree_size(name: str | None = None) -> int | None:
+    """Nodes of the tree "optimal-NODES"; None for other names.
+
+    Args:
+      name: name for `parse_tree`; None for the default of the device.
+    """
+    match = _OPTIMAL.fullmatch(_default() if name is None else name)
+    return int(match[1]) if match else None
+
+
+def _default(platform: str | None = None) -> str:
+    """Name of the default tree of a kind of device, or of the first device."""
     platform = platform or jax.devices()[0].platform
-    return parse_tree(_DEFAULTS.get(platform, _ACCELERATOR), max_depth, acceptance)
+    return _DEFAULTS.get(platform, _ACCELERATOR)
 
 
 def deepest(drafter: Any, acceptance: Acceptance | None = None) -> int:
