@@ -23,7 +23,7 @@ def embedded_folder() -> Path:
     """
     package = Path(__file__).parent.parent
     for folder in (package / "_checkpoints", package.parent / "checkpoints"):
-        if (folder / DEFAULT).is_dir():
+        if (folder / CLASSES).is_dir():
             return folder
     raise CheckpointError(
         "this installation has no embedded checkpoint; name a folder with --checkpoint"
