@@ -143,9 +143,8 @@ def fastest_tree(
 
     Args:
       costs: costs of a round.
-      acceptance: acceptance by depth and rank, see `Tree.optimal`, of a tree of so many
-        nodes.
-      max_depth: largest depth of such a tree.
+      acceptance: acceptance by depth and rank, see `Tree.optimal`, by number of nodes.
+      max_depth: largest depth, by number of nodes.
       source: origin of the costs, for the reason.
     """
     tables = {nodes: acceptance(nodes) for nodes in costs.rounds}
