@@ -15,6 +15,7 @@ from jaxspec.evaluate.tables import environment, markdown_table, report_heading
 from jaxspec.pipeline.bundle import Bundle, load_bundle
 from jaxspec.pipeline.config import GenerationConfig
 from jaxspec.pipeline.drafters import bundled_drafter
+from jaxspec.pipeline.embedded import CLASSES
 from jaxspec.pipeline.generation import generate
 from jaxspec.pipeline.loaded_drafter import LoadedDrafter
 from jaxspec.pipeline.prompts import Prompts, spread_classes
@@ -47,7 +48,7 @@ def measure_choice(
       Report with one row for each choice: the tree, the expected speed, the measured
       speed of every tree and of the choice, with plain decoding of the same turn as 1.
     """
-    bundle = load_bundle(checkpoint)
+    bundle = load_bundle(checkpoint or CLASSES)
     prompts = Prompts.from_classes(spread_classes(len(bundle.class_names), num))
     rows = []
     for batch in batches:

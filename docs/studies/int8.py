@@ -17,6 +17,7 @@ from jaxspec.models.transformer.model import Transformer
 from jaxspec.pipeline.bundle import Bundle, load_bundle
 from jaxspec.pipeline.config import GenerationConfig
 from jaxspec.pipeline.drafters import bundled_drafter, load_drafter
+from jaxspec.pipeline.embedded import CLASSES
 from jaxspec.pipeline.generation import generate
 from jaxspec.pipeline.prompts import Prompts, spread_classes
 from jaxspec.sharding.device import device_name
@@ -42,9 +43,9 @@ def measure_int8(
       seed: Seed of images and noise.
       tree: Name of the draft tree; None for the device's default.
     """
-    bundle = load_bundle(checkpoint)
+    bundle = load_bundle(checkpoint or CLASSES)
     draft_tree = bundled_drafter(bundle).tree(tree)
-    quantized = load_bundle(checkpoint, int8=True)
+    quantized = load_bundle(checkpoint or CLASSES, int8=True)
     return bench_int8(bundle, quantized, draft_tree, num=num, batch=batch, seed=seed)
 
 

@@ -15,6 +15,7 @@ from jaxspec.evaluate.relaxation.outcomes import coupled_outcome, independent_ou
 from jaxspec.evaluate.relaxation.positions import Position
 from jaxspec.evaluate.tables import environment
 from jaxspec.pipeline.bundle import Bundle, load_bundle
+from jaxspec.pipeline.embedded import CLASSES
 from jaxspec.pipeline.verifiers import verifier_spec
 from jaxspec.speculative.verify import Coupled, CoupledRelaxed, Lantern, Rejection
 
@@ -158,7 +159,7 @@ def run_relaxation(
     if drafts.bit_count() != 1:
         raise ConfigError(f"--drafts {drafts} must be a power of 2")
     return measure_relaxation(
-        load_bundle(checkpoint),
+        load_bundle(checkpoint or CLASSES),
         toys=toys,
         images=images,
         drafts=drafts,
