@@ -2,7 +2,8 @@
 
 It is over the tokens of the embedded model, and starts from its prior:
 `jaxspec train prior --config models/halton_fruits64_cpu --checkpoint fruits64 --start
-fruits64 --out runs/halton`; under an hour on two cores.
+fruits64 --out runs/halton`; about an hour on two cores. The embedded model started from
+one of random orders, see its card.
 """
 
 from dataclasses import replace

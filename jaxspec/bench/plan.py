@@ -76,7 +76,7 @@ def measure_plan(
     Args:
       checkpoint: Bundle folder; None for the embedded bundle of classes.
       drafter: Drafter, as for `--drafter`.
-      batch: Batch size in images; None for the device's default.
+      batch: Batch size in images; None for `DEFAULT_BATCH`.
       cfg_scale: CFG scale; None for that recorded with the checkpoint, else 2.
       num: Number of images to count acceptance on.
       depth: Most drafted tokens on a path.

@@ -349,9 +349,10 @@ def _copy_tokenizer(experiment: Experiment, run: TrainingRun) -> None:
     if (ordered := in_order_of(found, experiment.prior)).config != found.config:
         card = source / "README.md"
         notes = {card.name: read_text(card)} if card.is_file() else {}
-        return save(target, ordered, notes)
-    with replace_folder(target) as fresh:
-        shutil.copytree(source, fresh, dirs_exist_ok=True)
+        save(target, ordered, notes)
+    else:
+        with replace_folder(target) as fresh:
+            shutil.copytree(source, fresh, dirs_exist_ok=True)
 
 
 def _finish(
