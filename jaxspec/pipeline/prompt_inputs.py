@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxspec.config.orders import order_of
 from jaxspec.config.token_kinds import row_ends
 from jaxspec.core.numbers import whole
 from jaxspec.errors import ConfigError
@@ -80,7 +81,7 @@ def resolve_prefix(
 
     Raises:
       ConfigError: the tokens do not fit the prompts or the model, see
-        `Prompts.with_prefix`, or have fewer rows.
+        `Prompts.with_prefix`, have fewer rows, or are in an order without rows.
     """
     if prefix is None:
         if prefix_rows is not None:
@@ -94,6 +95,12 @@ def resolve_prefix(
             "image; leave out the prefix"
         )
     if prefix_rows is not None:
+        if order_of(bundle.tokenizer.config) == "halton":
+            raise ConfigError(
+                f"bundle '{bundle.name}' makes tokens in Halton order, in which an "
+                "image has no first rows; name a model in raster order, such as "
+                "fruits64"
+            )
         prefix, rows = np.asarray(prefix), int(whole("prefix_rows", prefix_rows))
         ends = row_ends(bundle.tokenizer.config)
         count = ends[min(rows, len(ends)) - 1] if rows > 0 else 0

@@ -52,6 +52,9 @@ def test_one_model_generates_in_several_orders(bundle):
     assert not np.array_equal(out.tokens, plain.tokens)
     rest = coarse(**settings, prefix=out.tokens, prefix_rows=2)
     assert_array_equal(rest.tokens, out.tokens)
+    spread = Pipeline(with_order(bundle, "halton"), None)
+    with pytest.raises(ConfigError, match="no first rows"):
+        spread(**settings, prefix=out.tokens, prefix_rows=2)
     first = next(coarse.stream(**settings, rounds=3))
     assert first.fraction == 0.25
     assert not (first.images == first.images[:, :1, :1]).all()
