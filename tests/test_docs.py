@@ -213,7 +213,7 @@ def test_the_scaling_page_generates_the_same_images_on_a_mesh():
     (program,) = blocks("python", (DOCS / "scaling.md").read_text())
     here = {}
     exec(compile(program.replace("256", "12"), "scaling.md", "exec"), here)
-    bundle = jaxspec.load_pipeline("fruits64").bundle
+    bundle = jaxspec.load_pipeline().bundle
     target = jaxspec.Transformer(bundle.prior.config).as_target()
     engine = jaxspec.Engine(target, 12)
     variables = jaxspec.Variables(bundle.prior.params)
