@@ -125,6 +125,7 @@ def test_page_on_continuous_tokens_runs(capsys):
     assert out.tokens.shape == (2, 16, 4) and (out.stats.calls < 8).all()
 
 
+@pytest.mark.slow
 def test_page_on_masked_models_runs(capsys):
     out = run_page("masked.md")["out"]
     assert out.tokens.shape == (2, 16) and (out.stats.calls == 4).all()

@@ -164,6 +164,11 @@ GENERATORS = {
     ),
     "counting": (Counting(LENGTH), CountingVariables(jnp.full(1, 3))),
 }
+SLOW = {"refined scales", "masked, cached", "local scales"}
+NAMES = [
+    pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
+    for name in GENERATORS
+]
 
 
 def options(batch=BATCH):
@@ -197,7 +202,7 @@ def to_the_end(name, batch=BATCH):
 
 
 @pytest.mark.variants(2)
-@pytest.mark.parametrize("name", GENERATORS)
+@pytest.mark.parametrize("name", NAMES)
 def test_steps_in_any_portions_give_the_same_result(name):
     generator, variables = GENERATORS[name]
     state = started(name)
@@ -212,7 +217,7 @@ def test_steps_in_any_portions_give_the_same_result(name):
 
 
 @pytest.mark.variants(2)
-@pytest.mark.parametrize("name", GENERATORS)
+@pytest.mark.parametrize("name", NAMES)
 def test_one_program_gives_the_same_result(name):
     generator, variables = GENERATORS[name]
     run = jax.jit(partial(generate, generator))
@@ -230,7 +235,7 @@ def test_a_single_key_on_a_mesh_is_refused():
 
 
 @pytest.mark.variants(2)
-@pytest.mark.parametrize("name", GENERATORS)
+@pytest.mark.parametrize("name", NAMES)
 def test_an_intermediate_result_is_a_prefix_of_the_final_one(name):
     generator, variables = GENERATORS[name]
     state = started(name)
@@ -241,7 +246,7 @@ def test_an_intermediate_result_is_a_prefix_of_the_final_one(name):
     np.testing.assert_array_equal(early.tokens[exists], last.tokens[exists])
 
 
-@pytest.mark.parametrize("name", GENERATORS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_finished_sequence_does_not_change(name):
     generator, variables = GENERATORS[name]
     state = started(name)
@@ -253,7 +258,7 @@ def test_a_finished_sequence_does_not_change(name):
     np.testing.assert_array_equal(again.stats.calls, expected.stats.calls)
 
 
-@pytest.mark.parametrize("name", GENERATORS)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_generator_is_batched_continuously(name):
     generator, variables = GENERATORS[name]
     count = 11
@@ -269,7 +274,7 @@ def test_every_generator_is_batched_continuously(name):
 
 
 @pytest.mark.variants(4)
-@pytest.mark.parametrize("name", GENERATORS)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_generator_is_divided_over_a_mesh(name):
     generator, variables = GENERATORS[name]
     mesh = make_mesh(4, 2)

@@ -134,13 +134,14 @@ def test_a_context_read_in_pieces_gives_the_same_draft(name):
     assert_same_draft(pieces, at_once)
 
 
-@pytest.mark.variants(1)
 @pytest.mark.parametrize(
     "name",
     [
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("eagle-1", "eagle-3")),
-        "hydra++",
         "block",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("eagle-1", "eagle-3", "hydra++")
+        ),
     ],
 )
 def test_a_node_depends_on_its_own_path_alone(name):

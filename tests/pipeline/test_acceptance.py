@@ -68,6 +68,7 @@ def with_params(pipe, make):
     return Pipeline(pipe.bundle, loaded, pipe._programs)
 
 
+@pytest.mark.slow
 @pytest.mark.variants(1)
 @pytest.mark.parametrize(
     "changed",

@@ -123,6 +123,7 @@ class InvalidQueries(NoisyOracle):
         return replace(draft, extra=extra), state
 
 
+@pytest.mark.variants(1)
 @pytest.mark.parametrize(("junk", "position"), [(40, 3), (-1, -7), (MOST, MOST)])
 def test_invalid_extra_queries_do_not_affect_other_queries(junk, position):
     _, params, options, plain = transformer()
@@ -266,6 +267,7 @@ def test_a_custom_verifier_receives_checked_drafts():
     assert not draft.valid.all() and draft.valid[:, 1:].any()
 
 
+@pytest.mark.slow
 @pytest.mark.variants(1)
 @pytest.mark.parametrize("dtype", [jnp.int8, jnp.uint8, jnp.int16, jnp.uint32])
 def test_drafts_of_any_integer_dtype_keep_the_root(dtype):

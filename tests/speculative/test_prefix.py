@@ -250,6 +250,7 @@ def test_a_drafter_drafts_after_a_prefix_as_after_generated_tokens(name):
     assert np.abs(log_q(other) - expected).max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.variants(1)
 @pytest.mark.parametrize("guided", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_text_model_continues_prompts_of_different_lengths(guided):

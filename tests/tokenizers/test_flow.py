@@ -35,6 +35,7 @@ def parts(config, spread=0.3):
     return tokenizer, {**params, "codebook": book}, images
 
 
+@pytest.mark.variants(1)
 @pytest.mark.parametrize("config", [CONFIG, GROUPS], ids=["flow", "groups"])
 def test_each_prefix_is_an_image(config):
     tokenizer, params, images = parts(config)

@@ -44,6 +44,7 @@ def bundle():
     )
 
 
+@pytest.mark.slow
 def test_one_model_generates_in_several_orders(bundle):
     """Continued images keep whole levels, and previews are of the whole."""
     settings = {"class_labels": [0, 2], "seed": 0, "tree": Tree.root()}

@@ -29,6 +29,7 @@ def images(tmp_path_factory):
     return write_images(tmp_path_factory.mktemp("images") / "halves")
 
 
+@pytest.mark.variants(1)
 @pytest.mark.parametrize("groups", [1, 3])
 def test_the_loss_is_the_error_of_the_velocity_by_hand(groups):
     """The velocity goes from an image to noise; it reads tokens as at generation."""
