@@ -35,6 +35,8 @@ from jaxspec.typing import Array, Float, Int, Params
 PARTS = 4
 # Images of a pass.
 BATCH = 16
+# Calls that read a prompt and the tokens given with it, before the first round.
+READING = 2
 
 
 def measure_orders(
@@ -196,7 +198,10 @@ def entropy_of(
 
 
 def _calls(bundle, prompts, config, tree, own, tokens) -> list[float]:
-    """Mean calls for what follows the first quarters of the images, by their number."""
+    """Mean calls for what follows the first quarters of the images, by their number.
+
+    Those that read the quarters given are not counted.
+    """
     length = tokens.shape[1]
     result = []
     for part in range(PARTS):
@@ -204,7 +209,7 @@ def _calls(bundle, prompts, config, tree, own, tokens) -> list[float]:
             tokens[:, : part * length // PARTS], bundle.prior.config
         )
         run = generate(bundle, given, config, tree, loaded=own)
-        result.append(float(run.calls.mean()))
+        result.append(float(run.calls.mean()) - (READING if part else 0))
     return result
 
 
@@ -240,8 +245,8 @@ def orders_markdown(result: dict[str, Any]) -> str:
         f"filters. Tokens a call are those with the drafter {result['drafter']} on "
         "each tree, the prefill counted; by quarter of a sequence, of the first seed, "
         "calls are those that generations need which are given the quarters before, "
-        "less those with one more. Nats are the entropy of the model's processed "
-        "distribution. Distances are those of features of the embedded classifier to "
+        "less those with one more, without the two that read them. Nats are the "
+        "entropy of the model's processed distribution. Distances are those of features of the embedded classifier to "
         "as many held-out images, of which it gets "
         f"{100 * result['heldout_accuracy']:.0f} % right; their deviation is that of "
         "the seeds."

@@ -66,7 +66,8 @@ def _add_images(parts) -> None:
     parser.add_argument(
         "--classifier",
         metavar="DIR",
-        help="classifier from `jaxspec train classifier` (default: the bundle's)",
+        help="classifier from `jaxspec train classifier` (default: the bundle's, "
+        "else that of fruits64)",
     )
     parser.add_argument(
         "--verifiers",
@@ -214,9 +215,10 @@ def run_images(arguments: argparse.Namespace) -> None:
         parse_verifier(name)
     bundle = token_by_token(load_bundle(arguments.checkpoint or CLASSES))
     folder = find_folder(arguments.checkpoint or CLASSES)
-    classifier = load_checkpoint(
-        arguments.classifier or folder / "classifier", "classifier"
-    )
+    own = folder / "classifier"
+    if not own.is_dir():  # of the same images, if it fits
+        own = find_folder(CLASSES) / "classifier"
+    classifier = load_checkpoint(arguments.classifier or own, "classifier")
     if classifier.metadata.get("class_names") != bundle.class_names or (
         classifier.config.image_size != bundle.tokenizer.config.image_size
     ):
