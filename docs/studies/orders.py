@@ -246,9 +246,9 @@ def orders_markdown(result: dict[str, Any]) -> str:
         "each tree, the prefill counted; by quarter of a sequence, of the first seed, "
         "calls are those that generations need which are given the quarters before, "
         "less those with one more, without the two that read them. Nats are the "
-        "entropy of the model's processed distribution. Distances are those of features "
-        "of the embedded classifier to as many held-out images, of which it gets "
-        f"{100 * result['heldout_accuracy']:.0f} % right; their deviation is that of "
+        "entropy of the model's processed distribution. Distances are those of "
+        "features of the embedded classifier to as many held-out images, of which it "
+        f"gets {100 * result['heldout_accuracy']:.0f} % right; their deviation is that of "
         "the seeds."
     )
     heading = report_heading("Orders of tokens", result, description)
