@@ -248,8 +248,8 @@ def orders_markdown(result: dict[str, Any]) -> str:
         "less those with one more, without the two that read them. Nats are the "
         "entropy of the model's processed distribution. Distances are those of "
         "features of the embedded classifier to as many held-out images, of which it "
-        f"gets {100 * result['heldout_accuracy']:.0f} % right; their deviation is that of "
-        "the seeds."
+        f"gets {100 * result['heldout_accuracy']:.0f} % right; their deviation is that "
+        "of the seeds."
     )
     heading = report_heading("Orders of tokens", result, description)
     return heading + markdown_table(columns, cells)
