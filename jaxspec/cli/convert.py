@@ -7,7 +7,7 @@ from jaxspec.cli.help import rare
 FAMILIES = (
     "llamagen, llamagen-hf, vq-llamagen, vq-janus, vq-taming, t5, llama, qwen2, qwen3, "
     "chameleon, emu3, emu3-original, janus, janus-original, dream, llada, eagle1, "
-    "eagle3, medusa, hydra, dflash, var, vq-var, mar, kl, vq-maskgit, vq-titok"
+    "eagle3, medusa, hydra, dflash, var, vq-var, mar, kl, flextok, vq-maskgit, vq-titok"
 )
 
 

@@ -25,6 +25,8 @@ class FlowTokenizerConfig:
       encoder: sizes of the encoder.
       decoder: sizes of the flow's network.
       latents: autoencoder whose latents the networks see; None for pixels.
+      token_modulation: whether tokens have shifts, scales and gates of their own in the
+        layers of the flow, and not those of patches.
       groups: number of groups of tokens. The share of the flow that is made has read
         as large a share of the groups, rounded up; 1 for all from the start.
       steps: number of steps of the flow.
@@ -43,6 +45,7 @@ class FlowTokenizerConfig:
     encoder: ViTConfig = ViTConfig(18, 1152, 18)
     decoder: ViTConfig = ViTConfig(18, 1152, 18)
     latents: KLTokenizerConfig | None = None
+    token_modulation: bool = False
     groups: int = 1
     steps: int = 20
     guidance: float = 7.5

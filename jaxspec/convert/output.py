@@ -32,6 +32,7 @@ FOLDERS = {
     "kl_tokenizer": "tokenizer",
     "maskgit_tokenizer": "tokenizer",
     "one_d_tokenizer": "tokenizer",
+    "flow_tokenizer": "tokenizer",
     "text_encoder": "text_encoder",
 }
 # LANTERN's `k`; the table holds one more neighbor.

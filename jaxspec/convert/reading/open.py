@@ -18,7 +18,7 @@ from jaxspec.convert.reading.formats import SUFFIXES, format_of
 from jaxspec.convert.reading.gguf.model import read_gguf
 from jaxspec.convert.reading.gguf.vocabulary import text_settings, tokenizer_json
 from jaxspec.convert.reading.hub import download
-from jaxspec.convert.reading.safetensors import read_safetensors
+from jaxspec.convert.reading.safetensors import header_settings, read_safetensors
 from jaxspec.convert.reading.scaled import apply_scales
 from jaxspec.convert.reading.sets import PLAIN, Sets, select_weights, weight_sets
 from jaxspec.convert.reading.source import Source
@@ -58,7 +58,7 @@ def open_source(
     source = Source(
         str(location) if revision else path.name,
         {},
-        metadata.get("config") or _config(folder),
+        metadata.get("config") or _config(folder) or metadata.get("header", {}),
         folder,
         revision,
         tuple(dict.fromkeys(left_out)),
@@ -149,7 +149,8 @@ def _read(file: Path, allow_objects: bool) -> tuple[Sets, list[str], dict[str, A
             }
             return *weight_sets(tensors, file), fields
         if form == "safetensors":
-            return *weight_sets(read_safetensors(file), file), {}
+            fields = {"header": header_settings(file)}
+            return *weight_sets(read_safetensors(file), file), fields
         value, refused = read_torch(file, allow_objects=allow_objects)
     except OSError as error:
         raise DataError(f"cannot read '{file}': {error.strerror}") from None

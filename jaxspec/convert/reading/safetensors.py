@@ -4,6 +4,7 @@ The `safetensors` package is not used because it needs PyTorch for bfloat16, and
 a header with duplicate names.
 """
 
+import ast
 import json
 import math
 import struct
@@ -89,6 +90,27 @@ def read_safetensors(file: Path) -> dict[str, Stored]:
         if isinstance(name, str) and name in tensors and other not in tensors:
             tensors[printable(other)] = replace(tensors[name], alias=name)
     return tensors
+
+
+def header_settings(file: Path) -> dict[str, Any]:
+    """Settings of a model in the metadata of a file, as FlexTok has them.
+
+    Its values are texts of Python literals; those that are no mapping are left out.
+
+    Raises:
+      DataError: the file is damaged, truncated, or no safetensors file.
+    """
+    header, _ = _read_header(file, file.stat().st_size)
+    metadata = header.get("__metadata__")
+    result = {}
+    for key, text in metadata.items() if isinstance(metadata, dict) else ():
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            continue
+        if isinstance(value, dict) and all(isinstance(name, str) for name in value):
+            result[printable(key)] = value
+    return result
 
 
 def _damaged(file: Path, reason: str) -> DataError:

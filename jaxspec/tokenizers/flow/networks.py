@@ -32,10 +32,12 @@ def grid_positions(side: int, width: int) -> np.ndarray:
 class _Layer(nn.Module):
     """Attention with normalized queries and keys, and a gated MLP.
 
-    With a condition, shifts, scales and gates come from it (adaLN).
+    With a condition, shifts, scales and gates come from it (adaLN): the same for all
+    places, or others for the first `apart` and for the rest.
     """
 
     heads: int
+    apart: int = 0
 
     @nn.compact
     def __call__(self, x, mask, condition=None):
@@ -43,8 +45,13 @@ class _Layer(nn.Module):
         size = width // self.heads
         gates, shifts, scales = [1.0] * 2, [0.0] * 2, [0.0] * 2
         if condition is not None:
-            modulation = Linear((6 * width,), True, ZEROS, name="modulation")
-            parts = jnp.split(modulation(nn.silu(condition))[:, None], 6, axis=-1)
+            kinds = 2 if self.apart else 1
+            modulation = Linear((kinds * 6 * width,), True, ZEROS, name="modulation")
+            both = modulation(nn.silu(condition)).reshape(len(x), kinds, 6 * width)
+            if self.apart:
+                second = np.arange(x.shape[1]) >= self.apart
+                both = both[:, second.astype(int)]
+            parts = jnp.split(both, 6, axis=-1)
             gates, shifts, scales = parts[:2], parts[2::2], parts[3::2]
         h = layer_norm(x, _EPS) * (1 + scales[0]) + shifts[0]
         q, k, v = (linear((self.heads, size), name)(h) for name in ("q", "k", "v"))
@@ -96,15 +103,16 @@ class _Flow(nn.Module):
         hidden = self.param("hidden", init, (width,)).astype(x.dtype)
         without = self.param("null", init, (width,)).astype(x.dtype)
         places = self.param("positions", init, (c.length, width)).astype(x.dtype)
-        tokens = jnp.where(seen[..., None], tokens, hidden.reshape(1, 1, -1))
         tokens = tokens + places[None]
+        tokens = jnp.where(seen[..., None], tokens, hidden.reshape(1, 1, -1))
         tokens = jnp.where(null[:, None, None], without.reshape(1, 1, -1), tokens)
         cells = x.shape[1]
         x = jnp.concatenate([x, tokens], axis=1)
         condition = self._time(time, width).astype(x.dtype)
         mask = jnp.ones((len(x), x.shape[1], x.shape[1]), bool)
+        apart = cells if c.token_modulation else 0
         for i in range(vit.layers):
-            x = _Layer(vit.heads, name=f"layers_{i}")(x, mask, condition)
+            x = _Layer(vit.heads, apart, name=f"layers_{i}")(x, mask, condition)
         modulation = Linear((2 * width,), True, ZEROS, name="modulation")
         shift, scale = jnp.split(modulation(nn.silu(condition))[:, None], 2, axis=-1)
         x = layer_norm(x[:, :cells], _EPS) * (1 + scale) + shift
