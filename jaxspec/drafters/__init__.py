@@ -27,6 +27,7 @@ _NAMES = {
     "EntropyCutoff": "jaxspec.drafters.combine.adaptive",
     "ExtraQueries": "jaxspec.speculative.draft",
     "FeatureTarget": "jaxspec.drafters.common.feature_target",
+    "GridJacobi": "jaxspec.drafters.training_free.grid_jacobi",
     "Jacobi": "jaxspec.drafters.training_free.jacobi",
     "JacobiMix": "jaxspec.drafters.combine.jacobi_mix",
     "LengthController": "jaxspec.drafters.combine.adaptive",

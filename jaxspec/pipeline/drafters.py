@@ -13,6 +13,7 @@ from jaxspec.drafters.combine.jacobi_mix import JacobiMix
 from jaxspec.drafters.draft_model.drafter import early_exit
 from jaxspec.drafters.kind import ExtendsTarget
 from jaxspec.drafters.registry import DRAFTERS
+from jaxspec.drafters.training_free.grid_jacobi import GridJacobi
 from jaxspec.drafters.training_free.jacobi import Jacobi
 from jaxspec.drafters.training_free.ngram import NgramTable
 from jaxspec.drafters.training_free.prompt_lookup import PromptLookup
@@ -29,9 +30,24 @@ from jaxspec.pipeline.loaded_drafter import (
 from jaxspec.pipeline.model_drafters import load_model_drafter
 from jaxspec.speculative.draft import Drafter
 
+
+def grid_jacobi(config: TransformerConfig) -> GridJacobi:
+    """Makes a `GridJacobi` for a model.
+
+    Raises:
+      ConfigError: the tokens of the model are no grid.
+    """
+    if config.rope != "grid":
+        raise ConfigError(
+            "grid-jacobi is for tokens of a grid, which this model has not; take jacobi"
+        )
+    return GridJacobi(config.vocab_size, config.grid, config.order)
+
+
 # Drafters without training, by their names on the command line.
 TRAINING_FREE: dict[str, Callable[[TransformerConfig], Drafter]] = {
     "jacobi": lambda config: Jacobi(config.vocab_size),
+    "grid-jacobi": grid_jacobi,
     "recycling": lambda config: TokenRecycling(config.vocab_size, 32),
     "ngrams": lambda config: NgramTable(
         config.vocab_size,
@@ -66,7 +82,10 @@ def untrained_drafter(bundle: Bundle) -> str:
     For images that is the one with the most tokens per call, see docs/drafters.md; for
     text the one that copies from the prompt.
     """
-    return "prompt-lookup" if bundle.prior.config.condition == "none" else "jacobi"
+    config = bundle.prior.config
+    if config.condition == "none":
+        return "prompt-lookup"
+    return "jacobi" if config.order == "raster" else "grid-jacobi"
 
 
 def drafter_of(name: str | None, bundle: Bundle) -> LoadedDrafter | None:

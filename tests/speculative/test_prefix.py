@@ -14,7 +14,7 @@ from jaxspec.core.continuous_batching import Requests, idle_batch, run_queue
 from jaxspec.core.noise import batch_keys, draw_noise
 from jaxspec.core.sampling import Sampling, active_steps
 from jaxspec.core.stopping import StoppingCriteria
-from jaxspec.drafters import Jacobi, NgramTable
+from jaxspec.drafters import GridJacobi, Jacobi, NgramTable
 from jaxspec.drafters.dflash.drafter import DFlash
 from jaxspec.errors import ConfigError
 from jaxspec.models.transformer.model import Transformer
@@ -163,6 +163,7 @@ def image_tokens():
 SHORT = Tree.named("0,1,00")
 ANY_MODEL = {
     "jacobi": (Jacobi(TARGET.vocab_size), TREE),
+    "grid jacobi": (GridJacobi(TARGET.vocab_size, TARGET.grid), TREE),
     "n-grams of a grid": (NgramTable(TARGET.vocab_size, (1, 4), 64, 4), TREE),
     "block, image row above": (
         DFlash(replace(BLOCK, block_size=3, above=True), TARGET),

@@ -6,7 +6,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxspec.drafters import DraftModel, Jacobi, PromptLookup, TokenRecycling
+from jaxspec.drafters import (
+    DraftModel,
+    GridJacobi,
+    Jacobi,
+    PromptLookup,
+    TokenRecycling,
+)
 from jaxspec.errors import ConfigError
 from jaxspec.speculative.trees.dynamic import Beam
 from jaxspec.testing import TableDrafter, check_drafter
@@ -34,6 +40,7 @@ CORRECT = {
     "a model": (DraftModel(toy_target(VOCAB)), toy_params(VOCAB, 60, seed=1), {}),
     "the target": (DraftModel(toy_target(VOCAB)), PARAMS, {}),
     "jacobi": (Jacobi(VOCAB), None, {"depends_on": "rounds"}),
+    "grid jacobi": (GridJacobi(VOCAB, 5, "halton"), None, {"depends_on": "rounds"}),
     "prompt lookup": (PromptLookup(), None, {}),
     "recycling": (TokenRecycling(VOCAB, 4), None, {"depends_on": "rounds"}),
     "a beam": (TableDrafter(), TABLE, {"tree": Beam(9, 3, beam=4, branch=3)}),

@@ -93,28 +93,53 @@ class Jacobi:
         self, params: Params, state: JacobiState, result: RoundResult
     ) -> JacobiState:
         """Keeps the scores of the positions behind the new root."""
-        shape = result.draft.topology(result.tree)
-        nodes = jnp.arange(result.tree.size)[None]
-        valid = result.draft.valid
-        depths = jnp.broadcast_to(shape.depths, valid.shape)
-        last = jnp.take_along_axis(result.path, result.accepted[:, None], axis=1)
-        ancestors = jnp.broadcast_to(shape.ancestors, (*valid.shape, result.tree.size))
-        below = jnp.take_along_axis(ancestors, last[:, None], axis=2)[..., 0]
-        # The new root has the position of nodes of depth `counts`.
-        depth = result.counts[:, None] + jnp.arange(state.known.shape[1])[None]
-        candidates = (depths[:, None] == depth[..., None]) & valid[:, None]  # [B, G, N]
-        known = jnp.any(candidates, axis=-1)
-        if self.contexts == "all":
-            counted = jnp.where(below, jnp.float32(BELOW), jnp.float32(1.0))
-            weights = jnp.where(candidates, counted[:, None], 0.0)
-            total = jnp.sum(weights, axis=-1, keepdims=True)
-            weights = weights / jnp.where(total > 0, total, 1.0)
-            # A filtered or NaN score of one context must not reach the others.
-            log_p = jax.nn.log_softmax(result.logits, axis=-1)
-            log_p = jnp.maximum(jnp.nan_to_num(log_p, nan=LEAST), LEAST)
-            return JacobiState(jnp.einsum("bgn,bnv->bgv", weights, log_p), known)
-        # At each depth: the first node below the last accepted one, else the first.
-        priority = jnp.where(below, 2 * result.tree.size, result.tree.size) - nodes
-        priority = jnp.where(candidates, priority[:, None], 0)
-        logits = gather_nodes(result.logits, jnp.argmax(priority, axis=-1))
-        return JacobiState(logits, known)
+        depth = state.known.shape[1]
+        return JacobiState(*scores_behind(result, depth, self.contexts))
+
+
+def scores_behind(
+    result: RoundResult, depth: int, contexts: Literal["first", "all"] = "all"
+) -> tuple[Float[Array, "B G V"], Bool[Array, "B G"]]:
+    """Scores of the positions behind the new root, and which of them have some.
+
+    Args:
+      result: round of the target.
+      depth: number of positions, `G`.
+      contexts: see `Jacobi`.
+    """
+    shape = result.draft.topology(result.tree)
+    nodes = jnp.arange(result.tree.size)[None]
+    valid = result.draft.valid
+    depths = jnp.broadcast_to(shape.depths, valid.shape)
+    last = jnp.take_along_axis(result.path, result.accepted[:, None], axis=1)
+    ancestors = jnp.broadcast_to(shape.ancestors, (*valid.shape, result.tree.size))
+    below = jnp.take_along_axis(ancestors, last[:, None], axis=2)[..., 0]
+    # The new root has the position of nodes of depth `counts`.
+    place = result.counts[:, None] + jnp.arange(depth)[None]
+    candidates = (depths[:, None] == place[..., None]) & valid[:, None]  # [B, G, N]
+    known = jnp.any(candidates, axis=-1)
+    if contexts == "all":
+        counted = jnp.where(below, jnp.float32(BELOW), jnp.float32(1.0))
+        weights = jnp.where(candidates, counted[:, None], 0.0)
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        weights = weights / jnp.where(total > 0, total, 1.0)
+        return jnp.einsum("bgn,bnv->bgv", weights, _log_p(result.logits)), known
+    # At each depth: the first node below the last accepted one, else the first.
+    priority = jnp.where(below, 2 * result.tree.size, result.tree.size) - nodes
+    priority = jnp.where(candidates, priority[:, None], 0)
+    return gather_nodes(result.logits, jnp.argmax(priority, axis=-1)), known
+
+
+def emitted_scores(
+    result: RoundResult,
+) -> tuple[Float[Array, "B A V"], Bool[Array, "B A"]]:
+    """Log-probabilities from which the emitted tokens were chosen, and which exist."""
+    scores = gather_nodes(_log_p(result.logits), result.path)
+    emitted = jnp.arange(result.path.shape[1])[None] < result.counts[:, None]
+    return scores, emitted
+
+
+def _log_p(logits: Float[Array, "B N V"]) -> Float[Array, "B N V"]:
+    """Log-probabilities, at least `LEAST`, also of filtered or NaN scores."""
+    log_p = jax.nn.log_softmax(logits, axis=-1)
+    return jnp.maximum(jnp.nan_to_num(log_p, nan=LEAST), LEAST)
