@@ -78,7 +78,8 @@ def test_the_default_model_makes_eight_tokens_a_call_without_a_trained_drafter()
     np.testing.assert_array_equal(fast.tokens, plain.tokens)
     assert fast.stats.tokens_per_call > 8
     # The tree that is chosen for accelerators is as deep as acceptance was measured.
-    assert pipe.loaded.name == "grid-jacobi" and pipe.loaded.tree("optimal-33").depth > 16
+    assert pipe.loaded.name == "grid-jacobi"
+    assert pipe.loaded.tree("optimal-33").depth > 16
 
 
 @pytest.mark.slow
