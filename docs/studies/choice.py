@@ -14,7 +14,7 @@ from jaxspec.errors import ConfigError
 from jaxspec.evaluate.tables import environment, markdown_table, report_heading
 from jaxspec.pipeline.bundle import Bundle, load_bundle
 from jaxspec.pipeline.config import GenerationConfig
-from jaxspec.pipeline.drafters import bundled_drafter
+from jaxspec.pipeline.drafters import load_drafter
 from jaxspec.pipeline.embedded import CLASSES
 from jaxspec.pipeline.generation import generate
 from jaxspec.pipeline.loaded_drafter import LoadedDrafter
@@ -68,7 +68,7 @@ def _choices(
     bundle: Bundle, prompts: Prompts, config: GenerationConfig, repeats: int
 ) -> list[dict[str, Any]]:
     """Rows of one batch size and CFG scale."""
-    loaded, programs = bundled_drafter(bundle), {}
+    loaded, programs = load_drafter("own", bundle), {}
     names = {"optimal-2": 2, "optimal-4": 4, "optimal-8": 8}
     trees = {PLAIN: Tree.root(), **{name: loaded.tree(name) for name in names}}
 

@@ -16,7 +16,7 @@ from jaxspec.evaluate.tables import markdown_table
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.pipeline.bundle import Bundle, load_bundle
 from jaxspec.pipeline.config import GenerationConfig
-from jaxspec.pipeline.drafters import bundled_drafter, load_drafter
+from jaxspec.pipeline.drafters import load_drafter
 from jaxspec.pipeline.embedded import CLASSES
 from jaxspec.pipeline.generation import generate
 from jaxspec.pipeline.prompts import Prompts, spread_classes
@@ -44,7 +44,7 @@ def measure_int8(
       tree: Name of the draft tree; None for the device's default.
     """
     bundle = load_bundle(checkpoint or CLASSES)
-    draft_tree = bundled_drafter(bundle).tree(tree)
+    draft_tree = load_drafter("own", bundle).tree(tree)
     quantized = load_bundle(checkpoint or CLASSES, int8=True)
     return bench_int8(bundle, quantized, draft_tree, num=num, batch=batch, seed=seed)
 

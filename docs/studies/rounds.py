@@ -11,7 +11,7 @@ from jaxspec.evaluate.tables import environment, markdown_table, report_heading
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.pipeline.bundle import Bundle, load_bundle
 from jaxspec.pipeline.config import GenerationConfig
-from jaxspec.pipeline.drafters import bundled_drafter
+from jaxspec.pipeline.drafters import load_drafter
 from jaxspec.pipeline.generation import generate
 from jaxspec.pipeline.interleaved import time_interleaved
 from jaxspec.pipeline.prompts import Prompts, spread_classes
@@ -66,7 +66,7 @@ def measure_rounds(
 def _row(
     bundle: Bundle, config: GenerationConfig, batch: int, repeats: int
 ) -> dict[str, Any]:
-    loaded = bundled_drafter(bundle)
+    loaded = load_drafter("own", bundle)
     prompts = Prompts.from_classes(spread_classes(len(bundle.class_names), batch))
     model, params = Transformer(bundle.prior.config), bundle.prior.params
     whole = bundle.prior.config.prefix_length + bundle.prior.config.sequence_length

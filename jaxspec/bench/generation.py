@@ -16,7 +16,7 @@ from jaxspec.evaluate.plot import Line, Panel, plot_panels
 from jaxspec.evaluate.tables import environment, markdown_table, report_heading
 from jaxspec.pipeline.bundle import Bundle
 from jaxspec.pipeline.config import GenerationConfig
-from jaxspec.pipeline.drafters import bundled_drafter
+from jaxspec.pipeline.drafters import load_drafter
 from jaxspec.pipeline.engine import make_engine
 from jaxspec.pipeline.generation import GenerationResult, generate
 from jaxspec.pipeline.prompts import Prompts, spread_classes
@@ -76,7 +76,7 @@ def measure_generation(
         bundle = find_model(
             model, grid=grid, dtype=dtype, checkpoint=checkpoint, int8=int8
         )
-        loaded = bundled_drafter(bundle)
+        loaded = load_drafter("own", bundle)
         named = {"default": loaded.tree()}
         if trees:
             named = {name: loaded.tree(name) for name in trees}
@@ -181,7 +181,7 @@ def _report_row(
 ) -> dict[str, Any]:
     """Fields of one combination, see `bench_generation`."""
     report = generation_report(bundle, prompts, settings, tree, fast, plain)
-    costs = round_costs(bundle, prompts, settings, tree, bundled_drafter(bundle))
+    costs = round_costs(bundle, prompts, settings, tree, load_drafter("own", bundle))
     names = "verify_cost", "draft_cost"
     expected = fast.tokens_per_call / sum(costs[name] for name in names)
     marks = {**report, **costs}

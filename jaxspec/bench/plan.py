@@ -14,7 +14,7 @@ from jaxspec.errors import ConfigError
 from jaxspec.evaluate.tables import environment
 from jaxspec.pipeline.bundle import Bundle, load_bundle, token_by_token
 from jaxspec.pipeline.config import GenerationConfig
-from jaxspec.pipeline.drafters import bundled_drafter, load_drafter
+from jaxspec.pipeline.drafters import load_drafter
 from jaxspec.pipeline.embedded import CLASSES
 from jaxspec.pipeline.engine import make_engine, make_variables
 from jaxspec.pipeline.generation import generate
@@ -134,7 +134,7 @@ def plan_tree(
       ConfigError: The bundle has no drafter, the drafter does not support a tree, or
         `nodes` or `width` is out of range.
     """
-    loaded = loaded or bundled_drafter(bundle)
+    loaded = loaded or load_drafter("own", bundle)
     if width > 10:
         raise ConfigError(f"width {width} is too large; use at most 10")
     max_depth = min(max_depth, getattr(loaded.drafter, "max_depth", max_depth))

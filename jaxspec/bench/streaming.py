@@ -15,7 +15,7 @@ from jaxspec.core.stopping import StoppingCriteria
 from jaxspec.evaluate.tables import markdown_table
 from jaxspec.pipeline.bundle import Bundle, load_bundle, token_by_token
 from jaxspec.pipeline.config import GenerationConfig
-from jaxspec.pipeline.drafters import bundled_drafter
+from jaxspec.pipeline.drafters import load_drafter
 from jaxspec.pipeline.embedded import CLASSES
 from jaxspec.pipeline.engine import make_engine
 from jaxspec.pipeline.interleaved import time_interleaved
@@ -56,7 +56,7 @@ def measure_streaming(
       Report with the rows of `bench_streaming`.
     """
     bundle = token_by_token(load_bundle(checkpoint or CLASSES))
-    loaded = bundled_drafter(bundle)
+    loaded = load_drafter("own", bundle)
     draft_tree = loaded.tree(tree)
     rows = bench_streaming(
         bundle,

@@ -15,7 +15,7 @@ from jaxspec.core.noise import batch_keys
 from jaxspec.errors import ConfigError
 from jaxspec.pipeline.bundle import Bundle
 from jaxspec.pipeline.config import GenerationConfig
-from jaxspec.pipeline.drafters import bundled_drafter
+from jaxspec.pipeline.drafters import load_drafter
 from jaxspec.pipeline.engine import bundle_for
 from jaxspec.pipeline.generation import check_finite
 from jaxspec.pipeline.generators import make_generator
@@ -99,7 +99,7 @@ def generate_continuously(
       NonFiniteError: the model gave NaN.
     """
     if loaded is None and tree.size > 1:
-        loaded = bundled_drafter(bundle)
+        loaded = load_drafter("own", bundle)
     bundle = bundle_for(bundle, loaded)
     mesh, size = bundle.mesh, config.batch_size
     groups = mesh.shape["data"] if mesh is not None else 1

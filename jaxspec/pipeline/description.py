@@ -7,7 +7,7 @@ from jaxspec.config.orders import order_of
 from jaxspec.models.transformer.parameters import activation_dtype
 from jaxspec.pipeline.bundle import Bundle
 from jaxspec.pipeline.config import GenerationConfig
-from jaxspec.pipeline.drafters import bundled_drafter
+from jaxspec.pipeline.drafters import load_drafter
 from jaxspec.pipeline.engine import verifier_in_use
 from jaxspec.pipeline.loaded_drafter import LoadedDrafter
 from jaxspec.pipeline.verifiers import verifier_spec
@@ -36,7 +36,7 @@ def describe_run(
     """
     verifier = verifier_in_use(config, tree)
     if tree.size > 1:
-        loaded = loaded or bundled_drafter(bundle)
+        loaded = loaded or load_drafter("own", bundle)
     tokenizer = bundle.image_tokenizer
     length = bundle.prior.config.sequence_length - prefix
     return {

@@ -62,7 +62,7 @@ UNMIXED = "unmixed"
 NAMES = ", ".join((UNMIXED, *TRAINING_FREE, "early-exit-LAYERS"))
 
 
-def bundled_drafter(bundle: Bundle) -> LoadedDrafter:
+def _bundled_drafter(bundle: Bundle) -> LoadedDrafter:
     """Loads the drafter of a bundle.
 
     Raises:
@@ -126,9 +126,9 @@ def load_drafter(name: str, bundle: Bundle) -> LoadedDrafter:
     if name == "own" and bundle.drafter is None:
         name = untrained_drafter(bundle)
     if name == "own" or bundle.drafter is not None and name == bundle.drafter.kind:
-        return bundled_drafter(bundle)
+        return _bundled_drafter(bundle)
     if name == UNMIXED:
-        loaded = replace(bundled_drafter(bundle), name=UNMIXED)
+        loaded = replace(_bundled_drafter(bundle), name=UNMIXED)
         own = loaded.drafter
         alone = own.drafter if isinstance(own, JacobiMix) else own
         return replace(loaded, drafter=alone)

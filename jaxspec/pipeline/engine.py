@@ -9,7 +9,7 @@ from jaxspec.models.transformer.model import Transformer
 from jaxspec.models.transformer.parameters import activation_dtype
 from jaxspec.pipeline.bundle import Bundle
 from jaxspec.pipeline.config import GenerationConfig
-from jaxspec.pipeline.drafters import bundled_drafter
+from jaxspec.pipeline.drafters import load_drafter
 from jaxspec.pipeline.loaded_drafter import LoadedDrafter
 from jaxspec.pipeline.verifiers import verifier_params
 from jaxspec.speculative.engine import Engine
@@ -43,7 +43,7 @@ def make_engine(
     model = Transformer(bundle.prior.config, config.attention)
     drafter = None
     if tree.size > 1:
-        loaded = loaded or bundled_drafter(bundle)
+        loaded = loaded or load_drafter("own", bundle)
         loaded.check_tree(tree)
         drafter = loaded.drafter
     room = model.config.sequence_length - prompt_length
@@ -66,7 +66,7 @@ def make_variables(
 ) -> Variables:
     """Collects the arrays that an engine of `make_engine` reads."""
     if engine.drafter is not None:
-        loaded = loaded or bundled_drafter(bundle)
+        loaded = loaded or load_drafter("own", bundle)
     return Variables(
         bundle_for(bundle, loaded).prior.params,
         loaded.params if loaded and engine.drafter is not None else None,

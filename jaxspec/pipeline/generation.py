@@ -16,7 +16,7 @@ from jaxspec.core.result import Generation, present
 from jaxspec.errors import NonFiniteError
 from jaxspec.pipeline.bundle import Bundle
 from jaxspec.pipeline.config import GenerationConfig
-from jaxspec.pipeline.drafters import bundled_drafter
+from jaxspec.pipeline.drafters import load_drafter
 from jaxspec.pipeline.engine import bundle_for
 from jaxspec.pipeline.generators import make_generator
 from jaxspec.pipeline.loaded_drafter import LoadedDrafter
@@ -120,7 +120,7 @@ def generate(
       NonFiniteError: the model gave NaN.
     """
     if loaded is None and tree.size > 1:
-        loaded = bundled_drafter(bundle)
+        loaded = load_drafter("own", bundle)
     prompts.check(bundle_for(bundle, loaded).prior.config)
     began = time.perf_counter()
     generator, variables = make_generator(

@@ -55,7 +55,7 @@ GENERATE = """
     import numpy as np
     from jaxspec.pipeline.bundle import load_bundle
     from jaxspec.pipeline.captions import Captions
-    from jaxspec.pipeline.drafters import bundled_drafter
+    from jaxspec.pipeline.drafters import load_drafter
     from jaxspec.models.transformer.prompts import Caption
     from jaxspec.pipeline.config import GenerationConfig
     from jaxspec.pipeline.decoding import decode_images
@@ -72,7 +72,7 @@ GENERATE = """
         cfg_scale=3.0, top_k=2000, max_new_tokens=6, batch_size=1,
         verifier=parse_verifier("lantern:k=1000,delta=0.1"),
     )
-    loaded, tree = bundled_drafter(bundle), parse_tree("naive_extend_57")
+    loaded, tree = load_drafter("own", bundle), parse_tree("naive_extend_57")
     prompts = Prompts.from_captions(caption)
     found = generate(bundle, prompts, settings, tree, loaded=loaded)
     tokens = np.resize(found.tokens, (1, 256))

@@ -13,7 +13,7 @@ from jaxspec.models.transformer.model import Transformer
 from jaxspec.nn.quantize import quantized
 from jaxspec.pipeline.bundle import load_bundle
 from jaxspec.pipeline.config import GenerationConfig
-from jaxspec.pipeline.drafters import bundled_drafter
+from jaxspec.pipeline.drafters import load_drafter
 from jaxspec.pipeline.generation import generate
 from jaxspec.pipeline.prompts import Prompts
 from jaxspec.speculative.trees.parsing import parse_tree
@@ -76,7 +76,7 @@ def test_a_column_of_zeros_stays_zero():
 @pytest.mark.slow
 def test_the_embedded_model_generates_the_same_with_and_without_drafts():
     bundle = load_bundle(int8=True)
-    loaded = bundled_drafter(bundle)
+    loaded = load_drafter("own", bundle)
     prompts, settings = Prompts.from_classes([3, 5]), GenerationConfig(batch_size=2)
     fast = generate(
         bundle, prompts, settings, parse_tree("optimal-8", 8), loaded=loaded

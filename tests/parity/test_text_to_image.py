@@ -17,7 +17,7 @@ from jaxspec.pipeline.bundle import load_bundle
 from jaxspec.pipeline.captions import read_captions
 from jaxspec.pipeline.config import GenerationConfig
 from jaxspec.pipeline.decoding import decode_images
-from jaxspec.pipeline.drafters import bundled_drafter
+from jaxspec.pipeline.drafters import load_drafter
 from jaxspec.pipeline.generation import generate
 from jaxspec.pipeline.load import load
 from jaxspec.pipeline.prompts import Prompts
@@ -142,7 +142,7 @@ def test_the_converted_drafter_changes_no_token(released):
     config = GenerationConfig(cfg_scale=SCALE, batch_size=2)
     plain = generate(bundle, prompts, config, Tree.root())
     tree = Tree.named("0,1,00,01,000")
-    fast = generate(bundle, prompts, config, tree, loaded=bundled_drafter(bundle))
+    fast = generate(bundle, prompts, config, tree, loaded=load_drafter("own", bundle))
     np.testing.assert_array_equal(fast.tokens, plain.tokens)
     assert fast.calls.sum() <= plain.calls.sum()
 

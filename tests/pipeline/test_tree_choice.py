@@ -14,12 +14,14 @@ from jaxspec.cli import main
 from jaxspec.pipeline.bundle import load_bundle
 from jaxspec.pipeline.drafters import load_drafter
 from jaxspec.pipeline.prompts import Prompts
-from jaxspec.pipeline.tree_choice import choice, fastest_tree, record
+from jaxspec.pipeline.tree_choice import choice, choose_tree, fastest_tree, record
+from jaxspec.pipeline.tree_choice.choice import with_estimates
 from jaxspec.pipeline.tree_choice.costs import RoundCosts, measure_costs
 from jaxspec.speculative.trees.tree import Tree
 from tests.tiny_bundle import save_bundle
 
 LABELS, SETTINGS = [0, 2, 1], {"seed": 5, "cfg_scale": 2.0, "batch_size": 2}
+CONFIG = jaxspec.GenerationConfig(cfg_scale=2.0, batch_size=2)
 CHEAP = RoundCosts(1.0, {4: 1.02, 8: 1.05})
 DEAR = RoundCosts(1.0, {4: 5.0, 8: 9.0})
 ACCEPTANCE = ((0.6, 0.2), (0.5, 0.1))
@@ -69,6 +71,32 @@ def test_the_choice_is_the_fastest_of_all_that_were_measured(rates, rounds, step
         assert chosen.tree == Tree.root()
     else:
         assert speeds[chosen.tree] == chosen.speedup == max(speeds.values())
+
+
+def test_costs_of_larger_trees_are_estimated_by_a_line_and_a_tenth():
+    """One third of a step for each node more, and no cost below the measured ones."""
+    costs = RoundCosts(3.0, {4: 6.0, 2: 5.0})
+    assert with_estimates(costs, [8]).rounds == {8: pytest.approx(11.0), **costs.rounds}
+    cheap = with_estimates(RoundCosts(3.0, {4: 2.0}), [8]).rounds
+    assert cheap == {8: pytest.approx(2.2), 4: 2.0}
+    assert with_estimates(costs, []).rounds == costs.rounds
+
+
+def test_the_size_that_promises_most_is_measured_first(folder, measured, monkeypatch):
+    """Long drafts that are accepted make 8 nodes better than 4, short ones do not."""
+    asked = []
+    make = choice.measure_costs
+
+    def measure(bundle, prompts, config, loaded, sizes, batch):
+        asked.append(tuple(sizes))
+        return make(bundle, prompts, config, loaded, sizes, batch)
+
+    monkeypatch.setattr(choice, "measure_costs", measure)
+    pipe = jaxspec.load_pipeline(folder)
+    for rate in (0.9, 0.3):
+        loaded = replace(pipe.loaded, acceptance=((rate,),) * 8)
+        choose_tree(pipe.bundle, Prompts.from_classes(LABELS), CONFIG, loaded)
+    assert asked[0][0] == 8 and asked[1][0] < 8
 
 
 def test_timings_that_vary_must_promise_more():

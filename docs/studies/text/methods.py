@@ -30,7 +30,7 @@ from jaxspec.errors import ConfigError
 from jaxspec.evaluate.tables import environment, markdown_table
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.pipeline.bundle import Bundle, load_bundle
-from jaxspec.pipeline.drafters import bundled_drafter, load_drafter
+from jaxspec.pipeline.drafters import load_drafter
 from jaxspec.pipeline.interleaved import time_interleaved
 from jaxspec.pipeline.loaded_drafter import LoadedDrafter
 from jaxspec.pipeline.timing import RATIO_NOTE, ratio_fields, shown
@@ -175,7 +175,7 @@ def convert_models(
     draft_model = load_drafter(str(folder / "draft_model" / "prior"), bundle)
     return bundle, {
         "draft model": draft_model,
-        "block diffusion": bundled_drafter(bundle),
+        "block diffusion": load_drafter("own", bundle),
     }
 
 

@@ -27,9 +27,14 @@ from jaxspec.speculative.trees.tree import Tree
 
 # Name of the automatic choice, for `--tree` and `tree=`.
 AUTO = "auto"
-# Tree sizes that are measured on a kind of device, the most important first.
+# Tree sizes that are measured on a kind of device, and the number of nodes by which a
+# pass takes a step longer on the devices at hand, which only orders them.
 SIZES = {"cpu": (4, 8, 2)}
 ACCELERATOR_SIZES = (32, 64, 16)
+NODES_A_STEP = {"cpu": 8.0}
+ACCELERATOR_NODES_A_STEP = 256.0
+# Factor of costs that are estimated from those of smaller trees.
+ESTIMATE = 1.1
 # Least expected speed of a tree, plain decoding as 1, and that of one whose timings
 # varied. Whole rounds also verify, commit and draw noise: measured speeds were .8 to
 # 1.3 times the expected ones on the CPUs at hand.
@@ -91,13 +96,30 @@ def choose_tree(
         return TreeChoice(loaded.tree(), "the tokens of this verifier depend on it")
     if bundle.mesh is not None or jax.process_count() > 1:
         return TreeChoice(loaded.tree(), "nothing is measured on a mesh")
+    assumed = ASSUMED_ACCEPTANCE if loaded.size else UNTRAINED_ACCEPTANCE
+
+    def acceptance(nodes: int) -> Acceptance:
+        return loaded.acceptance_at(nodes) or assumed
+
+    def depth(nodes: int) -> int:
+        return deepest(loaded.drafter, loaded.acceptance_at(nodes))
+
+    def promise(nodes: int) -> float:
+        """Expected speed on devices of the kind."""
+        table = acceptance(nodes)
+        tokens = Tree.optimal(table, nodes, depth(nodes)).expected_tokens(table)
+        return tokens / (
+            1 + nodes / NODES_A_STEP.get(platform, ACCELERATOR_NODES_A_STEP)
+        )
+
+    platform = jax.devices()[0].platform
     count = len(prompts) if count is None else count
     batches, batch = batches_of(bundle, count, config.batch_size)
     key = costs_key(bundle, prompts, config, loaded, batch)
     costs = known.get(key) or load_costs(key)
     source = "as measured before"
     if costs is None:
-        platform, target = jax.devices()[0].platform, bundle.prior.config
+        target = bundle.prior.config
         least = MIN_OPERATIONS.get(platform, ACCELERATOR_MIN_OPERATIONS)
         # Programs of more layers take longer to compile.
         least *= max(target.layers / LAYERS, 1.0)
@@ -107,17 +129,18 @@ def choose_tree(
         sizes = _possible_sizes(loaded, SIZES.get(platform, ACCELERATOR_SIZES))
         if not sizes:
             return _unmeasured(loaded, "the drafter fills no tree to measure", platform)
+        sizes.sort(key=promise, reverse=True)
         costs = measure_costs(bundle, prompts, config, loaded, sizes, batch)
         save_costs(key, costs)
         source = f"measured in {time.perf_counter() - began:.1f} s"
     known[key] = costs
-    assumed = ASSUMED_ACCEPTANCE if loaded.size else UNTRAINED_ACCEPTANCE
-    choice = fastest_tree(
-        costs,
-        lambda nodes: loaded.acceptance_at(nodes) or assumed,
-        lambda nodes: deepest(loaded.drafter, loaded.acceptance_at(nodes)),
-        source,
-    )
+    larger = _possible_sizes(loaded, [2 * max(costs.rounds)])
+    choice = fastest_tree(with_estimates(costs, larger), acceptance, depth, source)
+    if choice.tree.size in larger:
+        known_size = max(costs.rounds)
+        choice = replace(
+            choice, reason=f"{choice.reason}; estimated from {known_size} nodes"
+        )
     steps = batches * _new_tokens(bundle, prompts, config, loaded)
     seconds = steps * costs.step / (choice.speedup or 1.0)
     return replace(choice, reason=f"{choice.reason}; about {seconds:.0f} s to decode")
@@ -131,6 +154,22 @@ def _unmeasured(loaded: LoadedDrafter, reason: str, platform: str) -> TreeChoice
     if platform == "cpu":
         return TreeChoice(Tree.root(), f"{reason}, and not every CPU gains from drafts")
     return TreeChoice(loaded.tree(), reason)
+
+
+def with_estimates(costs: RoundCosts, sizes: Sequence[int]) -> RoundCosts:
+    """Costs with those of larger trees, by a line through a step and the largest one.
+
+    Larger trees may cost more than the line, so a tenth is added.
+
+    Args:
+      costs: measured costs.
+      sizes: numbers of nodes.
+    """
+    nodes = max(costs.rounds)
+    measured = costs.rounds[nodes]
+    slope = max(measured - costs.step, 0.0) / (nodes - 1)
+    estimates = {size: ESTIMATE * (measured + (size - nodes) * slope) for size in sizes}
+    return replace(costs, rounds={**estimates, **costs.rounds})
 
 
 def fastest_tree(
