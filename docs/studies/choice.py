@@ -25,6 +25,10 @@ from jaxspec.speculative.trees.tree import Tree
 PLAIN = "plain"
 
 
+# Trees that a choice on a CPU can be.
+NAMES = "optimal-2", "optimal-4", "optimal-8", "optimal-16"
+
+
 def measure_choice(
     *,
     checkpoint: str | None = None,
@@ -69,8 +73,8 @@ def _choices(
 ) -> list[dict[str, Any]]:
     """Rows of one batch size and CFG scale."""
     loaded, programs = load_drafter("own", bundle), {}
-    names = {"optimal-2": 2, "optimal-4": 4, "optimal-8": 8}
-    trees = {PLAIN: Tree.root(), **{name: loaded.tree(name) for name in names}}
+    trees = {PLAIN: Tree.root()}
+    trees |= {name: loaded.tree(name) for name in NAMES}
 
     def seconds(tree) -> float:
         run = generate(bundle, prompts, config, tree, loaded=loaded, programs=programs)

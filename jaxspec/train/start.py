@@ -1,8 +1,13 @@
 """Checks of a checkpoint from which a training starts."""
 
+from dataclasses import replace
 from typing import Any
 
-from jaxspec.checkpoint import Checkpoint, params_digest
+import jax.numpy as jnp
+
+from jaxspec.checkpoint import Checkpoint, named_leaves, params_digest
+from jaxspec.checkpoint.pytrees import unflatten
+from jaxspec.config import TokenizerConfig
 from jaxspec.errors import ConfigError
 from jaxspec.typing import Params
 
@@ -65,6 +70,35 @@ def with_codes_of(old: Params, new: Params) -> Params:
 def trained_alone(params: Params) -> Params:
     """Parameters of a tokenizer on which its tokens do not depend."""
     return {k: x for k, x in params.items() if k in _DECODER}
+
+
+# Layers at the ends of residual and attention blocks.
+_LAST = ("/conv2/", "/proj_out/")
+
+
+def deepened(start: Checkpoint, config: Any, params: Params) -> Checkpoint:
+    """A trained tokenizer with more blocks in its decoder, which change nothing yet.
+
+    Blocks are added behind those of each level, and their last layers are zeros. A
+    checkpoint that differs in more than `decoder_blocks` is returned as it is.
+
+    Args:
+      start: trained tokenizer.
+      config: configuration of the one to train.
+      params: random parameters of that configuration.
+    """
+    old = start.config
+    if not isinstance(old, TokenizerConfig) or not isinstance(config, TokenizerConfig):
+        return start
+    fewer = old.decoder_blocks < config.decoder_blocks
+    if not fewer or replace(old, decoder_blocks=config.decoder_blocks) != config:
+        return start
+    trained = dict(named_leaves(start.params))
+    leaves = {
+        path: jnp.zeros_like(x) if any(name in path for name in _LAST) else x
+        for path, x in named_leaves(params)
+    }
+    return replace(start, config=config, params=unflatten({**leaves, **trained}))
 
 
 def encoder_of(params: Params) -> Params:

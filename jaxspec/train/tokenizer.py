@@ -28,6 +28,7 @@ from jaxspec.train.optimizer import make_optimizer, update_average
 from jaxspec.train.start import (
     check_decoder_alone,
     check_start,
+    deepened,
     start_digests,
     with_codes_of,
 )
@@ -56,7 +57,8 @@ def tokenizer_job(
       source: training images.
       heldout: images that select the checkpoint.
       start: trained tokenizer of the same configuration, whose parameters are the
-        initial ones; None for random parameters.
+        initial ones; of a decoder that is trained alone it may have fewer blocks. None
+        for random parameters.
 
     Raises:
       ConfigError: codes are swapped of which there are too few, or several a cell;
@@ -102,6 +104,8 @@ def tokenizer_job(
     )
     state = init_state(tokenizer, config)
     if start is not None:
+        if config.decoder_alone:
+            start = deepened(start, tokenizer_config, averaged_params(state))
         check_start(start, kind, tokenizer_config)
         state = _start_state(state, start.params, config, _unit(tokenizer))
     return TrainingJob(training, state, finish)

@@ -10,6 +10,7 @@ import pytest
 from jaxspec.checkpoint import Checkpoint, model_of
 from jaxspec.errors import ConfigError
 from jaxspec.train.multi_scale_tokenizer import multi_scale_job
+from jaxspec.train.start import deepened
 from jaxspec.train.tokenizer import averaged_params, tokenizer_job
 from tests.train import tiny, tiny_scales
 
@@ -78,3 +79,31 @@ def test_without_a_start_there_are_no_codes_to_keep(kind):
     experiment = replace(experiment, train_tokenizer=settings)
     with pytest.raises(ConfigError, match="decoder_alone needs a trained tokenizer"):
         make_job(experiment, Images(), Images())
+
+
+def test_a_decoder_gets_more_blocks_which_change_nothing_at_first():
+    """Control: blocks whose last layers are not zeros."""
+    experiment = tiny.get_config()
+    few, many = (replace(experiment.tokenizer, decoder_blocks=n) for n in (1, 3))
+    start = Checkpoint("tokenizer", few, model_of(few).init(jax.random.key(5)))
+    random = model_of(many).init(jax.random.key(6))
+    grown = deepened(start, many, random)
+    assert grown.config == many
+    images = jnp.float32(Images().take(np.arange(4))) / 127.5 - 1
+    tokens = model_of(few).encode(start.params, images)
+    np.testing.assert_array_equal(model_of(many).encode(grown.params, images), tokens)
+    before = model_of(few).decode(start.params, tokens)
+    after = model_of(many).decode(grown.params, tokens)
+    np.testing.assert_allclose(after, before, atol=1e-5)
+    kept = {**random["decoder"], **start.params["decoder"]}
+    other = {**grown.params, "decoder": kept}
+    other["decoder"]["conv_blocks_0"] = random["decoder"]["conv_blocks_0"]
+    assert abs(model_of(many).decode(other, tokens) - before).max() > 1e-3
+    settings = replace(experiment.train_tokenizer, decoder_alone=True)
+    deeper = replace(experiment, tokenizer=many, train_tokenizer=settings)
+    assert tokenizer_job(deeper, Images(), Images(), start).state
+    for other in (replace(many, code_dim=8), few):
+        assert deepened(start, other, random) is start
+    with pytest.raises(ConfigError, match="the tokenizer to start from has"):
+        deeper = replace(deeper, train_tokenizer=experiment.train_tokenizer)
+        tokenizer_job(deeper, Images(), Images(), start)
