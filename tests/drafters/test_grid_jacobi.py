@@ -16,10 +16,10 @@ from jaxspec.errors import ConfigError
 from jaxspec.pipeline.drafters import grid_jacobi
 from jaxspec.speculative.draft import Draft, InitContext
 from jaxspec.speculative.trees.tree import Tree
-from tests.drafters.test_guesses import VOCAB, a_round, result_of
+from tests.drafters.rounds import a_round, result_of
 from tests.models.tiny import TINY
 
-GRID, ROWS = 4, 2
+VOCAB, GRID, ROWS = 6, 4, 2
 TREE = Tree.chain(3)
 DRAFTER = GridJacobi(VOCAB, GRID, "halton")
 
@@ -31,7 +31,7 @@ def start(drafter=DRAFTER):
 
 def at(index):
     """Input of a draft whose next token has this index."""
-    round_ = a_round([1, 2], TREE, ROWS)
+    round_ = a_round([1, 2], TREE, VOCAB, ROWS)
     index = jnp.full(ROWS, index, jnp.int32)
     return replace(round_, index=index, sampling=Sampling.create(ROWS))
 

@@ -20,13 +20,13 @@ from jaxspec.drafters.training_free.prompt_lookup import PromptLookup
 from jaxspec.drafters.training_free.recycling import TokenRecycling
 from jaxspec.errors import ConfigError
 from jaxspec.models.transformer.model import Transformer
-from jaxspec.speculative.draft import Draft, DraftContext, InitContext, RoundResult
+from jaxspec.speculative.draft import Draft, DraftContext, InitContext
 from jaxspec.speculative.trees.dynamic import Beam, BestFirst
 from jaxspec.speculative.trees.tree import Tree
 from jaxspec.testing.properties import run_rounds
 from jaxspec.testing.table_drafter import TableDrafter
 from jaxspec.testing.toy import toy_params, toy_target
-from tests.drafters.rounds import after_rounds
+from tests.drafters.rounds import a_round, after_rounds, result_of
 from tests.drafters.tiny import FEATURES, TARGET, feature_params, target_params
 
 VOCAB, ROWS, LENGTH = 6, 3, 21
@@ -171,16 +171,6 @@ def test_a_node_depends_on_its_own_path_alone(name):
     np.testing.assert_allclose(log_q[0], log_q[1], atol=1e-4)
 
 
-def result_of(logits, draft, tree, path, accepted, tokens=None):
-    """Result of a round with a draft of given tokens."""
-    rows = len(logits)
-    path = jnp.broadcast_to(jnp.asarray(path), (rows, len(path)))
-    accepted = jnp.full(rows, accepted)
-    tokens = jnp.zeros(path.shape, jnp.int32) if tokens is None else tokens
-    none = jnp.zeros((rows, tree.size, 0))
-    return RoundResult(tokens, accepted + 1, path, accepted, none, logits, draft, tree)
-
-
 def test_jacobi_drafts_from_the_last_logits_of_the_target():
     tree, rows = Tree.named("0,1,00,10,000,100"), 2
     jacobi = Jacobi(VOCAB, "uniform", contexts="first")
@@ -245,7 +235,7 @@ def test_mixed_logits_lie_between_those_of_drafter_and_jacobi():
         draft = Draft(jnp.zeros((rows, 5), jnp.int32), jnp.ones((rows, 5), bool))
         result = result_of(logits, draft, tree, [0, 0, 0], 0)
         state = drafter.observe(params, state, result)
-        round_ = a_round([1, 2], tree, rows)
+        round_ = a_round([1, 2], tree, VOCAB, rows)
         round_ = replace(round_, sampling=Sampling.create(rows))
         return drafter.propose(params, state, round_)[0].log_q[:, 0]
 
@@ -276,23 +266,6 @@ def test_recycling_keeps_the_latest_successors_of_every_node():
     np.testing.assert_array_equal(state.ids[0, 5], [0, 1, 2])  # never read
 
 
-def a_round(tokens, tree, rows=1):
-    """Draft context after `tokens`."""
-    batch_tokens = jnp.asarray([tokens] * rows)
-    return DraftContext(
-        root=batch_tokens[:, -1],
-        tokens=jnp.pad(batch_tokens, ((0, 0), (0, 4))),
-        position=jnp.full(rows, len(tokens) - 1),
-        index=jnp.full(rows, len(tokens)),
-        noise=jnp.zeros((rows, tree.depth + 1, VOCAB)),
-        keys=batch_keys(0, rows),
-        sampling=Sampling.create(rows, temperature=0.0),
-        tree=tree,
-        selection="top",
-        order=("temperature",),
-    )
-
-
 def test_prompt_lookup_copies_the_longest_and_then_the_latest_match():
     tree = Tree.named("0,1,00,10,000,0000")
     drafter = PromptLookup(longest=3)
@@ -302,12 +275,12 @@ def test_prompt_lookup_copies_the_longest_and_then_the_latest_match():
     state = drafter.init(None, start)
     #         0  1  2  3  4  5  6  7  8  9
     tokens = [1, 2, 3, 4, 5, 2, 3, 0, 2, 3]  # "2 3" before at 1 and at 5
-    draft, _ = drafter.propose(None, state, a_round(tokens, tree))
+    draft, _ = drafter.propose(None, state, a_round(tokens, tree, VOCAB))
     drafted = dict(zip(tree.rank_paths, np.asarray(draft.tokens[0]), strict=True))
     assert [drafted[(0,) * d] for d in (1, 2, 3, 4)] == [0, 2, 3, 0]  # periodic
     assert [drafted[1,], drafted[1, 0]] == [4, 5]
     assert draft.valid.all()
-    draft, _ = drafter.propose(None, state, a_round([1, 2, 3], tree))
+    draft, _ = drafter.propose(None, state, a_round([1, 2, 3], tree, VOCAB))
     assert draft.valid[0].tolist() == [True] + [False] * 6
 
 
@@ -338,7 +311,7 @@ def test_n_grams_read_the_grid_and_their_own_path():
     )
     tokens = [1, 2, 3, 4, 5, 0, 1, 2]
     counts, _, counted = table.propose(
-        None, table.init(None, start), a_round(tokens, tree)
+        None, table.init(None, start), a_round(tokens, tree, VOCAB)
     )[1]
     assert int(counted[0]) == len(tokens)
     fitted = table.fit(jnp.asarray([tokens]))

@@ -105,7 +105,7 @@ def scores_behind(
     Args:
       result: round of the target.
       depth: number of positions, `G`.
-      contexts: see `Jacobi`.
+      contexts: nodes whose scores a position gets, as in `Jacobi`.
     """
     shape = result.draft.topology(result.tree)
     nodes = jnp.arange(result.tree.size)[None]
