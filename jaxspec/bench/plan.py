@@ -131,7 +131,7 @@ def plan_tree(
       decoding.
 
     Raises:
-      ConfigError: The bundle has no drafter, the drafter does not support a tree, or
+      ConfigError: The drafter does not support a tree, or
         `nodes` or `width` is out of range.
     """
     loaded = loaded or load_drafter("own", bundle)

@@ -218,13 +218,15 @@ def run_images(arguments: argparse.Namespace) -> None:
     own = folder / "classifier"
     if not own.is_dir():  # of the same images, if it fits
         own = find_folder(CLASSES) / "classifier"
-    classifier = load_checkpoint(arguments.classifier or own, "classifier")
+    chosen = arguments.classifier or own
+    classifier = load_checkpoint(chosen, "classifier")
     if classifier.metadata.get("class_names") != bundle.class_names or (
         classifier.config.image_size != bundle.tokenizer.config.image_size
     ):
         raise ConfigError(
-            "the classifier was trained on other images than bundle "
-            f"'{bundle.name}'; train one with `jaxspec train classifier`"
+            f"the classifier '{chosen}' was trained on other images than bundle "
+            f"'{bundle.name}'; train one with `jaxspec train classifier`, and name it "
+            "with --classifier"
         )
     extract = classifier_features(classifier)
     loaded = load_drafter(arguments.drafter, bundle)

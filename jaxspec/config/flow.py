@@ -27,6 +27,7 @@ class FlowTokenizerConfig:
       latents: autoencoder whose latents the networks see; None for pixels.
       token_modulation: whether tokens have shifts, scales and gates of their own in the
         layers of the flow, and not those of patches.
+      time_scale: factor of the times from 0 to 1 before their sinusoids.
       groups: number of groups of tokens. The share of the flow that is made has read
         as large a share of the groups, rounded up; 1 for all from the start.
       steps: number of steps of the flow.
@@ -46,6 +47,7 @@ class FlowTokenizerConfig:
     decoder: ViTConfig = ViTConfig(18, 1152, 18)
     latents: KLTokenizerConfig | None = None
     token_modulation: bool = False
+    time_scale: float = 1000.0
     groups: int = 1
     steps: int = 20
     guidance: float = 7.5
@@ -56,9 +58,11 @@ class FlowTokenizerConfig:
     def __post_init__(self):
         positive(self, "image_size", "patch_size", "length", "groups", "steps")
         require(
-            len(self.levels) >= 1 and all(count >= 2 for count in self.levels),
-            f"levels={self.levels}: each channel needs at least 2 values",
+            len(self.levels) >= 1
+            and all(type(count) is int and count >= 2 for count in self.levels),
+            f"levels={self.levels}: each channel needs at least 2 values, in whole",
         )
+        require(self.time_scale > 0, f"time_scale={self.time_scale} must be above 0")
         require(
             self.latents is None or self.latents.image_size == self.image_size,
             "latents are of images of another size",

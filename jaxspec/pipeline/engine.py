@@ -37,7 +37,7 @@ def make_engine(
       prompt_length: tokens that prompts take of the model's sequence length.
 
     Raises:
-      ConfigError: the tree does not suit the drafter, or there is no drafter.
+      ConfigError: the tree does not suit the drafter.
     """
     bundle = bundle_for(bundle, loaded)
     model = Transformer(bundle.prior.config, config.attention)

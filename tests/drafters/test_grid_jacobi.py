@@ -64,6 +64,19 @@ def test_a_first_guess_is_the_mean_of_the_nearest_known_cells():
         assert np.abs(guessed(other) - guessed()).max() > 1e-2
 
 
+def test_without_known_neighbors_a_guess_is_the_last_known_scores():
+    """One cell is known, which is none of the nearest of the next."""
+    drafter = GridJacobi(VOCAB, GRID, "raster", neighbors=1)
+    log_p = random_log_p(ROWS, GRID**2)
+    known = jnp.broadcast_to(jnp.arange(16) == 1, (ROWS, 16))
+    state = GridJacobiState(log_p, known, jnp.zeros(ROWS, jnp.int32))
+    found = drafter.propose(None, state, at(12))[0].log_q
+    assert_allclose(found[:, 2], log_p[:, 1], atol=1e-5)
+    nothing = GridJacobiState(log_p * 0, known & False, jnp.zeros(ROWS, jnp.int32))
+    uniform = drafter.propose(None, nothing, at(12))[0].log_q
+    assert_allclose(uniform, -np.log(VOCAB), atol=1e-5)
+
+
 def test_scores_of_a_pass_are_kept_for_emitted_and_later_cells():
     """One of three drafts was accepted: four cells, two of them emitted."""
     logits = jax.random.normal(jax.random.key(0), (ROWS, 4, VOCAB))
@@ -94,5 +107,9 @@ def test_places_beyond_the_last_cell_are_dropped():
 def test_impossible_settings_are_refused():
     with pytest.raises(ConfigError, match="neighbors=0"):
         GridJacobi(VOCAB, GRID, neighbors=0)
+    with pytest.raises(ConfigError, match="grid=0"):
+        GridJacobi(VOCAB, 0)
+    with pytest.raises(ConfigError, match="hilbert"):
+        GridJacobi(VOCAB, GRID, "hilbert")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigError, match="take jacobi"):
         grid_jacobi(replace(TINY, rope="sequence", max_length=9))

@@ -114,12 +114,21 @@ def test_first_tokens_become_the_same_images(pair, kept):
     assert np.abs(np.asarray(image) - other.numpy()).max() > 1e-2
 
 
-def settings_of(twin, mask="causal_last"):
-    """Settings as in the metadata of a released file."""
+def settings_of(twin, half="encoder", part="enc_seq_packer", **changed):
+    """Settings as in the metadata of a released file, some of one part changed."""
+    parts = {
+        "encoder": {"enc_seq_packer": {"mask_mode": "causal_last"}},
+        "decoder": {"dec_time_embedder": {"max_timestep": 1.0}},
+    }
+    for name, of in (("enc_transformer", "encoder"), ("dec_transformer", "decoder")):
+        parts[of][name] = {"head_dim": 32, "act_layer": {"path": "torch.nn.SiLU"}}
+    parts[half].setdefault(part, {}).update(changed)
     return {
         "vae": str({"_target_": "any", "scaling_factor": 0.7}),
         "regularizer": str({"levels": list(twin.levels)}),
-        "encoder": str({"module_dict": {"enc_seq_packer": {"mask_mode": mask}}}),
+        **{of: str({"module_dict": value}) for of, value in parts.items()},
+        "other": "no settings",
+        "long": "{" + " " * 100_000 + "}",
     }
 
 
@@ -127,16 +136,40 @@ def test_settings_are_read_from_the_header_of_the_file(tmp_path, capsys):
     twin = twin_of(2)
     state = {name: x.contiguous() for name, x in twin.state_dict().items()}
     file, out = tmp_path / "model.safetensors", tmp_path / "bundle"
-    save_file(state, file, metadata=settings_of(twin))
     command = ["convert", str(file), str(out), "--set", "groups=4"]
-    assert main(command) == 0
+
+    def convert(*changed, **settings):
+        save_file(state, file, metadata=settings_of(twin, *changed, **settings))
+        return main(command)
+
+    assert convert() == 0
     config = load_checkpoint(out / "tokenizer").config
     assert config.levels == twin.levels and config.latents.scale == 0.7
-    assert config.encoder.heads == 1  # of 64 channels
-    save_file(state, file, metadata=settings_of(twin, mask="causal"))
-    capsys.readouterr()
-    assert main(command) == 2
-    assert "mask_mode='causal' is not supported" in capsys.readouterr().err
+    assert config.encoder.heads == config.decoder.heads == 2
+    assert config.time_scale == 1000
+    for half, part, changed in (
+        ("encoder", "enc_seq_packer", {"mask_mode": "causal"}),
+        ("decoder", "dec_transformer", {"qk_norm": False}),
+        ("encoder", "enc_transformer", {"act_layer": {"path": "torch.nn.GELU"}}),
+        ("decoder", "dec_to_patches", {"use_mup_readout": True}),
+    ):
+        capsys.readouterr()
+        assert convert(half, part, **changed) == 2
+        error = capsys.readouterr().err
+        assert f"{part}.{next(iter(changed))}=" in error and "not supported" in error
+
+
+def test_times_have_the_scale_of_the_settings():
+    twin = twin_of(1)
+    parts = {"dec_time_embedder": {"max_timestep": 500.0}}
+    config = {"decoder": {"module_dict": parts}}
+    assert (
+        converted(twin.state_dict(), config=config, **SETTINGS).config.time_scale == 2
+    )
+    parts["dec_time_embedder"] = {}  # the original's default
+    assert (
+        converted(twin.state_dict(), config=config, **SETTINGS).config.time_scale == 1
+    )
 
 
 def test_what_is_missing_or_different_is_named():
@@ -146,6 +179,11 @@ def test_what_is_missing_or_different_is_named():
         converted(state, levels=(5, 4, 3), groups=4)
     with pytest.raises(ConfigError, match="--set levels=N,N"):
         converted(state, scale=0.7, groups=4)
+    with pytest.raises(ConfigError, match="--set levels=N,N"):
+        converted(state, **{**SETTINGS, "levels": ("5", "4", "3")})
+    alone = {k: x for k, x in state.items() if not k.startswith("vae.")}
+    with pytest.raises(DataError, match="has no autoencoder"):
+        converted(alone, **SETTINGS)
     name = "decoder.module_dict.dec_patches_posemb_module.posembs"
     turned = {**state, name: state[name].transpose(2, 3).contiguous()}
     with pytest.raises(DataError, match="no sinusoids of a square grid"):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import jaxspec
 from jaxspec.cli import main
+from jaxspec.drafters.training_free.jacobi import Jacobi
 from jaxspec.pipeline.bundle import load_bundle
 from jaxspec.pipeline.drafters import load_drafter
 from jaxspec.pipeline.prompts import Prompts
@@ -97,6 +98,21 @@ def test_the_size_that_promises_most_is_measured_first(folder, measured, monkeyp
         loaded = replace(pipe.loaded, acceptance=((rate,),) * 8)
         choose_tree(pipe.bundle, Prompts.from_classes(LABELS), CONFIG, loaded)
     assert asked[0][0] == 8 and asked[1][0] < 8
+
+
+def test_a_tree_of_twice_the_nodes_is_chosen_by_its_estimate(folder, measured):
+    """Of eight nodes whose pass costs hardly more than a step."""
+    pipe = jaxspec.load_pipeline(folder)
+    prompts = Prompts.from_classes(LABELS)
+    vocab = pipe.bundle.prior.config.vocab_size
+    surely = replace(pipe.loaded, acceptance=((0.97,),) * 20, drafter=Jacobi(vocab))
+    chosen = choose_tree(pipe.bundle, prompts, CONFIG, surely)
+    assert chosen.tree == Tree.chain(15)
+    assert "estimated from 8 nodes" in chosen.reason
+    # Deeper drafts than were measured are none.
+    shallow = replace(surely, acceptance=((0.97,),) * 7)
+    chosen = choose_tree(pipe.bundle, prompts, CONFIG, shallow)
+    assert chosen.tree == Tree.chain(7) and "estimated" not in chosen.reason
 
 
 def test_timings_that_vary_must_promise_more():

@@ -21,6 +21,7 @@ from jaxspec.drafters.dflash.network import DFlashConfig
 from jaxspec.drafters.draft_model.drafter import DraftModel
 from jaxspec.drafters.eagle.drafter import Eagle
 from jaxspec.drafters.eagle.network import EagleConfig
+from jaxspec.drafters.training_free.grid_jacobi import GridJacobi
 from jaxspec.drafters.training_free.jacobi import Jacobi
 from jaxspec.drafters.training_free.ngram import NgramTable
 from jaxspec.drafters.training_free.recycling import TokenRecycling
@@ -155,6 +156,7 @@ DRAFTERS = {
     "block": (DFlash(BLOCK, TARGET), Beam(9, 3, 4, 3), drafter_parameters),
     "eagle-3": (Eagle(EAGLE, TARGET), TREE, drafter_parameters),
     "jacobi": (Jacobi(V), TREE, None),
+    "grid jacobi": (GridJacobi(V, TARGET.grid, "halton"), TREE, None),
     "recycling": (TokenRecycling(V, 4), TREE, None),
     "n-grams": (NgramTable(V, buckets=64, width=4), TREE, None),
     "small": (

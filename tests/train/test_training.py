@@ -157,7 +157,8 @@ def test_verifiers_are_compared_by_image_quality(trained, data, tmp_path, capsys
     command += ["--verifiers", "coupled", "lantern:k=4,lam=9", "--tree", "0,1,00"]
     # The bundle has no classifier; the embedded one is of other images.
     assert main([*command, "--out", str(stem)]) == 2
-    assert "trained on other images" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "trained on other images" in error and "--classifier" in error
     command += ["--classifier", str(tmp_path / "checkpoint" / "classifier")]
     assert main([*command, "--out", str(stem)]) == 0
     plain, coupled, relaxed = json.loads(stem.with_suffix(".json").read_text())["rows"]

@@ -34,11 +34,18 @@ _GRIDS = (
     f"{_ENCODER}enc_posemb_module.posembs",
     f"{_DECODER}dec_patches_posemb_module.posembs",
 )
-# Ways of attention of the two networks.
-_MASKS = {
-    ("encoder", "enc_seq_packer"): "causal_last",
-    ("decoder", "dec_seq_packer"): "full",
+# Settings that no tensor shows, by the end of their name; others are not supported.
+_FIXED: dict[str, dict[str, Any]] = {
+    "enc_seq_packer": {"mask_mode": "causal_last"},
+    "dec_seq_packer": {"mask_mode": "full"},
+    "_transformer": {"qk_norm": True, "gated_mlp": True},
+    "enc_to_latents": {"use_mup_readout": False},
+    "dec_to_patches": {"use_mup_readout": False},
+    "_posemb_module": {"posemb_scaling": "absolute"},
+    "dec_time_embedder": {"frequency_embedding_size": 256},
 }
+# Largest time of released models, and that of files that name none.
+_LAST_TIME, _OTHER_LAST_TIME = 1.0, 1000.0
 
 
 def _linear(source: str, target: str) -> tuple[KeyRule, ...]:
@@ -87,21 +94,46 @@ def _section(source: Source, name: str) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _check_masks(source: Source) -> None:
-    """Refuses networks with other attention than the released ones.
+def _parts(source: Source) -> dict[str, Mapping[str, Any]]:
+    """Settings of the parts of both networks, by name; empty without any."""
+    result = {}
+    for half in ("encoder", "decoder"):
+        parts = _section(source, half).get("module_dict")
+        for name, part in parts.items() if isinstance(parts, Mapping) else ():
+            if isinstance(part, Mapping):
+                result[name] = part
+    return result
+
+
+def _check_parts(source: Source) -> None:
+    """Refuses networks that compute something else than the released ones.
 
     Raises:
-      ConfigError: the settings name another one.
+      ConfigError: the settings name another kind of attention, layer or head.
     """
-    for (half, part), expected in _MASKS.items():
-        parts = _section(source, half).get("module_dict")
-        packer = parts.get(part) if isinstance(parts, Mapping) else None
-        mask = packer.get("mask_mode") if isinstance(packer, Mapping) else None
-        if mask not in (None, expected):
+    for name, part in _parts(source).items():
+        for ending, expected in _FIXED.items():
+            for key, value in expected.items() if name.endswith(ending) else ():
+                if part.get(key, value) != value:
+                    raise ConfigError(
+                        f"'{source.name}': {name}.{key}={part[key]!r} is not "
+                        f"supported, only {value!r}"
+                    )
+        layer = part.get("act_layer")
+        names = layer.values() if isinstance(layer, Mapping) else [layer]
+        if layer is not None and not any("SiLU" in str(x) for x in names):
             raise ConfigError(
-                f"'{source.name}': {part}.mask_mode={mask!r} is not supported, only "
-                f"{expected!r}"
+                f"'{source.name}': {name}.act_layer={layer!r} is not supported, only "
+                "SiLU"
             )
+
+
+def _time_scale(source: Source) -> float:
+    """Factor of times, which are from 0 to 1, before their sinusoids."""
+    embedder = _parts(source).get("dec_time_embedder")
+    if embedder is None:
+        return 1000.0 / _LAST_TIME
+    return 1000.0 / float(embedder.get("max_timestep", _OTHER_LAST_TIME))
 
 
 def _check_grid(source: Source, name: str) -> int:
@@ -126,7 +158,8 @@ def _check_grid(source: Source, name: str) -> int:
 
 def _vit(source: Source, name: str, width: int, overrides: Overrides) -> ViTConfig:
     layers = count_tensors(source, f"{name}.blocks.{{i}}.attn.wq.weight")
-    heads = overrides.get("heads", max(width // _HEAD_SIZE, 1))
+    size = _parts(source).get(name.rpartition(".")[2], {}).get("head_dim", _HEAD_SIZE)
+    heads = overrides.get("heads", max(width // size, 1))
     return ViTConfig(layers, width, heads)
 
 
@@ -164,7 +197,11 @@ def _levels(source: Source, overrides: Overrides, channels: int) -> tuple[int, .
     levels = overrides.get("levels", _section(source, "regularizer").get("levels"))
     if levels is None and channels == len(_LEVELS):
         levels = _LEVELS
-    if not isinstance(levels, list | tuple) or len(levels) != channels:
+    if (
+        not isinstance(levels, list | tuple)
+        or len(levels) != channels
+        or any(type(count) is not int for count in levels)
+    ):
         raise ConfigError(
             f"'{source.name}': tokens have {channels} channels, and levels={levels}; "
             "add --set levels=N,N,..."
@@ -173,7 +210,12 @@ def _levels(source: Source, overrides: Overrides, channels: int) -> tuple[int, .
 
 
 def _plan(source: Source, overrides: Overrides, target: Checkpoint | None) -> Plan:
-    _check_masks(source)
+    _check_parts(source)
+    if not any(name.startswith(_VAE) for name in source.tensors):
+        raise DataError(
+            f"'{source.name}' has no autoencoder ({_VAE}...); FlexTok's networks see "
+            "its latents, and are converted together with it"
+        )
     patches, other = (_check_grid(source, name) for name in _GRIDS)
     length, width = source.shape(_QUERIES, 2)
     flow_width = source.shape(f"{_DECODER}dec_nested_dropout.dropout_mask_token", 1)[0]
@@ -200,6 +242,7 @@ def _plan(source: Source, overrides: Overrides, target: Checkpoint | None) -> Pl
         encoder=_vit(source, f"{_ENCODER}enc_transformer", width, overrides),
         decoder=_vit(source, f"{_DECODER}dec_transformer", flow_width, overrides),
         latents=plan.config,
+        time_scale=_time_scale(source),
         token_modulation=source.shape(modulation, 1)[0] == 12 * flow_width,
     )
     within = tuple(

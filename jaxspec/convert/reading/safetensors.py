@@ -8,6 +8,7 @@ import ast
 import json
 import math
 import struct
+import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +43,8 @@ DTYPES: dict[str, Any] = {
 NAMES = {np.dtype(v): k for k, v in DTYPES.items()}
 # Limit of the format for the size of the header in bytes.
 MAX_HEADER = 100_000_000
+# Limit of settings in the metadata that are read, in characters.
+MAX_SETTINGS = 1 << 16
 MAX_AXES, MAX_SIZE = 32, 1 << 62
 
 
@@ -95,7 +98,8 @@ def read_safetensors(file: Path) -> dict[str, Stored]:
 def header_settings(file: Path) -> dict[str, Any]:
     """Settings of a model in the metadata of a file, as FlexTok has them.
 
-    Its values are texts of Python literals; those that are no mapping are left out.
+    Its values are texts of Python literals. Those that are no mapping, or too long for
+    settings, are left out: reading a literal takes hundreds of times its memory.
 
     Raises:
       DataError: the file is damaged, truncated, or no safetensors file.
@@ -104,8 +108,12 @@ def header_settings(file: Path) -> dict[str, Any]:
     metadata = header.get("__metadata__")
     result = {}
     for key, text in metadata.items() if isinstance(metadata, dict) else ():
+        if not isinstance(text, str) or text[:1] != "{" or len(text) > MAX_SETTINGS:
+            continue
         try:
-            value = ast.literal_eval(text)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                value = ast.literal_eval(text)
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             continue
         if isinstance(value, dict) and all(isinstance(name, str) for name in value):

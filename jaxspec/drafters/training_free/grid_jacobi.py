@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import register_dataclass
 
-from jaxspec.config.orders import Order, cells_of
+from jaxspec.config.orders import Order, cells_of, check_order
 from jaxspec.core.numbers import whole
 from jaxspec.drafters.training_free.jacobi import emitted_scores, scores_behind
 from jaxspec.drafters.tree_drafting import at_depth, grow
@@ -42,11 +42,12 @@ class GridJacobi:
     """`Jacobi` for tokens of a grid; needs no training and no parameters.
 
     A position that no pass has scored gets the mean of the log-probabilities of the
-    nearest cells before it, weighted by the inverse of their distances (ours). The
-    scores of the token before, which `Jacobi` takes, are those of a neighbor in raster
-    order alone. All other drafts are those of `Jacobi`. The state holds a float32
-    distribution for each cell and sequence: 1 MB for 16 x 16 cells and 1,024 tokens,
-    38 MB for 24 x 24 and 16,384.
+    nearest scored cells before it, weighted by the inverse of their distances (ours).
+    They are looked for among three times as many; where none of these has been scored,
+    those of the last cell that has are taken, as `Jacobi` does everywhere. Cells of
+    given tokens (`Prefixed`) have none. All other drafts are those of `Jacobi`. The
+    state holds a float32 distribution for each cell and sequence: 1 MB for 16 x 16
+    cells and 1,024 tokens, 38 MB for 24 x 24 and 16,384.
 
     Attributes:
       vocab_size: vocabulary size `V`.
@@ -55,7 +56,7 @@ class GridJacobi:
       neighbors: number of nearest cells.
 
     Raises:
-      ConfigError: there is no neighbor.
+      ConfigError: a size is no whole number above 0, or there is no such order.
     """
 
     vocab_size: int
@@ -64,7 +65,9 @@ class GridJacobi:
     neighbors: int = 4
 
     def __post_init__(self):
-        whole("neighbors", self.neighbors, 1)
+        for name in ("vocab_size", "grid", "neighbors"):
+            whole(name, getattr(self, name))
+        check_order(self.order)
 
     def init(self, params: Params, ctx: InitContext) -> GridJacobiState:
         """See `Drafter`."""
@@ -115,7 +118,7 @@ class GridJacobi:
     def _guesses(
         self, state: GridJacobiState, place: Int[Array, "B G"]
     ) -> Float[Array, "B G V"]:
-        """Weighted means over the nearest known cells; zeros without any."""
+        """Weighted means over the nearest known cells, else the last known scores."""
         nearest, distance = _nearest(self.grid, self.order, self.neighbors)
         cells = jnp.asarray(nearest)[place]  # [B, G, n], -1 for none
         batch, depth, count = cells.shape
@@ -134,7 +137,11 @@ class GridJacobi:
             state.log_p, cells.reshape(batch, -1)[..., None], axis=1
         )
         log_p = log_p.reshape(batch, depth, -1, self.vocab_size)
-        return jnp.einsum("bgn,bgnv->bgv", weight, log_p)
+        means = jnp.einsum("bgn,bgnv->bgv", weight, log_p)
+        index = jnp.arange(state.known.shape[1])
+        last = jnp.max(jnp.where(state.known, index, 0), axis=1)  # zeros without any
+        latest = jnp.take_along_axis(state.log_p, last[:, None, None], axis=1)
+        return jnp.where(total > 0, means, latest)
 
 
 @lru_cache

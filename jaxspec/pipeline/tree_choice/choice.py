@@ -134,13 +134,16 @@ def choose_tree(
         save_costs(key, costs)
         source = f"measured in {time.perf_counter() - began:.1f} s"
     known[key] = costs
-    larger = _possible_sizes(loaded, [2 * max(costs.rounds)])
+    largest = max(costs.rounds)
+    larger = [
+        nodes
+        for nodes in _possible_sizes(loaded, [2 * largest])
+        if Tree.optimal(acceptance(nodes), nodes, depth(nodes)).size == nodes
+    ]
     choice = fastest_tree(with_estimates(costs, larger), acceptance, depth, source)
     if choice.tree.size in larger:
-        known_size = max(costs.rounds)
-        choice = replace(
-            choice, reason=f"{choice.reason}; estimated from {known_size} nodes"
-        )
+        reason = f"{choice.reason}; estimated from {largest} nodes"
+        choice = replace(choice, reason=reason)
     steps = batches * _new_tokens(bundle, prompts, config, loaded)
     seconds = steps * costs.step / (choice.speedup or 1.0)
     return replace(choice, reason=f"{choice.reason}; about {seconds:.0f} s to decode")
@@ -169,7 +172,7 @@ def with_estimates(costs: RoundCosts, sizes: Sequence[int]) -> RoundCosts:
     measured = costs.rounds[nodes]
     slope = max(measured - costs.step, 0.0) / (nodes - 1)
     estimates = {size: ESTIMATE * (measured + (size - nodes) * slope) for size in sizes}
-    return replace(costs, rounds={**estimates, **costs.rounds})
+    return replace(costs, rounds={**costs.rounds, **estimates})
 
 
 def fastest_tree(

@@ -14,8 +14,8 @@ from jaxspec.nn.norms import layer_norm
 from jaxspec.typing import Array, Bool, Float
 
 _EPS = 1e-5
-# Sinusoids of the time, half of them cosines, their longest period, and its range.
-_SINUSOIDS, _PERIOD, _TIMES = 256, 256.0, 1000.0
+# Sinusoids of the time, half of them cosines, and their longest period.
+_SINUSOIDS, _PERIOD = 256, 256.0
 # Products of queries and keys are divided by an eighth of the size of a head.
 _ATTENTION = 8.0
 
@@ -129,7 +129,7 @@ class _Flow(nn.Module):
         """Embedding of times from 0 to 1."""
         half = _SINUSOIDS // 2
         pace = jnp.exp(-math.log(_PERIOD) / half * jnp.arange(half, dtype=jnp.float32))
-        angles = _TIMES * time[:, None] * pace[None]
+        angles = self.config.time_scale * time[:, None] * pace[None]
         waves = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
         h = nn.silu(linear(width, "time_in", bias=True)(waves))
         return linear(width, "time_out", bias=True)(h)
