@@ -51,7 +51,7 @@ def get_config() -> Experiment:
             channels=80,
             latent_channels=80,
             encoder_blocks=1,
-            decoder_blocks=2,
+            decoder_blocks=6,
             # The best 7 numbers of a patch, as many as a code of width 8 has, leave
             # 25.6 dB; those of width 16 leave 30.8.
             codebook_size=4096,
