@@ -9,12 +9,15 @@ from jax.tree_util import register_dataclass
 
 from jaxspec.config.orders import Order, cells_of, check_order
 from jaxspec.core.numbers import whole
-from jaxspec.drafters.training_free.jacobi import emitted_scores, scores_behind
-from jaxspec.drafters.tree_drafting import at_depth, grow
+from jaxspec.drafters.training_free.jacobi import (
+    draft_by_depth,
+    emitted_scores,
+    scores_behind,
+)
 from jaxspec.speculative.draft import Draft, DraftContext, InitContext, RoundResult
 from jaxspec.typing import Array, Bool, Float, Int, Params
 
-# Earlier cells that are candidates for the neighbors, by their number.
+# Nearest earlier cells among which each neighbor is looked for.
 _CANDIDATES = 3
 
 
@@ -85,14 +88,9 @@ class GridJacobi:
         own = jnp.take_along_axis(state.log_p, place[..., None], axis=1)
         known = jnp.take_along_axis(state.known, place, axis=1)
         logits = jnp.where(known[..., None], own, self._guesses(state, place))
-
-        def step(depth, tokens, node_state, carry):
-            scores = at_depth(logits, depth)
-            scores = jnp.broadcast_to(scores, (*tokens.shape, self.vocab_size))
-            return scores, node_state, carry
-
         index = ctx.index.astype(jnp.int32)
-        return grow(ctx, step)[0], GridJacobiState(state.log_p, state.known, index)
+        state = GridJacobiState(state.log_p, state.known, index)
+        return draft_by_depth(ctx, logits), state
 
     def observe(
         self, params: Params, state: GridJacobiState, result: RoundResult

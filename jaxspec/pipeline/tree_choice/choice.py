@@ -28,7 +28,8 @@ from jaxspec.speculative.trees.tree import Tree
 # Name of the automatic choice, for `--tree` and `tree=`.
 AUTO = "auto"
 # Tree sizes that are measured on a kind of device, and the number of nodes by which a
-# pass takes a step longer on the devices at hand, which only orders them.
+# pass takes a step longer, which only orders them: about that of two CPU cores, and for
+# accelerators an assumption.
 SIZES = {"cpu": (4, 8, 2)}
 ACCELERATOR_SIZES = (32, 64, 16)
 NODES_A_STEP = {"cpu": 8.0}
