@@ -16,9 +16,10 @@ from tqdm import tqdm
 
 from docs.studies.command import run_study
 from jaxspec.bench.description import Benchmark, Option
-from jaxspec.bench.registry import BATCHES, REPEATS, SEED
+from jaxspec.bench.registry import BATCHES, CHECKPOINT, REPEATS, SEED
 from jaxspec.core.noise import batch_keys, position_noise
 from jaxspec.drafters.dflash import DFlash
+from jaxspec.drafters.training_free.grid_jacobi import GridJacobi
 from jaxspec.errors import ConfigError
 from jaxspec.evaluate.tables import environment, markdown_table
 from jaxspec.pipeline.bundle import Bundle, load_bundle
@@ -75,11 +76,18 @@ def jaxspec_methods(
 
         return run
 
-    return {
+    methods = {
         PLAIN: method(Tree.root(), None),
-        DRAFTED: method(tree, "unmixed"),
-        "jaxspec, mixed drafts": method(best, "own"),
+        DRAFTED: method(tree, compared_drafter(bundle)),
     }
+    if compared_drafter(bundle) != "own":
+        methods["jaxspec, mixed drafts"] = method(best, "own")
+    return methods
+
+
+def compared_drafter(bundle: Bundle) -> str:
+    """Name of the drafter that both engines have."""
+    return "unmixed" if bundle.drafter else "own"
 
 
 def torch_methods(
@@ -87,6 +95,9 @@ def torch_methods(
 ) -> dict[str, Method]:
     """Programs that generate with PyTorch, by name."""
     from jaxspec.bench.baselines import torch_baselines
+    from jaxspec.bench.baselines.torch_decoder import TorchDecoder
+    from jaxspec.bench.baselines.torch_dflash import TorchDFlash
+    from jaxspec.bench.baselines.torch_grid_jacobi import TorchGridJacobi
     from jaxspec.bench.baselines.torch_speculative import TorchSpeculative
 
     config, params = bundle.prior.config, bundle.prior.params
@@ -97,43 +108,53 @@ def torch_methods(
         rows = [baselines["torch.compile"]() for _ in range(num // batch)]
         return Made(np.concatenate(rows), length * len(rows), 1.0)
 
-    methods: dict[str, Method] = {"PyTorch, torch.compile": compiled}
-    if batch > 1:
-        return methods  # the loop has one sequence
-    loaded = load_drafter("unmixed", bundle)
-    assert isinstance(loaded.drafter, DFlash)  # that of the embedded bundle
-    drafter = loaded.drafter.config, loaded.params["own"]
-    loop = TorchSpeculative(config, params, *drafter, tree, CFG_SCALE)
+    target = TorchDecoder(config, params, 1, 0)
+    loaded = load_drafter(compared_drafter(bundle), bundle)
+    if isinstance(loaded.drafter, DFlash):
+        drafter = TorchDFlash(
+            loaded.drafter.config, loaded.params["own"], target, CFG_SCALE
+        )
+    elif isinstance(loaded.drafter, GridJacobi):
+        drafter = TorchGridJacobi(loaded.drafter)
+    else:
+        raise ConfigError(f"no PyTorch twin of the drafter of {bundle.path}")
+    loop = TorchSpeculative(target, drafter, tree, CFG_SCALE)
     labels = spread_classes(len(bundle.class_names), num)
-    positions = 1 + jnp.arange(length + tree.depth)
-    noise = [
-        np.asarray(position_noise(key[None], positions[None], config.vocab_size)[0])
-        for key in batch_keys(seed, num)
-    ]
+    positions = jnp.tile(1 + jnp.arange(length + tree.depth), (num, 1))
+    noise = np.asarray(
+        position_noise(batch_keys(seed, num), positions, config.vocab_size)
+    )
 
     def speculative() -> Made:
-        rounds = [loop.generate(*pair) for pair in zip(labels, noise, strict=True)]
-        calls = sum(x.calls for x in rounds)
-        tokens = np.stack([x.tokens for x in rounds])
-        return Made(tokens, calls, tokens.size / calls)
+        starts = range(0, num, batch)
+        rounds = [
+            loop.generate(labels[i : i + batch], noise[i : i + batch]) for i in starts
+        ]
+        tokens = np.concatenate([x.tokens for x in rounds])
+        calls = np.stack([x.calls for x in rounds])
+        passes = int(calls.max(axis=1).sum())
+        return Made(tokens, passes, tokens.size / calls.sum())
 
-    return methods | {TORCH_LOOP: speculative}
+    return {"PyTorch, torch.compile": compiled, TORCH_LOOP: speculative}
 
 
 def measure_engines(
     *,
+    checkpoint: str | None = None,
     batches: Sequence[int] = (1, 4, 8),
-    nodes: int = 5,
+    nodes: Sequence[int] = (5,),
     best: str | None = None,
     num: int = 8,
     repeats: int = 3,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Times every engine on the embedded class-conditional model, float32.
+    """Times every engine on a class-conditional model, float32.
 
     Args:
+      checkpoint: Bundle folder; None for the embedded bundle of classes.
       batches: Batch sizes in images; each divides `num`.
-      nodes: Drafted and verified nodes of the tree, its root included.
+      nodes: Drafted and verified nodes of the tree, its root included: one number, or
+        one for each batch size.
       best: Name of the tree of mixed drafts; None for the same tree.
       num: Number of images.
       repeats: Number of timed runs.
@@ -143,20 +164,27 @@ def measure_engines(
       Report with one row per batch size and engine.
 
     Raises:
-      ConfigError: PyTorch is not installed, or a batch size does not divide `num`.
+      ConfigError: PyTorch is not installed, a batch size does not divide `num`, there
+        is not one number of nodes for each, or the loop lacks the drafter.
     """
     if find_spec("torch") is None:
         raise ConfigError("this study needs PyTorch: pip install 'torch==2.13.0'")
     if wrong := [batch for batch in batches if num % batch]:
         raise ConfigError(f"a batch of {wrong[0]} does not divide {num} images")
-    bundle = load_bundle(CLASSES)
+    if len(nodes) not in (1, len(batches)):
+        raise ConfigError(
+            f"{len(nodes)} numbers of nodes for {len(batches)} batch sizes; give one, "
+            "or one for each"
+        )
+    bundle = load_bundle(checkpoint or CLASSES)
     loaded = load_drafter("own", bundle)
-    tree = loaded.tree(f"optimal-{nodes}")
-    assert isinstance(tree, Tree)
-    shape = loaded.tree(best) if best else tree
+    each = tuple(nodes) if len(nodes) > 1 else (*nodes,) * len(batches)
     rows = []
     with tqdm(total=len(batches), desc="batch sizes") as bar:
-        for batch in batches:
+        for batch, size in zip(batches, each, strict=True):
+            tree = loaded.tree(f"optimal-{size}")
+            assert isinstance(tree, Tree)
+            shape = loaded.tree(best) if best else tree
             methods = jaxspec_methods(bundle, tree, shape, batch, num, seed)
             methods |= torch_methods(bundle, tree, batch, num, seed)
             made = {name: method() for name, method in methods.items()}
@@ -168,6 +196,7 @@ def measure_engines(
                 {
                     "batch": batch,
                     "engine": name,
+                    "nodes": size,
                     "tokens_per_call": made[name].per_call,
                     "ms_per_call": 1e3 * timing.median / made[name].calls,
                     "same_tokens": bool(np.array_equal(made[name].tokens, reference)),
@@ -180,7 +209,8 @@ def measure_engines(
     import torch  # pyright: ignore[reportMissingImports]
 
     result = {"repeats": repeats, "num": num, "rows": rows, **environment()}
-    result |= {"nodes": tree.size, "best": best or f"optimal-{nodes}"}
+    mixed = bundle.drafter is not None
+    result |= {"checkpoint": bundle.name, "best": best, "mixed": mixed}
     result["torch"] = f"{torch.__version__}, {torch.get_num_threads()} threads"
     return result
 
@@ -192,10 +222,12 @@ def _tokens(method: Method) -> np.ndarray:
 
 def engines_markdown(result: dict[str, Any]) -> str:
     """Formats a report of `measure_engines`."""
+    mixed = result["mixed"] and result["best"] is not None
     cells = [
         [
             row["batch"],
             row["engine"],
+            1 if row["tokens_per_call"] == 1 else row["nodes"],
             f"{row['tokens_per_call']:.2f}",
             f"{row['ms_per_call']:.2f}",
             f"{row['seconds']:.2f}",
@@ -205,7 +237,7 @@ def engines_markdown(result: dict[str, Any]) -> str:
         ]
         for row in result["rows"]
     ]
-    columns = ["batch", "engine", "tokens per call", "ms per call", "seconds"]
+    columns = ["batch", "engine", "nodes", "tokens per call", "ms per call", "seconds"]
     columns += ["min to max", "speedup", "same tokens"]
     lines = [
         "# Engines on equal models",
@@ -216,13 +248,14 @@ def engines_markdown(result: dict[str, Any]) -> str:
         f"{result['torch']}, float32. Medians of {result['repeats']} interleaved runs, "
         "without compilation.",
         "",
-        f"{result['num']} images of 256 tokens of the embedded class-conditional "
-        f'model, CFG scale {CFG_SCALE:g}, temperature 1. "{TORCH_LOOP}" is eager '
-        "PyTorch with a Python loop over rounds, of one image at a time. It has the "
-        "drafter, the tree and the random numbers of the drafted row of jaxspec, so "
-        f"that engines are compared and not models: {result['nodes']} nodes, optimal "
-        "for the measured acceptance. Mixed drafts have the tree "
-        f"{result['best']}. A call of a batch "
+        f"{result['num']} images of `{result['checkpoint']}`, CFG scale "
+        f'{CFG_SCALE:g}, temperature 1. "{TORCH_LOOP}" is eager PyTorch with a Python '
+        "loop over rounds, here of a batch. It has the drafter, the tree and the "
+        "random numbers of the drafted row of jaxspec, so that engines are compared "
+        "and not models; trees are optimal for the measured acceptance. "
+        + f"Mixed drafts have the tree {result['best']}. "
+        * mixed
+        + "A call of a batch "
         'is a call for all of its images. "Speedup" and "same tokens" are relative '
         "to plain decoding of jaxspec; torch.compile draws noise of its own. "
         f"{RATIO_NOTE}",
@@ -239,8 +272,16 @@ STUDY = Benchmark(
     "and speculatively with the same drafter and tree. Needs torch.",
     example="Example: python -m docs.studies.engines --batches 1 4 8 --out engines",
     options=(
+        CHECKPOINT,
         replace(BATCHES, default=(1, 4, 8)),
-        Option("nodes", "nodes of the tree, its root included", int, 5, least=2),
+        Option(
+            "nodes",
+            "nodes of the tree, its root included: one number, or one for each batch",
+            int,
+            default=(5,),
+            several=True,
+            least=2,
+        ),
         Option("best", "tree of mixed drafts", metavar="TREE", default_text="the same"),
         Option("num", "number of images", int, default=8, least=1),
         REPEATS,

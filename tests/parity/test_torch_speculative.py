@@ -10,9 +10,13 @@ torch = pytest.importorskip("torch")
 
 from dataclasses import replace
 
+from jaxspec.bench.baselines.torch_decoder import TorchDecoder
+from jaxspec.bench.baselines.torch_dflash import TorchDFlash
+from jaxspec.bench.baselines.torch_grid_jacobi import TorchGridJacobi
 from jaxspec.bench.baselines.torch_speculative import TorchSpeculative
 from jaxspec.core.noise import batch_keys, position_noise
 from jaxspec.core.sampling import Sampling
+from jaxspec.drafters.training_free.grid_jacobi import GridJacobi
 from jaxspec.errors import ConfigError
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.pipeline.bundle import load_bundle
@@ -22,56 +26,68 @@ from jaxspec.speculative.trees.tree import Tree
 
 pytestmark = pytest.mark.parity
 CFG_SCALE, LENGTH = 2.0, 256
+LABELS = np.array([32, 7, 50])
 
 
-@pytest.fixture(scope="module")
-def models():
-    bundle = load_bundle("fruits64")
-    return bundle, load_drafter("unmixed", bundle)
+def make_drafter(loaded, target):
+    """The same drafter in PyTorch."""
+    if isinstance(loaded.drafter, GridJacobi):
+        return TorchGridJacobi(loaded.drafter)
+    return TorchDFlash(loaded.drafter.config, loaded.params["own"], target, CFG_SCALE)
 
 
-@pytest.mark.parametrize("name", ["0,1,00,01,10,000", "chain-4"])
-def test_tokens_and_calls_are_those_of_the_engine(models, name):
-    bundle, loaded = models
-    tree, keys = Tree.named(name), batch_keys(3, 1)
-    config, drafter = bundle.prior.config, loaded.drafter
-    engine = Engine(Transformer(config).as_target(), LENGTH, drafter, tree)
-    variables = engine.variables(target=bundle.prior.params, drafter=loaded.params)
+@pytest.mark.parametrize(
+    ("name", "drafter", "tree", "least"),
+    [
+        ("fruits64", "unmixed", "0,1,00,01,10,000", 1.5),
+        ("fruits64", "unmixed", "chain-4", 1.5),
+        ("fruits64_halton", "grid-jacobi", "chain-15", 5),
+        ("fruits64_halton", "grid-jacobi", "0,1,00,01,10,000", 2),
+    ],
+)
+def test_tokens_and_calls_are_those_of_the_engine(name, drafter, tree, least):
+    bundle = load_bundle(name)
+    loaded = load_drafter(drafter, bundle)
+    tree, keys = Tree.named(tree), batch_keys(3, len(LABELS))
+    config, params = bundle.prior.config, bundle.prior.params
+    engine = Engine(Transformer(config).as_target(), LENGTH, loaded.drafter, tree)
+    variables = engine.variables(target=params, drafter=loaded.params)
     result = jax.jit(engine.generate)(
         variables,
-        jnp.array([32]),
+        jnp.asarray(LABELS),
         sampling=Sampling.create(cfg_scale=CFG_SCALE),
         keys=keys,
     )
-    positions = 1 + jnp.arange(LENGTH + tree.depth)[None]
-    noise = np.asarray(position_noise(keys, positions, config.vocab_size)[0])
-    loop = TorchSpeculative(
-        config,
-        bundle.prior.params,
-        drafter.config,
-        loaded.params["own"],
-        tree,
-        CFG_SCALE,
-    )
-    found = loop.generate(32, noise)
-    np.testing.assert_array_equal(found.tokens, np.asarray(result.tokens[0]))
-    assert found.calls == int(result.stats.calls[0]) < LENGTH / 1.5
+    positions = jnp.tile(1 + jnp.arange(LENGTH + tree.depth), (len(LABELS), 1))
+    noise = np.asarray(position_noise(keys, positions, config.vocab_size))
+    target = TorchDecoder(config, params, 1, 0)
+    twin = make_drafter(loaded, target)
+    loop = TorchSpeculative(target, twin, tree, CFG_SCALE)
+    found = loop.generate(LABELS, noise)
+    np.testing.assert_array_equal(found.tokens, np.asarray(result.tokens))
+    np.testing.assert_array_equal(found.calls, np.asarray(result.stats.calls))
+    assert found.calls.mean() < LENGTH / least and len(set(found.calls)) > 1
+    # A sequence does not depend on the others.
+    alone = loop.generate(LABELS[1:2], noise[1:2])
+    np.testing.assert_array_equal(alone.tokens, found.tokens[1:2])
+    assert alone.calls == found.calls[1]
     # The control: drafts of other noise than the target's are accepted less often.
-    draft = loop._draft
-    loop._draft = lambda root, filled, gumbel: draft(root, filled, gumbel.roll(1, -1))
-    other = loop.generate(32, noise)
+    draft = twin.draft
+    twin.draft = lambda tree, roots, index, gumbel: draft(
+        tree, roots, index, gumbel.roll(1, -1)
+    )
+    other = loop.generate(LABELS, noise)
     np.testing.assert_array_equal(other.tokens, found.tokens)
-    assert other.calls > 1.3 * found.calls
+    assert other.calls.mean() > 1.3 * found.calls.mean()
 
 
-def test_other_drafters_are_refused(models):
-    bundle, loaded = models
+def test_other_drafters_and_trees_are_refused():
+    bundle = load_bundle("fruits64")
+    loaded = load_drafter("unmixed", bundle)
+    target = TorchDecoder(bundle.prior.config, bundle.prior.params, 1, 0)
+    config, own = loaded.drafter.config, loaded.params["own"]
     with pytest.raises(ConfigError, match="plain causal DFlash"):
-        TorchSpeculative(
-            bundle.prior.config,
-            bundle.prior.params,
-            replace(loaded.drafter.config, causal=False),
-            loaded.params["own"],
-            Tree.named("chain-2"),
-            CFG_SCALE,
-        )
+        TorchDFlash(replace(config, causal=False), own, target, CFG_SCALE)
+    drafter = TorchDFlash(config, own, target, CFG_SCALE)
+    with pytest.raises(ConfigError, match="at most 256 nodes"):
+        TorchSpeculative(target, drafter, Tree.named("chain-256"), CFG_SCALE)

@@ -15,22 +15,25 @@ from torch import nn
 from torch.nn import functional
 
 from jaxspec.config import TransformerConfig
+from jaxspec.config.orders import cells_of
 from jaxspec.errors import ConfigError
 from jaxspec.nn.rope import grid_table
 from jaxspec.typing import Params
 
 _UNSUPPORTED = (
-    "qkv_bias qk_norm qk_layer_norm norm_after tied_head head_width extra_tokens "
-    "next_cell factors"
+    "qkv_bias qk_norm qk_layer_norm norm_after tied_head head_width factors "
+    "extra_tokens"
 )
+# Positions behind the grid, for drafts that extend past its end.
+EXTRA = 256
 
 
 class TorchDecoder(nn.Module):
     """Class-conditional decoder with both CFG branches.
 
     Args:
-      config: Config of a class-conditional model with a 2-D grid; the options in
-        `_UNSUPPORTED` must be unset.
+      config: Config of a class-conditional model with a 2-D grid, in any order; the
+        options in `_UNSUPPORTED` must be unset.
       params: Parameters in JAX's layout, float32 or bfloat16.
       batch: Number of images.
       length: Tokens of each image.
@@ -50,8 +53,8 @@ class TorchDecoder(nn.Module):
     ):
         super().__init__()
         options = [name for name in _UNSUPPORTED.split() if getattr(config, name)]
-        kind = config.condition, config.rope, config.order
-        if options or kind != ("class", "grid", "raster"):
+        kind = config.condition, config.rope
+        if options or kind != ("class", "grid"):
             raise ConfigError(
                 f"the PyTorch decoder does not support {options or kind}; "
                 "choose another model or drop the baselines"
@@ -85,8 +88,15 @@ class TorchDecoder(nn.Module):
         self.classes = parameter(params["classes"]["embedding"])
         self.norm = parameter(params["norm"]["scale"])
         self.head = matrix(params["head"])
-        table = grid_table(1, config.grid, config.head_size, config.rope_base)
+        size, base, order = config.head_size, config.rope_base, config.order
+        table = grid_table(1, config.grid, size, base, EXTRA, order)
         self.register_buffer("rotations", tensor(table))
+        rows = np.zeros((len(table), config.width), np.float32)
+        if config.next_cell:
+            cells = np.asarray(cells_of(order, config.grid))
+            learned = params["next_cell"]["cells"]["embedding"]
+            rows[: len(cells)] = np.asarray(learned, np.float32)[cells]
+        self.register_buffer("next_cells", tensor(rows, self.embedding.dtype))
         slots = length + 1
         shape = (2 * batch, config.num_kv_heads, slots, config.head_size)
         for i in range(config.layers):
@@ -115,11 +125,13 @@ class TorchDecoder(nn.Module):
         batch, heads, size = x.shape[0], c.num_kv_heads, c.head_size
         rotation = self.rotations[position]
         visible = (self.slots <= position)[None, None, None]
+        if c.next_cell:
+            x = x + self.next_cells[position]
         for i in range(c.layers):
             h = functional.rms_norm(x, x.shape[-1:], w["attention_norm"][i], c.norm_eps)
             fused = functional.linear(h, w["qkv"][i]).view(batch, 1, -1, heads, size)
             q = fused[:, :, :-2].transpose(2, 3).flatten(2, 3)
-            q, k = _rotate(q, rotation), _rotate(fused[:, :, -2], rotation)
+            q, k = rotate(q, rotation), rotate(fused[:, :, -2], rotation)
             keys, values = getattr(self, f"k{i}"), getattr(self, f"v{i}")
             keys.index_copy_(2, position, k.transpose(1, 2))
             values.index_copy_(2, position, fused[:, :, -1].transpose(1, 2))
@@ -147,10 +159,15 @@ class TorchDecoder(nn.Module):
         return torch.argmax(self(x, position), dim=-1)
 
 
-def _rotate(x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
-    """Rotates adjacent pairs of `[R, 1, H, F]` by cosines and sines `[1, F / 2, 2]`."""
+def rotate(x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
+    """Rotates adjacent pairs of channels.
+
+    Args:
+      x: Queries or keys [R, N, H, F].
+      rotation: Cosines and sines [N, F / 2, 2], or [R, N, F / 2, 2].
+    """
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = rotation[:, None, :, 0], rotation[:, None, :, 1]
+    cos, sin = rotation[..., None, :, 0], rotation[..., None, :, 1]
     rotated = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
     return rotated.flatten(-2).type_as(x)
 

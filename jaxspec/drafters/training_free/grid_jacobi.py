@@ -117,7 +117,7 @@ class GridJacobi:
         self, state: GridJacobiState, place: Int[Array, "B G"]
     ) -> Float[Array, "B G V"]:
         """Weighted means over the nearest known cells, else the last known scores."""
-        nearest, distance = _nearest(self.grid, self.order, self.neighbors)
+        nearest, distance = nearest_cells(self.grid, self.order, self.neighbors)
         cells = jnp.asarray(nearest)[place]  # [B, G, n], -1 for none
         batch, depth, count = cells.shape
         flat = jnp.maximum(cells, 0).reshape(batch, -1)
@@ -143,7 +143,9 @@ class GridJacobi:
 
 
 @lru_cache
-def _nearest(grid: int, order: Order, neighbors: int) -> tuple[np.ndarray, np.ndarray]:
+def nearest_cells(
+    grid: int, order: Order, neighbors: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Nearest earlier cells of each cell, and their distances, [T, n]; -1 for none."""
     cells = np.asarray(cells_of(order, grid))
     places = np.stack(np.divmod(cells, grid), axis=-1)
