@@ -3,10 +3,10 @@
 from jaxspec.config import TransformerConfig
 from jaxspec.drafters.dflash.network import DFlashConfig
 from jaxspec.tokenizers.vqgan.model import PRESETS
-from jaxspec.train.experiment import (
+from jaxspec.train.experiment import Experiment
+from jaxspec.train.settings import (
     DataConfig,
     DrafterTrainingConfig,
-    Experiment,
     PriorTrainingConfig,
     TokenizerTrainingConfig,
 )

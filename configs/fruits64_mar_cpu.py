@@ -4,10 +4,10 @@ from dataclasses import replace
 
 from jaxspec.config import KLTokenizerConfig, MARConfig
 from jaxspec.tokenizers.vqgan.model import PRESETS
-from jaxspec.train.experiment import (
+from jaxspec.train.experiment import Experiment
+from jaxspec.train.settings import (
     DataConfig,
     DrafterTrainingConfig,
-    Experiment,
     PriorTrainingConfig,
     TokenizerTrainingConfig,
 )

@@ -4,12 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from jaxspec.config import NextScaleConfig
-from jaxspec.train.experiment import (
-    Experiment,
-    PriorTrainingConfig,
-    TokenizerTrainingConfig,
-    load_experiment,
-)
+from jaxspec.train.experiment import Experiment, load_experiment
+from jaxspec.train.settings import PriorTrainingConfig, TokenizerTrainingConfig
 
 
 def get_config() -> Experiment:

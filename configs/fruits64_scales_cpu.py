@@ -2,10 +2,10 @@
 
 from jaxspec.config import NextScaleConfig
 from jaxspec.tokenizers.multi_scale.model import PRESETS
-from jaxspec.train.experiment import (
+from jaxspec.train.experiment import Experiment
+from jaxspec.train.settings import (
     DataConfig,
     DrafterTrainingConfig,
-    Experiment,
     PriorTrainingConfig,
     TokenizerTrainingConfig,
 )

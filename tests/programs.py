@@ -83,7 +83,7 @@ from jaxspec.train import (
     prior,
     tokenizer,
 )
-from jaxspec.train.experiment import (
+from jaxspec.train.settings import (
     DrafterTrainingConfig,
     PriorTrainingConfig,
     TokenizerTrainingConfig,

@@ -3,11 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
-from jaxspec.train.experiment import (
-    DrafterTrainingConfig,
-    Experiment,
-    load_experiment,
-)
+from jaxspec.train.experiment import Experiment, load_experiment
+from jaxspec.train.settings import DrafterTrainingConfig
 
 
 def get_config() -> Experiment:

@@ -10,11 +10,8 @@ from pathlib import Path
 
 from jaxspec.config.flow import FlowTokenizerConfig
 from jaxspec.config.one_d import ViTConfig
-from jaxspec.train.experiment import (
-    Experiment,
-    TokenizerTrainingConfig,
-    load_experiment,
-)
+from jaxspec.train.experiment import Experiment, load_experiment
+from jaxspec.train.settings import TokenizerTrainingConfig
 
 
 def get_config() -> Experiment:

@@ -8,7 +8,8 @@ Train it as a prior:
 from dataclasses import replace
 from pathlib import Path
 
-from jaxspec.train.experiment import Experiment, PriorTrainingConfig, load_experiment
+from jaxspec.train.experiment import Experiment, load_experiment
+from jaxspec.train.settings import PriorTrainingConfig
 
 
 def get_config() -> Experiment:

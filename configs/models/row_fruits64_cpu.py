@@ -8,11 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from jaxspec.config.one_d import OneDTokenizerConfig, ViTConfig
-from jaxspec.train.experiment import (
-    Experiment,
-    TokenizerTrainingConfig,
-    load_experiment,
-)
+from jaxspec.train.experiment import Experiment, load_experiment
+from jaxspec.train.settings import TokenizerTrainingConfig
 
 
 def get_config() -> Experiment:

@@ -9,7 +9,8 @@ Use it as a drafter with `--drafter DIR`, its checkpoint's folder.
 from dataclasses import replace
 from pathlib import Path
 
-from jaxspec.train.experiment import Experiment, PriorTrainingConfig, load_experiment
+from jaxspec.train.experiment import Experiment, load_experiment
+from jaxspec.train.settings import PriorTrainingConfig
 
 
 def get_config() -> Experiment:

@@ -117,9 +117,9 @@ def torch_methods(
     elif isinstance(loaded.drafter, GridJacobi):
         drafter = TorchGridJacobi(loaded.drafter)
     else:
-        raise ConfigError(f"no PyTorch twin of the drafter of {bundle.path}")
+        raise ConfigError(f"no PyTorch twin of the drafter of '{bundle.name}'")
     loop = TorchSpeculative(target, drafter, tree, CFG_SCALE)
-    labels = spread_classes(len(bundle.class_names), num)
+    labels = np.array(spread_classes(len(bundle.class_names), num))
     positions = jnp.tile(1 + jnp.arange(length + tree.depth), (num, 1))
     noise = np.asarray(
         position_noise(batch_keys(seed, num), positions, config.vocab_size)

@@ -27,8 +27,8 @@ from jaxspec.pipeline.timing import Timing, plot_value, ratio_fields, shown
 from jaxspec.sharding.device import default_dtype
 from jaxspec.train import drafter as drafters
 from jaxspec.train import prior as priors
-from jaxspec.train.experiment import DrafterTrainingConfig, PriorTrainingConfig
 from jaxspec.train.optimizer import init_train_state
+from jaxspec.train.settings import DrafterTrainingConfig, PriorTrainingConfig
 
 
 def measure_training(

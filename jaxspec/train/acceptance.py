@@ -15,7 +15,7 @@ from jaxspec.drafters.combine.jacobi_mix import JacobiMix
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.speculative.engine import Engine
 from jaxspec.speculative.trees.parsing import tree_for
-from jaxspec.train.experiment import DrafterTrainingConfig
+from jaxspec.train.settings import DrafterTrainingConfig
 from jaxspec.typing import Params, PyTree
 
 # Weight of the target's last logits in drafts of images, see `JacobiMix`; measured with

@@ -16,10 +16,11 @@ from jaxspec.data.batches import (
 from jaxspec.data.source import ImageSource
 from jaxspec.io.images import to_unit
 from jaxspec.models.classifier.model import Classifier, ClassifierConfig
-from jaxspec.train.experiment import HELDOUT, Experiment, TrainingConfig
+from jaxspec.train.experiment import Experiment
 from jaxspec.train.identity import fingerprint
 from jaxspec.train.loop import Training, TrainingJob
 from jaxspec.train.optimizer import init_train_state, make_gradient_step
+from jaxspec.train.settings import HELDOUT, TrainingConfig
 from jaxspec.train.start import check_start, start_digests
 
 # Largest random shift of an image, as a share of its side.

@@ -18,11 +18,12 @@ from jaxspec.drafters.registry import kind_of
 from jaxspec.errors import ConfigError
 from jaxspec.train.acceptance import jacobi_weight, make_acceptance
 from jaxspec.train.distillation import prediction_losses, weighted_mean
-from jaxspec.train.experiment import HELDOUT, DrafterTrainingConfig, Experiment
+from jaxspec.train.experiment import Experiment
 from jaxspec.train.feature_cache import cache_features
 from jaxspec.train.identity import fingerprint
 from jaxspec.train.loop import Training, TrainingJob
 from jaxspec.train.optimizer import init_train_state, make_gradient_step
+from jaxspec.train.settings import HELDOUT, DrafterTrainingConfig
 from jaxspec.train.start import check_kind
 from jaxspec.train.teacher import run_teacher
 from jaxspec.typing import Array, Bool, Float, Int, Params, PyTree

@@ -13,14 +13,14 @@ from jaxspec.data.dataset import ImageDataset
 from jaxspec.drafters.dflash.network import DFlashConfig
 from jaxspec.errors import ConfigError
 from jaxspec.sharding.device import device_name
-from jaxspec.train.experiment import (
+from jaxspec.train.experiment import Experiment
+from jaxspec.train.overrides import read_settings, replaced
+from jaxspec.train.settings import (
     DataConfig,
     DrafterTrainingConfig,
-    Experiment,
     PriorTrainingConfig,
     TokenizerTrainingConfig,
 )
-from jaxspec.train.overrides import read_settings, replaced
 
 # Text tokens of a caption, the longest that is not cut, and of the vocabulary.
 CAPTION_LENGTH, VOCABULARY = 24, 2048

@@ -6,14 +6,14 @@ from pathlib import Path
 from jaxspec.config import TransformerConfig
 from jaxspec.drafters.dflash.network import DFlashConfig
 from jaxspec.errors import ConfigError
-from jaxspec.train.experiment import (
+from jaxspec.train.experiment import Experiment
+from jaxspec.train.overrides import read_settings, replaced
+from jaxspec.train.settings import (
     PROMPTS,
     DataConfig,
     DrafterTrainingConfig,
-    Experiment,
     PriorTrainingConfig,
 )
-from jaxspec.train.overrides import read_settings, replaced
 
 
 def experiment_for_answers(

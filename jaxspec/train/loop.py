@@ -17,7 +17,6 @@ from tqdm import tqdm
 from jaxspec.checkpoint import Checkpoint, load_state, save_state
 from jaxspec.errors import CheckpointError, DataError, NonFiniteError
 from jaxspec.train.events import Observer, TrainingEvent, notify
-from jaxspec.train.experiment import TrainingConfig
 from jaxspec.train.progress import (
     METRICS,
     PROGRESS,
@@ -25,6 +24,7 @@ from jaxspec.train.progress import (
     load_progress,
     truncate_log,
 )
+from jaxspec.train.settings import TrainingConfig
 from jaxspec.train.sharding import TrainSharding
 from jaxspec.train.signals import stop_requests
 

@@ -11,10 +11,11 @@ from jaxspec.data.image_tokens import Sequences
 from jaxspec.evaluate.masked_loss import heldout_masked_loss
 from jaxspec.mar.loss import masked_loss
 from jaxspec.models.mar.model import MAR
-from jaxspec.train.experiment import HELDOUT, Experiment
+from jaxspec.train.experiment import Experiment
 from jaxspec.train.identity import fingerprint
 from jaxspec.train.loop import Training, TrainingJob
 from jaxspec.train.optimizer import init_train_state, make_gradient_step
+from jaxspec.train.settings import HELDOUT
 from jaxspec.train.start import check_start, start_digests
 
 

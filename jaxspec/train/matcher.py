@@ -11,10 +11,11 @@ from jaxspec.data.batches import batch_indices, evenly_spaced
 from jaxspec.data.source import ImageSource
 from jaxspec.evaluate.matching import first_share
 from jaxspec.models.matcher.model import Matcher, MatcherConfig
-from jaxspec.train.experiment import Experiment, TrainingConfig
+from jaxspec.train.experiment import Experiment
 from jaxspec.train.identity import fingerprint
 from jaxspec.train.loop import Training, TrainingJob
 from jaxspec.train.optimizer import init_train_state, make_gradient_step
+from jaxspec.train.settings import TrainingConfig
 from jaxspec.train.start import check_start, start_digests
 
 MATCHER = "matcher"  # kind of checkpoint, and name of the part

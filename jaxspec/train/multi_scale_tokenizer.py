@@ -15,10 +15,11 @@ from jaxspec.evaluate.reconstruction import prefix_metrics, reconstruction_metri
 from jaxspec.io.images import to_unit
 from jaxspec.nn.vq import kmeans, look_up, nearest_codes
 from jaxspec.tokenizers.multi_scale.model import MultiScaleTokenizer
-from jaxspec.train.experiment import Experiment, TokenizerTrainingConfig, TrainingConfig
+from jaxspec.train.experiment import Experiment
 from jaxspec.train.identity import fingerprint
 from jaxspec.train.loop import Training, TrainingJob
 from jaxspec.train.optimizer import apply_gradients, init_train_state
+from jaxspec.train.settings import TokenizerTrainingConfig, TrainingConfig
 from jaxspec.train.start import (
     check_decoder_alone,
     check_start,

@@ -17,10 +17,11 @@ from jaxspec.models.next_scale.model import NextScale
 from jaxspec.next_scale.plans import fewer_layers
 from jaxspec.next_scale.stages import Stage
 from jaxspec.tokenizers.multi_scale.scales import QUANTIZER, Scales
-from jaxspec.train.experiment import HELDOUT, Experiment, PriorTrainingConfig
+from jaxspec.train.experiment import Experiment
 from jaxspec.train.identity import fingerprint
 from jaxspec.train.loop import Training, TrainingJob
 from jaxspec.train.optimizer import apply_gradients, init_train_state
+from jaxspec.train.settings import HELDOUT, PriorTrainingConfig
 from jaxspec.train.start import check_start, start_digests
 from jaxspec.typing import Array, Bool, Float, Int, Key, Params
 

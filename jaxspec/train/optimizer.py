@@ -9,7 +9,7 @@ import optax
 from optax import contrib
 
 from jaxspec.core.noise import seed_key
-from jaxspec.train.experiment import TrainingConfig
+from jaxspec.train.settings import TrainingConfig
 from jaxspec.typing import Array, Params
 
 

@@ -20,10 +20,11 @@ from jaxspec.models.masked_lm.model import MASKED_OBJECTIVES, MaskedDiffusion
 from jaxspec.models.t5.model import TextEncoder
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.train import objectives
-from jaxspec.train.experiment import HELDOUT, Experiment, PriorTrainingConfig
+from jaxspec.train.experiment import Experiment
 from jaxspec.train.identity import fingerprint
 from jaxspec.train.loop import Training, TrainingJob
 from jaxspec.train.optimizer import init_train_state, make_gradient_step
+from jaxspec.train.settings import HELDOUT, PriorTrainingConfig
 from jaxspec.train.start import check_kind, check_start
 from jaxspec.train.step_distillation import step_distillation_loss
 from jaxspec.train.text_encoder import (

@@ -8,8 +8,8 @@ from typing import Any
 from jaxspec.checkpoint import recover
 from jaxspec.errors import CheckpointError, ConfigError
 from jaxspec.io.writing import write_file
-from jaxspec.train.experiment import TrainingConfig
 from jaxspec.train.identity import MAY_CHANGE
+from jaxspec.train.settings import TrainingConfig
 
 PROGRESS, METRICS = "progress.json", "metrics.json"
 

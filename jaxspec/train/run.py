@@ -40,7 +40,7 @@ from jaxspec.sharding.device import device_name
 from jaxspec.train.card import model_card
 from jaxspec.train.classifier import classifier_job
 from jaxspec.train.drafter import drafter_job
-from jaxspec.train.experiment import Experiment, TrainingConfig
+from jaxspec.train.experiment import Experiment
 from jaxspec.train.flow_tokenizer import flow_job
 from jaxspec.train.index_encoder import index_encoder_job
 from jaxspec.train.kl_tokenizer import kl_job
@@ -54,6 +54,7 @@ from jaxspec.train.next_scale import next_scale_job
 from jaxspec.train.post_training import post_training_job
 from jaxspec.train.prior import prior_job
 from jaxspec.train.self_generated import seconds_per_sequence
+from jaxspec.train.settings import TrainingConfig
 from jaxspec.train.sources import (
     READS,
     caption_tokens,

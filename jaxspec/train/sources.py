@@ -28,9 +28,10 @@ from jaxspec.pipeline.captions import TOKENIZER as VOCABULARY
 from jaxspec.pipeline.captions import tokenize
 from jaxspec.pipeline.orders import in_order_of
 from jaxspec.train.answers import answer_sources
-from jaxspec.train.experiment import HELDOUT, Experiment
+from jaxspec.train.experiment import Experiment
 from jaxspec.train.matcher import MATCHER
 from jaxspec.train.self_generated import class_conditions, self_generated_source
+from jaxspec.train.settings import HELDOUT
 from jaxspec.train.text_encoder import ENCODER, bound_source, train_vocabulary
 from jaxspec.train.training_run import TrainingRun
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxspec.errors import ConfigError
 from jaxspec.tokenizers.residual.model import ResidualTokenizer
-from jaxspec.train.experiment import TokenizerTrainingConfig
+from jaxspec.train.settings import TokenizerTrainingConfig
 from jaxspec.typing import Array, Float, Int
 
 

@@ -21,10 +21,11 @@ from jaxspec.pipeline.verifiers import similar_tokens
 from jaxspec.tokenizers.one_d.model import OneDTokenizer
 from jaxspec.tokenizers.residual.model import ResidualTokenizer
 from jaxspec.tokenizers.vqgan.model import Tokenizer
-from jaxspec.train.experiment import Experiment, TokenizerTrainingConfig, TrainingConfig
+from jaxspec.train.experiment import Experiment
 from jaxspec.train.identity import fingerprint
 from jaxspec.train.loop import Training, TrainingJob
 from jaxspec.train.optimizer import make_optimizer, update_average
+from jaxspec.train.settings import TokenizerTrainingConfig, TrainingConfig
 from jaxspec.train.start import (
     check_decoder_alone,
     check_start,

@@ -48,8 +48,8 @@ from jaxspec.speculative.engine import Engine
 from jaxspec.speculative.state import Variables
 from jaxspec.speculative.trees.tree import Tree
 from jaxspec.train.drafter import make_step
-from jaxspec.train.experiment import DrafterTrainingConfig
 from jaxspec.train.optimizer import init_train_state
+from jaxspec.train.settings import DrafterTrainingConfig
 
 TINY = TransformerConfig(
     vocab_size=64, layers=3, width=64, heads=2, grid=8, classes=3, ffn_width=128

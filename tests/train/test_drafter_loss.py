@@ -25,7 +25,7 @@ from jaxspec.errors import ConfigError
 from jaxspec.models.transformer.parameters import head_of
 from jaxspec.train.distillation import weighted_mean
 from jaxspec.train.drafter import drafter_losses
-from jaxspec.train.experiment import DrafterTrainingConfig
+from jaxspec.train.settings import DrafterTrainingConfig
 from jaxspec.train.teacher import run_teacher
 from tests.drafters.tiny import EAGLE, HEADS
 from tests.drafters.tiny import TARGET as WIDE

@@ -29,9 +29,9 @@ from jaxspec.speculative.trees.tree import Tree
 from jaxspec.train import teacher as teacher_module
 from jaxspec.train.divergence import divergence, overlap
 from jaxspec.train.drafter import drafter_losses, make_step
-from jaxspec.train.experiment import DrafterTrainingConfig
 from jaxspec.train.feature_cache import cache_features
 from jaxspec.train.optimizer import init_train_state
+from jaxspec.train.settings import DrafterTrainingConfig
 from jaxspec.train.teacher import run_teacher
 from tests.drafters.tiny import EAGLE, HEADS, NARROW, bound_params
 from tests.drafters.tiny import TARGET as WIDE

@@ -13,9 +13,9 @@ from jaxspec.core.sampling import Sampling
 from jaxspec.errors import ConfigError
 from jaxspec.evaluate.scale_likelihood import log_probs, of_tokens
 from jaxspec.next_scale import fewer_layers
-from jaxspec.train.experiment import PriorTrainingConfig
 from jaxspec.train.next_scale import make_step, subsets
 from jaxspec.train.optimizer import init_train_state
+from jaxspec.train.settings import PriorTrainingConfig
 from tests.next_scale.models import CONFIG, MODEL, SCALES, random_params, variables
 from tests.train.tiny import get_config as grid_config
 from tests.train.tiny_scales import get_config

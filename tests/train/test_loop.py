@@ -10,13 +10,13 @@ import pytest
 
 from jaxspec.checkpoint import load_state
 from jaxspec.errors import CheckpointError, ConfigError, NonFiniteError
-from jaxspec.train.experiment import (
+from jaxspec.train.identity import MAY_CHANGE, fingerprint
+from jaxspec.train.loop import Training, fit
+from jaxspec.train.settings import (
     DrafterTrainingConfig,
     PriorTrainingConfig,
     TrainingConfig,
 )
-from jaxspec.train.identity import MAY_CHANGE, fingerprint
-from jaxspec.train.loop import Training, fit
 
 CONFIG = TrainingConfig(
     steps=12, batch=2, log_every=7, evaluate_every=3, save_every=2, learning_rate=0.1

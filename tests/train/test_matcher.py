@@ -10,9 +10,9 @@ import pytest
 from jaxspec.config import TextEncoderConfig
 from jaxspec.evaluate.matching import first_share
 from jaxspec.models.matcher.model import Matcher, MatcherConfig
-from jaxspec.train.experiment import TrainingConfig
 from jaxspec.train.matcher import make_step, matcher_config
 from jaxspec.train.optimizer import init_train_state
+from jaxspec.train.settings import TrainingConfig
 
 TEXT = TextEncoderConfig(
     vocab_size=16, layers=1, width=16, heads=2, head_dim=8, ffn_width=32, length=3

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jaxspec.errors import ConfigError
-from jaxspec.train.experiment import TrainingConfig
 from jaxspec.train.optimizer import make_optimizer
+from jaxspec.train.settings import TrainingConfig
 
 RATE = 0.01
 PARAMS = {

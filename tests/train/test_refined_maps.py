@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from jaxspec.models.next_scale.model import NextScale
-from jaxspec.train.experiment import PriorTrainingConfig
 from jaxspec.train.next_scale import make_step, refinement_loss
 from jaxspec.train.optimizer import init_train_state
+from jaxspec.train.settings import PriorTrainingConfig
 from tests.next_scale.models import CONFIG, LENGTH, SCALES, random_params, variables
 
 SIZES = replace(CONFIG, attends="own", mask_layers=1, layers=2)

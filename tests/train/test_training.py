@@ -20,11 +20,8 @@ from jaxspec.config.token_kinds import same_tokens
 from jaxspec.errors import CheckpointError, ConfigError
 from jaxspec.pipeline.bundle import load_bundle, load_prior
 from jaxspec.pipeline.embedded import CLASSES, embedded_folder
-from jaxspec.train.experiment import (
-    PriorTrainingConfig,
-    load_experiment,
-    with_steps,
-)
+from jaxspec.train.experiment import load_experiment, with_steps
+from jaxspec.train.settings import PriorTrainingConfig
 from tests.data.packed import write_packed
 from tests.train.commands import DYING, TINY, train
 
@@ -93,7 +90,8 @@ def test_a_trained_bundle_generates(trained, tmp_path, capsys):
 
 MODEL = """
 from dataclasses import replace
-from jaxspec.train.experiment import PriorTrainingConfig, load_experiment
+from jaxspec.train.experiment import load_experiment
+from jaxspec.train.settings import PriorTrainingConfig
 
 
 def get_config():
@@ -277,8 +275,8 @@ def test_wrong_starting_checkpoints_are_refused(case, trained, data, tmp_path, c
 
 def test_starting_parameters_are_not_donated():
     """The state is donated to each step; the parameters it was made from are not."""
-    from jaxspec.train.experiment import TrainingConfig
     from jaxspec.train.optimizer import init_train_state
+    from jaxspec.train.settings import TrainingConfig
 
     params = {"w": jnp.ones((2, 2))}
     state = init_train_state(TrainingConfig(steps=1, batch=1), params)

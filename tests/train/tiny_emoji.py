@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from jaxspec.config import TextEncoderConfig
-from jaxspec.train.experiment import DataConfig, TrainingConfig
+from jaxspec.train.settings import DataConfig, TrainingConfig
 from tests.train.tiny import get_config as classes_config
 
 

@@ -2,10 +2,10 @@
 
 from jaxspec.config import TransformerConfig
 from jaxspec.drafters.eagle.network import EagleConfig
-from jaxspec.train.experiment import (
+from jaxspec.train.experiment import Experiment
+from jaxspec.train.settings import (
     DataConfig,
     DrafterTrainingConfig,
-    Experiment,
     PriorTrainingConfig,
 )
 
