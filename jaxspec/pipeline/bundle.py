@@ -1,6 +1,5 @@
 """A bundle: tokenizer, prior and drafter that belong together, in one folder."""
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,6 @@ from jaxspec.checkpoint import (
     Placement,
     checkpoint_of,
     digest_of,
-    file_digests,
     load_checkpoint,
     named_leaves,
 )
@@ -32,15 +30,14 @@ from jaxspec.config.token_kinds import same_tokens, tokens_of
 from jaxspec.drafters.registry import DRAFTERS
 from jaxspec.errors import CheckpointError, ConfigError
 from jaxspec.io.hub import LOCATION, download_folder
-from jaxspec.io.writing import write_file
 from jaxspec.models.masked_lm.model import MASKED_OBJECTIVES
 from jaxspec.models.transformer.kv_groups import copy_kv_heads, needed_copies
 from jaxspec.nn.quantize import quantized
 from jaxspec.pipeline.embedded import find_folder
+from jaxspec.pipeline.manifest import check_manifest
 from jaxspec.sharding import SHARDING_RULES, ShardingRules, check_mesh, placement
 from jaxspec.typing import Params
 
-MANIFEST = "manifest.json"
 # Kinds of checkpoints in the folders of a bundle.
 TOKENIZERS = (
     "tokenizer",
@@ -345,41 +342,6 @@ def cast_floats(params: Params, dtype: Any) -> Params:
         return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
     return jax.tree.map(cast, params)
-
-
-def write_manifest(root: str | os.PathLike) -> None:
-    """Writes the SHA-256 of every file of the bundles below `root`."""
-    root = Path(root)
-    digests = file_digests(root)
-    digests.pop(MANIFEST, None)
-    write_file(root / MANIFEST, (json.dumps(digests, indent=1) + "\n").encode())
-
-
-def check_manifest(folder: Path) -> None:
-    """Compares a bundle with the manifest beside it, if there is one.
-
-    Raises:
-      CheckpointError: a file is missing or differs.
-    """
-    manifest = folder.parent / MANIFEST
-    if not manifest.is_file():
-        return
-    try:
-        listed = json.loads(manifest.read_bytes())
-    except ValueError:
-        raise CheckpointError(f"'{manifest}' is damaged; fetch it again") from None
-    prefix = folder.name + "/"
-    wanted = {k[len(prefix) :]: v for k, v in listed.items() if k.startswith(prefix)}
-    if not wanted:
-        return
-    found = file_digests(folder)
-    for name, digest in wanted.items():
-        if found.get(name) != digest:
-            what = "is damaged" if name in found else "is missing"
-            raise CheckpointError(
-                f"'{folder / name}' {what} (its digest is in {MANIFEST}); "
-                "fetch the checkpoint again"
-            )
 
 
 def resolve_classes(bundle: Bundle, names: Sequence[str | int]) -> list[int]:

@@ -21,12 +21,11 @@ from jaxspec.config import TokenizerConfig, TransformerConfig
 from jaxspec.errors import CheckpointError, ConfigError, NonFiniteError
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.pipeline.bundle import (
-    check_manifest,
     load_bundle,
     resolve_classes,
-    write_manifest,
 )
 from jaxspec.pipeline.embedded import embedded_folder
+from jaxspec.pipeline.manifest import check_manifest, write_manifest
 from jaxspec.speculative.verify.neighbors import neighbor_table
 from jaxspec.tokenizers.vqgan.model import Tokenizer
 
