@@ -19,17 +19,10 @@ def init_params(key):
 
     names = {"qkv": 3 * WIDTH, "out": WIDTH, "mlp": WIDTH}
     layers = [
-        {
-            k: matrix(10 * n + i, WIDTH, size)
-            for i, (k, size) in enumerate(names.items())
-        }
+        {k: matrix(10 * n + i, WIDTH, size) for i, (k, size) in enumerate(names.items())}
         for n in range(1, LAYERS + 1)
     ]
-    wte, wpe, head = (
-        matrix(0, V, WIDTH),
-        matrix(1, LENGTH + 8, WIDTH),
-        matrix(2, WIDTH, V),
-    )
+    wte, wpe, head = matrix(0, V, WIDTH), matrix(1, LENGTH + 8, WIDTH), matrix(2, WIDTH, V)
     return {"wte": wte * V**0.5, "wpe": wpe, "h": layers, "head": 3 * head}
 
 
@@ -123,9 +116,7 @@ def main(sequences=512, steps=250):
     out = generate(params, prompt, key, drafter, own, tree)
     same = bool((out.tokens == expected).all())
     per_call = float(out.lengths.sum() / out.stats.calls.sum())
-    print(
-        f"same tokens: {same}; tokens per call: {per_call:.2f}; overlap: {overlap[-1]}"
-    )
+    print(f"same tokens: {same}; tokens per call: {per_call:.2f}; overlap: {overlap[-1]}")
     return same, per_call, overlap
 
 

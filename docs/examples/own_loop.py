@@ -55,8 +55,6 @@ class Bigram(nnx.Module):
 
 graph, params = nnx.split(Bigram(nnx.Rngs(0)))
 out = draw(
-    lambda params, a, b: nnx.merge(graph, params)(a, b),
-    params,
-    jaxspec.batch_keys(0, 4),
+    lambda params, a, b: nnx.merge(graph, params)(a, b), params, jaxspec.batch_keys(0, 4)
 )
 print(out[0][:, :LENGTH].shape, out[2])

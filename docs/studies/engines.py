@@ -35,7 +35,7 @@ from jaxspec.speculative.trees.tree import Tree
 
 CFG_SCALE = 2.0
 PLAIN, TORCH_LOOP = "jaxspec, plain", "PyTorch, loop after LANTERN's"
-DRAFTED = "jaxspec, same drafter and tree"
+DRAFTED, MIXED = "jaxspec, same drafter and tree", "jaxspec, mixed drafts"
 
 
 class Made(NamedTuple):
@@ -45,11 +45,13 @@ class Made(NamedTuple):
       tokens: Tokens of all images, [B, T].
       calls: Number of passes of the target.
       per_call: Tokens of an image per call of the target.
+      nodes: Nodes of a pass.
     """
 
     tokens: np.ndarray
     calls: int
     per_call: float
+    nodes: int = 1
 
 
 Method = Callable[[], Made]
@@ -72,7 +74,8 @@ def jaxspec_methods(
                 bundle, prompts, config, shape, loaded=loaded, programs=programs
             )
             passes = out.calls.reshape(-1, batch).max(axis=1).sum()
-            return Made(out.tokens, int(passes), out.tokens_per_call)
+            nodes = 1 if loaded is None else shape.size
+            return Made(out.tokens, int(passes), out.tokens_per_call, nodes)
 
         return run
 
@@ -81,7 +84,7 @@ def jaxspec_methods(
         DRAFTED: method(tree, compared_drafter(bundle)),
     }
     if compared_drafter(bundle) != "own":
-        methods["jaxspec, mixed drafts"] = method(best, "own")
+        methods[MIXED] = method(best, "own")
     return methods
 
 
@@ -94,7 +97,7 @@ def torch_methods(
     bundle: Bundle, tree: Tree, batch: int, num: int, seed: int
 ) -> dict[str, Method]:
     """Programs that generate with PyTorch, by name."""
-    from jaxspec.bench.baselines import torch_baselines
+    from jaxspec.bench.baselines import torch_baselines, torch_device
     from jaxspec.bench.baselines.torch_decoder import TorchDecoder
     from jaxspec.bench.baselines.torch_dflash import TorchDFlash
     from jaxspec.bench.baselines.torch_grid_jacobi import TorchGridJacobi
@@ -102,23 +105,26 @@ def torch_methods(
 
     config, params = bundle.prior.config, bundle.prior.params
     length = config.sequence_length
-    baselines = torch_baselines(config, params, batch, length)
+    baselines = torch_baselines(config, params, batch, length, CFG_SCALE)
+    if not baselines:
+        raise ConfigError(
+            "PyTorch cannot use the device of JAX; install a build that can, or set "
+            "JAX_PLATFORMS=cpu"
+        )
 
     def compiled() -> Made:
         rows = [baselines["torch.compile"]() for _ in range(num // batch)]
         return Made(np.concatenate(rows), length * len(rows), 1.0)
 
-    target = TorchDecoder(config, params, 1, 0)
+    target = TorchDecoder(config, params, 1, 0, torch_device(), CFG_SCALE)
     loaded = load_drafter(compared_drafter(bundle), bundle)
     if isinstance(loaded.drafter, DFlash):
-        drafter = TorchDFlash(
-            loaded.drafter.config, loaded.params["own"], target, CFG_SCALE
-        )
+        drafter = TorchDFlash(loaded.drafter.config, loaded.params["own"], target)
     elif isinstance(loaded.drafter, GridJacobi):
-        drafter = TorchGridJacobi(loaded.drafter)
+        drafter = TorchGridJacobi(loaded.drafter, target)
     else:
         raise ConfigError(f"no PyTorch twin of the drafter of '{bundle.name}'")
-    loop = TorchSpeculative(target, drafter, tree, CFG_SCALE)
+    loop = TorchSpeculative(target, drafter, tree)
     labels = np.array(spread_classes(len(bundle.class_names), num))
     positions = jnp.tile(1 + jnp.arange(length + tree.depth), (num, 1))
     noise = np.asarray(
@@ -133,7 +139,7 @@ def torch_methods(
         tokens = np.concatenate([x.tokens for x in rounds])
         calls = np.stack([x.calls for x in rounds])
         passes = int(calls.max(axis=1).sum())
-        return Made(tokens, passes, tokens.size / calls.sum())
+        return Made(tokens, passes, tokens.size / calls.sum(), tree.size)
 
     return {"PyTorch, torch.compile": compiled, TORCH_LOOP: speculative}
 
@@ -196,7 +202,8 @@ def measure_engines(
                 {
                     "batch": batch,
                     "engine": name,
-                    "nodes": size,
+                    "nodes": made[name].nodes,
+                    "calls": made[name].calls,
                     "tokens_per_call": made[name].per_call,
                     "ms_per_call": 1e3 * timing.median / made[name].calls,
                     "same_tokens": bool(np.array_equal(made[name].tokens, reference)),
@@ -209,8 +216,7 @@ def measure_engines(
     import torch  # pyright: ignore[reportMissingImports]
 
     result = {"repeats": repeats, "num": num, "rows": rows, **environment()}
-    mixed = bundle.drafter is not None
-    result |= {"checkpoint": bundle.name, "best": best, "mixed": mixed}
+    result |= {"checkpoint": bundle.name, "best": best}
     result["torch"] = f"{torch.__version__}, {torch.get_num_threads()} threads"
     return result
 
@@ -222,12 +228,15 @@ def _tokens(method: Method) -> np.ndarray:
 
 def engines_markdown(result: dict[str, Any]) -> str:
     """Formats a report of `measure_engines`."""
-    mixed = result["mixed"] and result["best"] is not None
+    mixed = ""
+    if any(row["engine"] == MIXED for row in result["rows"]):
+        mixed = f"Mixed drafts have the tree {result['best'] or 'of the others'}. "
     cells = [
         [
             row["batch"],
             row["engine"],
-            1 if row["tokens_per_call"] == 1 else row["nodes"],
+            row["nodes"],
+            row["calls"],
             f"{row['tokens_per_call']:.2f}",
             f"{row['ms_per_call']:.2f}",
             f"{row['seconds']:.2f}",
@@ -237,8 +246,8 @@ def engines_markdown(result: dict[str, Any]) -> str:
         ]
         for row in result["rows"]
     ]
-    columns = ["batch", "engine", "nodes", "tokens per call", "ms per call", "seconds"]
-    columns += ["min to max", "speedup", "same tokens"]
+    columns = ["batch", "engine", "nodes", "calls", "tokens per call", "ms per call"]
+    columns += ["seconds", "min to max", "speedup", "same tokens"]
     lines = [
         "# Engines on equal models",
         "",
@@ -252,10 +261,9 @@ def engines_markdown(result: dict[str, Any]) -> str:
         f'{CFG_SCALE:g}, temperature 1. "{TORCH_LOOP}" is eager PyTorch with a Python '
         "loop over rounds, here of a batch. It has the drafter, the tree and the "
         "random numbers of the drafted row of jaxspec, so that engines are compared "
-        "and not models; trees are optimal for the measured acceptance. "
-        + f"Mixed drafts have the tree {result['best']}. "
-        * mixed
-        + "A call of a batch "
+        "and not models; trees are optimal for the measured acceptance. The loop does "
+        "not score near-ties again, as jaxspec does, which can change a call, and its "
+        f"noise is made before the timed run. {mixed}A call of a batch "
         'is a call for all of its images. "Speedup" and "same tokens" are relative '
         "to plain decoding of jaxspec; torch.compile draws noise of its own. "
         f"{RATIO_NOTE}",
@@ -289,7 +297,7 @@ STUDY = Benchmark(
     ),
     measure=measure_engines,
     markdown=engines_markdown,
-    identity=("batch", "engine"),
+    identity=("batch", "engine", "nodes"),
     program="python -m docs.studies.engines",
 )
 

@@ -7,6 +7,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from dataclasses import replace
+
 from jaxspec.bench import programs
 from jaxspec.bench.baselines import torch_baselines
 from jaxspec.bench.baselines.torch_decoder import TorchDecoder, torch_loop
@@ -29,14 +31,22 @@ def params():
     return {**params, "head": 10 * params["head"]}  # far from ties
 
 
-def test_greedy_tokens_match(params):
-    decoder = TorchDecoder(CONFIG, params, batch=2, length=25)
+@pytest.mark.parametrize("order", ["raster", "halton"])
+def test_greedy_tokens_match(params, order):
+    config = CONFIG
+    if order != "raster":
+        config = replace(CONFIG, order=order, next_cell=True)
+        cells = np.random.default_rng(0).normal(size=(25, 64)).astype(np.float32)
+        params = {**params, "next_cell": {"cells": {"embedding": cells}}}
+    decoder = TorchDecoder(config, params, batch=2, length=25)
     tokens = torch_loop(decoder, decoder.greedy)
     assert tokens.shape == (2, 25) and len(set(tokens[0])) > 5
-    last = programs.forward_program(
-        Transformer(CONFIG), params, 2, 25, local_compiler()
-    )()
-    np.testing.assert_array_equal(tokens[:, -1], last)
+    # The token of each position, of a program for as many.
+    for length in (1, 2, 13, 25):
+        last = programs.forward_program(
+            Transformer(config), params, 2, length, local_compiler()
+        )()
+        np.testing.assert_array_equal(tokens[:, length - 1], last)
 
 
 def test_logits_of_one_position_match(params):
@@ -71,7 +81,5 @@ def test_both_baselines_are_offered(params):
 
 
 def test_unsupported_models_are_rejected(params):
-    from dataclasses import replace
-
     with pytest.raises(ConfigError, match="qk_norm"):
         TorchDecoder(replace(CONFIG, qk_norm=True), params, 1, 1)

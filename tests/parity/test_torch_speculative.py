@@ -32,8 +32,8 @@ LABELS = np.array([32, 7, 50])
 def make_drafter(loaded, target):
     """The same drafter in PyTorch."""
     if isinstance(loaded.drafter, GridJacobi):
-        return TorchGridJacobi(loaded.drafter)
-    return TorchDFlash(loaded.drafter.config, loaded.params["own"], target, CFG_SCALE)
+        return TorchGridJacobi(loaded.drafter, target)
+    return TorchDFlash(loaded.drafter.config, loaded.params["own"], target)
 
 
 @pytest.mark.parametrize(
@@ -60,12 +60,14 @@ def test_tokens_and_calls_are_those_of_the_engine(name, drafter, tree, least):
     )
     positions = jnp.tile(1 + jnp.arange(LENGTH + tree.depth), (len(LABELS), 1))
     noise = np.asarray(position_noise(keys, positions, config.vocab_size))
-    target = TorchDecoder(config, params, 1, 0)
+    target = TorchDecoder(config, params, 1, 0, scale=CFG_SCALE)
     twin = make_drafter(loaded, target)
-    loop = TorchSpeculative(target, twin, tree, CFG_SCALE)
+    loop = TorchSpeculative(target, twin, tree)
     found = loop.generate(LABELS, noise)
     np.testing.assert_array_equal(found.tokens, np.asarray(result.tokens))
-    np.testing.assert_array_equal(found.calls, np.asarray(result.stats.calls))
+    # A near-tie, which the loop does not score again, may end a path early.
+    apart = np.abs(found.calls - np.asarray(result.stats.calls))
+    assert (apart <= np.asarray(result.stats.rescored)).all()
     assert found.calls.mean() < LENGTH / least and len(set(found.calls)) > 1
     # A sequence does not depend on the others.
     alone = loop.generate(LABELS[1:2], noise[1:2])
@@ -84,10 +86,17 @@ def test_tokens_and_calls_are_those_of_the_engine(name, drafter, tree, least):
 def test_other_drafters_and_trees_are_refused():
     bundle = load_bundle("fruits64")
     loaded = load_drafter("unmixed", bundle)
-    target = TorchDecoder(bundle.prior.config, bundle.prior.params, 1, 0)
+    prior = bundle.prior
+    target = TorchDecoder(prior.config, prior.params, 1, 0)
     config, own = loaded.drafter.config, loaded.params["own"]
     with pytest.raises(ConfigError, match="plain causal DFlash"):
-        TorchDFlash(replace(config, causal=False), own, target, CFG_SCALE)
-    drafter = TorchDFlash(config, own, target, CFG_SCALE)
+        TorchDFlash(replace(config, causal=False), own, target)
+    short = jax.tree.map(lambda x: x.astype(jnp.bfloat16), prior.params)
+    with pytest.raises(ConfigError, match="float32 target"):
+        TorchDFlash(config, own, TorchDecoder(prior.config, short, 1, 0))
+    drafter = TorchDFlash(config, own, target)
     with pytest.raises(ConfigError, match="at most 256 nodes"):
-        TorchSpeculative(target, drafter, Tree.named("chain-256"), CFG_SCALE)
+        TorchSpeculative(target, drafter, Tree.named("chain-256"))
+    loop = TorchSpeculative(target, drafter, Tree.named("chain-9"))
+    with pytest.raises(ConfigError, match="9 levels, the drafter makes 8"):
+        loop.generate(LABELS, np.zeros((3, LENGTH + 9, 1024), np.float32))

@@ -10,8 +10,21 @@ from jaxspec.config import TransformerConfig
 from jaxspec.typing import Params
 
 
+def torch_device() -> str | None:
+    """PyTorch's name of the device that JAX uses; None if PyTorch cannot use it."""
+    import torch  # pyright: ignore[reportMissingImports]
+
+    if jax.devices()[0].platform == "cpu":
+        return "cpu"
+    return "cuda" if torch.cuda.is_available() else None
+
+
 def torch_baselines(
-    config: TransformerConfig, params: Params, batch: int, length: int
+    config: TransformerConfig,
+    params: Params,
+    batch: int,
+    length: int,
+    cfg_scale: float = 2.0,
 ) -> dict[str, Callable[[], Any]]:
     """PyTorch programs for plain decoding, by name.
 
@@ -22,6 +35,7 @@ def torch_baselines(
       params: Parameters of the target.
       batch: Number of images.
       length: Tokens of each image.
+      cfg_scale: CFG scale.
 
     Returns:
       Calls by name; empty if PyTorch is not installed or cannot use the device.
@@ -37,16 +51,15 @@ def torch_baselines(
 
     from jaxspec.bench.baselines.torch_decoder import TorchDecoder, torch_loop
 
-    cpu = jax.devices()[0].platform == "cpu"
-    if not cpu and not torch.cuda.is_available():
+    device = torch_device()
+    if device is None:
         return {}
-    device = "cpu" if cpu else "cuda"
 
     def decoder() -> TorchDecoder:
-        return TorchDecoder(config, params, batch, length, device)
+        return TorchDecoder(config, params, batch, length, device, cfg_scale)
 
     eager, fused = decoder(), decoder()
-    mode = "default" if cpu else "reduce-overhead"
+    mode = "default" if device == "cpu" else "reduce-overhead"
     step = torch.compile(fused.sample, mode=mode, fullgraph=True)
     return {
         "torch eager": lambda: torch_loop(eager, eager.sample),

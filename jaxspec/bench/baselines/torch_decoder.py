@@ -38,6 +38,7 @@ class TorchDecoder(nn.Module):
       batch: Number of images.
       length: Tokens of each image.
       device: PyTorch device.
+      scale: CFG scale.
 
     Raises:
       ConfigError: The model has an unsupported option.
@@ -49,9 +50,11 @@ class TorchDecoder(nn.Module):
         params: Params,
         batch: int,
         length: int,
-        device: str = "cpu",
+        device: str | None = "cpu",
+        scale: float = 2.0,
     ):
         super().__init__()
+        self.scale = scale
         options = [name for name in _UNSUPPORTED.split() if getattr(config, name)]
         kind = config.condition, config.rope
         if options or kind != ("class", "grid"):
@@ -143,10 +146,12 @@ class TorchDecoder(nn.Module):
             gate, up = functional.linear(h, w["gate_up"][i]).chunk(2, dim=-1)
             x = x + functional.linear(functional.silu(gate) * up, w["down"][i])
         h = functional.rms_norm(x[:, -1], x.shape[-1:], self.norm, c.norm_eps)
+        return self.guided(h)
+
+    def guided(self, h: torch.Tensor) -> torch.Tensor:
+        """Float32 logits [B, ..., V] after CFG, of hidden states [2 B, ..., D]."""
         conditional, null = functional.linear(h, self.head).float().chunk(2)
         return null + self.scale * (conditional - null)
-
-    scale = 2.0
 
     def sample(self, x: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
         """Samples the next token int64 [B] at temperature 1, on the device."""

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from jaxspec.bench.baselines.torch_decoder import TorchDecoder, rotate
-from jaxspec.bench.baselines.torch_speculative import Pass, guided
+from jaxspec.bench.baselines.torch_speculative import Pass
 from jaxspec.drafters.dflash.network import DFlashConfig
 from jaxspec.errors import ConfigError
 from jaxspec.speculative.trees.tree import Tree
@@ -19,14 +19,13 @@ class TorchDFlash:
     """Block network that reads features of the target (arXiv 2602.06036).
 
     Args:
-      config: Config of the drafter: causal, without refinements, confidence, window,
-        the same place and the row above.
+      config: Config of the drafter: causal, with a Markov head, without refinements,
+        confidence, window, the same place and the row above.
       params: Parameters of the drafter, in JAX's layout.
-      target: Target, whose embeddings, head and positions are used.
-      cfg_scale: CFG scale.
+      target: Float32 target, whose embeddings, head and positions are used.
 
     Raises:
-      ConfigError: The drafter has an unsupported option.
+      ConfigError: The drafter has an unsupported option, or the target is bfloat16.
     """
 
     def __init__(
@@ -34,7 +33,6 @@ class TorchDFlash:
         config: DFlashConfig,
         params: Params,
         target: TorchDecoder,
-        cfg_scale: float,
     ):
         unsupported = (
             config.refinements,
@@ -47,7 +45,9 @@ class TorchDFlash:
         )
         if any(unsupported):
             raise ConfigError("the PyTorch loop supports plain causal DFlash alone")
-        self.config, self.target, self.scale = config, target, cfg_scale
+        if target.embedding.dtype != torch.float32:
+            raise ConfigError("the drafter of the PyTorch loop needs a float32 target")
+        self.config, self.target = config, target
         self.feature_layers = config.feature_layers
         device = self.device = target.embedding.device
         self.layers = _layers(params, config, device)
@@ -88,6 +88,10 @@ class TorchDFlash:
     def draft(self, tree: Tree, roots, index, gumbel) -> torch.Tensor:
         """See `TorchDrafter`."""
         d, depth, batch = self.config, tree.depth, len(roots)
+        if depth > d.block_size:
+            raise ConfigError(
+                f"the tree has {depth} levels, the drafter makes {d.block_size}"
+            )
         masks = self.own["mask_rows"][: depth - 1].expand(batch, -1, -1)
         h = torch.cat([self.target.embedding[roots][:, None], masks], dim=1)
         h = h.repeat(2, 1, 1)
@@ -106,14 +110,18 @@ class TorchDFlash:
             k = torch.cat([past_k[:, :, :width], k], 2)
             v = torch.cat([past_v[:, :, :width], v], 2)
             out = functional.scaled_dot_product_attention(
-                rotate(q, rotation).transpose(1, 2), k, v, attn_mask=mask
+                rotate(q, rotation).transpose(1, 2),
+                k,
+                v,
+                attn_mask=mask,
+                enable_gqa=True,
             )
             h = h + out.transpose(1, 2).flatten(2) @ layer["out"]
             x = functional.rms_norm(h, h.shape[-1:], layer["post_norm"], d.norm_eps)
             gate, up = (x @ layer["gate_up"]).chunk(2, dim=-1)
             h = h + (functional.silu(gate) * up) @ layer["down"]
         h = functional.rms_norm(h, h.shape[-1:], self.norm_scale, d.norm_eps)
-        base = guided(self.target, h, self.scale)
+        base = self.target.guided(h)
         ids = torch.zeros(batch, tree.size, dtype=torch.long, device=self.device)
         ids[:, 0] = roots
         for node in tree.internal:

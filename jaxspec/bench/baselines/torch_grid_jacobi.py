@@ -1,8 +1,12 @@
 """The `GridJacobi` drafter in PyTorch, for the speculative baseline."""
 
 # pyright: reportMissingImports=false
+from typing import Any
+
+import numpy as np
 import torch
 
+from jaxspec.bench.baselines.torch_decoder import TorchDecoder
 from jaxspec.bench.baselines.torch_speculative import Pass
 from jaxspec.drafters.training_free.grid_jacobi import GridJacobi, nearest_cells
 from jaxspec.drafters.training_free.jacobi import BELOW, LEAST
@@ -14,22 +18,23 @@ class TorchGridJacobi:
 
     Args:
       drafter: Settings.
-      device: PyTorch device.
+      target: Target, on whose device it runs.
     """
 
     feature_layers: tuple[int, ...] = ()
 
-    def __init__(self, drafter: GridJacobi, device="cpu"):
-        self.drafter, self.device = drafter, device
+    def __init__(self, drafter: GridJacobi, target: TorchDecoder):
+        self.drafter = drafter
+        device = self.device = target.embedding.device
         cells, distance = nearest_cells(drafter.grid, drafter.order, drafter.neighbors)
         self.cells = torch.tensor(cells, device=device).long()
+        self.shapes: dict[Tree, Any] = {}
         self.weights = 1 / torch.tensor(distance, device=device)
 
     def reset(self, batch: int, slots: int) -> None:
         """See `TorchDrafter`."""
         cells = self.drafter.grid**2
-        # Rows behind the grid take what is written past its end.
-        shape = (batch, slots, self.drafter.vocab_size)
+        shape = (batch, cells, self.drafter.vocab_size)
         self.log_p = torch.zeros(shape, device=self.device)
         self.known = torch.zeros(batch, cells, dtype=torch.bool, device=self.device)
 
@@ -54,8 +59,7 @@ class TorchGridJacobi:
         cells = self.drafter.grid**2
         each = torch.arange(len(path), device=self.device)[:, None]
         log_p = torch.log_softmax(scored.logits, dim=-1).clamp(min=LEAST)
-        ancestors = torch.tensor(tree.ancestors, device=self.device)
-        depths = torch.tensor(tree.depths, device=self.device)
+        ancestors, depths = self._shape_of(tree)
         last = path.gather(1, counts[:, None] - 1)
         below = ancestors.T[last[:, 0]]  # [B, N]
         ahead = torch.arange(tree.depth, device=self.device)
@@ -73,6 +77,15 @@ class TorchGridJacobi:
             self.log_p[row, place[kept]] = value[row, column]
             self.known[row, place[kept]] = True
 
+    def _shape_of(self, tree: Tree) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ancestors and depths of the nodes, on the device."""
+        if tree not in self.shapes:
+            arrays = tree.ancestors, tree.depths
+            self.shapes[tree] = tuple(
+                torch.tensor(np.asarray(x), device=self.device) for x in arrays
+            )
+        return self.shapes[tree]
+
     def _guesses(self, place) -> torch.Tensor:
         """Weighted means over the nearest known cells, else the last known scores."""
         count = self.drafter.neighbors
@@ -81,15 +94,15 @@ class TorchGridJacobi:
         each = torch.arange(batch, device=self.device)[:, None, None]
         known = self.known[each, cells.clamp(min=0)] & (cells >= 0)
         kept = known & (known.cumsum(-1) <= count)
-        weight = torch.where(kept, self.weights[place], torch.zeros(()))
+        weight = self.weights[place].masked_fill(~kept, 0.0)
         total = weight.sum(-1, keepdim=True)
-        weight = weight / torch.where(total > 0, total, torch.ones(()))
+        weight = weight / total.masked_fill(total == 0, 1.0)
         # The kept ones first, so that few rows are read.
         first = torch.argsort(kept.int(), dim=-1, descending=True, stable=True)
         first = first[..., :count]
         rows = self.log_p[each, cells.gather(-1, first).clamp(min=0)]
         means = (weight.gather(-1, first)[..., None] * rows).sum(-2)
         index = torch.arange(self.known.shape[1], device=self.device)
-        last = torch.where(self.known, index, torch.zeros((), dtype=torch.long)).amax(1)
+        last = (self.known * index).amax(1)
         latest = self.log_p[torch.arange(batch, device=self.device), last]
         return torch.where(total > 0, means, latest[:, None])

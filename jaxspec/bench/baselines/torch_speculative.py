@@ -2,8 +2,9 @@
 
 The loop is that of LANTERN and EAGLE: Python between eager passes, acceptance on the
 host, caches that are gathered after each round; unlike theirs it takes a batch. Target,
-drafter, tree and sampling noise are those of jaxspec, so that tokens and calls are
-equal and only the engines differ.
+drafter, tree and sampling noise are those of jaxspec, so that the engines differ and
+not the models. Near-ties are not scored again, as jaxspec does: with them a call more
+or less is possible, and another token where rounding decides.
 """
 
 # pyright: reportMissingImports=false
@@ -86,7 +87,6 @@ class TorchSpeculative:
       target: Target; its caches are not used.
       drafter: Drafter, with its parameters.
       tree: Static draft tree.
-      cfg_scale: CFG scale.
 
     Raises:
       ConfigError: The tree is too large.
@@ -97,14 +97,13 @@ class TorchSpeculative:
         target: TorchDecoder,
         drafter: TorchDrafter,
         tree: Tree,
-        cfg_scale: float,
     ):
         if tree.size > EXTRA:
             raise ConfigError(
                 f"the PyTorch loop takes trees of at most {EXTRA} nodes, this one has "
                 f"{tree.size}"
             )
-        self.tree, self.scale, self.drafter = tree, cfg_scale, drafter
+        self.tree, self.drafter = tree, drafter
         self.target, self.length = target, target.config.grid**2
         device = self.device = target.embedding.device
         self.depths = torch.tensor(np.asarray(tree.depths), device=device).long()
@@ -141,9 +140,9 @@ class TorchSpeculative:
         """Empties the caches."""
         c, slots = self.target.config, self.length + EXTRA
         shape = (2 * batch, c.num_kv_heads, slots, c.head_size)
+        like = {"dtype": self.target.embedding.dtype, "device": self.device}
         self.cache = [
-            [torch.zeros(shape, device=self.device) for _ in range(2)]
-            for _ in range(c.layers)
+            [torch.zeros(shape, **like) for _ in range(2)] for _ in range(c.layers)
         ]
         self.drafter.reset(batch, slots)
 
@@ -254,10 +253,4 @@ class TorchSpeculative:
                 features.append(x)
         h = functional.rms_norm(x, x.shape[-1:], self.target.norm, c.norm_eps)
         joined = torch.cat(features, dim=-1) if features else None
-        return Pass(guided(self.target, h, self.scale), joined)
-
-
-def guided(target: TorchDecoder, h, scale: float):
-    """Logits [B, N, V] after CFG, of hidden states [2 B, N, D]."""
-    conditional, null = functional.linear(h, target.head).float().chunk(2)
-    return null + scale * (conditional - null)
+        return Pass(self.target.guided(h), joined)
