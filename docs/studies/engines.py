@@ -105,18 +105,19 @@ def torch_methods(
 
     config, params = bundle.prior.config, bundle.prior.params
     length = config.sequence_length
-    baselines = torch_baselines(config, params, batch, length, CFG_SCALE)
-    if not baselines:
+    device = torch_device()
+    if device is None:
         raise ConfigError(
             "PyTorch cannot use the device of JAX; install a build that can, or set "
             "JAX_PLATFORMS=cpu"
         )
+    baselines = torch_baselines(config, params, batch, length, CFG_SCALE)
 
     def compiled() -> Made:
         rows = [baselines["torch.compile"]() for _ in range(num // batch)]
         return Made(np.concatenate(rows), length * len(rows), 1.0)
 
-    target = TorchDecoder(config, params, 1, 0, torch_device(), CFG_SCALE)
+    target = TorchDecoder(config, params, 1, 0, device, CFG_SCALE)
     loaded = load_drafter(compared_drafter(bundle), bundle)
     if isinstance(loaded.drafter, DFlash):
         drafter = TorchDFlash(loaded.drafter.config, loaded.params["own"], target)

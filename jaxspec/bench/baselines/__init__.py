@@ -73,7 +73,7 @@ def torch_description() -> str:
         return "PyTorch is not installed"
     import torch  # pyright: ignore[reportMissingImports]
 
-    if jax.default_backend() != "cpu" and not torch.cuda.is_available():
+    if torch_device() is None:
         return f"torch {torch.__version__} cannot use the device"
     threads = f", {torch.get_num_threads()} threads"
     return f"torch {torch.__version__}" + threads * (jax.default_backend() == "cpu")

@@ -50,7 +50,7 @@ class TorchDecoder(nn.Module):
         params: Params,
         batch: int,
         length: int,
-        device: str | None = "cpu",
+        device: str = "cpu",
         scale: float = 2.0,
     ):
         super().__init__()
