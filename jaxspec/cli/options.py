@@ -111,6 +111,14 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         ),
     )
     group.add_argument(
+        "--schedule",
+        metavar="NAME",
+        help=rare(
+            "share of masked tokens over these steps: cosine, arccos, linear, square, "
+            "cubic or root (default: the checkpoint's, else cosine)"
+        ),
+    )
+    group.add_argument(
         "--head-steps",
         metavar="FIRST[-LAST]",
         help=rare(
@@ -151,6 +159,7 @@ def sampling_settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "head_steps": _head_steps(arguments.head_steps),
         "solver": arguments.solver,
         "policy": arguments.policy,
+        "schedule": arguments.schedule,
     }
     GenerationConfig(**{k: v for k, v in found.items() if v is not None})
     return found

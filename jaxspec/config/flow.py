@@ -80,6 +80,9 @@ class FlowTokenizerConfig:
             self.guidance >= 1 and self.most_change >= 0 and -1 < self.momentum < 1,
             "guidance is at least 1, most_change at least 0, momentum between -1 and 1",
         )
+        require(
+            math.isfinite(self.parallel), f"parallel={self.parallel} must be finite"
+        )
         for name in ("encoder", "decoder"):
             width = getattr(self, name).width
             require(width % 4 == 0, f"{name}.width={width} must be a multiple of 4")

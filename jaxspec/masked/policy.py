@@ -117,12 +117,17 @@ def check_inner(policy: Any) -> None:
         raise ConfigError(f"{name} and the policy inside of it both have parameters")
 
 
+def nested(policy: Any) -> list[Any]:
+    """A policy, the one inside of it, and so on."""
+    found = [policy]
+    while (inner := getattr(found[-1], "policy", None)) is not None:
+        found.append(inner)
+    return found
+
+
 def has_params(policy: Any) -> bool:
     """Whether a policy, or one inside of it, reads `View.params`."""
-    inner = getattr(policy, "policy", None)
-    return getattr(policy, "has_params", False) or (
-        inner is not None and has_params(inner)
-    )
+    return any(getattr(each, "has_params", False) for each in nested(policy))
 
 
 def check_params(policy: Any, params: PyTree) -> None:

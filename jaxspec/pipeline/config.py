@@ -10,6 +10,7 @@ from jaxspec.core.noise import check_seed
 from jaxspec.core.numbers import whole
 from jaxspec.core.sampling import Sampling
 from jaxspec.core.stopping import StoppingCriteria
+from jaxspec.core.unmasking import SHAPES
 from jaxspec.errors import ConfigError
 from jaxspec.masked.policies.named import check_policy
 from jaxspec.masked.policy import Policy
@@ -36,6 +37,8 @@ class GenerationConfig:
       policy: rule of the tokens of a masked model that are known after a step: a name,
         see `named_policy`, or a policy without parameters; None for "confidence", and
         for "confidence-0" of text.
+      schedule: share of the tokens of a masked model that stay masked over its steps,
+        one of `core.unmasking.SHAPES`; None for "cosine", and for "linear" of text.
       head_steps: numbers of steps of its diffusion head's chains, in the first step and
         in the last one, see `MARGenerator`; None for 100 in all.
       solver: solver of these chains, see `DiffusionSchedule`.
@@ -60,6 +63,7 @@ class GenerationConfig:
     head_steps: tuple[int, int] | int | None = None
     solver: Solver = "ancestral"
     policy: str | Policy | None = None
+    schedule: str | None = None
     cache_stages: int = 1
     attention: str = "xla"
 
@@ -72,6 +76,10 @@ class GenerationConfig:
             whole(name, value)
         if self.policy is not None:
             check_policy(self.policy)
+        if self.schedule is not None and self.schedule not in tuple(SHAPES):
+            raise ConfigError(
+                f"schedule={self.schedule!r}; choose one of {', '.join(SHAPES)}"
+            )
         if self.solver not in get_args(Solver):
             raise ConfigError(f"solver={self.solver!r}; choose ancestral or ddim")
         if self.head_steps is not None:

@@ -36,6 +36,7 @@ _SETTINGS = {
     "head_steps": (None, ("mar",), "MAR"),
     "solver": ("ancestral", ("mar",), "MAR"),
     "policy": (None, ("masked",), "masked models with a vocabulary"),
+    "schedule": (None, ("masked",), "masked models with a vocabulary"),
 }
 
 
@@ -152,7 +153,9 @@ def _masked(bundle, config, tree, loaded, prompt_length):
         raise ConfigError(f"steps={steps}; bundle '{bundle.name}' has {tokens} tokens")
     generator = MaskedGenerator(
         model,
-        MaskingSchedule(tokens, steps, "linear" if text else "cosine"),
+        MaskingSchedule(
+            tokens, steps, config.schedule or ("linear" if text else "cosine")
+        ),
         named_policy(config.policy or policy_of(prior.config), tokens),
         cfg=config.cfg_scale != 1.0,
         order=active_steps(config.sampling()),

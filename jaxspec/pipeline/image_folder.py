@@ -192,6 +192,7 @@ def _image_settings(bundle, config, tree, loaded, dtype) -> dict[str, Any]:
         settings |= {"steps": generator.schedule.steps}
         policy = config.policy or policy_of(bundle.prior.config)
         settings |= {"policy": policy if isinstance(policy, str) else repr(policy)}
+        settings |= {"schedule": generator.schedule.shape}
     if isinstance(generator, MARGenerator):
         chains, which = generator.chains
         head_steps = [chains[which[0]].count, chains[which[-1]].count]

@@ -38,7 +38,8 @@ def load_model_drafter(
         or an unknown objective.
     """
     config, target = checkpoint.config, bundle.prior.config
-    if checkpoint.metadata.get("objective") == "any_order":
+    # A masked model knows the cell of each token, and no order.
+    if checkpoint.metadata.get("objective") in ("any_order", *MASKED_OBJECTIVES):
         config = replace(config, order=target.order)
         checkpoint = replace(checkpoint, config=config)
     for field in SHARED:

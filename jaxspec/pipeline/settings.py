@@ -11,7 +11,7 @@ from jaxspec.pipeline.config import GenerationConfig
 # Entry of a prior's metadata, and the settings that it may have.
 RECORD = "generation"
 _SAMPLING = ("temperature", "top_k", "top_p", "cfg_scale", "stop_tokens")
-RECORDED = (*_SAMPLING, "steps", "head_steps", "solver", "policy")
+RECORDED = (*_SAMPLING, "steps", "head_steps", "solver", "policy", "schedule")
 # Tokens of a text, if no number is given.
 TEXT_TOKENS = 256
 # Sequences of a batch. Also on a CPU, whose products of 16 rows, two for each image,

@@ -20,6 +20,7 @@ from jaxspec.pipeline.bundle import Bundle, load_tokenizer, token_by_token
 from jaxspec.pipeline.config import GenerationConfig
 from jaxspec.pipeline.crops import best_detection, tokens_of_crop
 from jaxspec.pipeline.encoding import encode_images
+from jaxspec.pipeline.orders import in_order_of
 from jaxspec.pipeline.prompts import Prompts
 from jaxspec.watermark import (
     Detection,
@@ -66,15 +67,21 @@ class Watermark:
 
         Raises:
           ConfigError: the model does not generate token by token, or the key has no
-            pairs for its codebook.
+            pairs for its codebook, or too few.
         """
-        digest = codebook_digest(codebook_of(bundle))
+        codebook = codebook_of(bundle)
+        digest = codebook_digest(codebook)
         if digest not in key.pairs:
             raise ConfigError(
                 f"this key has marked no image of bundle '{bundle.name}': it has no "
                 "pairs of its codes; see Key.paired"
             )
         mates = key.pairs[digest]
+        if len(mates) != len(codebook):
+            raise ConfigError(
+                f"this key pairs {len(mates)} codes, and bundle '{bundle.name}' has "
+                f"{len(codebook)}: its file was changed"
+            )
         return cls(mates, green_codes(key, mates), threshold)
 
     def mark(
@@ -172,6 +179,8 @@ def codebook_of(bundle: Bundle) -> np.ndarray:
 def with_encoder(bundle: Bundle, folder: Path) -> Bundle:
     """The bundle, but images are encoded by another tokenizer with the same codes.
 
+    It may have been trained in another order of the tokens.
+
     Args:
       bundle: models that generate token by token.
       folder: a tokenizer that was trained with `encoder_alone`, its bundle or the
@@ -183,6 +192,7 @@ def with_encoder(bundle: Bundle, folder: Path) -> Bundle:
     """
     found = load_tokenizer(checkpoint_of(folder, "tokenizer"))
     own = codebook_of(bundle)
+    found = in_order_of(found, bundle.prior.config)
     if found.config != bundle.tokenizer.config:
         raise ConfigError(
             f"'{folder}' has another configuration than the tokenizer of bundle "

@@ -12,7 +12,7 @@ from jaxspec.cli.main import build_parser
 RARE = {
     "generate": "--attention --cache-stages --int8 --order --cfg-interval "
     "--coordinator --processes --process --compile-cache --no-chat --max-tokens "
-    "--steps --head-steps --solver --policy",
+    "--steps --head-steps --solver --policy --schedule",
     "convert": "--weights --target --mesh --allow-objects",
     "eval images": "--compile-cache",
     "bench generate": "--attention --int8 --accept",

@@ -100,10 +100,10 @@ GUIDE_PARAMS = {**GUIDE_PARAMS, "head": 10 * GUIDE_PARAMS["head"]}
 
 
 @pytest.mark.variants(1)
-@pytest.mark.parametrize("agreement", ["exact", "probability", "top"])
+@pytest.mark.parametrize("agreement", ["exact", "probability", "top", "near"])
 def test_tokens_stay_up_to_the_first_that_the_guide_refuses(agreement):
     """By hand, from the probabilities of each step."""
-    policy = Guided(GUIDE, agreement, least=0.15, most=3)
+    policy = Guided(GUIDE, agreement, least=0.15, most=3, within=0.6)
     generator = MaskedGenerator(MODEL, LINEAR, policy)
     variables = replace(VARIABLES, policy=GUIDE_PARAMS)
     state = generator.init(variables, CLASSES, **options())
@@ -120,6 +120,8 @@ def test_tokens_stay_up_to_the_first_that_the_guide_refuses(agreement):
                     "exact": token == ranked[0],
                     "probability": p[row, t, token] >= 0.15,
                     "top": token in ranked[:3],
+                    "near": token in ranked[:2]
+                    and p[row, t, token] >= 0.4 * p[row, t, ranked[0]],
                 }[agreement]
                 if not (agreed or right[:t].sum() == np.sum(view.known[row])):
                     break
@@ -228,6 +230,14 @@ def test_policies_with_parameters_ask_for_them():
     variables = replace(VARIABLES, policy=GUIDE_PARAMS)
     with pytest.raises(ConfigError, match="5 tokens, the masked model 11"):
         generate(generator, variables, CLASSES, **options())
+    for name, value in {"order": "halton", "classes": 7}.items():
+        strange = Guided(Transformer(replace(GUIDE_CONFIG, **{name: value})))
+        with pytest.raises(ConfigError, match=f"the guide has {name}={value!r}"):
+            MaskedGenerator(MODEL, LINEAR, Blocks(strange))
+    head = StopFilter(SURE, block=8).init(jax.random.key(0))
+    wide = MaskedGenerator(MODEL, LINEAR, StopFilter(SURE, block=16))
+    with pytest.raises(ConfigError, match="block=16 needs 16 of both"):
+        generate(wide, replace(VARIABLES, policy=head), CLASSES, **options())
     with pytest.raises(ConfigError, match="both have parameters"):
         StopFilter(Blocks(Guided(GUIDE)))
     with pytest.raises(ConfigError, match="needs a generator"):
@@ -244,6 +254,8 @@ def test_impossible_settings_are_refused():
     assert named_policy("blocks-8", 16) == Blocks(SURE, 8)
     with pytest.raises(ConfigError, match="agreement='twice'"):
         Guided(GUIDE, "twice")
+    with pytest.raises(ConfigError, match="within=2"):
+        Guided(GUIDE, "near", within=2)
     with pytest.raises(ConfigError, match="most=12"):
         Guided(GUIDE, "top", most=12)
     with pytest.raises(ConfigError, match="threshold=2"):

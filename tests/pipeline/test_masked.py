@@ -65,6 +65,19 @@ def test_policies_have_names(pipe, drawn, policy):
     assert (out.tokens >= 0).all() and (out.tokens != drawn.tokens).any()
 
 
+def test_schedules_have_names(pipe):
+    """Numbers of known tokens of 16 after each step: 16 (1 - the share masked)."""
+    for schedule, counts in {
+        "linear": [4, 8, 12, 16],
+        "cosine": [2, 5, 10, 16],
+        "arccos": [3, 6, 9, 16],
+    }.items():
+        settings = {**SETTINGS, "schedule": schedule}
+        views = pipe.stream(class_labels=[0], rounds=1, **settings)
+        known = [int((view.tokens >= 0).sum()) for view in views]
+        assert known == counts, schedule
+
+
 def test_a_policy_of_one_s_own_goes_through_the_pipeline(pipe):
     named = pipe(class_labels=LABELS, **SETTINGS, policy="likeliest-2")
     own = pipe(class_labels=LABELS, **SETTINGS, policy=Confidence("likeliest", 2.0))
@@ -97,6 +110,7 @@ def test_the_command_line_makes_a_sheet_and_a_folder(folder, tmp_path, capsys):
         ({"policy": "best"}, "no policy 'best'"),
         ({"policy": "threshold-x"}, "from 0 to 1"),
         ({"policy": "random-2"}, "no policy"),
+        ({"schedule": "round"}, "choose one of cosine"),
         ({"solver": "ddim"}, "is a setting of MAR"),
         ({"max_new_tokens": 3}, "of an image together"),
         ({"cfg_interval": 3}, "every step is guided"),

@@ -185,10 +185,14 @@ def test_another_encoder_of_the_same_codes_reads_images(pipe, folder, tmp_path):
     save(tmp_path / "codes" / "tokenizer", codes)
     with pytest.raises(ConfigError, match="has other codes"):
         with_encoder(bundle, tmp_path / "codes")
-    small = replace(own, config=replace(own.config, order="coarse"))
-    save(tmp_path / "order" / "tokenizer", small)
+    turned = replace(other, config=replace(own.config, order="coarse"))
+    save(tmp_path / "order" / "tokenizer", turned)
+    again = encode_images(with_encoder(bundle, tmp_path / "order"), [image])[0]
+    np.testing.assert_array_equal(again, found)  # in the order of the model
+    free = replace(own, config=replace(own.config, normalized="none"))
+    save(tmp_path / "free" / "tokenizer", free)
     with pytest.raises(ConfigError, match="another configuration"):
-        with_encoder(bundle, tmp_path / "order")
+        with_encoder(bundle, tmp_path / "free")
 
 
 def test_several_tests_of_an_image_raise_no_false_alarm():

@@ -6,13 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
 
 from jaxspec.checkpoint import Checkpoint
 from jaxspec.cli import main
 from jaxspec.config.orders import cells_of
+from jaxspec.core.sampling import Sampling
 from jaxspec.data.image_tokens import TokenSource, encode_source
 from jaxspec.errors import ConfigError
+from jaxspec.models.masked_lm.model import MaskedDiffusion
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.pipeline.bundle import Bundle
 from jaxspec.pipeline.model_drafters import load_model_drafter
@@ -107,6 +109,22 @@ def test_tokens_of_another_order_are_encoded_again(tmp_path):
 def test_a_draft_model_of_any_order_follows_its_target(bundle):
     loaded = load_model_drafter("small", bundle.prior, with_order(bundle, "halton"))
     assert loaded.drafter.model.for_drafter.model.config.order == "halton"
+
+
+def test_a_masked_model_drafts_in_the_order_of_its_target(bundle):
+    """It scores each cell as in its own order; the control takes the orders as one."""
+    config = replace(EXPERIMENT.prior, extra_tokens=1)
+    params = random_like(Transformer(config).init, spread=0.5, seed=5)
+    masked = Checkpoint("prior", config, params, {"objective": "maskgit"})
+    loaded = load_model_drafter("masked", masked, with_order(bundle, "halton"))
+    tokens = jax.random.randint(jax.random.key(0), (2, 16), 0, config.vocab_size + 1)
+    classes, cells = jnp.array([0, 2]), np.array(cells_of("halton", 4))
+    raster = MaskedDiffusion(Transformer(config)).score(params, classes, tokens)
+    denoise, plain = loaded.drafter.denoise, Sampling.create(2)
+    found = denoise(loaded.params["model"], classes, tokens[:, cells], plain)
+    assert_allclose(found, raster[:, cells], atol=1e-4)
+    wrong = denoise(loaded.params["model"], classes, tokens, plain)
+    assert np.abs(wrong - raster).max() > 0.01
 
 
 def test_a_model_of_one_order_starts_one_of_any_order(bundle):

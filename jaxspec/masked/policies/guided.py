@@ -6,11 +6,14 @@ from typing import Any, ClassVar, Literal, get_args
 import jax
 import jax.numpy as jnp
 
+from jaxspec.config import TransformerConfig
 from jaxspec.errors import ConfigError
 from jaxspec.masked.policy import View, check_params
 from jaxspec.typing import Array, Bool, Float, Int, Params
 
-Agreement = Literal["exact", "probability", "top"]
+Agreement = Literal["exact", "probability", "top", "near"]
+# What the guide and the masked model must have in common.
+SHARED = "condition", "classes", "rope", "order"
 
 
 @dataclass(frozen=True)
@@ -28,9 +31,11 @@ class Guided:
     Attributes:
       guide: autoregressive `Transformer` over the same tokens and prompts.
       agreement: "exact": the token is its likeliest one. "probability": it has at least
-        `least`. "top": it is among its `most` likeliest.
+        `least`. "top": it is among its `most` likeliest. "near": it is the likeliest
+        one, or the second with at least `1 - within` of its probability.
       least: least probability.
       most: number of likeliest tokens.
+      within: largest relative distance of the second likeliest token.
 
     Raises:
       ConfigError: a setting is impossible.
@@ -40,6 +45,7 @@ class Guided:
     agreement: Agreement = "probability"
     least: float = 0.1
     most: int = 5
+    within: float = 0.5
 
     revises: ClassVar[bool] = False
     has_params: ClassVar[bool] = True
@@ -50,10 +56,25 @@ class Guided:
             raise ConfigError(f"agreement={self.agreement!r}; choose one of {known}")
         if not 0 < self.least <= 1:
             raise ConfigError(f"least={self.least} is not above 0, up to 1")
+        if not 0 <= self.within <= 1:
+            raise ConfigError(f"within={self.within} is not from 0 to 1")
         if not 1 <= self.most <= self.guide.config.vocab_size:
             raise ConfigError(
                 f"most={self.most}; choose 1 to {self.guide.config.vocab_size}"
             )
+
+    def check_model(self, config: TransformerConfig) -> None:
+        """Checks that the guide reads what a masked model makes.
+
+        Raises:
+          ConfigError: it reads other prompts, or the tokens in another order.
+        """
+        for name in SHARED:
+            own, other = getattr(self.guide.config, name), getattr(config, name)
+            if own != other:
+                raise ConfigError(
+                    f"the guide has {name}={own!r}, the masked model {other!r}"
+                )
 
     def reveal(self, view: View) -> Bool[Array, "B T"]:
         """See `Policy`.
@@ -72,6 +93,10 @@ class Guided:
         chosen = jnp.take_along_axis(log_p, view.tokens[..., None], axis=-1)[..., 0]
         if self.agreement == "probability":
             agreed = chosen >= jnp.log(self.least)
+        elif self.agreement == "near":
+            best = jax.lax.top_k(log_p, 2)[0]
+            least = jnp.maximum(best[..., 1], best[..., 0] + jnp.log1p(-self.within))
+            agreed = chosen >= jnp.minimum(least, best[..., 0])
         else:
             most = 1 if self.agreement == "exact" else self.most
             agreed = chosen >= jax.lax.top_k(log_p, most)[0][..., -1]

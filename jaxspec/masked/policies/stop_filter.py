@@ -18,7 +18,8 @@ class StopFilter:
 
     A small network reads the probabilities of the tokens of a block and predicts of
     each whether it equals the token of the last step; `train.stop_filter` trains it.
-    Source: Learn2PD (arXiv 2509.25188).
+    It keeps tokens of all blocks, that of the paper those of the block that is being
+    filled. Source: Learn2PD (arXiv 2509.25188).
 
     Parameters (`MaskedVariables.policy`): "in" [n, M], "in_bias" [M], "out" [M, n] and
     "out_bias" [n], for blocks of `n` tokens.
@@ -49,9 +50,10 @@ class StopFilter:
         """See `Policy`.
 
         Raises:
-          ConfigError: there are no parameters.
+          ConfigError: there are no parameters, or those of blocks of another size.
         """
         check_params(self, view.params)
+        self._check(view.params)
         scores = self.scores(view.params, self.confidence(view))
         final = jax.nn.sigmoid(scores) > self.threshold
         # As many as the schedule has, whatever the filter has kept before.
@@ -59,6 +61,15 @@ class StopFilter:
         left = jnp.maximum(masked - (view.before - view.left), 0)
         scheduled = replace(view, before=masked, left=left)
         return self.policy.reveal(scheduled) | final | view.known
+
+    def _check(self, params: Params) -> None:
+        """Raises `ConfigError` if the head is one of other blocks."""
+        found = jnp.shape(params["in"])[0], jnp.shape(params["out"])[-1]
+        if found != (self.block, self.block):
+            raise ConfigError(
+                f"the head reads {found[0]} tokens and scores {found[1]}; "
+                f"block={self.block} needs {self.block} of both"
+            )
 
     def confidence(self, view: View) -> Float[Array, "B T"]:
         """Probabilities of the samples, which the network reads; 1 of known tokens."""
