@@ -99,6 +99,27 @@ def test_the_flow_is_the_same(pair, kept, null):
         assert np.abs(np.asarray(speed) - expected(wrong).numpy()).max() > 1e-3, wrong
 
 
+@pytest.mark.parametrize("layers", [12, 18])
+def test_a_layer_of_every_released_width(layers):
+    """FlexTok's d12 and d18 have a head of 64 channels for each of their layers."""
+    half = 64 * layers, 1, layers
+    twin = FlexTok(kinds=2, encoder=half, decoder=half)
+    twin = randomized(twin, seed=2).with_sinusoids()
+    settings = {**SETTINGS, "heads": layers}
+    found = converted(twin.state_dict(), **settings)
+    codes = np.asarray(jax.jit(found.model.encode)(found.params, ours(images())))
+    np.testing.assert_array_equal(codes, twin.encode(images(), 0.7).numpy())
+    grid, time = torch.randn(3, 4, 8, 8), torch.tensor([0.9, 0.2, 0.5])
+    quants = twin.embedded(torch.from_numpy(codes).long())
+    seen, null = jnp.ones((3, 6), bool), jnp.zeros(3, bool)
+    vectors = found.params["codebook"][codes]
+    speed = jax.jit(found.model.velocity)(
+        found.params, ours(grid), as_jax(time), vectors, seen, null
+    )
+    expected = twin.velocity(grid, time, quants, 6, False).permute(0, 2, 3, 1)
+    assert_close(speed, expected, 1e-4)
+
+
 @pytest.mark.parametrize("kept", [6, 1])
 def test_first_tokens_become_the_same_images(pair, kept):
     twin, found = pair

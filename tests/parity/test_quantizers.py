@@ -42,7 +42,7 @@ def test_fsq_has_the_same_codes_and_values(levels):
 
 
 def test_lfq_has_the_same_signs_and_counts_its_bits_from_the_other_end():
-    """The first channel is the highest bit there; here and in Open-MAGVIT2 the lowest."""
+    """The first channel is the highest bit there, and the lowest one here."""
     z = vectors(6)
     quantizer = quantizers.LFQ(codebook_size=64, dim=6).eval()
     with torch.no_grad():

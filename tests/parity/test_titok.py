@@ -140,6 +140,32 @@ def test_titok_prefixes_of_tokens_become_the_same_images(titok, count):
         assert np.abs(np.asarray(found) - other).max() > 1e-3, wrong
 
 
+@pytest.mark.parametrize("width", [512, 768, 1024], ids=["S", "B", "L"])
+def test_a_layer_of_every_released_width(width):
+    """TiTok-S, -B and -L, with their 4,096 codes of 12 channels."""
+    half = width, width // 64, 1
+    sizes = {**SIZES, "size": 4096, "dim": 12, "encoder": half, "decoder": half}
+    twin = randomized(TiTok(two_stage=False, **sizes), seed=2)
+    ours = converted(twin.state_dict())
+    vectors = jax.jit(ours.model.embed)(ours.params, as_ours(images()))
+    assert_close(vectors, twin.vectors(images()), 1e-4)
+    codes = torch.randint(0, 4096, (2, 12), generator=torch.manual_seed(4))
+    found = jax.jit(ours.model.decode)(ours.params, as_jax(codes))
+    assert_close(found, as_torch_range(twin.decode(codes)), 1e-4)
+
+
+def test_maskgit_in_its_released_size():
+    sizes = 128, (1, 1, 2, 2, 4), 2, 32, 1024, 256
+    twin = randomized(MaskGIT(*sizes), seed=1)
+    ours = converted(twin.state_dict(), image_size=32)
+    assert ours.config == MaskGITTokenizerConfig(32, *sizes)
+    features = jax.jit(ours.model.embed)(ours.params, as_ours(images()))
+    assert_close(features, twin.encoder(images()).permute(0, 2, 3, 1), 1e-4)
+    codes = torch.randint(0, 1024, (2, 4), generator=torch.manual_seed(1))
+    found = jax.jit(ours.model.decode)(ours.params, as_jax(codes))
+    assert_close(found, as_torch_range(twin.decode(codes)), 1e-4)
+
+
 def test_ta_titok_decodes_with_a_text(tmp_path):
     """Controls: another text, and positions of the text in reverse."""
     twin = randomized(TiTok(two_stage=False, text=(7, 24), **SIZES), seed=3)
