@@ -64,6 +64,38 @@ def test_our_numbers_are_on_one_line_of_the_linked_report():
         assert any(numbers <= set(re.findall(r"[\d.]+", line)) for line in lines), cells
 
 
+def report_rows(name):
+    """Rows of the table of a report of engines, by batch size and engine."""
+    lines = (ROOT / name).read_text().splitlines()
+    rows = [line.strip("|").split("|") for line in lines if re.match(r"\| \d", line)]
+    return [[cell.strip() for cell in row] for row in rows]
+
+
+def test_engines_are_those_of_their_reports():
+    """Each cell has the figures of batch 1, 4 and 8, or one that all have."""
+    text = README.split("Engines compared")[1].split("## Install")[0]
+    first, second = re.findall(r"docs/reports/engines\w*\.md", text)
+    shown = [line.strip("|").split("|") for line in text.splitlines() if "|" in line][
+        2:
+    ]
+    found = report_rows(first)
+    assert len(shown) == 4 and len(found) == 12
+    for i, cells in enumerate(shown):
+        own = found[i::4]  # the engine at each batch size
+        calls, milliseconds, seconds, spread, speeds = map(str.strip, cells[1:])
+        for cell, column in ((calls, 4), (milliseconds, 5), (seconds, 6), (speeds, 8)):
+            values = [float(x) for x in cell.split("/")]
+            values = values if len(values) > 1 else values * 3
+            assert values == [float(row[column]) for row in own], cells
+        assert spread == own[0][7]
+    trained = re.search(r"`fruits64`[^:]*: ([^(]*)\(", text)
+    numbers = [float(x) for x in re.findall(r"\d\.\d+", trained[1])]
+    rows = report_rows(second)
+    names = "same drafter and tree", "PyTorch, loop"
+    expected = [float(row[8]) for name in names for row in rows if name in row[1]]
+    assert numbers == expected
+
+
 def test_prose_is_at_most_700_words():
     assert len(prose(README)) <= 700
 
