@@ -7,8 +7,10 @@ it ends, so a lost device loses one part at most. Nothing is installed or downlo
 a part whose packages are missing is reported as failed.
 """
 
+import os
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ DRAFTER = (
     "train_drafter.batch=128",
     "train_drafter.compute_dtype=bfloat16",
     "train_drafter.self_generated=32768",
+    "train_drafter.rounded=true",
 )
 SMALL = (
     "drafter.layers=1",
@@ -38,6 +41,10 @@ SMALL = (
 )
 # Lines of output that a failed part reports.
 LINES = 12
+# Seconds that a part has to save what it has, after its limit.
+GRACE = 15.0
+# Folders of a training that are not packed: its state, and what can be made again.
+UNPACKED = ("state", "best", "codes", "sequences", "samples")
 
 
 def parts(
@@ -71,13 +78,19 @@ def parts(
 
 
 def measure_device(
-    *, minutes: float = 9.0, folder: str = "device", small: bool = False, save=None
+    *,
+    minutes: float = 9.0,
+    folder: str = "device",
+    pack: str | None = None,
+    small: bool = False,
+    save=None,
 ) -> dict[str, Any]:
     """Runs the parts one after another until the time limit.
 
     Args:
       minutes: Time limit of all parts.
       folder: Folder of results.
+      pack: Tar file of the results, written after each part; None for none.
       small: Whether to run sizes for a rehearsal on a CPU.
       save: Callback for unfinished reports.
 
@@ -100,22 +113,46 @@ def measure_device(
             command = [*command, "--minutes", f"{0.8 * left / 60:.2f}"]
         log = results / f"{name}.log"
         rows.append(_run(name, command, min(limit, left), log))
+        if pack is not None:
+            write_pack(results, Path(pack))
         if save is not None:
             save(report)
     return report
+
+
+def write_pack(results: Path, file: Path) -> None:
+    """Writes one file with the results, without the states of trainings.
+
+    Args:
+      results: Folder of results.
+      file: Tar file.
+    """
+
+    def kept(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        return None if Path(entry.name).name in UNPACKED else entry
+
+    part = file.with_name(f"{file.name}.part")
+    with tarfile.open(part, "w") as archive:
+        archive.add(results, arcname=results.name, filter=kept)
+    os.replace(part, file)
 
 
 def _run(name: str, command: list[str], limit: float, log: Path) -> dict[str, Any]:
     """Runs a part, with its output in a file, and ends it after its limit."""
     began = time.perf_counter()
     with open(log, "w", encoding="utf-8") as output:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
         try:
-            code = subprocess.run(
-                command, cwd=ROOT, stdout=output, stderr=output, timeout=limit
-            ).returncode
+            code = process.wait(limit)
             status = "done" if code == 0 else f"failed with status {code}"
         except subprocess.TimeoutExpired:
             status = f"ended after {limit:.0f} s"
+            process.terminate()  # trainings save what they have
+            try:
+                process.wait(GRACE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
     text = log.read_bytes().decode("utf-8", "replace").replace("\r", "\n")
     lines = [line for line in text.splitlines() if line.strip()]
     return {
@@ -147,10 +184,12 @@ STUDY = Benchmark(
     description="Runs the tests of kernels, all speed benchmarks and the training of "
     "a drafter, within a time limit. Results are in a folder, and the report lists "
     "how each part ended.",
-    example="Example: python -m docs.studies.device --folder h100 --out h100_report",
+    example="Example: python -m docs.studies.device --folder h100 --pack h100.tar "
+    "--out h100_report",
     options=(
         Option("minutes", "time limit of all parts", float, default=9.0),
         Option("folder", "folder of results", default="device", metavar="DIR"),
+        Option("pack", "tar file of the results", metavar="FILE"),
         Option("small", "sizes for a rehearsal on a CPU", bool, default=False),
     ),
     measure=measure_device,

@@ -1,6 +1,7 @@
 """The run on an accelerator: parts with limits, none of which ends the others."""
 
 import sys
+import tarfile
 
 import pytest
 
@@ -31,6 +32,22 @@ def test_a_part_that_fails_or_takes_too_long_leaves_the_others(commands, tmp_pat
     assert [row["end"] for row in result["rows"]] == [["one", "two"], ["no device"], []]
     text = device.device_markdown({"command": "run", **result})
     assert "| hardware | failed with status 1 |" in text and "no device" in text
+
+
+def test_results_are_packed_without_the_states_of_trainings(commands, tmp_path):
+    """Also those of the parts before one that fails."""
+    results, file = tmp_path / "run", tmp_path / "run.tar"
+    for name in ("checkpoint/drafter/config.json", "drafter/state/7/arrays"):
+        (results / "drafter" / name).parent.mkdir(parents=True)
+        (results / "drafter" / name).write_text("x")
+    device.measure_device(folder=str(results), pack=str(file), small=True)
+    with tarfile.open(file) as archive:
+        found = {
+            name for name in archive.getnames() if archive.getmember(name).isfile()
+        }
+    logs = {f"run/{name}.log" for name in ("kernels", "hardware", "training")}
+    assert found == logs | {"run/drafter/checkpoint/drafter/config.json"}
+    assert not list(tmp_path.glob("*.part"))
 
 
 def test_parts_beyond_the_time_limit_are_skipped(commands, tmp_path):
