@@ -147,8 +147,9 @@ def _baseline(text: str) -> tuple[str, tuple[Bundle, float]]:
         raise ConfigError(f"'{text}': a temperature follows the @") from None
     bundle = load_bundle(name)
     heat = "" if temperature == 1 else f", temperature {temperature:g}"
-    row = f"{bundle.prior.config.order}, trained in it alone ({bundle.name}){heat}"
-    return row, (bundle, temperature)
+    config = bundle.prior.config
+    kind = f"{config.order}, trained in it alone" if config.rope == "grid" else "a row"
+    return f"{kind} ({bundle.name}){heat}", (bundle, temperature)
 
 
 def _entropy(bundle, tokens, classes, sampling) -> np.ndarray:

@@ -99,6 +99,7 @@ def test_the_flow_is_the_same(pair, kept, null):
         assert np.abs(np.asarray(speed) - expected(wrong).numpy()).max() > 1e-3, wrong
 
 
+@pytest.mark.variants(1)
 @pytest.mark.parametrize("layers", [12, 18])
 def test_a_layer_of_every_released_width(layers):
     """FlexTok's d12 and d18 have a head of 64 channels for each of their layers."""

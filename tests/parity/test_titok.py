@@ -140,6 +140,7 @@ def test_titok_prefixes_of_tokens_become_the_same_images(titok, count):
         assert np.abs(np.asarray(found) - other).max() > 1e-3, wrong
 
 
+@pytest.mark.variants(1)
 @pytest.mark.parametrize("width", [512, 768, 1024], ids=["S", "B", "L"])
 def test_a_layer_of_every_released_width(width):
     """TiTok-S, -B and -L, with their 4,096 codes of 12 channels."""
