@@ -3,8 +3,12 @@
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import chain
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from docs.studies import ways
@@ -13,32 +17,53 @@ from docs.studies.ways import TIME_AND_QUALITY, Columns, Comparison, Way, measur
 from jaxspec.bench.description import Benchmark, Option
 from jaxspec.bench.roofline.ceilings import measure_ceilings
 from jaxspec.checkpoint import Checkpoint, checkpoint_of
+from jaxspec.core.noise import batch_keys
 from jaxspec.core.sampling import Sampling, active_steps
 from jaxspec.errors import ConfigError
 from jaxspec.evaluate.tables import environment, markdown_table, report_heading
 from jaxspec.masked import (
+    Blocks,
+    Confidence,
     ContextCache,
+    Guided,
     MaskedGenerator,
     MaskedVariables,
     MaskingSchedule,
+    StopFilter,
+    Window,
 )
 from jaxspec.masked.policies.named import named_policy
+from jaxspec.masked.policy import Policy
 from jaxspec.models.masked_lm.model import MASKED_OBJECTIVES, MaskedDiffusion
 from jaxspec.pipeline.bundle import Bundle, load_bundle, load_prior
 from jaxspec.speculative.engine import Engine
+from jaxspec.train.stop_filter import final_tokens, train_stop_filter
+from jaxspec.typing import Params
 
-FAMILIES = ("autoregressive", "steps", "cache", "policies", "distilled")
+FAMILIES = ("autoregressive", "steps", "cache", "policies", "others", "distilled")
 STEPS = (2, 4, 8, 12)
 POLICIES = ("confidence-0", "halton")
 # Passes from one that computes all tokens to the next, of 12.
 EVERY = (2, 4)
+# Policies of 8 steps, and tokens of a block or a window of those with 16.
+OTHERS = ("random", "margin", "entropy", "revision-0.1")
+BLOCK = 64
+# Sequences whose steps a filter is trained on, and its training steps.
+TRACES, FILTER_STEPS = 32, 300
 
 
-def all_ways(bundle: Bundle, models: dict[str, Checkpoint], scale: float):
-    """Every way, family by family."""
-    yield from token_by_token(bundle, scale)
-    for name, prior in models.items():
-        yield from masked_ways(bundle, name, prior, scale)
+def all_ways(
+    bundle: Bundle,
+    models: dict[str, Checkpoint],
+    scale: float,
+    families: Sequence[str] = FAMILIES,
+) -> Iterator[Way]:
+    """Every way of some families."""
+    ways = [token_by_token(bundle, scale)]
+    ways += [masked_ways(bundle, *each, scale) for each in models.items()]
+    yield from (way for way in chain(*ways) if way.family in families)
+    if "others" in families:  # a filter is trained for them
+        yield from other_ways(bundle, models["masked"], scale)
 
 
 def token_by_token(bundle: Bundle, scale: float) -> Iterator[Way]:
@@ -51,31 +76,37 @@ def token_by_token(bundle: Bundle, scale: float) -> Iterator[Way]:
     yield Way("autoregressive", name, engine, variables, bundle, scale)
 
 
+def way_of(
+    bundle: Bundle,
+    prior: Checkpoint,
+    scale: float,
+    family: str,
+    words: str,
+    steps: int,
+    policy: str | Policy = "confidence",
+    *,
+    shape: str = "cosine",
+    context: ContextCache | None = None,
+    head: Params | None = None,
+) -> Way:
+    """A way of a masked model; `head` are the parameters of its policy."""
+    length = prior.config.sequence_length
+    generator = MaskedGenerator(
+        MaskedDiffusion(prior.model),
+        MaskingSchedule(length, steps, shape),
+        named_policy(policy, length) if isinstance(policy, str) else policy,
+        order=active_steps(Sampling.create(cfg_scale=scale)),
+        context=context,
+    )
+    variables = MaskedVariables(prior.params, head)
+    return Way(family, words, generator, variables, bundle, scale)
+
+
 def masked_ways(
     bundle: Bundle, name: str, prior: Checkpoint, scale: float
 ) -> Iterator[Way]:
     """Ways of one masked model; of a distilled one its steps alone."""
-    model, variables = MaskedDiffusion(prior.model), MaskedVariables(prior.params)
-    length = prior.config.sequence_length
-    order = active_steps(Sampling.create(cfg_scale=scale))
-
-    def way(
-        family: str,
-        words: str,
-        steps: int,
-        policy="confidence",
-        shape="cosine",
-        **options,
-    ):
-        generator = MaskedGenerator(
-            model,
-            MaskingSchedule(length, steps, shape),
-            named_policy(policy, length),
-            order=order,
-            **options,
-        )
-        return Way(family, words, generator, variables, bundle, scale)
-
+    way = partial(way_of, bundle, prior, scale)
     if name == "distilled":
         # As it was trained: a linear schedule, and each token with the same chance.
         for steps in STEPS:
@@ -93,6 +124,34 @@ def masked_ways(
     for policy in POLICIES:
         yield way("policies", f"{policy}, 8 steps", 8, policy)
     yield way("policies", "threshold-0.5, at most 12", 12, "threshold-0.5")
+
+
+def other_ways(bundle: Bundle, prior: Checkpoint, scale: float) -> Iterator[Way]:
+    """Other policies, and caches for them."""
+    way = partial(way_of, bundle, prior, scale, "others")
+    for policy in OTHERS:
+        yield way(f"{policy}, 8 steps", 8, policy)
+    sure, steps = Confidence("sampled", 0.0), 16
+    blocks, words = Blocks(sure, BLOCK), f"blocks-{BLOCK}, {steps} steps"
+    yield way(words, steps, blocks)
+    left = ContextCache(every=None, kept="left", block=BLOCK)
+    yield way(f"{words}, known ones kept", steps, blocks, context=left)
+    window, words = Window(sure, BLOCK), f"window of {BLOCK}, {steps} steps"
+    yield way(words, steps, window)
+    inside = ContextCache(active=BLOCK, outer=2 * BLOCK)
+    yield way(f"{words}, computed alone", steps, window, context=inside)
+    guide, words = Guided(bundle.prior.model), f"guided, at most {steps} steps"
+    yield way(words, steps, guide, head=bundle.prior.params)
+    # A filter (Learn2PD), trained on passes without it of images that are not measured.
+    policy = StopFilter(Confidence("likeliest", 0.0), block=BLOCK)
+    plain = way(f"filtered, at most {steps} steps", steps, policy)
+    keys = batch_keys(1 << 20, TRACES)
+    settings = {"sampling": Sampling.create(cfg_scale=scale), "keys": keys}
+    find = jax.jit(partial(final_tokens, plain.generator, **settings))
+    traces = find(plain.variables, jnp.arange(TRACES) % prior.config.classes)
+    train = jax.jit(partial(train_stop_filter, stop_filter=policy, steps=FILTER_STEPS))
+    head, _ = train(jax.random.key(0), traces=traces)
+    yield replace(plain, variables=MaskedVariables(prior.params, head))
 
 
 def measure_masked(
@@ -153,9 +212,7 @@ def measure_masked(
         "rows": rows,
         **environment(),
     }
-    for way in all_ways(bundle, models, cfg_scale):
-        if way.family not in families:
-            continue
+    for way in all_ways(bundle, models, cfg_scale, families):
         rows.append(measure_way(way, comparison).fields)
         if save is not None:
             save(report)
@@ -179,7 +236,10 @@ def masked_markdown(result: dict[str, Any]) -> str:
         f"{result['cfg_scale']:g}. The distance is that of features of the embedded "
         "classifier to as many held-out images, of which the classifier gets "
         f"{100 * result['heldout_accuracy']:.0f} % right; mean and standard deviation "
-        "over seeds. Steps without another policy are MaskGIT's."
+        "over seeds. Steps without another policy are MaskGIT's. Among the others, "
+        f"blocks and windows have {BLOCK} tokens, the guide is the autoregressive "
+        "model (a probability of at least .1), and the filter was trained on the "
+        f"passes of {TRACES} images."
     )
     return report_heading("Masked models", result, description) + markdown_table(
         [*COLUMNS], ways.cells_of(result["rows"], COLUMNS)
