@@ -1,8 +1,7 @@
 """Tokens of 12 bits, and a model that predicts them as two sub-codes of 6.
 
-Train both: `jaxspec train tokenizer --config configs/models/factored_fruits64_cpu.py
-...`, then `jaxspec train prior` with the same options; with `--set "prior.factors=()"`
-it has one table of 4,096 tokens.
+Train both: `jaxspec train all --config models/factored_fruits64_cpu --out
+runs/factored`; with `--set "prior.factors=()"` it has one table of 4,096 tokens.
 """
 
 from dataclasses import replace

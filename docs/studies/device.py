@@ -12,12 +12,15 @@ import subprocess
 import sys
 import tarfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from docs.studies.command import run_study
 from jaxspec.bench.description import Benchmark, Option
+from jaxspec.errors import ConfigError
 from jaxspec.evaluate.tables import markdown_table
+from jaxspec.io.writing import check_writable
 
 ROOT = Path(__file__).parents[2]
 # Shares of the time; training takes what the others leave.
@@ -41,10 +44,10 @@ SMALL = (
 )
 # Lines of output that a failed part reports.
 LINES = 12
-# Seconds that a part has to save what it has, after its limit.
-GRACE = 15.0
-# Folders of a training that are not packed: its state, and what can be made again.
-UNPACKED = ("state", "best", "codes", "sequences", "samples")
+# Seconds before its limit at which a part that still runs is asked to save what it has.
+GRACE = 20.0
+# Folders of the training that are not packed: its state, and what can be made again.
+UNPACKED = ("drafter/drafter", "drafter/codes")
 
 
 def parts(
@@ -97,8 +100,16 @@ def measure_device(
     Returns:
       Report with one row per part: its command, its time, whether it succeeded, and the
       end of its output.
+
+    Raises:
+      ConfigError: `pack` is in the folder of results.
+      DataError: `pack` cannot be written.
     """
     began, results = time.perf_counter(), Path(folder).resolve()
+    if pack is not None:
+        check_writable(pack)
+        if Path(pack).resolve().is_relative_to(results):
+            raise ConfigError(f"--pack {pack}: choose a file outside of '{folder}'")
     results.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     report = {"minutes": minutes, "folder": folder, "rows": rows}
@@ -113,10 +124,10 @@ def measure_device(
             command = [*command, "--minutes", f"{0.8 * left / 60:.2f}"]
         log = results / f"{name}.log"
         rows.append(_run(name, command, min(limit, left), log))
-        if pack is not None:
-            write_pack(results, Path(pack))
         if save is not None:
             save(report)
+        if pack is not None:
+            write_pack(results, Path(pack))
     return report
 
 
@@ -129,7 +140,8 @@ def write_pack(results: Path, file: Path) -> None:
     """
 
     def kept(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
-        return None if Path(entry.name).name in UNPACKED else entry
+        inside = Path(entry.name).relative_to(results.name).as_posix()
+        return None if inside in UNPACKED else entry
 
     part = file.with_name(f"{file.name}.part")
     with tarfile.open(part, "w") as archive:
@@ -143,16 +155,16 @@ def _run(name: str, command: list[str], limit: float, log: Path) -> dict[str, An
     with open(log, "w", encoding="utf-8") as output:
         process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
         try:
-            code = process.wait(limit)
+            code = process.wait(max(limit - GRACE, limit / 2))
             status = "done" if code == 0 else f"failed with status {code}"
         except subprocess.TimeoutExpired:
-            status = f"ended after {limit:.0f} s"
             process.terminate()  # trainings save what they have
-            try:
-                process.wait(GRACE)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(min(GRACE, limit / 2))
+            status = f"ended after {time.perf_counter() - began:.0f} s"
+        finally:
+            process.kill()
+            process.wait()
     text = log.read_bytes().decode("utf-8", "replace").replace("\r", "\n")
     lines = [line for line in text.splitlines() if line.strip()]
     return {

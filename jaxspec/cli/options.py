@@ -107,7 +107,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
             "tokens of a masked model that are known after a step: confidence, "
             "likeliest, margin, entropy, random, halton, raster, coins, threshold, "
             "revision or blocks, some with a number as in threshold-0.9 (default: the "
-            "checkpoint's, else confidence)"
+            "checkpoint's, else confidence, of texts confidence-0)"
         ),
     )
     group.add_argument(
@@ -115,7 +115,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=rare(
             "share of masked tokens over these steps: cosine, arccos, linear, square, "
-            "cubic or root (default: the checkpoint's, else cosine)"
+            "cubic or root (default: the checkpoint's, else cosine, of texts linear)"
         ),
     )
     group.add_argument(

@@ -77,11 +77,12 @@ class FlowTokenizerConfig:
             f"steps={self.steps}",
         )
         require(
-            self.guidance >= 1 and self.most_change >= 0 and -1 < self.momentum < 1,
-            "guidance is at least 1, most_change at least 0, momentum between -1 and 1",
-        )
-        require(
-            math.isfinite(self.parallel), f"parallel={self.parallel} must be finite"
+            1 <= self.guidance < math.inf
+            and 0 <= self.most_change < math.inf
+            and -1 < self.momentum < 1
+            and math.isfinite(self.parallel),
+            "guidance is at least 1, most_change at least 0, momentum between -1 and "
+            "1, parallel any number",
         )
         for name in ("encoder", "decoder"):
             width = getattr(self, name).width

@@ -18,7 +18,6 @@ from jaxspec.masked.context import ContextCache, cached_logits
 from jaxspec.masked.length import LengthControl, masked_before, moved
 from jaxspec.masked.policies.blocks import Window
 from jaxspec.masked.policies.confidence import Confidence
-from jaxspec.masked.policies.guided import Guided
 from jaxspec.masked.policy import Policy, View, nested, revealed_inside
 from jaxspec.masked.schedule import MaskingSchedule
 from jaxspec.masked.state import MaskedState, MaskedVariables
@@ -119,8 +118,8 @@ class MaskedGenerator:
         if self.length is not None:
             _check_length(self)
         for policy in nested(self.policy):
-            if isinstance(policy, Guided):
-                policy.check_model(config)
+            if check := getattr(policy, "check_model", None):
+                check(config)
         active = self.context and self.context.active
         if active and not (
             isinstance(self.policy, Window) and self.policy.size <= active

@@ -59,8 +59,9 @@ class Policy(Protocol):
 
     A policy may also mask tokens again that were known. One that never does has an
     attribute `revises` that is False; its sequences end at a stop token before which
-    everything is known. One that reads `View.params` has `has_params = True`. The last
-    step of the schedule keeps every token, whatever the policy returns.
+    everything is known. One that reads `View.params` has `has_params = True`. One for
+    some models alone has a method `check_model(config)` that raises `ConfigError`. The
+    last step of the schedule keeps every token, whatever the policy returns.
     """
 
     def reveal(self, view: View) -> Bool[Array, "B T"]:

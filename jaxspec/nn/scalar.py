@@ -71,7 +71,10 @@ def sign_codes(vectors: Float[Array, "... C"]) -> Int[Array, "..."]:
 
 
 def bit_codes(bits: Bool[Array, "... C"]) -> Int[Array, "..."]:
-    """Codes, int32, of bits, the first the lowest (BAE, arXiv 2410.16257: highest)."""
+    """Codes, int32, of bits, of which the first is the lowest.
+
+    In the models of BAE (arXiv 2410.16257) it is the highest.
+    """
     weights = _whole(1 << np.arange(bits.shape[-1]), bits)
     return jnp.sum(bits.astype(jnp.int32) * weights, axis=-1, dtype=jnp.int32)
 

@@ -127,6 +127,11 @@ def policy_of(config: TransformerConfig) -> str:
     return "confidence-0" if config.condition == "none" else DEFAULT_POLICY
 
 
+def schedule_of(config: TransformerConfig) -> str:
+    """Default schedule of a masked model."""
+    return "linear" if config.condition == "none" else "cosine"
+
+
 def _masked(bundle, config, tree, loaded, prompt_length):
     prior = bundle.prior
     model = MaskedDiffusion(prior.model, bool(prior.metadata.get("shifted")))
@@ -153,9 +158,7 @@ def _masked(bundle, config, tree, loaded, prompt_length):
         raise ConfigError(f"steps={steps}; bundle '{bundle.name}' has {tokens} tokens")
     generator = MaskedGenerator(
         model,
-        MaskingSchedule(
-            tokens, steps, config.schedule or ("linear" if text else "cosine")
-        ),
+        MaskingSchedule(tokens, steps, config.schedule or schedule_of(prior.config)),
         named_policy(config.policy or policy_of(prior.config), tokens),
         cfg=config.cfg_scale != 1.0,
         order=active_steps(config.sampling()),

@@ -24,7 +24,7 @@ from jaxspec.pipeline.config import GenerationConfig
 from jaxspec.pipeline.continuous import PromptsOf, generate_continuously
 from jaxspec.pipeline.decoding import decode_images
 from jaxspec.pipeline.engine import bundle_for
-from jaxspec.pipeline.generators import make_generator, policy_of
+from jaxspec.pipeline.generators import make_generator, policy_of, schedule_of
 from jaxspec.pipeline.loaded_drafter import LoadedDrafter
 from jaxspec.pipeline.prompt_inputs import read_prompts
 from jaxspec.pipeline.prompts import Prompts
@@ -192,7 +192,8 @@ def _image_settings(bundle, config, tree, loaded, dtype) -> dict[str, Any]:
         settings |= {"steps": generator.schedule.steps}
         policy = config.policy or policy_of(bundle.prior.config)
         settings |= {"policy": policy if isinstance(policy, str) else repr(policy)}
-        settings |= {"schedule": generator.schedule.shape}
+        if (shape := generator.schedule.shape) != schedule_of(bundle.prior.config):
+            settings |= {"schedule": shape}
     if isinstance(generator, MARGenerator):
         chains, which = generator.chains
         head_steps = [chains[which[0]].count, chains[which[-1]].count]

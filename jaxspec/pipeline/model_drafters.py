@@ -38,8 +38,12 @@ def load_model_drafter(
         or an unknown objective.
     """
     config, target = checkpoint.config, bundle.prior.config
-    # A masked model knows the cell of each token, and no order.
-    if checkpoint.metadata.get("objective") in ("any_order", *MASKED_OBJECTIVES):
+    # Such models score the cells of a grid in any order.
+    any_order = checkpoint.metadata.get("objective") in (
+        "any_order",
+        *MASKED_OBJECTIVES,
+    )
+    if any_order and config.rope == target.rope == "grid":
         config = replace(config, order=target.order)
         checkpoint = replace(checkpoint, config=config)
     for field in SHARED:

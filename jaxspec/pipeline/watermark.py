@@ -67,7 +67,7 @@ class Watermark:
 
         Raises:
           ConfigError: the model does not generate token by token, or the key has no
-            pairs for its codebook, or too few.
+            pairs for its codebook, or another number.
         """
         codebook = codebook_of(bundle)
         digest = codebook_digest(codebook)

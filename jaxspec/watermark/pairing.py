@@ -43,7 +43,7 @@ def is_pairing(mates: np.ndarray) -> bool:
     """Whether an array divides codes into pairs, as `pair_codes` returns them."""
     codes = np.arange(len(mates))
     some = mates >= 0
-    if mates.ndim != 1 or (mates >= len(mates)).any():
+    if mates.ndim != 1 or (mates >= len(mates)).any() or (~some).sum() > 1:
         return False
     others = mates[some]
     return bool((mates[others] == codes[some]).all() and (others != codes[some]).all())

@@ -107,6 +107,7 @@ def test_tokens_stay_up_to_the_first_that_the_guide_refuses(agreement):
     generator = MaskedGenerator(MODEL, LINEAR, policy)
     variables = replace(VARIABLES, policy=GUIDE_PARAMS)
     state = generator.init(variables, CLASSES, **options())
+    seconds = []  # second likeliest tokens: whether they agree
     for _ in range(3):
         view, _, _ = generator.look(variables, state)
         p = jax.nn.softmax(scores_of(GUIDE, GUIDE_PARAMS, CLASSES, view.tokens))
@@ -123,11 +124,13 @@ def test_tokens_stay_up_to_the_first_that_the_guide_refuses(agreement):
                     "near": token in ranked[:2]
                     and p[row, t, token] >= 0.4 * p[row, t, ranked[0]],
                 }[agreement]
+                seconds += [bool(agreed)] if token == ranked[1] else []
                 if not (agreed or right[:t].sum() == np.sum(view.known[row])):
                     break
                 right[t] = True
             assert_array_equal(found[row], right)
         state = generator.step(variables, state)
+    assert agreement != "near" or set(seconds) == {False, True}
     out = run(generator, variables, CLASSES, options())
     assert (out.tokens >= 0).all() and out.stats.calls.min() < LENGTH
 
@@ -225,23 +228,28 @@ def test_policies_with_parameters_ask_for_them():
         generator = MaskedGenerator(MODEL, LINEAR, policy)
         with pytest.raises(ConfigError, match="has parameters"):
             generate(generator, VARIABLES, CLASSES, **options())
-    other = Guided(Transformer(replace(GUIDE_CONFIG, vocab_size=5)), most=5)
-    generator = MaskedGenerator(MODEL, LINEAR, other)
-    variables = replace(VARIABLES, policy=GUIDE_PARAMS)
-    with pytest.raises(ConfigError, match="5 tokens, the masked model 11"):
-        generate(generator, variables, CLASSES, **options())
-    for name, value in {"order": "halton", "classes": 7}.items():
+    changes = {"vocab_size": 5, "order": "halton", "classes": 7, "condition": "none"}
+    for name, value in changes.items():
         strange = Guided(Transformer(replace(GUIDE_CONFIG, **{name: value})))
         with pytest.raises(ConfigError, match=f"the guide has {name}={value!r}"):
             MaskedGenerator(MODEL, LINEAR, Blocks(strange))
+    wide = Guided(Transformer(replace(GUIDE_CONFIG, grid=8)))
+    with pytest.raises(ConfigError, match="sequence_length=64, the masked model 16"):
+        MaskedGenerator(MODEL, LINEAR, wide)
     head = StopFilter(SURE, block=8).init(jax.random.key(0))
     wide = MaskedGenerator(MODEL, LINEAR, StopFilter(SURE, block=16))
-    with pytest.raises(ConfigError, match="block=16 needs 16 of both"):
+    with pytest.raises(ConfigError, match="block=16 needs"):
         generate(wide, replace(VARIABLES, policy=head), CLASSES, **options())
+    for params in ({**head, "out_bias": head["out_bias"][1:]}, GUIDE_PARAMS):
+        filtering = MaskedGenerator(MODEL, LINEAR, StopFilter(SURE, block=8))
+        with pytest.raises(ConfigError, match="block=8 needs"):
+            generate(filtering, replace(VARIABLES, policy=params), CLASSES, **options())
     with pytest.raises(ConfigError, match="both have parameters"):
         StopFilter(Blocks(Guided(GUIDE)))
     with pytest.raises(ConfigError, match="needs a generator"):
-        final_tokens(generator, variables, CLASSES, **options())
+        final_tokens(
+            MaskedGenerator(MODEL, LINEAR, SURE), VARIABLES, CLASSES, **options()
+        )
 
 
 def test_impossible_settings_are_refused():

@@ -16,6 +16,22 @@ def test_maskgit_s_numbers_of_tokens_in_eight_steps():
     assert (-np.diff(MaskingSchedule(256, 12).masked)).max() == 33
 
 
+def test_every_shape_by_hand():
+    """Masked tokens of 1,000 after a quarter and three quarters of the steps."""
+    counts = {
+        "cosine": (923, 382),  # cos(pi r / 2)
+        "arccos": (839, 460),  # 2 arccos(r) / pi
+        "linear": (750, 250),
+        "square": (937, 437),  # 1 - r^2
+        "cubic": (984, 578),
+        "root": (500, 133),  # 1 - sqrt(r)
+    }
+    assert counts.keys() == SHAPES.keys()
+    for shape, (first, last) in counts.items():
+        masked = MaskingSchedule(1000, 4, shape).masked
+        assert (masked[1], masked[3]) == (first, last), shape
+
+
 @given(st.integers(1, 64), st.data(), st.sampled_from(list(SHAPES)))
 def test_every_step_makes_a_token_known_and_the_last_one_all(tokens, data, shape):
     steps = data.draw(st.integers(1, tokens))

@@ -100,13 +100,13 @@ def test_the_flow_is_the_same(pair, kept, null):
 
 
 @pytest.mark.variants(1)
-@pytest.mark.parametrize("layers", [12, 18])
-def test_a_layer_of_every_released_width(layers):
-    """FlexTok's d12 and d18 have a head of 64 channels for each of their layers."""
-    half = 64 * layers, 1, layers
-    twin = FlexTok(kinds=2, encoder=half, decoder=half)
+@pytest.mark.parametrize("depths", [(12, 12), (18, 18), (18, 28)])
+def test_a_layer_of_every_released_width(depths):
+    """FlexTok's halves have a head of 64 channels for each of their layers."""
+    halves = [(64 * depth, 1, depth) for depth in depths]
+    twin = FlexTok(kinds=2, encoder=halves[0], decoder=halves[1])
     twin = randomized(twin, seed=2).with_sinusoids()
-    settings = {**SETTINGS, "heads": layers}
+    settings = {k: v for k, v in SETTINGS.items() if k != "heads"}
     found = converted(twin.state_dict(), **settings)
     codes = np.asarray(jax.jit(found.model.encode)(found.params, ours(images())))
     np.testing.assert_array_equal(codes, twin.encode(images(), 0.7).numpy())
@@ -119,6 +119,9 @@ def test_a_layer_of_every_released_width(layers):
     )
     expected = twin.velocity(grid, time, quants, 6, False).permute(0, 2, 3, 1)
     assert_close(speed, expected, 1e-4)
+    plain = twin.velocity(grid, time, quants, 6, False, Faults(plain_scale=True))
+    other = plain.permute(0, 2, 3, 1).numpy()
+    assert np.abs(np.asarray(speed) - other).max() > 1e-3
 
 
 @pytest.mark.parametrize("kept", [6, 1])

@@ -178,6 +178,8 @@ def test_configurations_are_written_and_read():
         ({"groups": 4}, "groups=4 must divide"),
         ({"guidance": 0.5}, "guidance is at least 1"),
         ({"momentum": 1.0}, "momentum between -1 and 1"),
+        ({"parallel": float("nan")}, "parallel any number"),
+        ({"guidance": float("inf")}, "guidance is at least 1"),
         ({"latents": KLTokenizerConfig()}, "images of another size"),
         ({"decoder": ViTConfig(1, 18, 2)}, "multiple of 4"),
     ],

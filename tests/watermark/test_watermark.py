@@ -73,7 +73,9 @@ def test_keys_are_written_and_read(tmp_path):
     np.testing.assert_array_equal(
         found.paired(MANY).pairs[codebook_digest(MANY)], MATES
     )
-    for text in ("", "12", '{"key": "0f"}', '{"key": "0f", "pairs": {"a": [1, 1]}}'):
+    texts = ["", "12", '{"key": "0f"}', '{"key": "0f", "pairs": {"a": [1, 1]}}']
+    texts.append('{"key": "0f", "pairs": {"a": [1, 0, -1, -1]}}')
+    for text in texts:
         (tmp_path / "key").write_text(text)
         with pytest.raises(DataError, match="holds no key"):
             read_key(tmp_path / "key")

@@ -12,8 +12,13 @@ from jaxspec.masked.policy import View, check_params
 from jaxspec.typing import Array, Bool, Float, Int, Params
 
 Agreement = Literal["exact", "probability", "top", "near"]
-# What the guide and the masked model must have in common.
-SHARED = "condition", "classes", "rope", "order"
+# What the guide and the masked model must have in common, and with a condition.
+SHARED = "vocab_size", "condition"
+CONDITIONED = {
+    "class": ("classes", "sequence_length", "order"),
+    "caption": ("caption_length", "caption_width", "sequence_length", "order"),
+    "none": (),
+}
 
 
 @dataclass(frozen=True)
@@ -64,39 +69,35 @@ class Guided:
             )
 
     def check_model(self, config: TransformerConfig) -> None:
-        """Checks that the guide reads what a masked model makes.
+        """See `Policy`.
 
         Raises:
-          ConfigError: it reads other prompts, or the tokens in another order.
+          ConfigError: the guide has other tokens or prompts, or another order.
         """
-        for name in SHARED:
+        for name in (*SHARED, *CONDITIONED[config.condition]):
             own, other = getattr(self.guide.config, name), getattr(config, name)
             if own != other:
+                hint = "; a masked model takes any order" if name == "order" else ""
                 raise ConfigError(
-                    f"the guide has {name}={own!r}, the masked model {other!r}"
+                    f"the guide has {name}={own!r}, the masked model {other!r}{hint}"
                 )
 
     def reveal(self, view: View) -> Bool[Array, "B T"]:
         """See `Policy`.
 
         Raises:
-          ConfigError: there are no parameters, or the models have other tokens.
+          ConfigError: there are no parameters.
         """
         check_params(self, view.params)
-        sizes = view.logits.shape[-1], self.guide.config.vocab_size
-        if sizes[0] != sizes[1]:
-            raise ConfigError(
-                f"the guide has {sizes[1]} tokens, the masked model {sizes[0]}"
-            )
         logits = scores_of(self.guide, view.params, view.prompt, view.tokens)
         log_p = jax.nn.log_softmax(logits)
         chosen = jnp.take_along_axis(log_p, view.tokens[..., None], axis=-1)[..., 0]
         if self.agreement == "probability":
             agreed = chosen >= jnp.log(self.least)
         elif self.agreement == "near":
-            best = jax.lax.top_k(log_p, 2)[0]
-            least = jnp.maximum(best[..., 1], best[..., 0] + jnp.log1p(-self.within))
-            agreed = chosen >= jnp.minimum(least, best[..., 0])
+            best = jax.lax.top_k(log_p, min(2, log_p.shape[-1]))[0]
+            near = best[..., 0] + jnp.log1p(-self.within)
+            agreed = chosen >= jnp.maximum(best[..., -1], near)
         else:
             most = 1 if self.agreement == "exact" else self.most
             agreed = chosen >= jax.lax.top_k(log_p, most)[0][..., -1]

@@ -63,12 +63,14 @@ class StopFilter:
         return self.policy.reveal(scheduled) | final | view.known
 
     def _check(self, params: Params) -> None:
-        """Raises `ConfigError` if the head is one of other blocks."""
-        found = jnp.shape(params["in"])[0], jnp.shape(params["out"])[-1]
-        if found != (self.block, self.block):
+        """Raises `ConfigError` if these are no parameters of a head of such blocks."""
+        n = self.block
+        found = jax.tree.map(jnp.shape, params)
+        width = found.get("in_bias", (0,))[0] if isinstance(found, dict) else 0
+        shapes = {"in": (n, width), "in_bias": (width,), "out": (width, n)}
+        if found != {**shapes, "out_bias": (n,)}:
             raise ConfigError(
-                f"the head reads {found[0]} tokens and scores {found[1]}; "
-                f"block={self.block} needs {self.block} of both"
+                f"block={n} needs a head of blocks of {n} tokens, as `init` makes it"
             )
 
     def confidence(self, view: View) -> Float[Array, "B T"]:
