@@ -119,8 +119,8 @@ def test_a_layer_of_every_released_width(depths):
     )
     expected = twin.velocity(grid, time, quants, 6, False).permute(0, 2, 3, 1)
     assert_close(speed, expected, 1e-4)
-    plain = twin.velocity(grid, time, quants, 6, False, Faults(plain_scale=True))
-    other = plain.permute(0, 2, 3, 1).numpy()
+    turned = twin.velocity(grid, time, quants, 6, False, Faults(dit_order=True))
+    other = turned.permute(0, 2, 3, 1).numpy()
     assert np.abs(np.asarray(speed) - other).max() > 1e-3
 
 
