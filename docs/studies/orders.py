@@ -14,6 +14,7 @@ from docs.studies.ways import OPTIONS, Comparison
 from jaxspec.bench.description import Benchmark, Option
 from jaxspec.bench.roofline.ceilings import measure_ceilings
 from jaxspec.config.orders import Order
+from jaxspec.config.token_kinds import tokens_of
 from jaxspec.core.logits import apply_cfg, process_logits
 from jaxspec.core.precision import full_precision
 from jaxspec.core.sampling import Sampling
@@ -148,7 +149,9 @@ def _baseline(text: str) -> tuple[str, tuple[Bundle, float]]:
     bundle = load_bundle(name)
     heat = "" if temperature == 1 else f", temperature {temperature:g}"
     config = bundle.prior.config
-    kind = f"{config.order}, trained in it alone" if config.rope == "grid" else "a row"
+    kind = f"{config.order}, trained in it alone"
+    if config.rope == "sequence":
+        kind = tokens_of(config)
     return f"{kind} ({bundle.name}){heat}", (bundle, temperature)
 
 
