@@ -45,8 +45,8 @@ STEPS = (2, 4, 8, 12)
 POLICIES = ("confidence-0", "halton")
 # Passes from one that computes all tokens to the next, of 12.
 EVERY = (2, 4)
-# Policies of 8 steps, and tokens of a block or a window of those with 16.
-OTHERS = ("random", "margin", "entropy", "revision-0.1")
+# Other policies, their steps, and tokens of a block or a window.
+OTHERS, OTHER_STEPS = ("random", "revision-0.1"), 8
 BLOCK = 64
 # Sequences whose steps a filter is trained on, and its training steps.
 TRACES, FILTER_STEPS = 32, 300
@@ -129,9 +129,9 @@ def masked_ways(
 def other_ways(bundle: Bundle, prior: Checkpoint, scale: float) -> Iterator[Way]:
     """Other policies, and caches for them."""
     way = partial(way_of, bundle, prior, scale, "others")
+    sure, steps = Confidence("sampled", 0.0), OTHER_STEPS
     for policy in OTHERS:
-        yield way(f"{policy}, 8 steps", 8, policy)
-    sure, steps = Confidence("sampled", 0.0), 16
+        yield way(f"{policy}, {steps} steps", steps, policy)
     blocks, words = Blocks(sure, BLOCK), f"blocks-{BLOCK}, {steps} steps"
     yield way(words, steps, blocks)
     left = ContextCache(every=None, kept="left", block=BLOCK)
