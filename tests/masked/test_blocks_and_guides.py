@@ -240,7 +240,8 @@ def test_policies_with_parameters_ask_for_them():
     wide = MaskedGenerator(MODEL, LINEAR, StopFilter(SURE, block=16))
     with pytest.raises(ConfigError, match="block=16 needs"):
         generate(wide, replace(VARIABLES, policy=head), CLASSES, **options())
-    for params in ({**head, "out_bias": head["out_bias"][1:]}, GUIDE_PARAMS):
+    scalar = {**head, "in_bias": jnp.zeros(())}
+    for params in ({**head, "out_bias": head["out_bias"][1:]}, scalar, GUIDE_PARAMS):
         filtering = MaskedGenerator(MODEL, LINEAR, StopFilter(SURE, block=8))
         with pytest.raises(ConfigError, match="block=8 needs"):
             generate(filtering, replace(VARIABLES, policy=params), CLASSES, **options())

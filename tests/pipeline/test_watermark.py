@@ -54,6 +54,14 @@ def test_marks_are_those_of_the_probabilities_that_tokens_had(pipe):
     assert mark.detect(out.tokens).p_value > 0.02
 
 
+def test_keys_with_too_few_pairs_are_refused(pipe):
+    key = Key(5).paired(codebook_of(pipe.bundle))
+    ((digest, mates),) = key.pairs.items()
+    short = Key(5, {digest: mates[:0]})
+    with pytest.raises(ConfigError, match="pairs 0 codes, and bundle .* has 16"):
+        Watermark.of(pipe.bundle, short)
+
+
 def test_probabilities_are_those_of_the_guided_distribution(pipe):
     prior = pipe.bundle.prior
     tokens = np.arange(32, dtype=np.int32).reshape(2, 16) % 16

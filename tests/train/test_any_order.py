@@ -13,7 +13,7 @@ from jaxspec.cli import main
 from jaxspec.config.orders import cells_of
 from jaxspec.core.sampling import Sampling
 from jaxspec.data.image_tokens import TokenSource, encode_source
-from jaxspec.errors import ConfigError
+from jaxspec.errors import CheckpointError, ConfigError
 from jaxspec.models.masked_lm.model import MaskedDiffusion
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.pipeline.bundle import Bundle
@@ -125,6 +125,10 @@ def test_a_masked_model_drafts_in_the_order_of_its_target(bundle):
     assert_allclose(found, raster[:, cells], atol=1e-4)
     wrong = denoise(loaded.params["model"], classes, tokens, plain)
     assert np.abs(wrong - raster).max() > 0.01
+    row = replace(config, rope="sequence", max_length=16)
+    masked = Checkpoint("prior", row, params, {"objective": "maskgit"})
+    with pytest.raises(CheckpointError, match="has rope sequence, the prior grid"):
+        load_model_drafter("row", masked, with_order(bundle, "halton"))
 
 
 def test_a_model_of_one_order_starts_one_of_any_order(bundle):

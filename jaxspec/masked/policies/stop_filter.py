@@ -66,8 +66,9 @@ class StopFilter:
         """Raises `ConfigError` if these are no parameters of a head of such blocks."""
         n = self.block
         found = jax.tree.map(jnp.shape, params)
-        width = found.get("in_bias", (0,))[0] if isinstance(found, dict) else 0
-        shapes = {"in": (n, width), "in_bias": (width,), "out": (width, n)}
+        width = found.get("in_bias") if isinstance(found, dict) else None
+        width = width[:1] if isinstance(width, tuple) else ()
+        shapes = {"in": (n, *width), "in_bias": width, "out": (*width, n)}
         if found != {**shapes, "out_bias": (n,)}:
             raise ConfigError(
                 f"block={n} needs a head of blocks of {n} tokens, as `init` makes it"
