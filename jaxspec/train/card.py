@@ -6,6 +6,10 @@ from jaxspec.models.masked_lm.model import MASKED_OBJECTIVES
 from jaxspec.train.experiment import Experiment
 from jaxspec.train.matcher import MATCHER
 
+_KEPT = {
+    "best": "the lowest held-out loss",
+    "last": "whatever held-out loss it has",
+}
 _LOSSLESS = "It can change the speed of generation and nothing else."
 _DESCRIPTIONS = {
     "tokenizer": "VQ image tokenizer (LlamaGen family): images to tokens and back.",
@@ -63,7 +67,7 @@ def model_card(part: str, checkpoint: Checkpoint, experiment: Experiment) -> str
         f"- Command: `{metadata['command']}`",
         f"- Device: {metadata['device']}, jax {metadata['jax']}",
         f"- Time: {metrics['seconds'] / 60:.1f} minutes; saved: step "
-        f"{metrics['step']} of {training['steps']}, with the lowest held-out loss",
+        f"{metrics['step']} of {training['steps']}, with {_KEPT[training['keep']]}",
         *([f"- Note: {metadata['note']}"] if "note" in metadata else []),
         "",
         f"## Measured on {_heldout(part, experiment)}",

@@ -15,6 +15,7 @@ MAY_CHANGE = (
     "log_every",
     "evaluate_every",
     "save_every",
+    "keep",
     "rounded",
 )
 # Defaults of fields that came later, as configurations are written.

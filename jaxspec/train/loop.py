@@ -1,4 +1,4 @@
-"""Training loop of all trainers: logging, resuming, and the best checkpoint."""
+"""Training loop of all trainers: logging, resuming, and the kept checkpoint."""
 
 import json
 import sys
@@ -112,7 +112,7 @@ def fit(
     training: Training,
     observers: Sequence[Observer] = (),
 ) -> tuple[Any, Metrics]:
-    """Trains a model and returns its parameters at the lowest held-out loss.
+    """Trains a model and returns its parameters at the step that is kept.
 
     A killed run that is started again resumes from its last saved state and writes the
     same `metrics.jsonl` as an uninterrupted run. SIGINT and SIGTERM end the step, save
@@ -125,8 +125,8 @@ def fit(
       observers: functions that are called with every event.
 
     Returns:
-      `training.result(state)` at the lowest "heldout_loss", and the metrics of that
-      step with "step" and "seconds" (of the whole training, over all its runs).
+      `training.result(state)` at the lowest "heldout_loss", or at the last step if
+      `config.keep` is "last", and the metrics of that step with "step" and "seconds" (of the whole training, over all its runs).
 
     Raises:
       NonFiniteError: loss or weights became NaN or infinite; they are not saved.
@@ -181,7 +181,8 @@ def fit(
             if evaluating:
                 values = _evaluate(training, state, done, progress["step"])
                 _write(lines, values)
-                if best is None or values["heldout_loss"] < best["heldout_loss"]:
+                last = config.keep == "last"
+                if not best or last or values["heldout_loss"] < best["heldout_loss"]:
                     best = values
                     _save_best(workdir, training, state, best)
             if saving:
@@ -224,7 +225,7 @@ def _evaluate(training: Training, state: Any, step: int, saved_step: int) -> Met
 
 
 def _save_best(workdir: Path, training: Training, state: Any, metrics: Metrics):
-    """Saves the parameters of the lowest held-out loss up to now."""
+    """Saves the parameters that are the result up to now."""
     note = {"fingerprint": training.fingerprint, "metrics": metrics}
     files = {METRICS: json.dumps(note)}
     save_state(workdir / "best", training.result(state), files)

@@ -56,7 +56,8 @@ def load_progress(
             "that has changed, or of an earlier version; remove it or choose another "
             "--out"
         )
-    step, before = progress["step"], progress["settings"]
+    # States of earlier versions do not have all settings.
+    step, before = progress["step"], {"keep": "best", **progress["settings"]}
     changed = ", ".join(
         f"{name} {value} (was {before.get(name)})"
         for name, value in settings.items()

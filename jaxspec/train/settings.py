@@ -60,6 +60,8 @@ class TrainingConfig:
       log_every: steps between lines of metrics.
       evaluate_every: steps between measurements on held-out data.
       save_every: steps between saved states.
+      keep: evaluated step whose parameters are the result: "best", the one with the
+        lowest held-out loss, or "last".
       rounded: whether the result is rounded to values of bfloat16. It stays float32,
         and its files are half as large.
     """
@@ -78,6 +80,7 @@ class TrainingConfig:
     log_every: int = 20
     evaluate_every: int = 500
     save_every: int = 500
+    keep: Literal["best", "last"] = "best"
     rounded: bool = False
 
     def __post_init__(self):
@@ -92,6 +95,8 @@ class TrainingConfig:
             )
         if self.optimizer not in ("adamw", "muon"):
             raise ConfigError(f"optimizer={self.optimizer!r}; choose adamw, muon")
+        if self.keep not in ("best", "last"):
+            raise ConfigError(f"keep={self.keep!r}; choose best, last")
 
 
 @dataclass(frozen=True)

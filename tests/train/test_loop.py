@@ -136,6 +136,31 @@ def test_metrics_are_those_of_the_returned_parameters(tmp_path):
     assert metrics["heldout_loss"] == pytest.approx(float(jnp.sum(params["w"])))
 
 
+def test_the_last_step_is_kept_where_asked(tmp_path):
+    """A weight that grows to 3 has its lowest held-out loss when measured first."""
+
+    def grow(step):
+        return {"w": 0.3}
+
+    best, at_best = run(tmp_path / "best", CONFIG, grow)
+    last, at_last = run(tmp_path / "last", replace(CONFIG, keep="last"), grow)
+    assert (at_best["step"], at_last["step"]) == (3, 12)
+    np.testing.assert_allclose(best["w"], 3 - 2 * 0.9**3, rtol=1e-6)
+    np.testing.assert_allclose(last["w"], 3 - 2 * 0.9**12, rtol=1e-6)
+
+
+def test_a_state_without_a_setting_has_its_default(tmp_path, capsys):
+    """States of earlier versions have no `keep`."""
+    run(tmp_path, CONFIG)
+    file = tmp_path / "state" / "progress.json"
+    progress = json.loads(file.read_text())
+    del progress["settings"]["keep"]
+    file.write_text(json.dumps(progress))
+    run(tmp_path, CONFIG)
+    run(tmp_path, replace(CONFIG, steps=15, keep="last"))
+    assert "with steps 15 (was 12), keep last (was best)" in capsys.readouterr().err
+
+
 def test_states_of_another_training_are_refused(tmp_path):
     """Neither its state nor its best checkpoint is used."""
 
@@ -157,8 +182,10 @@ def test_states_of_another_training_are_refused(tmp_path):
 def test_a_fingerprint_identifies_model_settings_and_data():
     original = fingerprint("model", CONFIG)
     changes = {
-        name: getattr(CONFIG, name) * 2 for name in MAY_CHANGE if name != "beta2"
-    } | {"beta2": 0.5, "ema": 0.5}
+        name: getattr(CONFIG, name) * 2
+        for name in MAY_CHANGE
+        if name not in ("beta2", "keep")
+    } | {"beta2": 0.5, "ema": 0.5, "keep": "last"}
     assert all(
         fingerprint("model", replace(CONFIG, **{name: value})) == original
         for name, value in changes.items()
@@ -241,6 +268,7 @@ IMPOSSIBLE = {
     "weight_decay": (-0.1, NAN, INF),
     **dict.fromkeys(("beta2", "ema"), (-0.1, 1, 2, NAN)),
     "compute_dtype": ("float16", None),
+    "keep": ("first", None),
 }
 OF_DRAFTERS = {
     "decay": (0, -1, NAN),
