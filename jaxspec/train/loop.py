@@ -126,7 +126,8 @@ def fit(
 
     Returns:
       `training.result(state)` at the lowest "heldout_loss", or at the last step if
-      `config.keep` is "last", and the metrics of that step with "step" and "seconds" (of the whole training, over all its runs).
+      `config.keep` is "last", and the metrics of that step with "step" and "seconds"
+      (of the whole training, over all its runs).
 
     Raises:
       NonFiniteError: loss or weights became NaN or infinite; they are not saved.
