@@ -30,6 +30,7 @@ _LATER = (
     ", ('random_share', 1.0)",
     ", ('swap_neighbors', 10), ('swapped_images', 0.0), ('swapped_tokens', 0.5)",
     ", ('teacher_steps', 16)",
+    ", ('token_noise', 0.0)",
 )
 
 

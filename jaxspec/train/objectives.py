@@ -47,10 +47,41 @@ def next_loss(
     prompts: PyTree,
     null: Bool[Array, "B"],
     key: Array,
+    *,
+    noise: float = 0.0,
 ) -> Float[Array, ""]:
-    """Cross-entropy of each token given those before it."""
-    logits, _ = model.score(params, prompts, tokens[:, :-1], null=null, dropout_key=key)
+    """Cross-entropy of each token given those before it.
+
+    Args:
+      noise: largest share of the tokens read that are those of another sequence; see
+        `mixed_tokens`.
+    """
+    read = tokens
+    if noise:
+        noise_key, key = jax.random.split(key)
+        read = mixed_tokens(tokens, noise, noise_key)
+    logits, _ = model.score(params, prompts, read[:, :-1], null=null, dropout_key=key)
     return jnp.mean(token_losses(model, logits, tokens))
+
+
+def mixed_tokens(
+    tokens: Int[Array, "B T"], most: float, key: Array
+) -> Int[Array, "B T"]:
+    """Sequences of which random tokens are replaced by those of the one before.
+
+    A model that reads them must predict from its condition what the tokens before do
+    not tell, and meets errors as it makes them itself (ours; Infinity, arXiv
+    2412.04431, flips bits for the second reason).
+
+    Args:
+      tokens: int32 [B, T].
+      most: upper end of the shares, which are uniform in [0, most], one a sequence.
+      key: random key; consumed.
+    """
+    share_key, place_key = jax.random.split(key)
+    share = most * jax.random.uniform(share_key, (len(tokens), 1), jnp.float32)
+    replaced = jax.random.bernoulli(place_key, share, tokens.shape)
+    return jnp.where(replaced, jnp.roll(tokens, 1, axis=0), tokens)
 
 
 def token_losses(

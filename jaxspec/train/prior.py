@@ -191,7 +191,7 @@ def make_objective(
 
     blocks = partial(objectives.block_loss, model, block=config.block)
     return {
-        "next": partial(objectives.next_loss, model),
+        "next": partial(objectives.next_loss, model, noise=config.token_noise),
         "any_order": partial(
             objectives.any_order_loss, model, share=config.random_share
         ),

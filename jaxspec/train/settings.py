@@ -174,6 +174,8 @@ class PriorTrainingConfig(TrainingConfig):
         another share.
       teacher_steps: steps of the model that a "distilled" one starts from; it needs
         half as many.
+      token_noise: largest share of the tokens before that a "next" model reads from
+        another sequence of the batch, so that it predicts more from its condition.
     """
 
     objective: Objective = "next"
@@ -182,11 +184,15 @@ class PriorTrainingConfig(TrainingConfig):
     block: int = 8
     random_share: float = 1.0
     teacher_steps: int = 16
+    token_noise: float = 0.0
 
     def __post_init__(self):
         super().__post_init__()
         whole(self, 2, "teacher_steps")
-        number(self, "from 0 to 1", lambda x: 0 <= x <= 1, "random_share")
+        shares = "random_share", "token_noise"
+        number(self, "from 0 to 1", lambda x: 0 <= x <= 1, *shares)
+        if self.token_noise and self.objective != "next":
+            raise ConfigError("token_noise belongs to objective 'next'")
         if self.objective not in get_args(Objective):
             known = ", ".join(get_args(Objective))
             raise ConfigError(f"objective={self.objective!r}; choose {known}")
